@@ -1,0 +1,270 @@
+"""The facts of one host, as frozen data.
+
+Rule 1: only facts are stored here; states, shares, ranks and allocations are computed (states.py, allocation.py).
+Rule 2: nothing here changes anything; `machine.handle` returns a new Host.
+Rule 3: every time is in seconds on the host's own clock; `Host.now` is the time of the last event, so that a
+deadline takes effect by an event (`TimerFired`, or whichever comes first) and no rule needs a clock.
+
+CPUs are whole numbers, memory is in MiB. Words: DESIGN.md section 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Kind(StrEnum):
+    """What a domain is for; the admin gives it, it never changes."""
+
+    NORMAL = "normal"
+    PRIORITY = "priority"
+    SERVICE = "service"
+
+
+class JobClass(StrEnum):
+    """What may be done to a job; its queue gives it."""
+
+    PRIORITY = "priority"
+    PREEMPTIBLE = "preemptible"
+    PROTECTED = "protected"
+
+
+class Mode(StrEnum):
+    """How the domains of a host share it: one at a time, or by counting CPUs."""
+
+    EXCLUSIVE = "exclusive"
+    COUNTED = "counted"
+
+
+class Lifecycle(StrEnum):
+    """Whether the domain exists as a running machine. A restore from disk is `BOOTING`, too."""
+
+    DOWN = "down"
+    BOOTING = "booting"
+    UP = "up"
+
+
+class Stopper(StrEnum):
+    """Who stopped a job: Magrathea, or PBS for reasons of its own (such a job counts as running)."""
+
+    US = "us"
+    PBS = "pbs"
+
+
+class State(StrEnum):
+    """What a domain is, in one word, for people and for PBS. Derived by `states.state_of`, never stored."""
+
+    FROZEN = "frozen"
+    DOWN = "down"
+    BOOTING = "booting"
+    UNKNOWN = "unknown"
+    FAULT = "fault"
+    PREEMPTED = "preempted"
+    DRAINING = "draining"
+    RUNNING_PRIORITY = "running-priority"
+    RUNNING_PREEMPTIBLE = "running-preemptible"
+    RUNNING = "running"
+    FREE = "free"
+    WOULD_PREEMPT = "occupied-would-preempt"
+    OCCUPIED = "occupied"
+
+
+class JobKey(NamedTuple):
+    """Identity of a job's part in a domain: PBS job id and run version.
+
+    Without the run version a late end of the first run would release the second.
+    """
+
+    id: str
+    run: int
+
+    def __str__(self) -> str:
+        return f"{self.id} (run {self.run})"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A PBS job's part in one domain.
+
+    `claimed_at`: when it was claimed or found. `confirmed`: its launch or MoM's list has shown it; until then the
+    claim is provisional. `launched`: the agent has seen a process of it. `run_since`: since it last started or was
+    continued. `ending`: PBS reports it as exiting. `stopped_since`, `stopper`: both set or both None. `booked`: PBS
+    holds it as admin-suspended by the hub. `held_elsewhere`: another of the job's hosts wants it stopped.
+    `missing`: how many of MoM's lists in a row lacked it. `preemptions`, `preempted_s`: times and seconds stopped
+    by us so far, the present stop's seconds not included. `rerunnable`: PBS may requeue it.
+    """
+
+    key: JobKey
+    cls: JobClass
+    cpus: int
+    memory_mib: int
+    claimed_at: float
+    run_since: float
+    confirmed: bool = False
+    launched: bool = False
+    ending: bool = False
+    stopped_since: float | None = None
+    stopper: Stopper | None = None
+    booked: bool = False
+    held_elsewhere: bool = False
+    missing: int = 0
+    preemptions: int = 0
+    preempted_s: float = 0.0
+    rerunnable: bool = True
+
+    @property
+    def stopped_by_us(self) -> bool:
+        return self.stopper is Stopper.US
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A job that was released a short while ago: a late list or a late claim must not bring it back."""
+
+    key: JobKey
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A VM or container of a host: one MoM, one PBS vnode.
+
+    `cpus`: configured size (a frozen domain reserves it, a service takes it). `memory_mib`: configured ceiling, 0
+    for none (a service takes it). `floor_mib`: what keeps guest, MoM and agent alive. `swap_mib`: how much of its
+    jobs' memory can leave the host's memory. `unreclaimable_mib`: what its agent last reported as locked or huge.
+    `boot_until`: after that a boot has failed. `agent_lost_at`: None while the agent is connected. `frozen`:
+    saved to disk. `saving`: being saved. `draining`: reason, empty for not. `fault`: what failed, empty for
+    nothing. `linger_until`, `linger_cpus`, `linger_mib`: after its last priority job a priority domain keeps that
+    much to itself until then. `young_since`: since when young jobs have protected it without a gap.
+    `overtaken_since`: since when smaller preempted domains go before it. `preempted_s`: job-seconds stopped by us,
+    of all jobs that ever ran here, ended stops only. `ended`: recently released jobs.
+    """
+
+    name: str
+    kind: Kind
+    cpus: int
+    memory_mib: int = 0
+    floor_mib: int = 0
+    swap_mib: int = 0
+    unreclaimable_mib: int = 0
+    lifecycle: Lifecycle = Lifecycle.DOWN
+    boot_until: float | None = None
+    agent_lost_at: float | None = 0.0
+    frozen: bool = False
+    saving: bool = False
+    draining: str = ""
+    fault: str = ""
+    linger_until: float | None = None
+    linger_cpus: int = 0
+    linger_mib: int = 0
+    young_since: float | None = None
+    overtaken_since: float | None = None
+    preempted_s: float = 0.0
+    jobs: tuple[Job, ...] = ()
+    ended: tuple[Ended, ...] = ()
+
+    def job(self, key: JobKey) -> Job | None:
+        return next((j for j in self.jobs if j.key == key), None)
+
+    def job_of(self, id: str) -> Job | None:
+        return next((j for j in self.jobs if j.key.id == id), None)
+
+    def having(self, job: Job) -> Domain:
+        """This domain with `job` put in the place of the one with its key, or added; jobs stay sorted by key."""
+        others = [j for j in self.jobs if j.key != job.key]
+        return replace(self, jobs=tuple(sorted([*others, job], key=lambda j: j.key)))
+
+    @property
+    def running(self) -> tuple[Job, ...]:
+        """Jobs that are not stopped by us."""
+        return tuple(j for j in self.jobs if not j.stopped_by_us)
+
+    @property
+    def stopped(self) -> tuple[Job, ...]:
+        """Jobs stopped by us."""
+        return tuple(j for j in self.jobs if j.stopped_by_us)
+
+    @property
+    def cpus_running(self) -> int:
+        return sum(j.cpus for j in self.running)
+
+    @property
+    def stopped_since(self) -> float | None:
+        """When the earliest present stop by us began, or None."""
+        return min((j.stopped_since for j in self.stopped if j.stopped_since is not None), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The admin's times (seconds) and counts. Reasons for the defaults: DESIGN.md section 4.
+
+    `agent_silent_s`: an agent away longer makes its domain `unknown`; the daemon's start counts as contact lost.
+    `claim_s`: an unconfirmed claim is released after it. `min_run_s`: a younger job is not stopped (at least 5).
+    `young_s`: young jobs protect a domain no longer than this in a row. `linger_s`: a priority domain keeps the
+    host after its last job. `max_preemptions`: a job stopped that often is not stopped again (0: no limit).
+    `max_preempted_s`: a job stopped that long in one stop is requeued if it allows it (0: no limit).
+    `overtaken_s`: a preempted domain passed over longer goes next. `remember_s`: how long an ended job is known.
+    """
+
+    agent_silent_s: float = 30.0
+    claim_s: float = 60.0
+    min_run_s: float = 5.0
+    young_s: float = 60.0
+    linger_s: float = 0.0
+    max_preemptions: int = 0
+    max_preempted_s: float = 0.0
+    overtaken_s: float = 600.0
+    remember_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A physical machine with one node daemon, and all that is known of it.
+
+    `memory_mib`: what domains may have together (the host's reserve already taken off). `hub_lost`: no hub
+    answers; then nothing new is preempted. `now`: the time of the last event. `domains`: sorted by name.
+    """
+
+    name: str
+    mode: Mode
+    cpus: int
+    memory_mib: int
+    domains: tuple[Domain, ...] = ()
+    limits: Limits = Limits()
+    hub_lost: bool = False
+    now: float = 0.0
+
+    def domain(self, name: str) -> Domain | None:
+        return next((d for d in self.domains if d.name == name), None)
+
+    def having(self, domain: Domain) -> Host:
+        """This host with `domain` put in the place of the one of its name."""
+        return replace(self, domains=tuple(domain if d.name == domain.name else d for d in self.domains))
+
+    def siblings(self, domain: Domain) -> tuple[Domain, ...]:
+        """The other domains that take jobs: services are never touched, only subtracted."""
+        return tuple(d for d in self.workers if d.name != domain.name)
+
+    @property
+    def workers(self) -> tuple[Domain, ...]:
+        return tuple(d for d in self.domains if d.kind is not Kind.SERVICE)
+
+    @property
+    def cpus_for_jobs(self) -> int:
+        """N of DESIGN.md section 4: the host's CPUs without those of services."""
+        return self.cpus - sum(d.cpus for d in self.domains if d.kind is Kind.SERVICE)
+
+    @property
+    def memory_for_jobs(self) -> int:
+        """The host's memory (MiB) without that of services."""
+        return self.memory_mib - sum(d.memory_mib for d in self.domains if d.kind is Kind.SERVICE)
+
+
+CLASSES_OF: dict[Kind, tuple[JobClass, ...]] = {
+    Kind.NORMAL: (JobClass.PREEMPTIBLE, JobClass.PROTECTED),
+    Kind.PRIORITY: (JobClass.PRIORITY,),
+    Kind.SERVICE: (),
+}
+"""Which classes of jobs a domain of a kind takes (DESIGN.md section 2)."""

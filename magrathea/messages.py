@@ -1,0 +1,170 @@
+"""What node daemons, hub and commands say to each other: every message, typed, with its bounds.
+
+Encoding: JSON by msgspec; unknown fields and wrong types are refused (`decode` raises `BadMessage`). The guest
+channel's messages are elsewhere (node_daemon/channel.py and agent.py), because the agent has no msgspec.
+
+Rule 1: a Snapshot says all about its host; a later one (boot_id, revision) replaces it whole.
+Rule 2: a Books says all about a host's jobs; a later one replaces it whole. Nothing is a difference, so a lost
+message costs time only.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from .core.model import JobClass, Kind, Mode, State
+
+MAX_BYTES = 4 * 1024 * 1024
+"""A message larger than this is refused unread: 64 domains of 200 jobs are about 3 MiB."""
+
+Word = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+"""Names of hosts, domains, vnodes and jobs; 255 is PBS's limit for a vnode's and a job's name."""
+
+Sentence = Annotated[str, msgspec.Meta(max_length=4096)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+Time = Annotated[float, msgspec.Meta(ge=0, le=2**40)]
+
+
+class BadMessage(Exception):
+    """A message that is too large, no JSON, of no known type, or with a wrong field; the text names it."""
+
+
+class Message(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", kw_only=True, frozen=True):
+    """Base of all messages; the tag is the class's name in lower case."""
+
+
+class JobReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """A job as its host sees it.
+
+    `stop`: this host wants it stopped. `ready`: this host no longer does, and all is given back, so that PBS may
+    resume it. `requeue`: it was stopped longer than the limit. Times are Unix seconds.
+    """
+
+    id: Word
+    run: Count
+    cls: JobClass
+    cpus: Count
+    memory_mib: Count
+    claimed_at: Time
+    confirmed: bool
+    stop: bool
+    ready: bool
+    requeue: bool = False
+    stopped_since: Time | None = None
+    stopper: Word | None = None
+    preempted_by: Sentence = ""
+    preempted_s: Time = 0.0
+    preemptions: Count = 0
+    booked: bool = False
+    held_elsewhere: bool = False
+    rerunnable: bool = True
+
+
+class DomainReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """A domain, derived and ready to publish. `ncpus`, `mem_mib`: what PBS may use of its vnode, running jobs included.
+
+    `cpu_percent`, `want_cpu_percent`: as it is and as it should be (100 is one CPU; None: not capped or not known).
+    `since`: when it took its present state. `why`: a sentence for people.
+    """
+
+    name: Word
+    vnode: Word
+    kind: Kind
+    state: State
+    since: Time
+    why: Sentence
+    accepts: list[JobClass]
+    rank: int
+    ncpus: Count
+    mem_mib: Count
+    jobs: list[JobReport]
+    cpu_percent: Count | None = None
+    want_cpu_percent: Count | None = None
+    memory_mib: Count | None = None
+    want_memory_mib: Count | None = None
+    preempted_s: Time = 0.0
+    agent: bool = False
+
+
+class Snapshot(Message, frozen=True, tag="snapshot"):
+    """A host daemon to its hub: everything about the host. `boot_id` changes with each start of the daemon."""
+
+    host: Word
+    boot_id: Word
+    revision: Count
+    at: Time
+    mode: Mode
+    cpus: Count
+    memory_mib: Count
+    domains: list[DomainReport]
+    driver: Word = "local"
+    hub_connected: bool = False
+    notes: list[Sentence] = []
+
+
+class Heartbeat(Message, frozen=True, tag="heartbeat"):
+    """Either way, every `HEARTBEAT_S`. From a host: its last revision, so that the hub can ask for what it lacks."""
+
+    sender: Word
+    boot_id: Word
+    revision: Count
+
+
+class Resend(Message, frozen=True, tag="resend"):
+    """Hub to host: send your snapshot again (the hub has just started, or a revision is missing)."""
+
+
+class BookEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """One job in PBS's books. `booked`: the hub has admin-suspended it. `held`: another of its hosts wants it stopped."""
+
+    id: Word
+    run: Count
+    booked: bool
+    held: bool
+
+
+class Books(Message, frozen=True, tag="books"):
+    """Hub to host: all of the host's jobs that PBS has suspended for Magrathea, or that another host wants stopped.
+
+    `acked_revision`: the last snapshot of the host that these books know.
+    """
+
+    hub_id: Word
+    acked_revision: Count
+    jobs: list[BookEntry]
+
+
+HEARTBEAT_S = 2.0
+"""Seconds between heartbeats; a host whose three last ones are missing is `unknown` to PBS (DESIGN.md section 3)."""
+
+ToHub = Snapshot | Heartbeat
+ToHost = Books | Heartbeat | Resend
+
+_to_hub = msgspec.json.Decoder(ToHub)
+_to_host = msgspec.json.Decoder(ToHost)
+_encoder = msgspec.json.Encoder()
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    return _encoder.encode(message)
+
+
+def _decode(decoder: msgspec.json.Decoder[ToHub] | msgspec.json.Decoder[ToHost], data: bytes) -> ToHub | ToHost:
+    if len(data) > MAX_BYTES:
+        raise BadMessage(f"message of {len(data)} bytes; the limit is {MAX_BYTES}")
+    try:
+        return decoder.decode(data)
+    except msgspec.DecodeError as error:  # ValidationError is one of them
+        raise BadMessage(str(error)) from error
+
+
+def decode_to_hub(data: bytes) -> ToHub:
+    """What a host sent to the hub. Raises BadMessage."""
+    return _decode(_to_hub, data)  # type: ignore[return-value]
+
+
+def decode_to_host(data: bytes) -> ToHost:
+    """What the hub sent to a host. Raises BadMessage."""
+    return _decode(_to_host, data)  # type: ignore[return-value]
