@@ -117,7 +117,7 @@ class Resend(Message, frozen=True, tag="resend"):
 
 
 class BookEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """One job in PBS's books. `booked`: the hub has admin-suspended it. `held`: another of its hosts wants it stopped."""
+    """A job in PBS's books. `booked`: admin-suspended by the hub. `held`: another of its hosts wants it stopped."""
 
     id: Word
     run: Count
