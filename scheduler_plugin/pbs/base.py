@@ -1,0 +1,149 @@
+"""What the hub needs of PBS, and no more: read the truth, publish on vnodes, suspend and resume jobs.
+
+Implemented by libpbs.py (a PBS server) and by the stand-in's client. One object is one connection and belongs to
+one thread; every call blocks, some (those that PBS relays to a MoM: `admin_suspend`, `admin_resume`, `resume`,
+`rerun`, `set_walltime`) for tens of seconds, so that callers keep them off the thread that publishes.
+
+Every method raises PbsError. After one that is `transient` the connection may be dead: close it and open another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+SUSPENDED_SUBSTATE = 43
+"""Substate of a job that was suspended by a signal (`suspend` or `admin-suspend`); its state letter is S."""
+
+PRERUN_SUBSTATE = 41
+"""Substate of a job that was sent to its MoM and has not started yet; MoM refuses to suspend it."""
+
+RUNNING_SUBSTATE = 42
+
+
+class Code(IntEnum):
+    """The error numbers that the hub tells apart (pbs_error.h); the stand-in uses the same."""
+
+    UNKNOWN_JOB = 15001
+    UNKNOWN_ATTRIBUTE = 15002
+    NO_PERMISSION = 15007
+    BAD_HOST = 15008
+    SYSTEM = 15010
+    INTERNAL = 15011
+    BAD_VALUE = 15014
+    BAD_STATE = 15016
+    NO_CREDENTIAL = 15019
+    PROTOCOL = 15031
+    NO_CONNECTION = 15033
+    NO_SERVER = 15034
+    UNKNOWN_RESOURCE = 15035
+    NOT_RERUNNABLE = 15038
+    MOM_REJECTED = 15041
+    ENDING = 15050
+    UNKNOWN_VNODE = 15062
+    NO_MOM = 15070
+    FINISHED_JOB = 15139
+    WRONG_RESUME = 15177
+
+
+class PbsError(Exception):
+    """PBS refused or could not be reached.
+
+    `code`: PBS's own number (see `Code`). `text`: what was asked of what, and PBS's sentence. `transient`: the same
+    call may succeed later (server away, connection lost, MoM not answering); else the request itself is refused.
+    """
+
+    def __init__(self, code: int, text: str, transient: bool = False) -> None:
+        super().__init__(f"{text} (PBS error {int(code)})")
+        self.code = int(code)
+        self.text = text
+        self.transient = transient
+
+
+@dataclass(frozen=True, slots=True)
+class Vnode:
+    """A vnode as the server has it.
+
+    `attributes`: by the names that `set_vnode` takes ("resources_available.magrathea_accepts", "Priority",
+    "comment", "resv_enable"); values as PBS prints them ("a,b" for a string_array, "1024mb" or "1048576kb" for a
+    size). `state`: the words of its state ({"free"}, {"offline", "down"}, {"maintenance"}). `maintenance_jobs`: ids
+    of the jobs that are admin-suspended on it.
+    """
+
+    name: str
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    state: frozenset[str] = frozenset()
+    maintenance_jobs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PbsJob:
+    """A job (or a running subjob) that has not finished. `id` is the full one ("12.srv", "12[3].srv").
+
+    `state`: PBS's letter. `substate`: its number. `run_version`: counts up with each run, 0 before the first.
+    `vnodes`: of `exec_vnode`, without repetition, in its order; empty while it waits. `walltime_s`: its limit, None
+    for none. `rerunnable`: PBS may requeue it. `comment`: empty for none.
+    """
+
+    id: str
+    state: str
+    substate: int
+    run_version: int = 0
+    queue: str = ""
+    vnodes: tuple[str, ...] = ()
+    rerunnable: bool = True
+    walltime_s: int | None = None
+    comment: str = ""
+
+    @property
+    def suspended(self) -> bool:
+        return self.state == "S"
+
+
+class Pbs(Protocol):
+    """One connection to a PBS server, used by one thread."""
+
+    def vnodes(self) -> list[Vnode]:
+        """All vnodes."""
+
+    def jobs(self) -> list[PbsJob]:
+        """All jobs that wait, run or are suspended, running subjobs of arrays included, finished ones not."""
+
+    def job(self, job: str) -> PbsJob | None:
+        """One job as `jobs` gives it, or None where PBS does not know it (any more) or it has finished."""
+
+    def server(self) -> Mapping[str, str]:
+        """Attributes of the server: at least "scheduling" ("True"/"False"), and "node_fail_requeue" where set."""
+
+    def set_vnode(self, name: str, attributes: Mapping[str, str]) -> None:
+        """Set all these attributes of a vnode in one call, all or none."""
+
+    def wake_scheduler(self) -> bool:
+        """Start a scheduling cycle (`scheduling=true`), only where `scheduling` reads true; whether it did."""
+
+    def admin_suspend(self, job: str) -> None:
+        """Refused with BAD_STATE while the job is still starting, or where it is suspended already."""
+
+    def admin_resume(self, job: str) -> None:
+        """Of a job that was suspended by `admin_suspend`; else WRONG_RESUME or BAD_STATE."""
+
+    def resume(self, job: str) -> None:
+        """Of a job that is suspended without the admin flag; goes through the scheduler."""
+
+    def rerun(self, job: str, force: bool = False) -> None:
+        """Requeue; `force` where its MoM does not answer or it is suspended. NOT_RERUNNABLE where it forbids it."""
+
+    def set_walltime(self, job: str, seconds: int) -> None:
+        """Set the job's walltime limit."""
+
+    def set_comment(self, job: str, text: str) -> None:
+        """Set the job's comment; the server replaces it at the job's next event."""
+
+    def close(self) -> None:
+        """Close the connection; never raises. The object cannot be used after it."""
+
+
+Connect = Callable[[], Pbs]
+"""Opens a connection for the calling thread. Raises PbsError, `transient` where the server does not answer."""
