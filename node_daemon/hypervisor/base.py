@@ -1,4 +1,4 @@
-"""What the daemon asks of a hypervisor: six calls and one stream of events.
+"""What the daemon asks of a hypervisor: a few calls and one stream of events.
 
 Rule 1: a driver has no opinion. It does what it is told and reads the truth back; what should be is the core's
 business (magrathea/core/plan.py).
@@ -44,7 +44,7 @@ class DriverError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DomainEvent:
-    """A domain came up or went down. The first ones, for domains already up, come during `start`."""
+    """A domain came up or went down. `start` tells how each configured domain is found."""
 
     name: str
     up: bool
@@ -84,6 +84,13 @@ class Driver(Protocol):
 
     async def set_cpu(self, domain: str, percent: int | None) -> None:
         """Let all of the domain together use at most `percent` of one CPU's time (None: no cap). Raises DriverError."""
+        ...
+
+    def nearest_cpu(self, percent: int | None) -> int | None:
+        """What `actual` will say after `set_cpu(percent)`: some drivers have whole CPUs only, or none to give.
+
+        Compare with this, not with `percent`, else a step that cannot be done any better is done for ever.
+        """
         ...
 
     async def set_memory(self, domain: str, mib: int) -> None:
