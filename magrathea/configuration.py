@@ -1,0 +1,153 @@
+"""Strict TOML: a file becomes typed data, or every mistake in it is named with its line and its mend.
+
+Rule 1: nothing is guessed and nothing is skipped. An unknown key, a wrong type or an impossible value is a mistake.
+Rule 2: all mistakes of a file are told at once, because an admin mends a file in one go.
+
+A schema is a tree of msgspec Structs; a table with free names (`[domain.NAME]`) is a `dict[str, Struct]`. What no
+type can say (sums, names that must fit together) is checked by the caller, who adds his own `Problem`s.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import msgspec
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+MAX_BYTES = 1024 * 1024
+"""A larger file is no configuration; a thousand domains take a tenth of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One mistake: where (`("domain", "n1", "kind")`), and a sentence that says what and how to mend it."""
+
+    where: tuple[str, ...]
+    text: str
+
+
+class ConfigurationError(Exception):
+    """A file cannot be used; `problems` are sentences, each with file, line (where known), value and mend."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def read_text(path: Path) -> str:
+    """The file's text. Raises ConfigurationError."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError([f"{path}: cannot be read: {error.strerror}; give its name with --config"]) from error
+    if len(data) > MAX_BYTES:
+        raise ConfigurationError([f"{path}: {len(data)} bytes; a configuration has at most {MAX_BYTES}"])
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigurationError([f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"]) from error
+
+
+def parse(text: str, schema: type[T], name: str) -> tuple[T, dict[str, Any]]:
+    """`text` as a `schema`, and as plain tables (to see what was given at all). Raises ConfigurationError."""
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationError([f"{name}: not TOML: {error}"]) from error
+    problems = list(_check(tables, schema, ()))
+    if problems:
+        raise refusal(problems, text, name)
+    return msgspec.convert(tables, schema), tables
+
+
+def refusal(problems: Iterable[Problem], text: str, name: str) -> ConfigurationError:
+    """The error that tells `problems` of the file `name` with the lines of `text` they are in."""
+    told = []
+    for problem in problems:
+        line = line_of(text, problem.where)
+        told.append(f"{name}{f', line {line}' if line else ''}: {problem.text}")
+    return ConfigurationError(told)
+
+
+def _check(value: Any, schema: Any, where: tuple[str, ...]) -> Iterable[Problem]:
+    if isinstance(schema, type) and issubclass(schema, msgspec.Struct):
+        yield from _check_table(value, schema, where)
+    elif get_origin(schema) is dict and isinstance(get_args(schema)[1], type):
+        if not isinstance(value, Mapping):
+            yield Problem(where, f"`{'.'.join(where)}` must be a table [{'.'.join(where)}.NAME]")
+            return
+        for key, one in value.items():
+            yield from _check(one, get_args(schema)[1], (*where, key))
+    else:
+        try:
+            msgspec.convert(value, schema)
+        except msgspec.ValidationError as error:
+            choice = f"; one of {', '.join(schema)}" if isinstance(schema, type) and issubclass(schema, StrEnum) else ""
+            yield Problem(where, f"{spelled(where)} = {value!r}: {_mend(str(error))}{choice}")
+
+
+def _check_table(value: Any, schema: type[msgspec.Struct], where: tuple[str, ...]) -> Iterable[Problem]:
+    if not isinstance(value, Mapping):
+        yield Problem(where, f"`{'.'.join(where)}` must be a table [{'.'.join(where)}], not {value!r}")
+        return
+    hints = get_type_hints(schema, include_extras=True)
+    fields = {field.encode_name: field for field in msgspec.structs.fields(schema)}
+    for key, one in value.items():
+        if key in fields:
+            yield from _check(one, hints[fields[key].name], (*where, key))
+        else:
+            near = difflib.get_close_matches(key, fields, n=1)
+            mend = f"did you mean `{near[0]}`?" if near else "take it out."
+            yield Problem((*where, key), f"{spelled((*where, key))} is not known; {mend} Known: {', '.join(fields)}")
+    for name, field in fields.items():
+        if field.required and name not in value:
+            yield Problem(where, f"{spelled((*where, name))} is missing; add it")
+
+
+def spelled(where: tuple[str, ...]) -> str:
+    """A place as people write it: "`cpus` in [domain.n1]"."""
+    if len(where) < 2:
+        return f"`{'.'.join(where)}`" if where else "the file"
+    return f"`{where[-1]}` in [{'.'.join(where[:-1])}]"
+
+
+def _mend(error: str) -> str:
+    """msgspec's sentence, without its own path (ours is better)."""
+    told = re.sub(r" - at `\$.*`$", "", error)
+    return told[:1].lower() + told[1:]
+
+
+_HEADER = re.compile(r"^\s*\[{1,2}\s*([^\]]+?)\s*\]{1,2}")
+_KEY = re.compile(r"^\s*((?:[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*'))*)\s*=")
+
+
+def _parts(dotted: str) -> tuple[str, ...]:
+    return tuple(part.strip().strip("\"'") for part in re.findall(r"\"[^\"]*\"|'[^']*'|[^.]+", dotted))
+
+
+def line_of(text: str, where: tuple[str, ...]) -> int | None:
+    """The line (from 1) that gives the key `where`, else of the nearest table around it, else None."""
+    table: tuple[str, ...] = ()
+    lines: dict[tuple[str, ...], int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := _HEADER.match(line):
+            table = _parts(header.group(1))
+            path = table
+        elif key := _KEY.match(line):
+            path = (*table, *_parts(key.group(1)))
+        else:
+            continue
+        for end in range(1, len(path) + 1):
+            lines.setdefault(path[:end], number)
+    for end in range(len(where), 0, -1):
+        if where[:end] in lines:
+            return lines[where[:end]]
+    return None

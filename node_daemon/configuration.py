@@ -1,0 +1,293 @@
+"""The node daemon's configuration: one strict TOML file (deploy/noded.toml shows it whole).
+
+`read` gives a `Configuration` or raises ConfigurationError with every mistake; `changes` says what a reload may
+take over while jobs run, and what needs a restart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import psutil
+
+from magrathea.configuration import Problem, parse, read_text, refusal, spelled
+from magrathea.core.model import Domain, Host, Kind, Limits, Mode
+
+DEFAULT_PATH = Path("/etc/magrathea/noded.toml")
+
+SOCKET_PATH_BYTES = 107
+"""What Linux takes as the path of a unix socket (unix(7)), its closing zero taken off."""
+
+MIN_RUN_S = 5.0
+"""Below it a stream of claims could keep a job from ever running (DESIGN.md section 4, protection from thrashing)."""
+
+Cpus = Annotated[int, msgspec.Meta(ge=1, le=65536)]
+Mib = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=10 * 365 * 86400)]
+PositiveSeconds = Annotated[float, msgspec.Meta(gt=0, le=10 * 365 * 86400)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Path_ = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=4096)]
+Empty = Annotated[str, msgspec.Meta(max_length=0)]
+
+
+class HostTable(msgspec.Struct, kw_only=True, frozen=True):
+    """[host]. `cpus`, `memory_mib`: None for all that the machine has. `preempted_cpu_percent`: 100 is one CPU."""
+
+    name: Name
+    mode: Mode
+    cpus: Cpus | None = None
+    memory_mib: Mib | None = None
+    reserve_mib: Mib = 512
+    driver: Literal["local"] = "local"
+    preempted_cpu_percent: Annotated[int, msgspec.Meta(ge=1, le=100 * 65536)] = 10
+
+
+class LimitsTable(msgspec.Struct, kw_only=True, frozen=True):
+    """[limits]: see magrathea.core.model.Limits. `allow_short_min_run` is meant for tests and the demo."""
+
+    agent_silent_s: PositiveSeconds = 30.0
+    claim_s: PositiveSeconds = 60.0
+    min_run_s: Seconds = 5.0
+    young_s: Seconds = 60.0
+    linger_s: Seconds = 0.0
+    max_preemptions: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0
+    max_preempted_s: Seconds = 0.0
+    overtaken_s: PositiveSeconds = 600.0
+    allow_short_min_run: bool = False
+
+
+class HubTable(msgspec.Struct, kw_only=True, frozen=True):
+    """[hub]. No endpoints: no hub, and so no preemption."""
+
+    endpoints: list[Annotated[str, msgspec.Meta(pattern=r"^(ipc://.+|tcp://.+:[0-9]+)$")]] = []
+    key_file: Path_ | Empty = ""
+    hub_key_file: Path_ | Empty = ""
+
+
+class PathsTable(msgspec.Struct, kw_only=True, frozen=True):
+    """[paths]. `scripts`: the site's own scripts, run beside a switch."""
+
+    run_dir: Path_ = "/run/magrathea"
+    state_dir: Path_ = "/var/lib/magrathea"
+    scripts: Path_ | Empty = "/etc/magrathea/hooks.d/host"
+    script_time_limit_s: PositiveSeconds = 30.0
+
+
+class JournalTable(msgspec.Struct, kw_only=True, frozen=True):
+    """[journal]. `keep_days`: history older than this is pruned; facts and preempted seconds are kept for good."""
+
+    keep_days: Annotated[float, msgspec.Meta(gt=0, le=36500)] = 30.0
+
+
+class ControlTable(msgspec.Struct, kw_only=True, frozen=True):
+    """[control]. `group`: who, besides root and the daemon's own user, may send commands that change something."""
+
+    group: Annotated[str, msgspec.Meta(max_length=64)] = ""
+
+
+class LocalTable(msgspec.Struct, kw_only=True, frozen=True):
+    """[domain.NAME.local]: of the local driver. `pid_file`: pid of the process that is the domain while it lives."""
+
+    pid_file: Path_
+
+
+class DomainTable(msgspec.Struct, kw_only=True, frozen=True):
+    """[domain.NAME]. `vnode`: its name in PBS, default NAME. `cpus`: default the host's."""
+
+    kind: Kind
+    vnode: Annotated[str, msgspec.Meta(max_length=255)] = ""
+    cpus: Cpus | None = None
+    memory_mib: Mib = 0
+    floor_mib: Mib = 0
+    swap_mib: Mib = 0
+    boot_time_limit_s: PositiveSeconds = 300.0
+    local: LocalTable | None = None
+
+
+class Configuration(msgspec.Struct, kw_only=True, frozen=True):
+    """The whole file."""
+
+    host: HostTable
+    limits: LimitsTable = LimitsTable()
+    hub: HubTable = HubTable()
+    paths: PathsTable = PathsTable()
+    journal: JournalTable = JournalTable()
+    control: ControlTable = ControlTable()
+    domain: dict[str, DomainTable] = {}
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.paths.run_dir)
+
+    @property
+    def journal_path(self) -> Path:
+        return Path(self.paths.state_dir) / "journal.sqlite"
+
+    @property
+    def control_socket(self) -> Path:
+        return self.run_dir / "control.sock"
+
+    @property
+    def cpus(self) -> int:
+        return self.host.cpus if self.host.cpus is not None else (psutil.cpu_count() or 1)
+
+    @property
+    def memory_mib(self) -> int:
+        """What domains may have together: the host's memory without the reserve."""
+        total = self.host.memory_mib if self.host.memory_mib is not None else psutil.virtual_memory().total // 2**20
+        return max(0, total - self.host.reserve_mib)
+
+    def guest_socket(self, domain: str) -> Path:
+        return self.run_dir / "guest" / f"{domain}.sock"
+
+    def vnode(self, domain: str) -> str:
+        table = self.domain.get(domain)
+        return table.vnode if table and table.vnode else domain
+
+    def core_limits(self) -> Limits:
+        values = msgspec.structs.asdict(self.limits)
+        del values["allow_short_min_run"]
+        return Limits(**values)
+
+    def core_domain(self, name: str) -> Domain:
+        """The domain as configured, with no facts but that."""
+        table = self.domain[name]
+        return Domain(
+            name=name,
+            kind=table.kind,
+            cpus=self.cpus if table.cpus is None else table.cpus,
+            memory_mib=table.memory_mib,
+            floor_mib=table.floor_mib,
+            swap_mib=table.swap_mib,
+        )
+
+    def core_host(self, now: float) -> Host:
+        """A host of which nothing is known but its configuration."""
+        return Host(
+            name=self.host.name,
+            mode=self.host.mode,
+            cpus=self.cpus,
+            memory_mib=self.memory_mib,
+            domains=tuple(self.core_domain(name) for name in sorted(self.domain)),
+            limits=self.core_limits(),
+            hub_lost=True,
+            now=now,
+        )
+
+
+def read(path: Path) -> Configuration:
+    """The configuration in `path`. Raises ConfigurationError with every mistake in it."""
+    text = read_text(path)
+    configuration, tables = parse(text, Configuration, str(path))
+    problems = list(_check(configuration, tables))
+    if problems:
+        raise refusal(problems, text, str(path))
+    return configuration
+
+
+def _check(c: Configuration, tables: dict[str, Any]) -> Iterable[Problem]:
+    """What no type can say."""
+    yield from _check_host(c)
+    yield from _check_hub(c)
+    vnodes: dict[str, str] = {}
+    for name, table in c.domain.items():
+        where = ("domain", name)
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
+            yield Problem(where, f"domain name {name!r}: at most 64 letters, digits, `_`, `.`, `-`; rename it")
+        if len(path := str(c.guest_socket(name)).encode()) > SOCKET_PATH_BYTES:
+            text = f"the socket path of {name} has {len(path)} bytes, {SOCKET_PATH_BYTES} are possible"
+            yield Problem(where, f"{text}; shorten `run_dir`")
+        if table.cpus is not None and table.cpus > c.cpus:
+            text = f"{spelled((*where, 'cpus'))} = {table.cpus}: the host has {c.cpus}; give at most that"
+            yield Problem((*where, "cpus"), text)
+        for key, value in (("memory_mib", table.memory_mib), ("floor_mib", table.floor_mib)):
+            if value > c.memory_mib:
+                text = f"{spelled((*where, key))} = {value}: domains have {c.memory_mib} MiB together"
+                yield Problem((*where, key), f"{text}; give at most that")
+        if table.memory_mib and table.floor_mib > table.memory_mib:
+            text = f"{spelled((*where, 'floor_mib'))} = {table.floor_mib} is above its `memory_mib` {table.memory_mib}"
+            yield Problem((*where, "floor_mib"), text)
+        if table.local is None and table.kind is not Kind.SERVICE:
+            text = f"{spelled((*where, 'local.pid_file'))} is missing; the local driver finds the domain by it"
+            yield Problem(where, text)
+        if (other := vnodes.setdefault(c.vnode(name), name)) != name:
+            text = f"domains {other} and {name} have the same vnode {c.vnode(name)!r}; give each its own"
+            yield Problem((*where, "vnode"), text)
+
+
+def _check_host(c: Configuration) -> Iterable[Problem]:
+    workers = [t for t in c.domain.values() if t.kind is not Kind.SERVICE]
+    services = [t for t in c.domain.values() if t.kind is Kind.SERVICE]
+    if not workers:
+        yield Problem(("domain",), "no domain takes jobs; add a [domain.NAME] of kind normal or priority")
+    if any(t.cpus is None for t in services):
+        text = "a service domain needs its own `cpus`: they are taken from the host's"
+        yield Problem(("domain",), text)
+    elif services and sum(t.cpus or 0 for t in services) >= c.cpus:
+        yield Problem(("host", "cpus"), f"the services take all of the host's {c.cpus} CPUs; give them fewer")
+    if sum(t.memory_mib for t in services) + sum(t.floor_mib for t in workers) > c.memory_mib:
+        text = f"floors and services' memory together exceed the {c.memory_mib} MiB that domains may have"
+        yield Problem(("host",), f"{text}; lower `floor_mib` or `reserve_mib`")
+    if c.limits.min_run_s < MIN_RUN_S and not c.limits.allow_short_min_run:
+        text = f"`min_run_s` in [limits] = {c.limits.min_run_s:g}: at least {MIN_RUN_S:g}"
+        yield Problem(("limits", "min_run_s"), f"{text} (tests and demo: `allow_short_min_run = true`)")
+    if len(path := str(c.control_socket).encode()) > SOCKET_PATH_BYTES:
+        text = f"the control socket's path has {len(path)} bytes, {SOCKET_PATH_BYTES} are possible; shorten `run_dir`"
+        yield Problem(("paths", "run_dir"), text)
+
+
+def _check_hub(c: Configuration) -> Iterable[Problem]:
+    tcp = [e for e in c.hub.endpoints if e.startswith("tcp://")]
+    for key, value in (("key_file", c.hub.key_file), ("hub_key_file", c.hub.hub_key_file)):
+        if tcp and not value:
+            text = f"{spelled(('hub', key))} is missing: {tcp[0]} is never used without keys"
+            yield Problem(("hub", "endpoints"), f"{text}; `magrathea keys` makes them")
+    if len(set(c.hub.endpoints)) < len(c.hub.endpoints):
+        yield Problem(("hub", "endpoints"), "`endpoints` in [hub] names one twice; take it out")
+
+
+FIXED: dict[str, tuple[str, ...]] = {
+    "host": ("name", "mode", "driver"),
+    "hub": ("endpoints", "key_file", "hub_key_file"),
+    "paths": ("run_dir", "state_dir"),
+}
+"""What needs a restart: it names sockets, files and connections that stand, or the law by which jobs were placed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a reload takes over (`configuration`), and a sentence for each thing that it does not."""
+
+    configuration: Configuration
+    kept: tuple[str, ...]
+
+
+def changes(old: Configuration, new: Configuration, host: Host) -> Changes:
+    """What of `new` may replace `old` while `host` works."""
+    kept: list[str] = []
+    for section, keys in FIXED.items():
+        before = getattr(old, section)
+        after = getattr(new, section)
+        for key in keys:
+            if getattr(before, key) != getattr(after, key):
+                value = getattr(before, key)
+                kept.append(f"{spelled((section, key))} stays {value!r} until magrathea-noded is restarted")
+                after = msgspec.structs.replace(after, **{key: value})
+        new = msgspec.structs.replace(new, **{section: after})
+    domains = dict(new.domain)
+    for name, table in old.domain.items():
+        present = host.domain(name)
+        if present is None or not present.jobs:
+            continue
+        if name not in domains:
+            kept.append(f"[domain.{name}] stays: it has {len(present.jobs)} job(s); drain it first")
+            domains[name] = table
+        elif domains[name].kind is not table.kind:
+            kept.append(f"`kind` in [domain.{name}] stays {table.kind.value}: it has jobs; drain it first")
+            domains[name] = msgspec.structs.replace(domains[name], kind=table.kind)
+    return Changes(msgspec.structs.replace(new, domain=domains), tuple(kept))
