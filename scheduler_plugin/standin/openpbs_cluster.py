@@ -1,0 +1,427 @@
+"""A private OpenPBS cluster on this machine: a server and any number of MoMs, each in namespaces of its own.
+
+For the demo, the benchmarks and the tests where OpenPBS is installed; needs root. Nothing outside its directory
+and its namespaces is touched, several clusters may run at once, and whatever becomes of the owner (SIGKILL, too)
+nothing stays behind (openpbs_machine.py).
+
+    with Cluster(["n1", "p1"]) as cluster:
+        job = cluster.qsub("alice", script="hostname")
+        cluster.wait(lambda: cluster.job(job)["job_state"] == "F", "the job's end")
+
+Machines: `HEAD` (server, scheduler, pbs_comm) and one per MoM; `HOST` stands for the cluster's outermost
+namespaces, where a physical host's own daemons live: it sees all processes, and all machines over the bridge.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from . import openpbs_machine as machine
+
+HOST = "host"
+HEAD = "head"
+USERS = ("alice", "bob")
+DATABASE_USER = "pbsdata"
+FIRST_UID = 20001
+GATEWAY = "10.117.0.1"
+PBS_HOME = "/run/pbs"
+"""In a machine, whose /run is its own; MoM refuses a home below a directory that all may write to, as /tmp."""
+
+TOOLS = ("unshare", "nsenter", "ip", "mount", "hostname", "su")
+
+T = TypeVar("T")
+
+
+class Unavailable(Exception):
+    """OpenPBS cannot be brought up here; the text says why and what to do."""
+
+
+class Timeout(Exception):
+    """What was waited for did not happen; the text says what and shows what is there instead."""
+
+
+def unavailable(exec_dir: str = "/opt/pbs") -> str | None:
+    """Why no cluster can be brought up on this machine; None if it can."""
+    if not Path(exec_dir, "sbin/pbs_server").exists():
+        return f"OpenPBS is not installed in {exec_dir}"
+    if os.geteuid() != 0:
+        return "a private OpenPBS cluster needs root (network and mount namespaces)"
+    if lacking := [tool for tool in TOOLS if shutil.which(tool) is None]:
+        return f"commands that are not installed: {', '.join(lacking)}"
+    return None
+
+
+class Process:
+    """A program of the cluster that goes on running. `pid` is its pid as seen from outside."""
+
+    def __init__(self, name: str, popen: subprocess.Popen[bytes], log: Path) -> None:
+        self.name = name
+        self.popen = popen
+        self.log = log
+        self.pid = machine.only_child(popen)  # nsenter forks to enter the PID namespace
+
+    def running(self) -> bool:
+        return self.popen.poll() is None
+
+    def kill(self, sig: int = signal.SIGKILL, timeout_s: float = 10.0) -> int:
+        """Send a signal and wait for the end; returns the exit code as `nsenter` passes it on."""
+        if self.running():
+            os.kill(self.pid, sig)
+        return self.popen.wait(timeout_s)
+
+
+class Cluster:
+    """See the module. Usable from one thread at a time, except `run`, which any thread may call."""
+
+    def __init__(
+        self, moms: Sequence[str] = ("n1", "p1", "n2", "p2"), *, exec_dir: str = "/opt/pbs", ncpus: int = 4
+    ) -> None:
+        """`ncpus`: what each vnode says it has, whatever this machine has (jobs are told apart, not computed)."""
+        if why := unavailable(exec_dir):
+            raise Unavailable(why)
+        self.moms = tuple(moms)
+        self.exec_dir = Path(exec_dir)
+        self.ncpus = ncpus
+        self.base = Path(tempfile.mkdtemp(prefix="mgpbs-"))
+        self.server_name = HEAD
+        self._supervisor: subprocess.Popen[bytes] | None = None
+        self._root_pid = 0
+        self._pids: dict[str, int] = {}
+        self._processes: list[Process] = []
+
+    # Up and down
+
+    def __enter__(self) -> Cluster:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Bring everything up; all vnodes are `free` afterwards. Raises Unavailable, Timeout, RuntimeError."""
+        self.base.chmod(0o755)
+        machines = {name: f"10.117.0.{number}" for number, name in enumerate((HEAD, *self.moms), start=2)}
+        (self.base / "cluster.json").write_text(json.dumps({"gateway": GATEWAY, "machines": machines}))
+        (self.base / "etc").mkdir()
+        hosts = [f"127.0.0.1 localhost\n{GATEWAY} {HOST}\n", *(f"{ip} {name}\n" for name, ip in machines.items())]
+        (self.base / "etc/hosts").write_text("".join(hosts))
+        for number, user in enumerate(USERS):
+            home = self.base / "home" / user
+            home.mkdir(parents=True)
+            os.chown(home, FIRST_UID + number, FIRST_UID + number)
+        for name in machines:
+            self._prepare(name)
+        self._supervisor = subprocess.Popen(
+            [sys.executable, machine.__file__, "supervise", str(self.base)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.wait(lambda: (self.base / "root.ready").exists(), "the cluster's own namespaces", 20)
+        self._root_pid = int((self.base / "root.pid").read_text())
+        with ThreadPoolExecutor(8) as pool:
+            head = pool.submit(self._start_head)
+            for started in [pool.submit(self._start_first, name) for name in self.moms]:
+                started.result()
+            head.result()
+        self.qmgr("\n".join(f"create node {m}\nset node {m} resources_available.ncpus={self.ncpus}" for m in self.moms))
+        self.wait_free(*self.moms)
+
+    def stop(self) -> None:
+        """Take everything down and remove it. Safe to call at any time, and more than once."""
+        if self._supervisor is None:
+            shutil.rmtree(self.base, ignore_errors=True)
+            return
+        assert self._supervisor.stdin is not None
+        self._supervisor.stdin.close()
+        try:
+            self._supervisor.wait(30)
+        finally:
+            for process in self._processes:
+                process.popen.wait(10)  # its namespace is gone, so it has ended
+            self._supervisor = None
+            self._processes = []
+
+    def _prepare(self, name: str) -> None:
+        """A machine's directories: a copy of this machine's /etc with its own names, users and pbs.conf."""
+        here = self.base / "m" / name
+        shutil.copytree("/etc", here / "etc", symlinks=True, ignore_dangling_symlinks=True)
+        for directory, mode in (("run/postgresql", 0o1777), ("tmp", 0o1777), ("etc/magrathea", 0o755)):
+            (here / directory).mkdir(parents=True, exist_ok=True)
+            (here / directory).chmod(mode)
+        etc = here / "etc"
+        shutil.copy(self.base / "etc/hosts", etc / "hosts")
+        (etc / "hostname").write_text(name + "\n")
+        # files only: each look-up would wait for a DNS server that is not there
+        (etc / "nsswitch.conf").write_text(
+            "passwd: files\ngroup: files\nshadow: files\nhosts: files\nservices: files\n"
+        )
+        users = {user: (FIRST_UID + i, self.base / "home" / user) for i, user in enumerate(USERS)}
+        users[DATABASE_USER] = (FIRST_UID - 1, here / "tmp")
+        for file, line in (
+            ("passwd", "{user}:x:{uid}:{uid}::{home}:/bin/sh\n"),
+            ("group", "{user}:x:{uid}:\n"),
+            ("shadow", "{user}:*:19000:0:99999:7:::\n"),
+        ):
+            kept = [
+                old
+                for old in (etc / file).read_text().splitlines(keepends=True)
+                if old.split(":")[0] not in users
+                and (file == "shadow" or int(old.split(":")[2]) not in range(20000, 20010))
+            ]
+            new = [line.format(user=user, uid=uid, home=home) for user, (uid, home) in users.items()]
+            (etc / file).write_text("".join(kept + new))
+        is_head = name == HEAD
+        settings = {
+            "PBS_EXEC": self.exec_dir,
+            "PBS_HOME": PBS_HOME,
+            "PBS_SERVER": HEAD,
+            "PBS_TMPDIR": here / "tmp",  # qsub's own daemon listens there: not to be shared between clusters
+            "PBS_START_SERVER": int(is_head),
+            "PBS_START_SCHED": int(is_head),
+            "PBS_START_COMM": int(is_head),
+            "PBS_START_MOM": int(not is_head),
+            "PBS_CORE_LIMIT": 0,
+            "PBS_SCP": "/bin/false",
+        }
+        (etc / "pbs.conf").write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
+
+    def pbs_home(self, name: str) -> Path:
+        """A machine's PBS_HOME as seen from outside."""
+        return self.base / "m" / name / PBS_HOME.lstrip("/")
+
+    def _start_first(self, mom: str) -> None:
+        self.start_machine(mom, mom_too=False)
+        self._habitat(mom)
+        (self.pbs_home(mom) / "mom_priv/config").write_text(f"$clienthost {HEAD}\n$usecp *:/ /\n$logevent 0xffffffff\n")
+        self.start_mom(mom)
+
+    def _habitat(self, name: str) -> None:
+        env = {"PBS_DATA_SERVICE_USER": DATABASE_USER}
+        self.run(name, [str(self.exec_dir / "libexec/pbs_habitat")], env=env, timeout=120)
+
+    def _start_head(self) -> None:
+        self.start_machine(HEAD, mom_too=False)
+        self._habitat(HEAD)
+        self.start_server()
+        self.qmgr(
+            "set server flatuid=True\nset server job_history_enable=True\nset server log_events=2047\n"
+            "set server acl_roots=root@*\nset server scheduling=True\n"
+        )
+
+    # Machines and PBS's daemons
+
+    def start_machine(self, name: str, *, mom_too: bool = True) -> None:
+        """Start a machine that was not started yet, or was killed."""
+        self.run(HOST, [sys.executable, machine.__file__, "start", str(self.base), name], timeout=30)
+        inner = int((self.base / "m" / name / "pid").read_text())
+        self._pids[name] = self._outer(inner)
+        if mom_too:
+            self.start_mom(name)
+
+    def kill_machine(self, name: str) -> None:
+        """As if its power were cut: every process of it is gone at once."""
+        os.kill(self._pids.pop(name), signal.SIGKILL)
+
+    def host_pid(self, name: str) -> int:
+        """The pid of a machine's first process as HOST sees it: every process of the machine descends from it."""
+        return int((self.base / "m" / name / "pid").read_text())
+
+    def _outer(self, inner: int) -> int:
+        """The pid outside of the process that HOST calls `inner`."""
+        for status in Path("/proc").glob("[0-9]*/status"):
+            try:
+                lines = status.read_text().splitlines()
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # ended meanwhile
+            pids = next((line.split()[1:] for line in lines if line.startswith("NSpid:")), [])
+            outer = int(status.parent.name)
+            if len(pids) == 3 and int(pids[1]) == inner and pids[2] == "1" and self._is_ours(outer):
+                return outer
+        raise RuntimeError(f"process {inner} of the cluster is gone; see {self.base}/m/*/init.log")
+
+    def _is_ours(self, pid: int) -> bool:
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except FileNotFoundError:
+            return False
+        return os.fsencode(str(self.base)) in words
+
+    def start_mom(self, name: str, *args: str) -> None:
+        """`-p` as argument: keep what ran before a crash. Raises RuntimeError if it does not start."""
+        self.run(name, [str(self.exec_dir / "sbin/pbs_mom"), *args])
+
+    def start_server(self) -> None:
+        """pbs_comm, pbs_server and pbs_sched, as far as they are not running; returns when the server answers."""
+        for daemon, pid_file in (
+            ("pbs_comm", "server_priv/comm.lock"),
+            ("pbs_server", "server_priv/server.lock"),
+            ("pbs_sched", "sched_priv/sched.lock"),
+        ):
+            if not self._alive(HEAD, pid_file):
+                self.run(HEAD, [str(self.exec_dir / "sbin" / daemon)], timeout=60)
+        self.wait(lambda: self.run(HEAD, ["qstat", "-B"], check=False).returncode == 0, "the PBS server's answer", 30)
+
+    def _alive(self, name: str, pid_file: str) -> bool:
+        path = self.pbs_home(name) / pid_file
+        try:
+            pid = path.read_text().strip()
+        except FileNotFoundError:
+            return False
+        return bool(pid) and self.run(name, ["kill", "-0", pid], check=False).returncode == 0
+
+    def kill_server(self, sig: int = signal.SIGKILL) -> None:
+        """Kill pbs_server alone. The database goes on, as after a real crash."""
+        pid = (self.pbs_home(HEAD) / "server_priv/server.lock").read_text().strip()
+        self.run(HEAD, ["kill", f"-{sig}", pid])
+        self.wait(lambda: not self._alive(HEAD, "server_priv/server.lock"), "the end of pbs_server", 10)
+
+    # Commands
+
+    def argv(
+        self, name: str, argv: Sequence[str], *, user: str = "root", env: Mapping[str, str] | None = None
+    ) -> list[str]:
+        """The command line that runs `argv` as `user` on a machine, in the user's home directory."""
+        number = 0 if user == "root" else FIRST_UID + USERS.index(user)
+        home = "/root" if user == "root" else str(self.base / "home" / user)
+        path = f"{self.exec_dir}/bin:{self.exec_dir}/sbin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+        variables = {"HOME": home, "USER": user, "LOGNAME": user, "PATH": path, "LANG": "C.UTF-8", **(env or {})}
+        target = self._root_pid if name == HOST else self._pids[name]
+        return [
+            *("nsenter", "-t", str(target), "-m", "-u", "-n", "-p", "-i", "-S", str(number), "-G", str(number), "--"),
+            *("env", "-i", "-C", home, *(f"{key}={value}" for key, value in variables.items())),
+            *argv,
+        ]
+
+    def run(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        user: str = "root",
+        env: Mapping[str, str] | None = None,
+        text: str | None = None,
+        timeout: float = 30,
+        check: bool = True,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end; `text` is its standard input. Raises RuntimeError with what it said."""
+        # Files, not pipes, take the output: daemons that it leaves behind inherit them.
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            whole = self.argv(name, argv, user=user, env=env)
+            source = {"input": text} if text is not None else {"stdin": subprocess.DEVNULL}
+            done = subprocess.run(whole, stdout=out, stderr=err, text=True, timeout=timeout, **source)  # type: ignore[call-overload]
+            out.seek(0)
+            err.seek(0)
+            done.stdout, done.stderr = out.read(), err.read()
+        if check and done.returncode != 0:
+            raise RuntimeError(
+                f"{name}: {' '.join(argv)}: exit code {done.returncode}: {done.stderr.strip() or done.stdout.strip()}"
+            )
+        result: subprocess.CompletedProcess[str] = done
+        return result
+
+    def spawn(self, name: str, title: str, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> Process:
+        """Start a program that goes on; its output goes to `<base>/log/<title>.log`."""
+        log = self.base / "log" / f"{title}.log"
+        log.parent.mkdir(exist_ok=True)
+        with log.open("ab") as out:
+            popen = subprocess.Popen(
+                self.argv(name, argv, env=env),
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        process = Process(title, popen, log)
+        self._processes.append(process)
+        return process
+
+    def qmgr(self, lines: str) -> str:
+        """qmgr's commands by standard input, all of them (with `-c` only the last of several is carried out)."""
+        done = self.run(HEAD, ["qmgr"], text=lines + "\n")
+        if done.stderr.strip():
+            raise RuntimeError(f"qmgr: {done.stderr.strip()}")
+        return done.stdout
+
+    def qsub(self, user: str, *args: str, script: str) -> str:
+        """Submit a job; returns its id. Its output comes to the user's home directory."""
+        return self.run(HEAD, ["qsub", *args], user=user, text=script + "\n").stdout.strip()
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """All attributes of a job, finished ones too, as qstat's JSON has them; {} if PBS does not know it."""
+        return self.jobs(job_id).get(job_id, {})
+
+    def jobs(self, *job_ids: str) -> dict[str, dict[str, Any]]:
+        done = self.run(HEAD, ["qstat", "-x", "-f", "-F", "json", *job_ids], check=False)
+        return dict(json.loads(done.stdout or "{}").get("Jobs", {}))
+
+    def vnode(self, name: str) -> dict[str, Any]:
+        done = self.run(HEAD, ["pbsnodes", "-v", "-F", "json", name], check=False)
+        return dict(json.loads(done.stdout or "{}").get("nodes", {}).get(name, {}))
+
+    def output(self, user: str, job_id: str, kind: str = "o", name: str = "STDIN") -> str:
+        """What a job wrote, once it is there (PBS copies it after the job's end)."""
+        path = self.base / "home" / user / f"{name}.{kind}{job_id.split('.')[0]}"
+        self.wait(path.exists, f"the output file {path.name}", 20)
+        return path.read_text()
+
+    # Waiting
+
+    def wait(self, condition: Callable[[], T], what: str, timeout_s: float = 30.0, every_s: float = 0.05) -> T:
+        """What `condition` returns, as soon as it is true. Raises Timeout."""
+        until = time.monotonic() + timeout_s
+        while True:
+            if value := condition():
+                return value
+            if time.monotonic() > until:
+                raise Timeout(f"{what}: not within {timeout_s:g} s\n{self.picture()}")
+            if self._supervisor is not None and self._supervisor.poll() is not None:
+                raise RuntimeError(f"the cluster has ended while waiting for {what}")
+            time.sleep(every_s)
+
+    def wait_free(self, *vnodes: str, timeout_s: float = 60.0) -> None:
+        self.wait(
+            lambda: all(self.vnode(v).get("state") == "free" for v in vnodes), f"vnodes free: {vnodes}", timeout_s, 0.2
+        )
+
+    def wait_job(self, job_id: str, states: str, timeout_s: float = 30.0) -> dict[str, Any]:
+        """The job's attributes as soon as its state is one of the letters in `states`."""
+
+        def there() -> dict[str, Any]:
+            job = self.job(job_id)
+            return job if job.get("job_state", "-") in states else {}
+
+        return self.wait(there, f"job {job_id} in one of the states {states}", timeout_s)
+
+    def picture(self) -> str:
+        """What PBS shows now, for error messages; empty before there is a server."""
+        if HEAD not in self._pids:
+            return ""
+        said = [self.run(HEAD, argv, check=False).stdout for argv in (["qstat", "-answ1"], ["pbsnodes", "-av"])]
+        return "\n".join(said)
+
+    @contextmanager
+    def stopped_scheduling(self) -> Iterator[None]:
+        """No job is started inside the `with`; what was submitted there starts in one cycle afterwards."""
+        self.qmgr("set server scheduling=False")
+        try:
+            yield
+        finally:
+            self.qmgr("set server scheduling=True")

@@ -1,0 +1,167 @@
+"""The processes that make machines out of namespaces, for openpbs_cluster.py. Run as a program, as root, on Linux.
+
+  supervise DIR   outside: starts `root`, ends everything when its standard input closes (its owner has ended,
+                  however that came about) and removes DIR
+  root DIR        first process of the cluster's own PID, network, mount, UTS and IPC namespaces: a bridge
+  start DIR NAME  inside these: a machine with its own namespaces, linked to the bridge; returns when it is ready
+  init DIR NAME   first process of that machine
+
+A machine's /etc and /run are directories below DIR, bound in its own mount namespace, so that nothing of the real
+machine is written. When the first process of a PID namespace dies the kernel kills all others in it:
+nothing that a cluster has started survives it. Standard library only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+READY_S = 20.0
+"""A machine stands in 0.3 s; this is for a starved machine."""
+
+BRIDGE = "cluster0"
+PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """This process gets SIGKILL when the thread that started it ends."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+
+
+def command(*argv: str) -> None:
+    """Run a command; its own words stand in the error if it fails."""
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=READY_S)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(argv)}: exit code {done.returncode}: {done.stderr.strip()}")
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def only_child(process: subprocess.Popen[bytes]) -> int:
+    """The pid of the process that `unshare --fork` has forked, waited for."""
+    until = time.monotonic() + READY_S
+    while time.monotonic() < until and process.poll() is None:
+        if pids := children(process.pid):
+            return pids[0]
+        time.sleep(0.005)
+    raise RuntimeError(f"unshare started nothing within {READY_S:.0f} s (exit code {process.returncode})")
+
+
+def unshared(role: str, *args: str) -> list[str]:
+    return [
+        *("unshare", "--net", "--pid", "--mount", "--uts", "--ipc", "--fork", "--kill-child=SIGKILL"),
+        *("--mount-proc", "--propagation", "private", "--"),
+        *(sys.executable, __file__, role, *args),
+    ]
+
+
+def reap_for_ever() -> None:
+    """What a first process does: collect those whose parents have gone."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    while True:
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            pass  # none at the moment
+        signal.sigtimedwait({signal.SIGCHLD}, 1.0)
+
+
+def write_at_once(path: Path, text: str) -> None:
+    """A reader that waits for the file never sees half of it."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    new.rename(path)
+
+
+def supervise(base: Path) -> None:
+    log = (base / "root.log").open("ab")
+    process = subprocess.Popen(
+        unshared("root", str(base)),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        preexec_fn=die_with_parent,
+        start_new_session=True,
+    )
+    first = only_child(process)
+    write_at_once(base / "root.pid", str(first))
+    sys.stdin.buffer.read()  # until the owner closes its end or is gone
+    if process.poll() is None:
+        os.kill(first, signal.SIGKILL)
+    process.wait()
+    shutil.rmtree(base, ignore_errors=True)
+
+
+def root(base: Path) -> None:
+    config = json.loads((base / "cluster.json").read_text())
+    command("ip", "link", "set", "lo", "up")
+    command("ip", "link", "add", BRIDGE, "type", "bridge")
+    command("ip", "addr", "add", f"{config['gateway']}/24", "dev", BRIDGE)
+    command("ip", "link", "set", BRIDGE, "up")
+    command("mount", "--bind", str(base / "etc/hosts"), "/etc/hosts")
+    write_at_once(base / "root.ready", "")
+    reap_for_ever()
+
+
+def start(base: Path, name: str) -> None:
+    here = base / "m" / name
+    (here / "ready").unlink(missing_ok=True)
+    log = (here / "init.log").open("ab")
+    process = subprocess.Popen(
+        unshared("init", str(base), name), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+    )
+    pid = only_child(process)
+    write_at_once(here / "pid", str(pid))
+    outer = f"v{pid}"  # an old machine's link may still be on its way out, so the name is new each time
+    command("ip", "link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
+    command("ip", "link", "set", outer, "master", BRIDGE, "up")
+    until = time.monotonic() + READY_S
+    while not (here / "ready").exists():
+        if time.monotonic() > until or process.poll() is not None:
+            raise RuntimeError(f"machine {name} did not start: {(here / 'init.log').read_text()[-2000:]}")
+        time.sleep(0.01)
+
+
+def init(base: Path, name: str) -> None:
+    config = json.loads((base / "cluster.json").read_text())
+    here = base / "m" / name
+    until = time.monotonic() + READY_S
+    while subprocess.run(["ip", "link", "show", "eth0"], capture_output=True).returncode != 0:
+        if time.monotonic() > until:
+            raise RuntimeError(f"no network link came within {READY_S:.0f} s")
+        time.sleep(0.01)
+    command("hostname", name)
+    command("ip", "link", "set", "lo", "up")
+    command("ip", "addr", "add", f"{config['machines'][name]}/24", "dev", "eth0")
+    command("ip", "link", "set", "eth0", "up")
+    for inside in ("/etc", "/run"):
+        command("mount", "--bind", f"{here}{inside}", inside)
+    write_at_once(here / "ready", "")
+    reap_for_ever()
+
+
+ROLES = {"supervise": supervise, "root": root, "start": start, "init": init}
+
+
+def main(argv: list[str]) -> None:
+    role, base, *rest = argv
+    ROLES[role](Path(base), *rest)  # type: ignore[operator]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
