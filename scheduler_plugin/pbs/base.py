@@ -22,6 +22,12 @@ PRERUN_SUBSTATE = 41
 
 RUNNING_SUBSTATE = 42
 
+RESUMING_SUBSTATE = 45
+"""Substate of a suspended job that the scheduler will resume (after a plain `resume`); its state letter is S."""
+
+ENDING_SUBSTATE = 50
+"""From this substate on a job is ending, whatever its state letter."""
+
 
 class Code(IntEnum):
     """The error numbers that the hub tells apart (pbs_error.h); the stand-in uses the same."""
@@ -69,13 +75,14 @@ class Vnode:
     `attributes`: by the names that `set_vnode` takes ("resources_available.magrathea_accepts", "Priority",
     "comment", "resv_enable"); values as PBS prints them ("a,b" for a string_array, "1024mb" or "1048576kb" for a
     size). `state`: the words of its state ({"free"}, {"offline", "down"}, {"maintenance"}). `maintenance_jobs`: ids
-    of the jobs that are admin-suspended on it.
+    of the jobs that are admin-suspended on it; None where they cannot be read (PBS shows them to managers only, an
+    operator sees the state word `maintenance`).
     """
 
     name: str
     attributes: Mapping[str, str] = field(default_factory=dict)
     state: frozenset[str] = frozenset()
-    maintenance_jobs: tuple[str, ...] = ()
+    maintenance_jobs: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +116,7 @@ class Pbs(Protocol):
         """All vnodes."""
 
     def jobs(self) -> list[PbsJob]:
-        """All jobs that wait, run or are suspended, running subjobs of arrays included, finished ones not."""
+        """All jobs that start, run, are suspended or exit, subjobs of arrays included; waiting ones need not be here."""
 
     def job(self, job: str) -> PbsJob | None:
         """One job as `jobs` gives it, or None where PBS does not know it (any more) or it has finished."""
