@@ -136,11 +136,11 @@ class Cluster:
         )
         self.wait(lambda: (self.base / "root.ready").exists(), "the cluster's own namespaces", 20)
         self._root_pid = int((self.base / "root.pid").read_text())
-        with ThreadPoolExecutor(8) as pool:
-            head = pool.submit(self._start_head)
-            for started in [pool.submit(self._start_first, name) for name in self.moms]:
-                started.result()
-            head.result()
+        with ThreadPoolExecutor(len(machines)) as pool:
+            for done in [pool.submit(self._start_head), *(pool.submit(self._set_up_mom, mom) for mom in self.moms)]:
+                done.result()
+        for mom in self.moms:  # only now: a MoM whose server is not there yet tries again seconds later
+            self.start_mom(mom)
         self.qmgr("\n".join(f"create node {m}\nset node {m} resources_available.ncpus={self.ncpus}" for m in self.moms))
         self.wait_free(*self.moms)
 
@@ -162,7 +162,8 @@ class Cluster:
     def _prepare(self, name: str) -> None:
         """A machine's directories: a copy of this machine's /etc with its own names, users and pbs.conf."""
         here = self.base / "m" / name
-        shutil.copytree("/etc", here / "etc", symlinks=True, ignore_dangling_symlinks=True)
+        here.mkdir(parents=True)
+        machine.command("cp", "-a", "/etc", str(here))
         for directory, mode in (("run/postgresql", 0o1777), ("tmp", 0o1777), ("etc/magrathea", 0o755)):
             (here / directory).mkdir(parents=True, exist_ok=True)
             (here / directory).chmod(mode)
@@ -180,12 +181,8 @@ class Cluster:
             ("group", "{user}:x:{uid}:\n"),
             ("shadow", "{user}:*:19000:0:99999:7:::\n"),
         ):
-            kept = [
-                old
-                for old in (etc / file).read_text().splitlines(keepends=True)
-                if old.split(":")[0] not in users
-                and (file == "shadow" or int(old.split(":")[2]) not in range(20000, 20010))
-            ]
+            old = (etc / file).read_text().splitlines(keepends=True)
+            kept = [account for account in old if account.split(":")[0] not in users]
             new = [line.format(user=user, uid=uid, home=home) for user, (uid, home) in users.items()]
             (etc / file).write_text("".join(kept + new))
         is_head = name == HEAD
@@ -207,11 +204,10 @@ class Cluster:
         """A machine's PBS_HOME as seen from outside."""
         return self.base / "m" / name / PBS_HOME.lstrip("/")
 
-    def _start_first(self, mom: str) -> None:
+    def _set_up_mom(self, mom: str) -> None:
         self.start_machine(mom, mom_too=False)
         self._habitat(mom)
         (self.pbs_home(mom) / "mom_priv/config").write_text(f"$clienthost {HEAD}\n$usecp *:/ /\n$logevent 0xffffffff\n")
-        self.start_mom(mom)
 
     def _habitat(self, name: str) -> None:
         env = {"PBS_DATA_SERVICE_USER": DATABASE_USER}
@@ -326,7 +322,7 @@ class Cluster:
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
             whole = self.argv(name, argv, user=user, env=env)
             source = {"input": text} if text is not None else {"stdin": subprocess.DEVNULL}
-            done = subprocess.run(whole, stdout=out, stderr=err, text=True, timeout=timeout, **source)  # type: ignore[call-overload]
+            done = subprocess.run(whole, stdout=out, stderr=err, text=True, timeout=timeout, **source)
             out.seek(0)
             err.seek(0)
             done.stdout, done.stderr = out.read(), err.read()
