@@ -1,0 +1,101 @@
+"""The site's own scripts beside a switch, on the host.
+
+In the folder `[paths] scripts`: an executable `before-preempt`, or several in `before-preempt.d/` (in order of their
+names); the same for the other names in NAMES. Each gets the environment of the daemon's service and MAGRATHEA_*
+variables, has a time limit, and its output goes to the log. Nothing waits for a script, and none can stop a switch:
+its exit code is logged, no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+NAMES = ("before-preempt", "after-preempt", "before-activate", "after-activate")
+"""Before and after a domain's jobs are stopped; before and after they are continued."""
+
+OUTPUT_BYTES = 16384
+"""Of one script's output that much is logged."""
+
+AT_ONCE = 8
+"""Scripts that run at the same time; more are not started, and the log says so."""
+
+
+class Scripts:
+    """Starts scripts and forgets them; `close` ends those that still run."""
+
+    def __init__(self, folder: Path | None, time_limit_s: float) -> None:
+        self.folder = folder
+        self.time_limit_s = time_limit_s
+        self._running: set[asyncio.Task[None]] = set()
+
+    def run(self, name: str, environment: dict[str, str]) -> None:
+        """Start all scripts of that name, one after the other; returns at once."""
+        found = self.find(name)
+        if not found:
+            return
+        if len(self._running) >= AT_ONCE:
+            log.warning("scripts of %s not started: %d others still run", name, AT_ONCE)
+            return
+        task = asyncio.get_running_loop().create_task(self._run_all(found, environment))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    def find(self, name: str) -> list[Path]:
+        if self.folder is None:
+            return []
+        try:
+            many = sorted((self.folder / f"{name}.d").iterdir()) if (self.folder / f"{name}.d").is_dir() else []
+            return [p for p in [self.folder / name, *many] if p.is_file() and os.access(p, os.X_OK)]
+        except OSError as error:
+            log.warning("scripts of %s: %s", name, error)
+            return []
+
+    async def close(self) -> None:
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    async def _run_all(self, found: list[Path], environment: dict[str, str]) -> None:
+        for path in found:
+            await self._run(path, {**os.environ, **environment})
+
+    async def _run(self, path: Path, environment: dict[str, str]) -> None:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                path,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        except OSError as error:
+            log.warning("script %s: %s", path, error)
+            return
+        output = bytearray()
+        try:
+            async with asyncio.timeout(self.time_limit_s):
+                await self._collect(process, output)
+                code = await process.wait()
+        except TimeoutError:
+            log.warning("script %s ended after its limit of %g s", path, self.time_limit_s)
+        else:
+            log.log(logging.INFO if code == 0 else logging.WARNING, "script %s: exit code %d", path, code)
+        finally:
+            with suppress(ProcessLookupError):  # its whole session: whoever holds the output open, too
+                os.killpg(process.pid, signal.SIGKILL)
+        for line in bytes(output).decode(errors="replace").splitlines():
+            log.info("script %s: %s", path.name, line)
+
+    async def _collect(self, process: asyncio.subprocess.Process, output: bytearray) -> None:
+        assert process.stdout is not None
+        while data := await process.stdout.read(4096):
+            output += data[: max(0, OUTPUT_BYTES - len(output))]
