@@ -1,7 +1,7 @@
 """What can happen to a host, and what the machine says about it.
 
-Every event has its time `at`, in seconds on the host's clock. Events that speak of one domain name it. An event
-that makes no sense (an unknown domain, an impossible number) changes nothing; a claim gets its refusal.
+Every event has its time `at`, in seconds on the host's clock; most speak of one domain. An event that makes no
+sense (an unknown domain, an impossible number) changes nothing but the time; a claim gets its refusal.
 """
 
 from __future__ import annotations
@@ -12,34 +12,40 @@ from .model import JobClass, JobKey
 
 
 @dataclass(frozen=True, slots=True)
-class Claimed:
+class Event:
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class DomainEvent(Event):
+    domain: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent(DomainEvent):
+    key: JobKey
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed(JobEvent):
     """A MoM hook asks, before a job starts, whether it may start here. Answered by `Accepted` or `Refused`."""
 
-    at: float
-    domain: str
-    key: JobKey
     cls: JobClass
     cpus: int
     memory_mib: int = 0
     rerunnable: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Released:
+class Released(JobEvent):
     """The job ended or was aborted."""
 
-    at: float
-    domain: str
-    key: JobKey
 
-
-@dataclass(frozen=True, slots=True)
-class JobLaunched:
+class JobLaunched(JobEvent):
     """The agent sees a process of the job: it is confirmed, and can be stopped."""
 
-    at: float
-    domain: str
-    key: JobKey
+
+class JobContinued(JobEvent):
+    """A job stopped by us runs again: its agent has lifted the stop and PBS no longer holds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +61,10 @@ class ReportedJob:
 
 
 @dataclass(frozen=True, slots=True)
-class JobsReported:
+class JobsReported(DomainEvent):
     """MoM's own list of the domain's jobs, which is the truth."""
 
-    at: float
-    domain: str
     jobs: tuple[ReportedJob, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class JobContinued:
-    """A job stopped by us runs again: its agent has lifted the stop and PBS no longer holds it."""
-
-    at: float
-    domain: str
-    key: JobKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,165 +77,100 @@ class Booking:
 
 
 @dataclass(frozen=True, slots=True)
-class BooksReported:
+class BooksReported(Event):
     """The hub's books about this host's jobs, all of them: a job that is not named is neither booked nor held."""
 
-    at: float
     jobs: tuple[Booking, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class HubLost:
-    at: float
+class HubLost(Event):
+    """No hub answers: nothing new may be preempted."""
+
+
+class HubFound(Event):
+    """A hub answers again."""
+
+
+class DaemonStarted(Event):
+    """The node daemon has just started: no contact to hub and agents yet, and a time of grace for the agents."""
+
+
+class AgentConnected(DomainEvent):
+    """The domain's agent is there."""
+
+
+class AgentLost(DomainEvent):
+    """The domain's agent is gone; after `agent_silent_s` the domain is `unknown`."""
 
 
 @dataclass(frozen=True, slots=True)
-class HubFound:
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class AgentConnected:
-    at: float
-    domain: str
-
-
-@dataclass(frozen=True, slots=True)
-class AgentLost:
-    at: float
-    domain: str
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryReported:
+class MemoryReported(DomainEvent):
     """The agent's figure of what no swap can take (locked, huge pages), in MiB."""
 
-    at: float
-    domain: str
     unreclaimable_mib: int
 
 
 @dataclass(frozen=True, slots=True)
-class DomainBooting:
-    """The domain boots, or is restored from disk; after `until` that has failed."""
+class DomainBooting(DomainEvent):
+    """The domain boots; after `until` that has failed. Its jobs stay until it is down or MoM's list lacks them."""
 
-    at: float
-    domain: str
     until: float
 
 
-@dataclass(frozen=True, slots=True)
-class DomainStarted:
+class DomainStarted(DomainEvent):
     """The domain is up. If it was frozen its restore has succeeded."""
 
-    at: float
-    domain: str
 
-
-@dataclass(frozen=True, slots=True)
-class DomainStopped:
+class DomainStopped(DomainEvent):
     """The domain is gone, or its boot or restore has failed; a frozen one stays frozen, its image is kept."""
 
-    at: float
-    domain: str
 
-
-@dataclass(frozen=True, slots=True)
-class FreezeRequested:
+class FreezeRequested(DomainEvent):
     """Save a priority domain to disk: it drains, and is saved when its last job has ended."""
 
-    at: float
-    domain: str
-
 
 @dataclass(frozen=True, slots=True)
-class FreezeEnded:
+class FreezeEnded(DomainEvent):
     """The saving is over: done, or failed for the reason given."""
 
-    at: float
-    domain: str
     failed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class DefrostRequested:
-    """Bring a frozen domain back, preempting what borrowed its CPUs. Answered like a claim."""
+class DefrostRequested(DomainEvent):
+    """Restore a frozen domain until then, preempting what borrowed its CPUs. Answered like a claim."""
 
-    at: float
-    domain: str
     until: float
 
 
-@dataclass(frozen=True, slots=True)
-class ImageLost:
+class ImageLost(DomainEvent):
     """A frozen domain's image is gone: it is simply down."""
 
-    at: float
-    domain: str
-
 
 @dataclass(frozen=True, slots=True)
-class DrainRequested:
+class DrainRequested(DomainEvent):
     """Take no more jobs; finish the present ones."""
 
-    at: float
-    domain: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class DrainEnded:
-    at: float
-    domain: str
+class DrainEnded(DomainEvent):
+    """Take jobs again; a freeze that has not begun is given up."""
 
 
 @dataclass(frozen=True, slots=True)
-class Faulted:
+class Faulted(DomainEvent):
     """A step for this domain failed beyond retry."""
 
-    at: float
-    domain: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class FaultCleared:
-    at: float
-    domain: str
+class FaultCleared(DomainEvent):
+    """An admin has mended what had failed."""
 
 
-@dataclass(frozen=True, slots=True)
-class TimerFired:
+class TimerFired(Event):
     """Time has come to `at`: every deadline until then takes effect."""
-
-    at: float
-
-
-Event = (
-    Claimed
-    | Released
-    | JobLaunched
-    | JobsReported
-    | JobContinued
-    | BooksReported
-    | HubLost
-    | HubFound
-    | AgentConnected
-    | AgentLost
-    | MemoryReported
-    | DomainBooting
-    | DomainStarted
-    | DomainStopped
-    | FreezeRequested
-    | FreezeEnded
-    | DefrostRequested
-    | ImageLost
-    | DrainRequested
-    | DrainEnded
-    | Faulted
-    | FaultCleared
-    | TimerFired
-)
 
 
 # What the machine says. The daemon answers by the first two, writes all of them into the journal's history, and
@@ -249,7 +179,7 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The claim or request is granted. `victims`: domains that are preempted for it."""
+    """A claim or request is granted. `victims`: domains that are preempted for it."""
 
     domain: str
     key: JobKey | None = None
@@ -258,7 +188,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """It is not. `code` is for programs and never changes, `text` is for people and says what to do."""
+    """It is not, and nothing has changed. `code` is for programs and never changes, `text` for people."""
 
     domain: str
     code: str
@@ -267,55 +197,16 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
-class Preempted:
-    """A job is to be stopped; `by` names what for."""
+class Noted:
+    """For the history. `what`: preempted, continued, adopted, confirmed, boot-failed, or how a job went: released,
+    expired, missing, domain-down, newer-run. `preempted_s`: how long it was stopped by us, as far as that ended now.
+    """
 
     domain: str
-    key: JobKey
-    by: str
+    what: str
+    key: JobKey | None = None
+    text: str = ""
+    preempted_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Continued:
-    """A job runs again after `seconds` of being stopped by us."""
-
-    domain: str
-    key: JobKey
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Adopted:
-    """MoM's list has a job that nobody claimed; it is protected."""
-
-    domain: str
-    key: JobKey
-
-
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """A job is no longer here. `why`: `released`, `expired`, `missing`, `domain-down`, `newer-run`."""
-
-    domain: str
-    key: JobKey
-    why: str
-    preempted_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class BootFailed:
-    """A boot or restore took longer than its limit; the domain is down (or frozen) again."""
-
-    domain: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ignored:
-    """The event makes no sense here and has changed nothing."""
-
-    domain: str
-    code: str
-    text: str
-
-
-Decision = Accepted | Refused | Preempted | Continued | Adopted | Gone | BootFailed | Ignored
+Decision = Accepted | Refused | Noted

@@ -85,6 +85,30 @@ class JobKey(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Amount:
+    """CPUs and memory (MiB), counted side by side."""
+
+    cpus: int
+    mib: int
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(self.cpus + other.cpus, self.mib + other.mib)
+
+    def __sub__(self, other: Amount) -> Amount:
+        return Amount(self.cpus - other.cpus, self.mib - other.mib)
+
+    def within(self, other: Amount) -> bool:
+        """Both parts are no more than the other's; a part that asks for nothing always is."""
+        return (self.cpus <= max(other.cpus, 0)) and (self.mib <= max(other.mib, 0))
+
+    def least(self, other: Amount) -> Amount:
+        return Amount(min(self.cpus, other.cpus), min(self.mib, other.mib))
+
+
+NOTHING = Amount(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A PBS job's part in one domain.
 
@@ -115,6 +139,10 @@ class Job:
     rerunnable: bool = True
 
     @property
+    def size(self) -> Amount:
+        return Amount(self.cpus, self.memory_mib)
+
+    @property
     def stopped_by_us(self) -> bool:
         return self.stopper is Stopper.US
 
@@ -136,7 +164,7 @@ class Domain:
     jobs' memory can leave the host's memory. `unreclaimable_mib`: what its agent last reported as locked or huge.
     `boot_until`: after that a boot has failed. `agent_lost_at`: None while the agent is connected. `frozen`:
     saved to disk. `saving`: being saved. `draining`: reason, empty for not. `fault`: what failed, empty for
-    nothing. `linger_until`, `linger_cpus`, `linger_mib`: after its last priority job a priority domain keeps that
+    nothing. `linger_until`, `linger_size`: after its last priority job a priority domain keeps that
     much to itself until then. `young_since`: since when young jobs have protected it without a gap.
     `overtaken_since`: since when smaller preempted domains go before it. `preempted_s`: job-seconds stopped by us,
     of all jobs that ever ran here, ended stops only. `ended`: recently released jobs.
@@ -157,8 +185,7 @@ class Domain:
     draining: str = ""
     fault: str = ""
     linger_until: float | None = None
-    linger_cpus: int = 0
-    linger_mib: int = 0
+    linger_size: Amount = NOTHING
     young_since: float | None = None
     overtaken_since: float | None = None
     preempted_s: float = 0.0
@@ -186,9 +213,21 @@ class Domain:
         """Jobs stopped by us."""
         return tuple(j for j in self.jobs if j.stopped_by_us)
 
+    def stuck_mib(self, jobs: tuple[Job, ...]) -> int:
+        """What of these jobs' memory stays in the host's when they are stopped: no swap for it, or not swappable."""
+        return max(0, sum(j.memory_mib for j in jobs) - self.swap_mib, self.unreclaimable_mib) if jobs else 0
+
     @property
-    def cpus_running(self) -> int:
-        return sum(j.cpus for j in self.running)
+    def use(self) -> Amount:
+        """What its jobs hold now: the running ones all, the stopped ones the memory that cannot go."""
+        running = self.running
+        memory_mib = sum(j.memory_mib for j in running) + self.stuck_mib(self.stopped)
+        return Amount(sum(j.cpus for j in running), memory_mib)
+
+    @property
+    def use_when_stopped(self) -> Amount:
+        """What its jobs would hold if all of them were stopped."""
+        return Amount(0, self.stuck_mib(self.jobs))
 
     @property
     def stopped_since(self) -> float | None:
@@ -206,6 +245,7 @@ class Limits:
     host after its last job. `max_preemptions`: a job stopped that often is not stopped again (0: no limit).
     `max_preempted_s`: a job stopped that long in one stop is requeued if it allows it (0: no limit).
     `overtaken_s`: a preempted domain passed over longer goes next. `remember_s`: how long an ended job is known.
+    `preempted_cpu_percent`: a preempted domain's cap (100: one CPU); 10 keeps MoM answering (FACTS.md, CPU).
     """
 
     agent_silent_s: float = 30.0
@@ -217,6 +257,7 @@ class Limits:
     max_preempted_s: float = 0.0
     overtaken_s: float = 600.0
     remember_s: float = 60.0
+    preempted_cpu_percent: int = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,14 +293,10 @@ class Host:
         return tuple(d for d in self.domains if d.kind is not Kind.SERVICE)
 
     @property
-    def cpus_for_jobs(self) -> int:
-        """N of DESIGN.md section 4: the host's CPUs without those of services."""
-        return self.cpus - sum(d.cpus for d in self.domains if d.kind is Kind.SERVICE)
-
-    @property
-    def memory_for_jobs(self) -> int:
-        """The host's memory (MiB) without that of services."""
-        return self.memory_mib - sum(d.memory_mib for d in self.domains if d.kind is Kind.SERVICE)
+    def without_services(self) -> Amount:
+        """What the host has for its working domains (N of DESIGN.md section 4)."""
+        services = [d for d in self.domains if d.kind is Kind.SERVICE]
+        return Amount(self.cpus - sum(d.cpus for d in services), self.memory_mib - sum(d.memory_mib for d in services))
 
 
 CLASSES_OF: dict[Kind, tuple[JobClass, ...]] = {

@@ -1,0 +1,327 @@
+"""What must be, given what is: the only place that decides who may start, who is stopped, and who has what.
+
+Rule 1: everything here is a function of a Host. No clock, no I/O, no memory of how the Host came to be so.
+Rule 2: nothing here changes a fact; machine.py does.
+Rule 3: what is published and what a claim is answered come from one function, `verdict`.
+
+The rules are DESIGN.md section 4's. Its formulas leave one thing open, decided here: preemptible jobs may sit on the
+CPUs reserved for frozen domains, whoever came first, so a priority job stops them only if the host is really full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from .model import CLASSES_OF, NOTHING, Amount, Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Stopper
+
+EXACT_DOMAINS = 12
+"""Up to so many stoppable domains every set of them is tried (4,096 sets); beyond, best fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why not. `code` is for programs and never changes; `text` names cause and mend."""
+
+    code: str
+    text: str
+
+
+# What is so: small questions about one domain.
+
+
+def silent(host: Host, domain: Domain) -> bool:
+    """The agent has been away longer than the grace time."""
+    lost = domain.agent_lost_at
+    return lost is not None and host.now >= lost + host.limits.agent_silent_s
+
+
+def lingers(host: Host, domain: Domain) -> bool:
+    return domain.linger_until is not None and host.now < domain.linger_until and not domain.jobs
+
+
+def restoring(domain: Domain) -> bool:
+    return domain.frozen and domain.lifecycle is Lifecycle.BOOTING
+
+
+def young(host: Host, job: Job) -> bool:
+    """It has run for less than the minimum since it was started or continued."""
+    return not job.stopped_by_us and host.now < job.run_since + host.limits.min_run_s
+
+
+def obstacle(host: Host, domain: Domain, job: Job) -> str:
+    """Why this job cannot be stopped now, for people; empty if it can ("stoppable" of DESIGN.md section 2)."""
+    limits = host.limits
+    youth_counts = domain.young_since is None or host.now < domain.young_since + limits.young_s
+    return next(
+        (
+            why
+            for holds, why in (
+                (job.cls is not JobClass.PREEMPTIBLE, f"is of class {job.cls}"),
+                (not job.launched, "has not started yet"),
+                (job.ending, "is ending"),
+                (job.stopper is Stopper.PBS, "is suspended by others"),
+                (0 < limits.max_preemptions <= job.preemptions, f"has been preempted {job.preemptions} times"),
+                (young(host, job) and youth_counts, f"has run for less than {limits.min_run_s:g} s"),
+            )
+            if holds
+        ),
+        "",
+    )
+
+
+def stoppable_but_for_hub(host: Host, domain: Domain) -> bool:
+    reachable = domain.lifecycle is Lifecycle.UP and domain.agent_lost_at is None and not domain.fault
+    jobs_may = all(j.stopped_by_us or not obstacle(host, domain, j) for j in domain.jobs)
+    return domain.kind is Kind.NORMAL and reachable and jobs_may
+
+
+def stoppable(host: Host, domain: Domain) -> bool:
+    return not host.hub_lost and stoppable_but_for_hub(host, domain)
+
+
+def holds_host(domain: Domain) -> bool:
+    """A priority job runs here: on an exclusive host nobody else's preemptible job does."""
+    return any(j.cls is JobClass.PRIORITY for j in domain.jobs)
+
+
+# What is left: shares.
+
+
+def _sum(amounts: Iterable[Amount]) -> Amount:
+    return sum(amounts, NOTHING)
+
+
+def _ceiling(host: Host, domain: Domain) -> Amount:
+    """What this domain may have in all: its configured size, and what its siblings' floors and stopped jobs leave."""
+    total = host.without_services
+    siblings = host.siblings(domain)
+    if host.mode is Mode.EXCLUSIVE:
+        must_stay = [s.stuck_mib(s.jobs) if stoppable(host, s) or not s.running else s.use.mib for s in siblings]
+        left = total.mib - sum(s.floor_mib for s in siblings) - sum(must_stay)
+    else:
+        left = total.mib - sum(d.floor_mib for d in host.workers)
+    mib = min(left, domain.memory_mib) if domain.memory_mib else left
+    return Amount(max(0, min(total.cpus, domain.cpus)), max(0, mib))
+
+
+def _counted(host: Host, domain: Domain) -> tuple[Amount, Amount, Amount]:
+    """(what there is, what is reserved for frozen domains, what `domain` finds taken), without floors."""
+    there = host.without_services - Amount(0, sum(d.floor_mib for d in host.workers))
+    reserved = _sum(Amount(d.cpus, d.memory_mib) for d in host.workers if d.frozen and not restoring(d))
+    return there, reserved, _sum(d.use for d in host.workers) + _held_back(host, domain)
+
+
+def _held_back(host: Host, domain: Domain | None) -> Amount:
+    """What lingering domains and those being restored keep from others."""
+    others = [d for d in host.workers if domain is None or d.name != domain.name]
+    lingering = _sum(d.linger_size for d in others if lingers(host, d))
+    return lingering + _sum(Amount(d.cpus, d.memory_mib) for d in others if restoring(d))
+
+
+def _unused(host: Host) -> Amount:
+    """What nobody has and nobody keeps; negative where more is in use than there is."""
+    floors = Amount(0, sum(d.floor_mib for d in host.workers))
+    return host.without_services - floors - _sum(d.use for d in host.workers) - _held_back(host, None)
+
+
+def _past_stopping(host: Host, domain: Domain) -> Amount:
+    """What stays taken, for `domain`, when everything stoppable is stopped."""
+    uses = _sum(d.use_when_stopped if stoppable(host, d) else d.use for d in host.workers)
+    return uses + _held_back(host, domain)
+
+
+def free(host: Host, domain: Domain) -> Amount:
+    """What a priority job may have on a counted host without stopping anybody."""
+    there, reserved, taken = _counted(host, domain)
+    return (there - taken).least(there - reserved - _past_stopping(host, domain))
+
+
+def share(host: Host, domain: Domain, cls: JobClass) -> Amount:
+    """What one more job of `cls` may have in this domain: CPUs, and memory in MiB. Never negative."""
+    ceiling = _ceiling(host, domain) - domain.use
+    if host.mode is Mode.COUNTED:
+        there, reserved, taken = _counted(host, domain)
+        left = {
+            JobClass.PROTECTED: there - reserved - taken,
+            JobClass.PREEMPTIBLE: there - taken,
+            JobClass.PRIORITY: there - reserved - _past_stopping(host, domain),
+        }[cls]
+        if cls is not JobClass.PRIORITY and any(d.stopped for d in host.workers):
+            left = NOTHING  # else small jobs would keep a preempted domain stopped for ever
+        ceiling = ceiling.least(left)
+    return Amount(max(0, ceiling.cpus), max(0, ceiling.mib))
+
+
+# Who may start.
+
+
+def verdict(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | tuple[str, ...]:
+    """The answer to a claim: a refusal, or the names of the domains that are preempted for it."""
+    return _gate(host, domain, cls, size) or blocked(host, domain, cls) or _sized(host, domain, cls, size)
+
+
+def _gate(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | None:
+    there, name = host.without_services, domain.name
+    gates = (
+        (
+            size.cpus < 1 or size.mib < 0 or not size.within(there),
+            "bad-request",
+            f"no job here can have {size.cpus} CPUs and {size.mib} MiB; {host.name} has {there.cpus} and {there.mib}",
+        ),
+        (
+            cls not in CLASSES_OF[domain.kind],
+            "wrong-class",
+            f"{name} is a {domain.kind} domain; send jobs of class {cls} elsewhere: their queue gives the class",
+        ),
+        (domain.frozen and not restoring(domain), "domain-frozen", f"{name} is saved to disk; bring it back first"),
+        (domain.lifecycle is Lifecycle.DOWN, "domain-down", f"{name} is down"),
+        (domain.lifecycle is Lifecycle.BOOTING, "domain-booting", f"{name} is booting"),
+        (silent(host, domain), "domain-unknown", f"{name}'s agent does not answer; see its log"),
+        (bool(domain.fault), "domain-fault", f"{name}: {domain.fault}; mend it, then `magrathea clear {name}`"),
+        (bool(domain.stopped), "domain-preempted", f"{name} is preempted"),
+        (bool(domain.draining) or domain.saving, "domain-draining", f"{name} is draining: {domain.draining}"),
+        *((d.lifecycle is Lifecycle.BOOTING, "host-booting", f"{d.name} is booting") for d in host.domains),
+        *((bool(d.fault), "host-fault", f"{d.name}: {d.fault}") for d in host.domains),
+    )
+    return next((Refusal(code, text) for holds, code, text in gates if holds), None)
+
+
+def blocked(host: Host, domain: Domain, cls: JobClass) -> Refusal | None:
+    """On an exclusive host: a sibling in the way that cannot be pushed aside."""
+    if host.mode is Mode.COUNTED:
+        return None
+    for sibling in host.siblings(domain):
+        if domain.kind is Kind.NORMAL:
+            if sibling.jobs:
+                return Refusal("host-busy", f"{sibling.name} on {host.name} has jobs")
+            if lingers(host, sibling):
+                return Refusal("host-lingers", f"{sibling.name} keeps {host.name} for its next priority job")
+            if sibling.frozen and cls is not JobClass.PREEMPTIBLE:
+                return Refusal("host-reserved", f"{sibling.name} is frozen; until it is back, only preemptible jobs")
+        elif sibling.running and not stoppable(host, sibling):
+            return _why_not_stoppable(host, sibling)
+    return None
+
+
+def _why_not_stoppable(host: Host, sibling: Domain) -> Refusal:
+    if stoppable_but_for_hub(host, sibling):
+        return Refusal("hub-lost", f"{sibling.name} would be preempted, but no hub answers to book it in PBS")
+    whys = [f"{j.key} {why}" for j in sibling.jobs if not j.stopped_by_us and (why := obstacle(host, sibling, j))]
+    return Refusal("host-busy", f"{sibling.name} on {host.name} cannot be preempted: {'; '.join(whys) or 'no contact'}")
+
+
+def _sized(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | tuple[str, ...]:
+    left = share(host, domain, cls)
+    if host.mode is Mode.EXCLUSIVE and cls is JobClass.PRIORITY and _ceiling(host, domain).mib < domain.floor_mib:
+        return Refusal("memory", f"stopped jobs on {host.name} leave {domain.name} less than its floor")
+    if not size.within(left):
+        if host.hub_lost and any(stoppable_but_for_hub(host, d) and d.running for d in host.siblings(domain)):
+            return Refusal(
+                "hub-lost", f"no hub answers, so nothing is preempted; without that {left.cpus} CPUs are left"
+            )
+        if size.cpus > left.cpus:
+            return Refusal("cpus", f"{size.cpus} CPUs asked for, {left.cpus} left on {host.name} for class {cls}")
+        return Refusal("memory", f"{size.mib} MiB asked for, {left.mib} left on {host.name} for class {cls}")
+    if cls is not JobClass.PRIORITY:
+        return ()
+    if host.mode is Mode.EXCLUSIVE:
+        return tuple(s.name for s in host.siblings(domain) if s.running)
+    return victims(host, size - free(host, domain))
+
+
+def defrost_verdict(host: Host, domain: Domain, until: float) -> Refusal | tuple[str, ...]:
+    """May a frozen domain come back now, and which domains that borrowed its CPUs are preempted for it?"""
+    if not domain.frozen or domain.lifecycle is not Lifecycle.DOWN or until <= host.now:
+        return Refusal("not-frozen", f"{domain.name} is not saved to disk, or would have to be back already")
+    if other := next((d for d in host.domains if d.fault or d.lifecycle is Lifecycle.BOOTING), None):
+        return Refusal("host-booting", f"{other.name} is booting or in fault; wait or mend it")
+    if host.mode is Mode.EXCLUSIVE:
+        return ()
+    back = host.having(replace(domain, lifecycle=Lifecycle.BOOTING))
+    need = NOTHING - _unused(back)
+    sufficient = need.within(_sum(d.use - d.use_when_stopped for d in host.workers if stoppable(host, d)))
+    return (
+        victims(back, need) if sufficient else Refusal("cpus", f"its CPUs or memory are lent: {need} cannot be freed")
+    )
+
+
+def victims(host: Host, need: Amount) -> tuple[str, ...]:
+    """The stoppable domains to preempt for `need` more, best fitting first (DESIGN.md section 4, "Victims").
+
+    All of them together suffice: the caller has made sure.
+    """
+    if need.within(NOTHING):
+        return ()
+    candidates = [d for d in host.workers if d.running and stoppable(host, d)]
+    gives = {d.name: d.use - d.use_when_stopped for d in candidates}
+    if len(candidates) > EXACT_DOMAINS:
+        return _best_fit(gives, need)
+
+    def cost(chosen: tuple[Domain, ...]) -> tuple[int, int, float, int, tuple[str, ...]]:
+        spare = _sum(gives[d.name] for d in chosen) - need
+        return spare.cpus, len(chosen), sum(d.preempted_s for d in chosen), spare.mib, tuple(d.name for d in chosen)
+
+    sets = (tuple(d for i, d in enumerate(candidates) if mask >> i & 1) for mask in range(1 << len(candidates)))
+    return min(cost(chosen) for chosen in sets if need.within(_sum(gives[d.name] for d in chosen)))[-1]
+
+
+def _best_fit(gives: dict[str, Amount], need: Amount) -> tuple[str, ...]:
+    chosen: list[str] = []
+    rest = dict(sorted(gives.items(), key=lambda item: (item[1].cpus, item[1].mib, item[0])))
+    while rest and not need.within(_sum(gives[n] for n in chosen)):
+        missing = need - _sum(gives[n] for n in chosen)
+        name = next((n for n, amount in rest.items() if missing.within(amount)), next(reversed(rest)))
+        chosen.append(name)
+        del rest[name]
+    for name in tuple(chosen):  # the last one may make an earlier one needless
+        if need.within(_sum(gives[n] for n in chosen if n != name)):
+            chosen.remove(name)
+    return tuple(sorted(chosen))
+
+
+# Who is stopped.
+
+
+def wanted_stopped(host: Host) -> frozenset[tuple[str, JobKey]]:
+    """(domain, job) of all jobs that must not run now. A job that is ending is neither stopped nor waited for."""
+    return frozenset((d.name, j.key) for d in host.workers for j in _to_stop(host, d) if not j.ending)
+
+
+def _to_stop(host: Host, domain: Domain) -> tuple[Job, ...]:
+    ours = tuple(j for j in domain.jobs if j.cls is JobClass.PREEMPTIBLE and j.stopper is not Stopper.PBS)
+    if host.mode is Mode.EXCLUSIVE:
+        siblings = host.siblings(domain)
+        if domain.kind is Kind.NORMAL and any(holds_host(s) for s in siblings):
+            return ours
+        waiting = any(lingers(host, s) or restoring(s) for s in siblings)
+    else:
+        waiting = domain.stopped_since is not None and domain.name not in resuming(host)
+    return tuple(j for j in ours if j.held_elsewhere or (waiting and j.stopped_by_us))
+
+
+def in_line(host: Host) -> tuple[Domain, ...]:
+    """Preempted domains, longest preempted first; those held for another host's sake only are not in this line."""
+    preempted = [d for d in host.workers if any(not j.held_elsewhere for j in d.stopped)]
+    return tuple(sorted(preempted, key=lambda d: (d.stopped_since or 0.0, d.name)))
+
+
+def overdue(host: Host, domain: Domain) -> bool:
+    since = domain.overtaken_since
+    return since is not None and host.now >= since + host.limits.overtaken_s
+
+
+def resuming(host: Host) -> frozenset[str]:
+    """On a counted host: the preempted domains that fit now. They may use what is reserved for frozen ones."""
+    left, names = _unused(host), set()
+    for domain in in_line(host):
+        back = [j for j in domain.stopped if not j.held_elsewhere]
+        staying = tuple(j for j in domain.stopped if j.held_elsewhere)
+        gives_up = domain.stuck_mib(domain.stopped) - domain.stuck_mib(staying)
+        need = _sum(j.size for j in back) - Amount(0, gives_up)
+        if need.within(left):
+            left -= need
+            names.add(domain.name)
+        elif overdue(host, domain):
+            break  # its turn has come: nobody goes before it any more
+    return frozenset(names)

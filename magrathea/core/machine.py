@@ -1,0 +1,337 @@
+"""What an event does to the facts of a host: the only place where facts change.
+
+Rule 1: `handle` is a function; the same facts and the same event give the same facts and decisions.
+Rule 2: deadlines take effect in the order of their times, before the event itself.
+Rule 3: a refused or impossible event changes nothing but the time.
+Rule 4: there is no undo. What has to be done follows from the facts (allocation.py, plan.py), after every event anew.
+
+A job's stop begins as a fact here, with the claim that needs it. It ends as a fact when it has ended in the world
+(`JobContinued`), so that a claim during a switch only changes what is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from . import events as ev
+from .allocation import Refusal, defrost_verdict, in_line, lingers, resuming, verdict, wanted_stopped, young
+from .model import NOTHING, Amount, Domain, Ended, Host, Job, JobClass, JobKey, Kind, Lifecycle, Stopper
+
+LIST_AGE_S = 5.0
+"""MoM's list may be that old (its hook runs in the background): it does not overrule a newer stop or continuation."""
+
+Result = tuple[Host, tuple[ev.Decision, ...]]
+
+
+def handle(host: Host, event: ev.Event) -> Result:
+    """The host after `event`, and what was decided. A time before the host's own counts as now."""
+    said: tuple[ev.Decision, ...] = ()
+    while (due := next_deadline(host)) is not None and due <= event.at:
+        host, more = _settled(*_expired(replace(host, now=due)), "")
+        said += more
+    host = replace(host, now=max(host.now, event.at))
+    if not isinstance(event, ev.DomainEvent):
+        host, more = _OF_HOST[type(event)](host, event)
+    elif domain := host.domain(event.domain):
+        host, more = _OF_DOMAIN[type(event)](host, domain, event)
+    else:
+        _, more = _refused(host, event, "unknown-domain", f"{host.name} has no domain {event.domain}")
+    host, more = _settled(host, more, str(getattr(event, "key", "")))
+    return host, said + more
+
+
+def next_deadline(host: Host) -> float | None:
+    """When a `TimerFired` may next change something, or None."""
+    return min((t for t in _deadlines(host) if t > host.now), default=None)
+
+
+def _deadlines(host: Host) -> Iterator[float]:
+    limits = host.limits
+    for d in host.domains:
+        yield from (t for t in (d.boot_until, d.linger_until) if t is not None)
+        after = ((d.agent_lost_at, limits.agent_silent_s), (d.young_since, limits.young_s))
+        for since, span in (*after, (d.overtaken_since, limits.overtaken_s)):
+            if since is not None:
+                yield since + span
+        yield from (e.at + limits.remember_s for e in d.ended)
+        for j in d.jobs:
+            if not j.confirmed:
+                yield j.claimed_at + limits.claim_s
+            yield j.run_since + limits.min_run_s
+            if j.stopped_since is not None and limits.max_preempted_s:
+                yield j.stopped_since + limits.max_preempted_s
+
+
+def _expired(host: Host) -> Result:
+    """What the present time ends: boots, claims, lingering, the memory of ended jobs."""
+    said: tuple[ev.Decision, ...] = ()
+    for d in host.domains:
+        if d.boot_until is not None and d.boot_until <= host.now:
+            host, more = _down(host, d)
+            said += (ev.Noted(d.name, "boot-failed"), *more)
+        for j in d.jobs:
+            if not j.confirmed and j.claimed_at + host.limits.claim_s <= host.now:
+                host, more = _gone(host, d.name, j.key, "expired")
+                said += more
+    for d in host.domains:
+        ended = tuple(e for e in d.ended if e.at + host.limits.remember_s > host.now)
+        over = d.linger_until is not None and not lingers(host, d)
+        kept = replace(d, linger_until=None, linger_size=NOTHING) if over else d
+        host = host.having(replace(kept, ended=ended))
+    return host, said
+
+
+def _settled(host: Host, said: tuple[ev.Decision, ...], by: str) -> Result:
+    """Mark what must be stopped as stopped, and bring the facts that depend on other facts up to date."""
+    wanted = wanted_stopped(host)
+    for name, key in sorted(wanted):
+        domain, job = _job(host, name, key)
+        if not job.stopped_by_us:
+            host = host.having(domain.having(_stop(host, job)))
+            said += (ev.Noted(name, "preempted", key, by if not job.held_elsewhere else "another host of the job"),)
+    fits, line = resuming(host), [d.name for d in in_line(host)]
+    overtakers = [i for i, name in enumerate(line) if name in fits]
+    for d in host.workers:
+        ahead = d.name in line and d.name not in fits and any(i > line.index(d.name) for i in overtakers)
+        overtaken = (host.now if d.overtaken_since is None else d.overtaken_since) if ahead else d.overtaken_since
+        has_young = any(young(host, j) for j in d.jobs)
+        since = (host.now if d.young_since is None else d.young_since) if has_young else None
+        host = host.having(replace(d, overtaken_since=overtaken if d.name in line else None, young_since=since))
+    return host, said
+
+
+def _job(host: Host, name: str, key: JobKey) -> tuple[Domain, Job]:
+    domain = host.domain(name)
+    job = domain.job(key) if domain else None
+    assert domain and job, f"{key} in {name} was there a moment ago"
+    return domain, job
+
+
+def _stop(host: Host, job: Job) -> Job:
+    return replace(job, stopped_since=host.now, stopper=Stopper.US, preemptions=job.preemptions + 1)
+
+
+def _gone(host: Host, name: str, key: JobKey, why: str) -> Result:
+    """The job taken away; its preempted seconds stay with the domain."""
+    domain, job = _job(host, name, key)
+    stopped_s = host.now - job.stopped_since if job.stopped_by_us and job.stopped_since is not None else 0.0
+    rest = tuple(j for j in domain.jobs if j.key != key)
+    ended = (*domain.ended, Ended(key, host.now))
+    left = replace(domain, jobs=rest, ended=ended, preempted_s=domain.preempted_s + stopped_s)
+    last_priority = job.cls is JobClass.PRIORITY and not rest and why in ("released", "missing")
+    if last_priority and not domain.draining and host.limits.linger_s > 0:
+        left = replace(left, linger_until=host.now + host.limits.linger_s, linger_size=job.size)
+    return host.having(left), (ev.Noted(name, why, key, "", job.preempted_s + stopped_s),)
+
+
+def _with(host: Host, name: str, **changes: Any) -> Result:
+    domain = host.domain(name)
+    assert domain
+    return host.having(replace(domain, **changes)), ()
+
+
+def _down(host: Host, domain: Domain) -> Result:
+    said: tuple[ev.Decision, ...] = ()
+    for job in domain.jobs:
+        host, more = _gone(host, domain.name, job.key, "domain-down")
+        said += more
+    return _with(host, domain.name, lifecycle=Lifecycle.DOWN, boot_until=None, saving=False, linger_until=None)[0], said
+
+
+def _refused(host: Host, event: ev.DomainEvent, code: str, text: str) -> Result:
+    return host, (ev.Refused(event.domain, code, text, getattr(event, "key", None)),)
+
+
+def _preempt(host: Host, names: tuple[str, ...], by: str) -> Result:
+    said: tuple[ev.Decision, ...] = ()
+    for name in names:
+        victim = host.domain(name)
+        for job in victim.running if victim else ():
+            host = host.having(_job(host, name, job.key)[0].having(_stop(host, job)))
+            said += (ev.Noted(name, "preempted", job.key, by),)
+    return host, said
+
+
+# One function per event that does more than set a fact; the table of all events is at the end.
+
+
+def _claimed(host: Host, domain: Domain, event: ev.Claimed) -> Result:
+    known, before = domain.job_of(event.key.id), host
+    if known and known.key == event.key:
+        return host, (ev.Accepted(domain.name, event.key),)
+    if known and known.key.run > event.key.run:
+        return _refused(host, event, "stale-run", f"{domain.name} already has {known.key}")
+    if any(e.key == event.key for e in domain.ended):
+        return _refused(host, event, "run-ended", f"{event.key} has ended in {domain.name}")
+    said: tuple[ev.Decision, ...] = ()
+    if known:
+        host, said = _gone(host, domain.name, known.key, "newer-run")
+    here = host.domain(domain.name) or domain
+    answer = verdict(host, here, event.cls, Amount(event.cpus, event.memory_mib))
+    if isinstance(answer, Refusal):
+        return _refused(before, event, answer.code, answer.text)
+    host, more = _preempt(host, answer, str(event.key))
+    new = Job(event.key, event.cls, event.cpus, event.memory_mib, host.now, host.now, rerunnable=event.rerunnable)
+    host = host.having(replace(here.having(new), linger_until=None, linger_size=NOTHING))
+    return host, (*said, *more, ev.Accepted(domain.name, event.key, answer))
+
+
+def _released(host: Host, domain: Domain, event: ev.Released) -> Result:
+    return _gone(host, domain.name, event.key, "released") if domain.job(event.key) else (host, ())
+
+
+def _launched(host: Host, domain: Domain, event: ev.JobLaunched) -> Result:
+    if not (job := domain.job(event.key)):
+        return _refused(host, event, "unknown-job", f"{domain.name} has no {event.key}")
+    since = job.run_since if job.launched else host.now
+    return host.having(domain.having(replace(job, launched=True, confirmed=True, run_since=since))), ()
+
+
+def _continued(host: Host, domain: Domain, event: ev.JobContinued) -> Result:
+    if not (job := domain.job(event.key)) or not job.stopped_by_us or job.stopped_since is None:
+        return _refused(host, event, "not-stopped", f"{event.key} in {domain.name} is not stopped by us")
+    if (domain.name, event.key) in wanted_stopped(host):
+        return _refused(host, event, "wanted-stopped", f"{event.key} must not run now: it is stopped again")
+    seconds = host.now - job.stopped_since
+    runs = replace(job, stopped_since=None, stopper=None, run_since=host.now, preempted_s=job.preempted_s + seconds)
+    host = host.having(replace(domain.having(runs), preempted_s=domain.preempted_s + seconds))
+    return host, (ev.Noted(domain.name, "continued", event.key, "", seconds),)
+
+
+def _jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result:
+    if domain.lifecycle is not Lifecycle.UP:
+        return _refused(host, event, f"domain-{domain.lifecycle}", f"{domain.name} is {domain.lifecycle}")
+    said: tuple[ev.Decision, ...] = ()
+    listed = {r.key: r for r in event.jobs}
+    for job in domain.jobs:
+        newer = any(r.key.id == job.key.id and r.key.run > job.key.run for r in event.jobs)
+        if job.key not in listed and (newer or job.missing >= 1):
+            host, more = _gone(host, domain.name, job.key, "newer-run" if newer else "missing")
+            said += more
+        elif job.key not in listed:
+            host = host.having(_job(host, domain.name, job.key)[0].having(replace(job, missing=job.missing + 1)))
+    for key, report in sorted(listed.items()):
+        here = host.domain(domain.name) or domain
+        if (known := here.job_of(key.id)) and known.key == key:
+            host = host.having(here.having(_confirmed(host, known, report)))
+        elif not known and not any(e.key == key for e in here.ended):
+            size = (max(0, report.cpus), max(0, report.memory_mib))
+            new = Job(key, JobClass.PROTECTED, *size, host.now, host.now, True, True, rerunnable=report.rerunnable)
+            host = host.having(here.having(new))
+            said += (ev.Noted(domain.name, "adopted", key, "nobody claimed it; it is protected"),)
+    return host, said
+
+
+def _confirmed(host: Host, job: Job, report: ev.ReportedJob) -> Job:
+    job = replace(job, confirmed=True, missing=0, ending=report.ending)
+    if job.stopped_by_us or job.booked or host.now < job.run_since + LIST_AGE_S:
+        return job
+    if report.suspended and job.stopper is None:
+        return replace(job, stopper=Stopper.PBS, stopped_since=host.now)
+    if not report.suspended and job.stopper is Stopper.PBS:
+        return replace(job, stopper=None, stopped_since=None, run_since=host.now)
+    return job
+
+
+def _books(host: Host, event: ev.BooksReported) -> Result:
+    books = {b.key: b for b in event.jobs}
+    for domain in host.workers:
+        jobs = []
+        for job in domain.jobs:
+            book = books.get(job.key, ev.Booking(job.key, booked=False))
+            held = book.held and job.cls is JobClass.PREEMPTIBLE
+            jobs.append(replace(job, booked=book.booked, held_elsewhere=held))
+        host = host.having(replace(domain, jobs=tuple(jobs)))
+    return host, ()
+
+
+def _daemon_started(host: Host, event: ev.DaemonStarted) -> Result:
+    away = tuple(replace(d, agent_lost_at=host.now) for d in host.domains)
+    return replace(host, domains=away, hub_lost=True), ()
+
+
+def _booting(host: Host, domain: Domain, event: ev.DomainBooting) -> Result:
+    if event.until <= host.now:
+        return _refused(host, event, "bad-request", f"a boot of {domain.name} until {event.until} is over already")
+    return _with(host, domain.name, lifecycle=Lifecycle.BOOTING, boot_until=event.until)
+
+
+def _started(host: Host, domain: Domain, event: ev.DomainStarted) -> Result:
+    if domain.lifecycle is Lifecycle.UP:
+        return host, ()
+    up = replace(domain, lifecycle=Lifecycle.UP, boot_until=None, frozen=False)
+    if up.agent_lost_at is not None:
+        up = replace(up, agent_lost_at=host.now)
+    if domain.frozen and host.limits.linger_s > 0:
+        until = host.now + host.limits.linger_s
+        up = replace(up, linger_until=until, linger_size=Amount(domain.cpus, domain.memory_mib))
+    return host.having(up), ()
+
+
+def _freeze(host: Host, domain: Domain, event: ev.FreezeRequested) -> Result:
+    if domain.kind is not Kind.PRIORITY or domain.lifecycle is not Lifecycle.UP:
+        return _refused(host, event, "not-freezable", f"only a priority domain that is up is frozen, not {domain.name}")
+    return _with(host, domain.name, saving=True, draining=domain.draining or "to be frozen")
+
+
+def _freeze_ended(host: Host, domain: Domain, event: ev.FreezeEnded) -> Result:
+    if not domain.saving or domain.jobs:
+        return _refused(host, event, "not-saving", f"{domain.name} is not being saved")
+    host, _ = _with(host, domain.name, saving=False, draining="", frozen=not event.failed)
+    if event.failed:
+        return host, (ev.Noted(domain.name, "freeze-failed", None, event.failed),)
+    return _with(host, domain.name, lifecycle=Lifecycle.DOWN, agent_lost_at=host.now)
+
+
+def _defrost(host: Host, domain: Domain, event: ev.DefrostRequested) -> Result:
+    answer = defrost_verdict(host, domain, event.until)
+    if isinstance(answer, Refusal):
+        return _refused(host, event, answer.code, answer.text)
+    host, said = _preempt(host, answer, f"the restore of {domain.name}")
+    host, _ = _with(host, domain.name, lifecycle=Lifecycle.BOOTING, boot_until=event.until)
+    return host, (*said, ev.Accepted(domain.name, None, answer))
+
+
+def _drain(host: Host, domain: Domain, event: ev.DrainRequested) -> Result:
+    if domain.kind is Kind.SERVICE:
+        return _refused(host, event, "wrong-kind", f"{domain.name} is a service; it takes no jobs anyway")
+    return _with(host, domain.name, draining=event.reason or "no reason given")
+
+
+def _memory(host: Host, domain: Domain, event: ev.MemoryReported) -> Result:
+    if event.unreclaimable_mib < 0:
+        return _refused(host, event, "bad-request", f"{event.unreclaimable_mib} MiB is no amount of memory")
+    return _with(host, domain.name, unreclaimable_mib=event.unreclaimable_mib)
+
+
+_OF_DOMAIN: dict[type, Callable[[Host, Domain, Any], Result]] = {
+    ev.Claimed: _claimed,
+    ev.Released: _released,
+    ev.JobLaunched: _launched,
+    ev.JobContinued: _continued,
+    ev.JobsReported: _jobs_reported,
+    ev.AgentConnected: lambda h, d, e: _with(h, d.name, agent_lost_at=None),
+    ev.AgentLost: lambda h, d, e: (h, ()) if d.agent_lost_at is not None else _with(h, d.name, agent_lost_at=h.now),
+    ev.MemoryReported: _memory,
+    ev.DomainBooting: _booting,
+    ev.DomainStarted: _started,
+    ev.DomainStopped: lambda h, d, e: _down(h, d),
+    ev.FreezeRequested: _freeze,
+    ev.FreezeEnded: _freeze_ended,
+    ev.DefrostRequested: _defrost,
+    ev.ImageLost: lambda h, d, e: _with(h, d.name, frozen=False, lifecycle=Lifecycle.DOWN) if d.frozen else (h, ()),
+    ev.DrainRequested: _drain,
+    ev.DrainEnded: lambda h, d, e: _with(h, d.name, draining="", saving=False),
+    ev.Faulted: lambda h, d, e: _with(h, d.name, fault=e.reason or "no reason given"),
+    ev.FaultCleared: lambda h, d, e: _with(h, d.name, fault=""),
+}
+
+_OF_HOST: dict[type, Callable[[Host, Any], Result]] = {
+    ev.BooksReported: _books,
+    ev.DaemonStarted: _daemon_started,
+    ev.HubLost: lambda h, e: (replace(h, hub_lost=True), ()),
+    ev.HubFound: lambda h, e: (replace(h, hub_lost=False), ()),
+    ev.TimerFired: lambda h, e: (h, ()),
+}

@@ -1,0 +1,154 @@
+"""The steps from what is to what should be: ordered, idempotent, computed anew after each.
+
+Order: stop jobs before their memory goes, take CPUs and memory before giving them, give memory back before
+continuing jobs. A domain whose agent is away or which the driver does not know gets no step that needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from .allocation import wanted_stopped
+from .model import Domain, Host, Job, JobKey, Lifecycle, Mode
+
+
+class Order(StrEnum):
+    """What an agent was told about a job and has confirmed. LIFT: swept no more, but PBS is to continue it."""
+
+    STOP = "stop"
+    LIFT = "lift"
+    RUN = "run"
+
+
+@dataclass(frozen=True, slots=True)
+class ActualDomain:
+    """A domain as driver and agent see it. None: not capped, or nothing can be said or moved."""
+
+    cpu_percent: int | None = None
+    memory_mib: int | None = None
+    orders: Mapping[JobKey, Order] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What a domain should have. `cpu_percent` None: no cap; `keep`: whatever it has (DESIGN.md, "Lazy")."""
+
+    cpu_percent: int | None = None
+    memory_mib: int | None = None
+    keep: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """Tell the domain's agent what is to be done about these jobs."""
+
+    domain: str
+    order: Order
+    keys: tuple[JobKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetCpu:
+    domain: str
+    percent: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SetMemory:
+    domain: str
+    mib: int
+
+
+Step = Orders | SetCpu | SetMemory
+
+
+def desired(host: Host) -> dict[str, Want]:
+    """What each working domain that is up should have."""
+    wanted = wanted_stopped(host)
+    up = [d for d in host.workers if d.lifecycle is Lifecycle.UP]
+    active = {d.name: tuple(j for j in d.jobs if (d.name, j.key) not in wanted) for d in up}
+    held = {d.name: d.floor_mib + _held_mib(d, active[d.name]) for d in up}
+    alone = [name for name, jobs in active.items() if jobs] if host.mode is Mode.EXCLUSIVE else []
+    away = sum(d.floor_mib for d in host.workers if d.name not in held)
+    wants = {}
+    for d in up:
+        if not active[d.name]:
+            cap = host.limits.preempted_cpu_percent if d.jobs else None
+            wants[d.name] = Want(cap, held[d.name], keep=not d.jobs)
+        elif host.mode is Mode.COUNTED:
+            wants[d.name] = Want(100 * sum(j.cpus for j in active[d.name]), held[d.name])
+        else:
+            rest = host.without_services.mib - away - sum(m for name, m in held.items() if name != d.name)
+            mib = rest if alone == [d.name] else held[d.name]
+            wants[d.name] = Want(None, min(mib, d.memory_mib) if d.memory_mib else mib)
+    return wants
+
+
+def _held_mib(domain: Domain, active: tuple[Job, ...]) -> int:
+    stopped = tuple(j for j in domain.jobs if j not in active)
+    return sum(j.memory_mib for j in active) + domain.stuck_mib(stopped)
+
+
+def steps(host: Host, actual: Mapping[str, ActualDomain]) -> list[Step]:
+    """What is left to do, in order; empty when all is as it should be."""
+    wants = {name: want for name, want in desired(host).items() if name in actual}
+    return [
+        *_orders(host, actual, Order.STOP),
+        *_cpus(host, wants, actual, giving=False),
+        *_memory(host, wants, actual, giving=False),
+        *_memory(host, wants, actual, giving=True),
+        *_cpus(host, wants, actual, giving=True),
+        *_orders(host, actual, Order.LIFT),
+        *_orders(host, actual, Order.RUN),
+    ]
+
+
+def _order_for(job: Job, wanted: bool) -> Order:
+    if wanted:
+        return Order.STOP
+    return Order.LIFT if job.booked else Order.RUN
+
+
+def _orders(host: Host, actual: Mapping[str, ActualDomain], order: Order) -> Iterator[Orders]:
+    wanted = wanted_stopped(host)
+    for d in host.workers:
+        if d.name not in actual or d.agent_lost_at is not None:
+            continue
+        told = actual[d.name].orders
+        due = {j.key: _order_for(j, (d.name, j.key) in wanted) for j in d.jobs if j.stopped_by_us or j.key in told}
+        keys = tuple(key for key, o in due.items() if o is order and told.get(key) is not o)
+        if keys:
+            yield Orders(d.name, order, keys)
+
+
+def _cpus(
+    host: Host, wants: Mapping[str, Want], actual: Mapping[str, ActualDomain], *, giving: bool
+) -> Iterator[SetCpu]:
+    for name, want in wants.items():
+        has = actual[name].cpu_percent
+        if want.keep and has != host.limits.preempted_cpu_percent:
+            continue  # an idle domain keeps what it has, but not the cap of a preempted one
+        gives = has is not None and (want.cpu_percent is None or want.cpu_percent > has)
+        if has != want.cpu_percent and gives is giving:
+            yield SetCpu(name, want.cpu_percent)
+
+
+def _memory(
+    host: Host, wants: Mapping[str, Want], actual: Mapping[str, ActualDomain], *, giving: bool
+) -> Iterator[SetMemory]:
+    needed = any(not w.keep for w in wants.values())
+    for name, want in wants.items():
+        has = actual[name].memory_mib
+        if has is None or want.memory_mib is None or not needed or has == want.memory_mib:
+            continue
+        if (want.memory_mib > has) is giving and not (want.keep and giving):
+            yield SetMemory(name, want.memory_mib)
+
+
+def ready(host: Host, actual: Mapping[str, ActualDomain], domain: Domain, key: JobKey) -> bool:
+    """PBS may resume this booked job as far as this host goes: all is given back and its agent has let go."""
+    told = actual[domain.name].orders if domain.name in actual else {}
+    pending = any(isinstance(s, SetMemory | SetCpu) and s.domain == domain.name for s in steps(host, actual))
+    return (domain.name, key) not in wanted_stopped(host) and told.get(key) is Order.LIFT and not pending
