@@ -1,0 +1,90 @@
+"""Processes that do not outlive whoever started them, and those of a session. Linux only, no root needed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}, {value}) failed")
+
+
+def become_subreaper() -> None:
+    """Orphans among the descendants of this process become its children, so that none is lost sight of."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(sig: int = signal.SIGKILL) -> None:
+    """This process gets `sig` when the thread that started it ends."""
+    _prctl(PR_SET_PDEATHSIG, sig)
+
+
+def stat_fields(pid: int) -> tuple[int, int, str] | None:
+    """Parent, session and state letter of a process, or None when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()
+    return int(fields[1]), int(fields[3]), fields[0]
+
+
+def _all() -> dict[int, tuple[int, int, str]]:
+    found = (
+        (int(entry.name), stat_fields(int(entry.name))) for entry in Path("/proc").iterdir() if entry.name.isdigit()
+    )
+    return {pid: fields for pid, fields in found if fields is not None}
+
+
+def of_session(session: int) -> list[int]:
+    """Processes of a session, zombies excluded."""
+    return [pid for pid, (_, sid, state) in _all().items() if sid == session and state not in "ZX"]
+
+
+def descendants(root: int) -> list[int]:
+    """Processes that descend from `root`, nearest first; zombies excluded."""
+    table = _all()
+    found, wanted = [], [root]
+    while wanted:
+        parent = wanted.pop(0)
+        children = [pid for pid, (ppid, _, _) in table.items() if ppid == parent]
+        found += children
+        wanted += children
+    return [pid for pid in found if table[pid][2] not in "ZX"]
+
+
+def send(pids: Iterable[int], sig: int) -> None:
+    """Send `sig`; a process that is gone meanwhile needs none."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, sig)
+
+
+def end_descendants(patience_s: float = 2.0) -> None:
+    """End all that descends from this process: SIGTERM to its children, later SIGKILL to all that is left; reap them.
+
+    This process must be a subreaper, else orphans are missed.
+    """
+    me = os.getpid()
+    send((p for p in descendants(me) if (f := stat_fields(p)) and f[0] == me), signal.SIGTERM)
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline + patience_s:
+        while True:
+            try:
+                if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                    break
+            except ChildProcessError:
+                return
+        if time.monotonic() > deadline:
+            send(descendants(me), signal.SIGKILL)
+        time.sleep(0.02)
