@@ -300,6 +300,13 @@ def _to_stop(host: Host, domain: Domain) -> tuple[Job, ...]:
     return tuple(j for j in ours if j.held_elsewhere or (waiting and j.stopped_by_us))
 
 
+def to_requeue(host: Host) -> frozenset[tuple[str, JobKey]]:
+    """(domain, job) of the jobs stopped by us for longer than the admin allows in one stop, and rerunnable."""
+    limit = host.limits.max_preempted_s
+    late = ((d, j) for d in host.workers for j in d.stopped if j.stopped_since is not None and j.rerunnable)
+    return frozenset((d.name, j.key) for d, j in late if limit and host.now >= (j.stopped_since or 0.0) + limit)
+
+
 def in_line(host: Host) -> tuple[Domain, ...]:
     """Preempted domains, longest preempted first; those held for another host's sake only are not in this line."""
     preempted = [d for d in host.workers if any(not j.held_elsewhere for j in d.stopped)]
