@@ -116,7 +116,7 @@ class Pbs(Protocol):
         """All vnodes."""
 
     def jobs(self) -> list[PbsJob]:
-        """All jobs that start, run, are suspended or exit, subjobs of arrays included; waiting ones need not be here."""
+        """All jobs that start, run, are suspended or exit, subjobs of arrays too; waiting ones need not be here."""
 
     def job(self, job: str) -> PbsJob | None:
         """One job as `jobs` gives it, or None where PBS does not know it (any more) or it has finished."""
