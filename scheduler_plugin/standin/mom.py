@@ -247,7 +247,8 @@ class Mom:
                 return
             if pid == 0:
                 return
-            self._children.pop(pid, lambda code: None)(os.waitstatus_to_exitcode(status))
+            if (ended := self._children.pop(pid, None)) is not None:  # else an orphan of some job
+                ended(os.waitstatus_to_exitcode(status))
 
     async def _periodically(self) -> None:
         await self.hook_beside("exechost_startup")

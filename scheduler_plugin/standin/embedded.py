@@ -1,0 +1,240 @@
+"""A whole small cluster on this machine without root and without PBS: everything of Magrathea for real, PBS stood in.
+
+    with StandInCluster([EXCLUSIVE, COUNTED]) as cluster:
+        job = cluster.submit("low", 100)
+
+Every part is started by its own command line, with its own configuration file, in one temporary directory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..pbs.base import PbsError
+from . import fleet, work
+from .client import Client
+from .fleet import BOTH, HostSpec
+from .keeper import Keeper, Part
+from .scenarios import PAUSE_S, JobView, VnodeView
+
+START_S = 30.0
+"""For all parts to be up and all domains to be published; 3 s on two idle cores."""
+PERIODIC_S = 2.0
+"""MoM's list of jobs goes out so often; 15 s in a cluster, where jobs last longer."""
+KILL_DELAY_S = 2.0
+"""From SIGTERM to SIGKILL of a deleted job; 10 s in PBS."""
+LAST_LINES = 15
+
+
+class NotUp(Exception):
+    """The cluster did not come up; the text says which part is missing, and what the parts printed last."""
+
+
+class StandInCluster:
+    """See the module and scenarios.Cluster. `parts`: by name ("hub", "noded-h1", "agent-n1", "mom-n1", "server")."""
+
+    def __init__(self, hosts: Sequence[HostSpec] = BOTH, *, keep: bool = False, name: str = "") -> None:
+        """`keep`: leave the directory. `name`: the PBS server's, unique on this machine because job ids are."""
+        self.hosts = tuple(hosts)
+        self.keep = keep
+        self.server_name = name or f"s{os.getpid()}x{time.monotonic_ns() % 100000}"
+        self.directory = Path(tempfile.mkdtemp(prefix="magrathea-"))
+        self.parts: dict[str, Part] = {}
+        self._environment = {
+            "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+            "HOME": os.environ.get("HOME", "/"),
+            "LANG": "C.UTF-8",
+            "PYTHONPATH": str(fleet.ROOT),
+            "PYTHONUNBUFFERED": "1",
+        }
+        self._keeper = Keeper(self._environment)
+        self._client: Client | None = None
+
+    def __enter__(self) -> StandInCluster:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    # Up and down
+
+    def start(self, progress: Callable[[str], None] = lambda text: None) -> None:
+        """Bring all parts up; all domains are `free` afterwards. Raises NotUp."""
+        for name in ("log", "jobs"):
+            (self.directory / name).mkdir()
+        self._write_configuration()
+        progress("the PBS stand-in: a server with a scheduler")
+        self.start_part("server")
+        self._until("the stand-in's socket", (self.directory / "pbs.sock").exists)
+        self._client = Client(self.directory / "pbs.sock")
+        progress("the hub beside it, a node daemon per host, and in every domain a MoM and an agent")
+        self.start_part("hub")
+        for host, domain in fleet.domains_of(self.hosts):
+            self.start_part(f"mom-{domain.name}", host)
+        for host in self.hosts:
+            self.start_part(f"noded-{host.name}")
+        for _, domain in fleet.domains_of(self.hosts):
+            self.start_part(f"agent-{domain.name}")
+        self._until("all domains free", self._all_free)
+
+    def close(self) -> None:
+        """End every process and, unless it is kept, remove the directory. May be called more than once."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+        self._keeper.close()
+        if not self.keep:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _write_configuration(self) -> None:
+        here = self.directory
+        hub_socket = f"ipc://{here}/hub.ipc"
+        hub: dict[str, dict[str, Any]] = {
+            "hub": {
+                "listen": [hub_socket],
+                "state_dir": str(here / "hub"),
+                "keys_dir": str(here / "hub" / "keys"),
+                "heartbeat_file": str(here / "heartbeat"),
+            },
+            "pbs": {"kind": "standin", "socket": str(here / "pbs.sock")},
+        }
+        (here / "hub").mkdir()
+        (here / "hub.toml").write_text(fleet.toml(hub), encoding="utf-8")
+        (here / "hook.json").write_text(fleet.hook_json(here / "heartbeat"), encoding="utf-8")
+        for host in self.hosts:
+            its = here / host.name
+            its.mkdir()
+            pid_files = {d.name: here / d.name / "pid" for d in host.domains}
+            text = fleet.noded_toml(host, its, hub_socket, pid_files)
+            (its / "noded.toml").write_text(text, encoding="utf-8")
+            for domain in host.domains:
+                (here / domain.name).mkdir()
+                agent = fleet.agent_json(here / domain.name, its / "run" / "guest" / f"{domain.name}.sock")
+                (here / domain.name / "agent.json").write_text(agent, encoding="utf-8")
+
+    def start_part(self, name: str, host: HostSpec | None = None) -> Part:
+        """Start (again) a part by its name. `host`: of a MoM's domain, for its size."""
+        kind, _, of = name.partition("-")
+        here = self.directory
+        environment = dict(self._environment)
+        module: list[str]
+        if kind == "server":
+            module = ["scheduler_plugin.standin.server", "--dir", str(here), "--name", self.server_name]
+            module += ["--hook", str(fleet.SERVER_HOOK), "--hook-config", str(here / "hook.json")]
+        elif kind == "hub":
+            module = ["scheduler_plugin.hub.main", "--config", str(here / "hub.toml")]
+        elif kind == "noded":
+            module = ["node_daemon.main", "--config", str(here / of / "noded.toml")]
+        elif kind == "agent":
+            module = ["node_daemon.agent", "--config", str(here / of / "agent.json")]
+        else:
+            assert host is not None
+            cpus = next(d.cpus for d in host.domains if d.name == of)
+            environment["MAGRATHEA_AGENT_CONF"] = str(here / of / "agent.json")
+            module = ["scheduler_plugin.standin.mom", "--server", str(here / "pbs.sock"), "--vnode", of]
+            module += ["--ncpus", str(cpus), "--mem-mib", str(host.memory_mib), "--hook", str(fleet.MOM_HOOK)]
+            module += ["--pid-file", str(here / of / "pid"), "--periodic-s", str(PERIODIC_S)]
+            module += ["--kill-delay-s", str(KILL_DELAY_S)]
+        log = here / "log" / f"{name}.log"
+        part = self._keeper.start(name, [sys.executable, "-m", *module], environment, log)
+        self.parts[name] = part
+        return part
+
+    def _all_free(self) -> bool:
+        vnodes = self.vnodes()
+        names = [domain.name for _, domain in fleet.domains_of(self.hosts)]
+        return all(name in vnodes and vnodes[name].magrathea == "free" for name in names)
+
+    def _until(self, what: str, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + START_S
+        while not condition():
+            ended = [name for name, part in self.parts.items() if not part.running()]
+            if ended or time.monotonic() > deadline:
+                why = f"{', '.join(ended)} ended at once" if ended else f"no {what} within {START_S:g} s"
+                raise NotUp(f"the cluster does not come up: {why}\n{self.picture()}")
+            time.sleep(0.05)
+
+    # scenarios.Cluster
+
+    @property
+    def client(self) -> Client:
+        assert self._client is not None, "the cluster is not up"
+        return self._client
+
+    def submit(
+        self, queue: str, steps: int, *, cpus: int = 1, select: str = "", walltime_s: int | None = None,
+        rerunnable: bool = True, name: str = "job",
+    ) -> str:  # fmt: skip
+        jobs = self.directory / "jobs"
+        command = f'exec "{sys.executable}" -S "{work.__file__}" {{steps}} {PAUSE_S} "{jobs}/$PBS_JOBID.count"\n'
+        script = jobs / f"{steps}.sh"
+        script.write_text(command.format(steps=steps), encoding="utf-8")
+        output = jobs / f"out.{time.monotonic_ns()}"
+        return self.client.submit(
+            queue, script, output, jobs,
+            select=select or f"1:ncpus={cpus}", walltime_s=walltime_s, rerunnable=rerunnable, name=name,
+        )  # fmt: skip
+
+    def jobs(self) -> Mapping[str, JobView]:
+        names = ("id", "state", "substate", "run_version", "comment", "exit_status")
+        found = self.client.history()
+        return {job["id"]: JobView(vnodes=tuple(job["vnodes"]), **{n: job[n] for n in names}) for job in found}
+
+    def vnodes(self) -> Mapping[str, VnodeView]:
+        def view(name: str, attributes: Mapping[str, str], state: frozenset[str]) -> VnodeView:
+            accepts = attributes.get("resources_available.magrathea_accepts", "")
+            return VnodeView(
+                name, attributes.get("resources_available.magrathea", ""), tuple(accepts.split(",")), state
+            )
+
+        return {v.name: view(v.name, v.attributes, v.state) for v in self.client.vnodes()}
+
+    def counter(self, job: str) -> int:
+        path = self.directory / "jobs" / f"{job}.count"
+        return int(path.read_text(encoding="ascii") or 0) if path.exists() else 0
+
+    def output(self, job: str) -> str:
+        path = Path(self.client.ask("job", job=job)["output"])
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def delete(self, job: str) -> None:
+        self.client.delete(job)
+
+    def control_socket(self, host: str) -> Path:
+        """Of a host's node daemon, for `magrathea status`."""
+        return self.directory / host / "run" / "control.sock"
+
+    def journal(self, host: str) -> Path:
+        return self.directory / host / "state" / "journal.sqlite"
+
+    def picture(self) -> str:
+        """Jobs, vnodes and the last lines of every part's log."""
+        lines: list[str] = []
+        if self._client is not None:
+            try:
+                lines += [json.dumps(job) for job in self.client.history()]
+                lines += [json.dumps(vnode) for vnode in self.client.ask("vnodes")]
+            except PbsError as error:
+                lines.append(str(error))
+        for name, part in self.parts.items():
+            lines.append(f"--- {name}{'' if part.running() else ' (has ended)'}:")
+            lines += _last_lines(part.log)
+        return "\n".join(lines)
+
+
+def _last_lines(path: Path) -> list[Any]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:] if path.exists() else []

@@ -1,0 +1,63 @@
+"""The job that demo and scenarios submit: it really computes, and shows where it is and that nothing of it was lost.
+
+    python work.py STEPS PAUSE_S FILE
+
+Each step finds the next PRIMES_A_STEP prime numbers by trial division and writes the number of steps done to FILE.
+At the end it prints what it found, and the longest time that passed between two steps.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+PRIMES_A_STEP = 200
+
+
+def result(steps: int) -> str:
+    """What a job of so many steps must have printed first, computed by another way (a sieve)."""
+    count = steps * PRIMES_A_STEP
+    size = max(100, count * 20)  # the n-th prime is below n * 20 for all n below 10^7
+    composite = bytearray(size)
+    found = []
+    for number in range(2, size):
+        if not composite[number]:
+            found.append(number)
+            composite[number * number :: number] = b"\1" * len(range(number * number, size, number))
+    return f"{count} primes, the last one {found[count - 1]}"
+
+
+def next_prime(primes: list[int]) -> int:
+    """The one after all of `primes`, which are all that there are up to there."""
+    candidate = primes[-1] + 1 if primes else 2
+    while True:
+        for p in primes:
+            if p * p > candidate:
+                return candidate
+            if candidate % p == 0:
+                break
+        else:
+            return candidate
+        candidate += 1
+
+
+def main(steps: int, pause_s: float, path: Path) -> None:
+    primes: list[int] = []
+    longest, last = 0.0, time.monotonic()
+    with path.open("w", encoding="ascii") as file:
+        for step in range(1, steps + 1):
+            while len(primes) < step * PRIMES_A_STEP:
+                primes.append(next_prime(primes))
+            file.seek(0)
+            file.write(f"{step:12d}\n")
+            file.flush()
+            now = time.monotonic()
+            longest, last = max(longest, now - last), now
+            time.sleep(pause_s)
+    print(f"{len(primes)} primes, the last one {primes[-1]}")  # noqa: T201  it is the job's output
+    print(f"longest pause {longest:.2f} s")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3]))
