@@ -1,0 +1,5 @@
+"""`python -m magrathea.cli`, where the package is not installed."""
+
+from .main import main
+
+main()

@@ -1,0 +1,121 @@
+"""Asking a node daemon through its control socket: one JSON line there, one JSON line back.
+
+Rule 1: every question ends by its deadline, and no answer is read beyond its bound.
+Rule 2: an error says what it was, where, and how to mend it; `Unreachable` is about the daemon, `Refused` is its no.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+
+import msgspec
+
+from .messages import MAX_BYTES, BadMessage, Snapshot, decode_to_hub
+
+DEFAULT_SOCKET = Path("/run/magrathea/control.sock")
+SOCKET_VARIABLE = "MAGRATHEA_CONTROL"
+DEADLINE_S = 5.0
+"""For connecting, asking and reading together; a healthy daemon answers in a millisecond."""
+
+START = "start it by `systemctl start magrathea-noded`, or name another socket by --socket or $MAGRATHEA_CONTROL"
+
+
+class Unreachable(Exception):
+    """No daemon answers there: `cause` says why, `mend` what to do."""
+
+    def __init__(self, socket_path: Path, cause: str, mend: str) -> None:
+        super().__init__(f"the node daemon does not answer at {socket_path}: {cause}; {mend}")
+        self.cause = cause
+        self.mend = mend
+
+
+class Refused(Exception):
+    """The daemon says no: `code` is for programs and never changes, the text is for people."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class _Refusal(msgspec.Struct):
+    ok: bool
+    code: str = ""
+    text: str = ""
+
+
+def socket_path(given: str | None) -> Path:
+    """Where to ask: what was given, else the environment's, else the default."""
+    return Path(given or os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET)
+
+
+def ask(path: Path, deadline_s: float = DEADLINE_S, **request: object) -> bytes:
+    """The daemon's answer to a request (`op=...` and its fields), one line. Raises Unreachable, Refused."""
+    until = time.monotonic() + deadline_s
+    question = msgspec.json.encode(request) + b"\n"
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(deadline_s)
+            connection.connect(os.fspath(path))
+            connection.sendall(question)
+            answer = _line(connection, path, until)
+    except FileNotFoundError as error:
+        raise Unreachable(path, "there is no such socket", f"is the daemon running? {START}") from error
+    except ConnectionRefusedError as error:
+        mend = f"it has ended without tidying up: see `journalctl -u magrathea-noded`, then {START}"
+        raise Unreachable(path, "nobody listens there", mend) from error
+    except PermissionError as error:
+        mend = f"let others enter {path.parent}, or ask as root"
+        raise Unreachable(path, "this user may not open it", mend) from error
+    except TimeoutError as error:
+        mend = "it hangs or is starved of CPU: see `journalctl -u magrathea-noded`"
+        raise Unreachable(path, f"no answer within {deadline_s:g} s", mend) from error
+    except OSError as error:
+        raise Unreachable(path, str(error), "check the path of the socket") from error
+    if answer.startswith(b'{"ok":false'):
+        try:
+            refusal = msgspec.json.decode(answer, type=_Refusal)
+        except msgspec.DecodeError as error:
+            raise _strange(path, str(error)) from error
+        raise Refused(refusal.code, refusal.text)
+    return answer
+
+
+def status(path: Path, deadline_s: float = DEADLINE_S) -> Snapshot:
+    """The host as its daemon sees it now. Raises Unreachable, Refused."""
+    try:
+        answer = decode_to_hub(ask(path, deadline_s, op="status"))
+    except BadMessage as error:
+        raise _strange(path, str(error)) from error
+    if not isinstance(answer, Snapshot):
+        raise _strange(path, f"a {type(answer).__name__} instead of a Snapshot")
+    return answer
+
+
+def _line(connection: socket.socket, path: Path, until: float) -> bytes:
+    """What comes before the first newline, or before the end."""
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        left = until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        connection.settimeout(left)
+        part = connection.recv(262_144)
+        parts.append(part)
+        size += len(part)
+        if not part or b"\n" in part:
+            break
+        if size > MAX_BYTES:
+            raise _strange(path, f"more than {MAX_BYTES} bytes")
+    line = b"".join(parts).partition(b"\n")[0]
+    if not line:
+        raise Unreachable(path, "it closed the connection without an answer", "it is overloaded or ending; try again")
+    return line
+
+
+def _strange(path: Path, what: str) -> Unreachable:
+    mend = "daemon and command are of different versions, or this is not a node daemon's socket"
+    return Unreachable(path, f"its answer cannot be understood ({what})", mend)
