@@ -188,7 +188,7 @@ def _gate(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | 
 
 
 def blocked(host: Host, domain: Domain, cls: JobClass) -> Refusal | None:
-    """On an exclusive host: a sibling in the way that cannot be pushed aside."""
+    """On an exclusive host: a sibling in the way that cannot be pushed aside, or not far enough."""
     if host.mode is Mode.COUNTED:
         return None
     for sibling in host.siblings(domain):
@@ -201,6 +201,10 @@ def blocked(host: Host, domain: Domain, cls: JobClass) -> Refusal | None:
                 return Refusal("host-reserved", f"{sibling.name} is frozen; until it is back, only preemptible jobs")
         elif sibling.running and not stoppable(host, sibling):
             return _why_not_stoppable(host, sibling)
+    if domain.kind is Kind.PRIORITY and _ceiling(host, domain).mib < domain.floor_mib:
+        return Refusal(
+            "memory", f"what cannot be moved out on {host.name} leaves {domain.name} less than its floor"
+        )
     return None
 
 
@@ -213,8 +217,6 @@ def _why_not_stoppable(host: Host, sibling: Domain) -> Refusal:
 
 def _sized(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | tuple[str, ...]:
     left = share(host, domain, cls)
-    if host.mode is Mode.EXCLUSIVE and cls is JobClass.PRIORITY and _ceiling(host, domain).mib < domain.floor_mib:
-        return Refusal("memory", f"stopped jobs on {host.name} leave {domain.name} less than its floor")
     if not size.within(left):
         if host.hub_lost and any(stoppable_but_for_hub(host, d) and d.running for d in host.siblings(domain)):
             return Refusal(
@@ -288,6 +290,15 @@ def wanted_stopped(host: Host) -> frozenset[tuple[str, JobKey]]:
     return frozenset((d.name, j.key) for d in host.workers for j in _to_stop(host, d) if not j.ending)
 
 
+def wanted_here(host: Host) -> frozenset[tuple[str, JobKey]]:
+    """What this host would want stopped if no other host held anything: all that it may tell the hub.
+
+    Told more, two hosts would hold a job for each other for ever.
+    """
+    jobs_of = {d.name: tuple(replace(j, held_elsewhere=False) for j in d.jobs) for d in host.domains}
+    return wanted_stopped(replace(host, domains=tuple(replace(d, jobs=jobs_of[d.name]) for d in host.domains)))
+
+
 def _to_stop(host: Host, domain: Domain) -> tuple[Job, ...]:
     ours = tuple(j for j in domain.jobs if j.cls is JobClass.PREEMPTIBLE and j.stopper is not Stopper.PBS)
     if host.mode is Mode.EXCLUSIVE:
@@ -319,7 +330,14 @@ def overdue(host: Host, domain: Domain) -> bool:
 
 
 def resuming(host: Host) -> frozenset[str]:
-    """On a counted host: the preempted domains that fit now. They may use what is reserved for frozen ones."""
+    """On a counted host: the preempted domains that fit now. They may use what is reserved for frozen ones.
+
+    None while a claim that had to stop somebody is provisional: a claim resumes nobody.
+    """
+    stops = {j.stopped_since for d in host.workers for j in d.stopped}
+    claims = {j.claimed_at for d in host.workers for j in d.jobs if j.cls is JobClass.PRIORITY and not j.confirmed}
+    if claims & stops:
+        return frozenset()
     left, names = _unused(host), set()
     for domain in in_line(host):
         back = [j for j in domain.stopped if not j.held_elsewhere]
