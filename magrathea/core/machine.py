@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from . import events as ev
-from .allocation import Refusal, defrost_verdict, in_line, lingers, resuming, verdict, wanted_stopped, young
+from .allocation import Refusal, defrost_verdict, in_line, lingers, restoring, resuming, verdict, wanted_stopped, young
 from .model import NOTHING, Amount, Domain, Ended, Host, Job, JobClass, JobKey, Kind, Lifecycle, Stopper
 
 LIST_AGE_S = 5.0
@@ -201,8 +201,10 @@ def _continued(host: Host, domain: Domain, event: ev.JobContinued) -> Result:
 
 
 def _jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result:
-    if domain.lifecycle is not Lifecycle.UP:
-        return _refused(host, event, f"domain-{domain.lifecycle}", f"{domain.name} is {domain.lifecycle}")
+    if domain.lifecycle is not Lifecycle.UP or domain.kind is Kind.SERVICE:
+        return _refused(
+            host, event, "no-jobs-here", f"{domain.name} ({domain.kind}) is {domain.lifecycle}"
+        )
     said: tuple[ev.Decision, ...] = ()
     listed = {r.key: r for r in event.jobs}
     for job in domain.jobs:
@@ -225,7 +227,7 @@ def _jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result
 
 
 def _confirmed(host: Host, job: Job, report: ev.ReportedJob) -> Job:
-    job = replace(job, confirmed=True, missing=0, ending=report.ending)
+    job = replace(job, confirmed=True, missing=0, ending=report.ending, rerunnable=report.rerunnable)
     if job.stopped_by_us or job.booked or host.now < job.run_since + LIST_AGE_S:
         return job
     if report.suspended and job.stopper is None:
@@ -286,6 +288,8 @@ def _freeze_ended(host: Host, domain: Domain, event: ev.FreezeEnded) -> Result:
 
 
 def _defrost(host: Host, domain: Domain, event: ev.DefrostRequested) -> Result:
+    if restoring(domain):
+        return host, (ev.Accepted(domain.name),)
     answer = defrost_verdict(host, domain, event.until)
     if isinstance(answer, Refusal):
         return _refused(host, event, answer.code, answer.text)
