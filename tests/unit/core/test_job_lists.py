@@ -1,0 +1,172 @@
+"""MoM's own list is the truth about jobs (DESIGN.md section 4)."""
+
+from __future__ import annotations
+
+import pytest
+
+from magrathea.core.events import JobsReported, ReportedJob
+from magrathea.core.machine import handle
+from magrathea.core.model import JobClass, State, Stopper
+
+from .builders import (
+    PROTECTED,
+    T,
+    after,
+    claim,
+    get,
+    get_job,
+    host,
+    job_ids,
+    key,
+    later,
+    launch,
+    listed,
+    release,
+    run,
+    state,
+    stop,
+    told,
+)
+
+both = pytest.mark.parametrize("mode", ["exclusive", "counted"])
+
+
+@both
+def test_a_job_missing_from_one_list_stays(mode: str) -> None:
+    h = listed(run(host(mode, n1="normal"), "n1", "1"), "n1")
+    assert job_ids(h, "n1") == {"1"}
+    assert get_job(h, "n1", "1").missing == 1
+
+
+@both
+def test_a_job_missing_from_two_lists_is_released(mode: str) -> None:
+    h = listed(run(host(mode, n1="normal"), "n1", "1"), "n1")
+    h, decisions = handle(h, JobsReported(T + 15, "n1", ()))
+    assert job_ids(h, "n1") == set()
+    assert told(decisions, "missing") == ["1"]
+
+
+@both
+def test_a_list_that_has_it_again_starts_the_count_anew(mode: str) -> None:
+    h = run(host(mode, n1="normal"), "n1", "1")
+    h = listed(listed(listed(h, "n1"), "n1", "1"), "n1")
+    assert job_ids(h, "n1") == {"1"}
+
+
+@both
+def test_a_job_that_nobody_claimed_is_added_as_protected(mode: str) -> None:
+    h = host(mode, n1="normal", p1="priority")
+    h, decisions = handle(h, JobsReported(T, "n1", (ReportedJob(key("7", 3), cpus=2, memory_mib=50),)))
+    job = get_job(h, "n1", "7")
+    assert (job.key.run, job.cls, job.cpus, job.memory_mib, job.confirmed) == (3, JobClass.PROTECTED, 2, 50, True)
+    assert told(decisions, "adopted") == ["7"]
+    assert state(h, "n1") is State.RUNNING
+    assert claim(h, "p1", "9", cpus=8).code in ("host-busy", "cpus")
+
+
+@both
+def test_an_adopted_job_is_never_stopped(mode: str) -> None:
+    h = later(launch(listed(host(mode, n1="normal", p1="priority"), "n1", "7"), "n1", "7"), 600)
+    assert state(h, "n1") is State.RUNNING
+
+
+@both
+def test_an_adopted_job_is_protected_in_a_priority_domain_too(mode: str) -> None:
+    h = listed(host(mode, p1="priority"), "p1", "7")
+    assert get_job(h, "p1", "7").cls is PROTECTED
+    assert state(h, "p1") is State.RUNNING_PRIORITY
+
+
+@both
+def test_a_late_list_does_not_bring_back_what_was_just_released(mode: str) -> None:
+    h = release(run(host(mode, n1="normal"), "n1", "1"), "n1", "1")
+    assert job_ids(listed(h, "n1", "1"), "n1") == set()
+
+
+@both
+def test_a_job_that_is_still_listed_long_after_its_release_is_there(mode: str) -> None:
+    h = release(run(host(mode, n1="normal"), "n1", "1"), "n1", "1")
+    assert job_ids(listed(later(h, 120), "n1", "1"), "n1") == {"1"}
+
+
+@both
+def test_a_newer_run_in_the_list_takes_the_place_of_the_older(mode: str) -> None:
+    h = run(host(mode, n1="normal"), "n1", "1")
+    h = listed(h, "n1", ReportedJob(key("1", 2)))
+    assert [j.key for j in get(h, "n1").jobs] == [key("1", 2)]
+
+
+@both
+def test_an_older_run_in_the_list_is_not_adopted(mode: str) -> None:
+    h = claim(host(mode, n1="normal"), "n1", "1", run=2).host
+    h = listed(h, "n1", ReportedJob(key("1", 1)), ReportedJob(key("1", 2)))
+    assert [j.key for j in get(h, "n1").jobs] == [key("1", 2)]
+
+
+@both
+def test_a_job_that_pbs_suspended_counts_as_running_and_is_not_stoppable(mode: str) -> None:
+    h = run(host(mode, n1="normal", p1="priority"), "n1", "1")
+    h = listed(h, "n1", ReportedJob(key("1"), suspended=True))
+    assert get_job(h, "n1", "1").stopper is Stopper.PBS
+    assert state(h, "n1") is State.RUNNING
+    h = later(listed(h, "n1", "1"), 10)
+    assert get_job(h, "n1", "1").stopper is None
+    assert state(h, "n1") is State.RUNNING_PREEMPTIBLE
+
+
+@both
+def test_a_job_that_pbs_continued_is_young_again(mode: str) -> None:
+    h = run(host(mode, n1="normal"), "n1", "1", stopped_since=T - 100, stopper=Stopper.PBS)
+    h = listed(h, "n1", "1")
+    assert get_job(h, "n1", "1").run_since == T
+    assert get_job(h, "n1", "1").preempted_s == 0, "not ours"
+
+
+@both
+def test_a_job_that_we_stopped_stays_ours_when_pbs_lists_it_as_suspended(mode: str) -> None:
+    h = stop(run(host(mode, n1="normal"), "n1", "1"), "n1", "1")
+    h = listed(h, "n1", ReportedJob(key("1"), suspended=True))
+    assert get_job(h, "n1", "1").stopper is Stopper.US
+    assert get_job(h, "n1", "1").stopped_since == T - 100
+
+
+@both
+def test_a_job_that_we_stopped_stays_stopped_when_the_list_is_older_than_the_suspend(mode: str) -> None:
+    h = stop(run(host(mode, n1="normal"), "n1", "1"), "n1", "1", since=0.1, booked=False)
+    assert get_job(listed(h, "n1", "1"), "n1", "1").stopper is Stopper.US
+
+
+@both
+def test_an_ending_job_is_not_stoppable(mode: str) -> None:
+    h = run(host(mode, n1="normal", p1="priority"), "n1", "1")
+    h = listed(h, "n1", ReportedJob(key("1"), ending=True))
+    assert get_job(h, "n1", "1").ending
+    assert state(h, "n1") is State.RUNNING
+
+
+@both
+@pytest.mark.parametrize("text", ["normal down", "priority frozen", "service cpus=1"])
+def test_a_domain_that_cannot_have_jobs_gets_none_from_a_list(mode: str, text: str) -> None:
+    h = host(mode, n1=text)
+    assert listed(h, "n1", "1").domains == h.domains
+
+
+@both
+def test_impossible_numbers_in_a_list_change_nothing_for_the_worse(mode: str) -> None:
+    h = host(mode, n1="normal")
+    h = listed(h, "n1", ReportedJob(key("1"), cpus=-5, memory_mib=-7))
+    assert all(j.cpus >= 0 and j.memory_mib >= 0 for j in get(h, "n1").jobs)
+
+
+@both
+def test_whether_it_may_be_requeued_is_taken_from_the_list(mode: str) -> None:
+    h = run(host(mode, n1="normal"), "n1", "1")
+    h = listed(h, "n1", ReportedJob(key("1"), rerunnable=False))
+    assert not get_job(h, "n1", "1").rerunnable
+
+
+@both
+def test_the_list_of_one_domain_says_nothing_about_another(mode: str) -> None:
+    h = run(run(host(mode, n1="normal", n2="normal"), "n1", "1"), "n2", "2")
+    h = after(h, JobsReported(T, "n1", ()), JobsReported(T + 15, "n1", ()))
+    assert job_ids(h, "n2") == {"2"}
