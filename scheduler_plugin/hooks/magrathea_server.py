@@ -155,8 +155,8 @@ def check(server, job, managed):
         managed.append(name)
         if cls is None:
             raise Refusal(
-                "no-class: job submitted before `magrathea pbs install`? %s takes jobs of a class only, which the queue's"
-                " or the server's default_chunk.magrathea_accepts gives: set it, then qmove the job to its queue" % name
+                "no-class: %s takes jobs of a class only, which the queue's or the server's"
+                " default_chunk.magrathea_accepts gives; set it, then qmove the job to its queue" % name
             )
         if name in done:
             continue  # a sibling was looked at, and with it the whole host
