@@ -1,0 +1,48 @@
+# All targets work from a fresh clone; what they need beyond Python 3.11, git and make they install into .venv.
+#
+#   make setup PYTHON=python3.12     another interpreter
+#   make demo PBS=openpbs            on a real OpenPBS in /opt/pbs instead of the stand-in (root)
+#   make test TESTS=tests/unit       a part of the tests
+#   make bench QUICK=1               fewer rounds
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+TESTS ?= tests
+PBS ?=
+QUICK ?=
+BIN = .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-openpbs bench lint clean
+
+help: ## this text
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
+	@sed -n 's/^#   \(make .*\)/  \1/p' $(firstword $(MAKEFILE_LIST))
+
+setup: .venv/stamp ## virtual environment with everything pinned (quick when up to date)
+
+.venv/stamp: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "make setup: no Python 3.11 or later found; install one, or name it: make setup PYTHON=..." >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { \
+	  rm -rf .venv; echo "make setup: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: setup ## see it work, under two minutes: no root, no PBS needed
+	$(BIN)/magrathea demo $(if $(PBS),--pbs $(PBS))
+
+lint: setup ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint ## everything: lint, then all suites; says what it could not run
+	$(BIN)/pytest -rs $(TESTS)
+
+test-openpbs: setup ## the suite on a real OpenPBS in /opt/pbs (root); without one it fails
+	MAGRATHEA_REQUIRE_OPENPBS=1 $(BIN)/pytest -rs tests/openpbs
+
+bench: setup ## all figures, one table
+	$(BIN)/python -m bench $(if $(QUICK),--quick)
+
+clean: ## remove what was built
+	rm -rf .venv build dist
