@@ -202,9 +202,7 @@ def blocked(host: Host, domain: Domain, cls: JobClass) -> Refusal | None:
         elif sibling.running and not stoppable(host, sibling):
             return _why_not_stoppable(host, sibling)
     if domain.kind is Kind.PRIORITY and _ceiling(host, domain).mib < domain.floor_mib:
-        return Refusal(
-            "memory", f"what cannot be moved out on {host.name} leaves {domain.name} less than its floor"
-        )
+        return Refusal("memory", f"what cannot be moved out on {host.name} leaves {domain.name} less than its floor")
     return None
 
 
@@ -332,7 +330,8 @@ def overdue(host: Host, domain: Domain) -> bool:
 def resuming(host: Host) -> frozenset[str]:
     """On a counted host: the preempted domains that fit now. They may use what is reserved for frozen ones.
 
-    None while a claim that had to stop somebody is provisional: a claim resumes nobody.
+    A claim resumes nobody: while one is provisional nobody goes before a longer preempted domain that does not fit
+    (less room would else let a smaller one pass), and while one that had to stop somebody is, nobody goes on at all.
     """
     stops = {j.stopped_since for d in host.workers for j in d.stopped}
     claims = {j.claimed_at for d in host.workers for j in d.jobs if j.cls is JobClass.PRIORITY and not j.confirmed}
@@ -347,6 +346,6 @@ def resuming(host: Host) -> frozenset[str]:
         if need.within(left):
             left -= need
             names.add(domain.name)
-        elif overdue(host, domain):
+        elif claims or overdue(host, domain):
             break  # its turn has come: nobody goes before it any more
     return frozenset(names)
