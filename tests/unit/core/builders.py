@@ -103,8 +103,9 @@ def _domain(name: str, text: str, host_cpus: int) -> Domain:
     return domain
 
 
-def host(mode: str, *, cpus: int = 8, memory: int = 16_000, hub: bool = True, limits: Limits | None = None,
-         **domains: str) -> Host:
+def host(
+    mode: str, *, cpus: int = 8, memory: int = 16_000, hub: bool = True, limits: Limits | None = None, **domains: str
+) -> Host:
     """A host at time `T` whose domains are up, connected and empty unless their text says otherwise."""
     built = tuple(_domain(name, text, cpus) for name, text in sorted(domains.items()))
     return Host("h1", Mode(mode), cpus, memory, built, limits or Limits(), hub_lost=not hub, now=T)
@@ -130,19 +131,35 @@ def get_job(h: Host, domain: str, id: str) -> Job:
     return found
 
 
-def run(h: Host, domain: str, id: str, *, cls: JobClass | None = None, cpus: int = 1, memory: int = 0,
-        age: float = OLD_S, **facts: object) -> Host:
+def run(
+    h: Host,
+    domain: str,
+    id: str,
+    *,
+    cls: JobClass | None = None,
+    cpus: int = 1,
+    memory: int = 0,
+    age: float = OLD_S,
+    **facts: object,
+) -> Host:
     """`h` with a job that has run in `domain` for `age` seconds. `facts` overrides any field of the Job."""
     start = h.now - age
-    job = Job(key(id), cls or default_class(h, domain), cpus, memory, claimed_at=start, run_since=start,
-              confirmed=True, launched=True)
+    job = Job(
+        key(id),
+        cls or default_class(h, domain),
+        cpus,
+        memory,
+        claimed_at=start,
+        run_since=start,
+        confirmed=True,
+        launched=True,
+    )
     return h.having(get(h, domain).having(replace(job, **facts)))  # type: ignore[arg-type]
 
 
 def stop(h: Host, domain: str, id: str, *, since: float = 100.0, booked: bool = True, **facts: object) -> Host:
     """`h` with the job stopped by us for `since` seconds, in PBS's books too."""
-    job = replace(get_job(h, domain, id), stopped_since=h.now - since, stopper=Stopper.US, booked=booked,
-                  preemptions=1)
+    job = replace(get_job(h, domain, id), stopped_since=h.now - since, stopper=Stopper.US, booked=booked, preemptions=1)
     return h.having(get(h, domain).having(replace(job, **facts)))  # type: ignore[arg-type]
 
 
@@ -187,8 +204,17 @@ def ask(h: Host, event: Event) -> Answer:
     return Answer(new, answer.code, answer.text, (), decisions)
 
 
-def claim(h: Host, domain: str, id: str, *, cls: JobClass | None = None, cpus: int = 1, memory: int = 0, run: int = 1,
-          after_s: float = 0.0) -> Answer:
+def claim(
+    h: Host,
+    domain: str,
+    id: str,
+    *,
+    cls: JobClass | None = None,
+    cpus: int = 1,
+    memory: int = 0,
+    run: int = 1,
+    after_s: float = 0.0,
+) -> Answer:
     if cls is None:
         found = h.domain(domain)
         cls = HIGH if found is not None and found.kind is Kind.PRIORITY else LOW
@@ -214,8 +240,9 @@ def go_on(h: Host, domain: str, id: str, run: int = 1) -> Host:
 
 def listed(h: Host, domain: str, *jobs: str | ReportedJob) -> Host:
     """`h` after MoM's list of the domain, jobs by id (run 1, one CPU) or in full."""
-    return after(h, JobsReported(h.now, domain, tuple(j if isinstance(j, ReportedJob) else ReportedJob(key(j))
-                                                      for j in jobs)))
+    return after(
+        h, JobsReported(h.now, domain, tuple(j if isinstance(j, ReportedJob) else ReportedJob(key(j)) for j in jobs))
+    )
 
 
 def books(h: Host, *entries: Booking) -> Host:

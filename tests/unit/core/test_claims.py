@@ -70,9 +70,7 @@ def test_a_preempted_domain_refuses(mode: str) -> None:
 
 
 @both
-@pytest.mark.parametrize(
-    ("cpus", "memory"), [(0, 0), (-1, 0), (-4, 100), (9, 0), (10**9, 0), (1, -1), (0, -1)]
-)
+@pytest.mark.parametrize(("cpus", "memory"), [(0, 0), (-1, 0), (-4, 100), (9, 0), (10**9, 0), (1, -1), (0, -1)])
 def test_impossible_numbers_are_refused(mode: str, cpus: int, memory: int) -> None:
     h = host(mode, n1="normal", p1="priority")
     for domain in ("n1", "p1"):
