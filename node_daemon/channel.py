@@ -91,7 +91,7 @@ class GuestChannel:
     def connected(self) -> bool:
         return self._link is not None
 
-    async def request(self, op: str, deadline_s: float, **fields: Any) -> Answer:
+    async def request(self, op: str, within_s: float, **fields: Any) -> Answer:
         """The agent's answer. Raises ChannelError: no agent, none in time, agent gone meanwhile, or its refusal."""
         link = self._link
         if link is None:
@@ -102,9 +102,9 @@ class GuestChannel:
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         link.outstanding[self._next_id] = future
         try:
-            answer = await self._until_answered(link, line, future, deadline_s)
+            answer = await self._until_answered(link, line, future, within_s)
         except TimeoutError as error:
-            text = f"the agent of {self.domain} did not answer `{op}` within {deadline_s:g} s"
+            text = f"the agent of {self.domain} did not answer `{op}` within {within_s:g} s"
             raise ChannelError("timeout", text) from error
         finally:
             link.outstanding.pop(message["id"], None)
@@ -113,9 +113,9 @@ class GuestChannel:
         return answer
 
     async def _until_answered(
-        self, link: _Link, line: bytes, future: asyncio.Future[Answer], deadline_s: float
+        self, link: _Link, line: bytes, future: asyncio.Future[Answer], within_s: float
     ) -> Answer:
-        async with asyncio.timeout(deadline_s):
+        async with asyncio.timeout(within_s):
             while True:
                 link.write(line)
                 done, _ = await asyncio.wait([future], timeout=REPEAT_S)

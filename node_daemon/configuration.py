@@ -31,8 +31,8 @@ Mib = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=10 * 365 * 86400)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0, le=10 * 365 * 86400)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-Path_ = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=4096)]
-Empty = Annotated[str, msgspec.Meta(max_length=0)]
+AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=4096)]
+OptionalPath = Annotated[str, msgspec.Meta(pattern=r"^(/|$)", max_length=4096)]
 
 
 class HostTable(msgspec.Struct, kw_only=True, frozen=True):
@@ -65,16 +65,16 @@ class HubTable(msgspec.Struct, kw_only=True, frozen=True):
     """[hub]. No endpoints: no hub, and so no preemption."""
 
     endpoints: list[Annotated[str, msgspec.Meta(pattern=r"^(ipc://.+|tcp://.+:[0-9]+)$")]] = []
-    key_file: Path_ | Empty = ""
-    hub_key_file: Path_ | Empty = ""
+    key_file: OptionalPath = ""
+    hub_key_file: OptionalPath = ""
 
 
 class PathsTable(msgspec.Struct, kw_only=True, frozen=True):
     """[paths]. `scripts`: the site's own scripts, run beside a switch."""
 
-    run_dir: Path_ = "/run/magrathea"
-    state_dir: Path_ = "/var/lib/magrathea"
-    scripts: Path_ | Empty = "/etc/magrathea/hooks.d/host"
+    run_dir: AbsolutePath = "/run/magrathea"
+    state_dir: AbsolutePath = "/var/lib/magrathea"
+    scripts: OptionalPath = "/etc/magrathea/hooks.d/host"
     script_time_limit_s: PositiveSeconds = 30.0
 
 
@@ -93,7 +93,7 @@ class ControlTable(msgspec.Struct, kw_only=True, frozen=True):
 class LocalTable(msgspec.Struct, kw_only=True, frozen=True):
     """[domain.NAME.local]: of the local driver. `pid_file`: pid of the process that is the domain while it lives."""
 
-    pid_file: Path_
+    pid_file: AbsolutePath
 
 
 class DomainTable(msgspec.Struct, kw_only=True, frozen=True):
@@ -152,7 +152,7 @@ class Configuration(msgspec.Struct, kw_only=True, frozen=True):
     def core_limits(self) -> Limits:
         values = msgspec.structs.asdict(self.limits)
         del values["allow_short_min_run"]
-        return Limits(**values)
+        return Limits(**values, preempted_cpu_percent=self.host.preempted_cpu_percent)
 
     def core_domain(self, name: str) -> Domain:
         """The domain as configured, with no facts but that."""

@@ -24,7 +24,7 @@ from typing import Protocol
 import msgspec
 
 from magrathea.core.events import Decision, Event, Noted
-from magrathea.core.model import Host
+from magrathea.core.model import Host, JobKey
 
 SCHEMA = 2
 """PRAGMA user_version of what this program writes; older ones are migrated at opening, newer ones refused."""
@@ -96,6 +96,7 @@ class Book(Protocol):
 
 
 _facts = msgspec.json.Decoder(Host)
+_noted = msgspec.json.Decoder(Noted)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -136,6 +137,15 @@ class Journal:
             (domain, job, limit),
         )
         return [Entry(r[0], r[1], r[2], r[3], r[4], bytes(r[5]).decode()) for r in reversed(rows)]
+
+    def preempted_by(self, domain: str, key: JobKey) -> str:
+        """What the job was last preempted for; empty where the history no longer knows."""
+        rows = self._all(
+            "SELECT data FROM history WHERE domain = ? AND job = ? AND name = 'Noted' ORDER BY id DESC LIMIT 100",
+            (domain, key.id),
+        )
+        noted = (_noted.decode(row[0]) for row in rows)
+        return next((n.text for n in noted if n.key == key and n.what == "preempted"), "")
 
     # Writing
 

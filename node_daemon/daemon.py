@@ -1,0 +1,432 @@
+"""The node daemon: facts, and everything that makes facts of what happens.
+
+    event -> machine.handle -> journal (on disk) -> answer, and the switch looks what is to be done
+
+`apply` is the only door to the facts. Everything else is level-triggered: after any event, and after any restart, what
+should be is computed from the facts and compared with what is (switch.py). Nothing is undone, nothing is resumed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+
+from magrathea.configuration import ConfigurationError
+from magrathea.core import events as ev
+from magrathea.core import machine
+from magrathea.core.model import Host, JobKey, Lifecycle
+from magrathea.core.plan import Order, Orders, Step
+from magrathea.core.states import state_of
+from magrathea.messages import Snapshot
+
+from . import snapshot as snapshots
+from .admin import Admin
+from .channel import ChannelError, GuestChannel
+from .clock import Clock
+from .configuration import Configuration, changes, read
+from .facts import NOT_CONFIGURED, differs, fitted, without_leftovers
+from .guests import Guests
+from .hubclient import HubClient
+from .hypervisor.base import DomainEvent, Driver, DriverError
+from .journal import Book, Journal, JournalError, NoJournal, Since, open_journal, salvage
+from .scripts import Scripts
+from .switch import REFRESH_S, Switch
+
+log = logging.getLogger(__name__)
+
+TICK_S = 5.0
+"""The journal is tried again (where it failed) and tidied that often."""
+TIDY_TICKS = 12
+"""Without anything waiting, tidied each minute."""
+MAX_UNSAVED = 10_000
+"""Decisions kept for a journal that fails."""
+
+MakeDriver = Callable[[Configuration], Driver]
+Observe = Callable[[str], None]
+
+
+class Daemon:
+    """One host's daemon. `start` raises OSError, DriverError or HubError; whatever it holds `close` gives back."""
+
+    def __init__(
+        self, configuration: Configuration, path: Path, make_driver: MakeDriver, observe: Observe = lambda name: None
+    ) -> None:
+        self.configuration = configuration
+        self.path = path
+        self.observe = observe
+        self.boot_id = secrets.token_hex(8)
+        self.journal, facts, self._trouble = _open(configuration.journal_path)
+        self._clock = Clock(facts.now if facts else 0.0)
+        self._host, said = fitted(facts, configuration, self._clock.now())
+        for sentence in said:
+            log.warning("%s", sentence)
+        self._since = self.journal.states() if isinstance(self.journal, Journal) else {}
+        self._unsaved: list[ev.Decision] = []
+        self._dirty = facts is None or differs(facts, self._host)
+        self._by = _preempted_by(self.journal, self._host)
+        self._make_driver = make_driver
+        self.driver = make_driver(configuration)
+        self.channels: dict[str, GuestChannel] = {}
+        self.switch = Switch(self, self.driver, self.channels, observe)
+        self.guests = Guests(self)
+        self.scripts = self._make_scripts()
+        self.hub = self._make_hub()
+        self.admin = Admin(self)
+        self._timer: asyncio.TimerHandle | None = None
+        self._tick_task: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[None]] = set()
+
+    # Facts
+
+    @property
+    def host(self) -> Host:
+        return self._host
+
+    def now(self) -> float:
+        return self._clock.now()
+
+    def apply(self, event: ev.Event) -> tuple[ev.Decision, ...]:
+        """`event` is a fact from now on, and on disk if the disk works; a claim is refused where it does not."""
+        before = self._host
+        after, decisions = machine.handle(before, event)
+        changed = differs(before, after)
+        states = self._new_states(after) if changed or isinstance(event, ev.TimerFired) else {}
+        if changed or states:
+            if not self._commit(after, event, decisions, states) and isinstance(
+                event, ev.Claimed | ev.DefrostRequested
+            ):
+                text = f"{self._trouble}; without its journal this host takes no new jobs"
+                return (ev.Refused(event.domain, "journal", text, getattr(event, "key", None)),)
+        elif decisions:
+            self.journal.note(after.now, event, decisions)
+        self._host = after
+        self._since.update(states)
+        for decision in decisions:
+            self._decided(decision)
+        if changed or states:
+            self.hub.publish()
+            self.switch.look_soon()
+        self._arm()
+        return decisions
+
+    def _commit(
+        self, host: Host, event: ev.Event | None, decisions: tuple[ev.Decision, ...], states: dict[str, Since]
+    ) -> bool:
+        try:
+            self.journal.commit(host, event, [*self._unsaved, *decisions], states)
+        except JournalError as error:
+            if not self._trouble:
+                log.error("%s; no new jobs are taken until it works again", error)
+                self.hub.publish()
+            self._trouble = str(error)
+            if not isinstance(event, ev.Claimed | ev.DefrostRequested):
+                self._unsaved = [*self._unsaved, *decisions][-MAX_UNSAVED:]
+                self._dirty = True
+            return False
+        if self._trouble:
+            log.warning("%s works again", self.configuration.journal_path)
+            self._trouble = ""
+            self.hub.publish()
+        self._unsaved.clear()
+        self._dirty = False
+        self.observe(f"commit {type(event).__name__}")
+        return True
+
+    def _new_states(self, host: Host) -> dict[str, Since]:
+        states = {d.name: state_of(host, d).value for d in host.domains}
+        return {
+            name: Since(state, host.now)
+            for name, state in states.items()
+            if name not in self._since or self._since[name].state != state
+        }
+
+    def _decided(self, decision: ev.Decision) -> None:
+        """Say it, and let the site's scripts know."""
+        if isinstance(decision, ev.Accepted):
+            victims = f", preempting {', '.join(decision.victims)}" if decision.victims else ""
+            log.info("%s: %s accepted%s", decision.domain, decision.key or "request", victims)
+            return
+        if isinstance(decision, ev.Refused):
+            log.info("%s: %s refused (%s): %s", decision.domain, decision.key or "", decision.code, decision.text)
+            return
+        log.info("%s: %s %s %s", decision.domain, decision.key or "", decision.what, decision.text)
+        if decision.key is None:
+            return
+        mark = (decision.domain, decision.key)
+        if decision.what == "preempted":
+            self._by[mark] = decision.text
+            self._run_scripts("before-preempt", decision.domain, decision.key)
+            return
+        if decision.what == "continued":
+            self._run_scripts("after-activate", decision.domain, decision.key)
+        domain = self._host.domain(decision.domain)
+        if decision.what == "continued" or domain is None or domain.job(decision.key) is None:
+            self._by.pop(mark, None)
+            self.switch.forget(*mark)
+
+    def _arm(self) -> None:
+        """Wake at the next deadline."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        at = machine.next_deadline(self._host)
+        if at is not None and self._tick_task is not None:
+            wait = min(3600.0, max(0.0, at - self.now()) + 0.001)
+            self._timer = asyncio.get_running_loop().call_later(wait, self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        self.apply(ev.TimerFired(self.now()))
+
+    # What is published
+
+    def beside(self) -> snapshots.Beside:
+        notes = [*self.driver.notes(), *self.switch.notes()]
+        if self._trouble:
+            notes.append(f"the journal fails, no new jobs are taken: {self._trouble}")
+        return snapshots.Beside(
+            boot_id=self.boot_id,
+            actual=self.switch.actual(),
+            since=self._since,
+            vnodes={name: self.configuration.vnode(name) for name in self.configuration.domain},
+            by=self._by,
+            driver=self.configuration.host.driver,
+            notes=tuple(notes),
+        )
+
+    def snapshot(self, revision: int) -> Snapshot:
+        return snapshots.snapshot(self._host, self.beside(), revision)
+
+    def actual_changed(self) -> None:
+        self.hub.publish()
+
+    # Switch's scripts
+
+    def step_begins(self, step: Step) -> None:
+        if isinstance(step, Orders) and step.order is not Order.STOP:
+            for key in step.keys:
+                self._run_scripts("before-activate", step.domain, key)
+
+    def step_done(self, step: Step) -> None:
+        if isinstance(step, Orders) and step.order is Order.STOP:
+            for key in step.keys:
+                self._run_scripts("after-preempt", step.domain, key)
+
+    def _run_scripts(self, name: str, domain: str, key: JobKey) -> None:
+        environment = {
+            "MAGRATHEA_HOST": self._host.name,
+            "MAGRATHEA_DOMAIN": domain,
+            "MAGRATHEA_JOB": key.id,
+            "MAGRATHEA_RUN": str(key.run),
+            "MAGRATHEA_BY": self._by.get((domain, key), ""),
+        }
+        self.scripts.run(name, environment)
+        channel = self.channels.get(domain)
+        if channel is not None and channel.connected:
+            self._later(self._guest_script(channel, name, environment))
+
+    async def _guest_script(self, channel: GuestChannel, name: str, environment: dict[str, str]) -> None:
+        try:
+            await channel.request("script", 5.0, name=name, env=environment)
+        except ChannelError as error:
+            log.info("%s: its scripts of %s: %s", channel.domain, name, error)
+
+    def _later(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    # Hub
+
+    def _make_hub(self) -> HubClient:
+        table = self.configuration.hub
+        return HubClient(
+            self._host.name,
+            self.boot_id,
+            table.endpoints,
+            self.snapshot,
+            on_books=lambda jobs: self._books(jobs),
+            on_found=lambda: self._hub_event(ev.HubFound(self.now())),
+            on_lost=lambda: self._hub_event(ev.HubLost(self.now())),
+            key_file=table.key_file,
+            hub_key_file=table.hub_key_file,
+        )
+
+    def _books(self, jobs: tuple[ev.Booking, ...]) -> None:
+        self.apply(ev.BooksReported(self.now(), jobs))
+
+    def _hub_event(self, event: ev.Event) -> None:
+        log.info("%s", "a hub answers" if isinstance(event, ev.HubFound) else "no hub answers: no new preemption")
+        self.apply(event)
+
+    # Domains
+
+    def _domain_event(self, event: DomainEvent) -> None:
+        domain = self._host.domain(event.name)
+        if domain is None:
+            return
+        if event.up and domain.lifecycle is not Lifecycle.UP:
+            log.info("domain %s is up", event.name)
+            self.apply(ev.DomainStarted(self.now(), event.name))
+        elif not event.up and domain.lifecycle is Lifecycle.UP:
+            log.info("domain %s is down", event.name)
+            self.apply(ev.DomainStopped(self.now(), event.name))
+        self.switch.refresh_soon()
+
+    async def _listen(self) -> None:
+        """A channel for each domain that there is, and none for others."""
+        names = {d.name for d in self._host.domains}
+        for name in [n for n in self.channels if n not in names]:
+            await self.channels.pop(name).close()
+        for name in sorted(names - self.channels.keys()):
+            channel = GuestChannel(self._host.name, name, self.configuration.guest_socket(name), self.guests)
+            await channel.start()
+            self.channels[name] = channel
+
+    async def _drop_leftovers(self) -> None:
+        """Domains that are configured no more: forgotten without jobs, or when nobody has spoken for them."""
+        for domain in self._host.domains:
+            silent_s = self.now() - (domain.agent_lost_at if domain.agent_lost_at is not None else self.now())
+            if domain.draining == NOT_CONFIGURED and domain.jobs and silent_s > self._host.limits.agent_silent_s:
+                log.warning("domain %s is no longer configured and its agent is silent: its jobs are gone", domain.name)
+                self.apply(ev.DomainStopped(self.now(), domain.name))
+        fewer = without_leftovers(self._host, frozenset(self.configuration.domain))
+        if fewer is not self._host and differs(fewer, self._host):
+            self._host = fewer
+            self._commit(fewer, None, (), {})
+            await self._listen()
+            self.hub.publish()
+
+    # Starting, ending, reading the configuration again
+
+    async def start(self) -> None:
+        """From here on it works. Raises OSError, DriverError, HubError."""
+        self._tick_task = asyncio.get_running_loop().create_task(self._tick())
+        self.apply(ev.DaemonStarted(self.now()))
+        if self._dirty:
+            self._commit(self._host, None, (), {})
+        await self.driver.start(self._domain_event)
+        for note in self.driver.notes():
+            log.info("%s", note)
+        await self.switch.refresh()
+        await self._listen()
+        await self.admin.start()
+        self.hub.start()
+        self.switch.look_soon()
+
+    async def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._tick_task is not None:
+            self._tick_task.cancel()
+        await self.admin.close()
+        await self.switch.close()
+        await self.hub.close()
+        for channel in self.channels.values():
+            await channel.close()
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        await self.scripts.close()
+        await self.driver.close()
+        self.journal.close()
+
+    def _make_scripts(self) -> Scripts:
+        paths = self.configuration.paths
+        return Scripts(Path(paths.scripts) if paths.scripts else None, paths.script_time_limit_s)
+
+    async def reload(self) -> list[str]:
+        """Take over what can be taken over; what cannot, a sentence each. Raises ConfigurationError, keeps all then."""
+        change = changes(self.configuration, read(self.path), self._host)
+        said = list(change.kept)
+        if _drives(change.configuration) != _drives(self.configuration):
+            said += await self._change_driver(change.configuration)
+        self.configuration = change.configuration
+        self._host, more = fitted(self._host, change.configuration, self.now())
+        self._commit(self._host, None, (), {})
+        await self._listen()
+        self.scripts = self._make_scripts()
+        self.admin.regroup()
+        await self.switch.refresh()
+        self.apply(ev.TimerFired(self.now()))
+        self.hub.publish()
+        self.switch.look_soon()
+        return [*said, *more]
+
+    async def _change_driver(self, configuration: Configuration) -> list[str]:
+        """Another driver that knows the new domains; the present one stays where that fails."""
+        driver = self._make_driver(configuration)
+        before = self.driver
+        self._host, _ = fitted(self._host, configuration, self.now())
+        try:
+            await driver.start(self._domain_event)
+        except DriverError as error:
+            return [f"the domains' changes are not taken over: {error}"]
+        self.driver = driver
+        self.switch.use(driver)
+        await before.close()
+        return []
+
+    async def reload_logged(self) -> None:
+        """For SIGHUP: the answer goes to the log."""
+        try:
+            said = await self.reload()
+        except ConfigurationError as error:
+            for problem in error.problems:
+                log.error("configuration not taken over: %s", problem)
+            return
+        log.info("configuration read again: %s", self.path)
+        for sentence in said:
+            log.warning("configuration: %s", sentence)
+
+    async def _tick(self) -> None:
+        ticks = 0
+        while True:
+            await asyncio.sleep(TICK_S)
+            ticks += 1
+            if self._dirty:
+                self._commit(self._host, None, (), {})
+            if ticks % TIDY_TICKS == 0 or self._trouble:
+                self._tidy()
+            if ticks % round(REFRESH_S / TICK_S) == 0:
+                self.switch.refresh_soon()
+            await self._drop_leftovers()
+
+    def _tidy(self) -> None:
+        try:
+            self.journal.tidy(self.now() - self.configuration.journal.keep_days * 86400)
+        except JournalError as error:
+            if not self._trouble:
+                log.error("%s", error)
+
+
+def _drives(configuration: Configuration) -> object:
+    """What a driver is made from."""
+    return [(name, table.local) for name, table in sorted(configuration.domain.items())]
+
+
+def _open(path: Path) -> tuple[Book, Host | None, str]:
+    """The journal, its facts, and what is wrong with it. A damaged one is left as it is, and not written."""
+    try:
+        journal = open_journal(path)
+        return journal, journal.facts(), ""
+    except JournalError as error:
+        log.error("%s", error)
+        facts = salvage(path)
+        log.error("%s", "its last facts could be read" if facts else "no facts: jobs are found again by MoM's lists")
+        return NoJournal(error), facts, str(error)
+
+
+def _preempted_by(journal: Book, host: Host) -> dict[tuple[str, JobKey], str]:
+    """What each stopped job was preempted for, of the history: shown to people only."""
+    if not isinstance(journal, Journal):
+        return {}
+    found = {}
+    for domain in host.domains:
+        for job in domain.stopped:
+            if by := journal.preempted_by(domain.name, job.key):
+                found[domain.name, job.key] = by
+    return found

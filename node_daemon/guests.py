@@ -1,0 +1,147 @@
+"""What guests say, made into events, and what they are answered.
+
+A claim is answered within CLAIM_S, because MoM does nothing else meanwhile: granted only when what had to be stopped
+has stopped and CPU has moved; else refused, its fact taken away, and the plan leads back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, Protocol
+
+from magrathea.core import events as ev
+from magrathea.core.model import Host, JobKey
+
+from .guest_messages import AnyRequest, Claim, Hello, Job, Jobs, Launched, Prepared, Release, Report
+from .hypervisor.base import MEMORY, Driver
+from .switch import Switch
+
+log = logging.getLogger(__name__)
+
+CLAIM_S = 1.6
+"""A claim's answer, at the latest: the hook waits for 1.8 s, and two hops lie between."""
+RETRY_AFTER_S = 5
+"""When PBS should try a refused job again: soon, but not at once (FACTS.md: 21 refusals hold a job)."""
+MEMORY_STEP_MIB = 16
+"""Figures of unreclaimable memory are rounded up to it: a fact that changes with every report is none."""
+
+Answer = dict[str, Any]
+
+
+class Owner(Protocol):
+    """What is needed of the daemon."""
+
+    switch: Switch
+    driver: Driver
+
+    @property
+    def host(self) -> Host: ...
+
+    def now(self) -> float: ...
+
+    def apply(self, event: ev.Event) -> tuple[ev.Decision, ...]: ...
+
+    def observe(self, name: str) -> None: ...
+
+
+def refusal(code: str, text: str) -> Answer:
+    return {"ok": False, "code": code, "text": text, "retry_after_s": RETRY_AFTER_S}
+
+
+class Guests:
+    """The channels' handler (`channel.Handler`)."""
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._granted: set[tuple[str, JobKey]] = set()
+
+    def connected(self, domain: str, hello: Hello) -> None:
+        log.info("%s: agent %s connected (%s)", domain, hello.agent, ", ".join(hello.can) or "no abilities")
+        self._owner.apply(ev.AgentConnected(self._owner.now(), domain))
+        self._owner.switch.agent_connected(domain)
+
+    def lost(self, domain: str) -> None:
+        log.info("%s: agent lost", domain)
+        self._owner.switch.agent_lost(domain)
+        self._owner.apply(ev.AgentLost(self._owner.now(), domain))
+
+    async def request(self, domain: str, request: AnyRequest) -> Answer:
+        now = self._owner.now()
+        match request:
+            case Claim():
+                return await self._claim(domain, request)
+            case Release():
+                self._granted.discard((domain, request.job.key))
+                self._owner.apply(ev.Released(now, domain, request.job.key))
+            case Launched():
+                self._owner.apply(ev.JobLaunched(now, domain, request.job.key))
+            case Jobs():
+                self._owner.apply(ev.JobsReported(now, domain, tuple(j.reported() for j in request.jobs)))
+            case Prepared():
+                return self._prepared(domain, request.job)
+            case Report():
+                self._report(domain, request)
+        return {"ok": True}
+
+    async def _claim(self, domain: str, request: Claim) -> Answer:
+        job, owner = request.job, self._owner
+        mark = (domain, job.key)
+        event = ev.Claimed(owner.now(), domain, job.key, job.cls, job.cpus, job.memory_mib, job.rerunnable)
+        decisions = owner.apply(event)
+        for decision in decisions:
+            if isinstance(decision, ev.Refused) and decision.key == job.key:
+                return refusal(decision.code, decision.text)
+        known = self._job(mark)
+        if known is None:
+            return refusal("released", f"{job.key} was released while it was claimed")
+        if mark not in self._granted and not known.launched and not known.confirmed:
+            stops = {
+                (d.domain, d.key) for d in decisions if isinstance(d, ev.Noted) and d.what == "preempted" and d.key
+            }
+            if (refused := await self._switched(mark, frozenset(stops))) is not None:
+                return refused
+        self._granted = {m for m in self._granted if self._job(m) is not None} | {mark}
+        owner.observe("answer")
+        return {"ok": True}
+
+    def _job(self, mark: tuple[str, JobKey]) -> Any:
+        found = self._owner.host.domain(mark[0])
+        return found.job(mark[1]) if found else None
+
+    async def _switched(self, mark: tuple[str, JobKey], stops: frozenset[tuple[str, JobKey]]) -> Answer | None:
+        """Wait until the switch for this claim is done; a refusal if it cannot be in time."""
+        owner = self._owner
+        try:
+            async with asyncio.timeout(CLAIM_S):
+                while self._job(mark) is not None:
+                    if not owner.switch.unconfirmed(stops) and not owner.switch.cpu_pending():
+                        return None
+                    await owner.switch.changed()
+        except TimeoutError:
+            late = sorted(f"{key} in {domain}" for domain, key in owner.switch.unconfirmed(stops))
+            if not late:
+                log.warning("%s: claim of %s granted although CPU has not moved within %g s", *mark, CLAIM_S)
+                return None
+            text = f"not stopped within {CLAIM_S:g} s: {', '.join(late)}; see that domain's agent"
+            log.warning("%s: claim of %s refused: %s", *mark, text)
+            owner.apply(ev.Released(owner.now(), *mark))
+            return refusal("stop-timeout", text)
+        return refusal("released", f"{mark[1]} was released while it was claimed")
+
+    def _prepared(self, domain: str, job: Job) -> Answer:
+        """Whether the job's memory is there: the prologue hook asks until it is."""
+        if self._job((domain, job.key)) is None:
+            return refusal("unknown-job", f"{domain} has no {job.key}; it was released, or never claimed")
+        found = self._owner.host.domain(domain)
+        read = self._owner.switch.read.get(domain)
+        if found is None or read is None or read.memory_mib is None or MEMORY not in self._owner.driver.capabilities:
+            return {"ok": True, "ready": True}
+        need = found.floor_mib + sum(j.memory_mib for j in found.running)
+        return {"ok": True, "ready": read.memory_mib >= need}
+
+    def _report(self, domain: str, report: Report) -> None:
+        found = self._owner.host.domain(domain)
+        mib = -(-max(0, report.memory.unreclaimable_mib) // MEMORY_STEP_MIB) * MEMORY_STEP_MIB
+        if found is not None and found.unreclaimable_mib != mib:
+            self._owner.apply(ev.MemoryReported(self._owner.now(), domain, mib))

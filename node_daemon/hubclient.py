@@ -1,0 +1,237 @@
+"""The daemon's side of the channel to the hub: ZeroMQ DEALER, one socket per hub endpoint.
+
+Whole snapshots go out, coalesced, at most one every PUBLISH_S; books come in. A hub that says nothing for SILENT_S is
+lost; with the last one lost no new preemption begins. Nothing is queued for a hub that is not there: when it comes,
+it gets the snapshot of that moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import zmq
+import zmq.asyncio
+
+from magrathea.core.events import Booking
+from magrathea.core.model import JobKey
+from magrathea.messages import (
+    HEARTBEAT_S,
+    MAX_BYTES,
+    BadMessage,
+    Books,
+    Heartbeat,
+    Resend,
+    Snapshot,
+    decode_to_host,
+    encode,
+)
+
+from .snapshot import same
+
+log = logging.getLogger(__name__)
+
+PUBLISH_S = 0.02
+"""Between two snapshots at least: changes within it go out as one."""
+SILENT_S = 3 * HEARTBEAT_S
+"""A hub that is silent for three heartbeats is lost (DESIGN.md section 3)."""
+CURVE_KEY_BYTES = 4096
+
+
+class HubError(Exception):
+    """The connection cannot be set up: which file or endpoint, and what to do."""
+
+
+@dataclass
+class _Hub:
+    """One endpoint. `heard_at`: loop time of its last message; `books`: its last ones."""
+
+    endpoint: str
+    socket: zmq.asyncio.Socket
+    heard_at: float | None = None
+    due: bool = True
+    books: dict[JobKey, Booking] = field(default_factory=dict)
+
+
+class HubClient:
+    """`build` makes the snapshot of this moment, given its revision."""
+
+    def __init__(
+        self,
+        host: str,
+        boot_id: str,
+        endpoints: list[str],
+        build: Callable[[int], Snapshot],
+        on_books: Callable[[tuple[Booking, ...]], None],
+        on_found: Callable[[], None],
+        on_lost: Callable[[], None],
+        key_file: str = "",
+        hub_key_file: str = "",
+    ) -> None:
+        self.host = host
+        self.boot_id = boot_id
+        self.revision = 0
+        self._endpoints = endpoints
+        self._build = build
+        self._on_books = on_books
+        self._on_found = on_found
+        self._on_lost = on_lost
+        self._keys = (key_file, hub_key_file)
+        self._context: zmq.asyncio.Context | None = None
+        self._hubs: list[_Hub] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._found = False
+        self._last: Snapshot | None = None
+        self._sent_at = 0.0
+        self._pending: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Connect to all endpoints; they need not be there yet. Raises HubError."""
+        if not self._endpoints:
+            return
+        self._context = zmq.asyncio.Context(io_threads=1)
+        loop = asyncio.get_running_loop()
+        for endpoint in self._endpoints:
+            hub = _Hub(endpoint, self._connect(endpoint))
+            self._hubs.append(hub)
+            self._tasks.append(loop.create_task(self._receive(hub)))
+        self._tasks.append(loop.create_task(self._beat()))
+
+    def _connect(self, endpoint: str) -> zmq.asyncio.Socket:
+        assert self._context is not None
+        socket: zmq.asyncio.Socket = self._context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.IDENTITY, self.host.encode())
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.IMMEDIATE, 1)
+        socket.setsockopt(zmq.SNDHWM, 8)
+        socket.setsockopt(zmq.RCVHWM, 64)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
+        socket.setsockopt(zmq.RECONNECT_IVL, 200)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+        if endpoint.startswith("tcp://"):
+            (public, secret), (hub_public, _) = (_load_key(Path(name)) for name in self._keys)
+            if secret is None:
+                raise HubError(f"{self._keys[0]}: holds no secret key; take the file that `magrathea keys enrol` made")
+            socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = public, secret, hub_public
+            for option, value in ((zmq.HEARTBEAT_IVL, 2000), (zmq.HEARTBEAT_TIMEOUT, 6000)):
+                socket.setsockopt(option, value)
+        try:
+            socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            raise HubError(f"endpoint {endpoint}: {error.strerror}; mend it in [hub] endpoints") from error
+        return socket
+
+    @property
+    def connected(self) -> bool:
+        return self._found
+
+    def publish(self) -> None:
+        """What is published may have changed: send it, at once or PUBLISH_S after the last one."""
+        if self._pending is not None or not self._hubs:
+            return
+        loop = asyncio.get_running_loop()
+        wait = max(0.0, self._sent_at + PUBLISH_S - loop.time())
+        self._pending = loop.call_later(wait, self._publish)
+
+    def _publish(self) -> None:
+        self._pending = None
+        snapshot = self._build(self.revision + 1)
+        if self._last is None or not same(snapshot, self._last):
+            self.revision += 1
+            self._last = snapshot
+            for hub in self._hubs:
+                hub.due = True
+        if any(hub.due for hub in self._hubs):
+            self._sent_at = asyncio.get_running_loop().time()
+            data = encode(self._last)
+            for hub in self._hubs:
+                hub.due = hub.due and not self._send(hub, data)
+
+    def _send(self, hub: _Hub, data: bytes) -> bool:
+        """Whether a hub is there to take it."""
+        # With DONTWAIT the future is done at once. Not the synchronous `send`: it would eat the socket's wake-up.
+        sent = cast("asyncio.Future[object]", hub.socket.send(data, zmq.DONTWAIT))
+        error = sent.exception()
+        if error is not None and not isinstance(error, zmq.Again):
+            log.warning("hub %s: a message cannot be sent: %s", hub.endpoint, error)
+        return error is None
+
+    async def _receive(self, hub: _Hub) -> None:
+        while True:
+            frames = await hub.socket.recv_multipart()
+            try:
+                message = decode_to_host(frames[-1])
+            except BadMessage as error:
+                log.warning("hub %s sent what is no message: %s", hub.endpoint, error)
+                continue
+            first = hub.heard_at is None
+            hub.heard_at = asyncio.get_running_loop().time()
+            if first:
+                log.info("hub %s answers", hub.endpoint)
+            if not self._found:
+                self._found = True
+                self._on_found()
+            if isinstance(message, Books):
+                books = {JobKey(j.id, j.run): Booking(JobKey(j.id, j.run), j.booked, j.held) for j in message.jobs}
+                hub.books = books
+                self._books()
+            if isinstance(message, Resend) or first:
+                hub.due = True
+            self.publish()
+
+    def _books(self) -> None:
+        """All hubs' books together: PBS holds a job if any of them says so."""
+        together: dict[JobKey, Booking] = {}
+        for hub in self._hubs:
+            for key, entry in hub.books.items():
+                other = together.get(key, entry)
+                together[key] = Booking(key, entry.booked or other.booked, entry.held or other.held)
+        self._on_books(tuple(together[key] for key in sorted(together)))
+
+    async def _beat(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            beat = encode(Heartbeat(sender=self.host, boot_id=self.boot_id, revision=self.revision))
+            for hub in self._hubs:
+                self._send(hub, beat)
+            if any(hub.due for hub in self._hubs):
+                self.publish()
+            await asyncio.sleep(HEARTBEAT_S)
+            for hub in self._hubs:
+                if hub.heard_at is not None and loop.time() - hub.heard_at > SILENT_S:
+                    log.warning("hub %s has been silent for %g s: lost", hub.endpoint, SILENT_S)
+                    hub.heard_at = None
+                    hub.due = True
+            if self._found and all(hub.heard_at is None for hub in self._hubs):
+                self._found = False
+                self._on_lost()
+
+    async def close(self) -> None:
+        if self._pending is not None:
+            self._pending.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for hub in self._hubs:
+            hub.socket.close(linger=0)
+        if self._context is not None:
+            with contextlib.suppress(zmq.ZMQError):  # its sockets are closed already
+                self._context.term()
+
+
+def _load_key(path: Path) -> tuple[bytes, bytes | None]:
+    """(public, secret) of a ZeroMQ certificate file. Raises HubError."""
+    from zmq.auth import load_certificate  # only with CURVE: it costs 3 MB
+
+    try:
+        if path.stat().st_size > CURVE_KEY_BYTES:
+            raise HubError(f"{path}: {path.stat().st_size} bytes; a key file has a few hundred")
+        public, secret = load_certificate(path)
+    except (OSError, ValueError) as error:
+        raise HubError(f"{path}: no key file: {error}; `magrathea keys` makes them") from error
+    return public, secret

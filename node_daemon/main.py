@@ -1,0 +1,155 @@
+"""`magrathea-noded`: arguments, logging, signals, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from magrathea import __version__
+from magrathea.configuration import ConfigurationError
+
+from .configuration import DEFAULT_PATH, Configuration, read
+
+log = logging.getLogger("magrathea-noded")
+
+OK, DEFECT, BAD_CONFIGURATION, CANNOT_START = 0, 1, 2, 3
+
+EPILOG = """\
+SIGHUP reads the configuration again; what cannot change while running is said in the log.
+SIGTERM and SIGINT end it; jobs and domains stay as they are, and the next start goes on from the journal.
+
+exit codes: 0 ended by a signal, 2 bad usage or configuration, 3 cannot start (the log says why), 1 a defect
+"""
+
+
+class CannotStart(Exception):
+    """Why not, and what to do."""
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="magrathea-noded",
+        description="The node daemon of a host: moves CPU and memory between its domains, stops and continues jobs.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--check", action="store_true", help="check the configuration, say what is wrong, and end")
+    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = arguments(argv)
+    logging.basicConfig(
+        level=options.log_level.upper(),
+        format="%(levelname)s %(message)s"
+        if "JOURNAL_STREAM" in os.environ
+        else "%(asctime)s %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        configuration = read(options.config)
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return BAD_CONFIGURATION
+    if options.check:
+        print(f"{options.config}: good; {len(configuration.domain)} domains of {configuration.host.name}")  # noqa: T201
+        return OK
+    try:
+        lock = take_lock(Path(configuration.paths.state_dir))
+        try:
+            asyncio.run(run(configuration, options.config))
+        finally:
+            os.close(lock)
+    except CannotStart as error:
+        log.error("%s", error)
+        return CANNOT_START
+    return OK
+
+
+def take_lock(state_dir: Path) -> int:
+    """Keep a second daemon of the same host out, until this process ends. Raises CannotStart."""
+    path = state_dir / "noded.lock"
+    try:
+        state_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CannotStart(f"{path}: {error.strerror}; give magrathea-noded's user the right to write there") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise CannotStart(f"{path} is held: another magrathea-noded serves this host; end it first") from error
+    return lock
+
+
+async def run(configuration: Configuration, path: Path) -> None:
+    """Until SIGTERM or SIGINT. Raises CannotStart."""
+    from .crash import from_environment
+    from .daemon import Daemon
+    from .hubclient import HubError
+    from .hypervisor.base import Driver, DriverError
+    from .hypervisor.local import LocalDriver
+
+    def make_driver(configuration: Configuration) -> Driver:
+        files = {name: Path(t.local.pid_file) for name, t in configuration.domain.items() if t.local is not None}
+        return LocalDriver(configuration.host.name, files)
+
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    try:
+        daemon = Daemon(configuration, path, make_driver, from_environment(os.environ))
+    except DriverError as error:
+        raise CannotStart(str(error)) from error
+    reloads: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        if not reloads:
+            task = loop.create_task(daemon.reload_logged())
+            reloads.add(task)
+            task.add_done_callback(reloads.discard)
+
+    handlers: dict[signal.Signals, Callable[[], object]] = {
+        signal.SIGTERM: ended.set,
+        signal.SIGINT: ended.set,
+        signal.SIGHUP: reload,
+    }
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
+    try:
+        await daemon.start()
+        log.info("magrathea-noded %s serves %s (%s)", __version__, configuration.host.name, configuration.host.mode)
+        notify("READY=1")
+        await ended.wait()
+        notify("STOPPING=1")
+    except (OSError, DriverError, HubError) as error:
+        raise CannotStart(str(error)) from error
+    finally:
+        await daemon.close()
+
+
+def notify(state: str) -> None:
+    """Tell the service manager, where there is one (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    name = "\0" + address[1:] if address.startswith("@") else address
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
+        try:
+            connection.sendto(state.encode(), name)
+        except OSError as error:
+            log.warning("the service manager at %s cannot be told: %s", address, error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,408 @@
+"""The switch: takes the steps that lead from what is to what the facts demand.
+
+Rule 1: nothing is remembered of a switch. `look` computes the plan anew (magrathea/core/plan.py) after every change
+and starts the steps that may start; a claim in the middle only makes the next plan another one.
+Rule 2: at most one step per domain and kind is under way. A newer wish for a job's order replaces an older one at
+once (a stop never waits for a continuation); calls to the driver are let end.
+Rule 3: a step that failed is tried again after a pause, and meanwhile holds up only what would be wrong without it
+(`_waits`). One that fails for FAULT_AFTER_S makes its domain faulty, which a human has to look at.
+Rule 4: what the agent has confirmed is known only as long as its connection lasts: a new one is told all again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from magrathea.core import events as ev
+from magrathea.core import plan
+from magrathea.core.allocation import wanted_stopped
+from magrathea.core.model import Host, JobKey
+from magrathea.core.plan import Order, Orders, SetCpu, SetMemory, Step
+
+from .channel import ChannelError, GuestChannel
+from .guest_messages import Answer
+from .hypervisor.base import CPU, MEMORY, ActualDomain, Driver, DriverError
+
+log = logging.getLogger(__name__)
+
+ORDER_S = 1.2
+"""An agent's time for a first sweep: a process in uninterruptible sleep counts as stopped after 1 s."""
+ORDER_MARGIN_S = 0.2
+"""More for its answer to arrive."""
+RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Pauses after the first, second, ... failure of a step."""
+FAULT_AFTER_S = 60.0
+REFRESH_S = 30.0
+"""The hypervisor's truth is read again that often, beside after every event and failure."""
+
+Slot = tuple[str, str]
+"""(kind of step, domain): what at most one step of is under way."""
+
+
+class Facts(Protocol):
+    """What the switch needs of the daemon."""
+
+    @property
+    def host(self) -> Host: ...
+
+    def now(self) -> float: ...
+
+    def apply(self, event: ev.Event) -> tuple[ev.Decision, ...]:
+        """The event is a fact from now on, and on disk."""
+
+    def actual_changed(self) -> None:
+        """What is so has changed: publish it."""
+
+    def step_begins(self, step: Step) -> None: ...
+
+    def step_done(self, step: Step) -> None: ...
+
+
+@dataclass
+class _Failure:
+    since: float
+    times: int
+    again_at: float
+    text: str
+
+
+def slot_of(step: Step) -> Slot:
+    return type(step).__name__, step.domain
+
+
+class Switch:
+    """Takes steps. `observe` is called with a step's name right after it took effect, before anything is noted."""
+
+    def __init__(
+        self,
+        facts: Facts,
+        driver: Driver,
+        channels: Mapping[str, GuestChannel],
+        observe: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self._facts = facts
+        self._driver = driver
+        self._channels = channels
+        self._observe = observe
+        self.read: dict[str, ActualDomain] = {}
+        """What the driver last said."""
+        self.told: dict[str, dict[JobKey, Order]] = {}
+        """What each agent has confirmed on its present connection."""
+        self._under_way: dict[Slot, tuple[Step, asyncio.Task[None]]] = {}
+        self._failures: dict[Slot, _Failure] = {}
+        self._greeted: set[str] = set()  # agents that were sent a whole set of orders
+        self._wake: asyncio.TimerHandle | asyncio.Handle | None = None
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._refresh_task: asyncio.Task[None] | None = None
+        self._refresh_again = False
+        self._closed = False
+
+    # What is so
+
+    def actual(self) -> dict[str, plan.ActualDomain]:
+        """What is so, as the plan takes it: caps in the core's figures where the driver can do no better."""
+        host = self._facts.host
+        wants = plan.desired(host)
+        result = {}
+        for domain in host.workers:
+            read = self.read.get(domain.name)
+            orders = self.told.get(domain.name, {})
+            if read is None or not read.up:
+                if read is None and domain.name in self._channels:  # no longer configured: only its agent is left
+                    nothing = wants.get(domain.name, plan.Want())
+                    result[domain.name] = plan.ActualDomain(nothing.cpu_percent, None, orders)
+                continue
+            cpu = read.cpu_percent
+            if (want := wants.get(domain.name)) is not None:
+                if CPU not in self._driver.capabilities or cpu == self._driver.nearest_cpu(want.cpu_percent):
+                    cpu = want.cpu_percent
+                elif want.keep and cpu == self._driver.nearest_cpu(host.limits.preempted_cpu_percent):
+                    cpu = host.limits.preempted_cpu_percent
+            memory = read.memory_mib if MEMORY in self._driver.capabilities else None
+            result[domain.name] = plan.ActualDomain(cpu, memory, orders)
+        return result
+
+    async def refresh(self) -> None:
+        """Read the driver's truth. A failure is logged; the next round reads again."""
+        try:
+            self.read = await self._driver.actual()
+        except DriverError as error:
+            log.warning("what the hypervisor has cannot be read: %s", error)
+            return
+        self._facts.actual_changed()
+        self.look_soon()
+
+    def refresh_soon(self) -> None:
+        if self._refresh_task is not None and not self._refresh_task.done():
+            self._refresh_again = True
+            return
+        self._refresh_task = asyncio.get_running_loop().create_task(self._refresh_all())
+
+    async def _refresh_all(self) -> None:
+        self._refresh_again = True
+        while self._refresh_again:
+            self._refresh_again = False
+            await self.refresh()
+
+    # Agents
+
+    def agent_connected(self, domain: str) -> None:
+        self.told[domain] = {}
+        self._greeted.discard(domain)
+        self._failures.pop(("Orders", domain), None)
+        self.look_soon()
+
+    def agent_lost(self, domain: str) -> None:
+        self.told.pop(domain, None)
+        self._greeted.discard(domain)
+        self.look_soon()
+
+    def forget(self, domain: str, key: JobKey) -> None:
+        """The job is gone, or runs again: there is no order about it any more."""
+        self.told.get(domain, {}).pop(key, None)
+
+    def use(self, driver: Driver) -> None:
+        """From now on this driver: the configuration has changed."""
+        self._driver = driver
+        self.refresh_soon()
+
+    def clear(self, domain: str) -> None:
+        """Try at once what had failed."""
+        for slot in [s for s in self._failures if s[1] == domain]:
+            del self._failures[slot]
+        self.look_soon()
+
+    # Looking and stepping
+
+    def look_soon(self) -> None:
+        """Compute the plan again, in this round of the event loop."""
+        if self._closed:
+            return
+        if self._wake is not None:
+            self._wake.cancel()
+        self._wake = asyncio.get_running_loop().call_soon(self._look)
+
+    def steps(self) -> list[Step]:
+        """What is left to do."""
+        return plan.steps(self._facts.host, self.actual())
+
+    def _look(self) -> None:
+        self._wake = None
+        if self._closed:
+            return
+        now = time.monotonic()
+        earlier: list[Step] = []
+        held: list[Step] = []
+        for step in self.steps():
+            slot = slot_of(step)
+            under_way = self._under_way.get(slot)
+            failure = self._failures.get(slot)
+            if under_way is not None:
+                if self._replaces(step, under_way[0]):
+                    self._cancel(slot)
+                    self._start(step)
+            elif failure is not None and failure.again_at > now:
+                held.append(step)
+                continue
+            elif not any(_waits(step, e) for e in earlier) and not any(_waits(step, h, held=True) for h in held):
+                self._start(step)
+            earlier.append(step)
+        for name in self._to_greet(now):
+            self._start(Orders(name, Order.LIFT, ()))
+        if again := [f.again_at for s, f in self._failures.items() if any(slot_of(h) == s for h in held)]:
+            loop = asyncio.get_running_loop()
+            self._wake = loop.call_later(max(0.0, min(again) - now) + 0.001, self._look)
+        for waiter in list(self._waiters):
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _to_greet(self, now: float) -> list[str]:
+        """An agent that has just connected hears all orders, even if there are none: it may stand by older ones."""
+        return [
+            name
+            for name, channel in self._channels.items()
+            if channel.connected and name not in self._greeted and ("Orders", name) not in self._under_way
+            if (failure := self._failures.get(("Orders", name))) is None or failure.again_at <= now
+        ]
+
+    @staticmethod
+    def _replaces(new: Step, old: Step) -> bool:
+        """Whether `new` makes `old`, which is under way, pointless: orders only."""
+        if not isinstance(new, Orders) or not isinstance(old, Orders) or new == old or not new.keys:
+            return False
+        return new.order is Order.STOP and (old.order is not Order.STOP or not set(new.keys) <= set(old.keys))
+
+    def _start(self, step: Step) -> None:
+        slot = slot_of(step)
+        self._facts.step_begins(step)
+        task = asyncio.get_running_loop().create_task(self._step(step))
+        self._under_way[slot] = (step, task)
+        task.add_done_callback(lambda done: self._ended(slot, done))
+
+    def _cancel(self, slot: Slot) -> None:
+        step, task = self._under_way.pop(slot)
+        task.cancel()
+        if isinstance(step, Orders):  # it may have taken effect, or not
+            for key in step.keys:
+                self.forget(step.domain, key)
+
+    def _ended(self, slot: Slot, task: asyncio.Task[None]) -> None:
+        if (now := self._under_way.get(slot)) is not None and now[1] is task:
+            del self._under_way[slot]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a step failed by a defect: %s", slot, exc_info=error)
+            self._failed_step(slot, f"a defect: {error!r}", lasting=True)
+        self.look_soon()
+
+    async def _step(self, step: Step) -> None:
+        slot = slot_of(step)
+        try:
+            if isinstance(step, Orders):
+                await self._order(step)
+            elif isinstance(step, SetCpu):
+                await self._driver.set_cpu(step.domain, step.percent)
+                self._observe(f"cpu {step.domain}")
+                self._note(step.domain, cpu_percent=self._driver.nearest_cpu(step.percent))
+            else:
+                await self._driver.set_memory(step.domain, step.mib)
+                self._observe(f"memory {step.domain}")
+                self._note(step.domain, memory_mib=step.mib)
+                self.refresh_soon()  # a guest may have given less
+        except ChannelError as error:
+            self._failed_step(slot, str(error), lasting=error.code not in ("no-agent", "timeout"))
+            return
+        except DriverError as error:
+            self.refresh_soon()
+            self._failed_step(slot, str(error), lasting=error.code not in ("domain-down", "no-domain"))
+            return
+        self._failures.pop(slot, None)
+        self._facts.step_done(step)
+        self._facts.actual_changed()
+
+    def _note(self, domain: str, **changes: int | None) -> None:
+        if (read := self.read.get(domain)) is not None:
+            self.read[domain] = replace(read, **changes)  # type: ignore[arg-type]
+
+    async def _order(self, step: Orders) -> None:
+        channel = self._channels.get(step.domain)
+        if channel is None or not channel.connected:
+            raise ChannelError("no-agent", f"no agent of {step.domain} is connected")
+        orders = [{"id": k.id, "run": k.run, "order": o.value} for k, o in self._whole_set(step).items()]
+        hello = channel.hello
+        answer = await channel.request("orders", ORDER_S + ORDER_MARGIN_S, orders=orders, deadline_s=ORDER_S)
+        self._observe(f"{step.order.value} {step.domain}")
+        if channel.hello is not hello:
+            raise ChannelError("no-agent", f"the agent of {step.domain} has connected anew")
+        self._greeted.add(step.domain)
+        self._confirmed(step, answer)
+
+    def _whole_set(self, step: Orders) -> dict[JobKey, Order]:
+        """All orders for the domain: the step's, what stands, and a stop for all that must not run."""
+        host = self._facts.host
+        domain = host.domain(step.domain)
+        wanted = wanted_stopped(host)
+        told = self.told.get(step.domain, {})
+        orders: dict[JobKey, Order] = {}
+        for job in domain.jobs if domain else ():
+            if (step.domain, job.key) in wanted and job.stopped_by_us:
+                orders[job.key] = Order.STOP
+            elif job.key in step.keys:
+                orders[job.key] = step.order
+            elif job.key in told and told[job.key] is not Order.STOP:
+                orders[job.key] = told[job.key]
+        return orders
+
+    def _confirmed(self, step: Orders, answer: Answer) -> None:
+        told = self.told.setdefault(step.domain, {})
+        done = {job.key: job for job in answer.jobs}
+        for key in step.keys:
+            if step.order is Order.STOP:
+                seen = done.get(key)
+                if seen is None or seen.order != Order.STOP.value or not seen.done:
+                    how = (
+                        f"{seen.stopped} of {seen.processes} processes stopped"
+                        if seen
+                        else "the agent does not know it"
+                    )
+                    raise ChannelError("not-stopped", f"{key} in {step.domain}: {how}")
+            told[key] = step.order
+        if step.order is Order.RUN:
+            for key in step.keys:
+                self.forget(step.domain, key)  # it is a job like any other now
+                self._facts.apply(ev.JobContinued(self._facts.now(), step.domain, key))
+
+    def _failed_step(self, slot: Slot, text: str, lasting: bool) -> None:
+        now = time.monotonic()
+        before = self._failures.get(slot)
+        times = before.times + 1 if before else 1
+        since = before.since if before and lasting else now
+        pause = RETRY_S[min(times, len(RETRY_S)) - 1]
+        self._failures[slot] = _Failure(since, times, now + pause, text)
+        level = logging.WARNING if times in (1, len(RETRY_S)) or times % 60 == 0 else logging.DEBUG
+        log.log(level, "%s of %s failed (%d times, again in %g s): %s", slot[0], slot[1], times, pause, text)
+        domain = self._facts.host.domain(slot[1])
+        if lasting and now - since > FAULT_AFTER_S and domain is not None and not domain.fault:
+            self._facts.apply(ev.Faulted(self._facts.now(), slot[1], f"{slot[0]} fails: {text}"))
+
+    # Waiting for it
+
+    def unconfirmed(self, also: frozenset[tuple[str, JobKey]] = frozenset()) -> frozenset[tuple[str, JobKey]]:
+        """Jobs that must not run and of which no agent that is there has confirmed it; `also` wherever it is."""
+        waiting = set()
+        for domain, key in wanted_stopped(self._facts.host):
+            present = (channel := self._channels.get(domain)) is not None and channel.connected
+            told = self.told.get(domain, {}).get(key)
+            if told is not Order.STOP and (present or (domain, key) in also):
+                waiting.add((domain, key))
+        return frozenset(waiting)
+
+    def cpu_pending(self) -> bool:
+        """CPU is still to be moved, and moving it has not failed."""
+        return any(isinstance(s, SetCpu) and slot_of(s) not in self._failures for s in self.steps())
+
+    async def changed(self) -> None:
+        """Return after the next look."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
+
+    def notes(self) -> list[str]:
+        """What fails at present, for people."""
+        return [f"{kind} of {domain} fails: {f.text}" for (kind, domain), f in self._failures.items() if f.times > 1]
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._wake is not None:
+            self._wake.cancel()
+        tasks = [task for _, task in self._under_way.values()]
+        if self._refresh_task is not None:
+            tasks.append(self._refresh_task)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _waits(step: Step, other: Step, held: bool = False) -> bool:
+    """Must `step` wait until `other`, which comes before it in the plan, is done? `held`: `other` has failed and
+    waits for its next try; then only what would do harm waits."""
+    same = step.domain == other.domain
+    if isinstance(other, Orders):
+        if other.order is not Order.STOP:
+            return same and isinstance(step, Orders)
+        # Stop before memory and CPUs go; and nobody is given anything, or continued, while somebody is to be stopped.
+        return same or not held
+    if isinstance(other, SetCpu):
+        if isinstance(step, SetMemory):
+            return False
+        return same if isinstance(step, Orders) or held else True
+    if isinstance(step, SetMemory):
+        return True  # taken before it is given, and never given before it is there
+    return same and isinstance(step, Orders)  # memory is back before a job continues; CPU does not wait for it
