@@ -369,8 +369,12 @@ class Cluster:
         return dict(json.loads(done.stdout or "{}").get("Jobs", {}))
 
     def vnode(self, name: str) -> dict[str, Any]:
-        done = self.run(HEAD, ["pbsnodes", "-v", "-F", "json", name], check=False)
-        return dict(json.loads(done.stdout or "{}").get("nodes", {}).get(name, {}))
+        """All attributes of a vnode, as pbsnodes' JSON has them; {} if PBS does not know it."""
+        return self.vnodes().get(name, {})
+
+    def vnodes(self) -> dict[str, dict[str, Any]]:
+        done = self.run(HEAD, ["pbsnodes", "-av", "-F", "json"], check=False)
+        return dict(json.loads(done.stdout or "{}").get("nodes", {}))
 
     def output(self, user: str, job_id: str, kind: str = "o", name: str = "STDIN") -> str:
         """What a job wrote, once it is there (PBS copies it after the job's end)."""
@@ -394,7 +398,7 @@ class Cluster:
 
     def wait_free(self, *vnodes: str, timeout_s: float = 60.0) -> None:
         self.wait(
-            lambda: all(self.vnode(v).get("state") == "free" for v in vnodes), f"vnodes free: {vnodes}", timeout_s, 0.2
+            lambda: all(self.vnode(v).get("state") == "free" for v in vnodes), f"vnodes free: {vnodes}", timeout_s, 0.1
         )
 
     def wait_job(self, job_id: str, states: str, timeout_s: float = 30.0) -> dict[str, Any]:

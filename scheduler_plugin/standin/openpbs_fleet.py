@@ -1,0 +1,217 @@
+"""Magrathea on a private OpenPBS cluster: the same parts, configurations and scenarios as embedded.py has.
+
+    with OpenPbsCluster([EXCLUSIVE, COUNTED]) as cluster:
+        job = cluster.submit("low", 100)
+
+Every domain is a machine of openpbs_cluster.py with its own MoM and agent; a host is some of them and a node daemon
+beside them; the hub runs on the PBS server's machine. PBS is set up by `magrathea pbs install` itself.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from . import fleet, work
+from .fleet import BOTH, HostSpec
+from .openpbs_cluster import HEAD, HOST, PBS_HOME, Cluster, Process
+from .scenarios import PAUSE_S, JobView, VnodeView
+
+USER = "alice"
+PERIODIC_S = 5
+"""MoM's list of jobs goes out so often; 15 s in a cluster, where jobs last longer."""
+LAST_LINES = 15
+START_S = 60.0
+
+
+class OpenPbsCluster:
+    """See the module and scenarios.Cluster. `pbs`: the cluster below. `parts`: by name ("hub", "noded-h1",
+    "agent-n1"); MoMs and PBS's server are `pbs`'s."""
+
+    def __init__(self, hosts: Sequence[HostSpec] = BOTH) -> None:
+        self.hosts = tuple(hosts)
+        self.pbs = Cluster([domain.name for _, domain in fleet.domains_of(self.hosts)])
+        self.directory = self.pbs.base
+        self.parts: dict[str, Process] = {}
+        self._environment = {"PYTHONPATH": str(fleet.ROOT), "PYTHONUNBUFFERED": "1"}
+
+    def __enter__(self) -> OpenPbsCluster:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    # Up and down
+
+    def start(self, progress: Callable[[str], None] = lambda text: None) -> None:
+        """Bring all parts up; all domains are `free` afterwards. Raises openpbs_cluster's errors."""
+        progress("OpenPBS: a server with its scheduler, and a MoM for every domain, each in namespaces of its own")
+        self.pbs.start()
+        progress("magrathea pbs install: resources, hooks, queues")
+        self.install()
+        self._write_configuration()
+        progress("the hub beside the server, a node daemon per host, an agent in every domain")
+        for name in ["hub", *(f"noded-{host.name}" for host in self.hosts)]:
+            self.start_part(name)
+        for domain in self.pbs.moms:
+            self.start_part(f"agent-{domain}")
+        self.wait_free()
+
+    def close(self) -> None:
+        """End everything and remove it. May be called more than once."""
+        for name, part in self.parts.items():
+            if name.startswith("noded-") and part.running():
+                part.kill(15)  # it takes its control groups away, which outlive namespaces
+        self.parts = {}
+        self.pbs.stop()
+
+    def install(self) -> str:
+        """`magrathea pbs install` as an admin runs it; what it printed. All MoMs have the hook afterwards."""
+        code = "from scheduler_plugin.install_cli import pbs; pbs()"
+        argv = [sys.executable, "-c", code, "install", "--priority", "high", "--preemptible", "low"]
+        argv += [word for domain in self.pbs.moms for word in ("--vnode", domain)]
+        said = self.pbs.run(HEAD, argv, env=self._environment, timeout=60).stdout
+        self.pbs.qmgr(
+            f"set hook magrathea_mom freq={PERIODIC_S}\ncreate queue normal queue_type=Execution\n"
+            "set queue normal enabled=True\nset queue normal started=True"
+        )
+        for mom in self.pbs.moms:
+            file = self.pbs.pbs_home(mom) / "mom_priv/hooks/magrathea_mom.PY"
+            self.pbs.wait(file.exists, f"MoM's hook at {mom}", START_S)
+        return said
+
+    def _write_configuration(self) -> None:
+        here = self.directory
+        (here / "hub").mkdir()
+        hub: dict[str, dict[str, Any]] = {
+            "hub": {
+                "listen": [self._endpoint],
+                "state_dir": str(here / "hub"),
+                "keys_dir": str(here / "hub" / "keys"),
+                "heartbeat_file": f"{PBS_HOME}/magrathea.heartbeat",
+            },
+            "pbs": {"kind": "openpbs", "conf": "/etc/pbs.conf"},
+        }
+        (here / "hub.toml").write_text(fleet.toml(hub), encoding="utf-8")
+        for host in self.hosts:
+            its = here / host.name
+            its.mkdir()
+            for domain in host.domains:
+                machine = here / "m" / domain.name
+                (machine / "run/magrathea").mkdir(exist_ok=True)
+                channel = its / "run/guest" / f"{domain.name}.sock"
+                text = fleet.agent_json(Path("/run/magrathea"), channel)
+                (machine / "etc/magrathea/agent.json").write_text(text, encoding="utf-8")
+            pid_files = {d.name: here / "m" / d.name / "pid" for d in host.domains}
+            (its / "noded.toml").write_text(fleet.noded_toml(host, its, self._endpoint, pid_files), encoding="utf-8")
+
+    @property
+    def _endpoint(self) -> str:
+        return f"ipc://{self.directory}/hub/hub.ipc"
+
+    def start_part(self, name: str) -> Process:
+        """Start (again) a part by its name."""
+        kind, _, of = name.partition("-")
+        module, machine, config = {
+            "hub": ("scheduler_plugin.hub.main", HEAD, str(self.directory / "hub.toml")),
+            "noded": ("node_daemon.main", HOST, str(self.directory / of / "noded.toml")),
+            "agent": ("node_daemon.agent", of, "/etc/magrathea/agent.json"),
+        }[kind]
+        argv = [sys.executable, "-m", module, "--config", config]
+        self.parts[name] = self.pbs.spawn(machine, name, argv, env=self._environment)
+        return self.parts[name]
+
+    def wait_free(self, hosts: Iterable[HostSpec] = ()) -> None:
+        """All domains of the hosts (all hosts, if none is named) are published as `free`, and no part has ended."""
+        names = [domain.name for _, domain in fleet.domains_of(tuple(hosts) or self.hosts)]
+
+        def free() -> bool:
+            if ended := [name for name, part in self.parts.items() if not part.running()]:
+                raise RuntimeError(f"{', '.join(ended)} ended\n{self.picture()}")
+            vnodes = self.vnodes()
+            return all(vnodes[name].magrathea == "free" and vnodes[name].state == {"free"} for name in names)
+
+        self.pbs.wait(free, f"domains free: {', '.join(names)}", START_S, 0.1)
+
+    # scenarios.Cluster
+
+    def submit(
+        self,
+        queue: str,
+        steps: int,
+        *,
+        cpus: int = 1,
+        select: str = "",
+        walltime_s: int | None = None,
+        rerunnable: bool = True,
+        name: str = "job",
+    ) -> str:
+        argv = ["-q", queue, "-N", name, "-j", "oe", "-r", "y" if rerunnable else "n"]
+        argv += ["-l", f"select={select or f'1:ncpus={cpus}'}"]
+        if walltime_s is not None:
+            argv += ["-l", f"walltime={walltime_s}"]
+        command = f'exec "{sys.executable}" -S "{work.__file__}" {steps} {PAUSE_S} "$HOME/$PBS_JOBID.count"'
+        return self.pbs.qsub(USER, *argv, script=command)
+
+    def jobs(self) -> Mapping[str, JobView]:
+        return {id: self._view(id, job) for id, job in self.pbs.jobs().items()}
+
+    @staticmethod
+    def _view(id: str, job: Mapping[str, Any]) -> JobView:
+        chunks = str(job.get("exec_vnode", "")).replace("(", "").replace(")", "").split("+")
+        status = job.get("Exit_status")
+        return JobView(
+            id=id,
+            state=str(job.get("job_state", "")),
+            substate=int(job.get("substate", 0)),
+            run_version=int(job.get("run_version", 0)),
+            vnodes=tuple(chunk.split(":")[0] for chunk in chunks if chunk),
+            comment=str(job.get("comment", "")),
+            exit_status=None if status is None else int(status),
+        )
+
+    def vnodes(self) -> Mapping[str, VnodeView]:
+        return {name: self._vnode(name, vnode) for name, vnode in self.pbs.vnodes().items()}
+
+    @staticmethod
+    def _vnode(name: str, vnode: Mapping[str, Any]) -> VnodeView:
+        have = vnode.get("resources_available", {})
+        accepts = str(have.get("magrathea_accepts", ""))
+        states = frozenset(str(vnode.get("state", "")).replace(" ", "").split(","))
+        return VnodeView(name, str(have.get("magrathea", "")), tuple(accepts.split(",")), states)
+
+    def counter(self, job: str) -> int:
+        path = self.directory / "home" / USER / f"{job}.count"
+        return int(path.read_text(encoding="ascii") or 0) if path.exists() else 0
+
+    def output(self, job: str) -> str:
+        number = job.partition(".")[0]
+        found = list((self.directory / "home" / USER).glob(f"*.o{number}"))
+        return found[0].read_text(encoding="utf-8") if found else ""
+
+    def delete(self, job: str) -> None:
+        self.pbs.run(HEAD, ["qdel", job], user=USER, timeout=60)
+
+    def control_socket(self, host: str) -> Path:
+        """Of a host's node daemon, for `magrathea status`."""
+        return self.directory / host / "run" / "control.sock"
+
+    def journal(self, host: str) -> Path:
+        return self.directory / host / "state" / "journal.sqlite"
+
+    def picture(self) -> str:
+        """Jobs, vnodes and the last lines of every part's log."""
+        lines = [time.strftime("%H:%M:%S"), self.pbs.picture()]
+        for name, part in self.parts.items():
+            lines.append(f"--- {name}{'' if part.running() else ' (has ended)'}:")
+            lines += part.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
+        return "\n".join(lines)
