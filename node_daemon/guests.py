@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any, Protocol
 
 from magrathea.core import events as ev
@@ -86,6 +87,7 @@ class Guests:
 
     async def _claim(self, domain: str, request: Claim) -> Answer:
         job, owner = request.job, self._owner
+        asked = time.monotonic()
         mark = (domain, job.key)
         event = ev.Claimed(owner.now(), domain, job.key, job.cls, job.cpus, job.memory_mib, job.rerunnable)
         decisions = owner.apply(event)
@@ -103,6 +105,7 @@ class Guests:
                 return refused
         self._granted = {m for m in self._granted if self._job(m) is not None} | {mark}
         owner.observe("answer")
+        log.info("%s: claim of %s granted after %.1f ms", domain, job.key, (time.monotonic() - asked) * 1000)
         return {"ok": True}
 
     def _job(self, mark: tuple[str, JobKey]) -> Any:

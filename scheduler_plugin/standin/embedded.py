@@ -42,10 +42,9 @@ class NotUp(Exception):
 class StandInCluster:
     """See the module and scenarios.Cluster. `parts`: by name ("hub", "noded-h1", "agent-n1", "mom-n1", "server")."""
 
-    def __init__(self, hosts: Sequence[HostSpec] = BOTH, *, keep: bool = False, name: str = "") -> None:
-        """`keep`: leave the directory. `name`: the PBS server's, unique on this machine because job ids are."""
-        self.hosts = tuple(hosts)
-        self.keep = keep
+    def __init__(self, hosts: Sequence[HostSpec] = BOTH, *, name: str = "") -> None:
+        """`name`: the PBS server's, unique on this machine because job ids are."""
+        self.hosts: Sequence[HostSpec] = tuple(hosts)
         self.server_name = name or f"s{os.getpid()}x{time.monotonic_ns() % 100000}"
         self.directory = Path(tempfile.mkdtemp(prefix="magrathea-"))
         self.parts: dict[str, Part] = {}
@@ -92,13 +91,12 @@ class StandInCluster:
         self._until("all domains free", self._all_free)
 
     def close(self) -> None:
-        """End every process and, unless it is kept, remove the directory. May be called more than once."""
+        """End every process and remove the directory. May be called more than once."""
         if self._client is not None:
             self._client.close()
             self._client = None
         self._keeper.close()
-        if not self.keep:
-            shutil.rmtree(self.directory, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     def _write_configuration(self) -> None:
         here = self.directory
@@ -220,6 +218,10 @@ class StandInCluster:
 
     def journal(self, host: str) -> Path:
         return self.directory / host / "state" / "journal.sqlite"
+
+    def log(self, part: str) -> str:
+        """All that a part has printed."""
+        return self.parts[part].log.read_text(encoding="utf-8", errors="replace")
 
     def picture(self) -> str:
         """Jobs, vnodes and the last lines of every part's log."""

@@ -208,6 +208,10 @@ class OpenPbsCluster:
     def journal(self, host: str) -> Path:
         return self.directory / host / "state" / "journal.sqlite"
 
+    def log(self, part: str) -> str:
+        """All that a part has printed."""
+        return self.parts[part].log.read_text(encoding="utf-8", errors="replace")
+
     def picture(self) -> str:
         """Jobs, vnodes and the last lines of every part's log."""
         lines = [time.strftime("%H:%M:%S"), self.pbs.picture()]

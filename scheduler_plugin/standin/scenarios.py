@@ -57,7 +57,8 @@ class VnodeView:
 class Cluster(Protocol):
     """A running cluster of `hosts`. Every method may be called from one thread only; all raise when PBS refuses."""
 
-    hosts: Sequence[HostSpec]
+    @property
+    def hosts(self) -> Sequence[HostSpec]: ...
 
     def submit(
         self,
