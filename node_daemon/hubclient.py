@@ -40,6 +40,8 @@ PUBLISH_S = 0.02
 """Between two snapshots at least: changes within it go out as one."""
 SILENT_S = 3 * HEARTBEAT_S
 """A hub that is silent for three heartbeats is lost (DESIGN.md section 3)."""
+KNOCK_S = 0.25
+"""To a hub that is not there the snapshot is offered that often (in vain this costs nothing)."""
 CURVE_KEY_BYTES = 4096
 
 
@@ -201,7 +203,7 @@ class HubClient:
                 self._send(hub, beat)
             if any(hub.due for hub in self._hubs):
                 self.publish()
-            await asyncio.sleep(HEARTBEAT_S)
+            await asyncio.sleep(HEARTBEAT_S if all(hub.heard_at is not None for hub in self._hubs) else KNOCK_S)
             for hub in self._hubs:
                 if hub.heard_at is not None and loop.time() - hub.heard_at > SILENT_S:
                     log.warning("hub %s has been silent for %g s: lost", hub.endpoint, SILENT_S)

@@ -1,0 +1,376 @@
+"""A host in small, all of it real but PBS: node daemon, agents, local driver, jobs that are processes.
+
+`Rig` starts and kills them, plays MoM (claims, lists, releases on the agents' sockets) and the hub (books what the
+daemon wants stopped, over ZeroMQ). The hub of the rig signals no process, so that what stops and continues a job is the
+agent alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import zmq
+import zmq.asyncio
+
+from magrathea.messages import HEARTBEAT_S, BookEntry, Books, Heartbeat, Resend, Snapshot, decode_to_hub, encode
+
+ROOT = """
+import os, signal, subprocess, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for line in sys.stdin:
+    job, processes = line.split()
+    # The shell and its children: each waits in small steps, so that it is seen to run or to stand.
+    script = "n=1; while [ $n -lt %s ]; do (while :; do sleep 0.05; done) & n=$((n+1)); done; " % processes
+    script += "while :; do sleep 0.05; done"
+    child = subprocess.Popen(["/bin/sh", "-c", script], start_new_session=True, stdin=subprocess.DEVNULL,
+                             env={"PATH": "/usr/bin:/bin", "PBS_JOBID": job})
+    print(child.pid, flush=True)
+"""
+
+
+@dataclass
+class Job:
+    id: str
+    run: int
+    cls: str
+    cpus: int = 1
+    session: int = 0
+    """Its processes' session, once it runs."""
+
+    def key(self) -> dict[str, Any]:
+        return {"id": self.id, "run": self.run}
+
+
+@dataclass
+class DomainRig:
+    name: str
+    kind: str
+    folder: Path
+    root: asyncio.subprocess.Process | None = None
+    agent: asyncio.subprocess.Process | None = None
+    jobs: dict[str, Job] = field(default_factory=dict)
+
+    @property
+    def config(self) -> Path:
+        return self.folder / f"{self.name}.json"
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / f"{self.name}.agent"
+
+
+def states_of(session: int) -> list[str]:
+    """State letters of the living processes of a session."""
+    letters = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[3]) == session and fields[0] not in "ZX":
+                    letters.append(fields[0])
+    return letters
+
+
+def stopped(session: int) -> bool:
+    letters = states_of(session)
+    return bool(letters) and all(letter == "T" for letter in letters)
+
+
+def running(session: int) -> bool:
+    letters = states_of(session)
+    return bool(letters) and "T" not in letters
+
+
+async def until(condition: Callable[[], Any], seconds: float, what: str | Callable[[], str]) -> None:
+    """Wait for it, looking often; AssertionError after `seconds`."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds:g} s: {what if isinstance(what, str) else what()}"
+        await asyncio.sleep(0.01)
+
+
+class HubRig:
+    """Books what hosts want stopped; takes it back when they are ready."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self.snapshots: list[Snapshot] = []
+        self.booked: dict[tuple[str, int], bool] = {}
+        self.booking = True
+        """False: it only listens."""
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._peers: set[bytes] = set()
+
+    def start(self) -> None:
+        self._socket.bind(self.endpoint)
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._serve()), loop.create_task(self._beat())]
+
+    @property
+    def last(self) -> Snapshot | None:
+        return self.snapshots[-1] if self.snapshots else None
+
+    async def _serve(self) -> None:
+        while True:
+            peer, data = await self._socket.recv_multipart()
+            message = decode_to_hub(data)
+            if peer not in self._peers:
+                self._peers.add(peer)
+                await self._socket.send_multipart([peer, encode(Resend())])
+            if isinstance(message, Snapshot):
+                self.snapshots.append(message)
+                if self.booking:
+                    await self._book(peer, message)
+            else:
+                beat = Heartbeat(sender="hub", boot_id="hub", revision=0)
+                await self._socket.send_multipart([peer, encode(beat)])
+
+    async def _book(self, peer: bytes, snapshot: Snapshot) -> None:
+        jobs = {(j.id, j.run): j for d in snapshot.domains for j in d.jobs}
+        for key in [k for k in self.booked if k not in jobs]:
+            del self.booked[key]
+        for key, job in jobs.items():
+            if job.stop:
+                self.booked[key] = True
+            elif job.ready:
+                self.booked.pop(key, None)
+        entries = [BookEntry(id=i, run=r, booked=True, held=False) for i, r in sorted(self.booked)]
+        books = Books(hub_id="hub", acked_revision=snapshot.revision, jobs=entries)
+        await self._socket.send_multipart([peer, encode(books)])
+
+    async def _beat(self) -> None:
+        while True:
+            for peer in self._peers:
+                beat = Heartbeat(sender="hub", boot_id="hub", revision=0)
+                await self._socket.send_multipart([peer, encode(beat)])
+            await asyncio.sleep(HEARTBEAT_S / 2)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._socket.close(linger=0)
+        self._context.term()
+
+
+class Rig:
+    """See the module. `domains`: name -> kind."""
+
+    def __init__(self, folder: Path, mode: str, domains: dict[str, str], cpus: int = 4, extra: str = "") -> None:
+        self.folder = folder
+        self.mode = mode
+        self.cpus = cpus
+        self.extra = extra
+        self.domains = {name: DomainRig(name, kind, folder) for name, kind in domains.items()}
+        self.daemon: asyncio.subprocess.Process | None = None
+        self.hub = HubRig(f"ipc://{folder}/hub.ipc")
+        self._mom: asyncio.Task[None] | None = None
+        self._kept: list[asyncio.subprocess.Process] = []
+
+    # What there is
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "noded.toml"
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / "state" / "journal.sqlite"
+
+    def write_config(self) -> None:
+        text = f"""
+[host]
+name = "h1"
+mode = "{self.mode}"
+cpus = {self.cpus}
+memory_mib = 4096
+[limits]
+min_run_s = 0.0
+allow_short_min_run = true
+[hub]
+endpoints = ["ipc://{self.folder}/hub.ipc"]
+[paths]
+run_dir = "{self.folder}/run"
+state_dir = "{self.folder}/state"
+scripts = ""
+{self.extra}
+"""
+        for domain in self.domains.values():
+            text += (
+                f'[domain.{domain.name}]\nkind = "{domain.kind}"\nlocal.pid_file = "{self.folder}/{domain.name}.pid"\n'
+            )
+            agent = {
+                "socket": str(domain.socket),
+                "channel": f"unix:{self.folder}/run/guest/{domain.name}.sock",
+                "state": f"{self.folder}/{domain.name}.state",
+                "scripts": f"{self.folder}/{domain.name}.d",
+            }
+            domain.config.write_text(json.dumps(agent))
+        self.config.write_text(text)
+
+    async def start(self) -> None:
+        self.write_config()
+        self.hub.start()
+        for domain in self.domains.values():
+            domain.root = await asyncio.create_subprocess_exec(
+                sys.executable, "-S", "-E", "-c", ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+            )
+            (self.folder / f"{domain.name}.pid").write_text(f"{domain.root.pid}\n")
+        await self.start_daemon()
+        for domain in self.domains.values():
+            await self.start_agent(domain)
+        self._mom = asyncio.get_running_loop().create_task(self._lists())
+        await until(self.settled, 15, "the daemon up, agents and hub connected")
+
+    async def start_daemon(self, **environment: str) -> None:
+        log = (self.folder / "noded.log").open("ab")
+        self.daemon = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "node_daemon.main", "--config", str(self.config), "--log-level", "debug"),
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **environment},
+        )
+        log.close()
+        self._kept.append(self.daemon)
+
+    async def start_agent(self, domain: DomainRig) -> None:
+        log = (self.folder / f"{domain.name}.log").open("ab")
+        domain.agent = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "node_daemon.agent", "--config", str(domain.config)), stdout=log, stderr=log
+        )
+        log.close()
+        self._kept.append(domain.agent)
+
+    async def stop_daemon(self, number: signal.Signals = signal.SIGTERM) -> int:
+        assert self.daemon is not None
+        with contextlib.suppress(ProcessLookupError):
+            self.daemon.send_signal(number)
+        return await asyncio.wait_for(self.daemon.wait(), 10)
+
+    async def close(self) -> None:
+        if self._mom is not None:
+            self._mom.cancel()
+            await asyncio.gather(self._mom, return_exceptions=True)
+        for domain in self.domains.values():
+            for job in domain.jobs.values():
+                kill_session(job.session)
+        for process in [*self._kept, *(d.root for d in self.domains.values() if d.root is not None)]:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        await self.hub.close()
+
+    # What it says of itself
+
+    async def status(self) -> dict[str, Any]:
+        return await ask(self.folder / "run" / "control.sock", {"op": "status"})
+
+    def report(self, name: str) -> Any:
+        """The domain in the last snapshot that the hub got."""
+        last = self.hub.last
+        assert last is not None
+        return next(d for d in last.domains if d.name == name)
+
+    def settled(self) -> bool:
+        last = self.hub.last
+        return last is not None and last.hub_connected and all(d.agent for d in last.domains)
+
+    # What MoM does
+
+    async def ask_agent(self, domain: DomainRig, message: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return await ask(domain.socket, message)
+        except (OSError, ValueError, asyncio.IncompleteReadError) as error:
+            return {"ok": False, "code": "no-agent", "text": str(error)}
+
+    async def claim(self, name: str, job: Job) -> dict[str, Any]:
+        domain = self.domains[name]
+        domain.jobs[job.id] = job
+        described = {**job.key(), "class": job.cls, "cpus": job.cpus, "memory_mib": 0, "rerunnable": True}
+        described["owner"] = getpass.getuser()
+        answer = await self.ask_agent(domain, {"op": "claim", "job": described, "deadline_s": 1.8})
+        if not answer["ok"]:
+            domain.jobs.pop(job.id, None)
+        return answer
+
+    async def start_job(self, name: str, job: Job, processes: int = 3) -> None:
+        """Claim until it is granted, as PBS does by running it again, then start its processes."""
+        end = time.monotonic() + 20
+        while not (answer := await self.claim(name, job))["ok"]:
+            assert time.monotonic() < end, f"{job} was never accepted: {answer}"
+            job.run += 1
+            await asyncio.sleep(0.1)
+        await self.launch(name, job, processes)
+
+    async def launch(self, name: str, job: Job, processes: int = 3) -> None:
+        root = self.domains[name].root
+        assert root is not None and root.stdin is not None and root.stdout is not None
+        root.stdin.write(f"{job.id} {processes}\n".encode())
+        job.session = int(await root.stdout.readline())
+        await until(lambda: len(states_of(job.session)) >= processes, 5, f"{processes} processes of {job}")
+
+    async def end_job(self, name: str, job: Job) -> dict[str, Any]:
+        kill_session(job.session)
+        self.domains[name].jobs.pop(job.id, None)
+        return await self.ask_agent(self.domains[name], {"op": "release", "job": job.key()})
+
+    async def _lists(self) -> None:
+        """MoM's list, often: each 0.4 s instead of each 15 s."""
+        while True:
+            for domain in self.domains.values():
+                await self.ask_agent(domain, {"op": "jobs", "jobs": [self._listed(j) for j in domain.jobs.values()]})
+            await asyncio.sleep(0.4)
+
+    def _listed(self, job: Job) -> dict[str, Any]:
+        substate = 43 if self.hub.booked.get((job.id, job.run)) else 42 if job.session else 41
+        described = {**job.key(), "cpus": job.cpus, "memory_mib": 0, "substate": substate, "rerunnable": True}
+        return {**described, "owner": getpass.getuser()}
+
+
+def kill_session(session: int) -> None:
+    if session <= 0:
+        return
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[3]) == session:
+                    os.kill(int(entry.name), signal.SIGKILL)
+
+
+async def ask(path: Path, message: dict[str, Any], seconds: float = 4.0) -> dict[str, Any]:
+    """One line to a unix socket, one back."""
+    async with asyncio.timeout(seconds):
+        reader, writer = await asyncio.open_unix_connection(path, limit=2**22)
+        try:
+            writer.write(json.dumps(message).encode() + b"\n")
+            answer: dict[str, Any] = json.loads(await reader.readuntil(b"\n"))
+            return answer
+        finally:
+            writer.close()
+
+
+@contextlib.asynccontextmanager
+async def rig(folder: Path, mode: str, domains: dict[str, str], cpus: int = 4, extra: str = "") -> AsyncIterator[Rig]:
+    """A rig that is taken down whatever happens."""
+    made = Rig(folder, mode, domains, cpus, extra)
+    try:
+        await made.start()
+        yield made
+    finally:
+        await made.close()
