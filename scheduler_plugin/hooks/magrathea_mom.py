@@ -25,7 +25,7 @@ RELEASE_S = 0.2  # after a claim that timed out: with the above, 2.0 s in all
 TELL_S = 2.0  # releases and lists, which nothing waits for
 PREPARED_S = 5.0  # one question of the prologue; it asks again
 RETRY_S = 10  # when the refusal does not say when to come back
-MIB = {"b": 1.0 / 2**20, "kb": 1.0 / 2**10, "mb": 1.0, "gb": 2.0**10, "tb": 2.0**20, "pb": 2.0**30}
+BYTES = {"b": 1, "kb": 2**10, "mb": 2**20, "gb": 2**30, "tb": 2**40, "pb": 2**50}
 
 
 class NoAnswer(Exception):
@@ -109,7 +109,7 @@ def own_part(job, here):
     """CPUs and memory (MiB) of the job's chunks on the vnodes of this MoM, `here`."""
     chunks = str(job.exec_vnode).strip("()").split(")+(")
     hosts = str(job.exec_host2 or "").split("+")  # "n1:15002/0*2+n2:15002/0", chunk by chunk
-    cpus, memory_mib = 0, 0.0
+    cpus, memory_bytes = 0, 0
     for number, chunk in enumerate(chunks):
         host = hosts[number].split(":")[0] if len(hosts) == len(chunks) else ""
         for part in chunk.replace("(", "").replace(")", "").split("+"):
@@ -121,8 +121,8 @@ def own_part(job, here):
                     cpus += int(value)
                 elif name == "mem":
                     digits = value.rstrip("bkmgtpBKMGTP")
-                    memory_mib += float(digits) * MIB[value[len(digits) :].lower() or "b"]
-    return cpus, int(memory_mib + 0.999)
+                    memory_bytes += int(digits) * BYTES[value[len(digits) :].lower() or "b"]
+    return cpus, -(-memory_bytes // 2**20)
 
 
 def identity(job):
@@ -197,10 +197,11 @@ def tell(path, request, what):
     """Send what nothing waits for; a loss costs time only, MoM's next list mends it."""
     try:
         answer = ask(path, request, TELL_S)
+        why = "" if is_ok(answer) else answer.strip()
     except NoAnswer as error:
-        answer = str(error)
-    if not is_ok(answer):
-        pbs.logmsg(pbs.EVENT_ERROR, "magrathea: %s not delivered: %s" % (what, answer.strip()))
+        why = str(error)
+    if why:
+        pbs.logmsg(pbs.EVENT_ERROR, "magrathea: %s not delivered: %s" % (what, why))
 
 
 def release(event, path):

@@ -1,0 +1,278 @@
+"""MoM's hook against an agent that says what a test wants."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler_plugin.standin.pbs_module import Entity, Hook, Job, Outcome, Server
+
+FILE = Path(__file__).parents[3] / "scheduler_plugin/hooks/magrathea_mom.py"
+
+
+class FakeAgent:
+    """Answers each request by what `answers` has for its op; None: never. `heard`: what was asked."""
+
+    def __init__(self, path: Path) -> None:
+        self.answers: dict[str, Any] = {}
+        self.heard: list[dict[str, Any]] = []
+        self._held: list[socket.socket] = []
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(str(path))
+        self._socket.listen(8)
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                link, _ = self._socket.accept()
+            except OSError:
+                return  # closed
+            request = json.loads(link.makefile().readline())
+            self.heard.append(request)
+            answer = self.answers.get(request["op"], {"ok": True})
+            if isinstance(answer, list):
+                answer = answer.pop(0)
+            if answer is None:
+                self._held.append(link)
+                continue
+            link.sendall(answer if isinstance(answer, bytes) else json.dumps(answer).encode() + b"\n")
+            link.close()
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        for link in self._held:
+            link.close()
+        self._thread.join(5)
+
+
+@pytest.fixture
+def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An agent is configured on this machine; the path of its socket."""
+    path = tmp_path / "agent.sock"
+    config = tmp_path / "agent.json"
+    config.write_text(json.dumps({"channel": "unix:/x", "socket": str(path), "state": "/y"}))
+    monkeypatch.setenv("MAGRATHEA_AGENT_CONF", str(config))
+    return path
+
+
+@pytest.fixture
+def agent(configured: Path) -> Iterator[FakeAgent]:
+    agent = FakeAgent(configured)
+    yield agent
+    agent.close()
+
+
+def a_job(**changes: Any) -> Job:
+    attributes: dict[str, Any] = {
+        "run_version": 2,
+        "schedselect": "1:ncpus=2:mem=100mb:magrathea_accepts=preemptible",
+        "exec_vnode": "(n1:ncpus=2:mem=102400kb)",
+        "exec_host2": "n1:15002/0*2",
+        "euser": "alice",
+        "substate": 42,
+    }
+    return Job(changes.pop("id", "12.srv"), {**attributes, **changes})
+
+
+def run(event: str, job: Job | None = None, jobs: tuple[Job, ...] = (), here: str = "n1") -> Outcome:
+    own = {here: Entity("name", here, {})}
+    listed = {job.id: job for job in jobs} if event == "exechost_periodic" else None
+    return Hook(FILE).run(event, server=Server("srv", {}, {}), vnode=here, job=job, vnode_list=own, job_list=listed)
+
+
+def test_without_an_agent_configured_everything_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAGRATHEA_AGENT_CONF", str(tmp_path / "none.json"))
+    for event in ("execjob_begin", "execjob_prologue", "execjob_end", "execjob_abort"):
+        assert run(event, a_job()).accepted
+    assert run("exechost_periodic").accepted
+    assert run("exechost_startup").accepted
+
+
+def test_a_claim_says_all_that_the_agent_must_know(agent: FakeAgent) -> None:
+    assert run("execjob_begin", a_job()).accepted
+    [request] = agent.heard
+    assert request.pop("deadline_s") <= 1.8
+    assert request == {
+        "op": "claim",
+        "job": {
+            "id": "12.srv", "run": 2, "class": "preemptible", "cpus": 2, "memory_mib": 100,
+            "rerunnable": True, "owner": "alice",
+        },
+    }  # fmt: skip
+
+
+def test_a_job_that_starts_pays_for_no_parser(agent: FakeAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """json and socket cost 7 ms of PBS's own interpreter at each start of a job."""
+    imported: list[str] = []
+    real = __import__
+
+    def spy(name: str, *args: Any, **kwargs: Any) -> Any:
+        imported.append(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.__import__", spy)
+    assert run("execjob_begin", a_job()).accepted
+    assert set(imported) & {"json", "socket", "re", "subprocess"} == set()
+
+
+def test_a_refusal_sets_a_later_execution_time(agent: FakeAgent) -> None:
+    agent.answers["claim"] = {"ok": False, "code": "host-busy", "text": "n2 runs 3.srv", "retry_after_s": 7}
+    before = time.time()
+    refused = run("execjob_begin", a_job())
+    assert not refused.accepted
+    assert "n2 runs 3.srv (host-busy)" in refused.message
+    assert before + 6 <= refused.changes["Execution_Time"] <= time.time() + 9
+
+
+def test_an_agent_that_is_not_there_refuses_with_a_later_execution_time(configured: Path) -> None:
+    refused = run("execjob_begin", a_job())
+    assert not refused.accepted
+    assert "magrathea-agent" in refused.message
+    assert refused.changes["Execution_Time"] > time.time() + 1
+
+
+def test_an_agent_that_never_answers_is_given_up_within_two_seconds_and_the_claim_taken_back(agent: FakeAgent) -> None:
+    agent.answers["claim"] = None
+    refused = run("execjob_begin", a_job())
+    assert not refused.accepted
+    assert refused.changes["Execution_Time"] > time.time() + 1
+    assert refused.ms < 2000 + 500  # the bound is the hook's own; the rest is for a busy machine
+    assert [request["op"] for request in agent.heard] == ["claim", "release"]
+    assert agent.heard[1]["job"] == {"id": "12.srv", "run": 2}
+
+
+def test_a_claim_that_timed_out_behind_the_agent_is_taken_back(agent: FakeAgent) -> None:
+    agent.answers["claim"] = {"ok": False, "code": "timeout", "text": "no answer", "retry_after_s": 5}
+    assert not run("execjob_begin", a_job()).accepted
+    assert [request["op"] for request in agent.heard] == ["claim", "release"]
+
+
+@pytest.mark.parametrize("answer", [b"", b"\n", b"nonsense\n", b"[]\n", b'{"ok": 1}\n'])
+def test_an_answer_that_makes_no_sense_refuses(agent: FakeAgent, answer: bytes) -> None:
+    agent.answers["claim"] = answer
+    refused = run("execjob_begin", a_job())
+    assert not refused.accepted
+    assert refused.changes["Execution_Time"] > time.time()
+
+
+def test_an_answer_in_another_order_of_words_is_understood(agent: FakeAgent) -> None:
+    agent.answers["claim"] = b'{"id": 3, "ok": true}\n'
+    assert run("execjob_begin", a_job()).accepted
+
+
+@pytest.mark.parametrize(
+    ("schedselect", "cls"),
+    [
+        ("1:ncpus=1:magrathea_accepts=priority", "priority"),
+        ("1:ncpus=1:magrathea_accepts=preemptible+2:ncpus=1:magrathea_accepts=preemptible", "preemptible"),
+        ("1:ncpus=1:magrathea_accepts=protected", "protected"),
+        ("1:ncpus=1", "protected"),
+        ("1:ncpus=1:magrathea_accepts=priority+1:ncpus=1", "protected"),
+        ("1:ncpus=1:magrathea_accepts=priority+1:ncpus=1:magrathea_accepts=preemptible", "protected"),
+        ('1:ncpus=1:software="x:magrathea_accepts=priority"', "protected"),
+        ("1:ncpus=1:magrathea_accepts=emperor", "protected"),
+    ],
+)
+def test_the_class_is_the_one_of_all_chunks_else_protected(agent: FakeAgent, schedselect: str, cls: str) -> None:
+    run("execjob_begin", a_job(schedselect=schedselect))
+    assert agent.heard[0]["job"]["class"] == cls
+
+
+@pytest.mark.parametrize(
+    ("here", "cpus", "memory_mib"),
+    [("n1", 3, 1025), ("n2", 4, 0), ("big", 2, 64)],
+)
+def test_a_job_on_several_vnodes_claims_this_moms_part_only(
+    agent: FakeAgent, here: str, cpus: int, memory_mib: int
+) -> None:
+    job = a_job(
+        exec_vnode="(n1:ncpus=3:mem=1gb:mem=1kb)+(n2:ncpus=4)+(big[0]:ncpus=1:mem=32mb+big[1]:ncpus=1:mem=32768kb)",
+        exec_host2="n1.site:15002/0*3+n2.site:15002/0*4+big.site:15002/0*2",
+    )
+    run("execjob_begin", job, here=here)
+    claimed = agent.heard[0]["job"]
+    assert (claimed["cpus"], claimed["memory_mib"]) == (cpus, memory_mib)
+
+
+def test_vnodes_of_another_name_than_their_mom_are_found_by_host(agent: FakeAgent) -> None:
+    run("execjob_begin", a_job(exec_vnode="(gpu7:ncpus=5)+(x:ncpus=1)", exec_host2="n1:15002/0*5+n9:15002/0"))
+    assert agent.heard[0]["job"]["cpus"] == 5
+
+
+def test_a_subjobs_brackets_and_a_strange_owner_arrive_whole(agent: FakeAgent) -> None:
+    run("execjob_begin", a_job(id="12[3].srv", euser='o"brian', Rerunable="False"))
+    claimed = agent.heard[0]["job"]
+    assert (claimed["id"], claimed["owner"], claimed["rerunnable"]) == ("12[3].srv", 'o"brian', False)
+
+
+@pytest.mark.parametrize("event", ["execjob_end", "execjob_abort"])
+def test_an_end_is_a_release(agent: FakeAgent, event: str) -> None:
+    assert run(event, a_job()).accepted
+    assert agent.heard == [{"op": "release", "job": {"id": "12.srv", "run": 2}}]
+
+
+def test_a_release_without_an_agent_is_logged_and_stops_nothing(configured: Path) -> None:
+    ended = run("execjob_end", a_job())
+    assert ended.accepted
+    assert any("release of 12.srv not delivered" in line for line in ended.log)
+
+
+def test_the_list_has_every_job_with_its_substate(agent: FakeAgent) -> None:
+    jobs = (a_job(id="1.srv", session_id=77), a_job(id="2.srv", substate=43, Rerunable="0"))
+    assert run("exechost_periodic", jobs=jobs).accepted
+    [request] = agent.heard
+    assert request["op"] == "jobs"
+    assert [(j["id"], j["run"], j["substate"], j["rerunnable"]) for j in request["jobs"]] == [
+        ("1.srv", 2, 42, True),
+        ("2.srv", 2, 43, False),
+    ]
+    assert [j.get("session_id") for j in request["jobs"]] == [77, None]
+    assert {j["owner"] for j in request["jobs"]} == {"alice"}
+
+
+def test_an_empty_list_is_told_too(agent: FakeAgent) -> None:
+    assert run("exechost_periodic").accepted
+    assert agent.heard == [{"op": "jobs", "jobs": []}]
+
+
+def test_a_starting_mom_says_where_its_agent_is_missing(configured: Path) -> None:
+    started = run("exechost_startup")
+    assert started.accepted
+    assert any("first contact" in line for line in started.log)
+
+
+def test_the_prologue_asks_until_the_memory_is_there(agent: FakeAgent) -> None:
+    agent.answers["prepared"] = [{"ok": True, "ready": False}, {"ok": True, "ready": True}]
+    assert run("execjob_prologue", a_job()).accepted
+    assert [request["op"] for request in agent.heard] == ["prepared", "prepared"]
+
+
+def test_on_a_sister_the_prologue_returns_at_once(agent: FakeAgent) -> None:
+    assert run("execjob_prologue", a_job(mother_superior=False)).accepted
+    assert agent.heard == []
+
+
+def test_the_socket_is_found_however_the_file_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: FakeAgent, configured: Path
+) -> None:
+    path = str(configured)
+    written = [
+        '{\n "socket" : "PATH"}'.replace("PATH", path),
+        '{"socket": "PATH"}'.replace("PATH", path.replace("/", "\\/")),
+        '{"scripts": "socket", "socket": "PATH", "state": "\\"socket\\""}'.replace("PATH", path),
+    ]
+    for number, text in enumerate(written):
+        config = tmp_path / f"{number}.json"
+        config.write_text(text)
+        monkeypatch.setenv("MAGRATHEA_AGENT_CONF", str(config))
+        assert run("execjob_begin", a_job()).accepted, text

@@ -1,0 +1,212 @@
+"""The runjob hook: every rule by name, run through a `pbs` module as PBS would."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scheduler_plugin.standin.pbs_module import Hook, Job, Outcome, Server
+
+FILE = Path(__file__).parents[3] / "scheduler_plugin/hooks/magrathea_server.py"
+
+Run = Callable[..., Outcome]
+
+
+def job(id: str, cls: str | None, *vnodes: str, cpus: int = 1) -> dict[str, Any]:
+    """A job's attributes; each vnode has a chunk of `cpus` CPUs."""
+    asks = f"1:ncpus={cpus}" + (f":magrathea_accepts={cls}" if cls else "")
+    return {
+        "id": id,
+        "schedselect": "+".join([asks] * max(1, len(vnodes))),
+        "exec_vnode": "+".join(f"({name}:ncpus={cpus})" for name in vnodes),
+    }
+
+
+def vnode(siblings: str | None, host_ncpus: int | None = None, jobs: str = "") -> dict[str, Any]:
+    available: dict[str, Any] = {"ncpus": 4}
+    if siblings is not None:
+        available["magrathea_siblings"] = siblings
+    if host_ncpus is not None:
+        available["magrathea_host_ncpus"] = host_ncpus
+    return {"resources_available": available, "jobs": jobs or None}
+
+
+@pytest.fixture
+def heartbeat(tmp_path: Path) -> Path:
+    file = tmp_path / "heartbeat"
+    file.touch()
+    return file
+
+
+@pytest.fixture
+def run(tmp_path: Path, heartbeat: Path) -> Run:
+    """Run the hook for a job; the others run on the vnodes that their exec_vnode names."""
+    config = tmp_path / "hook.json"
+    config.write_text(json.dumps({"heartbeat": str(heartbeat), "heartbeat_max_age_s": 30}))
+
+    def run(new: dict[str, Any], vnodes: dict[str, dict[str, Any]], *others: dict[str, Any]) -> Outcome:
+        for other in others:
+            for name in vnodes:
+                if f"({name}:" in other["exec_vnode"]:
+                    have = vnodes[name]["jobs"]
+                    vnodes[name]["jobs"] = f"{have}, {other['id']}/0" if have else f"{other['id']}/0"
+        server = Server("srv", vnodes, {other["id"]: other for other in others})
+        return Hook(FILE, config).run("runjob", server=server, job=Job(new["id"], new))
+
+    return run
+
+
+def code(outcome: Outcome) -> str:
+    """The refusal's stable word."""
+    assert not outcome.accepted
+    return outcome.message.removeprefix("magrathea: ").partition(":")[0]
+
+
+def exclusive() -> dict[str, dict[str, Any]]:
+    return {"n1": vnode("p1,p2"), "p1": vnode("n1,p2"), "p2": vnode("n1,p1"), "plain": vnode(None)}
+
+
+def counted() -> dict[str, dict[str, Any]]:
+    return {"n1": vnode("n2,p1", 4), "n2": vnode("n1,p1", 4), "p1": vnode("n1,n2", 4)}
+
+
+def test_a_vnode_that_is_not_ours_is_accepted_whatever_runs(run: Run) -> None:
+    assert run(job("2.srv", None, "plain"), exclusive(), job("1.srv", None, "plain")).accepted
+
+
+def test_an_idle_host_takes_every_class(run: Run) -> None:
+    for cls, name in (("priority", "p1"), ("preemptible", "n1"), ("protected", "n1")):
+        assert run(job("2.srv", cls, name), exclusive()).accepted
+
+
+def test_a_domain_alone_on_its_host_has_no_siblings(run: Run) -> None:
+    assert run(job("2.srv", "protected", "n1"), {"n1": vnode("none")}).accepted
+
+
+def test_exclusive_a_priority_job_may_preempt_preemptible_ones(run: Run) -> None:
+    lows = [job("1.srv", "preemptible", "n1"), job("3.srv", "preemptible", "n1")]
+    assert run(job("2.srv", "priority", "p1"), exclusive(), *lows).accepted
+
+
+def test_exclusive_a_priority_job_waits_for_a_protected_one(run: Run) -> None:
+    others = [job("1.srv", "preemptible", "n1"), job("3.srv", "protected", "n1")]
+    refused = run(job("2.srv", "priority", "p1"), exclusive(), *others)
+    assert code(refused) == "host-busy"
+    assert "3.srv" in refused.message
+
+
+def test_exclusive_a_priority_job_waits_for_a_sibling_of_its_kind(run: Run) -> None:
+    assert code(run(job("2.srv", "priority", "p1"), exclusive(), job("1.srv", "priority", "p2"))) == "host-busy"
+
+
+@pytest.mark.parametrize("cls", ["preemptible", "protected"])
+def test_exclusive_others_wait_for_any_job_of_a_sibling(run: Run, cls: str) -> None:
+    assert code(run(job("2.srv", cls, "n1"), exclusive(), job("1.srv", "priority", "p1"))) == "host-busy"
+
+
+def test_exclusive_a_job_without_a_class_on_a_sibling_is_not_stopped(run: Run) -> None:
+    assert code(run(job("2.srv", "priority", "p1"), exclusive(), job("1.srv", None, "n1"))) == "host-busy"
+
+
+def test_exclusive_jobs_of_the_same_domain_are_no_matter(run: Run) -> None:
+    assert run(job("2.srv", "protected", "n1"), exclusive(), job("1.srv", "protected", "n1")).accepted
+
+
+def test_exclusive_chunks_in_two_domains_of_a_host_are_refused(run: Run) -> None:
+    assert code(run(job("2.srv", "priority", "p1", "p2"), exclusive())) == "two-domains"
+
+
+def test_a_job_that_has_ended_meanwhile_is_no_matter(run: Run) -> None:
+    vnodes = exclusive()
+    vnodes["p1"]["jobs"] = "1.srv/0"  # still in the list, no longer known
+    assert run(job("2.srv", "protected", "n1"), vnodes).accepted
+
+
+def test_a_job_on_several_slots_is_looked_at_once(run: Run) -> None:
+    vnodes = exclusive()
+    vnodes["n1"]["jobs"] = "1.srv/0, 1.srv/1, 1.srv/2"
+    assert run(job("2.srv", "priority", "p1"), vnodes, job("1.srv", "preemptible", "n1")).accepted
+
+
+def test_without_a_class_on_a_managed_vnode_the_mend_is_named(run: Run) -> None:
+    refused = run(job("2.srv", None, "n1"), exclusive())
+    assert code(refused) == "no-class"
+    assert "default_chunk.magrathea_accepts" in refused.message
+
+
+def test_a_class_within_a_quoted_value_is_not_a_class(run: Run) -> None:
+    new = job("2.srv", None, "p1")
+    new["schedselect"] = '1:ncpus=1:software="a:magrathea_accepts=priority"'
+    assert code(run(new, exclusive())) == "no-class"
+
+
+def test_counted_jobs_share_the_host_up_to_its_cpus(run: Run) -> None:
+    other = job("1.srv", "protected", "n1", cpus=2)
+    assert run(job("2.srv", "protected", "n2", cpus=2), counted(), other).accepted
+    assert code(run(job("2.srv", "protected", "n2", cpus=3), counted(), other)) == "no-cpus"
+
+
+def test_counted_the_own_domains_jobs_count(run: Run) -> None:
+    others = [job("1.srv", "protected", "n1", cpus=3)]
+    assert code(run(job("2.srv", "protected", "n1", cpus=2), counted(), *others)) == "no-cpus"
+
+
+def test_counted_a_priority_job_leaves_preemptible_ones_out(run: Run) -> None:
+    others = [job("1.srv", "preemptible", "n1", cpus=4), job("3.srv", "protected", "n2", cpus=1)]
+    assert run(job("2.srv", "priority", "p1", cpus=3), counted(), *others).accepted
+    assert code(run(job("2.srv", "priority", "p1", cpus=4), counted(), *others)) == "no-cpus"
+
+
+def test_counted_a_job_in_two_domains_counts_with_both_and_once(run: Run) -> None:
+    other = job("1.srv", "protected", "n1", "n2", cpus=1)
+    assert run(job("2.srv", "protected", "n1", cpus=2), counted(), other).accepted
+    assert code(run(job("2.srv", "protected", "n1", "n2", cpus=2), counted(), other)) == "no-cpus"
+
+
+def test_counted_a_job_larger_than_the_host_is_told_so(run: Run) -> None:
+    assert code(run(job("2.srv", "priority", "p1", cpus=5), counted())) == "too-big"
+
+
+def silence(heartbeat: Path) -> None:
+    old = time.time() - 60
+    os.utime(heartbeat, (old, old))
+
+
+def test_without_its_hub_nothing_preempts(run: Run, heartbeat: Path) -> None:
+    silence(heartbeat)
+    assert code(run(job("2.srv", "priority", "p1"), exclusive(), job("1.srv", "preemptible", "n1"))) == "hub-lost"
+    full = job("1.srv", "preemptible", "n1", cpus=4)
+    assert code(run(job("2.srv", "priority", "p1"), counted(), full)) == "hub-lost"
+
+
+def test_without_its_hub_what_preempts_nobody_starts(run: Run, heartbeat: Path) -> None:
+    silence(heartbeat)
+    assert run(job("2.srv", "priority", "p1"), exclusive()).accepted
+    assert run(job("2.srv", "priority", "p1", cpus=2), counted(), job("1.srv", "preemptible", "n1", cpus=2)).accepted
+
+
+def test_a_hub_that_was_never_there_preempts_nothing(run: Run, heartbeat: Path) -> None:
+    heartbeat.unlink()
+    assert code(run(job("2.srv", "priority", "p1"), exclusive(), job("1.srv", "preemptible", "n1"))) == "hub-lost"
+
+
+def test_an_error_on_a_managed_vnode_refuses(run: Run) -> None:
+    vnodes = counted()
+    vnodes["n1"]["resources_available"]["magrathea_host_ncpus"] = "four"
+    refused = run(job("2.srv", "protected", "n1"), vnodes)
+    assert not refused.accepted
+    assert "hook failed on n1" in refused.message
+
+
+def test_an_error_elsewhere_stops_nobody(run: Run) -> None:
+    new = job("2.srv", "protected", "plain")
+    new["exec_vnode"] = "(plain:ncpus=many)"
+    accepted = run(new, exclusive())
+    assert accepted.accepted
+    assert any("hook failed" in line for line in accepted.log)

@@ -1,0 +1,191 @@
+"""What `magrathea pbs install` decides, without a PBS."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from scheduler_plugin.install import (
+    CONFIG,
+    RESOURCES,
+    SCRIPT,
+    Change,
+    InstallError,
+    Present,
+    Wish,
+    changes,
+    parse_list,
+    wanted_hooks,
+    with_resources,
+)
+
+SHIPPED = 'a: 1\nresources: "ncpus, mem, arch, host, vnode, aoe, eoe"\nb: 2\n'
+WISH = Wish(priority=("high",), preemptible=("low",))
+
+
+def commands(found: list[Change]) -> list[str]:
+    return [change.qmgr or "sched_config" for change in found]
+
+
+@pytest.fixture
+def fresh() -> Present:
+    return Present(
+        queues={"workq": {"queue_type": "Execution"}},
+        vnodes={"n1": {"resv_enable": "True"}, "x": {"resv_enable": "True"}},
+        server={"default_queue": "workq"},
+        sched_config=SHIPPED,
+    )
+
+
+@pytest.fixture
+def done(fresh: Present) -> Present:
+    """What PBS has after all changes for WISH."""
+    hooks, contents = {}, {}
+    for name, (attributes, script, config) in wanted_hooks(WISH).items():
+        hooks[name] = {**attributes, "order": "1000", "enabled": "true", "user": "pbsadmin"}
+        contents[name, SCRIPT] = script
+        if config is not None:
+            contents[name, CONFIG] = config
+    queue = {"queue_type": "Execution", "enabled": "True", "started": "True"}
+    return replace(
+        fresh,
+        resources={name: {"type": kind, "flag": "hr"} for name, kind in RESOURCES.items()},
+        hooks=hooks,
+        contents=contents,
+        queues={
+            "high": {**queue, "default_chunk.magrathea_accepts": "priority"},
+            "low": {**queue, "default_chunk.magrathea_accepts": "preemptible"},
+        },
+        vnodes={n: {"resources_available.magrathea_accepts": "priority,preemptible,protected"} for n in ("n1", "x")},
+        server={"default_chunk.magrathea_accepts": "protected"},
+        sched_config=with_resources(SHIPPED, RESOURCES),
+    )
+
+
+def test_a_second_run_changes_nothing(done: Present) -> None:
+    assert changes(done, WISH) == []
+
+
+def test_a_fresh_server_gets_everything(fresh: Present) -> None:
+    found = commands(changes(fresh, WISH))
+    for name in RESOURCES:
+        assert any(command.startswith(f"create resource {name} ") and "flag=hr" in command for command in found)
+    assert "sched_config" in found
+    assert "create queue high queue_type=Execution" in found
+    assert 'set queue high default_chunk.magrathea_accepts = "priority"' in found
+    assert 'set queue low default_chunk.magrathea_accepts = "preemptible"' in found
+
+
+def test_no_job_is_shut_out_at_any_moment(fresh: Present) -> None:
+    """A job has a class from the server's default on: by then every vnode accepts it and the scheduler knows it."""
+    found = commands(changes(fresh, WISH))
+    last = found.index('set server default_chunk.magrathea_accepts = "protected"')
+    assert last == len(found) - 1
+    for name in ("n1", "x"):
+        assert any(c.startswith(f"set node {name} resources_available.magrathea_accepts") for c in found[:last])
+
+
+def test_a_hook_has_its_script_before_it_has_an_event(fresh: Present) -> None:
+    found = commands(changes(fresh, WISH))
+    for name in ("magrathea_server", "magrathea_mom"):
+        imports = [i for i, c in enumerate(found) if c.startswith(f"import hook {name} ")]
+        assert imports and max(imports) < next(i for i, c in enumerate(found) if c.startswith(f"set hook {name} event"))
+
+
+def test_hooks_come_last_of_their_event(fresh: Present) -> None:
+    assert 'set hook magrathea_mom order = "1000"' in commands(changes(fresh, WISH))
+
+
+def test_the_prologue_hook_comes_and_goes_with_moving_memory(done: Present) -> None:
+    moving = replace(WISH, memory_moves=True)
+    assert "create hook magrathea_prologue" in commands(changes(done, moving))
+    with_it = replace(done, hooks={**done.hooks, "magrathea_prologue": {}})
+    assert commands(changes(with_it, WISH)) == ["delete hook magrathea_prologue"]
+
+
+def test_an_old_script_is_replaced(done: Present) -> None:
+    old = replace(done, contents={**done.contents, ("magrathea_mom", SCRIPT): "import pbs\n"})
+    [change] = changes(old, WISH)
+    assert change.qmgr == "import hook magrathea_mom application/x-python default {file}"
+    assert change.content is not None and "execjob_begin" in change.content
+
+
+def test_events_in_another_order_are_the_same(done: Present) -> None:
+    events = ",".join(reversed(done.hooks["magrathea_mom"]["event"].split(",")))
+    assert (
+        changes(
+            replace(done, hooks={**done.hooks, "magrathea_mom": {**done.hooks["magrathea_mom"], "event": events}}), WISH
+        )
+        == []
+    )
+
+
+def test_what_an_admin_changed_is_put_right_and_the_old_value_said(done: Present) -> None:
+    low = {**done.queues["low"], "default_chunk.magrathea_accepts": "priority", "enabled": "False"}
+    [change] = changes(replace(done, queues={**done.queues, "low": low}), WISH)
+    assert "(was priority)" in change.text
+
+
+def test_an_existing_queue_keeps_its_being_stopped(done: Present) -> None:
+    low = {**done.queues["low"], "enabled": "False", "started": "False"}
+    assert changes(replace(done, queues={**done.queues, "low": low}), WISH) == []
+
+
+def test_what_the_hub_publishes_is_left_alone(done: Present) -> None:
+    published = {"resources_available.magrathea_accepts": "none", "resv_enable": "False"}
+    assert changes(replace(done, vnodes={"n1": published}), WISH) == []
+
+
+def test_managed_vnodes_take_no_reservations(done: Present) -> None:
+    known = {
+        "resources_available.magrathea_accepts": "none",
+        "resources_available.magrathea_host": "h1",
+        "resv_enable": "True",
+    }
+    assert commands(changes(replace(done, vnodes={"n1": known}), WISH)) == ['set node n1 resv_enable = "False"']
+    named = replace(WISH, vnodes=("x",))
+    assert commands(changes(done, named)) == ['set node x resv_enable = "False"']
+
+
+@pytest.mark.parametrize(
+    "wish", [Wish(priority=("a",), preemptible=("a",)), Wish(vnodes=("nowhere",))], ids=["both classes", "no vnode"]
+)
+def test_a_contradiction_is_refused_before_anything_is_changed(fresh: Present, wish: Wish) -> None:
+    with pytest.raises(InstallError):
+        changes(fresh, wish)
+
+
+def test_a_resource_of_another_type_is_refused(done: Present) -> None:
+    wrong = {**done.resources, "magrathea_accepts": {"type": "string", "flag": "hr"}}
+    with pytest.raises(InstallError, match="magrathea_accepts"):
+        changes(replace(done, resources=wrong), WISH)
+
+
+def test_the_resources_line_keeps_what_it_has() -> None:
+    text = with_resources(SHIPPED, ["magrathea_accepts", "mem"])
+    assert 'resources: "ncpus, mem, arch, host, vnode, aoe, eoe, magrathea_accepts"\n' in text
+    assert text.startswith("a: 1\n") and text.endswith("b: 2\n")
+    assert with_resources(text, ["magrathea_accepts"]) == text
+
+
+def test_a_commented_resources_line_does_not_count() -> None:
+    text = with_resources('# resources: "ncpus"\n', ["magrathea_accepts"])
+    assert text.startswith('# resources: "ncpus"\n')
+    assert 'resources: "ncpus, mem, arch, host, vnode, aoe, eoe, magrathea_accepts"\n' in text
+
+
+def test_qmgrs_lists_are_read_with_their_continuations() -> None:
+    text = (
+        "Hook pbs_cgroups\n    type = site\n    event = execjob_begin,execjob_end,\n\texecjob_attach,\n"
+        "\texecjob_abort\n"
+        "    order = 100\n\nHook other\n    enabled = true\n\n"
+    )
+    assert parse_list(text) == {
+        "pbs_cgroups": {
+            "type": "site",
+            "event": "execjob_begin,execjob_end,execjob_attach,execjob_abort",
+            "order": "100",
+        },
+        "other": {"enabled": "true"},
+    }
