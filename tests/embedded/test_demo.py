@@ -1,0 +1,124 @@
+"""`magrathea demo` as people run it: a process of its own, with and without root, to its end and interrupted."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from scheduler_plugin.standin.fleet import ROOT
+
+DEMO = [sys.executable, "-m", "scheduler_plugin.standin.demo"]
+LAST_LINE = re.compile(
+    r"demo: ok preempted=(\d+) resumed=(\d+) lost=0 switch_ms_p50=([\d.]+) switch_ms_p99=([\d.]+)", re.ASCII
+)
+LONGEST_S = 120.0
+NOBODY = 65534
+AS_NOBODY = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--"]
+
+
+def start(directory: Path, prefix: Sequence[str] = (), *options: str) -> subprocess.Popen[str]:
+    """The demo, with its temporary files in `directory`, by which its processes are known, too."""
+    environment = {"PATH": os.environ["PATH"], "TMPDIR": str(directory), "PYTHONPATH": str(ROOT), "LANG": "C.UTF-8"}
+    return subprocess.Popen(
+        [*prefix, *DEMO, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+        cwd=directory,
+    )  # fmt: skip
+
+
+def left_behind(directory: Path) -> list[str]:
+    """Command lines of processes that belong to a demo in `directory`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"TMPDIR={directory}".encode() in path.read_bytes().split(b"\0") or os.fsencode(directory) in (
+                path.with_name("cmdline").read_bytes()
+            ):
+                found.append(path.with_name("cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue  # another user's, or gone
+    return found
+
+
+def require_ok(demo: subprocess.Popen[str], directory: Path) -> None:
+    begun = time.monotonic()
+    output, _ = demo.communicate(timeout=LONGEST_S)
+    assert demo.returncode == 0, output
+    last = LAST_LINE.fullmatch(output.splitlines()[-1])
+    assert last, output
+    preempted, resumed = int(last[1]), int(last[2])
+    assert preempted == resumed >= 3, output
+    assert float(last[3]) <= float(last[4])
+    assert time.monotonic() - begun < LONGEST_S
+    assert left_behind(directory) == []
+    assert list(directory.iterdir()) == []
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A place that every user may write to, with a short name (sockets are made in it)."""
+    made = Path("/tmp") / f"mgdemo-{os.getpid()}-{time.monotonic_ns() % 10**6}"
+    made.mkdir()
+    made.chmod(0o777)
+    return made
+
+
+@pytest.mark.timeout(LONGEST_S + 30)
+def test_demo_ends_with_its_line_and_leaves_nothing_behind(directory: Path) -> None:
+    try:
+        require_ok(start(directory), directory)
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="this whole run is without root, so the test above has shown it")
+@pytest.mark.timeout(LONGEST_S + 30)
+def test_demo_without_root(directory: Path) -> None:
+    can = subprocess.run([*AS_NOBODY, sys.executable, "-c", "import zmq"], capture_output=True)
+    assert can.returncode == 0, f"an unprivileged user cannot run {sys.executable}; install it where all may read it"
+    try:
+        require_ok(start(directory, AS_NOBODY), directory)
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_demo_leaves_no_process_behind(directory: Path, number: signal.Signals) -> None:
+    demo = start(directory)
+    try:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            if "low-1: starts" in line:
+                break
+        demo.send_signal(number)
+        output, _ = demo.communicate(timeout=30)
+        if number is not signal.SIGKILL:
+            assert demo.returncode == 1
+            assert output.splitlines()[-1] == "demo: FAILED interrupted"
+        deadline = time.monotonic() + 20
+        while (left := left_behind(directory)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert left == []
+    finally:
+        demo.kill()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def test_openpbs_is_asked_for_where_it_cannot_be(directory: Path) -> None:
+    """Without root, or without OpenPBS, it says which, at once."""
+    prefix = AS_NOBODY if os.geteuid() == 0 else []
+    try:
+        output, _ = (demo := start(directory, prefix, "--pbs", "openpbs")).communicate(timeout=30)
+        assert demo.returncode == 1
+        assert re.search(r"^demo: FAILED .*(needs root|is not installed)", output, re.MULTILINE), output
+    finally:
+        shutil.rmtree(directory)

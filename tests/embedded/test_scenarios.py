@@ -1,0 +1,56 @@
+"""The scenarios, on the PBS stand-in: hub, node daemons, agents and hook files are the real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from scheduler_plugin.standin.embedded import StandInCluster
+from scheduler_plugin.standin.fleet import HostSpec
+from scheduler_plugin.standin.scenarios import SCENARIOS, Scenario
+
+
+class Clusters:
+    """One cluster at a time, kept from scenario to scenario as long as they want the same hosts and all goes well."""
+
+    def __init__(self) -> None:
+        self._hosts: tuple[HostSpec, ...] = ()
+        self._cluster: StandInCluster | None = None
+
+    def of(self, hosts: tuple[HostSpec, ...]) -> StandInCluster:
+        if self._cluster is None or self._hosts != hosts:
+            self.close()
+            cluster = StandInCluster(hosts)
+            try:
+                cluster.start()
+            except BaseException:
+                cluster.close()
+                raise
+            self._cluster, self._hosts = cluster, hosts
+        return self._cluster
+
+    def close(self) -> None:
+        if self._cluster is not None:
+            self._cluster.close()
+            self._cluster = None
+
+
+@pytest.fixture(scope="module")
+def clusters() -> Iterator[Clusters]:
+    made = Clusters()
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_scenario(clusters: Clusters, scenario: Scenario) -> None:
+    cluster = clusters.of(SCENARIOS[scenario])
+    try:
+        scenario(cluster)
+    except BaseException:
+        clusters.close()  # the next one starts afresh
+        raise
