@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from magrathea import __version__
+
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
@@ -70,7 +72,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="magrathea")
+@click.version_option(__version__)
 def cli() -> None:
     """Virtual machines, preemption and PBS working as one.
 

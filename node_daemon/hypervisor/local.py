@@ -68,17 +68,20 @@ class GroupCapper:
 
     def __init__(self, groups: cgroups.Groups) -> None:
         self._groups = groups
+        self._held: dict[str, Members] = {}
         self.notes: list[str] = []
 
     def adopt(self, domain: str, members: Members) -> None:
         for _ in range(ROUNDS):
             if not self._groups.adopt(domain, members.find()):
+                self._held[domain] = members
                 return
         raise _escaping(domain, "moving them into the domain's control group")
 
     def cap(self, domain: str, members: Members, percent: int | None) -> None:
         cgroups.set_cap(self._groups.version, self._groups.of[domain], percent)
-        self.adopt(domain, members)  # who was moved out meanwhile, or escaped when the domain came up
+        if self._held.get(domain) is not members:  # it failed when the domain came up; a claim waits for this call
+            self.adopt(domain, members)
 
     def read(self, domain: str, members: Members) -> int | None:
         return cgroups.get_cap(self._groups.version, self._groups.of[domain])

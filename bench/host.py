@@ -1,0 +1,264 @@
+"""One host for benchmarks: the real daemon, real agents, real processes; only PBS and the hub are played.
+
+Everything lives in a temporary directory and ends with the `with` block, whatever happens. No root is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import zmq
+
+from magrathea import client
+from magrathea.messages import (
+    HEARTBEAT_S,
+    Books,
+    Heartbeat,
+    Snapshot,
+    decode_to_hub,
+    encode,
+)
+
+START_S = 20.0
+"""For everything to stand; on an idle machine it takes one second."""
+
+ROOT = """
+import os, subprocess, sys
+job = {**os.environ, "PBS_JOBID": sys.argv[1]}
+def run(program): return subprocess.Popen([sys.executable, "-S", "-c", program], env=job, start_new_session=True)
+processes = []
+for line in sys.stdin:
+    word, number = line.split()
+    if word == "start":
+        sleeping = "import time; time.sleep(3600)"
+        processes += [run(sys.argv[2] or sleeping) for _ in range(int(number))]
+        print(*[p.pid for p in processes], flush=True)
+    for process in processes if word == "end" else []:
+        process.kill()
+        process.wait()
+"""
+"""A domain: starts processes of a job when told, ends them when told or when its standard input closes."""
+COMPUTE = "n = 0\nwhile True: n += 1"
+
+CONFIGURATION = """
+[host]
+name = "bench"
+mode = "exclusive"
+reserve_mib = 0
+[limits]
+min_run_s = 0
+allow_short_min_run = true
+[hub]
+endpoints = ["ipc://{place}/hub"]
+[paths]
+run_dir = "{place}/run"
+state_dir = "{place}/state"
+scripts = ""
+[domain.n1]
+kind = "normal"
+local.pid_file = "{place}/n1.pid"
+[domain.p1]
+kind = "priority"
+local.pid_file = "{place}/p1.pid"
+"""
+
+
+def until(true: Callable[[], object], what: str, seconds: float = START_S) -> None:
+    """Wait for it. Raises TimeoutError naming `what`."""
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {seconds:g} s for {what}")
+        time.sleep(0.002)
+
+
+class Hub:
+    """Answers a daemon's snapshots with empty books: nothing is booked in PBS, so the host alone lifts its stops."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+            router.setsockopt(zmq.LINGER, 0)
+            router.bind(self._endpoint)
+            hosts: set[bytes] = set()
+            next_beat = 0.0
+            while not self._over.is_set():
+                if router.poll(200):
+                    host, data = router.recv_multipart()
+                    message = decode_to_hub(data)
+                    if isinstance(message, Snapshot):
+                        books = Books(hub_id="bench", acked_revision=message.revision, jobs=[])
+                        router.send_multipart([host, encode(books)])
+                    hosts.add(host)
+                if time.monotonic() >= next_beat:
+                    next_beat = time.monotonic() + HEARTBEAT_S
+                    beat = encode(Heartbeat(sender="bench", boot_id="bench", revision=0))
+                    for host in hosts:
+                        router.send_multipart([host, beat])
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join(5)
+
+
+@dataclass
+class Host:
+    """A host of one normal domain `n1`, whose processes are here, and one priority domain `p1`."""
+
+    place: Path
+    daemon: subprocess.Popen[bytes]
+    agents: dict[str, subprocess.Popen[bytes]]
+    roots: dict[str, subprocess.Popen[str]]
+    job: str
+
+    @property
+    def control(self) -> Path:
+        return self.place / "run" / "control.sock"
+
+    def status(self) -> Snapshot:
+        return client.status(self.control)
+
+    def start_processes(self, count: int) -> list[psutil.Process]:
+        """Let the job in `n1` have so many processes; all that it has then."""
+        root = self.roots["n1"]
+        assert root.stdin is not None and root.stdout is not None
+        root.stdin.write(f"start {count}\n")
+        root.stdin.flush()
+        if not select.select([root.stdout], [], [], START_S)[0]:
+            raise TimeoutError("the domain's root process does not start processes")
+        return [psutil.Process(int(pid)) for pid in root.stdout.readline().split()]
+
+    def ask_agent(self, domain: str, **request: object) -> dict[str, object]:
+        """What a MoM hook asks, and the answer."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(5)
+            connection.connect(str(self.place / f"{domain}.agent"))
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            data = b""
+            while not data.endswith(b"\n") and (part := connection.recv(65536)):
+                data += part
+        answer: dict[str, object] = json.loads(data)
+        return answer
+
+    def job_fields(self, id: str, cls: str) -> dict[str, object]:
+        fields = {"id": id, "run": 1, "class": cls, "cpus": 1, "memory_mib": 0, "rerunnable": True}
+        return {**fields, "owner": getpass.getuser()}
+
+    def claim(self, domain: str, id: str, cls: str) -> dict[str, object]:
+        return self.ask_agent(domain, op="claim", job=self.job_fields(id, cls), deadline_s=1.8)
+
+    def release(self, domain: str, id: str) -> dict[str, object]:
+        return self.ask_agent(domain, op="release", job={"id": id, "run": 1})
+
+
+def _stop(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(10)
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def stopped(process: psutil.Process) -> bool:
+    return bool(process.status() == psutil.STATUS_STOPPED)
+
+
+@contextlib.contextmanager
+def one_host(program: str = "", agents: tuple[str, ...] = ("n1", "p1")) -> Iterator[Host]:
+    """A host with its daemon and the agents of `agents`, connected. `program`: what the job's processes run."""
+    job = f"{os.getpid()}.bench"
+    with contextlib.ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="magrathea-bench-")))
+        hub = Hub(f"ipc://{place}/hub")
+        stack.callback(hub.close)
+        roots = {}
+        for name in ("n1", "p1"):
+            root = subprocess.Popen(
+                [sys.executable, "-c", ROOT, job, program],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            roots[name] = root
+            stack.callback(_end_root, root)
+            (place / f"{name}.pid").write_text(f"{root.pid}\n")
+        (place / "noded.toml").write_text(CONFIGURATION.format(place=place))
+        log = stack.enter_context((place / "log").open("wb"))
+        command = [sys.executable, "-m", "node_daemon.main", "--config", str(place / "noded.toml")]
+        # As its unit starts it (deploy/systemd); without root it is as important as anybody.
+        daemon = subprocess.Popen(["nice", "-n", "-5", *command] if os.geteuid() == 0 else command, stderr=log)
+        stack.callback(_stop, daemon)
+        running = {}
+        for name in agents:
+            configuration = {
+                "socket": f"{place}/{name}.agent",
+                "channel": f"unix:{place}/run/guest/{name}.sock",
+                "state": f"{place}/{name}.state",
+                "scripts": f"{place}/no-scripts",
+            }
+            file = place / f"{name}.json"
+            file.write_text(json.dumps(configuration))
+            agent = Path(__file__).parent.parent / "node_daemon" / "agent.py"
+            running[name] = subprocess.Popen([sys.executable, str(agent), "--config", str(file)], stderr=log)
+            stack.callback(_stop, running[name])
+        host = Host(place, daemon, running, roots, job)
+        try:
+            until(lambda: _stands(host), "the daemon, its agents and the hub to be connected")
+            yield host
+        except BaseException:
+            log.flush()
+            sys.stderr.write((place / "log").read_text()[-4000:])
+            raise
+
+
+def _stands(host: Host) -> bool:
+    if host.daemon.poll() is not None:
+        raise ChildProcessError(f"the daemon ended with {host.daemon.returncode}")
+    try:
+        status = host.status()
+    except client.Unreachable:
+        return False
+    return status.hub_connected and all(d.agent for d in status.domains if d.name in host.agents)
+
+
+def _end_root(root: subprocess.Popen[str]) -> None:
+    """The processes of the job first: they are sessions of their own, and may be stopped."""
+    assert root.stdin is not None
+    with contextlib.suppress(BrokenPipeError, ValueError):
+        root.stdin.write("end 0\n")
+        root.stdin.flush()
+        root.stdin.close()
+    try:
+        root.wait(10)
+    except subprocess.TimeoutExpired:
+        root.kill()
+        root.wait(10)
+    assert root.stdout is not None
+    root.stdout.close()
