@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -141,6 +142,28 @@ class OpenPbsCluster:
             return all(vnodes[name].magrathea == "free" and vnodes[name].state == {"free"} for name in names)
 
         self.pbs.wait(free, f"domains free: {', '.join(names)}", START_S, 0.1)
+
+    @contextmanager
+    def only(self, *hosts: HostSpec) -> Iterator[None]:
+        """Inside the `with` PBS starts jobs on these hosts only: the others are offline."""
+        others = [d.name for host, d in fleet.domains_of(self.hosts) if host.name not in {h.name for h in hosts}]
+        if others:
+            self.pbs.run(HEAD, ["pbsnodes", "-o", *others])
+        try:
+            yield
+        finally:
+            if others:
+                self.pbs.run(HEAD, ["pbsnodes", "-r", *others])
+
+    def restore(self) -> None:
+        """Whatever a test left: no jobs, all parts running, all domains free. Raises openpbs_cluster.Timeout."""
+        left = self.pbs.run(HEAD, ["qselect"]).stdout.split()
+        if left:
+            self.pbs.run(HEAD, ["qdel", "-W", "force", *left], check=False, timeout=60)
+        for name in [name for name, part in self.parts.items() if not part.running()]:
+            self.start_part(name)
+        self.pbs.run(HEAD, ["pbsnodes", "-r", *self.pbs.moms])
+        self.wait_free()
 
     # scenarios.Cluster
 

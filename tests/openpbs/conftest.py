@@ -1,6 +1,7 @@
-"""One private OpenPBS cluster for the whole session. Where OpenPBS is missing the summary says so, in one line.
+"""One private OpenPBS cluster, with Magrathea on it, for the whole session.
 
-With MAGRATHEA_REQUIRE_OPENPBS=1 a run without OpenPBS fails: nothing passes because it was skipped.
+Where OpenPBS is missing the summary says so in one line; with MAGRATHEA_REQUIRE_OPENPBS=1 such a run fails, so that
+nothing passes because it was skipped.
 """
 
 from __future__ import annotations
@@ -11,11 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from scheduler_plugin.standin.openpbs_cluster import Cluster, unavailable
+from scheduler_plugin.standin.fleet import COUNTED, EXCLUSIVE, DomainSpec, HostSpec
+from scheduler_plugin.standin.openpbs_cluster import unavailable
+from scheduler_plugin.standin.openpbs_fleet import OpenPbsCluster
 
 HERE = Path(__file__).parent
 REQUIRED = os.environ.get("MAGRATHEA_REQUIRE_OPENPBS") == "1"
 WHY_NOT = unavailable()
+
+EAGER = HostSpec(
+    "h3",
+    "exclusive",
+    2,
+    (DomainSpec("n4", "normal", 2), DomainSpec("p4", "priority", 2)),
+    limits={"min_run_s": 0.0},
+)
+"""Stops a job as soon as the agent sees a process of it."""
 
 _left_out = 0
 
@@ -39,13 +51,18 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if _left_out:
-        word = "FAILED" if REQUIRED else "NOT RUN"
-        terminalreporter.write_line(
-            f"tests/openpbs: {word}: {_left_out} tests: {WHY_NOT}", red=REQUIRED, yellow=not REQUIRED
-        )
+        line = f"tests/openpbs: {'FAILED' if REQUIRED else 'NOT RUN'}: {_left_out} tests: {WHY_NOT}"
+        terminalreporter.write_line(line, red=REQUIRED, yellow=not REQUIRED)
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    with Cluster(["n1", "p1", "n2", "p2"]) as cluster:
-        yield cluster
+def _fleet() -> Iterator[OpenPbsCluster]:
+    with OpenPbsCluster([EXCLUSIVE, COUNTED, EAGER]) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def fleet(_fleet: OpenPbsCluster) -> Iterator[OpenPbsCluster]:
+    """The cluster with all parts running and all domains free, before and after the test."""
+    yield _fleet
+    _fleet.restore()

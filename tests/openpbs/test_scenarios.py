@@ -1,0 +1,14 @@
+"""The stand-in's scenarios on the real thing: where the two differ, the stand-in is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from scheduler_plugin.standin.openpbs_fleet import OpenPbsCluster
+from scheduler_plugin.standin.scenarios import SCENARIOS, Scenario
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_scenario(fleet: OpenPbsCluster, scenario: Scenario) -> None:
+    with fleet.only(*SCENARIOS[scenario]):
+        scenario(fleet)
