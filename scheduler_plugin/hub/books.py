@@ -1,0 +1,395 @@
+"""Which jobs are to be suspended or resumed in PBS, job by job: everything that decides it is in this file.
+
+Rule 1: no clock, no I/O. `step` gets what hosts wish, what PBS has and the time; it returns the job's new entry and
+at most one thing to do. Nothing is done twice at once for a job: the caller takes the next step after the outcome.
+Rule 2: level-triggered. An entry says what we did, never what is to be done; the last wish wins, and a restart, a
+lost answer or an admin's hand is just another starting point.
+Rule 3: only what we suspended is resumed. An entry is written to disk before the suspend is asked for.
+
+    hosts: stop            -> admin-suspend until PBS shows S (or the job is gone), walltime given back, comment
+    nobody: stop, all ready -> admin-resume, or plain resume once a failed one has lost its flag; comment restored
+    requeue, or host dead  -> rerun by force if the job allows it, else an alert, once
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+from msgspec.structs import replace
+
+from magrathea.core.model import JobKey, Stopper
+from magrathea.messages import JobReport, Snapshot
+from scheduler_plugin.pbs.base import ENDING_SUBSTATE, RESUMING_SUBSTATE, Code, PbsError, PbsJob
+
+RETRY_FIRST_S = 0.1
+RETRY_STARTING_S = 1.0
+"""MoM refuses to suspend a job that is just starting; that takes seconds at most, longer only with slow hooks."""
+RETRY_MOST_S = 30.0
+RETRY_REFUSED_S = 60.0
+WATCH_S = 5.0
+DOUBT_S = 900.0
+"""A suspend without an answer can take effect when its MoM wakes, minutes later: so long is the truth looked at."""
+UNLISTED_S = 60.0
+"""A host that is heard and has not listed a job for so long has not got it (MoM's list comes every 15 s)."""
+LATE_S = 1.0
+"""Walltime lost by a late booking is given back from this many seconds on."""
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What we did to a job in PBS. Times are Unix seconds on the hub's clock.
+
+    `asked_at`: when a suspend was first asked for; None: only watched, not ours. `booked`: PBS has it suspended for
+    us; `seen_at`: when that was last seen. `stopped_at`: since when it is stopped but not booked, so that its
+    walltime runs on. `walltime_s`: the limit to set, for what was lost. `comment`: what it was before ours.
+    `plain`: the admin flag is lost, `resume` is right. `doubt_until`: a call without an answer may still happen.
+    """
+
+    id: str
+    run: int
+    asked_at: float | None = None
+    booked: bool = False
+    seen_at: float = 0.0
+    stopped_at: float | None = None
+    walltime_s: int | None = None
+    comment: str = ""
+    commented: bool = False
+    plain: bool = False
+    doubt_until: float = 0.0
+    tries: int = 0
+    not_before: float = 0.0
+    unlisted_since: float | None = None
+    dead_since: float | None = None
+    alerted: bool = False
+
+    @property
+    def key(self) -> JobKey:
+        return JobKey(self.id, self.run)
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A host's last snapshot; `live`: its lease is not over; `received_at`: on the hub's clock."""
+
+    snapshot: Snapshot
+    live: bool
+    received_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What hosts say of a job. `stoppers`: want it stopped; `waiting`: hosts of the job that must be heard, or must
+    say ready, before it may be resumed; `unlisted`: are heard and do not list it. `stopped_at`: on the hub's clock.
+    """
+
+    stoppers: frozenset[str] = frozenset()
+    waiting: frozenset[str] = frozenset()
+    unlisted: frozenset[str] = frozenset()
+    requeue: bool = False
+    booked: bool = False
+    stopped_at: float | None = None
+    by: str = ""
+
+    @property
+    def stop(self) -> bool:
+        return bool(self.stoppers)
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What PBS has: `job` is None if it does not know it. `maintenance`, `dead`: of any of the job's vnodes."""
+
+    job: PbsJob | None
+    at: float
+    maintenance: bool = False
+    dead: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`node_fail_requeue_s`: the server's; 0 or less: PBS requeues nothing when a host dies, so nor do we."""
+
+    node_fail_requeue_s: float = 310.0
+
+
+@dataclass(frozen=True, slots=True)
+class Suspend:
+    key: JobKey
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    key: JobKey
+    plain: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Requeue:
+    key: JobKey
+
+
+@dataclass(frozen=True, slots=True)
+class SetWalltime:
+    key: JobKey
+    seconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetComment:
+    key: JobKey
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    key: JobKey
+
+
+Action = Suspend | Resume | Requeue | SetWalltime | SetComment | Look
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Of an action. `done`: it was asked for and PBS agreed. `before`, `after`: the job around it, where `looked`;
+    `after` is what counts. `error`: why not."""
+
+    action: Action
+    done: bool
+    looked: bool
+    before: PbsJob | None
+    after: PbsJob | None
+    at: float
+    error: PbsError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`notes` are for the log."""
+
+    entry: Entry | None
+    action: Action | None = None
+    notes: tuple[str, ...] = ()
+
+
+def wish_of(
+    key: JobKey, reports: Mapping[str, JobReport], hosts: Mapping[str, Heard], concerned: frozenset[str]
+) -> Wish:
+    """`reports`: of this job, by host, from the hosts' last snapshots, of those whose lease is over, too: what such
+    a host wanted stands. `concerned`: the hosts of the vnodes that PBS runs it on, heard or not."""
+    stops = [(host, r) for host, r in reports.items() if r.stop]
+    since = [_hub_time(hosts[host], r.stopped_since) for host, r in stops if r.stopped_since is not None]
+    waiting = {h for h in concerned if h not in hosts or not hosts[h].live}
+    waiting |= {h for h, r in reports.items() if not _ready(r) or not hosts[h].live}
+    by = next((f"{r.preempted_by} on {host}" for host, r in stops if r.preempted_by), "")
+    return Wish(
+        stoppers=frozenset(host for host, _ in stops),
+        waiting=frozenset(waiting),
+        unlisted=frozenset(h for h in concerned if h not in reports and h in hosts and hosts[h].live),
+        requeue=any(r.requeue for r in reports.values()),
+        booked=any(r.booked for r in reports.values()),
+        stopped_at=min(since, default=None),
+        by=by or (f"Magrathea on {stops[0][0]}" if stops else ""),
+    )
+
+
+def _ready(report: JobReport) -> bool:
+    """Whether a host has nothing against a resume: all is given back, or it never stopped the job itself."""
+    ours = report.stopped_since is not None and report.stopper != Stopper.PBS
+    return not report.stop and (report.ready or not ours)
+
+
+def _hub_time(heard: Heard, at: float) -> float:
+    """A host's time on the hub's clock: by its age, if the host's clock is ahead, else as it is.
+
+    An age alone would be too small in a snapshot that is sent again; too early a time only gives walltime away.
+    """
+    return min(at, heard.received_at - max(0.0, heard.snapshot.at - at))
+
+
+def step(key: JobKey, entry: Entry | None, wish: Wish, truth: Truth | None, now: float, limits: Limits) -> Step:
+    """See the module."""
+    job = truth.job if truth else None
+    if entry is None:
+        taken_over = wish.booked and truth is not None and truth.maintenance and _suspended(key, job)
+        if taken_over:
+            entry = Entry(id=key.id, run=key.run, asked_at=now, commented=True)
+        elif wish.stop:
+            entry = Entry(id=key.id, run=key.run)
+        else:
+            return Step(None)
+    if truth is not None:
+        if _gone(key, job):
+            if not wish.stop:
+                return Step(None)
+            # a host that has not heard of the end yet, or a job that we have not heard of yet
+            entry = Entry(id=key.id, run=key.run, not_before=entry.not_before, tries=entry.tries)
+        else:
+            entry = _observed(entry, wish, truth, now)
+    if now < entry.not_before:
+        return Step(entry)
+    if truth is not None and (reason := _lost(entry, wish, now, limits)) and not entry.alerted:
+        return _requeued(replace(entry, alerted=True), job, reason)
+    if entry.booked:
+        return _while_booked(entry, wish, job, now)
+    return _while_not_booked(entry, wish, job, now)
+
+
+def _suspended(key: JobKey, job: PbsJob | None) -> bool:
+    return job is not None and job.run_version == key.run and job.suspended and job.substate < ENDING_SUBSTATE
+
+
+def _gone(key: JobKey, job: PbsJob | None) -> bool:
+    """No job, or another run of it, or not in a MoM's hands. A run that PBS has not got to yet is not gone."""
+    return job is None or job.run_version > key.run or (job.run_version == key.run and job.state not in "RSUE")
+
+
+def _observed(entry: Entry, wish: Wish, truth: Truth, now: float) -> Entry:
+    """The entry after a look at what PBS has."""
+    job = truth.job
+    assert job is not None
+    unlisted = bool(wish.unlisted)
+    entry = replace(
+        entry,
+        unlisted_since=(entry.unlisted_since or now) if unlisted else None,
+        dead_since=(entry.dead_since or now) if truth.dead and entry.asked_at is not None else None,
+    )
+    if job.run_version != entry.run or job.substate >= ENDING_SUBSTATE:
+        return entry
+    if job.suspended:
+        if entry.asked_at is None:
+            return entry  # somebody else's
+        entry = replace(entry, booked=True, seen_at=max(entry.seen_at, truth.at))
+        return _owed(entry, job, truth.at)
+    if entry.booked:  # resumed, by us or by somebody
+        entry = replace(entry, booked=False, plain=False, tries=0, not_before=0.0)
+        if wish.stop:
+            return replace(entry, stopped_at=max(entry.seen_at, wish.stopped_at or 0.0))
+    if wish.stop:
+        return entry if entry.stopped_at is not None else replace(entry, stopped_at=wish.stopped_at)
+    return _owed(entry, job, now)
+
+
+def _owed(entry: Entry, job: PbsJob, until: float) -> Entry:
+    """The walltime that ran while the job was stopped and not booked becomes a limit to set."""
+    if entry.stopped_at is None:
+        return entry
+    lost_s = until - entry.stopped_at
+    entry = replace(entry, stopped_at=None)
+    if lost_s <= LATE_S or job.walltime_s is None:
+        return entry
+    return replace(entry, walltime_s=(entry.walltime_s or job.walltime_s) + math.ceil(lost_s))
+
+
+def _lost(entry: Entry, wish: Wish, now: float, limits: Limits) -> str:
+    """Why the job should be requeued; empty if it should not."""
+    if wish.requeue:
+        return "stopped longer than the limit"
+    after_s = limits.node_fail_requeue_s
+    if entry.booked and entry.dead_since is not None and 0 < after_s <= now - entry.dead_since:
+        return f"its host has been down for {now - entry.dead_since:.0f} s"
+    return ""
+
+
+def _requeued(entry: Entry, job: PbsJob | None, reason: str) -> Step:
+    if job is not None and job.rerunnable:
+        return Step(entry, Requeue(entry.key), (f"job {entry.key}: {reason}; requeued",))
+    return Step(entry, None, (f"ALERT job {entry.key}: {reason}, and it is not rerunnable: resume or delete it",))
+
+
+def _while_booked(entry: Entry, wish: Wish, job: PbsJob | None, now: float) -> Step:
+    if entry.walltime_s is not None and (wish.stop or not entry.tries):  # a resume does not wait for a second try
+        return Step(entry, SetWalltime(entry.key, entry.walltime_s))
+    if wish.stop:
+        if entry.commented or job is None:
+            return Step(entry)
+        since = time.strftime("%b %d %H:%M:%S", time.localtime(wish.stopped_at or now))
+        text = f"preempted by {wish.by} since {since}"
+        return Step(replace(entry, comment=job.comment), SetComment(entry.key, " ".join(text.split())[:250]))
+    if wish.waiting:
+        return Step(entry)
+    if wish.unlisted and (entry.unlisted_since is None or now - entry.unlisted_since < UNLISTED_S):
+        return Step(entry)
+    if job is not None and job.substate == RESUMING_SUBSTATE:
+        return Step(replace(entry, not_before=now + WATCH_S), Look(entry.key))
+    return Step(entry, Resume(entry.key, entry.plain))
+
+
+def _while_not_booked(entry: Entry, wish: Wish, job: PbsJob | None, now: float) -> Step:
+    if wish.stop:
+        if job is not None and job.run_version == entry.run and job.suspended:
+            return Step(replace(entry, not_before=now + WATCH_S), Look(entry.key))  # somebody else suspended it
+        if job is not None and job.run_version == entry.run and job.substate >= ENDING_SUBSTATE:
+            return Step(replace(entry, not_before=now + WATCH_S), Look(entry.key))
+        return Step(replace(entry, asked_at=entry.asked_at or now), Suspend(entry.key))
+    if entry.walltime_s is not None:
+        return Step(entry, SetWalltime(entry.key, entry.walltime_s))
+    if entry.commented and entry.comment and job is not None and job.comment != entry.comment:
+        return Step(entry, SetComment(entry.key, entry.comment))
+    if now < entry.doubt_until:
+        return Step(replace(entry, not_before=now + WATCH_S), Look(entry.key))
+    return Step(None)
+
+
+def learned(entry: Entry, outcome: Outcome) -> Step:
+    """The entry after an action, with the time of the next one; PBS's truth is the outcome's `after`."""
+    action, error, now = outcome.action, outcome.error, outcome.at
+    if error is None:
+        wait_s = (
+            0.0 if isinstance(action, SetComment | SetWalltime) else RETRY_FIRST_S if outcome.done else RETRY_STARTING_S
+        )
+        entry = replace(entry, tries=0, not_before=now + wait_s)
+    match action:
+        case Suspend():
+            return _suspend_learned(entry, outcome)
+        case Resume() if error is not None and error.code == Code.WRONG_RESUME:
+            return Step(replace(entry, plain=not entry.plain, tries=entry.tries + 1, not_before=now + RETRY_FIRST_S))
+        case SetComment():
+            # restored, or set, or not worth another try: the comment is for people
+            restored = action.text == entry.comment and not entry.booked
+            entry = replace(entry, comment="" if restored else entry.comment, commented=not restored)
+            notes = (f"job {entry.key}: comment not set: {error}",) if error else ()
+            return Step(entry, None, notes)
+        case SetWalltime() if error is None or entry.tries >= 5:
+            given_up = (f"ALERT job {entry.key}: walltime not set to {action.seconds} s: {error}",) if error else ()
+            return Step(replace(entry, walltime_s=None, tries=0), None, given_up)
+        case Requeue() if error is not None and error.transient:
+            return Step(replace(_later(entry, error, now), alerted=False))
+        case Requeue() if error is not None:
+            return Step(entry, None, (f"ALERT job {entry.key}: cannot be requeued: {error}",))
+    if error is None:
+        return Step(entry)
+    return Step(_later(entry, error, now), None, (f"job {entry.key}: {error}",) if entry.tries in (0, 5) else ())
+
+
+def _pause_s(outcome: Outcome) -> float:
+    """Before the next step after an action without an error: none where it cannot be the same action again."""
+    if isinstance(outcome.action, SetComment | SetWalltime):
+        return 0.0
+    return RETRY_FIRST_S if outcome.done else RETRY_STARTING_S
+
+
+def _suspend_learned(entry: Entry, outcome: Outcome) -> Step:
+    error, now = outcome.error, outcome.at
+    if error is not None and error.transient:
+        entry = replace(_later(entry, error, now), doubt_until=now + DOUBT_S)
+        return Step(entry, None, (f"job {entry.key}: {error}; looked at again",))
+    if outcome.done:
+        return Step(replace(entry, not_before=now + RETRY_FIRST_S))
+    if not entry.booked and now >= entry.doubt_until:
+        entry = replace(entry, asked_at=None)  # refused, or not tried: whatever suspends it now is not ours
+    if error is None:
+        return Step(replace(entry, not_before=now + WATCH_S))
+    if error.code == Code.BAD_STATE:
+        wait_s = min(RETRY_STARTING_S, RETRY_FIRST_S * 2 ** min(entry.tries, 10))
+        return Step(replace(entry, tries=entry.tries + 1, not_before=now + wait_s))
+    return Step(_later(entry, error, now), None, (f"job {entry.key}: {error}",) if entry.tries in (0, 5) else ())
+
+
+def _later(entry: Entry, error: PbsError, now: float) -> Entry:
+    """Tried again later: soon where that may help, rarely where PBS refused."""
+    soon_s = min(RETRY_MOST_S, 5 * RETRY_FIRST_S * 2 ** min(entry.tries, 10))
+    wait_s = soon_s if error.transient or error.code == Code.BAD_STATE else RETRY_REFUSED_S
+    return replace(entry, tries=entry.tries + 1, not_before=now + wait_s)

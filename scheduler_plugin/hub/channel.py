@@ -1,0 +1,219 @@
+"""The hub's side of the channel to the node daemons: ZeroMQ ROUTER, one socket for ipc and one for TCP.
+
+Who speaks is known by the channel, never by the message:
+  ipc  the peer's identity is its host's name; the socket's file is for the hub's own user only
+  tcp  CURVE on both sides; the peer's key says which host it is (keys.py). A revoked key is heard no more at once,
+       although ZeroMQ cannot end its connection: each message's key is looked up anew.
+
+What is too large is never read (MAXMSGSIZE), what comes too often or makes no sense is dropped and told in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+import zmq.asyncio
+from zmq.auth.asyncio import AsyncioAuthenticator
+
+from magrathea.messages import (
+    MAX_BYTES,
+    BadMessage,
+    Message,
+    Snapshot,
+    ToHub,
+    decode_to_hub,
+    encode,
+)
+
+from . import keys
+
+log = logging.getLogger(__name__)
+
+RATE_PER_S = 200
+"""Messages of one host, averaged over `RATE_OVER_S`; a daemon sends 50 snapshots a second at most."""
+RATE_OVER_S = 5.0
+TELL_EVERY_S = 10.0
+ZAP_DOMAIN = b"magrathea"
+
+
+class ChannelError(Exception):
+    """An endpoint cannot be used: which, why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Peer:
+    socket: zmq.asyncio.Socket
+    identity: bytes
+
+
+class _Rate:
+    """Counts one host's messages."""
+
+    def __init__(self) -> None:
+        self.since = 0.0
+        self.count = 0
+
+    def too_many(self, now: float) -> bool:
+        if now - self.since > RATE_OVER_S:
+            self.since, self.count = now, 0
+        self.count += 1
+        return self.count > RATE_PER_S * RATE_OVER_S
+
+
+class Channel:
+    """`on_message` gets the host's name, its message, and whether it has just connected (again)."""
+
+    def __init__(
+        self, ipc: list[str], tcp: list[str], keys_dir: Path, on_message: Callable[[str, ToHub, bool], None]
+    ) -> None:
+        self._ipc, self._tcp, self._keys_dir = ipc, tcp, keys_dir
+        self._on_message = on_message
+        self._context = zmq.asyncio.Context(io_threads=1)
+        self._authenticator: AsyncioAuthenticator | None = None
+        self._sockets: list[zmq.asyncio.Socket] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._peers: dict[str, _Peer] = {}
+        self._host_of_key: dict[str, str] = {}
+        self._rates: dict[str, _Rate] = {}
+        self._told: dict[str, float] = {}
+        self.allowed: Mapping[str, frozenset[str]] = {}
+
+    def start(self) -> None:
+        """Listen. Raises ChannelError, KeysError."""
+        loop = asyncio.get_running_loop()
+        if self._ipc:
+            socket = self._router()
+            for endpoint in self._ipc:
+                old = os.umask(0o177)  # the socket's file is nobody else's from its first moment
+                try:
+                    self._bind(socket, endpoint)
+                finally:
+                    os.umask(old)
+            self._tasks.append(loop.create_task(self._receive(socket, by_key=False)))
+        if self._tcp:
+            self.reload_keys()
+            pair = keys.read_secret(self._keys_dir / keys.HUB_SECRET)
+            self._authenticator = AsyncioAuthenticator(self._context)
+            self._authenticator.start()
+            # any key may finish the handshake; what counts is whose it is, message by message
+            self._authenticator.configure_curve_callback(ZAP_DOMAIN.decode(), credentials_provider=self)
+            socket = self._router()
+            socket.setsockopt(zmq.CURVE_SERVER, 1)
+            socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret.encode())
+            socket.setsockopt(zmq.CURVE_PUBLICKEY, pair.public.encode())
+            socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+            for endpoint in self._tcp:
+                self._bind(socket, endpoint)
+            self._tasks.append(loop.create_task(self._receive(socket, by_key=True)))
+
+    def _router(self) -> zmq.asyncio.Socket:
+        socket: zmq.asyncio.Socket = self._context.socket(zmq.ROUTER)
+        self._sockets.append(socket)
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.MAXMSGSIZE, MAX_BYTES),
+            (zmq.RCVHWM, 1000),
+            (zmq.SNDHWM, 100),
+            (zmq.ROUTER_MANDATORY, 1),  # a host that is away is an error, not a silence
+            (zmq.ROUTER_HANDOVER, 1),  # a host that comes back takes its old place
+            (zmq.HEARTBEAT_IVL, 2000),
+            (zmq.HEARTBEAT_TIMEOUT, 6000),
+            (zmq.HANDSHAKE_IVL, 5000),
+            (zmq.BACKLOG, 1024),
+        ):
+            socket.setsockopt(option, value)
+        return socket
+
+    def _bind(self, socket: zmq.asyncio.Socket, endpoint: str) -> None:
+        try:
+            socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            raise ChannelError(f"cannot listen at {endpoint}: {error.strerror}; mend `listen` in [hub]") from error
+
+    def reload_keys(self) -> None:
+        """Who is enrolled may have changed. Raises KeysError; then what was known stands."""
+        if self._tcp:
+            enrolled = keys.enrolled(self._keys_dir)
+            self._host_of_key = {one.public: one.host for one in enrolled}
+            self.allowed = {one.host: one.vnodes for one in enrolled if one.vnodes is not None}
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """ZeroMQ's question whether a client's key (Z85) may connect."""
+        known = key.decode(errors="replace") in self._host_of_key
+        if not known:
+            self._tell(f"key {key!r}", "a client with a key that no enrolled host has was refused")
+        return known
+
+    async def _receive(self, socket: zmq.asyncio.Socket, by_key: bool) -> None:
+        while True:
+            frames = await socket.recv_multipart(copy=False)
+            try:
+                self._received(socket, frames, by_key)
+            except BadMessage as error:
+                self._tell(f"bad {frames[0].bytes!r}", f"peer {frames[0].bytes!r}: message refused: {error}")
+
+    def _received(self, socket: zmq.asyncio.Socket, frames: list[zmq.Frame], by_key: bool) -> None:
+        identity = frames[0].bytes
+        if by_key:
+            host = self._host_of_key.get(str(frames[-1].get("User-Id")), "")
+        else:
+            host = identity.partition(b"/")[0].decode(errors="replace")
+        if not host:
+            raise BadMessage("its key belongs to no enrolled host (any more)")
+        if self._rates.setdefault(host, _Rate()).too_many(asyncio.get_running_loop().time()):
+            raise BadMessage(f"host {host} sends more than {RATE_PER_S} messages a second")
+        if len(frames) != 2:
+            raise BadMessage(f"host {host}: {len(frames) - 1} frames instead of one")
+        message = decode_to_hub(frames[1].bytes)
+        sender = message.host if isinstance(message, Snapshot) else message.sender
+        if sender != host:
+            raise BadMessage(f"host {host} speaks for host {sender}")
+        peer = _Peer(socket, identity)
+        new = self._peers.get(host) != peer
+        self._peers[host] = peer
+        self._on_message(host, message, new)
+
+    def _tell(self, subject: str, text: str) -> None:
+        """A warning, not more often than every ten seconds for each subject."""
+        now = asyncio.get_running_loop().time()
+        if now - self._told.get(subject, -TELL_EVERY_S) >= TELL_EVERY_S:
+            self._told = {s: at for s, at in self._told.items() if now - at < TELL_EVERY_S}
+            self._told[subject] = now
+            log.warning("%s", text)
+
+    @property
+    def hosts(self) -> list[str]:
+        """Hosts that have spoken and are not known to be away."""
+        return list(self._peers)
+
+    def send(self, host: str, message: Message) -> bool:
+        """Whether it is on its way: not to a host that is away, or does not read."""
+        peer = self._peers.get(host)
+        if peer is None:
+            return False
+        # with DONTWAIT it is a future that is done already
+        sent = asyncio.ensure_future(peer.socket.send_multipart([peer.identity, encode(message)], zmq.DONTWAIT))
+        error = sent.exception()
+        if error is None:
+            return True
+        if isinstance(error, zmq.ZMQError) and error.errno == zmq.EHOSTUNREACH:
+            self._peers.pop(host, None)
+        elif not isinstance(error, zmq.Again):
+            raise error
+        return False
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._authenticator is not None:
+            self._authenticator.stop()
+        for socket in self._sockets:
+            socket.close(linger=0)
+        self._context.term()

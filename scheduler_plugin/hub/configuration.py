@@ -1,0 +1,112 @@
+"""The hub's file (hub.toml), strict: see magrathea/configuration.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from magrathea.configuration import Problem, parse, read_text, refusal
+
+from . import keys
+
+DEFAULT_FILE = "/etc/magrathea/hub.toml"
+
+_PathText = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=4096)]
+_Empty = Annotated[str, msgspec.Meta(max_length=0)]
+_Endpoint = Annotated[str, msgspec.Meta(pattern=r"^(ipc:///.+|tcp://.+:[0-9]+)$")]
+
+
+class PbsKind(StrEnum):
+    OPENPBS = "openpbs"
+    STANDIN = "standin"
+
+
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+
+
+class HubTable(msgspec.Struct, kw_only=True, frozen=True):
+    """[hub]. `heartbeat_file`: touched every two seconds while PBS answers; the runjob hook looks at its age."""
+
+    listen: Annotated[list[_Endpoint], msgspec.Meta(min_length=1)] = msgspec.field(
+        default_factory=lambda: ["ipc:///run/magrathea/hub.ipc"]
+    )
+    state_dir: _PathText = "/var/lib/magrathea/hub"
+    keys_dir: _PathText = "/etc/magrathea/keys"
+    heartbeat_file: _PathText = "/var/spool/pbs/magrathea.heartbeat"
+    log_level: LogLevel = LogLevel.INFO
+
+
+class PbsTable(msgspec.Struct, kw_only=True, frozen=True):
+    """[pbs]. `conf`: of openpbs, default $PBS_CONF_FILE or /etc/pbs.conf; `socket`: of the stand-in.
+
+    `workers`: calls side by side that PBS relays to MoMs. `call_deadline_s`: longer ones are given up and looked
+    after. `compare_s`: how often all is compared with what PBS has. `publish_budget`: share of the PBS server's one
+    thread that publishing may take, saved up to `publish_burst_s`. `set_priority`: publish ranks as the vnode's
+    Priority, too (off where the site uses Priority itself).
+    """
+
+    kind: PbsKind = PbsKind.OPENPBS
+    conf: _PathText | _Empty = ""
+    socket: _PathText | _Empty = ""
+    workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
+    call_deadline_s: Annotated[float, msgspec.Meta(ge=1, le=600)] = 20.0
+    compare_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
+    publish_budget: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.05
+    publish_burst_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 1.0
+    set_priority: bool = True
+
+
+class Configuration(msgspec.Struct, kw_only=True, frozen=True):
+    """The whole file."""
+
+    hub: HubTable = HubTable()
+    pbs: PbsTable = PbsTable()
+
+    @property
+    def state_dir(self) -> Path:
+        return Path(self.hub.state_dir)
+
+    @property
+    def keys_dir(self) -> Path:
+        return Path(self.hub.keys_dir)
+
+    @property
+    def tcp(self) -> list[str]:
+        return [endpoint for endpoint in self.hub.listen if endpoint.startswith("tcp://")]
+
+    @property
+    def ipc(self) -> list[str]:
+        return [endpoint for endpoint in self.hub.listen if endpoint.startswith("ipc://")]
+
+
+def load(path: Path) -> Configuration:
+    """The file at `path`. Raises ConfigurationError with every mistake in it."""
+    text = read_text(path)
+    configuration, _ = parse(text, Configuration, str(path))
+    if problems := list(_problems(configuration)):
+        raise refusal(problems, text, str(path))
+    return configuration
+
+
+def _problems(c: Configuration) -> Iterable[Problem]:
+    if len(set(c.hub.listen)) < len(c.hub.listen):
+        yield Problem(("hub", "listen"), "`listen` in [hub] names an endpoint twice; take one out")
+    if c.pbs.kind is PbsKind.STANDIN and not c.pbs.socket:
+        yield Problem(("pbs", "kind"), "`socket` in [pbs] is missing; kind = 'standin' needs it")
+    if c.tcp:
+        try:
+            keys.read_secret(c.keys_dir / keys.HUB_SECRET)
+            keys.enrolled(c.keys_dir)
+        except keys.KeysError as error:
+            yield Problem(
+                ("hub", "listen"),
+                f"`listen` in [hub] has {c.tcp[0]}, and TCP is never opened without keys: {error}; "
+                f"first: magrathea keys --dir {c.keys_dir} init",
+            )

@@ -1,0 +1,268 @@
+"""All that the hub knows: what hosts said, what PBS has, what we did to jobs; and what follows from it.
+
+No I/O and no clock: the hub's shell (server.py) feeds it and carries out what it says; tests do so without either.
+Times are Unix seconds on the hub's clock; leases are measured on `mono`, a clock that nobody sets.
+
+Nothing is said to hosts about jobs, and nothing done to jobs, before PBS's vnodes and jobs were read once: a hub that
+has just started would else tell hosts that nothing is booked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from msgspec import structs
+
+from magrathea.core.model import JobKey
+from magrathea.messages import HEARTBEAT_S, BookEntry, JobReport, Snapshot
+from scheduler_plugin.pbs.base import PbsJob, Vnode
+
+from . import publish
+from .books import Action, Entry, Heard, Limits, Outcome, Truth, Wish, learned, step, wish_of
+from .publish import Attributes
+
+LEASE_S = 3 * HEARTBEAT_S
+
+_DEAD_STATES = frozenset({"down", "unknown", "state-unknown", "stale"})
+_DEFAULT_FAIL_REQUEUE_S = 310.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    job: PbsJob | None
+    at: float
+
+
+class Farm:
+    """See the module. `entries`: what we did before (the ledger). Methods return sentences for the log, if any."""
+
+    def __init__(self, entries: Iterable[Entry], started: float, *, set_priority: bool = True) -> None:
+        self.vnodes: dict[str, Vnode] = {}
+        self.hosts: dict[str, Heard] = {}
+        self.entries: dict[JobKey, Entry] = {entry.key: entry for entry in entries}
+        self.allowed: Mapping[str, frozenset[str]] = {}
+        self._set_priority = set_priority
+        self.started = started
+        self._heard_at: dict[str, float] = {}
+        self._owner: dict[str, str] = {}
+        self._reports: dict[JobKey, dict[str, JobReport]] = {}
+        self._seen: dict[JobKey, _Seen] = {}
+        self._busy: set[JobKey] = set()
+        self._touched: dict[JobKey, float] = {}
+        self._dirty: set[JobKey] = set(self.entries)
+        self._limits = Limits()
+        self._vnodes_read = False
+        self._jobs_read = False
+        self._alerts: frozenset[str] = frozenset()
+
+    @property
+    def knows_pbs(self) -> bool:
+        return self._vnodes_read and self._jobs_read
+
+    # What hosts say
+
+    def snapshot(self, snapshot: Snapshot, now: float, mono: float) -> bool:
+        """A host's snapshot; whether it is news (a late one of the same daemon is not)."""
+        name = snapshot.host
+        before = self.hosts.get(name)
+        self._heard_at[name] = mono
+        if before is not None and before.snapshot.boot_id == snapshot.boot_id:
+            if snapshot.revision < before.snapshot.revision:
+                return False
+            if snapshot.revision == before.snapshot.revision and before.live:
+                return False
+        self.hosts[name] = Heard(snapshot, True, now)
+        for domain in before.snapshot.domains if before else ():
+            for job in domain.jobs:
+                self._forget_report(JobKey(job.id, job.run), name)
+        for domain in snapshot.domains:
+            self._owner.setdefault(domain.vnode, name)
+            for job in domain.jobs:
+                key = JobKey(job.id, job.run)
+                self._reports.setdefault(key, {})[name] = job
+                self._dirty.add(key)
+        return True
+
+    def _forget_report(self, key: JobKey, host: str) -> None:
+        self._dirty.add(key)
+        reports = self._reports.get(key, {})
+        reports.pop(host, None)
+        if not reports:
+            self._reports.pop(key, None)
+
+    def heartbeat(self, host: str, boot_id: str, revision: int, mono: float) -> bool:
+        """Whether we have that host's snapshot of this revision; if not, ask for it. Renews the lease if so."""
+        heard = self.hosts.get(host)
+        if heard is None or heard.snapshot.boot_id != boot_id or heard.snapshot.revision < revision:
+            return False
+        self._heard_at[host] = mono
+        if not heard.live:
+            self._set_live(host, True)
+        return True
+
+    def leases(self, mono: float) -> list[str]:
+        """Hosts whose lease has just run out."""
+        late = [h for h, heard in self.hosts.items() if heard.live and mono - self._heard_at[h] > LEASE_S]
+        for host in late:
+            self._set_live(host, False)
+        return late
+
+    def _set_live(self, host: str, live: bool) -> None:
+        heard = self.hosts[host]
+        self.hosts[host] = replace(heard, live=live)
+        self._dirty |= {JobKey(j.id, j.run) for d in heard.snapshot.domains for j in d.jobs}
+        self._dirty |= set(self.entries)
+
+    # What PBS has
+
+    def read_vnodes(self, vnodes: Iterable[Vnode], server: Mapping[str, str]) -> None:
+        self.vnodes = {vnode.name: vnode for vnode in vnodes}
+        self._owner = publish.owners(self.vnodes, {name: heard.snapshot for name, heard in self.hosts.items()})
+        self._vnodes_read = True
+        self._limits = Limits(float(server.get("node_fail_requeue", _DEFAULT_FAIL_REQUEUE_S)))
+        self._dirty |= set(self.entries)
+
+    def read_jobs(self, jobs: Iterable[PbsJob], asked_at: float) -> None:
+        """All jobs in MoMs' hands, as they were at `asked_at` or later. What we touched since is newer than that."""
+        found = {job.id: job for job in jobs}
+        keys = {key for key, reports in self._reports.items() if any(r.stop or r.booked for r in reports.values())}
+        keys |= set(self.entries)
+        for key in keys:
+            if key not in self._busy and self._touched.get(key, 0.0) < asked_at:
+                self._seen[key] = _Seen(found.get(key.id), asked_at)
+        self._seen = {key: seen for key, seen in self._seen.items() if key in keys}
+        self._touched = {key: at for key, at in self._touched.items() if key in keys}
+        self._jobs_read = True
+        self._dirty |= keys
+
+    # What follows: vnodes
+
+    def publication(self, mono: float, host: str | None = None) -> tuple[dict[str, Attributes], list[str]]:
+        """What vnodes should show, of one host or of all; and alerts that are new. Empty before PBS was read."""
+        if not self._vnodes_read:
+            return {}, []
+        alerts: list[str] = []
+        wanted: dict[str, Attributes] = {}
+        for heard in [self.hosts[host]] if host else self.hosts.values():
+            part = publish.of_host(
+                heard.snapshot, heard.live, self.vnodes, self._owner, self.allowed, set_priority=self._set_priority
+            )
+            wanted.update(part.wanted)
+            alerts += part.alerts
+        if host is None:
+            snapshots = {name: heard.snapshot for name, heard in self.hosts.items()}
+            rest = publish.of_nobody(self.vnodes, self._owner, snapshots, grace=mono - self.started < LEASE_S)
+            wanted.update(rest.wanted)
+            alerts += rest.alerts
+            new = [alert for alert in alerts if alert not in self._alerts]
+            self._alerts = frozenset(alerts)
+        else:
+            new = [alert for alert in alerts if alert not in self._alerts]
+            self._alerts |= frozenset(alerts)
+        return wanted, new
+
+    # What follows: jobs
+
+    def actions(self, now: float) -> tuple[list[Action], list[str]]:
+        """What is to be done in PBS, each for another job, and notes. Each must be followed by `outcome`."""
+        if not self.knows_pbs:
+            return [], []
+        due = {key for key, e in self.entries.items() if 0.0 < e.not_before <= now}
+        todo: list[Action] = []
+        notes: list[str] = []
+        for key in sorted((self._dirty | due) - self._busy):
+            result = step(key, self.entries.get(key), self._wish(key), self._truth(key), now, self._limits)
+            self._store(key, result.entry, now)
+            notes += result.notes
+            if result.action is not None:
+                todo.append(result.action)
+                self._busy.add(key)
+                self._touched[key] = now
+        self._dirty &= self._busy
+        return todo, notes
+
+    def outcome(self, outcome: Outcome) -> tuple[str, ...]:
+        key = outcome.action.key
+        self._busy.discard(key)
+        self._touched[key] = outcome.at
+        self._dirty.add(key)
+        if outcome.looked:
+            self._seen[key] = _Seen(outcome.after, outcome.at)
+        entry = self.entries.get(key)
+        if entry is None:
+            return ()
+        result = learned(entry, outcome)
+        self._store(key, result.entry, outcome.at)
+        return result.notes
+
+    def _store(self, key: JobKey, entry: Entry | None, now: float) -> None:
+        if entry is None:
+            self.entries.pop(key, None)
+            return
+        # 0 means: nothing to wait for, so that `next_due` and `actions` look only at what has a time
+        self.entries[key] = entry if entry.not_before > now else structs.replace(entry, not_before=0.0)
+
+    def _wish(self, key: JobKey) -> Wish:
+        seen = self._seen.get(key)
+        vnodes = seen.job.vnodes if seen and seen.job else ()
+        concerned = frozenset(self._owner[v] for v in vnodes if v in self._owner)
+        return wish_of(key, self._reports.get(key, {}), self.hosts, concerned)
+
+    def _truth(self, key: JobKey) -> Truth | None:
+        seen = self._seen.get(key)
+        if seen is None:
+            return None
+        states = [self.vnodes[v] for v in (seen.job.vnodes if seen.job else ()) if v in self.vnodes]
+        ours = [v for v in states if v.maintenance_jobs is None or key.id in v.maintenance_jobs]
+        return Truth(
+            job=seen.job,
+            at=seen.at,
+            maintenance=any("maintenance" in v.state for v in ours),
+            dead=any(v.state & _DEAD_STATES for v in states),
+        )
+
+    def next_due(self) -> float | None:
+        """When `actions` is to be called though nothing has happened."""
+        return min(
+            (e.not_before for k, e in self.entries.items() if e.not_before and k not in self._busy), default=None
+        )
+
+    @property
+    def kept(self) -> list[Entry]:
+        """What must survive a restart of the hub."""
+        return [e for _, e in sorted(self.entries.items()) if e.asked_at is not None or e.walltime_s is not None]
+
+    # What hosts are told
+
+    def books(self, host: str) -> list[BookEntry] | None:
+        """All of a host's jobs that are booked or held; None as long as that cannot be known."""
+        if not self.knows_pbs or host not in self.hosts:
+            return None
+        told = []
+        for domain in self.hosts[host].snapshot.domains:
+            for job in domain.jobs:
+                key = JobKey(job.id, job.run)
+                entry = self.entries.get(key)
+                booked = entry is not None and entry.booked
+                held = any(other != host and r.stop for other, r in self._reports.get(key, {}).items())
+                if booked or held:
+                    told.append(BookEntry(id=key.id, run=key.run, booked=booked, held=held))
+        return told
+
+    def believes(self, host: str) -> list[BookEntry]:
+        """What the host's last snapshot shows of the books it was told."""
+        return [
+            BookEntry(id=job.id, run=job.run, booked=job.booked, held=job.held_elsewhere)
+            for domain in self.hosts[host].snapshot.domains
+            for job in domain.jobs
+            if job.booked or job.held_elsewhere
+        ]
+
+    def others(self, host: str) -> set[str]:
+        """Hosts that share a job with this one."""
+        jobs = (JobKey(j.id, j.run) for d in self.hosts[host].snapshot.domains for j in d.jobs)
+        return self.hosts_of(jobs) - {host}
+
+    def hosts_of(self, keys: Iterable[JobKey]) -> set[str]:
+        return {host for key in keys for host in self._reports.get(key, {})}

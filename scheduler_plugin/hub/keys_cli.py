@@ -1,0 +1,70 @@
+"""`magrathea keys`: who may connect to the hub by TCP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from . import keys as files
+
+T = TypeVar("T")
+
+DEFAULT_DIRECTORY = "/etc/magrathea/keys"
+
+
+@click.group(short_help="who may connect to the hub by TCP")
+@click.option("--dir", "directory", type=click.Path(path_type=Path), default=DEFAULT_DIRECTORY, show_default=True)
+@click.pass_context
+def keys(context: click.Context, directory: Path) -> None:
+    """Keys of the hub and of the hosts. To be used on the hub's machine, as the hub's user."""
+    context.obj = directory
+
+
+@keys.command(short_help="make the hub's key pair")
+@click.pass_obj
+def init(directory: Path) -> None:
+    """Make the hub's key pair. Refused if there is one."""
+    public = _told(files.init, directory)
+    click.echo(f"{public}: the hub's public key; every host gets a copy (hub_key_file in [hub] of noded.toml)")
+
+
+@keys.command(short_help="make a host's key pair")
+@click.argument("host")
+@click.option("--vnode", "vnodes", multiple=True, help="A vnode that it may report. None: any that no other host has.")
+@click.pass_obj
+def enrol(directory: Path, host: str, vnodes: tuple[str, ...]) -> None:
+    """Make HOST's key pair and let it connect under that name. A running hub knows it within two seconds."""
+    pair = _told(files.enrol, directory, host, vnodes)
+    click.echo(f"carry to {host}, readable by its node daemon only, then remove here:")
+    click.echo(f"  {pair}  (key_file in [hub] of noded.toml)")
+    click.echo(f"  {directory / files.HUB_PUBLIC}  (hub_key_file; stays here, too)")
+
+
+@keys.command("list", short_help="the hosts that may connect")
+@click.pass_obj
+def list_(directory: Path) -> None:
+    """The hosts that may connect: name, public key, vnodes; `key still here` if its secret was not removed."""
+    for one in _told(files.enrolled, directory):
+        vnodes = "any vnode" if one.vnodes is None else ",".join(sorted(one.vnodes))
+        here = (directory / files.TO_HOSTS / f"{one.host}.key_secret").exists()
+        click.echo(f"{one.host}  {one.public}  {vnodes}{'  key still here' if here else ''}")
+
+
+@keys.command(short_help="let a host connect no more")
+@click.argument("host")
+@click.pass_obj
+def revoke(directory: Path, host: str) -> None:
+    """HOST may connect no more. A running hub hears it no longer within two seconds."""
+    kept = _told(files.revoke, directory, host)
+    click.echo(f"{host} is revoked; its public key is kept as {kept}")
+
+
+def _told(function: Callable[..., T], *arguments: object) -> T:
+    """The function's result; its KeysError becomes the command's message and exit code 1."""
+    try:
+        return function(*arguments)
+    except (files.KeysError, OSError) as error:
+        raise click.ClickException(str(error)) from error

@@ -1,0 +1,110 @@
+"""`magrathea-hub --config F [--check]`.
+
+Exit codes: 0 stopped by SIGTERM or SIGINT, 2 the configuration (or pbs.conf, or a key) cannot be used, 1 it cannot
+start or had to end for another reason, which its last line says. SIGHUP: compare everything with PBS now, read keys.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from magrathea.configuration import ConfigurationError
+from scheduler_plugin.pbs.base import Connect, PbsError
+
+from .channel import ChannelError
+from .configuration import DEFAULT_FILE, Configuration, PbsKind, load
+from .keys import KeysError
+
+log = logging.getLogger("magrathea-hub")
+
+BAD_CONFIGURATION = 2
+FAILED = 1
+
+
+def connect_of(configuration: Configuration) -> Connect:
+    """How to connect to PBS. Raises PbsError if that cannot ever work."""
+    settings = configuration.pbs
+    if settings.kind is PbsKind.STANDIN:
+        from scheduler_plugin.standin.client import Client
+
+        return lambda: Client(Path(settings.socket))
+    from scheduler_plugin.pbs.libpbs import connector
+
+    return connector(Path(settings.conf) if settings.conf else None, settings.call_deadline_s)
+
+
+def lock(state_dir: Path) -> int:
+    """Take the state directory; its descriptor must stay open. Raises OSError (BlockingIOError: another hub has it)."""
+    state_dir.mkdir(parents=True, mode=0o700, exist_ok=True)
+    descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+async def serve(configuration: Configuration, connect: Connect) -> None:
+    """Run a hub until SIGTERM or SIGINT."""
+    from .server import Hub
+
+    stop = asyncio.Event()
+    hub = Hub(configuration, connect)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, hub.compare)
+    await hub.run(stop)
+
+
+@click.command()
+@click.option("--config", type=click.Path(path_type=Path), default=DEFAULT_FILE, show_default=True)
+@click.option("--check", is_flag=True, help="Say whether the configuration can be used, and end.")
+def main(config: Path, check: bool) -> None:
+    """The process beside the PBS server that publishes all hosts' states and books what they stop."""
+    try:
+        configuration = load(config)
+        connect = connect_of(configuration)
+    except (ConfigurationError, PbsError) as error:
+        click.echo(f"magrathea-hub: {error}", err=True)
+        sys.exit(BAD_CONFIGURATION)
+    if check:
+        click.echo(f"{config}: ok")
+        return
+    logging.basicConfig(
+        level=configuration.hub.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        held = lock(configuration.state_dir)
+    except BlockingIOError:
+        click.echo(f"magrathea-hub: {configuration.state_dir} is in use by another hub; stop that one first", err=True)
+        sys.exit(FAILED)
+    except OSError as error:
+        click.echo(f"magrathea-hub: {configuration.state_dir}: {error}; mend `state_dir` in [hub]", err=True)
+        sys.exit(FAILED)
+    try:
+        asyncio.run(serve(configuration, connect))
+    except KeysError as error:
+        click.echo(f"magrathea-hub: {error}", err=True)
+        sys.exit(BAD_CONFIGURATION)
+    except (ChannelError, OSError) as error:
+        click.echo(f"magrathea-hub: {error}", err=True)
+        sys.exit(FAILED)
+    finally:
+        os.close(held)
+    log.info("stopped")
+
+
+if __name__ == "__main__":
+    main()

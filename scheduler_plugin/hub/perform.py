@@ -1,0 +1,64 @@
+"""One action of the books, on a connection: look, act if it still makes sense, look again.
+
+The look before makes every action safe to repeat and safe against what has changed since it was decided: another run
+of the job, a job that is ending, a job that somebody else has suspended or resumed. Blocking; runs in a worker.
+"""
+
+from __future__ import annotations
+
+import time
+
+from scheduler_plugin.pbs.base import ENDING_SUBSTATE, RESUMING_SUBSTATE, Pbs, PbsError, PbsJob
+
+from .books import Action, Look, Outcome, Requeue, Resume, SetComment, SetWalltime, Suspend
+
+
+def perform(pbs: Pbs, action: Action) -> Outcome:
+    """Never raises PbsError, except from the very first look (then nothing was asked for)."""
+    before = pbs.job(action.key.id)
+    if isinstance(action, Look) or before is None or not _sensible(action, before):
+        return Outcome(action, isinstance(action, Look), True, before, before, time.time())
+    error: PbsError | None = None
+    try:
+        _ask(pbs, action)
+    except PbsError as refusal:
+        error = refusal
+    if isinstance(action, SetComment):  # changes nothing that matters
+        return Outcome(action, error is None, False, before, None, time.time(), error)
+    try:
+        after = pbs.job(action.key.id)
+    except PbsError as unknown:
+        return Outcome(action, False, False, before, None, time.time(), error or unknown)
+    return Outcome(action, error is None, True, before, after, time.time(), error)
+
+
+def _sensible(action: Action, job: PbsJob) -> bool:
+    if job.run_version != action.key.run or job.substate >= ENDING_SUBSTATE:
+        return False
+    match action:
+        case Suspend():
+            return job.state == "R"
+        case Resume():
+            return job.suspended and job.substate != RESUMING_SUBSTATE
+        case SetWalltime():
+            return job.state in "RS" and job.walltime_s is not None and job.walltime_s < action.seconds
+        case _:
+            return job.state in "RS"
+
+
+def _ask(pbs: Pbs, action: Action) -> None:
+    id = action.key.id
+    match action:
+        case Suspend():
+            pbs.admin_suspend(id)
+        case Resume(plain=True):
+            pbs.resume(id)
+            pbs.wake_scheduler()  # it resumes it
+        case Resume():
+            pbs.admin_resume(id)
+        case Requeue():
+            pbs.rerun(id, force=True)
+        case SetWalltime():
+            pbs.set_walltime(id, action.seconds)
+        case SetComment():
+            pbs.set_comment(id, action.text)

@@ -1,0 +1,150 @@
+"""Threads for calls that may hang: each with a connection of its own, opened when first needed.
+
+A call that is over its deadline is given up: its caller gets a transient PbsError, its thread is left to itself and a
+new one takes its place, as long as no more than `SPARE` times the size of the pool are lost that way. What was asked
+for may still happen; callers look at the truth before they ask again. A lost thread that comes back ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from scheduler_plugin.pbs.base import Code, Connect, Pbs, PbsError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SPARE = 4
+
+
+@dataclass
+class _Call:
+    task: Callable[[Pbs], Any]
+    future: asyncio.Future[Any]
+    timer: asyncio.TimerHandle | None = None
+
+
+@dataclass(eq=False)
+class _Worker:
+    thread: threading.Thread | None = None
+    lost: bool = field(default=False)
+
+
+class Pool:
+    """Made and used in an event loop; `task`s run in its threads. `deadline_s` counts from a task's start."""
+
+    def __init__(self, connect: Connect, size: int, deadline_s: float) -> None:
+        self._connect = connect
+        self._size = size
+        self._deadline_s = deadline_s
+        self._loop = asyncio.get_running_loop()
+        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._lost = 0
+        self._workers: set[_Worker] = set()
+        for _ in range(size):
+            self._add()
+
+    def _add(self) -> None:
+        worker = _Worker()
+        worker.thread = threading.Thread(target=self._work, args=(worker,), name="pbs-worker", daemon=True)
+        self._workers.add(worker)
+        worker.thread.start()
+
+    async def run(self, task: Callable[[Pbs], T]) -> T:
+        """Its result. Raises PbsError: the task's own, the connection's, or a transient one at the deadline.
+
+        A task that fails as transient before it has asked for anything may be run a second time, on a new
+        connection: tasks begin with a look.
+        """
+        call = _Call(task, self._loop.create_future())
+        self._calls.put(call)
+        result: T = await call.future
+        return result
+
+    # In the event loop
+
+    def _started(self, call: _Call, worker: _Worker) -> None:
+        if not call.future.done():
+            call.timer = self._loop.call_later(self._deadline_s, self._overdue, call, worker)
+
+    def _overdue(self, call: _Call, worker: _Worker) -> None:
+        if call.future.done():
+            return
+        call.future.set_exception(
+            PbsError(Code.NO_CONNECTION, f"no answer from PBS within {self._deadline_s:g} s", transient=True)
+        )
+        worker.lost = True
+        self._lost += 1
+        if self._lost <= SPARE * self._size:
+            self._add()
+        else:
+            log.error("%d calls to PBS hang; no more threads are added: restart the PBS server or this hub", self._lost)
+
+    def _finished(self, call: _Call, worker: _Worker, result: Any, error: BaseException | None) -> None:
+        if call.timer is not None:
+            call.timer.cancel()
+        if worker.lost:
+            self._lost -= 1
+            log.warning("a call to PBS that was given up has ended: %s", error or "done")
+        if call.future.done():
+            return
+        if error is None:
+            call.future.set_result(result)
+        else:
+            call.future.set_exception(error)
+
+    def close(self) -> None:
+        """End the threads that are free; the others end with the process."""
+        for _ in self._workers:
+            self._calls.put(None)
+
+    # In the threads
+
+    def _work(self, worker: _Worker) -> None:
+        pbs: Pbs | None = None
+        while not worker.lost and (call := self._calls.get()) is not None:
+            if not self._tell(self._started, call, worker):
+                break
+            result: Any = None
+            error: Exception | None = None
+            for attempt in (0, 1):
+                kept = pbs is not None
+                try:
+                    pbs = pbs or self._connect()
+                    result, error = call.task(pbs), None
+                except PbsError as refusal:
+                    error = refusal
+                    if refusal.transient:
+                        _close(pbs)
+                        pbs = None
+                        if kept and attempt == 0:  # perhaps only an old connection, after a restart of PBS
+                            continue
+                except Exception as mistake:  # noqa: BLE001  raised where the result is awaited
+                    error = mistake
+                break
+            if not self._tell(self._finished, call, worker, result, error):
+                break
+        _close(pbs)
+        self._workers.discard(worker)
+
+    def _tell(self, function: Callable[..., None], *arguments: Any) -> bool:
+        """Call in the event loop; False when it has ended."""
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            return False
+        return True
+
+
+def _close(pbs: Pbs | None) -> None:
+    if pbs is not None:
+        with contextlib.suppress(OSError):  # the other end has gone already
+            pbs.close()

@@ -1,0 +1,195 @@
+"""What PBS's vnodes should show, and where they do not show it.
+
+Rule 1: functions of what hosts said and of what PBS has; no clock, no I/O.
+Rule 2: the hub sets these attributes and no others; above all never a vnode's state: an admin's `offline` stands.
+
+A host whose lease is over keeps what it published, except that its vnodes are `unknown` and accept nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from magrathea.core.model import JobClass, Kind, Mode, State
+from magrathea.messages import DomainReport, Snapshot
+from scheduler_plugin.pbs.base import Vnode
+
+STATE = "resources_available.magrathea"
+ACCEPTS = "resources_available.magrathea_accepts"
+RANK = "resources_available.magrathea_rank"
+HOST = "resources_available.magrathea_host"
+SIBLINGS = "resources_available.magrathea_siblings"
+HOST_NCPUS = "resources_available.magrathea_host_ncpus"
+NCPUS = "resources_available.ncpus"
+MEM = "resources_available.mem"
+PRIORITY = "Priority"
+
+NONE = "none"
+"""In a string_array: no element. PBS cannot hold an empty one."""
+
+ALL_CLASSES = ",".join(JobClass)
+
+COSMETIC = frozenset({STATE, RANK, PRIORITY})
+"""What decides no placement by itself; published last when the budget is short."""
+
+LOST = {STATE: State.UNKNOWN.value, ACCEPTS: NONE}
+"""Of a managed vnode whose host is not heard."""
+
+_ARRAYS = frozenset({ACCEPTS, SIBLINGS})
+_RANKS = (-1024, 1023)  # limits of a vnode's Priority (FACTS.md, "From outside")
+_SIZE = re.compile(r"(\d+)([kmgtp]?)[bw]?", re.IGNORECASE)
+_KIB = {"": 1 / 1024, "k": 1, "m": 1024, "g": 1024**2, "t": 1024**3, "p": 1024**4}
+
+Attributes = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """`wanted`: attributes by vnode, of vnodes that PBS has. `alerts`: what an admin should mend, a sentence each."""
+
+    wanted: dict[str, Attributes]
+    alerts: tuple[str, ...]
+
+
+def owners(vnodes: Mapping[str, Vnode], hosts: Mapping[str, Snapshot]) -> dict[str, str]:
+    """Which host each managed vnode belongs to: what PBS has on record, else the first (by name) that reports it."""
+    found = {name: host for name, vnode in vnodes.items() if (host := vnode.attributes.get(HOST, ""))}
+    for host in sorted(hosts):
+        for domain in hosts[host].domains:
+            found.setdefault(domain.vnode, host)
+    return found
+
+
+def of_host(
+    snapshot: Snapshot,
+    live: bool,
+    vnodes: Mapping[str, Vnode],
+    owner: Mapping[str, str],
+    allowed: Mapping[str, frozenset[str]],
+    *,
+    set_priority: bool = True,
+) -> Published:
+    """What the vnodes of one host should show. `allowed`: vnodes by host, for hosts that are bound to a list."""
+    wanted: dict[str, Attributes] = {}
+    alerts = []
+    for domain in snapshot.domains:
+        if why := _refusal(domain, snapshot.host, vnodes, owner, allowed):
+            if domain.kind is not Kind.SERVICE:
+                alerts.append(why)
+        else:
+            wanted[domain.vnode] = attributes_of(snapshot, domain, set_priority=set_priority) if live else LOST
+    return Published(wanted, tuple(alerts))
+
+
+def of_nobody(
+    vnodes: Mapping[str, Vnode],
+    owner: Mapping[str, str],
+    hosts: Mapping[str, Snapshot],
+    *,
+    grace: bool,
+) -> Published:
+    """What the vnodes that no heard host reports should show.
+
+    `grace`: the hub has just started, and a host that was not heard yet may still come.
+    """
+    reported = {domain.vnode for snapshot in hosts.values() for domain in snapshot.domains}
+    wanted: dict[str, Attributes] = {}
+    alerts = []
+    for name in vnodes:
+        if name not in owner:
+            wanted[name] = {ACCEPTS: ALL_CLASSES}
+        elif owner[name] in hosts and name not in reported:
+            wanted[name] = LOST
+            alerts.append(
+                f"vnode {name} belongs to host {owner[name]}, which does not report it; to give it up: "
+                f"qmgr -c 'unset node {name} {HOST}'"
+            )
+        elif owner[name] not in hosts and not grace:
+            wanted[name] = LOST
+    return Published(wanted, tuple(alerts))
+
+
+def _refusal(
+    domain: DomainReport,
+    host: str,
+    vnodes: Mapping[str, Vnode],
+    owner: Mapping[str, str],
+    allowed: Mapping[str, frozenset[str]],
+) -> str:
+    """Why a host's domain is not published; empty if it is."""
+    name = domain.vnode
+    if host in allowed and name not in allowed[host]:
+        return f"host {host} reports vnode {name}, for which it is not enrolled; ignored"
+    if name not in vnodes:
+        return f"host {host} reports vnode {name}, which PBS does not have; create it, or correct the host's file"
+    if owner[name] != host:
+        return f"host {host} reports vnode {name}, which belongs to host {owner[name]}; ignored"
+    return ""
+
+
+def attributes_of(snapshot: Snapshot, domain: DomainReport, *, set_priority: bool = True) -> Attributes:
+    """All that is published of a domain whose host is heard."""
+    rank = max(_RANKS[0], min(_RANKS[1], domain.rank))
+    siblings = [d.vnode for d in snapshot.domains if d.vnode != domain.vnode and d.kind is not Kind.SERVICE]
+    found = {
+        STATE: domain.state.value,
+        ACCEPTS: ",".join(cls.value for cls in domain.accepts) or NONE,
+        RANK: str(domain.rank),
+        NCPUS: str(domain.ncpus),
+        MEM: f"{domain.mem_mib}mb",
+        HOST: snapshot.host,
+        SIBLINGS: ",".join(sorted(siblings)) or NONE,
+    }
+    if set_priority:
+        found[PRIORITY] = str(rank)
+    if snapshot.mode is Mode.COUNTED:
+        services = sum(d.ncpus for d in snapshot.domains if d.kind is Kind.SERVICE)
+        found[HOST_NCPUS] = str(max(0, snapshot.cpus - services))
+    return found
+
+
+def differences(wanted: Attributes, have: Attributes) -> dict[str, str]:
+    """Those of `wanted` that a vnode does not show yet; values are compared by meaning (2gb is 2048mb)."""
+    return {name: value for name, value in wanted.items() if not same(name, value, have.get(name))}
+
+
+def same(attribute: str, wanted: str, have: str | None) -> bool:
+    if have is None:
+        return attribute == PRIORITY and wanted == "0"  # PBS does not show a Priority of 0
+    if attribute in _ARRAYS:
+        return _elements(wanted) == _elements(have)
+    if attribute == MEM:
+        return _kib(wanted) == _kib(have)
+    return wanted.strip() == have.strip()
+
+
+def _elements(array: str) -> frozenset[str]:
+    return frozenset(part.strip() for part in array.split(",") if part.strip())
+
+
+def _kib(size: str) -> float | None:
+    match = _SIZE.fullmatch(size.strip())
+    return int(match.group(1)) * _KIB[match.group(2).lower()] if match else None
+
+
+def opens(changes: Attributes, have: Attributes) -> bool:
+    """Whether a job may start after these changes that could not before: then the scheduler is to be woken."""
+    accepted = _elements(have.get(ACCEPTS, ""))
+    after = _elements(changes[ACCEPTS]) if ACCEPTS in changes else accepted
+    if (after - accepted) - {NONE}:
+        return True
+    if not after - {NONE}:
+        return False
+    return any(_grows(name, changes[name], have.get(name, "")) for name in (NCPUS, MEM) if name in changes)
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text.strip().isdigit() else None
+
+
+def _grows(attribute: str, after: str, before: str) -> bool:
+    measure = _kib if attribute == MEM else _number
+    new, old = measure(after), measure(before)
+    return new is not None and (old is None or new > old)

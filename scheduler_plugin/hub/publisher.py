@@ -1,0 +1,216 @@
+"""The thread that publishes: one kept connection, only differences, one call per vnode with all its attributes.
+
+What is wanted of a vnode replaces what was wanted before, so that changes that come faster than they can be
+published become one. A batch ends with one wake of the scheduler, if something in it lets a job start that could not
+before. Every `compare_s`, and after each new connection, it reads what PBS really has and mends it.
+
+The calls cost the server's only thread 0.4 to 2.6 ms each (DESIGN.md section 9), so they have a budget: a share of
+that thread's time. When it is spent, what decides a placement goes first, and the rest waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from scheduler_plugin.pbs.base import Connect, Pbs, PbsError, Vnode
+
+from .publish import COSMETIC, Attributes, differences, opens, same
+
+log = logging.getLogger(__name__)
+
+RETRY_FIRST_S = 0.2
+RETRY_MOST_S = 5.0
+
+
+class Budget:
+    """Seconds of the PBS server's thread that may be used: `share` of the time, saved up to `burst_s`."""
+
+    def __init__(self, share: float, burst_s: float, now: float) -> None:
+        self._share = share
+        self._burst_s = burst_s
+        self._left_s = burst_s
+        self._at = now
+
+    def wait_s(self, now: float, reserve: float = 0.0) -> float:
+        """How long until there is more left than `reserve` (a share of the burst)."""
+        self._left_s = min(self._burst_s, self._left_s + (now - self._at) * self._share)
+        self._at = now
+        return max(0.0, (reserve * self._burst_s - self._left_s) / self._share)
+
+    def spend(self, seconds: float) -> None:
+        self._left_s -= seconds
+
+
+COSMETIC_RESERVE = 0.5
+"""Changes that decide no placement leave half of what is saved up to those that do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What PBS had at a comparison."""
+
+    vnodes: tuple[Vnode, ...]
+    server: Mapping[str, str]
+
+
+class Publisher:
+    """`on_read` is called in this thread after each comparison; it may call `want`."""
+
+    def __init__(self, connect: Connect, on_read: Callable[[Read], None], budget: Budget, compare_s: float) -> None:
+        self._connect = connect
+        self._on_read = on_read
+        self._budget = budget
+        self._compare_s = compare_s
+        self._lock = threading.Lock()
+        self._changed = threading.Event()
+        self._stopped = threading.Event()
+        self._wake_due = False
+        self._wanted: dict[str, Attributes] = {}
+        self._pending: set[str] = set()
+        self._shown: dict[str, dict[str, str]] = {}
+        self._pbs: Pbs | None = None
+        self._compare_at = 0.0
+        self._calling_since: float | None = None
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def want(self, wanted: Mapping[str, Attributes]) -> None:
+        """What these vnodes should show from now on. From any thread."""
+        with self._lock:
+            self._wanted.update(wanted)
+            self._pending |= wanted.keys()
+        self._changed.set()
+
+    def compare(self) -> None:
+        """Read what PBS has, now. From any thread."""
+        self._compare_at = 0.0
+        self._changed.set()
+
+    def healthy(self, within_s: float) -> bool:
+        """Whether PBS is connected and no call has been without an answer for longer than that."""
+        since = self._calling_since
+        return self._pbs is not None and (since is None or time.monotonic() - since < within_s)
+
+    def close(self, timeout_s: float) -> None:
+        """Publish what is pending, then end; gives up after `timeout_s`."""
+        self._stopped.set()
+        self._changed.set()
+        self._thread.join(timeout_s)
+
+    # In its thread
+
+    def _run(self) -> None:
+        retry_s = RETRY_FIRST_S
+        while True:
+            try:
+                if self._pbs is None:
+                    self._pbs = self._connect()
+                    log.info("connected to PBS")
+                    self._compare_at = 0.0
+                self._changed.clear()
+                wait_s = self._turn(self._pbs)
+                retry_s = RETRY_FIRST_S
+                if not self._stopped.is_set():
+                    self._changed.wait(wait_s)
+            except PbsError as error:
+                log.warning("PBS: %s; again in %g s", error, retry_s)
+                self._drop()
+                self._stopped.wait(retry_s)
+                retry_s = min(RETRY_MOST_S, retry_s * 2)
+            if self._stopped.is_set() and not self._changed.is_set():
+                break
+        self._drop()
+
+    def _drop(self) -> None:
+        pbs, self._pbs = self._pbs, None
+        self._calling_since = None
+        if pbs is not None:
+            with contextlib.suppress(OSError):  # the other end has gone already
+                pbs.close()
+
+    def _turn(self, pbs: Pbs) -> float:
+        """Do what is due; how long nothing is (seconds)."""
+        self._calling_since = time.monotonic()
+        try:
+            if time.monotonic() >= self._compare_at:
+                self._read(pbs)
+            wait_s = self._publish(pbs)
+        finally:
+            self._calling_since = None
+        return min(wait_s, max(0.0, self._compare_at - time.monotonic()))
+
+    def _read(self, pbs: Pbs) -> None:
+        vnodes, server = pbs.vnodes(), pbs.server()
+        self._compare_at = time.monotonic() + self._compare_s
+        first = not self._shown
+        found = {vnode.name: dict(vnode.attributes) for vnode in vnodes}
+        if not first:
+            for name, before in self._shown.items():
+                self._tell_mended(name, before, found.get(name))
+        self._shown = found
+        with self._lock:
+            for name in [name for name in self._wanted if name not in found]:
+                del self._wanted[name]
+            self._pending |= self._wanted.keys()
+        self._on_read(Read(tuple(vnodes), server))
+
+    def _tell_mended(self, name: str, before: Attributes, found: Attributes | None) -> None:
+        if found is None:
+            log.warning("vnode %s is no longer in PBS", name)
+            return
+        for attribute, wanted in self._wanted.get(name, {}).items():
+            have = found.get(attribute)
+            if same(attribute, wanted, before.get(attribute)) and not same(attribute, wanted, have):
+                log.warning("vnode %s: %s was changed to %s; set to %s again", name, attribute, have, wanted)
+
+    def _publish(self, pbs: Pbs) -> float:
+        with self._lock:
+            pending, self._pending = self._pending, set()
+            changes = {
+                name: change
+                for name in pending
+                if name in self._shown and (change := differences(self._wanted[name], self._shown[name]))
+            }
+        wait_s = self._compare_s
+        left = set(changes)
+        try:
+            for name in sorted(changes, key=lambda name: self._turn_of(name, changes[name])):
+                reserve = COSMETIC_RESERVE if changes[name].keys() <= COSMETIC else 0.0
+                if short_s := self._budget.wait_s(time.monotonic(), reserve):
+                    wait_s = short_s
+                    break
+                self._wake_due |= opens(changes[name], self._shown[name])
+                self._set(pbs, name, changes[name])
+                left.discard(name)
+        finally:
+            with self._lock:
+                self._pending |= left
+        if self._wake_due:
+            pbs.wake_scheduler()
+            self._wake_due = False
+        return wait_s
+
+    def _turn_of(self, name: str, change: Attributes) -> tuple[bool, bool, str]:
+        """Closing before opening: between two calls nothing may accept that should not. Cosmetics last."""
+        return change.keys() <= COSMETIC, opens(change, self._shown[name]), name
+
+    def _set(self, pbs: Pbs, name: str, change: Attributes) -> None:
+        started = time.monotonic()
+        try:
+            pbs.set_vnode(name, change)
+        except PbsError as error:
+            if error.transient:
+                raise
+            log.error("vnode %s: %s; tried again at the next comparison", name, error)
+            return
+        finally:
+            self._budget.spend(time.monotonic() - started)
+        self._shown[name].update(change)
+        log.debug("vnode %s: %s", name, change)

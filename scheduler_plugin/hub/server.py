@@ -1,0 +1,261 @@
+"""The hub's shell: feeds the farm (farm.py) with what hosts say and PBS has, and carries out what it says.
+
+    node daemons <-> channel.py     publisher.py -> vnodes     pool.py + perform.py -> jobs     ledger.py -> disk
+
+Everything here runs in one event loop; only the publisher and the pool's workers are threads, and they touch nothing
+of it except by call_soon_threadsafe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import Coroutine, Iterable
+from pathlib import Path
+from typing import Any
+
+from magrathea.messages import HEARTBEAT_S, BookEntry, Books, Heartbeat, Resend, Snapshot, ToHub
+from scheduler_plugin.pbs.base import Connect, PbsError
+
+from . import ledger
+from .books import Action, Outcome, Suspend
+from .channel import Channel
+from .configuration import Configuration
+from .farm import Farm
+from .keys import KeysError
+from .perform import perform
+from .pool import Pool
+from .publisher import Budget, Publisher, Read
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 5.0
+"""A worker's thread is given up that much after the connection should have cut its call itself."""
+CLOSE_S = 3.0
+
+
+class Hub:
+    """`run` until its stop event is set. Raises OSError, ChannelError or KeysError if it cannot start."""
+
+    def __init__(self, configuration: Configuration, connect: Connect) -> None:
+        self._configuration = configuration
+        self._connect = connect
+        self._id = secrets.token_hex(8)
+        self._kick = asyncio.Event()
+        self._told: dict[str, list[BookEntry]] = {}
+        self._stale: set[str] = set()
+        self._saved: list[object] = []
+        self._calls: set[asyncio.Task[None]] = set()
+        self._graced = False
+        self._heartbeat = Path(configuration.hub.heartbeat_file)
+        self._heartbeat_failed = False
+
+    async def run(self, stop: asyncio.Event) -> None:
+        settings = self._configuration.pbs
+        self._loop = asyncio.get_running_loop()
+        kept = ledger.load(self._configuration.state_dir)
+        self._saved = list(kept)
+        self.farm = Farm(kept, self._loop.time(), set_priority=settings.set_priority)
+        self._channel = Channel(
+            self._configuration.ipc, self._configuration.tcp, self._configuration.keys_dir, self._on_message
+        )
+        self._channel.start()
+        self.farm.allowed = self._channel.allowed
+        self._pool = Pool(self._connect, settings.workers, settings.call_deadline_s + GRACE_S)
+        budget = Budget(settings.publish_budget, settings.publish_burst_s, time.monotonic())
+        self._publisher = Publisher(self._connect, self._on_read, budget, settings.compare_s)
+        self._publisher.start()
+        log.info("listening at %s; %d jobs in the books", ", ".join(self._configuration.hub.listen), len(kept))
+        running = [asyncio.create_task(self._beat()), asyncio.create_task(self._work())]
+        waiting = asyncio.create_task(stop.wait())
+        try:
+            done, _ = await asyncio.wait([*running, waiting], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {waiting}:
+                task.result()  # none ends by itself, except by an error
+        finally:
+            for task in [*running, waiting, *self._calls]:
+                task.cancel()
+            await asyncio.gather(*running, waiting, *self._calls, return_exceptions=True)
+            self._save()
+            await self._channel.close()
+            self._pool.close()
+            await asyncio.to_thread(self._publisher.close, CLOSE_S)
+
+    def compare(self) -> None:
+        """Compare everything with PBS now, and read the keys again (SIGHUP)."""
+        self._reload_keys()
+        self._publisher.compare()
+
+    # From hosts
+
+    def _on_message(self, host: str, message: ToHub, new: bool) -> None:
+        if new:
+            log.info("host %s speaks", host)
+            self._told.pop(host, None)
+            self._channel.send(host, self._greeting())
+        mono = self._loop.time()
+        if isinstance(message, Snapshot):
+            if not self.farm.snapshot(message, time.time(), mono):
+                return
+            # others of its jobs' hosts may be told of its wishes, too
+            self._stale |= {host} | self.farm.others(host)
+            self._publish(host)
+            self._kick.set()
+            return
+        was_live = host in self.farm.hosts and self.farm.hosts[host].live
+        if not self.farm.heartbeat(host, message.boot_id, message.revision, mono):
+            self._channel.send(host, Resend())
+        elif not was_live:
+            log.info("host %s is heard again", host)
+            self._publish(host)
+            self._kick.set()
+
+    def _greeting(self) -> Heartbeat:
+        return Heartbeat(sender="hub", boot_id=self._id, revision=0)
+
+    def _tell_books(self, hosts: Iterable[str], again: bool = False) -> None:
+        """Send hosts their books, where they have changed; `again`: where the host does not show them, too."""
+        for host in hosts:
+            told = self.farm.books(host)
+            if told is None or (told == self._told.get(host) and not (again and told != self.farm.believes(host))):
+                continue
+            revision = self.farm.hosts[host].snapshot.revision
+            if self._channel.send(host, Books(hub_id=self._id, acked_revision=revision, jobs=told)):
+                self._told[host] = told
+
+    # Vnodes
+
+    def _publish(self, host: str | None = None) -> None:
+        wanted, alerts = self.farm.publication(self._loop.time(), host)
+        for alert in alerts:
+            log.warning("%s", alert)
+        if wanted:
+            self._publisher.want(wanted)
+
+    def _on_read(self, read: Read) -> None:
+        """In the publisher's thread."""
+        self._loop.call_soon_threadsafe(self._read, read)
+
+    def _read(self, read: Read) -> None:
+        self.farm.read_vnodes(read.vnodes, read.server)
+        self._publish()
+        self._start(self._read_jobs())
+
+    async def _read_jobs(self) -> None:
+        asked_at = time.time()
+        try:
+            jobs = await self._pool.run(lambda pbs: pbs.jobs())
+        except PbsError as error:
+            log.warning("jobs cannot be read: %s; again at the next comparison", error)
+            if not self.farm.knows_pbs:
+                self._loop.call_later(HEARTBEAT_S, self._start_reading_jobs)
+            return
+        self.farm.read_jobs(jobs, asked_at)
+        self._stale |= self.farm.hosts.keys()
+        self._kick.set()
+
+    def _start_reading_jobs(self) -> None:
+        self._start(self._read_jobs())
+
+    # Jobs
+
+    async def _work(self) -> None:
+        while True:
+            due = self.farm.next_due()
+            with contextlib.suppress(TimeoutError):  # then something is due
+                await asyncio.wait_for(self._kick.wait(), None if due is None else max(0.0, due - time.time()))
+            self._kick.clear()
+            actions, notes = self.farm.actions(time.time())
+            self._log(notes)
+            if any(isinstance(action, Suspend) for action in actions):
+                await asyncio.to_thread(self._save)
+            for action in actions:
+                log.info("job %s: %s", action.key, _spelled(action))
+                self._start(self._do(action))
+            stale, self._stale = self._stale, set()
+            self._tell_books(stale)
+            if not actions:
+                self._save()
+
+    async def _do(self, action: Action) -> None:
+        try:
+            outcome = await self._pool.run(lambda pbs: perform(pbs, action))
+        except PbsError as error:
+            outcome = Outcome(action, False, False, None, None, time.time(), error)
+        self._log(self.farm.outcome(outcome))
+        self._stale |= self.farm.hosts_of([action.key])
+        self._kick.set()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._calls.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._calls.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a defect of the hub: %r", error, exc_info=error)
+
+    def _save(self) -> None:
+        kept = self.farm.kept
+        if kept == self._saved:
+            return
+        try:
+            ledger.save(self._configuration.state_dir, kept)
+            self._saved = list(kept)
+        except OSError as error:
+            log.error("ALERT the books cannot be written to %s: %s", self._configuration.hub.state_dir, error)
+
+    def _log(self, notes: Iterable[str]) -> None:
+        for note in notes:
+            log.log(logging.ERROR if note.startswith("ALERT") else logging.INFO, "%s", note)
+
+    # Time
+
+    async def _beat(self) -> None:
+        while True:
+            self._touch()
+            self._reload_keys()
+            for host in self.farm.leases(self._loop.time()):
+                log.warning("host %s has not been heard for three heartbeats: its vnodes accept nothing", host)
+                self._publish(host)
+                self._kick.set()
+            if not self._graced and self._loop.time() - self.farm.started >= 3 * HEARTBEAT_S:
+                self._graced = True
+                self._publish()
+            for host in self._channel.hosts:
+                self._channel.send(host, self._greeting())
+            self._tell_books(self._channel.hosts, again=True)
+            await asyncio.sleep(HEARTBEAT_S)
+
+    def _reload_keys(self) -> None:
+        try:
+            self._channel.reload_keys()
+        except KeysError as error:
+            log.error("ALERT keys: %s; those read before stay valid", error)
+        self.farm.allowed = self._channel.allowed
+
+    def _touch(self) -> None:
+        """The runjob hook preempts nothing once this file is old: so it is touched only while PBS answers us."""
+        if not self._publisher.healthy(self._configuration.pbs.call_deadline_s):
+            return
+        try:
+            self._heartbeat.touch(mode=0o644)
+            os.utime(self._heartbeat)
+            self._heartbeat_failed = False
+        except OSError as error:
+            if not self._heartbeat_failed:
+                log.error(
+                    "ALERT %s cannot be touched: %s; the runjob hook will refuse to preempt", self._heartbeat, error
+                )
+            self._heartbeat_failed = True
+
+
+def _spelled(action: Action) -> str:
+    """An action for the log: its name and what it has beside the job."""
+    rest = [f"{name}={getattr(action, name)}" for name in action.__slots__ if name != "key"]
+    return " ".join([type(action).__name__, *rest])
