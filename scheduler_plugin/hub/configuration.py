@@ -16,7 +16,7 @@ from . import keys
 DEFAULT_FILE = "/etc/magrathea/hub.toml"
 
 _PathText = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=4096)]
-_Empty = Annotated[str, msgspec.Meta(max_length=0)]
+_OptionalPathText = Annotated[str, msgspec.Meta(pattern=r"^(/.*)?$", max_length=4096)]
 _Endpoint = Annotated[str, msgspec.Meta(pattern=r"^(ipc:///.+|tcp://.+:[0-9]+)$")]
 
 
@@ -53,8 +53,8 @@ class PbsTable(msgspec.Struct, kw_only=True, frozen=True):
     """
 
     kind: PbsKind = PbsKind.OPENPBS
-    conf: _PathText | _Empty = ""
-    socket: _PathText | _Empty = ""
+    conf: _OptionalPathText = ""
+    socket: _OptionalPathText = ""
     workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
     call_deadline_s: Annotated[float, msgspec.Meta(ge=1, le=600)] = 20.0
     compare_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
