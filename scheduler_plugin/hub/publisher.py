@@ -120,8 +120,10 @@ class Publisher:
                 if not self._stopped.is_set():
                     self._changed.wait(wait_s)
             except PbsError as error:
-                log.warning("PBS: %s; again in %g s", error, retry_s)
                 self._drop()
+                if self._stopped.is_set():
+                    break
+                log.warning("PBS: %s; again in %g s", error, retry_s)
                 self._stopped.wait(retry_s)
                 retry_s = min(RETRY_MOST_S, retry_s * 2)
             if self._stopped.is_set() and not self._changed.is_set():
