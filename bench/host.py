@@ -225,8 +225,9 @@ def one_host(program: str = "", agents: tuple[str, ...] = ("n1", "p1")) -> Itera
             }
             file = place / f"{name}.json"
             file.write_text(json.dumps(configuration))
-            agent = Path(__file__).parent.parent / "node_daemon" / "agent.py"
-            running[name] = subprocess.Popen([sys.executable, str(agent), "--config", str(file)], stderr=log)
+            # By `-m`, as its unit does: Python keeps the compiled file then, compiling takes 10 MB that stay.
+            command = [sys.executable, "-m", "node_daemon.agent", "--config", str(file)]
+            running[name] = subprocess.Popen(command, stderr=log)
             stack.callback(_stop, running[name])
         host = Host(place, daemon, running, roots, job)
         try:

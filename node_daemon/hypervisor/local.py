@@ -198,6 +198,7 @@ class LocalDriver:
         self._bad_pid_files: set[str] = set()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="local-driver")
         self._watcher: asyncio.Task[None] | None = None
+        self._something_down = asyncio.Event()
         self._on_event: OnEvent | None = None
 
     @property
@@ -281,6 +282,9 @@ class LocalDriver:
     async def _watch(self) -> None:
         """Look for the roots of domains that are down, for ever; without pidfds also for the end of the others."""
         while True:
+            if self._pidfds.keys() == self._pid_files.keys():
+                await self._something_down.wait()  # nothing to look for: the pidfds tell
+            self._something_down.clear()
             await asyncio.sleep(POLL_S)
             for name in self._pid_files:
                 if name not in self._members:
@@ -337,6 +341,7 @@ class LocalDriver:
         """The root process has ended."""
         self._forget(name)
         del self._members[name]
+        self._something_down.set()
         self._tell(name, up=False)
 
     def _tell(self, name: str, up: bool) -> None:
