@@ -30,9 +30,8 @@ import os, signal, subprocess, sys
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for line in sys.stdin:
     job, processes = line.split()
-    # The shell and its children: each waits in small steps, so that it is seen to run or to stand.
-    script = "n=1; while [ $n -lt %s ]; do (while :; do sleep 0.05; done) & n=$((n+1)); done; " % processes
-    script += "while :; do sleep 0.05; done"
+    # Children that wait, and a shell that keeps making new ones.
+    script = "n=1; while [ $n -lt %s ]; do sleep 100000 & n=$((n+1)); done; while :; do sleep 0.05; done" % processes
     child = subprocess.Popen(["/bin/sh", "-c", script], start_new_session=True, stdin=subprocess.DEVNULL,
                              env={"PATH": "/usr/bin:/bin", "PBS_JOBID": job})
     print(child.pid, flush=True)
@@ -83,8 +82,9 @@ def states_of(session: int) -> list[str]:
 
 
 def stopped(session: int) -> bool:
+    """All of them; one in uninterruptible sleep (a shell whose new child was stopped before its exec) does nothing."""
     letters = states_of(session)
-    return bool(letters) and all(letter == "T" for letter in letters)
+    return bool(letters) and all(letter in "TD" for letter in letters)
 
 
 def running(session: int) -> bool:
