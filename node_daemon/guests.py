@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import time
 from typing import Any, Protocol
 
 from magrathea.core import events as ev
