@@ -1,0 +1,146 @@
+"""The sample files in deploy/ load with the very loaders that read them, and name every key there is."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from node_daemon import agent
+from node_daemon import configuration as noded
+from scheduler_plugin.hub import configuration as hub
+from scheduler_plugin.hub import keys
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+
+
+def uncommented(text: str) -> str:
+    """The sample with its commented-out defaults in force: lines like `# key = value`."""
+    return re.sub(r"^# ([a-z_.]+ = )", r"\1", text, flags=re.MULTILINE)
+
+
+def test_noded_toml_is_good(tmp_path: Path) -> None:
+    configuration = noded.read(DEPLOY / "noded.toml")
+    assert set(configuration.domain) == {"n1", "p1"}
+    result = subprocess.run(
+        [sys.executable, "-m", "node_daemon.main", "--check", "--config", str(DEPLOY / "noded.toml")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_noded_toml_shows_the_true_defaults() -> None:
+    """Every commented-out line is a key that exists, with the value that it has when it is not there."""
+    text = (DEPLOY / "noded.toml").read_text()
+    commented = re.findall(r"^# ([a-z_]+) = (\S+?)\s*(?:#.*)?$", text, flags=re.MULTILINE)
+    machines = {"cpus", "memory_mib", "vnode", "endpoints"}  # the machine's own, or another table's
+    tables: list[type[msgspec.Struct]] = [noded.HostTable, noded.LimitsTable, noded.PathsTable, noded.JournalTable]
+    tables += [noded.ControlTable, noded.DomainTable]
+    defaults = {f.name: f.default for table in tables for f in msgspec.structs.fields(table)}
+    assert len(commented) > 20
+    for key, value in commented:
+        assert key in defaults or key in machines, key
+        if key not in machines:
+            assert tomllib.loads(f"x = {value}")["x"] == defaults[key], key
+
+
+@pytest.mark.parametrize(
+    ("table", "but"),
+    [
+        (noded.HostTable, set()),
+        (noded.LimitsTable, {"allow_short_min_run"}),
+        (noded.HubTable, set()),
+        (noded.PathsTable, set()),
+        (noded.JournalTable, set()),
+        (noded.ControlTable, set()),
+        (noded.DomainTable, set()),
+        (noded.LocalTable, set()),
+    ],
+)
+def test_noded_toml_names_every_key(table: type[msgspec.Struct], but: set[str]) -> None:
+    text = (DEPLOY / "noded.toml").read_text()
+    fields = {f.name for f in msgspec.structs.fields(table)} - but
+    assert not {name for name in fields if not re.search(rf"\b{name}\b", text)}
+
+
+def test_hub_toml_is_good_as_soon_as_there_are_keys(tmp_path: Path) -> None:
+    keys.init(tmp_path / "keys")
+    keys.enrol(tmp_path / "keys", "host1")
+    sample = (DEPLOY / "hub.toml").read_text()
+    sample = re.sub(r"^# keys_dir = \"[^\"]*\"", f'keys_dir = "{tmp_path}/keys"', sample, flags=re.MULTILINE)
+    (tmp_path / "hub.toml").write_text(sample)
+    configuration = hub.load(tmp_path / "hub.toml")
+    assert configuration.tcp == ["tcp://*:17017"]
+    (tmp_path / "all.toml").write_text(uncommented(sample))
+    assert hub.load(tmp_path / "all.toml") == configuration, "what is commented out is the default"
+
+
+@pytest.mark.parametrize("table", [hub.HubTable, hub.PbsTable])
+def test_hub_toml_names_every_key(table: type[msgspec.Struct]) -> None:
+    text = (DEPLOY / "hub.toml").read_text()
+    assert not {f.name for f in msgspec.structs.fields(table) if not re.search(rf"\b{f.name}\b", text)}
+
+
+def test_agent_json_is_good_and_shows_the_defaults(tmp_path: Path) -> None:
+    sample = agent.Config(str(DEPLOY / "agent.json"))
+    (tmp_path / "empty.json").write_text("{}")
+    default = agent.Config(str(tmp_path / "empty.json"))
+    for key in json.loads((DEPLOY / "agent.json").read_text()):
+        assert getattr(sample, key) == getattr(default, key), key
+
+
+def test_the_guide_names_every_key_of_agent_json(tmp_path: Path) -> None:
+    guide = (DEPLOY / "README.md").read_text()
+    named = set(re.findall(r"^\| `([a-z_]+)` \|", guide, flags=re.MULTILINE))
+    (tmp_path / "wrong.json").write_text('{"no_such_key": 1}')
+    with pytest.raises(agent.Unusable, match="known are ") as refused:
+        agent.Config(str(tmp_path / "wrong.json"))
+    known = str(refused.value).rpartition("known are ")[2].split(", ")
+    assert named == set(known)
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_units_are_understood_by_systemd(unit: Path, tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("NOT RUN: systemd's own check of the units; there is no systemd-analyze")
+    # What the unit starts is not installed here; what it says about it is checked by the next test.
+    text = re.sub(r"^(Exec\w+=)\S+", r"\1/bin/true", unit.read_text(), flags=re.MULTILINE)
+    (tmp_path / unit.name).write_text(text)
+    result = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(tmp_path / unit.name)], capture_output=True, text=True, timeout=60
+    )
+    newer = "DelegateSubgroup"  # systemd 254; older ones say so and go on
+    said = [line for line in result.stderr.splitlines() if unit.name in line and newer not in line]
+    assert not said
+    assert result.returncode == 0, result.stderr
+
+
+def test_units_start_what_the_package_installs() -> None:
+    project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]
+    commands = re.findall(r"^Exec\w+=/opt/magrathea/bin/(\S+)", "".join(u.read_text() for u in UNITS), re.MULTILINE)
+    assert set(commands) == {"magrathea-noded", "magrathea-hub"} <= set(project["scripts"])
+
+
+def test_directories_of_units_and_samples_fit() -> None:
+    """What a sample names below /run and /var/lib is a directory that its unit makes."""
+    for sample, unit in (
+        ("hub.toml", "magrathea-hub"),
+        ("noded.toml", "magrathea-noded"),
+        ("agent.json", "magrathea-agent"),
+    ):
+        text = (DEPLOY / "systemd" / f"{unit}.service").read_text()
+        made = {f"/run/{d}" for d in re.findall(r"^RuntimeDirectory=(\S+)", text, re.MULTILINE)}
+        made |= {f"/var/lib/{d}" for d in re.findall(r"^StateDirectory=(\S+)", text, re.MULTILINE)}
+        named = re.findall(r'(/run/magrathea[^/"]*|/var/lib/magrathea[^/"]*)', (DEPLOY / sample).read_text())
+        beside = {"/run/magrathea-hub"} if sample == "noded.toml" else set()  # the hub's own, on its machine
+        assert set(named) - beside <= made, sample
