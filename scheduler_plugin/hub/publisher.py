@@ -59,11 +59,19 @@ class Read:
 
 
 class Publisher:
-    """`on_read` is called in this thread after each comparison; it may call `want`."""
+    """`on_read` is called in this thread after each comparison, `on_failed` when it ends by a defect."""
 
-    def __init__(self, connect: Connect, on_read: Callable[[Read], None], budget: Budget, compare_s: float) -> None:
+    def __init__(
+        self,
+        connect: Connect,
+        on_read: Callable[[Read], None],
+        on_failed: Callable[[Exception], None],
+        budget: Budget,
+        compare_s: float,
+    ) -> None:
         self._connect = connect
         self._on_read = on_read
+        self._on_failed = on_failed
         self._budget = budget
         self._compare_s = compare_s
         self._lock = threading.Lock()
@@ -107,6 +115,14 @@ class Publisher:
     # In its thread
 
     def _run(self) -> None:
+        try:
+            self._turns()
+        except Exception as error:  # noqa: BLE001  raised in the hub's main task, which ends by it
+            self._on_failed(error)
+        finally:
+            self._drop()
+
+    def _turns(self) -> None:
         retry_s = RETRY_FIRST_S
         while True:
             try:
@@ -128,7 +144,6 @@ class Publisher:
                 retry_s = min(RETRY_MOST_S, retry_s * 2)
             if self._stopped.is_set() and not self._changed.is_set():
                 break
-        self._drop()
 
     def _drop(self) -> None:
         pbs, self._pbs = self._pbs, None

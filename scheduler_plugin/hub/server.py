@@ -67,19 +67,25 @@ class Hub:
         self.farm.allowed = self._channel.allowed
         self._pool = Pool(self._connect, settings.workers, settings.call_deadline_s + GRACE_S)
         budget = Budget(settings.publish_budget, settings.publish_burst_s, time.monotonic())
-        self._publisher = Publisher(self._connect, self._on_read, budget, settings.compare_s)
+        self._failed: asyncio.Future[None] = self._loop.create_future()
+        self._publisher = Publisher(self._connect, self._on_read, self._on_failed, budget, settings.compare_s)
         self._publisher.start()
         log.info("listening at %s; %d jobs in the books", ", ".join(self._configuration.hub.listen), len(kept))
-        running = [asyncio.create_task(self._beat()), asyncio.create_task(self._work())]
-        waiting = asyncio.create_task(stop.wait())
+        # of these only the last ends by itself, the others by an error
+        parts: list[asyncio.Future[Any]] = [
+            asyncio.create_task(self._beat()),
+            asyncio.create_task(self._work()),
+            self._failed,
+            asyncio.create_task(stop.wait()),
+        ]
         try:
-            done, _ = await asyncio.wait([*running, waiting], return_when=asyncio.FIRST_COMPLETED)
-            for task in done - {waiting}:
-                task.result()  # none ends by itself, except by an error
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for part in done:
+                part.result()
         finally:
-            for task in [*running, waiting, *self._calls]:
-                task.cancel()
-            await asyncio.gather(*running, waiting, *self._calls, return_exceptions=True)
+            for part in [*parts, *self._calls]:
+                part.cancel()
+            await asyncio.gather(*parts, *self._calls, return_exceptions=True)
             self._save()
             await self._channel.close()
             self._pool.close()
@@ -139,6 +145,10 @@ class Hub:
     def _on_read(self, read: Read) -> None:
         """In the publisher's thread."""
         self._loop.call_soon_threadsafe(self._read, read)
+
+    def _on_failed(self, error: Exception) -> None:
+        """In the publisher's thread."""
+        self._loop.call_soon_threadsafe(self._failed.set_exception, error)
 
     def _read(self, read: Read) -> None:
         self.farm.read_vnodes(read.vnodes, read.server)
