@@ -202,9 +202,7 @@ def _continued(host: Host, domain: Domain, event: ev.JobContinued) -> Result:
 
 def _jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result:
     if domain.lifecycle is not Lifecycle.UP or domain.kind is Kind.SERVICE:
-        return _refused(
-            host, event, "no-jobs-here", f"{domain.name} ({domain.kind}) is {domain.lifecycle}"
-        )
+        return _refused(host, event, "no-jobs-here", f"{domain.name} ({domain.kind}) is {domain.lifecycle}")
     said: tuple[ev.Decision, ...] = ()
     listed = {r.key: r for r in event.jobs}
     for job in domain.jobs:
@@ -298,6 +296,12 @@ def _defrost(host: Host, domain: Domain, event: ev.DefrostRequested) -> Result:
     return host, (*said, ev.Accepted(domain.name, None, answer))
 
 
+def _image_lost(host: Host, domain: Domain, event: ev.ImageLost) -> Result:
+    if not domain.frozen:
+        return host, ()
+    return _with(host, domain.name, frozen=False, lifecycle=Lifecycle.DOWN, boot_until=None)
+
+
 def _drain(host: Host, domain: Domain, event: ev.DrainRequested) -> Result:
     if domain.kind is Kind.SERVICE:
         return _refused(host, event, "wrong-kind", f"{domain.name} is a service; it takes no jobs anyway")
@@ -325,7 +329,7 @@ _OF_DOMAIN: dict[type, Callable[[Host, Domain, Any], Result]] = {
     ev.FreezeRequested: _freeze,
     ev.FreezeEnded: _freeze_ended,
     ev.DefrostRequested: _defrost,
-    ev.ImageLost: lambda h, d, e: _with(h, d.name, frozen=False, lifecycle=Lifecycle.DOWN) if d.frozen else (h, ()),
+    ev.ImageLost: _image_lost,
     ev.DrainRequested: _drain,
     ev.DrainEnded: lambda h, d, e: _with(h, d.name, draining="", saving=False),
     ev.Faulted: lambda h, d, e: _with(h, d.name, fault=e.reason or "no reason given"),
