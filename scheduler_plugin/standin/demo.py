@@ -35,21 +35,21 @@ PATIENCE_S = 40.0
 WIDTH = 110
 BAR = 16
 
-INTRODUCTION = """\
-[bold]Magrathea: virtual machines, preemption and PBS working as one[/bold]
+INTRODUCTION = (
+    "[bold]Magrathea: virtual machines, preemption and PBS working as one[/bold]\n\n"
+    'A computing cluster takes jobs into queues and runs them on machines. Here are two machines ("hosts"), each '
+    'divided into "domains" (virtual machines on a real cluster, groups of processes in this demo). The batch system, '
+    "PBS, believes that every domain is a machine of its own. Ordinary jobs (queue [green]low[/green]) run in normal "
+    "domains: n1, n2, n3. Jobs that cannot wait (queue [magenta]high[/magenta]) run in priority domains: p1, p2, p3. "
+    "When a high job comes and a host is full, Magrathea stops low jobs beside it, gives their CPUs to the high job, "
+    "and lets them go on afterwards as if nothing had happened.\n"
+)
 
-A computing cluster takes jobs into queues and runs them on machines. Here are two machines ("hosts"), each divided
-into "domains" (virtual machines on a real cluster, groups of processes in this demo). The batch system, PBS, believes
-that every domain is a machine of its own. Ordinary jobs (queue [green]low[/green]) run in normal domains, n1 n2 n3;
-jobs that cannot wait (queue [magenta]high[/magenta]) in priority domains, p1 p2 p3. When a high job comes and a host
-is full, Magrathea stops low jobs beside it, gives their CPUs to the high job, and lets them go on afterwards as if
-nothing had happened.
-"""
-
-MEANINGS = """\
-[dim]free: may start a job - running-preemptible: its jobs may be pushed aside - occupied: a sibling has the host -
-occupied-would-preempt: a high job may start here and push low jobs aside - preempted: its jobs are stopped[/dim]
-"""
+MEANINGS = (
+    "\n[dim]free: may start a job. running-preemptible: its jobs may be pushed aside. occupied: a sibling has the "
+    "host. occupied-would-preempt: a high job may start here and push low jobs aside. "
+    "preempted: its jobs are stopped.[/dim]"
+)
 
 STYLES = {"free": "dim", "preempted": "yellow", "running-priority": "bold magenta", "running-preemptible": "green"}
 
@@ -87,6 +87,11 @@ class Screen:
 
     def event(self, text: str) -> None:
         self.console.print(f"  [dim]{time.monotonic() - self._begun:5.1f} s[/dim]  {text}")
+
+    def show(self, watch: Watch) -> None:
+        """The cluster as it is now, where no live table shows it."""
+        if self._live is None:
+            self.say(cluster_table(watch))
 
     def draw(self, watch: Watch) -> None:
         if self._live is not None:
@@ -152,7 +157,7 @@ def tell_story(watch: Watch, screen: Screen) -> None:
         ),
         PATIENCE_S,
     )
-    screen.say(cluster_table(watch))
+    screen.show(watch)
 
     screen.chapter("2. `qsub -q high`: a job of 2 CPUs. Nothing is free, so it pushes low jobs aside.")
     first = _high_runs(watch, "high-1", 2)
@@ -160,7 +165,7 @@ def tell_story(watch: Watch, screen: Screen) -> None:
     second = _high_runs(watch, "high-2", 2)
     screen.chapter("4. And a third, of 1 CPU.")
     third = _high_runs(watch, "high-3", 1)
-    screen.say(cluster_table(watch))
+    screen.show(watch)
 
     screen.chapter("5. The high jobs end, everything is given back, the low jobs go on where they stood.")
     highs = [first, second, third]
@@ -258,7 +263,7 @@ def run(cluster: DemoCluster, screen: Screen) -> str:
     watch = Watch(cluster, screen.event, screen.draw)
     watch.look()
     screen.say()
-    screen.say(cluster_table(watch))
+    screen.show(watch)
     screen.say(MEANINGS)
     with screen.live():
         tell_story(watch, screen)
@@ -304,8 +309,7 @@ def demo(kind: str, plain: bool, keep: bool) -> None:
     screen.say(INTRODUCTION)
     signal.signal(signal.SIGTERM, _interrupted)
     cluster: DemoCluster | None = None
-    why = ""
-    line = ""
+    why = picture = line = ""
     try:
         cluster = make_cluster(kind)
         line = run(cluster, screen)
@@ -313,8 +317,7 @@ def demo(kind: str, plain: bool, keep: bool) -> None:
         why = "interrupted"
     except Exception as error:  # noqa: BLE001  whatever it is, the parts' logs are shown, and all is taken down
         why = f"{error}" or repr(error)
-        if cluster is not None:
-            screen.console.print(cluster.picture(), markup=False)
+        picture = cluster.picture() if cluster is not None else ""
     finally:
         if cluster is not None:
             if keep:
@@ -322,8 +325,7 @@ def demo(kind: str, plain: bool, keep: bool) -> None:
             cluster.close()
     if why:
         first, _, rest = why.partition("\n")
-        if rest:
-            screen.console.print(rest, markup=False)
+        screen.console.print(rest or picture, markup=False)
         click.echo(f"demo: FAILED {first}")
         sys.exit(1)
     click.echo(f"demo: ok {line}")

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from magrathea.client import status
+
 from ..pbs.base import PbsError
 from . import fleet, work
 from .client import Client
@@ -88,7 +90,7 @@ class StandInCluster:
             self.start_part(f"noded-{host.name}")
         for _, domain in fleet.domains_of(self.hosts):
             self.start_part(f"agent-{domain.name}")
-        self._until("all domains free", self._all_free)
+        self._until("all domains free, and their agents connected", lambda: self._all_free() and self._all_connected())
 
     def close(self) -> None:
         """End every process and remove the directory. May be called more than once."""
@@ -156,6 +158,9 @@ class StandInCluster:
         vnodes = self.vnodes()
         names = [domain.name for _, domain in fleet.domains_of(self.hosts)]
         return all(name in vnodes and vnodes[name].magrathea == "free" for name in names)
+
+    def _all_connected(self) -> bool:
+        return all(d.agent for host in self.hosts for d in status(self.control_socket(host.name)).domains)
 
     def _until(self, what: str, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + START_S

@@ -9,6 +9,7 @@ beside them; the hub runs on the PBS server's machine. PBS is set up by `magrath
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -92,6 +93,7 @@ class OpenPbsCluster:
 
     def _write_configuration(self) -> None:
         here = self.directory
+        shutil.copy(work.__file__, here / "work.py")
         (here / "hub").mkdir()
         hub: dict[str, dict[str, Any]] = {
             "hub": {
@@ -182,7 +184,8 @@ class OpenPbsCluster:
         argv += ["-l", f"select={select or f'1:ncpus={cpus}'}"]
         if walltime_s is not None:
             argv += ["-l", f"walltime={walltime_s}"]
-        command = f'exec "{sys.executable}" -S "{work.__file__}" {steps} {PAUSE_S} "$HOME/$PBS_JOBID.count"'
+        # not this interpreter and this clone: they may be where an ordinary user cannot read
+        command = f'exec python3 -S "{self.directory}/work.py" {steps} {PAUSE_S} "$HOME/$PBS_JOBID.count"'
         return self.pbs.qsub(USER, *argv, script=command)
 
     def jobs(self) -> Mapping[str, JobView]:

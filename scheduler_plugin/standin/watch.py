@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from .scenarios import Cluster, Failed, JobView, VnodeView
-from .work import result
+from .work import STARTED_ONCE, result
 
 LOOK_S = 0.1
 RESUMING_S = 0.3
@@ -60,7 +60,6 @@ class Watched:
     state: str = "?"
     domain: str = ""
     counter: int = 0
-    run_version: int = 0
     exit_status: int | None = None
     comment: str = ""
     first_step: float | None = None
@@ -77,8 +76,8 @@ class Watched:
             return f"has not finished (state {self.state}: {self.comment})"
         if self.exit_status != 0 or result(self.steps) not in self.output:
             return f"ended with code {self.exit_status} and printed {self.output!r}"
-        if self.run_version != 1 and self.queue == "low":
-            return f"was started {self.run_version} times, so its first work was lost"
+        if STARTED_ONCE not in self.output:
+            return f"was requeued while it ran, so its work was lost: {self.output!r}"
         return ""
 
 
@@ -113,7 +112,7 @@ class Watch:
     def _job(self, job: Watched, view: JobView, counter: int, now: float) -> None:
         before, job.state = job.state, view.state
         job.domain = view.vnodes[0] if view.vnodes else job.domain
-        job.run_version, job.exit_status, job.comment = view.run_version, view.exit_status, view.comment
+        job.exit_status, job.comment = view.exit_status, view.comment
         job.counter = counter
         if counter and job.first_step is None:
             job.first_step = now

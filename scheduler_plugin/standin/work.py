@@ -3,7 +3,7 @@
     python work.py STEPS PAUSE_S FILE
 
 Each step finds the next PRIMES_A_STEP prime numbers by trial division and writes the number of steps done to FILE.
-At the end it prints what it found, and the longest time that passed between two steps.
+At the end it prints what it found, how often it was started, and the longest time that passed between two steps.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ import time
 from pathlib import Path
 
 PRIMES_A_STEP = 200
+
+
+STARTED_ONCE = "started 1 times"
+"""In the output of a job that nobody requeued while it ran. A refused start is none: nothing of it has run."""
 
 
 def result(steps: int) -> str:
@@ -43,6 +47,9 @@ def next_prime(primes: list[int]) -> int:
 
 
 def main(steps: int, pause_s: float, path: Path) -> None:
+    starts = path.with_suffix(".starts")
+    with starts.open("a", encoding="ascii") as file:
+        file.write("started\n")
     primes: list[int] = []
     longest, last = 0.0, time.monotonic()
     with path.open("w", encoding="ascii") as file:
@@ -56,6 +63,7 @@ def main(steps: int, pause_s: float, path: Path) -> None:
             longest, last = max(longest, now - last), now
             time.sleep(pause_s)
     print(f"{len(primes)} primes, the last one {primes[-1]}")  # noqa: T201  it is the job's output
+    print(f"started {len(starts.read_text(encoding='ascii').splitlines())} times")  # noqa: T201
     print(f"longest pause {longest:.2f} s")  # noqa: T201
 
 
