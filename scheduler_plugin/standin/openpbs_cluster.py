@@ -414,8 +414,16 @@ class Cluster:
         """What PBS shows now, for error messages; empty before there is a server."""
         if HEAD not in self._pids:
             return ""
-        said = [self.run(HEAD, argv, check=False).stdout for argv in (["qstat", "-answ1"], ["pbsnodes", "-av"])]
-        return "\n".join(said)
+        lines = [self.run(HEAD, ["qstat", "-answ1"], check=False).stdout]
+        for name, vnode in self.vnodes().items():
+            have = {
+                key: value
+                for key, value in vnode.get("resources_available", {}).items()
+                if key not in ("arch", "host", "vnode")
+            }
+            told = {key: vnode[key] for key in ("jobs", "comment", "maintenance_jobs") if key in vnode}
+            lines.append(f"{name}: {vnode.get('state')} {have} {told}")
+        return "\n".join(lines)
 
     @contextmanager
     def stopped_scheduling(self) -> Iterator[None]:
