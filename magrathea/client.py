@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -51,8 +52,8 @@ def socket_path(given: str | None) -> Path:
     return Path(given or os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET)
 
 
-def ask(path: Path, deadline_s: float = DEADLINE_S, **request: object) -> bytes:
-    """The daemon's answer to a request (`op=...` and its fields), one line. Raises Unreachable, Refused."""
+def ask(path: Path, request: Mapping[str, object], deadline_s: float = DEADLINE_S) -> bytes:
+    """The daemon's answer to a request (`op` and its fields), one line. Raises Unreachable, Refused."""
     until = time.monotonic() + deadline_s
     question = msgspec.json.encode(request) + b"\n"
     try:
@@ -86,7 +87,7 @@ def ask(path: Path, deadline_s: float = DEADLINE_S, **request: object) -> bytes:
 def status(path: Path, deadline_s: float = DEADLINE_S) -> Snapshot:
     """The host as its daemon sees it now. Raises Unreachable, Refused."""
     try:
-        answer = decode_to_hub(ask(path, deadline_s, op="status"))
+        answer = decode_to_hub(ask(path, {"op": "status"}, deadline_s))
     except BadMessage as error:
         raise _strange(path, str(error)) from error
     if not isinstance(answer, Snapshot):

@@ -18,7 +18,10 @@ from magrathea import __version__
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-BUILT_IN = {"status": "magrathea.cli.status:status"}
+BUILT_IN = {
+    "status": "magrathea.cli.status:status",
+    **{name: f"magrathea.cli.orders:{name}" for name in ("clear", "drain", "history", "reload", "undrain")},
+}
 ENTRY_POINTS = "magrathea.commands"
 BROKEN = 70
 """Exit code of a sub-command that cannot be loaded (EX_SOFTWARE of sysexits.h)."""
@@ -81,6 +84,7 @@ def cli() -> None:
       magrathea status                 this host's domains, jobs, CPU and memory
       magrathea status --watch         the same, again every 2 seconds
       magrathea status --format json   for programs
+      magrathea drain n1               let a domain finish its jobs and take no more
       magrathea demo                   see it work: no root, no PBS needed
     """
 

@@ -58,7 +58,7 @@ def _mib(value: int | None) -> str:
 
 def _towards(now: int | None, wanted: int | None, say: Callable[[int | None], str]) -> str:
     """As it is, and, where that differs, as it should be."""
-    return say(now) if now == wanted or (wanted is None and say is _mib) else f"{say(now)} → {say(wanted)}"
+    return say(now) if now == wanted else f"{say(now)} → {say(wanted)}"
 
 
 def job_state(job: JobReport, now: float) -> str:
@@ -129,7 +129,8 @@ def _domains(snapshot: Snapshot) -> Table:
             duration(snapshot.at - domain.since),
             str(len(domain.jobs)),
             _towards(_cap(domain.cpu_percent, snapshot.cpus), _cap(domain.want_cpu_percent, snapshot.cpus), _percent),
-            _towards(domain.memory_mib, domain.want_memory_mib, _mib),
+            # Memory that cannot be read cannot be moved either: then what it should be is of no interest.
+            "-" if domain.memory_mib is None else _towards(domain.memory_mib, domain.want_memory_mib, _mib),
             Text(domain.why),
         )
     return table

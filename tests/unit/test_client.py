@@ -40,7 +40,7 @@ def test_a_refusal_keeps_its_code(path: Path) -> None:
         ),
         pytest.raises(client.Refused) as refused,
     ):
-        client.ask(path, op="clear")
+        client.ask(path, {"op": "clear"})
     assert (refused.value.code, str(refused.value)) == ("not-permitted", "no")
 
 
