@@ -151,6 +151,7 @@ class Hub:
         self._loop.call_soon_threadsafe(self._failed.set_exception, error)
 
     def _read(self, read: Read) -> None:
+        self._touch()  # before anything is published: a job refused for want of it waits for PBS's next cycle
         self.farm.read_vnodes(read.vnodes, read.server)
         self._publish()
         self._start(self._read_jobs())
