@@ -90,6 +90,7 @@ class StandInCluster:
             self.start_part(f"noded-{host.name}")
         for _, domain in fleet.domains_of(self.hosts):
             self.start_part(f"agent-{domain.name}")
+        self._until("the hub's heartbeat file", (self.directory / "heartbeat").exists)
         self._until("all domains free, and their agents connected", lambda: self._all_free() and self._all_connected())
 
     def close(self) -> None:

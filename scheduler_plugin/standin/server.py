@@ -303,6 +303,7 @@ class StandIn:
                 say(f"runjob {job.id}: {line}")
             if not outcome.accepted:
                 job.rejections += 1
+                say(f"runjob {job.id} rejected: {outcome.message}")
                 return f"Not Running: PBS Error: {outcome.message}"
         job.exec_vnode, job.comment = exec_vnode, "Job run"
         job.run_version += 1
