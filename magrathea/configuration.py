@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -78,6 +79,9 @@ def refusal(problems: Iterable[Problem], text: str, name: str) -> ConfigurationE
 
 
 def _check(value: Any, schema: Any, where: tuple[str, ...]) -> Iterable[Problem]:
+    optional = [s for s in get_args(schema) if isinstance(s, type) and issubclass(s, msgspec.Struct)]
+    if get_origin(schema) is UnionType and optional:  # TOML has no null: where it is given, it is the table
+        schema = optional[0]
     if isinstance(schema, type) and issubclass(schema, msgspec.Struct):
         yield from _check_table(value, schema, where)
     elif get_origin(schema) is dict and isinstance(get_args(schema)[1], type):

@@ -215,9 +215,9 @@ class _Link(asyncio.Protocol):
                 return
         del self._buffer[:start]
         if self._resume is None and len(self._buffer) >= MAX_LINE and b"\n" not in self._buffer:
-            if not self._overlong and self._synchronised:
+            if self._synchronised and not self._overlong:
                 self._bad(f"a line of more than {MAX_LINE} bytes")
-            self._overlong = True
+                self._overlong = True
             self._buffer.clear()
 
     def _allowed(self) -> bool:

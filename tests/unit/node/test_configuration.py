@@ -1,0 +1,209 @@
+"""The configuration file: what is good, what is refused by name, line and mend, and what a reload takes over."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from magrathea.configuration import ConfigurationError, line_of
+from magrathea.core.model import Job, JobClass, JobKey, Kind, Mode
+from node_daemon.configuration import Configuration, changes, read
+
+GOOD = """\
+[host]
+name = "h1"
+mode = "counted"
+cpus = 8
+memory_mib = 8192
+reserve_mib = 512
+[limits]
+linger_s = 3
+[domain.n1]
+kind = "normal"
+cpus = 4
+local.pid_file = "/run/n1.pid"
+[domain.p1]
+kind = "priority"
+vnode = "p1.cluster"
+[domain.p1.local]
+pid_file = "/run/p1.pid"
+[domain.backup]
+kind = "service"
+cpus = 2
+memory_mib = 1024
+"""
+
+
+def parsed(folder: Path, text: str) -> Configuration:
+    path = folder / "noded.toml"
+    path.write_text(text)
+    return read(path)
+
+
+def problems(folder: Path, text: str) -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        parsed(folder, text)
+    return caught.value.problems
+
+
+def test_a_good_file_becomes_a_host(tmp_path: Path) -> None:
+    c = parsed(tmp_path, GOOD)
+    host = c.core_host(now=5.0)
+    assert (host.name, host.mode, host.cpus, host.memory_mib) == ("h1", Mode.COUNTED, 8, 8192 - 512)
+    assert [(d.name, d.kind, d.cpus) for d in host.domains] == [
+        ("backup", Kind.SERVICE, 2),
+        ("n1", Kind.NORMAL, 4),
+        ("p1", Kind.PRIORITY, 8),
+    ]
+    assert (host.limits.linger_s, host.limits.preempted_cpu_percent) == (3, 10)
+    assert (c.vnode("p1"), c.vnode("n1")) == ("p1.cluster", "n1")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("cpus = 8", "cpu = 8", 4, ("`cpu`", "did you mean `cpus`")),
+        ('mode = "counted"', 'mode = "shared"', 3, ("'shared'", "exclusive", "counted")),
+        ("linger_s = 3", "linger_s = -3", 8, ("`linger_s` in [limits]", "-3")),
+        ("linger_s = 3", 'linger_s = "3"', 8, ("`linger_s`", "'3'")),
+        ("linger_s = 3", "min_run_s = 1", 8, ("at least 5", "allow_short_min_run")),
+        ("[limits]", "[limit]", 7, ("`limit`", "did you mean `limits`")),
+        ("cpus = 4", "cpus = 9", 11, ("`cpus` in [domain.n1]", "the host has 8")),
+        ("cpus = 4", "cpus = 0", 11, ("`cpus` in [domain.n1]", "0")),
+        ('kind = "normal"\n', "", 9, ("`kind` in [domain.n1] is missing",)),
+        ('local.pid_file = "/run/n1.pid"', 'local.pid_fil = "/run/n1.pid"', 12, ("did you mean `pid_file`",)),
+        ('local.pid_file = "/run/n1.pid"', "floor_mib = 1", 9, ("local.pid_file", "missing")),
+        ('vnode = "p1.cluster"', 'vnode = "n1"', 15, ("n1 and p1 have the same vnode",)),
+        ("cpus = 2", "cpus = 8", 4, ("services take all",)),
+        ("cpus = 2", "swap_mib = 2", 9, ("service domain needs its own `cpus`",)),
+        ("memory_mib = 1024", "memory_mib = 1000000", 21, ("`memory_mib` in [domain.backup]", "7680 MiB")),
+    ],
+)
+def test_a_mistake_is_named_with_line_and_mend(
+    tmp_path: Path, old: str, new: str, line: int, words: tuple[str, ...]
+) -> None:
+    assert GOOD.count(old) == 1
+    found = problems(tmp_path, GOOD.replace(old, new))
+    matching = [p for p in found if all(w in p for w in words)]
+    assert matching, found
+    assert f"noded.toml, line {line}:" in matching[0]
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    text = GOOD.replace("cpus = 8", "cpu = 8").replace("linger_s = 3", "linger = 3").replace('"service"', '"servant"')
+    assert len(problems(tmp_path, text)) == 3
+
+
+@pytest.mark.parametrize("text", ["[host", "x = \x00", '[host]\nname = "a"\nname = "b"\n', "\ud800"])
+def test_what_is_no_toml_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "noded.toml"
+    path.write_bytes(text.encode(errors="surrogatepass"))
+    with pytest.raises(ConfigurationError):
+        read(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"nowhere\.toml: cannot be read"):
+        read(tmp_path / "nowhere.toml")
+
+
+def test_no_domain_that_takes_jobs_is_refused(tmp_path: Path) -> None:
+    assert any("no domain takes jobs" in p for p in problems(tmp_path, '[host]\nname = "h"\nmode = "counted"\n'))
+
+
+def test_tcp_without_keys_is_refused(tmp_path: Path) -> None:
+    found = problems(tmp_path, GOOD + '[hub]\nendpoints = ["tcp://hub:17017"]\n')
+    assert len(found) == 2 and all("never used without keys" in p for p in found)
+
+
+def test_a_socket_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    found = problems(tmp_path, GOOD + f'[paths]\nrun_dir = "/{"x" * 100}"\n')
+    assert any("control socket" in p and "shorten" in p for p in found)
+
+
+def test_lines_are_found_in_headers_dotted_keys_and_quotes() -> None:
+    text = '# c\n[a]\nb.c = 1\n["x.y"]\n"k" = 2\n[a.d]\n'
+    assert [line_of(text, w) for w in (("a",), ("a", "b", "c"), ("x.y", "k"), ("a", "d"), ("a", "zz"))] == [
+        2,
+        3,
+        5,
+        6,
+        2,
+    ]
+    assert line_of(text, ("nothing",)) is None
+
+
+# Reading it again
+
+
+def with_job(c: Configuration, name: str):  # type: ignore[no-untyped-def]
+    host = c.core_host(1.0)
+    domain = host.domain(name)
+    assert domain
+    return host.having(domain.having(Job(JobKey("1", 1), JobClass.PROTECTED, 1, 0, 1.0, 1.0)))
+
+
+def test_a_reload_takes_over_limits_and_says_what_needs_a_restart(tmp_path: Path) -> None:
+    old = parsed(tmp_path, GOOD)
+    new = parsed(tmp_path, GOOD.replace("linger_s = 3", "linger_s = 9").replace('"counted"', '"exclusive"'))
+    change = changes(old, new, old.core_host(1.0))
+    assert change.configuration.limits.linger_s == 9
+    assert change.configuration.host.mode is Mode.COUNTED
+    assert len(change.kept) == 1 and "`mode` in [host]" in change.kept[0] and "restarted" in change.kept[0]
+
+
+def test_a_reload_keeps_a_domain_that_has_jobs(tmp_path: Path) -> None:
+    old = parsed(tmp_path, GOOD)
+    without = GOOD[: GOOD.index("[domain.n1]")] + GOOD[GOOD.index("[domain.p1]") :]
+    new = parsed(tmp_path, without)
+    assert "n1" not in changes(old, new, old.core_host(1.0)).configuration.domain
+    change = changes(old, new, with_job(old, "n1"))
+    assert "n1" in change.configuration.domain and "drain it first" in change.kept[0]
+
+
+def test_a_reload_keeps_the_kind_of_a_domain_that_has_jobs(tmp_path: Path) -> None:
+    old = parsed(tmp_path, GOOD)
+    new = parsed(tmp_path, GOOD.replace('kind = "normal"', 'kind = "priority"'))
+    change = changes(old, new, with_job(old, "n1"))
+    assert change.configuration.domain["n1"].kind is Kind.NORMAL and "`kind`" in change.kept[0]
+
+
+def test_facts_of_a_domain_that_is_no_longer_configured_are_kept_while_it_has_jobs(tmp_path: Path) -> None:
+    from node_daemon.facts import fitted, without_leftovers
+
+    old = parsed(tmp_path, GOOD)
+    without = parsed(tmp_path, GOOD[: GOOD.index("[domain.n1]")] + GOOD[GOOD.index("[domain.p1]") :])
+    host, said = fitted(with_job(old, "n1"), without, 9.0)
+    kept = host.domain("n1")
+    assert kept and kept.jobs and kept.draining and "kept until they have ended" in said[0]
+    empty = without_leftovers(host.having(replace(kept, jobs=())), frozenset(without.domain))
+    assert empty.domain("n1") is None
+    forgotten, said = fitted(old.core_host(1.0), without, 9.0)
+    assert forgotten.domain("n1") is None and "forgotten" in said[0]
+
+
+# The command
+
+
+def noded(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "node_daemon.main", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_check_says_good_or_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "noded.toml"
+    path.write_text(GOOD)
+    good = noded("--config", str(path), "--check")
+    assert good.returncode == 0 and "good" in good.stdout
+    path.write_text(GOOD.replace("cpus = 8", "cpu = 8"))
+    bad = noded("--config", str(path), "--check")
+    assert bad.returncode == 2 and "line 4" in bad.stderr and "did you mean" in bad.stderr
+
+
+def test_help_names_signals_and_exit_codes() -> None:
+    told = noded("--help").stdout
+    assert "SIGHUP" in told and "exit codes" in told

@@ -1,0 +1,109 @@
+"""The control socket: who may ask what, and what becomes of nonsense."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from node_daemon import control as controls
+from node_daemon.control import Control, Denied, Request, granted
+
+
+async def status(request: Request) -> bytes:
+    return granted(state="free")
+
+
+async def drain(request: Request) -> bytes:
+    if request.domain != "n1":
+        raise Denied("unknown-domain", f"no domain {request.domain}")
+    return granted()
+
+
+async def ask(path: Path, line: bytes) -> bytes:
+    async with asyncio.timeout(10):
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(line)
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+
+def run(test: Callable[[Path], Awaitable[None]], group: str = "") -> None:
+    async def all_of_it() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            control = Control(Path(folder) / "control.sock", {"status": status}, {"drain": drain}, group)
+            await control.start()
+            try:
+                await test(control.path)
+            finally:
+                await control.close()
+            assert not control.path.exists()
+
+    asyncio.run(asyncio.wait_for(all_of_it(), 30))
+
+
+def test_everybody_may_ask_for_the_status() -> None:
+    async def test(path: Path) -> None:
+        assert path.stat().st_mode & 0o777 == 0o666
+        assert json.loads(await ask(path, b'{"op":"status"}\n')) == {"ok": True, "state": "free"}
+
+    run(test)
+
+
+def test_the_daemons_own_user_may_change_something_and_is_told_what_failed() -> None:
+    async def test(path: Path) -> None:
+        assert json.loads(await ask(path, b'{"op":"drain","domain":"n1"}\n'))["ok"]
+        answer = json.loads(await ask(path, b'{"op":"drain","domain":"n9"}\n'))
+        assert (answer["ok"], answer["code"]) == (False, "unknown-domain")
+
+    run(test)
+
+
+def test_others_may_not_unless_in_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controls, "peer", lambda connection: (os.getuid() + 4711, 4711))
+
+    async def test(path: Path) -> None:
+        assert json.loads(await ask(path, b'{"op":"drain","domain":"n1"}\n'))["code"] == "not-permitted"
+        assert json.loads(await ask(path, b'{"op":"status"}\n'))["ok"]
+
+    run(test)
+    run(test, group="no-such-group")
+    monkeypatch.setattr(controls, "_in_group", lambda uid, gid, group: group == "admins" and gid == 4711)
+
+    async def permitted(path: Path) -> None:
+        assert json.loads(await ask(path, b'{"op":"drain","domain":"n1"}\n'))["ok"]
+
+    run(permitted, group="admins")
+
+
+@pytest.mark.parametrize("line", [b"\n", b"nonsense\n", b'{"op":5}\n', b'{"op":"status","x":1}\n', b"[" * 3000 + b"\n"])
+def test_nonsense_is_a_bad_request(line: bytes) -> None:
+    async def test(path: Path) -> None:
+        assert json.loads(await ask(path, line))["code"] == "bad-request"
+
+    run(test)
+
+
+def test_an_unknown_operation_names_the_known_ones() -> None:
+    async def test(path: Path) -> None:
+        answer = json.loads(await ask(path, b'{"op":"dance"}\n'))
+        assert answer["code"] == "unknown-op" and "drain, status" in answer["text"]
+
+    run(test)
+
+
+def test_a_client_that_is_slow_or_long_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controls, "TIME_LIMIT_S", 0.05)
+
+    async def test(path: Path) -> None:
+        assert await ask(path, b'{"op":') == b""
+        assert await ask(path, b"x" * 100_000) == b""
+        assert json.loads(await ask(path, b'{"op":"status"}\n'))["ok"]
+
+    run(test)

@@ -1,0 +1,210 @@
+"""The journal: what it keeps, and what happens when it is damaged, full, old or too new."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from magrathea.core import events as ev
+from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Stopper
+from node_daemon.journal import SCHEMA, Journal, JournalError, NoJournal, Since, open_journal, salvage
+
+KEY = JobKey("1.srv", 1)
+
+
+def host(now: float = 10.0, **job: object) -> Host:
+    base = {"cls": JobClass.PREEMPTIBLE, "cpus": 2, "memory_mib": 100, "claimed_at": 1.0, "run_since": 1.0}
+    one = Job(KEY, **{**base, **job})  # type: ignore[arg-type]
+    n1 = Domain("n1", Kind.NORMAL, 4, lifecycle=Lifecycle.UP, jobs=(one,), linger_until=3.5)
+    return Host("h1", Mode.COUNTED, 8, 4096, (n1, Domain("p1", Kind.PRIORITY, 4)), now=now)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    opened = open_journal(tmp_path / "journal.sqlite")
+    yield opened
+    opened.close()
+
+
+def again(journal: Journal) -> Journal:
+    journal.close()
+    return open_journal(journal.path)
+
+
+def test_a_new_journal_has_no_facts(journal: Journal) -> None:
+    assert journal.facts() is None and journal.history() == [] and journal.states() == {}
+
+
+def test_the_facts_come_back_as_they_were(journal: Journal) -> None:
+    facts = host(stopped_since=4.0, stopper=Stopper.US, booked=True, preempted_s=1.25)
+    journal.commit(facts, None, ())
+    assert again(journal).facts() == facts
+
+
+def test_a_commit_is_on_disk_before_it_returns(journal: Journal) -> None:
+    pragmas = {p: journal._connection.execute(f"PRAGMA {p}").fetchone()[0] for p in ("journal_mode", "synchronous")}
+    assert pragmas == {"journal_mode": "wal", "synchronous": 2}  # 2 is FULL
+
+
+def test_the_history_names_event_decision_domain_and_job(journal: Journal) -> None:
+    event = ev.Claimed(10.0, "n1", KEY, JobClass.PREEMPTIBLE, 2)
+    journal.commit(host(), event, (ev.Accepted("n1", KEY),))
+    journal.note(11.0, ev.Released(11.0, "p1", KEY), ())
+    journal.commit(host(12.0), None, ())
+    entries = [(e.at, e.kind, e.name, e.domain, e.job) for e in journal.history()]
+    assert entries == [
+        (10.0, "event", "Claimed", "n1", "1.srv"),
+        (10.0, "decision", "Accepted", "n1", "1.srv"),
+        (11.0, "event", "Released", "p1", "1.srv"),
+    ]
+    assert [e.name for e in journal.history(domain="p1")] == ["Released"]
+
+
+def test_history_is_pruned_and_preempted_seconds_are_kept_for_good(journal: Journal) -> None:
+    journal.commit(host(10.0), None, (ev.Noted("n1", "released", KEY, "", 7.5),))
+    # The facts still have the job: what they say counts. Without it the decision does.
+    journal.commit(Host("h1", Mode.COUNTED, 8, 4096, now=11.0), None, (ev.Noted("n1", "released", KEY, "", 7.5),))
+    journal.tidy(keep_since=1000.0)
+    assert journal.history() == []
+    assert again(journal).preempted_s() == {("n1", "1.srv", 1): 7.5}
+
+
+def test_preempted_seconds_written_twice_are_counted_once(journal: Journal) -> None:
+    facts = host(preempted_s=5.0)
+    for _ in range(2):
+        journal.commit(facts, None, (ev.Noted("n1", "continued", KEY, "", 3.0),))
+    assert journal.preempted_s() == {("n1", "1.srv", 1): 5.0}
+
+
+def test_what_a_job_was_preempted_for_is_found_again(journal: Journal) -> None:
+    journal.commit(host(), None, (ev.Noted("n1", "preempted", KEY, "9.srv (run 1)"),))
+    assert again(journal).preempted_by("n1", KEY) == "9.srv (run 1)"
+
+
+def test_states_keep_their_since(journal: Journal) -> None:
+    journal.commit(host(), None, (), {"n1": Since("free", 3.0)})
+    journal.commit(host(), None, (), {"n1": Since("running", 4.0)})
+    assert again(journal).states() == {"n1": Since("running", 4.0)}
+
+
+def test_an_old_journal_is_migrated_and_keeps_its_facts(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = open_journal(path)
+    journal.commit(host(), None, ())
+    journal.close()
+    with sqlite3.connect(path) as connection:  # as version 1 left it
+        connection.execute("DROP TABLE states")
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    migrated = open_journal(path)
+    assert migrated.facts() == host() and migrated.states() == {}
+    migrated.close()
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == SCHEMA
+    connection.close()
+
+
+def test_a_journal_of_a_newer_program_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    open_journal(path).close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(JournalError, match="schema is 99"):
+        open_journal(path)
+
+
+def filled(path: Path) -> bytes:
+    journal = open_journal(path)
+    for n in range(200):
+        journal.commit(host(float(n)), ev.TimerFired(float(n)), ())
+    journal.close()
+    return path.read_bytes()
+
+
+def test_a_damaged_journal_is_named_and_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    data = bytearray(filled(path))
+    data[4096 * 3 : 4096 * 6] = b"\xff" * 4096 * 3
+    path.write_bytes(data)
+    with pytest.raises(JournalError, match=r"journal\.sqlite.*(damaged|malformed)"):
+        open_journal(path)
+    assert path.read_bytes() == bytes(data)
+
+
+def test_what_is_no_database_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    path.write_bytes(b"not a database, but long enough to look at it" * 100)
+    with pytest.raises(JournalError, match="put it aside"):
+        open_journal(path)
+    assert salvage(path) is None
+
+
+def test_the_facts_of_a_damaged_journal_are_read_where_they_can_be(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    data = bytearray(filled(path))
+    pages = len(data) // 4096
+    data[4096 * (pages - 2) :] = b"\xff" * len(data[4096 * (pages - 2) :])  # history, at the end
+    path.write_bytes(data)
+    with pytest.raises(JournalError):
+        open_journal(path)
+    assert salvage(path) == host(199.0)
+
+
+def test_facts_that_cannot_be_read_are_an_error_and_not_an_empty_host(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = open_journal(path)
+    journal.commit(host(), None, ())
+    journal._connection.execute("UPDATE facts SET host = ?", (b'{"name": 5}',))
+    with pytest.raises(JournalError, match="facts in it cannot be read"):
+        journal.facts()
+    journal.close()
+
+
+@pytest.fixture
+def small_files() -> Iterator[int]:
+    """No file may grow beyond this: what a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limit = 256 * 1024
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_on_a_full_disk_a_commit_fails_clearly_and_the_facts_before_it_stay(journal: Journal, small_files: int) -> None:
+    last = None
+    with pytest.raises(JournalError, match="make room"):
+        for n in range(1000):
+            journal.commit(host(float(n)), ev.DrainRequested(float(n), "n1", "x" * 5000), ())
+            last = host(float(n))
+    assert last is not None and journal.facts() == last
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (before[1], before[1]))  # there is room again
+    journal.commit(host(5000.0), None, ())
+    assert again(journal).facts() == host(5000.0)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_without_the_right_to_write_it_says_so(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(JournalError, match=r"may I write it|right to write"):
+        open_journal(tmp_path / "journal.sqlite")
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JournalError, match="cannot be opened"):
+        open_journal(tmp_path / "file" / "journal.sqlite")
+
+
+def test_no_journal_refuses_every_commit_with_the_reason() -> None:
+    with pytest.raises(JournalError, match="why"):
+        NoJournal(JournalError("why")).commit(host(), None, ())
