@@ -80,12 +80,12 @@ LAUNCH_PATIENCE_S = 60.0  # then a job that shows no process is looked for with 
 SWEEP_S = 0.5
 PENDING_COUNTS_S = 1.0  # in uninterruptible sleep with the stop pending: counts as stopped after it
 PASSES_AT_ONCE = 4  # looks at /proc in a row before other work gets its turn
-GIVE_WAY_S = 0.0002  # a process needs a CPU to come to its stop: the agent must not hold it
+GIVE_WAY_S = (0.0002, 0.00001, 0.005)  # a process needs a CPU to come to its stop: at least, for each, at most
+STRIKE_AGAIN_S = 0.05  # a process that is not stopped so long after its SIGSTOP gets another
 PASS_PAUSE_S = (0.001, 0.05)
 BARRIER_S = 0.02  # longest time that a cgroup is waited for to freeze
 SETTLED_S = 5.0  # a process seen as no job's for so long is read again only every REREAD_S
 REREAD_S = 2.0
-BOOST_S = 1.0  # longest time in the real-time class at a stretch
 CLAIM_S = 1.8
 ORDERS_S = 1.5
 RELEASE_S = 60.0  # a release is offered to the daemon for so long
@@ -555,31 +555,22 @@ class Signaller:
         return True
 
 
-class Boost:
-    """The real-time class while a stop is carried out: a storm of a thousand processes would else leave the agent a
-    thousandth of a CPU. Where it is not permitted, nothing happens."""
-
-    def __init__(self) -> None:
-        self.permitted = hasattr(os, "sched_setscheduler") and os.geteuid() == 0
-        self.since: "Optional[float]" = None
-
-    def on(self, now: float) -> None:
-        if self.permitted and self.since is None and self._set(os.SCHED_RR | os.SCHED_RESET_ON_FORK, 1):
-            self.since = now
-
-    def off(self) -> None:
-        if self.since is not None:
-            self.since = None
-            self._set(os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, 0)
-
-    def _set(self, policy: int, priority: int) -> bool:
-        try:
-            os.sched_setscheduler(0, policy, os.sched_param(priority))
-        except OSError as error:
-            self.permitted = False
-            log.info("no real-time class while stopping (%s): a fork storm may take longer" % error.strerror)
-            return False
+def raise_priority() -> bool:
+    """The real-time class, as far as it is permitted: a storm of a thousand processes would else leave the agent a
+    thousandth of a CPU, and an order would wait for its turn. False: an ordinary process, where root is missing."""
+    if os.geteuid() != 0:
+        return False
+    try:
+        # children (the site's scripts) begin as ordinary processes again
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
         return True
+    except OSError as error:
+        log.info("no real-time class (%s): stopping a fork storm may take longer" % error.strerror)
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, -10)
+    except OSError as error:
+        log.info("no raised priority either: %s" % error.strerror)
+    return False
 
 
 # --- jobs and their processes ----------------------------------------------------------------------------------------
@@ -796,10 +787,11 @@ class Finder:
     def _is_spared(self, proc: Proc) -> bool:
         return proc.pid in self.never or self.spared.get(proc.pid) == (proc.start, proc.image)
 
-    def look(self, jobs: "List[Job]", thorough: bool, since: float) -> "Set[Proc]":
+    def look(self, jobs: "List[Job]", thorough: bool, since: float, environ: bool = True) -> "Set[Proc]":
         """Read /proc and give each process to its job. Returns those newly found.
 
-        `thorough`: strangers, too. Members seen stopped after the time `since` are not read again.
+        `thorough`: strangers, too. Members seen stopped after the time `since` are not read again. `environ`: else no
+        environments are read: that waits for a lock of a process that is just forking, which in a storm gets no CPU.
         """
         now = time.monotonic()
         asked = {(job.key, job.uid) for job in jobs}
@@ -819,8 +811,11 @@ class Finder:
                     members[proc.pid] = proc
                 else:
                     proc.job = None
-        found = self._by_cgroup(by_id, members, now) | self._by_environment(by_id, members, fresh)
-        found |= self._by_descent(by_id, members, fresh)
+        found = self._by_cgroup(by_id, members, now) | self._by_descent(by_id, members, fresh)
+        if environ:
+            seeds = self._by_environment(by_id, members, fresh)
+            if seeds:
+                found |= seeds | self._by_descent(by_id, members, fresh)
         for job in jobs:
             job.procs = {}
         for proc in members.values():
@@ -1125,7 +1120,6 @@ class Sweeper:
         self.jobs = jobs
         self.finder = finder
         self.signaller = signaller
-        self.boost = Boost()
         self.on_seen: "Callable[[], None]" = lambda: None
         self.on_done: "Callable[[], None]" = lambda: None
         self.effort: "Optional[Effort]" = None
@@ -1185,7 +1179,13 @@ class Sweeper:
         self.since = now
         self.until = until
         self.pause = PASS_PAUSE_S[0]
-        self.boost.on(now)
+        for job in self.jobs.values():
+            if job.order == "stop" and not job.ending:
+                # what the last look has shown, at once: the rest may take longer while it runs
+                running = [p for p in job.procs.values() if p.state != "T"]
+                self._strike_groups(job, running, now)
+        if any(job.procs for job in self.jobs.values() if job.order == "stop"):
+            self._pass(thorough=False, environ=False)  # and their children, before anything slower is asked
         self._drive(first=True)
 
     def _drive(self, first: bool = False) -> None:
@@ -1195,12 +1195,11 @@ class Sweeper:
             first = False
             if all(job.settled for job in self.jobs.values()):
                 break
-            if any(job.running for job in self.jobs.values()):
-                time.sleep(GIVE_WAY_S)
+            running = sum(job.running for job in self.jobs.values())
+            if running:
+                time.sleep(min(GIVE_WAY_S[0] + running * GIVE_WAY_S[1], GIVE_WAY_S[2]))
         now = time.monotonic()
         busy = now < self.until and not all(job.settled for job in self.jobs.values())
-        if not busy or now - self.since > BOOST_S:
-            self.boost.off()
         if not busy:
             self._finish(now)
         self._schedule(self.pause if busy else None)
@@ -1250,12 +1249,11 @@ class Sweeper:
         if any(j.order == "stop" and j.running for j in self.jobs.values()):
             self.until = now + SWEEP_S
             self.pause = PASS_PAUSE_S[0]
-            self.boost.on(now)
             self._schedule(self.pause)
         else:
             self._schedule()
 
-    def _pass(self, thorough: bool) -> None:
+    def _pass(self, thorough: bool, environ: bool = True) -> None:
         jobs = list(self.jobs.values())
         barriers = [j for j in jobs if j.barrier and not j.ending]
         frozen: "List[str]" = []
@@ -1263,11 +1261,11 @@ class Sweeper:
             for job in barriers:
                 job.barrier = False
                 frozen += self.finder.cgroups.freeze(job.id)
-            found = self.finder.look(jobs, thorough, self.since)
+            found = self.finder.look(jobs, thorough, self.since, environ)
             grown = {proc.job for proc in found}
             for job in jobs:
                 if job.order == "stop":
-                    self._stop(job, job in grown)
+                    self._stop(job, job in grown or not environ)
                 elif job.order == "run" and not job.settled:
                     self._continue(job)
                 else:
@@ -1285,6 +1283,7 @@ class Sweeper:
     # stopping
 
     def _stop(self, job: Job, grown: bool) -> None:
+        """One pass's part for a job; `grown`: there may be more of it than this pass has found."""
         if job.ending:  # neither stopped nor waited for: PBS is killing it
             job.stopped = sum(p.state in "Tt" for p in job.procs.values())
             job.pending, job.running, job.settled = 0, 0, True
@@ -1305,6 +1304,7 @@ class Sweeper:
     def _is_stopped(self, proc: Proc, now: float) -> bool:
         if proc.state == "T":
             proc.pending_since = None
+            proc.hit_at = 0.0  # if it runs again, somebody has continued it
             return True
         if proc.struck_at is None:
             return False
@@ -1326,26 +1326,30 @@ class Sweeper:
 
     def _strike(self, job: Job, running: "List[Proc]", now: float) -> None:
         """SIGSTOP to each; to a whole process group at once where it pays. Parents first."""
-        todo = [p for p in running if p.pending_since is None and now - p.hit_at > 0.004]
-        if len(todo) >= GROUP_WORTH and self.signaller.groups:
-            todo = self._strike_groups(job, todo, now)
+        todo = [p for p in running if p.pending_since is None and now - p.hit_at > STRIKE_AGAIN_S]
+        todo = self._strike_groups(job, todo, now)
         todo.sort(key=lambda p: (p.start, p.pid))
         for proc in todo:
             if self._signal(proc, signal.SIGSTOP):
                 self._note(proc, job, now)
 
     def _strike_groups(self, job: Job, todo: "List[Proc]", now: float) -> "List[Proc]":
-        """Signal the groups that are wholly the job's; what is left to do."""
+        """Signal the groups of sessions that are the job's; what is left to do.
+
+        A group lies within one session. One in another session may hold others than the job's processes.
+        """
+        if len(todo) < GROUP_WORTH or not self.signaller.groups:
+            return todo
         sizes: "Dict[int, int]" = {}
         for proc in todo:
-            sizes[proc.pgrp] = sizes.get(proc.pgrp, 0) + 1
-        worth = {pgrp for pgrp, size in sizes.items() if size >= GROUP_WORTH and pgrp > 1}
-        if worth:
-            worth -= {p.pgrp for p in self.finder.procs.values() if p.job is not job}
+            if proc.sid in job.sessions:
+                sizes[proc.pgrp] = sizes.get(proc.pgrp, 0) + 1
         done = set()
-        for pgrp in worth:
+        for pgrp, size in sizes.items():
             leader = self.finder.procs.get(pgrp)
-            if leader is not None and self.signaller.send_group(pgrp, leader.start, signal.SIGSTOP):
+            if size < GROUP_WORTH or leader is None or leader.job is not job or leader.pgrp != pgrp:
+                continue
+            if self.signaller.send_group(pgrp, leader.start, signal.SIGSTOP):
                 done.add(pgrp)
         job.groups |= done
         for proc in todo:
@@ -2318,8 +2322,6 @@ class Agent:
 
     def can(self) -> "List[str]":
         words = ["pidfd"] if self.signaller.pidfd else []
-        if self.sweeper.boost.permitted:
-            words.append("real-time")
         if os.geteuid() == 0:
             words += ["all-users", "cgroup-freezer"]
         return words
@@ -2714,7 +2716,7 @@ def main(arguments: "Optional[List[str]]" = None) -> int:
         watch_signals(agent.loop)
         if os.geteuid() == 0:
             set_oom_score(-1000)
-            os.setpriority(os.PRIO_PROCESS, 0, -10)
+        raise_priority()
         agent.start()
     except Unusable as error:
         log.error(str(error))
