@@ -1,0 +1,253 @@
+"""Random hosts and random events for them, most of them possible, some absurd; the same seed gives the same.
+
+Times and figures are few and collide often, so that deadlines meet and sizes just fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from random import Random
+
+from magrathea.core import allocation, states
+from magrathea.core import events as ev
+from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Lifecycle, Limits, Mode, State
+
+_Maker = Callable[[Random, Host, Domain, float], ev.Event]
+"""Makes one kind of event for a host, preferably about this domain, at this time."""
+
+START = 1_000.0
+STEPS_S = (0.0, 0.0, 0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 3.0, 3.0, 5.0, 5.0, 10.0, 31.0, 61.0, 300.0)
+NAMES = ("d1", "d2", "d3", "d4", "d5", "d6")
+IDS = ("1", "2", "3", "4", "5", "6", "7", "8")
+KINDS = (Kind.NORMAL, Kind.NORMAL, Kind.NORMAL, Kind.PRIORITY, Kind.PRIORITY, Kind.SERVICE)
+LIMITS = (
+    Limits(),
+    Limits(linger_s=20.0),
+    Limits(linger_s=5.0, overtaken_s=30.0, max_preemptions=2),
+    Limits(min_run_s=10.0, young_s=16.0, max_preempted_s=60.0),
+)
+CLASS_FOR = {
+    Kind.NORMAL: (JobClass.PREEMPTIBLE, JobClass.PREEMPTIBLE, JobClass.PREEMPTIBLE, JobClass.PROTECTED),
+    Kind.PRIORITY: (JobClass.PRIORITY,),
+    Kind.SERVICE: tuple(JobClass),
+}
+
+
+def a_host(random: Random) -> Host:
+    """1 to 6 domains, both modes, with memory that matters or without."""
+    cpus = random.choice((2, 4, 8, 16))
+    kinds = [random.choice(KINDS) for _ in range(random.randint(1, 6))]
+    memory = random.random() < 0.4
+    domains = tuple(_domain(random, name, kind, cpus, memory) for name, kind in zip(NAMES, kinds, strict=False))
+    mode = random.choice(tuple(Mode))
+    return Host("h1", mode, cpus, 4_000, domains, random.choice(LIMITS), hub_lost=random.random() < 0.05, now=START)
+
+
+def _domain(random: Random, name: str, kind: Kind, cpus: int, memory: bool) -> Domain:
+    if kind is Kind.SERVICE:
+        return Domain(
+            name,
+            kind,
+            cpus=random.choice((0, 0, 1)) if cpus > 6 else 0,
+            memory_mib=random.choice((0, 100)) if memory else 0,
+            lifecycle=Lifecycle.UP,
+            agent_lost_at=None,
+        )
+    size = random.choice((cpus, cpus, max(1, cpus // 2)))
+    domain = Domain(name, kind, cpus=size, lifecycle=Lifecycle.UP, agent_lost_at=None)
+    if memory:
+        domain = replace(
+            domain,
+            floor_mib=random.choice((0, 100, 500)),
+            swap_mib=random.choice((0, 500, 4_000)),
+            memory_mib=random.choice((0, 0, 1_000)),
+        )
+    if kind is Kind.PRIORITY and random.random() < 0.25:
+        return replace(domain, frozen=True, lifecycle=Lifecycle.DOWN, agent_lost_at=START)
+    if random.random() < 0.05:
+        return replace(domain, lifecycle=Lifecycle.DOWN, agent_lost_at=START)
+    return domain
+
+
+def an_event(random: Random, h: Host, at: float | None = None) -> ev.Event:
+    """Something that may happen next; now and then something that cannot."""
+    when = h.now + random.choice(STEPS_S) if at is None else at
+    domain = random.choice(h.domains)
+    mends = [make for needed, make in _mends(h) if needed]
+    if mends and random.random() < 0.3:
+        return random.choice(mends)(random, h, domain, when)
+    return random.choices(_MAKERS, _WEIGHTS)[0](random, h, domain, when)
+
+
+def _mends(h: Host) -> tuple[tuple[bool, _Maker], ...]:
+    """What would lead back to normal, so that most hosts are in working order most of the time."""
+    return (
+        (h.hub_lost, _on_host(ev.HubFound)),
+        (any(d.fault for d in h.domains), _cleared),
+        (any(d.draining for d in h.domains), _undrained),
+        (any(d.saving for d in h.domains), _saved),
+        (any(d.frozen for d in h.domains), _defrost),
+        (any(d.lifecycle is Lifecycle.BOOTING for d in h.domains), _started),
+        (any(d.lifecycle is Lifecycle.DOWN and not d.frozen for d in h.domains), _boot),
+        (any(d.agent_lost_at is not None and d.lifecycle is Lifecycle.UP for d in h.domains), _connected),
+    )
+
+
+def _some_key(random: Random, domain: Domain) -> JobKey:
+    """Mostly one of its jobs, sometimes one that is not there, or another run."""
+    if domain.jobs and random.random() < 0.9:
+        return random.choice(domain.jobs).key
+    return JobKey(random.choice(IDS), random.randint(1, 3))
+
+
+def _claim(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    """Mostly where PBS would send it."""
+    inviting = [d for d in h.domains if states.accepts(h, d)]
+    if inviting and random.random() < 0.6:
+        preempting = [d for d in inviting if states.state_of(h, d) is State.WOULD_PREEMPT]
+        domain = random.choice(preempting if preempting and random.random() < 0.5 else inviting)
+    elif h.workers and random.random() < 0.9:
+        domain = random.choice(h.workers)
+    cls = random.choice(CLASS_FOR[domain.kind]) if random.random() < 0.97 else random.choice(tuple(JobClass))
+    cpus = min(random.choice((1, 1, 2, 3, 4, h.cpus // 2, h.cpus)), h.without_services.cpus)
+    if random.random() < 0.03:
+        cpus = random.choice((0, -3, 99))
+    memory = random.choice((0, 0, 100, 700, 2_000, -5 if random.random() < 0.1 else 50))
+    if all(d.floor_mib == d.swap_mib == 0 for d in h.domains):
+        memory = 0
+    name = domain.name if random.random() < 0.99 else "nowhere"
+    key = JobKey(random.choice(IDS), random.choice((1, 1, 1, 2, 3)))
+    return ev.Claimed(when, name, key, cls, cpus, memory, random.random() < 0.8)
+
+
+def _release(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    busy = [d for d in h.domains if d.jobs]
+    if random.random() < 0.9:
+        if not busy:
+            return _claim(random, h, domain, when)
+        domain = random.choice(busy)
+    return ev.Released(when, domain.name, _some_key(random, domain))
+
+
+def _launch(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    claimed = [(d.name, j.key) for d in h.domains for j in d.jobs if not j.launched]
+    if random.random() < 0.95:
+        return ev.JobLaunched(when, *random.choice(claimed)) if claimed else _claim(random, h, domain, when)
+    return ev.JobLaunched(when, domain.name, _some_key(random, domain))
+
+
+def _continue(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    """Mostly what the agent would say of a job that may go on."""
+    wanted = allocation.wanted_stopped(h)
+    may = [(d.name, j.key) for d in h.domains for j in d.stopped if (d.name, j.key) not in wanted]
+    if random.random() < 0.9:
+        return ev.JobContinued(when, *random.choice(may)) if may else _claim(random, h, domain, when)
+    return ev.JobContinued(when, domain.name, _some_key(random, domain))
+
+
+def _list(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    jobs = [
+        ev.ReportedJob(
+            j.key,
+            j.cpus,
+            j.memory_mib,
+            suspended=j.booked or random.random() < 0.05,
+            ending=random.random() < 0.05,
+            rerunnable=j.rerunnable,
+        )
+        for j in domain.jobs
+        if random.random() < 0.9
+    ]
+    if random.random() < 0.05:
+        key = JobKey(random.choice(IDS), random.randint(1, 3))
+        jobs = [*(r for r in jobs if r.key.id != key.id), ev.ReportedJob(key, random.choice((1, 2, 0)), 100)]
+    return ev.JobsReported(when, domain.name, tuple(jobs))
+
+
+def _books(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    jobs = [j for d in h.domains for j in d.jobs if j.stopped_by_us or random.random() < 0.1]
+    entries = [ev.Booking(j.key, booked=random.random() < 0.8, held=random.random() < 0.15) for j in jobs]
+    return ev.BooksReported(when, tuple(entries))
+
+
+def _unit(kind: type[ev.DomainEvent]) -> _Maker:
+    return lambda random, h, domain, when: kind(when, domain.name)
+
+
+def _boot(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    down = [d for d in h.domains if d.lifecycle is Lifecycle.DOWN and not d.frozen]
+    name = random.choice(down).name if down and random.random() < 0.9 else domain.name
+    return ev.DomainBooting(when, name, when + random.choice((30.0, 300.0)))
+
+
+def _started(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    booting = [d for d in h.domains if d.lifecycle is Lifecycle.BOOTING]
+    return ev.DomainStarted(when, random.choice(booting).name if booting else domain.name)
+
+
+def _defrost(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    frozen = [d for d in h.domains if d.frozen]
+    name = random.choice(frozen).name if frozen else domain.name
+    return ev.DefrostRequested(when, name, when + random.choice((30.0, 300.0, 300.0, -1.0)))
+
+
+def _connected(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    away = [d for d in h.domains if d.agent_lost_at is not None and d.lifecycle is Lifecycle.UP]
+    return ev.AgentConnected(when, random.choice(away).name if away else domain.name)
+
+
+def _cleared(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    broken = [d for d in h.domains if d.fault]
+    return ev.FaultCleared(when, random.choice(broken).name if broken else domain.name)
+
+
+def _undrained(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    draining = [d for d in h.domains if d.draining]
+    return ev.DrainEnded(when, random.choice(draining).name if draining else domain.name)
+
+
+def _saved(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    saving = [d for d in h.domains if d.saving]
+    name = random.choice(saving).name if saving else domain.name
+    return ev.FreezeEnded(when, name, failed=random.choice(("", "", "disk full")))
+
+
+def _memory(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    matters = any(d.floor_mib or d.swap_mib for d in h.domains)
+    return ev.MemoryReported(when, domain.name, random.choice((0, 50, 300, -1)) if matters else 0)
+
+
+def _on_host(kind: type[ev.Event]) -> _Maker:
+    return lambda random, h, domain, when: kind(when)
+
+
+def _with_reason(kind: type[ev.DrainRequested] | type[ev.Faulted]) -> _Maker:
+    return lambda random, h, domain, when: kind(when, domain.name, "for a test")
+
+
+_HOW_OFTEN: dict[_Maker, float] = {
+    _claim: 40,
+    _launch: 25,
+    _release: 12,
+    _continue: 12,
+    _list: 8,
+    _books: 4,
+    _on_host(ev.TimerFired): 8,
+    _on_host(ev.HubLost): 0.5,
+    _unit(ev.AgentLost): 0.7,
+    _memory: 0.5,
+    _boot: 0.3,
+    _started: 0.3,
+    _unit(ev.DomainStopped): 0.7,
+    _unit(ev.FreezeRequested): 0.7,
+    _saved: 0.2,
+    _defrost: 0.3,
+    _unit(ev.ImageLost): 0.3,
+    _with_reason(ev.DrainRequested): 0.5,
+    _undrained: 0.2,
+    _with_reason(ev.Faulted): 0.5,
+    _cleared: 0.2,
+    _connected: 0.2,
+}
+_MAKERS, _WEIGHTS = list(_HOW_OFTEN), list(_HOW_OFTEN.values())

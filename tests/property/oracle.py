@@ -1,0 +1,197 @@
+"""DESIGN.md section 4 once more, read from its tables and sentences, to compare the core with.
+
+Nothing here calls the core: only the facts are read. Written for clearness, with no thought of speed.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from magrathea.core.model import Domain, Host, Job, JobClass, Kind, Lifecycle, Mode, State, Stopper
+
+LOW, PROTECTED, HIGH = JobClass.PREEMPTIBLE, JobClass.PROTECTED, JobClass.PRIORITY
+
+TAKES = {Kind.NORMAL: (LOW, PROTECTED), Kind.PRIORITY: (HIGH,), Kind.SERVICE: ()}
+
+
+def ours(job: Job) -> bool:
+    return job.stopper is Stopper.US
+
+
+def workers(h: Host) -> list[Domain]:
+    return [d for d in h.domains if d.kind in (Kind.NORMAL, Kind.PRIORITY)]
+
+
+def siblings(h: Host, d: Domain) -> list[Domain]:
+    return [s for s in workers(h) if s.name != d.name]
+
+
+def running(d: Domain) -> list[Job]:
+    return [j for j in d.jobs if not ours(j)]
+
+
+def job_stoppable(h: Host, d: Domain, j: Job) -> bool:
+    old = h.now >= j.run_since + h.limits.min_run_s
+    shielded_too_long = d.young_since is not None and h.now >= d.young_since + h.limits.young_s
+    capped = h.limits.max_preemptions > 0 and j.preemptions >= h.limits.max_preemptions
+    return (
+        j.cls is LOW and j.launched and (old or shielded_too_long) and not j.ending and j.stopper is None and not capped
+    )
+
+
+def stoppable(h: Host, d: Domain) -> bool:
+    if d.kind is not Kind.NORMAL or h.hub_lost or d.agent_lost_at is not None:
+        return False
+    if d.lifecycle is not Lifecycle.UP or d.fault:
+        return False
+    return all(ours(j) or job_stoppable(h, d, j) for j in d.jobs)
+
+
+def lingering(h: Host, d: Domain) -> bool:
+    return d.linger_until is not None and h.now < d.linger_until and not d.jobs
+
+
+def is_restored(d: Domain) -> bool:
+    return d.frozen and d.lifecycle is Lifecycle.BOOTING
+
+
+def saved(d: Domain) -> bool:
+    return d.frozen and d.lifecycle is not Lifecycle.BOOTING
+
+
+def unknown(h: Host, d: Domain) -> bool:
+    return d.agent_lost_at is not None and h.now >= d.agent_lost_at + h.limits.agent_silent_s
+
+
+# Counted hosts: shares.
+
+
+def cpus_for_jobs(h: Host) -> int:
+    return h.cpus - sum(d.cpus for d in h.domains if d.kind is Kind.SERVICE)
+
+
+def cpus_in_use(domains: list[Domain]) -> int:
+    return sum(j.cpus for d in domains for j in running(d))
+
+
+def reserved(h: Host) -> int:
+    return sum(d.cpus for d in workers(h) if saved(d))
+
+
+def kept_from(h: Host, d: Domain) -> int:
+    """CPUs of lingering siblings and of those on their way back."""
+    return sum(
+        s.linger_size.cpus if lingering(h, s) else s.cpus for s in siblings(h, d) if lingering(h, s) or is_restored(s)
+    )
+
+
+def share(h: Host, d: Domain, cls: JobClass) -> int:
+    own = min(cpus_for_jobs(h), d.cpus) - cpus_in_use([d])
+    if h.mode is Mode.EXCLUSIVE:
+        return max(0, own)
+    run = cpus_in_use(workers(h)) + kept_from(h, d)
+    stay = cpus_in_use([w for w in workers(h) if not stoppable(h, w)]) + kept_from(h, d)
+    n, r = cpus_for_jobs(h), reserved(h)
+    left = {PROTECTED: n - r - run, LOW: n - run, HIGH: n - r - stay}[cls]
+    if cls is not HIGH and any(ours(j) for w in workers(h) for j in w.jobs):
+        left = 0
+    return max(0, min(own, left))
+
+
+def free_for_priority(h: Host, d: Domain) -> int:
+    """What a priority job gets without stopping anybody; borrowers may keep what is reserved."""
+    return min(cpus_for_jobs(h) - cpus_in_use(workers(h)) - kept_from(h, d), share(h, d, HIGH))
+
+
+# Exclusive hosts: blockers.
+
+
+def unswappable(d: Domain, jobs: list[Job]) -> int:
+    if not jobs:
+        return 0
+    return max(0, sum(j.memory_mib for j in jobs) - d.swap_mib, d.unreclaimable_mib)
+
+
+def room_mib(h: Host, d: Domain) -> int:
+    """memory(domain) of the design: what siblings' floors and unswappable memory leave."""
+    left = h.memory_mib - sum(s.memory_mib for s in h.domains if s.kind is Kind.SERVICE)
+    for s in siblings(h, d):
+        if stoppable(h, s) or not running(s):
+            left -= s.floor_mib + unswappable(s, list(s.jobs))
+        else:
+            left -= s.floor_mib + sum(j.memory_mib for j in running(s))
+            left -= unswappable(s, [j for j in s.jobs if ours(j)])
+    return max(0, min(left, d.memory_mib) if d.memory_mib else left)
+
+
+def in_the_way(h: Host, d: Domain) -> list[Domain]:
+    if d.kind is Kind.NORMAL:
+        return [s for s in siblings(h, d) if s.jobs or lingering(h, s)]
+    return [s for s in siblings(h, d) if running(s)]
+
+
+def pushable(h: Host, d: Domain) -> bool:
+    """A priority domain's blockers can all be stopped, and what stays of them leaves it its floor."""
+    return all(stoppable(h, s) for s in in_the_way(h, d)) and room_mib(h, d) >= d.floor_mib
+
+
+# The table.
+
+
+def state(h: Host, d: Domain) -> State:
+    if saved(d):
+        return State.FROZEN
+    if d.lifecycle is Lifecycle.DOWN:
+        return State.DOWN
+    if d.lifecycle is Lifecycle.BOOTING:
+        return State.BOOTING
+    if unknown(h, d):
+        return State.UNKNOWN
+    if d.fault:
+        return State.FAULT
+    if any(ours(j) for j in d.jobs):
+        return State.PREEMPTED
+    if d.draining or d.saving:
+        return State.DRAINING
+    if d.jobs and d.kind is Kind.PRIORITY:
+        return State.RUNNING_PRIORITY
+    if d.jobs:
+        return State.RUNNING_PREEMPTIBLE if all(job_stoppable(h, d, j) for j in d.jobs) else State.RUNNING
+    if h.mode is Mode.EXCLUSIVE:
+        if d.kind is not Kind.SERVICE and not in_the_way(h, d):
+            return State.FREE
+        return State.WOULD_PREEMPT if d.kind is Kind.PRIORITY and pushable(h, d) else State.OCCUPIED
+    if d.kind is Kind.PRIORITY:
+        if free_for_priority(h, d) >= 1:
+            return State.FREE
+        return State.WOULD_PREEMPT if share(h, d, HIGH) >= 1 else State.OCCUPIED
+    return State.FREE if any(share(h, d, c) >= 1 for c in TAKES[d.kind]) else State.OCCUPIED
+
+
+OPEN = {State.RUNNING_PRIORITY, State.RUNNING_PREEMPTIBLE, State.RUNNING, State.FREE, State.WOULD_PREEMPT}
+
+
+def accepts(h: Host, d: Domain) -> set[JobClass]:
+    if any(x.lifecycle is Lifecycle.BOOTING or x.fault for x in h.domains) or state(h, d) not in OPEN:
+        return set()
+    classes = {c for c in TAKES[d.kind] if share(h, d, c) >= 1}
+    if h.mode is Mode.COUNTED:
+        return classes
+    if d.kind is Kind.PRIORITY:
+        return classes if pushable(h, d) else set()
+    if in_the_way(h, d):
+        return set()
+    return classes - {PROTECTED} if any(saved(s) for s in siblings(h, d)) else classes
+
+
+def best_victims(h: Host, d: Domain, cpus: int) -> tuple[str, ...]:
+    """On a counted host, memory aside: who is preempted for a priority job of so many CPUs in `d`."""
+    need = cpus - free_for_priority(h, d)
+    if need <= 0:
+        return ()
+    candidates = [w for w in workers(h) if running(w) and stoppable(h, w)]
+    sets = [c for n in range(len(candidates) + 1) for c in itertools.combinations(candidates, n)]
+    enough = [c for c in sets if cpus_in_use(list(c)) >= need]
+    return min(
+        (cpus_in_use(list(c)) - need, len(c), sum(w.preempted_s for w in c), tuple(w.name for w in c)) for c in enough
+    )[-1]

@@ -1,0 +1,267 @@
+"""Whatever happens to a host, in whatever order: what must hold after each event (world.py) holds.
+
+Rules are kinds of events; hypothesis chooses and shrinks them. `make test` runs a few thousand examples; a longer
+run of the same invariants is `python -m bench.core_events`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from magrathea.core import allocation, states
+from magrathea.core import events as ev
+from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Lifecycle, Limits, Mode, State
+
+from .generate import CLASS_FOR, LIMITS, NAMES, a_host, an_event
+from .world import World
+
+START = 1_000.0
+KINDS = st.sampled_from((Kind.NORMAL, Kind.PRIORITY, Kind.SERVICE))
+INDEX = st.integers(0, 5)
+STEP_S = st.sampled_from((0.0, 0.5, 3.0, 5.0, 16.0, 31.0, 61.0, 300.0))
+JOB_ID = st.sampled_from(("1", "2", "3", "4"))
+RUN = st.sampled_from((1, 1, 1, 2, 3))
+CPUS = st.sampled_from((1, 2, 3, 4, 8, 0, -1, 99))
+MIB = st.sampled_from((0, 0, 100, 700, 2_000, -5))
+
+
+@st.composite
+def domains(draw: st.DrawFn, name: str, host_cpus: int) -> Domain:
+    kind = draw(KINDS)
+    if kind is Kind.SERVICE:
+        cpus = draw(st.integers(0, 1)) if host_cpus > 6 else 0
+        return Domain(name, kind, cpus, lifecycle=Lifecycle.UP, agent_lost_at=None)
+    domain = Domain(
+        name,
+        kind,
+        draw(st.sampled_from((host_cpus, max(1, host_cpus // 2)))),
+        floor_mib=draw(st.sampled_from((0, 0, 100, 500))),
+        swap_mib=draw(st.sampled_from((0, 4_000))),
+    )
+    frozen = kind is Kind.PRIORITY and draw(st.sampled_from((False, False, True)))
+    if frozen:
+        return replace(domain, frozen=True, agent_lost_at=START)
+    return replace(domain, lifecycle=Lifecycle.UP, agent_lost_at=None)
+
+
+@st.composite
+def hosts(draw: st.DrawFn) -> Host:
+    cpus, mode = draw(st.sampled_from((2, 4, 8))), draw(st.sampled_from(tuple(Mode)))
+    built = tuple(draw(domains(name, cpus)) for name in NAMES[: draw(st.integers(1, 6))])
+    limits: Limits = draw(st.sampled_from(LIMITS))
+    return Host("h1", mode, cpus, 4_000, built, limits, now=START)
+
+
+class AnyEvents(RuleBasedStateMachine):
+    """Events of every kind, aimed at what is there more often than not."""
+
+    world: World
+
+    @initialize(host=hosts())
+    def begin(self, host: Host) -> None:
+        self.world = World(host, thorough=False)
+
+    def domain(self, index: int) -> Domain:
+        return self.world.host.domains[index % len(self.world.host.domains)]
+
+    def jobs(self, *, launched: bool | None = None) -> list[tuple[str, JobKey]]:
+        all_jobs = ((d, j) for d in self.world.host.domains for j in d.jobs)
+        return [(d.name, j.key) for d, j in all_jobs if launched is None or j.launched is launched]
+
+    @property
+    def now(self) -> float:
+        return self.world.host.now
+
+    # Jobs.
+
+    @rule(step=STEP_S, index=INDEX, id=JOB_ID, run=RUN, cpus=CPUS, mib=MIB, protected=st.booleans())
+    def claim(self, step: float, index: int, id: str, run: int, cpus: int, mib: int, protected: bool) -> None:
+        domain = self.domain(index)
+        classes = CLASS_FOR[domain.kind]
+        cls = classes[-1] if protected else classes[0]
+        self.world.do(ev.Claimed(self.now + step, domain.name, JobKey(id, run), cls, cpus, mib))
+
+    @rule(index=INDEX, id=JOB_ID, cpus=st.integers(1, 4))
+    def claim_where_it_is_invited(self, index: int, id: str, cpus: int) -> None:
+        h = self.world.host
+        inviting = [(d, c) for d in h.domains for c in states.accepts(h, d)]
+        inviting = [(d, c) for d, c in inviting if states.state_of(h, d) is State.WOULD_PREEMPT] or inviting
+        if inviting:
+            domain, cls = inviting[index % len(inviting)]
+            self.world.do(ev.Claimed(self.now, domain.name, JobKey(id, 1), cls, cpus))
+
+    @rule(index=INDEX, cls=st.sampled_from(tuple(JobClass)), name=st.sampled_from(("nowhere", *NAMES)))
+    def absurd_claim(self, index: int, cls: JobClass, name: str) -> None:
+        self.world.do(ev.Claimed(self.now, name, JobKey("odd", 1), cls, 1))
+
+    @precondition(lambda self: self.jobs(launched=False))
+    @rule(index=INDEX, old=st.booleans())
+    def launch(self, index: int, old: bool) -> None:
+        name, key = self.jobs(launched=False)[index % len(self.jobs(launched=False))]
+        self.world.do(ev.JobLaunched(self.now, name, key))
+        if old:
+            self.world.do(ev.TimerFired(self.now + 10))
+
+    @precondition(lambda self: self.jobs())
+    @rule(step=STEP_S, index=INDEX)
+    def release(self, step: float, index: int) -> None:
+        name, key = self.jobs()[index % len(self.jobs())]
+        self.world.do(ev.Released(self.now + step, name, key))
+
+    @rule(index=INDEX, id=JOB_ID, run=RUN)
+    def absurd_release_and_launch(self, index: int, id: str, run: int) -> None:
+        self.world.do(ev.Released(self.now, self.domain(index).name, JobKey(id, run)))
+        self.world.do(ev.JobLaunched(self.now, self.domain(index).name, JobKey(id, run)))
+
+    @precondition(lambda self: any(d.stopped for d in self.world.host.domains))
+    @rule(step=STEP_S)
+    def continue_what_may_go_on(self, step: float) -> None:
+        h = self.world.host
+        wanted = allocation.wanted_stopped(h)
+        for name, key in [(d.name, j.key) for d in h.domains for j in d.stopped if (d.name, j.key) not in wanted]:
+            self.world.do(ev.JobContinued(self.now + step, name, key))
+
+    @precondition(lambda self: self.jobs())
+    @rule(index=INDEX)
+    def continue_what_must_not(self, index: int) -> None:
+        name, key = self.jobs()[index % len(self.jobs())]
+        if (name, key) in allocation.wanted_stopped(self.world.host):
+            before = self.world.host
+            self.world.do(ev.JobContinued(self.now, name, key))
+            assert self.world.host == before
+
+    @rule(step=STEP_S, index=INDEX, lacks=INDEX, odd=st.sampled_from(("", "", "ending", "suspended", "stranger")))
+    def list_jobs(self, step: float, index: int, lacks: int, odd: str) -> None:
+        domain = self.domain(index)
+        listed = [
+            ev.ReportedJob(
+                j.key, j.cpus, j.memory_mib, suspended=j.booked or odd == "suspended", ending=odd == "ending"
+            )
+            for i, j in enumerate(domain.jobs)
+            if i != lacks
+        ]
+        if odd == "stranger":
+            listed.append(ev.ReportedJob(JobKey("stranger", 1), 2, 50))
+        self.world.do(ev.JobsReported(self.now + step, domain.name, tuple(listed)))
+
+    @rule(booked=st.booleans(), held=st.sampled_from((False, False, True)), index=INDEX)
+    def books(self, booked: bool, held: bool, index: int) -> None:
+        jobs = self.jobs()
+        entries = [ev.Booking(key, booked, held and i == index) for i, (_, key) in enumerate(jobs)]
+        self.world.do(ev.BooksReported(self.now, tuple(entries)))
+
+    # Domains and host.
+
+    @rule(step=STEP_S)
+    def time_goes_on(self, step: float) -> None:
+        self.world.do(ev.TimerFired(self.now + step))
+
+    @rule(step=STEP_S, index=INDEX, up=st.booleans(), after=STEP_S)
+    def go_down_and_boot(self, step: float, index: int, up: bool, after: float) -> None:
+        name = self.domain(index).name
+        self.world.do(ev.DomainStopped(self.now + step, name))
+        self.world.do(ev.DomainBooting(self.now, name, self.now + 300))
+        self.world.do(ev.TimerFired(self.now + after))
+        if up:
+            self.world.do(ev.DomainStarted(self.now, name))
+            self.world.do(ev.AgentConnected(self.now, name))
+
+    @rule(
+        index=INDEX,
+        what=st.sampled_from(
+            (
+                ev.DomainStarted,
+                ev.DomainStopped,
+                ev.ImageLost,
+                ev.FreezeRequested,
+                ev.FreezeEnded,
+                ev.DrainEnded,
+                ev.FaultCleared,
+                ev.AgentConnected,
+            )
+        ),
+    )
+    def out_of_the_blue(self, index: int, what: type[ev.DomainEvent]) -> None:
+        self.world.do(what(self.now, self.domain(index).name))
+
+    @rule(step=STEP_S, index=INDEX, back_after=st.sampled_from((0.0, 10.0, 40.0)))
+    def lose_the_agent(self, step: float, index: int, back_after: float) -> None:
+        name = self.domain(index).name
+        self.world.do(ev.AgentLost(self.now + step, name))
+        self.world.do(ev.AgentConnected(self.now + back_after, name))
+
+    @rule(index=INDEX, after=STEP_S, failed=st.sampled_from(("", "disk full")))
+    def freeze(self, index: int, after: float, failed: str) -> None:
+        name = self.domain(index).name
+        self.world.do(ev.FreezeRequested(self.now, name))
+        self.world.do(ev.FreezeEnded(self.now + after, name, failed))
+
+    @rule(index=INDEX, after=STEP_S, works=st.booleans())
+    def defrost(self, index: int, after: float, works: bool) -> None:
+        frozen = [d for d in self.world.host.domains if d.frozen]
+        name = frozen[index % len(frozen)].name if frozen else self.domain(index).name
+        self.world.do(ev.DefrostRequested(self.now, name, self.now + 60))
+        if works:
+            self.world.do(ev.DomainStarted(self.now + after, name))
+            self.world.do(ev.AgentConnected(self.now, name))
+
+    @rule(index=INDEX, after=STEP_S, what=st.sampled_from(("drain", "fault")))
+    def take_out_and_put_back(self, index: int, after: float, what: str) -> None:
+        name = self.domain(index).name
+        begin = ev.DrainRequested if what == "drain" else ev.Faulted
+        end = ev.DrainEnded if what == "drain" else ev.FaultCleared
+        self.world.do(begin(self.now, name, "for a test"))
+        self.world.do(end(self.now + after, name))
+
+    @rule(after=STEP_S)
+    def lose_the_hub(self, after: float) -> None:
+        self.world.do(ev.HubLost(self.now))
+        self.world.do(ev.TimerFired(self.now + after))
+        self.world.do(ev.HubFound(self.now))
+
+    @rule(index=INDEX, mib=st.sampled_from((0, 50, 300, -1)))
+    def memory(self, index: int, mib: int) -> None:
+        self.world.do(ev.MemoryReported(self.now, self.domain(index).name, mib))
+
+    # What must make no difference.
+
+    @rule(agents_back=st.booleans())
+    def restart_the_daemon(self, agents_back: bool) -> None:
+        self.world.restart(agents_back=agents_back)
+
+    @rule(seed=st.integers(0, 2**16))
+    def swap_two_events(self, seed: int) -> None:
+        random, h = Random(seed), self.world.host
+        for _ in range(3):
+            self.world.swap(an_event(random, h, h.now), an_event(random, h, h.now))
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.calm_down()
+
+
+AnyEvents.TestCase.settings = settings(
+    max_examples=2_000,
+    stateful_step_count=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+TestAnyEvents = pytest.mark.timeout(600)(AnyEvents.TestCase)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", range(8))
+def test_long_histories_of_random_events(seed: int) -> None:
+    """Longer than hypothesis tries, with every claim asked for after each event."""
+    random = Random(seed)
+    for _ in range(10):
+        world = World(a_host(random))
+        for _ in range(40):
+            world.do(an_event(random, world.host))
+        world.calm_down()
