@@ -1,0 +1,33 @@
+"""What the documents name is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy" / "README.md", ROOT / "README.md"]
+SOURCES = {
+    path.name for folder in ("magrathea", "node_daemon", "scheduler_plugin", "tests", "bench", "deploy")
+    for path in (ROOT / folder).rglob("*") if path.is_file()
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_links_of_a_document_exist(document: Path) -> None:
+    text = document.read_text()
+    named = set(re.findall(r"`([\w./]+\.(?:py|toml|json|service))`", text))
+    assert not {name for name in named if Path(name).name not in SOURCES and not (ROOT / name).exists()}
+    links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link}
+    assert not {link for link in links - {""} if not (document.parent / link).exists()}
+
+
+def test_the_files_map_names_every_module_that_a_reader_may_look_for() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    found = [*(ROOT / "magrathea" / "core").glob("*.py"), *(ROOT / "node_daemon").rglob("*.py")]
+    found += [*(ROOT / "scheduler_plugin" / "hub").glob("*.py"), *(ROOT / "scheduler_plugin" / "pbs").glob("*.py")]
+    # Set-up around the parts: command lines, configuration, clocks, keys, pools of threads.
+    beside = {"__init__.py", "main.py", "configuration.py", "clock.py", "crash.py", "scripts.py", "keys.py", "pool.py"}
+    assert not {path.name for path in found} - beside - set(re.findall(r"(\w+\.py)", text))
