@@ -190,6 +190,7 @@ class Daemon:
         return snapshots.Beside(
             boot_id=self.boot_id,
             actual=self.switch.actual(),
+            read=self.switch.read,
             since=self._since,
             vnodes={name: self.configuration.vnode(name) for name in self.configuration.domain},
             by=self._by,

@@ -13,15 +13,18 @@ from magrathea.core.model import Domain, Host, Job, JobKey
 from magrathea.core.states import accepts, published, rank, state_of, why
 from magrathea.messages import DomainReport, JobReport, Snapshot
 
+from .hypervisor import base
 from .journal import Since
 
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What a snapshot says beside the facts. `by`: what each stopped job was preempted for."""
+    """What a snapshot says beside the facts. `actual`: what is so in the plan's figures, `read`: in the driver's own,
+    which may be coarser; `by`: what each stopped job was preempted for."""
 
     boot_id: str
     actual: Mapping[str, plan.ActualDomain] = field(default_factory=dict)
+    read: Mapping[str, base.ActualDomain] = field(default_factory=dict)
     since: Mapping[str, Since] = field(default_factory=dict)
     vnodes: Mapping[str, str] = field(default_factory=dict)
     by: Mapping[tuple[str, JobKey], str] = field(default_factory=dict)
@@ -56,7 +59,7 @@ def _domain(
     host: Host, domain: Domain, beside: Beside, wanted: frozenset[tuple[str, JobKey]], want: plan.Want | None
 ) -> DomainReport:
     size = published(host, domain)
-    actual = beside.actual.get(domain.name)
+    read = beside.read.get(domain.name)
     state = state_of(host, domain)
     since = beside.since.get(domain.name)
     return DomainReport(
@@ -71,9 +74,9 @@ def _domain(
         ncpus=max(0, size.cpus),
         mem_mib=max(0, size.mib),
         jobs=[_job(host, domain, job, beside, wanted) for job in domain.jobs],
-        cpu_percent=actual.cpu_percent if actual else None,
+        cpu_percent=read.cpu_percent if read else None,
         want_cpu_percent=want.cpu_percent if want else None,
-        memory_mib=actual.memory_mib if actual else None,
+        memory_mib=read.memory_mib if read else None,
         want_memory_mib=max(0, want.memory_mib) if want and want.memory_mib is not None else None,
         preempted_s=domain.preempted_s,
         agent=domain.agent_lost_at is None,
