@@ -165,9 +165,7 @@ def _hook_changes(now: Present, wish: Wish) -> list[Change]:
                 command = f"import hook {name} {content_type} default {{file}}"
                 found.append(Change(f"import the {what} of hook {name}", command, content))
         for attribute, value in {**attributes, "order": SITE_HOOKS_LAST, "enabled": "true"}.items():
-            if have is None or not _same(attribute, have.get(attribute), value):
-                command = f'set hook {name} {attribute} = "{value}"'
-                found.append(Change(command, command))
+            found += _setting(f"hook {name}", have or {}, attribute, value)
     if not wish.memory_moves and "magrathea_prologue" in now.hooks:
         found.append(Change("delete hook magrathea_prologue: no memory moves", "delete hook magrathea_prologue"))
     return found

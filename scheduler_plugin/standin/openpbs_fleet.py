@@ -39,7 +39,7 @@ class OpenPbsCluster:
         self.pbs = Cluster([domain.name for _, domain in fleet.domains_of(self.hosts)])
         self.directory = self.pbs.base
         self.parts: dict[str, Process] = {}
-        self._environment = {"PYTHONPATH": str(fleet.ROOT), "PYTHONUNBUFFERED": "1"}
+        self.environment = {"PYTHONPATH": str(fleet.ROOT), "PYTHONUNBUFFERED": "1"}
 
     def __enter__(self) -> OpenPbsCluster:
         try:
@@ -60,6 +60,7 @@ class OpenPbsCluster:
         self.pbs.start()
         progress("magrathea pbs install: resources, hooks, queues")
         self.install()
+        self._for_short_jobs()
         self._write_configuration()
         progress("the hub beside the server, a node daemon per host, an agent in every domain")
         for name in ["hub", *(f"noded-{host.name}" for host in self.hosts)]:
@@ -77,11 +78,14 @@ class OpenPbsCluster:
         self.pbs.stop()
 
     def install(self) -> str:
-        """`magrathea pbs install` as an admin runs it; what it printed. All MoMs have the hook afterwards."""
+        """`magrathea pbs install` as an admin runs it; what it printed. Safe to repeat."""
         code = "from scheduler_plugin.install_cli import pbs; pbs()"
         argv = [sys.executable, "-c", code, "install", "--priority", "high", "--preemptible", "low"]
         argv += [word for domain in self.pbs.moms for word in ("--vnode", domain)]
-        said = self.pbs.run(HEAD, argv, env=self._environment, timeout=60).stdout
+        return self.pbs.run(HEAD, argv, env=self.environment, timeout=60).stdout
+
+    def _for_short_jobs(self) -> None:
+        """More lists of jobs, a queue of protected ones; all MoMs have the hook afterwards."""
         self.pbs.qmgr(
             f"set hook magrathea_mom freq={PERIODIC_S}\ncreate queue normal queue_type=Execution\n"
             "set queue normal enabled=True\nset queue normal started=True"
@@ -89,7 +93,6 @@ class OpenPbsCluster:
         for mom in self.pbs.moms:
             file = self.pbs.pbs_home(mom) / "mom_priv/hooks/magrathea_mom.PY"
             self.pbs.wait(file.exists, f"MoM's hook at {mom}", START_S)
-        return said
 
     def _write_configuration(self) -> None:
         here = self.directory
@@ -130,7 +133,7 @@ class OpenPbsCluster:
             "agent": ("node_daemon.agent", of, "/etc/magrathea/agent.json"),
         }[kind]
         argv = [sys.executable, "-m", module, "--config", config]
-        self.parts[name] = self.pbs.spawn(machine, name, argv, env=self._environment)
+        self.parts[name] = self.pbs.spawn(machine, name, argv, env=self.environment)
         return self.parts[name]
 
     def wait_free(self, hosts: Iterable[HostSpec] = ()) -> None:

@@ -1,0 +1,167 @@
+"""Parts that die in the middle of a preemption: everything converges, no job is lost, none is left stopped."""
+
+from __future__ import annotations
+
+import pytest
+
+from scheduler_plugin.standin.fleet import EXCLUSIVE
+from scheduler_plugin.standin.openpbs_cluster import HEAD
+from scheduler_plugin.standin.openpbs_fleet import OpenPbsCluster
+from scheduler_plugin.standin.scenarios import (
+    goes_on,
+    stands_still,
+    wait,
+    wait_all_free,
+    wait_domain,
+    wait_right_end,
+    wait_running,
+    wait_state,
+    wait_stoppable,
+)
+
+from .test_preemption import LONG
+
+STEPS = 100
+
+
+def preempted(fleet: OpenPbsCluster) -> tuple[str, str]:
+    """A low job that is S, and the priority job that it is stopped for."""
+    low = fleet.submit("low", STEPS)
+    wait_running(fleet, low)
+    wait_stoppable(fleet, "n1")
+    high = fleet.submit("high", LONG)
+    wait_running(fleet, high)
+    wait_state(fleet, low, "S")
+    return low, high
+
+
+def restart_server(fleet: OpenPbsCluster) -> None:
+    fleet.pbs.kill_server()
+    fleet.pbs.start_server()
+
+
+def test_the_hub_is_killed_while_a_job_is_preempted(fleet: OpenPbsCluster) -> None:
+    """The stop is booked in PBS, so it ends with the hub's admin-resume, and not before."""
+    with fleet.only(EXCLUSIVE):
+        low, high = preempted(fleet)
+        fleet.parts["hub"].kill()
+        fleet.delete(high)
+        wait_state(fleet, high, "F")
+        step = stands_still(fleet, low)
+        fleet.start_part("hub")
+        goes_on(fleet, low, step)
+        wait_right_end(fleet, low, STEPS)
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+def test_the_pbs_server_is_restarted_while_a_job_is_preempted(fleet: OpenPbsCluster) -> None:
+    with fleet.only(EXCLUSIVE):
+        low, high = preempted(fleet)
+        restart_server(fleet)
+        wait_state(fleet, low, "S")
+        step = stands_still(fleet, low)
+        fleet.delete(high)
+        goes_on(fleet, low, step)
+        wait_right_end(fleet, low, STEPS)
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+def test_the_hub_is_killed_and_pbs_restarted_while_a_job_is_preempted(fleet: OpenPbsCluster) -> None:
+    with fleet.only(EXCLUSIVE):
+        low, high = preempted(fleet)
+        fleet.parts["hub"].kill()
+        restart_server(fleet)
+        fleet.start_part("hub")
+        wait_state(fleet, low, "S")
+        step = stands_still(fleet, low)
+        fleet.delete(high)
+        goes_on(fleet, low, step)
+        wait_right_end(fleet, low, STEPS)
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+@pytest.mark.parametrize("parts", [["noded-h1"], ["agent-n1"], ["noded-h1", "agent-n1", "agent-p1"]], ids="+".join)
+def test_parts_of_the_host_are_killed_while_a_job_is_preempted(fleet: OpenPbsCluster, parts: list[str]) -> None:
+    with fleet.only(EXCLUSIVE):
+        low, high = preempted(fleet)
+        for part in parts:
+            fleet.parts[part].kill()
+        step = stands_still(fleet, low)
+        for part in parts:
+            fleet.start_part(part)
+        wait_domain(fleet, "n1", "preempted")
+        assert fleet.counter(low) == step
+        fleet.delete(high)
+        goes_on(fleet, low, step)
+        wait_right_end(fleet, low, STEPS)
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+def test_without_its_hub_nothing_new_is_preempted(fleet: OpenPbsCluster) -> None:
+    with fleet.only(EXCLUSIVE):
+        low = fleet.submit("low", LONG)
+        wait_running(fleet, low)
+        wait_stoppable(fleet, "n1")
+        fleet.parts["hub"].kill()
+        journal = fleet.parts["noded-h1"].log
+        wait(fleet, "the daemon misses its hub", lambda: "hub" in journal.read_text().rpartition("\n")[0][-400:])
+        high = fleet.submit("high", 20)
+        wait_state(fleet, high, "W")  # the claim was refused, with a later execution time
+        assert fleet.jobs()[low].state == "R"
+        step = fleet.counter(low)
+        goes_on(fleet, low, step)
+        fleet.start_part("hub")
+        wait_state(fleet, low, "S")
+        wait_right_end(fleet, high, 20)
+        wait_state(fleet, low, "R")
+        fleet.delete(low)
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+def test_a_domain_without_its_agent_starts_nothing_and_the_job_comes_back_by_itself(fleet: OpenPbsCluster) -> None:
+    with fleet.only(EXCLUSIVE):
+        fleet.parts["agent-p1"].kill()
+        high = fleet.submit("high", 10, select="1:ncpus=1:host=p1")
+        wait(fleet, "it is not held", lambda: fleet.jobs()[high].state in "WQ")
+        assert fleet.counter(high) == 0
+        fleet.start_part("agent-p1")
+        view = wait_state(fleet, high, "F", 60)
+        assert view.exit_status == 0
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+def test_a_stale_publication_is_caught_by_the_runjob_hook(fleet: OpenPbsCluster) -> None:
+    """An admin's slip of the hand lets the scheduler try what may not be; the hook sees what runs this moment."""
+    with fleet.only(EXCLUSIVE):
+        protected = fleet.submit("normal", LONG)
+        wait_running(fleet, protected)
+        wait_domain(fleet, "n1", "running")
+        wait(fleet, "p1 accepts none", lambda: fleet.vnodes()["p1"].accepts == ("none",))
+        fleet.pbs.qmgr("set node p1 resources_available.magrathea_accepts=priority")
+        high = fleet.submit("high", 10)
+        wait(fleet, "the reason is in its comment", lambda: "host-busy" in fleet.jobs()[high].comment)
+        assert fleet.jobs()[high].state == "Q"
+        assert fleet.jobs()[high].run_version == 0
+        assert fleet.jobs()[protected].state == "R"
+        fleet.delete(high)
+        fleet.delete(protected)
+        fleet.parts["hub"].kill()
+        fleet.start_part("hub")  # at its start it mends what is not as it should be
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+def test_the_set_up_can_be_repeated(fleet: OpenPbsCluster) -> None:
+    again = fleet.install().splitlines()
+    try:
+        assert again in (['set hook magrathea_mom freq = "15" (was 5)', "1 changes"], ["nothing to change"])
+        assert fleet.install() == "nothing to change\n"
+    finally:
+        fleet.pbs.qmgr("set hook magrathea_mom freq=5")
+
+
+def test_users_cannot_ask_for_a_class(fleet: OpenPbsCluster) -> None:
+    refused = fleet.pbs.run(
+        HEAD, ["qsub", "-l", "select=1:magrathea_accepts=priority", "--", "/bin/true"], user="bob", check=False
+    )
+    assert refused.returncode != 0
+    assert "magrathea_accepts" in refused.stderr
