@@ -215,7 +215,7 @@ def step(key: JobKey, entry: Entry | None, wish: Wish, truth: Truth | None, now:
     if entry is None:
         taken_over = wish.booked and truth is not None and truth.maintenance and _suspended(key, job)
         if taken_over:
-            entry = Entry(id=key.id, run=key.run, asked_at=now, commented=True)
+            entry = Entry(id=key.id, run=key.run, asked_at=now, booked=True, commented=True)
         elif wish.stop:
             entry = Entry(id=key.id, run=key.run)
         else:
@@ -261,6 +261,8 @@ def _observed(entry: Entry, wish: Wish, truth: Truth, now: float) -> Entry:
     if job.suspended:
         if entry.asked_at is None:
             return entry  # somebody else's
+        if not entry.booked and entry.stopped_at is None:
+            entry = replace(entry, stopped_at=wish.stopped_at)
         entry = replace(entry, booked=True, seen_at=max(entry.seen_at, truth.at))
         return _owed(entry, job, truth.at)
     if entry.booked:  # resumed, by us or by somebody
@@ -337,10 +339,10 @@ def learned(entry: Entry, outcome: Outcome) -> Step:
     """The entry after an action, with the time of the next one; PBS's truth is the outcome's `after`."""
     action, error, now = outcome.action, outcome.error, outcome.at
     if error is None:
-        wait_s = (
-            0.0 if isinstance(action, SetComment | SetWalltime) else RETRY_FIRST_S if outcome.done else RETRY_STARTING_S
-        )
-        entry = replace(entry, tries=0, not_before=now + wait_s)
+        wait_until = entry.not_before if isinstance(action, Look) else now + _pause_s(outcome)
+        if isinstance(action, Look) and now >= entry.doubt_until and outcome.after and outcome.after.state == "R":
+            wait_until = now  # whoever had suspended it has resumed it
+        entry = replace(entry, tries=0, not_before=wait_until)
     match action:
         case Suspend():
             return _suspend_learned(entry, outcome)
@@ -352,7 +354,7 @@ def learned(entry: Entry, outcome: Outcome) -> Step:
             entry = replace(entry, comment="" if restored else entry.comment, commented=not restored)
             notes = (f"job {entry.key}: comment not set: {error}",) if error else ()
             return Step(entry, None, notes)
-        case SetWalltime() if error is None or entry.tries >= 5:
+        case SetWalltime() if error is None or not error.transient or entry.tries >= 5:
             given_up = (f"ALERT job {entry.key}: walltime not set to {action.seconds} s: {error}",) if error else ()
             return Step(replace(entry, walltime_s=None, tries=0), None, given_up)
         case Requeue() if error is not None and error.transient:

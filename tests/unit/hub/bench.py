@@ -1,0 +1,101 @@
+"""A farm, a fake PBS and a clock that only tests move: what the hub's shell does, without threads or sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from magrathea.messages import BookEntry, DomainReport
+from scheduler_plugin.hub.books import Action, Entry, Outcome
+from scheduler_plugin.hub.farm import Farm
+from scheduler_plugin.hub.perform import perform
+from scheduler_plugin.pbs.base import PbsError
+
+from .builders import NOW, snapshot
+from .fake_pbs import FakePbs
+
+
+class Hub:
+    """`at` is the time on both clocks. Actions are carried out at once by `settle`, or one by one by the test."""
+
+    def __init__(self, pbs: FakePbs, entries: Iterable[Entry] = (), at: float = NOW, *, read: bool = True) -> None:
+        self.pbs = pbs
+        self.at = at
+        self.farm = Farm(entries, at)
+        self.notes: list[str] = []
+        self.done: list[Action] = []
+        self.revisions: dict[str, int] = {}
+        if read:
+            self.read()
+
+    def read(self) -> None:
+        """A comparison with PBS."""
+        connection = self.pbs.connect()
+        self.farm.read_vnodes(connection.vnodes(), connection.server())
+        self.farm.read_jobs(connection.jobs(), self.at)
+
+    def says(self, host: str, *domains: DomainReport) -> None:
+        """A host's next snapshot."""
+        self.revisions[host] = self.revisions.get(host, 0) + 1
+        made = snapshot(*domains, host=host, revision=self.revisions[host], at=self.at)
+        self.farm.snapshot(made, self.at, self.at)
+        wanted, _ = self.farm.publication(self.at, host)
+        for name, attributes in wanted.items():
+            self.pbs.connect().set_vnode(name, attributes)
+
+    def actions(self) -> list[Action]:
+        found, notes = self.farm.actions(self.at)
+        self.notes += notes
+        return found
+
+    def carry_out(self, action: Action) -> Outcome:
+        """In PBS, but the farm does not know yet."""
+        self.done.append(action)
+        try:
+            outcome = perform(self.pbs.connect(), action)
+        except PbsError as error:
+            outcome = Outcome(action, False, False, None, None, self.at, error)
+        return Outcome(
+            action, outcome.done, outcome.looked, outcome.before, outcome.after, self.at, outcome.error
+        )  # on the test's clock
+
+    def tell(self, outcome: Outcome) -> None:
+        self.notes += self.farm.outcome(outcome)
+
+    def settle(self, until_s: float = 0.0) -> list[Action]:
+        """Carry out all that is due, for `until_s` seconds in which nothing else happens; what was done."""
+        before = len(self.done)
+        end = self.at + until_s
+        for _ in range(10_000):
+            actions = self.actions()
+            for action in actions:
+                self.tell(self.carry_out(action))
+            if actions:
+                continue
+            due = self.farm.next_due()
+            if due is None or due > end:
+                self.at = max(self.at, end)
+                return self.done[before:]
+            self.at = max(self.at, due)
+        raise AssertionError(f"never at rest: {self.done[-5:]}")
+
+    def after(self, seconds: float) -> list[Action]:
+        """Time goes on, with comparisons as the hub does them; what was done."""
+        before = len(self.done)
+        end = self.at + seconds
+        while self.at < end:
+            self.settle(min(60.0, end - self.at))
+            for host, heard in self.farm.hosts.items():
+                if heard.live:
+                    self.farm.heartbeat(host, heard.snapshot.boot_id, heard.snapshot.revision, self.at)
+            self.read()
+        self.settle()
+        return self.done[before:]
+
+    def books(self, host: str = "h1") -> list[tuple[str, bool, bool]]:
+        """(job, booked, held) of each job that the host is told of."""
+        entries: list[BookEntry] | None = self.farm.books(host)
+        assert entries is not None
+        return [(entry.id, entry.booked, entry.held) for entry in entries]
+
+    def state(self, id: str = "1.srv") -> str:
+        return self.pbs.jobs[id].state

@@ -1,0 +1,123 @@
+"""Hosts, jobs and a PBS in one line each, for the hub's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from magrathea.core.model import JobClass, Kind, Mode, State
+from magrathea.messages import DomainReport, JobReport, Snapshot
+from scheduler_plugin.pbs.base import PbsJob, Vnode
+
+NOW = 1_800_000_000.0
+
+
+def report(
+    id: str = "1.srv",
+    run: int = 1,
+    *,
+    stop: bool = False,
+    ready: bool = False,
+    stopped_since: float | None = None,
+    booked: bool = False,
+    requeue: bool = False,
+    stopper: str | None = None,
+    held_elsewhere: bool = False,
+) -> JobReport:
+    if stopper is None and stopped_since is not None:
+        stopper = "us"
+    return JobReport(
+        id=id,
+        run=run,
+        cls=JobClass.PREEMPTIBLE,
+        cpus=1,
+        memory_mib=0,
+        claimed_at=NOW - 100,
+        confirmed=True,
+        stop=stop,
+        ready=ready,
+        requeue=requeue,
+        stopped_since=stopped_since,
+        stopper=stopper,
+        preempted_by="9.srv" if stop else "",
+        booked=booked,
+        held_elsewhere=held_elsewhere,
+    )
+
+
+def stopped(id: str = "1.srv", run: int = 1, *, since: float = NOW, booked: bool = False) -> JobReport:
+    """A job that its host wants stopped and has stopped."""
+    return report(id, run, stop=True, stopped_since=since, booked=booked)
+
+
+def given_back(id: str = "1.srv", run: int = 1) -> JobReport:
+    """A job that its host has stopped, wants stopped no more, and is ready to continue."""
+    return report(id, run, ready=True, stopped_since=NOW, booked=True)
+
+
+def domain(
+    name: str = "n1",
+    jobs: Sequence[JobReport] = (),
+    *,
+    kind: Kind = Kind.NORMAL,
+    state: State = State.FREE,
+    accepts: Sequence[JobClass] = (JobClass.PREEMPTIBLE, JobClass.PROTECTED),
+    rank: int = 0,
+    ncpus: int = 4,
+    mem_mib: int = 2048,
+    vnode: str = "",
+) -> DomainReport:
+    return DomainReport(
+        name=name,
+        vnode=vnode or name,
+        kind=kind,
+        state=state,
+        since=NOW,
+        why="",
+        accepts=list(accepts),
+        rank=rank,
+        ncpus=ncpus,
+        mem_mib=mem_mib,
+        jobs=list(jobs),
+    )
+
+
+def snapshot(
+    *domains: DomainReport,
+    host: str = "h1",
+    revision: int = 1,
+    boot_id: str = "boot",
+    at: float = NOW,
+    mode: Mode = Mode.EXCLUSIVE,
+    cpus: int = 4,
+) -> Snapshot:
+    return Snapshot(
+        host=host,
+        boot_id=boot_id,
+        revision=revision,
+        at=at,
+        mode=mode,
+        cpus=cpus,
+        memory_mib=4096,
+        domains=list(domains),
+    )
+
+
+def job(
+    id: str = "1.srv",
+    state: str = "R",
+    *,
+    substate: int | None = None,
+    run: int = 1,
+    vnodes: Sequence[str] = ("n1",),
+    rerunnable: bool = True,
+    walltime_s: int | None = None,
+    comment: str = "Job run at Thu",
+) -> PbsJob:
+    if substate is None:
+        substate = {"R": 42, "S": 43, "E": 51, "Q": 10}[state]
+    return PbsJob(id, state, substate, run, "low", tuple(vnodes), rerunnable, walltime_s, comment)
+
+
+def vnode(name: str = "n1", *state: str, **resources: str) -> Vnode:
+    attributes = {f"resources_available.{key}": value for key, value in resources.items()}
+    return Vnode(name, attributes, frozenset(state or ("free",)))
