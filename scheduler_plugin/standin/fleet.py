@@ -51,6 +51,7 @@ COUNTED = HostSpec(
     4,
     (DomainSpec("n2", "normal", 2), DomainSpec("n3", "normal", 2), DomainSpec("p3", "priority", 4)),
 )
+ANOTHER = HostSpec("h3", "exclusive", 2, (DomainSpec("n4", "normal", 2), DomainSpec("p4", "priority", 2)))
 BOTH = (EXCLUSIVE, COUNTED)
 
 SHORT_LIMITS = {"min_run_s": 1.0, "young_s": 20.0, "claim_s": 30.0, "agent_silent_s": 10.0}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from .fleet import COUNTED, EXCLUSIVE, HostSpec
+from .fleet import ANOTHER, COUNTED, EXCLUSIVE, HostSpec
 from .work import STARTED_ONCE, result
 
 T = TypeVar("T")
@@ -348,6 +348,31 @@ def counted_a_third_takes_the_rest(cluster: Cluster) -> None:
     wait_all_free(cluster, COUNTED)
 
 
+def a_job_on_two_hosts_is_stopped_as_a_whole(cluster: Cluster) -> None:
+    """Preempted on one of its hosts, it is suspended on both, and goes on when that host has ended its priority job."""
+    low = cluster.submit("low", 100, select="2:ncpus=2")
+    wait_running(cluster, low)
+    vnodes = set(cluster.jobs()[low].vnodes)
+    require(cluster, vnodes == {"n1", "n4"}, f"the job runs on both hosts: {sorted(vnodes)}")
+    wait(cluster, "one of them may be preempted", lambda: _words(cluster) & {"running-preemptible"})
+    high = cluster.submit("high", 60, cpus=2)
+    wait_running(cluster, high)
+    wait_state(cluster, low, "S")
+    for name in sorted(vnodes):
+        wait_domain(cluster, name, "preempted")
+        require(cluster, "maintenance" in cluster.vnodes()[name].state, f"{name} takes no other jobs meanwhile")
+    step = stands_still(cluster, low)
+    wait_right_end(cluster, high, 60)
+    goes_on(cluster, low, step)
+    wait_right_end(cluster, low, 100)
+    wait_all_free(cluster, EXCLUSIVE)
+    wait_all_free(cluster, ANOTHER)
+
+
+def _words(cluster: Cluster) -> set[str]:
+    return {vnode.magrathea for vnode in cluster.vnodes().values()}
+
+
 Scenario = Callable[[Cluster], None]
 
 SCENARIOS: dict[Scenario, tuple[HostSpec, ...]] = {
@@ -360,6 +385,7 @@ SCENARIOS: dict[Scenario, tuple[HostSpec, ...]] = {
     a_priority_job_comes_as_a_low_one_starts: (EXCLUSIVE,),
     two_priority_jobs_at_the_same_moment: (EXCLUSIVE,),
     walltime_stands_still: (EXCLUSIVE,),
+    a_job_on_two_hosts_is_stopped_as_a_whole: (EXCLUSIVE, ANOTHER),
     counted_free_cpus_are_used_first: (COUNTED,),
     counted_victims_are_the_best_fitting: (COUNTED,),
     counted_a_third_takes_the_rest: (COUNTED,),

@@ -143,6 +143,13 @@ class Watch:
                 raise Failed(f"not within {patience_s:.0f} s: {what}")
             time.sleep(LOOK_S)
 
+    def look_for(self, seconds: float) -> None:
+        """Go on looking for a while, whatever happens."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+            self.look()
+
     def collect_outputs(self) -> None:
         """PBS brings a job's output a moment after its end."""
         for job in self.jobs.values():
