@@ -81,14 +81,12 @@ def states_of(session: int) -> list[str]:
     return letters
 
 
-def stopped(session: int) -> bool:
+def stopped(letters: list[str]) -> bool:
     """All of them; one in uninterruptible sleep (a shell whose new child was stopped before its exec) does nothing."""
-    letters = states_of(session)
     return bool(letters) and all(letter in "TD" for letter in letters)
 
 
-def running(session: int) -> bool:
-    letters = states_of(session)
+def running(letters: list[str]) -> bool:
     return bool(letters) and "T" not in letters
 
 

@@ -45,11 +45,9 @@ async def cycle(r: Rig, n: int, step: str, victims: str, jobs: dict[str, Job]) -
     try:
         high = Job(f"{1000 + n}.srv", 1, "priority", 3)
         await r.start_job("p1", high, 1)
-        for name, job in jobs.items():
-            assert stopped(job.session), f"{step}: {job} in {name} runs beside {high}: {states_of(job.session)}"
+        stand(jobs, f"{step}: beside {high}")
         await until(lambda: len(r.hub.booked) == len(jobs), CONVERGED_S, f"{step}: all booked")
-        for name, job in jobs.items():
-            assert stopped(job.session), f"{step}: {job} in {name} does not stay stopped: {states_of(job.session)}"
+        stand(jobs, f"{step}: still")
         await r.end_job("p1", high)
         await until(lambda: calm(r, jobs), CONVERGED_S, lambda: f"{step}: all continued; {r.hub.last}")
     finally:
@@ -61,13 +59,20 @@ async def cycle(r: Rig, n: int, step: str, victims: str, jobs: dict[str, Job]) -
     return trace.read_text().split("\n")[:-1]
 
 
+def stand(jobs: dict[str, Job], when: str) -> None:
+    """All their processes are stopped."""
+    for name, job in jobs.items():
+        letters = states_of(job.session)
+        assert stopped(letters), f"{when}: {job} in {name} is not stopped: {letters}"
+
+
 def calm(r: Rig, jobs: dict[str, Job]) -> bool:
     """Nothing is stopped, booked or wanted, and everybody knows everybody."""
     if not r.settled() or r.hub.booked or r.report("p1").jobs:
         return False
     for name, job in jobs.items():
         reports = [j for j in r.report(name).jobs if (j.id, j.run) == (job.id, job.run)]
-        if not reports or reports[0].stopper or reports[0].stop or not running(job.session):
+        if not reports or reports[0].stopper or reports[0].stop or not running(states_of(job.session)):
             return False
     return True
 
