@@ -1,0 +1,206 @@
+"""What vnodes show: values, differences, whose vnode it is, leases."""
+
+from __future__ import annotations
+
+import pytest
+
+from magrathea.core.model import JobClass, Kind, Mode, State
+from scheduler_plugin.hub import publish
+from scheduler_plugin.hub.publish import ACCEPTS, HOST, HOST_NCPUS, LOST, MEM, NCPUS, PRIORITY, RANK, SIBLINGS, STATE
+from scheduler_plugin.pbs.base import Vnode
+
+from .bench import Hub
+from .builders import domain, snapshot, vnode
+from .fake_pbs import FakePbs
+
+PRIORITY_DOMAIN = domain("p1", kind=Kind.PRIORITY, state=State.WOULD_PREEMPT, accepts=[JobClass.PRIORITY], rank=-3)
+
+
+def of_h1(*vnodes: Vnode, allowed: dict[str, frozenset[str]] | None = None) -> publish.Published:
+    had = {v.name: v for v in vnodes}
+    made = snapshot(domain("n1"), PRIORITY_DOMAIN)
+    return publish.of_host(made, True, had, publish.owners(had, {"h1": made}), allowed or {})
+
+
+def test_all_that_a_domain_shows() -> None:
+    shown = of_h1(vnode("n1"), vnode("p1")).wanted
+    assert shown["n1"] == {
+        STATE: "free",
+        ACCEPTS: "preemptible,protected",
+        RANK: "0",
+        PRIORITY: "0",
+        NCPUS: "4",
+        MEM: "2048mb",
+        HOST: "h1",
+        SIBLINGS: "p1",
+    }
+    assert shown["p1"][STATE] == "occupied-would-preempt"
+    assert shown["p1"][ACCEPTS] == "priority"
+    assert shown["p1"][RANK] == shown["p1"][PRIORITY] == "-3"
+
+
+def test_nothing_accepted_and_no_sibling_are_words() -> None:
+    shown = publish.attributes_of(snapshot(lonely := domain("n1", accepts=[])), lonely)
+    assert shown[ACCEPTS] == shown[SIBLINGS] == "none"
+
+
+def test_services_are_no_siblings_and_their_cpus_are_not_the_hosts() -> None:
+    service = domain("s1", kind=Kind.SERVICE, ncpus=1, accepts=[])
+    made = snapshot(domain("n1"), service, mode=Mode.COUNTED, cpus=8)
+    shown = publish.attributes_of(made, made.domains[0])
+    assert shown[SIBLINGS] == "none"
+    assert shown[HOST_NCPUS] == "7"
+
+
+def test_only_counted_hosts_show_their_cpus() -> None:
+    assert HOST_NCPUS not in of_h1(vnode("n1")).wanted["n1"]
+
+
+def test_ranks_beyond_what_a_priority_may_be_are_cut_there_only() -> None:
+    shown = publish.attributes_of(snapshot(last := domain("n1", rank=-5000)), last)
+    assert (shown[RANK], shown[PRIORITY]) == ("-5000", "-1024")
+    assert PRIORITY not in publish.attributes_of(snapshot(last), last, set_priority=False)
+
+
+def test_a_vnode_that_pbs_does_not_have_is_told() -> None:
+    found = of_h1(vnode("n1"))
+    assert set(found.wanted) == {"n1"}
+    assert "p1" in found.alerts[0]
+
+
+def test_a_host_cannot_report_another_hosts_vnode() -> None:
+    found = of_h1(vnode("n1", magrathea_host="h2"), vnode("p1"))
+    assert set(found.wanted) == {"p1"}
+    assert "belongs to host h2" in found.alerts[0]
+
+
+def test_a_host_that_is_enrolled_for_some_vnodes_cannot_report_others() -> None:
+    found = of_h1(vnode("n1"), vnode("p1"), allowed={"h1": frozenset({"p1"})})
+    assert set(found.wanted) == {"p1"}
+    assert "not enrolled" in found.alerts[0]
+
+
+def test_a_vnode_of_nobody_takes_all_classes() -> None:
+    had = {"x": vnode("x", "offline")}
+    assert publish.of_nobody(had, {}, {}, grace=True).wanted == {"x": {ACCEPTS: "priority,preemptible,protected"}}
+
+
+def test_a_vnode_whose_host_was_never_heard_is_unknown_after_a_grace() -> None:
+    had = {"n1": vnode("n1", magrathea_host="h1")}
+    owner = publish.owners(had, {})
+    assert publish.of_nobody(had, owner, {}, grace=True).wanted == {}
+    assert publish.of_nobody(had, owner, {}, grace=False).wanted == {"n1": LOST}
+
+
+def test_a_vnode_that_its_host_no_longer_reports_accepts_nothing_and_is_told() -> None:
+    had = {"n1": vnode("n1", magrathea_host="h1"), "n9": vnode("n9", magrathea_host="h1")}
+    hosts = {"h1": snapshot(domain("n1"))}
+    found = publish.of_nobody(had, publish.owners(had, hosts), hosts, grace=False)
+    assert found.wanted == {"n9": LOST}
+    assert "n9" in found.alerts[0]
+
+
+@pytest.mark.parametrize(
+    ("attribute", "wanted", "have"),
+    [
+        (MEM, "2048mb", "2gb"),
+        (MEM, "2048mb", "2097152kb"),
+        (ACCEPTS, "preemptible,protected", "protected,preemptible"),
+        (PRIORITY, "0", None),
+        (NCPUS, "4", "4"),
+    ],
+)
+def test_what_means_the_same_is_no_difference(attribute: str, wanted: str, have: str | None) -> None:
+    assert publish.same(attribute, wanted, have)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "wanted", "have"),
+    [
+        (MEM, "2048mb", "2047mb"),
+        (MEM, "2048mb", None),
+        (ACCEPTS, "none", "priority"),
+        (ACCEPTS, "none", None),
+        (PRIORITY, "0", "5"),
+        (PRIORITY, "5", None),
+        (NCPUS, "4", None),
+    ],
+)
+def test_what_means_something_else_is(attribute: str, wanted: str, have: str | None) -> None:
+    assert not publish.same(attribute, wanted, have)
+
+
+@pytest.mark.parametrize(
+    ("changes", "have", "opens"),
+    [
+        ({ACCEPTS: "priority"}, {ACCEPTS: "none"}, True),
+        ({ACCEPTS: "priority"}, {}, True),
+        ({ACCEPTS: "none"}, {ACCEPTS: "priority"}, False),
+        ({ACCEPTS: "protected"}, {ACCEPTS: "protected,preemptible"}, False),
+        ({NCPUS: "4"}, {ACCEPTS: "priority", NCPUS: "2"}, True),
+        ({NCPUS: "4"}, {ACCEPTS: "none", NCPUS: "2"}, False),
+        ({NCPUS: "1"}, {ACCEPTS: "priority", NCPUS: "2"}, False),
+        ({MEM: "2gb"}, {ACCEPTS: "priority", MEM: "1gb"}, True),
+        ({RANK: "7", STATE: "free"}, {ACCEPTS: "priority"}, False),
+    ],
+)
+def test_the_scheduler_is_woken_only_by_what_lets_a_job_start(
+    changes: dict[str, str], have: dict[str, str], opens: bool
+) -> None:
+    assert publish.opens(changes, have) is opens
+
+
+def test_no_attribute_is_ever_a_vnodes_state() -> None:
+    shown = {name for wanted in of_h1(vnode("n1"), vnode("p1")).wanted.values() for name in wanted}
+    assert not shown & {"state", "comment", "resv_enable"}
+
+
+class TestLeases:
+    def test_a_host_silent_for_three_heartbeats_is_unknown_until_it_is_heard(self) -> None:
+        pbs = FakePbs("n1")
+        hub = Hub(pbs)
+        hub.says("h1", domain("n1"))
+        assert hub.farm.leases(hub.at + 6.0) == []
+        assert hub.farm.leases(hub.at + 6.1) == ["h1"]
+        assert hub.farm.leases(hub.at + 7.0) == [], "told once"
+        assert hub.farm.publication(hub.at, "h1")[0] == {"n1": LOST}
+        assert hub.farm.heartbeat("h1", "boot", 1, hub.at + 8)
+        assert hub.farm.publication(hub.at, "h1")[0]["n1"][STATE] == "free"
+
+    def test_a_heartbeat_keeps_the_lease(self) -> None:
+        hub = Hub(FakePbs("n1"))
+        hub.says("h1", domain("n1"))
+        assert hub.farm.heartbeat("h1", "boot", 1, hub.at + 5)
+        assert hub.farm.leases(hub.at + 10) == []
+
+    def test_a_heartbeat_that_speaks_of_what_we_lack_asks_for_it_and_keeps_no_lease(self) -> None:
+        hub = Hub(FakePbs("n1"))
+        assert not hub.farm.heartbeat("h1", "boot", 1, hub.at)
+        hub.says("h1", domain("n1"))
+        assert not hub.farm.heartbeat("h1", "boot", 2, hub.at + 5)
+        assert not hub.farm.heartbeat("h1", "another boot", 1, hub.at + 5)
+        assert hub.farm.leases(hub.at + 6.1) == ["h1"]
+
+    def test_an_older_snapshot_of_the_same_daemon_is_dropped_and_a_new_daemons_first_is_not(self) -> None:
+        hub = Hub(FakePbs("n1"))
+        assert hub.farm.snapshot(snapshot(domain("n1"), revision=5), hub.at, hub.at)
+        assert not hub.farm.snapshot(snapshot(domain("n1"), revision=4), hub.at, hub.at)
+        assert hub.farm.snapshot(snapshot(domain("n1"), revision=1, boot_id="new"), hub.at, hub.at)
+
+
+def test_nothing_is_published_before_pbs_was_read() -> None:
+    hub = Hub(FakePbs("n1"), read=False)
+    hub.says("h1", domain("n1"))
+    assert hub.farm.publication(hub.at) == ({}, [])
+
+
+def test_an_alert_is_told_once_as_long_as_it_lasts() -> None:
+    hub = Hub(FakePbs("n1"))
+    hub.says("h1", domain("n2"))
+    assert hub.farm.publication(hub.at)[1] == []  # the snapshot itself has told it
+    hub.says("h1", domain("n1"))
+    hub.farm.publication(hub.at)
+    made = snapshot(domain("n2"), revision=9)
+    hub.farm.snapshot(made, hub.at, hub.at)
+    assert any("vnode n2" in alert for alert in hub.farm.publication(hub.at)[1])
+    assert hub.farm.publication(hub.at)[1] == []

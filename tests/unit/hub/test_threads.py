@@ -1,0 +1,271 @@
+"""The publisher's thread and the pool's, against a PBS in memory that fails and hangs. Every wait has a bound."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from scheduler_plugin.hub.pool import SPARE, Pool
+from scheduler_plugin.hub.publish import ACCEPTS, RANK
+from scheduler_plugin.hub.publisher import Budget, Publisher, Read
+from scheduler_plugin.pbs.base import Code, Pbs, PbsError
+
+from .builders import job, vnode
+from .fake_pbs import FakePbs, nothing_breaks
+
+BOUND_S = 20.0
+
+
+def wait(condition: Callable[[], bool], what: str) -> None:
+    until = time.monotonic() + BOUND_S
+    while not condition():
+        assert time.monotonic() < until, f"never: {what}"
+        time.sleep(0.002)
+
+
+class Publishing:
+    def __init__(self, pbs: FakePbs, budget: Budget | None = None, compare_s: float = 3600.0) -> None:
+        self.pbs = pbs
+        self.reads: list[Read] = []
+        self.failed: list[Exception] = []
+        budget = budget or Budget(1.0, 10.0, time.monotonic())
+        self.publisher = Publisher(pbs.connect, self.reads.append, self.failed.append, budget, compare_s)
+        self.publisher.start()
+        wait(lambda: bool(self.reads), "first comparison")
+
+    def shown(self, name: str, attribute: str) -> str | None:
+        return self.pbs.vnodes[name].attributes.get(attribute)
+
+
+@pytest.fixture
+def pbs() -> FakePbs:
+    return FakePbs("n1", "n2", "n3")
+
+
+@pytest.fixture
+def publishing(pbs: FakePbs) -> Iterator[Publishing]:
+    made = Publishing(pbs)
+    yield made
+    pbs.breaks = nothing_breaks
+    made.publisher.close(BOUND_S)
+    assert not made.failed
+
+
+def test_only_differences_are_published_in_one_call_a_vnode(publishing: Publishing, pbs: FakePbs) -> None:
+    pbs.vnodes["n2"] = vnode("n2", magrathea_accepts="priority")
+    publishing.publisher.compare()
+    publishing.publisher.want({"n1": {ACCEPTS: "none", RANK: "1"}, "n2": {ACCEPTS: "priority"}})
+    wait(lambda: publishing.shown("n1", RANK) == "1", "publication")
+    assert publishing.shown("n1", ACCEPTS) == "none"
+    assert [name for what, name in pbs.calls if what == "set_vnode"] == ["n1"]
+
+
+def test_a_batch_wakes_the_scheduler_once_and_only_if_it_opens_something(publishing: Publishing, pbs: FakePbs) -> None:
+    publishing.publisher.want({name: {ACCEPTS: "priority"} for name in ("n1", "n2", "n3")})
+    wait(lambda: pbs.count("wake_scheduler") == 1, "wake")
+    assert pbs.count("set_vnode") == 3
+    publishing.publisher.want({"n1": {ACCEPTS: "none"}})
+    wait(lambda: publishing.shown("n1", ACCEPTS) == "none", "closing")
+    publishing.publisher.compare()
+    wait(lambda: len(publishing.reads) >= 2, "comparison")
+    assert pbs.count("wake_scheduler") == 1
+
+
+def test_what_closes_goes_before_what_opens(publishing: Publishing, pbs: FakePbs) -> None:
+    publishing.publisher.want({"n3": {ACCEPTS: "priority"}})
+    wait(lambda: pbs.count("wake_scheduler") == 1, "wake")
+    publishing.publisher.want({"n1": {ACCEPTS: "priority"}, "n3": {ACCEPTS: "none"}})
+    wait(lambda: pbs.count("wake_scheduler") == 2, "second wake")
+    assert [name for what, name in pbs.calls if what == "set_vnode"] == ["n3", "n3", "n1"]
+
+
+def test_changes_that_come_faster_than_they_can_be_published_become_one(publishing: Publishing, pbs: FakePbs) -> None:
+    held, go = threading.Event(), threading.Event()
+
+    def slow(operation: str, subject: str) -> None:
+        if operation == "set_vnode":
+            held.set()
+            assert go.wait(BOUND_S)
+
+    pbs.breaks = slow
+    publishing.publisher.want({"n1": {RANK: "0"}})
+    assert held.wait(BOUND_S)
+    for rank in range(1, 50):
+        publishing.publisher.want({"n1": {RANK: str(rank)}})
+    go.set()
+    wait(lambda: publishing.shown("n1", RANK) == "49", "the last rank")
+    assert pbs.count("set_vnode") <= 3
+
+
+def test_what_somebody_changed_is_mended_at_the_next_comparison_and_told(
+    publishing: Publishing, pbs: FakePbs, caplog: pytest.LogCaptureFixture
+) -> None:
+    publishing.publisher.want({"n1": {ACCEPTS: "none"}})
+    wait(lambda: publishing.shown("n1", ACCEPTS) == "none", "publication")
+    pbs.connect().set_vnode("n1", {ACCEPTS: "priority"})
+    with caplog.at_level(logging.WARNING):
+        publishing.publisher.compare()
+        wait(lambda: publishing.shown("n1", ACCEPTS) == "none", "mending")
+    assert "n1" in caplog.text
+    assert "set to none again" in caplog.text
+
+
+def test_after_a_lost_connection_all_is_read_again_and_what_was_pending_is_published(
+    publishing: Publishing, pbs: FakePbs
+) -> None:
+    def away(operation: str, subject: str) -> None:
+        raise PbsError(Code.NO_SERVER, "away", transient=True)
+
+    pbs.breaks = away
+    publishing.publisher.want({"n1": {ACCEPTS: "none"}})
+    wait(lambda: not publishing.publisher.healthy(10), "the loss is noticed")
+    pbs.breaks = nothing_breaks
+    wait(lambda: publishing.shown("n1", ACCEPTS) == "none", "publication after the loss")
+    assert len(publishing.reads) == 2
+    assert publishing.publisher.healthy(10)
+
+
+def test_one_vnode_that_is_refused_keeps_no_other_back(publishing: Publishing, pbs: FakePbs) -> None:
+    def refuse(operation: str, subject: str) -> None:
+        if (operation, subject) == ("set_vnode", "n1"):
+            raise PbsError(Code.BAD_VALUE, "no")
+
+    pbs.breaks = refuse
+    publishing.publisher.want({"n1": {ACCEPTS: "none"}, "n2": {ACCEPTS: "none"}})
+    wait(lambda: publishing.shown("n2", ACCEPTS) == "none", "the other one")
+    pbs.breaks = nothing_breaks
+    publishing.publisher.compare()
+    wait(lambda: publishing.shown("n1", ACCEPTS) == "none", "the refused one, later")
+
+
+def test_a_hanging_call_is_no_health(publishing: Publishing, pbs: FakePbs) -> None:
+    go = threading.Event()
+    pbs.breaks = lambda operation, subject: assert_set(go)
+    publishing.publisher.want({"n1": {ACCEPTS: "none"}})
+    wait(lambda: not publishing.publisher.healthy(0.01), "hanging")
+    go.set()
+    wait(lambda: publishing.publisher.healthy(0.01), "answering")
+
+
+def assert_set(event: threading.Event) -> None:
+    assert event.wait(BOUND_S)
+
+
+def test_a_budget_that_is_spent_lets_cosmetics_wait_and_then_everything() -> None:
+    budget = Budget(share=0.1, burst_s=1.0, now=0.0)
+    assert budget.wait_s(0.0) == budget.wait_s(0.0, reserve=0.5) == 0.0
+    budget.spend(0.7)
+    assert budget.wait_s(0.0) == 0.0
+    assert budget.wait_s(0.0, reserve=0.5) == pytest.approx(2.0)
+    budget.spend(0.5)
+    assert budget.wait_s(0.0) == pytest.approx(2.0)
+    assert budget.wait_s(2.0) == pytest.approx(0.0)
+    assert budget.wait_s(1000.0, reserve=0.5) == 0.0
+
+
+# The pool
+
+
+def suspend(pbs: Pbs) -> str:
+    pbs.job("1.srv")
+    pbs.admin_suspend("1.srv")
+    return "done"
+
+
+def test_calls_run_side_by_side_each_on_its_own_connection(pbs: FakePbs) -> None:
+    together = threading.Barrier(3)
+
+    def meet(connection: Pbs) -> Pbs:
+        together.wait(BOUND_S)
+        return connection
+
+    async def run() -> None:
+        pool = Pool(pbs.connect, 3, BOUND_S)
+        found = await asyncio.gather(*(pool.run(meet) for _ in range(3)))
+        assert len({id(one) for one in found}) == 3
+        pool.close()
+
+    asyncio.run(run())
+
+
+def test_an_old_connection_is_replaced_without_a_word(pbs: FakePbs) -> None:
+    pbs.put(job())
+
+    async def run() -> None:
+        pool = Pool(pbs.connect, 1, BOUND_S)
+        connections = [await pool.run(lambda c: c)]
+        connections[0].close()  # as a restart of the server does
+        assert await pool.run(suspend) == "done"
+        assert pbs.connections == 2
+        pool.close()
+
+    asyncio.run(run())
+
+
+def test_what_pbs_refuses_is_raised_and_asked_once(pbs: FakePbs) -> None:
+    async def run() -> None:
+        pool = Pool(pbs.connect, 1, BOUND_S)
+        with pytest.raises(PbsError) as error:
+            await pool.run(suspend)
+        assert error.value.code == Code.UNKNOWN_JOB
+        pool.close()
+
+    asyncio.run(run())
+    assert pbs.count("job") == 1
+
+
+def test_a_defect_of_a_task_is_raised_where_it_is_awaited(pbs: FakePbs) -> None:
+    def broken(connection: Pbs) -> None:
+        raise ZeroDivisionError
+
+    async def run() -> None:
+        pool = Pool(pbs.connect, 1, BOUND_S)
+        with pytest.raises(ZeroDivisionError):
+            await pool.run(broken)
+        assert await pool.run(lambda c: 1) == 1
+        pool.close()
+
+    asyncio.run(run())
+
+
+def test_hanging_calls_are_given_up_and_replaced_up_to_a_bound(pbs: FakePbs) -> None:
+    go = threading.Event()
+    pbs.put(job())
+
+    async def run() -> None:
+        pool = Pool(pbs.connect, 1, 0.05)
+        for _ in range(SPARE + 1):
+            with pytest.raises(PbsError) as error:
+                await pool.run(lambda c: go.wait(BOUND_S))
+            assert error.value.transient
+        waiting = asyncio.ensure_future(pool.run(lambda c: 1))
+        done, _ = await asyncio.wait([waiting], timeout=0.2)
+        assert not done, "no thread is left"
+        waiting.cancel()
+        pool.close()
+
+    try:
+        asyncio.run(run())
+    finally:
+        go.set()
+
+
+def test_a_pool_works_on_after_a_hanging_call(pbs: FakePbs) -> None:
+    go = threading.Event()
+
+    async def run() -> None:
+        pool = Pool(pbs.connect, 1, 0.1)
+        with pytest.raises(PbsError):
+            await pool.run(lambda c: go.wait(BOUND_S))
+        assert await pool.run(lambda c: 1) == 1
+        pool.close()
+
+    try:
+        asyncio.run(run())
+    finally:
+        go.set()
