@@ -1,0 +1,72 @@
+"""The figures' arithmetic and their table: what a benchmark claims rests on them. None is measured here."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import __main__ as every
+from bench import figure
+from bench.figure import Figure, at_most, below, missing, percentile
+
+SCRIPTS = Path(figure.__file__).parent
+
+
+@pytest.mark.parametrize(
+    ("values", "percent", "result"),
+    [
+        ([3.0], 50, 3.0),
+        ([1.0, 2.0], 50, 1.0),
+        ([1.0, 2.0, 3.0], 50, 2.0),
+        (list(range(1, 201)), 99, 198),
+        ([5.0, 1.0], 100, 5.0),
+        ([5.0, 1.0], 0, 1.0),
+    ],
+)
+def test_percentile_is_a_measured_value_of_nearest_rank(values: list[float], percent: float, result: float) -> None:
+    assert percentile(values, percent) == result
+
+
+def test_percentile_of_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no values"):
+        percentile([], 50)
+
+
+def test_met_and_missed() -> None:
+    assert at_most("x", 10, "ms", 10).met
+    assert not below("x", 10, "ms", 10).met
+    assert missing("x", "ms", "<= 1", "no PBS").met is None
+
+
+def test_the_table_says_what_is_missed_and_what_was_not_measured() -> None:
+    lines = figure.table([at_most("a", 12.345678, "ms", 10), missing("b", "s", "<= 1", "no PBS here")]).splitlines()
+    assert lines[1].split() == ["a", "12.35", "ms", "<=", "10", "MISSED"]
+    assert lines[2].split() == ["b", "-", "s", "<=", "1", "no", "PBS", "here"]
+
+
+def test_json_holds_every_field() -> None:
+    [entry] = json.loads(figure.as_json([at_most("a", 1, "ms", 2)]))
+    assert entry == {"name": "a", "value": 1, "unit": "ms", "target": "<= 2", "met": True, "note": ""}
+
+
+@pytest.mark.parametrize("name", every.SCRIPTS)
+def test_every_script_of_the_table_has_figures(name: str) -> None:
+    assert callable(importlib.import_module(f"bench.{name}").figures)
+
+
+def test_every_script_is_in_the_table() -> None:
+    found = {p.stem for p in SCRIPTS.glob("*.py") if "def figures(" in p.read_text()}
+    assert found - {"figure"} == set(every.SCRIPTS)
+
+
+def test_a_script_that_fails_is_a_line_and_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(quick: bool) -> list[Figure]:
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(importlib.import_module("bench.status_time"), "figures", fails)
+    [line] = every.measure("status_time", quick=True)
+    assert line.met is False
+    assert "no such thing" in line.note
