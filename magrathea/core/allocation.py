@@ -284,8 +284,11 @@ def _best_fit(gives: dict[str, Amount], need: Amount) -> tuple[str, ...]:
 
 
 def wanted_stopped(host: Host) -> frozenset[tuple[str, JobKey]]:
-    """(domain, job) of all jobs that must not run now. A job that is ending is neither stopped nor waited for."""
-    return frozenset((d.name, j.key) for d in host.workers for j in _to_stop(host, d) if not j.ending)
+    """(domain, job) of all jobs that must not run now. A job that is ending is neither stopped nor waited for; one
+    that was stopped before stays so: its end needs no CPU, and there is none for it.
+    """
+    to_stop = ((d, j) for d in host.workers for j in _to_stop(host, d))
+    return frozenset((d.name, j.key) for d, j in to_stop if j.stopped_by_us or not j.ending)
 
 
 def wanted_here(host: Host) -> frozenset[tuple[str, JobKey]]:
