@@ -74,6 +74,8 @@ def an_event(random: Random, h: Host, at: float | None = None) -> ev.Event:
     """Something that may happen next; now and then something that cannot."""
     when = h.now + random.choice(STEPS_S) if at is None else at
     domain = random.choice(h.domains)
+    if any(not j.launched for d in h.domains for j in d.jobs) and random.random() < 0.35:
+        return _launch(random, h, domain, when if when < h.now + 60 else h.now + 5.0)
     mends = [make for needed, make in _mends(h) if needed]
     if mends and random.random() < 0.3:
         return random.choice(mends)(random, h, domain, when)

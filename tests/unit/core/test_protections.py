@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from magrathea.core.events import Booking, JobContinued, Noted
+from magrathea.core.events import Booking, JobContinued, Noted, ReportedJob
 from magrathea.core.machine import handle
 from magrathea.core.model import Host, Limits, State, Stopper
+from magrathea.core.plan import desired
 
 from .builders import (
     LOW,
@@ -21,6 +22,7 @@ from .builders import (
     key,
     later,
     launch,
+    listed,
     release,
     run,
     state,
@@ -105,6 +107,16 @@ def test_a_job_stopped_as_often_as_the_cap_allows_is_not_stopped_again(mode: str
 @both
 def test_an_ending_job_is_neither_stopped_nor_waited_for(mode: str) -> None:
     assert refused(claim(busy(mode, ending=True), "p1", "9"))
+
+
+@both
+def test_a_stopped_job_that_is_deleted_is_not_continued_to_die(mode: str) -> None:
+    """Its end needs no CPU, and a priority job has them all."""
+    h = launch(claim(busy(mode), "p1", "9").host, "p1", "9")
+    h = listed(h, "n1", ReportedJob(key("1"), cpus=4, suspended=True, ending=True))
+    assert wanted(h) == {"1"}
+    wants = desired(h)
+    assert wants["n1"].cpu_percent == h.limits.preempted_cpu_percent
 
 
 @both
