@@ -78,9 +78,10 @@ REPORT_S = 10.0
 LAUNCH_POLL_S = 0.2
 LAUNCH_PATIENCE_S = 60.0  # then a job that shows no process is looked for with the reports only
 SWEEP_S = 0.5
+ENVIRON_S = 0.05  # so long environments wait for what is known to be stopped
 PENDING_COUNTS_S = 1.0  # in uninterruptible sleep with the stop pending: counts as stopped after it
 PASSES_AT_ONCE = 4  # looks at /proc in a row before other work gets its turn
-GIVE_WAY_S = (0.0002, 0.00001, 0.005)  # a process needs a CPU to come to its stop: at least, for each, at most
+GIVE_WAY_S = (0.0002, 0.00002, 0.01)  # for processes to come to their stop: at least, for each, at most
 STRIKE_AGAIN_S = 0.05  # a process that is not stopped so long after its SIGSTOP gets another
 PASS_PAUSE_S = (0.001, 0.05)
 BARRIER_S = 0.02  # longest time that a cgroup is waited for to freeze
@@ -375,17 +376,15 @@ class Proc:
 
 def read_file(path: str, limit: int = 65536) -> bytes:
     """A file of /proc or /sys, at most `limit` bytes. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY)
     try:
-        data = os.read(fd, min(limit, 65536))
-        if len(data) < 4096:  # these files come in pages: a short piece is the last one
-            return data
-        pieces = [data]
-        size = len(data)
-        while data and size < limit:
-            data = os.read(fd, min(65536, limit - size))
+        pieces = []
+        while limit > 0:
+            data = os.read(fd, min(65536, limit))  # many of these files come in pieces of a page, or less
+            if not data:
+                break
             pieces.append(data)
-            size += len(data)
+            limit -= len(data)
         return b"".join(pieces)
     finally:
         os.close(fd)
@@ -393,7 +392,11 @@ def read_file(path: str, limit: int = 65536) -> bytes:
 
 def read_stat(path: str) -> "Tuple[bytes, List[bytes]]":
     """(name, fields from the third on) of a /proc stat file. Raises OSError, also where the process has just gone."""
-    data = read_file(path, 2048)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        data = os.read(fd, 2048)  # always the whole line; this is the most frequent call of all
+    finally:
+        os.close(fd)
     end = data.rfind(b")")
     fields = data[end + 2 :].split(None, 26)
     if end < 0 or len(fields) < 26:
@@ -791,7 +794,7 @@ class Finder:
         """Read /proc and give each process to its job. Returns those newly found.
 
         `thorough`: strangers, too. Members seen stopped after the time `since` are not read again. `environ`: else no
-        environments are read: that waits for a lock of a process that is just forking, which in a storm gets no CPU.
+        environments are read: that waits for a lock of its process, which in the midst of a fork waits for a CPU.
         """
         now = time.monotonic()
         asked = {(job.key, job.uid) for job in jobs}
@@ -812,10 +815,9 @@ class Finder:
                 else:
                     proc.job = None
         found = self._by_cgroup(by_id, members, now) | self._by_descent(by_id, members, fresh)
-        if environ:
-            seeds = self._by_environment(by_id, members, fresh)
-            if seeds:
-                found |= seeds | self._by_descent(by_id, members, fresh)
+        seeds = self._by_environment(by_id, members, fresh) if environ else None
+        if seeds:
+            found |= seeds | self._by_descent(by_id, members, fresh)
         for job in jobs:
             job.procs = {}
         for proc in members.values():
@@ -868,7 +870,7 @@ class Finder:
             proc.kthread = bool(int(fields[6]) & PF_KTHREAD)
         proc.ppid, proc.pgrp, proc.sid = int(fields[1]), int(fields[2]), int(fields[3])
         proc.threads = int(fields[17])
-        proc.state = fields[0].decode("ascii", "replace")
+        proc.state = chr(fields[0][0])
         if proc.state in "ZX" and proc.threads > 1:
             proc.state = thread_state(pid)
         proc.read_at = now
@@ -1179,25 +1181,34 @@ class Sweeper:
         self.since = now
         self.until = until
         self.pause = PASS_PAUSE_S[0]
+        struck = 0
         for job in self.jobs.values():
-            if job.order == "stop" and not job.ending:
-                # what the last look has shown, at once: the rest may take longer while it runs
+            if job.order == "stop" and not job.ending and not job.settled:
+                # what the last look has shown, at once: looking for the rest takes longer while all that runs
                 running = [p for p in job.procs.values() if p.state != "T"]
-                self._strike_groups(job, running, now)
-        if any(job.procs for job in self.jobs.values() if job.order == "stop"):
-            self._pass(thorough=False, environ=False)  # and their children, before anything slower is asked
+                self._strike(job, running, now)
+                struck += len(running)
+        self._give_way(struck)
         self._drive(first=True)
+
+    @staticmethod
+    def _give_way(running: int) -> None:
+        """A process needs a CPU to come to its stop: it is not to wait for ours."""
+        if running:
+            time.sleep(min(GIVE_WAY_S[0] + running * GIVE_WAY_S[1], GIVE_WAY_S[2]))
 
     def _drive(self, first: bool = False) -> None:
         """Some passes; then an answer, or a pause."""
         for _ in range(PASSES_AT_ONCE):
-            self._pass(thorough=first)
+            # what is known is stopped before environments are read; within bounds, for it may hang in the kernel
+            known = any(job.procs and not job.settled for job in self.jobs.values())
+            running = sum(job.running for job in self.jobs.values())
+            environ = not known or (not running and not first) or time.monotonic() - self.since > ENVIRON_S
+            self._pass(thorough=first or environ, environ=environ)
             first = False
             if all(job.settled for job in self.jobs.values()):
                 break
-            running = sum(job.running for job in self.jobs.values())
-            if running:
-                time.sleep(min(GIVE_WAY_S[0] + running * GIVE_WAY_S[1], GIVE_WAY_S[2]))
+            self._give_way(sum(job.running for job in self.jobs.values()))
         now = time.monotonic()
         busy = now < self.until and not all(job.settled for job in self.jobs.values())
         if not busy:
@@ -1283,7 +1294,7 @@ class Sweeper:
     # stopping
 
     def _stop(self, job: Job, grown: bool) -> None:
-        """One pass's part for a job; `grown`: there may be more of it than this pass has found."""
+        """One pass's part for a job; `grown`: there is, or may be, more of it than before."""
         if job.ending:  # neither stopped nor waited for: PBS is killing it
             job.stopped = sum(p.state in "Tt" for p in job.procs.values())
             job.pending, job.running, job.settled = 0, 0, True

@@ -1,0 +1,164 @@
+"""A fork storm of 1,000 processes in a job: how long until all are stopped, and does one escape?
+
+The job forks, exits, makes new sessions and orphans all the time, at about the given number of processes. Each round
+orders a stop of the real agent (as its node daemon would), takes the time from the order to the answer (and what of it
+the agent says it took), and then looks for itself: every process of the storm must be stopped, and none may come or go
+while the stop stands.
+
+    python -m bench.forkstorm [--processes 1000] [--rounds 100] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.agent_rig import Rig, job_python, owner, until
+
+TARGET_P99_MS = 100.0
+
+STORM = r"""
+import os, random, signal, sys, time
+tokens_r, tokens_w, until = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+os.set_blocking(tokens_r, False)
+first = True
+while time.time() < until:
+    try:
+        token = os.read(tokens_r, 1)
+    except BlockingIOError:
+        token = b""
+    if token:
+        if os.fork() == 0:
+            first = False
+            random.seed()
+            if random.random() < 0.1:
+                os.setsid()
+    elif not first and random.random() < 0.05:
+        os.write(tokens_w, b"x")
+        os._exit(0)
+    else:
+        time.sleep(random.random() * 0.2)
+"""
+"""A process may fork when it gets a byte out of a pipe, and puts it back when it exits: so many there are at most."""
+
+INIT = r"""
+import ctypes, os, signal, sys
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+if os.fork() == 0:
+    os.setsid()
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(int(sys.argv[2]), int(sys.argv[2]), int(sys.argv[2]))
+        os.setresuid(int(sys.argv[1]), int(sys.argv[1]), int(sys.argv[1]))
+    os.chdir("/")
+    os.environ["PBS_JOBID"] = "12.srv"
+    os.execv(sys.argv[3], sys.argv[3:])
+while True:
+    signal.pause()
+"""
+"""What adopts and reaps the storm's orphans, as init does, so that this process is not flooded with dead ones."""
+
+
+def inside(rig: Rig, init: int) -> dict[int, str]:
+    """pid -> state of the storm's processes."""
+    found = rig.children()
+    del found[init]
+    return found
+
+
+def outside_of_the_storm() -> None:
+    """The daemon that this process plays runs on the host, where the guest's storm takes no CPU from it."""
+    if os.geteuid() == 0:
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(2))
+
+
+def percentile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def measure(processes: int, rounds: int) -> dict[str, float | int | bool]:
+    """Raises AssertionError where a process escapes."""
+    times: list[float] = []
+    inner: list[float] = []
+    sizes: list[int] = []
+    turnover = 0
+    with Rig() as rig:
+        rig.start()
+        outside_of_the_storm()
+        assert rig.claim()["ok"]
+        reading, writing = os.pipe()
+        os.write(writing, b"x" * (processes - 1))
+        me = owner()
+        program = [job_python(), "-I", "-S", "-c", STORM, str(reading), str(writing), str(time.time() + 600)]
+        init = [sys.executable, "-c", INIT, str(me.pw_uid), str(me.pw_gid), *program]
+        storm = subprocess.Popen(init, pass_fds=(reading, writing))
+        until(lambda: len(rig.children()) > 0.9 * processes, "the storm", 60)
+        before: set[int] = set()
+        for _ in range(rounds):
+            rig.host.turn(0)
+            began = time.perf_counter()
+            answer = rig.host.orders(j12="stop")
+            times.append((time.perf_counter() - began) * 1000)
+            inner.append(answer["ms"])
+            row = answer["jobs"][0]
+            assert row["stopped"] + row["pending"] == row["processes"], row
+            first = inside(rig, storm.pid)
+            time.sleep(0.02)
+            second = inside(rig, storm.pid)
+            escaped = {pid: letter for pid, letter in second.items() if letter != "T"}
+            assert not escaped, f"running although stopped: {escaped}"
+            assert first.keys() == second.keys(), f"came or went while stopped: {first.keys() ^ second.keys()}"
+            sizes.append(len(second))
+            turnover += len(second.keys() - before)
+            before = set(second)
+            row = rig.host.order("run")
+            assert row["stopped"] == 0, row
+            time.sleep(0.1)
+        assert storm.poll() is None, "the storm has ended"
+        assert rig.agent is not None
+        status = Path(f"/proc/{rig.agent.pid}/status").read_text()
+        rss_kib = int(status.partition("VmRSS:")[2].split()[0])
+        os.close(reading)
+        os.close(writing)
+    p99 = percentile(times, 0.99)
+    return {
+        "processes_median": sorted(sizes)[len(sizes) // 2],
+        "rounds": rounds,
+        "new_processes_between_rounds": turnover // rounds,
+        "p50_ms": round(percentile(times, 0.5), 1),
+        "p99_ms": round(p99, 1),
+        "max_ms": round(max(times), 1),
+        "agent_p50_ms": round(percentile(inner, 0.5), 1),
+        "agent_p99_ms": round(percentile(inner, 0.99), 1),
+        "target_p99_ms": TARGET_P99_MS,
+        "met": p99 <= TARGET_P99_MS,
+        "escaped": 0,
+        "agent_rss_mb": round(rss_kib / 1024, 1),
+        "root": os.geteuid() == 0,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--processes", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    result = measure(options.processes, options.rounds)
+    if options.json:
+        print(json.dumps(result))
+    else:
+        for name, value in result.items():
+            print(f"{name:30} {value}")
+    return 0 if result["met"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
