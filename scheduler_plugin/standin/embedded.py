@@ -54,7 +54,7 @@ class StandInCluster:
             "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
             "HOME": os.environ.get("HOME", "/"),
             "LANG": "C.UTF-8",
-            "PYTHONPATH": str(fleet.ROOT),
+            "PYTHONPATH": os.pathsep.join([str(fleet.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "PYTHONUNBUFFERED": "1",
         }
         self._keeper = Keeper(self._environment)
