@@ -48,8 +48,11 @@ class ChannelError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Peer:
+    """`key`: by which it was known; empty on ipc."""
+
     socket: zmq.asyncio.Socket
     identity: bytes
+    key: str = ""
 
 
 class _Rate:
@@ -142,6 +145,11 @@ class Channel:
             enrolled = keys.enrolled(self._keys_dir)
             self._host_of_key = {one.public: one.host for one in enrolled}
             self.allowed = {one.host: one.vnodes for one in enrolled if one.vnodes is not None}
+            self._peers = {
+                host: peer
+                for host, peer in self._peers.items()
+                if not peer.key or self._host_of_key.get(peer.key) == host
+            }
 
     def callback(self, domain: str, key: bytes) -> bool:
         """ZeroMQ's question whether a client's key (Z85) may connect."""
@@ -160,8 +168,9 @@ class Channel:
 
     def _received(self, socket: zmq.asyncio.Socket, frames: list[zmq.Frame], by_key: bool) -> None:
         identity = frames[0].bytes
+        key = str(frames[-1].get("User-Id")) if by_key else ""
         if by_key:
-            host = self._host_of_key.get(str(frames[-1].get("User-Id")), "")
+            host = self._host_of_key.get(key, "")
         else:
             host = identity.partition(b"/")[0].decode(errors="replace")
         if not host:
@@ -174,7 +183,7 @@ class Channel:
         sender = message.host if isinstance(message, Snapshot) else message.sender
         if sender != host:
             raise BadMessage(f"host {host} speaks for host {sender}")
-        peer = _Peer(socket, identity)
+        peer = _Peer(socket, identity, key)
         new = self._peers.get(host) != peer
         self._peers[host] = peer
         self._on_message(host, message, new)
