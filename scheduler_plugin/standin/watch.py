@@ -96,8 +96,8 @@ class Watch:
         return self.jobs[id]
 
     def look(self) -> None:
-        counters = {id: self.cluster.counter(id) for id in self.jobs}
         now = time.monotonic()
+        counters = {id: self.cluster.counter(id) for id in self.jobs}  # before: PBS takes a while to answer
         views = self.cluster.jobs()
         for id, job in self.jobs.items():
             if id in views and job.state != "F":
@@ -118,7 +118,8 @@ class Watch:
             job.first_step = now
         if view.state == "S":
             if not job.stopped:
-                job.stops.append(Stop(job.domain, now, [(now, counter)]))
+                counter = self.cluster.counter(job.id)  # what was read before PBS said S may be from before the stop
+                job.stops.append(Stop(job.domain, time.monotonic(), []))
                 self._tell(f"{job.name} on {job.domain}: preempted, it stands still at step {counter}")
             job.stops[-1].seen.append((now, counter))
         elif job.stopped:
