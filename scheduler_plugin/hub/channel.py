@@ -169,10 +169,7 @@ class Channel:
     def _received(self, socket: zmq.asyncio.Socket, frames: list[zmq.Frame], by_key: bool) -> None:
         identity = frames[0].bytes
         key = str(frames[-1].get("User-Id")) if by_key else ""
-        if by_key:
-            host = self._host_of_key.get(key, "")
-        else:
-            host = identity.partition(b"/")[0].decode(errors="replace")
+        host = self._host_of_key.get(key, "") if by_key else identity.partition(b"/")[0].decode(errors="replace")
         if not host:
             raise BadMessage("its key belongs to no enrolled host (any more)")
         if self._rates.setdefault(host, _Rate()).too_many(asyncio.get_running_loop().time()):

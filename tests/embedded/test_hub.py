@@ -1,0 +1,353 @@
+"""The whole hub: real sockets, threads and files, a PBS in memory; and its process, as a system starts it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import zmq
+import zmq.asyncio
+
+from magrathea.messages import Books, DomainReport, Heartbeat, Resend, ToHost, decode_to_host, encode
+from scheduler_plugin.hub import configuration, farm, server
+from scheduler_plugin.hub.publish import ACCEPTS, STATE
+from scheduler_plugin.hub.server import Hub
+from scheduler_plugin.pbs.base import Code, PbsError
+from tests.unit.hub.builders import domain, given_back, job, snapshot, stopped
+from tests.unit.hub.fake_pbs import FakePbs, nothing_breaks
+
+BOUND_S = 20.0
+BEAT_S = 0.1
+LEASE_S = 1.0
+
+
+class Host:
+    """A node daemon's side of the channel."""
+
+    def __init__(self, context: zmq.asyncio.Context, endpoint: str, name: str) -> None:
+        self.name = name
+        self.revision = 0
+        self.socket: zmq.asyncio.Socket = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.IDENTITY, name.encode())
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.connect(endpoint)
+
+    async def says(self, *domains: DomainReport) -> None:
+        self.revision += 1
+        await self.socket.send(encode(snapshot(*domains, host=self.name, revision=self.revision, at=time.time())))
+
+    async def beats(self) -> None:
+        await self.socket.send(encode(Heartbeat(sender=self.name, boot_id="boot", revision=self.revision)))
+
+    async def hears(self, right: Callable[[ToHost], bool]) -> ToHost:
+        """The first message that is right."""
+        async with asyncio.timeout(BOUND_S):
+            while not right(message := decode_to_host(await self.socket.recv())):
+                pass
+        return message
+
+    async def hears_books(self, *booked: str) -> None:
+        """Until the books name exactly these jobs as booked."""
+
+        def right(message: ToHost) -> bool:
+            return isinstance(message, Books) and tuple(j.id for j in message.jobs if j.booked) == booked
+
+        await self.hears(right)
+
+
+class World:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.pbs = FakePbs("n1", "p1")
+        self.endpoint = f"ipc://{directory}/hub.ipc"
+        self.heartbeat = directory / "heartbeat"
+        self.context = zmq.asyncio.Context()
+        self.hosts: list[Host] = []
+        (directory / "state").mkdir(exist_ok=True)
+        self.stop = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+
+    def host(self, name: str = "h1") -> Host:
+        host = Host(self.context, self.endpoint, name)
+        self.hosts.append(host)
+        return host
+
+    def start(self) -> None:
+        self.stop.clear()
+        settings = configuration.Configuration(
+            hub=configuration.HubTable(
+                listen=[self.endpoint], state_dir=f"{self.directory}/state", heartbeat_file=str(self.heartbeat)
+            ),
+            pbs=configuration.PbsTable(compare_s=3600, call_deadline_s=5),
+        )
+        self.task = asyncio.create_task(Hub(settings, self.pbs.connect).run(self.stop))
+
+    async def end(self) -> None:
+        self.stop.set()
+        if self.task is not None:
+            async with asyncio.timeout(BOUND_S):
+                await self.task
+
+    async def until(self, condition: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + BOUND_S
+        while not condition():
+            assert self.task is not None
+            if self.task.done():
+                self.task.result()
+            assert time.monotonic() < end, f"never: {what}"
+            await asyncio.sleep(0.005)
+
+    def shown(self, vnode: str, attribute: str) -> str | None:
+        return self.pbs.vnodes[vnode].attributes.get(attribute)
+
+
+@pytest.fixture(autouse=True)
+def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEARTBEAT_S", BEAT_S)
+    monkeypatch.setattr(farm, "LEASE_S", LEASE_S)
+
+
+@asynccontextmanager
+async def world(directory: Path) -> AsyncIterator[World]:
+    made = World(directory)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.pbs.breaks = nothing_breaks
+        try:
+            await made.end()
+        finally:
+            for host in made.hosts:
+                host.socket.close(linger=0)
+            made.context.term()
+
+
+def run(directory: Path, test: Callable[[World], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        async with world(directory) as made:
+            await test(made)
+
+    asyncio.run(whole())
+
+
+def test_a_preemption_from_its_first_word_to_its_last(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        world.pbs.put(job())
+        host = world.host()
+        await host.says(domain("n1", [stopped(since=time.time())], accepts=[]), domain("p1"))
+        await host.hears_books("1.srv")
+        assert world.pbs.jobs["1.srv"].state == "S"
+        await world.until(lambda: world.shown("n1", ACCEPTS) == "none", "publication")
+        await host.says(domain("n1", [given_back()]), domain("p1"))
+        await host.hears_books()
+        assert world.pbs.jobs["1.srv"].state == "R"
+        await world.until(lambda: world.shown("n1", ACCEPTS) != "none", "opening")
+        await world.until(lambda: world.pbs.count("wake_scheduler") > 0, "wake")
+
+    run(tmp_path, test)
+
+
+def test_a_host_is_greeted_at_once_and_asked_for_what_the_hub_lacks(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        host = world.host()
+        host.revision = 5
+        await host.beats()
+        await host.hears(lambda message: isinstance(message, Heartbeat))
+        await host.hears(lambda message: isinstance(message, Resend))
+
+    run(tmp_path, test)
+
+
+def test_a_host_that_falls_silent_is_unknown_until_it_speaks_again(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        host = world.host()
+        await host.says(domain("n1"))
+        await world.until(lambda: world.shown("n1", STATE) == "free", "publication")
+        await world.until(lambda: world.shown("n1", STATE) == "unknown", "the lease's end")
+        assert world.shown("n1", ACCEPTS) == "none"
+        await host.beats()
+        await world.until(lambda: world.shown("n1", STATE) == "free", "publication again")
+
+    run(tmp_path, test)
+
+
+def test_vnodes_of_nobody_take_all_classes(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        await world.until(lambda: world.shown("p1", ACCEPTS) == "priority,preemptible,protected", "publication")
+
+    run(tmp_path, test)
+
+
+def test_a_hub_killed_in_mid_preemption_is_followed_by_one_that_resumes(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        world.pbs.put(job())
+        host = world.host()
+        await host.says(domain("n1", [stopped(since=time.time())]))
+        await host.hears_books("1.srv")
+        assert world.task is not None
+        world.task.cancel()  # its last save is one that was there before the suspend
+        with pytest.raises(asyncio.CancelledError):
+            await world.task
+        world.start()
+        await host.says(domain("n1", [given_back()]))
+        await host.hears_books()
+        assert world.pbs.jobs["1.srv"].state == "R"
+
+    run(tmp_path, test)
+
+
+def test_books_say_nothing_before_pbs_was_read(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        def away(operation: str, subject: str) -> None:
+            raise PbsError(Code.NO_SERVER, "away", transient=True)
+
+        await world.end()
+        world.pbs.breaks = away
+        world.pbs.put(job())
+        world.start()
+        host = world.host()
+        await host.says(domain("n1", [stopped(since=time.time())]))
+        for _ in range(5):
+            message = await host.hears(lambda message: True)
+            assert not isinstance(message, Books)
+        world.pbs.breaks = nothing_breaks
+        await host.hears_books("1.srv")
+
+    run(tmp_path, test)
+
+
+def test_after_a_restart_of_pbs_all_goes_on(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        world.pbs.put(job())
+        host = world.host()
+        await host.says(domain("n1"))
+        await world.until(lambda: world.shown("n1", STATE) == "free", "publication")
+
+        def away(operation: str, subject: str) -> None:
+            raise PbsError(Code.NO_SERVER, "away", transient=True)
+
+        world.pbs.breaks = away
+        await host.says(domain("n1", [stopped(since=time.time())], accepts=[]))
+        await asyncio.sleep(3 * BEAT_S)
+        assert world.pbs.jobs["1.srv"].state == "R"
+        world.pbs.breaks = nothing_breaks
+        await host.hears_books("1.srv")
+        await world.until(lambda: world.shown("n1", ACCEPTS) == "none", "publication")
+
+    run(tmp_path, test)
+
+
+def test_the_heartbeat_file_is_touched_only_while_pbs_answers(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        await world.until(world.heartbeat.exists, "the file")
+        assert world.heartbeat.stat().st_mode & 0o777 == 0o644
+        before = world.heartbeat.stat().st_mtime_ns
+        await world.until(lambda: world.heartbeat.stat().st_mtime_ns > before, "the next touch")
+
+        def away(operation: str, subject: str) -> None:
+            raise PbsError(Code.NO_SERVER, "away", transient=True)
+
+        world.pbs.breaks = away
+        await world.host().says(domain("n1"))  # makes it notice
+        await asyncio.sleep(3 * BEAT_S)
+        last = world.heartbeat.stat().st_mtime_ns
+        await asyncio.sleep(3 * BEAT_S)
+        assert world.heartbeat.stat().st_mtime_ns == last
+
+    run(tmp_path, test)
+
+
+# As a process
+
+
+def hub_toml(directory: Path, listen: str = "") -> Path:
+    path = directory / "hub.toml"
+    path.write_text(
+        f'[hub]\nlisten = ["{listen or f"ipc://{directory}/hub.ipc"}"]\nstate_dir = "{directory}/state"\n'
+        f'keys_dir = "{directory}/keys"\nheartbeat_file = "{directory}/heartbeat"\n'
+        f'[pbs]\nkind = "standin"\nsocket = "{directory}/pbs.sock"\n'
+    )
+    return path
+
+
+def command(config: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "scheduler_plugin.hub.main", "--config", str(config), *more]
+
+
+def started(config: Path) -> subprocess.Popen[str]:
+    """The hub's process, when it listens."""
+    process = subprocess.Popen(command(config), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "listening at" in line:
+            return process
+    raise AssertionError(f"ended with {process.wait()}")
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    try:
+        _, said = process.communicate(timeout=BOUND_S)
+    finally:
+        process.kill()
+        process.wait()
+    return process.returncode, said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_0_though_pbs_is_away(tmp_path: Path, number: signal.Signals) -> None:
+    process = started(hub_toml(tmp_path))
+    process.send_signal(number)
+    code, said = ended(process)
+    assert code == 0
+    assert "stopped" in said
+    assert "Traceback" not in said
+
+
+def test_a_hangup_does_not_end_it(tmp_path: Path) -> None:
+    process = started(hub_toml(tmp_path))
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.terminate()
+    assert ended(process)[0] == 0
+
+
+def test_a_second_hub_with_the_same_state_is_refused(tmp_path: Path) -> None:
+    first = started(hub_toml(tmp_path))
+    try:
+        second = subprocess.run(command(hub_toml(tmp_path)), capture_output=True, text=True, timeout=BOUND_S)
+        assert second.returncode == 1
+        assert "another hub" in second.stderr
+    finally:
+        first.terminate()
+        assert ended(first)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("listen", "code", "told"),
+    [("tcp://127.0.0.1:17017", 2, "keys"), ("ipc:///nonexistent/dir/hub.ipc", 1, "listen"), ("udp://x", 2, "listen")],
+)
+def test_what_cannot_be_listened_at_is_told(tmp_path: Path, listen: str, code: int, told: str) -> None:
+    done = subprocess.run(
+        command(hub_toml(tmp_path, listen)), capture_output=True, text=True, timeout=BOUND_S, env=dict(os.environ)
+    )
+    assert done.returncode == code
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_check(tmp_path: Path) -> None:
+    good = subprocess.run(command(hub_toml(tmp_path), "--check"), capture_output=True, text=True, timeout=BOUND_S)
+    assert (good.returncode, good.stdout.strip()[-4:]) == (0, ": ok")
+    assert not (tmp_path / "state").exists(), "a check changes nothing"
+    bad = subprocess.run(command(tmp_path / "none.toml", "--check"), capture_output=True, text=True, timeout=BOUND_S)
+    assert bad.returncode == 2
