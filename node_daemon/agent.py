@@ -80,6 +80,8 @@ LAUNCH_PATIENCE_S = 60.0  # then a job that shows no process is looked for with 
 SWEEP_S = 0.5
 ENVIRON_S = 0.05  # so long environments wait for what is known to be stopped
 PENDING_COUNTS_S = 1.0  # in uninterruptible sleep with the stop pending: counts as stopped after it
+VFORK_COUNTS_S = 0.05  # the same where it waits for its vfork child: long enough for any plain fork to be over
+FORK_WCHANS = (b"wait_for_vfork_done", b"kernel_clone", b"_do_fork", b"do_fork")  # by version of the kernel
 PASSES_AT_ONCE = 4  # looks at /proc in a row before other work gets its turn
 GIVE_WAY_S = (0.0002, 0.00002, 0.01)  # for processes to come to their stop: at least, for each, at most
 STRIKE_AGAIN_S = 0.05  # a process that is not stopped so long after its SIGSTOP gets another
@@ -430,6 +432,16 @@ def uids_of(pid: int) -> "Tuple[int, ...]":
         return ()
 
 
+def read_environ(directory: str) -> bytes:
+    """Environment of a process or thread; empty where it has none, or has ended. Raises PermissionError."""
+    try:
+        return read_file(directory + "/environ", MAX_ENVIRON_BYTES)
+    except PermissionError:
+        raise
+    except OSError:
+        return b""
+
+
 def stop_is_pending(pid: int) -> bool:
     """Whether SIGSTOP waits to be delivered to the process."""
     try:
@@ -440,9 +452,9 @@ def stop_is_pending(pid: int) -> bool:
 
 
 def waits_for_vfork(pid: int) -> bool:
-    """Whether the process waits for a child that has its memory: it cannot run before that child does."""
+    """Whether the process waits within fork or vfork: in the latter for a child that has its memory, and is stopped."""
     try:
-        return b"vfork" in read_file("/proc/%d/wchan" % pid)
+        return read_file("/proc/%d/wchan" % pid) in FORK_WCHANS
     except OSError:
         return False
 
@@ -785,6 +797,9 @@ class Finder:
             if len(self.spared) >= 4096:  # hooks that ended long ago
                 self.spared.clear()
             self.spared[pid] = (int(fields[19]), (fields[25], name))
+            known = self.procs.get(pid)
+            if known is not None and self._is_spared(known):
+                known.job = None
             pid = int(fields[1])
 
     def _is_spared(self, proc: Proc) -> bool:
@@ -942,13 +957,17 @@ class Finder:
     def _job_of_environ(self, pid: int) -> "Optional[str]":
         """PBS_JOBID of a process; "" for none; None where that cannot be said yet (in the midst of an exec)."""
         try:
-            data = b"\0" + read_file("/proc/%d/environ" % pid, MAX_ENVIRON_BYTES) + b"\0"
+            data = read_environ("/proc/%d" % pid)
+            if not data:  # or its main thread has ended: then a later one has its memory
+                threads = sorted(os.listdir("/proc/%d/task" % pid), key=int)
+                data = read_environ("/proc/%d/task/%s" % (pid, threads[-1]))
         except PermissionError:
             return ""
         except OSError:
             return None
-        if len(data) == 2:
+        if not data:
             return None
+        data = b"\0" + data + b"\0"
         at = data.find(b"\0PBS_JOBID=")
         if at < 0 or not all(mark in data for mark in self.marks):
             return ""
@@ -1326,7 +1345,8 @@ class Sweeper:
             return False
         if proc.pending_since is None:
             proc.pending_since = now
-        return now - proc.pending_since >= PENDING_COUNTS_S or waits_for_vfork(proc.pid)
+        waited = now - proc.pending_since
+        return waited >= PENDING_COUNTS_S or (waited >= VFORK_COUNTS_S and waits_for_vfork(proc.pid))
 
     @staticmethod
     def _note(proc: Proc, job: Job, now: float) -> None:

@@ -352,7 +352,7 @@ class Rig:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
             if number == signal.SIGSTOP:
-                number = signal.SIGKILL if all(letter in "Tt" for letter in left.values()) else number
+                number = signal.SIGKILL if all(letter in "TtD" for letter in left.values()) else number
                 number = signal.SIGKILL if time.monotonic() > end - PATIENCE_S / 2 else number
                 continue
             with contextlib.suppress(ChildProcessError):

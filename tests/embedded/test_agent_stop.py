@@ -1,0 +1,409 @@
+"""A stop finds every process of a job, whatever it did to hide, and none that is not the job's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.agent_rig import Rig, job_python, owner, running, start_time, state, until
+
+COUNT = "while :; do :; done"
+HIDE = r"""
+import os, sys, time
+def child(n, **env):
+    if os.fork() == 0:
+        work(n)
+def work(n):
+    with open(sys.argv[1] + "/pid." + n, "w") as f:
+        f.write(str(os.getpid()))
+    while True:
+        time.sleep(0.01)
+def orphan(n, env=None):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            if env is None:
+                work(n)
+            code = "import os,sys,time\nopen(sys.argv[1],'w').write(str(os.getpid()))\nwhile True: time.sleep(0.01)"
+            os.execve(sys.executable, [sys.executable, "-c", code, sys.argv[1] + "/pid." + n], env)
+        os._exit(0)
+"""
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    with running() as found:
+        yield found
+
+
+def python_job(rig: Rig, code: str, names: str, id: str | None = "12.srv") -> dict[str, int]:
+    """A job in Python that has HIDE's helpers; pid by name once all of `names` are there."""
+    shared = rig.directory / "shared"
+    shared.mkdir(exist_ok=True)
+    shared.chmod(0o777)
+    rig.run_job([job_python(), "-c", HIDE + code + "\nwork('top')", str(shared)], id=id)
+    wanted = [*names.split(), "top"]
+
+    def there() -> dict[str, int] | None:
+        found = {n: p.read_text() for n in wanted if (p := shared / f"pid.{n}").exists()}
+        return (
+            {n: int(text) for n, text in found.items()} if len(found) == len(wanted) and all(found.values()) else None
+        )
+
+    pids: dict[str, int] = until(there, f"processes {wanted}")
+    return pids
+
+
+def test_ten_processes_of_a_shell_are_stopped_and_continued(rig: Rig) -> None:
+    assert rig.claim() == {"ok": True}
+    job = rig.run_job(f"for i in 1 2 3 4 5 6 7 8 9; do ({COUNT}) & done; wait")
+    until(lambda: len(rig.children()) == 10, "ten processes")
+    row = rig.host.order("stop")
+    assert (row["order"], row["processes"], row["stopped"], row["pending"]) == ("stop", 10, 10, 0)
+    assert set(rig.children().values()) == {"T"}
+    row = rig.host.order("run")
+    assert (row["processes"], row["stopped"]) == (10, 0)
+    assert "T" not in rig.children().values()
+    assert job.poll() is None
+
+
+def test_lift_touches_nothing_and_ends_the_sweeps(rig: Rig) -> None:
+    rig.claim()
+    job = rig.run_job(COUNT)
+    rig.host.await_op("launched")
+    rig.host.order("stop")
+    rig.host.order("lift")
+    assert state(job.pid) == "T"
+    job.send_signal(signal.SIGCONT)  # as PBS does when it resumes
+    time.sleep(0.8)  # more than a sweep
+    assert state(job.pid) == "R"
+
+
+def test_a_job_that_is_not_named_is_lifted(rig: Rig) -> None:
+    rig.claim()
+    job = rig.run_job(COUNT)
+    rig.host.await_op("launched")
+    rig.host.order("stop")
+    assert rig.host.orders()["jobs"] == []
+    assert state(job.pid) == "T"
+
+
+def test_setsid_nohup_double_fork_and_a_clean_environment_do_not_hide(rig: Rig) -> None:
+    rig.claim()
+    pids = python_job(
+        rig,
+        """
+child("plain")
+orphan("orphan")
+if os.fork() == 0:
+    os.setsid(); work("session")
+if os.fork() == 0:
+    os.execve(sys.executable, [sys.executable, "-c", HIDDEN, sys.argv[1] + "/pid.clean"], {})
+os.system("nohup %s -c '%s' %s/pid.nohup >/dev/null 2>&1 &" % (sys.executable, HIDDEN, sys.argv[1]))
+""".replace("HIDDEN", repr('import os,sys,time;open(sys.argv[1],"w").write(str(os.getpid()));time.sleep(600)')).replace(
+            "nohup %s -c '%s'", "nohup %s -c \\'%s\\'"
+        ),
+        "plain orphan session clean nohup",
+    )
+    rig.host.await_op("launched")
+    row = rig.host.order("stop")
+    assert row["processes"] == len(pids) == row["stopped"]
+    assert {name: state(pid) for name, pid in pids.items()} == dict.fromkeys(pids, "T")
+    rig.host.order("run")
+    assert "T" not in {state(pid) for pid in pids.values()}
+
+
+def test_a_clean_orphan_in_a_session_of_the_job_is_found(rig: Rig) -> None:
+    """Its parent and its session's leader have ended, its environment is empty: only the session tells."""
+    rig.claim()
+    pids = python_job(
+        rig,
+        """
+if os.fork() == 0:
+    os.setsid()
+    child("first")
+    time.sleep(1.0)  # long enough for the agent to have seen this leader
+    orphan_env = {}
+    if os.fork() == 0:
+        code = "import os,sys,time;open(sys.argv[1],'w').write(str(os.getpid()));time.sleep(600)"
+        os.execve(sys.executable, [sys.executable, "-c", code, sys.argv[1] + "/pid.late"], {})
+    os._exit(0)
+""",
+        "first",
+    )
+    rig.host.await_op("launched")
+    rig.host.order("lift")  # a look at what there is now
+    late = rig.directory / "shared" / "pid.late"
+    until(lambda: late.exists() and late.read_text(), "the late process")
+    rig.host.order("stop")
+    assert state(int(late.read_text())) == "T"
+    assert state(pids["first"]) == "T"
+
+
+def test_only_the_job_named_is_stopped(rig: Rig) -> None:
+    rig.claim()
+    rig.claim("13.srv")
+    mine, other = rig.run_job(COUNT), rig.run_job(COUNT, id="13.srv")
+    until(lambda: len(rig.host.seen("launched")) >= 2, "both jobs")
+    rig.host.order("stop")
+    assert (state(mine.pid), state(other.pid)) == ("T", "R")
+
+
+def test_the_owners_login_shell_is_not_touched(rig: Rig) -> None:
+    rig.claim()
+    # it has a job's process in its own session and group, as when somebody tries something by hand
+    shell = rig.run_job(f"PBS_JOBID=12.srv /bin/bash -c '{COUNT}' & {COUNT}", id=None)
+    job = rig.run_job(COUNT)
+    rig.host.await_op("launched")
+    until(lambda: len(rig.children()) == 3, "three processes")
+    rig.host.order("stop")
+    assert state(job.pid) == "T"
+    assert state(shell.pid) == "R"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="without root the agent sees its own user's processes only")
+def test_another_users_process_with_the_jobs_id_is_not_touched(rig: Rig) -> None:
+    rig.claim()
+    stranger = rig.run_job(COUNT, uid=owner().pw_uid - 7)
+    mom_child = rig.run_job(COUNT, uid=0)  # MoM's own children carry the job's id, too
+    job = rig.run_job(COUNT)
+    rig.host.await_op("launched")
+    row = rig.host.order("stop")
+    assert row["processes"] == 1
+    assert [state(p.pid) for p in (job, stranger, mom_child)] == ["T", "R", "R"]
+
+
+def test_what_forks_while_it_is_being_stopped_does_not_escape(rig: Rig) -> None:
+    rig.claim()
+    rig.run_job("f() { while :; do (sleep 0.01) & (sleep 0.02) & wait; done; }; f & f & f & f & wait")
+    rig.host.await_op("launched")
+    for _ in range(10):
+        row = rig.host.order("stop")
+        assert row["stopped"] == row["processes"] > 0
+        first = rig.children()
+        time.sleep(0.03)
+        assert rig.children() == first
+        assert set(first.values()) == {"T"}
+        rig.host.order("run")
+        time.sleep(0.02)
+
+
+def test_a_users_own_continue_is_undone(rig: Rig) -> None:
+    rig.claim()
+    job = rig.run_job(COUNT)
+    rig.host.await_op("launched")
+    rig.host.order("stop")
+    for _ in range(3):
+        job.send_signal(signal.SIGCONT)
+        until(lambda: state(job.pid) == "T", "the next sweep", 5)
+
+
+def test_a_job_that_starts_under_a_stop_is_stopped(rig: Rig) -> None:
+    rig.claim()
+    assert rig.host.order("stop")["processes"] == 0
+    job = rig.run_job(COUNT)
+    until(lambda: state(job.pid) == "T", "the standing stop", 5)
+
+
+def test_a_stop_of_a_job_that_has_ended_is_not_waited_for(rig: Rig) -> None:
+    rig.claim()
+    began = time.monotonic()
+    row = rig.host.order("stop")
+    assert row["processes"] == row["stopped"] == 0
+    assert time.monotonic() - began < 5
+
+
+def test_an_ending_job_is_neither_stopped_nor_waited_for(rig: Rig) -> None:
+    rig.claim()
+    job = rig.run_job(COUNT)
+    rig.host.await_op("launched")
+    row = {**rig.job(), "substate": 51}
+    assert rig.mom("jobs", jobs=[row])["ok"]
+    rig.host.order("stop")
+    assert state(job.pid) == "R"
+
+
+def test_a_process_that_waits_for_its_vfork_child_counts_at_once(rig: Rig) -> None:
+    rig.claim()
+    code = "import ctypes; c = ctypes.CDLL(None); pid = c.vfork()\nif pid == 0:\n  c.sleep(600); c._exit(0)"
+    job = rig.run_job([job_python(), "-c", code])
+    until(lambda: state(job.pid) == "D", "the parent waiting in vfork")
+    row = rig.host.order("stop")
+    assert row["processes"] == 2
+    assert row["stopped"] + row["pending"] == 2
+    rig.host.order("run")
+
+
+def test_a_process_whose_main_thread_has_ended_is_stopped(rig: Rig) -> None:
+    rig.claim()
+    code = (
+        "import ctypes, threading, time\n"
+        "def work():\n  while True: time.sleep(0.005)\n"
+        "threading.Thread(target=work).start()\nctypes.CDLL(None).pthread_exit(None)"
+    )
+    job = rig.run_job([job_python(), "-c", code])
+    until(lambda: state(job.pid) == "Z", "the end of the main thread")
+    rig.host.await_op("launched")
+    row = rig.host.order("stop")
+    assert (row["processes"], row["stopped"]) == (1, 1)
+    threads = list(Path(f"/proc/{job.pid}/task").iterdir())
+    assert {(t / "stat").read_text().rpartition(")")[2].split()[0] for t in threads} == {"Z", "T"}
+
+
+def test_mom_is_never_touched_even_as_the_owner_with_the_jobs_id(rig: Rig) -> None:
+    """Without root MoM's stand-in is the same user's process as the job."""
+    if os.geteuid() == 0:
+        rig.mom("claim", job=rig.job(owner="root"), deadline_s=5)
+    else:
+        rig.claim()
+    hook = (
+        "import socket, sys, time\n"
+        "s = socket.socket(socket.AF_UNIX)\n"
+        f"s.connect({str(rig.socket)!r})\n"
+        """s.sendall(b'{"op":"ping"}\\n')\n"""
+        "print(s.recv(100), flush=True)\n"
+        "time.sleep(600)"
+    )
+    mom = subprocess.Popen([sys.executable, "-c", hook], env={"PBS_JOBID": "12.srv"}, stdout=subprocess.PIPE)
+    assert mom.stdout is not None
+    job = rig.run_job(COUNT, uid=os.geteuid())
+    rig.host.await_op("launched")
+    assert b"ok" in mom.stdout.readline()
+    rig.host.order("stop")
+    assert state(job.pid) == "T"
+    assert state(mom.pid) == "S"
+    mom.stdout.close()
+
+
+def test_a_released_job_under_a_stop_is_killed_where_mom_missed_it(rig: Rig) -> None:
+    rig.claim()
+    pids = python_job(rig, "orphan('orphan')", "orphan")
+    rig.host.await_op("launched")
+    rig.host.order("stop")
+    assert rig.mom("release", job={"id": "12.srv", "run": 1}) == {"ok": True}
+    until(lambda: all(state(pid) in ("", "Z") for pid in pids.values()), "the end of what was stopped")
+
+
+def test_a_released_job_that_runs_is_left_to_mom(rig: Rig) -> None:
+    rig.claim()
+    job = rig.run_job(COUNT)
+    rig.host.await_op("launched")
+    rig.host.order("stop")
+    rig.host.order("run")
+    rig.mom("release", job={"id": "12.srv", "run": 1})
+    time.sleep(0.5)
+    assert state(job.pid) == "R"
+
+
+def test_an_order_with_an_unknown_owner_touches_nothing_and_says_so(rig: Rig) -> None:
+    if os.geteuid() != 0:
+        return  # then the only possible owner is ourselves
+    job = rig.run_job(COUNT)
+    row = rig.host.orders(deadline_s=0.3, j12="stop")["jobs"][0]
+    assert (row["processes"], row["stopped"]) == (1, 0)
+    assert state(job.pid) == "R"
+    rig.mom("jobs", jobs=[{**rig.job(), "substate": 42}])
+    until(lambda: state(job.pid) == "T", "the stop, once MoM has named the owner", 5)
+
+
+def test_the_newest_of_two_orders_counts(rig: Rig) -> None:
+    rig.claim()
+    job = rig.run_job(COUNT)
+    rig.host.await_op("launched")
+    rig.host.order("stop")
+    rig.host.order("run")
+    rig.host.order("stop")
+    assert state(job.pid) == "T"
+
+
+def test_a_repeated_request_gets_the_same_answer_and_is_done_once(rig: Rig) -> None:
+    rig.claim()
+    first = rig.host.orders(j12="stop")
+    line = rig.host.line(type="request", id=first["id"], session=rig.host.session, op="orders", orders=[], deadline_s=1)
+    rig.host.raw(line)
+    assert rig.host.answer(first["id"]) == first
+
+
+# law 1
+
+
+def test_a_recycled_pid_is_never_hit() -> None:
+    from node_daemon import agent
+
+    signaller = agent.Signaller()
+    victim = subprocess.Popen(["sleep", "600"])
+    try:
+        start = start_time(victim.pid)
+        for pidfd in {signaller.pidfd, False}:
+            signaller.pidfd = signaller.groups = pidfd
+            assert not signaller.send(victim.pid, start - 1, signal.SIGKILL)
+            assert not signaller.send_group(victim.pid, start - 1, signal.SIGKILL)
+            assert victim.poll() is None
+            assert signaller.send(victim.pid, start, signal.SIGSTOP)
+        until(lambda: state(victim.pid) == "T", "the stop")
+    finally:
+        victim.kill()
+        victim.wait()
+    assert not signaller.send(victim.pid, start, signal.SIGKILL)
+
+
+# the cgroup
+
+
+def freezers() -> list[str]:
+    """Where this machine lets us make a cgroup with a freezer."""
+    tops = ["/sys/fs/cgroup/freezer", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+    return [t for t in tops if os.access(t, os.W_OK) and (Path(t, "cgroup.procs").exists())]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not freezers(), reason="no cgroup may be made here")
+@pytest.mark.parametrize("top", freezers())
+def test_a_jobs_cgroup_tells_what_nothing_else_tells(top: str) -> None:
+    """A clean orphan in its own session: known by PBS's job cgroup only. Afterwards nothing is frozen."""
+    parent = Path(top, f"magrathea-test-{os.getpid()}")
+    cgroup = parent / "jobid" / "12.srv"
+    cgroup.mkdir(parents=True)
+    (cgroup / "nested").mkdir()
+    try:
+        with running(job_cgroups=[f"{parent}/jobid/{{job}}"]) as rig:
+            rig.claim()
+            jobs = [rig.run_job(COUNT, id=None) for _ in range(4)]
+            for number, job in enumerate(jobs):
+                (cgroup / "nested" / "cgroup.procs" if number % 2 else cgroup / "cgroup.procs").write_text(str(job.pid))
+            outside = rig.run_job(COUNT, id=None)
+            row = rig.host.order("stop")
+            assert (row["processes"], row["stopped"]) == (4, 4)
+            assert {state(job.pid) for job in jobs} == {"T"}
+            assert state(outside.pid) == "R"
+            for name, word in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+                if (cgroup / name).exists():
+                    assert (cgroup / name).read_text().strip() == word
+            for job in jobs:
+                job.send_signal(signal.SIGCONT)  # PBS's own resume works on them
+            rig.host.order("run")
+            assert {state(job.pid) for job in jobs} == {"R"}
+            rig.host.order("stop")
+            assert rig.agent is not None
+            rig.kill()
+            for name, word in (("freezer.state", "FROZEN"), ("cgroup.freeze", "1")):
+                if (cgroup / name).exists():
+                    (cgroup / name).write_text(word)  # as an agent leaves it that is killed in between
+            rig.start()
+            for name, word in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
+                if (cgroup / name).exists():
+                    assert (cgroup / name).read_text().strip() == word
+            for job in jobs:
+                job.kill()
+                job.wait()
+    finally:
+        for path in (cgroup / "nested", cgroup, cgroup.parent, parent):
+            with contextlib.suppress(FileNotFoundError):
+                path.rmdir()
