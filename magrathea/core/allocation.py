@@ -227,7 +227,9 @@ def _sized(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal |
         return ()
     if host.mode is Mode.EXCLUSIVE:
         return tuple(s.name for s in host.siblings(domain) if s.running)
-    return victims(host, size - free(host, domain))
+    need = size - free(host, domain)
+    # MoM's lists may have overbooked the memory; a job that asks for none does not have to mend that
+    return victims(host, need if size.mib else Amount(need.cpus, 0))
 
 
 def defrost_verdict(host: Host, domain: Domain, until: float) -> Refusal | tuple[str, ...]:
