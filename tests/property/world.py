@@ -7,8 +7,10 @@ A broken invariant raises `Broken` with the events that led there, as Python tha
 from __future__ import annotations
 
 import pickle
+import traceback
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from magrathea.core import allocation, states
 from magrathea.core import events as ev
@@ -102,7 +104,15 @@ class World:
         self._published_is_answered(host)
 
     def do(self, event: ev.Event) -> tuple[ev.Decision, ...]:
+        """What the machine says to `event`. Raises Broken, also where the core itself raises something."""
         self.story.append(event)
+        try:
+            return self._do(event)
+        except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
+            self._must(False, f"{type(error).__name__}: {error} at {_where(error)}")
+            raise
+
+    def _do(self, event: ev.Event) -> tuple[ev.Decision, ...]:
         before = self.host
         calm = at(before, event.at)
         after, decisions = handle(before, event)
@@ -200,8 +210,7 @@ class World:
             was = sum(d.use.mib for d in calm.workers)
             if not isinstance(event, ev.MemoryReported | ev.BooksReported):
                 self._must(sum(d.use.mib for d in after.workers) <= max(memory, was), "more memory than there is")
-        newer_run = isinstance(event, ev.Claimed) and _has_other_run(calm, event)  # ends the older one, too
-        if isinstance(event, ev.Claimed | ev.DefrostRequested) and not newer_run:
+        if isinstance(event, ev.Claimed | ev.DefrostRequested) and not _gives_back(calm, event):
             going_on = {k for k in self._stopped(calm) if k not in allocation.wanted_stopped(calm)}
             now_on = {k for k in self._stopped(after) if k not in allocation.wanted_stopped(after)}
             self._must(now_on <= going_on, f"a claim resumes nobody: {now_on - going_on}")
@@ -367,6 +376,11 @@ class World:
         self._must(not self._stopped(h), "somebody is stopped for ever")
 
 
+def _where(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return ", ".join(f"{Path(f.filename).name}:{f.lineno}" for f in frames[-3:])
+
+
 def independent(h: Host, one: ev.Event, two: ev.Event) -> bool:
     """Two events of one moment in different domains, of kinds that do not look at each other's facts."""
     if not isinstance(one, ev.DomainEvent) or not isinstance(two, ev.DomainEvent):
@@ -383,6 +397,13 @@ def independent(h: Host, one: ev.Event, two: ev.Event) -> bool:
     if len(claims) == 1:
         return isinstance(others[0], NOT_ASKED_BY_A_CLAIM) and domains[0] is not None and domains[0].kind is Kind.NORMAL
     return len(claims) == 2 and claims[0].cls is claims[1].cls and _both_fit(h, claims)
+
+
+def _gives_back(h: Host, event: ev.Claimed | ev.DefrostRequested) -> bool:
+    """The claim ends something beside: the older run of its job, or the lingering that kept its domain's CPUs."""
+    domain = h.domain(event.domain)
+    ends_lingering = domain is not None and oracle.lingering(h, domain)
+    return isinstance(event, ev.Claimed) and (ends_lingering or _has_other_run(h, event))
 
 
 def _has_other_run(h: Host, claim: ev.Claimed) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from magrathea.core.model import Host, Limits
 
 from .builders import (
+    PROTECTED,
     claim,
     get,
     go_on,
@@ -203,3 +204,11 @@ def test_preempted_seconds_are_of_the_domain_for_good() -> None:
     h = launch(h, "p1", "9")
     h = go_on(release(later(h, 40), "p1", "9"), "n1", "1")
     assert get(h, "n1").preempted_s == pytest.approx(40)
+
+
+def test_memory_that_adopted_jobs_overbooked_is_not_made_good_by_a_job_that_asks_for_none() -> None:
+    h = host("counted", memory=1_000, n1="normal", n2="normal", p1="priority")
+    h = run(run(h, "n1", "1", cpus=2, memory=1_500, cls=PROTECTED), "n2", "2", cpus=4)
+    assert claim(h, "p1", "9", cpus=2).victims == ()
+    assert claim(h, "p1", "9", cpus=4).victims == ("n2",)
+    assert claim(h, "p1", "9", cpus=2, memory=10).code == "memory"
