@@ -78,14 +78,16 @@ class StandInCluster:
         for name in ("log", "jobs"):
             (self.directory / name).mkdir()
         self._write_configuration()
-        progress("the PBS stand-in: a server with a scheduler")
+        progress("the PBS stand-in: a server with a scheduler, and a MoM in every domain")
         self.start_part("server")
         self._until("the stand-in's socket", (self.directory / "pbs.sock").exists)
         self._client = Client(self.directory / "pbs.sock")
-        progress("the hub beside it, a node daemon per host, and in every domain a MoM and an agent")
-        self.start_part("hub")
         for host, domain in fleet.domains_of(self.hosts):
             self.start_part(f"mom-{domain.name}", host)
+        everything = {domain.name for _, domain in fleet.domains_of(self.hosts)}
+        self._until("vnodes of all MoMs", lambda: everything <= self.vnodes().keys())
+        progress("the hub beside the server, a node daemon per host, an agent in every domain")
+        self.start_part("hub")
         for host in self.hosts:
             self.start_part(f"noded-{host.name}")
         for _, domain in fleet.domains_of(self.hosts):
