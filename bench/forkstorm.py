@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.agent_rig import Rig, job_python, owner, until
+from tests.agent_rig import MARK, Rig, job_python, owner, until
 
 TARGET_P99_MS = 100.0
 
@@ -98,7 +98,8 @@ def measure(processes: int, rounds: int) -> dict[str, float | int | bool]:
         me = owner()
         program = [job_python(), "-I", "-S", "-c", STORM, str(reading), str(writing), str(time.time() + 600)]
         init = [sys.executable, "-c", INIT, str(me.pw_uid), str(me.pw_gid), *program]
-        storm = subprocess.Popen(init, pass_fds=(reading, writing))
+        environment = {**os.environ, MARK: rig.directory.name}
+        storm = subprocess.Popen(init, pass_fds=(reading, writing), env=environment)
         until(lambda: len(rig.children()) > 0.9 * processes, "the storm", 60)
         before: set[int] = set()
         for _ in range(rounds):

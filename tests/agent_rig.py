@@ -26,6 +26,7 @@ from typing import Any
 
 AGENT = Path(__file__).resolve().parents[1] / "node_daemon" / "agent.py"
 PR_SET_CHILD_SUBREAPER = 36
+MARK = "MAGRATHEA_TEST"
 PATIENCE_S = 20.0
 """Bound of every wait; a machine under load is slow, not wrong."""
 
@@ -78,7 +79,7 @@ def descendants(pid: int) -> dict[int, str]:
     parents: dict[int, tuple[int, str]] = {}
     for entry in Path("/proc").iterdir():
         fields = stat_of(int(entry.name)) if entry.name.isdigit() else None
-        if fields is not None and fields[0] not in "ZX":
+        if fields is not None and (fields[0] not in "ZX" or int(fields[17]) > 1):  # other threads may live on
             parents[int(entry.name)] = (int(fields[1]), fields[0])
     found = {pid: ""}
     grown = True
@@ -256,6 +257,7 @@ class Rig:
             "channel": f"unix:{self.host.path}",
             "state": str(self.state),
             "scripts": str(self.directory / "hooks"),
+            "environment": {MARK: self.directory.name},  # so that tests that run side by side do not meet
             **config,
         }
         self.config_path.write_text(json.dumps(config))
@@ -322,7 +324,7 @@ class Rig:
     ) -> subprocess.Popen[bytes]:
         """A job as MoM starts it: own session, PBS_JOBID in the environment, the owner's uid. Shell text or argv."""
         argv = ["/bin/bash", "-c", program] if isinstance(program, str) else program
-        environment = {"PATH": os.environ["PATH"], "HOME": "/", **(env or {})}
+        environment = {"PATH": os.environ["PATH"], "HOME": "/", MARK: self.directory.name, **(env or {})}
         if id is not None:
             environment["PBS_JOBID"] = id
         who = None if os.geteuid() else owner().pw_uid if uid is None else uid
@@ -352,7 +354,7 @@ class Rig:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
             if number == signal.SIGSTOP:
-                number = signal.SIGKILL if all(letter in "TtD" for letter in left.values()) else number
+                number = signal.SIGKILL if all(letter in "TtDZ" for letter in left.values()) else number
                 number = signal.SIGKILL if time.monotonic() > end - PATIENCE_S / 2 else number
                 continue
             with contextlib.suppress(ChildProcessError):

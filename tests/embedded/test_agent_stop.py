@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent_rig import Rig, job_python, owner, running, start_time, state, until
+from tests.agent_rig import MARK, Rig, job_python, owner, running, start_time, state, until
 
 COUNT = "while :; do :; done"
 HIDE = r"""
@@ -272,7 +272,9 @@ def test_mom_is_never_touched_even_as_the_owner_with_the_jobs_id(rig: Rig) -> No
         "print(s.recv(100), flush=True)\n"
         "time.sleep(600)"
     )
-    mom = subprocess.Popen([sys.executable, "-c", hook], env={"PBS_JOBID": "12.srv"}, stdout=subprocess.PIPE)
+    mom = subprocess.Popen(
+        [sys.executable, "-c", hook], env={"PBS_JOBID": "12.srv", MARK: rig.directory.name}, stdout=subprocess.PIPE
+    )
     assert mom.stdout is not None
     job = rig.run_job(COUNT, uid=os.geteuid())
     rig.host.await_op("launched")
