@@ -242,7 +242,7 @@ class Host:
 class Rig:
     """A directory, an agent in it, its host, and its jobs."""
 
-    def __init__(self, python: str = sys.executable, **config: Any) -> None:
+    def __init__(self, python: str = os.environ.get("MAGRATHEA_AGENT_PYTHON", sys.executable), **config: Any) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self.directory = Path(tempfile.mkdtemp(prefix="magrathea-agent-"))
         self.directory.chmod(0o755)
