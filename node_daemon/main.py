@@ -10,13 +10,14 @@ import os
 import signal
 import socket
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from magrathea import __version__
 from magrathea.configuration import ConfigurationError
 
-from .configuration import DEFAULT_PATH, Configuration, read
+from .configuration import DEFAULT_PATH, Configuration, PathsTable, read
 
 log = logging.getLogger("magrathea-noded")
 
@@ -103,7 +104,7 @@ async def run(configuration: Configuration, path: Path) -> None:
 
     def make_driver(configuration: Configuration) -> Driver:
         files = {name: Path(t.local.pid_file) for name, t in configuration.domain.items() if t.local is not None}
-        return LocalDriver(configuration.host.name, files)
+        return LocalDriver(_group_name(configuration), files)
 
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -136,6 +137,12 @@ async def run(configuration: Configuration, path: Path) -> None:
         raise CannotStart(str(error)) from error
     finally:
         await daemon.close()
+
+
+def _group_name(configuration: Configuration) -> str:
+    """What the local driver's control groups are called: clusters for demo and tests have hosts of the same names."""
+    name, run_dir = configuration.host.name, configuration.paths.run_dir
+    return name if run_dir == PathsTable().run_dir else f"{name}.{zlib.crc32(run_dir.encode()):08x}"
 
 
 def notify(state: str) -> None:
