@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+import unicodedata
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
+import click
 import msgspec
 
 from magrathea.core.model import State
 from magrathea.messages import DomainReport, JobReport, Snapshot
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
-
 COLOURS = {
-    State.FAULT: "bold red",
+    State.FAULT: "bright_red",
     State.UNKNOWN: "red",
     State.PREEMPTED: "yellow",
-    State.RUNNING_PRIORITY: "bold green",
+    State.RUNNING_PRIORITY: "bright_green",
     State.RUNNING_PREEMPTIBLE: "green",
     State.RUNNING: "green",
-    State.DOWN: "dim",
+    State.DOWN: "bright_black",
     State.FROZEN: "cyan",
 }
-WIDE = 1000
-"""Columns where there is no terminal: nothing is wrapped, lines stay lines."""
+"""Only where there is a terminal, and never as the only thing that tells."""
+
+Cell = tuple[str, str | None]
+"""Text and its colour."""
 
 
 class Form(Protocol):
@@ -108,76 +109,77 @@ def as_json(snapshot: Snapshot, compact: bool = False) -> str:
     return (data if compact else msgspec.json.format(data, indent=2)).decode() + "\n"
 
 
-def _grid(*columns: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+def _clean(text: str) -> str:
+    """Text from outside on one line, without what could steer a terminal."""
+    return "".join(c if unicodedata.category(c) not in ("Cc", "Cf") else " " for c in text)
 
 
-def _domains(snapshot: Snapshot) -> Table:
-    from rich.text import Text
+def _grid(header: tuple[str, ...], rows: Iterable[tuple[str | Cell, ...]]) -> list[str]:
+    """Aligned lines. Not rich's table: importing that takes a quarter of the time that `status` may take."""
+    terminal = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    cells = [[cell if isinstance(cell, tuple) else (cell, None) for cell in row] for row in rows]
+    table: list[list[Cell]] = [[(title, None) for title in header]]
+    table += [[(_clean(text), colour) for text, colour in row] for row in cells]
+    widths = [max(len(row[i][0]) for row in table) for i in range(len(header))]
 
-    table = _grid("DOMAIN", "KIND", "STATE", "SINCE", "JOBS", "CPU", "MEMORY", "WHY")
-    for domain in snapshot.domains:
-        table.add_row(
-            Text(domain.name),
-            domain.kind.value,
-            Text(domain.state.value, COLOURS.get(domain.state, "")),
-            duration(snapshot.at - domain.since),
-            str(len(domain.jobs)),
-            _towards(_cap(domain.cpu_percent, snapshot.cpus), _cap(domain.want_cpu_percent, snapshot.cpus), _percent),
-            # Memory that cannot be read cannot be moved either: then what it should be is of no interest.
-            "-" if domain.memory_mib is None else _towards(domain.memory_mib, domain.want_memory_mib, _mib),
-            Text(domain.why),
+    def line(row: list[Cell], bold: bool) -> str:
+        padded = [text + " " * (width - len(text)) for (text, _), width in zip(row, widths, strict=True)]
+        padded[-1] = row[-1][0]
+        if terminal:
+            padded = [
+                click.style(text, fg=colour, bold=bold) if colour or bold else text
+                for text, (_, colour) in zip(padded, row, strict=True)
+            ]
+        return "  ".join(padded)
+
+    return [line(row, bold=n == 0) for n, row in enumerate(table)]
+
+
+def _domains(snapshot: Snapshot) -> list[str]:
+    def row(d: DomainReport) -> tuple[str | Cell, ...]:
+        cpu = _towards(_cap(d.cpu_percent, snapshot.cpus), _cap(d.want_cpu_percent, snapshot.cpus), _percent)
+        # Memory that cannot be read cannot be moved either: then what it should be is of no interest.
+        memory = "-" if d.memory_mib is None else _towards(d.memory_mib, d.want_memory_mib, _mib)
+        state = (d.state.value, COLOURS.get(d.state))
+        since = duration(snapshot.at - d.since)
+        return d.name, d.kind.value, state, since, str(len(d.jobs)), cpu, memory, d.why
+
+    return _grid(
+        ("DOMAIN", "KIND", "STATE", "SINCE", "JOBS", "CPU", "MEMORY", "WHY"), (row(d) for d in snapshot.domains)
+    )
+
+
+def _jobs(snapshot: Snapshot) -> list[str]:
+    def row(domain: DomainReport, job: JobReport) -> tuple[str | Cell, ...]:
+        preempted_s = job.preempted_s
+        if job.stopped_since is not None and job.stopper != "pbs":
+            preempted_s += max(0.0, snapshot.at - job.stopped_since)
+        return (
+            f"{job.id} (run {job.run})" if job.run > 1 else job.id,
+            domain.name,
+            job.cls.value,
+            str(job.cpus),
+            _mib(job.memory_mib or None),
+            duration(preempted_s) if job.preemptions or preempted_s else "-",
+            (job_state(job, snapshot.at), "yellow" if job.stopped_since is not None else None),
         )
-    return table
 
-
-def _jobs(snapshot: Snapshot) -> Table:
-    from rich.text import Text
-
-    table = _grid("JOB", "DOMAIN", "CLASS", "CPUS", "MEMORY", "PREEMPTED", "STATE")
-    for domain in snapshot.domains:
-        for job in domain.jobs:
-            so_far = job.preempted_s
-            if job.stopped_since is not None and job.stopper != "pbs":
-                so_far += max(0.0, snapshot.at - job.stopped_since)
-            table.add_row(
-                Text(f"{job.id} (run {job.run})" if job.run > 1 else job.id),
-                Text(domain.name),
-                job.cls.value,
-                str(job.cpus),
-                _mib(job.memory_mib or None),
-                duration(so_far) if job.preemptions or so_far else "-",
-                Text(job_state(job, snapshot.at), "yellow" if job.stopped_since is not None else ""),
-            )
-    return table
+    return _grid(
+        ("JOB", "DOMAIN", "CLASS", "CPUS", "MEMORY", "PREEMPTED", "STATE"),
+        (row(domain, job) for domain in snapshot.domains for job in domain.jobs),
+    )
 
 
 def table(snapshot: Snapshot, compact: bool = False) -> str:
-    from rich.console import Console, Group
-    from rich.text import Text
-
     hub = "hub connected" if snapshot.hub_connected else "no hub: nothing new is preempted"
     size = f"{snapshot.cpus} CPUs, {snapshot.memory_mib} MiB"
-    parts: list[RenderableType] = [
-        Text(f"host {snapshot.host}: {snapshot.mode.value}, {size}, driver {snapshot.driver}, {hub}"),
-        "",
-        _domains(snapshot),
-    ]
+    lines = [f"host {snapshot.host}: {snapshot.mode.value}, {size}, driver {snapshot.driver}, {hub}", ""]
+    lines += _domains(snapshot)
     if any(domain.jobs for domain in snapshot.domains):
-        parts += ["", _jobs(snapshot)]
+        lines += ["", *_jobs(snapshot)]
     if snapshot.notes:
-        parts += ["", *(Text(f"note: {note}") for note in snapshot.notes)]
-    terminal = sys.stdout.isatty()
-    console = Console(force_terminal=terminal, no_color=not terminal, highlight=False, width=None if terminal else WIDE)
-    with console.capture() as text:
-        console.print(Group(*parts))
-    lines = (line.rstrip() for line in text.get().splitlines())
-    return "\n".join(lines) + "\n"
+        lines += ["", *(f"note: {_clean(note)}" for note in snapshot.notes)]
+    return "".join(f"{line.rstrip()}\n" for line in lines)
 
 
 FORMS: dict[str, Form] = {"table": table, "json": as_json, "plain": plain}

@@ -105,9 +105,18 @@ def test_the_environment_names_the_socket(path: Path, monkeypatch: pytest.Monkey
         assert magrathea("status").exit_code == 0
 
 
-def test_names_from_outside_are_not_taken_for_markup(path: Path) -> None:
-    result = status(path, snapshot(domain("n1", why="[red]x[/red] and [/bold]")))
-    assert "[red]x[/red] and [/bold]" in result.stdout
+def test_text_from_outside_cannot_steer_the_terminal(path: Path) -> None:
+    result = status(path, snapshot(domain("n1", why="two\nlines and \x1b[31mred\x9b")))
+    assert "two lines and  [31mred" in result.stdout
+
+
+def test_a_terminal_gets_colours_and_the_same_columns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured = view.table(PREEMPTION)
+    assert "\x1b[33m" in coloured
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert click.unstyle(coloured) == view.table(PREEMPTION)
 
 
 @pytest.mark.parametrize(
