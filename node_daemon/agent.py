@@ -1619,6 +1619,7 @@ class Channel:
         self.bad_total = 0
         self.allowance = MAX_LINES_PER_S * RATE_WINDOW_S
         self.allowed_at = time.monotonic()
+        self.paused = False
         self.ids = 0
         self.pending: "OrderedDict[int, Request]" = OrderedDict()
         self.answers: "OrderedDict[Tuple[str, int], Optional[Doc]]" = OrderedDict()
@@ -1680,9 +1681,14 @@ class Channel:
             self._hello()
 
     def _watch(self) -> None:
-        if self.fd is not None and self.up:
-            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.writer.pieces else 0)
+        if self.fd is None or not self.up:
+            return
+        reading = 0 if self.paused else selectors.EVENT_READ
+        events = reading | (selectors.EVENT_WRITE if self.writer.pieces else 0)
+        if events:
             self.loop.watch(self.fd, events, self._event)
+        else:
+            self.loop.unwatch(self.fd)
 
     def _close(self) -> None:
         if self.fd is not None:
@@ -1755,10 +1761,15 @@ class Channel:
         most = MAX_LINES_PER_S * RATE_WINDOW_S
         self.allowance = min(most, self.allowance + (now - self.allowed_at) * MAX_LINES_PER_S) - lines
         self.allowed_at = now
-        if self.allowance < 0 and self.fd is not None:
+        if self.allowance < 0 and not self.paused:
             log.warning("channel: more than %d lines a second: reading pauses" % MAX_LINES_PER_S)
-            self.loop.unwatch(self.fd)
-            self.loop.after(min(RATE_WINDOW_S, -self.allowance / MAX_LINES_PER_S), self._watch)
+            self.paused = True
+            self._watch()
+            self.loop.after(min(RATE_WINDOW_S, -self.allowance / MAX_LINES_PER_S), self._read_on)
+
+    def _read_on(self) -> None:
+        self.paused = False
+        self._watch()
 
     def _write(self, data: bytes) -> None:
         if not self.up or self.fd is None:
