@@ -220,6 +220,10 @@ class StandInCluster:
     def delete(self, job: str) -> None:
         self.client.delete(job)
 
+    def crash(self, part: str) -> None:
+        self.parts[part].kill()
+        self.start_part(part)
+
     def control_socket(self, host: str) -> Path:
         """Of a host's node daemon, for `magrathea status`."""
         return self.directory / host / "run" / "control.sock"

@@ -26,6 +26,8 @@ from .scenarios import PAUSE_S, JobView, VnodeView
 USER = "alice"
 PERIODIC_S = 5
 """MoM's list of jobs goes out so often; 15 s in a cluster, where jobs last longer."""
+KILL_DELAY_S = 2
+"""From SIGTERM to SIGKILL of a deleted job; 10 s in a cluster."""
 LAST_LINES = 15
 START_S = 60.0
 
@@ -85,11 +87,11 @@ class OpenPbsCluster:
         return self.pbs.run(HEAD, argv, env=self.environment, timeout=60).stdout
 
     def _for_short_jobs(self) -> None:
-        """More lists of jobs, a queue of protected ones; all MoMs have the hook afterwards."""
-        self.pbs.qmgr(
-            f"set hook magrathea_mom freq={PERIODIC_S}\ncreate queue normal queue_type=Execution\n"
-            "set queue normal enabled=True\nset queue normal started=True"
-        )
+        """More lists of jobs, quick deletions, a queue of protected ones; all MoMs have the hook afterwards."""
+        lines = [f"set hook magrathea_mom freq={PERIODIC_S}", "create queue normal queue_type=Execution"]
+        lines += ["set queue normal enabled=True", "set queue normal started=True"]
+        lines += [f"set queue {name} kill_delay={KILL_DELAY_S}" for name in ("high", "low", "normal")]
+        self.pbs.qmgr("\n".join(lines))
         for mom in self.pbs.moms:
             file = self.pbs.pbs_home(mom) / "mom_priv/hooks/magrathea_mom.PY"
             self.pbs.wait(file.exists, f"MoM's hook at {mom}", START_S)
@@ -229,6 +231,10 @@ class OpenPbsCluster:
 
     def delete(self, job: str) -> None:
         self.pbs.run(HEAD, ["qdel", job], user=USER, timeout=60)
+
+    def crash(self, part: str) -> None:
+        self.parts[part].kill()
+        self.start_part(part)
 
     def control_socket(self, host: str) -> Path:
         """Of a host's node daemon, for `magrathea status`."""

@@ -90,6 +90,10 @@ class Cluster(Protocol):
 
     def delete(self, job: str) -> None: ...
 
+    def crash(self, part: str) -> None:
+        """Kill a part of Magrathea by SIGKILL and start it again: "hub", "noded-h1", "agent-n1"."""
+        ...
+
     def picture(self) -> str:
         """The cluster's state for an error message."""
         ...
@@ -348,6 +352,40 @@ def counted_a_third_takes_the_rest(cluster: Cluster) -> None:
     wait_all_free(cluster, COUNTED)
 
 
+def every_part_crashes_while_a_job_is_preempted(cluster: Cluster) -> None:
+    """Each part is killed and started again, one after the other; the job neither runs meanwhile nor is it lost."""
+    low = cluster.submit("low", 100)
+    wait_running(cluster, low)
+    wait_stoppable(cluster, "n1")
+    high = cluster.submit("high", 200)
+    wait_running(cluster, high)
+    wait_state(cluster, low, "S")
+    step = cluster.counter(low)
+    for part in ("hub", "agent-n1", "noded-h1"):
+        cluster.crash(part)
+        require(cluster, stands_still(cluster, low) == step, f"job {low} stood still when {part} crashed")
+    wait_right_end(cluster, high, 200)
+    goes_on(cluster, low, step)
+    wait_right_end(cluster, low, 100)
+    wait_all_free(cluster, EXCLUSIVE)
+
+
+def the_hub_crashes_as_it_should_suspend_a_job(cluster: Cluster) -> None:
+    """It learns from the host what it has to do; nothing is lost and nobody stays stopped."""
+    low = cluster.submit("low", 100)
+    wait_running(cluster, low)
+    wait_stoppable(cluster, "n1")
+    high = cluster.submit("high", 100)
+    wait_state(cluster, high, "R")
+    cluster.crash("hub")
+    wait_state(cluster, low, "S")
+    step = stands_still(cluster, low)
+    wait_right_end(cluster, high, 100)
+    goes_on(cluster, low, step)
+    wait_right_end(cluster, low, 100)
+    wait_all_free(cluster, EXCLUSIVE)
+
+
 def a_job_on_two_hosts_is_stopped_as_a_whole(cluster: Cluster) -> None:
     """Preempted on one of its hosts, it is suspended on both, and goes on when that host has ended its priority job."""
     low = cluster.submit("low", 100, select="2:ncpus=2")
@@ -385,6 +423,8 @@ SCENARIOS: dict[Scenario, tuple[HostSpec, ...]] = {
     a_priority_job_comes_as_a_low_one_starts: (EXCLUSIVE,),
     two_priority_jobs_at_the_same_moment: (EXCLUSIVE,),
     walltime_stands_still: (EXCLUSIVE,),
+    every_part_crashes_while_a_job_is_preempted: (EXCLUSIVE,),
+    the_hub_crashes_as_it_should_suspend_a_job: (EXCLUSIVE,),
     a_job_on_two_hosts_is_stopped_as_a_whole: (EXCLUSIVE, ANOTHER),
     counted_free_cpus_are_used_first: (COUNTED,),
     counted_victims_are_the_best_fitting: (COUNTED,),
