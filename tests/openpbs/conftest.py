@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from scheduler_plugin.standin.fleet import COUNTED, EXCLUSIVE, DomainSpec, HostSpec
+from scheduler_plugin.standin.fleet import ANOTHER, COUNTED, EXCLUSIVE
 from scheduler_plugin.standin.openpbs_cluster import unavailable
 from scheduler_plugin.standin.openpbs_fleet import OpenPbsCluster
 
@@ -20,13 +21,7 @@ HERE = Path(__file__).parent
 REQUIRED = os.environ.get("MAGRATHEA_REQUIRE_OPENPBS") == "1"
 WHY_NOT = unavailable()
 
-EAGER = HostSpec(
-    "h3",
-    "exclusive",
-    2,
-    (DomainSpec("n4", "normal", 2), DomainSpec("p4", "priority", 2)),
-    limits={"min_run_s": 0.0},
-)
+EAGER = replace(ANOTHER, limits={"min_run_s": 0.0})
 """Stops a job as soon as the agent sees a process of it."""
 
 _left_out = 0
