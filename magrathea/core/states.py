@@ -30,11 +30,13 @@ def state_of(host: Host, domain: Domain) -> State:
         (State.RUNNING_PRIORITY, busy and domain.kind is Kind.PRIORITY),
         (State.RUNNING_PREEMPTIBLE, busy and normal and all_stoppable),
         (State.RUNNING, busy),
-        (State.FREE, _could_start(host, domain, stopping=False)),
-        (State.WOULD_PREEMPT, domain.kind is Kind.PRIORITY and _could_start(host, domain, stopping=True)),
-        (State.OCCUPIED, True),
     )
-    return next(state for state, holds in table if holds)
+    if state := next((state for state, holds in table if holds), None):
+        return state
+    if _could_start(host, domain, stopping=False):  # asked last: it looks at the whole host
+        return State.FREE
+    could_preempt = domain.kind is Kind.PRIORITY and _could_start(host, domain, stopping=True)
+    return State.WOULD_PREEMPT if could_preempt else State.OCCUPIED
 
 
 def _could_start(host: Host, domain: Domain, *, stopping: bool) -> bool:
