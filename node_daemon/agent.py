@@ -432,14 +432,24 @@ def uids_of(pid: int) -> "Tuple[int, ...]":
         return ()
 
 
-def read_environ(directory: str) -> bytes:
-    """Environment of a process or thread; empty where it has none, or has ended. Raises PermissionError."""
-    try:
-        return read_file(directory + "/environ", MAX_ENVIRON_BYTES)
-    except PermissionError:
-        raise
-    except OSError:
-        return b""
+def read_environ(pid: int) -> bytes:
+    """Environment of a process; empty where it has none (yet, in the midst of an exec). Raises PermissionError."""
+    denied = None
+    for place in ("", "task"):
+        try:
+            if place:  # the main thread may have ended: then a later one has the memory
+                place = "task/%d/" % max(int(t) for t in os.listdir("/proc/%d/task" % pid))
+            data = read_file("/proc/%d/%senviron" % (pid, place), MAX_ENVIRON_BYTES)
+        except PermissionError as error:
+            denied = error
+        except (OSError, ValueError):
+            continue
+        else:
+            if data:
+                return data
+    if denied is not None:
+        raise denied
+    return b""
 
 
 def stop_is_pending(pid: int) -> bool:
@@ -957,14 +967,9 @@ class Finder:
     def _job_of_environ(self, pid: int) -> "Optional[str]":
         """PBS_JOBID of a process; "" for none; None where that cannot be said yet (in the midst of an exec)."""
         try:
-            data = read_environ("/proc/%d" % pid)
-            if not data:  # or its main thread has ended: then a later one has its memory
-                threads = sorted(os.listdir("/proc/%d/task" % pid), key=int)
-                data = read_environ("/proc/%d/task/%s" % (pid, threads[-1]))
+            data = read_environ(pid)
         except PermissionError:
             return ""
-        except OSError:
-            return None
         if not data:
             return None
         data = b"\0" + data + b"\0"
@@ -1997,7 +2002,11 @@ class MomServer:
             self.sock.listen(MAX_CLIENTS)
         except OSError as error:
             raise Unusable("%s: cannot be made: %s" % (self.path, error.strerror or error)) from error
-        self.loop.watch(self.sock.fileno(), selectors.EVENT_READ, self._accept)
+        self._listen()
+
+    def _listen(self) -> None:
+        if self.sock is not None and self.sock.fileno() >= 0:
+            self.loop.watch(self.sock.fileno(), selectors.EVENT_READ, self._accept)
 
     def close(self) -> None:
         for client in list(self.clients):
@@ -2013,17 +2022,20 @@ class MomServer:
             os.close(self.lock)
 
     def _accept(self, events: int) -> None:
-        if self.sock is None:
-            return
-        try:
-            sock, _ = self.sock.accept()
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                log.error("%s: %s" % (self.path, error.strerror))
-                self.loop.unwatch(self.sock.fileno())
-                listener = self.sock
-                self.loop.after(1.0, lambda: self.loop.watch(listener.fileno(), selectors.EVENT_READ, self._accept))
-            return
+        for _ in range(MAX_CLIENTS):
+            if self.sock is None:
+                return
+            try:
+                sock, _ = self.sock.accept()
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    log.error("%s: %s" % (self.path, error.strerror))
+                    self.loop.unwatch(self.sock.fileno())
+                    self.loop.after(1.0, self._listen)
+                return
+            self._welcome(sock)
+
+    def _welcome(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         client = Client(self.loop, sock, self.clients.discard)
         self.clients.add(client)

@@ -285,7 +285,8 @@ class Rig:
         """A MoM hook's question and its answer, the host's end kept going meanwhile."""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(PATIENCE_S)
-            sock.connect(str(self.socket))
+            # EAGAIN: the kernel's own queue is full
+            until(lambda: sock.connect_ex(str(self.socket)) == 0, "a place in the agent's queue")
             sock.sendall(json.dumps({"op": op, **body}).encode() + b"\n")
             return self.mom_answer(sock)
 
