@@ -1,0 +1,161 @@
+"""The steps from what is to what should be: ordered, idempotent, never more than the host has (DESIGN.md section 5)."""
+
+from __future__ import annotations
+
+import pytest
+
+from magrathea.core.model import Host, JobKey, Limits
+from magrathea.core.plan import ActualDomain, Order, Orders, SetCpu, SetMemory, Step, desired, ready, steps
+
+from .builders import claim, go_on, host, key, later, launch, release, run, set_domain, stop
+
+Actual = dict[str, ActualDomain]
+
+
+def applied(actual: Actual, step: Step) -> Actual:
+    """The world after a step that worked."""
+    was = actual[step.domain]
+    if isinstance(step, SetCpu):
+        new = ActualDomain(step.percent, was.memory_mib, was.orders)
+    elif isinstance(step, SetMemory):
+        new = ActualDomain(was.cpu_percent, step.mib, was.orders)
+    else:
+        new = ActualDomain(was.cpu_percent, was.memory_mib, {**was.orders, **dict.fromkeys(step.keys, step.order)})
+    return {**actual, step.domain: new}
+
+
+def carried_out(h: Host, actual: Actual) -> tuple[Actual, list[Step]]:
+    """All steps, one at a time, computed anew after each, as the daemon does; memory is never given twice."""
+    done: list[Step] = []
+    while todo := steps(h, actual):
+        actual = applied(actual, todo[0])
+        done.append(todo[0])
+        assert len(done) < 50, f"no end: {done}"
+        given = sum(a.memory_mib or 0 for a in actual.values())
+        assert given <= h.memory_mib, f"{given} MiB given of {h.memory_mib} after {done}"
+    return actual, done
+
+
+def kinds(done: list[Step]) -> list[str]:
+    return [f"{s.order} {s.domain}" if isinstance(s, Orders) else f"{type(s).__name__} {s.domain}" for s in done]
+
+
+def pair(mode: str = "exclusive") -> Host:
+    h = host(mode, cpus=4, memory=4_000, n1="normal floor=200 swap=4000", p1="priority floor=200")
+    return run(h, "n1", "1", cpus=4, memory=1_000)
+
+
+BEFORE: Actual = {"n1": ActualDomain(None, 3_800), "p1": ActualDomain(None, 200)}
+
+
+@pytest.mark.parametrize("mode", ["exclusive", "counted"])
+def test_nothing_to_do_is_nothing(mode: str) -> None:
+    actual, _ = carried_out(pair(mode), BEFORE)
+    assert steps(pair(mode), actual) == []
+
+
+def test_jobs_are_stopped_before_their_cpus_and_memory_go_and_those_before_others_get_them() -> None:
+    h = claim(pair(), "p1", "9", cpus=4, memory=500).host
+    _, done = carried_out(h, BEFORE)
+    assert kinds(done) == ["stop n1", "SetCpu n1", "SetMemory n1", "SetMemory p1"]
+    assert SetCpu("n1", h.limits.preempted_cpu_percent) in done
+    assert SetMemory("p1", 3_800) in done, "nearly all goes to the priority domain"
+
+
+def test_the_way_back_gives_memory_before_it_continues_jobs() -> None:
+    h = claim(pair(), "p1", "9", cpus=4, memory=500).host
+    actual, _ = carried_out(h, BEFORE)
+    h = release(later(launch(h, "p1", "9"), 60), "p1", "9")
+    actual, done = carried_out(h, actual)
+    assert kinds(done) == ["SetMemory p1", "SetMemory n1", "SetCpu n1", "run n1"]
+    assert actual["n1"] == ActualDomain(None, 3_800, {key("1"): Order.RUN})
+    assert steps(go_on(h, "n1", "1"), actual) == []
+
+
+def test_a_booked_job_is_let_go_and_only_pbs_continues_it() -> None:
+    h = stop(pair(), "n1", "1", booked=True)
+    actual: Actual = {"n1": ActualDomain(10, 200, {key("1"): Order.STOP}), "p1": ActualDomain(None, 3_800)}
+    domain = h.domain("n1")
+    assert domain is not None
+    assert not ready(h, actual, domain, key("1")), "its memory is not back"
+    actual, done = carried_out(h, actual)
+    assert kinds(done)[-1] == "lift n1"
+    assert "run n1" not in kinds(done)
+    assert ready(h, actual, domain, key("1"))
+
+
+def test_no_job_is_ready_while_it_is_wanted_stopped() -> None:
+    h = run(stop(pair(), "n1", "1"), "p1", "9")
+    domain = h.domain("n1")
+    assert domain is not None
+    assert not ready(h, {"n1": ActualDomain(None, 3_800, {key("1"): Order.LIFT})}, domain, key("1"))
+
+
+def test_a_domain_that_becomes_free_keeps_what_it_has_until_somebody_needs_it() -> None:
+    h = release(pair(), "n1", "1")
+    assert steps(h, BEFORE) == []
+    h = claim(h, "n1", "2", cpus=4, memory=1_000).host
+    assert steps(h, BEFORE) == [], "the next job of the same domain starts without a switch"
+    h = claim(release(h, "n1", "2"), "p1", "9", cpus=4).host
+    _, done = carried_out(h, BEFORE)
+    assert kinds(done) == ["SetMemory n1", "SetMemory p1"]
+
+
+def test_an_idle_domain_does_not_keep_the_cap_of_a_preempted_one() -> None:
+    h = release(pair(), "n1", "1")
+    assert SetCpu("n1", None) in steps(h, {"n1": ActualDomain(10, 200), "p1": ActualDomain(None, 200)})
+
+
+def test_every_interrupted_switch_goes_on_to_the_same_end() -> None:
+    h = claim(pair(), "p1", "9", cpus=4, memory=500).host
+    end, done = carried_out(h, BEFORE)
+    actual = BEFORE
+    for step in done:
+        assert carried_out(h, actual)[0] == end
+        actual = applied(actual, step)
+
+
+def test_a_claim_during_a_switch_changes_the_target() -> None:
+    h = claim(pair(), "p1", "9", cpus=4, memory=500).host
+    half = BEFORE
+    for step in steps(h, half)[:2]:
+        half = applied(half, step)
+    back = release(h, "p1", "9")
+    end, done = carried_out(back, half)
+    assert "run n1" in kinds(done)
+    assert end["n1"].cpu_percent is None
+
+
+def test_what_has_no_agent_gets_no_orders() -> None:
+    h = set_domain(claim(pair(), "p1", "9", cpus=4).host, "n1", agent_lost_at=1.0)
+    assert not [s for s in steps(h, BEFORE) if isinstance(s, Orders)]
+
+
+def test_what_the_driver_cannot_move_gets_no_steps() -> None:
+    h = claim(pair(), "p1", "9", cpus=4).host
+    done = steps(h, {"n1": ActualDomain(None, None), "p1": ActualDomain(None, None)})
+    assert not [s for s in done if isinstance(s, SetMemory)]
+    assert steps(h, {}) == []
+
+
+def test_counted_domains_get_the_cpus_of_their_jobs() -> None:
+    h = host("counted", n1="normal", n2="normal", p1="priority")
+    h = run(run(h, "n1", "1", cpus=3), "n2", "2", cpus=2)
+    wants = desired(h)
+    assert (wants["n1"].cpu_percent, wants["n2"].cpu_percent, wants["p1"].keep) == (300, 200, True)
+
+
+def test_memory_that_cannot_leave_stays_with_its_domain() -> None:
+    h = host("exclusive", cpus=4, memory=4_000, n1="normal floor=200 swap=300", p1="priority floor=200")
+    h = claim(run(h, "n1", "1", cpus=4, memory=1_000), "p1", "9", cpus=4).host
+    wants = desired(h)
+    assert wants["n1"].memory_mib == 200 + 700
+    assert wants["p1"].memory_mib == 4_000 - 900
+
+
+def test_orders_name_each_job_once_with_its_run() -> None:
+    h = run(pair(), "n1", "2", cpus=1)
+    h = claim(set_domain(h, "p1"), "p1", "9", cpus=4).host
+    orders = [s for s in steps(h, BEFORE) if isinstance(s, Orders)]
+    assert orders == [Orders("n1", Order.STOP, (JobKey("1", 1), JobKey("2", 1)))]
+    assert h.limits == Limits()
