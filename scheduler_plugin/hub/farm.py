@@ -55,6 +55,8 @@ class Farm:
         self._vnodes_read = False
         self._jobs_read = False
         self._alerts: frozenset[str] = frozenset()
+        self._stuck: set[str] = set()
+        self._stuck_told: set[str] = set()
 
     @property
     def knows_pbs(self) -> bool:
@@ -123,8 +125,11 @@ class Farm:
         self._limits = Limits(float(server.get("node_fail_requeue", _DEFAULT_FAIL_REQUEUE_S)))
         self._dirty |= set(self.entries)
 
-    def read_jobs(self, jobs: Iterable[PbsJob], asked_at: float) -> None:
-        """All jobs in MoMs' hands, as they were at `asked_at` or later. What we touched since is newer than that."""
+    def read_jobs(self, jobs: Iterable[PbsJob], asked_at: float) -> list[str]:
+        """All jobs in MoMs' hands, as they were at `asked_at` or later. What we touched since is newer than that.
+
+        Returns alerts of vnodes that are in maintenance for no job, in two comparisons on end.
+        """
         found = {job.id: job for job in jobs}
         keys = {key for key, reports in self._reports.items() if any(r.stop or r.booked for r in reports.values())}
         keys |= set(self.entries)
@@ -135,6 +140,23 @@ class Farm:
         self._touched = {key: at for key, at in self._touched.items() if key in keys}
         self._jobs_read = True
         self._dirty |= keys
+        return self._stuck_vnodes(found.values())
+
+    def _stuck_vnodes(self, jobs: Iterable[PbsJob]) -> list[str]:
+        """PBS never takes the last name out of a vnode's `maintenance_jobs` in its database (`attributes || ...` in
+        db_node.c): after its restart a vnode whose suspended jobs were resumed long ago is in maintenance again.
+        An operator cannot end that."""
+        suspended = {name for job in jobs if job.suspended for name in job.vnodes}
+        stuck = {name for name, vnode in self.vnodes.items() if "maintenance" in vnode.state and name not in suspended}
+        again = stuck & self._stuck
+        new = sorted(again - self._stuck_told)
+        self._stuck, self._stuck_told = stuck, again
+        return [
+            f"ALERT vnode {name} is in maintenance, but no suspended job is on it (PBS has brought back old names when "
+            f"it started); once it has no jobs, a manager mends it: qmgr -c 'delete node {name}', then "
+            f"qmgr -c 'create node {name}' and what the site sets on it; the hub sets the rest"
+            for name in new
+        ]
 
     # What follows: vnodes
 

@@ -165,7 +165,7 @@ class Hub:
             if not self.farm.knows_pbs:
                 self._loop.call_later(HEARTBEAT_S, self._start_reading_jobs)
             return
-        self.farm.read_jobs(jobs, asked_at)
+        self._log(self.farm.read_jobs(jobs, asked_at))
         self._stale |= self.farm.hosts.keys()
         self._kick.set()
 

@@ -31,7 +31,7 @@ class Hub:
         """A comparison with PBS."""
         connection = self.pbs.connect()
         self.farm.read_vnodes(connection.vnodes(), connection.server())
-        self.farm.read_jobs(connection.jobs(), self.at)
+        self.notes += self.farm.read_jobs(connection.jobs(), self.at)
 
     def says(self, host: str, *domains: DomainReport) -> None:
         """A host's next snapshot."""
