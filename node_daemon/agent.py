@@ -79,6 +79,7 @@ LAUNCH_POLL_S = 0.2
 LAUNCH_PATIENCE_S = 60.0  # then a job that shows no process is looked for with the reports only
 SWEEP_S = 0.5
 ENVIRON_S = 0.05  # so long environments wait for what is known to be stopped
+ENVIRON_BUDGET_S = 0.02  # and the longest time that one look spends on them
 PENDING_COUNTS_S = 1.0  # in uninterruptible sleep with the stop pending: counts as stopped after it
 VFORK_COUNTS_S = 0.05  # the same where it waits for its vfork child: long enough for any plain fork to be over
 FORK_WCHANS = (b"wait_for_vfork_done", b"kernel_clone", b"_do_fork", b"do_fork")  # by version of the kernel
@@ -791,6 +792,7 @@ class Finder:
         self.never = (0, 1, 2, os.getpid())
         self.spared: "Dict[int, Tuple[int, Optional[Tuple[bytes, bytes]]]]" = {}
         self.asked: "Set[Tuple[Key, Optional[int]]]" = set()
+        self.unfinished = False  # the last look has not read all environments that it should
 
     def spare(self, pid: int) -> None:
         """Never touch this process and its ancestors: MoM, as whose hook it has spoken to us.
@@ -840,6 +842,7 @@ class Finder:
                 else:
                     proc.job = None
         found = self._by_cgroup(by_id, members, now) | self._by_descent(by_id, members, fresh)
+        self.unfinished = not environ
         seeds = self._by_environment(by_id, members, fresh) if environ else None
         if seeds:
             found |= seeds | self._by_descent(by_id, members, fresh)
@@ -942,6 +945,7 @@ class Finder:
         found: "Set[Proc]" = set()
         if not by_id:
             return found
+        until = time.monotonic() + ENVIRON_BUDGET_S
         owners = {job.uid for job in by_id.values()}
         for job in by_id.values():
             job.doubtful = 0
@@ -953,6 +957,10 @@ class Finder:
             if self._is_spared(proc) or not (any(uids) if None in owners else owners.intersection(uids)):
                 continue
             if proc.env_job is None:
+                if time.monotonic() > until:
+                    self.unfinished = True  # the next look goes on
+                    proc.judged = False
+                    continue
                 proc.env_job = self._job_of_environ(proc.pid)
                 proc.judged = proc.env_job is not None
             owner = by_id.get(proc.env_job) if proc.env_job else None
@@ -1300,7 +1308,7 @@ class Sweeper:
             grown = {proc.job for proc in found}
             for job in jobs:
                 if job.order == "stop":
-                    self._stop(job, job in grown or not environ)
+                    self._stop(job, job in grown or self.finder.unfinished)
                 elif job.order == "run" and not job.settled:
                     self._continue(job)
                 else:
