@@ -141,3 +141,17 @@ def test_openpbs_is_asked_for_where_it_cannot_be(directory: Path) -> None:
         assert re.search(r"^demo: FAILED .*(needs root|is not installed)", output, re.MULTILINE), output
     finally:
         shutil.rmtree(directory)
+
+
+def test_a_demo_that_cannot_work_says_so_with_the_part_s_own_words() -> None:
+    """In a directory whose name is too long for a socket nothing can listen."""
+    directory = Path("/tmp") / f"mgdemo-{os.getpid()}-{'x' * 100}"
+    directory.mkdir()
+    try:
+        output, _ = (demo := start(directory)).communicate(timeout=60)
+        assert demo.returncode == 1
+        assert output.splitlines()[-1] == "demo: FAILED the cluster does not come up: server ended at once"
+        assert "AF_UNIX path too long" in output
+        assert left_behind(directory) == []
+    finally:
+        shutil.rmtree(directory)
