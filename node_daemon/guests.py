@@ -97,12 +97,9 @@ class Guests:
         known = self._job(mark)
         if known is None:
             return refusal("released", f"{job.key} was released while it was claimed")
-        if mark not in self._granted and not known.launched and not known.confirmed:
-            stops = {
-                (d.domain, d.key) for d in decisions if isinstance(d, ev.Noted) and d.what == "preempted" and d.key
-            }
-            if (refused := await self._switched(mark, frozenset(stops))) is not None:
-                return refused
+        granted = mark in self._granted or known.launched or known.confirmed
+        if not granted and (refused := await self._switched(mark)) is not None:
+            return refused
         self._granted = {m for m in self._granted if self._job(m) is not None} | {mark}
         owner.observe("answer")
         log.info("%s: claim of %s granted after %.1f ms", domain, job.key, (time.monotonic() - asked) * 1000)
@@ -112,17 +109,17 @@ class Guests:
         found = self._owner.host.domain(mark[0])
         return found.job(mark[1]) if found else None
 
-    async def _switched(self, mark: tuple[str, JobKey], stops: frozenset[tuple[str, JobKey]]) -> Answer | None:
+    async def _switched(self, mark: tuple[str, JobKey]) -> Answer | None:
         """Wait until the switch for this claim is done; a refusal if it cannot be in time."""
         owner = self._owner
         try:
             async with asyncio.timeout(CLAIM_S):
                 while self._job(mark) is not None:
-                    if not owner.switch.unconfirmed(stops) and not owner.switch.cpu_pending():
+                    if not owner.switch.unconfirmed() and not owner.switch.cpu_pending():
                         return None
                     await owner.switch.changed()
         except TimeoutError:
-            late = sorted(f"{key} in {domain}" for domain, key in owner.switch.unconfirmed(stops))
+            late = sorted(f"{key} in {domain}" for domain, key in owner.switch.unconfirmed())
             if not late:
                 log.warning("%s: claim of %s granted although CPU has not moved within %g s", *mark, CLAIM_S)
                 return None

@@ -96,6 +96,7 @@ class Switch:
         self._under_way: dict[Slot, tuple[Step, asyncio.Task[None]]] = {}
         self._failures: dict[Slot, _Failure] = {}
         self._greeted: set[str] = set()  # agents that were sent a whole set of orders
+        self._stopped: set[tuple[str, JobKey]] = set()  # see `unconfirmed`
         self._wake: asyncio.TimerHandle | asyncio.Handle | None = None
         self._waiters: set[asyncio.Future[None]] = set()
         self._refresh_task: asyncio.Task[None] | None = None
@@ -165,6 +166,7 @@ class Switch:
     def forget(self, domain: str, key: JobKey) -> None:
         """The job is gone, or runs again: there is no order about it any more."""
         self.told.get(domain, {}).pop(key, None)
+        self._stopped.discard((domain, key))
 
     def use(self, driver: Driver) -> None:
         """From now on this driver: the configuration has changed."""
@@ -292,6 +294,8 @@ class Switch:
         channel = self._channels.get(step.domain)
         if channel is None or not channel.connected:
             raise ChannelError("no-agent", f"no agent of {step.domain} is connected")
+        if step.order is not Order.STOP:
+            self._stopped -= {(step.domain, key) for key in step.keys}  # from here on somebody may continue it
         orders = [{"id": k.id, "run": k.run, "order": o.value} for k, o in self._whole_set(step).items()]
         hello = channel.hello
         answer = await channel.request("orders", ORDER_S + ORDER_MARGIN_S, orders=orders, deadline_s=ORDER_S)
@@ -330,6 +334,7 @@ class Switch:
                         else "the agent does not know it"
                     )
                     raise ChannelError("not-stopped", f"{key} in {step.domain}: {how}")
+                self._stopped.add((step.domain, key))
             told[key] = step.order
         if step.order is Order.RUN:
             for key in step.keys:
@@ -351,13 +356,18 @@ class Switch:
 
     # Waiting for it
 
-    def unconfirmed(self, also: frozenset[tuple[str, JobKey]] = frozenset()) -> frozenset[tuple[str, JobKey]]:
-        """Jobs that must not run and of which no agent that is there has confirmed it; `also` wherever it is."""
+    def unconfirmed(self) -> frozenset[tuple[str, JobKey]]:
+        """Jobs that must not run and of which no agent has confirmed yet that they do not.
+
+        An agent that has confirmed it and went away since has left them stopped; one that is away and never has
+        (killed in mid-preemption, or the daemon was) may have left them running. A job under an agent that is back
+        counts again only when that one has found it stopped, too.
+        """
         waiting = set()
         for domain, key in wanted_stopped(self._facts.host):
             present = (channel := self._channels.get(domain)) is not None and channel.connected
-            told = self.told.get(domain, {}).get(key)
-            if told is not Order.STOP and (present or (domain, key) in also):
+            told = self.told.get(domain, {}).get(key) is Order.STOP
+            if not (told if present else (domain, key) in self._stopped):
                 waiting.add((domain, key))
         return frozenset(waiting)
 

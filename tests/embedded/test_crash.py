@@ -21,6 +21,14 @@ MODES = {
     "counted": {"n1": "normal", "n2": "normal", "p1": "priority"},
 }
 VICTIMS = ("daemon", "agents", "both")
+SWITCH = {
+    f"{step}#1"
+    for step in (
+        *("commit Claimed", "stop n1", "cpu n1", "answer", "commit BooksReported"),
+        *("commit Released", "lift n1", "run n1", "commit JobContinued"),
+    )
+}
+"""What every preemption and resumption consists of."""
 CONVERGED_S = 20.0
 """Far more than needed (2 s on an idle machine): no test depends on speed."""
 
@@ -39,10 +47,11 @@ async def cycle(r: Rig, n: int, step: str, victims: str, jobs: dict[str, Job]) -
     await r.stop_daemon()
     await r.start_daemon(MAGRATHEA_CRASH_AFTER=step, MAGRATHEA_CRASH_ARMED=str(armed))
     r.hub.snapshots.clear()
-    await until(lambda: calm(r, jobs), CONVERGED_S, lambda: f"{step}: calm before it; {r.hub.last}")
-    armed.write_text(armed_with(r, victims))
-    restarts = asyncio.create_task(restart_the_killed(r))
+    over = asyncio.Event()
+    restarts = asyncio.create_task(restart_the_killed(r, over))
     try:
+        await until(lambda: calm(r, jobs), CONVERGED_S, lambda: f"{step}: calm before it; {r.hub.last}")
+        armed.write_text(armed_with(r, victims))
         high = Job(f"{1000 + n}.srv", 1, "priority", 3)
         await r.start_job("p1", high, 1)
         stand(jobs, f"{step}: beside {high}")
@@ -52,8 +61,8 @@ async def cycle(r: Rig, n: int, step: str, victims: str, jobs: dict[str, Job]) -
         await until(lambda: calm(r, jobs), CONVERGED_S, lambda: f"{step}: all continued; {r.hub.last}")
     finally:
         armed.unlink(missing_ok=True)
-        restarts.cancel()
-        await asyncio.gather(restarts, return_exceptions=True)
+        over.set()  # not cancelled: a process that is just being started would be nobody's
+        await restarts
     for name, job in jobs.items():
         assert len(states_of(job.session)) >= before[name] - 1, f"{step}: processes of {job} are lost"
     return trace.read_text().split("\n")[:-1]
@@ -77,9 +86,9 @@ def calm(r: Rig, jobs: dict[str, Job]) -> bool:
     return True
 
 
-async def restart_the_killed(r: Rig) -> None:
+async def restart_the_killed(r: Rig, over: asyncio.Event) -> None:
     """As systemd does."""
-    while True:
+    while not over.is_set():
         if r.daemon is not None and r.daemon.returncode is not None:
             await r.start_daemon()
         for domain in r.domains.values():
@@ -97,7 +106,7 @@ async def every_step(folder: Path, mode: str, victims: str) -> tuple[list[str], 
             await r.start_job(name, job)
         steps = await cycle(r, 0, "", victims, jobs)
         for n, step in enumerate(steps, start=1):
-            if step in await cycle(r, n, step, victims, jobs):
+            if step in await asyncio.wait_for(cycle(r, n, step, victims, jobs), 4 * CONVERGED_S):
                 killed.append(step)
     return steps, killed
 
@@ -110,11 +119,9 @@ def test_killed_after_any_step_all_goes_on_as_the_facts_demand(tmp_path: Path, m
     with contextlib.ExitStack() as stack:
         stack.callback(folder.unlink)
         steps, killed = asyncio.run(every_step(folder, mode, victims))
-    # A second commit of the same kind may fall away when two reports come as one; what makes a switch may not.
-    once = {step for step in steps if step.endswith("#1")}
-    assert once <= set(killed), f"nobody was killed after {sorted(once - set(killed))} of {steps}"
-    for wanted in ("commit Claimed", "stop n1", "cpu n1", "answer", "commit Released", "lift n1", "run n1"):
-        assert f"{wanted}#1" in once, f"the switch has no step `{wanted}`: {steps}"
+    # Others depend on the moment: a report that came or not, a CPU cap that was there already.
+    assert set(steps) >= SWITCH, f"the switch has no {sorted(SWITCH - set(steps))}: {steps}"
+    assert set(killed) >= SWITCH, f"nobody was killed after {sorted(SWITCH - set(killed))} of {steps}"
 
 
 def short(folder: Path) -> Path:
