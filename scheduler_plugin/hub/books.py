@@ -238,12 +238,12 @@ def step(key: JobKey, entry: Entry | None, wish: Wish, truth: Truth | None, now:
 
 
 def _suspended(key: JobKey, job: PbsJob | None) -> bool:
-    return job is not None and job.run_version == key.run and job.suspended and job.substate < ENDING_SUBSTATE
+    return job is not None and job.is_run(key.run) and job.suspended and job.substate < ENDING_SUBSTATE
 
 
 def _gone(key: JobKey, job: PbsJob | None) -> bool:
     """No job, or another run of it, or not in a MoM's hands. A run that PBS has not got to yet is not gone."""
-    return job is None or job.run_version > key.run or (job.run_version == key.run and job.state not in "RSUE")
+    return job is None or job.run_version > key.run or (job.is_run(key.run) and job.state not in "RSUE")
 
 
 def _observed(entry: Entry, wish: Wish, truth: Truth, now: float) -> Entry:
@@ -256,7 +256,7 @@ def _observed(entry: Entry, wish: Wish, truth: Truth, now: float) -> Entry:
         unlisted_since=(entry.unlisted_since or now) if unlisted else None,
         dead_since=(entry.dead_since or now) if truth.dead and entry.asked_at is not None else None,
     )
-    if job.run_version != entry.run or job.substate >= ENDING_SUBSTATE:
+    if not job.is_run(entry.run) or job.substate >= ENDING_SUBSTATE:
         return entry
     if job.suspended:
         if entry.asked_at is None:
@@ -321,9 +321,9 @@ def _while_booked(entry: Entry, wish: Wish, job: PbsJob | None, now: float) -> S
 
 def _while_not_booked(entry: Entry, wish: Wish, job: PbsJob | None, now: float) -> Step:
     if wish.stop:
-        if job is not None and job.run_version == entry.run and job.suspended:
+        if job is not None and job.is_run(entry.run) and job.suspended:
             return Step(replace(entry, not_before=now + WATCH_S), Look(entry.key))  # somebody else suspended it
-        if job is not None and job.run_version == entry.run and job.substate >= ENDING_SUBSTATE:
+        if job is not None and job.is_run(entry.run) and job.substate >= ENDING_SUBSTATE:
             return Step(replace(entry, not_before=now + WATCH_S), Look(entry.key))
         return Step(replace(entry, asked_at=entry.asked_at or now), Suspend(entry.key))
     if entry.walltime_s is not None:

@@ -33,7 +33,7 @@ def perform(pbs: Pbs, action: Action) -> Outcome:
 
 
 def _sensible(action: Action, job: PbsJob) -> bool:
-    if job.run_version != action.key.run or job.substate >= ENDING_SUBSTATE:
+    if not job.is_run(action.key.run) or job.substate >= ENDING_SUBSTATE:
         return False
     match action:
         case Suspend():

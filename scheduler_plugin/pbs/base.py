@@ -89,7 +89,8 @@ class Vnode:
 class PbsJob:
     """A job (or a running subjob) that has not finished. `id` is the full one ("12.srv", "12[3].srv").
 
-    `state`: PBS's letter. `substate`: its number. `run_version`: counts up with each run, 0 before the first.
+    `state`: PBS's letter. `substate`: its number. `run_version`: counts up with each run; 0 before the
+    first, and where it cannot be read (PBS shows it to managers only, an operator has to do without: see `is_run`).
     `vnodes`: of `exec_vnode`, without repetition, in its order; empty while it waits. `walltime_s`: its limit, None
     for none. `rerunnable`: PBS may requeue it. `comment`: empty for none.
     """
@@ -107,6 +108,10 @@ class PbsJob:
     @property
     def suspended(self) -> bool:
         return self.state == "S"
+
+    def is_run(self, run: int) -> bool:
+        """Whether this may be that run of the job: it is, or its run cannot be read."""
+        return self.run_version in (0, run)
 
 
 class Pbs(Protocol):

@@ -117,6 +117,17 @@ def test_a_late_run_of_a_job_is_not_suspended_for_an_earlier_one(hub: Hub, pbs: 
     assert pbs.count("admin_suspend") == 0
 
 
+def test_a_hub_that_cannot_read_runs_because_it_is_no_manager_books_all_the_same(hub: Hub, pbs: FakePbs) -> None:
+    pbs.change("1.srv", run_version=0)
+    hub.says("h1", domain("n1", [stopped(run=3)]))
+    hub.settle(1)
+    assert hub.books() == [("1.srv", True, False)]
+    hub.says("h1", domain("n1", [given_back(run=3)]))
+    hub.settle(1)
+    assert hub.state() == "R"
+    assert hub.farm.entries == {}
+
+
 def test_a_job_that_somebody_else_suspended_is_neither_booked_nor_resumed(hub: Hub, pbs: FakePbs) -> None:
     pbs.suspend_by_admin("1.srv")
     hub.says("h1", domain("n1", [stopped()]))
