@@ -219,7 +219,8 @@ class HubClient:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for hub in self._hubs:
+        hubs, self._hubs = self._hubs, []  # nothing is published from here on
+        for hub in hubs:
             hub.socket.close(linger=0)
         if self._context is not None:
             with contextlib.suppress(zmq.ZMQError):  # its sockets are closed already

@@ -1,0 +1,208 @@
+"""The daemon's channel to its hub: found, lost, asked again, and what is no message."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import zmq
+import zmq.asyncio
+import zmq.auth
+
+from magrathea.core.events import Booking
+from magrathea.core.model import Domain, Host, JobKey, Kind, Mode
+from magrathea.messages import BookEntry, Books, Heartbeat, Resend, Snapshot, decode_to_hub, encode
+from node_daemon import hubclient
+from node_daemon.hubclient import HubClient, HubError
+from node_daemon.snapshot import Beside, snapshot
+
+BEAT = encode(Heartbeat(sender="hub", boot_id="b", revision=0))
+
+
+class Hub:
+    def __init__(self, endpoint: str, server_key: bytes | None = None) -> None:
+        self.context = zmq.asyncio.Context()
+        self.socket = self.context.socket(zmq.ROUTER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        if server_key is not None:
+            self.socket.curve_secretkey = server_key
+            self.socket.curve_server = True
+        self.socket.bind(endpoint)
+
+    async def hear(self, kind: type = Snapshot, seconds: float = 5) -> Snapshot | Heartbeat:
+        async with asyncio.timeout(seconds):
+            while True:
+                peer, data = await self.socket.recv_multipart()
+                assert peer == b"h1"
+                message = decode_to_hub(data)
+                if isinstance(message, kind):
+                    return message
+
+    async def say(self, data: bytes) -> None:
+        await self.socket.send_multipart([b"h1", data])
+
+    def close(self) -> None:
+        self.socket.close(linger=0)
+        self.context.term()
+
+
+class Host_:
+    """A host that says of itself what the test wants."""
+
+    def __init__(self, endpoints: list[str], **keys: str) -> None:
+        self.told: list[object] = []
+        self.host = Host("h1", Mode.EXCLUSIVE, 4, 1024, (Domain("n1", Kind.NORMAL, 4),))
+        self.client = HubClient(
+            "h1",
+            "boot",
+            endpoints,
+            lambda revision: snapshot(self.host, Beside("boot", notes=(str(self.note),)), revision),
+            on_books=self.told.append,
+            on_found=lambda: self.told.append("found"),
+            on_lost=lambda: self.told.append("lost"),
+            **keys,
+        )
+        self.note = 0
+
+    async def until_told(self, what: object) -> None:
+        async with asyncio.timeout(5):
+            while what not in self.told:
+                await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def pair() -> AsyncIterator[tuple[Hub, Host_]]:
+    with tempfile.TemporaryDirectory() as folder:
+        endpoint = f"ipc://{folder}/hub"
+        hub, host = Hub(endpoint), Host_([endpoint])
+        host.client.start()
+        try:
+            yield hub, host
+        finally:
+            await host.client.close()
+            hub.close()
+
+
+def run(test: Callable[[Hub, Host_], Awaitable[None]]) -> None:
+    async def all_of_it() -> None:
+        async with pair() as (hub, host):
+            await test(hub, host)
+
+    asyncio.run(asyncio.wait_for(all_of_it(), 30))
+
+
+def test_a_hub_gets_the_whole_host_unasked_and_its_first_word_makes_it_found() -> None:
+    async def test(hub: Hub, host: Host_) -> None:
+        first = await hub.hear()
+        assert isinstance(first, Snapshot) and (first.host, first.revision) == ("h1", 1)
+        assert host.told == []
+        await hub.say(BEAT)
+        await host.until_told("found")
+
+    run(test)
+
+
+def test_changes_within_a_moment_go_out_as_one_and_the_same_goes_out_never() -> None:
+    async def test(hub: Hub, host: Host_) -> None:
+        await hub.hear()
+        for _ in range(50):
+            host.note += 1
+            host.client.publish()
+        second = await hub.hear()
+        assert isinstance(second, Snapshot) and second.notes == ["50"] and second.revision == 2
+        host.client.publish()
+        with pytest.raises(TimeoutError):
+            await hub.hear(seconds=0.2)
+
+    run(test)
+
+
+def test_a_hub_that_asks_is_sent_the_same_revision_again() -> None:
+    async def test(hub: Hub, host: Host_) -> None:
+        first = await hub.hear()
+        await hub.say(BEAT)
+        await hub.hear()  # a hub that has just been heard of gets it, too
+        await hub.say(encode(Resend()))
+        again = await hub.hear()
+        assert isinstance(first, Snapshot) and isinstance(again, Snapshot)
+        assert again.revision == first.revision
+
+    run(test)
+
+
+def test_books_come_as_bookings() -> None:
+    async def test(hub: Hub, host: Host_) -> None:
+        await hub.hear()
+        entry = BookEntry(id="1.srv", run=2, booked=True, held=False)
+        await hub.say(encode(Books(hub_id="hub", acked_revision=1, jobs=[entry])))
+        await host.until_told((Booking(JobKey("1.srv", 2), True, False),))
+
+    run(test)
+
+
+@pytest.mark.parametrize("data", [b"", b"nonsense", b'{"type":"books"}', encode(Resend())[:-1], b"[" * 5000])
+def test_what_is_no_message_is_dropped(data: bytes) -> None:
+    async def test(hub: Hub, host: Host_) -> None:
+        await hub.hear()
+        await hub.say(data)
+        await hub.say(BEAT)
+        await host.until_told("found")
+        assert host.told == ["found"]
+
+    run(test)
+
+
+def test_a_silent_hub_is_lost_and_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hubclient, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(hubclient, "SILENT_S", 0.2)
+
+    async def test(hub: Hub, host: Host_) -> None:
+        await hub.hear()
+        await hub.say(BEAT)
+        await host.until_told("lost")
+        await hub.hear()  # offered again, unasked
+        await hub.say(BEAT)
+        async with asyncio.timeout(5):
+            while host.told.count("found") < 2:
+                await asyncio.sleep(0.005)
+
+    run(test)
+
+
+def test_over_tcp_both_sides_have_keys(tmp_path: Path) -> None:
+    async def test() -> None:
+        hub_public, hub_secret = zmq.auth.create_certificates(tmp_path, "hub")
+        _, secret = zmq.auth.create_certificates(tmp_path, "h1")
+        _, server_key = zmq.auth.load_certificate(hub_secret)
+        context = zmq.Context()
+        probe = context.socket(zmq.ROUTER)
+        port = probe.bind_to_random_port("tcp://127.0.0.1")
+        probe.close(linger=0)
+        context.term()
+        endpoint = f"tcp://127.0.0.1:{port}"
+        hub = Hub(endpoint, server_key)
+        host = Host_([endpoint], key_file=str(secret), hub_key_file=str(hub_public))
+        host.client.start()
+        try:
+            assert (await hub.hear()).boot_id == "boot"
+        finally:
+            await host.client.close()
+            hub.close()
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def test_a_key_file_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("no key")
+
+    async def test() -> None:
+        host = Host_(["tcp://127.0.0.1:1"], key_file=str(tmp_path / "key"), hub_key_file=str(tmp_path / "nowhere"))
+        with pytest.raises(HubError, match="no key file"):
+            host.client.start()
+        await host.client.close()
+
+    asyncio.run(test())
