@@ -38,6 +38,8 @@ def a_host(random: Random) -> Host:
     """1 to 6 domains, both modes, with memory that matters or without."""
     cpus = random.choice((2, 4, 8, 16))
     kinds = [random.choice(KINDS) for _ in range(random.randint(1, 6))]
+    if random.random() < 0.7:
+        kinds[:2] = [Kind.NORMAL, Kind.PRIORITY]  # else few hosts have anything to preempt
     memory = random.random() < 0.4
     domains = tuple(_domain(random, name, kind, cpus, memory) for name, kind in zip(NAMES, kinds, strict=False))
     mode = random.choice(tuple(Mode))
@@ -63,7 +65,7 @@ def _domain(random: Random, name: str, kind: Kind, cpus: int, memory: bool) -> D
             swap_mib=random.choice((0, 500, 4_000)),
             memory_mib=random.choice((0, 0, 1_000)),
         )
-    if kind is Kind.PRIORITY and random.random() < 0.25:
+    if kind is Kind.PRIORITY and random.random() < 0.15:
         return replace(domain, frozen=True, lifecycle=Lifecycle.DOWN, agent_lost_at=START)
     if random.random() < 0.05:
         return replace(domain, lifecycle=Lifecycle.DOWN, agent_lost_at=START)

@@ -195,3 +195,48 @@ def best_victims(h: Host, d: Domain, cpus: int) -> tuple[str, ...]:
     return min(
         (cpus_in_use(list(c)) - need, len(c), sum(w.preempted_s for w in c), tuple(w.name for w in c)) for c in enough
     )[-1]
+
+
+def must_not_run(h: Host) -> set[tuple[str, str]]:
+    """(domain, job id) of all that is to be stopped; on a counted host with CPUs counted only."""
+    found = set()
+    for d in workers(h):
+        for j in d.jobs:
+            if j.cls is LOW and j.stopper is not Stopper.PBS and (ours(j) or not j.ending) and _in_way(h, d, j):
+                found.add((d.name, j.key.id))
+    return found
+
+
+def _in_way(h: Host, d: Domain, j: Job) -> bool:
+    if j.held_elsewhere:
+        return True
+    if h.mode is Mode.COUNTED:
+        return ours(j) and d.name not in going_on(h)
+    priority_jobs = any(x.cls is HIGH for s in siblings(h, d) for x in s.jobs)
+    kept = any(lingering(h, s) or is_restored(s) for s in siblings(h, d))
+    return (d.kind is Kind.NORMAL and priority_jobs) or (ours(j) and kept)
+
+
+def going_on(h: Host) -> list[str]:
+    """Preempted domains that fit, longest preempted first."""
+    provisional = [j for w in workers(h) for j in w.jobs if j.cls is HIGH and not j.confirmed]
+    stops = [j.stopped_since for w in workers(h) for j in w.jobs if ours(j)]
+    if any(j.claimed_at in stops for j in provisional):
+        return []
+    kept = sum(w.linger_size.cpus for w in workers(h) if lingering(h, w))
+    kept += sum(w.cpus for w in workers(h) if is_restored(w))
+    left = cpus_for_jobs(h) - cpus_in_use(workers(h)) - kept
+    waiting = []
+    for w in workers(h):
+        mine = [j for j in w.jobs if ours(j)]
+        if any(not j.held_elsewhere for j in mine):
+            size = sum(j.cpus for j in mine if not j.held_elsewhere)
+            waiting.append((min(j.stopped_since or 0.0 for j in mine), w.name, size, w.overtaken_since))
+    names: list[str] = []
+    for _, name, size, overtaken in sorted(waiting, key=lambda row: row[:2]):
+        if size <= max(0, left):
+            left -= size
+            names.append(name)
+        elif provisional or (overtaken is not None and h.now >= overtaken + h.limits.overtaken_s):
+            break
+    return names

@@ -152,6 +152,9 @@ class World:
         wanted = allocation.wanted_stopped(h)
         stopped = {(d.name, j.key) for d in h.domains for j in d.stopped}
         self._must(wanted <= stopped, "what must stop is marked as stopped at once")
+        if h.mode is Mode.EXCLUSIVE or not any(j.memory_mib for d in h.domains for j in d.jobs):
+            expected = oracle.must_not_run(h)
+            self._must({(n, k.id) for n, k in wanted} == expected, f"to be stopped: {wanted}, by the rules {expected}")
         here = allocation.wanted_here(h)
         held = {(d.name, j.key) for d in h.domains for j in d.jobs if j.held_elsewhere}
         self._must(wanted - held <= here, "what is stopped for nobody else's sake is our own wish")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from magrathea.core.events import Booking, JobContinued, Noted, ReportedJob
-from magrathea.core.machine import handle
+from magrathea.core.machine import handle, next_deadline
 from magrathea.core.model import Host, Limits, State, Stopper
 from magrathea.core.plan import desired
 
@@ -117,6 +119,31 @@ def test_a_stopped_job_that_is_deleted_is_not_continued_to_die(mode: str) -> Non
     assert wanted(h) == {"1"}
     wants = desired(h)
     assert wants["n1"].cpu_percent == h.limits.preempted_cpu_percent
+
+
+@both
+def test_a_job_that_must_not_run_is_not_continued_whoever_says_so(mode: str) -> None:
+    h = launch(claim(busy(mode), "p1", "9").host, "p1", "9")
+    assert go_on(h, "n1", "1") == h
+    assert stopped(h) == {"1"}
+
+
+@both
+def test_the_end_of_a_protection_by_young_jobs_is_a_deadline(mode: str) -> None:
+    h = host(mode, cpus=4, n1="normal", p1="priority", limits=Limits(min_run_s=100.0, young_s=60.0))
+    h = launch(claim(h, "n1", "1", cpus=4).host, "n1", "1")
+    assert T + 60 in list(deadlines(h))
+    assert state(later(h, 59), "p1") is State.OCCUPIED
+    assert state(later(h, 60), "p1") is State.WOULD_PREEMPT
+
+
+def deadlines(h: Host) -> Iterator[float]:
+    for _ in range(20):
+        due = next_deadline(h)
+        if due is None:
+            return
+        yield due
+        h = later(h, due - h.now)
 
 
 @both

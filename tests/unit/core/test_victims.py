@@ -185,6 +185,16 @@ def test_a_claim_that_stops_nobody_does_not_keep_others_from_going_on() -> None:
     assert wanted(claim(h, "p1", "9", cpus=4).host) == set()
 
 
+def test_a_claim_that_leaves_less_room_lets_no_smaller_domain_pass() -> None:
+    h = host("counted", n1="normal", n2="normal", p1="priority")
+    h = run(run(h, "n1", "1", cpus=6), "n2", "2", cpus=4)
+    h = stop(stop(h, "n1", "1", since=60), "n2", "2", since=50)
+    assert wanted(h) == {"2"}
+    h = claim(h, "p1", "9", cpus=4).host
+    assert wanted(h) == {"1", "2"}
+    assert wanted(launch(h, "p1", "9")) == {"1"}, "later it may: that is not the claim's doing"
+
+
 def test_what_a_claim_has_stopped_stays_stopped_until_its_job_ends() -> None:
     h = claim(full(8), "p1", "9", cpus=2).host
     h = launch(h, "p1", "9")
