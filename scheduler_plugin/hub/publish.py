@@ -26,6 +26,8 @@ NCPUS = "resources_available.ncpus"
 MEM = "resources_available.mem"
 PRIORITY = "Priority"
 
+UNSET = ""
+
 NONE = "none"
 """In a string_array: no element. PBS cannot hold an empty one."""
 
@@ -141,6 +143,7 @@ def attributes_of(snapshot: Snapshot, domain: DomainReport, *, set_priority: boo
         MEM: f"{domain.mem_mib}mb",
         HOST: snapshot.host,
         SIBLINGS: ",".join(sorted(siblings)) or NONE,
+        HOST_NCPUS: UNSET,  # which says to the runjob hook: exclusive
     }
     if set_priority:
         found[PRIORITY] = str(rank)
@@ -156,8 +159,8 @@ def differences(wanted: Attributes, have: Attributes) -> dict[str, str]:
 
 
 def same(attribute: str, wanted: str, have: str | None) -> bool:
-    if have is None:
-        return attribute == PRIORITY and wanted == "0"  # PBS does not show a Priority of 0
+    if not have:  # PBS does not show a Priority of 0
+        return wanted == UNSET or (attribute == PRIORITY and wanted == "0")
     if attribute in _ARRAYS:
         return _elements(wanted) == _elements(have)
     if attribute == MEM:

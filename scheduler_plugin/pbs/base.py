@@ -130,7 +130,7 @@ class Pbs(Protocol):
         """Attributes of the server: at least "scheduling" ("True"/"False"), and "node_fail_requeue" where set."""
 
     def set_vnode(self, name: str, attributes: Mapping[str, str]) -> None:
-        """Set all these attributes of a vnode in one call, all or none."""
+        """Set all these attributes of a vnode in one call, all or none; an empty value unsets."""
 
     def wake_scheduler(self) -> bool:
         """Start a scheduling cycle (`scheduling=true`), only where `scheduling` reads true; whether it did."""

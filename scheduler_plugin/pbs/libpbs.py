@@ -314,7 +314,8 @@ def _chained(parts: Sequence[tuple[str, str | None, str | None, int]]) -> Any:
     """A linked list of attributes; ctypes keeps the parts alive as long as its head."""
     head = None
     for name, resource, value, op in reversed(parts):
-        link = _Attribute(head, name.encode(), resource and resource.encode(), value and value.encode(), op)
+        resource_, value_ = (None if text is None else text.encode() for text in (resource, value))
+        link = _Attribute(head, name.encode(), resource_, value_, op)
         head = ctypes.pointer(link)
     return head
 

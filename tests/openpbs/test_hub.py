@@ -152,8 +152,8 @@ def test_what_vnodes_show(site: Site) -> None:
     assert set(shown["magrathea_accepts"].split(",")) == {"preemptible", "protected"}
     assert shown["mem"] == "2048mb"
     assert set(site.resources("x1")["magrathea_accepts"].split(",")) == {"priority", "preemptible", "protected"}
-    site.cluster.qmgr("unset node n1 resources_available.magrathea_host_ncpus")
     site.says()
+    site.until(lambda: "magrathea_host_ncpus" not in site.resources("n1"), "its end with the mode")
 
 
 def test_an_admins_slip_is_mended_and_his_offline_stands(site: Site) -> None:

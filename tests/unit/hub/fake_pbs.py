@@ -129,7 +129,8 @@ class Connection:
             if name not in world.vnodes:
                 raise PbsError(Code.UNKNOWN_VNODE, f"{name}: unknown")
             old = world.vnodes[name]
-            world.vnodes[name] = replace(old, attributes={**old.attributes, **attributes})
+            both = {**old.attributes, **attributes}
+            world.vnodes[name] = replace(old, attributes={k: v for k, v in both.items() if v})
 
     def wake_scheduler(self) -> bool:
         return self._do("wake_scheduler").scheduling

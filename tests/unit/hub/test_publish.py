@@ -33,6 +33,7 @@ def test_all_that_a_domain_shows() -> None:
         MEM: "2048mb",
         HOST: "h1",
         SIBLINGS: "p1",
+        HOST_NCPUS: "",
     }
     assert shown["p1"][STATE] == "occupied-would-preempt"
     assert shown["p1"][ACCEPTS] == "priority"
@@ -52,8 +53,10 @@ def test_services_are_no_siblings_and_their_cpus_are_not_the_hosts() -> None:
     assert shown[HOST_NCPUS] == "7"
 
 
-def test_only_counted_hosts_show_their_cpus() -> None:
-    assert HOST_NCPUS not in of_h1(vnode("n1")).wanted["n1"]
+def test_a_host_that_counts_no_longer_shows_its_cpus_no_longer() -> None:
+    wanted = of_h1(vnode("n1")).wanted["n1"]
+    assert publish.differences({HOST_NCPUS: wanted[HOST_NCPUS]}, {}) == {}
+    assert publish.differences({HOST_NCPUS: wanted[HOST_NCPUS]}, {HOST_NCPUS: "8"}) == {HOST_NCPUS: ""}
 
 
 def test_ranks_beyond_what_a_priority_may_be_are_cut_there_only() -> None:
