@@ -216,7 +216,7 @@ def _why_not_stoppable(host: Host, sibling: Domain) -> Refusal:
 def _sized(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | tuple[str, ...]:
     left = share(host, domain, cls)
     if not size.within(left):
-        if host.hub_lost and any(stoppable_but_for_hub(host, d) and d.running for d in host.siblings(domain)):
+        if host.hub_lost and size.within(share(replace(host, hub_lost=False), domain, cls)):
             return Refusal(
                 "hub-lost", f"no hub answers, so nothing is preempted; without that {left.cpus} CPUs are left"
             )

@@ -276,6 +276,14 @@ def test_without_its_hub_everything_else_goes_on(mode: str) -> None:
     assert claim(h, "p1", "9").ok
 
 
+def test_only_what_the_hub_would_make_possible_is_refused_for_its_loss() -> None:
+    h = run(host("counted", hub=False, cpus=8, n1="normal", n2="normal", p1="priority"), "n1", "1", cpus=3)
+    h = run(h, "n2", "2", cpus=3, cls=PROTECTED)
+    assert claim(h, "n2", "3", cpus=3).code == "cpus", "a normal job preempts nobody anyway"
+    assert claim(h, "p1", "9", cpus=6).code == "cpus", "with a hub there would be 5"
+    assert claim(h, "p1", "9", cpus=5).code == "hub-lost"
+
+
 @both
 def test_losing_the_hub_ends_no_preemption_under_way(mode: str) -> None:
     h = claim(run(host(mode, cpus=4, n1="normal", p1="priority"), "n1", "1", cpus=4), "p1", "9").host
