@@ -1,0 +1,78 @@
+"""The node daemon's client and the hub's channel, as they are, over TCP with the keys that `magrathea keys` makes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket as sockets
+import time
+from pathlib import Path
+
+from magrathea.core.events import Booking
+from magrathea.core.model import JobKey
+from magrathea.messages import Snapshot
+from node_daemon.hubclient import HubClient
+from scheduler_plugin.hub import configuration, keys
+from scheduler_plugin.hub.publish import STATE
+from scheduler_plugin.hub.server import Hub
+from tests.unit.hub.builders import domain, job, snapshot, stopped
+from tests.unit.hub.fake_pbs import FakePbs
+
+BOUND_S = 30.0
+
+
+def free_port() -> int:
+    with sockets.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_a_daemon_with_its_key_is_published_and_told_its_books(tmp_path: Path) -> None:
+    keys.init(tmp_path / "keys")
+    pair = keys.enrol(tmp_path / "keys", "h1", ["n1"])
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    settings = configuration.Configuration(
+        hub=configuration.HubTable(
+            listen=[endpoint],
+            state_dir=str(tmp_path),
+            keys_dir=str(tmp_path / "keys"),
+            heartbeat_file=str(tmp_path / "heartbeat"),
+        )
+    )
+    pbs = FakePbs("n1")
+    pbs.put(job())
+    booked: list[tuple[Booking, ...]] = []
+
+    def build(revision: int) -> Snapshot:
+        return snapshot(domain("n1", [stopped(since=time.time())]), revision=revision, boot_id="daemon", at=time.time())
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        hub = asyncio.create_task(Hub(settings, pbs.connect).run(stop))
+        client = HubClient(
+            "h1",
+            "daemon",
+            [endpoint],
+            build,
+            booked.append,
+            lambda: None,
+            lambda: None,
+            key_file=str(pair),
+            hub_key_file=str(tmp_path / "keys" / keys.HUB_PUBLIC),
+        )
+        client.start()
+        try:
+            async with asyncio.timeout(BOUND_S):
+                client.publish()
+                while not booked or not booked[-1]:
+                    await asyncio.sleep(0.01)
+            assert booked[-1] == (Booking(JobKey("1.srv", 1), True, False),)
+            assert pbs.jobs["1.srv"].state == "S"
+            assert pbs.vnodes["n1"].attributes[STATE] == "free"
+        finally:
+            await client.close()
+            stop.set()
+            async with asyncio.timeout(BOUND_S):
+                await hub
+
+    asyncio.run(run())
