@@ -1,21 +1,19 @@
 """What Magrathea needs in PBS: resources, hooks, the scheduler's `resources:` line, queues, defaults.
 
-Rule 1: `changes` compares what is with what should be and is pure; only `apply` and `present` talk to PBS (by qmgr's
-standard input: with `-c` it carries out the last command only) and only differences are applied, so that a second
-run changes nothing.
+Rule 1: `changes` compares what is with what should be and is pure (install_pbs.py talks to PBS); it gives differences
+only, so that a second run changes nothing.
 Rule 2: the order of the changes is such that no job is shut out at any moment: vnodes accept all classes before
-the server gives its jobs one.
+the server gives its jobs one, and jobs that wait get theirs last.
+Rule 3: what is a site's own is never overwritten. `conflicts` names what is in the way, and nothing is changed.
+
+The way back is in uninstall.py, what was there before in install_record.py, what is not as it should be in
+install_check.py.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import signal
-import subprocess
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,9 +35,16 @@ SITE_HOOKS_LAST = "1000"
 """Highest order of a site's hook: if another begin hook rejects after ours accepted, neither end nor abort follows."""
 
 SCRIPT, CONFIG = "application/x-python", "application/x-config"
-QMGR_S = 60.0
-GREETING = "Max open servers:"
-"""qmgr says this in its first line when it reads standard input."""
+OURS = "Magrathea's hook"
+"""In the first line of each of our hooks' scripts, of every version: a hook without it is somebody else's."""
+
+DEFAULT_CHUNK = "default_chunk.magrathea_accepts"
+ACCEPTS = "resources_available.magrathea_accepts"
+HOST = "resources_available.magrathea_host"
+
+WAITING = frozenset("QHWB")
+"""States of jobs whose class can still be given: PBS adds a default chunk at submission, at a move, and when the
+job's select is altered, if only to what it is."""
 
 
 class InstallError(Exception):
@@ -63,8 +68,20 @@ Attributes = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
+class Job:
+    """A job as its class is concerned. `select`: what it asked for; `schedselect`: with the defaults added."""
+
+    id: str
+    state: str
+    queue: str
+    select: str
+    schedselect: str
+
+
+@dataclass(frozen=True, slots=True)
 class Present:
-    """What PBS has now; every mapping by name. `contents`: of (hook, content type)."""
+    """What PBS has now; every mapping by name. `contents`: of (hook, content type). `sched_config`: one character a
+    byte (latin-1), so that not a byte is lost. `jobs`: finished ones, too, as far as PBS remembers them."""
 
     resources: Mapping[str, Attributes] = field(default_factory=dict)
     hooks: Mapping[str, Attributes] = field(default_factory=dict)
@@ -73,16 +90,32 @@ class Present:
     server: Attributes = field(default_factory=dict)
     contents: Mapping[tuple[str, str], str] = field(default_factory=dict)
     sched_config: str = ""
+    scheds: Mapping[str, Attributes] = field(default_factory=dict)
+    pbs_hooks: Mapping[str, Attributes] = field(default_factory=dict)
+    jobs: tuple[Job, ...] = ()
+
+    @property
+    def managed(self) -> list[str]:
+        """Vnodes that the hub has registered."""
+        return [name for name, attributes in self.vnodes.items() if HOST in attributes]
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One step. `qmgr` is its command; of an import, `{file}` stands for a file with `content`; of the scheduler's
-    configuration, `content` is the whole new file and `qmgr` is empty."""
+    """One step. `target`: which thing it puts right; `missing`: that thing is not there at all. `qmgr` is its command;
+    of an import, `{file}` stands for a file with `content`. With `command` it is one of PBS's own programs instead.
+    With neither, `content` is the whole new file of the scheduler's configuration.
+
+    `about_job`: it fails without harm where the job has started or ended meanwhile.
+    """
 
     text: str
     qmgr: str = ""
     content: str | None = None
+    target: str = ""
+    missing: bool = False
+    command: tuple[str, ...] = ()
+    about_job: str = ""
 
 
 def parse_list(text: str) -> dict[str, dict[str, str]]:
@@ -102,23 +135,53 @@ def parse_list(text: str) -> dict[str, dict[str, str]]:
     return objects
 
 
+_RESOURCES_LINE = re.compile(r"(?m)^[ \t]*resources[ \t]*:.*$")
+_UNDERSTOOD = re.compile(r'([ \t]*resources[ \t]*:[ \t]*")([^"\\\n]*)("[ \t]*(?:(?:all|ALL)[ \t]*)?\r?)')
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def resources_lines(sched_config: str) -> list[re.Match[str]]:
+    """The `resources:` lines that count: prefix, value, rest. Raises InstallError for one that is not understood."""
+    found = []
+    for line in _RESOURCES_LINE.finditer(sched_config):
+        match = _UNDERSTOOD.fullmatch(sched_config, line.start(), line.end())
+        if match is None:
+            number = sched_config.count("\n", 0, line.start()) + 1
+            raise InstallError(
+                f"sched_config, line {number}: {line[0].strip()!r} is not understood, so nothing is changed; write it as"
+                ' resources: "ncpus, mem, ..." on one line'
+            )
+        found.append(match)
+    return found
+
+
 def with_resources(sched_config: str, names: Iterable[str]) -> str:
-    """The scheduler's configuration with `names` in its `resources:` line; the same text if they all are there.
+    """The scheduler's configuration with `names` in its (last) `resources:` line; the same text if they all are there.
 
-    A resource that is not there is dropped by the scheduler without a word, even a host-level one.
+    A resource that is not there is dropped by the scheduler without a word, even a host-level one. Without any such
+    line the scheduler regards all resources (seen on a real server): then none is added, it would shut out the others.
     """
+    lines = resources_lines(sched_config)
+    have = {word for line in lines for word in _words(line[2])}
+    lacking = [name for name in names if name not in have]
+    if not lines or not lacking:
+        return sched_config
+    last = lines[-1]
+    value = ", ".join([last[2].rstrip(" ,\t"), *lacking]) if _words(last[2]) else ", ".join(lacking)
+    return sched_config[: last.start()] + last[1] + value + last[3] + sched_config[last.end() :]
 
-    def added(match: re.Match[str]) -> str:
-        have = [word.strip() for word in match[2].split(",") if word.strip()]
-        return match[1] + ", ".join([*have, *(name for name in names if name not in have)]) + match[3]
 
-    new, count = re.subn(r'(?m)^(\s*resources:\s*")([^"\n]*)(")', added, sched_config)
-    if count == 0:
-        new = (
-            sched_config.rstrip("\n")
-            + f'\n\nresources: "ncpus, mem, arch, host, vnode, aoe, eoe, {", ".join(names)}"\n'
-        )
-    return new
+def without_resources(sched_config: str, names: Iterable[str]) -> str:
+    """The scheduler's configuration without `names` in its `resources:` lines; other lines stay byte for byte."""
+    unwanted = set(names)
+    for line in reversed(resources_lines(sched_config)):
+        if unwanted & set(_words(line[2])):
+            value = ", ".join(word for word in _words(line[2]) if word not in unwanted)
+            sched_config = sched_config[: line.start()] + line[1] + value + line[3] + sched_config[line.end() :]
+    return sched_config
 
 
 def wanted_hooks(wish: Wish) -> dict[str, tuple[dict[str, str], str, str | None]]:
@@ -133,7 +196,9 @@ def wanted_hooks(wish: Wish) -> dict[str, tuple[dict[str, str], str, str | None]
         ),
         "magrathea_mom": (
             {
-                "event": "execjob_begin,execjob_abort,execjob_end,exechost_periodic,exechost_startup",
+                # The epilogue runs when the last process has ended; MoM sends its obit up to 1 s later, and the end
+                # comes after that, when output has been copied: what was preempted would wait for all of it.
+                "event": "execjob_begin,execjob_epilogue,execjob_abort,execjob_end,exechost_periodic,exechost_startup",
                 "alarm": "30",  # never reached by a claim; killed by it, a begin would be tried again at once
                 "freq": "15",
             },
@@ -156,18 +221,20 @@ def _hook_changes(now: Present, wish: Wish) -> list[Change]:
     found: list[Change] = []
     for name, (attributes, script, config) in wanted_hooks(wish).items():
         have = now.hooks.get(name)
+        target = f"hook {name}"
         if have is None:
-            found.append(Change(f"create hook {name}", f"create hook {name}"))
+            found.append(Change(f"create hook {name}", f"create hook {name}", target=target, missing=True))
         # before its events are set: a hook without its script or configuration never runs
         for content_type, content in ((SCRIPT, script), (CONFIG, config)):
             if content is not None and now.contents.get((name, content_type), "").strip() != content.strip():
                 what = "script" if content_type == SCRIPT else "configuration"
                 command = f"import hook {name} {content_type} default {{file}}"
-                found.append(Change(f"import the {what} of hook {name}", command, content))
+                found.append(Change(f"import the {what} of hook {name}", command, content, target=target))
         for attribute, value in {**attributes, "order": SITE_HOOKS_LAST, "enabled": "true"}.items():
-            found += _setting(f"hook {name}", have or {}, attribute, value)
+            found += _setting(target, have or {}, attribute, value)
     if not wish.memory_moves and "magrathea_prologue" in now.hooks:
-        found.append(Change("delete hook magrathea_prologue: no memory moves", "delete hook magrathea_prologue"))
+        text = "delete hook magrathea_prologue: no memory moves"
+        found.append(Change(text, "delete hook magrathea_prologue", target="hook magrathea_prologue"))
     return found
 
 
@@ -176,159 +243,111 @@ def _setting(target: str, have: Attributes, attribute: str, value: str) -> list[
         return []
     was = f" (was {have[attribute]})" if attribute in have else ""
     command = f'set {target} {attribute} = "{value}"'
-    return [Change(command + was, command)]
+    return [Change(command + was, command, target=target, missing=attribute not in have)]
+
+
+def conflicts(now: Present, wish: Wish) -> list[tuple[str, str]]:
+    """What is in the way: the thing, and a sentence with the mend. Nothing may be changed while there is any."""
+    found: list[tuple[str, str]] = []
+    for name in sorted(set(wish.priority) & set(wish.preemptible)):
+        found.append((f"queue {name}", f"queue {name}: either --priority or --preemptible, not both"))
+    for name in wish.vnodes:
+        if name not in now.vnodes:
+            text = f"vnode {name}: PBS knows no such vnode; create it first (qmgr: create node)"
+            found.append((f"node {name}", text))
+    for name in (*wish.priority, *wish.preemptible):
+        if (kind := now.queues.get(name, {}).get("queue_type", "Execution")) != "Execution":
+            text = f"queue {name} is a {kind} queue; only jobs of an Execution queue have a class: name where it routes to"
+            found.append((f"queue {name}", text))
+    for name, kind in RESOURCES.items():
+        have = now.resources.get(name)
+        if have is not None and (have.get("type"), have.get("flag")) != (kind, FLAG):
+            text = f"resource {name} exists with type {have.get('type')}, flag {have.get('flag', 'none')};"
+            mend = "delete it (qmgr: delete resource), if it is not needed for something else"
+            found.append((f"resource {name}", f"{text} {kind}, {FLAG} is needed: {mend}"))
+    for name in wanted_hooks(wish):
+        script = now.contents.get((name, SCRIPT), "").strip()
+        if name in now.hooks and script and OURS not in script.splitlines()[0]:
+            found.append((f"hook {name}", f"hook {name} exists and is not ours; give it another name, or delete it"))
+    try:
+        resources_lines(now.sched_config)
+    except InstallError as error:
+        found.append(("sched_config", str(error)))
+    return found
+
+
+def targets(now: Present, wish: Wish) -> list[str]:
+    """Everything that has to be right, in the order in which it is put right."""
+    return [
+        *(f"resource {name}" for name in RESOURCES),
+        "sched_config",
+        *(f"hook {name}" for name in wanted_hooks(wish)),
+        *(f"node {name}" for name in now.vnodes),
+        *(f"queue {name}" for name in (*wish.priority, *wish.preemptible)),
+        "server",
+        "jobs",
+    ]
 
 
 def changes(now: Present, wish: Wish) -> list[Change]:
-    """The steps from what is to what should be, in order. Raises InstallError if they contradict each other."""
-    if both := set(wish.priority) & set(wish.preemptible):
-        raise InstallError(f"queue {', '.join(sorted(both))}: either --priority or --preemptible, not both")
-    if unknown := [name for name in wish.vnodes if name not in now.vnodes]:
-        raise InstallError(f"vnode {', '.join(unknown)}: PBS knows no such vnode; create it first (qmgr: create node)")
+    """The steps from what is to what should be, in order. Raises InstallError if something is in the way."""
+    if bad := conflicts(now, wish):
+        raise InstallError("; ".join(text for _, text in bad))
     found: list[Change] = []
     for name, kind in RESOURCES.items():
-        have = now.resources.get(name)
-        if have is None:
+        if name not in now.resources:
             command = f"create resource {name} type={kind},flag={FLAG}"
-            found.append(Change(command, command))
-        elif have.get("type") != kind:
-            raise InstallError(
-                f"resource {name} exists with type {have.get('type')}, {kind} is needed; delete it first"
-                " (qmgr: delete resource), after unsetting it everywhere"
-            )
-        elif have.get("flag") != FLAG:
-            command = f"set resource {name} flag={FLAG}"
-            found.append(Change(f"{command} (was {have.get('flag')})", command))
+            found.append(Change(command, command, target=f"resource {name}", missing=True))
     config = with_resources(now.sched_config, RESOURCES)
     if config != now.sched_config:
         text = "sched_config: resources: line gets " + ", ".join(RESOURCES) + "; the scheduler reads it again"
-        found.append(Change(text, content=config))
+        found.append(Change(text, content=config, target="sched_config", missing=True))
     found += _hook_changes(now, wish)
     for name, have in now.vnodes.items():
-        if "resources_available.magrathea_accepts" not in have:
-            found += _setting(f"node {name}", have, "resources_available.magrathea_accepts", CLASSES)
-        if name in wish.vnodes or "resources_available.magrathea_host" in have:
+        if ACCEPTS not in have:
+            found += _setting(f"node {name}", have, ACCEPTS, CLASSES)
+        if name in wish.vnodes or HOST in have:
             found += _setting(f"node {name}", have, "resv_enable", "False")
     for cls, queues in (("priority", wish.priority), ("preemptible", wish.preemptible)):
         for name in queues:
+            target = f"queue {name}"
             if name not in now.queues:
-                found.append(Change(f"create queue {name}", f"create queue {name} queue_type=Execution"))
+                command = f"create queue {name} queue_type=Execution"
+                found.append(Change(f"create queue {name}", command, target=target, missing=True))
             have = now.queues.get(name, {})
-            found += _setting(f"queue {name}", have, "default_chunk.magrathea_accepts", cls)
+            found += _setting(target, have, DEFAULT_CHUNK, cls)
             if name not in now.queues:
-                found += _setting(f"queue {name}", have, "enabled", "True")
-                found += _setting(f"queue {name}", have, "started", "True")
-    return found + _setting("server", now.server, "default_chunk.magrathea_accepts", "protected")
+                found += _setting(target, have, "enabled", "True")
+                found += _setting(target, have, "started", "True")
+    found += _setting("server", now.server, DEFAULT_CHUNK, "protected")
+    return found + _job_changes(now, wish)
 
 
-# The only part that touches PBS
+def class_in(select: str) -> str | None:
+    """The class that a select names in every chunk; None if some chunk names none, or they differ."""
+    unquoted = "".join(select.replace("'", '"').split('"')[::2])  # a quoted value may hold anything
+    found = set(re.findall(r":magrathea_accepts=(\w+)", unquoted))
+    everywhere = all(":magrathea_accepts=" in chunk for chunk in unquoted.split("+"))
+    return found.pop() if everywhere and len(found) == 1 else None
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where PBS is on this machine."""
-
-    exec_dir: Path
-    home: Path
-
-    @property
-    def sched_config(self) -> Path:
-        return self.home / "sched_priv/sched_config"
-
-
-def find_pbs(conf: Path) -> Place:
-    """Read pbs.conf. Raises InstallError."""
-    try:
-        lines = conf.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InstallError(
-            f"{conf}: {error.strerror}; run this on the PBS server's machine, or name it: --conf"
-        ) from error
-    values = dict(line.strip().split("=", 1) for line in lines if "=" in line and not line.lstrip().startswith("#"))
-    if lacking := [name for name in ("PBS_EXEC", "PBS_HOME") if name not in values]:
-        raise InstallError(f"{conf}: {', '.join(lacking)} is not set")
-    return Place(Path(values["PBS_EXEC"].strip()), Path(values["PBS_HOME"].strip()))
+def _job_changes(now: Present, wish: Wish) -> list[Change]:
+    """Jobs that wait get their queue's class by having their select set to what it is. Their place in the queue
+    stays (a `qmove` to the same queue puts them at its end and is refused for arrays that have begun)."""
+    given = {name: have[DEFAULT_CHUNK] for name, have in now.queues.items() if DEFAULT_CHUNK in have}
+    given |= dict.fromkeys(wish.priority, "priority") | dict.fromkeys(wish.preemptible, "preemptible")
+    found = []
+    for job in now.jobs:
+        executes = now.queues.get(job.queue, {}).get("queue_type", "Execution") == "Execution"
+        if job.state not in WAITING or not executes or not job.schedselect or "magrathea_accepts" in job.select:
+            continue  # a manager who names a class in a select knows why
+        cls = given.get(job.queue, "protected")
+        if (have := class_in(job.schedselect)) != cls:
+            found.append(altered(job, f"job {job.id} gets class {cls} (was {have or 'none'})", missing=have is None))
+    return found
 
 
-def qmgr(place: Place, command: str) -> str:
-    """One qmgr command. Raises InstallError with qmgr's own words."""
-    try:
-        done = subprocess.run(
-            [place.exec_dir / "bin/qmgr"], input=command + "\n", capture_output=True, text=True, timeout=QMGR_S
-        )
-    except FileNotFoundError as error:
-        raise InstallError(f"{place.exec_dir}/bin/qmgr is not there; PBS_EXEC in pbs.conf is wrong") from error
-    except subprocess.TimeoutExpired as error:
-        raise InstallError(f"qmgr: {command}: no answer within {QMGR_S:.0f} s; does pbs_server run?") from error
-    if done.returncode != 0:
-        raise InstallError(f"qmgr: {command}: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
-    return done.stdout.removeprefix(done.stdout.partition("\n")[0] + "\n" if done.stdout.startswith(GREETING) else "")
-
-
-def present(place: Place) -> Present:
-    """Ask PBS for all that `changes` looks at. Raises InstallError."""
-    hooks = parse_list(qmgr(place, "list hook"))
-    ours = [name for name in hooks if name.startswith("magrathea_")]
-    contents: dict[tuple[str, str], str] = {}
-    for name in ours:
-        for content_type in (SCRIPT, CONFIG):
-            try:
-                contents[name, content_type] = qmgr(place, f"export hook {name} {content_type} default")
-            except InstallError as error:  # a hook without this content: it is to be imported
-                if "failed to open" not in str(error).lower():
-                    raise
-    try:
-        vnodes = parse_list(qmgr(place, "list node @default"))
-    except InstallError as error:
-        if "no nodes" not in str(error).lower() and "unknown node" not in str(error).lower():
-            raise
-        vnodes = {}
-    try:
-        sched_config = place.sched_config.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InstallError(
-            f"{place.sched_config}: {error.strerror}; run this as root on the server's machine"
-        ) from error
-    return Present(
-        resources=parse_list(qmgr(place, "list resource")),
-        hooks=hooks,
-        queues=parse_list(qmgr(place, "list queue @default")),
-        vnodes=vnodes,
-        server=next(iter(parse_list(qmgr(place, "list server")).values()), {}),
-        contents=contents,
-        sched_config=sched_config,
-    )
-
-
-def apply(place: Place, change: Change) -> None:
-    """Carry one change out. Raises InstallError."""
-    if change.qmgr == "":
-        assert change.content is not None
-        write_sched_config(place, change.content)
-    elif change.content is None:
-        qmgr(place, change.qmgr)
-    else:
-        with tempfile.NamedTemporaryFile("w", suffix=".magrathea", encoding="utf-8") as file:
-            file.write(change.content)
-            file.flush()
-            qmgr(place, change.qmgr.replace("{file}", file.name))
-
-
-def write_sched_config(place: Place, text: str) -> None:
-    """Replace the file at once, keep the first one as `sched_config.before-magrathea`, tell the scheduler."""
-    path = place.sched_config
-    backup = path.with_name(path.name + ".before-magrathea")
-    if not backup.exists():
-        shutil.copy2(path, backup)
-    new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8")
-    shutil.copystat(path, new)
-    os.chown(new, path.stat().st_uid, path.stat().st_gid)
-    new.rename(path)
-    lock = path.with_name("sched.lock")
-    try:
-        os.kill(int(lock.read_text().strip()), signal.SIGHUP)
-    except (OSError, ValueError) as error:
-        raise InstallError(
-            f"{path} is written, but the scheduler of {lock} was not told ({error}); send it SIGHUP"
-        ) from error
+def altered(job: Job, text: str, *, missing: bool = False) -> Change:
+    """The change that lets PBS add its default chunks to a waiting job anew."""
+    command = ("qalter", "-l", f"select={job.select}", job.id)
+    return Change(text, command=command, target="jobs", missing=missing, about_job=job.id)

@@ -1,7 +1,8 @@
 """Magrathea's hook for MoM: asks the agent before a job starts, tells it of ends and of MoM's own list of jobs.
 
 Events: execjob_begin (claim), execjob_prologue (waits until the job's memory is there; registered only where memory
-moves), execjob_abort and execjob_end (release), exechost_periodic (the list), exechost_startup.
+moves), execjob_epilogue, execjob_abort and execjob_end (release: the first is a second earlier than the last, but
+not every end has it), exechost_periodic (the list), exechost_startup.
 
 Rule 1: no agent configured on this machine (no agent.json): leave at once, jobs start as if there were no Magrathea.
 Rule 2: configured but not there, or anything else goes wrong: a claim is refused, never accepted. A refusal sets a
@@ -230,6 +231,7 @@ def main():
     todo = {
         pbs.EXECJOB_BEGIN: claim,
         pbs.EXECJOB_PROLOGUE: wait_for_memory,
+        pbs.EXECJOB_EPILOGUE: release,
         pbs.EXECJOB_ABORT: release,
         pbs.EXECJOB_END: release,
         pbs.EXECHOST_PERIODIC: report,

@@ -196,6 +196,7 @@ class Cluster:
             "PBS_START_COMM": int(is_head),
             "PBS_START_MOM": int(not is_head),
             "PBS_CORE_LIMIT": 0,
+            "PBS_LOG_HIGHRES_TIMESTAMP": 1,
             "PBS_SCP": "/bin/false",
         }
         (etc / "pbs.conf").write_text("".join(f"{key}={value}\n" for key, value in settings.items()))

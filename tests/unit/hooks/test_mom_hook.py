@@ -215,7 +215,7 @@ def test_a_subjobs_brackets_and_a_strange_owner_arrive_whole(agent: FakeAgent) -
     assert (claimed["id"], claimed["owner"], claimed["rerunnable"]) == ("12[3].srv", 'o"brian', False)
 
 
-@pytest.mark.parametrize("event", ["execjob_end", "execjob_abort"])
+@pytest.mark.parametrize("event", ["execjob_epilogue", "execjob_end", "execjob_abort"])
 def test_an_end_is_a_release(agent: FakeAgent, event: str) -> None:
     assert run(event, a_job()).accepted
     assert agent.heard == [{"op": "release", "job": {"id": "12.srv", "run": 2}}]
