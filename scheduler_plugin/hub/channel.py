@@ -3,7 +3,9 @@
 Who speaks is known by the channel, never by the message:
   ipc  the peer's identity is its host's name; the socket's file is for the hub's own user only
   tcp  CURVE on both sides; the peer's key says which host it is (keys.py). A revoked key is heard no more at once,
-       although ZeroMQ cannot end its connection: each message's key is looked up anew.
+       although ZeroMQ cannot end its connection: each message's key is looked up anew. The identity there is only an
+       address: an enrolled host that takes another's can cut it off for moments (ROUTER_HANDOVER), never speak for
+       it; a daemon whose identity cannot be guessed ("h1/<random>" is taken, too) is safe from that as well.
 
 What is too large is never read (MAXMSGSIZE), what comes too often or makes no sense is dropped and told in the log.
 """
