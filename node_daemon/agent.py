@@ -79,6 +79,7 @@ LAUNCH_POLL_S = 0.2
 LAUNCH_PATIENCE_S = 60.0  # then a job that shows no process is looked for with the reports only
 SWEEP_S = 0.5
 ENVIRON_S = 0.05  # so long environments wait for what is known to be stopped
+EXEC_S = 0.05  # so long a new process may show no environment because it is in the midst of an exec
 ENVIRON_BUDGET_S = 0.02  # and the longest time that one look spends on them
 PENDING_COUNTS_S = 1.0  # in uninterruptible sleep with the stop pending: counts as stopped after it
 VFORK_COUNTS_S = 0.05  # the same where it waits for its vfork child: long enough for any plain fork to be over
@@ -810,7 +811,8 @@ class Finder:
                 self.spared.clear()
             self.spared[pid] = (int(fields[19]), (fields[25], name))
             known = self.procs.get(pid)
-            if known is not None and self._is_spared(known):
+            if known is not None and known.job is not None and self._is_spared(known):
+                known.job.procs.pop(pid, None)
                 known.job = None
             pid = int(fields[1])
 
@@ -963,6 +965,8 @@ class Finder:
                     continue
                 proc.env_job = self._job_of_environ(proc.pid)
                 proc.judged = proc.env_job is not None
+                if not proc.judged and time.monotonic() - proc.first_seen < EXEC_S:
+                    self.unfinished = True  # in the midst of an exec: it has an environment soon, or really none
             owner = by_id.get(proc.env_job) if proc.env_job else None
             if owner is None:
                 continue
@@ -1220,14 +1224,16 @@ class Sweeper:
                 running = [p for p in job.procs.values() if p.state != "T"]
                 self._strike(job, running, now)
                 struck += len(running)
-        self._give_way(struck)
+        self._give_way(struck, now)
         self._drive(first=True)
 
     @staticmethod
-    def _give_way(running: int) -> None:
-        """A process needs a CPU to come to its stop: it is not to wait for ours."""
+    def _give_way(running: int, since: float) -> None:
+        """A process needs a CPU to come to its stop, and waits for ours if that is where it last ran: so the CPU is
+        left alone for about as long as it was taken, since the time `since`."""
         if running:
-            time.sleep(min(GIVE_WAY_S[0] + running * GIVE_WAY_S[1], GIVE_WAY_S[2]))
+            took = time.monotonic() - since
+            time.sleep(min(max(took, GIVE_WAY_S[0] + running * GIVE_WAY_S[1]), GIVE_WAY_S[2]))
 
     def _drive(self, first: bool = False) -> None:
         """Some passes; then an answer, or a pause."""
@@ -1235,12 +1241,13 @@ class Sweeper:
             # what is known is stopped before environments are read; within bounds, for it may hang in the kernel
             known = any(job.procs and not job.settled for job in self.jobs.values())
             running = sum(job.running for job in self.jobs.values())
-            environ = not known or (not running and not first) or time.monotonic() - self.since > ENVIRON_S
+            began = time.monotonic()
+            environ = not known or (not running and not first) or began - self.since > ENVIRON_S
             self._pass(thorough=first or environ, environ=environ)
             first = False
             if all(job.settled for job in self.jobs.values()):
                 break
-            self._give_way(sum(job.running for job in self.jobs.values()))
+            self._give_way(sum(job.running for job in self.jobs.values()), began)
         now = time.monotonic()
         busy = now < self.until and not all(job.settled for job in self.jobs.values())
         if not busy:
@@ -1258,13 +1265,14 @@ class Sweeper:
             rows = [self.row(self.jobs[key]) for key in effort.keys if key in self.jobs]
             effort.reply({"ok": True, "jobs": rows, "ms": round((now - effort.began) * 1000, 2)})
 
-    @staticmethod
-    def row(job: Job) -> "Doc":
+    def row(self, job: Job) -> "Doc":
+        # Out of time with processes not looked at yet: one of them may be the job's, so not all are said to be stopped.
+        unknown = int(self.finder.unfinished and not job.settled)
         return {
             "id": job.id,
             "run": job.run,
             "order": job.order,
-            "processes": len(job.procs) + job.doubtful,
+            "processes": len(job.procs) + job.doubtful + unknown,
             "stopped": job.stopped,
             "pending": job.pending,
         }
@@ -1283,12 +1291,16 @@ class Sweeper:
             self.timer = self.loop.after(SWEEP_S, self.sweep)
 
     def sweep(self) -> None:
-        """A thorough look, and whatever stands is made true again."""
+        """A thorough look, and whatever stands is made true again.
+
+        Environments are read where they are needed: to find what hides while a stop stands, or a job's first process.
+        Reading one may wait for a process that is just forking, and a job in full run is not worth that.
+        """
         now = time.monotonic()
         if self.effort is not None:
             return  # its passes are under way
         self.since = now
-        self._pass(thorough=True)
+        self._pass(thorough=True, environ=any(j.order == "stop" or not j.procs for j in self.jobs.values()))
         if any(j.order == "stop" and j.running for j in self.jobs.values()):
             self.until = now + SWEEP_S
             self.pause = PASS_PAUSE_S[0]
