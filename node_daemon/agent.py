@@ -1267,7 +1267,7 @@ class Sweeper:
 
     def row(self, job: Job) -> "Doc":
         # Out of time with processes not looked at yet: one of them may be the job's, so not all are said to be stopped.
-        unknown = int(self.finder.unfinished and not job.settled)
+        unknown = int(job.order == "stop" and self.finder.unfinished and not job.settled)
         return {
             "id": job.id,
             "run": job.run,
