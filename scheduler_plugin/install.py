@@ -129,7 +129,7 @@ def parse_list(text: str) -> dict[str, dict[str, str]]:
         elif line.startswith("    ") and " = " in line:
             last, _, value = line.strip().partition(" = ")
             attributes[last] = value.strip()
-        elif match := re.fullmatch(r"(?:Resource|Hook|Queue|Node|Server) (\S+)", line):
+        elif match := re.fullmatch(r"(?:Resource|Hook|Queue|Node|Server|Sched) (\S+)", line):
             attributes = objects.setdefault(match[1], {})
             last = ""
     return objects
@@ -151,8 +151,8 @@ def resources_lines(sched_config: str) -> list[re.Match[str]]:
         if match is None:
             number = sched_config.count("\n", 0, line.start()) + 1
             raise InstallError(
-                f"sched_config, line {number}: {line[0].strip()!r} is not understood, so nothing is changed; write it as"
-                ' resources: "ncpus, mem, ..." on one line'
+                f"sched_config, line {number}: {line[0].strip()!r} is not understood, so nothing is changed;"
+                ' write it as resources: "ncpus, mem, ..." on one line'
             )
         found.append(match)
     return found
@@ -257,8 +257,8 @@ def conflicts(now: Present, wish: Wish) -> list[tuple[str, str]]:
             found.append((f"node {name}", text))
     for name in (*wish.priority, *wish.preemptible):
         if (kind := now.queues.get(name, {}).get("queue_type", "Execution")) != "Execution":
-            text = f"queue {name} is a {kind} queue; only jobs of an Execution queue have a class: name where it routes to"
-            found.append((f"queue {name}", text))
+            text = f"queue {name} is a {kind} queue, and only an Execution queue gives a class"
+            found.append((f"queue {name}", f"{text}; name the queues that it routes to"))
     for name, kind in RESOURCES.items():
         have = now.resources.get(name)
         if have is not None and (have.get("type"), have.get("flag")) != (kind, FLAG):

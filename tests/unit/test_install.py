@@ -12,12 +12,15 @@ from scheduler_plugin.install import (
     SCRIPT,
     Change,
     InstallError,
+    Job,
     Present,
     Wish,
     changes,
+    class_in,
     parse_list,
     wanted_hooks,
     with_resources,
+    without_resources,
 )
 
 SHIPPED = 'a: 1\nresources: "ncpus, mem, arch, host, vnode, aoe, eoe"\nb: 2\n'
@@ -105,10 +108,21 @@ def test_the_prologue_hook_comes_and_goes_with_moving_memory(done: Present) -> N
 
 
 def test_an_old_script_is_replaced(done: Present) -> None:
-    old = replace(done, contents={**done.contents, ("magrathea_mom", SCRIPT): "import pbs\n"})
+    script = '"""Magrathea\'s hook for MoM: an older one."""\nimport pbs\n'
+    old = replace(done, contents={**done.contents, ("magrathea_mom", SCRIPT): script})
     [change] = changes(old, WISH)
     assert change.qmgr == "import hook magrathea_mom application/x-python default {file}"
     assert change.content is not None and "execjob_begin" in change.content
+
+
+def test_somebody_elses_hook_of_that_name_is_refused(done: Present) -> None:
+    with pytest.raises(InstallError, match="not ours"):
+        changes(replace(done, contents={("magrathea_mom", SCRIPT): "import pbs\n"}), WISH)
+
+
+def test_a_hook_whose_installation_broke_off_before_its_script_came_is_ours(done: Present) -> None:
+    half = replace(done, contents={key: value for key, value in done.contents.items() if key[0] != "magrathea_mom"})
+    assert len(changes(half, WISH)) == 1
 
 
 def test_events_in_another_order_are_the_same(done: Present) -> None:
@@ -156,8 +170,9 @@ def test_a_contradiction_is_refused_before_anything_is_changed(fresh: Present, w
         changes(fresh, wish)
 
 
-def test_a_resource_of_another_type_is_refused(done: Present) -> None:
-    wrong = {**done.resources, "magrathea_accepts": {"type": "string", "flag": "hr"}}
+@pytest.mark.parametrize("wrong_one", [{"type": "string", "flag": "hr"}, {"type": "string_array", "flag": "h"}])
+def test_a_resource_of_another_type_or_flag_is_refused(done: Present, wrong_one: dict[str, str]) -> None:
+    wrong = {**done.resources, "magrathea_accepts": wrong_one}
     with pytest.raises(InstallError, match="magrathea_accepts"):
         changes(replace(done, resources=wrong), WISH)
 
@@ -169,10 +184,31 @@ def test_the_resources_line_keeps_what_it_has() -> None:
     assert with_resources(text, ["magrathea_accepts"]) == text
 
 
-def test_a_commented_resources_line_does_not_count() -> None:
-    text = with_resources('# resources: "ncpus"\n', ["magrathea_accepts"])
-    assert text.startswith('# resources: "ncpus"\n')
-    assert 'resources: "ncpus, mem, arch, host, vnode, aoe, eoe, magrathea_accepts"\n' in text
+def test_without_a_resources_line_the_scheduler_regards_all_and_none_is_added() -> None:
+    for text in ("", "a: 1\n", '# resources: "ncpus"\n'):
+        assert with_resources(text, ["magrathea_accepts"]) == text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'resources: "ncpus, mem',
+        "resources: ncpus",
+        'resources: "ncpus" prime',
+        'resources: "ncpus, \\\nmem"',
+        "resources:",
+    ],
+)
+def test_a_resources_line_that_is_not_understood_is_refused(fresh: Present, line: str) -> None:
+    with pytest.raises(InstallError, match="line 2"):
+        changes(replace(fresh, sched_config=f"a: 1\n{line}\n"), WISH)
+
+
+def test_of_several_resources_lines_the_last_gets_ours() -> None:
+    text = 'resources: "ncpus, mem"\r\nb: 2\n  resources : "host"\tALL\r\nc: 3'
+    new = with_resources(text, ["magrathea", "mem"])
+    assert new == 'resources: "ncpus, mem"\r\nb: 2\n  resources : "host, magrathea"\tALL\r\nc: 3'
+    assert without_resources(new, ["magrathea"]) == text
 
 
 def test_qmgrs_lists_are_read_with_their_continuations() -> None:
@@ -189,3 +225,53 @@ def test_qmgrs_lists_are_read_with_their_continuations() -> None:
         },
         "other": {"enabled": "true"},
     }
+
+
+def waiting(queue: str, schedselect: str = "1:ncpus=1", state: str = "Q", select: str = "1:ncpus=1") -> Job:
+    return Job(id="7.srv", state=state, queue=queue, select=select, schedselect=schedselect)
+
+
+@pytest.mark.parametrize(
+    ("job", "cls"),
+    [
+        (waiting("low"), "preemptible"),
+        (waiting("high", state="H"), "priority"),
+        (waiting("workq", state="W"), "protected"),
+        (waiting("low", state="B"), "preemptible"),
+        (waiting("low", "1:ncpus=1:magrathea_accepts=protected"), "preemptible"),
+        (waiting("low", "1:ncpus=1:magrathea_accepts=preemptible+1:ncpus=2"), "preemptible"),
+    ],
+)
+def test_a_waiting_job_gets_its_queues_class_last_of_all(done: Present, job: Job, cls: str) -> None:
+    [change] = changes(replace(done, jobs=(job,)), WISH)
+    assert change.command == ("qalter", "-l", f"select={job.select}", "7.srv")
+    assert cls in change.text
+    assert changes(replace(done, server={}, jobs=(job,)), WISH)[-1] == change
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        waiting("low", state="R"),
+        waiting("low", state="S"),
+        waiting("low", state="F"),
+        waiting("low", "1:ncpus=1:magrathea_accepts=preemptible"),
+        waiting("low", select="1:ncpus=1:magrathea_accepts=priority"),
+        waiting("routing", schedselect=""),
+        waiting("routing"),
+    ],
+)
+def test_other_jobs_are_left_alone(done: Present, job: Job) -> None:
+    queues = {**done.queues, "routing": {"queue_type": "Route"}}
+    assert changes(replace(done, queues=queues, jobs=(job,)), WISH) == []
+
+
+def test_a_class_counts_if_every_chunk_names_it_outside_of_quotes() -> None:
+    assert class_in("1:ncpus=1:magrathea_accepts=priority+2:magrathea_accepts=priority") == "priority"
+    assert class_in("1:ncpus=1:magrathea_accepts=priority+1:ncpus=1") is None
+    assert class_in('1:x="a:magrathea_accepts=priority"') is None
+
+
+def test_a_queue_that_only_routes_is_refused(fresh: Present) -> None:
+    with pytest.raises(InstallError, match="Route"):
+        changes(replace(fresh, queues={"low": {"queue_type": "Route"}}), WISH)

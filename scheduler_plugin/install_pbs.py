@@ -1,0 +1,181 @@
+"""Asking PBS and telling it, for install and uninstall: by qmgr, qstat and the scheduler's file.
+
+Rule 1: qmgr reads its commands from standard input (with `-c` it carries out the last of several only).
+Rule 2: nothing is decided here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .install import CONFIG, SCRIPT, Change, InstallError, Job, Present, parse_list
+
+COMMAND_S = 60.0
+GREETING = "Max open servers:"
+"""qmgr says this in its first line when it reads standard input."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where PBS is on this machine."""
+
+    exec_dir: Path
+    home: Path
+
+    @property
+    def sched_config(self) -> Path:
+        return self.home / "sched_priv/sched_config"
+
+
+def find_pbs(conf: Path) -> Place:
+    """Read pbs.conf. Raises InstallError."""
+    try:
+        lines = conf.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InstallError(
+            f"{conf}: {error.strerror}; run this on the PBS server's machine, or name it: --conf"
+        ) from error
+    values = dict(line.strip().split("=", 1) for line in lines if "=" in line and not line.lstrip().startswith("#"))
+    if lacking := [name for name in ("PBS_EXEC", "PBS_HOME") if name not in values]:
+        raise InstallError(f"{conf}: {', '.join(lacking)} is not set")
+    return Place(Path(values["PBS_EXEC"].strip()), Path(values["PBS_HOME"].strip()))
+
+
+def run(place: Place, argv: Sequence[str], text: str | None = None) -> str:
+    """What one of PBS's commands prints. Raises InstallError with the command's own words."""
+    told = " ".join(argv) if text is None else f"{argv[0]}: {text.strip()}"
+    try:
+        done = subprocess.run(
+            [place.exec_dir / "bin" / argv[0], *argv[1:]],
+            input=text or "",
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+        )
+    except FileNotFoundError as error:
+        raise InstallError(f"{place.exec_dir}/bin/{argv[0]} is not there; PBS_EXEC in pbs.conf is wrong") from error
+    except subprocess.TimeoutExpired as error:
+        raise InstallError(f"{told}: no answer within {COMMAND_S:.0f} s; does pbs_server run?") from error
+    if done.returncode != 0:
+        raise InstallError(f"{told}: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
+    return done.stdout
+
+
+def qmgr(place: Place, command: str) -> str:
+    """What one qmgr command prints. Raises InstallError with qmgr's own words."""
+    out = run(place, ["qmgr"], command + "\n")
+    return out.removeprefix(out.partition("\n")[0] + "\n" if out.startswith(GREETING) else "")
+
+
+def jobs(place: Place) -> tuple[Job, ...]:
+    """All jobs that PBS knows, finished ones too, in the order of their submission. Raises InstallError."""
+    out = run(place, ["qstat", "-x", "-f", "-F", "json"])
+    try:
+        known = json.loads(out or "{}", strict=False).get("Jobs", {})
+        return tuple(
+            Job(
+                id=id,
+                state=str(job["job_state"]),
+                queue=str(job.get("queue", "")),
+                select=str(job.get("Resource_List", {}).get("select", "")),
+                schedselect=str(job.get("schedselect", "")),
+            )
+            for id, job in known.items()
+        )
+    except (ValueError, KeyError, AttributeError) as error:
+        raise InstallError(f"qstat -x -f -F json: its answer cannot be understood ({error!r})") from error
+
+
+def present(place: Place) -> Present:
+    """Ask PBS for all that `changes` looks at. Raises InstallError."""
+    hooks = parse_list(qmgr(place, "list hook"))
+    ours = [name for name in hooks if name.startswith("magrathea_")]
+    contents: dict[tuple[str, str], str] = {}
+    for name in ours:
+        for content_type in (SCRIPT, CONFIG):
+            try:
+                contents[name, content_type] = qmgr(place, f"export hook {name} {content_type} default")
+            except InstallError as error:  # a hook without this content: it is to be imported
+                if "failed to open" not in str(error).lower():
+                    raise
+    try:
+        vnodes = parse_list(qmgr(place, "list node @default"))
+    except InstallError as error:
+        if "no nodes" not in str(error).lower() and "unknown node" not in str(error).lower():
+            raise
+        vnodes = {}
+    try:
+        sched_config = place.sched_config.read_bytes().decode("latin-1")
+    except OSError as error:
+        raise InstallError(
+            f"{place.sched_config}: {error.strerror}; run this as root on the server's machine"
+        ) from error
+    return Present(
+        resources=parse_list(qmgr(place, "list resource")),
+        hooks=hooks,
+        queues=parse_list(qmgr(place, "list queue @default")),
+        vnodes=vnodes,
+        server=next(iter(parse_list(qmgr(place, "list server")).values()), {}),
+        contents=contents,
+        sched_config=sched_config,
+        scheds=parse_list(qmgr(place, "list sched")),
+        pbs_hooks=parse_list(qmgr(place, "list pbshook")),
+        jobs=jobs(place),
+    )
+
+
+def apply(place: Place, change: Change) -> None:
+    """Carry one change out. Raises InstallError."""
+    if change.command:
+        run(place, change.command)
+    elif change.qmgr == "":
+        assert change.content is not None
+        write_sched_config(place, change.content)
+    elif change.content is None:
+        qmgr(place, change.qmgr)
+    else:
+        with tempfile.NamedTemporaryFile("w", suffix=".magrathea", encoding="utf-8") as file:
+            file.write(change.content)
+            file.flush()
+            qmgr(place, change.qmgr.replace("{file}", file.name))
+
+
+def backup_of(place: Place) -> Path:
+    """The scheduler's configuration as it was before the first install."""
+    return place.sched_config.with_name(place.sched_config.name + ".before-magrathea")
+
+
+def write_sched_config(place: Place, text: str) -> None:
+    """Replace the file at once (`text`: one character a byte), keep the first one as its backup, tell the scheduler."""
+    path = place.sched_config
+    if not backup_of(place).exists():
+        shutil.copy2(path, backup_of(place))
+    new = path.with_name(path.name + ".new")
+    new.write_bytes(text.encode("latin-1"))
+    shutil.copymode(path, new)
+    os.chown(new, path.stat().st_uid, path.stat().st_gid)
+    new.rename(path)
+    lock = path.with_name("sched.lock")
+    try:
+        os.kill(int(lock.read_text().strip()), signal.SIGHUP)
+    except (OSError, ValueError) as error:
+        raise InstallError(
+            f"{path} is written, but the scheduler of {lock} was not told ({error}); send it SIGHUP"
+        ) from error
+
+
+def age_s(file: Path) -> float | None:
+    """How long ago a file was touched; None if it is not there."""
+    try:
+        return max(0.0, time.time() - file.stat().st_mtime)
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,115 @@
+"""What was there before the first install, kept beside the server's own files until uninstall has put it back.
+
+Rule 1: it is on disk before anything is changed, and a later install adds to it, but never forgets.
+Rule 2: of what the hub writes on vnodes (`RESTORED`) it keeps the values from before the hub came: of a vnode that the
+hub has registered already there is nothing to keep.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import msgspec
+
+from .install import RESOURCES, InstallError, Present, Wish, resources_lines
+
+NAME = "server_priv/magrathea-install.json"
+RESTORED = ("resources_available.ncpus", "resources_available.mem", "Priority", "resv_enable")
+
+
+class Record(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """`sched_config`: the whole file before us, one character a byte. `queues`: those that install created.
+    `vnodes`: by name, attributes as they were. `at`: Unix seconds of the first install. The rest: see install.Wish."""
+
+    version: int = 1
+    at: float
+    sched_config: str
+    queues: list[str] = []
+    vnodes: dict[str, dict[str, str]] = {}
+    priority: list[str] = []
+    preemptible: list[str] = []
+    managed: list[str] = []
+    heartbeat: str = ""
+    heartbeat_max_age_s: float = 30.0
+    memory_moves: bool = False
+
+    def wish(self) -> Wish:
+        return Wish(
+            priority=tuple(self.priority),
+            preemptible=tuple(self.preemptible),
+            vnodes=tuple(self.managed),
+            heartbeat=self.heartbeat,
+            heartbeat_max_age_s=self.heartbeat_max_age_s,
+            memory_moves=self.memory_moves,
+        )
+
+
+def joined(old: Wish, new: Wish, vnodes: set[str]) -> Wish:
+    """What was wished before and is wished now: the later word about a queue counts, and vnodes that have gone
+    meanwhile (not in `vnodes`) are not asked for again."""
+    return Wish(
+        priority=tuple(dict.fromkeys([*(q for q in old.priority if q not in new.preemptible), *new.priority])),
+        preemptible=tuple(dict.fromkeys([*(q for q in old.preemptible if q not in new.priority), *new.preemptible])),
+        vnodes=tuple(dict.fromkeys([*(v for v in old.vnodes if v in vnodes), *new.vnodes])),
+        heartbeat=new.heartbeat,
+        heartbeat_max_age_s=new.heartbeat_max_age_s,
+        memory_moves=new.memory_moves,
+    )
+
+
+def updated(old: Record | None, now: Present, wish: Wish) -> Record:
+    """The record for an install that finds `now`. Raises InstallError for a file that is not understood."""
+    ours = any(word.strip() in RESOURCES for line in resources_lines(now.sched_config) for word in line[2].split(","))
+    wished = [*wish.priority, *wish.preemptible]
+    vnodes = dict(old.vnodes) if old else {}
+    for name, attributes in now.vnodes.items():
+        if name not in vnodes and name not in now.managed:
+            vnodes[name] = {key: attributes[key] for key in RESTORED if key in attributes}
+    return Record(
+        at=old.at if old else time.time(),
+        sched_config=old.sched_config if old and ours else now.sched_config,
+        queues=[*(old.queues if old else []), *(name for name in wished if name not in now.queues)],
+        vnodes=vnodes,
+        priority=list(wish.priority),
+        preemptible=list(wish.preemptible),
+        managed=list(wish.vnodes),
+        heartbeat=wish.heartbeat,
+        heartbeat_max_age_s=wish.heartbeat_max_age_s,
+        memory_moves=wish.memory_moves,
+    )
+
+
+def load(home: Path) -> Record | None:
+    """The record in this PBS_HOME; None if there is none. Raises InstallError."""
+    path = home / NAME
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Record)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InstallError(f"{path}: {error.strerror}; run this as root on the server's machine") from error
+    except msgspec.DecodeError as error:
+        raise InstallError(
+            f"{path} is damaged ({error}); put it back from a backup, or remove it: then the values that vnodes had"
+            " before Magrathea are not known any more"
+        ) from error
+
+
+def save(home: Path, record: Record) -> None:
+    """Raises InstallError."""
+    path = home / NAME
+    new = path.with_suffix(".new")
+    try:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except OSError as error:
+        raise InstallError(f"{path}: {error.strerror}; run this as root on the server's machine") from error
+
+
+def remove(home: Path) -> None:
+    (home / NAME).unlink(missing_ok=True)
