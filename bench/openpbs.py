@@ -9,6 +9,7 @@ The rival of a preemption is OpenPBS's own: an express queue whose jobs suspend 
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import sys
 import time
@@ -22,7 +23,7 @@ from scheduler_plugin.standin.openpbs_fleet import USER, OpenPbsCluster
 from .figure import Figure, at_most, missing, run
 
 HOST = HostSpec("h1", "exclusive", 2, (DomainSpec("n1", "normal", 2), DomainSpec("p1", "priority", 2)))
-ROUNDS, QUICK_ROUNDS = 40, 5
+ROUNDS, QUICK_ROUNDS = 30, 5
 PREEMPTIONS, QUICK_PREEMPTIONS = 15, 3
 HIGH_S = 1.0
 """How long a priority job lasts."""
@@ -74,7 +75,8 @@ class Side:
     def start_s(self, number: int) -> float:
         """From `qsub` to the first line of a script on an idle vnode."""
         file = self.home / f"start.{number}"
-        job, begun = self.submit(["-N", "start", *self.low], f"echo $EPOCHREALTIME > {file}")
+        where = ["-q", self.low[1], "-l", "select=1:ncpus=1:host=n1"]  # asked in the same words on both sides
+        job, begun = self.submit(["-N", "start", *where], f"echo $EPOCHREALTIME > {file}")
         taken = self.time_in(file, "a job's first line") - begun
         self.pbs.wait_job(job, "F")
         time.sleep(SETTLE_S)
@@ -152,27 +154,25 @@ def figures(quick: bool) -> list[Figure]:
         place = ["-l", "select=1:ncpus=2:host=n1"]
         theirs = Side("OpenPBS alone", plain, ["-q", "workq", *place], ["-q", "express", *place], None)
         sides = (ours, theirs)
+        numbers = itertools.count()
         starts: dict[str, list[float]] = {side.name: [] for side in sides}
         preempts: dict[str, list[float]] = {side.name: [] for side in sides}
         resumes: dict[str, list[float]] = {side.name: [] for side in sides}
 
-        def start(side: Side, number: int) -> None:
-            starts[side.name].append(side.start_s(number))
+        def start(side: Side, _: int) -> None:
+            starts[side.name].append(side.start_s(next(numbers)))
 
         def preemption(side: Side, number: int) -> None:
             taken, back = side.preemption_s(number)
             preempts[side.name].append(taken)
             resumes[side.name].append(back)
 
-        alternate(sides, 2, lambda side, number: void(side.start_s(10_000 + number)))  # warm caches
+        alternate(sides, 2, start)  # to warm caches
+        starts = {side.name: [] for side in sides}
         alternate(sides, QUICK_ROUNDS if quick else ROUNDS, start)
         alternate(sides, QUICK_PREEMPTIONS if quick else PREEMPTIONS, preemption)
         measured = (("start", starts), ("preempt", preempts), ("resume", resumes))
         return [f for kind, times in measured for f in compare(kind, times[ours.name], times[theirs.name])]
-
-
-def void(_: object) -> None:
-    """A value that is not looked at."""
 
 
 if __name__ == "__main__":
