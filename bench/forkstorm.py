@@ -19,6 +19,7 @@ import sys
 import time
 from pathlib import Path
 
+from bench.figure import Figure, at_most
 from tests.agent_rig import MARK, Rig, job_python, owner, until
 
 TARGET_P99_MS = 100.0
@@ -148,6 +149,16 @@ def measure(processes: int, rounds: int) -> dict[str, float | int | bool]:
         "agent_rss_mb": round(rss_kib / 1024, 1),
         "root": os.geteuid() == 0,
     }
+
+
+def figures(quick: bool) -> list[Figure]:
+    """For the table of all figures."""
+    result = measure(1000, 10 if quick else 100)
+    note = f"{result['rounds']} rounds, {result['processes_median']} processes, none escaped"
+    return [
+        at_most("fork storm: order to all stopped, p99", result["p99_ms"], "ms", TARGET_P99_MS, note),
+        Figure("fork storm: order to all stopped, p50", result["p50_ms"], "ms"),
+    ]
 
 
 def main() -> int:
