@@ -107,7 +107,9 @@ class HubClient:
     def _connect(self, endpoint: str) -> zmq.asyncio.Socket:
         assert self._context is not None
         socket: zmq.asyncio.Socket = self._context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.IDENTITY, self.host.encode())
+        # On TCP the key says who we are; an identity that others can guess could be taken from us by them.
+        identity = f"{self.host[:200]}/{self.boot_id}" if endpoint.startswith("tcp://") else self.host
+        socket.setsockopt(zmq.IDENTITY, identity.encode())
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.SNDHWM, 8)

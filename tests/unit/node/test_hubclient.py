@@ -26,6 +26,7 @@ BEAT = encode(Heartbeat(sender="hub", boot_id="b", revision=0))
 class Hub:
     def __init__(self, endpoint: str, server_key: bytes | None = None) -> None:
         self.context = zmq.asyncio.Context()
+        self.peer = b"h1"
         self.socket = self.context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.LINGER, 0)
         if server_key is not None:
@@ -37,13 +38,14 @@ class Hub:
         async with asyncio.timeout(seconds):
             while True:
                 peer, data = await self.socket.recv_multipart()
-                assert peer == b"h1"
+                assert peer.partition(b"/")[0] == b"h1"
+                self.peer = peer
                 message = decode_to_hub(data)
                 if isinstance(message, kind):
                     return message
 
     async def say(self, data: bytes) -> None:
-        await self.socket.send_multipart([b"h1", data])
+        await self.socket.send_multipart([self.peer, data])
 
     def close(self) -> None:
         self.socket.close(linger=0)
