@@ -154,6 +154,12 @@ def _preempt(host: Host, names: tuple[str, ...], by: str) -> Result:
     return host, said
 
 
+def _keys(domain: Domain) -> Iterator[JobKey]:
+    """The runs of jobs that are here, or were a short while ago."""
+    yield from (j.key for j in domain.jobs)
+    yield from (e.key for e in domain.ended)
+
+
 # One function per event that does more than set a fact; the table of all events is at the end.
 
 
@@ -161,8 +167,9 @@ def _claimed(host: Host, domain: Domain, event: ev.Claimed) -> Result:
     known, before = domain.job_of(event.key.id), host
     if known and known.key == event.key:
         return host, (ev.Accepted(domain.name, event.key),)
-    if known and known.key.run > event.key.run:
-        return _refused(host, event, "stale-run", f"{domain.name} already has {known.key}")
+    newest = max((k.run for k in _keys(domain) if k.id == event.key.id), default=0)
+    if newest > event.key.run:
+        return _refused(host, event, "stale-run", f"{domain.name} has had run {newest} of {event.key.id} already")
     if any(e.key == event.key for e in domain.ended):
         return _refused(host, event, "run-ended", f"{event.key} has ended in {domain.name}")
     said: tuple[ev.Decision, ...] = ()
@@ -216,7 +223,7 @@ def _jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result
         here = host.domain(domain.name) or domain
         if (known := here.job_of(key.id)) and known.key == key:
             host = host.having(here.having(_confirmed(host, known, report)))
-        elif not known and not any(e.key == key for e in here.ended):
+        elif not known and not any(k.id == key.id and k.run >= key.run for k in _keys(here)):
             size = (max(0, report.cpus), max(0, report.memory_mib))
             new = Job(key, JobClass.PROTECTED, *size, host.now, host.now, True, True, rerunnable=report.rerunnable)
             host = host.having(here.having(new))

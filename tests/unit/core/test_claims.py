@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from magrathea.core.events import Claimed, Refused, Released, TimerFired
+from magrathea.core.events import Claimed, Refused, Released, ReportedJob, TimerFired
 from magrathea.core.machine import handle
 from magrathea.core.model import Lifecycle, Limits
 
@@ -156,6 +156,14 @@ def test_a_claim_of_an_older_run_is_stale(mode: str) -> None:
     answer = claim(h, "n1", "1", run=2)
     assert answer.code == "stale-run"
     assert answer.host == h
+
+
+@both
+def test_an_older_run_is_stale_even_when_the_newer_has_just_ended(mode: str) -> None:
+    h = release(claim(host(mode, n1="normal"), "n1", "1", run=3).host, "n1", "1", run=3)
+    assert claim(h, "n1", "1", run=2).code == "stale-run"
+    assert job_ids(listed(h, "n1", ReportedJob(key("1", 2))), "n1") == set()
+    assert claim(h, "n1", "1", run=4).ok
 
 
 @both
