@@ -393,7 +393,7 @@ def independent(h: Host, one: ev.Event, two: ev.Event) -> bool:
     if isinstance(one, OWN_DOMAIN_ONLY) and isinstance(two, OWN_DOMAIN_ONLY):
         return True
     claims = [e for e in (one, two) if isinstance(e, ev.Claimed)]
-    if any(_has_other_run(h, c) for c in claims):
+    if any(_gives_back(h, c) for c in claims):
         return False
     others = [e for e in (one, two) if not isinstance(e, ev.Claimed)]
     domains = [h.domain(c.domain) for c in claims]
