@@ -196,12 +196,12 @@ def two_preemptible_jobs_are_stopped_together(cluster: Cluster) -> None:
     lows = [cluster.submit("low", 100), cluster.submit("low", 100)]
     wait_running(cluster, *lows)
     wait_stoppable(cluster, "n1")
-    high = cluster.submit("high", 40)
+    high = cluster.submit("high", 2000)
     wait_running(cluster, high)
     for low in lows:
         wait_state(cluster, low, "S")
     steps = [stands_still(cluster, low) for low in lows]
-    wait_right_end(cluster, high, 40)
+    cluster.delete(high)
     for low, step in zip(lows, steps, strict=True):
         goes_on(cluster, low, step)
         wait_right_end(cluster, low, 100)
@@ -337,15 +337,15 @@ def counted_a_third_takes_the_rest(cluster: Cluster) -> None:
     lows = [cluster.submit("low", 120, cpus=2), cluster.submit("low", 120, cpus=2)]
     wait_running(cluster, *lows)
     wait_stoppable(cluster, "n2", "n3")
-    first = cluster.submit("high", 60, cpus=2)
+    first = cluster.submit("high", 2000, cpus=2)
     wait_running(cluster, first)
-    second = cluster.submit("high", 60, cpus=1)
+    second = cluster.submit("high", 2000, cpus=1)
     wait_running(cluster, second)
     for low in lows:
         wait_state(cluster, low, "S")
     steps = [stands_still(cluster, low) for low in lows]
-    wait_right_end(cluster, first, 60)
-    wait_right_end(cluster, second, 60)
+    for high in (first, second):
+        cluster.delete(high)
     for low, step in zip(lows, steps, strict=True):
         goes_on(cluster, low, step)
         wait_right_end(cluster, low, 120)

@@ -70,10 +70,10 @@ def test_the_full_cycle_as_qstat_and_pbsnodes_show_it(fleet: OpenPbsCluster) -> 
         wait_all_free(fleet, EXCLUSIVE)
 
 
-def two_at_once(fleet: OpenPbsCluster, first: str, second: str) -> tuple[str, str]:
+def two_at_once(fleet: OpenPbsCluster, first: str, second: str, steps: int) -> tuple[str, str]:
     """Two priority jobs that the scheduler finds in the same cycle, for one domain each."""
     with fleet.pbs.stopped_scheduling():
-        highs = [fleet.submit("high", 40, select=f"1:ncpus=1:host={domain}") for domain in (first, second)]
+        highs = [fleet.submit("high", steps, select=f"1:ncpus=1:host={domain}") for domain in (first, second)]
     return highs[0], highs[1]
 
 
@@ -82,12 +82,12 @@ def test_two_priority_jobs_at_the_same_moment_in_the_same_domain(fleet: OpenPbsC
         low = fleet.submit("low", 100)
         wait_running(fleet, low)
         wait_stoppable(fleet, "n1")
-        highs = two_at_once(fleet, "p1", "p1")
+        highs = two_at_once(fleet, "p1", "p1", LONG)
         wait_running(fleet, *highs)
         wait_state(fleet, low, "S")
         stands_still(fleet, low)
         for high in highs:
-            wait_right_end(fleet, high, 40)
+            fleet.delete(high)
         wait_right_end(fleet, low, 100)
         wait_all_free(fleet, EXCLUSIVE)
 
@@ -98,7 +98,7 @@ def test_two_priority_jobs_at_the_same_moment_in_two_domains(fleet: OpenPbsClust
         low = fleet.submit("low", 100)
         wait_running(fleet, low)
         wait_stoppable(fleet, "n1")
-        highs = two_at_once(fleet, "p1", "p2")
+        highs = two_at_once(fleet, "p1", "p2", 40)
         wait_state(fleet, low, "S")
         together = False
         for high in highs:
