@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -57,7 +56,7 @@ class StandInCluster:
             "PYTHONPATH": os.pathsep.join([str(fleet.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "PYTHONUNBUFFERED": "1",
         }
-        self._keeper = Keeper(self._environment)
+        self._keeper = Keeper(self._environment, self.directory)
         self._client: Client | None = None
 
     def __enter__(self) -> StandInCluster:
@@ -101,7 +100,6 @@ class StandInCluster:
             self._client.close()
             self._client = None
         self._keeper.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
 
     def _write_configuration(self) -> None:
         here = self.directory

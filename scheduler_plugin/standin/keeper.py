@@ -1,7 +1,8 @@
 """Keeps the parts of a cluster: starts them, and sees to it that none of them, nor what they started, stays behind.
 
 As a program it is a subreaper: a JSON line on its standard input starts a part, a line on its output says the pid.
-When its input closes, because its owner has ended, however that came about, it ends all that descends from it.
+When its input closes, because its owner has ended, however that came about, it ends all that descends from it, and
+removes the directory that it was given.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,9 +52,10 @@ class Part:
 class Keeper:
     """The owner's side. `close` may be called at any time, and more than once."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], directory: Path | None = None) -> None:
+        """`directory`: removed at the end."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "scheduler_plugin.standin.keeper"],
+            [sys.executable, "-m", "scheduler_plugin.standin.keeper", *([str(directory)] if directory else [])],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**environment}, start_new_session=True,
         )  # fmt: skip
 
@@ -129,6 +132,8 @@ def main() -> None:
     finally:
         _end_in_order(started)
         processes.end_descendants()
+        for directory in sys.argv[1:]:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 if __name__ == "__main__":

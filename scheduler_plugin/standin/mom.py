@@ -171,6 +171,8 @@ class Mom:
         """`code` None: it never started (its prologue was refused)."""
         task.substate = EXITING
         job = task.job
+        if code is not None:
+            await self.hook_beside("execjob_epilogue", task)
         note = {"event": "obit", "job": job["id"], "run": job["run_version"], "code": code, "why": task.why}
         self.tell({**note, "used_s": task.used_s, "changes": changes})
         await self.hook_beside("execjob_end", task)
@@ -290,7 +292,7 @@ class Mom:
 @click.option("--hook-config", type=click.Path(path_type=Path))
 @click.option(
     "--hook-events",
-    default="execjob_begin,execjob_abort,execjob_end,exechost_periodic,exechost_startup",
+    default="execjob_begin,execjob_epilogue,execjob_abort,execjob_end,exechost_periodic,exechost_startup",
     show_default=True,
 )
 @click.option("--pid-file", type=click.Path(path_type=Path), help="For the local hypervisor driver.")

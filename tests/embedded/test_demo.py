@@ -127,6 +127,7 @@ def test_interrupted_demo_leaves_no_process_behind(directory: Path, number: sign
         while (left := left_behind(directory)) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert left == []
+        assert list(directory.iterdir()) == []
     finally:
         demo.kill()
         shutil.rmtree(directory, ignore_errors=True)

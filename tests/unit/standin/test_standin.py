@@ -51,7 +51,7 @@ class Bench:
         self.until(lambda: (directory / "pbs.sock").exists())
         for name in ("n1", "n2"):
             own = ["--server", str(directory / "pbs.sock"), "--vnode", name, "--ncpus", "2", "--periodic-s", "0.5"]
-            own += ["--hook-events", "execjob_begin,execjob_abort,execjob_end,exechost_periodic"]
+            own += ["--hook-events", "execjob_begin,execjob_epilogue,execjob_end,exechost_periodic"]
             self.start("mom", [*own, "--kill-delay-s", "0.5", *hook], name)
         self.client = Client(directory / "pbs.sock")
         self.until(lambda: len(self.client.vnodes()) == 2)
@@ -249,12 +249,12 @@ def test_a_job_on_two_vnodes_is_suspended_on_both(bench: Bench) -> None:
     assert [bench.vnode(name).state for name in ("n1", "n2")] == [{"free"}] * 2
 
 
-def test_hooks_see_begin_end_and_the_periodic_event(bench: Bench) -> None:
+def test_hooks_see_begin_epilogue_end_and_the_periodic_event(bench: Bench) -> None:
     bench.until_state(bench.running(steps=5), "F")
 
     def seen() -> bool:
         events = set((bench.directory / "events").read_text().split())
-        return {"16", "64", "512", "4096"} <= events
+        return {"16", "64", "256", "512", "4096"} <= events
 
     bench.until(seen)
 
