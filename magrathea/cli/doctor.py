@@ -1,0 +1,115 @@
+"""`magrathea doctor`: finds out what this machine is, and checks it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from magrathea import __version__, doctor
+from magrathea.doctor import Check, Part, Paths, Status
+
+CODES = {Status.OK: 0, Status.WARN: 1, Status.FAIL: 2}
+COLOURS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "bright_red"}
+
+
+def parts() -> list[Part]:
+    """What may be on a machine, as the installed packages say."""
+    from importlib.metadata import entry_points
+
+    found = [point.load() for point in entry_points(group=doctor.ENTRY_POINTS)]
+    return sorted((part for part in found if isinstance(part, Part)), key=lambda part: part.name)
+
+
+def checks_of(known: Iterable[Part], paths: Paths, only: tuple[str, ...] = ()) -> list[Check]:
+    """All checks of the parts that are here, or of those in `only`, whether they seem to be here or not."""
+    found: list[Check] = []
+    for part in known:
+        why = part.here(paths)
+        if part.name not in only and (only or not why):
+            continue
+        found.append(Check(part.name, "part", Status.OK, f"checked as {part.name}: {why or 'as asked for'}"))
+        python = platform.python_version()
+        found.append(Check(part.name, "versions", Status.OK, f"magrathea {__version__}, Python {python}"))
+        found.extend(part.checks(paths))
+        found.append(doctor.clock(part.name))
+    if not found:
+        cause = f"there is none of {paths.hub}, {paths.noded}, {paths.agent}, and {paths.pbs} starts no server"
+        mend = "see deploy/README.md for what belongs where, or name the files by options"
+        found.append(Check("-", "part", Status.FAIL, "nothing of Magrathea is set up on this machine", cause, mend))
+    return found
+
+
+def exit_code(found: Iterable[Check]) -> int:
+    return max(CODES[check.status] for check in found)
+
+
+def table(found: list[Check]) -> str:
+    terminal = sys.stdout.isatty()
+    width = max(len(check.name) for check in found)
+    lines = []
+    for check in found:
+        word = f"{check.status.value:<4}"
+        told = click.style(word, fg=COLOURS[check.status]) if terminal else word
+        lines.append(f"{told}  {check.part:<6}  {check.name:<{width}}  {check.text}")
+        indent = " " * (4 + 2 + 6 + 2 + width + 2)
+        lines += [f"{indent}{title}: {text}" for title, text in (("cause", check.cause), ("mend", check.mend)) if text]
+    count = {status: sum(check.status is status for check in found) for status in Status}
+    return "\n".join([*lines, "", ", ".join(f"{number} {status.value}" for status, number in count.items())])
+
+
+def plain(found: list[Check]) -> str:
+    rows = ((c.status.value, c.part, c.name, c.text, c.cause or "-", c.mend or "-") for c in found)
+    return "\n".join("\t".join(" ".join(cell.split()) for cell in row) for row in rows)
+
+
+def as_json(found: list[Check]) -> str:
+    return json.dumps([asdict(check) for check in found], indent=1)
+
+
+FORMS = {"table": table, "json": as_json, "plain": plain}
+
+
+@click.command("doctor", short_help="check this machine: each check with its cause and mend")
+@click.option(
+    "--part",
+    "only",
+    multiple=True,
+    type=click.Choice(["server", "host", "guest"]),
+    help="Check as that, whatever is found here.",
+)
+@click.option("--format", "form", type=click.Choice(list(FORMS)), default="table", show_default=True)
+@click.option(
+    "--pbs", type=click.Path(path_type=Path), default="/etc/pbs.conf", show_default=True, envvar="PBS_CONF_FILE"
+)
+@click.option("--hub", type=click.Path(path_type=Path), default="/etc/magrathea/hub.toml", show_default=True)
+@click.option("--noded", type=click.Path(path_type=Path), default="/etc/magrathea/noded.toml", show_default=True)
+@click.option(
+    "--agent",
+    type=click.Path(path_type=Path),
+    default="/etc/magrathea/agent.json",
+    show_default=True,
+    envvar="MAGRATHEA_AGENT_CONF",
+)
+def command(only: tuple[str, ...], form: str, pbs: Path, hub: Path, noded: Path, agent: Path) -> None:
+    """Check this machine as what it is: the PBS server's (hub.toml, or a PBS server), a host (noded.toml), a guest
+    (agent.json); it may be several. Nothing is changed. Run it as root, or some checks say that they may not look.
+
+    \b
+    Examples:
+      magrathea doctor
+      magrathea doctor --format plain | grep -v ^ok
+      magrathea doctor --part server --format json
+
+    Columns of `plain`, tab-separated: status, part, check, what is so, cause, mend; `-` is none.
+
+    Exit codes: 0 all ok; 1 a warning; 2 a failure, or wrong usage.
+    """
+    found = checks_of(parts(), Paths(pbs=pbs, hub=hub, noded=noded, agent=agent), only)
+    click.echo(FORMS[form](found))
+    raise click.exceptions.Exit(exit_code(found))

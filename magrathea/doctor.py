@@ -1,0 +1,130 @@
+"""Checks of a machine: what one is, where the parts' files are, and what parts share in checking.
+
+The parts bring their own checks (entry-point group `magrathea.doctor`, objects of class `Part`); `magrathea doctor`
+(cli/doctor.py) runs those that belong to this machine.
+
+Rule 1: a check changes nothing, ends by a deadline, and never raises for what it finds: that is a `Check`, too.
+Rule 2: whatever is not ok has a cause and a mend.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+ENTRY_POINTS = "magrathea.doctor"
+CONNECT_S = 2.0
+TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
+TIMEX_BYTES = 208
+
+
+class Status(StrEnum):
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One finding. `part`: server, host or guest. `name` never changes, for programs; the texts are for people."""
+
+    part: str
+    name: str
+    status: Status
+    text: str
+    cause: str = ""
+    mend: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where to look on this machine."""
+
+    pbs: Path = Path("/etc/pbs.conf")
+    hub: Path = Path("/etc/magrathea/hub.toml")
+    noded: Path = Path("/etc/magrathea/noded.toml")
+    agent: Path = Path("/etc/magrathea/agent.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part that may be on this machine. `here`: the file that tells so, or "" ; `checks`: its checks."""
+
+    name: str
+    here: Callable[[Paths], str] = field(repr=False)
+    checks: Callable[[Paths], Iterator[Check]] = field(repr=False)
+
+
+def of_pbs_conf(path: Path) -> Mapping[str, str]:
+    """PBS's own configuration of this machine; {} if there is none."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    pairs = (line.split("=", 1) for line in lines if "=" in line and not line.lstrip().startswith("#"))
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def clock(part: str) -> Check:
+    """Whether the kernel says that the clock is kept in step with others: deadlines and histories are compared."""
+    state = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.create_string_buffer(TIMEX_BYTES))
+    if 0 <= state < TIME_ERROR:
+        return Check(part, "clock", Status.OK, "the clock is synchronised")
+    mend = "run chrony or systemd-timesyncd here, or on the machine whose clock this one shares"
+    return Check(part, "clock", Status.WARN, "the clock is not synchronised", "the kernel says so (adjtimex)", mend)
+
+
+def endpoint(part: str, name: str, address: str, mend: str) -> Check:
+    """Whether somebody listens at a ZeroMQ address, `ipc:///path` or `tcp://host:port`."""
+    try:
+        _connect(address)
+    except OSError as error:
+        cause = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
+        return Check(part, name, Status.FAIL, f"nobody can be reached at {address}", cause, mend)
+    return Check(part, name, Status.OK, f"{address} is open")
+
+
+def _connect(address: str) -> None:
+    if address.startswith("ipc://"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(CONNECT_S)
+            connection.connect(address.removeprefix("ipc://"))
+        return
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), CONNECT_S):
+        pass
+
+
+def private(part: str, name: str, path: Path) -> Check:
+    """A file that nobody but its owner may read."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        mend = "`magrathea keys` makes keys; this one is carried here"
+        return Check(part, name, Status.FAIL, f"{path} cannot be used", error.strerror or str(error), mend)
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        mend = f"chmod 600 {path}; if it is a key, consider it known and make another"
+        return Check(part, name, Status.FAIL, f"others may read {path}", f"its mode is {stat.S_IMODE(mode):04o}", mend)
+    return Check(part, name, Status.OK, f"{path} is its owner's only")
+
+
+def writable(part: str, name: str, directory: Path, least_mib: int = 100) -> Check:
+    """A directory for state: there, and with room. Of root's rights nothing can be said."""
+    try:
+        room = os.statvfs(directory)
+    except OSError as error:
+        mend = f"install -d {directory}, for the daemon's user"
+        return Check(part, name, Status.FAIL, f"{directory} cannot be used", error.strerror or str(error), mend)
+    mib = room.f_bavail * room.f_frsize // 2**20
+    if mib < least_mib:
+        cause = f"{mib} MiB are free, less than {least_mib}"
+        return Check(
+            part, name, Status.FAIL, f"{directory} has hardly any room", cause, "make room on that file system"
+        )
+    return Check(part, name, Status.OK, f"{directory} has {mib} MiB free")
