@@ -208,7 +208,7 @@ class Cluster:
     def _set_up_mom(self, mom: str) -> None:
         self.start_machine(mom, mom_too=False)
         self._habitat(mom)
-        (self.pbs_home(mom) / "mom_priv/config").write_text(f"$clienthost {HEAD}\n$usecp *:/ /\n$logevent 0xffffffff\n")
+        (self.pbs_home(mom) / "mom_priv/config").write_text(f"$clienthost {HEAD}\n$usecp *:/ /\n")
 
     def _habitat(self, name: str) -> None:
         env = {"PBS_DATA_SERVICE_USER": DATABASE_USER}
@@ -219,7 +219,7 @@ class Cluster:
         self._habitat(HEAD)
         self.start_server()
         self.qmgr(
-            "set server flatuid=True\nset server job_history_enable=True\nset server log_events=2047\n"
+            "set server flatuid=True\nset server job_history_enable=True\n"
             "set server acl_roots=root@*\nset server scheduling=True\n"
         )
 
