@@ -77,6 +77,11 @@ class Job:
     select: str
     schedselect: str
 
+    @property
+    def array(self) -> str:
+        """Of a subjob, its array's id, which is what PBS's commands take; of others, their own."""
+        return re.sub(r"\[\d+\]", "[]", self.id)
+
 
 @dataclass(frozen=True, slots=True)
 class Present:
@@ -224,18 +229,34 @@ def _hook_changes(now: Present, wish: Wish) -> list[Change]:
         target = f"hook {name}"
         if have is None:
             found.append(Change(f"create hook {name}", f"create hook {name}", target=target, missing=True))
+            found.append(_disabled(name))
         # before its events are set: a hook without its script or configuration never runs
         for content_type, content in ((SCRIPT, script), (CONFIG, config)):
             if content is not None and now.contents.get((name, content_type), "").strip() != content.strip():
                 what = "script" if content_type == SCRIPT else "configuration"
                 command = f"import hook {name} {content_type} default {{file}}"
                 found.append(Change(f"import the {what} of hook {name}", command, content, target=target))
-        for attribute, value in {**attributes, "order": SITE_HOOKS_LAST, "enabled": "true"}.items():
-            found += _setting(target, have or {}, attribute, value)
+        settings = [
+            change
+            for attribute, value in {**attributes, "order": SITE_HOOKS_LAST}.items()
+            for change in _setting(target, have or {}, attribute, value)
+        ]
+        if have is not None and any(" freq = " in change.qmgr for change in settings):
+            settings.insert(0, _disabled(name))
+            have = {}
+        found += settings + _setting(target, have or {}, "enabled", "true")
     if not wish.memory_moves and "magrathea_prologue" in now.hooks:
         text = "delete hook magrathea_prologue: no memory moves"
         found.append(Change(text, "delete hook magrathea_prologue", target="hook magrathea_prologue"))
     return found
+
+
+def _disabled(name: str) -> Change:
+    """Before a hook's freq is set: where it is enabled and has a script, PBS's server takes a MoM hook for one of its
+    own `periodic` ones, forks itself every freq seconds, and goes on when the hook is deleted, with memory that it has
+    given back: it hung and filled the disk with its log (seen; mgr_hook_set, run_periodic_hook in hook_func.c)."""
+    command = f'set hook {name} enabled = "false"'
+    return Change(command, command, target=f"hook {name}")
 
 
 def _setting(target: str, have: Attributes, attribute: str, value: str) -> list[Change]:
@@ -339,7 +360,9 @@ def _job_changes(now: Present, wish: Wish) -> list[Change]:
     found = []
     for job in now.jobs:
         executes = now.queues.get(job.queue, {}).get("queue_type", "Execution") == "Execution"
-        if job.state not in WAITING or not executes or not job.schedselect or "magrathea_accepts" in job.select:
+        if job.state not in WAITING or job.id != job.array or not executes or not job.schedselect:
+            continue  # subjobs follow their array
+        if "magrathea_accepts" in job.select:
             continue  # a manager who names a class in a select knows why
         cls = given.get(job.queue, "protected")
         if (have := class_in(job.schedselect)) != cls:

@@ -77,8 +77,8 @@ def qmgr(place: Place, command: str) -> str:
 
 
 def jobs(place: Place) -> tuple[Job, ...]:
-    """All jobs that PBS knows, finished ones too, in the order of their submission. Raises InstallError."""
-    out = run(place, ["qstat", "-x", "-f", "-F", "json"])
+    """All jobs and subjobs that PBS knows, finished ones too. Raises InstallError."""
+    out = run(place, ["qstat", "-x", "-t", "-f", "-F", "json"])
     try:
         known = json.loads(out or "{}", strict=False).get("Jobs", {})
         return tuple(
@@ -92,7 +92,7 @@ def jobs(place: Place) -> tuple[Job, ...]:
             for id, job in known.items()
         )
     except (ValueError, KeyError, AttributeError) as error:
-        raise InstallError(f"qstat -x -f -F json: its answer cannot be understood ({error!r})") from error
+        raise InstallError(f"qstat -x -t -f -F json: its answer cannot be understood ({error!r})") from error
 
 
 def present(place: Place) -> Present:

@@ -51,7 +51,7 @@ def changes(now: Present, record: Record | None, *, delete_history: bool = False
     found += _job_changes(now)
     for name in OUR_HOOKS:
         if name in now.hooks:
-            found.append(_plain(f"delete hook {name}"))
+            found += _hook_changes(name)
     for name in now.vnodes:
         found += _vnode_changes(now, record, name)
     config = _sched_config(now, record)
@@ -62,21 +62,37 @@ def changes(now: Present, record: Record | None, *, delete_history: bool = False
         if name in now.queues:
             found.append(_plain(f"delete queue {name}"))
     if delete_history:
-        for job in now.jobs:
-            if job.state in FINISHED and "magrathea_accepts=" in job.schedselect:
-                text = f"delete the finished job {job.id} from PBS's history: it names magrathea_accepts"
-                found.append(Change(text, command=("qdel", "-x", job.id), about_job=job.id))
+        for id in dict.fromkeys(job.array for job in now.jobs if _remembered(job)):
+            text = f"delete the finished job {id} from PBS's history: it names magrathea_accepts"
+            found.append(Change(text, command=("qdel", "-x", id), about_job=id))
     found += [_plain(f"delete resource {name}") for name in RESOURCES if name in now.resources]
     return found
+
+
+def _hook_changes(name: str) -> list[Change]:
+    """Disable a hook, call it periodic, delete it. Where somebody has set the freq of an enabled MoM hook the server
+    runs it for ever (install._disabled); only of a hook with that event does `delete hook` forget such a timer."""
+    return [
+        _plain(f"set hook {name} enabled = false"),
+        _plain(f"set hook {name} event += periodic"),
+        _plain(f"delete hook {name}"),
+    ]
 
 
 def _plain(command: str) -> Change:
     return Change(command, command)
 
 
+def _remembered(job: Job) -> bool:
+    """A finished job that PBS still knows, and that keeps a resource from being deleted."""
+    return job.state in FINISHED and "magrathea_accepts=" in job.schedselect
+
+
 def _job_changes(now: Present) -> Iterator[Change]:
     for job in now.jobs:
-        if job.state in WAITING and "magrathea_accepts=" in job.schedselect and "magrathea_accepts" not in job.select:
+        if job.state not in WAITING or job.id != job.array:
+            continue
+        if "magrathea_accepts=" in job.schedselect and "magrathea_accepts" not in job.select:
             yield altered(job, f"job {job.id} loses its class")
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -88,13 +89,26 @@ class OpenPbsCluster:
 
     def _for_short_jobs(self) -> None:
         """More lists of jobs, quick deletions, a queue of protected ones; all MoMs have the hook afterwards."""
-        lines = [f"set hook magrathea_mom freq={PERIODIC_S}", "create queue normal queue_type=Execution"]
+        # of an enabled MoM hook PBS's server would start a timer of its own (install._disabled)
+        lines = [
+            f"set hook magrathea_mom {setting}" for setting in ("enabled=false", f"freq={PERIODIC_S}", "enabled=true")
+        ]
+        lines += ["create queue normal queue_type=Execution"]
         lines += ["set queue normal enabled=True", "set queue normal started=True"]
         lines += [f"set queue {name} kill_delay={KILL_DELAY_S}" for name in ("high", "low", "normal")]
         self.pbs.qmgr("\n".join(lines))
         for mom in self.pbs.moms:
-            file = self.pbs.pbs_home(mom) / "mom_priv/hooks/magrathea_mom.PY"
-            self.pbs.wait(file.exists, f"MoM's hook at {mom}", START_S)
+            hooks = self.pbs.pbs_home(mom) / "mom_priv/hooks"
+            self.pbs.wait(partial(self._has_hook, hooks), f"MoM's hook at {mom}", START_S)
+
+    @staticmethod
+    def _has_hook(directory: Path) -> bool:
+        """Whether a MoM has the hook with its last attributes: only what is not PBS's default stands in the file."""
+        attributes, script = directory / "magrathea_mom.HK", directory / "magrathea_mom.PY"
+        if not (attributes.exists() and script.exists()):
+            return False
+        lines = attributes.read_text().splitlines()
+        return f"freq={PERIODIC_S}" in lines and not any(line.startswith("enabled=") for line in lines)
 
     def _write_configuration(self) -> None:
         here = self.directory

@@ -96,6 +96,18 @@ def test_a_hook_has_its_script_before_it_has_an_event(fresh: Present) -> None:
         assert imports and max(imports) < next(i for i, c in enumerate(found) if c.startswith(f"set hook {name} event"))
 
 
+def test_a_hook_is_disabled_while_its_freq_is_set(fresh: Present, done: Present) -> None:
+    """Else PBS's server would start a timer of its own for it, which outlives the hook."""
+    faster = {**done.hooks, "magrathea_mom": {**done.hooks["magrathea_mom"], "freq": "5"}}
+    for found in (commands(changes(fresh, WISH)), commands(changes(replace(done, hooks=faster), WISH))):
+        order = [c for c in found if c.startswith("set hook magrathea_mom ") and ("enabled" in c or "freq" in c)]
+        assert [c.split()[3:] for c in order] == [
+            ["enabled", "=", '"false"'],
+            ["freq", "=", '"15"'],
+            ["enabled", "=", '"true"'],
+        ]
+
+
 def test_hooks_come_last_of_their_event(fresh: Present) -> None:
     assert 'set hook magrathea_mom order = "1000"' in commands(changes(fresh, WISH))
 
