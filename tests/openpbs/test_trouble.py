@@ -161,12 +161,11 @@ def test_a_stale_publication_is_caught_by_the_runjob_hook(fleet: OpenPbsCluster)
 
 
 def test_the_set_up_can_be_repeated(fleet: OpenPbsCluster) -> None:
-    again = fleet.install().splitlines()
+    fleet.install()  # puts the quick lists of the tests back to its own 15 s, if anything
     try:
-        assert again in (['set hook magrathea_mom freq = "15" (was 5)', "1 changes"], ["nothing to change"])
         assert fleet.install() == "nothing to change\n"
     finally:
-        fleet.pbs.qmgr("set hook magrathea_mom freq=5")
+        fleet.pbs.qmgr("\n".join(f"set hook magrathea_mom {s}" for s in ("enabled=false", "freq=5", "enabled=true")))
 
 
 def test_users_cannot_ask_for_a_class(fleet: OpenPbsCluster) -> None:
