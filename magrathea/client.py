@@ -10,25 +10,45 @@ import os
 import socket
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from .messages import MAX_BYTES, BadMessage, Snapshot, decode_to_hub
+from .messages import MAX_BYTES, BadMessage, FarmView, Snapshot, decode_to_hub
 
 DEFAULT_SOCKET = Path("/run/magrathea/control.sock")
 SOCKET_VARIABLE = "MAGRATHEA_CONTROL"
+HUB_SOCKET = Path("/run/magrathea-hub/control.sock")
+HUB_VARIABLE = "MAGRATHEA_HUB_CONTROL"
+MAX_FARM_BYTES = 64 * MAX_BYTES
+"""Of a hub's answer: all its hosts' snapshots."""
 DEADLINE_S = 5.0
 """For connecting, asking and reading together; a healthy daemon answers in a millisecond."""
 
-START = "start it by `systemctl start magrathea-noded`, or name another socket by --socket or $MAGRATHEA_CONTROL"
+
+@dataclass(frozen=True, slots=True)
+class Whose:
+    """Whom a socket belongs to: its name for people, its unit, and how another socket is named."""
+
+    name: str
+    unit: str
+    option: str
+
+    @property
+    def start(self) -> str:
+        return f"start it by `systemctl start {self.unit}`, or name another socket by {self.option}"
+
+
+DAEMON = Whose("the node daemon", "magrathea-noded", f"--socket or ${SOCKET_VARIABLE}")
+HUB = Whose("the hub", "magrathea-hub", f"--hub or ${HUB_VARIABLE}")
 
 
 class Unreachable(Exception):
     """No daemon answers there: `cause` says why, `mend` what to do."""
 
-    def __init__(self, socket_path: Path, cause: str, mend: str) -> None:
-        super().__init__(f"the node daemon does not answer at {socket_path}: {cause}; {mend}")
+    def __init__(self, socket_path: Path, cause: str, mend: str, whose: Whose = DAEMON) -> None:
+        super().__init__(f"{whose.name} does not answer at {socket_path}: {cause}; {mend}")
         self.cause = cause
         self.mend = mend
 
@@ -52,7 +72,27 @@ def socket_path(given: str | None) -> Path:
     return Path(given or os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET)
 
 
-def ask(path: Path, request: Mapping[str, object], deadline_s: float = DEADLINE_S) -> bytes:
+def hub_path(given: str | None) -> Path:
+    """Where to ask the hub: what was given, else the environment's, else the default."""
+    return Path(given or os.environ.get(HUB_VARIABLE) or HUB_SOCKET)
+
+
+def farm(path: Path) -> FarmView:
+    """All hosts as the hub at `path` knows them. Raises Unreachable, Refused."""
+    try:
+        return msgspec.json.decode(ask(path, {"op": "status"}, most=MAX_FARM_BYTES, whose=HUB), type=FarmView)
+    except msgspec.DecodeError as error:
+        raise _strange(path, str(error), HUB) from error
+
+
+def ask(
+    path: Path,
+    request: Mapping[str, object],
+    deadline_s: float = DEADLINE_S,
+    *,
+    most: int = MAX_BYTES,
+    whose: Whose = DAEMON,
+) -> bytes:
     """The daemon's answer to a request (`op` and its fields), one line. Raises Unreachable, Refused."""
     until = time.monotonic() + deadline_s
     question = msgspec.json.encode(request) + b"\n"
@@ -61,25 +101,25 @@ def ask(path: Path, request: Mapping[str, object], deadline_s: float = DEADLINE_
             connection.settimeout(deadline_s)
             connection.connect(os.fspath(path))
             connection.sendall(question)
-            answer = _line(connection, path, until)
+            answer = _line(connection, path, until, most, whose)
     except FileNotFoundError as error:
-        raise Unreachable(path, "there is no such socket", f"is the daemon running? {START}") from error
+        raise Unreachable(path, "there is no such socket", f"is it running there? {whose.start}", whose) from error
     except ConnectionRefusedError as error:
-        mend = f"it has ended without tidying up: see `journalctl -u magrathea-noded`, then {START}"
-        raise Unreachable(path, "nobody listens there", mend) from error
+        mend = f"it has ended without tidying up: see `journalctl -u {whose.unit}`, then {whose.start}"
+        raise Unreachable(path, "nobody listens there", mend, whose) from error
     except PermissionError as error:
         mend = f"let others enter {path.parent}, or ask as root"
-        raise Unreachable(path, "this user may not open it", mend) from error
+        raise Unreachable(path, "this user may not open it", mend, whose) from error
     except TimeoutError as error:
-        mend = "it hangs or is starved of CPU: see `journalctl -u magrathea-noded`"
-        raise Unreachable(path, f"no answer within {deadline_s:g} s", mend) from error
+        mend = f"it hangs or is starved of CPU: see `journalctl -u {whose.unit}`"
+        raise Unreachable(path, f"no answer within {deadline_s:g} s", mend, whose) from error
     except OSError as error:
-        raise Unreachable(path, str(error), "check the path of the socket") from error
+        raise Unreachable(path, str(error), "check the path of the socket", whose) from error
     if answer.startswith(b'{"ok":false'):
         try:
             refusal = msgspec.json.decode(answer, type=_Refusal)
         except msgspec.DecodeError as error:
-            raise _strange(path, str(error)) from error
+            raise _strange(path, str(error), whose) from error
         raise Refused(refusal.code, refusal.text)
     return answer
 
@@ -95,7 +135,7 @@ def status(path: Path, deadline_s: float = DEADLINE_S) -> Snapshot:
     return answer
 
 
-def _line(connection: socket.socket, path: Path, until: float) -> bytes:
+def _line(connection: socket.socket, path: Path, until: float, most: int, whose: Whose) -> bytes:
     """What comes before the first newline, or before the end."""
     parts: list[bytes] = []
     size = 0
@@ -109,14 +149,15 @@ def _line(connection: socket.socket, path: Path, until: float) -> bytes:
         size += len(part)
         if not part or b"\n" in part:
             break
-        if size > MAX_BYTES:
-            raise _strange(path, f"more than {MAX_BYTES} bytes")
+        if size > most:
+            raise _strange(path, f"more than {most} bytes", whose)
     line = b"".join(parts).partition(b"\n")[0]
     if not line:
-        raise Unreachable(path, "it closed the connection without an answer", "it is overloaded or ending; try again")
+        mend = "it is overloaded or ending; try again"
+        raise Unreachable(path, "it closed the connection without an answer", mend, whose)
     return line
 
 
-def _strange(path: Path, what: str) -> Unreachable:
-    mend = "daemon and command are of different versions, or this is not a node daemon's socket"
-    return Unreachable(path, f"its answer cannot be understood ({what})", mend)
+def _strange(path: Path, what: str, whose: Whose = DAEMON) -> Unreachable:
+    mend = f"it and this command are of different versions, or this is not the socket of {whose.name}"
+    return Unreachable(path, f"its answer cannot be understood ({what})", mend, whose)

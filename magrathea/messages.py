@@ -136,6 +136,37 @@ class Books(Message, frozen=True, tag="books"):
     jobs: list[BookEntry]
 
 
+class HostView(msgspec.Struct, kw_only=True, frozen=True):
+    """A host as the hub knows it. `live`: its lease holds; else the snapshot is its last one, and PBS shows unknown."""
+
+    live: bool
+    snapshot: Snapshot
+
+
+class FarmView(msgspec.Struct, kw_only=True, frozen=True):
+    """What the hub's control socket answers to `status`. `booked`: jobs that it has suspended in PBS.
+
+    `knows_pbs`: it has read PBS's vnodes and jobs since it started; before that the books are not to be relied on.
+    """
+
+    at: Time
+    knows_pbs: bool
+    hosts: list[HostView]
+    booked: list[Word]
+
+
+class Preview(msgspec.Struct, kw_only=True, frozen=True):
+    """What one domain would answer to a claim now. `code`: empty if it would accept, and preempt `preempts`."""
+
+    host: Word
+    domain: Word
+    vnode: Word
+    code: str = ""
+    text: Sentence = ""
+    preempts: list[Word] = []
+    jobs: list[Word] = []
+
+
 HEARTBEAT_S = 2.0
 """Seconds between heartbeats; a host whose three last ones are missing is `unknown` to PBS (DESIGN.md section 3)."""
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 import msgspec
 
 from magrathea.configuration import ConfigurationError
+from magrathea.control import Control, Denied, Request, granted
 from magrathea.core import events as ev
-from magrathea.core.model import Host
+from magrathea.core.model import Amount, Host
+from magrathea.foresight import preview
 from magrathea.messages import Snapshot, encode
 
 from .configuration import Configuration
-from .control import Control, Denied, Request, granted
 from .hubclient import HubClient
 from .journal import Book, Journal
 from .switch import Switch
@@ -47,7 +49,7 @@ class Admin:
         self._owner = owner
         self._control = Control(
             owner.configuration.control_socket,
-            reading={"status": self._status, "ping": self._ping, "history": self._history},
+            reading={"status": self._status, "ping": self._ping, "history": self._history, "preview": self._preview},
             changing={
                 "drain": self._drain,
                 "undrain": self._undrain,
@@ -81,6 +83,14 @@ class Admin:
             raise Denied("journal", "the journal cannot be read; the status says why")
         entries = journal.history(max(1, min(request.limit, MAX_HISTORY)), request.domain or None)
         return granted(entries=entries)
+
+    async def _preview(self, request: Request) -> bytes:
+        """What each domain would answer to such a claim now; nothing is changed."""
+        host = replace(self._owner.host, now=self._owner.now())
+        snapshot = self._owner.snapshot(self._owner.hub.revision)
+        vnodes = {domain.name: domain.vnode for domain in snapshot.domains}
+        previews = preview(host, vnodes, request.cls, Amount(request.cpus, request.memory_mib))
+        return granted(previews=previews)
 
     async def _drain(self, request: Request) -> bytes:
         return self._event(request, ev.DrainRequested(self._owner.now(), request.domain, request.reason))

@@ -32,7 +32,10 @@ class LogLevel(StrEnum):
 
 
 class HubTable(msgspec.Struct, kw_only=True, frozen=True):
-    """[hub]. `heartbeat_file`: touched every two seconds while PBS answers; the runjob hook looks at its age."""
+    """[hub]. `heartbeat_file`: touched every two seconds while PBS answers; the runjob hook looks at its age.
+
+    `control_socket`: where everybody on this machine may ask what the hub knows; nothing can be changed there.
+    """
 
     listen: Annotated[list[_Endpoint], msgspec.Meta(min_length=1)] = msgspec.field(
         default_factory=lambda: ["ipc:///run/magrathea/hub.ipc"]
@@ -40,6 +43,7 @@ class HubTable(msgspec.Struct, kw_only=True, frozen=True):
     state_dir: _PathText = "/var/lib/magrathea/hub"
     keys_dir: _PathText = "/etc/magrathea/keys"
     heartbeat_file: _PathText = "/var/spool/pbs/magrathea.heartbeat"
+    control_socket: _PathText = "/run/magrathea-hub/control.sock"
     log_level: LogLevel = LogLevel.INFO
 
 

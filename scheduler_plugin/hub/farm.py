@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from msgspec import structs
 
 from magrathea.core.model import JobKey
-from magrathea.messages import HEARTBEAT_S, BookEntry, JobReport, Snapshot
+from magrathea.messages import HEARTBEAT_S, BookEntry, FarmView, HostView, JobReport, Snapshot
 from scheduler_plugin.pbs.base import PbsJob, Vnode
 
 from . import publish
@@ -280,6 +280,12 @@ class Farm:
             for job in domain.jobs
             if job.booked or job.held_elsewhere
         ]
+
+    def view(self, now: float) -> FarmView:
+        """All of it, for people."""
+        hosts = [HostView(live=heard.live, snapshot=heard.snapshot) for _, heard in sorted(self.hosts.items())]
+        booked = sorted({key.id for key, entry in self.entries.items() if entry.booked})
+        return FarmView(at=now, knows_pbs=self.knows_pbs, hosts=hosts, booked=booked)
 
     def others(self, host: str) -> set[str]:
         """Hosts that share a job with this one."""

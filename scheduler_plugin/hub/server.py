@@ -18,7 +18,8 @@ from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
-from magrathea.messages import HEARTBEAT_S, BookEntry, Books, Heartbeat, Resend, Snapshot, ToHub
+from magrathea.control import Control, Request
+from magrathea.messages import HEARTBEAT_S, BookEntry, Books, Heartbeat, Resend, Snapshot, ToHub, encode
 from scheduler_plugin.pbs.base import Connect, PbsError
 
 from . import ledger
@@ -70,6 +71,11 @@ class Hub:
         self._failed: asyncio.Future[None] = self._loop.create_future()
         self._publisher = Publisher(self._connect, self._on_read, self._on_failed, budget, settings.compare_s)
         self._publisher.start()
+        control = Control(Path(self._configuration.hub.control_socket), {"status": self._status}, {})
+        try:
+            await control.start()
+        except OSError as error:  # people only look there: no reason to leave PBS without a hub
+            log.error("ALERT nobody can ask this hub at %s: %s; mend `control_socket` in [hub]", control.path, error)
         log.info("listening at %s; %d jobs in the books", ", ".join(self._configuration.hub.listen), len(kept))
         # of these only the last ends by itself, the others by an error
         parts: list[asyncio.Future[Any]] = [
@@ -87,6 +93,7 @@ class Hub:
                 part.cancel()
             await asyncio.gather(*parts, *self._calls, return_exceptions=True)
             self._save()
+            await control.close()
             await self._channel.close()
             self._pool.close()
             await asyncio.to_thread(self._publisher.close, CLOSE_S)
@@ -95,6 +102,10 @@ class Hub:
         """Compare everything with PBS now, and read the keys again (SIGHUP)."""
         self._reload_keys()
         self._publisher.compare()
+
+    async def _status(self, request: Request) -> bytes:
+        """What hosts said last, and what is booked."""
+        return encode(self.farm.view(time.time()))
 
     # From hosts
 

@@ -110,6 +110,7 @@ class StandInCluster:
                 "state_dir": str(here / "hub"),
                 "keys_dir": str(here / "hub" / "keys"),
                 "heartbeat_file": str(here / "heartbeat"),
+                "control_socket": str(here / "hub-control.sock"),
             },
             "pbs": {"kind": "standin", "socket": str(here / "pbs.sock")},
         }

@@ -84,7 +84,10 @@ class World:
         self.stop.clear()
         settings = configuration.Configuration(
             hub=configuration.HubTable(
-                listen=[self.endpoint], state_dir=f"{self.directory}/state", heartbeat_file=str(self.heartbeat)
+                listen=[self.endpoint],
+                state_dir=f"{self.directory}/state",
+                heartbeat_file=str(self.heartbeat),
+                control_socket=f"{self.directory}/control.sock",
             ),
             pbs=configuration.PbsTable(compare_s=3600, call_deadline_s=5),
         )
@@ -274,6 +277,7 @@ def hub_toml(directory: Path, listen: str = "") -> Path:
     path.write_text(
         f'[hub]\nlisten = ["{listen or f"ipc://{directory}/hub.ipc"}"]\nstate_dir = "{directory}/state"\n'
         f'keys_dir = "{directory}/keys"\nheartbeat_file = "{directory}/heartbeat"\n'
+        f'control_socket = "{directory}/control.sock"\n'
         f'[pbs]\nkind = "standin"\nsocket = "{directory}/pbs.sock"\n'
     )
     return path

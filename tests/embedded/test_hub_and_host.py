@@ -37,6 +37,7 @@ def test_a_daemon_with_its_key_is_published_and_told_its_books(tmp_path: Path) -
             state_dir=str(tmp_path),
             keys_dir=str(tmp_path / "keys"),
             heartbeat_file=str(tmp_path / "heartbeat"),
+            control_socket=str(tmp_path / "hub-control.sock"),
         )
     )
     pbs = FakePbs("n1")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from node_daemon import control as controls
-from node_daemon.control import Control, Denied, Request, granted
+from magrathea import control as controls
+from magrathea.control import Control, Denied, Request, granted
 
 
 async def status(request: Request) -> bytes:

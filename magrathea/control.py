@@ -1,4 +1,4 @@
-"""The control socket: what `magrathea status` and an admin's commands speak to.
+"""A control socket, the node daemon's or the hub's: what `magrathea status` and an admin's commands speak to.
 
 One JSON line, one JSON line back, then it is closed. Everybody on the machine may ask for the status; what changes
 something needs root, the daemon's own user, or the configured group (peer credentials, not passwords).
@@ -19,6 +19,8 @@ from pathlib import Path
 
 import msgspec
 
+from magrathea.core.model import JobClass
+
 log = logging.getLogger(__name__)
 
 MAX_LINE = 4096
@@ -32,6 +34,9 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     domain: str = ""
     reason: str = ""
     limit: int = 100
+    cls: JobClass = JobClass.PRIORITY
+    cpus: int = 1
+    memory_mib: int = 0
 
 
 class Denied(Exception):
