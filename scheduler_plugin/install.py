@@ -123,8 +123,12 @@ class Change:
     about_job: str = ""
 
 
-def parse_list(text: str) -> dict[str, dict[str, str]]:
-    """qmgr's answer to `list`: attributes by object's name. Long values go on in lines that begin with a tab."""
+KINDS = ("Resource", "Hook", "Queue", "Node", "Server", "Sched")
+
+
+def parse_list(text: str, kinds: Iterable[str] = KINDS) -> dict[str, dict[str, str]]:
+    """qmgr's answer to `list`: attributes by object's name, of these kinds of objects. Long values go on in lines that
+    begin with a tab."""
     objects: dict[str, dict[str, str]] = {}
     attributes: dict[str, str] = {}
     last = ""
@@ -134,8 +138,8 @@ def parse_list(text: str) -> dict[str, dict[str, str]]:
         elif line.startswith("    ") and " = " in line:
             last, _, value = line.strip().partition(" = ")
             attributes[last] = value.strip()
-        elif match := re.fullmatch(r"(?:Resource|Hook|Queue|Node|Server|Sched) (\S+)", line):
-            attributes = objects.setdefault(match[1], {})
+        elif match := re.fullmatch(rf"({'|'.join(KINDS)}) (\S+)", line):
+            attributes = objects.setdefault(match[2], {}) if match[1] in kinds else {}
             last = ""
     return objects
 

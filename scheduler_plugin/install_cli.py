@@ -59,15 +59,16 @@ def _carry_out(place: Place, todo: Iterable[Change], *, dry_run: bool, go_on: bo
     """
     count = 0
     refused: list[str] = []
-    for change in todo:
-        click.echo(("would: " if dry_run else "") + change.text)
-        count += 1
+    for step in install_pbs.steps(todo):
+        for change in step:
+            click.echo(("would: " if dry_run else "") + change.text)
+        count += len(step)
         if dry_run:
             continue
         try:
-            install_pbs.apply(place, change)
+            install_pbs.apply(place, step)
         except InstallError as error:
-            if not (go_on or change.about_job):
+            if not (go_on or step[0].about_job):
                 raise
             count -= 1
             refused.append(str(error))

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def find_pbs(conf: Path) -> Place:
 
 def run(place: Place, argv: Sequence[str], text: str | None = None) -> str:
     """What one of PBS's commands prints. Raises InstallError with the command's own words."""
-    told = " ".join(argv) if text is None else f"{argv[0]}: {text.strip()}"
+    told = " ".join(argv) if text is None or text.count("\n") > 1 else f"{argv[0]}: {text.strip()}"
     try:
         done = subprocess.run(
             [place.exec_dir / "bin" / argv[0], *argv[1:]],
@@ -65,7 +65,7 @@ def run(place: Place, argv: Sequence[str], text: str | None = None) -> str:
         raise InstallError(f"{place.exec_dir}/bin/{argv[0]} is not there; PBS_EXEC in pbs.conf is wrong") from error
     except subprocess.TimeoutExpired as error:
         raise InstallError(f"{told}: no answer within {COMMAND_S:.0f} s; does pbs_server run?") from error
-    if done.returncode != 0:
+    if done.returncode != 0 or (text is not None and done.stderr.strip()):
         raise InstallError(f"{told}: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
     return done.stdout
 
@@ -97,7 +97,8 @@ def jobs(place: Place) -> tuple[Job, ...]:
 
 def present(place: Place) -> Present:
     """Ask PBS for all that `changes` looks at. Raises InstallError."""
-    hooks = parse_list(qmgr(place, "list hook"))
+    lists = qmgr(place, "list resource\nlist hook\nlist pbshook\nlist queue @default\nlist server\nlist sched")
+    hooks = parse_list(lists, ["Hook"])
     ours = [name for name in hooks if name.startswith("magrathea_")]
     contents: dict[tuple[str, str], str] = {}
     for name in ours:
@@ -108,7 +109,7 @@ def present(place: Place) -> Present:
                 if "failed to open" not in str(error).lower():
                     raise
     try:
-        vnodes = parse_list(qmgr(place, "list node @default"))
+        vnodes = parse_list(qmgr(place, "list node @default"), ["Node"])
     except InstallError as error:
         if "no nodes" not in str(error).lower() and "unknown node" not in str(error).lower():
             raise
@@ -120,29 +121,50 @@ def present(place: Place) -> Present:
             f"{place.sched_config}: {error.strerror}; run this as root on the server's machine"
         ) from error
     return Present(
-        resources=parse_list(qmgr(place, "list resource")),
-        hooks=hooks,
-        queues=parse_list(qmgr(place, "list queue @default")),
+        resources=parse_list(lists, ["Resource"]),
+        hooks={name: hook for name, hook in hooks.items() if hook.get("type") != "pbs"},
+        queues=parse_list(lists, ["Queue"]),
         vnodes=vnodes,
-        server=next(iter(parse_list(qmgr(place, "list server")).values()), {}),
+        server=next(iter(parse_list(lists, ["Server"]).values()), {}),
         contents=contents,
         sched_config=sched_config,
-        scheds=parse_list(qmgr(place, "list sched")),
-        pbs_hooks=parse_list(qmgr(place, "list pbshook")),
+        scheds=parse_list(lists, ["Sched"]),
+        pbs_hooks={name: hook for name, hook in hooks.items() if hook.get("type") == "pbs"},
         jobs=jobs(place),
     )
 
 
-def apply(place: Place, change: Change) -> None:
-    """Carry one change out. Raises InstallError."""
-    if change.command:
+def steps(changes: Iterable[Change]) -> Iterator[list[Change]]:
+    """Changes in their order, those that one qmgr process can carry out together.
+
+    Each connection of a command of PBS takes privileged ports for a minute; with a process for each change some hundred
+    changes in a minute use them up, and the next command waits (seen).
+    """
+    together: list[Change] = []
+    for change in changes:
+        if change.qmgr and change.content is None:
+            together.append(change)
+            continue
+        if together:
+            yield together
+            together = []
+        yield [change]
+    if together:
+        yield together
+
+
+def apply(place: Place, step: Sequence[Change]) -> None:
+    """Carry a step out; where one change of it fails the others are made all the same. Raises InstallError."""
+    [change, *more] = step
+    if more or (change.qmgr and change.content is None):
+        qmgr(place, "\n".join(one.qmgr for one in step))
+    elif change.command:
         run(place, change.command)
-    elif change.qmgr == "":
+    elif not change.qmgr:
         assert change.content is not None
         write_sched_config(place, change.content)
-    elif change.content is None:
-        qmgr(place, change.qmgr)
     else:
+        assert change.content is not None
         with tempfile.NamedTemporaryFile("w", suffix=".magrathea", encoding="utf-8") as file:
             file.write(change.content)
             file.flush()
