@@ -1,0 +1,231 @@
+"""`magrathea pbs install | check | uninstall` and `magrathea doctor` on a real server of their own, without a hub.
+
+The measure is what PBS itself prints, and the bytes of its files, before and after.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from scheduler_plugin.standin.fleet import ROOT
+from scheduler_plugin.standin.openpbs_cluster import HEAD, Cluster
+
+PRINTED = ("print server", "print resource", "print node @default", "print hook", "print sched")
+FILES = ("sched_priv/sched_config", "server_priv/resourcedef")
+INSTALL = ("install", "--priority", "high", "--preemptible", "low", "--vnode", "n1")
+RESOURCE = "resources_available.magrathea"
+
+
+@pytest.fixture(scope="module")
+def _pbs() -> Iterator[Cluster]:
+    with Cluster(["n1"]) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def pbs(_pbs: Cluster) -> Iterator[Cluster]:
+    """A server with a site's own settings, no jobs, and nothing of ours, before and after the test."""
+    yield _pbs
+    _pbs.qmgr("set server scheduling=True")
+    for select, delete in (([], ["-W", "force"]), (["-x"], ["-x"])):
+        if ids := _pbs.run(HEAD, ["qselect", *select]).stdout.split():
+            _pbs.run(HEAD, ["qdel", *delete, *ids], check=False)
+    magrathea(_pbs, "uninstall", "--delete-history")
+    _pbs.wait_free("n1", timeout_s=20)
+
+
+def magrathea(pbs: Cluster, *args: str, of: str = "pbs") -> subprocess.CompletedProcess[str]:
+    """A command as an admin runs it on the server's machine."""
+    argv = [sys.executable, "-c", "from magrathea.cli.main import main; main()", *([of] if of else []), *args]
+    return pbs.run(HEAD, argv, env={"PYTHONPATH": str(ROOT)}, timeout=60, check=False)
+
+
+def well(done: subprocess.CompletedProcess[str], code: int = 0) -> str:
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+def picture(pbs: Cluster) -> dict[str, str | bytes]:
+    """All that PBS prints about itself, and the bytes of its files."""
+    said: dict[str, str | bytes] = {"printed": pbs.qmgr("\n".join(PRINTED))}
+    for file in FILES:
+        path = pbs.pbs_home(HEAD) / file
+        said[file] = path.read_bytes() if path.exists() else b""
+    return said
+
+
+def schedselect(pbs: Cluster, job: str) -> str:
+    return str(pbs.job(job)["schedselect"])
+
+
+def own_files(pbs: Cluster) -> list[str]:
+    home = pbs.pbs_home(HEAD)
+    return sorted(
+        str(path.relative_to(home)) for d in ("sched_priv", "server_priv") for path in home.glob(f"{d}/*magrathea*")
+    )
+
+
+def test_what_was_installed_goes_without_a_trace_and_as_often_as_one_likes(pbs: Cluster) -> None:
+    before = picture(pbs)
+    for _ in range(2):
+        well(magrathea(pbs, *INSTALL))
+        assert "nothing to change" in well(magrathea(pbs, "install")), "what was wished is remembered"
+        checked = json.loads(well(magrathea(pbs, "check", "--format", "json")))
+        assert {item["status"] for item in checked["items"]} == {"ok"} and checked["installed"]
+        assert own_files(pbs) == ["sched_priv/sched_config.before-magrathea", "server_priv/magrathea-install.json"]
+        well(magrathea(pbs, "uninstall"))
+        assert picture(pbs) == before
+        assert own_files(pbs) == []
+    assert "nothing to change" in well(magrathea(pbs, "uninstall"))
+
+
+def test_a_dry_run_says_all_and_changes_nothing(pbs: Cluster) -> None:
+    before = picture(pbs)
+    said = well(magrathea(pbs, *INSTALL, "--dry-run"))
+    assert picture(pbs) == before and own_files(pbs) == []
+    done = well(magrathea(pbs, *INSTALL))
+    assert [line.removeprefix("would: ") for line in said.splitlines()][:-1] == done.splitlines()[:-1]
+    installed = picture(pbs)
+    assert "would: delete resource magrathea" in well(magrathea(pbs, "uninstall", "--dry-run"))
+    assert picture(pbs) == installed
+
+
+def test_what_is_the_sites_own_stays(pbs: Cluster) -> None:
+    """Its hook, its queue with limits, its Priority, its words in sched_config, its scheduling=false."""
+    config = pbs.pbs_home(HEAD) / "sched_priv/sched_config"
+    shipped = config.read_bytes()
+    config.write_bytes(
+        shipped.replace(b'resources: "ncpus, mem,', b'resources: "ncpus,mem,  foo ,') + b"# \xe9 own\r\n"
+    )
+    pbs.qmgr(
+        "create hook own\nset hook own event=runjob\nset hook own order=5\nset server scheduling=False\n"
+        "create queue low queue_type=Execution,enabled=True,started=False,max_run=[u:PBS_GENERIC=3]\n"
+        "set node n1 Priority=7\nset node n1 resv_enable=False\n"
+    )
+    before = picture(pbs)
+    installed = magrathea(pbs, *INSTALL)
+    assert "Priority" in installed.stderr, "it warns that the hub would use it"
+    assert "max_run = [u:PBS_GENERIC=3]" in pbs.qmgr("print queue low") and "started = False" in pbs.qmgr(
+        "print queue low"
+    )
+    assert "scheduling = False" in pbs.qmgr("print server") and "Priority = 7" in pbs.qmgr("print node n1")
+    assert b'resources: "ncpus,mem,  foo , arch' in config.read_bytes()
+    # what the hub would do to a vnode of its own, and to no other
+    pbs.qmgr(f"set node n1 {RESOURCE}_host=h1\nset node n1 resources_available.mem=1gb\nset node n1 Priority=-3")
+    well(magrathea(pbs, "uninstall"))
+    assert picture(pbs) == before
+    config.write_bytes(shipped)
+    pbs.qmgr("delete hook own\ndelete queue low\nunset node n1 Priority\nset node n1 resv_enable=True")
+
+
+def test_a_line_that_others_changed_meanwhile_keeps_their_change(pbs: Cluster) -> None:
+    config = pbs.pbs_home(HEAD) / "sched_priv/sched_config"
+    shipped = config.read_bytes()
+    well(magrathea(pbs, *INSTALL))
+    config.write_bytes(config.read_bytes().replace(b'resources: "ncpus,', b'resources: "foo, ncpus,') + b"# later\n")
+    assert "stays" in magrathea(pbs, "uninstall").stderr, "the backup"
+    assert config.read_bytes() == shipped.replace(b'resources: "ncpus,', b'resources: "foo, ncpus,') + b"# later\n"
+    config.write_bytes(shipped)
+    config.with_name("sched_config.before-magrathea").unlink()
+
+
+def test_it_refuses_what_it_does_not_understand_and_changes_nothing(pbs: Cluster) -> None:
+    config = pbs.pbs_home(HEAD) / "sched_priv/sched_config"
+    shipped = config.read_bytes()
+    config.write_bytes(shipped.replace(b'resources: "ncpus, mem', b"resources: ncpus, mem"))
+    pbs.qmgr("create resource magrathea_rank type=string\ncreate hook magrathea_mom")
+    foreign = pbs.base / "foreign.py"
+    foreign.write_text("import pbs\n")
+    pbs.qmgr(f"import hook magrathea_mom application/x-python default {foreign}")
+    before = picture(pbs)
+    refused = magrathea(pbs, *INSTALL)
+    assert refused.returncode == 1 and picture(pbs) == before and own_files(pbs) == []
+    for word in ("resources: ncpus, mem", "magrathea_rank", "hook magrathea_mom exists and is not ours"):
+        assert word in refused.stderr
+    assert {"sched_config", "resource magrathea_rank", "hook magrathea_mom"} <= {
+        line.split("\t")[1] for line in well(magrathea(pbs, "check", "--format", "plain"), 2).splitlines()
+    }
+    pbs.qmgr("delete resource magrathea_rank\ndelete hook magrathea_mom")
+    config.write_bytes(shipped)
+
+
+def test_waiting_jobs_get_their_class_and_keep_their_place(pbs: Cluster) -> None:
+    with pbs.stopped_scheduling():
+        pbs.qmgr("create queue low queue_type=Execution,enabled=True,started=True")
+        asked = [["-q", "low"], [], ["-q", "low", "-J", "1-3"], ["-h", "-l", "nodes=1:ppn=2"]]
+        jobs = [pbs.qsub("alice", *args, script="sleep 100") for args in asked]
+        before = picture(pbs)
+        place = [pbs.job(job)["queue_rank"] for job in jobs]
+        selects = [schedselect(pbs, job) for job in jobs]
+        well(magrathea(pbs, *INSTALL))
+        for job, cls in zip(jobs, ("preemptible", "protected", "preemptible", "protected"), strict=True):
+            assert schedselect(pbs, job).endswith(f":magrathea_accepts={cls}")
+        assert [pbs.job(job)["queue_rank"] for job in jobs] == place
+        well(magrathea(pbs, "check"))
+    pbs.wait_job(jobs[0], "R")
+    with pbs.stopped_scheduling():
+        pbs.run(HEAD, ["qdel", "-W", "force", *jobs[:3]])
+        later = pbs.qsub("alice", "-q", "low", script="sleep 100")
+        well(magrathea(pbs, "uninstall"), 3)
+        assert [schedselect(pbs, job) for job in (jobs[3], later)] == [selects[3], selects[0]]
+        well(magrathea(pbs, "uninstall", "--delete-history"))
+        pbs.wait_free("n1")
+        assert picture(pbs) == before
+    pbs.wait_job(later, "R")
+    pbs.run(HEAD, ["qdel", "-W", "force", later])
+    pbs.qmgr("delete queue low")
+
+
+def test_with_a_preempted_job_it_refuses_or_resumes_it_first(pbs: Cluster) -> None:
+    before = picture(pbs)
+    well(magrathea(pbs, *INSTALL))
+    pbs.qmgr(f"set node n1 {RESOURCE}_host=h1")
+    job = pbs.qsub("alice", "-q", "low", script="sleep 100")
+    pbs.wait(lambda: pbs.job(job)["substate"] == 42, "the job's processes: before that PBS suspends nothing")
+    pbs.run(HEAD, ["qsig", "-s", "admin-suspend", job])
+    pbs.wait_job(job, "S")
+    installed = picture(pbs)
+    refused = magrathea(pbs, "uninstall")
+    assert refused.returncode == 1 and job in refused.stderr and picture(pbs) == installed
+    left = magrathea(pbs, "uninstall", "--resume-jobs")
+    assert pbs.job(job)["job_state"] == "R" and pbs.vnode("n1")["state"] == "free"
+    assert left.returncode == 3 and "queue low" in left.stderr and "resource magrathea_accepts" in left.stderr
+    pbs.run(HEAD, ["qdel", job])
+    pbs.wait_job(job, "F")
+    assert "--delete-history" in magrathea(pbs, "uninstall").stderr
+    assert pbs.job(job), "history is deleted only where that is asked for"
+    well(magrathea(pbs, "uninstall", "--delete-history"))
+    pbs.wait_free("n1")
+    assert picture(pbs) == before
+
+
+def test_vnodes_that_nobody_manages_go_on_and_check_tells_of_new_ones(pbs: Cluster) -> None:
+    well(magrathea(pbs, "install", "--priority", "high", "--preemptible", "low"))
+    for queue in ("workq", "low", "high"):
+        pbs.wait_job(pbs.qsub("alice", "-q", queue, script="true"), "F")
+    pbs.qmgr("create node head")
+    assert "missing\tnode head" in well(magrathea(pbs, "check", "--format", "plain"), 2)
+    well(magrathea(pbs, "install"))
+    well(magrathea(pbs, "check"))
+    pbs.qmgr("delete node head")
+
+
+def test_it_warns_of_what_would_get_in_the_way(pbs: Cluster) -> None:
+    pbs.qmgr("create queue express queue_type=Execution,Priority=150\nset sched job_run_wait=execjob_hook")
+    warned = magrathea(pbs, *INSTALL).stderr
+    assert "queue express" in warned and "preempt_order" in warned and "execjob_hook" in warned
+    well(magrathea(pbs, "check"), 1)
+    pbs.qmgr("delete queue express\nset sched job_run_wait=runjob_hook")
+
+
+def test_a_running_hub_is_stopped_first(pbs: Cluster) -> None:
+    well(magrathea(pbs, *INSTALL))
+    beat = pbs.pbs_home(HEAD) / "magrathea.heartbeat"
+    beat.touch()
+    assert "stop it first" in magrathea(pbs, "uninstall").stderr
+    beat.unlink()
