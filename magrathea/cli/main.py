@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 BUILT_IN = {
     "status": "magrathea.cli.status:status",
+    **{name: f"magrathea.cli.farm:{name}" for name in ("explain", "hosts", "preview")},
     **{name: f"magrathea.cli.orders:{name}" for name in ("clear", "drain", "history", "reload", "undrain")},
 }
 ENTRY_POINTS = "magrathea.commands"
@@ -85,6 +86,8 @@ def cli() -> None:
       magrathea status --watch         the same, again every 2 seconds
       magrathea status --format json   for programs
       magrathea drain n1               let a domain finish its jobs and take no more
+      magrathea hosts                  all hosts, from the hub: names folded, counts by state
+      magrathea explain 12             why job 12 waits, or who preempted it
       magrathea demo                   see it work: no root, no PBS needed
     """
 

@@ -114,7 +114,7 @@ def _clean(text: str) -> str:
     return "".join(c if unicodedata.category(c) not in ("Cc", "Cf") else " " for c in text)
 
 
-def _grid(header: tuple[str, ...], rows: Iterable[tuple[str | Cell, ...]]) -> list[str]:
+def grid(header: tuple[str, ...], rows: Iterable[tuple[str | Cell, ...]]) -> list[str]:
     """Aligned lines. Not rich's table: importing that takes a quarter of the time that `status` may take."""
     terminal = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     cells = [[cell if isinstance(cell, tuple) else (cell, None) for cell in row] for row in rows]
@@ -144,7 +144,7 @@ def _domains(snapshot: Snapshot) -> list[str]:
         since = duration(snapshot.at - d.since)
         return d.name, d.kind.value, state, since, str(len(d.jobs)), cpu, memory, d.why
 
-    return _grid(
+    return grid(
         ("DOMAIN", "KIND", "STATE", "SINCE", "JOBS", "CPU", "MEMORY", "WHY"), (row(d) for d in snapshot.domains)
     )
 
@@ -164,7 +164,7 @@ def _jobs(snapshot: Snapshot) -> list[str]:
             (job_state(job, snapshot.at), "yellow" if job.stopped_since is not None else None),
         )
 
-    return _grid(
+    return grid(
         ("JOB", "DOMAIN", "CLASS", "CPUS", "MEMORY", "PREEMPTED", "STATE"),
         (row(domain, job) for domain in snapshot.domains for job in domain.jobs),
     )

@@ -7,6 +7,7 @@ import socket as sockets
 import time
 from pathlib import Path
 
+from magrathea.client import farm as ask_farm
 from magrathea.core.events import Booking
 from magrathea.core.model import JobKey
 from magrathea.messages import Snapshot
@@ -70,6 +71,9 @@ def test_a_daemon_with_its_key_is_published_and_told_its_books(tmp_path: Path) -
             assert booked[-1] == (Booking(JobKey("1.srv", 1), True, False),)
             assert pbs.jobs["1.srv"].state == "S"
             assert pbs.vnodes["n1"].attributes[STATE] == "free"
+            farm = await asyncio.to_thread(ask_farm, tmp_path / "hub-control.sock")
+            assert [(view.live, view.snapshot.host) for view in farm.hosts] == [(True, "h1")]
+            assert (farm.knows_pbs, farm.booked) == (True, ["1.srv"])
         finally:
             await client.close()
             stop.set()

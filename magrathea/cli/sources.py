@@ -1,0 +1,56 @@
+"""Whom a command asks: the hub for all hosts, else the daemon of this host."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from magrathea import client
+from magrathea.messages import FarmView, HostView
+
+NOT_REACHABLE = 3
+
+socket = click.option(
+    "--socket",
+    "socket_option",
+    metavar="PATH",
+    help=f"Ask that daemon  [default: ${client.SOCKET_VARIABLE}, else {client.DEFAULT_SOCKET}]",
+)
+hub = click.option(
+    "--hub",
+    "hub_option",
+    metavar="PATH",
+    help=f"Ask that hub  [default: ${client.HUB_VARIABLE}, else {client.HUB_SOCKET}]",
+)
+
+
+form_option = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "plain"]),
+    default="table",
+    show_default=True,
+    help="For people, programs, scripts.",
+)
+
+
+def by_hub(socket_option: str | None, hub_option: str | None) -> bool:
+    """Whether the hub is to be asked: it was named, or no daemon was and a hub is here or no daemon is."""
+    if hub_option or socket_option:
+        return bool(hub_option)
+    if os.environ.get(client.HUB_VARIABLE):
+        return True
+    return not os.environ.get(client.SOCKET_VARIABLE) and client.HUB_SOCKET.exists()
+
+
+def farm(command: str, socket_option: str | None, hub_option: str | None) -> FarmView:
+    """What the hub knows of all hosts, or one host's daemon of its own; else the command ends, saying why."""
+    try:
+        if by_hub(socket_option, hub_option):
+            return client.farm(client.hub_path(hub_option))
+        snapshot = client.status(client.socket_path(socket_option))
+    except (client.Unreachable, client.Refused) as error:
+        click.echo(f"magrathea {command}: {error}", err=True)
+        raise click.exceptions.Exit(NOT_REACHABLE) from error
+    return FarmView(at=snapshot.at, knows_pbs=False, hosts=[HostView(live=True, snapshot=snapshot)], booked=[])

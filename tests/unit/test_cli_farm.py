@@ -1,0 +1,146 @@
+"""`magrathea hosts`, `explain`, `preview`: what they say of a hub's answer, and how names fold."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from magrathea import foresight, qstat
+from magrathea.cli import main
+from magrathea.core.model import Amount, JobClass, Kind, State
+from magrathea.messages import FarmView, HostView, Snapshot, encode
+from magrathea.names import fold
+
+from .fake_control import AT, PREEMPTION, answering, domain, job, snapshot
+
+WOULD = snapshot(
+    domain("n1", State.RUNNING_PREEMPTIBLE, job("20.srv"), accepts=[JobClass.PREEMPTIBLE, JobClass.PROTECTED]),
+    domain("p1", State.WOULD_PREEMPT, kind=Kind.PRIORITY, accepts=[JobClass.PRIORITY]),
+    hub_connected=True,
+)
+
+
+def asked(path: Path, command: list[str], *hosts: Snapshot, live: bool = True) -> Result:
+    view = FarmView(at=AT, knows_pbs=True, hosts=[HostView(live=live, snapshot=host) for host in hosts], booked=[])
+    with answering(path, encode(view) + b"\n"):
+        return CliRunner().invoke(main.cli, [*command, "--hub", str(path)])
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "hub.sock"
+
+
+@pytest.mark.parametrize(
+    ("names", "folded"),
+    [
+        ([f"node{n:03}" for n in range(1, 141)], "node[001-140]"),
+        (["n9", "n10", "n11", "n13"], "n[9-11,13]"),
+        (["n1", "n01"], "n01,n1"),
+        (["a-1-b", "a-2-b", "login"], "a-[1-2]-b,login"),
+        ([], ""),
+    ],
+)
+def test_names_fold(names: list[str], folded: str) -> None:
+    assert fold(names) == folded
+
+
+@given(st.sets(st.from_regex(r"[ab]?[0-9]{1,3}[x]?", fullmatch=True), max_size=40))
+def test_no_name_is_lost_or_added_by_folding(names: set[str]) -> None:
+    assert set(unfolded(fold(names))) == names
+
+
+def unfolded(text: str) -> list[str]:
+    found: list[str] = []
+    for name in filter(None, re.split(r",(?![^\[]*\])", text)):
+        prefix, _, rest = name.partition("[")
+        ranges, _, suffix = rest.partition("]")
+        for part in ranges.split(",") if rest else ():
+            first, _, last = part.partition("-")
+            found += [f"{prefix}{n:0{len(first)}}{suffix}" for n in range(int(first), int(last or first) + 1)]
+        if not rest:
+            found.append(name)
+    return found
+
+
+def test_hosts_are_counted_by_state(path: Path) -> None:
+    result = asked(path, ["hosts", "--format", "plain"], PREEMPTION)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [
+        "host\tlive\t1\th1",
+        "domain\tpreempted\t1\tn1.cluster",
+        "domain\trunning-priority\t1\tp1.cluster",
+    ]
+
+
+def test_a_silent_host_is_seen_and_its_domains_are_unknown(path: Path) -> None:
+    result = asked(path, ["hosts", "--format", "json"], PREEMPTION, live=False)
+    assert result.exit_code == 1
+    assert [(row["state"], row["count"]) for row in json.loads(result.stdout)] == [("silent", 1), ("unknown", 2)]
+
+
+@pytest.mark.parametrize("name", ["12", "12.srv"])
+def test_a_preempted_job_is_explained(path: Path, name: str) -> None:
+    result = asked(path, ["explain", name, "--format", "plain"], PREEMPTION)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "h1\tn1\tn1.cluster\tpreemptible\tstopped 35 s by 13.srv\t35\t1\n"
+
+
+def test_a_waiting_job_is_explained_by_what_each_domain_would_answer(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def waiting(id: str) -> tuple[str, dict[str, object]]:
+        select = "1:ncpus=1:magrathea_accepts=priority"
+        return f"{id}.srv", {"job_state": "Q", "schedselect": select, "comment": "Not Running: wait"}
+
+    monkeypatch.setattr(qstat, "job", waiting)
+    result = asked(path, ["explain", "30"], WOULD)
+    assert result.exit_code == 0, result.output
+    assert "30.srv: state Q, class priority, on no host; PBS: Not Running: wait" in result.stdout
+    assert "accepts" in result.stdout
+    assert "n1 (20.srv)" in result.stdout
+
+
+def test_a_job_that_nobody_knows_has_its_exit_code(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(id: str) -> tuple[str, dict[str, object]]:
+        raise qstat.NoQstat("Unknown Job Id")
+
+    monkeypatch.setattr(qstat, "job", unknown)
+    result = asked(path, ["explain", "99"], WOULD)
+    assert result.exit_code == 1
+    assert "Unknown Job Id" in result.stderr
+
+
+def test_a_preview_names_whom_it_would_preempt_and_changes_nothing(path: Path) -> None:
+    command = ["preview", "--class", "priority", "-l", "select=1:ncpus=2", "--format", "plain"]
+    result = asked(path, command, WOULD)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[0] == "2\th1\tp1\tp1.cluster\taccepts\tn1 (20.srv)\t-"
+    assert asked(path.with_name("two"), [*command[:3], "-l", "select=2:ncpus=2"], WOULD).exit_code == 1
+
+
+@pytest.mark.parametrize("wrong", [["-l", "select=x:ncpus"], ["-l", "ncpus=1"], ["-l", "select=1:ncpus=many"]])
+def test_a_select_that_cannot_be_read_is_wrong_usage(path: Path, wrong: list[str]) -> None:
+    result = CliRunner().invoke(main.cli, ["preview", "--class", "priority", *wrong, "--hub", str(path)])
+    assert result.exit_code == 2
+
+
+def test_a_silent_host_accepts_nothing_in_a_preview() -> None:
+    answers = foresight.preview_farm([HostView(live=False, snapshot=WOULD)], JobClass.PRIORITY, Amount(1, 0))
+    assert {answer.code for answer in answers} == {"host-unknown"}
+
+
+def test_chunks_of_a_select() -> None:
+    assert qstat.chunks("2:ncpus=4:mem=1gb+ncpus=1") == [(2, 4, 1024), (1, 1, 0)]
+
+
+def test_without_a_hub_the_exit_code_says_so(path: Path) -> None:
+    result = CliRunner().invoke(main.cli, ["hosts", "--hub", str(path)])
+    assert result.exit_code == 3
+    assert "the hub does not answer" in result.stderr
