@@ -195,7 +195,7 @@ def test_with_a_preempted_job_it_refuses_or_resumes_it_first(pbs: Cluster) -> No
     left = magrathea(pbs, "uninstall", "--resume-jobs")
     assert pbs.job(job)["job_state"] == "R" and pbs.vnode("n1")["state"] == "free"
     assert left.returncode == 3 and "queue low" in left.stderr and "resource magrathea_accepts" in left.stderr
-    pbs.run(HEAD, ["qdel", job])
+    pbs.run(HEAD, ["qdel", "-W", "force", job])
     pbs.wait_job(job, "F")
     assert "--delete-history" in magrathea(pbs, "uninstall").stderr
     assert pbs.job(job), "history is deleted only where that is asked for"
@@ -206,8 +206,8 @@ def test_with_a_preempted_job_it_refuses_or_resumes_it_first(pbs: Cluster) -> No
 
 def test_vnodes_that_nobody_manages_go_on_and_check_tells_of_new_ones(pbs: Cluster) -> None:
     well(magrathea(pbs, "install", "--priority", "high", "--preemptible", "low"))
-    for queue in ("workq", "low", "high"):
-        pbs.wait_job(pbs.qsub("alice", "-q", queue, script="true"), "F")
+    for job in [pbs.qsub("alice", "-q", queue, script="true") for queue in ("workq", "low", "high")]:
+        pbs.wait_job(job, "F")
     pbs.qmgr("create node head")
     assert "missing\tnode head" in well(magrathea(pbs, "check", "--format", "plain"), 2)
     well(magrathea(pbs, "install"))
@@ -227,5 +227,9 @@ def test_a_running_hub_is_stopped_first(pbs: Cluster) -> None:
     well(magrathea(pbs, *INSTALL))
     beat = pbs.pbs_home(HEAD) / "magrathea.heartbeat"
     beat.touch()
+    seen = well(magrathea(pbs, "--part", "server", "--format", "plain", of="doctor"), 2)
+    statuses = {line.split("\t")[2]: line.split("\t")[0] for line in seen.splitlines()}
+    assert statuses["pbs"] == statuses["hook-magrathea_mom"] == statuses["sched_config"] == "ok"
+    assert statuses["vnodes"] == "warn" and statuses["hub-configuration"] == "fail", "there is no hub.toml"
     assert "stop it first" in magrathea(pbs, "uninstall").stderr
     beat.unlink()
