@@ -146,6 +146,14 @@ def pwd_name(uid: int) -> str:
         return f"uid {uid}"
 
 
+def entitled(uid: int, gid: int, group: str, owned: Path) -> bool:
+    """Whether a user may change something where no daemon runs: root, who owns the file `owned`, or the group."""
+    try:
+        return uid in (0, owned.stat().st_uid) or bool(group and _in_group(uid, gid, group))
+    except OSError:
+        return False
+
+
 def _in_group(uid: int, gid: int, group: str) -> bool:
     try:
         entry = grp.getgrnam(group)

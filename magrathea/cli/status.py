@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
+from pathlib import Path
 
 import click
 
 from magrathea import client
-from magrathea.cli import view
+from magrathea.cli import sources, view
 from magrathea.core.model import State
-from magrathea.messages import Snapshot
+from magrathea.messages import FarmView, Snapshot
 
 OK, TROUBLE, NOT_REACHABLE = 0, 1, 3
 BAD_STATES = (State.FAULT, State.UNKNOWN)
@@ -22,13 +25,62 @@ def exit_code(snapshot: Snapshot) -> int:
     return TROUBLE if any(domain.state in BAD_STATES for domain in snapshot.domains) else OK
 
 
-@click.command(short_help="this host's domains, jobs, CPU and memory")
+def _through_hub(host: str | None, hub_option: str | None, form: str, watch: float | None) -> None:
+    """All hosts as the hub knows them, or one. Never returns."""
+    if watch is not None:
+        raise click.UsageError("--watch is for the daemon of this host; for all: watch magrathea hosts")
+    try:
+        farm = client.farm(client.hub_path(hub_option))
+    except (client.Unreachable, client.Refused) as error:
+        click.echo(f"magrathea status: {error}", err=True)
+        raise click.exceptions.Exit(NOT_REACHABLE) from error
+    views = [found for found in farm.hosts if host in (None, found.snapshot.host)]
+    if host and not views:
+        raise click.UsageError(f"the hub has never heard of host {host}; known: {', '.join(_names(farm)) or 'none'}")
+    for found in views:
+        if not found.live:
+            name, age = found.snapshot.host, view.duration(farm.at - found.snapshot.at)
+            click.echo(f"magrathea status: {name} is silent; this is what it said {age} ago", err=True)
+    if form == "json":
+        texts = [view.as_json(found.snapshot, compact=True).strip() for found in views]
+        click.echo(texts[0] if host else f"[{','.join(texts)}]")
+    else:
+        between = "\n" if form == "table" else ""
+        click.echo(between.join(view.FORMS[form](found.snapshot) for found in views), nl=False)
+    bad = any(not found.live or exit_code(found.snapshot) for found in views)
+    raise click.exceptions.Exit(TROUBLE if bad else OK)
+
+
+def _names(farm: FarmView) -> list[str]:
+    return [found.snapshot.host for found in farm.hosts]
+
+
+def _agent_file() -> Path:
+    return Path(os.environ.get("MAGRATHEA_AGENT_CONF") or "/etc/magrathea/agent.json")
+
+
+def _in_guest() -> None:
+    """What the agent of this guest can say. Never returns."""
+    try:
+        path = json.loads(_agent_file().read_text(encoding="utf-8")).get("socket", "/run/magrathea/agent.sock")
+        connected = bool(json.loads(client.ask(Path(path), {"op": "ping"})).get("connected"))
+    except (OSError, ValueError, AttributeError, client.Unreachable, client.Refused) as error:
+        click.echo(f"magrathea status: this is a guest, but its agent cannot be asked (as root?): {error}", err=True)
+        raise click.exceptions.Exit(NOT_REACHABLE) from error
+    word = "connected to" if connected else "not connected to"
+    click.echo(f"this is a guest; its agent is {word} its host's daemon; its domain: `magrathea status` on its host")
+    raise click.exceptions.Exit(OK if connected else TROUBLE)
+
+
+@click.command(short_help="a host's domains, jobs, CPU and memory")
+@click.argument("host", required=False)
 @click.option(
     "--socket",
     "socket_option",
     metavar="PATH",
     help=f"The daemon's control socket  [default: ${client.SOCKET_VARIABLE}, else {client.DEFAULT_SOCKET}]",
 )
+@sources.hub
 @click.option(
     "--format",
     "form",
@@ -45,14 +97,17 @@ def exit_code(snapshot: Snapshot) -> int:
     flag_value=WATCH_S,
     help=f"Again every so many seconds ({WATCH_S:g} if not said), until interrupted.",
 )
-def status(socket_option: str | None, form: str, watch: float | None) -> None:
-    """Show this host: its domains with kind and state since when and why, CPU and memory as they are and, after an
+def status(host: str | None, socket_option: str | None, hub_option: str | None, form: str, watch: float | None) -> None:
+    """Show this host, or HOST as the hub knows it.
+
+    Its domains with kind and state since when and why, CPU and memory as they are and, after an
     arrow, as they should be; and its jobs.
 
     \b
     Examples:
       magrathea status
       magrathea status --watch 5
+      magrathea status h2
       magrathea status --format plain | awk -F'\\t' '$4 == "preempted" {print $2}'
       magrathea status --format json --socket /tmp/h2/control.sock
 
@@ -67,9 +122,18 @@ def status(socket_option: str | None, form: str, watch: float | None) -> None:
        6 accepted classes    13 as it should be
        7 number of jobs      14 rank
 
-    Exit codes: 0 all well; 1 a domain is in fault or unknown; 2 wrong usage; 3 the daemon does not answer.
+    Where no daemon is, the hub is asked for all its hosts (JSON is then a list); in a guest, the agent whether it is
+    connected: what its domain is, its host and the hub know.
+
+    Exit codes: 0 all well; 1 a domain is in fault or unknown; 2 wrong usage, or no such
+    host; 3 nobody answers.
     """
     path = client.socket_path(socket_option)
+    elsewhere = host or hub_option or not (socket_option or os.environ.get(client.SOCKET_VARIABLE) or path.exists())
+    if elsewhere and (host or hub_option or os.environ.get(client.HUB_VARIABLE) or client.HUB_SOCKET.exists()):
+        _through_hub(host, hub_option, form, watch)
+    if elsewhere and _agent_file().exists():
+        _in_guest()
     if watch is None:
         try:
             snapshot = client.status(path)

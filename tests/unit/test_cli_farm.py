@@ -144,3 +144,12 @@ def test_without_a_hub_the_exit_code_says_so(path: Path) -> None:
     result = CliRunner().invoke(main.cli, ["hosts", "--hub", str(path)])
     assert result.exit_code == 3
     assert "the hub does not answer" in result.stderr
+
+
+def test_status_through_the_hub_shows_a_host_or_all(path: Path) -> None:
+    result = asked(path, ["status", "h1", "--format", "plain"], PREEMPTION)
+    assert result.exit_code == 0, result.output
+    assert next(line.split("\t")[:4] for line in result.stdout.splitlines()) == ["h1", "n1", "normal", "preempted"]
+    every = asked(path.with_name("two"), ["status", "--format", "json"], PREEMPTION)
+    assert [host["host"] for host in json.loads(every.stdout)] == ["h1"]
+    assert asked(path.with_name("three"), ["status", "h9"], PREEMPTION).exit_code == 2

@@ -1,0 +1,90 @@
+"""`magrathea give-back`: continues what the journal has as stopped, and nothing else, without a daemon."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Mode, Stopper
+from node_daemon.give_back import command, give_back
+from node_daemon.journal import open_journal
+
+BOUND_S = 10.0
+JOB = Job(JobKey("12.srv", 1), JobClass.PREEMPTIBLE, 1, 0, 0.0, 0.0, stopped_since=1.0, stopper=Stopper.US, booked=True)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    host = Host("h1", Mode.EXCLUSIVE, 1, 64, (Domain("n1", Kind.NORMAL, 1, jobs=(JOB,)),))
+    journal = open_journal(tmp_path / "journal.sqlite")
+    journal.commit(host, None, ())
+    journal.close()
+    path = tmp_path / "noded.toml"
+    paths = f'[paths]\nrun_dir = "{tmp_path}"\nstate_dir = "{tmp_path}"\n'
+    text = f'[host]\nname = "h1"\nmode = "exclusive"\n{paths}[domain.n1]\nkind = "normal"\n'
+    path.write_text(text + f'local.pid_file = "{tmp_path}/n1.pid"\n', encoding="utf-8")
+    return path
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+
+
+def wait_for(pid: int, stopped: bool) -> None:
+    until = time.monotonic() + BOUND_S
+    while (state(pid) == "T") is not stopped:
+        assert time.monotonic() < until, f"process {pid} is {state(pid)}"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def processes() -> Iterator[dict[str, int]]:
+    """A stopped process of each of two jobs."""
+    code = "import sys, time; print(flush=True); time.sleep(60)"
+    started = {
+        id: subprocess.Popen([sys.executable, "-c", code], env={"PBS_JOBID": id}, stdout=subprocess.PIPE)
+        for id in ("12.srv", "99.srv")
+    }
+    try:
+        for process in started.values():
+            assert process.stdout is not None
+            process.stdout.readline()
+            os.kill(process.pid, signal.SIGSTOP)
+            wait_for(process.pid, stopped=True)
+        yield {id: process.pid for id, process in started.items()}
+    finally:
+        for process in started.values():
+            process.kill()
+            process.communicate()
+
+
+def test_only_what_the_journal_has_as_stopped_goes_on(config: Path, processes: dict[str, int]) -> None:
+    result = CliRunner().invoke(command, ["h1", "--yes", "--config", str(config)])
+    assert result.exit_code == 0, result.output
+    assert "12.srv in n1: 1 processes continued" in result.output
+    assert "qsig -s admin-resume 12.srv" in result.output
+    wait_for(processes["12.srv"], stopped=False)
+    assert state(processes["99.srv"]) == "T"
+
+
+def test_it_asks_first(config: Path, processes: dict[str, int]) -> None:
+    result = CliRunner().invoke(command, ["h1", "--config", str(config)], input="n\n")
+    assert result.exit_code == 1
+    assert state(processes["12.srv"]) == "T"
+
+
+def test_another_hosts_name_is_wrong_usage(config: Path) -> None:
+    assert CliRunner().invoke(command, ["h2", "--yes", "--config", str(config)]).exit_code == 2
+
+
+def test_a_job_without_processes_is_no_error() -> None:
+    assert give_back([replace(JOB).key.id + ".none"])[JOB.key.id + ".none"].continued == 0
