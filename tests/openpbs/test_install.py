@@ -35,7 +35,8 @@ def pbs(_pbs: Cluster) -> Iterator[Cluster]:
     for select, delete in (([], ["-W", "force"]), (["-x"], ["-x"])):
         if ids := _pbs.run(HEAD, ["qselect", *select]).stdout.split():
             _pbs.run(HEAD, ["qdel", *delete, *ids], check=False)
-    magrathea(_pbs, "uninstall", "--delete-history")
+    if own_files(_pbs):
+        magrathea(_pbs, "uninstall", "--delete-history")
     _pbs.wait_free("n1", timeout_s=20)
 
 
