@@ -148,7 +148,7 @@ def alternate(sides: tuple[Side, Side], rounds: int, one: Callable[[Side, int], 
 def figures(quick: bool) -> list[Figure]:
     if why := unavailable():
         return [missing(name, "ratio", f"<= {limit:g}", why) for name, limit in NAMES.values()]
-    with OpenPbsCluster([HOST]) as fleet, Cluster(["n1", "p1"], ncpus=2) as plain:
+    with OpenPbsCluster([HOST], on_disk=True) as fleet, Cluster(["n1", "p1"], ncpus=2, on_disk=True) as plain:
         prepare_rival(plain)
         ours = Side("Magrathea", fleet.pbs, ["-q", "low"], ["-q", "high"], fleet)
         place = ["-l", "select=1:ncpus=2:host=n1"]
