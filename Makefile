@@ -35,8 +35,16 @@ lint: setup ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The suite on OpenPBS mostly waits, so it runs beside the others, whose report comes last and whole.
 test: lint ## everything: lint, then all suites; says what it could not run
+ifeq ($(TESTS),tests)
+	@$(BIN)/pytest -rs --ignore=tests/openpbs tests > .tests.log 2>&1 & others=$$!; \
+	trap 'kill $$others 2>/dev/null' EXIT INT TERM; \
+	echo "tests/openpbs, beside all the others:"; $(BIN)/pytest -rs tests/openpbs; openpbs=$$?; \
+	echo "all the others:"; tail -n +1 -f --pid=$$others .tests.log; wait $$others && exit $$openpbs
+else
 	$(BIN)/pytest -rs $(TESTS)
+endif
 
 test-openpbs: setup ## the suite on a real OpenPBS in /opt/pbs (root); without one it fails
 	MAGRATHEA_REQUIRE_OPENPBS=1 $(BIN)/pytest -rs tests/openpbs
@@ -45,4 +53,4 @@ bench: setup ## all figures, one table
 	$(BIN)/python -m bench $(if $(QUICK),--quick)
 
 clean: ## remove what was built
-	rm -rf .venv build dist
+	rm -rf .venv .tests.log build dist

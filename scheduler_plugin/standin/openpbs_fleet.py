@@ -119,6 +119,7 @@ class OpenPbsCluster:
             "hub": {
                 "listen": [self._endpoint],
                 "state_dir": str(here / "hub"),
+                "control_socket": str(here / "hub-control.sock"),
                 "keys_dir": str(here / "hub" / "keys"),
                 "heartbeat_file": f"{PBS_HOME}/magrathea.heartbeat",
             },

@@ -42,6 +42,7 @@ class Site:
         self.config = cluster.base / "hub.toml"
         self.config.write_text(
             f'[hub]\nlisten = ["{self.endpoint}"]\nstate_dir = "{cluster.base}/hub"\n'
+            f'control_socket = "{cluster.base}/hub-control.sock"\n'
             f'heartbeat_file = "{cluster.base}/heartbeat"\n[pbs]\ncompare_s = 2\ncall_deadline_s = 10\n'
         )
         self.context = zmq.Context()
