@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as every
-from bench import figure
+from bench import core_events, figure
 from bench.figure import Figure, at_most, below, missing, percentile
 
 SCRIPTS = Path(figure.__file__).parent
@@ -70,3 +70,21 @@ def test_a_script_that_fails_is_a_line_and_not_the_end(monkeypatch: pytest.Monke
     [line] = every.measure("status_time", quick=True)
     assert line.met is False
     assert "no such thing" in line.note
+
+
+def test_broken_sequences_of_the_core_are_told_and_made_up_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Number 1 ends after 10 of its 60 events: the events that are missing come from sequences after the last."""
+
+    def fake(seed: int, number: int) -> core_events.Tally:
+        return core_events.Tally(10, broken=((1, "the story"),)) if number == 1 else core_events.Tally(60)
+
+    monkeypatch.setattr(core_events, "sequence", fake)
+    monkeypatch.setattr("sys.argv", ["core_events", "--events", "180", "--seed", "7", "--processes", "1", "--json"])
+    assert core_events.main() == 1
+    printed = capsys.readouterr()
+    events, broken, *_ = json.loads(printed.out)
+    assert events["value"] == 190 and events["met"] is True
+    assert broken["value"] == 1 and broken["note"].endswith("--seed 7 --only I, I = 1")
+    assert printed.err == "sequence 1: the story\n"
