@@ -337,7 +337,10 @@ def resuming(host: Host) -> frozenset[str]:
 
     A claim resumes nobody: while one is provisional nobody goes before a longer preempted domain that does not fit
     (less room would else let a smaller one pass), and while one that had to stop somebody is, nobody goes on at all.
+    Nor does anybody while a domain is restored: what its victims had beyond its need goes to nobody before it is back.
     """
+    if any(restoring(d) for d in host.workers):
+        return frozenset()
     stops = {j.stopped_since for d in host.workers for j in d.stopped}
     claims = {j.claimed_at for d in host.workers for j in d.jobs if j.cls is JobClass.PRIORITY and not j.confirmed}
     if claims & stops:

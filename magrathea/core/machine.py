@@ -262,7 +262,7 @@ def _daemon_started(host: Host, event: ev.DaemonStarted) -> Result:
 def _booting(host: Host, domain: Domain, event: ev.DomainBooting) -> Result:
     if event.until <= host.now:
         return _refused(host, event, "bad-request", f"a boot of {domain.name} until {event.until} is over already")
-    return _with(host, domain.name, lifecycle=Lifecycle.BOOTING, boot_until=event.until)
+    return _with(host, domain.name, lifecycle=Lifecycle.BOOTING, boot_until=event.until, saving=False)
 
 
 def _started(host: Host, domain: Domain, event: ev.DomainStarted) -> Result:

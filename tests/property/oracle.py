@@ -218,13 +218,14 @@ def _in_way(h: Host, d: Domain, j: Job) -> bool:
 
 
 def going_on(h: Host) -> list[str]:
-    """Preempted domains that fit, longest preempted first."""
+    """Preempted domains that fit, longest preempted first; none while a domain is restored."""
+    if any(is_restored(w) for w in workers(h)):
+        return []
     provisional = [j for w in workers(h) for j in w.jobs if j.cls is HIGH and not j.confirmed]
     stops = [j.stopped_since for w in workers(h) for j in w.jobs if ours(j)]
     if any(j.claimed_at in stops for j in provisional):
         return []
     kept = sum(w.linger_size.cpus for w in workers(h) if lingering(h, w))
-    kept += sum(w.cpus for w in workers(h) if is_restored(w))
     left = cpus_for_jobs(h) - cpus_in_use(workers(h)) - kept
     waiting = []
     for w in workers(h):

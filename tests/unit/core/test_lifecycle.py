@@ -179,6 +179,17 @@ def test_a_freeze_that_failed_leaves_the_domain_as_it_was(mode: str) -> None:
 
 
 @both
+def test_a_boot_ends_the_saving(mode: str) -> None:
+    """It went down and came again while it was being saved: the image is not of what runs now."""
+    saving = after(host(mode, n1="normal", p1="priority"), FreezeRequested(T, "p1"))
+    h = after(saving, DomainBooting(T + 1, "p1", T + 300), FreezeEnded(T + 2, "p1"))
+    assert state(h, "p1") is State.BOOTING
+    assert not get(h, "p1").saving and not get(h, "p1").frozen
+    assert get(later(h, 300), "p1").lifecycle is Lifecycle.DOWN, "no boot for ever"
+    assert get(after(h, DomainStarted(T + 3, "p1")), "p1").lifecycle is Lifecycle.UP
+
+
+@both
 @pytest.mark.parametrize("text", ["normal", "normal down", "priority down", "priority frozen", "service cpus=1"])
 def test_what_cannot_be_frozen_is_not(mode: str, text: str) -> None:
     h = host(mode, n1=text)
@@ -217,6 +228,27 @@ def test_a_restore_preempts_what_borrowed() -> None:
     assert wanted(answer.host) == {"1"}
     assert wanted(later(answer.host, 60)) == {"1"}, "as long as the restore takes"
     assert wanted(later(answer.host, 301)) == set(), "it failed"
+
+
+def test_a_restore_resumes_nobody_until_it_is_over() -> None:
+    h = host("counted", cpus=4, n1="normal", n2="normal", p1="priority", p2="priority frozen cpus=2")
+    h = run(run(stop(run(h, "n1", "1"), "n1", "1"), "n2", "2", cpus=3), "p1", "9")
+    answer = defrost(h, "p2")
+    assert answer.victims == ("n2",), "which has one CPU more than is needed"
+    assert wanted(answer.host) == {"1", "2"}
+    assert wanted(after(answer.host, DomainStarted(T + 3, "p2"))) == {"2"}
+    assert wanted(later(answer.host, 301)) == {"2"}, "it failed"
+
+
+def test_a_restore_that_takes_what_is_free_lets_no_smaller_domain_pass() -> None:
+    h = host("counted", n1="normal", n2="normal", p1="priority frozen cpus=4")
+    h = run(run(h, "n1", "1", cpus=6), "n2", "2", cpus=4)
+    h = stop(stop(h, "n1", "1", since=200), "n2", "2", since=100)
+    assert wanted(h) == {"2"}, "the longest preempted goes on"
+    answer = defrost(h, "p1")
+    assert answer.ok and answer.victims == ()
+    assert wanted(answer.host) == {"1", "2"}, "what is left would do for the second, which is not its turn"
+    assert wanted(later(answer.host, 301)) == {"2"}
 
 
 def test_on_an_exclusive_host_a_restore_needs_no_cpus_and_the_first_claim_preempts() -> None:
