@@ -265,3 +265,19 @@ def test_long_histories_of_random_events(seed: int) -> None:
         for _ in range(40):
             world.do(an_event(random, world.host))
         world.calm_down()
+
+
+def test_what_moms_list_adds_may_be_too_much_beside_jobs_on_their_way_back() -> None:
+    """A claim expires, its job runs all the same: more memory than there is, by nobody's decision."""
+    normal = Domain("d1", Kind.NORMAL, 16, floor_mib=500, swap_mib=4_000, lifecycle=Lifecycle.UP, agent_lost_at=None)
+    priority = Domain("d2", Kind.PRIORITY, 16, lifecycle=Lifecycle.UP, agent_lost_at=None)
+    world = World(Host("h1", Mode.EXCLUSIVE, 16, 4_000, (normal, priority), now=START))
+    world.do(ev.Claimed(START, "d1", JobKey("1", 1), JobClass.PREEMPTIBLE, 4, 3_400))
+    world.do(ev.JobLaunched(START, "d1", JobKey("1", 1)))
+    world.do(ev.Claimed(START + 10, "d2", JobKey("2", 1), JobClass.PRIORITY, 8, 500))
+    assert allocation.wanted_stopped(world.host)
+    world.do(ev.JobsReported(START + 300, "d2", (ev.ReportedJob(JobKey("2", 1), 8, 700),)))
+    adopted = world.host.domains[1].job(JobKey("2", 1))
+    assert adopted is not None and adopted.cls is JobClass.PROTECTED
+    assert not allocation.wanted_stopped(world.host), "for a protected job nobody is stopped"
+    assert world.host.domains[0].stopped, "until its agent says that it runs"

@@ -15,7 +15,7 @@ from pathlib import Path
 from magrathea.core import allocation, states
 from magrathea.core import events as ev
 from magrathea.core.machine import handle, next_deadline
-from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Lifecycle, Mode, State, Stopper
+from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, State, Stopper
 from magrathea.core.plan import desired
 
 from . import oracle
@@ -149,6 +149,7 @@ class World:
             self._must(not d.frozen or d.kind is Kind.PRIORITY, "only priority domains are frozen")
             self._must(d.lifecycle is not Lifecycle.BOOTING or h.now < (d.boot_until or 0), "no boot for ever")
             self._must((d.lifecycle is Lifecycle.BOOTING) == (d.boot_until is not None), "only boots have a limit")
+            self._must(not d.saving or d.lifecycle is Lifecycle.UP, "only what is up is being saved")
         wanted = allocation.wanted_stopped(h)
         stopped = {(d.name, j.key) for d in h.domains for j in d.stopped}
         self._must(wanted <= stopped, "what must stop is marked as stopped at once")
@@ -185,7 +186,7 @@ class World:
 
     def _desired_fits(self, h: Host) -> None:
         """CPUs and memory handed out never exceed the host's, as long as its jobs do not."""
-        total, used = h.without_services, [d.use for d in h.workers]
+        total, used = h.without_services, [d.use for d in self._as_they_go_on(h)]
         floors = sum(d.floor_mib for d in h.workers)
         wants = desired(h)
         if sum(u.mib for u in used) + floors <= total.mib:
@@ -195,6 +196,19 @@ class World:
         if h.mode is Mode.COUNTED and sum(u.cpus for u in used) <= total.cpus:
             share = sum(w.cpu_percent or 0 for n, w in wants.items() if w.cpu_percent and not self._capped(h, n))
             self._must(share <= 100 * total.cpus, f"{share} % are handed out of {total.cpus} CPUs")
+
+    @staticmethod
+    def _as_they_go_on(h: Host) -> tuple[Domain, ...]:
+        """The domains of an exclusive host as they are once everybody is continued who may go on, if several have jobs
+        to run: no claim brings that about, but MoM's list may, beside jobs that are on their way back.
+        """
+        wanted = allocation.wanted_stopped(h)
+        active = [d for d in h.workers if any((d.name, j.key) not in wanted for j in d.jobs)]
+        if h.mode is Mode.COUNTED or len(active) <= 1:
+            return h.workers
+        return tuple(
+            replace(d, jobs=tuple(j if (d.name, j.key) in wanted else _continued(j) for j in d.jobs)) for d in h.workers
+        )
 
     @staticmethod
     def _capped(h: Host, name: str) -> bool:
@@ -377,6 +391,10 @@ class World:
                 h, said = handle(h, ev.JobContinued(h.now, name, key))
                 self._must(not any(isinstance(d, ev.Refused) for d in said), f"{key} may go on and may not: {said}")
         self._must(not self._stopped(h), "somebody is stopped for ever")
+
+
+def _continued(j: Job) -> Job:
+    return replace(j, stopper=None, stopped_since=None) if oracle.ours(j) else j
 
 
 def _where(error: Exception) -> str:
