@@ -16,6 +16,8 @@ import pytest
 
 from scheduler_plugin.standin.fleet import ROOT
 
+from ..signals import interruptible
+
 DEMO = ["-m", "scheduler_plugin.standin.demo"]
 LAST_LINE = re.compile(
     r"demo: ok preempted=(\d+) resumed=(\d+) lost=0 switch_ms_p50=([\d.]+) switch_ms_p99=([\d.]+)", re.ASCII
@@ -37,6 +39,7 @@ def start(
     return subprocess.Popen(
         [*prefix, python, *DEMO, *options],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=directory,
+        preexec_fn=interruptible,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from magrathea.cli import main, view
 from magrathea.core.model import JobClass, State
 from magrathea.messages import Snapshot, encode
 
+from ..signals import interruptible
 from .fake_control import AT, PREEMPTION, answering, domain, job, snapshot
 
 
@@ -150,7 +151,14 @@ def test_watch_goes_on_until_interrupted_and_ends_with_the_last_state(path: Path
     environment = {**os.environ, "MAGRATHEA_CONTROL": str(path)}
     with (
         answering(path, answer),
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as watch,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            preexec_fn=interruptible,
+        ) as watch,
     ):
         try:
             assert watch.stdout is not None
