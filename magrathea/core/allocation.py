@@ -294,12 +294,18 @@ def wanted_stopped(host: Host) -> frozenset[tuple[str, JobKey]]:
 
 
 def wanted_here(host: Host) -> frozenset[tuple[str, JobKey]]:
-    """What this host would want stopped if no other host held anything: all that it may tell the hub.
+    """What this host wants stopped on its own account: all that it may tell the hub.
 
-    Told more, two hosts would hold a job for each other for ever.
+    Of a job that another host holds: what would be if only that were lifted. Told more, two hosts would hold a job
+    for each other for ever; told as if nothing were held, each could wait for what the other keeps from it.
     """
-    jobs_of = {d.name: tuple(replace(j, held_elsewhere=False) for j in d.jobs) for d in host.domains}
-    return wanted_stopped(replace(host, domains=tuple(replace(d, jobs=jobs_of[d.name]) for d in host.domains)))
+    wanted = wanted_stopped(host)
+    for domain in host.workers:
+        for job in domain.jobs:
+            lifted = host.having(domain.having(replace(job, held_elsewhere=False))) if job.held_elsewhere else host
+            if lifted is not host and (domain.name, job.key) not in wanted_stopped(lifted):
+                wanted -= {(domain.name, job.key)}
+    return wanted
 
 
 def _to_stop(host: Host, domain: Domain) -> tuple[Job, ...]:

@@ -288,3 +288,27 @@ def test_an_admins_own_resume_is_met_by_the_standing_stop(mode: str) -> None:
 def test_a_claim_of_class_preemptible_takes_part_like_any_other(mode: str) -> None:
     h = claim(busy(mode), "n1", "2", cls=LOW, cpus=4)
     assert h.code in ("accepted", "cpus"), "exclusive hosts may join within their CPUs"
+
+
+def test_a_domain_of_which_only_a_part_is_held_goes_on_with_the_rest_and_says_so() -> None:
+    h = host("counted", cpus=4, n1="normal", n2="normal", p1="priority")
+    h = run(run(run(run(h, "n1", "1"), "n1", "2", cpus=3), "n2", "3"), "p1", "9", cpus=3)
+    h = stop(stop(stop(h, "n1", "1", since=90), "n1", "2", since=90, held_elsewhere=True), "n2", "3", since=50)
+    assert wanted(h) == {"2", "3"}, "1 fits beside 9, 2 would not"
+    assert wished(h) == {"2", "3"}, "and this is what the hub is told: 1 may go on"
+
+
+def test_two_hosts_do_not_wait_for_what_the_other_keeps_from_them() -> None:
+    """Room for one of two jobs on either host, each of which would take another one first."""
+
+    def one(first: str, second: str) -> Host:
+        h = host("counted", cpus=4, n1="normal", n2="normal", p1="priority")
+        h = run(run(run(h, "n1", first, cpus=2), "n2", second, cpus=2), "p1", "9", cpus=2)
+        return stop(stop(h, "n1", first, since=90), "n2", second, since=50)
+
+    here, there = one("1", "2"), one("2", "1")
+    assert (wished(here), wished(there)) == ({"2"}, {"1"})
+    here = books(here, Booking(key("1"), booked=True, held=True), Booking(key("2"), booked=True))
+    assert wished(here) == set(), "2 may go on here while 1 is held"
+    there = books(there, Booking(key("1"), booked=True), Booking(key("2"), booked=True))
+    assert wished(there) == {"1"}, "so 2 goes on on both hosts"
