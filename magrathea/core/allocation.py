@@ -300,11 +300,10 @@ def wanted_here(host: Host) -> frozenset[tuple[str, JobKey]]:
     for each other for ever; told as if nothing were held, each could wait for what the other keeps from it.
     """
     wanted = wanted_stopped(host)
-    for domain in host.workers:
-        for job in domain.jobs:
-            lifted = host.having(domain.having(replace(job, held_elsewhere=False))) if job.held_elsewhere else host
-            if lifted is not host and (domain.name, job.key) not in wanted_stopped(lifted):
-                wanted -= {(domain.name, job.key)}
+    for domain, job in ((d, j) for d in host.workers for j in d.jobs if j.held_elsewhere):
+        lifted = host.having(domain.having(replace(job, held_elsewhere=False)))
+        if (domain.name, job.key) not in wanted_stopped(lifted):
+            wanted -= {(domain.name, job.key)}
     return wanted
 
 
