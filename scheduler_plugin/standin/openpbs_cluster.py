@@ -259,10 +259,6 @@ class Cluster:
         """As if its power were cut: every process of it is gone at once."""
         os.kill(self._pids.pop(name), signal.SIGKILL)
 
-    def host_pid(self, name: str) -> int:
-        """The pid of a machine's first process as HOST sees it: every process of the machine descends from it."""
-        return int((self.base / "m" / name / "pid").read_text())
-
     def _outer(self, inner: int) -> int:
         """The pid outside of the process that HOST calls `inner`."""
         for status in Path("/proc").glob("[0-9]*/status"):
