@@ -809,11 +809,14 @@ class Finder:
                 return
             if len(self.spared) >= 4096:  # hooks that ended long ago
                 self.spared.clear()
-            self.spared[pid] = (int(fields[19]), (fields[25], name))
+            start, image = int(fields[19]), (fields[25], name)
+            self.spared[pid] = (start, image)
             known = self.procs.get(pid)
-            if known is not None and known.job is not None and self._is_spared(known):
-                known.job.procs.pop(pid, None)
-                known.job = None
+            if known is not None and known.start == start:
+                known.image = image  # an exec may have been half done when it was read
+                if known.job is not None:
+                    known.job.procs.pop(pid, None)
+                    known.job = None
             pid = int(fields[1])
 
     def _is_spared(self, proc: Proc) -> bool:

@@ -1,0 +1,59 @@
+"""Which process belongs to a job, where /proc is read at an unlucky moment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from node_daemon import agent
+
+
+@pytest.fixture
+def mom() -> Iterator[subprocess.Popen[bytes]]:
+    """A process with a job's id in its environment that is no process of the job."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True); import time; time.sleep(600)"],
+        env={"PBS_JOBID": "12.srv"},
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def the_job() -> agent.Job:
+    job = agent.Job(("12.srv", 1), time.monotonic())
+    job.uid = os.geteuid()
+    return job
+
+
+def test_mom_seen_in_the_midst_of_an_exec_is_given_up_as_soon_as_it_speaks(mom: subprocess.Popen[bytes]) -> None:
+    finder, job = agent.Finder(agent.Cgroups(()), ()), the_job()
+    finder.look([job], True, 0.0)
+    taken = job.procs[mom.pid]
+    taken.image = (b"1", b"half-way")  # a stack pointer that the exec has changed since
+    finder.spare(mom.pid)
+    assert mom.pid not in job.procs
+    finder.look([job], True, 0.0)
+    assert mom.pid not in job.procs
+
+
+def test_what_mom_becomes_by_an_exec_is_the_jobs(mom: subprocess.Popen[bytes]) -> None:
+    """The prologue hook's parent is about to be the job's shell."""
+    finder, job = agent.Finder(agent.Cgroups(()), ()), the_job()
+    finder.spare(mom.pid)
+    finder.look([job], True, 0.0)
+    assert mom.pid not in job.procs
+    start, _ = finder.spared[mom.pid]
+    finder.spared[mom.pid] = (start, (b"1", b"before"))
+    finder.look([job], True, 0.0)
+    assert mom.pid in job.procs
