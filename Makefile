@@ -9,11 +9,15 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 TESTS ?= tests
 PBS ?=
+DRIVER ?=
 QUICK ?=
 BIN = .venv/bin
+# What real virtual machines need; tests/libvirt builds its guests from more packages, which it only downloads.
+PACKAGES = libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-driver-lxc libvirt-clients libvirt-dev \
+  qemu-system-x86 qemu-utils gcc pkg-config cpio e2fsprogs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-openpbs bench lint clean
+.PHONY: help setup packages libvirt demo test test-openpbs bench lint clean
 
 help: ## this text
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -28,26 +32,42 @@ setup: .venv/stamp ## virtual environment with everything pinned (quick when up 
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
+packages:
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -Wf '$${Status}' $$p 2>/dev/null | grep -q ' installed' || echo $$p; done); \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing" $$missing; apt-get update -qq; \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	else echo "tests/libvirt will not run; as root: apt-get install" $$missing; fi
+
+# libvirt's Python binding is built against the libraries of this machine, so only where they are.
+libvirt: setup packages
+	@if pkg-config --exists libvirt 2>/dev/null && ! $(BIN)/python -c 'import libvirt' 2>/dev/null; then \
+	  PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check -e '.[libvirt]'; fi
+
 demo: setup ## see it work, under two minutes: no root, no PBS needed
-	$(BIN)/magrathea demo $(if $(PBS),--pbs $(PBS))
+	$(BIN)/magrathea demo $(if $(PBS),--pbs $(PBS)) $(if $(DRIVER),--driver $(DRIVER))
 
 lint: setup ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Each worker has a cluster of its own.
+ON_OPENPBS = $(if $(wildcard /opt/pbs/sbin/pbs_server),-n 2 --dist loadfile)
+
 # The suite on OpenPBS mostly waits, so it runs beside the others, whose report comes last and whole.
-test: lint ## everything: lint, then all suites; says what it could not run
+test: lint libvirt ## everything: lint, then all suites; says what it could not run
 ifeq ($(TESTS),tests)
 	@$(BIN)/pytest -rs --ignore=tests/openpbs tests > .tests.log 2>&1 & others=$$!; \
 	trap 'kill $$others 2>/dev/null' EXIT INT TERM; \
-	echo "tests/openpbs, beside all the others:"; $(BIN)/pytest -rs tests/openpbs; openpbs=$$?; \
+	echo "tests/openpbs, beside all the others:"; $(BIN)/pytest -rs $(ON_OPENPBS) tests/openpbs; openpbs=$$?; \
 	echo "all the others:"; tail -n +1 -f --pid=$$others .tests.log; wait $$others && exit $$openpbs
 else
 	$(BIN)/pytest -rs $(TESTS)
 endif
 
-test-openpbs: setup ## the suite on a real OpenPBS in /opt/pbs (root); without one it fails
-	MAGRATHEA_REQUIRE_OPENPBS=1 $(BIN)/pytest -rs tests/openpbs
+test-openpbs: libvirt ## the suite on a real OpenPBS in /opt/pbs (root); without one it fails
+	MAGRATHEA_REQUIRE_OPENPBS=1 $(BIN)/pytest -rs $(ON_OPENPBS) tests/openpbs
 
 bench: setup ## all figures, one table
 	$(BIN)/python -m bench $(if $(QUICK),--quick)
