@@ -17,7 +17,7 @@ from pathlib import Path
 from .core import events as ev
 from .core import states
 from .core.machine import handle
-from .core.model import CLASSES_OF, Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Limits, Mode, State
+from .core.model import CLASSES_OF, Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Limits, Mode, Pause, State
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "states.md"
 
@@ -59,6 +59,8 @@ WORDS = {
     ev.BooksReported: "hub's books",
     ev.HubLost: "hub lost",
     ev.HubFound: "hub found",
+    ev.PauseRequested: "pause",
+    ev.PauseEnded: "unpause",
     ev.AgentConnected: "agent connected",
     ev.AgentLost: "agent lost",
     ev.DomainBooting: "boot",
@@ -99,7 +101,8 @@ def first_host(mode: Mode) -> Host:
 
 def normal(host: Host) -> Host:
     """The same situation with its times and counters set to few values."""
-    return replace(host, now=NOW, domains=tuple(_normal_domain(host, d) for d in host.domains))
+    paused = Pause(NOW, "pause") if host.paused else None
+    return replace(host, now=NOW, paused=paused, domains=tuple(_normal_domain(host, d) for d in host.domains))
 
 
 def _normal_domain(host: Host, d: Domain) -> Domain:
@@ -135,7 +138,7 @@ def _normal_job(host: Host, job: Job) -> Job:
 
 def key(host: Host) -> Key:
     """Equal for hosts that differ in names only: domains of a kind are interchangeable."""
-    return (host.hub_lost, *sorted(_facts(d) for d in host.domains))
+    return (host.hub_lost, bool(host.paused), *sorted(_facts(d) for d in host.domains))
 
 
 def _facts(d: Domain) -> tuple[str, ...]:
@@ -167,8 +170,11 @@ def events(host: Host) -> Iterator[ev.Event]:
         yield from _mends(d)
     if host.hub_lost:
         yield ev.HubFound(NOW)
+    elif host.paused:
+        yield ev.PauseEnded(NOW)
     elif not any(_disturbed(d) for d in host.domains):
         yield ev.HubLost(NOW)
+        yield ev.PauseRequested(NOW, "pause")
         for d in host.domains:
             yield from _disturbances(d)
     yield from (ev.TimerFired(NOW + wait) for wait in WAITS_S)

@@ -35,7 +35,8 @@ def fitted(facts: Host | None, configuration: Configuration, now: float) -> tupl
         else:
             said.append(f"domain {gone.name} is no longer configured and has no jobs: forgotten")
     ordered = tuple(domains[name] for name in sorted(domains))
-    fitting = replace(fresh, domains=ordered, hub_lost=facts.hub_lost, now=max(now, facts.now))
+    now = max(now, facts.now)
+    fitting = replace(fresh, domains=ordered, hub_lost=facts.hub_lost, paused=facts.paused, now=now)
     return fitting, said
 
 

@@ -70,14 +70,15 @@ def obstacle(host: Host, domain: Domain, job: Job) -> str:
     )
 
 
-def stoppable_but_for_hub(host: Host, domain: Domain) -> bool:
+def stoppable_by_itself(host: Host, domain: Domain) -> bool:
+    """Stoppable as far as the domain goes: the host may be paused or without its hub."""
     reachable = domain.lifecycle is Lifecycle.UP and domain.agent_lost_at is None and not domain.fault
     jobs_may = all(j.stopped_by_us or not obstacle(host, domain, j) for j in domain.jobs)
     return domain.kind is Kind.NORMAL and reachable and jobs_may
 
 
 def stoppable(host: Host, domain: Domain) -> bool:
-    return not host.hub_lost and stoppable_but_for_hub(host, domain)
+    return not host.hub_lost and not host.paused and stoppable_by_itself(host, domain)
 
 
 def holds_host(domain: Domain) -> bool:
@@ -207,15 +208,24 @@ def blocked(host: Host, domain: Domain, cls: JobClass) -> Refusal | None:
 
 
 def _why_not_stoppable(host: Host, sibling: Domain) -> Refusal:
-    if stoppable_but_for_hub(host, sibling):
+    if stoppable_by_itself(host, sibling):
+        if host.paused:
+            return _paused(host, f"{sibling.name} would be preempted")
         return Refusal("hub-lost", f"{sibling.name} would be preempted, but no hub answers to book it in PBS")
     whys = [f"{j.key} {why}" for j in sibling.jobs if not j.stopped_by_us and (why := obstacle(host, sibling, j))]
     return Refusal("host-busy", f"{sibling.name} on {host.name} cannot be preempted: {'; '.join(whys) or 'no contact'}")
 
 
+def _paused(host: Host, what: str) -> Refusal:
+    reason = host.paused.reason if host.paused else ""
+    return Refusal("paused", f"{what}, but {host.name} is paused ({reason}); `magrathea unpause` there ends it")
+
+
 def _sized(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | tuple[str, ...]:
     left = share(host, domain, cls)
     if not size.within(left):
+        if host.paused and size.within(share(replace(host, paused=None), domain, cls)):
+            return _paused(host, "jobs would be preempted")
         if host.hub_lost and size.within(share(replace(host, hub_lost=False), domain, cls)):
             return Refusal(
                 "hub-lost", f"no hub answers, so nothing is preempted; without that {left.cpus} CPUs are left"
@@ -234,6 +244,8 @@ def _sized(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal |
 
 def defrost_verdict(host: Host, domain: Domain, until: float) -> Refusal | tuple[str, ...]:
     """May a frozen domain come back now, and which domains that borrowed its CPUs are preempted for it?"""
+    if host.paused:
+        return _paused(host, f"{domain.name} would be restored")
     if not domain.frozen or domain.lifecycle is not Lifecycle.DOWN or until <= host.now:
         return Refusal("not-frozen", f"{domain.name} is not saved to disk, or would have to be back already")
     if other := next((d for d in host.domains if d.fault or d.lifecycle is Lifecycle.BOOTING), None):
@@ -287,7 +299,8 @@ def _best_fit(gives: dict[str, Amount], need: Amount) -> tuple[str, ...]:
 
 def wanted_stopped(host: Host) -> frozenset[tuple[str, JobKey]]:
     """(domain, job) of all jobs that must not run now. A job that is ending is neither stopped nor waited for; one
-    that was stopped before stays so: its end needs no CPU, and there is none for it.
+    that was stopped before stays so: its end needs no CPU, and there is none for it. On a paused host: those that are
+    stopped.
     """
     to_stop = ((d, j) for d in host.workers for j in _to_stop(host, d))
     return frozenset((d.name, j.key) for d, j in to_stop if j.stopped_by_us or not j.ending)
@@ -309,6 +322,8 @@ def wanted_here(host: Host) -> frozenset[tuple[str, JobKey]]:
 
 def _to_stop(host: Host, domain: Domain) -> tuple[Job, ...]:
     ours = tuple(j for j in domain.jobs if j.cls is JobClass.PREEMPTIBLE and j.stopper is not Stopper.PBS)
+    if host.paused:
+        return tuple(j for j in ours if j.stopped_by_us)
     if host.mode is Mode.EXCLUSIVE:
         siblings = host.siblings(domain)
         if domain.kind is Kind.NORMAL and any(holds_host(s) for s in siblings):
@@ -323,7 +338,8 @@ def to_requeue(host: Host) -> frozenset[tuple[str, JobKey]]:
     """(domain, job) of the jobs stopped by us for longer than the admin allows in one stop, and rerunnable."""
     limit = host.limits.max_preempted_s
     late = ((d, j) for d in host.workers for j in d.stopped if j.stopped_since is not None and j.rerunnable)
-    return frozenset((d.name, j.key) for d, j in late if limit and host.now >= (j.stopped_since or 0.0) + limit)
+    due = not host.paused and limit
+    return frozenset((d.name, j.key) for d, j in late if due and host.now >= (j.stopped_since or 0.0) + limit)
 
 
 def in_line(host: Host) -> tuple[Domain, ...]:
@@ -343,8 +359,9 @@ def resuming(host: Host) -> frozenset[str]:
     A claim resumes nobody: while one is provisional nobody goes before a longer preempted domain that does not fit
     (less room would else let a smaller one pass), and while one that had to stop somebody is, nobody goes on at all.
     Nor does anybody while a domain is restored: what its victims had beyond its need goes to nobody before it is back.
+    On a paused host nobody goes on either.
     """
-    if any(restoring(d) for d in host.workers):
+    if host.paused or any(restoring(d) for d in host.workers):
         return frozenset()
     stops = {j.stopped_since for d in host.workers for j in d.stopped}
     claims = {j.claimed_at for d in host.workers for j in d.jobs if j.cls is JobClass.PRIORITY and not j.confirmed}

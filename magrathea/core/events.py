@@ -91,6 +91,17 @@ class HubFound(Event):
     """A hub answers again."""
 
 
+@dataclass(frozen=True, slots=True)
+class PauseRequested(Event):
+    """Watch the host, and act no more: nobody is stopped, continued, saved or restored, and nothing is moved."""
+
+    reason: str
+
+
+class PauseEnded(Event):
+    """Act again: what has to be done follows from the facts of this moment."""
+
+
 class DaemonStarted(Event):
     """The node daemon has just started: no contact to hub and agents yet, and a time of grace for the agents."""
 

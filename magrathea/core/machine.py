@@ -17,7 +17,7 @@ from typing import Any
 
 from . import events as ev
 from .allocation import Refusal, defrost_verdict, in_line, lingers, restoring, resuming, verdict, wanted_stopped, young
-from .model import NOTHING, Amount, Domain, Ended, Host, Job, JobClass, JobKey, Kind, Lifecycle, Stopper
+from .model import NOTHING, Amount, Domain, Ended, Host, Job, JobClass, JobKey, Kind, Lifecycle, Pause, Stopper
 
 LIST_AGE_S = 5.0
 """MoM's list may be that old (its hook runs in the background): it does not overrule a newer stop or continuation."""
@@ -199,7 +199,7 @@ def _launched(host: Host, domain: Domain, event: ev.JobLaunched) -> Result:
 def _continued(host: Host, domain: Domain, event: ev.JobContinued) -> Result:
     if not (job := domain.job(event.key)) or not job.stopped_by_us or job.stopped_since is None:
         return _refused(host, event, "not-stopped", f"{event.key} in {domain.name} is not stopped by us")
-    if (domain.name, event.key) in wanted_stopped(host):
+    if not host.paused and (domain.name, event.key) in wanted_stopped(host):
         return _refused(host, event, "wanted-stopped", f"{event.key} must not run now: it is stopped again")
     seconds = host.now - job.stopped_since
     runs = replace(job, stopped_since=None, stopper=None, run_since=host.now, preempted_s=job.preempted_s + seconds)
@@ -254,6 +254,11 @@ def _books(host: Host, event: ev.BooksReported) -> Result:
     return host, ()
 
 
+def _pause(host: Host, event: ev.PauseRequested) -> Result:
+    since = host.paused.since if host.paused else host.now
+    return replace(host, paused=Pause(since, event.reason or "no reason given")), ()
+
+
 def _daemon_started(host: Host, event: ev.DaemonStarted) -> Result:
     away = tuple(replace(d, agent_lost_at=host.now) for d in host.domains)
     return replace(host, domains=away, hub_lost=True), ()
@@ -278,6 +283,8 @@ def _started(host: Host, domain: Domain, event: ev.DomainStarted) -> Result:
 
 
 def _freeze(host: Host, domain: Domain, event: ev.FreezeRequested) -> Result:
+    if host.paused:
+        return _refused(host, event, "paused", f"{host.name} is paused ({host.paused.reason}); unpause it first")
     if domain.kind is not Kind.PRIORITY or domain.lifecycle is not Lifecycle.UP:
         return _refused(host, event, "not-freezable", f"only a priority domain that is up is frozen, not {domain.name}")
     return _with(host, domain.name, saving=True, draining=domain.draining or "to be frozen")
@@ -346,6 +353,8 @@ _OF_DOMAIN: dict[type, Callable[[Host, Domain, Any], Result]] = {
 _OF_HOST: dict[type, Callable[[Host, Any], Result]] = {
     ev.BooksReported: _books,
     ev.DaemonStarted: _daemon_started,
+    ev.PauseRequested: _pause,
+    ev.PauseEnded: lambda h, e: (replace(h, paused=None), ()),
     ev.HubLost: lambda h, e: (replace(h, hub_lost=True), ()),
     ev.HubFound: lambda h, e: (replace(h, hub_lost=False), ()),
     ev.TimerFired: lambda h, e: (h, ()),

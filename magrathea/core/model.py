@@ -261,11 +261,20 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """An admin's word that the host is only watched: what is stopped stays so, and nothing else is stopped or moved."""
+
+    since: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
     """A physical machine with one node daemon, and all that is known of it.
 
     `memory_mib`: what domains may have together (the host's reserve already taken off). `hub_lost`: no hub
-    answers; then nothing new is preempted. `now`: the time of the last event. `domains`: sorted by name.
+    answers; then nothing new is preempted. `paused`: None for not. `now`: the time of the last event. `domains`:
+    sorted by name.
     """
 
     name: str
@@ -276,6 +285,7 @@ class Host:
     limits: Limits = Limits()
     hub_lost: bool = False
     now: float = 0.0
+    paused: Pause | None = None
 
     def domain(self, name: str) -> Domain | None:
         return next((d for d in self.domains if d.name == name), None)

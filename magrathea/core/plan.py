@@ -7,7 +7,7 @@ continuing jobs. A domain whose agent is away or which the driver does not know 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from .allocation import wanted_stopped
@@ -92,7 +92,12 @@ def _held_mib(domain: Domain, active: tuple[Job, ...]) -> int:
 
 
 def steps(host: Host, actual: Mapping[str, ActualDomain]) -> list[Step]:
-    """What is left to do, in order; empty when all is as it should be."""
+    """What is left to do, in order; empty when all is as it should be.
+
+    On a paused host nothing but the standing stops: an agent that comes back, or was just being told, hears of them.
+    """
+    if host.paused:
+        return list(_orders(host, actual, Order.STOP))
     wants = {name: want for name, want in desired(host).items() if name in actual}
     return [
         *_orders(host, actual, Order.STOP),
@@ -103,6 +108,17 @@ def steps(host: Host, actual: Mapping[str, ActualDomain]) -> list[Step]:
         *_orders(host, actual, Order.LIFT),
         *_orders(host, actual, Order.RUN),
     ]
+
+
+def lacks(host: Host, actual: Mapping[str, ActualDomain], name: str) -> bool:
+    """Whether a domain still has to be given CPUs or memory before its jobs have what they should; paused or not."""
+    has = actual.get(name, ActualDomain())
+    due = [s for s in steps(replace(host, paused=None), actual) if isinstance(s, SetCpu | SetMemory)]
+    return any(
+        s.domain == name
+        and (_gives(has.cpu_percent, s.percent) if isinstance(s, SetCpu) else s.mib > (has.memory_mib or 0))
+        for s in due
+    )
 
 
 def _order_for(job: Job, wanted: bool) -> Order:
@@ -130,9 +146,13 @@ def _cpus(
         has = actual[name].cpu_percent
         if want.keep and has != host.limits.preempted_cpu_percent:
             continue  # an idle domain keeps what it has, but not the cap of a preempted one
-        gives = has is not None and (want.cpu_percent is None or want.cpu_percent > has)
-        if has != want.cpu_percent and gives is giving:
+        if has != want.cpu_percent and _gives(has, want.cpu_percent) is giving:
             yield SetCpu(name, want.cpu_percent)
+
+
+def _gives(has: int | None, percent: int | None) -> bool:
+    """Whether this cap leaves more CPU than the one it has."""
+    return has is not None and (percent is None or percent > has)
 
 
 def _memory(

@@ -88,6 +88,7 @@ def _mends(h: Host) -> tuple[tuple[bool, _Maker], ...]:
     """What would lead back to normal, so that most hosts are in working order most of the time."""
     return (
         (h.hub_lost, _on_host(ev.HubFound)),
+        (h.paused is not None, _on_host(ev.PauseEnded)),
         (any(d.fault for d in h.domains), _cleared),
         (any(d.draining for d in h.domains), _undrained),
         (any(d.saving for d in h.domains), _saved),
@@ -226,6 +227,10 @@ def _on_host(kind: type[ev.Event]) -> _Maker:
     return lambda random, h, domain, when: kind(when)
 
 
+def _pause(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    return ev.PauseRequested(when, "for a test")
+
+
 def _with_reason(kind: type[ev.DrainRequested] | type[ev.Faulted]) -> _Maker:
     return lambda random, h, domain, when: kind(when, domain.name, "for a test")
 
@@ -239,6 +244,7 @@ _HOW_OFTEN: dict[_Maker, float] = {
     _books: 4,
     _on_host(ev.TimerFired): 8,
     _on_host(ev.HubLost): 0.5,
+    _pause: 0.5,
     _unit(ev.AgentLost): 0.7,
     _memory: 0.5,
     _boot: 0.3,

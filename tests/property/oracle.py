@@ -40,7 +40,7 @@ def job_stoppable(h: Host, d: Domain, j: Job) -> bool:
 
 
 def stoppable(h: Host, d: Domain) -> bool:
-    if d.kind is not Kind.NORMAL or h.hub_lost or d.agent_lost_at is not None:
+    if d.kind is not Kind.NORMAL or h.hub_lost or h.paused or d.agent_lost_at is not None:
         return False
     if d.lifecycle is not Lifecycle.UP or d.fault:
         return False
@@ -208,6 +208,8 @@ def must_not_run(h: Host) -> set[tuple[str, str]]:
 
 
 def _in_way(h: Host, d: Domain, j: Job) -> bool:
+    if h.paused:
+        return ours(j)
     if j.held_elsewhere:
         return True
     if h.mode is Mode.COUNTED:

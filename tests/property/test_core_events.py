@@ -131,7 +131,7 @@ class AnyEvents(RuleBasedStateMachine):
     @rule(index=INDEX)
     def continue_what_must_not(self, index: int) -> None:
         name, key = self.jobs()[index % len(self.jobs())]
-        if (name, key) in allocation.wanted_stopped(self.world.host):
+        if not self.world.host.paused and (name, key) in allocation.wanted_stopped(self.world.host):
             before = self.world.host
             self.world.do(ev.JobContinued(self.now, name, key))
             assert self.world.host == before
@@ -224,6 +224,19 @@ class AnyEvents(RuleBasedStateMachine):
         self.world.do(ev.HubLost(self.now))
         self.world.do(ev.TimerFired(self.now + after))
         self.world.do(ev.HubFound(self.now))
+
+    @rule(step=STEP_S)
+    def pause(self, step: float) -> None:
+        self.world.do(ev.PauseRequested(self.now + step, "for a test"))
+
+    @precondition(lambda self: self.world.host.paused)
+    @rule(step=STEP_S, index=INDEX, let_go=st.booleans())
+    def unpause(self, step: float, index: int, let_go: bool) -> None:
+        """With or without an agent that had let a job go on before it heard of the pause."""
+        stopped = [(d.name, j.key) for d in self.world.host.domains for j in d.stopped]
+        if stopped and let_go:
+            self.world.do(ev.JobContinued(self.now, *stopped[index % len(stopped)]))
+        self.world.do(ev.PauseEnded(self.now + step))
 
     @rule(index=INDEX, mib=st.sampled_from((0, 50, 300, -1)))
     def memory(self, index: int, mib: int) -> None:

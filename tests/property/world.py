@@ -40,6 +40,8 @@ REPEATABLE = (
     ev.BooksReported,
     ev.HubLost,
     ev.HubFound,
+    ev.PauseRequested,
+    ev.PauseEnded,
     ev.TimerFired,
     ev.MemoryReported,
 )
@@ -164,7 +166,10 @@ class World:
         self._desired_fits(h)
 
     def _progress(self, h: Host, wanted: frozenset[tuple[str, JobKey]]) -> None:
-        """Every stopped job is continued once nothing is in the way."""
+        """Every stopped job is continued once nothing is in the way; on a paused host none is."""
+        if h.paused:
+            self._must({k for _, k in wanted} == {k for _, k in self._stopped(h)}, "paused: what is stopped stays so")
+            return
         jobs = [j for d in oracle.workers(h) for j in d.jobs]
         in_the_way = any(j.held_elsewhere or not oracle.ours(j) for j in jobs) or any(
             oracle.lingering(h, d) or oracle.is_restored(d) for d in h.domains
@@ -175,8 +180,8 @@ class World:
                 self._must(not wanted, "with nothing in the way everybody goes on")
 
     def _exclusive_use(self, h: Host) -> None:
-        """On an exclusive host no preemptible job runs beside a priority job."""
-        if h.mode is Mode.COUNTED:
+        """On an exclusive host no preemptible job runs beside a priority job, unless an agent let one go in a pause."""
+        if h.mode is Mode.COUNTED or h.paused:
             return
         for p in oracle.workers(h):
             if any(j.cls is HIGH for j in p.jobs):
@@ -220,7 +225,11 @@ class World:
     # What an event may do.
 
     def _handed_out(self, calm: Host, after: Host, event: ev.Event) -> None:
-        if after.mode is Mode.COUNTED and not isinstance(event, ev.JobsReported):
+        if after.paused:
+            stopped = self._stopped(after) - self._stopped(calm)
+            self._must(not stopped, f"on a paused host nobody is stopped: {stopped}")
+        let_go = after.paused and isinstance(event, ev.JobContinued)
+        if after.mode is Mode.COUNTED and not isinstance(event, ev.JobsReported) and not let_go:
             most = max(oracle.cpus_for_jobs(after), oracle.cpus_in_use(oracle.workers(calm)))
             self._must(oracle.cpus_in_use(oracle.workers(after)) <= most, "more CPUs run than there are")
             memory = after.without_services.mib - sum(d.floor_mib for d in after.workers)
@@ -375,7 +384,7 @@ class World:
 
     def calm_down(self) -> None:
         """Every running job ends, nobody holds anything, every deadline passes: every stopped job must go on."""
-        h = at(self.host, self.host.now + 100_000)
+        h = at(handle(self.host, ev.PauseEnded(self.host.now))[0], self.host.now + 100_000)
         h = handle(h, ev.BooksReported(h.now, ()))[0]
         for _ in range(1 + sum(len(d.jobs) for d in h.domains)):
             for d in h.domains:
