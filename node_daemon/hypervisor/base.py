@@ -6,7 +6,9 @@ Rule 2: every call ends within its deadline, by a result or by a `DriverError`, 
 is already set succeeds and changes nothing. A call given up may still take effect, so read `actual()` afterwards.
 Rule 3: events only say "look"; whoever misses one finds the same in `actual()`.
 
-Implemented by local.py (groups of processes on this machine).
+Rule 4: what a driver cannot do it does not name in `capabilities`, and refuses with `not-supported`.
+
+Implemented by local.py (groups of processes on this machine) and libvirt.py (virtual machines and containers).
 """
 
 from __future__ import annotations
@@ -21,16 +23,22 @@ T = TypeVar("T")
 CALL_DEADLINE_S = 2.0
 """For a driver's own call. A claim is answered within 2 s (DESIGN.md section 6), and a healthy call takes 1-10 ms."""
 
+SAVE_DEADLINE_S = 120.0
+"""For `save`, and for a `boot` that restores: both move the domain's whole memory to or from a disk."""
+
 CPU = "cpu"
 MEMORY = "memory"
-"""Words of `Driver.capabilities`: it can cap CPU, it can move memory."""
+LIFE = "life"
+SAVE = "save"
+"""Words of `Driver.capabilities`: it can cap CPU; move memory; boot, shut down, reboot and destroy; save to disk."""
 
 
 class DriverError(Exception):
     """A call failed. `code` is for programs and never changes, `text` is for people and says what to do.
 
     Codes: `no-domain` (not configured), `domain-down` (not running, so nothing to set), `not-supported` (this
-    driver cannot do it at all), `not-permitted` (it could, with other rights), `bad-value`, `timeout`, `failed`.
+    driver cannot do it at all), `not-permitted` (it could, with other rights), `bad-value`, `timeout`, `failed`,
+    `restore-failed` (a saved domain did not come back; its image is kept).
     """
 
     def __init__(self, code: str, text: str) -> None:
@@ -44,7 +52,10 @@ class DriverError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DomainEvent:
-    """A domain came up or went down. `start` tells how each configured domain is found."""
+    """A domain came up or went down, or something else of it has changed (`up` is then as it was): look.
+
+    `start` tells how each configured domain is found.
+    """
 
     name: str
     up: bool
@@ -55,11 +66,16 @@ class ActualDomain:
     """A domain as the hypervisor has it, read just now.
 
     `cpu_percent`: 100 is one CPU; None: not capped, or not known. `memory_mib`: None: not limited, or not known.
+    `saved`: there is an image of it on disk, which the next boot restores. `paused`: somebody else halts it: it is
+    up, but nothing in it runs. `max_memory_mib`: what it could be given at most; None: no bound, or not known.
     """
 
     up: bool
     cpu_percent: int | None = None
     memory_mib: int | None = None
+    saved: bool = False
+    paused: bool = False
+    max_memory_mib: int | None = None
 
 
 OnEvent = Callable[[DomainEvent], None]
@@ -71,7 +87,7 @@ class Driver(Protocol):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What this driver can do here and now (`CPU`, `MEMORY`); final once `start` has returned."""
+        """What this driver can do here and now (`CPU`, `MEMORY`, `LIFE`, `SAVE`); final once `start` has returned."""
         ...
 
     async def start(self, on_event: OnEvent) -> None:
@@ -94,7 +110,38 @@ class Driver(Protocol):
         ...
 
     async def set_memory(self, domain: str, mib: int) -> None:
-        """Let the domain have `mib` MiB of the host's memory. Raises DriverError."""
+        """Aim at the domain having `mib` MiB of the host's memory; `actual` tells what it has. Raises DriverError.
+
+        It is a target: the guest gives what it can, as fast as it can.
+        """
+        ...
+
+    async def boot(self, domain: str) -> None:
+        """Start the domain; where it is saved to disk, go on from there. One that is up stays as it is.
+
+        Returns when the hypervisor runs it, long before the guest is ready. Raises DriverError; `restore-failed`
+        leaves the image where it is.
+        """
+        ...
+
+    async def shutdown(self, domain: str) -> None:
+        """Ask the guest to power itself off; it may take long, or never do it. Raises DriverError."""
+        ...
+
+    async def reboot(self, domain: str) -> None:
+        """Ask the guest to boot again; it may take long, or never do it. Raises DriverError."""
+        ...
+
+    async def destroy(self, domain: str) -> None:
+        """End the domain at once, as pulling the plug does; one that is down stays so. Raises DriverError."""
+        ...
+
+    async def save(self, domain: str) -> None:
+        """Save the domain to disk and end it. Within SAVE_DEADLINE_S. Raises DriverError, and then it runs on."""
+        ...
+
+    async def resume(self, domain: str) -> None:
+        """Let a paused domain go on; one that is not paused stays as it is. Raises DriverError."""
         ...
 
     def notes(self) -> list[str]:

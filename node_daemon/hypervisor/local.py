@@ -2,7 +2,7 @@
 
 A domain is up while the process named by its pid file lives. CPU is capped by control groups where they can be
 used (cgroups.py), else by affinity: without root a raised nice value cannot be lowered again, affinity can. Memory
-is never moved: the processes share the machine's.
+is never moved: the processes share the machine's. A domain can be ended, but who started it has to start it again.
 
 Rule 1: everything that can block runs in one worker thread, in the order in which it was asked for, so a call that was
 given up cannot overtake a later one.
@@ -17,6 +17,8 @@ import errno
 import logging
 import os
 import re
+import signal
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +37,9 @@ POLL_S = 0.25
 
 ROUNDS = 20
 """New processes appear while others are moved; more rounds than this mean a fork storm that outruns us."""
+
+KILL_PAUSE_S = 0.02
+"""Between two rounds of killing: a killed process needs a moment to be gone."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -163,6 +168,19 @@ def choose_capper(host: str, domains: list[str]) -> Capper:
         return AffinityCapper(cpus, str(error))
 
 
+def _kill(domain: str, members: Members) -> None:
+    """End all processes of the domain. Blocks; raises OSError, DriverError."""
+    for _ in range(ROUNDS):
+        pids = members.find()
+        if not pids:
+            return
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(KILL_PAUSE_S)
+    raise _escaping(domain, "killing them")
+
+
 def _pidfd_of(pid: int) -> int | None:
     """A descriptor that becomes readable when the process ends; None if there is no such process, or no such call."""
     try:
@@ -207,7 +225,8 @@ class LocalDriver:
 
     def notes(self) -> list[str]:
         said = [] if self._capper is None else self._capper.notes
-        return [*said, "memory is not moved: the domains of the local driver share the machine's"]
+        shared = "memory is not moved: the domains of the local driver share the machine's"
+        return [*said, shared, "domains are not booted, shut down or saved: whoever starts their processes ends them"]
 
     async def start(self, on_event: OnEvent) -> None:
         self._on_event = on_event
@@ -243,6 +262,32 @@ class LocalDriver:
     async def set_memory(self, domain: str, mib: int) -> None:
         self._check(domain)
         raise DriverError("not-supported", f"domain {domain}: the local driver does not move memory ({mib} MiB asked)")
+
+    async def boot(self, domain: str) -> None:
+        self._unable(domain, "boot", "start its root process and write its pid file")
+
+    async def shutdown(self, domain: str) -> None:
+        self._unable(domain, "shut down", "end its root process")
+
+    async def reboot(self, domain: str) -> None:
+        self._unable(domain, "reboot", "end its root process and start it again")
+
+    async def save(self, domain: str) -> None:
+        self._unable(domain, "save", "use a driver that can, such as libvirt")
+
+    async def resume(self, domain: str) -> None:
+        self._unable(domain, "resume", "it never pauses one: send SIGCONT to what somebody else has stopped")
+
+    async def destroy(self, domain: str) -> None:
+        self._started()
+        self._check(domain)
+        members = self._members.get(domain)
+        if members is not None:
+            await self._call(f"ending domain {domain}", lambda: _kill(domain, members))
+
+    def _unable(self, domain: str, what: str, mend: str) -> None:
+        self._check(domain)
+        raise DriverError("not-supported", f"domain {domain}: the local driver cannot {what} it; {mend}")
 
     async def close(self) -> None:
         if self._watcher is not None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from node_daemon.hypervisor import cgroups, local, processes
-from node_daemon.hypervisor.base import CPU, DomainEvent, DriverError
+from node_daemon.hypervisor.base import CPU, LIFE, SAVE, DomainEvent, DriverError
 from node_daemon.hypervisor.local import AffinityCapper, GroupCapper, LocalDriver
 
 NOBODY = 65534
@@ -395,3 +395,34 @@ def test_a_call_that_hangs_ends_at_its_deadline(machine: Machine, monkeypatch: p
         asyncio.run(run())
     finally:
         release.set()
+
+
+@pytest.mark.parametrize("what", ["boot", "shutdown", "reboot", "save", "resume"])
+def test_what_it_cannot_do_is_refused_and_not_among_its_capabilities(machine: Machine, what: str) -> None:
+    async def run() -> None:
+        machine.start()
+        async with driving(machine) as (driver, _):
+            assert not {LIFE, SAVE} & driver.capabilities
+            with pytest.raises(DriverError) as refused:
+                await getattr(driver, what)("n1")
+            assert refused.value.code == "not-supported"
+            with pytest.raises(DriverError) as unknown:
+                await getattr(driver, what)("n9")
+            assert unknown.value.code == "no-domain"
+
+    asyncio.run(run())
+
+
+def test_destroying_a_domain_ends_all_its_processes_and_may_be_repeated(machine: Machine) -> None:
+    async def run() -> None:
+        machine.start()
+        async with driving(machine) as (driver, events):
+            assert await next_event(events) == DomainEvent("n1", up=True)
+            members = processes.Members(processes.look(machine.root.pid) or pytest.fail("no root"))
+            pids = members.find()
+            await driver.destroy("n1")
+            assert await next_event(events) == DomainEvent("n1", up=False)
+            assert [processes.look(pid) for pid in pids] == [None] * len(pids)
+            await driver.destroy("n1")
+
+    asyncio.run(run())
