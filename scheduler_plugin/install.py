@@ -199,7 +199,7 @@ def wanted_hooks(wish: Wish) -> dict[str, tuple[dict[str, str], str, str | None]
     config = {"heartbeat": wish.heartbeat, "heartbeat_max_age_s": wish.heartbeat_max_age_s}
     hooks: dict[str, tuple[dict[str, str], str, str | None]] = {
         "magrathea_server": (
-            {"event": "runjob", "alarm": "10"},
+            {"event": "runjob,modifyjob", "alarm": "10"},
             (HOOKS / "magrathea_server.py").read_text(encoding="utf-8"),
             json.dumps(config, indent=1) + "\n",
         ),

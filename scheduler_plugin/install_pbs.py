@@ -20,6 +20,9 @@ from pathlib import Path
 from .install import CONFIG, SCRIPT, Change, InstallError, Job, Present, parse_list
 
 COMMAND_S = 60.0
+NO_TROUBLE = "' contents overwritten"
+"""How qmgr ends what it says, as an error, when a hook's script has been replaced."""
+
 GREETING = "Max open servers:"
 """qmgr says this in its first line when it reads standard input."""
 
@@ -65,7 +68,8 @@ def run(place: Place, argv: Sequence[str], text: str | None = None) -> str:
         raise InstallError(f"{place.exec_dir}/bin/{argv[0]} is not there; PBS_EXEC in pbs.conf is wrong") from error
     except subprocess.TimeoutExpired as error:
         raise InstallError(f"{told}: no answer within {COMMAND_S:.0f} s; does pbs_server run?") from error
-    if done.returncode != 0 or (text is not None and done.stderr.strip()):
+    trouble = [line for line in done.stderr.splitlines() if line.strip() and not line.endswith(NO_TROUBLE)]
+    if done.returncode != 0 or (text is not None and trouble):
         raise InstallError(f"{told}: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
     return done.stdout
 

@@ -1,14 +1,17 @@
-"""Magrathea's hook for the server, event runjob: refuses what the last publication did not know yet.
+"""Magrathea's hook for the server: refuses what the last publication did not know yet (event runjob), and a class
+that is not the job's queue's (event modifyjob).
 
-The scheduler decides by what the hub has published; between two publications jobs start and end. So this looks at
-the jobs that the server itself has, this very moment, on the chosen vnodes and their siblings (the other domains of
-the same host). It is the one place outside the core that repeats a rule:
+*runjob.* The scheduler decides by what the hub has published; between two publications jobs start and end. So this
+looks at the jobs that the server itself has, this very moment, on the chosen vnodes and their siblings (the other
+domains of the same host). It is the one place outside the core that repeats a rule:
 
   exclusive host  refuse if a sibling has a job, unless this job is of class priority and all of theirs are
                   preemptible; and refuse chunks in two domains of the host
   counted host    refuse if the CPUs of this job and of the host's jobs (for a priority job: those that are not
                   preemptible) exceed the host's
   both            refuse a job without a class, and what would preempt while the hub does not answer
+
+*modifyjob.* PBS refuses our resources to users at qsub, but lets them through in the select of a qalter.
 
 Rule 1: a vnode without `magrathea_siblings` is none of ours: accepted at once, and an error there stops nobody. On
 a vnode of ours an error refuses.
@@ -169,8 +172,24 @@ def check(server, job, managed):
             done.update(siblings)
 
 
+def check_modified(event):
+    """Nobody names a class, as at qsub: people have the choice of the queue."""
+    wanted = event.job.Resource_List
+    asked = None if wanted is None else wanted["select"]
+    if unset(asked):
+        return
+    if any(word.startswith("magrathea") for chunk in str(asked).split("+") for word in chunk.split(":")):
+        event.reject(
+            "magrathea: own-class: the select of %s names a resource of Magrathea's; the class of a job is its"
+            " queue's: leave it out, and qmove the job to the queue that is meant" % event.job.id
+        )
+
+
 def main():
     event = pbs.event()
+    if event.type == pbs.MODIFYJOB:
+        check_modified(event)
+        return
     managed = []
     try:
         check(pbs.server(), event.job, managed)

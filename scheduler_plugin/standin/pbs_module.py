@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 EVENTS = {  # include/hook.h
+    "modifyjob": 0x02,
     "runjob": 0x10,
     "execjob_begin": 0x40,
     "execjob_prologue": 0x80,

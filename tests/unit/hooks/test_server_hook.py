@@ -210,3 +210,19 @@ def test_an_error_elsewhere_stops_nobody(run: Run) -> None:
     accepted = run(new, exclusive())
     assert accepted.accepted
     assert any("hook failed" in line for line in accepted.log)
+
+
+def alter(**resources: str) -> Outcome:
+    """The hook's answer to a qalter of a queued job."""
+    asked = {"id": "7.srv", "Resource_List": resources}
+    return Hook(FILE).run("modifyjob", server=Server("srv", {}, {}), job=Job("7.srv", asked))
+
+
+@pytest.mark.parametrize("select", ["1:ncpus=1:magrathea_accepts=priority", "1:ncpus=1+2:magrathea_rank=9:ncpus=1"])
+def test_a_qalter_that_names_a_resource_of_ours_is_refused(select: str) -> None:
+    assert code(alter(select=select)) == "own-class"
+
+
+@pytest.mark.parametrize("resources", [{}, {"walltime": "10"}, {"select": "2:ncpus=1:host=magrathea"}])
+def test_any_other_qalter_is_none_of_ours(resources: dict[str, str]) -> None:
+    assert alter(**resources).accepted
