@@ -1,0 +1,145 @@
+#!/bin/sh
+# Installs Magrathea's agent in a guest: one file for the guest's own Python (3.6 or later), its configuration, and a
+# systemd unit or, where there is no systemd, an init script. Nothing else is needed; PBS brings the hook by itself.
+#
+#   sh install.sh [--channel port:PATH|unix:PATH] [--python PROGRAM] [--root DIRECTORY] [--no-start]
+#   sh install.sh --uninstall [--root DIRECTORY]
+#
+# Beside it lie agent.py, magrathea-agent.service and magrathea-agent.init (`magrathea guest script` packs all in one).
+# It may be run again: an existing /etc/magrathea/agent.json stays, the rest is replaced, and the agent started anew;
+# jobs that are stopped stay stopped meanwhile. Exit codes: 0 done, 1 something is missing (said which), 2 wrong usage.
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+channel=port:/dev/virtio-ports/org.magrathea.0
+root='' python='' start=yes action=install
+
+fail() {
+    echo "install.sh: $1" >&2
+    exit "${2:-1}"
+}
+
+while [ $# -gt 0 ]; do
+    case $1 in
+    --channel | --python | --root)
+        [ $# -ge 2 ] || fail "$1 needs a value" 2
+        case $1 in
+        --channel) channel=$2 ;;
+        --python) python=$2 ;;
+        --root) root=${2%/} ;;
+        esac
+        shift
+        ;;
+    --no-start) start=no ;;
+    --uninstall) action=uninstall ;;
+    -h | --help)
+        sed -n '2,10s/^# \{0,1\}//p' "$0"
+        exit 0
+        ;;
+    *) fail "$1 is not known; see --help" 2 ;;
+    esac
+    shift
+done
+case $channel in
+port:/* | unix:/*) ;;
+*) fail "--channel $channel: port:PATH for a virtio-serial port, unix:PATH for a socket" 2 ;;
+esac
+case $channel in
+*[!A-Za-z0-9/._:@-]*) fail "--channel $channel: only letters, digits and / . _ : @ -" 2 ;;
+esac
+[ -n "$root" ] || [ "$(id -u)" = 0 ] || fail "must be root: the agent stops other users' processes"
+[ -z "$root" ] || start=no
+
+systemd=no
+[ -z "$root" ] && [ -d /run/systemd/system ] && systemd=yes
+unit=$root/etc/systemd/system/magrathea-agent.service
+init=$root/etc/init.d/magrathea-agent
+
+if [ "$action" = uninstall ]; then
+    if [ $systemd = yes ] && [ -e "$unit" ]; then
+        systemctl disable --now magrathea-agent
+    elif [ -z "$root" ] && [ -x "$init" ]; then
+        "$init" stop
+        for tool in "update-rc.d -f magrathea-agent remove" "chkconfig --del magrathea-agent" "rc-update del magrathea-agent"; do
+            if command -v "${tool%% *}" >/dev/null; then $tool; fi
+        done
+    fi
+    rm -rf "$unit" "$init" "$root/usr/lib/magrathea"
+    [ $systemd = no ] || systemctl daemon-reload
+    echo "the agent is gone; left: $root/etc/magrathea, $root/var/lib/magrathea"
+    echo "without /etc/magrathea/agent.json MoM's hook asks nobody and lets every job start: remove it last"
+    exit 0
+fi
+
+for file in agent.py magrathea-agent.service magrathea-agent.init; do
+    [ -r "$here/$file" ] || fail "$here/$file is missing; it belongs beside this script"
+done
+if [ -z "$python" ]; then
+    for candidate in /usr/bin/python3 /usr/local/bin/python3 /usr/libexec/platform-python; do
+        if [ -x "$candidate" ]; then
+            python=$candidate
+            break
+        fi
+    done
+fi
+[ -n "$python" ] || fail "no Python found; install python3 (3.6 or later), or name it: --python PROGRAM"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 6))' || fail "$python is older than 3.6; name another: --python PROGRAM"
+"$python" -c 'import json, selectors, socket' || fail "$python lacks its standard library (Debian: libpython3-stdlib)"
+
+# The new file takes the old one's place at once: an agent that starts meanwhile finds either.
+put() { # source destination mode
+    mkdir -p "$(dirname "$2")"
+    cp "$1" "$2.new"
+    chmod "$3" "$2.new"
+    mv -f "$2.new" "$2"
+}
+
+put "$here/agent.py" "$root/usr/lib/magrathea/agent.py" 0644
+# Compiled once: compiling at each start would take 10 MB that stay. A guest may lack what compiles; then it does not.
+"$python" -m compileall -q "$root/usr/lib/magrathea" || echo "install.sh: not compiled; the agent takes 10 MB more" >&2
+mkdir -p "$root/etc/magrathea/hooks.d/guest" "$root/var/lib/magrathea"
+chmod 0700 "$root/var/lib/magrathea"
+if [ -e "$root/etc/magrathea/agent.json" ]; then
+    echo "$root/etc/magrathea/agent.json stays as it is"
+else
+    printf '{\n  "channel": "%s"\n}\n' "$channel" >"$root/etc/magrathea/agent.json.new"
+    mv "$root/etc/magrathea/agent.json.new" "$root/etc/magrathea/agent.json"
+fi
+said=$("$python" "$root/usr/lib/magrathea/agent.py" --check --config "$root/etc/magrathea/agent.json" 2>&1) || {
+    [ $? = 1 ] || fail "$said"
+    [ -n "$root" ] || echo "$said" >&2 # what this guest lacks still, a channel perhaps: the agent waits for it
+}
+
+if [ -n "$root" ] && { [ -d "$root/lib/systemd/system" ] || [ -d "$root/usr/lib/systemd/system" ]; }; then
+    systemd=image
+fi
+if [ $systemd != no ]; then
+    sed "s|/usr/bin/python3|$python|" "$here/magrathea-agent.service" >"$here/unit.new"
+    put "$here/unit.new" "$unit" 0644
+    rm -f "$here/unit.new"
+    if [ $systemd = yes ]; then
+        systemctl daemon-reload
+        systemctl enable magrathea-agent
+        [ $start = no ] || systemctl restart magrathea-agent
+    else # an image: it is enabled as `systemctl enable` would
+        mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
+        ln -sf ../magrathea-agent.service "$root/etc/systemd/system/multi-user.target.wants/magrathea-agent.service"
+    fi
+else
+    sed "s|^PYTHON=.*|PYTHON=$python|" "$here/magrathea-agent.init" >"$here/init.new"
+    put "$here/init.new" "$init" 0755
+    rm -f "$here/init.new"
+    if [ -z "$root" ]; then
+        if command -v update-rc.d >/dev/null; then
+            update-rc.d magrathea-agent defaults
+        elif command -v chkconfig >/dev/null; then
+            chkconfig --add magrathea-agent
+        elif command -v rc-update >/dev/null; then
+            rc-update add magrathea-agent default
+        else
+            echo "start it at boot, before pbs_mom: /etc/init.d/magrathea-agent start" >&2
+        fi
+        [ $start = no ] || "$init" restart
+    fi
+fi
+echo "the agent is installed${root:+ in $root}"

@@ -1,0 +1,287 @@
+"""What of a host's libvirt domains can be Magrathea's, and what has to change for it: pure, on XML text and figures.
+
+Rule 1: a guess is told with its reason, and the admin's word (`--kind`, or the configuration) goes before it.
+Rule 2: a domain that cannot be handled is refused with the reason and the mend; as a service it is never touched.
+Rule 3: what is changed in a domain's XML is one channel and the balloon's attributes, nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from magrathea.core.model import Kind
+
+CHANNEL = "org.magrathea.0"
+"""The port's name: in the guest /dev/virtio-ports/org.magrathea.0 (deploy/agent.json)."""
+
+BALLOON = {"model": "virtio", "autodeflate": "on", "freePageReporting": "on"}
+"""Without autodeflate a target that the guest cannot reach kills its jobs; free page reporting gives back what an
+ended job leaves (FACTS of libvirt 9.0 and QEMU 7.2: a guest of 2 GiB, balloon to 512 MiB)."""
+
+EMULATOR_MIB = 300
+"""What QEMU keeps for itself beside its guest's memory: 257 to 283 MiB were seen (QEMU 7.2)."""
+HOST_MIB = 512
+"""For the host itself, the default of `reserve_mib`."""
+FLOOR_MARGIN_MIB = 96
+"""Above what a guest uses: MoM with a hook and the agent stayed comfortable at 112 MiB with 29 used, slow at 96."""
+LEAST_FLOOR_MIB = 128
+UNKNOWN_FLOOR_MIB = 512
+"""The floor proposed for a domain that does not run, so that nobody knows what it uses."""
+STEP_MIB = 16
+
+QEMU_TYPES = ("kvm", "qemu", "test")
+TYPES = (*QEMU_TYPES, "xen", "lxc")
+
+ET.register_namespace("qemu", "http://libvirt.org/schemas/domain/qemu/1.0")
+ET.register_namespace("xen", "http://libvirt.org/schemas/domain/xen/1.0")
+ET.register_namespace("lxc", "http://libvirt.org/schemas/domain/lxc/1.0")
+
+_PRIORITY = re.compile(r"(^|[^a-z])(prio|priority|high|express|urgent)([^a-z]|$)", re.IGNORECASE)
+_SERVICE = re.compile(
+    r"(^|[^a-z])(service|server|login|mgmt|dns|dhcp|ldap|nfs|db|web|mail|infra)([^a-z]|$)", re.IGNORECASE
+)
+
+
+class NotAdoptable(Exception):
+    """This domain cannot be handled; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A domain as libvirt has it. `memory_mib`: its maximum. `used_mib`: what the host and its guest need of that
+    without any job, None where it does not run."""
+
+    name: str
+    type: str
+    cpus: int
+    memory_mib: int
+    words: str
+    xml: str
+    persistent: bool = True
+    used_mib: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What a domain is to be. `why`: of the kind. `refused`: why it cannot be adopted, empty if it can."""
+
+    found: Found
+    kind: Kind
+    why: str
+    floor_mib: int = 0
+    memory_mib: int = 0
+    refused: str = ""
+
+
+_UNITS = {
+    "b": 2**-20,
+    "bytes": 2**-20,
+    "kb": 1000 / 2**20,
+    "k": 2**-10,
+    "kib": 2**-10,
+    "mb": 1e6 / 2**20,
+    "m": 1,
+    "mib": 1,
+}
+_UNITS |= {"gb": 1e9 / 2**20, "g": 2**10, "gib": 2**10, "tb": 1e12 / 2**20, "t": 2**20, "tib": 2**20}
+
+
+def parse(xml: str, *, persistent: bool = True, used_mib: int | None = None) -> Found:
+    """The domain that `xml` describes. Raises NotAdoptable for what is no domain of libvirt's."""
+    try:
+        top = ET.fromstring(xml)
+        name, memory = top.findtext("name", ""), top.find("memory")
+        cpus = int(top.findtext("vcpu", "1"))
+        mib = float(memory.text or "") * _UNITS[memory.get("unit", "KiB").lower()] if memory is not None else 0.0
+    except (ET.ParseError, ValueError, KeyError) as error:
+        raise NotAdoptable(f"its XML cannot be understood ({error!r}); see `virsh dumpxml`") from error
+    words = " ".join(filter(None, (name, top.findtext("title"), top.findtext("description"))))
+    return Found(name, top.get("type", ""), cpus, int(mib), words, xml, persistent, used_mib)
+
+
+def guess(found: Found, host_cpus: int) -> tuple[Kind, str]:
+    """What the domain is probably for, and why that is thought."""
+    if match := _PRIORITY.search(found.words):
+        return Kind.PRIORITY, f"its name or description says {match.group(2)!r}"
+    if match := _SERVICE.search(found.words):
+        return Kind.SERVICE, f"its name or description says {match.group(2)!r}"
+    if 2 * found.cpus >= host_cpus:
+        return Kind.NORMAL, f"it has {found.cpus} of the host's {host_cpus} CPUs: a worker"
+    return Kind.SERVICE, f"it has {found.cpus} of the host's {host_cpus} CPUs: less than half"
+
+
+def floor_mib(found: Found) -> int:
+    """What keeps the guest, its MoM and its agent alive."""
+    if found.used_mib is None:
+        return min(UNKNOWN_FLOOR_MIB, found.memory_mib)
+    need = max(LEAST_FLOOR_MIB, found.used_mib + FLOOR_MARGIN_MIB)
+    return min(-(-need // STEP_MIB) * STEP_MIB, found.memory_mib)
+
+
+def obstacle(found: Found) -> str:
+    """Why the domain cannot be a worker, with the mend; empty if it can."""
+    top = ET.fromstring(found.xml)
+    service = f"or keep it out: `--kind {found.name}=service`"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", found.name):
+        return f"a domain's name has at most 64 letters, digits, `_`, `.`, `-`; `virsh domrename` it, {service}"
+    if found.type not in TYPES:
+        return f"domains of type {found.type!r} are not supported (known: {', '.join(TYPES)}); {service}"
+    if not found.persistent:
+        return f"it is transient and would vanish when saved; `virsh define` it, {service}"
+    if (
+        top.find("devices/hostdev[@type='pci']") is not None
+        or top.find("devices/interface[@type='hostdev']") is not None
+    ):
+        return f"a passed-through PCI device pins all its memory; take the <hostdev> out, {service}"
+    if top.find("memoryBacking/locked") is not None:
+        return f"its memory is locked and cannot be taken; take <locked/> out of <memoryBacking>, {service}"
+    if top.find("memoryBacking/hugepages") is not None:
+        return f"its huge pages cannot be taken by a balloon; take <hugepages/> out of <memoryBacking>, {service}"
+    return ""
+
+
+def propose(
+    founds: Iterable[Found], host_cpus: int, host_mib: int, kinds: Mapping[str, tuple[Kind, str]]
+) -> list[Proposal]:
+    """What each domain is to be. `kinds`: the admin's word, with whose it is, by the domain's name."""
+    chosen = []
+    for found in sorted(founds, key=lambda f: f.name):
+        kind, why = kinds.get(found.name) or guess(found, host_cpus)
+        if kind is Kind.SERVICE:
+            chosen.append(Proposal(found, kind, why, 0, found.memory_mib))
+        else:
+            chosen.append(Proposal(found, kind, why, floor_mib(found), found.memory_mib, obstacle(found)))
+    services = sum(p.memory_mib for p in chosen if p.kind is Kind.SERVICE)
+    floors = sum(p.floor_mib for p in chosen if p.kind is not Kind.SERVICE and not p.refused)
+    room = host_mib - reserve_mib(chosen) - services
+    return [
+        p
+        if p.kind is Kind.SERVICE or p.refused
+        else Proposal(
+            p.found, p.kind, p.why, p.floor_mib, max(p.floor_mib, min(p.memory_mib, room - floors + p.floor_mib))
+        )
+        for p in chosen
+    ]
+
+
+def reserve_mib(proposals: Iterable[Proposal]) -> int:
+    """What domains never get: the host's own, and what each emulator takes for itself."""
+    return HOST_MIB + EMULATOR_MIB * sum(1 for p in proposals if p.found.type in ("kvm", "qemu"))
+
+
+def short_of(proposals: Iterable[Proposal], host_mib: int) -> int:
+    """By how many MiB reserve, services and floors together exceed the host; 0 where they fit."""
+    listed = [p for p in proposals if not p.refused]
+    taken = sum(p.memory_mib if p.kind is Kind.SERVICE else p.floor_mib for p in listed)
+    return max(0, reserve_mib(listed) + taken - host_mib)
+
+
+# The XML
+
+
+def adopted_xml(found: Found, socket: str) -> str:
+    """The domain's XML with the channel to `socket` and the balloon as it must be. Raises NotAdoptable."""
+    top = ET.fromstring(found.xml)
+    devices = top.find("devices")
+    if devices is None:
+        devices = ET.SubElement(top, "devices")
+    if found.type == "lxc":
+        _add_directory(devices, socket)
+        return written(top)
+    _add_channel(devices, found, socket)
+    if found.type != "xen":  # its balloon has no attributes: the kernel's own driver
+        balloon = devices.find("memballoon")
+        if balloon is None:
+            balloon = ET.SubElement(devices, "memballoon")
+        if balloon.get("model") != BALLOON["model"]:
+            for child in list(balloon):  # an address of another model's bus
+                balloon.remove(child)
+        for key, value in BALLOON.items():
+            balloon.set(key, value)
+    return written(top)
+
+
+def _add_channel(devices: ET.Element, found: Found, socket: str) -> None:
+    port = "xen" if found.type == "xen" else "virtio"
+    for channel in devices.findall("channel"):
+        target, source = channel.find("target"), channel.find("source")
+        if target is None or target.get("name") != CHANNEL:
+            continue
+        if source is not None and source.get("path") == socket and source.get("mode") == "connect":
+            return
+        path = source.get("path") if source is not None else None
+        raise NotAdoptable(f"its channel {CHANNEL} goes to {path}, not {socket}; take that <channel> out first")
+    channel = ET.SubElement(devices, "channel", {"type": "unix"})
+    source = ET.SubElement(channel, "source", {"mode": "connect", "path": socket})
+    ET.SubElement(source, "reconnect", {"enabled": "yes", "timeout": "1"})
+    ET.SubElement(channel, "target", {"type": port, "name": CHANNEL})
+
+
+GUEST_DIRECTORY = "/run/magrathea-host"
+"""Where a container finds the directory of the host's socket."""
+
+
+def _add_directory(devices: ET.Element, socket: str) -> None:
+    directory = socket.rpartition("/")[0]
+    for mount in devices.findall("filesystem"):
+        target, source = mount.find("target"), mount.find("source")
+        if target is not None and target.get("dir") == GUEST_DIRECTORY:
+            if source is not None and source.get("dir") == directory:
+                return
+            raise NotAdoptable(f"something else is mounted on {GUEST_DIRECTORY}; take that <filesystem> out first")
+    mount = ET.SubElement(devices, "filesystem", {"type": "mount", "accessmode": "passthrough"})
+    ET.SubElement(mount, "source", {"dir": directory})
+    ET.SubElement(mount, "target", {"dir": GUEST_DIRECTORY})
+
+
+def written(top: ET.Element) -> str:
+    """XML as text, always in the same way, so that two versions can be compared line by line."""
+    ET.indent(top)
+    return ET.tostring(top, encoding="unicode") + "\n"
+
+
+def normal(xml: str) -> str:
+    """`xml` written in that way."""
+    return written(ET.fromstring(xml))
+
+
+# The configuration
+
+
+def table(proposal: Proposal) -> str:
+    """The domain's table in noded.toml."""
+    p, name = proposal, proposal.found.name
+    lines = [f"[domain.{_key(name)}]", f'kind = "{p.kind.value}"' + f"  # {p.why}", f"cpus = {p.found.cpus}"]
+    lines.append(f"memory_mib = {p.memory_mib}")
+    if p.kind is not Kind.SERVICE:
+        measured = "what it uses idle, and a margin" if p.found.used_mib is not None else "a guess: it does not run"
+        lines += [f"floor_mib = {p.floor_mib}  # {measured}"]
+        lines += ["# swap_mib = 0  # the guest's swap: what of its jobs' memory can leave the host's"]
+    return "\n".join(lines) + "\n"
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else f'"{name}"'
+
+
+def file(proposals: Iterable[Proposal], host: str, mode: str, uri: str) -> str:
+    """A whole noded.toml for a host that has none."""
+    listed = [p for p in proposals if not p.refused]
+    head = [
+        "# Magrathea's node daemon, as `magrathea host adopt` found this host; every key: deploy/noded.toml.",
+        "",
+        "[host]",
+        f'name = "{host}"',
+        f'mode = "{mode}"',
+        'driver = "libvirt"',
+        f'uri = "{uri}"',
+        f"reserve_mib = {reserve_mib(listed)}  # the host's {HOST_MIB}, and {EMULATOR_MIB} for each QEMU itself",
+        "",
+        "[hub]",
+        "endpoints = []  # no hub yet, so nothing is preempted; then: tcp://SERVER:17017 and the two key files",
+        "",
+    ]
+    return "\n".join(head) + "".join("\n" + table(p) for p in listed)
