@@ -11,7 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from magrathea.core.allocation import Refusal, verdict
-from magrathea.core.model import Amount, Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Limits, State, Stopper
+from magrathea.core.model import (
+    Amount,
+    Domain,
+    Host,
+    Job,
+    JobClass,
+    JobKey,
+    Kind,
+    Lifecycle,
+    Limits,
+    Pause,
+    State,
+    Stopper,
+)
 from magrathea.messages import DomainReport, HostView, JobReport, Preview, Snapshot
 
 _LIFECYCLES = {State.DOWN: Lifecycle.DOWN, State.FROZEN: Lifecycle.DOWN, State.BOOTING: Lifecycle.BOOTING}
@@ -64,6 +77,7 @@ def host_of(snapshot: Snapshot) -> Host:
         domains=tuple(sorted((_domain(report) for report in snapshot.domains), key=lambda domain: domain.name)),
         limits=Limits(min_run_s=0.0),
         hub_lost=not snapshot.hub_connected,
+        paused=Pause(snapshot.paused_since, snapshot.paused) if snapshot.paused_since is not None else None,
         now=snapshot.at,
     )
 

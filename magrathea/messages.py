@@ -101,6 +101,8 @@ class Snapshot(Message, frozen=True, tag="snapshot"):
     domains: list[DomainReport]
     driver: Word = "local"
     hub_connected: bool = False
+    paused: Sentence = ""
+    paused_since: Time | None = None
     notes: list[Sentence] = []
 
 

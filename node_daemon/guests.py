@@ -12,6 +12,7 @@ import time
 from typing import Any, Protocol
 
 from magrathea.core import events as ev
+from magrathea.core import plan
 from magrathea.core.model import Host, JobKey
 
 from .guest_messages import AnyRequest, Claim, Hello, Job, Jobs, Launched, Prepared, Release, Report
@@ -98,7 +99,7 @@ class Guests:
         if known is None:
             return refusal("released", f"{job.key} was released while it was claimed")
         granted = mark in self._granted or known.launched or known.confirmed
-        if not granted and (refused := await self._switched(mark)) is not None:
+        if not granted and (refused := await self._switched(mark) or self._paused(mark)) is not None:
             return refused
         self._granted = {m for m in self._granted if self._job(m) is not None} | {mark}
         owner.observe("answer")
@@ -128,6 +129,16 @@ class Guests:
             owner.apply(ev.Released(owner.now(), *mark))
             return refusal("stop-timeout", text)
         return refusal("released", f"{mark[1]} was released while it was claimed")
+
+    def _paused(self, mark: tuple[str, JobKey]) -> Answer | None:
+        """On a paused host: a refusal where the domain would have to be given CPUs or memory first."""
+        owner = self._owner
+        pause = owner.host.paused
+        if pause is None or not plan.lacks(owner.host, owner.switch.actual(), mark[0]):
+            return None
+        owner.apply(ev.Released(owner.now(), *mark))
+        text = f"{mark[0]} would have to be given CPUs or memory, but {owner.host.name} is paused ({pause.reason})"
+        return refusal("paused", text)
 
     def _prepared(self, domain: str, job: Job) -> Answer:
         """Whether the job's memory is there: the prologue hook asks until it is."""

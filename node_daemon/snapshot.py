@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from magrathea.core import plan
-from magrathea.core.allocation import to_requeue, wanted_here
-from magrathea.core.model import Domain, Host, Job, JobKey
+from magrathea.core.allocation import to_requeue, wanted_here, wanted_stopped
+from magrathea.core.model import Domain, Host, Job, JobKey, State
 from magrathea.core.states import accepts, published, rank, state_of, why
 from magrathea.messages import DomainReport, JobReport, Snapshot
 
@@ -46,8 +46,33 @@ def snapshot(host: Host, beside: Beside, revision: int = 0) -> Snapshot:
         domains=[_domain(host, d, beside, wanted, wants.get(d.name)) for d in host.domains],
         driver=beside.driver,
         hub_connected=not host.hub_lost,
-        notes=[note[:4096] for note in beside.notes],
+        paused=host.paused.reason[:4096] if host.paused else "",
+        paused_since=host.paused.since if host.paused else None,
+        notes=[note[:4096] for note in (*_pause_notes(host), *beside.notes)],
     )
+
+
+def _pause_notes(host: Host) -> list[str]:
+    if not host.paused:
+        return []
+    stopped = sum(len(d.stopped) for d in host.domains)
+    stay = f"; {stopped} stopped {'job stays' if stopped == 1 else 'jobs stay'} so" if stopped else ""
+    return [f"paused: nobody is stopped or continued, nothing is moved, until `magrathea unpause`{stay}"]
+
+
+def _stopped_for(host: Host, by: str) -> str:
+    """What a job was stopped for, as the history has it, with the domain it is in."""
+    where = {str(job.key): f"{job.key.id} in {domain.name}" for domain in host.domains for job in domain.jobs}
+    return where.get(by) or by.removesuffix(" (run 1)")
+
+
+def _preempted_why(host: Host, domain: Domain, beside: Beside) -> str:
+    """By whom, and what of the domain. How long is in the report's figures: in the sentence it would always be news."""
+    wanted = wanted_stopped(host)
+    by = {_stopped_for(host, beside.by.get((domain.name, job.key), "")) for job in domain.stopped} - {""}
+    back = sum((domain.name, job.key) not in wanted for job in domain.stopped)
+    of = f"{len(domain.stopped)} of {len(domain.jobs)} jobs" if len(domain.jobs) > 1 else "its job"
+    return f"{of} stopped for {', '.join(sorted(by)) or 'a priority job'}{', on the way back' if back else ''}"
 
 
 def same(one: Snapshot, other: Snapshot) -> bool:
@@ -68,7 +93,7 @@ def _domain(
         kind=domain.kind,
         state=state,
         since=since.since if since else host.now,
-        why=why(host, domain)[:4096],
+        why=(_preempted_why(host, domain, beside) if state is State.PREEMPTED else why(host, domain))[:4096],
         accepts=list(accepts(host, domain)),
         rank=rank(host, domain),
         ncpus=max(0, size.cpus),
@@ -97,7 +122,7 @@ def _job(host: Host, domain: Domain, job: Job, beside: Beside, wanted: frozenset
         requeue=(domain.name, job.key) in to_requeue(host),
         stopped_since=job.stopped_since,
         stopper=job.stopper.value if job.stopper else None,
-        preempted_by=beside.by.get((domain.name, job.key), "")[:4096],
+        preempted_by=_stopped_for(host, beside.by.get((domain.name, job.key), ""))[:4096],
         preempted_s=job.preempted_s,
         preemptions=job.preemptions,
         booked=job.booked,
