@@ -1,0 +1,38 @@
+"""hold.py MIB: hold that much memory that does not compress, and check it byte for byte, again and again.
+
+Prints `filled`, then `round N ok` after each check, or `BAD N` and ends with 1. Each page differs from all others.
+"""
+
+import os
+import struct
+import sys
+import time
+
+PAGE, MIB = 4096, 1024 * 1024
+
+
+def expected(block, number):
+    """The number-th MiB: the same noise, marked in each page."""
+    made = bytearray(block)
+    for page in range(MIB // PAGE):
+        made[page * PAGE : page * PAGE + 8] = struct.pack("<Q", number * (MIB // PAGE) + page)
+    return made
+
+
+def main():
+    size = int(sys.argv[1])
+    block = os.urandom(MIB)
+    held = [expected(block, number) for number in range(size)]
+    print("filled", flush=True)
+    rounds = 0
+    while True:
+        for number in range(size):
+            if held[number] != expected(block, number):
+                print("BAD", number, flush=True)
+                return 1
+        rounds += 1
+        print("round", rounds, "ok", flush=True)
+        time.sleep(0.2)
+
+
+sys.exit(main())
