@@ -1,0 +1,239 @@
+"""Memory of stopped jobs is pushed out and brought back by the agent, in slices, and nobody else's is touched."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.agent_rig import Rig, job_python, running, state, until
+from tests.swap import no_swap, swap, swap_free_mib
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may move the memory of other processes")
+
+ROOM_MIB = 96
+HOLD = """
+import hashlib, os, random, signal, sys, time
+mib, place = int(sys.argv[1]), sys.argv[2]
+data = bytearray(random.Random(mib).randbytes(1 << 20) * mib)
+for i in range(mib):
+    data[i << 20] = i % 251
+digest = lambda: hashlib.sha256(data).hexdigest()
+def tell(number, frame):
+    with open(place + ".new", "w") as file:
+        file.write(digest())
+    os.rename(place + ".new", place)
+signal.signal(signal.SIGUSR1, tell)
+tell(0, None)
+while True:
+    time.sleep(0.01)
+"""
+NAME = {"id": "12.srv", "run": 1}
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    with running() as found:
+        yield found
+
+
+def hold(rig: Rig, mib: int = ROOM_MIB, id: str = "12.srv") -> tuple[int, Path]:
+    """A process of the job that holds so much; its pid, and the file where it says the data's digest."""
+    shared = rig.directory / "shared"
+    shared.mkdir(exist_ok=True)
+    shared.chmod(0o777)
+    place = shared / f"digest.{id}"
+    process = rig.run_job([job_python(), "-c", HOLD, str(mib), str(place)], id=id)
+    until(place.exists, "the job's data")
+    return process.pid, place
+
+
+def kib(pid: int, name: str) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+
+
+def slices(rig: Rig, op: str, mib: int = 32, jobs: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """Asked until nothing more goes."""
+    answers = []
+    for _ in range(100):
+        answer = rig.host.request(op, jobs=jobs or [NAME], mib=mib, deadline_s=10.0)
+        assert answer["ok"], answer
+        answers.append(answer)
+        if not answer["more"] and (op == "fetch" or answer["pushed_mib"] == 0):
+            return answers
+    raise AssertionError(f"{op} never ends: {answers[-1]}")
+
+
+def stopped_job(rig: Rig) -> tuple[int, Path]:
+    assert rig.claim()["ok"]
+    pid, place = hold(rig)
+    assert rig.host.order("stop")["stopped"] >= 1
+    return pid, place
+
+
+def test_a_stopped_jobs_memory_goes_out_in_slices_and_comes_back_byte_for_byte(rig: Rig) -> None:
+    with swap():
+        pid, place = stopped_job(rig)
+        before = place.read_text()
+        out = slices(rig, "push-out")
+        assert all(answer["pushed_mib"] <= 32 + 16 for answer in out), "a slice is no larger than asked for"
+        assert sum(answer["pushed_mib"] for answer in out) >= ROOM_MIB - 4
+        assert kib(pid, "VmSwap") >= (ROOM_MIB - 4) * 1024
+        assert kib(pid, "RssAnon") <= 16 * 1024
+        assert state(pid) == "T", "it is still stopped"
+        row = rig.host.request("memory")["jobs"][0]
+        assert row["stopped"] and row["swapped_mib"] >= ROOM_MIB - 4
+
+        back = slices(rig, "fetch")
+        assert sum(answer["fetched_mib"] for answer in back) >= ROOM_MIB - 4
+        assert back[-1]["left_mib"] == 0
+        place.unlink()
+        rig.host.order("run")
+        os.kill(pid, signal.SIGUSR1)
+        until(place.exists, "the job's data after all")
+        assert place.read_text() == before
+
+
+def test_only_stopped_jobs_are_pushed_out_and_only_the_named_ones(rig: Rig) -> None:
+    with swap():
+        assert rig.claim()["ok"]
+        assert rig.claim(id="13.srv")["ok"]
+        pid, _ = hold(rig)
+        other, _ = hold(rig, 40, id="13.srv")
+        refused = rig.host.request("push-out", jobs=[NAME], mib=32)
+        assert refused["code"] == "not-stopped"
+        assert rig.host.orders(j12="stop")["ok"]
+        both = rig.host.request("push-out", jobs=[NAME, {"id": "13.srv", "run": 1}], mib=32)
+        assert both["code"] == "not-stopped" and "13.srv" in both["text"]
+        slices(rig, "push-out")
+        assert kib(pid, "VmSwap") > 0
+        assert kib(other, "VmSwap") == 0
+
+
+def test_a_process_that_somebody_continued_is_not_pushed_out(rig: Rig) -> None:
+    with swap():
+        pid, _ = stopped_job(rig)
+        os.kill(pid, signal.SIGCONT)
+        answer = rig.host.request("push-out", jobs=[NAME], mib=32, deadline_s=5.0)
+        # it was stopped again before, or its memory stayed: never taken from a process that runs
+        assert not answer["ok"] or answer["pushed_mib"] == 0 or state(pid) == "T"
+
+
+def test_without_swap_nothing_is_pushed_and_that_is_said_at_once(rig: Rig) -> None:
+    with no_swap():
+        pid, _ = stopped_job(rig)
+        began = time.monotonic()
+        answer = rig.host.request("push-out", jobs=[NAME], mib=1024)
+        assert answer["ok"] and answer["pushed_mib"] == 0 and not answer["more"]
+        assert answer["left_mib"] >= ROOM_MIB - 4
+        assert time.monotonic() - began < 2.0
+        assert kib(pid, "VmSwap") == 0
+        assert answer["memory"]["swap_total_mib"] == 0
+
+
+def test_the_agent_answers_while_a_slice_is_under_way_and_does_not_grow(rig: Rig) -> None:
+    with swap():
+        stopped_job(rig)
+        assert rig.agent is not None
+        slices(rig, "push-out", 16)  # what it needs for the first time, it keeps
+        slices(rig, "fetch", 16)
+        rig.host.order("run")
+        assert rig.host.order("stop")["stopped"] >= 1
+        grown = kib(rig.agent.pid, "RssAnon")
+        rig.host.ids += 1
+        mine = rig.host.ids
+        session = rig.host.session
+        line = rig.host.line(
+            type="request", id=mine, session=session, op="push-out", jobs=[NAME], mib=ROOM_MIB, deadline_s=10
+        )
+        rig.host.raw(line)
+        times = []
+        done: list[dict[str, Any]] = []
+        while not done:
+            began = time.monotonic()
+            rig.host.ids += 1
+            ping = rig.host.ids
+            rig.host.raw(rig.host.line(type="request", id=ping, session=session, op="ping"))
+            found: list[dict[str, Any]] = []
+            while not any(a["id"] == ping for a in found):
+                found += rig.host.turn()
+                assert time.monotonic() - began < 20
+            times.append(time.monotonic() - began)
+            done = [a for a in found if a["id"] == mine]
+        assert done[0]["ok"]
+        assert sorted(times)[len(times) // 2] < 0.5, "answers come while the kernel writes"
+        assert kib(rig.agent.pid, "RssAnon") <= grown + 1024
+
+
+def test_an_agent_killed_in_mid_slice_leaves_nothing_behind_and_the_next_goes_on(rig: Rig) -> None:
+    with swap():
+        pid, place = stopped_job(rig)
+        before = place.read_text()
+        rig.host.ids += 1
+        rig.host.raw(
+            rig.host.line(
+                type="request", id=rig.host.ids, session=rig.host.session, op="push-out", jobs=[NAME], mib=ROOM_MIB
+            )
+        )
+        until(lambda: kib(pid, "VmSwap") > 0, "the slice has begun")
+        rig.kill()
+        rig.start()
+        until(lambda: rig.host.request("memory")["jobs"][0]["stopped"], "the stop stands again")
+        slices(rig, "push-out")
+        assert kib(pid, "VmSwap") >= (ROOM_MIB - 4) * 1024
+        slices(rig, "fetch")
+        place.unlink()
+        rig.host.order("run")
+        os.kill(pid, signal.SIGUSR1)
+        until(place.exists, "the job's data after all")
+        assert place.read_text() == before
+
+
+def test_memory_shared_by_processes_of_the_job_stays_and_the_rest_goes(rig: Rig) -> None:
+    """The kernel passes over what two processes map: no cgroup, no way; and nothing waits for it."""
+    with swap():
+        assert rig.claim()["ok"]
+        shared = rig.directory / "shared"
+        shared.mkdir(exist_ok=True)
+        shared.chmod(0o777)
+        code = """
+import os, sys, time
+common = bytearray(os.urandom(1 << 20) * 32)
+own = None
+if os.fork():
+    own = bytearray(os.urandom(1 << 20) * 32)
+    open(sys.argv[1], "w").write("1")
+while True:
+    time.sleep(0.01)
+"""
+        process = rig.run_job([job_python(), "-c", code, str(shared / "there")])
+        until((shared / "there").exists, "its memory")
+        assert rig.host.order("stop")["stopped"] == 2
+        pushed = sum(answer["pushed_mib"] for answer in slices(rig, "push-out"))
+        assert 28 <= pushed < 60
+        assert kib(process.pid, "VmSwap") >= 28 * 1024
+
+
+def test_nonsense_is_refused(rig: Rig) -> None:
+    for body in ({}, {"jobs": [1], "mib": 1}, {"jobs": [NAME], "mib": 0}, {"jobs": [NAME], "mib": "all"}):
+        assert rig.host.request("push-out", **body)["code"] == "bad-request"
+    assert rig.host.request("push-out", jobs=[NAME], mib=1)["code"] == "not-stopped"
+
+
+def test_the_kernel_takes_others_before_the_agent_when_memory_runs_out(rig: Rig) -> None:
+    assert rig.agent is not None
+    lowered = Path(f"/proc/{rig.agent.pid}/oom_score_adj").read_text().strip() == "-1000"
+    assert lowered != ("oom_score_adj may not be lowered here" in rig.log_text())
+
+
+def test_swap_is_given_back() -> None:
+    before = swap_free_mib()
+    with swap():
+        assert swap_free_mib() > 0
+    assert swap_free_mib() == before
