@@ -1,0 +1,111 @@
+"""A job is warned before it is stopped: those of its processes that handle the signal, once, and for no longer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.agent_rig import Rig, job_python, running, until
+
+WARNED = """
+import signal, sys, time
+def told(*_):
+    with open(sys.argv[1], "a") as file:
+        file.write("told\\n")
+signal.signal(signal.SIGUSR1, told)
+open(sys.argv[1] + ".ready", "w").close()
+while True:
+    time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    with running() as found:
+        yield found
+
+
+def handler(rig: Rig) -> Path:
+    """A running job whose process writes a line into this file at each SIGUSR1."""
+    shared = rig.directory / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    rig.run_job([job_python(), "-c", WARNED, str(shared / "said")])
+    until((shared / "said.ready").exists, "the handler")
+    return shared / "said"
+
+
+def stop(rig: Rig, warn_s: float) -> tuple[dict[str, Any], float]:
+    """The agent's row for the job, and how long its stop took."""
+    order = {"id": "12.srv", "run": 1, "order": "stop", "warn_signal": "SIGUSR1", "warn_s": warn_s}
+    began = time.monotonic()
+    answer = rig.host.request("orders", orders=[order], deadline_s=warn_s + 10)
+    assert answer["ok"], answer
+    return answer["jobs"][0], time.monotonic() - began
+
+
+def test_it_has_the_time_to_do_something_and_is_stopped_then(rig: Rig) -> None:
+    rig.claim()
+    said = handler(rig)
+    row, seconds = stop(rig, 0.6)
+    assert said.read_text() == "told\n"
+    assert (row["processes"], row["stopped"]) == (1, 1)
+    assert seconds >= 0.6
+
+
+def test_who_would_end_by_the_signal_does_not_get_it_and_waits_for_nothing(rig: Rig) -> None:
+    rig.claim()
+    job = rig.run_job("sleep 100 & while :; do sleep 0.1; done")
+    until(lambda: len(rig.children()) >= 2, "its processes")
+    row, seconds = stop(rig, 5.0)
+    assert row["stopped"] == row["processes"]
+    assert seconds < 5.0
+    rig.host.order("run")
+    assert job.poll() is None
+
+
+def test_a_stop_that_stands_is_not_announced_again(rig: Rig) -> None:
+    rig.claim()
+    said = handler(rig)
+    stop(rig, 0.2)
+    stop(rig, 5.0)
+    rig.host.order("run")
+    time.sleep(0.1)
+    assert said.read_text() == "told\n"
+
+
+def test_a_warning_that_is_taken_back_stops_nobody(rig: Rig) -> None:
+    rig.claim()
+    said = handler(rig)
+    order = {"id": "12.srv", "run": 1, "order": "stop", "warn_signal": "SIGUSR1", "warn_s": 30.0}
+    rig.host.raw(
+        rig.host.line(
+            type="request", id=900, session=rig.host.session, op="orders", orders=[order], deadline_s=40.0
+        )
+    )
+    until(said.exists, "the warning")
+    row = rig.host.order("run")
+    assert (row["processes"], row["stopped"]) == (1, 0)
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "USR1", ""])
+def test_a_signal_that_is_none_for_a_warning_is_refused(rig: Rig, name: str) -> None:
+    rig.claim()
+    order = {"id": "12.srv", "run": 1, "order": "stop", "warn_signal": name, "warn_s": 1.0}
+    assert rig.host.request("orders", orders=[order], deadline_s=1.0)["code"] == "bad-request"
+
+
+def test_who_continues_a_stopped_job_is_told_of(rig: Rig) -> None:
+    rig.claim()
+    rig.run_job("while :; do :; done")
+    until(rig.children, "its process")
+    rig.host.order("stop")
+    for pid in rig.children():
+        os.kill(pid, signal.SIGCONT)
+    until(lambda: set(rig.children().values()) == {"T"} and "stopped again" in rig.log_text(), "the next sweep")
