@@ -33,6 +33,8 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     op: str
     domain: str = ""
     reason: str = ""
+    about: str = ""
+    since: float = 0.0
     limit: int = 100
     cls: JobClass = JobClass.PRIORITY
     cpus: int = 1

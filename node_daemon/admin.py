@@ -12,14 +12,14 @@ from magrathea.control import Control, Denied, Request, granted
 from magrathea.core import events as ev
 from magrathea.core.model import Amount, Host
 from magrathea.foresight import preview
-from magrathea.messages import Snapshot, encode
+from magrathea.history import MOST, Query
+from magrathea.messages import MAX_BYTES, Snapshot, encode
 
 from .configuration import Configuration
+from .facts import NOT_CONFIGURED
 from .hubclient import HubClient
-from .journal import Book, Journal
+from .journal import Book, Journal, JournalError
 from .switch import Switch
-
-MAX_HISTORY = 10_000
 
 
 class Owner(Protocol):
@@ -53,6 +53,8 @@ class Admin:
             changing={
                 "drain": self._drain,
                 "undrain": self._undrain,
+                "pause": self._pause,
+                "unpause": self._unpause,
                 "clear": self._clear,
                 "reload": self._reload,
             },
@@ -77,12 +79,20 @@ class Admin:
         return granted()
 
     async def _history(self, request: Request) -> bytes:
-        """The newest `limit` entries, of one domain where named."""
+        """The newest `limit` entries about a job, a domain, or (by its own name) the host."""
         journal = self._owner.journal
         if not isinstance(journal, Journal):
             raise Denied("journal", "the journal cannot be read; the status says why")
-        entries = journal.history(max(1, min(request.limit, MAX_HISTORY)), request.domain or None)
-        return granted(entries=entries)
+        about = "" if self._is_host(request.about) else request.about
+        try:
+            entries = journal.history(Query(about, request.since, max(1, min(request.limit, MOST))))
+        except JournalError as error:
+            raise Denied("journal", str(error)) from error
+        answer = granted(entries=entries)
+        while len(answer) > MAX_BYTES:
+            entries = entries[len(entries) // 2 :]
+            answer = granted(entries=entries)
+        return answer
 
     async def _preview(self, request: Request) -> bytes:
         """What each domain would answer to such a claim now; nothing is changed."""
@@ -93,15 +103,29 @@ class Admin:
         return granted(previews=previews)
 
     async def _drain(self, request: Request) -> bytes:
-        return self._event(request, ev.DrainRequested(self._owner.now(), request.domain, request.reason))
+        for name in self._meant(request.domain):
+            self._event(ev.DrainRequested(self._owner.now(), name, request.reason))
+        return granted()
 
     async def _undrain(self, request: Request) -> bytes:
-        return self._event(request, ev.DrainEnded(self._owner.now(), request.domain))
+        for name in self._meant(request.domain):
+            self._event(ev.DrainEnded(self._owner.now(), name))
+        return granted()
+
+    async def _pause(self, request: Request) -> bytes:
+        self._only_host(request)
+        self._owner.apply(ev.PauseRequested(self._owner.now(), request.reason))
+        return granted()
+
+    async def _unpause(self, request: Request) -> bytes:
+        self._only_host(request)
+        self._owner.apply(ev.PauseEnded(self._owner.now()))
+        return granted()
 
     async def _clear(self, request: Request) -> bytes:
-        answer = self._event(request, ev.FaultCleared(self._owner.now(), request.domain))
+        self._event(ev.FaultCleared(self._owner.now(), request.domain))
         self._owner.switch.clear(request.domain)
-        return answer
+        return granted()
 
     async def _reload(self, request: Request) -> bytes:
         try:
@@ -109,8 +133,24 @@ class Admin:
         except ConfigurationError as error:
             raise Denied("configuration", str(error)) from error
 
-    def _event(self, request: Request, event: ev.Event) -> bytes:
+    def _is_host(self, name: str) -> bool:
+        """A domain of the host's own name is meant before the host."""
+        host = self._owner.host
+        return name == host.name and host.domain(name) is None
+
+    def _meant(self, name: str) -> list[str]:
+        """The domain of that name, or all that take jobs where it is the host's."""
+        host = self._owner.host
+        if self._is_host(name):
+            return [domain.name for domain in host.workers if domain.draining != NOT_CONFIGURED]
+        return [name]
+
+    def _only_host(self, request: Request) -> None:
+        name = self._owner.host.name
+        if request.domain not in ("", name):
+            raise Denied("wrong-host", f"this is host {name}, and only a whole host is paused, not {request.domain}")
+
+    def _event(self, event: ev.DomainEvent) -> None:
         for decision in self._owner.apply(event):
-            if isinstance(decision, ev.Refused) and decision.domain == request.domain:
+            if isinstance(decision, ev.Refused) and decision.domain == event.domain:
                 raise Denied(decision.code, decision.text)
-        return granted()

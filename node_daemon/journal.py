@@ -25,9 +25,12 @@ import msgspec
 
 from magrathea.core.events import Decision, Event, Noted
 from magrathea.core.model import Host, JobKey
+from magrathea.history import Entry, Query, Row, entry, matches, select
 
 SCHEMA = 2
 """PRAGMA user_version of what this program writes; older ones are migrated at opening, newer ones refused."""
+
+ALL = Query()
 
 CHECKPOINT_PAGES = 512
 """`tidy` writes the log back when it has more pages: at quiet times, so that a claim seldom pays for it."""
@@ -65,18 +68,6 @@ class Since:
     since: float
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A row of history. `kind` is `event` or `decision`; `name` its type; `data` its JSON."""
-
-    at: float
-    kind: str
-    name: str
-    domain: str
-    job: str
-    data: str
-
-
 class Book(Protocol):
     """What the daemon needs of a journal."""
 
@@ -106,7 +97,7 @@ class Journal:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._connection = connection
-        self._waiting: list[tuple[float, str, str, str, str, bytes]] = []
+        self._waiting: list[Row] = []
 
     # Reading
 
@@ -129,14 +120,14 @@ class Journal:
         rows = self._all("SELECT domain, job, run, seconds FROM preempted")
         return {(row[0], row[1], row[2]): row[3] for row in rows}
 
-    def history(self, limit: int = 100, domain: str | None = None, job: str | None = None) -> list[Entry]:
-        """The newest entries, oldest of them first."""
-        rows = self._all(
-            "SELECT at, kind, name, domain, job, data FROM history WHERE (?1 IS NULL OR domain = ?1) "
-            "AND (?2 IS NULL OR job = ?2) ORDER BY id DESC LIMIT ?3",
-            (domain, job, limit),
-        )
-        return [Entry(r[0], r[1], r[2], r[3], r[4], bytes(r[5]).decode()) for r in reversed(rows)]
+    def history(self, query: Query = ALL) -> list[Entry]:
+        """The newest entries, oldest of them first. Raises JournalError."""
+        try:
+            entries = select(self._connection, query)
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+        waiting = (entry(row) for row in self._waiting)
+        return [*entries, *(e for e in waiting if matches(e, query))][-query.limit :]
 
     def preempted_by(self, domain: str, key: JobKey) -> str:
         """What the job was last preempted for; empty where the history no longer knows."""
@@ -205,9 +196,7 @@ class Journal:
 
     # Within
 
-    def _rows(
-        self, at: float, event: Event | None, decisions: Sequence[Decision]
-    ) -> list[tuple[float, str, str, str, str, bytes]]:
+    def _rows(self, at: float, event: Event | None, decisions: Sequence[Decision]) -> list[Row]:
         happened = [("event", event)] if event is not None else []
         return [
             (
@@ -221,7 +210,7 @@ class Journal:
             for kind, what in [*happened, *(("decision", d) for d in decisions)]
         ]
 
-    def _write_history(self, rows: Sequence[tuple[float, str, str, str, str, bytes]]) -> None:
+    def _write_history(self, rows: Sequence[Row]) -> None:
         self._connection.executemany(
             "INSERT INTO history (at, kind, name, domain, job, data) VALUES (?, ?, ?, ?, ?, ?)", rows
         )

@@ -13,6 +13,7 @@ import pytest
 
 from magrathea.core import events as ev
 from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Stopper
+from magrathea.history import Query
 from node_daemon.journal import SCHEMA, Journal, JournalError, NoJournal, Since, open_journal, salvage
 
 KEY = JobKey("1.srv", 1)
@@ -63,7 +64,7 @@ def test_the_history_names_event_decision_domain_and_job(journal: Journal) -> No
         (10.0, "decision", "Accepted", "n1", "1.srv"),
         (11.0, "event", "Released", "p1", "1.srv"),
     ]
-    assert [e.name for e in journal.history(domain="p1")] == ["Released"]
+    assert [e.name for e in journal.history(Query(about="p1"))] == ["Released"]
 
 
 def test_history_is_pruned_and_preempted_seconds_are_kept_for_good(journal: Journal) -> None:
