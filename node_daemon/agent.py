@@ -64,6 +64,7 @@ RATE_WINDOW_S = 5.0
 MAX_CLIENTS = 32  # MoM hooks at the same moment
 MAX_JOBS = 1024  # of one list or of the agent's table
 MAX_PENDING = 256  # requests to the daemon at the same moment
+MAX_ROWS = 400  # of one list to the daemon: what fits a line
 MAX_STATE_BYTES = 16 << 20
 MAX_ENVIRON_BYTES = 1 << 20
 MAX_ANSWERS = 64
@@ -93,12 +94,17 @@ SETTLED_S = 5.0  # a process seen as no job's for so long is read again only eve
 REREAD_S = 2.0
 CLAIM_S = 1.8
 ORDERS_S = 1.5
+SLICE_S = 5.0  # for one slice of memory, where the daemon does not say
 RELEASE_S = 60.0  # a release is offered to the daemon for so long
+DELETE_S = 0.05  # so long after its hook MoM has sent its SIGTERM
 MISSING_AGE_S = 20.0  # a list may have been made before the claim
+MAX_WARN_S = 60.0  # the longest time between a job's warning and its stop
+TELL_AGAIN_S = 10.0  # what happens again and again is told once in it
 KILL_ROUNDS = 10
 KILL_PAUSE_S = 0.2
 
 SIGSTOP_BIT = 1 << (signal.SIGSTOP - 1)
+SIGTERM_BIT = 1 << (signal.SIGTERM - 1)
 PF_KTHREAD = 0x00200000
 PIDFD_SIGNAL_PROCESS_GROUP = 1 << 2  # Linux 6.9
 GROUP_WORTH = 4  # a process group is signalled as a whole from this many unstopped members on
@@ -110,6 +116,10 @@ SCRIPT_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}\Z")
 ENV_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,63}\Z")
 CLASSES = ("priority", "preemptible", "protected")
 ORDERS = ("stop", "lift", "run")
+WARN_SIGNALS = (
+    *("SIGHUP", "SIGINT", "SIGTERM", "SIGTSTP"),
+    *("SIGURG", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGXCPU"),
+)
 MOM_NAMES = (b"pbs_mom", b"pbs_python")
 ENDING_SUBSTATE = 50  # PBS: from here on a job is exiting
 
@@ -454,13 +464,23 @@ def read_environ(pid: int) -> bytes:
     return b""
 
 
-def stop_is_pending(pid: int) -> bool:
-    """Whether SIGSTOP waits to be delivered to the process."""
+def catches(pid: int, number: int) -> bool:
+    """Whether the process has a handler for the signal and lets it through: else it might end by it."""
+    bit = 1 << (number - 1)
+    try:
+        masks = {name: int(words[0], 16) for name, words in status_of(pid, (b"SigCgt", b"SigBlk")).items()}
+    except (OSError, IndexError):
+        return False  # it has just gone
+    return bool(masks.get(b"SigCgt", 0) & bit and not masks.get(b"SigBlk", bit) & bit)
+
+
+def is_pending(pid: int, signal_bit: int) -> bool:
+    """Whether a signal waits to be delivered to the process."""
     try:
         lines = status_of(pid, (b"SigPnd", b"ShdPnd"))
     except OSError:
         return False
-    return any(words and int(words[0], 16) & SIGSTOP_BIT for words in lines.values())
+    return any(words and int(words[0], 16) & signal_bit for words in lines.values())
 
 
 def waits_for_vfork(pid: int) -> bool:
@@ -506,6 +526,8 @@ def memory_report() -> "Dict[str, int]":
         "available_mib": values.get("MemAvailable", 0) >> 10,
         "unreclaimable_mib": (huge_kib + locked_kib) >> 10,
         "swap_free_mib": values.get("SwapFree", 0) >> 10,
+        "swap_total_mib": values.get("SwapTotal", 0) >> 10,
+        "free_mib": values.get("MemFree", 0) >> 10,
     }
 
 
@@ -608,13 +630,15 @@ class Job:
 
     `uid`: of its owner, None while not known (then none of its processes is touched). `order`: what the daemon wants,
     None for nothing. `sessions`: session id -> start time of its leader. `struck`: pid -> start time of what the agent
-    stopped, `groups`: process groups signalled as a whole. `seen`: a process of it has been seen; `telling`, `told`:
-    and the daemon is being told, or knows. `listed`: claimed, or in MoM's list; else it is known from the daemon's
+    stopped, `groups`: process groups signalled as a whole. `seen`: a process of it has been seen (or it begins on
+    another host, and may never have one here); `telling`, `told`: and the daemon is being told, or knows. `deleted`:
+    MoM is about to kill it; `ending`: its list says so. `listed`: claimed, or in MoM's list; else it is known from the daemon's
     orders only. `missing`: from how many of MoM's lists in a row. `procs`: its living processes at the last look;
     `doubtful`: how many carry its id but cannot be judged, because its owner is not known. `stopped`, `pending` (in
     uninterruptible sleep with the stop pending), `running`: as of the last pass; `calm`: how many passes in a row
     found all stopped and none new; `settled`: the order is carried out. `barrier`: the next pass freezes first.
-    `wake_all`: the next continues what others stopped, too.
+    `wake_all`: the next continues what others stopped, too. `warning`: the signal to send before the stop, 0 for none
+    (left); `warned_until`: until then it is not stopped yet. `told_at`: when it was last told that others continue it.
     """
 
     def __init__(self, key: "Key", now: float) -> None:
@@ -628,6 +652,7 @@ class Job:
         self.told = False
         self.telling = False
         self.ending = False
+        self.deleted = False
         self.listed = False
         self.missing = 0
         self.sessions: "Dict[int, int]" = {}
@@ -641,10 +666,18 @@ class Job:
         self.calm = 0
         self.barrier = False
         self.wake_all = False
+        self.warning = 0
+        self.warned_until = 0.0
+        self.told_at = 0.0
 
     @property
     def key(self) -> "Key":
         return self.id, self.run
+
+    @property
+    def leaving(self) -> bool:
+        """It is neither stopped nor waited for: PBS is killing it."""
+        return self.ending or self.deleted
 
     def name(self) -> "Doc":
         return {"id": self.id, "run": self.run}
@@ -1172,8 +1205,17 @@ class Sweeper:
 
     # orders
 
-    def order(self, wanted: "List[Tuple[Key, str]]", deadline_s: float, reply: "Reply") -> None:
-        """The full set of orders; `reply` gets the answer when they are carried out, or at the deadline."""
+    def order(
+        self,
+        wanted: "List[Tuple[Key, str]]",
+        deadline_s: float,
+        reply: "Reply",
+        warnings: "Optional[Dict[Key, Tuple[int, float]]]" = None,
+    ) -> None:
+        """The full set of orders; `reply` gets the answer when they are carried out, or at the deadline.
+
+        `warnings`: signal and seconds that a job gets before its stop begins; a stop that stands has none again.
+        """
         now = time.monotonic()
         if self.effort is not None:
             self.effort.reply(refusal("superseded", "newer orders came before these were carried out"))
@@ -1187,7 +1229,12 @@ class Sweeper:
         for key, word in wanted:
             if key not in self.jobs:
                 self.jobs[key] = Job(key, now)
-            self._set(self.jobs[key], word)
+            job = self.jobs[key]
+            begins = word == "stop" and job.order != "stop"
+            self._set(job, word)
+            if begins and warnings and key in warnings:
+                job.warning, warn_s = warnings[key]
+                job.warned_until = now + warn_s
         self.effort = Effort([key for key, _ in wanted], now, now + deadline_s, reply)
         self._begin(now, now + deadline_s)
 
@@ -1195,6 +1242,7 @@ class Sweeper:
     def _set(job: Job, order: "Optional[str]") -> None:
         if job.order != order:
             log.info("job %s: %s" % (job, order or "no order"))
+            job.warning, job.warned_until = 0, 0.0
         job.wake_all = order == "run" and job.order != "run"
         job.order = order
         job.calm = 0
@@ -1222,7 +1270,7 @@ class Sweeper:
         self.pause = PASS_PAUSE_S[0]
         struck = 0
         for job in self.jobs.values():
-            if job.order == "stop" and not job.ending and not job.settled:
+            if job.order == "stop" and not job.leaving and not job.settled and now >= job.warned_until:
                 # what the last look has shown, at once: looking for the rest takes longer while all that runs
                 running = [p for p in job.procs.values() if p.state != "T"]
                 self._strike(job, running, now)
@@ -1248,14 +1296,17 @@ class Sweeper:
             environ = not known or (not running and not first) or began - self.since > ENVIRON_S
             self._pass(thorough=first or environ, environ=environ)
             first = False
-            if all(job.settled for job in self.jobs.values()):
+            left = [job for job in self.jobs.values() if not job.settled]
+            if all(time.monotonic() < job.warned_until for job in left):
                 break
-            self._give_way(sum(job.running for job in self.jobs.values()), began)
+            self._give_way(sum(job.running for job in left), began)
         now = time.monotonic()
-        busy = now < self.until and not all(job.settled for job in self.jobs.values())
+        left = [job for job in self.jobs.values() if not job.settled]
+        busy = now < self.until and bool(left)
         if not busy:
             self._finish(now)
-        self._schedule(self.pause if busy else None)
+        warned_s = min([job.warned_until - now for job in left] or [0.0])
+        self._schedule(max(self.pause, warned_s) if busy else None)
         self.pause = min(2 * self.pause, PASS_PAUSE_S[1])
 
     def _finish(self, now: float) -> None:
@@ -1271,11 +1322,12 @@ class Sweeper:
     def row(self, job: Job) -> "Doc":
         # Out of time with processes not looked at yet: one of them may be the job's, so not all are said to be stopped.
         unknown = int(job.order == "stop" and self.finder.unfinished and not job.settled)
+        leaving = job.order == "stop" and job.leaving
         return {
             "id": job.id,
             "run": job.run,
             "order": job.order,
-            "processes": len(job.procs) + job.doubtful + unknown,
+            "processes": job.stopped if leaving else len(job.procs) + job.doubtful + unknown,
             "stopped": job.stopped,
             "pending": job.pending,
         }
@@ -1313,7 +1365,7 @@ class Sweeper:
 
     def _pass(self, thorough: bool, environ: bool = True) -> None:
         jobs = list(self.jobs.values())
-        barriers = [j for j in jobs if j.barrier and not j.ending]
+        barriers = [j for j in jobs if j.barrier and not j.leaving and time.monotonic() >= j.warned_until]
         frozen: "List[str]" = []
         try:
             for job in barriers:
@@ -1322,7 +1374,10 @@ class Sweeper:
             found = self.finder.look(jobs, thorough, self.since, environ)
             grown = {proc.job for proc in found}
             for job in jobs:
-                if job.order == "stop":
+                if job.order == "stop" and not job.leaving and self._warned(job):
+                    job.stopped = sum(p.state in "Tt" for p in job.procs.values())
+                    job.pending, job.running, job.calm = 0, len(job.procs) - job.stopped, 0
+                elif job.order == "stop":
                     self._stop(job, job in grown or self.finder.unfinished)
                 elif job.order == "run" and not job.settled:
                     self._continue(job)
@@ -1340,14 +1395,35 @@ class Sweeper:
 
     # stopping
 
+    def _warned(self, job: Job) -> bool:
+        """Whether the job still has time before its stop; its warning is sent now, if it was not yet.
+
+        To those that handle the signal only: its default might end the others. Who has no such process waits for
+        nothing.
+        """
+        number, job.warning = job.warning, 0
+        if number:
+            running = [p for p in job.procs.values() if p.state not in "Tt"]
+            told = sum(catches(p.pid, number) and self._signal(p, number) for p in running)
+            log.info("job %s: %d of %d processes warned by signal %d" % (job, told, len(running), number))
+            if not told:
+                job.warned_until = 0.0
+        return time.monotonic() < job.warned_until
+
     def _stop(self, job: Job, grown: bool) -> None:
         """One pass's part for a job; `grown`: there is, or may be, more of it than before."""
-        if job.ending:  # neither stopped nor waited for: PBS is killing it
+        if job.leaving:
+            if job.deleted:
+                self._let_end(job)
             job.stopped = sum(p.state in "Tt" for p in job.procs.values())
             job.pending, job.running, job.settled = 0, 0, True
             return
         now = time.monotonic()
         running = [p for p in job.procs.values() if not self._is_stopped(p, now)]
+        again = sum(p.struck_at is not None and not p.hit_at for p in running)
+        if again and now - job.told_at > TELL_AGAIN_S:
+            job.told_at = now
+            log.info("job %s: somebody has continued %d of its processes; stopped again" % (job, again))
         for proc in job.procs.values():
             if proc.state == "T" and proc.struck_at is None and proc.pgrp in job.groups:
                 self._note(proc, job, now)  # forked while its group was signalled
@@ -1368,7 +1444,7 @@ class Sweeper:
             return False
         if proc.state == "t":
             return True  # its tracer holds it, and the stop is waiting
-        if proc.state != "D" or not stop_is_pending(proc.pid):
+        if proc.state != "D" or not is_pending(proc.pid, SIGSTOP_BIT):
             proc.pending_since = None
             return False
         if proc.pending_since is None:
@@ -1431,19 +1507,13 @@ class Sweeper:
     # continuing
 
     def _continue(self, job: Job) -> None:
-        """SIGCONT to what the agent stopped, and, at the first time, to all that is stopped. Children first."""
+        """SIGCONT to what the agent stopped, and, at the first time, to all that is stopped."""
         stopped = []
         for proc in job.procs.values():
             ours = proc.struck_at is not None or job.struck.get(proc.pid) == proc.start
             if ours or (proc.state == "T" and job.wake_all):
                 stopped.append(proc)
-        stopped.sort(key=lambda p: (-p.start, -p.pid))
-        for proc in stopped:
-            if self._signal(proc, signal.SIGCONT):
-                proc.struck_at = proc.pending_since = None
-                proc.hit_at = 0.0
-                proc.read_at = 0.0  # not as it was read: read again
-                job.struck.pop(proc.pid, None)
+        self._wake(job, stopped)
         job.stopped = sum(p.state == "T" for p in job.procs.values())
         job.pending = 0
         job.settled = not stopped
@@ -1452,7 +1522,23 @@ class Sweeper:
             job.struck.clear()
             job.groups.clear()
 
+    def _wake(self, job: Job, stopped: "List[Proc]") -> None:
+        """Children first."""
+        for proc in sorted(stopped, key=lambda p: (-p.start, -p.pid)):
+            if self._signal(proc, signal.SIGCONT):
+                proc.struck_at = proc.pending_since = None
+                proc.hit_at = 0.0
+                proc.read_at = 0.0  # not as it was read: read again
+                job.struck.pop(proc.pid, None)
+
     # the end of a job
+
+    def _let_end(self, job: Job) -> None:
+        """MoM's SIGTERM waits behind the stop: the sessions that it was sent to go on, and end as those of any deleted
+        job. What has left them stays stopped until the job is over (`bury`), for no signal of MoM's gets there."""
+        stopped = [p for p in job.procs.values() if p.state == "T"]
+        sessions = {p.sid for p in stopped if is_pending(p.pid, SIGTERM_BIT)}
+        self._wake(job, [p for p in stopped if p.sid in sessions])
 
     def bury(self, job: Job) -> None:
         """SIGKILL to what the agent stopped of a job that has ended: stopped as it is, nothing else would end it."""
@@ -1485,6 +1571,409 @@ class Sweeper:
         except OSError:
             return False
         return int(fields[19]) == start and fields[0] not in (b"Z", b"X")
+
+
+# --- memory of stopped jobs ------------------------------------------------------------------------------------------
+
+
+class Advisor:
+    """process_madvise(2), which Python does not have, by its number; the same on all these machines."""
+
+    MACHINES = ("x86_64", "aarch64", "ppc64le")
+    PIDFD_OPEN, PROCESS_MADVISE = 434, 440  # Linux 5.3, 5.10
+    SINCE = (5, 10)
+    WILLNEED, PAGEOUT = 3, 21
+    MAX_RANGES = 1024  # of one call (IOV_MAX)
+    PR_SET_PDEATHSIG = 1
+
+    def __init__(self) -> None:
+        import ctypes  # 1 MiB, and only where memory is moved
+
+        self._c = ctypes
+        self._call = ctypes.CDLL(None, use_errno=True).syscall
+        self._prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    @classmethod
+    def missing(cls) -> str:
+        """What this machine lacks, for people; empty if the calls should be there."""
+        found = os.uname()
+        if found.machine not in cls.MACHINES or sys.maxsize < 1 << 32:
+            return "memory is pushed out on %s, with a Python of 64 bits, only" % ", ".join(cls.MACHINES)
+        numbers = re.match(r"(\d+)\.(\d+)", found.release)
+        if numbers is None or (int(numbers.group(1)), int(numbers.group(2))) < cls.SINCE:
+            return "Linux %s has no process_madvise(MADV_PAGEOUT): 5.10 or later does" % found.release
+        return ""
+
+    def die_with_parent(self) -> None:
+        self._prctl(self.PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+    def open(self, pid: int) -> int:
+        """A pidfd. Raises OSError."""
+        fd = self._call(self._c.c_long(self.PIDFD_OPEN), self._c.c_int(pid), self._c.c_uint(0))
+        if fd < 0:
+            raise OSError(self._c.get_errno(), os.strerror(self._c.get_errno()))
+        return int(fd)
+
+    def advise(self, fd: int, ranges: "List[Tuple[int, int]]", advice: int) -> None:
+        """Give the advice for these (begin, end) of the process. What does not take it (locked, huge pages) is passed
+        over. Raises OSError where the process has gone or the call is not permitted."""
+        todo = ranges
+        while todo:
+            part = todo[: self.MAX_RANGES]
+            flat = [word for begin, end in part for word in (begin, end - begin)]
+            vector = (self._c.c_size_t * len(flat))(*flat)  # an array of struct iovec
+            args = (self._c.c_int(fd), vector, self._c.c_size_t(len(part)), self._c.c_int(advice), self._c.c_uint(0))
+            done = self._call(self._c.c_long(self.PROCESS_MADVISE), *args)
+            if done < 0:
+                number = self._c.get_errno()
+                if number not in (errno.EINVAL, errno.ENOMEM, errno.EAGAIN, errno.EIO):
+                    raise OSError(number, os.strerror(number))
+                done = 0
+            taken = 0
+            for begin, end in part:
+                if done < end - begin:
+                    break
+                done -= end - begin
+                taken += 1
+            todo = todo[taken + (taken < len(part)) :]
+
+
+class Slice:
+    """One slice of the jobs' memory: pushed out to swap, or brought back ahead of use. Runs in a child process.
+
+    `procs`: (pid, start time) in the order of the walk. `cursor`: index among them and the address where to go on.
+    """
+
+    PAGE = os.sysconf("SC_PAGE_SIZE")
+    WINDOW_PAGES = 4096
+    BATCH_PAGES = 4096  # advised at once; time and amount are looked at between two
+    TOP_BYTE = 7 if sys.byteorder == "little" else 0  # of an entry of pagemap: its flags
+    PRESENT, SWAPPED, SHARED, EXCLUSIVE = 0x80, 0x40, 0x20, 0x01
+    RUN = re.compile(b"1+")
+    NO_MEMORY = ("[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]")
+
+    def __init__(self, advisor: Advisor, advice: int, procs: "List[Tuple[int, int]]", pages: int, until: float) -> None:
+        self.advisor = advisor
+        self.advice = advice
+        self.procs = procs
+        self.pages = pages
+        self.until = until
+        self.moved = 0
+        self.cursor = (0, 0)
+        self.batch: "List[Tuple[int, int]]" = []
+        self.windows: "List[Tuple[int, int, bool]]" = []
+        self.batched = 0
+        out = advice == Advisor.PAGEOUT
+        # A page that others map, too, stays (the kernel passes it over); so does the page cache, which is free anyway.
+        self.private = bytes(49 if self._counts(f, out) and not f & self.SHARED else 48 for f in range(256))
+        self.common = bytes(49 if self._counts(f, out) else 48 for f in range(256))
+
+    def _counts(self, flags: int, out: bool) -> bool:
+        if out:
+            return bool(flags & self.PRESENT and flags & self.EXCLUSIVE)
+        return bool(flags & self.SWAPPED and not flags & self.PRESENT)
+
+    def run(self, cursor: "Tuple[int, int]") -> None:
+        """Move up to `pages` from the cursor on, which says afterwards where to go on: behind the last process at the
+        end. Raises OSError where that is not permitted."""
+        index, address = cursor
+        while index < len(self.procs):
+            pid, start = self.procs[index]
+            self.cursor = (index, address)
+            try:
+                if not self._process(pid, start, address):
+                    return
+            except OSError as error:
+                if error.errno in (errno.EPERM, errno.ENOSYS, errno.EACCES):
+                    raise
+                # else it has just gone
+            self.batch, self.windows, self.batched = [], [], 0
+            index, address = index + 1, 0
+        self.cursor = (index, 0)
+
+    def _process(self, pid: int, start: int, address: int) -> bool:
+        """One process from the address on. False: the slice is full, or its time is over."""
+        fd = self.advisor.open(pid)
+        try:
+            fields = read_stat("/proc/%d/stat" % pid)[1]
+            if int(fields[19]) != start or (self.advice == Advisor.PAGEOUT and fields[0] not in (b"T", b"t")):
+                return True
+            pagemap = os.open("/proc/%d/pagemap" % pid, os.O_RDONLY)
+            try:
+                for begin, end, common in self._maps(pid):
+                    for low in range(max(begin, address), end, self.WINDOW_PAGES * self.PAGE):
+                        high = min(end, low + self.WINDOW_PAGES * self.PAGE)
+                        self._window(pagemap, low, high, common)
+                        if self.batched >= self.BATCH_PAGES or len(self.batch) >= Advisor.MAX_RANGES:
+                            self._flush(fd, pagemap)
+                        if self.moved + self.batched >= self.pages or time.monotonic() > self.until:
+                            self._flush(fd, pagemap)
+                            if self.moved >= self.pages or time.monotonic() > self.until:
+                                self.cursor = (self.cursor[0], high)
+                                return False
+                self._flush(fd, pagemap)
+            finally:
+                os.close(pagemap)
+        finally:
+            os.close(fd)
+        return True
+
+    def _maps(self, pid: int) -> "Iterable[Tuple[int, int, bool]]":
+        """(begin, end, whether it is memory shared by name) of what can have pages that go to swap."""
+        for line in read_file("/proc/%d/maps" % pid, 64 << 20).decode("ascii", "replace").split("\n"):
+            words = line.split(None, 5)
+            if len(words) < 5 or (len(words) == 6 and words[5] in self.NO_MEMORY):
+                continue
+            common = words[1][3:] == "s"
+            if common and not words[3].startswith("00:"):
+                continue  # a file on a disk
+            begin, _, end = words[0].partition("-")
+            yield int(begin, 16), int(end, 16), common
+
+    def _flags(self, pagemap: int, low: int, high: int, common: bool) -> bytes:
+        """A "1" for each page that counts, a "0" for each other."""
+        data = os.pread(pagemap, (high - low) // self.PAGE * 8, low // self.PAGE * 8)
+        return data[self.TOP_BYTE :: 8].translate(self.common if common else self.private)
+
+    def _window(self, pagemap: int, low: int, high: int, common: bool) -> None:
+        if common and self.advice == Advisor.WILLNEED:  # what of it is in swap, pagemap does not say
+            self.batch.append((low, high))
+            return
+        flags = self._flags(pagemap, low, high, common)
+        if b"1" not in flags:
+            return
+        self.windows.append((low, high, common))
+        for run in self.RUN.finditer(flags):
+            self.batch.append((low + run.start() * self.PAGE, low + run.end() * self.PAGE))
+            self.batched += run.end() - run.start()
+
+    def _flush(self, fd: int, pagemap: int) -> None:
+        self.advisor.advise(fd, self.batch, self.advice)
+        left = 0
+        if self.advice == Advisor.PAGEOUT:  # what was brought back stays marked as swapped until it is touched
+            left = sum(self._flags(pagemap, *window).count(b"1") for window in self.windows)
+        self.moved += max(0, self.batched - left)
+        self.batch, self.windows, self.batched = [], [], 0
+
+
+def reclaim(directories: "List[str]", wanted: int, until: float) -> int:
+    """Bytes pushed out of v2 control groups by their own file; 0 where they have none. Runs in a child process."""
+    done = 0
+    for path in directories:
+        try:
+            before = int(read_file(os.path.join(path, "memory.current")))
+            fd = os.open(os.path.join(path, "memory.reclaim"), os.O_WRONLY | os.O_CLOEXEC)
+        except (OSError, ValueError):
+            continue  # version 1, or a kernel before 5.19
+        try:
+            left = wanted - done
+            while left > 0 and time.monotonic() < until:
+                piece = min(left, Pager.RECLAIM_BYTES)
+                os.write(fd, b"%d" % piece)
+                left -= piece
+        except OSError:
+            pass  # EAGAIN: it got less than was asked for; what it got is seen below
+        finally:
+            os.close(fd)
+        try:
+            done += max(0, before - int(read_file(os.path.join(path, "memory.current"))))
+        except (OSError, ValueError):
+            continue
+    return done
+
+
+class Pager:
+    """Moves memory of stopped jobs out to swap and back, a slice at a time, each in a child process of its own.
+
+    So the loop goes on answering while the kernel writes, what a slice needs is given back with its child, and a slice
+    that takes too long is killed between two pages.
+    """
+
+    RECLAIM_BYTES = 16 << 20  # of one write, after which the time is looked at
+    MAX_MIB = 4096
+    SPARE_MIB = 4  # of swap
+    KEEP_MIB = 32  # available memory that is never filled by bringing back
+    LATE_S = 1.0  # after a slice's own time, until its child is killed
+
+    def __init__(self, loop: Loop, cgroups: Cgroups) -> None:
+        self.loop = loop
+        self.cgroups = cgroups
+        self.advisor: "Optional[Advisor]" = None
+        self.child = 0
+        self.reply: "Optional[Reply]" = None
+        self.output = -1
+        self.data = b""
+        self.timer: "Optional[Timer]" = None
+        self.walk: "Tuple[str, Tuple[Key, ...]]" = ("", ())  # whose cursor it is
+        self.cursor = (0, 0)
+        self.fetched = 0  # pages, in this walk
+        self.sums: "Dict[Key, Tuple[float, int, int]]" = {}
+
+    @staticmethod
+    def can() -> "List[str]":
+        return ["push-out", "fetch"] if os.geteuid() == 0 and not Advisor.missing() else []
+
+    def sum_of(self, job: Job) -> "Tuple[int, int]":
+        """MiB of the job's own memory in RAM and in swap, a second old at most. Shared memory counts for each."""
+        now = time.monotonic()
+        known = self.sums.get(job.key)
+        if known is not None and now - known[0] < 1.0:
+            return known[1], known[2]
+        if len(self.sums) > MAX_JOBS:
+            self.sums.clear()
+        resident = swapped = 0
+        for pid in job.procs:
+            try:
+                lines = status_of(pid, (b"RssAnon", b"RssShmem", b"VmSwap"))
+            except OSError:
+                continue  # it has gone
+            for name, words in lines.items():
+                kib = int(words[0]) if words and words[0].isdigit() else 0
+                if name == b"VmSwap":
+                    swapped += kib
+                else:
+                    resident += kib
+        self.sums[job.key] = (now, resident >> 10, swapped >> 10)
+        return resident >> 10, swapped >> 10
+
+    def start(self, op: str, jobs: "List[Job]", mib: int, deadline_s: float, reply: "Reply") -> None:
+        """One slice; `reply` gets the answer. One that is under way is given up: whoever asked it asks anew."""
+        if os.geteuid() != 0:
+            reply(refusal("not-permitted", "only root may move jobs' memory; this agent is uid %d" % os.geteuid()))
+            return
+        if self.child:
+            self._kill()
+            reply(refusal("busy", "the slice before is just being ended", 1))
+            return
+        memory = memory_report()
+        if op == "push-out":
+            mib = min(mib, memory["swap_free_mib"] - self.SPARE_MIB)
+        else:
+            mib = min(mib, memory["available_mib"] - self.KEEP_MIB)
+        if mib <= 0:  # no swap, none left, or no room
+            reply(self._answer(op, jobs, 0, False))
+            return
+        missing = Advisor.missing()
+        if missing:
+            reply(refusal("not-supported", missing))
+            return
+        if self.advisor is None:
+            self.advisor = Advisor()
+        walk = (op, tuple(sorted(job.key for job in jobs)))
+        if walk != self.walk:
+            self.walk, self.cursor, self.fetched = walk, (0, 0), 0
+        self._fork(op, jobs, min(mib, self.MAX_MIB), deadline_s, reply)
+
+    def _fork(self, op: str, jobs: "List[Job]", mib: int, deadline_s: float, reply: "Reply") -> None:
+        procs = sorted((proc.start, proc.pid) for job in jobs for proc in job.procs.values())
+        directories = [path for job in jobs for path in self.cgroups.directories(job.id)] if op == "push-out" else []
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        pid = os.fork()
+        if pid == 0:
+            self._become(op, [(pid, start) for start, pid in procs], directories, mib, deadline_s, writing)
+        os.close(writing)
+        self.child, self.output, self.data = pid, reading, b""
+        self.timer = self.loop.after(deadline_s + self.LATE_S, self._kill)
+        self.reply = lambda said: self._done(op, jobs, len(procs), said, reply)
+        self.loop.watch(reading, selectors.EVENT_READ, lambda _: self._read())
+
+    def _become(
+        self, op: str, procs: "List[Tuple[int, int]]", directories: "List[str]", mib: int, limit_s: float, output: int
+    ) -> "NoReturn":
+        """In the child: move, tell, end. It holds nothing of the agent's, or a next agent could not have it."""
+        said: "Doc" = refusal("failed", "the slice ended early")
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            os.closerange(3, output)
+            os.closerange(output + 1, 4096)
+            set_oom_score(0)
+            if os.getpriority(os.PRIO_PROCESS, 0) < 0:
+                os.setpriority(os.PRIO_PROCESS, 0, 0)
+            said = self._move(op, procs, directories, mib << 20, time.monotonic() + limit_s)
+        except OSError as error:
+            code = "not-permitted" if error.errno in (errno.EPERM, errno.EACCES) else "failed"
+            said = refusal("not-supported" if error.errno == errno.ENOSYS else code, "%s: %s" % (op, error.strerror))
+        except Exception as error:  # noqa: BLE001 (told to the daemon; the child ends here in any case)
+            said = refusal("failed", "%s: %s: %s" % (op, type(error).__name__, error))
+        finally:
+            try:
+                os.write(output, encode(said))
+            finally:
+                os._exit(0)
+
+    def _move(
+        self, op: str, procs: "List[Tuple[int, int]]", directories: "List[str]", wanted: int, until: float
+    ) -> "Doc":
+        reclaimed = reclaim(directories, wanted, until)
+        if reclaimed >= 1 << 20:
+            return {"ok": True, "pages": reclaimed // Slice.PAGE, "cursor": self.cursor}
+        assert self.advisor is not None
+        self.advisor.die_with_parent()
+        advice = Advisor.PAGEOUT if op == "push-out" else Advisor.WILLNEED
+        work = Slice(self.advisor, advice, procs, wanted // Slice.PAGE, until)
+        work.run(self.cursor)
+        return {"ok": True, "pages": work.moved, "cursor": work.cursor}
+
+    # in the agent
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self.output, 65536)
+        except (BlockingIOError, InterruptedError):
+            return
+        self.data += data
+        if data:
+            return
+        self.loop.unwatch(self.output)
+        os.close(self.output)
+        self.output = -1
+        self._reap()
+
+    def _reap(self) -> None:
+        """Its pipe is closed, so it ends; in the midst of a write to a slow disk that takes a moment."""
+        if not os.waitpid(self.child, os.WNOHANG)[0]:
+            self.loop.after(0.005, self._reap)
+            return
+        self.child = 0
+        if self.timer is not None:
+            self.timer.cancel()
+        reply, self.reply = self.reply, None
+        if reply is not None:
+            try:
+                reply(parse(self.data))
+            except BadValue:
+                reply(refusal("timeout", "the slice did not end in time and was given up"))
+
+    def _kill(self) -> None:
+        if self.child:
+            os.kill(self.child, signal.SIGKILL)  # not reaped yet, so certainly the child
+
+    def _done(self, op: str, jobs: "List[Job]", procs: int, said: "Doc", reply: "Reply") -> None:
+        self.sums.clear()
+        if not said["ok"]:
+            reply(said)
+            return
+        index, address = said["cursor"]
+        self.cursor = (index, address) if index < procs else (0, 0)
+        more = index < procs
+        self.fetched = self.fetched + said["pages"] if more else 0
+        reply(self._answer(op, jobs, said["pages"] * Slice.PAGE >> 20, more))
+
+    def _answer(self, op: str, jobs: "List[Job]", moved_mib: int, more: bool) -> "Doc":
+        """`more`: the walk through their memory is not over."""
+        resident = swapped = 0
+        for job in jobs:
+            resident, swapped = resident + self.sum_of(job)[0], swapped + self.sum_of(job)[1]
+        if op == "push-out":
+            return {"ok": True, "pushed_mib": moved_mib, "left_mib": resident, "more": more, "memory": memory_report()}
+        left = max(0, swapped - (self.fetched * Slice.PAGE >> 20)) if more else 0
+        return {"ok": True, "fetched_mib": moved_mib, "left_mib": left, "more": more, "memory": memory_report()}
+
+    def stop(self) -> None:
+        self._kill()
 
 
 # --- lines -----------------------------------------------------------------------------------------------------------
@@ -2298,6 +2787,7 @@ class StateFile:
                 uid=job.uid,
                 order=job.order,
                 seen=job.seen,
+                deleted=job.deleted,
                 listed=job.listed,
                 sessions=sorted(job.sessions.items()),
                 struck=sorted(job.struck.items()),
@@ -2357,6 +2847,7 @@ class StateFile:
         if same_boot:
             job.order = order
             job.seen = field(row, "seen", bool)
+            job.deleted = field(row, "deleted", bool, False)
             job.sessions = dict(_pairs(field(row, "sessions", list)))
             job.struck = dict(_pairs(field(row, "struck", list)))
             job.groups = {g for g in field(row, "groups", list) if isinstance(g, int)}
@@ -2391,6 +2882,7 @@ class Agent:
         self.sweeper.on_seen = self._tell_launched
         self.sweeper.on_done = self._save
         self.scripts = Scripts(self.loop, config.scripts, config.script_time_limit_s)
+        self.pager = Pager(self.loop, self.cgroups)
         self.mom = MomServer(self.loop, config.socket, self._mom_asks, self.finder.spare)
         transport = UnixTransport if config.channel_kind == "unix" else PortTransport
         self.channel = Channel(self.loop, transport(config.channel_path), self.can(), self._daemon_asks)
@@ -2401,7 +2893,7 @@ class Agent:
         words = ["pidfd"] if self.signaller.pidfd else []
         if os.geteuid() == 0:
             words += ["all-users", "cgroup-freezer"]
-        return words
+        return words + self.pager.can()
 
     def start(self) -> None:
         """Raises Unusable."""
@@ -2419,6 +2911,7 @@ class Agent:
     def stop(self) -> None:
         """Leave everything as it is: what is stopped stays stopped, the daemon decides."""
         self._save()
+        self.pager.stop()
         self.mom.close()
         self.channel.shut()
         standing = sum(job.order == "stop" for job in self.jobs.values())
@@ -2437,10 +2930,15 @@ class Agent:
             self._claim(doc, client)
         elif op == "release":
             self._release(job_key(field(doc, "job", dict)), client)
+        elif op == "ending":
+            self._deleted(job_key(field(doc, "job", dict)), client)
         elif op == "jobs":
             self._list(doc, client)
         elif op == "prepared":
             key = job_key(field(doc, "job", dict))
+            if key in self.jobs and self.jobs[key].deleted:
+                client.answer(refusal("deleted", "job %s is being deleted" % key[0]))
+                return
             self._relay(
                 "prepared",
                 {"job": {"id": key[0], "run": key[1]}},
@@ -2448,7 +2946,7 @@ class Agent:
                 client,
             )
         else:
-            raise BadValue("op %.60r is none of claim, release, jobs, prepared, ping" % op)
+            raise BadValue("op %.60r is none of claim, release, ending, jobs, prepared, ping" % op)
 
     def _no_daemon(self, client: Client) -> None:
         client.answer(refusal("no-daemon", "the agent is not connected to its node daemon", 5))
@@ -2512,6 +3010,7 @@ class Agent:
             }
         }
         deadline_s = seconds(doc, "deadline_s", CLAIM_S, 0.05, 10)
+        sister = field(job, "sister", bool, False)
         if len(self.jobs) >= MAX_JOBS:
             client.answer(refusal("agent-busy", "the agent knows %d jobs already" % len(self.jobs), 60))
             return
@@ -2527,8 +3026,8 @@ class Agent:
             if answer is None or not delivered:
                 self._tell_release(key)  # the hook does not know of a claim that may stand
                 return
-            self._know(key, owner, uid)
-            self._save()
+            self._know(key, owner, uid).seen |= sister
+            self._tell_launched()
             self.sweeper.sweep()
 
         if not self.channel.ask("claim", body, deadline_s, answered):
@@ -2558,6 +3057,16 @@ class Agent:
         else:
             self._no_daemon(client)
         self._tell_release(key)
+
+    def _deleted(self, key: "Key", client: Client) -> None:
+        """A qdel: MoM sends SIGTERM when its hook has ended, and SIGKILL after the kill delay."""
+        job = self.jobs.get(key)
+        if job is not None and not job.deleted:
+            log.info("job %s: is being deleted" % job)
+            job.deleted = True
+            self._save()
+            self.loop.after(DELETE_S, self.sweeper.sweep)
+        client.answer({"ok": True})
 
     def _tell_release(self, key: "Key") -> None:
         body = {"job": {"id": key[0], "run": key[1]}}
@@ -2595,16 +3104,17 @@ class Agent:
                     "rerunnable": field(row, "rerunnable", bool),
                 }
             )
-            entries.append((key, owner, substate, session))
+            entries.append((key, owner, substate, session, field(row, "sister", bool, False)))
         now = time.monotonic()
-        for key, owner, substate, session in entries:
+        for key, owner, substate, session, sister in entries:
             job = self._know(key, owner, self._uid_of(owner) if owner else None)
+            job.seen |= sister
             job.ending = substate >= ENDING_SUBSTATE
             start = start_of(session) if 1 < session < 1 << 31 else None
             if start is not None:
                 job.sessions.setdefault(session, start)
-        self._miss({key for key, _, _, _ in entries}, now)
-        self._save()
+        self._miss({entry[0] for entry in entries}, now)
+        self._tell_launched()
         self.sweeper.sweep()
         self._relay("jobs", {"jobs": clean}, CLAIM_S, client)
 
@@ -2631,11 +3141,16 @@ class Agent:
             reply({"ok": True})
         elif op == "script":
             self._script(doc, reply)
+        elif op == "memory":
+            self._memory(reply)
+        elif op in ("push-out", "fetch"):
+            self._page(op, doc, reply)
         else:
             reply(refusal("unknown-op", "this agent (%s) does not know %.60s" % (VERSION, op)))
 
     def _orders(self, doc: "Doc", reply: "Reply") -> None:
         wanted: "List[Tuple[Key, str]]" = []
+        warnings: "Dict[Key, Tuple[int, float]]" = {}
         rows = field(doc, "orders", list)
         if len(rows) > MAX_JOBS:
             raise BadValue("%d orders; at most %d" % (len(rows), MAX_JOBS))
@@ -2646,9 +3161,43 @@ class Agent:
             if word not in ORDERS:
                 raise BadValue("order %.60r is none of %s" % (word, ", ".join(ORDERS)))
             wanted.append((job_key(row), word))
+            if "warn_signal" in row:
+                name = field(row, "warn_signal", str)
+                if name not in WARN_SIGNALS:
+                    raise BadValue("warn_signal %.60r is none of %s" % (name, ", ".join(WARN_SIGNALS)))
+                warnings[job_key(row)] = int(getattr(signal, name)), seconds(row, "warn_s", 1.0, 0, MAX_WARN_S)
         if len({key for key, _ in wanted}) != len(wanted):
             raise BadValue("a job is named twice")
-        self.sweeper.order(wanted, seconds(doc, "deadline_s", ORDERS_S, 0.01, 30), reply)
+        self.sweeper.order(wanted, seconds(doc, "deadline_s", ORDERS_S, 0.01, MAX_WARN_S + 30), reply, warnings)
+
+    def _memory(self, reply: "Reply") -> None:
+        rows = []
+        for job in list(self.jobs.values())[:MAX_ROWS]:
+            resident, swapped = self.pager.sum_of(job)
+            row = job.name()
+            row.update(resident_mib=resident, swapped_mib=swapped, stopped=self._is_stopped(job))
+            rows.append(row)
+        reply({"ok": True, "memory": memory_report(), "jobs": rows})
+
+    @staticmethod
+    def _is_stopped(job: Job) -> bool:
+        return job.order == "stop" and job.settled and not job.running and not job.leaving
+
+    def _page(self, op: str, doc: "Doc", reply: "Reply") -> None:
+        rows = field(doc, "jobs", list)
+        if len(rows) > MAX_JOBS or not all(isinstance(row, dict) for row in rows):
+            raise BadValue("jobs must be a list of at most %d objects" % MAX_JOBS)
+        keys = {job_key(row) for row in rows}
+        known = [job for key, job in sorted(self.jobs.items()) if key in keys]
+        mib = count(doc, "mib")
+        if mib < 1:
+            raise BadValue("field mib is %d, it must be 1 or more" % mib)
+        running = [str(job) for job in known if op == "push-out" and not self._is_stopped(job)]
+        if running or not known:
+            what = ", ".join(running) or "none of these jobs is known here"
+            reply(refusal("not-stopped", "%s: only the memory of stopped jobs is pushed out" % what))
+            return
+        self.pager.start(op, known, mib, seconds(doc, "deadline_s", SLICE_S, 0.05, 60), reply)
 
     def _script(self, doc: "Doc", reply: "Reply") -> None:
         given = field(doc, "env", dict, {})
@@ -2696,7 +3245,7 @@ class Agent:
         if self.jobs:
             self.sweeper.sweep()
         rows = []
-        for job in list(self.jobs.values())[:400]:  # what fits a line
+        for job in list(self.jobs.values())[:MAX_ROWS]:
             row = job.name()
             row.update(processes=len(job.procs), stopped=job.stopped)
             rows.append(row)
@@ -2791,8 +3340,8 @@ def main(arguments: "Optional[List[str]]" = None) -> int:
             return 1 if found else 0
         agent = Agent(config)
         watch_signals(agent.loop)
-        if os.geteuid() == 0:
-            set_oom_score(-1000)
+        if os.geteuid() == 0 and not set_oom_score(-1000):
+            log.info("oom_score_adj may not be lowered here: without memory the kernel may end this agent first")
         raise_priority()
         agent.start()
     except Unusable as error:
