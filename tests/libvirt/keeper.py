@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ PLACES = {"etc": "/etc/libvirt", "lib": "/var/lib/libvirt", "run": "/run/libvirt
 CACHE = "/var/cache/libvirt"
 USERS = {"/etc/passwd": "libvirt-qemu:x:64055:64055::/:/usr/sbin/nologin", "/etc/group": "libvirt-qemu:x:64055:"}
 """Debian's libvirtd does not start without this user, even where it is to use another; libvirt-daemon-system makes it."""
+KVM = Path("/dev/kvm")
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -41,6 +43,12 @@ def arrange(folder: Path) -> None:
             copy = folder / Path(file).name
             copy.write_text(f"{known}{entry}\n")
             mount("--bind", str(copy), file)
+    if KVM.exists():
+        # Where libvirtd may use it and QEMU's user may not, libvirtd asks QEMU for its abilities again with each call.
+        node = folder / "kvm"
+        os.mknod(node, stat.S_IFCHR, KVM.stat().st_rdev)
+        node.chmod(0o666)
+        mount("--bind", str(node), str(KVM))
     if (CGROUPS / "cpu").exists() and (CGROUPS / "unified").exists():
         # libvirt's container driver cannot cope with both versions at once.
         subprocess.run(["umount", str(CGROUPS / "unified")], check=True)
