@@ -632,8 +632,8 @@ class Job:
     None for nothing. `sessions`: session id -> start time of its leader. `struck`: pid -> start time of what the agent
     stopped, `groups`: process groups signalled as a whole. `seen`: a process of it has been seen (or it begins on
     another host, and may never have one here); `telling`, `told`: and the daemon is being told, or knows. `deleted`:
-    MoM is about to kill it; `ending`: its list says so. `listed`: claimed, or in MoM's list; else it is known from the daemon's
-    orders only. `missing`: from how many of MoM's lists in a row. `procs`: its living processes at the last look;
+    MoM is about to kill it; `ending`: its list says so. `listed`: claimed, or in MoM's list; else it is known from
+    the daemon's orders only. `missing`: from how many of MoM's lists in a row. `procs`: its living processes at the last look;
     `doubtful`: how many carry its id but cannot be judged, because its owner is not known. `stopped`, `pending` (in
     uninterruptible sleep with the stop pending), `running`: as of the last pass; `calm`: how many passes in a row
     found all stopped and none new; `settled`: the order is carried out. `barrier`: the next pass freezes first.

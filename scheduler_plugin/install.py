@@ -205,9 +205,9 @@ def wanted_hooks(wish: Wish) -> dict[str, tuple[dict[str, str], str, str | None]
         ),
         "magrathea_mom": (
             {
-                # The epilogue runs when the last process has ended; MoM sends its obit up to 1 s later, and the end
-                # comes after that, when output has been copied: what was preempted would wait for all of it.
-                "event": "execjob_begin,execjob_epilogue,execjob_abort,execjob_end,exechost_periodic,exechost_startup",
+                # Not execjob_epilogue, though it comes 1 s before the end: a MoM that has a hook for it does not run
+                # the site's epilogue script any more.
+                "event": "execjob_begin,execjob_preterm,execjob_abort,execjob_end,exechost_periodic,exechost_startup",
                 "alarm": "30",  # never reached by a claim; killed by it, a begin would be tried again at once
                 "freq": "15",
             },

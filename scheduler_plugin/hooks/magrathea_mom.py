@@ -1,8 +1,9 @@
 """Magrathea's hook for MoM: asks the agent before a job starts, tells it of ends and of MoM's own list of jobs.
 
 Events: execjob_begin (claim), execjob_prologue (waits until the job's memory is there; registered only where memory
-moves), execjob_epilogue, execjob_abort and execjob_end (release: the first is a second earlier than the last, but
-not every end has it), exechost_periodic (the list), exechost_startup.
+moves), execjob_preterm (a qdel: a stopped job is to have its SIGTERM, one in its prologue does not start any more),
+execjob_abort and execjob_end (release), exechost_periodic (the list), exechost_startup. Not execjob_epilogue, though
+it comes a second before the end: a MoM with a hook for it does not run the site's epilogue script any more.
 
 Rule 1: no agent configured on this machine (no agent.json): leave at once, jobs start as if there were no Magrathea.
 Rule 2: configured but not there, or anything else goes wrong: a claim is refused, never accepted. A refusal sets a
@@ -126,6 +127,13 @@ def own_part(job, here):
     return cpus, -(-memory_bytes // 2**20)
 
 
+def is_sister(job, here):
+    """Whether the job's first host is another one: here it may never have a process."""
+    first = str(job.exec_host2 or "").split("+")[0].split(":")[0]
+    vnode = str(job.exec_vnode).strip("()").split(":")[0]
+    return bool(first) and here not in (first, first.split(".")[0], vnode, vnode.split("[")[0])
+
+
 def identity(job):
     return '"id":%s,"run":%d' % (quoted(job.id), int(str(job.run_version or 0)))
 
@@ -135,7 +143,8 @@ def description(job, here):
     cpus, memory_mib = own_part(job, here)
     rerunnable = "false" if str(job.Rerunable) in ("0", "False", "n") else "true"  # unset means y
     sizes = '"cpus":%d,"memory_mib":%d,"rerunnable":%s' % (cpus, memory_mib, rerunnable)
-    return '%s,%s,"owner":%s' % (identity(job), sizes, quoted(job.euser))
+    sister = ',"sister":true' if is_sister(job, here) else ""
+    return '%s,%s,"owner":%s%s' % (identity(job), sizes, quoted(job.euser), sister)
 
 
 def refuse(event, text, retry_after_s):
@@ -189,6 +198,9 @@ def wait_for_memory(event, path):
             said = {"text": str(error)}
         if said.get("ok") and said.get("ready"):
             return None
+        if said.get("code") == "deleted":  # PBS loses a qdel that comes now: the job would start all the same
+            job.delete()
+            return event.reject("magrathea: deleted before it started")
         why = said.get("text", why)
         time.sleep(max(0.0, min(0.5, asked + 0.5 - time.monotonic())))
     return refuse(event, why, RETRY_S)
@@ -207,6 +219,10 @@ def tell(path, request, what):
 
 def release(event, path):
     tell(path, '{"op":"release","job":{%s}}' % identity(event.job), "release of %s" % event.job.id)
+
+
+def ending(event, path):
+    tell(path, '{"op":"ending","job":{%s}}' % identity(event.job), "qdel of %s" % event.job.id)
 
 
 def report(event, path):
@@ -231,7 +247,7 @@ def main():
     todo = {
         pbs.EXECJOB_BEGIN: claim,
         pbs.EXECJOB_PROLOGUE: wait_for_memory,
-        pbs.EXECJOB_EPILOGUE: release,
+        pbs.EXECJOB_PRETERM: ending,
         pbs.EXECJOB_ABORT: release,
         pbs.EXECJOB_END: release,
         pbs.EXECHOST_PERIODIC: report,

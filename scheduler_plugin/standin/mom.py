@@ -194,6 +194,8 @@ class Mom:
                 return {"ok": False, "code": BAD_STATE, "text": f"{wanted} of {job['id']} in substate {task.substate}"}
             task.substate = after
         else:
+            if wanted == "delete":
+                self.hook_now("execjob_preterm", task)
             number = signal.SIGTERM if wanted == "delete" else signal.SIGKILL
             task.kill_at = time.monotonic() + self.kill_delay_s
         if task.pid:  # without a process yet the signal is lost, as PBS loses it
@@ -292,7 +294,7 @@ class Mom:
 @click.option("--hook-config", type=click.Path(path_type=Path))
 @click.option(
     "--hook-events",
-    default="execjob_begin,execjob_epilogue,execjob_abort,execjob_end,exechost_periodic,exechost_startup",
+    default="execjob_begin,execjob_preterm,execjob_abort,execjob_end,exechost_periodic,exechost_startup",
     show_default=True,
 )
 @click.option("--pid-file", type=click.Path(path_type=Path), help="For the local hypervisor driver.")

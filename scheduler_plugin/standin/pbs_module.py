@@ -26,6 +26,7 @@ EVENTS = {  # include/hook.h
     "execjob_prologue": 0x80,
     "execjob_epilogue": 0x100,
     "execjob_end": 0x200,
+    "execjob_preterm": 0x400,
     "exechost_periodic": 0x1000,
     "exechost_startup": 0x2000,
     "periodic": 0x8000,

@@ -112,6 +112,21 @@ def test_a_job_is_told_as_launched_once_a_process_of_it_is_seen(rig: Rig) -> Non
     assert len(rig.host.seen("launched")) == 1
 
 
+def test_a_part_on_a_further_host_counts_as_launched_for_it_may_never_have_a_process(rig: Rig) -> None:
+    rig.claim(sister=True)
+    assert rig.host.await_op("launched")["job"] == {"id": "12.srv", "run": 1}
+    rig.mom("jobs", jobs=[{**rig.job("13.srv"), "substate": 41, "sister": True}])
+    until(lambda: {"id": "13.srv", "run": 1} in [asked["job"] for asked in rig.host.seen("launched")], "the other one")
+
+
+def test_a_deleted_job_is_never_prepared(rig: Rig) -> None:
+    rig.claim()
+    job = {"id": "12.srv", "run": 1}
+    assert rig.mom("ending", job=job) == {"ok": True}
+    assert rig.mom("prepared", job=job, deadline_s=5)["code"] == "deleted"
+    assert rig.host.seen("prepared") == []
+
+
 def test_a_session_that_mom_names_is_the_jobs(rig: Rig) -> None:
     job = rig.run_job(["/bin/sleep", "600"], id=None)
     rig.mom("jobs", jobs=[{**rig.job(), "substate": 42, "session_id": job.pid}])

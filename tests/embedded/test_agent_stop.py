@@ -294,6 +294,31 @@ def test_a_released_job_under_a_stop_is_killed_where_mom_missed_it(rig: Rig) -> 
     until(lambda: all(state(pid) in ("", "Z") for pid in pids.values()), "the end of what was stopped")
 
 
+def test_a_stopped_job_that_is_deleted_gets_its_sigterm_and_what_has_left_its_session_does_not_run(rig: Rig) -> None:
+    """What MoM's signals reach ends as any deleted job does, in its own time; the rest when it is over."""
+    rig.claim()
+    code = "import signal; signal.signal(15, lambda *a: (time.sleep(0.7), os._exit(3))); orphan('left')"
+    pids = python_job(rig, code, "left")
+    rig.host.await_op("launched")
+    rig.host.order("stop")
+    assert rig.mom("ending", job={"id": "12.srv", "run": 1}) == {"ok": True}
+    os.kill(pids["top"], signal.SIGTERM)
+    until(lambda: state(pids["top"]) in ("", "Z"), "the end of what got the signal")
+    assert state(pids["left"]) == "T"
+    assert rig.mom("release", job={"id": "12.srv", "run": 1}) == {"ok": True}
+    until(lambda: state(pids["left"]) in ("", "Z"), "the end of what was stopped")
+
+
+def test_a_running_job_that_is_deleted_is_neither_stopped_nor_waited_for(rig: Rig) -> None:
+    rig.claim()
+    job = rig.run_job(COUNT)
+    rig.host.await_op("launched")
+    assert rig.mom("ending", job={"id": "12.srv", "run": 1}) == {"ok": True}
+    row = rig.host.order("stop")
+    assert row["processes"] == row["stopped"]
+    assert state(job.pid) == "R"
+
+
 def test_a_released_job_that_runs_is_left_to_mom(rig: Rig) -> None:
     rig.claim()
     job = rig.run_job(COUNT)

@@ -19,7 +19,7 @@ def test_there_are_the_two_of_them() -> None:
 
 @pytest.mark.parametrize("file", HOOKS, ids=lambda file: file.name)
 def test_a_hook_is_read_in_one_sitting(file: Path) -> None:
-    assert len(file.read_text().splitlines()) < 250
+    assert len(file.read_text().splitlines()) < 270
 
 
 @pytest.mark.parametrize("file", HOOKS, ids=lambda file: file.name)

@@ -215,7 +215,7 @@ def test_a_subjobs_brackets_and_a_strange_owner_arrive_whole(agent: FakeAgent) -
     assert (claimed["id"], claimed["owner"], claimed["rerunnable"]) == ("12[3].srv", 'o"brian', False)
 
 
-@pytest.mark.parametrize("event", ["execjob_epilogue", "execjob_end", "execjob_abort"])
+@pytest.mark.parametrize("event", ["execjob_end", "execjob_abort"])
 def test_an_end_is_a_release(agent: FakeAgent, event: str) -> None:
     assert run(event, a_job()).accepted
     assert agent.heard == [{"op": "release", "job": {"id": "12.srv", "run": 2}}]
@@ -276,3 +276,26 @@ def test_the_socket_is_found_however_the_file_is_written(
         config.write_text(text)
         monkeypatch.setenv("MAGRATHEA_AGENT_CONF", str(config))
         assert run("execjob_begin", a_job()).accepted, text
+
+
+def test_a_part_on_a_further_host_is_called_so(agent: FakeAgent) -> None:
+    job = a_job(exec_vnode="(n1:ncpus=1)+(n2:ncpus=1)", exec_host2="n1.site:15002/0+n2.site:15002/0")
+    for here in ("n1", "n2"):
+        run("execjob_begin", job, here=here)
+    run("exechost_periodic", jobs=(job,), here="n2")
+    claimed_first, claimed_second, listed = agent.heard
+    assert "sister" not in claimed_first["job"]
+    assert claimed_second["job"]["sister"] is True
+    assert listed["jobs"][0]["sister"] is True
+
+
+def test_a_qdel_is_told(agent: FakeAgent) -> None:
+    assert run("execjob_preterm", a_job()).accepted
+    assert agent.heard == [{"op": "ending", "job": {"id": "12.srv", "run": 2}}]
+
+
+def test_the_prologue_gives_up_a_job_that_was_deleted_meanwhile(agent: FakeAgent) -> None:
+    agent.answers["prepared"] = {"ok": False, "code": "deleted", "text": "job 12.srv is being deleted"}
+    refused = run("execjob_prologue", a_job())
+    assert not refused.accepted
+    assert refused.changes == {"delete": True}

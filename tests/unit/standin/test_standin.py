@@ -51,7 +51,7 @@ class Bench:
         self.until(lambda: (directory / "pbs.sock").exists())
         for name in ("n1", "n2"):
             own = ["--server", str(directory / "pbs.sock"), "--vnode", name, "--ncpus", "2", "--periodic-s", "0.5"]
-            own += ["--hook-events", "execjob_begin,execjob_epilogue,execjob_end,exechost_periodic"]
+            own += ["--hook-events", "execjob_begin,execjob_epilogue,execjob_preterm,execjob_end,exechost_periodic"]
             self.start("mom", [*own, "--kill-delay-s", "0.5", *hook], name)
         self.client = Client(directory / "pbs.sock")
         self.until(lambda: len(self.client.vnodes()) == 2)
@@ -257,6 +257,14 @@ def test_hooks_see_begin_epilogue_end_and_the_periodic_event(bench: Bench) -> No
         return {"16", "64", "256", "512", "4096"} <= events
 
     bench.until(seen)
+
+
+def test_a_hook_sees_a_qdel_before_the_job_has_its_sigterm(bench: Bench) -> None:
+    job = bench.running()
+    assert "1024" not in (bench.directory / "events").read_text().split()
+    bench.client.delete(job)
+    bench.until_state(job, "F")
+    assert "1024" in (bench.directory / "events").read_text().split()
 
 
 def test_a_mom_that_dies_is_down_and_the_server_says_so(bench: Bench) -> None:
