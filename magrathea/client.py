@@ -77,10 +77,10 @@ def hub_path(given: str | None) -> Path:
     return Path(given or os.environ.get(HUB_VARIABLE) or HUB_SOCKET)
 
 
-def farm(path: Path) -> FarmView:
+def farm(path: Path, deadline_s: float = DEADLINE_S) -> FarmView:
     """All hosts as the hub at `path` knows them. Raises Unreachable, Refused."""
     try:
-        return msgspec.json.decode(ask(path, {"op": "status"}, most=MAX_FARM_BYTES, whose=HUB), type=FarmView)
+        return msgspec.json.decode(ask(path, {"op": "status"}, deadline_s, most=MAX_FARM_BYTES, whose=HUB), type=FarmView)
     except msgspec.DecodeError as error:
         raise _strange(path, str(error), HUB) from error
 

@@ -10,7 +10,7 @@ import msgspec
 from magrathea.configuration import ConfigurationError
 from magrathea.control import Control, Denied, Request, granted
 from magrathea.core import events as ev
-from magrathea.core.model import Amount, Host
+from magrathea.core.model import Amount, Domain, Host
 from magrathea.foresight import preview
 from magrathea.history import MOST, Query
 from magrathea.messages import MAX_BYTES, Snapshot, encode
@@ -103,35 +103,50 @@ class Admin:
         return granted(previews=previews)
 
     async def _drain(self, request: Request) -> bytes:
+        said = []
         for name in self._meant(request.domain):
             self._event(ev.DrainRequested(self._owner.now(), name, request.reason))
-        return granted()
+            said.append(f"{name} takes no more jobs; {_left(self._domain(name))}")
+        return granted(said=said)
 
     async def _undrain(self, request: Request) -> bytes:
+        said = []
         for name in self._meant(request.domain):
+            before = self._domain(name)
             self._event(ev.DrainEnded(self._owner.now(), name))
-        return granted()
+            said.append(f"{name} takes jobs again" if before and before.draining else f"{name} was not draining")
+        return granted(said=said)
 
     async def _pause(self, request: Request) -> bytes:
         self._only_host(request)
         self._owner.apply(ev.PauseRequested(self._owner.now(), request.reason))
-        return granted()
+        host = self._owner.host
+        stopped = sum(len(domain.stopped) for domain in host.domains)
+        stay = f"; {stopped} stopped job{'' if stopped == 1 else 's'} will stay so" if stopped else ""
+        return granted(said=[f"{host.name} is paused: nobody is stopped or continued, nothing is moved{stay}"])
 
     async def _unpause(self, request: Request) -> bytes:
         self._only_host(request)
+        was = self._owner.host.paused
         self._owner.apply(ev.PauseEnded(self._owner.now()))
-        return granted()
+        host = self._owner.host
+        return granted(said=[f"{host.name} acts again" if was else f"{host.name} was not paused"])
 
     async def _clear(self, request: Request) -> bytes:
+        before = self._domain(request.domain)
         self._event(ev.FaultCleared(self._owner.now(), request.domain))
         self._owner.switch.clear(request.domain)
-        return granted()
+        fault = f" was in fault: {before.fault};" if before and before.fault else " was not in fault;"
+        return granted(said=[f"{request.domain}{fault} what had failed is tried again now"])
 
     async def _reload(self, request: Request) -> bytes:
         try:
             return granted(said=await self._owner.reload())
         except ConfigurationError as error:
             raise Denied("configuration", str(error)) from error
+
+    def _domain(self, name: str) -> Domain | None:
+        return self._owner.host.domain(name)
 
     def _is_host(self, name: str) -> bool:
         """A domain of the host's own name is meant before the host."""
@@ -154,3 +169,9 @@ class Admin:
         for decision in self._owner.apply(event):
             if isinstance(decision, ev.Refused) and decision.domain == event.domain:
                 raise Denied(decision.code, decision.text)
+
+
+def _left(domain: Domain | None) -> str:
+    """What a draining domain waits for."""
+    jobs = [job.key.id for job in domain.jobs] if domain else []
+    return f"it finishes {', '.join(jobs)}" if jobs else "it has none"

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 BUILT_IN = {
     "status": "magrathea.cli.status:status",
     **{name: f"magrathea.cli.farm:{name}" for name in ("explain", "hosts", "preview")},
-    **{name: f"magrathea.cli.orders:{name}" for name in ("clear", "drain", "history", "reload", "undrain")},
+    **{name: f"magrathea.cli.orders:{name}" for name in ("clear", "drain", "pause", "reload", "undrain", "unpause")},
+    "completion": "magrathea.cli.completion:completion",
+    "history": "magrathea.cli.history:history",
 }
 ENTRY_POINTS = "magrathea.commands"
 BROKEN = 70

@@ -1,105 +1,160 @@
-"""What an admin tells a node daemon: `magrathea drain`, `undrain`, `clear`, `reload`; and asks it: `history`."""
+"""What an admin tells the daemon of a host: `magrathea drain`, `undrain`, `pause`, `unpause`, `clear`, `reload`."""
 
 from __future__ import annotations
 
-import time
+import json
 
 import click
 import msgspec
 
 from magrathea import client
+from magrathea.cli import sources
 
-REFUSED, NOT_REACHABLE = 1, 3
-
-_socket = click.option(
-    "--socket",
-    "socket_option",
-    metavar="PATH",
-    help=f"The daemon's control socket  [default: ${client.SOCKET_VARIABLE}, else {client.DEFAULT_SOCKET}]",
-)
-
-
-class _Entry(msgspec.Struct):
-    at: float
-    kind: str
-    name: str
-    domain: str | None = None
-    job: str | None = None
-    data: str = ""
+REFUSED = 1
 
 
 class _Answer(msgspec.Struct):
     said: list[str] = []
-    entries: list[_Entry] = []
 
 
-def _ask(socket_option: str | None, op: str, **fields: object) -> _Answer:
-    """The daemon's answer; without one the command ends, saying why."""
+def _tell(op: str, socket_option: str | None, form: str, **fields: object) -> None:
+    """Ask it of the daemon and show what it says; where it refuses or is absent the command ends, saying why."""
     try:
         answer = client.ask(client.socket_path(socket_option), {"op": op, **fields})
-        return msgspec.json.decode(answer, type=_Answer)
+        said = msgspec.json.decode(answer, type=_Answer).said
     except client.Refused as error:
         click.echo(f"magrathea {op}: refused ({error.code}): {error}", err=True)
         raise click.exceptions.Exit(REFUSED) from error
     except (client.Unreachable, msgspec.DecodeError) as error:
         click.echo(f"magrathea {op}: {error}", err=True)
-        raise click.exceptions.Exit(NOT_REACHABLE) from error
+        raise click.exceptions.Exit(sources.NOT_REACHABLE) from error
+    if form == "json":
+        click.echo(json.dumps({"said": said}))
+    else:
+        for sentence in said:
+            click.echo(sentence)
 
 
-def _of_domain(op: str, short: str, help: str) -> click.Command:
-    @click.command(op, short_help=short, help=f"{help}\n\nExit codes: 0 done; 1 refused; 2 usage; 3 no daemon.")
-    @click.argument("domain")
-    @_socket
-    def command(domain: str, socket_option: str | None) -> None:
-        _ask(socket_option, op, domain=domain)
-
-    return command
+_reason = click.option("--reason", default="by the admin", show_default=True, help="Shown by status.")
 
 
-clear = _of_domain(
-    "clear",
-    "end a domain's fault: what had failed is tried again",
-    "End the fault of DOMAIN, after what caused it is mended: the daemon tries again at once what had failed.",
-)
-undrain = _of_domain("undrain", "let a drained domain take jobs again", "Let DOMAIN take jobs again.")
+@click.command(short_help="let a domain or the host finish its jobs and take no more")
+@click.argument("target", metavar="DOMAIN|HOST", shell_complete=sources.names)
+@_reason
+@sources.socket
+@sources.form_option
+def drain(target: str, reason: str, socket_option: str | None, form: str) -> None:
+    """Let DOMAIN, or by the name of this HOST all its domains, finish the jobs they have and take no more.
 
+    It holds, over restarts too, until `magrathea undrain`. Nothing is stopped, and a preempted domain finishes its
+    jobs when it has its host again. It is for root, the daemon's own user, and the group in [control] of noded.toml.
 
-@click.command(short_help="let a domain finish its jobs and take no more")
-@click.argument("domain")
-@click.option("--reason", default="by the admin", show_default=True, help="Shown by status, and to users by PBS.")
-@_socket
-def drain(domain: str, reason: str, socket_option: str | None) -> None:
-    """Let DOMAIN finish the jobs that it has, and take no more, until `magrathea undrain DOMAIN`.
+    \b
+    Examples:
+      magrathea drain n1 --reason "new disk"
+      magrathea drain h1 --reason "new switch" && magrathea status --watch
 
-    Exit codes: 0 done; 1 refused; 2 usage; 3 no daemon.
+    Exit codes: 0 done; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
     """
-    _ask(socket_option, "drain", domain=domain, reason=reason)
+    _tell("drain", socket_option, form, domain=target, reason=reason)
+
+
+@click.command(short_help="let a drained domain or host take jobs again")
+@click.argument("target", metavar="DOMAIN|HOST", shell_complete=sources.names)
+@sources.socket
+@sources.form_option
+def undrain(target: str, socket_option: str | None, form: str) -> None:
+    """Let DOMAIN, or by the name of this HOST all its domains, take jobs again.
+
+    It is for root, the daemon's own user, and the group in [control] of noded.toml.
+
+    \b
+    Examples:
+      magrathea undrain n1
+      magrathea undrain h1
+
+    Exit codes: 0 done; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
+    """
+    _tell("undrain", socket_option, form, domain=target)
+
+
+@click.command(short_help="watch this host, and act no more")
+@click.argument("host", required=False, default="", shell_complete=sources.names)
+@_reason
+@sources.socket
+@sources.form_option
+def pause(host: str, reason: str, socket_option: str | None, form: str) -> None:
+    """Let the daemon of this host watch and record as ever, but act no more, until `magrathea unpause`.
+
+    While a host is paused, over restarts too: what is stopped stays stopped, also where the job that it was stopped for
+    ends; a step under way is let end, and a stop that was decided is carried out. Nobody else is stopped, continued,
+    saved or restored, and no CPUs or memory are moved. A job that needs none of that starts as ever; one that
+    does is refused with the code `paused`, and PBS tries it again later. `magrathea status` shows it, and domains that
+    would preempt publish `occupied`. HOST is for safety: any name but this host's is refused.
+    It is for root, the daemon's own user, and the group in [control] of noded.toml.
+
+    \b
+    Examples:
+      magrathea pause --reason "looking at n1's disk"
+      magrathea pause h1 --format json
+
+    Exit codes: 0 done; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
+    """
+    _tell("pause", socket_option, form, domain=host, reason=reason)
+
+
+@click.command(short_help="let a paused host act again")
+@click.argument("host", required=False, default="", shell_complete=sources.names)
+@sources.socket
+@sources.form_option
+def unpause(host: str, socket_option: str | None, form: str) -> None:
+    """Let the daemon of this host act again: it does at once what the facts of this moment ask for.
+
+    It is for root, the daemon's own user, and the group in [control] of noded.toml.
+
+    \b
+    Examples:
+      magrathea unpause
+      magrathea unpause h1
+
+    Exit codes: 0 done; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
+    """
+    _tell("unpause", socket_option, form, domain=host)
+
+
+@click.command(short_help="end a domain's fault: what had failed is tried again")
+@click.argument("domain", shell_complete=sources.names)
+@sources.socket
+@sources.form_option
+def clear(domain: str, socket_option: str | None, form: str) -> None:
+    """End the fault of DOMAIN, after what caused it is mended: the daemon tries again at once what had failed.
+
+    It is for root, the daemon's own user, and the group in [control] of noded.toml.
+
+    \b
+    Examples:
+      magrathea clear n1
+      magrathea status --format plain | awk -F'\\t' '$4 == "fault" {print $2}' | xargs -n1 magrathea clear
+
+    Exit codes: 0 done; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
+    """
+    _tell("clear", socket_option, form, domain=domain)
 
 
 @click.command(short_help="let the daemon read its configuration again")
-@_socket
-def reload(socket_option: str | None) -> None:
-    """Let the daemon read its configuration again; what cannot change while it runs is said.
+@sources.socket
+@sources.form_option
+def reload(socket_option: str | None, form: str) -> None:
+    """Let the daemon read its configuration again; what cannot change while it runs is said. Where there is a mistake
+    in it, that is refused and the former one stays.
 
-    Exit codes: 0 done; 1 refused, the old configuration stays; 2 usage; 3 no daemon.
+    It is for root, the daemon's own user, and the group in [control] of noded.toml.
+
+    \b
+    Examples:
+      magrathea reload
+      magrathea-noded --config /etc/magrathea/noded.toml --check && magrathea reload
+
+    Exit codes: 0 done; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
     """
-    for sentence in _ask(socket_option, "reload").said:
-        click.echo(sentence)
-
-
-@click.command(short_help="what happened on this host, and what was decided")
-@click.argument("domain", required=False, default="")
-@click.option(
-    "-n", "--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="The newest so many."
-)
-@_socket
-def history(domain: str, limit: int, socket_option: str | None) -> None:
-    """The events and decisions of this host, or of one DOMAIN, oldest first: tab-separated lines of time, event or
-    decision, its name, domain, job, and all of it as JSON.
-
-    Exit codes: 0 done; 1 refused; 2 usage; 3 no daemon.
-    """
-    for entry in _ask(socket_option, "history", domain=domain, limit=limit).entries:
-        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(entry.at)) + f".{int(entry.at % 1 * 1000):03}"
-        columns = (at, entry.kind, entry.name, entry.domain or "-", entry.job or "-", entry.data)
-        click.echo("\t".join(columns))
+    _tell("reload", socket_option, form)

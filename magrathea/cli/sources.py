@@ -10,6 +10,8 @@ from magrathea import client
 from magrathea.messages import FarmView, HostView
 
 NOT_REACHABLE = 3
+COMPLETION_S = 1.0
+"""For an answer while somebody presses the tabulator key."""
 
 socket = click.option(
     "--socket",
@@ -33,6 +35,23 @@ form_option = click.option(
     show_default=True,
     help="For people, programs, scripts.",
 )
+
+
+def names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """For shell completion: this host, its domains and its jobs, or those of all hosts; none where nobody answers."""
+    try:
+        snapshots = [client.status(client.socket_path(ctx.params.get("socket_option")), COMPLETION_S)]
+    except (client.Unreachable, client.Refused):
+        try:
+            farm = client.farm(client.hub_path(ctx.params.get("hub_option")), COMPLETION_S)
+        except (client.Unreachable, client.Refused):
+            return []
+        snapshots = [host.snapshot for host in farm.hosts]
+    hosts = {snapshot.host for snapshot in snapshots}
+    domains = {domain.name for snapshot in snapshots for domain in snapshot.domains}
+    jobs = {job.id for snapshot in snapshots for domain in snapshot.domains for job in domain.jobs}
+    wanted = {"host": hosts, "domain": domains, "job": jobs, "target": domains | hosts, "about": domains | hosts | jobs}
+    return sorted(name for name in wanted[param.name or "about"] if name.startswith(incomplete))
 
 
 def by_hub(socket_option: str | None, hub_option: str | None) -> bool:

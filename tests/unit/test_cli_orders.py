@@ -1,4 +1,4 @@
-"""`magrathea drain`, `undrain`, `clear`, `reload`, `history`: what they ask, and how they end."""
+"""`magrathea drain`, `undrain`, `pause`, `unpause`, `clear`, `reload`: what they ask, what they say, how they end."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from magrathea.cli import main
 
 from .fake_control import answering
 
+COMMANDS = (["drain", "n1"], ["undrain", "n1"], ["pause"], ["unpause"], ["clear", "n1"], ["reload"])
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
@@ -22,11 +24,13 @@ def path(tmp_path: Path) -> Path:
     ("command", "request_"),
     [
         (["drain", "n1"], {"op": "drain", "domain": "n1", "reason": "by the admin"}),
-        (["drain", "n1", "--reason", "new disk"], {"op": "drain", "domain": "n1", "reason": "new disk"}),
+        (["drain", "h1", "--reason", "new disk"], {"op": "drain", "domain": "h1", "reason": "new disk"}),
         (["undrain", "n1"], {"op": "undrain", "domain": "n1"}),
+        (["pause"], {"op": "pause", "domain": "", "reason": "by the admin"}),
+        (["pause", "h1", "--reason", "a look"], {"op": "pause", "domain": "h1", "reason": "a look"}),
+        (["unpause"], {"op": "unpause", "domain": ""}),
         (["clear", "n1"], {"op": "clear", "domain": "n1"}),
         (["reload"], {"op": "reload"}),
-        (["history", "n1", "-n", "5"], {"op": "history", "domain": "n1", "limit": 5}),
     ],
 )
 def test_what_a_command_asks_of_the_daemon(path: Path, command: list[str], request_: dict[str, object]) -> None:
@@ -36,7 +40,7 @@ def test_what_a_command_asks_of_the_daemon(path: Path, command: list[str], reque
     assert json.loads(questions[0]) == request_
 
 
-@pytest.mark.parametrize("command", [["drain", "n1"], ["undrain", "n1"], ["clear", "n1"], ["reload"], ["history"]])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_refusal_and_an_absent_daemon_have_their_exit_codes(path: Path, command: list[str]) -> None:
     with answering(path, b'{"ok":false,"code":"not-permitted","text":"only root may"}\n'):
         result = CliRunner().invoke(main.cli, [*command, "--socket", str(path)])
@@ -46,29 +50,13 @@ def test_a_refusal_and_an_absent_daemon_have_their_exit_codes(path: Path, comman
     assert "no such socket" in result.stderr
 
 
-def test_what_the_daemon_says_to_a_reload_is_shown(path: Path) -> None:
-    with answering(path, b'{"ok":true,"said":["`mode` in [host] stays"]}\n'):
-        result = CliRunner().invoke(main.cli, ["reload", "--socket", str(path)])
-    assert result.stdout == "`mode` in [host] stays\n"
-
-
-def test_history_is_lines_with_stable_columns(path: Path) -> None:
-    entries = [
-        {
-            "at": 1_800_000_000.25,
-            "kind": "event",
-            "name": "Claimed",
-            "domain": "n1",
-            "job": "1.s",
-            "data": '{"cpus":1}',
-        },
-        {"at": 1_800_000_001.0, "kind": "event", "name": "HubLost", "domain": None, "job": None, "data": "{}"},
-    ]
-    with answering(path, json.dumps({"ok": True, "entries": entries}).encode() + b"\n"):
-        result = CliRunner().invoke(main.cli, ["history", "--socket", str(path)])
-    lines = [line.split("\t") for line in result.stdout.splitlines()]
-    assert lines[0][0].endswith(".250")
-    assert [line[1:] for line in lines] == [
-        ["event", "Claimed", "n1", "1.s", '{"cpus":1}'],
-        ["event", "HubLost", "-", "-", "{}"],
-    ]
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_the_daemon_says_is_shown_for_people_scripts_and_programs(path: Path, command: list[str]) -> None:
+    answer = b'{"ok":true,"said":["`mode` in [host] stays","so does n1"]}\n'
+    shown = {}
+    for form in ("table", "plain", "json"):
+        with answering(Path(f"{path}.{form}"), answer):
+            result = CliRunner().invoke(main.cli, [*command, "--socket", f"{path}.{form}", "--format", form])
+        shown[form] = result.stdout
+    assert shown["table"] == shown["plain"] == "`mode` in [host] stays\nso does n1\n"
+    assert json.loads(shown["json"]) == {"said": ["`mode` in [host] stays", "so does n1"]}

@@ -1,0 +1,29 @@
+"""`magrathea completion`: what lets a shell complete commands, options, and names of domains, hosts and jobs."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+PROGRAM = "magrathea"
+VARIABLE = "_MAGRATHEA_COMPLETE"
+
+
+@click.command(short_help="shell completion: print what a shell needs for it")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what SHELL needs to complete commands, options, and the names of domains, hosts and jobs of this moment.
+
+    \b
+    Examples:
+      magrathea completion bash > /etc/bash_completion.d/magrathea
+      eval "$(magrathea completion zsh)"
+      magrathea completion fish > ~/.config/fish/completions/magrathea.fish
+
+    Exit codes: 0 printed; 2 wrong usage.
+    """
+    from magrathea.cli.main import cli
+
+    made = get_completion_class(shell)
+    assert made is not None, "click has the shells of the choice"
+    click.echo(made(cli, {}, PROGRAM, VARIABLE).source())

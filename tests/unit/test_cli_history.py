@@ -1,0 +1,223 @@
+"""`magrathea history`: from the daemon, from the journal's file, and where neither is; each entry as a sentence."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+from magrathea import history
+from magrathea.cli import main
+from magrathea.cli.history import moment
+from magrathea.core import events as ev
+from magrathea.core.model import Host, JobClass, JobKey, Mode
+from magrathea.history import Entry, Query
+from magrathea.messages import FarmView, HostView, encode
+from node_daemon.journal import Journal, open_journal
+
+from .fake_control import PREEMPTION, answering
+
+KEY = JobKey("12.srv", 1)
+CLAIMED = ev.Claimed(1_800_000_000.25, "n1", KEY, JobClass.PREEMPTIBLE, 2)
+REFUSED = ev.Refused("p1", "paused", "n1 would be preempted", JobKey("13.srv", 1))
+STORY: list[tuple[float, ev.Event | None, tuple[ev.Decision, ...]]] = [
+    (1_800_000_000.25, CLAIMED, (ev.Accepted("n1", KEY),)),
+    (1_800_000_100.0, ev.PauseRequested(1_800_000_100.0, "new disk"), (REFUSED,)),
+]
+
+
+def write(journal: Journal) -> None:
+    for at, event, decisions in STORY:
+        journal.commit(Host("h1", Mode.EXCLUSIVE, 1, 64, now=at), event, decisions)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    path = tmp_path / "journal.sqlite"
+    opened = open_journal(path)
+    write(opened)
+    opened.close()
+    return path
+
+
+def asked(*arguments: str) -> Result:
+    return CliRunner().invoke(main.cli, ["history", *arguments])
+
+
+# What is asked.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "request_"),
+    [
+        ([], {"about": "", "since": 0.0, "limit": 100}),
+        (["n1", "-n", "5"], {"about": "n1", "since": 0.0, "limit": 5}),
+        (["--since", "2033-05-18T03:33:20+00:00"], {"about": "", "since": 2_000_000_000.0, "limit": 100}),
+    ],
+)
+def test_the_daemon_is_asked(tmp_path: Path, arguments: list[str], request_: dict[str, object]) -> None:
+    with answering(tmp_path / "socket", b'{"ok":true,"entries":[]}\n') as questions:
+        assert asked(*arguments, "--socket", str(tmp_path / "socket")).exit_code == 0
+    assert json.loads(questions[0]) == {"op": "history", **request_}
+
+
+@pytest.mark.parametrize(
+    ("text", "when"),
+    [
+        ("90s", "2026-11-21T11:58:30"),
+        ("15min", "2026-11-21T11:45:00"),
+        ("1.5h", "2026-11-21T10:30:00"),
+        ("3d", "2026-11-18T12:00:00"),
+        ("8:30", "2026-11-21T08:30:00"),
+        ("08:30:15", "2026-11-21T08:30:15"),
+        ("2026-11-20", "2026-11-20T00:00:00"),
+        ("2026-11-20 07:00", "2026-11-20T07:00:00"),
+    ],
+)
+def test_since_is_a_span_an_hour_or_a_date(text: str, when: str) -> None:
+    now = datetime(2026, 11, 21, 12).timestamp()
+    assert moment(text, now) == datetime.fromisoformat(when).timestamp()
+
+
+@pytest.mark.parametrize("text", ["yesterday", "2 weeks", "25:00", "2026-13-01", "-3h"])
+def test_another_since_is_wrong_usage(text: str) -> None:
+    result = asked("--since", text)
+    assert result.exit_code == 2
+    assert "is none of 90s" in result.stderr
+
+
+# What is shown.
+
+
+def test_plain_is_lines_with_stable_columns(journal: Path) -> None:
+    lines = [line.split("\t") for line in asked("--journal", str(journal), "--format", "plain").stdout.splitlines()]
+    assert lines[0][0].endswith(".250")
+    assert [line[1:5] for line in lines] == [
+        ["event", "Claimed", "n1", "12.srv"],
+        ["decision", "Accepted", "n1", "12.srv"],
+        ["event", "PauseRequested", "-", "-"],
+        ["decision", "Refused", "p1", "13.srv"],
+    ]
+    assert json.loads(lines[0][5])["cpus"] == 2
+
+
+def test_the_table_tells_it_in_sentences(journal: Path) -> None:
+    lines = asked("--journal", str(journal)).stdout.splitlines()
+    assert lines[0].split() == ["TIME", "DOMAIN", "JOB", "WHAT"]
+    assert [line.partition("srv")[2].strip() or line.split("-  ")[-1].strip() for line in lines[1:]] == [
+        "asked for: a job of class preemptible, CPUs: 2",
+        "accepted",
+        "paused: new disk",
+        "refused (paused): n1 would be preempted",
+    ]
+
+
+def test_json_has_the_data_and_the_sentence(journal: Path) -> None:
+    entries = json.loads(asked("--journal", str(journal), "--format", "json").stdout)
+    assert [entry["at"] for entry in entries] == [1_800_000_000.25] * 2 + [1_800_000_100.0] * 2
+    assert (entries[2]["data"]["reason"], entries[2]["sentence"]) == ("new disk", "paused: new disk")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["12"], ["Claimed", "Accepted"]),
+        (["12.srv"], ["Claimed", "Accepted"]),
+        (["1"], []),
+        (["p1"], ["Refused"]),
+        (["-n", "1"], ["Refused"]),
+        (["--since", "2027-01-15T08:01:00+00:00"], ["PauseRequested", "Refused"]),
+    ],
+)
+def test_it_is_about_a_job_a_domain_or_a_time(journal: Path, arguments: list[str], names: list[str]) -> None:
+    entries = json.loads(asked(*arguments, "--journal", str(journal), "--format", "json").stdout)
+    assert [entry["name"] for entry in entries] == names
+
+
+def test_what_is_not_on_disk_yet_is_found_like_what_is(tmp_path: Path) -> None:
+    opened = open_journal(tmp_path / "journal.sqlite")
+    write(opened)
+    opened.note(1_800_000_200.0, None, (REFUSED,))
+    queries = (Query(), Query("13"), Query("p1", since=1_800_000_150.0), Query("n1"), Query(limit=1))
+    before = [opened.history(query) for query in queries]
+    opened.tidy(0.0)
+    assert [opened.history(query) for query in queries] == before
+    opened.close()
+
+
+# Where it is asked.
+
+
+def test_without_a_daemon_the_file_that_is_there_is_read(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "DEFAULT_FILE", journal)
+    monkeypatch.setattr("magrathea.client.DEFAULT_SOCKET", journal.with_name("none"))
+    result = asked("12", "--format", "plain")
+    assert (result.exit_code, len(result.stdout.splitlines())) == (0, 2)
+    assert f"read from {journal}" in result.stderr
+
+
+def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no journal " * 100, encoding="utf-8")
+    for name, why in (("none", "No such file"), ("text", "not a database")):
+        result = asked("--journal", str(tmp_path / name))
+        assert result.exit_code == 1
+        assert why in result.stderr
+
+
+def test_elsewhere_it_says_on_which_host_to_ask(tmp_path: Path) -> None:
+    other = msgspec.structs.replace(PREEMPTION, host="h2", domains=[])
+    view = FarmView(
+        at=0.0, knows_pbs=True, hosts=[HostView(live=True, snapshot=s) for s in (PREEMPTION, other)], booked=[]
+    )
+    for about, where in (("12", "on h1\n"), ("h2", "on h2\n"), ("99", "on h1 or h2\n")):
+        with answering(tmp_path / about, encode(view) + b"\n"):
+            result = asked(about, "--socket", str(tmp_path / "none"), "--hub", str(tmp_path / about))
+        assert result.exit_code == 3
+        assert result.stderr.endswith(where)
+
+
+def test_nobody_at_all_is_exit_code_3(tmp_path: Path) -> None:
+    result = asked("--socket", str(tmp_path / "none"), "--hub", str(tmp_path / "none"))
+    assert result.exit_code == 3
+    assert "run this there" in result.stderr
+
+
+# Sentences.
+
+
+def entry(what: Any, kind: str = "event") -> Entry:
+    return Entry(0.0, kind, type(what).__name__, data=msgspec.json.encode(what).decode())
+
+
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        (ev.Claimed(0, "n1", KEY, JobClass.PRIORITY, 2, 100), "asked for: a job of class priority, CPUs: 2, 100 MiB"),
+        (ev.JobsReported(0, "n1", (ev.ReportedJob(KEY),)), "MoM lists 12.srv"),
+        (ev.JobsReported(0, "n1", ()), "MoM lists no jobs"),
+        (ev.BooksReported(0, (ev.Booking(KEY, True, True),)), "suspended in PBS's books: 12.srv; another host wants"),
+        (ev.DrainRequested(0, "n1", "new disk"), "drains: new disk"),
+        (ev.FreezeEnded(0, "p1", "disk full"), "could not be saved: disk full"),
+        (ev.FreezeEnded(0, "p1"), "is saved to disk"),
+        (ev.Accepted("p1", KEY, ("n1", "n2")), "accepted, preempting n1, n2"),
+        (ev.Refused("p1", "cpus", "too few", KEY), "refused (cpus): too few"),
+        (ev.Noted("n1", "preempted", KEY, "13.srv (run 1)"), "stopped for 13.srv"),
+        (ev.Noted("n1", "continued", KEY, "", 2.04), "runs again, after 2.0 s"),
+        (ev.Noted("n1", "released", KEY, "", 35.0), "released; preempted for 35 s in all"),
+        (ev.Noted("n1", "boot-failed"), "boot failed"),
+    ],
+)
+def test_an_entry_is_told_as_a_sentence(what: Any, sentence: str) -> None:
+    assert history.sentence(entry(what)).startswith(sentence)
+
+
+def test_what_is_not_known_here_is_told_all_the_same() -> None:
+    unknown = Entry(0.0, "event", "MoonRisen", data='{"at":0.0,"domain":"n1","height_m":3}')
+    assert history.sentence(unknown) == "moon risen: height_m 3"
+    assert history.sentence(Entry(0.0, "event", "Claimed", data='{"at":1}')) == 'Claimed {"at":1}'
+    assert history.sentence(Entry(0.0, "event", "Claimed", data="[")) == "Claimed ["
