@@ -39,7 +39,8 @@ class JobReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen
     """A job as its host sees it.
 
     `stop`: this host wants it stopped. `ready`: this host no longer does, and all is given back, so that PBS may
-    resume it. `requeue`: it was stopped longer than the limit. Times are Unix seconds.
+    resume it. `requeue`: it was stopped longer than the limit. `warned_until`: before that PBS must not suspend it.
+    Times are Unix seconds.
     """
 
     id: Word
@@ -53,6 +54,7 @@ class JobReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen
     ready: bool
     requeue: bool = False
     stopped_since: Time | None = None
+    warned_until: Time | None = None
     stopper: Word | None = None
     preempted_by: Sentence = ""
     preempted_s: Time = 0.0

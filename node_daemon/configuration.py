@@ -26,6 +26,9 @@ SOCKET_PATH_BYTES = 107
 MIN_RUN_S = 5.0
 """Below it a stream of claims could keep a job from ever running (DESIGN.md section 4, protection from thrashing)."""
 
+MAX_WARN_S = 1.0
+"""A claim is answered within 1.6 s, because MoM does nothing else meanwhile; the stop itself needs some of it."""
+
 Cpus = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 Mib = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=10 * 365 * 86400)]
@@ -33,6 +36,11 @@ PositiveSeconds = Annotated[float, msgspec.Meta(gt=0, le=10 * 365 * 86400)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=4096)]
 OptionalPath = Annotated[str, msgspec.Meta(pattern=r"^(/|$)", max_length=4096)]
+
+
+WarnSignal = Literal[
+    "", "SIGHUP", "SIGINT", "SIGTERM", "SIGTSTP", "SIGURG", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGXCPU"
+]
 
 
 class HostTable(msgspec.Struct, kw_only=True, frozen=True):
@@ -48,7 +56,10 @@ class HostTable(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class LimitsTable(msgspec.Struct, kw_only=True, frozen=True):
-    """[limits]: see magrathea.core.model.Limits. `allow_short_min_run` is meant for tests and the demo."""
+    """[limits]: see magrathea.core.model.Limits. `warn_signal`: only processes that handle it get it.
+
+    `allow_short_min_run` is meant for tests and the demo.
+    """
 
     agent_silent_s: PositiveSeconds = 30.0
     claim_s: PositiveSeconds = 60.0
@@ -58,6 +69,8 @@ class LimitsTable(msgspec.Struct, kw_only=True, frozen=True):
     max_preemptions: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0
     max_preempted_s: Seconds = 0.0
     overtaken_s: PositiveSeconds = 600.0
+    warn_signal: WarnSignal = ""
+    warn_s: Annotated[float, msgspec.Meta(gt=0, le=MAX_WARN_S)] = MAX_WARN_S
     allow_short_min_run: bool = False
 
 

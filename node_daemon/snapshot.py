@@ -121,6 +121,7 @@ def _job(host: Host, domain: Domain, job: Job, beside: Beside, wanted: frozenset
         ready=plan.ready(host, beside.actual, domain, job.key),
         requeue=(domain.name, job.key) in to_requeue(host),
         stopped_since=job.stopped_since,
+        warned_until=plan.warned_until(host, job),
         stopper=job.stopper.value if job.stopper else None,
         preempted_by=_stopped_for(host, beside.by.get((domain.name, job.key), ""))[:4096],
         preempted_s=job.preempted_s,

@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from magrathea.core import events as ev
 from magrathea.core import plan
@@ -296,9 +296,18 @@ class Switch:
             raise ChannelError("no-agent", f"no agent of {step.domain} is connected")
         if step.order is not Order.STOP:
             self._stopped -= {(step.domain, key) for key in step.keys}  # from here on somebody may continue it
-        orders = [{"id": k.id, "run": k.run, "order": o.value} for k, o in self._whole_set(step).items()]
+        limits = self._facts.host.limits
+        warning: dict[str, Any] = {}
+        deadline_s = ORDER_S
+        if limits.warn_signal and step.order is Order.STOP:
+            warning = {"warn_signal": limits.warn_signal, "warn_s": limits.warn_s}
+            deadline_s += limits.warn_s
+        orders = [
+            {"id": k.id, "run": k.run, "order": o.value, **(warning if o is Order.STOP else {})}
+            for k, o in self._whole_set(step).items()
+        ]
         hello = channel.hello
-        answer = await channel.request("orders", ORDER_S + ORDER_MARGIN_S, orders=orders, deadline_s=ORDER_S)
+        answer = await channel.request("orders", deadline_s + ORDER_MARGIN_S, orders=orders, deadline_s=deadline_s)
         self._observe(f"{step.order.value} {step.domain}")
         if channel.hello is not hello:
             raise ChannelError("no-agent", f"the agent of {step.domain} has connected anew")

@@ -245,6 +245,7 @@ class Limits:
     host after its last job. `max_preemptions`: a job stopped that often is not stopped again (0: no limit).
     `max_preempted_s`: a job stopped that long in one stop is requeued if it allows it (0: no limit).
     `overtaken_s`: a preempted domain passed over longer goes next. `remember_s`: how long an ended job is known.
+    `warn_signal`, `warn_s`: what a job gets before its stop (empty: nothing), and for how long it then runs on.
     `preempted_cpu_percent`: a preempted domain's cap (100: one CPU); 10 keeps MoM answering (FACTS.md, CPU).
     """
 
@@ -257,6 +258,8 @@ class Limits:
     max_preempted_s: float = 0.0
     overtaken_s: float = 600.0
     remember_s: float = 60.0
+    warn_signal: str = ""
+    warn_s: float = 1.0
     preempted_cpu_percent: int = 10
 
 

@@ -121,6 +121,15 @@ def lacks(host: Host, actual: Mapping[str, ActualDomain], name: str) -> bool:
     )
 
 
+def warned_until(host: Host, job: Job) -> float | None:
+    """Until when a job that is to be stopped is only warned; None where nobody is warned. PBS suspends it no earlier:
+    its own SIGSTOP would cut the time short.
+    """
+    if not host.limits.warn_signal or not job.stopped_by_us or job.stopped_since is None:
+        return None
+    return job.stopped_since + host.limits.warn_s
+
+
 def _order_for(job: Job, wanted: bool) -> Order:
     if wanted:
         return Order.STOP

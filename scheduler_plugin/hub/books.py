@@ -82,7 +82,8 @@ class Heard:
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What hosts say of a job. `stoppers`: want it stopped; `waiting`: hosts of the job that must be heard, or must
-    say ready, before it may be resumed; `unlisted`: are heard and do not list it. `stopped_at`: on the hub's clock.
+    say ready, before it may be resumed; `unlisted`: are heard and do not list it. `stopped_at`, `warned_until`: on the
+    hub's clock; before the latter it must not be suspended.
     """
 
     stoppers: frozenset[str] = frozenset()
@@ -91,6 +92,7 @@ class Wish:
     requeue: bool = False
     booked: bool = False
     stopped_at: float | None = None
+    warned_until: float = 0.0
     by: str = ""
 
     @property
@@ -180,7 +182,8 @@ def wish_of(
     """`reports`: of this job, by host, from the hosts' last snapshots, of those whose lease is over, too: what such
     a host wanted stands. `concerned`: the hosts of the vnodes that PBS runs it on, heard or not."""
     stops = [(host, r) for host, r in reports.items() if r.stop]
-    since = [_hub_time(hosts[host], r.stopped_since) for host, r in stops if r.stopped_since is not None]
+    since = [_hub_time(hosts[host], r.stopped_since) + _warn_s(r) for host, r in stops if r.stopped_since is not None]
+    warned = [_to_come(hosts[host], r.warned_until) for host, r in reports.items() if r.warned_until is not None]
     waiting = {h for h in concerned if h not in hosts or not hosts[h].live}
     waiting |= {h for h, r in reports.items() if not _ready(r) or not hosts[h].live}
     by = next((f"{r.preempted_by} on {host}" for host, r in stops if r.preempted_by), "")
@@ -191,6 +194,7 @@ def wish_of(
         requeue=any(r.requeue for r in reports.values()),
         booked=any(r.booked for r in reports.values()),
         stopped_at=min(since, default=None),
+        warned_until=max(warned, default=0.0),
         by=by or (f"Magrathea on {stops[0][0]}" if stops else ""),
     )
 
@@ -207,6 +211,16 @@ def _hub_time(heard: Heard, at: float) -> float:
     An age alone would be too small in a snapshot that is sent again; too early a time only gives walltime away.
     """
     return min(at, heard.received_at - max(0.0, heard.snapshot.at - at))
+
+
+def _to_come(heard: Heard, at: float) -> float:
+    """A time ahead, on the hub's clock: by what was left of it when the host said so."""
+    return heard.received_at + max(0.0, at - heard.snapshot.at)
+
+
+def _warn_s(report: JobReport) -> float:
+    """For how long the job has run on after its stop was decided."""
+    return (report.warned_until or 0.0) - (report.stopped_since or 0.0) if report.warned_until is not None else 0.0
 
 
 def step(key: JobKey, entry: Entry | None, wish: Wish, truth: Truth | None, now: float, limits: Limits) -> Step:
@@ -325,6 +339,8 @@ def _while_not_booked(entry: Entry, wish: Wish, job: PbsJob | None, now: float) 
             return Step(replace(entry, not_before=now + WATCH_S), Look(entry.key))  # somebody else suspended it
         if job is not None and job.is_run(entry.run) and job.substate >= ENDING_SUBSTATE:
             return Step(replace(entry, not_before=now + WATCH_S), Look(entry.key))
+        if now < wish.warned_until:
+            return Step(replace(entry, not_before=wish.warned_until))
         return Step(replace(entry, asked_at=entry.asked_at or now), Suspend(entry.key))
     if entry.walltime_s is not None:
         return Step(entry, SetWalltime(entry.key, entry.walltime_s))

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 
 from magrathea.core.model import Host, JobKey, Limits
-from magrathea.core.plan import ActualDomain, Order, Orders, SetCpu, SetMemory, Step, desired, ready, steps
+from magrathea.core.plan import (
+    ActualDomain,
+    Order,
+    Orders,
+    SetCpu,
+    SetMemory,
+    Step,
+    desired,
+    ready,
+    steps,
+    warned_until,
+)
 
 from .builders import claim, go_on, host, key, later, launch, release, run, set_domain, stop
 
@@ -159,3 +170,27 @@ def test_orders_name_each_job_once_with_its_run() -> None:
     orders = [s for s in steps(h, BEFORE) if isinstance(s, Orders)]
     assert orders == [Orders("n1", Order.STOP, (JobKey("1", 1), JobKey("2", 1)))]
     assert h.limits == Limits()
+
+
+def warned(signal: str) -> float | None:
+    """Until when the stopped job of n1 is only warned, counted from its stop."""
+    h = host("exclusive", cpus=4, limits=Limits(warn_signal=signal, warn_s=0.5), n1="normal", p1="priority")
+    h = claim(run(h, "n1", "1", cpus=4), "p1", "9", cpus=4).host
+    domain = h.domain("n1")
+    assert domain
+    (job,) = domain.stopped
+    until = warned_until(h, job)
+    assert job.stopped_since is not None
+    return None if until is None else until - job.stopped_since
+
+
+def test_a_job_that_is_warned_is_booked_after_its_time() -> None:
+    assert warned("SIGUSR1") == 0.5
+    assert warned("") is None
+
+
+def test_a_running_job_is_not_warned() -> None:
+    h = run(host("exclusive", limits=Limits(warn_signal="SIGUSR1"), n1="normal"), "n1", "1")
+    domain = h.domain("n1")
+    assert domain
+    assert warned_until(h, domain.jobs[0]) is None

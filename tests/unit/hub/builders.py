@@ -22,6 +22,7 @@ def report(
     requeue: bool = False,
     stopper: str | None = None,
     held_elsewhere: bool = False,
+    warned_until: float | None = None,
 ) -> JobReport:
     if stopper is None and stopped_since is not None:
         stopper = "us"
@@ -41,6 +42,7 @@ def report(
         preempted_by="9.srv" if stop else "",
         booked=booked,
         held_elsewhere=held_elsewhere,
+        warned_until=warned_until,
     )
 
 

@@ -71,6 +71,8 @@ def test_a_good_file_becomes_a_host(tmp_path: Path) -> None:
         ("linger_s = 3", "linger_s = -3", 8, ("`linger_s` in [limits]", "-3")),
         ("linger_s = 3", 'linger_s = "3"', 8, ("`linger_s`", "'3'")),
         ("linger_s = 3", "min_run_s = 1", 8, ("at least 5", "allow_short_min_run")),
+        ("linger_s = 3", 'warn_signal = "SIGKILL"', 8, ("`warn_signal`", "'SIGKILL'")),
+        ("linger_s = 3", "warn_s = 2", 8, ("`warn_s`", "2")),
         ("[limits]", "[limit]", 7, ("`limit`", "did you mean `limits`")),
         ("cpus = 4", "cpus = 9", 11, ("`cpus` in [domain.n1]", "the host has 8")),
         ("cpus = 4", "cpus = 0", 11, ("`cpus` in [domain.n1]", "0")),
