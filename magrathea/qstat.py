@@ -26,7 +26,7 @@ def _ask(*arguments: str) -> dict[str, Any]:
     program = shutil.which("qstat") or (DEFAULT if os.access(DEFAULT, os.X_OK) else None)
     if program is None:
         raise NoQstat("there is no `qstat` here; put PBS's commands on PATH")
-    command = [program, *arguments, "-F", "json"]
+    command = [program, "-F", "json", *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
         if done.returncode != 0:
