@@ -629,16 +629,17 @@ class Job:
     """A job of this domain's MoM.
 
     `uid`: of its owner, None while not known (then none of its processes is touched). `order`: what the daemon wants,
-    None for nothing. `sessions`: session id -> start time of its leader. `struck`: pid -> start time of what the agent
-    stopped, `groups`: process groups signalled as a whole. `seen`: a process of it has been seen (or it begins on
-    another host, and may never have one here); `telling`, `told`: and the daemon is being told, or knows. `deleted`:
-    MoM is about to kill it; `ending`: its list says so. `listed`: claimed, or in MoM's list; else it is known from
-    the daemon's orders only. `missing`: from how many of MoM's lists in a row. `procs`: its living processes at the last look;
-    `doubtful`: how many carry its id but cannot be judged, because its owner is not known. `stopped`, `pending` (in
-    uninterruptible sleep with the stop pending), `running`: as of the last pass; `calm`: how many passes in a row
-    found all stopped and none new; `settled`: the order is carried out. `barrier`: the next pass freezes first.
-    `wake_all`: the next continues what others stopped, too. `warning`: the signal to send before the stop, 0 for none
-    (left); `warned_until`: until then it is not stopped yet. `told_at`: when it was last told that others continue it.
+    None for nothing. `stopped_at`: when it was told to stop, as long as it is (Unix seconds, for people). `sessions`:
+    session id -> start time of its leader. `struck`: pid -> start time of what the agent stopped, `groups`: process
+    groups signalled as a whole. `seen`: a process of it has been seen (or it begins on another host, and may never have
+    one here); `telling`, `told`: and the daemon is being told, or knows. `deleted`: MoM is about to kill it; `ending`:
+    its list says so. `listed`: claimed, or in MoM's list; else it is known from the daemon's orders only. `missing`:
+    from how many of MoM's lists in a row. `procs`: its living processes at the last look; `doubtful`: how many carry
+    its id but cannot be judged, because its owner is not known. `stopped`, `pending` (in uninterruptible sleep with the
+    stop pending), `running`: as of the last pass; `calm`: how many passes in a row found all stopped and none new;
+    `settled`: the order is carried out. `barrier`: the next pass freezes first. `wake_all`: the next continues what
+    others stopped, too. `warning`: the signal to send before the stop, 0 for none (left); `warned_until`: until then it
+    is not stopped yet. `told_at`: when it was last told that others continue it.
     """
 
     def __init__(self, key: "Key", now: float) -> None:
@@ -647,6 +648,7 @@ class Job:
         self.uid: "Optional[int]" = None
         self.known_at = now
         self.order: "Optional[str]" = None
+        self.stopped_at: "Optional[float]" = None
         self.settled = True
         self.seen = False
         self.told = False
@@ -1243,6 +1245,7 @@ class Sweeper:
         if job.order != order:
             log.info("job %s: %s" % (job, order or "no order"))
             job.warning, job.warned_until = 0, 0.0
+        job.stopped_at = (job.stopped_at or time.time()) if order == "stop" else None
         job.wake_all = order == "run" and job.order != "run"
         job.order = order
         job.calm = 0
@@ -2129,6 +2132,7 @@ class Channel:
         self.up = False  # bytes can flow
         self.session = ""
         self.peer = ""  # the daemon's session; empty until its hello
+        self.host = self.domain = ""  # what it called them, last
         self.delay = RECONNECT_S[0]
         self.reader = LineReader(True)
         self.writer = LineWriter()
@@ -2336,6 +2340,7 @@ class Channel:
         session = field(doc, "session", str)
         if not WORD.match(session):
             raise BadValue("session %.60r is no word" % session)
+        host, domain = field(doc, "host", str, "")[:255], field(doc, "domain", str, "")[:255]
         if doc.get("peer", self.session) != self.session:
             return  # meant for an agent before this one
         if session == self.peer:
@@ -2347,7 +2352,8 @@ class Channel:
         self.peer = session
         self.answers.clear()
         self.complained = ""
-        log.info("connected to %.64s on %.64s" % (doc.get("domain", "?"), doc.get("host", "?")))
+        self.host, self.domain = host, domain
+        log.info("connected to %.64s on %.64s" % (self.domain or "?", self.host or "?"))
         for request in list(self.pending.values()):
             self._renew(request)
         self.on_ready()
@@ -2786,6 +2792,7 @@ class StateFile:
                 owner=job.owner,
                 uid=job.uid,
                 order=job.order,
+                stopped_at=job.stopped_at,
                 seen=job.seen,
                 deleted=job.deleted,
                 listed=job.listed,
@@ -2846,6 +2853,7 @@ class StateFile:
             raise BadValue("order %.60r is not known" % (order,))
         if same_boot:
             job.order = order
+            job.stopped_at = field(row, "stopped_at", float, None) if row.get("stopped_at") is not None else None
             job.seen = field(row, "seen", bool)
             job.deleted = field(row, "deleted", bool, False)
             job.sessions = dict(_pairs(field(row, "sessions", list)))
@@ -2926,6 +2934,8 @@ class Agent:
         op = field(doc, "op", str)
         if op == "ping":
             client.answer({"ok": True, "connected": self.channel.ready})
+        elif op == "status":
+            client.answer(self._status())
         elif op == "claim":
             self._claim(doc, client)
         elif op == "release":
@@ -2946,7 +2956,25 @@ class Agent:
                 client,
             )
         else:
-            raise BadValue("op %.60r is none of claim, release, ending, jobs, prepared, ping" % op)
+            raise BadValue("op %.60r is none of claim, release, ending, jobs, prepared, status, ping" % op)
+
+    def _status(self) -> "Doc":
+        """What this guest knows of itself, for `magrathea status`. `since`: Unix seconds of a stop that stands."""
+        rows = []
+        for job in list(self.jobs.values())[:300]:  # what fits a line
+            row = self.sweeper.row(job)
+            row.update(owner=job.owner, since=job.stopped_at, listed=job.listed)
+            rows.append(row)
+        return {
+            "ok": True,
+            "agent": VERSION,
+            "connected": self.channel.ready,
+            "host": self.channel.host,
+            "domain": self.channel.domain,
+            "jobs": rows,
+            "memory": memory_report(),
+            "load1": round(os.getloadavg()[0], 2),
+        }
 
     def _no_daemon(self, client: Client) -> None:
         client.answer(refusal("no-daemon", "the agent is not connected to its node daemon", 5))

@@ -119,6 +119,23 @@ def test_a_part_on_a_further_host_counts_as_launched_for_it_may_never_have_a_pro
     until(lambda: {"id": "13.srv", "run": 1} in [asked["job"] for asked in rig.host.seen("launched")], "the other one")
 
 
+def test_the_guests_root_is_told_what_its_agent_knows(rig: Rig) -> None:
+    rig.claim()
+    rig.run_job(COUNT)
+    rig.host.await_op("launched")
+    before = time.time()
+    rig.host.order("stop")
+    told = rig.mom("status")
+    assert (told["connected"], told["host"], told["domain"]) == (True, "h1", "n1")
+    assert told["memory"]["total_mib"] > 0
+    (job,) = told["jobs"]
+    assert (job["id"], job["order"], job["owner"]) == ("12.srv", "stop", owner().pw_name)
+    assert job["stopped"] == job["processes"] >= 1
+    assert before <= job["since"] <= time.time()
+    rig.host.order("run")
+    assert rig.mom("status")["jobs"][0]["since"] is None
+
+
 def test_a_deleted_job_is_never_prepared(rig: Rig) -> None:
     rig.claim()
     job = {"id": "12.srv", "run": 1}
