@@ -1,0 +1,171 @@
+"""docs/walk-through.md, followed line by line on a real OpenPBS that knows nothing of Magrathea before.
+
+Three things of a real site stand in for themselves: `systemctl` carries out what the unit files say (there is no
+systemd in a namespace), `scp` copies between the machines' directories, and `pip install .` puts in place what it
+would put there (there is no network). What is written outside /etc and /run goes to overlays and is gone afterwards.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from scheduler_plugin.standin import openpbs_machine
+from scheduler_plugin.standin.openpbs_cluster import HEAD, HOST, Cluster
+from tests.documents import ROOT, Block, blocks, says
+
+from .test_install import picture
+
+DOCUMENT = ROOT / "docs/walk-through.md"
+MACHINES = {"server": HEAD, "host": HOST, "user": HEAD, "n1": "n1", "p1": "p1"}
+DOMAINS = ("n1", "p1")
+PATIENCE_S = 40.0
+PIP = "/opt/magrathea/bin/pip install --quiet ."
+PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
+
+SCP = """#!/bin/sh
+cp "$1" "{base}/m/host${{2#host1:}}"
+"""
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Cluster]:
+    """A server, a host and its two domains, as the document finds them."""
+    with Cluster(list(DOMAINS)) as cluster:
+        _host(cluster)
+        for name in (HEAD, HOST, *DOMAINS):
+            _own(cluster, name)
+        guests = cluster.base / "m/host/run/magrathea/guest"
+        guests.mkdir(parents=True)
+        pids = cluster.base / "m/host/run/domains"
+        pids.mkdir()
+        for name in DOMAINS:
+            inside = cluster.base / "m" / name / "run/magrathea/guest"
+            inside.mkdir(parents=True)
+            cluster.run(name, ["mount", "--bind", str(guests), "/run/magrathea/guest"])
+            shutil.copy(cluster.base / "m" / name / "pid", pids / f"{name}.pid")
+        _site_packages(cluster.base / "package")
+        yield cluster
+
+
+def _host(cluster: Cluster) -> None:
+    """The host's own /etc and /run, as each machine has them."""
+    here = cluster.base / "m/host"
+    (here / "run").mkdir(parents=True)
+    openpbs_machine.command("cp", "-a", "/etc", str(here))
+    shutil.copy(cluster.base / "etc/hosts", here / "etc/hosts")
+    shutil.copy(cluster.base / "m" / HEAD / "etc/nsswitch.conf", here / "etc/nsswitch.conf")
+    for directory in ("etc", "run"):
+        cluster.run(HOST, ["mount", "--bind", str(here / directory), f"/{directory}"])
+
+
+def _own(cluster: Cluster, name: str) -> None:
+    """Let a machine write anywhere in /usr, /opt and /var/lib, and give it what stands in for a real site's."""
+    for tree in ("/usr", "/opt", "/var/lib"):
+        above = cluster.base / "overlay" / name / tree.replace("/", "_")
+        (above / "upper").mkdir(parents=True)
+        (above / "work").mkdir()
+        options = f"lowerdir={tree},upperdir={above}/upper,workdir={above}/work"
+        done = cluster.run(name, ["mount", "-t", "overlay", "overlay", "-o", options, tree], check=False)
+        if done.returncode != 0:
+            pytest.skip(f"NOT RUN: the walk-through; no overlay can be mounted here: {done.stderr.strip()}")
+    (cluster.base / "scp").write_text(SCP.format(base=cluster.base))
+    stand_in = Path(__file__).with_name("systemctl_stand_in.py")
+    prefix = Path(sys.base_prefix)
+    lines = [f"install -m 0755 {stand_in} /usr/local/bin/systemctl", f"install {cluster.base}/scp /usr/local/bin/scp"]
+    if prefix != Path("/usr"):  # it may be where only root can read
+        lines += ["mkdir /opt/python", f"mount --bind {prefix} /opt/python"]
+        (cluster.base / "python3").write_text(f'#!/bin/sh\nexec /opt/python/bin/{PYTHON} "$@"\n')
+        lines += [f"install {cluster.base}/python3 /usr/local/bin/python3"]
+    lines += ["[ -e /usr/bin/python3 ] || ln -s /usr/local/bin/python3 /usr/bin/python3"]
+    cluster.run(name, ["sh", "-e", "-c", "\n".join(lines)])
+
+
+def _site_packages(where: Path) -> None:
+    """What `pip install .` would put into a virtual environment: `lib` and `bin`."""
+    library = where / "lib"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for package in ("magrathea", "node_daemon", "scheduler_plugin"):
+        shutil.copytree(ROOT / package, library / package, ignore=shutil.ignore_patterns("__pycache__"))
+    needed = list(project["dependencies"])
+    done: set[str] = set()
+    while needed:
+        requirement = Requirement(needed.pop())
+        if requirement.name in done or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        done.add(requirement.name)
+        found = distribution(requirement.name)
+        needed += found.requires or []
+        for file in found.files or []:
+            if ".." not in file.parts and "__pycache__" not in file.parts:
+                target = library / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(str(file.locate()), target)
+    info = library / f"magrathea-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: magrathea\nVersion: {project['version']}\n")
+    points = {"console_scripts": project["scripts"], **project["entry-points"]}
+    text = "".join(
+        f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in named.items()) for group, named in points.items()
+    )
+    (info / "entry_points.txt").write_text(text)
+    (where / "bin").mkdir()
+    for name, point in project["scripts"].items():
+        module, _, function = point.partition(":")
+        script = where / "bin" / name
+        text = f"import sys\nfrom {module} import {function}\nsys.exit({function}())\n"
+        script.write_text(f"#!/opt/magrathea/bin/python\n{text}")
+        script.chmod(0o755)
+
+
+def _script(cluster: Cluster, block: Block) -> str:
+    instead = f"cp -a {cluster.base}/package/lib/. /opt/magrathea/lib/{PYTHON}/site-packages/\n"
+    instead += f"cp -a {cluster.base}/package/bin/. /opt/magrathea/bin/"
+    text = block.text.replace(PIP, instead)
+    if "user" not in block.words:
+        text = f"cd {ROOT}\n{text}"
+    return "set -eo pipefail\n" + text
+
+
+def _follow(cluster: Cluster, block: Block, expected: str | None) -> None:
+    """Run a block where it says, and compare what it prints, again and again where it says so."""
+    user = "alice" if "user" in block.words else "root"
+    home = {} if user == "alice" else {"HOME": str(cluster.base)}  # this machine's root has a profile of his own
+    for word in block.words:
+        if word == "again":
+            continue
+        until = time.monotonic() + PATIENCE_S
+        while True:
+            argv = ["bash", "-l", "-c", _script(cluster, block)]
+            done = cluster.run(MACHINES[word], argv, user=user, env=home, check=False, timeout=120)
+            if done.returncode == 0 and (expected is None or says(expected, done.stdout)):
+                break
+            if "again" not in block.words or time.monotonic() > until:
+                logs = "".join(f"\n--- {log}:\n{log.read_text()[-3000:]}" for log in cluster.base.glob("m/*/run/*.log"))
+                pytest.fail(
+                    f"{block.place} on {word}: exit code {done.returncode}\n{block.text}{done.stderr}\n"
+                    f"printed:\n{done.stdout}\nexpected:\n{expected}\n{cluster.picture()}{logs}"
+                )
+            time.sleep(0.5)
+
+
+@pytest.mark.timeout(240)
+def test_every_command_of_the_walk_through_does_what_it_shows(site: Cluster) -> None:
+    before = picture(site)
+    found = blocks(DOCUMENT)
+    assert {block.language for block in found} == {"sh", "output"}
+    assert sum(PIP in block.text for block in found) == 1, "what stands in for pip is used"
+    for number, block in enumerate(found):
+        if block.language == "sh":
+            following = found[number + 1] if number + 1 < len(found) else None
+            expected = following.text if following and following.language == "output" else None
+            _follow(site, block, expected)
+    assert picture(site) == before
