@@ -18,6 +18,8 @@ import psutil
 from magrathea.configuration import Problem, parse, read_text, refusal, spelled
 from magrathea.core.model import Domain, Host, Kind, Limits, Mode
 
+from .memory import Settings
+
 DEFAULT_PATH = Path("/etc/magrathea/noded.toml")
 
 SOCKET_PATH_BYTES = 107
@@ -44,7 +46,11 @@ WarnSignal = Literal[
 
 
 class HostTable(msgspec.Struct, kw_only=True, frozen=True):
-    """[host]. `cpus`, `memory_mib`: None for all that the machine has. `preempted_cpu_percent`: 100 is one CPU."""
+    """[host]. `cpus`, `memory_mib`: None for all that the machine has. `preempted_cpu_percent`: 100 is one CPU.
+
+    Moving memory: `memory_step_mib` at a time, leaving `memory_margin_mib` available in a guest that gives (what keeps
+    its MoM and agent alive), for at most `memory_time_limit_s` a move; what is not there by then is not waited for.
+    """
 
     name: Name
     mode: Mode
@@ -53,6 +59,9 @@ class HostTable(msgspec.Struct, kw_only=True, frozen=True):
     reserve_mib: Mib = 512
     driver: Literal["local"] = "local"
     preempted_cpu_percent: Annotated[int, msgspec.Meta(ge=1, le=100 * 65536)] = 10
+    memory_step_mib: Annotated[int, msgspec.Meta(ge=16, le=65536)] = 128
+    memory_margin_mib: Annotated[int, msgspec.Meta(ge=8, le=65536)] = 32
+    memory_time_limit_s: Annotated[float, msgspec.Meta(ge=1, le=86400)] = 300.0
 
 
 class LimitsTable(msgspec.Struct, kw_only=True, frozen=True):
@@ -166,6 +175,10 @@ class Configuration(msgspec.Struct, kw_only=True, frozen=True):
         values = msgspec.structs.asdict(self.limits)
         del values["allow_short_min_run"]
         return Limits(**values, preempted_cpu_percent=self.host.preempted_cpu_percent)
+
+    def memory_settings(self) -> Settings:
+        host = self.host
+        return Settings(host.memory_step_mib, host.memory_margin_mib, host.memory_time_limit_s)
 
     def core_domain(self, name: str) -> Domain:
         """The domain as configured, with no facts but that."""

@@ -32,6 +32,7 @@ from .guests import Guests
 from .hubclient import HubClient
 from .hypervisor.base import DomainEvent, Driver, DriverError
 from .journal import Book, Journal, JournalError, NoJournal, Since, open_journal, salvage
+from .memory import Settings
 from .scripts import Scripts
 from .switch import REFRESH_S, Switch
 
@@ -84,6 +85,10 @@ class Daemon:
     @property
     def host(self) -> Host:
         return self._host
+
+    @property
+    def memory_settings(self) -> Settings:
+        return self.configuration.memory_settings()
 
     def now(self) -> float:
         return self._clock.now()

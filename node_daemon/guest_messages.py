@@ -81,6 +81,8 @@ class Memory(msgspec.Struct, frozen=True):
     available_mib: Number = 0
     unreclaimable_mib: Number = 0
     swap_free_mib: Number = 0
+    swap_total_mib: Number = 0
+    free_mib: Number = 0
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -91,7 +93,8 @@ class Hello(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """To a request of ours; `jobs` is what `orders` gives back."""
+    """To a request of ours. `jobs`: what `orders` and `memory` give back. `memory` and all after it: of `memory`,
+    `push-out` and `fetch`; `more` says that the slice was ended before all of the jobs' memory was looked at."""
 
     id: Id
     session: Session
@@ -99,15 +102,23 @@ class Answer(msgspec.Struct, frozen=True):
     code: Annotated[str, msgspec.Meta(max_length=64)] = ""
     text: Text = ""
     jobs: Annotated[list[OrderedJob], msgspec.Meta(max_length=MAX_JOBS)] = []
+    memory: Memory = Memory()
+    pushed_mib: Number = 0
+    fetched_mib: Number = 0
+    left_mib: Number = 0
+    more: bool = False
 
 
 class OrderedJob(Job, frozen=True):
-    """What an order has done. `pending`: in uninterruptible sleep with the stop pending."""
+    """What an order has done. `pending`: in uninterruptible sleep with the stop pending. Of `memory`: what of the
+    job's own memory is where, and only whether it is stopped."""
 
-    order: Annotated[str, msgspec.Meta(max_length=16)]
+    order: Annotated[str, msgspec.Meta(max_length=16)] = ""
     processes: Number = 0
-    stopped: Number = 0
+    stopped: Number | bool = 0
     pending: Number = 0
+    resident_mib: Number = 0
+    swapped_mib: Number = 0
 
     @property
     def done(self) -> bool:

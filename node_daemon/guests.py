@@ -7,6 +7,7 @@ has stopped and CPU has moved; else refused, its fact taken away, and the plan l
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from magrathea.core import plan
 from magrathea.core.model import Host, JobKey
 
 from .guest_messages import AnyRequest, Claim, Hello, Job, Jobs, Launched, Prepared, Release, Report
-from .hypervisor.base import MEMORY, Driver
+from .hypervisor.base import Driver
 from .switch import Switch
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,11 @@ CLAIM_S = 1.6
 """A claim's answer, at the latest: the hook waits for 1.8 s, and two hops lie between."""
 RETRY_AFTER_S = 5
 """When PBS should try a refused job again: soon, but not at once (FACTS.md: 21 refusals hold a job)."""
+MEMORY_RETRY_AFTER_S = 60
+"""The same where memory is short: that does not change within seconds."""
+MEMORY_GLANCE_S = 0.4
+"""So long a claim waits for memory, too: most that cannot be had is known by then. The rest is the prologue's to wait
+for, because MoM does nothing else during a claim."""
 MEMORY_STEP_MIB = 16
 """Figures of unreclaimable memory are rounded up to it: a fact that changes with every report is none."""
 
@@ -47,8 +53,8 @@ class Owner(Protocol):
     def observe(self, name: str) -> None: ...
 
 
-def refusal(code: str, text: str) -> Answer:
-    return {"ok": False, "code": code, "text": text, "retry_after_s": RETRY_AFTER_S}
+def refusal(code: str, text: str, retry_after_s: int = RETRY_AFTER_S) -> Answer:
+    return {"ok": False, "code": code, "text": text[:4096], "retry_after_s": retry_after_s}
 
 
 class Guests:
@@ -117,18 +123,34 @@ class Guests:
             async with asyncio.timeout(CLAIM_S):
                 while self._job(mark) is not None:
                     if not owner.switch.unconfirmed() and not owner.switch.cpu_pending():
-                        return None
+                        return await self._glance(mark)
                     await owner.switch.changed()
         except TimeoutError:
             late = sorted(f"{key} in {domain}" for domain, key in owner.switch.unconfirmed())
             if not late:
-                log.warning("%s: claim of %s granted although CPU has not moved within %g s", *mark, CLAIM_S)
+                if owner.switch.cpu_pending():
+                    log.warning("%s: claim of %s granted although CPU has not moved within %g s", *mark, CLAIM_S)
                 return None
             text = f"not stopped within {CLAIM_S:g} s: {', '.join(late)}; see that domain's agent"
             log.warning("%s: claim of %s refused: %s", *mark, text)
             owner.apply(ev.Released(owner.now(), *mark))
             return refusal("stop-timeout", text)
         return refusal("released", f"{mark[1]} was released while it was claimed")
+
+    async def _glance(self, mark: tuple[str, JobKey]) -> Answer | None:
+        """Everything is there but perhaps memory: a refusal if that is known not to come."""
+        owner = self._owner
+        lacking = owner.switch.memory_lacking(mark[0])
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(MEMORY_GLANCE_S):
+                while lacking == "" and self._job(mark) is not None:
+                    await owner.switch.changed()
+                    lacking = owner.switch.memory_lacking(mark[0])
+        if not lacking:
+            return None
+        log.warning("%s: claim of %s refused: %s", *mark, lacking)
+        owner.apply(ev.Released(owner.now(), *mark))
+        return refusal("memory-short", lacking, MEMORY_RETRY_AFTER_S)
 
     def _paused(self, mark: tuple[str, JobKey]) -> Answer | None:
         """On a paused host: a refusal where the domain would have to be given CPUs or memory first."""
@@ -144,15 +166,14 @@ class Guests:
         """Whether the job's memory is there: the prologue hook asks until it is."""
         if self._job((domain, job.key)) is None:
             return refusal("unknown-job", f"{domain} has no {job.key}; it was released, or never claimed")
-        found = self._owner.host.domain(domain)
-        read = self._owner.switch.read.get(domain)
-        if found is None or read is None or read.memory_mib is None or MEMORY not in self._owner.driver.capabilities:
-            return {"ok": True, "ready": True}
-        need = found.floor_mib + sum(j.memory_mib for j in found.running)
-        return {"ok": True, "ready": read.memory_mib >= need}
+        lacking = self._owner.switch.memory_lacking(domain)
+        if lacking:
+            return refusal("memory-short", lacking, MEMORY_RETRY_AFTER_S)
+        return {"ok": True, "ready": lacking is None}
 
     def _report(self, domain: str, report: Report) -> None:
         found = self._owner.host.domain(domain)
         mib = -(-max(0, report.memory.unreclaimable_mib) // MEMORY_STEP_MIB) * MEMORY_STEP_MIB
+        mib = max(mib, self._owner.switch.mover.kept_mib(domain))
         if found is not None and found.unreclaimable_mib != mib:
             self._owner.apply(ev.MemoryReported(self._owner.now(), domain, mib))

@@ -3,7 +3,8 @@
 Rule 1: nothing is remembered of a switch. `look` computes the plan anew (magrathea/core/plan.py) after every change
 and starts the steps that may start; a claim in the middle only makes the next plan another one.
 Rule 2: at most one step per domain and kind is under way. A newer wish for a job's order replaces an older one at
-once (a stop never waits for a continuation); calls to the driver are let end.
+once (a stop never waits for a continuation); a newer wish for memory changes the target of the move that is under way
+(memory.py), and one that is withdrawn ends it; calls to the driver are let end.
 Rule 3: a step that failed is tried again after a pause, and meanwhile holds up only what would be wrong without it
 (`_waits`). One that fails for FAULT_AFTER_S makes its domain faulty, which a human has to look at.
 Rule 4: what the agent has confirmed is known only as long as its connection lasts: a new one is told all again.
@@ -27,6 +28,7 @@ from magrathea.core.plan import Order, Orders, SetCpu, SetMemory, Step
 from .channel import ChannelError, GuestChannel
 from .guest_messages import Answer
 from .hypervisor.base import CPU, MEMORY, ActualDomain, Driver, DriverError
+from .memory import SLACK_MIB, Mover, Settings
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,9 @@ class Facts(Protocol):
 
     @property
     def host(self) -> Host: ...
+
+    @property
+    def memory_settings(self) -> Settings: ...
 
     def now(self) -> float: ...
 
@@ -89,6 +94,7 @@ class Switch:
         self._driver = driver
         self._channels = channels
         self._observe = observe
+        self.mover = Mover(self, driver, channels)
         self.read: dict[str, ActualDomain] = {}
         """What the driver last said."""
         self.told: dict[str, dict[JobKey, Order]] = {}
@@ -102,6 +108,33 @@ class Switch:
         self._refresh_task: asyncio.Task[None] | None = None
         self._refresh_again = False
         self._closed = False
+
+    # What the mover needs
+
+    @property
+    def host(self) -> Host:
+        return self._facts.host
+
+    @property
+    def memory_settings(self) -> Settings:
+        return self._facts.memory_settings
+
+    def held_stopped(self, domain: str) -> tuple[JobKey, ...]:
+        wanted = wanted_stopped(self._facts.host)
+        told = self.told.get(domain, {})
+        return tuple(key for key, order in told.items() if order is Order.STOP and (domain, key) in wanted)
+
+    def memory_read(self, read: Mapping[str, ActualDomain]) -> None:
+        changed = {name: d.memory_mib for name, d in read.items()} != {n: d.memory_mib for n, d in self.read.items()}
+        for name, domain in read.items():
+            if name in self.read:
+                self._note(name, memory_mib=domain.memory_mib)
+        if changed:
+            self._facts.actual_changed()
+            self.look_soon()
+
+    def observe(self, name: str) -> None:
+        self._observe(name)
 
     # What is so
 
@@ -125,6 +158,9 @@ class Switch:
                 elif want.keep and cpu == self._driver.nearest_cpu(host.limits.preempted_cpu_percent):
                     cpu = host.limits.preempted_cpu_percent
             memory = read.memory_mib if MEMORY in self._driver.capabilities else None
+            wanted = want.memory_mib if want is not None else None
+            if memory is not None and wanted is not None and self.mover.settled(domain.name, read, wanted):
+                memory = wanted
             result[domain.name] = plan.ActualDomain(cpu, memory, orders)
         return result
 
@@ -135,6 +171,7 @@ class Switch:
         except DriverError as error:
             log.warning("what the hypervisor has cannot be read: %s", error)
             return
+        self.mover.note(self.read)
         self._facts.actual_changed()
         self.look_soon()
 
@@ -171,6 +208,7 @@ class Switch:
     def use(self, driver: Driver) -> None:
         """From now on this driver: the configuration has changed."""
         self._driver = driver
+        self.mover.use(driver)
         self.refresh_soon()
 
     def clear(self, domain: str) -> None:
@@ -200,14 +238,21 @@ class Switch:
         now = time.monotonic()
         earlier: list[Step] = []
         held: list[Step] = []
-        for step in self.steps():
+        steps = self.steps()
+        self._withdraw_moves(steps)
+        for step in steps:
             slot = slot_of(step)
+            if isinstance(step, SetCpu) and self._capped_later(step, steps):
+                continue
             under_way = self._under_way.get(slot)
             failure = self._failures.get(slot)
             if under_way is not None:
                 if self._replaces(step, under_way[0]):
                     self._cancel(slot)
                     self._start(step)
+                elif isinstance(step, SetMemory) and step != under_way[0]:
+                    self.mover.aim(step.domain, step.mib)
+                    self._under_way[slot] = (step, under_way[1])
             elif failure is not None and failure.again_at > now:
                 held.append(step)
                 continue
@@ -222,6 +267,26 @@ class Switch:
         for waiter in list(self._waiters):
             if not waiter.done():
                 waiter.set_result(None)
+
+    def _withdraw_moves(self, steps: list[Step]) -> None:
+        """What is being moved and is no longer wanted to be, stops where it is."""
+        wanted = {s.domain for s in steps if isinstance(s, SetMemory)}
+        for step, _ in self._under_way.values():
+            if isinstance(step, SetMemory) and step.domain not in wanted:
+                self.mover.aim(step.domain, None)
+
+    def _capped_later(self, step: SetCpu, steps: list[Step]) -> bool:
+        """The cap of a preempted domain comes when its memory is out: pushing it out takes CPU time, and its jobs are
+        stopped by then. Where that fails, it comes at once."""
+        read = self.read.get(step.domain)
+        return (
+            step.percent == self._facts.host.limits.preempted_cpu_percent
+            and read is not None
+            and any(
+                isinstance(s, SetMemory) and s.domain == step.domain and s.mib < (read.memory_mib or 0) for s in steps
+            )
+            and ("SetMemory", step.domain) not in self._failures
+        )
 
     def _to_greet(self, now: float) -> list[str]:
         """An agent that has just connected hears all orders, even if there are none: it may stand by older ones."""
@@ -271,20 +336,27 @@ class Switch:
                 self._observe(f"cpu {step.domain}")
                 self._note(step.domain, cpu_percent=self._driver.nearest_cpu(step.percent))
             else:
-                await self._driver.set_memory(step.domain, step.mib)
-                self._observe(f"memory {step.domain}")
-                self._note(step.domain, memory_mib=step.mib)
-                self.refresh_soon()  # a guest may have given less
+                await self.mover.move(step.domain, step.mib)
+                self.refresh_soon()
         except ChannelError as error:
             self._failed_step(slot, str(error), lasting=error.code not in ("no-agent", "timeout"))
             return
         except DriverError as error:
             self.refresh_soon()
-            self._failed_step(slot, str(error), lasting=error.code not in ("domain-down", "no-domain"))
+            self._failed_step(slot, str(error), lasting=error.code not in ("domain-down", "no-domain", "memory-short"))
+            if error.code == "memory-short":
+                self._learn(slot[1])
             return
         self._failures.pop(slot, None)
         self._facts.step_done(step)
         self._facts.actual_changed()
+
+    def _learn(self, domain: str) -> None:
+        """What stopped jobs have shown to keep is a fact: it answers the next claim, so that nobody stops in vain."""
+        found = self._facts.host.domain(domain)
+        kept = self.mover.kept_mib(domain)
+        if found is not None and kept > found.unreclaimable_mib:
+            self._facts.apply(ev.MemoryReported(self._facts.now(), domain, kept))
 
     def _note(self, domain: str, **changes: int | None) -> None:
         if (read := self.read.get(domain)) is not None:
@@ -295,6 +367,9 @@ class Switch:
         if channel is None or not channel.connected:
             raise ChannelError("no-agent", f"no agent of {step.domain} is connected")
         if step.order is not Order.STOP:
+            await self.mover.fetch(step.domain, step.keys)
+            if not channel.connected:
+                raise ChannelError("no-agent", f"the agent of {step.domain} went away while memory was brought back")
             self._stopped -= {(step.domain, key) for key in step.keys}  # from here on somebody may continue it
         limits = self._facts.host.limits
         warning: dict[str, Any] = {}
@@ -382,7 +457,25 @@ class Switch:
 
     def cpu_pending(self) -> bool:
         """CPU is still to be moved, and moving it has not failed."""
-        return any(isinstance(s, SetCpu) and slot_of(s) not in self._failures for s in self.steps())
+        steps = self.steps()
+        due = [s for s in steps if isinstance(s, SetCpu) and not self._capped_later(s, steps)]
+        return any(slot_of(s) not in self._failures for s in due)
+
+    def memory_lacking(self, domain: str) -> str | None:
+        """None: the domain has what its jobs asked for. Empty: not yet. Else why it will not, with the numbers."""
+        read = self.read.get(domain)
+        if read is None or read.memory_mib is None or MEMORY not in self._driver.capabilities:
+            return None
+        needs, has = self.mover.needs(domain), read.memory_mib
+        if has >= needs - SLACK_MIB:
+            return None
+        want = plan.desired(self._facts.host).get(domain, plan.Want()).memory_mib
+        if want is not None and want < needs - SLACK_MIB:
+            shorts = (self.mover.short(d.name) for d in self._facts.host.workers)
+            whys = "; ".join(short.text for short in shorts if short is not None)
+            return f"{domain} needs {needs} MiB and can have {want}" + (f": {whys}" if whys else "")
+        failure = self._failures.get(("SetMemory", domain))
+        return failure.text if failure is not None and failure.text.startswith("memory-short") else ""
 
     async def changed(self) -> None:
         """Return after the next look."""
@@ -423,5 +516,5 @@ def _waits(step: Step, other: Step, held: bool = False) -> bool:
             return False
         return same if isinstance(step, Orders) or held else True
     if isinstance(step, SetMemory):
-        return True  # taken before it is given, and never given before it is there
+        return False  # the mover gives no more than what is there, and that as soon as it is
     return same and isinstance(step, Orders)  # memory is back before a job continues; CPU does not wait for it

@@ -1,0 +1,500 @@
+"""Memory that really moves: taken from a guest that can give it, given to another once it is there.
+
+Rule 1: a balloon's target is never below what the guest can give at that moment, by its agent's figures of that
+moment: a target out of its reach makes a guest kill jobs. What its stopped jobs hold is pushed out to its swap first.
+Rule 2: nobody is given what is not known to be given back: the sum of what every domain has, or may yet take up to
+its target, stays within the host's. What a shrinking domain has given counts once guest and hypervisor have said so.
+Rule 3: a target may change while it is being moved to (`aim`). A move that ends early, for whatever reason, leaves
+the balloon's target at what is real. Nothing is remembered that a restart would need.
+Rule 4: every wait is bounded: one call by its deadline, a guest that does not move by STALL_S, a move by its limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from magrathea.core.allocation import wanted_stopped
+from magrathea.core.model import Host, JobKey
+
+from .channel import ChannelError
+from .guest_messages import Answer, Hello, Memory
+from .hypervisor.base import MEMORY, ActualDomain, Driver, DriverError
+
+log = logging.getLogger(__name__)
+
+SLACK_MIB = 2
+"""Hypervisors count in pages of their own: so near a target is at it."""
+LEAST_MIB = 4
+"""Less is not worth a step, unless it is all that is left."""
+STALL_S = 5.0
+"""A balloon that has not moved for so long does not move."""
+POLL_S = (0.01, 0.2)
+"""Between two looks at a balloon that moves: at first, and at most."""
+SETTLE_S = 0.3
+"""Before a guest that has nothing left to give is believed: what it has just written back counts a moment later."""
+ASK_S = 3.0
+"""An agent's time to say its figures: a domain capped and under pressure takes up to 2 s (FACTS: agent and MoM)."""
+SLICE_S = 5.0
+"""Time of one slice of a job's memory, out or back; a slow disk ends it early, with what it has done until then."""
+SLICE_MARGIN_S = 3.0
+"""More for its answer to arrive."""
+BUSY_S = 0.2
+"""Until an agent is asked again that still ends an earlier slice, which a daemon before this one had asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The admin's choice. `step_mib`: of one step of a balloon, and of one slice of a job's memory. `margin_mib`: what
+    stays available in every guest that gives. `time_limit_s`: for a whole move, and for fetching before a job goes on.
+    """
+
+    step_mib: int = 128
+    margin_mib: int = 32
+    time_limit_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a move is. `what`: gives, takes or fetches."""
+
+    what: str
+    done_mib: int
+    of_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class Short:
+    """A domain has given less than it should: the numbers for people, what it kept, and its jobs at that time."""
+
+    text: str
+    kept_mib: int
+    keys: frozenset[JobKey]
+
+
+class Guest(Protocol):
+    """What is needed of a guest's channel."""
+
+    @property
+    def hello(self) -> Hello | None: ...
+
+    async def request(self, op: str, within_s: float, **fields: Any) -> Answer: ...
+
+
+class Owner(Protocol):
+    """What is needed of the switch."""
+
+    @property
+    def host(self) -> Host: ...
+
+    @property
+    def memory_settings(self) -> Settings: ...
+
+    def held_stopped(self, domain: str) -> tuple[JobKey, ...]:
+        """The domain's jobs that its agent has confirmed to be stopped, on its present connection."""
+        ...
+
+    def memory_read(self, read: Mapping[str, ActualDomain]) -> None:
+        """What the driver has just said; progress may have been made."""
+        ...
+
+    def observe(self, name: str) -> None: ...
+
+
+@dataclass
+class _Move:
+    domain: str
+    target: int | None
+    began: float
+    start_mib: int
+    has_mib: int
+    verified_mib: int | None = None
+    """While it gives: what guest and hypervisor agree that it has, at most."""
+    push: asyncio.Task[None] | None = None
+    exhausted: str = ""
+    """Why nothing more is pushed out."""
+    pushed_mib: int = 0
+    doubted: bool = False
+
+
+class _TooLittle(Exception):
+    """A guest cannot give what is wanted of it; the text says why."""
+
+
+def _mib(read: ActualDomain) -> int:
+    return read.memory_mib or 0
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+class Mover:
+    """Moves the memory of one host's domains; at most one move per domain at a time."""
+
+    def __init__(self, owner: Owner, driver: Driver, guests: Mapping[str, Guest]) -> None:
+        self._owner = owner
+        self._driver = driver
+        self._guests = guests
+        self._moves: dict[str, _Move] = {}
+        self._fetches: dict[str, Progress] = {}
+        self._targets: dict[str, int] = {}  # set by us and not reached yet
+        self._bounds: dict[str, int] = {}  # what each domain has, or may yet take
+        self._content: dict[str, int] = {}  # targets that are reached as far as there is memory
+        self._shorts: dict[str, Short] = {}
+        self._changed = asyncio.Event()
+
+    def use(self, driver: Driver) -> None:
+        self._driver = driver
+
+    # What is so
+
+    @property
+    def progress(self) -> dict[str, Progress]:
+        found = dict(self._fetches)
+        for name, move in self._moves.items():
+            if move.target is not None and (of := abs(move.start_mib - move.target)) > SLACK_MIB:
+                gives = move.target < move.start_mib
+                done = (move.start_mib - move.has_mib) * (1 if gives else -1)
+                found[name] = Progress("gives" if gives else "takes", min(of, max(0, done)), of)
+        return found
+
+    def settled(self, domain: str, actual: ActualDomain, want_mib: int) -> bool:
+        """Whether the domain is at what it should have: exactly, or as nearly as it can be had."""
+        has = actual.memory_mib
+        if has is None:
+            return True
+        most = want_mib if actual.max_memory_mib is None else min(want_mib, actual.max_memory_mib)
+        return abs(has - most) <= SLACK_MIB or (has < most and self._content.get(domain) == want_mib)
+
+    def needs(self, domain: str) -> int:
+        """What the domain must have before its jobs may run: its floor, and what they asked for."""
+        host = self._owner.host
+        found = host.domain(domain)
+        if found is None:
+            return 0
+        wanted = wanted_stopped(host)
+        return found.floor_mib + sum(j.memory_mib for j in found.jobs if (domain, j.key) not in wanted)
+
+    def short(self, domain: str) -> Short | None:
+        """What the domain has lately shown that it cannot give, as long as its jobs are the same."""
+        found = self._owner.host.domain(domain)
+        short = self._shorts.get(domain)
+        if short is not None and (found is None or frozenset(j.key for j in found.jobs) != short.keys):
+            del self._shorts[domain]
+            return None
+        return short
+
+    def kept_mib(self, domain: str) -> int:
+        """Beyond its floor, what the domain's jobs have shown to keep in memory although they were stopped."""
+        found, short = self._owner.host.domain(domain), self.short(domain)
+        return max(0, short.kept_mib - found.floor_mib) if found is not None and short is not None and found.jobs else 0
+
+    def note(self, read: Mapping[str, ActualDomain]) -> None:
+        """What the driver says: the one door to what is known of memory."""
+        before = dict(self._bounds)
+        self._bounds = {}
+        for name, domain in read.items():
+            if not domain.up or domain.memory_mib is None:
+                self._targets.pop(name, None)
+                continue
+            target, move = self._targets.get(name), self._moves.get(name)
+            if target is not None and abs(target - domain.memory_mib) <= SLACK_MIB and move is None:
+                del self._targets[name]
+            verified = move.verified_mib if move is not None and move.verified_mib is not None else 0
+            self._bounds[name] = max(domain.memory_mib, target or 0, verified)
+            if move is not None:
+                move.has_mib = domain.memory_mib
+        if any(self._bounds.get(name, 0) < mib for name, mib in before.items()):
+            self._content.clear()
+        if before != self._bounds:
+            self._changed.set()
+
+    # Moving
+
+    def aim(self, domain: str, mib: int | None) -> None:
+        """A new target for the move under way; None: leave it at what is real."""
+        move = self._moves.get(domain)
+        if move is not None and move.target != mib:
+            log.info("%s: memory is to be %s MiB instead of %s", domain, mib, move.target)
+            move.target = mib
+            move.start_mib, move.began = move.has_mib, _now()
+            self._changed.set()
+
+    async def move(self, domain: str, mib: int) -> None:
+        """Bring the domain's memory to `mib`, or to what `aim` says meanwhile.
+
+        Returns when it is there, when it has all that can be had and its jobs' needs are met, or when the wish is
+        withdrawn. Raises DriverError, code `memory-short` with the numbers; ChannelError where its agent is away.
+        """
+        has = _mib(await self._read(domain))
+        move = self._moves[domain] = _Move(domain, mib, _now(), has, has)
+        try:
+            while (target := move.target) is not None:
+                read = await self._read(domain)
+                has, most = _mib(read), min(target, target if read.max_memory_mib is None else read.max_memory_mib)
+                if has > most + SLACK_MIB:
+                    await self._shrink(move)
+                elif move.verified_mib is not None:
+                    await self._verify(move, most)
+                elif has >= most - SLACK_MIB or not await self._grow(move, has, most):
+                    return
+            await self._to_what_is_real(move)
+        except _TooLittle as error:
+            await self._to_what_is_real(move)
+            raise self._refused(move, str(error)) from error
+        except (DriverError, ChannelError):
+            await self._to_what_is_real(move)
+            raise
+        finally:
+            if move.push is not None:
+                move.push.cancel()
+                await asyncio.gather(move.push, return_exceptions=True)
+            del self._moves[domain]
+            self._changed.set()
+
+    async def _read(self, domain: str) -> ActualDomain:
+        read = await self._driver.actual()
+        self.note(read)
+        self._owner.memory_read(read)
+        found = read.get(domain)
+        if found is None or not found.up or found.memory_mib is None:
+            raise DriverError("domain-down", f"{domain} is down, or its memory is not known")
+        if found.paused:
+            raise DriverError("domain-down", f"{domain} is halted by somebody else; nothing of its memory moves")
+        return found
+
+    async def _set(self, domain: str, mib: int) -> None:
+        self._targets[domain] = mib
+        self._bounds[domain] = max(self._bounds.get(domain, 0), mib)  # from now on it may take it
+        await self._driver.set_memory(domain, mib)
+        self._owner.observe(f"memory {domain}")
+
+    async def _to_what_is_real(self, move: _Move) -> None:
+        """The balloon no longer presses for what has not come."""
+        try:
+            has = _mib(await self._read(move.domain))
+            if abs(self._targets.get(move.domain, has) - has) > SLACK_MIB:
+                await self._set(move.domain, has)
+        except DriverError as error:
+            log.warning("%s: its balloon's target cannot be set to what it has: %s", move.domain, error)
+
+    def _over(self, move: _Move) -> bool:
+        return _now() - move.began > self._owner.memory_settings.time_limit_s
+
+    # Taking
+
+    async def _figures(self, move: _Move) -> tuple[int, Memory]:
+        """(what the domain has at most, what its agent says of it), at one moment: the balloon may be moving."""
+        guest = self._guests.get(move.domain)
+        if guest is None or guest.hello is None:
+            raise ChannelError("no-agent", f"no agent of {move.domain} is connected; it alone knows what can be given")
+        has = _mib(await self._read(move.domain))
+        memory = (await guest.request("memory", ASK_S)).memory
+        has = max(has, _mib(await self._read(move.domain)))
+        if memory.available_mib > has or memory.total_mib <= 0:
+            text = f"the agent of {move.domain} says {memory.available_mib} MiB are available of {memory.total_mib}"
+            raise DriverError("bad-figures", f"{text}, but it has {has} in all; nothing is taken by such figures")
+        move.verified_mib = has
+        self._given(move.domain, has)
+        return has, memory
+
+    def _given(self, domain: str, has: int) -> None:
+        """Guest and hypervisor agree that it has no more than that."""
+        bound = max(has, self._targets.get(domain, 0))
+        if bound < self._bounds.get(domain, 0):
+            self._bounds[domain] = bound
+            self._content.clear()
+            self._changed.set()
+
+    async def _shrink(self, move: _Move) -> None:
+        """One step down, while a slice is pushed out. Raises _TooLittle."""
+        settings = self._owner.memory_settings
+        has, memory = await self._figures(move)
+        target = move.target
+        if target is None or has <= target:
+            return
+        if self._over(move):
+            raise _TooLittle(f"within {settings.time_limit_s:g} s")
+        room = max(0, memory.available_mib - settings.margin_mib)
+        want = has - target
+        if move.push is not None and move.push.done():
+            move.push.result()
+            move.push = None
+        if move.push is None and want > room and not move.exhausted:
+            self._push_next(move, min(settings.step_mib, max(want - room, 4 * LEAST_MIB)))
+        take = min(room, want, settings.step_mib)
+        if take >= min(want, LEAST_MIB):
+            move.doubted = False
+            await self._take(move, has, has - take)
+        elif move.push is not None:
+            await asyncio.wait({move.push}, timeout=POLL_S[1])
+        elif not move.doubted:
+            move.doubted = True
+            await asyncio.sleep(SETTLE_S)
+        else:
+            left = f"{memory.available_mib} MiB are available, {settings.margin_mib} of them stay"
+            raise _TooLittle(f"{left}; {move.exhausted or 'nothing of it can be pushed out'}")
+
+    async def _take(self, move: _Move, has: int, goal: int) -> None:
+        """Let the balloon take it; returns when it has, or when something else is wanted."""
+        aimed = move.target
+        await self._set(move.domain, goal)
+        last, since, pause = has, _now(), POLL_S[0]
+        while True:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, POLL_S[1])
+            has = _mib(await self._read(move.domain))
+            if has <= goal + SLACK_MIB or move.target != aimed or self._over(move):
+                return
+            if has < last:
+                last, since = has, _now()
+            elif _now() - since > STALL_S:
+                raise _TooLittle(f"its balloon has not moved for {STALL_S:g} s although the guest says it could")
+
+    async def _verify(self, move: _Move, most: int) -> None:
+        """It is there when the guest lives with it and the hypervisor, asked again, says the same."""
+        has, _ = await self._figures(move)
+        if has <= most + SLACK_MIB:
+            move.verified_mib = None
+
+    def _push_next(self, move: _Move, mib: int) -> None:
+        guest = self._guests.get(move.domain)
+        keys = self._owner.held_stopped(move.domain)
+        if guest is None or guest.hello is None or not keys:
+            return
+        if "push-out" not in guest.hello.can:
+            move.exhausted = "its agent cannot push memory out to swap"
+            return
+        move.push = asyncio.get_running_loop().create_task(self._push(move, guest, keys, mib))
+
+    async def _push(self, move: _Move, guest: Guest, keys: tuple[JobKey, ...], mib: int) -> None:
+        """One slice out to the guest's swap. Raises ChannelError where it may be another time."""
+        jobs = [{"id": key.id, "run": key.run} for key in keys]
+        try:
+            answer = await guest.request("push-out", SLICE_S + SLICE_MARGIN_S, jobs=jobs, mib=mib, deadline_s=SLICE_S)
+        except ChannelError as error:
+            if error.code in ("not-supported", "not-permitted"):
+                move.exhausted = str(error)
+            elif error.code == "busy":
+                await asyncio.sleep(BUSY_S)
+            elif error.code != "timeout":  # a slice that was given up may have moved something: the next one tells
+                raise
+            return
+        move.pushed_mib += answer.pushed_mib
+        if answer.pushed_mib <= 0 and not answer.more:
+            swap = answer.memory
+            move.exhausted = (
+                f"nothing more goes to its swap, which has {swap.swap_free_mib} of {swap.swap_total_mib} MiB free; "
+                f"its stopped jobs keep {answer.left_mib}"
+            )
+        self._owner.observe(f"push {move.domain}")
+
+    def _refused(self, move: _Move, why: str) -> DriverError:
+        host = self._owner.host
+        found = host.domain(move.domain)
+        wanted = 0 if move.target is None else move.start_mib - move.target
+        text = (
+            f"{move.domain} has given {move.start_mib - move.has_mib} of {wanted} MiB and keeps {move.has_mib}: {why} "
+            f"({move.pushed_mib} MiB were pushed out)"
+        )
+        keys = frozenset(j.key for j in found.jobs) if found else frozenset()
+        self._shorts[move.domain] = Short(text, move.has_mib, keys)
+        return DriverError("memory-short", text)
+
+    # Giving
+
+    def room(self, domain: str) -> int:
+        """What there is for this domain: the host's memory without what all others have or may take."""
+        host = self._owner.host
+        others = sum(self._bounds.get(d.name, 0) for d in host.workers if d.name != domain)
+        return host.without_services.mib - others
+
+    async def _grow(self, move: _Move, has: int, most: int) -> bool:
+        """One step up, as far as there is memory. False: no more is to be had, and it is enough. Raises DriverError."""
+        goal = min(most, self.room(move.domain))
+        if goal - has >= min(LEAST_MIB, most - has):
+            await self._give(move, has, goal)
+            return True
+        if any(self._gives(m) for m in self._moves.values()) and not self._over(move):
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(POLL_S[1] * 5):
+                    await self._changed.wait()
+            except TimeoutError:
+                log.debug("%s: still waits for memory: %d of %d MiB", move.domain, has, most)
+            return True
+        needs = self.needs(move.domain)
+        if has >= needs - SLACK_MIB:
+            if move.target is not None:
+                self._content[move.domain] = move.target
+            return False
+        host = self._owner.host
+        others = ", ".join(f"{n} has {b}" for n, b in sorted(self._bounds.items()) if n != move.domain)
+        text = (
+            f"{move.domain} has {has} of {needs} MiB that it needs; of the host's {host.without_services.mib}: {others}"
+        )
+        whys = [s.text for d in host.workers if d.name != move.domain and (s := self.short(d.name)) is not None]
+        raise DriverError("memory-short", "; ".join([text, *whys]))
+
+    @staticmethod
+    def _gives(move: _Move) -> bool:
+        return move.verified_mib is not None or (move.target is not None and move.has_mib > move.target + SLACK_MIB)
+
+    async def _give(self, move: _Move, has: int, goal: int) -> None:
+        aimed = move.target
+        await self._set(move.domain, goal)
+        last, since, pause = has, _now(), POLL_S[0]
+        while True:
+            has = _mib(await self._read(move.domain))
+            if has >= goal - SLACK_MIB or move.target != aimed:
+                return
+            if has > last:
+                last, since = has, _now()
+            elif _now() - since > STALL_S:
+                text = f"{move.domain} takes nothing of the {goal} MiB that it may have for {STALL_S:g} s; it has {has}"
+                raise DriverError("failed", f"{text}: does its balloon driver run?")
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, POLL_S[1])
+
+    # Bringing back
+
+    async def fetch(self, domain: str, keys: tuple[JobKey, ...]) -> None:
+        """Bring back what was pushed out of these jobs, before they go on. Bounded, and never a reason not to go on."""
+        guest = self._guests.get(domain)
+        if MEMORY not in self._driver.capabilities or guest is None or guest.hello is None:
+            return
+        if "fetch" not in guest.hello.can:
+            return
+        until = _now() + self._owner.memory_settings.time_limit_s
+        try:
+            answer = await guest.request("memory", ASK_S)
+            of = sum(row.swapped_mib for row in answer.jobs if row.key in keys)
+            done = 0
+            while of > 0 and _now() < until:
+                self._fetches[domain] = Progress("fetches", min(done, of), of)
+                more, moved = await self._fetch_slice(domain, guest, keys)
+                done += moved
+                if not more:
+                    break
+        except ChannelError as error:
+            log.warning("%s: not all that was pushed out is brought back before its jobs go on: %s", domain, error)
+        finally:
+            self._fetches.pop(domain, None)
+
+    async def _fetch_slice(self, domain: str, guest: Guest, keys: tuple[JobKey, ...]) -> tuple[bool, int]:
+        """(whether there is more, MiB brought back). Raises ChannelError."""
+        jobs = [{"id": key.id, "run": key.run} for key in keys]
+        mib = self._owner.memory_settings.step_mib
+        try:
+            answer = await guest.request("fetch", SLICE_S + SLICE_MARGIN_S, jobs=jobs, mib=mib, deadline_s=SLICE_S)
+        except ChannelError as error:
+            if error.code != "busy":
+                raise
+            await asyncio.sleep(BUSY_S)
+            return True, 0
+        self._owner.observe(f"fetch {domain}")
+        return answer.left_mib > 0 and (answer.fetched_mib > 0 or answer.more), answer.fetched_mib
