@@ -34,6 +34,7 @@ class Whose:
     name: str
     unit: str
     option: str
+    root_only: bool = False
 
     @property
     def start(self) -> str:
@@ -42,6 +43,7 @@ class Whose:
 
 DAEMON = Whose("the node daemon", "magrathea-noded", f"--socket or ${SOCKET_VARIABLE}")
 HUB = Whose("the hub", "magrathea-hub", f"--hub or ${HUB_VARIABLE}")
+AGENT = Whose("this guest's agent", "magrathea-agent", "`socket` in agent.json", root_only=True)
 
 
 class Unreachable(Exception):
@@ -80,7 +82,9 @@ def hub_path(given: str | None) -> Path:
 def farm(path: Path, deadline_s: float = DEADLINE_S) -> FarmView:
     """All hosts as the hub at `path` knows them. Raises Unreachable, Refused."""
     try:
-        return msgspec.json.decode(ask(path, {"op": "status"}, deadline_s, most=MAX_FARM_BYTES, whose=HUB), type=FarmView)
+        return msgspec.json.decode(
+            ask(path, {"op": "status"}, deadline_s, most=MAX_FARM_BYTES, whose=HUB), type=FarmView
+        )
     except msgspec.DecodeError as error:
         raise _strange(path, str(error), HUB) from error
 
@@ -108,7 +112,7 @@ def ask(
         mend = f"it has ended without tidying up: see `journalctl -u {whose.unit}`, then {whose.start}"
         raise Unreachable(path, "nobody listens there", mend, whose) from error
     except PermissionError as error:
-        mend = f"let others enter {path.parent}, or ask as root"
+        mend = "only root may ask it" if whose.root_only else f"let others enter {path.parent}, or ask as root"
         raise Unreachable(path, "this user may not open it", mend, whose) from error
     except TimeoutError as error:
         mend = f"it hangs or is starved of CPU: see `journalctl -u {whose.unit}`"

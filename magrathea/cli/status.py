@@ -1,11 +1,12 @@
-"""`magrathea status`: one host's domains and jobs, as they are and as they should be."""
+"""`magrathea status`: a host's domains and jobs, as they are and as they should be; all hosts', or a guest's own."""
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -13,82 +14,118 @@ import click
 from magrathea import client
 from magrathea.cli import sources, view
 from magrathea.core.model import State
-from magrathea.messages import FarmView, Snapshot
+from magrathea.messages import Snapshot
 
 OK, TROUBLE, NOT_REACHABLE = 0, 1, 3
 BAD_STATES = (State.FAULT, State.UNKNOWN)
 WATCH_S = 2.0
-CLEAR = "\x1b[H\x1b[2J"
+FRAME = "\x1b[?7l\x1b[H{}\x1b[J\x1b[?7h"
+"""One look on a terminal: from its corner, long lines cut and not wrapped, what is below erased. Erased first, it would
+flicker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What there is to see, what is to be said beside it, and the exit code."""
+
+    text: str
+    code: int
+    beside: tuple[str, ...] = ()
 
 
 def exit_code(snapshot: Snapshot) -> int:
     return TROUBLE if any(domain.state in BAD_STATES for domain in snapshot.domains) else OK
 
 
-def _through_hub(host: str | None, hub_option: str | None, form: str, watch: float | None) -> None:
-    """All hosts as the hub knows them, or one. Never returns."""
-    if watch is not None:
-        raise click.UsageError("--watch is for the daemon of this host; for all: watch magrathea hosts")
-    try:
-        farm = client.farm(client.hub_path(hub_option))
-    except (client.Unreachable, client.Refused) as error:
-        click.echo(f"magrathea status: {error}", err=True)
-        raise click.exceptions.Exit(NOT_REACHABLE) from error
+def _of_daemon(path: Path, form: str, compact: bool) -> Look:
+    """This host, by its daemon."""
+    snapshot = client.status(path)
+    return Look(view.FORMS[form](snapshot, compact=compact), exit_code(snapshot))
+
+
+def _of_hub(host: str | None, path: Path, form: str, compact: bool) -> Look:
+    """All hosts as the hub knows them, or one."""
+    farm = client.farm(path)
     views = [found for found in farm.hosts if host in (None, found.snapshot.host)]
     if host and not views:
-        raise click.UsageError(f"the hub has never heard of host {host}; known: {', '.join(_names(farm)) or 'none'}")
-    for found in views:
-        if not found.live:
-            name, age = found.snapshot.host, view.duration(farm.at - found.snapshot.at)
-            click.echo(f"magrathea status: {name} is silent; this is what it said {age} ago", err=True)
+        names = ", ".join(found.snapshot.host for found in farm.hosts)
+        raise click.UsageError(f"the hub has never heard of host {host}; known: {names or 'none'}")
+    silent = [found.snapshot for found in views if not found.live]
+    ages = [(old.host, view.duration(farm.at - old.at)) for old in silent]
+    beside = tuple(f"{name} is silent; this is what it said {age} ago" for name, age in ages)
     if form == "json":
         texts = [view.as_json(found.snapshot, compact=True).strip() for found in views]
-        click.echo(texts[0] if host else f"[{','.join(texts)}]")
+        text = (texts[0] if host else f"[{','.join(texts)}]") + "\n"
     else:
-        between = "\n" if form == "table" else ""
-        click.echo(between.join(view.FORMS[form](found.snapshot) for found in views), nl=False)
-    bad = any(not found.live or exit_code(found.snapshot) for found in views)
-    raise click.exceptions.Exit(TROUBLE if bad else OK)
+        text = ("\n" if form == "table" else "").join(view.FORMS[form](found.snapshot) for found in views)
+    bad = bool(silent) or any(exit_code(found.snapshot) for found in views)
+    return Look(text, TROUBLE if bad else OK, beside)
 
 
-def _names(farm: FarmView) -> list[str]:
-    return [found.snapshot.host for found in farm.hosts]
+def _in_guest(form: str) -> Look:
+    """This guest's domain, by its agent."""
+    from magrathea.cli import guest
+
+    text, well = guest.told(form)
+    return Look(text, OK if well else TROUBLE)
 
 
-def _agent_file() -> Path:
-    return Path(os.environ.get("MAGRATHEA_AGENT_CONF") or "/etc/magrathea/agent.json")
+def _agent_here() -> bool:
+    return Path(os.environ.get("MAGRATHEA_AGENT_CONF") or "/etc/magrathea/agent.json").exists()
 
 
-def _in_guest() -> None:
-    """What the agent of this guest can say. Never returns."""
+def _source(host: str | None, socket_option: str | None, hub_option: str | None) -> Callable[[str, bool], Look]:
+    """Whom to ask: what was named; else the daemon, the hub, the agent, whichever is here first."""
+    path, hub = client.socket_path(socket_option), client.hub_path(hub_option)
+    daemon_named = socket_option or os.environ.get(client.SOCKET_VARIABLE)
+    if host or hub_option:
+        return lambda form, compact: _of_hub(host, hub, form, compact)
+    if not daemon_named and not path.exists():
+        if os.environ.get(client.HUB_VARIABLE) or hub.exists():
+            return lambda form, compact: _of_hub(None, hub, form, compact)
+        if _agent_here():
+            return lambda form, compact: _in_guest(form)
+    return lambda form, compact: _of_daemon(path, form, compact)
+
+
+def _look(source: Callable[[str, bool], Look], form: str, compact: bool) -> Look:
     try:
-        path = json.loads(_agent_file().read_text(encoding="utf-8")).get("socket", "/run/magrathea/agent.sock")
-        connected = bool(json.loads(client.ask(Path(path), {"op": "ping"})).get("connected"))
-    except (OSError, ValueError, AttributeError, client.Unreachable, client.Refused) as error:
-        click.echo(f"magrathea status: this is a guest, but its agent cannot be asked (as root?): {error}", err=True)
-        raise click.exceptions.Exit(NOT_REACHABLE) from error
-    word = "connected to" if connected else "not connected to"
-    click.echo(f"this is a guest; its agent is {word} its host's daemon; its domain: `magrathea status` on its host")
-    raise click.exceptions.Exit(OK if connected else TROUBLE)
+        return source(form, compact)
+    except (client.Unreachable, client.Refused) as error:
+        return Look("", NOT_REACHABLE, (str(error),))
+
+
+def _say(beside: tuple[str, ...]) -> None:
+    for sentence in beside:
+        click.echo(f"magrathea status: {sentence}", err=True)
+
+
+def _watch(source: Callable[[str, bool], Look], form: str, seconds: float) -> int:
+    """Look again and again until interrupted; the exit code is the last look's."""
+    code, screen = OK, form == "table" and sys.stdout.isatty()
+    if screen:
+        click.echo("\x1b[2J", nl=False)
+    try:
+        while True:
+            look = _look(source, form, True)
+            code = look.code
+            if screen:
+                lines = [*(f"magrathea status: {sentence}" for sentence in look.beside), *look.text.splitlines()]
+                lines += ["", f"{time.strftime('%H:%M:%S')}, again every {seconds:g} s; Ctrl-C ends it"]
+                click.echo(FRAME.format("".join(f"{line}\x1b[K\n" for line in lines)), nl=False)
+            else:
+                _say(look.beside)
+                click.echo(look.text, nl=False)
+            time.sleep(seconds)
+    except KeyboardInterrupt:
+        return code
 
 
 @click.command(short_help="a host's domains, jobs, CPU and memory")
-@click.argument("host", required=False)
-@click.option(
-    "--socket",
-    "socket_option",
-    metavar="PATH",
-    help=f"The daemon's control socket  [default: ${client.SOCKET_VARIABLE}, else {client.DEFAULT_SOCKET}]",
-)
+@click.argument("host", required=False, shell_complete=sources.names)
+@sources.socket
 @sources.hub
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(list(view.FORMS)),
-    default="table",
-    show_default=True,
-    help="For people, for programs, or tab-separated for scripts.",
-)
+@sources.form_option
 @click.option(
     "--watch",
     metavar="[SECONDS]",
@@ -101,7 +138,8 @@ def status(host: str | None, socket_option: str | None, hub_option: str | None, 
     """Show this host, or HOST as the hub knows it.
 
     Its domains with kind and state since when and why, CPU and memory as they are and, after an
-    arrow, as they should be; and its jobs.
+    arrow, as they should be; and its jobs. Where no daemon is, the hub is asked for all its hosts (JSON is then a
+    list); in a guest, as root, its agent for what it knows of the guest's own domain.
 
     \b
     Examples:
@@ -118,41 +156,20 @@ def status(host: str | None, socket_option: str | None, hub_option: str | None, 
        2 domain               9 of these stopped by us       16 preempted job-seconds
        3 kind                10 CPU cap, 100 is one CPU      17 vnode in PBS
        4 state               11 as it should be              18 why
-       5 since, Unix seconds 12 memory, MiB
+       5 since, Unix seconds 12 memory, MiB                  19 host paused: yes or no
        6 accepted classes    13 as it should be
        7 number of jobs      14 rank
 
-    Where no daemon is, the hub is asked for all its hosts (JSON is then a list); in a guest, the agent whether it is
-    connected: what its domain is, its host and the hub know.
+    In a guest, one line a job: host, domain, agent connected yes or no, job, run, owner, order, processes, stopped
+    ones, stopped since.
 
-    Exit codes: 0 all well; 1 a domain is in fault or unknown; 2 wrong usage, or no such
-    host; 3 nobody answers.
+    Exit codes: 0 all well; 1 a domain is in fault or unknown, a host silent, an agent without its daemon; 2 wrong
+    usage, or no such host; 3 nobody answers.
     """
-    path = client.socket_path(socket_option)
-    elsewhere = host or hub_option or not (socket_option or os.environ.get(client.SOCKET_VARIABLE) or path.exists())
-    if elsewhere and (host or hub_option or os.environ.get(client.HUB_VARIABLE) or client.HUB_SOCKET.exists()):
-        _through_hub(host, hub_option, form, watch)
-    if elsewhere and _agent_file().exists():
-        _in_guest()
-    if watch is None:
-        try:
-            snapshot = client.status(path)
-        except (client.Unreachable, client.Refused) as error:
-            click.echo(f"magrathea status: {error}", err=True)
-            raise click.exceptions.Exit(NOT_REACHABLE) from error
-        click.echo(view.FORMS[form](snapshot), nl=False)
-        raise click.exceptions.Exit(exit_code(snapshot))
-    code = OK
-    try:
-        while True:
-            try:
-                snapshot = client.status(path)
-                text, code = view.FORMS[form](snapshot, compact=True), exit_code(snapshot)
-            except (client.Unreachable, client.Refused) as error:
-                text, code = "", NOT_REACHABLE
-                click.echo(f"magrathea status: {error}", err=True)
-            if text:
-                click.echo((CLEAR if form == "table" and sys.stdout.isatty() else "") + text, nl=False)
-            time.sleep(watch)
-    except KeyboardInterrupt:
-        raise click.exceptions.Exit(code) from None
+    source = _source(host, socket_option, hub_option)
+    if watch is not None:
+        raise click.exceptions.Exit(_watch(source, form, watch))
+    look = _look(source, form, False)
+    _say(look.beside)
+    click.echo(look.text, nl=False)
+    raise click.exceptions.Exit(look.code)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import click
@@ -98,6 +99,7 @@ def plain(snapshot: Snapshot, compact: bool = False) -> str:
             int(domain.preempted_s),
             domain.vnode,
             domain.why,
+            "no" if snapshot.paused_since is None else "yes",
         )
         return "\t".join(text(column) for column in columns) + "\n"
 
@@ -114,9 +116,26 @@ def _clean(text: str) -> str:
     return "".join(c if unicodedata.category(c) not in ("Cc", "Cf") else " " for c in text)
 
 
+def styled(text: str, colour: str | None, bold: bool = False) -> str:
+    """In that colour, where there is a terminal that wants colours."""
+    wanted = (colour or bold) and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return click.style(text, fg=colour, bold=bold) if wanted else text
+
+
+def show(form: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]], data: object) -> None:
+    """Rows for people and scripts, data for programs."""
+    if form == "json":
+        click.echo(msgspec.json.format(msgspec.json.encode(data), indent=2).decode())
+    elif form == "plain":
+        for row in rows:
+            click.echo("\t".join(" ".join(cell.split()) or "-" for cell in row))
+    else:
+        for line in grid(header, rows):
+            click.echo(line.rstrip())
+
+
 def grid(header: tuple[str, ...], rows: Iterable[tuple[str | Cell, ...]]) -> list[str]:
     """Aligned lines. Not rich's table: importing that takes a quarter of the time that `status` may take."""
-    terminal = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     cells = [[cell if isinstance(cell, tuple) else (cell, None) for cell in row] for row in rows]
     table: list[list[Cell]] = [[(title, None) for title in header]]
     table += [[(_clean(text), colour) for text, colour in row] for row in cells]
@@ -125,12 +144,7 @@ def grid(header: tuple[str, ...], rows: Iterable[tuple[str | Cell, ...]]) -> lis
     def line(row: list[Cell], bold: bool) -> str:
         padded = [text + " " * (width - len(text)) for (text, _), width in zip(row, widths, strict=True)]
         padded[-1] = row[-1][0]
-        if terminal:
-            padded = [
-                click.style(text, fg=colour, bold=bold) if colour or bold else text
-                for text, (_, colour) in zip(padded, row, strict=True)
-            ]
-        return "  ".join(padded)
+        return "  ".join(styled(text, colour, bold) for text, (_, colour) in zip(padded, row, strict=True))
 
     return [line(row, bold=n == 0) for n, row in enumerate(table)]
 
@@ -142,11 +156,27 @@ def _domains(snapshot: Snapshot) -> list[str]:
         memory = "-" if d.memory_mib is None else _towards(d.memory_mib, d.want_memory_mib, _mib)
         state = (d.state.value, COLOURS.get(d.state))
         since = duration(snapshot.at - d.since)
-        return d.name, d.kind.value, state, since, str(len(d.jobs)), cpu, memory, d.why
+        return d.name, d.kind.value, state, since, str(len(d.jobs)), cpu, memory, _why(d, snapshot.at)
 
     return grid(
         ("DOMAIN", "KIND", "STATE", "SINCE", "JOBS", "CPU", "MEMORY", "WHY"), (row(d) for d in snapshot.domains)
     )
+
+
+def _why(domain: DomainReport, now: float) -> str:
+    """The host's sentence; of a preempted domain with the times that its jobs' reports have."""
+    stops = [job.stopped_since for job in domain.jobs if job.stopped_since is not None and job.stopper != "pbs"]
+    if domain.state is not State.PREEMPTED or not stops:
+        return domain.why
+    so_far = domain.preempted_s + sum(max(0.0, now - since) for since in stops)
+    return f"{domain.why}, since {clock(min(stops), now)}; {duration(so_far)} of its jobs' time preempted so far"
+
+
+def clock(at: float, now: float) -> str:
+    """Local time of day; with its date where that is not today's."""
+    then, today = time.localtime(at), time.localtime(now)
+    same_day = (then.tm_year, then.tm_yday) == (today.tm_year, today.tm_yday)
+    return time.strftime("%H:%M:%S" if same_day else "%Y-%m-%d %H:%M:%S", then)
 
 
 def _jobs(snapshot: Snapshot) -> list[str]:
@@ -173,8 +203,11 @@ def _jobs(snapshot: Snapshot) -> list[str]:
 def table(snapshot: Snapshot, compact: bool = False) -> str:
     hub = "hub connected" if snapshot.hub_connected else "no hub: nothing new is preempted"
     size = f"{snapshot.cpus} CPUs, {snapshot.memory_mib} MiB"
-    lines = [f"host {snapshot.host}: {snapshot.mode.value}, {size}, driver {snapshot.driver}, {hub}", ""]
-    lines += _domains(snapshot)
+    lines = [f"host {snapshot.host}: {snapshot.mode.value}, {size}, driver {snapshot.driver}, {hub}"]
+    if snapshot.paused_since is not None:
+        since = duration(snapshot.at - snapshot.paused_since)
+        lines += [styled(f"paused for {since}: {_clean(snapshot.paused)}", "yellow")]
+    lines += ["", *_domains(snapshot)]
     if any(domain.jobs for domain in snapshot.domains):
         lines += ["", *_jobs(snapshot)]
     if snapshot.notes:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from magrathea.cli import main, view
 from magrathea.core.model import JobClass, State
-from magrathea.messages import Snapshot, encode
+from magrathea.messages import FarmView, HostView, Snapshot, encode
 
 from ..signals import interruptible
 from .fake_control import AT, PREEMPTION, answering, domain, job, snapshot
@@ -67,10 +68,33 @@ def test_plain_has_the_columns_that_its_help_promises(path: Path) -> None:
     since = str(int(AT - 90))
     assert result.stdout == (
         f"h1\tn1\tnormal\tpreempted\t{since}\t-\t1\t12.srv\t1\t200\t10\t-\t-\t0\tyes\t0\tn1.cluster\t"
-        "job 12.srv is stopped for 13.srv\n"
+        "job 12.srv is stopped for 13.srv\tno\n"
         f"h1\tp1\tpriority\trunning-priority\t{since}\tpriority\t1\t13.srv\t0\t-\t-\t-\t-\t900\tyes\t0\t"
-        "p1.cluster\tone job of class priority\n"
+        "p1.cluster\tone job of class priority\tno\n"
     )
+
+
+def test_a_preempted_domain_says_since_when_and_how_much_of_its_jobs_time(path: Path) -> None:
+    stopped = {"stop": True, "stopper": "us", "preempted_by": "13.srv in p1", "booked": True}
+    jobs = [
+        job(id, JobClass.PREEMPTIBLE, stopped_since=AT - since, **stopped)
+        for id, since in (("12.srv", 35), ("14.srv", 25))
+    ]
+    why = "2 of 2 jobs stopped for 13.srv in p1"
+    answer = snapshot(domain("n1", State.PREEMPTED, *jobs, why=why, preempted_s=40.0))
+    line = next(line for line in status(path, answer).stdout.splitlines() if line.startswith("n1"))
+    since = time.strftime("%H:%M:%S", time.localtime(AT - 35))
+    assert line.endswith(f"{why}, since {since}; 100 s of its jobs' time preempted so far")
+
+
+def test_another_days_time_has_its_date() -> None:
+    assert view.clock(AT - 5, AT) == time.strftime("%H:%M:%S", time.localtime(AT - 5))
+    assert view.clock(AT - 86400, AT) == time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(AT - 86400))
+
+
+def test_a_paused_host_says_since_when_and_why(path: Path) -> None:
+    paused = snapshot(domain("n1"), paused="new disk", paused_since=AT - 300, hub_connected=True)
+    assert "paused for 5 min: new disk" in status(path, paused).stdout.splitlines()
 
 
 def test_json_is_the_daemons_own_answer(path: Path) -> None:
@@ -167,6 +191,126 @@ def test_watch_goes_on_until_interrupted_and_ends_with_the_last_state(path: Path
             assert watch.wait(20) == 1
         finally:
             watch.kill()
+
+
+def hub_view(*hosts: Snapshot, live: bool = True) -> bytes:
+    views = [HostView(live=live, snapshot=host) for host in hosts]
+    return encode(FarmView(at=AT, knows_pbs=True, hosts=views, booked=[])) + b"\n"
+
+
+def test_watch_is_for_all_hosts_and_for_one_by_the_hub_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("magrathea.cli.status.time.sleep", sleep)
+    with answering(path, hub_view(PREEMPTION)):
+        result = magrathea("status", "h1", "--hub", str(path), "--format", "plain", "--watch", "7")
+    assert (result.exit_code, looks) == (0, [7.0, 7.0])
+    assert [line.split("\t")[1] for line in result.stdout.splitlines()] == ["n1", "p1"] * 2
+
+
+def test_watch_on_a_terminal_paints_each_look_over_the_one_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sleep(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("magrathea.cli.status.time.sleep", sleep)
+    runner = CliRunner()
+    with answering(path, encode(PREEMPTION) + b"\n"), runner.isolation(color=True) as (out, *_):
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+        with pytest.raises(SystemExit):
+            main.cli(["status", "--watch", "--socket", str(path)], color=True)
+        painted = out.getvalue().decode()
+    assert painted.startswith("\x1b[2J\x1b[?7l\x1b[H")
+    assert "again every 2 s; Ctrl-C ends it" in painted
+    assert painted.endswith("\x1b[J\x1b[?7h")
+
+
+# In a guest.
+
+GUEST = {
+    "ok": True,
+    "agent": "0.1.0",
+    "connected": True,
+    "host": "h1",
+    "domain": "n1",
+    "jobs": [
+        {"id": "12.srv", "run": 1, "order": "stop", "owner": "alice", "processes": 4, "stopped": 4, "since": AT - 35}
+        | {"pending": 0, "listed": True},
+        {"id": "14.srv", "run": 2, "order": None, "owner": "bob", "processes": 2, "stopped": 0, "since": None},
+    ],
+    "memory": {"total_mib": 2048, "available_mib": 1800, "swap_free_mib": 0},
+    "load1": 0.5,
+}
+
+
+@pytest.fixture
+def in_guest(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No daemon and no hub here, but an agent."""
+    monkeypatch.setattr("magrathea.client.DEFAULT_SOCKET", path.with_name("none"))
+    monkeypatch.setattr("magrathea.client.HUB_SOCKET", path.with_name("none"))
+    for name in ("MAGRATHEA_CONTROL", "MAGRATHEA_HUB_CONTROL"):
+        monkeypatch.delenv(name, raising=False)
+    file = path.with_name("agent.json")
+    file.write_text(json.dumps({"socket": str(path)}), encoding="utf-8")
+    monkeypatch.setenv("MAGRATHEA_AGENT_CONF", str(file))
+    monkeypatch.setattr("magrathea.cli.guest.time.time", lambda: AT)
+    return path
+
+
+def in_a_guest(path: Path, form: str, **changes: object) -> Result:
+    with answering(path, json.dumps(GUEST | changes).encode() + b"\n"):
+        return magrathea("status", "--format", form)
+
+
+def test_in_a_guest_status_is_of_its_own_domain(in_guest: Path) -> None:
+    result = in_a_guest(in_guest, "table")
+    lines = result.stdout.splitlines()
+    assert result.exit_code == 0, result.output
+    assert lines[0] == "domain n1 of host h1: agent 0.1.0, connected to its host's daemon"
+    assert lines[1] == "memory 2048 MiB, 1800 MiB available; load 0.50"
+    assert [" ".join(line.split()) for line in lines[4:]] == [
+        "12.srv alice 4 4 stopped 35 s",
+        "14.srv bob 2 0 running",
+    ]
+
+
+def test_in_a_guest_plain_and_json_have_the_same(in_guest: Path) -> None:
+    since = str(int(AT - 35))
+    assert [line.split("\t") for line in in_a_guest(in_guest, "plain").stdout.splitlines()] == [
+        ["h1", "n1", "yes", "12.srv", "1", "alice", "stop", "4", "4", since],
+        ["h1", "n1", "yes", "14.srv", "2", "bob", "-", "2", "0", "-"],
+    ]
+    in_guest.unlink()
+    assert in_a_guest(in_guest, "plain", jobs=[]).stdout == "h1\tn1\tyes" + "\t-" * 7 + "\n"
+    in_guest.unlink()
+    assert json.loads(in_a_guest(in_guest, "json").stdout)["domain"] == "n1"
+
+
+def test_in_a_guest_an_agent_without_its_daemon_is_trouble(in_guest: Path) -> None:
+    result = in_a_guest(in_guest, "table", connected=False, host="", domain="")
+    assert result.exit_code == 1
+    assert "domain not known yet of host not known yet" in result.stdout
+    assert "NOT connected" in result.stdout
+
+
+def test_in_a_guest_only_root_may_ask(in_guest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+    result = magrathea("status")
+    assert result.exit_code == 3
+    assert "only root may ask it" in result.stderr
+
+
+def test_in_a_guest_an_agent_that_does_not_answer_is_exit_code_3(in_guest: Path) -> None:
+    result = magrathea("status")
+    assert result.exit_code == 3
+    assert "systemctl start magrathea-agent" in result.stderr
 
 
 def test_status_imports_neither_entry_points_nor_what_only_others_need(path: Path) -> None:

@@ -1,0 +1,115 @@
+"""`magrathea status` inside a guest: its own domain, as far as its agent knows it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from magrathea import client
+from magrathea.cli import view
+
+DEFAULT_FILE = Path("/etc/magrathea/agent.json")
+FILE_VARIABLE = "MAGRATHEA_AGENT_CONF"
+DEFAULT_SOCKET = "/run/magrathea/agent.sock"
+
+
+class GuestJob(msgspec.Struct):
+    """`order`: what the daemon last ordered, None for nothing. `since`: of a stop that stands, Unix seconds."""
+
+    id: str
+    run: int
+    owner: str
+    order: str | None
+    processes: int
+    stopped: int
+    since: float | None = None
+
+
+class Memory(msgspec.Struct):
+    total_mib: int
+    available_mib: int
+
+
+class Guest(msgspec.Struct):
+    """The agent's answer. `connected`: its host's daemon speaks with it; else `host`, `domain` are as last heard."""
+
+    connected: bool
+    host: str
+    domain: str
+    agent: str
+    jobs: list[GuestJob]
+    memory: Memory
+    load1: float
+
+
+def agent_file() -> Path:
+    return Path(os.environ.get(FILE_VARIABLE) or DEFAULT_FILE)
+
+
+def ask() -> Guest:
+    """What the agent of this guest knows. Raises client.Unreachable, client.Refused."""
+    file = agent_file()
+    try:
+        path = Path(json.loads(file.read_text(encoding="utf-8")).get("socket", DEFAULT_SOCKET))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise client.Unreachable(file, str(error), "mend that file, or ask as root", client.AGENT) from error
+    answer = client.ask(path, {"op": "status"}, whose=client.AGENT)
+    try:
+        return msgspec.json.decode(answer, type=Guest)
+    except msgspec.DecodeError as error:
+        raise client.Unreachable(
+            path, str(error), "agent and command are of different versions", client.AGENT
+        ) from error
+
+
+def _doing(job: GuestJob, now: float) -> str:
+    if job.order == "stop":
+        since = f" {view.duration(now - job.since)}" if job.since is not None else ""
+        return f"stopped{since}" if job.stopped >= job.processes else "being stopped"
+    if job.order == "lift":
+        return "to be continued by PBS"
+    return "running" if job.processes else "no processes"
+
+
+def table(guest: Guest, now: float) -> str:
+    word = "connected to" if guest.connected else "NOT connected to"
+    lines = [
+        f"domain {guest.domain or 'not known yet'} of host {guest.host or 'not known yet'}: agent {guest.agent}, "
+        f"{word} its host's daemon",
+        f"memory {guest.memory.total_mib} MiB, {guest.memory.available_mib} MiB available; load {guest.load1:.2f}",
+    ]
+    rows = [(job.id, job.owner, str(job.processes), str(job.stopped), _doing(job, now)) for job in guest.jobs]
+    if rows:
+        lines += ["", *view.grid(("JOB", "OWNER", "PROCESSES", "STOPPED", "STATE"), rows)]
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def plain(guest: Guest, now: float) -> str:
+    own = [guest.host or "-", guest.domain or "-", "yes" if guest.connected else "no"]
+    lines = [
+        [*own, job.id, job.run, job.owner, job.order or "-", job.processes, job.stopped, _whole(job.since)]
+        for job in guest.jobs
+    ]
+    return "".join("\t".join(map(str, line)) + "\n" for line in lines or [[*own, *("-" * 7)]])
+
+
+def _whole(seconds: float | None) -> str:
+    return "-" if seconds is None else str(int(seconds))
+
+
+def as_json(guest: Guest, now: float) -> str:
+    return msgspec.json.format(msgspec.json.encode(guest), indent=2).decode() + "\n"
+
+
+FORMS: dict[str, Callable[[Guest, float], str]] = {"table": table, "json": as_json, "plain": plain}
+
+
+def told(form: str) -> tuple[str, bool]:
+    """This guest as text, and whether all is well. Raises client.Unreachable, client.Refused."""
+    guest = ask()
+    return FORMS[form](guest, time.time()), guest.connected
