@@ -203,6 +203,11 @@ def wanted_hooks(wish: Wish) -> dict[str, tuple[dict[str, str], str, str | None]
             (HOOKS / "magrathea_server.py").read_text(encoding="utf-8"),
             json.dumps(config, indent=1) + "\n",
         ),
+        "magrathea_vnodes": (
+            {"event": "periodic", "alarm": "30", "freq": "30"},
+            (HOOKS / "magrathea_vnodes.py").read_text(encoding="utf-8"),
+            json.dumps(config, indent=1) + "\n",
+        ),
         "magrathea_mom": (
             {
                 # Not execjob_epilogue, though it comes 1 s before the end: a MoM that has a hook for it does not run
@@ -242,7 +247,7 @@ def _hook_changes(now: Present, wish: Wish) -> list[Change]:
                 found.append(Change(f"import the {what} of hook {name}", command, content, target=target))
         settings = [
             change
-            for attribute, value in {**attributes, "order": SITE_HOOKS_LAST}.items()
+            for attribute, value in {**attributes, **_order(attributes)}.items()
             for change in _setting(target, have or {}, attribute, value)
         ]
         if have is not None and any(" freq = " in change.qmgr for change in settings):
@@ -253,6 +258,11 @@ def _hook_changes(now: Present, wish: Wish) -> list[Change]:
         text = "delete hook magrathea_prologue: no memory moves"
         found.append(Change(text, "delete hook magrathea_prologue", target="hook magrathea_prologue"))
     return found
+
+
+def _order(attributes: Attributes) -> Attributes:
+    """PBS takes no order for periodic hooks."""
+    return {} if attributes["event"] == "periodic" else {"order": SITE_HOOKS_LAST}
 
 
 def _disabled(name: str) -> Change:

@@ -28,7 +28,7 @@ from .install import (
 )
 from .install_record import RESTORED, Record
 
-OUR_HOOKS = ("magrathea_server", "magrathea_mom", "magrathea_prologue")
+OUR_HOOKS = ("magrathea_server", "magrathea_vnodes", "magrathea_mom", "magrathea_prologue")
 FINISHED = frozenset("FXM")
 
 

@@ -46,6 +46,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     us; `seen_at`: when that was last seen. `stopped_at`: since when it is stopped but not booked, so that its
     walltime runs on. `walltime_s`: the limit to set, for what was lost. `comment`: what it was before ours.
     `plain`: the admin flag is lost, `resume` is right. `doubt_until`: a call without an answer may still happen.
+    `touch`: to be suspended once and resumed at once, which ends its vnode's maintenance (upkeep.py).
     """
 
     id: str
@@ -64,6 +65,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     unlisted_since: float | None = None
     dead_since: float | None = None
     alerted: bool = False
+    touch: bool = False
 
     @property
     def key(self) -> JobKey:
@@ -342,6 +344,8 @@ def _while_not_booked(entry: Entry, wish: Wish, job: PbsJob | None, now: float) 
         if now < wish.warned_until:
             return Step(replace(entry, not_before=wish.warned_until))
         return Step(replace(entry, asked_at=entry.asked_at or now), Suspend(entry.key))
+    if entry.touch:
+        return Step(replace(entry, asked_at=now, touch=False), Suspend(entry.key))
     if entry.walltime_s is not None:
         return Step(entry, SetWalltime(entry.key, entry.walltime_s))
     if entry.commented and entry.comment and job is not None and job.comment != entry.comment:

@@ -9,18 +9,19 @@ has just started would else tell hosts that nothing is booked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from msgspec import structs
 
-from magrathea.core.model import JobKey
+from magrathea.core.model import JobClass, JobKey
 from magrathea.messages import HEARTBEAT_S, BookEntry, FarmView, HostView, JobReport, Snapshot
-from scheduler_plugin.pbs.base import PbsJob, Vnode
+from scheduler_plugin.pbs.base import RUNNING_SUBSTATE, PbsJob, Vnode
 
 from . import publish
-from .books import Action, Entry, Heard, Limits, Outcome, Truth, Wish, learned, step, wish_of
+from .books import Action, Entry, Heard, Limits, Outcome, Suspend, Truth, Wish, learned, step, wish_of
 from .publish import Attributes
+from .upkeep import Upkeep
 
 LEASE_S = 3 * HEARTBEAT_S
 
@@ -55,8 +56,7 @@ class Farm:
         self._vnodes_read = False
         self._jobs_read = False
         self._alerts: frozenset[str] = frozenset()
-        self._stuck: set[str] = set()
-        self._stuck_told: set[str] = set()
+        self.upkeep = Upkeep()
 
     @property
     def knows_pbs(self) -> bool:
@@ -128,7 +128,7 @@ class Farm:
     def read_jobs(self, jobs: Iterable[PbsJob], asked_at: float) -> list[str]:
         """All jobs in MoMs' hands, as they were at `asked_at` or later. What we touched since is newer than that.
 
-        Returns alerts of vnodes that are in maintenance for no job, in two comparisons on end.
+        Returns alerts and notes about vnodes that are in maintenance for no job.
         """
         found = {job.id: job for job in jobs}
         keys = {key for key, reports in self._reports.items() if any(r.stop or r.booked for r in reports.values())}
@@ -140,23 +140,31 @@ class Farm:
         self._touched = {key: at for key, at in self._touched.items() if key in keys}
         self._jobs_read = True
         self._dirty |= keys
-        return self._stuck_vnodes(found.values())
+        return self._keep_up(found.values(), asked_at)
 
-    def _stuck_vnodes(self, jobs: Iterable[PbsJob]) -> list[str]:
-        """PBS never takes the last name out of a vnode's `maintenance_jobs` in its database (`attributes || ...` in
-        db_node.c): after its restart a vnode whose suspended jobs were resumed long ago is in maintenance again.
-        An operator cannot end that."""
-        suspended = {name for job in jobs if job.suspended for name in job.vnodes}
-        stuck = {name for name, vnode in self.vnodes.items() if "maintenance" in vnode.state and name not in suspended}
-        again = stuck & self._stuck
-        new = sorted(again - self._stuck_told)
-        self._stuck, self._stuck_told = stuck, again
-        return [
-            f"ALERT vnode {name} is in maintenance, but no suspended job is on it (PBS has brought back old names when "
-            f"it started); once it has no jobs, a manager mends it: qmgr -c 'delete node {name}', then "
-            f"qmgr -c 'create node {name}' and what the site sets on it; the hub sets the rest"
-            for name in new
-        ]
+    def _keep_up(self, jobs: Collection[PbsJob], at: float) -> list[str]:
+        """See upkeep.py."""
+        booked = {key.id for key, entry in self.entries.items() if entry.booked}
+        ours = {name for job in jobs if job.suspended and job.id in booked for name in job.vnodes}
+        others = {name for job in jobs if job.suspended and job.id not in booked for name in job.vnodes}
+        said = self.upkeep.look(self.vnodes, self._owner, ours, others)
+        for vnode in self.upkeep.to_touch:
+            for job in (job for job in jobs if vnode in job.vnodes and job.substate == RUNNING_SUBSTATE):
+                if (key := self._touchable(job)) is not None:
+                    self.entries[key] = Entry(id=key.id, run=key.run, touch=True)
+                    self._seen[key] = _Seen(job, at)
+                    self._dirty.add(key)
+                    said.append(f"vnode {vnode} is in maintenance for no job: {key} is suspended and resumed to end it")
+                    break
+        return said
+
+    def _touchable(self, job: PbsJob) -> JobKey | None:
+        """The job's key, if we may suspend it for a moment: a preemptible one that we have nothing else to do with."""
+        for key, reports in self._reports.items():
+            if key.id == job.id and job.is_run(key.run) and key not in self.entries:
+                free = all(r.cls is JobClass.PREEMPTIBLE and not r.stop for r in reports.values())
+                return key if free else None
+        return None
 
     # What follows: vnodes
 
@@ -198,6 +206,8 @@ class Farm:
             self._store(key, result.entry, now)
             notes += result.notes
             if result.action is not None:
+                if isinstance(result.action, Suspend) and (seen := self._seen.get(key)) and seen.job:
+                    self.upkeep.mark(seen.job.vnodes)
                 todo.append(result.action)
                 self._busy.add(key)
                 self._touched[key] = now

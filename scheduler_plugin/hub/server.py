@@ -18,11 +18,13 @@ from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from magrathea.control import Control, Request
 from magrathea.messages import HEARTBEAT_S, BookEntry, Books, Heartbeat, Resend, Snapshot, ToHub, encode
 from scheduler_plugin.pbs.base import Connect, PbsError
 
-from . import ledger
+from . import ledger, upkeep
 from .books import Action, Outcome, Suspend
 from .channel import Channel
 from .configuration import Configuration
@@ -176,9 +178,36 @@ class Hub:
             if not self.farm.knows_pbs:
                 self._loop.call_later(HEARTBEAT_S, self._start_reading_jobs)
             return
+        self.farm.upkeep.answered(self._forgotten())
         self._log(self.farm.read_jobs(jobs, asked_at))
+        self._ask_to_forget()
         self._stale |= self.farm.hosts.keys()
         self._kick.set()
+
+    def _forgotten(self) -> upkeep.Answers:
+        """What the hook magrathea_vnodes has done."""
+        try:
+            answers = upkeep.decode_answers(Path(f"{self._heartbeat}{upkeep.FORGOTTEN}").read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, msgspec.DecodeError) as error:
+            log.error("ALERT the answers of the hook magrathea_vnodes cannot be read: %s", error)
+            return {}
+        return answers
+
+    def _ask_to_forget(self) -> None:
+        """Tell the hook magrathea_vnodes."""
+        wanted = msgspec.json.encode(self.farm.upkeep.requests)
+        path = Path(f"{self._heartbeat}{upkeep.FORGET}")
+        try:
+            if not path.exists() or path.read_bytes() != wanted:
+                new = path.with_name(path.name + ".new")
+                new.write_bytes(wanted)
+                new.replace(path)
+        except OSError as error:
+            log.error(
+                "ALERT %s cannot be written: %s; vnodes may be in maintenance after a restart of PBS", path, error
+            )
 
     def _start_reading_jobs(self) -> None:
         self._start(self._read_jobs())

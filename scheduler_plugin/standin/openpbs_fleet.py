@@ -27,6 +27,10 @@ from .scenarios import PAUSE_S, JobView, VnodeView
 USER = "alice"
 PERIODIC_S = 5
 """MoM's list of jobs goes out so often; 15 s in a cluster, where jobs last longer."""
+UPKEEP_S = 2
+"""The server's hook looks so often what it is to forget; 30 s in a cluster."""
+COMPARE_S = 3
+"""The hub compares with PBS so often; a minute in a cluster."""
 KILL_DELAY_S = 2
 """From SIGTERM to SIGKILL of a deleted job; 10 s in a cluster."""
 LAST_LINES = 15
@@ -92,7 +96,9 @@ class OpenPbsCluster:
         """More lists of jobs, quick deletions, a queue of protected ones; all MoMs have the hook afterwards."""
         # of an enabled MoM hook PBS's server would start a timer of its own (install._disabled)
         lines = [
-            f"set hook magrathea_mom {setting}" for setting in ("enabled=false", f"freq={PERIODIC_S}", "enabled=true")
+            f"set hook {hook} {setting}"
+            for hook, freq_s in (("magrathea_mom", PERIODIC_S), ("magrathea_vnodes", UPKEEP_S))
+            for setting in ("enabled=false", f"freq={freq_s}", "enabled=true")
         ]
         lines += ["create queue normal queue_type=Execution"]
         lines += ["set queue normal enabled=True", "set queue normal started=True"]
@@ -123,7 +129,7 @@ class OpenPbsCluster:
                 "keys_dir": str(here / "hub" / "keys"),
                 "heartbeat_file": f"{PBS_HOME}/magrathea.heartbeat",
             },
-            "pbs": {"kind": "openpbs", "conf": "/etc/pbs.conf"},
+            "pbs": {"kind": "openpbs", "conf": "/etc/pbs.conf", "compare_s": COMPARE_S},
         }
         (here / "hub.toml").write_text(fleet.toml(hub), encoding="utf-8")
         for host in self.hosts:

@@ -6,7 +6,7 @@ import pytest
 
 from scheduler_plugin.standin.fleet import EXCLUSIVE
 from scheduler_plugin.standin.openpbs_cluster import HEAD
-from scheduler_plugin.standin.openpbs_fleet import OpenPbsCluster
+from scheduler_plugin.standin.openpbs_fleet import PERIODIC_S, UPKEEP_S, OpenPbsCluster
 from scheduler_plugin.standin.scenarios import (
     goes_on,
     stands_still,
@@ -36,15 +36,7 @@ def preempted(fleet: OpenPbsCluster) -> tuple[str, str]:
 
 
 def restart_server(fleet: OpenPbsCluster) -> None:
-    """Kill the PBS server and start it again; its MoMs are connected afterwards.
-
-    A server never takes the last name out of a vnode's `maintenance_jobs` in its database (`attributes || ...` in
-    db_node.c); when it starts, a vnode that has there a job still known, be it as history, comes up in maintenance
-    for good. So the history goes first.
-    """
-    finished = [job for job, view in fleet.jobs().items() if view.state == "F"]
-    if finished:
-        fleet.pbs.run(HEAD, ["qdel", "-x", *finished], timeout=60)
+    """Kill the PBS server and start it again; its MoMs are connected afterwards."""
     fleet.pbs.kill_server()
     fleet.pbs.start_server()
     wait(fleet, "all MoMs are back", lambda: not any("down" in v.state for v in fleet.vnodes().values()))
@@ -165,7 +157,13 @@ def test_the_set_up_can_be_repeated(fleet: OpenPbsCluster) -> None:
     try:
         assert fleet.install() == "nothing to change\n"
     finally:
-        fleet.pbs.qmgr("\n".join(f"set hook magrathea_mom {s}" for s in ("enabled=false", "freq=5", "enabled=true")))
+        fleet.pbs.qmgr(
+            "\n".join(
+                f"set hook {hook} {setting}"
+                for hook, freq_s in (("magrathea_mom", PERIODIC_S), ("magrathea_vnodes", UPKEEP_S))
+                for setting in ("enabled=false", f"freq={freq_s}", "enabled=true")
+            )
+        )
 
 
 def test_users_cannot_ask_for_a_class(fleet: OpenPbsCluster) -> None:

@@ -46,7 +46,8 @@ def done(fresh: Present) -> Present:
     """What PBS has after all changes for WISH."""
     hooks, contents = {}, {}
     for name, (attributes, script, config) in wanted_hooks(WISH).items():
-        hooks[name] = {**attributes, "order": "1000", "enabled": "true", "user": "pbsadmin"}
+        order = "1" if attributes["event"] == "periodic" else "1000"
+        hooks[name] = {**attributes, "order": order, "enabled": "true", "user": "pbsadmin"}
         contents[name, SCRIPT] = script
         if config is not None:
             contents[name, CONFIG] = config

@@ -13,8 +13,8 @@ import pytest
 HOOKS = sorted((Path(__file__).parents[3] / "scheduler_plugin/hooks").glob("*.py"))
 
 
-def test_there_are_the_two_of_them() -> None:
-    assert [file.name for file in HOOKS] == ["magrathea_mom.py", "magrathea_server.py"]
+def test_there_are_the_three_of_them() -> None:
+    assert [file.name for file in HOOKS] == ["magrathea_mom.py", "magrathea_server.py", "magrathea_vnodes.py"]
 
 
 @pytest.mark.parametrize("file", HOOKS, ids=lambda file: file.name)

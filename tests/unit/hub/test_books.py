@@ -489,18 +489,6 @@ def test_nothing_is_asked_of_pbs_for_jobs_that_nobody_wants_stopped(hub: Hub, pb
     assert pbs.count("job") == 0
 
 
-def test_a_vnode_in_maintenance_for_no_job_is_told_once_and_not_at_first_sight(hub: Hub, pbs: FakePbs) -> None:
-    pbs.suspend_by_admin("1.srv")
-    hub.after(120)
-    assert hub.notes == [], "somebody's suspended job is a reason"
-    pbs.change("1.srv", state="R", substate=42)
-    hub.after(60)
-    assert hub.notes == [], "it may just have been resumed"
-    hub.after(180)
-    assert [note for note in hub.notes if "n1" in note and note.startswith("ALERT")] == hub.notes
-    assert len(hub.notes) == 1
-
-
 def test_looks_are_rare(hub: Hub, pbs: FakePbs) -> None:
     pbs.suspend_by_admin("1.srv")
     hub.says("h1", domain("n1", [stopped()]))

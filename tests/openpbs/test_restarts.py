@@ -1,0 +1,98 @@
+"""PBS's own daemons killed and restarted, in mid-preemption and after one, with the hub there, away, and coming back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+
+from scheduler_plugin.standin.fleet import EXCLUSIVE
+from scheduler_plugin.standin.openpbs_cluster import HEAD
+from scheduler_plugin.standin.openpbs_fleet import OpenPbsCluster
+from scheduler_plugin.standin.scenarios import (
+    goes_on,
+    stands_still,
+    wait,
+    wait_all_free,
+    wait_right_end,
+    wait_running,
+    wait_state,
+    wait_stoppable,
+)
+
+from .test_trouble import STEPS, preempted, restart_server
+
+LONG = 100_000
+LOOK_S = 60.0
+
+
+def emptied(fleet: OpenPbsCluster, vnode: str) -> int:
+    """How often the server has been made to forget the jobs of a vnode."""
+    logs = (fleet.pbs.pbs_home(HEAD) / "server_logs").iterdir()
+    return sum(log.read_text().count(f";{vnode};attributes set: maintenance_jobs = \n") for log in logs)
+
+
+def is_clean(fleet: OpenPbsCluster) -> bool:
+    """Nothing is left that PBS's server has to be made to forget."""
+    asked = fleet.pbs.pbs_home(HEAD) / "magrathea.heartbeat.forget"
+    return asked.exists() and json.loads(asked.read_text()) == {}
+
+
+def test_after_a_restart_of_the_server_a_vnode_preempted_before_is_usable(fleet: OpenPbsCluster) -> None:
+    """With the job in PBS's history, of whose name the server's database kept hold without the hook."""
+    with fleet.only(EXCLUSIVE):
+        low, high = preempted(fleet)
+        wait(fleet, "what was before is forgotten", lambda: is_clean(fleet), LOOK_S)
+        before = emptied(fleet, "n1")
+        fleet.delete(high)
+        wait_right_end(fleet, low, STEPS)
+        wait(fleet, "the server has forgotten it", lambda: emptied(fleet, "n1") > before, LOOK_S)
+        restart_server(fleet)
+        assert fleet.jobs()[low].state == "F"
+        assert "maintenance" not in fleet.vnodes()["n1"].state
+        again = fleet.submit("low", 10)
+        wait_right_end(fleet, again, 10)
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+def test_a_vnode_that_comes_up_in_maintenance_for_a_job_that_runs_is_mended(fleet: OpenPbsCluster) -> None:
+    """The server dies before it could be made to forget: the job is suspended and resumed in a moment."""
+    with fleet.only(EXCLUSIVE):
+        low, high = preempted(fleet)
+        fleet.pbs.qmgr("set hook magrathea_vnodes enabled=false")
+        long = fleet.submit("low", LONG)
+        fleet.delete(high)
+        wait_state(fleet, low, "R")
+        wait_running(fleet, long)
+        restart_server(fleet)
+        assert "maintenance" in fleet.vnodes()["n1"].state, "this is what is to be mended"
+        fleet.pbs.qmgr("set hook magrathea_vnodes enabled=true")
+        wait(fleet, "n1 is usable", lambda: "maintenance" not in fleet.vnodes()["n1"].state, LOOK_S)
+        wait_state(fleet, long, "R")
+        goes_on(fleet, long, fleet.counter(long))
+        wait_right_end(fleet, low, STEPS)
+        fleet.delete(long)
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+def test_an_admins_maintenance_and_offline_survive_restarts_and_all_mending(fleet: OpenPbsCluster) -> None:
+    with fleet.only(EXCLUSIVE):
+        job = fleet.submit("normal", LONG)
+        wait_running(fleet, job)
+        fleet.pbs.run(HEAD, ["qsig", "-s", "admin-suspend", job])
+        fleet.pbs.run(HEAD, ["pbsnodes", "-o", "p1"])
+        restart_server(fleet)
+        wait(fleet, "the hub has looked since", lambda: is_clean(fleet), LOOK_S)
+        step = stands_still(fleet, job)
+        assert "maintenance" in fleet.vnodes()["n1"].state
+        assert "offline" in fleet.vnodes()["p1"].state
+        assert fleet.jobs()[job].state == "S"
+        fleet.pbs.run(HEAD, ["pbsnodes", "-r", "p1"])
+        fleet.pbs.run(HEAD, ["qsig", "-s", "admin-resume", job])
+        goes_on(fleet, job, step)
+        wait(fleet, "n1 is out of maintenance", lambda: "maintenance" not in fleet.vnodes()["n1"].state)
+        fleet.delete(job)
+        wait_all_free(fleet, EXCLUSIVE)

@@ -1,0 +1,102 @@
+"""The hook for vnodes: what it sets in which run, and what the folder that is not its own can do to it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+FILE = Path(__file__).parents[3] / "scheduler_plugin/hooks/magrathea_vnodes.py"
+IN_MAINTENANCE = 0x20000
+
+
+class Vnode:
+    """As PBS's module does it: an empty text is taken, and then complained of."""
+
+    def __init__(self, state: int = 0, siblings: str | None = "p1") -> None:
+        self.name = "n1"
+        self.state = state
+        self.resources_available = {"magrathea_siblings": siblings}
+        self.set: list[str] = []
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "maintenance_jobs":
+            self.set.append(value)
+            if not value:
+                raise AssertionError("mark_vnode_set: bad parameter!")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Run the hook for a request about n1; what it answers."""
+    config = tmp_path / "hook.json"
+    config.write_text(json.dumps({"heartbeat": str(tmp_path / "heartbeat")}))
+
+    def run(vnode: Vnode | None, number: int = 1, when: str = "free") -> dict[str, Any]:
+        pbs = ModuleType("pbs")
+        event = SimpleNamespace(vnode_list={} if vnode is None else {"n1": vnode})
+        for name, value in {
+            "event": lambda: event,
+            "hook_config_filename": str(config),
+            "logmsg": lambda level, text: None,
+            "EVENT_DEBUG3": 0,
+            "UnsetResourceNameError": type("UnsetResourceNameError", (Exception,), {}),
+        }.items():
+            setattr(pbs, name, value)
+        monkeypatch.setitem(sys.modules, "pbs", pbs)
+        (tmp_path / "heartbeat.forget").write_text(json.dumps({"n1": [number, when]}))
+        exec(compile(FILE.read_text(), str(FILE), "exec"), {"__name__": "hook"})
+        answers = tmp_path / "heartbeat.forgotten"
+        found: dict[str, Any] = json.loads(answers.read_text()) if answers.exists() else {}
+        return found
+
+    return run
+
+
+def test_the_database_gets_nobodys_name_and_then_the_memory_is_emptied(run: Callable[..., Any]) -> None:
+    vnode = Vnode()
+    assert run(vnode) == {"n1": [1, 1]} and vnode.set == ["none"]
+    assert run(vnode) == {"n1": [1, 2]} and vnode.set == ["none", ""]
+    assert run(vnode) == {"n1": [1, 2]} and vnode.set == ["none", ""]
+    assert run(vnode, number=2) == {"n1": [2, 1]} and vnode.set == ["none", "", "none"]
+
+
+def test_a_vnode_in_maintenance_for_somebody_is_left_alone(run: Callable[..., Any]) -> None:
+    vnode = Vnode(IN_MAINTENANCE)
+    for when in ("free", "ours"):
+        assert run(vnode, when=when) == {} and vnode.set == []
+
+
+def test_a_suspend_between_the_two_runs_is_waited_for_unless_it_is_ours(run: Callable[..., Any]) -> None:
+    assert run(Vnode()) == {"n1": [1, 1]}
+    vnode = Vnode(IN_MAINTENANCE)
+    assert run(vnode) == {"n1": [1, 1]} and vnode.set == []
+    assert run(vnode, when="ours") == {"n1": [1, 2]} and vnode.set == [""]
+
+
+def test_a_vnode_that_is_stuck_is_emptied_in_maintenance(run: Callable[..., Any]) -> None:
+    vnode = Vnode(IN_MAINTENANCE)
+    run(vnode, when="stuck")
+    assert run(vnode, when="stuck") == {"n1": [1, 2]} and vnode.set == ["none", ""]
+
+
+@pytest.mark.parametrize("vnode", [None, Vnode(siblings=None)], ids=["unknown", "not ours"])
+def test_of_other_vnodes_nothing_is_set(run: Callable[..., Any], vnode: Vnode | None) -> None:
+    assert run(vnode) == {}
+    assert vnode is None or vnode.set == []
+
+
+def test_a_link_in_the_hubs_folder_is_replaced_and_never_followed(run: Callable[..., Any], tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("{}")
+    (tmp_path / "heartbeat.forgotten").symlink_to(precious)
+    (tmp_path / "heartbeat.forgotten.new").symlink_to(precious)
+    assert run(Vnode()) == {"n1": [1, 1]}
+    assert precious.read_text() == "{}"
+    assert not (tmp_path / "heartbeat.forgotten").is_symlink()
