@@ -38,7 +38,7 @@ WHEN = {
     State.FROZEN: "priority; saved to disk, until the restore begins or the image is gone",
     State.DOWN: "not running; its jobs are released",
     State.BOOTING: "boots or is restored from disk, no longer than its time limit",
-    State.UNKNOWN: "up, but its agent has been silent too long; its jobs stay counted",
+    State.UNKNOWN: "up, but its agent has been silent too long, or others have paused it; its jobs stay counted",
     State.FAULT: "a step failed beyond retry; `magrathea clear` ends it",
     State.PREEMPTED: "has jobs that Magrathea stopped, for this host's or another host's sake",
     State.DRAINING: "finishes its jobs and takes no more; also while it is being saved to disk",
@@ -66,6 +66,10 @@ WORDS = {
     ev.DomainBooting: "boot",
     ev.DomainStarted: "domain up",
     ev.DomainStopped: "domain down",
+    ev.DomainHalted: "paused by others",
+    ev.DomainWentOn: "goes on",
+    ev.BootRequested: "boot asked for",
+    ev.ShutdownRequested: "shutdown asked for",
     ev.FreezeRequested: "freeze",
     ev.FreezeEnded: "saved",
     ev.DefrostRequested: "restore",
@@ -120,6 +124,8 @@ def _normal_domain(host: Host, d: Domain) -> Domain:
         preempted_s=0.0,
         ended=(),
         jobs=jobs,
+        closing=replace(d.closing, since=NOW) if d.closing else None,
+        down_why="",
     )
 
 
@@ -142,7 +148,8 @@ def key(host: Host) -> Key:
 
 
 def _facts(d: Domain) -> tuple[str, ...]:
-    flags = (d.frozen, d.saving, bool(d.draining), bool(d.fault), d.linger_until, d.linger_size.cpus, d.agent_lost_at)
+    odd = (d.frozen, d.saving, bool(d.draining), bool(d.fault), d.closing, d.halted)
+    flags = (*odd, d.linger_until, d.linger_size.cpus, d.agent_lost_at)
     jobs = sorted(
         f"{j.cls} {j.run_since} {j.confirmed} {j.launched} {j.stopper} {j.booked} {j.held_elsewhere}" for j in d.jobs
     )
@@ -181,14 +188,16 @@ def events(host: Host) -> Iterator[ev.Event]:
 
 
 def _disturbed(d: Domain) -> bool:
-    odd = d.frozen or d.saving or d.draining or d.fault or d.agent_lost_at is not None
+    odd = d.frozen or d.finishing or d.fault or d.halted or d.agent_lost_at is not None
     return bool(odd) or d.lifecycle is not Lifecycle.UP
 
 
 def _disturbances(d: Domain) -> Iterator[ev.Event]:
     yield ev.AgentLost(NOW, d.name)
     yield ev.DomainStopped(NOW, d.name)
+    yield ev.DomainHalted(NOW, d.name)
     yield ev.DrainRequested(NOW, d.name, "drain")
+    yield ev.ShutdownRequested(NOW, d.name)
     yield ev.Faulted(NOW, d.name, "fault")
     if d.kind is Kind.PRIORITY:
         yield ev.FreezeRequested(NOW, d.name)
@@ -203,8 +212,12 @@ def _mends(d: Domain) -> Iterator[ev.Event]:
         yield ev.FaultCleared(NOW, d.name)
     if d.saving and not d.jobs:
         yield ev.FreezeEnded(NOW, d.name)
-    elif d.draining:
+    elif d.finishing:
         yield ev.DrainEnded(NOW, d.name)
+    if d.must_go_down:
+        yield ev.DomainStopped(NOW, d.name)
+    if d.halted:
+        yield ev.DomainWentOn(NOW, d.name)
     if d.lifecycle is Lifecycle.BOOTING:
         yield ev.DomainStarted(NOW, d.name)
     elif d.frozen:
@@ -212,6 +225,7 @@ def _mends(d: Domain) -> Iterator[ev.Event]:
         yield ev.ImageLost(NOW, d.name)
     elif d.lifecycle is Lifecycle.DOWN:
         yield ev.DomainBooting(NOW, d.name, NOW + 100.0)
+        yield ev.BootRequested(NOW, d.name)
 
 
 def explore(first: Host, found: Found, most_hosts: int = MOST_HOSTS) -> None:
@@ -228,11 +242,23 @@ def explore(first: Host, found: Found, most_hosts: int = MOST_HOSTS) -> None:
             after, _ = handle(host, event)
             _note(found, before, after, event)
             new = normal(after)
-            if (its_key := key(new)) not in seen:
+            if any(d.closing or d.halted for d in new.domains):
+                _look_back(found, new)
+            elif (its_key := key(new)) not in seen:
                 seen.add(its_key)
                 queue.append(new)
     found.hosts += looked_at
     found.complete = found.complete and not queue
+
+
+def _look_back(found: Found, host: Host) -> None:
+    """What ends a pause by others or a shutdown. What else may happen meanwhile is not followed: it is what happens to
+    a domain whose agent is silent, or which drains.
+    """
+    before = {d.name: states.state_of(host, d) for d in host.domains}
+    for domain in (d for d in host.domains if d.closing or d.halted):
+        for event in _mends(domain):
+            _note(found, before, handle(host, event)[0], event)
 
 
 def _note(found: Found, before: dict[str, State], after: Host, event: ev.Event) -> None:

@@ -31,9 +31,9 @@ class Refusal:
 
 
 def silent(host: Host, domain: Domain) -> bool:
-    """The agent has been away longer than the grace time."""
-    lost = domain.agent_lost_at
-    return lost is not None and host.now >= lost + host.limits.agent_silent_s
+    """The agent, or the hypervisor, has been away longer than the grace time, or the agent cannot answer at all."""
+    lost = min((at for at in (domain.agent_lost_at, host.driver_lost_at) if at is not None), default=None)
+    return domain.halted or (lost is not None and host.now >= lost + host.limits.agent_silent_s)
 
 
 def lingers(host: Host, domain: Domain) -> bool:
@@ -72,7 +72,8 @@ def obstacle(host: Host, domain: Domain, job: Job) -> str:
 
 def stoppable_by_itself(host: Host, domain: Domain) -> bool:
     """Stoppable as far as the domain goes: the host may be paused or without its hub."""
-    reachable = domain.lifecycle is Lifecycle.UP and domain.agent_lost_at is None and not domain.fault
+    answers = domain.agent_lost_at is None and not domain.halted
+    reachable = domain.lifecycle is Lifecycle.UP and answers and not domain.fault
     jobs_may = all(j.stopped_by_us or not obstacle(host, domain, j) for j in domain.jobs)
     return domain.kind is Kind.NORMAL and reachable and jobs_may
 
@@ -175,17 +176,22 @@ def _gate(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | 
             "wrong-class",
             f"{name} is a {domain.kind} domain; send jobs of class {cls} elsewhere: their queue gives the class",
         ),
-        (domain.frozen and not restoring(domain), "domain-frozen", f"{name} is saved to disk; bring it back first"),
-        (domain.lifecycle is Lifecycle.DOWN, "domain-down", f"{name} is down"),
+        (domain.frozen and not restoring(domain), "domain-frozen", _told(f"{name} is saved to disk", domain.down_why)),
+        (domain.lifecycle is Lifecycle.DOWN, "domain-down", _told(f"{name} is down", domain.down_why)),
         (domain.lifecycle is Lifecycle.BOOTING, "domain-booting", f"{name} is booting"),
+        (domain.halted, "domain-unknown", f"{name} is paused by somebody else; `virsh resume` or the like ends it"),
         (silent(host, domain), "domain-unknown", f"{name}'s agent does not answer; see its log"),
         (bool(domain.fault), "domain-fault", f"{name}: {domain.fault}; mend it, then `magrathea clear {name}`"),
         (bool(domain.stopped), "domain-preempted", f"{name} is preempted"),
-        (bool(domain.draining) or domain.saving, "domain-draining", f"{name} is draining: {domain.draining}"),
+        (bool(domain.finishing), "domain-draining", f"{name} is draining: {domain.finishing}"),
         *((d.lifecycle is Lifecycle.BOOTING, "host-booting", f"{d.name} is booting") for d in host.domains),
         *((bool(d.fault), "host-fault", f"{d.name}: {d.fault}") for d in host.domains),
     )
     return next((Refusal(code, text) for holds, code, text in gates if holds), None)
+
+
+def _told(what: str, why: str) -> str:
+    return f"{what}: {why}" if why else what
 
 
 def blocked(host: Host, domain: Domain, cls: JobClass) -> Refusal | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .model import JobClass, JobKey
+from .model import JobClass, JobKey, Patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,22 @@ class PauseEnded(Event):
     """Act again: what has to be done follows from the facts of this moment."""
 
 
+class DriverLost(Event):
+    """The hypervisor cannot be asked any more; after `agent_silent_s` its domains are `unknown`."""
+
+
+class DriverFound(Event):
+    """The hypervisor can be asked again."""
+
+
+@dataclass(frozen=True, slots=True)
+class OthersSeen(Event):
+    """What domains that are not configured have by now, all together: they run, and are services."""
+
+    cpus: int
+    memory_mib: int
+
+
 class DaemonStarted(Event):
     """The node daemon has just started: no contact to hub and agents yet, and a time of grace for the agents."""
 
@@ -132,8 +148,34 @@ class DomainStarted(DomainEvent):
     """The domain is up. If it was frozen its restore has succeeded."""
 
 
+@dataclass(frozen=True, slots=True)
 class DomainStopped(DomainEvent):
-    """The domain is gone, or its boot or restore has failed; a frozen one stays frozen, its image is kept."""
+    """The domain is gone, or its boot or restore has failed; a frozen one stays frozen, its image is kept.
+
+    One that was to be rebooted boots from here on.
+    """
+
+    reason: str = ""
+
+
+class DomainHalted(DomainEvent):
+    """Somebody else has paused the domain: nothing in it runs, its agent included."""
+
+
+class DomainWentOn(DomainEvent):
+    """The paused domain runs again."""
+
+
+class BootRequested(DomainEvent):
+    """An admin wants the domain up. Answered like a claim."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownRequested(DomainEvent):
+    """An admin wants the domain down, and with `reboot` up again. Answered like a claim."""
+
+    reboot: bool = False
+    patience: Patience = Patience.DRAIN
 
 
 class FreezeRequested(DomainEvent):
@@ -166,7 +208,7 @@ class DrainRequested(DomainEvent):
 
 
 class DrainEnded(DomainEvent):
-    """Take jobs again; a freeze that has not begun is given up."""
+    """Take jobs again; a freeze or shutdown that has not begun is given up."""
 
 
 @dataclass(frozen=True, slots=True)

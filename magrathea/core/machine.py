@@ -17,7 +17,22 @@ from typing import Any
 
 from . import events as ev
 from .allocation import Refusal, defrost_verdict, in_line, lingers, restoring, resuming, verdict, wanted_stopped, young
-from .model import NOTHING, Amount, Domain, Ended, Host, Job, JobClass, JobKey, Kind, Lifecycle, Pause, Stopper
+from .model import (
+    NOTHING,
+    Amount,
+    Closing,
+    Domain,
+    Ended,
+    Host,
+    Job,
+    JobClass,
+    JobKey,
+    Kind,
+    Lifecycle,
+    Patience,
+    Pause,
+    Stopper,
+)
 
 LIST_AGE_S = 5.0
 """MoM's list may be that old (its hook runs in the background): it does not overrule a newer stop or continuation."""
@@ -49,6 +64,8 @@ def next_deadline(host: Host) -> float | None:
 
 def _deadlines(host: Host) -> Iterator[float]:
     limits = host.limits
+    if host.driver_lost_at is not None:
+        yield host.driver_lost_at + limits.agent_silent_s
     for d in host.domains:
         yield from (t for t in (d.boot_until, d.linger_until) if t is not None)
         after = ((d.agent_lost_at, limits.agent_silent_s), (d.young_since, limits.young_s))
@@ -69,8 +86,9 @@ def _expired(host: Host) -> Result:
     said: tuple[ev.Decision, ...] = ()
     for d in host.domains:
         if d.boot_until is not None and d.boot_until <= host.now:
-            host, more = _down(host, d)
-            said += (ev.Noted(d.name, "boot-failed"), *more)
+            why = f"it did not register within its time limit for booting; {_image_or_console(d)}"
+            host, more = _down(host, d, why)
+            said += (ev.Noted(d.name, "boot-failed", None, why), *more)
         for j in d.jobs:
             if not j.confirmed and j.claimed_at + host.limits.claim_s <= host.now:
                 host, more = _gone(host, d.name, j.key, "expired")
@@ -98,8 +116,14 @@ def _settled(host: Host, said: tuple[ev.Decision, ...], by: str) -> Result:
         overtaken = (host.now if d.overtaken_since is None else d.overtaken_since) if ahead else d.overtaken_since
         has_young = any(young(host, j) for j in d.jobs)
         since = (host.now if d.young_since is None else d.young_since) if has_young else None
-        host = host.having(replace(d, overtaken_since=overtaken if d.name in line else None, young_since=since))
+        closing = replace(d.closing, patience=Patience.DRAIN) if _idle_at_last(d) and d.closing else d.closing
+        overtaken = overtaken if d.name in line else None
+        host = host.having(replace(d, overtaken_since=overtaken, young_since=since, closing=closing))
     return host, said
+
+
+def _idle_at_last(domain: Domain) -> bool:
+    return domain.closing is not None and domain.closing.patience is Patience.IDLE and not domain.jobs
 
 
 def _job(host: Host, name: str, key: JobKey) -> tuple[Domain, Job]:
@@ -121,7 +145,7 @@ def _gone(host: Host, name: str, key: JobKey, why: str) -> Result:
     ended = (*domain.ended, Ended(key, host.now))
     left = replace(domain, jobs=rest, ended=ended, preempted_s=domain.preempted_s + stopped_s)
     last_priority = job.cls is JobClass.PRIORITY and not rest and why in ("released", "missing")
-    if last_priority and not domain.draining and host.limits.linger_s > 0:
+    if last_priority and not domain.finishing and host.limits.linger_s > 0:
         left = replace(left, linger_until=host.now + host.limits.linger_s, linger_size=job.size)
     return host.having(left), (ev.Noted(name, why, key, "", job.preempted_s + stopped_s),)
 
@@ -132,12 +156,19 @@ def _with(host: Host, name: str, **changes: Any) -> Result:
     return host.having(replace(domain, **changes)), ()
 
 
-def _down(host: Host, domain: Domain) -> Result:
+def _down(host: Host, domain: Domain, why: str) -> Result:
     said: tuple[ev.Decision, ...] = ()
     for job in domain.jobs:
         host, more = _gone(host, domain.name, job.key, "domain-down")
         said += more
-    return _with(host, domain.name, lifecycle=Lifecycle.DOWN, boot_until=None, saving=False, linger_until=None)[0], said
+    over = {"boot_until": None, "saving": False, "linger_until": None, "halted": False}
+    return _with(host, domain.name, lifecycle=Lifecycle.DOWN, down_why=why, **over)[0], said
+
+
+def _image_or_console(domain: Domain) -> str:
+    if domain.frozen:
+        return f"its image is kept: look at its console, then `magrathea domain defrost {domain.name}`"
+    return f"look at its console and at its agent, then `magrathea domain boot {domain.name}`"
 
 
 def _refused(host: Host, event: ev.DomainEvent, code: str, text: str) -> Result:
@@ -259,6 +290,14 @@ def _pause(host: Host, event: ev.PauseRequested) -> Result:
     return replace(host, paused=Pause(since, event.reason or "no reason given")), ()
 
 
+def _driver_lost(host: Host, event: ev.DriverLost) -> Result:
+    return (host if host.driver_lost_at is not None else replace(host, driver_lost_at=host.now)), ()
+
+
+def _others(host: Host, event: ev.OthersSeen) -> Result:
+    return replace(host, others=Amount(max(0, event.cpus), max(0, event.memory_mib))), ()
+
+
 def _daemon_started(host: Host, event: ev.DaemonStarted) -> Result:
     away = tuple(replace(d, agent_lost_at=host.now) for d in host.domains)
     return replace(host, domains=away, hub_lost=True), ()
@@ -267,13 +306,75 @@ def _daemon_started(host: Host, event: ev.DaemonStarted) -> Result:
 def _booting(host: Host, domain: Domain, event: ev.DomainBooting) -> Result:
     if event.until <= host.now:
         return _refused(host, event, "bad-request", f"a boot of {domain.name} until {event.until} is over already")
-    return _with(host, domain.name, lifecycle=Lifecycle.BOOTING, boot_until=event.until, saving=False)
+    return _with(host, domain.name, boot_until=event.until, saving=False, **_BOOTS)
+
+
+_BOOTS: dict[str, Any] = {"lifecycle": Lifecycle.BOOTING, "halted": False, "down_why": ""}
+
+
+def _not_for_an_admin(host: Host, domain: Domain, *, but_closing: bool = False) -> Refusal | None:
+    """Why an admin's wish about a domain's life cannot be heard now."""
+    name = domain.name
+    paused = host.paused.reason if host.paused else ""
+    gates = (
+        (domain.kind is Kind.SERVICE, "wrong-kind", f"{name} is a service: it is left alone"),
+        (host.paused is not None, "paused", f"{host.name} is paused ({paused}); `magrathea unpause` there first"),
+        (
+            domain.closing is not None and not but_closing,
+            "domain-closing",
+            f"{name} is to go down; wait for it, or give that up by `magrathea undrain {name}`",
+        ),
+    )
+    return next((Refusal(code, text) for holds, code, text in gates if holds), None)
+
+
+def _boot(host: Host, domain: Domain, event: ev.BootRequested) -> Result:
+    if no := _not_for_an_admin(host, domain):
+        return _refused(host, event, no.code, no.text)
+    if domain.frozen and not restoring(domain):
+        text = f"{domain.name} is saved to disk; `magrathea domain defrost {domain.name}` brings it back as it was"
+        return _refused(host, event, "domain-frozen", text)
+    if domain.lifecycle is Lifecycle.DOWN:
+        host, _ = _with(host, domain.name, boot_until=host.now + domain.boot_limit_s, **_BOOTS)
+    return host, (ev.Accepted(domain.name),)
+
+
+def _shutdown(host: Host, domain: Domain, event: ev.ShutdownRequested) -> Result:
+    if no := _not_for_an_admin(host, domain, but_closing=True):
+        return _refused(host, event, no.code, no.text)
+    if domain.frozen or domain.saving:
+        text = f"{domain.name} is saved to disk, or is just being saved or restored; defrost it first, or wait"
+        return _refused(host, event, "domain-frozen", text)
+    since = domain.closing.since if domain.closing else host.now
+    host, _ = _with(host, domain.name, closing=Closing(event.reboot, event.patience, since))
+    return host, (ev.Accepted(domain.name),)
+
+
+def _stopped(host: Host, domain: Domain, event: ev.DomainStopped) -> Result:
+    closing = domain.closing
+    why = "it went down by itself, or by somebody else"
+    if closing:
+        why = "it was shut down on request"
+    elif domain.lifecycle is Lifecycle.DOWN:
+        why = domain.down_why
+    why = event.reason or why
+    host, said = _down(host, domain, why)
+    host, _ = _with(host, domain.name, closing=None)
+    if closing and closing.reboot and not domain.frozen:
+        host, _ = _with(host, domain.name, boot_until=host.now + domain.boot_limit_s, **_BOOTS)
+    return host, said
+
+
+def _halted(host: Host, domain: Domain, event: ev.DomainHalted) -> Result:
+    if domain.lifecycle is not Lifecycle.UP:
+        return _refused(host, event, "domain-down", f"{domain.name} is {domain.lifecycle}")
+    return _with(host, domain.name, halted=True)
 
 
 def _started(host: Host, domain: Domain, event: ev.DomainStarted) -> Result:
     if domain.lifecycle is Lifecycle.UP:
         return host, ()
-    up = replace(domain, lifecycle=Lifecycle.UP, boot_until=None, frozen=False)
+    up = replace(domain, lifecycle=Lifecycle.UP, boot_until=None, frozen=False, halted=False, down_why="")
     if up.agent_lost_at is not None:
         up = replace(up, agent_lost_at=host.now)
     if domain.frozen and host.limits.linger_s > 0:
@@ -283,20 +384,21 @@ def _started(host: Host, domain: Domain, event: ev.DomainStarted) -> Result:
 
 
 def _freeze(host: Host, domain: Domain, event: ev.FreezeRequested) -> Result:
-    if host.paused:
-        return _refused(host, event, "paused", f"{host.name} is paused ({host.paused.reason}); unpause it first")
+    if no := _not_for_an_admin(host, domain):
+        return _refused(host, event, no.code, no.text)
     if domain.kind is not Kind.PRIORITY or domain.lifecycle is not Lifecycle.UP:
         return _refused(host, event, "not-freezable", f"only a priority domain that is up is frozen, not {domain.name}")
-    return _with(host, domain.name, saving=True, draining=domain.draining or "to be frozen")
+    return _with(host, domain.name, saving=True)
 
 
 def _freeze_ended(host: Host, domain: Domain, event: ev.FreezeEnded) -> Result:
     if not domain.saving or domain.jobs:
         return _refused(host, event, "not-saving", f"{domain.name} is not being saved")
-    host, _ = _with(host, domain.name, saving=False, draining="", frozen=not event.failed)
+    host, _ = _with(host, domain.name, saving=False, frozen=not event.failed)
     if event.failed:
         return host, (ev.Noted(domain.name, "freeze-failed", None, event.failed),)
-    return _with(host, domain.name, lifecycle=Lifecycle.DOWN, agent_lost_at=host.now)
+    over = {"lifecycle": Lifecycle.DOWN, "agent_lost_at": host.now, "linger_until": None, "halted": False}
+    return _with(host, domain.name, down_why="", **over)
 
 
 def _defrost(host: Host, domain: Domain, event: ev.DefrostRequested) -> Result:
@@ -306,14 +408,15 @@ def _defrost(host: Host, domain: Domain, event: ev.DefrostRequested) -> Result:
     if isinstance(answer, Refusal):
         return _refused(host, event, answer.code, answer.text)
     host, said = _preempt(host, answer, f"the restore of {domain.name}")
-    host, _ = _with(host, domain.name, lifecycle=Lifecycle.BOOTING, boot_until=event.until)
+    host, _ = _with(host, domain.name, boot_until=event.until, **_BOOTS)
     return host, (*said, ev.Accepted(domain.name, None, answer))
 
 
 def _image_lost(host: Host, domain: Domain, event: ev.ImageLost) -> Result:
     if not domain.frozen:
         return host, ()
-    return _with(host, domain.name, frozen=False, lifecycle=Lifecycle.DOWN, boot_until=None)
+    host, said = _down(host, domain, "its image on disk is gone")
+    return host.having(replace(host.domain(domain.name) or domain, frozen=False)), said
 
 
 def _drain(host: Host, domain: Domain, event: ev.DrainRequested) -> Result:
@@ -339,13 +442,17 @@ _OF_DOMAIN: dict[type, Callable[[Host, Domain, Any], Result]] = {
     ev.MemoryReported: _memory,
     ev.DomainBooting: _booting,
     ev.DomainStarted: _started,
-    ev.DomainStopped: lambda h, d, e: _down(h, d),
+    ev.DomainStopped: _stopped,
+    ev.DomainHalted: _halted,
+    ev.DomainWentOn: lambda h, d, e: _with(h, d.name, halted=False),
+    ev.BootRequested: _boot,
+    ev.ShutdownRequested: _shutdown,
     ev.FreezeRequested: _freeze,
     ev.FreezeEnded: _freeze_ended,
     ev.DefrostRequested: _defrost,
     ev.ImageLost: _image_lost,
     ev.DrainRequested: _drain,
-    ev.DrainEnded: lambda h, d, e: _with(h, d.name, draining="", saving=False),
+    ev.DrainEnded: lambda h, d, e: _with(h, d.name, draining="", saving=False, closing=None),
     ev.Faulted: lambda h, d, e: _with(h, d.name, fault=e.reason or "no reason given"),
     ev.FaultCleared: lambda h, d, e: _with(h, d.name, fault=""),
 }
@@ -355,6 +462,9 @@ _OF_HOST: dict[type, Callable[[Host, Any], Result]] = {
     ev.DaemonStarted: _daemon_started,
     ev.PauseRequested: _pause,
     ev.PauseEnded: lambda h, e: (replace(h, paused=None), ()),
+    ev.DriverLost: _driver_lost,
+    ev.DriverFound: lambda h, e: (replace(h, driver_lost_at=None), ()),
+    ev.OthersSeen: _others,
     ev.HubLost: lambda h, e: (replace(h, hub_lost=True), ()),
     ev.HubFound: lambda h, e: (replace(h, hub_lost=False), ()),
     ev.TimerFired: lambda h, e: (h, ()),

@@ -46,6 +46,15 @@ class Lifecycle(StrEnum):
     UP = "up"
 
 
+class Patience(StrEnum):
+    """What a shutdown waits for: `DRAIN` takes no more jobs and waits for the present ones; `IDLE` takes jobs until
+    there happens to be none, and is `DRAIN` from then on; `NOW` waits for nothing."""
+
+    DRAIN = "drain"
+    IDLE = "when-idle"
+    NOW = "now"
+
+
 class Stopper(StrEnum):
     """Who stopped a job: Magrathea, or PBS for reasons of its own (such a job counts as running)."""
 
@@ -156,6 +165,15 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class Closing:
+    """An admin's wish that a domain goes down, and with `reboot` comes up again."""
+
+    reboot: bool
+    patience: Patience
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
 class Domain:
     """A VM or container of a host: one MoM, one PBS vnode.
 
@@ -167,7 +185,9 @@ class Domain:
     nothing. `linger_until`, `linger_size`: after its last priority job a priority domain keeps that
     much to itself until then. `young_since`: since when young jobs have protected it without a gap.
     `overtaken_since`: since when smaller preempted domains go before it. `preempted_s`: job-seconds stopped by us,
-    of all jobs that ever ran here, ended stops only. `ended`: recently released jobs.
+    of all jobs that ever ran here, ended stops only. `ended`: recently released jobs. `boot_limit_s`: configured, how
+    long a boot may take. `closing`: it is to go down. `halted`: somebody else has paused it: it is up, but nothing in
+    it runs. `down_why`: why it went down, or did not come up, for people.
     """
 
     name: str
@@ -191,6 +211,24 @@ class Domain:
     preempted_s: float = 0.0
     jobs: tuple[Job, ...] = ()
     ended: tuple[Ended, ...] = ()
+    boot_limit_s: float = 300.0
+    closing: Closing | None = None
+    halted: bool = False
+    down_why: str = ""
+
+    @property
+    def finishing(self) -> str:
+        """Why it takes no more jobs while it finishes those it has; empty if it does take jobs."""
+        if self.draining or self.saving:
+            return self.draining or "to be frozen"
+        if self.closing is None or self.closing.patience is Patience.IDLE:
+            return ""
+        return "to be rebooted" if self.closing.reboot else "to be shut down"
+
+    @property
+    def must_go_down(self) -> bool:
+        """It is to go down, and nothing has to be waited for any more."""
+        return self.closing is not None and (self.closing.patience is Patience.NOW or not self.jobs)
 
     def job(self, key: JobKey) -> Job | None:
         return next((j for j in self.jobs if j.key == key), None)
@@ -277,7 +315,8 @@ class Host:
 
     `memory_mib`: what domains may have together (the host's reserve already taken off). `hub_lost`: no hub
     answers; then nothing new is preempted. `paused`: None for not. `now`: the time of the last event. `domains`:
-    sorted by name.
+    sorted by name. `driver_lost_at`: since when the hypervisor cannot be asked, None while it can. `others`: what the
+    hypervisor's domains that are not among `domains` have: services, subtracted like those that are.
     """
 
     name: str
@@ -289,6 +328,8 @@ class Host:
     hub_lost: bool = False
     now: float = 0.0
     paused: Pause | None = None
+    driver_lost_at: float | None = None
+    others: Amount = NOTHING
 
     def domain(self, name: str) -> Domain | None:
         return next((d for d in self.domains if d.name == name), None)
@@ -309,7 +350,8 @@ class Host:
     def without_services(self) -> Amount:
         """What the host has for its working domains (N of DESIGN.md section 4)."""
         services = [d for d in self.domains if d.kind is Kind.SERVICE]
-        return Amount(self.cpus - sum(d.cpus for d in services), self.memory_mib - sum(d.memory_mib for d in services))
+        cpus, mib = sum(d.cpus for d in services), sum(d.memory_mib for d in services)
+        return Amount(self.cpus - cpus, self.memory_mib - mib) - self.others
 
 
 CLASSES_OF: dict[Kind, tuple[JobClass, ...]] = {

@@ -26,7 +26,7 @@ def state_of(host: Host, domain: Domain) -> State:
         (State.UNKNOWN, silent(host, domain)),
         (State.FAULT, bool(domain.fault)),
         (State.PREEMPTED, bool(domain.stopped)),
-        (State.DRAINING, bool(domain.draining) or domain.saving),
+        (State.DRAINING, bool(domain.finishing)),
         (State.RUNNING_PRIORITY, busy and domain.kind is Kind.PRIORITY),
         (State.RUNNING_PREEMPTIBLE, busy and normal and all_stoppable),
         (State.RUNNING, busy),
@@ -86,14 +86,18 @@ def why(host: Host, domain: Domain) -> str:
     """One sentence for people: what makes the state what it is, or what keeps jobs out."""
     if domain.kind is Kind.SERVICE:
         return "a service: its CPUs and memory are set aside"
-    if domain.fault or domain.draining:
-        return domain.fault or domain.draining
+    answer = verdict(host, domain, CLASSES_OF[domain.kind][0], SMALLEST)
+    if isinstance(answer, Refusal) and answer.code in ("domain-frozen", "domain-down"):
+        return answer.text
+    if domain.fault or domain.finishing:
+        return domain.fault or domain.finishing
+    if domain.halted and isinstance(answer, Refusal):
+        return answer.text
     if lingers(host, domain):
         return "keeps what its last job had for its next one"
     if domain.jobs and not domain.stopped:
         whys = [f"{j.key} {text}" for j in domain.jobs if (text := obstacle(host, domain, j))]
         return "; ".join(whys) if domain.kind is Kind.NORMAL and whys else f"{len(domain.jobs)} running"
-    answer = verdict(host, domain, CLASSES_OF[domain.kind][0], SMALLEST)
     if isinstance(answer, Refusal):
         return answer.text
     return f"a priority job would preempt {', '.join(answer)}" if answer else "nothing in the way"

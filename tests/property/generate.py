@@ -11,7 +11,7 @@ from random import Random
 
 from magrathea.core import allocation, states
 from magrathea.core import events as ev
-from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Lifecycle, Limits, Mode, State
+from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Lifecycle, Limits, Mode, Patience, State
 
 _Maker = Callable[[Random, Host, Domain, float], ev.Event]
 """Makes one kind of event for a host, preferably about this domain, at this time."""
@@ -88,9 +88,11 @@ def _mends(h: Host) -> tuple[tuple[bool, _Maker], ...]:
     """What would lead back to normal, so that most hosts are in working order most of the time."""
     return (
         (h.hub_lost, _on_host(ev.HubFound)),
+        (h.driver_lost_at is not None, _on_host(ev.DriverFound)),
         (h.paused is not None, _on_host(ev.PauseEnded)),
         (any(d.fault for d in h.domains), _cleared),
-        (any(d.draining for d in h.domains), _undrained),
+        (any(d.draining or d.closing for d in h.domains), _undrained),
+        (any(d.halted for d in h.domains), _went_on),
         (any(d.saving for d in h.domains), _saved),
         (any(d.frozen for d in h.domains), _defrost),
         (any(d.lifecycle is Lifecycle.BOOTING for d in h.domains), _started),
@@ -208,8 +210,17 @@ def _cleared(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
 
 
 def _undrained(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
-    draining = [d for d in h.domains if d.draining]
+    draining = [d for d in h.domains if d.draining or d.closing]
     return ev.DrainEnded(when, random.choice(draining).name if draining else domain.name)
+
+
+def _went_on(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    halted = [d for d in h.domains if d.halted]
+    return ev.DomainWentOn(when, random.choice(halted).name if halted else domain.name)
+
+
+def _shutdown(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    return ev.ShutdownRequested(when, domain.name, random.random() < 0.5, random.choice(tuple(Patience)))
 
 
 def _saved(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
@@ -244,12 +255,17 @@ _HOW_OFTEN: dict[_Maker, float] = {
     _books: 4,
     _on_host(ev.TimerFired): 8,
     _on_host(ev.HubLost): 0.5,
+    _on_host(ev.DriverLost): 0.3,
     _pause: 0.5,
     _unit(ev.AgentLost): 0.7,
     _memory: 0.5,
     _boot: 0.3,
     _started: 0.3,
     _unit(ev.DomainStopped): 0.7,
+    _unit(ev.DomainHalted): 0.3,
+    _went_on: 0.2,
+    _unit(ev.BootRequested): 0.3,
+    _shutdown: 0.7,
     _unit(ev.FreezeRequested): 0.7,
     _saved: 0.2,
     _defrost: 0.3,

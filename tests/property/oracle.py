@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 
-from magrathea.core.model import Domain, Host, Job, JobClass, Kind, Lifecycle, Mode, State, Stopper
+from magrathea.core.model import Domain, Host, Job, JobClass, Kind, Lifecycle, Mode, Patience, State, Stopper
 
 LOW, PROTECTED, HIGH = JobClass.PREEMPTIBLE, JobClass.PROTECTED, JobClass.PRIORITY
 
@@ -42,7 +42,7 @@ def job_stoppable(h: Host, d: Domain, j: Job) -> bool:
 def stoppable(h: Host, d: Domain) -> bool:
     if d.kind is not Kind.NORMAL or h.hub_lost or h.paused or d.agent_lost_at is not None:
         return False
-    if d.lifecycle is not Lifecycle.UP or d.fault:
+    if d.lifecycle is not Lifecycle.UP or d.fault or d.halted:
         return False
     return all(ours(j) or job_stoppable(h, d, j) for j in d.jobs)
 
@@ -60,7 +60,8 @@ def saved(d: Domain) -> bool:
 
 
 def unknown(h: Host, d: Domain) -> bool:
-    return d.agent_lost_at is not None and h.now >= d.agent_lost_at + h.limits.agent_silent_s
+    away = [at for at in (d.agent_lost_at, h.driver_lost_at) if at is not None]
+    return d.halted or any(h.now >= at + h.limits.agent_silent_s for at in away)
 
 
 # Counted hosts: shares.
@@ -151,7 +152,8 @@ def state(h: Host, d: Domain) -> State:
         return State.FAULT
     if any(ours(j) for j in d.jobs):
         return State.PREEMPTED
-    if d.draining or d.saving:
+    going_down = d.closing is not None and d.closing.patience is not Patience.IDLE
+    if d.draining or d.saving or going_down:
         return State.DRAINING
     if d.jobs and d.kind is Kind.PRIORITY:
         return State.RUNNING_PRIORITY

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from magrathea.core import allocation, states
 from magrathea.core import events as ev
-from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Lifecycle, Limits, Mode, State
+from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Lifecycle, Limits, Mode, Patience, State
 
 from .generate import CLASS_FOR, LIMITS, NAMES, a_host, an_event
 from .world import World
@@ -178,6 +178,9 @@ class AnyEvents(RuleBasedStateMachine):
             (
                 ev.DomainStarted,
                 ev.DomainStopped,
+                ev.DomainHalted,
+                ev.DomainWentOn,
+                ev.BootRequested,
                 ev.ImageLost,
                 ev.FreezeRequested,
                 ev.FreezeEnded,
@@ -195,6 +198,22 @@ class AnyEvents(RuleBasedStateMachine):
         name = self.domain(index).name
         self.world.do(ev.AgentLost(self.now + step, name))
         self.world.do(ev.AgentConnected(self.now + back_after, name))
+
+    @rule(
+        index=INDEX, after=STEP_S, reboot=st.booleans(), patience=st.sampled_from(tuple(Patience)), falls=st.booleans()
+    )
+    def shut_down(self, index: int, after: float, reboot: bool, patience: Patience, falls: bool) -> None:
+        name = self.domain(index).name
+        self.world.do(ev.ShutdownRequested(self.now, name, reboot, patience))
+        self.world.do(ev.TimerFired(self.now + after))
+        if falls:
+            self.world.do(ev.DomainStopped(self.now, name))
+
+    @rule(index=INDEX, after=STEP_S)
+    def halt(self, index: int, after: float) -> None:
+        name = self.domain(index).name
+        self.world.do(ev.DomainHalted(self.now, name))
+        self.world.do(ev.DomainWentOn(self.now + after, name))
 
     @rule(index=INDEX, after=STEP_S, failed=st.sampled_from(("", "disk full")))
     def freeze(self, index: int, after: float, failed: str) -> None:
@@ -224,6 +243,12 @@ class AnyEvents(RuleBasedStateMachine):
         self.world.do(ev.HubLost(self.now))
         self.world.do(ev.TimerFired(self.now + after))
         self.world.do(ev.HubFound(self.now))
+
+    @rule(after=STEP_S)
+    def lose_the_hypervisor(self, after: float) -> None:
+        self.world.do(ev.DriverLost(self.now))
+        self.world.do(ev.TimerFired(self.now + after))
+        self.world.do(ev.DriverFound(self.now))
 
     @rule(step=STEP_S)
     def pause(self, step: float) -> None:

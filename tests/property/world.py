@@ -15,7 +15,7 @@ from pathlib import Path
 from magrathea.core import allocation, states
 from magrathea.core import events as ev
 from magrathea.core.machine import handle, next_deadline
-from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, State, Stopper
+from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Patience, State, Stopper
 from magrathea.core.plan import desired
 
 from . import oracle
@@ -31,6 +31,10 @@ REPEATABLE = (
     ev.AgentLost,
     ev.DomainStarted,
     ev.DomainStopped,
+    ev.DomainHalted,
+    ev.DomainWentOn,
+    ev.BootRequested,
+    ev.ShutdownRequested,
     ev.FreezeRequested,
     ev.ImageLost,
     ev.DrainRequested,
@@ -40,6 +44,8 @@ REPEATABLE = (
     ev.BooksReported,
     ev.HubLost,
     ev.HubFound,
+    ev.DriverLost,
+    ev.DriverFound,
     ev.PauseRequested,
     ev.PauseEnded,
     ev.TimerFired,
@@ -61,6 +67,10 @@ OWN_DOMAIN_ONLY = (
     ev.Faulted,
     ev.FaultCleared,
     ev.FreezeRequested,
+    ev.DomainHalted,
+    ev.DomainWentOn,
+    ev.BootRequested,
+    ev.ShutdownRequested,
 )
 """Events that change the facts of their own domain whatever the others' are: two of them may be swapped."""
 
@@ -122,7 +132,7 @@ class World:
         self._facts_make_sense(after)
         self._handed_out(calm, after, event)
         self._answer(calm, after, event, decisions)
-        self._twice(after, event, decisions)
+        self._twice(calm, after, event, decisions)
         self._published_is_answered(after)
         if self.thorough or self._turn % 4 == 0:
             self._time_in_two_steps(after)
@@ -152,6 +162,12 @@ class World:
             self._must(d.lifecycle is not Lifecycle.BOOTING or h.now < (d.boot_until or 0), "no boot for ever")
             self._must((d.lifecycle is Lifecycle.BOOTING) == (d.boot_until is not None), "only boots have a limit")
             self._must(not d.saving or d.lifecycle is Lifecycle.UP, "only what is up is being saved")
+            self._must(not d.halted or d.lifecycle is Lifecycle.UP, "only what is up is paused")
+            if d.closing:
+                self._must(not d.saving and not d.frozen, "nothing goes down and is saved")
+                idle = d.closing.patience is Patience.IDLE
+                self._must(not idle or bool(d.jobs), "what waits for an idle moment has jobs")
+                self._must(d.kind is not Kind.SERVICE, "services are left alone")
         wanted = allocation.wanted_stopped(h)
         stopped = {(d.name, j.key) for d in h.domains for j in d.stopped}
         self._must(wanted <= stopped, "what must stop is marked as stopped at once")
@@ -248,8 +264,8 @@ class World:
     def _answer(self, calm: Host, after: Host, event: ev.Event, decisions: tuple[ev.Decision, ...]) -> None:
         refused = [d for d in decisions if isinstance(d, ev.Refused)]
         accepted = [d for d in decisions if isinstance(d, ev.Accepted)]
-        if isinstance(event, ev.Claimed | ev.DefrostRequested):
-            self._must(len(refused) + len(accepted) == 1, "a claim has one answer")
+        if isinstance(event, ev.Claimed | ev.DefrostRequested | ev.BootRequested | ev.ShutdownRequested):
+            self._must(len(refused) + len(accepted) == 1, "a claim or an admin's wish has one answer")
         if refused:
             self._must(after == calm, f"what is refused ({refused[0].code}) changes nothing but the time")
             self._must(bool(refused[0].code and refused[0].text), "a refusal says why")
@@ -292,8 +308,8 @@ class World:
                 best = oracle.best_victims(calm, was, event.cpus) if event.cls is HIGH else ()
                 self._must(answer.victims == best, f"victims {answer.victims}, best are {best}")
 
-    def _twice(self, after: Host, event: ev.Event, decisions: tuple[ev.Decision, ...]) -> None:
-        if isinstance(event, REPEATABLE):
+    def _twice(self, calm: Host, after: Host, event: ev.Event, decisions: tuple[ev.Decision, ...]) -> None:
+        if isinstance(event, REPEATABLE) and not _boots_again(calm, event):
             again, repeated = handle(after, event)
             self._must(again == after, f"a repeated {type(event).__name__} changes something")
             if isinstance(event, ev.Claimed):
@@ -434,6 +450,12 @@ def _gives_back(h: Host, event: ev.Claimed | ev.DefrostRequested) -> bool:
     domain = h.domain(event.domain)
     ends_lingering = domain is not None and oracle.lingering(h, domain)
     return isinstance(event, ev.Claimed) and (ends_lingering or _has_other_run(h, event))
+
+
+def _boots_again(h: Host, event: ev.Event) -> bool:
+    """The domain goes down to come up again: gone down once more it stays down."""
+    domain = h.domain(event.domain) if isinstance(event, ev.DomainStopped) else None
+    return domain is not None and domain.closing is not None and domain.closing.reboot
 
 
 def _has_other_run(h: Host, claim: ev.Claimed) -> bool:

@@ -1,0 +1,115 @@
+"""A domain's life: what is learned from how the hypervisor has it, and the one step that its facts demand next.
+
+Rule 1: level-triggered. A wish (`Closing`, `saving`, a boot) is a fact; after any event and any restart the step is
+computed anew from the facts and from what is so, and the same step may be asked for again.
+Rule 2: what is so comes first: as long as something can be learned, no step is taken.
+Rule 3: a domain is up when its agent has registered, not when its machine runs: until then it boots. Where the
+hypervisor cannot boot domains (`Seen.leads`), it is up when it is there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import events as ev
+from .model import Domain, Host, Kind, Lifecycle
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A domain as it is now. `was_up`: as it was at the look before, None at the first. `agent`: it is connected.
+    `leads`: the hypervisor boots, ends and saves domains on request."""
+
+    up: bool
+    was_up: bool | None = None
+    agent: bool = False
+    saved: bool = False
+    halted: bool = False
+    leads: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class LifeStep:
+    domain: str
+
+
+class Boot(LifeStep):
+    """Start the domain; from its image where there is one."""
+
+
+class Register(LifeStep):
+    """Its agent is there: welcome it, then it is up."""
+
+
+class GoOn(LifeStep):
+    """It was restored as it had been saved: paused. Let it run."""
+
+
+class PowerOff(LifeStep):
+    """Ask it to end itself; end it where it does not."""
+
+
+class Save(LifeStep):
+    """Save it to disk."""
+
+
+def learned(host: Host, domain: Domain, seen: Seen) -> ev.DomainEvent | None:
+    """What has happened, if what is so shows that the facts are old; None if they are right."""
+    if domain.lifecycle is Lifecycle.UP:
+        return _learned_up(host, domain, seen)
+    if not seen.leads:
+        return ev.DomainStarted(host.now, domain.name) if seen.up else None
+    if domain.lifecycle is Lifecycle.BOOTING:
+        return _learned_booting(host, domain, seen)
+    return _learned_down(host, domain, seen)
+
+
+def _learned_up(host: Host, domain: Domain, seen: Seen) -> ev.DomainEvent | None:
+    now, name = host.now, domain.name
+    if not seen.up:
+        if domain.saving and seen.saved and not domain.jobs:
+            return ev.FreezeEnded(now, name)
+        saved = f"somebody else saved it to disk; `magrathea domain boot {name}` brings it back as it was"
+        return ev.DomainStopped(now, name, saved if seen.saved else "")
+    if seen.halted != domain.halted and not domain.saving:  # the hypervisor itself pauses what it saves
+        return ev.DomainHalted(now, name) if seen.halted else ev.DomainWentOn(now, name)
+    return None
+
+
+def _learned_booting(host: Host, domain: Domain, seen: Seen) -> ev.DomainEvent | None:
+    if seen.up:
+        return None
+    if domain.frozen and not seen.saved:
+        return ev.ImageLost(host.now, domain.name)
+    if seen.was_up:
+        return ev.DomainStopped(host.now, domain.name, "it went down while it booted; look at its console")
+    return None
+
+
+def _learned_down(host: Host, domain: Domain, seen: Seen) -> ev.DomainEvent | None:
+    now, name = host.now, domain.name
+    if seen.up and seen.was_up is None:
+        return ev.DomainStarted(now, name)  # found so at the daemon's start: nobody knows since when
+    if seen.up and not seen.was_up and not seen.agent:
+        return ev.DomainBooting(now, name, now + domain.boot_limit_s)
+    if domain.frozen and not seen.saved:
+        return ev.ImageLost(now, name)
+    if domain.closing and not seen.up:
+        return ev.DomainStopped(now, name)
+    return None
+
+
+def step(host: Host, domain: Domain, seen: Seen) -> LifeStep | None:
+    """What is to be done next about this domain's life; None if nothing is, or nothing may be."""
+    if not seen.leads or domain.kind is Kind.SERVICE:
+        return None
+    acts = host.paused is None
+    up, booting = domain.lifecycle is Lifecycle.UP, domain.lifecycle is Lifecycle.BOOTING
+    table: tuple[tuple[bool, type[LifeStep]], ...] = (
+        (acts and seen.up and domain.must_go_down, PowerOff),
+        (seen.up and seen.agent and not up, Register),
+        (acts and seen.up and booting and seen.halted, GoOn),
+        (acts and seen.up and up and domain.saving and not domain.jobs, Save),
+        (acts and not seen.up and booting, Boot),
+    )
+    return next((kind(domain.name) for holds, kind in table if holds), None)
