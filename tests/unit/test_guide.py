@@ -1,0 +1,122 @@
+"""The administrator's guide is complete: every key that a configuration reader takes, with its true default, and every
+code that the code refuses with; and nothing else. What there is is found in the code."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from node_daemon import agent
+from node_daemon import configuration as noded
+from scheduler_plugin.hub import configuration as hub
+from tests.documents import ROOT
+from tests.refusal_codes import refusal_codes
+
+GUIDE = (ROOT / "docs/admin-guide.md").read_text()
+ROW = re.compile(r"^\| `([\w.-]+)` \| (.*?) \| (.*) \|$", re.MULTILINE)
+WORDS = {"required", 'required with `driver = "local"`', "all", "those of PBS's `pbs_cgroups` hook"}
+"""Instead of a literal default."""
+
+
+def part(title: str) -> str:
+    """What stands below a heading, up to the next one of its rank or above."""
+    found = re.search(rf"(?m)^(#+) {re.escape(title)}$", GUIDE)
+    assert found, f"no heading {title!r}"
+    return re.split(rf"(?m)^#{{1,{len(found[1])}}} ", GUIDE[found.end() :])[0]
+
+
+def struct_in(kind: Any) -> type[msgspec.Struct] | None:
+    """The table that a field's type is, or may be."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    return next((one for one in options if isinstance(one, type) and issubclass(one, msgspec.Struct)), None)
+
+
+def keys_of(table: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key with its default; of a table inside, dotted, as samples write it."""
+    hints = typing.get_type_hints(table)
+    for field in msgspec.structs.fields(table):
+        if inner := struct_in(hints[field.name]):
+            yield from keys_of(inner, f"{prefix}{field.encode_name}.")
+        elif field.required:
+            yield prefix + field.encode_name, msgspec.NODEFAULT
+        elif field.default_factory is not msgspec.NODEFAULT:
+            yield prefix + field.encode_name, field.default_factory()
+        else:
+            yield prefix + field.encode_name, field.default
+
+
+def tables() -> Iterator[tuple[str, dict[str, Any]]]:
+    """By the guide's heading: keys and defaults of each table of each file."""
+    for name, whole in (("noded", noded.Configuration), ("hub", hub.Configuration)):
+        hints = typing.get_type_hints(whole)
+        for section, kind in hints.items():
+            if typing.get_origin(kind) is dict:
+                yield f"{name} `[{section}.NAME]`", dict(keys_of(typing.get_args(kind)[1]))
+            elif inner := struct_in(kind):
+                yield f"{name} `[{section}]`", dict(keys_of(inner))
+
+
+TABLES = dict(tables())
+
+
+def literal(cell: str) -> Any:
+    assert cell.startswith("`") and cell.endswith("`"), f"{cell}: a literal, or one of {WORDS}"
+    return tomllib.loads(f"x = {cell.strip('`')}")["x"]
+
+
+def test_the_files_tables_are_found() -> None:
+    assert {"noded `[host]`", "noded `[domain.NAME]`", "hub `[pbs]`"} <= set(TABLES)
+
+
+@pytest.mark.parametrize("heading", TABLES)
+def test_every_key_of_a_table_is_there_with_its_default(heading: str) -> None:
+    told = {key: (default, meaning) for key, default, meaning in ROW.findall(part(heading))}
+    assert set(told) == set(TABLES[heading])
+    for key, default in TABLES[heading].items():
+        cell, meaning = told[key]
+        assert meaning.strip()
+        if default is msgspec.NODEFAULT:
+            assert cell.startswith("required"), key
+        elif default is None:
+            assert cell in WORDS and not cell.startswith("required"), key
+        else:
+            assert literal(cell) == default, key
+
+
+def test_every_key_of_the_agents_file_is_there_with_its_default(tmp_path: Path) -> None:
+    told = {key: default for key, default, _ in ROW.findall(part("agent"))}
+    (tmp_path / "wrong.json").write_text('{"no_such_key": 1}')
+    with pytest.raises(agent.Unusable, match="known are ") as refused:
+        agent.Config(str(tmp_path / "wrong.json"))
+    assert set(told) == set(str(refused.value).rpartition("known are ")[2].split(", "))
+    literals = {key: cell.strip("`") for key, cell in told.items() if cell not in WORDS}
+    pairs = ",".join(f"{json.dumps(key)}:{value}" for key, value in literals.items())
+    (tmp_path / "told.json").write_text("{" + pairs + "}")
+    (tmp_path / "empty.json").write_text("{}")
+    default, said = agent.Config(str(tmp_path / "empty.json")), agent.Config(str(tmp_path / "told.json"))
+    for key in literals:
+        assert getattr(said, key) == getattr(default, key), key
+
+
+def test_every_refusal_code_is_there_with_cause_and_mend_and_no_other() -> None:
+    rows = ROW.findall(part("Refusals"))
+    in_code = refusal_codes()
+    missing = {code: files for code, files in in_code.items() if code not in {row[0] for row in rows}}
+    assert not missing, f"not in docs/admin-guide.md: {missing}"
+    assert {row[0] for row in rows} == set(in_code)
+    assert all(cause.strip() and mend.strip() for _, cause, mend in rows)
+
+
+def test_the_codes_of_the_server_hook_have_a_table_of_their_own() -> None:
+    heading = "By the server's hook, before a job is sent anywhere"
+    said = {code for code, files in refusal_codes().items() if any("hooks/magrathea_server" in f for f in files)}
+    assert {code for code, _, _ in ROW.findall(part(heading))} == said
