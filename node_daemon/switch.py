@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -27,7 +26,7 @@ from magrathea.core.plan import Order, Orders, SetCpu, SetMemory, Step
 
 from .channel import ChannelError, GuestChannel
 from .guest_messages import Answer
-from .hypervisor.base import CPU, MEMORY, ActualDomain, Driver, DriverError
+from .hypervisor.base import CPU, MEMORY, ActualDomain, Driver, DriverError, Others
 from .memory import SLACK_MIB, Mover, Settings
 
 log = logging.getLogger(__name__)
@@ -62,6 +61,12 @@ class Facts(Protocol):
 
     def actual_changed(self) -> None:
         """What is so has changed: publish it."""
+
+    def driver_lost(self, why: str) -> None:
+        """The hypervisor cannot be asked: what was read last is all that is known."""
+
+    def driver_read(self, others: Others) -> None:
+        """The hypervisor was asked, and has answered."""
 
     def step_begins(self, step: Step) -> None: ...
 
@@ -169,8 +174,9 @@ class Switch:
         try:
             self.read = await self._driver.actual()
         except DriverError as error:
-            log.warning("what the hypervisor has cannot be read: %s", error)
+            self._facts.driver_lost(str(error))
             return
+        self._facts.driver_read(self._driver.others())
         self.mover.note(self.read)
         self._facts.actual_changed()
         self.look_soon()
@@ -235,7 +241,7 @@ class Switch:
         self._wake = None
         if self._closed:
             return
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         earlier: list[Step] = []
         held: list[Step] = []
         steps = self.steps()
@@ -343,7 +349,8 @@ class Switch:
             return
         except DriverError as error:
             self.refresh_soon()
-            self._failed_step(slot, str(error), lasting=error.code not in ("domain-down", "no-domain", "memory-short"))
+            passing = ("domain-down", "no-domain", "memory-short", "lost")
+            self._failed_step(slot, str(error), lasting=error.code not in passing)
             if error.code == "memory-short":
                 self._learn(slot[1])
             return
@@ -426,7 +433,7 @@ class Switch:
                 self._facts.apply(ev.JobContinued(self._facts.now(), step.domain, key))
 
     def _failed_step(self, slot: Slot, text: str, lasting: bool) -> None:
-        now = time.monotonic()
+        now = asyncio.get_running_loop().time()
         before = self._failures.get(slot)
         times = before.times + 1 if before else 1
         since = before.since if before and lasting else now

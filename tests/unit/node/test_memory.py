@@ -1,0 +1,465 @@
+"""Memory is taken from guests that can give it, and given once it is there; whatever a guest does, nobody is harmed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Stopper
+from node_daemon.channel import ChannelError
+from node_daemon.hypervisor.base import ActualDomain, DriverError
+from node_daemon.memory import STALL_S, Mover, Settings
+
+from .guests_model import ModelDriver, ModelGuest, harmless, run
+
+KEY = JobKey("1", 1)
+CAPACITY_MIB = 4096
+
+
+class Owner:
+    """What the switch is to the mover."""
+
+    def __init__(self, driver: ModelDriver, limits: Settings, needs_mib: int = 0) -> None:
+        self.memory_settings = limits
+        self.driver = driver
+        low = Job(KEY, JobClass.PREEMPTIBLE, 1, 0, 0.0, 0.0, True, True, stopped_since=0.0, stopper=Stopper.US)
+        high = Job(JobKey("9", 1), JobClass.PRIORITY, 1, needs_mib, 0.0, 0.0, True, True)
+        kinds = {"n1": (Kind.NORMAL, (low,)), "p1": (Kind.PRIORITY, (high,))}
+        domains = tuple(
+            Domain(name, kinds[name][0], 4, floor_mib=128, lifecycle=Lifecycle.UP, jobs=kinds[name][1])
+            for name in sorted(driver.guests)
+        )
+        self.host = Host("h1", Mode.EXCLUSIVE, 4, driver.capacity_mib, domains)
+        self.seen: list[str] = []
+        self.mover = Mover(self, driver, driver.guests)
+        self.reads = 0
+
+    def held_stopped(self, domain: str) -> tuple[JobKey, ...]:
+        return (KEY,) if domain == "n1" and self.driver.guests["n1"].stopped else ()
+
+    def memory_read(self, read: Mapping[str, ActualDomain]) -> None:
+        self.reads += 1
+
+    def observe(self, name: str) -> None:
+        self.seen.append(name)
+
+
+def owner(*guests: ModelGuest, capacity_mib: int = CAPACITY_MIB, needs_mib: int = 0, **changes: Any) -> Owner:
+    return Owner(ModelDriver(capacity_mib, *guests), replace(Settings(), **changes), needs_mib)
+
+
+def moved(o: Owner, domain: str, mib: int) -> float:
+    """Move it, alone; the virtual seconds that it took."""
+
+    async def work() -> float:
+        await o.mover.move(domain, mib)
+        return asyncio.get_running_loop().time()
+
+    with harmless(o.driver):
+        return run(work())
+
+
+def refused(o: Owner, domain: str, mib: int) -> DriverError:
+    with pytest.raises(DriverError) as caught:
+        moved(o, domain, mib)
+    return caught.value
+
+
+def test_free_memory_is_given_in_steps() -> None:
+    guest = ModelGuest("n1", 2048)
+    o = owner(guest)
+    moved(o, "n1", 256)
+    assert guest.actual == 256
+    goals = [mib for _, mib in o.driver.kept]
+    assert all(a - b <= 128 for a, b in zip([2048, *goals], goals, strict=False)), "no step is larger than asked for"
+    assert "push-out" not in guest.asked, "there was no need to"
+
+
+def test_what_keeps_a_guest_alive_stays_available() -> None:
+    guest = ModelGuest("n1", 1024, used=300, stopped=False)
+    o = owner(guest)
+    error = refused(o, "n1", 128)
+    assert error.code == "memory-short"
+    assert guest.available >= Settings().margin_mib - 1
+
+
+def test_a_stopped_jobs_memory_is_pushed_out_before_the_balloon_takes_it() -> None:
+    guest = ModelGuest("n1", 2048, job=1800, swap_mib=4096)
+    o = owner(guest)
+    moved(o, "n1", 256)
+    assert guest.actual <= 258
+    assert guest.swapped >= 1600
+    assert o.seen[0] == "memory n1" or o.seen.index("push n1") < o.seen.index("memory n1")
+    assert o.mover.progress == {}
+
+
+def test_the_balloon_moves_while_the_next_slice_is_pushed_out() -> None:
+    """Taken one after the other, the two would take half as long again."""
+    guest = ModelGuest("n1", 2048, job=1800, swap_mib=4096, push_rate=200, rate=400)
+    assert moved(owner(guest), "n1", 256) < 1.25 * 1650 / 200
+
+
+def test_without_swap_only_free_memory_moves_and_that_is_known_at_once() -> None:
+    guest = ModelGuest("n1", 2048, job=1000)
+    o = owner(guest)
+
+    async def work() -> float:
+        with pytest.raises(DriverError) as caught:
+            await o.mover.move("n1", 256)
+        assert caught.value.code == "memory-short"
+        for number in ("1792", "1092", "0 of 0"):
+            assert number in str(caught.value)
+        return asyncio.get_running_loop().time()
+
+    with harmless(o.driver):
+        assert run(work()) < 3.0
+    assert guest.actual == guest.target == pytest.approx(1000 + 60 + 32, abs=2)
+    assert o.mover.kept_mib("n1") == int(guest.actual) - 128
+
+
+def test_a_guest_that_refuses_to_give_is_not_pressed_any_longer() -> None:
+    guest = ModelGuest("n1", 2048, rate=0)
+    o = owner(guest)
+    error = refused(o, "n1", 256)
+    assert error.code == "memory-short" and f"{STALL_S:g} s" in error.text
+    assert guest.target == 2048
+
+
+def test_a_slow_guest_is_given_its_time_and_no_more() -> None:
+    guest = ModelGuest("n1", 2048, rate=10)
+    o = owner(guest, time_limit_s=30)
+    error = refused(o, "n1", 256)
+    assert error.code == "memory-short" and "30 s" in error.text
+    assert guest.target == pytest.approx(guest.actual, abs=3)
+    assert 1500 < guest.actual < 1900
+
+
+def test_an_agent_lost_in_the_middle_leaves_what_is_real_and_can_be_asked_again() -> None:
+    guest = ModelGuest("n1", 2048, job=1500, swap_mib=4096)
+    o = owner(guest)
+
+    def third_slice(op: str) -> None:
+        if guest.asked.count("push-out") == 3:
+            guest.connected = False
+
+    guest.on_ask = third_slice
+    with pytest.raises(ChannelError) as caught:
+        moved(o, "n1", 256)
+    assert caught.value.code == "no-agent"
+    assert guest.target == pytest.approx(guest.actual, abs=3)
+    assert o.mover.short("n1") is None, "that is nothing that the guest has shown"
+    guest.on_ask, guest.connected = lambda op: None, True
+    moved(o, "n1", 256)
+    assert guest.actual <= 258
+
+
+def test_nothing_is_taken_by_figures_that_cannot_be_true() -> None:
+    guest = ModelGuest("n1", 1024, used=900, lie_mib=2000)
+    o = owner(guest)
+    assert refused(o, "n1", 256).code == "bad-figures"
+    assert o.driver.kept == []
+
+
+def test_a_lie_within_bounds_harms_only_the_liar() -> None:
+    """Its sibling gets what the hypervisor says is there, whatever the guest says."""
+    liar, other = ModelGuest("n1", 2048, used=1500, lie_mib=900), ModelGuest("p1", 512, most=4096)
+    o = owner(liar, other, capacity_mib=2560)
+
+    async def work() -> None:
+        await asyncio.gather(o.mover.move("n1", 256), o.mover.move("p1", 2300), return_exceptions=True)
+
+    run(work())
+    assert liar.actual + other.actual <= 2560
+    assert o.driver.overbooked <= 0.5
+
+
+def test_a_hypervisor_that_does_not_answer_ends_the_move_and_the_next_one_goes_on() -> None:
+    guest = ModelGuest("n1", 2048)
+    o = owner(guest)
+
+    def hang(op: str) -> None:
+        if len(guest.asked) == 4:
+            o.driver.fail = 2
+
+    guest.on_ask = hang
+    assert refused(o, "n1", 256).code == "timeout"
+    moved(o, "n1", 256)
+    assert guest.actual <= 258
+
+
+def test_an_agent_that_cannot_push_out_gives_free_memory_only() -> None:
+    guest = ModelGuest("n1", 2048, job=1000, swap_mib=4096, can=())
+    o = owner(guest)
+    assert "its agent cannot push" in refused(o, "n1", 256).text
+    assert "push-out" not in guest.asked
+
+
+def test_a_domain_halted_by_others_is_left_alone() -> None:
+    guest = ModelGuest("n1", 2048)
+    o = owner(guest)
+
+    async def work() -> None:
+        read = await ModelDriver.actual(o.driver)
+        o.driver.actual = lambda: _halted(read)  # type: ignore[method-assign]
+        with pytest.raises(DriverError) as caught:
+            await o.mover.move("n1", 256)
+        assert caught.value.code == "domain-down"
+
+    async def _halted(read: dict[str, ActualDomain]) -> dict[str, ActualDomain]:
+        return {name: replace(domain, paused=True) for name, domain in read.items()}
+
+    run(work())
+    assert o.driver.kept == []
+
+
+# The wish changes
+
+
+def changing(o: Owner, domain: str, mib: int, at_s: float, new: int | None) -> None:
+    async def work() -> None:
+        move = asyncio.get_running_loop().create_task(o.mover.move(domain, mib))
+        await asyncio.sleep(at_s)
+        assert not move.done()
+        o.mover.aim(domain, new)
+        await move
+
+    with harmless(o.driver):
+        run(work())
+
+
+def test_a_new_target_turns_a_move_round_and_nothing_is_undone_twice() -> None:
+    guest = ModelGuest("n1", 2048, rate=100)
+    o = owner(guest)
+    changing(o, "n1", 256, 5.0, 2000)
+    assert guest.actual == 2000
+    assert min(mib for _, mib in o.driver.kept) > 1200, "it was on its way down when it was turned"
+
+
+def test_a_lower_target_in_mid_move_is_gone_on_to() -> None:
+    guest = ModelGuest("n1", 2048, rate=100)
+    changing(owner(guest), "n1", 1500, 2.0, 400)
+    assert guest.actual <= 402
+
+
+def test_a_wish_that_is_withdrawn_leaves_what_is_real() -> None:
+    guest = ModelGuest("n1", 2048, rate=100)
+    o = owner(guest)
+    changing(o, "n1", 256, 5.0, None)
+    assert 1200 < guest.actual < 1900
+    assert guest.target == pytest.approx(guest.actual, abs=3)
+
+
+# Giving
+
+
+def test_nobody_is_given_what_the_other_still_has() -> None:
+    """The host is booked in full: what comes from one goes to the other, as it comes."""
+    one, other = ModelGuest("n1", 3072, job=2000, swap_mib=4096, rate=200), ModelGuest("p1", 1024)
+    o = owner(one, other, needs_mib=2500)
+    heights: list[float] = []
+
+    async def work() -> None:
+        grow = asyncio.get_running_loop().create_task(o.mover.move("p1", CAPACITY_MIB - 256))
+        shrink = asyncio.get_running_loop().create_task(o.mover.move("n1", 256))
+        while not grow.done():
+            heights.append(other.actual)
+            await asyncio.sleep(0.5)
+        await asyncio.gather(grow, shrink)
+
+    with harmless(o.driver):
+        run(work())
+    assert other.actual >= CAPACITY_MIB - 256 - 6
+    assert len({int(h) for h in heights}) > 4, "it got what there was, long before all was there"
+
+
+def test_a_domain_that_has_what_its_jobs_asked_for_is_content_with_what_there_is() -> None:
+    one, other = ModelGuest("n1", 3072), ModelGuest("p1", 512)
+    o = owner(one, other, needs_mib=800)
+
+    async def work() -> bool:
+        await o.mover.move("p1", 3000)
+        read = await o.driver.actual()
+        return o.mover.settled("p1", read["p1"], 3000)
+
+    with harmless(o.driver):
+        assert run(work()), "or the same step would be taken for ever"
+    assert other.actual == 1024
+    one.actual = 2000
+
+    async def later() -> bool:
+        read = await o.driver.actual()
+        o.mover.note(read)
+        return o.mover.settled("p1", read["p1"], 3000)
+
+    assert not run(later()), "there is more now"
+
+
+def test_one_that_lacks_what_its_jobs_asked_for_says_who_has_it() -> None:
+    one, other = ModelGuest("n1", 3072), ModelGuest("p1", 512)
+    o = owner(one, other, needs_mib=2000)
+    error = refused(o, "p1", 3000)
+    assert error.code == "memory-short"
+    for word in ("p1", "1024", "2128", "n1 has 3072", str(CAPACITY_MIB)):
+        assert word in error.text
+
+
+def test_a_guest_that_takes_nothing_is_told_of() -> None:
+    guest = ModelGuest("p1", 512, rate=0)
+    assert refused(owner(guest), "p1", 1024).code == "failed"
+
+
+def test_no_guest_is_given_more_than_it_can_have() -> None:
+    guest = ModelGuest("p1", 512, most=1000)
+    o = owner(guest)
+    moved(o, "p1", 3000)
+    assert guest.actual == 1000
+    assert o.mover.settled("p1", ActualDomain(True, None, 1000, max_memory_mib=1000), 3000)
+
+
+# Bringing back
+
+
+def test_what_was_pushed_out_is_brought_back_whole() -> None:
+    guest = ModelGuest("n1", 2048, swapped=1500, swap_mib=4096)
+    o = owner(guest)
+    run(o.mover.fetch("n1", (KEY,)))
+    assert guest.swapped == 0 and guest.job == 1500
+
+
+def test_bringing_back_ends_in_time_however_slow_the_disk() -> None:
+    guest = ModelGuest("n1", 2048, swapped=1500, swap_mib=4096, push_rate=5)
+    o = owner(guest, time_limit_s=20, step_mib=16)
+
+    async def work() -> float:
+        await o.mover.fetch("n1", (KEY,))
+        return asyncio.get_running_loop().time()
+
+    assert run(work()) < 30
+
+
+def test_a_failure_of_bringing_back_holds_no_job_up() -> None:
+    guest = ModelGuest("n1", 2048, swapped=1500, swap_mib=4096)
+    o = owner(guest)
+    guest.connected = False
+    run(o.mover.fetch("n1", (KEY,)))
+    guest.connected = True
+    guest.on_ask = lambda op: setattr(guest, "connected", False)
+    run(o.mover.fetch("n1", (KEY,)))
+    assert o.mover.progress == {}
+
+
+def test_progress_is_told() -> None:
+    guest = ModelGuest("n1", 2048, job=1500, swap_mib=4096, push_rate=100)
+    o = owner(guest)
+    seen: list[tuple[str, int, int]] = []
+
+    async def work() -> None:
+        move = asyncio.get_running_loop().create_task(o.mover.move("n1", 256))
+        while not move.done():
+            seen.extend((p.what, p.done_mib, p.of_mib) for p in o.mover.progress.values())
+            await asyncio.sleep(1)
+        await move
+        guest.actual = guest.target = 2048
+        fetch = asyncio.get_running_loop().create_task(o.mover.fetch("n1", (KEY,)))
+        while not fetch.done():
+            seen.extend((p.what, p.done_mib, p.of_mib) for p in o.mover.progress.values())
+            await asyncio.sleep(1)
+
+    run(work())
+    given = [done for what, done, _ in seen if what == "gives"]
+    assert given == sorted(given) and len(set(given)) > 5
+    assert {of for what, _, of in seen if what == "gives"} == {2048 - 256}
+    assert any(what == "fetches" for what, _, _ in seen)
+
+
+# Whatever happens
+
+
+@st.composite
+def guests(draw: st.DrawFn, name: str) -> ModelGuest:
+    used = draw(st.integers(20, 200))
+    actual = draw(st.integers(256, 2048))
+    job = draw(st.integers(0, max(0, actual - used))) if name == "n1" else 0
+    return ModelGuest(
+        name,
+        actual,
+        most=draw(st.sampled_from([2048, 4096])),
+        used=used,
+        job=job,
+        swap_mib=draw(st.sampled_from([0, 100, 4096])),
+        rate=draw(st.sampled_from([0, 1, 50, 1000, 100000])),
+        push_rate=draw(st.sampled_from([1, 20, 500, 5000])),
+        stopped=draw(st.booleans()),
+        can=draw(st.sampled_from([("push-out", "fetch"), ()])),
+    )
+
+
+Wish = tuple[str, str, int, float]
+wishes = st.lists(
+    st.tuples(
+        st.sampled_from(["aim", "agent", "fail", "stop", "use", "down", "withdraw"]),
+        st.sampled_from(["n1", "p1"]),
+        st.integers(64, 3000),
+        st.floats(0.01, 20.0),
+    ),
+    max_size=12,
+)
+
+
+def happens(o: Owner, what: str, name: str, mib: int) -> None:
+    guest = o.driver.guests[name]
+    guest.pass_time()
+    if what == "aim":
+        o.mover.aim(name, mib)
+    elif what == "withdraw":
+        o.mover.aim(name, None)
+    elif what == "agent":
+        guest.connected = not guest.connected
+    elif what == "fail":
+        o.driver.fail = mib % 4
+    elif what == "stop":
+        guest.stopped = not guest.stopped
+    elif what == "use":  # a stray process takes what the margin is there for
+        guest.used += min(Settings().margin_mib / 8, guest.available / 2)
+    else:
+        guest.up = not guest.up
+
+
+async def moving(o: Owner, name: str, mib: Callable[[], int], over: asyncio.Event) -> None:
+    """As the switch does: tried again after a failure, a bounded number of times."""
+    for _ in range(30):
+        try:
+            await o.mover.move(name, mib())
+        except (DriverError, ChannelError):
+            await asyncio.sleep(1.0)
+        if over.is_set():
+            return
+        await asyncio.sleep(0.5)
+
+
+@settings(max_examples=150, deadline=None)
+@given(guests("n1"), guests("p1"), st.integers(64, 3000), st.integers(64, 3000), wishes)
+def test_whatever_happens_no_balloon_kills_and_nothing_is_given_twice(
+    one: ModelGuest, other: ModelGuest, first: int, second: int, then: list[Wish]
+) -> None:
+    o = owner(one, other, capacity_mib=2560, time_limit_s=40)
+
+    async def work() -> None:
+        over = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        tasks = [loop.create_task(moving(o, n, lambda m=m: m, over)) for n, m in (("n1", first), ("p1", second))]  # type: ignore[misc]
+        for what, name, mib, pause in then:
+            await asyncio.sleep(pause)
+            happens(o, what, name, mib)
+        over.set()
+        await asyncio.wait_for(asyncio.gather(*tasks), 10_000)  # virtual: every wait is bounded
+
+    with harmless(o.driver):
+        run(work())
+    assert o.mover.progress == {}
