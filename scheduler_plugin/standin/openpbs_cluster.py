@@ -44,6 +44,14 @@ MEMORY = "/dev/shm"
 ROOM_BYTES = 2 * 2**30
 """A cluster of nine machines has some 200 MB."""
 
+LOCKS = {
+    "comm": "server_priv/comm.lock",
+    "server": "server_priv/server.lock",
+    "sched": "sched_priv/sched.lock",
+    "mom": "mom_priv/mom.lock",
+}
+"""Where each of PBS's daemons writes its pid, below its PBS_HOME."""
+
 TOOLS = ("unshare", "nsenter", "ip", "mount", "hostname", "su")
 
 T = TypeVar("T")
@@ -285,13 +293,9 @@ class Cluster:
 
     def start_server(self) -> None:
         """pbs_comm, pbs_server and pbs_sched, as far as they are not running; returns when the server answers."""
-        for daemon, pid_file in (
-            ("pbs_comm", "server_priv/comm.lock"),
-            ("pbs_server", "server_priv/server.lock"),
-            ("pbs_sched", "sched_priv/sched.lock"),
-        ):
-            if not self._alive(HEAD, pid_file):
-                self.run(HEAD, [str(self.exec_dir / "sbin" / daemon)], timeout=60)
+        for daemon in ("comm", "server", "sched"):
+            if not self._alive(HEAD, LOCKS[daemon]):
+                self.run(HEAD, [str(self.exec_dir / "sbin" / f"pbs_{daemon}")], timeout=60)
         self.wait(lambda: self.run(HEAD, ["qstat", "-B"], check=False).returncode == 0, "the PBS server's answer", 30)
 
     def _alive(self, name: str, pid_file: str) -> bool:
@@ -302,11 +306,15 @@ class Cluster:
             return False
         return bool(pid) and self.run(name, ["kill", "-0", pid], check=False).returncode == 0
 
-    def kill_server(self, sig: int = signal.SIGKILL) -> None:
+    def kill_server(self) -> None:
         """Kill pbs_server alone. The database goes on, as after a real crash."""
-        pid = (self.pbs_home(HEAD) / "server_priv/server.lock").read_text().strip()
-        self.run(HEAD, ["kill", f"-{sig}", pid])
-        self.wait(lambda: not self._alive(HEAD, "server_priv/server.lock"), "the end of pbs_server", 10)
+        self.kill_daemon("server")
+
+    def kill_daemon(self, daemon: str, name: str = HEAD) -> None:
+        """Kill one of PBS's daemons (`server`, `sched`, `comm`, `mom`) on a machine; it is gone afterwards."""
+        lock = LOCKS[daemon]
+        self.run(name, ["kill", "-9", (self.pbs_home(name) / lock).read_text().strip()])
+        self.wait(lambda: not self._alive(name, lock), f"the end of pbs_{daemon} on {name}", 10)
 
     # Commands
 

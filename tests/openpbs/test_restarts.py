@@ -1,13 +1,8 @@
-"""PBS's own daemons killed and restarted, in mid-preemption and after one, with the hub there, away, and coming back."""
+"""PBS's own daemons killed and restarted, in mid-preemption and after it, with the hub there, away, or coming back."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-
-import pytest
 
 from scheduler_plugin.standin.fleet import EXCLUSIVE
 from scheduler_plugin.standin.openpbs_cluster import HEAD
@@ -20,7 +15,6 @@ from scheduler_plugin.standin.scenarios import (
     wait_right_end,
     wait_running,
     wait_state,
-    wait_stoppable,
 )
 
 from .test_trouble import STEPS, preempted, restart_server
