@@ -1,0 +1,93 @@
+"""Each command that a document shows is one that there is, with options that it has.
+
+What is run for good: docs/walk-through.md and docs/user-guide.md, by tests/openpbs/test_walk_through.py.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from magrathea.cli.main import cli
+from node_daemon import agent
+from node_daemon import main as noded
+from scheduler_plugin.hub.main import main as hub
+from tests.documents import ROOT, blocks
+
+DOCUMENTS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "deploy/README.md"]
+RUN = {"server", "host", "user", "n1", "p1"}
+"""Where a block is run (tests/openpbs); without such a word only commands of Magrathea may stand in it."""
+
+INLINE = re.compile(r"`(magrathea(?:-\w+)? [^`]+)`")
+
+
+def parse(argv: list[str]) -> None:
+    """Understand a command line as the program does, and do nothing. Raises what it says of wrong ones."""
+    program, *rest = argv
+    if program == "magrathea-noded":
+        noded.arguments(rest)
+    elif program == "magrathea-agent":
+        agent.options(rest)
+    elif program == "magrathea-hub":
+        hub.make_context(program, rest)
+    else:
+        assert program == "magrathea", argv
+        command: click.Command = cli
+        context = cli.make_context(program, list(rest))
+        while isinstance(command, click.Group):
+            left = [*getattr(context, "_protected_args", ()), *context.args]  # click 8 keeps the first word apart
+            name, found, rest = command.resolve_command(context, left)
+            assert found is not None and name
+            command, context = found, found.make_context(name, list(rest), parent=context)
+
+
+def commands(text: str) -> list[list[str]]:
+    """Lines of ours in a shell block, without comments and redirections."""
+    found = []
+    for line in re.sub(r"<<'?EOF'?\n.*?^EOF$", "", text, flags=re.DOTALL | re.MULTILINE).splitlines():
+        for one in re.split(r"\s(?:&&|\|)\s", line.removeprefix("runuser -u magrathea -- ")):
+            words = shlex.split(one.partition(">")[0], comments=True)
+            if words and words[0].startswith("magrathea"):
+                found.append(words)
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_commands_of_a_document_are_understood(document: Path) -> None:
+    for block in blocks(document):
+        if block.language == "sh":
+            if not RUN & set(block.words):
+                assert len(commands(block.text)) == len(block.text.splitlines()), block.place
+            for words in commands(block.text):
+                if words != ["magrathea", "--version"]:
+                    parse(words)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_commands_in_its_sentences_are_there_with_their_options(document: Path) -> None:
+    """Arguments may be left out there, or stand for something (`HOST`)."""
+    for line in INLINE.findall(document.read_text()):
+        for [program, *words] in commands(line):
+            if program != "magrathea":
+                continue
+            command: click.Command = cli
+            while isinstance(command, click.Group) and words and not words[0].startswith("-") and words[0].islower():
+                context = click.Context(command)
+                name = words.pop(0)
+                child = command.get_command(context, name)
+                assert child is not None, f"`{line}`: no command {name}"
+                command = child
+            options = {option for param in command.get_params(click.Context(command)) for option in param.opts}
+            options |= {option for param in command.params for option in param.secondary_opts}
+            given = {word.partition("=")[0] for word in words if word.startswith("-")}
+            assert given <= options, f"`{line}`"
+
+
+def test_a_wrong_command_is_told() -> None:
+    for wrong in ("magrathea statsu", "magrathea status --wacth", "magrathea-noded --chek", "magrathea-hub --no"):
+        with pytest.raises((click.UsageError, SystemExit)):
+            parse(wrong.split())
