@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from magrathea.core.model import JobClass
+from magrathea.messages import Chunk
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     since: float = 0.0
     limit: int = 100
     cls: JobClass = JobClass.PRIORITY
-    cpus: int = 1
-    memory_mib: int = 0
+    chunks: list[Chunk] = []
 
 
 class Denied(Exception):

@@ -1,4 +1,4 @@
-"""What a claim would be answered now, and what it would preempt: the core's verdict, asked without a claim.
+"""What a submission would find now, and what it would preempt: the core's own answers, asked without a claim.
 
 The daemon has the facts: its answer is the one that a claim at this moment would get. The hub has snapshots: a domain
 that does not publish the class refuses (its own daemon has worked that out); for the rest the host is put together
@@ -8,9 +8,12 @@ word is exact about who accepts and, by CPUs, about who is preempted; about memo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from magrathea.core.allocation import Refusal, verdict
+from magrathea.core.events import Accepted, Claimed
+from magrathea.core.machine import handle
 from magrathea.core.model import (
     Amount,
     Domain,
@@ -25,24 +28,111 @@ from magrathea.core.model import (
     State,
     Stopper,
 )
-from magrathea.messages import DomainReport, HostView, JobReport, Preview, Snapshot
+from magrathea.core.states import rank
+from magrathea.messages import (
+    Chunk,
+    ChunkPreview,
+    DomainReport,
+    HostView,
+    JobReport,
+    Outlook,
+    Placement,
+    Preview,
+    Snapshot,
+)
 
 _LIFECYCLES = {State.DOWN: Lifecycle.DOWN, State.FROZEN: Lifecycle.DOWN, State.BOOTING: Lifecycle.BOOTING}
 
 
-def preview(host: Host, vnodes: Mapping[str, str], cls: JobClass, size: Amount) -> list[Preview]:
-    """Each working domain's answer to a claim of a job of `cls`."""
-    return [_of(host, domain, vnodes.get(domain.name, domain.name), cls, size) for domain in host.workers]
+def outlook(host: Host, vnodes: Mapping[str, str], cls: JobClass, chunks: Sequence[Chunk]) -> Outlook:
+    """By the host itself: what a submission of these chunks would find and do now."""
+    names = {domain.name for domain in host.workers}
+    asked = [_asked(chunk) for chunk in chunks]
+    answers = [[_of(host, d, vnodes.get(d.name, d.name), cls, size) for d in host.workers] for size in asked]
+    return _outlook(cls, chunks, answers, {host.name: _Open(host, names)})
 
 
-def preview_farm(hosts: Iterable[HostView], cls: JobClass, size: Amount) -> list[Preview]:
+def outlook_farm(views: Iterable[HostView], cls: JobClass, chunks: Sequence[Chunk]) -> Outlook:
     """The same for all hosts, as far as the hub's snapshots tell."""
-    return [answer for view in hosts for answer in _of_view(view, cls, size)]
+    known = [(view, host_of(view.snapshot)) for view in views]
+    asked = [_asked(chunk) for chunk in chunks]
+    answers = [[a for view, host in known for a in _of_view(view, host, cls, size)] for size in asked]
+    inviting = {
+        host.name: _Open(host, {report.name for report in view.snapshot.domains if cls in report.accepts})
+        for view, host in known
+        if view.live
+    }
+    return _outlook(cls, chunks, answers, inviting)
 
 
-def _of_view(view: HostView, cls: JobClass, size: Amount) -> Iterable[Preview]:
+def _asked(chunk: Chunk) -> Amount:
+    return Amount(chunk.cpus, chunk.memory_mib)
+
+
+def _outlook(
+    cls: JobClass, chunks: Sequence[Chunk], answers: Sequence[list[Preview]], hosts: dict[str, _Open]
+) -> Outlook:
+    parts = [ChunkPreview(chunk=chunk, answers=given) for chunk, given in zip(chunks, answers, strict=True)]
+    return Outlook(cls=cls, chunks=parts, placed=list(_placed(hosts, cls, chunks)))
+
+
+# Adding up: chunk after chunk, as PBS's scheduler would, each on a host as those before would leave it.
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A host, and which of its domains are to be thought of."""
+
+    host: Host
+    domains: Collection[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """A place for one chunk: how good (smallest first), and the host as it would be then."""
+
+    order: tuple[int, str, str]
+    after: Host
+    placement: Placement
+
+
+def _placed(hosts: dict[str, _Open], cls: JobClass, chunks: Sequence[Chunk]) -> Iterator[Placement]:
+    taken = 0
+    for kind, chunk in enumerate(chunks):
+        offers = {name: _offer(there, kind, taken, cls, chunk) for name, there in hosts.items()}
+        for _ in range(chunk.number):
+            best = min((offer for offer in offers.values() if offer), key=lambda offer: offer.order, default=None)
+            if best is None:
+                return
+            yield best.placement
+            taken += 1
+            name = best.placement.host
+            hosts[name] = replace(hosts[name], host=best.after)
+            offers[name] = _offer(hosts[name], kind, taken, cls, chunk)
+
+
+def _offer(there: _Open, kind: int, taken: int, cls: JobClass, chunk: Chunk) -> _Offer | None:
+    """The best place on one host, by the rank that it publishes."""
+    host = there.host
+    offers = []
+    for domain in (d for d in host.workers if d.name in there.domains):
+        claim = Claimed(host.now, domain.name, JobKey(f"chunk {taken}", 1), cls, chunk.cpus, chunk.memory_mib)
+        after, said = handle(host, claim)
+        answer = next((d for d in said if isinstance(d, Accepted)), None)
+        if answer is not None:
+            jobs = [job.key.id for d in host.domains if d.name in answer.victims for job in d.running]
+            placement = Placement(
+                chunk=kind, host=host.name, domain=domain.name, preempts=list(answer.victims), jobs=jobs
+            )
+            offers.append(_Offer((-rank(host, domain), host.name, domain.name), after, placement))
+    return min(offers, key=lambda offer: offer.order, default=None)
+
+
+# One domain's answer to one chunk.
+
+
+def _of_view(view: HostView, host: Host, cls: JobClass, size: Amount) -> Iterator[Preview]:
     snapshot = view.snapshot
-    host = host_of(snapshot)
     for report in snapshot.domains:
         if report.kind is Kind.SERVICE:
             continue

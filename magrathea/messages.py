@@ -10,7 +10,7 @@ message costs time only.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -169,6 +169,47 @@ class Preview(msgspec.Struct, kw_only=True, frozen=True):
     text: Sentence = ""
     preempts: list[Word] = []
     jobs: list[Word] = []
+
+
+class Chunk(NamedTuple):
+    """A part of a select: how many of that size."""
+
+    number: int
+    cpus: int
+    memory_mib: int = 0
+
+
+class ChunkPreview(msgspec.Struct, kw_only=True, frozen=True):
+    """What each domain would answer to one such chunk by itself."""
+
+    chunk: Chunk
+    answers: list[Preview]
+
+
+class Placement(msgspec.Struct, kw_only=True, frozen=True):
+    """Where one chunk (the number of its kind in the select) would go if those before it were there already."""
+
+    chunk: Count
+    host: Word
+    domain: Word
+    preempts: list[Word] = []
+    jobs: list[Word] = []
+
+
+class Outlook(msgspec.Struct, kw_only=True, frozen=True):
+    """What a submission would find and do now. `placed`: in order, up to the first chunk that finds no place."""
+
+    cls: JobClass
+    chunks: list[ChunkPreview]
+    placed: list[Placement]
+
+    @property
+    def asked(self) -> int:
+        return sum(part.chunk.number for part in self.chunks)
+
+    @property
+    def fits(self) -> bool:
+        return len(self.placed) == self.asked
 
 
 HEARTBEAT_S = 2.0

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from .core.model import JobClass
+from .messages import Chunk
 
 DEADLINE_S = 10.0
 DEFAULT = "/opt/pbs/bin/qstat"
@@ -59,8 +60,8 @@ def _class(word: str) -> JobClass:
     return JobClass(word) if word in set(JobClass) else JobClass.PROTECTED
 
 
-def chunks(select: str) -> list[tuple[int, int, int]]:
-    """(how many, CPUs, MiB) of each part of a select. Raises ValueError, naming the part."""
+def chunks(select: str) -> list[Chunk]:
+    """The parts of a select. Raises ValueError, naming the one that cannot be read."""
     found = []
     for part in select.split("+"):
         words = part.split(":")
@@ -69,5 +70,5 @@ def chunks(select: str) -> list[tuple[int, int, int]]:
         memory = re.fullmatch(r"([0-9]+)([kmgt]?)b?", asked.get("mem", "0").lower())
         if not asked.get("ncpus", "1").isdecimal() or memory is None or count < 1 or "" in asked.values():
             raise ValueError(f"`{part}` is no chunk like 2:ncpus=4:mem=1gb")
-        found.append((count, int(asked.get("ncpus", "1")), int(int(memory[1]) * _MIB[memory[2]])))
+        found.append(Chunk(count, int(asked.get("ncpus", "1")), int(int(memory[1]) * _MIB[memory[2]])))
     return found

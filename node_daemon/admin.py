@@ -7,11 +7,11 @@ from typing import Protocol
 
 import msgspec
 
+from magrathea import foresight
 from magrathea.configuration import ConfigurationError
 from magrathea.control import Control, Denied, Request, granted
 from magrathea.core import events as ev
-from magrathea.core.model import Amount, Domain, Host
-from magrathea.foresight import preview
+from magrathea.core.model import Domain, Host
 from magrathea.history import MOST, Query
 from magrathea.messages import MAX_BYTES, Snapshot, encode
 
@@ -95,12 +95,11 @@ class Admin:
         return answer
 
     async def _preview(self, request: Request) -> bytes:
-        """What each domain would answer to such a claim now; nothing is changed."""
+        """What each domain would answer to such a submission now, and where it would go; nothing is changed."""
         host = replace(self._owner.host, now=self._owner.now())
         snapshot = self._owner.snapshot(self._owner.hub.revision)
         vnodes = {domain.name: domain.vnode for domain in snapshot.domains}
-        previews = preview(host, vnodes, request.cls, Amount(request.cpus, request.memory_mib))
-        return granted(previews=previews)
+        return encode(foresight.outlook(host, vnodes, request.cls, request.chunks))
 
     async def _drain(self, request: Request) -> bytes:
         said = []

@@ -31,15 +31,17 @@ def test_a_preview_by_hub_and_by_daemon_names_the_victim_and_changes_nothing() -
         low = cluster.submit("low", 1000)
         ask = ("preview", "--class", "priority", "-l", "select=1:ncpus=1")
         until = time.monotonic() + BOUND_S
-        while not any(jobs for jobs in accepting(said(*ask, *hub)[0]["answers"]).values()):
+        while not any(jobs for jobs in accepting(said(*ask, *hub)["chunks"][0]["answers"]).values()):
             assert time.monotonic() < until, cluster.picture()
             time.sleep(0.1)
-        answers = said(*ask, *hub)[0]["answers"]
+        answers = said(*ask, *hub)["chunks"][0]["answers"]
         victim = next(a for a in answers if a["jobs"])
         assert victim["jobs"] == [low]
         socket = cluster.control_socket(victim["host"])
-        by_daemon = accepting(said(*ask, "--socket", str(socket))[0]["answers"])
+        by_daemon = accepting(said(*ask, "--socket", str(socket))["chunks"][0]["answers"])
         assert by_daemon[victim["domain"]] == [low]
+        both = said("preview", "--class", "priority", "-l", "select=2:ncpus=1", *hub)
+        assert sum(place["jobs"] == [low] for place in both["placed"]) <= 1, "a job is preempted once"
         assert [part["job"]["stopped_since"] for part in said("explain", low, *hub)] == [None]
         assert not any(job.stop for domain in client.status(socket).domains for job in domain.jobs)
         assert said("status", victim["host"], *hub)["host"] == victim["host"]

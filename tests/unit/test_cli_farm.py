@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import re
+import tempfile
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
@@ -13,11 +17,13 @@ from hypothesis import strategies as st
 
 from magrathea import foresight, qstat
 from magrathea.cli import main
-from magrathea.core.model import Amount, JobClass, Kind, State
-from magrathea.messages import FarmView, HostView, Snapshot, encode
+from magrathea.core.model import JobClass, Kind, State
+from magrathea.messages import Chunk, DomainReport, FarmView, HostView, Outlook, Snapshot, encode
 from magrathea.names import fold
 
 from .fake_control import AT, PREEMPTION, answering, domain, job, snapshot
+
+NOBODY = 65534
 
 WOULD = snapshot(
     domain("n1", State.RUNNING_PREEMPTIBLE, job("20.srv"), accepts=[JobClass.PREEMPTIBLE, JobClass.PROTECTED]),
@@ -79,6 +85,11 @@ def test_hosts_are_counted_by_state(path: Path) -> None:
     ]
 
 
+def test_a_paused_host_is_counted_as_such(path: Path) -> None:
+    quiet = msgspec.structs.replace(PREEMPTION, paused="a look", paused_since=AT - 5)
+    assert asked(path, ["hosts", "--format", "plain"], quiet).stdout.splitlines()[0] == "host\tpaused\t1\th1"
+
+
 def test_a_silent_host_is_seen_and_its_domains_are_unknown(path: Path) -> None:
     result = asked(path, ["hosts", "--format", "json"], PREEMPTION, live=False)
     assert result.exit_code == 1
@@ -102,6 +113,7 @@ def test_a_waiting_job_is_explained_by_what_each_domain_would_answer(
     monkeypatch.setattr(qstat, "job", waiting)
     result = asked(path, ["explain", "30"], WOULD)
     assert result.exit_code == 0, result.output
+    assert "it fits now; preempted would be 20.srv" in result.stdout
     assert "30.srv: state Q, class priority, on no host; PBS: Not Running: wait" in result.stdout
     assert "accepts" in result.stdout
     assert "n1 (20.srv)" in result.stdout
@@ -121,7 +133,7 @@ def test_a_preview_names_whom_it_would_preempt_and_changes_nothing(path: Path) -
     command = ["preview", "--class", "priority", "-l", "select=1:ncpus=2", "--format", "plain"]
     result = asked(path, command, WOULD)
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[0] == "2\th1\tp1\tp1.cluster\taccepts\tn1 (20.srv)\t-"
+    assert result.stdout.splitlines()[0] == "2\th1\tp1\tp1.cluster\taccepts\tn1 (20.srv)\t1\t-"
     assert asked(path.with_name("two"), [*command[:3], "-l", "select=2:ncpus=2"], WOULD).exit_code == 1
 
 
@@ -132,8 +144,117 @@ def test_a_select_that_cannot_be_read_is_wrong_usage(path: Path, wrong: list[str
 
 
 def test_a_silent_host_accepts_nothing_in_a_preview() -> None:
-    answers = foresight.preview_farm([HostView(live=False, snapshot=WOULD)], JobClass.PRIORITY, Amount(1, 0))
-    assert {answer.code for answer in answers} == {"host-unknown"}
+    views = [HostView(live=False, snapshot=WOULD)]
+    outlook = foresight.outlook_farm(views, JobClass.PRIORITY, [Chunk(1, 1)])
+    assert {answer.code for answer in outlook.chunks[0].answers} == {"host-unknown"}
+    assert not outlook.fits
+
+
+# Adding up.
+
+
+def named(host: str, *domains: DomainReport, **more: object) -> Snapshot:
+    return msgspec.structs.replace(snapshot(*domains, hub_connected=True, **more), host=host)
+
+
+def would(host: str, victim: str, cpus: int = 2) -> Snapshot:
+    return named(
+        host,
+        domain("n1", State.RUNNING_PREEMPTIBLE, job(victim), accepts=[JobClass.PREEMPTIBLE], ncpus=cpus),
+        domain("p1", State.WOULD_PREEMPT, kind=Kind.PRIORITY, accepts=[JobClass.PRIORITY], ncpus=cpus),
+        cpus=cpus,
+    )
+
+
+def outlook(hosts: list[Snapshot], *chunks: Chunk, cls: JobClass = JobClass.PRIORITY) -> Outlook:
+    return foresight.outlook_farm([HostView(live=True, snapshot=host) for host in hosts], cls, chunks)
+
+
+def places(found: Outlook) -> list[tuple[int, str, str, list[str]]]:
+    return [(place.chunk, place.host, place.domain, place.jobs) for place in found.placed]
+
+
+def test_what_one_chunk_takes_the_next_does_not_find() -> None:
+    hosts = [would("h1", "20.srv"), would("h2", "21.srv")]
+    assert places(outlook(hosts, Chunk(2, 2))) == [(0, "h1", "p1", ["20.srv"]), (0, "h2", "p1", ["21.srv"])]
+    three = outlook(hosts, Chunk(3, 2))
+    assert (len(three.placed), three.fits) == (2, False)
+
+
+def test_a_host_is_preempted_once_for_all_chunks_that_it_takes() -> None:
+    found = outlook([would("h1", "20.srv", cpus=4)], Chunk(1, 2), Chunk(2, 1))
+    assert places(found) == [(0, "h1", "p1", ["20.srv"]), (1, "h1", "p1", []), (1, "h1", "p1", [])]
+    assert found.fits
+
+
+def test_who_need_not_preempt_is_taken_first() -> None:
+    free = named("h2", domain("p1", kind=Kind.PRIORITY, accepts=[JobClass.PRIORITY], rank=500))
+    assert places(outlook([would("h1", "20.srv"), free], Chunk(1, 1))) == [(0, "h2", "p1", [])]
+
+
+def test_on_an_exclusive_host_chunks_do_not_go_to_two_domains() -> None:
+    both = named("h1", *(domain(name, kind=Kind.PRIORITY, accepts=[JobClass.PRIORITY]) for name in ("p1", "p2")))
+    assert len(outlook([both], Chunk(1, 2), Chunk(1, 2)).placed) == 1
+
+
+def test_a_paused_host_is_preempted_by_nothing_in_a_preview() -> None:
+    quiet = msgspec.structs.replace(would("h1", "20.srv"), paused="a look", paused_since=AT - 5)
+    assert not outlook([quiet], Chunk(1, 1)).fits
+
+
+def test_all_chunks_together_are_told_in_a_sentence(path: Path) -> None:
+    ask = ["preview", "--class", "priority", "-l"]
+    for number, (select, code, sentence) in enumerate(
+        (
+            ("select=1:ncpus=2", 0, "it fits now; preempted would be 20.srv"),
+            ("select=1:ncpus=1+1:ncpus=1", 0, "it fits now, all 2 chunks of it; preempted would be 20.srv"),
+            ("select=1:ncpus=1+1:ncpus=2", 1, "it does not fit now: 1 of 2 chunks find a place"),
+        )
+    ):
+        result = asked(path.with_name(str(number)), [*ask, select], would("h1", "20.srv"))
+        assert result.exit_code == code, result.output
+        assert sentence in result.stdout.splitlines()[0]
+
+
+def test_every_chunk_of_a_waiting_job_is_explained(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    select = "1:ncpus=2:magrathea_accepts=priority+1:ncpus=1:magrathea_accepts=priority"
+    monkeypatch.setattr(qstat, "job", lambda id: ("30.srv", {"job_state": "Q", "schedselect": select}))
+    facts = json.loads(asked(path, ["explain", "30", "--format", "json"], would("h1", "20.srv")).stdout)
+    assert [part["chunk"] for part in facts["chunks"]] == [[1, 2, 0], [1, 1, 0]]
+    assert (facts["fits"], len(facts["placed"])) == (False, 1)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT RUN: changing the user needs root")
+def test_a_jobs_owner_may_ask_why_it_waits() -> None:
+    """As a user without rights: the command itself, and a qstat of his own on PATH."""
+    view = FarmView(at=AT, knows_pbs=True, hosts=[HostView(live=True, snapshot=WOULD)], booked=[])
+    with tempfile.TemporaryDirectory() as name, answering(Path(name) / "hub", encode(view) + b"\n"):
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "hub").chmod(0o666)
+        jobs = {"Jobs": {"30.srv": {"job_state": "Q", "schedselect": "1:ncpus=1:magrathea_accepts=priority"}}}
+        (folder / "qstat").write_text(f"#!/bin/sh\necho '{json.dumps(jobs)}'\n", encoding="utf-8")
+        (folder / "qstat").chmod(0o755)
+        program = ["explain", "30", "--hub", str(folder / "hub")]
+        importlib.import_module("magrathea.cli.farm")
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setgroups([])
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
+                os.environ["PATH"] = f"{folder}:/usr/bin:/bin"
+                result = CliRunner().invoke(main.cli, program)
+                os.write(write, f"{result.exit_code} {result.output}".encode())
+            finally:
+                os._exit(0)
+        os.close(write)
+        with os.fdopen(read, encoding="utf-8") as pipe:
+            told = pipe.read()
+        os.waitpid(child, 0)
+    assert told.startswith("0 30.srv: state Q, class priority, on no host"), told
+    assert "n1 (20.srv)" in told
 
 
 def test_chunks_of_a_select() -> None:
