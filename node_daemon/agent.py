@@ -100,6 +100,9 @@ DELETE_S = 0.05  # so long after its hook MoM has sent its SIGTERM
 MISSING_AGE_S = 20.0  # a list may have been made before the claim
 MAX_WARN_S = 60.0  # the longest time between a job's warning and its stop
 TELL_AGAIN_S = 10.0  # what happens again and again is told once in it
+CLOCK_S = 0.5  # a clock less wrong than this is left alone: the message itself took time
+MADE_UNIX_S = 1.7e9  # before this program was made
+POWER_AGAIN_S = 10.0  # so long after a power-off that nobody heeds it is forced
 KILL_ROUNDS = 10
 KILL_PAUSE_S = 0.2
 
@@ -269,8 +272,9 @@ class Config:
         self.script_time_limit_s = float(limit)
         self.job_cgroups = self._cgroups(doc)
         self.environment = self._environment(doc)
+        self.power_off = self._command(doc, "power_off")
         if doc:
-            known = "socket, channel, state, scripts, script_time_limit_s, job_cgroups, environment"
+            known = "socket, channel, state, scripts, script_time_limit_s, job_cgroups, environment, power_off"
             raise Unusable("%s: unknown key %s; known are %s" % (path, ", ".join(sorted(doc)), known))
         kind, _, where = self.channel.partition(":")
         if kind not in ("unix", "port") or not where.startswith("/"):
@@ -314,6 +318,14 @@ class Config:
                     "%s: job_cgroups: %.100r must be absolute with {job} in its last part" % (self.path, template)
                 )
         return tuple(value)
+
+    def _command(self, doc: "Doc", name: str) -> "List[str]":
+        value = doc.pop(name, [])
+        if not isinstance(value, list) or len(value) > 16 or not all(isinstance(v, str) and v for v in value):
+            raise Unusable("%s: %s must be a list of at most 16 words: a program and its arguments" % (self.path, name))
+        if value and not value[0].startswith("/"):
+            raise Unusable("%s: %s: %.100r is no absolute path" % (self.path, name, value[0]))
+        return value
 
     def _environment(self, doc: "Doc") -> "Tuple[bytes, ...]":
         """Variables that a job's process must carry beside PBS_JOBID, as `NAME=value`.
@@ -1538,10 +1550,17 @@ class Sweeper:
 
     def _let_end(self, job: Job) -> None:
         """MoM's SIGTERM waits behind the stop: the sessions that it was sent to go on, and end as those of any deleted
-        job. What has left them stays stopped until the job is over (`bury`), for no signal of MoM's gets there."""
+        job. What has left them stays stopped until the job is over (`bury`), for no signal of MoM's gets there.
+
+        A session's leader goes on last: MoM that finds others alive when it has ended waits some 10 s before it looks
+        again.
+        """
         stopped = [p for p in job.procs.values() if p.state == "T"]
         sessions = {p.sid for p in stopped if is_pending(p.pid, SIGTERM_BIT)}
-        self._wake(job, [p for p in stopped if p.sid in sessions])
+        led = {p.sid for p in stopped if p.pid != p.sid}
+        self._wake(job, [p for p in stopped if p.sid in sessions and (p.pid != p.sid or p.sid not in led)])
+        if sessions & led:
+            self.loop.after(DELETE_S, self.sweep)
 
     def bury(self, job: Job) -> None:
         """SIGKILL to what the agent stopped of a job that has ended: stopped as it is, nothing else would end it."""
@@ -2620,7 +2639,7 @@ class Script:
 class Scripts:
     """The site's own scripts: `<name>`, and what is in `<name>.d` in order, one after another.
 
-    They run beside everything else; nothing waits for them, and they can stop nothing.
+    They run beside everything else, and can stop nothing.
     """
 
     def __init__(self, loop: Loop, directory: str, limit_s: float) -> None:
@@ -2629,15 +2648,15 @@ class Scripts:
         self.limit_s = limit_s
         self.running: "Set[Script]" = set()
 
-    def run(self, name: str, environment: "Dict[str, str]") -> int:
-        """Start the scripts of this name; how many there are. Raises BadValue."""
+    def run(self, name: str, environment: "Dict[str, str]", over: "Callable[[], None]" = lambda: None) -> int:
+        """Start the scripts of this name; how many there are. `over` is called after the last. Raises BadValue."""
         if not SCRIPT_NAME.match(name):
             raise BadValue("script name %.80r must be lower case letters, digits and hyphens" % name)
         files = [f for f in self._files(name) if self._trusted(f)]
         if len(self.running) >= MAX_SCRIPTS:
             log.warning("script %s not run: %d are running already" % (name, len(self.running)))
-            return 0
-        self._next(files, environment)
+            files = []
+        self._next(files, environment, over)
         return len(files)
 
     def _files(self, name: str) -> "List[str]":
@@ -2663,8 +2682,9 @@ class Scripts:
             return False
         return stat.S_ISREG(found.st_mode) and os.access(path, os.X_OK)
 
-    def _next(self, files: "List[str]", environment: "Dict[str, str]") -> None:
+    def _next(self, files: "List[str]", environment: "Dict[str, str]", over: "Callable[[], None]") -> None:
         if not files:
+            over()
             return
         path, rest = files[0], files[1:]
         reading, writing = os.pipe()  # both closed in the script by exec
@@ -2676,7 +2696,7 @@ class Scripts:
         script = Script(path, pid, reading, time.monotonic() + self.limit_s)
         self.running.add(script)
         self.loop.watch(reading, selectors.EVENT_READ, lambda _: self._output(script))
-        self.loop.after(0.02, lambda: self._poll(script, 0.02, lambda: self._next(rest, environment)))
+        self.loop.after(0.02, lambda: self._poll(script, 0.02, lambda: self._next(rest, environment, over)))
 
     def _become(self, path: str, environment: "Dict[str, str]", output: int) -> "NoReturn":
         """In the child: be the script, with nothing of the agent's."""
@@ -2758,6 +2778,95 @@ class Scripts:
             script.terminated = True
             script.deadline = now + SCRIPT_GRACE_S
         self.loop.after(pause, lambda: self._poll(script, min(pause * 2, 0.5), then))
+
+
+class Machine:
+    """The guest as a machine: its clock, and its power.
+
+    Only where it is certain that this is a guest: the channel is a virtio-serial port, or the configuration says how
+    power goes off. On any other machine the agent would turn off the host.
+    """
+
+    WAYS = (["shutdown", "-h", "now"], ["poweroff"], ["halt", "-p"])
+    FORCED = ["poweroff", "-f"]
+    PLACES = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
+
+    def __init__(self, loop: Loop, is_guest: bool, power_off: "List[str]") -> None:
+        self.loop = loop
+        self.is_guest = is_guest
+        self.configured = power_off
+
+    def can(self) -> "List[str]":
+        if os.geteuid() != 0:
+            return ["power"] if self.configured else []
+        return (["clock"] if self.is_guest else []) + (["power"] if self.is_guest or self.configured else [])
+
+    def set_clock(self, unix_s: float) -> "Doc":
+        """Make the clock right where it is clearly wrong: it stood still while the guest was saved to disk."""
+        if not MADE_UNIX_S <= unix_s <= 2.0**33:
+            raise BadValue("unix_s %.60r is no time of today" % unix_s)
+        wrong_s = unix_s - time.time()
+        if abs(wrong_s) <= CLOCK_S:
+            return {"ok": True, "set": False}
+        if not self.is_guest:
+            return refusal("not-permitted", "this agent's clock is not a guest's own; it is left alone")
+        try:
+            time.clock_settime(time.CLOCK_REALTIME, unix_s)
+        except PermissionError:
+            return refusal("not-permitted", "the clock is %.1f s wrong and only root may set it" % wrong_s)
+        log.info("the clock was %.1f s wrong and is set" % -wrong_s)
+        return {"ok": True, "set": True}
+
+    def power_off(self) -> "Doc":
+        """Turn this guest off, soon after the answer."""
+        command = self._command() if "power" in self.can() else []
+        if not command:
+            why = "the agent is not root, or not in a virtual machine; `power_off` in its configuration may say how"
+            return refusal("not-supported", "power cannot be turned off from here: " + why)
+        log.warning("power off: %s" % " ".join(command))
+        self.loop.after(0.05, lambda: self._run(command))
+        forced = [] if self.configured or self._systemd() else self._found(self.FORCED)
+        if forced:
+            self.loop.after(POWER_AGAIN_S, lambda: self._run(forced))
+        return {"ok": True}
+
+    @staticmethod
+    def _systemd() -> bool:
+        return os.path.isdir("/run/systemd/system")
+
+    def _command(self) -> "List[str]":
+        if self.configured:
+            return self.configured
+        ways = (["systemctl", "--no-block", "poweroff"],) if self._systemd() else self.WAYS
+        return next((found for found in map(self._found, ways) if found), [])
+
+    def _found(self, command: "List[str]") -> "List[str]":
+        """The command with the whole path of its program; empty where there is none."""
+        paths = (os.path.join(place, command[0]) for place in self.PLACES)
+        path = next((p for p in paths if os.access(p, os.X_OK)), "")
+        return [path, *command[1:]] if path else []
+
+    def _run(self, command: "List[str]") -> None:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.setsid()
+                signal.set_wakeup_fd(-1)
+                for number in (signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                    signal.signal(number, signal.SIG_DFL)
+                os.execve(command[0], command, {"PATH": ":".join(self.PLACES)})
+            except OSError as error:
+                os.write(2, ("%s: %s\n" % (command[0], error.strerror)).encode())
+            finally:
+                os._exit(127)
+        self.loop.after(0.1, lambda: self._reap(pid, 0.1))
+
+    def _reap(self, pid: int, pause: float) -> None:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if not ended:
+            self.loop.after(pause, lambda: self._reap(pid, min(2.0, pause * 2)))
+        elif status:
+            log.warning("power off: its command ended with status %d" % status)
 
 
 def set_oom_score(value: int) -> bool:
@@ -2891,6 +3000,7 @@ class Agent:
         self.sweeper.on_done = self._save
         self.scripts = Scripts(self.loop, config.scripts, config.script_time_limit_s)
         self.pager = Pager(self.loop, self.cgroups)
+        self.machine = Machine(self.loop, config.channel_kind == "port", config.power_off)
         self.mom = MomServer(self.loop, config.socket, self._mom_asks, self.finder.spare)
         transport = UnixTransport if config.channel_kind == "unix" else PortTransport
         self.channel = Channel(self.loop, transport(config.channel_path), self.can(), self._daemon_asks)
@@ -2901,7 +3011,7 @@ class Agent:
         words = ["pidfd"] if self.signaller.pidfd else []
         if os.geteuid() == 0:
             words += ["all-users", "cgroup-freezer"]
-        return words + self.pager.can()
+        return words + self.pager.can() + self.machine.can()
 
     def start(self) -> None:
         """Raises Unusable."""
@@ -3171,6 +3281,10 @@ class Agent:
             self._script(doc, reply)
         elif op == "memory":
             self._memory(reply)
+        elif op == "clock":
+            reply(self.machine.set_clock(field(doc, "unix_s", float)))
+        elif op == "power":
+            self._power(doc, reply)
         elif op in ("push-out", "fetch"):
             self._page(op, doc, reply)
         else:
@@ -3236,7 +3350,16 @@ class Agent:
             if not ENV_NAME.match(name) or not isinstance(value, str) or "\0" in value or len(value) > 4096:
                 raise BadValue("variable %.60r of a script: a name in upper case and a text of 4096 at most" % name)
             environment[name if name.startswith("MAGRATHEA_") else "MAGRATHEA_" + name] = value
-        reply({"ok": True, "scripts": self.scripts.run(field(doc, "name", str), environment)})
+        if not field(doc, "wait", bool, False):
+            reply({"ok": True, "scripts": self.scripts.run(field(doc, "name", str), environment)})
+            return
+        self.scripts.run(field(doc, "name", str), environment, lambda: reply({"ok": True}))
+
+    def _power(self, doc: "Doc", reply: "Reply") -> None:
+        what = field(doc, "what", str)
+        if what != "off":
+            raise BadValue("what is %.60r, it must be off: who wants it up again boots it from outside" % what)
+        reply(self.machine.power_off())
 
     # what the agent says by itself
 

@@ -509,3 +509,22 @@ class Pump:
     def __exit__(self, *_: object) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def test_who_wants_to_wait_for_scripts_is_answered_after_the_last(rig: Rig) -> None:
+    script(rig, "before-freeze", "sleep 0.3; echo one")
+    script(rig, "before-freeze.d/10-b", "sleep 0.3; echo two; exit 1")
+    assert rig.host.request("script", name="before-freeze", wait=True)["ok"]
+    assert "two" in rig.log_text()
+    assert rig.host.request("script", name="before-nothing", wait=True)["ok"]
+
+
+def test_power_goes_off_as_configured_and_on_no_machine_that_is_not_known_to_be_a_guest(rig: Rig) -> None:
+    assert "power" not in rig.host.agent["can"]
+    assert rig.host.request("power", what="off")["code"] == "not-supported"
+    assert rig.host.request("power", what="reboot")["code"] == "bad-request"
+    assert rig.host.request("clock", unix_s=time.time() + 3600)["code"] == "not-permitted"
+    with running(power_off=["/bin/sh", "-c", "kill $PPID"]) as other:
+        assert "power" in other.host.agent["can"]
+        assert other.host.request("power", what="off")["ok"]
+        until(lambda: other.agent is not None and other.agent.poll() is not None, "what was configured")
