@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import pwd
 import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable
@@ -36,6 +38,23 @@ MAX_AT_WORK = 64
 WRITE_BUFFER = 1024 * 1024
 LOG_EVERY_S = 10.0
 """Bad input is logged that often at most, with how much of it there was."""
+
+
+def qemu_user(configured: str) -> int | None:
+    """The number of the user that libvirt's QEMU runs as; None where no such user is known: then the daemon's own.
+
+    `configured`: name or number, or empty for what distributions call it. Raises OSError for a user that is not there.
+    """
+    if configured.isdecimal():
+        return int(configured)
+    for name in [configured] if configured else ["libvirt-qemu", "qemu"]:
+        try:
+            return pwd.getpwnam(name).pw_uid
+        except KeyError:
+            continue
+    if configured:
+        raise OSError(f"there is no user {configured!r}: mend `qemu_user` in [host]; it is who libvirt's QEMU runs as")
+    return None
 
 
 class ChannelError(Exception):
@@ -60,11 +79,13 @@ class Handler(Protocol):
 class GuestChannel:
     """The channel of one domain: listens, keeps at most one agent, sends it requests."""
 
-    def __init__(self, host: str, domain: str, path: Path, handler: Handler) -> None:
+    def __init__(self, host: str, domain: str, path: Path, handler: Handler, owner: int | None = None) -> None:
         self.host = host
         self.domain = domain
         self.path = path
         self.handler = handler
+        self.owner = owner
+        """The user who may connect, beside root; None: the daemon's own."""
         self.hello: Hello | None = None
         """The agent's, while one is connected."""
         self._link: _Link | None = None
@@ -79,13 +100,16 @@ class GuestChannel:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(lambda: _Link(self), self.path, backlog=4)
         self.path.chmod(0o600)
+        if self.owner is not None:
+            os.chown(self.path, self.owner, -1)
+            self.path.parent.chmod(0o711)
 
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()
         for link in list(self._links):
             link.close()
-        self.path.unlink(missing_ok=True)
+        # The socket stays, though nobody listens: libvirt starts no domain whose channel's path is not there.
 
     @property
     def connected(self) -> bool:

@@ -48,6 +48,9 @@ WarnSignal = Literal[
 class HostTable(msgspec.Struct, kw_only=True, frozen=True):
     """[host]. `cpus`, `memory_mib`: None for all that the machine has. `preempted_cpu_percent`: 100 is one CPU.
 
+    Of the libvirt driver: `uri`; `qemu_user`, name or number of the user that QEMU runs as, who is to reach the guest
+    channels (empty: libvirt-qemu or qemu, whichever there is; where neither is, the daemon's own user).
+
     Moving memory: `memory_step_mib` at a time, leaving `memory_margin_mib` available in a guest that gives (what keeps
     its MoM and agent alive), for at most `memory_time_limit_s` a move; what is not there by then is not waited for.
     """
@@ -57,7 +60,9 @@ class HostTable(msgspec.Struct, kw_only=True, frozen=True):
     cpus: Cpus | None = None
     memory_mib: Mib | None = None
     reserve_mib: Mib = 512
-    driver: Literal["local"] = "local"
+    driver: Literal["local", "libvirt"] = "local"
+    uri: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9+]*://", max_length=4096)] = "qemu:///system"
+    qemu_user: Annotated[str, msgspec.Meta(max_length=64)] = ""
     preempted_cpu_percent: Annotated[int, msgspec.Meta(ge=1, le=100 * 65536)] = 10
     memory_step_mib: Annotated[int, msgspec.Meta(ge=16, le=65536)] = 128
     memory_margin_mib: Annotated[int, msgspec.Meta(ge=8, le=65536)] = 32
@@ -118,6 +123,12 @@ class LocalTable(msgspec.Struct, kw_only=True, frozen=True):
     pid_file: AbsolutePath
 
 
+class LibvirtTable(msgspec.Struct, kw_only=True, frozen=True):
+    """[domain.NAME.libvirt]: of the libvirt driver. `name`: what libvirt calls the domain, default NAME."""
+
+    name: Annotated[str, msgspec.Meta(max_length=255)] = ""
+
+
 class DomainTable(msgspec.Struct, kw_only=True, frozen=True):
     """[domain.NAME]. `vnode`: its name in PBS, default NAME. `cpus`: default the host's."""
 
@@ -129,6 +140,7 @@ class DomainTable(msgspec.Struct, kw_only=True, frozen=True):
     swap_mib: Mib = 0
     boot_time_limit_s: PositiveSeconds = 300.0
     local: LocalTable | None = None
+    libvirt: LibvirtTable | None = None
 
 
 class Configuration(msgspec.Struct, kw_only=True, frozen=True):
@@ -166,6 +178,10 @@ class Configuration(msgspec.Struct, kw_only=True, frozen=True):
 
     def guest_socket(self, domain: str) -> Path:
         return self.run_dir / "guest" / f"{domain}.sock"
+
+    def libvirt_name(self, domain: str) -> str:
+        table = self.domain[domain]
+        return table.libvirt.name if table.libvirt is not None and table.libvirt.name else domain
 
     def vnode(self, domain: str) -> str:
         table = self.domain.get(domain)
@@ -221,6 +237,7 @@ def _check(c: Configuration, tables: dict[str, Any]) -> Iterable[Problem]:
     yield from _check_host(c)
     yield from _check_hub(c)
     vnodes: dict[str, str] = {}
+    machines: dict[str, str] = {}
     for name, table in c.domain.items():
         where = ("domain", name)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
@@ -238,9 +255,12 @@ def _check(c: Configuration, tables: dict[str, Any]) -> Iterable[Problem]:
         if table.memory_mib and table.floor_mib > table.memory_mib:
             text = f"{spelled((*where, 'floor_mib'))} = {table.floor_mib} is above its `memory_mib` {table.memory_mib}"
             yield Problem((*where, "floor_mib"), text)
-        if table.local is None and table.kind is not Kind.SERVICE:
+        if c.host.driver == "local" and table.local is None and table.kind is not Kind.SERVICE:
             text = f"{spelled((*where, 'local.pid_file'))} is missing; the local driver finds the domain by it"
             yield Problem(where, text)
+        if c.host.driver == "libvirt" and (other := machines.setdefault(c.libvirt_name(name), name)) != name:
+            text = f"domains {other} and {name} both are libvirt's {c.libvirt_name(name)!r}; give each its own"
+            yield Problem((*where, "libvirt.name"), text)
         if (other := vnodes.setdefault(c.vnode(name), name)) != name:
             text = f"domains {other} and {name} have the same vnode {c.vnode(name)!r}; give each its own"
             yield Problem((*where, "vnode"), text)
@@ -278,7 +298,7 @@ def _check_hub(c: Configuration) -> Iterable[Problem]:
 
 
 FIXED: dict[str, tuple[str, ...]] = {
-    "host": ("name", "mode", "driver"),
+    "host": ("name", "mode", "driver", "uri", "qemu_user"),
     "hub": ("endpoints", "key_file", "hub_key_file"),
     "paths": ("run_dir", "state_dir"),
 }

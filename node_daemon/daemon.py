@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -17,20 +18,20 @@ from pathlib import Path
 from magrathea.configuration import ConfigurationError
 from magrathea.core import events as ev
 from magrathea.core import machine
-from magrathea.core.model import Host, JobKey, Lifecycle
+from magrathea.core.model import Amount, Host, JobKey, Lifecycle
 from magrathea.core.plan import Order, Orders, Step
 from magrathea.core.states import state_of
 from magrathea.messages import Snapshot
 
 from . import snapshot as snapshots
 from .admin import Admin
-from .channel import ChannelError, GuestChannel
+from .channel import ChannelError, GuestChannel, qemu_user
 from .clock import Clock
 from .configuration import Configuration, changes, read
 from .facts import NOT_CONFIGURED, differs, fitted, without_leftovers
 from .guests import Guests
 from .hubclient import HubClient
-from .hypervisor.base import DomainEvent, Driver, DriverError
+from .hypervisor.base import DomainEvent, Driver, DriverError, Others
 from .journal import Book, Journal, JournalError, NoJournal, Since, open_journal, salvage
 from .memory import Settings
 from .scripts import Scripts
@@ -268,6 +269,22 @@ class Daemon:
         log.info("%s", "a hub answers" if isinstance(event, ev.HubFound) else "no hub answers: no new preemption")
         self.apply(event)
 
+    # Hypervisor
+
+    def driver_lost(self, why: str) -> None:
+        if self._host.driver_lost_at is None:
+            log.warning("the hypervisor does not answer, what it has cannot be read: %s", why)
+            self.apply(ev.DriverLost(self.now()))
+
+    def driver_read(self, others: Others) -> None:
+        if self._host.driver_lost_at is not None:
+            log.info("the hypervisor answers again")
+            self.apply(ev.DriverFound(self.now()))
+        seen = Amount(others.cpus, others.memory_mib)
+        if seen != self._host.others:
+            log.info("%d other domains have %d CPUs and %d MiB", others.domains, others.cpus, others.memory_mib)
+            self.apply(ev.OthersSeen(self.now(), others.cpus, others.memory_mib))
+
     # Domains
 
     def _domain_event(self, event: DomainEvent) -> None:
@@ -287,10 +304,16 @@ class Daemon:
         names = {d.name for d in self._host.domains}
         for name in [n for n in self.channels if n not in names]:
             await self.channels.pop(name).close()
+        owner = self._channels_user() if names - self.channels.keys() else None
         for name in sorted(names - self.channels.keys()):
-            channel = GuestChannel(self._host.name, name, self.configuration.guest_socket(name), self.guests)
+            channel = GuestChannel(self._host.name, name, self.configuration.guest_socket(name), self.guests, owner)
             await channel.start()
             self.channels[name] = channel
+
+    def _channels_user(self) -> int | None:
+        """The user who is to reach the guest channels, beside the daemon's own: QEMU's. Raises OSError."""
+        host = self.configuration.host
+        return qemu_user(host.qemu_user) if host.driver == "libvirt" and os.geteuid() == 0 else None
 
     async def _drop_leftovers(self) -> None:
         """Domains that are configured no more: forgotten without jobs, or when nobody has spoken for them."""
@@ -411,7 +434,7 @@ class Daemon:
 
 def _drives(configuration: Configuration) -> object:
     """What a driver is made from."""
-    return [(name, table.local) for name, table in sorted(configuration.domain.items())]
+    return [(name, table.kind, table.local, table.libvirt) for name, table in sorted(configuration.domain.items())]
 
 
 def _open(path: Path) -> tuple[Book, Host | None, str]:

@@ -37,6 +37,7 @@ def fitted(facts: Host | None, configuration: Configuration, now: float) -> tupl
     ordered = tuple(domains[name] for name in sorted(domains))
     now = max(now, facts.now)
     fitting = replace(fresh, domains=ordered, hub_lost=facts.hub_lost, paused=facts.paused, now=now)
+    fitting = replace(fitting, driver_lost_at=facts.driver_lost_at, others=facts.others)
     return fitting, said
 
 

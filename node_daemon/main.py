@@ -16,6 +16,7 @@ from pathlib import Path
 
 from magrathea import __version__
 from magrathea.configuration import ConfigurationError
+from magrathea.core.model import Kind
 
 from .configuration import DEFAULT_PATH, Configuration, PathsTable, read
 
@@ -103,6 +104,13 @@ async def run(configuration: Configuration, path: Path) -> None:
     from .hypervisor.local import LocalDriver
 
     def make_driver(configuration: Configuration) -> Driver:
+        host = configuration.host
+        if host.driver == "libvirt":
+            from .hypervisor.libvirt import LibvirtDriver
+
+            names = {name: configuration.libvirt_name(name) for name in configuration.domain}
+            services = frozenset(n for n, t in configuration.domain.items() if t.kind is Kind.SERVICE)
+            return LibvirtDriver(host.name, host.uri, names, services)
         files = {name: Path(t.local.pid_file) for name, t in configuration.domain.items() if t.local is not None}
         return LocalDriver(_group_name(configuration), files)
 

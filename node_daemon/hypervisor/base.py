@@ -38,7 +38,8 @@ class DriverError(Exception):
 
     Codes: `no-domain` (not configured), `domain-down` (not running, so nothing to set), `not-supported` (this
     driver cannot do it at all), `not-permitted` (it could, with other rights), `bad-value`, `timeout`, `failed`,
-    `restore-failed` (a saved domain did not come back; its image is kept).
+    `lost` (the hypervisor cannot be reached, nothing is known of it), `restore-failed` (a saved domain did not come
+    back; its image is kept).
     """
 
     def __init__(self, code: str, text: str) -> None:
@@ -76,6 +77,15 @@ class ActualDomain:
     saved: bool = False
     paused: bool = False
     max_memory_mib: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Others:
+    """Domains of the hypervisor that run and of which the configuration does not speak: services, all together."""
+
+    domains: int = 0
+    cpus: int = 0
+    memory_mib: int = 0
 
 
 OnEvent = Callable[[DomainEvent], None]
@@ -142,6 +152,10 @@ class Driver(Protocol):
 
     async def resume(self, domain: str) -> None:
         """Let a paused domain go on; one that is not paused stays as it is. Raises DriverError."""
+        ...
+
+    def others(self) -> Others:
+        """What else runs here, as of the last `actual`."""
         ...
 
     def notes(self) -> list[str]:

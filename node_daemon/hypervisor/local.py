@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from . import cgroups, processes
-from .base import CALL_DEADLINE_S, CPU, ActualDomain, DomainEvent, DriverError, OnEvent, within
+from .base import CALL_DEADLINE_S, CPU, ActualDomain, DomainEvent, DriverError, OnEvent, Others, within
 from .processes import Members
 
 T = TypeVar("T")
@@ -227,6 +227,9 @@ class LocalDriver:
         said = [] if self._capper is None else self._capper.notes
         shared = "memory is not moved: the domains of the local driver share the machine's"
         return [*said, shared, "domains are not booted, shut down or saved: whoever starts their processes ends them"]
+
+    def others(self) -> Others:
+        return Others()
 
     async def start(self, on_event: OnEvent) -> None:
         self._on_event = on_event

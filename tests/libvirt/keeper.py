@@ -2,13 +2,14 @@
 
     unshare --mount --pid --fork --kill-child --mount-proc python3 keeper.py FOLDER PREFIX
 
-It is the first process of its own process namespace: when it ends, by whatever signal, the kernel ends libvirtd and every
-guest. It ends when its standard input does, so also when the test run was killed, and then removes FOLDER and
+It is the first process of its own process namespace: when it ends, by whatever signal, the kernel ends libvirtd and all
+guests. It ends when its standard input does, so also when the test run was killed, and then removes FOLDER and
 the control groups of domains whose name begins with PREFIX. `start` on its standard input starts libvirtd (again).
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -23,7 +24,7 @@ from types import FrameType
 PLACES = {"etc": "/etc/libvirt", "lib": "/var/lib/libvirt", "run": "/run/libvirt", "log": "/var/log/libvirt"}
 CACHE = "/var/cache/libvirt"
 USERS = {"/etc/passwd": "libvirt-qemu:x:64055:64055::/:/usr/sbin/nologin", "/etc/group": "libvirt-qemu:x:64055:"}
-"""Debian's libvirtd does not start without this user, even where it is to use another; libvirt-daemon-system makes it."""
+"""Debian's libvirtd does not start without this user, even if told to use another; libvirt-daemon-system makes it."""
 KVM = Path("/dev/kvm")
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -81,10 +82,8 @@ def reap(number: int, frame: FrameType | None) -> None:
 
 def clean(folder: Path, prefix: str) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    try:
+    with contextlib.suppress(ProcessLookupError):  # nobody is left
         os.kill(-1, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # nobody is left
     groups = [group for group in CGROUPS.glob(f"*/machine/*{prefix}*") if group.is_dir()]
     groups += [group for group in CGROUPS.glob(f"machine*/*{prefix}*") if group.is_dir()]
     for _ in range(100):

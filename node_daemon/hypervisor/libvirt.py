@@ -1,0 +1,454 @@
+"""The driver whose domains are libvirt's: virtual machines of QEMU/KVM and Xen, containers of LXC.
+
+Rule 1: the event loop never waits for libvirt. Reading has a thread, each domain has one for what changes it, and each
+call a deadline (libvirt_calls.py); the connection is kept by libvirt_connection.py.
+Rule 2: what is read is libvirt's word of now. Without a connection `actual` raises `lost`, and nothing is made up.
+Rule 3: only domains of the configuration are touched. All others are services: they are counted (`others`), no more.
+Rule 4: what is set is set for the running domain only, so that a domain that boots begins without a cap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .base import (
+    CALL_DEADLINE_S,
+    CPU,
+    LIFE,
+    MEMORY,
+    SAVE,
+    SAVE_DEADLINE_S,
+    ActualDomain,
+    DomainEvent,
+    DriverError,
+    OnEvent,
+    Others,
+)
+from .libvirt_calls import Worker
+from .libvirt_connection import Connection, Link, translated
+from .libvirt_values import CRASHED, CpuControl, cpu_control, has_balloon, is_paused, is_up
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+KIB = 1024
+XEN_HOST = 0
+"""The id of Xen's first domain, which is the host's own system: what it needs is the configuration's reserve."""
+STARTED, STOPPED, CRASHED_EVENT = 2, 5, 8
+"""Details of libvirt's lifecycle event that end or begin a domain."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A domain as it was read. `id`: libvirt's number of this run of it, another one after a restart."""
+
+    actual: ActualDomain
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Abilities:
+    """What the hypervisor behind the connection can do."""
+
+    kind: str
+    cpu: CpuControl | None
+    save: bool
+    without_balloon: frozenset[str]
+    undefined: frozenset[str]
+    said: tuple[str, ...]
+
+
+class LibvirtDriver:
+    """See `base.Driver`. `names`: libvirt's name of each configured domain; `services`: those of kind service."""
+
+    def __init__(self, host: str, uri: str, names: Mapping[str, str], services: frozenset[str] = frozenset()) -> None:
+        self._host = host
+        self._uri = uri
+        self._names = dict(names)
+        self._ours = {libvirt_name: name for name, libvirt_name in names.items()}
+        if len(self._ours) < len(self._names):
+            raise DriverError("bad-value", f"host {host}: two domains have the same `libvirt.name`; give each its own")
+        self._services = services
+        self._link: Link | None = None
+        self._reader = Worker("libvirt-read")
+        self._workers = {name: Worker(f"libvirt-{name}") for name in names}
+        self._on_event: OnEvent | None = None
+        self._known: dict[str, _Found] = {}
+        self._told: dict[str, bool] = {}
+        self._events = dict.fromkeys(names, 0)  # how many there have been
+        self._abilities: _Abilities | None = None
+        self._others = Others()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # What it can do
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        found = self._abilities
+        if found is None:
+            return frozenset()
+        able = {LIFE}
+        if found.cpu is not None:
+            able.add(CPU)
+        if found.save:
+            able.add(SAVE)
+        if not self._names.keys() - self._services <= found.without_balloon:
+            able.add(MEMORY)
+        return frozenset(able)
+
+    def notes(self) -> list[str]:
+        said = []
+        if self._link is not None:
+            try:
+                _ = self._link.connection
+            except DriverError as error:
+                said.append(error.text)
+        return [*said, *(self._abilities.said if self._abilities is not None else ())]
+
+    def others(self) -> Others:
+        return self._others
+
+    # Starting and ending
+
+    async def start(self, on_event: OnEvent) -> None:
+        self._on_event = on_event
+        self._link = Link(self._uri, self._found, self._lost, self._happened)
+        await self._link.start(CALL_DEADLINE_S)
+        try:
+            await self.actual()
+        except DriverError as error:  # `notes` says it, and the domains are told of as soon as it is back
+            log.warning("%s; its domains are told of when it answers", error)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for worker in (self._reader, *self._workers.values()):
+            worker.close()
+        if self._link is not None:
+            await self._link.close()
+
+    # Reading
+
+    async def actual(self) -> dict[str, ActualDomain]:
+        link = self._linked()
+        connection = link.connection
+        first = self._abilities is None
+
+        def read() -> tuple[_Abilities | None, dict[str, _Found], Others]:
+            abilities = self._ask(connection) if first else self._abilities
+            assert abilities is not None
+            return abilities, *self._read(connection, abilities)
+
+        events = dict(self._events)
+        abilities, found, others = await self._call(self._reader, "reading the domains", read)
+        self._abilities = abilities
+        self._others = others
+        before, self._known = self._known, found
+        for name, now in found.items():
+            if self._events[name] != events[name]:
+                continue  # what was read may be older than what was told meanwhile; whoever was told reads again
+            then = before.get(name)
+            if then is not None and then.actual.up and now.actual.up and then.id != now.id:
+                self._tell(name, up=False)  # it went down and came up again unseen
+            if self._told.get(name) is not now.actual.up:
+                self._tell(name, up=now.actual.up)
+        return {name: one.actual for name, one in found.items()}
+
+    def _read(self, connection: Connection, abilities: _Abilities) -> tuple[dict[str, _Found], Others]:
+        """In the reader's thread."""
+        down = _Found(ActualDomain(up=False), -1)
+        found = dict.fromkeys(self._names, down)
+        count = cpus = mib = 0
+        for domain in connection.listAllDomains(0):
+            name = self._ours.get(domain.name())
+            try:
+                if name is not None:
+                    found[name] = self._read_one(name, domain, abilities)
+                elif is_up((info := domain.info())[0]) and not (abilities.kind == "Xen" and domain.ID() == XEN_HOST):
+                    count, cpus, mib = count + 1, cpus + info[3], mib + info[1] // KIB
+            except self._error as error:
+                if not self._is_gone(domain):
+                    raise
+                log.debug("%s has gone while it was read: %s", domain.name(), error)
+        return found, Others(count, cpus, mib)
+
+    def _read_one(self, name: str, domain: Any, abilities: _Abilities) -> _Found:
+        state, reason = domain.state()
+        info = domain.info()
+        saved = abilities.save and bool(domain.hasManagedSaveImage())
+        movable = name not in abilities.without_balloon
+        up = is_up(state)
+        percent = None
+        if up and abilities.cpu is not None:
+            percent = abilities.cpu.percent(domain.schedulerParametersFlags(self._live), info[3])
+        actual = ActualDomain(
+            up=up,
+            cpu_percent=percent,
+            memory_mib=info[2] // KIB if up and movable else None,
+            saved=saved,
+            paused=is_paused(state, reason),
+            max_memory_mib=info[1] // KIB if movable else None,
+        )
+        return _Found(actual, domain.ID() if up else -1)
+
+    def _is_gone(self, domain: Any) -> bool:
+        """A domain may go while it is read: then it is down, or is no more."""
+        try:
+            return not domain.isActive()
+        except self._error:
+            return True
+
+    def _ask(self, connection: Connection) -> _Abilities:
+        """What this hypervisor can do, asked of the domains themselves; in the reader's thread."""
+        kind = str(connection.getType())
+        present = {d.name(): d for d in connection.listAllDomains(0)}
+        domains = {name: present[own] for name, own in self._names.items() if own in present}
+        workers = {name: domain for name, domain in domains.items() if name not in self._services}
+        undefined = frozenset(self._names.keys() - domains.keys())
+        without = frozenset(n for n, d in workers.items() if not has_balloon(kind, d.XMLDesc(0)))
+        cpu, said = self._ask_cpu(kind, workers)
+        save = bool(workers)
+        for name, domain in workers.items():
+            try:
+                domain.hasManagedSaveImage()
+            except self._error as error:
+                save = False
+                said.append(f"{kind} does not save domains to disk: they cannot be frozen ({name}: {error})")
+                break
+        for name in sorted(without):
+            said.append(f"domain {name} has no balloon, its memory is not moved; `magrathea host adopt` adds one")
+        for name in sorted(undefined):
+            said.append(f"libvirt at {self._uri} has no domain {self._names[name]}, which {name} is; define it there")
+        if (link := self._link) is not None and "LIFECYCLE" in link.unwatched:
+            said.append(f"{kind} does not tell of its domains' coming and going; they are looked at now and then")
+        return _Abilities(kind, cpu, save, without, undefined, tuple(said))
+
+    def _ask_cpu(self, kind: str, domains: Mapping[str, Any]) -> tuple[CpuControl | None, list[str]]:
+        if not domains:
+            return None, []
+        why = "its scheduler has neither quota nor cap nor weight"
+        for domain in domains.values():
+            flags = self._live if domain.isActive() else self._link_constant("VIR_DOMAIN_AFFECT_CONFIG")
+            try:
+                control = cpu_control(kind, domain.schedulerParametersFlags(flags))
+            except self._error as error:
+                why = str(error)
+                continue
+            if control is not None:
+                weak = f"{kind} caps CPU by weight ({control.name}) only: a preempted domain's stray process costs more"
+                return control, [weak] if control.full else []
+        return None, [f"{kind} cannot cap CPU: {why}"]
+
+    # Changing
+
+    async def set_cpu(self, domain: str, percent: int | None) -> None:
+        self._check(domain)
+        if percent is not None and percent < 1:
+            raise DriverError("bad-value", f"domain {domain}: a CPU cap of {percent} % would stop it; the least is 1")
+        found = await self._known_abilities()
+        control = found.cpu
+        if control is None:
+            raise DriverError("not-supported", f"domain {domain}: {found.kind} cannot cap CPU")
+
+        def work(one: Any) -> None:
+            self._must_run(domain, one)
+            one.setSchedulerParametersFlags(control.parameters(percent, one.info()[3]), self._live)
+
+        await self._change(domain, f"capping the CPU of domain {domain}", work)
+
+    def nearest_cpu(self, percent: int | None) -> int | None:
+        if self._abilities is None or self._abilities.cpu is None:
+            return percent
+        return self._abilities.cpu.nearest(percent)
+
+    async def set_memory(self, domain: str, mib: int) -> None:
+        self._check(domain)
+        found = await self._known_abilities()
+        if domain in found.without_balloon:
+            raise DriverError("not-supported", f"domain {domain} has no balloon: its memory cannot be moved")
+
+        def work(one: Any) -> None:
+            self._must_run(domain, one)
+            most = one.maxMemory() // KIB
+            if not 1 <= mib <= most:
+                raise DriverError("bad-value", f"domain {domain}: {mib} MiB asked; it can have 1 to {most} MiB")
+            one.setMemoryFlags(mib * KIB, self._live)
+
+        await self._change(domain, f"setting the memory of domain {domain}", work)
+
+    async def boot(self, domain: str) -> None:
+        def work(one: Any) -> None:
+            state = one.state()[0]
+            if is_up(state):
+                return
+            if state == CRASHED:  # kept by libvirt for people to look at
+                one.destroy()
+            saved = self._abilities is not None and self._abilities.save and bool(one.hasManagedSaveImage())
+            try:
+                one.create()
+            except self._error as error:
+                if one.isActive():
+                    return  # somebody else was quicker
+                if saved:
+                    text = f"domain {domain} did not come back from its image, which is kept: {error}"
+                    raise DriverError("restore-failed", f"{text}; `virsh managedsave-remove` gives it up") from error
+                raise
+
+        await self._change(domain, f"booting domain {domain}", work, SAVE_DEADLINE_S)
+
+    async def shutdown(self, domain: str) -> None:
+        def work(one: Any) -> None:
+            self._must_run(domain, one)
+            one.shutdown()
+
+        await self._change(domain, f"shutting down domain {domain}", work)
+
+    async def reboot(self, domain: str) -> None:
+        def work(one: Any) -> None:
+            self._must_run(domain, one)
+            one.reboot(0)
+
+        await self._change(domain, f"rebooting domain {domain}", work)
+
+    async def destroy(self, domain: str) -> None:
+        def work(one: Any) -> None:
+            try:
+                one.destroy()
+            except self._error:
+                if one.isActive():
+                    raise
+
+        # libvirt waits up to 15 s for a QEMU that does not die of SIGTERM before it sends SIGKILL.
+        await self._change(domain, f"ending domain {domain}", work, 30.0)
+
+    async def save(self, domain: str) -> None:
+        self._check(domain)
+        found = await self._known_abilities()
+        if not found.save:
+            raise DriverError("not-supported", f"domain {domain}: {found.kind} does not save domains to disk")
+
+        def work(one: Any) -> None:
+            self._must_run(domain, one)
+            if not one.isPersistent():
+                text = f"domain {domain} is transient: libvirt would forget it once saved; `virsh define` it"
+                raise DriverError("not-supported", text)
+            one.managedSave(self._link_constant("VIR_DOMAIN_SAVE_RUNNING"))
+
+        await self._change(domain, f"saving domain {domain}", work, SAVE_DEADLINE_S)
+
+    async def resume(self, domain: str) -> None:
+        def work(one: Any) -> None:
+            state, reason = one.state()
+            if not is_up(state):
+                self._must_run(domain, one)
+            if state == self._link_constant("VIR_DOMAIN_PMSUSPENDED"):
+                one.pMWakeup()
+            elif is_paused(state, reason):
+                one.resume()
+
+        await self._change(domain, f"resuming domain {domain}", work)
+
+    # Calls
+
+    @property
+    def _error(self) -> Any:
+        return self._linked().libvirt.libvirtError
+
+    @property
+    def _live(self) -> int:
+        return self._link_constant("VIR_DOMAIN_AFFECT_LIVE")
+
+    def _link_constant(self, name: str) -> int:
+        return int(getattr(self._linked().libvirt, name))
+
+    def _linked(self) -> Link:
+        if self._link is None:
+            raise DriverError("failed", f"the libvirt driver of {self._host} is not started, or is closed")
+        return self._link
+
+    def _check(self, domain: str) -> None:
+        if domain not in self._names:
+            raise DriverError("no-domain", f"host {self._host} has no domain {domain}")
+        if domain in self._services:
+            raise DriverError("not-permitted", f"domain {domain} is a service, which is never touched")
+
+    def _must_run(self, domain: str, one: Any) -> None:
+        if not one.isActive():
+            raise DriverError("domain-down", f"domain {domain} on {self._host} is down")
+
+    async def _known_abilities(self) -> _Abilities:
+        if self._abilities is None:
+            await self.actual()
+        assert self._abilities is not None
+        return self._abilities
+
+    async def _change(
+        self, domain: str, what: str, work: Callable[[Any], None], seconds: float = CALL_DEADLINE_S
+    ) -> None:
+        """`work` on the domain's object, in the domain's thread."""
+        self._check(domain)
+        connection = self._linked().connection
+        await self._call(
+            self._workers[domain], what, lambda: work(connection.lookupByName(self._names[domain])), seconds
+        )
+
+    async def _call(self, worker: Worker, what: str, work: Callable[[], T], seconds: float = CALL_DEADLINE_S) -> T:
+        link = self._linked()
+        try:
+            return await worker.call(seconds, what, work)
+        except link.libvirt.libvirtError as error:
+            _ = link.connection  # where that is what has failed, it says so
+            raise translated(error, what) from error
+
+    # Coming and going
+
+    def _found(self, connection: Connection) -> None:
+        self._abilities = None  # another libvirtd may know more, and its domains may be other ones
+        self._look_soon()
+
+    def _lost(self) -> None:
+        for name, up in self._told.items():
+            self._tell(name, up)  # "look": who does will find that nothing is known
+
+    def _happened(self, libvirt_name: str, event: str, detail: int | None) -> None:
+        name = self._ours.get(libvirt_name)
+        if name is not None:
+            self._events[name] += 1
+        if name is None:
+            self._look_soon()  # a service has come or gone
+        elif event == "LIFECYCLE" and detail in (STOPPED, CRASHED_EVENT):
+            self._tell(name, up=False)
+        elif event == "LIFECYCLE" and detail == STARTED:
+            self._tell(name, up=True)
+        else:
+            self._tell(name, self._told.get(name, False))
+
+    def _tell(self, name: str, up: bool) -> None:
+        self._told[name] = up
+        if not up and name in self._known:
+            self._known[name] = _Found(ActualDomain(up=False), -1)
+        if self._on_event is not None and name not in self._services:
+            self._on_event(DomainEvent(name, up))
+
+    def _look_soon(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._look())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _look(self) -> None:
+        """Find out by oneself; the domains' coming and going is told on the way, and that services have changed."""
+        others = self._others
+        try:
+            await self.actual()
+        except DriverError as error:
+            log.warning("after a change: %s", error)
+            return
+        if others != self._others and self._on_event is not None:
+            for name in sorted(self._names.keys() - self._services)[:1]:
+                self._on_event(DomainEvent(name, self._told.get(name, False)))
