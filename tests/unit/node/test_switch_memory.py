@@ -1,0 +1,426 @@
+"""A preemption that moves memory, and its way back: in what order, what it waits for, and what is refused by numbers.
+
+The real core, switch, mover and claims; guests, agents and hypervisor are models in virtual time (guests_model.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar, cast
+
+import pytest
+
+from magrathea.core import events as ev
+from magrathea.core import machine, plan
+from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Mode
+from magrathea.core.plan import Step
+from magrathea.core.states import published
+from node_daemon.channel import GuestChannel
+from node_daemon.guest_messages import Claim, ClaimedJob, Memory, Prepared, Report
+from node_daemon.guest_messages import Job as NamedJob
+from node_daemon.guests import Guests
+from node_daemon.hypervisor.base import Driver, Others
+from node_daemon.memory import Settings
+from node_daemon.switch import Switch
+
+from .guests_model import SESSION, ModelDriver, ModelGuest, harmless, run
+
+T = TypeVar("T")
+LOW, HIGH = JobKey("1", 1), JobKey("9", 1)
+CAPACITY_MIB = 2560
+FLOOR_MIB = 192
+
+
+class World:
+    """Daemon's facts, a hub that books what is to be stopped, and the switch under test."""
+
+    def __init__(self, driver: ModelDriver, swap_mib: int, low_mib: int, mode: Mode = Mode.EXCLUSIVE) -> None:
+        self.driver: Driver = driver
+        self.model = driver
+        self.log = driver.log
+        self.memory_settings = Settings(time_limit_s=120)
+        kinds = {"n1": Kind.NORMAL, "p1": Kind.PRIORITY}
+        domains = tuple(
+            Domain(n, kinds[n], 4, floor_mib=FLOOR_MIB, swap_mib=swap_mib if n == "n1" else 0)
+            for n in sorted(driver.guests)
+        )
+        self.host = Host("h1", mode, 4, driver.capacity_mib, domains)
+        self.on_observe: Callable[[str], None] = lambda name: None
+        self.channels = cast("dict[str, GuestChannel]", driver.guests)
+        self.switch = Switch(self, driver, self.channels, self.observe)
+        self.guests = Guests(self)
+        self.low_mib = low_mib
+        self.hub: asyncio.Task[None] | None = None
+
+    def observe(self, name: str) -> None:
+        self.log.append(name)
+        self.on_observe(name)
+
+    def now(self) -> float:
+        return 1000.0 + asyncio.get_running_loop().time()
+
+    def apply(self, event: ev.Event) -> tuple[ev.Decision, ...]:
+        self.host, decisions = machine.handle(self.host, event)
+        for decision in decisions:
+            if isinstance(decision, ev.Noted) and decision.key and decision.what in ("released", "continued"):
+                self.switch.forget(decision.domain, decision.key)
+        self.switch.look_soon()
+        return decisions
+
+    def actual_changed(self) -> None:
+        return
+
+    def driver_read(self, others: Others) -> None:
+        return
+
+    def driver_lost(self, why: str) -> None:
+        return
+
+    def step_begins(self, step: Step) -> None:
+        return
+
+    def step_done(self, step: Step) -> None:
+        return
+
+    async def start(self) -> None:
+        """Both domains up and heard of, the hub there, and an old preemptible job in n1."""
+        self.apply(ev.HubFound(self.now()))
+        for name in self.model.guests:
+            self.apply(ev.DomainStarted(self.now(), name))
+            self.apply(ev.AgentConnected(self.now(), name))
+        low = ev.Claimed(self.now(), "n1", LOW, JobClass.PREEMPTIBLE, 1, self.low_mib)
+        assert isinstance(self.apply(low)[-1], ev.Accepted)
+        self.apply(ev.JobLaunched(self.now(), "n1", LOW))
+        await asyncio.sleep(20)
+        self.apply(ev.TimerFired(self.now()))
+        await self.renew()
+        self.hub = asyncio.get_running_loop().create_task(self._book())
+
+    async def renew(self) -> None:
+        """The daemon is killed, and another begins with its facts."""
+        await self.switch.close()
+        self.switch = Switch(self, self.driver, self.channels, self.observe)
+        self.guests = Guests(self)
+        await self.switch.refresh()
+        for name, guest in self.model.guests.items():
+            if guest.connected:
+                self.switch.agent_connected(name)
+
+    async def _book(self) -> None:
+        """As the hub does: booked as soon as it is to be stopped, taken back when the host is ready."""
+        while True:
+            await asyncio.sleep(0.05)
+            books = []
+            for job in (d := self.domain("n1")).jobs:
+                wanted = job.stopped_by_us and not plan.ready(self.host, self.switch.actual(), d, job.key)
+                books.append(ev.Booking(job.key, booked=wanted))
+            if books and {b.key for b in books if b.booked} != {j.key for j in d.jobs if j.booked}:
+                self.apply(ev.BooksReported(self.now(), tuple(books)))
+
+    def domain(self, name: str) -> Domain:
+        found = self.host.domain(name)
+        assert found is not None
+        return found
+
+    async def claim(self, mib: int, key: JobKey = HIGH) -> dict[str, Any]:
+        job = ClaimedJob(key.id, key.run, JobClass.PRIORITY, 1, mib, True)
+        return await self.guests.request("p1", Claim(1, SESSION, job))
+
+    async def prepared(self, key: JobKey = HIGH) -> dict[str, Any]:
+        return await self.guests.request("p1", Prepared(1, SESSION, NamedJob(key.id, key.run)))
+
+    async def until(self, condition: Callable[[], bool], seconds: float = 500) -> float:
+        """Virtual seconds until then."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while not condition():
+            assert loop.time() - began < seconds, f"never: {self.host} {self.switch.steps()} {self.log[-20:]}"
+            await asyncio.sleep(0.02)
+        return loop.time() - began
+
+    def has(self, name: str) -> int:
+        return int(self.model.guests[name].actual)
+
+    def low_runs(self) -> bool:
+        job = self.domain("n1").job(LOW)
+        return job is not None and not job.stopped_by_us and not self.model.guests["n1"].stopped
+
+
+def world(n1: ModelGuest, p1: ModelGuest | None = None, swap_mib: int = 4096, low_mib: int = 0) -> World:
+    driver = ModelDriver(CAPACITY_MIB, n1, p1 or ModelGuest("p1", 384, used=60))
+    for guest in driver.guests.values():
+
+        def note(op: str, name: str = guest.name) -> None:
+            driver.log.append(f"{op} to {name}")
+
+        guest.on_ask = note
+    n1.stopped = False
+    return World(driver, swap_mib, low_mib)
+
+
+def played(w: World, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def whole() -> T:
+        await w.start()
+        result = await work()
+        await w.switch.close()
+        return result
+
+    with harmless(w.model):
+        return run(whole())
+
+
+def busy_guest(**changes: Any) -> ModelGuest:
+    return ModelGuest("n1", **{"actual": 2048, "used": 60, "job": 1700, "swap_mib": 4096, "push_rate": 250, **changes})
+
+
+def test_memory_goes_over_and_comes_back_in_the_right_order() -> None:
+    w = world(busy_guest())
+
+    async def work() -> None:
+        w.log.clear()
+        assert (await w.claim(1000))["ok"]
+        assert (await w.prepared()) == {"ok": True, "ready": False}, "1,192 MiB do not come at once"
+        await w.until(lambda: w.has("p1") >= 1192)
+        assert (await w.prepared())["ready"]
+        assert w.has("n1") > FLOOR_MIB + 10, "it starts with what it asked for; the rest follows"
+        await w.until(lambda: w.has("n1") <= FLOOR_MIB + 2 and w.has("p1") >= CAPACITY_MIB - FLOOR_MIB - 2)
+        assert w.model.guests["n1"].swapped >= 1500
+        first = {what: w.log.index(what) for what in ("stop n1", "push n1", "memory n1", "memory p1")}
+        assert first["stop n1"] < min(first["push n1"], first["memory n1"])
+        assert first["stop n1"] < first["memory p1"]
+        w.log.clear()
+        w.model.guests["p1"].job = 0
+        w.apply(ev.Released(w.now(), "p1", HIGH))
+        await w.until(w.low_runs)
+        for earlier, later in (("memory p1", "memory n1"), ("memory n1", "fetch n1"), ("fetch n1", "run n1")):
+            assert w.log.index(earlier) < w.log.index(later), f"{earlier} before {later}: {w.log}"
+        last_memory = max(i for i, what in enumerate(w.log) if what == "memory n1")
+        assert last_memory < w.log.index("fetch n1"), "memory first, all of it"
+        assert w.model.guests["n1"].swapped == 0
+
+    played(w, work)
+
+
+def test_the_cap_comes_when_the_memory_is_out() -> None:
+    """A tenth of a CPU would push it out ten times as slowly."""
+    w = world(busy_guest())
+
+    async def work() -> None:
+        w.log.clear()
+        assert (await w.claim(1000))["ok"]
+        await w.until(lambda: w.model.cpu["n1"] == 10)
+        assert w.has("n1") <= FLOOR_MIB + 2
+        w.apply(ev.Released(w.now(), "p1", HIGH))
+        await w.until(w.low_runs)
+        assert w.model.cpu["n1"] is None
+
+    played(w, work)
+
+
+def test_a_claim_that_needs_no_memory_waits_for_none() -> None:
+    w = world(busy_guest())
+
+    async def work() -> float:
+        began = asyncio.get_running_loop().time()
+        assert (await w.claim(100))["ok"]
+        return asyncio.get_running_loop().time() - began
+
+    assert played(w, work) < 0.1
+
+
+def test_what_cannot_be_had_is_refused_with_the_numbers_and_the_preempted_job_goes_on() -> None:
+    w = world(busy_guest(swap_mib=0))
+
+    async def work() -> None:
+        answer = await w.claim(1500)
+        if answer["ok"]:  # the prologue is told
+
+            def told() -> bool:
+                return bool(w.switch.memory_lacking("p1"))
+
+            await w.until(told)
+            answer = await w.prepared()
+            w.apply(ev.Released(w.now(), "p1", HIGH))
+        assert not answer["ok"] and answer["code"] == "memory-short"
+        assert "1692" in answer["text"] and "n1" in answer["text"], answer
+        assert answer["retry_after_s"] >= 30
+        await w.until(w.low_runs)
+        await asyncio.sleep(70)  # old enough to be stopped again
+        w.apply(ev.TimerFired(w.now()))
+        # what it has shown to keep answers the next one: nobody is stopped in vain again
+        stops = w.log.count("stop n1")
+        again = await w.claim(1500, JobKey("9", 2))
+        assert again["code"] == "memory"
+        assert w.log.count("stop n1") == stops
+        assert published(w.host, w.domain("p1")).mib < 1500, "and PBS knows"
+        assert (await w.claim(300, JobKey("9", 3)))["ok"], "what there is can be had"
+
+    played(w, work)
+
+
+def test_what_a_guest_has_shown_to_keep_outlasts_its_reports_and_ends_with_its_jobs() -> None:
+    w = world(busy_guest(swap_mib=0))
+
+    async def work() -> None:
+        await w.claim(1500)
+        await w.until(lambda: w.domain("n1").unreclaimable_mib > 1000)
+        w.apply(ev.Released(w.now(), "p1", HIGH))
+        report = Report(2, SESSION, Memory(total_mib=2000, available_mib=100, unreclaimable_mib=3))
+        await w.guests.request("n1", report)
+        assert w.domain("n1").unreclaimable_mib > 1000
+        w.apply(ev.Released(w.now(), "n1", LOW))
+        await w.guests.request("n1", report)
+        assert w.domain("n1").unreclaimable_mib == 16
+
+    played(w, work)
+
+
+def test_without_swap_pbs_is_told_what_can_move() -> None:
+    """By arithmetic alone, before anybody has tried: what its jobs asked for stays, except what its swap takes."""
+    w = world(busy_guest(swap_mib=0), swap_mib=0, low_mib=1500)
+
+    async def work() -> None:
+        assert published(w.host, w.domain("p1")).mib == CAPACITY_MIB - FLOOR_MIB - 1500
+        answer = await w.claim(1000)
+        assert answer["code"] == "memory"
+        assert w.low_runs()
+
+    played(w, work)
+
+
+def test_a_guest_that_keeps_what_it_has_does_not_keep_the_preempted_job_waiting_for_ever() -> None:
+    """p1's job is gone and p1 gives nothing back: n1 goes on with what there is, if its job asked for no more."""
+    w = world(busy_guest(), low_mib=700)
+
+    async def work() -> None:
+        assert (await w.claim(500))["ok"]
+        await w.until(lambda: w.has("p1") >= 1500)
+        w.model.guests["p1"].used = w.has("p1") - 200
+        w.apply(ev.Released(w.now(), "p1", HIGH))
+        await w.until(w.low_runs)
+        assert w.has("n1") >= FLOOR_MIB + 700
+        assert any("p1" in note for note in w.switch.notes()) or w.has("p1") > FLOOR_MIB
+
+    played(w, work)
+
+
+def test_a_claim_in_mid_return_turns_the_move_round() -> None:
+    w = world(busy_guest(push_rate=100, rate=150))
+
+    async def work() -> None:
+        assert (await w.claim(1000))["ok"]
+        await w.until(lambda: w.has("p1") >= CAPACITY_MIB - FLOOR_MIB - 2)
+        w.apply(ev.Released(w.now(), "p1", HIGH))
+        await w.until(lambda: w.has("n1") > 600)
+        assert not w.low_runs()
+        assert (await w.claim(1000, JobKey("9", 2)))["ok"]
+        await w.until(lambda: w.has("p1") >= CAPACITY_MIB - FLOOR_MIB - 2)
+        assert not w.low_runs()
+        w.apply(ev.Released(w.now(), "p1", JobKey("9", 2)))
+        await w.until(w.low_runs)
+        assert w.model.guests["n1"].swapped == 0
+
+    played(w, work)
+
+
+def test_a_job_that_ends_while_it_is_pushed_out_ends_the_pushing() -> None:
+    w = world(busy_guest(push_rate=20))
+
+    async def work() -> None:
+        assert (await w.claim(1000))["ok"]
+        await w.until(lambda: w.model.guests["n1"].swapped > 100)
+        w.model.guests["n1"].job = w.model.guests["n1"].swapped = 0
+        w.apply(ev.Released(w.now(), "n1", LOW))
+        await w.until(lambda: w.has("n1") <= FLOOR_MIB + 2)
+        asked = w.model.guests["n1"].asked.count("push-out")
+        await w.until(lambda: w.has("p1") >= CAPACITY_MIB - FLOOR_MIB - 2)
+        await asyncio.sleep(30)
+        assert w.model.guests["n1"].asked.count("push-out") <= asked + 1
+
+    played(w, work)
+
+
+def test_a_paused_host_moves_nothing_any_more() -> None:
+    w = world(busy_guest(push_rate=50))
+
+    async def work() -> None:
+        assert (await w.claim(1000))["ok"]
+        w.apply(ev.JobLaunched(w.now(), "p1", HIGH))
+        await w.until(lambda: w.has("p1") > 500)
+        w.apply(ev.PauseRequested(w.now(), "looked at"))
+        await asyncio.sleep(10)
+        one, other = w.has("n1"), w.has("p1")
+        await asyncio.sleep(60)
+        assert (w.has("n1"), w.has("p1")) == (one, other)
+        w.apply(ev.PauseEnded(w.now()))
+        await w.until(lambda: w.has("p1") >= CAPACITY_MIB - FLOOR_MIB - 2)
+
+    played(w, work)
+
+
+def test_an_agent_lost_in_mid_move_is_waited_for_and_all_goes_on() -> None:
+    w = world(busy_guest(push_rate=100))
+    n1 = w.model.guests["n1"]
+
+    async def work() -> None:
+        assert (await w.claim(1000))["ok"]
+        await w.until(lambda: w.has("p1") > 500)
+        n1.connected = False
+        w.switch.agent_lost("n1")
+        w.apply(ev.AgentLost(w.now(), "n1"))
+        await asyncio.sleep(10)
+        kept = w.has("n1")
+        assert n1.target == pytest.approx(kept, abs=3), "nobody presses what nobody can ask"
+        n1.connected = True
+        w.apply(ev.AgentConnected(w.now(), "n1"))
+        w.switch.agent_connected("n1")
+        await w.until(lambda: w.has("p1") >= CAPACITY_MIB - FLOOR_MIB - 2)
+        w.apply(ev.Released(w.now(), "p1", HIGH))
+        await w.until(w.low_runs)
+
+    played(w, work)
+
+
+@pytest.mark.parametrize("nth", range(1, 70))
+def test_a_daemon_killed_after_any_step_is_followed_by_one_that_goes_on(nth: int) -> None:
+    w = world(busy_guest(push_rate=400))
+    seen = [0]
+
+    async def work() -> None:
+        restarts: list[asyncio.Task[None]] = []
+
+        def kill(name: str) -> None:
+            seen[0] += 1
+            if seen[0] == nth:
+                restarts.append(asyncio.get_running_loop().create_task(w.renew()))
+
+        w.on_observe = kill
+        w.log.clear()
+        answer = await w.claim(1000)
+        assert answer["ok"] or answer["code"] == "stop-timeout"
+        await w.until(lambda: w.has("p1") >= CAPACITY_MIB - FLOOR_MIB - 2)
+        assert not w.low_runs()
+        w.apply(ev.Released(w.now(), "p1", HIGH))
+        await w.until(w.low_runs)
+        assert w.model.guests["n1"].swapped == 0
+        await asyncio.gather(*restarts)
+
+    played(w, work)
+
+
+def test_two_moves_and_back_leave_nothing_under_way() -> None:
+    w = world(busy_guest())
+
+    async def work() -> None:
+        for number in (1, 2):
+            key = JobKey("9", number)
+            assert (await w.claim(1000, key))["ok"]
+            await w.until(lambda: w.has("p1") >= CAPACITY_MIB - FLOOR_MIB - 2)
+            w.apply(ev.Released(w.now(), "p1", key))
+            await w.until(w.low_runs)
+            await asyncio.sleep(70)
+        assert w.switch.mover.progress == {}
+        assert w.switch.notes() == []
+
+    played(w, work)
