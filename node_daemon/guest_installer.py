@@ -98,7 +98,7 @@ def _arguments(channel: str, python: str) -> tuple[str, ...]:
     )
 
 
-@click.group()
+@click.group(short_help="what installs the agent in a guest")
 def guest() -> None:
     """What a guest needs: the agent, ready to install.
 

@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 import click
 
+from magrathea.cli import sources
+
 from . import install, install_check, install_pbs, install_record, uninstall
 from .install import Change, InstallError, Wish
 from .install_pbs import Place
@@ -32,7 +34,7 @@ _conf = click.option(
 _dry_run = click.option("--dry-run", is_flag=True, help="Say every change, and make none.")
 
 
-@click.group()
+@click.group(short_help="set up PBS for Magrathea, check it, take it away")
 def pbs() -> None:
     """Set up PBS for Magrathea, look whether it still is, take it all away.
 
@@ -110,6 +112,11 @@ def install_command(
     changes nothing, where something of the site's own is in the way. What was there before is kept in
     PBS_HOME/server_priv/magrathea-install.json and sched_priv/sched_config.before-magrathea, for `uninstall`.
 
+    \b
+    Examples:
+      magrathea pbs install --priority high --preemptible low --vnode n1 --vnode p1 --dry-run
+      magrathea pbs install --priority high --preemptible low --vnode n1 --vnode p1
+
     Exit codes: 0 done, or nothing to do; 1 refused or failed; 2 wrong usage.
     """
     fail = _ending("install", FAILED)
@@ -150,11 +157,16 @@ def _summary(count: int, dry_run: bool) -> str:
 
 
 @pbs.command("check", short_help="look at every item; exit code for monitoring")
-@click.option("--format", "form", type=click.Choice(["table", "json", "plain"]), default="table", show_default=True)
+@sources.form_option
 @_conf
 def check_command(form: str, conf: Path) -> None:
     """Compare PBS with what `install` has set up: every item is ok, missing or different, with its mend; then warnings
     about settings of the site's own that get in the way.
+
+    \b
+    Examples:
+      magrathea pbs check
+      magrathea pbs check --format plain | grep -v ^ok
 
     \b
     Columns of `plain`, tab-separated: status, item, what is so, mend (`-` for none).
@@ -202,6 +214,11 @@ def uninstall_command(resume_jobs: bool, delete_history: bool, dry_run: bool, co
     Stop magrathea-hub first. With jobs about that Magrathea has suspended it refuses: let the priority jobs end while
     Magrathea still runs, or stop magrathea-noded on the hosts and magrathea-agent in the domains, and say
     --resume-jobs: then PBS resumes them. What PBS cannot let go yet is said; run it again then.
+
+    \b
+    Examples:
+      magrathea pbs uninstall --dry-run
+      magrathea pbs uninstall --resume-jobs
 
     Exit codes: 0 all is gone; 1 refused or failed; 2 wrong usage; 3 something is left, the last lines say what.
     """

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from magrathea import __version__, doctor
+from magrathea.cli import sources
 from magrathea.doctor import Check, Part, Paths, Status
 
 CODES = {Status.OK: 0, Status.WARN: 1, Status.FAIL: 2}
@@ -72,6 +74,12 @@ def as_json(found: list[Check]) -> str:
     return json.dumps([asdict(check) for check in found], indent=1)
 
 
+def _file(name: str, default: str, help: str, variable: str | None = None) -> Callable[[Any], Any]:
+    return click.option(
+        name, type=click.Path(path_type=Path), default=default, show_default=True, envvar=variable, help=help
+    )
+
+
 FORMS = {"table": table, "json": as_json, "plain": plain}
 
 
@@ -83,19 +91,11 @@ FORMS = {"table": table, "json": as_json, "plain": plain}
     type=click.Choice(["server", "host", "guest"]),
     help="Check as that, whatever is found here.",
 )
-@click.option("--format", "form", type=click.Choice(list(FORMS)), default="table", show_default=True)
-@click.option(
-    "--pbs", type=click.Path(path_type=Path), default="/etc/pbs.conf", show_default=True, envvar="PBS_CONF_FILE"
-)
-@click.option("--hub", type=click.Path(path_type=Path), default="/etc/magrathea/hub.toml", show_default=True)
-@click.option("--noded", type=click.Path(path_type=Path), default="/etc/magrathea/noded.toml", show_default=True)
-@click.option(
-    "--agent",
-    type=click.Path(path_type=Path),
-    default="/etc/magrathea/agent.json",
-    show_default=True,
-    envvar="MAGRATHEA_AGENT_CONF",
-)
+@sources.form_option
+@_file("--pbs", "/etc/pbs.conf", "PBS's own configuration: what this machine is to PBS.", "PBS_CONF_FILE")
+@_file("--hub", "/etc/magrathea/hub.toml", "The hub's configuration.")
+@_file("--noded", "/etc/magrathea/noded.toml", "The node daemon's configuration.")
+@_file("--agent", "/etc/magrathea/agent.json", "The agent's configuration.", "MAGRATHEA_AGENT_CONF")
 def command(only: tuple[str, ...], form: str, pbs: Path, hub: Path, noded: Path, agent: Path) -> None:
     """Check this machine as what it is: the PBS server's (hub.toml, or a PBS server), a host (noded.toml), a guest
     (agent.json); it may be several. Nothing is changed. Run it as root, or some checks say that they may not look.

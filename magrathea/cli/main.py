@@ -87,9 +87,12 @@ def cli() -> None:
       magrathea status                 this host's domains, jobs, CPU and memory
       magrathea status --watch         the same, again every 2 seconds
       magrathea status --format json   for programs
+      magrathea history 12             what happened to job 12 on this host, and why
       magrathea drain n1               let a domain finish its jobs and take no more
+      magrathea pause                  watch this host, and act no more
       magrathea hosts                  all hosts, from the hub: names folded, counts by state
       magrathea explain 12             why job 12 waits, or who preempted it
+      magrathea preview -q high        what a job in that queue would preempt now
       magrathea demo                   see it work: no root, no PBS needed
     """
 

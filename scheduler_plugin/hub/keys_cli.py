@@ -19,14 +19,28 @@ DEFAULT_DIRECTORY = "/etc/magrathea/keys"
 @click.option("--dir", "directory", type=click.Path(path_type=Path), default=DEFAULT_DIRECTORY, show_default=True)
 @click.pass_context
 def keys(context: click.Context, directory: Path) -> None:
-    """Keys of the hub and of the hosts. To be used on the hub's machine, as the hub's user."""
+    """Keys of the hub and of the hosts. To be used on the hub's machine, as the hub's user.
+
+    \b
+    Examples:
+      magrathea keys init
+      magrathea keys enrol h1 --vnode n1 --vnode p1
+      magrathea keys list
+    """
     context.obj = directory
 
 
 @keys.command(short_help="make the hub's key pair")
 @click.pass_obj
 def init(directory: Path) -> None:
-    """Make the hub's key pair. Refused if there is one."""
+    """Make the hub's key pair. Refused if there is one.
+
+    \b
+    Examples:
+      magrathea keys init
+
+    Exit codes: 0 made; 1 refused, or it cannot be written; 2 wrong usage.
+    """
     public = _told(files.init, directory)
     click.echo(f"{public}: the hub's public key; every host gets a copy (hub_key_file in [hub] of noded.toml)")
 
@@ -36,7 +50,15 @@ def init(directory: Path) -> None:
 @click.option("--vnode", "vnodes", multiple=True, help="A vnode that it may report. None: any that no other host has.")
 @click.pass_obj
 def enrol(directory: Path, host: str, vnodes: tuple[str, ...]) -> None:
-    """Make HOST's key pair and let it connect under that name. A running hub knows it within two seconds."""
+    """Make HOST's key pair and let it connect under that name. A running hub knows it within two seconds.
+
+    \b
+    Examples:
+      magrathea keys enrol h1
+      magrathea keys enrol h1 --vnode n1 --vnode p1
+
+    Exit codes: 0 made; 1 refused, or it cannot be written; 2 wrong usage.
+    """
     pair = _told(files.enrol, directory, host, vnodes)
     click.echo(f"carry to {host}, readable by its node daemon only, then remove here:")
     click.echo(f"  {pair}  (key_file in [hub] of noded.toml)")
@@ -46,7 +68,14 @@ def enrol(directory: Path, host: str, vnodes: tuple[str, ...]) -> None:
 @keys.command("list", short_help="the hosts that may connect")
 @click.pass_obj
 def list_(directory: Path) -> None:
-    """The hosts that may connect: name, public key, vnodes; `key still here` if its secret was not removed."""
+    """The hosts that may connect: name, public key, vnodes; `key still here` if its secret was not removed.
+
+    \b
+    Examples:
+      magrathea keys list
+
+    Exit codes: 0 told; 1 the keys cannot be read; 2 wrong usage.
+    """
     for one in _told(files.enrolled, directory):
         vnodes = "any vnode" if one.vnodes is None else ",".join(sorted(one.vnodes))
         here = (directory / files.TO_HOSTS / f"{one.host}.key_secret").exists()
@@ -57,7 +86,14 @@ def list_(directory: Path) -> None:
 @click.argument("host")
 @click.pass_obj
 def revoke(directory: Path, host: str) -> None:
-    """HOST may connect no more. A running hub hears it no longer within two seconds."""
+    """HOST may connect no more. A running hub hears it no longer within two seconds.
+
+    \b
+    Examples:
+      magrathea keys revoke h1
+
+    Exit codes: 0 done; 1 it is not enrolled, or it cannot be written; 2 wrong usage.
+    """
     kept = _told(files.revoke, directory, host)
     click.echo(f"{host} is revoked; its public key is kept as {kept}")
 

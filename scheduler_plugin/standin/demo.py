@@ -298,8 +298,12 @@ def _interrupted(*_: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--pbs", "kind", type=click.Choice(["standin", "openpbs"]), default="standin", show_default=True)
+@click.command(
+    short_help="see it work: no root, no PBS needed", context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.option(
+    "--pbs", "kind", type=click.Choice(["standin", "openpbs"]), default="standin", show_default=True, help="Whose PBS."
+)
 @click.option("--plain", is_flag=True, help="Lines only, no live table (as where there is no terminal).")
 @click.option("--keep", is_flag=True, help="Leave the directory with all configuration files, logs and journals.")
 def demo(kind: str, plain: bool, keep: bool) -> None:
@@ -309,6 +313,12 @@ def demo(kind: str, plain: bool, keep: bool) -> None:
     OpenPBS is used (needs root, and OpenPBS in /opt/pbs).
 
     \b
+    Examples:
+      magrathea demo
+      magrathea demo --plain --keep
+      magrathea demo --pbs openpbs
+
+    \b
     The last line says what was seen:
       demo: ok preempted=N resumed=N lost=0 switch_ms_p50=X switch_ms_p99=Y
       preempted   times that a job stood still for a priority job, each shown by its own counter
@@ -316,7 +326,9 @@ def demo(kind: str, plain: bool, keep: bool) -> None:
       lost        jobs whose work was not all there in the end, or that had to start again
       switch_ms   from the claim of a priority job that preempts to the node daemon's answer: jobs beside it
                   stopped, CPU moved, journal on disk; the median and the 99th percentile of those of this run
-    or `demo: FAILED why`, and exit code 1.
+    or `demo: FAILED why`.
+
+    Exit codes: 0 all was seen; 1 it failed, or was interrupted; 2 wrong usage.
     """
     screen = Screen(plain)
     screen.say(INTRODUCTION)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from magrathea.cli import main, view
@@ -377,3 +380,43 @@ def test_the_commands_of_the_package_are_found() -> None:
 
 def test_version() -> None:
     assert magrathea("--version").stdout.startswith("magrathea, version ")
+
+
+# What each command says of itself.
+
+
+def leaves(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
+    if not isinstance(command, click.Group):
+        yield name, command
+        return
+    context = click.Context(command, info_name=name)
+    for word in command.list_commands(context):
+        child = command.get_command(context, word)
+        assert child is not None
+        yield from leaves(child, f"{name} {word}")
+
+
+@pytest.mark.parametrize(("name", "command"), list(leaves(main.cli, "magrathea")), ids=str)
+def test_every_command_has_examples_exit_codes_and_a_word_on_each_option(name: str, command: click.Command) -> None:
+    text = command.help or ""
+    assert re.search(r"Examples:\n(.*\n)*? +.*" + name, text), "an example that calls it"
+    assert "Exit codes: 0 " in text
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    assert [option.name for option in options if not option.help] == []
+
+
+def test_shells_complete_commands_and_the_names_of_this_moment(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def completed(*words: str) -> list[str]:
+        *before, last = words
+        made = ShellComplete(main.cli, {}, "magrathea", "_MAGRATHEA_COMPLETE")
+        return [item.value for item in made.get_completions(list(before), last)]
+
+    monkeypatch.setenv("MAGRATHEA_CONTROL", str(path))
+    assert completed("un") == ["undrain", "unpause"]
+    assert completed("drain", "") == [], "nobody answers"
+    with answering(path, encode(PREEMPTION) + b"\n"):
+        assert completed("drain", "") == ["h1", "n1", "p1"]
+        assert completed("explain", "1") == ["12.srv", "13.srv"]
+        assert completed("status", "") == ["h1"]
+    for shell in ("bash", "zsh", "fish"):
+        assert "_MAGRATHEA_COMPLETE" in magrathea("completion", shell).stdout
