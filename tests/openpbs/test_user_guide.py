@@ -1,0 +1,34 @@
+"""What docs/user-guide.md lets a user type, and what it promises of a stop, on the real server."""
+
+from __future__ import annotations
+
+from scheduler_plugin.standin.fleet import EXCLUSIVE
+from scheduler_plugin.standin.openpbs_cluster import HEAD
+from scheduler_plugin.standin.openpbs_fleet import OpenPbsCluster
+from tests.documents import ROOT, blocks
+
+USER = "alice"
+
+
+def test_the_guides_job_is_stopped_for_the_urgent_one_says_for_whom_and_goes_on(fleet: OpenPbsCluster) -> None:
+    first, second, look = [block.text for block in blocks(ROOT / "docs/user-guide.md") if "user" in block.words]
+    pbs = fleet.pbs
+
+    def typed(text: str) -> str:
+        return pbs.run(HEAD, ["bash", "-e", "-c", text], user=USER).stdout.strip()
+
+    def stopped() -> str:
+        job = pbs.job(low)
+        return str(job.get("comment", "")) if job["job_state"] == "S" else ""
+
+    with fleet.only(EXCLUSIVE):
+        low = typed(first)
+        pbs.wait(lambda: fleet.vnodes()["p1"].magrathea == "occupied-would-preempt", "a job that may be stopped", 20)
+        high = typed(second)
+        pbs.wait(lambda: high.partition(".")[0] in stopped(), "a stop whose comment says for whom", 20)
+        assert low.partition(".")[0] in typed(look)
+        assert pbs.wait_job(low, "F", 40)["Exit_status"] == 0
+    assert pbs.output(USER, low, name="job.sh") == "begun\ndone\n"
+    asked = ["qsub", "-l", "select=1:ncpus=1:magrathea_accepts=priority", "--", "/bin/true"]
+    refused = pbs.run(HEAD, asked, user=USER, check=False)
+    assert refused.returncode != 0, "the class cannot be requested"
