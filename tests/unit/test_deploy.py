@@ -99,16 +99,6 @@ def test_agent_json_is_good_and_shows_the_defaults(tmp_path: Path) -> None:
         assert getattr(sample, key) == getattr(default, key), key
 
 
-def test_the_guide_names_every_key_of_agent_json(tmp_path: Path) -> None:
-    guide = (DEPLOY / "README.md").read_text()
-    named = set(re.findall(r"^\| `([a-z_]+)` \|", guide, flags=re.MULTILINE))
-    (tmp_path / "wrong.json").write_text('{"no_such_key": 1}')
-    with pytest.raises(agent.Unusable, match="known are ") as refused:
-        agent.Config(str(tmp_path / "wrong.json"))
-    known = str(refused.value).rpartition("known are ")[2].split(", ")
-    assert named == set(known)
-
-
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
 def test_units_are_understood_by_systemd(unit: Path, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
