@@ -1,21 +1,23 @@
 """`magrathea give-back HOST`: continue by hand every job stopped on this host, for the day when nothing else does.
 
 Needs no daemon, hub or agent: which jobs were stopped is read from the journal, their processes from /proc by
-PBS_JOBID. It sees the processes of this machine only: those of the local driver, not those inside a virtual machine.
+PBS_JOBID, of the job's owner as far as PBS still tells who that is. It sees the processes of this machine only: those
+of the local driver, not those inside a virtual machine.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from magrathea import client
+from magrathea import client, qstat
 from magrathea.configuration import ConfigurationError
 from magrathea.control import entitled
 from magrathea.core.model import Host
@@ -30,10 +32,11 @@ STOPPED = b"T"
 
 @dataclass(slots=True)
 class Given:
-    """How many processes of a job were continued, and which could not be."""
+    """How many processes of a job were continued, could not be, or were left alone: another user's with its id."""
 
     continued: int = 0
     failed: int = 0
+    strange: int = 0
 
 
 def stopped_jobs(host: Host) -> list[tuple[str, str]]:
@@ -41,8 +44,19 @@ def stopped_jobs(host: Host) -> list[tuple[str, str]]:
     return [(domain.name, job.key.id) for domain in host.domains for job in domain.stopped]
 
 
-def give_back(ids: Iterable[str], proc: Path = Path("/proc")) -> dict[str, Given]:
-    """SIGCONT to every stopped process with one of the job ids in its environment.
+def owners(ids: Iterable[str]) -> tuple[dict[str, int], str]:
+    """The uids of the jobs' owners as PBS tells, and why those that are missing are."""
+    found: dict[str, int] = {}
+    for id in ids:
+        try:
+            found[id] = pwd.getpwnam(str(qstat.job(id)[1].get("Job_Owner", "")).partition("@")[0]).pw_uid
+        except (qstat.NoQstat, KeyError) as error:  # the others would not be told either, and each may take long
+            return found, f"of {id} PBS does not tell the owner: {error}"
+    return found, ""
+
+
+def give_back(ids: Iterable[str], uids: Mapping[str, int], proc: Path = Path("/proc")) -> dict[str, Given]:
+    """SIGCONT to every stopped process with one of the job ids in its environment, of that uid where it is known.
 
     By a pid file descriptor, opened before the look at what the process is: a recycled pid is never hit.
     """
@@ -61,12 +75,21 @@ def give_back(ids: Iterable[str], proc: Path = Path("/proc")) -> dict[str, Given
             id = next((wanted[word] for word in environment if word in wanted), None)
             if id is None:
                 continue
+            if uids.get(id, uid := _uid(proc / str(pid))) != uid:
+                given[id].strange += 1
+                continue
             try:
                 signal.pidfd_send_signal(descriptor, signal.SIGCONT)
                 given[id].continued += 1
             except PermissionError:
                 given[id].failed += 1
     return given
+
+
+def _uid(process: Path) -> int:
+    """Its real user. Raises FileNotFoundError or ProcessLookupError."""
+    line = next(line for line in (process / "status").read_bytes().splitlines() if line.startswith(b"Uid:"))
+    return int(line.split()[1])
 
 
 def _fail(text: str, code: int) -> click.exceptions.Exit:
@@ -91,7 +114,13 @@ def _facts(config: Path, host: str) -> tuple[Configuration, Host]:
 
 @click.command("give-back", short_help="continue every stopped job of this host by hand")
 @click.argument("host")
-@click.option("--config", type=click.Path(path_type=Path), default=DEFAULT_FILE, show_default=True)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_FILE,
+    show_default=True,
+    help="The node daemon's configuration: it says where the journal is.",
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def command(host: str, config: Path, yes: bool) -> None:
     """Continue every job that Magrathea stopped on HOST, from its journal and /proc: run it on HOST itself, as root.
@@ -99,6 +128,7 @@ def command(host: str, config: Path, yes: bool) -> None:
     It is for when the daemon cannot be brought up. While the daemon runs it is refused: it would stop them again. So
     would an agent with a standing order: end the agents first. What PBS has suspended stays so in its books until
     `qsig -s admin-resume JOB` on the server; then its walltime runs, too. Virtual machines' processes are out of reach.
+    Processes of other users that carry a job's id are left alone, as far as `qstat` still tells whose job it is.
 
     \b
     Examples:
@@ -118,10 +148,14 @@ def command(host: str, config: Path, yes: bool) -> None:
         return
     if not yes:
         click.confirm(f"continue {', '.join(f'{id} in {domain}' for domain, id in jobs)}?", abort=True)
-    given = give_back([id for _, id in jobs])
+    uids, unknown = owners(id for _, id in jobs)
+    if unknown:
+        click.echo(f"magrathea give-back: {unknown}; any user's stopped process with the id is continued", err=True)
+    given = give_back([id for _, id in jobs], uids)
     for domain, id in jobs:
+        strange = f", {given[id].strange} of other users left alone" if given[id].strange else ""
         failed = f", {given[id].failed} could not be: run it as root" if given[id].failed else ""
-        click.echo(f"{id} in {domain}: {given[id].continued} processes continued{failed}")
+        click.echo(f"{id} in {domain}: {given[id].continued} processes continued{strange}{failed}")
     booked = [job.key.id for domain in facts.domains for job in domain.stopped if job.booked]
     if booked:
         click.echo(f"suspended in PBS still; on its server: qsig -s admin-resume {' '.join(booked)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
 from collections.abc import Coroutine
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from magrathea import qstat
 from magrathea.cli import main
 
 from .rig import Job, Rig, rig, running, states_of, stopped, until
@@ -145,7 +147,12 @@ def test_history_tells_a_preemption_as_it_happens_and_without_the_daemon(tmp_pat
     run(test())
 
 
-def test_give_back_is_refused_while_the_daemon_runs_and_works_without_it(tmp_path: Path) -> None:
+def test_give_back_is_refused_while_the_daemon_runs_and_works_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me = {"Job_Owner": f"{getpass.getuser()}@login"}
+    monkeypatch.setattr(qstat, "job", lambda id: (id, me))
+
     async def test() -> None:
         async with rig(tmp_path, "exclusive", DOMAINS) as host:
             low, _ = await preempted(host)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from magrathea import qstat
 from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Mode, Stopper
-from node_daemon.give_back import command, give_back
+from node_daemon.give_back import Given, command, give_back
 from node_daemon.journal import open_journal
+
+from .fake_control import answering
 
 BOUND_S = 10.0
 JOB = Job(JobKey("12.srv", 1), JobClass.PREEMPTIBLE, 1, 0, 0.0, 0.0, stopped_since=1.0, stopper=Stopper.US, booked=True)
@@ -33,6 +36,14 @@ def config(tmp_path: Path) -> Path:
     text = f'[host]\nname = "h1"\nmode = "exclusive"\n{paths}[domain.n1]\nkind = "normal"\n'
     path.write_text(text + f'local.pid_file = "{tmp_path}/n1.pid"\n', encoding="utf-8")
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_pbs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(id: str) -> tuple[str, dict[str, object]]:
+        raise qstat.NoQstat("cannot connect to server")
+
+    monkeypatch.setattr(qstat, "job", silent)
 
 
 def state(pid: int) -> str:
@@ -87,4 +98,40 @@ def test_another_hosts_name_is_wrong_usage(config: Path) -> None:
 
 
 def test_a_job_without_processes_is_no_error() -> None:
-    assert give_back([replace(JOB).key.id + ".none"])[JOB.key.id + ".none"].continued == 0
+    assert give_back([JOB.key.id + ".none"], {})[JOB.key.id + ".none"] == Given()
+
+
+def owned_by(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(qstat, "job", lambda id: (id, {"Job_Owner": f"{name}@login"}))
+
+
+def test_the_owners_processes_go_on(config: Path, processes: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    owned_by(monkeypatch, pwd.getpwuid(os.getuid()).pw_name)
+    result = CliRunner().invoke(command, ["h1", "--yes", "--config", str(config)])
+    assert "12.srv in n1: 1 processes continued\n" in result.output
+    wait_for(processes["12.srv"], stopped=False)
+
+
+def test_another_users_process_with_the_jobs_id_is_left_alone(
+    config: Path, processes: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owned_by(monkeypatch, "nobody")
+    result = CliRunner().invoke(command, ["h1", "--yes", "--config", str(config)])
+    assert result.exit_code == 0, result.output
+    assert "12.srv in n1: 0 processes continued, 1 of other users left alone" in result.output
+    assert state(processes["12.srv"]) == "T"
+
+
+def test_where_pbs_does_not_tell_the_owner_that_is_said(config: Path, processes: dict[str, int]) -> None:
+    result = CliRunner().invoke(command, ["h1", "--yes", "--config", str(config)])
+    assert "cannot connect to server; any user's stopped process" in result.stderr
+    wait_for(processes["12.srv"], stopped=False)
+
+
+def test_while_the_daemon_runs_it_is_refused_with_the_mend(config: Path, processes: dict[str, int]) -> None:
+    with answering(config.with_name("control.sock"), b'{"ok":true}\n') as questions:
+        result = CliRunner().invoke(command, ["h1", "--yes", "--config", str(config)])
+    assert result.exit_code == 1
+    assert b'"ping"' in questions[0]
+    assert "`systemctl stop magrathea-noded` first" in result.stderr
+    assert state(processes["12.srv"]) == "T"
