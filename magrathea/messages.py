@@ -64,6 +64,14 @@ class JobReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen
     rerunnable: bool = True
 
 
+class MemoryMove(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """Memory on its way. `what`: the domain `gives` or `takes` it, or `fetches` from swap what its jobs will need."""
+
+    what: Word
+    done_mib: Count
+    of_mib: Count
+
+
 class DomainReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """A domain, derived and ready to publish. `ncpus`, `mem_mib`: what PBS may use of its vnode, running jobs included.
 
@@ -86,6 +94,7 @@ class DomainReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
     want_cpu_percent: Count | None = None
     memory_mib: Count | None = None
     want_memory_mib: Count | None = None
+    move: MemoryMove | None = None
     preempted_s: Time = 0.0
     agent: bool = False
 

@@ -200,6 +200,7 @@ class Daemon:
             since=self._since,
             vnodes={name: self.configuration.vnode(name) for name in self.configuration.domain},
             by=self._by,
+            moves=self.switch.mover.progress,
             driver=self.configuration.host.driver,
             notes=tuple(notes),
         )

@@ -11,10 +11,11 @@ from magrathea.core import plan
 from magrathea.core.allocation import to_requeue, wanted_here, wanted_stopped
 from magrathea.core.model import Domain, Host, Job, JobKey, State
 from magrathea.core.states import accepts, published, rank, state_of, why
-from magrathea.messages import DomainReport, JobReport, Snapshot
+from magrathea.messages import DomainReport, JobReport, MemoryMove, Snapshot
 
 from .hypervisor import base
 from .journal import Since
+from .memory import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Beside:
     since: Mapping[str, Since] = field(default_factory=dict)
     vnodes: Mapping[str, str] = field(default_factory=dict)
     by: Mapping[tuple[str, JobKey], str] = field(default_factory=dict)
+    moves: Mapping[str, Progress] = field(default_factory=dict)
     driver: str = "local"
     notes: tuple[str, ...] = ()
 
@@ -103,9 +105,16 @@ def _domain(
         want_cpu_percent=want.cpu_percent if want else None,
         memory_mib=read.memory_mib if read else None,
         want_memory_mib=max(0, want.memory_mib) if want and want.memory_mib is not None else None,
+        move=_move(beside.moves.get(domain.name)),
         preempted_s=domain.preempted_s,
         agent=domain.agent_lost_at is None,
     )
+
+
+def _move(progress: Progress | None) -> MemoryMove | None:
+    if progress is None:
+        return None
+    return MemoryMove(what=progress.what, done_mib=max(0, progress.done_mib), of_mib=max(0, progress.of_mib))
 
 
 def _job(host: Host, domain: Domain, job: Job, beside: Beside, wanted: frozenset[tuple[str, JobKey]]) -> JobReport:

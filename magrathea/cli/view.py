@@ -154,6 +154,8 @@ def _domains(snapshot: Snapshot) -> list[str]:
         cpu = _towards(_cap(d.cpu_percent, snapshot.cpus), _cap(d.want_cpu_percent, snapshot.cpus), _percent)
         # Memory that cannot be read cannot be moved either: then what it should be is of no interest.
         memory = "-" if d.memory_mib is None else _towards(d.memory_mib, d.want_memory_mib, _mib)
+        if d.move is not None:
+            memory += f" ({d.move.what} {d.move.done_mib} of {d.move.of_mib})"
         state = (d.state.value, COLOURS.get(d.state))
         since = duration(snapshot.at - d.since)
         return d.name, d.kind.value, state, since, str(len(d.jobs)), cpu, memory, _why(d, snapshot.at)

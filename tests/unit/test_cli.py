@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 
 from magrathea.cli import main, view
 from magrathea.core.model import JobClass, State
-from magrathea.messages import FarmView, HostView, Snapshot, encode
+from magrathea.messages import FarmView, HostView, MemoryMove, Snapshot, encode
 
 from ..signals import interruptible
 from .fake_control import AT, PREEMPTION, answering, domain, job, snapshot
@@ -54,6 +54,14 @@ def test_the_table_says_what_is_and_what_should_be_and_why(path: Path) -> None:
     stopped = next(line for line in lines if line.startswith("12.srv"))
     assert "stopped 35 s by 13.srv" in stopped
     assert lines[-1] == "note: memory is not moved"
+
+
+def test_memory_on_its_way_says_how_far_it_is(path: Path) -> None:
+    move = MemoryMove(what="gives", done_mib=640, of_mib=1808)
+    n1 = domain("n1", State.PREEMPTED, memory_mib=1408, want_memory_mib=240, move=move)
+    assert "1408 MiB → 240 MiB (gives 640 of 1808)" in status(path, snapshot(n1)).stdout
+    told = json.loads(status(path.with_name("again.sock"), snapshot(n1), "--format", "json").stdout)
+    assert told["domains"][0]["move"] == {"what": "gives", "done_mib": 640, "of_mib": 1808}
 
 
 def test_without_a_terminal_there_are_no_colours_and_no_wrapped_lines(

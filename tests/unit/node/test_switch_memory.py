@@ -22,6 +22,7 @@ from node_daemon.guest_messages import Job as NamedJob
 from node_daemon.guests import Guests
 from node_daemon.hypervisor.base import Driver, Others
 from node_daemon.memory import Settings
+from node_daemon.snapshot import Beside, snapshot
 from node_daemon.switch import Switch
 
 from .guests_model import SESSION, ModelDriver, ModelGuest, harmless, run
@@ -214,6 +215,20 @@ def test_the_cap_comes_when_the_memory_is_out() -> None:
         w.apply(ev.Released(w.now(), "p1", HIGH))
         await w.until(w.low_runs)
         assert w.model.cpu["n1"] is None
+
+    played(w, work)
+
+
+def test_how_far_it_is_is_published() -> None:
+    w = world(busy_guest())
+
+    async def work() -> None:
+        assert (await w.claim(1000))["ok"]
+        await w.until(lambda: w.has("n1") < 1500)
+        beside = Beside("b", read=w.switch.read, actual=w.switch.actual(), moves=w.switch.mover.progress)
+        move = {d.name: d.move for d in snapshot(w.host, beside).domains}["n1"]
+        assert move is not None and move.what == "gives"
+        assert 500 < move.done_mib < move.of_mib == 2048 - FLOOR_MIB
 
     played(w, work)
 
