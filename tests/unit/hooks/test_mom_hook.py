@@ -257,6 +257,14 @@ def test_the_prologue_asks_until_the_memory_is_there(agent: FakeAgent) -> None:
     assert [request["op"] for request in agent.heard] == ["prepared", "prepared"]
 
 
+def test_memory_that_is_known_not_to_come_is_not_waited_for(agent: FakeAgent) -> None:
+    numbers = "p1 needs 1692 MiB and can have 768"
+    agent.answers["prepared"] = {"ok": False, "code": "memory-short", "text": numbers, "retry_after_s": 60}
+    refused = run("execjob_prologue", a_job())
+    assert not refused.accepted and numbers in refused.message
+    assert len(agent.heard) == 1
+
+
 def test_on_a_sister_the_prologue_returns_at_once(agent: FakeAgent) -> None:
     assert run("execjob_prologue", a_job(mother_superior=False)).accepted
     assert agent.heard == []
