@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from magrathea.core.model import Kind
 
@@ -71,6 +71,7 @@ class Proposal:
     found: Found
     kind: Kind
     why: str
+    cpus: int
     floor_mib: int = 0
     memory_mib: int = 0
     refused: str = ""
@@ -150,19 +151,18 @@ def propose(
     chosen = []
     for found in sorted(founds, key=lambda f: f.name):
         kind, why = kinds.get(found.name) or guess(found, host_cpus)
+        cpus = min(found.cpus, host_cpus)  # a guest may have more virtual ones than there are
         if kind is Kind.SERVICE:
-            chosen.append(Proposal(found, kind, why, 0, found.memory_mib))
+            chosen.append(Proposal(found, kind, why, cpus, 0, found.memory_mib))
         else:
-            chosen.append(Proposal(found, kind, why, floor_mib(found), found.memory_mib, obstacle(found)))
+            chosen.append(Proposal(found, kind, why, cpus, floor_mib(found), found.memory_mib, obstacle(found)))
     services = sum(p.memory_mib for p in chosen if p.kind is Kind.SERVICE)
     floors = sum(p.floor_mib for p in chosen if p.kind is not Kind.SERVICE and not p.refused)
     room = host_mib - reserve_mib(chosen) - services
     return [
         p
         if p.kind is Kind.SERVICE or p.refused
-        else Proposal(
-            p.found, p.kind, p.why, p.floor_mib, max(p.floor_mib, min(p.memory_mib, room - floors + p.floor_mib))
-        )
+        else replace(p, memory_mib=max(p.floor_mib, min(p.memory_mib, room - floors + p.floor_mib)))
         for p in chosen
     ]
 
@@ -254,7 +254,7 @@ def normal(xml: str) -> str:
 def table(proposal: Proposal) -> str:
     """The domain's table in noded.toml."""
     p, name = proposal, proposal.found.name
-    lines = [f"[domain.{_key(name)}]", f'kind = "{p.kind.value}"' + f"  # {p.why}", f"cpus = {p.found.cpus}"]
+    lines = [f"[domain.{_key(name)}]", f'kind = "{p.kind.value}"' + f"  # {p.why}", f"cpus = {p.cpus}"]
     lines.append(f"memory_mib = {p.memory_mib}")
     if p.kind is not Kind.SERVICE:
         measured = "what it uses idle, and a margin" if p.found.used_mib is not None else "a guess: it does not run"

@@ -12,13 +12,14 @@ import difflib
 import json
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 import psutil
 
+from magrathea.cli import sources
 from magrathea.configuration import ConfigurationError
 from magrathea.core.model import Kind
 
@@ -27,6 +28,7 @@ from .adopt import Found, NotAdoptable, Proposal
 from .configuration import DEFAULT_PATH, Configuration, read
 
 REFUSED, USAGE = 1, 2
+STATE = Path("/var/lib/magrathea")
 BACKUP = "adopt"
 """Below the state directory: the XML of each domain as it was, and what the configuration was."""
 
@@ -96,13 +98,20 @@ def _domains(connection: Any) -> list[Found]:
 def _kinds(given: tuple[str, ...], configuration: Configuration | None) -> dict[str, tuple[Kind, str]]:
     kinds = {}
     if configuration is not None:
-        kinds = {name: (t.kind, "as configured") for name, t in configuration.domain.items()}
+        known = _configured(configuration)
+        kinds = {name: (configuration.domain[ours].kind, "as configured") for name, ours in known.items()}
     for word in given:
         name, _, kind = word.partition("=")
         if kind not in tuple(Kind):
             raise _fail(f"--kind {word}: NAME=KIND, one of {', '.join(Kind)}")
         kinds[name] = (Kind(kind), "as told")
     return kinds
+
+
+def _configured(configuration: Configuration | None) -> dict[str, str]:
+    """By libvirt's name: what the configuration calls it."""
+    domains = configuration.domain if configuration else {}
+    return {t.libvirt.name if t.libvirt and t.libvirt.name else name: name for name, t in domains.items()}
 
 
 def _machine(configuration: Configuration | None) -> tuple[int, int]:
@@ -113,9 +122,15 @@ def _machine(configuration: Configuration | None) -> tuple[int, int]:
     return cpus, mib
 
 
-@click.group()
+@click.group(short_help="make this host's libvirt domains Magrathea's")
 def host() -> None:
-    """This physical host: make its libvirt domains Magrathea's, and undo it."""
+    """This physical host: make its libvirt domains Magrathea's, and undo it.
+
+    \b
+    Examples:
+      magrathea host adopt
+      magrathea host adopt --undo
+    """
 
 
 @host.command("adopt", short_help="propose a configuration for the libvirt domains of this host")
@@ -126,11 +141,17 @@ def host() -> None:
 @click.option(
     "--kind", "given", multiple=True, metavar="NAME=KIND", help="normal, priority or service; again for more."
 )
-@click.option("--mode", type=click.Choice(["exclusive", "counted"]), default="exclusive", show_default=True)
+@click.option(
+    "--mode",
+    type=click.Choice(["exclusive", "counted"]),
+    default="exclusive",
+    show_default=True,
+    help="Domains one at a time, or by counting CPUs.",
+)
 @click.option("--name", default=lambda: socket.gethostname().partition(".")[0], help="Of the host; default: its own.")
 @click.option("--apply", "applying", is_flag=True, help="Make the changes; what was before is kept.")
 @click.option("--undo", "undoing", is_flag=True, help="Put back what --apply has changed.")
-@click.option("--format", "form", type=click.Choice(["table", "json", "plain"]), default="table", show_default=True)
+@sources.form_option
 def command(
     uri: str, config: Path, given: tuple[str, ...], mode: str, name: str, applying: bool, undoing: bool, form: str
 ) -> None:
@@ -138,9 +159,9 @@ def command(
     node daemon's configuration is then. Nothing is changed without --apply.
 
     Kinds are guessed from names, descriptions and sizes, and told with the reason; --kind or the configuration goes
-    before. Floors are what a running guest uses now and a margin, so let the guests run, idle, when you call it. A running
-    domain has its new channel and balloon when it is started the next time (`virsh shutdown`, `virsh start`; a reboot
-    inside the guest is not enough).
+    before. Floors are what a running guest uses now and a margin, so let the guests run, idle, when you call it. A
+    running domain has its new channel and balloon when it is started the next time (`virsh shutdown`, `virsh start`; a
+    reboot inside the guest is not enough).
 
     \b
     Examples:
@@ -154,6 +175,11 @@ def command(
     """
     if applying and undoing:
         raise _fail("--apply and --undo exclude each other")
+    state = STATE / BACKUP
+    if undoing:
+        with _connected(uri) as connection:
+            _undo(connection, config, state)
+        return
     configuration = None
     if config.exists():
         try:
@@ -162,11 +188,6 @@ def command(
             raise _fail(str(error)) from error
         if configuration.host.driver != "libvirt":
             raise _fail(f"{config} uses the driver {configuration.host.driver!r}; say another file with --config")
-    state = Path(configuration.paths.state_dir if configuration else "/var/lib/magrathea") / BACKUP
-    if undoing:
-        with _connected(uri) as connection:
-            _undo(connection, config, state)
-        return
     with _connected(uri) as connection:
         found = _domains(connection)
         kinds = _kinds(given, configuration)
@@ -186,13 +207,15 @@ def command(
 
 def _changes(proposals: list[Proposal], configuration: Configuration | None) -> tuple[list[Change], list[Proposal]]:
     run_dir = Path(configuration.paths.run_dir if configuration else "/run/magrathea")
-    changes, checked = [], []
+    changes, checked, ours = [], [], _configured(configuration)
     for p in proposals:
         if p.kind is not Kind.SERVICE and not p.refused:
             try:
-                after = adopt.adopted_xml(p.found, str(run_dir / "guest" / f"{p.found.name}.sock"))
+                after = adopt.adopted_xml(
+                    p.found, str(run_dir / "guest" / f"{ours.get(p.found.name, p.found.name)}.sock")
+                )
             except NotAdoptable as error:
-                p = Proposal(p.found, p.kind, p.why, refused=str(error))
+                p = replace(p, refused=str(error))
             else:
                 if (before := adopt.normal(p.found.xml)) != after:
                     changes.append(Change(p.found.name, before, after))
@@ -206,7 +229,7 @@ def _wanted(
     """The configuration file as it should be: a new one, or the present one and what it lacks."""
     if configuration is None:
         return adopt.file(proposals, name, mode, uri)
-    new = [p for p in proposals if p.found.name not in configuration.domain and not p.refused]
+    new = [p for p in proposals if p.found.name not in _configured(configuration) and not p.refused]
     return before + "".join("\n" + adopt.table(p) for p in new)
 
 
@@ -224,7 +247,7 @@ def _show(
         {
             "domain": p.found.name,
             "kind": p.kind.value,
-            "cpus": p.found.cpus,
+            "cpus": p.cpus,
             "memory_mib": p.memory_mib,
             "floor_mib": p.floor_mib,
             "why": p.why,
@@ -283,6 +306,14 @@ def _apply(
     if not [p for p in proposals if p.kind is not Kind.SERVICE and not p.refused]:
         raise _fail("no domain is left that could take jobs; nothing has been changed", REFUSED)
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    new = config.with_name(config.name + ".new")
+    if before != after:
+        config.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text(after)
+        try:
+            read(new)
+        except ConfigurationError as error:
+            raise _fail(f"{error}\nnothing has been changed", REFUSED) from error
     for change in changes:
         _keep(state / f"{change.name}.xml", change.before)
         connection.defineXML(change.after)
@@ -293,10 +324,8 @@ def _apply(
         )
     if before != after:
         _keep(state / "noded.toml", before)
-        config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_text(after)
+        new.replace(config)
         (state / "noded.adopted.toml").write_text(after)
-        read(config)
         click.echo(f"{config}: written; `magrathea-noded --check`, then start it")
 
 

@@ -1,0 +1,274 @@
+"""`magrathea host adopt`: what it proposes, what it changes and what it refuses; on libvirt's own test driver."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from magrathea.cli.main import cli
+from magrathea.core.model import Kind
+from node_daemon import adopt
+from node_daemon.configuration import read
+
+
+def domain(name: str, cpus: int = 8, mib: int = 4096, type: str = "test", inside: str = "", devices: str = "") -> str:
+    return (
+        f"<domain type='{type}'><name>{name}</name><memory unit='MiB'>{mib}</memory><vcpu>{cpus}</vcpu>"
+        f"<os><type>hvm</type></os>{inside}<devices>{devices}</devices></domain>"
+    )
+
+
+def found(name: str = "n1", used_mib: int | None = None, persistent: bool = True, **more: Any) -> adopt.Found:
+    return adopt.parse(domain(name, **more), used_mib=used_mib, persistent=persistent)
+
+
+@pytest.mark.parametrize(
+    ("name", "cpus", "kind", "says"),
+    [
+        ("batch-high", 8, Kind.PRIORITY, "high"),
+        ("rush_prio", 8, Kind.PRIORITY, "prio"),
+        ("ldap", 8, Kind.SERVICE, "ldap"),
+        ("worker1", 8, Kind.NORMAL, "8 of the host's 8"),
+        ("small", 3, Kind.SERVICE, "less than half"),
+        ("highlander", 8, Kind.NORMAL, "a worker"),
+    ],
+)
+def test_a_kind_is_guessed_and_the_guess_explained(name: str, cpus: int, kind: Kind, says: str) -> None:
+    guessed, why = adopt.guess(found(name, cpus=cpus), 8)
+    assert guessed is kind
+    assert says in why
+
+
+def test_the_admins_word_goes_before_a_guess() -> None:
+    (p,) = adopt.propose([found("ldap")], 8, 16384, {"ldap": (Kind.NORMAL, "as told")})
+    assert (p.kind, p.why) == (Kind.NORMAL, "as told")
+
+
+def test_a_floor_is_what_the_guest_uses_and_a_margin() -> None:
+    assert adopt.floor_mib(found(used_mib=205)) == 304  # 205 + 96, up to the next 16
+    assert adopt.floor_mib(found(used_mib=5)) == adopt.LEAST_FLOOR_MIB
+    assert adopt.floor_mib(found()) == adopt.UNKNOWN_FLOOR_MIB
+    assert adopt.floor_mib(found(mib=256)) == 256
+
+
+def test_a_ceiling_leaves_reserve_services_and_the_siblings_floors() -> None:
+    founds = [found("n1", 200, mib=8192), found("high", 200, mib=8192), found("dns", mib=1000)]
+    by_name = {p.found.name: p for p in adopt.propose(founds, 8, 8192, {})}
+    assert by_name["dns"].memory_mib == 1000
+    assert by_name["n1"].memory_mib == 8192 - 512 - 1000 - by_name["high"].floor_mib
+    assert adopt.short_of(by_name.values(), 8192) == 0
+
+
+def test_what_does_not_fit_is_told_in_mib() -> None:
+    proposals = adopt.propose([found("n1"), found("high")], 8, 1024, {})
+    assert adopt.short_of(proposals, 1024) == 512 + 2 * 512 - 1024
+
+
+@pytest.mark.parametrize(
+    ("xml", "says"),
+    [
+        (domain("n1", type="vz"), "not supported"),
+        (domain("n1", devices="<hostdev type='pci'/>"), "PCI"),
+        (domain("n1", inside="<memoryBacking><locked/></memoryBacking>"), "locked"),
+        (domain("n1", inside="<memoryBacking><hugepages/></memoryBacking>"), "huge pages"),
+        (domain("n 1"), "virsh domrename"),
+    ],
+)
+def test_what_cannot_be_handled_is_refused_with_the_mend(xml: str, says: str) -> None:
+    why = adopt.obstacle(adopt.parse(xml))
+    assert says in why
+    assert "=service`" in why
+
+
+def test_a_transient_domain_is_refused() -> None:
+    assert "virsh define" in adopt.obstacle(found(persistent=False))
+
+
+def test_memory_is_understood_in_every_unit_of_libvirts() -> None:
+    for unit, value, mib in (("KiB", 1048576, 1024), ("GiB", 2, 2048), ("b", 2**30, 1024), ("MB", 1000, 953)):
+        xml = f"<domain type='kvm'><name>n</name><memory unit='{unit}'>{value}</memory></domain>"
+        assert adopt.parse(xml).memory_mib == mib
+
+
+@pytest.mark.parametrize(
+    "xml", ["<domain", "<domain><vcpu>x</vcpu></domain>", "<domain><memory unit='pt'>1</memory></domain>"]
+)
+def test_what_is_no_domain_is_told(xml: str) -> None:
+    with pytest.raises(adopt.NotAdoptable, match="cannot be understood"):
+        adopt.parse(xml)
+
+
+def test_the_xml_gets_a_channel_and_the_balloon_nothing_else() -> None:
+    before = domain("n1", type="kvm", devices="<memballoon model='virtio'><stats period='1'/></memballoon>")
+    after = ET.fromstring(adopt.adopted_xml(adopt.parse(before), "/run/magrathea/guest/n1.sock"))
+    source = after.find("devices/channel/source")
+    assert source is not None
+    assert source.attrib == {"mode": "connect", "path": "/run/magrathea/guest/n1.sock"}
+    balloon = after.find("devices/memballoon")
+    assert balloon is not None
+    assert balloon.get("autodeflate") == balloon.get("freePageReporting") == "on"
+    assert balloon.find("stats") is not None
+    devices = after.find("devices")
+    assert devices is not None
+    assert [child.tag for child in devices] == ["memballoon", "channel"]
+
+
+def test_adopting_twice_changes_nothing_more() -> None:
+    once = adopt.adopted_xml(found(type="kvm"), "/run/x.sock")
+    assert adopt.adopted_xml(adopt.parse(once), "/run/x.sock") == once
+
+
+def test_a_channel_of_that_name_that_goes_elsewhere_is_not_overwritten() -> None:
+    once = adopt.adopted_xml(found(type="kvm"), "/run/x.sock")
+    with pytest.raises(adopt.NotAdoptable, match=r"goes to /run/x\.sock"):
+        adopt.adopted_xml(adopt.parse(once), "/run/y.sock")
+
+
+def test_emulator_options_of_the_admin_survive() -> None:
+    qemu = "xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'"
+    xml = domain("n1", type="kvm", inside="<qemu:commandline><qemu:arg value='-accel'/></qemu:commandline>")
+    after = adopt.adopted_xml(adopt.parse(xml.replace("<domain ", f"<domain {qemu} ")), "/run/x.sock")
+    assert "<qemu:arg value=" in after
+
+
+# With libvirt's test driver, which forgets everything with its last connection
+
+
+@pytest.fixture
+def libvirtd() -> Iterator[Any]:
+    libvirt = pytest.importorskip(
+        "libvirt", reason="libvirt's Python binding is missing: pip install magrathea[libvirt]"
+    )
+    connection = libvirt.open("test:///default")
+    try:
+        for one in connection.listAllDomains():
+            one.destroy()
+            one.undefine()
+        for xml in (domain("n1"), domain("high"), domain("dns", 1, 512)):
+            connection.defineXML(xml)
+        yield connection
+    finally:
+        connection.close()
+
+
+def run(tmp_path: Path, *words: str) -> Result:
+    line = ("host", "adopt", "--uri", "test:///default", "--config", str(tmp_path / "noded.toml"), *words)
+    return CliRunner().invoke(cli, line)
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("node_daemon.adopt_cli.STATE", tmp_path / "state")
+    return tmp_path / "state"
+
+
+def xml_of(connection: Any, name: str) -> str:
+    return adopt.normal(connection.lookupByName(name).XMLDesc(2))
+
+
+def test_without_apply_nothing_is_changed(libvirtd: Any, state: Path, tmp_path: Path) -> None:
+    before = xml_of(libvirtd, "n1")
+    done = run(tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "+    <channel" in done.output
+    assert '+driver = "libvirt"' in done.output
+    assert "nothing has been changed" in done.output
+    assert xml_of(libvirtd, "n1") == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_it_writes_reads_back_as_this_host(libvirtd: Any, state: Path, tmp_path: Path) -> None:
+    done = run(tmp_path, "--apply", "--name", "h1")
+    assert done.exit_code == 0, done.output
+    host = read(tmp_path / "noded.toml").core_host(0.0)
+    assert (host.name, {d.name: d.kind for d in host.domains}) == (
+        "h1",
+        {"n1": Kind.NORMAL, "high": Kind.PRIORITY, "dns": Kind.SERVICE},
+    )
+    assert "org.magrathea.0" in xml_of(libvirtd, "n1")
+    assert "org.magrathea.0" not in xml_of(libvirtd, "dns")
+    again = run(tmp_path)
+    assert again.exit_code == 0, again.output
+    assert "nothing to change" in again.output
+
+
+def test_undoing_leaves_no_trace(libvirtd: Any, state: Path, tmp_path: Path) -> None:
+    before = {name: xml_of(libvirtd, name) for name in ("n1", "high", "dns")}
+    run(tmp_path, "--apply")
+    done = run(tmp_path, "--undo")
+    assert done.exit_code == 0, done.output
+    assert {name: xml_of(libvirtd, name) for name in before} == before
+    assert not (tmp_path / "noded.toml").exists()
+    assert "nothing to undo" in run(tmp_path, "--undo").output
+
+
+def test_undoing_keeps_what_somebody_has_changed_since(libvirtd: Any, state: Path, tmp_path: Path) -> None:
+    run(tmp_path, "--apply")
+    changed = xml_of(libvirtd, "n1").replace('<vcpu placement="static">8<', '<vcpu placement="static">4<')
+    libvirtd.defineXML(changed)
+    config = tmp_path / "noded.toml"
+    config.write_text(config.read_text() + "\n# mine\n")
+    done = run(tmp_path, "--undo")
+    assert done.exit_code == 1
+    assert "n1 has been changed since" in done.output
+    assert config.read_text().endswith("# mine\n")
+    assert "org.magrathea.0" not in xml_of(libvirtd, "high")
+
+
+def test_a_new_domain_is_added_to_the_configuration_that_is_there(libvirtd: Any, state: Path, tmp_path: Path) -> None:
+    run(tmp_path, "--apply")
+    libvirtd.defineXML(domain("n2"))
+    done = run(tmp_path, "--apply")
+    assert done.exit_code == 0, done.output
+    assert "[domain.n2]" in (tmp_path / "noded.toml").read_text()
+    assert set(read(tmp_path / "noded.toml").domain) == {"dns", "high", "n1", "n2"}
+    run(tmp_path, "--undo")
+    assert not (tmp_path / "noded.toml").exists()
+
+
+def test_json_holds_all_of_it(libvirtd: Any, state: Path, tmp_path: Path) -> None:
+    told = json.loads(run(tmp_path, "--format", "json").output)
+    assert [d["domain"] for d in told["domains"]] == ["dns", "high", "n1"]
+    assert set(told["changes"]) == {"high", "n1"}
+    assert told["applied"] is False
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["--kind", "n1=turbo"], 2, "one of normal, priority, service"),
+        (["--kind", "n9=normal"], 1, "has no domain n9"),
+        (["--apply", "--undo"], 2, "exclude each other"),
+        (["--uri", "qemu+nonsense:///x"], 2, "is libvirtd running"),
+    ],
+)
+def test_wrong_wishes_are_refused(
+    words: list[str], code: int, says: str, libvirtd: Any, state: Path, tmp_path: Path
+) -> None:
+    done = run(tmp_path, *words)
+    assert done.exit_code == code, done.output
+    assert says in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_domain_known_by_another_name_keeps_it(libvirtd: Any, state: Path, tmp_path: Path) -> None:
+    run(tmp_path, "--apply")
+    config = tmp_path / "noded.toml"
+    config.write_text(config.read_text().replace("[domain.n1]\n", '[domain.batch]\nlibvirt.name = "n1"\n'))
+    libvirtd.defineXML(domain("n1").replace("</name>", f"</name><uuid>{uuid_of(libvirtd, 'n1')}</uuid>"))
+    done = run(tmp_path, "--apply")
+    assert done.exit_code == 0, done.output
+    assert "/guest/batch.sock" in xml_of(libvirtd, "n1")
+    assert "[domain.n1]" not in config.read_text()
+
+
+def uuid_of(connection: Any, name: str) -> str:
+    uuid = connection.lookupByName(name).UUIDString()
+    assert isinstance(uuid, str)
+    return uuid
