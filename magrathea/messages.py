@@ -117,12 +117,15 @@ class Snapshot(Message, frozen=True, tag="snapshot"):
     notes: list[Sentence] = []
 
 
-class Heartbeat(Message, frozen=True, tag="heartbeat"):
-    """Either way, every `HEARTBEAT_S`. From a host: its last revision, so that the hub can ask for what it lacks."""
+class Heartbeat(Message, frozen=True, tag="heartbeat", omit_defaults=True):
+    """Either way, every `HEARTBEAT_S`. From a host: its last revision, so that the hub can ask for what it lacks; and
+    its clock and version, for `magrathea doctor`."""
 
     sender: Word
     boot_id: Word
     revision: Count
+    at: Time = 0.0
+    version: Sentence = ""
 
 
 class Resend(Message, frozen=True, tag="resend"):
@@ -150,10 +153,15 @@ class Books(Message, frozen=True, tag="books"):
 
 
 class HostView(msgspec.Struct, kw_only=True, frozen=True):
-    """A host as the hub knows it. `live`: its lease holds; else the snapshot is its last one, and PBS shows unknown."""
+    """A host as the hub knows it. `live`: its lease holds; else the snapshot is its last one, and PBS shows unknown.
+
+    `ahead_s`: how far its clock was before the hub's (negative: behind) at its last heartbeat. `version`: its daemon's.
+    """
 
     live: bool
     snapshot: Snapshot
+    ahead_s: float | None = None
+    version: Sentence = ""
 
 
 class FarmView(msgspec.Struct, kw_only=True, frozen=True):

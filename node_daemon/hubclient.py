@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import cast
 import zmq
 import zmq.asyncio
 
+from magrathea import __version__
 from magrathea.core.events import Booking
 from magrathea.core.model import JobKey
 from magrathea.messages import (
@@ -200,7 +202,15 @@ class HubClient:
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            beat = encode(Heartbeat(sender=self.host, boot_id=self.boot_id, revision=self.revision))
+            beat = encode(
+                Heartbeat(
+                    sender=self.host,
+                    boot_id=self.boot_id,
+                    revision=self.revision,
+                    at=time.time(),
+                    version=__version__,
+                )
+            )
             for hub in self._hubs:
                 self._send(hub, beat)
             if any(hub.due for hub in self._hubs):

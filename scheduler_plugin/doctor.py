@@ -7,8 +7,10 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from magrathea import __version__, client
 from magrathea.configuration import ConfigurationError
 from magrathea.doctor import Check, Part, Paths, Status, endpoint, of_pbs_conf, private, writable
+from magrathea.messages import FarmView
 
 from . import install_check, install_pbs, install_record
 from .hub import configuration as hub_configuration
@@ -25,6 +27,8 @@ STATUS = {
 }
 START_HUB = "systemctl start magrathea-hub, then journalctl -u magrathea-hub"
 BAD_WORDS = ("unknown", "fault")
+CLOCKS_S = 2.0
+"""Times of hosts and hub stand beside each other in comments, histories and given back walltimes."""
 
 
 def _here(paths: Paths) -> str:
@@ -103,6 +107,11 @@ def _hub(paths: Paths, record: install_record.Record | None, now: Present | None
         yield Check(SERVER, "heartbeat-file", Status.FAIL, "what would preempt is always refused", cause, mend)
     yield beat(heartbeat, install_pbs.age_s(heartbeat), record.heartbeat_max_age_s if record else 30.0)
     yield writable(SERVER, "hub-state", configuration.state_dir)
+    try:
+        yield from of_hosts(client.farm(Path(configuration.hub.control_socket)))
+    except (client.Unreachable, client.Refused) as error:
+        cause, mend = getattr(error, "cause", str(error)), getattr(error, "mend", START_HUB)
+        yield Check(SERVER, "hub-answers", Status.FAIL, "the hub does not answer", cause, mend)
     for address in configuration.ipc:
         yield endpoint(SERVER, "hub-ipc", address, START_HUB)
     for address in configuration.tcp:
@@ -115,6 +124,28 @@ def _hub(paths: Paths, record: install_record.Record | None, now: Present | None
         yield enrolled(now, keys.enrolled(configuration.keys_dir))
     if now is not None and configuration.state_dir.exists():
         yield operator(pwd.getpwuid(configuration.state_dir.stat().st_uid).pw_name, now.server)
+
+
+def of_hosts(farm: FarmView) -> Iterator[Check]:
+    """What the hub hears from hosts: whether it does, how their clocks go, and which versions they have."""
+    for view in farm.hosts:
+        name = view.snapshot.host
+        if not view.live:
+            cause = "no heartbeat for three periods; its vnodes are unknown and accept nothing"
+            mend = f"on {name}: systemctl status magrathea-noded; magrathea doctor"
+            yield Check(SERVER, f"host-{name}", Status.FAIL, f"{name} is silent", cause, mend)
+            continue
+        yield Check(SERVER, f"host-{name}", Status.OK, f"{name} is heard")
+        if view.ahead_s is not None and abs(view.ahead_s) > CLOCKS_S:
+            cause = f"it is {abs(view.ahead_s):.1f} s {'ahead of' if view.ahead_s > 0 else 'behind'} this machine's"
+            mend = f"run chrony or systemd-timesyncd on {name} and here, with the same servers"
+            yield Check(SERVER, f"clock-{name}", Status.WARN, f"the clock of {name} differs", cause, mend)
+        elif view.ahead_s is not None:
+            yield Check(SERVER, f"clock-{name}", Status.OK, f"the clock of {name} is this machine's")
+        if view.version and view.version != __version__:
+            cause = f"its daemon is {view.version}, this is {__version__}"
+            mend = "install the same package on both; first here, then magrathea pbs install, then on hosts"
+            yield Check(SERVER, f"version-{name}", Status.WARN, f"{name} has another version", cause, mend)
 
 
 def beat(file: Path, age_s: float | None, max_age_s: float) -> Check:

@@ -46,6 +46,7 @@ class Farm:
         self._set_priority = set_priority
         self.started = started
         self._heard_at: dict[str, float] = {}
+        self._machines: dict[str, tuple[float, str]] = {}
         self._owner: dict[str, str] = {}
         self._reports: dict[JobKey, dict[str, JobReport]] = {}
         self._seen: dict[JobKey, _Seen] = {}
@@ -102,6 +103,10 @@ class Farm:
         if not heard.live:
             self._set_live(host, True)
         return True
+
+    def machine(self, host: str, ahead_s: float, version: str) -> None:
+        """What a heartbeat says of its machine: how far its clock is before ours, and its daemon's version."""
+        self._machines[host] = (ahead_s, version)
 
     def leases(self, mono: float) -> list[str]:
         """Hosts whose lease has just run out."""
@@ -293,7 +298,10 @@ class Farm:
 
     def view(self, now: float) -> FarmView:
         """All of it, for people."""
-        hosts = [HostView(live=heard.live, snapshot=heard.snapshot) for _, heard in sorted(self.hosts.items())]
+        hosts = []
+        for name, heard in sorted(self.hosts.items()):
+            ahead_s, version = self._machines.get(name, (None, ""))
+            hosts.append(HostView(live=heard.live, snapshot=heard.snapshot, ahead_s=ahead_s, version=version))
         booked = sorted({key.id for key, entry in self.entries.items() if entry.booked})
         return FarmView(at=now, knows_pbs=self.knows_pbs, hosts=hosts, booked=booked)
 

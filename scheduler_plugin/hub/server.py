@@ -125,6 +125,8 @@ class Hub:
             self._publish(host)
             self._kick.set()
             return
+        if message.at:
+            self.farm.machine(host, message.at - time.time(), message.version)
         was_live = host in self.farm.hosts and self.farm.hosts[host].live
         if not self.farm.heartbeat(host, message.boot_id, message.revision, mono):
             self._channel.send(host, Resend())

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from magrathea import doctor
+from magrathea import __version__, doctor
 from magrathea.cli import doctor as cli
 from magrathea.configuration import ConfigurationError
+from magrathea.core.model import Mode
 from magrathea.doctor import Check, Part, Paths, Status
+from magrathea.messages import FarmView, HostView, Snapshot
 from node_daemon import doctor as node
 from node_daemon.configuration import Configuration, read
 from scheduler_plugin import doctor as server
@@ -159,6 +161,27 @@ def test_the_hub_is_alive_as_long_as_its_file_is_young(age_s: float | None, stat
 )
 def test_the_hubs_user_is_an_operator(user: str, attributes: dict[str, str], status: str) -> None:
     assert server.operator(user, attributes).status == status
+
+
+def heard(name: str, *, live: bool = True, ahead_s: float | None = 0.0, version: str = __version__) -> HostView:
+    empty = Snapshot(host=name, boot_id="b", revision=1, at=0, mode=Mode.EXCLUSIVE, cpus=1, memory_mib=1, domains=[])
+    return HostView(live=live, snapshot=empty, ahead_s=ahead_s, version=version)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        (heard("h"), {"host-h": "ok", "clock-h": "ok"}),
+        (heard("h", ahead_s=1.9), {"host-h": "ok", "clock-h": "ok"}),
+        (heard("h", ahead_s=2.1), {"host-h": "ok", "clock-h": "warn"}),
+        (heard("h", ahead_s=-3600), {"host-h": "ok", "clock-h": "warn"}),
+        (heard("h", ahead_s=None, version=""), {"host-h": "ok"}),
+        (heard("h", version="0.0.9"), {"host-h": "ok", "clock-h": "ok", "version-h": "warn"}),
+        (heard("h", live=False, ahead_s=9), {"host-h": "fail"}),
+    ],
+)
+def test_the_server_compares_its_clock_and_version_with_each_hosts(host: HostView, expected: dict[str, str]) -> None:
+    assert found(server.of_hosts(FarmView(at=0, knows_pbs=True, hosts=[host], booked=[]))) == expected
 
 
 def test_secrets_are_their_owners_only(tmp_path: Path) -> None:
