@@ -99,6 +99,17 @@ class DomainReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
     agent: bool = False
 
 
+class RefusedClaim(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """A job's start that was refused a short while ago, and why: its owner sees it as the job's comment."""
+
+    id: Word
+    run: Count
+    domain: Word
+    code: Word
+    text: Sentence
+    at: Time
+
+
 class Snapshot(Message, frozen=True, tag="snapshot"):
     """A host daemon to its hub: everything about the host. `boot_id` changes with each start of the daemon."""
 
@@ -115,6 +126,7 @@ class Snapshot(Message, frozen=True, tag="snapshot"):
     paused: Sentence = ""
     paused_since: Time | None = None
     notes: list[Sentence] = []
+    refused: list[RefusedClaim] = []
 
 
 class Heartbeat(Message, frozen=True, tag="heartbeat", omit_defaults=True):

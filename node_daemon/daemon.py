@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import secrets
+from collections import deque
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from magrathea.core import machine
 from magrathea.core.model import Amount, Host, JobKey, Lifecycle
 from magrathea.core.plan import Order, Orders, Step
 from magrathea.core.states import state_of
-from magrathea.messages import Snapshot
+from magrathea.messages import RefusedClaim, Snapshot
 
 from . import snapshot as snapshots
 from .admin import Admin
@@ -45,6 +46,8 @@ TIDY_TICKS = 12
 """Without anything waiting, tidied each minute."""
 MAX_UNSAVED = 10_000
 """Decisions kept for a journal that fails."""
+MAX_REFUSED = 64
+"""Refused claims told to the hub; with more at once some jobs keep PBS's own comment."""
 
 MakeDriver = Callable[[Configuration], Driver]
 Observe = Callable[[str], None]
@@ -77,6 +80,7 @@ class Daemon:
         self.scripts = self._make_scripts()
         self.hub = self._make_hub()
         self.admin = Admin(self)
+        self._refused: deque[RefusedClaim] = deque(maxlen=MAX_REFUSED)
         self._timer: asyncio.TimerHandle | None = None
         self._tick_task: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -203,10 +207,17 @@ class Daemon:
             moves=self.switch.mover.progress,
             driver=self.configuration.host.driver,
             notes=tuple(notes),
+            refused=tuple(self._refused),
         )
 
     def snapshot(self, revision: int) -> Snapshot:
         return snapshots.snapshot(self._host, self.beside(), revision)
+
+    def refused(self, domain: str, key: JobKey, code: str, text: str) -> None:
+        """A claim was refused: the hub tells the job's owner."""
+        told = RefusedClaim(id=key.id, run=key.run, domain=domain, code=code, text=text[:4096], at=self._host.now)
+        self._refused.append(told)
+        self.hub.publish()
 
     def actual_changed(self) -> None:
         self.hub.publish()

@@ -50,6 +50,8 @@ class Owner(Protocol):
 
     def apply(self, event: ev.Event) -> tuple[ev.Decision, ...]: ...
 
+    def refused(self, domain: str, key: JobKey, code: str, text: str) -> None: ...
+
     def observe(self, name: str) -> None: ...
 
 
@@ -100,6 +102,7 @@ class Guests:
         decisions = owner.apply(event)
         for decision in decisions:
             if isinstance(decision, ev.Refused) and decision.key == job.key:
+                owner.refused(domain, job.key, decision.code, decision.text)
                 return refusal(decision.code, decision.text)
         known = self._job(mark)
         if known is None:
@@ -134,6 +137,7 @@ class Guests:
             text = f"not stopped within {CLAIM_S:g} s: {', '.join(late)}; see that domain's agent"
             log.warning("%s: claim of %s refused: %s", *mark, text)
             owner.apply(ev.Released(owner.now(), *mark))
+            owner.refused(*mark, "stop-timeout", text)
             return refusal("stop-timeout", text)
         return refusal("released", f"{mark[1]} was released while it was claimed")
 

@@ -11,11 +11,14 @@ from magrathea.core import plan
 from magrathea.core.allocation import to_requeue, wanted_here, wanted_stopped
 from magrathea.core.model import Domain, Host, Job, JobKey, State
 from magrathea.core.states import accepts, published, rank, state_of, why
-from magrathea.messages import DomainReport, JobReport, MemoryMove, Snapshot
+from magrathea.messages import DomainReport, JobReport, MemoryMove, RefusedClaim, Snapshot
 
 from .hypervisor import base
 from .journal import Since
 from .memory import Progress
+
+REFUSED_S = 60.0
+"""So long a refused claim is told to the hub; PBS tries the job again before that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ class Beside:
     moves: Mapping[str, Progress] = field(default_factory=dict)
     driver: str = "local"
     notes: tuple[str, ...] = ()
+    refused: tuple[RefusedClaim, ...] = ()
 
 
 def snapshot(host: Host, beside: Beside, revision: int = 0) -> Snapshot:
@@ -51,6 +55,7 @@ def snapshot(host: Host, beside: Beside, revision: int = 0) -> Snapshot:
         paused=host.paused.reason[:4096] if host.paused else "",
         paused_since=host.paused.since if host.paused else None,
         notes=[note[:4096] for note in (*_pause_notes(host), *beside.notes)],
+        refused=[claim for claim in beside.refused if host.now - claim.at < REFUSED_S],
     )
 
 

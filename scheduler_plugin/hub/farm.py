@@ -52,6 +52,8 @@ class Farm:
         self._seen: dict[JobKey, _Seen] = {}
         self._busy: set[JobKey] = set()
         self._touched: dict[JobKey, float] = {}
+        self._refused: dict[str, dict[JobKey, str]] = {}
+        self._unexplained: dict[JobKey, str] = {}
         self._dirty: set[JobKey] = set(self.entries)
         self._limits = Limits()
         self._vnodes_read = False
@@ -76,6 +78,10 @@ class Farm:
             if snapshot.revision == before.snapshot.revision and before.live:
                 return False
         self.hosts[name] = Heard(snapshot, True, now)
+        refused = {JobKey(r.id, r.run): f"magrathea: {r.code}: {r.text}; tried again soon" for r in snapshot.refused}
+        known = self._refused.get(name, {})
+        self._unexplained.update((key, text) for key, text in refused.items() if key not in known)
+        self._refused[name] = refused
         for domain in before.snapshot.domains if before else ():
             for job in domain.jobs:
                 self._forget_report(JobKey(job.id, job.run), name)
@@ -269,6 +275,11 @@ class Farm:
     def kept(self) -> list[Entry]:
         """What must survive a restart of the hub."""
         return [e for _, e in sorted(self.entries.items()) if e.asked_at is not None or e.walltime_s is not None]
+
+    def unexplained(self) -> dict[JobKey, str]:
+        """Jobs whose start a host has refused since the last call, and what their comment should say."""
+        told, self._unexplained = self._unexplained, {}
+        return told
 
     # What hosts are told
 

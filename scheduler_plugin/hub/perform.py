@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 
+from magrathea.core.model import JobKey
 from scheduler_plugin.pbs.base import ENDING_SUBSTATE, RESUMING_SUBSTATE, Pbs, PbsError, PbsJob
 
 from .books import Action, Look, Outcome, Requeue, Resume, SetComment, SetWalltime, Suspend
@@ -30,6 +31,20 @@ def perform(pbs: Pbs, action: Action) -> Outcome:
     except PbsError as unknown:
         return Outcome(action, False, False, before, None, time.time(), error or unknown)
     return Outcome(action, error is None, True, before, after, time.time(), error)
+
+
+def explain(pbs: Pbs, key: JobKey, text: str) -> bool:
+    """Give a job whose start was refused its comment; False as long as PBS has not taken it back from its MoM.
+
+    PBS's own is "Execution server rejected request", which helps nobody. Raises PbsError.
+    """
+    job = pbs.job(key.id)
+    if job is None or not job.is_run(key.run):
+        return True
+    if job.state not in "WQ":
+        return False
+    pbs.set_comment(key.id, " ".join(text.split())[:250])
+    return True
 
 
 def _sensible(action: Action, job: PbsJob) -> bool:

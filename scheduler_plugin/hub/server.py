@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from magrathea.control import Control, Request
+from magrathea.core.model import JobKey
 from magrathea.messages import HEARTBEAT_S, BookEntry, Books, Heartbeat, Resend, Snapshot, ToHub, encode
 from scheduler_plugin.pbs.base import Connect, PbsError
 
@@ -30,7 +31,7 @@ from .channel import Channel
 from .configuration import Configuration
 from .farm import Farm
 from .keys import KeysError
-from .perform import perform
+from .perform import explain, perform
 from .pool import Pool
 from .publisher import Budget, Publisher, Read
 
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 GRACE_S = 5.0
 """A worker's thread is given up that much after the connection should have cut its call itself."""
 CLOSE_S = 3.0
+EXPLAIN_S = (0.2, 0.3, 0.5, 1.0, 2.0, 4.0)
+"""Pauses before a look whether PBS has a refused job back, so that its comment can be set."""
 
 
 class Hub:
@@ -229,6 +232,8 @@ class Hub:
             for action in actions:
                 log.info("job %s: %s", action.key, _spelled(action))
                 self._start(self._do(action))
+            for key, text in self.farm.unexplained().items():
+                self._start(self._explain(key, text))
             stale, self._stale = self._stale, set()
             self._tell_books(stale)
             if not actions:
@@ -242,6 +247,16 @@ class Hub:
         self._log(self.farm.outcome(outcome))
         self._stale |= self.farm.hosts_of([action.key])
         self._kick.set()
+
+    async def _explain(self, key: JobKey, text: str) -> None:
+        for pause_s in EXPLAIN_S:
+            await asyncio.sleep(pause_s)
+            try:
+                if await self._pool.run(lambda pbs: explain(pbs, key, text)):
+                    return
+            except PbsError as error:
+                log.info("job %s: comment not set: %s", key, error)
+                return
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

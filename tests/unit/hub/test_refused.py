@@ -1,0 +1,60 @@
+"""A job whose start was refused has a comment that says why, as soon as PBS has it back from its MoM."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from msgspec import structs
+
+from magrathea.core.model import JobKey
+from magrathea.messages import RefusedClaim
+from scheduler_plugin.hub.perform import explain
+
+from .bench import Hub
+from .builders import NOW, domain, job, snapshot
+from .fake_pbs import FakePbs
+
+KEY = JobKey("1.srv", 1)
+TEXT = "magrathea: host-busy: n1 on h1 has jobs; tried again soon"
+
+
+def refused(run: int = 1) -> RefusedClaim:
+    return RefusedClaim(id="1.srv", run=run, domain="p1", code="host-busy", text="n1 on h1 has jobs", at=NOW)
+
+
+def told(hub: Hub, revision: int, *claims: RefusedClaim) -> dict[JobKey, str]:
+    made = structs.replace(snapshot(domain(), revision=revision), refused=list(claims))
+    hub.farm.snapshot(made, NOW, NOW)
+    return hub.farm.unexplained()
+
+
+def test_each_refusal_is_explained_once() -> None:
+    hub = Hub(FakePbs("n1"))
+    assert told(hub, 1, refused()) == {KEY: TEXT}
+    assert told(hub, 2, refused()) == {}
+    assert told(hub, 3, refused(), refused(run=2)) == {JobKey("1.srv", 2): TEXT}
+
+
+@pytest.mark.parametrize("state", ["W", "Q"])
+def test_a_job_that_waits_gets_its_comment(state: str) -> None:
+    pbs = FakePbs("n1")
+    pbs.put(replace(job(), state=state))
+    assert explain(pbs.connect(), KEY, TEXT)
+    assert pbs.jobs["1.srv"].comment == TEXT
+
+
+def test_a_job_that_its_mom_still_has_is_looked_at_again() -> None:
+    pbs = FakePbs("n1")
+    pbs.put(job())
+    assert not explain(pbs.connect(), KEY, TEXT)
+    assert pbs.jobs["1.srv"].comment != TEXT
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_later_run_and_a_job_that_is_gone_get_none(there: bool) -> None:
+    pbs = FakePbs("n1")
+    if there:
+        pbs.put(replace(job(), state="Q", run_version=2))
+    assert explain(pbs.connect(), KEY, TEXT)
+    assert not there or pbs.jobs["1.srv"].comment != TEXT
