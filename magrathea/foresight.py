@@ -139,14 +139,15 @@ def _of_view(view: HostView, host: Host, cls: JobClass, size: Amount) -> Iterato
         name, domain = report.name, host.domain(report.name)
         assert domain is not None
         code, text = "", ""
+        answer = _of(host, domain, report.vnode, cls, size)
         if not view.live:
             code, text = "host-unknown", f"{snapshot.host} has not been heard for three heartbeats"
-        elif cls not in report.accepts:
-            code, text = report.state.value, report.why
+        elif cls not in report.accepts and not answer.code:
+            code, text = report.state.value, report.why  # its own daemon knows more
         if code:
             yield Preview(host=snapshot.host, domain=name, vnode=report.vnode, code=code, text=text)
         else:
-            yield _of(host, domain, report.vnode, cls, size)
+            yield answer
 
 
 def _of(host: Host, domain: Domain, vnode: str, cls: JobClass, size: Amount) -> Preview:

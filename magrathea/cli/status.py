@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from msgspec.structs import replace
 
 from magrathea import client
 from magrathea.cli import sources, view
@@ -56,10 +57,21 @@ def _of_hub(host: str | None, path: Path, form: str, compact: bool) -> Look:
     if form == "json":
         texts = [view.as_json(found.snapshot, compact=True).strip() for found in views]
         text = (texts[0] if host else f"[{','.join(texts)}]") + "\n"
+    elif form == "plain":
+        text = "".join(view.plain(found.snapshot) for found in views)
     else:
-        text = ("\n" if form == "table" else "").join(view.FORMS[form](found.snapshot) for found in views)
+        text = "\n".join(_tables([replace(v.snapshot, at=farm.at) if v.live else v.snapshot for v in views]))
     bad = bool(silent) or any(exit_code(found.snapshot) for found in views)
     return Look(text, TROUBLE if bad else OK, beside)
+
+
+def _tables(snapshots: list[Snapshot]) -> list[str]:
+    """A table a host; what all of them note comes once, at the end."""
+    shared = [note for note in snapshots[0].notes if all(note in s.notes for s in snapshots)] if snapshots else []
+    if len(snapshots) < 2 or not shared:
+        return [view.table(snapshot) for snapshot in snapshots]
+    own = [replace(s, notes=[note for note in s.notes if note not in shared]) for s in snapshots]
+    return [*(view.table(snapshot) for snapshot in own), view.notes(shared, "note, of all hosts")]
 
 
 def _in_guest(form: str) -> Look:

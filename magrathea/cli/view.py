@@ -66,10 +66,10 @@ def _towards(now: int | None, wanted: int | None, say: Callable[[int | None], st
 def job_state(job: JobReport, now: float) -> str:
     """What a job is doing, in a few words."""
     if job.stopped_since is not None:
-        who = "PBS" if job.stopper == "pbs" else job.preempted_by or "us"
+        whom = "by PBS" if job.stopper == "pbs" else f"for {job.preempted_by}" if job.preempted_by else "by us"
         booked = "" if job.booked or job.stopper == "pbs" else ", not yet booked in PBS"
         leaving = ", to be resumed by PBS" if job.booked and job.ready else ""
-        return f"stopped {duration(now - job.stopped_since)} by {who}{booked}{leaving}"
+        return f"stopped {duration(now - job.stopped_since)} {whom}{booked}{leaving}"
     if job.stop:
         return f"to be stopped for {job.preempted_by}" if job.preempted_by else "to be stopped"
     return "running" if job.confirmed else "claimed"
@@ -213,8 +213,12 @@ def table(snapshot: Snapshot, compact: bool = False) -> str:
     if any(domain.jobs for domain in snapshot.domains):
         lines += ["", *_jobs(snapshot)]
     if snapshot.notes:
-        lines += ["", *(f"note: {_clean(note)}" for note in snapshot.notes)]
+        lines += ["", notes(snapshot.notes, "note").rstrip()]
     return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def notes(texts: Iterable[str], title: str) -> str:
+    return "".join(f"{title}: {_clean(text)}\n" for text in texts)
 
 
 FORMS: dict[str, Form] = {"table": table, "json": as_json, "plain": plain}

@@ -52,7 +52,7 @@ def test_the_table_says_what_is_and_what_should_be_and_why(path: Path) -> None:
     assert "all → 10 %" in n1, "200 % of 2 CPUs is no cap"
     assert "job 12.srv is stopped for 13.srv" in n1
     stopped = next(line for line in lines if line.startswith("12.srv"))
-    assert "stopped 35 s by 13.srv" in stopped
+    assert "stopped 35 s for 13.srv" in stopped
     assert lines[-1] == "note: memory is not moved"
 
 
@@ -172,7 +172,7 @@ def test_a_time_span_is_said_in_its_largest_unit(seconds: float, text: str) -> N
         ({"stopped_since": AT - 5, "stopper": "us"}, "stopped 5 s by us, not yet booked in PBS"),
         (
             {"stopped_since": AT - 5, "stopper": "us", "preempted_by": "9", "booked": True, "ready": True},
-            "stopped 5 s by 9, to be resumed by PBS",
+            "stopped 5 s for 9, to be resumed by PBS",
         ),
     ],
 )

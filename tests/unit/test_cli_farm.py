@@ -100,7 +100,7 @@ def test_a_silent_host_is_seen_and_its_domains_are_unknown(path: Path) -> None:
 def test_a_preempted_job_is_explained(path: Path, name: str) -> None:
     result = asked(path, ["explain", name, "--format", "plain"], PREEMPTION)
     assert result.exit_code == 0, result.output
-    assert result.stdout == "h1\tn1\tn1.cluster\tpreemptible\tstopped 35 s by 13.srv\t35\t1\n"
+    assert result.stdout == "h1\tn1\tn1.cluster\tpreemptible\tstopped 35 s for 13.srv\t35\t1\n"
 
 
 def test_a_waiting_job_is_explained_by_what_each_domain_would_answer(
@@ -259,6 +259,28 @@ def test_a_jobs_owner_may_ask_why_it_waits() -> None:
 
 def test_chunks_of_a_select() -> None:
     assert qstat.chunks("2:ncpus=4:mem=1gb+ncpus=1") == [(2, 4, 1024), (1, 1, 0)]
+
+
+def test_of_several_hosts_what_all_note_is_said_once(path: Path) -> None:
+    both = [named(host, domain("n1"), notes=["memory is not moved", f"of {host}"]) for host in ("h1", "h2")]
+    lines = asked(path, ["status"], *both).stdout.splitlines()
+    assert [line for line in lines if line.startswith("note")] == [
+        "note: of h1",
+        "note: of h2",
+        "note, of all hosts: memory is not moved",
+    ]
+
+
+def test_a_live_hosts_times_are_up_to_now_whenever_it_last_had_something_to_say(path: Path) -> None:
+    quiet = msgspec.structs.replace(PREEMPTION, at=AT - 80)
+    for live, since in ((True, "90 s"), (False, "10 s")):
+        result = asked(path.with_name(since), ["status"], quiet, live=live)
+        assert since in next(line for line in result.stdout.splitlines() if line.startswith("n1"))
+
+
+def test_a_domain_of_another_kind_says_so(path: Path) -> None:
+    result = asked(path, ["preview", "--class", "priority", "--format", "plain"], WOULD)
+    assert result.stdout.splitlines()[1].split("\t")[4] == "wrong-class"
 
 
 def test_without_a_hub_the_exit_code_says_so(path: Path) -> None:
