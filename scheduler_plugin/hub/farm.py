@@ -24,6 +24,9 @@ from .publish import Attributes
 from .upkeep import Upkeep
 
 LEASE_S = 3 * HEARTBEAT_S
+PUT_OFF_S = 0.2
+PUT_OFF_MOST_S = 90.0
+"""Three runs of the hook of vnodes."""
 
 _DEAD_STATES = frozenset({"down", "unknown", "state-unknown", "stale"})
 _DEFAULT_FAIL_REQUEUE_S = 310.0
@@ -55,6 +58,7 @@ class Farm:
         self._refused: dict[str, dict[JobKey, str]] = {}
         self._unexplained: dict[JobKey, str] = {}
         self._dirty: set[JobKey] = set(self.entries)
+        self._put_off: dict[JobKey, float] = {}
         self._limits = Limits()
         self._vnodes_read = False
         self._jobs_read = False
@@ -149,6 +153,7 @@ class Farm:
                 self._seen[key] = _Seen(found.get(key.id), asked_at)
         self._seen = {key: seen for key, seen in self._seen.items() if key in keys}
         self._touched = {key: at for key, at in self._touched.items() if key in keys}
+        self._put_off = {key: at for key, at in self._put_off.items() if key in keys}
         self._jobs_read = True
         self._dirty |= keys
         return self._keep_up(found.values(), asked_at)
@@ -213,7 +218,12 @@ class Farm:
         todo: list[Action] = []
         notes: list[str] = []
         for key in sorted((self._dirty | due) - self._busy):
-            result = step(key, self.entries.get(key), self._wish(key), self._truth(key), now, self._limits)
+            before = self.entries.get(key)
+            result = step(key, before, self._wish(key), self._truth(key), now, self._limits)
+            if isinstance(result.action, Suspend) and self._to_be_put_off(key, now):
+                entry = before or Entry(id=key.id, run=key.run)
+                self._store(key, structs.replace(entry, not_before=now + PUT_OFF_S), now)
+                continue
             self._store(key, result.entry, now)
             notes += result.notes
             if result.action is not None:
@@ -224,6 +234,16 @@ class Farm:
                 self._touched[key] = now
         self._dirty &= self._busy
         return todo, notes
+
+    def _to_be_put_off(self, key: JobKey, now: float) -> bool:
+        """A suspend waits while the hook of vnodes is half through with one of the job's (upkeep.py), as long as that
+        goes on: a hook that was taken away in the midst holds nobody up for ever."""
+        seen, hosts = self._seen.get(key), self._reports.get(key, {})
+        here = seen.job.vnodes if seen and seen.job else [v for v, host in self._owner.items() if host in hosts]
+        if not self.upkeep.named.intersection(here):
+            self._put_off.pop(key, None)
+            return False
+        return now < self._put_off.setdefault(key, now) + PUT_OFF_MOST_S
 
     def outcome(self, outcome: Outcome) -> tuple[str, ...]:
         key = outcome.action.key

@@ -225,6 +225,8 @@ class Hub:
             with contextlib.suppress(TimeoutError):  # then something is due
                 await asyncio.wait_for(self._kick.wait(), None if due is None else max(0.0, due - time.time()))
             self._kick.clear()
+            if self.farm.upkeep.requests:
+                self.farm.upkeep.answered(self._forgotten())
             actions, notes = self.farm.actions(time.time())
             self._log(notes)
             if any(isinstance(action, Suspend) for action in actions):

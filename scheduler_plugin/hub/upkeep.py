@@ -25,7 +25,7 @@ ALERT_LOOKS = 6
 
 FORGET, FORGOTTEN = ".forget", ".forgotten"
 """Files beside the heartbeat: the hub's and the hook's."""
-EMPTIED = 2
+NAMED, EMPTIED = 1, 2
 
 When = Literal["free", "ours", "stuck"]
 """See the hook."""
@@ -37,10 +37,15 @@ decode_answers = msgspec.json.Decoder(Answers).decode
 
 
 class Upkeep:
-    """`requests`: what the hook is to be told, by vnode: the number of the request, and when it may be carried out."""
+    """`requests`: what the hook is to be told, by vnode: the number of the request, and when it may be carried out.
+
+    `named`: vnodes that have the name of no job in the server's memory, too, until the hook's next run. A job that is
+    suspended there now, and is over before that, would leave its vnode in maintenance for good.
+    """
 
     def __init__(self) -> None:
         self.requests: dict[str, tuple[int, When]] = {}
+        self.named: frozenset[str] = frozenset()
         self._marked: set[str] = set()
         self._known: set[str] = set()
         self._stuck: dict[str, int] = {}
@@ -54,6 +59,10 @@ class Upkeep:
     def answered(self, answers: Answers) -> None:
         """Numbers go on from a former hub's, whose answers may still lie there."""
         self._number = max([self._number, *(number for number, _ in answers.values())])
+        asked_for = {vnode: number for vnode, (number, _) in self.requests.items()}
+        self.named = frozenset(
+            v for v, (number, phase) in answers.items() if (asked_for.get(v), NAMED) == (number, phase)
+        )
         for vnode, (number, phase) in answers.items():
             asked, when = self.requests.get(vnode, (0, "free"))
             if (number, phase) == (asked, EMPTIED):

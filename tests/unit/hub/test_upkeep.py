@@ -7,7 +7,8 @@ from msgspec.structs import replace
 
 from magrathea.core.model import JobClass
 from scheduler_plugin.hub.books import Resume, Suspend
-from scheduler_plugin.hub.upkeep import ALERT_LOOKS, EMPTIED
+from scheduler_plugin.hub.farm import PUT_OFF_MOST_S
+from scheduler_plugin.hub.upkeep import ALERT_LOOKS, EMPTIED, NAMED
 
 from .bench import Hub
 from .builders import domain, given_back, job, report, stopped
@@ -76,6 +77,27 @@ def test_a_preemption_that_begins_under_a_request_is_named_as_ours_and_an_admins
     pbs.suspend_by_admin("2.srv")
     hub.after(COMPARE_S)
     assert asked(hub) == {"n1": "free"}
+
+
+def test_no_suspend_while_the_hook_is_half_through(hub: Hub, pbs: FakePbs) -> None:
+    """A job whose suspension began and ended now would leave its vnode in maintenance, with nobody to end it."""
+    hub.farm.upkeep.mark(["n1"])
+    hub.after(COMPARE_S)
+    hub.farm.upkeep.answered({name: (number, NAMED) for name, (number, _) in hub.farm.upkeep.requests.items()})
+    hub.says("h1", domain("n1", [stopped()]), domain("p1"))
+    assert hub.settle(1) == [] and hub.state() == "R"
+    hook(hub)
+    assert [type(action) for action in hub.settle(1)][:1] == [Suspend]
+    assert hub.state() == "S"
+
+
+def test_a_hook_that_stays_half_through_holds_up_no_suspend_for_ever(hub: Hub, pbs: FakePbs) -> None:
+    hub.farm.upkeep.mark(["n1"])
+    hub.after(COMPARE_S)
+    hub.farm.upkeep.answered({name: (number, NAMED) for name, (number, _) in hub.farm.upkeep.requests.items()})
+    hub.says("h1", domain("n1", [stopped()]), domain("p1"))
+    hub.settle(PUT_OFF_MOST_S + 1)
+    assert hub.state() == "S"
 
 
 def test_what_an_admin_has_suspended_is_never_cleaned_nor_touched(hub: Hub, pbs: FakePbs) -> None:
