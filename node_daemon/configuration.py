@@ -130,7 +130,10 @@ class LibvirtTable(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class DomainTable(msgspec.Struct, kw_only=True, frozen=True):
-    """[domain.NAME]. `vnode`: its name in PBS, default NAME. `cpus`: default the host's."""
+    """[domain.NAME]. `vnode`: its name in PBS, default NAME. `cpus`: default the host's. `boot_time_limit_s`: a boot
+    whose agent has not registered by then has failed. `shutdown_time_limit_s`: a guest that has not turned itself off
+    by then is ended.
+    """
 
     kind: Kind
     vnode: Annotated[str, msgspec.Meta(max_length=255)] = ""
@@ -139,6 +142,7 @@ class DomainTable(msgspec.Struct, kw_only=True, frozen=True):
     floor_mib: Mib = 0
     swap_mib: Mib = 0
     boot_time_limit_s: PositiveSeconds = 300.0
+    shutdown_time_limit_s: PositiveSeconds = 300.0
     local: LocalTable | None = None
     libvirt: LibvirtTable | None = None
 
@@ -206,6 +210,7 @@ class Configuration(msgspec.Struct, kw_only=True, frozen=True):
             memory_mib=table.memory_mib,
             floor_mib=table.floor_mib,
             swap_mib=table.swap_mib,
+            boot_limit_s=table.boot_time_limit_s,
         )
 
     def core_host(self, now: float) -> Host:

@@ -13,28 +13,30 @@ import logging
 import os
 import secrets
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 
 from magrathea.configuration import ConfigurationError
 from magrathea.core import events as ev
 from magrathea.core import machine
-from magrathea.core.model import Amount, Host, JobKey, Lifecycle
+from magrathea.core.model import Amount, Host, JobKey
 from magrathea.core.plan import Order, Orders, Step
 from magrathea.core.states import state_of
 from magrathea.messages import RefusedClaim, Snapshot
 
 from . import snapshot as snapshots
 from .admin import Admin
-from .channel import ChannelError, GuestChannel, qemu_user
+from .channel import GuestChannel, qemu_user
 from .clock import Clock
 from .configuration import Configuration, changes, read
 from .facts import NOT_CONFIGURED, differs, fitted, without_leftovers
 from .guests import Guests
 from .hubclient import HubClient
-from .hypervisor.base import DomainEvent, Driver, DriverError, Others
+from .hypervisor.base import Driver, DriverError, Others
 from .journal import Book, Journal, JournalError, NoJournal, Since, open_journal, salvage
+from .life import Life
 from .memory import Settings
+from .occasions import Occasions
 from .scripts import Scripts
 from .switch import REFRESH_S, Switch
 
@@ -78,12 +80,13 @@ class Daemon:
         self.switch = Switch(self, self.driver, self.channels, observe)
         self.guests = Guests(self)
         self.scripts = self._make_scripts()
+        self.occasions = Occasions(self)
+        self.life = Life(self)
         self.hub = self._make_hub()
         self.admin = Admin(self)
         self._refused: deque[RefusedClaim] = deque(maxlen=MAX_REFUSED)
         self._timer: asyncio.TimerHandle | None = None
         self._tick_task: asyncio.Task[None] | None = None
-        self._background: set[asyncio.Task[None]] = set()
 
     # Facts
 
@@ -119,6 +122,7 @@ class Daemon:
         if changed or states:
             self.hub.publish()
             self.switch.look_soon()
+            self.life.look_soon()
         self._arm()
         return decisions
 
@@ -194,7 +198,7 @@ class Daemon:
     # What is published
 
     def beside(self) -> snapshots.Beside:
-        notes = [*self.driver.notes(), *self.switch.notes()]
+        notes = [*self.driver.notes(), *self.switch.notes(), *self.life.notes()]
         if self._trouble:
             notes.append(f"the journal fails, no new jobs are taken: {self._trouble}")
         return snapshots.Beside(
@@ -221,6 +225,7 @@ class Daemon:
 
     def actual_changed(self) -> None:
         self.hub.publish()
+        self.life.look_soon()
 
     # Switch's scripts
 
@@ -235,28 +240,7 @@ class Daemon:
                 self._run_scripts("after-preempt", step.domain, key)
 
     def _run_scripts(self, name: str, domain: str, key: JobKey) -> None:
-        environment = {
-            "MAGRATHEA_HOST": self._host.name,
-            "MAGRATHEA_DOMAIN": domain,
-            "MAGRATHEA_JOB": key.id,
-            "MAGRATHEA_RUN": str(key.run),
-            "MAGRATHEA_BY": self._by.get((domain, key), ""),
-        }
-        self.scripts.run(name, environment)
-        channel = self.channels.get(domain)
-        if channel is not None and channel.connected:
-            self._later(self._guest_script(channel, name, environment))
-
-    async def _guest_script(self, channel: GuestChannel, name: str, environment: dict[str, str]) -> None:
-        try:
-            await channel.request("script", 5.0, name=name, env=environment)
-        except ChannelError as error:
-            log.info("%s: its scripts of %s: %s", channel.domain, name, error)
-
-    def _later(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        self.occasions.begin(name, domain, job=key.id, run=str(key.run), by=self._by.get((domain, key), ""))
 
     # Hub
 
@@ -299,18 +283,6 @@ class Daemon:
 
     # Domains
 
-    def _domain_event(self, event: DomainEvent) -> None:
-        domain = self._host.domain(event.name)
-        if domain is None:
-            return
-        if event.up and domain.lifecycle is not Lifecycle.UP:
-            log.info("domain %s is up", event.name)
-            self.apply(ev.DomainStarted(self.now(), event.name))
-        elif not event.up and domain.lifecycle is Lifecycle.UP:
-            log.info("domain %s is down", event.name)
-            self.apply(ev.DomainStopped(self.now(), event.name))
-        self.switch.refresh_soon()
-
     async def _listen(self) -> None:
         """A channel for each domain that there is, and none for others."""
         names = {d.name for d in self._host.domains}
@@ -349,7 +321,7 @@ class Daemon:
         self.apply(ev.DaemonStarted(self.now()))
         if self._dirty:
             self._commit(self._host, None, (), {})
-        await self.driver.start(self._domain_event)
+        await self.driver.start(self.life.noticed)
         for note in self.driver.notes():
             log.info("%s", note)
         await self.switch.refresh()
@@ -364,13 +336,12 @@ class Daemon:
         if self._tick_task is not None:
             self._tick_task.cancel()
         await self.admin.close()
+        await self.life.close()
         await self.switch.close()
         await self.hub.close()
         for channel in self.channels.values():
             await channel.close()
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await self.occasions.close()
         await self.scripts.close()
         await self.driver.close()
         self.journal.close()
@@ -403,7 +374,7 @@ class Daemon:
         before = self.driver
         self._host, _ = fitted(self._host, configuration, self.now())
         try:
-            await driver.start(self._domain_event)
+            await driver.start(self.life.noticed)
         except DriverError as error:
             return [f"the domains' changes are not taken over: {error}"]
         self.driver = driver

@@ -55,6 +55,7 @@ def _fitted(known: Domain | None, meant: Domain, said: list[str]) -> Domain:
         memory_mib=meant.memory_mib,
         floor_mib=meant.floor_mib,
         swap_mib=meant.swap_mib,
+        boot_limit_s=meant.boot_limit_s,
         draining="" if known.draining == NOT_CONFIGURED else known.draining,
     )
 

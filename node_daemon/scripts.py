@@ -2,7 +2,7 @@
 
 In the folder `[paths] scripts`: an executable `before-preempt`, or several in `before-preempt.d/` (in order of their
 names); the same for the other names in NAMES. Each gets the environment of the daemon's service and MAGRATHEA_*
-variables, has a time limit, and its output goes to the log. Nothing waits for a script, and none can stop a switch:
+variables, has a time limit, and its output goes to the log. No switch waits for a script, and none can stop anything:
 its exit code is logged, no more.
 """
 
@@ -17,8 +17,12 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-NAMES = ("before-preempt", "after-preempt", "before-activate", "after-activate")
-"""Before and after a domain's jobs are stopped; before and after they are continued."""
+NAMES = tuple(
+    f"{when}-{what}"
+    for what in ("preempt", "activate", "boot", "shutdown", "freeze", "defrost")
+    for when in ("before", "after")
+)
+"""A domain's jobs are stopped; are continued; it boots, is shut down, is saved, is restored (docs/site-scripts.md)."""
 
 OUTPUT_BYTES = 16384
 """Of one script's output that much is logged."""
@@ -46,6 +50,12 @@ class Scripts:
         task = asyncio.get_running_loop().create_task(self._run_all(found, environment))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+
+    async def finish(self, name: str, environment: dict[str, str]) -> None:
+        """Run all scripts of that name, one after the other; returns after the last."""
+        found = self.find(name)
+        if found:
+            await self._run_all(found, environment)
 
     def find(self, name: str) -> list[Path]:
         if self.folder is None:

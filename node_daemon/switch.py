@@ -102,6 +102,9 @@ class Switch:
         self.mover = Mover(self, driver, channels)
         self.read: dict[str, ActualDomain] = {}
         """What the driver last said."""
+        self.reads = 0
+        """The number of the read that `read` is of, in the order in which they were begun."""
+        self.reads_begun = 0
         self.told: dict[str, dict[JobKey, Order]] = {}
         """What each agent has confirmed on its present connection."""
         self._under_way: dict[Slot, tuple[Step, asyncio.Task[None]]] = {}
@@ -171,11 +174,15 @@ class Switch:
 
     async def refresh(self) -> None:
         """Read the driver's truth. A failure is logged; the next round reads again."""
+        self.reads_begun = number = self.reads_begun + 1
         try:
-            self.read = await self._driver.actual()
+            read = await self._driver.actual()
         except DriverError as error:
             self._facts.driver_lost(str(error))
             return
+        if number < self.reads:
+            return  # one that was begun later has been quicker
+        self.read, self.reads = read, number
         self._facts.driver_read(self._driver.others())
         self.mover.note(self.read)
         self._facts.actual_changed()
@@ -483,6 +490,11 @@ class Switch:
             return f"{domain} needs {needs} MiB and can have {want}" + (f": {whys}" if whys else "")
         failure = self._failures.get(("SetMemory", domain))
         return failure.text if failure is not None and failure.text.startswith("memory-short") else ""
+
+    def memory_pending(self, domain: str | None = None) -> bool:
+        """Memory is still to be moved, of this domain or of any, and moving it has not failed."""
+        moves = (s for s in self.steps() if isinstance(s, SetMemory) and domain in (None, s.domain))
+        return any(slot_of(s) not in self._failures for s in moves)
 
     async def changed(self) -> None:
         """Return after the next look."""

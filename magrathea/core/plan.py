@@ -33,11 +33,13 @@ class ActualDomain:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """What a domain should have. `cpu_percent` None: no cap; `keep`: whatever it has (DESIGN.md, "Lazy")."""
+    """What a domain should have. `cpu_percent` None: no cap; `keep`: whatever it has (DESIGN.md, "Lazy"); `shrink`: but
+    no more memory than that: it is about to be saved to disk, and what comes back is to find room."""
 
     cpu_percent: int | None = None
     memory_mib: int | None = None
     keep: bool = False
+    shrink: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ def desired(host: Host) -> dict[str, Want]:
     for d in up:
         if not active[d.name]:
             cap = host.limits.preempted_cpu_percent if d.jobs else None
-            wants[d.name] = Want(cap, held[d.name], keep=not d.jobs)
+            wants[d.name] = Want(cap, held[d.name], keep=not d.jobs, shrink=d.saving and not d.jobs)
         elif host.mode is Mode.COUNTED:
             wants[d.name] = Want(100 * sum(j.cpus for j in active[d.name]), held[d.name])
         else:
@@ -170,7 +172,7 @@ def _memory(
     needed = any(not w.keep for w in wants.values())
     for name, want in wants.items():
         has = actual[name].memory_mib
-        if has is None or want.memory_mib is None or not needed or has == want.memory_mib:
+        if has is None or want.memory_mib is None or has == want.memory_mib or not (needed or want.shrink):
             continue
         if (want.memory_mib > has) is giving and not (want.keep and giving):
             yield SetMemory(name, want.memory_mib)

@@ -194,3 +194,12 @@ def test_a_running_job_is_not_warned() -> None:
     domain = h.domain("n1")
     assert domain
     assert warned_until(h, domain.jobs[0]) is None
+
+
+def test_what_is_to_be_saved_is_made_small_first_and_nobody_else_is() -> None:
+    h = host("exclusive", memory=4_000, n1="normal floor=200", p1="priority floor=300 saving")
+    actual = {"n1": ActualDomain(None, 2_000), "p1": ActualDomain(None, 2_000)}
+    assert carried_out(h, actual)[1] == [SetMemory("p1", 300)]
+    assert steps(h, {**actual, "p1": ActualDomain(None, 100)}) == [], "nothing is given to it"
+    busy = {"n1": ActualDomain(None, 200), "p1": ActualDomain(None, 3_800)}
+    assert steps(run(h, "p1", "9"), busy) == [], "not while it has jobs"
