@@ -1,0 +1,157 @@
+"""What the node daemon's control socket lets whom do, and what it says of it: the operations over bare facts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from magrathea import client
+from magrathea.core import events as ev
+from magrathea.core.machine import handle
+from magrathea.core.model import Host, JobClass, JobKey
+from node_daemon.admin import Admin
+from node_daemon.journal import Book, open_journal
+
+from ..core.builders import get, host, run, stop
+
+NOBODY = (65534, 65534)
+CHANGING: list[dict[str, object]] = [
+    {"op": op, "domain": "n1"} for op in ("drain", "undrain", "pause", "unpause", "clear", "reload")
+]
+
+
+class Owner:
+    """A daemon that is facts and a journal, and acts on nothing."""
+
+    def __init__(self, folder: Path, facts: Host) -> None:
+        self.host = facts
+        control = SimpleNamespace(group="")
+        self.configuration: Any = SimpleNamespace(control_socket=folder / "control.sock", control=control)
+        self.switch: Any = SimpleNamespace(clear=lambda domain: None)
+        self.hub: Any = SimpleNamespace(revision=1)
+        self.journal: Book = open_journal(folder / "journal.sqlite")
+
+    def now(self) -> float:
+        return self.host.now
+
+    def apply(self, event: ev.Event) -> tuple[ev.Decision, ...]:
+        self.host, decisions = handle(self.host, event)
+        self.journal.commit(self.host, event, decisions)
+        return decisions
+
+    def snapshot(self, revision: int) -> Any:
+        raise NotImplementedError
+
+    async def reload(self) -> list[str]:
+        return []
+
+
+Ask = Callable[..., Awaitable[dict[str, Any]]]
+
+
+def play(folder: Path, facts: Host, test: Callable[[Owner, Ask], Awaitable[None]], group: str = "") -> None:
+    async def all_of_it() -> None:
+        owner = Owner(folder, facts)
+        owner.configuration.control.group = group
+        admin = Admin(owner)
+        await admin.start()
+
+        async def ask(**request: object) -> dict[str, Any]:
+            try:
+                answer = await asyncio.to_thread(client.ask, owner.configuration.control_socket, request)
+            except client.Refused as error:
+                return {"ok": False, "code": error.code, "text": str(error)}
+            found: dict[str, Any] = json.loads(answer)
+            return found
+
+        try:
+            await test(owner, ask)
+        finally:
+            await admin.close()
+            owner.journal.close()
+
+    asyncio.run(asyncio.wait_for(all_of_it(), 30))
+
+
+def facts() -> Host:
+    return stop(run(run(host("exclusive", n1="normal", p1="priority"), "n1", "12"), "p1", "13"), "n1", "12")
+
+
+def test_what_changes_something_is_not_for_everybody_and_looking_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("magrathea.control.peer", lambda connection: NOBODY)
+
+    async def test(owner: Owner, ask: Ask) -> None:
+        before = owner.host
+        for request in CHANGING:
+            assert (await ask(**request))["code"] == "not-permitted", request
+        assert owner.host == before
+        assert (await ask(op="history"))["ok"]
+
+    play(tmp_path, facts(), test)
+
+
+def test_the_listed_group_may_change_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("magrathea.control.peer", lambda connection: NOBODY)
+    monkeypatch.setattr("magrathea.control._in_group", lambda uid, gid, group: group == "operators")
+
+    async def test(owner: Owner, ask: Ask) -> None:
+        assert (await ask(op="pause"))["said"]
+        assert owner.host.paused
+
+    play(tmp_path, facts(), test, group="operators")
+
+
+def test_a_pause_is_a_fact_with_its_reason_and_says_what_stays_stopped(tmp_path: Path) -> None:
+    async def test(owner: Owner, ask: Ask) -> None:
+        said = (await ask(op="pause", reason="a look"))["said"]
+        assert said == ["h1 is paused: nobody is stopped or continued, nothing is moved; 1 stopped job will stay so"]
+        assert owner.host.paused is not None and owner.host.paused.reason == "a look"
+        assert (await ask(op="pause", domain="n1"))["code"] == "wrong-host"
+        assert (await ask(op="unpause", domain="h1"))["said"] == ["h1 acts again"]
+        assert (await ask(op="unpause"))["said"] == ["h1 was not paused"]
+        assert owner.host.paused is None
+
+    play(tmp_path, facts(), test)
+
+
+def test_a_domain_of_the_hosts_own_name_is_meant_before_the_host(tmp_path: Path) -> None:
+    async def test(owner: Owner, ask: Ask) -> None:
+        assert len((await ask(op="drain", domain="h1"))["said"]) == 1
+        assert get(owner.host, "h1").draining
+        assert not get(owner.host, "n1").draining
+
+    play(tmp_path, host("exclusive", h1="normal", n1="normal"), test)
+
+
+def test_a_refused_operation_has_its_code(tmp_path: Path) -> None:
+    async def test(owner: Owner, ask: Ask) -> None:
+        for op in ("drain", "undrain", "clear"):
+            assert (await ask(op=op, domain="n9"))["code"] == "unknown-domain"
+        assert (await ask(op="drain", domain="s1"))["code"] == "wrong-kind"
+
+    play(tmp_path, host("exclusive", n1="normal", s1="service cpus=1"), test)
+
+
+def test_the_history_is_asked_by_job_domain_and_host(tmp_path: Path) -> None:
+    async def test(owner: Owner, ask: Ask) -> None:
+        owner.apply(ev.Released(owner.now(), "n1", JobKey("12", 1)))
+        owner.apply(ev.Claimed(owner.now() + 60, "p1", JobKey("14.srv", 1), JobClass.PRIORITY, 1))
+
+        async def names(**query: object) -> list[str]:
+            return [entry["name"] for entry in (await ask(op="history", **query))["entries"]]
+
+        assert await names(about="14") == ["Claimed", "Accepted"]
+        assert await names(about="n1") == ["Released", "Noted"]
+        assert await names(about="h1") == ["Released", "Noted", "Claimed", "Accepted"]
+        assert await names(about="h1", limit=1) == ["Accepted"]
+        assert await names(since=owner.now()) == ["Claimed", "Accepted"]
+
+    play(tmp_path, facts(), test)
