@@ -7,6 +7,7 @@ import socket as sockets
 import time
 from pathlib import Path
 
+from magrathea import __version__
 from magrathea.client import farm as ask_farm
 from magrathea.core.events import Booking
 from magrathea.core.model import JobKey
@@ -68,12 +69,18 @@ def test_a_daemon_with_its_key_is_published_and_told_its_books(tmp_path: Path) -
                 client.publish()
                 while not booked or not booked[-1]:
                     await asyncio.sleep(0.01)
+                while True:  # the next heartbeat brings its clock and version
+                    farm = await asyncio.to_thread(ask_farm, tmp_path / "hub-control.sock")
+                    if farm.hosts[0].version:
+                        break
+                    await asyncio.sleep(0.05)
+            assert farm.hosts[0].version == __version__
+            assert farm.hosts[0].ahead_s is not None and abs(farm.hosts[0].ahead_s) < BOUND_S
+            assert [(view.live, view.snapshot.host) for view in farm.hosts] == [(True, "h1")]
+            assert (farm.knows_pbs, farm.booked) == (True, ["1.srv"])
             assert booked[-1] == (Booking(JobKey("1.srv", 1), True, False),)
             assert pbs.jobs["1.srv"].state == "S"
             assert pbs.vnodes["n1"].attributes[STATE] == "free"
-            farm = await asyncio.to_thread(ask_farm, tmp_path / "hub-control.sock")
-            assert [(view.live, view.snapshot.host) for view in farm.hosts] == [(True, "h1")]
-            assert (farm.knows_pbs, farm.booked) == (True, ["1.srv"])
         finally:
             await client.close()
             stop.set()

@@ -132,7 +132,7 @@ def _script(cluster: Cluster, block: Block) -> str:
     text = block.text.replace(PIP, instead)
     if "user" not in block.words:
         text = f"cd {ROOT}\n{text}"
-    return "set -eo pipefail\n" + text
+    return "set -e\n" + text
 
 
 def _follow(cluster: Cluster, block: Block, expected: str | None) -> None:
