@@ -202,14 +202,11 @@ class _Link(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self.channel._made(self)
-        hello = {
-            "type": "hello",
-            "protocol": PROTOCOL,
-            "session": self.session,
-            "host": self.channel.host,
-            "domain": self.channel.domain,
-        }
-        self.write(b"\n" + encode(hello))
+        self._hello({})
+
+    def _hello(self, more: dict[str, str]) -> None:
+        about = {"host": self.channel.host, "domain": self.channel.domain}
+        self.write(b"\n" + encode({"type": "hello", "protocol": PROTOCOL, "session": self.session, **about, **more}))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.void("its connection has ended")
@@ -297,6 +294,9 @@ class _Link(asyncio.Protocol):
             self._complain(f"speaks protocol {hello.protocol}, this daemon {PROTOCOL}; install agents of its version")
             self.close()
             return
+        # A virtio-serial port is connected by QEMU, often long before an agent opens it, and stays so when the agent is
+        # restarted: the hello of the connection's beginning was not read, or by another one.
+        self._hello({"peer": hello.session})
         if hello.session != self._peer:
             self._peer = hello.session
             self._answers.clear()

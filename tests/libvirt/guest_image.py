@@ -93,6 +93,9 @@ class Extra:
     tree: Path | None = None
 
 
+NOTHING_MORE = Extra()
+
+
 def missing() -> str | None:
     """What this machine lacks to make an image, or None."""
     absent = [tool for tool in ("apt-get", "apt-cache", "dpkg-deb") if shutil.which(tool) is None]
@@ -108,7 +111,7 @@ def cache_dir() -> Path:
     return Path(root) / "magrathea" / "guests"
 
 
-def build(target: Path, cache: Path | None = None, extra: Extra = Extra()) -> Image:
+def build(target: Path, cache: Path | None = None, extra: Extra = NOTHING_MORE) -> Image:
     """An image in the directory `target`. Raises NoImage."""
     if (why := missing()) is not None:
         raise NoImage(why)

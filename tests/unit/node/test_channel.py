@@ -48,12 +48,20 @@ class Agent:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
         self.daemon = ""
+        self.answered = ""
+        """Whose hello the daemon has answered last."""
 
     def send(self, *messages: dict[str, Any] | bytes) -> None:
         for message in messages:
             self.writer.write(message if isinstance(message, bytes) else json.dumps(message).encode() + b"\n")
 
     async def hear(self) -> dict[str, Any]:
+        """The next message, but for hellos that answer this agent's own."""
+        while "peer" in (heard := await self.line()):
+            self.answered = heard["peer"]
+        return heard
+
+    async def line(self) -> dict[str, Any]:
         async with asyncio.timeout(5):
             while not (line := await self.reader.readuntil(b"\n")).strip():
                 pass
@@ -75,6 +83,8 @@ class Agent:
     async def greet(self, session: str = SESSION) -> None:
         self.daemon = (await self.hear())["session"]
         self.send(b"\n", hello(session))
+        answer = await self.line()
+        assert (answer["peer"], answer["session"]) == (session, self.daemon)
 
 
 def hello(session: str = SESSION, protocol: int = 1) -> dict[str, Any]:

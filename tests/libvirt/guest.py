@@ -1,0 +1,259 @@
+"""One guest of the tests: its libvirt domain, and what a test does inside it (guest/usr/lib/magrathea-test/mom.py)."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import itertools
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import libvirt
+
+
+class GuestError(Exception):
+    """The guest did not answer, or could not do what was asked; the text says what."""
+
+
+def until(condition: Callable[[], Any], seconds: float, what: str | Callable[[], str]) -> Any:
+    """Look often until it holds, and return what it returned; AssertionError after `seconds`."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"not within {seconds:g} s: {what if isinstance(what, str) else what()}"
+        time.sleep(0.02)
+    return found
+
+
+class Port:
+    """Requests to the MoM stand-in over its virtio-serial port. Any thread may ask; each gets its own answer."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._ids = itertools.count(1)
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._answers: dict[int, dict[str, Any]] = {}
+        self._waiting: set[int] = set()
+        self._came = threading.Condition()
+
+    def ask(self, op: str, seconds: float = 20.0, **fields: Any) -> dict[str, Any]:
+        """The guest's answer. Raises GuestError where none comes in time."""
+        number = next(self._ids)
+        line = b"\n" + json.dumps({"id": number, "op": op, **fields}).encode() + b"\n"
+        end = time.monotonic() + seconds
+        with self._came:
+            self._waiting.add(number)
+        try:
+            self._send(line, end)
+            with self._came:
+                while number not in self._answers:
+                    if not self._came.wait(max(0.0, end - time.monotonic())) and time.monotonic() >= end:
+                        raise GuestError(f"{self._path.name}: no answer to {op} within {seconds:g} s")
+                return self._answers.pop(number)
+        finally:
+            with self._came:
+                self._waiting.discard(number)
+
+    def _send(self, line: bytes, end: float) -> None:
+        while True:
+            try:
+                with self._lock:
+                    if self._socket is None:
+                        self._connect()
+                    assert self._socket is not None
+                    self._socket.sendall(line)
+                return
+            except OSError as error:
+                self.close()
+                if time.monotonic() > end:
+                    raise GuestError(f"{self._path.name}: {error}") from error
+                time.sleep(0.1)
+
+    def _connect(self) -> None:
+        link = socket.socket(socket.AF_UNIX)
+        try:
+            link.connect(str(self._path))
+        except OSError:
+            link.close()
+            raise
+        self._socket = link
+        threading.Thread(target=self._read, args=(link,), daemon=True).start()
+
+    def _read(self, link: socket.socket) -> None:
+        pieces = bytearray()
+        with contextlib.suppress(OSError):
+            while piece := link.recv(65536):
+                pieces += piece
+                while (end := pieces.find(b"\n")) >= 0:
+                    line = bytes(pieces[:end])
+                    del pieces[: end + 1]
+                    with contextlib.suppress(ValueError):
+                        self._answered(json.loads(line))
+        with self._lock:
+            if self._socket is link:
+                self._socket = None
+        link.close()
+
+    def _answered(self, answer: Any) -> None:
+        if isinstance(answer, dict):
+            with self._came:
+                if answer.get("id") in self._waiting:
+                    self._answers[answer["id"]] = answer
+                    self._came.notify_all()
+
+    def close(self) -> None:
+        with self._lock:
+            link, self._socket = self._socket, None
+        if link is not None:
+            with contextlib.suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)
+
+
+@dataclass
+class Job:
+    """A job as PBS would start it: `script` is run by `owner` in a session of its own."""
+
+    id: str
+    cls: str = "preemptible"
+    script: str = "while :; do sleep 0.05; done"
+    cpus: int = 1
+    memory_mib: int = 0
+    run: int = 1
+    owner: str = "alice"
+    rerunnable: bool = True
+    cgroup: bool = False
+    """In a control group of its own, as with PBS's cgroups hook."""
+
+    def described(self) -> dict[str, Any]:
+        sizes = {"class": self.cls, "cpus": self.cpus, "memory_mib": self.memory_mib}
+        return {"id": self.id, "run": self.run, **sizes, "rerunnable": self.rerunnable, "owner": self.owner}
+
+
+def holding(mib: int) -> str:
+    """A script that holds that much memory and checks it byte for byte, again and again: its output says how often."""
+    return f"exec python3 -S -E /usr/lib/magrathea-test/hold.py {mib}"
+
+
+class Guest:
+    """See the module. `name`: as noded calls it; `libvirt_name`: as libvirt does."""
+
+    def __init__(self, name: str, libvirt_name: str, connect: Callable[[], Any], folder: Path) -> None:
+        self.name = name
+        self.libvirt_name = libvirt_name
+        self.folder = folder
+        self.port = Port(folder / f"{name}.test")
+        self._connect = connect
+
+    # From outside
+
+    @property
+    def domain(self) -> Any:
+        """libvirt's object. Raises libvirt.libvirtError."""
+        return self._connect().lookupByName(self.libvirt_name)
+
+    @property
+    def up(self) -> bool:
+        return bool(self.domain.isActive())
+
+    def boot(self) -> None:
+        """Start it if it is down, let it go on if it is paused; returns at once."""
+        with contextlib.suppress(libvirt.libvirtError):
+            self.domain.create()
+        if self.domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
+            self.domain.resume()
+
+    def wait(self, seconds: float = 90.0) -> None:
+        """Until its inside answers."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                self.port.ask("ping", 2.0)
+                return
+            except GuestError as error:
+                assert time.monotonic() < end, f"{self.name} does not answer: {error}\n{self.console()}"
+
+    def end(self) -> None:
+        with contextlib.suppress(libvirt.libvirtError):
+            self.domain.destroy()
+
+    def console(self) -> str:
+        with contextlib.suppress(OSError):
+            return (self.folder / f"{self.name}.console").read_text(errors="replace")[-3000:]
+        return "(no console)"
+
+    def cpu_seconds(self) -> float:
+        """Processor time of the domain so far, as libvirt counts it."""
+        return float(self.domain.info()[4]) / 1e9
+
+    # Inside
+
+    def sh(self, script: str, seconds: float = 20.0) -> str:
+        """Output of a shell script run by root. Raises GuestError where it fails."""
+        answer = self.port.ask("sh", seconds + 2, script=script, timeout_s=seconds)
+        if not answer.get("ok") or answer["code"] != 0:
+            raise GuestError(f"{self.name}: {script!r}: {answer}")
+        return str(answer["output"])
+
+    def write(self, path: str, content: bytes, mode: int = 0o644) -> None:
+        self.port.ask("write", path=path, content=base64.b64encode(content).decode(), mode=mode)
+
+    def memory(self) -> dict[str, int]:
+        """/proc/meminfo, MiB."""
+        return dict(self.port.ask("memory")["mib"])
+
+    def ask_agent(self, message: dict[str, Any]) -> dict[str, Any]:
+        """As the MoM hook asks it."""
+        return self.port.ask("agent", message=message)
+
+    def stop_agent(self) -> None:
+        """End the agent, and keep init from starting it again."""
+        self.sh("touch /run/agent.off; pkill -9 -f magrathea-agent || true")
+
+    def start_agent(self) -> None:
+        self.sh("rm -f /run/agent.off")
+
+    def jobs(self) -> dict[str, Any]:
+        """By id: run, states (letters of its processes), resident_mib, swapped_mib, code, released, output."""
+        return dict(self.port.ask("look")["jobs"])
+
+    def states(self, job: Job) -> str:
+        return str(self.jobs().get(job.id, {}).get("states", ""))
+
+    def claim(self, job: Job) -> dict[str, Any]:
+        """The MoM hook's claim, once; the job is MoM's from then on, if it was granted."""
+        return self.port.ask("claim", job=job.described())
+
+    def start(self, job: Job) -> None:
+        """Run the claimed job's script."""
+        answer = self.port.ask("start", job=job.described(), script=job.script, cgroup=job.cgroup)
+        if not answer.get("ok"):
+            raise GuestError(f"{self.name}: {job}: {answer}")
+
+    def qsub(self, job: Job, seconds: float = 30.0) -> Job:
+        """Claim until it is granted, wait until it is prepared (as the prologue does), start it."""
+        end = time.monotonic() + seconds
+        while not (answer := self.claim(job)).get("ok"):
+            assert time.monotonic() < end, f"{job} was never accepted: {answer}"
+            job.run += 1
+            time.sleep(0.1)
+        while not (said := self.port.ask("prepared", job=job.described())).get("ready"):
+            assert time.monotonic() < end, f"{job} was never prepared: {said}"
+            time.sleep(0.05)
+        self.start(job)
+        return job
+
+    def qdel(self, job: Job) -> None:
+        """End its processes; the release follows as from MoM."""
+        self.port.ask("kill", job=job.described())
+        until(lambda: self.jobs().get(job.id, {"released": True})["released"], 10, f"{job.id} released")
+        self.port.ask("forget", job=job.described())
+
+    def tell_jobs(self, suspended: list[tuple[str, int]]) -> dict[str, Any]:
+        """MoM's list, to the agent."""
+        return self.port.ask("tell_jobs", 5.0, suspended=[list(key) for key in suspended])

@@ -1,0 +1,410 @@
+"""A physical machine in small: a private libvirtd with real guests (`Hypervisor`, kept over many tests), and for each
+test a node daemon, a hub's part, and MoM's lists in the guests (`Machine`). All calls are plain ones that wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Coroutine, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import libvirt
+
+from ..embedded.rig import HubRig
+from .guest import Guest, GuestError, Job, until
+from .guest_image import NOTHING_MORE, Extra, Image, build
+from .guest_xml import guest_xml
+from .private_libvirtd import QEMU_USER, PrivateLibvirtd
+
+T = TypeVar("T")
+
+BOOT_S = 60.0
+LIST_S = 0.5
+"""Between two of MoM's lists, instead of 15 s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of one guest. `swap_mib`: a disk for swap (`swap_iops` operations a second at most, 0: no bound)."""
+
+    memory_mib: int = 256
+    vcpus: int = 1
+    swap_mib: int = 0
+    swap_iops: int = 0
+    zram_mib: int = 0
+    autodeflate: bool = True
+    arguments: str = ""
+    """More for the kernel's command line; `magrathea.acpi`: power buttons are heeded."""
+    devices: str = ""
+    """More XML."""
+
+
+class Hypervisor:
+    """A private libvirtd and its guests. `run_dir` is noded's: the guests' channels lead to it."""
+
+    def __init__(self, sizes: Mapping[str, Size], extra: Extra = NOTHING_MORE, kind: str = "qemu") -> None:
+        self.libvirtd = PrivateLibvirtd()
+        self.folder = self.libvirtd.folder / "host"
+        self.run_dir = self.folder / "run"
+        self.sizes = dict(sizes)
+        self.kind = kind
+        self.guests: dict[str, Guest] = {}
+        self._extra = extra
+        self._connection: Any = None
+
+    def __enter__(self) -> Hypervisor:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def connect(self) -> Any:
+        """A living connection to the private libvirtd."""
+        if self._connection is None or not self._connection.isAlive():
+            self._connection = libvirt.open(self.libvirtd.uri())
+        return self._connection
+
+    def start(self) -> None:
+        self.libvirtd.start()
+        (self.run_dir / "guest").mkdir(parents=True)
+        for folder in (self.folder, self.run_dir, self.run_dir / "guest"):
+            folder.chmod(0o711)
+        image = build(self.folder, extra=self._extra)
+        for name in self.sizes:
+            self.define(name, image)
+        for guest in self.guests.values():
+            guest.boot()
+        for guest in self.guests.values():
+            guest.wait(BOOT_S)
+
+    def define(self, name: str, image: Image) -> None:
+        size = self.sizes[name]
+        swap = self.folder / f"{name}.swap" if size.swap_mib else None
+        if swap is not None:
+            with swap.open("wb") as file:
+                file.truncate(size.swap_mib * 2**20)
+            subprocess.run(["mkswap", str(swap)], check=True, capture_output=True, env={"PATH": "/usr/sbin:/sbin:/bin"})
+        channel = self.run_dir / "guest" / f"{name}.sock"
+        channel.touch()  # libvirt wants it there when the domain starts
+        xml = guest_xml(
+            self.libvirtd.prefix + name,
+            image,
+            channel=channel,
+            test_port=self.folder / f"{name}.test",
+            console=self.folder / f"{name}.console",
+            hostname=name,
+            memory_mib=size.memory_mib,
+            vcpus=size.vcpus,
+            swap=swap,
+            swap_iops=size.swap_iops,
+            zram_mib=size.zram_mib,
+            kind=self.kind,
+            autodeflate=size.autodeflate,
+            arguments=size.arguments,
+            devices=size.devices,
+        )
+        self.connect().defineXML(xml)
+        self.guests[name] = Guest(name, self.libvirtd.prefix + name, self.connect, self.folder)
+
+    def restore(self) -> None:
+        """After a test, and whatever it did: libvirtd works, all guests are up with all they had, and have no job."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.libvirtd.libvirtd, signal.SIGCONT)
+        try:
+            self.connect()
+        except libvirt.libvirtError:
+            self.libvirtd.start_libvirtd()
+        for guest in self.guests.values():
+            with contextlib.suppress(Exception):
+                os.kill(self.libvirtd.qemu(guest.libvirt_name), signal.SIGCONT)
+            if not guest.up and guest.domain.hasManagedSaveImage():
+                guest.domain.managedSaveRemove()
+            guest.boot()
+        for name, guest in self.guests.items():
+            guest.domain.setSchedulerParametersFlags({"global_quota": -1}, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            guest.domain.setMemoryFlags(self.sizes[name].memory_mib * 1024, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            try:
+                guest.wait(10.0)
+                self._tidy(guest)
+            except (AssertionError, GuestError):  # out of order inside: anew
+                guest.end()
+                guest.boot()
+                guest.wait(BOOT_S)
+
+    def _tidy(self, guest: Guest) -> None:
+        for name, job in guest.jobs().items():
+            guest.sh(
+                f"for p in $(grep -lz PBS_JOBID={name} /proc/[0-9]*/environ | cut -d/ -f3); do kill -9 $p; done; true"
+            )
+            guest.port.ask("forget", job={"id": name, "run": job["run"]})
+        guest.sh(
+            "rm -f /run/agent.off /var/spool/*.out; pkill -9 -f magrathea-agent; rm -f /var/lib/magrathea/*; "
+            "rmdir /sys/fs/cgroup/pbs/*/ 2>/dev/null; true"
+        )
+
+    def close(self) -> None:
+        for guest in self.guests.values():
+            guest.port.close()
+        if self._connection is not None:
+            with contextlib.suppress(libvirt.libvirtError):
+                self._connection.close()
+        self.libvirtd.close()
+
+
+@dataclass
+class Machine:
+    """A host: the hypervisor's guests under a real node daemon. `kinds`: of each guest (p*: priority, others: normal).
+
+    `extra`: more lines for noded.toml's [host]; `tables`: more of its tables. The hub's part is tests/embedded's: it
+    books what the daemon wants stopped, and takes it back when the host is ready.
+    """
+
+    hypervisor: Hypervisor
+    mode: str = "exclusive"
+    cpus: int = 4
+    memory_mib: int | None = None
+    extra: str = ""
+    limits: str = ""
+    tables: str = ""
+    domain: Mapping[str, str] = field(default_factory=dict)
+    """More lines for a domain's table, by its name."""
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.guests = self.hypervisor.guests
+        self.folder = self.hypervisor.folder
+        self.daemon: subprocess.Popen[bytes] | None = None
+        self.hub = _HubThread(f"ipc://{self.folder}/hub.ipc")
+        self._lists: dict[str, threading.Thread] = {}
+        self._over = threading.Event()
+
+    def __enter__(self) -> Machine:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __getitem__(self, name: str) -> Guest:
+        return self.guests[name]
+
+    # Starting and ending
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "noded.toml"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "noded.log"
+
+    def write_config(self) -> None:
+        memory = self.memory_mib or sum(size.memory_mib for size in self.hypervisor.sizes.values())
+        text = f"""
+[host]
+name = "h1"
+mode = "{self.mode}"
+cpus = {self.cpus}
+memory_mib = {memory}
+reserve_mib = 0
+driver = "libvirt"
+uri = "{self.hypervisor.libvirtd.uri()}"
+qemu_user = "{QEMU_USER}"
+{self.extra}
+[limits]
+min_run_s = 0.0
+allow_short_min_run = true
+{self.limits}
+[hub]
+endpoints = ["ipc://{self.folder}/hub.ipc"]
+[paths]
+run_dir = "{self.hypervisor.run_dir}"
+state_dir = "{self.folder}/state"
+scripts = "{self.folder}/scripts"
+{self.tables}
+"""
+        for name, guest in self.guests.items():
+            kind = self.kinds.get(name, "priority" if name.startswith("p") else "normal")
+            text += f'[domain.{name}]\nkind = "{kind}"\nlibvirt.name = "{guest.libvirt_name}"\n'
+            text += self.domain.get(name, "") + "\n"
+        self.config.write_text(text)
+
+    def start(self, seconds: float = 30.0) -> None:
+        for old in (self.folder / "state").glob("*"):
+            old.unlink()
+        self.write_config()
+        self.hub.start()
+        self.start_daemon()
+        for guest in self.guests.values():
+            thread = threading.Thread(target=self._tell_jobs, args=(guest,), name=f"mom-{guest.name}", daemon=True)
+            self._lists[guest.name] = thread
+            thread.start()
+        self.until(self.settled, seconds, "the daemon up, agents and hub connected")
+
+    def start_daemon(self, **environment: str) -> None:
+        with self.log.open("ab") as log:
+            self.daemon = subprocess.Popen(
+                [sys.executable, "-m", "node_daemon.main", "--config", str(self.config), "--log-level", "debug"],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self.environment, **environment},
+            )
+
+    def stop_daemon(self, number: signal.Signals = signal.SIGTERM) -> int:
+        assert self.daemon is not None
+        self.daemon.send_signal(number)
+        return self.daemon.wait(15)
+
+    def _tell_jobs(self, guest: Guest) -> None:
+        while not self._over.wait(LIST_S):
+            with contextlib.suppress(GuestError):  # it is down, or its agent is: it is told of them when it is back
+                guest.tell_jobs(list(self.hub.booked))
+
+    def close(self) -> None:
+        self._over.set()
+        if self.daemon is not None and self.daemon.poll() is None:
+            self.daemon.terminate()
+            try:
+                self.daemon.wait(10)
+            except subprocess.TimeoutExpired:
+                self.daemon.kill()
+                self.daemon.wait(10)
+        for thread in self._lists.values():
+            thread.join(10)
+        self.hub.close()
+
+    # What it says of itself
+
+    def status(self) -> dict[str, Any]:
+        """What `magrathea status` shows. Raises OSError."""
+        return ask(self.hypervisor.run_dir / "control.sock", {"op": "status"})
+
+    def ask(self, **message: Any) -> dict[str, Any]:
+        """An admin's operation over the control socket: op="domain", do="freeze", domain="p1"."""
+        return ask(self.hypervisor.run_dir / "control.sock", message)
+
+    def report(self, name: str) -> Any:
+        """The domain in the last snapshot that the hub got."""
+        last = self.hub.last
+        assert last is not None
+        return next(d for d in last.domains if d.name == name)
+
+    def state(self, name: str) -> str:
+        return str(self.report(name).state.value)
+
+    def settled(self) -> bool:
+        last = self.hub.last
+        if last is None or not last.hub_connected or not all(d.agent for d in last.domains):
+            return False
+        return all(d.state.value not in ("down", "booting", "unknown") for d in last.domains)
+
+    def until(self, condition: Any, seconds: float, what: str) -> Any:
+        """`guest.until`, with the daemon's log and what the hub knows where it fails."""
+
+        def trouble() -> str:
+            last = self.hub.last
+            known = [(d.name, d.state.value, d.agent, d.why) for d in last.domains] if last else None
+            log = self.log.read_text(errors="replace")[-6000:] if self.log.exists() else ""
+            return f"{what}; the hub knows {known}, notes {last.notes if last else None}; noded's log:\n{log}"
+
+        return until(condition, seconds, trouble)
+
+    def until_state(self, name: str, state: str, seconds: float = 15.0) -> None:
+        self.until(lambda: self.state(name) == state, seconds, f"{name} is {state}")
+
+    def until_states(self, name: str, job: Job, letters: str, seconds: float = 15.0) -> None:
+        """Until all of the job's processes are in one of these states: `T` stopped, `RSD` running."""
+
+        def so() -> bool:
+            states = self.guests[name].states(job)
+            return bool(states) and set(states) <= set(letters)
+
+        self.until(so, seconds, f"processes of {job.id} in {name} are {letters}")
+
+
+class _HubThread:
+    """tests/embedded's hub, in a thread with its own event loop."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._endpoint = endpoint
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="hub", daemon=True)
+        self._hub: HubRig | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+        async def make() -> HubRig:
+            hub = HubRig(self._endpoint)
+            hub.start()
+            return hub
+
+        self._hub = self._do(make())
+
+    def _do(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(15)
+
+    @property
+    def last(self) -> Any:
+        return self._hub.last if self._hub is not None else None
+
+    @property
+    def booked(self) -> dict[tuple[str, int], bool]:
+        return dict(self._hub.booked) if self._hub is not None else {}
+
+    def close(self) -> None:
+        if self._hub is not None:
+            self._do(self._hub.close())
+            self._hub = None
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(10)
+        self._loop.close()
+
+
+def ask(path: Path, message: dict[str, Any], seconds: float = 10.0) -> dict[str, Any]:
+    """One line to a unix socket, one back. Raises OSError."""
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as link:
+        link.settimeout(seconds)
+        link.connect(str(path))
+        link.sendall(json.dumps(message).encode() + b"\n")
+        data = bytearray()
+        while not data.endswith(b"\n"):
+            piece = link.recv(65536)
+            if not piece:
+                raise OSError(f"{path}: closed without an answer")
+            data += piece
+    answer: dict[str, Any] = json.loads(data)
+    return answer
+
+
+@contextlib.contextmanager
+def machine(hypervisor: Hypervisor, **settings: Any) -> Iterator[Machine]:
+    """A machine that is taken down whatever happens, its guests put in order for the next test."""
+    made = Machine(hypervisor, **settings)
+    try:
+        with made:
+            yield made
+    finally:
+        hypervisor.restore()

@@ -1,0 +1,22 @@
+"""A priority job in one guest stops the job of the other, takes its CPU, and gives all back."""
+
+from __future__ import annotations
+
+from .guest import Job
+from .machine import Machine
+
+
+def test_a_priority_job_stops_the_preemptible_one_which_goes_on_after_it(machine: Machine) -> None:
+    victim = machine["n1"].qsub(Job("1", "preemptible"))
+    machine.until_states("n1", victim, "RSD")
+
+    favoured = machine["p1"].qsub(Job("2", "priority"))
+    machine.until_states("n1", victim, "T")
+    assert machine.state("n1") == "preempted"
+    machine.until(lambda: machine.report("n1").cpu_percent == 10, 5, "n1 is capped")
+    assert machine.report("p1").cpu_percent is None
+
+    machine["p1"].qdel(favoured)
+    machine.until_states("n1", victim, "RSD")
+    machine.until(lambda: machine.report("n1").cpu_percent is None, 5, "the cap of n1 is gone")
+    machine.until_state("p1", "occupied-would-preempt")
