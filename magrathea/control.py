@@ -37,6 +37,9 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
     about: str = ""
     since: float = 0.0
     limit: int = 100
+    do: str = ""
+    when_idle: bool = False
+    now: bool = False
     cls: JobClass = JobClass.PRIORITY
     chunks: list[Chunk] = []
 

@@ -11,13 +11,15 @@ from magrathea import foresight
 from magrathea.configuration import ConfigurationError
 from magrathea.control import Control, Denied, Request, granted
 from magrathea.core import events as ev
-from magrathea.core.model import Domain, Host
+from magrathea.core import states
+from magrathea.core.model import Domain, Host, Patience
 from magrathea.history import MOST, Query
 from magrathea.messages import MAX_BYTES, Snapshot, encode
 
 from .configuration import Configuration
 from .facts import NOT_CONFIGURED
 from .hubclient import HubClient
+from .hypervisor.base import LIFE, SAVE, Driver
 from .journal import Book, Journal, JournalError
 from .switch import Switch
 
@@ -26,6 +28,7 @@ class Owner(Protocol):
     """What is needed of the daemon."""
 
     configuration: Configuration
+    driver: Driver
     switch: Switch
     hub: HubClient
     journal: Book
@@ -56,6 +59,7 @@ class Admin:
                 "pause": self._pause,
                 "unpause": self._unpause,
                 "clear": self._clear,
+                "domain": self._life,
                 "reload": self._reload,
             },
             group=owner.configuration.control.group,
@@ -113,7 +117,7 @@ class Admin:
         for name in self._meant(request.domain):
             before = self._domain(name)
             self._event(ev.DrainEnded(self._owner.now(), name))
-            said.append(f"{name} takes jobs again" if before and before.draining else f"{name} was not draining")
+            said.append(f"{name} takes jobs again" if before and before.finishing else f"{name} was not draining")
         return granted(said=said)
 
     async def _pause(self, request: Request) -> bytes:
@@ -137,6 +141,35 @@ class Admin:
         self._owner.switch.clear(request.domain)
         fault = f" was in fault: {before.fault};" if before and before.fault else " was not in fault;"
         return granted(said=[f"{request.domain}{fault} what had failed is tried again now"])
+
+    async def _life(self, request: Request) -> bytes:
+        """Boot, shutdown, reboot, freeze, defrost: a wish from now on; granted is not done."""
+        name, now = request.domain, self._owner.now()
+        if request.now and request.when_idle:
+            raise Denied("bad-request", "`now` waits for no job and `when_idle` for all: give one of them")
+        patience = Patience.NOW if request.now else Patience.IDLE if request.when_idle else Patience.DRAIN
+        before = self._domain(name)
+        wishes: dict[str, tuple[str, ev.DomainEvent]] = {
+            "boot": (LIFE, ev.BootRequested(now, name)),
+            "shutdown": (LIFE, ev.ShutdownRequested(now, name, False, patience)),
+            "reboot": (LIFE, ev.ShutdownRequested(now, name, True, patience)),
+            "freeze": (SAVE, ev.FreezeRequested(now, name)),
+            "defrost": (SAVE, ev.DefrostRequested(now, name, now + (before.boot_limit_s if before else 0.0))),
+        }
+        if request.do not in wishes:
+            raise Denied("bad-request", f"`do` is {request.do[:64]!r}; known: {', '.join(wishes)}")
+        ability, event = wishes[request.do]
+        if ability not in self._owner.driver.capabilities:
+            driver = self._owner.configuration.host.driver
+            text = (
+                f"the {driver} driver of {self._owner.host.name} cannot {request.do} domains; see its notes in status"
+            )
+            raise Denied("not-supported", text)
+        victims = self._event(event)
+        host, after = self._owner.host, self._domain(name)
+        assert after is not None, "an unknown domain is refused"
+        beside = f"; preempted for it: {', '.join(victims)}" if victims else ""
+        return granted(said=[f"{name} is {states.state_of(host, after)}: {states.why(host, after)}{beside}"])
 
     async def _reload(self, request: Request) -> bytes:
         try:
@@ -164,10 +197,15 @@ class Admin:
         if request.domain not in ("", name):
             raise Denied("wrong-host", f"this is host {name}, and only a whole host is paused, not {request.domain}")
 
-    def _event(self, event: ev.DomainEvent) -> None:
+    def _event(self, event: ev.DomainEvent) -> tuple[str, ...]:
+        """Make it a fact; who is preempted for it. Raises Denied where the core refuses."""
+        victims: tuple[str, ...] = ()
         for decision in self._owner.apply(event):
             if isinstance(decision, ev.Refused) and decision.domain == event.domain:
                 raise Denied(decision.code, decision.text)
+            if isinstance(decision, ev.Accepted) and decision.domain == event.domain:
+                victims = decision.victims
+        return victims
 
 
 def _left(domain: Domain | None) -> str:

@@ -22,6 +22,7 @@ BUILT_IN = {
     "status": "magrathea.cli.status:status",
     **{name: f"magrathea.cli.farm:{name}" for name in ("explain", "hosts", "preview")},
     **{name: f"magrathea.cli.orders:{name}" for name in ("clear", "drain", "pause", "reload", "undrain", "unpause")},
+    "domain": "magrathea.cli.domain:domain",
     "completion": "magrathea.cli.completion:completion",
     "history": "magrathea.cli.history:history",
 }

@@ -17,7 +17,7 @@ class _Answer(msgspec.Struct):
     said: list[str] = []
 
 
-def _tell(op: str, socket_option: str | None, form: str, **fields: object) -> None:
+def tell(op: str, socket_option: str | None, form: str, **fields: object) -> None:
     """Ask it of the daemon and show what it says; where it refuses or is absent the command ends, saying why."""
     try:
         answer = client.ask(client.socket_path(socket_option), {"op": op, **fields})
@@ -56,7 +56,7 @@ def drain(target: str, reason: str, socket_option: str | None, form: str) -> Non
 
     Exit codes: 0 done; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
     """
-    _tell("drain", socket_option, form, domain=target, reason=reason)
+    tell("drain", socket_option, form, domain=target, reason=reason)
 
 
 @click.command(short_help="let a drained domain or host take jobs again")
@@ -75,7 +75,7 @@ def undrain(target: str, socket_option: str | None, form: str) -> None:
 
     Exit codes: 0 done; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
     """
-    _tell("undrain", socket_option, form, domain=target)
+    tell("undrain", socket_option, form, domain=target)
 
 
 @click.command(short_help="watch this host, and act no more")
@@ -100,7 +100,7 @@ def pause(host: str, reason: str, socket_option: str | None, form: str) -> None:
 
     Exit codes: 0 done; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
     """
-    _tell("pause", socket_option, form, domain=host, reason=reason)
+    tell("pause", socket_option, form, domain=host, reason=reason)
 
 
 @click.command(short_help="let a paused host act again")
@@ -119,7 +119,7 @@ def unpause(host: str, socket_option: str | None, form: str) -> None:
 
     Exit codes: 0 done; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
     """
-    _tell("unpause", socket_option, form, domain=host)
+    tell("unpause", socket_option, form, domain=host)
 
 
 @click.command(short_help="end a domain's fault: what had failed is tried again")
@@ -138,7 +138,7 @@ def clear(domain: str, socket_option: str | None, form: str) -> None:
 
     Exit codes: 0 done; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
     """
-    _tell("clear", socket_option, form, domain=domain)
+    tell("clear", socket_option, form, domain=domain)
 
 
 @click.command(short_help="let the daemon read its configuration again")
@@ -157,4 +157,4 @@ def reload(socket_option: str | None, form: str) -> None:
 
     Exit codes: 0 done; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
     """
-    _tell("reload", socket_option, form)
+    tell("reload", socket_option, form)

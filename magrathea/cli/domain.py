@@ -1,0 +1,139 @@
+"""`magrathea domain`: boot, shut down, reboot, save to disk and bring back the domains of this host."""
+
+from __future__ import annotations
+
+import click
+
+from magrathea.cli import sources
+from magrathea.cli.orders import tell
+
+_target = click.argument("domain", shell_complete=sources.names)
+_when_idle = click.option(
+    "--when-idle", is_flag=True, help="Take jobs as ever; go down as soon as there happens to be none."
+)
+_now = click.option("--now", is_flag=True, help="Wait for no job: the jobs in the domain end with it.")
+
+
+@click.group(short_help="boot, shut down, reboot, save to disk and bring back a domain")
+def domain() -> None:
+    """Lead the lives of this host's domains.
+
+    What is asked for is a wish that the daemon keeps, over restarts too, until it is granted: the command returns as
+    soon as it is noted, `magrathea status` shows how far it is, and `magrathea undrain DOMAIN` gives up a shutdown,
+    reboot or freeze that has not begun. The hypervisor must be able to do it: the local driver is not.
+
+    \b
+    Examples:
+      magrathea domain reboot n1 && magrathea status --watch
+      magrathea domain freeze p1
+      magrathea domain defrost p1
+    """
+
+
+@domain.command(short_help="start a domain")
+@_target
+@sources.socket
+@sources.form_option
+def boot(domain: str, socket_option: str | None, form: str) -> None:
+    """Start DOMAIN. It is `booting` until its agent has registered, and while it is, its host takes no jobs.
+
+    A boot that takes longer than `boot_time_limit_s` in noded.toml is `down`, and status says why; what runs then is
+    left as it is, to be looked at, and is up as soon as its agent registers after all. One that is up stays so.
+    It is for root, the daemon's own user, and the group in [control] of noded.toml.
+
+    \b
+    Examples:
+      magrathea domain boot n1
+      magrathea domain boot n1 --format json
+
+    Exit codes: 0 noted; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
+    """
+    tell("domain", socket_option, form, do="boot", domain=domain)
+
+
+@domain.command(short_help="let a domain finish its jobs, then turn it off")
+@_target
+@_when_idle
+@_now
+@sources.socket
+@sources.form_option
+def shutdown(domain: str, when_idle: bool, now: bool, socket_option: str | None, form: str) -> None:
+    """Let DOMAIN finish its jobs and take no more, then turn it off.
+
+    Its agent turns the guest off; where it cannot, the hypervisor asks the guest. A guest that has not done it within
+    `shutdown_time_limit_s` in noded.toml is ended. A job that was stopped has its turn first.
+    It is for root, the daemon's own user, and the group in [control] of noded.toml.
+
+    \b
+    Examples:
+      magrathea domain shutdown n1
+      magrathea domain shutdown n1 --when-idle
+      magrathea domain shutdown n1 --now
+
+    Exit codes: 0 noted; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
+    """
+    tell("domain", socket_option, form, do="shutdown", domain=domain, when_idle=when_idle, now=now)
+
+
+@domain.command(short_help="let a domain finish its jobs, then turn it off and start it again")
+@_target
+@_when_idle
+@_now
+@sources.socket
+@sources.form_option
+def reboot(domain: str, when_idle: bool, now: bool, socket_option: str | None, form: str) -> None:
+    """Let DOMAIN finish its jobs and take no more, turn it off, and start it again.
+
+    It is a shutdown and a boot, so that what was changed in the hypervisor's definition of it takes effect. One that is
+    down is started. It is for root, the daemon's own user, and the group in [control] of noded.toml.
+
+    \b
+    Examples:
+      magrathea domain reboot n1 --when-idle
+      magrathea domain reboot n1 --now
+
+    Exit codes: 0 noted; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
+    """
+    tell("domain", socket_option, form, do="reboot", domain=domain, when_idle=when_idle, now=now)
+
+
+@domain.command(short_help="save a priority domain to disk, its CPUs stay reserved")
+@_target
+@sources.socket
+@sources.form_option
+def freeze(domain: str, socket_option: str | None, form: str) -> None:
+    """Let DOMAIN, a priority one, finish its jobs and take no more, then save it to disk.
+
+    It is `frozen` then: its CPUs stay reserved, preemptible jobs may borrow them, and its vnode is offline in PBS with
+    a comment that says why. It comes back by `magrathea domain defrost` only: a frozen domain takes no jobs.
+    It is for root, the daemon's own user, and the group in [control] of noded.toml.
+
+    \b
+    Examples:
+      magrathea domain freeze p1
+      magrathea domain freeze p1 --format json
+
+    Exit codes: 0 noted; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
+    """
+    tell("domain", socket_option, form, do="freeze", domain=domain)
+
+
+@domain.command(short_help="bring a domain back from disk, preempting what borrowed its CPUs")
+@_target
+@sources.socket
+@sources.form_option
+def defrost(domain: str, socket_option: str | None, form: str) -> None:
+    """Bring DOMAIN back from disk as it was. What borrowed its CPUs is preempted first.
+
+    It is `booting` until its agent has registered; its clock is set, and PBS gets its vnode back. Where the restore
+    fails, its image is kept, the domain stays `frozen`, and status says why. Refused where nobody makes room.
+    It is for root, the daemon's own user, and the group in [control] of noded.toml.
+
+    \b
+    Examples:
+      magrathea domain defrost p1
+      magrathea preview -q high; magrathea domain defrost p1
+
+    Exit codes: 0 noted; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
+    """
+    tell("domain", socket_option, form, do="defrost", domain=domain)
