@@ -17,7 +17,9 @@ import pytest
 
 from node_daemon import agent
 from node_daemon import configuration as noded
+from node_daemon.scripts import NAMES
 from scheduler_plugin.hub import configuration as hub
+from scheduler_plugin.install import RESOURCES, Wish, wanted_hooks
 from tests.documents import ROOT
 from tests.refusal_codes import refusal_codes
 
@@ -120,3 +122,13 @@ def test_the_codes_of_the_server_hook_have_a_table_of_their_own() -> None:
     heading = "By the server's hook, before a job is sent anywhere"
     said = {code for code, files in refusal_codes().items() if any("hooks/magrathea_server" in f for f in files)}
     assert {code for code, _, _ in ROW.findall(part(heading))} == said
+
+
+def test_every_occasion_for_a_script_is_there() -> None:
+    assert set(re.findall(r"`((?:before|after)-[a-z]+)`", part("Scripts"))) == set(NAMES)
+
+
+def test_what_install_makes_is_said() -> None:
+    told = part("Install")
+    assert set(wanted_hooks(Wish(memory_moves=True))) == set(re.findall(r"`(magrathea_(?!accepts)\w+)`", told))
+    assert len(RESOURCES) == 6 and "six resources" in told
