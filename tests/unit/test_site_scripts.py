@@ -1,0 +1,14 @@
+"""docs/site-scripts.md says what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from node_daemon.scripts import NAMES
+
+TEXT = (Path(__file__).parents[2] / "docs" / "site-scripts.md").read_text()
+
+
+def test_each_occasion_is_there_and_no_other() -> None:
+    assert re.findall(r"^\| `([a-z-]+)` \|", TEXT, re.MULTILINE) == [*NAMES]
