@@ -149,6 +149,9 @@ def init(base: Path, name: str) -> None:
     command("ip", "link", "set", "lo", "up")
     command("ip", "addr", "add", f"{config['machines'][name]}/24", "dev", "eth0")
     command("ip", "link", "set", "eth0", "up")
+    # Each call to PBS takes a port below 1024, and would keep it for a minute: after some hundred in a row (tests that
+    # wait for something) the next one hangs until one is free.
+    Path("/proc/sys/net/ipv4/tcp_max_tw_buckets").write_text("0")
     for inside in ("/etc", "/run"):
         command("mount", "--bind", f"{here}{inside}", inside)
     write_at_once(here / "ready", "")
