@@ -61,7 +61,7 @@ class HostTable(msgspec.Struct, kw_only=True, frozen=True):
     memory_mib: Mib | None = None
     reserve_mib: Mib = 512
     driver: Literal["local", "libvirt"] = "local"
-    uri: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9+]*://", max_length=4096)] = "qemu:///system"
+    uri: Annotated[str, msgspec.Meta(pattern=r"^(qemu|lxc|xen|test)(\+[a-z]+)?://", max_length=4096)] = "qemu:///system"
     qemu_user: Annotated[str, msgspec.Meta(max_length=64)] = ""
     preempted_cpu_percent: Annotated[int, msgspec.Meta(ge=1, le=100 * 65536)] = 10
     memory_step_mib: Annotated[int, msgspec.Meta(ge=16, le=65536)] = 128

@@ -388,9 +388,7 @@ class LibvirtDriver:
         assert self._abilities is not None
         return self._abilities
 
-    async def _change(
-        self, domain: str, what: str, work: Callable[[Any], None], seconds: float = CALL_DEADLINE_S
-    ) -> None:
+    async def _change(self, domain: str, what: str, work: Callable[[Any], None], seconds: float | None = None) -> None:
         """`work` on the domain's object, in the domain's thread."""
         self._check(domain)
         connection = self._linked().connection
@@ -398,10 +396,10 @@ class LibvirtDriver:
             self._workers[domain], what, lambda: work(connection.lookupByName(self._names[domain])), seconds
         )
 
-    async def _call(self, worker: Worker, what: str, work: Callable[[], T], seconds: float = CALL_DEADLINE_S) -> T:
+    async def _call(self, worker: Worker, what: str, work: Callable[[], T], seconds: float | None = None) -> T:
         link = self._linked()
         try:
-            return await worker.call(seconds, what, work)
+            return await worker.call(CALL_DEADLINE_S if seconds is None else seconds, what, work)
         except link.libvirt.libvirtError as error:
             _ = link.connection  # where that is what has failed, it says so
             raise translated(error, what) from error

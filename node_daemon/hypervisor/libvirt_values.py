@@ -37,6 +37,8 @@ ERROR_CODES = {
 """libvirt's error numbers in the driver's words; every other is `failed`."""
 NO_CONNECTION_DRIVER = 5
 
+LONGEST_PERIOD_US = 1_000_000
+"""The kernel's longest; only a small share of many virtual CPUs needs it."""
 LEAST_SHARE = 10
 """Per cent of the full weight: at a tenth a ping takes 20 ms and starting a process 0.4 s; at 2 %, minutes."""
 
@@ -78,10 +80,11 @@ class CpuControl:
             return {self.name: percent or 0}
         if percent is None:
             return {self.name: -1}
-        quota, period = cgroups.quota(percent)
-        if self.how is How.QUOTA_PER_VCPU:
-            quota = max(cgroups.LEAST_QUOTA_US, quota // max(1, vcpus))
-        return {self.period: period, self.name: quota}
+        sharers = max(1, vcpus) if self.how is How.QUOTA_PER_VCPU else 1
+        for period in (cgroups.PERIOD_US, cgroups.LONG_PERIOD_US, LONGEST_PERIOD_US):
+            if (quota := percent * period // 100 // sharers) >= cgroups.LEAST_QUOTA_US:
+                break
+        return {self.period: period, self.name: max(quota, cgroups.LEAST_QUOTA_US)}
 
     def percent(self, parameters: Mapping[str, object], vcpus: int) -> int | None:
         """What the domain may have of one CPU, of the parameters as read; None: no cap, or not known."""

@@ -1,0 +1,379 @@
+"""The libvirt driver on libvirt's own test hypervisor: lifecycle, memory, saving, services, a fake for CPU."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+
+from node_daemon.hypervisor import libvirt as libvirt_driver
+from node_daemon.hypervisor import libvirt_connection
+from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, SAVE, DomainEvent, DriverError, Others
+from node_daemon.hypervisor.libvirt import LibvirtDriver
+
+libvirt = pytest.importorskip("libvirt", reason="libvirt's Python binding is missing: pip install magrathea[libvirt]")
+
+URI = "test:///default"
+MIB = 1024
+
+
+def xml(name: str, memory_mib: int = 1024, vcpus: int = 2) -> str:
+    return f"""<domain type='test'><name>{name}</name><memory unit='MiB'>{memory_mib}</memory><vcpu>{vcpus}</vcpu>
+      <os><type>hvm</type></os><devices><memballoon model='virtio'/></devices></domain>"""
+
+
+@pytest.fixture
+def connection() -> Iterator[Any]:
+    """The hypervisor that this process's drivers see, too, without the domain that it comes with."""
+    made = libvirt.open(URI)
+    for domain in made.listAllDomains():
+        with contextlib.suppress(libvirt.libvirtError):
+            domain.destroy()
+        domain.undefine()
+    for name in ("m1", "m2"):
+        made.defineXML(xml(name)).create()
+    yield made
+    for domain in made.listAllDomains():
+        with contextlib.suppress(libvirt.libvirtError):
+            domain.destroy()
+        domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
+    made.close()
+
+
+class Heard:
+    """What the driver told."""
+
+    def __init__(self) -> None:
+        self.events: list[DomainEvent] = []
+        self._came = asyncio.Event()
+
+    def __call__(self, event: DomainEvent) -> None:
+        self.events.append(event)
+        self._came.set()
+
+    async def until(self, event: DomainEvent) -> None:
+        async with asyncio.timeout(10):
+            while event not in self.events:
+                self._came.clear()
+                await self._came.wait()
+
+    def clear(self) -> None:
+        self.events.clear()
+
+
+@contextlib.asynccontextmanager
+async def started(
+    names: dict[str, str] | None = None, services: frozenset[str] = frozenset()
+) -> AsyncIterator[tuple[LibvirtDriver, Heard]]:
+    driver = LibvirtDriver("h1", URI, names or {"n1": "m1", "p1": "m2"}, services)
+    heard = Heard()
+    try:
+        await driver.start(heard)
+        yield driver, heard
+    finally:
+        await driver.close()
+
+
+def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(work(), 30))
+
+
+async def refused(work: Awaitable[None]) -> str:
+    with pytest.raises(DriverError) as caught:
+        await work
+    return caught.value.code
+
+
+def test_it_tells_how_the_domains_are_found_and_when_they_come_and_go(connection: Any) -> None:
+    async def work() -> None:
+        connection.lookupByName("m2").destroy()
+        async with started() as (driver, heard):
+            assert heard.events == [DomainEvent("n1", True), DomainEvent("p1", False)]
+            found = await driver.actual()
+            assert (found["n1"].up, found["n1"].memory_mib, found["n1"].max_memory_mib) == (True, 1024, 1024)
+            assert not found["p1"].up
+            heard.clear()
+            await driver.boot("p1")
+            await heard.until(DomainEvent("p1", True))
+            await driver.boot("p1")  # what is up stays so
+            heard.clear()
+            connection.lookupByName("m1").destroy()
+            await heard.until(DomainEvent("n1", False))
+            assert not (await driver.actual())["n1"].up
+
+    run(work)
+
+
+def test_it_ends_domains_asks_them_to_end_and_refuses_what_needs_them_up(connection: Any) -> None:
+    async def work() -> None:
+        async with started() as (driver, heard):
+            await driver.reboot("n1")
+            await driver.shutdown("n1")
+            await heard.until(DomainEvent("n1", False))
+            assert await refused(driver.shutdown("n1")) == "domain-down"
+            assert await refused(driver.set_memory("n1", 512)) == "domain-down"
+            assert await refused(driver.save("n1")) == "domain-down"
+            assert await refused(driver.resume("n1")) == "domain-down"
+            await driver.destroy("n1")
+            await driver.destroy("p1")
+            assert not any(d.up for d in (await driver.actual()).values())
+            assert await refused(driver.boot("n7")) == "no-domain"
+
+    run(work)
+
+
+def test_memory_is_set_and_read_and_impossible_figures_are_refused(connection: Any) -> None:
+    async def work() -> None:
+        async with started() as (driver, _):
+            await driver.set_memory("n1", 512)
+            assert (await driver.actual())["n1"].memory_mib == 512
+            assert connection.lookupByName("m1").info()[2] == 512 * MIB
+            assert await refused(driver.set_memory("n1", 2048)) == "bad-value"
+            assert await refused(driver.set_memory("n1", 0)) == "bad-value"
+
+    run(work)
+
+
+def test_a_domain_is_saved_to_disk_and_comes_back_from_there(connection: Any) -> None:
+    async def work() -> None:
+        async with started() as (driver, heard):
+            assert {LIFE, MEMORY, SAVE} <= driver.capabilities
+            await driver.save("p1")
+            await heard.until(DomainEvent("p1", False))
+            found = (await driver.actual())["p1"]
+            assert (found.up, found.saved) == (False, True)
+            await driver.boot("p1")
+            found = (await driver.actual())["p1"]
+            assert (found.up, found.saved, found.paused) == (True, False, False)
+
+    run(work)
+
+
+def test_a_domain_that_somebody_pauses_is_up_and_paused_until_it_is_resumed(connection: Any) -> None:
+    async def work() -> None:
+        async with started() as (driver, heard):
+            heard.clear()
+            connection.lookupByName("m1").suspend()
+            await heard.until(DomainEvent("n1", True))  # look
+            found = (await driver.actual())["n1"]
+            assert (found.up, found.paused) == (True, True)
+            await driver.resume("n1")
+            await driver.resume("n1")
+            assert not (await driver.actual())["n1"].paused
+
+    run(work)
+
+
+def test_a_domain_that_restarts_unseen_is_told_as_gone_and_come(connection: Any) -> None:
+    async def work() -> None:
+        async with started() as (driver, heard):
+            await driver.actual()
+            assert driver._link is not None
+            driver._link._on_event = lambda name, event, detail: None  # as if the connection had been lost meanwhile
+            heard.clear()
+            connection.lookupByName("m1").destroy()
+            connection.lookupByName("m1").create()
+            await driver.actual()
+            assert heard.events == [DomainEvent("n1", False), DomainEvent("n1", True)]
+
+    run(work)
+
+
+def test_a_domain_that_libvirt_does_not_have_is_down_and_said(connection: Any) -> None:
+    async def work() -> None:
+        async with started({"n1": "m1", "n9": "nobody"}) as (driver, _):
+            assert not (await driver.actual())["n9"].up
+            assert any("nobody" in note for note in driver.notes())
+            assert await refused(driver.boot("n9")) == "no-domain"
+
+    run(work)
+
+
+def test_twelve_services_beside_two_workers_are_counted_as_they_come_and_go_and_never_touched(connection: Any) -> None:
+    async def work() -> None:
+        for number in range(12):
+            connection.defineXML(xml(f"service{number}", 256, 1)).create()
+        async with started() as (driver, heard):
+            assert (await driver.actual()).keys() == {"n1", "p1"}
+            assert driver.others() == Others(12, 12, 12 * 256)
+            heard.clear()
+            connection.lookupByName("service3").destroy()
+            async with asyncio.timeout(10):
+                while driver.others().domains == 12:
+                    await asyncio.sleep(0.01)
+            assert driver.others() == Others(11, 11, 11 * 256)
+            assert heard.events  # so that somebody looks
+            connection.lookupByName("service3").create()
+            async with asyncio.timeout(10):
+                while driver.others().domains == 11:
+                    await asyncio.sleep(0.01)
+            assert all(connection.lookupByName(f"service{n}").isActive() for n in range(12))
+
+    run(work)
+
+
+def test_a_configured_service_is_counted_once_by_the_configuration_and_never_touched(connection: Any) -> None:
+    async def work() -> None:
+        async with started({"n1": "m1", "dns": "m2"}, frozenset({"dns"})) as (driver, heard):
+            assert driver.others() == Others()
+            assert [event.name for event in heard.events] == ["n1"]
+            for call in (driver.destroy("dns"), driver.set_memory("dns", 100), driver.set_cpu("dns", 10)):
+                assert await refused(call) == "not-permitted"
+
+    run(work)
+
+
+def test_the_test_hypervisor_offers_a_weight_or_nothing_and_says_so(connection: Any) -> None:
+    async def work() -> None:
+        async with started() as (driver, _):
+            if CPU in driver.capabilities:
+                assert any("weight" in note for note in driver.notes())
+            else:
+                assert any("cannot cap CPU" in note for note in driver.notes())
+                assert await refused(driver.set_cpu("n1", 10)) == "not-supported"
+            assert await refused(driver.set_cpu("n1", 0)) == "bad-value"
+
+    run(work)
+
+
+def test_a_libvirtd_that_is_not_there_leaves_the_domains_unknown_and_is_said(tmp_path: Any) -> None:
+    async def work() -> None:
+        driver = LibvirtDriver("h1", f"qemu:///system?socket={tmp_path}/none", {"n1": "m1"})
+        heard = Heard()
+        await driver.start(heard)
+        assert await refused(driver.set_cpu("n1", 10)) == "lost"
+        with pytest.raises(DriverError) as caught:
+            await driver.actual()
+        assert caught.value.code == "lost"
+        assert heard.events == []
+        assert any("cannot be reached" in note for note in driver.notes())
+        await driver.close()
+
+    run(work)
+
+
+def test_two_domains_of_one_name_are_refused() -> None:
+    with pytest.raises(DriverError, match="same"):
+        LibvirtDriver("h1", URI, {"n1": "m1", "n2": "m1"})
+
+
+# What libvirt's test hypervisor has not: another scheduler, and calls that hang.
+
+
+class Fake:
+    """libvirt as it is, but for what its domains are asked about CPU: they are Xen's, or whatever `scheduler` says."""
+
+    def __init__(self, kind: str, scheduler: dict[str, int]) -> None:
+        self.kind = kind
+        self.schedulers = {name: dict(scheduler) for name in ("m1", "m2")}
+        self.hung = threading.Event()
+        """Set: changes of m1's memory hang until `free`."""
+        self.free = threading.Event()
+        self.set: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(libvirt, name)
+
+    def open(self, uri: str) -> Any:
+        return FakeConnection(self, libvirt.open(uri))
+
+
+class FakeConnection:
+    def __init__(self, fake: Fake, real: Any) -> None:
+        self._fake, self._real = fake, real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def getType(self) -> str:
+        return self._fake.kind
+
+    def listAllDomains(self, flags: int) -> list[Any]:
+        return [FakeDomain(self._fake, one) for one in self._real.listAllDomains(flags)]
+
+    def lookupByName(self, name: str) -> Any:
+        return FakeDomain(self._fake, self._real.lookupByName(name))
+
+
+class FakeDomain:
+    def __init__(self, fake: Fake, real: Any) -> None:
+        self._fake, self._real = fake, real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def schedulerParametersFlags(self, flags: int) -> dict[str, int]:
+        return self._fake.schedulers[self._real.name()]
+
+    def setSchedulerParametersFlags(self, parameters: dict[str, int], flags: int) -> None:
+        self._fake.schedulers[self._real.name()].update(parameters)
+
+    def setMemoryFlags(self, kib: int, flags: int) -> None:
+        if self._fake.hung.is_set() and self._real.name() == "m1":
+            assert self._fake.free.wait(20)
+        self._fake.set.append(kib // MIB)
+        self._real.setMemoryFlags(kib, flags)
+
+
+def faked(monkeypatch: pytest.MonkeyPatch, kind: str, scheduler: dict[str, int]) -> Fake:
+    fake = Fake(kind, scheduler)
+    real = libvirt_connection.binding
+    monkeypatch.setattr(libvirt_connection, "binding", lambda: (real(), fake)[1])
+    return fake
+
+
+def test_xen_caps_by_its_cap_and_its_own_first_domain_is_no_service(
+    connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        fake = faked(monkeypatch, "Xen", {"weight": 256, "cap": 0})
+        async with started() as (driver, _):
+            assert CPU in driver.capabilities
+            assert driver.notes() == []
+            await driver.set_cpu("n1", 10)
+            assert fake.schedulers == {"m1": {"weight": 256, "cap": 10}, "m2": {"weight": 256, "cap": 0}}
+            assert (await driver.actual())["n1"].cpu_percent == driver.nearest_cpu(10) == 10
+            await driver.set_cpu("n1", None)
+            assert (await driver.actual())["n1"].cpu_percent is None
+
+    run(work)
+
+
+def test_where_there_is_only_a_weight_it_is_used_and_said(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        fake = faked(monkeypatch, "Xen", {"weight": 256})
+        async with started() as (driver, _):
+            assert any("by weight" in note for note in driver.notes())
+            await driver.set_cpu("n1", 3)
+            assert fake.schedulers["m1"] == {"weight": 26}
+            assert (await driver.actual())["n1"].cpu_percent == driver.nearest_cpu(3) == 10
+            await driver.set_cpu("n1", None)
+            assert fake.schedulers["m1"] == {"weight": 256}
+            assert (await driver.actual())["n1"].cpu_percent is None
+
+    run(work)
+
+
+def test_a_hanging_domain_holds_up_neither_reading_nor_the_others_nor_the_loop(
+    connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        monkeypatch.setattr(libvirt_driver, "CALL_DEADLINE_S", 0.3)
+        fake = faked(monkeypatch, "QEMU", {"global_quota": -1, "global_period": 100000})
+        async with started() as (driver, _):
+            fake.hung.set()
+            assert await refused(driver.set_memory("n1", 512)) == "timeout"
+            assert await refused(driver.set_memory("n1", 600)) == "timeout"  # it waits behind the first
+            await driver.set_memory("p1", 700)
+            assert (await driver.actual())["n1"].memory_mib == 1024
+            assert fake.set == [700]
+            fake.free.set()
+            fake.hung.clear()
+            await driver.set_memory("n1", 800)
+            assert fake.set == [700, 512, 800]  # what was given up before it began never takes effect
+
+    run(work)

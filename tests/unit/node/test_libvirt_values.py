@@ -1,0 +1,96 @@
+"""What libvirt's figures mean to the driver, for hypervisors that are not at hand, too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from node_daemon.hypervisor.libvirt_values import (
+    CRASHED,
+    PAUSED,
+    PM_SUSPENDED,
+    RUNNING,
+    SHUT_OFF,
+    How,
+    cpu_control,
+    has_balloon,
+    is_paused,
+    is_up,
+)
+
+QEMU = {"cpu_shares": 1024, "vcpu_period": 100000, "vcpu_quota": -1, "global_period": 100000, "global_quota": -1}
+OLD_QEMU = {"cpu_shares": 1024, "vcpu_period": 100000, "vcpu_quota": -1}
+LXC = {"cpu_shares": 1024, "vcpu_period": 100000, "vcpu_quota": -1}
+XEN = {"weight": 256, "cap": 0}
+XEN_CREDIT2 = {"weight": 256}
+SHARES = {"cpu_shares": 1024}
+KINDS: dict[str, tuple[str, dict[str, int], How]] = {
+    "qemu": ("QEMU", QEMU, How.QUOTA),
+    "qemu-old": ("QEMU", OLD_QEMU, How.QUOTA_PER_VCPU),
+    "lxc": ("LXC", LXC, How.QUOTA),
+    "xen": ("Xen", XEN, How.CAP),
+    "xen-credit2": ("Xen", XEN_CREDIT2, How.WEIGHT),
+    "shares": ("QEMU", SHARES, How.WEIGHT),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("vcpus", [1, 2, 4])
+@pytest.mark.parametrize("percent", [None, 10, 25, 50, 100, 200])
+def test_what_is_set_reads_back_as_promised(kind: str, vcpus: int, percent: int | None) -> None:
+    name, parameters, how = KINDS[kind]
+    control = cpu_control(name, parameters)
+    assert control is not None
+    assert control.how is how
+    after = {**parameters, **control.parameters(percent, vcpus)}
+    assert control.percent(after, vcpus) == control.nearest(percent)
+    if how is not How.WEIGHT:
+        assert control.nearest(percent) == percent
+
+
+def test_a_quota_is_short_so_that_a_capped_guest_answers_soon() -> None:
+    control = cpu_control("QEMU", QEMU)
+    assert control is not None
+    assert control.parameters(10, 4) == {"global_period": 20_000, "global_quota": 2_000}
+
+
+def test_a_weight_never_starves_a_domain() -> None:
+    control = cpu_control("Xen", XEN_CREDIT2)
+    assert control is not None
+    assert control.parameters(1, 1) == {"weight": 26}
+    assert control.nearest(1) == 10
+
+
+def test_the_largest_quota_there_is_means_none() -> None:
+    control = cpu_control("QEMU", QEMU)
+    assert control is not None
+    for unlimited in (-1, 0, 17_592_186_044_415, 18_446_744_073_709_551):
+        assert control.percent({**QEMU, "global_quota": unlimited}, 2) is None
+
+
+def test_a_scheduler_without_any_of_it_cannot_cap() -> None:
+    assert cpu_control("Test", {}) is None
+
+
+def test_paused_is_what_somebody_has_to_end() -> None:
+    assert is_paused(PAUSED, 1)  # by a user
+    assert is_paused(PAUSED, 5)  # by an error of a disk
+    assert is_paused(PM_SUSPENDED, 0)
+    assert not is_paused(PAUSED, 3)  # while it is saved
+    assert not is_paused(RUNNING, 1)
+    assert [is_up(state) for state in (RUNNING, PAUSED, SHUT_OFF, CRASHED)] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("kind", "devices", "has"),
+    [
+        ("QEMU", "<memballoon model='virtio'/>", True),
+        ("QEMU", "<memballoon model='none'/>", False),
+        ("QEMU", "", False),
+        ("LXC", "", True),
+        ("Xen", "", True),
+    ],
+)
+def test_memory_moves_where_there_is_a_balloon(kind: str, devices: str, has: Any) -> None:
+    assert has_balloon(kind, f"<domain><devices>{devices}</devices></domain>") is has
