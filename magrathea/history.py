@@ -16,23 +16,14 @@ from typing import Any
 
 import msgspec
 
+from magrathea.messages import Entry, Snapshot
+
 DEFAULT_FILE = Path("/var/lib/magrathea/journal.sqlite")
 MOST = 10_000
 """Entries that are told at most at a time."""
 
 
 Row = tuple[float, str, str, str, str, bytes]
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """`kind` is `event` or `decision`; `name` its type; `domain` and `job` may be empty; `data`: all of it as JSON."""
-
-    at: float
-    kind: str
-    name: str
-    domain: str = ""
-    job: str = ""
-    data: str = "{}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +73,13 @@ def read_file(path: Path, query: Query) -> list[Entry]:
     except (OSError, sqlite3.Error) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise Unreadable(f"{path}: {why}; run it as root, or name the file by --journal") from error
+
+
+def is_about(snapshot: Snapshot, about: str) -> bool:
+    """Whether the host is, or now has, what somebody asks about: a domain, a vnode, a job by all of its id or less."""
+    domains = {name for domain in snapshot.domains for name in (domain.name, domain.vnode)}
+    jobs = {job.id for domain in snapshot.domains for job in domain.jobs}
+    return about in {snapshot.host, *domains, *jobs, *(id.partition(".")[0] for id in jobs)}
 
 
 # Each entry as a sentence.

@@ -164,6 +164,44 @@ class Books(Message, frozen=True, tag="books"):
     jobs: list[BookEntry]
 
 
+class Entry(msgspec.Struct, frozen=True):
+    """A row of a host's history (magrathea/history.py). `kind` is `event` or `decision`; `name` its type; `domain` and
+    `job` may be empty; `data`: all of it as JSON."""
+
+    at: float
+    kind: str
+    name: str
+    domain: str = ""
+    job: str = ""
+    data: str = "{}"
+
+
+class HistoryAsked(Message, frozen=True, tag="history-asked"):
+    """Hub to host: somebody asks for your history. `id`: the answer's, too."""
+
+    id: Count
+    about: Annotated[str, msgspec.Meta(max_length=255)] = ""
+    since: Time = 0.0
+    limit: Count = 100
+
+
+class HistoryTold(Message, frozen=True, tag="history-told"):
+    """Host to hub: what was asked for. `trouble`: why there is nothing to tell; else empty."""
+
+    sender: Word
+    id: Count
+    entries: list[Entry]
+    trouble: Sentence = ""
+
+
+class HostHistory(msgspec.Struct, kw_only=True, frozen=True):
+    """What one host told of its history, or why it did not."""
+
+    host: Word
+    entries: list[Entry] = []
+    trouble: Sentence = ""
+
+
 class HostView(msgspec.Struct, kw_only=True, frozen=True):
     """A host as the hub knows it. `live`: its lease holds; else the snapshot is its last one, and PBS shows unknown.
 
@@ -244,8 +282,8 @@ class Outlook(msgspec.Struct, kw_only=True, frozen=True):
 HEARTBEAT_S = 2.0
 """Seconds between heartbeats; a host whose three last ones are missing is `unknown` to PBS (DESIGN.md section 3)."""
 
-ToHub = Snapshot | Heartbeat
-ToHost = Books | Heartbeat | Resend
+ToHub = Snapshot | Heartbeat | HistoryTold
+ToHost = Books | Heartbeat | Resend | HistoryAsked
 
 _to_hub = msgspec.json.Decoder(ToHub)
 _to_host = msgspec.json.Decoder(ToHost)

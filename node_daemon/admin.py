@@ -14,7 +14,7 @@ from magrathea.core import events as ev
 from magrathea.core import states
 from magrathea.core.model import Domain, Host, Patience
 from magrathea.history import MOST, Query
-from magrathea.messages import MAX_BYTES, Snapshot, encode
+from magrathea.messages import MAX_BYTES, Entry, HistoryAsked, HistoryTold, Snapshot, encode
 
 from .configuration import Configuration
 from .facts import NOT_CONFIGURED
@@ -22,6 +22,9 @@ from .hubclient import HubClient
 from .hypervisor.base import LIFE, SAVE, Driver
 from .journal import Book, Journal, JournalError
 from .switch import Switch
+
+MAX_ANSWER_BYTES = MAX_BYTES - 4096
+"""Of a history: what else is in the message is little."""
 
 
 class Owner(Protocol):
@@ -83,20 +86,28 @@ class Admin:
         return granted()
 
     async def _history(self, request: Request) -> bytes:
-        """The newest `limit` entries about a job, a domain, or (by its own name) the host."""
+        return granted(entries=self._entries(request.about, request.since, request.limit))
+
+    def tell_history(self, question: HistoryAsked) -> HistoryTold:
+        """For the hub, which was asked elsewhere."""
+        try:
+            entries, trouble = self._entries(question.about, question.since, question.limit), ""
+        except Denied as error:
+            entries, trouble = [], str(error)
+        return HistoryTold(sender=self._owner.host.name, id=question.id, entries=entries, trouble=trouble)
+
+    def _entries(self, about: str, since: float, limit: int) -> list[Entry]:
+        """The newest entries about a job, a domain, or (by its own name) the host, as many as an answer holds."""
         journal = self._owner.journal
         if not isinstance(journal, Journal):
             raise Denied("journal", "the journal cannot be read; the status says why")
-        about = "" if self._is_host(request.about) else request.about
         try:
-            entries = journal.history(Query(about, request.since, max(1, min(request.limit, MOST))))
+            entries = journal.history(Query("" if self._is_host(about) else about, since, max(1, min(limit, MOST))))
         except JournalError as error:
             raise Denied("journal", str(error)) from error
-        answer = granted(entries=entries)
-        while len(answer) > MAX_BYTES:
+        while len(granted(entries=entries)) > MAX_ANSWER_BYTES:
             entries = entries[len(entries) // 2 :]
-            answer = granted(entries=entries)
-        return answer
+        return entries
 
     async def _preview(self, request: Request) -> bytes:
         """What each domain would answer to such a submission now, and where it would go; nothing is changed."""

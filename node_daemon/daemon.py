@@ -256,6 +256,7 @@ class Daemon:
             on_lost=lambda: self._hub_event(ev.HubLost(self.now())),
             key_file=table.key_file,
             hub_key_file=table.hub_key_file,
+            on_history=lambda question: self.admin.tell_history(question),
         )
 
     def _books(self, jobs: tuple[ev.Booking, ...]) -> None:

@@ -28,6 +28,8 @@ from magrathea.messages import (
     BadMessage,
     Books,
     Heartbeat,
+    HistoryAsked,
+    HistoryTold,
     Resend,
     Snapshot,
     decode_to_host,
@@ -76,8 +78,10 @@ class HubClient:
         on_lost: Callable[[], None],
         key_file: str = "",
         hub_key_file: str = "",
+        on_history: Callable[[HistoryAsked], HistoryTold] | None = None,
     ) -> None:
         self.host = host
+        self._on_history = on_history
         self.boot_id = boot_id
         self.revision = 0
         self._endpoints = endpoints
@@ -186,6 +190,8 @@ class HubClient:
                 books = {JobKey(j.id, j.run): Booking(JobKey(j.id, j.run), j.booked, j.held) for j in message.jobs}
                 hub.books = books
                 self._books()
+            if isinstance(message, HistoryAsked) and self._on_history is not None:
+                self._send(hub, encode(self._on_history(message)))
             if isinstance(message, Resend) or first:
                 hub.due = True
             self.publish()

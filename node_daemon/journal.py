@@ -25,7 +25,8 @@ import msgspec
 
 from magrathea.core.events import Decision, Event, Noted
 from magrathea.core.model import Host, JobKey
-from magrathea.history import Entry, Query, Row, entry, matches, select
+from magrathea.history import Query, Row, entry, matches, select
+from magrathea.messages import Entry
 
 SCHEMA = 2
 """PRAGMA user_version of what this program writes; older ones are migrated at opening, newer ones refused."""

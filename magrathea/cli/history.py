@@ -8,6 +8,7 @@ import re
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 import click
 import msgspec
@@ -15,16 +16,26 @@ import msgspec
 from magrathea import client
 from magrathea import history as told
 from magrathea.cli import sources, view
-from magrathea.history import Entry, Query
-from magrathea.messages import Snapshot
+from magrathea.history import Query
+from magrathea.messages import Entry, HostHistory
+
+T = TypeVar("T")
 
 REFUSED = 1
 _SPAN = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(s|min|h|d)")
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
 
-class _Answer(msgspec.Struct):
+class _OfHost(msgspec.Struct):
     entries: list[Entry] = []
+
+
+class _OfHub(msgspec.Struct):
+    hosts: list[HostHistory]
+
+
+Row = tuple[str, Entry]
+"""With the host that told it; empty where that was not said."""
 
 
 def moment(text: str, now: float) -> float:
@@ -43,66 +54,75 @@ def _since(ctx: click.Context, param: click.Parameter, value: str | None) -> flo
         raise click.BadParameter(f"{value!r} is none of 90s, 15min, 2h, 3d, 08:30, 2026-11-21T08:30") from error
 
 
-def _entries(socket_option: str | None, journal: Path | None, query: Query) -> list[Entry]:
-    """From the daemon, or from the file that was named; where the daemon is down, from the file that is there."""
-    if journal is not None:
-        return told.read_file(journal, query)
+def _by_hub(socket_option: str | None, hub_option: str | None) -> bool:
+    """Whether to ask the hub: it was named, or there is one here and nothing of a host."""
+    if hub_option or socket_option or os.environ.get(client.SOCKET_VARIABLE):
+        return bool(hub_option)
+    of_host = client.DEFAULT_SOCKET.exists() or told.DEFAULT_FILE.exists()
+    return not of_host and bool(os.environ.get(client.HUB_VARIABLE) or client.HUB_SOCKET.exists())
+
+
+def _of_hub(path: Path, query: Query) -> list[Row]:
+    """From the hosts that have it, through the hub; all together by time. Raises client.Unreachable, client.Refused."""
     request = {"op": "history", "about": query.about, "since": query.since, "limit": query.limit}
+    answer = client.ask(path, request, most=client.MAX_FARM_BYTES, whose=client.HUB)
+    hosts = _decoded(path, answer, _OfHub).hosts
+    for host in hosts:
+        if host.trouble:
+            click.echo(f"magrathea history: {host.host}: {host.trouble}", err=True)
+    rows = [(host.host, entry) for host in hosts for entry in host.entries]
+    return sorted(rows, key=lambda row: row[1].at)[-query.limit :]
+
+
+def _of_host(socket_option: str | None, query: Query) -> list[Row]:
+    """From the daemon; where it is down, from the file that is there. Raises as above, and Unreadable."""
     path = client.socket_path(socket_option)
+    request = {"op": "history", "about": query.about, "since": query.since, "limit": query.limit}
     try:
-        return msgspec.json.decode(client.ask(path, request), type=_Answer).entries
-    except msgspec.DecodeError as error:
-        raise client.Unreachable(path, str(error), "it and this command are of different versions") from error
+        return [("", entry) for entry in _decoded(path, client.ask(path, request), _OfHost).entries]
     except client.Unreachable as error:
         if socket_option or os.environ.get(client.SOCKET_VARIABLE) or not told.DEFAULT_FILE.exists():
             raise
         click.echo(f"magrathea history: {error.cause}: read from {told.DEFAULT_FILE}", err=True)
-        return told.read_file(told.DEFAULT_FILE, query)
+        return [("", entry) for entry in told.read_file(told.DEFAULT_FILE, query)]
 
 
-def _elsewhere(about: str, hub_option: str | None) -> str:
-    """Where to ask, as far as a hub tells: a history lies on its host."""
+def _decoded(path: Path, answer: bytes, schema: type[T]) -> T:
     try:
-        known = [view.snapshot for view in client.farm(client.hub_path(hub_option)).hosts]
-    except (client.Unreachable, client.Refused):
-        return "; a history lies on its host: run this there"
-    hosts = [snapshot.host for snapshot in known if about in _names(snapshot)] or [s.host for s in known]
-    return f"; a history lies on its host, run this on {' or '.join(hosts)}" if hosts else ""
-
-
-def _names(snapshot: Snapshot) -> set[str]:
-    domains = {name for domain in snapshot.domains for name in (domain.name, domain.vnode)}
-    jobs = {job.id for domain in snapshot.domains for job in domain.jobs}
-    return {snapshot.host, *domains, *jobs, *(id.partition(".")[0] for id in jobs)}
+        return msgspec.json.decode(answer, type=schema)
+    except msgspec.DecodeError as error:
+        raise client.Unreachable(path, str(error), "it and this command are of different versions") from error
 
 
 def _at(seconds: float, pattern: str) -> str:
     return time.strftime(pattern, time.localtime(seconds)) + f".{int(seconds % 1 * 1000):03}"
 
 
-def _table(entries: list[Entry]) -> None:
-    rows = [
-        (
-            _at(e.at, "%Y-%m-%d %H:%M:%S"),
-            e.domain or "-",
-            e.job or "-",
-            ("  " * (e.kind == "decision")) + told.sentence(e),
-        )
-        for e in entries
-    ]
-    for line in view.grid(("TIME", "DOMAIN", "JOB", "WHAT"), rows):
+def _table(rows: list[Row]) -> None:
+    cells = [(host, _at(e.at, "%Y-%m-%d %H:%M:%S"), e.domain or "-", e.job or "-", _indented(e)) for host, e in rows]
+    header = ("HOST", "TIME", "DOMAIN", "JOB", "WHAT")
+    first = 0 if any(host for host, _ in rows) else 1
+    for line in view.grid(header[first:], [row[first:] for row in cells]):
         click.echo(line.rstrip())
 
 
-def _plain(entries: list[Entry]) -> None:
-    for e in entries:
-        columns = (_at(e.at, "%Y-%m-%dT%H:%M:%S"), e.kind, e.name, e.domain or "-", e.job or "-", e.data)
-        click.echo("\t".join(columns))
+def _indented(entry: Entry) -> str:
+    """A decision below the event that led to it."""
+    return ("  " if entry.kind == "decision" else "") + told.sentence(entry)
 
 
-def _json(entries: list[Entry]) -> None:
-    rows = [{**msgspec.to_builtins(e), "data": json.loads(e.data), "sentence": told.sentence(e)} for e in entries]
-    click.echo(json.dumps(rows, indent=2))
+def _plain(rows: list[Row]) -> None:
+    for host, e in rows:
+        at = _at(e.at, "%Y-%m-%dT%H:%M:%S")
+        click.echo("\t".join((at, e.kind, e.name, e.domain or "-", e.job or "-", e.data, host or "-")))
+
+
+def _json(rows: list[Row]) -> None:
+    data = [
+        {"host": host or None, **msgspec.to_builtins(e), "data": json.loads(e.data), "sentence": told.sentence(e)}
+        for host, e in rows
+    ]
+    click.echo(json.dumps(data, indent=2))
 
 
 FORMS = {"table": _table, "json": _json, "plain": _plain}
@@ -133,8 +153,8 @@ def history(
 ) -> None:
     """Show what happened on this host and what was decided, oldest first: all, or what is about a JOB or a DOMAIN.
 
-    The node daemon is asked; where it is down its journal is read (as root). A history lies on its host: elsewhere the
-    hub is asked which host that is, and the error says where to run this.
+    On a host its node daemon is asked; where that is down its journal is read (as root). Elsewhere the hub asks the
+    hosts that have the job or domain now, or all of them where none has.
 
     \b
     Examples:
@@ -142,20 +162,29 @@ def history(
       magrathea history 12 --since 2h
       magrathea history n1 --since 2026-11-21 --limit 1000
       magrathea history --format plain | awk -F'\\t' '$3 == "Refused"'
+      magrathea history h2 --hub /run/magrathea-hub/control.sock
       magrathea history --journal /backup/journal.sqlite 12.srv
 
-    Columns of `plain`, tab-separated: local time, `event` or `decision`, its name, domain, job, all of it as JSON; `-`
-    is none. `json` has Unix seconds and the table's sentence, too.
+    Columns of `plain`, tab-separated: local time, `event` or `decision`, its name, domain, job, all of it as JSON, host
+    (by the hub); `-` is none. `json` has Unix seconds and the table's sentence, too.
 
-    Exit codes: 0 done, even if there is nothing; 1 refused, or the file cannot be read; 2 wrong usage; 3 no daemon
-    answers.
+    Exit codes: 0 done, even if there is nothing; 1 refused, or the file cannot be read; 2 wrong usage; 3 neither daemon
+    nor hub answers.
     """
+    query = Query(about, since, limit)
     try:
-        entries = _entries(socket_option, journal, Query(about, since, limit))
+        if journal is not None:
+            rows = [("", entry) for entry in told.read_file(journal, query)]
+        elif _by_hub(socket_option, hub_option):
+            rows = _of_hub(client.hub_path(hub_option), query)
+        else:
+            rows = _of_host(socket_option, query)
     except (client.Refused, told.Unreadable) as error:
         click.echo(f"magrathea history: {error}", err=True)
         raise click.exceptions.Exit(REFUSED) from error
     except client.Unreachable as error:
-        click.echo(f"magrathea history: {error}{_elsewhere(about, hub_option)}", err=True)
+        click.echo(
+            f"magrathea history: {error}; a history lies on its host: run this there, or beside the hub", err=True
+        )
         raise click.exceptions.Exit(sources.NOT_REACHABLE) from error
-    FORMS[form](entries)
+    FORMS[form](rows)

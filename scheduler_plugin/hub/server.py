@@ -20,9 +20,10 @@ from typing import Any
 
 import msgspec
 
-from magrathea.control import Control, Request
+from magrathea.control import Control, Denied, Request, granted
 from magrathea.core.model import JobKey
-from magrathea.messages import HEARTBEAT_S, BookEntry, Books, Heartbeat, Resend, Snapshot, ToHub, encode
+from magrathea.history import is_about
+from magrathea.messages import HEARTBEAT_S, BookEntry, Books, Heartbeat, HistoryTold, Resend, Snapshot, ToHub, encode
 from scheduler_plugin.pbs.base import Connect, PbsError
 
 from . import ledger, upkeep
@@ -30,6 +31,7 @@ from .books import Action, Outcome, Suspend
 from .channel import Channel
 from .configuration import Configuration
 from .farm import Farm
+from .histories import MOST_HOSTS, Histories
 from .keys import KeysError
 from .perform import explain, perform
 from .pool import Pool
@@ -70,13 +72,16 @@ class Hub:
             self._configuration.ipc, self._configuration.tcp, self._configuration.keys_dir, self._on_message
         )
         self._channel.start()
+        self._histories = Histories(self._channel.send)
         self.farm.allowed = self._channel.allowed
         self._pool = Pool(self._connect, settings.workers, settings.call_deadline_s + GRACE_S)
         budget = Budget(settings.publish_budget, settings.publish_burst_s, time.monotonic())
         self._failed: asyncio.Future[None] = self._loop.create_future()
         self._publisher = Publisher(self._connect, self._on_read, self._on_failed, budget, settings.compare_s)
         self._publisher.start()
-        control = Control(Path(self._configuration.hub.control_socket), {"status": self._status}, {})
+        control = Control(
+            Path(self._configuration.hub.control_socket), {"status": self._status, "history": self._history}, {}
+        )
         try:
             await control.start()
         except OSError as error:  # people only look there: no reason to leave PBS without a hub
@@ -112,6 +117,15 @@ class Hub:
         """What hosts said last, and what is booked."""
         return encode(self.farm.view(time.time()))
 
+    async def _history(self, request: Request) -> bytes:
+        """What hosts have in their histories: those that have what is asked about, else all."""
+        live = {name: heard.snapshot for name, heard in self.farm.hosts.items() if heard.live}
+        hosts = [name for name, snapshot in live.items() if is_about(snapshot, request.about)] or list(live)
+        if len(hosts) > MOST_HOSTS:
+            raise Denied("too-many", f"none of {len(hosts)} hosts has it now, and so many are not asked; name a host")
+        told = await self._histories.ask(hosts, request.about, request.since, request.limit)
+        return granted(hosts=told)
+
     # From hosts
 
     def _on_message(self, host: str, message: ToHub, new: bool) -> None:
@@ -127,6 +141,9 @@ class Hub:
             self._stale |= {host} | self.farm.others(host)
             self._publish(host)
             self._kick.set()
+            return
+        if isinstance(message, HistoryTold):
+            self._histories.told(host, message)
             return
         if message.at:
             self.farm.machine(host, message.at - time.time(), message.version)

@@ -45,4 +45,8 @@ def test_a_preview_by_hub_and_by_daemon_names_the_victim_and_changes_nothing() -
         assert [part["job"]["stopped_since"] for part in said("explain", low, *hub)] == [None]
         assert not any(job.stop for domain in client.status(socket).domains for job in domain.jobs)
         assert said("status", victim["host"], *hub)["host"] == victim["host"]
+        story = said("history", low, *hub)
+        assert {(entry["host"], entry["job"]) for entry in story} == {(victim["host"], low)}
+        assert story == [{**entry, "host": victim["host"]} for entry in said("history", low, "--socket", str(socket))]
+        assert {entry["host"] for entry in said("history", "--since", "1h", *hub)} == {"h1", "h2"}
         assert {"host", "domain"} == {row["what"] for row in said("hosts", *hub)}

@@ -16,11 +16,11 @@ from magrathea.cli import main
 from magrathea.cli.history import moment
 from magrathea.core import events as ev
 from magrathea.core.model import Host, JobClass, JobKey, Mode
-from magrathea.history import Entry, Query
-from magrathea.messages import FarmView, HostView, encode
+from magrathea.history import Query
+from magrathea.messages import Entry
 from node_daemon.journal import Journal, open_journal
 
-from .fake_control import PREEMPTION, answering
+from .fake_control import answering
 
 KEY = JobKey("12.srv", 1)
 CLAIMED = ev.Claimed(1_800_000_000.25, "n1", KEY, JobClass.PREEMPTIBLE, 2)
@@ -169,22 +169,44 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
         assert why in result.stderr
 
 
-def test_elsewhere_it_says_on_which_host_to_ask(tmp_path: Path) -> None:
-    other = msgspec.structs.replace(PREEMPTION, host="h2", domains=[])
-    view = FarmView(
-        at=0.0, knows_pbs=True, hosts=[HostView(live=True, snapshot=s) for s in (PREEMPTION, other)], booked=[]
-    )
-    for about, where in (("12", "on h1\n"), ("h2", "on h2\n"), ("99", "on h1 or h2\n")):
-        with answering(tmp_path / about, encode(view) + b"\n"):
-            result = asked(about, "--socket", str(tmp_path / "none"), "--hub", str(tmp_path / about))
+HUBS_ANSWER = {
+    "ok": True,
+    "hosts": [
+        {"host": "h1", "entries": [{"at": 20.0, "kind": "event", "name": "HubFound"}]},
+        {"host": "h2", "entries": [{"at": 10.0, "kind": "event", "name": "HubLost"}]},
+        {"host": "h3", "entries": [], "trouble": "no answer within 3 s"},
+    ],
+}
+
+
+def test_elsewhere_the_hub_is_asked_and_all_hosts_entries_come_by_time(tmp_path: Path) -> None:
+    with answering(tmp_path / "hub", json.dumps(HUBS_ANSWER).encode() + b"\n") as questions:
+        table = asked("12", "--hub", str(tmp_path / "hub"))
+        plain = asked("12", "--hub", str(tmp_path / "hub"), "--format", "plain")
+        last = json.loads(asked("12", "-n", "1", "--hub", str(tmp_path / "hub"), "--format", "json").stdout)
+    assert json.loads(questions[0])["about"] == "12"
+    assert table.exit_code == 0
+    assert table.stderr == "magrathea history: h3: no answer within 3 s\n"
+    lines = table.stdout.splitlines()
+    assert lines[0].split() == ["HOST", "TIME", "DOMAIN", "JOB", "WHAT"]
+    assert [line.split()[0] for line in lines[1:]] == ["h2", "h1"]
+    assert [line.split("\t")[6] for line in plain.stdout.splitlines()] == ["h2", "h1"]
+    assert [(entry["host"], entry["name"]) for entry in last] == [("h1", "HubFound")]
+
+
+def test_beside_a_hub_and_no_host_the_hub_is_asked_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("magrathea.client.DEFAULT_SOCKET", tmp_path / "none")
+    monkeypatch.setattr(history, "DEFAULT_FILE", tmp_path / "none")
+    monkeypatch.setenv("MAGRATHEA_HUB_CONTROL", str(tmp_path / "hub"))
+    with answering(tmp_path / "hub", json.dumps(HUBS_ANSWER).encode() + b"\n"):
+        assert "h2" in asked().stdout
+
+
+def test_nobody_at_all_is_exit_code_3_and_says_where_to_ask(tmp_path: Path) -> None:
+    for option in ("--socket", "--hub"):
+        result = asked(option, str(tmp_path / "none"))
         assert result.exit_code == 3
-        assert result.stderr.endswith(where)
-
-
-def test_nobody_at_all_is_exit_code_3(tmp_path: Path) -> None:
-    result = asked("--socket", str(tmp_path / "none"), "--hub", str(tmp_path / "none"))
-    assert result.exit_code == 3
-    assert "run this there" in result.stderr
+        assert "run this there, or beside the hub" in result.stderr
 
 
 # Sentences.

@@ -15,8 +15,9 @@ from magrathea import client
 from magrathea.core import events as ev
 from magrathea.core.machine import handle
 from magrathea.core.model import Host, JobClass, JobKey
+from magrathea.messages import HistoryAsked
 from node_daemon.admin import Admin
-from node_daemon.journal import Book, open_journal
+from node_daemon.journal import Book, JournalError, NoJournal, open_journal
 
 from ..core.builders import get, host, run, stop
 
@@ -35,6 +36,7 @@ class Owner:
         self.configuration: Any = SimpleNamespace(control_socket=folder / "control.sock", control=control)
         self.switch: Any = SimpleNamespace(clear=lambda domain: None)
         self.hub: Any = SimpleNamespace(revision=1)
+        self.driver: Any = SimpleNamespace(capabilities=frozenset())
         self.journal: Book = open_journal(folder / "journal.sqlite")
 
     def now(self) -> float:
@@ -153,5 +155,10 @@ def test_the_history_is_asked_by_job_domain_and_host(tmp_path: Path) -> None:
         assert await names(about="h1") == ["Released", "Noted", "Claimed", "Accepted"]
         assert await names(about="h1", limit=1) == ["Accepted"]
         assert await names(since=owner.now()) == ["Claimed", "Accepted"]
+        told = Admin(owner).tell_history(HistoryAsked(id=7, about="14"))
+        assert (told.sender, told.id, told.trouble) == ("h1", 7, "")
+        assert [entry.name for entry in told.entries] == ["Claimed", "Accepted"]
+        owner.journal = NoJournal(JournalError("the disk is full"))
+        assert "cannot be read" in Admin(owner).tell_history(HistoryAsked(id=8)).trouble
 
     play(tmp_path, facts(), test)

@@ -15,7 +15,18 @@ import zmq.auth
 
 from magrathea.core.events import Booking
 from magrathea.core.model import Domain, Host, JobKey, Kind, Mode
-from magrathea.messages import BookEntry, Books, Heartbeat, Resend, Snapshot, decode_to_hub, encode
+from magrathea.messages import (
+    BookEntry,
+    Books,
+    Heartbeat,
+    HistoryAsked,
+    HistoryTold,
+    Resend,
+    Snapshot,
+    ToHub,
+    decode_to_hub,
+    encode,
+)
 from node_daemon import hubclient
 from node_daemon.hubclient import HubClient, HubError
 from node_daemon.snapshot import Beside, snapshot
@@ -34,7 +45,7 @@ class Hub:
             self.socket.curve_server = True
         self.socket.bind(endpoint)
 
-    async def hear(self, kind: type = Snapshot, seconds: float = 5) -> Snapshot | Heartbeat:
+    async def hear(self, kind: type = Snapshot, seconds: float = 5) -> ToHub:
         async with asyncio.timeout(seconds):
             while True:
                 peer, data = await self.socket.recv_multipart()
@@ -66,7 +77,9 @@ class Host_:
             on_books=self.told.append,
             on_found=lambda: self.told.append("found"),
             on_lost=lambda: self.told.append("lost"),
-            **keys,
+            on_history=lambda asked: HistoryTold(sender="h1", id=asked.id, entries=[], trouble=asked.about),
+            key_file=keys.get("key_file", ""),
+            hub_key_file=keys.get("hub_key_file", ""),
         )
         self.note = 0
 
@@ -136,6 +149,15 @@ def test_a_hub_that_asks_is_sent_the_same_revision_again() -> None:
     run(test)
 
 
+def test_a_hub_that_asks_for_the_history_is_told_under_the_questions_number() -> None:
+    async def test(hub: Hub, host: Host_) -> None:
+        await hub.hear()
+        await hub.say(encode(HistoryAsked(id=7, about="12")))
+        assert await hub.hear(HistoryTold) == HistoryTold(sender="h1", id=7, entries=[], trouble="12")
+
+    run(test)
+
+
 def test_books_come_as_bookings() -> None:
     async def test(hub: Hub, host: Host_) -> None:
         await hub.hear()
@@ -190,7 +212,8 @@ def test_over_tcp_both_sides_have_keys(tmp_path: Path) -> None:
         host = Host_([endpoint], key_file=str(secret), hub_key_file=str(hub_public))
         host.client.start()
         try:
-            assert (await hub.hear()).boot_id == "boot"
+            heard = await hub.hear()
+            assert isinstance(heard, Snapshot) and heard.boot_id == "boot"
         finally:
             await host.client.close()
             hub.close()
