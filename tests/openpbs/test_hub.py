@@ -157,6 +157,15 @@ def test_what_vnodes_show(site: Site) -> None:
     site.until(lambda: "magrathea_host_ncpus" not in site.resources("n1"), "its end with the mode")
 
 
+def test_a_new_vnode_that_nobody_manages_takes_every_class(site: Site) -> None:
+    site.cluster.qmgr("create node head")
+    try:
+        wanted = {"priority", "preemptible", "protected"}
+        site.until(lambda: set(site.resources("head").get("magrathea_accepts", "").split(",")) == wanted, "all classes")
+    finally:
+        site.cluster.qmgr("delete node head")
+
+
 def test_an_admins_slip_is_mended_and_his_offline_stands(site: Site) -> None:
     site.cluster.run(HEAD, ["pbsnodes", "-o", "n1"])
     site.cluster.qmgr("set node n1 resources_available.magrathea_accepts=priority")

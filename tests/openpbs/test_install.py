@@ -217,11 +217,18 @@ def test_vnodes_that_nobody_manages_go_on_and_check_tells_of_new_ones(pbs: Clust
 
 
 def test_it_warns_of_what_would_get_in_the_way(pbs: Cluster) -> None:
-    pbs.qmgr("create queue express queue_type=Execution,Priority=150\nset sched job_run_wait=execjob_hook")
+    pbs.qmgr(
+        "create queue express queue_type=Execution,Priority=150\nset sched job_run_wait=execjob_hook\n"
+        "create node second Mom=n1\ncreate hook late\nset hook late event=execjob_begin\nset hook late order=1000"
+    )
     warned = magrathea(pbs, *INSTALL).stderr
     assert "queue express" in warned and "preempt_order" in warned and "execjob_hook" in warned
+    assert "MoM n1: it has 2 vnodes (n1, second)" in warned and "hook late: its order 1000" in warned
     well(magrathea(pbs, "check"), 1)
-    pbs.qmgr("delete queue express\nset sched job_run_wait=runjob_hook")
+    assert "Priority = 150" in pbs.qmgr("print queue express") and "execjob_hook" in pbs.qmgr("print sched"), (
+        "as they were"
+    )
+    pbs.qmgr("delete queue express\nset sched job_run_wait=runjob_hook\ndelete node second\ndelete hook late")
 
 
 def test_a_running_hub_is_stopped_first(pbs: Cluster) -> None:

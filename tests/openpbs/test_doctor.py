@@ -1,0 +1,62 @@
+"""`magrathea doctor` on the machines of a real cluster: a server, a host and a guest that are well, and what it says of
+each when something of it is gone. Clocks of this machine's kernel are whatever they are."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from scheduler_plugin.standin.openpbs_cluster import HEAD, HOST
+from scheduler_plugin.standin.openpbs_fleet import OpenPbsCluster
+
+
+def doctor(fleet: OpenPbsCluster, machine: str, part: str, *options: str) -> tuple[int, dict[str, str]]:
+    """Its exit code, and the status of each check but the kernel's clock."""
+    argv = [sys.executable, "-c", "from magrathea.cli.main import main; main()", "doctor", "--format", "json"]
+    done = fleet.pbs.run(machine, [*argv, "--part", part, *options], env=fleet.environment, check=False, timeout=60)
+    found = json.loads(done.stdout)
+    assert all(check["status"] == "ok" or (check["cause"] and check["mend"]) for check in found)
+    worst = {"ok": 0, "warn": 1, "fail": 2}
+    assert done.returncode == max(worst[check["status"]] for check in found), "for monitoring"
+    return done.returncode, {check["name"]: check["status"] for check in found if check["name"] != "clock"}
+
+
+def bad(checks: dict[str, str]) -> dict[str, str]:
+    return {name: status for name, status in checks.items() if status == "fail"}
+
+
+def server(fleet: OpenPbsCluster) -> dict[str, str]:
+    return doctor(fleet, HEAD, "server", "--hub", str(fleet.directory / "hub.toml"))[1]
+
+
+def host(fleet: OpenPbsCluster, name: str) -> dict[str, str]:
+    return doctor(fleet, HOST, "host", "--noded", str(fleet.directory / name / "noded.toml"))[1]
+
+
+def guest(fleet: OpenPbsCluster, name: str) -> dict[str, str]:
+    return doctor(fleet, name, "guest")[1]
+
+
+def test_a_cluster_that_is_well_has_no_failure_anywhere(fleet: OpenPbsCluster) -> None:
+    seen = server(fleet)
+    assert set(bad(seen)) <= {"hook-magrathea_mom", "hook-magrathea_vnodes"}, "whose freq this cluster makes shorter"
+    names = {one.name for one in fleet.hosts}
+    assert {f"host-{name}" for name in names} | {f"clock-{name}" for name in names} <= set(seen)
+    assert {"heartbeat", "hub-ipc", "operator", "hook-magrathea_mom", "sched_config", "scheduling"} <= set(seen)
+    seen = host(fleet, "h1")
+    assert bad(seen) == {} and {"daemon", "hub-connected", "domain-n1", "guest-sockets", "memory"} <= set(seen)
+    seen = guest(fleet, "n1")
+    assert bad(seen) == {} and {"agent", "connected", "channel", "mom", "mom-hook", "swap"} <= set(seen)
+
+
+def test_what_is_gone_is_told_where_it_is_missed(fleet: OpenPbsCluster) -> None:
+    fleet.parts["agent-n1"].kill()
+    assert bad(guest(fleet, "n1")) == {"agent": "fail"}
+    assert host(fleet, "h1")["domain-n1"] == "warn", "its agent is away, but not for long"
+    fleet.parts["noded-h1"].kill()
+    assert bad(guest(fleet, "p1")) == {"connected": "fail"}
+    assert "daemon" in bad(host(fleet, "h1"))
+    fleet.pbs.wait(lambda: "host-h1" in bad(server(fleet)), "the end of the host's lease", 20, 1.0)
+    fleet.parts["hub"].kill()
+    assert {"hub-answers", "hub-ipc"} <= set(bad(server(fleet)))
+    assert {"hub"} <= set(bad(host(fleet, "h2")))
