@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import click
 
 from magrathea import __version__, doctor
-from magrathea.cli import sources
+from magrathea.cli import sources, view
 from magrathea.doctor import Check, Part, Paths, Status
 
 CODES = {Status.OK: 0, Status.WARN: 1, Status.FAIL: 2}
@@ -52,12 +51,10 @@ def exit_code(found: Iterable[Check]) -> int:
 
 
 def table(found: list[Check]) -> str:
-    terminal = sys.stdout.isatty()
     width = max(len(check.name) for check in found)
     lines = []
     for check in found:
-        word = f"{check.status.value:<4}"
-        told = click.style(word, fg=COLOURS[check.status]) if terminal else word
+        told = view.styled(f"{check.status.value:<4}", COLOURS[check.status])
         lines.append(f"{told}  {check.part:<6}  {check.name:<{width}}  {check.text}")
         indent = " " * (4 + 2 + 6 + 2 + width + 2)
         lines += [f"{indent}{title}: {text}" for title, text in (("cause", check.cause), ("mend", check.mend)) if text]
