@@ -36,6 +36,11 @@ REPEAT_S = 0.5
 MAX_AT_WORK = 64
 """Requests of one guest that are worked on at once; the next ones are answered `busy`."""
 WRITE_BUFFER = 1024 * 1024
+SILENT_S = 25.0
+"""An agent of which nothing is heard that long is gone: it reports each 10 s, and a capped guest is slow, but not so.
+Behind a virtio-serial port nothing else tells that an agent has died: QEMU, which holds the connection, lives."""
+HELLO_AGAIN_S = 1.0
+"""To whoever speaks under a session of before, at most that often."""
 LOG_EVERY_S = 10.0
 """Bad input is logged that often at most, with how much of it there was."""
 
@@ -168,6 +173,9 @@ class GuestChannel:
 
     def _gone(self, link: _Link) -> None:
         self._links.discard(link)
+        self._lost(link)
+
+    def _lost(self, link: _Link) -> None:
         if self._link is link:
             self._link = None
             self.hello = None
@@ -195,6 +203,8 @@ class _Link(asyncio.Protocol):
         self._answers: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._complaints = 0
         self._complained_at = -LOG_EVERY_S
+        self._heard_at = self._greeted_at = self._loop.time()
+        self._watch: asyncio.TimerHandle | None = None
 
     # asyncio.Protocol
 
@@ -203,13 +213,17 @@ class _Link(asyncio.Protocol):
         self._transport = transport
         self.channel._made(self)
         self._hello({})
+        self._watch = self._loop.call_later(SILENT_S, self._look)
 
     def _hello(self, more: dict[str, str]) -> None:
+        self._greeted_at = self._loop.time()
         about = {"host": self.channel.host, "domain": self.channel.domain}
         self.write(b"\n" + encode({"type": "hello", "protocol": PROTOCOL, "session": self.session, **about, **more}))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.void("its connection has ended")
+        if self._watch is not None:
+            self._watch.cancel()
         if self._resume is not None:
             self._resume.cancel()
         for task in self._at_work.values():
@@ -217,8 +231,25 @@ class _Link(asyncio.Protocol):
         self.channel._gone(self)
 
     def data_received(self, data: bytes) -> None:
+        self._heard_at = self._loop.time()
         self._buffer += data
         self._consume()
+
+    def _look(self) -> None:
+        """Give an agent up that has been silent too long; should it still live, it hears a new session and greets."""
+        silent_s = self._loop.time() - self._heard_at
+        self._watch = self._loop.call_later(max(SILENT_S - silent_s, SILENT_S / 10), self._look)
+        if silent_s < SILENT_S or not self._peer:
+            return
+        self._complain(f"has said nothing for {silent_s:.0f} s and counts as gone")
+        self.void("its agent says nothing any more")
+        for task in self._at_work.values():
+            task.cancel()
+        self._peer = ""
+        self._answers.clear()
+        self.session = secrets.token_hex(8)
+        self.channel._lost(self)
+        self._hello({})
 
     # Reading
 
@@ -286,8 +317,10 @@ class _Link(asyncio.Protocol):
             future = self.outstanding.get(message.id) if message.session == self.session else None
             if future is not None and not future.done():
                 future.set_result(message)
-        elif message.session == self._peer:  # else a request of an agent that is no more
+        elif message.session == self._peer:
             self._request(message)
+        elif self._loop.time() - self._greeted_at > HELLO_AGAIN_S:  # of an agent that is no more, or was given up
+            self._hello({})
 
     def _greeting(self, hello: Hello) -> None:
         if hello.protocol != PROTOCOL:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from node_daemon import channel as channel_module
 from node_daemon import channel as channels
 from node_daemon.channel import ChannelError, GuestChannel
 from node_daemon.guest_messages import MAX_LINE, AnyRequest, BadLine, Hello, decode
@@ -309,6 +310,34 @@ def test_a_new_hello_on_the_same_connection_is_a_new_agent() -> None:
             await asked
         agent.send(release(1, OTHER))
         assert (await agent.hear())["session"] == OTHER
+        assert s.listener.events == ["connected 01", "lost", "connected fe"]
+
+    run(test)
+
+
+def test_an_agent_that_says_nothing_is_given_up_and_found_again_on_the_same_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(channel_module, "SILENT_S", 0.3)
+    monkeypatch.setattr(channel_module, "HELLO_AGAIN_S", 0.0)
+
+    async def test(s: Scene) -> None:
+        agent = await s.agent()
+        asked = asyncio.create_task(s.channel.request("ping", 10))
+        assert (await agent.hear())["op"] == "ping"
+        with pytest.raises(ChannelError) as caught:
+            await asked
+        assert caught.value.code == "no-agent"
+        assert s.listener.events == ["connected 01", "lost"]
+        assert not s.channel.connected
+        while (heard := await agent.hear())["type"] != "hello":  # the request was repeated meanwhile
+            pass
+        assert heard["session"] != agent.daemon  # so that a living agent greets anew
+        agent.send(release(1))  # it has not read that yet: its request is void, and it is told again
+        assert (await agent.hear())["type"] == "hello"
+        agent.send(b"\n", hello(OTHER), release(2, OTHER))
+        while (heard := await agent.hear())["type"] != "answer":
+            pass
         assert s.listener.events == ["connected 01", "lost", "connected fe"]
 
     run(test)
