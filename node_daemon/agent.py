@@ -524,7 +524,8 @@ def boot_id() -> str:
 
 
 def memory_report() -> "Dict[str, int]":
-    """Memory of the machine, in MiB. Unreclaimable: locked pages and huge pages."""
+    """Memory of the machine, in MiB. Unreclaimable: locked pages and huge pages. Swap cached: in memory still although
+    it has been written to swap; free for the asking, and yet not counted as available by the kernel."""
     values = {}
     for line in read_file("/proc/meminfo").decode("ascii", "replace").split("\n"):
         name, _, rest = line.partition(":")
@@ -540,6 +541,7 @@ def memory_report() -> "Dict[str, int]":
         "swap_free_mib": values.get("SwapFree", 0) >> 10,
         "swap_total_mib": values.get("SwapTotal", 0) >> 10,
         "free_mib": values.get("MemFree", 0) >> 10,
+        "swap_cached_mib": values.get("SwapCached", 0) >> 10,
     }
 
 

@@ -83,6 +83,12 @@ class Memory(msgspec.Struct, frozen=True):
     swap_free_mib: Number = 0
     swap_total_mib: Number = 0
     free_mib: Number = 0
+    swap_cached_mib: Number = 0
+
+    @property
+    def can_go_mib(self) -> int:
+        """What the guest can give up at once: what was just pushed out lies in memory until somebody asks for it."""
+        return self.available_mib + self.swap_cached_mib
 
 
 class Hello(msgspec.Struct, frozen=True):

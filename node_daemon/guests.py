@@ -154,6 +154,7 @@ class Guests:
             return None
         log.warning("%s: claim of %s refused: %s", *mark, lacking)
         owner.apply(ev.Released(owner.now(), *mark))
+        owner.refused(*mark, "memory-short", lacking)
         return refusal("memory-short", lacking, MEMORY_RETRY_AFTER_S)
 
     def _paused(self, mark: tuple[str, JobKey]) -> Answer | None:
@@ -172,6 +173,7 @@ class Guests:
             return refusal("unknown-job", f"{domain} has no {job.key}; it was released, or never claimed")
         lacking = self._owner.switch.memory_lacking(domain)
         if lacking:
+            self._owner.refused(domain, job.key, "memory-short", lacking)
             return refusal("memory-short", lacking, MEMORY_RETRY_AFTER_S)
         return {"ok": True, "ready": lacking is None}
 

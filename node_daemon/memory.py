@@ -295,8 +295,8 @@ class Mover:
         has = _mib(await self._read(move.domain))
         memory = (await guest.request("memory", ASK_S)).memory
         has = max(has, _mib(await self._read(move.domain)))
-        if memory.available_mib > has or memory.total_mib <= 0:
-            text = f"the agent of {move.domain} says {memory.available_mib} MiB are available of {memory.total_mib}"
+        if memory.can_go_mib > has or memory.total_mib <= 0:
+            text = f"the agent of {move.domain} says {memory.can_go_mib} MiB are available of {memory.total_mib}"
             raise DriverError("bad-figures", f"{text}, but it has {has} in all; nothing is taken by such figures")
         move.verified_mib = has
         self._given(move.domain, has)
@@ -319,7 +319,7 @@ class Mover:
             return
         if self._over(move):
             raise _TooLittle(f"within {settings.time_limit_s:g} s")
-        room = max(0, memory.available_mib - settings.margin_mib)
+        room = max(0, memory.can_go_mib - settings.margin_mib)
         want = has - target
         if move.push is not None and move.push.done():
             move.push.result()
@@ -336,7 +336,7 @@ class Mover:
             move.doubted = True
             await asyncio.sleep(SETTLE_S)
         else:
-            left = f"{memory.available_mib} MiB are available, {settings.margin_mib} of them stay"
+            left = f"{memory.can_go_mib} MiB are available, {settings.margin_mib} of them stay"
             raise _TooLittle(f"{left}; {move.exhausted or 'nothing of it can be pushed out'}")
 
     async def _take(self, move: _Move, has: int, goal: int) -> None:

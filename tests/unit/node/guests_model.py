@@ -54,7 +54,8 @@ async def _cancel_all() -> None:
 @dataclass
 class ModelGuest:
     """`used`: what nothing can take. `job`: what its stopped job has in memory, `swapped`: in swap. `rate` and
-    `push_rate`: MiB a second of its balloon and of its swap. `lie_mib`: said to be available beyond the truth."""
+    `push_rate`: MiB a second of its balloon and of its swap. `lie_mib`: said to be available beyond the truth.
+    `cached`: what is pushed out stays in memory until the balloon asks for it, as with a swap that is a disk."""
 
     name: str
     actual: float
@@ -66,6 +67,7 @@ class ModelGuest:
     rate: float = 1000
     push_rate: float = 500
     lie_mib: int = 0
+    cached: bool = False
     stopped: bool = True
     connected: bool = True
     up: bool = True
@@ -84,6 +86,10 @@ class ModelGuest:
     def __post_init__(self) -> None:
         self._hello = Hello(session=SESSION, protocol=1, agent="model", can=list(self.can))
         self._at = 0.0
+
+    @property
+    def _cached_mib(self) -> float:
+        return min(self.available, self.swapped) if self.cached else 0.0
 
     @property
     def available(self) -> float:
@@ -111,7 +117,8 @@ class ModelGuest:
         self.pass_time()
         return Memory(
             total_mib=self.most - 40,
-            available_mib=int(self.available) + self.lie_mib,
+            available_mib=int(self.available - self._cached_mib) + self.lie_mib,
+            swap_cached_mib=int(self._cached_mib),
             swap_free_mib=int(self.swap_mib - self.swapped),
             swap_total_mib=self.swap_mib,
             free_mib=int(self.available),

@@ -99,6 +99,12 @@ def test_a_stopped_jobs_memory_is_pushed_out_before_the_balloon_takes_it() -> No
     assert o.mover.progress == {}
 
 
+def test_what_lies_in_memory_although_it_was_pushed_out_can_go() -> None:
+    guest = ModelGuest("n1", 2048, job=1800, swap_mib=4096, cached=True)
+    moved(owner(guest), "n1", 256)
+    assert guest.actual <= 258
+
+
 def test_the_balloon_moves_while_the_next_slice_is_pushed_out() -> None:
     """Taken one after the other, the two would take half as long again."""
     guest = ModelGuest("n1", 2048, job=1800, swap_mib=4096, push_rate=200, rate=400)

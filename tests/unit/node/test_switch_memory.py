@@ -53,6 +53,7 @@ class World:
         self.guests = Guests(self)
         self.low_mib = low_mib
         self.hub: asyncio.Task[None] | None = None
+        self.refusals: list[tuple[str, JobKey, str]] = []
 
     def observe(self, name: str) -> None:
         self.log.append(name)
@@ -71,6 +72,9 @@ class World:
 
     def actual_changed(self) -> None:
         return
+
+    def refused(self, domain: str, key: JobKey, code: str, text: str) -> None:
+        self.refusals.append((domain, key, code))
 
     def driver_read(self, others: Others) -> None:
         return
@@ -260,6 +264,7 @@ def test_what_cannot_be_had_is_refused_with_the_numbers_and_the_preempted_job_go
         assert not answer["ok"] and answer["code"] == "memory-short"
         assert "1692" in answer["text"] and "n1" in answer["text"], answer
         assert answer["retry_after_s"] >= 30
+        assert ("p1", HIGH, "memory-short") in w.refusals, "the job's owner is told, too"
         await w.until(w.low_runs)
         await asyncio.sleep(70)  # old enough to be stopped again
         w.apply(ev.TimerFired(w.now()))
