@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import click
 import pytest
 
 from magrathea.cli.main import cli
+from magrathea.configuration import ConfigurationError
 from node_daemon import agent
+from node_daemon import configuration as node_configuration
 from node_daemon import main as noded
+from scheduler_plugin.hub import configuration as hub_configuration
 from scheduler_plugin.hub.main import main as hub
-from tests.documents import ROOT, blocks
+from tests.documents import ROOT, Block, blocks
 
 DOCUMENTS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "deploy/README.md"]
 RUN = {"server", "host", "user", "n1", "p1"}
@@ -56,10 +60,23 @@ def commands(text: str) -> list[list[str]]:
     return found
 
 
+def configuration(block: Block, directory: Path) -> None:
+    """A whole file, for the reader that the block names: `toml noded` or `toml hub`. Raises what that says."""
+    [kind] = block.words
+    file = directory / f"{kind}.toml"
+    file.write_text(block.text)
+    {"noded": node_configuration.read, "hub": hub_configuration.load}[kind](file)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_commands_of_a_document_are_understood(document: Path) -> None:
+def test_the_examples_of_a_document_are_understood(document: Path, tmp_path: Path) -> None:
     for block in blocks(document):
-        if block.language == "sh":
+        if block.text.startswith("#!/bin/sh\n"):
+            checked = subprocess.run(["sh", "-n"], input=block.text, capture_output=True, text=True, timeout=60)
+            assert checked.returncode == 0, f"{block.place}: {checked.stderr}"
+        elif block.language == "toml":
+            configuration(block, tmp_path)
+        elif block.language == "sh":
             if not RUN & set(block.words):
                 assert len(commands(block.text)) == len(block.text.splitlines()), block.place
             for words in commands(block.text):
@@ -85,6 +102,12 @@ def test_the_commands_in_its_sentences_are_there_with_their_options(document: Pa
             options |= {option for param in command.params for option in param.secondary_opts}
             given = {word.partition("=")[0] for word in words if word.startswith("-")}
             assert given <= options, f"`{line}`"
+
+
+def test_a_wrong_configuration_is_told(tmp_path: Path) -> None:
+    wrong = Block(ROOT / "docs/x.md", 1, "toml", ("noded",), '[host]\nname = "h"\n')
+    with pytest.raises(ConfigurationError):
+        configuration(wrong, tmp_path)
 
 
 def test_a_wrong_command_is_told() -> None:

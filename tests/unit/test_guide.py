@@ -17,7 +17,6 @@ import pytest
 
 from node_daemon import agent
 from node_daemon import configuration as noded
-from node_daemon.scripts import NAMES
 from scheduler_plugin.hub import configuration as hub
 from scheduler_plugin.install import RESOURCES, Wish, wanted_hooks
 from tests.documents import ROOT
@@ -122,10 +121,6 @@ def test_the_codes_of_the_server_hook_have_a_table_of_their_own() -> None:
     heading = "By the server's hook, before a job is sent anywhere"
     said = {code for code, files in refusal_codes().items() if any("hooks/magrathea_server" in f for f in files)}
     assert {code for code, _, _ in ROW.findall(part(heading))} == said
-
-
-def test_every_occasion_for_a_script_is_there() -> None:
-    assert set(re.findall(r"`((?:before|after)-[a-z]+)`", part("Scripts"))) == set(NAMES)
 
 
 def test_what_install_makes_is_said() -> None:
