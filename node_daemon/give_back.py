@@ -12,12 +12,13 @@ import os
 import pwd
 import signal
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import click
 
 from magrathea import client, qstat
+from magrathea.cli import sources, view
 from magrathea.configuration import ConfigurationError
 from magrathea.control import entitled
 from magrathea.core.model import Host
@@ -122,7 +123,8 @@ def _facts(config: Path, host: str) -> tuple[Configuration, Host]:
     help="The node daemon's configuration: it says where the journal is.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def command(host: str, config: Path, yes: bool) -> None:
+@sources.form_option
+def command(host: str, config: Path, yes: bool, form: str) -> None:
     """Continue every job that Magrathea stopped on HOST, from its journal and /proc: run it on HOST itself, as root.
 
     It is for when the daemon cannot be brought up. While the daemon runs it is refused: it would stop them again. So
@@ -135,6 +137,9 @@ def command(host: str, config: Path, yes: bool) -> None:
       magrathea give-back h1
       magrathea give-back h1 --yes --config /etc/magrathea/noded.toml
 
+    Columns of `plain`, one line a job, tab-separated: domain, job, processes continued, that could not be, of other
+    users; `yes` if it is suspended in PBS's books.
+
     Exit codes: 0 done, or nothing was stopped; 1 not permitted, the daemon runs, or not all could be continued; 2 wrong
     usage or configuration.
     """
@@ -143,21 +148,31 @@ def command(host: str, config: Path, yes: bool) -> None:
         client.ask(configuration.control_socket, {"op": "ping"})
         raise _fail("the daemon runs, and would stop them again; `systemctl stop magrathea-noded` first", PARTLY)
     jobs = stopped_jobs(facts)
-    if not jobs:
+    if not jobs and form == "table":
         click.echo(f"nothing is stopped on {host}")
         return
-    if not yes:
-        click.confirm(f"continue {', '.join(f'{id} in {domain}' for domain, id in jobs)}?", abort=True)
+    if jobs and not yes:
+        click.confirm(f"continue {', '.join(f'{id} in {domain}' for domain, id in jobs)}?", abort=True, err=True)
     uids, unknown = owners(id for _, id in jobs)
     if unknown:
         click.echo(f"magrathea give-back: {unknown}; any user's stopped process with the id is continued", err=True)
     given = give_back([id for _, id in jobs], uids)
+    booked = [job.key.id for domain in facts.domains for job in domain.stopped if job.booked]
+    if form == "table":
+        _tell(jobs, given, booked)
+    else:
+        rows = [(domain, id, *astuple(given[id]), id in booked) for domain, id in jobs]
+        names = ("domain", "job", *(field.name for field in fields(Given)), "booked")
+        plain = [tuple("yes" if c is True else "no" if c is False else str(c) for c in row) for row in rows]
+        view.show(form, names, plain, [dict(zip(names, row, strict=True)) for row in rows])
+    if any(result.failed for result in given.values()):
+        raise click.exceptions.Exit(PARTLY)
+
+
+def _tell(jobs: list[tuple[str, str]], given: Mapping[str, Given], booked: list[str]) -> None:
     for domain, id in jobs:
         strange = f", {given[id].strange} of other users left alone" if given[id].strange else ""
         failed = f", {given[id].failed} could not be: run it as root" if given[id].failed else ""
         click.echo(f"{id} in {domain}: {given[id].continued} processes continued{strange}{failed}")
-    booked = [job.key.id for domain in facts.domains for job in domain.stopped if job.booked]
     if booked:
         click.echo(f"suspended in PBS still; on its server: qsig -s admin-resume {' '.join(booked)}")
-    if any(result.failed for result in given.values()):
-        raise click.exceptions.Exit(PARTLY)

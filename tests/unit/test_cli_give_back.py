@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import signal
@@ -85,6 +86,14 @@ def test_only_what_the_journal_has_as_stopped_goes_on(config: Path, processes: d
     assert "qsig -s admin-resume 12.srv" in result.output
     wait_for(processes["12.srv"], stopped=False)
     assert state(processes["99.srv"]) == "T"
+
+
+def test_programs_and_scripts_are_told_too(config: Path, processes: dict[str, int]) -> None:
+    result = CliRunner().invoke(command, ["h1", "--yes", "--config", str(config), "--format", "json"])
+    (row,) = json.loads(result.stdout)
+    assert row == {"domain": "n1", "job": "12.srv", "continued": 1, "failed": 0, "strange": 0, "booked": True}
+    again = CliRunner().invoke(command, ["h1", "--yes", "--config", str(config), "--format", "plain"])
+    assert again.stdout == "n1\t12.srv\t0\t0\t0\tyes\n"
 
 
 def test_it_asks_first(config: Path, processes: dict[str, int]) -> None:
