@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import pytest
 
+from magrathea import man
 from magrathea.cli.main import cli
 from magrathea.configuration import ConfigurationError
 from node_daemon import agent
@@ -50,14 +51,27 @@ def parse(argv: list[str]) -> None:
 
 
 def commands(text: str) -> list[list[str]]:
-    """Lines of ours in a shell block, without comments and redirections."""
+    """Lines of ours in a shell block, without what is around them: comments, redirections, other commands."""
     found = []
     for line in re.sub(r"<<'?EOF'?\n.*?^EOF$", "", text, flags=re.DOTALL | re.MULTILINE).splitlines():
-        for one in re.split(r"\s(?:&&|\|)\s", line.removeprefix("runuser -u magrathea -- ")):
-            words = shlex.split(one.partition(">")[0], comments=True)
-            if words and words[0].startswith("magrathea"):
-                found.append(words)
-    return found
+        lexer = shlex.shlex(line.removeprefix("runuser -u magrathea -- "), posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        one: list[str] = []
+        for word in [*lexer, ";"]:
+            if not set(word) <= set("();<>|&"):
+                one.append(word)
+            else:
+                found.append(one)
+                one = [] if word not in (">", "<") else ["a file"]
+    return [words for words in found if words and words[0].startswith("magrathea")]
+
+
+@pytest.mark.parametrize("page", man.pages(), ids=lambda page: page.name)
+def test_the_examples_of_a_commands_help_are_understood(page: man.Page) -> None:
+    for lines in page.sections.get(man.EXAMPLES, []):
+        for line in lines:
+            for words in commands(re.split(r"\s{3,}", line)[0]):  # what it does may stand behind
+                parse(words)
 
 
 def configuration(block: Block, directory: Path) -> None:

@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import pytest
 
+from magrathea.cli.main import cli
 from node_daemon import agent
 from node_daemon import configuration as noded
 from scheduler_plugin.hub import configuration as hub
@@ -127,3 +129,8 @@ def test_what_install_makes_is_said() -> None:
     told = part("Install")
     assert set(wanted_hooks(Wish(memory_moves=True))) == set(re.findall(r"`(magrathea_(?!accepts)\w+)`", told))
     assert len(RESOURCES) == 6 and "six resources" in told
+
+
+def test_every_command_has_its_place() -> None:
+    names = cli.list_commands(click.Context(cli))
+    assert {name for name in names if f"magrathea {name}" not in GUIDE} == set()
