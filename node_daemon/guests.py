@@ -22,8 +22,8 @@ from .switch import Switch
 
 log = logging.getLogger(__name__)
 
-CLAIM_S = 1.6
-"""A claim's answer, at the latest: the hook waits for 1.8 s, and two hops lie between."""
+CLAIM_S = 1.4
+"""A claim's answer, at the latest: the agent gives it up after 1.6 s, takes it back, and could say nothing but that."""
 RETRY_AFTER_S = 5
 """When PBS should try a refused job again: soon, but not at once (FACTS.md: 21 refusals hold a job)."""
 MEMORY_RETRY_AFTER_S = 60
@@ -129,17 +129,23 @@ class Guests:
                         return await self._glance(mark)
                     await owner.switch.changed()
         except TimeoutError:
-            late = sorted(f"{key} in {domain}" for domain, key in owner.switch.unconfirmed())
-            if not late:
-                if owner.switch.cpu_pending():
-                    log.warning("%s: claim of %s granted although CPU has not moved within %g s", *mark, CLAIM_S)
-                return None
-            text = f"not stopped within {CLAIM_S:g} s: {', '.join(late)}; see that domain's agent"
-            log.warning("%s: claim of %s refused: %s", *mark, text)
-            owner.apply(ev.Released(owner.now(), *mark))
-            owner.refused(*mark, "stop-timeout", text)
-            return refusal("stop-timeout", text)
+            if self._job(mark) is not None:
+                return self._late(mark)
         return refusal("released", f"{mark[1]} was released while it was claimed")
+
+    def _late(self, mark: tuple[str, JobKey]) -> Answer | None:
+        """No more time: what has not stopped refuses the claim, CPU that has not moved does not."""
+        owner = self._owner
+        late = sorted(f"{key} in {domain}" for domain, key in owner.switch.unconfirmed())
+        if not late:
+            if owner.switch.cpu_pending():
+                log.warning("%s: claim of %s granted although CPU has not moved within %g s", *mark, CLAIM_S)
+            return None
+        text = f"not stopped within {CLAIM_S:g} s: {', '.join(late)}; see that domain's agent"
+        log.warning("%s: claim of %s refused: %s", *mark, text)
+        owner.apply(ev.Released(owner.now(), *mark))
+        owner.refused(*mark, "stop-timeout", text)
+        return refusal("stop-timeout", text)
 
     async def _glance(self, mark: tuple[str, JobKey]) -> Answer | None:
         """Everything is there but perhaps memory: a refusal if that is known not to come."""
@@ -165,6 +171,7 @@ class Guests:
             return None
         owner.apply(ev.Released(owner.now(), *mark))
         text = f"{mark[0]} would have to be given CPUs or memory, but {owner.host.name} is paused ({pause.reason})"
+        owner.refused(*mark, "paused", text)
         return refusal("paused", text)
 
     def _prepared(self, domain: str, job: Job) -> Answer:
