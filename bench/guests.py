@@ -1,0 +1,175 @@
+"""Real guests (QEMU, emulated where there is no acceleration): a switch without memory, the start of a job, and what a
+preempted domain costs and answers.
+
+What is measured from inside a guest includes the way there (a virtio-serial port and a small Python program under
+emulation); the same way without Magrathea is measured in the same run and shown beside it.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .figure import Figure, at_most, below, missing, percentile, run
+
+if TYPE_CHECKING:
+    from tests.libvirt.guest import Guest, Job
+    from tests.libvirt.machine import Machine
+
+ROUNDS, QUICK_ROUNDS = 60, 10
+SWITCH_P50_MS, SWITCH_P99_MS = 30.0, 150.0
+START_S = 0.15
+"""The system that invented this took 1.2 s for its part of a job's start."""
+LOOK_S, QUICK_LOOK_S = 20.0, 5.0
+CAP_PERCENT = 5
+AGENT_P99_S, MOM_P99_S = 0.1, 2.0
+PROCESSES = 10
+LIST_S = 15.0
+"""Between two of MoM's lists, as in a cluster: a guest capped at 5 % under emulation is busy with one each 0.5 s."""
+
+
+def times(count: int, work: Callable[[], object]) -> list[float]:
+    """Seconds of each of so many calls."""
+    found = []
+    for _ in range(count):
+        began = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - began)
+    return found
+
+
+def victim(machine: Machine) -> Job:
+    """A job of ten processes in n1 that the daemon may stop."""
+    from tests.libvirt.guest import Job
+
+    script = f"for i in $(seq {PROCESSES - 1}); do sleep 3600 & done; wait"
+    job = machine["n1"].qsub(Job("1", "preemptible", script))
+    machine.until(lambda: len(machine["n1"].states(job)) >= PROCESSES, 20, "all processes of the job")
+    machine.until_state("p1", "occupied-would-preempt")
+    return job
+
+
+def switches(machine: Machine, count: int) -> tuple[list[float], dict[str, list[float]]]:
+    """Milliseconds from claim to answer, by the daemon's log, and of its parts; the job is seen stopped each time."""
+    from tests.libvirt.guest import Job
+
+    job = victim(machine)
+    for i in range(count):
+        high = Job(f"{i}.high", "priority")
+        answer = machine["p1"].claim(high)
+        if not answer.get("ok"):
+            raise RuntimeError(f"the claim was refused: {answer}")
+        states = machine["n1"].states(job)
+        if set(states) != {"T"}:
+            raise RuntimeError(f"answered while processes of the job were in states {states}")
+        machine["p1"].ask_agent({"op": "release", "job": {"id": high.id, "run": high.run}})
+        machine["p1"].port.ask("forget", job=high.described())
+        machine.until_states("n1", job, "RSD")
+        machine.until_state("p1", "occupied-would-preempt")
+    log = machine.log.read_text(errors="replace")
+    whole = [float(ms) for ms in re.findall(r"claim of \S+\.high \(run \d+\) granted after ([\d.]+) ms", log)]
+    parts = {
+        "the agent's stop": [float(ms) for ms in re.findall(r"n1: stop .* after ([\d.]+) ms", log)],
+        "CPU": [float(ms) for ms in re.findall(r"n1: cpu .* after ([\d.]+) ms", log)],
+    }
+    machine["n1"].qdel(job)
+    return whole, parts
+
+
+def starts(machine: Machine, count: int) -> tuple[list[float], list[float]]:
+    """Seconds of claim and preparation of a job in an idle domain, and of as many questions that ask nothing."""
+    from tests.libvirt.guest import Job
+
+    with_us, without = [], []
+    for i in range(count):
+        job = Job(f"{i}.start", "preemptible")
+
+        def begin(job: Job = job) -> None:
+            if not machine["n1"].claim(job).get("ok") or not machine["n1"].port.ask("prepared", job=job.described()):
+                raise RuntimeError("a claim in an idle domain was refused")
+
+        without += times(1, lambda: (machine["n1"].port.ask("ping"), machine["n1"].port.ask("ping")))
+        with_us += times(1, begin)
+        machine["n1"].ask_agent({"op": "release", "job": {"id": job.id, "run": job.run}})
+        machine["n1"].port.ask("forget", job=job.described())
+        machine.until_state("n1", "free")
+    return with_us, without
+
+
+def cpu_percent(guest: Guest, seconds: float) -> float:
+    """Of one core, over so many seconds."""
+    began, before = time.monotonic(), guest.cpu_seconds()
+    time.sleep(seconds)
+    return 100 * (guest.cpu_seconds() - before) / (time.monotonic() - began)
+
+
+def answers(guest: Guest, count: int) -> tuple[list[float], list[float]]:
+    """Seconds until the agent, and a new process as MoM starts one, have answered; both through the MoM stand-in."""
+    return times(count, lambda: guest.ask_agent({"op": "ping"})), times(count, lambda: guest.sh("true"))
+
+
+def figures(quick: bool) -> list[Figure]:
+    try:
+        from tests.libvirt.conftest import WHY_NOT
+    except ImportError as error:
+        return [missing("real guests", "", "", f"{error}; pip install magrathea[libvirt]")]
+    if WHY_NOT is not None:
+        return [missing("real guests", "", "", WHY_NOT)]
+    from tests.libvirt import machine as rig
+    from tests.libvirt.machine import Hypervisor, Size, machine
+
+    count, look_s = (QUICK_ROUNDS, QUICK_LOOK_S) if quick else (ROUNDS, LOOK_S)
+    with Hypervisor({"n1": Size(), "p1": Size()}) as hypervisor:
+        with machine(hypervisor) as made:
+            whole, parts = switches(made, count)
+            with_us, without = starts(made, count)
+        rig.LIST_S = LIST_S
+        with machine(hypervisor, extra=f"preempted_cpu_percent = {CAP_PERCENT}") as made:
+            found = _preempted(made, count, look_s)
+    part_s = statistics.median(with_us) - statistics.median(without)
+    note = f"{count} rounds, {PROCESSES} processes stopped, no memory moved"
+    return [
+        at_most("guests: claim to answer, p50", round(percentile(whole, 50), 1), "ms", SWITCH_P50_MS, note),
+        at_most("guests: claim to answer, p99", round(percentile(whole, 99), 1), "ms", SWITCH_P99_MS, note),
+        *(Figure(f"  part: {name}, p50", round(percentile(ms, 50), 1), "ms") for name, ms in parts.items() if ms),
+        at_most("guests: Magrathea's part of a job's start, median", round(part_s, 3), "s", START_S, f"{count} rounds"),
+        Figure("  claim and preparation as the guest sees them", round(statistics.median(with_us), 3), "s"),
+        Figure("  two questions that ask nothing", round(statistics.median(without), 3), "s"),
+        *found,
+    ]
+
+
+def _preempted(made: Machine, count: int, look_s: float) -> list[Figure]:
+    """What a preempted domain costs and answers: with its job stopped, then with a stray process beside."""
+    from tests.libvirt.guest import Job
+
+    idle = cpu_percent(made["n1"], look_s)
+    job = victim(made)
+    high = made["p1"].qsub(Job("2", "priority"))
+    made.until_states("n1", job, "T")
+    made.until(lambda: made.report("n1").cpu_percent == CAP_PERCENT, 10, "n1 capped")
+    stopped = cpu_percent(made["n1"], look_s)
+    agent, mom = answers(made["n1"], count)
+    made["n1"].sh("setsid sh -c 'while :; do :; done' >/dev/null 2>&1 & echo $! >/run/stray")
+    hungry = cpu_percent(made["n1"], look_s)
+    agent_hungry, mom_hungry = answers(made["n1"], count)
+    made["n1"].sh("kill -9 $(cat /run/stray)")
+    made["p1"].qdel(high)
+    note = f"cap {CAP_PERCENT} % of one core, {look_s:g} s"
+    return [
+        at_most("preempted domain, its job stopped: CPU", round(stopped, 2), "%", max(1.0, 1.5 * idle), note),
+        Figure("  the same guest idle, without any job", round(idle, 2), "%"),
+        at_most("preempted domain with a hungry stray process: CPU", round(hungry, 2), "%", 1.1 * CAP_PERCENT, note),
+        below("preempted domain: the agent answers, p99", round(percentile(agent, 99), 3), "s", AGENT_P99_S),
+        below("preempted domain: MoM starts a process, p99", round(percentile(mom, 99), 3), "s", MOM_P99_S),
+        Figure("  the agent, beside the stray process, p99", round(percentile(agent_hungry, 99), 3), "s"),
+        below("  MoM, beside the stray process, p99", round(percentile(mom_hungry, 99), 3), "s", MOM_P99_S),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(run(figures, __doc__))
