@@ -91,12 +91,10 @@ class Life:
         leads = LIFE in owner.driver.capabilities
         up = domain.lifecycle is Lifecycle.UP
         if up and not event.up and not domain.saving and event.name not in self._under_way:
-            log.info("domain %s is down", event.name)
-            owner.apply(ev.DomainStopped(owner.now(), event.name))
+            self._learn(domain, ev.DomainStopped(owner.now(), event.name))
             self._was_up[event.name] = False
         elif not up and event.up and not leads:
-            log.info("domain %s is up", event.name)
-            owner.apply(ev.DomainStarted(owner.now(), event.name))
+            self._learn(domain, ev.DomainStarted(owner.now(), event.name))
         self._read_anew(event.name)
 
     def notes(self) -> list[str]:

@@ -1,0 +1,295 @@
+"""Real guests boot, go down, reboot, are saved to disk and come back; whoever is killed meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from .guest import Guest, Job
+from .machine import Hypervisor, Machine, machine
+
+LIFE_S = 60.0
+"""For a guest to boot under emulation on a busy machine."""
+
+
+def order(m: Machine, do: str, domain: str, **fields: bool) -> str:
+    """An admin's wish; what the daemon says to it."""
+    answer = m.ask(op="domain", do=do, domain=domain, **fields)
+    assert answer["ok"], answer
+    return " ".join(answer["said"])
+
+
+def told(m: Machine, name: str) -> str:
+    return str(m.report(name).why)
+
+
+def clock_error_s(guest: Guest) -> float:
+    return abs(float(guest.sh("date +%s")) - time.time())
+
+
+def boot_id(guest: Guest) -> str:
+    return guest.sh("cat /proc/sys/kernel/random/boot_id")
+
+
+def entries(m: Machine) -> list[str]:
+    """Names of the history's events."""
+    return [e["name"] for e in m.ask(op="history", limit=1000)["entries"]]
+
+
+@pytest.fixture
+def counted(hypervisor: Hypervisor) -> Iterator[Machine]:
+    """Two CPUs, each domain as big as the host: what one has saved the other may borrow."""
+    with machine(hypervisor, mode="counted", cpus=2, domain={"n1": "cpus = 2", "p1": "cpus = 2"}) as made:
+        yield made
+
+
+@pytest.fixture
+def hasty(hypervisor: Hypervisor) -> Iterator[Machine]:
+    """Nothing is waited for long."""
+    limits = "boot_time_limit_s = 2\nshutdown_time_limit_s = 2"
+    with machine(hypervisor, limits="agent_silent_s = 1", domain={"n1": limits, "p1": limits}) as made:
+        yield made
+
+
+def test_a_domain_is_shut_down_when_its_jobs_have_ended_and_boots_again(machine: Machine) -> None:
+    job = machine["n1"].qsub(Job("1"))
+    assert "to be shut down" in order(machine, "shutdown", "n1")
+    machine.until_state("n1", "draining")
+    assert machine["n1"].claim(Job("2"))["code"] == "domain-draining"
+    machine.until_states("n1", job, "RSD")
+    machine["n1"].qdel(job)
+    machine.until_state("n1", "down", LIFE_S)
+    assert "on request" in told(machine, "n1") and not machine["n1"].up
+    assert "it is ended" not in machine.log.read_text(), "it turned itself off"
+
+    order(machine, "boot", "n1")
+    machine.until_state("n1", "booting")
+    assert machine.report("p1").accepts == []
+    machine.until_state("n1", "free", LIFE_S)
+    machine["n1"].wait()
+    machine["n1"].qdel(machine["n1"].qsub(Job("3")))
+
+
+def test_a_shutdown_when_idle_takes_jobs_until_there_is_none(machine: Machine) -> None:
+    first = machine["n1"].qsub(Job("1"))
+    order(machine, "shutdown", "n1", when_idle=True)
+    second = machine["n1"].qsub(Job("2"))
+    machine["n1"].qdel(first)
+    machine.until_states("n1", second, "RSD")
+    machine["n1"].qdel(second)
+    machine.until_state("n1", "down", LIFE_S)
+
+
+def test_a_shutdown_now_ends_a_guest_that_hears_nobody_with_its_jobs(hasty: Machine) -> None:
+    hasty["n1"].qsub(Job("1"))
+    hasty["n1"].stop_agent()
+    order(hasty, "shutdown", "n1", now=True)
+    hasty.until_state("n1", "down", LIFE_S)
+    assert "it is ended" in hasty.log.read_text()
+    assert hasty.report("n1").jobs == []
+    assert hasty.ask(op="domain", do="boot", domain="n1", now=True, when_idle=True)["code"] == "bad-request"
+
+
+def test_a_reboot_is_a_new_life_without_a_second_wish(machine: Machine) -> None:
+    before = boot_id(machine["n1"])
+    order(machine, "reboot", "n1")
+    machine.until_state("n1", "booting", LIFE_S)
+    machine.until_state("n1", "free", LIFE_S)
+    machine["n1"].wait()
+    assert boot_id(machine["n1"]) != before
+    machine["n1"].qdel(machine["n1"].qsub(Job("1")))
+
+
+def test_a_shutdown_is_given_up_by_undrain(machine: Machine) -> None:
+    job = machine["n1"].qsub(Job("1"))
+    order(machine, "shutdown", "n1")
+    assert machine.ask(op="undrain", domain="n1")["ok"]
+    machine["n1"].qdel(job)
+    machine["n1"].qdel(machine["n1"].qsub(Job("2")))
+    assert machine["n1"].up
+
+
+def test_a_boot_that_does_not_register_in_time_is_down_and_up_when_it_does_after_all(hasty: Machine) -> None:
+    order(hasty, "reboot", "n1", now=True)
+    hasty.until_state("n1", "booting", LIFE_S)
+    hasty.until_state("n1", "down", LIFE_S)
+    assert "did not register within its time limit" in told(hasty, "n1")
+    assert hasty.state("p1") == "free"
+    hasty.until_state("n1", "free", LIFE_S)
+
+
+def test_a_frozen_domain_lends_its_cpus_and_comes_back_preempting_what_borrowed_them(counted: Machine) -> None:
+    m = counted
+    last = m["p1"].qsub(Job("1", "priority"))
+    order(m, "freeze", "p1")
+    m.until_state("p1", "draining")
+    m["p1"].qdel(last)
+    m.until_state("p1", "frozen", LIFE_S)
+    assert not m["p1"].up and m["p1"].domain.hasManagedSaveImage()
+    assert m.report("p1").accepts == []
+
+    borrower = m["n1"].qsub(Job("2", "preemptible", cpus=2))
+    time.sleep(1.5)  # what the clock of a saved guest is to be wrong by, at least
+    assert "preempted for it: n1" in order(m, "defrost", "p1")
+    m.until(lambda: m.state("p1") not in ("frozen", "booting"), LIFE_S, "p1 is back")
+    m["p1"].wait()
+    assert clock_error_s(m["p1"]) < 1.5
+    m.until_states("n1", borrower, "RSD", 30)
+    favoured = m["p1"].qsub(Job("3", "priority", cpus=2))
+    m.until_states("n1", borrower, "T")
+    m["p1"].qdel(favoured)
+    m.until_states("n1", borrower, "RSD")
+
+
+def test_a_failed_restore_keeps_the_image_and_says_so_and_is_tried_again(machine: Machine) -> None:
+    order(machine, "freeze", "p1")
+    machine.until_state("p1", "frozen", LIFE_S)
+    image = next(machine.hypervisor.libvirtd.folder.rglob(f"{machine['p1'].libvirt_name}.save"))
+    whole = image.read_bytes()
+    image.write_bytes(b"no image at all!" + whole[16:])
+
+    order(machine, "defrost", "p1")
+    machine.until(lambda: "its restore failed" in told(machine, "p1"), LIFE_S, "it is said")
+    assert machine.state("p1") == "frozen" and "image is kept" in told(machine, "p1")
+    assert image.exists() and not machine["p1"].up
+
+    image.write_bytes(whole)
+    order(machine, "defrost", "p1")
+    machine.until_state("p1", "free", LIFE_S)
+
+
+def test_a_killed_qemu_is_down_its_jobs_are_gone_and_its_host_is_free(machine: Machine) -> None:
+    machine["n1"].qsub(Job("1"))
+    favoured = machine["p1"].qsub(Job("2", "priority"))
+    os.kill(machine.hypervisor.libvirtd.qemu(machine["n1"].libvirt_name), signal.SIGKILL)
+    machine.until_state("n1", "down")
+    assert machine.report("n1").jobs == [] and told(machine, "n1")
+    machine["p1"].qdel(favoured)
+    machine.until_state("p1", "free")
+    order(machine, "boot", "n1")
+    machine.until_state("n1", "free", LIFE_S)
+
+
+def test_a_domain_paused_by_an_admin_is_unknown_until_it_goes_on(machine: Machine) -> None:
+    job = machine["n1"].qsub(Job("1"))
+    machine["n1"].domain.suspend()
+    machine.until_state("n1", "unknown")
+    assert "paused by somebody else" in told(machine, "n1")
+    assert [j.id for j in machine.report("n1").jobs] == ["1"]
+    assert machine["p1"].claim(Job("2", "priority"))["code"] == "host-busy"
+    machine["n1"].domain.resume()
+    machine.until_state("n1", "running-preemptible", 30)
+    favoured = machine["p1"].qsub(Job("3", "priority"))
+    machine.until_states("n1", job, "T")
+    machine["p1"].qdel(favoured)
+
+
+def test_a_domain_saved_behind_our_back_is_down_and_a_boot_brings_it_back_with_its_job(machine: Machine) -> None:
+    job = machine["n1"].qsub(Job("1"))
+    machine["n1"].domain.managedSave()
+    machine.until_state("n1", "down")
+    machine.until(lambda: "somebody else saved it" in told(machine, "n1"), 10, "why it is down")
+    order(machine, "boot", "n1")
+    machine.until(lambda: machine.state("n1") not in ("down", "booting"), LIFE_S, "n1 is back")
+    machine.until_states("n1", job, "RSD")
+    machine.until(lambda: [j.id for j in machine.report("n1").jobs] == ["1"], 30, "MoM's list is the truth")
+    assert clock_error_s(machine["n1"]) < 1.5
+
+
+def test_an_agent_that_is_lost_and_back_finds_stopped_what_is_to_be_and_the_rest_running(hasty: Machine) -> None:
+    m = hasty
+    victim = m["n1"].qsub(Job("1"))
+    favoured = m["p1"].qsub(Job("2", "priority"))
+    m.until_states("n1", victim, "T")
+    m["n1"].stop_agent()
+    m.until_state("n1", "unknown", 60)
+    assert [j.id for j in m.report("n1").jobs] == ["1"], "kept and counted"
+    m["n1"].sh("for p in $(grep -lz PBS_JOBID=1 /proc/[0-9]*/environ | cut -d/ -f3); do kill -CONT $p; done; true")
+    m.until_states("n1", victim, "RSD")
+    m["n1"].start_agent()
+    m.until_states("n1", victim, "T", 30)
+    m.until_state("n1", "preempted", 30)
+
+    m["n1"].stop_agent()
+    m.until_state("n1", "unknown", 60)
+    m["p1"].qdel(favoured)
+    assert set(m["n1"].states(victim)) == {"T"}
+    m["n1"].start_agent()
+    m.until_states("n1", victim, "RSD", 30)
+
+
+def test_the_sites_scripts_run_here_and_there_and_a_save_waits_for_them(machine: Machine) -> None:
+    folder = machine.folder / "scripts"
+    folder.mkdir(exist_ok=True)
+    said = folder / "said"
+    names = ("freeze", "defrost", "shutdown", "boot")
+    try:
+        for name in (f"{when}-{what}" for what in names for when in ("before", "after")):
+            script = folder / name
+            script.write_text(f'#!/bin/sh\nsleep 0.2\necho "$MAGRATHEA_OCCASION $MAGRATHEA_DOMAIN" >> {said}\nexit 1\n')
+            script.chmod(0o755)
+        machine["p1"].sh("mkdir -p /etc/magrathea/hooks.d/guest && chmod 755 /etc/magrathea/hooks.d/guest")
+        inside = b'#!/bin/sh\nsleep 0.5\necho "$MAGRATHEA_OCCASION $MAGRATHEA_KIND" >> /run/said\n'
+        machine["p1"].write("/etc/magrathea/hooks.d/guest/before-freeze", inside, 0o755)
+        machine["p1"].write("/etc/magrathea/hooks.d/guest/after-defrost", inside, 0o755)
+        order(machine, "freeze", "p1")
+        machine.until_state("p1", "frozen", LIFE_S)
+        order(machine, "defrost", "p1")
+        machine.until_state("p1", "free", LIFE_S)
+        machine["p1"].wait()
+        machine.until(lambda: "after-defrost" in machine["p1"].sh("cat /run/said"), 10, "the guest's second script")
+        assert machine["p1"].sh("cat /run/said").split() == ["before-freeze", "priority", "after-defrost", "priority"]
+        order(machine, "reboot", "p1")
+        machine.until_state("p1", "booting", LIFE_S)
+        machine.until_state("p1", "free", LIFE_S)
+        expected = [f"{when}-{what} p1" for what in names for when in ("before", "after")]
+        machine.until(lambda: len(said.read_text().splitlines()) >= len(expected), 10, "all scripts of the host")
+        assert sorted(said.read_text().splitlines()) == sorted(expected)
+    finally:
+        for file in folder.iterdir():
+            file.unlink()
+
+
+REBOOT = ("commit ShutdownRequested", "power-off p1", "commit DomainStopped", "boot p1", "register p1")
+FREEZE = ("commit FreezeRequested", "save p1", "commit FreezeEnded")
+DEFROST = ("commit DefrostRequested", "boot p1", "register p1", "commit DomainStarted")
+
+
+def killed_after(m: Machine, step: str, do: str, end: str) -> None:
+    """`do` with the daemon killed after the step; started again, it goes on until p1 is what it was to be."""
+    armed = m.folder / "armed"
+    m.stop_daemon()
+    m.start_daemon(MAGRATHEA_CRASH_AFTER=f"{step}#1", MAGRATHEA_CRASH_ARMED=str(armed))
+    m.until(lambda: m.status()["domains"][1]["agent"] or m.state("p1") == "frozen", LIFE_S, f"{step}: calm before")
+    armed.write_text("self")
+    try:
+        with contextlib.suppress(OSError):  # it may be killed before it answers
+            order(m, do, "p1")
+        m.until(lambda: m.daemon is None or m.daemon.poll() is not None, LIFE_S, f"{do}: killed after {step}")
+    finally:
+        armed.unlink()
+    m.start_daemon()
+    m.until(lambda: m.state("p1") == end and m.settled() is (end != "frozen"), LIFE_S, f"{do}, {step}: p1 is {end}")
+
+
+@pytest.mark.timeout(400)
+def test_a_daemon_killed_at_any_step_of_freezing_and_defrosting_goes_on(machine: Machine) -> None:
+    for step, back in zip((*FREEZE, FREEZE[0]), DEFROST, strict=True):
+        killed_after(machine, step, "freeze", "frozen")
+        killed_after(machine, back, "defrost", "free")
+    machine["p1"].wait()
+    machine["p1"].qdel(machine["p1"].qsub(Job("9", "priority")))
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("step", REBOOT)
+def test_a_daemon_killed_at_any_step_of_a_reboot_goes_on(machine: Machine, step: str) -> None:
+    before = boot_id(machine["p1"])
+    killed_after(machine, step, "reboot", "free")
+    machine["p1"].wait()
+    assert boot_id(machine["p1"]) != before
