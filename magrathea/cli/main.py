@@ -26,6 +26,11 @@ BUILT_IN = {
     "completion": "magrathea.cli.completion:completion",
     "history": "magrathea.cli.history:history",
 }
+SECTIONS = {
+    "Look": ("status", "hosts", "explain", "preview", "history", "doctor"),
+    "Act on a host": ("drain", "undrain", "pause", "unpause", "domain", "clear", "reload", "give-back"),
+}
+"""Of the list of commands; all others come last."""
 ENTRY_POINTS = "magrathea.commands"
 BROKEN = 70
 """Exit code of a sub-command that cannot be loaded (EX_SOFTWARE of sysexits.h)."""
@@ -65,6 +70,17 @@ class Commands(click.Group):
             if point.name == cmd_name:
                 return self._load(point)
         return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """In sections, each in the order in which one comes to need them."""
+        names = self.list_commands(ctx)
+        sectioned = {name for section in SECTIONS.values() for name in section}
+        rest = tuple(name for name in names if name not in sectioned)
+        width = formatter.width - 6 - max(len(name) for name in names)
+        for title, section in {**SECTIONS, "Set up": rest}.items():
+            found = [(name, self.get_command(ctx, name)) for name in section if name in names]
+            with formatter.section(title):
+                formatter.write_dl([(name, command.get_short_help_str(width)) for name, command in found if command])
 
     def _load(self, point: EntryPoint) -> click.Command:
         try:

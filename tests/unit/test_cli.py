@@ -428,3 +428,10 @@ def test_shells_complete_commands_and_the_names_of_this_moment(path: Path, monke
         assert completed("status", "") == ["h1"]
     for shell in ("bash", "zsh", "fish"):
         assert "_MAGRATHEA_COMPLETE" in magrathea("completion", shell).stdout
+
+
+def test_the_list_of_commands_is_in_sections_and_names_each_once() -> None:
+    listed = re.findall(r"^  ([a-z-]+)  +\S", magrathea("--help").stdout.partition("Look:")[2], re.MULTILINE)
+    context = click.Context(main.cli)
+    assert sorted(listed) == main.cli.list_commands(context)
+    assert listed[0] == "status"
