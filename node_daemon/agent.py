@@ -97,6 +97,7 @@ ORDERS_S = 1.5
 SLICE_S = 5.0  # for one slice of memory, where the daemon does not say
 RELEASE_S = 60.0  # a release is offered to the daemon for so long
 DELETE_S = 0.05  # so long after its hook MoM has sent its SIGTERM
+LEADER_S = 2.0  # a session's leader waits so long for what else has got SIGTERM
 MISSING_AGE_S = 20.0  # a list may have been made before the claim
 MAX_WARN_S = 60.0  # the longest time between a job's warning and its stop
 TELL_AGAIN_S = 10.0  # what happens again and again is told once in it
@@ -646,14 +647,15 @@ class Job:
     None for nothing. `stopped_at`: when it was told to stop, as long as it is (Unix seconds, for people). `sessions`:
     session id -> start time of its leader. `struck`: pid -> start time of what the agent stopped, `groups`: process
     groups signalled as a whole. `seen`: a process of it has been seen (or it begins on another host, and may never have
-    one here); `telling`, `told`: and the daemon is being told, or knows. `deleted`: MoM is about to kill it; `ending`:
-    its list says so. `listed`: claimed, or in MoM's list; else it is known from the daemon's orders only. `missing`:
-    from how many of MoM's lists in a row. `procs`: its living processes at the last look; `doubtful`: how many carry
-    its id but cannot be judged, because its owner is not known. `stopped`, `pending` (in uninterruptible sleep with the
-    stop pending), `running`: as of the last pass; `calm`: how many passes in a row found all stopped and none new;
-    `settled`: the order is carried out. `barrier`: the next pass freezes first. `wake_all`: the next continues what
-    others stopped, too. `warning`: the signal to send before the stop, 0 for none (left); `warned_until`: until then it
-    is not stopped yet. `told_at`: when it was last told that others continue it.
+    one here); `telling`, `told`: and the daemon is being told, or knows. `deleted`: MoM is about to kill it,
+    `leaders_at`: when its shells get their SIGTERM at the latest; `ending`: MoM's list says so. `listed`: claimed, or
+    in MoM's list; else it is known from the daemon's orders only. `missing`: from how many of MoM's lists in a row.
+    `procs`: its living processes at the last look; `doubtful`: how many carry its id but cannot be judged, because its
+    owner is not known. `stopped`, `pending` (in uninterruptible sleep with the stop pending), `running`: as of the last
+    pass; `calm`: how many passes in a row found all stopped and none new; `settled`: the order is carried out.
+    `barrier`: the next pass freezes first. `wake_all`: the next continues what others stopped, too. `warning`: the
+    signal to send before the stop, 0 for none (left); `warned_until`: until then it is not stopped yet. `told_at`: when
+    it was last told that others continue it.
     """
 
     def __init__(self, key: "Key", now: float) -> None:
@@ -669,6 +671,7 @@ class Job:
         self.telling = False
         self.ending = False
         self.deleted = False
+        self.leaders_at: "Optional[float]" = None
         self.listed = False
         self.missing = 0
         self.sessions: "Dict[int, int]" = {}
@@ -1554,14 +1557,19 @@ class Sweeper:
         """MoM's SIGTERM waits behind the stop: the sessions that it was sent to go on, and end as those of any deleted
         job. What has left them stays stopped until the job is over (`bury`), for no signal of MoM's gets there.
 
-        A session's leader goes on last: MoM that finds others alive when it has ended waits some 10 s before it looks
-        again.
+        A session's leader goes on last, when the others have ended, or have had their time: MoM that finds them alive
+        when it has ended does not look again before the kill delay is over.
         """
+        now = time.monotonic()
         stopped = [p for p in job.procs.values() if p.state == "T"]
         sessions = {p.sid for p in stopped if is_pending(p.pid, SIGTERM_BIT)}
-        led = {p.sid for p in stopped if p.pid != p.sid}
+        if not sessions:
+            return
+        if job.leaders_at is None:
+            job.leaders_at = now + LEADER_S
+        led = {p.sid for p in job.procs.values() if p.pid != p.sid} if now < job.leaders_at else set()
         self._wake(job, [p for p in stopped if p.sid in sessions and (p.pid != p.sid or p.sid not in led)])
-        if sessions & led:
+        if led:
             self.loop.after(DELETE_S, self.sweep)
 
     def bury(self, job: Job) -> None:

@@ -26,6 +26,7 @@ MARGIN_S = 0.2  # beyond it, for the way there and back
 RELEASE_S = 0.2  # after a claim that timed out: with the above, 2.0 s in all
 TELL_S = 2.0  # releases and lists, which nothing waits for
 PREPARED_S = 5.0  # one question of the prologue; it asks again
+WAIT_S = 585.0  # all questions of the prologue: less than its alarm (install.py), which the hook itself cannot read
 RETRY_S = 10  # when the refusal does not say when to come back
 BYTES = {"b": 1, "kb": 2**10, "mb": 2**20, "gb": 2**30, "tb": 2**40, "pb": 2**50}
 
@@ -187,7 +188,7 @@ def wait_for_memory(event, path):
         return None
     import json
 
-    until = time.monotonic() + max(PREPARED_S, event.alarm - 3 * PREPARED_S)
+    until = time.monotonic() + WAIT_S
     request = '{"op":"prepared","job":{%s},"deadline_s":%s}' % (identity(job), PREPARED_S)
     why = "its memory was not there in time"
     while time.monotonic() < until:

@@ -170,7 +170,7 @@ class Event:
     def __init__(self, name: str, hook: str, parameters: Mapping[str, Any]) -> None:
         self.type, self.hook_name, self.hook_type = EVENTS[name], hook, "site"
         self.requestor, self.requestor_host = "Scheduler" if name == "runjob" else "pbs_mom", "localhost"
-        self.alarm, self.freq = 30, 15
+        self.freq = 15
         self._param = dict(parameters)
         self.accepted, self.message = True, ""
 

@@ -1,0 +1,116 @@
+"""Jobs of unusual kinds, and what PBS's commands do to them: for the tests of this folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from scheduler_plugin.standin.openpbs_cluster import HEAD
+from scheduler_plugin.standin.openpbs_fleet import USER, OpenPbsCluster
+from scheduler_plugin.standin.scenarios import (
+    PAUSE_S,
+    STILL_S,
+    require,
+    wait,
+    wait_running,
+    wait_state,
+    wait_stoppable,
+)
+
+LONG = 100_000
+"""Steps of a job that a test ends by deleting it."""
+
+
+def command(fleet: OpenPbsCluster, steps: int, counter: str = "$HOME/$PBS_JOBID.count") -> str:
+    """work.py as a job's script calls it."""
+    return f'python3 -S "{fleet.directory}/work.py" {steps} {PAUSE_S} "{counter}"'
+
+
+def submit(fleet: OpenPbsCluster, queue: str, script: str, *argv: str) -> str:
+    """A script of alice's; its output and errors come into one file."""
+    return fleet.pbs.qsub(USER, "-q", queue, "-N", "job", "-j", "oe", *argv, script=script)
+
+
+def home(fleet: OpenPbsCluster) -> Path:
+    return fleet.directory / "home" / USER
+
+
+def preempt(fleet: OpenPbsCluster, *lows: str, domain: str = "n1", by: str = "p1") -> str:
+    """Start a priority job at `by` for which `domain` with its jobs `lows` is preempted; all are S afterwards."""
+    wait_stoppable(fleet, domain)
+    high = fleet.submit("high", LONG, select=f"1:ncpus=1:host={by}")
+    wait_running(fleet, high)
+    for low in lows:
+        wait_state(fleet, low, "S")
+    return high
+
+
+def preempted(fleet: OpenPbsCluster, steps: int = LONG) -> tuple[str, str]:
+    """A job in n1 that is S, and the priority job that it is stopped for."""
+    low = fleet.submit("low", steps)
+    wait_running(fleet, low)
+    return low, preempt(fleet, low)
+
+
+def end(fleet: OpenPbsCluster, job: str) -> None:
+    """Kill a job. A `qdel` of a job that has only just started may take PBS ten seconds more: MoM finds the script's
+    child alive when its shell has ended, and believes that for so long."""
+    fleet.pbs.run(HEAD, ["qsig", "-s", "SIGKILL", job])
+
+
+def lives(fleet: OpenPbsCluster, pid: str) -> bool:
+    """Whether there is a process in n1."""
+    return fleet.pbs.run("n1", ["kill", "-0", pid], check=False).returncode == 0
+
+
+def pbs(fleet: OpenPbsCluster, *argv: str, user: str = "root") -> subprocess.CompletedProcess[str]:
+    """A command of PBS's on the server's machine, whatever comes of it."""
+    return fleet.pbs.run(HEAD, argv, user=user, check=False, timeout=60)
+
+
+def refused(fleet: OpenPbsCluster, *argv: str, user: str = "root") -> str:
+    """Require that PBS refuses a command; its words."""
+    done = pbs(fleet, *argv, user=user)
+    require(fleet, done.returncode != 0, f"{' '.join(argv)} is refused: {done.stdout}{done.stderr}")
+    return done.stderr
+
+
+def subjobs(fleet: OpenPbsCluster, array: str) -> Mapping[str, str]:
+    """State of each subjob of an array."""
+    found = pbs(fleet, "qstat", "-x", "-t", "-f", "-F", "json", array)
+    jobs = json.loads(found.stdout or "{}").get("Jobs", {})
+    return {id: str(job["job_state"]) for id, job in jobs.items() if "[]" not in id}
+
+
+def all_stand_still(fleet: OpenPbsCluster, files: list[Path]) -> list[str]:
+    """Require that none of these counters moves; what they show."""
+    before = [file.read_text() for file in files]
+    time.sleep(STILL_S)
+    moving = [file.name for file, text in zip(files, before, strict=True) if file.read_text() != text]
+    require(fleet, not moving, f"counters that should stand still: {moving}")
+    return before
+
+
+def all_go_on(fleet: OpenPbsCluster, files: list[Path], before: list[str]) -> None:
+    for file, text in zip(files, before, strict=True):
+        wait(fleet, f"{file.name} goes on", lambda file=file, text=text: file.read_text() not in (text, ""))  # type: ignore[misc]
+
+
+@contextmanager
+def site_hook(fleet: OpenPbsCluster, name: str, event: str, script: str, *moms: str, order: int = 1) -> Iterator[None]:
+    """A MoM hook of the site's own, ahead of ours unless `order` says else; these MoMs have it inside the `with`."""
+    file = fleet.directory / f"{name}.py"
+    file.write_text(script, encoding="utf-8")
+    lines = [f"create hook {name}", f"set hook {name} event={event}", f"set hook {name} order={order}"]
+    fleet.pbs.qmgr("\n".join([*lines, f"import hook {name} application/x-python default {file}"]))
+    wanted = [fleet.pbs.pbs_home(mom) / "mom_priv/hooks" / f"{name}.PY" for mom in moms]
+    try:
+        wait(fleet, f"hook {name} is at {moms}", lambda: all(path.exists() for path in wanted))
+        yield
+    finally:
+        fleet.pbs.qmgr(f"delete hook {name}")
+        wait(fleet, f"hook {name} has gone from {moms}", lambda: not any(path.exists() for path in wanted))

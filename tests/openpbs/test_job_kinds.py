@@ -1,0 +1,261 @@
+"""Arrays, interactive jobs, and jobs that are not yet or no longer running when they would be preempted."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scheduler_plugin.standin.fleet import EXCLUSIVE
+from scheduler_plugin.standin.openpbs_cluster import HEAD
+from scheduler_plugin.standin.openpbs_fleet import USER, OpenPbsCluster
+from scheduler_plugin.standin.scenarios import (
+    STILL_S,
+    goes_on,
+    stands_still,
+    wait,
+    wait_all_free,
+    wait_right_end,
+    wait_running,
+    wait_state,
+    wait_stoppable,
+)
+
+from .jobs import LONG, all_go_on, all_stand_still, command, end, home, pbs, preempt, subjobs, submit
+
+STAGING = 15
+"""Substate of a job whose files are copied before it is sent to its MoM (JOB_SUBSTATE_STAGEGO)."""
+
+
+def test_an_array_is_preempted_subjob_by_subjob_and_one_of_them_deleted(fleet: OpenPbsCluster) -> None:
+    with fleet.only(EXCLUSIVE):
+        array = submit(fleet, "low", f"exec {command(fleet, 120)}", "-J", "0-2", "-l", "select=1:ncpus=1")
+        first, second, third = (array.replace("[]", f"[{n}]") for n in range(3))
+        wait_running_subjobs(fleet, array, first, second)
+        high = preempt(fleet)
+        wait(fleet, "both are S", lambda: {subjobs(fleet, array).get(job) for job in (first, second)} == {"S"})
+        files = [home(fleet) / f"{job}.count" for job in (first, second)]
+        before = all_stand_still(fleet, files)
+        pbs(fleet, "qdel", first, user=USER)
+        wait(fleet, f"{first} has ended", lambda: subjobs(fleet, array)[first] == "X")
+        assert subjobs(fleet, array)[second] == "S"
+        end(fleet, high)
+        all_go_on(fleet, files[1:], before[1:])
+        wait(fleet, f"{third} has its turn", lambda: (home(fleet) / f"{third}.count").exists())
+        wait_state(fleet, array, "F")
+        assert [int(file.read_text()) for file in (files[1], home(fleet) / f"{third}.count")] == [120, 120]
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+def wait_running_subjobs(fleet: OpenPbsCluster, array: str, *jobs: str) -> None:
+    files = [home(fleet) / f"{job}.count" for job in jobs]
+    wait(fleet, f"{array} computes", lambda: all(file.exists() and file.read_text().strip() for file in files))
+
+
+def test_an_array_of_priority_jobs_preempts_once(fleet: OpenPbsCluster) -> None:
+    with fleet.only(EXCLUSIVE):
+        low = fleet.submit("low", 100)
+        wait_running(fleet, low)
+        wait_stoppable(fleet, "n1")
+        array = submit(fleet, "high", f"exec {command(fleet, 20)}", "-J", "0-3", "-l", "select=1:ncpus=1")
+        wait_state(fleet, low, "S")
+        step = stands_still(fleet, low)
+        wait_state(fleet, array, "F")
+        goes_on(fleet, low, step)
+        wait_right_end(fleet, low, 100)
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+class Terminal:
+    """`qsub -I` at a terminal."""
+
+    def __init__(self, fleet: OpenPbsCluster, queue: str) -> None:
+        self.fleet = fleet
+        self.master, slave = pty.openpty()
+        argv = ["setsid", "--ctty", "--wait", "qsub", "-I", "-q", queue, "-l", "select=1:ncpus=1"]
+        whole = fleet.pbs.argv(HEAD, argv, user=USER)
+        self.process = subprocess.Popen(whole, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+        os.close(slave)
+        self.text = ""
+
+    def read(self) -> str:
+        while select.select([self.master], [], [], 0)[0]:
+            try:
+                self.text += os.read(self.master, 65536).decode(errors="replace")
+            except OSError:  # the other end is closed
+                break
+        return self.text
+
+    def type(self, line: str) -> None:
+        os.write(self.master, line.encode() + b"\n")
+
+    def job(self) -> str:
+        found = wait(self.fleet, "qsub -I names its job", lambda: re.search(r"waiting for job (\S+)", self.read()))
+        assert found is not None
+        return found[1]
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+        os.close(self.master)
+
+
+@contextmanager
+def terminal(fleet: OpenPbsCluster, queue: str) -> Iterator[Terminal]:
+    found = Terminal(fleet, queue)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def test_an_interactive_job_is_preempted_and_goes_on_at_its_terminal(fleet: OpenPbsCluster) -> None:
+    """What is typed meanwhile waits, and is done afterwards.
+
+    Without job control: a shell that has it may notice the stop of its command, as after PBS's own suspend; then it
+    says so, prompts, and the command goes on in the background.
+    """
+    with fleet.only(EXCLUSIVE), terminal(fleet, "low") as user:
+        low = user.job()
+        wait(fleet, "the job's shell is there", lambda: "ready" in user.read())
+        user.type(f"set +m; {command(fleet, 80)}")
+        wait_running(fleet, low)
+        high = preempt(fleet, low)
+        step = stands_still(fleet, low)
+        user.type("echo typed $((2 + 2)); exit 7")
+        end(fleet, high)
+        goes_on(fleet, low, step)
+        view = wait_state(fleet, low, "F")
+        wait(fleet, "all is told", lambda: "typed 4" in user.read() and "started 1 times" in user.read())
+        assert (fleet.counter(low), view.exit_status) == (80, 7)
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+def test_an_interactive_priority_job_preempts(fleet: OpenPbsCluster) -> None:
+    with fleet.only(EXCLUSIVE):
+        low = fleet.submit("low", 100)
+        wait_running(fleet, low)
+        wait_stoppable(fleet, "n1")
+        with terminal(fleet, "high") as user:
+            wait_state(fleet, low, "S")
+            wait(fleet, "the job's shell is there", lambda: "ready" in user.read())
+            step = stands_still(fleet, low)
+            user.type("exit")
+            goes_on(fleet, low, step)
+        wait_right_end(fleet, low, 100)
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+def test_a_job_that_ends_by_itself_while_it_is_being_stopped(fleet: OpenPbsCluster) -> None:
+    """Stopped by the agent, and killed (by the kernel, say) before the hub has booked it in PBS."""
+    with fleet.only(EXCLUSIVE):
+        low = submit(fleet, "low", f"echo $$ > $HOME/$PBS_JOBID.pid; exec {command(fleet, LONG)}")
+        wait_running(fleet, low)
+        wait_stoppable(fleet, "n1")
+        hub = fleet.parts["hub"]
+        os.kill(hub.pid, signal.SIGSTOP)
+        try:
+            high = fleet.submit("high", 40, select="1:ncpus=1:host=p1")
+            wait_running(fleet, high)
+            stands_still(fleet, low)
+            assert fleet.jobs()[low].state == "R"
+            fleet.pbs.run("n1", ["kill", "-KILL", (home(fleet) / f"{low}.pid").read_text().strip()])
+            wait_state(fleet, low, "EF")
+        finally:
+            for pid in (hub.pid, hub.popen.pid):  # nsenter stops itself with its child
+                os.kill(pid, signal.SIGCONT)
+        wait_state(fleet, low, "F")
+        wait_right_end(fleet, high, 40)
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+def test_jobs_that_end_at_the_moment_of_their_stop(fleet: OpenPbsCluster) -> None:
+    """Whoever is first: each job's result is right, none is requeued or left stopped."""
+    with fleet.only(EXCLUSIVE):
+        for steps in (26, 32):
+            low = fleet.submit("low", steps)
+            wait_running(fleet, low)
+            wait(fleet, "it is about to end", lambda low=low, steps=steps: fleet.counter(low) >= steps - 7)  # type: ignore[misc]
+            high = fleet.submit("high", 5)
+            wait_right_end(fleet, high, 5)
+            wait_right_end(fleet, low, steps)
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+def test_a_job_in_stage_in_waits_for_the_priority_job_that_comes_meanwhile(fleet: OpenPbsCluster) -> None:
+    """PBS copies before it asks the MoM's hooks: there is no claim yet, and when it comes it is refused."""
+    source, target = home(fleet) / "source", home(fleet) / "target"
+    source.write_text("staged\n")
+    os.mkfifo(target)  # copying onto it waits until somebody reads
+    for path in (source, target):
+        os.chown(path, home(fleet).stat().st_uid, -1)
+    with fleet.only(EXCLUSIVE):
+        low = submit(fleet, "low", f"exec {command(fleet, 20)}", "-W", f"stagein={target}@{HEAD}:{source}")
+        wait(fleet, "it stages in", lambda: fleet.jobs()[low].substate == STAGING)
+        high = fleet.submit("high", 40, select="1:ncpus=1:host=p1")
+        wait_running(fleet, high)
+        assert reading(target) == "staged\n"
+        wait(fleet, f"{low} was refused", lambda: fleet.jobs()[low].state in "WQ")
+        assert fleet.counter(low) == 0
+        wait_right_end(fleet, high, 40)
+        wait_right_end(fleet, low, 20)
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+def reading(fifo: Path) -> str:
+    with fifo.open() as file:
+        return file.read()
+
+
+@contextmanager
+def gated(fleet: OpenPbsCluster, script: str) -> Iterator[Path]:
+    """The site's prologue or epilogue in n1, which waits until the file that this gives is removed."""
+    gate = fleet.directory / f"{script}.gate"
+    gate.touch()
+    file = fleet.pbs.pbs_home("n1") / "mom_priv" / script
+    started = fleet.directory / f"{script}.started"
+    file.write_text(f"#!/bin/sh\ntouch {started}\nwhile [ -e {gate} ]; do sleep 0.05; done\nexit 0\n")
+    file.chmod(0o700)
+    try:
+        yield gate
+    finally:
+        gate.unlink(missing_ok=True)
+        file.unlink()
+        started.unlink(missing_ok=True)
+
+
+def test_a_job_in_its_prologue_is_not_preempted_before_it_has_started(fleet: OpenPbsCluster) -> None:
+    with fleet.only(EXCLUSIVE):
+        with gated(fleet, "prologue") as gate:
+            low = fleet.submit("low", 60)
+            wait(fleet, "the prologue runs", lambda: gate.with_suffix(".started").exists())
+            high = fleet.submit("high", 20)
+            time.sleep(STILL_S)
+            assert fleet.jobs()[high].state == "Q"
+            gate.unlink()
+            wait_state(fleet, low, "S")
+            wait_right_end(fleet, high, 20)
+        wait_right_end(fleet, low, 60)
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+def test_a_job_in_its_epilogue_has_ended_for_all_but_its_epilogue(fleet: OpenPbsCluster) -> None:
+    """The site's own epilogue runs in spite of our hooks; a priority job that comes meanwhile harms nobody."""
+    with fleet.only(EXCLUSIVE):
+        with gated(fleet, "epilogue") as gate:
+            low = fleet.submit("low", 40)
+            wait_running(fleet, low)
+            wait(fleet, "the epilogue runs", lambda: gate.with_suffix(".started").exists())
+            high = fleet.submit("high", 20)
+            time.sleep(STILL_S)
+            gate.unlink()
+            wait_right_end(fleet, low, 40)
+            wait_right_end(fleet, high, 20)
+        wait_all_free(fleet, EXCLUSIVE)
