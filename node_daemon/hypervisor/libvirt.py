@@ -408,7 +408,7 @@ class LibvirtDriver:
 
     def _found(self, connection: Connection) -> None:
         self._abilities = None  # another libvirtd may know more, and its domains may be other ones
-        self._look_soon()
+        self._look_soon(telling=True)
 
     def _lost(self) -> None:
         for name, up in self._told.items():
@@ -434,19 +434,22 @@ class LibvirtDriver:
         if self._on_event is not None and name not in self._services:
             self._on_event(DomainEvent(name, up))
 
-    def _look_soon(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._look())
+    def _look_soon(self, telling: bool = False) -> None:
+        task = asyncio.get_running_loop().create_task(self._look(telling))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _look(self) -> None:
-        """Find out by oneself; the domains' coming and going is told on the way, and that services have changed."""
+    async def _look(self, telling: bool) -> None:
+        """Find out by oneself; the domains' coming and going is told on the way, and that services have changed.
+
+        `telling`: something is told in any case, so that whoever could not look meanwhile does.
+        """
         others = self._others
         try:
             await self.actual()
         except DriverError as error:
             log.warning("after a change: %s", error)
             return
-        if others != self._others and self._on_event is not None:
+        if (telling or others != self._others) and self._on_event is not None:
             for name in sorted(self._names.keys() - self._services)[:1]:
                 self._on_event(DomainEvent(name, self._told.get(name, False)))

@@ -200,8 +200,17 @@ class Guest:
             raise GuestError(f"{self.name}: {script!r}: {answer}")
         return str(answer["output"])
 
+    def stray(self) -> None:
+        """A process of nobody's job that takes all the CPU it gets, until the test is over."""
+        self.write("/tmp/stray", b"#!/bin/sh\nwhile :; do :; done\n", 0o755)
+        self.sh("setsid /tmp/stray < /dev/null > /dev/null 2>&1 &")
+
     def write(self, path: str, content: bytes, mode: int = 0o644) -> None:
         self.port.ask("write", path=path, content=base64.b64encode(content).decode(), mode=mode)
+
+    def kill(self, words: str) -> list[int]:
+        """SIGKILL to all processes with these words in their command line; their pids."""
+        return list(self.port.ask("kill_all", words=words)["pids"])
 
     def memory(self) -> dict[str, int]:
         """/proc/meminfo, MiB."""
@@ -213,7 +222,8 @@ class Guest:
 
     def stop_agent(self) -> None:
         """End the agent, and keep init from starting it again."""
-        self.sh("touch /run/agent.off; pkill -9 -f magrathea-agent || true")
+        self.sh("touch /run/agent.off")
+        self.kill("magrathea-agent")
 
     def start_agent(self) -> None:
         self.sh("rm -f /run/agent.off")

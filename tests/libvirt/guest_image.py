@@ -50,10 +50,12 @@ MODULES = (
     "drivers/virtio/virtio_balloon",
     "drivers/char/virtio_console",
     "drivers/block/virtio_blk",
+    "crypto/lzo",
+    "crypto/lzo-rle",
     "mm/zsmalloc",
     "drivers/block/zram/zram",
     "drivers/misc/pvpanic/pvpanic",
-    "drivers/misc/pvpanic/pvpanic-pci",
+    "drivers/misc/pvpanic/pvpanic-mmio",  # the ISA device, too
     "drivers/acpi/button",
     "drivers/input/evdev",
 )

@@ -74,8 +74,11 @@ class Hypervisor:
 
     def connect(self) -> Any:
         """A living connection to the private libvirtd."""
-        if self._connection is None or not self._connection.isAlive():
-            self._connection = libvirt.open(self.libvirtd.uri())
+        if self._connection is not None:
+            with contextlib.suppress(libvirt.libvirtError):
+                self._connection.getLibVersion()  # one that has just broken may still call itself alive
+                return self._connection
+        self._connection = libvirt.open(self.libvirtd.uri())
         return self._connection
 
     def start(self) -> None:
@@ -147,14 +150,13 @@ class Hypervisor:
 
     def _tidy(self, guest: Guest) -> None:
         for name, job in guest.jobs().items():
-            guest.sh(
-                f"for p in $(grep -lz PBS_JOBID={name} /proc/[0-9]*/environ | cut -d/ -f3); do kill -9 $p; done; true"
-            )
+            guest.port.ask("kill", job={"id": name, "run": job["run"]})
             guest.port.ask("forget", job={"id": name, "run": job["run"]})
+        guest.kill("/tmp/stray")
         guest.sh(
-            "rm -f /run/agent.off /var/spool/*.out; pkill -9 -f magrathea-agent; rm -f /var/lib/magrathea/*; "
-            "rmdir /sys/fs/cgroup/pbs/*/ 2>/dev/null; true"
+            "rm -f /run/agent.off /var/spool/*.out /var/lib/magrathea/*; rmdir /sys/fs/cgroup/pbs/*/ 2>/dev/null; true"
         )
+        guest.kill("magrathea-agent")  # init starts another, which knows nothing of the past
 
     def close(self) -> None:
         for guest in self.guests.values():
@@ -327,6 +329,12 @@ scripts = "{self.folder}/scripts"
             return f"{what}; the hub knows {known}, notes {last.notes if last else None}; noded's log:\n{log}"
 
         return until(condition, seconds, trouble)
+
+    def qsub_and_end(self, name: str, job: Job) -> None:
+        """A whole job: it starts, runs, ends, and is released."""
+        self.guests[name].qsub(job)
+        self.until_states(name, job, "RSD")
+        self.guests[name].qdel(job)
 
     def until_state(self, name: str, state: str, seconds: float = 15.0) -> None:
         self.until(lambda: self.state(name) == state, seconds, f"{name} is {state}")

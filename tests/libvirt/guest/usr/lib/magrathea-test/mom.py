@@ -127,7 +127,7 @@ def ended(job):
     job.process.wait()
     for pid, _, _, _ in processes(job.process.pid):
         os.kill(pid, signal.SIGKILL)
-    release({"job": job.described})
+    job.released = ask_agent({"op": "release", "job": job.key()})
 
 
 def release(request):
@@ -201,6 +201,22 @@ def sh(request):
     return {"ok": True, "code": done.returncode, "output": done.stdout[-40000:].decode(errors="replace")}
 
 
+def kill_all(request):
+    """End the processes with these words in their command line."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            try:
+                with open("/proc/%s/cmdline" % name, "rb") as file:
+                    line = file.read().replace(b"\0", b" ").decode(errors="replace")
+                if request["words"] in line:
+                    os.kill(int(name), signal.SIGKILL)
+                    found.append(int(name))
+            except OSError:
+                continue
+    return {"ok": True, "pids": found}
+
+
 def write(request):
     with open(request["path"], "wb") as file:
         file.write(base64.b64decode(request["content"]))
@@ -224,7 +240,7 @@ def ping(request):
 
 OPS = {
     op.__name__: op
-    for op in (claim, prepared, start, release, kill, forget, look, tell_jobs, sh, write, memory, agent, ping)
+    for op in (claim, prepared, start, release, kill, forget, look, tell_jobs, sh, kill_all, write, memory, agent, ping)
 }
 
 

@@ -1,0 +1,101 @@
+"""The guest channel over a real virtio-serial port: what a guest or its agent may do to it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from node_daemon.channel import SILENT_S
+
+from .guest import Job
+from .machine import Machine
+
+PORT = "/dev/virtio-ports/org.magrathea.0"
+
+FLOOD = f"""
+import os, sys, time
+port = os.open("{PORT}", os.O_RDWR)
+line = {{"flood": b'{{"type":"request","id":1,"session":"0123456789abcdef","op":"release"}}\\n',
+        "garbage": os.urandom(200) + b"\\n", "endless": b"x" * 4096}}[sys.argv[1]]
+end = time.monotonic() + 4
+while time.monotonic() < end:
+    os.write(port, line * 50)
+"""
+
+
+@pytest.fixture
+def without_agent(machine: Machine) -> Iterator[Machine]:
+    """n1's port is free for others to write to."""
+    machine["n1"].stop_agent()
+    machine["n1"].write("/tmp/flood.py", FLOOD.encode())
+    yield machine
+    machine["n1"].kill("flood.py")
+
+
+@pytest.mark.parametrize("what", ["flood", "garbage", "endless"])
+def test_a_guest_that_writes_nonsense_disturbs_nobody_and_its_next_agent_is_heard(
+    without_agent: Machine, what: str
+) -> None:
+    machine = without_agent
+    machine["n1"].sh(f"setsid python3 -S -E /tmp/flood.py {what} < /dev/null > /dev/null 2>&1 &")
+    slowest, end = 0.0, time.monotonic() + 3
+    job = machine["p1"].qsub(Job("2", "priority"))
+    while time.monotonic() < end:
+        asked = time.monotonic()
+        machine.status()
+        assert machine["p1"].ask_agent({"op": "ping"})["connected"]
+        slowest = max(slowest, time.monotonic() - asked)
+    assert slowest < 2.0
+    machine["p1"].qdel(job)
+    machine["n1"].kill("flood.py")
+    machine["n1"].start_agent()
+    machine.until(lambda: machine["n1"].ask_agent({"op": "ping"}).get("connected"), 20, "n1's agent is heard")
+    machine.qsub_and_end("n1", Job("3", "preemptible"))
+
+
+def test_an_agent_that_is_killed_comes_back_and_heeds_no_order_of_before(machine: Machine) -> None:
+    guest = machine["n1"]
+    job = guest.qsub(Job("1", "preemptible"))
+    guest.stop_agent()  # QEMU keeps the connection: nobody sees an end of it
+    assert machine["p1"].claim(Job("2", "priority"))["code"] == "stop-timeout"
+    guest.start_agent()  # and finds what was said to the one before in the port
+    machine.until(lambda: guest.ask_agent({"op": "ping"}).get("connected"), 20, "n1's agent is back")
+    time.sleep(1.0)
+    assert "T" not in guest.states(job)
+    favoured = machine["p1"].qsub(Job("3", "priority"))
+    machine.until_states("n1", job, "T")
+    machine["p1"].qdel(favoured)
+    machine.until_states("n1", job, "RSD")
+
+
+def test_an_agent_that_stays_away_is_noticed_though_nothing_is_closed(machine: Machine) -> None:
+    machine["n1"].stop_agent()
+    machine.until(lambda: not machine.report("n1").agent, SILENT_S + 10, "n1's agent counts as lost")
+    machine["n1"].start_agent()
+    machine.until(lambda: machine.report("n1").agent, 20, "n1's agent is back")
+
+
+def test_a_frozen_agent_is_given_up_and_found_again(machine: Machine) -> None:
+    pids = machine["n1"].sh("for p in /proc/[0-9]*; do grep -qs magrathea-agent $p/cmdline && echo ${p#/proc/}; done")
+    agent = pids.split()[0]
+    machine["n1"].sh(f"kill -STOP {agent}")
+    machine.until(lambda: not machine.report("n1").agent, SILENT_S + 10, "n1's agent counts as lost")
+    machine["n1"].sh(f"kill -CONT {agent}")
+    machine.until(lambda: machine.report("n1").agent, 20, "the same agent is back")
+    machine.qsub_and_end("n1", Job("3", "preemptible"))
+
+
+def test_the_daemon_is_killed_in_the_middle_of_a_preemption_and_goes_on_with_it(machine: Machine) -> None:
+    victim = machine["n1"].qsub(Job("1", "preemptible"))
+    favoured = machine["p1"].qsub(Job("2", "priority"))
+    machine.until_states("n1", victim, "T")
+    machine.stop_daemon(signal.SIGKILL)
+    machine.start_daemon()
+    machine.until(lambda: machine["p1"].ask_agent({"op": "ping"}).get("connected"), 20, "p1's agent is back")
+    machine.until(lambda: machine["n1"].ask_agent({"op": "ping"}).get("connected"), 20, "n1's agent is back")
+    assert set(machine["n1"].states(victim)) == {"T"}
+    machine["p1"].qdel(favoured)
+    machine.until_states("n1", victim, "RSD")

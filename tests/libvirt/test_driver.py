@@ -1,0 +1,124 @@
+"""The driver alone, on a real QEMU: every ability, read back from libvirt; what fails is what is said."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+
+from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, SAVE, ActualDomain, DomainEvent, DriverError, Others
+from node_daemon.hypervisor.libvirt import LibvirtDriver
+
+from .machine import Hypervisor
+
+Work = Callable[[LibvirtDriver, list[DomainEvent]], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+def drive(hypervisor: Hypervisor) -> Iterator[Callable[[Work], None]]:
+    """Run a piece of work with a driver of n1 alone: p1 is somebody else's."""
+
+    def run(work: Work) -> None:
+        async def all_of_it() -> None:
+            uri, name = hypervisor.libvirtd.uri(), hypervisor.guests["n1"].libvirt_name
+            driver = LibvirtDriver("h1", uri, {"n1": name})
+            events: list[DomainEvent] = []
+            try:
+                await driver.start(events.append)
+                await work(driver, events)
+            finally:
+                await driver.close()
+
+        asyncio.run(asyncio.wait_for(all_of_it(), 100))
+
+    yield run
+    hypervisor.restore()
+
+
+async def until(condition: Callable[[ActualDomain], bool], driver: LibvirtDriver, seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition(found := (await driver.actual())["n1"]):
+        assert time.monotonic() < end, found
+        await asyncio.sleep(0.05)
+
+
+async def refused(work: Awaitable[None]) -> str:
+    with pytest.raises(DriverError) as caught:
+        await work
+    return caught.value.code
+
+
+def test_qemu_can_do_everything_and_nothing_is_to_be_noted(drive: Callable[[Work], None]) -> None:
+    async def work(driver: LibvirtDriver, events: list[DomainEvent]) -> None:
+        assert driver.capabilities == {CPU, MEMORY, LIFE, SAVE}
+        assert driver.notes() == []
+        assert events == [DomainEvent("n1", True)]
+        assert driver.others() == Others(1, 1, 256)
+        for percent in (5, 10, 150, None):
+            await driver.set_cpu("n1", percent)
+            assert (await driver.actual())["n1"].cpu_percent == percent
+
+    drive(work)
+
+
+def test_the_balloon_follows_and_says_how_far_it_is(drive: Callable[[Work], None]) -> None:
+    async def work(driver: LibvirtDriver, events: list[DomainEvent]) -> None:
+        events.clear()
+        await driver.set_memory("n1", 200)
+        await until(lambda d: d.memory_mib == 200, driver)
+        assert DomainEvent("n1", True) in events
+        await driver.set_memory("n1", 256)
+        await until(lambda d: d.memory_mib == 256, driver)
+        assert await refused(driver.set_memory("n1", 257)) == "bad-value"
+
+    drive(work)
+
+
+def test_a_saved_guest_goes_on_where_it_was_and_its_agent_is_back(
+    hypervisor: Hypervisor, drive: Callable[[Work], None]
+) -> None:
+    guest = hypervisor.guests["n1"]
+    guest.sh("echo here > /tmp/mark")
+
+    async def work(driver: LibvirtDriver, events: list[DomainEvent]) -> None:
+        await driver.save("n1")
+        await until(lambda d: d.saved and not d.up, driver)
+        events.clear()
+        await driver.boot("n1")
+        assert (await driver.actual())["n1"] == ActualDomain(True, None, 256, max_memory_mib=256)
+        assert DomainEvent("n1", True) in events
+
+    drive(work)
+    assert guest.sh("cat /tmp/mark") == "here\n"
+
+
+def test_a_spoilt_image_is_kept_and_said(hypervisor: Hypervisor, drive: Callable[[Work], None]) -> None:
+    async def work(driver: LibvirtDriver, events: list[DomainEvent]) -> None:
+        await driver.save("n1")
+        image = next((hypervisor.libvirtd.folder / "lib" / "qemu" / "save").glob("*.save"))
+        with image.open("r+b") as file:
+            file.truncate(image.stat().st_size // 2)
+        assert await refused(driver.boot("n1")) == "restore-failed"
+        found = (await driver.actual())["n1"]
+        assert (found.up, found.saved) == (False, True)
+
+    drive(work)
+
+
+def test_pausing_ending_and_booting_are_seen(hypervisor: Hypervisor, drive: Callable[[Work], None]) -> None:
+    async def work(driver: LibvirtDriver, events: list[DomainEvent]) -> None:
+        hypervisor.guests["n1"].domain.suspend()
+        await until(lambda d: d.up and d.paused, driver)
+        await driver.resume("n1")
+        await until(lambda d: d.up and not d.paused, driver)
+        await driver.shutdown("n1")  # nobody in this guest heeds the power button
+        await driver.destroy("n1")
+        await until(lambda d: not d.up, driver)
+        assert await refused(driver.set_cpu("n1", 10)) == "domain-down"
+        await driver.boot("n1")
+        await until(lambda d: d.up, driver)
+
+    drive(work)

@@ -1,0 +1,170 @@
+"""libvirtd, QEMU and guests fail in all the ways they have; afterwards what should be is so again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from .guest import Job
+from .machine import Hypervisor, Machine
+from .machine import machine as a_machine
+
+
+@pytest.fixture
+def machine(hypervisor: Hypervisor) -> Iterator[Machine]:
+    """As of conftest, but a silent hypervisor or agent counts as unknown after 2 s."""
+    with a_machine(hypervisor, limits="agent_silent_s = 2.0") as made:
+        yield made
+
+
+@pytest.fixture
+def preempted(machine: Machine) -> tuple[Machine, Job, Job]:
+    """n1's job is stopped for p1's."""
+    victim = machine["n1"].qsub(Job("1", "preemptible"))
+    favoured = machine["p1"].qsub(Job("2", "priority"))
+    machine.until_states("n1", victim, "T")
+    machine.until(lambda: machine.report("n1").cpu_percent == 10, 5, "n1 is capped")
+    return machine, victim, favoured
+
+
+def goes_on(machine: Machine, victim: Job, seconds: float = 30.0) -> None:
+    machine.until_states("n1", victim, "RSD", seconds)
+    machine.until(lambda: machine.report("n1").cpu_percent is None, 10, "the cap of n1 is gone")
+    machine.until_state("n1", "running-preemptible")
+
+
+def status_s(machine: Machine) -> float:
+    began = time.monotonic()
+    machine.status()
+    return time.monotonic() - began
+
+
+def test_libvirtd_dies_and_the_domains_are_unknown_until_it_is_back(preempted: tuple[Machine, Job, Job]) -> None:
+    machine, victim, favoured = preempted
+    machine.hypervisor.libvirtd.kill_libvirtd()
+    machine.until_state("p1", "unknown")
+    machine.until_state("n1", "unknown")
+    assert any("cannot be reached" in note for note in machine.status()["notes"])
+    assert [len(machine.report(name).jobs) for name in ("n1", "p1")] == [1, 1]
+    assert machine["p1"].claim(Job("3", "priority"))["code"] == "domain-unknown"
+
+    machine.hypervisor.libvirtd.start_libvirtd()
+    machine.until_state("n1", "preempted")
+    machine.until_state("p1", "running-priority")
+    assert machine["n1"].states(victim)[0] == "T"
+    machine["p1"].qdel(favoured)
+    goes_on(machine, victim)
+
+
+def test_a_job_that_ends_while_libvirtd_is_away_gives_back_what_needs_no_libvirtd(
+    preempted: tuple[Machine, Job, Job],
+) -> None:
+    machine, victim, favoured = preempted
+    machine.hypervisor.libvirtd.kill_libvirtd()
+    machine["p1"].qdel(favoured)
+    machine.until_states("n1", victim, "RSD")  # under its cap still, but it goes on
+    machine.hypervisor.libvirtd.start_libvirtd()
+    goes_on(machine, victim)
+
+
+def test_libvirtd_hangs_and_neither_the_daemon_nor_a_claim_waits_for_it(preempted: tuple[Machine, Job, Job]) -> None:
+    machine, victim, favoured = preempted
+    machine.hypervisor.libvirtd.kill_libvirtd(signal.SIGSTOP)
+    slowest = 0.0
+    end = time.monotonic() + 25
+    while machine.state("n1") != "unknown":
+        assert time.monotonic() < end, machine.log.read_text()[-3000:]
+        slowest = max(slowest, status_s(machine))
+        time.sleep(0.1)
+    assert slowest < 1.0
+    began = time.monotonic()
+    assert machine["p1"].claim(Job("3", "priority"))["code"] == "domain-unknown"
+    assert time.monotonic() - began < 1.5
+    machine.hypervisor.libvirtd.kill_libvirtd(signal.SIGCONT)
+    machine.until_state("n1", "preempted")
+    machine["p1"].qdel(favoured)
+    goes_on(machine, victim)
+
+
+def test_the_qemu_of_the_priority_domain_is_killed_and_the_stopped_job_goes_on(
+    preempted: tuple[Machine, Job, Job],
+) -> None:
+    machine, victim, _ = preempted
+    os.kill(machine.hypervisor.libvirtd.qemu(machine["p1"].libvirt_name), signal.SIGKILL)
+    machine.until_state("p1", "down")
+    goes_on(machine, victim)
+    machine["p1"].boot()
+    machine["p1"].wait()
+    machine.until_state("p1", "occupied-would-preempt")
+
+
+def test_the_qemu_of_a_preempted_domain_is_killed_and_it_comes_back_free(preempted: tuple[Machine, Job, Job]) -> None:
+    machine, _, favoured = preempted
+    os.kill(machine.hypervisor.libvirtd.qemu(machine["n1"].libvirt_name), signal.SIGKILL)
+    machine.until_state("n1", "down")
+    machine["n1"].boot()
+    machine["n1"].wait()
+    machine.until(lambda: machine.report("n1").agent, 20, "its agent is back")
+    machine.until_state("n1", "occupied")
+    machine["p1"].qdel(favoured)
+    machine.until_state("n1", "free")
+
+
+def test_a_hanging_qemu_holds_up_its_own_domain_only(preempted: tuple[Machine, Job, Job]) -> None:
+    machine, victim, favoured = preempted
+    qemu = machine.hypervisor.libvirtd.qemu(machine["p1"].libvirt_name)
+    os.kill(qemu, signal.SIGSTOP)
+    slowest = max(status_s(machine) for _ in range(20))
+    assert slowest < 1.0
+    assert machine["n1"].ask_agent({"op": "ping"})["connected"]
+    os.kill(qemu, signal.SIGCONT)
+    machine["p1"].qdel(favoured)
+    goes_on(machine, victim)
+
+
+def test_a_domain_that_an_admin_pauses_is_unknown_and_as_before_when_it_goes_on(
+    preempted: tuple[Machine, Job, Job],
+) -> None:
+    machine, victim, favoured = preempted
+    machine["p1"].domain.suspend()
+    machine.until_state("p1", "unknown")
+    assert machine["n1"].states(victim)[0] == "T"
+    machine["p1"].domain.resume()
+    machine.until_state("p1", "running-priority")
+    machine["p1"].qdel(favoured)
+    goes_on(machine, victim)
+
+
+def test_a_preempted_domain_that_is_paused_meanwhile_goes_on_when_both_are_over(
+    preempted: tuple[Machine, Job, Job],
+) -> None:
+    machine, victim, favoured = preempted
+    machine["n1"].domain.suspend()
+    machine.until_state("n1", "unknown")
+    machine["p1"].qdel(favoured)
+    machine["n1"].domain.resume()
+    goes_on(machine, victim)
+
+
+def test_a_guest_that_is_reset_has_lost_its_job_as_moms_list_says(preempted: tuple[Machine, Job, Job]) -> None:
+    machine, victim, _ = preempted
+    machine["p1"].domain.reset()
+    machine["p1"].wait()
+    goes_on(machine, victim)
+    machine.until(lambda: not machine.report("p1").jobs, 20, "p1 has no job any more")
+    again = machine["p1"].qsub(Job("3", "priority"))
+    machine.until_states("n1", victim, "T")
+    machine["p1"].qdel(again)
+    goes_on(machine, victim)
+
+
+def test_a_guest_that_panics_is_down(preempted: tuple[Machine, Job, Job]) -> None:
+    machine, victim, _ = preempted
+    machine["p1"].write("/tmp/panic", b"#!/bin/sh\nsleep 0.3\necho c > /proc/sysrq-trigger\n", 0o755)
+    machine["p1"].sh("setsid /tmp/panic < /dev/null > /dev/null 2>&1 &")
+    machine.until_state("p1", "down")
+    goes_on(machine, victim)
