@@ -12,6 +12,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import distribution
 from pathlib import Path
@@ -139,25 +140,30 @@ def _script(cluster: Cluster, block: Block) -> str:
 
 
 def _follow(cluster: Cluster, block: Block, expected: str | None) -> None:
-    """Run a block where it says, and compare what it prints, again and again where it says so."""
-    user = "alice" if "user" in block.words else "root"
+    """Run a block where it says, on several machines at the same time."""
+    places = [word for word in block.words if word != "again"]
+    with ThreadPoolExecutor(len(places)) as pool:
+        for done in [pool.submit(_follow_on, cluster, block, place, expected) for place in places]:
+            done.result()
+
+
+def _follow_on(cluster: Cluster, block: Block, place: str, expected: str | None) -> None:
+    """Run it there, and compare what it prints; again and again where the block says so."""
+    user = "alice" if place == "user" else "root"
     home = {} if user == "alice" else {"HOME": str(cluster.base)}  # this machine's root has a profile of his own
-    for word in block.words:
-        if word == "again":
-            continue
-        until = time.monotonic() + PATIENCE_S
-        while True:
-            argv = ["bash", "-l", "-c", _script(cluster, block)]
-            done = cluster.run(MACHINES[word], argv, user=user, env=home, check=False, timeout=120)
-            if done.returncode == 0 and (expected is None or says(expected, done.stdout)):
-                break
-            if "again" not in block.words or time.monotonic() > until:
-                logs = "".join(f"\n--- {log}:\n{log.read_text()[-3000:]}" for log in cluster.base.glob("m/*/run/*.log"))
-                pytest.fail(
-                    f"{block.place} on {word}: exit code {done.returncode}\n{block.text}{done.stderr}\n"
-                    f"printed:\n{done.stdout}\nexpected:\n{expected}\n{cluster.picture()}{logs}"
-                )
-            time.sleep(0.5)
+    argv = ["bash", "-l", "-c", _script(cluster, block)]
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        done = cluster.run(MACHINES[place], argv, user=user, env=home, check=False, timeout=120)
+        if done.returncode == 0 and (expected is None or says(expected, done.stdout)):
+            return
+        if "again" not in block.words or time.monotonic() > until:
+            logs = "".join(f"\n--- {log}:\n{log.read_text()[-3000:]}" for log in cluster.base.glob("m/*/run/*.log"))
+            pytest.fail(
+                f"{block.place} on {place}: exit code {done.returncode}\n{block.text}{done.stderr}\n"
+                f"printed:\n{done.stdout}\nexpected:\n{expected}\n{cluster.picture()}{logs}"
+            )
+        time.sleep(0.3)
 
 
 def _operate(cluster: Cluster) -> None:
