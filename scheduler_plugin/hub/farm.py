@@ -16,7 +16,7 @@ from msgspec import structs
 
 from magrathea.core.model import JobClass, JobKey
 from magrathea.messages import HEARTBEAT_S, BookEntry, FarmView, HostView, JobReport, Snapshot
-from scheduler_plugin.pbs.base import RUNNING_SUBSTATE, PbsJob, Vnode
+from scheduler_plugin.pbs.base import DEAD_STATES, RUNNING_SUBSTATE, PbsJob, Vnode
 
 from . import publish
 from .books import Action, Entry, Heard, Limits, Outcome, Suspend, Truth, Wish, learned, step, wish_of
@@ -28,7 +28,6 @@ PUT_OFF_S = 0.2
 PUT_OFF_MOST_S = 90.0
 """Three runs of the hook of vnodes."""
 
-_DEAD_STATES = frozenset({"down", "unknown", "state-unknown", "stale"})
 _DEFAULT_FAIL_REQUEUE_S = 310.0
 
 
@@ -282,7 +281,7 @@ class Farm:
             job=seen.job,
             at=seen.at,
             maintenance=any("maintenance" in v.state for v in ours),
-            dead=any(v.state & _DEAD_STATES for v in states),
+            dead=any(v.state & DEAD_STATES for v in states),
         )
 
     def next_due(self) -> float | None:

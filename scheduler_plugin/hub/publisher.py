@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from scheduler_plugin.pbs.base import Connect, Pbs, PbsError, Vnode
+from scheduler_plugin.pbs.base import DEAD_STATES, Connect, Pbs, PbsError, Vnode
 
-from .publish import COSMETIC, Attributes, differences, opens, same
+from .publish import ACCEPTS, COSMETIC, NONE, Attributes, differences, opens, same
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ class Publisher:
         self._wanted: dict[str, Attributes] = {}
         self._pending: set[str] = set()
         self._shown: dict[str, dict[str, str]] = {}
+        self._away: set[str] = set()
         self._pbs: Pbs | None = None
         self._compare_at = 0.0
         self._calling_since: float | None = None
@@ -172,6 +173,10 @@ class Publisher:
             for name, before in self._shown.items():
                 self._tell_mended(name, before, found.get(name))
         self._shown = found
+        away = {vnode.name for vnode in vnodes if vnode.state & DEAD_STATES}
+        # PBS starts no scheduling cycle when a MoM comes back; what waits for it would wait for up to 10 minutes
+        self._wake_due |= any(found[name].get(ACCEPTS, NONE) != NONE for name in self._away - away if name in found)
+        self._away = away
         with self._lock:
             for name in [name for name in self._wanted if name not in found]:
                 del self._wanted[name]

@@ -29,6 +29,10 @@ ENDING_SUBSTATE = 50
 """From this substate on a job is ending, whatever its state letter."""
 
 
+DEAD_STATES = frozenset({"down", "unknown", "state-unknown", "stale"})
+"""Words of a vnode's state that say its MoM is not there."""
+
+
 class Code(IntEnum):
     """The error numbers that the hub tells apart (pbs_error.h); the stand-in uses the same."""
 

@@ -76,6 +76,23 @@ def test_a_batch_wakes_the_scheduler_once_and_only_if_it_opens_something(publish
     assert pbs.count("wake_scheduler") == 1
 
 
+def test_a_vnode_that_is_back_wakes_the_scheduler_if_it_accepts_something(publishing: Publishing, pbs: FakePbs) -> None:
+    """PBS starts no cycle when a MoM comes back."""
+
+    def seen(state: str, accepts: str) -> int:
+        pbs.vnodes["n1"] = vnode("n1", state, magrathea_accepts=accepts)
+        reads = len(publishing.reads)
+        publishing.publisher.compare()
+        wait(lambda: len(publishing.reads) > reads, "comparison")
+        publishing.publisher.want({"n2": {RANK: str(reads)}})  # what follows a comparison is over when this is there
+        wait(lambda: publishing.shown("n2", RANK) == str(reads), "publication")
+        return pbs.count("wake_scheduler")
+
+    assert [seen("down", "none"), seen("free", "none"), seen("down", "priority")] == [0, 0, 0]
+    assert seen("free", "priority") + seen("free", "priority") >= 1
+    assert seen("free", "priority") == 1
+
+
 def test_what_closes_goes_before_what_opens(publishing: Publishing, pbs: FakePbs) -> None:
     publishing.publisher.want({"n3": {ACCEPTS: "priority"}})
     wait(lambda: pbs.count("wake_scheduler") == 1, "wake")
