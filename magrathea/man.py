@@ -75,11 +75,12 @@ def pages() -> list[Page]:
 
 def _of_click(command: click.Command, name: str, section: int, parent: click.Context | None = None) -> Iterator[Page]:
     info = name if parent is None else (command.name or name)
-    ctx = click.Context(command, info_name=info, parent=parent)
+    ctx = click.Context(command, info_name=info, parent=parent, **command.context_settings)
     page = Page(name, section, _short(command), f"{ctx.command_path} {_pieces(command, ctx)}")
     _split(page, _paragraphs(inspect.cleandoc(command.help or "")))
     for param in command.get_params(ctx):
-        if record := param.get_help_record(ctx):
+        record = param.get_help_record(ctx)
+        if record is not None and (record[1] or isinstance(param, click.Option)):  # the synopsis has bare arguments
             page.options.append(record)
     below = _children(command, ctx)
     page.commands = [(word, _short(child)) for word, child in below]

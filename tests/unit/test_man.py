@@ -43,6 +43,7 @@ def test_a_page_names_every_option_of_its_command(name: str, command: click.Comm
     for param in command.params:
         if isinstance(param, click.Option) and not param.hidden:
             assert all(option in terms for option in param.opts), param.name
+    assert "-h, --help" in terms
     assert page.what and page.synopsis.startswith("magrathea ") and page.description
 
 
