@@ -27,7 +27,7 @@ from magrathea.core.model import Domain, Host, Lifecycle
 
 from .channel import ChannelError, GuestChannel
 from .configuration import Configuration
-from .hypervisor.base import LIFE, DomainEvent, Driver, DriverError
+from .hypervisor.base import LIFE, SAVE, DomainEvent, Driver, DriverError
 from .occasions import Occasions
 from .switch import Switch
 
@@ -74,6 +74,8 @@ class Life:
         self._under_way: dict[str, asyncio.Task[None]] = {}
         self._was_up: dict[str, bool] = {}
         self._needs_read: dict[str, int] = {}
+        self._fell: set[str] = set()
+        """Domains that the hypervisor said went down, since the last look."""
         self._asked: dict[str, float] = {}
         """Domains asked to turn themselves off, and since when (the loop's time)."""
         self._from_image: set[str] = set()
@@ -88,12 +90,15 @@ class Life:
         domain = owner.host.domain(event.name)
         if domain is None:
             return
-        leads = LIFE in owner.driver.capabilities
+        can = owner.driver.capabilities
         up = domain.lifecycle is Lifecycle.UP
-        if up and not event.up and not domain.saving and event.name not in self._under_way:
-            self._learn(domain, ev.DomainStopped(owner.now(), event.name))
+        if up and not event.up and event.name not in self._under_way:
             self._was_up[event.name] = False
-        elif not up and event.up and not leads:
+            if SAVE in can:
+                self._fell.add(event.name)  # and may have been saved: the look tells
+            else:
+                self._learn(domain, ev.DomainStopped(owner.now(), event.name))
+        elif not up and event.up and LIFE not in can:
             self._learn(domain, ev.DomainStarted(owner.now(), event.name))
         self._read_anew(event.name)
 
@@ -135,6 +140,11 @@ class Life:
         seen = self._seen(domain)
         if seen is None:
             return None
+        if name in self._fell:
+            self._fell.discard(name)
+            if seen.up and domain.lifecycle is Lifecycle.UP:  # it fell and rose between two looks
+                self._learn(domain, ev.DomainStopped(self._owner.now(), name))
+                return 0.0
         self._was_up[name] = seen.up
         if not seen.up:
             self._asked.pop(name, None)

@@ -269,7 +269,9 @@ class Switch:
             elif failure is not None and failure.again_at > now:
                 held.append(step)
                 continue
-            elif not any(_waits(step, e) for e in earlier) and not any(_waits(step, h, held=True) for h in held):
+            elif not any(_waits(step, e) for e in earlier) and not any(
+                _waits(step, h, held=True) for h in held if not self._takes_memory(h)
+            ):
                 self._start(step)
             earlier.append(step)
         for name in self._to_greet(now):
@@ -280,6 +282,11 @@ class Switch:
         for waiter in list(self._waiters):
             if not waiter.done():
                 waiter.set_result(None)
+
+    def _takes_memory(self, step: Step) -> bool:
+        """What a domain would not give harms nobody in it: its jobs may go on."""
+        read = self.read.get(step.domain)
+        return isinstance(step, SetMemory) and read is not None and step.mib < (read.memory_mib or 0)
 
     def _withdraw_moves(self, steps: list[Step]) -> None:
         """What is being moved and is no longer wanted to be, stops where it is."""
@@ -507,7 +514,9 @@ class Switch:
 
     def notes(self) -> list[str]:
         """What fails at present, for people."""
-        return [f"{kind} of {domain} fails: {f.text}" for (kind, domain), f in self._failures.items() if f.times > 1]
+        wanted = {slot_of(step) for step in self.steps()}
+        failing = ((slot, f) for slot, f in self._failures.items() if f.times > 1 and slot in wanted)
+        return [f"{kind} of {domain} fails: {f.text}" for (kind, domain), f in failing]
 
     async def close(self) -> None:
         self._closed = True

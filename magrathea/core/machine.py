@@ -142,7 +142,8 @@ def _gone(host: Host, name: str, key: JobKey, why: str) -> Result:
     domain, job = _job(host, name, key)
     stopped_s = host.now - job.stopped_since if job.stopped_by_us and job.stopped_since is not None else 0.0
     rest = tuple(j for j in domain.jobs if j.key != key)
-    ended = (*domain.ended, Ended(key, host.now))
+    # A domain that is down says nothing late; one saved behind our back comes back with its jobs.
+    ended = domain.ended if why == "domain-down" else (*domain.ended, Ended(key, host.now))
     left = replace(domain, jobs=rest, ended=ended, preempted_s=domain.preempted_s + stopped_s)
     last_priority = job.cls is JobClass.PRIORITY and not rest and why in ("released", "missing")
     if last_priority and not domain.finishing and host.limits.linger_s > 0:

@@ -44,7 +44,9 @@ def entries(m: Machine) -> list[str]:
 @pytest.fixture
 def counted(hypervisor: Hypervisor) -> Iterator[Machine]:
     """Two CPUs, each domain as big as the host: what one has saved the other may borrow."""
-    with machine(hypervisor, mode="counted", cpus=2, domain={"n1": "cpus = 2", "p1": "cpus = 2"}) as made:
+    with machine(
+        hypervisor, mode="counted", cpus=2, domain=dict.fromkeys(("n1", "p1"), "cpus = 2\nfloor_mib = 176")
+    ) as made:
         yield made
 
 

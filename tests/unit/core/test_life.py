@@ -44,6 +44,7 @@ from .builders import (
     job_ids,
     key,
     later,
+    listed,
     release,
     run,
     set_domain,
@@ -344,3 +345,9 @@ def test_a_boot_past_its_limit_that_is_to_go_down_is_ended() -> None:
     assert type(step(h, get(h, "n1"), seen)) is PowerOff
     event = learned(h, get(h, "n1"), replace(seen, up=False))
     assert isinstance(event, DomainStopped) and get(after(h, event), "n1").closing is None
+
+
+def test_a_job_that_comes_back_with_its_domain_from_an_image_is_found_again_at_once() -> None:
+    h = after(run(host("exclusive", n1="normal"), "n1", "1"), DomainStopped(T, "n1", "saved by somebody"))
+    h = after(h, BootRequested(T, "n1"), DomainStarted(T + 1, "n1"), AgentConnected(T + 1, "n1"))
+    assert job_ids(listed(h, "n1", "1"), "n1") == {"1"}
