@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from scheduler_plugin.standin.fleet import EXCLUSIVE
 from scheduler_plugin.standin.openpbs_cluster import HEAD
 from scheduler_plugin.standin.openpbs_fleet import OpenPbsCluster
@@ -90,3 +92,85 @@ def test_an_admins_maintenance_and_offline_survive_restarts_and_all_mending(flee
         wait(fleet, "n1 is out of maintenance", lambda: "maintenance" not in fleet.vnodes()["n1"].state)
         fleet.delete(job)
         wait_all_free(fleet, EXCLUSIVE)
+
+
+def restart(fleet: OpenPbsCluster, daemon: str) -> None:
+    """Kill one of the daemons of the server's machine and start it again; all MoMs are connected afterwards."""
+    fleet.pbs.kill_daemon(daemon)
+    fleet.pbs.start_server()
+    wait(fleet, "all MoMs are back", lambda: not any("down" in v.state for v in fleet.vnodes().values()))
+
+
+def priority_job_ends(fleet: OpenPbsCluster, low: str, high: str, hub: str) -> None:
+    """It ends, and the low job goes on to its right end; with the hub `away` only once that is back, and not before."""
+    if hub == "back":
+        fleet.start_part("hub")
+    wait_state(fleet, low, "S")
+    step = stands_still(fleet, low)
+    fleet.delete(high)
+    if hub == "away":
+        wait_state(fleet, high, "F")
+        assert stands_still(fleet, low) == step
+        fleet.start_part("hub")
+    goes_on(fleet, low, step)
+    wait_right_end(fleet, low, STEPS)
+    wait_all_free(fleet, EXCLUSIVE)
+
+
+@pytest.mark.parametrize(
+    ("daemon", "hub"),
+    [("server", hub) for hub in ("there", "back", "away")]
+    + [(d, h) for d in ("sched", "comm") for h in ("there", "away")],
+)
+def test_a_daemon_of_pbs_is_restarted_in_mid_preemption(fleet: OpenPbsCluster, daemon: str, hub: str) -> None:
+    with fleet.only(EXCLUSIVE):
+        low, high = preempted(fleet)
+        if hub != "there":
+            fleet.parts["hub"].kill()
+        restart(fleet, daemon)
+        priority_job_ends(fleet, low, high, hub)
+
+
+@pytest.mark.parametrize(("option", "hub"), [("-p", "there"), ("-p", "away"), ("", "there")])
+def test_mom_is_killed_and_restarted_under_a_preempted_job(fleet: OpenPbsCluster, option: str, hub: str) -> None:
+    """Without an option a MoM of today's OpenPBS keeps what ran, as with -p."""
+    with fleet.only(EXCLUSIVE):
+        low, high = preempted(fleet)
+        if hub != "there":
+            fleet.parts["hub"].kill()
+        fleet.pbs.kill_daemon("mom", "n1")
+        fleet.pbs.start_mom("n1", *option.split())
+        wait(fleet, "n1 is back", lambda: "down" not in fleet.vnodes()["n1"].state)
+        priority_job_ends(fleet, low, high, hub)
+
+
+@pytest.mark.parametrize("hub", ["there", "away"])
+def test_mom_is_restarted_with_r_under_a_preempted_job_which_runs_again(fleet: OpenPbsCluster, hub: str) -> None:
+    """-r gives up what ran: nothing of the first run is left, stopped or not."""
+    with fleet.only(EXCLUSIVE):
+        low, high = preempted(fleet)
+        if hub != "there":
+            fleet.parts["hub"].kill()
+        fleet.pbs.kill_daemon("mom", "n1")
+        fleet.pbs.start_mom("n1", "-r")
+        wait(fleet, "n1 is back", lambda: "down" not in fleet.vnodes()["n1"].state)
+        wait(fleet, "the first run is given up", lambda: fleet.jobs()[low].state != "S")
+        fleet.delete(high)
+        wait_state(fleet, high, "F")
+        if hub == "away":
+            fleet.start_part("hub")
+        view = wait_state(fleet, low, "F", 60)
+        assert (view.exit_status, view.run_version, fleet.counter(low)) == (0, 2, STEPS)
+        left = fleet.pbs.run("n1", ["pgrep", "-f", "work.py"], check=False).stdout.split()
+        assert left == [], "of the first run"
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+def test_the_mom_of_the_priority_job_is_killed_and_restarted(fleet: OpenPbsCluster) -> None:
+    with fleet.only(EXCLUSIVE):
+        low, high = preempted(fleet)
+        place = fleet.jobs()[high].vnodes[0]
+        fleet.pbs.kill_daemon("mom", place)
+        fleet.pbs.start_mom(place, "-p")
+        wait(fleet, f"{place} is back", lambda: "down" not in fleet.vnodes()[place].state)
+        priority_job_ends(fleet, low, high, "there")

@@ -21,12 +21,13 @@ from scheduler_plugin.standin.scenarios import (
 
 from .test_preemption import LONG
 
-STEPS = 100
+STEPS = 70
+"""Enough for a job to be preempted long before its end."""
 
 
-def preempted(fleet: OpenPbsCluster) -> tuple[str, str]:
+def preempted(fleet: OpenPbsCluster, *, rerunnable: bool = True) -> tuple[str, str]:
     """A low job that is S, and the priority job that it is stopped for."""
-    low = fleet.submit("low", STEPS)
+    low = fleet.submit("low", STEPS, rerunnable=rerunnable)
     wait_running(fleet, low)
     wait_stoppable(fleet, "n1")
     high = fleet.submit("high", LONG)

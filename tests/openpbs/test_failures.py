@@ -1,0 +1,208 @@
+"""What PBS's MoMs and machines do wrong, and other hooks: ends that come late, claims that come twice or for nothing,
+machines that die under a suspended job."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from scheduler_plugin.standin.fleet import EXCLUSIVE
+from scheduler_plugin.standin.openpbs_cluster import HEAD
+from scheduler_plugin.standin.openpbs_fleet import OpenPbsCluster
+from scheduler_plugin.standin.scenarios import (
+    goes_on,
+    stands_still,
+    wait,
+    wait_all_free,
+    wait_right_end,
+    wait_running,
+    wait_state,
+    wait_stoppable,
+)
+
+from .test_preemption import LONG
+from .test_trouble import STEPS, preempted
+
+FAIL_REQUEUE_S = 5
+"""`node_fail_requeue` of the server here; 310 s by default."""
+
+
+@contextmanager
+def hook(fleet: OpenPbsCluster, name: str, event: str, script: str, order: int = 1) -> Iterator[None]:
+    """A site's own hook on all MoMs, inside the `with`."""
+    file = fleet.directory / f"{name}.py"
+    file.write_text(script)
+    fleet.pbs.qmgr(
+        f'create hook {name}\nset hook {name} event="{event}"\nset hook {name} order={order}\n'
+        f"import hook {name} application/x-python default {file}"
+    )
+
+    def there() -> list[bool]:
+        homes = (fleet.pbs.pbs_home(domain.name) for domain in EXCLUSIVE.domains)
+        return [(home / f"mom_priv/hooks/{name}.PY").exists() for home in homes]
+
+    try:
+        wait(fleet, f"hook {name} is on the MoMs", lambda: all(there()))
+        yield
+    finally:
+        fleet.pbs.qmgr(f"delete hook {name}")
+
+
+def said(fleet: OpenPbsCluster, part: str, text: str) -> int:
+    """How often a part has said this."""
+    return fleet.log(part).count(text)
+
+
+SEND = """
+import socket, sys
+
+link = socket.socket(socket.AF_UNIX)
+link.connect("/run/magrathea/agent.sock")
+link.sendall(sys.argv[1].encode() + b"\\n")
+print(link.recv(65536).decode())
+"""
+
+
+def test_a_late_end_of_an_earlier_run_does_not_release_the_next(fleet: OpenPbsCluster) -> None:
+    """PBS waits for a run's end hooks before it starts the next, so this one is told by hand, as MoM's hook does."""
+    with fleet.only(EXCLUSIVE):
+        job = fleet.submit("low", LONG)
+        wait_running(fleet, job)
+        fleet.pbs.run(HEAD, ["qrerun", job])
+        wait(fleet, "the second run", lambda: f"n1: {job} (run 2) accepted" in fleet.log("noded-h1"))
+        wait_state(fleet, job, "R")
+        end = json.dumps({"op": "release", "job": {"id": job, "run": 1}})
+        assert '"ok": true' in fleet.pbs.run("n1", [sys.executable, "-c", SEND, end]).stdout.replace(":true", ": true")
+        wait_stoppable(fleet, "n1")
+        assert said(fleet, "noded-h1", f"{job} (run 2) released") == 0
+        high = fleet.submit("high", LONG)
+        wait_state(fleet, job, "S")
+        stands_still(fleet, job)
+        fleet.delete(high)
+        fleet.delete(job)
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+def test_the_same_claim_twice_is_one_job(fleet: OpenPbsCluster) -> None:
+    """A second hook runs the same script: each start asks twice, and each end tells it twice."""
+    script = (fleet.pbs.pbs_home("n1") / "mom_priv/hooks/magrathea_mom.PY").read_text()
+    with fleet.only(EXCLUSIVE), hook(fleet, "again", "execjob_begin,execjob_abort,execjob_end", script):
+        low = fleet.submit("low", STEPS)
+        wait_running(fleet, low)
+        assert said(fleet, "noded-h1", f"n1: {low} (run 1) accepted") == 2, "answered like the first"
+        wait_stoppable(fleet, "n1")
+        high = fleet.submit("high", 20)
+        wait_state(fleet, low, "S")
+        wait_right_end(fleet, high, 20)
+        wait_right_end(fleet, low, STEPS)
+        assert said(fleet, "noded-h1", f"{low} (run 1) preempted") == 1
+        assert said(fleet, "noded-h1", f"{low} (run 1) released") == 1
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+VETO = """
+import pbs
+
+e = pbs.event()
+if str(e.job.Job_Name) == "vetoed":
+    e.reject("not today")
+"""
+
+
+@pytest.mark.parametrize("hub", ["there", "away"])
+def test_another_hooks_refusal_after_ours_accepted_gives_the_victim_back(fleet: OpenPbsCluster, hub: str) -> None:
+    """Neither end nor abort follows such a refusal; MoM's own lists show that there is no such job."""
+    with fleet.only(EXCLUSIVE), hook(fleet, "veto", "execjob_begin", VETO, order=1000):
+        low = fleet.submit("low", STEPS)
+        wait_running(fleet, low)
+        wait_stoppable(fleet, "n1")
+        high = fleet.submit("high", 10, name="vetoed")
+        wait(fleet, "our hook accepted", lambda: f"{high} (run 1) accepted" in fleet.log("noded-h1"))
+        wait_state(fleet, low, "S")
+        if hub == "away":
+            fleet.parts["hub"].kill()
+        wait_state(fleet, high, "H")  # PBS tries it 21 times at once
+        fleet.delete(high)
+        assert fleet.counter(high) == 0
+        if hub == "away":
+            wait(fleet, "its claims are gone", lambda: f"{high} (run 21)" in fleet.log("noded-h1"))
+            stands_still(fleet, low)
+            fleet.start_part("hub")
+        wait_state(fleet, low, "RF")
+        wait_right_end(fleet, low, STEPS)
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+@contextmanager
+def quick_requeue(fleet: OpenPbsCluster) -> Iterator[None]:
+    fleet.pbs.qmgr(f"set server node_fail_requeue={FAIL_REQUEUE_S}")
+    try:
+        yield
+    finally:
+        fleet.pbs.qmgr("unset server node_fail_requeue")
+
+
+def revive(fleet: OpenPbsCluster, machine: str) -> None:
+    fleet.pbs.start_machine(machine)
+    fleet.start_part(f"agent-{machine}")
+
+
+@pytest.mark.parametrize("hub", ["there", "away"])
+def test_a_suspended_job_whose_host_dies_is_requeued_and_runs_again(fleet: OpenPbsCluster, hub: str) -> None:
+    with fleet.only(EXCLUSIVE), quick_requeue(fleet):
+        low, high = preempted(fleet)
+        if hub == "away":
+            fleet.parts["hub"].kill()
+        fleet.pbs.kill_machine("n1")
+        try:
+            wait(fleet, "n1 is down", lambda: "down" in fleet.vnodes()["n1"].state)
+            if hub == "away":
+                time.sleep(FAIL_REQUEUE_S + 2)
+                assert fleet.jobs()[low].state == "S", "PBS itself requeues no suspended job"
+                fleet.start_part("hub")
+            wait_state(fleet, low, "Q")
+            assert fleet.jobs()[high].state == "R"
+            assert "maintenance" not in fleet.vnodes()["n1"].state
+        finally:
+            revive(fleet, "n1")
+        fleet.delete(high)
+        view = wait_state(fleet, low, "F", 60)
+        assert (view.exit_status, view.run_version, fleet.counter(low)) == (0, 2, STEPS)
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+def test_of_a_suspended_job_that_must_not_be_requeued_an_admin_is_told(fleet: OpenPbsCluster) -> None:
+    with fleet.only(EXCLUSIVE), quick_requeue(fleet):
+        low, high = preempted(fleet, rerunnable=False)
+        fleet.pbs.kill_machine("n1")
+        try:
+            wait(fleet, "the alert", lambda: f"ALERT job {low} (run 1): its host has been down" in fleet.log("hub"))
+            assert fleet.jobs()[low].state == "S"
+            assert fleet.jobs()[high].state == "R"
+        finally:
+            revive(fleet, "n1")
+        fleet.delete(high)
+        assert wait_state(fleet, low, "F", 60).run_version == 1
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+def test_the_host_of_the_priority_job_dies_and_its_victim_goes_on(fleet: OpenPbsCluster) -> None:
+    with fleet.only(EXCLUSIVE), quick_requeue(fleet):
+        low, high = preempted(fleet)
+        place = fleet.jobs()[high].vnodes[0]
+        step = stands_still(fleet, low)
+        fleet.pbs.kill_machine(place)
+        try:
+            goes_on(fleet, low, step)
+            wait_right_end(fleet, low, STEPS)
+        finally:
+            revive(fleet, place)
+        wait(fleet, f"{place} is back", lambda: "down" not in fleet.vnodes()[place].state)
+        fleet.delete(high)
+        wait_state(fleet, high, "F", 60)
+        wait_all_free(fleet, EXCLUSIVE)
