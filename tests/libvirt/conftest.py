@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from . import guest_image
+from scheduler_plugin.standin.guests import guest_image
 
 if TYPE_CHECKING:
     from .machine import Hypervisor, Machine
@@ -26,7 +26,7 @@ def unavailable() -> str | None:
     """What this machine lacks for real guests, or None."""
     if importlib.util.find_spec("libvirt") is None:
         return "libvirt's Python binding is missing (`pip install magrathea[libvirt]`: libvirt-dev, gcc, pkg-config)"
-    from . import private_libvirtd
+    from scheduler_plugin.standin.guests import private_libvirtd
 
     return private_libvirtd.missing() or guest_image.missing()
 

@@ -19,14 +19,17 @@ from typing import Any, TypeVar
 
 import libvirt
 
+from scheduler_plugin.standin.guests.guest_image import NOTHING_MORE, Extra, Image, build
+from scheduler_plugin.standin.guests.guest_xml import guest_xml
+from scheduler_plugin.standin.guests.private_libvirtd import QEMU_USER, PrivateLibvirtd
+
 from ..embedded.rig import HubRig
 from .guest import Guest, GuestError, Job, until
-from .guest_image import NOTHING_MORE, Extra, Image, build
-from .guest_xml import guest_xml
-from .private_libvirtd import QEMU_USER, PrivateLibvirtd
 
 T = TypeVar("T")
 
+TREE = Path(__file__).with_name("guest")
+"""What the tests' guests have beyond the plain ones: a stand-in for MoM that does what a test asks."""
 BOOT_S = 60.0
 LIST_S = 0.5
 """Between two of MoM's lists, instead of 15 s."""
@@ -86,7 +89,7 @@ class Hypervisor:
         (self.run_dir / "guest").mkdir(parents=True)
         for folder in (self.folder, self.run_dir, self.run_dir / "guest"):
             folder.chmod(0o711)
-        image = build(self.folder, extra=self._extra)
+        image = build(self.folder, (TREE,), extra=self._extra)
         for name in self.sizes:
             self.define(name, image)
         for guest in self.guests.values():

@@ -1,4 +1,4 @@
-"""libvirt's XML of the tests' guests."""
+"""libvirt's XML of small guests."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""A guest made from Debian's packages: a kernel and an initial RAM disk with busybox, Python, the agent and a stand-in
-for MoM. Nothing is downloaded but packages, nothing needs root.
+"""A guest made from Debian's packages: a kernel and an initial RAM disk with busybox, Python, the agent, and what the
+caller gives it for a MoM. Nothing is downloaded but packages, nothing needs root.
 
 Two archives, one after the other (Linux unpacks both): the base, made of packages, is kept in the cache under a name
 that says what it is made of; what is of this repository is so little that it is written anew each time.
 
-Rule 1: what the guest has beyond packages is in guest/ (files as they are) or given by the caller (`Extra`).
+Rule 1: what every guest has beyond packages is in root/, files as they are. Its init keeps `/sbin/service mom` and
+`/sbin/service agent` running, and /sbin/service is the caller's (`trees`).
 Rule 2: an image in the cache is whole or not there: it is written beside and renamed.
 """
 
@@ -27,7 +28,7 @@ from py_compile import PycInvalidationMode
 from .cpio import Archive
 
 HERE = Path(__file__).parent
-AGENT = HERE.parents[1] / "node_daemon" / "agent.py"
+AGENT = HERE.parents[2] / "node_daemon" / "agent.py"
 
 KERNEL = "linux-image-cloud-amd64"
 """A package that depends on the newest kernel's."""
@@ -87,7 +88,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """More than the plain guest has. `tree`: a directory whose content goes to the guest's root; `packages` and
+    """More than the plain guest has. `tree`: a directory whose content goes to the guest's root, last; `packages` and
     `modules` (paths below the kernel's directory, without `.ko`, loaded last) are kept in the cache like the rest."""
 
     packages: tuple[str, ...] = ()
@@ -113,8 +114,8 @@ def cache_dir() -> Path:
     return Path(root) / "magrathea" / "guests"
 
 
-def build(target: Path, cache: Path | None = None, extra: Extra = NOTHING_MORE) -> Image:
-    """An image in the directory `target`. Raises NoImage."""
+def build(target: Path, trees: Sequence[Path], cache: Path | None = None, extra: Extra = NOTHING_MORE) -> Image:
+    """An image in the directory `target`, with the files of `trees` at its root. Raises NoImage."""
     if (why := missing()) is not None:
         raise NoImage(why)
     kernel, base = _base(cache or cache_dir(), extra)
@@ -122,7 +123,7 @@ def build(target: Path, cache: Path | None = None, extra: Extra = NOTHING_MORE) 
     with base.open("rb") as source, initrd.open("wb") as file:
         shutil.copyfileobj(source, file, 2**20)
         with Archive(file) as archive:
-            for path, mode, content in _own(extra):
+            for path, mode, content in _own(trees, extra):
                 archive.add(path, mode, content)
             if extra.tree is not None:
                 archive.tree(extra.tree)
@@ -131,12 +132,13 @@ def build(target: Path, cache: Path | None = None, extra: Extra = NOTHING_MORE) 
     return Image(copy, initrd)
 
 
-def _own(extra: Extra) -> Iterator[tuple[str, int, bytes]]:
+def _own(trees: Sequence[Path], extra: Extra) -> Iterator[tuple[str, int, bytes]]:
     yield "usr/bin/magrathea-agent", 0o755, AGENT.read_bytes()
-    for file in sorted((HERE / "guest").rglob("*")):
-        if file.is_file() and "__pycache__" not in file.parts:
-            mode = 0o755 if os.access(file, os.X_OK) else 0o644
-            yield str(file.relative_to(HERE / "guest")), mode, file.read_bytes()
+    for tree in (HERE / "root", *trees):
+        for file in sorted(tree.rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                mode = 0o755 if file.stat().st_mode & 0o100 else 0o644
+                yield str(file.relative_to(tree)), mode, file.read_bytes()
     names = [Path(module).name for module in (*MODULES, *extra.modules)]
     yield "etc/modules", 0o644, "".join(f"{name}\n" for name in names).encode()
 

@@ -1,0 +1,125 @@
+"""Keeps a private libvirtd and all that it starts, and leaves nothing behind. Run by private_libvirtd.py:
+
+    unshare --mount --pid --fork --kill-child --mount-proc python3 keeper.py FOLDER PREFIX
+
+It is the first process of its own process namespace: when it ends, by whatever signal, the kernel ends libvirtd and all
+guests. It ends when its standard input does, so also when the test run was killed, and then removes FOLDER and
+the control groups of domains whose name begins with PREFIX. `start` on its standard input starts libvirtd (again).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+PLACES = {"etc": "/etc/libvirt", "lib": "/var/lib/libvirt", "run": "/run/libvirt", "log": "/var/log/libvirt"}
+CACHE = "/var/cache/libvirt"
+USERS = {"/etc/passwd": "libvirt-qemu:x:64055:64055::/:/usr/sbin/nologin", "/etc/group": "libvirt-qemu:x:64055:"}
+"""Debian's libvirtd does not start without this user, even if told to use another; libvirt-daemon-system makes it."""
+KVM = Path("/dev/kvm")
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def mount(*arguments: str) -> None:
+    subprocess.run(["mount", *arguments], check=True)
+
+
+def arrange(folder: Path) -> None:
+    """libvirt's fixed places, within this mount namespace only: FOLDER's."""
+    for name, place in {**PLACES, "cache": CACHE}.items():
+        Path(place).mkdir(parents=True, exist_ok=True)
+        mount("--bind", str(folder / name), place)
+    for file, entry in USERS.items():
+        known = Path(file).read_text()
+        if not any(line.startswith("libvirt-qemu:") for line in known.splitlines()):
+            copy = folder / Path(file).name
+            copy.write_text(f"{known}{entry}\n")
+            mount("--bind", str(copy), file)
+    if KVM.exists():
+        # Where libvirtd may use it and QEMU's user may not, libvirtd asks QEMU for its abilities again with each call.
+        node = folder / "kvm"
+        os.mknod(node, stat.S_IFCHR, KVM.stat().st_rdev)
+        node.chmod(0o666)
+        mount("--bind", str(node), str(KVM))
+    if (CGROUPS / "cpu").exists() and (CGROUPS / "unified").exists():
+        # libvirt's container driver cannot cope with both versions at once.
+        subprocess.run(["umount", str(CGROUPS / "unified")], check=True)
+
+
+def start(folder: Path) -> None:
+    (folder / "run" / "libvirtd.pid").unlink(missing_ok=True)
+    log = os.open(folder / "log" / "libvirtd.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    command = ["libvirtd", "-f", "/etc/libvirt/libvirtd.conf", "-p", "/run/libvirt/libvirtd.pid"]
+    if os.fork() == 0:
+        os.setsid()
+        os.dup2(nothing, 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.execvp(command[0], command)
+    os.close(log)
+    os.close(nothing)
+
+
+def reap(number: int, frame: FrameType | None) -> None:
+    """Every orphan here is ours: libvirt notices a QEMU's end only when it is reaped."""
+    while True:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                return
+        except ChildProcessError:
+            return
+
+
+def clean(folder: Path, prefix: str) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    with contextlib.suppress(ProcessLookupError):  # nobody is left
+        os.kill(-1, signal.SIGKILL)
+    groups = [group for group in CGROUPS.glob(f"*/machine/*{prefix}*") if group.is_dir()]
+    groups += [group for group in CGROUPS.glob(f"machine*/*{prefix}*") if group.is_dir()]
+    for _ in range(100):
+        groups = [group for group in groups if not removed(group)]
+        if not groups:
+            break
+        time.sleep(0.02)  # the last processes are just ending
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def removed(group: Path) -> bool:
+    try:
+        for inner, _, _ in os.walk(group, topdown=False):
+            Path(inner).rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def main() -> int:
+    folder, prefix = Path(sys.argv[1]), sys.argv[2]
+    ending: Callable[[int, FrameType | None], None] = lambda number, frame: sys.exit(0)  # noqa: E731
+    signal.signal(signal.SIGTERM, ending)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's is the test run's affair
+    try:
+        arrange(folder)
+        signal.signal(signal.SIGCHLD, reap)
+        for line in sys.stdin:
+            if line.strip() == "start":
+                start(folder)
+    finally:
+        clean(folder, prefix)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
