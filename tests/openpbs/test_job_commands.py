@@ -45,7 +45,7 @@ def test_a_qdel_of_a_preempted_job_does_not_wait_for_the_kill_delay(fleet: OpenP
     with fleet.only(EXCLUSIVE), kill_delay(fleet, PATIENT_S):
         tidy = "trap 'sleep 0.2; touch $HOME/$PBS_JOBID.tidy; exit' TERM"
         script = f"echo $$ > $HOME/$PBS_JOBID.pid\n{tidy}\n{command(fleet, LONG)} & wait"
-        low, other = submit(fleet, "low", script), fleet.submit("low", 80)
+        low, other = submit(fleet, "low", script), fleet.submit("low", 50)
         wait_running(fleet, low, other)
         high = preempt(fleet, low, other)
         fleet.delete(low)
@@ -55,7 +55,7 @@ def test_a_qdel_of_a_preempted_job_does_not_wait_for_the_kill_delay(fleet: OpenP
         step = stands_still(fleet, other)
         end(fleet, high)
         goes_on(fleet, other, step)
-        wait_right_end(fleet, other, 80)
+        wait_right_end(fleet, other, 50)
         wait_state(fleet, low, "F", 3 * PATIENT_S)
         wait_all_free(fleet, EXCLUSIVE)
 
@@ -99,7 +99,7 @@ def test_signals_to_a_preempted_job(fleet: OpenPbsCluster) -> None:
 
 def test_an_admins_own_admin_resume_is_met_by_the_standing_stop(fleet: OpenPbsCluster) -> None:
     with fleet.only(EXCLUSIVE):
-        low, high = preempted(fleet, 100)
+        low, high = preempted(fleet, 70)
         step = stands_still(fleet, low)
         log = fleet.parts["hub"].log
         before = log.read_text().count(f"{low} (run 1): Suspend")
@@ -109,7 +109,7 @@ def test_an_admins_own_admin_resume_is_met_by_the_standing_stop(fleet: OpenPbsCl
         assert stands_still(fleet, low) <= step + 15  # a sweep comes each half second
         end(fleet, high)
         goes_on(fleet, low, fleet.counter(low))
-        wait_right_end(fleet, low, 100)
+        wait_right_end(fleet, low, 70)
         wait_all_free(fleet, EXCLUSIVE)
 
 
@@ -125,7 +125,7 @@ def test_an_admin_resume_that_a_hook_of_the_site_refuses_is_made_up_for(fleet: O
     which goes through the scheduler, and the hub asks for it until it succeeds."""
     veto = fleet.directory / "veto"
     with fleet.only(EXCLUSIVE), site_hook(fleet, "veto", "execjob_preresume", VETO % str(veto), "n1"):
-        low, high = preempted(fleet, 80)
+        low, high = preempted(fleet, 50)
         step = stands_still(fleet, low)
         veto.touch()
         log = fleet.parts["hub"].log
@@ -135,7 +135,7 @@ def test_an_admin_resume_that_a_hook_of_the_site_refuses_is_made_up_for(fleet: O
         assert fleet.counter(low) == step
         veto.unlink()
         goes_on(fleet, low, step)
-        wait_right_end(fleet, low, 80)
+        wait_right_end(fleet, low, 50)
         wait_all_free(fleet, EXCLUSIVE)
 
 
@@ -157,7 +157,7 @@ def test_a_preempted_job_is_requeued_by_force_only(fleet: OpenPbsCluster) -> Non
 def test_a_preempted_job_is_altered_held_and_not_moved(fleet: OpenPbsCluster) -> None:
     """A hold of a job that has started counts when it is requeued; PBS moves only jobs that wait."""
     with fleet.only(EXCLUSIVE):
-        low = fleet.submit("low", 80, walltime_s=100)
+        low = fleet.submit("low", 50, walltime_s=100)
         wait_running(fleet, low)
         high = preempt(fleet, low)
         assert pbs(fleet, "qalter", "-l", "walltime=200", low).returncode == 0
@@ -168,7 +168,7 @@ def test_a_preempted_job_is_altered_held_and_not_moved(fleet: OpenPbsCluster) ->
         assert fleet.jobs()[low].state == "S"
         end(fleet, high)
         goes_on(fleet, low, step)
-        wait_right_end(fleet, low, 80)
+        wait_right_end(fleet, low, 50)
         wait_all_free(fleet, EXCLUSIVE)
 
 
@@ -190,7 +190,7 @@ def test_a_job_that_is_deleted_while_its_prologue_waits_does_not_start(fleet: Op
     slow = site_hook(fleet, "slow", "execjob_prologue", SLOW % {"gate": str(gate)}, "p1")
     ours = site_hook(fleet, "magrathea_prologue", "execjob_prologue", MOM_HOOK.read_text(), "p1", order=1000)
     with fleet.only(EXCLUSIVE), slow, ours:
-        low = fleet.submit("low", 80)
+        low = fleet.submit("low", 50)
         wait_running(fleet, low)
         wait_stoppable(fleet, "n1")
         gate.touch()
@@ -201,5 +201,5 @@ def test_a_job_that_is_deleted_while_its_prologue_waits_does_not_start(fleet: Op
         gate.unlink()
         wait_state(fleet, high, "F")
         assert fleet.counter(high) == 0
-        wait_right_end(fleet, low, 80)
+        wait_right_end(fleet, low, 50)
         wait_all_free(fleet, EXCLUSIVE)

@@ -44,13 +44,13 @@ def submit_handling(fleet: OpenPbsCluster, how: str, steps: int) -> str:
 @pytest.mark.parametrize("how", HANDLERS)
 def test_a_job_that_handles_every_signal_is_preempted_like_others(fleet: OpenPbsCluster, how: str) -> None:
     with fleet.only(EXCLUSIVE):
-        low = submit_handling(fleet, how, 60)
+        low = submit_handling(fleet, how, 40)
         wait_running(fleet, low)
         high = preempt(fleet, low)
         step = stands_still(fleet, low)
         end(fleet, high)
         goes_on(fleet, low, step)
-        wait_right_end(fleet, low, 60)
+        wait_right_end(fleet, low, 40)
         wait_all_free(fleet, EXCLUSIVE)
 
 
@@ -84,8 +84,8 @@ def test_processes_that_left_their_session_or_their_parent_are_stopped_too(fleet
     on within what the preempted domain has, and PBS, too, leaves it alone when the job ends.
     """
     with fleet.only(EXCLUSIVE):
-        lines = [text.replace("COMMAND", command(fleet, 80, f"$JOB.{name}")) for name, text in PROCESSES.items()]
-        own = command(fleet, 100, "$JOB.count")
+        lines = [text.replace("COMMAND", command(fleet, 50, f"$JOB.{name}")) for name, text in PROCESSES.items()]
+        own = command(fleet, 60, "$JOB.count")
         low = submit(fleet, "low", "\n".join(["JOB=$HOME/$PBS_JOBID", *lines, own]))
         wait_running(fleet, low)
         files = [home(fleet) / f"{low}.{name}" for name in (*PROCESSES, "count")]
@@ -95,7 +95,7 @@ def test_processes_that_left_their_session_or_their_parent_are_stopped_too(fleet
         end(fleet, high)
         all_go_on(fleet, files, before)
         wait_state(fleet, low, "F")
-        assert fleet.counter(low) == 100
+        assert fleet.counter(low) == 60
         wait_all_free(fleet, EXCLUSIVE)
 
 
