@@ -36,6 +36,12 @@ def silent(host: Host, domain: Domain) -> bool:
     return domain.halted or (lost is not None and host.now >= lost + host.limits.agent_silent_s)
 
 
+def _silence(host: Host, domain: Domain) -> str:
+    if host.driver_lost_at is not None and domain.agent_lost_at is None:
+        return f"the hypervisor of {host.name} does not answer; is libvirtd running?"
+    return f"{domain.name}'s agent does not answer; see its log"
+
+
 def lingers(host: Host, domain: Domain) -> bool:
     return domain.linger_until is not None and host.now < domain.linger_until and not domain.jobs
 
@@ -180,7 +186,7 @@ def _gate(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | 
         (domain.lifecycle is Lifecycle.DOWN, "domain-down", _told(f"{name} is down", domain.down_why)),
         (domain.lifecycle is Lifecycle.BOOTING, "domain-booting", f"{name} is booting"),
         (domain.halted, "domain-unknown", f"{name} is paused by somebody else; `virsh resume` or the like ends it"),
-        (silent(host, domain), "domain-unknown", f"{name}'s agent does not answer; see its log"),
+        (silent(host, domain), "domain-unknown", _silence(host, domain)),
         (bool(domain.fault), "domain-fault", f"{name}: {domain.fault}; mend it, then `magrathea clear {name}`"),
         (bool(domain.stopped), "domain-preempted", f"{name} is preempted"),
         (bool(domain.finishing), "domain-draining", f"{name} is draining: {domain.finishing}"),
