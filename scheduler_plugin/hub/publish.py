@@ -1,7 +1,8 @@
 """What PBS's vnodes should show, and where they do not show it.
 
 Rule 1: functions of what hosts said and of what PBS has; no clock, no I/O.
-Rule 2: the hub sets these attributes and no others; above all never a vnode's state: an admin's `offline` stands.
+Rule 2: the hub sets these attributes and no others. Of a vnode's state it sets `offline` only, of a frozen domain,
+with a comment that begins with its name (`OURS`), and takes that off again; an admin's own `offline` stands.
 
 A host whose lease is over keeps what it published, except that its vnodes are `unknown` and accept nothing.
 """
@@ -26,6 +27,13 @@ NCPUS = "resources_available.ncpus"
 MEM = "resources_available.mem"
 PRIORITY = "Priority"
 
+OFFLINE = "offline"
+"""No attribute of PBS: the comment with which the hub holds a vnode offline, empty where it does not."""
+OURS = "magrathea: "
+"""How that comment begins, and no admin's."""
+SOMEBODYS = "somebody's"
+"""A vnode that somebody else has put offline: it is left so, and its comment, too."""
+
 UNSET = ""
 
 NONE = "none"
@@ -33,7 +41,7 @@ NONE = "none"
 
 ALL_CLASSES = ",".join(JobClass)
 
-COSMETIC = frozenset({STATE, RANK, PRIORITY})
+COSMETIC = frozenset({STATE, RANK, PRIORITY, OFFLINE})
 """What decides no placement by itself; published last when the budget is short."""
 
 LOST = {STATE: State.UNKNOWN.value, ACCEPTS: NONE}
@@ -81,7 +89,8 @@ def of_host(
             if domain.kind is not Kind.SERVICE:
                 alerts.append(why)
         else:
-            wanted[domain.vnode] = attributes_of(snapshot, domain, set_priority=set_priority) if live else LOST
+            attributes = attributes_of(snapshot, domain, set_priority=set_priority)
+            wanted[domain.vnode] = {**attributes, OFFLINE: offline_of(snapshot, domain)} if live else LOST
     return Published(wanted, tuple(alerts))
 
 
@@ -153,12 +162,29 @@ def attributes_of(snapshot: Snapshot, domain: DomainReport, *, set_priority: boo
     return found
 
 
+def offline_of(snapshot: Snapshot, domain: DomainReport) -> str:
+    """Why its vnode is to be offline; empty if it is not. A frozen domain's MoM is silent, and PBS calls that down."""
+    if domain.state is not State.FROZEN:
+        return ""
+    why = " ".join(domain.why.split())[:200]
+    return f"{OURS}{why}; `magrathea domain defrost {domain.name}` on {snapshot.host} brings it back"
+
+
+def shown(vnode: Vnode) -> dict[str, str]:
+    """What a vnode shows, `OFFLINE` among it."""
+    comment = vnode.attributes.get("comment", "")
+    mine = comment if comment.startswith(OURS) else SOMEBODYS
+    return {**vnode.attributes, OFFLINE: mine if "offline" in vnode.state else ""}
+
+
 def differences(wanted: Attributes, have: Attributes) -> dict[str, str]:
     """Those of `wanted` that a vnode does not show yet; values are compared by meaning (2gb is 2048mb)."""
     return {name: value for name, value in wanted.items() if not same(name, value, have.get(name))}
 
 
 def same(attribute: str, wanted: str, have: str | None) -> bool:
+    if attribute == OFFLINE:
+        return have in (wanted, SOMEBODYS)
     if not have:  # PBS does not show a Priority of 0
         return wanted == UNSET or (attribute == PRIORITY and wanted == "0")
     if attribute in _ARRAYS:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from scheduler_plugin.pbs.base import DEAD_STATES, Connect, Pbs, PbsError, Vnode
 
-from .publish import ACCEPTS, COSMETIC, NONE, Attributes, differences, opens, same
+from .publish import ACCEPTS, COSMETIC, NONE, OFFLINE, Attributes, differences, opens, same, shown
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ class Publisher:
         vnodes, server = pbs.vnodes(), pbs.server()
         self._compare_at = time.monotonic() + self._compare_s
         first = not self._shown
-        found = {vnode.name: dict(vnode.attributes) for vnode in vnodes}
+        found = {vnode.name: shown(vnode) for vnode in vnodes}
         if not first:
             for name, before in self._shown.items():
                 self._tell_mended(name, before, found.get(name))
@@ -223,10 +223,18 @@ class Publisher:
         """Closing before opening: between two calls nothing may accept that should not. Cosmetics last."""
         return change.keys() <= COSMETIC, opens(change, self._shown[name]), name
 
+    @staticmethod
+    def _still_ours(pbs: Pbs, name: str, wanted: str) -> bool:
+        """Asked right before: an admin who has put it offline since the last comparison is not overruled."""
+        return any(vnode.name == name and not same(OFFLINE, wanted, shown(vnode)[OFFLINE]) for vnode in pbs.vnodes())
+
     def _set(self, pbs: Pbs, name: str, change: Attributes) -> None:
         started = time.monotonic()
         try:
-            pbs.set_vnode(name, change)
+            if attributes := {key: value for key, value in change.items() if key != OFFLINE}:
+                pbs.set_vnode(name, attributes)
+            if OFFLINE in change and self._still_ours(pbs, name, change[OFFLINE]):
+                pbs.set_offline(name, change[OFFLINE])
         except PbsError as error:
             if error.transient:
                 raise
@@ -235,4 +243,6 @@ class Publisher:
         finally:
             self._budget.spend(time.monotonic() - started)
         self._shown[name].update(change)
+        if OFFLINE in change:
+            self._compare_at = 0.0  # somebody may have been quicker
         log.debug("vnode %s: %s", name, change)

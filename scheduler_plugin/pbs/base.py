@@ -136,6 +136,9 @@ class Pbs(Protocol):
     def set_vnode(self, name: str, attributes: Mapping[str, str]) -> None:
         """Set all these attributes of a vnode in one call, all or none; an empty value unsets."""
 
+    def set_offline(self, name: str, comment: str) -> None:
+        """Put a vnode offline with that comment; an empty one takes it off, and the comment away."""
+
     def wake_scheduler(self) -> bool:
         """Start a scheduling cycle (`scheduling=true`), only where `scheduling` reads true; whether it did."""
 

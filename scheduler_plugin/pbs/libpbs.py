@@ -23,7 +23,7 @@ from typing import Any
 
 from .base import Code, Connect, PbsError, PbsJob, Vnode
 
-_SET, _EQ = 0, 4  # enum batch_op
+_SET, _INCR, _DECR, _EQ = 0, 2, 3, 4  # enum batch_op
 _COMMAND_SET = 2  # MGR_CMD_SET
 _SERVER, _VNODE = 0, 3  # MGR_OBJ_*
 
@@ -261,6 +261,11 @@ class LibPbs:
 
     def set_vnode(self, name: str, attributes: Mapping[str, str]) -> None:
         parts = [(*_split(attribute), value, _SET) for attribute, value in attributes.items()]
+        self._call(f"vnode {name}", "pbs_manager", _COMMAND_SET, _VNODE, name.encode(), _chained(parts), None)
+
+    def set_offline(self, name: str, comment: str) -> None:
+        # As `pbsnodes -o` and `-r`: the word is added to the state or taken out, what else it holds stays.
+        parts = [("state", None, "offline", _INCR if comment else _DECR), ("comment", None, comment, _SET)]
         self._call(f"vnode {name}", "pbs_manager", _COMMAND_SET, _VNODE, name.encode(), _chained(parts), None)
 
     def wake_scheduler(self) -> bool:

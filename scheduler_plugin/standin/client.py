@@ -77,6 +77,10 @@ class Client:
     def set_vnode(self, name: str, attributes: Mapping[str, str]) -> None:
         self.ask("set_vnode", name=name, attributes=dict(attributes))
 
+    def set_offline(self, name: str, comment: str) -> None:
+        self.ask("offline", name=name, value=bool(comment))
+        self.ask("set_vnode", name=name, attributes={"comment": comment})
+
     def wake_scheduler(self) -> bool:
         if self.server()["scheduling"] != "True":
             return False

@@ -132,6 +132,14 @@ class Connection:
             both = {**old.attributes, **attributes}
             world.vnodes[name] = replace(old, attributes={k: v for k, v in both.items() if v})
 
+    def set_offline(self, name: str, comment: str) -> None:
+        world = self._do("set_offline", name)
+        self.set_vnode(name, {"comment": comment})
+        with world.lock:
+            old = world.vnodes[name]
+            words = (old.state - {"free"}) | {"offline"} if comment else (old.state - {"offline"}) or {"free"}
+            world.vnodes[name] = replace(old, state=frozenset(words))
+
     def wake_scheduler(self) -> bool:
         return self._do("wake_scheduler").scheduling
 

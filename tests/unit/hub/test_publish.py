@@ -6,7 +6,19 @@ import pytest
 
 from magrathea.core.model import JobClass, Kind, Mode, State
 from scheduler_plugin.hub import publish
-from scheduler_plugin.hub.publish import ACCEPTS, HOST, HOST_NCPUS, LOST, MEM, NCPUS, PRIORITY, RANK, SIBLINGS, STATE
+from scheduler_plugin.hub.publish import (
+    ACCEPTS,
+    HOST,
+    HOST_NCPUS,
+    LOST,
+    MEM,
+    NCPUS,
+    OFFLINE,
+    PRIORITY,
+    RANK,
+    SIBLINGS,
+    STATE,
+)
 from scheduler_plugin.pbs.base import Vnode
 
 from .bench import Hub
@@ -34,6 +46,7 @@ def test_all_that_a_domain_shows() -> None:
         HOST: "h1",
         SIBLINGS: "p1",
         HOST_NCPUS: "",
+        OFFLINE: "",
     }
     assert shown["p1"][STATE] == "occupied-would-preempt"
     assert shown["p1"][ACCEPTS] == "priority"
@@ -156,6 +169,33 @@ def test_the_scheduler_is_woken_only_by_what_lets_a_job_start(
 def test_no_attribute_is_ever_a_vnodes_state() -> None:
     shown = {name for wanted in of_h1(vnode("n1"), vnode("p1")).wanted.values() for name in wanted}
     assert not shown & {"state", "comment", "resv_enable"}
+
+
+def test_a_frozen_domains_vnode_is_to_be_offline_and_says_why() -> None:
+    frozen = domain("p1", kind=Kind.PRIORITY, state=State.FROZEN, accepts=[])
+    had = {"p1": vnode("p1")}
+    made = snapshot(frozen)
+    wanted = publish.of_host(made, True, had, publish.owners(had, {"h1": made}), {}).wanted["p1"]
+    assert wanted[OFFLINE].startswith("magrathea: ") and "magrathea domain defrost p1` on h1" in wanted[OFFLINE]
+    assert OFFLINE not in publish.of_host(made, False, had, publish.owners(had, {"h1": made}), {}).wanted["p1"]
+
+
+@pytest.mark.parametrize(
+    ("state", "comment", "expected"),
+    [
+        (["free"], "", ""),
+        (["free"], "magrathea: p1 is saved to disk", ""),
+        (["offline", "down"], "magrathea: p1 is saved to disk", "magrathea: p1 is saved to disk"),
+        (["offline"], "disk broken", publish.SOMEBODYS),
+        (["offline"], "", publish.SOMEBODYS),
+    ],
+)
+def test_whose_offline_it_is_is_told_by_its_comment(state: list[str], comment: str, expected: str) -> None:
+    found = Vnode("p1", {"comment": comment} if comment else {}, frozenset(state))
+    assert publish.shown(found)[OFFLINE] == expected
+    wishes = ("", "magrathea: p1 is saved to disk", "magrathea: another reason")
+    differ = [wish for wish in wishes if publish.differences({OFFLINE: wish}, publish.shown(found))]
+    assert differ == ([] if expected == publish.SOMEBODYS else [wish for wish in wishes if wish != expected])
 
 
 class TestLeases:

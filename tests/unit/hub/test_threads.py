@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from scheduler_plugin.hub.pool import SPARE, Pool
-from scheduler_plugin.hub.publish import ACCEPTS, RANK
+from scheduler_plugin.hub.publish import ACCEPTS, OFFLINE, RANK
 from scheduler_plugin.hub.publisher import Budget, Publisher, Read
 from scheduler_plugin.pbs.base import Code, Pbs, PbsError
 
@@ -130,6 +130,43 @@ def test_what_somebody_changed_is_mended_at_the_next_comparison_and_told(
         wait(lambda: publishing.shown("n1", ACCEPTS) == "none", "mending")
     assert "n1" in caplog.text
     assert "set to none again" in caplog.text
+
+
+FROZEN = "magrathea: p1 is saved to disk"
+
+
+def offline(pbs: FakePbs, name: str = "n1") -> bool:
+    return "offline" in pbs.vnodes[name].state
+
+
+def test_a_frozen_vnode_is_put_offline_with_its_reason_and_taken_off_again(
+    publishing: Publishing, pbs: FakePbs
+) -> None:
+    publishing.publisher.want({"n1": {ACCEPTS: "none", OFFLINE: FROZEN}})
+    wait(lambda: offline(pbs) and publishing.shown("n1", "comment") == FROZEN, "offline")
+    assert publishing.shown("n1", OFFLINE) is None, "which is no attribute of PBS"
+    publishing.publisher.want({"n1": {ACCEPTS: "priority", OFFLINE: ""}})
+    wait(lambda: not offline(pbs), "back")
+    assert publishing.shown("n1", "comment") is None
+
+
+@pytest.mark.parametrize("wish", [FROZEN, ""])
+def test_an_admins_own_offline_stands_whatever_is_wanted(publishing: Publishing, pbs: FakePbs, wish: str) -> None:
+    pbs.connect().set_offline("n1", "disk broken")  # after the comparison: the publisher does not know yet
+    publishing.publisher.want({"n1": {ACCEPTS: "none", OFFLINE: wish}})
+    wait(lambda: publishing.shown("n1", ACCEPTS) == "none", "publication")
+    publishing.publisher.compare()
+    wait(lambda: len(publishing.reads) >= 2, "comparison")
+    assert offline(pbs) and publishing.shown("n1", "comment") == "disk broken"
+
+
+def test_an_admin_who_makes_our_offline_his_own_keeps_it(publishing: Publishing, pbs: FakePbs) -> None:
+    publishing.publisher.want({"n1": {OFFLINE: FROZEN}})
+    wait(lambda: publishing.shown("n1", "comment") == FROZEN, "offline")
+    pbs.connect().set_offline("n1", "disk broken")
+    publishing.publisher.want({"n1": {ACCEPTS: "priority", OFFLINE: ""}})
+    wait(lambda: publishing.shown("n1", ACCEPTS) == "priority", "publication")
+    assert offline(pbs) and publishing.shown("n1", "comment") == "disk broken"
 
 
 def test_after_a_lost_connection_all_is_read_again_and_what_was_pending_is_published(
