@@ -222,6 +222,13 @@ def test_an_operator_may_do_all_of_it(pbs_cluster: Cluster, job: str) -> None:
         bob("connect", 20)
         bob("set_vnode", "n1", {"resources_available.magrathea_accepts": "none", "Priority": "3"})
         assert bob("wake_scheduler") is True
+        bob("set_offline", "n2", "magrathea: saved to disk")
+        assert (vnode(bob, "n2")["state"], vnode(bob, "n2")["attributes"]["comment"]) == (
+            ["offline"],
+            "magrathea: saved to disk",
+        )
+        bob("set_offline", "n2", "")
+        assert vnode(bob, "n2")["state"] == ["free"] and "comment" not in vnode(bob, "n2")["attributes"]
         suspended(bob, pbs_cluster, job)
         bob("set_walltime", job, 700)
         bob("set_comment", job, "preempted")
