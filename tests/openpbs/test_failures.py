@@ -73,13 +73,15 @@ def test_a_late_end_of_an_earlier_run_does_not_release_the_next(fleet: OpenPbsCl
     with fleet.only(EXCLUSIVE):
         job = fleet.submit("low", LONG)
         wait_running(fleet, job)
+        first = fleet.jobs()[job].run_version  # above 1 where a start failed before
         fleet.pbs.run(HEAD, ["qrerun", job])
-        wait(fleet, "the second run", lambda: f"n1: {job} (run 2) accepted" in fleet.log("noded-h1"))
+        wait(fleet, "the next run", lambda: f"n1: {job} (run {first + 1}) accepted" in fleet.log("noded-h1"))
         wait_state(fleet, job, "R")
-        end = json.dumps({"op": "release", "job": {"id": job, "run": 1}})
-        assert '"ok": true' in fleet.pbs.run("n1", [sys.executable, "-c", SEND, end]).stdout.replace(":true", ": true")
+        end = json.dumps({"op": "release", "job": {"id": job, "run": first}})
+        answer = fleet.pbs.run("n1", [sys.executable, "-c", SEND, end]).stdout
+        assert json.loads(answer)["ok"], answer
         wait_stoppable(fleet, "n1")
-        assert said(fleet, "noded-h1", f"{job} (run 2) released") == 0
+        assert said(fleet, "noded-h1", f"{job} (run {first + 1}) released") == 0, fleet.log("noded-h1")
         high = fleet.submit("high", LONG)
         wait_state(fleet, job, "S")
         stands_still(fleet, job)

@@ -19,10 +19,17 @@ from scheduler_plugin.standin.scenarios import (
     wait_state,
 )
 
-from .test_trouble import STEPS, preempted, restart_server
+from .test_trouble import STEPS, preempted
 
 LONG = 100_000
 LOOK_S = 60.0
+
+
+def restart(fleet: OpenPbsCluster, daemon: str) -> None:
+    """Kill one of the daemons of the server's machine and start it again; all MoMs are connected afterwards."""
+    fleet.pbs.kill_daemon(daemon)
+    fleet.pbs.start_server()
+    wait(fleet, "all MoMs are back", lambda: not any("down" in v.state for v in fleet.vnodes().values()))
 
 
 def emptied(fleet: OpenPbsCluster, vnode: str) -> int:
@@ -46,7 +53,7 @@ def test_after_a_restart_of_the_server_a_vnode_preempted_before_is_usable(fleet:
         fleet.delete(high)
         wait_right_end(fleet, low, STEPS)
         wait(fleet, "the server has forgotten it", lambda: emptied(fleet, "n1") > before, LOOK_S)
-        restart_server(fleet)
+        restart(fleet, "server")
         assert fleet.jobs()[low].state == "F"
         assert "maintenance" not in fleet.vnodes()["n1"].state
         again = fleet.submit("low", 10)
@@ -63,7 +70,7 @@ def test_a_vnode_that_comes_up_in_maintenance_for_a_job_that_runs_is_mended(flee
         fleet.delete(high)
         wait_state(fleet, low, "R")
         wait_running(fleet, long)
-        restart_server(fleet)
+        restart(fleet, "server")
         assert "maintenance" in fleet.vnodes()["n1"].state, "this is what is to be mended"
         fleet.pbs.qmgr("set hook magrathea_vnodes enabled=true")
         wait(fleet, "n1 is usable", lambda: "maintenance" not in fleet.vnodes()["n1"].state, LOOK_S)
@@ -80,7 +87,7 @@ def test_an_admins_maintenance_and_offline_survive_restarts_and_all_mending(flee
         wait_running(fleet, job)
         fleet.pbs.run(HEAD, ["qsig", "-s", "admin-suspend", job])
         fleet.pbs.run(HEAD, ["pbsnodes", "-o", "p1"])
-        restart_server(fleet)
+        restart(fleet, "server")
         wait(fleet, "the hub has looked since", lambda: is_clean(fleet), LOOK_S)
         step = stands_still(fleet, job)
         assert "maintenance" in fleet.vnodes()["n1"].state
@@ -92,13 +99,6 @@ def test_an_admins_maintenance_and_offline_survive_restarts_and_all_mending(flee
         wait(fleet, "n1 is out of maintenance", lambda: "maintenance" not in fleet.vnodes()["n1"].state)
         fleet.delete(job)
         wait_all_free(fleet, EXCLUSIVE)
-
-
-def restart(fleet: OpenPbsCluster, daemon: str) -> None:
-    """Kill one of the daemons of the server's machine and start it again; all MoMs are connected afterwards."""
-    fleet.pbs.kill_daemon(daemon)
-    fleet.pbs.start_server()
-    wait(fleet, "all MoMs are back", lambda: not any("down" in v.state for v in fleet.vnodes().values()))
 
 
 def priority_job_ends(fleet: OpenPbsCluster, low: str, high: str, hub: str) -> None:
@@ -131,28 +131,29 @@ def test_a_daemon_of_pbs_is_restarted_in_mid_preemption(fleet: OpenPbsCluster, d
         priority_job_ends(fleet, low, high, hub)
 
 
-@pytest.mark.parametrize(("option", "hub"), [("-p", "there"), ("-p", "away"), ("", "there")])
-def test_mom_is_killed_and_restarted_under_a_preempted_job(fleet: OpenPbsCluster, option: str, hub: str) -> None:
-    """Without an option a MoM of today's OpenPBS keeps what ran, as with -p."""
+@pytest.mark.parametrize("hub", ["there", "away"])
+def test_mom_is_killed_and_restarted_with_p_under_a_preempted_job(fleet: OpenPbsCluster, hub: str) -> None:
+    with fleet.only(EXCLUSIVE):
+        low, high = preempted(fleet)
+        if hub != "there":
+            fleet.parts["hub"].kill()
+        fleet.pbs.kill_daemon("mom", "n1")
+        fleet.pbs.start_mom("n1", "-p")
+        wait(fleet, "n1 is back", lambda: "down" not in fleet.vnodes()["n1"].state)
+        priority_job_ends(fleet, low, high, hub)
+
+
+@pytest.mark.parametrize(("option", "hub"), [("", "there"), ("", "away"), ("-r", "there")])
+def test_mom_is_restarted_without_p_under_a_preempted_job_which_runs_again(
+    fleet: OpenPbsCluster, option: str, hub: str
+) -> None:
+    """It gives up what ran: nothing of the first run is left, stopped or not."""
     with fleet.only(EXCLUSIVE):
         low, high = preempted(fleet)
         if hub != "there":
             fleet.parts["hub"].kill()
         fleet.pbs.kill_daemon("mom", "n1")
         fleet.pbs.start_mom("n1", *option.split())
-        wait(fleet, "n1 is back", lambda: "down" not in fleet.vnodes()["n1"].state)
-        priority_job_ends(fleet, low, high, hub)
-
-
-@pytest.mark.parametrize("hub", ["there", "away"])
-def test_mom_is_restarted_with_r_under_a_preempted_job_which_runs_again(fleet: OpenPbsCluster, hub: str) -> None:
-    """-r gives up what ran: nothing of the first run is left, stopped or not."""
-    with fleet.only(EXCLUSIVE):
-        low, high = preempted(fleet)
-        if hub != "there":
-            fleet.parts["hub"].kill()
-        fleet.pbs.kill_daemon("mom", "n1")
-        fleet.pbs.start_mom("n1", "-r")
         wait(fleet, "n1 is back", lambda: "down" not in fleet.vnodes()["n1"].state)
         wait(fleet, "the first run is given up", lambda: fleet.jobs()[low].state != "S")
         fleet.delete(high)

@@ -36,13 +36,6 @@ def preempted(fleet: OpenPbsCluster, *, rerunnable: bool = True) -> tuple[str, s
     return low, high
 
 
-def restart_server(fleet: OpenPbsCluster) -> None:
-    """Kill the PBS server and start it again; its MoMs are connected afterwards."""
-    fleet.pbs.kill_server()
-    fleet.pbs.start_server()
-    wait(fleet, "all MoMs are back", lambda: not any("down" in v.state for v in fleet.vnodes().values()))
-
-
 def test_the_hub_is_killed_while_a_job_is_preempted(fleet: OpenPbsCluster) -> None:
     """The stop is booked in PBS, so it ends with the hub's admin-resume, and not before."""
     with fleet.only(EXCLUSIVE):
@@ -52,32 +45,6 @@ def test_the_hub_is_killed_while_a_job_is_preempted(fleet: OpenPbsCluster) -> No
         wait_state(fleet, high, "F")
         step = stands_still(fleet, low)
         fleet.start_part("hub")
-        goes_on(fleet, low, step)
-        wait_right_end(fleet, low, STEPS)
-        wait_all_free(fleet, EXCLUSIVE)
-
-
-def test_the_pbs_server_is_restarted_while_a_job_is_preempted(fleet: OpenPbsCluster) -> None:
-    with fleet.only(EXCLUSIVE):
-        low, high = preempted(fleet)
-        restart_server(fleet)
-        wait_state(fleet, low, "S")
-        step = stands_still(fleet, low)
-        fleet.delete(high)
-        goes_on(fleet, low, step)
-        wait_right_end(fleet, low, STEPS)
-        wait_all_free(fleet, EXCLUSIVE)
-
-
-def test_the_hub_is_killed_and_pbs_restarted_while_a_job_is_preempted(fleet: OpenPbsCluster) -> None:
-    with fleet.only(EXCLUSIVE):
-        low, high = preempted(fleet)
-        fleet.parts["hub"].kill()
-        restart_server(fleet)
-        fleet.start_part("hub")
-        wait_state(fleet, low, "S")
-        step = stands_still(fleet, low)
-        fleet.delete(high)
         goes_on(fleet, low, step)
         wait_right_end(fleet, low, STEPS)
         wait_all_free(fleet, EXCLUSIVE)
