@@ -82,6 +82,10 @@ def main():
     with open(pbs.hook_config_filename, encoding="utf-8") as file:
         heartbeat = json.load(file)["heartbeat"]
     asked, before = load(heartbeat + ".forget"), load(heartbeat + ".forgotten")
+    for name, (number, phase) in before.items():
+        if phase == NAMED and asked.get(name, [0])[0] != number:
+            # a former hub's request, which would leave the vnode in maintenance if it stayed half done: first that
+            asked[name] = [number, asked[name][1] if name in asked else "free"]
     now = {}
     for name, (number, when) in asked.items():
         vnode = event.vnode_list.get(name)

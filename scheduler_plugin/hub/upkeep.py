@@ -59,10 +59,7 @@ class Upkeep:
     def answered(self, answers: Answers) -> None:
         """Numbers go on from a former hub's, whose answers may still lie there."""
         self._number = max([self._number, *(number for number, _ in answers.values())])
-        asked_for = {vnode: number for vnode, (number, _) in self.requests.items()}
-        self.named = frozenset(
-            v for v, (number, phase) in answers.items() if (asked_for.get(v), NAMED) == (number, phase)
-        )
+        self.named = frozenset(vnode for vnode, (_, phase) in answers.items() if phase == NAMED)  # a former hub's, too
         for vnode, (number, phase) in answers.items():
             asked, when = self.requests.get(vnode, (0, "free"))
             if (number, phase) == (asked, EMPTIED):

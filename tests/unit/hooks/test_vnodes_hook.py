@@ -38,7 +38,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[s
     config = tmp_path / "hook.json"
     config.write_text(json.dumps({"heartbeat": str(tmp_path / "heartbeat")}))
 
-    def run(vnode: Vnode | None, number: int = 1, when: str = "free") -> dict[str, Any]:
+    def run(
+        vnode: Vnode | None, number: int = 1, when: str = "free", asked: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         pbs = ModuleType("pbs")
         event = SimpleNamespace(vnode_list={} if vnode is None else {"n1": vnode})
         for name, value in {
@@ -50,7 +52,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[s
         }.items():
             setattr(pbs, name, value)
         monkeypatch.setitem(sys.modules, "pbs", pbs)
-        (tmp_path / "heartbeat.forget").write_text(json.dumps({"n1": [number, when]}))
+        (tmp_path / "heartbeat.forget").write_text(json.dumps({"n1": [number, when]} if asked is None else asked))
         exec(compile(FILE.read_text(), str(FILE), "exec"), {"__name__": "hook"})
         answers = tmp_path / "heartbeat.forgotten"
         found: dict[str, Any] = json.loads(answers.read_text()) if answers.exists() else {}
@@ -65,6 +67,14 @@ def test_the_database_gets_nobodys_name_and_then_the_memory_is_emptied(run: Call
     assert run(vnode) == {"n1": [1, 2]} and vnode.set == ["none", ""]
     assert run(vnode) == {"n1": [1, 2]} and vnode.set == ["none", ""]
     assert run(vnode, number=2) == {"n1": [2, 1]} and vnode.set == ["none", "", "none"]
+
+
+@pytest.mark.parametrize("asked", [{}, {"n1": [7, "free"]}, {"n1": [7, "stuck"]}])
+def test_what_a_former_hub_has_asked_for_is_not_left_half_done(run: Callable[..., Any], asked: dict[str, Any]) -> None:
+    vnode = Vnode()
+    assert run(vnode) == {"n1": [1, 1]}
+    assert run(vnode, asked=asked) == {"n1": [1, 2]} and vnode.set == ["none", ""]
+    assert run(vnode, asked=asked) == ({"n1": [7, 1]} if asked else {})
 
 
 def test_a_vnode_in_maintenance_for_somebody_is_left_alone(run: Callable[..., Any]) -> None:
