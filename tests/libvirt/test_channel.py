@@ -59,6 +59,7 @@ def test_a_guest_that_writes_nonsense_disturbs_nobody_and_its_next_agent_is_hear
 def test_an_agent_that_is_killed_comes_back_and_heeds_no_order_of_before(machine: Machine) -> None:
     guest = machine["n1"]
     job = guest.qsub(Job("1", "preemptible"))
+    machine.until_state("n1", "running-preemptible")
     guest.stop_agent()  # QEMU keeps the connection: nobody sees an end of it
     assert machine["p1"].claim(Job("2", "priority"))["code"] == "stop-timeout"
     guest.start_agent()  # and finds what was said to the one before in the port
@@ -79,7 +80,7 @@ def test_an_agent_that_stays_away_is_noticed_though_nothing_is_closed(machine: M
 
 
 def test_a_frozen_agent_is_given_up_and_found_again(machine: Machine) -> None:
-    pids = machine["n1"].sh("for p in /proc/[0-9]*; do grep -qs magrathea-agent $p/cmdline && echo ${p#/proc/}; done")
+    pids = machine["n1"].sh("for p in /proc/[0-9]*; do grep -qs magrathea-agent $p/cmdline && echo ${p#/proc/}; done; true")
     agent = pids.split()[0]
     machine["n1"].sh(f"kill -STOP {agent}")
     machine.until(lambda: not machine.report("n1").agent, SILENT_S + 10, "n1's agent counts as lost")

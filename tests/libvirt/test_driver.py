@@ -55,7 +55,7 @@ def test_qemu_can_do_everything_and_nothing_is_to_be_noted(drive: Callable[[Work
     async def work(driver: LibvirtDriver, events: list[DomainEvent]) -> None:
         assert driver.capabilities == {CPU, MEMORY, LIFE, SAVE}
         assert driver.notes() == []
-        assert events == [DomainEvent("n1", True)]
+        assert set(events) == {DomainEvent("n1", True)}
         assert driver.others() == Others(1, 1, 256)
         for percent in (5, 10, 150, None):
             await driver.set_cpu("n1", percent)

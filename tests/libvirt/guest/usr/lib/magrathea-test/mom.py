@@ -83,9 +83,13 @@ def job_of(request):
 
 def claim(request):
     job = Job(request["job"])
+    before = jobs.get(job.described["id"])
+    jobs[job.described["id"]] = job  # MoM's list has it while its hook still asks
     answer = ask_agent({"op": "claim", "job": job.described, "deadline_s": 1.8})
-    if answer.get("ok"):
-        jobs[job.described["id"]] = job
+    if not answer.get("ok") and jobs.get(job.described["id"]) is job:
+        del jobs[job.described["id"]]
+        if before is not None:
+            jobs[job.described["id"]] = before
     return answer
 
 
