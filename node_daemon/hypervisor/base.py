@@ -39,7 +39,7 @@ class DriverError(Exception):
     Codes: `no-domain` (not configured), `domain-down` (not running, so nothing to set), `not-supported` (this
     driver cannot do it at all), `not-permitted` (it could, with other rights), `bad-value`, `timeout`, `failed`,
     `lost` (the hypervisor cannot be reached, nothing is known of it), `restore-failed` (a saved domain did not come
-    back; its image is kept).
+    back; its image is kept). Of moving memory (memory.py), not of drivers: `memory-short`, `bad-figures`.
     """
 
     def __init__(self, code: str, text: str) -> None:
