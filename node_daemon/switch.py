@@ -85,6 +85,15 @@ def slot_of(step: Step) -> Slot:
     return type(step).__name__, step.domain
 
 
+def described(step: Step) -> str:
+    """For the log: demo and benchmarks read the parts of a switch there."""
+    if isinstance(step, Orders):
+        return f"{step.order.value} {', '.join(str(key) for key in step.keys) or 'nothing'}"
+    if isinstance(step, SetCpu):
+        return f"cpu {'without a cap' if step.percent is None else f'{step.percent} %'}"
+    return f"memory {step.mib} MiB"
+
+
 class Switch:
     """Takes steps. `observe` is called with a step's name right after it took effect, before anything is noted."""
 
@@ -348,6 +357,7 @@ class Switch:
 
     async def _step(self, step: Step) -> None:
         slot = slot_of(step)
+        began = asyncio.get_running_loop().time()
         try:
             if isinstance(step, Orders):
                 await self._order(step)
@@ -368,6 +378,8 @@ class Switch:
             if error.code == "memory-short":
                 self._learn(slot[1])
             return
+        took_ms = 1000 * (asyncio.get_running_loop().time() - began)
+        log.debug("%s: %s after %.1f ms", step.domain, described(step), took_ms)
         self._failures.pop(slot, None)
         self._facts.step_done(step)
         self._facts.actual_changed()
