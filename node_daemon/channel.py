@@ -175,6 +175,13 @@ class GuestChannel:
         self._links.discard(link)
         self._lost(link)
 
+    def drop(self) -> None:
+        """Its domain has gone down: who spoke from in there is no more, even where its end is not seen yet."""
+        if (link := self._link) is not None:
+            link.void("its domain has gone down")
+            self._lost(link)
+            link.close()
+
     def _lost(self, link: _Link) -> None:
         if self._link is link:
             self._link = None

@@ -185,6 +185,8 @@ class Life:
         log.info("%s: %s", domain.name, type(event).__name__)
         went_down = isinstance(event, ev.DomainStopped) and domain.closing is not None
         self._owner.apply(event)
+        if isinstance(event, ev.DomainStopped | ev.FreezeEnded) and domain.name in self._owner.channels:
+            self._owner.channels[domain.name].drop()  # else it would seem to register when the domain comes back
         if went_down:
             self._owner.occasions.begin("after-shutdown", domain.name)
         if isinstance(event, ev.FreezeEnded):

@@ -262,12 +262,19 @@ FREEZE = ("commit FreezeRequested", "save p1", "commit FreezeEnded")
 DEFROST = ("commit DefrostRequested", "boot p1", "register p1", "commit DomainStarted")
 
 
+def answers(m: Machine) -> bool:
+    try:
+        return bool(m.status()["hub_connected"])
+    except OSError:
+        return False
+
+
 def killed_after(m: Machine, step: str, do: str, end: str) -> None:
     """`do` with the daemon killed after the step; started again, it goes on until p1 is what it was to be."""
     armed = m.folder / "armed"
     m.stop_daemon()
     m.start_daemon(MAGRATHEA_CRASH_AFTER=f"{step}#1", MAGRATHEA_CRASH_ARMED=str(armed))
-    m.until(lambda: m.status()["domains"][1]["agent"] or m.state("p1") == "frozen", LIFE_S, f"{step}: calm before")
+    m.until(lambda: answers(m) and (m.settled() or m.state("p1") == "frozen"), LIFE_S, f"{step}: calm before")
     armed.write_text("self")
     try:
         with contextlib.suppress(OSError):  # it may be killed before it answers

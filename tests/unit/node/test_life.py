@@ -1,0 +1,484 @@
+"""The real daemon leads domains of a hypervisor in memory: what it asks, when, and what becomes of failures."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from magrathea.core import events as ev
+from magrathea.core.model import Domain, Job, JobClass, JobKey, Patience, State
+from magrathea.core.states import state_of, why
+from node_daemon import life
+from node_daemon.configuration import Configuration, read
+from node_daemon.daemon import Daemon
+
+from .fake_driver import FakeDriver, FakeHypervisor
+
+KEY = JobKey("1.srv", 1)
+
+
+class Scene:
+    def __init__(self, folder: Path, configuration: Configuration, path: Path) -> None:
+        self.folder = folder
+        self.configuration = configuration
+        self.path = path
+        self.world = FakeHypervisor(configuration.run_dir, *configuration.domain)
+        self.daemon = Daemon(configuration, path, lambda _: FakeDriver(self.world))
+
+    async def start(self) -> None:
+        await self.daemon.start()
+
+    async def restart(self) -> None:
+        """Another daemon in the place of this one, as after a crash: nothing is said to anybody."""
+        await self.daemon.close()
+        self.daemon = Daemon(self.configuration, self.path, lambda _: FakeDriver(self.world))
+        await self.daemon.start()
+
+    def domain(self, name: str) -> Domain:
+        found = self.daemon.host.domain(name)
+        assert found is not None
+        return found
+
+    def state(self, name: str) -> State:
+        return state_of(self.daemon.host, self.domain(name))
+
+    def why(self, name: str) -> str:
+        return why(self.daemon.host, self.domain(name))
+
+    async def until(self, condition: Callable[[], Any], what: str) -> None:
+        try:
+            async with asyncio.timeout(10):
+                while not condition():
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            states = {d.name: (self.state(d.name).value, self.why(d.name)) for d in self.daemon.host.domains}
+            pytest.fail(f"never: {what}; {states}; {self.world.calls}; {self.daemon.life.notes()}")
+
+    async def until_state(self, name: str, *states: State) -> None:
+        await self.until(lambda: self.state(name) in states, f"{name} is {', '.join(states)}")
+
+    def want(self, event: ev.DomainEvent) -> None:
+        refused = [d for d in self.daemon.apply(event) if isinstance(d, ev.Refused)]
+        assert not refused, refused
+
+    def shutdown(self, name: str, *, reboot: bool = False, patience: Patience = Patience.DRAIN) -> None:
+        self.want(ev.ShutdownRequested(self.daemon.now(), name, reboot, patience))
+
+    def freeze(self, name: str) -> None:
+        self.want(ev.FreezeRequested(self.daemon.now(), name))
+
+    def defrost(self, name: str, within_s: float = 60.0) -> None:
+        self.want(ev.DefrostRequested(self.daemon.now(), name, self.daemon.now() + within_s))
+
+    def boot(self, name: str) -> None:
+        self.want(ev.BootRequested(self.daemon.now(), name))
+
+    async def job(self, name: str, cls: JobClass = JobClass.PREEMPTIBLE) -> None:
+        self.want(ev.Claimed(self.daemon.now(), name, KEY, cls, 1))
+
+    def release(self, name: str) -> None:
+        self.want(ev.Released(self.daemon.now(), name, KEY))
+
+
+TEXT = """
+[host]
+name = "h1"
+mode = "{mode}"
+cpus = 4
+memory_mib = 4096
+[limits]
+min_run_s = 0.0
+allow_short_min_run = true
+[paths]
+run_dir = "{folder}/run"
+state_dir = "{folder}/state"
+scripts = "{folder}/scripts"
+script_time_limit_s = 2.0
+"""
+DOMAIN = """
+[domain.{name}]
+kind = "{kind}"
+local.pid_file = "/none"
+boot_time_limit_s = {boot_s}
+shutdown_time_limit_s = {end_s}
+"""
+
+
+def play(
+    test: Callable[[Scene], Awaitable[None]],
+    *,
+    mode: str = "exclusive",
+    boot_s: float = 60.0,
+    end_s: float = 60.0,
+    prepare: Callable[[Scene], None] = lambda scene: None,
+) -> None:
+    """With n1 (normal) and p1 (priority), both up and their agents connected, unless `prepare` says otherwise."""
+
+    async def all_of_it() -> None:
+        with tempfile.TemporaryDirectory(prefix="mrl-") as name:
+            folder = Path(name)
+            text = TEXT.format(mode=mode, folder=folder)
+            for domain, kind in (("n1", "normal"), ("p1", "priority")):
+                text += DOMAIN.format(name=domain, kind=kind, boot_s=boot_s, end_s=end_s)
+            path = folder / "noded.toml"
+            path.write_text(text)
+            scene = Scene(folder, read(path), path)
+            prepare(scene)
+            try:
+                await scene.start()
+                agents = [d.name for d in scene.world.domains.values() if d.up and d.registers]
+                await scene.until(
+                    lambda: all(scene.domain(name).agent_lost_at is None for name in agents), "agents connected"
+                )
+                await test(scene)
+            finally:
+                await scene.world.close()
+                await scene.daemon.close()
+
+    asyncio.run(asyncio.wait_for(all_of_it(), 60))
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(life, "RETRY_S", (0.01,))
+
+
+def test_a_shutdown_waits_for_the_last_job_then_asks_the_agent() -> None:
+    async def test(s: Scene) -> None:
+        await s.job("n1")
+        s.shutdown("n1")
+        await asyncio.sleep(0.05)
+        assert "power n1" not in s.world.calls
+        s.release("n1")
+        await s.until_state("n1", State.DOWN)
+        assert s.world.asked("power n1") == 1 and not s.world.asked("destroy n1")
+        assert "on request" in s.why("n1")
+
+    play(test)
+
+
+def test_a_guest_whose_agent_cannot_is_asked_by_the_hypervisor() -> None:
+    def prepare(s: Scene) -> None:
+        s.world["n1"].can = ()
+
+    async def test(s: Scene) -> None:
+        s.shutdown("n1")
+        await s.until_state("n1", State.DOWN)
+        assert s.world.asked("shutdown n1") == 1 and not s.world.asked("power n1")
+
+    play(test, prepare=prepare)
+
+
+@pytest.mark.parametrize("can", [("power",), ()])
+@pytest.mark.parametrize("fails", [{}, {"shutdown": "failed"}])
+def test_a_guest_that_does_not_turn_itself_off_is_ended(can: tuple[str, ...], fails: dict[str, str]) -> None:
+    def prepare(s: Scene) -> None:
+        s.world["n1"].heeds, s.world["n1"].can, s.world["n1"].fails = False, can, fails
+
+    async def test(s: Scene) -> None:
+        s.shutdown("n1")
+        await s.until_state("n1", State.DOWN)
+        assert s.world.asked("destroy n1") == 1
+
+    play(test, end_s=0.2, prepare=prepare)
+
+
+def test_ending_a_guest_is_tried_again_until_it_works() -> None:
+    def prepare(s: Scene) -> None:
+        s.world["n1"].heeds, s.world["n1"].fails = False, {"destroy": "timeout"}
+
+    async def test(s: Scene) -> None:
+        s.shutdown("n1")
+        await s.until(lambda: s.world.asked("destroy n1") >= 3, "tries")
+        assert any("PowerOff of n1 fails" in note for note in s.daemon.life.notes())
+        s.world["n1"].fails.clear()
+        await s.until_state("n1", State.DOWN)
+        await s.until(lambda: s.daemon.life.notes() == [], "nothing fails any more")
+
+    play(test, end_s=0.05, prepare=prepare)
+
+
+def test_a_reboot_goes_down_comes_up_and_registers() -> None:
+    async def test(s: Scene) -> None:
+        s.shutdown("n1", reboot=True)
+        await s.until(lambda: s.world.asked("boot n1") == 1, "the boot")
+        await s.until_state("n1", State.FREE)
+        assert s.world.calls.index("power n1") < s.world.calls.index("boot n1")
+        assert "clock n1" not in s.world.calls, "its clock never stood still"
+
+    play(test)
+
+
+def test_a_boot_whose_agent_never_registers_is_down_and_says_why() -> None:
+    def prepare(s: Scene) -> None:
+        s.world["n1"].up = s.world["n1"].registers = False
+
+    async def test(s: Scene) -> None:
+        s.boot("n1")
+        await s.until_state("n1", State.BOOTING)
+        await s.until_state("n1", State.DOWN)
+        assert "did not register" in s.why("n1") and s.world["n1"].up
+        await asyncio.sleep(0.1)
+        assert s.state("n1") is State.DOWN, "and stays so"
+        s.world["n1"].registers = True
+        s.world.agent("n1")
+        await s.until_state("n1", State.FREE)
+
+    play(test, boot_s=0.3, prepare=prepare)
+
+
+@pytest.mark.parametrize(("code", "tries"), [("failed", 1), ("not-permitted", 1), ("timeout", 2), ("lost", 2)])
+def test_a_boot_that_fails_is_down_with_the_reason_and_tried_again_only_where_that_may_help(
+    code: str, tries: int
+) -> None:
+    def prepare(s: Scene) -> None:
+        s.world["n1"].up, s.world["n1"].fails = False, {"boot": code}
+
+    async def test(s: Scene) -> None:
+        s.boot("n1")
+        await s.until(lambda: s.world.asked("boot n1") >= tries, "tries")
+        if tries == 1:
+            await s.until_state("n1", State.DOWN)
+            assert "could not be booted: boot of n1 fails" in s.why("n1")
+        else:
+            assert s.state("n1") is State.BOOTING
+            s.world["n1"].fails.clear()
+            await s.until_state("n1", State.FREE)
+
+    play(test, prepare=prepare)
+
+
+def test_a_domain_that_goes_down_while_it_boots_is_not_booted_for_ever() -> None:
+    def prepare(s: Scene) -> None:
+        s.world["n1"].up = s.world["n1"].registers = False
+
+    async def test(s: Scene) -> None:
+        s.boot("n1")
+        await s.until(lambda: s.daemon.switch.read["n1"].up, "it runs")
+        await asyncio.sleep(0.05)
+        s.world.end("n1")
+        await s.until_state("n1", State.DOWN)
+        assert "while it booted" in s.why("n1") and s.world.asked("boot n1") == 1
+
+    play(test, prepare=prepare)
+
+
+def test_a_domain_that_others_start_boots_until_its_agent_registers() -> None:
+    def prepare(s: Scene) -> None:
+        s.world["n1"].up = s.world["n1"].registers = False
+
+    async def test(s: Scene) -> None:
+        await s.until(lambda: "n1" in s.daemon.switch.read, "a look")
+        await asyncio.sleep(0.05)
+        s.world.start("n1")
+        await s.until_state("n1", State.BOOTING)
+        s.world["n1"].registers = True
+        s.world.agent("n1")
+        await s.until_state("n1", State.FREE)
+        assert not s.world.asked("boot n1")
+
+    play(test, prepare=prepare)
+
+
+def test_a_freeze_saves_when_the_last_job_is_gone_and_a_defrost_sets_the_clock() -> None:
+    async def test(s: Scene) -> None:
+        await s.job("p1", JobClass.PRIORITY)
+        s.freeze("p1")
+        await asyncio.sleep(0.05)
+        assert s.state("p1") is State.RUNNING_PRIORITY or s.state("p1") is State.DRAINING
+        assert not s.world.asked("save p1")
+        s.release("p1")
+        await s.until_state("p1", State.FROZEN)
+        s.defrost("p1")
+        await s.until_state("p1", State.FREE)
+        order = [s.world.calls.index(call) for call in ("save p1", "boot p1", "clock p1")]
+        assert order == sorted(order)
+
+    play(test)
+
+
+def test_a_freeze_that_fails_leaves_the_domain_up_and_is_told() -> None:
+    def prepare(s: Scene) -> None:
+        s.world["p1"].fails = {"save": "failed"}
+
+    async def test(s: Scene) -> None:
+        s.freeze("p1")
+        await s.until(lambda: s.world.asked("save p1") == 1, "the save")
+        await s.until_state("p1", State.FREE)
+        assert s.world.asked("save p1") == 1
+
+    play(test, prepare=prepare)
+
+
+@pytest.mark.parametrize("code", ["restore-failed", "failed"])
+def test_a_failed_restore_keeps_the_image_says_so_and_may_be_tried_again(code: str) -> None:
+    async def test(s: Scene) -> None:
+        s.freeze("p1")
+        await s.until_state("p1", State.FROZEN)
+        s.world["p1"].fails = {"boot": code}
+        s.defrost("p1")
+        await s.until(lambda: "image is kept" in s.why("p1"), "it is said")
+        assert s.state("p1") is State.FROZEN and s.world["p1"].saved
+        assert "magrathea domain defrost p1" in s.why("p1")
+        s.world["p1"].fails.clear()
+        s.defrost("p1")
+        await s.until_state("p1", State.FREE)
+
+    play(test)
+
+
+def test_an_image_that_is_gone_leaves_the_domain_simply_down() -> None:
+    async def test(s: Scene) -> None:
+        s.freeze("p1")
+        await s.until_state("p1", State.FROZEN)
+        s.world["p1"].saved = False
+        s.world.tell("p1")
+        await s.until_state("p1", State.DOWN)
+        assert "image on disk is gone" in s.why("p1")
+
+    play(test)
+
+
+def test_a_restore_waits_until_what_borrowed_is_stopped() -> None:
+    async def test(s: Scene) -> None:
+        s.daemon.apply(ev.HubFound(s.daemon.now()))
+        s.freeze("p1")
+        await s.until_state("p1", State.FROZEN)
+        now = s.daemon.now()
+        host = s.daemon.host
+        borrower = Job(KEY, JobClass.PREEMPTIBLE, 4, 0, now - 100, now - 100, confirmed=True, launched=True)
+        s.daemon._host = host.having(replace(s.domain("n1"), jobs=(borrower,)))
+        s.defrost("p1")
+        await s.until_state("p1", State.FREE, State.WOULD_PREEMPT)
+        orders = [i for i, call in enumerate(s.world.calls) if call == "orders n1"]
+        assert any(i < s.world.calls.index("boot p1") for i in orders)
+
+    play(test, mode="counted")
+
+
+def test_paused_by_others_and_going_on_are_facts() -> None:
+    async def test(s: Scene) -> None:
+        s.world["n1"].paused = True
+        s.world.tell("n1")
+        await s.until_state("n1", State.UNKNOWN)
+        s.world["n1"].paused = False
+        s.world.tell("n1")
+        await s.until_state("n1", State.FREE)
+
+    play(test)
+
+
+def test_a_fall_and_a_rise_between_two_looks_is_a_new_life() -> None:
+    async def test(s: Scene) -> None:
+        await s.job("n1")
+        s.world["n1"].registers = False
+        s.world.end("n1")
+        s.world.start("n1")
+        await s.until_state("n1", State.BOOTING)
+        assert s.domain("n1").jobs == ()
+
+    play(test)
+
+
+@pytest.mark.parametrize(
+    "cut", ["power n1", "boot n1", "register n1", "commit ShutdownRequested", "commit DomainStopped"]
+)
+def test_a_daemon_that_ends_amid_a_reboot_goes_on_with_it_when_it_is_back(cut: str) -> None:
+    async def test(s: Scene) -> None:
+        reached = asyncio.Event()
+        s.daemon.observe = lambda name: reached.set() if name == cut.replace("power ", "power-off ") else None
+        s.shutdown("n1", reboot=True)
+        await s.until(reached.is_set, cut)
+        await s.restart()
+        await s.until(lambda: s.world.asked("boot n1") and s.state("n1") is State.FREE, "rebooted")
+        assert not s.world.asked("destroy n1")
+
+    play(test)
+
+
+@pytest.mark.parametrize("cut", ["save p1", "commit FreezeRequested", "commit FreezeEnded", "boot p1", "register p1"])
+def test_a_daemon_that_ends_amid_a_freeze_or_a_defrost_goes_on_with_it_when_it_is_back(cut: str) -> None:
+    async def test(s: Scene) -> None:
+        reached = asyncio.Event()
+
+        def observe(name: str) -> None:
+            if name == cut:
+                reached.set()
+
+        s.daemon.observe = observe
+        s.freeze("p1")
+        if cut in ("boot p1", "register p1"):
+            await s.until_state("p1", State.FROZEN)
+            s.defrost("p1")
+            await s.until(reached.is_set, cut)
+            await s.restart()
+        else:
+            await s.until(reached.is_set, cut)
+            await s.restart()
+            await s.until_state("p1", State.FROZEN)
+            s.defrost("p1")
+        await s.until_state("p1", State.FREE)
+
+    play(test)
+
+
+def test_scripts_run_at_every_turn_and_what_they_do_stops_nothing() -> None:
+    async def test(s: Scene) -> None:
+        folder = s.folder / "scripts"
+        folder.mkdir()
+        for what in ("freeze", "defrost", "shutdown", "boot"):
+            for when in ("before", "after"):
+                script = folder / f"{when}-{what}"
+                script.write_text(
+                    f'#!/bin/sh\necho "$MAGRATHEA_OCCASION $MAGRATHEA_DOMAIN" >> {s.folder}/said\nexit 7\n'
+                )
+                script.chmod(0o755)
+        s.freeze("p1")
+        await s.until_state("p1", State.FROZEN)
+        s.defrost("p1")
+        await s.until_state("p1", State.FREE)
+        s.shutdown("p1", reboot=True)
+        said = s.folder / "said"
+        await s.until(lambda: said.exists() and "after-boot p1" in said.read_text(), "the last of them")
+        assert len(said.read_text().splitlines()) == 8
+        expected = [f"script {o} p1" for o in ("before-freeze", "after-defrost", "before-shutdown", "after-boot")]
+
+        def guest() -> list[str]:
+            return [call for call in s.world.calls if call.startswith("script")]
+
+        await s.until(lambda: guest() == expected, "the guest's scripts")
+
+    play(test)
+
+
+def test_a_script_that_hangs_costs_its_time_limit_only() -> None:
+    async def test(s: Scene) -> None:
+        (s.folder / "scripts").mkdir()
+        script = s.folder / "scripts" / "before-freeze"
+        script.write_text("#!/bin/sh\nexec sleep 600\n")
+        script.chmod(0o755)
+        s.freeze("p1")
+        await s.until_state("p1", State.FROZEN)
+
+    play(test)
+
+
+def test_what_is_given_up_before_it_began_does_not_happen() -> None:
+    async def test(s: Scene) -> None:
+        (s.folder / "scripts").mkdir()
+        script = s.folder / "scripts" / "before-shutdown"
+        script.write_text(f"#!/bin/sh\ntouch {s.folder}/begun\nsleep 0.3\n")
+        script.chmod(0o755)
+        s.shutdown("n1")
+        await s.until((s.folder / "begun").exists, "the script")
+        s.want(ev.DrainEnded(s.daemon.now(), "n1"))
+        await asyncio.sleep(0.5)
+        assert s.world["n1"].up and not s.world.asked("power n1")
+
+    play(test)
