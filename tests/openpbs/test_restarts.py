@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
 from scheduler_plugin.standin.fleet import EXCLUSIVE
 from scheduler_plugin.standin.openpbs_cluster import HEAD
-from scheduler_plugin.standin.openpbs_fleet import OpenPbsCluster
+from scheduler_plugin.standin.openpbs_fleet import COMPARE_S, OpenPbsCluster
 from scheduler_plugin.standin.scenarios import (
     goes_on,
     stands_still,
@@ -83,6 +84,8 @@ def test_a_vnode_that_comes_up_in_maintenance_for_a_job_that_runs_is_mended(flee
 
 def test_an_admins_maintenance_and_offline_survive_restarts_and_all_mending(fleet: OpenPbsCluster) -> None:
     with fleet.only(EXCLUSIVE):
+        time.sleep(COMPARE_S + 1)  # the hub has seen what a test before this one has left
+        wait(fleet, "what was before is forgotten", lambda: is_clean(fleet), LOOK_S)
         job = fleet.submit("normal", LONG)
         wait_running(fleet, job)
         fleet.pbs.run(HEAD, ["qsig", "-s", "admin-suspend", job])
