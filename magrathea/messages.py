@@ -38,9 +38,9 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", kw_o
 class JobReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """A job as its host sees it.
 
-    `stop`: this host wants it stopped. `ready`: this host no longer does, and all is given back, so that PBS may
-    resume it. `requeue`: it was stopped longer than the limit. `warned_until`: before that PBS must not suspend it.
-    Times are Unix seconds.
+    `stop`: this host wants it stopped. `ready`: this host no longer does, and all is given back, so that PBS may resume
+    it. `waits`: for what its start still waits, empty if for nothing. `requeue`: it was stopped longer than the limit.
+    `warned_until`: before that PBS must not suspend it. Times are Unix seconds.
     """
 
     id: Word
@@ -62,6 +62,7 @@ class JobReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen
     booked: bool = False
     held_elsewhere: bool = False
     rerunnable: bool = True
+    waits: Sentence = ""
 
 
 class MemoryMove(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):

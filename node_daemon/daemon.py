@@ -209,6 +209,7 @@ class Daemon:
             vnodes={name: self.configuration.vnode(name) for name in self.configuration.domain},
             by=self._by,
             moves=self.switch.mover.progress,
+            waits=self.guests.waits(),
             driver=self.configuration.host.driver,
             notes=tuple(notes),
             refused=tuple(self._refused),

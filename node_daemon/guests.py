@@ -65,6 +65,7 @@ class Guests:
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self._granted: set[tuple[str, JobKey]] = set()
+        self._waiting: set[tuple[str, JobKey]] = set()
 
     def connected(self, domain: str, hello: Hello) -> None:
         log.info("%s: agent %s connected (%s)", domain, hello.agent, ", ".join(hello.can) or "no abilities")
@@ -179,10 +180,23 @@ class Guests:
         if self._job((domain, job.key)) is None:
             return refusal("unknown-job", f"{domain} has no {job.key}; it was released, or never claimed")
         lacking = self._owner.switch.memory_lacking(domain)
+        if lacking == "":
+            self._waiting.add((domain, job.key))
+        else:
+            self._waiting.discard((domain, job.key))
         if lacking:
             self._owner.refused(domain, job.key, "memory-short", lacking)
             return refusal("memory-short", lacking, MEMORY_RETRY_AFTER_S)
         return {"ok": True, "ready": lacking is None}
+
+    def waits(self) -> dict[tuple[str, JobKey], str]:
+        """Jobs whose prologue waits for memory, and how far that is, for people."""
+        self._waiting = {m for m in self._waiting if (job := self._job(m)) is not None and not job.launched}
+        if not self._waiting:
+            return {}
+        moves = sorted(self._owner.switch.mover.progress.items())
+        how_far = ", ".join(f"{name} {p.what} {p.done_mib} of {p.of_mib} MiB" for name, p in moves)
+        return dict.fromkeys(self._waiting, "waits for its memory" + (f": {how_far}" if how_far else ""))
 
     def _report(self, domain: str, report: Report) -> None:
         found = self._owner.host.domain(domain)

@@ -33,6 +33,7 @@ class Beside:
     vnodes: Mapping[str, str] = field(default_factory=dict)
     by: Mapping[tuple[str, JobKey], str] = field(default_factory=dict)
     moves: Mapping[str, Progress] = field(default_factory=dict)
+    waits: Mapping[tuple[str, JobKey], str] = field(default_factory=dict)
     driver: str = "local"
     notes: tuple[str, ...] = ()
     refused: tuple[RefusedClaim, ...] = ()
@@ -143,4 +144,5 @@ def _job(host: Host, domain: Domain, job: Job, beside: Beside, wanted: frozenset
         booked=job.booked,
         held_elsewhere=job.held_elsewhere,
         rerunnable=job.rerunnable,
+        waits=beside.waits.get((domain.name, job.key), "")[:4096],
     )

@@ -22,6 +22,7 @@ from . import publish
 from .books import Action, Entry, Heard, Limits, Outcome, Suspend, Truth, Wish, learned, step, wish_of
 from .publish import Attributes
 from .upkeep import Upkeep
+from .waits import Waits
 
 LEASE_S = 3 * HEARTBEAT_S
 PUT_OFF_S = 0.2
@@ -63,6 +64,7 @@ class Farm:
         self._jobs_read = False
         self._alerts: frozenset[str] = frozenset()
         self.upkeep = Upkeep()
+        self.waits = Waits()
 
     @property
     def knows_pbs(self) -> bool:
@@ -85,6 +87,7 @@ class Farm:
         known = self._refused.get(name, {})
         self._unexplained.update((key, text) for key, text in refused.items() if key not in known)
         self._refused[name] = refused
+        self.waits.heard(snapshot, mono)
         for domain in before.snapshot.domains if before else ():
             for job in domain.jobs:
                 self._forget_report(JobKey(job.id, job.run), name)

@@ -47,6 +47,13 @@ def explain(pbs: Pbs, key: JobKey, text: str) -> bool:
     return True
 
 
+def say(pbs: Pbs, key: JobKey, text: str) -> None:
+    """Give a job that has been started, and is not suspended, a comment. Raises PbsError."""
+    job = pbs.job(key.id)
+    if job is not None and job.is_run(key.run) and job.state == "R":
+        pbs.set_comment(key.id, " ".join(text.split())[:250])
+
+
 def _sensible(action: Action, job: PbsJob) -> bool:
     if not job.is_run(action.key.run) or job.substate >= ENDING_SUBSTATE:
         return False

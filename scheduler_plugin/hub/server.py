@@ -33,7 +33,7 @@ from .configuration import Configuration
 from .farm import Farm
 from .histories import MOST_HOSTS, Histories
 from .keys import KeysError
-from .perform import explain, perform
+from .perform import explain, perform, say
 from .pool import Pool
 from .publisher import Budget, Publisher, Read
 
@@ -253,6 +253,8 @@ class Hub:
                 self._start(self._do(action))
             for key, text in self.farm.unexplained().items():
                 self._start(self._explain(key, text))
+            for key, text in self.farm.waits.due().items():
+                self._start(self._say(key, text))
             stale, self._stale = self._stale, set()
             self._tell_books(stale)
             if not actions:
@@ -276,6 +278,12 @@ class Hub:
             except PbsError as error:
                 log.info("job %s: comment not set: %s", key, error)
                 return
+
+    async def _say(self, key: JobKey, text: str) -> None:
+        try:
+            await self._pool.run(lambda pbs: say(pbs, key, text))
+        except PbsError as error:
+            log.info("job %s: comment not set: %s", key, error)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

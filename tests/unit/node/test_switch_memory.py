@@ -186,8 +186,10 @@ def test_memory_goes_over_and_comes_back_in_the_right_order() -> None:
         w.log.clear()
         assert (await w.claim(1000))["ok"]
         assert (await w.prepared()) == {"ok": True, "ready": False}, "1,192 MiB do not come at once"
+        assert "waits for its memory: n1 gives" in w.guests.waits()["p1", HIGH], "its comment says so"
         await w.until(lambda: w.has("p1") >= 1192)
         assert (await w.prepared())["ready"]
+        assert w.guests.waits() == {}
         assert w.has("n1") > FLOOR_MIB + 10, "it starts with what it asked for; the rest follows"
         await w.until(lambda: w.has("n1") <= FLOOR_MIB + 2 and w.has("p1") >= CAPACITY_MIB - FLOOR_MIB - 2)
         assert w.model.guests["n1"].swapped >= 1500
