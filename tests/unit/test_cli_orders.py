@@ -12,7 +12,15 @@ from magrathea.cli import main
 
 from .fake_control import answering
 
-COMMANDS = (["drain", "n1"], ["undrain", "n1"], ["pause"], ["unpause"], ["clear", "n1"], ["reload"])
+COMMANDS = (
+    ["drain", "n1"],
+    ["undrain", "n1"],
+    ["pause"],
+    ["unpause"],
+    ["clear", "n1"],
+    ["reload"],
+    ["domain", "boot", "n1"],
+)
 
 
 @pytest.fixture
@@ -31,6 +39,12 @@ def path(tmp_path: Path) -> Path:
         (["unpause"], {"op": "unpause", "domain": ""}),
         (["clear", "n1"], {"op": "clear", "domain": "n1"}),
         (["reload"], {"op": "reload"}),
+        *((["domain", do, "n1"], {"op": "domain", "do": do, "domain": "n1"}) for do in ("boot", "freeze", "defrost")),
+        *(
+            (["domain", do, "n1", *flags], {"op": "domain", "do": do, "domain": "n1", "when_idle": idle, "now": now})
+            for do in ("shutdown", "reboot")
+            for flags, idle, now in (([], False, False), (["--when-idle"], True, False), (["--now"], False, True))
+        ),
     ],
 )
 def test_what_a_command_asks_of_the_daemon(path: Path, command: list[str], request_: dict[str, object]) -> None:

@@ -1,0 +1,98 @@
+"""Domains and agents that come and go under the real daemon, with real agents and processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from .rig import DomainRig, Job, Rig, running, states_of, stopped, until
+from .test_daemon import control, low_job, play
+
+
+async def lose(r: Rig, domain: DomainRig) -> None:
+    """Its agent is killed, and the grace time passes."""
+    assert domain.agent is not None
+    domain.agent.kill()
+    await domain.agent.wait()
+    await until(lambda: r.report(domain.name).state == "unknown", 10, lambda: str(r.report(domain.name)))
+
+
+async def impatient(r: Rig) -> None:
+    """A short grace time for agents."""
+    r.config.write_text(r.config.read_text().replace("min_run_s = 0.0", "min_run_s = 0.0\nagent_silent_s = 0.5"))
+    assert (await control(r, op="reload"))["ok"]
+
+
+def continue_session(session: int) -> None:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[3]) == session:
+                    os.kill(int(entry.name), signal.SIGCONT)
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has ended
+
+
+def test_an_agent_that_was_lost_finds_stopped_again_what_is_to_be_stopped(tmp_path: Path) -> None:
+    async def test(r: Rig) -> None:
+        await impatient(r)
+        low = await low_job(r)
+        await r.start_job("p1", Job("2.srv", 1, "priority"), 1)
+        await until(lambda: stopped(states_of(low.session)), 10, "stopped")
+        await lose(r, r.domains["n1"])
+        assert [j.id for j in r.report("n1").jobs] == ["1.srv"], "kept, and counted"
+        continue_session(low.session)
+        await until(lambda: running(states_of(low.session)), 10, "somebody has let it run")
+        await r.start_agent(r.domains["n1"])
+        await until(lambda: stopped(states_of(low.session)), 10, "stopped again")
+        await until(lambda: r.report("n1").state == "preempted", 10, lambda: str(r.report("n1")))
+
+    play(tmp_path, test)
+
+
+def test_an_agent_that_was_lost_lets_run_what_is_to_run_when_it_is_back(tmp_path: Path) -> None:
+    async def test(r: Rig) -> None:
+        await impatient(r)
+        low = await low_job(r)
+        high = Job("2.srv", 1, "priority")
+        await r.start_job("p1", high, 1)
+        await until(lambda: stopped(states_of(low.session)), 10, "stopped")
+        await lose(r, r.domains["n1"])
+        await r.end_job("p1", high)
+        await until(lambda: not r.report("p1").jobs, 10, "the priority job is gone")
+        assert stopped(states_of(low.session)), "nobody there can let it run"
+        await r.start_agent(r.domains["n1"])
+        await until(lambda: running(states_of(low.session)), 10, "runs again")
+        await until(lambda: r.report("n1").state == "running-preemptible", 10, lambda: str(r.report("n1")))
+
+    play(tmp_path, test)
+
+
+def test_what_moms_list_says_after_a_loss_is_the_truth(tmp_path: Path) -> None:
+    async def test(r: Rig) -> None:
+        await impatient(r)
+        await low_job(r)
+        domain = r.domains["n1"]
+        await lose(r, domain)
+        ended = domain.jobs.pop("1.srv")
+        domain.jobs["7.srv"] = Job("7.srv", 1, "preemptible", session=ended.session)
+        assert [j.id for j in r.report("n1").jobs] == ["1.srv"]
+        await r.start_agent(domain)
+        await until(lambda: [j.id for j in r.report("n1").jobs] == ["7.srv"], 10, lambda: str(r.report("n1")))
+        assert r.report("n1").jobs[0].cls == "protected", "nobody claimed it"
+
+    play(tmp_path, test)
+
+
+@pytest.mark.parametrize("do", ["boot", "shutdown", "reboot", "freeze", "defrost"])
+def test_what_the_local_driver_cannot_do_is_refused(tmp_path: Path, do: str) -> None:
+    async def test(r: Rig) -> None:
+        answer = await control(r, op="domain", do=do, domain="p1")
+        assert answer["code"] == "not-supported" and "local driver" in answer["text"]
+        assert (await control(r, op="domain", do="dance", domain="p1"))["code"] == "bad-request"
+
+    play(tmp_path, test)
