@@ -43,11 +43,14 @@ class NotUp(Exception):
 class StandInCluster:
     """See the module and scenarios.Cluster. `parts`: by name ("hub", "noded-h1", "agent-n1", "mom-n1", "server")."""
 
-    def __init__(self, hosts: Sequence[HostSpec] = BOTH, *, name: str = "") -> None:
-        """`name`: the PBS server's, unique on this machine because job ids are."""
+    start_s = START_S
+    noded_options: tuple[str, ...] = ()
+
+    def __init__(self, hosts: Sequence[HostSpec] = BOTH, *, name: str = "", base: Path | None = None) -> None:
+        """`name`: the PBS server's, unique on this machine because job ids are. `base`: where its directory is made."""
         self.hosts: Sequence[HostSpec] = tuple(hosts)
         self.server_name = name or f"s{os.getpid()}x{time.monotonic_ns() % 100000}"
-        self.directory = Path(tempfile.mkdtemp(prefix="magrathea-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="magrathea-", dir=base))
         self.parts: dict[str, Part] = {}
         self._environment = {
             "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
@@ -119,14 +122,16 @@ class StandInCluster:
         (here / "hook.json").write_text(fleet.hook_json(here / "heartbeat"), encoding="utf-8")
         for host in self.hosts:
             its = here / host.name
-            its.mkdir()
-            pid_files = {d.name: here / d.name / "pid" for d in host.domains}
-            text = fleet.noded_toml(host, its, hub_socket, pid_files)
-            (its / "noded.toml").write_text(text, encoding="utf-8")
+            its.mkdir(exist_ok=True)
+            (its / "noded.toml").write_text(self._noded_toml(host, its, hub_socket), encoding="utf-8")
             for domain in host.domains:
                 (here / domain.name).mkdir()
                 agent = fleet.agent_json(here / domain.name, its / "run" / "guest" / f"{domain.name}.sock")
                 (here / domain.name / "agent.json").write_text(agent, encoding="utf-8")
+
+    def _noded_toml(self, host: HostSpec, directory: Path, hub: str) -> str:
+        pid_files = {d.name: self.directory / d.name / "pid" for d in host.domains}
+        return fleet.noded_toml(host, directory, hub, pid_files)
 
     def start_part(self, name: str, host: HostSpec | None = None) -> Part:
         """Start (again) a part by its name. `host`: of a MoM's domain, for its size."""
@@ -140,7 +145,7 @@ class StandInCluster:
         elif kind == "hub":
             module = ["scheduler_plugin.hub.main", "--config", str(here / "hub.toml")]
         elif kind == "noded":
-            module = ["node_daemon.main", "--config", str(here / of / "noded.toml")]
+            module = ["node_daemon.main", "--config", str(here / of / "noded.toml"), *self.noded_options]
         elif kind == "agent":
             module = ["node_daemon.agent", "--config", str(here / of / "agent.json")]
         else:
@@ -165,11 +170,11 @@ class StandInCluster:
         return all(d.agent for host in self.hosts for d in status(self.control_socket(host.name)).domains)
 
     def _until(self, what: str, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + self.start_s
         while not condition():
             ended = [name for name, part in self.parts.items() if not part.running()]
             if ended or time.monotonic() > deadline:
-                why = f"{', '.join(ended)} ended at once" if ended else f"no {what} within {START_S:g} s"
+                why = f"{', '.join(ended)} ended at once" if ended else f"no {what} within {self.start_s:g} s"
                 raise NotUp(f"the cluster does not come up: {why}\n{self.picture()}")
             time.sleep(0.05)
 

@@ -73,6 +73,10 @@ def toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(parts)
 
 
+PATHS = {"run_dir": "run", "state_dir": "state", "scripts": "scripts"}
+"""Of a node daemon, in its host's directory."""
+
+
 def noded_toml(host: HostSpec, directory: Path, hub: str, pid_files: Mapping[str, Path]) -> str:
     """Configuration of a host's node daemon that keeps all in `directory`. `hub`: its endpoint."""
     domains = {
@@ -91,11 +95,7 @@ def noded_toml(host: HostSpec, directory: Path, hub: str, pid_files: Mapping[str
             },
             "limits": {**SHORT_LIMITS, **host.limits, "allow_short_min_run": True},
             "hub": {"endpoints": [hub]},
-            "paths": {
-                "run_dir": str(directory / "run"),
-                "state_dir": str(directory / "state"),
-                "scripts": str(directory / "scripts"),
-            },
+            "paths": {name: str(directory / part) for name, part in PATHS.items()},
             **domains,
         }
     )

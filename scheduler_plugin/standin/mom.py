@@ -2,13 +2,18 @@
 
     python -m scheduler_plugin.standin.mom --server D/pbs.sock --vnode n1 --hook .../hooks/magrathea_mom.py
 
+Inside a virtual machine `--server` is a virtio-serial port that leads to that socket; nothing of the host's files is
+seen from there, so all that a job leaves behind is asked for (`read`).
+
 Rule 1: where OpenPBS's MoM blocks, this one does: `execjob_begin` runs in the main loop and nothing else happens
 meanwhile; the prologue runs beside it; `execjob_end` and `exechost_periodic` run in the background.
 Rule 2: it signals a job's session and nothing else, so that what escapes PBS escapes here, too.
+Rule 3: standard library only, like the two modules that it needs: a guest has nothing more.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -22,8 +27,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import click
-
 from .processes import become_subreaper, die_with_parent, end_descendants, of_session, send
 
 PRERUN, RUNNING, SUSPENDED, EXITING = 41, 42, 43, 50  # job.h
@@ -32,6 +35,8 @@ TICK_S = 0.2
 HOOK_ALARM_S = 30.0
 """PBS's default `alarm` of a hook; one that takes longer is killed, which is a reject."""
 BAD_STATE, UNKNOWN_JOB = 15016, 15001  # pbs_error.h
+MOST_READ = 1 << 16
+LINE_LIMIT = 1 << 20
 SAFE_ENVIRONMENT = ("PATH", "HOME", "LANG", "USER", "LOGNAME", "TZ")
 
 Json = dict[str, Any]
@@ -209,6 +214,14 @@ class Mom:
             self.tasks[job["id"]].limit_s = seconds
         return {"ok": True}
 
+    def read(self, job: Json, path: str) -> Json:
+        """The end of a file on this MoM's machine, empty where there is none (yet)."""
+        try:
+            text = Path(path).read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            text = ""
+        return {"ok": True, "text": text[-MOST_READ:]}
+
     def tick(self, elapsed_s: float) -> None:
         """The walltime clock; it stands still while a job is suspended."""
         now = time.monotonic()
@@ -273,46 +286,64 @@ class Mom:
         assert this is not None
         loop.add_signal_handler(signal.SIGCHLD, self.reap)
         loop.add_signal_handler(signal.SIGTERM, lambda: this.cancel())
-        reader, self._writer = await asyncio.open_unix_connection(str(server), limit=1 << 20)
+        reader, self._writer = await connect(server)
         self.tell({"op": "mom", **offer})
         self.server_name = json.loads(await reader.readline())["server"]
         self.in_background(self._periodically(), "the periodic work")
         handle: dict[str, Callable[..., Json]] = {"begin": self.begin, "abort": self.abort, "launch": self.launch}
-        handle |= {"signal": self.signal, "walltime": self.walltime}
+        handle |= {"signal": self.signal, "walltime": self.walltime, "read": self.read}
         while line := await reader.readline():
             request = json.loads(line)
             number, op = request.pop("id"), request.pop("op")
             self.tell({"id": number, **handle[op](**request)})
 
 
-@click.command()
-@click.option("--server", required=True, type=click.Path(path_type=Path), help="Socket of the stand-in server.")
-@click.option("--vnode", required=True)
-@click.option("--ncpus", default=1, show_default=True)
-@click.option("--mem-mib", default=1024, show_default=True)
-@click.option("--hook", type=click.Path(path_type=Path, exists=True), help="The MoM hook file.")
-@click.option("--hook-config", type=click.Path(path_type=Path))
-@click.option(
-    "--hook-events",
-    default="execjob_begin,execjob_preterm,execjob_abort,execjob_end,exechost_periodic,exechost_startup",
-    show_default=True,
-)
-@click.option("--pid-file", type=click.Path(path_type=Path), help="For the local hypervisor driver.")
-@click.option("--periodic-s", default=15.0, show_default=True, help="Seconds between exechost_periodic events.")
-@click.option("--kill-delay-s", default=10.0, show_default=True, help="From SIGTERM to SIGKILL of a deleted job.")
-def main(
-    server: Path, vnode: str, ncpus: int, mem_mib: int, hook: Path | None, hook_config: Path | None, hook_events: str,
-    pid_file: Path | None, periodic_s: float, kill_delay_s: float,
-) -> None:  # fmt: skip
-    """One MoM of the PBS stand-in: root of all processes of a domain."""
+async def connect(server: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """To a unix socket, or to the character device that leads there. Raises OSError."""
+    if not server.is_char_device():
+        return await asyncio.open_unix_connection(str(server), limit=LINE_LIMIT)
+    loop = asyncio.get_running_loop()
+    port = os.open(server, os.O_RDWR | os.O_NONBLOCK)  # a virtio-serial port is opened once or not at all
+    reader = asyncio.StreamReader(limit=LINE_LIMIT)
+    protocol = asyncio.StreamReaderProtocol(reader)
+    await loop.connect_read_pipe(lambda: protocol, os.fdopen(port, "rb", buffering=0))
+    transport, flow = await loop.connect_write_pipe(
+        asyncio.streams.FlowControlMixin, os.fdopen(os.dup(port), "wb", buffering=0)
+    )
+    return reader, asyncio.StreamWriter(transport, flow, reader, loop)
+
+
+EVENTS = "execjob_begin,execjob_preterm,execjob_abort,execjob_end,exechost_periodic,exechost_startup"
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="One MoM of the PBS stand-in: root of all processes of a domain.")
+    parser.add_argument("--server", required=True, type=Path, help="socket of the stand-in server, or a port to it")
+    parser.add_argument("--vnode", required=True)
+    parser.add_argument("--ncpus", type=int, default=1)
+    parser.add_argument("--mem-mib", type=int, default=1024)
+    parser.add_argument("--hook", type=Path, help="the MoM hook file")
+    parser.add_argument("--hook-config", type=Path)
+    parser.add_argument("--hook-events", default=EVENTS)
+    parser.add_argument("--pid-file", type=Path, help="for the local hypervisor driver")
+    parser.add_argument("--periodic-s", type=float, default=15.0, help="seconds between exechost_periodic events")
+    parser.add_argument("--kill-delay-s", type=float, default=10.0, help="from SIGTERM to SIGKILL of a deleted job")
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = options()
     become_subreaper()
     die_with_parent(signal.SIGTERM)
-    mom = Mom(vnode, hook, hook_config, set(hook_events.split(",")), periodic_s, kill_delay_s)
+    events = set(given.hook_events.split(","))
+    mom = Mom(given.vnode, given.hook, given.hook_config, events, given.periodic_s, given.kill_delay_s)
+    pid_file: Path | None = given.pid_file
     if pid_file is not None:
         pid_file.write_text(f"{os.getpid()}\n", encoding="utf-8")
     try:
         with suppress(asyncio.CancelledError):
-            asyncio.run(mom.run(server, {"vnode": vnode, "ncpus": ncpus, "mem_mib": mem_mib}))
+            offer = {"vnode": given.vnode, "ncpus": given.ncpus, "mem_mib": given.mem_mib}
+            asyncio.run(mom.run(given.server, offer))
     finally:
         if pid_file is not None:
             pid_file.unlink(missing_ok=True)

@@ -138,6 +138,16 @@ class StandIn:
         if found.running:
             await self.relay(found, "walltime", seconds=seconds)
 
+    async def do_read(self, job: str, path: str) -> str:
+        """A file where the job runs or ran, empty where there is none: of MoMs whose files are not seen from here."""
+        found = self.job(job)
+        mom = self.moms.get(found.vnodes[0]) if found.vnodes else None
+        return (
+            ""
+            if mom is None
+            else str((await mom.call("read", job=self.sent(found, found.vnodes[0]), path=path))["text"])
+        )
+
     async def do_delete(self, job: str) -> None:
         found = self.live(job)
         found.deleted = True

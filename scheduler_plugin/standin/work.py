@@ -1,13 +1,17 @@
 """The job that demo and scenarios submit: it really computes, and shows where it is and that nothing of it was lost.
 
-    python work.py STEPS PAUSE_S FILE
+    python work.py STEPS PAUSE_S FILE [HOLD_MIB]
 
 Each step finds the next PRIMES_A_STEP prime numbers by trial division and writes the number of steps done to FILE.
 At the end it prints what it found, how often it was started, and the longest time that passed between two steps.
+With HOLD_MIB it also holds so much memory that does not compress, looks at a piece of it in each step and at all of
+it in the end, and prints whether it was still byte for byte what it had written.
 """
 
 from __future__ import annotations
 
+import os
+import struct
 import sys
 import time
 from pathlib import Path
@@ -32,6 +36,39 @@ def result(steps: int) -> str:
     return f"{count} primes, the last one {found[count - 1]}"
 
 
+PAGE, MIB = 4096, 1 << 20
+
+
+def held(mib: int) -> str:
+    """What a job that holds so much prints in the end, if nothing of it has changed."""
+    return f"{mib} MiB held, byte for byte as written"
+
+
+class Memory:
+    """Noise, marked in each page: no page is like another."""
+
+    def __init__(self, mib: int) -> None:
+        self._noise = os.urandom(MIB)
+        self._blocks = [self._block(number) for number in range(mib)]
+        self.changed = 0
+
+    def _block(self, number: int) -> bytearray:
+        block = bytearray(self._noise)
+        for page in range(MIB // PAGE):
+            struct.pack_into("<Q", block, page * PAGE, number * (MIB // PAGE) + page)
+        return block
+
+    def look(self, number: int) -> None:
+        """At one MiB."""
+        if self._blocks and self._blocks[number % len(self._blocks)] != self._block(number % len(self._blocks)):
+            self.changed += 1
+
+    def verdict(self) -> str:
+        for number in range(len(self._blocks)):
+            self.look(number)
+        return f"{self.changed} MiB have CHANGED" if self.changed else held(len(self._blocks))
+
+
 def next_prime(primes: list[int]) -> int:
     """The one after all of `primes`, which are all that there are up to there."""
     candidate = primes[-1] + 1 if primes else 2
@@ -46,16 +83,18 @@ def next_prime(primes: list[int]) -> int:
         candidate += 1
 
 
-def main(steps: int, pause_s: float, path: Path) -> None:
+def main(steps: int, pause_s: float, path: Path, hold_mib: int = 0) -> None:
     starts = path.with_suffix(".starts")
     with starts.open("a", encoding="ascii") as file:
         file.write("started\n")
+    memory = Memory(hold_mib)
     primes: list[int] = []
     longest, last = 0.0, time.monotonic()
     with path.open("w", encoding="ascii") as file:
         for step in range(1, steps + 1):
             while len(primes) < step * PRIMES_A_STEP:
                 primes.append(next_prime(primes))
+            memory.look(step)
             file.seek(0)
             file.write(f"{step:12d}\n")
             file.flush()
@@ -64,8 +103,10 @@ def main(steps: int, pause_s: float, path: Path) -> None:
             time.sleep(pause_s)
     print(f"{len(primes)} primes, the last one {primes[-1]}")  # noqa: T201  it is the job's output
     print(f"started {len(starts.read_text(encoding='ascii').splitlines())} times")  # noqa: T201
+    if hold_mib:
+        print(memory.verdict())  # noqa: T201
     print(f"longest pause {longest:.2f} s")  # noqa: T201
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3]), int((sys.argv[4:] or ["0"])[0]))

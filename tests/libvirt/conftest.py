@@ -5,7 +5,6 @@ Where this machine lacks something the summary says in one line what; with MAGRA
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scheduler_plugin.standin.guests import guest_image
+from scheduler_plugin.standin.guests import needs
 
 if TYPE_CHECKING:
     from .machine import Hypervisor, Machine
@@ -22,16 +21,7 @@ HERE = Path(__file__).parent
 REQUIRED = os.environ.get("MAGRATHEA_REQUIRE_LIBVIRT") == "1"
 
 
-def unavailable() -> str | None:
-    """What this machine lacks for real guests, or None."""
-    if importlib.util.find_spec("libvirt") is None:
-        return "libvirt's Python binding is missing (`pip install magrathea[libvirt]`: libvirt-dev, gcc, pkg-config)"
-    from scheduler_plugin.standin.guests import private_libvirtd
-
-    return private_libvirtd.missing() or guest_image.missing()
-
-
-WHY_NOT = unavailable()
+WHY_NOT = needs.missing(("qemu", "lxc"))
 
 _left_out = 0
 

@@ -16,10 +16,12 @@ def guest_xml(
     image: Image,
     *,
     channel: Path,
-    test_port: Path,
     console: Path,
     hostname: str,
     memory_mib: int,
+    current_mib: int | None = None,
+    test_port: Path | None = None,
+    mom_socket: Path | None = None,
     vcpus: int = 1,
     swap: Path | None = None,
     swap_iops: int = 0,
@@ -29,8 +31,10 @@ def guest_xml(
     arguments: str = "",
     devices: str = "",
 ) -> str:
-    """`channel`: noded's socket of the domain; `test_port`: QEMU listens there for the MoM stand-in's host side.
-    `swap`: a raw disk for swap, `swap_iops` operations a second at most; `zram_mib`: swap in compressed memory."""
+    """`channel`: noded's socket of the domain; `current_mib`: what it has of its memory at first (None: all).
+    `test_port`: QEMU listens there for who speaks with the tests' stand-in for MoM; `mom_socket`: QEMU connects to it,
+    for the stand-in's MoM. `swap`: a raw disk for swap, `swap_iops` operations a second at most; `zram_mib`: swap in
+    compressed memory."""
     command = f"console=ttyS0 quiet magrathea.name={hostname} {arguments}"
     command += f" magrathea.zram={zram_mib}" if zram_mib else ""
     features = f"<tcg><tb-cache unit='MiB'>{CODE_CACHE_MIB}</tb-cache></tcg>" if kind == "qemu" else ""
@@ -44,10 +48,15 @@ def guest_xml(
         if swap
         else ""
     )
+    ports = ""
+    if test_port is not None:
+        ports += _port("test", f"<source mode='bind' path='{escape(str(test_port))}'/>")
+    if mom_socket is not None:
+        ports += _port("mom", _connected(mom_socket))
     return f"""<domain type='{kind}'>
   <name>{escape(name)}</name>
   <memory unit='MiB'>{memory_mib}</memory>
-  <currentMemory unit='MiB'>{memory_mib}</currentMemory>
+  <currentMemory unit='MiB'>{current_mib or memory_mib}</currentMemory>
   <vcpu>{vcpus}</vcpu>
   {cpu}
   <os>
@@ -63,14 +72,8 @@ def guest_xml(
     <controller type='usb' model='none'/>
     <controller type='virtio-serial' index='0'/>
     <serial type='file'><source path='{escape(str(console))}'/><target port='0'/></serial>
-    <channel type='unix'>
-      <source mode='connect' path='{escape(str(channel))}'><reconnect enabled='yes' timeout='1'/></source>
-      <target type='virtio' name='org.magrathea.0'/>
-    </channel>
-    <channel type='unix'>
-      <source mode='bind' path='{escape(str(test_port))}'/>
-      <target type='virtio' name='org.magrathea.test'/>
-    </channel>
+    {_port("0", _connected(channel))}
+    {ports}
     <memballoon model='virtio' autodeflate='{"on" if autodeflate else "off"}' freePageReporting='on'>
       <stats period='1'/>
     </memballoon>
@@ -80,3 +83,11 @@ def guest_xml(
   </devices>
 </domain>
 """
+
+
+def _connected(socket: Path) -> str:
+    return f"<source mode='connect' path='{escape(str(socket))}'><reconnect enabled='yes' timeout='1'/></source>"
+
+
+def _port(name: str, source: str) -> str:
+    return f"<channel type='unix'>{source}<target type='virtio' name='org.magrathea.{name}'/></channel>\n"

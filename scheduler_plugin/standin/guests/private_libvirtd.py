@@ -1,6 +1,6 @@
 """A libvirtd of one's own: own directories, own mount and process namespace, gone without a trace (keeper.py).
 
-Needs root and Debian's packages (`PACKAGES`); `missing` says what is not there.
+Needs root and Debian's packages: needs.py says what is not there.
 """
 
 from __future__ import annotations
@@ -20,12 +20,6 @@ import libvirt
 
 from .guest_image import cache_dir
 
-PACKAGES = {
-    "libvirtd": "libvirt-daemon",
-    "qemu-system-x86_64": "qemu-system-x86",
-    "virsh": "libvirt-clients",
-    "unshare": "util-linux",
-}
 QEMU_USER = "nobody"
 """Debian's libvirt-qemu comes with libvirt-daemon-system only; any user but root shows whether rights are right."""
 
@@ -34,20 +28,6 @@ libvirt.registerErrorHandler(lambda context, error: None, None)  # what fails is
 
 class NoLibvirt(Exception):
     """libvirtd does not work; the text says what it did."""
-
-
-def missing() -> str | None:
-    """What this machine lacks, or None."""
-    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-    absent = [package for tool, package in PACKAGES.items() if shutil.which(tool, path=path) is None]
-    for driver in ("qemu", "lxc"):
-        if not list(Path("/usr/lib").glob(f"*/libvirt/connection-driver/libvirt_driver_{driver}.so")):
-            absent.append(f"libvirt-daemon-driver-{driver}")
-    if absent:
-        return f"Debian's packages {', '.join(absent)} are missing"
-    if os.geteuid() != 0:
-        return "a private libvirtd with control groups needs root"
-    return None
 
 
 class PrivateLibvirtd:
@@ -89,6 +69,7 @@ class PrivateLibvirtd:
                 *(str(Path(__file__).with_name("keeper.py")), str(self.folder), self.prefix),
             ],
             stdin=subprocess.PIPE,
+            start_new_session=True,
             env={**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"},
         )
         self.start_libvirtd()
