@@ -170,6 +170,8 @@ class Admin:
         if request.do not in wishes:
             raise Denied("bad-request", f"`do` is {request.do[:64]!r}; known: {', '.join(wishes)}")
         ability, event = wishes[request.do]
+        if ability not in self._owner.driver.capabilities and self._owner.host.driver_lost_at is not None:
+            raise Denied("lost", "the hypervisor does not answer, so nothing is known of what it can do; see the log")
         if ability not in self._owner.driver.capabilities:
             driver = self._owner.configuration.host.driver
             text = (
