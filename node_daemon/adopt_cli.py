@@ -211,9 +211,10 @@ def _changes(proposals: list[Proposal], configuration: Configuration | None) -> 
     for p in proposals:
         if p.kind is not Kind.SERVICE and not p.refused:
             try:
-                after = adopt.adopted_xml(
-                    p.found, str(run_dir / "guest" / f"{ours.get(p.found.name, p.found.name)}.sock")
-                )
+                name = ours.get(p.found.name, p.found.name)
+                # A container has the folder bound into it, so it gets one of its own (Configuration.guest_socket).
+                socket = f"{name}/agent.sock" if p.found.type == "lxc" else f"{name}.sock"
+                after = adopt.adopted_xml(p.found, str(run_dir / "guest" / socket))
             except NotAdoptable as error:
                 p = replace(p, refused=str(error))
             else:

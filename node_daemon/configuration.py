@@ -181,6 +181,13 @@ class Configuration(msgspec.Struct, kw_only=True, frozen=True):
         return max(0, total - self.host.reserve_mib)
 
     def guest_socket(self, domain: str) -> Path:
+        """Where the domain's agent, or the QEMU that speaks for it, connects.
+
+        A container gets its own folder, to be bound into it: a bound socket would not outlive a restart of the daemon,
+        and the folder of all would let it speak for others.
+        """
+        if self.host.driver == "libvirt" and self.host.uri.startswith("lxc"):
+            return self.run_dir / "guest" / domain / "agent.sock"
         return self.run_dir / "guest" / f"{domain}.sock"
 
     def libvirt_name(self, domain: str) -> str:

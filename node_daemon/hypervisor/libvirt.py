@@ -213,14 +213,14 @@ class LibvirtDriver:
         undefined = frozenset(self._names.keys() - domains.keys())
         without = frozenset(n for n, d in workers.items() if not has_balloon(kind, d.XMLDesc(0)))
         cpu, said = self._ask_cpu(kind, workers)
-        save = bool(workers)
-        for name, domain in workers.items():
+        save, why = bool(workers) and kind.upper() != "LXC", "libvirt's containers have none"
+        for domain in workers.values() if save else ():
             try:
                 domain.hasManagedSaveImage()
             except self._error as error:
-                save = False
-                said.append(f"{kind} does not save domains to disk: they cannot be frozen ({name}: {error})")
-                break
+                save, why = False, str(error)
+        if workers and not save:
+            said.append(f"{kind} does not save domains to disk, so they cannot be frozen: {why}")
         for name in sorted(without):
             said.append(f"domain {name} has no balloon, its memory is not moved; `magrathea host adopt` adds one")
         for name in sorted(undefined):
@@ -408,7 +408,7 @@ class LibvirtDriver:
 
     def _found(self, connection: Connection) -> None:
         self._abilities = None  # another libvirtd may know more, and its domains may be other ones
-        self._look_soon(telling=True)
+        self._look_soon(telling=bool(self._told))
 
     def _lost(self) -> None:
         for name, up in self._told.items():

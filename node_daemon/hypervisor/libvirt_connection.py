@@ -99,6 +99,7 @@ class Link:
         self.why = "not connected yet"
         """Why there is no connection, for people."""
         self._connection: Connection | None = None
+        self._registered: tuple[int, ...] = ()
         self._on_found = on_found
         self._on_lost = on_lost
         self._on_event = on_event
@@ -164,14 +165,15 @@ class Link:
         with contextlib.suppress(self.libvirt.libvirtError):  # not known to libvirt's test driver
             connection.setKeepAlive(*KEEPALIVE)
         connection.registerCloseCallback(self._closed, connection)
-        unwatched = []
+        unwatched, registered = [], []
         for name in WATCHED:
             try:
                 event = getattr(self.libvirt, f"VIR_DOMAIN_EVENT_ID_{name}")
-                connection.domainEventRegisterAny(None, event, self._happened, name)
+                registered.append(connection.domainEventRegisterAny(None, event, self._happened, name))
             except self.libvirt.libvirtError:
                 unwatched.append(name)
         self.unwatched = tuple(unwatched)
+        self._registered = tuple(registered)
         return connection
 
     def _closed(self, connection: Connection, reason: int, opaque: Any) -> None:
@@ -198,11 +200,14 @@ class Link:
         """Close it; in a thread, since that may wait for a libvirtd that hangs."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            threading.Thread(target=self._close, args=(connection,), name="libvirt-close", daemon=True).start()
+            arguments = (connection, self._registered)
+            threading.Thread(target=self._close, args=arguments, name="libvirt-close", daemon=True).start()
 
-    def _close(self, connection: Connection) -> None:
-        try:
-            connection.unregisterCloseCallback()
-            connection.close()
-        except self.libvirt.libvirtError as error:
-            log.debug("closing the connection to %s: %s", self.uri, error)
+    def _close(self, connection: Connection, registered: tuple[int, ...]) -> None:
+        """Whatever still refers to the connection keeps it open; on one that is broken nothing can be taken back."""
+        steps = [lambda number=number: connection.domainEventDeregisterAny(number) for number in registered]
+        for step in (*steps, connection.unregisterCloseCallback, connection.close):
+            try:
+                step()
+            except self.libvirt.libvirtError as error:
+                log.debug("closing the connection to %s: %s", self.uri, error)
