@@ -41,10 +41,12 @@ class OpenPbsCluster:
     """See the module and scenarios.Cluster. `pbs`: the cluster below. `parts`: by name ("hub", "noded-h1",
     "agent-n1"); MoMs and PBS's server are `pbs`'s."""
 
-    def __init__(self, hosts: Sequence[HostSpec] = BOTH, *, on_disk: bool = False) -> None:
-        """`on_disk`: whatever speed that costs; a benchmark must not spare the journal its disk."""
+    def __init__(self, hosts: Sequence[HostSpec] = BOTH, *, on_disk: bool = False, pbs: Cluster | None = None) -> None:
+        """`on_disk`: whatever speed that costs; a benchmark must not spare the journal its disk. `pbs`: with the hosts'
+        domains as MoMs, where it is not to be an ordinary one."""
         self.hosts = tuple(hosts)
-        self.pbs = Cluster([domain.name for _, domain in fleet.domains_of(self.hosts)], on_disk=on_disk)
+        names = [domain.name for _, domain in fleet.domains_of(self.hosts)]
+        self.pbs = pbs if pbs is not None else Cluster(names, on_disk=on_disk)
         self.directory = self.pbs.base
         self.parts: dict[str, Process] = {}
         self.environment = {"PYTHONPATH": str(fleet.ROOT), "PYTHONUNBUFFERED": "1"}

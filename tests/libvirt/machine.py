@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,10 +52,13 @@ class Size:
 
 
 class Hypervisor:
-    """A private libvirtd and its guests. `run_dir` is noded's: the guests' channels lead to it."""
+    """A private libvirtd and its guests. `run_dir` is noded's: the guests' channels lead to it. `enter`: see
+    PrivateLibvirtd."""
 
-    def __init__(self, sizes: Mapping[str, Size], extra: Extra = NOTHING_MORE, kind: str = "qemu") -> None:
-        self.libvirtd = PrivateLibvirtd()
+    def __init__(
+        self, sizes: Mapping[str, Size], extra: Extra = NOTHING_MORE, kind: str = "qemu", enter: Sequence[str] = ()
+    ) -> None:
+        self.libvirtd = PrivateLibvirtd(enter)
         self.folder = self.libvirtd.folder / "host"
         self.run_dir = self.folder / "run"
         self.sizes = dict(sizes)

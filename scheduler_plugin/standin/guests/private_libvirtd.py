@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import libvirt
@@ -31,9 +32,13 @@ class NoLibvirt(Exception):
 
 
 class PrivateLibvirtd:
-    """One libvirtd in its own folder. `prefix` begins the name of every domain of it on this machine."""
+    """One libvirtd in its own folder. `prefix` begins the name of every domain of it on this machine.
 
-    def __init__(self) -> None:
+    `enter`: a command that runs another one in the network namespace where the bridges of its guests are.
+    """
+
+    def __init__(self, enter: Sequence[str] = ()) -> None:
+        self._enter = tuple(enter)
         base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.folder = Path(tempfile.mkdtemp(prefix="magrathea-libvirt-", dir=base))
         self.folder.chmod(0o711)
@@ -65,6 +70,7 @@ class PrivateLibvirtd:
             shutil.copytree(known, self.folder / "cache", dirs_exist_ok=True)
         self._keeper = subprocess.Popen(
             [
+                *self._enter,
                 *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable),
                 *(str(Path(__file__).with_name("keeper.py")), str(self.folder), self.prefix),
             ],

@@ -1,6 +1,7 @@
-"""hold.py MIB: hold that much memory that does not compress, and check it byte for byte, again and again.
+"""hold.py MIB [FILE]: hold that much memory that does not compress, and check it byte for byte, again and again.
 
 Prints `filled`, then `round N ok` after each check, or `BAD N` and ends with 1. Each page differs from all others.
+As soon as FILE is there, prints `all right` after the next check and ends with 0.
 """
 
 import os
@@ -32,6 +33,9 @@ def main():
                 return 1
         rounds += 1
         print("round", rounds, "ok", flush=True)
+        if any(map(os.path.exists, sys.argv[2:])):
+            print("all right", flush=True)
+            return 0
         time.sleep(0.2)
 
 
