@@ -87,11 +87,11 @@ class OpenPbsCluster:
         self.parts = {}
         self.pbs.stop()
 
-    def install(self) -> str:
-        """`magrathea pbs install` as an admin runs it; what it printed. Safe to repeat."""
+    def install(self, *more: str) -> str:
+        """`magrathea pbs install` as an admin runs it, with `more` arguments; what it printed. Safe to repeat."""
         code = "from scheduler_plugin.install_cli import pbs; pbs()"
         argv = [sys.executable, "-c", code, "install", "--priority", "high", "--preemptible", "low"]
-        argv += [word for domain in self.pbs.moms for word in ("--vnode", domain)]
+        argv += [*more, *(word for domain in self.pbs.moms for word in ("--vnode", domain))]
         return self.pbs.run(HEAD, argv, env=self.environment, timeout=60).stdout
 
     def _for_short_jobs(self) -> None:
@@ -119,9 +119,8 @@ class OpenPbsCluster:
         lines = attributes.read_text().splitlines()
         return f"freq={PERIODIC_S}" in lines and not any(line.startswith("enabled=") for line in lines)
 
-    def _write_configuration(self) -> None:
+    def _write_hub_configuration(self) -> None:
         here = self.directory
-        shutil.copy(work.__file__, here / "work.py")
         (here / "hub").mkdir()
         hub: dict[str, dict[str, Any]] = {
             "hub": {
@@ -134,6 +133,11 @@ class OpenPbsCluster:
             "pbs": {"kind": "openpbs", "conf": "/etc/pbs.conf", "compare_s": COMPARE_S},
         }
         (here / "hub.toml").write_text(fleet.toml(hub), encoding="utf-8")
+
+    def _write_configuration(self) -> None:
+        here = self.directory
+        shutil.copy(work.__file__, here / "work.py")
+        self._write_hub_configuration()
         for host in self.hosts:
             its = here / host.name
             its.mkdir()
