@@ -16,6 +16,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from magrathea.core.model import JobClass, Kind, State
 from magrathea.messages import Books, DomainReport, Heartbeat, Resend, ToHost, decode_to_host, encode
 from scheduler_plugin.hub import configuration, farm, server
 from scheduler_plugin.hub.publish import ACCEPTS, STATE
@@ -204,6 +205,25 @@ def test_a_hub_killed_in_mid_preemption_is_followed_by_one_that_resumes(tmp_path
         await host.says(domain("n1", [given_back()]))
         await host.hears_books()
         assert world.pbs.jobs["1.srv"].state == "R"
+
+    run(tmp_path, test)
+
+
+def test_a_frozen_domains_vnode_is_offline_until_it_is_back_over_a_restart_of_the_hub_too(tmp_path: Path) -> None:
+    async def test(world: World) -> None:
+        host = world.host()
+        frozen = domain("p1", kind=Kind.PRIORITY, state=State.FROZEN, accepts=[])
+        await host.says(domain("n1"), frozen)
+        await world.until(lambda: "offline" in world.pbs.vnodes["p1"].state, "offline")
+        assert "magrathea domain defrost p1" in (world.shown("p1", "comment") or "")
+        assert "offline" not in world.pbs.vnodes["n1"].state
+        await world.end()
+        world.start()
+        await host.says(domain("n1"), frozen)
+        await host.says(domain("n1"), domain("p1", kind=Kind.PRIORITY, accepts=[JobClass.PRIORITY]))
+        await world.until(lambda: "offline" not in world.pbs.vnodes["p1"].state, "back")
+        assert world.shown("p1", "comment") is None
+        await world.until(lambda: world.shown("p1", ACCEPTS) == "priority", "it accepts jobs again")
 
     run(tmp_path, test)
 
