@@ -507,8 +507,13 @@ class Switch:
             shorts = (self.mover.short(d.name) for d in self._facts.host.workers)
             whys = "; ".join(short.text for short in shorts if short is not None)
             return f"{domain} needs {needs} MiB and can have {want}" + (f": {whys}" if whys else "")
+        givers = [s.domain for s in self.steps() if isinstance(s, SetMemory) and s.domain != domain]
+        return (self._short(domain) if all(self._short(giver) for giver in givers) else "") or ""
+
+    def _short(self, domain: str) -> str | None:
+        """What it has told at the end of a move that fell short; None while it may still give, or take, more."""
         failure = self._failures.get(("SetMemory", domain))
-        return failure.text if failure is not None and failure.text.startswith("memory-short") else ""
+        return failure.text if failure is not None and failure.text.startswith("memory-short") else None
 
     def memory_pending(self, domain: str | None = None) -> bool:
         """Memory is still to be moved, of this domain or of any, and moving it has not failed."""

@@ -392,6 +392,7 @@ def test_an_agent_lost_in_mid_move_is_waited_for_and_all_goes_on() -> None:
         w.switch.agent_lost("n1")
         w.apply(ev.AgentLost(w.now(), "n1"))
         await asyncio.sleep(10)
+        assert (await w.prepared()) == {"ok": True, "ready": False}, "an agent that is away may come back: no refusal"
         kept = w.has("n1")
         assert n1.target == pytest.approx(kept, abs=3), "nobody presses what nobody can ask"
         n1.connected = True
