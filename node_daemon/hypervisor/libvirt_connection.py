@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 KEEPALIVE = (2, 2)
 """Seconds between two questions, and how many unanswered ones mean that libvirtd hangs: known after 6 s."""
+CLOSE_S = 2.0
 AGAIN_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 """Pauses between attempts to connect."""
 WATCHED = (
@@ -129,7 +130,11 @@ class Link:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._drop()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(TimeoutError):  # a hanging libvirtd: the thread is left behind
+                async with asyncio.timeout(CLOSE_S):
+                    await in_own_thread("libvirt-close", lambda: self._close(connection, self._registered))
 
     async def _keep(self) -> None:
         attempts = 0
