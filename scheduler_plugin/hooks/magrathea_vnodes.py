@@ -96,6 +96,9 @@ def main():
             now[name] = after
     if now != before:
         save(heartbeat + ".forgotten", now)
+    # Said aloud: this process has inherited the answer of the server's last event. Were that a rejection, it would
+    # write to the database over the server's own connection, and the server would wait for its answer for ever.
+    event.accept()
 
 
 main()

@@ -42,7 +42,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[s
         vnode: Vnode | None, number: int = 1, when: str = "free", asked: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         pbs = ModuleType("pbs")
-        event = SimpleNamespace(vnode_list={} if vnode is None else {"n1": vnode})
+        accepted: list[bool] = []
+        vnodes = {} if vnode is None else {"n1": vnode}
+        event = SimpleNamespace(vnode_list=vnodes, accept=lambda: accepted.append(True))
         for name, value in {
             "event": lambda: event,
             "hook_config_filename": str(config),
@@ -54,6 +56,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[s
         monkeypatch.setitem(sys.modules, "pbs", pbs)
         (tmp_path / "heartbeat.forget").write_text(json.dumps({"n1": [number, when]} if asked is None else asked))
         exec(compile(FILE.read_text(), str(FILE), "exec"), {"__name__": "hook"})
+        assert accepted, "a rejection inherited from another event would hang the server"
         answers = tmp_path / "heartbeat.forgotten"
         found: dict[str, Any] = json.loads(answers.read_text()) if answers.exists() else {}
         return found
