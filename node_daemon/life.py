@@ -78,6 +78,8 @@ class Life:
         """Domains that the hypervisor said went down, since the last look."""
         self._asked: dict[str, float] = {}
         """Domains asked to turn themselves off, and since when (the loop's time)."""
+        self._heard: set[str] = set()
+        """Those of them whose agents have been asked."""
         self._from_image: set[str] = set()
         """Booted from an image, so that their clocks stood still."""
         self._failures: dict[str, _Failure] = {}
@@ -147,7 +149,7 @@ class Life:
                 return 0.0
         self._was_up[name] = seen.up
         if not seen.up:
-            self._asked.pop(name, None)
+            self._forget_asking(name)
         event = life.learned(self._owner.host, domain, seen)
         if event is not None:
             self._learn(domain, event)
@@ -158,7 +160,7 @@ class Life:
             del self._failures[name]
             failure = None
         if not isinstance(step, PowerOff):
-            self._asked.pop(name, None)
+            self._forget_asking(name)
         if step is None:
             return None
         now = asyncio.get_running_loop().time()
@@ -198,7 +200,11 @@ class Life:
         if isinstance(step, PowerOff):
             asked_at = self._asked.setdefault(domain.name, now)
             left_s = asked_at + self._power_limit_s(domain.name) - now
-            if now > asked_at and left_s > 0:
+            if (
+                now > asked_at
+                and left_s > 0
+                and (domain.name in self._heard or not self._agent_can(domain.name, "power"))
+            ):
                 return left_s
             work = self._ask_to_end if left_s > 0 else self._pull_the_plug
         elif isinstance(step, Boot | Save) and self._waits_for_memory(domain):
@@ -214,6 +220,14 @@ class Life:
         if domain.lifecycle is Lifecycle.UP:
             return switch.memory_pending(domain.name)
         return domain.frozen and (bool(switch.unconfirmed()) or switch.memory_pending())
+
+    def _forget_asking(self, name: str) -> None:
+        self._asked.pop(name, None)
+        self._heard.discard(name)
+
+    def _agent_can(self, name: str, what: str) -> bool:
+        channel = self._owner.channels.get(name)
+        return channel is not None and channel.hello is not None and what in channel.hello.can
 
     def _power_limit_s(self, name: str) -> float:
         table = self._owner.configuration.domain.get(name)
@@ -291,12 +305,11 @@ class Life:
         self._owner.occasions.begin("after-defrost" if restored else "after-boot", name)
 
     async def _set_clock(self, name: str) -> None:
-        channel = self._owner.channels[name]
-        if channel.hello is None or "clock" not in channel.hello.can:
+        if not self._agent_can(name, "clock"):
             log.info("%s: its agent cannot set its clock, which stood still; its own time service has to", name)
             return
         try:
-            await channel.request("clock", AGENT_S, unix_s=time.time())
+            await self._owner.channels[name].request("clock", AGENT_S, unix_s=time.time())
         except ChannelError as error:
             log.warning("%s: its clock stood still and is not set: %s", name, error)
 
@@ -309,10 +322,10 @@ class Life:
         if domain is None or not domain.must_go_down:
             return  # given up meanwhile
         self._owner.observe(f"power-off {name}")
-        channel = self._owner.channels.get(name)
-        if channel is not None and channel.hello is not None and "power" in channel.hello.can:
+        if self._agent_can(name, "power"):
+            self._heard.add(name)
             try:
-                await channel.request("power", AGENT_S, what="off")
+                await self._owner.channels[name].request("power", AGENT_S, what="off")
                 return
             except ChannelError as error:
                 log.info("%s: its agent does not turn it off, so the hypervisor asks: %s", name, error)

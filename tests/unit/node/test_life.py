@@ -482,3 +482,19 @@ def test_what_is_given_up_before_it_began_does_not_happen() -> None:
         assert s.world["n1"].up and not s.world.asked("power n1")
 
     play(test)
+
+
+def test_an_agent_that_comes_while_the_hypervisor_asks_in_vain_is_asked_too() -> None:
+    def prepare(s: Scene) -> None:
+        s.world["n1"].registers = s.world["n1"].heeds = False
+
+    async def test(s: Scene) -> None:
+        await s.until(lambda: "n1" in s.daemon.switch.read, "a look")
+        s.shutdown("n1")
+        await s.until(lambda: s.world.asked("shutdown n1") == 1, "the hypervisor asks")
+        s.world["n1"].registers = s.world["n1"].heeds = True
+        s.world.agent("n1")
+        await s.until_state("n1", State.DOWN)
+        assert s.world.asked("power n1") == 1 and not s.world.asked("destroy n1")
+
+    play(test, prepare=prepare)
