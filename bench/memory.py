@@ -1,0 +1,320 @@
+"""Memory between two real guests, beside a plain balloon in the same run: an idle guest's, and a stopped job's.
+
+The plain balloon is what an admin has without Magrathea: the job's processes are stopped by hand and the balloon's
+target is set, first out of n1, then into p1; on the way back the other way round, and the processes are continued.
+Both are timed until p1 has its memory, and on the way back until the job has touched every page of its memory again.
+Swap is a disk of the guest: as fast as the host's memory, or bound to 150 operations a second, as a spinning one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .figure import Figure, at_most, below, missing, percentile, run
+
+if TYPE_CHECKING:
+    from tests.libvirt.guest import Guest, Job
+    from tests.libvirt.machine import Hypervisor, Machine
+
+BIG_MIB, FLOOR_MIB, HELD_MIB = 2048, 512, 1024
+SLOW_IOPS = 150
+LIMIT_S = 240.0
+"""A rival that takes longer is given up; its figure is then a lower bound, and said to be one."""
+IDLE_RATIO, IDLE_S = 1.5, 2.6
+"""The system that invented this took 2.6 s for the memory of an idle domain."""
+FAST_OUT, SLOW_OUT, FAST_BACK, SLOW_BACK = 1.1, 10.0, 2.0, 10.0
+PREEMPTIONS, QUICK_PREEMPTIONS = 100, 10
+SMALL_MIB, SMALL_FLOOR_MIB = 448, 160
+SHARES = (50, 60, 70, 80, 90, 95)
+"""Per cent of its guest's memory that a job holds."""
+
+OUTPUT = "/var/spool/1.out"
+"""Of the job, in n1: where MoM's stand-in puts it."""
+
+TOUCH = """exec python3 -S -E -c '
+import os, time
+size, mib = {mib}, 1 << 20
+held = bytearray(size * mib)
+for n in range(size):
+    held[n * mib : (n + 1) * mib] = os.urandom(mib)
+n = 0
+while True:
+    sum(held[::4096])
+    n += 1
+    print("touched", n, flush=True)
+    time.sleep(0.2)
+'"""
+"""A job that holds so much and touches every page of it, again and again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One preemption. Seconds until p1 had its memory, and from its job's end until n1's had touched all of its own;
+    `usable_mib`: what n1 had left to live on meanwhile, `answer_s`: how long its MoM's stand-in took to answer (None:
+    not within 10 s). A bound that was reached: `out_s` or `back_s` is LIMIT_S."""
+
+    out_s: float
+    back_s: float
+    usable_mib: int | None
+    answer_s: float | None
+
+
+def has_mib(guest: Guest) -> int:
+    return int(guest.domain.info()[2]) // 1024
+
+
+def balloon(guest: Guest, mib: int, limit_s: float = LIMIT_S) -> None:
+    """The plain balloon: set the target, wait until it is there. Raises AssertionError after `limit_s`."""
+    import libvirt
+
+    from tests.libvirt.guest import until
+
+    guest.domain.setMemoryFlags(mib * 1024, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    until(lambda: abs(has_mib(guest) - mib) <= 2, limit_s, f"{guest.name} at {mib} MiB")
+
+
+def seconds(*works: Callable[[], object]) -> float:
+    """How long they took, one after the other; LIMIT_S where one was given up."""
+    began = time.monotonic()
+    try:
+        for work in works:
+            work()
+    except AssertionError:
+        return LIMIT_S
+    return time.monotonic() - began
+
+
+def life(guest: Guest) -> tuple[int | None, float | None]:
+    """What the guest has left, and how long its MoM takes for a new process."""
+    from tests.libvirt.guest import GuestError
+
+    try:
+        began = time.monotonic()
+        guest.sh("true", 10.0)
+        return guest.memory()["MemAvailable"], time.monotonic() - began
+    except GuestError:
+        return None, None
+
+
+def touched(guest: Guest) -> int:
+    """How often the job has gone over its memory."""
+    return int(guest.sh(f"tail -n 1 {OUTPUT} 2>/dev/null | cut -d' ' -f2").strip() or 0)
+
+
+def touched_again(guest: Guest, before: int) -> None:
+    """Until the job has gone over all its memory once more: the pass in which it was stopped does not count."""
+    from tests.libvirt.guest import GuestError
+
+    end = time.monotonic() + LIMIT_S
+    while time.monotonic() < end:
+        try:
+            if touched(guest) >= before + 2:
+                return
+        except GuestError:
+            continue
+        time.sleep(0.05)
+    raise AssertionError("not all touched")
+
+
+def settings(small: int) -> dict[str, object]:
+    lines = f"floor_mib = {FLOOR_MIB}\n"
+    return {
+        "memory_mib": BIG_MIB + small,
+        "extra": "memory_step_mib = 128\n",
+        "domain": {"n1": f"{lines}swap_mib = {HELD_MIB + 512}\n", "p1": lines},
+    }
+
+
+def priority(made: Machine) -> tuple[Job, float]:
+    """A priority job that needs all that n1 can give, and how long it took until it had it."""
+    from tests.libvirt.guest import Job
+
+    job = Job("2", "priority", "sleep 3600", memory_mib=BIG_MIB - FLOOR_MIB)
+
+    def begin() -> None:
+        end = time.monotonic() + LIMIT_S
+        while not made["p1"].claim(job).get("ok"):
+            job.run += 1
+            assert time.monotonic() < end
+        while not made["p1"].port.ask("prepared", job=job.described()).get("ready"):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    return job, seconds(begin)
+
+
+def ours(hypervisor: Hypervisor) -> tuple[float, Way]:
+    """Magrathea: seconds for an idle domain's memory, and the way of a stopped job's."""
+    from tests.libvirt.guest import Job
+    from tests.libvirt.machine import machine
+
+    n1, p1 = hypervisor.guests["n1"], hypervisor.guests["p1"]
+    balloon(p1, FLOOR_MIB)
+    with machine(hypervisor, **settings(FLOOR_MIB)) as made:
+        high, idle_s = priority(made)
+        p1.start(high)
+        p1.qdel(high)
+    balloon(p1, FLOOR_MIB)
+    balloon(n1, BIG_MIB)
+    with machine(hypervisor, **settings(FLOOR_MIB)) as made:
+        job = n1.qsub(Job("1", "preemptible", TOUCH.format(mib=HELD_MIB)))
+        made.until(lambda: touched(n1) >= 2, LIMIT_S, "the job's memory filled")
+        made.until_state("p1", "occupied-would-preempt")
+        high, out_s = priority(made)
+        p1.start(high)
+        made.until_states("n1", job, "T")
+        usable, answer = life(n1)
+        before = touched(n1)
+        back_s = seconds(lambda: p1.qdel(high), lambda: touched_again(n1, before))
+        n1.qdel(job)
+    return idle_s, Way(out_s, back_s, usable, answer)
+
+
+def plain(hypervisor: Hypervisor) -> tuple[float, Way]:
+    """The balloon alone, no node daemon."""
+    from tests.libvirt.guest import GuestError, until
+
+    n1, p1 = hypervisor.guests["n1"], hypervisor.guests["p1"]
+    balloon(p1, FLOOR_MIB)
+    idle_s = seconds(lambda: balloon(n1, FLOOR_MIB), lambda: balloon(p1, BIG_MIB))
+    balloon(p1, FLOOR_MIB)
+    balloon(n1, BIG_MIB)
+    n1.write("/tmp/job.sh", TOUCH.format(mib=HELD_MIB).encode())
+    n1.sh(f"setsid sh /tmp/job.sh >{OUTPUT} 2>&1 & echo $! >/run/job.pid")
+    until(lambda: touched(n1) >= 2, LIMIT_S, "the job's memory filled")
+    n1.sh("kill -STOP $(cat /run/job.pid)")
+    before = touched(n1)
+    out_s = seconds(lambda: balloon(n1, FLOOR_MIB), lambda: balloon(p1, BIG_MIB))
+    usable, answer = life(n1)
+
+    def back() -> None:
+        balloon(p1, FLOOR_MIB)
+        balloon(n1, BIG_MIB)
+        end = time.monotonic() + LIMIT_S
+        while True:
+            try:
+                n1.sh("kill -CONT $(cat /run/job.pid)")
+                break
+            except GuestError as error:
+                if time.monotonic() > end:
+                    raise AssertionError("the guest answers no more") from error
+        touched_again(n1, before)
+
+    back_s = seconds(back)
+    return idle_s, Way(out_s, back_s, usable, answer)
+
+
+def hypervisor(iops: int, autodeflate: bool) -> Hypervisor:
+    from tests.libvirt.machine import Hypervisor, Size
+
+    n1 = Size(BIG_MIB, swap_mib=HELD_MIB + 512, swap_iops=iops, autodeflate=autodeflate)
+    return Hypervisor({"n1": n1, "p1": Size(BIG_MIB)})
+
+
+def pair(iops: int) -> tuple[tuple[float, Way], tuple[float, Way]]:
+    """Magrathea and the plain balloon on the same guests, one after the other."""
+    with hypervisor(iops, True) as made:
+        us = ours(made)
+    with hypervisor(iops, False) as made:
+        them = plain(made)
+    return us, them
+
+
+def lost_jobs(count: int) -> tuple[int, int, list[float]]:
+    """(preemptions, jobs lost or damaged, seconds each until p1 had its memory) of jobs that hold 50 to 95 % of n1."""
+    from tests.libvirt.guest import Job, holding
+    from tests.libvirt.machine import Hypervisor, Size, machine
+
+    done, lost, waits = 0, 0, []
+    each = -(-count // len(SHARES))
+    sizes = {"n1": Size(SMALL_MIB, swap_mib=512), "p1": Size(SMALL_MIB)}
+    domain = {"n1": f"floor_mib = {SMALL_FLOOR_MIB}\nswap_mib = 512\n", "p1": f"floor_mib = {SMALL_FLOOR_MIB}\n"}
+    with Hypervisor(sizes) as hypervisor:
+        n1, p1 = hypervisor.guests["n1"], hypervisor.guests["p1"]
+        total = n1.memory()["MemTotal"]
+        balloon(p1, SMALL_FLOOR_MIB + 16)
+        with machine(hypervisor, memory_mib=SMALL_MIB + SMALL_FLOOR_MIB + 16, domain=domain) as made:
+            for share in SHARES:
+                job = n1.qsub(Job(f"{share}", "preemptible", holding(total * share // 100)))
+                made.until(lambda job=job: "round 1 " in n1.jobs()[job.id]["output"], LIMIT_S, "memory filled")
+                for _ in range(min(each, count - done)):
+                    made.until_state("p1", "occupied-would-preempt", 60)
+                    began = time.monotonic()
+                    high = Job(f"{done}.high", "priority", "sleep 3600", memory_mib=200)
+                    p1.qsub(high, LIMIT_S)
+                    waits.append(time.monotonic() - began)
+                    made.until_states("n1", job, "T")
+                    p1.qdel(high)
+                    made.until_states("n1", job, "RSD", LIMIT_S)
+                    done += 1
+                before = n1.jobs()[job.id]["output"].count("round")
+                made.until(lambda j=job, b=before: _ended_or_on(n1, j, b), LIMIT_S, "another check of all its bytes")
+                row = n1.jobs()[job.id]
+                lost += row["code"] is not None or "BAD" in row["output"]
+                n1.qdel(job)
+        killed = n1.console().count("Killed process")
+    return done, lost + killed, waits
+
+
+def _ended_or_on(guest: Guest, job: Job, rounds: int) -> bool:
+    row = guest.jobs()[job.id]
+    return row["code"] is not None or "BAD" in row["output"] or row["output"].count("round") >= rounds + 2
+
+
+def figures(quick: bool) -> list[Figure]:
+    try:
+        from tests.libvirt.conftest import WHY_NOT
+    except ImportError as error:
+        return [missing("memory of real guests", "", "", f"{error}; pip install magrathea[libvirt]")]
+    if WHY_NOT is not None:
+        return [missing("memory of real guests", "", "", WHY_NOT)]
+    (idle, fast), (idle_plain, fast_plain) = pair(0)
+    found = [
+        at_most("memory of an idle domain: with Magrathea / plain balloon", idle / idle_plain, "ratio", IDLE_RATIO),
+        below(f"  with Magrathea, {BIG_MIB - FLOOR_MIB} MiB of a guest of {BIG_MIB}", round(idle, 2), "s", IDLE_S),
+        Figure("  plain balloon", round(idle_plain, 2), "s"),
+        at_most(
+            "stopped job, fast swap, out: with Magrathea / plain", fast.out_s / fast_plain.out_s, "ratio", FAST_OUT
+        ),
+        _faster("stopped job, fast swap, back: plain / with Magrathea", fast_plain.back_s, fast.back_s, FAST_BACK),
+        *_ways("fast swap", fast, fast_plain),
+    ]
+    if not quick:
+        (_, slow), (_, slow_plain) = pair(SLOW_IOPS)
+        found += [
+            _faster("stopped job, slow swap, out: plain / with Magrathea", slow_plain.out_s, slow.out_s, SLOW_OUT),
+            _faster("stopped job, slow swap, back: plain / with Magrathea", slow_plain.back_s, slow.back_s, SLOW_BACK),
+            *_ways("slow swap", slow, slow_plain),
+        ]
+    count = QUICK_PREEMPTIONS if quick else PREEMPTIONS
+    done, lost, waits = lost_jobs(count)
+    note = f"{done} preemptions of jobs that hold {SHARES[0]} to {SHARES[-1]} % of their guest"
+    found.append(Figure("jobs lost by memory pressure", lost, "jobs", "0", lost == 0 and done == count, note))
+    found.append(Figure("  until the priority job had its memory, p50", round(percentile(waits, 50), 2), "s"))
+    return found
+
+
+def _faster(name: str, rival_s: float, ours_s: float, at_least: float) -> Figure:
+    ratio = rival_s / ours_s
+    note = "the rival was given up: at least that" if rival_s >= LIMIT_S else ""
+    return Figure(name, ratio, "ratio", f">= {at_least:g}", ratio >= at_least and ours_s < LIMIT_S, note)
+
+
+def _ways(name: str, us: Way, them: Way) -> list[Figure]:
+    lines = []
+    for who, way in (("Magrathea", us), ("plain", them)):
+        answer = "no answer in 10 s" if way.answer_s is None else f"MoM answers in {way.answer_s:.2f} s"
+        left = "?" if way.usable_mib is None else f"{way.usable_mib}"
+        lines.append(
+            Figure(f"  {name}, {who}: out", round(way.out_s, 2), "s", note=f"then {left} MiB usable, {answer}")
+        )
+        lines.append(Figure(f"  {name}, {who}: back", round(way.back_s, 2), "s"))
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(run(figures, __doc__))
