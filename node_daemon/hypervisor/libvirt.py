@@ -190,12 +190,18 @@ class LibvirtDriver:
         actual = ActualDomain(
             up=up,
             cpu_percent=percent,
-            memory_mib=info[2] // KIB if up and movable else None,
+            memory_mib=self._memory_kib(abilities.kind, domain, info) // KIB if up and movable else None,
             saved=saved,
             paused=is_paused(state, reason),
             max_memory_mib=info[1] // KIB if movable else None,
         )
         return _Found(actual, domain.ID() if up else -1)
+
+    def _memory_kib(self, kind: str, domain: Any, info: list[int]) -> int:
+        """What the domain has. Of a container `info` says what it uses; what it has is its limit."""
+        if kind.upper() != "LXC":
+            return info[2]
+        return min(int(domain.memoryParameters(self._live)["hard_limit"]), info[1])
 
     def _is_gone(self, domain: Any) -> bool:
         """A domain may go while it is read: then it is down, or is no more."""
