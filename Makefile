@@ -2,6 +2,7 @@
 #
 #   make setup PYTHON=python3.12     another interpreter
 #   make demo PBS=openpbs            on a real OpenPBS in /opt/pbs instead of the stand-in (root)
+#   make demo DRIVER=libvirt         in two real virtual machines, between which memory moves (root)
 #   make test TESTS=tests/unit       a part of the tests
 #   make bench QUICK=1               fewer rounds
 
@@ -41,11 +42,14 @@ packages:
 	else echo "tests/libvirt will not run; as root: apt-get install" $$missing; fi
 
 # libvirt's Python binding is built against the libraries of this machine, so only where they are.
+BINDING = if pkg-config --exists libvirt 2>/dev/null && ! $(BIN)/python -c 'import libvirt' 2>/dev/null; then \
+  PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check -e '.[libvirt]'; fi
+
 libvirt: setup packages
-	@if pkg-config --exists libvirt 2>/dev/null && ! $(BIN)/python -c 'import libvirt' 2>/dev/null; then \
-	  PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check -e '.[libvirt]'; fi
+	@$(BINDING)
 
 demo: setup ## see it work, under two minutes: no root, no PBS needed
+	@$(if $(filter libvirt,$(DRIVER)),$(BINDING),:)
 	$(BIN)/magrathea demo $(if $(PBS),--pbs $(PBS)) $(if $(DRIVER),--driver $(DRIVER))
 
 lint: setup ## ruff and mypy --strict

@@ -1,7 +1,8 @@
 """`magrathea demo`: jobs that compute, priority jobs that push them aside, and the proof that nothing was lost.
 
 Everything of Magrathea is real (hub, node daemons, agents, hook files, processes that are really stopped); PBS is
-stood in (embedded.py), or real with `--pbs openpbs` (openpbs_fleet.py).
+stood in (embedded.py), or real with `--pbs openpbs` (openpbs_fleet.py). With `--driver libvirt` the domains are virtual
+machines, and another story is told (guest_demo.py).
 """
 
 from __future__ import annotations
@@ -70,15 +71,34 @@ class DemoCluster(Cluster, Protocol):
     def log(self, part: str) -> str: ...
 
 
+class Story(Protocol):
+    """What is shown of a cluster. `meanings`: what people need to read its table."""
+
+    introduction: str
+    meanings: str
+
+    def table(self, watch: Watch) -> Table: ...
+
+    def looked(self, watch: Watch, screen: Screen) -> None:
+        """After each look."""
+
+    def tell(self, watch: Watch, screen: Screen) -> None:
+        """The chapters. Raises scenarios.Failed."""
+
+    def closing(self, cluster: DemoCluster, screen: Screen) -> None:
+        """What is worth knowing of the parts, once all has gone well."""
+
+
 class Screen:
     """Sentences, one after the other; on a terminal a live table stands below them."""
 
-    def __init__(self, plain: bool) -> None:
+    def __init__(self, plain: bool, story: Story) -> None:
         from rich.console import Console
 
         terminal = sys.stdout.isatty() and not plain
         self.console: Console = Console(highlight=False) if terminal else Console(width=WIDTH, highlight=False)
         self._live: Live | None = None
+        self.story = story
         self._terminal = terminal
         self._begun = time.monotonic()
 
@@ -94,11 +114,12 @@ class Screen:
     def show(self, watch: Watch) -> None:
         """The cluster as it is now, where no live table shows it."""
         if self._live is None:
-            self.say(cluster_table(watch))
+            self.say(self.story.table(watch))
 
     def draw(self, watch: Watch) -> None:
+        self.story.looked(watch, self)
         if self._live is not None:
-            self._live.update(cluster_table(watch))
+            self._live.update(self.story.table(watch))
 
     @contextmanager
     def live(self) -> Iterator[None]:
@@ -114,88 +135,102 @@ class Screen:
                 self._live = None
 
 
-def _table(*columns: str) -> Table:
+def columns(*names: str, gap: int = 4) -> Table:
     from rich.table import Table
 
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 2), header_style="bold")
-    for column in columns:
+    made = Table(box=None, pad_edge=False, padding=(0, gap // 2), header_style="bold")
+    for column in names:
         made.add_column(column, no_wrap=True)
     return made
 
 
-def _bar(job: Watched) -> str:
+def bar(job: Watched) -> str:
     done = BAR * job.counter // job.steps
     colour = "yellow" if job.stopped else "magenta" if job.queue == "high" else "green"
     word = "stopped" if job.stopped else ""
     return f"{job.name} [{colour}]{'█' * done}{'░' * (BAR - done)}[/{colour}] {job.counter}/{job.steps} {word}"
 
 
-def cluster_table(watch: Watch) -> Table:
-    """Hosts, domains, their states, and the jobs in them."""
-    table = _table("HOST", "DOMAIN", "STATE", "JOBS")
-    present = [job for job in watch.jobs.values() if job.state not in ("F", "?")]
-    for host in watch.cluster.hosts:
-        name = f"{host.name} ({host.mode}, {host.cpus} CPUs)"
-        for domain in host.domains:
-            state = watch.vnodes[domain.name].magrathea if domain.name in watch.vnodes else "?"
-            style = STYLES.get(state, "default")
-            here = [_bar(job) for job in present if job.domain == domain.name and job.state in "RSE"]
-            table.add_row(name, domain.name, f"[{style}]{state}[/{style}]", "\n".join(here))
-            name = ""
-    if waiting := [job.name for job in present if job.state in "QWH"]:
-        table.add_row("", "", "[dim]waiting in PBS[/dim]", ", ".join(waiting))
-    return table
+class ProcessStory:
+    """Of groups of processes, and of OpenPBS's cluster: two hosts, whose CPUs go where they are needed."""
+
+    introduction = INTRODUCTION
+    meanings = MEANINGS
+
+    def table(self, watch: Watch) -> Table:
+        """Hosts, domains, their states, and the jobs in them."""
+        found = columns("HOST", "DOMAIN", "STATE", "JOBS")
+        present = [job for job in watch.jobs.values() if job.state not in ("F", "?")]
+        for host in watch.cluster.hosts:
+            name = f"{host.name} ({host.mode}, {host.cpus} CPUs)"
+            for domain in host.domains:
+                state = watch.vnodes[domain.name].magrathea if domain.name in watch.vnodes else "?"
+                style = STYLES.get(state, "default")
+                here = [bar(job) for job in present if job.domain == domain.name and job.state in "RSE"]
+                found.add_row(name, domain.name, f"[{style}]{state}[/{style}]", "\n".join(here))
+                name = ""
+        if waiting := [job.name for job in present if job.state in "QWH"]:
+            found.add_row("", "", "[dim]waiting in PBS[/dim]", ", ".join(waiting))
+        return found
+
+    def looked(self, watch: Watch, screen: Screen) -> None:
+        """The table shows it all."""
+
+    def tell(self, watch: Watch, screen: Screen) -> None:
+        lows = [watch.submit("low", name, LOW_STEPS, cpus) for name, cpus in LOW_JOBS]
+        screen.chapter("1. Five low jobs, enough to fill both hosts. Each computes prime numbers and counts its steps.")
+        normal = [domain.name for host in watch.cluster.hosts for domain in host.domains if domain.kind == "normal"]
+        watch.until(
+            "all low jobs run, and have run long enough to be pushed aside",
+            lambda: (
+                all(watch.vnodes[name].magrathea == "running-preemptible" for name in normal)
+                and all(job.state == "R" and job.counter > 5 for job in lows)
+            ),
+            PATIENCE_S,
+        )
+        screen.show(watch)
+
+        screen.chapter("2. `qsub -q high`: a job of 2 CPUs. Nothing is free, so it pushes low jobs aside.")
+        first = high_runs(watch, "high-1", 2)
+        screen.chapter("3. A second one. It pushes aside as few as possible.")
+        second = high_runs(watch, "high-2", 2)
+        screen.chapter("4. And a third, of 1 CPU.")
+        third = high_runs(watch, "high-3", 1)
+        screen.show(watch)
+
+        screen.chapter("5. The high jobs end, everything is given back, the low jobs go on where they stood.")
+        highs = [first, second, third]
+        watch.until(
+            "the high jobs end and the low jobs go on",
+            lambda: all(job.state == "F" for job in highs) and not any(job.stopped for job in lows),
+            PATIENCE_S,
+        )
+        screen.chapter("6. Once more, to the same jobs; then all are let run to their end.")
+        watch.until(
+            "low jobs may be pushed aside again",
+            lambda: (
+                any(watch.vnodes[name].magrathea == "running-preemptible" for name in normal)
+                or all(job.state == "F" for job in lows)
+            ),  # on a very slow machine
+            PATIENCE_S,
+        )
+        high_runs(watch, "high-4", 2)
+        watch.until("all jobs end", lambda: all(job.state == "F" for job in watch.jobs.values()), PATIENCE_S)
+        watch.until(
+            "all domains are free again", lambda: all(v.magrathea == "free" for v in watch.vnodes.values()), PATIENCE_S
+        )
+
+    def closing(self, cluster: DemoCluster, screen: Screen) -> None:
+        """The last line says it all."""
 
 
-def tell_story(watch: Watch, screen: Screen) -> None:
-    """The demo's chapters. Raises scenarios.Failed."""
-    lows = [watch.submit("low", name, LOW_STEPS, cpus) for name, cpus in LOW_JOBS]
-    screen.chapter("1. Five low jobs, enough to fill both hosts. Each computes prime numbers and counts its steps.")
-    normal = [domain.name for host in watch.cluster.hosts for domain in host.domains if domain.kind == "normal"]
-    watch.until(
-        "all low jobs run, and have run long enough to be pushed aside",
-        lambda: (
-            all(watch.vnodes[name].magrathea == "running-preemptible" for name in normal)
-            and all(job.state == "R" and job.counter > 5 for job in lows)
-        ),
-        PATIENCE_S,
-    )
-    screen.show(watch)
-
-    screen.chapter("2. `qsub -q high`: a job of 2 CPUs. Nothing is free, so it pushes low jobs aside.")
-    first = _high_runs(watch, "high-1", 2)
-    screen.chapter("3. A second one. It pushes aside as few as possible.")
-    second = _high_runs(watch, "high-2", 2)
-    screen.chapter("4. And a third, of 1 CPU.")
-    third = _high_runs(watch, "high-3", 1)
-    screen.show(watch)
-
-    screen.chapter("5. The high jobs end, everything is given back, the low jobs go on where they stood.")
-    highs = [first, second, third]
-    watch.until(
-        "the high jobs end and the low jobs go on",
-        lambda: all(job.state == "F" for job in highs) and not any(job.stopped for job in lows),
-        PATIENCE_S,
-    )
-    screen.chapter("6. Once more, to the same jobs; then all are let run to their end.")
-    watch.until(
-        "low jobs may be pushed aside again",
-        lambda: (
-            any(watch.vnodes[name].magrathea == "running-preemptible" for name in normal)
-            or all(job.state == "F" for job in lows)
-        ),  # on a very slow machine
-        PATIENCE_S,
-    )
-    _high_runs(watch, "high-4", 2)
-    watch.until("all jobs end", lambda: all(job.state == "F" for job in watch.jobs.values()), PATIENCE_S)
-    watch.until(
-        "all domains are free again", lambda: all(v.magrathea == "free" for v in watch.vnodes.values()), PATIENCE_S
-    )
+def high_runs(watch: Watch, name: str, cpus: int) -> Watched:
+    return runs(watch, watch.submit("high", name, HIGH_STEPS, cpus))
 
 
-def _high_runs(watch: Watch, name: str, cpus: int) -> Watched:
-    job = watch.submit("high", name, HIGH_STEPS, cpus)
-    watch.until(f"{name} runs", lambda: job.counter > 0, PATIENCE_S)
+def runs(watch: Watch, job: Watched, patience_s: float = PATIENCE_S) -> Watched:
+    """The job as soon as it has done a step, and has been seen for a while."""
+    watch.until(f"{job.name} runs", lambda: job.counter > 0, patience_s)
     watch.look_for(CHAPTER_S)
     return job
 
@@ -204,7 +239,7 @@ def proof(watch: Watch, screen: Screen) -> list[str]:
     """Show for each job what it did; what is wrong with any of them, a sentence each."""
     watch.until("the jobs' output", lambda: _all_outputs(watch), PATIENCE_S)
     screen.chapter("What happened")
-    table = _table("JOB", "DOMAIN", "BEGAN AFTER", "STOOD STILL AT STEP", "FOR", "THEN WENT ON TO", "RESULT")
+    table = columns("JOB", "DOMAIN", "BEGAN AFTER", "STOOD STILL AT STEP", "FOR", "THEN WENT ON TO", "RESULT")
     wrong = []
     for job in watch.jobs.values():
         flaws = [f for f in (job.flaw(), *(stop.flaw() for stop in job.stops)) if f]
@@ -216,10 +251,11 @@ def proof(watch: Watch, screen: Screen) -> list[str]:
         table.add_row(job.name, job.domain, waited, steps, seconds, f"{job.counter} of {job.steps}", verdict)
     screen.say(table)
     if not wrong:
-        low, high = (result(steps) for steps in (LOW_STEPS, HIGH_STEPS))
+        low, high = (result(next(j.steps for j in watch.jobs.values() if j.queue == q)) for q in ("low", "high"))
+        memory = " those that held memory found each byte of it as it was;" if watch.holding else ""
         screen.say(
-            f"\n[dim]Right: a low job printed {low}, a high one {high}, as a sieve finds them, too; none was started "
-            "twice, and no counter moved while its job was preempted.[/dim]"
+            f"\n[dim]Right: a low job printed {low}, a high one {high}, as a sieve finds them, too;{memory} none was "
+            "started twice, and no counter moved while its job was preempted.[/dim]"
         )
     return wrong
 
@@ -246,8 +282,20 @@ def percentile(values: list[float], percent: float) -> float:
     return ranked[max(0, -(-len(ranked) * int(percent) // 100) - 1)]
 
 
-def make_cluster(kind: str) -> DemoCluster:
-    """Raises openpbs_cluster.Unavailable."""
+def make_story(driver: str) -> Story:
+    if driver == "libvirt":
+        from .guest_demo import GuestStory
+
+        return GuestStory()
+    return ProcessStory()
+
+
+def make_cluster(kind: str, driver: str) -> DemoCluster:
+    """Raises openpbs_cluster.Unavailable, guest_demo.Unavailable."""
+    if driver == "libvirt":
+        from .guest_demo import make
+
+        return make()
     if kind == "openpbs":
         from .openpbs_fleet import OpenPbsCluster
 
@@ -260,7 +308,7 @@ def make_cluster(kind: str) -> DemoCluster:
 def kept(cluster: DemoCluster) -> Path:
     """A copy of the cluster's configuration files, logs and journals, which stays."""
     place = Path(tempfile.mkdtemp(prefix="magrathea-kept-"))
-    for pattern in ("*.toml", "*/*.toml", "*/*.json", "log/*", "*/state/*"):
+    for pattern in ("*.toml", "*/*.toml", "*/*.json", "log/*", "*/state/*", "guests/*.console"):
         for file in cluster.directory.glob(pattern):
             target = place / file.relative_to(cluster.directory)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -277,9 +325,9 @@ def run(cluster: DemoCluster, screen: Screen) -> str:
     watch.look()
     screen.say()
     screen.show(watch)
-    screen.say(MEANINGS)
+    screen.say(screen.story.meanings)
     with screen.live():
-        tell_story(watch, screen)
+        screen.story.tell(watch, screen)
     wrong = proof(watch, screen)
     stops = [stop for job in watch.jobs.values() for stop in job.stops]
     times = switch_times_ms(cluster)
@@ -289,6 +337,7 @@ def run(cluster: DemoCluster, screen: Screen) -> str:
         wrong.append("no node daemon says how long a switch took")
     if wrong:
         raise Failed("; ".join(wrong))
+    screen.story.closing(cluster, screen)
     resumed = sum(stop.end is not None for stop in stops)
     p50, p99 = percentile(times, 50), percentile(times, 99)
     return f"preempted={len(stops)} resumed={resumed} lost=0 switch_ms_p50={p50:.1f} switch_ms_p99={p99:.1f}"
@@ -304,19 +353,28 @@ def _interrupted(*_: Any) -> NoReturn:
 @click.option(
     "--pbs", "kind", type=click.Choice(["standin", "openpbs"]), default="standin", show_default=True, help="Whose PBS."
 )
+@click.option(
+    "--driver",
+    type=click.Choice(["local", "libvirt"]),
+    default="local",
+    show_default=True,
+    help="What the domains are: groups of processes, or virtual machines (root).",
+)
 @click.option("--plain", is_flag=True, help="Lines only, no live table (as where there is no terminal).")
 @click.option("--keep", is_flag=True, help="Leave the directory with all configuration files, logs and journals.")
-def demo(kind: str, plain: bool, keep: bool) -> None:
+def demo(kind: str, driver: str, plain: bool, keep: bool) -> None:
     """See it work: a small cluster, ordinary jobs, and priority jobs that push them aside.
 
     Takes about a minute and needs no root and no PBS: a small stand-in takes PBS's place. With --pbs openpbs a real
-    OpenPBS is used (needs root, and OpenPBS in /opt/pbs).
+    OpenPBS is used (needs root, and OpenPBS in /opt/pbs). With --driver libvirt the domains are two small virtual
+    machines, made of Debian's packages, between which memory moves, too (needs root, libvirt and QEMU).
 
     \b
     Examples:
       magrathea demo
       magrathea demo --plain --keep
       magrathea demo --pbs openpbs
+      magrathea demo --driver libvirt
 
     \b
     The last line says what was seen:
@@ -330,13 +388,15 @@ def demo(kind: str, plain: bool, keep: bool) -> None:
 
     Exit codes: 0 all was seen; 1 it failed, or was interrupted; 2 wrong usage.
     """
-    screen = Screen(plain)
-    screen.say(INTRODUCTION)
+    if (kind, driver) == ("openpbs", "libvirt"):
+        raise click.UsageError("--driver libvirt shows virtual machines with the stand-in: leave --pbs out")
+    screen = Screen(plain, make_story(driver))
+    screen.say(screen.story.introduction)
     signal.signal(signal.SIGTERM, _interrupted)
     cluster: DemoCluster | None = None
     why = picture = line = ""
     try:
-        cluster = make_cluster(kind)
+        cluster = make_cluster(kind, driver)
         line = run(cluster, screen)
     except KeyboardInterrupt:
         why = "interrupted"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from .scenarios import Cluster, Failed, JobView, VnodeView
-from .work import STARTED_ONCE, result
+from .work import STARTED_ONCE, held, result
 
 LOOK_S = 0.1
 RESUMING_S = 0.3
@@ -49,7 +49,7 @@ class Stop:
 
 @dataclass
 class Watched:
-    """A job of the demo. Times are of time.monotonic()."""
+    """A job of the demo. `holds_mib`: memory that it holds. Times are of time.monotonic()."""
 
     id: str
     name: str
@@ -64,6 +64,7 @@ class Watched:
     comment: str = ""
     first_step: float | None = None
     output: str = ""
+    holds_mib: int = 0
     stops: list[Stop] = field(default_factory=list)
 
     @property
@@ -78,6 +79,8 @@ class Watched:
             return f"ended with code {self.exit_status} and printed {self.output!r}"
         if STARTED_ONCE not in self.output:
             return f"was requeued while it ran, so its work was lost: {self.output!r}"
+        if self.holds_mib and held(self.holds_mib) not in self.output:
+            return f"did not find its memory as it was: {self.output!r}"
         return ""
 
 
@@ -89,11 +92,19 @@ class Watch:
         self.jobs: dict[str, Watched] = {}
         self.vnodes: Mapping[str, VnodeView] = {}
 
-    def submit(self, queue: str, name: str, steps: int, cpus: int) -> Watched:
+    def submit(
+        self, queue: str, name: str, steps: int, cpus: int, select: str = "", holds_mib: int = 0
+    ) -> Watched:  # fmt: skip
+        """`select` in place of `cpus`; `holds_mib`: what the job then holds of the memory that it asks for."""
         before = time.monotonic()
-        id = self.cluster.submit(queue, steps, cpus=cpus, name=name)
-        self.jobs[id] = Watched(id, name, queue, cpus, steps, before)
+        id = self.cluster.submit(queue, steps, cpus=cpus, select=select, name=name)
+        self.jobs[id] = Watched(id, name, queue, cpus, steps, before, holds_mib=holds_mib)
         return self.jobs[id]
+
+    @property
+    def holding(self) -> bool:
+        """Whether any of the jobs holds memory."""
+        return any(job.holds_mib for job in self.jobs.values())
 
     def look(self) -> None:
         now = time.monotonic()
