@@ -80,8 +80,8 @@ def test_an_agent_that_stays_away_is_noticed_though_nothing_is_closed(machine: M
 
 
 def test_a_frozen_agent_is_given_up_and_found_again(machine: Machine) -> None:
-    pids = machine["n1"].sh("for p in /proc/[0-9]*; do grep -qs magrathea-agent $p/cmdline && echo ${p#/proc/}; done; true")
-    agent = pids.split()[0]
+    look = "for p in /proc/[0-9]*; do grep -qs magrathea-agent $p/cmdline && echo ${p#/proc/}; done; true"
+    agent = machine["n1"].sh(look).split()[0]
     machine["n1"].sh(f"kill -STOP {agent}")
     machine.until(lambda: not machine.report("n1").agent, SILENT_S + 10, "n1's agent counts as lost")
     machine["n1"].sh(f"kill -CONT {agent}")
