@@ -194,7 +194,7 @@ def test_an_admin_drains_and_undrains_and_reads_the_history(tmp_path: Path) -> N
         assert (await control(r, op="undrain", domain="n1"))["ok"]
         assert (await r.claim("n1", Job("1.srv", 2, "preemptible")))["ok"]
         assert (await control(r, op="drain", domain="n9"))["code"] == "unknown-domain"
-        entries = (await control(r, op="history", limit=50, domain="n1"))["entries"]
+        entries = (await control(r, op="history", limit=50, about="n1"))["entries"]
         assert [e["name"] for e in entries if e["name"].startswith("Drain")] == ["DrainRequested", "DrainEnded"]
         assert json.loads(next(e["data"] for e in entries if e["name"] == "DrainRequested"))["reason"] == "new kernel"
 
