@@ -11,13 +11,13 @@ Rule 2: what a test knows of a guest's inside it asks over a virtio-serial port 
 
 from __future__ import annotations
 
-import compileall
 import contextlib
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from py_compile import PycInvalidationMode
 from typing import Any
 
 from scheduler_plugin.standin import fleet
@@ -68,8 +68,8 @@ PBS_FOLDERS = {
 """As its pbs_postinstall makes them."""
 
 
-def guest_root(target: Path, cluster: Cluster) -> Path:
-    """What these guests have beyond packages: OpenPBS's part for a MoM, its home, and the cluster's names."""
+def guest_root(target: Path, cluster: Cluster) -> None:
+    """Make what these guests have beyond packages: OpenPBS's part for a MoM, its home, and the cluster's names."""
     exec_dir = cluster.exec_dir
     pbs = target / str(exec_dir).lstrip("/")
     for name in PBS_FILES:
@@ -82,7 +82,8 @@ def guest_root(target: Path, cluster: Cluster) -> Path:
     python = pbs / "lib/python/altair"
     shutil.copytree(exec_dir / "lib/python/altair", python, ignore=shutil.ignore_patterns("__pycache__", "pbs_hooks"))
     # Each hook would compile it anew: times of files are not kept in the guest.
-    compileall.compile_dir(python, quiet=2, stripdir=str(target), invalidation_mode=PycInvalidationMode.UNCHECKED_HASH)
+    compiler = (sys.executable, "-W", "ignore", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash")
+    subprocess.run([*compiler, str(python)], check=True)
     (pbs / "python/bin").mkdir(parents=True)
     (pbs / "python/bin/python3").symlink_to("/usr/bin/python3.11")
     for name, mode in PBS_FOLDERS.items():
@@ -102,7 +103,6 @@ def guest_root(target: Path, cluster: Cluster) -> Path:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).write_text(text, encoding="ascii")
     shutil.copytree(Path(__file__).with_name("guest"), target, dirs_exist_ok=True)
-    return target
 
 
 class GuestCluster(Cluster):
@@ -118,6 +118,7 @@ class GuestCluster(Cluster):
     def _prepare(self, name: str) -> None:
         if name == HEAD:
             super()._prepare(name)
+            guest_root(self.base / "guest", self)
 
     def _set_up_mom(self, mom: str) -> None:
         """The first MoM of a host brings up the host with its guests."""
@@ -126,8 +127,7 @@ class GuestCluster(Cluster):
                 self._set_up(host)
 
     def _set_up(self, host: HostSpec) -> None:
-        tree = guest_root(self.base / host.name / "root", self)
-        extra = Extra(PACKAGES, NETWORK_MODULES, tree)
+        extra = Extra(PACKAGES, NETWORK_MODULES, self.base / "guest")
         sizes = {domain.name: self._size(domain) for domain in host.domains}
         enter = ("nsenter", "--net", "-t", str(self._root_pid), "--")
         self.hypervisors[host.name] = Hypervisor(sizes, extra, enter=enter)
@@ -195,6 +195,7 @@ class Fleet(OpenPbsCluster):
     def _write_configuration(self) -> None:
         self._write_hub_configuration()
         for host in HOSTS:
+            (self.directory / host.name).mkdir()
             hypervisor = self.pbs.hypervisors[host.name]
             tables: dict[str, dict[str, Any]] = {
                 "host": {

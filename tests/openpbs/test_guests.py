@@ -1,0 +1,214 @@
+"""Magrathea's main job on a real OpenPBS with real guests: MoM, agent and hook inside, memory and CPU that really move.
+
+One cluster for the module (guests.py): it takes half a minute to come up.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from scheduler_plugin.standin.openpbs_cluster import HEAD
+from scheduler_plugin.standin.openpbs_fleet import USER
+from scheduler_plugin.standin.scenarios import require, wait, wait_all_free, wait_domain, wait_state, wait_stoppable
+
+from .guests import FLOOR_MIB, HOSTS, SIZE_MIB, Fleet
+
+pytestmark = pytest.mark.timeout(300)
+
+H1, H2 = HOSTS
+ENOUGH = f"/home/{USER}/enough"
+"""Once it is there a job checks its memory a last time and ends."""
+ASKED_MIB, HELD_MIB = 240, 220
+"""Of a job: more than a guest at its floor has room for."""
+MOVED_S = 60.0
+FAIL_REQUEUE_S = 5
+"""`node_fail_requeue` of the server here; 310 s by default."""
+WATCHED_S = 4.0
+CAP = 0.10
+"""Of one CPU, for a preempted domain: the default."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Fleet]:
+    fleet = Fleet()
+    with fleet:
+        yield fleet
+
+
+@pytest.fixture
+def fleet(cluster: Fleet) -> Iterator[Fleet]:
+    """All domains free, at their sizes, and no job's file in any guest, before and after the test."""
+    yield cluster
+    for name in cluster.pbs.moms:
+        if not cluster.guest(name).up:
+            cluster.guest(name).boot()
+            cluster.guest(name).wait(60)
+        cluster.guest(name).sh(f"rm -f {ENOUGH}")
+    cluster.restore()
+
+
+def holding(mib: int) -> str:
+    """A script that holds so much incompressible memory and checks it byte for byte, until it finds ENOUGH."""
+    return f"exec python3 -S -E /usr/lib/magrathea-test/hold.py {mib} {ENOUGH}"
+
+
+def chunk(domain: str, mib: int = ASKED_MIB) -> str:
+    return f"1:ncpus=1:mem={mib}mb:host={domain}"
+
+
+def submit(fleet: Fleet, queue: str, domain: str, *argv: str) -> str:
+    return fleet.qsub(queue, holding(HELD_MIB), "-l", f"select={chunk(domain)}", *argv)
+
+
+def rounds(fleet: Fleet, domain: str, job: str) -> int:
+    """How often the job has found all of its memory as it wrote it."""
+    printed = fleet.printed(domain, job)
+    require(fleet, "BAD" not in printed, f"{job} found its memory changed: {printed[-300:]!r}")
+    return max(map(int, re.findall(r"round (\d+) ok", printed)), default=0)
+
+
+def checks(fleet: Fleet, domain: str, job: str, more: int) -> None:
+    """The job checks its memory so many times more."""
+    before = rounds(fleet, domain, job)
+    what = f"{job} in {domain} has checked its memory {more} times more than {before}"
+    wait(fleet, what, lambda: rounds(fleet, domain, job) >= before + more, MOVED_S)
+
+
+def holders(fleet: Fleet, domain: str) -> dict[str, tuple[str, int, int]]:
+    """By pid, state, processor time (1/100 s) and resident MiB of the guest's processes that hold a job's memory."""
+    found = fleet.guest(domain).sh("for p in $(pgrep -f 'magrathea-test/hol[d]'); do cat /proc/$p/stat; done", 30)
+    rows = [(line.split()[0], line.rpartition(")")[2].split()) for line in found.splitlines()]
+    return {pid: (row[0], int(row[11]) + int(row[12]), int(row[21]) * 4 // 1024) for pid, row in rows}
+
+
+def wait_running(fleet: Fleet, domain: str, job: str) -> None:
+    wait_state(fleet, job, "R", MOVED_S)
+    checks(fleet, domain, job, 1)
+
+
+def ends_right(fleet: Fleet, domain: str, job: str, *domains: str, run_version: int = 1) -> None:
+    """The job ends by itself, having been started so often, and all of its processes found all of their memory."""
+    for name in {domain, *domains}:
+        fleet.guest(name).sh(f"touch {ENOUGH}")
+    view = wait_state(fleet, job, "F", MOVED_S)
+    printed = fleet.printed(domain, job)
+    parts = 1 + len(domains)
+    right = (view.exit_status, view.run_version, printed.count("all right")) == (0, run_version, parts)
+    require(fleet, right and "BAD" not in printed, f"{view} has printed {printed!r}")
+    for name in {domain, *domains}:
+        fleet.guest(name).sh(f"rm {ENOUGH}")
+
+
+def walltime_s(fleet: Fleet, job: str) -> int:
+    hours, minutes, seconds = fleet.pbs.job(job)["resources_used"]["walltime"].split(":")
+    return int(hours) * 3600 + int(minutes) * 60 + int(seconds)
+
+
+def cpu_share(fleet: Fleet, *domains: str) -> list[float]:
+    """CPUs that each guest takes, as the hypervisor counts them."""
+    before, since = [fleet.guest(name).cpu_seconds() for name in domains], time.monotonic()
+    time.sleep(WATCHED_S)
+    after, passed = [fleet.guest(name).cpu_seconds() for name in domains], time.monotonic() - since
+    return [(now - then) / passed for now, then in zip(after, before, strict=True)]
+
+
+def test_a_preempted_job_gives_memory_and_cpu_to_the_priority_job_and_has_every_byte_back(fleet: Fleet) -> None:
+    submitted = time.monotonic()
+    low = submit(fleet, "low", "n1", "-l", "walltime=300")
+    wait_running(fleet, "n1", low)
+    wait_stoppable(fleet, "n1")
+    require(fleet, fleet.has_mib("n1") >= FLOOR_MIB + ASKED_MIB, f"n1 has {fleet.has_mib('n1')} MiB")
+
+    high = submit(fleet, "high", "p1")
+    assert wait_state(fleet, low, "S", MOVED_S).substate == 43
+    suspended = time.monotonic()
+    wait_running(fleet, "p1", high)
+    wait_domain(fleet, "n1", "preempted")
+    wait_domain(fleet, "p1", "running-priority")
+
+    has = {name: fleet.has_mib(name) for name in ("n1", "p1")}
+    require(fleet, has["p1"] >= FLOOR_MIB + ASKED_MIB, f"the priority domain has the memory: {has}")
+    require(fleet, sum(has.values()) <= H1.memory_mib + 2, f"and nobody else has the same: {has}")
+    stopped, before = holders(fleet, "n1"), holders(fleet, "p1")
+    [(state, _, kept_mib)], [(_, used, held_mib)] = stopped.values(), before.values()
+    require(fleet, state == "T", f"the job's process is stopped: {stopped}")
+    require(fleet, kept_mib < HELD_MIB // 2 and held_mib >= HELD_MIB, f"{kept_mib} and {held_mib} MiB are resident")
+    swap = {name: fleet.guest(name).memory() for name in ("n1", "p1")}
+    require(fleet, swap["p1"]["SwapFree"] == swap["p1"]["SwapTotal"], f"the priority job has real memory: {swap}")
+    idle, busy = cpu_share(fleet, "n1", "p1")
+    require(fleet, idle <= CAP + 0.05, f"the preempted guest takes {idle:.2f} CPUs")
+    require(fleet, busy > 3 * idle, f"the priority guest takes {busy:.2f} CPUs, the preempted one {idle:.2f}")
+    require(fleet, holders(fleet, "n1") == stopped, "the stopped process uses no CPU")
+    [(_, used_then, _)] = holders(fleet, "p1").values()
+    require(fleet, used_then - used > 100 * WATCHED_S * busy / 4, f"of them its job {(used_then - used) / 100} s")
+
+    ends_right(fleet, "p1", high)
+    wait_state(fleet, low, "R", MOVED_S)
+    away_s = time.monotonic() - suspended
+    checks(fleet, "n1", low, 2)
+    wait(fleet, "n1 has its memory back", lambda: fleet.has_mib("n1") >= SIZE_MIB - 2, MOVED_S)
+    wait_domain(fleet, "n1", "running-preemptible")
+    ends_right(fleet, "n1", low)
+    lived_s = time.monotonic() - submitted
+    used_s = walltime_s(fleet, low)
+    require(fleet, used_s <= lived_s - away_s + 3, f"walltime {used_s} s of {lived_s:.0f}, {away_s:.0f} of them S")
+    wait_all_free(fleet, H1)
+
+
+def test_a_job_on_two_hosts_is_stopped_in_both_guests_and_goes_on(fleet: Fleet) -> None:
+    """h1 wants it stopped; h2, where its other half runs, does not: PBS suspends it as a whole."""
+    select = f"{chunk('n1', 100)}+{chunk('n2', 100)}"
+    script = f"pbsdsh -- /usr/bin/python3 -S -E /usr/lib/magrathea-test/hold.py 60 {ENOUGH}"
+    low = fleet.qsub("low", script, "-l", f"select={select}", "-l", "place=scatter")
+    wait_state(fleet, low, "R", MOVED_S)
+    wait(fleet, "both halves hold memory", lambda: all(holders(fleet, name) for name in ("n1", "n2")), MOVED_S)
+    wait_stoppable(fleet, "n1", "n2")
+
+    high = submit(fleet, "high", "p1")
+    wait_state(fleet, low, "S", MOVED_S)
+    stopped = {name: holders(fleet, name) for name in ("n1", "n2")}
+    states = {state for rows in stopped.values() for state, _, _ in rows.values()}
+    require(fleet, states == {"T"}, f"both halves are stopped: {stopped}")
+    wait_running(fleet, "p1", high)
+    require(fleet, stopped == {name: holders(fleet, name) for name in ("n1", "n2")}, f"and stay so: {stopped}")
+
+    ends_right(fleet, "p1", high)
+    wait_state(fleet, low, "R", MOVED_S)
+    ends_right(fleet, "n1", low, "n2")
+    for host in HOSTS:
+        wait_all_free(fleet, host)
+
+
+def test_a_preempted_job_whose_guest_is_killed_runs_again_in_another(fleet: Fleet) -> None:
+    fleet.pbs.qmgr(f"set server node_fail_requeue={FAIL_REQUEUE_S}")
+    try:
+        fleet.pbs.run(HEAD, ["pbsnodes", "-o", "n2"])
+        low = fleet.qsub("low", holding(HELD_MIB), "-l", f"select=1:ncpus=1:mem={ASKED_MIB}mb", "-r", "y")
+        wait_running(fleet, "n1", low)
+        wait_stoppable(fleet, "n1")
+        high = submit(fleet, "high", "p1")
+        wait_state(fleet, low, "S", MOVED_S)
+        fleet.pbs.run(HEAD, ["pbsnodes", "-r", "n2"])
+
+        fleet.guest("n1").end()
+        wait_domain(fleet, "n1", "down")
+        wait(fleet, f"{low} runs again", lambda: fleet.jobs()[low].vnodes == ("n2",), MOVED_S)
+        wait_running(fleet, "n2", low)
+        wait_running(fleet, "p1", high)
+        ends_right(fleet, "p1", high)
+        ends_right(fleet, "n2", low, run_version=2)
+    finally:
+        fleet.pbs.qmgr("unset server node_fail_requeue")
+    fleet.guest("n1").boot()
+    for host in HOSTS:
+        wait(fleet, f"{host.name} is free", lambda host=host: _free(fleet, host.name), MOVED_S)  # type: ignore[misc]
+
+
+def _free(fleet: Fleet, host: str) -> bool:
+    vnodes = fleet.vnodes()
+    names = [domain.name for one in HOSTS if one.name == host for domain in one.domains]
+    return all(vnodes[name].magrathea == "free" and vnodes[name].state == {"free"} for name in names)
