@@ -29,7 +29,7 @@ from .guests.guest_xml import guest_xml
 from .guests.private_libvirtd import QEMU_USER, PrivateLibvirtd
 from .scenarios import PAUSE_S
 
-GUEST_MIB, FLOOR_MIB, SWAP_MIB = 448, 176, 512
+GUEST_MIB, FLOOR_MIB, SWAP_MIB = 384, 176, 384
 HOST = HostSpec(
     "h1",
     "exclusive",

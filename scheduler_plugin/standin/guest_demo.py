@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from typing import TYPE_CHECKING
 
 from node_daemon.guests import MEMORY_GLANCE_S
@@ -21,14 +22,16 @@ if TYPE_CHECKING:
     from .guest_cluster import GuestCluster
     from .watch import Watch, Watched
 
-LOW_STEPS, HIGH_STEPS = 120, 30
-LOW_MIB, HIGH_MIB = 264, 256
+LOW_STEPS, HIGH_STEPS = 100, 20
+LOW_MIB, HIGH_MIB = 200, 200
 """What the jobs ask for, and nearly all of which they hold: together more than the host has beside the floors."""
 SLOW_S = 2 * PATIENCE_S
 """For each chapter in which memory moves, under emulation."""
 TOLD_MIB = 60
 """A change of memory that is worth a line."""
 WIDE_MIB = 48
+ASK_S = 0.5
+"""Between two questions for a guest's swap: what is asked of a capped and emulated guest costs it."""
 """A step of a domain's bar."""
 
 INTRODUCTION = (
@@ -65,6 +68,7 @@ class GuestStory:
     meanings = MEANINGS
 
     def __init__(self) -> None:
+        self._ask_at = 0.0
         self._told: dict[str, int] = {}
         self._swap: dict[str, int] = {}
         self._caps: dict[str, int | None] = {}
@@ -73,9 +77,11 @@ class GuestStory:
         """Tell what has moved: memory in steps that can be seen, and every change of a cap."""
         cluster = _guests(watch)
         figures = cluster.figures()
-        for job in watch.jobs.values():
-            if job.state in "RS" and job.counter:
-                self._swap[job.domain] = cluster.swapped_mib(job.id)
+        if time.monotonic() >= self._ask_at:
+            self._ask_at = time.monotonic() + ASK_S
+            for job in watch.jobs.values():
+                if job.state in "RS" and job.counter:
+                    self._swap[job.domain] = cluster.swapped_mib(job.id)
         for name, now in figures.items():
             if name in self._caps and self._caps[name] != now.cpu_percent:
                 screen.event(f"CPU: {name} {_cap(self._caps[name])} -> {_cap(now.cpu_percent)}")
@@ -125,7 +131,7 @@ class GuestStory:
         watch.until("the low job goes on", lambda: high.state == "F" and _goes_on(watch, low), SLOW_S)
         screen.show(watch)
 
-        screen.chapter("4. Once more, a high job that needs no more memory than p1 has: it starts at once.")
+        screen.chapter("4. Once more, a high job that needs no more memory than p1 has: it waits for none.")
         before = low.counter
         watch.until(
             "the low job may be pushed aside again",
@@ -148,8 +154,8 @@ class GuestStory:
             table.add_row(row, *(f"{parts[row]:.0f}" if row in parts else "-" for parts in switches.values()))
         screen.say(table)
         screen.say(
-            "\n[dim]Memory moves while p1's job is already granted: the job waits for no more than it asked for, in its "
-            f"prologue. Where it has to wait, up to {1000 * MEMORY_GLANCE_S:.0f} ms before the answer go into seeing "
+            "\n[dim]Memory moves while p1's job is already granted: the job waits for no more than it asked for, in "
+            f"its prologue. Where it has to, up to {1000 * MEMORY_GLANCE_S:.0f} ms before the answer go into seeing "
             "whether that memory can come at all.[/dim]"
         )
 

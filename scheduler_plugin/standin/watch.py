@@ -108,11 +108,12 @@ class Watch:
 
     def look(self) -> None:
         now = time.monotonic()
-        counters = {id: self.cluster.counter(id) for id in self.jobs}  # before: PBS takes a while to answer
+        living = [id for id, job in self.jobs.items() if job.state != "F"]
+        counters = {id: self.cluster.counter(id) for id in living}  # before: PBS takes a while to answer
         views = self.cluster.jobs()
-        for id, job in self.jobs.items():
-            if id in views and job.state != "F":
-                self._job(job, views[id], counters[id], now)
+        for id in living:
+            if id in views:
+                self._job(self.jobs[id], views[id], counters[id], now)
         vnodes = self.cluster.vnodes()
         for name, vnode in vnodes.items():
             if name in self.vnodes and self.vnodes[name].magrathea != vnode.magrathea:

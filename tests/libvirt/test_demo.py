@@ -1,0 +1,196 @@
+"""`magrathea demo --driver libvirt` as people run it: to its end, interrupted, and where something is missing.
+
+It makes a libvirtd and guests of its own; these tests use none of the others.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from scheduler_plugin.standin.guest_demo import parts_of
+
+from ..embedded.test_demo import AS_NOBODY, LAST_LINE, left_behind, start
+
+LONGEST_S = 300.0
+"""Beside other guests under emulation; alone it takes a quarter of it."""
+ENDING_S = 30.0
+
+
+@dataclass
+class Traces:
+    """What a demo leaves if it does not clean up: its libvirtd's folder, and what bears its domains' names."""
+
+    folder: Path
+    prefix: str
+
+    def present(self) -> list[str]:
+        found = [str(self.folder)] if self.folder.exists() else []
+        found += [str(group) for group in Path("/sys/fs/cgroup").glob(f"**/*{self.prefix}*")]
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue  # it has just ended
+            if self.prefix in line:
+                found.append(line)
+        return found
+
+
+def traces(directory: Path) -> Traces:
+    """Of the demo that runs in `directory`."""
+    for line in left_behind(directory):
+        if match := re.search(r"guests/keeper\.py (\S+) (\S+)", line):
+            return Traces(Path(match[1]), match[2])
+    raise AssertionError(f"no keeper of a libvirtd in {left_behind(directory)}")
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    made = tmp_path / "demo"
+    made.mkdir(mode=0o777)
+    before = set(Path("/dev/shm").glob("magrathea-*"))
+    yield made
+    left = [path for path in set(Path("/dev/shm").glob("magrathea-*")) - before if _is_nobodys(path)]
+    assert left == []
+
+
+def _is_nobodys(path: Path) -> bool:
+    """Whether no process has to do with it: other tests have their own."""
+    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if os.fsencode(path) in cmdline.read_bytes():
+                return False
+        except OSError:
+            continue
+    return path.exists()
+
+
+@pytest.mark.timeout(LONGEST_S + 60)
+def test_demo_ends_with_its_line_and_leaves_nothing_behind(directory: Path) -> None:
+    demo = start(directory, (), "--driver", "libvirt")
+    lines: list[str] = []
+    try:
+        assert demo.stdout is not None
+        known: Traces | None = None
+        for line in demo.stdout:
+            lines.append(line.rstrip("\n"))
+            if known is None and "low-1: starts" in line:
+                known = traces(directory)
+        demo.wait(ENDING_S)
+    finally:
+        demo.kill()
+    output = "\n".join(lines)
+    assert demo.returncode == 0, output
+    last = LAST_LINE.fullmatch(lines[-1])
+    assert last, output
+    assert int(last[1]) == int(last[2]) == 2, output
+    assert re.search(r"memory: n1 \S+ +2\d\d MiB", output), "memory is seen to move"
+    assert "CPU: n1 no cap -> 10 %" in output and "CPU: n1 10 % -> no cap" in output
+    assert re.search(r"(by emulation|with hardware acceleration)", output)
+    for part in ("claim to answer", "the agent stops the job in n1", "memory out of n1", "memory into p1"):
+        assert re.search(rf"^ *{part} +\d", output, re.MULTILINE), output
+    assert known is not None and known.present() == []
+    assert left_behind(directory) == []
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_demo_leaves_nothing_behind(directory: Path, number: signal.Signals) -> None:
+    demo = start(directory, (), "--driver", "libvirt")
+    try:
+        assert demo.stdout is not None
+        for line in demo.stdout:
+            if "two virtual machines: n1" in line:
+                break
+        known = traces(directory)
+        deadline = time.monotonic() + 30
+        while not any("guest=" in line for line in known.present()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert any("guest=" in line for line in known.present()), "a guest is there"
+        demo.send_signal(number)
+        output, _ = demo.communicate(timeout=ENDING_S)
+        if number is not signal.SIGKILL:
+            assert demo.returncode == 1
+            assert output.splitlines()[-1] == "demo: FAILED interrupted"
+        deadline = time.monotonic() + ENDING_S
+        while (left := [*known.present(), *left_behind(directory)]) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert left == []
+    finally:
+        demo.kill()
+
+
+def run(directory: Path, *command: str, path: str = os.environ["PATH"]) -> tuple[int, str]:
+    environment = {"PATH": path, "TMPDIR": str(directory), "LANG": "C.UTF-8"}
+    environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run([*command], capture_output=True, text=True, env=environment, cwd=directory, timeout=60)
+    return done.returncode, done.stdout
+
+
+DEMO = (sys.executable, "-m", "scheduler_plugin.standin.demo", "--driver", "libvirt")
+
+
+def test_packages_that_are_missing_are_named(directory: Path) -> None:
+    code, output = run(directory, *DEMO, path=str(directory))
+    assert code == 1
+    assert re.match(
+        r"demo: FAILED .*packages .*qemu-system-x86.* are missing .*apt-get install", output.splitlines()[-1]
+    )
+
+
+def test_without_root_it_says_how(directory: Path) -> None:
+    probe = subprocess.run([*AS_NOBODY, sys.executable, "-c", "import msgspec, libvirt"], capture_output=True)
+    if probe.returncode != 0:
+        pytest.skip(f"no other user can run {sys.executable}")
+    code, output = run(directory, *AS_NOBODY, *DEMO)
+    assert code == 1
+    assert re.match(r"demo: FAILED .*needs root.*magrathea demo --driver libvirt", output.splitlines()[-1])
+
+
+def test_virtual_machines_and_openpbs_at_once_are_refused(directory: Path) -> None:
+    assert run(directory, *DEMO, "--pbs", "openpbs")[0] == 2
+
+
+LOG = """
+10:00:00 INFO n1: claim of 1.s (run 1) granted after 0.9 ms
+10:00:00 DEBUG n1: memory 384 MiB after 5.0 ms
+10:00:01 INFO p1: 2.s (run 1) accepted, preempting n1
+10:00:01 DEBUG n1: stop 1.s (run 1) after 18.7 ms
+10:00:01 INFO p1: claim of 2.s (run 1) granted after 40.4 ms
+10:00:07 DEBUG n1: cpu 10 % after 7.0 ms
+10:00:07 DEBUG n1: memory 176 MiB after 6000.7 ms
+10:00:08 DEBUG p1: memory 384 MiB after 7000.6 ms
+10:00:12 INFO p1: 2.s (run 1) released
+10:00:12 DEBUG n1: cpu without a cap after 6.5 ms
+10:00:19 DEBUG n1: memory 384 MiB after 6600.0 ms
+10:00:20 DEBUG n1: lift 1.s (run 1) after 1100.0 ms
+10:00:20 DEBUG n1: run 1.s (run 1) after 97.0 ms
+10:00:30 INFO p1: 3.s (run 1) accepted, preempting n1
+10:00:30 DEBUG n1: stop 1.s (run 1) after 10.0 ms
+"""
+
+
+def test_the_parts_of_a_switch_are_told_apart_from_those_of_the_way_back() -> None:
+    first, second = parts_of(LOG).values()
+    assert first == {
+        "  the agent stops the job in n1": 18.7,
+        "claim to answer": 40.4,
+        "CPU of n1 capped": 7.0,
+        "memory out of n1": 6000.7,
+        "memory into p1": 7000.6,
+        "back: the cap of n1 taken off": 6.5,
+        "back: memory into n1": 6600.0,
+        "back: what was pushed out is fetched": 1100.0,
+        "back: the agent continues the job": 97.0,
+    }
+    assert second == {"  the agent stops the job in n1": 10.0}
