@@ -34,6 +34,9 @@ STALL_S = 5.0
 """A balloon that has not moved for so long does not move."""
 POLL_S = (0.01, 0.2)
 """Between two looks at a balloon that moves: at first, and at most."""
+LIVING_SHARE = 0.5
+"""Of a domain's floor: what stays available to guest, MoM and agent where its stopped jobs' memory can go instead.
+With all of it out a guest of 512 MiB had 277 to 292 left (QEMU 7.2), with a plain balloon none, and its MoM starved."""
 SETTLE_S = 0.3
 """Before a guest that has nothing left to give is believed: what it has just written back counts a moment later."""
 ASK_S = 3.0
@@ -118,6 +121,7 @@ class _Move:
     """Why nothing more is pushed out."""
     pushed_mib: int = 0
     doubted: bool = False
+    gave: bool = False
 
 
 class _TooLittle(Exception):
@@ -240,6 +244,8 @@ class Mover:
                     await self._shrink(move)
                 elif move.verified_mib is not None:
                     await self._verify(move, most)
+                elif await self._squeezed(move):
+                    await self._relieve(move)
                 elif has >= most - SLACK_MIB or not await self._grow(move, has, most):
                     return
             await self._to_what_is_real(move)
@@ -326,7 +332,7 @@ class Mover:
             move.push = None
         if move.push is None and want > room and not move.exhausted:
             self._push_next(move, min(settings.step_mib, max(want - room, 4 * LEAST_MIB)))
-        take = min(room, want, settings.step_mib)
+        take = min(room, want, settings.step_mib if self._runs(move.domain) else room)
         if take >= min(want, LEAST_MIB):
             move.doubted = False
             await self._take(move, has, has - take)
@@ -339,9 +345,36 @@ class Mover:
             left = f"{memory.can_go_mib} MiB are available, {settings.margin_mib} of them stay"
             raise _TooLittle(f"{left}; {move.exhausted or 'nothing of it can be pushed out'}")
 
+    def _runs(self, domain: str) -> bool:
+        """Whether a job runs there, whose use of memory may grow while the balloon takes."""
+        found = self._owner.host.domain(domain)
+        return found is not None and bool(found.running)
+
+    async def _squeezed(self, move: _Move) -> bool:
+        """Whether the guest, which has given all that was wanted, has too little left to live well on."""
+        if not move.gave or move.exhausted or not self._owner.held_stopped(move.domain) or self._over(move):
+            return False
+        found = self._owner.host.domain(move.domain)
+        _, memory = await self._figures(move)
+        move.verified_mib = None
+        return found is not None and memory.can_go_mib < found.floor_mib * LIVING_SHARE
+
+    async def _relieve(self, move: _Move) -> None:
+        """Push out one slice more; nobody waits for it, because what was to be given is there."""
+        if move.push is None:
+            self._push_next(move, self._owner.memory_settings.step_mib)
+        if move.push is None:
+            move.exhausted = move.exhausted or "there is nobody to push it out"
+            return
+        await asyncio.wait({move.push}, timeout=POLL_S[1])
+        if move.push.done():
+            move.push.result()
+            move.push = None
+
     async def _take(self, move: _Move, has: int, goal: int) -> None:
         """Let the balloon take it; returns when it has, or when something else is wanted."""
         aimed = move.target
+        move.gave = True
         await self._set(move.domain, goal)
         last, since, pause = has, _now(), POLL_S[0]
         while True:
