@@ -30,7 +30,7 @@ CPU = "cpu"
 MEMORY = "memory"
 LIFE = "life"
 SAVE = "save"
-"""Words of `Driver.capabilities`: it can cap CPU; move memory; boot, shut down, reboot and destroy; save to disk."""
+"""Words of `Driver.capabilities`: it can cap CPU; move memory; boot, shut down and destroy; save to disk."""
 
 
 class DriverError(Exception):
@@ -136,10 +136,6 @@ class Driver(Protocol):
 
     async def shutdown(self, domain: str) -> None:
         """Ask the guest to power itself off; it may take long, or never do it. Raises DriverError."""
-        ...
-
-    async def reboot(self, domain: str) -> None:
-        """Ask the guest to boot again; it may take long, or never do it. Raises DriverError."""
         ...
 
     async def destroy(self, domain: str) -> None:

@@ -315,13 +315,6 @@ class LibvirtDriver:
 
         await self._change(domain, f"shutting down domain {domain}", work)
 
-    async def reboot(self, domain: str) -> None:
-        def work(one: Any) -> None:
-            self._must_run(domain, one)
-            one.reboot(0)
-
-        await self._change(domain, f"rebooting domain {domain}", work)
-
     async def destroy(self, domain: str) -> None:
         def work(one: Any) -> None:
             try:

@@ -272,9 +272,6 @@ class LocalDriver:
     async def shutdown(self, domain: str) -> None:
         self._unable(domain, "shut down", "end its root process")
 
-    async def reboot(self, domain: str) -> None:
-        self._unable(domain, "reboot", "end its root process and start it again")
-
     async def save(self, domain: str) -> None:
         self._unable(domain, "save", "use a driver that can, such as libvirt")
 

@@ -179,9 +179,6 @@ class FakeDriver:
         if self._call("shutdown", domain).heeds:
             self.world.end(domain)
 
-    async def reboot(self, domain: str) -> None:
-        self._call("reboot", domain)
-
     async def destroy(self, domain: str) -> None:
         if self._call("destroy", domain).up:
             self.world.end(domain)

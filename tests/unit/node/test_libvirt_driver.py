@@ -111,7 +111,6 @@ def test_it_tells_how_the_domains_are_found_and_when_they_come_and_go(connection
 def test_it_ends_domains_asks_them_to_end_and_refuses_what_needs_them_up(connection: Any) -> None:
     async def work() -> None:
         async with started() as (driver, heard):
-            await driver.reboot("n1")
             await driver.shutdown("n1")
             await heard.until(DomainEvent("n1", False))
             assert await refused(driver.shutdown("n1")) == "domain-down"
