@@ -255,6 +255,8 @@ def _jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result
         here = host.domain(domain.name) or domain
         if (known := here.job_of(key.id)) and known.key == key:
             host = host.having(here.having(_confirmed(host, known, report)))
+        elif report.ending and not known:
+            continue  # a MoM may list for ever what has ended on several hosts: a sister's answer was lost (seen)
         elif not known and not any(k.id == key.id and k.run >= key.run for k in _keys(here)):
             size = (max(0, report.cpus), max(0, report.memory_mib))
             new = Job(key, JobClass.PROTECTED, *size, host.now, host.now, True, True, rerunnable=report.rerunnable)

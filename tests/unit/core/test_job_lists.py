@@ -65,6 +65,14 @@ def test_a_job_that_nobody_claimed_is_added_as_protected(mode: str) -> None:
 
 
 @both
+def test_a_job_that_is_only_ending_is_not_added(mode: str) -> None:
+    """A MoM whose sister's answer was lost lists for ever what has ended."""
+    h = listed(host(mode, n1="normal", p1="priority"), "n1", ReportedJob(key("7"), ending=True))
+    assert state(h, "n1") is State.FREE
+    claim(h, "p1", "9")
+
+
+@both
 def test_an_adopted_job_is_never_stopped(mode: str) -> None:
     h = later(launch(listed(host(mode, n1="normal", p1="priority"), "n1", "7"), "n1", "7"), 600)
     assert state(h, "n1") is State.RUNNING
