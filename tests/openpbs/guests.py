@@ -15,7 +15,7 @@ import contextlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ FLOOR_MIB = 208
 SWAP_MIB = 512
 LISTS_S = 15
 """Between two of MoM's lists, as in a cluster: each costs half a second of an emulated guest's CPU."""
+KEEPALIVE = "1,5,2,2,10000"
+"""PBS's daemons miss a machine that has just vanished after 9 s: on, idle, interval, probes, ms. As a rule 60."""
 
 HOSTS = tuple(
     HostSpec(
@@ -145,6 +147,11 @@ class GuestCluster(Cluster):
 
     def start_mom(self, name: str, *args: str) -> None:
         """Its guest's init has done it."""
+
+    def argv(
+        self, name: str, argv: Sequence[str], *, user: str = "root", env: Mapping[str, str] | None = None
+    ) -> list[str]:
+        return super().argv(name, argv, user=user, env={"PBS_TCP_KEEPALIVE": KEEPALIVE, **(env or {})})
 
     def stop(self) -> None:
         with ThreadPoolExecutor(len(HOSTS)) as pool:

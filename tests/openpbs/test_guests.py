@@ -80,7 +80,8 @@ def checks(fleet: Fleet, domain: str, job: str, more: int) -> None:
 
 def holders(fleet: Fleet, domain: str) -> dict[str, tuple[str, int, int]]:
     """By pid, state, processor time (1/100 s) and resident MiB of the guest's processes that hold a job's memory."""
-    found = fleet.guest(domain).sh("for p in $(pgrep -f 'magrathea-test/hol[d]'); do cat /proc/$p/stat; done", 30)
+    processes = "grep -ls 'magrathea-test/hol[d]' /proc/[0-9]*/cmdline | sed s/cmdline/stat/"
+    found = fleet.guest(domain).sh(f"cat $({processes}) < /dev/null", 30)
     rows = [(line.split()[0], line.rpartition(")")[2].split()) for line in found.splitlines()]
     return {pid: (row[0], int(row[11]) + int(row[12]), int(row[21]) * 4 // 1024) for pid, row in rows}
 
@@ -162,7 +163,7 @@ def test_a_preempted_job_gives_memory_and_cpu_to_the_priority_job_and_has_every_
 def test_a_job_on_two_hosts_is_stopped_in_both_guests_and_goes_on(fleet: Fleet) -> None:
     """h1 wants it stopped; h2, where its other half runs, does not: PBS suspends it as a whole."""
     select = f"{chunk('n1', 100)}+{chunk('n2', 100)}"
-    script = f"pbsdsh -- /usr/bin/python3 -S -E /usr/lib/magrathea-test/hold.py 60 {ENOUGH}"
+    script = f"/opt/pbs/bin/pbsdsh -- /usr/bin/python3 -S -E /usr/lib/magrathea-test/hold.py 60 {ENOUGH}"
     low = fleet.qsub("low", script, "-l", f"select={select}", "-l", "place=scatter")
     wait_state(fleet, low, "R", MOVED_S)
     wait(fleet, "both halves hold memory", lambda: all(holders(fleet, name) for name in ("n1", "n2")), MOVED_S)
