@@ -138,7 +138,7 @@ class Screen:
 def columns(*names: str, gap: int = 4) -> Table:
     from rich.table import Table
 
-    made = Table(box=None, pad_edge=False, padding=(0, gap // 2), header_style="bold")
+    made = Table(box=None, pad_edge=False, padding=(0, gap - gap // 2, 0, gap // 2), header_style="bold")
     for column in names:
         made.add_column(column, no_wrap=True)
     return made

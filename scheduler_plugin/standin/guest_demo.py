@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from node_daemon.guests import MEMORY_GLANCE_S
 
-from .demo import PATIENCE_S, STYLES, DemoCluster, Screen, bar, columns, runs
+from .demo import PATIENCE_S, STYLES, DemoCluster, Screen, columns, runs
 from .guests import needs
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ INTRODUCTION = (
     "and CPU to p1, and brings all of it back afterwards: the low job finds each byte where it was.\n"
 )
 MEANINGS = (
-    "\n[dim]MEMORY: what the virtual machine has this moment, of the host's, as libvirt says. IN SWAP: what the guest "
-    "has pushed out, as its kernel says. CPU: the cap that libvirt has set, of one CPU.[/dim]"
+    "\n[dim]MEMORY: what the virtual machine has this moment, of the host's, as libvirt says. IN SWAP: MiB that the "
+    "guest has pushed out, as its kernel says. CPU: the cap that libvirt has set, of one CPU.[/dim]"
 )
 
 
@@ -92,20 +92,18 @@ class GuestStory:
             self._told = {name: now.memory_mib for name, now in figures.items()}
             if not first:
                 parts = [f"{name} {_memory(mib)}" for name, mib in self._told.items()]
-                screen.event(f"memory: {'  '.join(parts)}  in n1's swap {self._swap.get('n1', 0):3d}")
+                screen.event(f"memory (MiB): {'  '.join(parts)}  in n1's swap {self._swap.get('n1', 0):3d}")
 
     def table(self, watch: Watch) -> Table:
-        found = columns("DOMAIN", "STATE", "MEMORY", "IN SWAP", "CPU", "JOB", gap=2)
+        found = columns("DOMAIN", "STATE", "MEMORY (MiB)", "IN SWAP", "CPU", "JOB", gap=1)
         present = [job for job in watch.jobs.values() if job.state not in ("F", "?")]
         for name, now in _guests(watch).figures().items():
             state = watch.vnodes[name].magrathea if name in watch.vnodes else "?"
             style = STYLES.get(state, "default")
-            here = [bar(job) for job in present if job.domain == name and job.state in "RSE"]
-            swap = f"{self._swap.get(name, 0)} MiB"
-            found.add_row(
-                name, f"[{style}]{state}[/{style}]", _memory(now.memory_mib), swap, _cap(now.cpu_percent),
-                "\n".join(here),
-            )  # fmt: skip
+            here = [_progress(job) for job in present if job.domain == name and job.state in "RSE"]
+            memory, swap = _memory(now.memory_mib), str(self._swap.get(name, 0))
+            jobs = "\n".join(here)
+            found.add_row(name, f"[{style}]{state}[/{style}]", memory, swap, _cap(now.cpu_percent), jobs)
         if waiting := [job.name for job in present if job.state in "QWH"]:
             found.add_row("", "[dim]waiting in PBS[/dim]", "", "", "", ", ".join(waiting))
         return found
@@ -212,7 +210,11 @@ def _submit(watch: Watch, queue: str, name: str, steps: int, memory_mib: int) ->
 
 def _memory(mib: int) -> str:
     """As a bar, and a figure."""
-    return f"{'█' * round(mib / WIDE_MIB):<9s} {mib:3d} MiB"
+    return f"{'█' * round(mib / WIDE_MIB):<8s} {mib:3d}"
+
+
+def _progress(job: Watched) -> str:
+    return f"{job.name} {job.counter}/{job.steps}{' stopped' if job.stopped else ''}"
 
 
 def _cap(percent: int | None) -> str:

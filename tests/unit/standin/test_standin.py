@@ -119,6 +119,13 @@ def refusal(call: Callable[[], object]) -> int:
     return refused.value.code
 
 
+def test_what_a_job_has_written_can_be_asked_of_its_mom(bench: Bench) -> None:
+    job = bench.running()
+    path = str(bench.directory / f"{job}.count")
+    assert int(bench.client.ask("read", job=job, path=path)) >= 1
+    assert bench.client.ask("read", job=job, path=path + ".not-there") == ""
+
+
 def test_the_client_is_what_the_hub_needs(bench: Bench) -> None:
     pbs: Pbs = bench.client
     assert pbs.wake_scheduler()

@@ -11,8 +11,8 @@ from scheduler_plugin.standin.demo import percentile, switch_times_ms
 from scheduler_plugin.standin.fleet import EXCLUSIVE, HostSpec
 from scheduler_plugin.standin.scenarios import Failed, JobView, VnodeView
 from scheduler_plugin.standin.watch import Stop, Watch, Watched
+from scheduler_plugin.standin.work import MIB, Memory, held, result
 from scheduler_plugin.standin.work import main as work
-from scheduler_plugin.standin.work import result
 
 RIGHT = f"{result(3)}\nstarted 1 times\nlongest pause 0.10 s\n"
 
@@ -119,6 +119,25 @@ def test_the_job_prints_what_a_sieve_finds_and_how_often_it_was_started(
         work(3, 0.0, tmp_path / "1.s.count")
         assert capsys.readouterr().out.startswith(f"{result(3)}\nstarted {times} times\n")
     assert int((tmp_path / "1.s.count").read_text()) == 3
+
+
+def test_a_job_that_holds_memory_says_that_each_byte_is_as_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work(3, 0.0, tmp_path / "1.s.count", 2)
+    output = capsys.readouterr().out
+    job = finished(output)
+    job.holds_mib = 2
+    assert job.flaw() == ""
+    job.output = output.replace(held(2), "1 MiB have CHANGED")
+    assert "memory" in job.flaw()
+
+
+def test_one_byte_of_its_memory_that_has_changed_is_seen() -> None:
+    memory = Memory(2)
+    assert memory.verdict() == held(2)
+    memory._blocks[1][MIB - 1] ^= 1
+    assert memory.verdict() == "1 MiB have CHANGED"
 
 
 @pytest.mark.parametrize(("percent", "expected"), [(50, 2.0), (99, 4.0), (1, 1.0)])

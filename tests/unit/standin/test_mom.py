@@ -1,0 +1,47 @@
+"""The stand-in's MoM on a character device, as a virtio-serial port in a guest is one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import tty
+from pathlib import Path
+
+from scheduler_plugin.standin import mom, pbs_module, processes, work
+from scheduler_plugin.standin.mom import connect
+
+
+def test_a_character_device_is_spoken_over_both_ways() -> None:
+    async def talk() -> tuple[bytes, bytes]:
+        here, there = os.openpty()
+        tty.setraw(there)
+        reader, writer = await connect(Path(os.ttyname(there)))
+        try:
+            os.write(here, b"to the MoM\n")
+            heard = await asyncio.wait_for(reader.readline(), 10)
+            writer.write(b"to the server\n")
+            await writer.drain()
+            said = await asyncio.wait_for(asyncio.to_thread(os.read, here, 100), 10)
+        finally:
+            writer.close()
+            os.close(there)
+            os.close(here)
+        return heard, said
+
+    assert asyncio.run(talk()) == (b"to the MoM\n", b"to the server\n")
+
+
+def test_what_goes_into_a_guest_needs_the_standard_library_only(tmp_path: Path) -> None:
+    package = tmp_path / "scheduler_plugin" / "standin"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
+    for module in (mom, pbs_module, processes, work):
+        assert module.__file__ is not None
+        (package / Path(module.__file__).name).write_bytes(Path(module.__file__).read_bytes())
+    names = ", ".join(("mom", "pbs_module", "processes", "work"))
+    program = f"from scheduler_plugin.standin import {names}"
+    done = subprocess.run([sys.executable, "-S", "-E", "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
