@@ -89,7 +89,7 @@ def sentence(entry: Entry) -> str:
     """What happened or was decided; of a kind that is not known here, its name and its data."""
     try:
         data = msgspec.json.decode(entry.data, type=dict[str, Any])
-        tell = _SENTENCES.get(entry.name)
+        tell = SENTENCES.get(entry.name)
         return tell(data) if tell else _unknown(entry.name, data)
     except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError):
         return f"{entry.name} {entry.data}"  # written by another version: told as it stands
@@ -120,6 +120,11 @@ def _booked(data: Mapping[str, Any]) -> str:
     return f"suspended in PBS's books: {booked or 'none'}" + (f"; another host wants stopped: {held}" if held else "")
 
 
+def _shutdown(data: Mapping[str, Any]) -> str:
+    when = {"drain": "when its jobs have ended", "when-idle": "when it happens to have no jobs", "now": "at once"}
+    return f"is to be {'rebooted' if data.get('reboot') else 'shut down'} {when[data.get('patience', 'drain')]}"
+
+
 def _accepted(data: Mapping[str, Any]) -> str:
     victims = ", ".join(data.get("victims") or ())
     return f"accepted, preempting {victims}" if victims else "accepted"
@@ -137,7 +142,7 @@ def _noted(data: Mapping[str, Any]) -> str:
             return f"{told}; preempted for {seconds(past)} in all" if past else told
 
 
-_SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "Claimed": lambda d: f"asked for: {_job(d)}",
     "Released": lambda d: "ended or was given up",
     "JobLaunched": lambda d: "its first process is there",
@@ -157,7 +162,11 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "MemoryReported": lambda d: f"{d['unreclaimable_mib']} MiB are locked or in huge pages",
     "DomainBooting": lambda d: "boots",
     "DomainStarted": lambda d: "is up",
-    "DomainStopped": lambda d: "is down",
+    "DomainStopped": lambda d: f"is down: {d['reason']}" if d.get("reason") else "is down",
+    "DomainHalted": lambda d: "somebody else has paused it: nothing in it runs",
+    "DomainWentOn": lambda d: "is no longer paused by somebody else",
+    "BootRequested": lambda d: "is to boot",
+    "ShutdownRequested": _shutdown,
     "FreezeRequested": lambda d: "is to be saved to disk",
     "FreezeEnded": lambda d: f"could not be saved: {d['failed']}" if d.get("failed") else "is saved to disk",
     "DefrostRequested": lambda d: "is to be restored",
@@ -171,3 +180,4 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "Refused": lambda d: f"refused ({d['code']}): {d['text']}",
     "Noted": _noted,
 }
+"""By the names of the core's events and decisions (magrathea/core/events.py)."""

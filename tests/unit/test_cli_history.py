@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -15,7 +15,7 @@ from magrathea import history
 from magrathea.cli import main
 from magrathea.cli.history import moment
 from magrathea.core import events as ev
-from magrathea.core.model import Host, JobClass, JobKey, Mode
+from magrathea.core.model import Host, JobClass, JobKey, Mode, Patience
 from magrathea.history import Query
 from magrathea.messages import Entry
 from node_daemon.journal import Journal, open_journal
@@ -226,6 +226,9 @@ def entry(what: Any, kind: str = "event") -> Entry:
         (ev.DrainRequested(0, "n1", "new disk"), "drains: new disk"),
         (ev.FreezeEnded(0, "p1", "disk full"), "could not be saved: disk full"),
         (ev.FreezeEnded(0, "p1"), "is saved to disk"),
+        (ev.DomainStopped(0, "n1", "it crashed"), "is down: it crashed"),
+        (ev.ShutdownRequested(0, "n1"), "is to be shut down when its jobs have ended"),
+        (ev.ShutdownRequested(0, "n1", True, Patience.NOW), "is to be rebooted at once"),
         (ev.Accepted("p1", KEY, ("n1", "n2")), "accepted, preempting n1, n2"),
         (ev.Refused("p1", "cpus", "too few", KEY), "refused (cpus): too few"),
         (ev.Noted("n1", "preempted", KEY, "13.srv (run 1)"), "stopped for 13.srv"),
@@ -236,6 +239,12 @@ def entry(what: Any, kind: str = "event") -> Entry:
 )
 def test_an_entry_is_told_as_a_sentence(what: Any, sentence: str) -> None:
     assert history.sentence(entry(what)).startswith(sentence)
+
+
+def test_every_event_and_decision_of_the_core_has_a_sentence_of_its_own() -> None:
+    bases = {ev.Event, ev.DomainEvent, ev.JobEvent}
+    events = {what for what in vars(ev).values() if isinstance(what, type) and issubclass(what, ev.Event)} - bases
+    assert set(history.SENTENCES) == {what.__name__ for what in (*events, *get_args(ev.Decision))}
 
 
 def test_what_is_not_known_here_is_told_all_the_same() -> None:
