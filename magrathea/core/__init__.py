@@ -1,0 +1,12 @@
+"""The pure core: facts in, decisions and steps out. No I/O, no clock, no logging.
+
+To be read in this order; each file imports only from those above it (life.py from the first two).
+
+    model.py       the facts of a host
+    events.py      what can happen to them, and what is said about it
+    allocation.py  who may start, who is stopped
+    states.py      what a domain is in one word, what it accepts, what PBS is told
+    machine.py     what each event changes: the only place where facts change
+    plan.py        the steps from what is to what should be: orders, CPUs, memory
+    life.py        the same for a domain's life: boot, shutdown, saving
+"""

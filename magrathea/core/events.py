@@ -251,8 +251,9 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """For the history. `what`: preempted, continued, adopted, confirmed, boot-failed, or how a job went: released,
-    expired, missing, domain-down, newer-run. `preempted_s`: how long it was stopped by us, as far as that ended now.
+    """For the history. `what`: preempted, continued, adopted, boot-failed, freeze-failed, or how a job went: released,
+    expired, missing, domain-down, newer-run. `text`: for whom or why. `preempted_s`: how long it was stopped by us, as
+    far as that ended now.
     """
 
     domain: str

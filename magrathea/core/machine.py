@@ -37,6 +37,9 @@ from .model import (
 LIST_AGE_S = 5.0
 """MoM's list may be that old (its hook runs in the background): it does not overrule a newer stop or continuation."""
 
+_BOOTS: dict[str, Any] = {"lifecycle": Lifecycle.BOOTING, "halted": False, "down_why": ""}
+"""The facts of every boot, whoever began it; its deadline comes beside."""
+
 Result = tuple[Host, tuple[ev.Decision, ...]]
 
 
@@ -310,9 +313,6 @@ def _booting(host: Host, domain: Domain, event: ev.DomainBooting) -> Result:
     if event.until <= host.now:
         return _refused(host, event, "bad-request", f"a boot of {domain.name} until {event.until} is over already")
     return _with(host, domain.name, boot_until=event.until, saving=False, **_BOOTS)
-
-
-_BOOTS: dict[str, Any] = {"lifecycle": Lifecycle.BOOTING, "halted": False, "down_why": ""}
 
 
 def _not_for_an_admin(host: Host, domain: Domain, *, but_closing: bool = False) -> Refusal | None:
