@@ -5,7 +5,6 @@ business (magrathea/core/plan.py).
 Rule 2: every call ends within its deadline, by a result or by a `DriverError`, and may be repeated: setting what
 is already set succeeds and changes nothing. A call given up may still take effect, so read `actual()` afterwards.
 Rule 3: events only say "look"; whoever misses one finds the same in `actual()`.
-
 Rule 4: what a driver cannot do it does not name in `capabilities`, and refuses with `not-supported`.
 
 Implemented by local.py (groups of processes on this machine) and libvirt.py (virtual machines and containers).
