@@ -174,7 +174,8 @@ def test_a_suspended_job_whose_host_dies_is_requeued_and_runs_again(fleet: OpenP
             revive(fleet, "n1")
         fleet.delete(high)
         view = wait_state(fleet, low, "F", 60)
-        assert (view.exit_status, view.run_version, fleet.counter(low)) == (0, 2, STEPS)
+        assert (view.exit_status, fleet.counter(low)) == (0, STEPS)
+        assert view.run_version >= 2, "a new run; a first claim may come before the host is ready, and be refused"
         wait_all_free(fleet, EXCLUSIVE)
 
 
