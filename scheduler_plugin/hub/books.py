@@ -249,7 +249,9 @@ def step(key: JobKey, entry: Entry | None, wish: Wish, truth: Truth | None, now:
     if truth is not None and (reason := _lost(entry, wish, now, limits)) and not entry.alerted:
         return _requeued(replace(entry, alerted=True), job, reason)
     if entry.booked:
-        return _while_booked(entry, wish, job, now)
+        found = _while_booked(entry, wish, job, now)
+        # a resume that fails loses the suspension's flag, and there is nothing to go on
+        return Step(entry) if isinstance(found.action, Resume) and truth is not None and truth.dead else found
     return _while_not_booked(entry, wish, job, now)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from msgspec import structs
 
-from magrathea.core.model import JobClass, JobKey
+from magrathea.core.model import JobClass, JobKey, State
 from magrathea.messages import HEARTBEAT_S, BookEntry, FarmView, HostView, JobReport, Snapshot
 from scheduler_plugin.pbs.base import DEAD_STATES, RUNNING_SUBSTATE, PbsJob, Vnode
 
@@ -284,8 +284,15 @@ class Farm:
             job=seen.job,
             at=seen.at,
             maintenance=any("maintenance" in v.state for v in ours),
-            dead=any(v.state & DEAD_STATES for v in states),
+            dead=any(v.state & DEAD_STATES or self._is_off(v.name) for v in states),
         )
+
+    def _is_off(self, vnode: str) -> bool:
+        """Whether its host says so: a guest that was killed closes no connection, and PBS misses it after a minute."""
+        heard = self.hosts.get(self._owner.get(vnode, ""))
+        if heard is None or not heard.live:
+            return False
+        return any(d.vnode == vnode and d.state is State.DOWN for d in heard.snapshot.domains)
 
     def next_due(self) -> float | None:
         """When `actions` is to be called though nothing has happened."""

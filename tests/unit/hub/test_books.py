@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from magrathea.core.model import JobKey
+from magrathea.core.model import JobKey, State
 from scheduler_plugin.hub import books
 from scheduler_plugin.hub.books import Look, Requeue, Resume, SetComment, SetWalltime, Suspend
 from scheduler_plugin.pbs.base import Code, PbsError
@@ -341,6 +341,21 @@ def test_a_booked_job_whose_host_died_is_requeued_after_node_fail_requeue(hub: H
     hub.after(240)
     assert hub.state() == "S"
     hub.after(180)
+    assert hub.state() == "Q"
+
+
+def test_a_host_that_says_its_guest_is_off_is_believed_and_nothing_is_resumed_there(hub: Hub, pbs: FakePbs) -> None:
+    """PBS misses a guest that was killed only a minute later, and the host knows nothing of the job any more."""
+    hub.says("h1", domain("n1", [stopped()]))
+    hub.settle(1)
+    for _ in range(30):
+        hub.says("h1", domain("n1", state=State.DOWN))
+        hub.after(10)
+    assert hub.state() == "S"
+    assert pbs.count("admin_resume") == pbs.count("resume") == 0
+    for _ in range(6):
+        hub.says("h1", domain("n1", state=State.DOWN))
+        hub.after(10)
     assert hub.state() == "Q"
 
 
