@@ -15,7 +15,7 @@ import contextlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from scheduler_plugin.standin.fleet import DomainSpec, HostSpec
 from scheduler_plugin.standin.guests.guest_image import NETWORK_MODULES, Extra
 from scheduler_plugin.standin.guests.private_libvirtd import QEMU_USER
 from scheduler_plugin.standin.openpbs_cluster import FIRST_UID, HEAD, Cluster
-from scheduler_plugin.standin.openpbs_fleet import KILL_DELAY_S, USER, OpenPbsCluster
+from scheduler_plugin.standin.openpbs_fleet import KILL_DELAY_S, UPKEEP_S, USER, OpenPbsCluster
 from tests.libvirt.guest import Guest, GuestError, until
 from tests.libvirt.machine import Hypervisor, Size, ask
 
@@ -148,10 +148,10 @@ class GuestCluster(Cluster):
     def start_mom(self, name: str, *args: str) -> None:
         """Its guest's init has done it."""
 
-    def argv(
-        self, name: str, argv: Sequence[str], *, user: str = "root", env: Mapping[str, str] | None = None
-    ) -> list[str]:
-        return super().argv(name, argv, user=user, env={"PBS_TCP_KEEPALIVE": KEEPALIVE, **(env or {})})
+    def _habitat(self, name: str) -> None:
+        super()._habitat(name)
+        with (self.pbs_home(name) / "pbs_environment").open("a", encoding="ascii") as file:
+            file.write(f"PBS_TCP_KEEPALIVE={KEEPALIVE}\n")
 
     def stop(self) -> None:
         with ThreadPoolExecutor(len(HOSTS)) as pool:
@@ -188,6 +188,7 @@ class Fleet(OpenPbsCluster):
 
     def _for_short_jobs(self) -> None:
         lines = [f"set queue {name} kill_delay={KILL_DELAY_S}" for name in ("high", "low")]
+        lines += [f"set hook magrathea_vnodes {what}" for what in ("enabled=false", f"freq={UPKEEP_S}", "enabled=true")]
         self.pbs.qmgr("\n".join(lines))
         for mom in self.pbs.moms:
             wanted = [f"/{PBS_HOME}/mom_priv/hooks/magrathea_{name}.PY" for name in ("mom", "prologue")]
