@@ -281,7 +281,7 @@ class Outlook(msgspec.Struct, kw_only=True, frozen=True):
 
 
 HEARTBEAT_S = 2.0
-"""Seconds between heartbeats; a host whose three last ones are missing is `unknown` to PBS (DESIGN.md section 3)."""
+"""Seconds between heartbeats; a host whose three last ones are missing is `unknown` to PBS."""
 
 ToHub = Snapshot | Heartbeat | HistoryTold
 ToHost = Books | Heartbeat | Resend | HistoryAsked

@@ -26,7 +26,7 @@ SOCKET_PATH_BYTES = 107
 """What Linux takes as the path of a unix socket (unix(7)), its closing zero taken off."""
 
 MIN_RUN_S = 5.0
-"""Below it a stream of claims could keep a job from ever running (DESIGN.md section 4, protection from thrashing)."""
+"""Below it a stream of claims could keep a job from ever running (docs/rules.md, "Protection from thrashing")."""
 
 MAX_WARN_S = 1.0
 """A claim is answered within 1.4 s, because MoM does nothing else meanwhile; the stop itself needs some of it."""

@@ -146,7 +146,7 @@ def _workers(configuration: Configuration) -> dict[str, DomainTable]:
 
 
 def memory(c: Configuration, machine_mib: int) -> Iterator[Check]:
-    """Whether the sizes in the file fit each other and the machine (DESIGN.md, "Memory fit is arithmetic").
+    """Whether the sizes in the file fit each other and the machine (docs/rules.md, "Memory fit is arithmetic").
 
     memory(domain) = host - reserve - services - the sum over siblings of (floor + what their swap cannot take)
     """

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 PUBLISH_S = 0.02
 """Between two snapshots at least: changes within it go out as one."""
 SILENT_S = 3 * HEARTBEAT_S
-"""A hub that is silent for three heartbeats is lost (DESIGN.md section 3)."""
+"""A hub that is silent for three heartbeats is lost, as a host is that is silent so long to the hub."""
 KNOCK_S = 0.25
 """To a hub that is not there the snapshot is offered that often (in vain this costs nothing)."""
 CURVE_KEY_BYTES = 4096

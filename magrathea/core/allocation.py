@@ -1,10 +1,10 @@
-"""What must be, given what is: the only place that decides who may start, who is stopped, and who has what.
+"""What must be, given what is: the only place that decides who may start and who is stopped.
 
 Rule 1: everything here is a function of a Host. No clock, no I/O, no memory of how the Host came to be so.
 Rule 2: nothing here changes a fact; machine.py does.
 Rule 3: what is published and what a claim is answered come from one function, `verdict`.
 
-The rules are DESIGN.md section 4's. Its formulas leave one thing open, decided here: preemptible jobs may sit on the
+The rules are those of docs/rules.md. Its formulas leave one thing open, decided here: preemptible jobs may sit on the
 CPUs reserved for frozen domains, whoever came first, so a priority job stops them only if the host is really full.
 """
 
@@ -56,7 +56,7 @@ def young(host: Host, job: Job) -> bool:
 
 
 def obstacle(host: Host, domain: Domain, job: Job) -> str:
-    """Why this job cannot be stopped now, for people; empty if it can ("stoppable" of DESIGN.md section 2)."""
+    """Why this job cannot be stopped now, for people; empty if it can ("stoppable" in docs/rules.md)."""
     limits = host.limits
     youth_counts = domain.young_since is None or host.now < domain.young_since + limits.young_s
     return next(
@@ -273,7 +273,7 @@ def defrost_verdict(host: Host, domain: Domain, until: float) -> Refusal | tuple
 
 
 def victims(host: Host, need: Amount) -> tuple[str, ...]:
-    """The stoppable domains to preempt for `need` more, best fitting first (DESIGN.md section 4, "Victims").
+    """The stoppable domains to preempt for `need` more, best fitting first (docs/rules.md, "Victims").
 
     All of them together suffice: the caller has made sure.
     """

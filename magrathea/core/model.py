@@ -5,7 +5,7 @@ Rule 2: nothing here changes anything; `machine.handle` returns a new Host.
 Rule 3: every time is in seconds on the host's own clock; `Host.now` is the time of the last event, so that a
 deadline takes effect by an event (`TimerFired`, or whichever comes first) and no rule needs a clock.
 
-CPUs are whole numbers, memory is in MiB. Words: DESIGN.md section 2.
+CPUs are whole numbers, memory is in MiB. Words: docs/rules.md.
 """
 
 from __future__ import annotations
@@ -275,7 +275,7 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The admin's times (seconds) and counts. Reasons for the defaults: DESIGN.md section 4.
+    """The admin's times (seconds) and counts. What they protect: docs/rules.md.
 
     `agent_silent_s`: an agent away longer makes its domain `unknown`; the daemon's start counts as contact lost.
     `claim_s`: an unconfirmed claim is released after it. `min_run_s`: a younger job is not stopped (at least 5).
@@ -284,7 +284,7 @@ class Limits:
     `max_preempted_s`: a job stopped that long in one stop is requeued if it allows it (0: no limit).
     `overtaken_s`: a preempted domain passed over longer goes next. `remember_s`: how long an ended job is known.
     `warn_signal`, `warn_s`: what a job gets before its stop (empty: nothing), and for how long it then runs on.
-    `preempted_cpu_percent`: a preempted domain's cap (100: one CPU); 10 keeps MoM answering (FACTS.md, CPU).
+    `preempted_cpu_percent`: a preempted domain's cap (100: one CPU); 10 keeps MoM answering.
     """
 
     agent_silent_s: float = 30.0
@@ -348,7 +348,7 @@ class Host:
 
     @property
     def without_services(self) -> Amount:
-        """What the host has for its working domains (N of DESIGN.md section 4)."""
+        """What the host has for its working domains (N of docs/rules.md)."""
         services = [d for d in self.domains if d.kind is Kind.SERVICE]
         cpus, mib = sum(d.cpus for d in services), sum(d.memory_mib for d in services)
         return Amount(self.cpus - cpus, self.memory_mib - mib) - self.others
@@ -359,4 +359,4 @@ CLASSES_OF: dict[Kind, tuple[JobClass, ...]] = {
     Kind.PRIORITY: (JobClass.PRIORITY,),
     Kind.SERVICE: (),
 }
-"""Which classes of jobs a domain of a kind takes (DESIGN.md section 2)."""
+"""Which classes of jobs a domain of a kind takes (docs/rules.md)."""

@@ -33,8 +33,8 @@ class ActualDomain:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """What a domain should have. `cpu_percent` None: no cap; `keep`: whatever it has (DESIGN.md, "Lazy"); `shrink`: but
-    no more memory than that: it is about to be saved to disk, and what comes back is to find room."""
+    """What a domain should have. `cpu_percent` None: no cap; `keep`: whatever it has (docs/rules.md, "Lazy"); `shrink`:
+    but no more memory than that: it is about to be saved to disk, and what comes back is to find room."""
 
     cpu_percent: int | None = None
     memory_mib: int | None = None

@@ -1,7 +1,7 @@
 """What a domain is in one word, what it accepts, and what PBS is told of it: all derived, never stored.
 
-The table is DESIGN.md section 4's; the first row that holds gives the state. What is accepted comes from the very
-function that answers claims (allocation.verdict), asked for the smallest job.
+The first row of the table that holds gives the state; docs/states.md is written from it. What is accepted
+comes from the very function that answers claims (allocation.verdict), asked for the smallest job.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from typing import Protocol, TypeVar
 T = TypeVar("T")
 
 CALL_DEADLINE_S = 2.0
-"""For a driver's own call. A claim is answered within 2 s (DESIGN.md section 6), and a healthy call takes 1-10 ms."""
+"""For a driver's own call. A claim is answered within 2 s (docs/architecture.md), and a healthy call takes 1-10 ms."""
 
 SAVE_DEADLINE_S = 120.0
 """For `save`, and for a `boot` that restores: both move the domain's whole memory to or from a disk."""

@@ -1,7 +1,7 @@
 """A CPU cap by control groups, version 2 (`cpu.max`) or 1 (`cpu.cfs_quota_us`), for the local driver.
 
 Rule 1: a cap is a quota at full weight, never a low weight: a preempted domain must stay alive, and with a low weight
-beside a busy one its ping takes half a minute (FACTS.md, "CPU").
+beside a busy one its ping takes half a minute.
 Rule 2: a group is removed only when it is empty; a domain that is still there keeps its cap.
 
 The groups: <own group of the daemon>/magrathea/<host>/<domain>. Version 2 wants processes in leaves only, so there the

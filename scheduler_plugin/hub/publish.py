@@ -48,7 +48,7 @@ LOST = {STATE: State.UNKNOWN.value, ACCEPTS: NONE}
 """Of a managed vnode whose host is not heard."""
 
 _ARRAYS = frozenset({ACCEPTS, SIBLINGS})
-_RANKS = (-1024, 1023)  # limits of a vnode's Priority (FACTS.md, "From outside")
+_RANKS = (-1024, 1023)  # limits of a vnode's Priority
 _SIZE = re.compile(r"(\d+)([kmgtp]?)[bw]?", re.IGNORECASE)
 _KIB = {"": 1 / 1024, "k": 1, "m": 1024, "g": 1024**2, "t": 1024**3, "p": 1024**4}
 

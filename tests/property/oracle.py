@@ -1,4 +1,4 @@
-"""DESIGN.md section 4 once more, read from its tables and sentences, to compare the core with.
+"""docs/rules.md and the table of states once more, read from their sentences, to compare the core with.
 
 Nothing here calls the core: only the facts are read. Written for clearness, with no thought of speed.
 """

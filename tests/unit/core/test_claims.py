@@ -1,4 +1,4 @@
-"""Claims and releases: identity, repetition, impossible numbers, what is provisional (DESIGN.md section 4)."""
+"""Claims and releases: identity, repetition, impossible numbers, what is provisional."""
 
 from __future__ import annotations
 

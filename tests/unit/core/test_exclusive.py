@@ -1,4 +1,4 @@
-"""Exclusive hosts: one domain at a time (DESIGN.md section 4, "Exclusive")."""
+"""Exclusive hosts: one domain at a time (docs/rules.md, "Exclusive hosts")."""
 
 from __future__ import annotations
 

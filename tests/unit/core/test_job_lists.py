@@ -1,4 +1,4 @@
-"""MoM's own list is the truth about jobs (DESIGN.md section 4)."""
+"""MoM's own list is the truth about jobs (docs/rules.md)."""
 
 from __future__ import annotations
 

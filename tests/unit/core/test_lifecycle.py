@@ -1,4 +1,4 @@
-"""Domains coming and going, freezing, draining, faults, agents and the hub (DESIGN.md section 4)."""
+"""Domains coming and going, freezing, draining, faults, agents and the hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps from what is to what should be: ordered, idempotent, never more than the host has (DESIGN.md section 5)."""
+"""The steps from what is to what should be: ordered, idempotent, never more than the host has."""
 
 from __future__ import annotations
 

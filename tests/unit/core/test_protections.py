@@ -1,4 +1,4 @@
-"""Protection from thrashing, several hosts, preempted time (DESIGN.md section 4)."""
+"""Protection from thrashing, several hosts, preempted time (docs/rules.md)."""
 
 from __future__ import annotations
 

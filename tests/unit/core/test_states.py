@@ -1,4 +1,4 @@
-"""The state table of DESIGN.md section 4, row by row; the first row that matches wins."""
+"""The state table (docs/states.md), row by row; the first row that matches wins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is preempted on a counted host, and who goes on first (DESIGN.md section 4, "Victims", "Resuming")."""
+"""Who is preempted on a counted host, and who goes on first (docs/rules.md, "Victims", "Resuming")."""
 
 from __future__ import annotations
 
