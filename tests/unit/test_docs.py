@@ -31,3 +31,13 @@ def test_the_files_map_names_every_module_that_a_reader_may_look_for() -> None:
     # Set-up around the parts: command lines, configuration, clocks, keys, pools of threads.
     beside = {"__init__.py", "main.py", "configuration.py", "clock.py", "crash.py", "scripts.py", "keys.py", "pool.py"}
     assert not {path.name for path in found} - beside - set(re.findall(r"(\w+\.py)", text))
+
+
+def test_the_way_of_a_claim_names_what_is_in_each_file() -> None:
+    rows = re.findall(r"^\| (?:domain|host|core|server) \| `([^`]+)` \| (.*?) ?\|",
+                      (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)  # fmt: skip
+    assert len(rows) == 17
+    for file, names in rows:
+        source = (ROOT / file).read_text()
+        for name in re.findall(r"\w+", names):
+            assert re.search(rf"^ *(async )?(def|class) {name}\b", source, re.MULTILINE), f"{file} has no {name}"
