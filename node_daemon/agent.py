@@ -21,6 +21,19 @@ Laws of this file:
 5. Everything from outside is bounded and checked by type before it is used. No shell, anywhere.
 6. One thread. Nothing in here waits for anything but the selector (and a short freeze, bounded).
 
+In this file, each under a headline of its name:
+
+    logging, values from outside, configuration     Log, Config
+    /proc, signals                                  Proc, Signaller
+    jobs and their processes                        Job, Cgroups, Finder: which processes are a job's
+    the event loop                                  Timer, Loop
+    standing orders                                 Sweeper: stops, continues, and looks again
+    memory of stopped jobs                          Pager: out to swap and back
+    lines, the guest channel, MoM's side            Channel, MomServer
+    the site's scripts, the guest as a machine      Scripts, Machine
+    the state file                                  StateFile: what survives the agent
+    the agent, start                                Agent: all of it together; main
+
 Times are seconds, `now` is `time.monotonic()`. Memory is in MiB.
 """
 
@@ -2788,6 +2801,9 @@ class Scripts:
             script.terminated = True
             script.deadline = now + SCRIPT_GRACE_S
         self.loop.after(pause, lambda: self._poll(script, min(pause * 2, 0.5), then))
+
+
+# --- the guest as a machine -------------------------------------------------------------------------------------------
 
 
 class Machine:

@@ -41,3 +41,14 @@ def test_the_way_of_a_claim_names_what_is_in_each_file() -> None:
         source = (ROOT / file).read_text()
         for name in re.findall(r"\w+", names):
             assert re.search(rf"^ *(async )?(def|class) {name}\b", source, re.MULTILINE), f"{file} has no {name}"
+
+
+def test_the_contents_of_the_agent_name_its_parts_in_order() -> None:
+    source = (ROOT / "node_daemon" / "agent.py").read_text()
+    contents = source.partition("In this file")[2].partition("\n\n")[2].partition("\n\n")[0]
+    lines = [re.split(r" {2,}", line.strip(), maxsplit=1) for line in contents.splitlines()]
+    assert [part for parts, _ in lines for part in parts.split(", ")] == re.findall(
+        r"^# --- (.*?) -+$", source, re.MULTILINE
+    )
+    for name in re.findall(r"\b[A-Z]\w+\b", " ".join(what for _, what in lines)):
+        assert f"\nclass {name}" in source, name
