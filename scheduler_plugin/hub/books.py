@@ -104,12 +104,17 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What PBS has: `job` is None if it does not know it. `maintenance`, `dead`: of any of the job's vnodes."""
+    """What PBS has: `job` is None if it does not know it. `maintenance`, `dead`: of any of the job's vnodes.
+
+    `off`: a host says so of a domain of the job's, of which PBS may know nothing for a minute. A forced rerun would
+    then wait for the dead MoM's answer until it is back (seen): only `dead` leads to one.
+    """
 
     job: PbsJob | None
     at: float
     maintenance: bool = False
     dead: bool = False
+    off: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +256,8 @@ def step(key: JobKey, entry: Entry | None, wish: Wish, truth: Truth | None, now:
     if entry.booked:
         found = _while_booked(entry, wish, job, now)
         # a resume that fails loses the suspension's flag, and there is nothing to go on
-        return Step(entry) if isinstance(found.action, Resume) and truth is not None and truth.dead else found
+        in_vain = isinstance(found.action, Resume) and truth is not None and (truth.dead or truth.off)
+        return Step(entry) if in_vain else found
     return _while_not_booked(entry, wish, job, now)
 
 

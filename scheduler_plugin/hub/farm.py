@@ -284,7 +284,8 @@ class Farm:
             job=seen.job,
             at=seen.at,
             maintenance=any("maintenance" in v.state for v in ours),
-            dead=any(v.state & DEAD_STATES or self._is_off(v.name) for v in states),
+            dead=any(v.state & DEAD_STATES for v in states),
+            off=any(self._is_off(v.name) for v in states),
         )
 
     def _is_off(self, vnode: str) -> bool:
