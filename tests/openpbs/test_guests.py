@@ -86,19 +86,30 @@ def holders(fleet: Fleet, domain: str) -> dict[str, tuple[str, int, int]]:
     return {pid: (row[0], int(row[11]) + int(row[12]), int(row[21]) * 4 // 1024) for pid, row in rows}
 
 
+def stood_still(fleet: Fleet, domain: str) -> dict[str, int]:
+    """Require that all those processes are stopped; by pid, the processor time that they have used."""
+    found = holders(fleet, domain)
+    require(fleet, all(state == "T" for state, _, _ in found.values()), f"all are stopped in {domain}: {found}")
+    return {pid: used for pid, (_, used, _) in found.items()}
+
+
 def wait_running(fleet: Fleet, domain: str, job: str) -> None:
     wait_state(fleet, job, "R", MOVED_S)
     checks(fleet, domain, job, 1)
 
 
-def ends_right(fleet: Fleet, domain: str, job: str, *domains: str, run_version: int = 1) -> None:
-    """The job ends by itself, having been started so often, and all of its processes found all of their memory."""
+def run_of(fleet: Fleet, job: str) -> int:
+    return fleet.jobs()[job].run_version
+
+
+def ends_right(fleet: Fleet, domain: str, job: str, *domains: str, run: int) -> None:
+    """The job ends by itself, still in that run, and all of its processes have found all of their memory."""
     for name in {domain, *domains}:
         fleet.guest(name).sh(f"touch {ENOUGH}")
     view = wait_state(fleet, job, "F", MOVED_S)
     printed = fleet.printed(domain, job)
     parts = 1 + len(domains)
-    right = (view.exit_status, view.run_version, printed.count("all right")) == (0, run_version, parts)
+    right = (view.exit_status, view.run_version, printed.count("all right")) == (0, run, parts)
     require(fleet, right and "BAD" not in printed, f"{view} has printed {printed!r}")
     for name in {domain, *domains}:
         fleet.guest(name).sh(f"rm {ENOUGH}")
@@ -122,6 +133,7 @@ def test_a_preempted_job_gives_memory_and_cpu_to_the_priority_job_and_has_every_
     low = submit(fleet, "low", "n1", "-l", "walltime=300")
     wait_running(fleet, "n1", low)
     wait_stoppable(fleet, "n1")
+    run = run_of(fleet, low)
     require(fleet, fleet.has_mib("n1") >= FLOOR_MIB + ASKED_MIB, f"n1 has {fleet.has_mib('n1')} MiB")
 
     high = submit(fleet, "high", "p1")
@@ -135,7 +147,7 @@ def test_a_preempted_job_gives_memory_and_cpu_to_the_priority_job_and_has_every_
     require(fleet, has["p1"] >= FLOOR_MIB + ASKED_MIB, f"the priority domain has the memory: {has}")
     require(fleet, sum(has.values()) <= H1.memory_mib + 2, f"and nobody else has the same: {has}")
     stopped, before = holders(fleet, "n1"), holders(fleet, "p1")
-    [(state, _, kept_mib)], [(_, used, held_mib)] = stopped.values(), before.values()
+    [(state, stood, kept_mib)], [(_, used, held_mib)] = stopped.values(), before.values()
     require(fleet, state == "T", f"the job's process is stopped: {stopped}")
     require(fleet, kept_mib < HELD_MIB // 2 and held_mib >= HELD_MIB, f"{kept_mib} and {held_mib} MiB are resident")
     swap = {name: fleet.guest(name).memory() for name in ("n1", "p1")}
@@ -143,17 +155,17 @@ def test_a_preempted_job_gives_memory_and_cpu_to_the_priority_job_and_has_every_
     idle, busy = cpu_share(fleet, "n1", "p1")
     require(fleet, idle <= CAP + 0.05, f"the preempted guest takes {idle:.2f} CPUs")
     require(fleet, busy > 3 * idle, f"the priority guest takes {busy:.2f} CPUs, the preempted one {idle:.2f}")
-    require(fleet, holders(fleet, "n1") == stopped, "the stopped process uses no CPU")
+    require(fleet, list(stood_still(fleet, "n1").values()) == [stood], "the stopped process uses no CPU")
     [(_, used_then, _)] = holders(fleet, "p1").values()
     require(fleet, used_then - used > 100 * WATCHED_S * busy / 4, f"of them its job {(used_then - used) / 100} s")
 
-    ends_right(fleet, "p1", high)
+    ends_right(fleet, "p1", high, run=run_of(fleet, high))
     wait_state(fleet, low, "R", MOVED_S)
     away_s = time.monotonic() - suspended
     checks(fleet, "n1", low, 2)
     wait(fleet, "n1 has its memory back", lambda: fleet.has_mib("n1") >= SIZE_MIB - 2, MOVED_S)
     wait_domain(fleet, "n1", "running-preemptible")
-    ends_right(fleet, "n1", low)
+    ends_right(fleet, "n1", low, run=run)
     lived_s = time.monotonic() - submitted
     used_s = walltime_s(fleet, low)
     require(fleet, used_s <= lived_s - away_s + 3, f"walltime {used_s} s of {lived_s:.0f}, {away_s:.0f} of them S")
@@ -166,20 +178,20 @@ def test_a_job_on_two_hosts_is_stopped_in_both_guests_and_goes_on(fleet: Fleet) 
     script = f"/opt/pbs/bin/pbsdsh -- /usr/bin/python3 -S -E /usr/lib/magrathea-test/hold.py 60 {ENOUGH}"
     low = fleet.qsub("low", script, "-l", f"select={select}", "-l", "place=scatter")
     wait_state(fleet, low, "R", MOVED_S)
-    wait(fleet, "both halves hold memory", lambda: all(holders(fleet, name) for name in ("n1", "n2")), MOVED_S)
+    wait(fleet, "both halves compute", lambda: fleet.printed("n1", low).count("round 1 ok") == 2, MOVED_S)
     wait_stoppable(fleet, "n1", "n2")
+    run = run_of(fleet, low)
 
     high = submit(fleet, "high", "p1")
     wait_state(fleet, low, "S", MOVED_S)
-    stopped = {name: holders(fleet, name) for name in ("n1", "n2")}
-    states = {state for rows in stopped.values() for state, _, _ in rows.values()}
-    require(fleet, states == {"T"}, f"both halves are stopped: {stopped}")
+    stopped = {name: stood_still(fleet, name) for name in ("n1", "n2")}
+    require(fleet, all(stopped.values()), f"both halves are stopped: {stopped}")
     wait_running(fleet, "p1", high)
-    require(fleet, stopped == {name: holders(fleet, name) for name in ("n1", "n2")}, f"and stay so: {stopped}")
+    require(fleet, stopped == {name: stood_still(fleet, name) for name in stopped}, f"and stay so: {stopped}")
 
-    ends_right(fleet, "p1", high)
+    ends_right(fleet, "p1", high, run=run_of(fleet, high))
     wait_state(fleet, low, "R", MOVED_S)
-    ends_right(fleet, "n1", low, "n2")
+    ends_right(fleet, "n1", low, "n2", run=run)
     for host in HOSTS:
         wait_all_free(fleet, host)
 
@@ -191,6 +203,7 @@ def test_a_preempted_job_whose_guest_is_killed_runs_again_in_another(fleet: Flee
         low = fleet.qsub("low", holding(HELD_MIB), "-l", f"select=1:ncpus=1:mem={ASKED_MIB}mb", "-r", "y")
         wait_running(fleet, "n1", low)
         wait_stoppable(fleet, "n1")
+        run = run_of(fleet, low)
         high = submit(fleet, "high", "p1")
         wait_state(fleet, low, "S", MOVED_S)
         fleet.pbs.run(HEAD, ["pbsnodes", "-r", "n2"])
@@ -200,8 +213,9 @@ def test_a_preempted_job_whose_guest_is_killed_runs_again_in_another(fleet: Flee
         wait(fleet, f"{low} runs again", lambda: fleet.jobs()[low].vnodes == ("n2",), MOVED_S)
         wait_running(fleet, "n2", low)
         wait_running(fleet, "p1", high)
-        ends_right(fleet, "p1", high)
-        ends_right(fleet, "n2", low, run_version=2)
+        require(fleet, run_of(fleet, low) > run, "it was requeued")
+        ends_right(fleet, "p1", high, run=run_of(fleet, high))
+        ends_right(fleet, "n2", low, run=run_of(fleet, low))
     finally:
         fleet.pbs.qmgr("unset server node_fail_requeue")
     fleet.guest("n1").boot()
