@@ -64,7 +64,7 @@ class HostTable(msgspec.Struct, kw_only=True, frozen=True):
     uri: Annotated[str, msgspec.Meta(pattern=r"^(qemu|lxc|xen|test)(\+[a-z]+)?://", max_length=4096)] = "qemu:///system"
     qemu_user: Annotated[str, msgspec.Meta(max_length=64)] = ""
     preempted_cpu_percent: Annotated[int, msgspec.Meta(ge=1, le=100 * 65536)] = 10
-    memory_step_mib: Annotated[int, msgspec.Meta(ge=16, le=65536)] = 128
+    memory_step_mib: Annotated[int, msgspec.Meta(ge=16, le=65536)] = 256
     memory_margin_mib: Annotated[int, msgspec.Meta(ge=8, le=65536)] = 32
     memory_time_limit_s: Annotated[float, msgspec.Meta(ge=1, le=86400)] = 300.0
 

@@ -57,7 +57,7 @@ class Settings:
     stays available in every guest that gives. `time_limit_s`: for a whole move, and for fetching before a job goes on.
     """
 
-    step_mib: int = 128
+    step_mib: int = 256
     margin_mib: int = 32
     time_limit_s: float = 300.0
 
@@ -152,6 +152,11 @@ class Mover:
         self._content: dict[str, int] = {}  # targets that are reached as far as there is memory
         self._shorts: dict[str, Short] = {}
         self._changed = asyncio.Event()
+        self._reliefs: dict[str, asyncio.Task[None]] = {}
+
+    async def close(self) -> None:
+        for domain in list(self._reliefs):
+            await self._end_relief(domain)
 
     def use(self, driver: Driver) -> None:
         self._driver = driver
@@ -236,6 +241,7 @@ class Mover:
         Returns when it is there, when it has all that can be had and its jobs' needs are met, or when the wish is
         withdrawn. Raises DriverError, code `memory-short` with the numbers; ChannelError where its agent is away.
         """
+        await self._end_relief(domain)
         has = _mib(await self._read(domain))
         move = self._moves[domain] = _Move(domain, mib, _now(), has, has)
         try:
@@ -246,8 +252,6 @@ class Mover:
                     await self._shrink(move)
                 elif move.verified_mib is not None:
                     await self._verify(move, most)
-                elif await self._squeezed(move):
-                    await self._relieve(move)
                 elif has >= most - SLACK_MIB or not await self._grow(move, has, most):
                     return
             await self._to_what_is_real(move)
@@ -263,6 +267,8 @@ class Mover:
                 await asyncio.gather(move.push, return_exceptions=True)
             del self._moves[domain]
             self._changed.set()
+            if move.gave and not move.exhausted:
+                self._reliefs[domain] = asyncio.get_running_loop().create_task(self._relieve(domain))
 
     async def _read(self, domain: str) -> ActualDomain:
         read = await self._driver.actual()
@@ -352,26 +358,32 @@ class Mover:
         found = self._owner.host.domain(domain)
         return found is not None and bool(found.running)
 
-    async def _squeezed(self, move: _Move) -> bool:
-        """Whether the guest, which has given all that was wanted, has too little left to live well on."""
-        if not move.gave or move.exhausted or not self._owner.held_stopped(move.domain) or self._over(move):
-            return False
-        found = self._owner.host.domain(move.domain)
-        _, memory = await self._figures(move)
-        move.verified_mib = None
-        return found is not None and memory.can_go_mib < found.floor_mib * LIVING_SHARE
+    async def _relieve(self, domain: str) -> None:
+        """Push out more until the guest, which has given all that was wanted, can live well on what it has left.
 
-    async def _relieve(self, move: _Move) -> None:
-        """Push out one slice more; nobody waits for it, because what was to be given is there."""
-        if move.push is None:
-            self._push_next(move, self._owner.memory_settings.step_mib)
-        if move.push is None:
-            move.exhausted = move.exhausted or "there is nobody to push it out"
-            return
-        await asyncio.wait({move.push}, timeout=POLL_S[1])
-        if move.push.done():
-            move.push.result()
-            move.push = None
+        Nobody waits for it. Ends by itself, bounded; the next move of the domain, or its jobs' return, ends it early.
+        """
+        host, until = self._owner.host, _now() + self._owner.memory_settings.time_limit_s
+        found, guest = host.domain(domain), self._guests.get(domain)
+        try:
+            while found is not None and guest is not None and guest.hello is not None and _now() < until:
+                keys = self._owner.held_stopped(domain)
+                memory = (await guest.request("memory", ASK_S)).memory
+                if not keys or memory.can_go_mib >= found.floor_mib * LIVING_SHARE:
+                    return
+                jobs = [{"id": key.id, "run": key.run} for key in keys]
+                mib = self._owner.memory_settings.step_mib
+                within_s = SLICE_S + SLICE_MARGIN_S
+                answer = await guest.request("push-out", within_s, jobs=jobs, mib=mib, deadline_s=SLICE_S)
+                if answer.pushed_mib <= 0 and not answer.more:
+                    return
+        except ChannelError as error:
+            log.info("%s: no more of its stopped jobs' memory is pushed out: %s", domain, error)
+
+    async def _end_relief(self, domain: str) -> None:
+        if (task := self._reliefs.pop(domain, None)) is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def _take(self, move: _Move, has: int, goal: int) -> None:
         """Let the balloon take it; returns when it has, or when something else is wanted."""
@@ -508,6 +520,7 @@ class Mover:
             return
         if "fetch" not in guest.hello.can:
             return
+        await self._end_relief(domain)
         until = _now() + self._owner.memory_settings.time_limit_s
         try:
             answer = await guest.request("memory", ASK_S)

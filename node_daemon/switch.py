@@ -545,6 +545,7 @@ class Switch:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.mover.close()
 
 
 def _waits(step: Step, other: Step, held: bool = False) -> bool:
