@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from scheduler_plugin.standin.openpbs_cluster import HEAD
 from scheduler_plugin.standin.openpbs_fleet import USER
 from scheduler_plugin.standin.scenarios import require, wait, wait_all_free, wait_domain, wait_state, wait_stoppable
 
@@ -196,34 +195,25 @@ def test_a_job_on_two_hosts_is_stopped_in_both_guests_and_goes_on(fleet: Fleet) 
         wait_all_free(fleet, host)
 
 
-def test_a_preempted_job_whose_guest_is_killed_runs_again_in_another(fleet: Fleet) -> None:
+def test_a_preempted_job_whose_guest_is_killed_is_requeued_and_the_priority_job_goes_on(fleet: Fleet) -> None:
+    """A server of OpenPBS 23.06 does not start that job again before its own restart, whatever it says: with a MoM
+    that is gone, a forced rerun sets ji_discarding after the job was put back, and nothing takes that away."""
     fleet.pbs.qmgr(f"set server node_fail_requeue={FAIL_REQUEUE_S}")
     try:
-        fleet.pbs.run(HEAD, ["pbsnodes", "-o", "n2"])
-        low = fleet.qsub("low", holding(HELD_MIB), "-l", f"select=1:ncpus=1:mem={ASKED_MIB}mb", "-r", "y")
+        low = submit(fleet, "low", "n1", "-r", "y")
         wait_running(fleet, "n1", low)
         wait_stoppable(fleet, "n1")
-        run = run_of(fleet, low)
         high = submit(fleet, "high", "p1")
         wait_state(fleet, low, "S", MOVED_S)
-        fleet.pbs.run(HEAD, ["pbsnodes", "-r", "n2"])
 
         fleet.guest("n1").end()
         wait_domain(fleet, "n1", "down")
-        wait(fleet, f"{low} runs again", lambda: fleet.jobs()[low].vnodes == ("n2",), MOVED_S)
-        wait_running(fleet, "n2", low)
+        wait_state(fleet, low, "Q", MOVED_S)
         wait_running(fleet, "p1", high)
-        require(fleet, run_of(fleet, low) > run, "it was requeued")
         ends_right(fleet, "p1", high, run=run_of(fleet, high))
-        ends_right(fleet, "n2", low, run=run_of(fleet, low))
+        fleet.guest("n1").boot()
+        wait(fleet, "n1 is back", lambda: fleet.vnodes()["n1"].state == {"free"}, MOVED_S)
+        fleet.delete(low)
     finally:
         fleet.pbs.qmgr("unset server node_fail_requeue")
-    fleet.guest("n1").boot()
-    for host in HOSTS:
-        wait(fleet, f"{host.name} is free", lambda host=host: _free(fleet, host.name), MOVED_S)  # type: ignore[misc]
-
-
-def _free(fleet: Fleet, host: str) -> bool:
-    vnodes = fleet.vnodes()
-    names = [domain.name for one in HOSTS if one.name == host for domain in one.domains]
-    return all(vnodes[name].magrathea == "free" and vnodes[name].state == {"free"} for name in names)
+    wait_all_free(fleet, H1)
