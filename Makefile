@@ -57,15 +57,18 @@ lint: setup ## ruff and mypy --strict
 	$(BIN)/mypy
 
 # Each worker has a cluster of its own.
-ON_OPENPBS = $(if $(wildcard /opt/pbs/sbin/pbs_server),-n 2 --dist loadfile)
+ON_OPENPBS = $(if $(wildcard /opt/pbs/sbin/pbs_server),-n 3 --dist loadfile)
 
-# The suite on OpenPBS mostly waits, so it runs beside the others, whose report comes last and whole.
+# The suite on OpenPBS mostly waits, and guests boot, so both run beside the others; each report comes whole.
 test: lint libvirt ## everything: lint, then all suites; says what it could not run
 ifeq ($(TESTS),tests)
-	@$(BIN)/pytest -rs --ignore=tests/openpbs tests > .tests.log 2>&1 & others=$$!; \
-	trap 'kill $$others 2>/dev/null' EXIT INT TERM; \
+	@$(BIN)/pytest -rs --ignore=tests/openpbs --ignore=tests/libvirt tests > .tests.log 2>&1 & others=$$!; \
+	$(BIN)/pytest -rs tests/libvirt > .libvirt.log 2>&1 & guests=$$!; \
+	trap 'kill $$others $$guests 2>/dev/null' EXIT INT TERM; \
 	echo "tests/openpbs, beside all the others:"; $(BIN)/pytest -rs $(ON_OPENPBS) tests/openpbs; openpbs=$$?; \
-	echo "all the others:"; tail -n +1 -f --pid=$$others .tests.log; wait $$others && exit $$openpbs
+	echo "all the others:"; tail -n +1 -f --pid=$$others .tests.log; wait $$others; rest=$$?; \
+	echo "tests/libvirt:"; tail -n +1 -f --pid=$$guests .libvirt.log; wait $$guests; real=$$?; \
+	test $$openpbs = 0 && test $$rest = 0 && test $$real = 0
 else
 	$(BIN)/pytest -rs $(TESTS)
 endif
@@ -77,4 +80,4 @@ bench: setup ## all figures, one table
 	$(BIN)/python -m bench $(if $(QUICK),--quick)
 
 clean: ## remove what was built
-	rm -rf .venv .tests.log build dist
+	rm -rf .venv .tests.log .libvirt.log build dist

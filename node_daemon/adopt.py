@@ -19,7 +19,7 @@ CHANNEL = "org.magrathea.0"
 
 BALLOON = {"model": "virtio", "autodeflate": "on", "freePageReporting": "on"}
 """Without autodeflate a target that the guest cannot reach kills its jobs; free page reporting gives back what an
-ended job leaves (FACTS of libvirt 9.0 and QEMU 7.2: a guest of 2 GiB, balloon to 512 MiB)."""
+ended job leaves (seen with libvirt 9.0 and QEMU 7.2: a guest of 2 GiB, balloon to 512 MiB)."""
 
 EMULATOR_MIB = 300
 """What QEMU keeps for itself beside its guest's memory: 257 to 283 MiB were seen (QEMU 7.2)."""

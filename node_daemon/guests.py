@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 CLAIM_S = 1.4
 """A claim's answer, at the latest: the agent gives it up after 1.6 s, takes it back, and could say nothing but that."""
 RETRY_AFTER_S = 5
-"""When PBS should try a refused job again: soon, but not at once (FACTS.md: 21 refusals hold a job)."""
+"""When PBS should try a refused job again: soon, but not at once (OpenPBS holds a job after 21 refusals)."""
 MEMORY_RETRY_AFTER_S = 60
 """The same where memory is short: that does not change within seconds."""
 MEMORY_GLANCE_S = 0.4

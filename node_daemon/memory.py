@@ -42,7 +42,7 @@ PART_S = 0.4
 SETTLE_S = 0.3
 """Before a guest that has nothing left to give is believed: what it has just written back counts a moment later."""
 ASK_S = 3.0
-"""An agent's time to say its figures: a domain capped and under pressure takes up to 2 s (FACTS: agent and MoM)."""
+"""An agent's time to say its figures: a domain capped and under pressure takes up to 2 s."""
 SLICE_S = 5.0
 """Time of one slice of a job's memory, out or back; a slow disk ends it early, with what it has done until then."""
 SLICE_MARGIN_S = 3.0

@@ -35,7 +35,6 @@ ERROR_CODES = {
     94: "not-permitted",  # AUTH_UNAVAILABLE
 }
 """libvirt's error numbers in the driver's words; every other is `failed`."""
-NO_CONNECTION_DRIVER = 5
 
 LONGEST_PERIOD_US = 1_000_000
 """The kernel's longest; only a small share of many virtual CPUs needs it."""

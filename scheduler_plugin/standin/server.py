@@ -3,7 +3,7 @@
     python -m scheduler_plugin.standin.server --dir D --hook .../hooks/magrathea_server.py --queue high=priority
 
 It listens on D/pbs.sock: a JSON line per request, a JSON line per answer; MoMs connect there, too, and are then
-spoken to. FACTS.md says what it must imitate; where it differs from OpenPBS, it is wrong.
+spoken to. Where it differs from OpenPBS, it is wrong.
 
 Rule 1: it is no batch system. What Magrathea does not touch (users, limits, reservations, arrays) is not here.
 """

@@ -1,4 +1,4 @@
-"""A PBS that lives in memory and behaves as OpenPBS does in what concerns the hub (FACTS measured on the real one).
+"""A PBS that lives in memory and behaves as OpenPBS does in what concerns the hub (measured on the real one).
 
 Thread-safe; `connect` gives connections. `breaks` is called before each operation and may raise PbsError or block.
 """

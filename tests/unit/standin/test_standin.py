@@ -1,4 +1,4 @@
-"""The stand-in's server and MoM as processes: what FACTS.md says of OpenPBS's jobs holds of theirs."""
+"""The stand-in's server and MoM as processes: what was measured of OpenPBS's jobs holds of theirs."""
 
 from __future__ import annotations
 
