@@ -13,7 +13,7 @@ import traceback
 
 from .figure import Figure, as_json, missing, table
 
-SCRIPTS = ("core_events", "claim", "forkstorm", "openpbs", "idle", "status_time")
+SCRIPTS = ("core_events", "claim", "forkstorm", "openpbs", "idle", "status_time", "guests", "memory")
 """In this order; each module has `figures(quick)`."""
 
 
