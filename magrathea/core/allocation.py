@@ -100,17 +100,23 @@ def _sum(amounts: Iterable[Amount]) -> Amount:
     return sum(amounts, NOTHING)
 
 
-def _ceiling(host: Host, domain: Domain) -> Amount:
-    """What this domain may have in all: its configured size, and what its siblings' floors and stopped jobs leave."""
-    total = host.without_services
+def _room_mib(host: Host, domain: Domain) -> int:
+    """What the domain's jobs may have in all: beyond every floor, its own too, and what its siblings' jobs keep.
+
+    Negative where not even its floor is left.
+    """
     siblings = host.siblings(domain)
+    must_stay = 0
     if host.mode is Mode.EXCLUSIVE:
-        must_stay = [s.stuck_mib(s.jobs) if stoppable(host, s) or not s.running else s.use.mib for s in siblings]
-        left = total.mib - sum(s.floor_mib for s in siblings) - sum(must_stay)
-    else:
-        left = total.mib - sum(d.floor_mib for d in host.workers)
-    mib = min(left, domain.memory_mib) if domain.memory_mib else left
-    return Amount(max(0, min(total.cpus, domain.cpus)), max(0, mib))
+        stay = (s.stuck_mib(s.jobs) if stoppable(host, s) or not s.running else s.use.mib for s in siblings)
+        must_stay = sum(stay)
+    left = host.without_services.mib - sum(d.floor_mib for d in host.workers) - must_stay
+    return min(left, domain.memory_mib - domain.floor_mib) if domain.memory_mib else left
+
+
+def _ceiling(host: Host, domain: Domain) -> Amount:
+    """What this domain's jobs may have in all: its configured size, and what floors and siblings' jobs leave."""
+    return Amount(max(0, min(host.without_services.cpus, domain.cpus)), max(0, _room_mib(host, domain)))
 
 
 def _counted(host: Host, domain: Domain) -> tuple[Amount, Amount, Amount]:
@@ -214,7 +220,7 @@ def blocked(host: Host, domain: Domain, cls: JobClass) -> Refusal | None:
                 return Refusal("host-reserved", f"{sibling.name} is frozen; until it is back, only preemptible jobs")
         elif sibling.running and not stoppable(host, sibling):
             return _why_not_stoppable(host, sibling)
-    if domain.kind is Kind.PRIORITY and _ceiling(host, domain).mib < domain.floor_mib:
+    if domain.kind is Kind.PRIORITY and _room_mib(host, domain) < 0:
         return Refusal("memory", f"what cannot be moved out on {host.name} leaves {domain.name} less than its floor")
     return None
 

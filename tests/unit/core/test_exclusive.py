@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from magrathea.core import states
 from magrathea.core.model import Limits, State, Stopper
 
 from .builders import (
@@ -203,6 +204,16 @@ def test_the_floor_of_a_blocker_must_fit() -> None:
     h = run(host("exclusive", memory=1_000, n1="normal floor=900", p1="priority floor=50"), "n1", "1")
     assert claim(h, "p1", "9", memory=200).code == "memory"
     assert stopped(claim(h, "p1", "9", memory=200).host) == set()
+
+
+def test_a_domains_own_floor_is_no_jobs() -> None:
+    """Guest, MoM and agent live on it: a job of all the memory would never have what it asked for."""
+    h = host("exclusive", memory=1_000, n1="normal floor=100", p1="priority floor=50")
+    assert claim(h, "p1", "9", memory=850).ok
+    assert claim(h, "p1", "9", memory=851).code == "memory"
+    p1 = h.domain("p1")
+    assert p1 is not None
+    assert states.published(h, p1).mib == 850, "and PBS sends none"
 
 
 def test_blockers_whose_floors_leave_no_room_for_the_domain_itself_are_not_preempted() -> None:

@@ -303,7 +303,7 @@ def test_without_swap_pbs_is_told_what_can_move() -> None:
     w = world(busy_guest(swap_mib=0), swap_mib=0, low_mib=1500)
 
     async def work() -> None:
-        assert published(w.host, w.domain("p1")).mib == CAPACITY_MIB - FLOOR_MIB - 1500
+        assert published(w.host, w.domain("p1")).mib == CAPACITY_MIB - 2 * FLOOR_MIB - 1500
         answer = await w.claim(1000)
         assert answer["code"] == "memory"
         assert w.low_runs()
