@@ -240,7 +240,9 @@ class Hub:
         while True:
             due = self.farm.next_due()
             with contextlib.suppress(TimeoutError):  # then something is due
-                await asyncio.wait_for(self._kick.wait(), None if due is None else max(0.0, due - time.time()))
+                # Not `wait_for`: before Python 3.12 it swallows a cancellation that comes with the kick.
+                async with asyncio.timeout(None if due is None else max(0.0, due - time.time())):
+                    await self._kick.wait()
             self._kick.clear()
             if self.farm.upkeep.requests:
                 self.farm.upkeep.answered(self._forgotten())

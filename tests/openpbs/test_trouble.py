@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from scheduler_plugin.standin.fleet import EXCLUSIVE
@@ -107,9 +109,14 @@ def test_a_stale_publication_is_caught_by_the_runjob_hook(fleet: OpenPbsCluster)
         wait_running(fleet, protected)
         wait_domain(fleet, "n1", "running")
         wait(fleet, "p1 accepts none", lambda: fleet.vnodes()["p1"].accepts == ("none",))
-        fleet.pbs.qmgr("set node p1 resources_available.magrathea_accepts=priority")
         high = fleet.submit("high", 10)
-        wait(fleet, "the reason is in its comment", lambda: "host-busy" in fleet.jobs()[high].comment)
+        for _ in range(20):  # the hub may set it right before the scheduler has looked
+            fleet.pbs.qmgr("set node p1 resources_available.magrathea_accepts=priority")
+            fleet.pbs.qmgr("set server scheduling=true")
+            time.sleep(0.5)
+            if "host-busy" in fleet.jobs()[high].comment:
+                break
+        assert "host-busy" in fleet.jobs()[high].comment
         assert fleet.jobs()[high].state == "Q"
         assert fleet.jobs()[high].run_version == 0
         assert fleet.jobs()[protected].state == "R"
