@@ -59,13 +59,17 @@ lint: setup ## ruff and mypy --strict
 # Each worker has a cluster of its own.
 ON_OPENPBS = $(if $(wildcard /opt/pbs/sbin/pbs_server),-n 3 --dist loadfile)
 
+# On real servers and emulated guests beside each other a test may fail for want of time: it is run once more, and the
+# summary names it (RERUN). Whoever fails twice has failed. No other suite is given that.
+AGAIN = --reruns 1 -rsR
+
 # The suite on OpenPBS mostly waits, and guests boot, so both run beside the others; each report comes whole.
 test: lint libvirt ## everything: lint, then all suites; says what it could not run
 ifeq ($(TESTS),tests)
 	@$(BIN)/pytest -rs --ignore=tests/openpbs --ignore=tests/libvirt tests > .tests.log 2>&1 & others=$$!; \
-	$(BIN)/pytest -rs tests/libvirt > .libvirt.log 2>&1 & guests=$$!; \
+	$(BIN)/pytest $(AGAIN) tests/libvirt > .libvirt.log 2>&1 & guests=$$!; \
 	trap 'kill $$others $$guests 2>/dev/null' EXIT INT TERM; \
-	echo "tests/openpbs, beside all the others:"; $(BIN)/pytest -rs $(ON_OPENPBS) tests/openpbs; openpbs=$$?; \
+	echo "tests/openpbs, beside all the others:"; $(BIN)/pytest $(AGAIN) $(ON_OPENPBS) tests/openpbs; openpbs=$$?; \
 	echo "all the others:"; tail -n +1 -f --pid=$$others .tests.log; wait $$others; rest=$$?; \
 	echo "tests/libvirt:"; tail -n +1 -f --pid=$$guests .libvirt.log; wait $$guests; real=$$?; \
 	test $$openpbs = 0 && test $$rest = 0 && test $$real = 0
