@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from scheduler_plugin.standin.guests import needs
+
 from .figure import Figure, at_most, below, missing, percentile, run
 
 if TYPE_CHECKING:
@@ -113,12 +115,8 @@ def answers(guest: Guest, count: int) -> tuple[list[float], list[float]]:
 
 
 def figures(quick: bool) -> list[Figure]:
-    try:
-        from tests.libvirt.conftest import WHY_NOT
-    except ImportError as error:
-        return [missing("real guests", "", "", f"{error}; pip install magrathea[libvirt]")]
-    if WHY_NOT is not None:
-        return [missing("real guests", "", "", WHY_NOT)]
+    if (why_not := needs.missing()) is not None:
+        return [missing("real guests", "", "", why_not)]
     from tests.libvirt import machine as rig
     from tests.libvirt.machine import Hypervisor, Size, machine
 

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from scheduler_plugin.standin.guests import needs
+
 from .figure import Figure, at_most, below, missing, percentile, run
 
 if TYPE_CHECKING:
@@ -269,12 +271,8 @@ def _ended_or_on(guest: Guest, job: Job, rounds: int) -> bool:
 
 
 def figures(quick: bool) -> list[Figure]:
-    try:
-        from tests.libvirt.conftest import WHY_NOT
-    except ImportError as error:
-        return [missing("memory of real guests", "", "", f"{error}; pip install magrathea[libvirt]")]
-    if WHY_NOT is not None:
-        return [missing("memory of real guests", "", "", WHY_NOT)]
+    if (why_not := needs.missing()) is not None:
+        return [missing("memory of real guests", "", "", why_not)]
     (idle, fast), (idle_plain, fast_plain) = pair(0)
     found = [
         at_most("memory of an idle domain: with Magrathea / plain balloon", idle / idle_plain, "ratio", IDLE_RATIO),

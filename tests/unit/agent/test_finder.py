@@ -36,12 +36,17 @@ def the_job() -> agent.Job:
     return job
 
 
+def look_for(finder: agent.Finder, job: agent.Job, pid: int) -> None:
+    """One look reads no more environments than it has time for."""
+    for _ in range(1000):
+        finder.look([job], True, 0.0)
+        if pid in job.procs:
+            return
+
+
 def test_mom_seen_in_the_midst_of_an_exec_is_given_up_as_soon_as_it_speaks(mom: subprocess.Popen[bytes]) -> None:
     finder, job = agent.Finder(agent.Cgroups(()), ()), the_job()
-    for _ in range(1000):  # one look reads no more environments than it has time for
-        finder.look([job], True, 0.0)
-        if mom.pid in job.procs:
-            break
+    look_for(finder, job, mom.pid)
     taken = job.procs[mom.pid]
     taken.image = (b"1", b"half-way")  # a stack pointer that the exec has changed since
     finder.spare(mom.pid)
@@ -58,8 +63,5 @@ def test_what_mom_becomes_by_an_exec_is_the_jobs(mom: subprocess.Popen[bytes]) -
     assert mom.pid not in job.procs
     start, _ = finder.spared[mom.pid]
     finder.spared[mom.pid] = (start, (b"1", b"before"))
-    for _ in range(1000):
-        finder.look([job], True, 0.0)
-        if mom.pid in job.procs:
-            break
+    look_for(finder, job, mom.pid)
     assert mom.pid in job.procs
