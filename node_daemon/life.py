@@ -172,7 +172,7 @@ class Life:
         """The domain as it is, or None where that is not known."""
         read = self._owner.switch.read.get(domain.name)
         channel = self._owner.channels.get(domain.name)
-        if read is None:
+        if read is None or not read.known:
             return None
         return Seen(
             up=read.up,

@@ -209,8 +209,13 @@ class Mover:
         before = dict(self._bounds)
         self._bounds = {}
         for name, domain in read.items():
+            if domain.up and not domain.known:
+                self._bounds[name] = before.get(name, self._most(name))
+                continue
             if not domain.up or domain.memory_mib is None:
                 self._targets.pop(name, None)
+                if domain.up and domain.max_memory_mib is not None:
+                    self._bounds[name] = domain.max_memory_mib  # nothing of it moves: it has all that it may have
                 continue
             target, move = self._targets.get(name), self._moves.get(name)
             if target is not None and abs(target - domain.memory_mib) <= SLACK_MIB and move is None:
@@ -223,6 +228,12 @@ class Mover:
             self._content.clear()
         if before != self._bounds:
             self._changed.set()
+
+    def _most(self, domain: str) -> int:
+        """What a domain of which nothing was read yet may have."""
+        host = self._owner.host
+        found = host.domain(domain)
+        return (found.memory_mib if found is not None else 0) or host.without_services.mib
 
     # Moving
 

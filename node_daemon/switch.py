@@ -142,10 +142,10 @@ class Switch:
         return tuple(key for key, order in told.items() if order is Order.STOP and (domain, key) in wanted)
 
     def memory_read(self, read: Mapping[str, ActualDomain]) -> None:
-        changed = {name: d.memory_mib for name, d in read.items()} != {n: d.memory_mib for n, d in self.read.items()}
-        for name, domain in read.items():
-            if name in self.read:
-                self._note(name, memory_mib=domain.memory_mib)
+        known = {name: domain for name, domain in read.items() if name in self.read and domain.known}
+        changed = any(domain.memory_mib != self.read[name].memory_mib for name, domain in known.items())
+        for name, domain in known.items():
+            self._note(name, memory_mib=domain.memory_mib)
         if changed:
             self._facts.actual_changed()
             self.look_soon()
@@ -191,11 +191,16 @@ class Switch:
             return
         if number < self.reads:
             return  # one that was begun later has been quicker
-        self.read, self.reads = read, number
+        self.read, self.reads = {name: self._as_known(name, one) for name, one in read.items()}, number
         self._facts.driver_read(self._driver.others())
-        self.mover.note(self.read)
+        self.mover.note(read)
         self._facts.actual_changed()
         self.look_soon()
+
+    def _as_known(self, name: str, now: ActualDomain) -> ActualDomain:
+        """Of a domain that could not be read what was read last is all that is known, if it was up then, too."""
+        before = self.read.get(name)
+        return now if now.known or before is None or not before.up else before
 
     def refresh_soon(self) -> None:
         if self._refresh_task is not None and not self._refresh_task.done():
@@ -497,7 +502,10 @@ class Switch:
     def memory_lacking(self, domain: str) -> str | None:
         """None: the domain has what its jobs asked for. Empty: not yet. Else why it will not, with the numbers."""
         read = self.read.get(domain)
-        if read is None or read.memory_mib is None or MEMORY not in self._driver.capabilities:
+        moves = MEMORY in self._driver.capabilities
+        if read is None or not read.known:  # a driver that has never been reached does not say what it can do
+            return "" if moves or self._facts.host.driver_lost_at is not None else None
+        if not moves or read.memory_mib is None:
             return None
         needs, has = self.mover.needs(domain), read.memory_mib
         if has >= needs - SLACK_MIB:

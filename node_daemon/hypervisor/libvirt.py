@@ -2,7 +2,8 @@
 
 Rule 1: the event loop never waits for libvirt. Reading has a thread, each domain has one for what changes it, and each
 call a deadline (libvirt_calls.py); the connection is kept by libvirt_connection.py.
-Rule 2: what is read is libvirt's word of now. Without a connection `actual` raises `lost`, and nothing is made up.
+Rule 2: what is read is libvirt's word of now (libvirt_reading.py). Without a connection `actual` raises `lost`, and
+nothing is made up.
 Rule 3: only domains of the configuration are touched. All others are services: they are counted (`others`), no more.
 Rule 4: what is set is set for the running domain only, so that a domain that boots begins without a cap.
 """
@@ -12,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from .base import (
@@ -30,37 +30,19 @@ from .base import (
 )
 from .libvirt_calls import Worker
 from .libvirt_connection import Connection, Link, translated
-from .libvirt_values import CRASHED, CpuControl, cpu_control, has_balloon, is_paused, is_up
+from .libvirt_reading import DOWN, KIB, UNREAD, Abilities, All, Found, Reader
+from .libvirt_values import CRASHED, is_paused, is_up
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-KIB = 1024
-XEN_HOST = 0
-"""The id of Xen's first domain, which is the host's own system: what it needs is the configuration's reserve."""
 STARTED, STOPPED, CRASHED_EVENT = 2, 5, 8
 """Details of libvirt's lifecycle event that end or begin a domain."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A domain as it was read. `id`: libvirt's number of this run of it, another one after a restart."""
-
-    actual: ActualDomain
-    id: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Abilities:
-    """What the hypervisor behind the connection can do."""
-
-    kind: str
-    cpu: CpuControl | None
-    save: bool
-    without_balloon: frozenset[str]
-    undefined: frozenset[str]
-    said: tuple[str, ...]
+UNREAD_S = 0.5
+"""A domain that could not be read is read again so soon; one that boots can be within a second."""
 
 
 class LibvirtDriver:
@@ -78,10 +60,15 @@ class LibvirtDriver:
         self._reader = Worker("libvirt-read")
         self._workers = {name: Worker(f"libvirt-{name}") for name in names}
         self._on_event: OnEvent | None = None
-        self._known: dict[str, _Found] = {}
+        self._known: dict[str, Found] = {}
+        self._unread: Mapping[str, str] = {}
+        self._again: asyncio.TimerHandle | None = None
         self._told: dict[str, bool] = {}
         self._events = dict.fromkeys(names, 0)  # how many there have been
-        self._abilities: _Abilities | None = None
+        self._abilities: Abilities | None = None
+        self._asked: Connection | None = None
+        """Whom they were asked of. Another libvirtd may know more, and its domains may be other ones; until it has
+        said so, what was known stays: a driver that could do nothing for a moment would seem to have nothing to do."""
         self._others = Others()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -108,6 +95,7 @@ class LibvirtDriver:
                 _ = self._link.connection
             except DriverError as error:
                 said.append(error.text)
+        said += [f"domain {name} cannot be read at present: {why}" for name, why in sorted(self._unread.items())]
         return [*said, *(self._abilities.said if self._abilities is not None else ())]
 
     def others(self) -> Others:
@@ -125,6 +113,8 @@ class LibvirtDriver:
             log.warning("%s; its domains are told of when it answers", error)
 
     async def close(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -138,118 +128,37 @@ class LibvirtDriver:
     async def actual(self) -> dict[str, ActualDomain]:
         link = self._linked()
         connection = link.connection
-        first = self._abilities is None
+        known = self._abilities if self._asked is connection else None
+        reader = Reader(link.libvirt, self._uri, self._names, self._services)
 
-        def read() -> tuple[_Abilities | None, dict[str, _Found], Others]:
-            abilities = self._ask(connection) if first else self._abilities
-            assert abilities is not None
-            return abilities, *self._read(connection, abilities)
+        def read() -> tuple[Abilities, All]:
+            abilities = known or reader.ask(connection, silent="LIFECYCLE" in link.unwatched)
+            return abilities, reader.read(connection, abilities)
 
         events = dict(self._events)
-        abilities, found, others = await self._call(self._reader, "reading the domains", read)
-        self._abilities = abilities
-        self._others = others
-        before, self._known = self._known, found
-        for name, now in found.items():
+        self._abilities, now = await self._call(self._reader, "reading the domains", read)
+        self._asked = connection
+        self._others = now.others or self._others
+        self._take(now, events)
+        return {name: one.actual for name, one in now.found.items()}
+
+    def _take(self, now: All, events: Mapping[str, int]) -> None:
+        """Tell of what has come and gone. `events`: how many there had been of each domain before it was read."""
+        before, self._known = self._known, dict(now.found)
+        unread, self._unread = self._unread, now.unread
+        for name, why in now.unread.items():
+            self._known[name] = before.get(name, UNREAD)
+            log.log(logging.DEBUG if name in unread else logging.WARNING, "domain %s cannot be read: %s", name, why)
+        if now.unread and (self._again is None or self._again.when() <= asyncio.get_running_loop().time()):
+            self._again = asyncio.get_running_loop().call_later(UNREAD_S, self._look_soon)
+        for name, one in now.found.items():
             if self._events[name] != events[name]:
                 continue  # what was read may be older than what was told meanwhile; whoever was told reads again
-            then = before.get(name)
-            if then is not None and then.actual.up and now.actual.up and then.id != now.id:
+            then = before.get(name, DOWN)
+            if {then.actual.up, then.actual.known, one.actual.up, one.actual.known} == {True} and then.id != one.id:
                 self._tell(name, up=False)  # it went down and came up again unseen
-            if self._told.get(name) is not now.actual.up:
-                self._tell(name, up=now.actual.up)
-        return {name: one.actual for name, one in found.items()}
-
-    def _read(self, connection: Connection, abilities: _Abilities) -> tuple[dict[str, _Found], Others]:
-        """In the reader's thread."""
-        down = _Found(ActualDomain(up=False), -1)
-        found = dict.fromkeys(self._names, down)
-        count = cpus = mib = 0
-        for domain in connection.listAllDomains(0):
-            name = self._ours.get(domain.name())
-            try:
-                if name is not None:
-                    found[name] = self._read_one(name, domain, abilities)
-                elif is_up((info := domain.info())[0]) and not (abilities.kind == "Xen" and domain.ID() == XEN_HOST):
-                    count, cpus, mib = count + 1, cpus + info[3], mib + info[1] // KIB
-            except self._error as error:
-                if not self._is_gone(domain):
-                    raise
-                log.debug("%s has gone while it was read: %s", domain.name(), error)
-        return found, Others(count, cpus, mib)
-
-    def _read_one(self, name: str, domain: Any, abilities: _Abilities) -> _Found:
-        state, reason = domain.state()
-        info = domain.info()
-        saved = abilities.save and bool(domain.hasManagedSaveImage())
-        movable = name not in abilities.without_balloon
-        up = is_up(state)
-        percent = None
-        if up and abilities.cpu is not None:
-            percent = abilities.cpu.percent(domain.schedulerParametersFlags(self._live), info[3])
-        actual = ActualDomain(
-            up=up,
-            cpu_percent=percent,
-            memory_mib=self._memory_kib(abilities.kind, domain, info) // KIB if up and movable else None,
-            saved=saved,
-            paused=is_paused(state, reason),
-            max_memory_mib=info[1] // KIB if movable else None,
-        )
-        return _Found(actual, domain.ID() if up else -1)
-
-    def _memory_kib(self, kind: str, domain: Any, info: list[int]) -> int:
-        """What the domain has. Of a container `info` says what it uses; what it has is its limit."""
-        if kind.upper() != "LXC":
-            return info[2]
-        return min(int(domain.memoryParameters(self._live)["hard_limit"]), info[1])
-
-    def _is_gone(self, domain: Any) -> bool:
-        """A domain may go while it is read: then it is down, or is no more."""
-        try:
-            return not domain.isActive()
-        except self._error:
-            return True
-
-    def _ask(self, connection: Connection) -> _Abilities:
-        """What this hypervisor can do, asked of the domains themselves; in the reader's thread."""
-        kind = str(connection.getType())
-        present = {d.name(): d for d in connection.listAllDomains(0)}
-        domains = {name: present[own] for name, own in self._names.items() if own in present}
-        workers = {name: domain for name, domain in domains.items() if name not in self._services}
-        undefined = frozenset(self._names.keys() - domains.keys())
-        without = frozenset(n for n, d in workers.items() if not has_balloon(kind, d.XMLDesc(0)))
-        cpu, said = self._ask_cpu(kind, workers)
-        save, why = bool(workers) and kind.upper() != "LXC", "libvirt's containers have none"
-        for domain in workers.values() if save else ():
-            try:
-                domain.hasManagedSaveImage()
-            except self._error as error:
-                save, why = False, str(error)
-        if workers and not save:
-            said.append(f"{kind} does not save domains to disk, so they cannot be frozen: {why}")
-        for name in sorted(without):
-            said.append(f"domain {name} has no balloon, its memory is not moved; `magrathea host adopt` adds one")
-        for name in sorted(undefined):
-            said.append(f"libvirt at {self._uri} has no domain {self._names[name]}, which {name} is; define it there")
-        if (link := self._link) is not None and "LIFECYCLE" in link.unwatched:
-            said.append(f"{kind} does not tell of its domains' coming and going; they are looked at now and then")
-        return _Abilities(kind, cpu, save, without, undefined, tuple(said))
-
-    def _ask_cpu(self, kind: str, domains: Mapping[str, Any]) -> tuple[CpuControl | None, list[str]]:
-        if not domains:
-            return None, []
-        why = "its scheduler has neither quota nor cap nor weight"
-        for domain in domains.values():
-            flags = self._live if domain.isActive() else self._link_constant("VIR_DOMAIN_AFFECT_CONFIG")
-            try:
-                control = cpu_control(kind, domain.schedulerParametersFlags(flags))
-            except self._error as error:
-                why = str(error)
-                continue
-            if control is not None:
-                weak = f"{kind} caps CPU by weight ({control.name}) only: a preempted domain's stray process costs more"
-                return control, [weak] if control.full else []
-        return None, [f"{kind} cannot cap CPU: {why}"]
+            if self._told.get(name) is not one.actual.up or (name in unread and name not in now.unread):
+                self._tell(name, up=one.actual.up)
 
     # Changing
 
@@ -381,7 +290,7 @@ class LibvirtDriver:
         if not one.isActive():
             raise DriverError("domain-down", f"domain {domain} on {self._host} is down")
 
-    async def _known_abilities(self) -> _Abilities:
+    async def _known_abilities(self) -> Abilities:
         if self._abilities is None:
             await self.actual()
         assert self._abilities is not None
@@ -406,7 +315,6 @@ class LibvirtDriver:
     # Coming and going
 
     def _found(self, connection: Connection) -> None:
-        self._abilities = None  # another libvirtd may know more, and its domains may be other ones
         self._look_soon(telling=bool(self._told))
 
     def _lost(self) -> None:
@@ -429,7 +337,7 @@ class LibvirtDriver:
     def _tell(self, name: str, up: bool) -> None:
         self._told[name] = up
         if not up and name in self._known:
-            self._known[name] = _Found(ActualDomain(up=False), -1)
+            self._known[name] = DOWN
         if self._on_event is not None and name not in self._services:
             self._on_event(DomainEvent(name, up))
 

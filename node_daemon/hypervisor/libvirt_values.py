@@ -16,6 +16,7 @@ from . import cgroups
 
 # Numbers of libvirt's interface, which never change (libvirt-domain.h, virterror.h): this file needs no binding.
 RUNNING, BLOCKED, PAUSED, SHUTTING_DOWN, SHUT_OFF, CRASHED, PM_SUSPENDED = range(1, 8)
+NO_DOMAIN = 42
 TRANSIENT_PAUSES = frozenset({2, 3, 4, 8, 9, 11, 12})
 """Reasons of PAUSED that pass by themselves: migration, save, dump, going down, a snapshot, starting."""
 
@@ -23,7 +24,7 @@ ERROR_CODES = {
     3: "not-supported",  # NO_SUPPORT
     8: "bad-value",  # INVALID_ARG
     29: "not-permitted",  # OPERATION_DENIED
-    42: "no-domain",  # NO_DOMAIN
+    NO_DOMAIN: "no-domain",
     45: "not-permitted",  # AUTH_FAILED
     55: "domain-down",  # OPERATION_INVALID: what is asked of a domain that is not running, above all
     67: "not-supported",  # CONFIG_UNSUPPORTED

@@ -12,7 +12,7 @@ import pytest
 
 from node_daemon.hypervisor import libvirt as libvirt_driver
 from node_daemon.hypervisor import libvirt_connection
-from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, SAVE, DomainEvent, DriverError, Others
+from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, SAVE, ActualDomain, DomainEvent, DriverError, Others
 from node_daemon.hypervisor.libvirt import LibvirtDriver
 
 libvirt = pytest.importorskip("libvirt", reason="libvirt's Python binding is missing: pip install magrathea[libvirt]")
@@ -273,6 +273,12 @@ class Fake:
         """Set: changes of m1's memory hang until `free`."""
         self.free = threading.Event()
         self.set: list[int] = []
+        self.fails: dict[str, int] = {}
+        """By "domain.call": the number of the error that the call fails with."""
+        self.listing = threading.Event()
+        """Clear: whoever lists the domains waits."""
+        self.listing.set()
+        self.ids: dict[str, int] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(libvirt, name)
@@ -292,6 +298,7 @@ class FakeConnection:
         return self._fake.kind
 
     def listAllDomains(self, flags: int) -> list[Any]:
+        assert self._fake.listing.wait(20)
         return [FakeDomain(self._fake, one) for one in self._real.listAllDomains(flags)]
 
     def lookupByName(self, name: str) -> Any:
@@ -303,9 +310,16 @@ class FakeDomain:
         self._fake, self._real = fake, real
 
     def __getattr__(self, name: str) -> Any:
+        if number := self._fake.fails.get(f"{self._real.name()}.{name}"):
+            raise failure(number)
         return getattr(self._real, name)
 
+    def ID(self) -> int:
+        return self._fake.ids.get(self._real.name(), int(self._real.ID()))
+
     def schedulerParametersFlags(self, flags: int) -> dict[str, int]:
+        if flags == libvirt.VIR_DOMAIN_AFFECT_LIVE and f"{self._real.name()}.live" in self._fake.fails:
+            raise failure(self._fake.fails[f"{self._real.name()}.live"])
         return self._fake.schedulers[self._real.name()]
 
     def setSchedulerParametersFlags(self, parameters: dict[str, int], flags: int) -> None:
@@ -316,6 +330,13 @@ class FakeDomain:
             assert self._fake.free.wait(20)
         self._fake.set.append(kib // MIB)
         self._real.setMemoryFlags(kib, flags)
+
+
+def failure(number: int) -> Exception:
+    """libvirt's error of that number."""
+    error: Exception = libvirt.libvirtError(f"error {number}, as the test wants")
+    error.err = (number, 0, "", 2, "", "", "", 0, 0)  # type: ignore[attr-defined]
+    return error
 
 
 def faked(monkeypatch: pytest.MonkeyPatch, kind: str, scheduler: dict[str, int]) -> Fake:
@@ -330,14 +351,33 @@ def test_xen_caps_by_its_cap_and_its_own_first_domain_is_no_service(
 ) -> None:
     async def work() -> None:
         fake = faked(monkeypatch, "Xen", {"weight": 256, "cap": 0})
+        connection.defineXML(xml("Domain-0", 4096, 8)).create()
+        connection.defineXML(xml("dns", 256, 1)).create()
+        fake.ids["Domain-0"] = 0
         async with started() as (driver, _):
-            assert CPU in driver.capabilities
+            assert driver.capabilities == {CPU, MEMORY, LIFE, SAVE}
             assert driver.notes() == []
+            assert driver.others() == Others(1, 1, 256), "the host's own system is no service, dns is one"
             await driver.set_cpu("n1", 10)
             assert fake.schedulers == {"m1": {"weight": 256, "cap": 10}, "m2": {"weight": 256, "cap": 0}}
             assert (await driver.actual())["n1"].cpu_percent == driver.nearest_cpu(10) == 10
             await driver.set_cpu("n1", None)
             assert (await driver.actual())["n1"].cpu_percent is None
+
+    run(work)
+
+
+def test_xen_moves_memory_and_saves_to_disk(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        faked(monkeypatch, "Xen", {"weight": 256, "cap": 0})
+        async with started() as (driver, heard):
+            await driver.set_memory("n1", 512)
+            assert (await driver.actual())["n1"].memory_mib == 512
+            await driver.save("p1")
+            await heard.until(DomainEvent("p1", False))
+            assert (await driver.actual())["p1"].saved
+            await driver.boot("p1")
+            assert (await driver.actual())["p1"].up
 
     run(work)
 
@@ -374,5 +414,128 @@ def test_a_hanging_domain_holds_up_neither_reading_nor_the_others_nor_the_loop(
             fake.hung.clear()
             await driver.set_memory("n1", 800)
             assert fake.set == [700, 512, 800]  # what was given up before it began never takes effect
+
+    run(work)
+
+
+OPERATION_TIMEOUT, NO_DOMAIN, RPC = 68, 42, 38
+QEMU = {"global_quota": -1, "global_period": 100000}
+
+
+def test_a_domain_that_cannot_be_read_costs_only_its_own_facts_and_is_read_again(
+    connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        fake = faked(monkeypatch, "QEMU", QEMU)
+        async with started() as (driver, heard):
+            heard.clear()
+            fake.fails["m1.info"] = OPERATION_TIMEOUT
+            found = await driver.actual()
+            assert found["n1"] == ActualDomain(up=True, known=False)
+            assert found["p1"] == ActualDomain(True, None, 1024, max_memory_mib=1024)
+            assert any("n1 cannot be read" in note for note in driver.notes())
+            await asyncio.sleep(2.5 * libvirt_driver.UNREAD_S)
+            assert heard.events == [], "nothing has happened"
+            fake.fails.clear()
+            await heard.until(DomainEvent("n1", True))  # look
+            assert (await driver.actual())["n1"].known
+            assert heard.events == [DomainEvent("n1", True)]
+            assert driver.notes() == []
+
+    run(work)
+
+
+def test_a_service_that_cannot_be_read_is_counted_as_before(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        fake = faked(monkeypatch, "QEMU", QEMU)
+        connection.defineXML(xml("dns", 256, 1)).create()
+        async with started() as (driver, _):
+            fake.fails["dns.info"] = OPERATION_TIMEOUT
+            assert all(one.known for one in (await driver.actual()).values())
+            assert driver.others() == Others(1, 1, 256)
+
+    run(work)
+
+
+def test_a_libvirtd_that_dies_while_it_is_read_takes_no_domain_down(
+    connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        fake = faked(monkeypatch, "QEMU", QEMU)
+        async with started() as (driver, heard):
+            heard.clear()
+            fake.fails |= {f"m1.{call}": RPC for call in ("state", "info", "isActive")}
+            with pytest.raises(DriverError) as caught:
+                await driver.actual()
+            assert caught.value.code == "failed"
+            assert heard.events == []
+
+    run(work)
+
+
+def test_a_domain_that_is_undefined_while_it_is_read_is_down(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        fake = faked(monkeypatch, "QEMU", QEMU)
+        async with started() as (driver, heard):
+            fake.fails |= {f"m1.{call}": NO_DOMAIN for call in ("state", "info", "isActive")}
+            assert (await driver.actual())["n1"] == ActualDomain(up=False)
+            assert DomainEvent("n1", False) in heard.events
+
+    run(work)
+
+
+def test_a_new_connection_can_what_the_old_one_could_until_it_says_otherwise(
+    connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that could do nothing for a moment would have nothing to do: memory would seem to be there."""
+
+    async def work() -> None:
+        fake = faked(monkeypatch, "QEMU", QEMU)
+        async with started() as (driver, _):
+            link = driver._link
+            assert link is not None
+            fake.listing.clear()
+            fake.kind = "LXC"  # another hypervisor, even
+            before = link.connection
+            link._lost.set()
+            async with asyncio.timeout(10):
+                while link._connection in (None, before):
+                    await asyncio.sleep(0.01)
+            assert driver.capabilities == {CPU, MEMORY, LIFE, SAVE}
+            fake.listing.set()
+            async with asyncio.timeout(10):
+                while SAVE in driver.capabilities:
+                    await asyncio.sleep(0.01)
+
+    run(work)
+
+
+def test_what_caps_cpu_is_found_although_the_domains_are_just_booting(
+    connection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        fake = faked(monkeypatch, "QEMU", QEMU)
+        fake.fails = {"m1.live": 55, "m2.live": 55}
+        async with started() as (driver, heard):
+            assert CPU in driver.capabilities
+            assert not any(one.known for one in (await driver.actual()).values())
+            heard.clear()
+            fake.fails.clear()
+            await heard.until(DomainEvent("n1", True))
+            assert (await driver.actual())["n1"].known
+
+    run(work)
+
+
+def test_a_domain_without_a_balloon_has_all_that_it_may_have(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        faked(monkeypatch, "QEMU", QEMU)
+        connection.lookupByName("m1").destroy()
+        connection.lookupByName("m1").undefine()
+        connection.defineXML(xml("m1").replace("model='virtio'", "model='none'")).create()
+        async with started() as (driver, _):
+            assert (await driver.actual())["n1"] == ActualDomain(True, None, None, max_memory_mib=1024)
+            assert await refused(driver.set_memory("n1", 512)) == "not-supported"
+            assert any("floor_mib" in note for note in driver.notes())
 
     run(work)

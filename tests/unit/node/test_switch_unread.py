@@ -1,0 +1,107 @@
+"""What the hypervisor does not say of a domain, or of any: nobody is given memory, told that it is there, or taken for
+down, by what is not known.
+
+The worlds of test_switch_memory.py: the real core, switch, mover and claims.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from magrathea.core import events as ev
+from node_daemon.hypervisor.base import ActualDomain
+
+from .guests_model import ModelDriver, ModelGuest
+from .test_memory import owner
+from .test_switch_memory import CAPACITY_MIB, FLOOR_MIB, HIGH, World, busy_guest, played
+
+UNREAD = ActualDomain(up=True, known=False)
+MINE_MIB = 512
+
+
+class Driver(ModelDriver):
+    """Whose guests can be unreadable."""
+
+    unread: frozenset[str] = frozenset()
+
+    async def actual(self) -> dict[str, ActualDomain]:
+        return {name: UNREAD if name in self.unread else one for name, one in (await super().actual()).items()}
+
+
+def world() -> tuple[World, Driver]:
+    n1 = busy_guest()
+    n1.stopped = False
+    driver = Driver(CAPACITY_MIB, n1, ModelGuest("p1", MINE_MIB, used=60))
+    return World(driver, swap_mib=4096, low_mib=0), driver
+
+
+def test_memory_of_a_domain_that_cannot_be_read_is_given_to_nobody_until_it_can() -> None:
+    w, driver = world()
+
+    async def work() -> None:
+        driver.unread = frozenset({"n1"})
+        await w.switch.refresh()
+        assert w.switch.read["n1"].memory_mib == 2048, "what was read last is all that is known"
+        assert (await w.claim(1000))["ok"]
+        await asyncio.sleep(20)
+        assert not (await w.prepared()).get("ready")
+        assert w.has("p1") == MINE_MIB
+        driver.unread = frozenset()
+        await w.switch.refresh()
+        await w.until(lambda: w.has("p1") >= FLOOR_MIB + 1000)
+        assert (await w.prepared())["ready"]
+
+    played(w, work)
+
+
+def test_a_daemon_that_cannot_read_a_domain_at_its_start_counts_all_that_it_may_have() -> None:
+    w, driver = world()
+
+    async def work() -> None:
+        assert (await w.claim(1000))["ok"]
+        await w.until(lambda: w.has("p1") > MINE_MIB + 200)
+        driver.unread = frozenset({"n1"})
+        await asyncio.sleep(5)  # what was given until then is there
+        await w.renew()
+        has = w.has("p1")
+        assert has < FLOOR_MIB + 1000
+        await asyncio.sleep(30)
+        assert w.has("p1") <= has + 2, "n1 may have all the rest"
+        driver.unread = frozenset()
+        await w.switch.refresh()
+        await w.until(lambda: w.has("p1") >= FLOOR_MIB + 1000)
+
+    played(w, work)
+
+
+def test_a_daemon_that_has_never_reached_its_hypervisor_calls_no_memory_ready() -> None:
+    w, driver = world()
+
+    async def work() -> None:
+        assert (await w.claim(1000))["ok"]
+        can, driver.capabilities = driver.capabilities, frozenset()
+        driver.fail = 1000
+        w.apply(ev.DriverLost(w.now()))
+        await w.renew()
+        assert w.switch.read == {}
+        assert (await w.prepared()) == {"ok": True, "ready": False}
+        driver.fail, driver.capabilities = 0, can
+        w.apply(ev.DriverFound(w.now()))
+        await w.switch.refresh()
+        await w.until(lambda: w.has("p1") >= FLOOR_MIB + 1000)
+        assert (await w.prepared())["ready"]
+        w.apply(ev.Released(w.now(), "p1", HIGH))
+        await w.until(w.low_runs)
+
+    played(w, work)
+
+
+def test_a_domain_without_a_balloon_keeps_what_it_has() -> None:
+    o = owner(ModelGuest("n1", 2048), ModelGuest("p1", 512))
+    fixed = ActualDomain(up=True, max_memory_mib=3000)
+    movable = ActualDomain(up=True, memory_mib=512, max_memory_mib=4096)
+    o.mover.note({"n1": fixed, "p1": movable})
+    assert o.mover.room("p1") == o.host.memory_mib - 3000
+    o.mover.note({"n1": replace(fixed, up=False), "p1": movable})
+    assert o.mover.room("p1") == o.host.memory_mib
