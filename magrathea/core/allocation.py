@@ -176,12 +176,12 @@ def verdict(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal 
 
 
 def _gate(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | None:
-    there, name = host.without_services, domain.name
+    name, cpus, mib = domain.name, host.cpus, host.memory_mib
     gates = (
         (
-            size.cpus < 1 or size.mib < 0 or not size.within(there),
+            size.cpus < 1 or size.mib < 0 or not size.within(Amount(cpus, mib)),
             "bad-request",
-            f"no job here can have {size.cpus} CPUs and {size.mib} MiB; {host.name} has {there.cpus} and {there.mib}",
+            f"no job here can have {size.cpus} CPUs and {size.mib} MiB; {host.name} has {cpus} and {mib}",
         ),
         (
             cls not in CLASSES_OF[domain.kind],
@@ -249,8 +249,10 @@ def _sized(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal |
                 "hub-lost", f"no hub answers, so nothing is preempted; without that {left.cpus} CPUs are left"
             )
         if size.cpus > left.cpus:
-            return Refusal("cpus", f"{size.cpus} CPUs asked for, {left.cpus} left on {host.name} for class {cls}")
-        return Refusal("memory", f"{size.mib} MiB asked for, {left.mib} left on {host.name} for class {cls}")
+            text = f"{size.cpus} CPUs asked for, {left.cpus} left on {host.name} for class {cls}"
+            return Refusal("cpus", text + _of_services(host.cpus, host.without_services.cpus, "CPUs"))
+        text = f"{size.mib} MiB asked for, {left.mib} left on {host.name} for class {cls}"
+        return Refusal("memory", text + _of_services(host.memory_mib, host.without_services.mib, "MiB"))
     if cls is not JobClass.PRIORITY:
         return ()
     if host.mode is Mode.EXCLUSIVE:
@@ -258,6 +260,11 @@ def _sized(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal |
     need = size - free(host, domain)
     # MoM's lists may have overbooked the memory; a job that asks for none does not have to mend that
     return victims(host, need if size.mib else Amount(need.cpus, 0))
+
+
+def _of_services(has: int, left: int, unit: str) -> str:
+    """What services take of the host, for people; empty where there are none."""
+    return f"; of its {has} {unit} services have {has - left}" if left < has else ""
 
 
 def defrost_verdict(host: Host, domain: Domain, until: float) -> Refusal | tuple[str, ...]:

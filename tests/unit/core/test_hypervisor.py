@@ -44,3 +44,29 @@ def test_what_other_domains_have_is_subtracted_as_they_come_and_go() -> None:
 def test_more_services_than_cpus_leave_nothing_and_break_nothing() -> None:
     h = after(host("counted", cpus=8, n1="normal", p1="priority"), OthersSeen(T, cpus=12, memory_mib=99_999))
     assert accepts(h, "n1") == accepts(h, "p1") == set()
+
+
+@both
+@pytest.mark.parametrize(
+    ("asked", "code", "numbers"),
+    [
+        ({"cpus": 4}, "cpus", ("4 CPUs asked for", "3 left", "of its 8 CPUs services have 5")),
+        ({"cpus": 3, "memory": 3_500}, "memory", ("3500 MiB asked for", "services have 1000")),
+        ({"cpus": 9}, "bad-request", ("9 CPUs", "has 8")),
+    ],
+)
+def test_a_job_larger_than_what_services_leave_is_told_the_numbers(
+    mode: str, asked: dict[str, int], code: str, numbers: tuple[str, ...]
+) -> None:
+    h = after(host(mode, cpus=8, memory=4_000, n1="normal"), OthersSeen(T, cpus=5, memory_mib=1_000))
+    refusal = claim(h, "n1", "1", cls=LOW, **asked)
+    assert refusal.code == code
+    assert [part for part in numbers if part not in refusal.text] == []
+
+
+@both
+def test_configured_services_are_told_with_the_others(mode: str) -> None:
+    h = after(host(mode, cpus=8, n1="normal", dns="service cpus=2"), OthersSeen(T, cpus=1, memory_mib=0))
+    refusal = claim(h, "n1", "1", cls=LOW, cpus=6)
+    assert refusal.code == "cpus"
+    assert "of its 8 CPUs services have 3" in refusal.text
