@@ -112,7 +112,10 @@ class RefusedClaim(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
 
 
 class Snapshot(Message, frozen=True, tag="snapshot"):
-    """A host daemon to its hub: everything about the host. `boot_id` changes with each start of the daemon."""
+    """A host daemon to its hub: everything about the host. `boot_id` changes with each start of the daemon.
+
+    `services_cpus`: of the host's `cpus`, what services have, configured ones and others.
+    """
 
     host: Word
     boot_id: Word
@@ -122,6 +125,7 @@ class Snapshot(Message, frozen=True, tag="snapshot"):
     cpus: Count
     memory_mib: Count
     domains: list[DomainReport]
+    services_cpus: Count = 0
     driver: Word = "local"
     hub_connected: bool = False
     paused: Sentence = ""

@@ -50,6 +50,7 @@ def snapshot(host: Host, beside: Beside, revision: int = 0) -> Snapshot:
         mode=host.mode,
         cpus=host.cpus,
         memory_mib=host.memory_mib,
+        services_cpus=min(host.cpus, host.cpus - host.without_services.cpus),
         domains=[_domain(host, d, beside, wanted, wants.get(d.name)) for d in host.domains],
         driver=beside.driver,
         hub_connected=not host.hub_lost,

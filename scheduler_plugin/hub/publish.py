@@ -157,8 +157,7 @@ def attributes_of(snapshot: Snapshot, domain: DomainReport, *, set_priority: boo
     if set_priority:
         found[PRIORITY] = str(rank)
     if snapshot.mode is Mode.COUNTED:
-        services = sum(d.ncpus for d in snapshot.domains if d.kind is Kind.SERVICE)
-        found[HOST_NCPUS] = str(max(0, snapshot.cpus - services))
+        found[HOST_NCPUS] = str(max(0, snapshot.cpus - snapshot.services_cpus))
     return found
 
 

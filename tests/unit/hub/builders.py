@@ -91,6 +91,7 @@ def snapshot(
     at: float = NOW,
     mode: Mode = Mode.EXCLUSIVE,
     cpus: int = 4,
+    services_cpus: int = 0,
 ) -> Snapshot:
     return Snapshot(
         host=host,
@@ -100,6 +101,7 @@ def snapshot(
         mode=mode,
         cpus=cpus,
         memory_mib=4096,
+        services_cpus=services_cpus,
         domains=list(domains),
     )
 

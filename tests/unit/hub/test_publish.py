@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from magrathea.core.model import JobClass, Kind, Mode, State
+from magrathea.core.model import Amount, Domain, Host, JobClass, Kind, Lifecycle, Mode, State
+from node_daemon.snapshot import Beside
+from node_daemon.snapshot import snapshot as node_snapshot
 from scheduler_plugin.hub import publish
 from scheduler_plugin.hub.publish import (
     ACCEPTS,
@@ -60,10 +62,22 @@ def test_nothing_accepted_and_no_sibling_are_words() -> None:
 
 def test_services_are_no_siblings_and_their_cpus_are_not_the_hosts() -> None:
     service = domain("s1", kind=Kind.SERVICE, ncpus=1, accepts=[])
-    made = snapshot(domain("n1"), service, mode=Mode.COUNTED, cpus=8)
+    made = snapshot(domain("n1"), service, mode=Mode.COUNTED, cpus=8, services_cpus=1)
     shown = publish.attributes_of(made, made.domains[0])
     assert shown[SIBLINGS] == "none"
     assert shown[HOST_NCPUS] == "7"
+
+
+@pytest.mark.parametrize(
+    ("services", "others", "left"), [(2, 0, "14"), (12, 0, "4"), (0, 12, "4"), (10, 3, "3"), (10, 9, "0")]
+)
+def test_what_services_have_is_not_the_hosts_however_much_it_is(services: int, others: int, left: str) -> None:
+    """Of a whole host, as its daemon reports it: the server's hook counts by it."""
+    n1 = Domain("n1", Kind.NORMAL, 16, lifecycle=Lifecycle.UP, agent_lost_at=None)
+    domains = (n1, Domain("s1", Kind.SERVICE, services)) if services else (n1,)
+    host = Host("h1", Mode.COUNTED, 16, 4096, domains, others=Amount(others, 0))
+    made = node_snapshot(host, Beside(boot_id="boot"))
+    assert publish.attributes_of(made, made.domains[0])[HOST_NCPUS] == left
 
 
 def test_a_host_that_counts_no_longer_shows_its_cpus_no_longer() -> None:
