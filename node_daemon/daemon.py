@@ -76,6 +76,7 @@ class Daemon:
         self._by = _preempted_by(self.journal, self._host)
         self._make_driver = make_driver
         self.driver = make_driver(configuration)
+        self._noted: list[str] = []
         self.channels: dict[str, GuestChannel] = {}
         self.switch = Switch(self, self.driver, self.channels, observe)
         self.guests = Guests(self)
@@ -274,7 +275,15 @@ class Daemon:
             log.warning("the hypervisor does not answer, what it has cannot be read: %s", why)
             self.apply(ev.DriverLost(self.now()))
 
+    def _tell_notes(self) -> None:
+        """What the hypervisor cannot do, once; again where another one has been found meanwhile."""
+        before, self._noted = self._noted, self.driver.notes()
+        for note in self._noted:
+            if note not in before:
+                log.info("%s", note)
+
     def driver_read(self, others: Others) -> None:
+        self._tell_notes()
         if self._host.driver_lost_at is not None:
             log.info("the hypervisor answers again")
             self.apply(ev.DriverFound(self.now()))
@@ -324,8 +333,7 @@ class Daemon:
         if self._dirty:
             self._commit(self._host, None, (), {})
         await self.driver.start(self.life.noticed)
-        for note in self.driver.notes():
-            log.info("%s", note)
+        self._tell_notes()
         await self.switch.refresh()
         await self._listen()
         await self.admin.start()

@@ -1,0 +1,150 @@
+"""The real daemon on libvirt's own test hypervisor: what it makes of what the driver says of services and abilities."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from magrathea.messages import DomainReport
+from node_daemon.configuration import Configuration, read
+from node_daemon.daemon import Daemon
+from node_daemon.hypervisor.libvirt import LibvirtDriver
+
+libvirt = pytest.importorskip("libvirt", reason="libvirt's Python binding is missing: pip install magrathea[libvirt]")
+
+URI = "test:///default"
+SERVICES, CPUS, MIB = 12, 16, 16384
+SERVICE_MIB = 256
+TEXT = """
+[host]
+name = "h1"
+mode = "{mode}"
+cpus = {cpus}
+memory_mib = {mib}
+reserve_mib = 0
+driver = "libvirt"
+uri = "test:///default"
+[paths]
+run_dir = "{folder}/run"
+state_dir = "{folder}/state"
+scripts = ""
+[domain.n1]
+kind = "normal"
+floor_mib = 128
+[domain.n2]
+kind = "normal"
+floor_mib = 128
+[domain.service0]
+kind = "service"
+cpus = 1
+memory_mib = 256
+"""
+
+
+def xml(name: str, mib: int, vcpus: int) -> str:
+    return f"""<domain type='test'><name>{name}</name><memory unit='MiB'>{mib}</memory><vcpu>{vcpus}</vcpu>
+      <os><type>hvm</type></os></domain>"""
+
+
+@pytest.fixture
+def connection() -> Iterator[Any]:
+    """Two workers and twelve services, of which the configuration names one."""
+    made = libvirt.open(URI)
+    for domain in made.listAllDomains():
+        with contextlib.suppress(libvirt.libvirtError):
+            domain.destroy()
+        domain.undefine()
+    for name in ("n1", "n2"):
+        made.defineXML(xml(name, 1024, 4)).create()
+    for number in range(SERVICES):
+        made.defineXML(xml(f"service{number}", SERVICE_MIB, 1)).create()
+    yield made
+    for domain in made.listAllDomains():
+        with contextlib.suppress(libvirt.libvirtError):
+            domain.destroy()
+        domain.undefine()
+    made.close()
+
+
+def driver_of(configuration: Configuration) -> LibvirtDriver:
+    names = {name: name for name in configuration.domain}
+    return LibvirtDriver("h1", configuration.host.uri, names, frozenset({"service0"}))
+
+
+def play(mode: str, test: Callable[[Daemon], Awaitable[None]]) -> None:
+    async def all_of_it() -> None:
+        with tempfile.TemporaryDirectory(prefix="mdl-") as folder:
+            path = Path(folder) / "noded.toml"
+            path.write_text(TEXT.format(mode=mode, folder=folder, cpus=CPUS, mib=MIB))
+            daemon = Daemon(read(path), path, driver_of)
+            try:
+                await daemon.start()
+                await test(daemon)
+            finally:
+                await daemon.close()
+
+    asyncio.run(asyncio.wait_for(all_of_it(), 30))
+
+
+def report(daemon: Daemon, name: str) -> DomainReport:
+    return next(d for d in daemon.snapshot(1).domains if d.name == name)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("mode", ["exclusive", "counted"])
+def test_what_twelve_services_have_is_not_offered_to_jobs_whether_they_are_configured_or_not(
+    connection: Any, mode: str
+) -> None:
+    async def test(daemon: Daemon) -> None:
+        assert daemon.host.without_services.cpus == CPUS - SERVICES
+        assert daemon.host.without_services.mib == MIB - SERVICES * SERVICE_MIB
+        assert report(daemon, "n1").ncpus == CPUS - SERVICES
+        assert report(daemon, "n1").mem_mib <= MIB - SERVICES * SERVICE_MIB
+        assert daemon.snapshot(1).services_cpus == SERVICES
+        connection.lookupByName("service7").destroy()
+        await until(lambda: report(daemon, "n1").ncpus == CPUS - SERVICES + 1)
+        connection.lookupByName("service7").create()
+        await until(lambda: report(daemon, "n1").ncpus == CPUS - SERVICES)
+        assert all(connection.lookupByName(f"service{n}").isActive() for n in range(SERVICES))
+
+    play(mode, test)
+
+
+def test_what_the_hypervisor_cannot_do_is_told_to_all_who_ask_and_logged_once(
+    connection: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(daemon: Daemon) -> None:
+        [note] = [note for note in daemon.snapshot(1).notes if "CPU" in note]
+        for _ in range(3):
+            await daemon.switch.refresh()
+        assert caplog.text.count(note) == 1
+
+    with caplog.at_level(logging.INFO):
+        play("exclusive", test)
+
+
+def test_what_it_cannot_do_is_logged_as_soon_as_it_can_be_asked(
+    connection: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(daemon: Daemon) -> None:
+        assert "CPU" not in caplog.text
+        monkeypatch.undo()
+        await until(lambda: "CPU" in caplog.text)
+        assert any("CPU" in note for note in daemon.snapshot(1).notes)
+
+    real = libvirt.open
+    monkeypatch.setattr(libvirt, "open", lambda uri: real(f"qemu:///system?socket={uri}/none"))
+    with caplog.at_level(logging.INFO):
+        play("exclusive", test)
