@@ -14,7 +14,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-from .core.model import JobClass, Kind, Mode, State
+from .core.model import JobClass, Kind, Mode, Stage, State
 
 MAX_BYTES = 4 * 1024 * 1024
 """A message larger than this is refused unread: 64 domains of 200 jobs are about 3 MiB."""
@@ -77,7 +77,8 @@ class DomainReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
     """A domain, derived and ready to publish. `ncpus`, `mem_mib`: what PBS may use of its vnode, running jobs included.
 
     `cpu_percent`, `want_cpu_percent`: as it is and as it should be (100 is one CPU; None: not capped or not known).
-    `since`: when it took its present state. `why`: a sentence for people.
+    `since`: when it took its present state. `why`: a sentence for people. `lacks`: of the memory that its jobs asked
+    for: None for nothing, empty for what is on its way, else why it does not come.
     """
 
     name: Word
@@ -98,6 +99,7 @@ class DomainReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
     move: MemoryMove | None = None
     preempted_s: Time = 0.0
     agent: bool = False
+    lacks: Sentence | None = None
 
 
 class RefusedClaim(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -199,6 +201,36 @@ class HistoryTold(Message, frozen=True, tag="history-told"):
     trouble: Sentence = ""
 
 
+MAX_PARTS = 200
+"""Parts of a job in one question; a job of more asks again. With the longest names it fits a guest channel's line."""
+
+Vnodes = Annotated[list[Word], msgspec.Meta(max_length=MAX_PARTS)]
+
+
+class PartsAsked(Message, frozen=True, tag="parts-asked"):
+    """Host to hub: which of the job's parts in these vnodes of other hosts are not ready? `id`: the answer's, too."""
+
+    sender: Word
+    id: Count
+    job: Word
+    run: Count
+    vnodes: Vnodes
+
+
+class UnreadyPart(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """See core/parts.py. `text` names its host, too."""
+
+    stage: Stage
+    text: Sentence
+
+
+class PartsTold(Message, frozen=True, tag="parts-told"):
+    """Hub to host: what was asked for; parts that are ready, or in vnodes that nobody manages, are not named."""
+
+    id: Count
+    parts: list[UnreadyPart]
+
+
 class HostHistory(msgspec.Struct, kw_only=True, frozen=True):
     """What one host told of its history, or why it did not."""
 
@@ -287,8 +319,8 @@ class Outlook(msgspec.Struct, kw_only=True, frozen=True):
 HEARTBEAT_S = 2.0
 """Seconds between heartbeats; a host whose three last ones are missing is `unknown` to PBS."""
 
-ToHub = Snapshot | Heartbeat | HistoryTold
-ToHost = Books | Heartbeat | Resend | HistoryAsked
+ToHub = Snapshot | Heartbeat | HistoryTold | PartsAsked
+ToHost = Books | Heartbeat | Resend | HistoryAsked | PartsTold
 
 _to_hub = msgspec.json.Decoder(ToHub)
 _to_host = msgspec.json.Decoder(ToHost)

@@ -78,6 +78,7 @@ MAX_CLIENTS = 32  # MoM hooks at the same moment
 MAX_JOBS = 1024  # of one list or of the agent's table
 MAX_PENDING = 256  # requests to the daemon at the same moment
 MAX_ROWS = 400  # of one list to the daemon: what fits a line
+MAX_PARTS = 200  # of a job, in one question of the prologue hook
 MAX_STATE_BYTES = 16 << 20
 MAX_ENVIRON_BYTES = 1 << 20
 MAX_ANSWERS = 64
@@ -231,6 +232,14 @@ def job_key(doc: "Doc") -> "Key":
     if not 0 <= run < 1 << 31:
         raise BadValue("run %r of job %s must be from 0 to 2^31-1" % (run, id))
     return id, run
+
+
+def words(doc: "Doc", name: str, most: int) -> "List[str]":
+    """A list of at most so many names; empty where there is none. Raises BadValue."""
+    values = field(doc, name, list, [])
+    if len(values) > most or not all(isinstance(value, str) and 0 < len(value) < 256 for value in values):
+        raise BadValue("field %s must be a list of up to %d names" % (name, most))
+    return list(values)
 
 
 def count(doc: "Doc", name: str, default: "Optional[int]" = None) -> int:
@@ -3087,7 +3096,7 @@ class Agent:
                 return
             self._relay(
                 "prepared",
-                {"job": {"id": key[0], "run": key[1]}},
+                {"job": {"id": key[0], "run": key[1]}, "vnodes": words(doc, "vnodes", MAX_PARTS)},
                 seconds(doc, "deadline_s", CLAIM_S, 0.05, 30),
                 client,
             )
@@ -3127,7 +3136,7 @@ class Agent:
         """The daemon's answer to the hook, without the channel's own fields. False: the hook has gone."""
         if answer is None:
             return client.answer(refusal("timeout", "the node daemon did not answer the %s in time" % op, 5))
-        names = ("ok", "ready") if answer["ok"] else ("ok", "code", "text", "retry_after_s")
+        names = ("ok", "ready", "text") if answer["ok"] else ("ok", "code", "text", "retry_after_s")
         return client.answer({name: answer[name] for name in names if name in answer})
 
     def _uid_of(self, owner: str) -> "Optional[int]":

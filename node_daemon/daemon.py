@@ -20,6 +20,7 @@ from magrathea.configuration import ConfigurationError
 from magrathea.core import events as ev
 from magrathea.core import machine
 from magrathea.core.model import Amount, Host, JobKey
+from magrathea.core.parts import Unready
 from magrathea.core.plan import Order, Orders, Step
 from magrathea.core.states import state_of
 from magrathea.messages import RefusedClaim, Snapshot
@@ -211,6 +212,7 @@ class Daemon:
             by=self._by,
             moves=self.switch.mover.progress,
             waits=self.guests.waits(),
+            lacks={d.name: self.switch.memory_lacking(d.name) for d in self._host.domains if d.jobs},
             driver=self.configuration.host.driver,
             notes=tuple(notes),
             refused=tuple(self._refused),
@@ -224,6 +226,12 @@ class Daemon:
         told = RefusedClaim(id=key.id, run=key.run, domain=domain, code=code, text=text[:4096], at=self._host.now)
         self._refused.append(told)
         self.hub.publish()
+
+    async def elsewhere(self, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
+        """The job's parts in vnodes of other hosts that are not ready, as hubs know; None: none of them answers."""
+        here = {self.configuration.vnode(name) for name in self.configuration.domain}
+        there = [vnode for vnode in vnodes if vnode not in here]
+        return await self.hub.unready(key, there) if there else ()
 
     def actual_changed(self) -> None:
         self.hub.publish()

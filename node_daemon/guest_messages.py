@@ -12,6 +12,7 @@ import msgspec
 
 from magrathea.core.events import ReportedJob
 from magrathea.core.model import JobClass, JobKey
+from magrathea.messages import Vnodes
 
 PROTOCOL = 1
 
@@ -150,7 +151,10 @@ class Launched(Request, frozen=True):
 
 
 class Prepared(Request, frozen=True):
+    """`vnodes`: of the job's parts, its own and others (some of them, if it has very many)."""
+
     job: Job
+    vnodes: Vnodes = []
 
 
 class Jobs(Request, frozen=True):

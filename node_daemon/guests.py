@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 from magrathea.core import events as ev
 from magrathea.core import plan
-from magrathea.core.model import Host, JobKey
+from magrathea.core.model import Host, JobKey, Stage
+from magrathea.core.parts import Unready, held_back, unready
 
-from .guest_messages import AnyRequest, Claim, Hello, Job, Jobs, Launched, Prepared, Release, Report
+from .guest_messages import AnyRequest, Claim, Hello, Jobs, Launched, Prepared, Release, Report
 from .hypervisor.base import Driver
 from .switch import Switch
 
@@ -46,6 +47,12 @@ class Owner(Protocol):
     @property
     def host(self) -> Host: ...
 
+    async def elsewhere(self, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
+        """The job's parts in vnodes of other hosts that are not ready; None: nobody knows."""
+        ...
+
+    def actual_changed(self) -> None: ...
+
     def now(self) -> float: ...
 
     def apply(self, event: ev.Event) -> tuple[ev.Decision, ...]: ...
@@ -65,7 +72,8 @@ class Guests:
     def __init__(self, owner: Owner) -> None:
         self._owner = owner
         self._granted: set[tuple[str, JobKey]] = set()
-        self._waiting: set[tuple[str, JobKey]] = set()
+        self._waiting: dict[tuple[str, JobKey], str] = {}
+        self._unheard_since: dict[tuple[str, JobKey], float] = {}
 
     def connected(self, domain: str, hello: Hello) -> None:
         log.info("%s: agent %s connected (%s)", domain, hello.agent, ", ".join(hello.can) or "no abilities")
@@ -90,7 +98,7 @@ class Guests:
             case Jobs():
                 self._owner.apply(ev.JobsReported(now, domain, tuple(j.reported() for j in request.jobs)))
             case Prepared():
-                return self._prepared(domain, request.job)
+                return await self._prepared((domain, request.job.key), request.vnodes)
             case Report():
                 self._report(domain, request)
         return {"ok": True}
@@ -175,28 +183,58 @@ class Guests:
         owner.refused(*mark, "paused", text)
         return refusal("paused", text)
 
-    def _prepared(self, domain: str, job: Job) -> Answer:
-        """Whether the job's memory is there: the prologue hook asks until it is."""
-        if self._job((domain, job.key)) is None:
-            return refusal("unknown-job", f"{domain} has no {job.key}; it was released, or never claimed")
-        lacking = self._owner.switch.memory_lacking(domain)
-        if lacking == "":
-            self._waiting.add((domain, job.key))
-        else:
-            self._waiting.discard((domain, job.key))
-        if lacking:
-            self._owner.refused(domain, job.key, "memory-short", lacking)
-            return refusal("memory-short", lacking, MEMORY_RETRY_AFTER_S)
-        return {"ok": True, "ready": lacking is None}
+    async def _prepared(self, mark: tuple[str, JobKey], vnodes: list[str]) -> Answer:
+        """Whether the memory of all of the job's parts is there: the first one's prologue hook asks until it is."""
+        owner, (domain, key) = self._owner, mark
+        told = await owner.elsewhere(key, vnodes)
+        if self._job(mark) is None:
+            return refusal("unknown-job", f"{domain} has no {key}; it was released, or never claimed")
+        silence = Unready(Stage.UNHEARD, "no hub answers, and it alone knows of the job's other hosts")
+        elsewhere = (silence,) if told is None else told
+        parts = (*self._here(key), *elsewhere)
+        if (why := held_back(parts, self._unheard_s(mark, elsewhere), hub=told is not None)) is not None:
+            self._wait(mark, "")
+            owner.refused(domain, key, why.code, why.text)
+            again_s = MEMORY_RETRY_AFTER_S if why.code == "memory-short" else RETRY_AFTER_S
+            return refusal(why.code, why.text, again_s)
+        if not parts:
+            self._wait(mark, "")
+            return {"ok": True, "ready": True}
+        text = f"waits for its memory: {', '.join(part.text for part in parts)}"[:4096]
+        self._wait(mark, text)
+        return {"ok": True, "ready": False, "text": text}
+
+    def _here(self, key: JobKey) -> tuple[Unready, ...]:
+        """The job's parts on this host that are not ready."""
+        switch = self._owner.switch
+        moves = sorted(switch.mover.progress.items())
+        how_far = ", ".join(f"{name} {p.what} {p.done_mib} of {p.of_mib} MiB" for name, p in moves)
+        names = (d.name for d in self._owner.host.domains if d.job(key) is not None)
+        parts = (unready(switch.memory_lacking(name), how_far or name) for name in names)
+        return tuple(part for part in parts if part is not None)
+
+    def _unheard_s(self, mark: tuple[str, JobKey], parts: tuple[Unready, ...]) -> float:
+        """For how long, from question to question, nothing has been known of one part or the other."""
+        if all(part.stage is not Stage.UNHEARD for part in parts):
+            self._unheard_since.pop(mark, None)
+            return 0.0
+        now = asyncio.get_running_loop().time()
+        return now - self._unheard_since.setdefault(mark, now)
+
+    def _wait(self, mark: tuple[str, JobKey], text: str) -> None:
+        """What its owner is told that the job waits for; empty: for nothing."""
+        before = self._waiting.pop(mark, "")
+        if text:
+            self._waiting[mark] = text
+        if text != before:
+            self._owner.actual_changed()
 
     def waits(self) -> dict[tuple[str, JobKey], str]:
         """Jobs whose prologue waits for memory, and how far that is, for people."""
-        self._waiting = {m for m in self._waiting if (job := self._job(m)) is not None and not job.launched}
-        if not self._waiting:
-            return {}
-        moves = sorted(self._owner.switch.mover.progress.items())
-        how_far = ", ".join(f"{name} {p.what} {p.done_mib} of {p.of_mib} MiB" for name, p in moves)
-        return dict.fromkeys(self._waiting, "waits for its memory" + (f": {how_far}" if how_far else ""))
+        there = {m for m in self._waiting if (job := self._job(m)) is not None and not job.launched}
+        self._waiting = {m: text for m, text in self._waiting.items() if m in there}
+        self._unheard_since = {m: at for m, at in self._unheard_since.items() if m in there}
+        return dict(self._waiting)
 
     def _report(self, domain: str, report: Report) -> None:
         found = self._owner.host.domain(domain)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import zmq.asyncio
 from magrathea import __version__
 from magrathea.core.events import Booking
 from magrathea.core.model import JobKey
+from magrathea.core.parts import Unready, together
 from magrathea.messages import (
     HEARTBEAT_S,
     MAX_BYTES,
@@ -30,6 +32,8 @@ from magrathea.messages import (
     Heartbeat,
     HistoryAsked,
     HistoryTold,
+    PartsAsked,
+    PartsTold,
     Resend,
     Snapshot,
     decode_to_host,
@@ -46,6 +50,8 @@ SILENT_S = 3 * HEARTBEAT_S
 """A hub that is silent for three heartbeats is lost, as a host is that is silent so long to the hub."""
 KNOCK_S = 0.25
 """To a hub that is not there the snapshot is offered that often (in vain this costs nothing)."""
+ANSWER_S = 1.0
+"""For a hub to answer a question; who has asked asks again."""
 CURVE_KEY_BYTES = 4096
 
 
@@ -62,6 +68,7 @@ class _Hub:
     heard_at: float | None = None
     due: bool = True
     books: dict[JobKey, Booking] = field(default_factory=dict)
+    asked: dict[int, asyncio.Future[PartsTold]] = field(default_factory=dict)
 
 
 class HubClient:
@@ -97,6 +104,7 @@ class HubClient:
         self._last: Snapshot | None = None
         self._sent_at = 0.0
         self._pending: asyncio.TimerHandle | None = None
+        self._ids = itertools.count(1)
 
     def start(self) -> None:
         """Connect to all endpoints; they need not be there yet. Raises HubError."""
@@ -192,6 +200,8 @@ class HubClient:
                 self._books()
             if isinstance(message, HistoryAsked) and self._on_history is not None:
                 self._send(hub, encode(self._on_history(message)))
+            if isinstance(message, PartsTold) and (asked := hub.asked.pop(message.id, None)) is not None:
+                asked.set_result(message)
             if isinstance(message, Resend) or first:
                 hub.due = True
             self.publish()
@@ -204,6 +214,24 @@ class HubClient:
                 other = together.get(key, entry)
                 together[key] = Booking(key, entry.booked or other.booked, entry.held or other.held)
         self._on_books(tuple(together[key] for key in sorted(together)))
+
+    async def unready(self, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
+        """The job's parts in these vnodes, of other hosts, that are not ready. None: no hub says anything."""
+        number = next(self._ids)
+        question = encode(PartsAsked(sender=self.host, id=number, job=key.id, run=key.run, vnodes=vnodes))
+        loop = asyncio.get_running_loop()
+        for hub in self._hubs:
+            if hub.heard_at is not None and self._send(hub, question):
+                hub.asked[number] = loop.create_future()
+        waiting = [asked for hub in self._hubs if (asked := hub.asked.get(number)) is not None]
+        if not waiting:
+            return None
+        try:
+            done, _ = await asyncio.wait(waiting, timeout=ANSWER_S)
+        finally:
+            for hub in self._hubs:
+                hub.asked.pop(number, None)
+        return together(tuple(Unready(p.stage, p.text) for p in answer.result().parts) for answer in done)
 
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()

@@ -34,6 +34,7 @@ class Beside:
     by: Mapping[tuple[str, JobKey], str] = field(default_factory=dict)
     moves: Mapping[str, Progress] = field(default_factory=dict)
     waits: Mapping[tuple[str, JobKey], str] = field(default_factory=dict)
+    lacks: Mapping[str, str | None] = field(default_factory=dict)
     driver: str = "local"
     notes: tuple[str, ...] = ()
     refused: tuple[RefusedClaim, ...] = ()
@@ -115,6 +116,7 @@ def _domain(
         move=_move(beside.moves.get(domain.name)),
         preempted_s=domain.preempted_s,
         agent=domain.agent_lost_at is None,
+        lacks=lacks[:4096] if (lacks := beside.lacks.get(domain.name)) is not None else None,
     )
 
 

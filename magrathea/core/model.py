@@ -80,6 +80,15 @@ class State(StrEnum):
     OCCUPIED = "occupied"
 
 
+class Stage(StrEnum):
+    """How far a job's part is that is not ready (parts.py): its memory is on its way, or will not come, or nothing is
+    known of it."""
+
+    COMING = "coming"
+    SHORT = "short"
+    UNHEARD = "unheard"
+
+
 class JobKey(NamedTuple):
     """Identity of a job's part in a domain: PBS job id and run version.
 

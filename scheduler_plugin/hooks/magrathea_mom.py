@@ -27,6 +27,7 @@ RELEASE_S = 0.2  # after a claim that timed out: with the above, 2.0 s in all
 TELL_S = 2.0  # releases and lists, which nothing waits for
 PREPARED_S = 5.0  # one question of the prologue; it asks again
 WAIT_S = 585.0  # all questions of the prologue: less than its alarm (install.py), which the hook itself cannot read
+MOST_PARTS = 200  # of a job, in one question
 RETRY_S = 10  # when the refusal does not say when to come back
 BYTES = {"b": 1, "kb": 2**10, "mb": 2**20, "gb": 2**30, "tb": 2**40, "pb": 2**50}
 
@@ -182,31 +183,32 @@ def take_back(path, job):
 
 
 def wait_for_memory(event, path):
-    """Only where it blocks nobody: on other MoMs than the job's first the prologue runs in the main loop."""
+    """On MoMs other than the job's first the prologue runs in the main loop: so that one waits for all of its parts."""
     job = event.job
     if not job.in_ms_mom():
         return None
     import json
 
-    until = time.monotonic() + WAIT_S
-    request = '{"op":"prepared","job":{%s},"deadline_s":%s}' % (identity(job), PREPARED_S)
-    why = "its memory was not there in time"
-    while time.monotonic() < until:
+    until, why = time.monotonic() + WAIT_S, "its memory was not there in time"
+    request = '{"op":"prepared","job":{%s},"deadline_s":%s,"vnodes":' % (identity(job), PREPARED_S)
+    vnodes = sorted({part.partition(":")[0].strip("()") for part in str(job.exec_vnode).split("+")})
+    while vnodes and time.monotonic() < until:
         asked = time.monotonic()
         try:
-            said = json.loads(ask(path, request, PREPARED_S + MARGIN_S))
+            said = json.loads(ask(path, request + json.dumps(vnodes[:MOST_PARTS]) + "}", PREPARED_S + MARGIN_S))
         except NoAnswer as error:
             said = {"text": str(error)}
         if said.get("ok") and said.get("ready"):
-            return None
+            del vnodes[:MOST_PARTS]
+            continue
         if said.get("code") == "deleted":  # PBS loses a qdel that comes now: the job would start all the same
             job.delete()
             return event.reject("magrathea: deleted before it started")
         why = said.get("text", why)
-        if said.get("code") == "memory-short":  # known not to come, and other jobs wait for what this one holds
+        if said.get("code") in ("memory-short", "hub-lost", "domain-unknown"):  # others wait for what it holds
             return refuse(event, why, said.get("retry_after_s", RETRY_S))
         time.sleep(max(0.0, min(0.5, asked + 0.5 - time.monotonic())))
-    return refuse(event, why, RETRY_S)
+    return refuse(event, "given up after %d s: %s" % (WAIT_S, why), RETRY_S) if vnodes else None
 
 
 def tell(path, request, what):

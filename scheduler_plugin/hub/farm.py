@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 from msgspec import structs
 
-from magrathea.core.model import JobClass, JobKey, State
-from magrathea.messages import HEARTBEAT_S, BookEntry, FarmView, HostView, JobReport, Snapshot
+from magrathea.core.model import JobClass, JobKey, Stage, State
+from magrathea.messages import HEARTBEAT_S, BookEntry, FarmView, HostView, JobReport, Snapshot, UnreadyPart
 from scheduler_plugin.pbs.base import DEAD_STATES, RUNNING_SUBSTATE, PbsJob, Vnode
 
 from . import publish
@@ -336,6 +336,30 @@ class Farm:
             for job in domain.jobs
             if job.booked or job.held_elsewhere
         ]
+
+    def unready(self, asking: str, key: JobKey, vnodes: Iterable[str]) -> list[UnreadyPart]:
+        """The job's parts in these vnodes of other hosts that are not ready, or of which nothing is known."""
+        parts = (self._unready(asking, key, vnode) for vnode in vnodes)
+        return [part for part in parts if part is not None]
+
+    def _unready(self, asking: str, key: JobKey, vnode: str) -> UnreadyPart | None:
+        host = self._owner.get(vnode)
+        if host == asking or (host is None and vnode in self.vnodes):
+            return None  # it knows that better, or nobody manages it
+        if host is None:
+            return UnreadyPart(stage=Stage.UNHEARD, text=f"the hub does not know the vnode {vnode} (yet)")
+        heard = self.hosts.get(host)
+        if heard is None or not heard.live:
+            return UnreadyPart(stage=Stage.UNHEARD, text=f"{vnode}: its host {host} says nothing to the hub")
+        domain = next((d for d in heard.snapshot.domains if d.vnode == vnode), None)
+        if domain is None or all(key != (job.id, job.run) for job in domain.jobs):
+            return UnreadyPart(stage=Stage.UNHEARD, text=f"{vnode}: its host {host} has no such run of the job (yet)")
+        if domain.lacks is None:
+            return None
+        moves = ((d.name, d.move) for d in heard.snapshot.domains if d.move)
+        how_far = ", ".join(f"{name} {move.what} {move.done_mib} of {move.of_mib} MiB" for name, move in moves)
+        stage = Stage.SHORT if domain.lacks else Stage.COMING
+        return UnreadyPart(stage=stage, text=f"{host}: {domain.lacks or how_far or domain.name}"[:4096])
 
     def view(self, now: float) -> FarmView:
         """All of it, for people."""

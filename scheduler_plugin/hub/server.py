@@ -23,7 +23,19 @@ import msgspec
 from magrathea.control import Control, Denied, Request, granted
 from magrathea.core.model import JobKey
 from magrathea.history import is_about
-from magrathea.messages import HEARTBEAT_S, BookEntry, Books, Heartbeat, HistoryTold, Resend, Snapshot, ToHub, encode
+from magrathea.messages import (
+    HEARTBEAT_S,
+    BookEntry,
+    Books,
+    Heartbeat,
+    HistoryTold,
+    PartsAsked,
+    PartsTold,
+    Resend,
+    Snapshot,
+    ToHub,
+    encode,
+)
 from scheduler_plugin.pbs.base import Connect, PbsError
 
 from . import ledger, upkeep
@@ -144,6 +156,10 @@ class Hub:
             return
         if isinstance(message, HistoryTold):
             self._histories.told(host, message)
+            return
+        if isinstance(message, PartsAsked):
+            unready = self.farm.unready(host, JobKey(message.job, message.run), message.vnodes)
+            self._channel.send(host, PartsTold(id=message.id, parts=unready))
             return
         if message.at:
             self.farm.machine(host, message.at - time.time(), message.version)

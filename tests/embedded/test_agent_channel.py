@@ -90,6 +90,17 @@ def test_a_hook_may_close_its_writing_side(rig: Rig) -> None:
 def test_prepared_says_whether_the_memory_is_there(rig: Rig) -> None:
     rig.host.answers["prepared"] = lambda _: {"ok": True, "ready": False}
     assert rig.mom("prepared", job=rig.job(), deadline_s=2) == {"ok": True, "ready": False}
+    assert rig.host.seen("prepared")[-1]["vnodes"] == []
+
+
+def test_the_parts_of_a_job_of_several_hosts_are_named_and_why_they_are_not_ready_is_passed_on(rig: Rig) -> None:
+    rig.host.answers["prepared"] = lambda _: {"ok": True, "ready": False, "text": "waits for its memory: h2: n2"}
+    vnodes = ["n1", "n2"]
+    answer = rig.mom("prepared", job=rig.job(), vnodes=vnodes, deadline_s=2)
+    assert answer == {"ok": True, "ready": False, "text": "waits for its memory: h2: n2"}
+    assert rig.host.seen("prepared")[-1]["vnodes"] == vnodes
+    for wrong in ("n1", [1], [""], ["n" * 256], ["n1"] * 201):
+        assert rig.mom("prepared", job=rig.job(), vnodes=wrong, deadline_s=2)["ok"] is False
 
 
 def test_moms_list_goes_on_and_a_missing_job_is_forgotten(rig: Rig) -> None:

@@ -14,16 +14,20 @@ import zmq.asyncio
 import zmq.auth
 
 from magrathea.core.events import Booking
-from magrathea.core.model import Domain, Host, JobKey, Kind, Mode
+from magrathea.core.model import Domain, Host, JobKey, Kind, Mode, Stage
+from magrathea.core.parts import Unready
 from magrathea.messages import (
     BookEntry,
     Books,
     Heartbeat,
     HistoryAsked,
     HistoryTold,
+    PartsAsked,
+    PartsTold,
     Resend,
     Snapshot,
     ToHub,
+    UnreadyPart,
     decode_to_hub,
     encode,
 )
@@ -154,6 +158,39 @@ def test_a_hub_that_asks_for_the_history_is_told_under_the_questions_number() ->
         await hub.hear()
         await hub.say(encode(HistoryAsked(id=7, about="12")))
         assert await hub.hear(HistoryTold) == HistoryTold(sender="h1", id=7, entries=[], trouble="12")
+
+    run(test)
+
+
+def test_a_hub_that_is_heard_is_asked_for_the_parts_of_a_job_on_other_hosts() -> None:
+    part = UnreadyPart(stage=Stage.COMING, text="h2: n2")
+
+    async def test(hub: Hub, host: Host_) -> None:
+        await hub.hear()
+        assert await host.client.unready(JobKey("7.srv", 2), ["n2"]) is None, "none is heard yet"
+        await hub.say(BEAT)
+        await host.until_told("found")
+        for parts in ([part], []):
+            asking = asyncio.create_task(host.client.unready(JobKey("7.srv", 2), ["n2"]))
+            asked = await hub.hear(PartsAsked)
+            assert isinstance(asked, PartsAsked)
+            assert (asked.sender, asked.job, asked.run, asked.vnodes) == ("h1", "7.srv", 2, ["n2"])
+            await hub.say(encode(PartsTold(id=asked.id + 100, parts=[part, part])))  # somebody else's
+            await hub.say(encode(PartsTold(id=asked.id, parts=parts)))
+            await hub.say(encode(PartsTold(id=asked.id, parts=[part, part])))  # too late
+            assert await asking == tuple(Unready(p.stage, p.text) for p in parts)
+
+    run(test)
+
+
+def test_a_hub_that_does_not_answer_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hubclient, "ANSWER_S", 0.05)
+
+    async def test(hub: Hub, host: Host_) -> None:
+        await hub.hear()
+        await hub.say(BEAT)
+        await host.until_told("found")
+        assert await host.client.unready(JobKey("7.srv", 2), ["n2"]) is None
 
     run(test)
 

@@ -13,7 +13,8 @@ import pytest
 
 from magrathea.core import events as ev
 from magrathea.core import machine, plan
-from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Mode
+from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Mode, Stage
+from magrathea.core.parts import UNHEARD_S, Unready
 from magrathea.core.plan import Step
 from magrathea.core.states import published
 from node_daemon.channel import GuestChannel
@@ -54,6 +55,8 @@ class World:
         self.low_mib = low_mib
         self.hub: asyncio.Task[None] | None = None
         self.refusals: list[tuple[str, JobKey, str]] = []
+        self.unready: tuple[Unready, ...] | None = ()
+        """What hubs know of the job's other hosts."""
 
     def observe(self, name: str) -> None:
         self.log.append(name)
@@ -69,6 +72,9 @@ class World:
                 self.switch.forget(decision.domain, decision.key)
         self.switch.look_soon()
         return decisions
+
+    async def elsewhere(self, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
+        return self.unready if vnodes else ()
 
     def actual_changed(self) -> None:
         return
@@ -132,8 +138,8 @@ class World:
         job = ClaimedJob(key.id, key.run, JobClass.PRIORITY, 1, mib, True)
         return await self.guests.request("p1", Claim(1, SESSION, job))
 
-    async def prepared(self, key: JobKey = HIGH) -> dict[str, Any]:
-        return await self.guests.request("p1", Prepared(1, SESSION, NamedJob(key.id, key.run)))
+    async def prepared(self, key: JobKey = HIGH, vnodes: tuple[str, ...] = ()) -> dict[str, Any]:
+        return await self.guests.request("p1", Prepared(1, SESSION, NamedJob(key.id, key.run), list(vnodes)))
 
     async def until(self, condition: Callable[[], bool], seconds: float = 500) -> float:
         """Virtual seconds until then."""
@@ -185,7 +191,9 @@ def test_memory_goes_over_and_comes_back_in_the_right_order() -> None:
     async def work() -> None:
         w.log.clear()
         assert (await w.claim(1000))["ok"]
-        assert (await w.prepared()) == {"ok": True, "ready": False}, "1,192 MiB do not come at once"
+        answer = await w.prepared()
+        assert (answer["ok"], answer["ready"]) == (True, False), "1,192 MiB do not come at once"
+        assert "waits for its memory: n1 gives" in answer["text"]
         assert "waits for its memory: n1 gives" in w.guests.waits()["p1", HIGH], "its comment says so"
         await w.until(lambda: w.has("p1") >= 1192)
         assert (await w.prepared())["ready"]
@@ -205,6 +213,71 @@ def test_memory_goes_over_and_comes_back_in_the_right_order() -> None:
         last_memory = max(i for i, what in enumerate(w.log) if what == "memory n1")
         assert last_memory < w.log.index("fetch n1"), "memory first, all of it"
         assert w.model.guests["n1"].swapped == 0
+
+    played(w, work)
+
+
+COMING = Unready(Stage.COMING, "h2: n2 gives 10 of 900 MiB")
+SILENT = Unready(Stage.UNHEARD, "p2: its host h2 says nothing to the hub")
+
+
+def test_a_job_of_several_hosts_waits_for_the_others_memory_and_its_comment_says_how_far_that_is() -> None:
+    w = world(busy_guest())
+
+    async def work() -> None:
+        assert (await w.claim(100))["ok"]
+        w.unready = (COMING,)
+        assert (await w.prepared())["ready"], "a job of one host asks nobody"
+        answer = await w.prepared(vnodes=("p1", "p2"))
+        assert (answer["ok"], answer["ready"]) == (True, False)
+        assert answer["text"] == w.guests.waits()["p1", HIGH] == f"waits for its memory: {COMING.text}"
+        await asyncio.sleep(2 * UNHEARD_S)
+        assert not (await w.prepared(vnodes=("p1", "p2")))["ready"], "memory on its way is waited for"
+        w.unready = ()
+        assert (await w.prepared(vnodes=("p1", "p2"))) == {"ok": True, "ready": True}
+        assert w.guests.waits() == {}
+
+    played(w, work)
+
+
+def test_memory_that_does_not_come_on_another_host_refuses_the_job_with_its_numbers() -> None:
+    w = world(busy_guest())
+
+    async def work() -> None:
+        assert (await w.claim(100))["ok"]
+        w.unready = (COMING, Unready(Stage.SHORT, "h3: p3 needs 1692 MiB and can have 768"))
+        answer = await w.prepared(vnodes=("p1", "p2", "p3"))
+        assert (answer["code"], answer["text"]) == ("memory-short", "h3: p3 needs 1692 MiB and can have 768")
+        assert answer["retry_after_s"] >= 30
+        assert w.refusals == [("p1", HIGH, "memory-short")], "its owner is told, too"
+
+    played(w, work)
+
+
+@pytest.mark.parametrize(("told", "code"), [(None, "hub-lost"), ((SILENT,), "domain-unknown")])
+def test_what_nobody_knows_is_waited_for_a_while_and_then_refused(told: tuple[Unready, ...] | None, code: str) -> None:
+    """A hub or a host that is restarted is back before that; a daemon that is begins to count anew."""
+    w = world(busy_guest())
+
+    async def ask() -> dict[str, Any]:
+        return await w.prepared(vnodes=("p1", "p2"))
+
+    async def work() -> None:
+        assert (await w.claim(100))["ok"]
+        w.unready = told
+        assert (await ask())["ready"] is False
+        await asyncio.sleep(UNHEARD_S - 1)
+        assert (await ask())["ready"] is False
+        w.unready = (COMING,)
+        assert (await ask())["ready"] is False, "something is known again"
+        w.unready = told
+        assert (await ask())["ready"] is False
+        await asyncio.sleep(UNHEARD_S - 1)
+        assert (await ask())["ready"] is False
+        await asyncio.sleep(2)
+        answer = await ask()
+        assert (answer["ok"], answer.get("code")) == (False, code)
+        assert "hub" in answer["text"]
 
     played(w, work)
 
@@ -392,7 +465,8 @@ def test_an_agent_lost_in_mid_move_is_waited_for_and_all_goes_on() -> None:
         w.switch.agent_lost("n1")
         w.apply(ev.AgentLost(w.now(), "n1"))
         await asyncio.sleep(10)
-        assert (await w.prepared()) == {"ok": True, "ready": False}, "an agent that is away may come back: no refusal"
+        answer = await w.prepared()
+        assert (answer["ok"], answer["ready"]) == (True, False), "an agent that is away may come back: no refusal"
         kept = w.has("n1")
         assert n1.target == pytest.approx(kept, abs=3), "nobody presses what nobody can ask"
         n1.connected = True

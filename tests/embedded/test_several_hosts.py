@@ -1,0 +1,301 @@
+"""A job whose parts are on two hosts: its first host's prologue waits until the other one's memory is there.
+
+Real: the hook file as a process of its own, the agents, two node daemons, the hub and their channels. PBS and the
+hypervisors are in memory; a hypervisor gives memory when the test lets it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node_daemon.configuration import read
+from node_daemon.daemon import Daemon
+from node_daemon.hypervisor.base import CPU, MEMORY, ActualDomain, DriverError
+from scheduler_plugin.hub import configuration
+from scheduler_plugin.hub.server import Hub
+from scheduler_plugin.standin import pbs_module
+from tests.unit.hub.builders import job
+from tests.unit.hub.fake_pbs import FakePbs
+from tests.unit.node.fake_driver import FakeDriver, FakeHypervisor
+
+from .rig import until
+
+HOOK = Path(__file__).parents[2] / "scheduler_plugin/hooks/magrathea_mom.py"
+BOUND_S = 30.0
+FLOOR_MIB, ASKED_MIB = 256, 1000
+CONFIGURATION = """
+[host]
+name = "{host}"
+mode = "exclusive"
+cpus = 2
+memory_mib = 4096
+[hub]
+endpoints = ["ipc://{folder}/hub.ipc"]
+[paths]
+run_dir = "{folder}/{host}/run"
+state_dir = "{folder}/{host}/state"
+scripts = ""
+[domain.{domain}]
+kind = "priority"
+floor_mib = {floor_mib}
+local.pid_file = "/none"
+"""
+JOB = {
+    "id": "1.srv",
+    "run_version": 1,
+    "schedselect": "1:ncpus=1:mem=1000mb:magrathea_accepts=priority+1:ncpus=1:mem=1000mb:magrathea_accepts=priority",
+    "exec_vnode": "(p1:ncpus=1:mem=1024000kb)+(p2:ncpus=1:mem=1024000kb)",
+    "exec_host2": "p1:15002/0+p2:15002/0",
+    "euser": getpass.getuser(),
+    "queue": "high",
+    "substate": 41,
+}
+
+
+class Balloons(FakeDriver):
+    """Memory is there when `late` is over; `short`: the hypervisor has not got it."""
+
+    capabilities = frozenset({CPU, MEMORY})
+
+    def __init__(self, world: FakeHypervisor) -> None:
+        super().__init__(world)
+        self.late = self.short = False
+        self.targets = dict.fromkeys(world.domains, FLOOR_MIB + 44)
+        self.has = dict(self.targets)
+
+    async def actual(self) -> dict[str, ActualDomain]:
+        if not self.late:
+            self.has.update(self.targets)
+        found = await super().actual()
+        return {n: ActualDomain(d.up, d.cpu_percent, self.has[n], max_memory_mib=4096) for n, d in found.items()}
+
+    async def set_memory(self, domain: str, mib: int) -> None:
+        if self.short:
+            raise DriverError("memory-short", f"{domain} can have {self.has[domain]} of {mib} MiB")
+        self.targets[domain] = mib
+
+
+class Site:
+    """Two hosts, h1 with p1 and h2 with p2, and the server's machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pbs = FakePbs("p1", "p2")
+        self.pbs.put(job(substate=41, vnodes=("p1", "p2"), comment=""))
+        self.drivers: dict[str, Balloons] = {}
+        self.daemons: dict[str, Daemon] = {}
+        self.agents: list[asyncio.subprocess.Process] = []
+        self._stop = asyncio.Event()
+        self._hub: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        for host, domain in (("h1", "p1"), ("h2", "p2")):
+            (self.folder / host).mkdir()
+            path = self.folder / host / "noded.toml"
+            text = CONFIGURATION.format(folder=self.folder, host=host, domain=domain, floor_mib=FLOOR_MIB)
+            path.write_text(text)
+            world = FakeHypervisor(self.folder / host / "run", domain)
+            world[domain].registers = False  # agents are real here
+            self.drivers[host] = Balloons(world)
+            await self.start_daemon(host)
+            await self._start_agent(host, domain)
+        await self.start_hub()
+        await until(
+            lambda: all(d.hub.connected for d in self.daemons.values()), BOUND_S, "both hosts have found the hub"
+        )
+        await until(lambda: all(d.agent_lost_at is None for d in self._domains()), BOUND_S, "both agents are there")
+
+    def _domains(self) -> list[Any]:
+        return [domain for daemon in self.daemons.values() for domain in daemon.host.domains]
+
+    async def start_daemon(self, host: str) -> None:
+        path = self.folder / host / "noded.toml"
+        self.daemons[host] = Daemon(read(path), path, lambda _: self.drivers[host])
+        await self.daemons[host].start()
+
+    async def _start_agent(self, host: str, domain: str) -> None:
+        config = self.folder / f"{domain}.json"
+        agent = {
+            "socket": f"{self.folder}/{domain}.agent",
+            "channel": f"unix:{self.folder}/{host}/run/guest/{domain}.sock",
+            "state": f"{self.folder}/{domain}.state",
+            "scripts": f"{self.folder}/{domain}.d",
+        }
+        config.write_text(json.dumps(agent))
+        with (self.folder / f"{domain}.log").open("wb") as log:
+            self.agents.append(
+                await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "node_daemon.agent", "--config", str(config)), stdout=log, stderr=log
+                )
+            )
+
+    async def start_hub(self) -> None:
+        (self.folder / "hub").mkdir(exist_ok=True)
+        settings = configuration.Configuration(
+            hub=configuration.HubTable(
+                listen=[f"ipc://{self.folder}/hub.ipc"],
+                state_dir=f"{self.folder}/hub",
+                heartbeat_file=f"{self.folder}/heartbeat",
+                control_socket=f"{self.folder}/control.sock",
+            )
+        )
+        self._stop.clear()
+        self._hub = asyncio.create_task(Hub(settings, self.pbs.connect).run(self._stop))
+
+    async def end_hub(self) -> None:
+        self._stop.set()
+        if self._hub is not None:
+            async with asyncio.timeout(BOUND_S):
+                await self._hub
+
+    async def hook(self, event: str, vnode: str) -> dict[str, Any]:
+        """MoM's hook in that domain, as a process like PBS's own."""
+        about = {**JOB, "mother_superior": vnode == "p1"}
+        given = {"hook": str(HOOK), "event": event, "server": "srv", "vnode": vnode, "job": about}
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", pbs_module.__file__),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "MAGRATHEA_AGENT_CONF": f"{self.folder}/{vnode}.json"},
+        )
+        try:
+            said, _ = await process.communicate(json.dumps(given).encode())
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        outcome: dict[str, Any] = json.loads(said)
+        return outcome
+
+    async def begin(self) -> asyncio.Task[dict[str, Any]]:
+        """The job is claimed on both hosts, as PBS does it; its prologue on the first."""
+        for vnode in ("p1", "p2"):
+            claimed = await self.hook("execjob_begin", vnode)
+            assert claimed["accepted"], claimed
+        return asyncio.create_task(self.hook("execjob_prologue", "p1"))
+
+    def comment(self) -> str:
+        return self.pbs.jobs["1.srv"].comment
+
+    async def until_it_waits(self, prologue: asyncio.Task[dict[str, Any]]) -> None:
+        """From now on: what was answered before does not count."""
+        guests = self.daemons["h1"].guests
+        guests._waiting.clear()
+        await until(
+            lambda: any("h2: p2" in told for told in guests.waits().values()),
+            BOUND_S,
+            lambda: f"{guests.waits()} {prologue}",
+        )
+        assert not prologue.done()
+
+    async def close(self) -> None:
+        for agent in self.agents:
+            agent.kill()
+            await agent.wait()
+        for daemon in self.daemons.values():
+            await daemon.close()
+        await self.end_hub()
+
+
+def play(folder: Path, test: Callable[[Site], Awaitable[None]]) -> None:
+    async def whole() -> None:
+        site = Site(folder)
+        try:
+            await site.start()
+            await test(site)
+        finally:
+            await site.close()
+
+    asyncio.run(asyncio.wait_for(whole(), 100))
+
+
+async def accepted(prologue: asyncio.Task[dict[str, Any]]) -> None:
+    async with asyncio.timeout(BOUND_S):
+        outcome = await prologue
+    assert outcome["accepted"], outcome
+
+
+def test_the_script_does_not_start_before_the_other_hosts_memory_is_there(tmp_path: Path) -> None:
+    async def test(site: Site) -> None:
+        late = site.drivers["h2"]
+        late.late = True
+        prologue = await site.begin()
+        await site.until_it_waits(prologue)
+        await until(lambda: "waits for its memory: h2: p2" in site.comment(), BOUND_S, lambda: repr(site.comment()))
+        assert site.drivers["h1"].has["p1"] >= FLOOR_MIB + ASKED_MIB, "its own has long been there"
+        late.late = False
+        await accepted(prologue)
+        assert late.has["p2"] >= FLOOR_MIB + ASKED_MIB
+        await until(lambda: "its memory is there" in site.comment(), BOUND_S, lambda: repr(site.comment()))
+
+    play(tmp_path, test)
+
+
+def test_where_all_memory_is_there_the_other_host_costs_no_waiting(tmp_path: Path) -> None:
+    """The first question is the last: the hook does not sleep."""
+
+    async def test(site: Site) -> None:
+        for vnode in ("p1", "p2"):
+            assert (await site.hook("execjob_begin", vnode))["accepted"]
+        await until(
+            lambda: all(d.has[v] > ASKED_MIB for d in site.drivers.values() for v in d.has), BOUND_S, "all is there"
+        )
+        waited = []
+        for daemon in site.daemons.values():
+            daemon.guests._wait = lambda mark, text: waited.append(text)  # type: ignore[method-assign]
+        await accepted(asyncio.create_task(site.hook("execjob_prologue", "p1")))
+        assert waited == [""]
+
+    play(tmp_path, test)
+
+
+def test_memory_that_the_other_host_has_not_got_refuses_the_job_with_the_hosts_name_and_the_numbers(
+    tmp_path: Path,
+) -> None:
+    async def test(site: Site) -> None:
+        site.drivers["h2"].late = True
+        prologue = await site.begin()
+        await site.until_it_waits(prologue)
+        await site.daemons["h2"].close()  # the next one asks its hypervisor anew
+        site.drivers["h2"].short = True
+        await site.start_daemon("h2")
+        async with asyncio.timeout(BOUND_S):
+            outcome = await prologue
+        assert not outcome["accepted"]
+        assert "h2: " in outcome["message"] and "p2 can have 300 of 3584 MiB" in outcome["message"], outcome
+        assert outcome["changes"]["Execution_Time"] > time.time() + 30
+
+    play(tmp_path, test)
+
+
+@pytest.mark.parametrize("who", ["hub", "h1", "h2"])
+def test_whoever_is_restarted_meanwhile_the_job_waits_on_and_starts_when_the_memory_is_there(
+    tmp_path: Path, who: str
+) -> None:
+    async def test(site: Site) -> None:
+        late = site.drivers["h2"]
+        late.late = True
+        prologue = await site.begin()
+        await site.until_it_waits(prologue)
+        if who == "hub":
+            await site.end_hub()
+            await site.start_hub()
+        else:
+            await site.daemons[who].close()
+            await site.start_daemon(who)
+        await site.until_it_waits(prologue)
+        late.late = False
+        await accepted(prologue)
+        assert late.has["p2"] >= FLOOR_MIB + ASKED_MIB
+
+    play(tmp_path, test)

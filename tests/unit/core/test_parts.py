@@ -1,0 +1,39 @@
+"""When a job of several parts may begin, and when it waits no longer."""
+
+from __future__ import annotations
+
+import pytest
+
+from magrathea.core.model import Stage
+from magrathea.core.parts import UNHEARD_S, Unready, held_back, together, unready
+
+COMING, SHORT, UNHEARD = (Unready(stage, f"{stage} on h2") for stage in Stage)
+
+
+def test_what_a_domain_lacks_says_how_far_the_part_is() -> None:
+    assert unready(None, "p2") is None
+    assert unready("", "p2 takes 1 of 9 MiB") == Unready(Stage.COMING, "p2 takes 1 of 9 MiB")
+    assert unready("p2 needs 9 MiB and can have 1", "p2") == Unready(Stage.SHORT, "p2 needs 9 MiB and can have 1")
+
+
+def test_memory_on_its_way_is_waited_for() -> None:
+    assert held_back((COMING,), 10 * UNHEARD_S, hub=True) is None
+
+
+def test_memory_that_does_not_come_is_not_waited_for_whatever_else_is_so() -> None:
+    refused = held_back((COMING, SHORT, UNHEARD), 0.0, hub=True)
+    assert refused is not None and (refused.code, refused.text) == ("memory-short", SHORT.text)
+
+
+@pytest.mark.parametrize(("hub", "code"), [(True, "domain-unknown"), (False, "hub-lost")])
+def test_what_nothing_is_heard_of_is_waited_for_a_while(hub: bool, code: str) -> None:
+    assert held_back((COMING, UNHEARD), UNHEARD_S - 1, hub=hub) is None
+    refused = held_back((COMING, UNHEARD), UNHEARD_S, hub=hub)
+    assert refused is not None and refused.code == code and UNHEARD.text in refused.text
+
+
+def test_of_several_hubs_the_one_that_knows_most_counts() -> None:
+    """One may serve another PBS, or have just begun."""
+    assert together([]) is None
+    assert together([(UNHEARD,), ()]) == ()
+    assert together([(UNHEARD, UNHEARD), (COMING, UNHEARD)]) == (COMING, UNHEARD)

@@ -1,0 +1,95 @@
+"""What the hub tells a job's first host of the job's parts on other hosts."""
+
+from __future__ import annotations
+
+from msgspec import structs
+
+from magrathea.core.model import JobKey, Stage
+from magrathea.messages import DomainReport, MemoryMove, PartsTold, UnreadyPart, decode_to_host, encode
+
+from .bench import Hub
+from .builders import domain, report
+from .fake_pbs import FakePbs
+
+KEY = JobKey("1.srv", 1)
+
+
+def part(name: str, lacks: str | None, *, run: int = 1, move: MemoryMove | None = None) -> DomainReport:
+    return structs.replace(domain(name, [report(run=run)]), lacks=lacks, move=move)
+
+
+def told(hub: Hub, *vnodes: str) -> list[tuple[Stage, str]]:
+    unready = hub.farm.unready("h1", KEY, vnodes)
+    assert decode_to_host(encode(PartsTold(id=1, parts=unready))) == PartsTold(id=1, parts=unready)
+    return [(p.stage, p.text) for p in unready]
+
+
+def several_hosts() -> Hub:
+    hub = Hub(FakePbs("n1", "n2", "n3", "free"))
+    for number in (1, 2, 3):
+        hub.says(f"h{number}", part(f"n{number}", None))
+    return hub
+
+
+def test_parts_that_have_their_memory_are_not_named_nor_are_vnodes_that_nobody_manages() -> None:
+    assert told(several_hosts(), "n1", "n2", "n3", "free") == []
+
+
+def test_a_part_whose_memory_is_on_its_way_is_named_with_how_far_that_is() -> None:
+    hub = several_hosts()
+    hub.says("h2", part("n2", ""))
+    assert told(hub, "n1", "n2", "n3") == [(Stage.COMING, "h2: n2")]
+    hub.says("h2", part("n2", "", move=MemoryMove(what="takes", done_mib=10, of_mib=900)))
+    assert told(hub, "n1", "n2", "n3") == [(Stage.COMING, "h2: n2 takes 10 of 900 MiB")]
+    hub.says("h2", part("n2", None))
+    assert told(hub, "n1", "n2", "n3") == []
+
+
+def test_a_part_whose_memory_does_not_come_is_named_with_its_numbers() -> None:
+    hub = several_hosts()
+    hub.says("h3", part("n3", "n3 needs 1692 MiB and can have 768"))
+    assert told(hub, "n2", "n3") == [(Stage.SHORT, "h3: n3 needs 1692 MiB and can have 768")]
+
+
+def test_a_host_knows_its_own_parts_better_than_the_hub() -> None:
+    hub = several_hosts()
+    hub.says("h1", part("n1", ""))
+    assert told(hub, "n1", "n2") == []
+
+
+def test_nothing_counts_as_ready_that_no_host_has_spoken_of() -> None:
+    hub = several_hosts()
+    hub.says("h2", part("n2", None, run=2))
+    hub.says("h3", domain("n3"))
+    assert [stage for stage, _ in told(hub, "n2", "n3")] == [Stage.UNHEARD] * 2
+    hub.says("h2", part("n2", None))
+    hub.at += 100
+    hub.farm.leases(hub.at)
+    [(stage, text)] = told(hub, "n2")
+    assert stage is Stage.UNHEARD and "h2" in text
+
+
+def test_a_hub_that_has_just_begun_knows_nothing_before_it_has_read_pbs_and_heard_the_hosts() -> None:
+    pbs = FakePbs("n1", "n2", "free")
+    Hub(pbs).says("h2", part("n2", None))  # it is registered, and the hub that did it is no more
+    pbs.connect().set_vnode("n2", {"resources_available.magrathea_host": "h2"})
+    hub = Hub(pbs, read=False)
+    assert [stage for stage, _ in told(hub, "n2", "free")] == [Stage.UNHEARD] * 2
+    hub.read()
+    assert [stage for stage, _ in told(hub, "n2", "free")] == [Stage.UNHEARD]
+    hub.says("h2", part("n2", None))
+    assert told(hub, "n2", "free") == []
+
+
+def test_a_host_of_an_older_version_says_nothing_of_memory_and_is_taken_as_ready() -> None:
+    hub = several_hosts()
+    hub.says("h2", domain("n2", [report()]))
+    assert told(hub, "n2") == []
+
+
+def test_a_very_long_reason_fits_the_message() -> None:
+    hub = several_hosts()
+    hub.says("h2", part("n2", "x" * 4096))
+    [found] = hub.farm.unready("h1", KEY, ["n2"])
+    assert found == UnreadyPart(stage=Stage.SHORT, text=("h2: " + "x" * 4096)[:4096])
+    told(hub, "n2")
