@@ -27,6 +27,10 @@ MOVED_S = 60.0
 FAIL_REQUEUE_S = 5
 """`node_fail_requeue` of the server here; 310 s by default."""
 WATCHED_S = 4.0
+SLOW_SWAP_MIB = 15
+"""A second: what a stopped job holds takes a quarter of a minute to go there."""
+KERNEL_MIB = 48
+"""Of a guest's memory, what its kernel does not count as memory."""
 CAP = 0.10
 """Of one CPU, for a preempted domain: the default."""
 
@@ -114,6 +118,11 @@ def ends_right(fleet: Fleet, domain: str, job: str, *domains: str, run: int) -> 
         fleet.guest(name).sh(f"rm {ENOUGH}")
 
 
+def swap_bytes_per_s(fleet: Fleet, domain: str, most: int) -> None:
+    """Its swap's speed from now on; 0 for no limit."""
+    fleet.guest(domain).domain.setBlockIoTune("vda", {"total_bytes_sec": most})
+
+
 def walltime_s(fleet: Fleet, job: str) -> int:
     hours, minutes, seconds = fleet.pbs.job(job)["resources_used"]["walltime"].split(":")
     return int(hours) * 3600 + int(minutes) * 60 + int(seconds)
@@ -191,6 +200,35 @@ def test_a_job_on_two_hosts_is_stopped_in_both_guests_and_goes_on(fleet: Fleet) 
     ends_right(fleet, "p1", high, run=run_of(fleet, high))
     wait_state(fleet, low, "R", MOVED_S)
     ends_right(fleet, "n1", low, "n2", run=run)
+    for host in HOSTS:
+        wait_all_free(fleet, host)
+
+
+def test_a_job_on_two_hosts_starts_when_the_slower_one_has_its_memory(fleet: Fleet) -> None:
+    """p1's is there within seconds: n1 is idle. In n2 a job holds what p2 needs, and n2's swap is slow."""
+    low = submit(fleet, "low", "n2")
+    wait_running(fleet, "n2", low)
+    wait_stoppable(fleet, "n2")
+    swap_bytes_per_s(fleet, "n2", SLOW_SWAP_MIB << 20)
+    try:
+        pbsdsh = "/opt/pbs/bin/pbsdsh"
+        there = f"{pbsdsh} -n 1 -- /bin/grep MemTotal /proc/meminfo"
+        script = f"{there}\n{pbsdsh} -- /usr/bin/python3 -S -E /usr/lib/magrathea-test/hold.py {HELD_MIB} {ENOUGH}"
+        high = fleet.qsub("high", script, "-l", f"select={chunk('p1')}+{chunk('p2')}", "-l", "place=scatter")
+        wait_state(fleet, low, "S", MOVED_S)
+        wait(fleet, "p1 has its memory", lambda: fleet.has_mib("p1") >= FLOOR_MIB + ASKED_MIB, MOVED_S)
+        wait(fleet, "its comment says where it waits", lambda: "h2: n2 gives" in fleet.jobs()[high].comment, MOVED_S)
+        require(fleet, fleet.has_mib("p2") < FLOOR_MIB + ASKED_MIB, f"p2 has {fleet.has_mib('p2')} MiB by then")
+        require(fleet, not fleet.printed("p1", high), "and the script has not begun")
+        wait(fleet, "it has begun", lambda: "MemTotal" in fleet.printed("p1", high), MOVED_S)
+    finally:
+        swap_bytes_per_s(fleet, "n2", 0)
+    found = re.search(r"MemTotal: *(\d+) kB", fleet.printed("p1", high))
+    require(fleet, found is not None and int(found[1]) // 1024 >= FLOOR_MIB + ASKED_MIB - KERNEL_MIB, f"p2 had {found}")
+    wait(fleet, "both halves hold it", lambda: fleet.printed("p1", high).count("round 1 ok") == 2, MOVED_S)
+    ends_right(fleet, "p1", high, "p2", run=run_of(fleet, high))
+    wait_state(fleet, low, "R", MOVED_S)
+    ends_right(fleet, "n2", low, run=run_of(fleet, low))
     for host in HOSTS:
         wait_all_free(fleet, host)
 
