@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from .base import (
@@ -28,6 +29,7 @@ from .base import (
     OnEvent,
     Others,
 )
+from .libvirt_balloons import Balloons
 from .libvirt_calls import Worker
 from .libvirt_connection import Connection, Link, translated
 from .libvirt_reading import DOWN, KIB, UNREAD, Abilities, All, Found, Reader
@@ -71,6 +73,7 @@ class LibvirtDriver:
         said so, what was known stays: a driver that could do nothing for a moment would seem to have nothing to do."""
         self._others = Others()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._balloons = Balloons(self._of_domain)
 
     # What it can do
 
@@ -136,11 +139,18 @@ class LibvirtDriver:
             return abilities, reader.read(connection, abilities)
 
         events = dict(self._events)
-        self._abilities, now = await self._call(self._reader, "reading the domains", read)
+        (self._abilities, now), balloons = await asyncio.gather(
+            self._call(self._reader, "reading the domains", read), self._balloons.mib()
+        )
         self._asked = connection
         self._others = now.others or self._others
         self._take(now, events)
-        return {name: one.actual for name, one in now.found.items()}
+        return {
+            name: replace(one.actual, memory_mib=balloons[name])
+            if name in balloons and one.actual.memory_mib is not None
+            else one.actual
+            for name, one in now.found.items()
+        }
 
     def _take(self, now: All, events: Mapping[str, int]) -> None:
         """Tell of what has come and gone. `events`: how many there had been of each domain before it was read."""
@@ -196,6 +206,8 @@ class LibvirtDriver:
             one.setMemoryFlags(mib * KIB, self._live)
 
         await self._change(domain, f"setting the memory of domain {domain}", work)
+        if found.kind.upper() != "LXC":
+            self._balloons.moves(domain)
 
     async def boot(self, domain: str) -> None:
         def work(one: Any) -> None:
@@ -297,10 +309,13 @@ class LibvirtDriver:
         return self._abilities
 
     async def _change(self, domain: str, what: str, work: Callable[[Any], None], seconds: float | None = None) -> None:
-        """`work` on the domain's object, in the domain's thread."""
         self._check(domain)
+        await self._of_domain(domain, what, work, CALL_DEADLINE_S if seconds is None else seconds)
+
+    async def _of_domain(self, domain: str, what: str, work: Callable[[Any], T], seconds: float) -> T:
+        """`work` on the domain's object, in the domain's thread."""
         connection = self._linked().connection
-        await self._call(
+        return await self._call(
             self._workers[domain], what, lambda: work(connection.lookupByName(self._names[domain])), seconds
         )
 
