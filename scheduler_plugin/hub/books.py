@@ -9,6 +9,8 @@ Rule 3: only what we suspended is resumed. An entry is written to disk before th
     hosts: stop            -> admin-suspend until PBS shows S (or the job is gone), walltime given back, comment
     nobody: stop, all ready -> admin-resume, or plain resume once a failed one has lost its flag; comment restored
     requeue, or host dead  -> rerun by force if the job allows it, else an alert, once
+    guest ended            -> the same as soon as its MoM is back and has not got the job; never while none of the job's
+                              MoMs is there: PBS would not start it again (Pbs.rerun), so an admin is told instead
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ DOUBT_S = 900.0
 """A suspend without an answer can take effect when its MoM wakes, minutes later: so long is the truth looked at."""
 UNLISTED_S = 60.0
 """A host that is heard and has not listed a job for so long has not got it (MoM's list comes every 15 s)."""
+REQUEUE_AGAIN_S = 30.0
+"""A rerun that PBS has taken is done when a MoM has answered; one that went away in that moment is asked again."""
 LATE_S = 1.0
 """Walltime lost by a late booking is given back from this many seconds on."""
 
@@ -46,7 +50,8 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     us; `seen_at`: when that was last seen. `stopped_at`: since when it is stopped but not booked, so that its
     walltime runs on. `walltime_s`: the limit to set, for what was lost. `comment`: what it was before ours.
     `plain`: the admin flag is lost, `resume` is right. `doubt_until`: a call without an answer may still happen.
-    `touch`: to be suspended once and resumed at once, which ends its vnode's maintenance (upkeep.py).
+    `touch`: to be suspended once and resumed at once, which ends its vnode's maintenance (upkeep.py). `away`: one of
+    its guests was off, or missed by PBS, and no host has listed it since: it may be gone.
     """
 
     id: str
@@ -66,6 +71,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     dead_since: float | None = None
     alerted: bool = False
     touch: bool = False
+    away: bool = False
 
     @property
     def key(self) -> JobKey:
@@ -84,13 +90,15 @@ class Heard:
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What hosts say of a job. `stoppers`: want it stopped; `waiting`: hosts of the job that must be heard, or must
-    say ready, before it may be resumed; `unlisted`: are heard and do not list it. `stopped_at`, `warned_until`: on the
-    hub's clock; before the latter it must not be suspended.
+    say ready, before it may be resumed; `unlisted`: are heard, with an agent in the job's domains there, and do not
+    list it; `listed`: all of its hosts do. `stopped_at`, `warned_until`: on the hub's clock; before the latter it must
+    not be suspended.
     """
 
     stoppers: frozenset[str] = frozenset()
     waiting: frozenset[str] = frozenset()
     unlisted: frozenset[str] = frozenset()
+    listed: bool = False
     requeue: bool = False
     booked: bool = False
     stopped_at: float | None = None
@@ -106,8 +114,8 @@ class Wish:
 class Truth:
     """What PBS has: `job` is None if it does not know it. `maintenance`, `dead`: of any of the job's vnodes.
 
-    `off`: a host says so of a domain of the job's, of which PBS may know nothing for a minute. A forced rerun would
-    then wait for the dead MoM's answer until it is back (seen): only `dead` leads to one.
+    `off`: a host says so of a domain of the job's, of which PBS may know nothing for a minute. `silent`: of each of
+    the job's vnodes one of these holds, so that no MoM can answer.
     """
 
     job: PbsJob | None
@@ -115,6 +123,7 @@ class Truth:
     maintenance: bool = False
     dead: bool = False
     off: bool = False
+    silent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,10 +193,15 @@ class Step:
 
 
 def wish_of(
-    key: JobKey, reports: Mapping[str, JobReport], hosts: Mapping[str, Heard], concerned: frozenset[str]
+    key: JobKey,
+    reports: Mapping[str, JobReport],
+    hosts: Mapping[str, Heard],
+    concerned: frozenset[str],
+    without_lists: frozenset[str] = frozenset(),
 ) -> Wish:
     """`reports`: of this job, by host, from the hosts' last snapshots, of those whose lease is over, too: what such
-    a host wanted stands. `concerned`: the hosts of the vnodes that PBS runs it on, heard or not."""
+    a host wanted stands. `concerned`: the hosts of the vnodes that PBS runs it on, heard or not; `without_lists`:
+    those of them with one of its domains in a state in which no list of MoM's comes."""
     stops = [(host, r) for host, r in reports.items() if r.stop]
     since = [_hub_time(hosts[host], r.stopped_since) + _warn_s(r) for host, r in stops if r.stopped_since is not None]
     warned = [_to_come(hosts[host], r.warned_until) for host, r in reports.items() if r.warned_until is not None]
@@ -197,7 +211,8 @@ def wish_of(
     return Wish(
         stoppers=frozenset(host for host, _ in stops),
         waiting=frozenset(waiting),
-        unlisted=frozenset(h for h in concerned if h not in reports and h in hosts and hosts[h].live),
+        unlisted=frozenset(h for h in concerned - without_lists if h not in reports and h in hosts and hosts[h].live),
+        listed=bool(concerned) and concerned <= reports.keys(),
         requeue=any(r.requeue for r in reports.values()),
         booked=any(r.booked for r in reports.values()),
         stopped_at=min(since, default=None),
@@ -251,8 +266,8 @@ def step(key: JobKey, entry: Entry | None, wish: Wish, truth: Truth | None, now:
             entry = _observed(entry, wish, truth, now)
     if now < entry.not_before:
         return Step(entry)
-    if truth is not None and (reason := _lost(entry, wish, now, limits)) and not entry.alerted:
-        return _requeued(replace(entry, alerted=True), job, reason)
+    if truth is not None and job is not None and (reason := _lost(entry, wish, job, now, limits)):
+        return _requeued(entry, truth, job, reason)
     if entry.booked:
         found = _while_booked(entry, wish, job, now)
         # a resume that fails loses the suspension's flag, and there is nothing to go on
@@ -279,6 +294,7 @@ def _observed(entry: Entry, wish: Wish, truth: Truth, now: float) -> Entry:
         entry,
         unlisted_since=(entry.unlisted_since or now) if unlisted else None,
         dead_since=(entry.dead_since or now) if truth.dead and entry.asked_at is not None else None,
+        away=truth.dead or truth.off or (entry.away and not wish.listed),
     )
     if not job.is_run(entry.run) or job.substate >= ENDING_SUBSTATE:
         return entry
@@ -309,20 +325,36 @@ def _owed(entry: Entry, job: PbsJob, until: float) -> Entry:
     return replace(entry, walltime_s=(entry.walltime_s or job.walltime_s) + math.ceil(lost_s))
 
 
-def _lost(entry: Entry, wish: Wish, now: float, limits: Limits) -> str:
+def _lost(entry: Entry, wish: Wish, job: PbsJob, now: float, limits: Limits) -> str:
     """Why the job should be requeued; empty if it should not."""
     if wish.requeue:
         return "stopped longer than the limit"
     after_s = limits.node_fail_requeue_s
     if entry.booked and entry.dead_since is not None and 0 < after_s <= now - entry.dead_since:
         return f"its host has been down for {now - entry.dead_since:.0f} s"
+    gone = entry.away and entry.unlisted_since is not None and now - entry.unlisted_since >= UNLISTED_S
+    if gone and job.is_run(entry.run) and job.state in "RS":
+        return "its guest was ended, and is back without it"
     return ""
 
 
-def _requeued(entry: Entry, job: PbsJob | None, reason: str) -> Step:
-    if job is not None and job.rerunnable:
+def _requeued(entry: Entry, truth: Truth, job: PbsJob, reason: str) -> Step:
+    told, entry = entry.alerted, replace(entry, alerted=True)
+    if not job.rerunnable:
+        note = f"ALERT job {entry.key}: {reason}, and it is not rerunnable: resume or delete it"
+        return Step(entry, None, () if told else (note,))
+    if not truth.silent:
         return Step(entry, Requeue(entry.key), (f"job {entry.key}: {reason}; requeued",))
-    return Step(entry, None, (f"ALERT job {entry.key}: {reason}, and it is not rerunnable: resume or delete it",))
+    if told:
+        return Step(entry)
+    where = ", ".join(job.vnodes)
+    note = (
+        f"ALERT job {entry.key}: {reason}; it is requeued as soon as {where} is back. To have it elsewhere before: "
+        f"qrerun -W force {entry.id}, then restart pbs_server, which starts it only then (running jobs go on)"
+    )
+    text = f"magrathea: {where} is down; requeued once it is back, since PBS would not start it again before"
+    original = entry.comment if entry.commented else job.comment
+    return Step(replace(entry, comment=original), SetComment(entry.key, text[:250]), (note,))
 
 
 def _while_booked(entry: Entry, wish: Wish, job: PbsJob | None, now: float) -> Step:
@@ -334,7 +366,7 @@ def _while_booked(entry: Entry, wish: Wish, job: PbsJob | None, now: float) -> S
         since = time.strftime("%b %d %H:%M:%S", time.localtime(wish.stopped_at or now))
         text = f"preempted by {wish.by} since {since}"
         return Step(replace(entry, comment=job.comment), SetComment(entry.key, " ".join(text.split())[:250]))
-    if wish.waiting:
+    if wish.waiting or (entry.away and not wish.listed):
         return Step(entry)
     if wish.unlisted and (entry.unlisted_since is None or now - entry.unlisted_since < UNLISTED_S):
         return Step(entry)
@@ -360,7 +392,7 @@ def _while_not_booked(entry: Entry, wish: Wish, job: PbsJob | None, now: float) 
         return Step(entry, SetComment(entry.key, entry.comment))
     if now < entry.doubt_until:
         return Step(replace(entry, not_before=now + WATCH_S), Look(entry.key))
-    return Step(None)
+    return Step(entry if entry.away else None)
 
 
 def learned(entry: Entry, outcome: Outcome) -> Step:
@@ -376,6 +408,9 @@ def learned(entry: Entry, outcome: Outcome) -> Step:
             return _suspend_learned(entry, outcome)
         case Resume() if error is not None and error.code == Code.WRONG_RESUME:
             return Step(replace(entry, plain=not entry.plain, tries=entry.tries + 1, not_before=now + RETRY_FIRST_S))
+        case Resume() if error is not None and error.code == Code.INTERNAL and entry.unlisted_since is not None:
+            # what PBS makes of a MoM that does not know the job
+            return Step(replace(_later(entry, error, now), away=True), None, (f"job {entry.key}: {error}",))
         case SetComment():
             # restored, or set, or not worth another try: the comment is for people
             restored = action.text == entry.comment and not entry.booked
@@ -385,10 +420,12 @@ def learned(entry: Entry, outcome: Outcome) -> Step:
         case SetWalltime() if error is None or not error.transient or entry.tries >= 5:
             given_up = (f"ALERT job {entry.key}: walltime not set to {action.seconds} s: {error}",) if error else ()
             return Step(replace(entry, walltime_s=None, tries=0), None, given_up)
+        case Requeue() if error is None:
+            return Step(replace(entry, not_before=now + (REQUEUE_AGAIN_S if outcome.done else WATCH_S)))
         case Requeue() if error is not None and error.transient:
-            return Step(replace(_later(entry, error, now), alerted=False))
+            return Step(_later(entry, error, now))
         case Requeue() if error is not None:
-            return Step(entry, None, (f"ALERT job {entry.key}: cannot be requeued: {error}",))
+            return Step(_later(entry, error, now), None, (f"ALERT job {entry.key}: cannot be requeued: {error}",))
     if error is None:
         return Step(entry)
     return Step(_later(entry, error, now), None, (f"job {entry.key}: {error}",) if entry.tries in (0, 5) else ())

@@ -19,7 +19,7 @@ from magrathea.messages import HEARTBEAT_S, BookEntry, FarmView, HostView, JobRe
 from scheduler_plugin.pbs.base import DEAD_STATES, RUNNING_SUBSTATE, PbsJob, Vnode
 
 from . import publish
-from .books import Action, Entry, Heard, Limits, Outcome, Suspend, Truth, Wish, learned, step, wish_of
+from .books import Action, Entry, Heard, Limits, Outcome, Resume, Suspend, Truth, Wish, learned, step, wish_of
 from .publish import Attributes
 from .upkeep import Upkeep
 from .waits import Waits
@@ -27,9 +27,13 @@ from .waits import Waits
 LEASE_S = 3 * HEARTBEAT_S
 PUT_OFF_S = 0.2
 PUT_OFF_MOST_S = 90.0
-"""Three runs of the hook of vnodes."""
+"""Three runs of the hook of vnodes, where it is slowest."""
 
 _DEFAULT_FAIL_REQUEUE_S = 310.0
+
+
+_NO_LISTS = frozenset({State.DOWN, State.BOOTING, State.UNKNOWN, State.FROZEN})
+"""States of a domain in which its MoM's list of jobs does not come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +92,14 @@ class Farm:
         self._unexplained.update((key, text) for key, text in refused.items() if key not in known)
         self._refused[name] = refused
         self.waits.heard(snapshot, mono)
+        self._dirty |= {key for key, entry in self.entries.items() if entry.away}
+        off = {domain.name for domain in snapshot.domains if domain.state is State.DOWN}
         for domain in before.snapshot.domains if before else ():
             for job in domain.jobs:
-                self._forget_report(JobKey(job.id, job.run), name)
+                key = JobKey(job.id, job.run)
+                self._forget_report(key, name)
+                if domain.name in off:  # a MoM that comes back without the job says nothing of it to PBS
+                    self.entries.setdefault(key, Entry(id=key.id, run=key.run, away=True))
         for domain in snapshot.domains:
             self._owner.setdefault(domain.vnode, name)
             for job in domain.jobs:
@@ -165,7 +174,9 @@ class Farm:
         booked = {key.id for key, entry in self.entries.items() if entry.booked}
         ours = {name for job in jobs if job.suspended and job.id in booked for name in job.vnodes}
         others = {name for job in jobs if job.suspended and job.id not in booked for name in job.vnodes}
-        said = self.upkeep.look(self.vnodes, self._owner, ours, others)
+        mild = {key.id for key, by in self._reports.items() if any(r.cls is JobClass.PREEMPTIBLE for r in by.values())}
+        preemptible = {name for job in jobs if job.id in mild for name in job.vnodes}
+        said = self.upkeep.look(self.vnodes, self._owner, ours, others, preemptible, at)
         for vnode in self.upkeep.to_touch:
             for job in (job for job in jobs if vnode in job.vnodes and job.substate == RUNNING_SUBSTATE):
                 if (key := self._touchable(job)) is not None:
@@ -222,15 +233,15 @@ class Farm:
         for key in sorted((self._dirty | due) - self._busy):
             before = self.entries.get(key)
             result = step(key, before, self._wish(key), self._truth(key), now, self._limits)
-            if isinstance(result.action, Suspend) and self._to_be_put_off(key, now):
+            if isinstance(result.action, Suspend | Resume) and self._to_be_put_off(key, now):
                 entry = before or Entry(id=key.id, run=key.run)
                 self._store(key, structs.replace(entry, not_before=now + PUT_OFF_S), now)
                 continue
             self._store(key, result.entry, now)
             notes += result.notes
             if result.action is not None:
-                if isinstance(result.action, Suspend) and (seen := self._seen.get(key)) and seen.job:
-                    self.upkeep.mark(seen.job.vnodes)
+                if isinstance(result.action, Suspend):
+                    self.upkeep.mark(self._vnodes_of(key))
                 todo.append(result.action)
                 self._busy.add(key)
                 self._touched[key] = now
@@ -238,14 +249,20 @@ class Farm:
         return todo, notes
 
     def _to_be_put_off(self, key: JobKey, now: float) -> bool:
-        """A suspend waits while the hook of vnodes is half through with one of the job's (upkeep.py), as long as that
-        goes on: a hook that was taken away in the midst holds nobody up for ever."""
-        seen, hosts = self._seen.get(key), self._reports.get(key, {})
-        here = seen.job.vnodes if seen and seen.job else [v for v, host in self._owner.items() if host in hosts]
-        if not self.upkeep.named.intersection(here):
+        """A suspend waits while the hook of vnodes is half through with one of the job's (upkeep.py), and so does a
+        resume, if the hook began in the very moment of the suspend; as long as that goes on: a hook that was taken away
+        in the midst holds nobody up for ever."""
+        if not self.upkeep.named.intersection(self._vnodes_of(key)):
             self._put_off.pop(key, None)
             return False
         return now < self._put_off.setdefault(key, now) + PUT_OFF_MOST_S
+
+    def _vnodes_of(self, key: JobKey) -> set[str]:
+        """As PBS has them; where nobody has looked yet, those whose hosts say that it is there."""
+        if (seen := self._seen.get(key)) and seen.job:
+            return set(seen.job.vnodes)
+        domains = (d for host in self._reports.get(key, {}) for d in self.hosts[host].snapshot.domains)
+        return {domain.vnode for domain in domains if any(key == (job.id, job.run) for job in domain.jobs)}
 
     def outcome(self, outcome: Outcome) -> tuple[str, ...]:
         key = outcome.action.key
@@ -272,7 +289,8 @@ class Farm:
         seen = self._seen.get(key)
         vnodes = seen.job.vnodes if seen and seen.job else ()
         concerned = frozenset(self._owner[v] for v in vnodes if v in self._owner)
-        return wish_of(key, self._reports.get(key, {}), self.hosts, concerned)
+        without_lists = frozenset(self._owner[v] for v in vnodes if v in self._owner and self._state(v) in _NO_LISTS)
+        return wish_of(key, self._reports.get(key, {}), self.hosts, concerned, without_lists)
 
     def _truth(self, key: JobKey) -> Truth | None:
         seen = self._seen.get(key)
@@ -286,14 +304,19 @@ class Farm:
             maintenance=any("maintenance" in v.state for v in ours),
             dead=any(v.state & DEAD_STATES for v in states),
             off=any(self._is_off(v.name) for v in states),
+            silent=bool(states) and all(v.state & DEAD_STATES or self._is_off(v.name) for v in states),
         )
 
     def _is_off(self, vnode: str) -> bool:
         """Whether its host says so: a guest that was killed closes no connection, and PBS misses it after a minute."""
+        return self._state(vnode) is State.DOWN
+
+    def _state(self, vnode: str) -> State | None:
+        """What its host says of its domain; None where nothing is heard."""
         heard = self.hosts.get(self._owner.get(vnode, ""))
         if heard is None or not heard.live:
-            return False
-        return any(d.vnode == vnode and d.state is State.DOWN for d in heard.snapshot.domains)
+            return None
+        return next((d.state for d in heard.snapshot.domains if d.vnode == vnode), None)
 
     def next_due(self) -> float | None:
         """When `actions` is to be called though nothing has happened."""
@@ -304,7 +327,8 @@ class Farm:
     @property
     def kept(self) -> list[Entry]:
         """What must survive a restart of the hub."""
-        return [e for _, e in sorted(self.entries.items()) if e.asked_at is not None or e.walltime_s is not None]
+        entries = [entry for _, entry in sorted(self.entries.items())]
+        return [e for e in entries if e.asked_at is not None or e.walltime_s is not None or e.away]
 
     def unexplained(self) -> dict[JobKey, str]:
         """Jobs whose start a host has refused since the last call, and what their comment should say."""

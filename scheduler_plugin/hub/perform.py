@@ -9,7 +9,16 @@ from __future__ import annotations
 import time
 
 from magrathea.core.model import JobKey
-from scheduler_plugin.pbs.base import ENDING_SUBSTATE, RESUMING_SUBSTATE, Pbs, PbsError, PbsJob
+from scheduler_plugin.pbs.base import (
+    DEAD_STATES,
+    ENDING_SUBSTATE,
+    REQUEUING_SUBSTATE,
+    RESUMING_SUBSTATE,
+    Code,
+    Pbs,
+    PbsError,
+    PbsJob,
+)
 
 from .books import Action, Look, Outcome, Requeue, Resume, SetComment, SetWalltime, Suspend
 
@@ -21,7 +30,7 @@ def perform(pbs: Pbs, action: Action) -> Outcome:
         return Outcome(action, isinstance(action, Look), True, before, before, time.time())
     error: PbsError | None = None
     try:
-        _ask(pbs, action)
+        _ask(pbs, action, before)
     except PbsError as refusal:
         error = refusal
     if isinstance(action, SetComment):  # changes nothing that matters
@@ -55,7 +64,11 @@ def say(pbs: Pbs, key: JobKey, text: str) -> None:
 
 
 def _sensible(action: Action, job: PbsJob) -> bool:
-    if not job.is_run(action.key.run) or job.substate >= ENDING_SUBSTATE:
+    if not job.is_run(action.key.run):
+        return False
+    if isinstance(action, Requeue) and job.substate == REQUEUING_SUBSTATE:
+        return job.state in "RS"  # its MoM was gone when it was asked, unknown to PBS: only asking again helps
+    if job.substate >= ENDING_SUBSTATE:
         return False
     match action:
         case Suspend():
@@ -68,7 +81,14 @@ def _sensible(action: Action, job: PbsJob) -> bool:
             return job.state in "RS"
 
 
-def _ask(pbs: Pbs, action: Action) -> None:
+def _require_a_mom(pbs: Pbs, job: PbsJob) -> None:
+    """Asked right before a rerun by force, which without any MoM does harm (Pbs.rerun)."""
+    if all(vnode.state & DEAD_STATES for vnode in pbs.vnodes() if vnode.name in job.vnodes):
+        where = ", ".join(job.vnodes)
+        raise PbsError(Code.NO_MOM, f"rerun of job {job.id}: no MoM of {where} is there to answer", transient=True)
+
+
+def _ask(pbs: Pbs, action: Action, job: PbsJob) -> None:
     id = action.key.id
     match action:
         case Suspend():
@@ -79,6 +99,7 @@ def _ask(pbs: Pbs, action: Action) -> None:
         case Resume():
             pbs.admin_resume(id)
         case Requeue():
+            _require_a_mom(pbs, job)
             pbs.rerun(id, force=True)
         case SetWalltime():
             pbs.set_walltime(id, action.seconds)

@@ -73,6 +73,7 @@ class Hub:
         self._graced = False
         self._heartbeat = Path(configuration.hub.heartbeat_file)
         self._heartbeat_failed = False
+        self._asked = b""
 
     async def run(self, stop: asyncio.Event) -> None:
         settings = self._configuration.pbs
@@ -218,6 +219,7 @@ class Hub:
             return
         self.farm.upkeep.answered(self._forgotten())
         self._log(self.farm.read_jobs(jobs, asked_at))
+        self._asked = b""  # whatever has become of the file since
         self._ask_to_forget()
         self._stale |= self.farm.hosts.keys()
         self._kick.set()
@@ -236,6 +238,9 @@ class Hub:
     def _ask_to_forget(self) -> None:
         """Tell the hook magrathea_vnodes."""
         wanted = msgspec.json.encode(self.farm.upkeep.requests)
+        if wanted == self._asked:
+            return
+        self._asked = wanted
         path = Path(f"{self._heartbeat}{upkeep.FORGET}")
         try:
             if not path.exists() or path.read_bytes() != wanted:
@@ -260,10 +265,11 @@ class Hub:
                 async with asyncio.timeout(None if due is None else max(0.0, due - time.time())):
                     await self._kick.wait()
             self._kick.clear()
-            if self.farm.upkeep.requests:
-                self.farm.upkeep.answered(self._forgotten())
+            self.farm.upkeep.answered(self._forgotten())
             actions, notes = self.farm.actions(time.time())
             self._log(notes)
+            if self.farm.knows_pbs:
+                self._ask_to_forget()
             if any(isinstance(action, Suspend) for action in actions):
                 await asyncio.to_thread(self._save)
             for action in actions:

@@ -5,7 +5,12 @@ vnode is in maintenance for no job. The hook magrathea_vnodes mends the database
 because only the server may set that attribute. What has already come up in maintenance is emptied in the server's
 memory by the same hook, and its state ends with the next admin-resume on it: so a job there is suspended and resumed.
 
-No I/O and no clock: `look` is told what PBS has at each comparison.
+No I/O and no clock: `look` is told what PBS has at each comparison, and when that is.
+
+When the hook is asked: a suspension must not begin while the hook is half through (see Upkeep.named), and preemptions
+come in bursts. So a vnode with a preemptible job is left alone until it has been quiet for QUIET_S; one without, which
+nobody can preempt within the hook's two runs, is done at once. It is the latter that a restart of the server would
+leave in maintenance with nothing to end it by. A request that has not been begun is withdrawn by a preemption.
 """
 
 from __future__ import annotations
@@ -20,6 +25,8 @@ from scheduler_plugin.pbs.base import Vnode
 MAINTENANCE = "maintenance"
 STUCK_LOOKS = 2
 """Vnodes and jobs are read one after the other: what is seen once may only have been on its way."""
+QUIET_S = 60.0
+"""Half done, a request holds up the next preemption of its vnode. So it is not made while one may follow soon."""
 ALERT_LOOKS = 6
 """The hook, two runs of it, and a job's suspend have had their time."""
 
@@ -47,14 +54,22 @@ class Upkeep:
         self.requests: dict[str, tuple[int, When]] = {}
         self.named: frozenset[str] = frozenset()
         self._marked: set[str] = set()
+        self._quiet_since: dict[str, float] = {}
+        self._others: set[str] = set()
         self._known: set[str] = set()
         self._stuck: dict[str, int] = {}
         self._emptied: set[str] = set()
         self._number = 0
 
     def mark(self, vnodes: Iterable[str]) -> None:
-        """Something is admin-suspended on them: when that is over, the database is to be mended."""
-        self._marked.update(vnodes)
+        """Something of ours is admin-suspended on them: when that is over, the database is to be mended."""
+        for name in vnodes:
+            self._marked.add(name)
+            self._quiet_since.pop(name, None)
+            if name in self.requests and name not in self.named:
+                del self.requests[name]
+            elif name in self.requests and name not in self._others:
+                self.requests[name] = (self.requests[name][0], "ours")
 
     def answered(self, answers: Answers) -> None:
         """Numbers go on from a former hub's, whose answers may still lie there."""
@@ -66,18 +81,34 @@ class Upkeep:
                 del self.requests[vnode]
                 if when == "stuck":
                     self._emptied.add(vnode)
+            elif phase == NAMED and vnode not in self.requests:
+                # begun in the moment in which it was withdrawn: to be carried on, also under our own suspension
+                self.requests[vnode] = (number, "free" if vnode in self._others else "ours")
 
-    def look(self, vnodes: Mapping[str, Vnode], managed: Container[str], ours: set[str], others: set[str]) -> list[str]:
-        """`ours`, `others`: vnodes with jobs suspended by the hub, and by somebody else. Returns alerts."""
+    def look(
+        self,
+        vnodes: Mapping[str, Vnode],
+        managed: Container[str],
+        ours: set[str],
+        others: set[str],
+        preemptible: set[str],
+        at: float,
+    ) -> list[str]:
+        """`ours`, `others`: vnodes with jobs suspended by the hub, and by somebody else. `preemptible`: those with
+        jobs that may be. Returns alerts."""
         here = {name for name in vnodes if name in managed}
         busy = {name for name in here if MAINTENANCE in vnodes[name].state}
         self._marked |= (here - self._known) | busy  # a new one may have had a life before us
         self._known = here
+        self._others = others
+        resting = here - busy - ours - others
+        self._quiet_since = {name: self._quiet_since.get(name, at) for name in resting}
         self._stuck = {name: self._stuck.get(name, 0) + 1 for name in busy - ours - others}
         self._emptied &= self._stuck.keys()
-        for name in sorted((self._marked & here) - busy - ours - others - self.requests.keys()):
-            self._ask(name, "free")
-            self._marked.discard(name)
+        for name in sorted((self._marked & resting) - self.requests.keys()):
+            if name not in preemptible or at - self._quiet_since[name] >= QUIET_S:
+                self._ask(name, "free")
+                self._marked.discard(name)
         for name, (number, when) in self.requests.items():
             if when != "stuck":
                 self.requests[name] = (number, "ours" if name in ours - others else "free")

@@ -25,6 +25,9 @@ RUNNING_SUBSTATE = 42
 RESUMING_SUBSTATE = 45
 """Substate of a suspended job that the scheduler will resume (after a plain `resume`); its state letter is S."""
 
+REQUEUING_SUBSTATE = 63
+"""Substate of a job that was rerun by force, until one of its MoMs has answered: then it is put back."""
+
 ENDING_SUBSTATE = 50
 """From this substate on a job is ending, whatever its state letter."""
 
@@ -150,7 +153,13 @@ class Pbs(Protocol):
         """Of a job that is suspended without the admin flag; goes through the scheduler."""
 
     def rerun(self, job: str, force: bool = False) -> None:
-        """Requeue; `force` where its MoM does not answer or it is suspended. NOT_RERUNNABLE where it forbids it."""
+        """Requeue; `force` where it is suspended. NOT_RERUNNABLE where it forbids it.
+
+        By force only while one of its MoMs is there: OpenPBS (23.06, `req_rerunjob2`) sets the job's `ji_discarding`
+        after `discard_job`. A MoM's answer to that takes it away again. Where all MoMs are known to be down
+        `discard_job` itself puts the job back, the flag stays, and `req_runjob` refuses that job (BAD_STATE) until
+        a MoM comes back that still has it, or the server is restarted.
+        """
 
     def set_walltime(self, job: str, seconds: int) -> None:
         """Set the job's walltime limit."""

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from scheduler_plugin.pbs.base import Code, PbsError, PbsJob, Vnode
+from scheduler_plugin.pbs.base import DEAD_STATES, Code, PbsError, PbsJob, Vnode
 
 
 def nothing_breaks(operation: str, subject: str) -> None:
@@ -23,6 +23,8 @@ class FakePbs:
         self.jobs: dict[str, PbsJob] = {}
         self.admin: set[str] = set()
         self.starting: set[str] = set()
+        self.never_again: set[str] = set()
+        """Jobs that were rerun by force while none of their MoMs was there: the server starts them no more."""
         self.scheduling = True
         self.fail_requeue_s = 310
         self.calls: list[tuple[str, str]] = []
@@ -61,6 +63,12 @@ class FakePbs:
         with self.lock:
             self.change(id, state="R", substate=42)
             self._admin_off(id)
+
+    def put_vnode(self, name: str, *words: str) -> None:
+        """The vnode is in this state, and in maintenance if it was."""
+        with self.lock:
+            old = self.vnodes[name]
+            self.vnodes[name] = replace(old, state=frozenset(words) | (old.state & {"maintenance"}))
 
     def lose_flag(self, id: str) -> None:
         """What a failed admin-resume does: still S, but neither the flag nor the maintenance state is left."""
@@ -175,6 +183,8 @@ class Connection:
                 raise PbsError(Code.NOT_RERUNNABLE, f"{job}: not rerunnable")
             if found.state == "S" and not force:
                 raise PbsError(Code.BAD_STATE, f"{job}: suspended")
+            if all(self.world.vnodes[name].state & DEAD_STATES for name in found.vnodes):
+                self.world.never_again.add(job)
             self.world._admin_off(job)
             self.world.change(job, state="Q", substate=10, vnodes=())
 

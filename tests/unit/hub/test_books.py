@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from magrathea.core.model import JobKey, State
+from magrathea.core.model import JobKey
 from scheduler_plugin.hub import books
 from scheduler_plugin.hub.books import Look, Requeue, Resume, SetComment, SetWalltime, Suspend
 from scheduler_plugin.pbs.base import Code, PbsError
@@ -331,42 +331,6 @@ def test_a_job_that_forbids_it_is_not_requeued_but_told_once(hub: Hub, pbs: Fake
     hub.after(300)
     assert hub.state() == "S"
     assert sum("not rerunnable" in note for note in hub.notes) == 1
-
-
-def test_a_booked_job_whose_host_died_is_requeued_after_node_fail_requeue(hub: Hub, pbs: FakePbs) -> None:
-    hub.says("h1", domain("n1", [stopped()]))
-    hub.settle(1)
-    pbs.vnodes["n1"] = pbs.vnodes["n1"].__class__("n1", {}, frozenset({"down", "maintenance"}), ("1.srv",))
-    hub.farm.leases(hub.at + 100)
-    hub.after(240)
-    assert hub.state() == "S"
-    hub.after(180)
-    assert hub.state() == "Q"
-
-
-def test_a_host_that_says_its_guest_is_off_is_believed_and_nothing_is_resumed_until_it_is_up(
-    hub: Hub, pbs: FakePbs
-) -> None:
-    """PBS misses a guest that was killed only a minute later, and the host knows nothing of the job any more."""
-    hub.says("h1", domain("n1", [stopped()]))
-    hub.settle(1)
-    for _ in range(30):
-        hub.says("h1", domain("n1", state=State.DOWN))
-        hub.after(10)
-    assert hub.state() == "S"
-    assert pbs.count("admin_resume") == pbs.count("resume") == 0
-    hub.says("h1", domain("n1", state=State.FREE))
-    hub.after(100)
-    assert pbs.count("admin_resume") == 1
-
-
-def test_where_pbs_requeues_nothing_we_do_not_either(hub: Hub, pbs: FakePbs) -> None:
-    pbs.fail_requeue_s = 0
-    hub.says("h1", domain("n1", [stopped()]))
-    hub.settle(1)
-    pbs.vnodes["n1"] = pbs.vnodes["n1"].__class__("n1", {}, frozenset({"down", "maintenance"}), ("1.srv",))
-    hub.after(1000)
-    assert hub.state() == "S"
 
 
 def test_a_job_that_is_ending_is_left_alone(hub: Hub, pbs: FakePbs) -> None:

@@ -78,7 +78,8 @@ class Books(RuleBasedStateMachine):
 
     def ours_under_way(self, id: str) -> bool:
         """Whether the hub may have to do with the job just now: then whose suspend it is cannot be told apart."""
-        return any(key.id == id for key in self.hub.farm.entries)
+        wanted = any(stop for (_, wanted), stop in self.wants.items() if wanted == id)
+        return wanted or any(key.id == id for key in self.hub.farm.entries)
 
     @rule(id=jobs)
     def a_job_ends(self, id: str) -> None:
