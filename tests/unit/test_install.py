@@ -97,6 +97,11 @@ def test_a_hook_has_its_script_before_it_has_an_event(fresh: Present) -> None:
         assert imports and max(imports) < next(i for i, c in enumerate(found) if c.startswith(f"set hook {name} event"))
 
 
+def test_the_hook_of_vnodes_runs_the_rarer_the_more_of_them_it_has_to_read() -> None:
+    freqs = [wanted_hooks(WISH, vnodes)["magrathea_vnodes"][0]["freq"] for vnodes in (0, 4, 100, 101, 500, 501, 8000)]
+    assert freqs == ["2", "2", "2", "5", "10", "30", "30"]
+
+
 def test_a_hook_is_disabled_while_its_freq_is_set(fresh: Present, done: Present) -> None:
     """Else PBS's server would start a timer of its own for it, which outlives the hook."""
     faster = {**done.hooks, "magrathea_mom": {**done.hooks["magrathea_mom"], "freq": "5"}}
