@@ -227,11 +227,11 @@ class Daemon:
         self._refused.append(told)
         self.hub.publish()
 
-    async def elsewhere(self, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
+    async def elsewhere(self, domain: str, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
         """The job's parts in vnodes of other hosts that are not ready, as hubs know; None: none of them answers."""
         here = {self.configuration.vnode(name) for name in self.configuration.domain}
         there = [vnode for vnode in vnodes if vnode not in here]
-        return await self.hub.unready(key, there) if there else ()
+        return await self.hub.unready(domain, key, there) if there else ()
 
     def actual_changed(self) -> None:
         self.hub.publish()

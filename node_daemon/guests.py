@@ -47,8 +47,8 @@ class Owner(Protocol):
     @property
     def host(self) -> Host: ...
 
-    async def elsewhere(self, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
-        """The job's parts in vnodes of other hosts that are not ready; None: nobody knows."""
+    async def elsewhere(self, domain: str, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
+        """The parts of that domain's job in vnodes of other hosts that are not ready; None: nobody knows."""
         ...
 
     def actual_changed(self) -> None: ...
@@ -186,9 +186,12 @@ class Guests:
     async def _prepared(self, mark: tuple[str, JobKey], vnodes: list[str]) -> Answer:
         """Whether the memory of all of the job's parts is there: the first one's prologue hook asks until it is."""
         owner, (domain, key) = self._owner, mark
-        told = await owner.elsewhere(key, vnodes)
+        gone = refusal("unknown-job", f"{domain} has no {key}; it was released, or never claimed")
         if self._job(mark) is None:
-            return refusal("unknown-job", f"{domain} has no {key}; it was released, or never claimed")
+            return gone
+        told = await owner.elsewhere(domain, key, vnodes)
+        if self._job(mark) is None:
+            return gone
         silence = Unready(Stage.UNHEARD, "no hub answers, and it alone knows of the job's other hosts")
         elsewhere = (silence,) if told is None else told
         parts = (*self._here(key), *elsewhere)

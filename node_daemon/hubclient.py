@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ KNOCK_S = 0.25
 """To a hub that is not there the snapshot is offered that often (in vain this costs nothing)."""
 ANSWER_S = 1.0
 """For a hub to answer a question; who has asked asks again."""
+PACE_S = 0.1
+"""Between two questions of one guest: what a hostile one asks must not use up the rate of its host's messages."""
 CURVE_KEY_BYTES = 4096
 
 
@@ -69,6 +72,14 @@ class _Hub:
     due: bool = True
     books: dict[JobKey, Booking] = field(default_factory=dict)
     asked: dict[int, asyncio.Future[PartsTold]] = field(default_factory=dict)
+
+
+@dataclass
+class _Asking:
+    """A guest's questions: one at a time. `last`: loop time of the last one."""
+
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    last: float = -math.inf
 
 
 class HubClient:
@@ -105,6 +116,7 @@ class HubClient:
         self._sent_at = 0.0
         self._pending: asyncio.TimerHandle | None = None
         self._ids = itertools.count(1)
+        self._asking: dict[str, _Asking] = {}
 
     def start(self) -> None:
         """Connect to all endpoints; they need not be there yet. Raises HubError."""
@@ -215,23 +227,28 @@ class HubClient:
                 together[key] = Booking(key, entry.booked or other.booked, entry.held or other.held)
         self._on_books(tuple(together[key] for key in sorted(together)))
 
-    async def unready(self, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
-        """The job's parts in these vnodes, of other hosts, that are not ready. None: no hub says anything."""
-        number = next(self._ids)
-        question = encode(PartsAsked(sender=self.host, id=number, job=key.id, run=key.run, vnodes=vnodes))
+    async def unready(self, domain: str, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
+        """The job's parts in these vnodes, of other hosts, that are not ready, for a guest that asks. None: no hub says
+        anything."""
         loop = asyncio.get_running_loop()
-        for hub in self._hubs:
-            if hub.heard_at is not None and self._send(hub, question):
-                hub.asked[number] = loop.create_future()
-        waiting = [asked for hub in self._hubs if (asked := hub.asked.get(number)) is not None]
-        if not waiting:
-            return None
-        try:
-            done, _ = await asyncio.wait(waiting, timeout=ANSWER_S)
-        finally:
+        asking = self._asking.setdefault(domain, _Asking())
+        async with asking.turn:
+            await asyncio.sleep(asking.last + PACE_S - loop.time())
+            asking.last = loop.time()
+            number = next(self._ids)
+            question = encode(PartsAsked(sender=self.host, id=number, job=key.id, run=key.run, vnodes=vnodes))
             for hub in self._hubs:
-                hub.asked.pop(number, None)
-        return together(tuple(Unready(p.stage, p.text) for p in answer.result().parts) for answer in done)
+                if hub.heard_at is not None and self._send(hub, question):
+                    hub.asked[number] = loop.create_future()
+            waiting = [asked for hub in self._hubs if (asked := hub.asked.get(number)) is not None]
+            if not waiting:
+                return None
+            try:
+                done, _ = await asyncio.wait(waiting, timeout=ANSWER_S)
+            finally:
+                for hub in self._hubs:
+                    hub.asked.pop(number, None)
+            return together(tuple(Unready(p.stage, p.text) for p in answer.result().parts) for answer in done)
 
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()

@@ -167,11 +167,11 @@ def test_a_hub_that_is_heard_is_asked_for_the_parts_of_a_job_on_other_hosts() ->
 
     async def test(hub: Hub, host: Host_) -> None:
         await hub.hear()
-        assert await host.client.unready(JobKey("7.srv", 2), ["n2"]) is None, "none is heard yet"
+        assert await host.client.unready("n1", JobKey("7.srv", 2), ["n2"]) is None, "none is heard yet"
         await hub.say(BEAT)
         await host.until_told("found")
         for parts in ([part], []):
-            asking = asyncio.create_task(host.client.unready(JobKey("7.srv", 2), ["n2"]))
+            asking = asyncio.create_task(host.client.unready("n1", JobKey("7.srv", 2), ["n2"]))
             asked = await hub.hear(PartsAsked)
             assert isinstance(asked, PartsAsked)
             assert (asked.sender, asked.job, asked.run, asked.vnodes) == ("h1", "7.srv", 2, ["n2"])
@@ -190,7 +190,37 @@ def test_a_hub_that_does_not_answer_says_nothing(monkeypatch: pytest.MonkeyPatch
         await hub.hear()
         await hub.say(BEAT)
         await host.until_told("found")
-        assert await host.client.unready(JobKey("7.srv", 2), ["n2"]) is None
+        assert await host.client.unready("n1", JobKey("7.srv", 2), ["n2"]) is None
+
+    run(test)
+
+
+def test_a_guest_that_asks_without_end_is_not_heard_more_often_and_keeps_no_other_guest_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A hub that hears too much of a host hears nothing more of it."""
+    monkeypatch.setattr(hubclient, "PACE_S", 600.0)
+    heard = []
+
+    async def answer(hub: Hub) -> None:
+        while True:
+            asked = await hub.hear(PartsAsked)
+            assert isinstance(asked, PartsAsked)
+            heard.append(asked.job)
+            await hub.say(encode(PartsTold(id=asked.id, parts=[])))
+
+    async def test(hub: Hub, host: Host_) -> None:
+        await hub.hear()
+        await hub.say(BEAT)
+        await host.until_told("found")
+        answering = asyncio.create_task(answer(hub))
+        flood = [asyncio.create_task(host.client.unready("n1", JobKey("7.srv", 1), ["n2"])) for _ in range(50)]
+        assert await flood[0] == ()
+        assert await host.client.unready("p1", JobKey("8.srv", 1), ["p2"]) == ()
+        assert heard == ["7.srv", "8.srv"]
+        for task in (*flood, answering):
+            task.cancel()
+        await asyncio.gather(*flood, answering, return_exceptions=True)
 
     run(test)
 
