@@ -32,6 +32,15 @@ UNKNOWN_FLOOR_MIB = 512
 """The floor proposed for a domain that does not run, so that nobody knows what it uses."""
 STEP_MIB = 16
 
+PINNING = {
+    "devices/hostdev[@type='pci']": "a passed-through PCI device",
+    "devices/hostdev[@type='mdev']": "a mediated device (a share of a GPU, say)",
+    "devices/interface[@type='hostdev']": "a passed-through network device",
+    "devices/interface[@type='vdpa']": "a vDPA network device",
+    "launchSecurity": "encryption of its memory",
+}
+"""What of a domain's XML lets devices, or the processor, reach its memory at fixed places: no balloon takes that."""
+
 QEMU_TYPES = ("kvm", "qemu", "test")
 TYPES = (*QEMU_TYPES, "xen", "lxc")
 
@@ -132,11 +141,9 @@ def obstacle(found: Found) -> str:
         return f"domains of type {found.type!r} are not supported (known: {', '.join(TYPES)}); {service}"
     if not found.persistent:
         return f"it is transient and would vanish when saved; `virsh define` it, {service}"
-    if (
-        top.find("devices/hostdev[@type='pci']") is not None
-        or top.find("devices/interface[@type='hostdev']") is not None
-    ):
-        return f"a passed-through PCI device pins all its memory; take the <hostdev> out, {service}"
+    for path, what in PINNING.items():
+        if top.find(path) is not None:
+            return f"{what} pins all its memory; take the <{path.rpartition('/')[2].partition('[')[0]}> out, {service}"
     if top.find("memoryBacking/locked") is not None:
         return f"its memory is locked and cannot be taken; take <locked/> out of <memoryBacking>, {service}"
     if top.find("memoryBacking/hugepages") is not None:

@@ -74,7 +74,11 @@ def test_what_does_not_fit_is_told_in_mib() -> None:
     ("xml", "says"),
     [
         (domain("n1", type="vz"), "not supported"),
-        (domain("n1", devices="<hostdev type='pci'/>"), "PCI"),
+        (domain("n1", devices="<hostdev type='pci'/>"), "PCI device pins all its memory; take the <hostdev> out"),
+        (domain("n1", devices="<hostdev type='mdev' model='vfio-pci'/>"), "mediated device"),
+        (domain("n1", devices="<interface type='hostdev'/>"), "take the <interface> out"),
+        (domain("n1", devices="<interface type='vdpa'/>"), "vDPA"),
+        (domain("n1", inside="<launchSecurity type='sev'/>"), "take the <launchSecurity> out"),
         (domain("n1", inside="<memoryBacking><locked/></memoryBacking>"), "locked"),
         (domain("n1", inside="<memoryBacking><hugepages/></memoryBacking>"), "huge pages"),
         (domain("n 1"), "virsh domrename"),
@@ -84,6 +88,11 @@ def test_what_cannot_be_handled_is_refused_with_the_mend(xml: str, says: str) ->
     why = adopt.obstacle(adopt.parse(xml))
     assert says in why
     assert "=service`" in why
+
+
+def test_what_pins_no_memory_is_adopted() -> None:
+    devices = "<hostdev mode='subsystem' type='usb'/><interface type='network'/><hostdev type='scsi'/>"
+    assert adopt.obstacle(found(devices=devices)) == ""
 
 
 def test_a_transient_domain_is_refused() -> None:
