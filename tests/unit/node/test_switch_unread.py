@@ -29,10 +29,10 @@ class Driver(ModelDriver):
         return {name: UNREAD if name in self.unread else one for name, one in (await super().actual()).items()}
 
 
-def world() -> tuple[World, Driver]:
-    n1 = busy_guest()
+def world(p1_mib: int = MINE_MIB) -> tuple[World, Driver]:
+    n1 = busy_guest(actual=CAPACITY_MIB - p1_mib)
     n1.stopped = False
-    driver = Driver(CAPACITY_MIB, n1, ModelGuest("p1", MINE_MIB, used=60))
+    driver = Driver(CAPACITY_MIB, n1, ModelGuest("p1", p1_mib, used=60))
     return World(driver, swap_mib=4096, low_mib=0), driver
 
 
@@ -105,3 +105,37 @@ def test_a_domain_without_a_balloon_keeps_what_it_has() -> None:
     assert o.mover.room("p1") == o.host.memory_mib - 3000
     o.mover.note({"n1": replace(fixed, up=False), "p1": movable})
     assert o.mover.room("p1") == o.host.memory_mib
+
+
+def test_without_its_hypervisor_a_job_goes_on_if_nothing_has_to_be_given_back() -> None:
+    """libvirtd died before memory moved and a cap was set: the agent is all that is needed."""
+    w, driver = world(p1_mib=FLOOR_MIB)
+
+    async def work() -> None:
+        driver.fail = 10**9
+        assert (await w.claim(0))["ok"]
+        assert not w.low_runs()
+        w.apply(ev.Released(w.now(), "p1", HIGH))
+        await w.until(w.low_runs, 5)
+        assert driver.cpu["n1"] is None
+
+    played(w, work)
+
+
+def test_without_its_hypervisor_a_job_stays_stopped_as_long_as_its_cpu_and_memory_are_away() -> None:
+    """It would run on its domain's cap and in swap, and its walltime with it; stopped, it loses nothing."""
+    w, driver = world()
+
+    async def work() -> None:
+        assert (await w.claim(1000))["ok"]
+        await w.until(lambda: driver.cpu["n1"] == 10)
+        driver.fail = 10**9
+        w.apply(ev.Released(w.now(), "p1", HIGH))
+        await asyncio.sleep(120)
+        assert not w.low_runs()
+        assert any("SetCpu of n1 fails" in note for note in w.switch.notes())
+        driver.fail = 0
+        await w.until(w.low_runs, 60)
+        assert driver.cpu["n1"] is None and driver.guests["n1"].swapped == 0
+
+    played(w, work)
