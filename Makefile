@@ -80,7 +80,7 @@ endif
 test-openpbs: libvirt ## the suite on a real OpenPBS in /opt/pbs (root); without one it fails
 	MAGRATHEA_REQUIRE_OPENPBS=1 $(BIN)/pytest -rs $(ON_OPENPBS) tests/openpbs
 
-bench: setup ## all figures, one table
+bench: libvirt ## all figures, one table
 	$(BIN)/python -m bench $(if $(QUICK),--quick)
 
 clean: ## remove what was built
