@@ -1899,13 +1899,16 @@ class Pager:
             self._kill()
             reply(refusal("busy", "the slice before is just being ended", 1))
             return
+        walk = (op, tuple(sorted(job.key for job in jobs)))
+        if walk != self.walk:
+            self.walk, self.cursor, self.fetched = walk, (0, 0), 0
         memory = memory_report()
         if op == "push-out":
             mib = min(mib, memory["swap_free_mib"] - self.SPARE_MIB)
         else:
             mib = min(mib, memory["available_mib"] - self.KEEP_MIB)
         if mib <= 0:  # no swap, none left, or no room
-            reply(self._answer(op, jobs, 0, False))
+            reply(self._answer(op, jobs, 0, False, True))
             return
         missing = Advisor.missing()
         if missing:
@@ -1913,9 +1916,6 @@ class Pager:
             return
         if self.advisor is None:
             self.advisor = Advisor()
-        walk = (op, tuple(sorted(job.key for job in jobs)))
-        if walk != self.walk:
-            self.walk, self.cursor, self.fetched = walk, (0, 0), 0
         self._fork(op, jobs, min(mib, self.MAX_MIB), deadline_s, reply)
 
     def _fork(self, op: str, jobs: "List[Job]", mib: int, deadline_s: float, reply: "Reply") -> None:
@@ -2016,14 +2016,14 @@ class Pager:
         self.fetched = self.fetched + said["pages"] if more else 0
         reply(self._answer(op, jobs, said["pages"] * Slice.PAGE >> 20, more))
 
-    def _answer(self, op: str, jobs: "List[Job]", moved_mib: int, more: bool) -> "Doc":
-        """`more`: the walk through their memory is not over."""
+    def _answer(self, op: str, jobs: "List[Job]", moved_mib: int, more: bool, no_room: bool = False) -> "Doc":
+        """`more`: the walk through their memory is not over, and goes on; `no_room`: it is not over, and cannot."""
         resident = swapped = 0
         for job in jobs:
             resident, swapped = resident + self.sum_of(job)[0], swapped + self.sum_of(job)[1]
         if op == "push-out":
             return {"ok": True, "pushed_mib": moved_mib, "left_mib": resident, "more": more, "memory": memory_report()}
-        left = max(0, swapped - (self.fetched * Slice.PAGE >> 20)) if more else 0
+        left = max(0, swapped - (self.fetched * Slice.PAGE >> 20)) if more or no_room else 0
         return {"ok": True, "fetched_mib": moved_mib, "left_mib": left, "more": more, "memory": memory_report()}
 
     def stop(self) -> None:
