@@ -18,7 +18,7 @@ import psutil
 from magrathea.configuration import Problem, parse, read_text, refusal, spelled
 from magrathea.core.model import Domain, Host, Kind, Limits, Mode
 
-from .memory import Settings
+from .paging import Settings
 
 DEFAULT_PATH = Path("/etc/magrathea/noded.toml")
 

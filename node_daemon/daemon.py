@@ -36,8 +36,8 @@ from .hubclient import HubClient
 from .hypervisor.base import Driver, DriverError, Others
 from .journal import Book, Journal, JournalError, NoJournal, Since, open_journal, salvage
 from .life import Life
-from .memory import Settings
 from .occasions import Occasions
+from .paging import Settings
 from .scripts import Scripts
 from .switch import REFRESH_S, Switch
 

@@ -15,14 +15,16 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from magrathea.core.allocation import wanted_stopped
-from magrathea.core.model import Host, JobKey
+from magrathea.core.model import JobKey
 
 from .channel import ChannelError
-from .guest_messages import Answer, Hello, Memory
+from .guest_messages import Memory
 from .hypervisor.base import MEMORY, ActualDomain, Driver, DriverError
+from .paging import ASK_S, BUSY_S, Guest, Paging, Progress
+from .paging import Owner as PagingOwner
 
 log = logging.getLogger(__name__)
 
@@ -32,43 +34,16 @@ LEAST_MIB = 4
 """Less is not worth a step, unless it is all that is left."""
 STALL_S = 5.0
 """A balloon that has not moved for so long does not move."""
-POLL_S = (0.01, 0.2)
+POLL_S = (0.01, 0.1)
 """Between two looks at a balloon that moves: at first, and at most."""
-LIVING_SHARE = 0.5
-"""Of a domain's floor: what stays available to guest, MoM and agent where its stopped jobs' memory can go instead.
-With all of it out a guest of 512 MiB had 277 to 292 left (QEMU 7.2), with a plain balloon none, and its MoM starved."""
+FREE_MIB = 128
+"""What the balloon leaves free while memory is being pushed out: with less the guest's kernel reclaims on its own."""
+AT_ONCE = 4
+"""Steps of what was pushed out that the balloon takes together, so that others need not wait for the whole move."""
 PART_S = 0.4
 """A balloon on its way is verified that often, so that the other domain grows meanwhile."""
 SETTLE_S = 0.3
 """Before a guest that has nothing left to give is believed: what it has just written back counts a moment later."""
-ASK_S = 3.0
-"""An agent's time to say its figures: a domain capped and under pressure takes up to 2 s."""
-SLICE_S = 5.0
-"""Time of one slice of a job's memory, out or back; a slow disk ends it early, with what it has done until then."""
-SLICE_MARGIN_S = 3.0
-"""More for its answer to arrive."""
-BUSY_S = 0.2
-"""Until an agent is asked again that still ends an earlier slice, which a daemon before this one had asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The admin's choice. `step_mib`: of one step of a balloon, and of one slice of a job's memory. `margin_mib`: what
-    stays available in every guest that gives. `time_limit_s`: for a whole move, and for fetching before a job goes on.
-    """
-
-    step_mib: int = 256
-    margin_mib: int = 32
-    time_limit_s: float = 300.0
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a move is. `what`: gives, takes or fetches."""
-
-    what: str
-    done_mib: int
-    of_mib: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,33 +55,12 @@ class Short:
     keys: frozenset[JobKey]
 
 
-class Guest(Protocol):
-    """What is needed of a guest's channel."""
-
-    @property
-    def hello(self) -> Hello | None: ...
-
-    async def request(self, op: str, within_s: float, **fields: Any) -> Answer: ...
-
-
-class Owner(Protocol):
+class Owner(PagingOwner, Protocol):
     """What is needed of the switch."""
-
-    @property
-    def host(self) -> Host: ...
-
-    @property
-    def memory_settings(self) -> Settings: ...
-
-    def held_stopped(self, domain: str) -> tuple[JobKey, ...]:
-        """The domain's jobs that its agent has confirmed to be stopped, on its present connection."""
-        ...
 
     def memory_read(self, read: Mapping[str, ActualDomain]) -> None:
         """What the driver has just said; progress may have been made."""
         ...
-
-    def observe(self, name: str) -> None: ...
 
 
 @dataclass
@@ -146,17 +100,15 @@ class Mover:
         self._driver = driver
         self._guests = guests
         self._moves: dict[str, _Move] = {}
-        self._fetches: dict[str, Progress] = {}
         self._targets: dict[str, int] = {}  # set by us and not reached yet
         self._bounds: dict[str, int] = {}  # what each domain has, or may yet take
         self._content: dict[str, int] = {}  # targets that are reached as far as there is memory
         self._shorts: dict[str, Short] = {}
         self._changed = asyncio.Event()
-        self._reliefs: dict[str, asyncio.Task[None]] = {}
+        self.paging = Paging(owner, guests, grows=lambda domain: domain in self._moves)
 
     async def close(self) -> None:
-        for domain in list(self._reliefs):
-            await self._end_relief(domain)
+        await self.paging.close()
 
     def use(self, driver: Driver) -> None:
         self._driver = driver
@@ -165,7 +117,7 @@ class Mover:
 
     @property
     def progress(self) -> dict[str, Progress]:
-        found = dict(self._fetches)
+        found = dict(self.paging.progress)
         for name, move in self._moves.items():
             if move.target is not None and (of := abs(move.start_mib - move.target)) > SLACK_MIB:
                 gives = move.target < move.start_mib
@@ -180,6 +132,11 @@ class Mover:
             return True
         most = want_mib if actual.max_memory_mib is None else min(want_mib, actual.max_memory_mib)
         return abs(has - most) <= SLACK_MIB or (has < most and self._content.get(domain) == want_mib)
+
+    def leaving(self, domain: str) -> bool:
+        """Whether the domain's memory is on its way out, or its guest is being relieved: it needs its CPU for that."""
+        move = self._moves.get(domain)
+        return (move is not None and move.gave) or self.paging.relieving(domain)
 
     def needs(self, domain: str) -> int:
         """What the domain must have before its jobs may run: its floor, and what they asked for."""
@@ -252,7 +209,6 @@ class Mover:
         Returns when it is there, when it has all that can be had and its jobs' needs are met, or when the wish is
         withdrawn. Raises DriverError, code `memory-short` with the numbers; ChannelError where its agent is away.
         """
-        await self._end_relief(domain)
         has = _mib(await self._read(domain))
         move = self._moves[domain] = _Move(domain, mib, _now(), has, has)
         try:
@@ -279,7 +235,7 @@ class Mover:
             del self._moves[domain]
             self._changed.set()
             if move.gave and not move.exhausted:
-                self._reliefs[domain] = asyncio.get_running_loop().create_task(self._relieve(domain))
+                self.paging.relieve(domain)
 
     async def _read(self, domain: str) -> ActualDomain:
         read = await self._driver.actual()
@@ -338,6 +294,7 @@ class Mover:
     async def _shrink(self, move: _Move) -> None:
         """One step down, while a slice is pushed out. Raises _TooLittle."""
         settings = self._owner.memory_settings
+        await self.paging.end(move.domain)
         has, memory = await self._figures(move)
         target = move.target
         if target is None or has <= target:
@@ -351,12 +308,15 @@ class Mover:
             move.push = None
         if move.push is None and want > room and not move.exhausted:
             self._push_next(move, min(settings.step_mib, max(want - room, 4 * LEAST_MIB)))
+        if move.push is not None and room < AT_ONCE * settings.step_mib:
+            room = min(room, max(0, memory.free_mib - FREE_MIB))  # to take what is being written out is slower
         take = min(room, want, settings.step_mib if self._runs(move.domain) else room)
         if take >= min(want, LEAST_MIB):
             move.doubted = False
             await self._take(move, has, has - take)
         elif move.push is not None:
-            await asyncio.wait({move.push}, timeout=POLL_S[1])
+            while not move.push.done() and move.target == target:
+                await asyncio.wait({move.push}, timeout=POLL_S[1])
         elif not move.doubted:
             move.doubted = True
             await asyncio.sleep(SETTLE_S)
@@ -369,37 +329,11 @@ class Mover:
         found = self._owner.host.domain(domain)
         return found is not None and bool(found.running)
 
-    async def _relieve(self, domain: str) -> None:
-        """Push out more until the guest, which has given all that was wanted, can live well on what it has left.
-
-        Nobody waits for it. Ends by itself, bounded; the next move of the domain, or its jobs' return, ends it early.
-        """
-        host, until = self._owner.host, _now() + self._owner.memory_settings.time_limit_s
-        found, guest = host.domain(domain), self._guests.get(domain)
-        try:
-            while found is not None and guest is not None and guest.hello is not None and _now() < until:
-                keys = self._owner.held_stopped(domain)
-                memory = (await guest.request("memory", ASK_S)).memory
-                if not keys or memory.can_go_mib >= found.floor_mib * LIVING_SHARE:
-                    return
-                jobs = [{"id": key.id, "run": key.run} for key in keys]
-                mib = self._owner.memory_settings.step_mib
-                within_s = SLICE_S + SLICE_MARGIN_S
-                answer = await guest.request("push-out", within_s, jobs=jobs, mib=mib, deadline_s=SLICE_S)
-                if answer.pushed_mib <= 0 and not answer.more:
-                    return
-        except ChannelError as error:
-            log.info("%s: no more of its stopped jobs' memory is pushed out: %s", domain, error)
-
-    async def _end_relief(self, domain: str) -> None:
-        if (task := self._reliefs.pop(domain, None)) is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
     async def _take(self, move: _Move, has: int, goal: int) -> None:
         """Let the balloon take it; returns when it has, or when something else is wanted."""
         aimed = move.target
         move.gave = True
+        log.debug("%s: the balloon takes %d MiB", move.domain, has - goal)
         await self._set(move.domain, goal)
         last, since, pause = has, _now(), POLL_S[0]
         asked = since
@@ -428,16 +362,15 @@ class Mover:
         keys = self._owner.held_stopped(move.domain)
         if guest is None or guest.hello is None or not keys:
             return
-        if "push-out" not in guest.hello.can:
+        if self.paging.able(move.domain, "push-out") is None:
             move.exhausted = "its agent cannot push memory out to swap"
             return
         move.push = asyncio.get_running_loop().create_task(self._push(move, guest, keys, mib))
 
     async def _push(self, move: _Move, guest: Guest, keys: tuple[JobKey, ...], mib: int) -> None:
         """One slice out to the guest's swap. Raises ChannelError where it may be another time."""
-        jobs = [{"id": key.id, "run": key.run} for key in keys]
         try:
-            answer = await guest.request("push-out", SLICE_S + SLICE_MARGIN_S, jobs=jobs, mib=mib, deadline_s=SLICE_S)
+            answer = await self.paging.slice(move.domain, guest, "push-out", keys, mib)
         except ChannelError as error:
             if error.code in ("not-supported", "not-permitted"):
                 move.exhausted = str(error)
@@ -509,6 +442,7 @@ class Mover:
     async def _give(self, move: _Move, has: int, goal: int) -> None:
         aimed = move.target
         await self._set(move.domain, goal)
+        self.paging.fetch_ahead(move.domain)
         last, since, pause = has, _now(), POLL_S[0]
         while True:
             has = _mib(await self._read(move.domain))
@@ -525,39 +459,6 @@ class Mover:
     # Bringing back
 
     async def fetch(self, domain: str, keys: tuple[JobKey, ...]) -> None:
-        """Bring back what was pushed out of these jobs, before they go on. Bounded, and never a reason not to go on."""
-        guest = self._guests.get(domain)
-        if MEMORY not in self._driver.capabilities or guest is None or guest.hello is None:
-            return
-        if "fetch" not in guest.hello.can:
-            return
-        await self._end_relief(domain)
-        until = _now() + self._owner.memory_settings.time_limit_s
-        try:
-            answer = await guest.request("memory", ASK_S)
-            of = sum(row.swapped_mib for row in answer.jobs if row.key in keys)
-            done = 0
-            while of > 0 and _now() < until:
-                self._fetches[domain] = Progress("fetches", min(done, of), of)
-                more, moved = await self._fetch_slice(domain, guest, keys)
-                done += moved
-                if not more:
-                    break
-        except ChannelError as error:
-            log.warning("%s: not all that was pushed out is brought back before its jobs go on: %s", domain, error)
-        finally:
-            self._fetches.pop(domain, None)
-
-    async def _fetch_slice(self, domain: str, guest: Guest, keys: tuple[JobKey, ...]) -> tuple[bool, int]:
-        """(whether there is more, MiB brought back). Raises ChannelError."""
-        jobs = [{"id": key.id, "run": key.run} for key in keys]
-        mib = self._owner.memory_settings.step_mib
-        try:
-            answer = await guest.request("fetch", SLICE_S + SLICE_MARGIN_S, jobs=jobs, mib=mib, deadline_s=SLICE_S)
-        except ChannelError as error:
-            if error.code != "busy":
-                raise
-            await asyncio.sleep(BUSY_S)
-            return True, 0
-        self._owner.observe(f"fetch {domain}")
-        return answer.left_mib > 0 and (answer.fetched_mib > 0 or answer.more), answer.fetched_mib
+        """Bring back what was pushed out of these jobs, before they go on. Bounded, and never a reason not to."""
+        if MEMORY in self._driver.capabilities:
+            await self.paging.fetch(domain, keys)

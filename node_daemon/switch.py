@@ -27,7 +27,8 @@ from magrathea.core.plan import Order, Orders, SetCpu, SetMemory, Step
 from .channel import ChannelError, GuestChannel
 from .guest_messages import Answer
 from .hypervisor.base import CPU, MEMORY, ActualDomain, Driver, DriverError, Others
-from .memory import SLACK_MIB, Mover, Settings
+from .memory import SLACK_MIB, Mover
+from .paging import Settings
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +141,12 @@ class Switch:
         wanted = wanted_stopped(self._facts.host)
         told = self.told.get(domain, {})
         return tuple(key for key, order in told.items() if order is Order.STOP and (domain, key) in wanted)
+
+    def to_continue(self, domain: str) -> tuple[JobKey, ...]:
+        wanted, found = wanted_stopped(self._facts.host), self._facts.host.domain(domain)
+        told = self.told.get(domain, {})
+        jobs = found.jobs if found is not None else ()
+        return tuple(j.key for j in jobs if told.get(j.key) is Order.STOP and (domain, j.key) not in wanted)
 
     def memory_read(self, read: Mapping[str, ActualDomain]) -> None:
         known = {name: domain for name, domain in read.items() if name in self.read and domain.known}
@@ -310,14 +317,15 @@ class Switch:
                 self.mover.aim(step.domain, None)
 
     def _capped_later(self, step: SetCpu, steps: list[Step]) -> bool:
-        """The cap of a preempted domain comes when its memory is out: pushing it out takes CPU time, and its jobs are
-        stopped by then. Where that fails, it comes at once."""
+        """The cap of a preempted domain comes when its memory is out and it can live on what it has: pushing out takes
+        CPU time, and its jobs are stopped by then. Where that fails, it comes at once."""
         read = self.read.get(step.domain)
         return (
             step.percent == self._facts.host.limits.preempted_cpu_percent
             and read is not None
-            and any(
-                isinstance(s, SetMemory) and s.domain == step.domain and s.mib < (read.memory_mib or 0) for s in steps
+            and (
+                self.mover.leaving(step.domain)
+                or any(isinstance(s, SetMemory) and s.domain == step.domain and self._takes_memory(s) for s in steps)
             )
             and ("SetMemory", step.domain) not in self._failures
         )
@@ -459,6 +467,7 @@ class Switch:
                 self._stopped.add((step.domain, key))
             told[key] = step.order
         if step.order is Order.RUN:
+            self.mover.paging.went_on(step.domain)
             for key in step.keys:
                 self.forget(step.domain, key)  # it is a job like any other now
                 self._facts.apply(ev.JobContinued(self._facts.now(), step.domain, key))

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Stopper
 from node_daemon.channel import ChannelError
 from node_daemon.hypervisor.base import ActualDomain, DriverError
-from node_daemon.memory import STALL_S, Mover, Settings
+from node_daemon.memory import STALL_S, Mover
+from node_daemon.paging import Settings
 
 from .guests_model import ModelDriver, ModelGuest, harmless, run
 
@@ -47,6 +48,12 @@ class Owner:
 
     def memory_read(self, read: Mapping[str, ActualDomain]) -> None:
         self.reads += 1
+
+    def to_continue(self, domain: str) -> tuple[JobKey, ...]:
+        return ()
+
+    def look_soon(self) -> None:
+        self.seen.append("look")
 
     def observe(self, name: str) -> None:
         self.seen.append(name)

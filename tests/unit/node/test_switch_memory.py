@@ -22,7 +22,7 @@ from node_daemon.guest_messages import Claim, ClaimedJob, Memory, Prepared, Repo
 from node_daemon.guest_messages import Job as NamedJob
 from node_daemon.guests import Guests
 from node_daemon.hypervisor.base import Driver, Others
-from node_daemon.memory import Settings
+from node_daemon.paging import Settings
 from node_daemon.snapshot import Beside, snapshot
 from node_daemon.switch import Switch
 
@@ -211,7 +211,7 @@ def test_memory_goes_over_and_comes_back_in_the_right_order() -> None:
         for earlier, later in (("memory p1", "memory n1"), ("memory n1", "fetch n1"), ("fetch n1", "run n1")):
             assert w.log.index(earlier) < w.log.index(later), f"{earlier} before {later}: {w.log}"
         last_memory = max(i for i, what in enumerate(w.log) if what == "memory n1")
-        assert last_memory < w.log.index("fetch n1"), "memory first, all of it"
+        assert last_memory < w.log.index("run n1"), "memory first, all of it"
         assert w.model.guests["n1"].swapped == 0
 
     played(w, work)

@@ -1,0 +1,131 @@
+"""What agents do with the memory of their stopped jobs, beside the moves: relief, and bringing back ahead."""
+
+from __future__ import annotations
+
+import asyncio
+
+from magrathea.core.model import JobKey
+from node_daemon.paging import UNCAPPED_S
+
+from .guests_model import ModelGuest, harmless, run
+from .test_memory import KEY, Owner, owner
+
+
+class Continuing(Owner):
+    """The job of n1 is to go on."""
+
+    def held_stopped(self, domain: str) -> tuple[JobKey, ...]:
+        return ()
+
+    def to_continue(self, domain: str) -> tuple[JobKey, ...]:
+        return (KEY,) if domain == "n1" else ()
+
+
+def swapped_guest(**changes: float) -> ModelGuest:
+    """256 MiB, its job in swap."""
+    guest = ModelGuest("n1", 256, swapped=1000, swap_mib=2048)
+    for name, value in changes.items():
+        setattr(guest, name, value)
+    return guest
+
+
+def grown(guest: ModelGuest) -> tuple[Owner, float, float]:
+    """(owner, seconds until it has 2048 MiB, until its job may go on as well)."""
+    o = owner(guest)
+    o.__class__ = Continuing
+
+    async def work() -> tuple[float, float]:
+        now = asyncio.get_running_loop().time
+        await o.mover.move("n1", 2048)
+        has = now()
+        await o.mover.fetch("n1", (KEY,))
+        back = now()
+        await o.mover.close()
+        return has, back
+
+    with harmless(o.driver):
+        return (o, *run(work()))
+
+
+def test_what_was_pushed_out_comes_back_while_the_balloon_still_gives() -> None:
+    guest = swapped_guest(rate=100, push_rate=100)
+    _, has, back = grown(guest)
+    assert guest.swapped == 0
+    assert back - has < 10 * 0.3, "1,000 MiB at 100 a second are 10 s, most of them while the guest grew"
+
+
+def test_a_guest_that_has_no_room_yet_is_not_asked_all_the_time() -> None:
+    guest = swapped_guest(used=2000, rate=10)
+    grown(guest)
+    seconds = (2048 - 256) / 10
+    assert guest.asked.count("fetch") < 8 * seconds
+    assert guest.actual >= 2046
+
+
+def test_a_job_that_was_brought_back_ahead_is_not_brought_back_again() -> None:
+    guest = swapped_guest()
+    o, _, _ = grown(guest)
+    asked = guest.asked.count("fetch")
+
+    async def again() -> None:
+        await o.mover.fetch("n1", (KEY,))
+
+    run(again())
+    assert guest.asked.count("fetch") == asked
+
+
+def test_once_its_jobs_ran_or_more_was_pushed_out_it_is_brought_back_anew() -> None:
+    guest = swapped_guest()
+    o, _, _ = grown(guest)
+    o.mover.paging.went_on("n1")
+    guest.swapped, guest.job = 500, 500
+    run(o.mover.fetch("n1", (KEY,)))
+    assert guest.swapped == 0, "they ran"
+
+    async def pushed() -> None:
+        await o.mover.paging.slice("n1", guest, "push-out", (KEY,), 300)
+        await o.mover.fetch("n1", (KEY,))
+
+    run(pushed())
+    assert guest.swapped == 0, "300 MiB were pushed out"
+
+
+def test_a_claim_in_mid_return_ends_the_bringing_back() -> None:
+    guest = swapped_guest(rate=100, push_rate=100)
+    o = owner(guest)
+    o.__class__ = Continuing
+
+    async def work() -> None:
+        move = asyncio.get_running_loop().create_task(o.mover.move("n1", 2048))
+        await asyncio.sleep(5)
+        assert o.mover.progress["n1"].what in ("takes", "fetches")
+        o.__class__ = Owner
+        o.mover.aim("n1", 256)
+        await move
+        asked = guest.asked.count("fetch")
+        await asyncio.sleep(30)
+        assert guest.asked.count("fetch") == asked
+        await o.mover.close()
+
+    with harmless(o.driver):
+        run(work())
+    assert guest.actual <= 258
+
+
+def test_a_guest_that_is_relieved_needs_its_cpu_for_a_while_and_that_is_said_when_it_is_over() -> None:
+    for push_rate, over_s in ((1000.0, 1.0), (1.0, UNCAPPED_S)):
+        guest = ModelGuest("n1", 1024, job=900, swap_mib=1024, push_rate=500)
+        o = owner(guest)
+
+        async def work(o: Owner = o, guest: ModelGuest = guest, rate: float = push_rate, over: float = over_s) -> None:
+            await o.mover.move("n1", 300)
+            guest.push_rate = rate
+            assert o.mover.leaving("n1")
+            o.seen.clear()
+            await asyncio.sleep(over + 0.1)
+            assert not o.mover.leaving("n1")
+            assert "look" in o.seen
+            await o.mover.close()
+
+        with harmless(o.driver):
+            run(work())
