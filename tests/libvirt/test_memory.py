@@ -42,7 +42,8 @@ def memory_hypervisor() -> Iterator[Hypervisor]:
 
 
 def has_mib(guest: Guest) -> int:
-    return int(guest.domain.info()[2]) // 1024
+    """Asked of QEMU itself: what `info` says may be a second old."""
+    return int(guest.domain.memoryStats()["actual"]) // 1024
 
 
 def resize(guest: Guest, mib: int) -> None:
