@@ -15,6 +15,7 @@ import pytest
 from scheduler_plugin.standin.guests import needs
 
 if TYPE_CHECKING:
+    from .containers import Containers
     from .machine import Hypervisor, Machine
 
 HERE = Path(__file__).parent
@@ -65,4 +66,34 @@ def machine(hypervisor: Hypervisor) -> Iterator[Machine]:
     from .machine import machine as context
 
     with context(hypervisor) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def containers() -> Iterator[Containers]:
+    """The same with two containers of LXC; the tests are skipped where this machine lets none start, with its words."""
+    import libvirt
+
+    from .containers import PYTHON, Containers
+    from .machine import Size
+
+    if not PYTHON.exists():
+        pytest.skip(f"containers run the agent by the host's {PYTHON}, which is missing")
+    made = Containers({"n1": Size(memory_mib=256), "p1": Size(memory_mib=256)})
+    try:
+        try:
+            made.start()
+        except libvirt.libvirtError as error:
+            pytest.skip(f"this machine does not let libvirt start a container: {error}")
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(params=["qemu", "lxc"])
+def anywhere(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """As `machine`, for what must hold in virtual machines and in containers alike."""
+    from .machine import machine as context
+
+    with context(request.getfixturevalue("hypervisor" if request.param == "qemu" else "containers")) as made:
         yield made

@@ -78,13 +78,17 @@ class Hypervisor:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    @property
+    def uri(self) -> str:
+        return self.libvirtd.uri("lxc" if self.kind == "lxc" else "qemu")
+
     def connect(self) -> Any:
         """A living connection to the private libvirtd."""
         if self._connection is not None:
             with contextlib.suppress(libvirt.libvirtError):
                 self._connection.getLibVersion()  # one that has just broken may still call itself alive
                 return self._connection
-        self._connection = libvirt.open(self.libvirtd.uri())
+        self._connection = libvirt.open(self.uri)
         return self._connection
 
     def start(self) -> None:
@@ -92,13 +96,16 @@ class Hypervisor:
         (self.run_dir / "guest").mkdir(parents=True)
         for folder in (self.folder, self.run_dir, self.run_dir / "guest"):
             folder.chmod(0o711)
-        image = build(self.folder, (TREE,), extra=self._extra)
-        for name in self.sizes:
-            self.define(name, image)
+        self.define_all()
         for guest in self.guests.values():
             guest.boot()
         for guest in self.guests.values():
             guest.wait(BOOT_S)
+
+    def define_all(self) -> None:
+        image = build(self.folder, (TREE,), extra=self._extra)
+        for name in self.sizes:
+            self.define(name, image)
 
     def define(self, name: str, image: Image) -> None:
         size = self.sizes[name]
@@ -137,15 +144,9 @@ class Hypervisor:
             self.connect()
         except libvirt.libvirtError:
             self.libvirtd.start_libvirtd()
-        for guest in self.guests.values():
-            with contextlib.suppress(Exception):
-                os.kill(self.libvirtd.qemu(guest.libvirt_name), signal.SIGCONT)
-            if not guest.up and guest.domain.hasManagedSaveImage():
-                guest.domain.managedSaveRemove()
-            guest.boot()
+        self.revive()
         for name, guest in self.guests.items():
-            guest.domain.setSchedulerParametersFlags({"global_quota": -1}, libvirt.VIR_DOMAIN_AFFECT_LIVE)
-            guest.domain.setMemoryFlags(self.sizes[name].memory_mib * 1024, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            self.size_up(name, guest)
             try:
                 guest.wait(10.0)
                 self._tidy(guest)
@@ -153,6 +154,20 @@ class Hypervisor:
                 guest.end()
                 guest.boot()
                 guest.wait(BOOT_S)
+
+    def revive(self) -> None:
+        """All guests are up, and run."""
+        for guest in self.guests.values():
+            with contextlib.suppress(Exception):
+                os.kill(self.libvirtd.qemu(guest.libvirt_name), signal.SIGCONT)
+            if not guest.up and guest.domain.hasManagedSaveImage():
+                guest.domain.managedSaveRemove()
+            guest.boot()
+
+    def size_up(self, name: str, guest: Guest) -> None:
+        """It has all its memory, and no cap."""
+        guest.domain.setSchedulerParametersFlags({"global_quota": -1}, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        guest.domain.setMemoryFlags(self.sizes[name].memory_mib * 1024, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def _tidy(self, guest: Guest) -> None:
         for name, job in guest.jobs().items():
@@ -235,7 +250,7 @@ cpus = {self.cpus}
 memory_mib = {memory}
 reserve_mib = 0
 driver = "libvirt"
-uri = "{self.hypervisor.libvirtd.uri()}"
+uri = "{self.hypervisor.uri}"
 qemu_user = "{QEMU_USER}"
 {self.extra}
 [limits]

@@ -56,7 +56,8 @@ def test_a_guest_that_writes_nonsense_disturbs_nobody_and_its_next_agent_is_hear
     machine.qsub_and_end("n1", Job("3", "preemptible"))
 
 
-def test_an_agent_that_is_killed_comes_back_and_heeds_no_order_of_before(machine: Machine) -> None:
+def test_an_agent_that_is_killed_comes_back_and_heeds_no_order_of_before(anywhere: Machine) -> None:
+    machine = anywhere
     guest = machine["n1"]
     job = guest.qsub(Job("1", "preemptible"))
     machine.until_state("n1", "running-preemptible")
@@ -89,7 +90,8 @@ def test_a_frozen_agent_is_given_up_and_found_again(machine: Machine) -> None:
     machine.qsub_and_end("n1", Job("3", "preemptible"))
 
 
-def test_the_daemon_is_killed_in_the_middle_of_a_preemption_and_goes_on_with_it(machine: Machine) -> None:
+def test_the_daemon_is_killed_in_the_middle_of_a_preemption_and_goes_on_with_it(anywhere: Machine) -> None:
+    machine = anywhere
     victim = machine["n1"].qsub(Job("1", "preemptible"))
     favoured = machine["p1"].qsub(Job("2", "priority"))
     machine.until_states("n1", victim, "T")

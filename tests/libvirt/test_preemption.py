@@ -6,7 +6,8 @@ from .guest import Job
 from .machine import Machine
 
 
-def test_a_priority_job_stops_the_preemptible_one_which_goes_on_after_it(machine: Machine) -> None:
+def test_a_priority_job_stops_the_preemptible_one_which_goes_on_after_it(anywhere: Machine) -> None:
+    machine = anywhere
     victim = machine["n1"].qsub(Job("1", "preemptible"))
     machine.until_states("n1", victim, "RSD")
 

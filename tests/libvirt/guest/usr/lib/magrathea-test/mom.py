@@ -1,5 +1,7 @@
 """A stand-in for MoM inside a guest: does what its host asks over a virtio-serial port, one JSON line each way.
 
+    mom.py [SOCKET]     in a container, which has no such port: the unix socket to listen on
+
 It knows what MoM knows: which jobs run here. It claims, launches and releases them over the agent's socket as the MoM
 hook does. Every request gets its own thread, since a claim takes its time.
 """
@@ -278,18 +280,15 @@ def watch_button(path):
                 subprocess.call(["/bin/poweroff"])
 
 
-def main():
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    with open("/proc/cmdline") as file:
-        if "magrathea.acpi" in file.read().split():
-            power_button()
-    port = os.open(PORT, os.O_RDWR)
+def serve(port, away):
+    """Work off what comes in, until the other side has gone and `away` says that this was all."""
     buffer = b""
     while True:
         piece = os.read(port, 65536)
         if not piece:  # the host is away: what it began to say is void
             buffer = b""
-            time.sleep(0.05)
+            if away():
+                return
             continue
         *lines, buffer = (buffer + piece).split(b"\n")
         for line in lines:
@@ -298,6 +297,34 @@ def main():
             except ValueError:
                 continue
             threading.Thread(target=answer, args=(port, request), daemon=True).start()
+
+
+def listen(path):
+    if os.path.exists(path):
+        os.unlink(path)
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(path)
+    server.listen(8)
+    while True:
+        link, _ = server.accept()
+        threading.Thread(target=serve_one, args=(link,), daemon=True).start()
+
+
+def serve_one(link):
+    try:
+        serve(link.fileno(), lambda: True)
+    except OSError:
+        link.close()  # the host has gone without a word
+
+
+def main():
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    if len(sys.argv) > 1:
+        listen(sys.argv[1])
+    with open("/proc/cmdline") as file:
+        if "magrathea.acpi" in file.read().split():
+            power_button()
+    serve(os.open(PORT, os.O_RDWR), lambda: time.sleep(0.05))
 
 
 sys.exit(main())
