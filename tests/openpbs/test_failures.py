@@ -4,6 +4,7 @@ machines that die under a suspended job."""
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ from .test_trouble import STEPS, preempted
 
 FAIL_REQUEUE_S = 5
 """`node_fail_requeue` of the server here; 310 s by default."""
+BACK_S = 120.0
+"""Until a job is requeued that its MoM came back without: a minute of MoM's lists, and a claim that is refused."""
 
 
 @contextmanager
@@ -149,13 +152,33 @@ def quick_requeue(fleet: OpenPbsCluster) -> Iterator[None]:
         fleet.pbs.qmgr("unset server node_fail_requeue")
 
 
-def revive(fleet: OpenPbsCluster, machine: str) -> None:
+def revive(fleet: OpenPbsCluster, machine: str, *, files: bool = True) -> None:
+    """`files`: its MoM still has what it wrote about its jobs, as on a disk; not so where all is in memory."""
+    if not files:
+        for path in (fleet.pbs.pbs_home(machine) / "mom_priv/jobs").iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     fleet.pbs.start_machine(machine)
     fleet.start_part(f"agent-{machine}")
 
 
-@pytest.mark.parametrize("hub", ["there", "away"])
-def test_a_suspended_job_whose_host_dies_is_requeued_and_runs_again(fleet: OpenPbsCluster, hub: str) -> None:
+def runs_again(fleet: OpenPbsCluster, job: str) -> None:
+    """In a new run; a first claim may come before the host is ready, and be refused."""
+
+    def there() -> bool:
+        view = fleet.jobs()[job]
+        return view.state == "R" and view.run_version >= 2
+
+    wait(fleet, f"{job} runs again", there, BACK_S)
+    # To its end it is not followed: seldom PBS itself loses a run that it starts so soon after MoM's return, and
+    # has it as running for good, without a process.
+    fleet.pbs.run(HEAD, ["qdel", "-W", "force", job])
+
+
+@pytest.mark.parametrize(("hub", "files"), [("there", True), ("there", False), ("away", False)])
+def test_a_suspended_job_whose_host_dies_runs_again_when_that_is_back(
+    fleet: OpenPbsCluster, hub: str, files: bool
+) -> None:
+    """Not before: PBS requeues no suspended job, and never starts one that was requeued by force without any MoM."""
     with fleet.only(EXCLUSIVE), quick_requeue(fleet):
         low, high = preempted(fleet)
         if hub == "away":
@@ -166,18 +189,38 @@ def test_a_suspended_job_whose_host_dies_is_requeued_and_runs_again(fleet: OpenP
             if hub == "away":
                 time.sleep(FAIL_REQUEUE_S + 2)
                 assert fleet.jobs()[low].state == "S", "PBS itself requeues no suspended job"
-                fleet.start_part("hub")
-            wait_state(fleet, low, "Q")
+            else:
+                wait(fleet, "the alert", lambda: f"ALERT job {low} (run 1): its host has been down" in fleet.log("hub"))
+                wait(fleet, "the comment", lambda: "n1 is down; requeued once it is back" in fleet.jobs()[low].comment)
+            assert fleet.jobs()[low].state == "S"
             assert fleet.jobs()[high].state == "R"
-            assert "maintenance" not in fleet.vnodes()["n1"].state
         finally:
-            revive(fleet, "n1")
+            revive(fleet, "n1", files=files)
+        if hub == "away":
+            fleet.start_part("hub")
         fleet.delete(high)
-        view = wait_state(fleet, low, "R", 60)
-        assert view.run_version >= 2, "a new run; a first claim may come before the host is ready, and be refused"
-        # To its end it is not followed: seldom PBS itself loses a run that it starts so soon after MoM's return, and
-        # has it as running for good, without a process.
-        fleet.pbs.run(HEAD, ["qdel", "-W", "force", low])
+        runs_again(fleet, low)
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+@pytest.mark.parametrize("suspended", [True, False], ids=["suspended", "running"])
+def test_a_job_whose_guest_is_back_without_it_before_pbs_has_missed_it_runs_again(
+    fleet: OpenPbsCluster, suspended: bool
+) -> None:
+    """For PBS nothing has happened: its MoM is there, and says nothing about the job."""
+    with fleet.only(EXCLUSIVE):
+        if suspended:
+            low, high = preempted(fleet)
+        else:
+            low, high = fleet.submit("low", LONG), ""
+            wait_running(fleet, low)
+            wait_stoppable(fleet, "n1")
+        fleet.pbs.kill_machine("n1")
+        revive(fleet, "n1", files=False)
+        if suspended:
+            fleet.delete(high)
+        wait(fleet, "it is requeued", lambda: f"job {low} (run 1): its guest was ended" in fleet.log("hub"), BACK_S)
+        runs_again(fleet, low)
         wait_all_free(fleet, EXCLUSIVE)
 
 
