@@ -26,12 +26,14 @@ jobs = {}
 writing = threading.Lock()
 
 
-def ask_agent(message, seconds=4.0):
+def ask_agent(message, seconds=4.0, sent=lambda: None):
+    """Its answer. `sent` is called once it has been asked."""
     try:
         with socket.socket(socket.AF_UNIX) as link:
             link.settimeout(seconds)
             link.connect(AGENT)
             link.sendall(json.dumps(message).encode() + b"\n")
+            sent()
             data = b""
             while not data.endswith(b"\n"):
                 piece = link.recv(65536)
@@ -86,8 +88,11 @@ def job_of(request):
 def claim(request):
     job = Job(request["job"])
     before = jobs.get(job.described["id"])
-    jobs[job.described["id"]] = job  # MoM's list has it while its hook still asks
-    answer = ask_agent({"op": "claim", "job": job.described, "deadline_s": 1.8})
+
+    def sent():
+        jobs[job.described["id"]] = job  # MoM's list has it while its hook still asks, and not before
+
+    answer = ask_agent({"op": "claim", "job": job.described, "deadline_s": 1.8}, sent=sent)
     if not answer.get("ok") and jobs.get(job.described["id"]) is job:
         del jobs[job.described["id"]]
         if before is not None:
