@@ -1,7 +1,7 @@
 """The driver whose domains are libvirt's: virtual machines of QEMU/KVM and Xen, containers of LXC.
 
-Rule 1: the event loop never waits for libvirt. Reading has a thread, each domain has one for what changes it, and each
-call a deadline (libvirt_calls.py); the connection is kept by libvirt_connection.py.
+Rule 1: the event loop never waits for libvirt. Reading has a thread, each domain has one for what changes it, each of
+them a connection of its own (libvirt_connection.py), and each call a deadline (libvirt_calls.py).
 Rule 2: what is read is libvirt's word of now (libvirt_reading.py). Without a connection `actual` raises `lost`, and
 nothing is made up.
 Rule 3: only domains of the configuration are touched. All others are services: they are counted (`others`), no more.
@@ -31,7 +31,7 @@ from .base import (
 )
 from .libvirt_balloons import Balloons
 from .libvirt_calls import Worker
-from .libvirt_connection import Connection, Link, translated
+from .libvirt_connection import Connection, Line, Link, translated
 from .libvirt_reading import DOWN, KIB, UNREAD, Abilities, All, Found, Reader
 from .libvirt_values import CRASHED, is_paused, is_up
 
@@ -61,6 +61,7 @@ class LibvirtDriver:
         self._link: Link | None = None
         self._reader = Worker("libvirt-read")
         self._workers = {name: Worker(f"libvirt-{name}") for name in names}
+        self._lines: dict[str, Line] = {}
         self._on_event: OnEvent | None = None
         self._known: dict[str, Found] = {}
         self._unread: Mapping[str, str] = {}
@@ -123,6 +124,8 @@ class LibvirtDriver:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for worker in (self._reader, *self._workers.values()):
             worker.close()
+        for line in self._lines.values():
+            line.drop()
         if self._link is not None:
             await self._link.close()
 
@@ -314,9 +317,11 @@ class LibvirtDriver:
 
     async def _of_domain(self, domain: str, what: str, work: Callable[[Any], T], seconds: float) -> T:
         """`work` on the domain's object, in the domain's thread."""
-        connection = self._linked().connection
+        link = self._linked()
+        _ = link.connection  # without one there is nothing to wait for
+        line = self._lines.setdefault(domain, Line(link))
         return await self._call(
-            self._workers[domain], what, lambda: work(connection.lookupByName(self._names[domain])), seconds
+            self._workers[domain], what, lambda: work(line.connection().lookupByName(self._names[domain])), seconds
         )
 
     async def _call(self, worker: Worker, what: str, work: Callable[[], T], seconds: float | None = None) -> T:

@@ -164,11 +164,17 @@ class Link:
             self._drop()
             self._on_lost()
 
-    def _open(self) -> Connection:
-        """In a thread of its own: a hanging libvirtd accepts connections and says nothing."""
+    def open(self) -> Connection:
+        """One more connection. Not in the event loop's thread: a hanging libvirtd accepts connections and says nothing.
+        Raises libvirtError."""
         connection = self.libvirt.open(self.uri)
         with contextlib.suppress(self.libvirt.libvirtError):  # not known to libvirt's test driver
             connection.setKeepAlive(*KEEPALIVE)
+        return connection
+
+    def _open(self) -> Connection:
+        """In a thread of its own."""
+        connection = self.open()
         connection.registerCloseCallback(self._closed, connection)
         unwatched, registered = [], []
         for name in WATCHED:
@@ -216,3 +222,36 @@ class Link:
                 step()
             except self.libvirt.libvirtError as error:
                 log.debug("closing the connection to %s: %s", self.uri, error)
+
+
+class Line:
+    """A connection of one thread's own, for calls that may hang.
+
+    Where one thread waits for such a call, calls of others on the same connection are answered only when something
+    else is said there (seen with libvirt 9.0: `state`, `info` and the like took as long as nobody asked again).
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._beside: Connection | None = None
+        self._connection: Connection | None = None
+
+    def connection(self) -> Connection:
+        """In its thread. A new one whenever the link's is another. Raises libvirtError, or DriverError `lost`."""
+        beside = self._link.connection
+        if self._connection is None or self._beside is not beside or not self._connection.isAlive():
+            self.drop()
+            self._connection, self._beside = self._link.open(), beside
+        return self._connection
+
+    def drop(self) -> None:
+        """Close it, without waiting for a libvirtd that hangs."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            threading.Thread(target=self._close, args=(connection,), name="libvirt-close", daemon=True).start()
+
+    def _close(self, connection: Connection) -> None:
+        try:
+            connection.close()
+        except self._link.libvirt.libvirtError as error:
+            log.debug("closing a connection to %s: %s", self._link.uri, error)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
@@ -38,9 +40,11 @@ def drive(hypervisor: Hypervisor) -> Iterator[Callable[[Work], None]]:
     hypervisor.restore()
 
 
-async def until(condition: Callable[[ActualDomain], bool], driver: LibvirtDriver, seconds: float = 20.0) -> None:
+async def until(
+    condition: Callable[[ActualDomain], bool], driver: LibvirtDriver, seconds: float = 20.0, name: str = "n1"
+) -> None:
     end = time.monotonic() + seconds
-    while not condition(found := (await driver.actual())["n1"]):
+    while not condition(found := (await driver.actual())[name]):
         assert time.monotonic() < end, found
         await asyncio.sleep(0.05)
 
@@ -122,3 +126,34 @@ def test_pausing_ending_and_booting_are_seen(hypervisor: Hypervisor, drive: Call
         await until(lambda d: d.up, driver)
 
     drive(work)
+
+
+def test_a_qemu_that_hangs_holds_up_its_own_changes_only(hypervisor: Hypervisor) -> None:
+    async def work() -> None:
+        names = {name: guest.libvirt_name for name, guest in hypervisor.guests.items()}
+        driver = LibvirtDriver("h1", hypervisor.uri, names)
+        qemu = hypervisor.libvirtd.qemu(names["p1"])
+        try:
+            await driver.start(lambda event: None)
+            os.kill(qemu, signal.SIGSTOP)
+            began = time.monotonic()
+            hanging = asyncio.create_task(refused(driver.set_memory("p1", 200)))
+            await asyncio.sleep(0.1)
+            found = await driver.actual()
+            assert found["n1"].known and found["p1"].up
+            await driver.set_memory("n1", 250)
+            await driver.set_cpu("n1", 50)
+            assert not hanging.done(), "and meanwhile p1's has hung"
+            assert time.monotonic() - began < 2.0
+            assert await hanging == "timeout"
+            os.kill(qemu, signal.SIGCONT)
+            await driver.set_memory("p1", 220)
+            await until(lambda d: d.memory_mib == 220, driver, name="p1")
+        finally:
+            os.kill(qemu, signal.SIGCONT)
+            await driver.close()
+
+    try:
+        asyncio.run(asyncio.wait_for(work(), 60))
+    finally:
+        hypervisor.restore()
