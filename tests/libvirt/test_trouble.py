@@ -63,12 +63,35 @@ def test_libvirtd_dies_and_the_domains_are_unknown_until_it_is_back(preempted: t
 def test_a_job_that_ends_while_libvirtd_is_away_gives_all_back_when_it_is_there_again(
     preempted: tuple[Machine, Job, Job],
 ) -> None:
+    """Till then the preempted one stays stopped (docs/known-limits.md): it would run on its domain's cap, and its
+    walltime with it."""
     machine, victim, favoured = preempted
     machine.hypervisor.libvirtd.kill_libvirtd()
     machine["p1"].qdel(favoured)
     machine.until(lambda: not machine.report("p1").jobs, 5, "p1's job is released")
+    machine.until(lambda: any("SetCpu of n1 fails" in n for n in machine.status()["notes"]), 10, "what it waits for")
+    assert set(machine["n1"].states(victim)) == {"T"}
     machine.hypervisor.libvirtd.start_libvirtd()
     goes_on(machine, victim)
+
+
+def test_a_domain_that_boots_while_libvirtd_dies_is_up_when_its_agent_says_so_and_not_before(machine: Machine) -> None:
+    machine["p1"].end()
+    machine.until_state("p1", "down")
+    assert machine.ask(op="domain", do="boot", domain="p1")["ok"]
+    machine.until(lambda: machine["p1"].up, 20, "its QEMU runs")
+    machine.hypervisor.libvirtd.kill_libvirtd()
+    machine.hypervisor.libvirtd.start_libvirtd()
+    early = []
+
+    def is_up() -> bool:
+        report = machine.report("p1")
+        if report.state.value != "booting" and not report.agent:
+            early.append(report)
+        return bool(report.state.value == "free")
+
+    machine.until(is_up, 90, "p1 is up")
+    assert early == []
 
 
 def test_libvirtd_hangs_and_neither_the_daemon_nor_a_claim_waits_for_it(preempted: tuple[Machine, Job, Job]) -> None:
