@@ -106,6 +106,9 @@ PASS_PAUSE_S = (0.001, 0.05)
 BARRIER_S = 0.02  # longest time that a cgroup is waited for to freeze
 SETTLED_S = 5.0  # a process seen as no job's for so long is read again only every REREAD_S
 REREAD_S = 2.0
+UNBORN_S = 0.3  # by then a process that has got its number is to be seen in /proc
+WHOLE_LOOK_S = 5.0  # so old a whole look may be while nothing but the stopped processes is looked at
+MAX_KEPT_FILES = 256  # of stopped processes; of others the file is opened each time
 CLAIM_S = 1.8
 ORDERS_S = 1.5
 SLICE_S = 5.0  # for one slice of memory, where the daemon does not say
@@ -121,6 +124,7 @@ POWER_AGAIN_S = 10.0  # so long after a power-off that nobody heeds it is forced
 KILL_ROUNDS = 10
 KILL_PAUSE_S = 0.2
 
+STAT_BYTES = 2048  # of /proc/PID/stat: always the whole line
 SIGSTOP_BIT = 1 << (signal.SIGSTOP - 1)
 SIGTERM_BIT = 1 << (signal.SIGTERM - 1)
 PF_KTHREAD = 0x00200000
@@ -443,14 +447,18 @@ def read_stat(path: str) -> "Tuple[bytes, List[bytes]]":
     """(name, fields from the third on) of a /proc stat file. Raises OSError, also where the process has just gone."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        data = os.read(fd, 2048)  # always the whole line; this is the most frequent call of all
+        return stat_fields(os.read(fd, STAT_BYTES))  # this is the most frequent call of all
     finally:
         os.close(fd)
-    end = data.rfind(b")")
-    fields = data[end + 2 :].split(None, 26)
+
+
+def stat_fields(line: bytes) -> "Tuple[bytes, List[bytes]]":
+    """As `read_stat`, of what has been read."""
+    end = line.rfind(b")")
+    fields = line[end + 2 :].split(None, 26)
     if end < 0 or len(fields) < 26:
-        raise OSError(errno.ESRCH, "the process has gone", path)
-    return data[data.find(b"(") + 1 : end], fields
+        raise OSError(errno.ESRCH, "the process has gone")
+    return line[line.find(b"(") + 1 : end], fields
 
 
 def start_of(pid: int) -> "Optional[int]":
@@ -731,6 +739,7 @@ class Cgroups:
     """PBS's job cgroups: the directories of a job, its processes, and a short freeze as a barrier (law 4)."""
 
     REFRESH_S = 30.0
+    ABSENT_S = 1.0  # the same where there is none: where PBS makes none, each look would search
 
     def __init__(self, templates: "Tuple[str, ...]") -> None:
         self.templates = [(t.rpartition("/")[0], t.rpartition("/")[2]) for t in templates]
@@ -757,7 +766,7 @@ class Cgroups:
 
     def refresh(self, now: float) -> None:
         """Look again where PBS keeps its jobs: the directories come with the site's first job."""
-        if self.found_at is not None and now - self.found_at < self.REFRESH_S and self.found:
+        if self.found_at is not None and now - self.found_at < (self.REFRESH_S if self.found else self.ABSENT_S):
             return
         self.found = [(parent, last) for pattern, last in self.templates for parent in self._expand(pattern)]
         self.found_at = now
@@ -852,6 +861,81 @@ class Cgroups:
             time.sleep(0.0005)
 
 
+class Births:
+    """Whether any process or thread has been made: a number that each takes with it, in this pid namespace."""
+
+    PATH = "/proc/sys/kernel/ns_last_pid"
+
+    def __init__(self) -> None:
+        try:
+            self.fd = os.open(self.PATH, os.O_RDONLY)
+        except OSError:  # a kernel built without CONFIG_CHECKPOINT_RESTORE
+            self.fd = -1
+
+    def last(self) -> "Optional[bytes]":
+        """The newest number; None where that cannot be said."""
+        if self.fd < 0:
+            return None
+        try:
+            return os.pread(self.fd, 32, 0) or None
+        except OSError:
+            return None
+
+
+class StoppedProcesses:
+    """Whether what was stopped still is: one small read for each process, from a file that is kept open.
+
+    Such a file is of that process for ever, also when its pid is somebody else's.
+    """
+
+    def __init__(self) -> None:
+        self.files: "Dict[Proc, int]" = {}
+        self.others: "List[Proc]" = []
+
+    def watch(self, procs: "Iterable[Proc]") -> None:
+        """These from now on, and no others."""
+        before, self.files, self.others = self.files, {}, []
+        for proc in procs:
+            fd = before.pop(proc, -1)
+            if fd < 0 and len(self.files) < MAX_KEPT_FILES:
+                fd = self._open(proc)
+            if fd < 0:
+                self.others.append(proc)
+            else:
+                self.files[proc] = fd
+        for fd in before.values():
+            os.close(fd)
+
+    @staticmethod
+    def _open(proc: Proc) -> int:
+        """-1: it has gone, or cannot be kept."""
+        fd = -1
+        try:
+            fd = os.open("/proc/%d/stat" % proc.pid, os.O_RDONLY)
+            same = int(stat_fields(os.pread(fd, STAT_BYTES, 0))[1][19]) == proc.start
+        except OSError:
+            same = False
+        if fd >= 0 and not same:
+            os.close(fd)
+        return fd if same else -1
+
+    def still(self) -> bool:
+        """False: one is not, or has gone."""
+        try:
+            for fd in self.files.values():
+                line = os.pread(fd, STAT_BYTES, 0)
+                at = line.rfind(b")") + 2
+                if line[at : at + 1] != b"T":
+                    return False
+            for proc in self.others:
+                fields = read_stat("/proc/%d/stat" % proc.pid)[1]
+                if fields[0] != b"T" or int(fields[19]) != proc.start:
+                    return False
+        except OSError:
+            return False
+        return True
+
+
 class Finder:
     """Which process belongs to which job.
 
@@ -868,6 +952,12 @@ class Finder:
         self.spared: "Dict[int, Tuple[int, Optional[Tuple[bytes, bytes]]]]" = {}
         self.asked: "Set[Tuple[Key, Optional[int]]]" = set()
         self.unfinished = False  # the last look has not read all environments that it should
+        self.births = Births()
+        self.newest: "Optional[bytes]" = None  # number when the last whole look began; None: that was not whole
+        self.newest_at = 0.0  # and when a whole look first began with it
+        self.whole_at = 0.0  # when the last whole look began
+        self.young_until = 0.0  # until then a process that it has seen may yet become a job's by an exec
+        self.grouped: "Dict[Key, Set[int]]" = {}  # what it has found in the jobs' cgroups
 
     def spare(self, pid: int) -> None:
         """Never touch this process and its ancestors: MoM, as whose hook it has spoken to us.
@@ -903,9 +993,11 @@ class Finder:
         environments are read: that waits for a lock of its process, which in the midst of a fork waits for a CPU.
         """
         now = time.monotonic()
+        newest = self.births.last()  # before anything is read: what is made from here on may be missed
         asked = {(job.key, job.uid) for job in jobs}
         if asked != self.asked:  # a stranger may be a job's process now
             self.asked = asked
+            self.newest = None
             self.procs = {pid: p for pid, p in self.procs.items() if p.job is not None or p.kthread}
         fresh = self._read(now, thorough, since)
         by_id: "Dict[str, Job]" = {}
@@ -930,7 +1022,38 @@ class Finder:
         for proc in members.values():
             if proc.job is not None and (not proc.dead or proc.threads > 1):
                 proc.job.procs[proc.pid] = proc
+        self._looked(None if self.unfinished or not thorough else newest, now)
         return found
+
+    def _looked(self, newest: "Optional[bytes]", began: float) -> None:
+        """A look is over. `newest`: the number of births when it began, None if it was not whole."""
+        if newest is None:
+            self.newest = None
+            return
+        if newest != self.newest:
+            self.newest, self.newest_at = newest, began
+        self.whole_at = began
+        strangers = [p.first_seen for p in self.procs.values() if p.job is None and not p.kthread and not p.dead]
+        self.young_until = max(strangers or [0.0]) + SETTLED_S
+
+    def unchanged(self, jobs: "Iterable[Job]", patience_s: float) -> bool:
+        """Whether a look would find of these jobs what the last one has found, and nothing more. Costs next to nothing.
+
+        A process comes to a job by its birth, which is counted; by an exec (or a change of its user) soon after it; or
+        by being put into the job's cgroup. A process has its number before /proc shows it: so the last look must have
+        begun some time after the number was first seen. What comes in no such way (a process of old that execs; a
+        number set by root, as for a restored process) is found by the next look that is whole, after `patience_s` in
+        any case.
+        """
+        now = time.monotonic()
+        return (
+            self.newest is not None
+            and self.whole_at - self.newest_at >= UNBORN_S
+            and now - self.whole_at < patience_s
+            and now >= self.young_until
+            and self.births.last() == self.newest
+            and (not self.cgroups.found or all(self.cgroups.pids(j.id) == self.grouped.get(j.key) for j in jobs))
+        )
 
     def _read(self, now: float, thorough: bool, since: float) -> "List[Proc]":
         """Bring `procs` up to date; those (re)read, in order of pid."""
@@ -1011,10 +1134,12 @@ class Finder:
     def _by_cgroup(self, by_id: "Dict[str, Job]", members: "Dict[int, Proc]", now: float) -> "Set[Proc]":
         found: "Set[Proc]" = set()
         self.cgroups.refresh(now)
+        self.grouped = {}
         if not self.cgroups.found:
             return found
         for job in by_id.values():
-            for pid in self.cgroups.pids(job.id):
+            self.grouped[job.key] = self.cgroups.pids(job.id)
+            for pid in self.grouped[job.key]:
                 proc = self.procs.get(pid) or self._update(pid, 0, None)
                 if proc is not None and proc.job is None and not self._is_spared(proc):
                     self._take(proc, job, members, found)
@@ -1243,6 +1368,8 @@ class Sweeper:
         self.pause = PASS_PAUSE_S[0]
         self.timer: "Optional[Timer]" = None
         self.denied: "Set[Tuple[int, int]]" = set()
+        self.stopped = StoppedProcesses()
+        self.watched_at: "Optional[float]" = None  # the look that it knows them from
 
     # orders
 
@@ -1258,6 +1385,7 @@ class Sweeper:
         `warnings`: signal and seconds that a job gets before its stop begins; a stop that stands has none again.
         """
         now = time.monotonic()
+        self._unwatch()
         if self.effort is not None:
             self.effort.reply(refusal("superseded", "newer orders came before these were carried out"))
             self.effort = None
@@ -1292,8 +1420,13 @@ class Sweeper:
         job.barrier = order == "stop"
 
     def forget(self, job: Job) -> None:
+        self._unwatch()
         self.finder.forget(job)
         self.jobs.pop(job.key, None)
+
+    def _unwatch(self) -> None:
+        self.stopped.watch(())
+        self.watched_at = None
 
     def resume_standing(self) -> None:
         """At the agent's start: what stood before stands again."""
@@ -1383,9 +1516,30 @@ class Sweeper:
             return
         now = time.monotonic()
         if any(not j.seen and j.listed and now - j.known_at < LAUNCH_PATIENCE_S for j in self.jobs.values()):
-            self.timer = self.loop.after(LAUNCH_POLL_S, self.sweep)
+            self.timer = self.loop.after(LAUNCH_POLL_S, self.glance)
         elif any(job.order == "stop" for job in self.jobs.values()):
-            self.timer = self.loop.after(SWEEP_S, self.sweep)
+            self.timer = self.loop.after(SWEEP_S, self.glance)
+
+    def glance(self) -> None:
+        """As `sweep`, for one small read per stopped process where nothing can have come to the jobs since then."""
+        if self.effort is None and self._stands():
+            self._schedule()
+        else:
+            self.sweep()
+
+    def _stands(self) -> bool:
+        """Whether every stop is as the last look has left it."""
+        jobs = self.jobs.values()
+        stops = [job for job in jobs if job.order == "stop"]
+        if any(j.leaving or j.pending or j.barrier or not j.settled for j in stops):
+            return False
+        patience_s = WHOLE_LOOK_S if all(job.seen or not job.listed for job in jobs) else REREAD_S
+        if not self.finder.unchanged(jobs, patience_s):
+            return False
+        if self.watched_at != self.finder.whole_at:
+            self.stopped.watch(proc for job in stops for proc in job.procs.values())
+            self.watched_at = self.finder.whole_at
+        return self.stopped.still()
 
     def sweep(self) -> None:
         """A thorough look, and whatever stands is made true again.
@@ -3428,8 +3582,10 @@ class Agent:
     def _report(self) -> None:
         if not self.channel.ready or self.reporting:
             return
-        if self.jobs:
-            self.sweeper.sweep()
+        if any(job.order != "stop" for job in self.jobs.values()):
+            self.sweeper.sweep()  # what runs may have ended
+        elif self.jobs:
+            self.sweeper.glance()
         rows = []
         for job in list(self.jobs.values())[:MAX_ROWS]:
             row = job.name()

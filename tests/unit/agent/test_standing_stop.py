@@ -1,0 +1,255 @@
+"""A stop that stands is looked after at next to no cost, and nothing escapes it by that."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from node_daemon import agent
+from tests.agent_rig import state, until
+
+
+class Births(agent.Births):
+    """The counter as a test says it is: on this machine others make processes all the time."""
+
+    def __init__(self) -> None:
+        self.now: bytes | None = b"1000"
+
+    def last(self) -> bytes | None:
+        return self.now
+
+
+class Looks(agent.Finder):
+    """Counts the looks at /proc."""
+
+    def __init__(self, mark: str) -> None:
+        super().__init__(agent.Cgroups(()), (mark.encode(),))
+        if self.births.fd >= 0:
+            os.close(self.births.fd)
+        self.counter = Births()
+        self.births = self.counter
+        self.looks = 0
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    def look(self, jobs: list[agent.Job], thorough: bool, since: float, environ: bool = True) -> set[agent.Proc]:
+        self.looks += 1
+        return super().look(jobs, thorough, since, environ)
+
+    def _read(self, now: float, thorough: bool, since: float) -> list[agent.Proc]:
+        found = super()._read(now, thorough, since)
+        self.meanwhile()
+        return found
+
+
+class Standing:
+    """A job of two processes under a stop that stands."""
+
+    def __init__(self) -> None:
+        code = "import os, time\nos.fork()\nprint(flush=True)\ntime.sleep(600)"
+        mine = uuid.uuid4().hex  # no process of another test is touched
+        environment = {"PBS_JOBID": "12.srv", "MAGRATHEA_TEST": mine}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, start_new_session=True
+        )
+        assert self.process.stdout is not None
+        self.process.stdout.readline()
+        self.process.stdout.readline()
+        self.job = agent.Job(("12.srv", 1), time.monotonic())
+        self.job.uid = os.geteuid()
+        self.job.listed = True
+        self.finder = Looks(f"MAGRATHEA_TEST={mine}")
+        self.loop = agent.Loop()
+        self.sweeper = agent.Sweeper(self.loop, {self.job.key: self.job}, self.finder, agent.Signaller())
+
+    def order(self, word: str) -> None:
+        answers: list[agent.Doc] = []
+        self.sweeper.order([(self.job.key, word)], 20.0, answers.append)
+        end = time.monotonic() + 20
+        while not answers:
+            assert time.monotonic() < end, "the order is not carried out"
+            self.loop.turn()
+
+    def settle(self) -> None:
+        until(lambda: self.looks_of_a_glance() == 0, "a glance that needs no look")
+
+    def looks_of_a_glance(self) -> int:
+        before = self.finder.looks
+        self.sweeper.glance()
+        return self.finder.looks - before
+
+    def close(self) -> None:
+        self.sweeper.stopped.watch(())
+        self.loop.selector.close()
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+
+@pytest.fixture
+def standing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Standing]:
+    made = Standing()
+    try:
+        made.order("stop")
+        assert len(made.job.procs) == 2
+        monkeypatch.setattr(agent, "SETTLED_S", 0.0)
+        monkeypatch.setattr(agent, "UNBORN_S", 0.0)
+        monkeypatch.setattr(agent, "WHOLE_LOOK_S", 600.0)
+        yield made
+    finally:
+        made.close()
+
+
+def test_nothing_is_looked_for_while_no_process_is_made(standing: Standing) -> None:
+    standing.settle()
+    assert [standing.looks_of_a_glance() for _ in range(10)] == [0] * 10
+
+
+def test_a_birth_makes_it_look(standing: Standing) -> None:
+    standing.settle()
+    standing.finder.counter.now = b"1001"
+    assert standing.looks_of_a_glance() == 1
+
+
+def test_a_birth_during_a_look_makes_it_look_again(standing: Standing) -> None:
+    standing.settle()
+
+    def born() -> None:
+        standing.finder.counter.now = b"1002"
+
+    standing.finder.counter.now = b"1001"
+    standing.finder.meanwhile = born
+    assert standing.looks_of_a_glance() == 1
+    assert standing.looks_of_a_glance() == 1
+
+
+def test_a_process_that_has_its_number_but_is_not_to_be_seen_yet_is_waited_for(
+    standing: Standing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standing.settle()
+    monkeypatch.setattr(agent, "UNBORN_S", 600.0)
+    standing.finder.counter.now = b"1001"
+    assert [standing.looks_of_a_glance() for _ in range(3)] == [1, 1, 1]
+    monkeypatch.setattr(agent, "UNBORN_S", 0.0)
+    standing.settle()
+
+
+def test_where_births_are_not_counted_it_looks_each_time(standing: Standing) -> None:
+    standing.finder.counter.now = None
+    assert [standing.looks_of_a_glance() for _ in range(3)] == [1, 1, 1]
+
+
+def test_a_kernel_that_does_not_count_births_is_none_to_fail_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent.Births, "PATH", "/proc/sys/kernel/no-such-file")
+    assert agent.Births().last() is None
+
+
+def test_a_birth_is_counted() -> None:
+    births = agent.Births()
+    if births.fd < 0:
+        pytest.skip(f"no {births.PATH} here")
+    before = births.last()
+    subprocess.run(["true"], check=True)
+    assert births.last() != before
+    os.close(births.fd)
+
+
+def test_a_young_stranger_may_become_the_jobs_by_an_exec(standing: Standing, monkeypatch: pytest.MonkeyPatch) -> None:
+    standing.settle()
+    monkeypatch.setattr(agent, "SETTLED_S", 600.0)
+    standing.finder.counter.now = b"1001"
+    assert [standing.looks_of_a_glance() for _ in range(3)] == [1, 1, 1]
+
+
+def test_a_look_that_is_too_old_is_followed_by_another(standing: Standing, monkeypatch: pytest.MonkeyPatch) -> None:
+    standing.settle()
+    monkeypatch.setattr(agent, "WHOLE_LOOK_S", 0.0)
+    assert standing.looks_of_a_glance() == 1
+
+
+def test_a_job_of_which_nothing_was_seen_yet_is_looked_for_sooner(
+    standing: Standing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "REREAD_S", 600.0)
+    standing.settle()
+    monkeypatch.setattr(agent, "REREAD_S", 0.0)
+    assert standing.looks_of_a_glance() == 0
+    standing.job.seen = False
+    assert standing.looks_of_a_glance() == 1
+
+
+def test_what_is_put_into_the_jobs_cgroup_is_seen(standing: Standing, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = {standing.process.pid}
+    monkeypatch.setattr(standing.finder.cgroups, "found", [("/nowhere", "{job}")])
+    monkeypatch.setattr(standing.finder.cgroups, "pids", lambda id: set(inside))
+    standing.settle()
+    inside.add(1)
+    assert standing.looks_of_a_glance() == 1
+
+
+def test_what_somebody_continues_is_stopped_again(standing: Standing) -> None:
+    standing.settle()
+    standing.process.send_signal(signal.SIGCONT)
+    assert standing.looks_of_a_glance() == 1
+
+    def stopped_again() -> bool:
+        standing.loop.turn()
+        return state(standing.process.pid) == "T"
+
+    until(stopped_again, "the next stop")
+    standing.settle()
+
+
+def test_an_end_is_seen(standing: Standing) -> None:
+    standing.settle()
+    standing.process.kill()
+    until(lambda: state(standing.process.pid) in "Z", "its end")
+    assert standing.looks_of_a_glance() == 1
+    assert len(standing.job.procs) == 1
+
+
+@pytest.mark.parametrize("change", ["pending", "deleted", "barrier", "settled"])
+def test_a_stop_that_is_not_complete_is_looked_at(standing: Standing, change: str) -> None:
+    standing.settle()
+    setattr(standing.job, change, change != "settled")
+    assert standing.looks_of_a_glance() == 1
+
+
+def test_more_processes_than_files_may_be_kept_are_looked_after(
+    standing: Standing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "MAX_KEPT_FILES", 1)
+    standing.settle()
+    stopped = standing.sweeper.stopped
+    assert (len(stopped.files), len(stopped.others)) == (1, 1)
+    for proc in [*stopped.files, *stopped.others]:
+        os.kill(proc.pid, signal.SIGCONT)
+        assert not stopped.still()
+        os.kill(proc.pid, signal.SIGSTOP)
+        until(stopped.still, "both stopped")
+
+
+def test_no_file_stays_open_when_the_stop_is_over(standing: Standing) -> None:
+    standing.settle()
+    assert len(standing.sweeper.stopped.files) == 2
+    kept = list(standing.sweeper.stopped.files.values())
+    standing.order("run")
+    assert not standing.sweeper.stopped.files
+    for fd in kept:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+def test_a_file_of_a_process_is_never_another_ones(standing: Standing) -> None:
+    standing.settle()
+    proc = next(iter(standing.sweeper.stopped.files))
+    other = agent.Proc(proc.pid, proc.inode, proc.start + 1, time.monotonic())
+    stopped = agent.StoppedProcesses()
+    stopped.watch([other])
+    assert not stopped.files
+    assert not stopped.still()
