@@ -49,10 +49,21 @@ def test_what_is_set_reads_back_as_promised(kind: str, vcpus: int, percent: int 
         assert control.nearest(percent) == percent
 
 
-def test_a_quota_is_short_so_that_a_capped_guest_answers_soon() -> None:
+@pytest.mark.parametrize(
+    ("percent", "period_us", "quota_us"),
+    [(2, 100_000, 2_000), (5, 50_000, 2_500), (7, 35_715, 2_500), (10, 25_000, 2_500), (50, 20_000, 10_000)],
+)
+def test_a_period_is_short_but_an_answer_fits_its_quota(percent: int, period_us: int, quota_us: int) -> None:
     control = cpu_control("QEMU", QEMU)
     assert control is not None
-    assert control.parameters(10, 4) == {"global_period": 20_000, "global_quota": 2_000}
+    assert control.parameters(percent, 4) == {"global_period": period_us, "global_quota": quota_us}
+    assert control.percent({**QEMU, **control.parameters(percent, 4)}, 4) == percent
+
+
+def test_a_small_share_of_many_virtual_cpus_is_no_less_than_the_kernel_takes() -> None:
+    control = cpu_control("QEMU", OLD_QEMU)
+    assert control is not None
+    assert control.parameters(1, 8) == {"vcpu_period": 1_000_000, "vcpu_quota": 1_250}
 
 
 def test_a_weight_never_starves_a_domain() -> None:
