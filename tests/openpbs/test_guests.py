@@ -180,6 +180,49 @@ def test_a_preempted_job_gives_memory_and_cpu_to_the_priority_job_and_has_every_
     wait_all_free(fleet, H1)
 
 
+def frozen(fleet: Fleet, domain: str) -> bool:
+    """As users and admins see it: offline, with our comment."""
+    comment = str(fleet.pbs.vnode(domain).get("comment", ""))
+    view = fleet.vnodes()[domain]
+    return "offline" in view.state and comment.startswith("magrathea: ") and "defrost" in comment
+
+
+def test_a_frozen_guest_is_offline_and_says_why_lends_its_host_and_comes_back_for_the_job_that_waits(
+    fleet: Fleet,
+) -> None:
+    require(fleet, bool(fleet.ask("h1", op="domain", do="freeze", domain="p1")["ok"]), "the wish is taken")
+    wait_domain(fleet, "p1", "frozen")
+    wait(fleet, "p1 is offline and says why", lambda: frozen(fleet, "p1"), MOVED_S)
+    require(fleet, not fleet.guest("p1").up, "it is on disk")
+    wait(fleet, "only what can be stopped may borrow", lambda: fleet.vnodes()["n1"].accepts == ("preemptible",))
+
+    low = submit(fleet, "low", "n1")
+    wait_running(fleet, "n1", low)
+    wait_stoppable(fleet, "n1")
+    run = run_of(fleet, low)
+    high = submit(fleet, "high", "p1")
+    checks(fleet, "n1", low, 1)
+    require(fleet, fleet.jobs()[high].state == "Q", "nothing is sent to what is on disk")
+
+    require(fleet, bool(fleet.ask("h1", op="domain", do="defrost", domain="p1")["ok"]), "the wish is taken")
+    comments = set()
+
+    def started() -> bool:
+        comments.add(fleet.jobs()[high].comment)
+        if fleet.jobs()[low].state != "S" or not fleet.guest("p1").up:
+            return False
+        return "round 1 ok" in fleet.printed("p1", high)
+
+    wait(fleet, f"{high} runs in p1, for which {low} is stopped", started, 2 * MOVED_S)
+    require(fleet, any("waits for its memory" in one for one in comments), f"its comment says why: {comments}")
+    after = fleet.pbs.vnode("p1")
+    require(fleet, "offline" not in str(after["state"]) and not after.get("comment"), f"p1 is back: {after}")
+    ends_right(fleet, "p1", high, run=run_of(fleet, high))
+    wait_state(fleet, low, "R", MOVED_S)
+    ends_right(fleet, "n1", low, run=run)
+    wait_all_free(fleet, H1)
+
+
 def test_a_job_on_two_hosts_is_stopped_in_both_guests_and_goes_on(fleet: Fleet) -> None:
     """h1 wants it stopped; h2, where its other half runs, does not: PBS suspends it as a whole."""
     select = f"{chunk('n1', 100)}+{chunk('n2', 100)}"
