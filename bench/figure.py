@@ -45,6 +45,12 @@ def missing(name: str, unit: str, target: str, why: str) -> Figure:
     return Figure(name, None, unit, target, None, why)
 
 
+def progress(text: str) -> None:
+    """What is being measured, for whoever waits: some of it takes minutes."""
+    sys.stderr.write(f"bench: {text} ...\n")
+    sys.stderr.flush()
+
+
 def percentile(values: Sequence[float], percent: float) -> float:
     """The smallest of `values` that at least `percent` of them do not exceed (nearest rank). Raises ValueError."""
     if not values:

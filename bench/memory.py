@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from scheduler_plugin.standin.guests import needs
 
-from .figure import Figure, at_most, below, missing, percentile, run
+from .figure import Figure, at_most, below, missing, percentile, progress, run
 from .guests import LIST_S
 
 if TYPE_CHECKING:
@@ -229,8 +229,11 @@ def hypervisor(iops: int, autodeflate: bool) -> Hypervisor:
 
 def pair(iops: int) -> tuple[tuple[float, Way], tuple[float, Way]]:
     """Magrathea and the plain balloon on the same guests, one after the other."""
+    swap = f"swap of {iops} operations a second" if iops else "fast swap"
+    progress(f"memory of an idle guest and of a stopped job, {swap}: with Magrathea")
     with hypervisor(iops, True) as made:
         us = ours(made)
+    progress(f"the same, plain balloon, given up after {LIMIT_S:g} s each")
     with hypervisor(iops, False) as made:
         them = plain(made)
     return us, them
@@ -251,6 +254,7 @@ def lost_jobs(count: int) -> tuple[int, int, list[float]]:
         balloon(p1, SMALL_FLOOR_MIB + 16)
         with machine(hypervisor, memory_mib=SMALL_MIB + SMALL_FLOOR_MIB + 16, domain=domain) as made:
             for share in SHARES:
+                progress(f"{each} preemptions of a job that holds {share} % of its guest")
                 job = n1.qsub(Job(f"{share}", "preemptible", holding(total * share // 100)))
                 made.until(lambda job=job: "round 1 " in n1.jobs()[job.id]["output"], LIMIT_S, "memory filled")
                 for _ in range(min(each, count - done)):
