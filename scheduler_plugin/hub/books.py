@@ -266,8 +266,8 @@ def step(key: JobKey, entry: Entry | None, wish: Wish, truth: Truth | None, now:
             entry = _observed(entry, wish, truth, now)
     if now < entry.not_before:
         return Step(entry)
-    if truth is not None and job is not None and (reason := _lost(entry, wish, job, now, limits)):
-        return _requeued(entry, truth, job, reason)
+    if truth is not None and job is not None and (lost := _requeued(entry, wish, truth, job, now, limits)):
+        return lost
     if entry.booked:
         found = _while_booked(entry, wish, job, now)
         # a resume that fails loses the suspension's flag, and there is nothing to go on
@@ -338,15 +338,17 @@ def _lost(entry: Entry, wish: Wish, job: PbsJob, now: float, limits: Limits) -> 
     return ""
 
 
-def _requeued(entry: Entry, truth: Truth, job: PbsJob, reason: str) -> Step:
-    told, entry = entry.alerted, replace(entry, alerted=True)
-    if not job.rerunnable:
-        note = f"ALERT job {entry.key}: {reason}, and it is not rerunnable: resume or delete it"
-        return Step(entry, None, () if told else (note,))
-    if not truth.silent:
+def _requeued(entry: Entry, wish: Wish, truth: Truth, job: PbsJob, now: float, limits: Limits) -> Step | None:
+    """None where there is no reason for it, or where it cannot be and that has been told: then all goes on as ever."""
+    if not (reason := _lost(entry, wish, job, now, limits)):
+        return None
+    if job.rerunnable and not truth.silent:
         return Step(entry, Requeue(entry.key), (f"job {entry.key}: {reason}; requeued",))
-    if told:
-        return Step(entry)
+    if entry.alerted:
+        return None
+    entry = replace(entry, alerted=True)
+    if not job.rerunnable:
+        return Step(entry, None, (f"ALERT job {entry.key}: {reason}, and it is not rerunnable: resume or delete it",))
     where = ", ".join(job.vnodes)
     note = (
         f"ALERT job {entry.key}: {reason}; it is requeued as soon as {where} is back. To have it elsewhere before: "
@@ -425,7 +427,8 @@ def learned(entry: Entry, outcome: Outcome) -> Step:
         case Requeue() if error is not None and error.transient:
             return Step(_later(entry, error, now))
         case Requeue() if error is not None:
-            return Step(_later(entry, error, now), None, (f"ALERT job {entry.key}: cannot be requeued: {error}",))
+            notes = () if entry.alerted else (f"ALERT job {entry.key}: cannot be requeued: {error}",)
+            return Step(replace(_later(entry, error, now), alerted=True), None, notes)
     if error is None:
         return Step(entry)
     return Step(_later(entry, error, now), None, (f"job {entry.key}: {error}",) if entry.tries in (0, 5) else ())

@@ -166,6 +166,18 @@ def test_of_one_that_may_not_be_rerun_an_admin_is_told_once(hub: Hub, pbs: FakeP
     assert len(alerts(hub)) == 1 and "not rerunnable" in alerts(hub)[0]
 
 
+def test_one_that_may_not_be_rerun_is_booked_again_after_an_admins_resume_also_beyond_the_limit(
+    hub: Hub, pbs: FakePbs
+) -> None:
+    pbs.change("1.srv", rerunnable=False)
+    hub.read()
+    hub.says("h1", domain("n1", [report(stop=True, requeue=True, stopped_since=hub.at, booked=True)]))
+    hub.after(60)
+    pbs.resume_by_admin("1.srv")
+    hub.after(60)
+    assert hub.state() == "S" and len(alerts(hub)) == 1
+
+
 class TestJobsThatRan:
     """PBS itself requeues them after node_fail_requeue, or by what a MoM that comes back with its files says; not if
     the guest is back before that, and without them."""
