@@ -14,7 +14,7 @@ from magrathea.core.model import Host, JobClass, JobKey
 from magrathea.core.parts import Unready
 from node_daemon import guests
 from node_daemon.guest_messages import Claim, ClaimedJob, Job, Prepared
-from node_daemon.memory import Progress
+from node_daemon.paging import Progress
 from tests.unit.core.builders import host, run
 
 
