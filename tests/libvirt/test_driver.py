@@ -92,7 +92,9 @@ def test_a_saved_guest_goes_on_where_it_was_and_its_agent_is_back(
         await until(lambda d: d.saved and not d.up, driver)
         events.clear()
         await driver.boot("n1")
-        assert (await driver.actual())["n1"] == ActualDomain(True, None, 256, max_memory_mib=256)
+        found = (await driver.actual())["n1"]
+        assert found == ActualDomain(True, None, found.memory_mib, max_memory_mib=256)
+        assert found.memory_mib in (255, 256)  # it may have been saved before libvirt heard of the balloon's last MiB
         assert DomainEvent("n1", True) in events
 
     drive(work)
