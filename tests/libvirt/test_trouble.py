@@ -24,6 +24,18 @@ def machine(hypervisor: Hypervisor) -> Iterator[Machine]:
 @pytest.fixture
 def preempted(machine: Machine) -> tuple[Machine, Job, Job]:
     """n1's job is stopped for p1's."""
+    return preempting(machine)
+
+
+@pytest.fixture(params=["qemu", "lxc"])
+def preempted_anywhere(request: pytest.FixtureRequest) -> Iterator[tuple[Machine, Job, Job]]:
+    """The same, in virtual machines and in containers."""
+    hypervisor = request.getfixturevalue("hypervisor" if request.param == "qemu" else "containers")
+    with a_machine(hypervisor, limits="agent_silent_s = 2.0") as made:
+        yield preempting(made)
+
+
+def preempting(machine: Machine) -> tuple[Machine, Job, Job]:
     victim = machine["n1"].qsub(Job("1", "preemptible"))
     favoured = machine["p1"].qsub(Job("2", "priority"))
     machine.until_states("n1", victim, "T")
@@ -43,8 +55,10 @@ def status_s(machine: Machine) -> float:
     return time.monotonic() - began
 
 
-def test_libvirtd_dies_and_the_domains_are_unknown_until_it_is_back(preempted: tuple[Machine, Job, Job]) -> None:
-    machine, victim, favoured = preempted
+def test_libvirtd_dies_and_the_domains_are_unknown_until_it_is_back(
+    preempted_anywhere: tuple[Machine, Job, Job],
+) -> None:
+    machine, victim, favoured = preempted_anywhere
     machine.hypervisor.libvirtd.kill_libvirtd()
     machine.until_state("p1", "unknown")
     machine.until_state("n1", "unknown")
@@ -61,11 +75,11 @@ def test_libvirtd_dies_and_the_domains_are_unknown_until_it_is_back(preempted: t
 
 
 def test_a_job_that_ends_while_libvirtd_is_away_gives_all_back_when_it_is_there_again(
-    preempted: tuple[Machine, Job, Job],
+    preempted_anywhere: tuple[Machine, Job, Job],
 ) -> None:
     """Till then the preempted one stays stopped (docs/known-limits.md): it would run on its domain's cap, and its
     walltime with it."""
-    machine, victim, favoured = preempted
+    machine, victim, favoured = preempted_anywhere
     machine.hypervisor.libvirtd.kill_libvirtd()
     machine["p1"].qdel(favoured)
     machine.until(lambda: not machine.report("p1").jobs, 5, "p1's job is released")
