@@ -17,7 +17,7 @@ from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, DriverError
 from node_daemon.hypervisor.libvirt import LibvirtDriver
 
 from ..swap import swap
-from .containers import Containers, holding
+from .containers import AFTER_END_S, Containers, holding
 from .guest import Guest, Job
 from .machine import Machine
 from .machine import machine as context
@@ -117,6 +117,23 @@ def test_a_stopped_jobs_memory_is_pushed_out_of_its_container_and_comes_back_byt
         goes_on(machine, job)
         assert has_mib(n1) >= SIZE_MIB - 2
         n1.qdel(job)
+
+
+def test_a_container_is_shut_down_when_its_job_has_ended_and_boots_again(containers: Containers) -> None:
+    with context(containers, domain={"n1": "shutdown_time_limit_s = 2"}) as m:
+        job = m["n1"].qsub(Job("1"))
+        assert m.ask(op="domain", do="shutdown", domain="n1")["ok"]
+        m.until_state("n1", "draining")
+        m.until_states("n1", job, "RSD")
+        m["n1"].qdel(job)
+        m.until_state("n1", "down", 30)
+        assert not m["n1"].up and "on request" in m.report("n1").why
+        time.sleep(AFTER_END_S)
+        assert m.ask(op="domain", do="boot", domain="n1")["ok"]
+        m.until_state("n1", "free", 30)
+        m["n1"].qdel(m["n1"].qsub(Job("2")))
+        assert m.ask(op="domain", do="freeze", domain="p1")["code"] == "not-supported"
+        assert any("does not save" in note for note in m.status()["notes"]), "and why"
 
 
 def test_an_ended_container_is_down_and_its_jobs_are_gone(machine: Machine) -> None:
