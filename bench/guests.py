@@ -223,9 +223,9 @@ def _preempted(made: Machine, count: int, questions: int, look_s: float) -> list
     asked = f"{questions} questions of its daemon's"
     note = f"cap {CAP_PERCENT} % of one core, {look_s:g} s"
     return [
-        at_most("preempted domain, its job stopped: CPU", round(stopped, 2), "%", max(1.0, 1.5 * idle), note),
+        at_most("preempted domain, its job stopped: CPU", round(stopped, 2), "%", round(idle, 2), note),
         Figure("  the same guest idle, without any job", round(idle, 2), "%"),
-        at_most("preempted domain with a hungry stray process: CPU", round(hungry, 2), "%", 1.1 * CAP_PERCENT, note),
+        at_most("preempted domain with a hungry stray process: CPU", round(hungry, 2), "%", CAP_PERCENT, note),
         below("preempted domain: the agent answers, p99", round(percentile(apart, 99), 3), "s", AGENT_P99_S, asked),
         Figure("  asked one after another, p99", round(percentile(in_a_row, 99), 3), "s", note="the cap sets the rate"),
         below("  beside the stray process, p99", round(percentile(hungry_apart, 99), 3), "s", AGENT_P99_S, asked),
