@@ -209,9 +209,10 @@ class Mover:
         Returns when it is there, when it has all that can be had and its jobs' needs are met, or when the wish is
         withdrawn. Raises DriverError, code `memory-short` with the numbers; ChannelError where its agent is away.
         """
-        has = _mib(await self._read(domain))
-        move = self._moves[domain] = _Move(domain, mib, _now(), has, has)
+        has = self._bounds.get(domain, 0)
+        move = self._moves[domain] = _Move(domain, mib, _now(), has, has)  # from here on it hears of another wish
         try:
+            move.start_mib = move.has_mib = _mib(await self._read(domain))
             while (target := move.target) is not None:
                 read = await self._read(domain)
                 has, most = _mib(read), min(target, target if read.max_memory_mib is None else read.max_memory_mib)
@@ -249,9 +250,10 @@ class Mover:
         return found
 
     async def _set(self, domain: str, mib: int) -> None:
-        self._targets[domain] = mib
+        self._targets[domain] = max(self._targets.get(domain, 0), mib)  # until it has heard, it goes where it was told
         self._bounds[domain] = max(self._bounds.get(domain, 0), mib)  # from now on it may take it
         await self._driver.set_memory(domain, mib)
+        self._targets[domain] = mib
         self._owner.observe(f"memory {domain}")
 
     async def _to_what_is_real(self, move: _Move) -> None:

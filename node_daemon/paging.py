@@ -90,7 +90,10 @@ class Owner(Protocol):
 @dataclass
 class _Fetch:
     keys: frozenset[JobKey]
-    task: asyncio.Task[None]
+    task: asyncio.Task[bool]
+    """Whether all is back."""
+    waited: bool = False
+    """It was waited for to its end, which is as much as is done for jobs that are to go on."""
 
 
 @dataclass
@@ -138,6 +141,8 @@ class Paging:
 
     def relieve(self, domain: str) -> None:
         """Push out more until the guest, which has given all that was wanted, can live well on what it has left."""
+        if (fetch := self._fetches.get(domain)) is not None and not fetch.task.done():
+            return  # its jobs are to go on
         task = asyncio.get_running_loop().create_task(self._relieve(domain))
         self._reliefs[domain] = _Relief(task, _now() + UNCAPPED_S)
         task.add_done_callback(lambda _: self._owner.look_soon())
@@ -152,8 +157,8 @@ class Paging:
         settings = self._owner.memory_settings
         found, guest = self._owner.host.domain(domain), self.able(domain, "push-out")
         until = _now() + settings.time_limit_s
-        try:
-            while found is not None and guest is not None and guest.hello is not None and _now() < until:
+        while found is not None and guest is not None and guest.hello is not None and _now() < until:
+            try:
                 keys = self._owner.held_stopped(domain)
                 memory = (await guest.request("memory", ASK_S)).memory
                 lacks = int(found.floor_mib * LIVING_SHARE) - memory.can_go_mib
@@ -162,8 +167,11 @@ class Paging:
                 answer = await self.slice(domain, guest, "push-out", keys, min(settings.step_mib, lacks + 1))
                 if answer.pushed_mib <= 0 and not answer.more:
                     return
-        except ChannelError as error:
-            log.info("%s: no more of its stopped jobs' memory is pushed out: %s", domain, error)
+            except ChannelError as error:
+                if error.code not in ("busy", "timeout"):  # it ends a slice of the move, or is slow for want of memory
+                    log.info("%s: no more of its stopped jobs' memory is pushed out: %s", domain, error)
+                    return
+                await asyncio.sleep(BUSY_S)
 
     async def end(self, domain: str) -> None:
         """No relief of the domain any more, and nothing brought back ahead."""
@@ -177,18 +185,22 @@ class Paging:
 
     def fetch_ahead(self, domain: str) -> None:
         """Begin to bring back what jobs that are to go on will need, while the domain is given its memory."""
-        keys = self._owner.to_continue(domain)
+        keys, fetch = self._owner.to_continue(domain), self._fetches.get(domain)
+        if fetch is not None and not fetch.task.done():
+            return  # an agent works on one slice at a time; what is lacking is brought back by `fetch`
         if keys and self.able(domain, "fetch") is not None and not self._is_fetched(domain, keys):
             self._begin(domain, keys)
 
     async def fetch(self, domain: str, keys: tuple[JobKey, ...]) -> None:
         """Bring back what was pushed out of these jobs, before they go on."""
-        if not keys or self.able(domain, "fetch") is None:
+        guest = self.able(domain, "fetch")
+        if not keys or guest is None:
             return
         if not self._is_fetched(domain, keys):
-            await self.end(domain)
             self._begin(domain, keys)
-        await self._fetches[domain].task
+        fetch, hello = self._fetches[domain], guest.hello
+        await fetch.task
+        fetch.waited = guest.hello is hello
 
     def went_on(self, domain: str) -> None:
         """Its jobs run, and what of their memory is where is their own affair again."""
@@ -199,20 +211,27 @@ class Paging:
         fetch = self._fetches.get(domain)
         if fetch is None or not fetch.keys >= set(keys):
             return False
-        return not fetch.task.done() or (not fetch.task.cancelled() and fetch.task.exception() is None)
+        if not fetch.task.done():
+            return True
+        if fetch.task.cancelled() or fetch.task.exception() is not None:
+            return False
+        return fetch.waited or fetch.task.result()
 
     def _begin(self, domain: str, keys: tuple[JobKey, ...]) -> None:
-        if (relief := self._reliefs.pop(domain, None)) is not None:
-            relief.task.cancel()
+        for before in (self._reliefs.pop(domain, None), self._fetches.get(domain)):
+            if before is not None:
+                before.task.cancel()
         task = asyncio.get_running_loop().create_task(self._fetch(domain, keys))
         self._fetches[domain] = _Fetch(frozenset(keys), task)
 
-    async def _fetch(self, domain: str, keys: tuple[JobKey, ...]) -> None:
+    async def _fetch(self, domain: str, keys: tuple[JobKey, ...]) -> bool:
         settings = self._owner.memory_settings
         until = _now() + settings.time_limit_s
         try:
             done, of = 0, await self._swapped(domain, keys)
-            while of > 0 and (guest := self.able(domain, "fetch")) is not None:
+            if of <= 0:
+                return True
+            while (guest := self.able(domain, "fetch")) is not None:
                 grows = self._grows(domain)
                 if grows:
                     until = _now() + settings.time_limit_s
@@ -229,7 +248,7 @@ class Paging:
                 self._owner.observe(f"fetch {domain}")
                 done += answer.fetched_mib
                 if answer.left_mib <= 0:
-                    break
+                    return True
                 if answer.fetched_mib <= 0 and not answer.more:  # there is no room for it
                     if not grows:
                         break
@@ -238,10 +257,11 @@ class Paging:
             log.warning("%s: not all that was pushed out is brought back before its jobs go on: %s", domain, error)
         finally:
             self.progress.pop(domain, None)
+        return False
 
     async def _swapped(self, domain: str, keys: tuple[JobKey, ...]) -> int:
         guest = self.able(domain, "fetch")
         if guest is None:
-            return 0
+            raise ChannelError("no-agent", f"no agent of {domain} is connected that can do it")
         answer = await guest.request("memory", ASK_S)
         return sum(row.swapped_mib for row in answer.jobs if row.key in keys)

@@ -314,6 +314,42 @@ def test_a_wish_that_is_withdrawn_leaves_what_is_real() -> None:
     assert guest.target == pytest.approx(guest.actual, abs=3)
 
 
+def test_a_wish_that_changes_while_a_move_begins_is_heard() -> None:
+    guest = ModelGuest("n1", 2048)
+    o = owner(guest)
+    changing(o, "n1", 256, 0.0005, 2000)  # what it has is just being read
+    assert guest.actual == 2000
+    assert [mib for _, mib in o.driver.kept] == [2000]
+
+
+def test_a_balloon_that_could_not_be_told_to_turn_round_may_take_what_it_was_told_before() -> None:
+    one, other = ModelGuest("n1", 1000, rate=50), ModelGuest("p1", 1024)
+    o = owner(one, other, needs_mib=2900)
+    told = o.driver.set_memory
+
+    async def deaf(domain: str, mib: int) -> None:
+        if domain == "n1":
+            raise DriverError("timeout", "setting the memory of n1 did not end")
+        await told(domain, mib)
+
+    async def work() -> None:
+        grow = asyncio.get_running_loop().create_task(o.mover.move("n1", 3072))
+        await asyncio.sleep(2)
+        o.driver.set_memory = deaf  # type: ignore[method-assign]
+        o.mover.aim("n1", 256)
+        with pytest.raises(DriverError):
+            await grow
+        with pytest.raises(DriverError):
+            await o.mover.move("p1", 3500)
+        o.driver.set_memory = told  # type: ignore[method-assign]
+        await o.mover.move("n1", 256)
+        await o.mover.move("p1", 3500)
+
+    with harmless(o.driver):
+        run(work())
+    assert other.actual >= 3498
+
+
 # Giving
 
 

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
 
 from magrathea.core.model import JobKey
+from node_daemon.channel import ChannelError
+from node_daemon.guest_messages import Answer
 from node_daemon.paging import UNCAPPED_S
 
 from .guests_model import ModelGuest, harmless, run
@@ -129,3 +135,136 @@ def test_a_guest_that_is_relieved_needs_its_cpu_for_a_while_and_that_is_said_whe
 
         with harmless(o.driver):
             run(work())
+
+
+# What goes wrong meanwhile
+
+
+@pytest.mark.parametrize(("code", "op"), [("busy", "push-out"), ("timeout", "memory"), ("timeout", "push-out")])
+def test_relief_goes_on_after_an_agent_that_had_no_time_for_it(code: str, op: str) -> None:
+    """A slice of the move may still be under way there, and a guest under pressure is slow."""
+    guest = ModelGuest("n1", 1024, job=600, swap_mib=1024)
+    o = owner(guest)
+
+    async def work() -> None:
+        await o.mover.move("n1", 300)
+        left = [2]
+
+        def refuse(asked: str) -> None:
+            if asked == op and left[0]:
+                left[0] -= 1
+                raise ChannelError(code, "not now")
+
+        guest.on_ask = refuse
+        await asyncio.sleep(60)
+        assert not left[0]
+        await o.mover.close()
+
+    with harmless(o.driver):
+        run(work())
+    assert guest.available >= 128 // 2
+
+
+def test_what_an_agent_that_went_away_did_not_bring_back_ahead_is_brought_back_before_its_jobs_go_on() -> None:
+    guest = swapped_guest(rate=100, push_rate=100)
+    o = owner(guest)
+    o.__class__ = Continuing
+
+    async def work() -> None:
+        move = asyncio.get_running_loop().create_task(o.mover.move("n1", 2048))
+        await asyncio.sleep(5)
+        guest.connected = False
+        await asyncio.sleep(5)
+        guest.connected = True
+        await move
+        assert guest.swapped > 100
+        await o.mover.fetch("n1", (KEY,))
+        await o.mover.close()
+
+    with harmless(o.driver):
+        run(work())
+    assert guest.swapped == 0
+
+
+def test_what_had_no_room_in_one_move_is_brought_back_after_the_next() -> None:
+    guest = swapped_guest()
+    o = owner(guest)
+    o.__class__ = Continuing
+
+    async def work() -> None:
+        await o.mover.move("n1", 600)
+        await asyncio.sleep(30)
+        assert guest.swapped > 400
+        await o.mover.move("n1", 2048)
+        await o.mover.fetch("n1", (KEY,))
+        await o.mover.close()
+
+    with harmless(o.driver):
+        run(work())
+    assert guest.swapped == 0
+
+
+def test_a_job_that_waits_for_what_never_comes_back_waits_once() -> None:
+    guest = swapped_guest()
+    o = owner(guest)
+
+    async def work() -> None:
+        await o.mover.fetch("n1", (KEY,))
+        asked = len(guest.asked)
+        await o.mover.fetch("n1", (KEY,))
+        assert len(guest.asked) == asked, "it goes on with what it has, as told the first time"
+
+    run(work())
+    assert guest.swapped > 0
+
+
+def test_an_agent_is_asked_for_one_slice_at_a_time_though_more_jobs_may_go_on_meanwhile() -> None:
+    guest = swapped_guest(rate=100, push_rate=100, actual=1000)
+    o = owner(guest)
+    both = (KEY, JobKey("2", 1))
+    o.to_continue = lambda domain: both  # type: ignore[method-assign]
+    o.held_stopped = lambda domain: ()  # type: ignore[method-assign]
+    at_once, most = [0], [0]
+    serve = guest._serve
+
+    async def counted(op: str, fields: Mapping[str, Any]) -> Answer:
+        at_once[0] += op == "fetch"
+        most[0] = max(most[0], at_once[0])
+        try:
+            return await serve(op, fields)
+        finally:
+            at_once[0] -= op == "fetch"
+
+    guest._serve = counted  # type: ignore[method-assign]
+
+    async def work() -> None:
+        fetch = asyncio.get_running_loop().create_task(o.mover.fetch("n1", (KEY,)))
+        await asyncio.sleep(1)
+        await o.mover.move("n1", 2048)
+        await fetch
+        await o.mover.fetch("n1", both)
+        await o.mover.close()
+
+    with harmless(o.driver):
+        run(work())
+    assert most[0] == 1
+
+
+def test_a_guest_whose_jobs_are_being_brought_back_is_not_relieved() -> None:
+    """Its move has given something first, and then was turned round."""
+    guest = ModelGuest("n1", 2048, used=1650, job=300, rate=10, swapped=500, swap_mib=1024)
+    o = owner(guest)
+    o.to_continue = lambda domain: (KEY,)  # type: ignore[method-assign]
+    o.held_stopped = lambda domain: (JobKey("2", 1),)  # type: ignore[method-assign]
+
+    async def work() -> None:
+        move = asyncio.get_running_loop().create_task(o.mover.move("n1", 2000))
+        await asyncio.sleep(2)
+        o.mover.aim("n1", 2048)
+        await move
+        await asyncio.sleep(10)
+        assert "push-out" not in guest.asked
+        await o.mover.close()
+
+    with harmless(o.driver):
+        run(work())
