@@ -458,7 +458,12 @@ class Mover:
             await asyncio.sleep(pause)
             pause = min(2 * pause, POLL_S[1])
 
-    # Bringing back
+    # Its stopped jobs' memory, beside the moves
+
+    def relieve(self, domain: str) -> None:
+        """Its jobs are stopped, and it has given what it should: let its guest live well on what it has left."""
+        if MEMORY in self._driver.capabilities and domain not in self._moves:
+            self.paging.relieve(domain)
 
     async def fetch(self, domain: str, keys: tuple[JobKey, ...]) -> None:
         """Bring back what was pushed out of these jobs, before they go on. Bounded, and never a reason not to."""

@@ -143,6 +143,8 @@ class Paging:
         """Push out more until the guest, which has given all that was wanted, can live well on what it has left."""
         if (fetch := self._fetches.get(domain)) is not None and not fetch.task.done():
             return  # its jobs are to go on
+        if (relief := self._reliefs.get(domain)) is not None and not relief.task.done():
+            return
         task = asyncio.get_running_loop().create_task(self._relieve(domain))
         self._reliefs[domain] = _Relief(task, _now() + UNCAPPED_S)
         task.add_done_callback(lambda _: self._owner.look_soon())

@@ -412,9 +412,10 @@ class Switch:
         channel = self._channels.get(step.domain)
         if channel is None or not channel.connected:
             raise ChannelError("no-agent", f"no agent of {step.domain} is connected")
+        hello = channel.hello
         if step.order is not Order.STOP:
             await self.mover.fetch(step.domain, step.keys)
-            if not channel.connected:
+            if channel.hello is not hello:
                 raise ChannelError("no-agent", f"the agent of {step.domain} went away while memory was brought back")
             self._stopped -= {(step.domain, key) for key in step.keys}  # from here on somebody may continue it
         limits = self._facts.host.limits
@@ -427,7 +428,6 @@ class Switch:
             {"id": k.id, "run": k.run, "order": o.value, **(warning if o is Order.STOP else {})}
             for k, o in self._whole_set(step).items()
         ]
-        hello = channel.hello
         answer = await channel.request("orders", deadline_s + ORDER_MARGIN_S, orders=orders, deadline_s=deadline_s)
         self._observe(f"{step.order.value} {step.domain}")
         if channel.hello is not hello:
@@ -466,6 +466,9 @@ class Switch:
                     raise ChannelError("not-stopped", f"{key} in {step.domain}: {how}")
                 self._stopped.add((step.domain, key))
             told[key] = step.order
+        moves = (s.domain for s in self.steps() if isinstance(s, SetMemory))
+        if step.order is Order.STOP and not self._facts.host.paused and step.domain not in moves:
+            self.mover.relieve(step.domain)  # a daemon or agent before may have been in the midst of it
         if step.order is Order.RUN:
             self.mover.paging.went_on(step.domain)
             for key in step.keys:

@@ -17,8 +17,8 @@ from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Mode, Sta
 from magrathea.core.parts import UNHEARD_S, Unready
 from magrathea.core.plan import Step
 from magrathea.core.states import published
-from node_daemon.channel import GuestChannel
-from node_daemon.guest_messages import Claim, ClaimedJob, Memory, Prepared, Report
+from node_daemon.channel import ChannelError, GuestChannel
+from node_daemon.guest_messages import Claim, ClaimedJob, Hello, Memory, Prepared, Report
 from node_daemon.guest_messages import Job as NamedJob
 from node_daemon.guests import Guests
 from node_daemon.hypervisor.base import Driver, Others
@@ -519,5 +519,71 @@ def test_two_moves_and_back_leave_nothing_under_way() -> None:
             await asyncio.sleep(70)
         assert w.switch.mover.progress == {}
         assert w.switch.notes() == []
+
+    played(w, work)
+
+
+def test_an_agent_that_connects_anew_while_memory_is_brought_back_does_not_let_the_job_go_on_without_it() -> None:
+    w = world(busy_guest(push_rate=100))
+    n1 = w.model.guests["n1"]
+
+    async def work() -> None:
+        assert (await w.claim(1000))["ok"]
+        await w.until(lambda: w.has("p1") >= CAPACITY_MIB - FLOOR_MIB - 2)
+        w.apply(ev.Released(w.now(), "p1", HIGH))
+        await w.until(lambda: w.has("n1") >= CAPACITY_MIB - FLOOR_MIB - 2)
+        await asyncio.sleep(0.5)
+        assert n1.swapped > 200
+        w.switch.agent_lost("n1")
+        w.apply(ev.AgentLost(w.now(), "n1"))
+        n1._hello = Hello(session="1" * 16, protocol=1, agent="model", can=["push-out", "fetch"])
+        w.apply(ev.AgentConnected(w.now(), "n1"))
+        w.switch.agent_connected("n1")
+        left = [1]
+
+        def void(op: str) -> None:
+            if op == "fetch" and left[0]:
+                left[0] = 0
+                raise ChannelError("superseded", "the agent has connected anew")
+
+        n1.on_ask = void
+        missing: list[float] = []
+        w.on_observe = lambda name: missing.append(n1.swapped) if name in ("lift n1", "run n1") else None
+        await w.until(w.low_runs)
+        assert not left[0]
+        assert not any(missing)
+
+    played(w, work)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_guest_that_was_just_being_relieved_is_relieved_on_after_daemon_or_agent_were_away(restart: bool) -> None:
+    w = world(busy_guest())
+    n1 = w.model.guests["n1"]
+
+    def away(op: str) -> None:
+        if op == "push-out" and w.has("n1") <= FLOOR_MIB + 2:
+            raise ChannelError("no-agent", "n1: it has just gone")
+
+    n1.on_ask = away
+
+    async def work() -> None:
+        assert (await w.claim(1000))["ok"]
+        await w.until(lambda: w.has("n1") <= FLOOR_MIB + 2)
+        assert n1.available < FLOOR_MIB // 2
+        if restart:
+            await w.renew()
+        else:
+            n1.connected = False
+            w.switch.agent_lost("n1")
+            w.apply(ev.AgentLost(w.now(), "n1"))
+            await asyncio.sleep(20)
+            n1.connected = True
+            w.apply(ev.AgentConnected(w.now(), "n1"))
+            w.switch.agent_connected("n1")
+        n1.on_ask = lambda op: None
+        await asyncio.sleep(30)
+        assert n1.available >= FLOOR_MIB // 2
+        assert w.model.cpu["n1"] == 10
 
     played(w, work)
