@@ -151,7 +151,7 @@ class LibvirtDriver:
         return {
             name: replace(one.actual, memory_mib=balloons[name])
             if name in balloons and one.actual.memory_mib is not None
-            else one.actual
+            else replace(one.actual, memory_mib=self._balloons.at_least(name, one.actual.memory_mib))
             for name, one in now.found.items()
         }
 

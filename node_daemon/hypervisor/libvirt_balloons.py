@@ -31,11 +31,21 @@ class Balloons:
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
-        self._moving: dict[str, tuple[float, int | None]] = {}  # until when it is asked, and what it had
+        self._moving: dict[str, tuple[float, int | None, bool]] = {}  # asked until, had, grew
+        self._silent: dict[str, int] = {}  # what those last had that grew and then did not answer any more
 
     def moves(self, domain: str) -> None:
         """Its target has just been set."""
-        self._moving[domain] = (self._now() + MOVING_S, None)
+        self._moving[domain] = (self._now() + MOVING_S, None, False)
+        self._silent.pop(domain, None)
+
+    def at_least(self, domain: str, heard_mib: int | None) -> int | None:
+        """What a domain has that was not read here: as libvirt has heard, or what it already had. A QEMU that hangs
+        tells libvirt nothing; of one that has grown, what it already has would be given to others."""
+        if heard_mib is None:  # it is down
+            self._silent.pop(domain, None)
+            return None
+        return max(heard_mib, self._silent.get(domain, 0))
 
     async def mib(self) -> dict[str, int]:
         """Of each domain whose balloon may be moving and that answers."""
@@ -50,8 +60,11 @@ class Balloons:
                 continue  # set again meanwhile
             if mib is None:
                 del self._moving[name]
-            elif mib != asked[name][1]:
-                self._moving[name] = (self._now() + MOVING_S, mib)
+                _, had, grew = asked[name]
+                if had is not None and grew:
+                    self._silent[name] = had
+            elif mib != (had := asked[name][1]):
+                self._moving[name] = (self._now() + MOVING_S, mib, had is not None and mib > had)
         return found
 
     async def _read(self, domain: str) -> int | None:

@@ -137,6 +137,27 @@ def test_memory_is_set_and_read_and_impossible_figures_are_refused(connection: A
     run(work)
 
 
+def test_a_domain_whose_balloon_no_longer_answers_has_no_less_than_it_had_grown_to(connection: Any) -> None:
+    """libvirt hears nothing of a QEMU that hangs: its own figure may be of before the balloon moved."""
+
+    async def hangs(*asked: Any) -> Any:
+        raise DriverError("timeout", "it hangs")
+
+    async def work() -> None:
+        async with started({"n1": "m1"}) as (driver, _):
+            behind_its_back = connection.lookupByName("m1").setMemoryFlags
+            await driver.set_memory("n1", 512)
+            for mib in (512, 768):
+                behind_its_back(mib * MIB, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+                assert (await driver.actual())["n1"].memory_mib == mib
+            driver._balloons._ask = hangs
+            behind_its_back(512 * MIB, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            for _ in range(2):
+                assert (await driver.actual())["n1"].memory_mib == 768
+
+    run(work)
+
+
 def test_a_domain_is_saved_to_disk_and_comes_back_from_there(connection: Any) -> None:
     async def work() -> None:
         async with started() as (driver, heard):
