@@ -78,6 +78,12 @@ class _Move:
     pushed_mib: int = 0
     doubted: bool = False
     gave: bool = False
+    furthest: int | None = None
+    """The target that its time is for: one on the way there is given no more."""
+
+    def reaches(self, mib: int) -> bool:
+        """Whether a move to `furthest` comes by there: what jobs keep, their guest says, to and fro, for ever."""
+        return self.furthest is not None and min(self.has_mib, self.furthest) <= mib <= max(self.has_mib, self.furthest)
 
 
 class _TooLittle(Exception):
@@ -199,8 +205,10 @@ class Mover:
         move = self._moves.get(domain)
         if move is not None and move.target != mib:
             log.info("%s: memory is to be %s MiB instead of %s", domain, mib, move.target)
+            if mib is None or not move.reaches(mib):
+                move.began, move.furthest = _now(), mib
             move.target = mib
-            move.start_mib, move.began = move.has_mib, _now()
+            move.start_mib = move.has_mib
             self._changed.set()
 
     async def move(self, domain: str, mib: int) -> None:
@@ -210,7 +218,8 @@ class Mover:
         withdrawn. Raises DriverError, code `memory-short` with the numbers; ChannelError where its agent is away.
         """
         has = self._bounds.get(domain, 0)
-        move = self._moves[domain] = _Move(domain, mib, _now(), has, has)  # from here on it hears of another wish
+        # From here on it hears of another wish.
+        move = self._moves[domain] = _Move(domain, mib, _now(), has, has, furthest=mib)
         try:
             move.start_mib = move.has_mib = _mib(await self._read(domain))
             while (target := move.target) is not None:

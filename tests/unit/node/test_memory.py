@@ -322,6 +322,25 @@ def test_a_wish_that_changes_while_a_move_begins_is_heard() -> None:
     assert [mib for _, mib in o.driver.kept] == [2000]
 
 
+def test_a_wish_that_goes_to_and_fro_with_a_guests_own_figures_gives_it_no_more_time() -> None:
+    guest = ModelGuest("n1", 2048, rate=5)
+    o = owner(guest, time_limit_s=60)
+
+    async def ended() -> bool:
+        move = asyncio.get_running_loop().create_task(o.mover.move("n1", 256))
+        for number in range(9):
+            await asyncio.sleep(10)
+            o.mover.aim("n1", 256 if number % 2 else 272)
+        over = move.done()
+        move.cancel()
+        await asyncio.gather(move, return_exceptions=True)
+        await o.mover.close()
+        return over
+
+    with harmless(o.driver):
+        assert run(ended())
+
+
 def test_a_balloon_that_could_not_be_told_to_turn_round_may_take_what_it_was_told_before() -> None:
     one, other = ModelGuest("n1", 1000, rate=50), ModelGuest("p1", 1024)
     o = owner(one, other, needs_mib=2900)
