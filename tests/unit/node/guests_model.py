@@ -121,7 +121,7 @@ class ModelGuest:
             swap_cached_mib=int(self._cached_mib),
             swap_free_mib=int(self.swap_mib - self.swapped),
             swap_total_mib=self.swap_mib,
-            free_mib=int(self.available),
+            free_mib=int(self.available - self._cached_mib),
         )
 
     async def request(self, op: str, within_s: float, **fields: Any) -> Answer:

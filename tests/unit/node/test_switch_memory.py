@@ -460,7 +460,7 @@ def test_an_agent_lost_in_mid_move_is_waited_for_and_all_goes_on() -> None:
 
     async def work() -> None:
         assert (await w.claim(1000))["ok"]
-        await w.until(lambda: w.has("p1") > 500)
+        await w.until(lambda: w.has("p1") > 700)
         n1.connected = False
         w.switch.agent_lost("n1")
         w.apply(ev.AgentLost(w.now(), "n1"))
