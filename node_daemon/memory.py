@@ -318,9 +318,13 @@ class Mover:
             move.push.result()
             move.push = None
         if move.push is None and want > room and not move.exhausted:
-            self._push_next(move, min(settings.step_mib, max(want - room, 4 * LEAST_MIB)))
+            free = min(room, max(0, memory.free_mib - FREE_MIB))
+            if free >= min(settings.step_mib, want // 2):
+                room = free  # first, so that who waits for it has it early
+            else:
+                self._push_next(move, min(settings.step_mib, max(want - room, 4 * LEAST_MIB)))
         if move.push is not None and room < AT_ONCE * settings.step_mib:
-            room = min(room, max(0, memory.free_mib - FREE_MIB))  # to take what is being written out is slower
+            room = 0  # an emulated guest does two things slower together than one after the other
         take = min(room, want, settings.step_mib if self._runs(move.domain) else room)
         if take >= min(want, LEAST_MIB):
             move.doubted = False
