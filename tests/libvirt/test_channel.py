@@ -61,7 +61,7 @@ def test_an_agent_that_is_killed_comes_back_and_heeds_no_order_of_before(anywher
     guest = machine["n1"]
     job = guest.qsub(Job("1", "preemptible"))
     machine.until_state("n1", "running-preemptible")
-    guest.stop_agent()  # QEMU keeps the connection: nobody sees an end of it; a container's is heard of, sooner or later
+    guest.stop_agent()  # QEMU keeps the connection: nobody sees an end of it; a container's is heard of, some time
     heard = {"host-busy"} if machine.hypervisor.kind == "lxc" else set()
     assert machine["p1"].claim(Job("2", "priority"))["code"] in {"stop-timeout"} | heard
     guest.start_agent()  # and finds what was said to the one before in the port
