@@ -34,12 +34,19 @@ TICK_S = 0.2
 """How often the walltime clock is looked at."""
 HOOK_ALARM_S = 30.0
 """PBS's default `alarm` of a hook; one that takes longer is killed, which is a reject."""
+PROLOGUE_ALARM_S = 600.0
+"""The `alarm` that `magrathea pbs install` gives the hook that waits for memory."""
 BAD_STATE, UNKNOWN_JOB = 15016, 15001  # pbs_error.h
 MOST_READ = 1 << 16
 LINE_LIMIT = 1 << 20
 SAFE_ENVIRONMENT = ("PATH", "HOME", "LANG", "USER", "LOGNAME", "TZ")
 
 Json = dict[str, Any]
+
+
+def alarm_s(event: str) -> float:
+    """How long a hook may take at this event."""
+    return PROLOGUE_ALARM_S if event == "execjob_prologue" else HOOK_ALARM_S
 
 
 @dataclass
@@ -108,7 +115,7 @@ class Mom:
             return {"accepted": True, "message": "", "changes": {}}
         process = self._hook_process(event, task)
         try:
-            output, _ = process.communicate(timeout=HOOK_ALARM_S)
+            output, _ = process.communicate(timeout=alarm_s(event))
         except subprocess.TimeoutExpired:
             process.kill()
             output, _ = process.communicate()
@@ -122,7 +129,7 @@ class Mom:
         assert process.stdout is not None
         ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._children[process.pid] = ended.set_result
-        alarm = asyncio.get_running_loop().call_later(HOOK_ALARM_S, lambda: send([process.pid], signal.SIGKILL))
+        alarm = asyncio.get_running_loop().call_later(alarm_s(event), lambda: send([process.pid], signal.SIGKILL))
         code = await ended
         alarm.cancel()
         process.returncode = code

@@ -9,6 +9,7 @@ import sys
 import tty
 from pathlib import Path
 
+from scheduler_plugin.install import Wish, wanted_hooks
 from scheduler_plugin.standin import mom, pbs_module, processes, work
 from scheduler_plugin.standin.mom import connect
 
@@ -45,3 +46,10 @@ def test_what_goes_into_a_guest_needs_the_standard_library_only(tmp_path: Path) 
     program = f"from scheduler_plugin.standin import {names}"
     done = subprocess.run([sys.executable, "-S", "-E", "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_hook_is_given_the_time_that_an_installed_one_has() -> None:
+    for attributes, _, _ in wanted_hooks(Wish(memory_moves=True)).values():
+        for event in attributes["event"].split(","):
+            if event.startswith("exec"):
+                assert mom.alarm_s(event) == float(attributes["alarm"]), event
