@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 LOW_STEPS, HIGH_STEPS = 100, 20
 LOW_MIB, HIGH_MIB = 200, 200
 """What the jobs ask for, and nearly all of which they hold: together more than the host has beside the floors."""
-SLOW_S = 2 * PATIENCE_S
-"""For each chapter in which memory moves, under emulation."""
+SLOW_S = 6 * PATIENCE_S
+"""For each chapter: an emulated guest beside other work on its two cores moves its memory some ten times as slowly."""
 TOLD_MIB = 60
 """A change of memory that is worth a line."""
 WIDE_MIB = 48
+"""A step of a domain's bar."""
 ASK_S = 0.5
 """Between two questions for a guest's swap: what is asked of a capped and emulated guest costs it."""
-"""A step of a domain's bar."""
 
 INTRODUCTION = (
     "[bold]Magrathea: virtual machines, preemption and PBS working as one[/bold]\n\n"

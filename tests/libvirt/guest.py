@@ -261,7 +261,11 @@ class Guest:
     def qdel(self, job: Job) -> None:
         """End its processes; the release follows as from MoM."""
         self.port.ask("kill", job=job.described())
-        until(lambda: self.jobs().get(job.id, {"released": True})["released"], 40, f"{job.id} released")
+
+        def released() -> bool:
+            return bool(self.jobs().get(job.id, {"released": True})["released"])
+
+        until(released, 40, lambda: f"{job.id} released: {self.jobs()}; {self.console()}")
         self.port.ask("forget", job=job.described())
 
     def tell_jobs(self, suspended: list[tuple[str, int]]) -> dict[str, Any]:

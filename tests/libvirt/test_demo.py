@@ -21,7 +21,7 @@ from scheduler_plugin.standin.guest_demo import parts_of
 
 from ..embedded.test_demo import AS_NOBODY, LAST_LINE, left_behind, start
 
-LONGEST_S = 300.0
+LONGEST_S = 600.0
 """Beside other guests under emulation; alone it takes a quarter of it."""
 ENDING_S = 30.0
 

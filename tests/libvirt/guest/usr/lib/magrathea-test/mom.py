@@ -65,6 +65,14 @@ def processes(session):
     return found
 
 
+def kill_session(session):
+    for pid, _, _, _ in processes(session):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue  # it has just ended
+
+
 class Job:
     def __init__(self, described):
         self.described = described
@@ -136,8 +144,7 @@ def start(request):
 
 def ended(job):
     job.process.wait()
-    for pid, _, _, _ in processes(job.process.pid):
-        os.kill(pid, signal.SIGKILL)
+    kill_session(job.process.pid)
     job.released = ask_agent({"op": "release", "job": job.key()})
 
 
@@ -152,8 +159,7 @@ def kill(request):
     job = job_of(request)
     if job.process is None:
         return release(request)
-    for pid, _, _, _ in processes(job.process.pid):
-        os.kill(pid, signal.SIGKILL)
+    kill_session(job.process.pid)
     return {"ok": True}
 
 
