@@ -139,7 +139,7 @@ class Hypervisor:
     def restore(self) -> None:
         """After a test, and whatever it did: libvirtd works, all guests are up with all they had, and have no job."""
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self.libvirtd.libvirtd, signal.SIGCONT)
+            self.libvirtd.kill_libvirtd(signal.SIGCONT)
         try:
             self.connect()
         except libvirt.libvirtError:

@@ -137,12 +137,10 @@ def test_a_container_is_shut_down_when_its_job_has_ended_and_boots_again(contain
 
 
 def test_an_ended_container_is_down_and_its_jobs_are_gone(machine: Machine) -> None:
-    """The last of all: libvirtd 9.0 has ended by itself when a container was started so soon after its end."""
+    """The last of all. libvirtd 9.0 may crash meanwhile: the node daemon finds the one that is started again."""
     machine["n1"].qsub(Job("1"))
     machine.until(lambda: [j.id for j in machine.report("n1").jobs] == ["1"], 10, "the hub has heard of the job")
     assert machine.report("p1").jobs == [], "nobody can speak for another"
-    began = time.monotonic()
     machine["n1"].end()
-    machine.until_state("n1", "down", 10)
-    machine.until(lambda: machine.report("n1").jobs == [], 10, "its jobs are gone")
-    assert time.monotonic() - began < 20
+    machine.until_state("n1", "down", 20)
+    assert machine.report("n1").jobs == []

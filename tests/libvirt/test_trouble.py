@@ -74,6 +74,15 @@ def test_libvirtd_dies_and_the_domains_are_unknown_until_it_is_back(
     goes_on(machine, victim)
 
 
+def test_libvirtd_crashes_and_the_one_that_systemd_starts_is_found(
+    preempted_anywhere: tuple[Machine, Job, Job],
+) -> None:
+    machine, victim, favoured = preempted_anywhere
+    machine.hypervisor.libvirtd.kill_libvirtd(signal.SIGSEGV)
+    machine["p1"].qdel(favoured)
+    goes_on(machine, victim)
+
+
 def test_a_job_that_ends_while_libvirtd_is_away_gives_all_back_when_it_is_there_again(
     preempted_anywhere: tuple[Machine, Job, Job],
 ) -> None:

@@ -5,6 +5,8 @@
 It is the first process of its own process namespace: when it ends, by whatever signal, the kernel ends libvirtd and all
 guests. It ends when its standard input does, so also when the test run was killed, and then removes FOLDER and
 the control groups of domains whose name begins with PREFIX. `start` on its standard input starts libvirtd (again).
+A libvirtd that crashes is started again at once, as systemd does it with Debian's unit: 9.0's does where a container
+ends while it is being looked at.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ USERS = {"/etc/passwd": "libvirt-qemu:x:64055:64055::/:/usr/sbin/nologin", "/etc
 """Debian's libvirtd does not start without this user, even if told to use another; libvirt-daemon-system makes it."""
 KVM = Path("/dev/kvm")
 CGROUPS = Path("/sys/fs/cgroup")
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS)
 
 
 def mount(*arguments: str) -> None:
@@ -55,29 +58,45 @@ def arrange(folder: Path) -> None:
         subprocess.run(["umount", str(CGROUPS / "unified")], check=True)
 
 
-def start(folder: Path) -> None:
-    (folder / "run" / "libvirtd.pid").unlink(missing_ok=True)
-    log = os.open(folder / "log" / "libvirtd.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    command = ["libvirtd", "-f", "/etc/libvirt/libvirtd.conf", "-p", "/run/libvirt/libvirtd.pid"]
-    if os.fork() == 0:
-        os.setsid()
-        os.dup2(nothing, 0)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.execvp(command[0], command)
-    os.close(log)
-    os.close(nothing)
+class Libvirtd:
+    """The one of this namespace."""
 
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._pid = 0
 
-def reap(number: int, frame: FrameType | None) -> None:
-    """Every orphan here is ours: libvirt notices a QEMU's end only when it is reaped."""
-    while True:
-        try:
-            if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                return
-        except ChildProcessError:
+    def start(self) -> None:
+        """Unless it runs."""
+        if self._pid:
             return
+        for left in ("libvirtd.pid", "libvirt-sock"):
+            (self._folder / "run" / left).unlink(missing_ok=True)
+        log = os.open(self._folder / "log" / "libvirtd.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        command = ["libvirtd", "-f", "/etc/libvirt/libvirtd.conf", "-p", "/run/libvirt/libvirtd.pid"]
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.setsid()
+            os.dup2(nothing, 0)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os.execvp(command[0], command)
+        os.close(log)
+        os.close(nothing)
+
+    def reap(self, number: int, frame: FrameType | None) -> None:
+        """Every orphan here is ours: libvirt notices a QEMU's end only when it is reaped."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self._pid:
+                self._pid = 0
+                if os.WIFSIGNALED(status) and os.WTERMSIG(status) in CRASHES:
+                    self.start()
 
 
 def clean(folder: Path, prefix: str) -> None:
@@ -112,10 +131,11 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's is the test run's affair
     try:
         arrange(folder)
-        signal.signal(signal.SIGCHLD, reap)
+        libvirtd = Libvirtd(folder)
+        signal.signal(signal.SIGCHLD, libvirtd.reap)
         for line in sys.stdin:
             if line.strip() == "start":
-                start(folder)
+                libvirtd.start()
     finally:
         clean(folder, prefix)
     return 0

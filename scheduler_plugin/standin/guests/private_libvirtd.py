@@ -43,7 +43,6 @@ class PrivateLibvirtd:
         self.folder = Path(tempfile.mkdtemp(prefix="magrathea-libvirt-", dir=base))
         self.folder.chmod(0o711)
         self.prefix = f"m{secrets.token_hex(3)}-"
-        self.libvirtd = 0
         self._keeper: subprocess.Popen[bytes] | None = None
 
     @property
@@ -81,8 +80,8 @@ class PrivateLibvirtd:
         self.start_libvirtd()
 
     def start_libvirtd(self, within_s: float = 60.0) -> None:
+        """It answers afterwards, whether it ran before or not. Raises NoLibvirt."""
         assert self._keeper is not None and self._keeper.stdin is not None
-        self.socket.unlink(missing_ok=True)
         self._keeper.stdin.write(b"start\n")
         self._keeper.stdin.flush()
         end = time.monotonic() + within_s
@@ -93,7 +92,6 @@ class PrivateLibvirtd:
             if time.monotonic() > end or self._keeper.poll() is not None:
                 raise NoLibvirt(f"libvirtd does not answer within {within_s:g} s: {self.log()}")
             time.sleep(0.02)
-        self.libvirtd = next(pid for pid in self.processes("libvirtd"))
 
     def log(self) -> str:
         with contextlib.suppress(OSError):
@@ -120,7 +118,14 @@ class PrivateLibvirtd:
         return found[0]
 
     def kill_libvirtd(self, number: signal.Signals = signal.SIGKILL) -> None:
-        os.kill(self.libvirtd, number)
+        """A killed one is gone when this returns. Raises ProcessLookupError where there is none."""
+        found = self.processes("libvirtd", "-f")
+        if not found:
+            raise ProcessLookupError("no libvirtd runs")
+        os.kill(found[0], number)
+        end = time.monotonic() + 10
+        while number == signal.SIGKILL and Path(f"/proc/{found[0]}").exists() and time.monotonic() < end:
+            time.sleep(0.005)
 
     def close(self) -> None:
         if self._keeper is None or self._keeper.stdin is None:
