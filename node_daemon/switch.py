@@ -28,7 +28,7 @@ from .channel import ChannelError, GuestChannel
 from .guest_messages import Answer
 from .hypervisor.base import CPU, MEMORY, ActualDomain, Driver, DriverError, Others
 from .memory import SLACK_MIB, Mover
-from .paging import Settings
+from .paging import UNCAPPED_S, Settings
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +74,21 @@ class Facts(Protocol):
     def step_done(self, step: Step) -> None: ...
 
 
+AGENT_AWAY = ("no-agent", "timeout")
+"""Codes of an agent that is just coming back, or was slow to answer."""
+NOT_NOW = ("domain-down", "no-domain", "memory-short", "lost")
+"""Codes of a driver's or mover's refusal that does not make a domain faulty, however long it goes on."""
+
+
 @dataclass
 class _Failure:
+    """`first`: when it failed for the first time; `since`: since when it has done so for reasons that last."""
+
+    first: float
     since: float
     times: int
     again_at: float
+    code: str
     text: str
 
 
@@ -152,6 +162,10 @@ class Switch:
         known = {name: domain for name, domain in read.items() if name in self.read and domain.known}
         changed = any(domain.memory_mib != self.read[name].memory_mib for name, domain in known.items())
         for name, domain in known.items():
+            failure = self._failures.get(("SetMemory", name))
+            gives = (domain.memory_mib or 0) < (self.read[name].memory_mib or 0)
+            if failure is not None and failure.code in AGENT_AWAY and gives:
+                del self._failures[("SetMemory", name)]
             self._note(name, memory_mib=domain.memory_mib)
         if changed:
             self._facts.actual_changed()
@@ -227,6 +241,9 @@ class Switch:
         self.told[domain] = {}
         self._greeted.discard(domain)
         self._failures.pop(("Orders", domain), None)
+        for slot, failure in list(self._failures.items()):  # what this one could not be asked to give others wait for
+            if slot[0] == "SetMemory" and failure.code in (*AGENT_AWAY, "memory-short"):
+                del self._failures[slot]
         self.look_soon()
 
     def agent_lost(self, domain: str) -> None:
@@ -318,17 +335,26 @@ class Switch:
 
     def _capped_later(self, step: SetCpu, steps: list[Step]) -> bool:
         """The cap of a preempted domain comes when its memory is out and it can live on what it has: pushing out takes
-        CPU time, and its jobs are stopped by then. Where that fails, it comes at once."""
-        read = self.read.get(step.domain)
-        return (
-            step.percent == self._facts.host.limits.preempted_cpu_percent
-            and read is not None
-            and (
-                self.mover.leaving(step.domain)
-                or any(isinstance(s, SetMemory) and s.domain == step.domain and self._takes_memory(s) for s in steps)
-            )
-            and ("SetMemory", step.domain) not in self._failures
+        CPU time, and its jobs are stopped by then. Where that fails it comes at once, and where its agent does not
+        answer, so that nothing can begin, after UNCAPPED_S."""
+        return step.percent == self._facts.host.limits.preempted_cpu_percent and (
+            self.mover.leaving(step.domain)
+            or (self._may_give(step.domain) and any(self._takes_memory(s) for s in steps if s.domain == step.domain))
         )
+
+    def _may_give(self, domain: str) -> bool:
+        """Nothing is known that keeps it from giving memory, but that its agent was not there a moment ago."""
+        failure = self._failures.get(("SetMemory", domain))
+        now = asyncio.get_running_loop().time()
+        return failure is None or (failure.code in AGENT_AWAY and now < failure.first + UNCAPPED_S)
+
+    async def _uncap(self, step: SetMemory) -> None:
+        """A preempted domain that has its cap already, and is to give more, gets its CPU for that."""
+        cap = self._driver.nearest_cpu(self._facts.host.limits.preempted_cpu_percent)
+        has = read.cpu_percent if (read := self.read.get(step.domain)) is not None else None
+        if has is not None and has == cap and self._takes_memory(step) and self._may_give(step.domain):
+            await self._driver.set_cpu(step.domain, None)
+            self._note(step.domain, cpu_percent=None)
 
     def _to_greet(self, now: float) -> list[str]:
         """An agent that has just connected hears all orders, even if there are none: it may stand by older ones."""
@@ -365,7 +391,7 @@ class Switch:
             del self._under_way[slot]
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a step failed by a defect: %s", slot, exc_info=error)
-            self._failed_step(slot, f"a defect: {error!r}", lasting=True)
+            self._failed_step(slot, "defect", f"a defect: {error!r}", lasting=True)
         self.look_soon()
 
     async def _step(self, step: Step) -> None:
@@ -379,15 +405,15 @@ class Switch:
                 self._observe(f"cpu {step.domain}")
                 self._note(step.domain, cpu_percent=self._driver.nearest_cpu(step.percent))
             else:
+                await self._uncap(step)
                 await self.mover.move(step.domain, step.mib)
                 self.refresh_soon()
         except ChannelError as error:
-            self._failed_step(slot, str(error), lasting=error.code not in ("no-agent", "timeout"))
+            self._failed_step(slot, error.code, str(error), lasting=error.code not in AGENT_AWAY)
             return
         except DriverError as error:
             self.refresh_soon()
-            passing = ("domain-down", "no-domain", "memory-short", "lost")
-            self._failed_step(slot, str(error), lasting=error.code not in passing)
+            self._failed_step(slot, error.code, str(error), lasting=error.code not in NOT_NOW)
             if error.code == "memory-short":
                 self._learn(slot[1])
             return
@@ -475,13 +501,13 @@ class Switch:
                 self.forget(step.domain, key)  # it is a job like any other now
                 self._facts.apply(ev.JobContinued(self._facts.now(), step.domain, key))
 
-    def _failed_step(self, slot: Slot, text: str, lasting: bool) -> None:
+    def _failed_step(self, slot: Slot, code: str, text: str, lasting: bool) -> None:
         now = asyncio.get_running_loop().time()
         before = self._failures.get(slot)
         times = before.times + 1 if before else 1
         since = before.since if before and lasting else now
         pause = RETRY_S[min(times, len(RETRY_S)) - 1]
-        self._failures[slot] = _Failure(since, times, now + pause, text)
+        self._failures[slot] = _Failure(before.first if before else now, since, times, now + pause, code, text)
         level = logging.WARNING if times in (1, len(RETRY_S)) or times % 60 == 0 else logging.DEBUG
         log.log(level, "%s of %s failed (%d times, again in %g s): %s", slot[0], slot[1], times, pause, text)
         domain = self._facts.host.domain(slot[1])
@@ -533,7 +559,7 @@ class Switch:
     def _short(self, domain: str) -> str | None:
         """What it has told at the end of a move that fell short; None while it may still give, or take, more."""
         failure = self._failures.get(("SetMemory", domain))
-        return failure.text if failure is not None and failure.text.startswith("memory-short") else None
+        return failure.text if failure is not None and failure.code == "memory-short" else None
 
     def memory_pending(self, domain: str | None = None) -> bool:
         """Memory is still to be moved, of this domain or of any, and moving it has not failed."""

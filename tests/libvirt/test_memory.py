@@ -287,8 +287,9 @@ def cycle(machine: Machine, n: int, step: str, job: Job) -> list[str]:
         machine.until(lambda: prepared(machine, favoured), MOVED_S, f"{step}: the priority job's memory is there")
         machine.until_states("n1", job, "T")
         machine["p1"].start(favoured)
-        machine["p1"].qdel(favoured)
+        machine["p1"].port.ask("kill", job=favoured.described())  # its release may find the daemon dead
         machine.until(lambda: restart_if_dead(machine) and calm(machine), MOVED_S, f"{step}: all is given back")
+        machine["p1"].port.ask("forget", job=favoured.described())
         assert rounds(machine["n1"], job) >= 0
         machine.until_states("n1", job, "RSD", 60)
         assert has_mib(machine["n1"]) + has_mib(machine["p1"]) <= CAPACITY_MIB + 4

@@ -22,7 +22,7 @@ from node_daemon.guest_messages import Claim, ClaimedJob, Hello, Memory, Prepare
 from node_daemon.guest_messages import Job as NamedJob
 from node_daemon.guests import Guests
 from node_daemon.hypervisor.base import Driver, Others
-from node_daemon.paging import Settings
+from node_daemon.paging import UNCAPPED_S, Settings
 from node_daemon.snapshot import Beside, snapshot
 from node_daemon.switch import Switch
 
@@ -294,6 +294,110 @@ def test_the_cap_comes_when_the_memory_is_out() -> None:
         w.apply(ev.Released(w.now(), "p1", HIGH))
         await w.until(w.low_runs)
         assert w.model.cpu["n1"] is None
+
+    played(w, work)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_an_agent_that_is_slow_for_a_moment_does_not_bring_the_cap_early(times: int) -> None:
+    w = world(busy_guest())
+    left = [times]
+
+    def slow(op: str) -> None:
+        if op == "memory" and w.domain("p1").jobs and left[0]:
+            left[0] -= 1
+            raise ChannelError("timeout", "no answer")
+
+    async def work() -> None:
+        w.model.guests["n1"].on_ask = slow
+        assert (await w.claim(1000))["ok"]
+        await w.until(lambda: w.model.cpu["n1"] == 10)
+        assert not left[0]
+        assert w.has("n1") <= FLOOR_MIB + 2
+
+    played(w, work)
+
+
+def test_the_cap_does_not_come_before_an_agent_is_back_that_its_daemon_has_just_lost() -> None:
+    w = world(busy_guest(rate=100))
+
+    async def work() -> None:
+        n1 = w.model.guests["n1"]
+        assert (await w.claim(1000))["ok"]
+        await w.until(lambda: w.has("n1") < 1800)
+        n1.connected = False
+        w.apply(ev.AgentLost(w.now(), "n1"))
+        await w.renew()
+        await asyncio.sleep(UNCAPPED_S / 2)
+        assert w.model.cpu["n1"] is None
+        n1.connected = True
+        w.apply(ev.AgentConnected(w.now(), "n1"))
+        w.switch.agent_connected("n1")
+        await w.until(lambda: w.model.cpu["n1"] == 10)
+        assert w.has("n1") <= FLOOR_MIB + 2
+
+    played(w, work)
+
+
+def test_a_domain_whose_agent_stays_away_is_capped_all_the_same() -> None:
+    w = world(busy_guest(rate=100))
+
+    async def work() -> None:
+        assert (await w.claim(1000))["ok"]
+        await w.until(lambda: w.has("n1") < 1800)
+        w.model.guests["n1"].connected = False
+        w.apply(ev.AgentLost(w.now(), "n1"))
+        await w.renew()
+        assert UNCAPPED_S - 1 < await w.until(lambda: w.model.cpu["n1"] == 10) < UNCAPPED_S + 6
+        assert w.has("n1") > 1000, "its memory stays with it"
+
+    played(w, work)
+
+
+def test_a_capped_domain_that_is_to_give_has_its_cpu_for_it() -> None:
+    """Another daemon had capped it, or it gave little before."""
+    w = world(busy_guest())
+
+    async def work() -> None:
+        assert (await w.claim(1000))["ok"]
+        await w.until(lambda: w.has("n1") < 1800)
+        w.model.cpu["n1"] = 10
+        await w.renew()
+        await w.until(lambda: w.model.cpu["n1"] is None)
+        assert w.has("n1") > 1000, "from the beginning"
+        await w.until(lambda: w.model.cpu["n1"] == 10)
+        assert w.has("n1") <= FLOOR_MIB + 2
+
+    played(w, work)
+
+
+def test_a_capped_domain_that_has_shown_that_it_cannot_give_keeps_its_cap() -> None:
+    w = world(busy_guest(swap_mib=0), swap_mib=0)
+
+    async def work() -> None:
+        assert (await w.claim(100))["ok"]
+        await w.until(lambda: w.model.cpu["n1"] == 10)
+        w.log.clear()
+        await asyncio.sleep(60)
+        assert not [what for what in w.log if what.startswith("cpu n1")]
+
+    played(w, work)
+
+
+def test_memory_that_an_agent_could_not_be_asked_for_moves_as_soon_as_it_is_back() -> None:
+    w = world(busy_guest())
+
+    async def work() -> None:
+        n1 = w.model.guests["n1"]
+        assert (await w.claim(1000))["ok"]
+        n1.connected = False
+        w.apply(ev.AgentLost(w.now(), "n1"))
+        await w.renew()
+        await asyncio.sleep(30)
+        n1.connected = True
+        w.apply(ev.AgentConnected(w.now(), "n1"))
+        w.switch.agent_connected("n1")
+        assert await w.until(lambda: w.has("p1") >= 1192) < 6, "1,000 MiB at 250 a second, and no pause before it"
 
     played(w, work)
 
