@@ -38,35 +38,40 @@ class Port:
         self._ids = itertools.count(1)
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
-        self._answers: dict[int, dict[str, Any]] = {}
-        self._waiting: set[int] = set()
+        self._answers: dict[int, dict[str, Any] | None] = {}
+        self._waiting: dict[int, socket.socket | None] = {}  # over which link each was asked
         self._came = threading.Condition()
 
     def ask(self, op: str, seconds: float = 20.0, **fields: Any) -> dict[str, Any]:
-        """The guest's answer. Raises GuestError where none comes in time."""
+        """The guest's answer. Raises GuestError where none comes in time, or the guest ends meanwhile."""
         number = next(self._ids)
         line = b"\n" + json.dumps({"id": number, "op": op, **fields}).encode() + b"\n"
         end = time.monotonic() + seconds
         with self._came:
-            self._waiting.add(number)
+            self._waiting[number] = None
         try:
-            self._send(line, end)
+            self._send(number, line, end)
             with self._came:
                 while number not in self._answers:
                     if not self._came.wait(max(0.0, end - time.monotonic())) and time.monotonic() >= end:
                         raise GuestError(f"{self._path.name}: no answer to {op} within {seconds:g} s")
-                return self._answers.pop(number)
+                if (answer := self._answers.pop(number)) is None:
+                    raise GuestError(f"{self._path.name}: the guest has ended before it answered {op}")
+                return answer
         finally:
             with self._came:
-                self._waiting.discard(number)
+                del self._waiting[number]
+                self._answers.pop(number, None)
 
-    def _send(self, line: bytes, end: float) -> None:
+    def _send(self, number: int, line: bytes, end: float) -> None:
         while True:
             try:
                 with self._lock:
                     if self._socket is None:
                         self._connect()
                     assert self._socket is not None
+                    with self._came:
+                        self._waiting[number] = self._socket
                     self._socket.sendall(line)
                 return
             except OSError as error:
@@ -98,6 +103,9 @@ class Port:
         with self._lock:
             if self._socket is link:
                 self._socket = None
+        with self._came:
+            self._answers |= {number: None for number, over in self._waiting.items() if over is link}
+            self._came.notify_all()
         link.close()
 
     def _answered(self, answer: Any) -> None:

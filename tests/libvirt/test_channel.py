@@ -74,13 +74,6 @@ def test_an_agent_that_is_killed_comes_back_and_heeds_no_order_of_before(anywher
     machine.until_states("n1", job, "RSD")
 
 
-def test_an_agent_that_stays_away_is_noticed_though_nothing_is_closed(machine: Machine) -> None:
-    machine["n1"].stop_agent()
-    machine.until(lambda: not machine.report("n1").agent, SILENT_S + 10, "n1's agent counts as lost")
-    machine["n1"].start_agent()
-    machine.until(lambda: machine.report("n1").agent, 20, "n1's agent is back")
-
-
 def test_a_frozen_agent_is_given_up_and_found_again(machine: Machine) -> None:
     look = "for p in /proc/[0-9]*; do grep -qs magrathea-agent $p/cmdline && echo ${p#/proc/}; done; true"
     agent = machine["n1"].sh(look).split()[0]
