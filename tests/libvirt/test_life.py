@@ -61,6 +61,7 @@ def hasty(hypervisor: Hypervisor) -> Iterator[Machine]:
         hypervisor,
         extra="preempted_cpu_percent = 40",
         limits="agent_silent_s = 1",
+        tables="script_time_limit_s = 2",
         domain={"n1": limits, "p1": limits},
     ) as made:
         yield made
