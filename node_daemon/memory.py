@@ -62,6 +62,10 @@ class Owner(PagingOwner, Protocol):
         """What the driver has just said; progress may have been made."""
         ...
 
+    async def begins_to_give(self, domain: str) -> None:
+        """Its agent has answered, and its memory begins to leave: it has its CPU for that. Raises DriverError."""
+        ...
+
 
 @dataclass
 class _Move:
@@ -77,6 +81,8 @@ class _Move:
     """Why nothing more is pushed out."""
     pushed_mib: int = 0
     doubted: bool = False
+    gives: bool = False
+    """Its memory is being pushed out, or has begun to go."""
     gave: bool = False
     furthest: int | None = None
     """The target that its time is for: one on the way there is given no more."""
@@ -142,7 +148,7 @@ class Mover:
     def leaving(self, domain: str) -> bool:
         """Whether the domain's memory is on its way out, or its guest is being relieved: it needs its CPU for that."""
         move = self._moves.get(domain)
-        return (move is not None and move.gave) or self.paging.relieving(domain)
+        return (move is not None and move.gives) or self.paging.relieving(domain)
 
     def needs(self, domain: str) -> int:
         """What the domain must have before its jobs may run: its floor, and what they asked for."""
@@ -326,6 +332,9 @@ class Mover:
         if move.push is not None and room < AT_ONCE * settings.step_mib:
             room = 0  # an emulated guest does two things slower together than one after the other
         take = min(room, want, settings.step_mib if self._runs(move.domain) else room)
+        if take >= min(want, LEAST_MIB) or move.push is not None:
+            move.gives = True
+            await self._owner.begins_to_give(move.domain)
         if take >= min(want, LEAST_MIB):
             move.doubted = False
             await self._take(move, has, has - take)

@@ -82,13 +82,15 @@ NOT_NOW = ("domain-down", "no-domain", "memory-short", "lost")
 
 @dataclass
 class _Failure:
-    """`first`: when it failed for the first time; `since`: since when it has done so for reasons that last."""
+    """`first`: when it failed for the first time; `since`: since when it has done so for reasons that last; `away`: the
+    agent's last answer is what was lacking."""
 
     first: float
     since: float
     times: int
     again_at: float
     code: str
+    away: bool
     text: str
 
 
@@ -162,10 +164,6 @@ class Switch:
         known = {name: domain for name, domain in read.items() if name in self.read and domain.known}
         changed = any(domain.memory_mib != self.read[name].memory_mib for name, domain in known.items())
         for name, domain in known.items():
-            failure = self._failures.get(("SetMemory", name))
-            gives = (domain.memory_mib or 0) < (self.read[name].memory_mib or 0)
-            if failure is not None and failure.code in AGENT_AWAY and gives:
-                del self._failures[("SetMemory", name)]
             self._note(name, memory_mib=domain.memory_mib)
         if changed:
             self._facts.actual_changed()
@@ -241,9 +239,9 @@ class Switch:
         self.told[domain] = {}
         self._greeted.discard(domain)
         self._failures.pop(("Orders", domain), None)
-        for slot, failure in list(self._failures.items()):  # what this one could not be asked to give others wait for
-            if slot[0] == "SetMemory" and failure.code in (*AGENT_AWAY, "memory-short"):
-                del self._failures[slot]
+        for slot, failure in self._failures.items():
+            if slot[0] == "SetMemory":  # what this one could not be asked to give others wait for
+                failure.again_at = asyncio.get_running_loop().time()
         self.look_soon()
 
     def agent_lost(self, domain: str) -> None:
@@ -291,6 +289,7 @@ class Switch:
         held: list[Step] = []
         steps = self.steps()
         self._withdraw_moves(steps)
+        self._forget_failures(steps)
         for step in steps:
             slot = slot_of(step)
             if isinstance(step, SetCpu) and self._capped_later(step, steps):
@@ -333,6 +332,13 @@ class Switch:
             if isinstance(step, SetMemory) and step.domain not in wanted:
                 self.mover.aim(step.domain, None)
 
+    def _forget_failures(self, steps: list[Step]) -> None:
+        """What is no longer to be done does not fail: when it is to be done again, that is another time."""
+        due = {slot_of(step) for step in steps} | set(self._under_way)
+        if not self._facts.host.paused:
+            for slot in [s for s in self._failures if s[0] != "Orders" and s not in due]:
+                del self._failures[slot]
+
     def _capped_later(self, step: SetCpu, steps: list[Step]) -> bool:
         """The cap of a preempted domain comes when its memory is out and it can live on what it has: pushing out takes
         CPU time, and its jobs are stopped by then. Where that fails it comes at once, and where its agent does not
@@ -345,16 +351,18 @@ class Switch:
     def _may_give(self, domain: str) -> bool:
         """Nothing is known that keeps it from giving memory, but that its agent was not there a moment ago."""
         failure = self._failures.get(("SetMemory", domain))
-        now = asyncio.get_running_loop().time()
-        return failure is None or (failure.code in AGENT_AWAY and now < failure.first + UNCAPPED_S)
+        return failure is None or (failure.away and asyncio.get_running_loop().time() < failure.first + UNCAPPED_S)
 
-    async def _uncap(self, step: SetMemory) -> None:
-        """A preempted domain that has its cap already, and is to give more, gets its CPU for that."""
+    async def begins_to_give(self, domain: str) -> None:
+        failure, found = self._failures.get(("SetMemory", domain)), self._facts.host.domain(domain)
+        if failure is not None and failure.away:
+            failure.first = asyncio.get_running_loop().time()  # it is there now
         cap = self._driver.nearest_cpu(self._facts.host.limits.preempted_cpu_percent)
-        has = read.cpu_percent if (read := self.read.get(step.domain)) is not None else None
-        if has is not None and has == cap and self._takes_memory(step) and self._may_give(step.domain):
-            await self._driver.set_cpu(step.domain, None)
-            self._note(step.domain, cpu_percent=None)
+        has = read.cpu_percent if (read := self.read.get(domain)) is not None else None
+        preempted = found is not None and bool(found.jobs) and not found.running
+        if has is not None and has == cap and preempted and (failure is None or failure.away):
+            await self._driver.set_cpu(domain, None)
+            self._note(domain, cpu_percent=None)
 
     def _to_greet(self, now: float) -> list[str]:
         """An agent that has just connected hears all orders, even if there are none: it may stand by older ones."""
@@ -405,11 +413,12 @@ class Switch:
                 self._observe(f"cpu {step.domain}")
                 self._note(step.domain, cpu_percent=self._driver.nearest_cpu(step.percent))
             else:
-                await self._uncap(step)
                 await self.mover.move(step.domain, step.mib)
                 self.refresh_soon()
         except ChannelError as error:
-            self._failed_step(slot, error.code, str(error), lasting=error.code not in AGENT_AWAY)
+            self.refresh_soon()
+            away = error.code in AGENT_AWAY
+            self._failed_step(slot, error.code, str(error), lasting=not away, away=away)
             return
         except DriverError as error:
             self.refresh_soon()
@@ -501,13 +510,16 @@ class Switch:
                 self.forget(step.domain, key)  # it is a job like any other now
                 self._facts.apply(ev.JobContinued(self._facts.now(), step.domain, key))
 
-    def _failed_step(self, slot: Slot, code: str, text: str, lasting: bool) -> None:
+    def _failed_step(self, slot: Slot, code: str, text: str, lasting: bool, away: bool = False) -> None:
         now = asyncio.get_running_loop().time()
         before = self._failures.get(slot)
         times = before.times + 1 if before else 1
         since = before.since if before and lasting else now
         pause = RETRY_S[min(times, len(RETRY_S)) - 1]
-        self._failures[slot] = _Failure(before.first if before else now, since, times, now + pause, code, text)
+        first = before.first if before else now
+        self._failures[slot] = _Failure(first, since, times, now + pause, code, away, text)
+        if away and times == 1:
+            asyncio.get_running_loop().call_later(UNCAPPED_S, self.look_soon)  # _may_give may be another then
         level = logging.WARNING if times in (1, len(RETRY_S)) or times % 60 == 0 else logging.DEBUG
         log.log(level, "%s of %s failed (%d times, again in %g s): %s", slot[0], slot[1], times, pause, text)
         domain = self._facts.host.domain(slot[1])

@@ -30,6 +30,8 @@ USERS = {"/etc/passwd": "libvirt-qemu:x:64055:64055::/:/usr/sbin/nologin", "/etc
 KVM = Path("/dev/kvm")
 CGROUPS = Path("/sys/fs/cgroup")
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS)
+MOST_CRASHES = 5
+"""One that crashes each time is not started for ever."""
 
 
 def mount(*arguments: str) -> None:
@@ -64,6 +66,7 @@ class Libvirtd:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._pid = 0
+        self._crashes = 0
 
     def start(self) -> None:
         """Unless it runs."""
@@ -95,7 +98,8 @@ class Libvirtd:
                 return
             if pid == self._pid:
                 self._pid = 0
-                if os.WIFSIGNALED(status) and os.WTERMSIG(status) in CRASHES:
+                if os.WIFSIGNALED(status) and os.WTERMSIG(status) in CRASHES and self._crashes < MOST_CRASHES:
+                    self._crashes += 1
                     self.start()
 
 

@@ -205,6 +205,39 @@ def test_what_somebody_continues_is_stopped_again(standing: Standing) -> None:
     standing.settle()
 
 
+def pause_s(standing: Standing) -> float:
+    """Until the next glance."""
+    standing.settle()
+    timer = standing.sweeper.timer
+    assert timer is not None
+    return timer.when - time.monotonic()
+
+
+def test_a_stop_that_needed_no_mending_for_long_is_looked_after_less_often(
+    standing: Standing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pause_s(standing) <= agent.SWEEP_S
+    monkeypatch.setattr(agent, "CALM_AFTER_S", 0.0)
+    assert agent.SWEEP_S < pause_s(standing) <= agent.CALM_SWEEP_S
+    monkeypatch.setattr(agent, "CALM_LOOK_S", 600.0)
+    monkeypatch.setattr(agent, "WHOLE_LOOK_S", 0.0)
+    assert standing.looks_of_a_glance() == 0, "and /proc is read less often"
+    monkeypatch.setattr(agent, "CALM_LOOK_S", 0.0)
+    assert standing.looks_of_a_glance() == 1
+
+
+def test_what_had_to_be_stopped_again_is_looked_after_as_at_first(
+    standing: Standing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent, "CALM_AFTER_S", 600.0)
+    standing.settle()
+    standing.sweeper.mended_at = time.monotonic() - 700
+    assert pause_s(standing) > agent.SWEEP_S
+    standing.process.send_signal(signal.SIGCONT)
+    assert standing.looks_of_a_glance() == 1
+    assert pause_s(standing) <= agent.SWEEP_S
+
+
 def test_an_end_is_seen(standing: Standing) -> None:
     standing.settle()
     standing.process.kill()

@@ -49,6 +49,9 @@ class Owner:
     def memory_read(self, read: Mapping[str, ActualDomain]) -> None:
         self.reads += 1
 
+    async def begins_to_give(self, domain: str) -> None:
+        self.seen.append(f"gives {domain}")
+
     def to_continue(self, domain: str) -> tuple[JobKey, ...]:
         return ()
 
