@@ -399,7 +399,7 @@ class Switch:
             del self._under_way[slot]
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a step failed by a defect: %s", slot, exc_info=error)
-            self._failed_step(slot, "defect", f"a defect: {error!r}", lasting=True)
+            self._failed_step(slot, "failed", f"a defect: {error!r}", lasting=True)
         self.look_soon()
 
     async def _step(self, step: Step) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from .base import DriverError
 from .libvirt_calls import in_own_thread
-from .libvirt_values import ERROR_CODES
+from .libvirt_values import error_code
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +73,9 @@ def _events(libvirt: Any) -> None:
             log.error("libvirt's events: %s", error)
 
 
-def translated(error: Exception, what: str) -> DriverError:
+def translated(error: Any, what: str) -> DriverError:
     """libvirt's error as the driver's."""
-    number = error.get_error_code() if hasattr(error, "get_error_code") else 0
-    return DriverError(ERROR_CODES.get(number, "failed"), f"{what}: {error}")
+    return DriverError(error_code(error.get_error_code() or 0, error.get_error_domain() or 0), f"{what}: {error}")
 
 
 class Link:

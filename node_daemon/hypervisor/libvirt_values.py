@@ -36,6 +36,17 @@ ERROR_CODES = {
     94: "not-permitted",  # AUTH_UNAVAILABLE
 }
 """libvirt's error numbers in the driver's words; every other is `failed`."""
+FROM_RPC = 7
+"""What an error comes from: libvirt's own messages between its library and libvirtd."""
+BROKEN = frozenset({1, 38})
+"""INTERNAL_ERROR ("client socket is closed", "keepalive timeout") and SYSTEM_ERROR ("broken pipe", "end of file"): from
+there they mean that libvirtd is gone, and nobody knows whether the call has taken effect."""
+
+
+def error_code(number: int, origin: int) -> str:
+    """The driver's word for an error of libvirt's."""
+    return "lost" if origin == FROM_RPC and number in BROKEN else ERROR_CODES.get(number, "failed")
+
 
 BURST_US = 2_500
 """What a capped domain may take in one go: under emulation its agent's answer costs 1.5 to 2.5 ms, and where it does

@@ -243,6 +243,12 @@ class Guest:
     def states(self, job: Job) -> str:
         return str(self.jobs().get(job.id, {}).get("states", ""))
 
+    def stands(self, job: Job) -> bool:
+        """All its processes are stopped. A shell that waits in `vfork` for a child that was stopped in that moment is
+        stopped, too, and shows `D`."""
+        states = set(self.states(job))
+        return "T" in states and states <= {"T", "D"}
+
     def claim(self, job: Job) -> dict[str, Any]:
         """The MoM hook's claim, once; the job is MoM's from then on, if it was granted."""
         return self.port.ask("claim", job=job.described())

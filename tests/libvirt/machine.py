@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -340,14 +340,15 @@ scripts = "{self.folder}/scripts"
             return False
         return all(d.state.value not in ("down", "booting", "unknown") for d in last.domains)
 
-    def until(self, condition: Any, seconds: float, what: str) -> Any:
+    def until(self, condition: Any, seconds: float, what: str | Callable[[], str]) -> Any:
         """`guest.until`, with the daemon's log and what the hub knows where it fails."""
 
         def trouble() -> str:
             last = self.hub.last
             known = [(d.name, d.state.value, d.agent, d.why) for d in last.domains] if last else None
             log = self.log.read_text(errors="replace")[-6000:] if self.log.exists() else ""
-            return f"{what}; the hub knows {known}, notes {last.notes if last else None}; noded's log:\n{log}"
+            told = what if isinstance(what, str) else what()
+            return f"{told}; the hub knows {known}, notes {last.notes if last else None}; noded's log:\n{log}"
 
         return until(condition, seconds, trouble)
 
@@ -362,12 +363,13 @@ scripts = "{self.folder}/scripts"
 
     def until_states(self, name: str, job: Job, letters: str, seconds: float = 15.0) -> None:
         """Until all of the job's processes are in one of these states: `T` stopped, `RSD` running."""
+        guest = self.guests[name]
 
         def so() -> bool:
-            states = self.guests[name].states(job)
-            return bool(states) and set(states) <= set(letters)
+            states = set(guest.states(job))
+            return guest.stands(job) if letters == "T" else bool(states) and states <= set(letters)
 
-        self.until(so, seconds, f"processes of {job.id} in {name} are {letters}")
+        self.until(so, seconds, lambda: f"processes of {job.id} in {name} are {letters}, not {guest.states(job)}")
 
 
 class _HubThread:

@@ -94,7 +94,7 @@ def test_demo_ends_with_its_line_and_leaves_nothing_behind(directory: Path) -> N
     last = LAST_LINE.fullmatch(lines[-1])
     assert last, output
     assert int(last[1]) == int(last[2]) == 2, output
-    assert re.search(r"memory \(MiB\): n1 \S+ +2\d\d ", output), "memory is seen to move"
+    assert re.search(r"memory \(MiB\): n1 \S+ +[12]\d\d ", output), "memory is seen to move"
     assert "CPU: n1 no cap -> 10 %" in output and "CPU: n1 10 % -> no cap" in output
     assert re.search(r"(by emulation|with hardware acceleration)", output)
     for part in ("claim to answer", "the agent stops the job in n1", "memory out of n1", "memory into p1"):

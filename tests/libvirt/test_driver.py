@@ -159,3 +159,27 @@ def test_a_qemu_that_hangs_holds_up_its_own_changes_only(hypervisor: Hypervisor)
         asyncio.run(asyncio.wait_for(work(), 60))
     finally:
         hypervisor.restore()
+
+
+def test_a_call_during_which_libvirtd_is_killed_is_lost_and_may_be_tried_again(
+    hypervisor: Hypervisor, drive: Callable[[Work], None]
+) -> None:
+    async def work(driver: LibvirtDriver, events: list[DomainEvent]) -> None:
+        await driver.set_cpu("n1", 50)
+        hypervisor.libvirtd.kill_libvirtd(signal.SIGSTOP)
+        calling = asyncio.create_task(refused(driver.set_cpu("n1", 40)))
+        await asyncio.sleep(0.3)
+        hypervisor.libvirtd.kill_libvirtd()
+        assert await calling == "lost"
+        hypervisor.libvirtd.start_libvirtd()
+        end = time.monotonic() + 20
+        while True:
+            try:
+                await driver.set_cpu("n1", 30)
+                break
+            except DriverError as error:
+                assert error.code == "lost" and time.monotonic() < end, error
+                await asyncio.sleep(0.05)
+        await until(lambda d: d.cpu_percent == 30, driver)
+
+    drive(work)

@@ -14,6 +14,7 @@ from node_daemon.hypervisor.libvirt_values import (
     SHUT_OFF,
     How,
     cpu_control,
+    error_code,
     has_balloon,
     is_paused,
     is_up,
@@ -105,3 +106,12 @@ def test_paused_is_what_somebody_has_to_end() -> None:
 )
 def test_memory_moves_where_there_is_a_balloon(kind: str, devices: str, has: Any) -> None:
     assert has_balloon(kind, f"<domain><devices>{devices}</devices></domain>") is has
+
+
+@pytest.mark.parametrize(
+    ("number", "origin", "code"), [(1, 7, "lost"), (38, 7, "lost"), (1, 10, "failed"), (55, 10, "domain-down")]
+)
+def test_a_libvirtd_that_went_away_during_a_call_is_lost_and_the_call_has_not_failed(
+    number: int, origin: int, code: str
+) -> None:
+    assert error_code(number, origin) == code
