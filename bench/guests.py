@@ -40,6 +40,8 @@ NOW_AND_THEN_S = 0.2
 ANSWER_S = 20.0
 SETTLED_S = 6.0
 """From a stop or a greeting on: some seconds after anything has happened the agent still looks at all of /proc."""
+CALM_S = 30.0
+"""From there on the agent looks after a stop less often (agent.py, CALM_AFTER_S)."""
 CAP_PERCENT = 5
 AGENT_P99_S, MOM_P99_S = 0.1, 2.0
 PROCESSES = 10
@@ -211,6 +213,8 @@ def _preempted(made: Machine, count: int, questions: int, look_s: float) -> list
     made.until_states("n1", job, "T")
     made.until(lambda: made.report("n1").cpu_percent == CAP_PERCENT, 10, "n1 capped")
     time.sleep(SETTLED_S)
+    at_first = cpu_percent(made["n1"], look_s)
+    time.sleep(max(0.0, CALM_S - look_s))
     stopped = cpu_percent(made["n1"], look_s)
     agent, mom = answers(made["n1"], count)
     made["n1"].sh("setsid sh -c 'while :; do :; done' >/dev/null 2>&1 & echo $! >/run/stray")
@@ -224,6 +228,7 @@ def _preempted(made: Machine, count: int, questions: int, look_s: float) -> list
     note = f"cap {CAP_PERCENT} % of one core, {look_s:g} s"
     return [
         at_most("preempted domain, its job stopped: CPU", round(stopped, 2), "%", round(idle, 2), note),
+        Figure("  in the first half minute of the stop", round(at_first, 2), "%"),
         Figure("  the same guest idle, without any job", round(idle, 2), "%"),
         at_most("preempted domain with a hungry stray process: CPU", round(hungry, 2), "%", CAP_PERCENT, note),
         below("preempted domain: the agent answers, p99", round(percentile(apart, 99), 3), "s", AGENT_P99_S, asked),
