@@ -163,6 +163,8 @@ class Switch:
     def memory_read(self, read: Mapping[str, ActualDomain]) -> None:
         known = {name: domain for name, domain in read.items() if name in self.read and domain.known}
         changed = any(domain.memory_mib != self.read[name].memory_mib for name, domain in known.items())
+        if any((domain.memory_mib or 0) < (self.read[name].memory_mib or 0) for name, domain in known.items()):
+            self._try_again("memory-short")
         for name, domain in known.items():
             self._note(name, memory_mib=domain.memory_mib)
         if changed:
@@ -239,10 +241,14 @@ class Switch:
         self.told[domain] = {}
         self._greeted.discard(domain)
         self._failures.pop(("Orders", domain), None)
-        for slot, failure in self._failures.items():
-            if slot[0] == "SetMemory":  # what this one could not be asked to give others wait for
-                failure.again_at = asyncio.get_running_loop().time()
+        self._try_again(*AGENT_AWAY, "memory-short")
         self.look_soon()
+
+    def _try_again(self, *codes: str) -> None:
+        """Memory that could not be moved for these reasons may be now: of this domain, or of who waits for its."""
+        for slot, failure in self._failures.items():
+            if slot[0] == "SetMemory" and failure.code in codes:
+                failure.again_at = asyncio.get_running_loop().time()
 
     def agent_lost(self, domain: str) -> None:
         self.told.pop(domain, None)
@@ -570,8 +576,9 @@ class Switch:
 
     def _short(self, domain: str) -> str | None:
         """What it has told at the end of a move that fell short; None while it may still give, or take, more."""
-        failure = self._failures.get(("SetMemory", domain))
-        return failure.text if failure is not None and failure.code == "memory-short" else None
+        slot = ("SetMemory", domain)
+        failure = self._failures.get(slot)
+        return failure.text if failure and failure.code == "memory-short" and slot not in self._under_way else None
 
     def memory_pending(self, domain: str | None = None) -> bool:
         """Memory is still to be moved, of this domain or of any, and moving it has not failed."""

@@ -478,6 +478,26 @@ def test_memory_that_an_agent_could_not_be_asked_for_moves_as_soon_as_it_is_back
     played(w, work)
 
 
+def test_who_waited_in_vain_for_an_agent_is_not_refused_once_it_is_back() -> None:
+    w = world(busy_guest())
+
+    async def work() -> None:
+        n1 = w.model.guests["n1"]
+        assert (await w.claim(1000))["ok"]
+        n1.connected = False
+        w.apply(ev.AgentLost(w.now(), "n1"))
+        await w.renew()
+        await asyncio.sleep(30)
+        n1.connected = True
+        w.apply(ev.AgentConnected(w.now(), "n1"))
+        w.switch.agent_connected("n1")
+        while not (answer := await w.prepared()).get("ready"):
+            assert answer["ok"], answer
+            await asyncio.sleep(0.01)
+
+    played(w, work)
+
+
 def test_how_far_it_is_is_published() -> None:
     w = world(busy_guest())
 
