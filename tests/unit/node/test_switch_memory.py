@@ -479,9 +479,7 @@ def test_memory_that_an_agent_could_not_be_asked_for_moves_as_soon_as_it_is_back
 
 
 def test_who_waited_in_vain_for_an_agent_is_not_refused_once_it_is_back() -> None:
-    w = world(
-        busy_guest(push_rate=2000), ModelGuest("p1", 384, used=60, rate=100)
-    )  # it takes slowly
+    w = world(busy_guest(push_rate=2000), ModelGuest("p1", 384, used=60, rate=100))  # it takes slowly
 
     async def work() -> None:
         n1 = w.model.guests["n1"]
