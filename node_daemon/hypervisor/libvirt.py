@@ -145,7 +145,7 @@ class LibvirtDriver:
         (self._abilities, now), balloons = await asyncio.gather(
             self._call(self._reader, "reading the domains", read), self._balloons.mib()
         )
-        self._asked = connection
+        self._asked = connection if self._abilities.sure else None
         self._others = now.others or self._others
         self._take(now, events)
         return {

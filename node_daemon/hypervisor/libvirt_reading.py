@@ -37,7 +37,8 @@ UNREAD = Found(ActualDomain(up=True, known=False), -1)
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What the hypervisor behind the connection can do."""
+    """What the hypervisor behind the connection can do. `sure`: false while no domain could say how CPU is capped, for
+    reasons that may pass: libvirtd has just been started, and they are still to be found by it."""
 
     kind: str
     cpu: CpuControl | None
@@ -45,6 +46,7 @@ class Abilities:
     without_balloon: frozenset[str]
     undefined: frozenset[str]
     said: tuple[str, ...]
+    sure: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ class Reader:
         workers = {name: domain for name, domain in domains.items() if name not in self._services}
         undefined = frozenset(self._names.keys() - domains.keys())
         without = frozenset(n for n, d in workers.items() if not has_balloon(kind, d.XMLDesc(0)))
-        cpu, said = self._ask_cpu(kind, workers)
+        cpu, said, sure = self._ask_cpu(kind, workers)
         save, why = bool(workers) and kind.upper() != "LXC", "libvirt's containers have none"
         for domain in workers.values() if save else ():
             try:
@@ -152,20 +154,22 @@ class Reader:
             said.append(f"libvirt at {self._uri} has no domain {self._names[name]}, which {name} is; define it there")
         if silent:
             said.append(f"{kind} does not tell of its domains' coming and going; they are looked at now and then")
-        return Abilities(kind, cpu, save, without, undefined, tuple(said))
+        return Abilities(kind, cpu, save, without, undefined, tuple(said), sure)
 
-    def _ask_cpu(self, kind: str, domains: Mapping[str, Any]) -> tuple[CpuControl | None, list[str]]:
+    def _ask_cpu(self, kind: str, domains: Mapping[str, Any]) -> tuple[CpuControl | None, list[str], bool]:
+        """(how CPU is capped, what people should know, whether that is the last word)"""
         if not domains:
-            return None, []
-        why = "its scheduler has neither quota nor cap nor weight"
+            return None, [], True
+        why, sure = "its scheduler has neither quota nor cap nor weight", True
         live = [(domain, self._live) for domain in domains.values() if domain.isActive()]
         for domain, flags in (*live, *((domain, self._config) for domain in domains.values())):
             try:  # one that is just booting may have no control group yet: what is configured has the same parameters
                 control = cpu_control(kind, domain.schedulerParametersFlags(flags))
             except self._error as error:
                 why = str(error)
+                sure = sure and ERROR_CODES.get(error.get_error_code()) == "not-supported"
                 continue
             if control is not None:
                 weak = f"{kind} caps CPU by weight ({control.name}) only: a preempted domain's stray process costs more"
-                return control, [weak] if control.full else []
-        return None, [f"{kind} cannot cap CPU: {why}"]
+                return control, [weak] if control.full else [], True
+        return None, [f"{kind} cannot cap CPU: {why}"], sure

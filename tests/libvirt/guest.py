@@ -22,11 +22,15 @@ class GuestError(Exception):
 
 
 def until(condition: Callable[[], Any], seconds: float, what: str | Callable[[], str]) -> Any:
-    """Look often until it holds, and return what it returned; AssertionError after `seconds`."""
-    end = time.monotonic() + seconds
+    """Look often until it holds, and return what it returned; AssertionError after `seconds`.
+
+    Less often as time passes: a question costs an emulated guest the CPU that it needs for what is waited for.
+    """
+    end, pause = time.monotonic() + seconds, 0.02
     while not (found := condition()):
         assert time.monotonic() < end, f"not within {seconds:g} s: {what if isinstance(what, str) else what()}"
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(1.2 * pause, 0.15)
     return found
 
 

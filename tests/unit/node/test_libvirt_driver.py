@@ -339,8 +339,9 @@ class FakeDomain:
         return self._fake.ids.get(self._real.name(), int(self._real.ID()))
 
     def schedulerParametersFlags(self, flags: int) -> dict[str, int]:
-        if flags == libvirt.VIR_DOMAIN_AFFECT_LIVE and f"{self._real.name()}.live" in self._fake.fails:
-            raise failure(self._fake.fails[f"{self._real.name()}.live"])
+        word = "live" if flags == libvirt.VIR_DOMAIN_AFFECT_LIVE else "config"
+        if number := self._fake.fails.get(f"{self._real.name()}.{word}"):
+            raise failure(number)
         return self._fake.schedulers[self._real.name()]
 
     def setSchedulerParametersFlags(self, parameters: dict[str, int], flags: int) -> None:
@@ -441,6 +442,26 @@ def test_a_hanging_domain_holds_up_neither_reading_nor_the_others_nor_the_loop(
 
 OPERATION_TIMEOUT, NO_DOMAIN, RPC = 68, 42, 38
 QEMU = {"global_quota": -1, "global_period": 100000}
+
+
+@pytest.mark.parametrize(("number", "may_pass"), [(55, True), (84, False)])
+def test_how_cpu_is_capped_is_asked_again_while_the_answer_may_be_another(
+    connection: Any, monkeypatch: pytest.MonkeyPatch, number: int, may_pass: bool
+) -> None:
+    """A libvirtd that was just started has not found its domains' control groups yet, and says that it cannot."""
+
+    async def work() -> None:
+        fake = faked(monkeypatch, "QEMU", QEMU)
+        fake.fails = {f"{name}.{word}": number for name in fake.schedulers for word in ("live", "config")}
+        async with started() as (driver, _):
+            assert CPU not in driver.capabilities
+            assert any("cannot cap CPU" in note for note in driver.notes())
+            fake.fails.clear()
+            await driver.actual()
+            assert (CPU in driver.capabilities) is may_pass
+            assert (driver.notes() == []) is may_pass
+
+    run(work)
 
 
 def test_a_domain_that_cannot_be_read_costs_only_its_own_facts_and_is_read_again(
