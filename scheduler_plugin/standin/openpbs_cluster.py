@@ -30,7 +30,6 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from . import openpbs_machine as machine
-from .scenarios import SLOWER, SLOWEST_S
 
 HOST = "host"
 HEAD = "head"
@@ -413,7 +412,7 @@ class Cluster:
     # Waiting
 
     def wait(self, condition: Callable[[], T], what: str, timeout_s: float = 30.0, every_s: float = 0.05) -> T:
-        """What `condition` returns, as soon as it is true; asked each `every_s`, then less often. Raises Timeout."""
+        """What `condition` returns, as soon as it is true. Raises Timeout."""
         until = time.monotonic() + timeout_s
         while True:
             if value := condition():
@@ -423,7 +422,6 @@ class Cluster:
             if self._supervisor is not None and self._supervisor.poll() is not None:
                 raise RuntimeError(f"the cluster has ended while waiting for {what}")
             time.sleep(every_s)
-            every_s = min(SLOWER * every_s, max(every_s, SLOWEST_S))
 
     def wait_free(self, *vnodes: str, timeout_s: float = 60.0) -> None:
         self.wait(

@@ -99,20 +99,15 @@ class Cluster(Protocol):
         ...
 
 
-SLOWER, SLOWEST_S = 1.2, 0.2
-"""Who asks costs what is asked its CPU: so what does not come soon is asked for less and less often."""
-
-
 def wait(cluster: Cluster, what: str, condition: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
     """What `condition` returns as soon as it is true. Raises Failed."""
-    until, pause = time.monotonic() + patience_s, 0.02
+    until = time.monotonic() + patience_s
     while True:
         if value := condition():
             return value
         if time.monotonic() > until:
             raise Failed(f"not within {patience_s:g} s: {what}\n{cluster.picture()}")
-        time.sleep(pause)
-        pause = min(SLOWER * pause, SLOWEST_S)
+        time.sleep(0.02)
 
 
 def require(cluster: Cluster, holds: bool, what: str) -> None:
