@@ -422,7 +422,8 @@ class Switch:
                 await self.mover.move(step.domain, step.mib)
                 self.refresh_soon()
         except ChannelError as error:
-            self.refresh_soon()
+            if isinstance(step, SetMemory):
+                self.refresh_soon()
             away = error.code in AGENT_AWAY
             self._failed_step(slot, error.code, str(error), lasting=not away, away=away)
             return
