@@ -298,6 +298,18 @@ def test_the_cap_comes_when_the_memory_is_out() -> None:
     played(w, work)
 
 
+def leave(w: World) -> None:
+    """The agent of n1 goes away, and that is a fact."""
+    w.model.guests["n1"].connected = False
+    w.apply(ev.AgentLost(w.now(), "n1"))
+
+
+def come_back(w: World) -> None:
+    w.model.guests["n1"].connected = True
+    w.apply(ev.AgentConnected(w.now(), "n1"))
+    w.switch.agent_connected("n1")
+
+
 def slow_at_first(w: World, seconds: float, again: tuple[float, float] = (0, 0)) -> None:
     """The agent of n1 answers no question for memory for so long, nor in the seconds `again`."""
     began = asyncio.get_running_loop().time()
@@ -383,8 +395,7 @@ def test_a_capped_domain_whose_agent_is_away_keeps_its_cap() -> None:
     async def work() -> None:
         assert (await w.claim(1000))["ok"]
         await w.until(lambda: w.has("n1") < 1800)
-        w.model.guests["n1"].connected = False
-        w.apply(ev.AgentLost(w.now(), "n1"))
+        leave(w)
         w.model.cpu["n1"] = 10
         w.log.clear()
         await w.renew()
@@ -398,17 +409,13 @@ def test_the_cap_does_not_come_before_an_agent_is_back_that_its_daemon_has_just_
     w = world(busy_guest(rate=100))
 
     async def work() -> None:
-        n1 = w.model.guests["n1"]
         assert (await w.claim(1000))["ok"]
         await w.until(lambda: w.has("n1") < 1800)
-        n1.connected = False
-        w.apply(ev.AgentLost(w.now(), "n1"))
+        leave(w)
         await w.renew()
         await asyncio.sleep(UNCAPPED_S / 2)
         assert w.model.cpu["n1"] is None
-        n1.connected = True
-        w.apply(ev.AgentConnected(w.now(), "n1"))
-        w.switch.agent_connected("n1")
+        come_back(w)
         await w.until(lambda: w.model.cpu["n1"] == 10)
         assert w.has("n1") <= FLOOR_MIB + 2
 
@@ -421,8 +428,7 @@ def test_a_domain_whose_agent_stays_away_is_capped_all_the_same() -> None:
     async def work() -> None:
         assert (await w.claim(1000))["ok"]
         await w.until(lambda: w.has("n1") < 1800)
-        w.model.guests["n1"].connected = False
-        w.apply(ev.AgentLost(w.now(), "n1"))
+        leave(w)
         await w.renew()
         assert UNCAPPED_S - 1 < await w.until(lambda: w.model.cpu["n1"] == 10) < UNCAPPED_S + 6
         assert w.has("n1") > 1000, "its memory stays with it"
@@ -464,15 +470,11 @@ def test_memory_that_an_agent_could_not_be_asked_for_moves_as_soon_as_it_is_back
     w = world(busy_guest())
 
     async def work() -> None:
-        n1 = w.model.guests["n1"]
         assert (await w.claim(1000))["ok"]
-        n1.connected = False
-        w.apply(ev.AgentLost(w.now(), "n1"))
+        leave(w)
         await w.renew()
         await asyncio.sleep(30)
-        n1.connected = True
-        w.apply(ev.AgentConnected(w.now(), "n1"))
-        w.switch.agent_connected("n1")
+        come_back(w)
         assert await w.until(lambda: w.has("p1") >= 1192) < 6, "1,000 MiB at 250 a second, and no pause before it"
 
     played(w, work)
@@ -482,15 +484,11 @@ def test_who_waited_in_vain_for_an_agent_is_not_refused_once_it_is_back() -> Non
     w = world(busy_guest(push_rate=2000), ModelGuest("p1", 384, used=60, rate=100))  # it takes slowly
 
     async def work() -> None:
-        n1 = w.model.guests["n1"]
         assert (await w.claim(1000))["ok"]
-        n1.connected = False
-        w.apply(ev.AgentLost(w.now(), "n1"))
+        leave(w)
         await w.renew()
         await asyncio.sleep(30)
-        n1.connected = True
-        w.apply(ev.AgentConnected(w.now(), "n1"))
-        w.switch.agent_connected("n1")
+        come_back(w)
         while not (answer := await w.prepared()).get("ready"):
             assert answer["ok"], answer
             await asyncio.sleep(0.01)
@@ -669,9 +667,7 @@ def test_an_agent_lost_in_mid_move_is_waited_for_and_all_goes_on() -> None:
         assert (answer["ok"], answer["ready"]) == (True, False), "an agent that is away may come back: no refusal"
         kept = w.has("n1")
         assert n1.target == pytest.approx(kept, abs=3), "nobody presses what nobody can ask"
-        n1.connected = True
-        w.apply(ev.AgentConnected(w.now(), "n1"))
-        w.switch.agent_connected("n1")
+        come_back(w)
         await w.until(lambda: w.has("p1") >= CAPACITY_MIB - FLOOR_MIB - 2)
         w.apply(ev.Released(w.now(), "p1", HIGH))
         await w.until(w.low_runs)
