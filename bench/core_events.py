@@ -1,8 +1,8 @@
 """The pure core under random events: does every invariant hold, and how many events a second are handled.
 
 `python -m bench.core_events --events 1000000 [--seed N] [--processes N] [--json]`. The checks are those of
-`make test` (tests/property/world.py); sequence number i of a run depends on `--seed` and i alone, so a failure is
-repeated by `--seed N --only i`. A broken sequence is short of events; more sequences follow until all asked for are
+`make test` (magrathea_lab/rigs/core_world.py); sequence number i of a run depends on `--seed` and i alone, so a failure
+is repeated by `--seed N --only i`. A broken sequence is short of events; more sequences follow until all asked for are
 done. Exit code 1 if an invariant is broken; each broken sequence's number and events go to standard error.
 """
 
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from random import Random
 
 from magrathea.core.machine import handle
-from tests.property.generate import a_host, an_event
-from tests.property.world import Broken, World
+from magrathea_lab.rigs.core_histories import a_host, an_event
+from magrathea_lab.rigs.core_world import Broken, World
 
 from .figure import Figure, as_json, table
 

@@ -18,10 +18,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from node_daemon.channel import GuestChannel, qemu_user
-from node_daemon.guest_messages import AnyRequest, Hello
-from scheduler_plugin.standin.guests import needs
-from scheduler_plugin.standin.guests.private_libvirtd import QEMU_USER
+from magrathea_lab.guests import needs
+from magrathea_lab.guests.private_libvirtd import QEMU_USER
+from node_daemon.claims.channel import GuestChannel, qemu_user
+from node_daemon.claims.guest_messages import AnyRequest, Hello
 
 from .figure import Figure, at_most, below, missing, percentile, run
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from scheduler_plugin.standin.guests import needs
+from magrathea_lab.guests import needs
 
 from .figure import Figure, at_most, below, missing, percentile, progress, run
 from .guests import LIST_S

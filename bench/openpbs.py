@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from scheduler_plugin.standin.fleet import DomainSpec, HostSpec
-from scheduler_plugin.standin.openpbs_cluster import HEAD, Cluster, unavailable
-from scheduler_plugin.standin.openpbs_fleet import USER, OpenPbsCluster
+from magrathea_lab.clusters.openpbs_cluster import HEAD, Cluster, unavailable
+from magrathea_lab.clusters.openpbs_fleet import USER, OpenPbsCluster
+from magrathea_lab.fleet import DomainSpec, HostSpec
 
 from .figure import Figure, at_most, missing, run
 

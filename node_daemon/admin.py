@@ -21,7 +21,7 @@ from .facts import NOT_CONFIGURED
 from .hubclient import HubClient
 from .hypervisor.base import LIFE, SAVE, Driver
 from .journal import Book, Journal, JournalError
-from .switch import Switch
+from .switch.switch import Switch
 
 MAX_ANSWER_BYTES = MAX_BYTES - 4096
 """Of a history: what else is in the message is little."""

@@ -18,7 +18,7 @@ import psutil
 from magrathea.configuration import Problem, parse, read_text, refusal, spelled
 from magrathea.core.model import Domain, Host, Kind, Limits, Mode
 
-from .paging import Settings
+from .switch.paging import Settings
 
 DEFAULT_PATH = Path("/etc/magrathea/noded.toml")
 

@@ -27,19 +27,19 @@ from magrathea.messages import RefusedClaim, Snapshot
 
 from . import snapshot as snapshots
 from .admin import Admin
-from .channel import GuestChannel, qemu_user
+from .claims.channel import GuestChannel, qemu_user
+from .claims.claims import Guests
 from .clock import Clock
 from .configuration import Configuration, changes, read
 from .facts import NOT_CONFIGURED, differs, fitted, without_leftovers
-from .guests import Guests
 from .hubclient import HubClient
 from .hypervisor.base import Driver, DriverError, Others
 from .journal import Book, Journal, JournalError, NoJournal, Since, open_journal, salvage
-from .life import Life
-from .occasions import Occasions
-from .paging import Settings
-from .scripts import Scripts
-from .switch import REFRESH_S, Switch
+from .life.life import Life
+from .life.script_runner import Scripts
+from .life.site_scripts import Occasions
+from .switch.paging import Settings
+from .switch.switch import REFRESH_S, Switch
 
 log = logging.getLogger(__name__)
 

@@ -101,12 +101,12 @@ async def run(configuration: Configuration, path: Path) -> None:
     from .daemon import Daemon
     from .hubclient import HubError
     from .hypervisor.base import Driver, DriverError
-    from .hypervisor.local import LocalDriver
+    from .hypervisor.local.driver import LocalDriver
 
     def make_driver(configuration: Configuration) -> Driver:
         host = configuration.host
         if host.driver == "libvirt":
-            from .hypervisor.libvirt import LibvirtDriver
+            from .hypervisor.libvirt.driver import LibvirtDriver
 
             names = {name: configuration.libvirt_name(name) for name in configuration.domain}
             services = frozenset(n for n, t in configuration.domain.items() if t.kind is Kind.SERVICE)

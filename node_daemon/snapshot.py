@@ -15,7 +15,7 @@ from magrathea.messages import DomainReport, JobReport, MemoryMove, RefusedClaim
 
 from .hypervisor import base
 from .journal import Since
-from .paging import Progress
+from .switch.paging import Progress
 
 REFUSED_S = 60.0
 """So long a refused claim is told to the hub; PBS tries the job again before that."""

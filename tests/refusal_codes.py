@@ -18,8 +18,8 @@ SERVER_HOOK = ROOT / "scheduler_plugin/hooks/magrathea_server.py"
 
 
 def sources() -> list[Path]:
-    found = [path for top in ("magrathea", "node_daemon", "scheduler_plugin") for path in (ROOT / top).rglob("*.py")]
-    return sorted(path for path in found if "standin" not in path.parts)
+    tops = ("magrathea", "node_daemon", "scheduler_plugin")
+    return sorted(path for top in tops for path in (ROOT / top).rglob("*.py"))
 
 
 def refusal_codes() -> dict[str, set[str]]:

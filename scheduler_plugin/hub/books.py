@@ -50,8 +50,8 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     us; `seen_at`: when that was last seen. `stopped_at`: since when it is stopped but not booked, so that its
     walltime runs on. `walltime_s`: the limit to set, for what was lost. `comment`: what it was before ours.
     `plain`: the admin flag is lost, `resume` is right. `doubt_until`: a call without an answer may still happen.
-    `touch`: to be suspended once and resumed at once, which ends its vnode's maintenance (upkeep.py). `away`: one of
-    its guests was off, or missed by PBS, and no host has listed it since: it may be gone.
+    `touch`: to be suspended once and resumed at once, which ends its vnode's maintenance (maintenance.py). `away`: one
+    of its guests was off, or missed by PBS, and no host has listed it since: it may be gone.
     """
 
     id: str

@@ -20,8 +20,8 @@ from scheduler_plugin.pbs.base import DEAD_STATES, RUNNING_SUBSTATE, PbsJob, Vno
 
 from . import publish
 from .books import Action, Entry, Heard, Limits, Outcome, Resume, Suspend, Truth, Wish, learned, step, wish_of
+from .maintenance import Maintenance
 from .publish import Attributes
-from .upkeep import Upkeep
 from .waits import Waits
 
 LEASE_S = 3 * HEARTBEAT_S
@@ -67,7 +67,7 @@ class Farm:
         self._vnodes_read = False
         self._jobs_read = False
         self._alerts: frozenset[str] = frozenset()
-        self.upkeep = Upkeep()
+        self.maintenance = Maintenance()
         self.waits = Waits()
 
     @property
@@ -170,14 +170,14 @@ class Farm:
         return self._keep_up(found.values(), asked_at)
 
     def _keep_up(self, jobs: Collection[PbsJob], at: float) -> list[str]:
-        """See upkeep.py."""
+        """See maintenance.py."""
         booked = {key.id for key, entry in self.entries.items() if entry.booked}
         ours = {name for job in jobs if job.suspended and job.id in booked for name in job.vnodes}
         others = {name for job in jobs if job.suspended and job.id not in booked for name in job.vnodes}
         mild = {key.id for key, by in self._reports.items() if any(r.cls is JobClass.PREEMPTIBLE for r in by.values())}
         preemptible = {name for job in jobs if job.id in mild for name in job.vnodes}
-        said = self.upkeep.look(self.vnodes, self._owner, ours, others, preemptible, at)
-        for vnode in self.upkeep.to_touch:
+        said = self.maintenance.look(self.vnodes, self._owner, ours, others, preemptible, at)
+        for vnode in self.maintenance.to_touch:
             for job in (job for job in jobs if vnode in job.vnodes and job.substate == RUNNING_SUBSTATE):
                 if (key := self._touchable(job)) is not None:
                     self.entries[key] = Entry(id=key.id, run=key.run, touch=True)
@@ -241,7 +241,7 @@ class Farm:
             notes += result.notes
             if result.action is not None:
                 if isinstance(result.action, Suspend):
-                    self.upkeep.mark(self._vnodes_of(key))
+                    self.maintenance.mark(self._vnodes_of(key))
                 todo.append(result.action)
                 self._busy.add(key)
                 self._touched[key] = now
@@ -249,10 +249,10 @@ class Farm:
         return todo, notes
 
     def _to_be_put_off(self, key: JobKey, now: float) -> bool:
-        """A suspend waits while the hook of vnodes is half through with one of the job's (upkeep.py), and so does a
-        resume, if the hook began in the very moment of the suspend; as long as that goes on: a hook that was taken away
-        in the midst holds nobody up for ever."""
-        if not self.upkeep.named.intersection(self._vnodes_of(key)):
+        """A suspend waits while the hook of vnodes is half through with one of the job's (maintenance.py), and so does
+        a resume, if the hook began in the very moment of the suspend; as long as that goes on: a hook that was taken
+        away in the midst holds nobody up for ever."""
+        if not self.maintenance.named.intersection(self._vnodes_of(key)):
             self._put_off.pop(key, None)
             return False
         return now < self._put_off.setdefault(key, now) + PUT_OFF_MOST_S

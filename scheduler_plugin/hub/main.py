@@ -33,7 +33,7 @@ def connect_of(configuration: Configuration) -> Connect:
     """How to connect to PBS. Raises PbsError if that cannot ever work."""
     settings = configuration.pbs
     if settings.kind is PbsKind.STANDIN:
-        from scheduler_plugin.standin.client import Client
+        from magrathea_lab.pbs_standin.client import Client
 
         return lambda: Client(Path(settings.socket))
     from scheduler_plugin.pbs.libpbs import connector

@@ -38,7 +38,7 @@ from magrathea.messages import (
 )
 from scheduler_plugin.pbs.base import Connect, PbsError
 
-from . import ledger, upkeep
+from . import ledger, maintenance
 from .books import Action, Outcome, Suspend
 from .channel import Channel
 from .configuration import Configuration
@@ -217,17 +217,17 @@ class Hub:
             if not self.farm.knows_pbs:
                 self._loop.call_later(HEARTBEAT_S, self._start_reading_jobs)
             return
-        self.farm.upkeep.answered(self._forgotten())
+        self.farm.maintenance.answered(self._forgotten())
         self._log(self.farm.read_jobs(jobs, asked_at))
         self._asked = b""  # whatever has become of the file since
         self._ask_to_forget()
         self._stale |= self.farm.hosts.keys()
         self._kick.set()
 
-    def _forgotten(self) -> upkeep.Answers:
+    def _forgotten(self) -> maintenance.Answers:
         """What the hook magrathea_vnodes has done."""
         try:
-            answers = upkeep.decode_answers(Path(f"{self._heartbeat}{upkeep.FORGOTTEN}").read_bytes())
+            answers = maintenance.decode_answers(Path(f"{self._heartbeat}{maintenance.FORGOTTEN}").read_bytes())
         except FileNotFoundError:
             return {}
         except (OSError, msgspec.DecodeError) as error:
@@ -237,11 +237,11 @@ class Hub:
 
     def _ask_to_forget(self) -> None:
         """Tell the hook magrathea_vnodes."""
-        wanted = msgspec.json.encode(self.farm.upkeep.requests)
+        wanted = msgspec.json.encode(self.farm.maintenance.requests)
         if wanted == self._asked:
             return
         self._asked = wanted
-        path = Path(f"{self._heartbeat}{upkeep.FORGET}")
+        path = Path(f"{self._heartbeat}{maintenance.FORGET}")
         try:
             if not path.exists() or path.read_bytes() != wanted:
                 new = path.with_name(path.name + ".new")
@@ -265,7 +265,7 @@ class Hub:
                 async with asyncio.timeout(None if due is None else max(0.0, due - time.time())):
                     await self._kick.wait()
             self._kick.clear()
-            self.farm.upkeep.answered(self._forgotten())
+            self.farm.maintenance.answered(self._forgotten())
             actions, notes = self.farm.actions(time.time())
             self._log(notes)
             if self.farm.knows_pbs:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent_rig import Doc, Late, Rig, owner, running, state, until
+from magrathea_lab.rigs.agent_rig import Doc, Late, Rig, owner, running, state, until
 
 COUNT = "while :; do :; done"
 

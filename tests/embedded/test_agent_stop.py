@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent_rig import MARK, Rig, job_python, owner, running, start_time, state, until
+from magrathea_lab.rigs.agent_rig import MARK, Rig, job_python, owner, running, start_time, state, until
 
 COUNT = "while :; do :; done"
 HIDE = r"""

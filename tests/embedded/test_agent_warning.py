@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.agent_rig import Rig, job_python, running, until
+from magrathea_lab.rigs.agent_rig import Rig, job_python, running, until
 
 WARNED = """
 import signal, sys, time

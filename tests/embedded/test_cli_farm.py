@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from magrathea import client
 from magrathea.cli import main
-from scheduler_plugin.standin.embedded import StandInCluster
+from magrathea_lab.clusters.embedded import StandInCluster
 
 BOUND_S = 30.0
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from scheduler_plugin.standin.fleet import ROOT
+from magrathea_lab.fleet import ROOT
 
 from ..signals import interruptible
 
-DEMO = ["-m", "scheduler_plugin.standin.demo"]
+DEMO = ["-m", "magrathea_lab.demo.demo"]
 LAST_LINE = re.compile(
     r"demo: ok preempted=(\d+) resumed=(\d+) lost=0 switch_ms_p50=([\d.]+) switch_ms_p99=([\d.]+)", re.ASCII
 )

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from node_daemon.hypervisor import cgroups, local, processes
 from node_daemon.hypervisor.base import CPU, LIFE, SAVE, DomainEvent, DriverError
-from node_daemon.hypervisor.local import AffinityCapper, GroupCapper, LocalDriver
+from node_daemon.hypervisor.local import cgroups, processes
+from node_daemon.hypervisor.local import driver as local
+from node_daemon.hypervisor.local.driver import AffinityCapper, GroupCapper, LocalDriver
 
 NOBODY = 65534
 CPUS = sorted(os.sched_getaffinity(0))

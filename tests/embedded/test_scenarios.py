@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from scheduler_plugin.standin.embedded import StandInCluster
-from scheduler_plugin.standin.fleet import HostSpec
-from scheduler_plugin.standin.scenarios import SCENARIOS, Scenario
+from magrathea_lab.clusters.embedded import StandInCluster
+from magrathea_lab.fleet import HostSpec
+from magrathea_lab.scenarios.scenarios import SCENARIOS, Scenario
 
 
 class Clusters:

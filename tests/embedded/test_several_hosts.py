@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
+from magrathea_lab.pbs_standin import pbs_module
 from node_daemon.configuration import read
 from node_daemon.daemon import Daemon
 from node_daemon.hypervisor.base import CPU, MEMORY, ActualDomain, DriverError
 from scheduler_plugin.hub import configuration
 from scheduler_plugin.hub.server import Hub
-from scheduler_plugin.standin import pbs_module
 from tests.unit.hub.builders import job
 from tests.unit.hub.fake_pbs import FakePbs
 from tests.unit.node.fake_driver import FakeDriver, FakeHypervisor

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scheduler_plugin.standin.guests import needs
+from magrathea_lab.guests import needs
 
 if TYPE_CHECKING:
     from .containers import Containers

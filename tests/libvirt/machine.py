@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 
 import libvirt
 
-from scheduler_plugin.standin.guests.guest_image import NOTHING_MORE, Extra, Image, build
-from scheduler_plugin.standin.guests.guest_xml import guest_xml
-from scheduler_plugin.standin.guests.private_libvirtd import QEMU_USER, PrivateLibvirtd
+from magrathea_lab.guests.image import NOTHING_MORE, Extra, Image, build
+from magrathea_lab.guests.private_libvirtd import QEMU_USER, PrivateLibvirtd
+from magrathea_lab.guests.xml import guest_xml
 
 from ..embedded.rig import HubRig
 from .guest import Guest, GuestError, Job, until

@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from magrathea.cli.main import cli
-from node_daemon import adopt
-from scheduler_plugin.standin.guests.private_libvirtd import QEMU_USER
+from magrathea_lab.guests.private_libvirtd import QEMU_USER
+from node_daemon.setup import adopt
 
 from .guest import until
 from .machine import Hypervisor, ask
@@ -47,7 +47,7 @@ def without_magrathea(xml: str, name: str) -> str:
 @pytest.fixture
 def stranger(hypervisor: Hypervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The domain `a1`, defined and down."""
-    monkeypatch.setattr("node_daemon.adopt_cli.STATE", tmp_path / "state")
+    monkeypatch.setattr("node_daemon.setup.adopt_cli.STATE", tmp_path / "state")
     name = hypervisor.libvirtd.prefix + "a1"
     xml = hypervisor.guests["n1"].domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
     domain = hypervisor.connect().defineXML(without_magrathea(xml, name))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from node_daemon.channel import SILENT_S
+from node_daemon.claims.channel import SILENT_S
 
 from .guest import Job
 from .machine import Machine

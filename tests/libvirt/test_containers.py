@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, DriverError
-from node_daemon.hypervisor.libvirt import LibvirtDriver
+from node_daemon.hypervisor.libvirt.driver import LibvirtDriver
 
 from ..swap import swap
 from .containers import AFTER_END_S, Containers, holding

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from scheduler_plugin.standin.guest_demo import parts_of
+from magrathea_lab.demo.guest_demo import parts_of
 
 from ..embedded.test_demo import AS_NOBODY, LAST_LINE, left_behind, start
 
@@ -137,7 +137,7 @@ def run(directory: Path, *command: str, path: str = os.environ["PATH"]) -> tuple
     return done.returncode, done.stdout
 
 
-DEMO = (sys.executable, "-m", "scheduler_plugin.standin.demo", "--driver", "libvirt")
+DEMO = (sys.executable, "-m", "magrathea_lab.demo.demo", "--driver", "libvirt")
 
 
 def test_packages_that_are_missing_are_named(directory: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, SAVE, ActualDomain, DomainEvent, DriverError, Others
-from node_daemon.hypervisor.libvirt import LibvirtDriver
+from node_daemon.hypervisor.libvirt.driver import LibvirtDriver
 
 from .machine import Hypervisor
 

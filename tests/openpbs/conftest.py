@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from scheduler_plugin.standin.fleet import ANOTHER, COUNTED, EXCLUSIVE
-from scheduler_plugin.standin.guests import needs
-from scheduler_plugin.standin.openpbs_cluster import unavailable
-from scheduler_plugin.standin.openpbs_fleet import OpenPbsCluster
+from magrathea_lab.clusters.openpbs_cluster import unavailable
+from magrathea_lab.clusters.openpbs_fleet import OpenPbsCluster
+from magrathea_lab.fleet import ANOTHER, COUNTED, EXCLUSIVE
+from magrathea_lab.guests import needs
 
 HERE = Path(__file__).parent
 REQUIRED = os.environ.get("MAGRATHEA_REQUIRE_OPENPBS") == "1"

@@ -20,12 +20,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from scheduler_plugin.standin import fleet
-from scheduler_plugin.standin.fleet import DomainSpec, HostSpec
-from scheduler_plugin.standin.guests.guest_image import NETWORK_MODULES, Extra
-from scheduler_plugin.standin.guests.private_libvirtd import QEMU_USER
-from scheduler_plugin.standin.openpbs_cluster import FIRST_UID, HEAD, Cluster
-from scheduler_plugin.standin.openpbs_fleet import KILL_DELAY_S, UPKEEP_S, USER, OpenPbsCluster
+from magrathea_lab import fleet
+from magrathea_lab.clusters.openpbs_cluster import FIRST_UID, HEAD, Cluster
+from magrathea_lab.clusters.openpbs_fleet import KILL_DELAY_S, UPKEEP_S, USER, OpenPbsCluster
+from magrathea_lab.fleet import DomainSpec, HostSpec
+from magrathea_lab.guests.image import NETWORK_MODULES, Extra
+from magrathea_lab.guests.private_libvirtd import QEMU_USER
 from tests.libvirt.guest import Guest, GuestError, until
 from tests.libvirt.machine import Hypervisor, Size, ask
 

@@ -9,17 +9,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from scheduler_plugin.standin.openpbs_cluster import HEAD
-from scheduler_plugin.standin.openpbs_fleet import USER, OpenPbsCluster
-from scheduler_plugin.standin.scenarios import (
-    PAUSE_S,
-    STILL_S,
-    require,
-    wait,
-    wait_running,
-    wait_state,
-    wait_stoppable,
-)
+from magrathea_lab.clusters.openpbs_cluster import HEAD
+from magrathea_lab.clusters.openpbs_fleet import USER, OpenPbsCluster
+from magrathea_lab.scenarios.scenarios import PAUSE_S, STILL_S, require, wait, wait_running, wait_state, wait_stoppable
 
 LONG = 100_000
 """Steps of a job that a test ends by deleting it."""

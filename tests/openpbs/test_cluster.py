@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from scheduler_plugin.standin import openpbs_machine
-from scheduler_plugin.standin.openpbs_fleet import OpenPbsCluster
+from magrathea_lab.clusters import openpbs_machine
+from magrathea_lab.clusters.openpbs_fleet import OpenPbsCluster
 
 PATIENCE_S = 20.0
 

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from scheduler_plugin.standin.fleet import EXCLUSIVE
-from scheduler_plugin.standin.openpbs_cluster import HEAD
-from scheduler_plugin.standin.openpbs_fleet import OpenPbsCluster
-from scheduler_plugin.standin.scenarios import (
+from magrathea_lab.clusters.openpbs_cluster import HEAD
+from magrathea_lab.clusters.openpbs_fleet import OpenPbsCluster
+from magrathea_lab.fleet import EXCLUSIVE
+from magrathea_lab.scenarios.scenarios import (
     goes_on,
     stands_still,
     wait,

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from scheduler_plugin.standin.fleet import ROOT
-from scheduler_plugin.standin.openpbs_cluster import HEAD, Cluster
+from magrathea_lab.clusters.openpbs_cluster import HEAD, Cluster
+from magrathea_lab.fleet import ROOT
 
 PRINTED = ("print server", "print resource", "print node @default", "print hook", "print sched")
 FILES = ("sched_priv/sched_config", "server_priv/resourcedef")

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from scheduler_plugin.standin.fleet import EXCLUSIVE, MOM_HOOK
-from scheduler_plugin.standin.openpbs_fleet import KILL_DELAY_S, USER, OpenPbsCluster
-from scheduler_plugin.standin.scenarios import (
+from magrathea_lab.clusters.openpbs_fleet import KILL_DELAY_S, USER, OpenPbsCluster
+from magrathea_lab.fleet import EXCLUSIVE, MOM_HOOK
+from magrathea_lab.scenarios.scenarios import (
     goes_on,
     stands_still,
     wait,

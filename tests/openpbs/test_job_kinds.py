@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scheduler_plugin.standin.fleet import EXCLUSIVE
-from scheduler_plugin.standin.openpbs_cluster import HEAD
-from scheduler_plugin.standin.openpbs_fleet import USER, OpenPbsCluster
-from scheduler_plugin.standin.scenarios import (
+from magrathea_lab.clusters.openpbs_cluster import HEAD
+from magrathea_lab.clusters.openpbs_fleet import USER, OpenPbsCluster
+from magrathea_lab.fleet import EXCLUSIVE
+from magrathea_lab.scenarios.scenarios import (
     STILL_S,
     goes_on,
     stands_still,

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from magrathea_lab.clusters.openpbs_cluster import FIRST_UID, HEAD, USERS, Cluster
 from scheduler_plugin.pbs.base import Code
-from scheduler_plugin.standin.openpbs_cluster import FIRST_UID, HEAD, USERS, Cluster
 
 ROOT = Path(__file__).parents[2]
 BOUND_S = 60.0

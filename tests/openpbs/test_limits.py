@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scheduler_plugin.standin.fleet import HostSpec, toml
-from scheduler_plugin.standin.openpbs_fleet import OpenPbsCluster
-from scheduler_plugin.standin.scenarios import (
+from magrathea_lab.clusters.openpbs_fleet import OpenPbsCluster
+from magrathea_lab.fleet import HostSpec, toml
+from magrathea_lab.scenarios.scenarios import (
     STILL_S,
     goes_on,
     stands_still,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from scheduler_plugin.standin.fleet import COUNTED, EXCLUSIVE
-from scheduler_plugin.standin.openpbs_fleet import OpenPbsCluster
-from scheduler_plugin.standin.scenarios import (
+from magrathea_lab.clusters.openpbs_fleet import OpenPbsCluster
+from magrathea_lab.fleet import COUNTED, EXCLUSIVE
+from magrathea_lab.scenarios.scenarios import (
     goes_on,
     stands_still,
     wait,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler_plugin.standin.openpbs_fleet import OpenPbsCluster
-from scheduler_plugin.standin.scenarios import SCENARIOS, Scenario
+from magrathea_lab.clusters.openpbs_fleet import OpenPbsCluster
+from magrathea_lab.scenarios.scenarios import SCENARIOS, Scenario
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)

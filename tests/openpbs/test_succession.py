@@ -6,10 +6,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from scheduler_plugin.install import UPKEEP_SLOWEST_S
-from scheduler_plugin.standin.fleet import EXCLUSIVE
-from scheduler_plugin.standin.openpbs_fleet import UPKEEP_S, OpenPbsCluster
-from scheduler_plugin.standin.scenarios import (
+from magrathea_lab.clusters.openpbs_fleet import UPKEEP_S, OpenPbsCluster
+from magrathea_lab.fleet import EXCLUSIVE
+from magrathea_lab.scenarios.scenarios import (
     goes_on,
     require,
     stands_still,
@@ -20,6 +19,7 @@ from scheduler_plugin.standin.scenarios import (
     wait_state,
     wait_stoppable,
 )
+from scheduler_plugin.setup.install import UPKEEP_SLOWEST_S
 
 from .test_preemption import LONG, walltime_s
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from scheduler_plugin.standin.fleet import EXCLUSIVE
-from scheduler_plugin.standin.openpbs_cluster import HEAD
-from scheduler_plugin.standin.openpbs_fleet import OpenPbsCluster
+from magrathea_lab.clusters.openpbs_cluster import HEAD
+from magrathea_lab.clusters.openpbs_fleet import OpenPbsCluster
+from magrathea_lab.fleet import EXCLUSIVE
 from tests.documents import ROOT, blocks
 
 USER = "alice"

@@ -20,8 +20,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from scheduler_plugin.standin import openpbs_machine
-from scheduler_plugin.standin.openpbs_cluster import HEAD, HOST, Cluster
+from magrathea_lab.clusters import openpbs_machine
+from magrathea_lab.clusters.openpbs_cluster import HEAD, HOST, Cluster
 from tests.documents import ROOT, Block, blocks, says
 
 from .test_install import picture

@@ -17,9 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from magrathea.core import allocation, states
 from magrathea.core import events as ev
 from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Lifecycle, Limits, Mode, Patience, State
-
-from .generate import CLASS_FOR, LIMITS, NAMES, a_host, an_event
-from .world import World
+from magrathea_lab.rigs.core_histories import CLASS_FOR, LIMITS, NAMES, a_host, an_event
+from magrathea_lab.rigs.core_world import World
 
 START = 1_000.0
 KINDS = st.sampled_from((Kind.NORMAL, Kind.PRIORITY, Kind.SERVICE))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from node_daemon.hypervisor import cgroups
-from node_daemon.hypervisor.cgroups import V1, V2, NoGroups
+from node_daemon.hypervisor.local import cgroups
+from node_daemon.hypervisor.local.cgroups import V1, V2, NoGroups
 
 HYBRID = """\
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755

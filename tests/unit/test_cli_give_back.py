@@ -17,8 +17,8 @@ from click.testing import CliRunner
 
 from magrathea import qstat
 from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Mode, Stopper
-from node_daemon.give_back import Given, command, give_back
 from node_daemon.journal import open_journal
+from node_daemon.setup.give_back import Given, command, give_back
 
 from .fake_control import answering
 

@@ -17,10 +17,10 @@ from magrathea.configuration import ConfigurationError
 from magrathea.core.model import Mode
 from magrathea.doctor import Check, Part, Paths, Status
 from magrathea.messages import FarmView, HostView, Snapshot
-from node_daemon import doctor as node
 from node_daemon.configuration import Configuration, read
-from scheduler_plugin import doctor as server
-from scheduler_plugin.install import Present, Wish
+from node_daemon.setup import doctor as node
+from scheduler_plugin.setup import doctor as server
+from scheduler_plugin.setup.install import Present, Wish
 
 AGENT = {"socket": "{0}/agent.sock", "channel": "unix:{0}/channel.sock", "state": "{0}/state/agent.json"}
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import click
 import pytest
 
-from magrathea import man
 from magrathea.cli.main import cli
 from magrathea.configuration import ConfigurationError
 from node_daemon import agent
@@ -22,6 +21,7 @@ from node_daemon import main as noded
 from scheduler_plugin.hub import configuration as hub_configuration
 from scheduler_plugin.hub.main import main as hub
 from tests.documents import ROOT, Block, blocks
+from tools import manual_pages as man
 
 DOCUMENTS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "deploy/README.md"]
 RUN = {"server", "host", "user", "n1", "p1"}

@@ -20,7 +20,7 @@ from magrathea.cli.main import cli
 from node_daemon import agent
 from node_daemon import configuration as noded
 from scheduler_plugin.hub import configuration as hub
-from scheduler_plugin.install import RESOURCES, Wish, wanted_hooks
+from scheduler_plugin.setup.install import RESOURCES, Wish, wanted_hooks
 from tests.documents import ROOT
 from tests.refusal_codes import refusal_codes
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from scheduler_plugin.install import (
+from scheduler_plugin.setup.install import (
     CONFIG,
     RESOURCES,
     SCRIPT,

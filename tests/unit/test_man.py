@@ -13,8 +13,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from magrathea import man
 from magrathea.cli.main import cli
+from tools import manual_pages as man
 
 ROOT = Path(__file__).parents[2]
 PAGES = {page.name: page for page in man.pages()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from node_daemon.scripts import NAMES
+from node_daemon.life.script_runner import NAMES
 
 TEXT = (Path(__file__).parents[2] / "docs" / "site-scripts.md").read_text()
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scheduler_plugin import install_check, install_record, uninstall
-from scheduler_plugin.install import (
+from scheduler_plugin.setup import checks, records, uninstall
+from scheduler_plugin.setup.install import (
     CONFIG,
     RESOURCES,
     SCRIPT,
@@ -20,7 +20,7 @@ from scheduler_plugin.install import (
     with_resources,
     without_resources,
 )
-from scheduler_plugin.install_record import Record, joined, updated
+from scheduler_plugin.setup.records import Record, joined, updated
 
 CONF = 'a: 1\nnode_sort_key: "sort_priority HIGH" ALL\nresources: "ncpus,  mem" ALL\nb: 2\n'
 WISH = Wish(priority=("high",), preemptible=("low",), vnodes=("n1",), heartbeat="/b")
@@ -195,41 +195,41 @@ def test_what_was_wished_stays_wished_and_the_later_word_about_a_queue_counts() 
 
 def test_a_record_comes_back_from_its_file_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "server_priv").mkdir()
-    assert install_record.load(tmp_path) is None
+    assert records.load(tmp_path) is None
     record = updated(None, replace(BEFORE, sched_config="\xe9\r\n" + CONF), WISH)
-    install_record.save(tmp_path, record)
-    assert install_record.load(tmp_path) == record and record.wish() == WISH
-    assert (tmp_path / install_record.NAME).stat().st_mode & 0o077 == 0
-    (tmp_path / install_record.NAME).write_text("{")
+    records.save(tmp_path, record)
+    assert records.load(tmp_path) == record and record.wish() == WISH
+    assert (tmp_path / records.NAME).stat().st_mode & 0o077 == 0
+    (tmp_path / records.NAME).write_text("{")
     with pytest.raises(InstallError, match="damaged"):
-        install_record.load(tmp_path)
+        records.load(tmp_path)
 
 
 # check
 
 
 def statuses(now: Present) -> dict[str, str]:
-    return {item.name: item.status for item in install_check.check(now, WISH)}
+    return {item.name: item.status for item in checks.check(now, WISH)}
 
 
 def test_check_finds_all_ok_and_each_thing_that_is_not() -> None:
     now, _ = installed()
-    assert set(statuses(now).values()) == {install_check.OK}
+    assert set(statuses(now).values()) == {checks.OK}
     hooks = {**now.hooks, "magrathea_mom": {**now.hooks["magrathea_mom"], "order": "5"}}
     resources = {name: kind for name, kind in now.resources.items() if name != "magrathea_rank"}
     wrong = statuses(replace(now, hooks=hooks, resources=resources, server={}, sched_config=CONF))
-    assert {name: status for name, status in wrong.items() if status != install_check.OK} == {
-        "resource magrathea_rank": install_check.MISSING,
-        "sched_config": install_check.MISSING,
-        "hook magrathea_mom": install_check.DIFFERENT,
-        "server": install_check.MISSING,
+    assert {name: status for name, status in wrong.items() if status != checks.OK} == {
+        "resource magrathea_rank": checks.MISSING,
+        "sched_config": checks.MISSING,
+        "hook magrathea_mom": checks.DIFFERENT,
+        "server": checks.MISSING,
     }
 
 
 def test_check_tells_what_install_would_refuse() -> None:
     now, _ = installed()
     bad = replace(now, sched_config=CONF + "resources: x", contents={("magrathea_mom", SCRIPT): "import pbs"})
-    assert statuses(bad) == {"sched_config": install_check.DIFFERENT, "hook magrathea_mom": install_check.DIFFERENT}
+    assert statuses(bad) == {"sched_config": checks.DIFFERENT, "hook magrathea_mom": checks.DIFFERENT}
 
 
 @pytest.mark.parametrize(
@@ -250,9 +250,9 @@ def test_check_tells_what_install_would_refuse() -> None:
     ],
 )
 def test_what_gets_in_the_way_is_warned_of_with_a_mend(change: dict[str, object], name: str) -> None:
-    assert list(install_check.warnings(BEFORE, WISH)) == []
-    [item] = install_check.warnings(replace(BEFORE, **change), WISH)  # type: ignore[arg-type]
-    assert item.name == name and item.status == install_check.WARNING and item.text and item.mend
+    assert list(checks.warnings(BEFORE, WISH)) == []
+    [item] = checks.warnings(replace(BEFORE, **change), WISH)  # type: ignore[arg-type]
+    assert item.name == name and item.status == checks.WARNING and item.text and item.mend
 
 
 @pytest.mark.parametrize(
@@ -269,4 +269,4 @@ def test_what_gets_in_the_way_is_warned_of_with_a_mend(change: dict[str, object]
     ],
 )
 def test_what_harms_nobody_is_not(change: dict[str, object]) -> None:
-    assert list(install_check.warnings(replace(BEFORE, **change), WISH)) == []  # type: ignore[arg-type]
+    assert list(checks.warnings(replace(BEFORE, **change), WISH)) == []  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from magrathea.core.model import Host, Lifecycle
 from node_daemon.configuration import read
-from scheduler_plugin.install_cli import pbs
+from scheduler_plugin.setup.cli import pbs
 from tests.unit.core.builders import HIGH, LOW, PROTECTED, T, accepts, claim, defrost, run, set_domain, wanted
 
 WAYS = Path(__file__).parents[2] / "deploy/ways"

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from magrathea_lab.rigs.agent_rig import state, until
 from node_daemon import agent
-from tests.agent_rig import state, until
 
 
 class Births(agent.Births):

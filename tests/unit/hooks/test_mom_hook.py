@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from scheduler_plugin.standin.pbs_module import Entity, Hook, Job, Outcome, Server
+from magrathea_lab.pbs_standin.pbs_module import Entity, Hook, Job, Outcome, Server
 
 FILE = Path(__file__).parents[3] / "scheduler_plugin/hooks/magrathea_mom.py"
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from node_daemon.channel import ChannelError
-from node_daemon.guest_messages import Answer, Hello, Memory, OrderedJob
+from node_daemon.claims.channel import ChannelError
+from node_daemon.claims.guest_messages import Answer, Hello, Memory, OrderedJob
 from node_daemon.hypervisor.base import CPU, MEMORY, ActualDomain, DriverError, OnEvent, Others
 
 T = TypeVar("T")

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 
 from magrathea.cli.main import cli
 from magrathea.core.model import Kind
-from node_daemon import adopt
 from node_daemon.configuration import read
+from node_daemon.setup import adopt
 
 
 def domain(name: str, cpus: int = 8, mib: int = 4096, type: str = "test", inside: str = "", devices: str = "") -> str:
@@ -173,7 +173,7 @@ def run(tmp_path: Path, *words: str) -> Result:
 
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("node_daemon.adopt_cli.STATE", tmp_path / "state")
+    monkeypatch.setattr("node_daemon.setup.adopt_cli.STATE", tmp_path / "state")
     return tmp_path / "state"
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from node_daemon import channel as channel_module
-from node_daemon import channel as channels
-from node_daemon.channel import ChannelError, GuestChannel
-from node_daemon.guest_messages import MAX_LINE, AnyRequest, BadLine, Hello, decode
+from node_daemon.claims import channel as channel_module
+from node_daemon.claims import channel as channels
+from node_daemon.claims.channel import ChannelError, GuestChannel
+from node_daemon.claims.guest_messages import MAX_LINE, AnyRequest, BadLine, Hello, decode
 
 SESSION = "0123456789abcdef"
 OTHER = "fedcba9876543210"

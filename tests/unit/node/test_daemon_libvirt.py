@@ -15,7 +15,7 @@ import pytest
 from magrathea.messages import DomainReport
 from node_daemon.configuration import Configuration, read
 from node_daemon.daemon import Daemon
-from node_daemon.hypervisor.libvirt import LibvirtDriver
+from node_daemon.hypervisor.libvirt.driver import LibvirtDriver
 
 libvirt = pytest.importorskip("libvirt", reason="libvirt's Python binding is missing: pip install magrathea[libvirt]")
 

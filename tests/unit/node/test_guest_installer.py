@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from magrathea.cli.main import cli
-from node_daemon import guest_installer
+from node_daemon.setup import guest_installer
 
-AGENT = Path(guest_installer.__file__).with_name("agent.py")
+AGENT = Path(guest_installer.__file__).parents[1] / "agent.py"
 
 
 def run(*words: str, script: str = "", **more: str) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from node_daemon.hypervisor.base import DriverError
-from node_daemon.hypervisor.libvirt_balloons import KIB, MOVING_S, READ_S, Balloons
+from node_daemon.hypervisor.libvirt.balloons import KIB, MOVING_S, READ_S, Balloons
 
 from .guests_model import run
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from node_daemon.hypervisor import libvirt as libvirt_driver
-from node_daemon.hypervisor import libvirt_connection
 from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, SAVE, ActualDomain, DomainEvent, DriverError, Others
-from node_daemon.hypervisor.libvirt import LibvirtDriver
+from node_daemon.hypervisor.libvirt import connection as libvirt_connection
+from node_daemon.hypervisor.libvirt import driver as libvirt_driver
+from node_daemon.hypervisor.libvirt.driver import LibvirtDriver
 
 libvirt = pytest.importorskip("libvirt", reason="libvirt's Python binding is missing: pip install magrathea[libvirt]")
 

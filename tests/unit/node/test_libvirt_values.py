@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from node_daemon.hypervisor.libvirt_values import (
+from node_daemon.hypervisor.libvirt.values import (
     CRASHED,
     PAUSED,
     PM_SUSPENDED,

@@ -14,9 +14,9 @@ import pytest
 from magrathea.core import events as ev
 from magrathea.core.model import Domain, Job, JobClass, JobKey, Patience, State
 from magrathea.core.states import state_of, why
-from node_daemon import life
 from node_daemon.configuration import Configuration, read
 from node_daemon.daemon import Daemon
+from node_daemon.life import life
 
 from .fake_driver import FakeDriver, FakeHypervisor
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Stopper
-from node_daemon.channel import ChannelError
+from node_daemon.claims.channel import ChannelError
 from node_daemon.hypervisor.base import ActualDomain, DriverError
-from node_daemon.memory import STALL_S, Mover
-from node_daemon.paging import Settings
+from node_daemon.switch.memory import STALL_S, Mover
+from node_daemon.switch.paging import Settings
 
 from .guests_model import ModelDriver, ModelGuest, harmless, run
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from magrathea.core.model import JobKey
-from node_daemon.channel import ChannelError
-from node_daemon.guest_messages import Answer
-from node_daemon.paging import UNCAPPED_S
+from node_daemon.claims.channel import ChannelError
+from node_daemon.claims.guest_messages import Answer
+from node_daemon.switch.paging import UNCAPPED_S
 
 from .guests_model import ModelGuest, harmless, run
 from .test_memory import KEY, Owner, owner

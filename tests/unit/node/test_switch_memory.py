@@ -17,14 +17,14 @@ from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Mode, Sta
 from magrathea.core.parts import UNHEARD_S, Unready
 from magrathea.core.plan import Step
 from magrathea.core.states import published
-from node_daemon.channel import ChannelError, GuestChannel
-from node_daemon.guest_messages import Claim, ClaimedJob, Hello, Memory, Prepared, Report
-from node_daemon.guest_messages import Job as NamedJob
-from node_daemon.guests import Guests
+from node_daemon.claims.channel import ChannelError, GuestChannel
+from node_daemon.claims.claims import Guests
+from node_daemon.claims.guest_messages import Claim, ClaimedJob, Hello, Memory, Prepared, Report
+from node_daemon.claims.guest_messages import Job as NamedJob
 from node_daemon.hypervisor.base import Driver, Others
-from node_daemon.paging import UNCAPPED_S, Settings
 from node_daemon.snapshot import Beside, snapshot
-from node_daemon.switch import Switch
+from node_daemon.switch.paging import UNCAPPED_S, Settings
+from node_daemon.switch.switch import Switch
 
 from .guests_model import SESSION, ModelDriver, ModelGuest, harmless, run
 

@@ -1,0 +1,300 @@
+"""Magrathea on a private OpenPBS cluster: the same parts, configurations and scenarios as embedded.py has.
+
+    with OpenPbsCluster([EXCLUSIVE, COUNTED]) as cluster:
+        job = cluster.submit("low", 100)
+
+Every domain is a machine of openpbs_cluster.py with its own MoM and agent; a host is some of them and a node daemon
+beside them; the hub runs on the PBS server's machine. PBS is set up by `magrathea pbs install` itself.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .. import fleet
+from ..fleet import BOTH, HostSpec
+from ..scenarios import work
+from ..scenarios.scenarios import PAUSE_S, JobView, VnodeView
+from .openpbs_cluster import HEAD, HOST, PBS_HOME, Cluster, Process, Timeout
+
+USER = "alice"
+PERIODIC_S = 5
+"""MoM's list of jobs goes out so often; 15 s in a cluster, where jobs last longer."""
+UPKEEP_S = 2
+"""The server's hook looks so often what it is to forget; 30 s in a cluster."""
+COMPARE_S = 3
+"""The hub compares with PBS so often; a minute in a cluster."""
+KILL_DELAY_S = 2
+"""From SIGTERM to SIGKILL of a deleted job; 10 s in a cluster."""
+LAST_LINES = 15
+START_S = 60.0
+
+
+class OpenPbsCluster:
+    """See the module and scenarios.Cluster. `pbs`: the cluster below. `parts`: by name ("hub", "noded-h1",
+    "agent-n1"); MoMs and PBS's server are `pbs`'s."""
+
+    def __init__(self, hosts: Sequence[HostSpec] = BOTH, *, on_disk: bool = False, pbs: Cluster | None = None) -> None:
+        """`on_disk`: whatever speed that costs; a benchmark must not spare the journal its disk. `pbs`: with the hosts'
+        domains as MoMs, where it is not to be an ordinary one."""
+        self.hosts = tuple(hosts)
+        names = [domain.name for _, domain in fleet.domains_of(self.hosts)]
+        self.pbs = pbs if pbs is not None else Cluster(names, on_disk=on_disk)
+        self.directory = self.pbs.base
+        self.parts: dict[str, Process] = {}
+        self.environment = {"PYTHONPATH": str(fleet.ROOT), "PYTHONUNBUFFERED": "1"}
+
+    def __enter__(self) -> OpenPbsCluster:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    # Up and down
+
+    def start(self, progress: Callable[[str], None] = lambda text: None) -> None:
+        """Bring all parts up; all domains are `free` afterwards. Raises openpbs_cluster's errors."""
+        progress("OpenPBS: a server with its scheduler, and a MoM for every domain, each in namespaces of its own")
+        self.pbs.start()
+        progress("magrathea pbs install: resources, hooks, queues")
+        self.install()
+        self._for_short_jobs()
+        self._write_configuration()
+        progress("the hub beside the server, a node daemon per host, an agent in every domain")
+        for name in ["hub", *(f"noded-{host.name}" for host in self.hosts)]:
+            self.start_part(name)
+        for domain in self.pbs.moms:
+            self.start_part(f"agent-{domain}")
+        self.wait_free()
+
+    def close(self) -> None:
+        """End everything and remove it. May be called more than once."""
+        for name, part in self.parts.items():
+            if name.startswith("noded-") and part.running():
+                part.kill(15)  # it takes its control groups away, which outlive namespaces
+        self.parts = {}
+        self.pbs.stop()
+
+    def install(self, *more: str) -> str:
+        """`magrathea pbs install` as an admin runs it, with `more` arguments; what it printed. Safe to repeat."""
+        code = "from scheduler_plugin.setup.cli import pbs; pbs()"
+        argv = [sys.executable, "-c", code, "install", "--priority", "high", "--preemptible", "low"]
+        argv += [*more, *(word for domain in self.pbs.moms for word in ("--vnode", domain))]
+        return self.pbs.run(HEAD, argv, env=self.environment, timeout=60).stdout
+
+    def _for_short_jobs(self) -> None:
+        """More lists of jobs, quick deletions, a queue of protected ones; all MoMs have the hook afterwards."""
+        # of an enabled MoM hook PBS's server would start a timer of its own (install._disabled)
+        lines = [
+            f"set hook {hook} {setting}"
+            for hook, freq_s in (("magrathea_mom", PERIODIC_S), ("magrathea_vnodes", UPKEEP_S))
+            for setting in ("enabled=false", f"freq={freq_s}", "enabled=true")
+        ]
+        lines += ["create queue normal queue_type=Execution"]
+        lines += ["set queue normal enabled=True", "set queue normal started=True"]
+        lines += [f"set queue {name} kill_delay={KILL_DELAY_S}" for name in ("high", "low", "normal")]
+        self.pbs.qmgr("\n".join(lines))
+        for mom in self.pbs.moms:
+            hooks = self.pbs.pbs_home(mom) / "mom_priv/hooks"
+            self.pbs.wait(partial(self._has_hook, hooks), f"MoM's hook at {mom}", START_S)
+
+    @staticmethod
+    def _has_hook(directory: Path) -> bool:
+        """Whether a MoM has the hook with its last attributes: only what is not PBS's default stands in the file."""
+        attributes, script = directory / "magrathea_mom.HK", directory / "magrathea_mom.PY"
+        if not (attributes.exists() and script.exists()):
+            return False
+        lines = attributes.read_text().splitlines()
+        return f"freq={PERIODIC_S}" in lines and not any(line.startswith("enabled=") for line in lines)
+
+    def _write_hub_configuration(self) -> None:
+        here = self.directory
+        (here / "hub").mkdir()
+        hub: dict[str, dict[str, Any]] = {
+            "hub": {
+                "listen": [self._endpoint],
+                "state_dir": str(here / "hub"),
+                "control_socket": str(here / "hub-control.sock"),
+                "keys_dir": str(here / "hub" / "keys"),
+                "heartbeat_file": f"{PBS_HOME}/magrathea.heartbeat",
+            },
+            "pbs": {"kind": "openpbs", "conf": "/etc/pbs.conf", "compare_s": COMPARE_S},
+        }
+        (here / "hub.toml").write_text(fleet.toml(hub), encoding="utf-8")
+
+    def _write_configuration(self) -> None:
+        here = self.directory
+        shutil.copy(work.__file__, here / "work.py")
+        self._write_hub_configuration()
+        for host in self.hosts:
+            its = here / host.name
+            its.mkdir()
+            for domain in host.domains:
+                machine = here / "m" / domain.name
+                (machine / "run/magrathea").mkdir(exist_ok=True)
+                channel = its / "run/guest" / f"{domain.name}.sock"
+                text = fleet.agent_json(Path("/run/magrathea"), channel)
+                (machine / "etc/magrathea/agent.json").write_text(text, encoding="utf-8")
+            pid_files = {d.name: here / "m" / d.name / "pid" for d in host.domains}
+            (its / "noded.toml").write_text(fleet.noded_toml(host, its, self._endpoint, pid_files), encoding="utf-8")
+
+    @property
+    def _endpoint(self) -> str:
+        return f"ipc://{self.directory}/hub/hub.ipc"
+
+    def start_part(self, name: str) -> Process:
+        """Start (again) a part by its name."""
+        kind, _, of = name.partition("-")
+        module, machine, config = {
+            "hub": ("scheduler_plugin.hub.main", HEAD, str(self.directory / "hub.toml")),
+            "noded": ("node_daemon.main", HOST, str(self.directory / of / "noded.toml")),
+            "agent": ("node_daemon.agent", of, "/etc/magrathea/agent.json"),
+        }[kind]
+        argv = [sys.executable, "-m", module, "--config", config]
+        self.parts[name] = self.pbs.spawn(machine, name, argv, env=self.environment)
+        return self.parts[name]
+
+    def wait_free(self, hosts: Iterable[HostSpec] = ()) -> None:
+        """All domains of the hosts (all hosts, if none is named) are published as `free`, and no part has ended."""
+        names = [domain.name for _, domain in fleet.domains_of(tuple(hosts) or self.hosts)]
+
+        def free() -> bool:
+            if ended := [name for name, part in self.parts.items() if not part.running()]:
+                raise RuntimeError(f"{', '.join(ended)} ended\n{self.picture()}")
+            vnodes = self.vnodes()
+            return all(vnodes[name].magrathea == "free" and vnodes[name].state == {"free"} for name in names)
+
+        self.pbs.wait(free, f"domains free: {', '.join(names)}", START_S, 0.1)
+
+    @contextmanager
+    def only(self, *hosts: HostSpec) -> Iterator[None]:
+        """Inside the `with` PBS starts jobs on these hosts only: the others are offline."""
+        others = [d.name for host, d in fleet.domains_of(self.hosts) if host.name not in {h.name for h in hosts}]
+        if others:
+            self.pbs.run(HEAD, ["pbsnodes", "-o", *others])
+        try:
+            yield
+        finally:
+            if others:
+                self.pbs.run(HEAD, ["pbsnodes", "-r", *others])
+
+    def restore(self) -> None:
+        """Whatever a test left: no jobs, all parts running, all domains free. Raises openpbs_cluster.Timeout."""
+        left = self.pbs.run(HEAD, ["qselect"]).stdout.split()
+        if left:
+            self.pbs.run(HEAD, ["qdel", "-W", "force", *left], check=False, timeout=60)
+        for name in [name for name, part in self.parts.items() if not part.running()]:
+            self.start_part(name)
+        self.pbs.run(HEAD, ["pbsnodes", "-r", *self.pbs.moms])
+        try:
+            self.wait_free()
+        except Timeout:
+            if not self._end_maintenance():
+                raise
+            self.wait_free()
+
+    def _end_maintenance(self) -> bool:
+        """What the hub's alert tells a manager to do: a server that a test has restarted soon after a preemption comes
+        up with vnodes in maintenance for which there is no suspended job (docs/known-limits.md). Whether there were
+        any."""
+        held = [name for name, vnode in self.pbs.vnodes().items() if "maintenance" in str(vnode.get("state"))]
+        for name in held:
+            self.pbs.qmgr(f"delete node {name}")
+            self.pbs.qmgr(f"create node {name}\nset node {name} resources_available.ncpus={self.pbs.ncpus}")
+        return bool(held)
+
+    # scenarios.Cluster
+
+    def submit(
+        self,
+        queue: str,
+        steps: int,
+        *,
+        cpus: int = 1,
+        select: str = "",
+        walltime_s: int | None = None,
+        rerunnable: bool = True,
+        name: str = "job",
+    ) -> str:
+        argv = ["-q", queue, "-N", name, "-j", "oe", "-r", "y" if rerunnable else "n"]
+        argv += ["-l", f"select={select or f'1:ncpus={cpus}'}"]
+        if walltime_s is not None:
+            argv += ["-l", f"walltime={walltime_s}"]
+        # not this interpreter and this clone: they may be where an ordinary user cannot read
+        command = f'exec python3 -S "{self.directory}/work.py" {steps} {PAUSE_S} "$HOME/$PBS_JOBID.count"'
+        return self.pbs.qsub(USER, *argv, script=command)
+
+    def jobs(self) -> Mapping[str, JobView]:
+        return {id: self._view(id, job) for id, job in self.pbs.jobs().items()}
+
+    @staticmethod
+    def _view(id: str, job: Mapping[str, Any]) -> JobView:
+        chunks = str(job.get("exec_vnode", "")).replace("(", "").replace(")", "").split("+")
+        status = job.get("Exit_status")
+        return JobView(
+            id=id,
+            state=str(job.get("job_state", "")),
+            substate=int(job.get("substate", 0)),
+            run_version=int(job.get("run_version", 0)),
+            vnodes=tuple(chunk.split(":")[0] for chunk in chunks if chunk),
+            comment=str(job.get("comment", "")),
+            exit_status=None if status is None else int(status),
+        )
+
+    def vnodes(self) -> Mapping[str, VnodeView]:
+        return {name: self._vnode(name, vnode) for name, vnode in self.pbs.vnodes().items()}
+
+    @staticmethod
+    def _vnode(name: str, vnode: Mapping[str, Any]) -> VnodeView:
+        have = vnode.get("resources_available", {})
+        accepts = str(have.get("magrathea_accepts", ""))
+        states = frozenset(str(vnode.get("state", "")).replace(" ", "").split(","))
+        return VnodeView(name, str(have.get("magrathea", "")), tuple(accepts.split(",")), states)
+
+    def counter(self, job: str) -> int:
+        path = self.directory / "home" / USER / f"{job}.count"
+        return int(path.read_text(encoding="ascii") or 0) if path.exists() else 0
+
+    def output(self, job: str) -> str:
+        number = job.partition(".")[0]
+        found = list((self.directory / "home" / USER).glob(f"*.o{number}"))
+        return found[0].read_text(encoding="utf-8") if found else ""
+
+    def delete(self, job: str) -> None:
+        self.pbs.run(HEAD, ["qdel", job], user=USER, timeout=60)
+
+    def crash(self, part: str) -> None:
+        self.parts[part].kill()
+        self.start_part(part)
+
+    def control_socket(self, host: str) -> Path:
+        """Of a host's node daemon, for `magrathea status`."""
+        return self.directory / host / "run" / "control.sock"
+
+    def journal(self, host: str) -> Path:
+        return self.directory / host / "state" / "journal.sqlite"
+
+    def log(self, part: str) -> str:
+        """All that a part has printed."""
+        return self.parts[part].log.read_text(encoding="utf-8", errors="replace")
+
+    def picture(self) -> str:
+        """Jobs, vnodes and the last lines of every part's log."""
+        lines = [time.strftime("%H:%M:%S"), self.pbs.picture()]
+        for name, part in self.parts.items():
+            lines.append(f"--- {name}{'' if part.running() else ' (has ended)'}:")
+            lines += part.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
+        return "\n".join(lines)

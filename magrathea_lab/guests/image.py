@@ -1,0 +1,244 @@
+"""A guest made from Debian's packages: a kernel and an initial RAM disk with busybox, Python, the agent, and what the
+caller gives it for a MoM. Nothing is downloaded but packages, nothing needs root.
+
+Two archives, one after the other (Linux unpacks both): the base, made of packages, is kept in the cache under a name
+that says what it is made of; what is of this repository is so little that it is written anew each time.
+
+Rule 1: what every guest has beyond packages is in root/, files as they are. Its init keeps `/sbin/service mom` and
+`/sbin/service agent` running, and /sbin/service is the caller's (`trees`).
+Rule 2: an image in the cache is whole or not there: it is written beside and renamed.
+"""
+
+from __future__ import annotations
+
+import compileall
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from py_compile import PycInvalidationMode
+
+from .cpio import Archive
+
+HERE = Path(__file__).parent
+AGENT = HERE.parents[1] / "node_daemon" / "agent.py"
+
+KERNEL = "linux-image-cloud-amd64"
+"""A package that depends on the newest kernel's."""
+PACKAGES = (
+    "busybox-static",
+    "libc6",
+    "libexpat1",
+    "libffi8",
+    "libpython3.11-minimal",
+    "libpython3.11-stdlib",  # json, which python3.11-minimal lacks
+    "python3.11-minimal",
+    "zlib1g",
+)
+MODULES = (
+    "drivers/virtio/virtio_ring",
+    "drivers/virtio/virtio",
+    "drivers/virtio/virtio_pci_legacy_dev",
+    "drivers/virtio/virtio_pci_modern_dev",
+    "drivers/virtio/virtio_pci",
+    "drivers/virtio/virtio_balloon",
+    "drivers/char/virtio_console",
+    "drivers/block/virtio_blk",
+    "crypto/lzo",
+    "crypto/lzo-rle",
+    "mm/zsmalloc",
+    "drivers/block/zram/zram",
+    "drivers/misc/pvpanic/pvpanic",
+    "drivers/misc/pvpanic/pvpanic-mmio",  # the ISA device, too
+    "drivers/acpi/button",
+    "drivers/input/evdev",
+)
+"""In the order in which they are loaded."""
+NETWORK_MODULES = ("net/core/failover", "drivers/net/net_failover", "drivers/net/virtio_net")
+
+DROPPED = (
+    *("usr/share", "usr/lib/python3.11/pydoc_data", "usr/lib/python3.11/ensurepip", "usr/lib/python3.11/idlelib"),
+    *("usr/lib/python3.11/lib2to3", "usr/lib/python3.11/unittest", "usr/lib/python3.11/distutils"),
+    *("usr/lib/python3.11/xmlrpc", "usr/lib/python3.11/wsgiref", "usr/lib/python3.11/turtle.py"),
+    *("lib/x86_64-linux-gnu/gconv", "usr/lib/x86_64-linux-gnu/gconv", "usr/lib/x86_64-linux-gnu/audit"),
+    *("etc", "lib/systemd", "usr/lib/systemd"),
+)
+"""A guest's memory is small, and this lies in it."""
+
+FORMAT = 1
+"""Part of the base's name: raise it when what is made of the same packages changes."""
+
+
+class NoImage(Exception):
+    """The image cannot be made; the text says what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    kernel: Path
+    initrd: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """More than the plain guest has. `tree`: a directory whose content goes to the guest's root, last; `packages` and
+    `modules` (paths below the kernel's directory, without `.ko`, loaded last) are kept in the cache like the rest."""
+
+    packages: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    tree: Path | None = None
+
+
+NOTHING_MORE = Extra()
+
+
+def missing() -> str | None:
+    """What this machine lacks to make an image, or None."""
+    absent = [tool for tool in ("apt-get", "apt-cache", "dpkg-deb") if shutil.which(tool) is None]
+    if absent:
+        return f"guests are built of Debian's packages, and this machine has no {', '.join(absent)}"
+    if os.uname().machine != "x86_64":
+        return f"guests are built for x86_64, this machine is {os.uname().machine}"
+    return None
+
+
+def cache_dir() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "magrathea" / "guests"
+
+
+def build(target: Path, trees: Sequence[Path], cache: Path | None = None, extra: Extra = NOTHING_MORE) -> Image:
+    """An image in the directory `target`, with the files of `trees` at its root. Raises NoImage."""
+    if (why := missing()) is not None:
+        raise NoImage(why)
+    kernel, base = _base(cache or cache_dir(), extra)
+    initrd = target / "initrd"
+    with base.open("rb") as source, initrd.open("wb") as file:
+        shutil.copyfileobj(source, file, 2**20)
+        with Archive(file) as archive:
+            for path, mode, content in _own(trees, extra):
+                archive.add(path, mode, content)
+            if extra.tree is not None:
+                archive.tree(extra.tree)
+    copy = target / "vmlinuz"
+    shutil.copyfile(kernel, copy)
+    return Image(copy, initrd)
+
+
+def _own(trees: Sequence[Path], extra: Extra) -> Iterator[tuple[str, int, bytes]]:
+    yield "usr/bin/magrathea-agent", 0o755, AGENT.read_bytes()
+    for tree in (HERE / "root", *trees):
+        for file in sorted(tree.rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                mode = 0o755 if file.stat().st_mode & 0o100 else 0o644
+                yield str(file.relative_to(tree)), mode, file.read_bytes()
+    names = [Path(module).name for module in (*MODULES, *extra.modules)]
+    yield "etc/modules", 0o644, "".join(f"{name}\n" for name in names).encode()
+
+
+# The base
+
+
+def _base(cache: Path, extra: Extra) -> tuple[Path, Path]:
+    """Kernel and base archive, from the cache or made now. Raises NoImage."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two runs at once make one image
+        wanted = (KERNEL, *PACKAGES, *extra.packages)
+        key = hashlib.sha256(json.dumps([FORMAT, wanted, extra.modules, MODULES]).encode()).hexdigest()[:12]
+        versions = _versions(wanted)
+        if versions is None:  # no list of packages: what was made before will do
+            found = sorted(cache.glob(f"{key}-*"), key=lambda path: path.stat().st_mtime)
+            if not found:
+                raise NoImage("the package lists are missing or too old; run `apt-get update`, with a network")
+            folder = found[-1]
+        else:
+            folder = cache / f"{key}-{hashlib.sha256(json.dumps(versions).encode()).hexdigest()[:12]}"
+        if not folder.exists():
+            _make_base(folder, list(versions or ()), extra)
+            for old in cache.glob(f"{key}-*"):
+                if old != folder:
+                    shutil.rmtree(old)
+        return folder / "vmlinuz", folder / "base"
+
+
+def _run(*command: str, cwd: Path | None = None) -> str:
+    try:
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=True)
+    except subprocess.CalledProcessError as error:
+        raise NoImage(f"{' '.join(command)}: {error.stderr.strip() or error.stdout.strip()}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoImage(f"{' '.join(command)}: {error}") from error
+    return done.stdout
+
+
+def _versions(wanted: Sequence[str]) -> list[str] | None:
+    """`name=version` of each package, the kernel's own in the place of the one that depends on it."""
+    try:
+        depends = _run("apt-cache", "depends", KERNEL).split()
+        kernel = next((word for word in depends if word.startswith("linux-image-") and word != KERNEL), None)
+        if kernel is None:
+            return None
+        names = sorted({kernel, *wanted} - {KERNEL})
+        shown = _run("apt-cache", "show", "--no-all-versions", *names)
+    except NoImage:
+        return None
+    found: dict[str, str] = {}
+    name = ""
+    for line in shown.splitlines():
+        key, _, value = line.partition(": ")
+        if key == "Package":
+            name = value
+        elif key == "Version":
+            found.setdefault(name, value)
+    return [f"{one}={found[one]}" for one in names] if set(names) <= found.keys() else None
+
+
+def _make_base(folder: Path, packages: list[str], extra: Extra) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="new-") as name:
+        work = Path(name)
+        for part in ("deb", "root", "kernel", "ready"):
+            (work / part).mkdir()
+        # apt's own user cannot write here, of which it warns; the files are checked all the same.
+        _run("apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", *packages, cwd=work / "deb")
+        for deb in sorted((work / "deb").iterdir()):
+            _run("dpkg-deb", "-x", str(deb), str(work / ("kernel" if deb.name.startswith("linux-image") else "root")))
+        root = work / "root"
+        for path in DROPPED:
+            if (root / path).is_dir():
+                shutil.rmtree(root / path)
+            else:
+                (root / path).unlink(missing_ok=True)
+        _compile(root)
+        with (work / "ready" / "base").open("wb") as file, Archive(file) as archive:
+            archive.tree(root)
+            for link in ("bin/sh", "init"):
+                archive.link(link, "/bin/busybox")
+            archive.link("usr/bin/python3", "python3.11")
+            for folder_name in ("proc", "sys", "dev", "run", "tmp", "root", "var/lib/magrathea", "var/spool"):
+                archive.folder(folder_name, 0o1777 if folder_name == "tmp" else 0o755)
+            for module in (*MODULES, *extra.modules):
+                found = next((work / "kernel").glob(f"**/kernel/{module}.ko"), None)
+                if found is None:
+                    raise NoImage(f"the kernel's package has no module {module}")
+                archive.add(f"lib/modules/{found.name}", 0o644, found.read_bytes())
+        shutil.copyfile(next((work / "kernel" / "boot").glob("vmlinuz-*")), work / "ready" / "vmlinuz")
+        (work / "ready").rename(folder)
+
+
+def _compile(root: Path) -> None:
+    """Python's own modules, compiled beforehand: an emulated processor takes seconds for it."""
+    library = root / "usr/lib/python3.11"
+    if sys.version_info[:2] == (3, 11):
+        unchecked = PycInvalidationMode.UNCHECKED_HASH
+        compileall.compile_dir(library, quiet=2, stripdir=str(root), invalidation_mode=unchecked)
+    elif (python := shutil.which("python3.11")) is not None:
+        _run(python, "-m", "compileall", "-q", "-j", "2", "--invalidation-mode", "unchecked-hash", str(library))

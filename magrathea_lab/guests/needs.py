@@ -1,0 +1,36 @@
+"""What a private libvirtd and its guests need of this machine. Needs nothing itself, not even libvirt's binding."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import image as guest_image
+
+PACKAGES = {
+    "libvirtd": "libvirt-daemon",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "unshare": "util-linux",
+}
+"""Debian's package of each program."""
+BINDING = "libvirt's Python binding is missing (`pip install magrathea[libvirt]`: libvirt-dev, gcc, pkg-config)"
+
+
+def missing(drivers: Sequence[str] = ("qemu",)) -> str | None:
+    """What this machine lacks for guests of these libvirt drivers (qemu, lxc), or None."""
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    absent = [package for tool, package in PACKAGES.items() if shutil.which(tool, path=path) is None]
+    for driver in drivers:
+        if not list(Path("/usr/lib").glob(f"*/libvirt/connection-driver/libvirt_driver_{driver}.so")):
+            absent.append(f"libvirt-daemon-driver-{driver}")
+    if absent:
+        names = " ".join(absent)
+        return f"Debian's packages {names} are missing (as root: apt-get install --no-install-recommends {names})"
+    if importlib.util.find_spec("libvirt") is None:
+        return BINDING
+    if os.geteuid() != 0:
+        return "a private libvirtd with control groups needs root"
+    return guest_image.missing()

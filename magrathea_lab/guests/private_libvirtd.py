@@ -1,0 +1,158 @@
+"""A libvirtd of one's own: own directories, own mount and process namespace, gone without a trace (keeper.py).
+
+Needs root and Debian's packages: needs.py says what is not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import libvirt
+
+from .image import cache_dir
+
+QEMU_USER = "nobody"
+"""Debian's libvirt-qemu comes with libvirt-daemon-system only; any user but root shows whether rights are right."""
+
+libvirt.registerErrorHandler(lambda context, error: None, None)  # what fails is raised; nothing goes to stderr as well
+
+
+class NoLibvirt(Exception):
+    """libvirtd does not work; the text says what it did."""
+
+
+class PrivateLibvirtd:
+    """One libvirtd in its own folder. `prefix` begins the name of every domain of it on this machine.
+
+    `enter`: a command that runs another one in the network namespace where the bridges of its guests are.
+    """
+
+    def __init__(self, enter: Sequence[str] = ()) -> None:
+        self._enter = tuple(enter)
+        base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        self.folder = Path(tempfile.mkdtemp(prefix="magrathea-libvirt-", dir=base))
+        self.folder.chmod(0o711)
+        self.prefix = f"m{secrets.token_hex(3)}-"
+        self._keeper: subprocess.Popen[bytes] | None = None
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "run" / "libvirt-sock"
+
+    def uri(self, kind: str = "qemu") -> str:
+        path = "/system" if kind == "qemu" else "/"
+        return f"{kind}://{path}?socket={self.socket}"
+
+    def start(self) -> None:
+        """Raises NoLibvirt."""
+        for name in ("etc", "lib", "run", "log", "cache"):
+            (self.folder / name).mkdir(mode=0o755)
+        (self.folder / "etc" / "libvirtd.conf").write_text(
+            'auth_unix_rw = "none"\nauth_unix_ro = "none"\nunix_sock_rw_perms = "0700"\nlog_level = 3\n'
+        )
+        (self.folder / "etc" / "qemu.conf").write_text(
+            f'user = "{QEMU_USER}"\ngroup = "nogroup"\nstdio_handler = "file"\nsecurity_driver = "none"\n'
+            "dynamic_ownership = 1\nremember_owner = 0\n"
+        )
+        known = cache_dir() / "libvirt"
+        if known.is_dir():
+            shutil.copytree(known, self.folder / "cache", dirs_exist_ok=True)
+        self._keeper = subprocess.Popen(
+            [
+                *self._enter,
+                *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable),
+                *(str(Path(__file__).with_name("keeper.py")), str(self.folder), self.prefix),
+            ],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+            env={**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"},
+        )
+        self.start_libvirtd()
+
+    def start_libvirtd(self, within_s: float = 60.0) -> None:
+        """It answers afterwards, whether it ran before or not. Raises NoLibvirt."""
+        assert self._keeper is not None and self._keeper.stdin is not None
+        self._keeper.stdin.write(b"start\n")
+        self._keeper.stdin.flush()
+        end = time.monotonic() + within_s
+        while True:
+            with contextlib.suppress(libvirt.libvirtError):
+                libvirt.open(self.uri()).close()
+                break
+            if time.monotonic() > end or self._keeper.poll() is not None:
+                raise NoLibvirt(f"libvirtd does not answer within {within_s:g} s: {self.log()}")
+            time.sleep(0.02)
+
+    def log(self) -> str:
+        with contextlib.suppress(OSError):
+            return (self.folder / "log" / "libvirtd.log").read_text()[-3000:]
+        return "(no log)"
+
+    def processes(self, *words: str) -> list[int]:
+        """Processes of this libvirtd's namespace with these words in their command line, as this side numbers them."""
+        assert self._keeper is not None
+        inside = _children(self._keeper.pid)
+        found = []
+        for pid in inside:
+            with contextlib.suppress(OSError):
+                line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if all(word in line for word in words) and "keeper.py" not in line:
+                    found.append(pid)
+        return found
+
+    def qemu(self, domain: str) -> int:
+        """The pid of a domain's QEMU. Raises NoLibvirt."""
+        found = self.processes("qemu-system", f"guest={domain},")
+        if not found:
+            raise NoLibvirt(f"domain {domain} has no QEMU")
+        return found[0]
+
+    def kill_libvirtd(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """A killed one is gone when this returns. Raises ProcessLookupError where there is none."""
+        found = self.processes("libvirtd", "-f")
+        if not found:
+            raise ProcessLookupError("no libvirtd runs")
+        os.kill(found[0], number)
+        end = time.monotonic() + 10
+        while number == signal.SIGKILL and Path(f"/proc/{found[0]}").exists() and time.monotonic() < end:
+            time.sleep(0.005)
+
+    def close(self) -> None:
+        if self._keeper is None or self._keeper.stdin is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        # What QEMU can do has taken libvirtd seconds to find out.
+        shutil.copytree(self.folder / "cache", cache_dir() / "libvirt", dirs_exist_ok=True)
+        self._keeper.stdin.close()
+        try:
+            self._keeper.wait(10)
+        except subprocess.TimeoutExpired:
+            self._keeper.kill()
+            self._keeper.wait(10)
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _children(root: int) -> list[int]:
+    """All descendants of a process; orphans belong to the keeper, so none is missed."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                parents.setdefault(parent, []).append(int(entry.name))
+    found, todo = [], [root]
+    while todo:
+        below = parents.get(todo.pop(), [])
+        found += below
+        todo += below
+    return found

@@ -1,0 +1,223 @@
+"""Jobs and vnodes of the PBS stand-in, and where a job fits. Data and arithmetic, no I/O."""
+
+from __future__ import annotations
+
+import getpass
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from scheduler_plugin.pbs.base import SUSPENDED_SUBSTATE, Code
+
+Json = dict[str, Any]
+MIB_OF = {"b": 2**-20, "kb": 2**-10, "mb": 1, "gb": 2**10, "tb": 2**20}
+STRING_ARRAYS = {"magrathea_accepts", "magrathea_siblings"}
+RESOURCES = STRING_ARRAYS | {"ncpus", "mem", "magrathea", "magrathea_rank", "magrathea_host", "magrathea_host_ncpus"}
+PRIORITIES = range(-1024, 1024)  # a vnode's
+
+
+class Refused(Exception):
+    """The stand-in says no, by PBS's own error numbers."""
+
+    def __init__(self, code: int, text: str, transient: bool = False) -> None:
+        super().__init__(text)
+        self.code, self.text, self.transient = code, text, transient
+
+
+def mib(size: str) -> float:
+    """A PBS size ("1gb", "512mb", "1048576kb") in MiB. Raises Refused."""
+    digits = size.lower().rstrip("kmgtb")
+    unit = size.lower()[len(digits) :] or "b"
+    if not digits.isdigit() or unit not in MIB_OF:
+        raise Refused(Code.BAD_VALUE, f"illegal size {size!r}")
+    return int(digits) * MIB_OF[unit]
+
+
+def chunks_of(select: str) -> list[dict[str, str]]:
+    """ "2:ncpus=1:mem=1gb+1:ncpus=4" as a list of chunks, repeated ones repeated. Raises Refused."""
+    found = []
+    for part in select.split("+"):
+        count, *resources = part.split(":")
+        if not count.isdigit():
+            count, resources = "1", [count, *resources]
+        try:
+            chunk = {"ncpus": "1", **dict(r.split("=", 1) for r in resources)}
+            int(chunk["ncpus"])
+        except ValueError:
+            raise Refused(Code.BAD_VALUE, f"illegal select {select!r}") from None
+        mib(chunk.get("mem", "0mb"))
+        found += [chunk] * int(count)
+    return found
+
+
+@dataclass
+class Job:
+    """A job. `deleted`, `requeued`: what is to become of it at its end..
+
+    `begins`: refused begins in a row. `everywhere`: its script runs on the sisters, too.
+    """
+
+    GIVEN: ClassVar[set[str]] = {
+        "script", "output", "workdir", "name", "walltime_s", "rerunnable", "variables", "place", "everywhere"
+    }  # fmt: skip
+
+    id: str
+    queue: str
+    schedselect: str
+    script: str
+    output: str
+    workdir: str
+    name: str = "job"
+    walltime_s: float | None = None
+    rerunnable: bool = True
+    variables: dict[str, str] = field(default_factory=dict)
+    place: str = "free"
+    everywhere: bool = False
+    state: str = "Q"
+    substate: int = 10
+    exec_vnode: str = ""
+    run_version: int = 0
+    execution_time: float = 0.0
+    comment: str = ""
+    begins: int = 0
+    rejections: int = 0
+    admin_suspended: bool = False
+    deleted: bool = False
+    requeued: bool = False
+    exit_status: int | None = None
+    why: str = ""
+    used_s: float = 0.0
+    history: list[tuple[float, str, int]] = field(default_factory=list)
+
+    def moved(self, state: str, substate: int) -> None:
+        self.state, self.substate = state, substate
+        self.history.append((time.time(), state, substate))
+
+    @property
+    def running(self) -> bool:
+        return self.state in ("R", "S")
+
+    @property
+    def chunks(self) -> list[tuple[str, dict[str, str]]]:
+        """Vnode and resources of each chunk of `exec_vnode`."""
+        parts = [part.strip("()").split(":") for part in self.exec_vnode.split("+") if part]
+        return [(part[0], dict(r.split("=", 1) for r in part[1:])) for part in parts]
+
+    @property
+    def vnodes(self) -> list[str]:
+        return list(dict.fromkeys(name for name, _ in self.chunks))
+
+    def attributes(self) -> Json:
+        """As a hook sees it."""
+        totals = {"ncpus": sum(int(c["ncpus"]) for c in chunks_of(self.schedselect)), "place": self.place}
+        return {
+            "id": self.id, "Job_Name": self.name, "queue": self.queue, "schedselect": self.schedselect,
+            "exec_vnode": self.exec_vnode or None, "run_version": self.run_version, "substate": self.substate,
+            "euser": getpass.getuser(), "Job_Owner": f"{getpass.getuser()}@localhost", "Rerunable": self.rerunnable,
+            "Resource_List": {**totals, "select": self.schedselect, "walltime": self.walltime_s},
+            "comment": self.comment,
+        }  # fmt: skip
+
+    def shown(self) -> Json:
+        """As `qstat -f` shows it."""
+        names = ("id", "state", "substate", "run_version", "queue", "vnodes", "rerunnable", "walltime_s", "comment")
+        more = ("name", "exit_status", "why", "used_s", "history", "rejections", "output")
+        return {name: getattr(self, name) for name in (*names, *more)}
+
+
+@dataclass
+class Vnode:
+    """A vnode; `attributes` by the names of `qmgr` ("resources_available.ncpus", "Priority")."""
+
+    name: str
+    attributes: dict[str, str] = field(default_factory=dict)
+    maintenance_jobs: list[str] = field(default_factory=list)
+    up: bool = True
+    offline: bool = False
+
+    def resource(self, name: str) -> str:
+        return self.attributes.get(f"resources_available.{name}", "")
+
+    def set(self, attributes: dict[str, str]) -> None:
+        """All or none. Raises Refused."""
+        for name, value in attributes.items():
+            resource = name.partition("resources_available.")[2]
+            if resource and resource not in RESOURCES:
+                raise Refused(Code.UNKNOWN_RESOURCE, f"unknown resource {resource}")
+            if not resource and name not in ("Priority", "comment", "resv_enable"):
+                raise Refused(Code.UNKNOWN_ATTRIBUTE, f"unknown attribute {name}")
+            whole = name == "Priority" or resource in ("ncpus", "magrathea_rank", "magrathea_host_ncpus")
+            if whole and not value.lstrip("-").isdigit():
+                raise Refused(Code.BAD_VALUE, f"{name} is a number, not {value!r}")
+            if name == "Priority" and int(value) not in PRIORITIES:
+                raise Refused(Code.BAD_VALUE, f"Priority {value} is not in -1024 to 1023")
+            if resource == "mem":
+                mib(value)
+        self.attributes.update(attributes)
+
+    def jobs_here(self, jobs: Iterable[Job]) -> list[tuple[Job, dict[str, str]]]:
+        """Jobs and chunks that hold resources here; a suspended one holds none, and is not in the vnode's list."""
+        active = [j for j in jobs if j.exec_vnode and j.state != "F" and j.substate != SUSPENDED_SUBSTATE]
+        return [(job, chunk) for job in active for name, chunk in job.chunks if name == self.name]
+
+    def free(self, jobs: Iterable[Job]) -> tuple[int, float]:
+        """CPUs and MiB that are not assigned."""
+        here = self.jobs_here(jobs)
+        cpus = int(self.resource("ncpus")) - sum(int(chunk["ncpus"]) for _, chunk in here)
+        return cpus, mib(self.resource("mem")) - sum(mib(chunk.get("mem", "0mb")) for _, chunk in here)
+
+    def state(self, jobs: Iterable[Job]) -> list[str]:
+        words = [("down", not self.up), ("offline", self.offline), ("maintenance", bool(self.maintenance_jobs))]
+        return [word for word, holds in words if holds] or ["job-busy" if self.free(jobs)[0] <= 0 else "free"]
+
+    def for_hook(self, jobs: Iterable[Job]) -> Json:
+        here = [f"{job.id}/{index}" for index, (job, _) in enumerate(self.jobs_here(jobs))]
+        prefix = "resources_available."
+        available = {n.removeprefix(prefix): v for n, v in self.attributes.items() if n.startswith(prefix)}
+        others = {n: v for n, v in self.attributes.items() if not n.startswith(prefix)}
+        return {**others, "resources_available": available, "jobs": ", ".join(here) or None, "state": 0}
+
+    def shown(self, jobs: Iterable[Job]) -> Json:
+        """As `pbsnodes` shows it."""
+        here = list(dict.fromkeys(job.id for job, _ in self.jobs_here(jobs)))
+        return {
+            "name": self.name, "attributes": self.attributes, "state": self.state(jobs), "jobs": here,
+            "maintenance_jobs": self.maintenance_jobs,
+        }  # fmt: skip
+
+
+def matches(chunk: dict[str, str], vnode: Vnode) -> bool:
+    """Whether the vnode has what the chunk asks for; of a string_array one word is equal to it."""
+    for name, value in chunk.items():
+        if name in STRING_ARRAYS:
+            if value not in vnode.resource(name).split(","):
+                return False
+        elif name not in ("ncpus", "mem") and vnode.resource(name) != value:
+            return False
+    return int(chunk["ncpus"]) <= int(vnode.resource("ncpus")) and mib(chunk.get("mem", "0mb")) <= mib(
+        vnode.resource("mem")
+    )
+
+
+def assign(job: Job, vnodes: Iterable[Vnode], jobs: Iterable[Job]) -> tuple[str, str]:
+    """`exec_vnode` where the job fits now, else "" and the comment. Vnodes by Priority, highest first."""
+    order = sorted(vnodes, key=lambda v: (-int(v.attributes.get("Priority", "0")), v.name))
+    left = {v.name: v.free(jobs) for v in order}
+    found: list[str] = []
+    for chunk in chunks_of(job.schedselect):
+        candidates = [v for v in order if matches(chunk, v)]
+        if not candidates:
+            missing = chunk.get("magrathea_accepts", "")
+            return "", f"Can Never Run: Insufficient amount of resource: magrathea_accepts ({missing})"
+        cpus, memory = int(chunk["ncpus"]), mib(chunk.get("mem", "0mb"))
+        for vnode in candidates:
+            fits = left[vnode.name][0] >= cpus and left[vnode.name][1] >= memory
+            taken = job.place == "scatter" and any(f.startswith(f"({vnode.name}:") for f in found)
+            if fits and not taken and vnode.state(jobs) == ["free"]:
+                break
+        else:
+            return "", "Not Running: Insufficient amount of resource: ncpus"
+        left[vnode.name] = left[vnode.name][0] - cpus, left[vnode.name][1] - memory
+        found.append(f"({vnode.name}:ncpus={cpus}" + (f":mem={chunk['mem']})" if "mem" in chunk else ")"))
+    return "+".join(found), ""

@@ -1,0 +1,408 @@
+"""The PBS stand-in's server and scheduler: one process, one thread, no root, nothing kept over its end.
+
+    python -m magrathea_lab.pbs_standin.server --dir D --hook .../hooks/magrathea_server.py --queue high=priority
+
+It listens on D/pbs.sock: a JSON line per request, a JSON line per answer; MoMs connect there, too, and are then
+spoken to. Where it differs from OpenPBS, it is wrong.
+
+Rule 1: it is no batch system. What Magrathea does not touch (users, limits, reservations, arrays) is not here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from scheduler_plugin.pbs.base import PRERUN_SUBSTATE, RUNNING_SUBSTATE, SUSPENDED_SUBSTATE, Code
+
+from ..processes import die_with_parent
+from .model import Job, Refused, Vnode, assign, chunks_of
+from .pbs_module import Entity, Hook, Server
+from .pbs_module import Job as HookJob
+
+Json = dict[str, Any]
+
+MOST_BEGINS = 21
+"""A job whose begin was rejected that often is held for good."""
+LINE_LIMIT = 4 << 20
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} server: {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+class Mom:
+    """A connected MoM. `call` waits as long as it takes: a MoM in a begin hook does not answer."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        self._waiting: dict[int, asyncio.Future[Json]] = {}
+        self._next = 0
+
+    async def call(self, op: str, **parameters: Any) -> Json:
+        self._next += 1
+        answer: asyncio.Future[Json] = asyncio.get_running_loop().create_future()
+        self._waiting[self._next] = answer
+        self._writer.write(json.dumps({"id": self._next, "op": op, **parameters}).encode() + b"\n")
+        return await answer
+
+    def answered(self, message: Json) -> None:
+        self._waiting.pop(message["id"]).set_result(message)
+
+    def lost(self) -> None:
+        for answer in self._waiting.values():
+            answer.set_exception(Refused(Code.NO_MOM, "the MoM went away", transient=True))
+
+
+class StandIn:
+    """Server and scheduler. `queues`: name -> class that its default chunk asks for ("" for none)."""
+
+    def __init__(self, name: str, directory: Path, queues: dict[str, str], hook: Hook | None, cycle_s: float) -> None:
+        self.name, self.directory, self.queues, self.hook, self.cycle_s = name, directory, queues, hook, cycle_s
+        self.scheduling = True
+        self.jobs: dict[str, Job] = {}
+        self.vnodes: dict[str, Vnode] = {}
+        self.moms: dict[str, Mom] = {}
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # What users and the hub ask. Each `do_` method is an operation; its result is the answer's.
+
+    def job(self, id: str) -> Job:
+        found = self.jobs.get(id) or self.jobs.get(f"{id}.{self.name}")
+        if found is None:
+            raise Refused(Code.UNKNOWN_JOB, f"unknown job id {id}")
+        return found
+
+    def live(self, id: str) -> Job:
+        job = self.job(id)
+        if job.state == "F":
+            raise Refused(Code.FINISHED_JOB, f"job {job.id} has finished")
+        return job
+
+    def do_submit(self, **given: Any) -> str:
+        queue = given["queue"]
+        if queue not in self.queues:
+            raise Refused(Code.BAD_VALUE, f"unknown queue {queue}")
+        select = given.get("select") or "1:ncpus=1"
+        if "magrathea" in select:
+            raise Refused(Code.BAD_VALUE, "Resource invalid in select: magrathea resources are the queue's to give")
+        wanted = self.queues[queue] or "protected"
+        id = f"{len(self.jobs) + 1}.{self.name}"
+        schedselect = "+".join(f"{part}:magrathea_accepts={wanted}" for part in select.split("+"))
+        job = Job(id=id, queue=queue, schedselect=schedselect, **{k: v for k, v in given.items() if k in Job.GIVEN})
+        chunks_of(schedselect)  # refuses what it cannot read
+        job.moved("Q", 10)
+        self.jobs[id] = job
+        self._wake.set()
+        return id
+
+    def do_jobs(self, finished: bool = False) -> list[Json]:
+        return [job.shown() for job in self.jobs.values() if finished or job.state != "F"]
+
+    def do_job(self, job: str) -> Json:
+        return self.job(job).shown()
+
+    def do_vnodes(self) -> list[Json]:
+        return [vnode.shown(self.jobs.values()) for vnode in self.vnodes.values()]
+
+    def do_server(self) -> dict[str, str]:
+        return {"scheduling": str(self.scheduling), "server_name": self.name}
+
+    def do_set_scheduling(self, value: bool) -> None:
+        self.scheduling = value
+        if value:
+            self._wake.set()
+
+    def do_set_vnode(self, name: str, attributes: dict[str, str]) -> None:
+        if name not in self.vnodes:
+            raise Refused(Code.UNKNOWN_VNODE, f"unknown node {name}")
+        self.vnodes[name].set(attributes)
+
+    def do_offline(self, name: str, value: bool) -> None:
+        self.vnodes[name].offline = value
+
+    def do_set_comment(self, job: str, text: str) -> None:
+        self.live(job).comment = text
+
+    async def do_set_walltime(self, job: str, seconds: int) -> None:
+        found = self.live(job)
+        found.walltime_s = seconds
+        if found.running:
+            await self.relay(found, "walltime", seconds=seconds)
+
+    async def do_read(self, job: str, path: str) -> str:
+        """A file where the job runs or ran, empty where there is none: of MoMs whose files are not seen from here."""
+        found = self.job(job)
+        mom = self.moms.get(found.vnodes[0]) if found.vnodes else None
+        return (
+            ""
+            if mom is None
+            else str((await mom.call("read", job=self.sent(found, found.vnodes[0]), path=path))["text"])
+        )
+
+    async def do_delete(self, job: str) -> None:
+        found = self.live(job)
+        found.deleted = True
+        if found.vnodes:
+            await self.relay(found, "signal", wanted="delete")
+        else:
+            self.finish(found, None, "deleted")
+
+    async def do_suspend(self, job: str, admin: bool) -> None:
+        found = self.live(job)
+        if found.substate != RUNNING_SUBSTATE:
+            raise Refused(Code.BAD_STATE, f"{found.id} is in substate {found.substate}, not running")
+        await self.relay(found, "signal", wanted="suspend")
+        if found.substate == RUNNING_SUBSTATE:  # it may have ended meanwhile
+            found.admin_suspended = admin
+            found.moved("S", SUSPENDED_SUBSTATE)
+            for name in found.vnodes if admin else ():
+                self.vnodes[name].maintenance_jobs.append(found.id)
+            self._wake.set()
+
+    async def do_resume(self, job: str, admin: bool) -> None:
+        found = self.live(job)
+        if found.substate != SUSPENDED_SUBSTATE:
+            raise Refused(Code.BAD_STATE, f"{found.id} is in substate {found.substate}, not suspended")
+        if found.admin_suspended is not admin:
+            raise Refused(Code.WRONG_RESUME, f"{found.id} was suspended by the other kind of suspend")
+        self.end_maintenance(found)
+        await self.relay(found, "signal", wanted="resume")
+        if found.substate == SUSPENDED_SUBSTATE:
+            found.moved("R", RUNNING_SUBSTATE)
+
+    async def do_rerun(self, job: str, force: bool = False) -> None:
+        found = self.live(job)
+        if not found.rerunnable:
+            raise Refused(Code.NOT_RERUNNABLE, f"{found.id} forbids it")
+        if not (found.state == "R" or (force and found.state == "S")):
+            raise Refused(Code.BAD_STATE, f"{found.id} is {found.state}")
+        found.requeued = True
+        await self.relay(found, "signal", wanted="kill")
+
+    # Running jobs
+
+    async def relay(self, job: Job, op: str, **parameters: Any) -> None:
+        """Ask all MoMs of a job; the first refusal is raised."""
+        moms = [(name, self.moms.get(name)) for name in job.vnodes]
+        if missing := [name for name, mom in moms if mom is None]:
+            raise Refused(Code.NO_MOM, f"no MoM of {', '.join(missing)} is there", transient=True)
+        calls = [mom.call(op, job=self.sent(job, name), **parameters) for name, mom in moms if mom is not None]
+        for answer in await asyncio.gather(*calls):
+            if not answer["ok"]:
+                raise Refused(answer.get("code", Code.MOM_REJECTED), answer["text"])
+
+    def sent(self, job: Job, vnode: str) -> Json:
+        """What a MoM is told of a job; its hooks see the same."""
+        return {
+            **job.attributes(), "mother_superior": vnode == job.vnodes[0] or job.everywhere, "server": self.name,
+            "script": job.script, "output": job.output, "workdir": job.workdir, "variables": job.variables,
+            "walltime_s": job.walltime_s,
+        }  # fmt: skip
+
+    async def start(self, job: Job) -> None:
+        """From the accepted runjob on: begin on the mother superior, then on its sisters, then launch."""
+        try:
+            begun: list[str] = []
+            for name in job.vnodes:
+                mom = self.moms.get(name)
+                if mom is None:
+                    answer: Json = {"ok": False, "text": f"no MoM on {name}", "changes": {}}
+                else:
+                    answer = await mom.call("begin", job=self.sent(job, name))
+                if not answer["ok"]:
+                    for other in begun:
+                        await self.moms[other].call("abort", job=self.sent(job, other))
+                    self.requeue(job, "job not started, Execution server rejected request", answer["changes"])
+                    return
+                begun.append(name)
+            await self.relay(job, "launch")
+        except Refused as error:
+            self.requeue(job, f"job not started, {error.text}", {})
+
+    def requeue(self, job: Job, comment: str, changes: Json) -> None:
+        self.end_maintenance(job)
+        job.exec_vnode, job.comment, job.requeued = "", comment, False
+        job.begins += 1
+        job.execution_time = float(changes.get("Execution_Time", 0))
+        if job.deleted:
+            self.finish(job, None, "deleted")
+        elif job.execution_time > time.time():
+            job.moved("W", 30)
+            asyncio.get_running_loop().call_later(job.execution_time - time.time(), self.waited, job)
+        elif job.begins >= MOST_BEGINS:
+            job.moved("H", 20)
+        else:
+            job.moved("Q", 10)
+        self._wake.set()
+
+    def waited(self, job: Job) -> None:
+        if job.state == "W":
+            job.moved("Q", 10)
+            self._wake.set()
+
+    def finish(self, job: Job, code: int | None, why: str) -> None:
+        self.end_maintenance(job)
+        job.exit_status, job.why = code, why
+        job.moved("F", 92)
+        self._wake.set()
+
+    def end_maintenance(self, job: Job) -> None:
+        job.admin_suspended = False
+        for vnode in self.vnodes.values():
+            vnode.maintenance_jobs = [id for id in vnode.maintenance_jobs if id != job.id]
+
+    def heard(self, vnode: str, note: Json) -> None:
+        """An event from a MoM; those of earlier runs, and of sisters, change nothing."""
+        job = self.jobs[note["job"]]
+        if job.run_version != note["run"] or not job.vnodes or vnode != job.vnodes[0]:
+            return
+        if note["event"] == "running":
+            job.begins = 0
+            job.moved("R", RUNNING_SUBSTATE)
+            return
+        job.used_s = note["used_s"]
+        for sister in job.vnodes[1:]:
+            if sister in self.moms:
+                self.spawn(self.moms[sister].call("signal", job=self.sent(job, sister), wanted="kill"))
+        if job.requeued or note["code"] is None:
+            self.requeue(job, "job requeued", note["changes"])
+        else:
+            self.finish(job, note["code"], note["why"])
+
+    # Scheduling
+
+    async def schedule(self) -> None:
+        """A cycle whenever something woke the scheduler, else periodically; never when `scheduling` is false."""
+        while True:
+            try:
+                async with asyncio.timeout(self.cycle_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+            if self.scheduling:
+                self.cycle()
+
+    def cycle(self) -> None:
+        """First come, first served; a job that does not fit now does not hold up the next."""
+        for job in [j for j in self.jobs.values() if j.state == "Q"]:
+            exec_vnode, comment = assign(job, self.vnodes.values(), self.jobs.values())
+            if exec_vnode:
+                comment = self.run_job(job, exec_vnode)
+            if comment:
+                job.comment = comment
+
+    def run_job(self, job: Job, exec_vnode: str) -> str:
+        """Ask the runjob hook and send the job to its MoMs; a sentence for the job's comment where it may not run."""
+        if self.hook is not None:
+            vnodes = {v.name: v.for_hook(self.jobs.values()) for v in self.vnodes.values()}
+            jobs = {j.id: j.attributes() for j in self.jobs.values() if j.state != "F"}
+            asked = HookJob(job.id, {**job.attributes(), "exec_vnode": exec_vnode})
+            lists = {name: Entity("name", name, found) for name, found in vnodes.items() if f"({name}:" in exec_vnode}
+            outcome = self.hook.run("runjob", server=Server(self.name, vnodes, jobs), job=asked, vnode_list=lists)
+            for line in outcome.log:
+                say(f"runjob {job.id}: {line}")
+            if not outcome.accepted:
+                job.rejections += 1
+                say(f"runjob {job.id} rejected: {outcome.message}")
+                return f"Not Running: PBS Error: {outcome.message}"
+        job.exec_vnode, job.comment = exec_vnode, "Job run"
+        job.run_version += 1
+        job.moved("R", PRERUN_SUBSTATE)
+        self.spawn(self.start(job))
+        return ""
+
+    # Connections
+
+    def spawn(self, work: Any) -> None:
+        def ended(done: asyncio.Task[None]) -> None:
+            self._tasks.discard(done)
+            if not done.cancelled() and done.exception() is not None:
+                say(f"work in the background failed: {done.exception()!r}")
+
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(ended)
+
+    async def answer(self, request: Json) -> Json:
+        try:
+            operation = getattr(self, f"do_{request.pop('op')}", None)
+            if operation is None:
+                raise Refused(Code.PROTOCOL, "unknown operation")
+            result = operation(**request)
+            return {"ok": True, "result": await result if asyncio.iscoroutine(result) else result}
+        except Refused as error:
+            return {"ok": False, "code": int(error.code), "text": error.text, "transient": error.transient}
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while line := await reader.readline():
+                request = json.loads(line)
+                if request.get("op") == "mom":
+                    await self.serve_mom(request, reader, writer)
+                    return
+                writer.write(json.dumps(await self.answer(request)).encode() + b"\n")
+                await writer.drain()
+        except ConnectionError:
+            pass  # the client has gone; whatever it asked for is done
+        finally:
+            writer.close()
+
+    async def serve_mom(self, offer: Json, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        name, mom = offer["vnode"], Mom(writer)
+        resources = {"ncpus": str(offer["ncpus"]), "mem": f"{offer['mem_mib']}mb", "vnode": name, "host": name}
+        vnode = self.vnodes.setdefault(name, Vnode(name))
+        vnode.attributes.update({f"resources_available.{key}": value for key, value in resources.items()})
+        vnode.up, self.moms[name] = True, mom
+        writer.write(json.dumps({"server": self.name}).encode() + b"\n")
+        self._wake.set()
+        try:
+            while line := await reader.readline():
+                message = json.loads(line)
+                if "event" in message:
+                    self.heard(name, message)
+                else:
+                    mom.answered(message)
+        finally:
+            mom.lost()
+            vnode.up = False
+            if self.moms.get(name) is mom:
+                del self.moms[name]
+
+    async def run(self) -> None:
+        path = self.directory / "pbs.sock"
+        path.unlink(missing_ok=True)
+        async with await asyncio.start_unix_server(self.connected, str(path), limit=LINE_LIMIT):
+            await self.schedule()
+
+
+@click.command()
+@click.option("--dir", "directory", required=True, type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.option("--name", default="standin", show_default=True, help="Server name, the second half of job ids.")
+@click.option("--hook", type=click.Path(path_type=Path, exists=True), help="The server hook file.")
+@click.option("--hook-config", type=click.Path(path_type=Path))
+@click.option("--queue", "queues", multiple=True, default=["high=priority", "low=preemptible", "normal="])
+@click.option("--cycle-s", default=10.0, show_default=True, help="Seconds between periodic scheduling cycles.")
+def main(
+    directory: Path, name: str, hook: Path | None, hook_config: Path | None, queues: list[str], cycle_s: float
+) -> None:
+    """The PBS stand-in: a server and scheduler for demo, tests and simulation. It is no batch system."""
+    die_with_parent(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # there is nothing to save
+    loaded = None if hook is None else Hook(hook, hook_config)
+    classes = dict(queue.split("=", 1) for queue in queues)
+    asyncio.run(StandIn(name, directory, classes, loaded, cycle_s).run())
+
+
+if __name__ == "__main__":
+    main()

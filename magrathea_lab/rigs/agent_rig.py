@@ -1,0 +1,387 @@
+"""A node daemon's end of the guest channel, MoM's end of the agent's socket, and jobs of real processes: for tests.
+
+The agent under test is the real one, started as its own process. Every process made here is a descendant of ours (we
+are a subreaper), so that `Rig.close` finds and ends each of them, whatever it did to hide.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import pwd
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+AGENT = Path(__file__).resolve().parents[2] / "node_daemon" / "agent.py"
+PR_SET_CHILD_SUBREAPER = 36
+MARK = "MAGRATHEA_TEST"
+PATIENCE_S = 20.0
+"""Bound of every wait; a machine under load is slow, not wrong."""
+
+Doc = dict[str, Any]
+
+
+class Late(AssertionError):
+    """Something did not happen within PATIENCE_S."""
+
+
+def until(what: Callable[[], Any], text: str, patience_s: float = PATIENCE_S) -> Any:
+    """What `what` returns as soon as it is true. Raises Late."""
+    end = time.monotonic() + patience_s
+    while True:
+        value = what()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise Late(f"{text}: not within {patience_s} s")
+        time.sleep(0.005)
+
+
+def owner() -> pwd.struct_passwd:
+    """Whose jobs are: as root somebody else, else ourselves (more is not possible without root)."""
+    return pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+
+
+def stat_of(pid: int) -> list[str] | None:
+    """Fields of /proc/PID/stat from the state on; None where there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def state(pid: int) -> str:
+    """Its state letter; "" when it has gone."""
+    fields = stat_of(pid)
+    return fields[0] if fields else ""
+
+
+def start_time(pid: int) -> int:
+    fields = stat_of(pid)
+    assert fields is not None, f"process {pid} has gone"
+    return int(fields[19])
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """pid -> state of all living descendants."""
+    parents: dict[int, tuple[int, str]] = {}
+    for entry in Path("/proc").iterdir():
+        fields = stat_of(int(entry.name)) if entry.name.isdigit() else None
+        if fields is not None and (fields[0] not in "ZX" or int(fields[17]) > 1):  # other threads may live on
+            parents[int(entry.name)] = (int(fields[1]), fields[0])
+    found = {pid: ""}
+    grown = True
+    while grown:
+        grown = False
+        for child, (parent, letter) in parents.items():
+            if parent in found and child not in found:
+                found[child] = letter
+                grown = True
+    del found[pid]
+    return found
+
+
+def consent(request: Doc) -> Doc | None:
+    """The daemon's answer where a test has no other."""
+    return {"ok": True}
+
+
+def job_python() -> str:
+    """An interpreter that the jobs' owner may run: ours may lie in a home that is closed to others."""
+    if os.geteuid() != 0:
+        return sys.executable
+    found = [p for p in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3") if Path(p).exists()]
+    for python in found:
+        tried = (
+            subprocess.run([python, "-c", ""], user=owner().pw_uid, cwd="/", capture_output=True, check=False)
+            if _reachable(python)
+            else None
+        )
+        if tried is not None and tried.returncode == 0:
+            return python
+    raise FileNotFoundError(f"no Python that {owner().pw_name} may run: {found}; install one in /usr/bin")
+
+
+def _reachable(path: str) -> bool:
+    """Whether everybody may go to this file and run it."""
+    real = Path(path).resolve()
+    return all(part.stat().st_mode & 0o001 for part in (real, *real.parents, *Path(path).absolute().parents))
+
+
+class Host:
+    """The node daemon's end. Requests of the agent are answered by `answers[op]`, and kept in `asked`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.listener: socket.socket | None = None
+        self.sock: socket.socket | None = None
+        self.buffer = b""
+        self.session = ""
+        self.agent: Doc = {}
+        self.ids = 0
+        self.asked: list[Doc] = []
+        self.bad: list[bytes] = []
+        self.answers: dict[str, Callable[[Doc], Doc | None]] = {}
+
+    def listen(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(self.path))
+        self.listener.listen(8)
+        self.listener.settimeout(PATIENCE_S)
+
+    def accept(self, hello: bool = True) -> Host:
+        """Take the agent's connection, and greet it."""
+        if self.listener is None:
+            self.listen()
+        assert self.listener is not None
+        if self.sock is not None:
+            self.sock.close()
+        self.sock, _ = self.listener.accept()
+        self.buffer = b""
+        if hello:
+            self.greet()
+            until(lambda: self.turn() or self.agent, "the agent's hello")
+        return self
+
+    def greet(self) -> None:
+        self.session = os.urandom(8).hex()
+        self.agent = {}
+        self.raw(b"\n" + self.line(type="hello", protocol=1, session=self.session, host="h1", domain="n1"))
+
+    @staticmethod
+    def line(**doc: Any) -> bytes:
+        return json.dumps(doc).encode() + b"\n"
+
+    def raw(self, data: bytes) -> None:
+        assert self.sock is not None
+        self.sock.sendall(data)
+
+    def turn(self, wait_s: float = 0.01) -> list[Doc]:
+        """Take what has come; the answers in it. Raises ConnectionError when the agent has gone."""
+        assert self.sock is not None
+        if not select.select([self.sock], [], [], wait_s)[0]:
+            return []
+        data = self.sock.recv(1 << 20)
+        if not data:
+            raise ConnectionError("the agent has closed the channel")
+        *lines, self.buffer = (self.buffer + data).split(b"\n")
+        found = []
+        for line in lines:
+            if not line:
+                continue
+            try:
+                doc = json.loads(line)
+            except ValueError:
+                self.bad.append(line)
+                continue
+            if doc["type"] == "hello":
+                self.agent = doc
+            elif doc["type"] == "answer":
+                found.append(doc)
+            else:
+                self.asked.append(doc)
+                answer = self.answers.get(doc["op"], consent)(doc)
+                if answer is not None:
+                    self.raw(self.line(type="answer", id=doc["id"], session=doc["session"], **answer))
+        return found
+
+    def request(self, op: str, patience_s: float = PATIENCE_S, **body: Any) -> Doc:
+        """The agent's answer."""
+        self.ids += 1
+        mine = self.ids
+        self.raw(self.line(type="request", id=mine, session=self.session, op=op, **body))
+        return self.answer(mine, patience_s)
+
+    def answer(self, id: int, patience_s: float = PATIENCE_S) -> Doc:
+        def come() -> Doc | None:
+            return next((a for a in self.turn() if a["id"] == id), None)
+
+        answer: Doc = until(come, f"answer {id}", patience_s)
+        return answer
+
+    def orders(self, deadline_s: float = 10.0, **words: str) -> Doc:
+        """`orders(j12="stop")`: the only row's job is "12.srv", run 1. Several jobs: several rows in order."""
+        rows = [{"id": f"{name[1:]}.srv", "run": 1, "order": word} for name, word in words.items()]
+        return self.request("orders", orders=rows, deadline_s=deadline_s)
+
+    def order(self, word: str) -> Doc:
+        """An order for job 12.srv alone, carried out: its row of the answer."""
+        answer = self.orders(j12=word)
+        assert answer["ok"], answer
+        row: Doc = answer["jobs"][0]
+        return row
+
+    def seen(self, op: str) -> list[Doc]:
+        self.turn()
+        return [doc for doc in self.asked if doc["op"] == op]
+
+    def await_op(self, op: str) -> Doc:
+        found: list[Doc] = until(lambda: self.seen(op), f"request {op} of the agent")
+        return found[-1]
+
+    def close(self) -> None:
+        for sock in (self.sock, self.listener):
+            if sock is not None:
+                sock.close()
+        self.sock = self.listener = None
+
+
+class Rig:
+    """A directory, an agent in it, its host, and its jobs."""
+
+    def __init__(self, python: str = os.environ.get("MAGRATHEA_AGENT_PYTHON", sys.executable), **config: Any) -> None:
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self.directory = Path(tempfile.mkdtemp(prefix="magrathea-agent-"))
+        self.directory.chmod(0o755)
+        self.python = python
+        self.host = Host(self.directory / "guest.sock")
+        self.socket = self.directory / "agent.sock"
+        self.state = self.directory / "state.json"
+        self.log = self.directory / "log"
+        self.config_path = self.directory / "agent.json"
+        config = {
+            "socket": str(self.socket),
+            "channel": f"unix:{self.host.path}",
+            "state": str(self.state),
+            "scripts": str(self.directory / "hooks"),
+            "environment": {MARK: self.directory.name},  # so that tests that run side by side do not meet
+            **config,
+        }
+        self.config_path.write_text(json.dumps(config))
+        self.agent: subprocess.Popen[bytes] | None = None
+        self.before = set(descendants(os.getpid()))
+
+    def start(self, connect: bool = True) -> Rig:
+        if self.host.listener is None:
+            self.host.listen()
+        with self.log.open("ab") as log:
+            self.agent = subprocess.Popen(
+                [self.python, str(AGENT), "--config", str(self.config_path)], stderr=log, start_new_session=True
+            )
+        if connect:
+            self.host.accept()
+        return self
+
+    def kill(self, number: int = signal.SIGKILL) -> int:
+        """End the agent; its exit code."""
+        assert self.agent is not None
+        self.agent.send_signal(number)
+        return self.agent.wait(PATIENCE_S)
+
+    def mom(self, op: str, **body: Any) -> Doc:
+        """A MoM hook's question and its answer, the host's end kept going meanwhile."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(PATIENCE_S)
+            # EAGAIN: the kernel's own queue is full
+            until(lambda: sock.connect_ex(str(self.socket)) == 0, "a place in the agent's queue")
+            sock.sendall(json.dumps({"op": op, **body}).encode() + b"\n")
+            return self.mom_answer(sock)
+
+    def mom_answer(self, sock: socket.socket) -> Doc:
+        data = b""
+
+        def come() -> bool:
+            nonlocal data
+            if self.host.sock is not None:
+                self.host.turn(0)
+            if select.select([sock], [], [], 0.005)[0]:
+                piece = sock.recv(65536)
+                data += piece
+                return not piece or data.endswith(b"\n")
+            return False
+
+        until(come, "an answer of the agent to MoM")
+        answer: Doc = json.loads(data)
+        return answer
+
+    @staticmethod
+    def job(id: str = "12.srv", run: int = 1, **more: Any) -> Doc:
+        job = {"id": id, "run": run, "class": "preemptible", "cpus": 1, "memory_mib": 1, "rerunnable": True}
+        return {**job, "owner": owner().pw_name, **more}
+
+    def claim(self, id: str = "12.srv", run: int = 1, **more: Any) -> Doc:
+        return self.mom("claim", job=self.job(id, run, **more), deadline_s=5)
+
+    def run_job(
+        self,
+        program: str | list[str],
+        id: str | None = "12.srv",
+        uid: int | None = None,
+        env: dict[str, str] | None = None,
+        keep: tuple[int, ...] = (),
+    ) -> subprocess.Popen[bytes]:
+        """A job as MoM starts it: own session, PBS_JOBID in the environment, the owner's uid. Shell text or argv."""
+        argv = ["/bin/bash", "-c", program] if isinstance(program, str) else program
+        environment = {"PATH": os.environ["PATH"], "HOME": "/", MARK: self.directory.name, **(env or {})}
+        if id is not None:
+            environment["PBS_JOBID"] = id
+        who = None if os.geteuid() else owner().pw_uid if uid is None else uid
+        groups = None if who is None else ()
+        return subprocess.Popen(
+            argv, env=environment, start_new_session=True, cwd="/", user=who, extra_groups=groups, pass_fds=keep
+        )
+
+    def log_text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def children(self) -> dict[int, str]:
+        """pid -> state of all that was started here, without the agent."""
+        found = descendants(os.getpid())
+        gone = self.before | ({self.agent.pid} if self.agent else set())
+        return {pid: letter for pid, letter in found.items() if pid not in gone}
+
+    def close(self) -> None:
+        end = time.monotonic() + PATIENCE_S
+        if self.agent is not None and self.agent.poll() is None:
+            self.agent.kill()
+            self.agent.wait(PATIENCE_S)
+        number = signal.SIGSTOP  # first, so that none forks while others are killed
+        while True:
+            left = self.children()
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            if number == signal.SIGSTOP:
+                number = signal.SIGKILL if all(letter in "TtDZ" for letter in left.values()) else number
+                number = signal.SIGKILL if time.monotonic() > end - PATIENCE_S / 2 else number
+                continue
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            if not left:
+                break
+            if time.monotonic() > end:
+                raise Late(f"processes {left} do not end")
+            time.sleep(0.005)
+        self.host.close()
+        shutil.rmtree(self.directory)
+
+    def __enter__(self) -> Rig:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if value is not None and self.log.exists():
+            sys.stderr.write(self.log_text()[-4000:])
+        self.close()
+
+
+@contextlib.contextmanager
+def running(**config: Any) -> Iterator[Rig]:
+    """An agent that is connected."""
+    with Rig(**config) as rig:
+        yield rig.start()

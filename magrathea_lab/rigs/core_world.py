@@ -1,0 +1,474 @@
+"""A host to which events happen, and everything that must hold after each of them.
+
+`World.do` is what the stateful test (test_core_events.py) and the long run (bench/core_events.py) have in common.
+A broken invariant raises `Broken` with the events that led there, as Python that can be pasted into a test.
+"""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from magrathea.core import allocation, states
+from magrathea.core import events as ev
+from magrathea.core.machine import handle, next_deadline
+from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Patience, State, Stopper
+from magrathea.core.plan import desired
+
+from . import core_oracle as oracle
+from .core_oracle import HIGH, LOW, PROTECTED
+
+View = tuple[tuple[str, State, tuple[JobClass, ...], int, tuple[int, int]], ...]
+
+REPEATABLE = (
+    ev.Claimed,
+    ev.Released,
+    ev.JobLaunched,
+    ev.AgentConnected,
+    ev.AgentLost,
+    ev.DomainStarted,
+    ev.DomainStopped,
+    ev.DomainHalted,
+    ev.DomainWentOn,
+    ev.BootRequested,
+    ev.ShutdownRequested,
+    ev.FreezeRequested,
+    ev.ImageLost,
+    ev.DrainRequested,
+    ev.DrainEnded,
+    ev.Faulted,
+    ev.FaultCleared,
+    ev.BooksReported,
+    ev.HubLost,
+    ev.HubFound,
+    ev.DriverLost,
+    ev.DriverFound,
+    ev.PauseRequested,
+    ev.PauseEnded,
+    ev.TimerFired,
+    ev.MemoryReported,
+)
+"""Events that change nothing when they come twice; MoM's list counts, what is missing from it."""
+
+OWN_DOMAIN_ONLY = (
+    ev.Released,
+    ev.JobLaunched,
+    ev.JobsReported,
+    ev.AgentConnected,
+    ev.AgentLost,
+    ev.MemoryReported,
+    ev.DomainStarted,
+    ev.DomainStopped,
+    ev.DrainRequested,
+    ev.DrainEnded,
+    ev.Faulted,
+    ev.FaultCleared,
+    ev.FreezeRequested,
+    ev.DomainHalted,
+    ev.DomainWentOn,
+    ev.BootRequested,
+    ev.ShutdownRequested,
+)
+"""Events that change the facts of their own domain whatever the others' are: two of them may be swapped."""
+
+NOT_ASKED_BY_A_CLAIM = (ev.JobLaunched, ev.AgentConnected, ev.AgentLost, ev.DrainRequested, ev.DrainEnded)
+"""What may happen in a sibling without a claim for a normal domain being answered otherwise."""
+
+
+class Broken(AssertionError):
+    """An invariant does not hold; the text has the events that led there."""
+
+
+def at(h: Host, time: float) -> Host:
+    return handle(h, ev.TimerFired(time))[0]
+
+
+def view(h: Host, names: Iterable[str]) -> View:
+    """All that is published of these domains."""
+    rows = []
+    for d in (d for d in h.domains if d.name in names):
+        size = states.published(h, d)
+        rows.append((d.name, states.state_of(h, d), states.accepts(h, d), states.rank(h, d), (size.cpus, size.mib)))
+    return tuple(rows)
+
+
+def same_facts(one: Host, two: Host) -> bool:
+    """Equal but for since when somebody is overtaken: that is about what was between two events."""
+
+    def plain(h: Host) -> Host:
+        return replace(h, domains=tuple(replace(d, overtaken_since=None) for d in h.domains))
+
+    return plain(one) == plain(two)
+
+
+class World:
+    """A host and the story of how it came to be so. `thorough`: ask for every claim after each event, not for one."""
+
+    def __init__(self, host: Host, *, thorough: bool = True) -> None:
+        self.first = self.host = host
+        self.story: list[ev.Event] = []
+        self.thorough = thorough
+        self._turn = 0
+        self._facts_make_sense(host)
+        self._published_is_answered(host)
+
+    def do(self, event: ev.Event) -> tuple[ev.Decision, ...]:
+        """What the machine says to `event`. Raises Broken, also where the core itself raises something."""
+        self.story.append(event)
+        try:
+            return self._do(event)
+        except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
+            self._must(False, f"{type(error).__name__}: {error} at {_where(error)}")
+            raise
+
+    def _do(self, event: ev.Event) -> tuple[ev.Decision, ...]:
+        before = self.host
+        calm = at(before, event.at)
+        after, decisions = handle(before, event)
+        self._must(after.now == max(before.now, event.at), "time goes on with the event")
+        self._facts_make_sense(after)
+        self._handed_out(calm, after, event)
+        self._answer(calm, after, event, decisions)
+        self._twice(calm, after, event, decisions)
+        self._published_is_answered(after)
+        if self.thorough or self._turn % 4 == 0:
+            self._time_in_two_steps(after)
+        self.host = after
+        return decisions
+
+    def _must(self, holds: bool, what: str) -> None:
+        if not holds:
+            story = "\n  ".join(repr(e) for e in self.story)
+            raise Broken(f"{what}\nfrom {self.first!r}\nby\n  {story}\nto {self.host!r} before the last")
+
+    # What must be true of facts at any time.
+
+    def _facts_make_sense(self, h: Host) -> None:
+        for d in h.domains:
+            self._must([j.key for j in d.jobs] == sorted({j.key for j in d.jobs}), "jobs are sorted and unique")
+            self._must(len({j.key.id for j in d.jobs}) == len(d.jobs), "one run of a job at a time")
+            for j in d.jobs:
+                self._must((j.stopper is None) == (j.stopped_since is None), "stopped by somebody since some time")
+                self._must(j.stopper is not Stopper.US or j.cls is LOW, "only preemptible jobs are stopped by us")
+                self._must(j.confirmed or h.now < j.claimed_at + h.limits.claim_s, "no claim outlives its time")
+                self._must(j.cpus >= 0 and j.memory_mib >= 0, "no negative job")
+            self._must(not d.jobs or d.lifecycle is not Lifecycle.DOWN, "a domain that is down has no jobs")
+            self._must(not d.jobs or not d.frozen, "a frozen domain has no jobs")
+            self._must(not d.jobs or d.kind is not Kind.SERVICE, "a service has no jobs")
+            self._must(not d.frozen or d.kind is Kind.PRIORITY, "only priority domains are frozen")
+            self._must(d.lifecycle is not Lifecycle.BOOTING or h.now < (d.boot_until or 0), "no boot for ever")
+            self._must((d.lifecycle is Lifecycle.BOOTING) == (d.boot_until is not None), "only boots have a limit")
+            self._must(not d.saving or d.lifecycle is Lifecycle.UP, "only what is up is being saved")
+            self._must(not d.halted or d.lifecycle is Lifecycle.UP, "only what is up is paused")
+            if d.closing:
+                self._must(not d.saving and not d.frozen, "nothing goes down and is saved")
+                idle = d.closing.patience is Patience.IDLE
+                self._must(not idle or bool(d.jobs), "what waits for an idle moment has jobs")
+                self._must(d.kind is not Kind.SERVICE, "services are left alone")
+        wanted = allocation.wanted_stopped(h)
+        stopped = {(d.name, j.key) for d in h.domains for j in d.stopped}
+        self._must(wanted <= stopped, "what must stop is marked as stopped at once")
+        if h.mode is Mode.EXCLUSIVE or not any(j.memory_mib for d in h.domains for j in d.jobs):
+            expected = oracle.must_not_run(h)
+            self._must({(n, k.id) for n, k in wanted} == expected, f"to be stopped: {wanted}, by the rules {expected}")
+        here = allocation.wanted_here(h)
+        held = {(d.name, j.key) for d in h.domains for j in d.jobs if j.held_elsewhere}
+        self._must(wanted - held <= here, "what is stopped for nobody else's sake is our own wish")
+        self._progress(h, wanted)
+        self._exclusive_use(h)
+        self._desired_fits(h)
+
+    def _progress(self, h: Host, wanted: frozenset[tuple[str, JobKey]]) -> None:
+        """Every stopped job is continued once nothing is in the way; on a paused host none is."""
+        if h.paused:
+            self._must({k for _, k in wanted} == {k for _, k in self._stopped(h)}, "paused: what is stopped stays so")
+            return
+        jobs = [j for d in oracle.workers(h) for j in d.jobs]
+        in_the_way = any(j.held_elsewhere or not oracle.ours(j) for j in jobs) or any(
+            oracle.lingering(h, d) or oracle.is_restored(d) for d in h.domains
+        )
+        if jobs and not in_the_way:
+            self._must(len(wanted) < len(jobs), "with nothing in the way somebody goes on")
+            if h.mode is Mode.EXCLUSIVE:
+                self._must(not wanted, "with nothing in the way everybody goes on")
+
+    def _exclusive_use(self, h: Host) -> None:
+        """On an exclusive host no preemptible job runs beside a priority job, unless an agent let one go in a pause."""
+        if h.mode is Mode.COUNTED or h.paused:
+            return
+        for p in oracle.workers(h):
+            if any(j.cls is HIGH for j in p.jobs):
+                beside = [j for s in oracle.siblings(h, p) if s.kind is Kind.NORMAL for j in oracle.running(s)]
+                free_running = [j for j in beside if j.cls is LOW and j.stopper is None and not j.ending]
+                self._must(not free_running, f"beside a priority job in {p.name} run {free_running}")
+
+    def _desired_fits(self, h: Host) -> None:
+        """CPUs and memory handed out never exceed the host's, as long as its jobs do not."""
+        total, used = h.without_services, [d.use for d in self._as_they_go_on(h)]
+        floors = sum(d.floor_mib for d in h.workers)
+        wants = desired(h)
+        if sum(u.mib for u in used) + floors <= total.mib:
+            given = sum(w.memory_mib or 0 for w in wants.values())
+            away = sum(d.floor_mib for d in h.workers if d.name not in wants)
+            self._must(given + away <= total.mib, f"{given} + {away} MiB are handed out of {total.mib}")
+        if h.mode is Mode.COUNTED and sum(u.cpus for u in used) <= total.cpus:
+            share = sum(w.cpu_percent or 0 for n, w in wants.items() if w.cpu_percent and not self._capped(h, n))
+            self._must(share <= 100 * total.cpus, f"{share} % are handed out of {total.cpus} CPUs")
+
+    @staticmethod
+    def _as_they_go_on(h: Host) -> tuple[Domain, ...]:
+        """The domains of an exclusive host as they are once everybody is continued who may go on, if several have jobs
+        to run: no claim brings that about, but MoM's list may, beside jobs that are on their way back.
+        """
+        wanted = allocation.wanted_stopped(h)
+        active = [d for d in h.workers if any((d.name, j.key) not in wanted for j in d.jobs)]
+        if h.mode is Mode.COUNTED or len(active) <= 1:
+            return h.workers
+        return tuple(
+            replace(d, jobs=tuple(j if (d.name, j.key) in wanted else _continued(j) for j in d.jobs)) for d in h.workers
+        )
+
+    @staticmethod
+    def _capped(h: Host, name: str) -> bool:
+        """Has the small quota that keeps a preempted domain's MoM alive."""
+        wanted = allocation.wanted_stopped(h)
+        domain = h.domain(name)
+        return domain is not None and all((name, j.key) in wanted for j in domain.jobs)
+
+    # What an event may do.
+
+    def _handed_out(self, calm: Host, after: Host, event: ev.Event) -> None:
+        if after.paused:
+            stopped = self._stopped(after) - self._stopped(calm)
+            self._must(not stopped, f"on a paused host nobody is stopped: {stopped}")
+        let_go = after.paused and isinstance(event, ev.JobContinued)
+        if after.mode is Mode.COUNTED and not isinstance(event, ev.JobsReported) and not let_go:
+            most = max(oracle.cpus_for_jobs(after), oracle.cpus_in_use(oracle.workers(calm)))
+            self._must(oracle.cpus_in_use(oracle.workers(after)) <= most, "more CPUs run than there are")
+            memory = after.without_services.mib - sum(d.floor_mib for d in after.workers)
+            was = sum(d.use.mib for d in calm.workers)
+            if not isinstance(event, ev.MemoryReported | ev.BooksReported):
+                self._must(sum(d.use.mib for d in after.workers) <= max(memory, was), "more memory than there is")
+        if isinstance(event, ev.Claimed | ev.DefrostRequested) and not _gives_back(calm, event):
+            going_on = {k for k in self._stopped(calm) if k not in allocation.wanted_stopped(calm)}
+            now_on = {k for k in self._stopped(after) if k not in allocation.wanted_stopped(after)}
+            self._must(now_on <= going_on, f"a claim resumes nobody: {now_on - going_on}")
+
+    @staticmethod
+    def _stopped(h: Host) -> set[tuple[str, JobKey]]:
+        return {(d.name, j.key) for d in h.domains for j in d.jobs if oracle.ours(j)}
+
+    def _answer(self, calm: Host, after: Host, event: ev.Event, decisions: tuple[ev.Decision, ...]) -> None:
+        refused = [d for d in decisions if isinstance(d, ev.Refused)]
+        accepted = [d for d in decisions if isinstance(d, ev.Accepted)]
+        if isinstance(event, ev.Claimed | ev.DefrostRequested | ev.BootRequested | ev.ShutdownRequested):
+            self._must(len(refused) + len(accepted) == 1, "a claim or an admin's wish has one answer")
+        if refused:
+            self._must(after == calm, f"what is refused ({refused[0].code}) changes nothing but the time")
+            self._must(bool(refused[0].code and refused[0].text), "a refusal says why")
+        if isinstance(event, ev.DomainEvent) and calm.domain(event.domain) is None:
+            self._must(bool(refused) and after == calm, "an unknown domain is refused")
+        if isinstance(event, ev.Claimed) and accepted:
+            self._accepted(calm, after, event, accepted[0])
+        gone = {(d.name, j.key) for d in calm.domains for j in d.jobs}
+        gone -= {(d.name, j.key) for d in after.domains for j in d.jobs}
+        noted = {(d.domain, d.key) for d in decisions if isinstance(d, ev.Noted) and d.key}
+        self._must(gone <= noted, f"the end of {gone - noted} is not told")
+
+    def _accepted(self, calm: Host, after: Host, event: ev.Claimed, answer: ev.Accepted) -> None:
+        here, was = after.domain(event.domain), calm.domain(event.domain)
+        assert here and was
+        self._must(here.job(event.key) is not None, "an accepted job is there")
+        if was.job(event.key):
+            self._must(after == calm, "a repeated claim changes nothing")
+            return
+        self._must(event.cpus >= 1 and event.memory_mib >= 0, "impossible numbers are refused")
+        self._must(event.cls in oracle.TAKES[was.kind], "a domain takes classes of its kind")
+        for name in answer.victims:
+            victim = calm.domain(name)
+            self._must(victim is not None and oracle.stoppable(calm, victim), f"{name} could not be stopped")
+            self._must(not oracle.running(after.domain(name)), f"{name} is not stopped as a whole")  # type: ignore[arg-type]
+        stopped_now = {name for name, _ in self._stopped(after) - self._stopped(calm)}
+        self._must(stopped_now <= set(answer.victims), "only victims are stopped")
+        if after.mode is Mode.EXCLUSIVE:
+            beside = [j for s in oracle.siblings(after, here) for j in s.jobs if not oracle.ours(j)]
+            self._must(not beside, f"{event.key} was let in beside {beside}")
+            return
+        n, run = oracle.cpus_for_jobs(after), oracle.cpus_in_use(oracle.workers(after)) + oracle.kept_from(after, here)
+        self._must(run <= n, f"{run} of {n} CPUs are taken after a claim")
+        if event.cls is PROTECTED:
+            self._must(run + oracle.reserved(after) <= n, "a protected job does not borrow")
+        plain = all(d.floor_mib == d.swap_mib == d.unreclaimable_mib == d.memory_mib == 0 for d in calm.domains)
+        if plain and not any(j.memory_mib for d in calm.domains for j in d.jobs) and event.memory_mib == 0:
+            known = was.job_of(event.key.id)
+            if known is None:
+                best = oracle.best_victims(calm, was, event.cpus) if event.cls is HIGH else ()
+                self._must(answer.victims == best, f"victims {answer.victims}, best are {best}")
+
+    def _twice(self, calm: Host, after: Host, event: ev.Event, decisions: tuple[ev.Decision, ...]) -> None:
+        if isinstance(event, REPEATABLE) and not _boots_again(calm, event):
+            again, repeated = handle(after, event)
+            self._must(again == after, f"a repeated {type(event).__name__} changes something")
+            if isinstance(event, ev.Claimed):
+                codes = [
+                    [getattr(d, "code", "accepted") for d in ds if not isinstance(d, ev.Noted)]
+                    for ds in (decisions, repeated)
+                ]
+                self._must(codes[0] == codes[1], f"a repeated claim is answered otherwise: {codes}")
+
+    # What is published.
+
+    def _picked(self, h: Host) -> tuple[Domain, ...]:
+        return h.domains if self.thorough else (h.domains[self._turn % len(h.domains)],)
+
+    def _published_is_answered(self, h: Host) -> None:
+        self._turn += 1
+        for d in self._picked(h):
+            state, accepts = states.state_of(h, d), set(states.accepts(h, d))
+            self._must(state is oracle.state(h, d), f"{d.name} is {state}, by the table {oracle.state(h, d)}")
+            self._must(accepts == oracle.accepts(h, d), f"{d.name}: {accepts}, by the table {oracle.accepts(h, d)}")
+            for cls in JobClass:
+                claim = ev.Claimed(h.now, d.name, JobKey("probe", 1), cls, 1)
+                new, decisions = handle(h, claim)
+                ok = isinstance(decisions[-1], ev.Accepted)
+                self._must(ok == (cls in accepts), f"{d.name} publishes {accepts}, a claim of {cls}: {decisions[-1]}")
+                self._must(ok or new == h, "a refused claim changes nothing")
+            for cls in oracle.TAKES[d.kind]:
+                share = allocation.share(h, d, cls).cpus
+                self._must(share == oracle.share(h, d, cls), f"{d.name}: share {share} of {cls}")
+            size = states.published(h, d)
+            self._must(0 <= size.cpus <= h.cpus and size.mib >= 0, f"{d.name} publishes {size}")
+            if accepts:
+                in_use = oracle.cpus_in_use([d])
+                self._must(in_use + 1 <= size.cpus, f"{d.name} accepts and publishes {size.cpus} CPUs, {in_use} in use")
+            self._must(-1024 <= states.rank(h, d) <= 1023, "a rank fits into a vnode's Priority")
+            self._must(bool(states.why(h, d)), "there is a sentence for people")
+
+    def _time_in_two_steps(self, h: Host) -> None:
+        """Nothing changes before the next deadline, and to wait twice is to wait once."""
+        due, names = next_deadline(h), [d.name for d in self._picked(h)]
+        if due is None:
+            later = at(h, h.now + 100_000)
+            same = replace(later, now=h.now) == h and view(later, names) == view(h, names)
+            self._must(same, "no deadline, yet time changes it")
+            return
+        self._must(due > h.now, "a deadline is in the future")
+        between = at(h, (h.now + due) / 2)
+        self._must(replace(between, now=h.now) == h, "the facts change before the next deadline")
+        self._must(view(between, names) == view(h, names), "what is published changes before the next deadline")
+        far = h.now + 50
+        self._must(at(between if between.now <= far else h, far) == at(h, far), "time in two steps is another time")
+
+    # What may be done between and among events.
+
+    def restart(self, *, agents_back: bool = True) -> None:
+        """The daemon starts again from its journal; hub and agents that were there come back at once."""
+        before = self.host
+        kept: Host = pickle.loads(pickle.dumps(before))
+        self._must(kept == before, "facts survive being written down")
+        connected = [d.name for d in kept.domains if d.agent_lost_at is None]
+        back: list[ev.Event] = [ev.DaemonStarted(kept.now)]
+        if agents_back:
+            back += [ev.AgentConnected(kept.now, name) for name in connected]
+            back += [] if before.hub_lost else [ev.HubFound(kept.now)]
+        for event in back:
+            self.do(event)
+        if agents_back:
+            away = {d.name for d in before.domains} - set(connected)
+            expected = replace(
+                before,
+                domains=tuple(replace(d, agent_lost_at=before.now) if d.name in away else d for d in before.domains),
+            )
+            self._must(same_facts(self.host, expected), "a restart changes facts")
+
+    def swap(self, one: ev.Event, two: ev.Event) -> None:
+        """If neither depends on the other, `one` then `two` is `two` then `one`, with the same answers."""
+        if not independent(self.host, one, two):
+            return
+        ways = []
+        for first, second in ((one, two), (two, one)):
+            middle, said = handle(self.host, first)
+            last, more = handle(middle, second)
+            ways.append((last, {repr(d) for d in (*said, *more) if not isinstance(d, ev.Noted)}))
+        self.story += [one, two]
+        self._must(same_facts(ways[0][0], ways[1][0]), "swapped, they lead elsewhere")
+        self._must(ways[0][1] == ways[1][1], f"swapped, they are answered otherwise: {ways[0][1]} {ways[1][1]}")
+        del self.story[-2:]
+
+    def calm_down(self) -> None:
+        """Every running job ends, nobody holds anything, every deadline passes: every stopped job must go on."""
+        h = at(handle(self.host, ev.PauseEnded(self.host.now))[0], self.host.now + 100_000)
+        h = handle(h, ev.BooksReported(h.now, ()))[0]
+        for _ in range(1 + sum(len(d.jobs) for d in h.domains)):
+            for d in h.domains:
+                for j in oracle.running(d):
+                    h = handle(h, ev.Released(h.now, d.name, j.key))[0]
+            h = at(h, h.now + 100_000)
+            stopped = self._stopped(h)
+            wanted = allocation.wanted_stopped(h)
+            if not stopped:
+                return
+            self._must(wanted < stopped, f"{wanted} are stopped for ever")
+            for name, key in sorted(stopped - wanted):
+                h, said = handle(h, ev.JobContinued(h.now, name, key))
+                self._must(not any(isinstance(d, ev.Refused) for d in said), f"{key} may go on and may not: {said}")
+        self._must(not self._stopped(h), "somebody is stopped for ever")
+
+
+def _continued(j: Job) -> Job:
+    return replace(j, stopper=None, stopped_since=None) if oracle.ours(j) else j
+
+
+def _where(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return ", ".join(f"{Path(f.filename).name}:{f.lineno}" for f in frames[-3:])
+
+
+def independent(h: Host, one: ev.Event, two: ev.Event) -> bool:
+    """Two events of one moment in different domains, of kinds that do not look at each other's facts."""
+    if not isinstance(one, ev.DomainEvent) or not isinstance(two, ev.DomainEvent):
+        return False
+    if one.domain == two.domain or one.at != two.at:
+        return False
+    if isinstance(one, OWN_DOMAIN_ONLY) and isinstance(two, OWN_DOMAIN_ONLY):
+        return True
+    claims = [e for e in (one, two) if isinstance(e, ev.Claimed)]
+    if any(_gives_back(h, c) for c in claims):
+        return False
+    others = [e for e in (one, two) if not isinstance(e, ev.Claimed)]
+    domains = [h.domain(c.domain) for c in claims]
+    if len(claims) == 1:
+        return isinstance(others[0], NOT_ASKED_BY_A_CLAIM) and domains[0] is not None and domains[0].kind is Kind.NORMAL
+    return len(claims) == 2 and claims[0].cls is claims[1].cls and _both_fit(h, claims)
+
+
+def _gives_back(h: Host, event: ev.Claimed | ev.DefrostRequested) -> bool:
+    """The claim ends something beside: the older run of its job, or the lingering that kept its domain's CPUs."""
+    domain = h.domain(event.domain)
+    ends_lingering = domain is not None and oracle.lingering(h, domain)
+    return isinstance(event, ev.Claimed) and (ends_lingering or _has_other_run(h, event))
+
+
+def _boots_again(h: Host, event: ev.Event) -> bool:
+    """The domain goes down to come up again: gone down once more it stays down."""
+    domain = h.domain(event.domain) if isinstance(event, ev.DomainStopped) else None
+    return domain is not None and domain.closing is not None and domain.closing.reboot
+
+
+def _has_other_run(h: Host, claim: ev.Claimed) -> bool:
+    domain = h.domain(claim.domain)
+    known = domain.job_of(claim.key.id) if domain else None
+    return known is not None and known.key != claim.key
+
+
+def _both_fit(h: Host, claims: list[ev.Claimed]) -> bool:
+    """Two claims that stop nobody and are both accepted one way are so the other way, too."""
+    for claim in claims:
+        h, said = handle(h, claim)
+        answer = said[-1]
+        if not isinstance(answer, ev.Accepted) or answer.victims:
+            return False
+    return True

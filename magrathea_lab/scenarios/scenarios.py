@@ -1,0 +1,433 @@
+"""What must happen on a cluster, told once: run on the PBS stand-in and on OpenPBS alike.
+
+Where the two differ, the stand-in is wrong.
+
+Rule 1: a scenario knows a `Cluster` only. It looks at what users and admins see (job states, vnode states, the jobs'
+own counters and outputs), never at the parts' insides.
+Rule 2: it waits for a condition with a bound, never for a time, except to see that a counter stands still.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from ..fleet import ANOTHER, COUNTED, EXCLUSIVE, HostSpec
+from .work import STARTED_ONCE, result
+
+T = TypeVar("T")
+
+STILL_S = 1.0
+"""A counter that does not move for so long (20 steps) stands still."""
+PATIENCE_S = 40.0
+"""For anything to happen; each takes a second or two on an idle machine."""
+PAUSE_S = 0.05
+"""Between two steps of a job."""
+
+
+class Failed(AssertionError):
+    """A scenario did not go as it must; the text says what, and shows the cluster."""
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A job as PBS shows it. `state`: PBS's letter, F when it has finished. `used_s`: walltime counted by PBS."""
+
+    id: str
+    state: str
+    substate: int = 0
+    run_version: int = 0
+    vnodes: tuple[str, ...] = ()
+    comment: str = ""
+    exit_status: int | None = None
+
+
+@dataclass(frozen=True)
+class VnodeView:
+    """A vnode as PBS shows it. `magrathea`: the domain's state word. `state`: PBS's own words."""
+
+    name: str
+    magrathea: str
+    accepts: tuple[str, ...]
+    state: frozenset[str]
+
+
+class Cluster(Protocol):
+    """A running cluster of `hosts`. Every method may be called from one thread only; all raise when PBS refuses."""
+
+    @property
+    def hosts(self) -> Sequence[HostSpec]: ...
+
+    def submit(
+        self,
+        queue: str,
+        steps: int,
+        *,
+        cpus: int = 1,
+        select: str = "",
+        walltime_s: int | None = None,
+        rerunnable: bool = True,
+        name: str = "job",
+    ) -> str:
+        """Submit work.py with so many steps, PAUSE_S apart; the job's id. `select` in place of `cpus`."""
+        ...  # fmt: skip
+
+    def jobs(self) -> Mapping[str, JobView]:
+        """All jobs, finished ones too."""
+        ...
+
+    def vnodes(self) -> Mapping[str, VnodeView]: ...
+
+    def counter(self, job: str) -> int:
+        """How many steps the job has done, 0 before the first."""
+        ...
+
+    def output(self, job: str) -> str:
+        """What the job printed, empty where nothing is there (yet)."""
+        ...
+
+    def delete(self, job: str) -> None: ...
+
+    def crash(self, part: str) -> None:
+        """Kill a part of Magrathea by SIGKILL and start it again: "hub", "noded-h1", "agent-n1"."""
+        ...
+
+    def picture(self) -> str:
+        """The cluster's state for an error message."""
+        ...
+
+
+def wait(cluster: Cluster, what: str, condition: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
+    """What `condition` returns as soon as it is true. Raises Failed."""
+    until = time.monotonic() + patience_s
+    while True:
+        if value := condition():
+            return value
+        if time.monotonic() > until:
+            raise Failed(f"not within {patience_s:g} s: {what}\n{cluster.picture()}")
+        time.sleep(0.02)
+
+
+def require(cluster: Cluster, holds: bool, what: str) -> None:
+    if not holds:
+        raise Failed(f"{what}\n{cluster.picture()}")
+
+
+def wait_state(cluster: Cluster, job: str, states: str, patience_s: float = PATIENCE_S) -> JobView:
+    """The job as soon as its state is one of the letters in `states`."""
+
+    def there() -> JobView | None:
+        view = cluster.jobs().get(job)
+        return view if view is not None and view.state in states else None
+
+    found = wait(cluster, f"job {job} in one of the states {states}", there, patience_s)
+    assert found is not None
+    return found
+
+
+def wait_running(cluster: Cluster, *jobs: str) -> None:
+    """Every job is R and has done a step."""
+    for job in jobs:
+        wait_state(cluster, job, "R")
+        wait(cluster, f"job {job} computes", lambda job=job: cluster.counter(job) > 0)  # type: ignore[misc]
+
+
+def wait_domain(cluster: Cluster, domain: str, *words: str) -> None:
+    wait(cluster, f"domain {domain} is {' or '.join(words)}", lambda: cluster.vnodes()[domain].magrathea in words)
+
+
+def wait_stoppable(cluster: Cluster, *domains: str) -> None:
+    """The domains' jobs have run long enough to be stopped."""
+    for domain in domains:
+        wait_domain(cluster, domain, "running-preemptible")
+
+
+def stands_still(cluster: Cluster, job: str) -> int:
+    """Require that the job's counter does not move; where it stands."""
+    before = cluster.counter(job)
+    time.sleep(STILL_S)
+    after = cluster.counter(job)
+    require(cluster, before == after, f"job {job} is preempted, but its counter went from {before} to {after}")
+    return after
+
+
+def goes_on(cluster: Cluster, job: str, from_step: int) -> None:
+    wait(cluster, f"job {job} goes on from step {from_step}", lambda: cluster.counter(job) > from_step)
+
+
+def wait_right_end(cluster: Cluster, job: str, steps: int) -> None:
+    """The job finishes with the right result, and nothing of it was computed twice."""
+    view = wait_state(cluster, job, "F")
+    require(cluster, view.exit_status == 0, f"job {job} ended with {view.exit_status}: {cluster.output(job)!r}")
+    wait(cluster, f"the output of {job}", lambda: "longest pause" in cluster.output(job))
+    output = cluster.output(job)
+    require(cluster, result(steps) in output, f"job {job} printed {output!r}, not {result(steps)!r}")
+    require(cluster, STARTED_ONCE in output, f"job {job} was requeued while it ran: {output!r}")
+
+
+def wait_all_free(cluster: Cluster, host: HostSpec) -> None:
+    for domain in host.domains:
+        wait_domain(cluster, domain.name, "free")
+
+
+# Scenarios. Each starts and ends with free domains.
+
+
+def one_job_is_preempted_and_goes_on(cluster: Cluster) -> None:
+    low = cluster.submit("low", 100)
+    wait_running(cluster, low)
+    wait_stoppable(cluster, "n1")
+    high = cluster.submit("high", 60)
+    wait_running(cluster, high)
+    require(cluster, cluster.jobs()[high].vnodes[0] in ("p1", "p2"), "the priority job is in a priority domain")
+    wait_state(cluster, low, "S")
+    wait_domain(cluster, "n1", "preempted")
+    step = stands_still(cluster, low)
+    wait_right_end(cluster, high, 60)
+    goes_on(cluster, low, step)
+    wait_state(cluster, low, "RF")
+    wait_right_end(cluster, low, 100)
+    wait_all_free(cluster, EXCLUSIVE)
+
+
+def two_preemptible_jobs_are_stopped_together(cluster: Cluster) -> None:
+    lows = [cluster.submit("low", 100), cluster.submit("low", 100)]
+    wait_running(cluster, *lows)
+    wait_stoppable(cluster, "n1")
+    high = cluster.submit("high", 2000)
+    wait_running(cluster, high)
+    for low in lows:
+        wait_state(cluster, low, "S")
+    steps = [stands_still(cluster, low) for low in lows]
+    cluster.delete(high)
+    for low, step in zip(lows, steps, strict=True):
+        goes_on(cluster, low, step)
+        wait_right_end(cluster, low, 100)
+    wait_all_free(cluster, EXCLUSIVE)
+
+
+def priority_jobs_one_after_another(cluster: Cluster) -> None:
+    low = cluster.submit("low", 140)
+    wait_running(cluster, low)
+    for _ in range(3):
+        wait_state(cluster, low, "R")
+        wait_stoppable(cluster, "n1")
+        high = cluster.submit("high", 10)
+        wait_state(cluster, low, "S")
+        step = cluster.counter(low)
+        wait_right_end(cluster, high, 10)
+        goes_on(cluster, low, step)
+    wait_right_end(cluster, low, 140)
+    wait_all_free(cluster, EXCLUSIVE)
+
+
+def a_second_priority_job_joins(cluster: Cluster) -> None:
+    low = cluster.submit("low", 80)
+    wait_running(cluster, low)
+    wait_stoppable(cluster, "n1")
+    first = cluster.submit("high", 60)
+    wait_running(cluster, first)
+    second = cluster.submit("high", 60)
+    wait_running(cluster, second)
+    places = [cluster.jobs()[job].vnodes for job in (first, second)]
+    require(cluster, places[0] == places[1], f"the second priority job joined the first: {places}")
+    wait_state(cluster, low, "S")
+    for high in (first, second):
+        wait_right_end(cluster, high, 60)
+    wait_right_end(cluster, low, 80)
+    wait_all_free(cluster, EXCLUSIVE)
+
+
+def a_job_of_another_class_waits(cluster: Cluster) -> None:
+    """Nobody is preempted for a protected job, and a protected job is preempted for nobody."""
+    protected = cluster.submit("normal", 60)
+    wait_running(cluster, protected)
+    wait_domain(cluster, "n1", "running")
+    high = cluster.submit("high", 10)
+    time.sleep(STILL_S)
+    require(cluster, cluster.jobs()[high].state == "Q", "the priority job waits for the protected one")
+    require(cluster, cluster.jobs()[protected].state == "R", "the protected job runs on")
+    wait_right_end(cluster, protected, 60)
+    wait_right_end(cluster, high, 10)
+    wait_all_free(cluster, EXCLUSIVE)
+
+
+def a_preempted_job_is_deleted(cluster: Cluster) -> None:
+    low, other = cluster.submit("low", 2000), cluster.submit("low", 100)
+    wait_running(cluster, low, other)
+    wait_stoppable(cluster, "n1")
+    high = cluster.submit("high", 2000)
+    wait_state(cluster, low, "S")
+    wait_running(cluster, high)
+    cluster.delete(low)  # PBS takes 10 to 25 s for a suspended job: its SIGTERM stays pending
+    wait_state(cluster, low, "F")
+    step = stands_still(cluster, other)
+    cluster.delete(high)
+    goes_on(cluster, other, step)
+    wait_right_end(cluster, other, 100)
+    wait_all_free(cluster, EXCLUSIVE)
+
+
+def a_priority_job_comes_as_a_low_one_starts(cluster: Cluster) -> None:
+    """It waits until the low one can be stopped, and loses nothing of it."""
+    low = cluster.submit("low", 100)
+    wait_state(cluster, low, "R")
+    high = cluster.submit("high", 20)
+    wait_right_end(cluster, high, 20)
+    wait_right_end(cluster, low, 100)
+    wait_all_free(cluster, EXCLUSIVE)
+
+
+def two_priority_jobs_at_the_same_moment(cluster: Cluster) -> None:
+    """They fit into one domain together or go one after the other; the low one is stopped, and loses nothing."""
+    low = cluster.submit("low", 80)
+    wait_running(cluster, low)
+    wait_stoppable(cluster, "n1")
+    highs = [cluster.submit("high", 20, cpus=2), cluster.submit("high", 20, cpus=2)]
+    wait_state(cluster, low, "S")
+    for high in highs:
+        wait_state(cluster, high, "F")
+    wait_right_end(cluster, low, 80)
+    wait_all_free(cluster, EXCLUSIVE)
+
+
+def walltime_stands_still(cluster: Cluster) -> None:
+    """A job with a limit of 8 s, stopped for longer than that, finishes."""
+    low = cluster.submit("low", 80, walltime_s=8)
+    wait_running(cluster, low)
+    wait_stoppable(cluster, "n1")
+    high = cluster.submit("high", 160)
+    wait_state(cluster, low, "S")
+    wait_right_end(cluster, high, 160)
+    wait_right_end(cluster, low, 80)
+    wait_all_free(cluster, EXCLUSIVE)
+
+
+def counted_free_cpus_are_used_first(cluster: Cluster) -> None:
+    low = cluster.submit("low", 60, cpus=2)
+    wait_running(cluster, low)
+    high = cluster.submit("high", 20, cpus=2)
+    wait_right_end(cluster, high, 20)
+    wait_right_end(cluster, low, 60)
+    require(cluster, "S" not in cluster.jobs()[low].state, "nobody was stopped")
+    wait_all_free(cluster, COUNTED)
+
+
+def counted_victims_are_the_best_fitting(cluster: Cluster) -> None:
+    """4 CPUs: a domain with one job of 1 CPU, one with 2; a priority job of 2 stops only who is needed."""
+    lows = [cluster.submit("low", 120, cpus=2), cluster.submit("low", 120, cpus=1), cluster.submit("low", 120, cpus=1)]
+    wait_running(cluster, *lows)
+    domains = {cluster.jobs()[low].vnodes[0] for low in lows}
+    wait_stoppable(cluster, *domains)
+    high = cluster.submit("high", 60, cpus=2)
+    wait_running(cluster, high)
+    wait(cluster, "a low job is preempted", lambda: any(cluster.jobs()[low].state == "S" for low in lows))
+    stopped = {view.vnodes[0] for low in lows if (view := cluster.jobs()[low]).state == "S"}
+    require(cluster, len(stopped) == 1, f"one domain of {sorted(domains)} suffices, stopped: {sorted(stopped)}")
+    wait_right_end(cluster, high, 60)
+    for low in lows:
+        wait_right_end(cluster, low, 120)
+    wait_all_free(cluster, COUNTED)
+
+
+def counted_a_third_takes_the_rest(cluster: Cluster) -> None:
+    """Priority jobs of 2 and 1 CPUs on a full host of 4: both normal domains are stopped, then both go on."""
+    lows = [cluster.submit("low", 120, cpus=2), cluster.submit("low", 120, cpus=2)]
+    wait_running(cluster, *lows)
+    wait_stoppable(cluster, "n2", "n3")
+    first = cluster.submit("high", 2000, cpus=2)
+    wait_running(cluster, first)
+    second = cluster.submit("high", 2000, cpus=1)
+    wait_running(cluster, second)
+    for low in lows:
+        wait_state(cluster, low, "S")
+    steps = [stands_still(cluster, low) for low in lows]
+    for high in (first, second):
+        cluster.delete(high)
+    for low, step in zip(lows, steps, strict=True):
+        goes_on(cluster, low, step)
+        wait_right_end(cluster, low, 120)
+    wait_all_free(cluster, COUNTED)
+
+
+def every_part_crashes_while_a_job_is_preempted(cluster: Cluster) -> None:
+    """Each part is killed and started again, one after the other; the job neither runs meanwhile nor is it lost."""
+    low = cluster.submit("low", 100)
+    wait_running(cluster, low)
+    wait_stoppable(cluster, "n1")
+    high = cluster.submit("high", 200)
+    wait_running(cluster, high)
+    wait_state(cluster, low, "S")
+    step = cluster.counter(low)
+    for part in ("hub", "agent-n1", "noded-h1"):
+        cluster.crash(part)
+        require(cluster, stands_still(cluster, low) == step, f"job {low} stood still when {part} crashed")
+    wait_right_end(cluster, high, 200)
+    goes_on(cluster, low, step)
+    wait_right_end(cluster, low, 100)
+    wait_all_free(cluster, EXCLUSIVE)
+
+
+def the_hub_crashes_as_it_should_suspend_a_job(cluster: Cluster) -> None:
+    """It learns from the host what it has to do; nothing is lost and nobody stays stopped."""
+    low = cluster.submit("low", 100)
+    wait_running(cluster, low)
+    wait_stoppable(cluster, "n1")
+    high = cluster.submit("high", 100)
+    wait_state(cluster, high, "R")
+    cluster.crash("hub")
+    wait_state(cluster, low, "S")
+    step = stands_still(cluster, low)
+    wait_right_end(cluster, high, 100)
+    goes_on(cluster, low, step)
+    wait_right_end(cluster, low, 100)
+    wait_all_free(cluster, EXCLUSIVE)
+
+
+def a_job_on_two_hosts_is_stopped_as_a_whole(cluster: Cluster) -> None:
+    """Preempted on one of its hosts, it is suspended on both, and goes on when that host has ended its priority job."""
+    low = cluster.submit("low", 100, select="2:ncpus=2")
+    wait_running(cluster, low)
+    vnodes = set(cluster.jobs()[low].vnodes)
+    require(cluster, vnodes == {"n1", "n4"}, f"the job runs on both hosts: {sorted(vnodes)}")
+    wait(cluster, "one of them may be preempted", lambda: _words(cluster) & {"running-preemptible"})
+    high = cluster.submit("high", 60, cpus=2)
+    wait_running(cluster, high)
+    wait_state(cluster, low, "S")
+    for name in sorted(vnodes):
+        wait_domain(cluster, name, "preempted")
+        require(cluster, "maintenance" in cluster.vnodes()[name].state, f"{name} takes no other jobs meanwhile")
+    step = stands_still(cluster, low)
+    wait_right_end(cluster, high, 60)
+    goes_on(cluster, low, step)
+    wait_right_end(cluster, low, 100)
+    wait_all_free(cluster, EXCLUSIVE)
+    wait_all_free(cluster, ANOTHER)
+
+
+def _words(cluster: Cluster) -> set[str]:
+    return {vnode.magrathea for vnode in cluster.vnodes().values()}
+
+
+Scenario = Callable[[Cluster], None]
+
+SCENARIOS: dict[Scenario, tuple[HostSpec, ...]] = {
+    one_job_is_preempted_and_goes_on: (EXCLUSIVE,),
+    two_preemptible_jobs_are_stopped_together: (EXCLUSIVE,),
+    priority_jobs_one_after_another: (EXCLUSIVE,),
+    a_second_priority_job_joins: (EXCLUSIVE,),
+    a_job_of_another_class_waits: (EXCLUSIVE,),
+    a_preempted_job_is_deleted: (EXCLUSIVE,),
+    a_priority_job_comes_as_a_low_one_starts: (EXCLUSIVE,),
+    two_priority_jobs_at_the_same_moment: (EXCLUSIVE,),
+    walltime_stands_still: (EXCLUSIVE,),
+    every_part_crashes_while_a_job_is_preempted: (EXCLUSIVE,),
+    the_hub_crashes_as_it_should_suspend_a_job: (EXCLUSIVE,),
+    a_job_on_two_hosts_is_stopped_as_a_whole: (EXCLUSIVE, ANOTHER),
+    counted_free_cpus_are_used_first: (COUNTED,),
+    counted_victims_are_the_best_fitting: (COUNTED,),
+    counted_a_third_takes_the_rest: (COUNTED,),
+}
+"""Every scenario and the hosts that its cluster must have, and no others."""

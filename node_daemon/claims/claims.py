@@ -1,0 +1,247 @@
+"""What guests say, made into events, and what they are answered.
+
+A claim is answered within CLAIM_S, because MoM does nothing else meanwhile: granted only when what had to be stopped
+has stopped and CPU has moved; else refused, its fact taken away, and the plan leads back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import Any, Protocol
+
+from magrathea.core import events as ev
+from magrathea.core import plan
+from magrathea.core.model import Host, JobKey, Stage
+from magrathea.core.parts import Unready, held_back, unready
+
+from ..hypervisor.base import Driver
+from ..switch.switch import Switch
+from .guest_messages import AnyRequest, Claim, Hello, Jobs, Launched, Prepared, Release, Report
+
+log = logging.getLogger(__name__)
+
+CLAIM_S = 1.4
+"""A claim's answer, at the latest: the agent gives it up after 1.6 s, takes it back, and could say nothing but that."""
+RETRY_AFTER_S = 5
+"""When PBS should try a refused job again: soon, but not at once (OpenPBS holds a job after 21 refusals)."""
+MEMORY_RETRY_AFTER_S = 60
+"""The same where memory is short: that does not change within seconds."""
+MEMORY_GLANCE_S = 0.4
+"""So long a claim waits for memory, too: most that cannot be had is known by then. The rest is the prologue's to wait
+for, because MoM does nothing else during a claim."""
+MEMORY_STEP_MIB = 16
+"""Figures of unreclaimable memory are rounded up to it: a fact that changes with every report is none."""
+
+Answer = dict[str, Any]
+
+
+class Owner(Protocol):
+    """What is needed of the daemon."""
+
+    switch: Switch
+    driver: Driver
+
+    @property
+    def host(self) -> Host: ...
+
+    async def elsewhere(self, domain: str, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
+        """The parts of that domain's job in vnodes of other hosts that are not ready; None: nobody knows."""
+        ...
+
+    def actual_changed(self) -> None: ...
+
+    def now(self) -> float: ...
+
+    def apply(self, event: ev.Event) -> tuple[ev.Decision, ...]: ...
+
+    def refused(self, domain: str, key: JobKey, code: str, text: str) -> None: ...
+
+    def observe(self, name: str) -> None: ...
+
+
+def refusal(code: str, text: str, retry_after_s: int = RETRY_AFTER_S) -> Answer:
+    return {"ok": False, "code": code, "text": text[:4096], "retry_after_s": retry_after_s}
+
+
+class Guests:
+    """The channels' handler (`channel.Handler`)."""
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._granted: set[tuple[str, JobKey]] = set()
+        self._waiting: dict[tuple[str, JobKey], str] = {}
+        self._unheard_since: dict[tuple[str, JobKey], float] = {}
+
+    def connected(self, domain: str, hello: Hello) -> None:
+        log.info("%s: agent %s connected (%s)", domain, hello.agent, ", ".join(hello.can) or "no abilities")
+        self._owner.apply(ev.AgentConnected(self._owner.now(), domain))
+        self._owner.switch.agent_connected(domain)
+
+    def lost(self, domain: str) -> None:
+        log.info("%s: agent lost", domain)
+        self._owner.switch.agent_lost(domain)
+        self._owner.apply(ev.AgentLost(self._owner.now(), domain))
+
+    async def request(self, domain: str, request: AnyRequest) -> Answer:
+        now = self._owner.now()
+        match request:
+            case Claim():
+                return await self._claim(domain, request)
+            case Release():
+                self._granted.discard((domain, request.job.key))
+                self._owner.apply(ev.Released(now, domain, request.job.key))
+            case Launched():
+                self._owner.apply(ev.JobLaunched(now, domain, request.job.key))
+            case Jobs():
+                self._owner.apply(ev.JobsReported(now, domain, tuple(j.reported() for j in request.jobs)))
+            case Prepared():
+                return await self._prepared((domain, request.job.key), request.vnodes)
+            case Report():
+                self._report(domain, request)
+        return {"ok": True}
+
+    async def _claim(self, domain: str, request: Claim) -> Answer:
+        job, owner = request.job, self._owner
+        asked = time.monotonic()
+        mark = (domain, job.key)
+        event = ev.Claimed(owner.now(), domain, job.key, job.cls, job.cpus, job.memory_mib, job.rerunnable)
+        decisions = owner.apply(event)
+        for decision in decisions:
+            if isinstance(decision, ev.Refused) and decision.key == job.key:
+                owner.refused(domain, job.key, decision.code, decision.text)
+                return refusal(decision.code, decision.text)
+        known = self._job(mark)
+        if known is None:
+            return refusal("released", f"{job.key} was released while it was claimed")
+        granted = mark in self._granted or known.launched or known.confirmed
+        if not granted and (refused := await self._switched(mark) or self._paused(mark)) is not None:
+            return refused
+        self._granted = {m for m in self._granted if self._job(m) is not None} | {mark}
+        owner.observe("answer")
+        log.info("%s: claim of %s granted after %.1f ms", domain, job.key, (time.monotonic() - asked) * 1000)
+        return {"ok": True}
+
+    def _job(self, mark: tuple[str, JobKey]) -> Any:
+        found = self._owner.host.domain(mark[0])
+        return found.job(mark[1]) if found else None
+
+    async def _switched(self, mark: tuple[str, JobKey]) -> Answer | None:
+        """Wait until the switch for this claim is done; a refusal if it cannot be in time."""
+        owner = self._owner
+        try:
+            async with asyncio.timeout(CLAIM_S):
+                while self._job(mark) is not None:
+                    if not owner.switch.unconfirmed() and not owner.switch.cpu_pending():
+                        return await self._glance(mark)
+                    await owner.switch.changed()
+        except TimeoutError:
+            if self._job(mark) is not None:
+                return self._late(mark)
+        return refusal("released", f"{mark[1]} was released while it was claimed")
+
+    def _late(self, mark: tuple[str, JobKey]) -> Answer | None:
+        """No more time: what has not stopped refuses the claim, CPU that has not moved does not."""
+        owner = self._owner
+        late = sorted(f"{key} in {domain}" for domain, key in owner.switch.unconfirmed())
+        if not late:
+            if owner.switch.cpu_pending():
+                log.warning("%s: claim of %s granted although CPU has not moved within %g s", *mark, CLAIM_S)
+            return None
+        text = f"not stopped within {CLAIM_S:g} s: {', '.join(late)}; see that domain's agent"
+        log.warning("%s: claim of %s refused: %s", *mark, text)
+        owner.apply(ev.Released(owner.now(), *mark))
+        owner.refused(*mark, "stop-timeout", text)
+        return refusal("stop-timeout", text)
+
+    async def _glance(self, mark: tuple[str, JobKey]) -> Answer | None:
+        """Everything is there but perhaps memory: a refusal if that is known not to come."""
+        owner = self._owner
+        lacking = owner.switch.memory_lacking(mark[0])
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(MEMORY_GLANCE_S):
+                while lacking == "" and self._job(mark) is not None:
+                    await owner.switch.changed()
+                    lacking = owner.switch.memory_lacking(mark[0])
+        if not lacking:
+            return None
+        log.warning("%s: claim of %s refused: %s", *mark, lacking)
+        owner.apply(ev.Released(owner.now(), *mark))
+        owner.refused(*mark, "memory-short", lacking)
+        return refusal("memory-short", lacking, MEMORY_RETRY_AFTER_S)
+
+    def _paused(self, mark: tuple[str, JobKey]) -> Answer | None:
+        """On a paused host: a refusal where the domain would have to be given CPUs or memory first."""
+        owner = self._owner
+        pause = owner.host.paused
+        if pause is None or not plan.lacks(owner.host, owner.switch.actual(), mark[0]):
+            return None
+        owner.apply(ev.Released(owner.now(), *mark))
+        text = f"{mark[0]} would have to be given CPUs or memory, but {owner.host.name} is paused ({pause.reason})"
+        owner.refused(*mark, "paused", text)
+        return refusal("paused", text)
+
+    async def _prepared(self, mark: tuple[str, JobKey], vnodes: list[str]) -> Answer:
+        """Whether the memory of all of the job's parts is there: the first one's prologue hook asks until it is."""
+        owner, (domain, key) = self._owner, mark
+        gone = refusal("unknown-job", f"{domain} has no {key}; it was released, or never claimed")
+        if self._job(mark) is None:
+            return gone
+        told = await owner.elsewhere(domain, key, vnodes)
+        if self._job(mark) is None:
+            return gone
+        silence = Unready(Stage.UNHEARD, "no hub answers, and it alone knows of the job's other hosts")
+        elsewhere = (silence,) if told is None else told
+        parts = (*self._here(key), *elsewhere)
+        if (why := held_back(parts, self._unheard_s(mark, elsewhere), hub=told is not None)) is not None:
+            self._wait(mark, "")
+            owner.refused(domain, key, why.code, why.text)
+            again_s = MEMORY_RETRY_AFTER_S if why.code == "memory-short" else RETRY_AFTER_S
+            return refusal(why.code, why.text, again_s)
+        if not parts:
+            self._wait(mark, "")
+            return {"ok": True, "ready": True}
+        text = f"waits for its memory: {', '.join(part.text for part in parts)}"[:4096]
+        self._wait(mark, text)
+        return {"ok": True, "ready": False, "text": text}
+
+    def _here(self, key: JobKey) -> tuple[Unready, ...]:
+        """The job's parts on this host that are not ready."""
+        switch = self._owner.switch
+        moves = sorted(switch.mover.progress.items())
+        how_far = ", ".join(f"{name} {p.what} {p.done_mib} of {p.of_mib} MiB" for name, p in moves)
+        names = (d.name for d in self._owner.host.domains if d.job(key) is not None)
+        parts = (unready(switch.memory_lacking(name), how_far or name) for name in names)
+        return tuple(part for part in parts if part is not None)
+
+    def _unheard_s(self, mark: tuple[str, JobKey], parts: tuple[Unready, ...]) -> float:
+        """For how long, from question to question, nothing has been known of one part or the other."""
+        if all(part.stage is not Stage.UNHEARD for part in parts):
+            self._unheard_since.pop(mark, None)
+            return 0.0
+        now = asyncio.get_running_loop().time()
+        return now - self._unheard_since.setdefault(mark, now)
+
+    def _wait(self, mark: tuple[str, JobKey], text: str) -> None:
+        """What its owner is told that the job waits for; empty: for nothing."""
+        before = self._waiting.pop(mark, "")
+        if text:
+            self._waiting[mark] = text
+        if text != before:
+            self._owner.actual_changed()
+
+    def waits(self) -> dict[tuple[str, JobKey], str]:
+        """Jobs whose prologue waits for memory, and how far that is, for people."""
+        there = {m for m in self._waiting if (job := self._job(m)) is not None and not job.launched}
+        self._waiting = {m: text for m, text in self._waiting.items() if m in there}
+        self._unheard_since = {m: at for m, at in self._unheard_since.items() if m in there}
+        return dict(self._waiting)
+
+    def _report(self, domain: str, report: Report) -> None:
+        found = self._owner.host.domain(domain)
+        mib = -(-max(0, report.memory.unreclaimable_mib) // MEMORY_STEP_MIB) * MEMORY_STEP_MIB
+        mib = max(mib, self._owner.switch.mover.kept_mib(domain))
+        if found is not None and found.unreclaimable_mib != mib:
+            self._owner.apply(ev.MemoryReported(self._owner.now(), domain, mib))

@@ -1,0 +1,86 @@
+"""What moving balloons have at this moment, asked of QEMU itself.
+
+libvirt's `info` repeats what QEMU last told it of a balloon, and QEMU tells it once a second at most (QEMU 7.2,
+`balloon_change` among the limited events of monitor/monitor.c): each step of a move would wait for that second.
+`memoryStats` asks QEMU, and so hangs with a QEMU that hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ..base import DriverError
+
+log = logging.getLogger(__name__)
+
+KIB = 1024
+MOVING_S = 10.0
+"""A balloon that has not moved for so long is at rest: libvirt has heard of it by then."""
+READ_S = 1.0
+"""QEMU's time to say it; measured 1 ms."""
+
+Ask = Callable[[str, str, Callable[[Any], Any], float], Awaitable[Any]]
+"""(domain, what for people, work on libvirt's domain, seconds): its result, from the domain's own thread."""
+
+
+class Balloons:
+    """One driver's. A balloon that could not be read is not asked again before it is set again."""
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._moving: dict[str, tuple[float, int | None, bool]] = {}  # asked until, had, grew
+        self._silent: dict[str, int] = {}  # what those last had that grew and then did not answer any more
+
+    def moves(self, domain: str) -> None:
+        """Its target has just been set."""
+        self._moving[domain] = (self._now() + MOVING_S, None, False)
+        self._silent.pop(domain, None)
+
+    def at_least(self, domain: str, heard_mib: int | None) -> int | None:
+        """What a domain has that was not read here: as libvirt has heard, or what it already had. A QEMU that hangs
+        tells libvirt nothing; of one that has grown, what it already has would be given to others."""
+        if heard_mib is None:  # it is down
+            self._silent.pop(domain, None)
+            return None
+        return max(heard_mib, self._silent.get(domain, 0))
+
+    async def mib(self) -> dict[str, int]:
+        """Of each domain whose balloon may be moving and that answers."""
+        now = self._now()
+        self._moving = {name: state for name, state in self._moving.items() if state[0] > now}
+        asked = dict(self._moving)
+        found = {}
+        for name, mib in zip(asked, await asyncio.gather(*map(self._read, asked)), strict=True):
+            if mib is not None:
+                found[name] = mib
+            if self._moving.get(name) is not asked[name]:
+                continue  # set again meanwhile
+            if mib is None:
+                del self._moving[name]
+                _, had, grew = asked[name]
+                if had is not None and grew:
+                    self._silent[name] = had
+            elif mib != (had := asked[name][1]):
+                self._moving[name] = (self._now() + MOVING_S, mib, had is not None and mib > had)
+        return found
+
+    async def _read(self, domain: str) -> int | None:
+        try:
+            stats = await self._ask(domain, f"reading the balloon of domain {domain}", _stats, READ_S)
+        except DriverError as error:
+            log.debug("%s: what is known of its balloon may be a second old: %s", domain, error)
+            return None
+        kib = stats.get("actual")
+        return None if kib is None else int(kib) // KIB
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+
+def _stats(domain: Any) -> dict[str, int]:
+    found: dict[str, int] = domain.memoryStats()
+    return found

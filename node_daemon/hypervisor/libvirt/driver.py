@@ -1,0 +1,382 @@
+"""The driver whose domains are libvirt's: virtual machines of QEMU/KVM and Xen, containers of LXC.
+
+Rule 1: the event loop never waits for libvirt. Reading has a thread, each domain has one for what changes it, each of
+them a connection of its own (connection.py), and each call a deadline (calls.py).
+Rule 2: what is read is libvirt's word of now (reading.py). Without a connection `actual` raises `lost`, and
+nothing is made up.
+Rule 3: only domains of the configuration are touched. All others are services: they are counted (`others`), no more.
+Rule 4: what is set is set for the running domain only, so that a domain that boots begins without a cap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from ..base import (
+    CALL_DEADLINE_S,
+    CPU,
+    LIFE,
+    MEMORY,
+    SAVE,
+    SAVE_DEADLINE_S,
+    ActualDomain,
+    DomainEvent,
+    DriverError,
+    OnEvent,
+    Others,
+)
+from .balloons import Balloons
+from .calls import Worker
+from .connection import Connection, Line, Link, translated
+from .reading import DOWN, KIB, UNREAD, Abilities, All, Found, Reader
+from .values import CRASHED, is_paused, is_up
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+STARTED, STOPPED, CRASHED_EVENT = 2, 5, 8
+"""Details of libvirt's lifecycle event that end or begin a domain."""
+
+
+UNREAD_S = 0.5
+"""A domain that could not be read is read again so soon; one that boots can be within a second."""
+
+
+class LibvirtDriver:
+    """See `base.Driver`. `names`: libvirt's name of each configured domain; `services`: those of kind service."""
+
+    def __init__(self, host: str, uri: str, names: Mapping[str, str], services: frozenset[str] = frozenset()) -> None:
+        self._host = host
+        self._uri = uri
+        self._names = dict(names)
+        self._ours = {libvirt_name: name for name, libvirt_name in names.items()}
+        if len(self._ours) < len(self._names):
+            raise DriverError("bad-value", f"host {host}: two domains have the same `libvirt.name`; give each its own")
+        self._services = services
+        self._link: Link | None = None
+        self._reader = Worker("libvirt-read")
+        self._workers = {name: Worker(f"libvirt-{name}") for name in names}
+        self._lines: dict[str, Line] = {}
+        self._on_event: OnEvent | None = None
+        self._known: dict[str, Found] = {}
+        self._unread: Mapping[str, str] = {}
+        self._again: asyncio.TimerHandle | None = None
+        self._told: dict[str, bool] = {}
+        self._events = dict.fromkeys(names, 0)  # how many there have been
+        self._abilities: Abilities | None = None
+        self._asked: Connection | None = None
+        """Whom they were asked of. Another libvirtd may know more, and its domains may be other ones; until it has
+        said so, what was known stays: a driver that could do nothing for a moment would seem to have nothing to do."""
+        self._others = Others()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._balloons = Balloons(self._of_domain)
+
+    # What it can do
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        found = self._abilities
+        if found is None:
+            return frozenset()
+        able = {LIFE}
+        if found.cpu is not None:
+            able.add(CPU)
+        if found.save:
+            able.add(SAVE)
+        if not self._names.keys() - self._services <= found.without_balloon:
+            able.add(MEMORY)
+        return frozenset(able)
+
+    def notes(self) -> list[str]:
+        said = []
+        if self._link is not None:
+            try:
+                _ = self._link.connection
+            except DriverError as error:
+                said.append(error.text)
+        said += [f"domain {name} cannot be read at present: {why}" for name, why in sorted(self._unread.items())]
+        return [*said, *(self._abilities.said if self._abilities is not None else ())]
+
+    def others(self) -> Others:
+        return self._others
+
+    # Starting and ending
+
+    async def start(self, on_event: OnEvent) -> None:
+        self._on_event = on_event
+        self._link = Link(self._uri, self._found, self._lost, self._happened)
+        await self._link.start(CALL_DEADLINE_S)
+        try:
+            await self.actual()
+        except DriverError as error:  # `notes` says it, and the domains are told of as soon as it is back
+            log.warning("%s; its domains are told of when it answers", error)
+
+    async def close(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for worker in (self._reader, *self._workers.values()):
+            worker.close()
+        for line in self._lines.values():
+            line.drop()
+        if self._link is not None:
+            await self._link.close()
+
+    # Reading
+
+    async def actual(self) -> dict[str, ActualDomain]:
+        link = self._linked()
+        connection = link.connection
+        known = self._abilities if self._asked is connection else None
+        reader = Reader(link.libvirt, self._uri, self._names, self._services)
+
+        def read() -> tuple[Abilities, All]:
+            abilities = known or reader.ask(connection, silent="LIFECYCLE" in link.unwatched)
+            return abilities, reader.read(connection, abilities)
+
+        events = dict(self._events)
+        (self._abilities, now), balloons = await asyncio.gather(
+            self._call(self._reader, "reading the domains", read), self._balloons.mib()
+        )
+        self._asked = connection if self._abilities.sure else None
+        self._others = now.others or self._others
+        self._take(now, events)
+        return {
+            name: replace(one.actual, memory_mib=balloons[name])
+            if name in balloons and one.actual.memory_mib is not None
+            else replace(one.actual, memory_mib=self._balloons.at_least(name, one.actual.memory_mib))
+            for name, one in now.found.items()
+        }
+
+    def _take(self, now: All, events: Mapping[str, int]) -> None:
+        """Tell of what has come and gone. `events`: how many there had been of each domain before it was read."""
+        before, self._known = self._known, dict(now.found)
+        unread, self._unread = self._unread, now.unread
+        for name, why in now.unread.items():
+            self._known[name] = before.get(name, UNREAD)
+            log.log(logging.DEBUG if name in unread else logging.WARNING, "domain %s cannot be read: %s", name, why)
+        if now.unread and (self._again is None or self._again.when() <= asyncio.get_running_loop().time()):
+            self._again = asyncio.get_running_loop().call_later(UNREAD_S, self._look_soon)
+        for name, one in now.found.items():
+            if self._events[name] != events[name]:
+                continue  # what was read may be older than what was told meanwhile; whoever was told reads again
+            then = before.get(name, DOWN)
+            if {then.actual.up, then.actual.known, one.actual.up, one.actual.known} == {True} and then.id != one.id:
+                self._tell(name, up=False)  # it went down and came up again unseen
+            if self._told.get(name) is not one.actual.up or (name in unread and name not in now.unread):
+                self._tell(name, up=one.actual.up)
+
+    # Changing
+
+    async def set_cpu(self, domain: str, percent: int | None) -> None:
+        self._check(domain)
+        if percent is not None and percent < 1:
+            raise DriverError("bad-value", f"domain {domain}: a CPU cap of {percent} % would stop it; the least is 1")
+        found = await self._known_abilities()
+        control = found.cpu
+        if control is None:
+            raise DriverError("not-supported", f"domain {domain}: {found.kind} cannot cap CPU")
+
+        def work(one: Any) -> None:
+            self._must_run(domain, one)
+            one.setSchedulerParametersFlags(control.parameters(percent, one.info()[3]), self._live)
+
+        await self._change(domain, f"capping the CPU of domain {domain}", work)
+
+    def nearest_cpu(self, percent: int | None) -> int | None:
+        if self._abilities is None or self._abilities.cpu is None:
+            return percent
+        return self._abilities.cpu.nearest(percent)
+
+    async def set_memory(self, domain: str, mib: int) -> None:
+        self._check(domain)
+        found = await self._known_abilities()
+        if domain in found.without_balloon:
+            raise DriverError("not-supported", f"domain {domain} has no balloon: its memory cannot be moved")
+
+        def work(one: Any) -> None:
+            self._must_run(domain, one)
+            most = one.maxMemory() // KIB
+            if not 1 <= mib <= most:
+                raise DriverError("bad-value", f"domain {domain}: {mib} MiB asked; it can have 1 to {most} MiB")
+            one.setMemoryFlags(mib * KIB, self._live)
+
+        await self._change(domain, f"setting the memory of domain {domain}", work)
+        if found.kind.upper() != "LXC":
+            self._balloons.moves(domain)
+
+    async def boot(self, domain: str) -> None:
+        def work(one: Any) -> None:
+            state = one.state()[0]
+            if is_up(state):
+                return
+            if state == CRASHED:  # kept by libvirt for people to look at
+                one.destroy()
+            saved = self._abilities is not None and self._abilities.save and bool(one.hasManagedSaveImage())
+            try:
+                one.create()
+            except self._error as error:
+                if one.isActive():
+                    return  # somebody else was quicker
+                if saved:
+                    text = f"domain {domain} did not come back from its image, which is kept: {error}"
+                    raise DriverError("restore-failed", f"{text}; `virsh managedsave-remove` gives it up") from error
+                raise
+
+        await self._change(domain, f"booting domain {domain}", work, SAVE_DEADLINE_S)
+
+    async def shutdown(self, domain: str) -> None:
+        def work(one: Any) -> None:
+            self._must_run(domain, one)
+            one.shutdown()
+
+        await self._change(domain, f"shutting down domain {domain}", work)
+
+    async def destroy(self, domain: str) -> None:
+        def work(one: Any) -> None:
+            try:
+                one.destroy()
+            except self._error:
+                if one.isActive():
+                    raise
+
+        # libvirt waits up to 15 s for a QEMU that does not die of SIGTERM before it sends SIGKILL.
+        await self._change(domain, f"ending domain {domain}", work, 30.0)
+
+    async def save(self, domain: str) -> None:
+        self._check(domain)
+        found = await self._known_abilities()
+        if not found.save:
+            raise DriverError("not-supported", f"domain {domain}: {found.kind} does not save domains to disk")
+
+        def work(one: Any) -> None:
+            self._must_run(domain, one)
+            if not one.isPersistent():
+                text = f"domain {domain} is transient: libvirt would forget it once saved; `virsh define` it"
+                raise DriverError("not-supported", text)
+            one.managedSave(self._link_constant("VIR_DOMAIN_SAVE_RUNNING"))
+
+        await self._change(domain, f"saving domain {domain}", work, SAVE_DEADLINE_S)
+
+    async def resume(self, domain: str) -> None:
+        def work(one: Any) -> None:
+            state, reason = one.state()
+            if not is_up(state):
+                self._must_run(domain, one)
+            if state == self._link_constant("VIR_DOMAIN_PMSUSPENDED"):
+                one.pMWakeup()
+            elif is_paused(state, reason):
+                one.resume()
+
+        await self._change(domain, f"resuming domain {domain}", work)
+
+    # Calls
+
+    @property
+    def _error(self) -> Any:
+        return self._linked().libvirt.libvirtError
+
+    @property
+    def _live(self) -> int:
+        return self._link_constant("VIR_DOMAIN_AFFECT_LIVE")
+
+    def _link_constant(self, name: str) -> int:
+        return int(getattr(self._linked().libvirt, name))
+
+    def _linked(self) -> Link:
+        if self._link is None:
+            raise DriverError("failed", f"the libvirt driver of {self._host} is not started, or is closed")
+        return self._link
+
+    def _check(self, domain: str) -> None:
+        if domain not in self._names:
+            raise DriverError("no-domain", f"host {self._host} has no domain {domain}")
+        if domain in self._services:
+            raise DriverError("not-permitted", f"domain {domain} is a service, which is never touched")
+
+    def _must_run(self, domain: str, one: Any) -> None:
+        if not one.isActive():
+            raise DriverError("domain-down", f"domain {domain} on {self._host} is down")
+
+    async def _known_abilities(self) -> Abilities:
+        if self._abilities is None:
+            await self.actual()
+        assert self._abilities is not None
+        return self._abilities
+
+    async def _change(self, domain: str, what: str, work: Callable[[Any], None], seconds: float | None = None) -> None:
+        self._check(domain)
+        await self._of_domain(domain, what, work, CALL_DEADLINE_S if seconds is None else seconds)
+
+    async def _of_domain(self, domain: str, what: str, work: Callable[[Any], T], seconds: float) -> T:
+        """`work` on the domain's object, in the domain's thread."""
+        link = self._linked()
+        _ = link.connection  # without one there is nothing to wait for
+        line = self._lines.setdefault(domain, Line(link))
+        return await self._call(
+            self._workers[domain], what, lambda: work(line.connection().lookupByName(self._names[domain])), seconds
+        )
+
+    async def _call(self, worker: Worker, what: str, work: Callable[[], T], seconds: float | None = None) -> T:
+        link = self._linked()
+        try:
+            return await worker.call(CALL_DEADLINE_S if seconds is None else seconds, what, work)
+        except link.libvirt.libvirtError as error:
+            _ = link.connection  # where that is what has failed, it says so
+            raise translated(error, what) from error
+
+    # Coming and going
+
+    def _found(self, connection: Connection) -> None:
+        self._look_soon(telling=bool(self._told))
+
+    def _lost(self) -> None:
+        for name, up in self._told.items():
+            self._tell(name, up)  # "look": who does will find that nothing is known
+
+    def _happened(self, libvirt_name: str, event: str, detail: int | None) -> None:
+        name = self._ours.get(libvirt_name)
+        if name is not None:
+            self._events[name] += 1
+        if name is None:
+            self._look_soon()  # a service has come or gone
+        elif event == "LIFECYCLE" and detail in (STOPPED, CRASHED_EVENT):
+            self._tell(name, up=False)
+        elif event == "LIFECYCLE" and detail == STARTED:
+            self._tell(name, up=True)
+        else:
+            self._tell(name, self._told.get(name, False))
+
+    def _tell(self, name: str, up: bool) -> None:
+        self._told[name] = up
+        if not up and name in self._known:
+            self._known[name] = DOWN
+        if self._on_event is not None and name not in self._services:
+            self._on_event(DomainEvent(name, up))
+
+    def _look_soon(self, telling: bool = False) -> None:
+        task = asyncio.get_running_loop().create_task(self._look(telling))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _look(self, telling: bool) -> None:
+        """Find out by oneself; the domains' coming and going is told on the way, and that services have changed.
+
+        `telling`: something is told in any case, so that whoever could not look meanwhile does.
+        """
+        others = self._others
+        try:
+            await self.actual()
+        except DriverError as error:
+            log.warning("after a change: %s", error)
+            return
+        if (telling or others != self._others) and self._on_event is not None:
+            for name in sorted(self._names.keys() - self._services)[:1]:
+                self._on_event(DomainEvent(name, self._told.get(name, False)))

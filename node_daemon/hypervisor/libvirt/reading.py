@@ -1,0 +1,175 @@
+"""What is read of libvirt: its domains as they are, and what their hypervisor can do. Blocking calls, for one thread.
+
+Rule 1: a domain that has gone while it was read is down. One that is there and cannot be read costs nobody but itself
+its facts (`ActualDomain.known`). Whatever else fails is libvirt's failure, not a domain's state: it is raised.
+Rule 2: domains that the configuration does not name are services: they are counted (`Others`), no more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..base import ActualDomain, Others
+from .connection import Connection
+from .values import ERROR_CODES, NO_DOMAIN, CpuControl, cpu_control, has_balloon, is_paused, is_up
+
+log = logging.getLogger(__name__)
+
+KIB = 1024
+XEN_HOST = 0
+"""The id of Xen's first domain, which is the host's own system: what it needs is the configuration's reserve."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A domain as it was read. `id`: libvirt's number of this run of it, another one after a restart."""
+
+    actual: ActualDomain
+    id: int
+
+
+DOWN = Found(ActualDomain(up=False), -1)
+UNREAD = Found(ActualDomain(up=True, known=False), -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What the hypervisor behind the connection can do. `sure`: false while no domain could say how CPU is capped, for
+    reasons that may pass: libvirtd has just been started, and they are still to be found by it."""
+
+    kind: str
+    cpu: CpuControl | None
+    save: bool
+    without_balloon: frozenset[str]
+    undefined: frozenset[str]
+    said: tuple[str, ...]
+    sure: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class All:
+    """Everything that was read. `others`: None where one of them could not be. `unread`: why, by the domain's name."""
+
+    found: Mapping[str, Found]
+    others: Others | None
+    unread: Mapping[str, str] = field(default_factory=dict)
+
+
+class Reader:
+    """`libvirt`: its binding; `names`: libvirt's name of each configured domain; `services`: those never touched."""
+
+    def __init__(self, libvirt: Any, uri: str, names: Mapping[str, str], services: frozenset[str]) -> None:
+        self._uri = uri
+        self._names = names
+        self._ours = {own: name for name, own in names.items()}
+        self._services = services
+        self._error = libvirt.libvirtError
+        self._live = int(libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        self._config = int(libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+
+    def read(self, connection: Connection, abilities: Abilities) -> All:
+        """Raises libvirtError."""
+        found = dict.fromkeys(self._names, DOWN)
+        unread: dict[str, str] = {}
+        all_counted = True
+        count = cpus = mib = 0
+        for domain in connection.listAllDomains(0):
+            name = self._ours.get(domain.name())
+            try:
+                if name is not None:
+                    found[name] = self._one(name, domain, abilities)
+                elif is_up((info := domain.info())[0]) and not (abilities.kind == "Xen" and domain.ID() == XEN_HOST):
+                    count, cpus, mib = count + 1, cpus + info[3], mib + info[1] // KIB
+            except self._error as error:
+                if self._is_gone(domain):
+                    log.debug("%s has gone while it was read: %s", domain.name(), error)
+                elif name is None:
+                    log.debug("%s cannot be read: %s", domain.name(), error)
+                    all_counted = False
+                else:
+                    found[name], unread[name] = UNREAD, str(error)
+        return All(found, Others(count, cpus, mib) if all_counted else None, unread)
+
+    def _one(self, name: str, domain: Any, abilities: Abilities) -> Found:
+        state, reason = domain.state()
+        info = domain.info()
+        saved = abilities.save and bool(domain.hasManagedSaveImage())
+        movable = name not in abilities.without_balloon
+        up = is_up(state)
+        percent = None
+        if up and abilities.cpu is not None:
+            percent = abilities.cpu.percent(domain.schedulerParametersFlags(self._live), info[3])
+        actual = ActualDomain(
+            up=up,
+            cpu_percent=percent,
+            memory_mib=self._memory_kib(abilities.kind, domain, info) // KIB if up and movable else None,
+            saved=saved,
+            paused=is_paused(state, reason),
+            max_memory_mib=info[1] // KIB,
+        )
+        return Found(actual, domain.ID() if up else -1)
+
+    def _memory_kib(self, kind: str, domain: Any, info: list[int]) -> int:
+        """What the domain has. Of a container `info` says what it uses; what it has is its limit."""
+        if kind.upper() != "LXC":
+            return info[2]
+        return min(int(domain.memoryParameters(self._live)["hard_limit"]), info[1])
+
+    def _is_gone(self, domain: Any) -> bool:
+        """Whether the domain is down, or is no more. Raises libvirtError where libvirt does not even say that: a
+        libvirtd that dies takes no domain with it."""
+        try:
+            return not domain.isActive()
+        except self._error as error:
+            if error.get_error_code() == NO_DOMAIN:
+                return True
+            raise
+
+    def ask(self, connection: Connection, silent: bool) -> Abilities:
+        """What this hypervisor can do, asked of the domains themselves. `silent`: it tells of no coming and going.
+        Raises libvirtError."""
+        kind = str(connection.getType())
+        present = {d.name(): d for d in connection.listAllDomains(0)}
+        domains = {name: present[own] for name, own in self._names.items() if own in present}
+        workers = {name: domain for name, domain in domains.items() if name not in self._services}
+        undefined = frozenset(self._names.keys() - domains.keys())
+        without = frozenset(n for n, d in workers.items() if not has_balloon(kind, d.XMLDesc(0)))
+        cpu, said, sure = self._ask_cpu(kind, workers)
+        save, why = bool(workers) and kind.upper() != "LXC", "libvirt's containers have none"
+        for domain in workers.values() if save else ():
+            try:
+                domain.hasManagedSaveImage()
+            except self._error as error:
+                if ERROR_CODES.get(error.get_error_code()) == "not-supported":
+                    save, why = False, str(error)
+        if workers and not save:
+            said.append(f"{kind} does not save domains to disk, so they cannot be frozen: {why}")
+        for name in sorted(without):
+            text = "its memory is not moved: its `floor_mib` should be all of it"
+            said.append(f"domain {name} has no balloon, {text}, or let `magrathea host adopt` add one")
+        for name in sorted(undefined):
+            said.append(f"libvirt at {self._uri} has no domain {self._names[name]}, which {name} is; define it there")
+        if silent:
+            said.append(f"{kind} does not tell of its domains' coming and going; they are looked at now and then")
+        return Abilities(kind, cpu, save, without, undefined, tuple(said), sure)
+
+    def _ask_cpu(self, kind: str, domains: Mapping[str, Any]) -> tuple[CpuControl | None, list[str], bool]:
+        """(how CPU is capped, what people should know, whether that is the last word)"""
+        if not domains:
+            return None, [], True
+        why, sure = "its scheduler has neither quota nor cap nor weight", True
+        live = [(domain, self._live) for domain in domains.values() if domain.isActive()]
+        for domain, flags in (*live, *((domain, self._config) for domain in domains.values())):
+            try:  # one that is just booting may have no control group yet: what is configured has the same parameters
+                control = cpu_control(kind, domain.schedulerParametersFlags(flags))
+            except self._error as error:
+                why = str(error)
+                sure = sure and ERROR_CODES.get(error.get_error_code()) == "not-supported"
+                continue
+            if control is not None:
+                weak = f"{kind} caps CPU by weight ({control.name}) only: a preempted domain's stray process costs more"
+                return control, [weak] if control.full else [], True
+        return None, [f"{kind} cannot cap CPU: {why}"], sure

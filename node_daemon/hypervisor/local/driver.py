@@ -1,0 +1,394 @@
+"""The driver whose domains are groups of processes on this machine: for the demo, for tests, for a first try.
+
+A domain is up while the process named by its pid file lives. CPU is capped by control groups where they can be
+used (cgroups.py), else by affinity: without root a raised nice value cannot be lowered again, affinity can. Memory
+is never moved: the processes share the machine's. A domain can be ended, but who started it has to start it again.
+
+Rule 1: everything that can block runs in one worker thread, in the order in which it was asked for, so a call that was
+given up cannot overtake a later one.
+Rule 2: what cannot be done is said once, in `notes`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from ..base import CALL_DEADLINE_S, CPU, ActualDomain, DomainEvent, DriverError, OnEvent, Others, within
+from . import cgroups, processes
+from .processes import Members
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.25
+"""Between two looks at the pid files of domains that are down; one is to be noticed within 0.5 s."""
+
+ROUNDS = 20
+"""New processes appear while others are moved; more rounds than this mean a fork storm that outruns us."""
+
+KILL_PAUSE_S = 0.02
+"""Between two rounds of killing: a killed process needs a moment to be gone."""
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+class Capper(Protocol):
+    """A way of capping CPU. Its methods block; they raise OSError and DriverError."""
+
+    notes: list[str]
+
+    def adopt(self, domain: str, members: Members) -> None:
+        """The domain has come up: take hold of its processes."""
+        ...
+
+    def cap(self, domain: str, members: Members, percent: int | None) -> None: ...
+
+    def read(self, domain: str, members: Members) -> int | None: ...
+
+    def nearest(self, percent: int | None) -> int | None: ...
+
+    def close(self) -> None: ...
+
+
+def _escaping(domain: str, what: str) -> DriverError:
+    return DriverError(
+        "failed", f"domain {domain}: new processes still appeared after {ROUNDS} rounds of {what}; it is tried again"
+    )
+
+
+class GroupCapper:
+    """Caps by quota of a control group; new processes are born into the group of their parent."""
+
+    def __init__(self, groups: cgroups.Groups) -> None:
+        self._groups = groups
+        self._held: dict[str, Members] = {}
+        self.notes: list[str] = []
+
+    def adopt(self, domain: str, members: Members) -> None:
+        for _ in range(ROUNDS):
+            if not self._groups.adopt(domain, members.find()):
+                self._held[domain] = members
+                return
+        raise _escaping(domain, "moving them into the domain's control group")
+
+    def cap(self, domain: str, members: Members, percent: int | None) -> None:
+        cgroups.set_cap(self._groups.version, self._groups.of[domain], percent)
+        if self._held.get(domain) is not members:  # it failed when the domain came up; a claim waits for this call
+            self.adopt(domain, members)
+
+    def read(self, domain: str, members: Members) -> int | None:
+        return cgroups.get_cap(self._groups.version, self._groups.of[domain])
+
+    def nearest(self, percent: int | None) -> int | None:
+        return percent
+
+    def close(self) -> None:
+        self._groups.remove()
+
+
+class AffinityCapper:
+    """Caps by whole CPUs: a capped domain's processes may use the first few of `cpus`, an uncapped one's all."""
+
+    def __init__(self, cpus: list[int], why: str) -> None:
+        self._cpus = cpus
+        self.notes = [f"CPU is capped by affinity, that is by whole CPUs, because control groups cannot be used: {why}"]
+        if len(cpus) == 1:
+            self.notes = [f"CPU cannot be capped: there is one CPU only, and control groups cannot be used: {why}"]
+
+    def adopt(self, domain: str, members: Members) -> None:
+        members.find()
+
+    def _wanted(self, percent: int | None) -> set[int]:
+        count = len(self._cpus) if percent is None else max(1, -(-percent // 100))
+        return set(self._cpus[:count])
+
+    def cap(self, domain: str, members: Members, percent: int | None) -> None:
+        wanted = self._wanted(percent)
+        for _ in range(ROUNDS):
+            changed = False
+            for pid in members.find():
+                for thread in processes.threads(pid):
+                    changed |= self._bind(domain, thread, wanted)
+            if not changed:
+                return
+        raise _escaping(domain, "setting their affinity")
+
+    def _bind(self, domain: str, thread: int, wanted: set[int]) -> bool:
+        """Whether the thread's affinity had to be changed; False, too, if it has ended."""
+        try:
+            if os.sched_getaffinity(thread) == wanted:
+                return False
+            os.sched_setaffinity(thread, wanted)
+        except ProcessLookupError:
+            return False
+        except PermissionError as error:
+            raise DriverError(
+                "not-permitted",
+                f"domain {domain}: process {thread} belongs to another user, its CPUs cannot be set; run the daemon as "
+                "root or as the user of the domain's processes",
+            ) from error
+        return True
+
+    def read(self, domain: str, members: Members) -> int | None:
+        usable: set[int] = set()
+        for pid in members.known():
+            for thread in processes.threads(pid):
+                with contextlib.suppress(ProcessLookupError):
+                    usable |= os.sched_getaffinity(thread)
+        return None if usable.issuperset(self._cpus) else 100 * len(usable)
+
+    def nearest(self, percent: int | None) -> int | None:
+        wanted = self._wanted(percent)
+        return None if len(wanted) == len(self._cpus) else 100 * len(wanted)
+
+    def close(self) -> None:
+        return
+
+
+def choose_capper(host: str, domains: list[str]) -> Capper:
+    """Control groups where permitted, else affinity. Blocks."""
+    cpus = sorted(os.sched_getaffinity(0))
+    mountinfo = Path("/proc/self/mountinfo").read_text()
+    own = Path("/proc/self/cgroup").read_text()
+    try:
+        return GroupCapper(cgroups.make(host, domains, len(cpus), mountinfo, own))
+    except cgroups.NoGroups as error:
+        return AffinityCapper(cpus, str(error))
+
+
+def _kill(domain: str, members: Members) -> None:
+    """End all processes of the domain. Blocks; raises OSError, DriverError."""
+    for _ in range(ROUNDS):
+        pids = members.find()
+        if not pids:
+            return
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(KILL_PAUSE_S)
+    raise _escaping(domain, "killing them")
+
+
+def _pidfd_of(pid: int) -> int | None:
+    """A descriptor that becomes readable when the process ends; None if there is no such process, or no such call."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    except OSError as error:
+        if error.errno != errno.ENOSYS:  # Linux older than 5.3: the watcher looks at the process instead
+            raise
+        return None
+
+
+class LocalDriver:
+    """See `base.Driver`. `pid_files`: by domain; `choose` is replaced by tests only."""
+
+    def __init__(
+        self,
+        host: str,
+        pid_files: Mapping[str, Path],
+        choose: Callable[[str, list[str]], Capper] = choose_capper,
+    ) -> None:
+        for name in (host, *pid_files):
+            if not NAME.fullmatch(name):
+                raise DriverError(
+                    "bad-value", f"{name!r}: the local driver needs names of letters, digits, '_', '.', '-'"
+                )
+        self._host = host
+        self._pid_files = dict(pid_files)
+        self._choose = choose
+        self._capper: Capper | None = None
+        self._members: dict[str, Members] = {}
+        self._pidfds: dict[str, int] = {}
+        self._bad_pid_files: set[str] = set()
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="local-driver")
+        self._watcher: asyncio.Task[None] | None = None
+        self._something_down = asyncio.Event()
+        self._on_event: OnEvent | None = None
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return frozenset() if self._capper is None or self._capper.nearest(1) is None else frozenset({CPU})
+
+    def notes(self) -> list[str]:
+        said = [] if self._capper is None else self._capper.notes
+        shared = "memory is not moved: the domains of the local driver share the machine's"
+        return [*said, shared, "domains are not booted, shut down or saved: whoever starts their processes ends them"]
+
+    def others(self) -> Others:
+        return Others()
+
+    async def start(self, on_event: OnEvent) -> None:
+        self._on_event = on_event
+        self._capper = await self._call("preparing to cap CPU", lambda: self._choose(self._host, list(self._pid_files)))
+        for name in self._pid_files:
+            if not self._notice(name):
+                on_event(DomainEvent(name, up=False))
+        self._watcher = asyncio.create_task(self._watch(), name="local-driver-watch")
+
+    async def actual(self) -> dict[str, ActualDomain]:
+        capper = self._started()
+        up = dict(self._members)
+
+        def read() -> dict[str, int | None]:
+            return {name: capper.read(name, members) for name, members in up.items()}
+
+        percents = await self._call("reading the domains' CPU caps", read)
+        return {name: ActualDomain(name in up, percents.get(name)) for name in self._pid_files}
+
+    async def set_cpu(self, domain: str, percent: int | None) -> None:
+        capper = self._started()
+        self._check(domain)
+        if percent is not None and percent < 1:
+            raise DriverError("bad-value", f"domain {domain}: a CPU cap of {percent} % would stop it; the least is 1")
+        members = self._members.get(domain)
+        if members is None:
+            raise DriverError("domain-down", f"domain {domain} on {self._host} is down, its CPU cannot be capped")
+        await self._call(f"capping the CPU of domain {domain}", lambda: capper.cap(domain, members, percent))
+
+    def nearest_cpu(self, percent: int | None) -> int | None:
+        return self._started().nearest(percent)
+
+    async def set_memory(self, domain: str, mib: int) -> None:
+        self._check(domain)
+        raise DriverError("not-supported", f"domain {domain}: the local driver does not move memory ({mib} MiB asked)")
+
+    async def boot(self, domain: str) -> None:
+        self._unable(domain, "boot", "start its root process and write its pid file")
+
+    async def shutdown(self, domain: str) -> None:
+        self._unable(domain, "shut down", "end its root process")
+
+    async def save(self, domain: str) -> None:
+        self._unable(domain, "save", "use a driver that can, such as libvirt")
+
+    async def resume(self, domain: str) -> None:
+        self._unable(domain, "resume", "it never pauses one: send SIGCONT to what somebody else has stopped")
+
+    async def destroy(self, domain: str) -> None:
+        self._started()
+        self._check(domain)
+        members = self._members.get(domain)
+        if members is not None:
+            await self._call(f"ending domain {domain}", lambda: _kill(domain, members))
+
+    def _unable(self, domain: str, what: str, mend: str) -> None:
+        self._check(domain)
+        raise DriverError("not-supported", f"domain {domain}: the local driver cannot {what} it; {mend}")
+
+    async def close(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+            self._watcher = None
+        for name in list(self._pidfds):
+            self._forget(name)
+        self._members.clear()
+        capper, self._capper = self._capper, None
+        try:
+            if capper is not None:
+                await self._call("removing empty control groups", capper.close)
+        finally:
+            self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def _started(self) -> Capper:
+        if self._capper is None:
+            raise DriverError("failed", f"the local driver of {self._host} is not started, or is closed")
+        return self._capper
+
+    def _check(self, domain: str) -> None:
+        if domain not in self._pid_files:
+            raise DriverError("no-domain", f"host {self._host} has no domain {domain}")
+
+    async def _call(self, what: str, work: Callable[[], T]) -> T:
+        """`work` in the worker thread, with the deadline. Raises DriverError only."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await within(CALL_DEADLINE_S, what, loop.run_in_executor(self._worker, work))
+        except OSError as error:
+            code = "not-permitted" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else "failed"
+            raise DriverError(code, f"{what}: {error}") from error
+
+    # Coming and going.
+
+    async def _watch(self) -> None:
+        """Look for the roots of domains that are down, for ever; without pidfds also for the end of the others."""
+        while True:
+            if self._pidfds.keys() == self._pid_files.keys():
+                await self._something_down.wait()  # nothing to look for: the pidfds tell
+            self._something_down.clear()
+            await asyncio.sleep(POLL_S)
+            for name in self._pid_files:
+                if name not in self._members:
+                    self._notice(name)
+                elif name not in self._pidfds and not self._lives(name):
+                    self._gone(name)
+
+    def _lives(self, name: str) -> bool:
+        root = self._members[name].root
+        now = processes.look(root.pid)
+        return now is not None and now.start == root.start
+
+    def _notice(self, name: str) -> bool:
+        """Look at a domain's pid file; whether the domain is up."""
+        try:
+            root = processes.root_of(self._pid_files[name])
+            pidfd = None if root is None else _pidfd_of(root.pid)
+        except (OSError, ValueError) as error:
+            if name not in self._bad_pid_files:  # said once, until it is right again
+                log.warning("domain %s cannot be found and counts as down: %s", name, error)
+                self._bad_pid_files.add(name)
+            return False
+        self._bad_pid_files.discard(name)
+        if root is None:
+            return False
+        loop = asyncio.get_running_loop()
+        if pidfd is not None:
+            self._pidfds[name] = pidfd
+            loop.add_reader(pidfd, self._gone, name)
+        members = Members(root)
+        self._members[name] = members
+        if not self._lives(name):  # the pid was another's when its descriptor was opened
+            self._forget(name)
+            del self._members[name]
+            return False
+        loop.run_in_executor(self._worker, self._adopt, name, members)
+        self._tell(name, up=True)
+        return True
+
+    def _adopt(self, name: str, members: Members) -> None:
+        """In the worker thread. A failure is only logged: `set_cpu` tries the same again, and raises."""
+        try:
+            self._started().adopt(name, members)
+        except (OSError, DriverError) as error:
+            log.warning("domain %s: its processes cannot be taken hold of: %s", name, error)
+
+    def _forget(self, name: str) -> None:
+        pidfd = self._pidfds.pop(name, None)
+        if pidfd is not None:
+            asyncio.get_running_loop().remove_reader(pidfd)
+            os.close(pidfd)
+
+    def _gone(self, name: str) -> None:
+        """The root process has ended."""
+        self._forget(name)
+        del self._members[name]
+        self._something_down.set()
+        self._tell(name, up=False)
+
+    def _tell(self, name: str, up: bool) -> None:
+        assert self._on_event is not None  # set by `start`, before anything is watched
+        self._on_event(DomainEvent(name, up))

@@ -1,0 +1,358 @@
+"""Leads the domains' lives: compares what is so with the facts, and takes the steps that the facts demand.
+
+What is learned and which step is next is the core's business (magrathea/core/life.py); here it is only carried out.
+
+Rule 1: at most one step per domain is under way; meanwhile, and until the hypervisor has been read anew after it,
+nothing is learned of that domain: an old look must not undo what was just done.
+Rule 2: nothing is remembered that a restart may not forget. A step that was cut off is computed and taken again;
+each may be repeated.
+Rule 3: a power-off that the guest does not heed within its time limit ends by pulling the plug; a boot that does not
+succeed in its own ends as a fact (magrathea/core/machine.py).
+Rule 4: a failed restore never costs the image.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Protocol
+
+from magrathea.core import events as ev
+from magrathea.core import life
+from magrathea.core.life import Boot, GoOn, LifeStep, PowerOff, Register, Save, Seen
+from magrathea.core.model import Domain, Host, Lifecycle
+
+from ..claims.channel import ChannelError, GuestChannel
+from ..configuration import Configuration
+from ..hypervisor.base import LIFE, SAVE, DomainEvent, Driver, DriverError
+from ..switch.switch import Switch
+from .site_scripts import Occasions
+
+log = logging.getLogger(__name__)
+
+RETRY_S = (0.5, 1.0, 2.0, 5.0)
+"""Pauses after the first, second, ... failure of a step."""
+AGENT_S = 3.0
+"""For an agent to set its clock, or to say that it turns its guest off."""
+
+
+class Owner(Protocol):
+    """What is needed of the daemon."""
+
+    configuration: Configuration
+    driver: Driver
+    switch: Switch
+    occasions: Occasions
+    channels: dict[str, GuestChannel]
+
+    @property
+    def host(self) -> Host: ...
+
+    def now(self) -> float: ...
+
+    def apply(self, event: ev.Event) -> tuple[ev.Decision, ...]: ...
+
+    def observe(self, name: str) -> None: ...
+
+
+@dataclass
+class _Failure:
+    step: type[LifeStep]
+    times: int
+    again_at: float
+    text: str
+
+
+class Life:
+    """See the module. `look_soon` after whatever may matter; it is cheap."""
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._was_up: dict[str, bool] = {}
+        self._needs_read: dict[str, int] = {}
+        self._fell: set[str] = set()
+        """Domains that the hypervisor said went down, since the last look."""
+        self._asked: dict[str, float] = {}
+        """Domains asked to turn themselves off, and since when (the loop's time)."""
+        self._heard: set[str] = set()
+        """Those of them whose agents have been asked."""
+        self._from_image: set[str] = set()
+        """Booted from an image, so that their clocks stood still."""
+        self._failures: dict[str, _Failure] = {}
+        self._wake: asyncio.Handle | None = None
+        self._closed = False
+
+    def noticed(self, event: DomainEvent) -> None:
+        """The hypervisor tells of a domain: what needs no second look is a fact at once, the rest after a look."""
+        owner = self._owner
+        domain = owner.host.domain(event.name)
+        if domain is None:
+            return
+        can = owner.driver.capabilities
+        up = domain.lifecycle is Lifecycle.UP
+        if up and not event.up and event.name not in self._under_way:
+            self._was_up[event.name] = False
+            if SAVE in can:
+                self._fell.add(event.name)  # and may have been saved: the look tells
+            else:
+                self._learn(domain, ev.DomainStopped(owner.now(), event.name))
+        elif not up and event.up and LIFE not in can:
+            self._learn(domain, ev.DomainStarted(owner.now(), event.name))
+        self._read_anew(event.name)
+
+    def notes(self) -> list[str]:
+        """What fails at present, for people."""
+        return [f"{f.step.__name__} of {name} fails: {f.text}" for name, f in self._failures.items()]
+
+    def look_soon(self) -> None:
+        """Look in this round of the event loop."""
+        if not self._closed:
+            if self._wake is not None:
+                self._wake.cancel()
+            self._wake = asyncio.get_running_loop().call_soon(self._look)
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._wake is not None:
+            self._wake.cancel()
+        tasks = list(self._under_way.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # Looking
+
+    def _look(self) -> None:
+        self._wake = None
+        if self._closed:
+            return
+        waits = [wait for d in self._owner.host.workers if (wait := self._look_at(d)) is not None]
+        if waits and self._wake is None:
+            self._wake = asyncio.get_running_loop().call_later(max(0.0, min(waits)) + 0.001, self._look)
+
+    def _look_at(self, domain: Domain) -> float | None:
+        """Learn, or take a step; after how many seconds to look again, if nothing happens before."""
+        name = domain.name
+        if name in self._under_way or self._needs_read.get(name, 0) > self._owner.switch.reads:
+            return None
+        seen = self._seen(domain)
+        if seen is None:
+            return None
+        if name in self._fell:
+            self._fell.discard(name)
+            if seen.up and domain.lifecycle is Lifecycle.UP:  # it fell and rose between two looks
+                self._learn(domain, ev.DomainStopped(self._owner.now(), name))
+                return 0.0
+        self._was_up[name] = seen.up
+        if not seen.up:
+            self._forget_asking(name)
+        event = life.learned(self._owner.host, domain, seen)
+        if event is not None:
+            self._learn(domain, event)
+            return 0.0
+        step = life.step(self._owner.host, domain, seen)
+        failure = self._failures.get(name)
+        if failure is not None and not isinstance(step, failure.step):
+            del self._failures[name]
+            failure = None
+        if not isinstance(step, PowerOff):
+            self._forget_asking(name)
+        if step is None:
+            return None
+        now = asyncio.get_running_loop().time()
+        if failure is not None and failure.again_at > now:
+            return failure.again_at - now
+        return self._take(domain, step, now)
+
+    def _seen(self, domain: Domain) -> Seen | None:
+        """The domain as it is, or None where that is not known."""
+        read = self._owner.switch.read.get(domain.name)
+        channel = self._owner.channels.get(domain.name)
+        if read is None or not read.known:
+            return None
+        return Seen(
+            up=read.up,
+            was_up=self._was_up.get(domain.name),
+            agent=channel is not None and channel.connected,
+            saved=read.saved,
+            halted=read.paused,
+            leads=LIFE in self._owner.driver.capabilities,
+        )
+
+    def _learn(self, domain: Domain, event: ev.DomainEvent) -> None:
+        log.info("%s: %s", domain.name, type(event).__name__)
+        went_down = isinstance(event, ev.DomainStopped) and domain.closing is not None
+        self._owner.apply(event)
+        if isinstance(event, ev.DomainStopped | ev.FreezeEnded) and domain.name in self._owner.channels:
+            self._owner.channels[domain.name].drop()  # else it would seem to register when the domain comes back
+        if went_down:
+            self._owner.occasions.begin("after-shutdown", domain.name)
+        if isinstance(event, ev.FreezeEnded):
+            self._owner.occasions.begin("after-freeze", domain.name)
+
+    def _take(self, domain: Domain, step: LifeStep, now: float) -> float | None:
+        """Start it, if nothing has to be waited for; after how many seconds to look again."""
+        work = {Boot: self._boot, Register: self._register, GoOn: self._go_on, Save: self._save}.get(type(step))
+        if isinstance(step, PowerOff):
+            asked_at = self._asked.setdefault(domain.name, now)
+            left_s = asked_at + self._power_limit_s(domain.name) - now
+            if (
+                now > asked_at
+                and left_s > 0
+                and (domain.name in self._heard or not self._agent_can(domain.name, "power"))
+            ):
+                return left_s
+            work = self._ask_to_end if left_s > 0 else self._pull_the_plug
+        elif isinstance(step, Boot | Save) and self._waits_for_memory(domain):
+            return None
+        assert work is not None
+        self._start(domain.name, work, type(step))
+        return None
+
+    def _waits_for_memory(self, domain: Domain) -> bool:
+        """A restore waits until what borrowed its CPUs is stopped, and until memory has been given back. What is saved
+        is made small first: that is quicker, and what comes back needs no more than its floor."""
+        switch = self._owner.switch
+        if domain.lifecycle is Lifecycle.UP:
+            return switch.memory_pending(domain.name)
+        return domain.frozen and (bool(switch.unconfirmed()) or switch.memory_pending())
+
+    def _forget_asking(self, name: str) -> None:
+        self._asked.pop(name, None)
+        self._heard.discard(name)
+
+    def _agent_can(self, name: str, what: str) -> bool:
+        channel = self._owner.channels.get(name)
+        return channel is not None and channel.hello is not None and what in channel.hello.can
+
+    def _power_limit_s(self, name: str) -> float:
+        table = self._owner.configuration.domain.get(name)
+        return table.shutdown_time_limit_s if table else 0.0
+
+    # Stepping
+
+    def _start(self, name: str, work: Callable[[str], Coroutine[None, None, None]], kind: type[LifeStep]) -> None:
+        task = asyncio.get_running_loop().create_task(work(name))
+        self._under_way[name] = task
+        task.add_done_callback(lambda done: self._ended(name, kind, done))
+
+    def _ended(self, name: str, kind: type[LifeStep], task: asyncio.Task[None]) -> None:
+        self._under_way.pop(name, None)
+        error = None if task.cancelled() else task.exception()
+        if error is None:
+            self._failures.pop(name, None)
+        else:
+            self._failed(name, kind, error)
+        self._read_anew(name)
+
+    def _failed(self, name: str, kind: type[LifeStep], error: BaseException) -> None:
+        before = self._failures.get(name)
+        times = before.times + 1 if before and before.step is kind else 1
+        pause_s = RETRY_S[min(times, len(RETRY_S)) - 1]
+        self._failures[name] = _Failure(kind, times, asyncio.get_running_loop().time() + pause_s, str(error))
+        if not isinstance(error, DriverError | ChannelError):
+            log.error("%s of %s failed by a defect", kind.__name__, name, exc_info=error)
+        elif times in (1, len(RETRY_S)) or times % 60 == 0:
+            log.warning("%s of %s failed (%d times, again in %g s): %s", kind.__name__, name, times, pause_s, error)
+
+    def _read_anew(self, name: str) -> None:
+        """What the hypervisor said before this moment is too old for this domain."""
+        if not self._closed:
+            self._needs_read[name] = self._owner.switch.reads_begun + 1
+            self._owner.switch.refresh_soon()
+
+    def _domain(self, name: str) -> Domain | None:
+        return self._owner.host.domain(name)
+
+    async def _boot(self, name: str) -> None:
+        """Raises DriverError where it is worth another try."""
+        domain = self._domain(name)
+        restores = domain is not None and domain.frozen
+        await self._owner.occasions.pass_by("before-defrost" if restores else "before-boot", name, guest=False)
+        domain = self._domain(name)
+        if domain is None or domain.lifecycle is not Lifecycle.BOOTING:
+            return  # given up meanwhile
+        read = self._owner.switch.read.get(name)
+        if read is not None and read.saved:
+            self._from_image.add(name)
+        try:
+            await self._owner.driver.boot(name)
+        except DriverError as error:
+            if error.code in ("timeout", "lost"):
+                raise
+            why = f"it could not be booted: {error.text}"
+            if restores or error.code == "restore-failed":
+                mend = f"mend that, then `magrathea domain {'defrost' if restores else 'boot'} {name}`"
+                why = f"its restore failed, its image is kept: {error.text}; {mend}"
+            log.error("%s: %s", name, why)
+            self._owner.apply(ev.DomainStopped(self._owner.now(), name, why))
+            return
+        self._owner.observe(f"boot {name}")
+
+    async def _register(self, name: str) -> None:
+        """Its agent is there. A clock that stood still is set before it is up: its jobs are to see the right time."""
+        domain = self._domain(name)
+        restored = domain is not None and domain.frozen
+        if restored or name in self._from_image:
+            await self._set_clock(name)
+        self._from_image.discard(name)
+        self._owner.observe(f"register {name}")
+        self._owner.apply(ev.DomainStarted(self._owner.now(), name))
+        self._owner.occasions.begin("after-defrost" if restored else "after-boot", name)
+
+    async def _set_clock(self, name: str) -> None:
+        if not self._agent_can(name, "clock"):
+            log.info("%s: its agent cannot set its clock, which stood still; its own time service has to", name)
+            return
+        try:
+            await self._owner.channels[name].request("clock", AGENT_S, unix_s=time.time())
+        except ChannelError as error:
+            log.warning("%s: its clock stood still and is not set: %s", name, error)
+
+    async def _go_on(self, name: str) -> None:
+        await self._owner.driver.resume(name)
+
+    async def _ask_to_end(self, name: str) -> None:
+        await self._owner.occasions.pass_by("before-shutdown", name, guest=True)
+        domain = self._domain(name)
+        if domain is None or not domain.must_go_down:
+            return  # given up meanwhile
+        self._owner.observe(f"power-off {name}")
+        if self._agent_can(name, "power"):
+            self._heard.add(name)
+            try:
+                await self._owner.channels[name].request("power", AGENT_S, what="off")
+                return
+            except ChannelError as error:
+                log.info("%s: its agent does not turn it off, so the hypervisor asks: %s", name, error)
+        try:
+            await self._owner.driver.shutdown(name)
+        except DriverError as error:
+            left_s = self._power_limit_s(name)
+            log.warning("%s cannot be asked to turn itself off, it is ended in %g s: %s", name, left_s, error)
+
+    async def _pull_the_plug(self, name: str) -> None:
+        log.warning("%s has not turned itself off within %g s: it is ended", name, self._power_limit_s(name))
+        await self._owner.driver.destroy(name)
+        self._owner.observe(f"destroy {name}")
+
+    async def _save(self, name: str) -> None:
+        await self._owner.occasions.pass_by("before-freeze", name, guest=True)
+        domain = self._domain(name)
+        if domain is None or not domain.saving or domain.jobs:
+            return  # given up meanwhile
+        try:
+            await self._owner.driver.save(name)
+        except DriverError as error:
+            await self._owner.switch.refresh()
+            read = self._owner.switch.read.get(name)
+            if error.code == "lost" or read is None or not read.up:
+                raise  # it may have been saved all the same: the next look tells
+            log.error("%s is not saved and goes on: %s", name, error)
+            self._owner.apply(ev.FreezeEnded(self._owner.now(), name, str(error)))
+            return
+        self._owner.observe(f"save {name}")

@@ -1,0 +1,88 @@
+"""The occasions at which the site's own scripts run, on the host and in the guest (docs/site-scripts.md).
+
+Rule: a script may be waited for, up to its time limit, but none can stop anything: whatever becomes of it, and of the
+guest that should run it, is logged, and what was to be done is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Mapping
+from typing import Protocol
+
+from magrathea.core.model import Host
+
+from ..claims.channel import ChannelError, GuestChannel
+from .script_runner import Scripts
+
+log = logging.getLogger(__name__)
+
+TOLD_S = 5.0
+"""For an agent to say that it has started its scripts."""
+GUEST_MARGIN_S = 5.0
+"""Beyond the limit of one script: that a guest's agent notices, ends it and answers."""
+
+
+class Owner(Protocol):
+    """What is needed of the daemon."""
+
+    scripts: Scripts
+    channels: dict[str, GuestChannel]
+
+    @property
+    def host(self) -> Host: ...
+
+
+class Occasions:
+    """Runs scripts, of host and guest at the same time."""
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = owner
+        self._background: set[asyncio.Task[None]] = set()
+
+    def begin(self, name: str, domain: str, **variables: str) -> None:
+        """Start the scripts of this name, here and in the domain; nobody waits for them."""
+        environment = self._environment(name, domain, variables)
+        self._owner.scripts.run(name, environment)
+        if self._reachable(domain):
+            self._later(self._in_guest(name, domain, environment, wait=False))
+
+    async def pass_by(self, name: str, domain: str, *, guest: bool, **variables: str) -> None:
+        """Run the scripts of this name, and return when they have ended or their time is over."""
+        environment = self._environment(name, domain, variables)
+        work = [self._owner.scripts.finish(name, environment)]
+        if guest and self._reachable(domain):
+            work.append(self._in_guest(name, domain, environment, wait=True))
+        await asyncio.gather(*work)
+
+    async def close(self) -> None:
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    def _environment(self, name: str, domain: str, variables: Mapping[str, str]) -> dict[str, str]:
+        found = self._owner.host.domain(domain)
+        return {
+            "MAGRATHEA_OCCASION": name,
+            "MAGRATHEA_HOST": self._owner.host.name,
+            "MAGRATHEA_DOMAIN": domain,
+            "MAGRATHEA_KIND": found.kind.value if found else "",
+            **{f"MAGRATHEA_{key.upper()}": value[:4096] for key, value in variables.items()},
+        }
+
+    def _reachable(self, domain: str) -> bool:
+        channel = self._owner.channels.get(domain)
+        return channel is not None and channel.connected
+
+    async def _in_guest(self, name: str, domain: str, environment: dict[str, str], *, wait: bool) -> None:
+        within_s = self._owner.scripts.time_limit_s + GUEST_MARGIN_S if wait else TOLD_S
+        try:
+            await self._owner.channels[domain].request("script", within_s, name=name, env=environment, wait=wait)
+        except ChannelError as error:
+            log.info("%s: its scripts of %s: %s", domain, name, error)
+
+    def _later(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)

@@ -1,0 +1,388 @@
+"""`magrathea host adopt`: from what libvirt has on this host to a configuration, and back.
+
+Rule 1: without `--apply` nothing is changed. With it, each file and each domain's former XML is kept first, and
+`--undo` puts back exactly that; what somebody has changed since is not overwritten.
+Rule 2: the configuration it writes is an ordinary one: reading it gives this host, and adopting again changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import psutil
+
+from magrathea.cli import sources
+from magrathea.configuration import ConfigurationError
+from magrathea.core.model import Kind
+
+from ..configuration import DEFAULT_PATH, Configuration, read
+from . import adopt
+from .adopt import Found, NotAdoptable, Proposal
+
+REFUSED, USAGE = 1, 2
+STATE = Path("/var/lib/magrathea")
+BACKUP = "adopt"
+"""Below the state directory: the XML of each domain as it was, and what the configuration was."""
+
+
+def _fail(text: str, code: int = USAGE) -> click.exceptions.Exit:
+    click.echo(f"magrathea host adopt: {text}", err=True)
+    return click.exceptions.Exit(code)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A domain's XML, before and after."""
+
+    name: str
+    before: str
+    after: str
+
+    def diff(self) -> str:
+        return _diff(self.before, self.after, self.name)
+
+
+def _diff(before: str, after: str, name: str) -> str:
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), f"{name} now", f"{name} adopted", lineterm="")
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _connected(uri: str) -> Iterator[Any]:
+    try:
+        import libvirt
+    except ImportError as error:
+        raise _fail(
+            "libvirt's Python binding is missing: `pip install magrathea[libvirt]`, or Debian's python3-libvirt"
+        ) from error
+    libvirt.registerErrorHandler(lambda context, error: None, None)  # it prints what it raises, too
+    try:
+        connection = libvirt.open(uri)
+    except libvirt.libvirtError as error:
+        raise _fail(f"{uri}: {error}; is libvirtd running, and may you use it? Another: --uri") from error
+    try:
+        yield connection
+    except libvirt.libvirtError as error:
+        raise _fail(f"{uri}: {error}", REFUSED) from error
+    finally:
+        connection.close()
+
+
+def _domains(connection: Any) -> list[Found]:
+    import libvirt
+
+    founds = []
+    for domain in connection.listAllDomains():
+        persistent, used = bool(domain.isPersistent()), None
+        if domain.isActive():
+            with contextlib.suppress(libvirt.libvirtError):  # a guest without a balloon driver has no figures
+                stats = domain.memoryStats()
+                if {"actual", "usable"} <= stats.keys():
+                    used = (stats["actual"] - stats["usable"]) // 1024
+        xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE if persistent else 0)
+        with contextlib.suppress(NotAdoptable):
+            founds.append(adopt.parse(xml, persistent=persistent, used_mib=used))
+            continue
+        click.echo(f"{domain.name()}: left alone: its XML cannot be understood", err=True)
+    return founds
+
+
+def _kinds(given: tuple[str, ...], configuration: Configuration | None) -> dict[str, tuple[Kind, str]]:
+    kinds = {}
+    if configuration is not None:
+        known = _configured(configuration)
+        kinds = {name: (configuration.domain[ours].kind, "as configured") for name, ours in known.items()}
+    for word in given:
+        name, _, kind = word.partition("=")
+        if kind not in tuple(Kind):
+            raise _fail(f"--kind {word}: NAME=KIND, one of {', '.join(Kind)}")
+        kinds[name] = (Kind(kind), "as told")
+    return kinds
+
+
+def _configured(configuration: Configuration | None) -> dict[str, str]:
+    """By libvirt's name: what the configuration calls it."""
+    domains = configuration.domain if configuration else {}
+    return {t.libvirt.name if t.libvirt and t.libvirt.name else name: name for name, t in domains.items()}
+
+
+def _machine(configuration: Configuration | None) -> tuple[int, int]:
+    cpus, mib = psutil.cpu_count() or 1, psutil.virtual_memory().total // 2**20
+    if configuration is not None:
+        cpus = configuration.cpus
+        mib = configuration.memory_mib + configuration.host.reserve_mib
+    return cpus, mib
+
+
+@click.group(short_help="make this host's libvirt domains Magrathea's")
+def host() -> None:
+    """This physical host: make its libvirt domains Magrathea's, and undo it.
+
+    \b
+    Examples:
+      magrathea host adopt
+      magrathea host adopt --undo
+    """
+
+
+@host.command("adopt", short_help="propose a configuration for the libvirt domains of this host")
+@click.option("--uri", default="qemu:///system", show_default=True, help="Whose domains: qemu:///, xen:///, lxc:///.")
+@click.option(
+    "--config", type=click.Path(path_type=Path), default=DEFAULT_PATH, show_default=True, help="What noded will read."
+)
+@click.option(
+    "--kind", "given", multiple=True, metavar="NAME=KIND", help="normal, priority or service; again for more."
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["exclusive", "counted"]),
+    default="exclusive",
+    show_default=True,
+    help="Domains one at a time, or by counting CPUs.",
+)
+@click.option("--name", default=lambda: socket.gethostname().partition(".")[0], help="Of the host; default: its own.")
+@click.option("--apply", "applying", is_flag=True, help="Make the changes; what was before is kept.")
+@click.option("--undo", "undoing", is_flag=True, help="Put back what --apply has changed.")
+@sources.form_option
+def command(
+    uri: str, config: Path, given: tuple[str, ...], mode: str, name: str, applying: bool, undoing: bool, form: str
+) -> None:
+    """Look at this host's libvirt domains and say what each is to be, what has to change in its XML, and what the
+    node daemon's configuration is then. Nothing is changed without --apply.
+
+    Kinds are guessed from names, descriptions and sizes, and told with the reason; --kind or the configuration goes
+    before. Floors are what a running guest uses now and a margin, so let the guests run, idle, when you call it. A
+    running domain has its new channel and balloon when it is started the next time (`virsh shutdown`, `virsh start`; a
+    reboot inside the guest is not enough).
+
+    \b
+    Examples:
+      magrathea host adopt
+      magrathea host adopt --kind batch1=normal --kind rush=priority --kind dns=service
+      magrathea host adopt --apply
+      magrathea host adopt --undo
+
+    Exit codes: 0 done, or nothing to do; 1 a domain cannot be adopted, or something stands in the way; 2 wrong usage,
+    configuration or no connection.
+    """
+    if applying and undoing:
+        raise _fail("--apply and --undo exclude each other")
+    state = STATE / BACKUP
+    if undoing:
+        with _connected(uri) as connection:
+            _undo(connection, config, state)
+        return
+    configuration = None
+    if config.exists():
+        try:
+            configuration = read(config)
+        except ConfigurationError as error:
+            raise _fail(str(error)) from error
+        if configuration.host.driver != "libvirt":
+            raise _fail(f"{config} uses the driver {configuration.host.driver!r}; say another file with --config")
+    with _connected(uri) as connection:
+        found = _domains(connection)
+        kinds = _kinds(given, configuration)
+        if unknown := sorted(set(kinds) - {f.name for f in found}):
+            raise _fail(f"{uri} has no domain {', '.join(unknown)}; `virsh list --all` shows what it has", REFUSED)
+        cpus, mib = _machine(configuration)
+        proposals = adopt.propose(found, cpus, mib, kinds)
+        changes, proposals = _changes(proposals, configuration)
+        before = config.read_text() if configuration else ""
+        after = _wanted(before, proposals, configuration, name, mode, uri)
+        _show(form, proposals, changes, config, before, after, adopt.short_of(proposals, mib), applying)
+        if applying:
+            _apply(connection, changes, config, before, after, state, proposals)
+    if any(p.refused for p in proposals):
+        raise click.exceptions.Exit(REFUSED)
+
+
+def _changes(proposals: list[Proposal], configuration: Configuration | None) -> tuple[list[Change], list[Proposal]]:
+    run_dir = Path(configuration.paths.run_dir if configuration else "/run/magrathea")
+    changes, checked, ours = [], [], _configured(configuration)
+    for p in proposals:
+        if p.kind is not Kind.SERVICE and not p.refused:
+            try:
+                name = ours.get(p.found.name, p.found.name)
+                # A container has the folder bound into it, so it gets one of its own (Configuration.guest_socket).
+                socket = f"{name}/agent.sock" if p.found.type == "lxc" else f"{name}.sock"
+                after = adopt.adopted_xml(p.found, str(run_dir / "guest" / socket))
+            except NotAdoptable as error:
+                p = replace(p, refused=str(error))
+            else:
+                if (before := adopt.normal(p.found.xml)) != after:
+                    changes.append(Change(p.found.name, before, after))
+        checked.append(p)
+    return changes, checked
+
+
+def _wanted(
+    before: str, proposals: list[Proposal], configuration: Configuration | None, name: str, mode: str, uri: str
+) -> str:
+    """The configuration file as it should be: a new one, or the present one and what it lacks."""
+    if configuration is None:
+        return adopt.file(proposals, name, mode, uri)
+    new = [p for p in proposals if p.found.name not in _configured(configuration) and not p.refused]
+    return before + "".join("\n" + adopt.table(p) for p in new)
+
+
+def _show(
+    form: str,
+    proposals: list[Proposal],
+    changes: list[Change],
+    config: Path,
+    before: str,
+    after: str,
+    short: int,
+    applying: bool,
+) -> None:
+    rows = [
+        {
+            "domain": p.found.name,
+            "kind": p.kind.value,
+            "cpus": p.cpus,
+            "memory_mib": p.memory_mib,
+            "floor_mib": p.floor_mib,
+            "why": p.why,
+            "refused": p.refused,
+        }
+        for p in proposals
+    ]
+    if form == "json":
+        diffs = {c.name: c.diff() for c in changes}
+        told = {"domains": rows, "changes": diffs, "configuration": after, "short_mib": short, "applied": applying}
+        click.echo(json.dumps(told, indent=2))
+        return
+    if form == "plain":
+        for row in rows:
+            click.echo("\t".join(str(value) for value in row.values()))
+        return
+    _table(rows)
+    for row in rows:
+        if row["refused"]:
+            click.echo(f"\n{row['domain']} cannot be adopted: {row['refused']}")
+    if short:
+        click.echo(f"\nmemory: reserve, services and floors are {short} MiB more than this host has; lower the floors")
+    for change in changes:
+        click.echo("\n" + change.diff())
+    if before != after:
+        click.echo("\n" + _diff(before, after, str(config)))
+    if not changes and before == after:
+        click.echo("\nnothing to change")
+    elif not applying:
+        click.echo("\nnothing has been changed; --apply does it")
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("DOMAIN", "KIND", "CPUS", "MEMORY", "FLOOR", "WHY"):
+        table.add_column(column, justify="right" if column in ("CPUS", "MEMORY", "FLOOR") else "left")
+    for row in rows:
+        kind = "-" if row["refused"] else row["kind"]
+        floor = f"{row['floor_mib']} MiB" if row["floor_mib"] else "-"
+        table.add_row(row["domain"], kind, str(row["cpus"]), f"{row['memory_mib']} MiB", floor, row["why"])
+    Console(highlight=False).print(table)
+
+
+def _apply(
+    connection: Any,
+    changes: list[Change],
+    config: Path,
+    before: str,
+    after: str,
+    state: Path,
+    proposals: list[Proposal],
+) -> None:
+    if not [p for p in proposals if p.kind is not Kind.SERVICE and not p.refused]:
+        raise _fail("no domain is left that could take jobs; nothing has been changed", REFUSED)
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    new = config.with_name(config.name + ".new")
+    if before != after:
+        config.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text(after)
+        try:
+            read(new)
+        except ConfigurationError as error:
+            raise _fail(f"{error}\nnothing has been changed", REFUSED) from error
+    for change in changes:
+        _keep(state / f"{change.name}.xml", change.before)
+        connection.defineXML(change.after)
+        (state / f"{change.name}.adopted.xml").write_text(_present(connection, change.name))
+        running = connection.lookupByName(change.name).isActive()
+        click.echo(
+            f"{change.name}: defined{'; it has the channel when it is started the next time' if running else ''}"
+        )
+    if before != after:
+        _keep(state / "noded.toml", before)
+        new.replace(config)
+        (state / "noded.adopted.toml").write_text(after)
+        click.echo(f"{config}: written; `magrathea-noded --check`, then start it")
+
+
+def _keep(path: Path, text: str) -> None:
+    """The first state is what undoing leads to: a later one never replaces it."""
+    if not path.exists():
+        path.write_text(text)
+        path.chmod(0o600)
+
+
+def _present(connection: Any, name: str) -> str:
+    import libvirt
+
+    flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+    return adopt.normal(connection.lookupByName(name).XMLDesc(flags))
+
+
+def _undo(connection: Any, config: Path, state: Path) -> None:
+    import libvirt
+
+    kept, done = [], 0
+    for backup in sorted(state.glob("*.xml")):
+        name = backup.name.removesuffix(".xml")
+        if name.endswith(".adopted"):
+            continue
+        adopted = state / f"{name}.adopted.xml"
+        try:
+            present = _present(connection, name)
+        except libvirt.libvirtError:
+            kept.append(f"{name} is gone; its XML was {backup}")
+            continue
+        if adopted.exists() and present != adopted.read_text():
+            kept.append(f"{name} has been changed since; compare with {backup} and `virsh edit {name}`")
+            continue
+        connection.defineXML(backup.read_text())
+        backup.unlink()
+        adopted.unlink(missing_ok=True)
+        click.echo(f"{name}: as it was")
+        done += 1
+    former, written = state / "noded.toml", state / "noded.adopted.toml"
+    if former.exists():
+        if config.exists() and config.read_text() != written.read_text():
+            kept.append(f"{config} has been changed since; what it was: {former}")
+        else:
+            text = former.read_text()
+            if text:
+                config.write_text(text)
+            else:
+                config.unlink(missing_ok=True)
+            former.unlink()
+            written.unlink()
+            click.echo(f"{config}: {'as it was' if text else 'taken away'}")
+            done += 1
+    for line in kept:
+        click.echo(line, err=True)
+    if not done and not kept:
+        click.echo("nothing to undo")
+    if kept:
+        raise click.exceptions.Exit(REFUSED)

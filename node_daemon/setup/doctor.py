@@ -1,0 +1,304 @@
+"""What `magrathea doctor` checks on a host and in a guest."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from magrathea import client
+from magrathea.configuration import ConfigurationError
+from magrathea.core.model import Kind, Mode, State
+from magrathea.doctor import CONNECT_S, Check, Part, Paths, Status, endpoint, of_pbs_conf, private, writable
+from magrathea.messages import Snapshot
+
+from .. import agent
+from ..configuration import Configuration, DomainTable, read
+
+HOST, GUEST = "host", "guest"
+START = "systemctl start magrathea-noded, then journalctl -u magrathea-noded"
+CLOCK_S = 1.0
+"""Daemon and this command are on one machine; more between their times is a clock that jumps."""
+
+MAX_ANSWER_BYTES = 65536
+
+
+# A host
+
+
+def _host_here(paths: Paths) -> str:
+    return f"{paths.noded} is here" if paths.noded.exists() else ""
+
+
+def _host(paths: Paths) -> Iterator[Check]:
+    try:
+        configuration = read(paths.noded)
+    except ConfigurationError as error:
+        mend = f"mend {paths.noded}; magrathea-noded --check --config {paths.noded}"
+        yield Check(HOST, "configuration", Status.FAIL, f"{paths.noded} cannot be used", str(error), mend)
+        return
+    yield Check(HOST, "configuration", Status.OK, f"{paths.noded}: {len(configuration.domain)} domains")
+    yield from memory(configuration, psutil.virtual_memory().total // 2**20)
+    yield from swap(configuration)
+    yield writable(HOST, "state", Path(configuration.paths.state_dir))
+    yield from _host_sockets(configuration)
+    for number, address in enumerate(configuration.hub.endpoints):
+        mend = "start magrathea-hub on the server, open its port (tcp 17017), or mend `endpoints` in [hub]"
+        yield endpoint(HOST, f"hub-{number}" if number else "hub", address, mend)
+    if not configuration.hub.endpoints:
+        mend = "give `endpoints` in [hub]"
+        cause = "`endpoints` in [hub] is empty"
+        yield Check(HOST, "hub", Status.WARN, "there is no hub: nothing is preempted", cause, mend)
+    elif any(address.startswith("tcp://") for address in configuration.hub.endpoints):
+        yield private(HOST, "keys", Path(configuration.hub.key_file))
+    yield from _daemon(configuration)
+
+
+def _host_sockets(configuration: Configuration) -> Iterator[Check]:
+    directory = configuration.run_dir / "guest"
+    if not directory.is_dir():
+        cause = f"{directory} is not there"
+        yield Check(HOST, "guest-sockets", Status.FAIL, "no guest can reach the daemon", cause, START)
+        return
+    mode = stat.S_IMODE(directory.stat().st_mode)
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        cause = f"others may replace its sockets: mode {mode:04o}"
+        yield Check(HOST, "guest-sockets", Status.FAIL, f"{directory} is open to all", cause, f"chmod 755 {directory}")
+        return
+    lacking = [n for n, t in configuration.domain.items() if t.kind is not Kind.SERVICE and not _is_socket(
+        configuration.guest_socket(n)
+    )]  # fmt: skip
+    if lacking:
+        cause = f"no socket for {', '.join(lacking)} in {directory}"
+        yield Check(HOST, "guest-sockets", Status.FAIL, "guests cannot reach the daemon", cause, START)
+    else:
+        yield Check(HOST, "guest-sockets", Status.OK, f"{directory} has one for each domain")
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _daemon(configuration: Configuration) -> Iterator[Check]:
+    try:
+        snapshot = client.status(configuration.control_socket)
+    except client.Unreachable as error:
+        yield Check(HOST, "daemon", Status.FAIL, "the node daemon does not answer", error.cause, error.mend)
+        return
+    except client.Refused as error:
+        yield Check(HOST, "daemon", Status.FAIL, "the node daemon refuses its status", f"{error.code}: {error}", START)
+        return
+    yield Check(HOST, "daemon", Status.OK, f"it answers at {configuration.control_socket}")
+    if abs(skew_s := time.time() - snapshot.at) > CLOCK_S:
+        mend = "look for what sets the clock by steps; it should be slewed"
+        cause = f"{skew_s:.1f} s between them"
+        yield Check(HOST, "daemon-clock", Status.WARN, "the daemon's time is not this machine's", cause, mend)
+    yield from told(configuration, snapshot)
+
+
+def told(configuration: Configuration, snapshot: Snapshot) -> Iterator[Check]:
+    """What the daemon's own view says."""
+    if snapshot.hub_connected:
+        yield Check(HOST, "hub-connected", Status.OK, "the daemon is connected with its hub")
+    elif configuration.hub.endpoints:
+        mend = f"is this host enrolled (magrathea keys enrol {snapshot.host}, on the server)? see both journals"
+        cause = "no message of the hub for three heartbeats"
+        yield Check(HOST, "hub-connected", Status.FAIL, "the daemon is without its hub: no preemption", cause, mend)
+    missing = sorted(set(configuration.domain) - {domain.name for domain in snapshot.domains})
+    if missing:
+        cause = f"{', '.join(missing)} stand in the file only"
+        mend = "magrathea reload, or restart magrathea-noded"
+        yield Check(HOST, "domains", Status.WARN, "the daemon has not read its file since it was changed", cause, mend)
+    for domain in snapshot.domains:
+        if domain.kind is Kind.SERVICE:
+            continue
+        name = f"domain-{domain.name}"
+        said = f"{domain.name} is {domain.state.value}"
+        if domain.state is State.FAULT:
+            mend = f"mend what failed, then: magrathea clear {domain.name}"
+            yield Check(HOST, name, Status.FAIL, said, domain.why, mend)
+        elif domain.state is State.UNKNOWN:
+            mend = (
+                f"in the guest: systemctl status magrathea-agent; magrathea doctor there; its channel for {domain.name}"
+            )
+            yield Check(HOST, name, Status.FAIL, said, domain.why, mend)
+        elif not domain.agent and domain.state not in (State.DOWN, State.BOOTING, State.FROZEN):
+            mend = "in the guest: systemctl status magrathea-agent; magrathea doctor there"
+            yield Check(HOST, name, Status.WARN, said, "its agent is not connected", mend)
+        else:
+            yield Check(HOST, name, Status.OK, said)
+    for number, note in enumerate(snapshot.notes):
+        yield Check(HOST, f"note-{number}", Status.WARN, "the daemon says", note, "see docs, or mend what it names")
+
+
+def _workers(configuration: Configuration) -> dict[str, DomainTable]:
+    return {name: table for name, table in configuration.domain.items() if table.kind is not Kind.SERVICE}
+
+
+def memory(c: Configuration, machine_mib: int) -> Iterator[Check]:
+    """Whether the sizes in the file fit each other and the machine (docs/rules.md, "Memory fit is arithmetic").
+
+    memory(domain) = host - reserve - services - the sum over siblings of (floor + what their swap cannot take)
+    """
+    workers = _workers(c)
+    if c.host.memory_mib is not None and c.host.memory_mib > machine_mib:
+        text = f"`memory_mib` in [host] is {c.host.memory_mib}"
+        mend = f"give at most {machine_mib}, or leave it out"
+        yield Check(HOST, "memory", Status.FAIL, text, f"the machine has {machine_mib} MiB", mend)
+        return
+    if all(table.memory_mib == 0 for table in workers.values()):
+        yield Check(HOST, "memory", Status.OK, "no domain has `memory_mib`: memory is shared, and not counted")
+        return
+    total = c.memory_mib - sum(t.memory_mib for t in c.domain.values() if t.kind is Kind.SERVICE)
+    for name, table in workers.items():
+        siblings = [other for at, other in workers.items() if at != name]
+        floors = sum(other.floor_mib for other in siblings)
+        stuck = sum(max(0, other.memory_mib - other.floor_mib - other.swap_mib) for other in siblings)
+        best, worst = total - floors, total - floors - (stuck if c.host.mode is Mode.EXCLUSIVE else 0)
+        wanted = table.memory_mib
+        where = f"memory-{name}"
+        if wanted > best:
+            cause = f"with its siblings' floors only {best} are left of {total} MiB"
+            mend = f"lower `memory_mib` of {name} to {max(0, best)}, or the others' `floor_mib`"
+            yield Check(HOST, where, Status.FAIL, f"{name} can never have its {wanted} MiB", cause, mend)
+        elif wanted > worst:
+            cause = f"{stuck} MiB of its siblings' jobs do not fit into their `swap_mib`, so that {worst} are left"
+            mend = f"more `swap_mib` for the others, or at most {max(0, worst)} MiB for {name}"
+            yield Check(HOST, where, Status.WARN, f"{name} may get less than its {wanted} MiB", cause, mend)
+        else:
+            yield Check(HOST, where, Status.OK, f"{name} can have its {wanted} MiB")
+
+
+def swap(c: Configuration) -> Iterator[Check]:
+    """Memory of stopped jobs goes to the swap of their own guest."""
+    for name, table in _workers(c).items():
+        if table.kind is Kind.NORMAL and table.memory_mib and not table.swap_mib:
+            cause = f"`swap_mib` of {name} is 0, so the memory of its stopped jobs stays where it is"
+            mend = f"give the guest a swap device, and say its size as `swap_mib` in [domain.{name}]"
+            yield Check(HOST, f"swap-{name}", Status.WARN, f"{name} cannot give its jobs' memory away", cause, mend)
+
+
+# A guest
+
+
+def _guest_here(paths: Paths) -> str:
+    return f"{paths.agent} is here" if paths.agent.exists() else ""
+
+
+def _guest(paths: Paths) -> Iterator[Check]:
+    try:
+        config = agent.Config(str(paths.agent))
+    except agent.Unusable as error:
+        mend = f"mend {paths.agent}; magrathea-agent --check --config {paths.agent}"
+        yield Check(GUEST, "configuration", Status.FAIL, "the agent's file cannot be used", str(error), mend)
+        return
+    yield Check(GUEST, "configuration", Status.OK, f"{paths.agent} can be used")
+    yield channel(config)
+    yield from agent_socket(Path(config.socket))
+    yield writable(GUEST, "state", Path(config.state).parent, least_mib=10)
+    yield from _mom(paths)
+    yield guest_swap(psutil.virtual_memory().total // 2**20, psutil.swap_memory().total // 2**20)
+
+
+def channel(config: agent.Config) -> Check:
+    path = Path(config.channel_path)
+    if not path.exists():
+        what = "socket" if config.channel_kind == "unix" else "port"
+        mend = "is magrathea-noded up on the host?" if what == "socket" else "add the port to the domain's definition"
+        return Check(GUEST, "channel", Status.FAIL, "there is no way to the host", f"no {what} {path}", mend)
+    if not os.access(path, os.R_OK | os.W_OK):
+        mend = "run this as root, or mend its mode"
+        return Check(GUEST, "channel", Status.FAIL, f"{path} may not be used", f"uid {os.geteuid()} may not", mend)
+    return Check(GUEST, "channel", Status.OK, f"{config.channel} is there")
+
+
+def agent_socket(path: Path) -> Iterator[Check]:
+    """Whether the agent answers, to root and its own user only, and is connected with the host."""
+    start = "systemctl start magrathea-agent, then journalctl -u magrathea-agent"
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        answer = _ping(path)
+    except (OSError, ValueError) as error:
+        cause = "no answer" if isinstance(error, TimeoutError) else str(error)
+        yield Check(GUEST, "agent", Status.FAIL, "the agent does not answer: jobs are refused here", cause, start)
+        return
+    yield Check(GUEST, "agent", Status.OK, f"it answers at {path}")
+    if mode & 0o077:
+        cause = f"its mode is {mode:04o}, which lets others ask"
+        yield Check(GUEST, "agent-socket", Status.WARN, f"{path} is open", cause, "restart the agent; see its umask")
+    else:
+        yield Check(GUEST, "agent-socket", Status.OK, f"{path} is root's and the agent's only")
+    if answer.get("connected") is True:
+        yield Check(GUEST, "connected", Status.OK, "the agent is connected with the node daemon")
+    else:
+        mend = "on the host: magrathea doctor; is this domain in noded.toml, by the name of its channel?"
+        cause = "no hello of the daemon came through the channel"
+        yield Check(GUEST, "connected", Status.FAIL, "the agent is without its host: jobs are refused", cause, mend)
+
+
+def _ping(path: Path) -> dict[str, Any]:
+    """The agent's answer. Raises OSError, ValueError."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(CONNECT_S)
+        connection.connect(str(path))
+        connection.sendall(b'{"op":"ping"}\n')
+        line = b""
+        while not line.endswith(b"\n") and len(line) < MAX_ANSWER_BYTES:
+            part = connection.recv(4096)
+            if not part:
+                break
+            line += part
+    answer = json.loads(line)
+    if not isinstance(answer, dict) or answer.get("ok") is not True:
+        raise ValueError(f"it says {line[:200]!r}")
+    return answer
+
+
+def _mom(paths: Paths) -> Iterator[Check]:
+    conf = of_pbs_conf(paths.pbs)
+    if conf.get("PBS_START_MOM") != "1":
+        mend = f"PBS_START_MOM=1 in {paths.pbs}; or take {paths.agent} away, if this is no domain"
+        yield Check(
+            GUEST, "mom", Status.WARN, "this machine starts no MoM", f"{paths.pbs} says so, or is not there", mend
+        )
+        return
+    home = Path(conf.get("PBS_HOME", "/var/spool/pbs")) / "mom_priv"
+    try:
+        pid = int((home / "mom.lock").read_text().strip())
+        running = psutil.pid_exists(pid)
+    except (OSError, ValueError):
+        running = False
+    if running:
+        yield Check(GUEST, "mom", Status.OK, "pbs_mom runs")
+    else:
+        yield Check(GUEST, "mom", Status.FAIL, "pbs_mom does not run", f"{home}/mom.lock names no process", "start PBS")
+    if (home / "hooks/magrathea_mom.PY").exists():
+        yield Check(GUEST, "mom-hook", Status.OK, "MoM has the hook")
+    else:
+        cause = f"{home}/hooks/magrathea_mom.PY is not there (or you are not root)"
+        mend = "on the server: magrathea pbs check; a new hook comes within a minute"
+        yield Check(GUEST, "mom-hook", Status.FAIL, "MoM has no hook: it asks nobody", cause, mend)
+
+
+def guest_swap(memory_mib: int, swap_mib: int) -> Check:
+    if swap_mib == 0:
+        cause = "this guest has no swap"
+        mend = (
+            "a swap device (on fast storage, or zram), and `swap_mib` in noded.toml; not needed if memory never moves"
+        )
+        return Check(GUEST, "swap", Status.WARN, "the memory of stopped jobs cannot be given away", cause, mend)
+    return Check(GUEST, "swap", Status.OK, f"{swap_mib} MiB of swap beside {memory_mib} MiB of memory")
+
+
+host = Part(HOST, _host_here, _host)
+guest = Part(GUEST, _guest_here, _guest)

@@ -1,0 +1,178 @@
+"""`magrathea give-back HOST`: continue by hand every job stopped on this host, for the day when nothing else does.
+
+Needs no daemon, hub or agent: which jobs were stopped is read from the journal, their processes from /proc by
+PBS_JOBID, of the job's owner as far as PBS still tells who that is. It sees the processes of this machine only: those
+of the local driver, not those inside a virtual machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import signal
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import click
+
+from magrathea import client, qstat
+from magrathea.cli import sources, view
+from magrathea.configuration import ConfigurationError
+from magrathea.control import entitled
+from magrathea.core.model import Host
+
+from ..configuration import Configuration, read
+from ..journal import salvage
+
+DEFAULT_FILE = "/etc/magrathea/noded.toml"
+PARTLY, USAGE = 1, 2
+STOPPED = b"T"
+
+
+@dataclass(slots=True)
+class Given:
+    """How many processes of a job were continued, could not be, or were left alone: another user's with its id."""
+
+    continued: int = 0
+    failed: int = 0
+    strange: int = 0
+
+
+def stopped_jobs(host: Host) -> list[tuple[str, str]]:
+    """(domain, job id) of all that the journal has as stopped by Magrathea."""
+    return [(domain.name, job.key.id) for domain in host.domains for job in domain.stopped]
+
+
+def owners(ids: Iterable[str]) -> tuple[dict[str, int], str]:
+    """The uids of the jobs' owners as PBS tells, and why those that are missing are."""
+    found: dict[str, int] = {}
+    for id in ids:
+        try:
+            found[id] = pwd.getpwnam(str(qstat.job(id)[1].get("Job_Owner", "")).partition("@")[0]).pw_uid
+        except (qstat.NoQstat, KeyError) as error:  # the others would not be told either, and each may take long
+            return found, f"of {id} PBS does not tell the owner: {error}"
+    return found, ""
+
+
+def give_back(ids: Iterable[str], uids: Mapping[str, int], proc: Path = Path("/proc")) -> dict[str, Given]:
+    """SIGCONT to every stopped process with one of the job ids in its environment, of that uid where it is known.
+
+    By a pid file descriptor, opened before the look at what the process is: a recycled pid is never hit.
+    """
+    given = {id: Given() for id in ids}
+    wanted = {f"PBS_JOBID={id}".encode(): id for id in given}
+    for pid in sorted((int(entry.name) for entry in proc.iterdir() if entry.name.isdecimal()), reverse=True):
+        with contextlib.ExitStack() as opened, contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            descriptor = os.pidfd_open(pid)
+            opened.callback(os.close, descriptor)
+            if (proc / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[0] != STOPPED:
+                continue
+            try:
+                environment = (proc / str(pid) / "environ").read_bytes().split(b"\0")
+            except PermissionError:
+                continue  # another user's: not known to be one of the jobs'
+            id = next((wanted[word] for word in environment if word in wanted), None)
+            if id is None:
+                continue
+            if uids.get(id, uid := _uid(proc / str(pid))) != uid:
+                given[id].strange += 1
+                continue
+            try:
+                signal.pidfd_send_signal(descriptor, signal.SIGCONT)
+                given[id].continued += 1
+            except PermissionError:
+                given[id].failed += 1
+    return given
+
+
+def _uid(process: Path) -> int:
+    """Its real user. Raises FileNotFoundError or ProcessLookupError."""
+    line = next(line for line in (process / "status").read_bytes().splitlines() if line.startswith(b"Uid:"))
+    return int(line.split()[1])
+
+
+def _fail(text: str, code: int) -> click.exceptions.Exit:
+    click.echo(f"magrathea give-back: {text}", err=True)
+    return click.exceptions.Exit(code)
+
+
+def _facts(config: Path, host: str) -> tuple[Configuration, Host]:
+    try:
+        configuration = read(config)
+    except ConfigurationError as error:
+        raise _fail(str(error), USAGE) from error
+    if host != configuration.host.name:
+        raise _fail(f"this is host {configuration.host.name}, not {host}; run it on {host} itself", USAGE)
+    if not entitled(os.getuid(), os.getgid(), configuration.control.group, configuration.journal_path):
+        raise _fail("it is for root, the daemon's user or the configured group; ask one of them", PARTLY)
+    facts = salvage(configuration.journal_path)
+    if facts is None:
+        raise _fail(f"{configuration.journal_path} holds no facts that can be read; see its rights", PARTLY)
+    return configuration, facts
+
+
+@click.command("give-back", short_help="continue every stopped job of this host by hand")
+@click.argument("host")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_FILE,
+    show_default=True,
+    help="The node daemon's configuration: it says where the journal is.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@sources.form_option
+def command(host: str, config: Path, yes: bool, form: str) -> None:
+    """Continue every job that Magrathea stopped on HOST, from its journal and /proc: run it on HOST itself, as root.
+
+    It is for when the daemon cannot be brought up. While the daemon runs it is refused: it would stop them again. So
+    would an agent with a standing order: end the agents first. What PBS has suspended stays so in its books until
+    `qsig -s admin-resume JOB` on the server; then its walltime runs, too. Virtual machines' processes are out of reach.
+    Processes of other users that carry a job's id are left alone, as far as `qstat` still tells whose job it is.
+
+    \b
+    Examples:
+      magrathea give-back h1
+      magrathea give-back h1 --yes --config /etc/magrathea/noded.toml
+
+    Columns of `plain`, one line a job, tab-separated: domain, job, processes continued, that could not be, of other
+    users; `yes` if it is suspended in PBS's books.
+
+    Exit codes: 0 done, or nothing was stopped; 1 not permitted, the daemon runs, or not all could be continued; 2 wrong
+    usage or configuration.
+    """
+    configuration, facts = _facts(config, host)
+    with contextlib.suppress(client.Unreachable):
+        client.ask(configuration.control_socket, {"op": "ping"})
+        raise _fail("the daemon runs, and would stop them again; `systemctl stop magrathea-noded` first", PARTLY)
+    jobs = stopped_jobs(facts)
+    if not jobs and form == "table":
+        click.echo(f"nothing is stopped on {host}")
+        return
+    if jobs and not yes:
+        click.confirm(f"continue {', '.join(f'{id} in {domain}' for domain, id in jobs)}?", abort=True, err=True)
+    uids, unknown = owners(id for _, id in jobs)
+    if unknown:
+        click.echo(f"magrathea give-back: {unknown}; any user's stopped process with the id is continued", err=True)
+    given = give_back([id for _, id in jobs], uids)
+    booked = [job.key.id for domain in facts.domains for job in domain.stopped if job.booked]
+    if form == "table":
+        _tell(jobs, given, booked)
+    else:
+        rows = [(domain, id, *astuple(given[id]), id in booked) for domain, id in jobs]
+        names = ("domain", "job", *(field.name for field in fields(Given)), "booked")
+        plain = [tuple("yes" if c is True else "no" if c is False else str(c) for c in row) for row in rows]
+        view.show(form, names, plain, [dict(zip(names, row, strict=True)) for row in rows])
+    if any(result.failed for result in given.values()):
+        raise click.exceptions.Exit(PARTLY)
+
+
+def _tell(jobs: list[tuple[str, str]], given: Mapping[str, Given], booked: list[str]) -> None:
+    for domain, id in jobs:
+        strange = f", {given[id].strange} of other users left alone" if given[id].strange else ""
+        failed = f", {given[id].failed} could not be: run it as root" if given[id].failed else ""
+        click.echo(f"{id} in {domain}: {given[id].continued} processes continued{strange}{failed}")
+    if booked:
+        click.echo(f"suspended in PBS still; on its server: qsig -s admin-resume {' '.join(booked)}")

@@ -1,0 +1,144 @@
+"""What of the installation is as it should be, and what of the site's own settings will get in its way.
+
+Rule 1: pure. An item is wrong exactly if `install.changes` would change something of it, or refuses because of it; so
+the two cannot disagree.
+Rule 2: a warning is about the site's settings; install never changes them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .install import RESOURCES, SITE_HOOKS_LAST, InstallError, Present, Wish, changes, conflicts, targets
+
+OK, MISSING, DIFFERENT, WARNING = "ok", "missing", "different", "warning"
+MEND = "magrathea pbs install"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """`status`: one of the words above. `text`: what is so; empty for ok. `mend`: what to do."""
+
+    name: str
+    status: str
+    text: str = ""
+    mend: str = ""
+
+
+def check(now: Present, wish: Wish) -> list[Item]:
+    """Every item, in the order of the installation, then the warnings."""
+    in_the_way = dict(conflicts(now, wish))
+    try:
+        todo = changes(now, wish)
+    except InstallError:  # told item by item, from `conflicts`; the rest is compared without what is in the way
+        todo = []
+    items = []
+    for target in dict.fromkeys([*targets(now, wish), *in_the_way]):
+        mine = [change for change in todo if change.target == target]
+        if target in in_the_way:
+            items.append(Item(target, DIFFERENT, in_the_way[target], "mend that, then " + MEND))
+        elif mine:
+            status = MISSING if mine[0].missing else DIFFERENT
+            items.append(Item(target, status, "; ".join(change.text for change in mine), MEND))
+        else:
+            items.append(Item(target, OK))
+    if in_the_way:  # nothing else could be compared
+        items = [item for item in items if item.status != OK]
+    return items + list(warnings(now, wish))
+
+
+def warnings(now: Present, wish: Wish) -> Iterator[Item]:
+    """Settings of the site's own with which Magrathea works worse, or not at all."""
+    yield from _own_preemption(now)
+    for name, sched in now.scheds.items():
+        if sched.get("job_run_wait") == "execjob_hook":
+            yield Item(
+                f"sched {name}",
+                WARNING,
+                "job_run_wait = execjob_hook: the scheduler waits for each claim, which may stop jobs first",
+                f"qmgr -c 'set sched {name} job_run_wait = runjob_hook'",
+            )
+        if name != "default":
+            yield Item(
+                f"sched {name}",
+                WARNING,
+                f"it reads its own file in {sched.get('sched_priv', 'its sched_priv')}, which install does not change",
+                f"add to its resources: line: {', '.join(RESOURCES)}",
+            )
+    yield from _many_vnodes(now, wish)
+    yield from _orders(now)
+    if not re.search(r"(?m)^[ \t]*node_sort_key[ \t]*:.*(sort_priority|magrathea_rank)", now.sched_config):
+        yield Item(
+            "sched_config",
+            WARNING,
+            "node_sort_key names neither sort_priority nor magrathea_rank: jobs go anywhere, and more are stopped",
+            'put node_sort_key: "magrathea_rank HIGH" before the others, and HUP the scheduler',
+        )
+    for name in wish.vnodes:
+        if "Priority" in now.vnodes.get(name, {}) and name not in now.managed:
+            yield Item(
+                f"node {name}",
+                WARNING,
+                f"it has a Priority of the site's own ({now.vnodes[name]['Priority']}), which the hub would replace",
+                "set_priority = false in [pbs] of hub.toml, and node_sort_key by magrathea_rank",
+            )
+
+
+def _own_preemption(now: Present) -> Iterator[Item]:
+    """PBS's own preemption by suspension would start, and resume, jobs behind Magrathea's back."""
+    for name, sched in now.scheds.items():
+        threshold = int(sched.get("preempt_queue_prio", "150"))
+        if "S" not in re.sub(r"[^SCRD]", "", sched.get("preempt_order", "")):
+            continue
+        for queue, have in now.queues.items():
+            if have.get("Priority", "0").lstrip("-").isdigit() and int(have.get("Priority", "0")) >= threshold:
+                yield Item(
+                    f"queue {queue}",
+                    WARNING,
+                    f"its Priority {have['Priority']} is {threshold} or more, so that PBS itself preempts for it, and"
+                    f" preempt_order = {sched['preempt_order']} has S: PBS would suspend jobs behind Magrathea's back",
+                    f"qmgr -c 'set queue {queue} Priority = {threshold - 1}', or preempt_order without S",
+                )
+        levels = {level.strip() for level in sched.get("preempt_prio", "").strip('"').split(",") if level.strip()}
+        if others := sorted(levels - {"express_queue", "normal_jobs"}):
+            yield Item(
+                f"sched {name}",
+                WARNING,
+                f"preempt_order = {sched['preempt_order']} has S, and preempt_prio has {', '.join(others)}: PBS itself"
+                " would suspend jobs behind Magrathea's back",
+                f"qmgr -c 'set sched {name} preempt_order = CR'",
+            )
+
+
+def _many_vnodes(now: Present, wish: Wish) -> Iterator[Item]:
+    moms: dict[tuple[str, str], list[str]] = {}
+    for name, have in now.vnodes.items():
+        if "Mom" in have:
+            moms.setdefault((have["Mom"], have.get("Port", "")), []).append(name)
+    ours = {*wish.vnodes, *now.managed}
+    for (mom, _), names in moms.items():
+        if len(names) > 1 and (ours & set(names) or not ours):
+            yield Item(
+                f"MoM {mom}",
+                WARNING,
+                f"it has {len(names)} vnodes ({', '.join(names[:4])}): a domain is one vnode, so it cannot be managed",
+                "one vnode for each MoM: take away its vnode definition file (pbs_mom -s), vnode_per_numa_node false",
+            )
+
+
+def _orders(now: Present) -> Iterator[Item]:
+    """A hook that refuses a job after ours has claimed leaves the claim until it expires."""
+    for name, have in {**now.hooks, **now.pbs_hooks}.items():
+        if name.startswith("magrathea_") or have.get("enabled", "").lower() != "true":
+            continue
+        events = {event.strip() for event in have.get("event", "").strip('"').split(",")}
+        order = int(have.get("order", "1"))
+        if order >= int(SITE_HOOKS_LAST) and events & {"execjob_begin", "runjob"}:
+            yield Item(
+                f"hook {name}",
+                WARNING,
+                f"its order {order} puts it beside or after ours ({SITE_HOOKS_LAST}): what it refuses has claimed",
+                f"qmgr -c 'set hook {name} order = {int(SITE_HOOKS_LAST) - 1}'",
+            )

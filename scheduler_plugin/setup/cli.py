@@ -1,0 +1,306 @@
+"""`magrathea pbs install | check | uninstall`: sets PBS up, looks whether it still is, and takes it all away."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from magrathea.cli import sources
+
+from . import checks, install, qmgr, records, uninstall
+from .install import Change, InstallError, Wish
+from .qmgr import Place
+
+FAILED = 1
+LEFT = 3
+CHECK_CODES = {checks.OK: 0, checks.WARNING: 1, checks.MISSING: 2, checks.DIFFERENT: 2}
+UNKNOWN = 3
+RESUME_S = 30.0
+
+_conf = click.option(
+    "--conf",
+    type=click.Path(path_type=Path),
+    default="/etc/pbs.conf",
+    show_default=True,
+    envvar="PBS_CONF_FILE",
+    help="Where PBS is on this machine; $PBS_CONF_FILE, too.",
+)
+_dry_run = click.option("--dry-run", is_flag=True, help="Say every change, and make none.")
+
+
+@click.group(short_help="set up PBS for Magrathea, check it, take it away")
+def pbs() -> None:
+    """Set up PBS for Magrathea, look whether it still is, take it all away.
+
+    \b
+    Examples:
+      magrathea pbs install --priority high --preemptible low --vnode n1 --dry-run
+      magrathea pbs check --format plain
+      magrathea pbs uninstall
+    """
+
+
+def _ending(name: str, code: int) -> Callable[[InstallError], NoReturn]:
+    def end(error: InstallError) -> NoReturn:
+        click.echo(f"magrathea pbs {name}: {error}", err=True)
+        raise click.exceptions.Exit(code) from error
+
+    return end
+
+
+def _carry_out(place: Place, todo: Iterable[Change], *, dry_run: bool, go_on: bool) -> tuple[int, list[str]]:
+    """Say each change, then make it; how many, and what PBS refused. `go_on`: a refusal does not end it.
+
+    Raises InstallError.
+    """
+    count = 0
+    refused: list[str] = []
+    for step in qmgr.steps(todo):
+        for change in step:
+            click.echo(("would: " if dry_run else "") + change.text)
+        count += len(step)
+        if dry_run:
+            continue
+        try:
+            qmgr.apply(place, step)
+        except InstallError as error:
+            if not (go_on or step[0].about_job):
+                raise
+            count -= 1
+            refused.append(str(error))
+            click.echo(f"  refused: {error}", err=True)
+    return count, refused
+
+
+@pbs.command("install", short_help="create what is not there, say each change")
+@click.option("--priority", multiple=True, metavar="QUEUE", help="A queue whose jobs preempt; created if need be.")
+@click.option("--preemptible", multiple=True, metavar="QUEUE", help="A queue whose jobs may be stopped; created, too.")
+@click.option(
+    "--vnode", "vnodes", multiple=True, metavar="VNODE", help="A vnode that Magrathea will manage: no reservations."
+)
+@click.option(
+    "--heartbeat", metavar="FILE", help="The file that the hub touches.  [default: PBS_HOME/magrathea.heartbeat]"
+)
+@click.option("--heartbeat-max-age", type=float, metavar="S", help="Older: no hub.  [default: 30]")
+@click.option(
+    "--memory-moves/--no-memory-moves",
+    default=None,
+    help="Whether jobs wait in execjob_prologue until their memory is there.  [default: no]",
+)
+@_dry_run
+@_conf
+def install_command(
+    priority: tuple[str, ...],
+    preemptible: tuple[str, ...],
+    vnodes: tuple[str, ...],
+    heartbeat: str | None,
+    heartbeat_max_age: float | None,
+    memory_moves: bool | None,
+    dry_run: bool,
+    conf: Path,
+) -> None:
+    """Create resources, hooks, queues and defaults, as far as they are not there; say each change before it is made.
+
+    Run it as root on the PBS server's machine. Safe to repeat, and to be repeated after an upgrade of Magrathea: what
+    was asked for before is asked for again. Waiting jobs get their queue's class and keep their place. It refuses, and
+    changes nothing, where something of the site's own is in the way. What was there before is kept in
+    PBS_HOME/server_priv/magrathea-install.json and sched_priv/sched_config.before-magrathea, for `uninstall`.
+
+    \b
+    Examples:
+      magrathea pbs install --priority high --preemptible low --vnode n1 --vnode p1 --dry-run
+      magrathea pbs install --priority high --preemptible low --vnode n1 --vnode p1
+
+    Exit codes: 0 done, or nothing to do; 1 refused or failed; 2 wrong usage.
+    """
+    fail = _ending("install", FAILED)
+    try:
+        place = qmgr.find_pbs(conf)
+        now = qmgr.present(place)
+        record = records.load(place.home)
+        old = record.wish() if record else Wish()
+        new = Wish(
+            priority=priority,
+            preemptible=preemptible,
+            vnodes=vnodes,
+            heartbeat=heartbeat or (old.heartbeat if record else str(place.home / "magrathea.heartbeat")),
+            heartbeat_max_age_s=heartbeat_max_age if heartbeat_max_age is not None else old.heartbeat_max_age_s,
+            memory_moves=memory_moves if memory_moves is not None else old.memory_moves,
+        )
+        if both := set(priority) & set(preemptible):
+            raise InstallError(f"queue {', '.join(sorted(both))}: either --priority or --preemptible, not both")
+        wish = records.joined(old, new, set(now.vnodes))
+        todo = install.changes(now, wish)
+        if not dry_run:
+            records.save(place.home, records.updated(record, now, wish))
+        count, refused = _carry_out(place, todo, dry_run=dry_run, go_on=False)
+        for item in checks.warnings(now, wish):
+            click.echo(f"warning: {item.name}: {item.text}; mend: {item.mend}", err=True)
+    except InstallError as error:
+        fail(error)
+    click.echo(_summary(count, dry_run))
+    if refused:
+        click.echo(f"magrathea pbs install: {len(refused)} jobs got no class; run it again", err=True)
+        raise click.exceptions.Exit(FAILED)
+
+
+def _summary(count: int, dry_run: bool) -> str:
+    if count == 0:
+        return "nothing to change"
+    return f"{count} changes would be made; nothing was changed" if dry_run else f"{count} changes"
+
+
+@pbs.command("check", short_help="look at every item; exit code for monitoring")
+@sources.form_option
+@_conf
+def check_command(form: str, conf: Path) -> None:
+    """Compare PBS with what `install` has set up: every item is ok, missing or different, with its mend; then warnings
+    about settings of the site's own that get in the way.
+
+    \b
+    Examples:
+      magrathea pbs check
+      magrathea pbs check --format plain | grep -v ^ok
+
+    \b
+    Columns of `plain`, tab-separated: status, item, what is so, mend (`-` for none).
+
+    Exit codes: 0 all ok; 1 warnings only; 2 something is missing or different; 3 PBS could not be asked.
+    """
+    fail = _ending("check", UNKNOWN)
+    try:
+        place = qmgr.find_pbs(conf)
+        record = records.load(place.home)
+        wish = record.wish() if record else Wish(heartbeat=str(place.home / "magrathea.heartbeat"))
+        items = checks.check(qmgr.present(place), wish)
+    except InstallError as error:
+        fail(error)
+    if form == "json":
+        rows: list[dict[str, Any]] = [
+            {"name": item.name, "status": item.status, "text": item.text, "mend": item.mend} for item in items
+        ]
+        click.echo(json.dumps({"installed": record is not None, "items": rows}, indent=1))
+    elif form == "plain":
+        for item in items:
+            click.echo("\t".join((item.status, item.name, item.text or "-", item.mend or "-")))
+    else:
+        width = max(len(item.name) for item in items)
+        for item in items:
+            mend = f"; mend: {item.mend}" if item.mend else ""
+            click.echo(f"{item.status:<9}  {item.name:<{width}}  {item.text}{mend}".rstrip())
+    raise click.exceptions.Exit(max(CHECK_CODES[item.status] for item in items))
+
+
+@pbs.command("uninstall", short_help="leave PBS as it was before install")
+@click.option(
+    "--resume-jobs", is_flag=True, help="Resume the jobs that Magrathea has suspended first, instead of refusing."
+)
+@click.option(
+    "--delete-history",
+    is_flag=True,
+    help="Delete finished jobs that had a class from PBS's history; while it has any, one resource cannot be deleted.",
+)
+@_dry_run
+@_conf
+def uninstall_command(resume_jobs: bool, delete_history: bool, dry_run: bool, conf: Path) -> None:
+    """Take hooks, resources, defaults and vnode attributes away and put back what was there before.
+
+    Stop magrathea-hub first. With jobs about that Magrathea has suspended it refuses: let the priority jobs end while
+    Magrathea still runs, or stop magrathea-noded on the hosts and magrathea-agent in the domains, and say
+    --resume-jobs: then PBS resumes them. What PBS cannot let go yet is said; run it again then.
+
+    \b
+    Examples:
+      magrathea pbs uninstall --dry-run
+      magrathea pbs uninstall --resume-jobs
+
+    Exit codes: 0 all is gone; 1 refused or failed; 2 wrong usage; 3 something is left, the last lines say what.
+    """
+    fail = _ending("uninstall", FAILED)
+    try:
+        place = qmgr.find_pbs(conf)
+        record = records.load(place.home)
+        now = qmgr.present(place)
+        _refuse_with_hub(place, record)
+        if jobs := uninstall.preempted(now):
+            if not resume_jobs:
+                told = ", ".join(job.id for job in jobs)
+                raise InstallError(
+                    f"{len(jobs)} jobs are suspended by Magrathea ({told}) and nobody would resume them; let the"
+                    " priority jobs end first with the hub running, or stop magrathea-noded and magrathea-agent and"
+                    " say --resume-jobs"
+                )
+            for job in jobs:
+                click.echo(f"{'would: ' if dry_run else ''}resume job {job.id}")
+            if not dry_run:
+                resume(place, [job.id for job in jobs])
+                now = qmgr.present(place)
+        kept = uninstall.not_known(now, record)
+        todo = uninstall.changes(now, record, delete_history=delete_history)
+        count, _ = _carry_out(place, todo, dry_run=dry_run, go_on=True)
+        for sentence in kept:
+            click.echo(f"note: {sentence}", err=True)
+        if dry_run:
+            click.echo(_summary(count, dry_run))
+            return
+        now = qmgr.present(place)
+        left = uninstall.left(now, record)
+        if not left:
+            _forget(place, now.sched_config)
+    except InstallError as error:
+        fail(error)
+    for sentence in left:
+        click.echo(f"left: {sentence}", err=True)
+    click.echo(_summary(count, dry_run))
+    raise click.exceptions.Exit(LEFT if left else 0)
+
+
+def _refuse_with_hub(place: Place, record: records.Record | None) -> None:
+    """A running hub would publish again what is taken away. Raises InstallError."""
+    if record is None or not record.heartbeat:
+        return
+    age_s = qmgr.age_s(Path(record.heartbeat))
+    if age_s is not None and age_s < record.heartbeat_max_age_s:
+        raise InstallError(
+            f"magrathea-hub runs ({record.heartbeat} was touched {age_s:.0f} s ago): stop it first (systemctl stop"
+            f" magrathea-hub), then wait until that is {record.heartbeat_max_age_s:.0f} s ago, or remove the file"
+        )
+
+
+def resume(place: Place, ids: list[str]) -> None:
+    """Resume admin-suspended jobs, and wait until PBS says that they run. Raises InstallError."""
+    for id in ids:
+        try:
+            qmgr.run(place, ["qsig", "-s", "admin-resume", id])
+        except InstallError:  # a failed one has lost its flag, and only this works
+            qmgr.run(place, ["qsig", "-s", "resume", id])
+    until = time.monotonic() + RESUME_S
+    while waiting := [job.id for job in qmgr.jobs(place) if job.id in ids and job.state == "S"]:
+        if time.monotonic() > until:
+            raise InstallError(
+                f"still suspended after {RESUME_S:.0f} s: {', '.join(waiting)}; nothing was taken away: see tracejob"
+            )
+        time.sleep(0.2)
+
+
+def _forget(place: Place, sched_config: str) -> None:
+    """Remove the record, and the backup if it says nothing that the file does not say."""
+    records.remove(place.home)
+    backup = qmgr.backup_of(place)
+    try:
+        if backup.read_bytes() == sched_config.encode("latin-1"):
+            backup.unlink()
+        else:
+            click.echo(f"note: {backup} stays: sched_config was changed by others, too", err=True)
+    except FileNotFoundError:
+        return
+
+
+if __name__ == "__main__":
+    sys.exit(pbs())

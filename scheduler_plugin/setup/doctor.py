@@ -1,0 +1,190 @@
+"""What `magrathea doctor` checks on the PBS server's machine."""
+
+from __future__ import annotations
+
+import pwd
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from magrathea import __version__, client
+from magrathea.configuration import ConfigurationError
+from magrathea.doctor import Check, Part, Paths, Status, endpoint, of_pbs_conf, private, writable
+from magrathea.messages import FarmView
+
+from ..hub import configuration as hub_configuration
+from ..hub import keys
+from . import checks, qmgr, records
+from .install import HOST as HOST_RESOURCE
+from .install import Attributes, InstallError, Present, Wish
+
+SERVER = "server"
+STATUS = {
+    checks.OK: Status.OK,
+    checks.WARNING: Status.WARN,
+    checks.MISSING: Status.FAIL,
+    checks.DIFFERENT: Status.FAIL,
+}
+START_HUB = "systemctl start magrathea-hub, then journalctl -u magrathea-hub"
+BAD_WORDS = ("unknown", "fault")
+CLOCKS_S = 2.0
+"""Times of hosts and hub stand beside each other in comments, histories and given back walltimes."""
+
+
+def _here(paths: Paths) -> str:
+    if paths.hub.exists():
+        return f"{paths.hub} is here"
+    return f"{paths.pbs} starts a PBS server" if of_pbs_conf(paths.pbs).get("PBS_START_SERVER") == "1" else ""
+
+
+def _checks(paths: Paths) -> Iterator[Check]:
+    record, now = None, None
+    try:
+        place = qmgr.find_pbs(paths.pbs)
+        record = records.load(place.home)
+        now = qmgr.present(place)
+    except InstallError as error:
+        mend = "run this as root on the PBS server's machine; is pbs_server up (qstat -B)?"
+        yield Check(SERVER, "pbs", Status.FAIL, "PBS cannot be asked", str(error), mend)
+    if now is not None:
+        yield from of_pbs(now)
+        wish = record.wish() if record else Wish(heartbeat=str(place.home / "magrathea.heartbeat"))
+        yield from of_installation(now, wish, installed=record is not None)
+    yield from _hub(paths, record, now)
+
+
+def of_pbs(now: Present) -> Iterator[Check]:
+    """The server as it is: its version, whether it schedules, and vnodes whose hosts are in trouble."""
+    yield Check(SERVER, "pbs", Status.OK, f"OpenPBS {now.server.get('pbs_version', 'of unknown version')} answers")
+    if now.server.get("scheduling", "True") == "True":
+        yield Check(SERVER, "scheduling", Status.OK, "PBS starts jobs")
+    else:
+        mend = "qmgr -c 'set server scheduling = True', when whoever set it has finished"
+        yield Check(SERVER, "scheduling", Status.WARN, "PBS starts no jobs", "scheduling = False on the server", mend)
+    bad = {
+        name: vnode["resources_available.magrathea"]
+        for name, vnode in now.vnodes.items()
+        if vnode.get("resources_available.magrathea") in BAD_WORDS
+    }
+    for name, word in bad.items():
+        host = now.vnodes[name].get(HOST_RESOURCE, "its host")
+        mend = f"magrathea doctor on {host}"
+        yield Check(SERVER, f"vnode-{name}", Status.FAIL, f"{name} is {word}", f"{host} says so, or is silent", mend)
+    if now.managed and not bad:
+        yield Check(SERVER, "vnodes", Status.OK, f"{len(now.managed)} managed vnodes, none unknown or in fault")
+    elif not now.managed:
+        mend = "start magrathea-hub here and magrathea-noded on the hosts"
+        cause = "no host has reported any yet"
+        yield Check(SERVER, "vnodes", Status.WARN, "no vnode is managed by Magrathea", cause, mend)
+
+
+def of_installation(now: Present, wish: Wish, *, installed: bool) -> Iterator[Check]:
+    """The items of `magrathea pbs check`: resources, sched_config, hooks and their order, classes, warnings."""
+    if not installed:
+        mend = "magrathea pbs install --priority QUEUE --preemptible QUEUE"
+        cause = "there is no record of an installation"
+        yield Check(SERVER, "install", Status.FAIL, "PBS is not set up for Magrathea", cause, mend)
+        return
+    for item in checks.check(now, wish):
+        kind = "site-" if item.status == checks.WARNING else ""
+        name = kind + item.name.replace(" ", "-")
+        text = f"{item.name} is as installed" if item.status == checks.OK else f"{item.name}: {item.status}"
+        yield Check(SERVER, name, STATUS[item.status], text, item.text, item.mend)
+
+
+def _hub(paths: Paths, record: records.Record | None, now: Present | None) -> Iterator[Check]:
+    try:
+        configuration = hub_configuration.load(paths.hub)
+    except ConfigurationError as error:
+        mend = f"mend {paths.hub}; magrathea-hub --check --config {paths.hub}"
+        yield Check(SERVER, "hub-configuration", Status.FAIL, "the hub's file cannot be used", str(error), mend)
+        return
+    yield Check(SERVER, "hub-configuration", Status.OK, f"{paths.hub} can be used")
+    heartbeat = Path(configuration.hub.heartbeat_file)
+    if record is not None and record.heartbeat != str(heartbeat):
+        cause = f"the server's hook looks at {record.heartbeat}, the hub touches {heartbeat}"
+        mend = f"magrathea pbs install --heartbeat {heartbeat}"
+        yield Check(SERVER, "heartbeat-file", Status.FAIL, "what would preempt is always refused", cause, mend)
+    yield beat(heartbeat, qmgr.age_s(heartbeat), record.heartbeat_max_age_s if record else 30.0)
+    yield writable(SERVER, "hub-state", configuration.state_dir)
+    try:
+        yield from of_hosts(client.farm(Path(configuration.hub.control_socket)))
+    except (client.Unreachable, client.Refused) as error:
+        cause, mend = getattr(error, "cause", str(error)), getattr(error, "mend", START_HUB)
+        yield Check(SERVER, "hub-answers", Status.FAIL, "the hub does not answer", cause, mend)
+    for address in configuration.ipc:
+        yield endpoint(SERVER, "hub-ipc", address, START_HUB)
+    for address in configuration.tcp:
+        host, _, port = address.removeprefix("tcp://").rpartition(":")
+        yield endpoint(
+            SERVER, "hub-tcp", f"tcp://{'127.0.0.1' if host in ('*', '0.0.0.0') else host}:{port}", START_HUB
+        )
+    if configuration.tcp:
+        yield private(SERVER, "hub-key", configuration.keys_dir / keys.HUB_SECRET)
+        yield enrolled(now, keys.enrolled(configuration.keys_dir))
+    if now is not None and configuration.state_dir.exists():
+        yield operator(pwd.getpwuid(configuration.state_dir.stat().st_uid).pw_name, now.server)
+
+
+def of_hosts(farm: FarmView) -> Iterator[Check]:
+    """What the hub hears from hosts: whether it does, how their clocks go, and which versions they have."""
+    for view in farm.hosts:
+        name = view.snapshot.host
+        if not view.live:
+            cause = "no heartbeat for three periods; its vnodes are unknown and accept nothing"
+            mend = f"on {name}: systemctl status magrathea-noded; magrathea doctor"
+            yield Check(SERVER, f"host-{name}", Status.FAIL, f"{name} is silent", cause, mend)
+            continue
+        yield Check(SERVER, f"host-{name}", Status.OK, f"{name} is heard")
+        if view.ahead_s is not None and abs(view.ahead_s) > CLOCKS_S:
+            cause = f"it is {abs(view.ahead_s):.1f} s {'ahead of' if view.ahead_s > 0 else 'behind'} this machine's"
+            mend = f"run chrony or systemd-timesyncd on {name} and here, with the same servers"
+            yield Check(SERVER, f"clock-{name}", Status.WARN, f"the clock of {name} differs", cause, mend)
+        elif view.ahead_s is not None:
+            yield Check(SERVER, f"clock-{name}", Status.OK, f"the clock of {name} is this machine's")
+        if view.version and view.version != __version__:
+            cause = f"its daemon is {view.version}, this is {__version__}"
+            mend = "install the same package on both; first here, then magrathea pbs install, then on hosts"
+            yield Check(SERVER, f"version-{name}", Status.WARN, f"{name} has another version", cause, mend)
+
+
+def beat(file: Path, age_s: float | None, max_age_s: float) -> Check:
+    """Whether the hub is alive and PBS answers it, as the server's hook judges."""
+    if age_s is None:
+        cause = f"{file} is not there"
+        return Check(
+            SERVER, "heartbeat", Status.FAIL, "the hub has not run, or PBS does not answer it", cause, START_HUB
+        )
+    if age_s > max_age_s:
+        cause = f"{file} was touched {age_s:.0f} s ago, {max_age_s:.0f} are allowed"
+        return Check(SERVER, "heartbeat", Status.FAIL, "the hub is silent: nothing is preempted", cause, START_HUB)
+    return Check(SERVER, "heartbeat", Status.OK, f"{file} is {age_s:.0f} s old")
+
+
+def enrolled(now: Present | None, known: list[keys.Enrolled]) -> Check:
+    """Whether each host that PBS's vnodes name may still connect."""
+    hosts = {one.host for one in known}
+    named = {now.vnodes[name][HOST_RESOURCE] for name in now.managed} if now else set()
+    if lacking := sorted(named - hosts):
+        cause = f"vnodes belong to {', '.join(lacking)}, which have no key here"
+        mend = f"magrathea keys enrol {lacking[0]}; unless they use the hub's ipc socket on this machine"
+        return Check(SERVER, "hosts-keys", Status.WARN, "hosts that may not connect by tcp", cause, mend)
+    return Check(SERVER, "hosts-keys", Status.OK, f"{len(hosts)} hosts are enrolled")
+
+
+def operator(user: str, server: Attributes) -> Check:
+    """Whether the hub's user is an operator (or manager) of PBS."""
+    named = {
+        entry.split("@")[0].strip()
+        for key in ("operators", "managers")
+        for entry in server.get(key, "").split(",")
+        if entry.strip()
+    }
+    if user == "root" or user in named:
+        return Check(SERVER, "operator", Status.OK, f"the hub's user {user} may do what it has to")
+    mend = f'qmgr -c "set server operators += {user}@{socket.gethostname()}"'
+    cause = f"{user}, whom the hub's state belongs to, is neither operator nor manager of PBS"
+    return Check(SERVER, "operator", Status.FAIL, "the hub cannot publish or suspend", cause, mend)
+
+
+part = Part(SERVER, _here, _checks)

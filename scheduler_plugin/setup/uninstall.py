@@ -1,0 +1,160 @@
+"""The way back: what has to be done so that PBS is as it was before `magrathea pbs install`.
+
+Rule 1: pure, like install.py; only what is ours is taken away, and only what the hub has written is put back.
+Rule 2: the order is the reverse one: first no new job gets a class, then waiting jobs lose theirs, then hooks and the
+vnodes' values go, then the scheduler forgets the resources, and the resources go last.
+Rule 3: what PBS does not let go yet (a resource that a running or a remembered job names, a queue with jobs) is left
+and said; a second run takes it.
+
+Jobs that are stopped by us come first of all (`preempted`): nobody would resume them afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .install import (
+    ACCEPTS,
+    DEFAULT_CHUNK,
+    RESOURCES,
+    WAITING,
+    Change,
+    Job,
+    Present,
+    altered,
+    resources_lines,
+    with_resources,
+    without_resources,
+)
+from .records import RESTORED, Record
+
+OUR_HOOKS = ("magrathea_server", "magrathea_vnodes", "magrathea_mom", "magrathea_prologue")
+FINISHED = frozenset("FXM")
+
+
+def preempted(now: Present) -> list[Job]:
+    """Jobs that are admin-suspended on vnodes of ours, as Magrathea does it (or an admin: then they count, too)."""
+    suspended: set[str] = set()
+    for name in now.managed:
+        suspended.update(id.strip() for id in now.vnodes[name].get("maintenance_jobs", "").split(",") if id.strip())
+    return [job for job in now.jobs if job.state == "S" and job.id in suspended]
+
+
+def changes(now: Present, record: Record | None, *, delete_history: bool = False) -> list[Change]:
+    """The steps from what is to what was, in order; [] where nothing of ours is left. Raises InstallError."""
+    found: list[Change] = []
+    if DEFAULT_CHUNK in now.server:
+        found.append(_plain(f"unset server {DEFAULT_CHUNK}"))
+    for name, queue in now.queues.items():
+        if DEFAULT_CHUNK in queue:
+            found.append(_plain(f"unset queue {name} {DEFAULT_CHUNK}"))
+    found += _job_changes(now)
+    for name in OUR_HOOKS:
+        if name in now.hooks:
+            found += _hook_changes(name)
+    for name in now.vnodes:
+        found += _vnode_changes(now, record, name)
+    config = _sched_config(now, record)
+    if config != now.sched_config:
+        text = "sched_config: resources: line as it was; the scheduler reads it again"
+        found.append(Change(text, content=config))
+    for name in record.queues if record else []:
+        if name in now.queues:
+            found.append(_plain(f"delete queue {name}"))
+    if delete_history:
+        for id in dict.fromkeys(job.array for job in now.jobs if _remembered(job)):
+            text = f"delete the finished job {id} from PBS's history: it names magrathea_accepts"
+            found.append(Change(text, command=("qdel", "-x", id), about_job=id))
+    found += [_plain(f"delete resource {name}") for name in RESOURCES if name in now.resources]
+    return found
+
+
+def _hook_changes(name: str) -> list[Change]:
+    """Disable a hook, call it periodic, delete it. Where somebody has set the freq of an enabled MoM hook the server
+    runs it for ever (install._disabled); only of a hook with that event does `delete hook` forget such a timer."""
+    return [
+        _plain(f"set hook {name} enabled = false"),
+        _plain(f"set hook {name} event += periodic"),
+        _plain(f"delete hook {name}"),
+    ]
+
+
+def _plain(command: str) -> Change:
+    return Change(command, command)
+
+
+def _remembered(job: Job) -> bool:
+    """A finished job that PBS still knows, and that keeps a resource from being deleted."""
+    return job.state in FINISHED and "magrathea_accepts=" in job.schedselect
+
+
+def _job_changes(now: Present) -> Iterator[Change]:
+    for job in now.jobs:
+        if job.state not in WAITING or job.id != job.array:
+            continue
+        if "magrathea_accepts=" in job.schedselect and "magrathea_accepts" not in job.select:
+            yield altered(job, f"job {job.id} loses its class")
+
+
+def _vnode_changes(now: Present, record: Record | None, name: str) -> Iterator[Change]:
+    have = now.vnodes[name]
+    was = record.vnodes.get(name) if record else None
+    if record and was is not None and (name in now.managed or name in record.managed):
+        for attribute in RESTORED:
+            if attribute not in was and attribute in have:
+                yield _plain(f"unset node {name} {attribute}")
+            elif attribute in was and have.get(attribute) != was[attribute]:
+                command = f'set node {name} {attribute} = "{was[attribute]}"'
+                yield Change(f"{command} (was {have.get(attribute, 'unset')})", command)
+    for resource in RESOURCES:
+        if f"resources_available.{resource}" in have:
+            yield _plain(f"unset node {name} resources_available.{resource}")
+
+
+def not_known(now: Present, record: Record | None) -> list[str]:
+    """Sentences about vnodes that keep what the hub has published, because nobody knows what they had before."""
+    known = record.vnodes if record else {}
+    return [
+        f"vnode {name} keeps its present ncpus, mem, Priority and resv_enable: the hub had it before install saw it"
+        for name in now.managed
+        if name not in known
+    ]
+
+
+def _sched_config(now: Present, record: Record | None) -> str:
+    """The file as it was, byte for byte if ours is the only line that differs; else without our words."""
+    if record:
+        ours = with_resources(record.sched_config, RESOURCES)
+        if now.sched_config == ours:
+            return record.sched_config
+        for was, became in zip(resources_lines(record.sched_config), resources_lines(ours), strict=True):
+            if was[0] != became[0] and now.sched_config.count(became[0]) == 1:
+                return now.sched_config.replace(became[0], was[0])
+    return without_resources(now.sched_config, RESOURCES)
+
+
+def left(now: Present, record: Record | None) -> list[str]:
+    """What is still there after all changes were tried, a sentence each, with what to do."""
+    found = []
+    for name in RESOURCES:
+        if name in now.resources:
+            alive = [job.id for job in now.jobs if job.state not in FINISHED and f"{name}=" in job.schedselect]
+            dead = [job.id for job in now.jobs if job.state in FINISHED and f"{name}=" in job.schedselect]
+            why = "something still uses it"
+            if alive:
+                why = f"{_some(alive)} still name it; run this again when they have ended"
+            elif dead:
+                why = f"PBS remembers {_some(dead)}, which name it; --delete-history forgets them"
+            found.append(f"resource {name}: {why}")
+    for name in record.queues if record else []:
+        if name in now.queues:
+            jobs = [job.id for job in now.jobs if job.queue == name and job.state not in FINISHED]
+            why = f"it has {_some(jobs)}" if jobs else "PBS keeps it"
+            found.append(f"queue {name}, which install created: {why}; move them (qmove), or run this again later")
+    if DEFAULT_CHUNK in now.server or any(ACCEPTS in vnode for vnode in now.vnodes.values()):
+        found.append("a default chunk, or values on vnodes, are there again: does another install or a hub run?")
+    return found
+
+
+def _some(ids: list[str]) -> str:
+    return f"{len(ids)} jobs ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})"

@@ -1,3 +1,0 @@
-# What the demo submits. Its sizes come as variables, as with `qsub -v`.
-exec python3 -S -E /usr/lib/magrathea/scheduler_plugin/standin/work.py \
-    "$STEPS" "$PAUSE_S" "/var/spool/$PBS_JOBID.count" "$HOLD_MIB"

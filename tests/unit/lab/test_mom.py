@@ -1,0 +1,49 @@
+"""The stand-in's MoM on a character device, as a virtio-serial port in a guest is one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import tty
+from pathlib import Path
+
+from magrathea_lab.guests.programs import MODULES, copy_programs
+from magrathea_lab.pbs_standin import mom
+from magrathea_lab.pbs_standin.mom import connect
+from scheduler_plugin.setup.install import Wish, wanted_hooks
+
+
+def test_a_character_device_is_spoken_over_both_ways() -> None:
+    async def talk() -> tuple[bytes, bytes]:
+        here, there = os.openpty()
+        tty.setraw(there)
+        reader, writer = await connect(Path(os.ttyname(there)))
+        try:
+            os.write(here, b"to the MoM\n")
+            heard = await asyncio.wait_for(reader.readline(), 10)
+            writer.write(b"to the server\n")
+            await writer.drain()
+            said = await asyncio.wait_for(asyncio.to_thread(os.read, here, 100), 10)
+        finally:
+            writer.close()
+            os.close(there)
+            os.close(here)
+        return heard, said
+
+    assert asyncio.run(talk()) == (b"to the MoM\n", b"to the server\n")
+
+
+def test_what_goes_into_a_guest_needs_the_standard_library_only(tmp_path: Path) -> None:
+    copy_programs(tmp_path)
+    program = f"import {', '.join(module.__name__ for module in MODULES)}"
+    done = subprocess.run([sys.executable, "-S", "-E", "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_hook_is_given_the_time_that_an_installed_one_has() -> None:
+    for attributes, _, _ in wanted_hooks(Wish(memory_moves=True)).values():
+        for event in attributes["event"].split(","):
+            if event.startswith("exec"):
+                assert mom.alarm_s(event) == float(attributes["alarm"]), event

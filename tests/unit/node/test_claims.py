@@ -1,0 +1,125 @@
+"""What a claim is answered when what had to be stopped has not stopped in time, or the claim has gone meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from magrathea.core import events as ev
+from magrathea.core import machine
+from magrathea.core.model import Host, JobClass, JobKey
+from magrathea.core.parts import Unready
+from node_daemon.claims import claims as guests
+from node_daemon.claims.guest_messages import Claim, ClaimedJob, Job, Prepared
+from node_daemon.switch.paging import Progress
+from tests.unit.core.builders import host, run
+
+
+class NeverStops:
+    """A switch whose agent never confirms anything."""
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+
+    def unconfirmed(self) -> frozenset[tuple[str, JobKey]]:
+        jobs = ((d.name, j.key) for d in self.owner.host.domains for j in d.stopped)
+        return frozenset(jobs) if self.owner.host.domain("p1").jobs else frozenset()  # type: ignore[union-attr]
+
+    def cpu_pending(self) -> bool:
+        return False
+
+    async def changed(self) -> None:
+        await asyncio.sleep(10)
+
+
+class Owner:
+    driver: Any = None
+
+    def __init__(self, facts: Host) -> None:
+        self.host = facts
+        self.switch: Any = NeverStops(self)
+        self.told: list[tuple[str, JobKey, str]] = []
+        self.unready: tuple[Unready, ...] | None = ()
+
+    def now(self) -> float:
+        return self.host.now
+
+    def apply(self, event: ev.Event) -> tuple[ev.Decision, ...]:
+        self.host, decisions = machine.handle(self.host, event)
+        return decisions
+
+    def refused(self, domain: str, key: JobKey, code: str, text: str) -> None:
+        self.told.append((domain, key, code))
+
+    async def elsewhere(self, domain: str, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
+        return self.unready if "elsewhere" in vnodes else ()
+
+    def actual_changed(self) -> None:
+        return
+
+    def observe(self, name: str) -> None:
+        raise AssertionError("nothing is granted here")
+
+
+CLAIM = Claim(id=1, session="0" * 16, job=ClaimedJob(id="9.srv", run=1, cls=JobClass.PRIORITY, cpus=1, memory_mib=0))
+
+
+@pytest.fixture
+def owner(monkeypatch: pytest.MonkeyPatch) -> Owner:
+    monkeypatch.setattr(guests, "CLAIM_S", 0.05)
+    return Owner(run(host("exclusive", cpus=4, n1="normal", p1="priority"), "n1", "1.srv", cpus=4))
+
+
+class Lacking:
+    """A switch that only knows what memory each domain lacks."""
+
+    def __init__(self, **lacking: str | None) -> None:
+        self.lacking = lacking
+        self.mover = SimpleNamespace(progress={"p1": Progress("takes", 10, 900)})
+
+    def memory_lacking(self, domain: str) -> str | None:
+        return self.lacking[domain]
+
+
+def test_a_job_waits_for_its_parts_in_all_domains_of_its_host() -> None:
+    """Only a counted host has a job in two domains; none of its other hosts is asked for."""
+    facts = host("counted", cpus=8, n1="normal", p1="priority", p2="priority")
+    for name in ("p1", "p2"):
+        facts = run(facts, name, "9.srv", cpus=1)
+    owner = Owner(run(facts, "n1", "1.srv", cpus=1))
+
+    def asked(vnodes: list[str], **lacking: str | None) -> dict[str, Any]:
+        owner.switch = Lacking(**lacking)
+        request = Prepared(id=1, session="0" * 16, job=Job(id="9.srv", run=1), vnodes=vnodes)
+        return asyncio.run(guests.Guests(owner).request("p1", request))
+
+    told = "waits for its memory: p1 takes 10 of 900 MiB"
+    for vnodes in ([], ["p1", "p2"]):
+        assert asked(vnodes, n1="", p1=None, p2="") == {"ok": True, "ready": False, "text": told}
+        assert asked(vnodes, n1="", p1="", p2=None)["ready"] is False
+        assert asked(vnodes, n1="", p1=None, p2=None) == {"ok": True, "ready": True}
+        short = asked(vnodes, n1="", p1="", p2="p2 needs 9 MiB and can have 1")
+        assert (short["code"], short["text"]) == ("memory-short", "p2 needs 9 MiB and can have 1")
+    owner.unready = None
+    assert "no hub answers" in asked(["p1", "p2", "elsewhere"], n1=None, p1=None, p2=None)["text"]
+
+
+def test_what_does_not_stop_in_time_refuses_the_claim_and_its_owner_is_told_why(owner: Owner) -> None:
+    answer = asyncio.run(guests.Guests(owner).request("p1", CLAIM))
+    assert (answer["ok"], answer["code"]) == (False, "stop-timeout")
+    assert "1.srv" in answer["text"]
+    assert owner.told == [("p1", JobKey("9.srv", 1), "stop-timeout")]
+
+
+def test_a_claim_that_was_taken_back_meanwhile_is_not_granted(owner: Owner) -> None:
+    async def claim() -> dict[str, Any]:
+        asked = asyncio.create_task(guests.Guests(owner).request("p1", CLAIM))
+        await asyncio.sleep(0.01)
+        owner.apply(ev.Released(owner.now(), "p1", JobKey("9.srv", 1)))
+        return await asked
+
+    answer = asyncio.run(claim())
+    assert (answer["ok"], answer["code"]) == (False, "released")
