@@ -1,6 +1,6 @@
 """Keeps a private libvirtd and all that it starts, and leaves nothing behind. Run by private_libvirtd.py:
 
-    unshare --mount --pid --fork --kill-child --mount-proc python3 keeper.py FOLDER PREFIX
+    unshare --mount --pid --fork --kill-child --mount-proc python3 libvirtd_keeper.py FOLDER PREFIX
 
 It is the first process of its own process namespace: when it ends, by whatever signal, the kernel ends libvirtd and all
 guests. It ends when its standard input does, so also when the test run was killed, and then removes FOLDER and

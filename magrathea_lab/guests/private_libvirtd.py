@@ -1,4 +1,4 @@
-"""A libvirtd of one's own: own directories, own mount and process namespace, gone without a trace (keeper.py).
+"""A libvirtd of one's own: own directories, own mount and process namespace, gone without a trace (libvirtd_keeper.py).
 
 Needs root and Debian's packages: needs.py says what is not there.
 """
@@ -71,7 +71,7 @@ class PrivateLibvirtd:
             [
                 *self._enter,
                 *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable),
-                *(str(Path(__file__).with_name("keeper.py")), str(self.folder), self.prefix),
+                *(str(Path(__file__).with_name("libvirtd_keeper.py")), str(self.folder), self.prefix),
             ],
             stdin=subprocess.PIPE,
             start_new_session=True,
@@ -106,7 +106,7 @@ class PrivateLibvirtd:
         for pid in inside:
             with contextlib.suppress(OSError):
                 line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if all(word in line for word in words) and "keeper.py" not in line:
+                if all(word in line for word in words) and "libvirtd_keeper.py" not in line:
                     found.append(pid)
         return found
 

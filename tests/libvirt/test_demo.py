@@ -49,7 +49,7 @@ class Traces:
 def traces(directory: Path) -> Traces:
     """Of the demo that runs in `directory`."""
     for line in left_behind(directory):
-        if match := re.search(r"guests/keeper\.py (\S+) (\S+)", line):
+        if match := re.search(r"guests/libvirtd_keeper\.py (\S+) (\S+)", line):
             return Traces(Path(match[1]), match[2])
     raise AssertionError(f"no keeper of a libvirtd in {left_behind(directory)}")
 
