@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from ..local import cgroups
+from ..cpu_quota import LEAST_QUOTA_US, LONG_PERIOD_US, PERIOD_US
 
 # Numbers of libvirt's interface, which never change (libvirt-domain.h, virterror.h): this file needs no binding.
 RUNNING, BLOCKED, PAUSED, SHUTTING_DOWN, SHUT_OFF, CRASHED, PM_SUSPENDED = range(1, 8)
@@ -97,10 +97,10 @@ class CpuControl:
             return {self.name: -1}
         sharers = max(1, vcpus) if self.how is How.QUOTA_PER_VCPU else 1
         burst = -(-BURST_US * 100 * sharers // percent)
-        for period in (min(max(burst, cgroups.PERIOD_US), cgroups.LONG_PERIOD_US), LONGEST_PERIOD_US):
-            if (quota := percent * period // 100 // sharers) >= cgroups.LEAST_QUOTA_US:
+        for period in (min(max(burst, PERIOD_US), LONG_PERIOD_US), LONGEST_PERIOD_US):
+            if (quota := percent * period // 100 // sharers) >= LEAST_QUOTA_US:
                 break
-        return {self.period: period, self.name: max(quota, cgroups.LEAST_QUOTA_US)}
+        return {self.period: period, self.name: max(quota, LEAST_QUOTA_US)}
 
     def percent(self, parameters: Mapping[str, object], vcpus: int) -> int | None:
         """What the domain may have of one CPU, of the parameters as read; None: no cap, or not known."""

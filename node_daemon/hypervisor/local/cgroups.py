@@ -15,11 +15,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-PERIOD_US = 20_000
-"""A capped domain waits at most about this long for its share: with 5 ms per 20 ms a guest answers in 3 ms."""
-LONG_PERIOD_US = 100_000
-LEAST_QUOTA_US = 1_000
-"""The kernel's least quota; below 5 % it needs the long period."""
+from ..cpu_quota import LEAST_QUOTA_US, LONG_PERIOD_US, PERIOD_US
+
 DAEMON_LEAF = "magrathea-daemon"
 
 
