@@ -41,7 +41,7 @@ ANSWER_S = 20.0
 SETTLED_S = 6.0
 """From a stop or a greeting on: some seconds after anything has happened the agent still looks at all of /proc."""
 CALM_S = 30.0
-"""From there on the agent looks after a stop less often (agent.py, CALM_AFTER_S)."""
+"""From there on the agent looks after a stop less often (agent/sweeper.py, CALM_AFTER_S)."""
 CAP_PERCENT = 5
 AGENT_P99_S, MOM_P99_S = 0.1, 2.0
 PROCESSES = 10

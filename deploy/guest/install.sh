@@ -1,11 +1,11 @@
 #!/bin/sh
-# Installs Magrathea's agent in a guest: one file for the guest's own Python (3.6 or later), its configuration, and a
+# Installs Magrathea's agent in a guest: one folder for the guest's own Python (3.6 or later), its configuration, and a
 # systemd unit or, where there is no systemd, an init script. Nothing else is needed; PBS brings the hook by itself.
 #
 #   sh install.sh [--channel port:PATH|unix:PATH] [--python PROGRAM] [--root DIRECTORY] [--no-start]
 #   sh install.sh --uninstall [--root DIRECTORY]
 #
-# Beside it lie agent.py, magrathea-agent.service and magrathea-agent.init (`magrathea guest script` packs all in one).
+# Beside it lie agent/, magrathea-agent.service and magrathea-agent.init (`magrathea guest script` packs all in one).
 # It may be run again: an existing /etc/magrathea/agent.json stays, the rest is replaced, and the agent started anew;
 # jobs that are stopped stay stopped meanwhile. Exit codes: 0 done, 1 something is missing (said which), 2 wrong usage.
 set -eu
@@ -71,7 +71,7 @@ if [ "$action" = uninstall ]; then
     exit 0
 fi
 
-for file in agent.py magrathea-agent.service magrathea-agent.init; do
+for file in agent/__main__.py magrathea-agent.service magrathea-agent.init; do
     [ -r "$here/$file" ] || fail "$here/$file is missing; it belongs beside this script"
 done
 if [ -z "$python" ]; then
@@ -86,7 +86,7 @@ fi
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 6))' || fail "$python is older than 3.6; name another: --python PROGRAM"
 "$python" -c 'import json, selectors, socket' || fail "$python lacks its standard library (Debian: libpython3-stdlib)"
 
-# The new file takes the old one's place at once: an agent that starts meanwhile finds either.
+# The new file takes the old one's place at once: who looks meanwhile finds either.
 put() { # source destination mode
     mkdir -p "$(dirname "$2")"
     cp "$1" "$2.new"
@@ -94,9 +94,17 @@ put() { # source destination mode
     mv -f "$2.new" "$2"
 }
 
-put "$here/agent.py" "$root/usr/lib/magrathea/agent.py" 0644
+lib=$root/usr/lib/magrathea
+rm -rf "$lib/agent.new" "$lib/agent.old"
+mkdir -p "$lib/agent.new"
+cp "$here"/agent/*.py "$lib/agent.new"
+chmod 0755 "$lib" "$lib/agent.new"
+chmod 0644 "$lib"/agent.new/*.py
 # Compiled once: compiling at each start would take 10 MB that stay. A guest may lack what compiles; then it does not.
-"$python" -m compileall -q "$root/usr/lib/magrathea" || echo "install.sh: not compiled; the agent takes 10 MB more" >&2
+"$python" -m compileall -q -d /usr/lib/magrathea/agent "$lib/agent.new" || echo "install.sh: not compiled; the agent takes 10 MB more" >&2
+[ ! -e "$lib/agent" ] || mv "$lib/agent" "$lib/agent.old"
+mv "$lib/agent.new" "$lib/agent"
+rm -rf "$lib/agent.old" "$lib/agent.py" "$lib/__pycache__" # agent.py: the agent was one file once
 mkdir -p "$root/etc/magrathea/hooks.d/guest" "$root/var/lib/magrathea"
 chmod 0700 "$root/var/lib/magrathea"
 if [ -e "$root/etc/magrathea/agent.json" ]; then
@@ -105,7 +113,7 @@ else
     printf '{\n  "channel": "%s"\n}\n' "$channel" >"$root/etc/magrathea/agent.json.new"
     mv "$root/etc/magrathea/agent.json.new" "$root/etc/magrathea/agent.json"
 fi
-said=$("$python" "$root/usr/lib/magrathea/agent.py" --check --config "$root/etc/magrathea/agent.json" 2>&1) || {
+said=$("$python" -I -S "$lib/agent" --check --config "$root/etc/magrathea/agent.json" 2>&1) || {
     [ $? = 1 ] || fail "$said"
     [ -n "$root" ] || echo "$said" >&2 # what this guest lacks still, a channel perhaps: the agent waits for it
 }

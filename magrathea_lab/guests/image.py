@@ -28,7 +28,7 @@ from py_compile import PycInvalidationMode
 from .cpio import Archive
 
 HERE = Path(__file__).parent
-AGENT = HERE.parents[1] / "node_daemon" / "agent.py"
+AGENT = HERE.parents[1] / "node_daemon" / "agent"
 
 KERNEL = "linux-image-cloud-amd64"
 """A package that depends on the newest kernel's."""
@@ -133,7 +133,8 @@ def build(target: Path, trees: Sequence[Path], cache: Path | None = None, extra:
 
 
 def _own(trees: Sequence[Path], extra: Extra) -> Iterator[tuple[str, int, bytes]]:
-    yield "usr/bin/magrathea-agent", 0o755, AGENT.read_bytes()
+    for module in sorted(AGENT.glob("*.py")):
+        yield f"usr/lib/magrathea-agent/{module.name}", 0o644, module.read_bytes()
     for tree in (HERE / "root", *trees):
         for file in sorted(tree.rglob("*")):
             if file.is_file() and "__pycache__" not in file.parts:

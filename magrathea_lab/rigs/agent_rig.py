@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-AGENT = Path(__file__).resolve().parents[2] / "node_daemon" / "agent.py"
+AGENT = Path(__file__).resolve().parents[2] / "node_daemon" / "agent"
 PR_SET_CHILD_SUBREAPER = 36
 MARK = "MAGRATHEA_TEST"
 PATIENCE_S = 20.0

@@ -1,4 +1,4 @@
-"""The guest channel, host's side: one unix socket per domain, the agent connects to it (contract of agent.py).
+"""The guest channel, host's side: one unix socket per domain, the agent connects to it (contract of agent/channel.py).
 
 Newline-delimited JSON both ways. Who speaks is known by the socket, so a guest can only ever speak for itself.
 

@@ -1,4 +1,4 @@
-"""What the agent in a domain may say to the node daemon, as types (the agent's own side is agent.py, without msgspec).
+"""What the agent in a domain may say to the node daemon, as types (the agent's own side is agent/, without msgspec).
 
 A guest is hostile until shown otherwise: every field has a bound. Unknown fields are let through, because an agent in
 an old or new flavour may be of another version; unknown operations are answered with a code.

@@ -19,7 +19,8 @@ from magrathea.core.model import Kind, Mode, State
 from magrathea.doctor import CONNECT_S, Check, Part, Paths, Status, endpoint, of_pbs_conf, private, writable
 from magrathea.messages import Snapshot
 
-from .. import agent
+from ..agent.configuration import Config
+from ..agent.values import Unusable
 from ..configuration import Configuration, DomainTable, read
 
 HOST, GUEST = "host", "guest"
@@ -197,8 +198,8 @@ def _guest_here(paths: Paths) -> str:
 
 def _guest(paths: Paths) -> Iterator[Check]:
     try:
-        config = agent.Config(str(paths.agent))
-    except agent.Unusable as error:
+        config = Config(str(paths.agent))
+    except Unusable as error:
         mend = f"mend {paths.agent}; magrathea-agent --check --config {paths.agent}"
         yield Check(GUEST, "configuration", Status.FAIL, "the agent's file cannot be used", str(error), mend)
         return
@@ -210,7 +211,7 @@ def _guest(paths: Paths) -> Iterator[Check]:
     yield guest_swap(psutil.virtual_memory().total // 2**20, psutil.swap_memory().total // 2**20)
 
 
-def channel(config: agent.Config) -> Check:
+def channel(config: Config) -> Check:
     path = Path(config.channel_path)
     if not path.exists():
         what = "socket" if config.channel_kind == "unix" else "port"

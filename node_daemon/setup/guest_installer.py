@@ -18,8 +18,8 @@ import click
 from .. import agent
 
 HERE = Path(__file__).resolve().parents[1]
+AGENT = HERE / "agent"
 SOURCES = (
-    ("agent.py", (Path("agent.py"),)),
     ("install.sh", (Path("guest/install.sh"), Path("../deploy/guest/install.sh"))),
     ("magrathea-agent.init", (Path("guest/magrathea-agent.init"), Path("../deploy/guest/magrathea-agent.init"))),
     (
@@ -38,7 +38,7 @@ class Missing(Exception):
 
 def parts() -> dict[str, bytes]:
     """The installer's files by name. Raises Missing."""
-    found = {}
+    found = {f"agent/{path.name}": path.read_bytes() for path in AGENT.glob("*.py")}
     for name, places in SOURCES:
         path = next((HERE / place for place in places if (HERE / place).is_file()), None)
         if path is None:

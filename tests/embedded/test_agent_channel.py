@@ -223,7 +223,7 @@ def test_another_user_gets_nothing(rig: Rig) -> None:
 
 def test_a_second_agent_for_the_same_socket_does_not_start(rig: Rig) -> None:
     done = subprocess.run(
-        [rig.python, str(Path(__file__).parents[2] / "node_daemon" / "agent.py"), "--config", str(rig.config_path)],
+        [rig.python, str(Path(__file__).parents[2] / "node_daemon" / "agent"), "--config", str(rig.config_path)],
         capture_output=True, text=True, timeout=20, check=False,
     )  # fmt: skip
     assert done.returncode == 2

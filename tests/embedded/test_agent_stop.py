@@ -363,9 +363,9 @@ def test_a_repeated_request_gets_the_same_answer_and_is_done_once(rig: Rig) -> N
 
 
 def test_a_recycled_pid_is_never_hit() -> None:
-    from node_daemon import agent
+    from node_daemon.agent.signals import Signaller
 
-    signaller = agent.Signaller()
+    signaller = Signaller()
     victim = subprocess.Popen(["sleep", "600"])
     try:
         start = start_time(victim.pid)

@@ -17,7 +17,7 @@ import libvirt
 from .guest import Guest, Port
 from .machine import TREE, Hypervisor, Size
 
-AGENT = Path(__file__).parents[2] / "node_daemon" / "agent.py"
+AGENT = Path(__file__).parents[2] / "node_daemon" / "agent"
 PYTHON = Path("/usr/bin/python3")
 PROGRAMS = "/magrathea-test"
 """In the container: what the tests add."""
@@ -39,7 +39,7 @@ serve() {{
     done
 }}
 serve mom {PYTHON} -S -E {PROGRAMS}/mom.py /run/test.sock &
-serve agent {PYTHON} -S -E /magrathea-agent &
+serve agent {PYTHON} -I -S /magrathea-agent &
 wait
 """
 
@@ -71,7 +71,7 @@ class Containers(Hypervisor):
         (root / "init").write_text(INIT)
         (root / "init").chmod(0o755)
         shutil.copytree(TREE / "usr/lib/magrathea-test", root / PROGRAMS.strip("/"))
-        shutil.copy(AGENT, root / "magrathea-agent")
+        shutil.copytree(AGENT, root / "magrathea-agent")
         (root / "etc/passwd").write_text("root:x:0:0:root:/:/bin/sh\nalice:x:1000:1000::/tmp:/bin/sh\n")
         (root / "etc/group").write_text("root:x:0:\nalice:x:1000:\n")
         agent = {"socket": "/run/agent.sock", "channel": "unix:/channel/agent.sock"}

@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from node_daemon import agent
 from node_daemon import configuration as noded
+from node_daemon.agent.configuration import Config
 from scheduler_plugin.hub import configuration as hub
 from scheduler_plugin.hub import keys
 
@@ -92,9 +92,9 @@ def test_hub_toml_names_every_key(table: type[msgspec.Struct]) -> None:
 
 
 def test_agent_json_is_good_and_shows_the_defaults(tmp_path: Path) -> None:
-    sample = agent.Config(str(DEPLOY / "agent.json"))
+    sample = Config(str(DEPLOY / "agent.json"))
     (tmp_path / "empty.json").write_text("{}")
-    default = agent.Config(str(tmp_path / "empty.json"))
+    default = Config(str(tmp_path / "empty.json"))
     for key in json.loads((DEPLOY / "agent.json").read_text()):
         assert getattr(sample, key) == getattr(default, key), key
 

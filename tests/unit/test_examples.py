@@ -15,9 +15,9 @@ import pytest
 
 from magrathea.cli.main import cli
 from magrathea.configuration import ConfigurationError
-from node_daemon import agent
 from node_daemon import configuration as node_configuration
 from node_daemon import main as noded
+from node_daemon.agent.start import options
 from scheduler_plugin.hub import configuration as hub_configuration
 from scheduler_plugin.hub.main import main as hub
 from tests.documents import ROOT, Block, blocks
@@ -36,7 +36,7 @@ def parse(argv: list[str]) -> None:
     if program == "magrathea-noded":
         noded.arguments(rest)
     elif program == "magrathea-agent":
-        agent.options(rest)
+        options(rest)
     elif program == "magrathea-hub":
         hub.make_context(program, rest)
     else:

@@ -17,8 +17,9 @@ import msgspec
 import pytest
 
 from magrathea.cli.main import cli
-from node_daemon import agent
 from node_daemon import configuration as noded
+from node_daemon.agent.configuration import Config
+from node_daemon.agent.values import Unusable
 from scheduler_plugin.hub import configuration as hub
 from scheduler_plugin.setup.install import RESOURCES, Wish, wanted_hooks
 from tests.documents import ROOT
@@ -98,14 +99,14 @@ def test_every_key_of_a_table_is_there_with_its_default(heading: str) -> None:
 def test_every_key_of_the_agents_file_is_there_with_its_default(tmp_path: Path) -> None:
     told = {key: default for key, default, _ in ROW.findall(part("agent"))}
     (tmp_path / "wrong.json").write_text('{"no_such_key": 1}')
-    with pytest.raises(agent.Unusable, match="known are ") as refused:
-        agent.Config(str(tmp_path / "wrong.json"))
+    with pytest.raises(Unusable, match="known are ") as refused:
+        Config(str(tmp_path / "wrong.json"))
     assert set(told) == set(str(refused.value).rpartition("known are ")[2].split(", "))
     literals = {key: cell.strip("`") for key, cell in told.items() if cell not in WORDS}
     pairs = ",".join(f"{json.dumps(key)}:{value}" for key, value in literals.items())
     (tmp_path / "told.json").write_text("{" + pairs + "}")
     (tmp_path / "empty.json").write_text("{}")
-    default, said = agent.Config(str(tmp_path / "empty.json")), agent.Config(str(tmp_path / "told.json"))
+    default, said = Config(str(tmp_path / "empty.json")), Config(str(tmp_path / "told.json"))
     for key in literals:
         assert getattr(said, key) == getattr(default, key), key
 

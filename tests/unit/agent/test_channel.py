@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
-from node_daemon import agent
+from node_daemon.agent.channel import MAX_LINES_PER_S, RATE_WINDOW_S, Channel
+from node_daemon.agent.lines import LineReader
+from node_daemon.agent.loop import Loop
+from node_daemon.agent.transports import Transport
 
 
-class Port(agent.Transport):
+class Port(Transport):
     """A port in which `away` plays the host: then reads end, and polls find it readable for ever."""
 
     stays = True
@@ -44,11 +47,9 @@ class Desk:
     """A channel on such a port, its loop turned by hand."""
 
     def __init__(self) -> None:
-        self.loop = agent.Loop()
+        self.loop = Loop()
         self.port = Port()
-        self.channel = agent.Channel(
-            self.loop, self.port, ["pidfd"], lambda op, doc, reply: reply({"ok": True, "op": op})
-        )
+        self.channel = Channel(self.loop, self.port, ["pidfd"], lambda op, doc, reply: reply({"ok": True, "op": op}))
         self.got: list[dict[str, Any]] = []
 
     def turn_until(self, what: Callable[[], object]) -> None:
@@ -155,7 +156,7 @@ def test_a_hello_for_another_agent_or_of_another_protocol_is_none(desk: Desk) ->
 def test_a_flood_makes_reading_pause(desk: Desk) -> None:
     desk.channel.connect()
     desk.greet("a" * 16)
-    most = int(agent.MAX_LINES_PER_S * agent.RATE_WINDOW_S)
+    most = int(MAX_LINES_PER_S * RATE_WINDOW_S)
     for _ in range(most // 100 + 2):
         if not desk.channel.paused:
             desk.port.host.sendall(b'{"type":"answer","session":"x"}\n' * 100)
@@ -167,7 +168,7 @@ def test_a_flood_makes_reading_pause(desk: Desk) -> None:
 
 def test_four_megabytes_arrive_in_a_second(desk: Desk) -> None:
     """Joining bytes anew with every read would take many."""
-    reader = agent.LineReader(False)
+    reader = LineReader(False)
     data = os.urandom(4000).hex().encode() * 8 + b"\n"
     began = time.monotonic()
     lines = [line for _ in range(64) for at in range(0, len(data), 1000) for line in reader.feed(data[at : at + 1000])]

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from node_daemon import agent
+from node_daemon.agent.cgroups import Cgroups
+from node_daemon.agent.finder import Finder
+from node_daemon.agent.jobs import Job
 
 
 @pytest.fixture
@@ -30,13 +32,13 @@ def mom() -> Iterator[subprocess.Popen[bytes]]:
         process.communicate()
 
 
-def the_job() -> agent.Job:
-    job = agent.Job(("12.srv", 1), time.monotonic())
+def the_job() -> Job:
+    job = Job(("12.srv", 1), time.monotonic())
     job.uid = os.geteuid()
     return job
 
 
-def look_for(finder: agent.Finder, job: agent.Job, pid: int) -> None:
+def look_for(finder: Finder, job: Job, pid: int) -> None:
     """One look reads no more environments than it has time for."""
     for _ in range(1000):
         finder.look([job], True, 0.0)
@@ -45,7 +47,7 @@ def look_for(finder: agent.Finder, job: agent.Job, pid: int) -> None:
 
 
 def test_mom_seen_in_the_midst_of_an_exec_is_given_up_as_soon_as_it_speaks(mom: subprocess.Popen[bytes]) -> None:
-    finder, job = agent.Finder(agent.Cgroups(()), ()), the_job()
+    finder, job = Finder(Cgroups(()), ()), the_job()
     look_for(finder, job, mom.pid)
     taken = job.procs[mom.pid]
     taken.image = (b"1", b"half-way")  # a stack pointer that the exec has changed since
@@ -57,7 +59,7 @@ def test_mom_seen_in_the_midst_of_an_exec_is_given_up_as_soon_as_it_speaks(mom: 
 
 def test_what_mom_becomes_by_an_exec_is_the_jobs(mom: subprocess.Popen[bytes]) -> None:
     """The prologue hook's parent is about to be the job's shell."""
-    finder, job = agent.Finder(agent.Cgroups(()), ()), the_job()
+    finder, job = Finder(Cgroups(()), ()), the_job()
     finder.spare(mom.pid)
     finder.look([job], True, 0.0)
     assert mom.pid not in job.procs

@@ -9,11 +9,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from node_daemon import agent
+from node_daemon.agent.loop import Loop
+from node_daemon.agent.machine import Machine
+from node_daemon.agent.values import BadValue
 
 
-def machine(is_guest: bool = True, power_off: list[str] | None = None) -> agent.Machine:
-    return agent.Machine(agent.Loop(), is_guest, power_off or [])
+def machine(is_guest: bool = True, power_off: list[str] | None = None) -> Machine:
+    return Machine(Loop(), is_guest, power_off or [])
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def test_the_clock_of_a_machine_that_may_be_the_host_is_never_set(clock: list[fl
 
 def test_a_time_that_is_none_is_refused(clock: list[float]) -> None:
     for unix_s in (0.0, -1.0, 1e12, float("inf")):
-        with pytest.raises(agent.BadValue):
+        with pytest.raises(BadValue):
             machine().set_clock(unix_s)
     assert clock == []
 
@@ -73,7 +75,7 @@ def test_power_that_cannot_be_turned_off_is_said() -> None:
 def test_the_way_that_the_guest_knows_is_taken(
     monkeypatch: pytest.MonkeyPatch, systemd: bool, there: set[str], expected: list[str]
 ) -> None:
-    monkeypatch.setattr(agent.Machine, "_systemd", staticmethod(lambda: systemd))
+    monkeypatch.setattr(Machine, "_systemd", staticmethod(lambda: systemd))
     monkeypatch.setattr(os, "access", lambda path, mode: path in there)
     assert machine()._command() == expected
 
@@ -88,5 +90,5 @@ def test_its_command_is_run_after_the_answer_and_is_reaped(tmp_path: Path) -> No
     end = time.monotonic() + 10
     while loop.timers and time.monotonic() < end:
         loop.turn()
-    assert done.read_text() == ":".join(agent.Machine.PLACES) + "\n"
+    assert done.read_text() == ":".join(Machine.PLACES) + "\n"
     assert {child.pid for child in psutil.Process().children()} <= before

@@ -9,14 +9,22 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from magrathea_lab.rigs.agent_rig import state, until
-from node_daemon import agent
+from node_daemon.agent import changes, finder, sweeper
+from node_daemon.agent.cgroups import Cgroups
+from node_daemon.agent.changes import StoppedProcesses
+from node_daemon.agent.finder import Finder
+from node_daemon.agent.jobs import Job, Proc
+from node_daemon.agent.loop import Loop
+from node_daemon.agent.signals import Signaller
+from node_daemon.agent.sweeper import CALM_SWEEP_S, SWEEP_S, Sweeper
 
 
-class Births(agent.Births):
+class Births(changes.Births):
     """The counter as a test says it is: on this machine others make processes all the time."""
 
     def __init__(self) -> None:
@@ -26,11 +34,11 @@ class Births(agent.Births):
         return self.now
 
 
-class Looks(agent.Finder):
+class Looks(Finder):
     """Counts the looks at /proc."""
 
     def __init__(self, mark: str) -> None:
-        super().__init__(agent.Cgroups(()), (mark.encode(),))
+        super().__init__(Cgroups(()), (mark.encode(),))
         if self.births.fd >= 0:
             os.close(self.births.fd)
         self.counter = Births()
@@ -38,11 +46,11 @@ class Looks(agent.Finder):
         self.looks = 0
         self.meanwhile: Callable[[], None] = lambda: None
 
-    def look(self, jobs: list[agent.Job], thorough: bool, since: float, environ: bool = True) -> set[agent.Proc]:
+    def look(self, jobs: list[Job], thorough: bool, since: float, environ: bool = True) -> set[Proc]:
         self.looks += 1
         return super().look(jobs, thorough, since, environ)
 
-    def _read(self, now: float, thorough: bool, since: float) -> list[agent.Proc]:
+    def _read(self, now: float, thorough: bool, since: float) -> list[Proc]:
         found = super()._read(now, thorough, since)
         self.meanwhile()
         return found
@@ -61,15 +69,15 @@ class Standing:
         assert self.process.stdout is not None
         self.process.stdout.readline()
         self.process.stdout.readline()
-        self.job = agent.Job(("12.srv", 1), time.monotonic())
+        self.job = Job(("12.srv", 1), time.monotonic())
         self.job.uid = os.geteuid()
         self.job.listed = True
         self.finder = Looks(f"MAGRATHEA_TEST={mine}")
-        self.loop = agent.Loop()
-        self.sweeper = agent.Sweeper(self.loop, {self.job.key: self.job}, self.finder, agent.Signaller())
+        self.loop = Loop()
+        self.sweeper = Sweeper(self.loop, {self.job.key: self.job}, self.finder, Signaller())
 
     def order(self, word: str) -> None:
-        answers: list[agent.Doc] = []
+        answers: list[dict[str, Any]] = []
         self.sweeper.order([(self.job.key, word)], 20.0, answers.append)
         end = time.monotonic() + 20
         while not answers:
@@ -97,9 +105,9 @@ def standing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Standing]:
     try:
         made.order("stop")
         assert len(made.job.procs) == 2
-        monkeypatch.setattr(agent, "SETTLED_S", 0.0)
-        monkeypatch.setattr(agent, "UNBORN_S", 0.0)
-        monkeypatch.setattr(agent, "WHOLE_LOOK_S", 600.0)
+        monkeypatch.setattr(finder, "SETTLED_S", 0.0)
+        monkeypatch.setattr(finder, "UNBORN_S", 0.0)
+        monkeypatch.setattr(sweeper, "WHOLE_LOOK_S", 600.0)
         yield made
     finally:
         made.close()
@@ -132,10 +140,10 @@ def test_a_process_that_has_its_number_but_is_not_to_be_seen_yet_is_waited_for(
     standing: Standing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     standing.settle()
-    monkeypatch.setattr(agent, "UNBORN_S", 600.0)
+    monkeypatch.setattr(finder, "UNBORN_S", 600.0)
     standing.finder.counter.now = b"1001"
     assert [standing.looks_of_a_glance() for _ in range(3)] == [1, 1, 1]
-    monkeypatch.setattr(agent, "UNBORN_S", 0.0)
+    monkeypatch.setattr(finder, "UNBORN_S", 0.0)
     standing.settle()
 
 
@@ -145,12 +153,12 @@ def test_where_births_are_not_counted_it_looks_each_time(standing: Standing) -> 
 
 
 def test_a_kernel_that_does_not_count_births_is_none_to_fail_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent.Births, "PATH", "/proc/sys/kernel/no-such-file")
-    assert agent.Births().last() is None
+    monkeypatch.setattr(changes.Births, "PATH", "/proc/sys/kernel/no-such-file")
+    assert changes.Births().last() is None
 
 
 def test_a_birth_is_counted() -> None:
-    births = agent.Births()
+    births = changes.Births()
     if births.fd < 0:
         pytest.skip(f"no {births.PATH} here")
     before = births.last()
@@ -161,23 +169,23 @@ def test_a_birth_is_counted() -> None:
 
 def test_a_young_stranger_may_become_the_jobs_by_an_exec(standing: Standing, monkeypatch: pytest.MonkeyPatch) -> None:
     standing.settle()
-    monkeypatch.setattr(agent, "SETTLED_S", 600.0)
+    monkeypatch.setattr(finder, "SETTLED_S", 600.0)
     standing.finder.counter.now = b"1001"
     assert [standing.looks_of_a_glance() for _ in range(3)] == [1, 1, 1]
 
 
 def test_a_look_that_is_too_old_is_followed_by_another(standing: Standing, monkeypatch: pytest.MonkeyPatch) -> None:
     standing.settle()
-    monkeypatch.setattr(agent, "WHOLE_LOOK_S", 0.0)
+    monkeypatch.setattr(sweeper, "WHOLE_LOOK_S", 0.0)
     assert standing.looks_of_a_glance() == 1
 
 
 def test_a_job_of_which_nothing_was_seen_yet_is_looked_for_sooner(
     standing: Standing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent, "REREAD_S", 600.0)
+    monkeypatch.setattr(sweeper, "REREAD_S", 600.0)
     standing.settle()
-    monkeypatch.setattr(agent, "REREAD_S", 0.0)
+    monkeypatch.setattr(sweeper, "REREAD_S", 0.0)
     assert standing.looks_of_a_glance() == 0
     standing.job.seen = False
     assert standing.looks_of_a_glance() == 1
@@ -216,26 +224,26 @@ def pause_s(standing: Standing) -> float:
 def test_a_stop_that_needed_no_mending_for_long_is_looked_after_less_often(
     standing: Standing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert pause_s(standing) <= agent.SWEEP_S
-    monkeypatch.setattr(agent, "CALM_AFTER_S", 0.0)
-    assert agent.SWEEP_S < pause_s(standing) <= agent.CALM_SWEEP_S
-    monkeypatch.setattr(agent, "CALM_LOOK_S", 600.0)
-    monkeypatch.setattr(agent, "WHOLE_LOOK_S", 0.0)
+    assert pause_s(standing) <= SWEEP_S
+    monkeypatch.setattr(sweeper, "CALM_AFTER_S", 0.0)
+    assert SWEEP_S < pause_s(standing) <= CALM_SWEEP_S
+    monkeypatch.setattr(sweeper, "CALM_LOOK_S", 600.0)
+    monkeypatch.setattr(sweeper, "WHOLE_LOOK_S", 0.0)
     assert standing.looks_of_a_glance() == 0, "and /proc is read less often"
-    monkeypatch.setattr(agent, "CALM_LOOK_S", 0.0)
+    monkeypatch.setattr(sweeper, "CALM_LOOK_S", 0.0)
     assert standing.looks_of_a_glance() == 1
 
 
 def test_what_had_to_be_stopped_again_is_looked_after_as_at_first(
     standing: Standing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent, "CALM_AFTER_S", 600.0)
+    monkeypatch.setattr(sweeper, "CALM_AFTER_S", 600.0)
     standing.settle()
     standing.sweeper.mended_at = time.monotonic() - 700
-    assert pause_s(standing) > agent.SWEEP_S
+    assert pause_s(standing) > SWEEP_S
     standing.process.send_signal(signal.SIGCONT)
     assert standing.looks_of_a_glance() == 1
-    assert pause_s(standing) <= agent.SWEEP_S
+    assert pause_s(standing) <= SWEEP_S
 
 
 def test_an_end_is_seen(standing: Standing) -> None:
@@ -256,7 +264,7 @@ def test_a_stop_that_is_not_complete_is_looked_at(standing: Standing, change: st
 def test_more_processes_than_files_may_be_kept_are_looked_after(
     standing: Standing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent, "MAX_KEPT_FILES", 1)
+    monkeypatch.setattr(changes, "MAX_KEPT_FILES", 1)
     standing.settle()
     stopped = standing.sweeper.stopped
     assert (len(stopped.files), len(stopped.others)) == (1, 1)
@@ -281,8 +289,8 @@ def test_no_file_stays_open_when_the_stop_is_over(standing: Standing) -> None:
 def test_a_file_of_a_process_is_never_another_ones(standing: Standing) -> None:
     standing.settle()
     proc = next(iter(standing.sweeper.stopped.files))
-    other = agent.Proc(proc.pid, proc.inode, proc.start + 1, time.monotonic())
-    stopped = agent.StoppedProcesses()
+    other = Proc(proc.pid, proc.inode, proc.start + 1, time.monotonic())
+    stopped = StoppedProcesses()
     stopped.watch([other])
     assert not stopped.files
     assert not stopped.still()

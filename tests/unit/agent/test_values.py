@@ -8,18 +8,26 @@ from typing import Any
 
 import pytest
 
-from node_daemon import agent
+from node_daemon.agent import VERSION
+from node_daemon.agent.configuration import CONFIG_VARIABLE, DEFAULT_CGROUPS, DEFAULT_CONFIG, Config
+from node_daemon.agent.jobs import Job
+from node_daemon.agent.lines import MAX_LINE_BYTES, LineReader
+from node_daemon.agent.log import Log
+from node_daemon.agent.procfs import memory_report, read_file
+from node_daemon.agent.start import main, options
+from node_daemon.agent.state_file import StateFile
+from node_daemon.agent.values import BadValue, Unusable, job_key, parse, seconds
 
 
 def refused(doc: dict[str, Any]) -> bool:
-    with pytest.raises(agent.BadValue):
-        agent.job_key(doc)
+    with pytest.raises(BadValue):
+        job_key(doc)
     return True
 
 
 def test_the_job_ids_that_pbs_makes_are_taken() -> None:
     for id in ("12.srv", "7[3].pbs-server.example.org", "R12.srv", "1234567.a_b", "12[].srv"):
-        assert agent.job_key({"id": id, "run": 0}) == (id, 0)
+        assert job_key({"id": id, "run": 0}) == (id, 0)
 
 
 @pytest.mark.parametrize(
@@ -38,46 +46,46 @@ def test_a_run_version_out_of_bounds_is_refused(run: object) -> None:
     "line", [b"", b"[]", b"1", b"{", b'{"a":NaN}', b"\xff\xfe{}", b'{"a":' + b"[" * 30000 + b"]" * 30000 + b"}", b"nul"]
 )
 def test_a_line_that_is_no_json_object_is_refused(line: bytes) -> None:
-    with pytest.raises(agent.BadValue):
-        agent.parse(line)
+    with pytest.raises(BadValue):
+        parse(line)
 
 
 def test_a_time_out_of_bounds_is_brought_within_them() -> None:
-    assert agent.seconds({"s": 1e300}, "s", 1, 0, 5) == 5
-    assert agent.seconds({"s": -1}, "s", 1, 0.5, 5) == 0.5
-    assert agent.seconds({}, "s", 1, 0, 5) == 1
-    with pytest.raises(agent.BadValue):
-        agent.seconds({"s": "1"}, "s", 1, 0, 5)
+    assert seconds({"s": 1e300}, "s", 1, 0, 5) == 5
+    assert seconds({"s": -1}, "s", 1, 0.5, 5) == 0.5
+    assert seconds({}, "s", 1, 0, 5) == 1
+    with pytest.raises(BadValue):
+        seconds({"s": "1"}, "s", 1, 0, 5)
 
 
 # lines
 
 
 def test_lines_arrive_whole_however_they_are_cut() -> None:
-    reader = agent.LineReader(skip_first=False)
+    reader = LineReader(skip_first=False)
     text = b"one\ntwo\n\nthree\n"
     got = [line for at in range(len(text)) for line in reader.feed(text[at : at + 1])]
     assert got == [b"one", b"two", b"", b"three"]
 
 
 def test_what_comes_before_the_first_newline_is_thrown_away() -> None:
-    reader = agent.LineReader(skip_first=True)
+    reader = LineReader(skip_first=True)
     assert reader.feed(b'half of a line"}') == []
     assert reader.feed(b'\n{"a":1}\n') == [b'{"a":1}']
 
 
 def test_a_line_that_is_too_long_is_dropped_and_told_and_the_next_one_is_good() -> None:
-    reader = agent.LineReader(skip_first=False)
+    reader = LineReader(skip_first=False)
     got: list[bytes | None] = []
     for _ in range(40):
         got += reader.feed(b"x" * 10000)
     assert got == []
-    assert len(reader.buffer) < 2 * agent.MAX_LINE_BYTES
+    assert len(reader.buffer) < 2 * MAX_LINE_BYTES
     assert reader.feed(b"\ngood\n") == [None, b"good"]
 
 
 def test_megabytes_without_a_newline_before_the_first_hello_are_no_bad_line() -> None:
-    reader = agent.LineReader(skip_first=True)
+    reader = LineReader(skip_first=True)
     for _ in range(40):
         assert reader.feed(b"x" * 10000) == []
     assert reader.feed(b"\ngood\n") == [b"good"]
@@ -86,16 +94,16 @@ def test_megabytes_without_a_newline_before_the_first_hello_are_no_bad_line() ->
 # configuration
 
 
-def config(tmp_path: Path, **values: object) -> agent.Config:
+def config(tmp_path: Path, **values: object) -> Config:
     path = tmp_path / "agent.json"
     path.write_text(json.dumps(values))
-    return agent.Config(str(path))
+    return Config(str(path))
 
 
 def test_an_empty_configuration_is_the_default_one(tmp_path: Path) -> None:
     found = config(tmp_path)
     assert (found.channel_kind, found.channel_path) == ("port", "/dev/virtio-ports/org.magrathea.0")
-    assert found.job_cgroups == agent.DEFAULT_CGROUPS
+    assert found.job_cgroups == DEFAULT_CGROUPS
 
 
 @pytest.mark.parametrize(
@@ -115,59 +123,59 @@ def test_an_empty_configuration_is_the_default_one(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_configuration_is_refused_by_name(tmp_path: Path, values: dict[str, Any], named: str) -> None:
-    with pytest.raises(agent.Unusable, match=named):
+    with pytest.raises(Unusable, match=named):
         config(tmp_path, **values)
 
 
 def test_the_configuration_is_found_by_option_then_variable_then_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(agent.CONFIG_VARIABLE, raising=False)
-    assert agent.options([]) == ("run", agent.DEFAULT_CONFIG)
-    monkeypatch.setenv(agent.CONFIG_VARIABLE, "/b")
-    assert agent.options([]) == ("run", "/b")
-    assert agent.options(["--config", "/c", "--check"]) == ("check", "/c")
-    assert agent.options(["--config=/d"]) == ("run", "/d")
+    monkeypatch.delenv(CONFIG_VARIABLE, raising=False)
+    assert options([]) == ("run", DEFAULT_CONFIG)
+    monkeypatch.setenv(CONFIG_VARIABLE, "/b")
+    assert options([]) == ("run", "/b")
+    assert options(["--config", "/c", "--check"]) == ("check", "/c")
+    assert options(["--config=/d"]) == ("run", "/d")
     for wrong in (["--config"], ["--frobnicate"], ["x"]):
-        with pytest.raises(agent.Unusable):
-            agent.options(wrong)
+        with pytest.raises(Unusable):
+            options(wrong)
 
 
 def test_check_help_and_version_are_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.json").write_text(
         json.dumps({"socket": str(tmp_path / "s"), "state": str(tmp_path / "t"), "channel": f"unix:{tmp_path}"})
     )
-    assert agent.main(["--config", str(tmp_path / "a.json"), "--check"]) == 0
+    assert main(["--config", str(tmp_path / "a.json"), "--check"]) == 0
     assert "ok" in capsys.readouterr().out
     (tmp_path / "a.json").write_text('{"channel": "unix:/nowhere/at/all"}')
-    assert agent.main(["--config", str(tmp_path / "a.json"), "--check"]) == 1
+    assert main(["--config", str(tmp_path / "a.json"), "--check"]) == 1
     assert "/nowhere/at/all" in capsys.readouterr().out
-    assert agent.main(["--config", str(tmp_path / "missing"), "--check"]) == 2
-    assert agent.main(["--help"]) == 0
+    assert main(["--config", str(tmp_path / "missing"), "--check"]) == 2
+    assert main(["--help"]) == 0
     assert "stay stopped" in capsys.readouterr().out
-    assert agent.main(["--version"]) == 0
-    assert agent.VERSION in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert VERSION in capsys.readouterr().out
 
 
 # the state file
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
-    file = agent.StateFile(str(tmp_path / "state"))
-    job = agent.Job(("12.srv", 3), 0.0)
+    file = StateFile(str(tmp_path / "state"))
+    job = Job(("12.srv", 3), 0.0)
     job.owner, job.uid, job.order, job.listed, job.seen = "alice", 1000, "stop", True, True
     job.sessions, job.struck, job.groups = {5: 7}, {6: 8}, {5}
     file.save([job])
-    (loaded,) = agent.StateFile(str(tmp_path / "state")).load()
+    (loaded,) = StateFile(str(tmp_path / "state")).load()
     for name in ("key", "owner", "uid", "order", "listed", "seen", "sessions", "struck", "groups"):
         assert getattr(loaded, name) == getattr(job, name), name
 
 
 def test_pids_of_another_boot_mean_nothing(tmp_path: Path) -> None:
-    file = agent.StateFile(str(tmp_path / "state"))
-    job = agent.Job(("12.srv", 3), 0.0)
+    file = StateFile(str(tmp_path / "state"))
+    job = Job(("12.srv", 3), 0.0)
     job.order, job.sessions, job.struck = "stop", {5: 7}, {6: 8}
     file.boot = "another"
     file.save([job])
-    (loaded,) = agent.StateFile(str(tmp_path / "state")).load()
+    (loaded,) = StateFile(str(tmp_path / "state")).load()
     assert (loaded.order, loaded.sessions, loaded.struck) == (None, {}, {})
 
 
@@ -178,29 +186,29 @@ def test_pids_of_another_boot_mean_nothing(tmp_path: Path) -> None:
 def test_a_damaged_state_file_is_put_aside(tmp_path: Path, text: str) -> None:
     path = tmp_path / "state"
     path.write_text(text)
-    assert agent.StateFile(str(path)).load() == []
+    assert StateFile(str(path)).load() == []
     assert (tmp_path / "state.bad").read_text() == text
 
 
 def test_a_state_file_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
-    agent.StateFile(str(tmp_path / "missing" / "state")).save([])
+    StateFile(str(tmp_path / "missing" / "state")).save([])
 
 
 # what /proc says
 
 
 def test_the_memory_report_is_in_mib_and_adds_up() -> None:
-    found = agent.memory_report()
+    found = memory_report()
     assert 0 < found["available_mib"] <= found["total_mib"]
     assert 0 <= found["unreclaimable_mib"] < found["total_mib"]
 
 
 def test_a_file_longer_than_a_page_is_read_whole() -> None:
-    assert agent.read_file("/proc/self/smaps", 1 << 20).count(b"\n") > 200
+    assert read_file("/proc/self/smaps", 1 << 20).count(b"\n") > 200
 
 
 def test_the_log_is_bounded_and_says_what_it_left_out(capfd: pytest.CaptureFixture[str]) -> None:
-    log = agent.Log()
+    log = Log()
     for number in range(500):
         log.info(f"line {number} \x1b[31m")
     log.tokens = 2

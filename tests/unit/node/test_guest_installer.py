@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from magrathea.cli.main import cli
 from node_daemon.setup import guest_installer
 
-AGENT = Path(guest_installer.__file__).parents[1] / "agent.py"
+AGENT = Path(guest_installer.__file__).parents[1] / "agent"
 
 
 def run(*words: str, script: str = "", **more: str) -> subprocess.CompletedProcess[str]:
@@ -41,7 +41,8 @@ def script() -> str:
 def test_an_image_gets_agent_configuration_and_init_script(script: str, tmp_path: Path) -> None:
     done = run("--root", str(tmp_path), script=script)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "usr/lib/magrathea/agent.py").read_bytes() == AGENT.read_bytes()
+    for module in AGENT.glob("*.py"):
+        assert (tmp_path / "usr/lib/magrathea/agent" / module.name).read_bytes() == module.read_bytes()
     assert json.loads((tmp_path / "etc/magrathea/agent.json").read_text()) == {"channel": guest_installer.CHANNEL}
     init = tmp_path / "etc/init.d/magrathea-agent"
     assert os.access(init, os.X_OK)
@@ -65,6 +66,26 @@ def test_a_second_time_keeps_the_admins_configuration(script: str, tmp_path: Pat
     done = run("--root", str(tmp_path), script=script)
     assert (done.returncode, file.read_text()) == (0, before)
     assert "stays as it is" in done.stdout
+
+
+def test_the_agent_of_one_file_is_replaced(script: str, tmp_path: Path) -> None:
+    old = tmp_path / "usr/lib/magrathea"
+    (old / "__pycache__").mkdir(parents=True)
+    (old / "agent.py").write_text("")
+    (old / "__pycache__" / "agent.cpython-36.pyc").write_text("")
+    assert run("--root", str(tmp_path), script=script).returncode == 0
+    assert [path.name for path in old.iterdir()] == ["agent"]
+
+
+def test_a_module_that_a_new_agent_lacks_is_gone(script: str, tmp_path: Path) -> None:
+    run("--root", str(tmp_path), script=script)
+    folder = tmp_path / "usr/lib/magrathea/agent"
+    (folder / "of_an_older_agent.py").write_text("")
+    assert run("--root", str(tmp_path), script=script).returncode == 0
+    assert {path.name for path in folder.glob("*.py")} == {path.name for path in AGENT.glob("*.py")}
+    assert {path.name.partition(".")[0] for path in (folder / "__pycache__").iterdir()} == {
+        path.stem for path in AGENT.glob("*.py")
+    }
 
 
 def test_uninstalling_leaves_the_configuration_and_says_what_that_means(script: str, tmp_path: Path) -> None:
@@ -142,7 +163,7 @@ exec chroot "$1/root" sh -ec '
     for try in $(seq 100); do [ -S /run/magrathea/agent.sock ] && break; sleep 0.1; done
     sh /run/install.sh --uninstall
     [ ! -e /run/magrathea/agent-loop.pid ]
-    ! ls /proc/[0-9]*/cmdline | xargs cat 2>/dev/null | tr "\\\\0" " " | grep -q "[-]m agent --config"
+    ! ls /proc/[0-9]*/cmdline | xargs cat 2>/dev/null | tr "\\\\0" " " | grep -q "[m]agrathea/agent --config"
 '
 """
 

@@ -1,0 +1,327 @@
+"""Which process belongs to which job (law 3)."""
+
+import os
+import time
+
+from .cgroups import Cgroups
+from .changes import Births
+from .jobs import MOM_NAMES, Job, Proc
+from .procfs import read_environ, read_stat, thread_state, uids_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Dict, Iterable, List, Optional, Set, Tuple
+
+    from .values import Key
+
+PF_KTHREAD = 0x00200000
+EXEC_S = 0.05  # so long a new process may show no environment because it is in the midst of an exec
+ENVIRON_BUDGET_S = 0.02  # and the longest time that one look spends on them
+SETTLED_S = 5.0  # a process seen as no job's for so long is read again only every REREAD_S
+REREAD_S = 2.0
+UNBORN_S = 0.3  # by then a process that has got its number is to be seen in /proc
+
+
+class Finder:
+    """Which process belongs to which job.
+
+    `look` reads /proc once. What has been read stays in `procs`; a process whose /proc inode is unchanged is read
+    again only where something about it can matter: a stranger can become a job's process only by an exec (MoM's
+    child on its way to be the job's shell), so strangers are read again in a thorough look only.
+    """
+
+    def __init__(self, cgroups: Cgroups, marks: "Tuple[bytes, ...]") -> None:
+        self.cgroups = cgroups
+        self.marks = [b"\0" + m + b"\0" for m in marks]
+        self.procs: "Dict[int, Proc]" = {}
+        self.never = (0, 1, 2, os.getpid())
+        self.spared: "Dict[int, Tuple[int, Optional[Tuple[bytes, bytes]]]]" = {}
+        self.asked: "Set[Tuple[Key, Optional[int]]]" = set()
+        self.unfinished = False  # the last look has not read all environments that it should
+        self.births = Births()
+        self.newest: "Optional[bytes]" = None  # number when the last whole look began; None: that was not whole
+        self.newest_at = 0.0  # and when a whole look first began with it
+        self.whole_at = 0.0  # when the last whole look began
+        self.young_until = 0.0  # until then a process that it has seen may yet become a job's by an exec
+        self.grouped: "Dict[Key, Set[int]]" = {}  # what it has found in the jobs' cgroups
+
+    def spare(self, pid: int) -> None:
+        """Never touch this process and its ancestors: MoM, as whose hook it has spoken to us.
+
+        As long as they are what they are now: the prologue hook's parent is about to become the job by an exec.
+        """
+        for _ in range(64):
+            if pid in self.never:
+                return
+            try:
+                name, fields = read_stat("/proc/%d/stat" % pid)
+            except OSError:
+                return
+            if len(self.spared) >= 4096:  # hooks that ended long ago
+                self.spared.clear()
+            start, image = int(fields[19]), (fields[25], name)
+            self.spared[pid] = (start, image)
+            known = self.procs.get(pid)
+            if known is not None and known.start == start:
+                known.image = image  # an exec may have been half done when it was read
+                if known.job is not None:
+                    known.job.procs.pop(pid, None)
+                    known.job = None
+            pid = int(fields[1])
+
+    def _is_spared(self, proc: Proc) -> bool:
+        return proc.pid in self.never or self.spared.get(proc.pid) == (proc.start, proc.image)
+
+    def look(self, jobs: "List[Job]", thorough: bool, since: float, environ: bool = True) -> "Set[Proc]":
+        """Read /proc and give each process to its job. Returns those newly found.
+
+        `thorough`: strangers, too. Members seen stopped after the time `since` are not read again. `environ`: else no
+        environments are read: that waits for a lock of its process, which in the midst of a fork waits for a CPU.
+        """
+        now = time.monotonic()
+        newest = self.births.last()  # before anything is read: what is made from here on may be missed
+        asked = {(job.key, job.uid) for job in jobs}
+        if asked != self.asked:  # a stranger may be a job's process now
+            self.asked = asked
+            self.newest = None
+            self.procs = {pid: p for pid, p in self.procs.items() if p.job is not None or p.kthread}
+        fresh = self._read(now, thorough, since)
+        by_id: "Dict[str, Job]" = {}
+        for job in jobs:
+            if job.id not in by_id or by_id[job.id].run < job.run:
+                by_id[job.id] = job  # an earlier run has no processes any more
+        current = set(by_id.values())
+        members: "Dict[int, Proc]" = {}
+        for proc in self.procs.values():
+            if proc.job is not None:
+                if proc.job in current:
+                    members[proc.pid] = proc
+                else:
+                    proc.job = None
+        found = self._by_cgroup(by_id, members, now) | self._by_descent(by_id, members, fresh)
+        self.unfinished = not environ
+        seeds = self._by_environment(by_id, members, fresh) if environ else None
+        if seeds:
+            found |= seeds | self._by_descent(by_id, members, fresh)
+        for job in jobs:
+            job.procs = {}
+        for proc in members.values():
+            if proc.job is not None and (not proc.dead or proc.threads > 1):
+                proc.job.procs[proc.pid] = proc
+        self._looked(None if self.unfinished or not thorough else newest, now)
+        return found
+
+    def _looked(self, newest: "Optional[bytes]", began: float) -> None:
+        """A look is over. `newest`: the number of births when it began, None if it was not whole."""
+        if newest is None:
+            self.newest = None
+            return
+        if newest != self.newest:
+            self.newest, self.newest_at = newest, began
+        self.whole_at = began
+        strangers = [p.first_seen for p in self.procs.values() if p.job is None and not p.kthread and not p.dead]
+        self.young_until = max(strangers or [0.0]) + SETTLED_S
+
+    def unchanged(self, jobs: "Iterable[Job]", patience_s: float) -> bool:
+        """Whether a look would find of these jobs what the last one has found, and nothing more. Costs next to nothing.
+
+        A process comes to a job by its birth, which is counted; by an exec (or a change of its user) soon after it; or
+        by being put into the job's cgroup. A process has its number before /proc shows it: so the last look must have
+        begun some time after the number was first seen. What comes in no such way (a process of old that execs; a
+        number set by root, as for a restored process) is found by the next look that is whole, after `patience_s` in
+        any case.
+        """
+        now = time.monotonic()
+        return (
+            self.newest is not None
+            and self.whole_at - self.newest_at >= UNBORN_S
+            and now - self.whole_at < patience_s
+            and now >= self.young_until
+            and self.births.last() == self.newest
+            and (not self.cgroups.found or all(self.cgroups.pids(j.id) == self.grouped.get(j.key) for j in jobs))
+        )
+
+    def _read(self, now: float, thorough: bool, since: float) -> "List[Proc]":
+        """Bring `procs` up to date; those (re)read, in order of pid."""
+        before, after, fresh = self.procs, {}, []
+        with os.scandir("/proc") as entries:
+            for entry in entries:
+                name = entry.name
+                if not "0" <= name[0] <= "9":
+                    continue
+                pid, inode = int(name), entry.inode()
+                old = before.get(pid)
+                if old is not None and old.inode == inode:
+                    if old.kthread:
+                        skip = True
+                    elif old.job is not None:
+                        skip = old.state == "T" and old.read_at >= since
+                    elif thorough:
+                        skip = now - old.first_seen > SETTLED_S and now - old.read_at < REREAD_S
+                    else:
+                        skip = old.judged
+                    if skip:
+                        after[pid] = old
+                        continue
+                proc = self._update(pid, inode, old)
+                if proc is not None:
+                    after[pid] = proc
+                    if not proc.kthread:
+                        fresh.append(proc)
+        self.procs = after
+        return fresh
+
+    def _update(self, pid: int, inode: int, old: "Optional[Proc]") -> "Optional[Proc]":
+        try:
+            name, fields = read_stat("/proc/%d/stat" % pid)
+        except OSError:
+            return None
+        now = time.monotonic()
+        start = int(fields[19])
+        if old is not None and old.start == start:
+            proc = old
+            proc.inode = inode
+        else:
+            proc = Proc(pid, inode, start, now)
+            proc.kthread = bool(int(fields[6]) & PF_KTHREAD)
+        proc.ppid, proc.pgrp, proc.sid = int(fields[1]), int(fields[2]), int(fields[3])
+        proc.threads = int(fields[17])
+        proc.state = chr(fields[0][0])
+        if proc.state in "ZX" and proc.threads > 1:
+            proc.state = thread_state(pid)
+        proc.read_at = now
+        image = (fields[25], name)
+        if proc.image != image:
+            proc.image = image
+            proc.env_job = None
+            proc.uids = None
+            proc.judged = False
+        return proc
+
+    def _owned(self, proc: Proc, job: Job) -> bool:
+        return job.uid is not None and not self._is_spared(proc) and self._fits(proc, job, self._uids(proc))
+
+    @staticmethod
+    def _fits(proc: Proc, job: Job, uids: "Tuple[int, ...]") -> bool:
+        """By its uids it can be the job's. A job of root's: MoM's own children run as root, too, and are not."""
+        return job.uid in uids and (job.uid != 0 or proc.image is None or proc.image[1] not in MOM_NAMES)
+
+    def _uids(self, proc: Proc) -> "Tuple[int, ...]":
+        try:
+            uid = os.stat("/proc/%d" % proc.pid).st_uid
+        except OSError:
+            return ()
+        if uid != 0:
+            return (uid,)
+        if proc.uids is None:  # root, or it shows as root because nobody may read its memory
+            proc.uids = uids_of(proc.pid)
+        return proc.uids
+
+    def _by_cgroup(self, by_id: "Dict[str, Job]", members: "Dict[int, Proc]", now: float) -> "Set[Proc]":
+        found: "Set[Proc]" = set()
+        self.cgroups.refresh(now)
+        self.grouped = {}
+        if not self.cgroups.found:
+            return found
+        for job in by_id.values():
+            self.grouped[job.key] = self.cgroups.pids(job.id)
+            for pid in self.grouped[job.key]:
+                proc = self.procs.get(pid) or self._update(pid, 0, None)
+                if proc is not None and proc.job is None and not self._is_spared(proc):
+                    self._take(proc, job, members, found)
+        return found
+
+    def _by_environment(self, by_id: "Dict[str, Job]", members: "Dict[int, Proc]", fresh: "List[Proc]") -> "Set[Proc]":
+        found: "Set[Proc]" = set()
+        if not by_id:
+            return found
+        until = time.monotonic() + ENVIRON_BUDGET_S
+        owners = {job.uid for job in by_id.values()}
+        for job in by_id.values():
+            job.doubtful = 0
+        for proc in fresh:
+            if proc.job is not None or proc.dead:
+                continue
+            uids = self._uids(proc)
+            proc.judged = True
+            if self._is_spared(proc) or not (any(uids) if None in owners else owners.intersection(uids)):
+                continue
+            if proc.env_job is None:
+                if time.monotonic() > until:
+                    self.unfinished = True  # the next look goes on
+                    proc.judged = False
+                    continue
+                proc.env_job = self._job_of_environ(proc.pid)
+                proc.judged = proc.env_job is not None
+                if not proc.judged and time.monotonic() - proc.first_seen < EXEC_S:
+                    self.unfinished = True  # in the midst of an exec: it has an environment soon, or really none
+            owner = by_id.get(proc.env_job) if proc.env_job else None
+            if owner is None:
+                continue
+            if owner.uid is None:
+                owner.doubtful += 1
+            elif self._fits(proc, owner, uids):
+                self._take(proc, owner, members, found)
+        return found
+
+    def _job_of_environ(self, pid: int) -> "Optional[str]":
+        """PBS_JOBID of a process; "" for none; None where that cannot be said yet (in the midst of an exec)."""
+        try:
+            data = read_environ(pid)
+        except PermissionError:
+            return ""
+        if not data:
+            return None
+        data = b"\0" + data + b"\0"
+        at = data.find(b"\0PBS_JOBID=")
+        if at < 0 or not all(mark in data for mark in self.marks):
+            return ""
+        return data[at + 11 : data.index(b"\0", at + 11)].decode("utf-8", "replace")
+
+    def _by_descent(self, by_id: "Dict[str, Job]", members: "Dict[int, Proc]", fresh: "List[Proc]") -> "Set[Proc]":
+        """Children of a job's process, and processes of a session whose leader is (or was) the job's."""
+        found: "Set[Proc]" = set()
+        sessions: "Dict[int, Tuple[Job, int]]" = {}
+        for job in by_id.values():
+            for sid, start in list(job.sessions.items()):
+                leader = self.procs.get(sid)
+                if leader is not None and leader.start != start:
+                    del job.sessions[sid]  # that session has ended, and its number is somebody else's
+                else:
+                    sessions[sid] = (job, start)
+        for proc in members.values():
+            if proc.pid == proc.sid and proc.job is not None:
+                sessions[proc.sid] = (proc.job, proc.start)
+        rest = [p for p in fresh if p.job is None and not p.dead]
+        while rest:
+            left = []
+            for proc in rest:
+                parent = members.get(proc.ppid)
+                its = parent.job if parent is not None else None
+                if its is None and proc.sid in sessions and proc.start >= sessions[proc.sid][1]:
+                    its = sessions[proc.sid][0]
+                if its is not None and self._owned(proc, its):
+                    self._take(proc, its, members, found)
+                    if proc.pid == proc.sid:
+                        sessions[proc.sid] = (its, proc.start)
+                else:
+                    left.append(proc)
+            if len(left) == len(rest):
+                break
+            rest = left
+        return found
+
+    def _take(self, proc: Proc, job: Job, members: "Dict[int, Proc]", found: "Set[Proc]") -> None:
+        proc.job = job
+        self.procs[proc.pid] = members[proc.pid] = proc
+        found.add(proc)
+        if job.struck.get(proc.pid) == proc.start and proc.struck_at is None:
+            proc.struck_at = proc.read_at  # by this agent's predecessor
+        if proc.pid == proc.sid:
+            job.sessions[proc.sid] = proc.start
+
+    def forget(self, job: Job) -> None:
+        for proc in self.procs.values():
+            if proc.job is job:
+                proc.job = None
+                proc.struck_at = None

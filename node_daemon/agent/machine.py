@@ -1,0 +1,108 @@
+"""The guest as a machine: its clock and its power."""
+
+import os
+import signal
+import time
+
+from .log import log
+from .loop import Loop
+from .values import BadValue, refusal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import List
+
+    from .values import Doc
+
+CLOCK_S = 0.5  # a clock less wrong than this is left alone: the message itself took time
+MADE_UNIX_S = 1.7e9  # before this program was made
+POWER_AGAIN_S = 10.0  # so long after a power-off that nobody heeds it is forced
+
+
+class Machine:
+    """The guest as a machine: its clock, and its power.
+
+    Only where it is certain that this is a guest: the channel is a virtio-serial port, or the configuration says how
+    power goes off. On any other machine the agent would turn off the host.
+    """
+
+    WAYS = (["shutdown", "-h", "now"], ["poweroff"], ["halt", "-p"])
+    FORCED = ["poweroff", "-f"]
+    PLACES = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
+
+    def __init__(self, loop: Loop, is_guest: bool, power_off: "List[str]") -> None:
+        self.loop = loop
+        self.is_guest = is_guest
+        self.configured = power_off
+
+    def can(self) -> "List[str]":
+        if os.geteuid() != 0:
+            return ["power"] if self.configured else []
+        return (["clock"] if self.is_guest else []) + (["power"] if self.is_guest or self.configured else [])
+
+    def set_clock(self, unix_s: float) -> "Doc":
+        """Make the clock right where it is clearly wrong: it stood still while the guest was saved to disk."""
+        if not MADE_UNIX_S <= unix_s <= 2.0**33:
+            raise BadValue("unix_s %.60r is no time of today" % unix_s)
+        wrong_s = unix_s - time.time()
+        if abs(wrong_s) <= CLOCK_S:
+            return {"ok": True, "set": False}
+        if not self.is_guest:
+            return refusal("not-permitted", "this agent's clock is not a guest's own; it is left alone")
+        try:
+            time.clock_settime(time.CLOCK_REALTIME, unix_s)
+        except PermissionError:
+            return refusal("not-permitted", "the clock is %.1f s wrong and only root may set it" % wrong_s)
+        log.info("the clock was %.1f s wrong and is set" % -wrong_s)
+        return {"ok": True, "set": True}
+
+    def power_off(self) -> "Doc":
+        """Turn this guest off, soon after the answer."""
+        command = self._command() if "power" in self.can() else []
+        if not command:
+            why = "the agent is not root, or not in a virtual machine; `power_off` in its configuration may say how"
+            return refusal("not-supported", "power cannot be turned off from here: " + why)
+        log.warning("power off: %s" % " ".join(command))
+        self.loop.after(0.05, lambda: self._run(command))
+        forced = [] if self.configured or self._systemd() else self._found(self.FORCED)
+        if forced:
+            self.loop.after(POWER_AGAIN_S, lambda: self._run(forced))
+        return {"ok": True}
+
+    @staticmethod
+    def _systemd() -> bool:
+        return os.path.isdir("/run/systemd/system")
+
+    def _command(self) -> "List[str]":
+        if self.configured:
+            return self.configured
+        ways = (["systemctl", "--no-block", "poweroff"],) if self._systemd() else self.WAYS
+        return next((found for found in map(self._found, ways) if found), [])
+
+    def _found(self, command: "List[str]") -> "List[str]":
+        """The command with the whole path of its program; empty where there is none."""
+        paths = (os.path.join(place, command[0]) for place in self.PLACES)
+        path = next((p for p in paths if os.access(p, os.X_OK)), "")
+        return [path, *command[1:]] if path else []
+
+    def _run(self, command: "List[str]") -> None:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.setsid()
+                signal.set_wakeup_fd(-1)
+                for number in (signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                    signal.signal(number, signal.SIG_DFL)
+                os.execve(command[0], command, {"PATH": ":".join(self.PLACES)})
+            except OSError as error:
+                os.write(2, ("%s: %s\n" % (command[0], error.strerror)).encode())
+            finally:
+                os._exit(127)
+        self.loop.after(0.1, lambda: self._reap(pid, 0.1))
+
+    def _reap(self, pid: int, pause: float) -> None:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if not ended:
+            self.loop.after(pause, lambda: self._reap(pid, min(2.0, pause * 2)))
+        elif status:
+            log.warning("power off: its command ended with status %d" % status)

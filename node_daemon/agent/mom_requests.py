@@ -1,0 +1,208 @@
+"""What MoM's hooks ask."""
+
+import os
+import time
+
+from . import VERSION
+from .channel import Channel
+from .ender import DELETE_S
+from .jobs import MAX_JOBS
+from .log import log
+from .loop import Loop
+from .mom_server import Client
+from .owners import Owners, owner_of
+from .procfs import memory_report, start_of
+from .reports import Reports
+from .sweeper import Sweeper
+from .table import Table
+from .values import BadValue, count, field, job_key, refusal, seconds, words
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Optional
+
+    from .values import Doc, Key
+
+MAX_PARTS = 200  # of a job, in one question of the prologue hook
+CLASSES = ("priority", "preemptible", "protected")
+ENDING_SUBSTATE = 50  # PBS: from here on a job is exiting
+CLAIM_S = 1.8
+
+
+class MomRequests:
+    """Answers MoM's hooks, most of them after asking the node daemon."""
+
+    def __init__(self, loop: Loop, channel: Channel, table: Table, sweeper: Sweeper, reports: Reports) -> None:
+        self.loop = loop
+        self.channel = channel
+        self.table = table
+        self.jobs = table.jobs
+        self.sweeper = sweeper
+        self.reports = reports
+        self.owners = Owners()
+
+    def serve(self, doc: "Doc", client: Client) -> None:
+        """Answer one request, now or later. Raises BadValue."""
+        op = field(doc, "op", str)
+        if op == "ping":
+            client.answer({"ok": True, "connected": self.channel.ready})
+        elif op == "status":
+            client.answer(self._status())
+        elif op == "claim":
+            self._claim(doc, client)
+        elif op == "release":
+            self._release(job_key(field(doc, "job", dict)), client)
+        elif op == "ending":
+            self._deleted(job_key(field(doc, "job", dict)), client)
+        elif op == "jobs":
+            self._list(doc, client)
+        elif op == "prepared":
+            key = job_key(field(doc, "job", dict))
+            if key in self.jobs and self.jobs[key].deleted:
+                client.answer(refusal("deleted", "job %s is being deleted" % key[0]))
+                return
+            self._relay(
+                "prepared",
+                {"job": {"id": key[0], "run": key[1]}, "vnodes": words(doc, "vnodes", MAX_PARTS)},
+                seconds(doc, "deadline_s", CLAIM_S, 0.05, 30),
+                client,
+            )
+        else:
+            raise BadValue("op %.60r is none of claim, release, ending, jobs, prepared, status, ping" % op)
+
+    def _status(self) -> "Doc":
+        """What this guest knows of itself, for `magrathea status`. `since`: Unix seconds of a stop that stands."""
+        rows = []
+        for job in list(self.jobs.values())[:300]:  # what fits a line
+            row = self.sweeper.row(job)
+            row.update(owner=job.owner, since=job.stopped_at, listed=job.listed)
+            rows.append(row)
+        return {
+            "ok": True,
+            "agent": VERSION,
+            "connected": self.channel.ready,
+            "host": self.channel.host,
+            "domain": self.channel.domain,
+            "jobs": rows,
+            "memory": memory_report(),
+            "load1": round(os.getloadavg()[0], 2),
+        }
+
+    def _no_daemon(self, client: Client) -> None:
+        client.answer(refusal("no-daemon", "the agent is not connected to its node daemon", 5))
+
+    def _relay(self, op: str, body: "Doc", deadline_s: float, client: Client) -> None:
+        if not self.channel.ready:
+            self._no_daemon(client)
+            return
+        if not self.channel.ask(op, body, deadline_s, lambda answer: self._pass_on(op, answer, client)):
+            client.answer(refusal("agent-busy", "too many requests wait for the node daemon", 5))
+
+    @staticmethod
+    def _pass_on(op: str, answer: "Optional[Doc]", client: Client) -> bool:
+        """The daemon's answer to the hook, without the channel's own fields. False: the hook has gone."""
+        if answer is None:
+            return client.answer(refusal("timeout", "the node daemon did not answer the %s in time" % op, 5))
+        names = ("ok", "ready", "text") if answer["ok"] else ("ok", "code", "text", "retry_after_s")
+        return client.answer({name: answer[name] for name in names if name in answer})
+
+    def _claim(self, doc: "Doc", client: Client) -> None:
+        job = field(doc, "job", dict)
+        key, owner = job_key(job), owner_of(job)
+        uid = self.owners.uid_of(owner)
+        if uid is None:
+            raise BadValue("owner %.60r of job %s is no user of this domain" % (owner, key[0]))
+        cls = field(job, "class", str)
+        if cls not in CLASSES:
+            raise BadValue("class %.60r of job %s is none of %s" % (cls, key[0], ", ".join(CLASSES)))
+        body = {
+            "job": {
+                "id": key[0],
+                "run": key[1],
+                "class": cls,
+                "cpus": count(job, "cpus"),
+                "memory_mib": count(job, "memory_mib"),
+                "rerunnable": field(job, "rerunnable", bool),
+            }
+        }
+        deadline_s = seconds(doc, "deadline_s", CLAIM_S, 0.05, 10)
+        sister = field(job, "sister", bool, False)
+        if len(self.jobs) >= MAX_JOBS:
+            client.answer(refusal("agent-busy", "the agent knows %d jobs already" % len(self.jobs), 60))
+            return
+        if not self.channel.ready:
+            self._no_daemon(client)
+            return
+        self.channel.withdraw("release", {"job": {"id": key[0], "run": key[1]}})
+
+        def answered(answer: "Optional[Doc]") -> None:
+            delivered = self._pass_on("claim", answer, client)
+            if answer is not None and not answer["ok"]:
+                return
+            if answer is None or not delivered:
+                self.reports.tell_release(key)  # the hook does not know of a claim that may stand
+                return
+            self.table.know(key, owner, uid).seen |= sister
+            self.reports.tell_launched()
+            self.sweeper.sweep()
+
+        if not self.channel.ask("claim", body, deadline_s, answered):
+            client.answer(refusal("agent-busy", "too many requests wait for the node daemon", 5))
+
+    def _release(self, key: "Key", client: Client) -> None:
+        job = self.jobs.get(key)
+        if job is not None:
+            self.table.end(job)
+            self.table.save()
+        if self.channel.ready:
+            client.answer({"ok": True})
+        else:
+            self._no_daemon(client)
+        self.reports.tell_release(key)
+
+    def _deleted(self, key: "Key", client: Client) -> None:
+        """A qdel: MoM sends SIGTERM when its hook has ended, and SIGKILL after the kill delay."""
+        job = self.jobs.get(key)
+        if job is not None and not job.deleted:
+            log.info("job %s: is being deleted" % job)
+            job.deleted = True
+            self.table.save()
+            self.loop.after(DELETE_S, self.sweeper.sweep)
+        client.answer({"ok": True})
+
+    def _list(self, doc: "Doc", client: Client) -> None:
+        """MoM's own list, the truth about jobs: into the table, and on to the daemon."""
+        rows = field(doc, "jobs", list)
+        if len(rows) > MAX_JOBS:
+            raise BadValue("a list of %d jobs; at most %d" % (len(rows), MAX_JOBS))
+        clean = []
+        entries = []
+        for row in rows:
+            if not isinstance(row, dict):
+                raise BadValue("job %.60r is no object" % (row,))
+            key, owner = job_key(row), owner_of(row)
+            substate = count(row, "substate")
+            session = count(row, "session_id", 0)
+            clean.append(
+                {
+                    "id": key[0],
+                    "run": key[1],
+                    "cpus": count(row, "cpus"),
+                    "memory_mib": count(row, "memory_mib"),
+                    "substate": substate,
+                    "rerunnable": field(row, "rerunnable", bool),
+                }
+            )
+            entries.append((key, owner, substate, session, field(row, "sister", bool, False)))
+        now = time.monotonic()
+        for key, owner, substate, session, sister in entries:
+            job = self.table.know(key, owner, self.owners.uid_of(owner) if owner else None)
+            job.seen |= sister
+            job.ending = substate >= ENDING_SUBSTATE
+            start = start_of(session) if 1 < session < 1 << 31 else None
+            if start is not None:
+                job.sessions.setdefault(session, start)
+        self.table.miss({entry[0] for entry in entries}, now)
+        self.reports.tell_launched()
+        self.sweeper.sweep()
+        self._relay("jobs", {"jobs": clean}, CLAIM_S, client)

@@ -1,0 +1,214 @@
+"""Memory of stopped jobs: out to swap and back."""
+
+import errno
+import os
+import selectors
+import signal
+import time
+
+from .advice import Advisor, Slice, reclaim
+from .cgroups import Cgroups
+from .jobs import MAX_JOBS, Job
+from .loop import Loop, Timer
+from .own_process import set_oom_score
+from .procfs import memory_report, status_of
+from .values import BadValue, encode, parse, refusal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Dict, List, NoReturn, Optional, Tuple
+
+    from .values import Doc, Key, Reply
+
+
+class Pager:
+    """Moves memory of stopped jobs out to swap and back, a slice at a time, each in a child process of its own.
+
+    So the loop goes on answering while the kernel writes, what a slice needs is given back with its child, and a slice
+    that takes too long is killed between two pages.
+    """
+
+    MAX_MIB = 4096
+    SPARE_MIB = 4  # of swap
+    KEEP_MIB = 32  # available memory that is never filled by bringing back
+    LATE_S = 1.0  # after a slice's own time, until its child is killed
+
+    def __init__(self, loop: Loop, cgroups: Cgroups) -> None:
+        self.loop = loop
+        self.cgroups = cgroups
+        self.advisor: "Optional[Advisor]" = None
+        self.child = 0
+        self.reply: "Optional[Reply]" = None
+        self.output = -1
+        self.data = b""
+        self.timer: "Optional[Timer]" = None
+        self.walk: "Tuple[str, Tuple[Key, ...]]" = ("", ())  # whose cursor it is
+        self.cursor = (0, 0)
+        self.fetched = 0  # pages, in this walk
+        self.sums: "Dict[Key, Tuple[float, int, int]]" = {}
+
+    @staticmethod
+    def can() -> "List[str]":
+        return ["push-out", "fetch"] if os.geteuid() == 0 and not Advisor.missing() else []
+
+    def sum_of(self, job: Job) -> "Tuple[int, int]":
+        """MiB of the job's own memory in RAM and in swap, a second old at most. Shared memory counts for each."""
+        now = time.monotonic()
+        known = self.sums.get(job.key)
+        if known is not None and now - known[0] < 1.0:
+            return known[1], known[2]
+        if len(self.sums) > MAX_JOBS:
+            self.sums.clear()
+        resident = swapped = 0
+        for pid in job.procs:
+            try:
+                lines = status_of(pid, (b"RssAnon", b"RssShmem", b"VmSwap"))
+            except OSError:
+                continue  # it has gone
+            for name, words in lines.items():
+                kib = int(words[0]) if words and words[0].isdigit() else 0
+                if name == b"VmSwap":
+                    swapped += kib
+                else:
+                    resident += kib
+        self.sums[job.key] = (now, resident >> 10, swapped >> 10)
+        return resident >> 10, swapped >> 10
+
+    def start(self, op: str, jobs: "List[Job]", mib: int, deadline_s: float, reply: "Reply") -> None:
+        """One slice; `reply` gets the answer. One that is under way is given up: whoever asked it asks anew."""
+        if os.geteuid() != 0:
+            reply(refusal("not-permitted", "only root may move jobs' memory; this agent is uid %d" % os.geteuid()))
+            return
+        if self.child:
+            self._kill()
+            reply(refusal("busy", "the slice before is just being ended", 1))
+            return
+        walk = (op, tuple(sorted(job.key for job in jobs)))
+        if walk != self.walk:
+            self.walk, self.cursor, self.fetched = walk, (0, 0), 0
+        memory = memory_report()
+        if op == "push-out":
+            mib = min(mib, memory["swap_free_mib"] - self.SPARE_MIB)
+        else:
+            mib = min(mib, memory["available_mib"] - self.KEEP_MIB)
+        if mib <= 0:  # no swap, none left, or no room
+            reply(self._answer(op, jobs, 0, False, True))
+            return
+        missing = Advisor.missing()
+        if missing:
+            reply(refusal("not-supported", missing))
+            return
+        if self.advisor is None:
+            self.advisor = Advisor()
+        self._fork(op, jobs, min(mib, self.MAX_MIB), deadline_s, reply)
+
+    def _fork(self, op: str, jobs: "List[Job]", mib: int, deadline_s: float, reply: "Reply") -> None:
+        procs = sorted((proc.start, proc.pid) for job in jobs for proc in job.procs.values())
+        directories = [path for job in jobs for path in self.cgroups.directories(job.id)] if op == "push-out" else []
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        pid = os.fork()
+        if pid == 0:
+            self._become(op, [(pid, start) for start, pid in procs], directories, mib, deadline_s, writing)
+        os.close(writing)
+        self.child, self.output, self.data = pid, reading, b""
+        self.timer = self.loop.after(deadline_s + self.LATE_S, self._kill)
+        self.reply = lambda said: self._done(op, jobs, len(procs), said, reply)
+        self.loop.watch(reading, selectors.EVENT_READ, lambda _: self._read())
+
+    def _become(
+        self, op: str, procs: "List[Tuple[int, int]]", directories: "List[str]", mib: int, limit_s: float, output: int
+    ) -> "NoReturn":
+        """In the child: move, tell, end. It holds nothing of the agent's, or a next agent could not have it."""
+        said: "Doc" = refusal("failed", "the slice ended early")
+        try:
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_DFL)
+            os.closerange(3, output)
+            os.closerange(output + 1, 4096)
+            set_oom_score(0)
+            if os.getpriority(os.PRIO_PROCESS, 0) < 0:
+                os.setpriority(os.PRIO_PROCESS, 0, 0)
+            said = self._move(op, procs, directories, mib << 20, time.monotonic() + limit_s)
+        except OSError as error:
+            code = "not-permitted" if error.errno in (errno.EPERM, errno.EACCES) else "failed"
+            said = refusal("not-supported" if error.errno == errno.ENOSYS else code, "%s: %s" % (op, error.strerror))
+        except Exception as error:  # noqa: BLE001 (told to the daemon; the child ends here in any case)
+            said = refusal("failed", "%s: %s: %s" % (op, type(error).__name__, error))
+        finally:
+            try:
+                os.write(output, encode(said))
+            finally:
+                os._exit(0)
+
+    def _move(
+        self, op: str, procs: "List[Tuple[int, int]]", directories: "List[str]", wanted: int, until: float
+    ) -> "Doc":
+        reclaimed = reclaim(directories, wanted, until)
+        if reclaimed >= 1 << 20:
+            return {"ok": True, "pages": reclaimed // Slice.PAGE, "cursor": self.cursor}
+        assert self.advisor is not None
+        self.advisor.die_with_parent()
+        advice = Advisor.PAGEOUT if op == "push-out" else Advisor.WILLNEED
+        work = Slice(self.advisor, advice, procs, wanted // Slice.PAGE, until)
+        work.run(self.cursor)
+        return {"ok": True, "pages": work.moved, "cursor": work.cursor}
+
+    # in the agent
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self.output, 65536)
+        except (BlockingIOError, InterruptedError):
+            return
+        self.data += data
+        if data:
+            return
+        self.loop.unwatch(self.output)
+        os.close(self.output)
+        self.output = -1
+        self._reap()
+
+    def _reap(self) -> None:
+        """Its pipe is closed, so it ends; in the midst of a write to a slow disk that takes a moment."""
+        if not os.waitpid(self.child, os.WNOHANG)[0]:
+            self.loop.after(0.005, self._reap)
+            return
+        self.child = 0
+        if self.timer is not None:
+            self.timer.cancel()
+        reply, self.reply = self.reply, None
+        if reply is not None:
+            try:
+                reply(parse(self.data))
+            except BadValue:
+                reply(refusal("timeout", "the slice did not end in time and was given up"))
+
+    def _kill(self) -> None:
+        if self.child:
+            os.kill(self.child, signal.SIGKILL)  # not reaped yet, so certainly the child
+
+    def _done(self, op: str, jobs: "List[Job]", procs: int, said: "Doc", reply: "Reply") -> None:
+        self.sums.clear()
+        if not said["ok"]:
+            reply(said)
+            return
+        index, address = said["cursor"]
+        self.cursor = (index, address) if index < procs else (0, 0)
+        more = index < procs
+        self.fetched = self.fetched + said["pages"] if more else 0
+        reply(self._answer(op, jobs, said["pages"] * Slice.PAGE >> 20, more))
+
+    def _answer(self, op: str, jobs: "List[Job]", moved_mib: int, more: bool, no_room: bool = False) -> "Doc":
+        """`more`: the walk through their memory is not over, and goes on; `no_room`: it is not over, and cannot."""
+        resident = swapped = 0
+        for job in jobs:
+            resident, swapped = resident + self.sum_of(job)[0], swapped + self.sum_of(job)[1]
+        if op == "push-out":
+            return {"ok": True, "pushed_mib": moved_mib, "left_mib": resident, "more": more, "memory": memory_report()}
+        left = max(0, swapped - (self.fetched * Slice.PAGE >> 20)) if more or no_room else 0
+        return {"ok": True, "fetched_mib": moved_mib, "left_mib": left, "more": more, "memory": memory_report()}
+
+    def stop(self) -> None:
+        self._kill()

@@ -1,0 +1,88 @@
+"""What the agent tells the node daemon by itself."""
+
+import os
+
+from .channel import Channel
+from .log import log
+from .loop import Loop
+from .procfs import memory_report
+from .sweeper import Sweeper
+from .table import Table
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, Optional
+
+    from .jobs import Job
+    from .values import Doc, Key
+
+MAX_ROWS = 400  # of one list to the daemon: what fits a line
+REPORT_S = 10.0
+RELEASE_S = 60.0  # a release is offered to the daemon for so long
+
+
+class Reports:
+    """What the agent tells the node daemon by itself: launches, ends, and every some seconds how things are."""
+
+    def __init__(self, loop: Loop, channel: Channel, table: Table, sweeper: Sweeper) -> None:
+        self.loop = loop
+        self.channel = channel
+        self.table = table
+        self.jobs = table.jobs
+        self.sweeper = sweeper
+        self.reporting = False
+
+    def greeted(self) -> None:
+        """A node daemon is there, perhaps another than before."""
+        for job in self.jobs.values():
+            job.told = job.telling = False
+        self.tell_launched()
+        self._report()
+
+    def tell_launched(self) -> None:
+        """Tell of each job of which a process has been seen, once."""
+        self.table.save()
+        if not self.channel.ready:
+            return
+        for job in self.jobs.values():
+            if job.seen and job.listed and not job.told and not job.telling:
+                job.telling = self.channel.ask("launched", {"job": job.name()}, RELEASE_S, self._told(job))
+
+    @staticmethod
+    def _told(job: "Job") -> "Callable[[Optional[Doc]], None]":
+        def answered(answer: "Optional[Doc]") -> None:
+            job.telling = False
+            job.told = answer is not None
+
+        return answered
+
+    def tell_release(self, key: "Key") -> None:
+        """Tell that a job is over."""
+        body = {"job": {"id": key[0], "run": key[1]}}
+        self.channel.withdraw("release", body)
+        if not self.channel.ask("release", body, RELEASE_S, lambda answer: None):
+            log.warning("release of job %s not told: too many requests wait; MoM's list will tell it" % key[0])
+
+    def report_again(self) -> None:
+        """Report now and every REPORT_S from now on."""
+        self.loop.after(REPORT_S, self.report_again)
+        self._report()
+        self.tell_launched()
+
+    def _report(self) -> None:
+        if not self.channel.ready or self.reporting:
+            return
+        if any(job.order != "stop" for job in self.jobs.values()):
+            self.sweeper.sweep()  # what runs may have ended
+        elif self.jobs:
+            self.sweeper.glance()
+        rows = []
+        for job in list(self.jobs.values())[:MAX_ROWS]:
+            row = job.name()
+            row.update(processes=len(job.procs), stopped=job.stopped)
+            rows.append(row)
+        body = {"memory": memory_report(), "load1": round(os.getloadavg()[0], 2), "jobs": rows}
+        self.reporting = self.channel.ask("report", body, REPORT_S / 2, self._reported)
+
+    def _reported(self, answer: "Optional[Doc]") -> None:
+        self.reporting = False

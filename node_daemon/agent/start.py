@@ -1,0 +1,118 @@
+"""The `magrathea-agent` command."""
+
+import gc
+import os
+import selectors
+import signal
+import sys
+
+from . import VERSION
+from .agent import Agent
+from .configuration import CONFIG_VARIABLE, DEFAULT_CONFIG, Config
+from .log import log
+from .loop import Loop
+from .own_process import raise_priority, set_oom_score
+from .values import Unusable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import List, Optional, Tuple
+
+USAGE = """usage: magrathea-agent [--config FILE] [--check] [--version] [--help]
+
+The agent of a domain: relays MoM's hooks to the host's node daemon, stops and continues the processes of jobs.
+
+  --config FILE  configuration (JSON); else $%s, else %s
+  --check        read the configuration, say what is wrong with it, and end
+  --version      print the version and end
+
+SIGTERM or SIGINT ends it. Jobs that it holds stopped stay stopped: the node daemon decides about them, and the next
+agent goes on where this one left off.
+""" % (CONFIG_VARIABLE, DEFAULT_CONFIG)
+
+
+def options(arguments: "List[str]") -> "Tuple[str, str]":
+    """(what to do: run, check, version or help; path of the configuration). Raises Unusable."""
+    what = "run"
+    path = os.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if name == "--config":
+            if not equals and not rest:
+                raise Unusable("--config: needs a file")
+            path = value if equals else rest.pop(0)
+        elif word in ("--check", "--version", "--help", "-h"):
+            what = "help" if word == "-h" else word[2:]
+        else:
+            raise Unusable("%s: no such option; see --help" % word)
+    return what, path
+
+
+def check(config: Config) -> "List[str]":
+    """What would go wrong on this machine with a configuration that is right in itself."""
+    found = []
+    for name, path in (("socket", config.socket), ("state", config.state)):
+        directory = os.path.dirname(path)
+        while not os.path.exists(directory):
+            directory = os.path.dirname(directory)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            found.append("%s: %s cannot be written by uid %d" % (name, directory, os.geteuid()))
+    if not os.path.exists(config.channel_path):
+        found.append("channel: %s does not exist (yet): is the port in the domain's definition?" % config.channel_path)
+    return found
+
+
+def watch_signals(loop: Loop) -> None:
+    """SIGTERM and SIGINT end the loop; SIGHUP changes nothing (a terminal that is closed does not end an agent)."""
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    os.set_blocking(writing, False)
+
+    def noted(number: int, frame: "Optional[FrameType]") -> None:
+        """The byte in the pipe is what tells the loop."""
+
+    def arrived(events: int) -> None:
+        if set(os.read(reading, 64)) & {signal.SIGTERM, signal.SIGINT}:
+            loop.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, noted)
+    signal.set_wakeup_fd(writing)
+    loop.watch(reading, selectors.EVENT_READ, arrived)
+
+
+def main(arguments: "Optional[List[str]]" = None) -> int:
+    """The command; its exit code: 0 for an orderly end, 1 for trouble while running, 2 for a wrong set-up."""
+    try:
+        what, path = options(sys.argv[1:] if arguments is None else arguments)
+        if what == "help":
+            sys.stdout.write(USAGE)
+            return 0
+        if what == "version":
+            sys.stdout.write("magrathea-agent %s\n" % VERSION)
+            return 0
+        config = Config(path)
+        if what == "check":
+            found = check(config)
+            sys.stdout.write("".join("%s: %s\n" % (path, line) for line in found) or "%s: ok\n" % path)
+            return 1 if found else 0
+        agent = Agent(config)
+        watch_signals(agent.loop)
+        if os.geteuid() == 0 and not set_oom_score(-1000):
+            log.info("oom_score_adj may not be lowered here: without memory the kernel may end this agent first")
+        raise_priority()
+        agent.start()
+    except Unusable as error:
+        log.error(str(error))
+        return 2
+    gc.collect()
+    freeze = getattr(gc, "freeze", None)  # since Python 3.7
+    if freeze is not None:
+        freeze()
+    try:
+        return agent.loop.run()
+    finally:
+        agent.stop()

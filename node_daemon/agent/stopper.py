@@ -1,0 +1,162 @@
+"""Stopping the processes of a job, and continuing them."""
+
+import os
+import signal
+import time
+
+from .finder import Finder
+from .jobs import Job, Proc
+from .log import log
+from .procfs import catches, is_pending, waits_for_vfork
+from .signals import SIGSTOP_BIT, Signaller
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Dict, List, Set, Tuple
+
+PENDING_COUNTS_S = 1.0  # in uninterruptible sleep with the stop pending: counts as stopped after it
+VFORK_COUNTS_S = 0.05  # the same where it waits for its vfork child: long enough for any plain fork to be over
+STRIKE_AGAIN_S = 0.05  # a process that is not stopped so long after its SIGSTOP gets another
+TELL_AGAIN_S = 10.0  # what happens again and again is told once in it
+GROUP_WORTH = 4  # a process group is signalled as a whole from this many unstopped members on
+
+
+class Stopper:
+    """Stops and continues the processes of one job, as far as the last look has found them."""
+
+    def __init__(self, finder: Finder, signaller: Signaller) -> None:
+        self.finder = finder
+        self.signaller = signaller
+        self.denied: "Set[Tuple[int, int]]" = set()
+
+    # stopping
+
+    def warned(self, job: Job) -> bool:
+        """Whether the job still has time before its stop; its warning is sent now, if it was not yet.
+
+        To those that handle the signal only: its default might end the others. Who has no such process waits for
+        nothing.
+        """
+        number, job.warning = job.warning, 0
+        if number:
+            running = [p for p in job.procs.values() if p.state not in "Tt"]
+            told = sum(catches(p.pid, number) and self._signal(p, number) for p in running)
+            log.info("job %s: %d of %d processes warned by signal %d" % (job, told, len(running), number))
+            if not told:
+                job.warned_until = 0.0
+        return time.monotonic() < job.warned_until
+
+    def stop(self, job: Job, grown: bool) -> None:
+        """One pass's part for a job that is not leaving; `grown`: there is, or may be, more of it than before."""
+        now = time.monotonic()
+        running = [p for p in job.procs.values() if not self._is_stopped(p, now)]
+        again = sum(p.struck_at is not None and not p.hit_at for p in running)
+        if again and now - job.told_at > TELL_AGAIN_S:
+            job.told_at = now
+            log.info("job %s: somebody has continued %d of its processes; stopped again" % (job, again))
+        for proc in job.procs.values():
+            if proc.state == "T" and proc.struck_at is None and proc.pgrp in job.groups:
+                self._note(proc, job, now)  # forked while its group was signalled
+        self.strike(job, running, now)
+        asleep = sum(p.pending_since is not None for p in job.procs.values())
+        job.pending = asleep - sum(p.pending_since is not None for p in running)
+        job.stopped = len(job.procs) - len(running) - job.pending
+        job.running = len(running) + job.doubtful
+        job.calm = 0 if running or grown else job.calm + 1
+        job.settled = job.calm >= 2 and not job.doubtful
+
+    def _is_stopped(self, proc: Proc, now: float) -> bool:
+        if proc.state == "T":
+            proc.pending_since = None
+            proc.hit_at = 0.0  # if it runs again, somebody has continued it
+            return True
+        if proc.struck_at is None:
+            return False
+        if proc.state == "t":
+            return True  # its tracer holds it, and the stop is waiting
+        if proc.state != "D" or not is_pending(proc.pid, SIGSTOP_BIT):
+            proc.pending_since = None
+            return False
+        if proc.pending_since is None:
+            proc.pending_since = now
+        waited = now - proc.pending_since
+        return waited >= PENDING_COUNTS_S or (waited >= VFORK_COUNTS_S and waits_for_vfork(proc.pid))
+
+    @staticmethod
+    def _note(proc: Proc, job: Job, now: float) -> None:
+        if proc.struck_at is None:
+            proc.struck_at = now
+        proc.hit_at = now
+        job.struck[proc.pid] = proc.start
+
+    def strike(self, job: Job, running: "List[Proc]", now: float) -> None:
+        """SIGSTOP to each; to a whole process group at once where it pays. Parents first."""
+        todo = [p for p in running if p.pending_since is None and now - p.hit_at > STRIKE_AGAIN_S]
+        todo = self._strike_groups(job, todo, now)
+        todo.sort(key=lambda p: (p.start, p.pid))
+        for proc in todo:
+            if self._signal(proc, signal.SIGSTOP):
+                self._note(proc, job, now)
+
+    def _strike_groups(self, job: Job, todo: "List[Proc]", now: float) -> "List[Proc]":
+        """Signal the groups of sessions that are the job's; what is left to do.
+
+        A group lies within one session. One in another session may hold others than the job's processes.
+        """
+        if len(todo) < GROUP_WORTH or not self.signaller.groups:
+            return todo
+        sizes: "Dict[int, int]" = {}
+        for proc in todo:
+            if proc.sid in job.sessions:
+                sizes[proc.pgrp] = sizes.get(proc.pgrp, 0) + 1
+        done = set()
+        for pgrp, size in sizes.items():
+            leader = self.finder.procs.get(pgrp)
+            if size < GROUP_WORTH or leader is None or leader.job is not job or leader.pgrp != pgrp:
+                continue
+            if self.signaller.send_group(pgrp, leader.start, signal.SIGSTOP):
+                done.add(pgrp)
+        job.groups |= done
+        for proc in todo:
+            if proc.pgrp in done:
+                self._note(proc, job, now)
+        return [p for p in todo if p.pgrp not in done]
+
+    def _signal(self, proc: Proc, number: int) -> bool:
+        try:
+            return self.signaller.send(proc.pid, proc.start, number)
+        except PermissionError:
+            if (proc.pid, proc.start) not in self.denied and len(self.denied) < 4096:
+                self.denied.add((proc.pid, proc.start))
+                log.warning(
+                    "process %d of job %s may not be signalled by uid %d: run the agent as root"
+                    % (proc.pid, proc.job, os.geteuid())
+                )
+            return False
+
+    # continuing
+
+    def continue_job(self, job: Job) -> None:
+        """SIGCONT to what the agent stopped, and, at the first time, to all that is stopped."""
+        stopped = []
+        for proc in job.procs.values():
+            ours = proc.struck_at is not None or job.struck.get(proc.pid) == proc.start
+            if ours or (proc.state == "T" and job.wake_all):
+                stopped.append(proc)
+        self.wake(job, stopped)
+        job.stopped = sum(p.state == "T" for p in job.procs.values())
+        job.pending = 0
+        job.settled = not stopped
+        if job.settled:
+            job.wake_all = False
+            job.struck.clear()
+            job.groups.clear()
+
+    def wake(self, job: Job, stopped: "List[Proc]") -> None:
+        """Children first."""
+        for proc in sorted(stopped, key=lambda p: (-p.start, -p.pid)):
+            if self._signal(proc, signal.SIGCONT):
+                proc.struck_at = proc.pending_since = None
+                proc.hit_at = 0.0
+                proc.read_at = 0.0  # not as it was read: read again
+                job.struck.pop(proc.pid, None)

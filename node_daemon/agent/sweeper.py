@@ -1,0 +1,309 @@
+"""Standing orders: when the agent looks, stops and continues, and when it looks again (law 2)."""
+
+import time
+
+from .changes import StoppedProcesses
+from .ender import Ender
+from .finder import REREAD_S, Finder
+from .jobs import Job
+from .log import log
+from .loop import Loop, Timer
+from .signals import Signaller
+from .stopper import Stopper
+from .values import refusal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable, Dict, List, Optional, Tuple
+
+    from .values import Doc, Key, Reply
+
+LAUNCH_POLL_S = 0.2
+LAUNCH_PATIENCE_S = 60.0  # then a job that shows no process is looked for with the reports only
+SWEEP_S = 0.5
+ENVIRON_S = 0.05  # so long environments wait for what is known to be stopped
+PASSES_AT_ONCE = 4  # looks at /proc in a row before other work gets its turn
+GIVE_WAY_S = (0.0002, 0.00002, 0.01)  # for processes to come to their stop: at least, for each, at most
+PASS_PAUSE_S = (0.001, 0.05)
+WHOLE_LOOK_S = 5.0  # so old a whole look may be while nothing but the stopped processes is looked at
+CALM_AFTER_S = 30.0  # a stop that has stood so long without anything to mend is looked after less often:
+CALM_SWEEP_S = 1.0  # instead of SWEEP_S; an emulated guest pays 0.1 % of a core for each wake-up a second
+CALM_LOOK_S = 15.0  # instead of WHOLE_LOOK_S
+ORDERS_S = 1.5
+
+
+class Effort:
+    """One `orders` request being carried out: which jobs, until when, and who is to be told."""
+
+    def __init__(self, keys: "List[Key]", began: float, deadline: float, reply: "Reply") -> None:
+        self.keys = keys
+        self.began = began
+        self.deadline = deadline
+        self.reply = reply
+
+
+class Sweeper:
+    """Carries out orders: looks, signals, looks again, until all is as ordered; and again while a stop stands.
+
+    A stop is complete when two looks in a row have found every process of the job stopped and none new: what forked
+    before it was stopped is in the second look's list.
+    """
+
+    def __init__(self, loop: Loop, jobs: "Dict[Key, Job]", finder: Finder, signaller: Signaller) -> None:
+        self.loop = loop
+        self.jobs = jobs
+        self.finder = finder
+        self.stopper = Stopper(finder, signaller)
+        self.ender = Ender(loop, self.stopper, signaller, self.sweep)
+        self.on_seen: "Callable[[], None]" = lambda: None
+        self.on_done: "Callable[[], None]" = lambda: None
+        self.effort: "Optional[Effort]" = None
+        self.since = 0.0  # when the present run of passes began
+        self.until = 0.0  # and when it gives way to the slow sweeps
+        self.pause = PASS_PAUSE_S[0]
+        self.timer: "Optional[Timer]" = None
+        self.stopped = StoppedProcesses()
+        self.watched_at: "Optional[float]" = None  # the look that it knows them from
+        self.mended_at = 0.0  # when something was last to be stopped
+
+    # orders
+    def order(
+        self,
+        wanted: "List[Tuple[Key, str]]",
+        deadline_s: float,
+        reply: "Reply",
+        warnings: "Optional[Dict[Key, Tuple[int, float]]]" = None,
+    ) -> None:
+        """The full set of orders; `reply` gets the answer when they are carried out, or at the deadline.
+
+        `warnings`: signal and seconds that a job gets before its stop begins; a stop that stands has none again.
+        """
+        now = time.monotonic()
+        self._unwatch()
+        if self.effort is not None:
+            self.effort.reply(refusal("superseded", "newer orders came before these were carried out"))
+            self.effort = None
+        named = dict(wanted)
+        for key, job in list(self.jobs.items()):
+            if key not in named:
+                self._set(job, None)
+                if not job.listed:
+                    self.forget(job)
+        for key, word in wanted:
+            if key not in self.jobs:
+                self.jobs[key] = Job(key, now)
+            job = self.jobs[key]
+            begins = word == "stop" and job.order != "stop"
+            self._set(job, word)
+            if begins and warnings and key in warnings:
+                job.warning, warn_s = warnings[key]
+                job.warned_until = now + warn_s
+        self.effort = Effort([key for key, _ in wanted], now, now + deadline_s, reply)
+        self._begin(now, now + deadline_s)
+
+    @staticmethod
+    def _set(job: Job, order: "Optional[str]") -> None:
+        if job.order != order:
+            log.info("job %s: %s" % (job, order or "no order"))
+            job.warning, job.warned_until = 0, 0.0
+        job.stopped_at = (job.stopped_at or time.time()) if order == "stop" else None
+        job.wake_all = order == "run" and job.order != "run"
+        job.order = order
+        job.calm = 0
+        job.settled = order not in ("stop", "run")
+        job.barrier = order == "stop"
+
+    def forget(self, job: Job) -> None:
+        self._unwatch()
+        self.finder.forget(job)
+        self.jobs.pop(job.key, None)
+
+    def bury(self, job: Job) -> None:
+        """SIGKILL to what the agent stopped of a job that has ended: stopped as it is, nothing else would end it."""
+        left = dict(job.struck)
+        self.forget(job)
+        if left:
+            self.ender.kill(str(job), left)
+
+    def _unwatch(self) -> None:
+        self.stopped.watch(())
+        self.watched_at = None
+
+    def resume_standing(self) -> None:
+        """At the agent's start: what stood before stands again."""
+        now = time.monotonic()
+        for job in self.jobs.values():
+            self.finder.cgroups.refresh(now)
+            self.finder.cgroups.thaw_leftover(job.id)
+            self._set(job, job.order)
+        self._begin(now, now + ORDERS_S)
+
+    # the work
+
+    def _begin(self, now: float, until: float) -> None:
+        self.since = self.mended_at = now
+        self.until = until
+        self.pause = PASS_PAUSE_S[0]
+        struck = 0
+        for job in self.jobs.values():
+            if job.order == "stop" and not job.leaving and not job.settled and now >= job.warned_until:
+                # what the last look has shown, at once: looking for the rest takes longer while all that runs
+                running = [p for p in job.procs.values() if p.state != "T"]
+                self.stopper.strike(job, running, now)
+                struck += len(running)
+        self._give_way(struck, now)
+        self._drive(first=True)
+
+    @staticmethod
+    def _give_way(running: int, since: float) -> None:
+        """A process needs a CPU to come to its stop, and waits for ours if that is where it last ran: so the CPU is
+        left alone for about as long as it was taken, since the time `since`."""
+        if running:
+            took = time.monotonic() - since
+            time.sleep(min(max(took, GIVE_WAY_S[0] + running * GIVE_WAY_S[1]), GIVE_WAY_S[2]))
+
+    def _drive(self, first: bool = False) -> None:
+        """Some passes; then an answer, or a pause."""
+        for _ in range(PASSES_AT_ONCE):
+            # what is known is stopped before environments are read; within bounds, for it may hang in the kernel
+            known = any(job.procs and not job.settled for job in self.jobs.values())
+            running = sum(job.running for job in self.jobs.values())
+            began = time.monotonic()
+            environ = not known or (not running and not first) or began - self.since > ENVIRON_S
+            self._pass(thorough=first or environ, environ=environ)
+            first = False
+            left = [job for job in self.jobs.values() if not job.settled]
+            if all(time.monotonic() < job.warned_until for job in left):
+                break
+            self._give_way(sum(job.running for job in left), began)
+        now = time.monotonic()
+        left = [job for job in self.jobs.values() if not job.settled]
+        busy = now < self.until and bool(left)
+        if not busy:
+            self._finish(now)
+        warned_s = min([job.warned_until - now for job in left] or [0.0])
+        self._schedule(max(self.pause, warned_s) if busy else None)
+        self.pause = min(2 * self.pause, PASS_PAUSE_S[1])
+
+    def _finish(self, now: float) -> None:
+        for job in self.jobs.values():
+            if job.order == "run":
+                job.settled = True  # a continue is not standing: what is stopped again is somebody else's
+        effort, self.effort = self.effort, None
+        self.on_done()
+        if effort is not None:
+            rows = [self.row(self.jobs[key]) for key in effort.keys if key in self.jobs]
+            effort.reply({"ok": True, "jobs": rows, "ms": round((now - effort.began) * 1000, 2)})
+
+    def row(self, job: Job) -> "Doc":
+        # Out of time with processes not looked at yet: one of them may be the job's, so not all are said to be stopped.
+        unknown = int(job.order == "stop" and self.finder.unfinished and not job.settled)
+        leaving = job.order == "stop" and job.leaving
+        return {
+            "id": job.id,
+            "run": job.run,
+            "order": job.order,
+            "processes": job.stopped if leaving else len(job.procs) + job.doubtful + unknown,
+            "stopped": job.stopped,
+            "pending": job.pending,
+        }
+
+    def _schedule(self, delay: "Optional[float]" = None) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        if delay is not None:
+            self.timer = self.loop.after(delay, self._drive)
+            return
+        now = time.monotonic()
+        if any(not j.seen and j.listed and now - j.known_at < LAUNCH_PATIENCE_S for j in self.jobs.values()):
+            self.timer = self.loop.after(LAUNCH_POLL_S, self.glance)
+        elif any(job.order == "stop" for job in self.jobs.values()):
+            self.timer = self.loop.after(CALM_SWEEP_S if self._calm(now) else SWEEP_S, self.glance)
+
+    def _calm(self, now: float) -> bool:
+        ends = any(job.leaving or job.pending for job in self.jobs.values())
+        return now - self.mended_at > CALM_AFTER_S and not ends
+
+    def glance(self) -> None:
+        """As `sweep`, for one small read per stopped process where nothing can have come to the jobs since then."""
+        if self.effort is None and self._stands():
+            self._schedule()
+        else:
+            self.sweep()
+
+    def _stands(self) -> bool:
+        """Whether every stop is as the last look has left it."""
+        jobs = self.jobs.values()
+        stops = [job for job in jobs if job.order == "stop"]
+        if any(j.leaving or j.pending or j.barrier or not j.settled for j in stops):
+            return False
+        patience_s = CALM_LOOK_S if self._calm(time.monotonic()) else WHOLE_LOOK_S
+        if not all(job.seen or not job.listed for job in jobs):
+            patience_s = REREAD_S
+        if not self.finder.unchanged(jobs, patience_s):
+            return False
+        if self.watched_at != self.finder.whole_at:
+            self.stopped.watch(proc for job in stops for proc in job.procs.values())
+            self.watched_at = self.finder.whole_at
+        return self.stopped.still()
+
+    def sweep(self) -> None:
+        """A thorough look, and whatever stands is made true again.
+
+        Environments are read where they are needed: to find what hides while a stop stands, or a job's first process.
+        Reading one may wait for a process that is just forking, and a job in full run is not worth that.
+        """
+        now = time.monotonic()
+        if self.effort is not None:
+            return  # its passes are under way
+        self.since = now
+        self._pass(thorough=True, environ=any(j.order == "stop" or not j.procs for j in self.jobs.values()))
+        if any(j.order == "stop" and j.running for j in self.jobs.values()):
+            self.until = now + SWEEP_S
+            self.pause = PASS_PAUSE_S[0]
+            self._schedule(self.pause)
+        else:
+            self._schedule()
+
+    def _pass(self, thorough: bool, environ: bool = True) -> None:
+        jobs = list(self.jobs.values())
+        barriers = [j for j in jobs if j.barrier and not j.leaving and time.monotonic() >= j.warned_until]
+        frozen: "List[str]" = []
+        try:
+            for job in barriers:
+                job.barrier = False
+                frozen += self.finder.cgroups.freeze(job.id)
+            found = self.finder.look(jobs, thorough, self.since, environ)
+            grown = {proc.job for proc in found}
+            for job in jobs:
+                if job.order == "stop" and not job.leaving and self.stopper.warned(job):
+                    job.stopped = sum(p.state in "Tt" for p in job.procs.values())
+                    job.pending, job.running, job.calm = 0, len(job.procs) - job.stopped, 0
+                elif job.order == "stop":
+                    self._stop(job, job in grown or self.finder.unfinished)
+                elif job.order == "run" and not job.settled:
+                    self.stopper.continue_job(job)
+                else:
+                    job.stopped = sum(p.state in "Tt" for p in job.procs.values())
+                    job.pending = job.running = 0
+        finally:
+            self.finder.cgroups.thaw(frozen)
+        if any(job.order == "stop" and (job.running or job in grown) for job in jobs):
+            self.mended_at = time.monotonic()
+        seen = False
+        for job in jobs:
+            if job.procs and not job.seen:
+                job.seen = seen = True
+        if seen:
+            self.on_seen()
+
+    def _stop(self, job: Job, grown: bool) -> None:
+        """One pass's part for a job; `grown`: there is, or may be, more of it than before."""
+        if not job.leaving:
+            self.stopper.stop(job, grown)
+            return
+        if job.deleted:
+            self.ender.let_end(job)
+        job.stopped = sum(p.state in "Tt" for p in job.procs.values())
+        job.pending, job.running, job.settled = 0, 0, True

@@ -1,0 +1,69 @@
+"""The table of jobs: who comes to it, who leaves it."""
+
+import time
+
+from .jobs import Job
+from .log import log
+from .state_file import StateFile
+from .sweeper import Sweeper
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Dict, Optional, Set
+
+    from .values import Key
+
+MISSING_AGE_S = 20.0  # a list may have been made before the claim
+
+
+class Table:
+    """The jobs of this domain's MoM."""
+
+    def __init__(self, jobs: "Dict[Key, Job]", sweeper: Sweeper, state: StateFile) -> None:
+        self.jobs = jobs
+        self.sweeper = sweeper
+        self.state = state
+
+    def load(self) -> None:
+        """The jobs of the agent before."""
+        for job in self.state.load():
+            self.jobs[job.key] = job
+
+    def save(self) -> None:
+        """Write the state file, if it has changed."""
+        self.state.save(self.jobs.values())
+
+    def know(self, key: "Key", owner: str, uid: "Optional[int]") -> Job:
+        """The job of this key in the table; an earlier run of it has ended."""
+        for other in list(self.jobs.values()):
+            if other.id == key[0] and other.run < key[1]:
+                self.end(other)
+        if key not in self.jobs:
+            self.jobs[key] = Job(key, time.monotonic())
+        job = self.jobs[key]
+        job.listed = True
+        job.missing = 0
+        if owner:
+            job.owner, job.uid = owner, uid
+        return job
+
+    def end(self, job: Job) -> None:
+        """The job is over. Under a stop, what MoM's kill could not end is ended."""
+        if job.order == "stop":
+            self.sweeper.bury(job)
+        else:
+            self.sweeper.forget(job)
+
+    def miss(self, present: "Set[Key]", now: float) -> None:
+        """What is missing from two lists of MoM's has ended; under an order the daemon must have let it go first."""
+        for job in list(self.jobs.values()):
+            if job.key in present or not job.listed:
+                continue
+            job.missing += 1
+            if job.missing < 2 or now - job.known_at < MISSING_AGE_S or job.order is not None:
+                continue
+            log.info("job %s: not in MoM's list any more" % job)
+            if job.struck:
+                self.sweeper.bury(job)
+            else:
+                self.sweeper.forget(job)

@@ -1,0 +1,66 @@
+"""The byte streams that a guest channel can be."""
+
+import errno
+import os
+import socket
+import stat
+
+from .lines import MAX_LINE_BYTES
+
+
+class Transport:
+    """A byte stream to the host: `open` gives a descriptor, `read` b"" when the host has gone."""
+
+    stays = False  # the same descriptor works again when the host is back
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def open(self) -> int:
+        raise NotImplementedError
+
+    def read(self, fd: int) -> bytes:
+        return os.read(fd, MAX_LINE_BYTES)
+
+    def close(self, fd: int) -> None:
+        os.close(fd)
+
+
+class UnixTransport(Transport):
+    """The daemon's unix socket: the local driver's, or one bound into a container."""
+
+    def open(self) -> int:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(1.0)  # a unix connect waits only for a full backlog
+            sock.connect(self.path)
+            sock.setblocking(False)
+        except OSError:
+            sock.close()
+            raise
+        return sock.detach()
+
+
+class PortTransport(Transport):
+    """A virtio-serial port: with the host away it reads as ended and polls as hung up, and works again later."""
+
+    stays = True
+
+    def open(self) -> int:
+        fd = os.open(self.path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISCHR(os.fstat(fd).st_mode):
+                raise OSError(errno.ENOTTY, "is no character device", self.path)
+            self._raw(fd)
+        except OSError:
+            os.close(fd)
+            raise
+        return fd
+
+    @staticmethod
+    def _raw(fd: int) -> None:
+        """Where it is a terminal (a serial line): no echo, no translation."""
+        if os.isatty(fd):
+            import tty
+
+            tty.setraw(fd)
