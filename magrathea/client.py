@@ -1,7 +1,7 @@
 """Asking a node daemon through its control socket: one JSON line there, one JSON line back.
 
 Rule 1: every question ends by its deadline, and no answer is read beyond its bound.
-Rule 2: an error says what it was, where, and how to mend it; `Unreachable` is about the daemon, `Refused` is its no.
+Rule 2: an error says what it was, where, and how to fix it; `Unreachable` is about the daemon, `Refused` is its no.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ AGENT = Whose("this guest's agent", "magrathea-agent", "`socket` in agent.json",
 
 
 class Unreachable(Exception):
-    """No daemon answers there: `cause` says why, `mend` what to do."""
+    """No daemon answers there: `cause` says why, `fix` what to do."""
 
-    def __init__(self, socket_path: Path, cause: str, mend: str, whose: Whose = DAEMON) -> None:
-        super().__init__(f"{whose.name} does not answer at {socket_path}: {cause}; {mend}")
+    def __init__(self, socket_path: Path, cause: str, fix: str, whose: Whose = DAEMON) -> None:
+        super().__init__(f"{whose.name} does not answer at {socket_path}: {cause}; {fix}")
         self.cause = cause
-        self.mend = mend
+        self.fix = fix
 
 
 class Refused(Exception):
@@ -109,14 +109,14 @@ def ask(
     except FileNotFoundError as error:
         raise Unreachable(path, "there is no such socket", f"is it running there? {whose.start}", whose) from error
     except ConnectionRefusedError as error:
-        mend = f"it has ended without tidying up: see `journalctl -u {whose.unit}`, then {whose.start}"
-        raise Unreachable(path, "nobody listens there", mend, whose) from error
+        fix = f"it has ended without tidying up: see `journalctl -u {whose.unit}`, then {whose.start}"
+        raise Unreachable(path, "nobody listens there", fix, whose) from error
     except PermissionError as error:
-        mend = "only root may ask it" if whose.root_only else f"let others enter {path.parent}, or ask as root"
-        raise Unreachable(path, "this user may not open it", mend, whose) from error
+        fix = "only root may ask it" if whose.root_only else f"let others enter {path.parent}, or ask as root"
+        raise Unreachable(path, "this user may not open it", fix, whose) from error
     except TimeoutError as error:
-        mend = f"it hangs or is starved of CPU: see `journalctl -u {whose.unit}`"
-        raise Unreachable(path, f"no answer within {deadline_s:g} s", mend, whose) from error
+        fix = f"it hangs or is starved of CPU: see `journalctl -u {whose.unit}`"
+        raise Unreachable(path, f"no answer within {deadline_s:g} s", fix, whose) from error
     except OSError as error:
         raise Unreachable(path, str(error), "check the path of the socket", whose) from error
     if answer.startswith(b'{"ok":false'):
@@ -157,11 +157,11 @@ def _line(connection: socket.socket, path: Path, until: float, most: int, whose:
             raise _strange(path, f"more than {most} bytes", whose)
     line = b"".join(parts).partition(b"\n")[0]
     if not line:
-        mend = "it is overloaded or ending; try again"
-        raise Unreachable(path, "it closed the connection without an answer", mend, whose)
+        fix = "it is overloaded or ending; try again"
+        raise Unreachable(path, "it closed the connection without an answer", fix, whose)
     return line
 
 
 def _strange(path: Path, what: str, whose: Whose = DAEMON) -> Unreachable:
-    mend = f"it and this command are of different versions, or this is not the socket of {whose.name}"
-    return Unreachable(path, f"its answer cannot be understood ({what})", mend, whose)
+    fix = f"it and this command are of different versions, or this is not the socket of {whose.name}"
+    return Unreachable(path, f"its answer cannot be understood ({what})", fix, whose)

@@ -1,7 +1,7 @@
-"""Strict TOML: a file becomes typed data, or every mistake in it is named with its line and its mend.
+"""Strict TOML: a file becomes typed data, or every mistake in it is named with its line and its fix.
 
 Rule 1: nothing is guessed and nothing is skipped. An unknown key, a wrong type or an impossible value is a mistake.
-Rule 2: all mistakes of a file are told at once, because an admin mends a file in one go.
+Rule 2: all mistakes of a file are told at once, because an admin fixes a file in one go.
 
 A schema is a tree of msgspec Structs; a table with free names (`[domain.NAME]`) is a `dict[str, Struct]`. What no
 type can say (sums, names that must fit together) is checked by the caller, who adds his own `Problem`s.
@@ -29,14 +29,14 @@ MAX_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake: where (`("domain", "n1", "kind")`), and a sentence that says what and how to mend it."""
+    """One mistake: where (`("domain", "n1", "kind")`), and a sentence that says what and how to fix it."""
 
     where: tuple[str, ...]
     text: str
 
 
 class ConfigurationError(Exception):
-    """A file cannot be used; `problems` are sentences, each with file, line (where known), value and mend."""
+    """A file cannot be used; `problems` are sentences, each with file, line (where known), value and fix."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -95,7 +95,7 @@ def _check(value: Any, schema: Any, where: tuple[str, ...]) -> Iterable[Problem]
             msgspec.convert(value, schema)
         except msgspec.ValidationError as error:
             choice = f"; one of {', '.join(schema)}" if isinstance(schema, type) and issubclass(schema, StrEnum) else ""
-            yield Problem(where, f"{spelled(where)} = {value!r}: {_mend(str(error))}{choice}")
+            yield Problem(where, f"{spelled(where)} = {value!r}: {_complaint(str(error))}{choice}")
 
 
 def _check_table(value: Any, schema: type[msgspec.Struct], where: tuple[str, ...]) -> Iterable[Problem]:
@@ -109,8 +109,8 @@ def _check_table(value: Any, schema: type[msgspec.Struct], where: tuple[str, ...
             yield from _check(one, hints[fields[key].name], (*where, key))
         else:
             near = difflib.get_close_matches(key, fields, n=1)
-            mend = f"did you mean `{near[0]}`?" if near else "take it out."
-            yield Problem((*where, key), f"{spelled((*where, key))} is not known; {mend} Known: {', '.join(fields)}")
+            fix = f"did you mean `{near[0]}`?" if near else "take it out."
+            yield Problem((*where, key), f"{spelled((*where, key))} is not known; {fix} Known: {', '.join(fields)}")
     for name, field in fields.items():
         if field.required and name not in value:
             yield Problem(where, f"{spelled((*where, name))} is missing; add it")
@@ -123,7 +123,7 @@ def spelled(where: tuple[str, ...]) -> str:
     return f"`{where[-1]}` in [{'.'.join(where[:-1])}]"
 
 
-def _mend(error: str) -> str:
+def _complaint(error: str) -> str:
     """msgspec's sentence, without its own path (ours is better)."""
     told = re.sub(r" - at `\$.*`$", "", error)
     return told[:1].lower() + told[1:]

@@ -4,7 +4,7 @@ The parts bring their own checks (entry-point group `magrathea.doctor`, objects 
 (cli/doctor.py) runs those that belong to this machine.
 
 Rule 1: a check changes nothing, ends by a deadline, and never raises for what it finds: that is a `Check`, too.
-Rule 2: whatever is not ok has a cause and a mend.
+Rule 2: whatever is not ok has a cause and a fix.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Check:
     status: Status
     text: str
     cause: str = ""
-    mend: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +76,17 @@ def clock(part: str) -> Check:
     state = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.create_string_buffer(TIMEX_BYTES))
     if 0 <= state < TIME_ERROR:
         return Check(part, "clock", Status.OK, "the clock is synchronised")
-    mend = "run chrony or systemd-timesyncd here, or on the machine whose clock this one shares"
-    return Check(part, "clock", Status.WARN, "the clock is not synchronised", "the kernel says so (adjtimex)", mend)
+    fix = "run chrony or systemd-timesyncd here, or on the machine whose clock this one shares"
+    return Check(part, "clock", Status.WARN, "the clock is not synchronised", "the kernel says so (adjtimex)", fix)
 
 
-def endpoint(part: str, name: str, address: str, mend: str) -> Check:
+def endpoint(part: str, name: str, address: str, fix: str) -> Check:
     """Whether somebody listens at a ZeroMQ address, `ipc:///path` or `tcp://host:port`."""
     try:
         _connect(address)
     except OSError as error:
         cause = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
-        return Check(part, name, Status.FAIL, f"nobody can be reached at {address}", cause, mend)
+        return Check(part, name, Status.FAIL, f"nobody can be reached at {address}", cause, fix)
     return Check(part, name, Status.OK, f"{address} is open")
 
 
@@ -106,11 +106,11 @@ def private(part: str, name: str, path: Path) -> Check:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        mend = "`magrathea keys` makes keys; this one is carried here"
-        return Check(part, name, Status.FAIL, f"{path} cannot be used", error.strerror or str(error), mend)
+        fix = "`magrathea keys` makes keys; this one is carried here"
+        return Check(part, name, Status.FAIL, f"{path} cannot be used", error.strerror or str(error), fix)
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        mend = f"chmod 600 {path}; if it is a key, consider it known and make another"
-        return Check(part, name, Status.FAIL, f"others may read {path}", f"its mode is {stat.S_IMODE(mode):04o}", mend)
+        fix = f"chmod 600 {path}; if it is a key, consider it known and make another"
+        return Check(part, name, Status.FAIL, f"others may read {path}", f"its mode is {stat.S_IMODE(mode):04o}", fix)
     return Check(part, name, Status.OK, f"{path} is its owner's only")
 
 
@@ -119,8 +119,8 @@ def writable(part: str, name: str, directory: Path, least_mib: int = 100) -> Che
     try:
         room = os.statvfs(directory)
     except OSError as error:
-        mend = f"install -d {directory}, for the daemon's user"
-        return Check(part, name, Status.FAIL, f"{directory} cannot be used", error.strerror or str(error), mend)
+        fix = f"install -d {directory}, for the daemon's user"
+        return Check(part, name, Status.FAIL, f"{directory} cannot be used", error.strerror or str(error), fix)
     mib = room.f_bavail * room.f_frsize // 2**20
     if mib < least_mib:
         cause = f"{mib} MiB are free, less than {least_mib}"

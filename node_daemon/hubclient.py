@@ -153,7 +153,7 @@ class HubClient:
         try:
             socket.connect(endpoint)
         except zmq.ZMQError as error:
-            raise HubError(f"endpoint {endpoint}: {error.strerror}; mend it in [hub] endpoints") from error
+            raise HubError(f"endpoint {endpoint}: {error.strerror}; fix it in [hub] endpoints") from error
         return socket
 
     @property

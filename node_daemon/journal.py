@@ -110,7 +110,7 @@ class Journal:
         try:
             return _facts.decode(row[0])
         except msgspec.DecodeError as error:
-            raise JournalError(f"{self.path}: the facts in it cannot be read: {error}; {_MEND}") from error
+            raise JournalError(f"{self.path}: the facts in it cannot be read: {error}; {_USUAL_FIX}") from error
 
     def states(self) -> dict[str, Since]:
         """Each domain's state at the last commit."""
@@ -242,13 +242,13 @@ class Journal:
             raise self._failed(error) from error
 
     def _failed(self, error: sqlite3.Error) -> JournalError:
-        return JournalError(f"{self.path}: {error}; {_mend(error)}")
+        return JournalError(f"{self.path}: {error}; {_fix(error)}")
 
 
-_MEND = "put it aside or bring back a copy, then restart magrathea-noded; jobs are found again by MoM's list"
+_USUAL_FIX = "put it aside or bring back a copy, then restart magrathea-noded; jobs are found again by MoM's list"
 
 
-def _mend(error: sqlite3.Error) -> str:
+def _fix(error: sqlite3.Error) -> str:
     text = str(error)
     if "full" in text or "disk I/O" in text:
         return "make room on that file system; it is tried again every few seconds"
@@ -256,7 +256,7 @@ def _mend(error: sqlite3.Error) -> str:
         return "give magrathea-noded's user the right to write there"
     if "locked" in text:
         return "another program holds it; is a second magrathea-noded running?"
-    return _MEND
+    return _USUAL_FIX
 
 
 def open_journal(path: Path) -> Journal:
@@ -271,7 +271,7 @@ def open_journal(path: Path) -> Journal:
         _migrate(path, connection)
     except sqlite3.Error as error:
         connection.close()
-        raise JournalError(f"{path}: {error}; {_mend(error)}") from error
+        raise JournalError(f"{path}: {error}; {_fix(error)}") from error
     except JournalError:
         connection.close()
         raise

@@ -187,7 +187,7 @@ def events(host: Host) -> Iterator[ev.Event]:
                 yield ev.BooksReported(NOW, (ev.Booking(j.key, booked=True, held=True),))
         if d.stopped:
             yield ev.BooksReported(NOW, ())
-        yield from _mends(d)
+        yield from _recoveries(d)
     if host.hub_lost:
         yield ev.HubFound(NOW)
     elif host.paused:
@@ -218,7 +218,7 @@ def _disturbances(d: Domain) -> Iterator[ev.Event]:
         yield ev.JobsReported(NOW, d.name, (ev.ReportedJob(JobKey("a", 1), JOB_CPUS),))
 
 
-def _mends(d: Domain) -> Iterator[ev.Event]:
+def _recoveries(d: Domain) -> Iterator[ev.Event]:
     if d.agent_lost_at is not None and d.lifecycle is Lifecycle.UP:
         yield ev.AgentConnected(NOW, d.name)
     if d.fault:
@@ -270,7 +270,7 @@ def _look_back(found: Found, host: Host) -> None:
     """
     before = {d.name: states.state_of(host, d) for d in host.domains}
     for domain in (d for d in host.domains if d.closing or d.halted):
-        for event in _mends(domain):
+        for event in _recoveries(domain):
             _note(found, before, handle(host, event)[0], event)
 
 

@@ -41,8 +41,8 @@ def checks_of(known: Iterable[Part], paths: Paths, only: tuple[str, ...] = ()) -
         found.append(doctor.clock(part.name))
     if not found:
         cause = f"there is none of {paths.hub}, {paths.noded}, {paths.agent}, and {paths.pbs} starts no server"
-        mend = "see deploy/README.md for what belongs where, or name the files by options"
-        found.append(Check("-", "part", Status.FAIL, "nothing of Magrathea is set up on this machine", cause, mend))
+        fix = "see deploy/README.md for what belongs where, or name the files by options"
+        found.append(Check("-", "part", Status.FAIL, "nothing of Magrathea is set up on this machine", cause, fix))
     return found
 
 
@@ -57,13 +57,13 @@ def table(found: list[Check]) -> str:
         told = view.styled(f"{check.status.value:<4}", COLOURS[check.status])
         lines.append(f"{told}  {check.part:<6}  {check.name:<{width}}  {check.text}")
         indent = " " * (4 + 2 + 6 + 2 + width + 2)
-        lines += [f"{indent}{title}: {text}" for title, text in (("cause", check.cause), ("mend", check.mend)) if text]
+        lines += [f"{indent}{title}: {text}" for title, text in (("cause", check.cause), ("fix", check.fix)) if text]
     count = {status: sum(check.status is status for check in found) for status in Status}
     return "\n".join([*lines, "", ", ".join(f"{number} {status.value}" for status, number in count.items())])
 
 
 def plain(found: list[Check]) -> str:
-    rows = ((c.status.value, c.part, c.name, c.text, c.cause or "-", c.mend or "-") for c in found)
+    rows = ((c.status.value, c.part, c.name, c.text, c.cause or "-", c.fix or "-") for c in found)
     return "\n".join("\t".join(" ".join(cell.split()) for cell in row) for row in rows)
 
 
@@ -80,7 +80,7 @@ def _file(name: str, default: str, help: str, variable: str | None = None) -> Ca
 FORMS = {"table": table, "json": as_json, "plain": plain}
 
 
-@click.command("doctor", short_help="check this machine: each check with its cause and mend")
+@click.command("doctor", short_help="check this machine: each check with its cause and fix")
 @click.option(
     "--part",
     "only",
@@ -103,7 +103,7 @@ def command(only: tuple[str, ...], form: str, pbs: Path, hub: Path, noded: Path,
       magrathea doctor --format plain | grep -v ^ok
       magrathea doctor --part server --format json
 
-    Columns of `plain`, tab-separated: status, part, check, what is so, cause, mend; `-` is none.
+    Columns of `plain`, tab-separated: status, part, check, what is so, cause, fix; `-` is none.
 
     Exit codes: 0 all ok; 1 a warning; 2 a failure, or wrong usage.
     """

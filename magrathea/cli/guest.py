@@ -57,7 +57,7 @@ def ask() -> Guest:
     try:
         path = Path(json.loads(file.read_text(encoding="utf-8")).get("socket", DEFAULT_SOCKET))
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise client.Unreachable(file, str(error), "mend that file, or ask as root", client.AGENT) from error
+        raise client.Unreachable(file, str(error), "fix that file, or ask as root", client.AGENT) from error
     answer = client.ask(path, {"op": "status"}, whose=client.AGENT)
     try:
         return msgspec.json.decode(answer, type=Guest)

@@ -127,7 +127,7 @@ def unpause(host: str, socket_option: str | None, form: str) -> None:
 @sources.socket
 @sources.form_option
 def clear(domain: str, socket_option: str | None, form: str) -> None:
-    """End the fault of DOMAIN, after what caused it is mended: the daemon tries again at once what had failed.
+    """End the fault of DOMAIN, after what caused it is fixed: the daemon tries again at once what had failed.
 
     It is for root, the daemon's own user, and the group in [control] of noded.toml.
 

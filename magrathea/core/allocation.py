@@ -21,7 +21,7 @@ EXACT_DOMAINS = 12
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why not. `code` is for programs and never changes; `text` names cause and mend."""
+    """Why not. `code` is for programs and never changes; `text` names cause and fix."""
 
     code: str
     text: str
@@ -193,7 +193,7 @@ def _gate(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | 
         (domain.lifecycle is Lifecycle.BOOTING, "domain-booting", f"{name} is booting"),
         (domain.halted, "domain-unknown", f"{name} is paused by somebody else; `virsh resume` or the like ends it"),
         (silent(host, domain), "domain-unknown", _silence(host, domain)),
-        (bool(domain.fault), "domain-fault", f"{name}: {domain.fault}; mend it, then `magrathea clear {name}`"),
+        (bool(domain.fault), "domain-fault", f"{name}: {domain.fault}; fix it, then `magrathea clear {name}`"),
         (bool(domain.stopped), "domain-preempted", f"{name} is preempted"),
         (bool(domain.finishing), "domain-draining", f"{name} is draining: {domain.finishing}"),
         *((d.lifecycle is Lifecycle.BOOTING, "host-booting", f"{d.name} is booting") for d in host.domains),
@@ -258,7 +258,7 @@ def _sized(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal |
     if host.mode is Mode.EXCLUSIVE:
         return tuple(s.name for s in host.siblings(domain) if s.running)
     need = size - free(host, domain)
-    # MoM's lists may have overbooked the memory; a job that asks for none does not have to mend that
+    # MoM's lists may have overbooked the memory; a job that asks for none does not have to fix that
     return victims(host, need if size.mib else Amount(need.cpus, 0))
 
 
@@ -274,7 +274,7 @@ def defrost_verdict(host: Host, domain: Domain, until: float) -> Refusal | tuple
     if not domain.frozen or domain.lifecycle is not Lifecycle.DOWN or until <= host.now:
         return Refusal("not-frozen", f"{domain.name} is not saved to disk, or would have to be back already")
     if other := next((d for d in host.domains if d.fault or d.lifecycle is Lifecycle.BOOTING), None):
-        return Refusal("host-booting", f"{other.name} is booting or in fault; wait or mend it")
+        return Refusal("host-booting", f"{other.name} is booting or in fault; wait or fix it")
     if host.mode is Mode.EXCLUSIVE:
         return ()
     back = host.having(replace(domain, lifecycle=Lifecycle.BOOTING))

@@ -219,7 +219,7 @@ class Faulted(DomainEvent):
 
 
 class FaultCleared(DomainEvent):
-    """An admin has mended what had failed."""
+    """An admin has fixed what had failed."""
 
 
 class TimerFired(Event):

@@ -78,13 +78,13 @@ def an_event(random: Random, h: Host, at: float | None = None) -> ev.Event:
     domain = random.choice(h.domains)
     if any(not j.launched for d in h.domains for j in d.jobs) and random.random() < 0.35:
         return _launch(random, h, domain, when if when < h.now + 60 else h.now + 5.0)
-    mends = [make for needed, make in _mends(h) if needed]
-    if mends and random.random() < 0.3:
-        return random.choice(mends)(random, h, domain, when)
+    recoveries = [make for needed, make in _recoveries(h) if needed]
+    if recoveries and random.random() < 0.3:
+        return random.choice(recoveries)(random, h, domain, when)
     return random.choices(_MAKERS, _WEIGHTS)[0](random, h, domain, when)
 
 
-def _mends(h: Host) -> tuple[tuple[bool, _Maker], ...]:
+def _recoveries(h: Host) -> tuple[tuple[bool, _Maker], ...]:
     """What would lead back to normal, so that most hosts are in working order most of the time."""
     return (
         (h.hub_lost, _on_host(ev.HubFound)),

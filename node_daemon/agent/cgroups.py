@@ -108,7 +108,7 @@ class Cgroups:
                 log.error("%s: cannot be thawed: %s; write 0 or THAWED into it" % (file, error.strerror))
 
     def thaw_leftover(self, id: str) -> None:
-        """An agent killed between freeze and thaw leaves the job frozen: the next one mends it at its start."""
+        """An agent killed between freeze and thaw leaves the job frozen: the next one thaws it at its start."""
         for path in self.directories(id):
             for name in ("cgroup.freeze", "freezer.state"):
                 file = os.path.join(path, name)

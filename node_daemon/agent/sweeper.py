@@ -26,7 +26,7 @@ PASSES_AT_ONCE = 4  # looks at /proc in a row before other work gets its turn
 GIVE_WAY_S = (0.0002, 0.00002, 0.01)  # for processes to come to their stop: at least, for each, at most
 PASS_PAUSE_S = (0.001, 0.05)
 WHOLE_LOOK_S = 5.0  # so old a whole look may be while nothing but the stopped processes is looked at
-CALM_AFTER_S = 30.0  # a stop that has stood so long without anything to mend is looked after less often:
+CALM_AFTER_S = 30.0  # a stop that has stood so long without a disturbance is looked after less often:
 CALM_SWEEP_S = 1.0  # instead of SWEEP_S; an emulated guest pays 0.1 % of a core for each wake-up a second
 CALM_LOOK_S = 15.0  # instead of WHOLE_LOOK_S
 ORDERS_S = 1.5
@@ -64,7 +64,7 @@ class Sweeper:
         self.timer: "Optional[Timer]" = None
         self.stopped = StoppedProcesses()
         self.watched_at: "Optional[float]" = None  # the look that it knows them from
-        self.mended_at = 0.0  # when something was last to be stopped
+        self.disturbed_at = 0.0  # when something was last to be stopped
 
     # orders
     def order(
@@ -141,7 +141,7 @@ class Sweeper:
     # the work
 
     def _begin(self, now: float, until: float) -> None:
-        self.since = self.mended_at = now
+        self.since = self.disturbed_at = now
         self.until = until
         self.pause = PASS_PAUSE_S[0]
         struck = 0
@@ -223,7 +223,7 @@ class Sweeper:
 
     def _calm(self, now: float) -> bool:
         ends = any(job.leaving or job.pending for job in self.jobs.values())
-        return now - self.mended_at > CALM_AFTER_S and not ends
+        return now - self.disturbed_at > CALM_AFTER_S and not ends
 
     def glance(self) -> None:
         """As `sweep`, for one small read per stopped process where nothing can have come to the jobs since then."""
@@ -290,7 +290,7 @@ class Sweeper:
         finally:
             self.finder.cgroups.thaw(frozen)
         if any(job.order == "stop" and (job.running or job in grown) for job in jobs):
-            self.mended_at = time.monotonic()
+            self.disturbed_at = time.monotonic()
         seen = False
         for job in jobs:
             if job.procs and not job.seen:

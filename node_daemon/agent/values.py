@@ -19,7 +19,7 @@ class BadValue(Exception):
 
 
 class Unusable(Exception):
-    """The agent cannot start like this; the text says what to mend."""
+    """The agent cannot start like this; the text says what to fix."""
 
 
 def field(doc: "Doc", name: str, kind: type, default: "Any" = None) -> "Any":

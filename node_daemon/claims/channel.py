@@ -58,7 +58,7 @@ def qemu_user(configured: str) -> int | None:
         except KeyError:
             continue
     if configured:
-        raise OSError(f"there is no user {configured!r}: mend `qemu_user` in [host]; it is who libvirt's QEMU runs as")
+        raise OSError(f"there is no user {configured!r}: fix `qemu_user` in [host]; it is who libvirt's QEMU runs as")
     return None
 
 

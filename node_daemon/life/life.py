@@ -286,8 +286,8 @@ class Life:
                 raise
             why = f"it could not be booted: {error.text}"
             if restores or error.code == "restore-failed":
-                mend = f"mend that, then `magrathea domain {'defrost' if restores else 'boot'} {name}`"
-                why = f"its restore failed, its image is kept: {error.text}; {mend}"
+                fix = f"fix that, then `magrathea domain {'defrost' if restores else 'boot'} {name}`"
+                why = f"its restore failed, its image is kept: {error.text}; {fix}"
             log.error("%s: %s", name, why)
             self._owner.apply(ev.DomainStopped(self._owner.now(), name, why))
             return

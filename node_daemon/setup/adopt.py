@@ -1,7 +1,7 @@
 """What of a host's libvirt domains can be Magrathea's, and what has to change for it: pure, on XML text and figures.
 
 Rule 1: a guess is told with its reason, and the admin's word (`--kind`, or the configuration) goes before it.
-Rule 2: a domain that cannot be handled is refused with the reason and the mend; as a service it is never touched.
+Rule 2: a domain that cannot be handled is refused with the reason and the fix; as a service it is never touched.
 Rule 3: what is changed in a domain's XML is one channel and the balloon's attributes, nothing else.
 """
 
@@ -132,7 +132,7 @@ def floor_mib(found: Found) -> int:
 
 
 def obstacle(found: Found) -> str:
-    """Why the domain cannot be a worker, with the mend; empty if it can."""
+    """Why the domain cannot be a worker, with the fix; empty if it can."""
     top = ET.fromstring(found.xml)
     service = f"or keep it out: `--kind {found.name}=service`"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", found.name):

@@ -42,8 +42,8 @@ def _host(paths: Paths) -> Iterator[Check]:
     try:
         configuration = read(paths.noded)
     except ConfigurationError as error:
-        mend = f"mend {paths.noded}; magrathea-noded --check --config {paths.noded}"
-        yield Check(HOST, "configuration", Status.FAIL, f"{paths.noded} cannot be used", str(error), mend)
+        fix = f"fix {paths.noded}; magrathea-noded --check --config {paths.noded}"
+        yield Check(HOST, "configuration", Status.FAIL, f"{paths.noded} cannot be used", str(error), fix)
         return
     yield Check(HOST, "configuration", Status.OK, f"{paths.noded}: {len(configuration.domain)} domains")
     yield from memory(configuration, psutil.virtual_memory().total // 2**20)
@@ -51,12 +51,12 @@ def _host(paths: Paths) -> Iterator[Check]:
     yield writable(HOST, "state", Path(configuration.paths.state_dir))
     yield from _host_sockets(configuration)
     for number, address in enumerate(configuration.hub.endpoints):
-        mend = "start magrathea-hub on the server, open its port (tcp 17017), or mend `endpoints` in [hub]"
-        yield endpoint(HOST, f"hub-{number}" if number else "hub", address, mend)
+        fix = "start magrathea-hub on the server, open its port (tcp 17017), or fix `endpoints` in [hub]"
+        yield endpoint(HOST, f"hub-{number}" if number else "hub", address, fix)
     if not configuration.hub.endpoints:
-        mend = "give `endpoints` in [hub]"
+        fix = "give `endpoints` in [hub]"
         cause = "`endpoints` in [hub] is empty"
-        yield Check(HOST, "hub", Status.WARN, "there is no hub: nothing is preempted", cause, mend)
+        yield Check(HOST, "hub", Status.WARN, "there is no hub: nothing is preempted", cause, fix)
     elif any(address.startswith("tcp://") for address in configuration.hub.endpoints):
         yield private(HOST, "keys", Path(configuration.hub.key_file))
     yield from _daemon(configuration)
@@ -94,16 +94,16 @@ def _daemon(configuration: Configuration) -> Iterator[Check]:
     try:
         snapshot = client.status(configuration.control_socket)
     except client.Unreachable as error:
-        yield Check(HOST, "daemon", Status.FAIL, "the node daemon does not answer", error.cause, error.mend)
+        yield Check(HOST, "daemon", Status.FAIL, "the node daemon does not answer", error.cause, error.fix)
         return
     except client.Refused as error:
         yield Check(HOST, "daemon", Status.FAIL, "the node daemon refuses its status", f"{error.code}: {error}", START)
         return
     yield Check(HOST, "daemon", Status.OK, f"it answers at {configuration.control_socket}")
     if abs(skew_s := time.time() - snapshot.at) > CLOCK_S:
-        mend = "look for what sets the clock by steps; it should be slewed"
+        fix = "look for what sets the clock by steps; it should be slewed"
         cause = f"{skew_s:.1f} s between them"
-        yield Check(HOST, "daemon-clock", Status.WARN, "the daemon's time is not this machine's", cause, mend)
+        yield Check(HOST, "daemon-clock", Status.WARN, "the daemon's time is not this machine's", cause, fix)
     yield from told(configuration, snapshot)
 
 
@@ -112,34 +112,34 @@ def told(configuration: Configuration, snapshot: Snapshot) -> Iterator[Check]:
     if snapshot.hub_connected:
         yield Check(HOST, "hub-connected", Status.OK, "the daemon is connected with its hub")
     elif configuration.hub.endpoints:
-        mend = f"is this host enrolled (magrathea keys enrol {snapshot.host}, on the server)? see both journals"
+        fix = f"is this host enrolled (magrathea keys enrol {snapshot.host}, on the server)? see both journals"
         cause = "no message of the hub for three heartbeats"
-        yield Check(HOST, "hub-connected", Status.FAIL, "the daemon is without its hub: no preemption", cause, mend)
+        yield Check(HOST, "hub-connected", Status.FAIL, "the daemon is without its hub: no preemption", cause, fix)
     missing = sorted(set(configuration.domain) - {domain.name for domain in snapshot.domains})
     if missing:
         cause = f"{', '.join(missing)} stand in the file only"
-        mend = "magrathea reload, or restart magrathea-noded"
-        yield Check(HOST, "domains", Status.WARN, "the daemon has not read its file since it was changed", cause, mend)
+        fix = "magrathea reload, or restart magrathea-noded"
+        yield Check(HOST, "domains", Status.WARN, "the daemon has not read its file since it was changed", cause, fix)
     for domain in snapshot.domains:
         if domain.kind is Kind.SERVICE:
             continue
         name = f"domain-{domain.name}"
         said = f"{domain.name} is {domain.state.value}"
         if domain.state is State.FAULT:
-            mend = f"mend what failed, then: magrathea clear {domain.name}"
-            yield Check(HOST, name, Status.FAIL, said, domain.why, mend)
+            fix = f"fix what failed, then: magrathea clear {domain.name}"
+            yield Check(HOST, name, Status.FAIL, said, domain.why, fix)
         elif domain.state is State.UNKNOWN:
-            mend = (
+            fix = (
                 f"in the guest: systemctl status magrathea-agent; magrathea doctor there; its channel for {domain.name}"
             )
-            yield Check(HOST, name, Status.FAIL, said, domain.why, mend)
+            yield Check(HOST, name, Status.FAIL, said, domain.why, fix)
         elif not domain.agent and domain.state not in (State.DOWN, State.BOOTING, State.FROZEN):
-            mend = "in the guest: systemctl status magrathea-agent; magrathea doctor there"
-            yield Check(HOST, name, Status.WARN, said, "its agent is not connected", mend)
+            fix = "in the guest: systemctl status magrathea-agent; magrathea doctor there"
+            yield Check(HOST, name, Status.WARN, said, "its agent is not connected", fix)
         else:
             yield Check(HOST, name, Status.OK, said)
     for number, note in enumerate(snapshot.notes):
-        yield Check(HOST, f"note-{number}", Status.WARN, "the daemon says", note, "see docs, or mend what it names")
+        yield Check(HOST, f"note-{number}", Status.WARN, "the daemon says", note, "see docs, or fix what it names")
 
 
 def _workers(configuration: Configuration) -> dict[str, DomainTable]:
@@ -154,8 +154,8 @@ def memory(c: Configuration, machine_mib: int) -> Iterator[Check]:
     workers = _workers(c)
     if c.host.memory_mib is not None and c.host.memory_mib > machine_mib:
         text = f"`memory_mib` in [host] is {c.host.memory_mib}"
-        mend = f"give at most {machine_mib}, or leave it out"
-        yield Check(HOST, "memory", Status.FAIL, text, f"the machine has {machine_mib} MiB", mend)
+        fix = f"give at most {machine_mib}, or leave it out"
+        yield Check(HOST, "memory", Status.FAIL, text, f"the machine has {machine_mib} MiB", fix)
         return
     if all(table.memory_mib == 0 for table in workers.values()):
         yield Check(HOST, "memory", Status.OK, "no domain has `memory_mib`: memory is shared, and not counted")
@@ -170,12 +170,12 @@ def memory(c: Configuration, machine_mib: int) -> Iterator[Check]:
         where = f"memory-{name}"
         if wanted > best:
             cause = f"with its siblings' floors only {best} are left of {total} MiB"
-            mend = f"lower `memory_mib` of {name} to {max(0, best)}, or the others' `floor_mib`"
-            yield Check(HOST, where, Status.FAIL, f"{name} can never have its {wanted} MiB", cause, mend)
+            fix = f"lower `memory_mib` of {name} to {max(0, best)}, or the others' `floor_mib`"
+            yield Check(HOST, where, Status.FAIL, f"{name} can never have its {wanted} MiB", cause, fix)
         elif wanted > worst:
             cause = f"{stuck} MiB of its siblings' jobs do not fit into their `swap_mib`, so that {worst} are left"
-            mend = f"more `swap_mib` for the others, or at most {max(0, worst)} MiB for {name}"
-            yield Check(HOST, where, Status.WARN, f"{name} may get less than its {wanted} MiB", cause, mend)
+            fix = f"more `swap_mib` for the others, or at most {max(0, worst)} MiB for {name}"
+            yield Check(HOST, where, Status.WARN, f"{name} may get less than its {wanted} MiB", cause, fix)
         else:
             yield Check(HOST, where, Status.OK, f"{name} can have its {wanted} MiB")
 
@@ -185,8 +185,8 @@ def swap(c: Configuration) -> Iterator[Check]:
     for name, table in _workers(c).items():
         if table.kind is Kind.NORMAL and table.memory_mib and not table.swap_mib:
             cause = f"`swap_mib` of {name} is 0, so the memory of its stopped jobs stays where it is"
-            mend = f"give the guest a swap device, and say its size as `swap_mib` in [domain.{name}]"
-            yield Check(HOST, f"swap-{name}", Status.WARN, f"{name} cannot give its jobs' memory away", cause, mend)
+            fix = f"give the guest a swap device, and say its size as `swap_mib` in [domain.{name}]"
+            yield Check(HOST, f"swap-{name}", Status.WARN, f"{name} cannot give its jobs' memory away", cause, fix)
 
 
 # A guest
@@ -200,8 +200,8 @@ def _guest(paths: Paths) -> Iterator[Check]:
     try:
         config = Config(str(paths.agent))
     except Unusable as error:
-        mend = f"mend {paths.agent}; magrathea-agent --check --config {paths.agent}"
-        yield Check(GUEST, "configuration", Status.FAIL, "the agent's file cannot be used", str(error), mend)
+        fix = f"fix {paths.agent}; magrathea-agent --check --config {paths.agent}"
+        yield Check(GUEST, "configuration", Status.FAIL, "the agent's file cannot be used", str(error), fix)
         return
     yield Check(GUEST, "configuration", Status.OK, f"{paths.agent} can be used")
     yield channel(config)
@@ -215,11 +215,11 @@ def channel(config: Config) -> Check:
     path = Path(config.channel_path)
     if not path.exists():
         what = "socket" if config.channel_kind == "unix" else "port"
-        mend = "is magrathea-noded up on the host?" if what == "socket" else "add the port to the domain's definition"
-        return Check(GUEST, "channel", Status.FAIL, "there is no way to the host", f"no {what} {path}", mend)
+        fix = "is magrathea-noded up on the host?" if what == "socket" else "add the port to the domain's definition"
+        return Check(GUEST, "channel", Status.FAIL, "there is no way to the host", f"no {what} {path}", fix)
     if not os.access(path, os.R_OK | os.W_OK):
-        mend = "run this as root, or mend its mode"
-        return Check(GUEST, "channel", Status.FAIL, f"{path} may not be used", f"uid {os.geteuid()} may not", mend)
+        fix = "run this as root, or fix its mode"
+        return Check(GUEST, "channel", Status.FAIL, f"{path} may not be used", f"uid {os.geteuid()} may not", fix)
     return Check(GUEST, "channel", Status.OK, f"{config.channel} is there")
 
 
@@ -242,9 +242,9 @@ def agent_socket(path: Path) -> Iterator[Check]:
     if answer.get("connected") is True:
         yield Check(GUEST, "connected", Status.OK, "the agent is connected with the node daemon")
     else:
-        mend = "on the host: magrathea doctor; is this domain in noded.toml, by the name of its channel?"
+        fix = "on the host: magrathea doctor; is this domain in noded.toml, by the name of its channel?"
         cause = "no hello of the daemon came through the channel"
-        yield Check(GUEST, "connected", Status.FAIL, "the agent is without its host: jobs are refused", cause, mend)
+        yield Check(GUEST, "connected", Status.FAIL, "the agent is without its host: jobs are refused", cause, fix)
 
 
 def _ping(path: Path) -> dict[str, Any]:
@@ -268,9 +268,9 @@ def _ping(path: Path) -> dict[str, Any]:
 def _mom(paths: Paths) -> Iterator[Check]:
     conf = of_pbs_conf(paths.pbs)
     if conf.get("PBS_START_MOM") != "1":
-        mend = f"PBS_START_MOM=1 in {paths.pbs}; or take {paths.agent} away, if this is no domain"
+        fix = f"PBS_START_MOM=1 in {paths.pbs}; or take {paths.agent} away, if this is no domain"
         yield Check(
-            GUEST, "mom", Status.WARN, "this machine starts no MoM", f"{paths.pbs} says so, or is not there", mend
+            GUEST, "mom", Status.WARN, "this machine starts no MoM", f"{paths.pbs} says so, or is not there", fix
         )
         return
     home = Path(conf.get("PBS_HOME", "/var/spool/pbs")) / "mom_priv"
@@ -287,17 +287,15 @@ def _mom(paths: Paths) -> Iterator[Check]:
         yield Check(GUEST, "mom-hook", Status.OK, "MoM has the hook")
     else:
         cause = f"{home}/hooks/magrathea_mom.PY is not there (or you are not root)"
-        mend = "on the server: magrathea pbs check; a new hook comes within a minute"
-        yield Check(GUEST, "mom-hook", Status.FAIL, "MoM has no hook: it asks nobody", cause, mend)
+        fix = "on the server: magrathea pbs check; a new hook comes within a minute"
+        yield Check(GUEST, "mom-hook", Status.FAIL, "MoM has no hook: it asks nobody", cause, fix)
 
 
 def guest_swap(memory_mib: int, swap_mib: int) -> Check:
     if swap_mib == 0:
         cause = "this guest has no swap"
-        mend = (
-            "a swap device (on fast storage, or zram), and `swap_mib` in noded.toml; not needed if memory never moves"
-        )
-        return Check(GUEST, "swap", Status.WARN, "the memory of stopped jobs cannot be given away", cause, mend)
+        fix = "a swap device (on fast storage, or zram), and `swap_mib` in noded.toml; not needed if memory never moves"
+        return Check(GUEST, "swap", Status.WARN, "the memory of stopped jobs cannot be given away", cause, fix)
     return Check(GUEST, "swap", Status.OK, f"{swap_mib} MiB of swap beside {memory_mib} MiB of memory")
 
 

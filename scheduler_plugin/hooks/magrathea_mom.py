@@ -212,7 +212,7 @@ def wait_for_memory(event, path):
 
 
 def tell(path, request, what):
-    """Send what nothing waits for; a loss costs time only, MoM's next list mends it."""
+    """Send what nothing waits for; a loss costs time only, MoM's next list fixes it."""
     try:
         answer = ask(path, request, TELL_S)
         why = "" if is_ok(answer) else answer.strip()

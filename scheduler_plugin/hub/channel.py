@@ -139,7 +139,7 @@ class Channel:
         try:
             socket.bind(endpoint)
         except zmq.ZMQError as error:
-            raise ChannelError(f"cannot listen at {endpoint}: {error.strerror}; mend `listen` in [hub]") from error
+            raise ChannelError(f"cannot listen at {endpoint}: {error.strerror}; fix `listen` in [hub]") from error
 
     def reload_keys(self) -> None:
         """Who is enrolled may have changed. Raises KeysError; then what was known stands."""

@@ -1,7 +1,7 @@
 """Vnodes whose suspended jobs PBS's server must be made to forget, and those that it has put into maintenance wrongly.
 
 The server never takes the last name out of a vnode's `maintenance_jobs` in its database; after its restart such a
-vnode is in maintenance for no job. The hook magrathea_vnodes mends the database, told by the hub through a file,
+vnode is in maintenance for no job. The hook magrathea_vnodes fixes the database, told by the hub through a file,
 because only the server may set that attribute. What has already come up in maintenance is emptied in the server's
 memory by the same hook, and its state ends with the next admin-resume on it: so a job there is suspended and resumed.
 
@@ -63,7 +63,7 @@ class Maintenance:
         self._number = 0
 
     def mark(self, vnodes: Iterable[str]) -> None:
-        """Something of ours is admin-suspended on them: when that is over, the database is to be mended."""
+        """Something of ours is admin-suspended on them: when that is over, the database is to be fixed."""
         for name in vnodes:
             self._marked.add(name)
             self._quiet_since.pop(name, None)
@@ -123,7 +123,7 @@ class Maintenance:
             del self.requests[name]
         return [
             f"ALERT vnode {name} is in maintenance, but no suspended job is on it (PBS has brought back old names when "
-            f"it started), and it has no preemptible job with which to end it; once it has no jobs, a manager mends it:"
+            f"it started), and it has no preemptible job with which to end it; once it has no jobs, a manager fixes it:"
             f" qmgr -c 'delete node {name}', then qmgr -c 'create node {name}' and what the site sets on it; the hub "
             f"sets the rest"
             for name, looks in sorted(self._stuck.items())

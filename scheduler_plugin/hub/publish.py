@@ -57,7 +57,7 @@ Attributes = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """`wanted`: attributes by vnode, of vnodes that PBS has. `alerts`: what an admin should mend, a sentence each."""
+    """`wanted`: attributes by vnode, of vnodes that PBS has. `alerts`: what an admin should fix, a sentence each."""
 
     wanted: dict[str, Attributes]
     alerts: tuple[str, ...]

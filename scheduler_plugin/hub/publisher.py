@@ -2,7 +2,7 @@
 
 What is wanted of a vnode replaces what was wanted before, so that changes that come faster than they can be
 published become one. A batch ends with one wake of the scheduler, if something in it lets a job start that could not
-before. Every `compare_s`, and after each new connection, it reads what PBS really has and mends it.
+before. Every `compare_s`, and after each new connection, it reads what PBS really has and fixes it.
 
 The calls cost the server's only thread 0.4 to 2.6 ms each (measured, up to 8,000 vnodes), so they have a budget: a
 share of that thread's time. When it is spent, what decides a placement goes first, and the rest waits.
@@ -171,7 +171,7 @@ class Publisher:
         found = {vnode.name: shown(vnode) for vnode in vnodes}
         if not first:
             for name, before in self._shown.items():
-                self._tell_mended(name, before, found.get(name))
+                self._tell_fixed(name, before, found.get(name))
         self._shown = found
         away = {vnode.name for vnode in vnodes if vnode.state & DEAD_STATES}
         # PBS starts no scheduling cycle when a MoM comes back; what waits for it would wait for up to 10 minutes
@@ -183,7 +183,7 @@ class Publisher:
             self._pending |= self._wanted.keys()
         self._on_read(Read(tuple(vnodes), server))
 
-    def _tell_mended(self, name: str, before: Attributes, found: Attributes | None) -> None:
+    def _tell_fixed(self, name: str, before: Attributes, found: Attributes | None) -> None:
         if found is None:
             log.warning("vnode %s is no longer in PBS", name)
             return

@@ -98,7 +98,7 @@ class Hub:
         try:
             await control.start()
         except OSError as error:  # people only look there: no reason to leave PBS without a hub
-            log.error("ALERT nobody can ask this hub at %s: %s; mend `control_socket` in [hub]", control.path, error)
+            log.error("ALERT nobody can ask this hub at %s: %s; fix `control_socket` in [hub]", control.path, error)
         log.info("listening at %s; %d jobs in the books", ", ".join(self._configuration.hub.listen), len(kept))
         # of these only the last ends by itself, the others by an error
         parts: list[asyncio.Future[Any]] = [

@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from .install import RESOURCES, SITE_HOOKS_LAST, InstallError, Present, Wish, changes, conflicts, targets
 
 OK, MISSING, DIFFERENT, WARNING = "ok", "missing", "different", "warning"
-MEND = "magrathea pbs install"
+FIX = "magrathea pbs install"
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """`status`: one of the words above. `text`: what is so; empty for ok. `mend`: what to do."""
+    """`status`: one of the words above. `text`: what is so; empty for ok. `fix`: what to do."""
 
     name: str
     status: str
     text: str = ""
-    mend: str = ""
+    fix: str = ""
 
 
 def check(now: Present, wish: Wish) -> list[Item]:
@@ -38,10 +38,10 @@ def check(now: Present, wish: Wish) -> list[Item]:
     for target in dict.fromkeys([*targets(now, wish), *in_the_way]):
         mine = [change for change in todo if change.target == target]
         if target in in_the_way:
-            items.append(Item(target, DIFFERENT, in_the_way[target], "mend that, then " + MEND))
+            items.append(Item(target, DIFFERENT, in_the_way[target], "fix that, then " + FIX))
         elif mine:
             status = MISSING if mine[0].missing else DIFFERENT
-            items.append(Item(target, status, "; ".join(change.text for change in mine), MEND))
+            items.append(Item(target, status, "; ".join(change.text for change in mine), FIX))
         else:
             items.append(Item(target, OK))
     if in_the_way:  # nothing else could be compared

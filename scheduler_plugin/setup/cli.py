@@ -141,7 +141,7 @@ def install_command(
             records.save(place.home, records.updated(record, now, wish))
         count, refused = _carry_out(place, todo, dry_run=dry_run, go_on=False)
         for item in checks.warnings(now, wish):
-            click.echo(f"warning: {item.name}: {item.text}; mend: {item.mend}", err=True)
+            click.echo(f"warning: {item.name}: {item.text}; fix: {item.fix}", err=True)
     except InstallError as error:
         fail(error)
     click.echo(_summary(count, dry_run))
@@ -160,7 +160,7 @@ def _summary(count: int, dry_run: bool) -> str:
 @sources.form_option
 @_conf
 def check_command(form: str, conf: Path) -> None:
-    """Compare PBS with what `install` has set up: every item is ok, missing or different, with its mend; then warnings
+    """Compare PBS with what `install` has set up: every item is ok, missing or different, with its fix; then warnings
     about settings of the site's own that get in the way.
 
     \b
@@ -169,7 +169,7 @@ def check_command(form: str, conf: Path) -> None:
       magrathea pbs check --format plain | grep -v ^ok
 
     \b
-    Columns of `plain`, tab-separated: status, item, what is so, mend (`-` for none).
+    Columns of `plain`, tab-separated: status, item, what is so, fix (`-` for none).
 
     Exit codes: 0 all ok; 1 warnings only; 2 something is missing or different; 3 PBS could not be asked.
     """
@@ -183,17 +183,17 @@ def check_command(form: str, conf: Path) -> None:
         fail(error)
     if form == "json":
         rows: list[dict[str, Any]] = [
-            {"name": item.name, "status": item.status, "text": item.text, "mend": item.mend} for item in items
+            {"name": item.name, "status": item.status, "text": item.text, "fix": item.fix} for item in items
         ]
         click.echo(json.dumps({"installed": record is not None, "items": rows}, indent=1))
     elif form == "plain":
         for item in items:
-            click.echo("\t".join((item.status, item.name, item.text or "-", item.mend or "-")))
+            click.echo("\t".join((item.status, item.name, item.text or "-", item.fix or "-")))
     else:
         width = max(len(item.name) for item in items)
         for item in items:
-            mend = f"; mend: {item.mend}" if item.mend else ""
-            click.echo(f"{item.status:<9}  {item.name:<{width}}  {item.text}{mend}".rstrip())
+            fix = f"; fix: {item.fix}" if item.fix else ""
+            click.echo(f"{item.status:<9}  {item.name:<{width}}  {item.text}{fix}".rstrip())
     raise click.exceptions.Exit(max(CHECK_CODES[item.status] for item in items))
 
 

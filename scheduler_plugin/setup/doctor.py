@@ -44,8 +44,8 @@ def _checks(paths: Paths) -> Iterator[Check]:
         record = records.load(place.home)
         now = qmgr.present(place)
     except InstallError as error:
-        mend = "run this as root on the PBS server's machine; is pbs_server up (qstat -B)?"
-        yield Check(SERVER, "pbs", Status.FAIL, "PBS cannot be asked", str(error), mend)
+        fix = "run this as root on the PBS server's machine; is pbs_server up (qstat -B)?"
+        yield Check(SERVER, "pbs", Status.FAIL, "PBS cannot be asked", str(error), fix)
     if now is not None:
         yield from of_pbs(now)
         wish = record.wish() if record else Wish(heartbeat=str(place.home / "magrathea.heartbeat"))
@@ -59,8 +59,8 @@ def of_pbs(now: Present) -> Iterator[Check]:
     if now.server.get("scheduling", "True") == "True":
         yield Check(SERVER, "scheduling", Status.OK, "PBS starts jobs")
     else:
-        mend = "qmgr -c 'set server scheduling = True', when whoever set it has finished"
-        yield Check(SERVER, "scheduling", Status.WARN, "PBS starts no jobs", "scheduling = False on the server", mend)
+        fix = "qmgr -c 'set server scheduling = True', when whoever set it has finished"
+        yield Check(SERVER, "scheduling", Status.WARN, "PBS starts no jobs", "scheduling = False on the server", fix)
     bad = {
         name: vnode["resources_available.magrathea"]
         for name, vnode in now.vnodes.items()
@@ -68,50 +68,50 @@ def of_pbs(now: Present) -> Iterator[Check]:
     }
     for name, word in bad.items():
         host = now.vnodes[name].get(HOST_RESOURCE, "its host")
-        mend = f"magrathea doctor on {host}"
-        yield Check(SERVER, f"vnode-{name}", Status.FAIL, f"{name} is {word}", f"{host} says so, or is silent", mend)
+        fix = f"magrathea doctor on {host}"
+        yield Check(SERVER, f"vnode-{name}", Status.FAIL, f"{name} is {word}", f"{host} says so, or is silent", fix)
     if now.managed and not bad:
         yield Check(SERVER, "vnodes", Status.OK, f"{len(now.managed)} managed vnodes, none unknown or in fault")
     elif not now.managed:
-        mend = "start magrathea-hub here and magrathea-noded on the hosts"
+        fix = "start magrathea-hub here and magrathea-noded on the hosts"
         cause = "no host has reported any yet"
-        yield Check(SERVER, "vnodes", Status.WARN, "no vnode is managed by Magrathea", cause, mend)
+        yield Check(SERVER, "vnodes", Status.WARN, "no vnode is managed by Magrathea", cause, fix)
 
 
 def of_installation(now: Present, wish: Wish, *, installed: bool) -> Iterator[Check]:
     """The items of `magrathea pbs check`: resources, sched_config, hooks and their order, classes, warnings."""
     if not installed:
-        mend = "magrathea pbs install --priority QUEUE --preemptible QUEUE"
+        fix = "magrathea pbs install --priority QUEUE --preemptible QUEUE"
         cause = "there is no record of an installation"
-        yield Check(SERVER, "install", Status.FAIL, "PBS is not set up for Magrathea", cause, mend)
+        yield Check(SERVER, "install", Status.FAIL, "PBS is not set up for Magrathea", cause, fix)
         return
     for item in checks.check(now, wish):
         kind = "site-" if item.status == checks.WARNING else ""
         name = kind + item.name.replace(" ", "-")
         text = f"{item.name} is as installed" if item.status == checks.OK else f"{item.name}: {item.status}"
-        yield Check(SERVER, name, STATUS[item.status], text, item.text, item.mend)
+        yield Check(SERVER, name, STATUS[item.status], text, item.text, item.fix)
 
 
 def _hub(paths: Paths, record: records.Record | None, now: Present | None) -> Iterator[Check]:
     try:
         configuration = hub_configuration.load(paths.hub)
     except ConfigurationError as error:
-        mend = f"mend {paths.hub}; magrathea-hub --check --config {paths.hub}"
-        yield Check(SERVER, "hub-configuration", Status.FAIL, "the hub's file cannot be used", str(error), mend)
+        fix = f"fix {paths.hub}; magrathea-hub --check --config {paths.hub}"
+        yield Check(SERVER, "hub-configuration", Status.FAIL, "the hub's file cannot be used", str(error), fix)
         return
     yield Check(SERVER, "hub-configuration", Status.OK, f"{paths.hub} can be used")
     heartbeat = Path(configuration.hub.heartbeat_file)
     if record is not None and record.heartbeat != str(heartbeat):
         cause = f"the server's hook looks at {record.heartbeat}, the hub touches {heartbeat}"
-        mend = f"magrathea pbs install --heartbeat {heartbeat}"
-        yield Check(SERVER, "heartbeat-file", Status.FAIL, "what would preempt is always refused", cause, mend)
+        fix = f"magrathea pbs install --heartbeat {heartbeat}"
+        yield Check(SERVER, "heartbeat-file", Status.FAIL, "what would preempt is always refused", cause, fix)
     yield beat(heartbeat, qmgr.age_s(heartbeat), record.heartbeat_max_age_s if record else 30.0)
     yield writable(SERVER, "hub-state", configuration.state_dir)
     try:
         yield from of_hosts(client.farm(Path(configuration.hub.control_socket)))
     except (client.Unreachable, client.Refused) as error:
-        cause, mend = getattr(error, "cause", str(error)), getattr(error, "mend", START_HUB)
-        yield Check(SERVER, "hub-answers", Status.FAIL, "the hub does not answer", cause, mend)
+        cause, fix = getattr(error, "cause", str(error)), getattr(error, "fix", START_HUB)
+        yield Check(SERVER, "hub-answers", Status.FAIL, "the hub does not answer", cause, fix)
     for address in configuration.ipc:
         yield endpoint(SERVER, "hub-ipc", address, START_HUB)
     for address in configuration.tcp:
@@ -132,20 +132,20 @@ def of_hosts(farm: FarmView) -> Iterator[Check]:
         name = view.snapshot.host
         if not view.live:
             cause = "no heartbeat for three periods; its vnodes are unknown and accept nothing"
-            mend = f"on {name}: systemctl status magrathea-noded; magrathea doctor"
-            yield Check(SERVER, f"host-{name}", Status.FAIL, f"{name} is silent", cause, mend)
+            fix = f"on {name}: systemctl status magrathea-noded; magrathea doctor"
+            yield Check(SERVER, f"host-{name}", Status.FAIL, f"{name} is silent", cause, fix)
             continue
         yield Check(SERVER, f"host-{name}", Status.OK, f"{name} is heard")
         if view.ahead_s is not None and abs(view.ahead_s) > CLOCKS_S:
             cause = f"it is {abs(view.ahead_s):.1f} s {'ahead of' if view.ahead_s > 0 else 'behind'} this machine's"
-            mend = f"run chrony or systemd-timesyncd on {name} and here, with the same servers"
-            yield Check(SERVER, f"clock-{name}", Status.WARN, f"the clock of {name} differs", cause, mend)
+            fix = f"run chrony or systemd-timesyncd on {name} and here, with the same servers"
+            yield Check(SERVER, f"clock-{name}", Status.WARN, f"the clock of {name} differs", cause, fix)
         elif view.ahead_s is not None:
             yield Check(SERVER, f"clock-{name}", Status.OK, f"the clock of {name} is this machine's")
         if view.version and view.version != __version__:
             cause = f"its daemon is {view.version}, this is {__version__}"
-            mend = "install the same package on both; first here, then magrathea pbs install, then on hosts"
-            yield Check(SERVER, f"version-{name}", Status.WARN, f"{name} has another version", cause, mend)
+            fix = "install the same package on both; first here, then magrathea pbs install, then on hosts"
+            yield Check(SERVER, f"version-{name}", Status.WARN, f"{name} has another version", cause, fix)
 
 
 def beat(file: Path, age_s: float | None, max_age_s: float) -> Check:
@@ -167,8 +167,8 @@ def enrolled(now: Present | None, known: list[keys.Enrolled]) -> Check:
     named = {now.vnodes[name][HOST_RESOURCE] for name in now.managed} if now else set()
     if lacking := sorted(named - hosts):
         cause = f"vnodes belong to {', '.join(lacking)}, which have no key here"
-        mend = f"magrathea keys enrol {lacking[0]}; unless they use the hub's ipc socket on this machine"
-        return Check(SERVER, "hosts-keys", Status.WARN, "hosts that may not connect by tcp", cause, mend)
+        fix = f"magrathea keys enrol {lacking[0]}; unless they use the hub's ipc socket on this machine"
+        return Check(SERVER, "hosts-keys", Status.WARN, "hosts that may not connect by tcp", cause, fix)
     return Check(SERVER, "hosts-keys", Status.OK, f"{len(hosts)} hosts are enrolled")
 
 
@@ -182,9 +182,9 @@ def operator(user: str, server: Attributes) -> Check:
     }
     if user == "root" or user in named:
         return Check(SERVER, "operator", Status.OK, f"the hub's user {user} may do what it has to")
-    mend = f'qmgr -c "set server operators += {user}@{socket.gethostname()}"'
+    fix = f'qmgr -c "set server operators += {user}@{socket.gethostname()}"'
     cause = f"{user}, whom the hub's state belongs to, is neither operator nor manager of PBS"
-    return Check(SERVER, "operator", Status.FAIL, "the hub cannot publish or suspend", cause, mend)
+    return Check(SERVER, "operator", Status.FAIL, "the hub cannot publish or suspend", cause, fix)
 
 
 part = Part(SERVER, _here, _checks)

@@ -294,7 +294,7 @@ def _setting(target: str, have: Attributes, attribute: str, value: str) -> list[
 
 
 def conflicts(now: Present, wish: Wish) -> list[tuple[str, str]]:
-    """What is in the way: the thing, and a sentence with the mend. Nothing may be changed while there is any."""
+    """What is in the way: the thing, and a sentence with the fix. Nothing may be changed while there is any."""
     found: list[tuple[str, str]] = []
     for name in sorted(set(wish.priority) & set(wish.preemptible)):
         found.append((f"queue {name}", f"queue {name}: either --priority or --preemptible, not both"))
@@ -310,8 +310,8 @@ def conflicts(now: Present, wish: Wish) -> list[tuple[str, str]]:
         have = now.resources.get(name)
         if have is not None and (have.get("type"), have.get("flag")) != (kind, FLAG):
             text = f"resource {name} exists with type {have.get('type')}, flag {have.get('flag', 'none')};"
-            mend = "delete it (qmgr: delete resource), if it is not needed for something else"
-            found.append((f"resource {name}", f"{text} {kind}, {FLAG} is needed: {mend}"))
+            fix = "delete it (qmgr: delete resource), if it is not needed for something else"
+            found.append((f"resource {name}", f"{text} {kind}, {FLAG} is needed: {fix}"))
     for name in wanted_hooks(wish):
         script = now.contents.get((name, SCRIPT), "").strip()
         if name in now.hooks and script and OURS not in script.splitlines()[0]:

@@ -166,10 +166,10 @@ def test_a_new_vnode_that_nobody_manages_takes_every_class(site: Site) -> None:
         site.cluster.qmgr("delete node head")
 
 
-def test_an_admins_slip_is_mended_and_his_offline_stands(site: Site) -> None:
+def test_an_admins_slip_is_fixed_and_his_offline_stands(site: Site) -> None:
     site.cluster.run(HEAD, ["pbsnodes", "-o", "n1"])
     site.cluster.qmgr("set node n1 resources_available.magrathea_accepts=priority")
-    site.until(lambda: "protected" in site.resources("n1")["magrathea_accepts"], "the mending")
+    site.until(lambda: "protected" in site.resources("n1")["magrathea_accepts"], "the repair")
     assert site.cluster.vnode("n1")["state"] == "offline"
     site.cluster.run(HEAD, ["pbsnodes", "-r", "n1"])
 

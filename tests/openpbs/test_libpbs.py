@@ -110,7 +110,7 @@ def suspended(pbs: Remote, cluster: Cluster, job: str) -> None:
     cluster.wait(tried, "the suspend", BOUND_S)
 
 
-def mend(cluster: Cluster) -> None:
+def fix(cluster: Cluster) -> None:
     """After its restart a server has vnodes in maintenance whose suspended jobs went long ago: it never takes the
     last name out of `maintenance_jobs` in its database. Only making such a vnode anew ends that."""
     for name in cluster.moms:
@@ -281,7 +281,7 @@ def test_after_a_restart_of_the_server_the_old_connection_says_so_and_a_new_one_
     pbs_cluster.start_server()
     pbs("connect", 20)
     assert {v["name"] for v in pbs("vnodes")} == {"n1", "n2"}
-    mend(pbs_cluster)
+    fix(pbs_cluster)
 
 
 def test_a_suspend_that_a_starved_mom_does_not_answer_happens_when_it_wakes(

@@ -62,7 +62,7 @@ def test_after_a_restart_of_the_server_a_vnode_preempted_before_is_usable(fleet:
         wait_all_free(fleet, EXCLUSIVE)
 
 
-def test_a_vnode_that_comes_up_in_maintenance_for_a_job_that_runs_is_mended(fleet: OpenPbsCluster) -> None:
+def test_a_vnode_that_comes_up_in_maintenance_for_a_job_that_runs_is_fixed(fleet: OpenPbsCluster) -> None:
     """The server dies before it could be made to forget: the job is suspended and resumed in a moment."""
     with fleet.only(EXCLUSIVE):
         low, high = preempted(fleet)
@@ -72,7 +72,7 @@ def test_a_vnode_that_comes_up_in_maintenance_for_a_job_that_runs_is_mended(flee
         wait_state(fleet, low, "R")
         wait_running(fleet, long)
         restart(fleet, "server")
-        assert "maintenance" in fleet.vnodes()["n1"].state, "this is what is to be mended"
+        assert "maintenance" in fleet.vnodes()["n1"].state, "this is what is to be fixed"
         fleet.pbs.qmgr("set hook magrathea_vnodes enabled=true")
         wait(fleet, "n1 is usable", lambda: "maintenance" not in fleet.vnodes()["n1"].state, LOOK_S)
         wait_state(fleet, long, "R")
@@ -82,7 +82,7 @@ def test_a_vnode_that_comes_up_in_maintenance_for_a_job_that_runs_is_mended(flee
         wait_all_free(fleet, EXCLUSIVE)
 
 
-def test_an_admins_maintenance_and_offline_survive_restarts_and_all_mending(fleet: OpenPbsCluster) -> None:
+def test_an_admins_maintenance_and_offline_survive_restarts_and_all_repairs(fleet: OpenPbsCluster) -> None:
     with fleet.only(EXCLUSIVE):
         time.sleep(COMPARE_S + 1)  # the hub has seen what a test before this one has left
         wait(fleet, "what was before is forgotten", lambda: is_clean(fleet), LOOK_S)

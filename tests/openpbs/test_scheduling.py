@@ -361,7 +361,7 @@ def cgroups(fleet: OpenPbsCluster) -> Iterator[None]:
                     (CGROUPS / controller / path).rmdir()
 
 
-def test_with_pbs_cgroups_what_escaped_is_stopped_too_and_a_new_mom_is_mended(
+def test_with_pbs_cgroups_what_escaped_is_stopped_too_and_a_new_mom_is_fixed(
     fleet: OpenPbsCluster, cgroups: None
 ) -> None:
     with fleet.only(EAGER):

@@ -123,7 +123,7 @@ def test_a_stale_publication_is_caught_by_the_runjob_hook(fleet: OpenPbsCluster)
         fleet.delete(high)
         fleet.delete(protected)
         fleet.parts["hub"].kill()
-        fleet.start_part("hub")  # at its start it mends what is not as it should be
+        fleet.start_part("hub")  # at its start it fixes what is not as it should be
         wait_all_free(fleet, EXCLUSIVE)
 
 

@@ -127,7 +127,7 @@ def test_exit_code_2_is_wrong_usage(path: Path) -> None:
     assert magrathea("no-such-command").exit_code == 2
 
 
-def test_exit_code_3_is_no_daemon_with_cause_and_mend(path: Path) -> None:
+def test_exit_code_3_is_no_daemon_with_cause_and_fix(path: Path) -> None:
     result = magrathea("status", "--socket", str(path))
     assert result.exit_code == 3
     assert result.stdout == ""

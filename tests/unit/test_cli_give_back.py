@@ -137,7 +137,7 @@ def test_where_pbs_does_not_tell_the_owner_that_is_said(config: Path, processes:
     wait_for(processes["12.srv"], stopped=False)
 
 
-def test_while_the_daemon_runs_it_is_refused_with_the_mend(config: Path, processes: dict[str, int]) -> None:
+def test_while_the_daemon_runs_it_is_refused_with_the_fix(config: Path, processes: dict[str, int]) -> None:
     with answering(config.with_name("control.sock"), b'{"ok":true}\n') as questions:
         result = CliRunner().invoke(command, ["h1", "--yes", "--config", str(config)])
     assert result.exit_code == 1

@@ -1,4 +1,4 @@
-"""The control socket's client: its bounds, and that every trouble names its cause and mend."""
+"""The control socket's client: its bounds, and that every trouble names its cause and fix."""
 
 from __future__ import annotations
 

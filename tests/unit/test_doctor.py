@@ -39,7 +39,7 @@ def domain(name: str, kind: str, **sizes: int) -> str:
 def found(checks: Iterator[Check]) -> dict[str, Status]:
     result = {}
     for check in checks:
-        assert check.status is Status.OK or (check.cause and check.mend), check
+        assert check.status is Status.OK or (check.cause and check.fix), check
         assert check.name not in result
         result[check.name] = check.status
     return result

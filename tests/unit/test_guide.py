@@ -111,13 +111,13 @@ def test_every_key_of_the_agents_file_is_there_with_its_default(tmp_path: Path) 
         assert getattr(said, key) == getattr(default, key), key
 
 
-def test_every_refusal_code_is_there_with_cause_and_mend_and_no_other() -> None:
+def test_every_refusal_code_is_there_with_cause_and_fix_and_no_other() -> None:
     rows = ROW.findall(part("Refusals"))
     in_code = refusal_codes()
     missing = {code: files for code, files in in_code.items() if code not in {row[0] for row in rows}}
     assert not missing, f"not in docs/admin-guide.md: {missing}"
     assert {row[0] for row in rows} == set(in_code)
-    assert all(cause.strip() and mend.strip() for _, cause, mend in rows)
+    assert all(cause.strip() and fix.strip() for _, cause, fix in rows)
 
 
 def test_the_codes_of_the_server_hook_have_a_table_of_their_own() -> None:

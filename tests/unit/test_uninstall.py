@@ -249,10 +249,10 @@ def test_check_tells_what_install_would_refuse() -> None:
         ({"sched_config": 'node_sort_key: "ncpus HIGH"\n'}, "sched_config"),
     ],
 )
-def test_what_gets_in_the_way_is_warned_of_with_a_mend(change: dict[str, object], name: str) -> None:
+def test_what_gets_in_the_way_is_warned_of_with_a_fix(change: dict[str, object], name: str) -> None:
     assert list(checks.warnings(BEFORE, WISH)) == []
     [item] = checks.warnings(replace(BEFORE, **change), WISH)  # type: ignore[arg-type]
-    assert item.name == name and item.status == checks.WARNING and item.text and item.mend
+    assert item.name == name and item.status == checks.WARNING and item.text and item.fix
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,8 @@ def binding() -> Any:
         libvirt: Any = importlib.import_module("libvirt")
     except ImportError as error:
         text = "the libvirt driver needs libvirt's Python binding, which this Python does not find"
-        mend = "install magrathea[libvirt], or Debian's python3-libvirt for the system's own Python"
-        raise DriverError("not-supported", f"{text} ({error}); {mend}") from error
+        fix = "install magrathea[libvirt], or Debian's python3-libvirt for the system's own Python"
+        raise DriverError("not-supported", f"{text} ({error}); {fix}") from error
     with _loop_lock:
         if not _loop_runs:
             libvirt.registerErrorHandler(lambda context, error: None, None)  # what fails is raised, and not printed

@@ -285,9 +285,9 @@ class LocalDriver:
         if members is not None:
             await self._call(f"ending domain {domain}", lambda: _kill(domain, members))
 
-    def _unable(self, domain: str, what: str, mend: str) -> None:
+    def _unable(self, domain: str, what: str, fix: str) -> None:
         self._check(domain)
-        raise DriverError("not-supported", f"domain {domain}: the local driver cannot {what} it; {mend}")
+        raise DriverError("not-supported", f"domain {domain}: the local driver cannot {what} it; {fix}")
 
     async def close(self) -> None:
         if self._watcher is not None:

@@ -221,7 +221,7 @@ def pause_s(standing: Standing) -> float:
     return timer.when - time.monotonic()
 
 
-def test_a_stop_that_needed_no_mending_for_long_is_looked_after_less_often(
+def test_a_stop_undisturbed_for_long_is_looked_after_less_often(
     standing: Standing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert pause_s(standing) <= SWEEP_S
@@ -239,7 +239,7 @@ def test_what_had_to_be_stopped_again_is_looked_after_as_at_first(
 ) -> None:
     monkeypatch.setattr(sweeper, "CALM_AFTER_S", 600.0)
     standing.settle()
-    standing.sweeper.mended_at = time.monotonic() - 700
+    standing.sweeper.disturbed_at = time.monotonic() - 700
     assert pause_s(standing) > SWEEP_S
     standing.process.send_signal(signal.SIGCONT)
     assert standing.looks_of_a_glance() == 1

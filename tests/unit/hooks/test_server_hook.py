@@ -134,7 +134,7 @@ def test_a_job_on_several_slots_is_looked_at_once(run: Run) -> None:
     assert run(job("2.srv", "priority", "p1"), vnodes, job("1.srv", "preemptible", "n1")).accepted
 
 
-def test_without_a_class_on_a_managed_vnode_the_mend_is_named(run: Run) -> None:
+def test_without_a_class_on_a_managed_vnode_the_fix_is_named(run: Run) -> None:
     refused = run(job("2.srv", None, "n1"), exclusive())
     assert code(refused) == "no-class"
     assert "default_chunk.magrathea_accepts" in refused.message

@@ -119,7 +119,7 @@ def test_changes_that_come_faster_than_they_can_be_published_become_one(publishi
     assert pbs.count("set_vnode") <= 3
 
 
-def test_what_somebody_changed_is_mended_at_the_next_comparison_and_told(
+def test_what_somebody_changed_is_fixed_at_the_next_comparison_and_told(
     publishing: Publishing, pbs: FakePbs, caplog: pytest.LogCaptureFixture
 ) -> None:
     publishing.publisher.want({"n1": {ACCEPTS: "none"}})
@@ -127,7 +127,7 @@ def test_what_somebody_changed_is_mended_at_the_next_comparison_and_told(
     pbs.connect().set_vnode("n1", {ACCEPTS: "priority"})
     with caplog.at_level(logging.WARNING):
         publishing.publisher.compare()
-        wait(lambda: publishing.shown("n1", ACCEPTS) == "none", "mending")
+        wait(lambda: publishing.shown("n1", ACCEPTS) == "none", "the repair")
     assert "n1" in caplog.text
     assert "set to none again" in caplog.text
 

@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_told_in_mib() -> None:
         (domain("n 1"), "virsh domrename"),
     ],
 )
-def test_what_cannot_be_handled_is_refused_with_the_mend(xml: str, says: str) -> None:
+def test_what_cannot_be_handled_is_refused_with_the_fix(xml: str, says: str) -> None:
     why = adopt.obstacle(adopt.parse(xml))
     assert says in why
     assert "=service`" in why

@@ -1,4 +1,4 @@
-"""The configuration file: what is good, what is refused by name, line and mend, and what a reload takes over."""
+"""The configuration file: what is good, what is refused by name, line and fix, and what a reload takes over."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_good_file_becomes_a_host(tmp_path: Path) -> None:
         ("memory_mib = 1024", "memory_mib = 1000000", 21, ("`memory_mib` in [domain.backup]", "7680 MiB")),
     ],
 )
-def test_a_mistake_is_named_with_line_and_mend(
+def test_a_mistake_is_named_with_line_and_fix(
     tmp_path: Path, old: str, new: str, line: int, words: tuple[str, ...]
 ) -> None:
     assert GOOD.count(old) == 1
