@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from magrathea_lab.clusters.openpbs_cluster import HEAD, Cluster, unavailable
-from magrathea_lab.clusters.openpbs_fleet import USER, OpenPbsCluster
+from magrathea_lab.clusters.openpbs import USER, OpenPbsCluster
+from magrathea_lab.clusters.private_openpbs import HEAD, Cluster, unavailable
 from magrathea_lab.fleet import DomainSpec, HostSpec
 
 from .figure import Figure, at_most, missing, run

@@ -1,6 +1,6 @@
 """What a small cluster of Magrathea looks like: hosts, domains, and every part's own configuration file.
 
-The same for the stand-in (embedded.py) and for OpenPBS (openpbs_fleet.py). Nothing is started here.
+The same for the stand-in (standin.py) and for OpenPBS (openpbs.py). Nothing is started here.
 """
 
 from __future__ import annotations

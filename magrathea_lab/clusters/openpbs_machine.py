@@ -1,4 +1,4 @@
-"""The processes that make machines out of namespaces, for openpbs_cluster.py. Run as a program, as root, on Linux.
+"""The processes that make machines out of namespaces, for private_openpbs.py. Run as a program, as root, on Linux.
 
   supervise DIR   outside: starts `root`, ends everything when its standard input closes (its owner has ended,
                   however that came about) and removes DIR

@@ -1,8 +1,8 @@
 """`magrathea demo`: jobs that compute, priority jobs that push them aside, and the proof that nothing was lost.
 
 Everything of Magrathea is real (hub, node daemons, agents, hook files, processes that are really stopped); PBS is
-stood in (embedded.py), or real with `--pbs openpbs` (openpbs_fleet.py). With `--driver libvirt` the domains are virtual
-machines, and another story is told (guest_demo.py).
+stood in (standin.py), or real with `--pbs openpbs` (openpbs.py). With `--driver libvirt` the domains are virtual
+machines, and another story is told (guest_story.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 import click
 
 from ..scenarios.scenarios import Cluster, Failed
-from ..scenarios.work import result
+from ..work import result
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -284,23 +284,23 @@ def percentile(values: list[float], percent: float) -> float:
 
 def make_story(driver: str) -> Story:
     if driver == "libvirt":
-        from .guest_demo import GuestStory
+        from .guest_story import GuestStory
 
         return GuestStory()
     return ProcessStory()
 
 
 def make_cluster(kind: str, driver: str) -> DemoCluster:
-    """Raises openpbs_cluster.Unavailable, guest_demo.Unavailable."""
+    """Raises private_openpbs.Unavailable, guest_story.Unavailable."""
     if driver == "libvirt":
-        from .guest_demo import make
+        from .guest_story import make
 
         return make()
     if kind == "openpbs":
-        from ..clusters.openpbs_fleet import OpenPbsCluster
+        from ..clusters.openpbs import OpenPbsCluster
 
         return OpenPbsCluster()
-    from ..clusters.embedded import StandInCluster
+    from ..clusters.standin import StandInCluster
 
     return StandInCluster()
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ..scenarios.scenarios import Cluster, Failed, JobView, VnodeView
-from ..scenarios.work import STARTED_ONCE, held, result
+from ..work import STARTED_ONCE, held, result
 
 LOOK_S = 0.1
 RESUMING_S = 0.3

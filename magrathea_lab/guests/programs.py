@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from .. import processes
+from .. import processes, work
 from ..pbs_standin import mom, pbs_module
-from ..scenarios import work
 
 MODULES = (processes, mom, pbs_module, work)
 """Standard library only: a guest has nothing else."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from ..fleet import ANOTHER, COUNTED, EXCLUSIVE, HostSpec
-from .work import STARTED_ONCE, result
+from ..work import STARTED_ONCE, result
 
 T = TypeVar("T")
 

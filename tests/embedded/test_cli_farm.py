@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from magrathea import client
 from magrathea.cli import main
-from magrathea_lab.clusters.embedded import StandInCluster
+from magrathea_lab.clusters.standin import StandInCluster
 
 BOUND_S = 30.0
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from magrathea_lab.clusters.embedded import StandInCluster
+from magrathea_lab.clusters.standin import StandInCluster
 from magrathea_lab.fleet import HostSpec
 from magrathea_lab.scenarios.scenarios import SCENARIOS, Scenario
 

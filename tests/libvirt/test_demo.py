@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from magrathea_lab.demo.guest_demo import parts_of
+from magrathea_lab.demo.guest_story import parts_of
 
 from ..embedded.test_demo import AS_NOBODY, LAST_LINE, left_behind, start
 

@@ -1,7 +1,7 @@
 """A cluster of OpenPBS whose execution hosts are real guests: two physical hosts in small, each with a libvirtd, a node
 daemon and two guests of QEMU. MoM, the agent and the MoM hook run inside the guests.
 
-The PBS server and the hub are in a machine of openpbs_cluster.py, whose bridge the guests' taps belong to. A guest's
+The PBS server and the hub are in a machine of private_openpbs.py, whose bridge the guests' taps belong to. A guest's
 root is made of Debian's packages; OpenPBS is put in at run time, as it is installed here.
 
 Rule 1: the guests share no file system with the server's machine: MoM leaves a job's output in the guest, where
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from magrathea_lab import fleet
-from magrathea_lab.clusters.openpbs_cluster import FIRST_UID, HEAD, Cluster
-from magrathea_lab.clusters.openpbs_fleet import KILL_DELAY_S, UPKEEP_S, USER, OpenPbsCluster
+from magrathea_lab.clusters.openpbs import KILL_DELAY_S, UPKEEP_S, USER, OpenPbsCluster
+from magrathea_lab.clusters.private_openpbs import FIRST_UID, HEAD, Cluster
 from magrathea_lab.fleet import DomainSpec, HostSpec
 from magrathea_lab.guests.image import NETWORK_MODULES, Extra
 from magrathea_lab.guests.private_libvirtd import QEMU_USER

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from magrathea_lab.clusters.openpbs_cluster import HEAD
-from magrathea_lab.clusters.openpbs_fleet import USER, OpenPbsCluster
+from magrathea_lab.clusters.openpbs import USER, OpenPbsCluster
+from magrathea_lab.clusters.private_openpbs import HEAD
 from magrathea_lab.scenarios.scenarios import PAUSE_S, STILL_S, require, wait, wait_running, wait_state, wait_stoppable
 
 LONG = 100_000

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from magrathea_lab.clusters import openpbs_machine
-from magrathea_lab.clusters.openpbs_fleet import OpenPbsCluster
+from magrathea_lab.clusters.openpbs import OpenPbsCluster
 
 PATIENCE_S = 20.0
 

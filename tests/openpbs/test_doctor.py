@@ -6,8 +6,8 @@ from __future__ import annotations
 import json
 import sys
 
-from magrathea_lab.clusters.openpbs_cluster import HEAD, HOST
-from magrathea_lab.clusters.openpbs_fleet import OpenPbsCluster
+from magrathea_lab.clusters.openpbs import OpenPbsCluster
+from magrathea_lab.clusters.private_openpbs import HEAD, HOST
 
 
 def doctor(fleet: OpenPbsCluster, machine: str, part: str, *options: str) -> tuple[int, dict[str, str]]:

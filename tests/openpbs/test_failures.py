@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from magrathea_lab.clusters.openpbs_cluster import HEAD
-from magrathea_lab.clusters.openpbs_fleet import OpenPbsCluster
+from magrathea_lab.clusters.openpbs import OpenPbsCluster
+from magrathea_lab.clusters.private_openpbs import HEAD
 from magrathea_lab.fleet import EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
     goes_on,

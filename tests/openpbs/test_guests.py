@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from magrathea_lab.clusters.openpbs_fleet import USER
+from magrathea_lab.clusters.openpbs import USER
 from magrathea_lab.scenarios.scenarios import require, wait, wait_all_free, wait_domain, wait_state, wait_stoppable
 
 from .guests import FLOOR_MIB, HOSTS, SIZE_MIB, Fleet

@@ -14,7 +14,7 @@ import zmq
 
 from magrathea.core.model import JobClass, Kind, Mode
 from magrathea.messages import BadMessage, Books, DomainReport, JobReport, decode_to_host, encode
-from magrathea_lab.clusters.openpbs_cluster import HEAD, Cluster, Process
+from magrathea_lab.clusters.private_openpbs import HEAD, Cluster, Process
 from tests.unit.hub.builders import domain, report, snapshot
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from magrathea_lab.clusters.openpbs_cluster import HEAD, Cluster
+from magrathea_lab.clusters.private_openpbs import HEAD, Cluster
 from magrathea_lab.fleet import ROOT
 
 PRINTED = ("print server", "print resource", "print node @default", "print hook", "print sched")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from magrathea_lab.clusters.openpbs_fleet import KILL_DELAY_S, USER, OpenPbsCluster
+from magrathea_lab.clusters.openpbs import KILL_DELAY_S, USER, OpenPbsCluster
 from magrathea_lab.fleet import EXCLUSIVE, MOM_HOOK
 from magrathea_lab.scenarios.scenarios import (
     goes_on,

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from magrathea_lab.clusters.openpbs_cluster import HEAD
-from magrathea_lab.clusters.openpbs_fleet import USER, OpenPbsCluster
+from magrathea_lab.clusters.openpbs import USER, OpenPbsCluster
+from magrathea_lab.clusters.private_openpbs import HEAD
 from magrathea_lab.fleet import EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
     STILL_S,

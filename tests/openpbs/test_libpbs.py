@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from magrathea_lab.clusters.openpbs_cluster import FIRST_UID, HEAD, USERS, Cluster
+from magrathea_lab.clusters.private_openpbs import FIRST_UID, HEAD, USERS, Cluster
 from scheduler_plugin.pbs.base import Code
 
 ROOT = Path(__file__).parents[2]

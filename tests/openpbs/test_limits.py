@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from magrathea_lab.clusters.openpbs_fleet import OpenPbsCluster
+from magrathea_lab.clusters.openpbs import OpenPbsCluster
 from magrathea_lab.fleet import HostSpec, toml
 from magrathea_lab.scenarios.scenarios import (
     STILL_S,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from magrathea_lab.clusters.openpbs_fleet import OpenPbsCluster
+from magrathea_lab.clusters.openpbs import OpenPbsCluster
 from magrathea_lab.fleet import COUNTED, EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
     goes_on,

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from magrathea_lab.clusters.openpbs_cluster import HEAD, Process
-from magrathea_lab.clusters.openpbs_fleet import OpenPbsCluster
+from magrathea_lab.clusters.openpbs import OpenPbsCluster
+from magrathea_lab.clusters.private_openpbs import HEAD, Process
 from magrathea_lab.fleet import EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
     goes_on,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from magrathea_lab.clusters.openpbs_fleet import UPKEEP_S, OpenPbsCluster
+from magrathea_lab.clusters.openpbs import UPKEEP_S, OpenPbsCluster
 from magrathea_lab.fleet import EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
     goes_on,

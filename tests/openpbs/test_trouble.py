@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from magrathea_lab.clusters.openpbs_cluster import HEAD
-from magrathea_lab.clusters.openpbs_fleet import PERIODIC_S, UPKEEP_S, OpenPbsCluster
+from magrathea_lab.clusters.openpbs import PERIODIC_S, UPKEEP_S, OpenPbsCluster
+from magrathea_lab.clusters.private_openpbs import HEAD
 from magrathea_lab.fleet import EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
     goes_on,

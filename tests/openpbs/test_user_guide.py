@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from magrathea_lab.clusters.openpbs_cluster import HEAD
-from magrathea_lab.clusters.openpbs_fleet import OpenPbsCluster
+from magrathea_lab.clusters.openpbs import OpenPbsCluster
+from magrathea_lab.clusters.private_openpbs import HEAD
 from magrathea_lab.fleet import EXCLUSIVE
 from tests.documents import ROOT, blocks
 

@@ -21,7 +21,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from magrathea_lab.clusters import openpbs_machine
-from magrathea_lab.clusters.openpbs_cluster import HEAD, HOST, Cluster
+from magrathea_lab.clusters.private_openpbs import HEAD, HOST, Cluster
 from tests.documents import ROOT, Block, blocks, says
 
 from .test_install import picture

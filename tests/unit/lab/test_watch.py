@@ -11,8 +11,8 @@ from magrathea_lab.demo.demo import percentile, switch_times_ms
 from magrathea_lab.demo.watch import Stop, Watch, Watched
 from magrathea_lab.fleet import EXCLUSIVE, HostSpec
 from magrathea_lab.scenarios.scenarios import Failed, JobView, VnodeView
-from magrathea_lab.scenarios.work import MIB, Memory, held, result
-from magrathea_lab.scenarios.work import main as work
+from magrathea_lab.work import MIB, Memory, held, result
+from magrathea_lab.work import main as work
 
 RIGHT = f"{result(3)}\nstarted 1 times\nlongest pause 0.10 s\n"
 

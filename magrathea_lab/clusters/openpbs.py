@@ -1,9 +1,9 @@
-"""Magrathea on a private OpenPBS cluster: the same parts, configurations and scenarios as embedded.py has.
+"""Magrathea on a private OpenPBS cluster: the same parts, configurations and scenarios as standin.py has.
 
     with OpenPbsCluster([EXCLUSIVE, COUNTED]) as cluster:
         job = cluster.submit("low", 100)
 
-Every domain is a machine of openpbs_cluster.py with its own MoM and agent; a host is some of them and a node daemon
+Every domain is a machine of private_openpbs.py with its own MoM and agent; a host is some of them and a node daemon
 beside them; the hub runs on the PBS server's machine. PBS is set up by `magrathea pbs install` itself.
 """
 
@@ -19,11 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .. import fleet
+from .. import fleet, work
 from ..fleet import BOTH, HostSpec
-from ..scenarios import work
 from ..scenarios.scenarios import PAUSE_S, JobView, VnodeView
-from .openpbs_cluster import HEAD, HOST, PBS_HOME, Cluster, Process, Timeout
+from .private_openpbs import HEAD, HOST, PBS_HOME, Cluster, Process, Timeout
 
 USER = "alice"
 PERIODIC_S = 5
@@ -66,7 +65,7 @@ class OpenPbsCluster:
     # Up and down
 
     def start(self, progress: Callable[[str], None] = lambda text: None) -> None:
-        """Bring all parts up; all domains are `free` afterwards. Raises openpbs_cluster's errors."""
+        """Bring all parts up; all domains are `free` afterwards. Raises private_openpbs's errors."""
         progress("OpenPBS: a server with its scheduler, and a MoM for every domain, each in namespaces of its own")
         self.pbs.start()
         progress("magrathea pbs install: resources, hooks, queues")
@@ -192,7 +191,7 @@ class OpenPbsCluster:
                 self.pbs.run(HEAD, ["pbsnodes", "-r", *others])
 
     def restore(self) -> None:
-        """Whatever a test left: no jobs, all parts running, all domains free. Raises openpbs_cluster.Timeout."""
+        """Whatever a test left: no jobs, all parts running, all domains free. Raises private_openpbs.Timeout."""
         left = self.pbs.run(HEAD, ["qselect"]).stdout.split()
         if left:
             self.pbs.run(HEAD, ["qdel", "-W", "force", *left], check=False, timeout=60)

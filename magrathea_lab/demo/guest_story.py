@@ -19,7 +19,7 @@ from .demo import PATIENCE_S, STYLES, DemoCluster, Screen, columns, runs
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..clusters.guest_cluster import GuestCluster
+    from ..clusters.guests import GuestCluster
     from .watch import Watch, Watched
 
 LOW_STEPS, HIGH_STEPS = 100, 20
@@ -56,7 +56,7 @@ def make() -> DemoCluster:
     if (why := needs.missing()) is not None:
         how = "" if os.geteuid() == 0 else "; as root: magrathea demo --driver libvirt"
         raise Unavailable(f"virtual machines cannot be had here: {why}{how}")
-    from ..clusters.guest_cluster import GuestCluster
+    from ..clusters.guests import GuestCluster
 
     return GuestCluster()
 
@@ -195,14 +195,14 @@ def _goes_on(watch: Watch, job: Watched) -> bool:
 
 
 def _guests(watch: Watch) -> GuestCluster:
-    from ..clusters.guest_cluster import GuestCluster
+    from ..clusters.guests import GuestCluster
 
     assert isinstance(watch.cluster, GuestCluster)
     return watch.cluster
 
 
 def _submit(watch: Watch, queue: str, name: str, steps: int, memory_mib: int) -> Watched:
-    from ..clusters.guest_cluster import held_mib
+    from ..clusters.guests import held_mib
 
     select = f"1:ncpus=1:mem={memory_mib}mb" if memory_mib else "1:ncpus=1"
     return watch.submit(queue, name, steps, 1, select, held_mib(memory_mib))

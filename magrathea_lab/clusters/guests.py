@@ -29,7 +29,7 @@ from ..guests.xml import guest_xml
 from ..pbs_standin import mom
 from ..pbs_standin.client import Client
 from ..scenarios.scenarios import PAUSE_S
-from .embedded import StandInCluster
+from .standin import StandInCluster
 
 GUEST_MIB, FLOOR_MIB, SWAP_MIB = 384, 176, 384
 HOST = HostSpec(
@@ -67,7 +67,7 @@ def held_mib(memory_mib: int) -> int:
 
 
 class GuestCluster(StandInCluster):
-    """See the module. Raises what libvirt raises, and guest_image.NoImage, private_libvirtd.NoLibvirt at its start."""
+    """See the module. Raises what libvirt raises, and image.NoImage, private_libvirtd.NoLibvirt at its start."""
 
     start_s = START_S
     noded_options = ("--log-level", "debug")

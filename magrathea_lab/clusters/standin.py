@@ -21,10 +21,9 @@ from typing import Any
 from magrathea.client import status
 from scheduler_plugin.pbs.base import PbsError
 
-from .. import fleet
+from .. import fleet, work
 from ..fleet import BOTH, HostSpec
 from ..pbs_standin.client import Client
-from ..scenarios import work
 from ..scenarios.scenarios import PAUSE_S, JobView, VnodeView
 from .keeper import Keeper, Part
 
