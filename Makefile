@@ -26,7 +26,7 @@ help: ## this text
 
 setup: .venv/stamp ## virtual environment with everything pinned (quick when up to date)
 
-.venv/stamp: pyproject.toml constraints.txt
+.venv/stamp: pyproject.toml constraints.txt magrathea/__init__.py
 	@test -n "$(PYTHON)" || { echo "make setup: no Python 3.11 or later found; install one, or name it: make setup PYTHON=..." >&2; exit 1; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { \
 	  rm -rf .venv; echo "make setup: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
