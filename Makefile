@@ -52,7 +52,8 @@ demo: setup ## see it work, under two minutes: no root, no PBS needed
 	@$(if $(filter libvirt,$(DRIVER)),$(BINDING),:)
 	$(BIN)/magrathea demo $(if $(PBS),--pbs $(PBS)) $(if $(DRIVER),--driver $(DRIVER))
 
-lint: setup ## ruff and mypy --strict
+lint: setup ## format, ruff and mypy --strict
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
