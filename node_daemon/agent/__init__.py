@@ -26,7 +26,7 @@ Laws of this package:
 | `procfs`, `signals`, `own_process` | reading /proc; signals that hit nobody else; the agent's own process |
 | `jobs` | `Job` and `Proc`: what is known of a job and of a process |
 | `cgroups`, `changes`, `finder` | which processes are a job's, and whether anything has changed |
-| `loop` | the event loop |
+| `loop`, `children` | the event loop; child processes |
 | `sweeper`, `stopper`, `ender` | standing orders: when to look; stopping and continuing; the end of stopped jobs |
 | `pager`, `advice` | memory of stopped jobs: out to swap and back |
 | `lines`, `transports`, `channel` | the guest channel to the node daemon |

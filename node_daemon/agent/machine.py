@@ -1,9 +1,9 @@
 """The guest as a machine: its clock and its power."""
 
 import os
-import signal
 import time
 
+from .children import Child
 from .log import log
 from .loop import Loop
 from .values import BadValue, refusal
@@ -86,23 +86,9 @@ class Machine:
         return [path, *command[1:]] if path else []
 
     def _run(self, command: "List[str]") -> None:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                os.setsid()
-                signal.set_wakeup_fd(-1)
-                for number in (signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                    signal.signal(number, signal.SIG_DFL)
-                os.execve(command[0], command, {"PATH": ":".join(self.PLACES)})
-            except OSError as error:
-                os.write(2, ("%s: %s\n" % (command[0], error.strerror)).encode())
-            finally:
-                os._exit(127)
-        self.loop.after(0.1, lambda: self._reap(pid, 0.1))
+        def ended(status: int) -> None:
+            if status:
+                log.warning("power off: its command ended with status %d" % status)
 
-    def _reap(self, pid: int, pause: float) -> None:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if not ended:
-            self.loop.after(pause, lambda: self._reap(pid, min(2.0, pause * 2)))
-        elif status:
-            log.warning("power off: its command ended with status %d" % status)
+        environment = {"PATH": ":".join(self.PLACES)}
+        Child(self.loop, command[0], lambda output: os.execve(command[0], command, environment), ended)

@@ -2,21 +2,20 @@
 
 import errno
 import os
-import selectors
 import signal
 import time
 
 from .advice import Advisor, Slice, reclaim
 from .cgroups import Cgroups
+from .children import Child
 from .jobs import MAX_JOBS, Job
 from .loop import Loop, Timer
-from .own_process import set_oom_score
 from .procfs import memory_report, status_of
 from .values import BadValue, encode, parse, refusal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, List, NoReturn, Optional, Tuple
+    from typing import Dict, List, Optional, Tuple
 
     from .values import Doc, Key, Reply
 
@@ -37,10 +36,8 @@ class Pager:
         self.loop = loop
         self.cgroups = cgroups
         self.advisor: "Optional[Advisor]" = None
-        self.child = 0
-        self.reply: "Optional[Reply]" = None
-        self.output = -1
-        self.data = b""
+        self.child: "Optional[Child]" = None
+        self.said = b""  # by the child, so far
         self.timer: "Optional[Timer]" = None
         self.walk: "Tuple[str, Tuple[Key, ...]]" = ("", ())  # whose cursor it is
         self.cursor = (0, 0)
@@ -79,7 +76,7 @@ class Pager:
         if os.geteuid() != 0:
             reply(refusal("not-permitted", "only root may move jobs' memory; this agent is uid %d" % os.geteuid()))
             return
-        if self.child:
+        if self.child is not None:
             self._kill()
             reply(refusal("busy", "the slice before is just being ended", 1))
             return
@@ -103,44 +100,34 @@ class Pager:
         self._fork(op, jobs, min(mib, self.MAX_MIB), deadline_s, reply)
 
     def _fork(self, op: str, jobs: "List[Job]", mib: int, deadline_s: float, reply: "Reply") -> None:
-        procs = sorted((proc.start, proc.pid) for job in jobs for proc in job.procs.values())
+        pairs = sorted((proc.start, proc.pid) for job in jobs for proc in job.procs.values())
+        procs = [(pid, start) for start, pid in pairs]
         directories = [path for job in jobs for path in self.cgroups.directories(job.id)] if op == "push-out" else []
-        reading, writing = os.pipe()
-        os.set_blocking(reading, False)
-        pid = os.fork()
-        if pid == 0:
-            self._become(op, [(pid, start) for start, pid in procs], directories, mib, deadline_s, writing)
-        os.close(writing)
-        self.child, self.output, self.data = pid, reading, b""
+
+        def become(output: int) -> None:
+            self._become(op, procs, directories, mib, deadline_s, output)
+
+        def ended(status: int) -> None:
+            self._ended(op, jobs, len(procs), reply)
+
+        self.said = b""
+        self.child = Child(self.loop, op, become, ended, self._output)
         self.timer = self.loop.after(deadline_s + self.LATE_S, self._kill)
-        self.reply = lambda said: self._done(op, jobs, len(procs), said, reply)
-        self.loop.watch(reading, selectors.EVENT_READ, lambda _: self._read())
 
     def _become(
         self, op: str, procs: "List[Tuple[int, int]]", directories: "List[str]", mib: int, limit_s: float, output: int
-    ) -> "NoReturn":
-        """In the child: move, tell, end. It holds nothing of the agent's, or a next agent could not have it."""
-        said: "Doc" = refusal("failed", "the slice ended early")
+    ) -> None:
+        """In the child: move and tell. It holds nothing of the agent's, or a next agent could not have it."""
+        os.closerange(3, output)
+        os.closerange(output + 1, 4096)
         try:
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)
-            os.closerange(3, output)
-            os.closerange(output + 1, 4096)
-            set_oom_score(0)
-            if os.getpriority(os.PRIO_PROCESS, 0) < 0:
-                os.setpriority(os.PRIO_PROCESS, 0, 0)
             said = self._move(op, procs, directories, mib << 20, time.monotonic() + limit_s)
         except OSError as error:
             code = "not-permitted" if error.errno in (errno.EPERM, errno.EACCES) else "failed"
             said = refusal("not-supported" if error.errno == errno.ENOSYS else code, "%s: %s" % (op, error.strerror))
         except Exception as error:  # noqa: BLE001 (told to the daemon; the child ends here in any case)
             said = refusal("failed", "%s: %s: %s" % (op, type(error).__name__, error))
-        finally:
-            try:
-                os.write(output, encode(said))
-            finally:
-                os._exit(0)
+        os.write(output, encode(said))
 
     def _move(
         self, op: str, procs: "List[Tuple[int, int]]", directories: "List[str]", wanted: int, until: float
@@ -157,40 +144,18 @@ class Pager:
 
     # in the agent
 
-    def _read(self) -> None:
-        try:
-            data = os.read(self.output, 65536)
-        except (BlockingIOError, InterruptedError):
-            return
-        self.data += data
-        if data:
-            return
-        self.loop.unwatch(self.output)
-        os.close(self.output)
-        self.output = -1
-        self._reap()
+    def _output(self, data: bytes) -> None:
+        self.said += data
 
-    def _reap(self) -> None:
-        """Its pipe is closed, so it ends; in the midst of a write to a slow disk that takes a moment."""
-        if not os.waitpid(self.child, os.WNOHANG)[0]:
-            self.loop.after(0.005, self._reap)
-            return
-        self.child = 0
+    def _ended(self, op: str, jobs: "List[Job]", procs: int, reply: "Reply") -> None:
+        self.child = None
         if self.timer is not None:
             self.timer.cancel()
-        reply, self.reply = self.reply, None
-        if reply is not None:
-            try:
-                reply(parse(self.data))
-            except BadValue:
-                reply(refusal("timeout", "the slice did not end in time and was given up"))
-
-    def _kill(self) -> None:
-        if self.child:
-            os.kill(self.child, signal.SIGKILL)  # not reaped yet, so certainly the child
-
-    def _done(self, op: str, jobs: "List[Job]", procs: int, said: "Doc", reply: "Reply") -> None:
         self.sums.clear()
+        try:
+            said = parse(self.said)
+        except BadValue:
+            said = refusal("timeout", "the slice did not end in time and was given up")
         if not said["ok"]:
             reply(said)
             return
@@ -199,6 +164,10 @@ class Pager:
         more = index < procs
         self.fetched = self.fetched + said["pages"] if more else 0
         reply(self._answer(op, jobs, said["pages"] * Slice.PAGE >> 20, more))
+
+    def _kill(self) -> None:
+        if self.child is not None:
+            self.child.signal(signal.SIGKILL)
 
     def _answer(self, op: str, jobs: "List[Job]", moved_mib: int, more: bool, no_room: bool = False) -> "Doc":
         """`more`: the walk through their memory is not over, and goes on; `no_room`: it is not over, and cannot."""

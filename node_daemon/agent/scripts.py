@@ -2,19 +2,17 @@
 
 import os
 import re
-import selectors
 import signal
 import stat
-import time
 
+from .children import Child
 from .log import log
 from .loop import Loop
-from .own_process import set_oom_score
 from .values import BadValue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Dict, List, NoReturn, Set
+    from typing import Callable, Dict, List, Set
 
 MAX_SCRIPTS = 8  # running at the same moment
 SCRIPT_GRACE_S = 2.0  # from SIGTERM to SIGKILL
@@ -24,16 +22,60 @@ SCRIPT_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}\Z")
 
 
 class Script:
-    """One running script."""
+    """One running script. Its output goes to the log; when its time is over, it is ended."""
 
-    def __init__(self, path: str, pid: int, output: int, deadline: float) -> None:
+    def __init__(
+        self, loop: Loop, path: str, environment: "Dict[str, str]", limit_s: float, on_end: "Callable[[Script], None]"
+    ) -> None:
+        self.loop = loop
         self.path = path
-        self.pid = pid
-        self.output = output
+        self.environment = environment
+        self.limit_s = limit_s
+        self.on_end = on_end
         self.rest = b""
         self.bytes_left = MAX_SCRIPT_OUTPUT_BYTES
-        self.deadline = deadline
-        self.terminated = False
+        self.child = Child(loop, path, self._become, self._ended, self._output)
+        self.timer = loop.after(limit_s, lambda: self._over_time(signal.SIGTERM))
+
+    def _become(self, output: int) -> None:
+        """In the child: be the script, with nothing of the agent's."""
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.chdir("/")
+        clean = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+        clean.update(self.environment)
+        os.execve(self.path, [self.path], clean)
+
+    def _output(self, data: bytes) -> None:
+        if self.bytes_left <= 0:
+            return
+        self.bytes_left -= len(data)
+        lines = (self.rest + data).split(b"\n")
+        self.rest = lines.pop()[-1024:]
+        for line in lines:
+            self._log(line)
+        if self.bytes_left <= 0:
+            self._log(b"(more output is not logged)")
+
+    def _log(self, line: bytes) -> None:
+        log.info("script %s: %s" % (self.path, line.decode("utf-8", "replace")))
+
+    def _over_time(self, number: int) -> None:
+        log.warning("script %s: over its %g s: signal %d" % (self.path, self.limit_s, number))
+        self.child.signal(number)
+        self.timer = self.loop.after(SCRIPT_GRACE_S, lambda: self._over_time(signal.SIGKILL))
+
+    def _ended(self, status: int) -> None:
+        self.timer.cancel()
+        if self.rest:
+            self._log(self.rest)
+        if os.WIFSIGNALED(status):
+            log.warning("script %s: ended by signal %d" % (self.path, os.WTERMSIG(status)))
+        elif os.WEXITSTATUS(status):
+            log.warning("script %s: exit code %d" % (self.path, os.WEXITSTATUS(status)))
+        self.on_end(self)
 
 
 class Scripts:
@@ -86,95 +128,9 @@ class Scripts:
         if not files:
             over()
             return
-        path, rest = files[0], files[1:]
-        reading, writing = os.pipe()  # both closed in the script by exec
-        os.set_blocking(reading, False)
-        pid = os.fork()
-        if pid == 0:
-            self._become(path, environment, writing)
-        os.close(writing)
-        script = Script(path, pid, reading, time.monotonic() + self.limit_s)
-        self.running.add(script)
-        self.loop.watch(reading, selectors.EVENT_READ, lambda _: self._output(script))
-        self.loop.after(0.02, lambda: self._poll(script, 0.02, lambda: self._next(rest, environment, over)))
 
-    def _become(self, path: str, environment: "Dict[str, str]", output: int) -> "NoReturn":
-        """In the child: be the script, with nothing of the agent's."""
-        try:
-            os.setsid()
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-                signal.signal(number, signal.SIG_DFL)
-            nothing = os.open(os.devnull, os.O_RDONLY)
-            os.dup2(nothing, 0)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-            os.chdir("/")
-            set_oom_score(0)
-            if os.getpriority(os.PRIO_PROCESS, 0) < 0:
-                os.setpriority(os.PRIO_PROCESS, 0, 0)
-            clean = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
-            clean.update(environment)
-            os.execve(path, [path], clean)
-        except OSError as error:
-            os.write(2, ("cannot be run: %s\n" % error.strerror).encode())
-        finally:
-            os._exit(127)
-
-    def _output(self, script: Script) -> None:
-        try:
-            data = os.read(script.output, 4096)
-        except (BlockingIOError, InterruptedError):
-            return
-        if not data:
-            self._close(script)
-            return
-        if script.bytes_left <= 0:
-            return
-        script.bytes_left -= len(data)
-        lines = (script.rest + data).split(b"\n")
-        script.rest = lines.pop()[-1024:]
-        for line in lines:
-            self._say(script, line)
-        if script.bytes_left <= 0:
-            self._say(script, b"(more output is not logged)")
-
-    def _say(self, script: Script, line: bytes) -> None:
-        log.info("script %s: %s" % (script.path, line.decode("utf-8", "replace")))
-
-    def _close(self, script: Script) -> None:
-        if script.output >= 0:
-            self.loop.unwatch(script.output)
-            os.close(script.output)
-            script.output = -1
-            if script.rest:
-                self._say(script, script.rest)
-                script.rest = b""
-
-    def _poll(self, script: Script, pause: float, then: "Callable[[], None]") -> None:
-        pid, status = os.waitpid(script.pid, os.WNOHANG)
-        if pid:
-            while script.output >= 0 and script.bytes_left > 0:
-                left = script.bytes_left
-                self._output(script)
-                if script.bytes_left == left:
-                    break
-            self._close(script)
+        def ended(script: Script) -> None:
             self.running.discard(script)
-            if os.WIFSIGNALED(status):
-                log.warning("script %s: ended by signal %d" % (script.path, os.WTERMSIG(status)))
-            elif os.WEXITSTATUS(status):
-                log.warning("script %s: exit code %d" % (script.path, os.WEXITSTATUS(status)))
-            then()
-            return
-        now = time.monotonic()
-        if now >= script.deadline:  # not reaped yet, so pid and session are certainly the script's
-            number = signal.SIGKILL if script.terminated else signal.SIGTERM
-            log.warning("script %s: over its %g s: signal %d" % (script.path, self.limit_s, number))
-            try:
-                os.killpg(script.pid, number)
-            except ProcessLookupError:
-                os.kill(script.pid, number)  # it has not come to lead its group yet
-            script.terminated = True
-            script.deadline = now + SCRIPT_GRACE_S
-        self.loop.after(pause, lambda: self._poll(script, min(pause * 2, 0.5), then))
+            self._next(files[1:], environment, over)
+
+        self.running.add(Script(self.loop, files[0], environment, self.limit_s, ended))
