@@ -218,7 +218,7 @@ class PartsAsked(Message, frozen=True, tag="parts-asked"):
 
 
 class UnreadyPart(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """See core/parts.py. `text` names its host, too."""
+    """See core/readiness.py. `text` names its host, too."""
 
     stage: Stage
     text: Sentence

@@ -20,19 +20,19 @@ from magrathea.configuration import ConfigurationError
 from magrathea.core import events as ev
 from magrathea.core import machine
 from magrathea.core.model import Amount, Host, JobKey
-from magrathea.core.parts import Unready
 from magrathea.core.plan import Order, Orders, Step
+from magrathea.core.readiness import Unready
 from magrathea.core.states import state_of
 from magrathea.messages import RefusedClaim, Snapshot
 
 from . import snapshot as snapshots
-from .admin import Admin
 from .claims.channel import GuestChannel, qemu_user
 from .claims.claims import Guests
 from .clock import Clock
 from .configuration import Configuration, changes, read
+from .control_operations import Admin
 from .facts import NOT_CONFIGURED, differs, fitted, without_leftovers
-from .hubclient import HubClient
+from .hub_client import HubClient
 from .hypervisor.base import Driver, DriverError, Others
 from .journal import Book, Journal, JournalError, NoJournal, Since, open_journal, salvage
 from .life.life import Life

@@ -97,9 +97,9 @@ def take_lock(state_dir: Path) -> int:
 
 async def run(configuration: Configuration, path: Path) -> None:
     """Until SIGTERM or SIGINT. Raises CannotStart."""
-    from .crash import from_environment
+    from .crash_test_hook import from_environment
     from .daemon import Daemon
-    from .hubclient import HubError
+    from .hub_client import HubError
     from .hypervisor.base import Driver, DriverError
     from .hypervisor.local.driver import LocalDriver
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from magrathea.cli import sources
-from magrathea.cli.orders import tell
+from magrathea.cli.host_actions import tell
 
 _target = click.argument("domain", shell_complete=sources.names)
 _when_idle = click.option(

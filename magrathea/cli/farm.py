@@ -8,11 +8,12 @@ import click
 import msgspec
 from msgspec import to_builtins
 
-from magrathea import client, foresight, qstat
+from magrathea import client, qstat
 from magrathea.cli import sources, view
 from magrathea.core.model import JobClass, State
 from magrathea.messages import Chunk, DomainReport, JobReport, Outlook, Snapshot
-from magrathea.names import fold
+from magrathea.name_folding import fold
+from magrathea.preview import outlook_farm
 
 NOT_WELL, USAGE = 1, 2
 
@@ -115,7 +116,7 @@ def explain(job: str, hub_option: str | None, socket_option: str | None, form: s
     except (qstat.NoQstat, ValueError) as error:
         click.echo(f"magrathea explain: no host has {job}, and PBS does not explain it: {error}", err=True)
         raise click.exceptions.Exit(NOT_WELL) from error
-    outlook = foresight.outlook_farm(known.hosts, qstat.class_of_select(select), asked)
+    outlook = outlook_farm(known.hosts, qstat.class_of_select(select), asked)
     facts = {name: str(attributes.get(name, "")) for name in ("job_state", "queue", "comment")}
     if form == "table":
         comment = facts["comment"] or "no comment"
@@ -179,7 +180,7 @@ def preview(
 
 def _outlook(cls: JobClass, asked: list[Chunk], socket_option: str | None, hub_option: str | None) -> Outlook:
     if sources.by_hub(socket_option, hub_option):
-        return foresight.outlook_farm(sources.farm("preview", None, hub_option).hosts, cls, asked)
+        return outlook_farm(sources.farm("preview", None, hub_option).hosts, cls, asked)
     request = {"op": "preview", "cls": cls.value, "chunks": asked}
     try:
         return msgspec.json.decode(client.ask(client.socket_path(socket_option), request), type=Outlook)

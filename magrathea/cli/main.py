@@ -18,10 +18,14 @@ from magrathea import __version__
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+HOST_ACTIONS = ("clear", "drain", "pause", "reload", "undrain", "unpause")
 BUILT_IN = {
     "status": "magrathea.cli.status:status",
     **{name: f"magrathea.cli.farm:{name}" for name in ("explain", "hosts", "preview")},
-    **{name: f"magrathea.cli.orders:{name}" for name in ("clear", "drain", "pause", "reload", "undrain", "unpause")},
+    **{
+        name: f"magrathea.cli.host_actions:{name}"
+        for name in ("clear", "drain", "pause", "reload", "undrain", "unpause")
+    },
     "domain": "magrathea.cli.domain:domain",
     "completion": "magrathea.cli.completion:completion",
     "history": "magrathea.cli.history:history",

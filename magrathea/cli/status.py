@@ -76,9 +76,9 @@ def _tables(snapshots: list[Snapshot]) -> list[str]:
 
 def _in_guest(form: str) -> Look:
     """This guest's domain, by its agent."""
-    from magrathea.cli import guest
+    from magrathea.cli import guest_status
 
-    text, well = guest.told(form)
+    text, well = guest_status.told(form)
     return Look(text, OK if well else TROUBLE)
 
 

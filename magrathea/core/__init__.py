@@ -8,6 +8,6 @@ To be read in this order; each file imports only from those above it (life.py fr
     states.py      what a domain is in one word, what it accepts, what PBS is told
     machine.py     what each event changes: the only place where facts change
     plan.py        the steps from what is to what should be: orders, CPUs, memory
-    parts.py       when a job of several parts may begin
+    readiness.py   when a job of several parts may begin
     life.py        the same for a domain's life: boot, shutdown, saving
 """

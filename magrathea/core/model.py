@@ -81,8 +81,8 @@ class State(StrEnum):
 
 
 class Stage(StrEnum):
-    """How far a job's part is that is not ready (parts.py): its memory is on its way, or will not come, or nothing is
-    known of it."""
+    """Why a part of a job is not ready (readiness.py): its memory is on its way, or will not come, or nobody reports
+    the part."""
 
     COMING = "coming"
     SHORT = "short"

@@ -18,7 +18,7 @@ from typing import Any
 
 import libvirt
 
-from node_daemon.hypervisor.libvirt.values import CpuControl, How
+from node_daemon.hypervisor.libvirt.translation import CpuControl, How
 
 from .. import fleet
 from ..fleet import DomainSpec, HostSpec

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from magrathea.core import events as ev
 from magrathea.core import plan
 from magrathea.core.model import Host, JobKey, Stage
-from magrathea.core.parts import Unready, held_back, unready
+from magrathea.core.readiness import Unready, held_back, unready
 
 from ..hypervisor.base import Driver
 from ..switch.switch import Switch

@@ -12,7 +12,7 @@ from magrathea.client import farm as ask_farm
 from magrathea.core.events import Booking
 from magrathea.core.model import JobKey
 from magrathea.messages import Snapshot
-from node_daemon.hubclient import HubClient
+from node_daemon.hub_client import HubClient
 from scheduler_plugin.hub import configuration, keys
 from scheduler_plugin.hub.publish import STATE
 from scheduler_plugin.hub.server import Hub

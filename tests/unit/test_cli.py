@@ -268,7 +268,7 @@ def in_guest(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = path.with_name("agent.json")
     file.write_text(json.dumps({"socket": str(path)}), encoding="utf-8")
     monkeypatch.setenv("MAGRATHEA_AGENT_CONF", str(file))
-    monkeypatch.setattr("magrathea.cli.guest.time.time", lambda: AT)
+    monkeypatch.setattr("magrathea.cli.guest_status.time.time", lambda: AT)
     return path
 
 

@@ -15,11 +15,12 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magrathea import foresight, qstat
+from magrathea import qstat
 from magrathea.cli import main
 from magrathea.core.model import JobClass, Kind, State
 from magrathea.messages import Chunk, DomainReport, FarmView, HostView, Outlook, Snapshot, encode
-from magrathea.names import fold
+from magrathea.name_folding import fold
+from magrathea.preview import outlook_farm
 
 from .fake_control import AT, PREEMPTION, answering, domain, job, snapshot
 
@@ -145,7 +146,7 @@ def test_a_select_that_cannot_be_read_is_wrong_usage(path: Path, wrong: list[str
 
 def test_a_silent_host_accepts_nothing_in_a_preview() -> None:
     views = [HostView(live=False, snapshot=WOULD)]
-    outlook = foresight.outlook_farm(views, JobClass.PRIORITY, [Chunk(1, 1)])
+    outlook = outlook_farm(views, JobClass.PRIORITY, [Chunk(1, 1)])
     assert {answer.code for answer in outlook.chunks[0].answers} == {"host-unknown"}
     assert not outlook.fits
 
@@ -167,7 +168,7 @@ def would(host: str, victim: str, cpus: int = 2) -> Snapshot:
 
 
 def outlook(hosts: list[Snapshot], *chunks: Chunk, cls: JobClass = JobClass.PRIORITY) -> Outlook:
-    return foresight.outlook_farm([HostView(live=True, snapshot=host) for host in hosts], cls, chunks)
+    return outlook_farm([HostView(live=True, snapshot=host) for host in hosts], cls, chunks)
 
 
 def places(found: Outlook) -> list[tuple[int, str, str, list[str]]]:

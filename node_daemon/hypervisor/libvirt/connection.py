@@ -17,8 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..base import DriverError
-from .calls import in_own_thread
-from .values import error_code
+from .translation import error_code
+from .worker_threads import in_own_thread
 
 log = logging.getLogger(__name__)
 

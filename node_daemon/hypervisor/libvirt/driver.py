@@ -1,7 +1,7 @@
 """The driver whose domains are libvirt's: virtual machines of QEMU/KVM and Xen, containers of LXC.
 
 Rule 1: the event loop never waits for libvirt. Reading has a thread, each domain has one for what changes it, each of
-them a connection of its own (connection.py), and each call a deadline (calls.py).
+them a connection of its own (connection.py), and each call a deadline (worker_threads.py).
 Rule 2: what is read is libvirt's word of now (reading.py). Without a connection `actual` raises `lost`, and
 nothing is made up.
 Rule 3: only domains of the configuration are touched. All others are services: they are counted (`others`), no more.
@@ -30,10 +30,10 @@ from ..base import (
     Others,
 )
 from .balloons import Balloons
-from .calls import Worker
 from .connection import Connection, Line, Link, translated
 from .reading import DOWN, KIB, UNREAD, Abilities, All, Found, Reader
-from .values import CRASHED, is_paused, is_up
+from .translation import CRASHED, is_paused, is_up
+from .worker_threads import Worker
 
 T = TypeVar("T")
 

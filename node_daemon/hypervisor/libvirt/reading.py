@@ -14,7 +14,7 @@ from typing import Any
 
 from ..base import ActualDomain, Others
 from .connection import Connection
-from .values import ERROR_CODES, NO_DOMAIN, CpuControl, cpu_control, has_balloon, is_paused, is_up
+from .translation import ERROR_CODES, NO_DOMAIN, CpuControl, cpu_control, has_balloon, is_paused, is_up
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import pytest
 from magrathea.core import events as ev
 from magrathea.core import machine
 from magrathea.core.model import Host, JobClass, JobKey
-from magrathea.core.parts import Unready
+from magrathea.core.readiness import Unready
 from node_daemon.claims import claims as guests
 from node_daemon.claims.guest_messages import Claim, ClaimedJob, Job, Prepared
 from node_daemon.switch.paging import Progress

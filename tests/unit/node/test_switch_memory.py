@@ -14,8 +14,8 @@ import pytest
 from magrathea.core import events as ev
 from magrathea.core import machine, plan
 from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Mode, Stage
-from magrathea.core.parts import UNHEARD_S, Unready
 from magrathea.core.plan import Step
+from magrathea.core.readiness import UNHEARD_S, Unready
 from magrathea.core.states import published
 from node_daemon.claims.channel import ChannelError, GuestChannel
 from node_daemon.claims.claims import Guests

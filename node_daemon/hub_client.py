@@ -24,7 +24,7 @@ import zmq.asyncio
 from magrathea import __version__
 from magrathea.core.events import Booking
 from magrathea.core.model import JobKey
-from magrathea.core.parts import Unready, together
+from magrathea.core.readiness import Unready, together
 from magrathea.messages import (
     HEARTBEAT_S,
     MAX_BYTES,

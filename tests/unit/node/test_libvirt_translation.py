@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from node_daemon.hypervisor.libvirt.values import (
+from node_daemon.hypervisor.libvirt.translation import (
     CRASHED,
     PAUSED,
     PM_SUSPENDED,

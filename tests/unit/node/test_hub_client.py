@@ -15,7 +15,7 @@ import zmq.auth
 
 from magrathea.core.events import Booking
 from magrathea.core.model import Domain, Host, JobKey, Kind, Mode, Stage
-from magrathea.core.parts import Unready
+from magrathea.core.readiness import Unready
 from magrathea.messages import (
     BookEntry,
     Books,
@@ -31,8 +31,8 @@ from magrathea.messages import (
     decode_to_hub,
     encode,
 )
-from node_daemon import hubclient
-from node_daemon.hubclient import HubClient, HubError
+from node_daemon import hub_client
+from node_daemon.hub_client import HubClient, HubError
 from node_daemon.snapshot import Beside, snapshot
 
 BEAT = encode(Heartbeat(sender="hub", boot_id="b", revision=0))
@@ -184,7 +184,7 @@ def test_a_hub_that_is_heard_is_asked_for_the_parts_of_a_job_on_other_hosts() ->
 
 
 def test_a_hub_that_does_not_answer_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hubclient, "ANSWER_S", 0.05)
+    monkeypatch.setattr(hub_client, "ANSWER_S", 0.05)
 
     async def test(hub: Hub, host: Host_) -> None:
         await hub.hear()
@@ -199,7 +199,7 @@ def test_a_guest_that_asks_without_end_is_not_heard_more_often_and_keeps_no_othe
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A hub that hears too much of a host hears nothing more of it."""
-    monkeypatch.setattr(hubclient, "PACE_S", 600.0)
+    monkeypatch.setattr(hub_client, "PACE_S", 600.0)
     heard = []
 
     async def answer(hub: Hub) -> None:
@@ -248,8 +248,8 @@ def test_what_is_no_message_is_dropped(data: bytes) -> None:
 
 
 def test_a_silent_hub_is_lost_and_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hubclient, "HEARTBEAT_S", 0.05)
-    monkeypatch.setattr(hubclient, "SILENT_S", 0.2)
+    monkeypatch.setattr(hub_client, "HEARTBEAT_S", 0.05)
+    monkeypatch.setattr(hub_client, "SILENT_S", 0.2)
 
     async def test(hub: Hub, host: Host_) -> None:
         await hub.hear()

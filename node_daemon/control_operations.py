@@ -7,7 +7,6 @@ from typing import Protocol
 
 import msgspec
 
-from magrathea import foresight
 from magrathea.configuration import ConfigurationError
 from magrathea.control import Control, Denied, Request, granted
 from magrathea.core import events as ev
@@ -15,10 +14,11 @@ from magrathea.core import states
 from magrathea.core.model import Domain, Host, Patience
 from magrathea.history import MOST, Query
 from magrathea.messages import MAX_BYTES, Entry, HistoryAsked, HistoryTold, Snapshot, encode
+from magrathea.preview import outlook
 
 from .configuration import Configuration
 from .facts import NOT_CONFIGURED
-from .hubclient import HubClient
+from .hub_client import HubClient
 from .hypervisor.base import LIFE, SAVE, Driver
 from .journal import Book, Journal, JournalError
 from .switch.switch import Switch
@@ -114,7 +114,7 @@ class Admin:
         host = replace(self._owner.host, now=self._owner.now())
         snapshot = self._owner.snapshot(self._owner.hub.revision)
         vnodes = {domain.name: domain.vnode for domain in snapshot.domains}
-        return encode(foresight.outlook(host, vnodes, request.cls, request.chunks))
+        return encode(outlook(host, vnodes, request.cls, request.chunks))
 
     async def _drain(self, request: Request) -> bytes:
         said = []

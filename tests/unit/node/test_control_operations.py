@@ -16,7 +16,7 @@ from magrathea.core import events as ev
 from magrathea.core.machine import handle
 from magrathea.core.model import Host, JobClass, JobKey
 from magrathea.messages import HistoryAsked
-from node_daemon.admin import Admin
+from node_daemon.control_operations import Admin
 from node_daemon.journal import Book, JournalError, NoJournal, open_journal
 
 from ..core.builders import get, host, run, stop

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from magrathea.core.model import Stage
-from magrathea.core.parts import UNHEARD_S, Unready, held_back, together, unready
+from magrathea.core.readiness import UNHEARD_S, Unready, held_back, together, unready
 
 COMING, SHORT, UNHEARD = (Unready(stage, f"{stage} on h2") for stage in Stage)
 
