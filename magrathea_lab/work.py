@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 
 PRIMES_A_STEP = 200
-
+PAUSE_S = 0.05
+"""Between two steps, of all jobs of demo and scenarios."""
 
 STARTED_ONCE = "started 1 times"
 """In the output of a job that nobody requeued while it ran. A refused start is none: nothing of it has run."""

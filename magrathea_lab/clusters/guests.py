@@ -28,7 +28,7 @@ from ..guests.programs import copy_programs
 from ..guests.xml import guest_xml
 from ..pbs_standin import mom
 from ..pbs_standin.client import Client
-from ..scenarios.scenarios import PAUSE_S
+from ..work import PAUSE_S
 from .standin import StandInCluster
 
 GUEST_MIB, FLOOR_MIB, SWAP_MIB = 384, 176, 384

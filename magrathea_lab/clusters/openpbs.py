@@ -20,8 +20,9 @@ from types import TracebackType
 from typing import Any
 
 from .. import fleet, work
+from ..cluster import JobView, VnodeView
 from ..fleet import BOTH, HostSpec
-from ..scenarios.scenarios import PAUSE_S, JobView, VnodeView
+from ..work import PAUSE_S
 from .private_openpbs import HEAD, HOST, PBS_HOME, Cluster, Process, Timeout
 
 USER = "alice"

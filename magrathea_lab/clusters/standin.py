@@ -22,9 +22,10 @@ from magrathea.client import status
 from scheduler_plugin.pbs.base import PbsError
 
 from .. import fleet, work
+from ..cluster import JobView, VnodeView
 from ..fleet import BOTH, HostSpec
 from ..pbs_standin.client import Client
-from ..scenarios.scenarios import PAUSE_S, JobView, VnodeView
+from ..work import PAUSE_S
 from .keeper import Keeper, Part
 
 START_S = 30.0

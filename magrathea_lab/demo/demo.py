@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import click
 
-from ..scenarios.scenarios import Cluster, Failed
+from ..cluster import Cluster, Failed
 from ..work import result
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from ..scenarios.scenarios import Cluster, Failed, JobView, VnodeView
+from ..cluster import Cluster, Failed, JobView, VnodeView
 from ..work import STARTED_ONCE, held, result
 
 LOOK_S = 0.1

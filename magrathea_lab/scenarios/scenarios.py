@@ -10,10 +10,10 @@ Rule 2: it waits for a condition with a bound, never for a time, except to see t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
+from ..cluster import Cluster, Failed, JobView
 from ..fleet import ANOTHER, COUNTED, EXCLUSIVE, HostSpec
 from ..work import STARTED_ONCE, result
 
@@ -23,80 +23,6 @@ STILL_S = 1.0
 """A counter that does not move for so long (20 steps) stands still."""
 PATIENCE_S = 40.0
 """For anything to happen; each takes a second or two on an idle machine."""
-PAUSE_S = 0.05
-"""Between two steps of a job."""
-
-
-class Failed(AssertionError):
-    """A scenario did not go as it must; the text says what, and shows the cluster."""
-
-
-@dataclass(frozen=True)
-class JobView:
-    """A job as PBS shows it. `state`: PBS's letter, F when it has finished. `used_s`: walltime counted by PBS."""
-
-    id: str
-    state: str
-    substate: int = 0
-    run_version: int = 0
-    vnodes: tuple[str, ...] = ()
-    comment: str = ""
-    exit_status: int | None = None
-
-
-@dataclass(frozen=True)
-class VnodeView:
-    """A vnode as PBS shows it. `magrathea`: the domain's state word. `state`: PBS's own words."""
-
-    name: str
-    magrathea: str
-    accepts: tuple[str, ...]
-    state: frozenset[str]
-
-
-class Cluster(Protocol):
-    """A running cluster of `hosts`. Every method may be called from one thread only; all raise when PBS refuses."""
-
-    @property
-    def hosts(self) -> Sequence[HostSpec]: ...
-
-    def submit(
-        self,
-        queue: str,
-        steps: int,
-        *,
-        cpus: int = 1,
-        select: str = "",
-        walltime_s: int | None = None,
-        rerunnable: bool = True,
-        name: str = "job",
-    ) -> str:
-        """Submit work.py with so many steps, PAUSE_S apart; the job's id. `select` in place of `cpus`."""
-        ...  # fmt: skip
-
-    def jobs(self) -> Mapping[str, JobView]:
-        """All jobs, finished ones too."""
-        ...
-
-    def vnodes(self) -> Mapping[str, VnodeView]: ...
-
-    def counter(self, job: str) -> int:
-        """How many steps the job has done, 0 before the first."""
-        ...
-
-    def output(self, job: str) -> str:
-        """What the job printed, empty where nothing is there (yet)."""
-        ...
-
-    def delete(self, job: str) -> None: ...
-
-    def crash(self, part: str) -> None:
-        """Kill a part of Magrathea by SIGKILL and start it again: "hub", "noded-h1", "agent-n1"."""
-        ...
-
-    def picture(self) -> str:
-        """The cluster's state for an error message."""
-        ...
 
 
 def wait(cluster: Cluster, what: str, condition: Callable[[], T], patience_s: float = PATIENCE_S) -> T:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from magrathea_lab.clusters.openpbs import USER, OpenPbsCluster
 from magrathea_lab.clusters.private_openpbs import HEAD
-from magrathea_lab.scenarios.scenarios import PAUSE_S, STILL_S, require, wait, wait_running, wait_state, wait_stoppable
+from magrathea_lab.scenarios.scenarios import STILL_S, require, wait, wait_running, wait_state, wait_stoppable
+from magrathea_lab.work import PAUSE_S
 
 LONG = 100_000
 """Steps of a job that a test ends by deleting it."""

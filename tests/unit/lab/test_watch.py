@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from magrathea_lab.cluster import Failed, JobView, VnodeView
 from magrathea_lab.demo.demo import percentile, switch_times_ms
 from magrathea_lab.demo.watch import Stop, Watch, Watched
 from magrathea_lab.fleet import EXCLUSIVE, HostSpec
-from magrathea_lab.scenarios.scenarios import Failed, JobView, VnodeView
 from magrathea_lab.work import MIB, Memory, held, result
 from magrathea_lab.work import main as work
 

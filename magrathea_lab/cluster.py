@@ -1,0 +1,84 @@
+"""A running cluster as its users and admins see it: what scenarios, the demo and tests ask of any.
+
+Implemented by every cluster in clusters/, whatever its PBS and its domains are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from .fleet import HostSpec
+
+
+class Failed(AssertionError):
+    """A cluster did not do what it must; the text says what, and shows the cluster."""
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A job as PBS shows it. `state`: PBS's letter, F when it has finished. `used_s`: walltime counted by PBS."""
+
+    id: str
+    state: str
+    substate: int = 0
+    run_version: int = 0
+    vnodes: tuple[str, ...] = ()
+    comment: str = ""
+    exit_status: int | None = None
+
+
+@dataclass(frozen=True)
+class VnodeView:
+    """A vnode as PBS shows it. `magrathea`: the domain's state word. `state`: PBS's own words."""
+
+    name: str
+    magrathea: str
+    accepts: tuple[str, ...]
+    state: frozenset[str]
+
+
+class Cluster(Protocol):
+    """A running cluster of `hosts`. Every method may be called from one thread only; all raise when PBS refuses."""
+
+    @property
+    def hosts(self) -> Sequence[HostSpec]: ...
+
+    def submit(
+        self,
+        queue: str,
+        steps: int,
+        *,
+        cpus: int = 1,
+        select: str = "",
+        walltime_s: int | None = None,
+        rerunnable: bool = True,
+        name: str = "job",
+    ) -> str:
+        """Submit work.py with so many steps; the job's id. `select` in place of `cpus`."""
+        ...  # fmt: skip
+
+    def jobs(self) -> Mapping[str, JobView]:
+        """All jobs, finished ones too."""
+        ...
+
+    def vnodes(self) -> Mapping[str, VnodeView]: ...
+
+    def counter(self, job: str) -> int:
+        """How many steps the job has done, 0 before the first."""
+        ...
+
+    def output(self, job: str) -> str:
+        """What the job printed, empty where nothing is there (yet)."""
+        ...
+
+    def delete(self, job: str) -> None: ...
+
+    def crash(self, part: str) -> None:
+        """Kill a part of Magrathea by SIGKILL and start it again: "hub", "noded-h1", "agent-n1"."""
+        ...
+
+    def picture(self) -> str:
+        """The cluster's state for an error message."""
+        ...
