@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from magrathea_lab.clusters.openpbs import USER, OpenPbsCluster
-from magrathea_lab.clusters.private_openpbs import HEAD, Cluster, unavailable
+from magrathea_lab.clusters.private_openpbs import HEAD, PrivateOpenPbs, unavailable
 from magrathea_lab.fleet import DomainSpec, HostSpec
 
 from .figure import Figure, at_most, missing, run
@@ -50,7 +50,9 @@ NAMES = {
 class Side:
     """One of the two clusters, and where its jobs go."""
 
-    def __init__(self, name: str, pbs: Cluster, low: list[str], high: list[str], fleet: OpenPbsCluster | None) -> None:
+    def __init__(
+        self, name: str, pbs: PrivateOpenPbs, low: list[str], high: list[str], fleet: OpenPbsCluster | None
+    ) -> None:
         self.name, self.pbs, self.low, self.high, self.fleet = name, pbs, low, high, fleet
         self.home = pbs.base / "home" / USER
         (self.home / "tick.py").write_text(TICK)
@@ -119,7 +121,7 @@ def last_tick(path: Path) -> float:
     return float(lines[-2]) if len(lines) > 1 else 0.0
 
 
-def prepare_rival(pbs: Cluster) -> None:
+def prepare_rival(pbs: PrivateOpenPbs) -> None:
     """OpenPBS's own preemption as its guide says: an express queue, suspension only, one vnode full."""
     pbs.qmgr(
         "create queue express queue_type=Execution\nset queue express enabled=True\nset queue express started=True\n"
@@ -148,7 +150,7 @@ def alternate(sides: tuple[Side, Side], rounds: int, one: Callable[[Side, int], 
 def figures(quick: bool) -> list[Figure]:
     if why := unavailable():
         return [missing(name, "ratio", f"<= {limit:g}", why) for name, limit in NAMES.values()]
-    with OpenPbsCluster([HOST], on_disk=True) as fleet, Cluster(["n1", "p1"], ncpus=2, on_disk=True) as plain:
+    with OpenPbsCluster([HOST], on_disk=True) as fleet, PrivateOpenPbs(["n1", "p1"], ncpus=2, on_disk=True) as plain:
         prepare_rival(plain)
         ours = Side("Magrathea", fleet.pbs, ["-q", "low"], ["-q", "high"], fleet)
         place = ["-l", "select=1:ncpus=2:host=n1"]

@@ -45,7 +45,7 @@ def held(mib: int) -> str:
     return f"{mib} MiB held, byte for byte as written"
 
 
-class Memory:
+class MarkedMemory:
     """Noise, marked in each page: no page is like another."""
 
     def __init__(self, mib: int) -> None:
@@ -88,7 +88,7 @@ def main(steps: int, pause_s: float, path: Path, hold_mib: int = 0) -> None:
     starts = path.with_suffix(".starts")
     with starts.open("a", encoding="ascii") as file:
         file.write("started\n")
-    memory = Memory(hold_mib)
+    memory = MarkedMemory(hold_mib)
     primes: list[int] = []
     longest, last = 0.0, time.monotonic()
     with path.open("w", encoding="ascii") as file:

@@ -27,7 +27,7 @@ from ..guests.private_libvirtd import QEMU_USER, PrivateLibvirtd
 from ..guests.programs import copy_programs
 from ..guests.xml import guest_xml
 from ..pbs_standin import mom
-from ..pbs_standin.client import Client
+from ..pbs_standin.client import StandInClient
 from ..work import PAUSE_S
 from .standin import StandInCluster
 
@@ -102,7 +102,7 @@ class GuestCluster(StandInCluster):
         server = self.directory / "pbs.sock"
         self._until("the stand-in's socket", server.exists)
         shutil.chown(server, QEMU_USER)
-        self._client = Client(server)
+        self._client = StandInClient(server)
         for name in self.names():
             self._define(name, image)
         progress("the PBS stand-in's server, and the node daemon with its libvirt driver")

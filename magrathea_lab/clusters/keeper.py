@@ -29,7 +29,7 @@ END_S = 15.0
 """It needs 1 s; this is for a starved machine."""
 
 
-class Part:
+class KeptProcess:
     """A program that was started. `log`: what it prints."""
 
     def __init__(self, name: str, pid: int, log: Path) -> None:
@@ -59,7 +59,7 @@ class Keeper:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**environment}, start_new_session=True,
         )  # fmt: skip
 
-    def start(self, name: str, argv: Sequence[str], environment: Mapping[str, str], log: Path) -> Part:
+    def start(self, name: str, argv: Sequence[str], environment: Mapping[str, str], log: Path) -> KeptProcess:
         """Start a part in a session of its own. Raises RuntimeError where it cannot be started."""
         assert self._process.stdin is not None and self._process.stdout is not None
         order = {"argv": list(argv), "env": dict(environment), "log": str(log)}
@@ -68,7 +68,7 @@ class Keeper:
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"{name} cannot be started: the keeper of the processes has ended")
-        return Part(name, json.loads(line)["pid"], log)
+        return KeptProcess(name, json.loads(line)["pid"], log)
 
     def close(self) -> None:
         """End everything. Raises subprocess.TimeoutExpired."""

@@ -23,7 +23,7 @@ from .. import fleet, work
 from ..cluster import JobView, VnodeView
 from ..fleet import BOTH, HostSpec
 from ..work import PAUSE_S
-from .private_openpbs import HEAD, HOST, PBS_HOME, Cluster, Process, Timeout
+from .private_openpbs import HEAD, HOST, PBS_HOME, MachineProcess, PrivateOpenPbs, Timeout
 
 USER = "alice"
 PERIODIC_S = 5
@@ -42,14 +42,16 @@ class OpenPbsCluster:
     """See the module and scenarios.Cluster. `pbs`: the cluster below. `parts`: by name ("hub", "noded-h1",
     "agent-n1"); MoMs and PBS's server are `pbs`'s."""
 
-    def __init__(self, hosts: Sequence[HostSpec] = BOTH, *, on_disk: bool = False, pbs: Cluster | None = None) -> None:
+    def __init__(
+        self, hosts: Sequence[HostSpec] = BOTH, *, on_disk: bool = False, pbs: PrivateOpenPbs | None = None
+    ) -> None:
         """`on_disk`: whatever speed that costs; a benchmark must not spare the journal its disk. `pbs`: with the hosts'
         domains as MoMs, where it is not to be an ordinary one."""
         self.hosts = tuple(hosts)
         names = [domain.name for _, domain in fleet.domains_of(self.hosts)]
-        self.pbs = pbs if pbs is not None else Cluster(names, on_disk=on_disk)
+        self.pbs = pbs if pbs is not None else PrivateOpenPbs(names, on_disk=on_disk)
         self.directory = self.pbs.base
-        self.parts: dict[str, Process] = {}
+        self.parts: dict[str, MachineProcess] = {}
         self.environment = {"PYTHONPATH": str(fleet.ROOT), "PYTHONUNBUFFERED": "1"}
 
     def __enter__(self) -> OpenPbsCluster:
@@ -155,7 +157,7 @@ class OpenPbsCluster:
     def _endpoint(self) -> str:
         return f"ipc://{self.directory}/hub/hub.ipc"
 
-    def start_part(self, name: str) -> Process:
+    def start_part(self, name: str) -> MachineProcess:
         """Start (again) a part by its name."""
         kind, _, of = name.partition("-")
         module, machine, config = {

@@ -4,7 +4,7 @@ For the demo, the benchmarks and the tests where OpenPBS is installed; needs roo
 and its namespaces is touched, several clusters may run at once, and whatever becomes of the owner (SIGKILL, too)
 nothing stays behind (openpbs_machine.py).
 
-    with Cluster(["n1", "p1"]) as cluster:
+    with PrivateOpenPbs(["n1", "p1"]) as cluster:
         job = cluster.qsub("alice", script="hostname")
         cluster.wait(lambda: cluster.job(job)["job_state"] == "F", "the job's end")
 
@@ -57,7 +57,7 @@ TOOLS = ("unshare", "nsenter", "ip", "mount", "hostname", "su")
 T = TypeVar("T")
 
 
-class Unavailable(Exception):
+class NoOpenPbs(Exception):
     """OpenPBS cannot be brought up here; the text says why and what to do."""
 
 
@@ -86,7 +86,7 @@ def unavailable(exec_dir: str = "/opt/pbs") -> str | None:
     return None
 
 
-class Process:
+class MachineProcess:
     """A program of the cluster that goes on running. `pid` is its pid as seen from outside."""
 
     def __init__(self, name: str, popen: subprocess.Popen[bytes], log: Path) -> None:
@@ -105,7 +105,7 @@ class Process:
         return self.popen.wait(timeout_s)
 
 
-class Cluster:
+class PrivateOpenPbs:
     """See the module. Usable from one thread at a time, except `run`, which any thread may call."""
 
     def __init__(
@@ -121,7 +121,7 @@ class Cluster:
         `on_disk`: not in memory, even where there is room.
         """
         if why := unavailable(exec_dir):
-            raise Unavailable(why)
+            raise NoOpenPbs(why)
         self.moms = tuple(moms)
         self.exec_dir = Path(exec_dir)
         self.ncpus = ncpus
@@ -130,11 +130,11 @@ class Cluster:
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._root_pid = 0
         self._pids: dict[str, int] = {}
-        self._processes: list[Process] = []
+        self._processes: list[MachineProcess] = []
 
     # Up and down
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> PrivateOpenPbs:
         try:
             self.start()
         except BaseException:
@@ -146,7 +146,7 @@ class Cluster:
         self.stop()
 
     def start(self) -> None:
-        """Bring everything up; all vnodes are `free` afterwards. Raises Unavailable, Timeout, RuntimeError."""
+        """Bring everything up; all vnodes are `free` afterwards. Raises NoOpenPbs, Timeout, RuntimeError."""
         self.base.chmod(0o755)
         machines = {name: f"10.117.0.{number}" for number, name in enumerate((HEAD, *self.moms), start=2)}
         (self.base / "cluster.json").write_text(json.dumps({"gateway": GATEWAY, "machines": machines}))
@@ -360,7 +360,9 @@ class Cluster:
         result: subprocess.CompletedProcess[str] = done
         return result
 
-    def spawn(self, name: str, title: str, argv: Sequence[str], *, env: Mapping[str, str] | None = None) -> Process:
+    def spawn(
+        self, name: str, title: str, argv: Sequence[str], *, env: Mapping[str, str] | None = None
+    ) -> MachineProcess:
         """Start a program that goes on; its output goes to `<base>/log/<title>.log`."""
         log = self.base / "log" / f"{title}.log"
         log.parent.mkdir(exist_ok=True)
@@ -372,7 +374,7 @@ class Cluster:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        process = Process(title, popen, log)
+        process = MachineProcess(title, popen, log)
         self._processes.append(process)
         return process
 

@@ -24,9 +24,9 @@ from scheduler_plugin.pbs.base import PbsError
 from .. import fleet, work
 from ..cluster import JobView, VnodeView
 from ..fleet import BOTH, HostSpec
-from ..pbs_standin.client import Client
+from ..pbs_standin.client import StandInClient
 from ..work import PAUSE_S
-from .keeper import Keeper, Part
+from .keeper import Keeper, KeptProcess
 
 START_S = 30.0
 """For all parts to be up and all domains to be published; 3 s on two idle cores."""
@@ -52,7 +52,7 @@ class StandInCluster:
         self.hosts: Sequence[HostSpec] = tuple(hosts)
         self.server_name = name or f"s{os.getpid()}x{time.monotonic_ns() % 100000}"
         self.directory = Path(tempfile.mkdtemp(prefix="magrathea-", dir=base))
-        self.parts: dict[str, Part] = {}
+        self.parts: dict[str, KeptProcess] = {}
         self._environment = {
             "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
             "HOME": os.environ.get("HOME", "/"),
@@ -61,7 +61,7 @@ class StandInCluster:
             "PYTHONUNBUFFERED": "1",
         }
         self._keeper = Keeper(self._environment, self.directory)
-        self._client: Client | None = None
+        self._client: StandInClient | None = None
 
     def __enter__(self) -> StandInCluster:
         try:
@@ -84,7 +84,7 @@ class StandInCluster:
         progress("the PBS stand-in: a server with a scheduler, and a MoM in every domain")
         self.start_part("server")
         self._until("the stand-in's socket", (self.directory / "pbs.sock").exists)
-        self._client = Client(self.directory / "pbs.sock")
+        self._client = StandInClient(self.directory / "pbs.sock")
         for host, domain in fleet.domains_of(self.hosts):
             self.start_part(f"mom-{domain.name}", host)
         everything = {domain.name for _, domain in fleet.domains_of(self.hosts)}
@@ -134,7 +134,7 @@ class StandInCluster:
         pid_files = {d.name: self.directory / d.name / "pid" for d in host.domains}
         return fleet.noded_toml(host, directory, hub, pid_files)
 
-    def start_part(self, name: str, host: HostSpec | None = None) -> Part:
+    def start_part(self, name: str, host: HostSpec | None = None) -> KeptProcess:
         """Start (again) a part by its name. `host`: of a MoM's domain, for its size."""
         kind, _, of = name.partition("-")
         here = self.directory
@@ -182,7 +182,7 @@ class StandInCluster:
     # scenarios.Cluster
 
     @property
-    def client(self) -> Client:
+    def client(self) -> StandInClient:
         assert self._client is not None, "the cluster is not up"
         return self._client
 

@@ -291,7 +291,7 @@ def make_story(driver: str) -> Story:
 
 
 def make_cluster(kind: str, driver: str) -> DemoCluster:
-    """Raises private_openpbs.Unavailable, guest_story.Unavailable."""
+    """Raises private_openpbs.NoOpenPbs, guest_story.NoGuests."""
     if driver == "libvirt":
         from .guest_story import make
 

@@ -47,15 +47,15 @@ MEANINGS = (
 )
 
 
-class Unavailable(Exception):
+class NoGuests(Exception):
     """No virtual machines here; the text says what is missing."""
 
 
 def make() -> DemoCluster:
-    """Raises Unavailable."""
+    """Raises NoGuests."""
     if (why := needs.missing()) is not None:
         how = "" if os.geteuid() == 0 else "; as root: magrathea demo --driver libvirt"
-        raise Unavailable(f"virtual machines cannot be had here: {why}{how}")
+        raise NoGuests(f"virtual machines cannot be had here: {why}{how}")
     from ..clusters.guests import GuestCluster
 
     return GuestCluster()

@@ -17,7 +17,7 @@ DEADLINE_S = 30.0
 """Longer than a MoM that is in a begin hook is silent."""
 
 
-class Client:
+class StandInClient:
     """A connection to the stand-in. Raises PbsError as base.Pbs says."""
 
     def __init__(self, path: Path) -> None:
@@ -108,7 +108,7 @@ class Client:
     # As users and admins
 
     def submit(self, queue: str, script: Path, output: Path, workdir: Path, **more: Any) -> str:
-        """`qsub`; `more` as model.Job.GIVEN says, and `select`. Its id."""
+        """`qsub`; `more` as model.StandInJob.GIVEN says, and `select`. Its id."""
         id: str = self.ask("submit", queue=queue, script=str(script), output=str(output), workdir=str(workdir), **more)
         return id
 

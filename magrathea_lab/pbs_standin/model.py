@@ -17,7 +17,7 @@ RESOURCES = STRING_ARRAYS | {"ncpus", "mem", "magrathea", "magrathea_rank", "mag
 PRIORITIES = range(-1024, 1024)  # a vnode's
 
 
-class Refused(Exception):
+class StandInError(Exception):
     """The stand-in says no, by PBS's own error numbers."""
 
     def __init__(self, code: int, text: str, transient: bool = False) -> None:
@@ -26,16 +26,16 @@ class Refused(Exception):
 
 
 def mib(size: str) -> float:
-    """A PBS size ("1gb", "512mb", "1048576kb") in MiB. Raises Refused."""
+    """A PBS size ("1gb", "512mb", "1048576kb") in MiB. Raises StandInError."""
     digits = size.lower().rstrip("kmgtb")
     unit = size.lower()[len(digits) :] or "b"
     if not digits.isdigit() or unit not in MIB_OF:
-        raise Refused(Code.BAD_VALUE, f"illegal size {size!r}")
+        raise StandInError(Code.BAD_VALUE, f"illegal size {size!r}")
     return int(digits) * MIB_OF[unit]
 
 
 def chunks_of(select: str) -> list[dict[str, str]]:
-    """ "2:ncpus=1:mem=1gb+1:ncpus=4" as a list of chunks, repeated ones repeated. Raises Refused."""
+    """ "2:ncpus=1:mem=1gb+1:ncpus=4" as a list of chunks, repeated ones repeated. Raises StandInError."""
     found = []
     for part in select.split("+"):
         count, *resources = part.split(":")
@@ -45,14 +45,14 @@ def chunks_of(select: str) -> list[dict[str, str]]:
             chunk = {"ncpus": "1", **dict(r.split("=", 1) for r in resources)}
             int(chunk["ncpus"])
         except ValueError:
-            raise Refused(Code.BAD_VALUE, f"illegal select {select!r}") from None
+            raise StandInError(Code.BAD_VALUE, f"illegal select {select!r}") from None
         mib(chunk.get("mem", "0mb"))
         found += [chunk] * int(count)
     return found
 
 
 @dataclass
-class Job:
+class StandInJob:
     """A job. `deleted`, `requeued`: what is to become of it at its end..
 
     `begins`: refused begins in a row. `everywhere`: its script runs on the sisters, too.
@@ -127,7 +127,7 @@ class Job:
 
 
 @dataclass
-class Vnode:
+class StandInVnode:
     """A vnode; `attributes` by the names of `qmgr` ("resources_available.ncpus", "Priority")."""
 
     name: str
@@ -140,45 +140,45 @@ class Vnode:
         return self.attributes.get(f"resources_available.{name}", "")
 
     def set(self, attributes: dict[str, str]) -> None:
-        """All or none. Raises Refused."""
+        """All or none. Raises StandInError."""
         for name, value in attributes.items():
             resource = name.partition("resources_available.")[2]
             if resource and resource not in RESOURCES:
-                raise Refused(Code.UNKNOWN_RESOURCE, f"unknown resource {resource}")
+                raise StandInError(Code.UNKNOWN_RESOURCE, f"unknown resource {resource}")
             if not resource and name not in ("Priority", "comment", "resv_enable"):
-                raise Refused(Code.UNKNOWN_ATTRIBUTE, f"unknown attribute {name}")
+                raise StandInError(Code.UNKNOWN_ATTRIBUTE, f"unknown attribute {name}")
             whole = name == "Priority" or resource in ("ncpus", "magrathea_rank", "magrathea_host_ncpus")
             if whole and not value.lstrip("-").isdigit():
-                raise Refused(Code.BAD_VALUE, f"{name} is a number, not {value!r}")
+                raise StandInError(Code.BAD_VALUE, f"{name} is a number, not {value!r}")
             if name == "Priority" and int(value) not in PRIORITIES:
-                raise Refused(Code.BAD_VALUE, f"Priority {value} is not in -1024 to 1023")
+                raise StandInError(Code.BAD_VALUE, f"Priority {value} is not in -1024 to 1023")
             if resource == "mem":
                 mib(value)
         self.attributes.update(attributes)
 
-    def jobs_here(self, jobs: Iterable[Job]) -> list[tuple[Job, dict[str, str]]]:
+    def jobs_here(self, jobs: Iterable[StandInJob]) -> list[tuple[StandInJob, dict[str, str]]]:
         """Jobs and chunks that hold resources here; a suspended one holds none, and is not in the vnode's list."""
         active = [j for j in jobs if j.exec_vnode and j.state != "F" and j.substate != SUSPENDED_SUBSTATE]
         return [(job, chunk) for job in active for name, chunk in job.chunks if name == self.name]
 
-    def free(self, jobs: Iterable[Job]) -> tuple[int, float]:
+    def free(self, jobs: Iterable[StandInJob]) -> tuple[int, float]:
         """CPUs and MiB that are not assigned."""
         here = self.jobs_here(jobs)
         cpus = int(self.resource("ncpus")) - sum(int(chunk["ncpus"]) for _, chunk in here)
         return cpus, mib(self.resource("mem")) - sum(mib(chunk.get("mem", "0mb")) for _, chunk in here)
 
-    def state(self, jobs: Iterable[Job]) -> list[str]:
+    def state(self, jobs: Iterable[StandInJob]) -> list[str]:
         words = [("down", not self.up), ("offline", self.offline), ("maintenance", bool(self.maintenance_jobs))]
         return [word for word, holds in words if holds] or ["job-busy" if self.free(jobs)[0] <= 0 else "free"]
 
-    def for_hook(self, jobs: Iterable[Job]) -> Json:
+    def for_hook(self, jobs: Iterable[StandInJob]) -> Json:
         here = [f"{job.id}/{index}" for index, (job, _) in enumerate(self.jobs_here(jobs))]
         prefix = "resources_available."
         available = {n.removeprefix(prefix): v for n, v in self.attributes.items() if n.startswith(prefix)}
         others = {n: v for n, v in self.attributes.items() if not n.startswith(prefix)}
         return {**others, "resources_available": available, "jobs": ", ".join(here) or None, "state": 0}
 
-    def shown(self, jobs: Iterable[Job]) -> Json:
+    def shown(self, jobs: Iterable[StandInJob]) -> Json:
         """As `pbsnodes` shows it."""
         here = list(dict.fromkeys(job.id for job, _ in self.jobs_here(jobs)))
         return {
@@ -187,7 +187,7 @@ class Vnode:
         }  # fmt: skip
 
 
-def matches(chunk: dict[str, str], vnode: Vnode) -> bool:
+def matches(chunk: dict[str, str], vnode: StandInVnode) -> bool:
     """Whether the vnode has what the chunk asks for; of a string_array one word is equal to it."""
     for name, value in chunk.items():
         if name in STRING_ARRAYS:
@@ -200,7 +200,7 @@ def matches(chunk: dict[str, str], vnode: Vnode) -> bool:
     )
 
 
-def assign(job: Job, vnodes: Iterable[Vnode], jobs: Iterable[Job]) -> tuple[str, str]:
+def assign(job: StandInJob, vnodes: Iterable[StandInVnode], jobs: Iterable[StandInJob]) -> tuple[str, str]:
     """`exec_vnode` where the job fits now, else "" and the comment. Vnodes by Priority, highest first."""
     order = sorted(vnodes, key=lambda v: (-int(v.attributes.get("Priority", "0")), v.name))
     left = {v.name: v.free(jobs) for v in order}

@@ -122,7 +122,7 @@ class Entity:
         return str(self._name)
 
 
-class Job(Entity):
+class HookJob(Entity):
     def __init__(self, name: str, attributes: Mapping[str, Any]) -> None:
         rest = {n: v for n, v in attributes.items() if n not in ("queue", "mother_superior")}
         super().__init__("id", name, rest)
@@ -152,19 +152,19 @@ class Server:
         found = self._vnodes.get(str(name))
         return None if found is None else Entity("name", str(name), found)
 
-    def job(self, id: str) -> Job | None:
+    def job(self, id: str) -> HookJob | None:
         full = str(id) if "." in str(id) else f"{id}.{self.name}"
         found = self._jobs.get(full)
-        return None if found is None else Job(full, found)
+        return None if found is None else HookJob(full, found)
 
     def vnodes(self) -> Iterator[Entity]:
         return (Entity("name", name, found) for name, found in self._vnodes.items())
 
-    def jobs(self) -> Iterator[Job]:
-        return (Job(name, found) for name, found in self._jobs.items())
+    def jobs(self) -> Iterator[HookJob]:
+        return (HookJob(name, found) for name, found in self._jobs.items())
 
 
-class Event:
+class HookEvent:
     """`pbs.event()`."""
 
     def __init__(self, name: str, hook: str, parameters: Mapping[str, Any]) -> None:
@@ -190,7 +190,7 @@ class Event:
 
 
 @dataclass
-class Outcome:
+class HookOutcome:
     """What a hook said. `changes`: what it set on its job. `log`: its log messages. `ms`: how long it took."""
 
     accepted: bool
@@ -214,14 +214,14 @@ class Hook:
         *,
         server: Server,
         vnode: str = "",
-        job: Job | None = None,
+        job: HookJob | None = None,
         vnode_list: Mapping[str, Entity] | None = None,
-        job_list: Mapping[str, Job] | None = None,
-    ) -> Outcome:
+        job_list: Mapping[str, HookJob] | None = None,
+    ) -> HookOutcome:
         """Run the hook for one event; an exception in it is a reject, as in PBS."""
         given = {"job": job, "vnode_list": vnode_list, "job_list": job_list}
-        current = Event(event, self.name, {n: v for n, v in given.items() if v is not None})
-        outcome = Outcome(True)
+        current = HookEvent(event, self.name, {n: v for n, v in given.items() if v is not None})
+        outcome = HookOutcome(True)
         begun = time.monotonic()
         module = self._module(current, server, vnode, outcome.log.append)
         before, sys.modules["pbs"] = sys.modules.get("pbs"), module
@@ -242,7 +242,7 @@ class Hook:
         outcome.ms = (time.monotonic() - begun) * 1000
         return outcome
 
-    def _module(self, event: Event, server: Server, vnode: str, log: Callable[[str], None]) -> types.ModuleType:
+    def _module(self, event: HookEvent, server: Server, vnode: str, log: Callable[[str], None]) -> types.ModuleType:
         module = types.ModuleType("pbs")
         names: dict[str, Any] = {name.upper(): value for name, value in EVENTS.items()}
         names |= {f"HOOK_EVENT_{name.upper()}": value for name, value in EVENTS.items()}
@@ -268,8 +268,8 @@ def main() -> None:
     given = json.load(sys.stdin)
     answer, sys.stdout = sys.stdout, sys.stderr
     hook = Hook(Path(given["hook"]), Path(given["config"]) if given.get("config") else None)
-    job = Job(given["job"]["id"], given["job"]) if given.get("job") else None
-    jobs = None if given.get("jobs") is None else {j["id"]: Job(j["id"], j) for j in given["jobs"]}
+    job = HookJob(given["job"]["id"], given["job"]) if given.get("job") else None
+    jobs = None if given.get("jobs") is None else {j["id"]: HookJob(j["id"], j) for j in given["jobs"]}
     own = {given["vnode"]: Entity("name", given["vnode"], {})}
     server = Server(given["server"], {}, {})
     outcome = hook.run(given["event"], server=server, vnode=given["vnode"], job=job, job_list=jobs, vnode_list=own)

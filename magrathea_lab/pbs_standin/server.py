@@ -24,9 +24,8 @@ import click
 from scheduler_plugin.pbs.base import PRERUN_SUBSTATE, RUNNING_SUBSTATE, SUSPENDED_SUBSTATE, Code
 
 from ..processes import die_with_parent
-from .model import Job, Refused, Vnode, assign, chunks_of
-from .pbs_module import Entity, Hook, Server
-from .pbs_module import Job as HookJob
+from .model import StandInError, StandInJob, StandInVnode, assign, chunks_of
+from .pbs_module import Entity, Hook, HookJob, Server
 
 Json = dict[str, Any]
 
@@ -39,7 +38,7 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} server: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 
-class Mom:
+class ConnectedMom:
     """A connected MoM. `call` waits as long as it takes: a MoM in a begin hook does not answer."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
@@ -59,7 +58,7 @@ class Mom:
 
     def lost(self) -> None:
         for answer in self._waiting.values():
-            answer.set_exception(Refused(Code.NO_MOM, "the MoM went away", transient=True))
+            answer.set_exception(StandInError(Code.NO_MOM, "the MoM went away", transient=True))
 
 
 class StandIn:
@@ -68,37 +67,41 @@ class StandIn:
     def __init__(self, name: str, directory: Path, queues: dict[str, str], hook: Hook | None, cycle_s: float) -> None:
         self.name, self.directory, self.queues, self.hook, self.cycle_s = name, directory, queues, hook, cycle_s
         self.scheduling = True
-        self.jobs: dict[str, Job] = {}
-        self.vnodes: dict[str, Vnode] = {}
-        self.moms: dict[str, Mom] = {}
+        self.jobs: dict[str, StandInJob] = {}
+        self.vnodes: dict[str, StandInVnode] = {}
+        self.moms: dict[str, ConnectedMom] = {}
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     # What users and the hub ask. Each `do_` method is an operation; its result is the answer's.
 
-    def job(self, id: str) -> Job:
+    def job(self, id: str) -> StandInJob:
         found = self.jobs.get(id) or self.jobs.get(f"{id}.{self.name}")
         if found is None:
-            raise Refused(Code.UNKNOWN_JOB, f"unknown job id {id}")
+            raise StandInError(Code.UNKNOWN_JOB, f"unknown job id {id}")
         return found
 
-    def live(self, id: str) -> Job:
+    def live(self, id: str) -> StandInJob:
         job = self.job(id)
         if job.state == "F":
-            raise Refused(Code.FINISHED_JOB, f"job {job.id} has finished")
+            raise StandInError(Code.FINISHED_JOB, f"job {job.id} has finished")
         return job
 
     def do_submit(self, **given: Any) -> str:
         queue = given["queue"]
         if queue not in self.queues:
-            raise Refused(Code.BAD_VALUE, f"unknown queue {queue}")
+            raise StandInError(Code.BAD_VALUE, f"unknown queue {queue}")
         select = given.get("select") or "1:ncpus=1"
         if "magrathea" in select:
-            raise Refused(Code.BAD_VALUE, "Resource invalid in select: magrathea resources are the queue's to give")
+            raise StandInError(
+                Code.BAD_VALUE, "Resource invalid in select: magrathea resources are the queue's to give"
+            )
         wanted = self.queues[queue] or "protected"
         id = f"{len(self.jobs) + 1}.{self.name}"
         schedselect = "+".join(f"{part}:magrathea_accepts={wanted}" for part in select.split("+"))
-        job = Job(id=id, queue=queue, schedselect=schedselect, **{k: v for k, v in given.items() if k in Job.GIVEN})
+        job = StandInJob(
+            id=id, queue=queue, schedselect=schedselect, **{k: v for k, v in given.items() if k in StandInJob.GIVEN}
+        )
         chunks_of(schedselect)  # refuses what it cannot read
         job.moved("Q", 10)
         self.jobs[id] = job
@@ -124,7 +127,7 @@ class StandIn:
 
     def do_set_vnode(self, name: str, attributes: dict[str, str]) -> None:
         if name not in self.vnodes:
-            raise Refused(Code.UNKNOWN_VNODE, f"unknown node {name}")
+            raise StandInError(Code.UNKNOWN_VNODE, f"unknown node {name}")
         self.vnodes[name].set(attributes)
 
     def do_offline(self, name: str, value: bool) -> None:
@@ -160,7 +163,7 @@ class StandIn:
     async def do_suspend(self, job: str, admin: bool) -> None:
         found = self.live(job)
         if found.substate != RUNNING_SUBSTATE:
-            raise Refused(Code.BAD_STATE, f"{found.id} is in substate {found.substate}, not running")
+            raise StandInError(Code.BAD_STATE, f"{found.id} is in substate {found.substate}, not running")
         await self.relay(found, "signal", wanted="suspend")
         if found.substate == RUNNING_SUBSTATE:  # it may have ended meanwhile
             found.admin_suspended = admin
@@ -172,9 +175,9 @@ class StandIn:
     async def do_resume(self, job: str, admin: bool) -> None:
         found = self.live(job)
         if found.substate != SUSPENDED_SUBSTATE:
-            raise Refused(Code.BAD_STATE, f"{found.id} is in substate {found.substate}, not suspended")
+            raise StandInError(Code.BAD_STATE, f"{found.id} is in substate {found.substate}, not suspended")
         if found.admin_suspended is not admin:
-            raise Refused(Code.WRONG_RESUME, f"{found.id} was suspended by the other kind of suspend")
+            raise StandInError(Code.WRONG_RESUME, f"{found.id} was suspended by the other kind of suspend")
         self.end_maintenance(found)
         await self.relay(found, "signal", wanted="resume")
         if found.substate == SUSPENDED_SUBSTATE:
@@ -183,25 +186,25 @@ class StandIn:
     async def do_rerun(self, job: str, force: bool = False) -> None:
         found = self.live(job)
         if not found.rerunnable:
-            raise Refused(Code.NOT_RERUNNABLE, f"{found.id} forbids it")
+            raise StandInError(Code.NOT_RERUNNABLE, f"{found.id} forbids it")
         if not (found.state == "R" or (force and found.state == "S")):
-            raise Refused(Code.BAD_STATE, f"{found.id} is {found.state}")
+            raise StandInError(Code.BAD_STATE, f"{found.id} is {found.state}")
         found.requeued = True
         await self.relay(found, "signal", wanted="kill")
 
     # Running jobs
 
-    async def relay(self, job: Job, op: str, **parameters: Any) -> None:
+    async def relay(self, job: StandInJob, op: str, **parameters: Any) -> None:
         """Ask all MoMs of a job; the first refusal is raised."""
         moms = [(name, self.moms.get(name)) for name in job.vnodes]
         if missing := [name for name, mom in moms if mom is None]:
-            raise Refused(Code.NO_MOM, f"no MoM of {', '.join(missing)} is there", transient=True)
+            raise StandInError(Code.NO_MOM, f"no MoM of {', '.join(missing)} is there", transient=True)
         calls = [mom.call(op, job=self.sent(job, name), **parameters) for name, mom in moms if mom is not None]
         for answer in await asyncio.gather(*calls):
             if not answer["ok"]:
-                raise Refused(answer.get("code", Code.MOM_REJECTED), answer["text"])
+                raise StandInError(answer.get("code", Code.MOM_REJECTED), answer["text"])
 
-    def sent(self, job: Job, vnode: str) -> Json:
+    def sent(self, job: StandInJob, vnode: str) -> Json:
         """What a MoM is told of a job; its hooks see the same."""
         return {
             **job.attributes(), "mother_superior": vnode == job.vnodes[0] or job.everywhere, "server": self.name,
@@ -209,7 +212,7 @@ class StandIn:
             "walltime_s": job.walltime_s,
         }  # fmt: skip
 
-    async def start(self, job: Job) -> None:
+    async def start(self, job: StandInJob) -> None:
         """From the accepted runjob on: begin on the mother superior, then on its sisters, then launch."""
         try:
             begun: list[str] = []
@@ -226,10 +229,10 @@ class StandIn:
                     return
                 begun.append(name)
             await self.relay(job, "launch")
-        except Refused as error:
+        except StandInError as error:
             self.requeue(job, f"job not started, {error.text}", {})
 
-    def requeue(self, job: Job, comment: str, changes: Json) -> None:
+    def requeue(self, job: StandInJob, comment: str, changes: Json) -> None:
         self.end_maintenance(job)
         job.exec_vnode, job.comment, job.requeued = "", comment, False
         job.begins += 1
@@ -245,18 +248,18 @@ class StandIn:
             job.moved("Q", 10)
         self._wake.set()
 
-    def waited(self, job: Job) -> None:
+    def waited(self, job: StandInJob) -> None:
         if job.state == "W":
             job.moved("Q", 10)
             self._wake.set()
 
-    def finish(self, job: Job, code: int | None, why: str) -> None:
+    def finish(self, job: StandInJob, code: int | None, why: str) -> None:
         self.end_maintenance(job)
         job.exit_status, job.why = code, why
         job.moved("F", 92)
         self._wake.set()
 
-    def end_maintenance(self, job: Job) -> None:
+    def end_maintenance(self, job: StandInJob) -> None:
         job.admin_suspended = False
         for vnode in self.vnodes.values():
             vnode.maintenance_jobs = [id for id in vnode.maintenance_jobs if id != job.id]
@@ -302,7 +305,7 @@ class StandIn:
             if comment:
                 job.comment = comment
 
-    def run_job(self, job: Job, exec_vnode: str) -> str:
+    def run_job(self, job: StandInJob, exec_vnode: str) -> str:
         """Ask the runjob hook and send the job to its MoMs; a sentence for the job's comment where it may not run."""
         if self.hook is not None:
             vnodes = {v.name: v.for_hook(self.jobs.values()) for v in self.vnodes.values()}
@@ -338,10 +341,10 @@ class StandIn:
         try:
             operation = getattr(self, f"do_{request.pop('op')}", None)
             if operation is None:
-                raise Refused(Code.PROTOCOL, "unknown operation")
+                raise StandInError(Code.PROTOCOL, "unknown operation")
             result = operation(**request)
             return {"ok": True, "result": await result if asyncio.iscoroutine(result) else result}
-        except Refused as error:
+        except StandInError as error:
             return {"ok": False, "code": int(error.code), "text": error.text, "transient": error.transient}
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -359,9 +362,9 @@ class StandIn:
             writer.close()
 
     async def serve_mom(self, offer: Json, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        name, mom = offer["vnode"], Mom(writer)
+        name, mom = offer["vnode"], ConnectedMom(writer)
         resources = {"ncpus": str(offer["ncpus"]), "mem": f"{offer['mem_mib']}mb", "vnode": name, "host": name}
-        vnode = self.vnodes.setdefault(name, Vnode(name))
+        vnode = self.vnodes.setdefault(name, StandInVnode(name))
         vnode.attributes.update({f"resources_available.{key}": value for key, value in resources.items()})
         vnode.up, self.moms[name] = True, mom
         writer.write(json.dumps({"server": self.name}).encode() + b"\n")

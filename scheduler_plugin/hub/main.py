@@ -33,9 +33,9 @@ def connect_of(configuration: Configuration) -> Connect:
     """How to connect to PBS. Raises PbsError if that cannot ever work."""
     settings = configuration.pbs
     if settings.kind is PbsKind.STANDIN:
-        from magrathea_lab.pbs_standin.client import Client
+        from magrathea_lab.pbs_standin.client import StandInClient
 
-        return lambda: Client(Path(settings.socket))
+        return lambda: StandInClient(Path(settings.socket))
     from scheduler_plugin.pbs.libpbs import connector
 
     return connector(Path(settings.conf) if settings.conf else None, settings.call_deadline_s)

@@ -22,7 +22,7 @@ from typing import Any
 
 from magrathea_lab import fleet
 from magrathea_lab.clusters.openpbs import KILL_DELAY_S, UPKEEP_S, USER, OpenPbsCluster
-from magrathea_lab.clusters.private_openpbs import FIRST_UID, HEAD, Cluster
+from magrathea_lab.clusters.private_openpbs import FIRST_UID, HEAD, PrivateOpenPbs
 from magrathea_lab.fleet import DomainSpec, HostSpec
 from magrathea_lab.guests.image import NETWORK_MODULES, Extra
 from magrathea_lab.guests.private_libvirtd import QEMU_USER
@@ -70,7 +70,7 @@ PBS_FOLDERS = {
 """As its pbs_postinstall makes them."""
 
 
-def guest_root(target: Path, cluster: Cluster) -> None:
+def guest_root(target: Path, cluster: PrivateOpenPbs) -> None:
     """Make what these guests have beyond packages: OpenPBS's part for a MoM, its home, and the cluster's names."""
     exec_dir = cluster.exec_dir
     pbs = target / str(exec_dir).lstrip("/")
@@ -107,7 +107,7 @@ def guest_root(target: Path, cluster: Cluster) -> None:
     shutil.copytree(Path(__file__).with_name("guest"), target, dirs_exist_ok=True)
 
 
-class GuestCluster(Cluster):
+class GuestCluster(PrivateOpenPbs):
     """The server's machine, and guests in the place of those of the MoMs. `hypervisors`: by host."""
 
     def __init__(self) -> None:

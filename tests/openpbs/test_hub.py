@@ -14,7 +14,7 @@ import zmq
 
 from magrathea.core.model import JobClass, Kind, Mode
 from magrathea.messages import BadMessage, Books, DomainReport, JobReport, decode_to_host, encode
-from magrathea_lab.clusters.private_openpbs import HEAD, Cluster, Process
+from magrathea_lab.clusters.private_openpbs import HEAD, MachineProcess, PrivateOpenPbs
 from tests.unit.hub.builders import domain, report, snapshot
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ RESOURCES = "".join(
 class Site:
     """A cluster with a hub, and a host `h1` of the domains n1 and p1 that says what a test wants."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: PrivateOpenPbs) -> None:
         self.cluster = cluster
         self.endpoint = f"ipc://{cluster.base}/hub.ipc"
         self.config = cluster.base / "hub.toml"
@@ -53,7 +53,7 @@ class Site:
         self.revision = 0
         self.domains: tuple[DomainReport, ...] = ()
         self.booked: set[str] = set()
-        self.hub: Process | None = None
+        self.hub: MachineProcess | None = None
 
     def start_hub(self) -> None:
         argv = [sys.executable, "-m", "scheduler_plugin.hub.main", "--config", str(self.config)]
@@ -123,7 +123,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    with Cluster(["n1", "p1", "x1"]) as cluster:
+    with PrivateOpenPbs(["n1", "p1", "x1"]) as cluster:
         cluster.qmgr(RESOURCES)
         made = Site(cluster)
         try:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from magrathea_lab.clusters.private_openpbs import HEAD, Cluster
+from magrathea_lab.clusters.private_openpbs import HEAD, PrivateOpenPbs
 from magrathea_lab.fleet import ROOT
 
 PRINTED = ("print server", "print resource", "print node @default", "print hook", "print sched")
@@ -22,13 +22,13 @@ RESOURCE = "resources_available.magrathea"
 
 
 @pytest.fixture(scope="module")
-def _pbs() -> Iterator[Cluster]:
-    with Cluster(["n1"]) as cluster:
+def _pbs() -> Iterator[PrivateOpenPbs]:
+    with PrivateOpenPbs(["n1"]) as cluster:
         yield cluster
 
 
 @pytest.fixture
-def pbs(_pbs: Cluster) -> Iterator[Cluster]:
+def pbs(_pbs: PrivateOpenPbs) -> Iterator[PrivateOpenPbs]:
     """A server with a site's own settings, no jobs, and nothing of ours, before and after the test."""
     yield _pbs
     _pbs.qmgr("set server scheduling=True")
@@ -40,7 +40,7 @@ def pbs(_pbs: Cluster) -> Iterator[Cluster]:
     _pbs.wait_free("n1", timeout_s=20)
 
 
-def magrathea(pbs: Cluster, *args: str, of: str = "pbs") -> subprocess.CompletedProcess[str]:
+def magrathea(pbs: PrivateOpenPbs, *args: str, of: str = "pbs") -> subprocess.CompletedProcess[str]:
     """A command as an admin runs it on the server's machine."""
     argv = [sys.executable, "-c", "from magrathea.cli.main import main; main()", *([of] if of else []), *args]
     return pbs.run(HEAD, argv, env={"PYTHONPATH": str(ROOT)}, timeout=60, check=False)
@@ -51,7 +51,7 @@ def well(done: subprocess.CompletedProcess[str], code: int = 0) -> str:
     return done.stdout
 
 
-def picture(pbs: Cluster) -> dict[str, str | bytes]:
+def picture(pbs: PrivateOpenPbs) -> dict[str, str | bytes]:
     """All that PBS prints about itself, and the bytes of its files."""
     said: dict[str, str | bytes] = {"printed": pbs.qmgr("\n".join(PRINTED))}
     for file in FILES:
@@ -60,18 +60,18 @@ def picture(pbs: Cluster) -> dict[str, str | bytes]:
     return said
 
 
-def schedselect(pbs: Cluster, job: str) -> str:
+def schedselect(pbs: PrivateOpenPbs, job: str) -> str:
     return str(pbs.job(job)["schedselect"])
 
 
-def own_files(pbs: Cluster) -> list[str]:
+def own_files(pbs: PrivateOpenPbs) -> list[str]:
     home = pbs.pbs_home(HEAD)
     return sorted(
         str(path.relative_to(home)) for d in ("sched_priv", "server_priv") for path in home.glob(f"{d}/*magrathea*")
     )
 
 
-def test_what_was_installed_goes_without_a_trace_and_as_often_as_one_likes(pbs: Cluster) -> None:
+def test_what_was_installed_goes_without_a_trace_and_as_often_as_one_likes(pbs: PrivateOpenPbs) -> None:
     before = picture(pbs)
     for _ in range(2):
         well(magrathea(pbs, *INSTALL))
@@ -85,7 +85,7 @@ def test_what_was_installed_goes_without_a_trace_and_as_often_as_one_likes(pbs: 
     assert "nothing to change" in well(magrathea(pbs, "uninstall"))
 
 
-def test_a_dry_run_says_all_and_changes_nothing(pbs: Cluster) -> None:
+def test_a_dry_run_says_all_and_changes_nothing(pbs: PrivateOpenPbs) -> None:
     before = picture(pbs)
     said = well(magrathea(pbs, *INSTALL, "--dry-run"))
     assert picture(pbs) == before and own_files(pbs) == []
@@ -96,7 +96,7 @@ def test_a_dry_run_says_all_and_changes_nothing(pbs: Cluster) -> None:
     assert picture(pbs) == installed
 
 
-def test_what_is_the_sites_own_stays(pbs: Cluster) -> None:
+def test_what_is_the_sites_own_stays(pbs: PrivateOpenPbs) -> None:
     """Its hook, its queue with limits, its Priority, its words in sched_config, its scheduling=false."""
     config = pbs.pbs_home(HEAD) / "sched_priv/sched_config"
     shipped = config.read_bytes()
@@ -124,7 +124,7 @@ def test_what_is_the_sites_own_stays(pbs: Cluster) -> None:
     pbs.qmgr("delete hook own\ndelete queue low\nunset node n1 Priority\nset node n1 resv_enable=True")
 
 
-def test_a_line_that_others_changed_meanwhile_keeps_their_change(pbs: Cluster) -> None:
+def test_a_line_that_others_changed_meanwhile_keeps_their_change(pbs: PrivateOpenPbs) -> None:
     config = pbs.pbs_home(HEAD) / "sched_priv/sched_config"
     shipped = config.read_bytes()
     well(magrathea(pbs, *INSTALL))
@@ -135,7 +135,7 @@ def test_a_line_that_others_changed_meanwhile_keeps_their_change(pbs: Cluster) -
     config.with_name("sched_config.before-magrathea").unlink()
 
 
-def test_it_refuses_what_it_does_not_understand_and_changes_nothing(pbs: Cluster) -> None:
+def test_it_refuses_what_it_does_not_understand_and_changes_nothing(pbs: PrivateOpenPbs) -> None:
     config = pbs.pbs_home(HEAD) / "sched_priv/sched_config"
     shipped = config.read_bytes()
     config.write_bytes(shipped.replace(b'resources: "ncpus, mem', b"resources: ncpus, mem"))
@@ -155,7 +155,7 @@ def test_it_refuses_what_it_does_not_understand_and_changes_nothing(pbs: Cluster
     config.write_bytes(shipped)
 
 
-def test_waiting_jobs_get_their_class_and_keep_their_place(pbs: Cluster) -> None:
+def test_waiting_jobs_get_their_class_and_keep_their_place(pbs: PrivateOpenPbs) -> None:
     with pbs.stopped_scheduling():
         pbs.qmgr("create queue low queue_type=Execution,enabled=True,started=True")
         asked = [["-q", "low"], [], ["-q", "low", "-J", "1-3"], ["-h", "-l", "nodes=1:ppn=2"]]
@@ -182,7 +182,7 @@ def test_waiting_jobs_get_their_class_and_keep_their_place(pbs: Cluster) -> None
     pbs.qmgr("delete queue low")
 
 
-def test_with_a_preempted_job_it_refuses_or_resumes_it_first(pbs: Cluster) -> None:
+def test_with_a_preempted_job_it_refuses_or_resumes_it_first(pbs: PrivateOpenPbs) -> None:
     before = picture(pbs)
     well(magrathea(pbs, *INSTALL))
     pbs.qmgr(f"set node n1 {RESOURCE}_host=h1")
@@ -205,7 +205,7 @@ def test_with_a_preempted_job_it_refuses_or_resumes_it_first(pbs: Cluster) -> No
     assert picture(pbs) == before
 
 
-def test_vnodes_that_nobody_manages_go_on_and_check_tells_of_new_ones(pbs: Cluster) -> None:
+def test_vnodes_that_nobody_manages_go_on_and_check_tells_of_new_ones(pbs: PrivateOpenPbs) -> None:
     well(magrathea(pbs, "install", "--priority", "high", "--preemptible", "low"))
     for job in [pbs.qsub("alice", "-q", queue, script="true") for queue in ("workq", "low", "high")]:
         pbs.wait_job(job, "F")
@@ -216,7 +216,7 @@ def test_vnodes_that_nobody_manages_go_on_and_check_tells_of_new_ones(pbs: Clust
     pbs.qmgr("delete node head")
 
 
-def test_it_warns_of_what_would_get_in_the_way(pbs: Cluster) -> None:
+def test_it_warns_of_what_would_get_in_the_way(pbs: PrivateOpenPbs) -> None:
     pbs.qmgr(
         "create queue express queue_type=Execution,Priority=150\nset sched job_run_wait=execjob_hook\n"
         "create node second Mom=n1\ncreate hook late\nset hook late event=execjob_begin\nset hook late order=1000"
@@ -231,7 +231,7 @@ def test_it_warns_of_what_would_get_in_the_way(pbs: Cluster) -> None:
     pbs.qmgr("delete queue express\nset sched job_run_wait=runjob_hook\ndelete node second\ndelete hook late")
 
 
-def test_a_running_hub_is_stopped_first(pbs: Cluster) -> None:
+def test_a_running_hub_is_stopped_first(pbs: PrivateOpenPbs) -> None:
     well(magrathea(pbs, *INSTALL))
     beat = pbs.pbs_home(HEAD) / "magrathea.heartbeat"
     beat.touch()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from magrathea_lab.clusters.private_openpbs import FIRST_UID, HEAD, USERS, Cluster
+from magrathea_lab.clusters.private_openpbs import FIRST_UID, HEAD, USERS, PrivateOpenPbs
 from scheduler_plugin.pbs.base import Code
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ class Refused(Exception):
 class Remote:
     """Connections of a process on the server's machine (pbs_calls.py)."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: PrivateOpenPbs) -> None:
         argv = cluster.argv(HEAD, [sys.executable, "-m", "tests.openpbs.pbs_calls"], env={"PYTHONPATH": str(ROOT)})
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -70,14 +70,14 @@ class Remote:
 
 
 @pytest.fixture(scope="module")
-def pbs_cluster() -> Iterator[Cluster]:
-    with Cluster(["n1", "n2"]) as cluster:
+def pbs_cluster() -> Iterator[PrivateOpenPbs]:
+    with PrivateOpenPbs(["n1", "n2"]) as cluster:
         cluster.qmgr(RESOURCES)
         yield cluster
 
 
 @pytest.fixture
-def pbs(pbs_cluster: Cluster) -> Iterator[Remote]:
+def pbs(pbs_cluster: PrivateOpenPbs) -> Iterator[Remote]:
     remote = Remote(pbs_cluster)
     try:
         remote("connect", 20)
@@ -87,7 +87,7 @@ def pbs(pbs_cluster: Cluster) -> Iterator[Remote]:
 
 
 @pytest.fixture
-def job(pbs_cluster: Cluster, pbs: Remote) -> Iterator[str]:
+def job(pbs_cluster: PrivateOpenPbs, pbs: Remote) -> Iterator[str]:
     """A job that runs on n1."""
     id = pbs_cluster.qsub("alice", "-l", "select=1:ncpus=1:vnode=n1", "-l", "walltime=500", script="sleep 1000")
     pbs_cluster.wait_job(id, "R")
@@ -96,7 +96,7 @@ def job(pbs_cluster: Cluster, pbs: Remote) -> Iterator[str]:
     pbs_cluster.wait(lambda: pbs("job", id) is None, "the job's end", BOUND_S)
 
 
-def suspended(pbs: Remote, cluster: Cluster, job: str) -> None:
+def suspended(pbs: Remote, cluster: PrivateOpenPbs, job: str) -> None:
     """Suspend it, as soon as its MoM lets that happen."""
 
     def tried() -> bool:
@@ -110,7 +110,7 @@ def suspended(pbs: Remote, cluster: Cluster, job: str) -> None:
     cluster.wait(tried, "the suspend", BOUND_S)
 
 
-def fix(cluster: Cluster) -> None:
+def fix(cluster: PrivateOpenPbs) -> None:
     """After its restart a server has vnodes in maintenance whose suspended jobs went long ago: it never takes the
     last name out of `maintenance_jobs` in its database. Only making such a vnode anew ends that."""
     for name in cluster.moms:
@@ -145,7 +145,7 @@ def test_one_bad_value_changes_nothing(pbs: Remote) -> None:
     assert pbs.code("set_vnode", "nosuch", {"Priority": "8"}) == Code.UNKNOWN_VNODE
 
 
-def test_a_job_as_it_runs_is_suspended_and_resumed(pbs: Remote, pbs_cluster: Cluster, job: str) -> None:
+def test_a_job_as_it_runs_is_suspended_and_resumed(pbs: Remote, pbs_cluster: PrivateOpenPbs, job: str) -> None:
     before = pbs("job", job)
     assert (before["state"], before["run_version"], before["vnodes"]) == ("R", 1, ["n1"])
     assert (before["walltime_s"], before["rerunnable"]) == (500, True)
@@ -163,7 +163,7 @@ def test_a_job_as_it_runs_is_suspended_and_resumed(pbs: Remote, pbs_cluster: Clu
     assert pbs.code("resume", job) == Code.BAD_STATE
 
 
-def test_walltime_and_comment_of_a_suspended_job(pbs: Remote, pbs_cluster: Cluster, job: str) -> None:
+def test_walltime_and_comment_of_a_suspended_job(pbs: Remote, pbs_cluster: PrivateOpenPbs, job: str) -> None:
     suspended(pbs, pbs_cluster, job)
     pbs("set_walltime", job, 700)
     pbs("set_comment", job, "preempted by 9.head, on h1: 'now' — since \"Nov 21\"")
@@ -171,7 +171,7 @@ def test_walltime_and_comment_of_a_suspended_job(pbs: Remote, pbs_cluster: Clust
     assert (found["walltime_s"], found["comment"]) == (700, "preempted by 9.head, on h1: 'now' — since \"Nov 21\"")
 
 
-def test_a_suspended_job_is_requeued_by_force_only(pbs: Remote, pbs_cluster: Cluster, job: str) -> None:
+def test_a_suspended_job_is_requeued_by_force_only(pbs: Remote, pbs_cluster: PrivateOpenPbs, job: str) -> None:
     suspended(pbs, pbs_cluster, job)
     assert pbs.code("rerun", job) == Code.BAD_STATE
     pbs("rerun", job, True)
@@ -180,7 +180,7 @@ def test_a_suspended_job_is_requeued_by_force_only(pbs: Remote, pbs_cluster: Clu
 
 
 def test_jobs_are_those_that_moms_have_suspended_ones_and_subjobs_too(
-    pbs: Remote, pbs_cluster: Cluster, job: str
+    pbs: Remote, pbs_cluster: PrivateOpenPbs, job: str
 ) -> None:
     array = pbs_cluster.qsub("alice", "-J", "1-2", "-l", "select=1:ncpus=1:vnode=n2", script="sleep 1000")
     waiting = pbs_cluster.qsub("alice", "-a", "12312359", script="true")
@@ -207,14 +207,14 @@ def test_a_job_that_pbs_does_not_know(pbs: Remote) -> None:
         assert pbs.code(operation, "99999.head") == Code.UNKNOWN_JOB
 
 
-def test_an_admins_scheduling_false_stands(pbs: Remote, pbs_cluster: Cluster) -> None:
+def test_an_admins_scheduling_false_stands(pbs: Remote, pbs_cluster: PrivateOpenPbs) -> None:
     assert pbs("wake_scheduler") is True
     with pbs_cluster.stopped_scheduling():
         assert pbs("wake_scheduler") is False
         assert pbs("server")["scheduling"] == "False"
 
 
-def test_an_operator_may_do_all_of_it(pbs_cluster: Cluster, job: str) -> None:
+def test_an_operator_may_do_all_of_it(pbs_cluster: PrivateOpenPbs, job: str) -> None:
     pbs_cluster.qmgr("set server operators += bob@*")
     bob = Remote(pbs_cluster)
     try:
@@ -248,7 +248,7 @@ def test_threads_work_side_by_side_each_on_its_own_connection(pbs: Remote) -> No
     assert pbs("threads", 6, 50) == []
 
 
-def test_a_server_that_does_not_answer_is_given_up_at_the_deadline(pbs: Remote, pbs_cluster: Cluster) -> None:
+def test_a_server_that_does_not_answer_is_given_up_at_the_deadline(pbs: Remote, pbs_cluster: PrivateOpenPbs) -> None:
     pbs("connect", 2, connection=1)
     server = (pbs_cluster.pbs_home(HEAD) / "server_priv/server.lock").read_text().strip()
     pbs_cluster.run(HEAD, ["kill", "-STOP", server])
@@ -267,7 +267,7 @@ def test_a_server_that_does_not_answer_is_given_up_at_the_deadline(pbs: Remote, 
 
 
 def test_after_a_restart_of_the_server_the_old_connection_says_so_and_a_new_one_works(
-    pbs: Remote, pbs_cluster: Cluster
+    pbs: Remote, pbs_cluster: PrivateOpenPbs
 ) -> None:
     pbs("vnodes")
     pbs_cluster.kill_server()
@@ -285,7 +285,7 @@ def test_after_a_restart_of_the_server_the_old_connection_says_so_and_a_new_one_
 
 
 def test_a_suspend_that_a_starved_mom_does_not_answer_happens_when_it_wakes(
-    pbs: Remote, pbs_cluster: Cluster, job: str
+    pbs: Remote, pbs_cluster: PrivateOpenPbs, job: str
 ) -> None:
     pbs_cluster.wait(lambda: pbs("job", job)["substate"] == 42, "the job's start", BOUND_S)
     pbs("connect", 2, connection=1)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from magrathea_lab.clusters.openpbs import OpenPbsCluster
-from magrathea_lab.clusters.private_openpbs import HEAD, Process
+from magrathea_lab.clusters.private_openpbs import HEAD, MachineProcess
 from magrathea_lab.fleet import EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
     goes_on,
@@ -78,7 +78,7 @@ def hub_set_to(fleet: OpenPbsCluster, setting: str) -> Iterator[None]:
 
 
 @contextmanager
-def stopped(part: Process) -> Iterator[None]:
+def stopped(part: MachineProcess) -> Iterator[None]:
     """Inside the `with` the part does nothing, but its connections stand."""
     os.kill(part.pid, signal.SIGSTOP)
     try:

@@ -21,7 +21,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from magrathea_lab.clusters import openpbs_machine
-from magrathea_lab.clusters.private_openpbs import HEAD, HOST, Cluster
+from magrathea_lab.clusters.private_openpbs import HEAD, HOST, PrivateOpenPbs
 from tests.documents import ROOT, Block, blocks, says
 
 from .test_install import picture
@@ -41,9 +41,9 @@ cp "$1" "{base}/m/host${{2#host1:}}"
 
 
 @pytest.fixture(scope="module")
-def site() -> Iterator[Cluster]:
+def site() -> Iterator[PrivateOpenPbs]:
     """A server, a host and its two domains, as the document finds them."""
-    with Cluster(list(DOMAINS)) as cluster:
+    with PrivateOpenPbs(list(DOMAINS)) as cluster:
         _host(cluster)
         for name in (HEAD, HOST, *DOMAINS):
             _own(cluster, name)
@@ -60,7 +60,7 @@ def site() -> Iterator[Cluster]:
         yield cluster
 
 
-def _host(cluster: Cluster) -> None:
+def _host(cluster: PrivateOpenPbs) -> None:
     """The host's own /etc and /run, as each machine has them."""
     here = cluster.base / "m/host"
     (here / "run").mkdir(parents=True)
@@ -71,7 +71,7 @@ def _host(cluster: Cluster) -> None:
         cluster.run(HOST, ["mount", "--bind", str(here / directory), f"/{directory}"])
 
 
-def _own(cluster: Cluster, name: str) -> None:
+def _own(cluster: PrivateOpenPbs, name: str) -> None:
     """Let a machine write anywhere in /usr, /opt and /var/lib, and give it what stands in for a real site's."""
     for tree in ("/usr", "/opt", "/var/lib"):
         above = cluster.base / "overlay" / name / tree.replace("/", "_")
@@ -130,7 +130,7 @@ def _site_packages(where: Path) -> None:
         script.chmod(0o755)
 
 
-def _script(cluster: Cluster, block: Block) -> str:
+def _script(cluster: PrivateOpenPbs, block: Block) -> str:
     instead = f"cp -a {cluster.base}/package/lib/. /opt/magrathea/lib/{PYTHON}/site-packages/\n"
     instead += f"cp -a {cluster.base}/package/bin/. /opt/magrathea/bin/"
     text = block.text.replace(PIP, instead)
@@ -139,7 +139,7 @@ def _script(cluster: Cluster, block: Block) -> str:
     return "set -e\n" + text
 
 
-def _follow(cluster: Cluster, block: Block, expected: str | None) -> None:
+def _follow(cluster: PrivateOpenPbs, block: Block, expected: str | None) -> None:
     """Run a block where it says, on several machines at the same time."""
     places = [word for word in block.words if word != "again"]
     with ThreadPoolExecutor(len(places)) as pool:
@@ -147,7 +147,7 @@ def _follow(cluster: Cluster, block: Block, expected: str | None) -> None:
             done.result()
 
 
-def _follow_on(cluster: Cluster, block: Block, place: str, expected: str | None) -> None:
+def _follow_on(cluster: PrivateOpenPbs, block: Block, place: str, expected: str | None) -> None:
     """Run it there, and compare what it prints; again and again where the block says so."""
     user = "alice" if place == "user" else "root"
     home = {} if user == "alice" else {"HOME": str(cluster.base)}  # this machine's root has a profile of his own
@@ -166,7 +166,7 @@ def _follow_on(cluster: Cluster, block: Block, place: str, expected: str | None)
         time.sleep(0.3)
 
 
-def _operate(cluster: Cluster) -> None:
+def _operate(cluster: PrivateOpenPbs) -> None:
     """The commands of the administrator's guide that say where they are run, on the cluster that stands now."""
     [job] = cluster.run(HEAD, ["qselect", "-N", "patient"]).stdout.split()
     found = [block for block in blocks(GUIDE) if block.words]
@@ -176,7 +176,7 @@ def _operate(cluster: Cluster) -> None:
 
 
 @pytest.mark.timeout(240)
-def test_every_command_of_the_walk_through_does_what_it_shows(site: Cluster) -> None:
+def test_every_command_of_the_walk_through_does_what_it_shows(site: PrivateOpenPbs) -> None:
     before = picture(site)
     found = blocks(DOCUMENT)
     begins = DOCUMENT.read_text().partition("## 6.")[0].count("\n")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from magrathea_lab.pbs_standin.pbs_module import Entity, Hook, Job, Outcome, Server
+from magrathea_lab.pbs_standin.pbs_module import Entity, Hook, HookJob, HookOutcome, Server
 
 FILE = Path(__file__).parents[3] / "scheduler_plugin/hooks/magrathea_mom.py"
 
@@ -72,7 +72,7 @@ def agent(configured: Path) -> Iterator[FakeAgent]:
     agent.close()
 
 
-def a_job(**changes: Any) -> Job:
+def a_job(**changes: Any) -> HookJob:
     attributes: dict[str, Any] = {
         "run_version": 2,
         "schedselect": "1:ncpus=2:mem=100mb:magrathea_accepts=preemptible",
@@ -81,10 +81,10 @@ def a_job(**changes: Any) -> Job:
         "euser": "alice",
         "substate": 42,
     }
-    return Job(changes.pop("id", "12.srv"), {**attributes, **changes})
+    return HookJob(changes.pop("id", "12.srv"), {**attributes, **changes})
 
 
-def run(event: str, job: Job | None = None, jobs: tuple[Job, ...] = (), here: str = "n1") -> Outcome:
+def run(event: str, job: HookJob | None = None, jobs: tuple[HookJob, ...] = (), here: str = "n1") -> HookOutcome:
     own = {here: Entity("name", here, {})}
     listed = {job.id: job for job in jobs} if event == "exechost_periodic" else None
     return Hook(FILE).run(event, server=Server("srv", {}, {}), vnode=here, job=job, vnode_list=own, job_list=listed)

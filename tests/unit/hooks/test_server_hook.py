@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from magrathea_lab.pbs_standin.pbs_module import Hook, Job, Outcome, Server
+from magrathea_lab.pbs_standin.pbs_module import Hook, HookJob, HookOutcome, Server
 
 FILE = Path(__file__).parents[3] / "scheduler_plugin/hooks/magrathea_server.py"
 
-Run = Callable[..., Outcome]
+Run = Callable[..., HookOutcome]
 
 
 def job(id: str, cls: str | None, *vnodes: str, cpus: int = 1) -> dict[str, Any]:
@@ -50,19 +50,19 @@ def run(tmp_path: Path, heartbeat: Path) -> Run:
     config = tmp_path / "hook.json"
     config.write_text(json.dumps({"heartbeat": str(heartbeat), "heartbeat_max_age_s": 30}))
 
-    def run(new: dict[str, Any], vnodes: dict[str, dict[str, Any]], *others: dict[str, Any]) -> Outcome:
+    def run(new: dict[str, Any], vnodes: dict[str, dict[str, Any]], *others: dict[str, Any]) -> HookOutcome:
         for other in others:
             for name in vnodes:
                 if f"({name}:" in other["exec_vnode"]:
                     have = vnodes[name]["jobs"]
                     vnodes[name]["jobs"] = f"{have}, {other['id']}/0" if have else f"{other['id']}/0"
         server = Server("srv", vnodes, {other["id"]: other for other in others})
-        return Hook(FILE, config).run("runjob", server=server, job=Job(new["id"], new))
+        return Hook(FILE, config).run("runjob", server=server, job=HookJob(new["id"], new))
 
     return run
 
 
-def code(outcome: Outcome) -> str:
+def code(outcome: HookOutcome) -> str:
     """The refusal's stable word."""
     assert not outcome.accepted
     return outcome.message.removeprefix("magrathea: ").partition(":")[0]
@@ -212,10 +212,10 @@ def test_an_error_elsewhere_stops_nobody(run: Run) -> None:
     assert any("hook failed" in line for line in accepted.log)
 
 
-def alter(**resources: str) -> Outcome:
+def alter(**resources: str) -> HookOutcome:
     """The hook's answer to a qalter of a queued job."""
     asked = {"id": "7.srv", "Resource_List": resources}
-    return Hook(FILE).run("modifyjob", server=Server("srv", {}, {}), job=Job("7.srv", asked))
+    return Hook(FILE).run("modifyjob", server=Server("srv", {}, {}), job=HookJob("7.srv", asked))
 
 
 @pytest.mark.parametrize("select", ["1:ncpus=1:magrathea_accepts=priority", "1:ncpus=1+2:magrathea_rank=9:ncpus=1"])

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from magrathea_lab.pbs_standin.model import Job, Refused, Vnode, assign, chunks_of, mib
+from magrathea_lab.pbs_standin.model import StandInError, StandInJob, StandInVnode, assign, chunks_of, mib
 from scheduler_plugin.pbs.base import Code
 
 
-def vnode(name: str, accepts: str = "preemptible", ncpus: int = 2, priority: int = 0) -> Vnode:
+def vnode(name: str, accepts: str = "preemptible", ncpus: int = 2, priority: int = 0) -> StandInVnode:
     attributes = {"resources_available.ncpus": str(ncpus), "resources_available.mem": "1gb"}
     attributes |= {"resources_available.magrathea_accepts": accepts, "Priority": str(priority)}
-    return Vnode(name, attributes)
+    return StandInVnode(name, attributes)
 
 
-def job(select: str, id: str = "1.srv", **more: object) -> Job:
+def job(select: str, id: str = "1.srv", **more: object) -> StandInJob:
     given = {"queue": "low", "script": "", "output": "", "workdir": "", **more}
-    return Job(id=id, schedselect=select, **given)  # type: ignore[arg-type]
+    return StandInJob(id=id, schedselect=select, **given)  # type: ignore[arg-type]
 
 
-def low(ncpus: int = 1, count: int = 1, id: str = "1.srv", **more: object) -> Job:
+def low(ncpus: int = 1, count: int = 1, id: str = "1.srv", **more: object) -> StandInJob:
     return job(f"{count}:ncpus={ncpus}:magrathea_accepts=preemptible", id, **more)
 
 
@@ -30,7 +30,7 @@ def test_sizes_are_read(size: str, expected: float) -> None:
 
 @pytest.mark.parametrize("text", ["2x:ncpus=1", "ncpus", "1:ncpus=many", "1:mem=lots"])
 def test_an_impossible_select_is_refused(text: str) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(StandInError):
         chunks_of(text)
 
 
@@ -94,7 +94,7 @@ def test_scatter_puts_each_chunk_elsewhere() -> None:
 )
 def test_a_wrong_attribute_is_refused_and_none_is_set(name: str, value: str, code: Code) -> None:
     there = vnode("n1")
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(StandInError) as refused:
         there.set({"comment": "x", name: value})
     assert refused.value.code == code
     assert "comment" not in there.attributes

@@ -13,17 +13,17 @@ import pytest
 
 from magrathea_lab import fleet
 from magrathea_lab.pbs_standin import pbs_module
-from magrathea_lab.pbs_standin.pbs_module import Hook, Job, Outcome, Server
+from magrathea_lab.pbs_standin.pbs_module import Hook, HookJob, HookOutcome, Server
 
 SERVER = Server("srv", {}, {})
 
 
-def job(**attributes: Any) -> Job:
+def job(**attributes: Any) -> HookJob:
     given = {"queue": "low", "run_version": 3, "schedselect": "1:ncpus=1", "exec_vnode": "(n1:ncpus=1)", **attributes}
-    return Job("12.srv", given)
+    return HookJob("12.srv", given)
 
 
-def run(tmp_path: Path, text: str, event: str = "execjob_begin", **parameters: Any) -> Outcome:
+def run(tmp_path: Path, text: str, event: str = "execjob_begin", **parameters: Any) -> HookOutcome:
     path = tmp_path / "hook.py"
     path.write_text("import pbs\ne = pbs.event()\n" + text, encoding="utf-8")
     return Hook(path).run(event, server=SERVER, vnode="n1", **parameters)
@@ -110,7 +110,7 @@ def vnode(siblings: str | None, jobs: str | None = None) -> dict[str, Any]:
     return {"resources_available": available, "jobs": jobs}
 
 
-def ask_runjob(tmp_path: Path, cls: str, other: str | None, managed: bool = True) -> Outcome:
+def ask_runjob(tmp_path: Path, cls: str, other: str | None, managed: bool = True) -> HookOutcome:
     """A job of class `cls` for p1, whose sibling n1 has a job of class `other`."""
     (tmp_path / "heartbeat").touch()
     config = tmp_path / "hook.json"

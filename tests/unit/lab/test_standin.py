@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from magrathea_lab import fleet
-from magrathea_lab.clusters.keeper import Keeper, Part
-from magrathea_lab.pbs_standin.client import Client
+from magrathea_lab.clusters.keeper import Keeper, KeptProcess
+from magrathea_lab.pbs_standin.client import StandInClient
 from magrathea_lab.processes import of_session
 from scheduler_plugin.pbs.base import Code, Pbs, PbsError
 
@@ -45,7 +45,7 @@ class Bench:
         self.hook = directory / "hook.py"
         self.hook.write_text(HOOK, encoding="utf-8")
         self.keeper = Keeper({"PATH": os.environ["PATH"], "PYTHONPATH": str(fleet.ROOT)})
-        self.parts: dict[str, Part] = {}
+        self.parts: dict[str, KeptProcess] = {}
         hook = ["--hook", str(self.hook), "--hook-config", str(directory / "hook.json")]
         self.start("server", ["--dir", str(directory), "--name", "t" + str(os.getpid()), *hook])
         self.until(lambda: (directory / "pbs.sock").exists())
@@ -53,7 +53,7 @@ class Bench:
             own = ["--server", str(directory / "pbs.sock"), "--vnode", name, "--ncpus", "2", "--periodic-s", "0.5"]
             own += ["--hook-events", "execjob_begin,execjob_epilogue,execjob_preterm,execjob_end,exechost_periodic"]
             self.start("mom", [*own, "--kill-delay-s", "0.5", *hook], name)
-        self.client = Client(directory / "pbs.sock")
+        self.client = StandInClient(directory / "pbs.sock")
         self.until(lambda: len(self.client.vnodes()) == 2)
         for name in ("n1", "n2"):
             self.client.set_vnode(name, {"resources_available.magrathea_accepts": "preemptible"})

@@ -11,7 +11,7 @@ from magrathea_lab.cluster import Failed, JobView, VnodeView
 from magrathea_lab.demo.demo import percentile, switch_times_ms
 from magrathea_lab.demo.watch import Stop, Watch, Watched
 from magrathea_lab.fleet import EXCLUSIVE, HostSpec
-from magrathea_lab.work import MIB, Memory, held, result
+from magrathea_lab.work import MIB, MarkedMemory, held, result
 from magrathea_lab.work import main as work
 
 RIGHT = f"{result(3)}\nstarted 1 times\nlongest pause 0.10 s\n"
@@ -134,7 +134,7 @@ def test_a_job_that_holds_memory_says_that_each_byte_is_as_it_was(
 
 
 def test_one_byte_of_its_memory_that_has_changed_is_seen() -> None:
-    memory = Memory(2)
+    memory = MarkedMemory(2)
     assert memory.verdict() == held(2)
     memory._blocks[1][MIB - 1] ^= 1
     assert memory.verdict() == "1 MiB have CHANGED"
