@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from magrathea_lab.clusters import openpbs_needs
 from magrathea_lab.clusters.openpbs import USER, OpenPbsCluster
-from magrathea_lab.clusters.private_openpbs import HEAD, PrivateOpenPbs, unavailable
+from magrathea_lab.clusters.private_openpbs import HEAD, PrivateOpenPbs
 from magrathea_lab.fleet import DomainSpec, HostSpec
 
 from .figure import Figure, at_most, missing, run
@@ -148,7 +149,7 @@ def alternate(sides: tuple[Side, Side], rounds: int, one: Callable[[Side, int], 
 
 
 def figures(quick: bool) -> list[Figure]:
-    if why := unavailable():
+    if why := openpbs_needs.missing():
         return [missing(name, "ratio", f"<= {limit:g}", why) for name, limit in NAMES.values()]
     with OpenPbsCluster([HOST], on_disk=True) as fleet, PrivateOpenPbs(["n1", "p1"], ncpus=2, on_disk=True) as plain:
         prepare_rival(plain)

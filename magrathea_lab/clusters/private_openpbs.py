@@ -30,6 +30,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from . import openpbs_machine as machine
+from . import openpbs_needs
 
 HOST = "host"
 HEAD = "head"
@@ -52,8 +53,6 @@ LOCKS = {
 }
 """Where each of PBS's daemons writes its pid, below its PBS_HOME."""
 
-TOOLS = ("unshare", "nsenter", "ip", "mount", "hostname", "su")
-
 T = TypeVar("T")
 
 
@@ -73,17 +72,6 @@ def in_memory() -> str | None:
     """
     roomy = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM_BYTES and os.path.ismount(MEMORY)
     return MEMORY if roomy else None
-
-
-def unavailable(exec_dir: str = "/opt/pbs") -> str | None:
-    """Why no cluster can be brought up on this machine; None if it can."""
-    if not Path(exec_dir, "sbin/pbs_server").exists():
-        return f"OpenPBS is not installed in {exec_dir}"
-    if os.geteuid() != 0:
-        return "a private OpenPBS cluster needs root (network and mount namespaces)"
-    if lacking := [tool for tool in TOOLS if shutil.which(tool) is None]:
-        return f"commands that are not installed: {', '.join(lacking)}"
-    return None
 
 
 class MachineProcess:
@@ -120,7 +108,7 @@ class PrivateOpenPbs:
 
         `on_disk`: not in memory, even where there is room.
         """
-        if why := unavailable(exec_dir):
+        if why := openpbs_needs.missing(exec_dir):
             raise NoOpenPbs(why)
         self.moms = tuple(moms)
         self.exec_dir = Path(exec_dir)

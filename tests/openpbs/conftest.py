@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from magrathea_lab.clusters import openpbs_needs
 from magrathea_lab.clusters.openpbs import OpenPbsCluster
-from magrathea_lab.clusters.private_openpbs import unavailable
 from magrathea_lab.fleet import ANOTHER, COUNTED, EXCLUSIVE
 from magrathea_lab.guests import needs
 
 HERE = Path(__file__).parent
 REQUIRED = os.environ.get("MAGRATHEA_REQUIRE_OPENPBS") == "1"
-WHY_NOT = unavailable()
+WHY_NOT = openpbs_needs.missing()
 GUESTS_REQUIRED = os.environ.get("MAGRATHEA_REQUIRE_LIBVIRT") == "1"
 NO_GUESTS = needs.missing() if WHY_NOT is None else None
 """What this machine lacks for real guests beside OpenPBS, or None."""
