@@ -1,7 +1,8 @@
 """Asking a node daemon through its control socket: one JSON line there, one JSON line back.
 
 Rule 1: every question ends by its deadline, and no answer is read beyond its bound.
-Rule 2: an error says what it was, where, and how to fix it; `Unreachable` is about the daemon, `Refused` is its no.
+Rule 2: an error says what it was, where, and how to fix it; `Unreachable` is about the daemon,
+`RequestRefused` is its answer.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ DEADLINE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Whose:
+class SocketOwner:
     """Whom a socket belongs to: its name for people, its unit, and how another socket is named."""
 
     name: str
@@ -41,21 +42,21 @@ class Whose:
         return f"start it by `systemctl start {self.unit}`, or name another socket by {self.option}"
 
 
-DAEMON = Whose("the node daemon", "magrathea-noded", f"--socket or ${SOCKET_VARIABLE}")
-HUB = Whose("the hub", "magrathea-hub", f"--hub or ${HUB_VARIABLE}")
-AGENT = Whose("this guest's agent", "magrathea-agent", "`socket` in agent.json", root_only=True)
+DAEMON = SocketOwner("the node daemon", "magrathea-noded", f"--socket or ${SOCKET_VARIABLE}")
+HUB = SocketOwner("the hub", "magrathea-hub", f"--hub or ${HUB_VARIABLE}")
+AGENT = SocketOwner("this guest's agent", "magrathea-agent", "`socket` in agent.json", root_only=True)
 
 
 class Unreachable(Exception):
     """No daemon answers there: `cause` says why, `fix` what to do."""
 
-    def __init__(self, socket_path: Path, cause: str, fix: str, whose: Whose = DAEMON) -> None:
-        super().__init__(f"{whose.name} does not answer at {socket_path}: {cause}; {fix}")
+    def __init__(self, socket_path: Path, cause: str, fix: str, owner: SocketOwner = DAEMON) -> None:
+        super().__init__(f"{owner.name} does not answer at {socket_path}: {cause}; {fix}")
         self.cause = cause
         self.fix = fix
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """The daemon says no: `code` is for programs and never changes, the text is for people."""
 
     def __init__(self, code: str, text: str) -> None:
@@ -80,10 +81,10 @@ def hub_path(given: str | None) -> Path:
 
 
 def farm(path: Path, deadline_s: float = DEADLINE_S) -> FarmView:
-    """All hosts as the hub at `path` knows them. Raises Unreachable, Refused."""
+    """All hosts as the hub at `path` knows them. Raises Unreachable, RequestRefused."""
     try:
         return msgspec.json.decode(
-            ask(path, {"op": "status"}, deadline_s, most=MAX_FARM_BYTES, whose=HUB), type=FarmView
+            ask(path, {"op": "status"}, deadline_s, most=MAX_FARM_BYTES, owner=HUB), type=FarmView
         )
     except msgspec.DecodeError as error:
         raise _strange(path, str(error), HUB) from error
@@ -95,9 +96,9 @@ def ask(
     deadline_s: float = DEADLINE_S,
     *,
     most: int = MAX_BYTES,
-    whose: Whose = DAEMON,
+    owner: SocketOwner = DAEMON,
 ) -> bytes:
-    """The daemon's answer to a request (`op` and its fields), one line. Raises Unreachable, Refused."""
+    """The daemon's answer to a request (`op` and its fields), one line. Raises Unreachable, RequestRefused."""
     until = time.monotonic() + deadline_s
     question = msgspec.json.encode(request) + b"\n"
     try:
@@ -105,31 +106,31 @@ def ask(
             connection.settimeout(deadline_s)
             connection.connect(os.fspath(path))
             connection.sendall(question)
-            answer = _line(connection, path, until, most, whose)
+            answer = _line(connection, path, until, most, owner)
     except FileNotFoundError as error:
-        raise Unreachable(path, "there is no such socket", f"is it running there? {whose.start}", whose) from error
+        raise Unreachable(path, "there is no such socket", f"is it running there? {owner.start}", owner) from error
     except ConnectionRefusedError as error:
-        fix = f"it has ended without tidying up: see `journalctl -u {whose.unit}`, then {whose.start}"
-        raise Unreachable(path, "nobody listens there", fix, whose) from error
+        fix = f"it has ended without tidying up: see `journalctl -u {owner.unit}`, then {owner.start}"
+        raise Unreachable(path, "nobody listens there", fix, owner) from error
     except PermissionError as error:
-        fix = "only root may ask it" if whose.root_only else f"let others enter {path.parent}, or ask as root"
-        raise Unreachable(path, "this user may not open it", fix, whose) from error
+        fix = "only root may ask it" if owner.root_only else f"let others enter {path.parent}, or ask as root"
+        raise Unreachable(path, "this user may not open it", fix, owner) from error
     except TimeoutError as error:
-        fix = f"it hangs or is starved of CPU: see `journalctl -u {whose.unit}`"
-        raise Unreachable(path, f"no answer within {deadline_s:g} s", fix, whose) from error
+        fix = f"it hangs or is starved of CPU: see `journalctl -u {owner.unit}`"
+        raise Unreachable(path, f"no answer within {deadline_s:g} s", fix, owner) from error
     except OSError as error:
-        raise Unreachable(path, str(error), "check the path of the socket", whose) from error
+        raise Unreachable(path, str(error), "check the path of the socket", owner) from error
     if answer.startswith(b'{"ok":false'):
         try:
             refusal = msgspec.json.decode(answer, type=_Refusal)
         except msgspec.DecodeError as error:
-            raise _strange(path, str(error), whose) from error
-        raise Refused(refusal.code, refusal.text)
+            raise _strange(path, str(error), owner) from error
+        raise RequestRefused(refusal.code, refusal.text)
     return answer
 
 
 def status(path: Path, deadline_s: float = DEADLINE_S) -> Snapshot:
-    """The host as its daemon sees it now. Raises Unreachable, Refused."""
+    """The host as its daemon sees it now. Raises Unreachable, RequestRefused."""
     try:
         answer = decode_to_hub(ask(path, {"op": "status"}, deadline_s))
     except BadMessage as error:
@@ -139,7 +140,7 @@ def status(path: Path, deadline_s: float = DEADLINE_S) -> Snapshot:
     return answer
 
 
-def _line(connection: socket.socket, path: Path, until: float, most: int, whose: Whose) -> bytes:
+def _line(connection: socket.socket, path: Path, until: float, most: int, owner: SocketOwner) -> bytes:
     """What comes before the first newline, or before the end."""
     parts: list[bytes] = []
     size = 0
@@ -154,14 +155,14 @@ def _line(connection: socket.socket, path: Path, until: float, most: int, whose:
         if not part or b"\n" in part:
             break
         if size > most:
-            raise _strange(path, f"more than {most} bytes", whose)
+            raise _strange(path, f"more than {most} bytes", owner)
     line = b"".join(parts).partition(b"\n")[0]
     if not line:
         fix = "it is overloaded or ending; try again"
-        raise Unreachable(path, "it closed the connection without an answer", fix, whose)
+        raise Unreachable(path, "it closed the connection without an answer", fix, owner)
     return line
 
 
-def _strange(path: Path, what: str, whose: Whose = DAEMON) -> Unreachable:
-    fix = f"it and this command are of different versions, or this is not the socket of {whose.name}"
-    return Unreachable(path, f"its answer cannot be understood ({what})", fix, whose)
+def _strange(path: Path, what: str, owner: SocketOwner = DAEMON) -> Unreachable:
+    fix = f"it and this command are of different versions, or this is not the socket of {owner.name}"
+    return Unreachable(path, f"its answer cannot be understood ({what})", fix, owner)

@@ -30,7 +30,7 @@ TIME_LIMIT_S = 5.0
 MAX_CLIENTS = 32
 
 
-class Request(msgspec.Struct, forbid_unknown_fields=True):
+class ControlRequest(msgspec.Struct, forbid_unknown_fields=True):
     op: str
     domain: str = ""
     reason: str = ""
@@ -52,9 +52,9 @@ class Denied(Exception):
         self.code = code
 
 
-Operation = Callable[[Request], Awaitable[bytes]]
+Operation = Callable[[ControlRequest], Awaitable[bytes]]
 
-_request = msgspec.json.Decoder(Request)
+_request = msgspec.json.Decoder(ControlRequest)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -120,7 +120,7 @@ class Control:
         except Denied as error:
             return refusal(error.code, str(error))
 
-    def _entitled(self, request: Request, writer: asyncio.StreamWriter) -> None:
+    def _entitled(self, request: ControlRequest, writer: asyncio.StreamWriter) -> None:
         uid, gid = peer(writer.get_extra_info("socket"))
         if uid in (0, os.getuid()) or (self.group and _in_group(uid, gid, self.group)):
             log.info("control: `%s` %s by uid %d", request.op, request.domain, uid)

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from magrathea.messages import Entry, Snapshot
+from magrathea.messages import HistoryEntry, Snapshot
 
 DEFAULT_FILE = Path("/var/lib/magrathea/journal.sqlite")
 MOST = 10_000
@@ -47,24 +47,24 @@ class Unreadable(Exception):
     """The file cannot be read: which, why, and what to do."""
 
 
-def select(connection: sqlite3.Connection, query: Query) -> list[Entry]:
+def select(connection: sqlite3.Connection, query: Query) -> list[HistoryEntry]:
     """What is asked for, oldest first. Raises sqlite3.Error."""
     values = (query.since, query.about, max(1, min(query.limit, MOST)))
     rows = connection.execute(_SELECT, values).fetchall()
     return [entry(row) for row in reversed(rows)]
 
 
-def entry(row: Row) -> Entry:
-    return Entry(at=row[0], kind=row[1], name=row[2], domain=row[3], job=row[4], data=bytes(row[5]).decode())
+def entry(row: Row) -> HistoryEntry:
+    return HistoryEntry(at=row[0], kind=row[1], name=row[2], domain=row[3], job=row[4], data=bytes(row[5]).decode())
 
 
-def matches(entry: Entry, query: Query) -> bool:
+def matches(entry: HistoryEntry, query: Query) -> bool:
     """What `select` does, for entries that are not in the file yet."""
     about = ("", entry.domain, entry.job, entry.job.partition(".")[0])
     return entry.at >= query.since and query.about in about
 
 
-def read_file(path: Path, query: Query) -> list[Entry]:
+def read_file(path: Path, query: Query) -> list[HistoryEntry]:
     """The same from a journal that no daemon has open. Raises Unreadable."""
     try:
         path.stat()  # sqlite does not say why it cannot open a file
@@ -85,7 +85,7 @@ def is_about(snapshot: Snapshot, about: str) -> bool:
 # Each entry as a sentence.
 
 
-def sentence(entry: Entry) -> str:
+def sentence(entry: HistoryEntry) -> str:
     """What happened or was decided; of a kind that is not known here, its name and its data."""
     try:
         data = msgspec.json.decode(entry.data, type=dict[str, Any])

@@ -171,7 +171,7 @@ class Books(Message, frozen=True, tag="books"):
     jobs: list[BookEntry]
 
 
-class Entry(msgspec.Struct, frozen=True):
+class HistoryEntry(msgspec.Struct, frozen=True):
     """A row of a host's history (magrathea/history.py). `kind` is `event` or `decision`; `name` its type; `domain` and
     `job` may be empty; `data`: all of it as JSON."""
 
@@ -197,7 +197,7 @@ class HistoryTold(Message, frozen=True, tag="history-told"):
 
     sender: Word
     id: Count
-    entries: list[Entry]
+    entries: list[HistoryEntry]
     trouble: Sentence = ""
 
 
@@ -235,7 +235,7 @@ class HostHistory(msgspec.Struct, kw_only=True, frozen=True):
     """What one host told of its history, or why it did not."""
 
     host: Word
-    entries: list[Entry] = []
+    entries: list[HistoryEntry] = []
     trouble: Sentence = ""
 
 

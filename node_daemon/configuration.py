@@ -1,6 +1,6 @@
 """The node daemon's configuration: one strict TOML file (deploy/noded.toml shows it whole).
 
-`read` gives a `Configuration` or raises ConfigurationError with every mistake; `changes` says what a reload may
+`read` gives a `NodedConfiguration` or raises ConfigurationError with every mistake; `changes` says what a reload may
 take over while jobs run, and what needs a restart.
 """
 
@@ -88,7 +88,7 @@ class LimitsTable(msgspec.Struct, kw_only=True, frozen=True):
     allow_short_min_run: bool = False
 
 
-class HubTable(msgspec.Struct, kw_only=True, frozen=True):
+class HubEndpointsTable(msgspec.Struct, kw_only=True, frozen=True):
     """[hub]. No endpoints: no hub, and so no preemption."""
 
     endpoints: list[Annotated[str, msgspec.Meta(pattern=r"^(ipc://.+|tcp://.+:[0-9]+)$")]] = []
@@ -147,12 +147,12 @@ class DomainTable(msgspec.Struct, kw_only=True, frozen=True):
     libvirt: LibvirtTable | None = None
 
 
-class Configuration(msgspec.Struct, kw_only=True, frozen=True):
+class NodedConfiguration(msgspec.Struct, kw_only=True, frozen=True):
     """The whole file."""
 
     host: HostTable
     limits: LimitsTable = LimitsTable()
-    hub: HubTable = HubTable()
+    hub: HubEndpointsTable = HubEndpointsTable()
     paths: PathsTable = PathsTable()
     journal: JournalTable = JournalTable()
     control: ControlTable = ControlTable()
@@ -234,17 +234,17 @@ class Configuration(msgspec.Struct, kw_only=True, frozen=True):
         )
 
 
-def read(path: Path) -> Configuration:
+def read(path: Path) -> NodedConfiguration:
     """The configuration in `path`. Raises ConfigurationError with every mistake in it."""
     text = read_text(path)
-    configuration, tables = parse(text, Configuration, str(path))
+    configuration, tables = parse(text, NodedConfiguration, str(path))
     problems = list(_check(configuration, tables))
     if problems:
         raise refusal(problems, text, str(path))
     return configuration
 
 
-def _check(c: Configuration, tables: dict[str, Any]) -> Iterable[Problem]:
+def _check(c: NodedConfiguration, tables: dict[str, Any]) -> Iterable[Problem]:
     """What no type can say."""
     yield from _check_host(c)
     yield from _check_hub(c)
@@ -278,7 +278,7 @@ def _check(c: Configuration, tables: dict[str, Any]) -> Iterable[Problem]:
             yield Problem((*where, "vnode"), text)
 
 
-def _check_host(c: Configuration) -> Iterable[Problem]:
+def _check_host(c: NodedConfiguration) -> Iterable[Problem]:
     workers = [t for t in c.domain.values() if t.kind is not Kind.SERVICE]
     services = [t for t in c.domain.values() if t.kind is Kind.SERVICE]
     if not workers:
@@ -299,7 +299,7 @@ def _check_host(c: Configuration) -> Iterable[Problem]:
         yield Problem(("paths", "run_dir"), text)
 
 
-def _check_hub(c: Configuration) -> Iterable[Problem]:
+def _check_hub(c: NodedConfiguration) -> Iterable[Problem]:
     tcp = [e for e in c.hub.endpoints if e.startswith("tcp://")]
     for key, value in (("key_file", c.hub.key_file), ("hub_key_file", c.hub.hub_key_file)):
         if tcp and not value:
@@ -321,11 +321,11 @@ FIXED: dict[str, tuple[str, ...]] = {
 class Changes:
     """What a reload takes over (`configuration`), and a sentence for each thing that it does not."""
 
-    configuration: Configuration
+    configuration: NodedConfiguration
     kept: tuple[str, ...]
 
 
-def changes(old: Configuration, new: Configuration, host: Host) -> Changes:
+def changes(old: NodedConfiguration, new: NodedConfiguration, host: Host) -> Changes:
     """What of `new` may replace `old` while `host` works."""
     kept: list[str] = []
     for section, keys in FIXED.items():

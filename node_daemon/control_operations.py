@@ -8,33 +8,33 @@ from typing import Protocol
 import msgspec
 
 from magrathea.configuration import ConfigurationError
-from magrathea.control import Control, Denied, Request, granted
+from magrathea.control import Control, ControlRequest, Denied, granted
 from magrathea.core import events as ev
 from magrathea.core import states
 from magrathea.core.model import Domain, Host, Patience
 from magrathea.history import MOST, Query
-from magrathea.messages import MAX_BYTES, Entry, HistoryAsked, HistoryTold, Snapshot, encode
+from magrathea.messages import MAX_BYTES, HistoryAsked, HistoryEntry, HistoryTold, Snapshot, encode
 from magrathea.preview import outlook
 
-from .configuration import Configuration
+from .configuration import NodedConfiguration
 from .facts import NOT_CONFIGURED
 from .hub_client import HubClient
 from .hypervisor.base import LIFE, SAVE, Driver
-from .journal import Book, Journal, JournalError
+from .journal import Journal, JournalError, JournalStore
 from .switch.switch import Switch
 
 MAX_ANSWER_BYTES = MAX_BYTES - 4096
 """Of a history: what else is in the message is little."""
 
 
-class Owner(Protocol):
+class DaemonForControl(Protocol):
     """What is needed of the daemon."""
 
-    configuration: Configuration
+    configuration: NodedConfiguration
     driver: Driver
     switch: Switch
     hub: HubClient
-    journal: Book
+    journal: JournalStore
 
     @property
     def host(self) -> Host: ...
@@ -51,7 +51,7 @@ class Owner(Protocol):
 class Admin:
     """The operations, and the socket they are offered on."""
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: DaemonForControl) -> None:
         self._owner = owner
         self._control = Control(
             owner.configuration.control_socket,
@@ -78,14 +78,14 @@ class Admin:
         """The configured group may have changed."""
         self._control.group = self._owner.configuration.control.group
 
-    async def _status(self, request: Request) -> bytes:
+    async def _status(self, request: ControlRequest) -> bytes:
         snapshot = self._owner.snapshot(self._owner.hub.revision)
         return encode(msgspec.structs.replace(snapshot, at=self._owner.now()))
 
-    async def _ping(self, request: Request) -> bytes:
+    async def _ping(self, request: ControlRequest) -> bytes:
         return granted()
 
-    async def _history(self, request: Request) -> bytes:
+    async def _history(self, request: ControlRequest) -> bytes:
         return granted(entries=self._entries(request.about, request.since, request.limit))
 
     def tell_history(self, question: HistoryAsked) -> HistoryTold:
@@ -96,7 +96,7 @@ class Admin:
             entries, trouble = [], str(error)
         return HistoryTold(sender=self._owner.host.name, id=question.id, entries=entries, trouble=trouble)
 
-    def _entries(self, about: str, since: float, limit: int) -> list[Entry]:
+    def _entries(self, about: str, since: float, limit: int) -> list[HistoryEntry]:
         """The newest entries about a job, a domain, or (by its own name) the host, as many as an answer holds."""
         journal = self._owner.journal
         if not isinstance(journal, Journal):
@@ -109,21 +109,21 @@ class Admin:
             entries = entries[len(entries) // 2 :]
         return entries
 
-    async def _preview(self, request: Request) -> bytes:
+    async def _preview(self, request: ControlRequest) -> bytes:
         """What each domain would answer to such a submission now, and where it would go; nothing is changed."""
         host = replace(self._owner.host, now=self._owner.now())
         snapshot = self._owner.snapshot(self._owner.hub.revision)
         vnodes = {domain.name: domain.vnode for domain in snapshot.domains}
         return encode(outlook(host, vnodes, request.cls, request.chunks))
 
-    async def _drain(self, request: Request) -> bytes:
+    async def _drain(self, request: ControlRequest) -> bytes:
         said = []
         for name in self._meant(request.domain):
             self._event(ev.DrainRequested(self._owner.now(), name, request.reason))
             said.append(f"{name} takes no more jobs; {_left(self._domain(name))}")
         return granted(said=said)
 
-    async def _undrain(self, request: Request) -> bytes:
+    async def _undrain(self, request: ControlRequest) -> bytes:
         said = []
         for name in self._meant(request.domain):
             before = self._domain(name)
@@ -131,7 +131,7 @@ class Admin:
             said.append(f"{name} takes jobs again" if before and before.finishing else f"{name} was not draining")
         return granted(said=said)
 
-    async def _pause(self, request: Request) -> bytes:
+    async def _pause(self, request: ControlRequest) -> bytes:
         self._only_host(request)
         self._owner.apply(ev.PauseRequested(self._owner.now(), request.reason))
         host = self._owner.host
@@ -139,21 +139,21 @@ class Admin:
         stay = f"; {stopped} stopped job{'' if stopped == 1 else 's'} will stay so" if stopped else ""
         return granted(said=[f"{host.name} is paused: nobody is stopped or continued, nothing is moved{stay}"])
 
-    async def _unpause(self, request: Request) -> bytes:
+    async def _unpause(self, request: ControlRequest) -> bytes:
         self._only_host(request)
         was = self._owner.host.paused
         self._owner.apply(ev.PauseEnded(self._owner.now()))
         host = self._owner.host
         return granted(said=[f"{host.name} acts again" if was else f"{host.name} was not paused"])
 
-    async def _clear(self, request: Request) -> bytes:
+    async def _clear(self, request: ControlRequest) -> bytes:
         before = self._domain(request.domain)
         self._event(ev.FaultCleared(self._owner.now(), request.domain))
         self._owner.switch.clear(request.domain)
         fault = f" was in fault: {before.fault};" if before and before.fault else " was not in fault;"
         return granted(said=[f"{request.domain}{fault} what had failed is tried again now"])
 
-    async def _life(self, request: Request) -> bytes:
+    async def _life(self, request: ControlRequest) -> bytes:
         """Boot, shutdown, reboot, freeze, defrost: a wish from now on; granted is not done."""
         name, now = request.domain, self._owner.now()
         if request.now and request.when_idle:
@@ -184,7 +184,7 @@ class Admin:
         beside = f"; preempted for it: {', '.join(victims)}" if victims else ""
         return granted(said=[f"{name} is {states.state_of(host, after)}: {states.why(host, after)}{beside}"])
 
-    async def _reload(self, request: Request) -> bytes:
+    async def _reload(self, request: ControlRequest) -> bytes:
         try:
             return granted(said=await self._owner.reload())
         except ConfigurationError as error:
@@ -205,7 +205,7 @@ class Admin:
             return [domain.name for domain in host.workers if domain.draining != NOT_CONFIGURED]
         return [name]
 
-    def _only_host(self, request: Request) -> None:
+    def _only_host(self, request: ControlRequest) -> None:
         name = self._owner.host.name
         if request.domain not in ("", name):
             raise Denied("wrong-host", f"this is host {name}, and only a whole host is paused, not {request.domain}")

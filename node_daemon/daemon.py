@@ -29,15 +29,15 @@ from . import snapshot as snapshots
 from .claims.channel import GuestChannel, qemu_user
 from .claims.claims import Guests
 from .clock import Clock
-from .configuration import Configuration, changes, read
+from .configuration import NodedConfiguration, changes, read
 from .control_operations import Admin
 from .facts import NOT_CONFIGURED, differs, fitted, without_leftovers
 from .hub_client import HubClient
 from .hypervisor.base import Driver, DriverError, Others
-from .journal import Book, Journal, JournalError, NoJournal, Since, open_journal, salvage
+from .journal import Journal, JournalError, JournalStore, NoJournal, Since, open_journal, salvage
 from .life.life import Life
-from .life.script_runner import Scripts
-from .life.site_scripts import Occasions
+from .life.script_runner import ScriptRunner
+from .life.site_scripts import SiteScripts
 from .switch.paging import Settings
 from .switch.switch import REFRESH_S, Switch
 
@@ -52,7 +52,7 @@ MAX_UNSAVED = 10_000
 MAX_REFUSED = 64
 """Refused claims told to the hub; with more at once some jobs keep PBS's own comment."""
 
-MakeDriver = Callable[[Configuration], Driver]
+MakeDriver = Callable[[NodedConfiguration], Driver]
 Observe = Callable[[str], None]
 
 
@@ -60,7 +60,11 @@ class Daemon:
     """One host's daemon. `start` raises OSError, DriverError or HubError; whatever it holds `close` gives back."""
 
     def __init__(
-        self, configuration: Configuration, path: Path, make_driver: MakeDriver, observe: Observe = lambda name: None
+        self,
+        configuration: NodedConfiguration,
+        path: Path,
+        make_driver: MakeDriver,
+        observe: Observe = lambda name: None,
     ) -> None:
         self.configuration = configuration
         self.path = path
@@ -82,7 +86,7 @@ class Daemon:
         self.switch = Switch(self, self.driver, self.channels, observe)
         self.guests = Guests(self)
         self.scripts = self._make_scripts()
-        self.occasions = Occasions(self)
+        self.site_scripts = SiteScripts(self)
         self.life = Life(self)
         self.hub = self._make_hub()
         self.admin = Admin(self)
@@ -250,7 +254,7 @@ class Daemon:
                 self._run_scripts("after-preempt", step.domain, key)
 
     def _run_scripts(self, name: str, domain: str, key: JobKey) -> None:
-        self.occasions.begin(name, domain, job=key.id, run=str(key.run), by=self._by.get((domain, key), ""))
+        self.site_scripts.begin(name, domain, job=key.id, run=str(key.run), by=self._by.get((domain, key), ""))
 
     # Hub
 
@@ -359,14 +363,14 @@ class Daemon:
         await self.hub.close()
         for channel in self.channels.values():
             await channel.close()
-        await self.occasions.close()
+        await self.site_scripts.close()
         await self.scripts.close()
         await self.driver.close()
         self.journal.close()
 
-    def _make_scripts(self) -> Scripts:
+    def _make_scripts(self) -> ScriptRunner:
         paths = self.configuration.paths
-        return Scripts(Path(paths.scripts) if paths.scripts else None, paths.script_time_limit_s)
+        return ScriptRunner(Path(paths.scripts) if paths.scripts else None, paths.script_time_limit_s)
 
     async def reload(self) -> list[str]:
         """Take over what can be taken over; what cannot, a sentence each. Raises ConfigurationError, keeps all then."""
@@ -386,7 +390,7 @@ class Daemon:
         self.switch.look_soon()
         return [*said, *more]
 
-    async def _change_driver(self, configuration: Configuration) -> list[str]:
+    async def _change_driver(self, configuration: NodedConfiguration) -> list[str]:
         """Another driver that knows the new domains; the present one stays where that fails."""
         driver = self._make_driver(configuration)
         before = self.driver
@@ -433,12 +437,12 @@ class Daemon:
                 log.error("%s", error)
 
 
-def _drives(configuration: Configuration) -> object:
+def _drives(configuration: NodedConfiguration) -> object:
     """What a driver is made from."""
     return [(name, table.kind, table.local, table.libvirt) for name, table in sorted(configuration.domain.items())]
 
 
-def _open(path: Path) -> tuple[Book, Host | None, str]:
+def _open(path: Path) -> tuple[JournalStore, Host | None, str]:
     """The journal, its facts, and what is wrong with it. A damaged one is left as it is, and not written."""
     try:
         journal = open_journal(path)
@@ -450,7 +454,7 @@ def _open(path: Path) -> tuple[Book, Host | None, str]:
         return NoJournal(error), facts, str(error)
 
 
-def _preempted_by(journal: Book, host: Host) -> dict[tuple[str, JobKey], str]:
+def _preempted_by(journal: JournalStore, host: Host) -> dict[tuple[str, JobKey], str]:
     """What each stopped job was preempted for, of the history: shown to people only."""
     if not isinstance(journal, Journal):
         return {}

@@ -10,13 +10,13 @@ from dataclasses import replace
 
 from magrathea.core.model import Domain, Host
 
-from .configuration import Configuration
+from .configuration import NodedConfiguration
 
 NOT_CONFIGURED = "no longer configured"
 """Why such a domain drains."""
 
 
-def fitted(facts: Host | None, configuration: Configuration, now: float) -> tuple[Host, list[str]]:
+def fitted(facts: Host | None, configuration: NodedConfiguration, now: float) -> tuple[Host, list[str]]:
     """The host as `facts` have it and the configuration wants it, and a sentence for each thing to know."""
     fresh = configuration.core_host(now)
     if facts is None:

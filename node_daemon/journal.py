@@ -26,7 +26,7 @@ import msgspec
 from magrathea.core.events import Decision, Event, Noted
 from magrathea.core.model import Host, JobKey
 from magrathea.history import Query, Row, entry, matches, select
-from magrathea.messages import Entry
+from magrathea.messages import HistoryEntry
 
 SCHEMA = 2
 """PRAGMA user_version of what this program writes; older ones are migrated at opening, newer ones refused."""
@@ -69,7 +69,7 @@ class Since:
     since: float
 
 
-class Book(Protocol):
+class JournalStore(Protocol):
     """What the daemon needs of a journal."""
 
     def commit(
@@ -121,7 +121,7 @@ class Journal:
         rows = self._all("SELECT domain, job, run, seconds FROM preempted")
         return {(row[0], row[1], row[2]): row[3] for row in rows}
 
-    def history(self, query: Query = ALL) -> list[Entry]:
+    def history(self, query: Query = ALL) -> list[HistoryEntry]:
         """The newest entries, oldest of them first. Raises JournalError."""
         try:
             entries = select(self._connection, query)

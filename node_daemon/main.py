@@ -18,7 +18,7 @@ from magrathea import __version__
 from magrathea.configuration import ConfigurationError
 from magrathea.core.model import Kind
 
-from .configuration import DEFAULT_PATH, Configuration, PathsTable, read
+from .configuration import DEFAULT_PATH, NodedConfiguration, PathsTable, read
 
 log = logging.getLogger("magrathea-noded")
 
@@ -95,7 +95,7 @@ def take_lock(state_dir: Path) -> int:
     return lock
 
 
-async def run(configuration: Configuration, path: Path) -> None:
+async def run(configuration: NodedConfiguration, path: Path) -> None:
     """Until SIGTERM or SIGINT. Raises CannotStart."""
     from .crash_test_hook import from_environment
     from .daemon import Daemon
@@ -103,7 +103,7 @@ async def run(configuration: Configuration, path: Path) -> None:
     from .hypervisor.base import Driver, DriverError
     from .hypervisor.local.driver import LocalDriver
 
-    def make_driver(configuration: Configuration) -> Driver:
+    def make_driver(configuration: NodedConfiguration) -> Driver:
         host = configuration.host
         if host.driver == "libvirt":
             from .hypervisor.libvirt.driver import LibvirtDriver
@@ -147,7 +147,7 @@ async def run(configuration: Configuration, path: Path) -> None:
         await daemon.close()
 
 
-def _group_name(configuration: Configuration) -> str:
+def _group_name(configuration: NodedConfiguration) -> str:
     """What the local driver's control groups are called: clusters for demo and tests have hosts of the same names."""
     name, run_dir = configuration.host.name, configuration.paths.run_dir
     return name if run_dir == PathsTable().run_dir else f"{name}.{zlib.crc32(run_dir.encode()):08x}"

@@ -28,7 +28,7 @@ class Beside:
 
     boot_id: str
     actual: Mapping[str, plan.ActualDomain] = field(default_factory=dict)
-    read: Mapping[str, base.ActualDomain] = field(default_factory=dict)
+    read: Mapping[str, base.DomainReading] = field(default_factory=dict)
     since: Mapping[str, Since] = field(default_factory=dict)
     vnodes: Mapping[str, str] = field(default_factory=dict)
     by: Mapping[tuple[str, JobKey], str] = field(default_factory=dict)

@@ -184,6 +184,6 @@ def _outlook(cls: JobClass, asked: list[Chunk], socket_option: str | None, hub_o
     request = {"op": "preview", "cls": cls.value, "chunks": asked}
     try:
         return msgspec.json.decode(client.ask(client.socket_path(socket_option), request), type=Outlook)
-    except (client.Unreachable, client.Refused, msgspec.DecodeError) as error:
+    except (client.Unreachable, client.RequestRefused, msgspec.DecodeError) as error:
         click.echo(f"magrathea preview: {error}", err=True)
         raise click.exceptions.Exit(sources.NOT_REACHABLE) from error

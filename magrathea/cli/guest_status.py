@@ -18,7 +18,7 @@ FILE_VARIABLE = "MAGRATHEA_AGENT_CONF"
 DEFAULT_SOCKET = "/run/magrathea/agent.sock"
 
 
-class GuestJob(msgspec.Struct):
+class AgentStatusJob(msgspec.Struct):
     """`order`: what the daemon last ordered, None for nothing. `since`: of a stop that stands, Unix seconds."""
 
     id: str
@@ -30,20 +30,20 @@ class GuestJob(msgspec.Struct):
     since: float | None = None
 
 
-class Memory(msgspec.Struct):
+class AgentStatusMemory(msgspec.Struct):
     total_mib: int
     available_mib: int
 
 
-class Guest(msgspec.Struct):
+class AgentStatus(msgspec.Struct):
     """The agent's answer. `connected`: its host's daemon speaks with it; else `host`, `domain` are as last heard."""
 
     connected: bool
     host: str
     domain: str
     agent: str
-    jobs: list[GuestJob]
-    memory: Memory
+    jobs: list[AgentStatusJob]
+    memory: AgentStatusMemory
     load1: float
 
 
@@ -51,23 +51,23 @@ def agent_file() -> Path:
     return Path(os.environ.get(FILE_VARIABLE) or DEFAULT_FILE)
 
 
-def ask() -> Guest:
-    """What the agent of this guest knows. Raises client.Unreachable, client.Refused."""
+def ask() -> AgentStatus:
+    """What the agent of this guest knows. Raises client.Unreachable, client.RequestRefused."""
     file = agent_file()
     try:
         path = Path(json.loads(file.read_text(encoding="utf-8")).get("socket", DEFAULT_SOCKET))
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise client.Unreachable(file, str(error), "fix that file, or ask as root", client.AGENT) from error
-    answer = client.ask(path, {"op": "status"}, whose=client.AGENT)
+    answer = client.ask(path, {"op": "status"}, owner=client.AGENT)
     try:
-        return msgspec.json.decode(answer, type=Guest)
+        return msgspec.json.decode(answer, type=AgentStatus)
     except msgspec.DecodeError as error:
         raise client.Unreachable(
             path, str(error), "agent and command are of different versions", client.AGENT
         ) from error
 
 
-def _doing(job: GuestJob, now: float) -> str:
+def _doing(job: AgentStatusJob, now: float) -> str:
     if job.order == "stop":
         since = f" {view.duration(now - job.since)}" if job.since is not None else ""
         return f"stopped{since}" if job.stopped >= job.processes else "being stopped"
@@ -76,7 +76,7 @@ def _doing(job: GuestJob, now: float) -> str:
     return "running" if job.processes else "no processes"
 
 
-def table(guest: Guest, now: float) -> str:
+def table(guest: AgentStatus, now: float) -> str:
     word = "connected to" if guest.connected else "NOT connected to"
     lines = [
         f"domain {guest.domain or 'not known yet'} of host {guest.host or 'not known yet'}: agent {guest.agent}, "
@@ -89,7 +89,7 @@ def table(guest: Guest, now: float) -> str:
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
 
-def plain(guest: Guest, now: float) -> str:
+def plain(guest: AgentStatus, now: float) -> str:
     own = [guest.host or "-", guest.domain or "-", "yes" if guest.connected else "no"]
     lines = [
         [*own, job.id, job.run, job.owner, job.order or "-", job.processes, job.stopped, _whole(job.since)]
@@ -102,14 +102,14 @@ def _whole(seconds: float | None) -> str:
     return "-" if seconds is None else str(int(seconds))
 
 
-def as_json(guest: Guest, now: float) -> str:
+def as_json(guest: AgentStatus, now: float) -> str:
     return msgspec.json.format(msgspec.json.encode(guest), indent=2).decode() + "\n"
 
 
-FORMS: dict[str, Callable[[Guest, float], str]] = {"table": table, "json": as_json, "plain": plain}
+FORMS: dict[str, Callable[[AgentStatus, float], str]] = {"table": table, "json": as_json, "plain": plain}
 
 
 def told(form: str) -> tuple[str, bool]:
-    """This guest as text, and whether all is well. Raises client.Unreachable, client.Refused."""
+    """This guest as text, and whether all is well. Raises client.Unreachable, client.RequestRefused."""
     guest = ask()
     return FORMS[form](guest, time.time()), guest.connected

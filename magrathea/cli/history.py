@@ -17,7 +17,7 @@ from magrathea import client
 from magrathea import history as told
 from magrathea.cli import sources, view
 from magrathea.history import Query
-from magrathea.messages import Entry, HostHistory
+from magrathea.messages import HistoryEntry, HostHistory
 
 T = TypeVar("T")
 
@@ -27,14 +27,14 @@ _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
 
 class _OfHost(msgspec.Struct):
-    entries: list[Entry] = []
+    entries: list[HistoryEntry] = []
 
 
 class _OfHub(msgspec.Struct):
     hosts: list[HostHistory]
 
 
-Row = tuple[str, Entry]
+Row = tuple[str, HistoryEntry]
 """With the host that told it; empty where that was not said."""
 
 
@@ -63,9 +63,9 @@ def _by_hub(socket_option: str | None, hub_option: str | None) -> bool:
 
 
 def _of_hub(path: Path, query: Query) -> list[Row]:
-    """From the hosts that have it, through the hub; all together by time. Raises client.Unreachable, client.Refused."""
+    """From the hosts that have it, through the hub; by time. Raises client.Unreachable, client.RequestRefused."""
     request = {"op": "history", "about": query.about, "since": query.since, "limit": query.limit}
-    answer = client.ask(path, request, most=client.MAX_FARM_BYTES, whose=client.HUB)
+    answer = client.ask(path, request, most=client.MAX_FARM_BYTES, owner=client.HUB)
     hosts = _decoded(path, answer, _OfHub).hosts
     for host in hosts:
         if host.trouble:
@@ -106,7 +106,7 @@ def _table(rows: list[Row]) -> None:
         click.echo(line.rstrip())
 
 
-def _indented(entry: Entry) -> str:
+def _indented(entry: HistoryEntry) -> str:
     """A decision below the event that led to it."""
     return ("  " if entry.kind == "decision" else "") + told.sentence(entry)
 
@@ -179,7 +179,7 @@ def history(
             rows = _of_hub(client.hub_path(hub_option), query)
         else:
             rows = _of_host(socket_option, query)
-    except (client.Refused, told.Unreadable) as error:
+    except (client.RequestRefused, told.Unreadable) as error:
         click.echo(f"magrathea history: {error}", err=True)
         raise click.exceptions.Exit(REFUSED) from error
     except client.Unreachable as error:

@@ -22,7 +22,7 @@ def tell(op: str, socket_option: str | None, form: str, **fields: object) -> Non
     try:
         answer = client.ask(client.socket_path(socket_option), {"op": op, **fields})
         said = msgspec.json.decode(answer, type=_Answer).said
-    except client.Refused as error:
+    except client.RequestRefused as error:
         click.echo(f"magrathea {op}: refused ({error.code}): {error}", err=True)
         raise click.exceptions.Exit(REFUSED) from error
     except (client.Unreachable, msgspec.DecodeError) as error:

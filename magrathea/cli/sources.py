@@ -41,10 +41,10 @@ def names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[s
     """For shell completion: this host, its domains and its jobs, or those of all hosts; none where nobody answers."""
     try:
         snapshots = [client.status(client.socket_path(ctx.params.get("socket_option")), COMPLETION_S)]
-    except (client.Unreachable, client.Refused):
+    except (client.Unreachable, client.RequestRefused):
         try:
             farm = client.farm(client.hub_path(ctx.params.get("hub_option")), COMPLETION_S)
-        except (client.Unreachable, client.Refused):
+        except (client.Unreachable, client.RequestRefused):
             return []
         snapshots = [host.snapshot for host in farm.hosts]
     hosts = {snapshot.host for snapshot in snapshots}
@@ -69,7 +69,7 @@ def farm(command: str, socket_option: str | None, hub_option: str | None) -> Far
         if by_hub(socket_option, hub_option):
             return client.farm(client.hub_path(hub_option))
         snapshot = client.status(client.socket_path(socket_option))
-    except (client.Unreachable, client.Refused) as error:
+    except (client.Unreachable, client.RequestRefused) as error:
         click.echo(f"magrathea {command}: {error}", err=True)
         raise click.exceptions.Exit(NOT_REACHABLE) from error
     return FarmView(at=snapshot.at, knows_pbs=False, hosts=[HostView(live=True, snapshot=snapshot)], booked=[])

@@ -26,7 +26,7 @@ flicker."""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class StatusPage:
     """What there is to see, what is to be said beside it, and the exit code."""
 
     text: str
@@ -38,13 +38,13 @@ def exit_code(snapshot: Snapshot) -> int:
     return TROUBLE if any(domain.state in BAD_STATES for domain in snapshot.domains) else OK
 
 
-def _of_daemon(path: Path, form: str, compact: bool) -> Look:
+def _of_daemon(path: Path, form: str, compact: bool) -> StatusPage:
     """This host, by its daemon."""
     snapshot = client.status(path)
-    return Look(view.FORMS[form](snapshot, compact=compact), exit_code(snapshot))
+    return StatusPage(view.FORMS[form](snapshot, compact=compact), exit_code(snapshot))
 
 
-def _of_hub(host: str | None, path: Path, form: str, compact: bool) -> Look:
+def _of_hub(host: str | None, path: Path, form: str, compact: bool) -> StatusPage:
     """All hosts as the hub knows them, or one."""
     farm = client.farm(path)
     views = [found for found in farm.hosts if host in (None, found.snapshot.host)]
@@ -62,7 +62,7 @@ def _of_hub(host: str | None, path: Path, form: str, compact: bool) -> Look:
     else:
         text = "\n".join(_tables([replace(v.snapshot, at=farm.at) if v.live else v.snapshot for v in views]))
     bad = bool(silent) or any(exit_code(found.snapshot) for found in views)
-    return Look(text, TROUBLE if bad else OK, beside)
+    return StatusPage(text, TROUBLE if bad else OK, beside)
 
 
 def _tables(snapshots: list[Snapshot]) -> list[str]:
@@ -74,19 +74,19 @@ def _tables(snapshots: list[Snapshot]) -> list[str]:
     return [*(view.table(snapshot) for snapshot in own), view.notes(shared, "note, of all hosts")]
 
 
-def _in_guest(form: str) -> Look:
+def _in_guest(form: str) -> StatusPage:
     """This guest's domain, by its agent."""
     from magrathea.cli import guest_status
 
     text, well = guest_status.told(form)
-    return Look(text, OK if well else TROUBLE)
+    return StatusPage(text, OK if well else TROUBLE)
 
 
 def _agent_here() -> bool:
     return Path(os.environ.get("MAGRATHEA_AGENT_CONF") or "/etc/magrathea/agent.json").exists()
 
 
-def _source(host: str | None, socket_option: str | None, hub_option: str | None) -> Callable[[str, bool], Look]:
+def _source(host: str | None, socket_option: str | None, hub_option: str | None) -> Callable[[str, bool], StatusPage]:
     """Whom to ask: what was named; else the daemon, the hub, the agent, whichever is here first."""
     path, hub = client.socket_path(socket_option), client.hub_path(hub_option)
     daemon_named = socket_option or os.environ.get(client.SOCKET_VARIABLE)
@@ -100,11 +100,11 @@ def _source(host: str | None, socket_option: str | None, hub_option: str | None)
     return lambda form, compact: _of_daemon(path, form, compact)
 
 
-def _look(source: Callable[[str, bool], Look], form: str, compact: bool) -> Look:
+def _look(source: Callable[[str, bool], StatusPage], form: str, compact: bool) -> StatusPage:
     try:
         return source(form, compact)
-    except (client.Unreachable, client.Refused) as error:
-        return Look("", NOT_REACHABLE, (str(error),))
+    except (client.Unreachable, client.RequestRefused) as error:
+        return StatusPage("", NOT_REACHABLE, (str(error),))
 
 
 def _say(beside: tuple[str, ...]) -> None:
@@ -112,7 +112,7 @@ def _say(beside: tuple[str, ...]) -> None:
         click.echo(f"magrathea status: {sentence}", err=True)
 
 
-def _watch(source: Callable[[str, bool], Look], form: str, seconds: float) -> int:
+def _watch(source: Callable[[str, bool], StatusPage], form: str, seconds: float) -> int:
     """Look again and again until interrupted; the exit code is the last look's."""
     code, screen = OK, form == "table" and sys.stdout.isatty()
     if screen:

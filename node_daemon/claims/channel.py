@@ -62,7 +62,7 @@ def qemu_user(configured: str) -> int | None:
     return None
 
 
-class ChannelError(Exception):
+class AgentError(Exception):
     """A request to a guest failed. `code`: `no-agent`, `timeout`, `superseded`, or the agent's own word."""
 
     def __init__(self, code: str, text: str) -> None:
@@ -121,10 +121,10 @@ class GuestChannel:
         return self._link is not None
 
     async def request(self, op: str, within_s: float, **fields: Any) -> Answer:
-        """The agent's answer. Raises ChannelError: no agent, none in time, agent gone meanwhile, or its refusal."""
+        """The agent's answer. Raises AgentError: no agent, none in time, agent gone meanwhile, or its refusal."""
         link = self._link
         if link is None:
-            raise ChannelError("no-agent", f"no agent of {self.domain} is connected; is magrathea-agent running there?")
+            raise AgentError("no-agent", f"no agent of {self.domain} is connected; is magrathea-agent running there?")
         self._next_id += 1
         message = {"type": "request", "id": self._next_id, "session": link.session, "op": op, **fields}
         line = encode(message)
@@ -134,11 +134,11 @@ class GuestChannel:
             answer = await self._until_answered(link, line, future, within_s)
         except TimeoutError as error:
             text = f"the agent of {self.domain} did not answer `{op}` within {within_s:g} s"
-            raise ChannelError("timeout", text) from error
+            raise AgentError("timeout", text) from error
         finally:
             link.outstanding.pop(message["id"], None)
         if not answer.ok:
-            raise ChannelError(answer.code or "failed", answer.text or f"the agent of {self.domain} refused `{op}`")
+            raise AgentError(answer.code or "failed", answer.text or f"the agent of {self.domain} refused `{op}`")
         return answer
 
     async def _until_answered(
@@ -414,7 +414,7 @@ class _Link(asyncio.Protocol):
         """Whoever waits for an answer of this agent is told that none comes."""
         for future in self.outstanding.values():
             if not future.done():
-                future.set_exception(ChannelError("no-agent", f"{self.channel.domain}: {why}"))
+                future.set_exception(AgentError("no-agent", f"{self.channel.domain}: {why}"))
         self.outstanding.clear()
 
     def close(self) -> None:

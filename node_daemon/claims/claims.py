@@ -38,7 +38,7 @@ MEMORY_STEP_MIB = 16
 Answer = dict[str, Any]
 
 
-class Owner(Protocol):
+class DaemonForClaims(Protocol):
     """What is needed of the daemon."""
 
     switch: Switch
@@ -69,7 +69,7 @@ def refusal(code: str, text: str, retry_after_s: int = RETRY_AFTER_S) -> Answer:
 class Guests:
     """The channels' handler (`channel.Handler`)."""
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: DaemonForClaims) -> None:
         self._owner = owner
         self._granted: set[tuple[str, JobKey]] = set()
         self._waiting: dict[tuple[str, JobKey], str] = {}

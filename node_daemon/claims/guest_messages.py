@@ -39,7 +39,7 @@ class BadLine(Exception):
     """A line that is no message; the text says why."""
 
 
-class Job(msgspec.Struct, frozen=True):
+class GuestJob(msgspec.Struct, frozen=True):
     id: Word
     run: Run
 
@@ -48,14 +48,14 @@ class Job(msgspec.Struct, frozen=True):
         return JobKey(self.id, self.run)
 
 
-class ClaimedJob(Job, frozen=True, rename={"cls": "class"}):
+class ClaimedJob(GuestJob, frozen=True, rename={"cls": "class"}):
     cls: JobClass
     cpus: Number
     memory_mib: Number = 0
     rerunnable: bool = True
 
 
-class ListedJob(Job, frozen=True):
+class ListedJob(GuestJob, frozen=True):
     cpus: Number = 1
     memory_mib: Number = 0
     substate: Number = 42
@@ -72,12 +72,12 @@ class ListedJob(Job, frozen=True):
         )
 
 
-class SeenJob(Job, frozen=True):
+class SeenJob(GuestJob, frozen=True):
     processes: Number = 0
     stopped: Number = 0
 
 
-class Memory(msgspec.Struct, frozen=True):
+class GuestMemory(msgspec.Struct, frozen=True):
     total_mib: Number = 0
     available_mib: Number = 0
     unreclaimable_mib: Number = 0
@@ -109,14 +109,14 @@ class Answer(msgspec.Struct, frozen=True):
     code: Annotated[str, msgspec.Meta(max_length=64)] = ""
     text: Text = ""
     jobs: Annotated[list[OrderedJob], msgspec.Meta(max_length=MAX_JOBS)] = []
-    memory: Memory = Memory()
+    memory: GuestMemory = GuestMemory()
     pushed_mib: Number = 0
     fetched_mib: Number = 0
     left_mib: Number = 0
     more: bool = False
 
 
-class OrderedJob(Job, frozen=True):
+class OrderedJob(GuestJob, frozen=True):
     """What an order has done. `pending`: in uninterruptible sleep with the stop pending. Of `memory`: what of the
     job's own memory is where, and only whether it is stopped."""
 
@@ -133,36 +133,36 @@ class OrderedJob(Job, frozen=True):
         return self.order != "stop" or self.stopped + self.pending >= self.processes
 
 
-class Request(msgspec.Struct, frozen=True, tag_field="op", tag=str.lower):
+class GuestRequest(msgspec.Struct, frozen=True, tag_field="op", tag=str.lower):
     id: Id
     session: Session
 
 
-class Claim(Request, frozen=True):
+class Claim(GuestRequest, frozen=True):
     job: ClaimedJob
 
 
-class Release(Request, frozen=True):
-    job: Job
+class Release(GuestRequest, frozen=True):
+    job: GuestJob
 
 
-class Launched(Request, frozen=True):
-    job: Job
+class Launched(GuestRequest, frozen=True):
+    job: GuestJob
 
 
-class Prepared(Request, frozen=True):
+class Prepared(GuestRequest, frozen=True):
     """`vnodes`: of the job's parts, its own and others (some of them, if it has very many)."""
 
-    job: Job
+    job: GuestJob
     vnodes: Vnodes = []
 
 
-class Jobs(Request, frozen=True):
+class Jobs(GuestRequest, frozen=True):
     jobs: Annotated[list[ListedJob], msgspec.Meta(max_length=MAX_JOBS)]
 
 
-class Report(Request, frozen=True):
-    memory: Memory = Memory()
+class Report(GuestRequest, frozen=True):
+    memory: GuestMemory = GuestMemory()
     load1: float = 0.0
     jobs: Annotated[list[SeenJob], msgspec.Meta(max_length=MAX_JOBS)] = []
 

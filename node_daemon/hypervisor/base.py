@@ -51,7 +51,7 @@ class DriverError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class DomainEvent:
+class DomainChange:
     """A domain came up or went down, or something else of it has changed (`up` is then as it was): look.
 
     `start` tells how each configured domain is found.
@@ -62,7 +62,7 @@ class DomainEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class ActualDomain:
+class DomainReading:
     """A domain as the hypervisor has it, read just now.
 
     `cpu_percent`: 100 is one CPU; None: not capped, or not known. `memory_mib`: None: not limited, or not known.
@@ -90,7 +90,7 @@ class Others:
     memory_mib: int = 0
 
 
-OnEvent = Callable[[DomainEvent], None]
+OnChange = Callable[[DomainChange], None]
 """Called in the event loop's thread; it must not block."""
 
 
@@ -102,11 +102,11 @@ class Driver(Protocol):
         """What this driver can do here and now (`CPU`, `MEMORY`, `LIFE`, `SAVE`); final once `start` has returned."""
         ...
 
-    async def start(self, on_event: OnEvent) -> None:
+    async def start(self, on_event: OnChange) -> None:
         """Connect, find the domains, and tell of their coming and going from now on. Raises DriverError."""
         ...
 
-    async def actual(self) -> dict[str, ActualDomain]:
+    async def actual(self) -> dict[str, DomainReading]:
         """Every configured domain as it is now, by name. Raises DriverError."""
         ...
 

@@ -25,11 +25,11 @@ from magrathea.core import life
 from magrathea.core.life import Boot, GoOn, LifeStep, PowerOff, Register, Save, Seen
 from magrathea.core.model import Domain, Host, Lifecycle
 
-from ..claims.channel import ChannelError, GuestChannel
-from ..configuration import Configuration
-from ..hypervisor.base import LIFE, SAVE, DomainEvent, Driver, DriverError
+from ..claims.channel import AgentError, GuestChannel
+from ..configuration import NodedConfiguration
+from ..hypervisor.base import LIFE, SAVE, DomainChange, Driver, DriverError
 from ..switch.switch import Switch
-from .site_scripts import Occasions
+from .site_scripts import SiteScripts
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +39,13 @@ AGENT_S = 3.0
 """For an agent to set its clock, or to say that it turns its guest off."""
 
 
-class Owner(Protocol):
+class DaemonForLife(Protocol):
     """What is needed of the daemon."""
 
-    configuration: Configuration
+    configuration: NodedConfiguration
     driver: Driver
     switch: Switch
-    occasions: Occasions
+    site_scripts: SiteScripts
     channels: dict[str, GuestChannel]
 
     @property
@@ -69,7 +69,7 @@ class _Failure:
 class Life:
     """See the module. `look_soon` after whatever may matter; it is cheap."""
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: DaemonForLife) -> None:
         self._owner = owner
         self._under_way: dict[str, asyncio.Task[None]] = {}
         self._was_up: dict[str, bool] = {}
@@ -86,7 +86,7 @@ class Life:
         self._wake: asyncio.Handle | None = None
         self._closed = False
 
-    def noticed(self, event: DomainEvent) -> None:
+    def noticed(self, event: DomainChange) -> None:
         """The hypervisor tells of a domain: what needs no second look is a fact at once, the rest after a look."""
         owner = self._owner
         domain = owner.host.domain(event.name)
@@ -190,9 +190,9 @@ class Life:
         if isinstance(event, ev.DomainStopped | ev.FreezeEnded) and domain.name in self._owner.channels:
             self._owner.channels[domain.name].drop()  # else it would seem to register when the domain comes back
         if went_down:
-            self._owner.occasions.begin("after-shutdown", domain.name)
+            self._owner.site_scripts.begin("after-shutdown", domain.name)
         if isinstance(event, ev.FreezeEnded):
-            self._owner.occasions.begin("after-freeze", domain.name)
+            self._owner.site_scripts.begin("after-freeze", domain.name)
 
     def _take(self, domain: Domain, step: LifeStep, now: float) -> float | None:
         """Start it, if nothing has to be waited for; after how many seconds to look again."""
@@ -254,7 +254,7 @@ class Life:
         times = before.times + 1 if before and before.step is kind else 1
         pause_s = RETRY_S[min(times, len(RETRY_S)) - 1]
         self._failures[name] = _Failure(kind, times, asyncio.get_running_loop().time() + pause_s, str(error))
-        if not isinstance(error, DriverError | ChannelError):
+        if not isinstance(error, DriverError | AgentError):
             log.error("%s of %s failed by a defect", kind.__name__, name, exc_info=error)
         elif times in (1, len(RETRY_S)) or times % 60 == 0:
             log.warning("%s of %s failed (%d times, again in %g s): %s", kind.__name__, name, times, pause_s, error)
@@ -272,7 +272,7 @@ class Life:
         """Raises DriverError where it is worth another try."""
         domain = self._domain(name)
         restores = domain is not None and domain.frozen
-        await self._owner.occasions.pass_by("before-defrost" if restores else "before-boot", name, guest=False)
+        await self._owner.site_scripts.pass_by("before-defrost" if restores else "before-boot", name, guest=False)
         domain = self._domain(name)
         if domain is None or domain.lifecycle is not Lifecycle.BOOTING:
             return  # given up meanwhile
@@ -302,7 +302,7 @@ class Life:
         self._from_image.discard(name)
         self._owner.observe(f"register {name}")
         self._owner.apply(ev.DomainStarted(self._owner.now(), name))
-        self._owner.occasions.begin("after-defrost" if restored else "after-boot", name)
+        self._owner.site_scripts.begin("after-defrost" if restored else "after-boot", name)
 
     async def _set_clock(self, name: str) -> None:
         if not self._agent_can(name, "clock"):
@@ -310,14 +310,14 @@ class Life:
             return
         try:
             await self._owner.channels[name].request("clock", AGENT_S, unix_s=time.time())
-        except ChannelError as error:
+        except AgentError as error:
             log.warning("%s: its clock stood still and is not set: %s", name, error)
 
     async def _go_on(self, name: str) -> None:
         await self._owner.driver.resume(name)
 
     async def _ask_to_end(self, name: str) -> None:
-        await self._owner.occasions.pass_by("before-shutdown", name, guest=True)
+        await self._owner.site_scripts.pass_by("before-shutdown", name, guest=True)
         domain = self._domain(name)
         if domain is None or not domain.must_go_down:
             return  # given up meanwhile
@@ -327,7 +327,7 @@ class Life:
             try:
                 await self._owner.channels[name].request("power", AGENT_S, what="off")
                 return
-            except ChannelError as error:
+            except AgentError as error:
                 log.info("%s: its agent does not turn it off, so the hypervisor asks: %s", name, error)
         try:
             await self._owner.driver.shutdown(name)
@@ -341,7 +341,7 @@ class Life:
         self._owner.observe(f"destroy {name}")
 
     async def _save(self, name: str) -> None:
-        await self._owner.occasions.pass_by("before-freeze", name, guest=True)
+        await self._owner.site_scripts.pass_by("before-freeze", name, guest=True)
         domain = self._domain(name)
         if domain is None or not domain.saving or domain.jobs:
             return  # given up meanwhile

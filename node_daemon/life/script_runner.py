@@ -31,7 +31,7 @@ AT_ONCE = 8
 """Scripts that run at the same time; more are not started, and the log says so."""
 
 
-class Scripts:
+class ScriptRunner:
     """Starts scripts and forgets them; `close` ends those that still run."""
 
     def __init__(self, folder: Path | None, time_limit_s: float) -> None:

@@ -13,8 +13,8 @@ from typing import Protocol
 
 from magrathea.core.model import Host
 
-from ..claims.channel import ChannelError, GuestChannel
-from .script_runner import Scripts
+from ..claims.channel import AgentError, GuestChannel
+from .script_runner import ScriptRunner
 
 log = logging.getLogger(__name__)
 
@@ -24,20 +24,20 @@ GUEST_MARGIN_S = 5.0
 """Beyond the limit of one script: that a guest's agent notices, ends it and answers."""
 
 
-class Owner(Protocol):
+class DaemonForScripts(Protocol):
     """What is needed of the daemon."""
 
-    scripts: Scripts
+    scripts: ScriptRunner
     channels: dict[str, GuestChannel]
 
     @property
     def host(self) -> Host: ...
 
 
-class Occasions:
+class SiteScripts:
     """Runs scripts, of host and guest at the same time."""
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: DaemonForScripts) -> None:
         self._owner = owner
         self._background: set[asyncio.Task[None]] = set()
 
@@ -79,7 +79,7 @@ class Occasions:
         within_s = self._owner.scripts.time_limit_s + GUEST_MARGIN_S if wait else TOLD_S
         try:
             await self._owner.channels[domain].request("script", within_s, name=name, env=environment, wait=wait)
-        except ChannelError as error:
+        except AgentError as error:
             log.info("%s: its scripts of %s: %s", domain, name, error)
 
     def _later(self, work: Coroutine[None, None, None]) -> None:

@@ -23,7 +23,7 @@ from magrathea.cli import sources
 from magrathea.configuration import ConfigurationError
 from magrathea.core.model import Kind
 
-from ..configuration import DEFAULT_PATH, Configuration, read
+from ..configuration import DEFAULT_PATH, NodedConfiguration, read
 from . import adopt
 from .adopt import Found, NotAdoptable, Proposal
 
@@ -39,7 +39,7 @@ def _fail(text: str, code: int = USAGE) -> click.exceptions.Exit:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class XmlChange:
     """A domain's XML, before and after."""
 
     name: str
@@ -95,7 +95,7 @@ def _domains(connection: Any) -> list[Found]:
     return founds
 
 
-def _kinds(given: tuple[str, ...], configuration: Configuration | None) -> dict[str, tuple[Kind, str]]:
+def _kinds(given: tuple[str, ...], configuration: NodedConfiguration | None) -> dict[str, tuple[Kind, str]]:
     kinds = {}
     if configuration is not None:
         known = _configured(configuration)
@@ -108,13 +108,13 @@ def _kinds(given: tuple[str, ...], configuration: Configuration | None) -> dict[
     return kinds
 
 
-def _configured(configuration: Configuration | None) -> dict[str, str]:
+def _configured(configuration: NodedConfiguration | None) -> dict[str, str]:
     """By libvirt's name: what the configuration calls it."""
     domains = configuration.domain if configuration else {}
     return {t.libvirt.name if t.libvirt and t.libvirt.name else name: name for name, t in domains.items()}
 
 
-def _machine(configuration: Configuration | None) -> tuple[int, int]:
+def _machine(configuration: NodedConfiguration | None) -> tuple[int, int]:
     cpus, mib = psutil.cpu_count() or 1, psutil.virtual_memory().total // 2**20
     if configuration is not None:
         cpus = configuration.cpus
@@ -205,27 +205,29 @@ def command(
         raise click.exceptions.Exit(REFUSED)
 
 
-def _changes(proposals: list[Proposal], configuration: Configuration | None) -> tuple[list[Change], list[Proposal]]:
+def _changes(
+    proposals: list[Proposal], configuration: NodedConfiguration | None
+) -> tuple[list[XmlChange], list[Proposal]]:
     run_dir = Path(configuration.paths.run_dir if configuration else "/run/magrathea")
     changes, checked, ours = [], [], _configured(configuration)
     for p in proposals:
         if p.kind is not Kind.SERVICE and not p.refused:
             try:
                 name = ours.get(p.found.name, p.found.name)
-                # A container has the folder bound into it, so it gets one of its own (Configuration.guest_socket).
+                # A container has the folder bound into it, so it gets one of its own (NodedConfiguration.guest_socket).
                 socket = f"{name}/agent.sock" if p.found.type == "lxc" else f"{name}.sock"
                 after = adopt.adopted_xml(p.found, str(run_dir / "guest" / socket))
             except NotAdoptable as error:
                 p = replace(p, refused=str(error))
             else:
                 if (before := adopt.normal(p.found.xml)) != after:
-                    changes.append(Change(p.found.name, before, after))
+                    changes.append(XmlChange(p.found.name, before, after))
         checked.append(p)
     return changes, checked
 
 
 def _wanted(
-    before: str, proposals: list[Proposal], configuration: Configuration | None, name: str, mode: str, uri: str
+    before: str, proposals: list[Proposal], configuration: NodedConfiguration | None, name: str, mode: str, uri: str
 ) -> str:
     """The configuration file as it should be: a new one, or the present one and what it lacks."""
     if configuration is None:
@@ -237,7 +239,7 @@ def _wanted(
 def _show(
     form: str,
     proposals: list[Proposal],
-    changes: list[Change],
+    changes: list[XmlChange],
     config: Path,
     before: str,
     after: str,
@@ -297,7 +299,7 @@ def _table(rows: list[dict[str, Any]]) -> None:
 
 def _apply(
     connection: Any,
-    changes: list[Change],
+    changes: list[XmlChange],
     config: Path,
     before: str,
     after: str,

@@ -21,7 +21,7 @@ from magrathea.messages import Snapshot
 
 from ..agent.configuration import Config
 from ..agent.values import Unusable
-from ..configuration import Configuration, DomainTable, read
+from ..configuration import DomainTable, NodedConfiguration, read
 
 HOST, GUEST = "host", "guest"
 START = "systemctl start magrathea-noded, then journalctl -u magrathea-noded"
@@ -62,7 +62,7 @@ def _host(paths: Paths) -> Iterator[Check]:
     yield from _daemon(configuration)
 
 
-def _host_sockets(configuration: Configuration) -> Iterator[Check]:
+def _host_sockets(configuration: NodedConfiguration) -> Iterator[Check]:
     directory = configuration.run_dir / "guest"
     if not directory.is_dir():
         cause = f"{directory} is not there"
@@ -90,13 +90,13 @@ def _is_socket(path: Path) -> bool:
         return False
 
 
-def _daemon(configuration: Configuration) -> Iterator[Check]:
+def _daemon(configuration: NodedConfiguration) -> Iterator[Check]:
     try:
         snapshot = client.status(configuration.control_socket)
     except client.Unreachable as error:
         yield Check(HOST, "daemon", Status.FAIL, "the node daemon does not answer", error.cause, error.fix)
         return
-    except client.Refused as error:
+    except client.RequestRefused as error:
         yield Check(HOST, "daemon", Status.FAIL, "the node daemon refuses its status", f"{error.code}: {error}", START)
         return
     yield Check(HOST, "daemon", Status.OK, f"it answers at {configuration.control_socket}")
@@ -107,7 +107,7 @@ def _daemon(configuration: Configuration) -> Iterator[Check]:
     yield from told(configuration, snapshot)
 
 
-def told(configuration: Configuration, snapshot: Snapshot) -> Iterator[Check]:
+def told(configuration: NodedConfiguration, snapshot: Snapshot) -> Iterator[Check]:
     """What the daemon's own view says."""
     if snapshot.hub_connected:
         yield Check(HOST, "hub-connected", Status.OK, "the daemon is connected with its hub")
@@ -142,11 +142,11 @@ def told(configuration: Configuration, snapshot: Snapshot) -> Iterator[Check]:
         yield Check(HOST, f"note-{number}", Status.WARN, "the daemon says", note, "see docs, or fix what it names")
 
 
-def _workers(configuration: Configuration) -> dict[str, DomainTable]:
+def _workers(configuration: NodedConfiguration) -> dict[str, DomainTable]:
     return {name: table for name, table in configuration.domain.items() if table.kind is not Kind.SERVICE}
 
 
-def memory(c: Configuration, machine_mib: int) -> Iterator[Check]:
+def memory(c: NodedConfiguration, machine_mib: int) -> Iterator[Check]:
     """Whether the sizes in the file fit each other and the machine (docs/rules.md, "Memory fit is arithmetic").
 
     memory(domain) = host - reserve - services - the sum over siblings of (floor + what their swap cannot take)
@@ -180,7 +180,7 @@ def memory(c: Configuration, machine_mib: int) -> Iterator[Check]:
             yield Check(HOST, where, Status.OK, f"{name} can have its {wanted} MiB")
 
 
-def swap(c: Configuration) -> Iterator[Check]:
+def swap(c: NodedConfiguration) -> Iterator[Check]:
     """Memory of stopped jobs goes to the swap of their own guest."""
     for name, table in _workers(c).items():
         if table.kind is Kind.NORMAL and table.memory_mib and not table.swap_mib:

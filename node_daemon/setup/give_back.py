@@ -23,7 +23,7 @@ from magrathea.configuration import ConfigurationError
 from magrathea.control import entitled
 from magrathea.core.model import Host
 
-from ..configuration import Configuration, read
+from ..configuration import NodedConfiguration, read
 from ..journal import salvage
 
 DEFAULT_FILE = "/etc/magrathea/noded.toml"
@@ -98,7 +98,7 @@ def _fail(text: str, code: int) -> click.exceptions.Exit:
     return click.exceptions.Exit(code)
 
 
-def _facts(config: Path, host: str) -> tuple[Configuration, Host]:
+def _facts(config: Path, host: str) -> tuple[NodedConfiguration, Host]:
     try:
         configuration = read(config)
     except ConfigurationError as error:

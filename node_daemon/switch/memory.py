@@ -20,11 +20,10 @@ from typing import Protocol
 from magrathea.core.allocation import wanted_stopped
 from magrathea.core.model import JobKey
 
-from ..claims.channel import ChannelError
-from ..claims.guest_messages import Memory
-from ..hypervisor.base import MEMORY, ActualDomain, Driver, DriverError
-from .paging import ASK_S, BUSY_S, Guest, Paging, Progress
-from .paging import Owner as PagingOwner
+from ..claims.channel import AgentError
+from ..claims.guest_messages import GuestMemory
+from ..hypervisor.base import MEMORY, DomainReading, Driver, DriverError
+from .paging import ASK_S, BUSY_S, AgentChannel, Paging, Progress, SwitchForPaging
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +54,10 @@ class Short:
     keys: frozenset[JobKey]
 
 
-class Owner(PagingOwner, Protocol):
+class SwitchForMemory(SwitchForPaging, Protocol):
     """What is needed of the switch."""
 
-    def memory_read(self, read: Mapping[str, ActualDomain]) -> None:
+    def memory_read(self, read: Mapping[str, DomainReading]) -> None:
         """What the driver has just said; progress may have been made."""
         ...
 
@@ -96,7 +95,7 @@ class _TooLittle(Exception):
     """A guest cannot give what is wanted of it; the text says why."""
 
 
-def _mib(read: ActualDomain) -> int:
+def _mib(read: DomainReading) -> int:
     return read.memory_mib or 0
 
 
@@ -107,7 +106,7 @@ def _now() -> float:
 class Mover:
     """Moves the memory of one host's domains; at most one move per domain at a time."""
 
-    def __init__(self, owner: Owner, driver: Driver, guests: Mapping[str, Guest]) -> None:
+    def __init__(self, owner: SwitchForMemory, driver: Driver, guests: Mapping[str, AgentChannel]) -> None:
         self._owner = owner
         self._driver = driver
         self._guests = guests
@@ -137,7 +136,7 @@ class Mover:
                 found[name] = Progress("gives" if gives else "takes", min(of, max(0, done)), of)
         return found
 
-    def settled(self, domain: str, actual: ActualDomain, want_mib: int) -> bool:
+    def settled(self, domain: str, actual: DomainReading, want_mib: int) -> bool:
         """Whether the domain is at what it should have: exactly, or as nearly as it can be had."""
         has = actual.memory_mib
         if has is None:
@@ -173,7 +172,7 @@ class Mover:
         found, short = self._owner.host.domain(domain), self.short(domain)
         return max(0, short.kept_mib - found.floor_mib) if found is not None and short is not None and found.jobs else 0
 
-    def note(self, read: Mapping[str, ActualDomain]) -> None:
+    def note(self, read: Mapping[str, DomainReading]) -> None:
         """What the driver says: the one door to what is known of memory."""
         before = dict(self._bounds)
         self._bounds = {}
@@ -221,7 +220,7 @@ class Mover:
         """Bring the domain's memory to `mib`, or to what `aim` says meanwhile.
 
         Returns when it is there, when it has all that can be had and its jobs' needs are met, or when the wish is
-        withdrawn. Raises DriverError, code `memory-short` with the numbers; ChannelError where its agent is away.
+        withdrawn. Raises DriverError, code `memory-short` with the numbers; AgentError where its agent is away.
         """
         has = self._bounds.get(domain, 0)
         # From here on it hears of another wish.
@@ -241,7 +240,7 @@ class Mover:
         except _TooLittle as error:
             await self._to_what_is_real(move)
             raise self._refused(move, str(error)) from error
-        except (DriverError, ChannelError):
+        except (DriverError, AgentError):
             await self._to_what_is_real(move)
             raise
         finally:
@@ -253,7 +252,7 @@ class Mover:
             if move.gave and not move.exhausted:
                 self.paging.relieve(domain)
 
-    async def _read(self, domain: str) -> ActualDomain:
+    async def _read(self, domain: str) -> DomainReading:
         read = await self._driver.actual()
         self.note(read)
         self._owner.memory_read(read)
@@ -285,11 +284,11 @@ class Mover:
 
     # Taking
 
-    async def _figures(self, move: _Move) -> tuple[int, Memory]:
+    async def _figures(self, move: _Move) -> tuple[int, GuestMemory]:
         """(what the domain has at most, what its agent says of it), at one moment: the balloon may be moving."""
         guest = self._guests.get(move.domain)
         if guest is None or guest.hello is None:
-            raise ChannelError("no-agent", f"no agent of {move.domain} is connected; it alone knows what can be given")
+            raise AgentError("no-agent", f"no agent of {move.domain} is connected; it alone knows what can be given")
         has = _mib(await self._read(move.domain))
         memory = (await guest.request("memory", ASK_S)).memory
         has = max(has, _mib(await self._read(move.domain)))
@@ -391,11 +390,11 @@ class Mover:
             return
         move.push = asyncio.get_running_loop().create_task(self._push(move, guest, keys, mib))
 
-    async def _push(self, move: _Move, guest: Guest, keys: tuple[JobKey, ...], mib: int) -> None:
-        """One slice out to the guest's swap. Raises ChannelError where it may be another time."""
+    async def _push(self, move: _Move, guest: AgentChannel, keys: tuple[JobKey, ...], mib: int) -> None:
+        """One slice out to the guest's swap. Raises AgentError where it may be another time."""
         try:
             answer = await self.paging.slice(move.domain, guest, "push-out", keys, mib)
-        except ChannelError as error:
+        except AgentError as error:
             if error.code in ("not-supported", "not-permitted"):
                 move.exhausted = str(error)
             elif error.code == "busy":

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from magrathea.core.model import Host, JobKey
 
-from ..claims.channel import ChannelError
+from ..claims.channel import AgentError
 from ..claims.guest_messages import Answer, Hello
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Progress:
     of_mib: int
 
 
-class Guest(Protocol):
+class AgentChannel(Protocol):
     """What is needed of a guest's channel."""
 
     @property
@@ -65,7 +65,7 @@ class Guest(Protocol):
     async def request(self, op: str, within_s: float, **fields: Any) -> Answer: ...
 
 
-class Owner(Protocol):
+class SwitchForPaging(Protocol):
     """What is needed of the switch."""
 
     @property
@@ -109,7 +109,9 @@ def _now() -> float:
 class Paging:
     """One host's. `grows`: whether a domain is just being given memory."""
 
-    def __init__(self, owner: Owner, guests: Mapping[str, Guest], grows: Callable[[str], bool]) -> None:
+    def __init__(
+        self, owner: SwitchForPaging, guests: Mapping[str, AgentChannel], grows: Callable[[str], bool]
+    ) -> None:
         self._owner = owner
         self._guests = guests
         self._grows = grows
@@ -122,13 +124,13 @@ class Paging:
         for domain in {*self._reliefs, *self._fetches}:
             await self.end(domain)
 
-    def able(self, domain: str, what: str) -> Guest | None:
+    def able(self, domain: str, what: str) -> AgentChannel | None:
         """The domain's guest, where its agent is connected and can do that."""
         guest = self._guests.get(domain)
         return guest if guest is not None and guest.hello is not None and what in guest.hello.can else None
 
-    async def slice(self, domain: str, guest: Guest, op: str, keys: tuple[JobKey, ...], mib: int) -> Answer:
-        """One slice of these jobs' memory, `push-out` or `fetch`. Raises ChannelError."""
+    async def slice(self, domain: str, guest: AgentChannel, op: str, keys: tuple[JobKey, ...], mib: int) -> Answer:
+        """One slice of these jobs' memory, `push-out` or `fetch`. Raises AgentError."""
         if op == "push-out":
             self._fetches.pop(domain, None)
         jobs = [{"id": key.id, "run": key.run} for key in keys]
@@ -169,7 +171,7 @@ class Paging:
                 answer = await self.slice(domain, guest, "push-out", keys, min(settings.step_mib, lacks + 1))
                 if answer.pushed_mib <= 0 and not answer.more:
                     return
-            except ChannelError as error:
+            except AgentError as error:
                 if error.code not in ("busy", "timeout"):  # it ends a slice of the move, or is slow for want of memory
                     log.info("%s: no more of its stopped jobs' memory is pushed out: %s", domain, error)
                     return
@@ -242,7 +244,7 @@ class Paging:
                 self.progress[domain] = Progress("fetches", min(done, of), of)
                 try:
                     answer = await self.slice(domain, guest, "fetch", keys, settings.step_mib)
-                except ChannelError as error:
+                except AgentError as error:
                     if error.code != "busy":
                         raise
                     await asyncio.sleep(BUSY_S)
@@ -255,7 +257,7 @@ class Paging:
                     if not grows:
                         break
                     await asyncio.sleep(BUSY_S)
-        except ChannelError as error:
+        except AgentError as error:
             log.warning("%s: not all that was pushed out is brought back before its jobs go on: %s", domain, error)
         finally:
             self.progress.pop(domain, None)
@@ -264,6 +266,6 @@ class Paging:
     async def _swapped(self, domain: str, keys: tuple[JobKey, ...]) -> int:
         guest = self.able(domain, "fetch")
         if guest is None:
-            raise ChannelError("no-agent", f"no agent of {domain} is connected that can do it")
+            raise AgentError("no-agent", f"no agent of {domain} is connected that can do it")
         answer = await guest.request("memory", ASK_S)
         return sum(row.swapped_mib for row in answer.jobs if row.key in keys)

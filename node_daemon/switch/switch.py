@@ -24,9 +24,9 @@ from magrathea.core.allocation import wanted_stopped
 from magrathea.core.model import Host, JobKey
 from magrathea.core.plan import Order, Orders, SetCpu, SetMemory, Step
 
-from ..claims.channel import ChannelError, GuestChannel
+from ..claims.channel import AgentError, GuestChannel
 from ..claims.guest_messages import Answer
-from ..hypervisor.base import CPU, MEMORY, ActualDomain, Driver, DriverError, Others
+from ..hypervisor.base import CPU, MEMORY, DomainReading, Driver, DriverError, Others
 from .memory import SLACK_MIB, Mover
 from .paging import UNCAPPED_S, Settings
 
@@ -46,7 +46,7 @@ Slot = tuple[str, str]
 """(kind of step, domain): what at most one step of is under way."""
 
 
-class Facts(Protocol):
+class DaemonForSwitch(Protocol):
     """What the switch needs of the daemon."""
 
     @property
@@ -112,7 +112,7 @@ class Switch:
 
     def __init__(
         self,
-        facts: Facts,
+        facts: DaemonForSwitch,
         driver: Driver,
         channels: Mapping[str, GuestChannel],
         observe: Callable[[str], None] = lambda name: None,
@@ -122,7 +122,7 @@ class Switch:
         self._channels = channels
         self._observe = observe
         self.mover = Mover(self, driver, channels)
-        self.read: dict[str, ActualDomain] = {}
+        self.read: dict[str, DomainReading] = {}
         """What the driver last said."""
         self.reads = 0
         """The number of the read that `read` is of, in the order in which they were begun."""
@@ -160,7 +160,7 @@ class Switch:
         jobs = found.jobs if found is not None else ()
         return tuple(j.key for j in jobs if told.get(j.key) is Order.STOP and (domain, j.key) not in wanted)
 
-    def memory_read(self, read: Mapping[str, ActualDomain]) -> None:
+    def memory_read(self, read: Mapping[str, DomainReading]) -> None:
         known = {name: domain for name, domain in read.items() if name in self.read and domain.known}
         changed = any(domain.memory_mib != self.read[name].memory_mib for name, domain in known.items())
         if any((domain.memory_mib or 0) < (self.read[name].memory_mib or 0) for name, domain in known.items()):
@@ -218,7 +218,7 @@ class Switch:
         self._facts.actual_changed()
         self.look_soon()
 
-    def _as_known(self, name: str, now: ActualDomain) -> ActualDomain:
+    def _as_known(self, name: str, now: DomainReading) -> DomainReading:
         """Of a domain that could not be read what was read last is all that is known, if it was up then, too."""
         before = self.read.get(name)
         return now if now.known or before is None or not before.up else before
@@ -421,7 +421,7 @@ class Switch:
             else:
                 await self.mover.move(step.domain, step.mib)
                 self.refresh_soon()
-        except ChannelError as error:
+        except AgentError as error:
             if isinstance(step, SetMemory):
                 self.refresh_soon()
             away = error.code in AGENT_AWAY
@@ -453,12 +453,12 @@ class Switch:
     async def _order(self, step: Orders) -> None:
         channel = self._channels.get(step.domain)
         if channel is None or not channel.connected:
-            raise ChannelError("no-agent", f"no agent of {step.domain} is connected")
+            raise AgentError("no-agent", f"no agent of {step.domain} is connected")
         hello = channel.hello
         if step.order is not Order.STOP:
             await self.mover.fetch(step.domain, step.keys)
             if channel.hello is not hello:
-                raise ChannelError("no-agent", f"the agent of {step.domain} went away while memory was brought back")
+                raise AgentError("no-agent", f"the agent of {step.domain} went away while memory was brought back")
             self._stopped -= {(step.domain, key) for key in step.keys}  # from here on somebody may continue it
         limits = self._facts.host.limits
         warning: dict[str, Any] = {}
@@ -473,7 +473,7 @@ class Switch:
         answer = await channel.request("orders", deadline_s + ORDER_MARGIN_S, orders=orders, deadline_s=deadline_s)
         self._observe(f"{step.order.value} {step.domain}")
         if channel.hello is not hello:
-            raise ChannelError("no-agent", f"the agent of {step.domain} has connected anew")
+            raise AgentError("no-agent", f"the agent of {step.domain} has connected anew")
         self._greeted.add(step.domain)
         self._confirmed(step, answer)
 
@@ -505,7 +505,7 @@ class Switch:
                         if seen
                         else "the agent does not know it"
                     )
-                    raise ChannelError("not-stopped", f"{key} in {step.domain}: {how}")
+                    raise AgentError("not-stopped", f"{key} in {step.domain}: {how}")
                 self._stopped.add((step.domain, key))
             told[key] = step.order
         moves = (s.domain for s in self.steps() if isinstance(s, SetMemory))

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from magrathea.control import Control, Denied, Request, granted
+from magrathea.control import Control, ControlRequest, Denied, granted
 from magrathea.core.model import JobKey
 from magrathea.history import is_about
 from magrathea.messages import (
@@ -126,11 +126,11 @@ class Hub:
         self._reload_keys()
         self._publisher.compare()
 
-    async def _status(self, request: Request) -> bytes:
+    async def _status(self, request: ControlRequest) -> bytes:
         """What hosts said last, and what is booked."""
         return encode(self.farm.view(time.time()))
 
-    async def _history(self, request: Request) -> bytes:
+    async def _history(self, request: ControlRequest) -> bytes:
         """What hosts have in their histories: those that have what is asked about, else all."""
         live = {name: heard.snapshot for name, heard in self.farm.hosts.items() if heard.live}
         hosts = [name for name, snapshot in live.items() if is_about(snapshot, request.about)] or list(live)

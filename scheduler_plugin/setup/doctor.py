@@ -109,7 +109,7 @@ def _hub(paths: Paths, record: records.Record | None, now: Present | None) -> It
     yield writable(SERVER, "hub-state", configuration.state_dir)
     try:
         yield from of_hosts(client.farm(Path(configuration.hub.control_socket)))
-    except (client.Unreachable, client.Refused) as error:
+    except (client.Unreachable, client.RequestRefused) as error:
         cause, fix = getattr(error, "cause", str(error)), getattr(error, "fix", START_HUB)
         yield Check(SERVER, "hub-answers", Status.FAIL, "the hub does not answer", cause, fix)
     for address in configuration.ipc:

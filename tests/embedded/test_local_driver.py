@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from node_daemon.hypervisor.base import CPU, LIFE, SAVE, DomainEvent, DriverError
+from node_daemon.hypervisor.base import CPU, LIFE, SAVE, DomainChange, DriverError
 from node_daemon.hypervisor.local import cgroups, processes
 from node_daemon.hypervisor.local import driver as local
 from node_daemon.hypervisor.local.driver import AffinityCapper, GroupCapper, LocalDriver
@@ -139,9 +139,9 @@ def machine(place: Path) -> Iterator[Machine]:
 @contextlib.asynccontextmanager
 async def driving(
     machine: Machine, choose: Callable[[str, list[str]], local.Capper] = local.choose_capper
-) -> AsyncIterator[tuple[LocalDriver, asyncio.Queue[DomainEvent]]]:
+) -> AsyncIterator[tuple[LocalDriver, asyncio.Queue[DomainChange]]]:
     driver = LocalDriver(f"test-{os.getpid()}", {"n1": machine.pid_file}, choose)
-    events: asyncio.Queue[DomainEvent] = asyncio.Queue()
+    events: asyncio.Queue[DomainChange] = asyncio.Queue()
     try:
         await driver.start(events.put_nowait)
         yield driver, events
@@ -149,7 +149,7 @@ async def driving(
         await driver.close()
 
 
-async def next_event(events: asyncio.Queue[DomainEvent]) -> DomainEvent:
+async def next_event(events: asyncio.Queue[DomainChange]) -> DomainChange:
     return await asyncio.wait_for(events.get(), 10)
 
 
@@ -159,13 +159,13 @@ def affinities(pids: list[int]) -> set[frozenset[int]]:
 
 async def check_life_and_death(machine: Machine) -> None:
     async with driving(machine) as (driver, events):
-        assert await next_event(events) == DomainEvent("n1", up=False)
+        assert await next_event(events) == DomainChange("n1", up=False)
         assert not (await driver.actual())["n1"].up
         machine.start()
-        assert await next_event(events) == DomainEvent("n1", up=True)
+        assert await next_event(events) == DomainChange("n1", up=True)
         assert (await driver.actual())["n1"].up
         machine.end_root()
-        assert await next_event(events) == DomainEvent("n1", up=False)
+        assert await next_event(events) == DomainChange("n1", up=False)
         assert not (await driver.actual())["n1"].up
         with pytest.raises(DriverError) as down:
             await driver.set_cpu("n1", 10)
@@ -190,7 +190,7 @@ def test_a_domain_already_up_is_told_during_start(machine: Machine) -> None:
     async def run() -> None:
         machine.start()
         async with driving(machine) as (_, events):
-            assert events.get_nowait() == DomainEvent("n1", up=True)
+            assert events.get_nowait() == DomainChange("n1", up=True)
 
     asyncio.run(run())
 
@@ -418,12 +418,12 @@ def test_destroying_a_domain_ends_all_its_processes_and_may_be_repeated(machine:
     async def run() -> None:
         machine.start()
         async with driving(machine) as (driver, events):
-            assert await next_event(events) == DomainEvent("n1", up=True)
+            assert await next_event(events) == DomainChange("n1", up=True)
             assert machine.root is not None
             members = processes.Members(processes.look(machine.root.pid) or pytest.fail("no root"))
             pids = members.find()
             await driver.destroy("n1")
-            assert await next_event(events) == DomainEvent("n1", up=False)
+            assert await next_event(events) == DomainChange("n1", up=False)
             assert [processes.look(pid) for pid in pids] == [None] * len(pids)
             await driver.destroy("n1")
 

@@ -21,7 +21,7 @@ import pytest
 from magrathea_lab.pbs_standin import pbs_module
 from node_daemon.configuration import read
 from node_daemon.daemon import Daemon
-from node_daemon.hypervisor.base import CPU, MEMORY, ActualDomain, DriverError
+from node_daemon.hypervisor.base import CPU, MEMORY, DomainReading, DriverError
 from scheduler_plugin.hub import configuration
 from scheduler_plugin.hub.server import Hub
 from tests.unit.hub.builders import job
@@ -73,11 +73,11 @@ class Balloons(FakeDriver):
         self.targets = dict.fromkeys(world.domains, FLOOR_MIB + 44)
         self.has = dict(self.targets)
 
-    async def actual(self) -> dict[str, ActualDomain]:
+    async def actual(self) -> dict[str, DomainReading]:
         if not self.late:
             self.has.update(self.targets)
         found = await super().actual()
-        return {n: ActualDomain(d.up, d.cpu_percent, self.has[n], max_memory_mib=4096) for n, d in found.items()}
+        return {n: DomainReading(d.up, d.cpu_percent, self.has[n], max_memory_mib=4096) for n, d in found.items()}
 
     async def set_memory(self, domain: str, mib: int) -> None:
         if self.short:

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, SAVE, ActualDomain, DomainEvent, DriverError, Others
+from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, SAVE, DomainChange, DomainReading, DriverError, Others
 from node_daemon.hypervisor.libvirt.driver import LibvirtDriver
 
 from .machine import Hypervisor
 
-Work = Callable[[LibvirtDriver, list[DomainEvent]], Coroutine[Any, Any, None]]
+Work = Callable[[LibvirtDriver, list[DomainChange]], Coroutine[Any, Any, None]]
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def drive(hypervisor: Hypervisor) -> Iterator[Callable[[Work], None]]:
         async def all_of_it() -> None:
             uri, name = hypervisor.libvirtd.uri(), hypervisor.guests["n1"].libvirt_name
             driver = LibvirtDriver("h1", uri, {"n1": name})
-            events: list[DomainEvent] = []
+            events: list[DomainChange] = []
             try:
                 await driver.start(events.append)
                 await work(driver, events)
@@ -41,7 +41,7 @@ def drive(hypervisor: Hypervisor) -> Iterator[Callable[[Work], None]]:
 
 
 async def until(
-    condition: Callable[[ActualDomain], bool], driver: LibvirtDriver, seconds: float = 20.0, name: str = "n1"
+    condition: Callable[[DomainReading], bool], driver: LibvirtDriver, seconds: float = 20.0, name: str = "n1"
 ) -> None:
     end = time.monotonic() + seconds
     while not condition(found := (await driver.actual())[name]):
@@ -56,10 +56,10 @@ async def refused(work: Awaitable[None]) -> str:
 
 
 def test_qemu_can_do_everything_and_nothing_is_to_be_noted(drive: Callable[[Work], None]) -> None:
-    async def work(driver: LibvirtDriver, events: list[DomainEvent]) -> None:
+    async def work(driver: LibvirtDriver, events: list[DomainChange]) -> None:
         assert driver.capabilities == {CPU, MEMORY, LIFE, SAVE}
         assert driver.notes() == []
-        assert set(events) == {DomainEvent("n1", True)}
+        assert set(events) == {DomainChange("n1", True)}
         assert driver.others() == Others(1, 1, 256)
         for percent in (5, 10, 150, None):
             await driver.set_cpu("n1", percent)
@@ -69,11 +69,11 @@ def test_qemu_can_do_everything_and_nothing_is_to_be_noted(drive: Callable[[Work
 
 
 def test_the_balloon_follows_and_says_how_far_it_is(drive: Callable[[Work], None]) -> None:
-    async def work(driver: LibvirtDriver, events: list[DomainEvent]) -> None:
+    async def work(driver: LibvirtDriver, events: list[DomainChange]) -> None:
         events.clear()
         await driver.set_memory("n1", 200)
         await until(lambda d: d.memory_mib == 200, driver)
-        assert DomainEvent("n1", True) in events
+        assert DomainChange("n1", True) in events
         await driver.set_memory("n1", 256)
         await until(lambda d: d.memory_mib == 256, driver)
         assert await refused(driver.set_memory("n1", 257)) == "bad-value"
@@ -87,22 +87,22 @@ def test_a_saved_guest_goes_on_where_it_was_and_its_agent_is_back(
     guest = hypervisor.guests["n1"]
     guest.sh("echo here > /tmp/mark")
 
-    async def work(driver: LibvirtDriver, events: list[DomainEvent]) -> None:
+    async def work(driver: LibvirtDriver, events: list[DomainChange]) -> None:
         await driver.save("n1")
         await until(lambda d: d.saved and not d.up, driver)
         events.clear()
         await driver.boot("n1")
         found = (await driver.actual())["n1"]
-        assert found == ActualDomain(True, None, found.memory_mib, max_memory_mib=256)
+        assert found == DomainReading(True, None, found.memory_mib, max_memory_mib=256)
         assert found.memory_mib in (255, 256)  # it may have been saved before libvirt heard of the balloon's last MiB
-        assert DomainEvent("n1", True) in events
+        assert DomainChange("n1", True) in events
 
     drive(work)
     assert guest.sh("cat /tmp/mark") == "here\n"
 
 
 def test_a_spoilt_image_is_kept_and_said(hypervisor: Hypervisor, drive: Callable[[Work], None]) -> None:
-    async def work(driver: LibvirtDriver, events: list[DomainEvent]) -> None:
+    async def work(driver: LibvirtDriver, events: list[DomainChange]) -> None:
         await driver.save("n1")
         image = next((hypervisor.libvirtd.folder / "lib" / "qemu" / "save").glob("*.save"))
         with image.open("r+b") as file:
@@ -115,7 +115,7 @@ def test_a_spoilt_image_is_kept_and_said(hypervisor: Hypervisor, drive: Callable
 
 
 def test_pausing_ending_and_booting_are_seen(hypervisor: Hypervisor, drive: Callable[[Work], None]) -> None:
-    async def work(driver: LibvirtDriver, events: list[DomainEvent]) -> None:
+    async def work(driver: LibvirtDriver, events: list[DomainChange]) -> None:
         hypervisor.guests["n1"].domain.suspend()
         await until(lambda d: d.up and d.paused, driver)
         await driver.resume("n1")
@@ -164,7 +164,7 @@ def test_a_qemu_that_hangs_holds_up_its_own_changes_only(hypervisor: Hypervisor)
 def test_a_call_during_which_libvirtd_is_killed_is_lost_and_may_be_tried_again(
     hypervisor: Hypervisor, drive: Callable[[Work], None]
 ) -> None:
-    async def work(driver: LibvirtDriver, events: list[DomainEvent]) -> None:
+    async def work(driver: LibvirtDriver, events: list[DomainChange]) -> None:
         await driver.set_cpu("n1", 50)
         hypervisor.libvirtd.kill_libvirtd(signal.SIGSTOP)
         calling = asyncio.create_task(refused(driver.set_cpu("n1", 40)))

@@ -17,7 +17,7 @@ from magrathea.cli.history import moment
 from magrathea.core import events as ev
 from magrathea.core.model import Host, JobClass, JobKey, Mode, Patience
 from magrathea.history import Query
-from magrathea.messages import Entry
+from magrathea.messages import HistoryEntry
 from node_daemon.journal import Journal, open_journal
 
 from .fake_control import answering
@@ -212,8 +212,8 @@ def test_nobody_at_all_is_exit_code_3_and_says_where_to_ask(tmp_path: Path) -> N
 # Sentences.
 
 
-def entry(what: Any, kind: str = "event") -> Entry:
-    return Entry(0.0, kind, type(what).__name__, data=msgspec.json.encode(what).decode())
+def entry(what: Any, kind: str = "event") -> HistoryEntry:
+    return HistoryEntry(0.0, kind, type(what).__name__, data=msgspec.json.encode(what).decode())
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_every_event_and_decision_of_the_core_has_a_sentence_of_its_own() -> Non
 
 
 def test_what_is_not_known_here_is_told_all_the_same() -> None:
-    unknown = Entry(0.0, "event", "MoonRisen", data='{"at":0.0,"domain":"n1","height_m":3}')
+    unknown = HistoryEntry(0.0, "event", "MoonRisen", data='{"at":0.0,"domain":"n1","height_m":3}')
     assert history.sentence(unknown) == "moon risen: height_m 3"
-    assert history.sentence(Entry(0.0, "event", "Claimed", data='{"at":1}')) == 'Claimed {"at":1}'
-    assert history.sentence(Entry(0.0, "event", "Claimed", data="[")) == "Claimed ["
+    assert history.sentence(HistoryEntry(0.0, "event", "Claimed", data='{"at":1}')) == 'Claimed {"at":1}'
+    assert history.sentence(HistoryEntry(0.0, "event", "Claimed", data="[")) == "Claimed ["

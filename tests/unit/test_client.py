@@ -38,7 +38,7 @@ def test_a_refusal_keeps_its_code(path: Path) -> None:
         answering(
             path, json.dumps({"ok": False, "code": "not-permitted", "text": "no"}, separators=(",", ":")).encode()
         ),
-        pytest.raises(client.Refused) as refused,
+        pytest.raises(client.RequestRefused) as refused,
     ):
         client.ask(path, {"op": "clear"})
     assert (refused.value.code, str(refused.value)) == ("not-permitted", "no")

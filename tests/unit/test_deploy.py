@@ -59,7 +59,7 @@ def test_noded_toml_shows_the_true_defaults() -> None:
     [
         (noded.HostTable, set()),
         (noded.LimitsTable, {"allow_short_min_run"}),
-        (noded.HubTable, set()),
+        (noded.HubEndpointsTable, set()),
         (noded.PathsTable, set()),
         (noded.JournalTable, set()),
         (noded.ControlTable, set()),

@@ -17,7 +17,7 @@ from magrathea.configuration import ConfigurationError
 from magrathea.core.model import Mode
 from magrathea.doctor import Check, Part, Paths, Status
 from magrathea.messages import FarmView, HostView, Snapshot
-from node_daemon.configuration import Configuration, read
+from node_daemon.configuration import NodedConfiguration, read
 from node_daemon.setup import doctor as node
 from scheduler_plugin.setup import doctor as server
 from scheduler_plugin.setup.install import Present, Wish
@@ -25,7 +25,7 @@ from scheduler_plugin.setup.install import Present, Wish
 AGENT = {"socket": "{0}/agent.sock", "channel": "unix:{0}/channel.sock", "state": "{0}/state/agent.json"}
 
 
-def noded(tmp_path: Path, domains: str, host: str = "memory_mib = 8000\nreserve_mib = 0") -> Configuration:
+def noded(tmp_path: Path, domains: str, host: str = "memory_mib = 8000\nreserve_mib = 0") -> NodedConfiguration:
     file = tmp_path / "noded.toml"
     file.write_text(f'[host]\nname = "h"\nmode = "exclusive"\n{host}\n[paths]\nrun_dir = "{tmp_path}"\n{domains}')
     return read(file)

@@ -60,7 +60,7 @@ def keys_of(table: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str
 
 def tables() -> Iterator[tuple[str, dict[str, Any]]]:
     """By the guide's heading: keys and defaults of each table of each file."""
-    for name, whole in (("noded", noded.Configuration), ("hub", hub.Configuration)):
+    for name, whole in (("noded", noded.NodedConfiguration), ("hub", hub.Configuration)):
         hints = typing.get_type_hints(whole)
         for section, kind in hints.items():
             if typing.get_origin(kind) is dict:

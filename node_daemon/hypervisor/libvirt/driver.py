@@ -23,15 +23,15 @@ from ..base import (
     MEMORY,
     SAVE,
     SAVE_DEADLINE_S,
-    ActualDomain,
-    DomainEvent,
+    DomainChange,
+    DomainReading,
     DriverError,
-    OnEvent,
+    OnChange,
     Others,
 )
 from .balloons import Balloons
 from .connection import Connection, Line, Link, translated
-from .reading import DOWN, KIB, UNREAD, Abilities, All, Found, Reader
+from .reading import DOWN, KIB, UNREAD, Abilities, AllReadings, LibvirtReading, Reader
 from .translation import CRASHED, is_paused, is_up
 from .worker_threads import Worker
 
@@ -62,8 +62,8 @@ class LibvirtDriver:
         self._reader = Worker("libvirt-read")
         self._workers = {name: Worker(f"libvirt-{name}") for name in names}
         self._lines: dict[str, Line] = {}
-        self._on_event: OnEvent | None = None
-        self._known: dict[str, Found] = {}
+        self._on_event: OnChange | None = None
+        self._known: dict[str, LibvirtReading] = {}
         self._unread: Mapping[str, str] = {}
         self._again: asyncio.TimerHandle | None = None
         self._told: dict[str, bool] = {}
@@ -107,7 +107,7 @@ class LibvirtDriver:
 
     # Starting and ending
 
-    async def start(self, on_event: OnEvent) -> None:
+    async def start(self, on_event: OnChange) -> None:
         self._on_event = on_event
         self._link = Link(self._uri, self._found, self._lost, self._happened)
         await self._link.start(CALL_DEADLINE_S)
@@ -131,13 +131,13 @@ class LibvirtDriver:
 
     # Reading
 
-    async def actual(self) -> dict[str, ActualDomain]:
+    async def actual(self) -> dict[str, DomainReading]:
         link = self._linked()
         connection = link.connection
         known = self._abilities if self._asked is connection else None
         reader = Reader(link.libvirt, self._uri, self._names, self._services)
 
-        def read() -> tuple[Abilities, All]:
+        def read() -> tuple[Abilities, AllReadings]:
             abilities = known or reader.ask(connection, silent="LIFECYCLE" in link.unwatched)
             return abilities, reader.read(connection, abilities)
 
@@ -155,7 +155,7 @@ class LibvirtDriver:
             for name, one in now.found.items()
         }
 
-    def _take(self, now: All, events: Mapping[str, int]) -> None:
+    def _take(self, now: AllReadings, events: Mapping[str, int]) -> None:
         """Tell of what has come and gone. `events`: how many there had been of each domain before it was read."""
         before, self._known = self._known, dict(now.found)
         unread, self._unread = self._unread, now.unread
@@ -359,7 +359,7 @@ class LibvirtDriver:
         if not up and name in self._known:
             self._known[name] = DOWN
         if self._on_event is not None and name not in self._services:
-            self._on_event(DomainEvent(name, up))
+            self._on_event(DomainChange(name, up))
 
     def _look_soon(self, telling: bool = False) -> None:
         task = asyncio.get_running_loop().create_task(self._look(telling))
@@ -379,4 +379,4 @@ class LibvirtDriver:
             return
         if (telling or others != self._others) and self._on_event is not None:
             for name in sorted(self._names.keys() - self._services)[:1]:
-                self._on_event(DomainEvent(name, self._told.get(name, False)))
+                self._on_event(DomainChange(name, self._told.get(name, False)))

@@ -1,7 +1,7 @@
 """What is read of libvirt: its domains as they are, and what their hypervisor can do. Blocking calls, for one thread.
 
 Rule 1: a domain that has gone while it was read is down. One that is there and cannot be read costs nobody but itself
-its facts (`ActualDomain.known`). Whatever else fails is libvirt's failure, not a domain's state: it is raised.
+its facts (`DomainReading.known`). Whatever else fails is libvirt's failure, not a domain's state: it is raised.
 Rule 2: domains that the configuration does not name are services: they are counted (`Others`), no more.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..base import ActualDomain, Others
+from ..base import DomainReading, Others
 from .connection import Connection
 from .translation import ERROR_CODES, NO_DOMAIN, CpuControl, cpu_control, has_balloon, is_paused, is_up
 
@@ -24,15 +24,15 @@ XEN_HOST = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class LibvirtReading:
     """A domain as it was read. `id`: libvirt's number of this run of it, another one after a restart."""
 
-    actual: ActualDomain
+    actual: DomainReading
     id: int
 
 
-DOWN = Found(ActualDomain(up=False), -1)
-UNREAD = Found(ActualDomain(up=True, known=False), -1)
+DOWN = LibvirtReading(DomainReading(up=False), -1)
+UNREAD = LibvirtReading(DomainReading(up=True, known=False), -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,10 @@ class Abilities:
 
 
 @dataclass(frozen=True, slots=True)
-class All:
+class AllReadings:
     """Everything that was read. `others`: None where one of them could not be. `unread`: why, by the domain's name."""
 
-    found: Mapping[str, Found]
+    found: Mapping[str, LibvirtReading]
     others: Others | None
     unread: Mapping[str, str] = field(default_factory=dict)
 
@@ -70,7 +70,7 @@ class Reader:
         self._live = int(libvirt.VIR_DOMAIN_AFFECT_LIVE)
         self._config = int(libvirt.VIR_DOMAIN_AFFECT_CONFIG)
 
-    def read(self, connection: Connection, abilities: Abilities) -> All:
+    def read(self, connection: Connection, abilities: Abilities) -> AllReadings:
         """Raises libvirtError."""
         found = dict.fromkeys(self._names, DOWN)
         unread: dict[str, str] = {}
@@ -91,9 +91,9 @@ class Reader:
                     all_counted = False
                 else:
                     found[name], unread[name] = UNREAD, str(error)
-        return All(found, Others(count, cpus, mib) if all_counted else None, unread)
+        return AllReadings(found, Others(count, cpus, mib) if all_counted else None, unread)
 
-    def _one(self, name: str, domain: Any, abilities: Abilities) -> Found:
+    def _one(self, name: str, domain: Any, abilities: Abilities) -> LibvirtReading:
         state, reason = domain.state()
         info = domain.info()
         saved = abilities.save and bool(domain.hasManagedSaveImage())
@@ -102,7 +102,7 @@ class Reader:
         percent = None
         if up and abilities.cpu is not None:
             percent = abilities.cpu.percent(domain.schedulerParametersFlags(self._live), info[3])
-        actual = ActualDomain(
+        actual = DomainReading(
             up=up,
             cpu_percent=percent,
             memory_mib=self._memory_kib(abilities.kind, domain, info) // KIB if up and movable else None,
@@ -110,7 +110,7 @@ class Reader:
             paused=is_paused(state, reason),
             max_memory_mib=info[1] // KIB,
         )
-        return Found(actual, domain.ID() if up else -1)
+        return LibvirtReading(actual, domain.ID() if up else -1)
 
     def _memory_kib(self, kind: str, domain: Any, info: list[int]) -> int:
         """What the domain has. Of a container `info` says what it uses; what it has is its limit."""

@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from ..base import CALL_DEADLINE_S, CPU, ActualDomain, DomainEvent, DriverError, OnEvent, Others, within
+from ..base import CALL_DEADLINE_S, CPU, DomainChange, DomainReading, DriverError, OnChange, Others, within
 from . import cgroups, processes
 from .processes import Members
 
@@ -217,7 +217,7 @@ class LocalDriver:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="local-driver")
         self._watcher: asyncio.Task[None] | None = None
         self._something_down = asyncio.Event()
-        self._on_event: OnEvent | None = None
+        self._on_event: OnChange | None = None
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -231,15 +231,15 @@ class LocalDriver:
     def others(self) -> Others:
         return Others()
 
-    async def start(self, on_event: OnEvent) -> None:
+    async def start(self, on_event: OnChange) -> None:
         self._on_event = on_event
         self._capper = await self._call("preparing to cap CPU", lambda: self._choose(self._host, list(self._pid_files)))
         for name in self._pid_files:
             if not self._notice(name):
-                on_event(DomainEvent(name, up=False))
+                on_event(DomainChange(name, up=False))
         self._watcher = asyncio.create_task(self._watch(), name="local-driver-watch")
 
-    async def actual(self) -> dict[str, ActualDomain]:
+    async def actual(self) -> dict[str, DomainReading]:
         capper = self._started()
         up = dict(self._members)
 
@@ -247,7 +247,7 @@ class LocalDriver:
             return {name: capper.read(name, members) for name, members in up.items()}
 
         percents = await self._call("reading the domains' CPU caps", read)
-        return {name: ActualDomain(name in up, percents.get(name)) for name in self._pid_files}
+        return {name: DomainReading(name in up, percents.get(name)) for name in self._pid_files}
 
     async def set_cpu(self, domain: str, percent: int | None) -> None:
         capper = self._started()
@@ -391,4 +391,4 @@ class LocalDriver:
 
     def _tell(self, name: str, up: bool) -> None:
         assert self._on_event is not None  # set by `start`, before anything is watched
-        self._on_event(DomainEvent(name, up))
+        self._on_event(DomainChange(name, up))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from magrathea.messages import Entry, HistoryAsked, HistoryTold, Message
+from magrathea.messages import HistoryAsked, HistoryEntry, HistoryTold, Message
 from scheduler_plugin.hub.histories import Histories
 
-ENTRY = Entry(at=1.0, kind="event", name="HubFound")
+ENTRY = HistoryEntry(at=1.0, kind="event", name="HubFound")
 
 
 def play(test: Callable[[Histories, list[tuple[str, HistoryAsked]]], Awaitable[None]], *away: str) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from node_daemon.hypervisor.base import CPU, LIFE, SAVE, ActualDomain, DomainEvent, DriverError, OnEvent, Others
+from node_daemon.hypervisor.base import CPU, LIFE, SAVE, DomainChange, DomainReading, DriverError, OnChange, Others
 
 
 @dataclass
@@ -40,7 +40,7 @@ class FakeHypervisor:
         self.run_dir = run_dir
         self.domains = {name: FakeDomain(name) for name in names}
         self.calls: list[str] = []
-        self.listeners: list[OnEvent] = []
+        self.listeners: list[OnChange] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __getitem__(self, name: str) -> FakeDomain:
@@ -51,7 +51,7 @@ class FakeHypervisor:
 
     def tell(self, name: str) -> None:
         for listener in list(self.listeners):
-            listener(DomainEvent(name, self[name].up))
+            listener(DomainChange(name, self[name].up))
 
     def start(self, name: str) -> None:
         """It comes up, and its agent with it."""
@@ -139,7 +139,7 @@ class FakeDriver:
 
     def __init__(self, world: FakeHypervisor) -> None:
         self.world = world
-        self._on_event: OnEvent | None = None
+        self._on_event: OnChange | None = None
 
     def notes(self) -> list[str]:
         return []
@@ -147,18 +147,18 @@ class FakeDriver:
     def others(self) -> Others:
         return Others()
 
-    async def start(self, on_event: OnEvent) -> None:
+    async def start(self, on_event: OnChange) -> None:
         self._on_event = on_event
         self.world.listeners.append(on_event)
         for domain in self.world.domains.values():
-            on_event(DomainEvent(domain.name, domain.up))
+            on_event(DomainChange(domain.name, domain.up))
             if domain.up:
                 self.world.agent(domain.name)
 
-    async def actual(self) -> dict[str, ActualDomain]:
+    async def actual(self) -> dict[str, DomainReading]:
         await asyncio.sleep(0)
         return {
-            d.name: ActualDomain(d.up, d.cpu_percent, saved=d.saved, paused=d.paused)
+            d.name: DomainReading(d.up, d.cpu_percent, saved=d.saved, paused=d.paused)
             for d in self.world.domains.values()
         }
 

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from node_daemon.claims.channel import ChannelError
-from node_daemon.claims.guest_messages import Answer, Hello, Memory, OrderedJob
-from node_daemon.hypervisor.base import CPU, MEMORY, ActualDomain, DriverError, OnEvent, Others
+from node_daemon.claims.channel import AgentError
+from node_daemon.claims.guest_messages import Answer, GuestMemory, Hello, OrderedJob
+from node_daemon.hypervisor.base import CPU, MEMORY, DomainReading, DriverError, OnChange, Others
 
 T = TypeVar("T")
 SESSION = "0" * 16
@@ -113,9 +113,9 @@ class ModelGuest:
             self.killed = True  # the kernel looks for somebody to take, and finds the job
         self.target = mib
 
-    def memory(self) -> Memory:
+    def memory(self) -> GuestMemory:
         self.pass_time()
-        return Memory(
+        return GuestMemory(
             total_mib=self.most - 40,
             available_mib=int(self.available - self._cached_mib) + self.lie_mib,
             swap_cached_mib=int(self._cached_mib),
@@ -128,11 +128,11 @@ class ModelGuest:
         self.asked.append(op)
         self.on_ask(op)
         if not self.connected:
-            raise ChannelError("no-agent", f"{self.name}: no agent")
+            raise AgentError("no-agent", f"{self.name}: no agent")
         await asyncio.sleep(self.order_s)
         answer = await self._serve(op, fields)
         if not self.connected:
-            raise ChannelError("no-agent", f"{self.name}: gone in the midst of it")
+            raise AgentError("no-agent", f"{self.name}: gone in the midst of it")
         return answer
 
     async def _serve(self, op: str, fields: Mapping[str, Any]) -> Answer:
@@ -141,7 +141,7 @@ class ModelGuest:
             return Answer(0, SESSION, True, memory=self.memory(), jobs=[row])
         if op == "push-out":
             if not self.stopped:
-                raise ChannelError("not-stopped", "1 (run 1): only the memory of stopped jobs is pushed out")
+                raise AgentError("not-stopped", "1 (run 1): only the memory of stopped jobs is pushed out")
             mib = min(fields["mib"], self.job, self.swap_mib - self.swapped, self.push_rate * fields["deadline_s"])
             mib = max(0.0, mib)
             await asyncio.sleep(mib / self.push_rate if mib else 0)
@@ -190,12 +190,12 @@ class ModelDriver:
             self.fail -= 1
             raise DriverError("timeout", "the hypervisor does not answer")
 
-    async def actual(self) -> dict[str, ActualDomain]:
+    async def actual(self) -> dict[str, DomainReading]:
         await self._call()
         for guest in self.guests.values():
             guest.pass_time()
         return {
-            g.name: ActualDomain(g.up, self.cpu[g.name], int(g.actual) if g.up else None, max_memory_mib=g.most)
+            g.name: DomainReading(g.up, self.cpu[g.name], int(g.actual) if g.up else None, max_memory_mib=g.most)
             for g in self.guests.values()
         }
 
@@ -223,7 +223,7 @@ class ModelDriver:
     def notes(self) -> list[str]:
         return []
 
-    async def start(self, on_event: OnEvent) -> None:
+    async def start(self, on_event: OnChange) -> None:
         return
 
     async def close(self) -> None:

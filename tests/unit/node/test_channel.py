@@ -14,7 +14,7 @@ import pytest
 
 from node_daemon.claims import channel as channel_module
 from node_daemon.claims import channel as channels
-from node_daemon.claims.channel import ChannelError, GuestChannel
+from node_daemon.claims.channel import AgentError, GuestChannel
 from node_daemon.claims.guest_messages import MAX_LINE, AnyRequest, BadLine, Hello, decode
 
 SESSION = "0123456789abcdef"
@@ -250,7 +250,7 @@ def test_a_request_is_repeated_unchanged_until_its_deadline(monkeypatch: pytest.
         agent = await s.agent()
         asked = asyncio.create_task(s.channel.request("orders", 0.3, orders=[]))
         assert await agent.hear() == await agent.hear()
-        with pytest.raises(ChannelError) as caught:
+        with pytest.raises(AgentError) as caught:
             await asked
         assert caught.value.code == "timeout"
 
@@ -271,7 +271,7 @@ def test_an_agents_refusal_has_its_own_code() -> None:
             "text": "none",
         }
         agent.send(refusal)
-        with pytest.raises(ChannelError) as caught:
+        with pytest.raises(AgentError) as caught:
             await asked
         assert caught.value.code == "no-script"
 
@@ -280,7 +280,7 @@ def test_an_agents_refusal_has_its_own_code() -> None:
 
 def test_without_an_agent_a_request_fails_at_once() -> None:
     async def test(s: Scene) -> None:
-        with pytest.raises(ChannelError) as caught:
+        with pytest.raises(AgentError) as caught:
             await s.channel.request("ping", 3)
         assert caught.value.code == "no-agent"
 
@@ -293,7 +293,7 @@ def test_an_agent_that_goes_voids_what_was_asked_of_it() -> None:
         asked = asyncio.create_task(s.channel.request("ping", 10))
         await agent.hear()
         agent.writer.close()
-        with pytest.raises(ChannelError) as caught:
+        with pytest.raises(AgentError) as caught:
             await asked
         assert caught.value.code == "no-agent"
 
@@ -306,7 +306,7 @@ def test_a_new_hello_on_the_same_connection_is_a_new_agent() -> None:
         asked = asyncio.create_task(s.channel.request("ping", 10))
         await agent.hear()
         agent.send(b"\n", hello(OTHER))
-        with pytest.raises(ChannelError):
+        with pytest.raises(AgentError):
             await asked
         agent.send(release(1, OTHER))
         assert (await agent.hear())["session"] == OTHER
@@ -325,7 +325,7 @@ def test_an_agent_that_says_nothing_is_given_up_and_found_again_on_the_same_conn
         agent = await s.agent()
         asked = asyncio.create_task(s.channel.request("ping", 10))
         assert (await agent.hear())["op"] == "ping"
-        with pytest.raises(ChannelError) as caught:
+        with pytest.raises(AgentError) as caught:
             await asked
         assert caught.value.code == "no-agent"
         assert s.listener.events == ["connected 01", "lost"]
@@ -454,7 +454,7 @@ def test_a_guest_that_reads_nothing_loses_its_connection(monkeypatch: pytest.Mon
 
     async def test(s: Scene) -> None:
         await s.agent()
-        with pytest.raises(ChannelError):
+        with pytest.raises(AgentError):
             for _ in range(200):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(0.001):

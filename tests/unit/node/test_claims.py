@@ -13,7 +13,7 @@ from magrathea.core import machine
 from magrathea.core.model import Host, JobClass, JobKey
 from magrathea.core.readiness import Unready
 from node_daemon.claims import claims as guests
-from node_daemon.claims.guest_messages import Claim, ClaimedJob, Job, Prepared
+from node_daemon.claims.guest_messages import Claim, ClaimedJob, GuestJob, Prepared
 from node_daemon.switch.paging import Progress
 from tests.unit.core.builders import host, run
 
@@ -93,7 +93,7 @@ def test_a_job_waits_for_its_parts_in_all_domains_of_its_host() -> None:
 
     def asked(vnodes: list[str], **lacking: str | None) -> dict[str, Any]:
         owner.switch = Lacking(**lacking)
-        request = Prepared(id=1, session="0" * 16, job=Job(id="9.srv", run=1), vnodes=vnodes)
+        request = Prepared(id=1, session="0" * 16, job=GuestJob(id="9.srv", run=1), vnodes=vnodes)
         return asyncio.run(guests.Guests(owner).request("p1", request))
 
     told = "waits for its memory: p1 takes 10 of 900 MiB"

@@ -11,7 +11,7 @@ import pytest
 
 from magrathea.configuration import ConfigurationError, line_of
 from magrathea.core.model import Job, JobClass, JobKey, Kind, Mode
-from node_daemon.configuration import Configuration, changes, read
+from node_daemon.configuration import NodedConfiguration, changes, read
 
 GOOD = """\
 [host]
@@ -38,7 +38,7 @@ memory_mib = 1024
 """
 
 
-def parsed(folder: Path, text: str) -> Configuration:
+def parsed(folder: Path, text: str) -> NodedConfiguration:
     path = folder / "noded.toml"
     path.write_text(text)
     return read(path)
@@ -142,7 +142,7 @@ def test_lines_are_found_in_headers_dotted_keys_and_quotes() -> None:
 # Reading it again
 
 
-def with_job(c: Configuration, name: str):  # type: ignore[no-untyped-def]
+def with_job(c: NodedConfiguration, name: str):  # type: ignore[no-untyped-def]
     host = c.core_host(1.0)
     domain = host.domain(name)
     assert domain

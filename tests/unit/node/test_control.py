@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from magrathea import control as controls
-from magrathea.control import Control, Denied, Request, granted
+from magrathea.control import Control, ControlRequest, Denied, granted
 
 
-async def status(request: Request) -> bytes:
+async def status(request: ControlRequest) -> bytes:
     return granted(state="free")
 
 
-async def drain(request: Request) -> bytes:
+async def drain(request: ControlRequest) -> bytes:
     if request.domain != "n1":
         raise Denied("unknown-domain", f"no domain {request.domain}")
     return granted()

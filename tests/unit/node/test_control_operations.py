@@ -17,7 +17,7 @@ from magrathea.core.machine import handle
 from magrathea.core.model import Host, JobClass, JobKey
 from magrathea.messages import HistoryAsked
 from node_daemon.control_operations import Admin
-from node_daemon.journal import Book, JournalError, NoJournal, open_journal
+from node_daemon.journal import JournalError, JournalStore, NoJournal, open_journal
 
 from ..core.builders import get, host, run, stop
 
@@ -37,7 +37,7 @@ class Owner:
         self.switch: Any = SimpleNamespace(clear=lambda domain: None)
         self.hub: Any = SimpleNamespace(revision=1)
         self.driver: Any = SimpleNamespace(capabilities=frozenset())
-        self.journal: Book = open_journal(folder / "journal.sqlite")
+        self.journal: JournalStore = open_journal(folder / "journal.sqlite")
 
     def now(self) -> float:
         return self.host.now
@@ -67,7 +67,7 @@ def play(folder: Path, facts: Host, test: Callable[[Owner, Ask], Awaitable[None]
         async def ask(**request: object) -> dict[str, Any]:
             try:
                 answer = await asyncio.to_thread(client.ask, owner.configuration.control_socket, request)
-            except client.Refused as error:
+            except client.RequestRefused as error:
                 return {"ok": False, "code": error.code, "text": str(error)}
             found: dict[str, Any] = json.loads(answer)
             return found

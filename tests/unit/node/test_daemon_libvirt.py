@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from magrathea.messages import DomainReport
-from node_daemon.configuration import Configuration, read
+from node_daemon.configuration import NodedConfiguration, read
 from node_daemon.daemon import Daemon
 from node_daemon.hypervisor.libvirt.driver import LibvirtDriver
 
@@ -73,7 +73,7 @@ def connection() -> Iterator[Any]:
     made.close()
 
 
-def driver_of(configuration: Configuration) -> LibvirtDriver:
+def driver_of(configuration: NodedConfiguration) -> LibvirtDriver:
     names = {name: name for name in configuration.domain}
     return LibvirtDriver("h1", configuration.host.uri, names, frozenset({"service0"}))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, SAVE, ActualDomain, DomainEvent, DriverError, Others
+from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, SAVE, DomainChange, DomainReading, DriverError, Others
 from node_daemon.hypervisor.libvirt import connection as libvirt_connection
 from node_daemon.hypervisor.libvirt import driver as libvirt_driver
 from node_daemon.hypervisor.libvirt.driver import LibvirtDriver
@@ -48,14 +48,14 @@ class Heard:
     """What the driver told."""
 
     def __init__(self) -> None:
-        self.events: list[DomainEvent] = []
+        self.events: list[DomainChange] = []
         self._came = asyncio.Event()
 
-    def __call__(self, event: DomainEvent) -> None:
+    def __call__(self, event: DomainChange) -> None:
         self.events.append(event)
         self._came.set()
 
-    async def until(self, event: DomainEvent) -> None:
+    async def until(self, event: DomainChange) -> None:
         async with asyncio.timeout(10):
             while event not in self.events:
                 self._came.clear()
@@ -92,17 +92,17 @@ def test_it_tells_how_the_domains_are_found_and_when_they_come_and_go(connection
     async def work() -> None:
         connection.lookupByName("m2").destroy()
         async with started() as (driver, heard):
-            assert heard.events == [DomainEvent("n1", True), DomainEvent("p1", False)]
+            assert heard.events == [DomainChange("n1", True), DomainChange("p1", False)]
             found = await driver.actual()
             assert (found["n1"].up, found["n1"].memory_mib, found["n1"].max_memory_mib) == (True, 1024, 1024)
             assert not found["p1"].up
             heard.clear()
             await driver.boot("p1")
-            await heard.until(DomainEvent("p1", True))
+            await heard.until(DomainChange("p1", True))
             await driver.boot("p1")  # what is up stays so
             heard.clear()
             connection.lookupByName("m1").destroy()
-            await heard.until(DomainEvent("n1", False))
+            await heard.until(DomainChange("n1", False))
             assert not (await driver.actual())["n1"].up
 
     run(work)
@@ -112,7 +112,7 @@ def test_it_ends_domains_asks_them_to_end_and_refuses_what_needs_them_up(connect
     async def work() -> None:
         async with started() as (driver, heard):
             await driver.shutdown("n1")
-            await heard.until(DomainEvent("n1", False))
+            await heard.until(DomainChange("n1", False))
             assert await refused(driver.shutdown("n1")) == "domain-down"
             assert await refused(driver.set_memory("n1", 512)) == "domain-down"
             assert await refused(driver.save("n1")) == "domain-down"
@@ -163,7 +163,7 @@ def test_a_domain_is_saved_to_disk_and_comes_back_from_there(connection: Any) ->
         async with started() as (driver, heard):
             assert {LIFE, MEMORY, SAVE} <= driver.capabilities
             await driver.save("p1")
-            await heard.until(DomainEvent("p1", False))
+            await heard.until(DomainChange("p1", False))
             found = (await driver.actual())["p1"]
             assert (found.up, found.saved) == (False, True)
             await driver.boot("p1")
@@ -178,7 +178,7 @@ def test_a_domain_that_somebody_pauses_is_up_and_paused_until_it_is_resumed(conn
         async with started() as (driver, heard):
             heard.clear()
             connection.lookupByName("m1").suspend()
-            await heard.until(DomainEvent("n1", True))  # look
+            await heard.until(DomainChange("n1", True))  # look
             found = (await driver.actual())["n1"]
             assert (found.up, found.paused) == (True, True)
             await driver.resume("n1")
@@ -198,7 +198,7 @@ def test_a_domain_that_restarts_unseen_is_told_as_gone_and_come(connection: Any)
             connection.lookupByName("m1").destroy()
             connection.lookupByName("m1").create()
             await driver.actual()
-            assert heard.events == [DomainEvent("n1", False), DomainEvent("n1", True)]
+            assert heard.events == [DomainChange("n1", False), DomainChange("n1", True)]
 
     run(work)
 
@@ -396,7 +396,7 @@ def test_xen_moves_memory_and_saves_to_disk(connection: Any, monkeypatch: pytest
             await driver.set_memory("n1", 512)
             assert (await driver.actual())["n1"].memory_mib == 512
             await driver.save("p1")
-            await heard.until(DomainEvent("p1", False))
+            await heard.until(DomainChange("p1", False))
             assert (await driver.actual())["p1"].saved
             await driver.boot("p1")
             assert (await driver.actual())["p1"].up
@@ -473,15 +473,15 @@ def test_a_domain_that_cannot_be_read_costs_only_its_own_facts_and_is_read_again
             heard.clear()
             fake.fails["m1.info"] = OPERATION_TIMEOUT
             found = await driver.actual()
-            assert found["n1"] == ActualDomain(up=True, known=False)
-            assert found["p1"] == ActualDomain(True, None, 1024, max_memory_mib=1024)
+            assert found["n1"] == DomainReading(up=True, known=False)
+            assert found["p1"] == DomainReading(True, None, 1024, max_memory_mib=1024)
             assert any("n1 cannot be read" in note for note in driver.notes())
             await asyncio.sleep(2.5 * libvirt_driver.UNREAD_S)
             assert heard.events == [], "nothing has happened"
             fake.fails.clear()
-            await heard.until(DomainEvent("n1", True))  # look
+            await heard.until(DomainChange("n1", True))  # look
             assert (await driver.actual())["n1"].known
-            assert heard.events == [DomainEvent("n1", True)]
+            assert heard.events == [DomainChange("n1", True)]
             assert driver.notes() == []
 
     run(work)
@@ -520,8 +520,8 @@ def test_a_domain_that_is_undefined_while_it_is_read_is_down(connection: Any, mo
         fake = faked(monkeypatch, "QEMU", QEMU)
         async with started() as (driver, heard):
             fake.fails |= {f"m1.{call}": NO_DOMAIN for call in ("state", "info", "isActive")}
-            assert (await driver.actual())["n1"] == ActualDomain(up=False)
-            assert DomainEvent("n1", False) in heard.events
+            assert (await driver.actual())["n1"] == DomainReading(up=False)
+            assert DomainChange("n1", False) in heard.events
 
     run(work)
 
@@ -563,7 +563,7 @@ def test_what_caps_cpu_is_found_although_the_domains_are_just_booting(
             assert not any(one.known for one in (await driver.actual()).values())
             heard.clear()
             fake.fails.clear()
-            await heard.until(DomainEvent("n1", True))
+            await heard.until(DomainChange("n1", True))
             assert (await driver.actual())["n1"].known
 
     run(work)
@@ -576,7 +576,7 @@ def test_a_domain_without_a_balloon_has_all_that_it_may_have(connection: Any, mo
         connection.lookupByName("m1").undefine()
         connection.defineXML(xml("m1").replace("model='virtio'", "model='none'")).create()
         async with started() as (driver, _):
-            assert (await driver.actual())["n1"] == ActualDomain(True, None, None, max_memory_mib=1024)
+            assert (await driver.actual())["n1"] == DomainReading(True, None, None, max_memory_mib=1024)
             assert await refused(driver.set_memory("n1", 512)) == "not-supported"
             assert any("floor_mib" in note for note in driver.notes())
 

@@ -14,7 +14,7 @@ import pytest
 from magrathea.core import events as ev
 from magrathea.core.model import Domain, Job, JobClass, JobKey, Patience, State
 from magrathea.core.states import state_of, why
-from node_daemon.configuration import Configuration, read
+from node_daemon.configuration import NodedConfiguration, read
 from node_daemon.daemon import Daemon
 from node_daemon.life import life
 
@@ -24,7 +24,7 @@ KEY = JobKey("1.srv", 1)
 
 
 class Scene:
-    def __init__(self, folder: Path, configuration: Configuration, path: Path) -> None:
+    def __init__(self, folder: Path, configuration: NodedConfiguration, path: Path) -> None:
         self.folder = folder
         self.configuration = configuration
         self.path = path

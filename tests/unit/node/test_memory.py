@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Stopper
-from node_daemon.claims.channel import ChannelError
-from node_daemon.hypervisor.base import ActualDomain, DriverError
+from node_daemon.claims.channel import AgentError
+from node_daemon.hypervisor.base import DomainReading, DriverError
 from node_daemon.switch.memory import STALL_S, Mover
 from node_daemon.switch.paging import Settings
 
@@ -46,7 +46,7 @@ class Owner:
     def held_stopped(self, domain: str) -> tuple[JobKey, ...]:
         return (KEY,) if domain == "n1" and self.driver.guests["n1"].stopped else ()
 
-    def memory_read(self, read: Mapping[str, ActualDomain]) -> None:
+    def memory_read(self, read: Mapping[str, DomainReading]) -> None:
         self.reads += 1
 
     async def begins_to_give(self, domain: str) -> None:
@@ -228,7 +228,7 @@ def test_an_agent_lost_in_the_middle_leaves_what_is_real_and_can_be_asked_again(
             guest.connected = False
 
     guest.on_ask = third_slice
-    with pytest.raises(ChannelError) as caught:
+    with pytest.raises(AgentError) as caught:
         moved(o, "n1", 256)
     assert caught.value.code == "no-agent"
     assert guest.target == pytest.approx(guest.actual, abs=3)
@@ -290,7 +290,7 @@ def test_a_domain_halted_by_others_is_left_alone() -> None:
             await o.mover.move("n1", 256)
         assert caught.value.code == "domain-down"
 
-    async def _halted(read: dict[str, ActualDomain]) -> dict[str, ActualDomain]:
+    async def _halted(read: dict[str, DomainReading]) -> dict[str, DomainReading]:
         return {name: replace(domain, paused=True) for name, domain in read.items()}
 
     run(work())
@@ -453,7 +453,7 @@ def test_no_guest_is_given_more_than_it_can_have() -> None:
     o = owner(guest)
     moved(o, "p1", 3000)
     assert guest.actual == 1000
-    assert o.mover.settled("p1", ActualDomain(True, None, 1000, max_memory_mib=1000), 3000)
+    assert o.mover.settled("p1", DomainReading(True, None, 1000, max_memory_mib=1000), 3000)
 
 
 # Bringing back
@@ -570,7 +570,7 @@ async def moving(o: Owner, name: str, mib: Callable[[], int], over: asyncio.Even
     for _ in range(30):
         try:
             await o.mover.move(name, mib())
-        except (DriverError, ChannelError):
+        except (DriverError, AgentError):
             await asyncio.sleep(1.0)
         if over.is_set():
             return

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from magrathea.core.model import JobKey
-from node_daemon.claims.channel import ChannelError
+from node_daemon.claims.channel import AgentError
 from node_daemon.claims.guest_messages import Answer
 from node_daemon.switch.paging import UNCAPPED_S
 
@@ -153,7 +153,7 @@ def test_relief_goes_on_after_an_agent_that_had_no_time_for_it(code: str, op: st
         def refuse(asked: str) -> None:
             if asked == op and left[0]:
                 left[0] -= 1
-                raise ChannelError(code, "not now")
+                raise AgentError(code, "not now")
 
         guest.on_ask = refuse
         await asyncio.sleep(60)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from node_daemon.life.script_runner import Scripts
+from node_daemon.life.script_runner import ScriptRunner
 
 
 def script(path: Path, text: str) -> None:
@@ -18,7 +18,7 @@ def script(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-async def finished(scripts: Scripts) -> None:
+async def finished(scripts: ScriptRunner) -> None:
     async with asyncio.timeout(20):
         while scripts._running:
             await asyncio.sleep(0.01)
@@ -31,7 +31,7 @@ def test_scripts_of_a_name_run_in_order_with_what_they_need(tmp_path: Path, capl
     (tmp_path / "before-preempt.d" / "15").write_text("not executable")
 
     async def test() -> None:
-        scripts = Scripts(tmp_path, 10)
+        scripts = ScriptRunner(tmp_path, 10)
         scripts.run("before-preempt", {"MAGRATHEA_DOMAIN": "n1"})
         scripts.run("after-preempt", {})
         await finished(scripts)
@@ -46,7 +46,7 @@ def test_a_script_has_a_time_limit_and_its_children_too(tmp_path: Path, caplog: 
     script(tmp_path / "before-preempt", f"sleep 1000 & echo $! > {tmp_path}/child; wait")
 
     async def test() -> None:
-        scripts = Scripts(tmp_path, 0.5)
+        scripts = ScriptRunner(tmp_path, 0.5)
         began = time.monotonic()
         scripts.run("before-preempt", {})
         assert time.monotonic() - began < 0.4  # it was only started
@@ -62,7 +62,7 @@ def test_a_flood_of_output_is_cut(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     script(tmp_path / "before-preempt", "yes | head -c 1000000")
 
     async def test() -> None:
-        scripts = Scripts(tmp_path, 10)
+        scripts = ScriptRunner(tmp_path, 10)
         scripts.run("before-preempt", {})
         await finished(scripts)
 
@@ -76,9 +76,9 @@ def test_no_folder_and_a_broken_script_are_no_trouble(tmp_path: Path, caplog: py
     (tmp_path / "before-preempt").chmod(0o755)
 
     async def test() -> None:
-        Scripts(None, 10).run("before-preempt", {})
-        Scripts(tmp_path / "nowhere", 10).run("before-preempt", {})
-        broken = Scripts(tmp_path, 10)
+        ScriptRunner(None, 10).run("before-preempt", {})
+        ScriptRunner(tmp_path / "nowhere", 10).run("before-preempt", {})
+        broken = ScriptRunner(tmp_path, 10)
         broken.run("before-preempt", {})
         await finished(broken)
 

@@ -17,10 +17,9 @@ from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Mode, Sta
 from magrathea.core.plan import Step
 from magrathea.core.readiness import UNHEARD_S, Unready
 from magrathea.core.states import published
-from node_daemon.claims.channel import ChannelError, GuestChannel
+from node_daemon.claims.channel import AgentError, GuestChannel
 from node_daemon.claims.claims import Guests
-from node_daemon.claims.guest_messages import Claim, ClaimedJob, Hello, Memory, Prepared, Report
-from node_daemon.claims.guest_messages import Job as NamedJob
+from node_daemon.claims.guest_messages import Claim, ClaimedJob, GuestJob, GuestMemory, Hello, Prepared, Report
 from node_daemon.hypervisor.base import Driver, Others
 from node_daemon.snapshot import Beside, snapshot
 from node_daemon.switch.paging import UNCAPPED_S, Settings
@@ -139,7 +138,7 @@ class World:
         return await self.guests.request("p1", Claim(1, SESSION, job))
 
     async def prepared(self, key: JobKey = HIGH, vnodes: tuple[str, ...] = ()) -> dict[str, Any]:
-        return await self.guests.request("p1", Prepared(1, SESSION, NamedJob(key.id, key.run), list(vnodes)))
+        return await self.guests.request("p1", Prepared(1, SESSION, GuestJob(key.id, key.run), list(vnodes)))
 
     async def until(self, condition: Callable[[], bool], seconds: float = 500) -> float:
         """Virtual seconds until then."""
@@ -317,7 +316,7 @@ def slow_at_first(w: World, seconds: float, again: tuple[float, float] = (0, 0))
     def slow(op: str) -> None:
         now = asyncio.get_running_loop().time() - began
         if op == "memory" and (now < seconds or again[0] < now < again[1]):
-            raise ChannelError("timeout", "no answer")
+            raise AgentError("timeout", "no answer")
 
     w.model.guests["n1"].on_ask = slow
 
@@ -559,7 +558,7 @@ def test_what_a_guest_has_shown_to_keep_outlasts_its_reports_and_ends_with_its_j
         await w.claim(1500)
         await w.until(lambda: w.domain("n1").unreclaimable_mib > 1000)
         w.apply(ev.Released(w.now(), "p1", HIGH))
-        report = Report(2, SESSION, Memory(total_mib=2000, available_mib=100, unreclaimable_mib=3))
+        report = Report(2, SESSION, GuestMemory(total_mib=2000, available_mib=100, unreclaimable_mib=3))
         await w.guests.request("n1", report)
         assert w.domain("n1").unreclaimable_mib > 1000
         w.apply(ev.Released(w.now(), "n1", LOW))
@@ -740,7 +739,7 @@ def test_an_agent_that_connects_anew_while_memory_is_brought_back_does_not_let_t
         def void(op: str) -> None:
             if op == "fetch" and left[0]:
                 left[0] = 0
-                raise ChannelError("superseded", "the agent has connected anew")
+                raise AgentError("superseded", "the agent has connected anew")
 
         n1.on_ask = void
         missing: list[float] = []
@@ -759,7 +758,7 @@ def test_a_guest_that_was_just_being_relieved_is_relieved_on_after_daemon_or_age
 
     def away(op: str) -> None:
         if op == "push-out" and w.has("n1") <= FLOOR_MIB + 2:
-            raise ChannelError("no-agent", "n1: it has just gone")
+            raise AgentError("no-agent", "n1: it has just gone")
 
     n1.on_ask = away
 

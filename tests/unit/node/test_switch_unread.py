@@ -10,13 +10,13 @@ import asyncio
 from dataclasses import replace
 
 from magrathea.core import events as ev
-from node_daemon.hypervisor.base import ActualDomain
+from node_daemon.hypervisor.base import DomainReading
 
 from .guests_model import ModelDriver, ModelGuest
 from .test_memory import owner
 from .test_switch_memory import CAPACITY_MIB, FLOOR_MIB, HIGH, World, busy_guest, played
 
-UNREAD = ActualDomain(up=True, known=False)
+UNREAD = DomainReading(up=True, known=False)
 MINE_MIB = 512
 
 
@@ -25,7 +25,7 @@ class Driver(ModelDriver):
 
     unread: frozenset[str] = frozenset()
 
-    async def actual(self) -> dict[str, ActualDomain]:
+    async def actual(self) -> dict[str, DomainReading]:
         return {name: UNREAD if name in self.unread else one for name, one in (await super().actual()).items()}
 
 
@@ -99,8 +99,8 @@ def test_a_daemon_that_has_never_reached_its_hypervisor_calls_no_memory_ready() 
 
 def test_a_domain_without_a_balloon_keeps_what_it_has() -> None:
     o = owner(ModelGuest("n1", 2048), ModelGuest("p1", 512))
-    fixed = ActualDomain(up=True, max_memory_mib=3000)
-    movable = ActualDomain(up=True, memory_mib=512, max_memory_mib=4096)
+    fixed = DomainReading(up=True, max_memory_mib=3000)
+    movable = DomainReading(up=True, memory_mib=512, max_memory_mib=4096)
     o.mover.note({"n1": fixed, "p1": movable})
     assert o.mover.room("p1") == o.host.memory_mib - 3000
     o.mover.note({"n1": replace(fixed, up=False), "p1": movable})
