@@ -11,10 +11,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scheduler_plugin.pbs.base import Code, PbsError, PbsJob, Vnode
+from scheduler_plugin.pbs.base import Code, Connect, PbsError, PbsJob, Vnode
+from scheduler_plugin.pbs.kinds import Settings
 
 DEADLINE_S = 30.0
 """Longer than a MoM that is in a begin hook is silent."""
+
+
+def standin(settings: Settings) -> Connect:
+    """`kind = "standin"` of the hub's [pbs]. Raises PbsError."""
+    if not settings.socket:
+        raise PbsError(Code.NO_SERVER, "`socket` in [pbs] is missing; kind = 'standin' needs it")
+    return lambda: StandInClient(Path(settings.socket))
 
 
 class StandInClient:

@@ -11,6 +11,7 @@ import msgspec
 
 from magrathea.configuration import Problem, parse, read_text, refusal
 
+from ..pbs import kinds
 from . import keys
 
 DEFAULT_FILE = "/etc/magrathea/hub.toml"
@@ -18,11 +19,6 @@ DEFAULT_FILE = "/etc/magrathea/hub.toml"
 _PathText = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=4096)]
 _OptionalPathText = Annotated[str, msgspec.Meta(pattern=r"^(/.*)?$", max_length=4096)]
 _Endpoint = Annotated[str, msgspec.Meta(pattern=r"^(ipc:///.+|tcp://.+:[0-9]+)$")]
-
-
-class PbsKind(StrEnum):
-    OPENPBS = "openpbs"
-    STANDIN = "standin"
 
 
 class LogLevel(StrEnum):
@@ -48,7 +44,8 @@ class HubTable(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class PbsTable(msgspec.Struct, kw_only=True, frozen=True):
-    """[pbs]. `conf`: of openpbs, default $PBS_CONF_FILE or /etc/pbs.conf; `socket`: of the stand-in.
+    """[pbs]. `kind`: see pbs/kinds.py. `conf`: of openpbs, default $PBS_CONF_FILE or /etc/pbs.conf; `socket`: of kinds
+    that are reached by a unix socket.
 
     `workers`: calls side by side that PBS relays to MoMs. `call_deadline_s`: longer ones are given up and looked
     after. `compare_s`: how often all is compared with what PBS has. `publish_budget`: share of the PBS server's one
@@ -56,7 +53,7 @@ class PbsTable(msgspec.Struct, kw_only=True, frozen=True):
     Priority, too (off where the site uses Priority itself).
     """
 
-    kind: PbsKind = PbsKind.OPENPBS
+    kind: str = "openpbs"
     conf: _OptionalPathText = ""
     socket: _OptionalPathText = ""
     workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
@@ -102,8 +99,8 @@ def load(path: Path) -> Configuration:
 def _problems(c: Configuration) -> Iterable[Problem]:
     if len(set(c.hub.listen)) < len(c.hub.listen):
         yield Problem(("hub", "listen"), "`listen` in [hub] names an endpoint twice; take one out")
-    if c.pbs.kind is PbsKind.STANDIN and not c.pbs.socket:
-        yield Problem(("pbs", "kind"), "`socket` in [pbs] is missing; kind = 'standin' needs it")
+    if c.pbs.kind not in (known := kinds.known()):
+        yield Problem(("pbs", "kind"), f"`kind` in [pbs] is {c.pbs.kind!r}; known here: {', '.join(known) or 'none'}")
     if c.tcp:
         try:
             keys.read_secret(c.keys_dir / keys.HUB_SECRET)

@@ -17,28 +17,17 @@ from pathlib import Path
 import click
 
 from magrathea.configuration import ConfigurationError
+from scheduler_plugin.pbs import kinds
 from scheduler_plugin.pbs.base import Connect, PbsError
 
 from .channel import ChannelError
-from .configuration import DEFAULT_FILE, Configuration, PbsKind, load
+from .configuration import DEFAULT_FILE, Configuration, load
 from .keys import KeysError
 
 log = logging.getLogger("magrathea-hub")
 
 BAD_CONFIGURATION = 2
 FAILED = 1
-
-
-def connect_of(configuration: Configuration) -> Connect:
-    """How to connect to PBS. Raises PbsError if that cannot ever work."""
-    settings = configuration.pbs
-    if settings.kind is PbsKind.STANDIN:
-        from magrathea_lab.pbs_standin.client import StandInClient
-
-        return lambda: StandInClient(Path(settings.socket))
-    from scheduler_plugin.pbs.libpbs import connector
-
-    return connector(Path(settings.conf) if settings.conf else None, settings.call_deadline_s)
 
 
 def lock(state_dir: Path) -> int:
@@ -73,7 +62,7 @@ def main(config: Path, check: bool) -> None:
     """The process beside the PBS server that publishes all hosts' states and books what they stop."""
     try:
         configuration = load(config)
-        connect = connect_of(configuration)
+        connect = kinds.connector(configuration.pbs.kind, configuration.pbs)
     except (ConfigurationError, PbsError) as error:
         click.echo(f"magrathea-hub: {error}", err=True)
         sys.exit(BAD_CONFIGURATION)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import Code, Connect, PbsError, PbsJob, Vnode
+from .kinds import Settings
 
 _SET, _INCR, _DECR, _EQ = 0, 2, 3, 4  # enum batch_op
 _COMMAND_SET = 2  # MGR_CMD_SET
@@ -313,6 +314,11 @@ def connector(conf: Path | None = None, deadline_s: float = 20.0) -> Connect:
     os.environ["PBS_CONF_FILE"] = str(path)
     library = _load(Path(settings["PBS_EXEC"], "lib/libpbs.so"))
     return lambda: LibPbs(library, deadline_s)
+
+
+def openpbs(settings: Settings) -> Connect:
+    """`kind = "openpbs"` of [pbs]."""
+    return connector(Path(settings.conf) if settings.conf else None, settings.call_deadline_s)
 
 
 def _chained(parts: Sequence[tuple[str, str | None, str | None, int]]) -> Any:

@@ -13,6 +13,9 @@ from magrathea.configuration import ConfigurationError
 from scheduler_plugin.hub import configuration, keys, ledger
 from scheduler_plugin.hub.books import Entry
 from scheduler_plugin.hub.keys_cli import keys as command
+from scheduler_plugin.hub.main import main
+from scheduler_plugin.pbs import kinds
+from scheduler_plugin.pbs.base import PbsError
 
 # Configuration
 
@@ -38,8 +41,7 @@ def test_an_empty_file_is_a_configuration_without_tcp(tmp_path: Path) -> None:
         ('[hub]\nlisten = ["ipc:///x", "ipc:///x"]', "twice"),
         ("[pbs]\nworkers = 0", "workers"),
         ("[pbs]\npublish_budget = 2", "publish_budget"),
-        ('[pbs]\nkind = "slurm"', "openpbs"),
-        ('[pbs]\nkind = "standin"', "socket"),
+        ('[pbs]\nkind = "slurm"', "openpbs, standin"),
         ('[pbs]\nconf = "relative"', "conf"),
         ("[pbs", "TOML"),
     ],
@@ -49,6 +51,20 @@ def test_a_mistake_is_named_with_its_file(tmp_path: Path, text: str, told: str) 
         load(tmp_path, text)
     assert told in str(error.value)
     assert "hub.toml" in str(error.value)
+
+
+def test_what_a_kind_of_pbs_lacks_is_named_before_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "hub.toml"
+    path.write_text('[pbs]\nkind = "standin"')
+    done = CliRunner().invoke(main, ["--config", str(path), "--check"])
+    assert (done.exit_code, "`socket` in [pbs] is missing" in done.output) == (2, True)
+
+
+def test_the_product_names_no_kind_but_finds_it(tmp_path: Path) -> None:
+    settings = load(tmp_path, f'[pbs]\nkind = "standin"\nsocket = "{tmp_path}/pbs.sock"').pbs
+    connect = kinds.connector("standin", settings)
+    with pytest.raises(PbsError, match=r"pbs\.sock"):
+        connect()
 
 
 def test_tcp_without_keys_is_refused_and_says_what_to_do(tmp_path: Path) -> None:
