@@ -128,7 +128,7 @@ class Admin:
         for name in self._meant(request.domain):
             before = self._domain(name)
             self._event(ev.DrainEnded(self._owner.now(), name))
-            said.append(f"{name} takes jobs again" if before and before.finishing else f"{name} was not draining")
+            said.append(f"{name} takes jobs again" if before and before.drain_reason else f"{name} was not draining")
         return granted(said=said)
 
     async def _pause(self, request: ControlRequest) -> bytes:

@@ -28,7 +28,7 @@ from magrathea.core.model import Host, JobKey
 from magrathea.history import Query, Row, entry, matches, select
 from magrathea.messages import HistoryEntry
 
-SCHEMA = 2
+SCHEMA = 3
 """PRAGMA user_version of what this program writes; older ones are migrated at opening, newer ones refused."""
 
 ALL = Query()
@@ -54,6 +54,8 @@ _MIGRATIONS: dict[int, str] = {
     """,
     # 1 -> 2: since when a domain has been in its state is shown to people, and should survive a restart
     1: "CREATE TABLE states (domain TEXT PRIMARY KEY, state TEXT NOT NULL, since REAL NOT NULL) WITHOUT ROWID;",
+    # 2 -> 3: a fact got the name that says what it is. Within a JSON text every quote is escaped, so this is the key.
+    2: """UPDATE facts SET host = CAST(replace(host, '"halted":', '"paused_externally":') AS BLOB);""",
 }
 
 

@@ -161,7 +161,7 @@ def key(host: Host) -> Key:
 
 
 def _facts(d: Domain) -> tuple[str, ...]:
-    odd = (d.frozen, d.saving, bool(d.draining), bool(d.fault), d.closing, d.halted)
+    odd = (d.frozen, d.saving, bool(d.draining), bool(d.fault), d.closing, d.paused_externally)
     flags = (*odd, d.linger_until, d.linger_size.cpus, d.agent_lost_at)
     jobs = sorted(
         f"{j.cls} {j.run_since} {j.confirmed} {j.launched} {j.stopper} {j.booked} {j.held_elsewhere}" for j in d.jobs
@@ -201,7 +201,7 @@ def events(host: Host) -> Iterator[ev.Event]:
 
 
 def _disturbed(d: Domain) -> bool:
-    odd = d.frozen or d.finishing or d.fault or d.halted or d.agent_lost_at is not None
+    odd = d.frozen or d.drain_reason or d.fault or d.paused_externally or d.agent_lost_at is not None
     return bool(odd) or d.lifecycle is not Lifecycle.UP
 
 
@@ -225,11 +225,11 @@ def _recoveries(d: Domain) -> Iterator[ev.Event]:
         yield ev.FaultCleared(NOW, d.name)
     if d.saving and not d.jobs:
         yield ev.FreezeEnded(NOW, d.name)
-    elif d.finishing:
+    elif d.drain_reason:
         yield ev.DrainEnded(NOW, d.name)
     if d.must_go_down:
         yield ev.DomainStopped(NOW, d.name)
-    if d.halted:
+    if d.paused_externally:
         yield ev.DomainWentOn(NOW, d.name)
     if d.lifecycle is Lifecycle.BOOTING:
         yield ev.DomainStarted(NOW, d.name)
@@ -255,7 +255,7 @@ def explore(first: Host, found: Found, most_hosts: int = MOST_HOSTS) -> None:
             after, _ = handle(host, event)
             _note(found, before, after, event)
             new = normal(after)
-            if any(d.closing or d.halted for d in new.domains):
+            if any(d.closing or d.paused_externally for d in new.domains):
                 _look_back(found, new)
             elif (its_key := key(new)) not in seen:
                 seen.add(its_key)
@@ -269,7 +269,7 @@ def _look_back(found: Found, host: Host) -> None:
     a domain whose agent is silent, or which drains.
     """
     before = {d.name: states.state_of(host, d) for d in host.domains}
-    for domain in (d for d in host.domains if d.closing or d.halted):
+    for domain in (d for d in host.domains if d.closing or d.paused_externally):
         for event in _recoveries(domain):
             _note(found, before, handle(host, event)[0], event)
 

@@ -33,7 +33,7 @@ class Refusal:
 def silent(host: Host, domain: Domain) -> bool:
     """The agent, or the hypervisor, has been away longer than the grace time, or the agent cannot answer at all."""
     lost = min((at for at in (domain.agent_lost_at, host.driver_lost_at) if at is not None), default=None)
-    return domain.halted or (lost is not None and host.now >= lost + host.limits.agent_silent_s)
+    return domain.paused_externally or (lost is not None and host.now >= lost + host.limits.agent_silent_s)
 
 
 def _silence(host: Host, domain: Domain) -> str:
@@ -78,7 +78,7 @@ def obstacle(host: Host, domain: Domain, job: Job) -> str:
 
 def stoppable_by_itself(host: Host, domain: Domain) -> bool:
     """Stoppable as far as the domain goes: the host may be paused or without its hub."""
-    answers = domain.agent_lost_at is None and not domain.halted
+    answers = domain.agent_lost_at is None and not domain.paused_externally
     reachable = domain.lifecycle is Lifecycle.UP and answers and not domain.fault
     jobs_may = all(j.stopped_by_us or not obstacle(host, domain, j) for j in domain.jobs)
     return domain.kind is Kind.NORMAL and reachable and jobs_may
@@ -191,11 +191,15 @@ def _gate(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | 
         (domain.frozen and not restoring(domain), "domain-frozen", _told(f"{name} is saved to disk", domain.down_why)),
         (domain.lifecycle is Lifecycle.DOWN, "domain-down", _told(f"{name} is down", domain.down_why)),
         (domain.lifecycle is Lifecycle.BOOTING, "domain-booting", f"{name} is booting"),
-        (domain.halted, "domain-unknown", f"{name} is paused by somebody else; `virsh resume` or the like ends it"),
+        (
+            domain.paused_externally,
+            "domain-unknown",
+            f"{name} is paused by somebody else; `virsh resume` or the like ends it",
+        ),
         (silent(host, domain), "domain-unknown", _silence(host, domain)),
         (bool(domain.fault), "domain-fault", f"{name}: {domain.fault}; fix it, then `magrathea clear {name}`"),
         (bool(domain.stopped), "domain-preempted", f"{name} is preempted"),
-        (bool(domain.finishing), "domain-draining", f"{name} is draining: {domain.finishing}"),
+        (bool(domain.drain_reason), "domain-draining", f"{name} is draining: {domain.drain_reason}"),
         *((d.lifecycle is Lifecycle.BOOTING, "host-booting", f"{d.name} is booting") for d in host.domains),
         *((bool(d.fault), "host-fault", f"{d.name}: {d.fault}") for d in host.domains),
     )

@@ -24,7 +24,7 @@ class Seen:
     was_up: bool | None = None
     agent: bool = False
     saved: bool = False
-    halted: bool = False
+    paused_externally: bool = False
     leads: bool = True
 
 
@@ -71,8 +71,9 @@ def _learned_up(host: Host, domain: Domain, seen: Seen) -> ev.DomainEvent | None
             return ev.FreezeEnded(now, name)
         saved = f"somebody else saved it to disk; `magrathea domain boot {name}` brings it back as it was"
         return ev.DomainStopped(now, name, saved if seen.saved else "")
-    if seen.halted != domain.halted and not domain.saving:  # the hypervisor itself pauses what it saves
-        return ev.DomainHalted(now, name) if seen.halted else ev.DomainWentOn(now, name)
+    # The hypervisor itself pauses what it saves.
+    if seen.paused_externally != domain.paused_externally and not domain.saving:
+        return ev.DomainHalted(now, name) if seen.paused_externally else ev.DomainWentOn(now, name)
     return None
 
 
@@ -108,7 +109,7 @@ def step(host: Host, domain: Domain, seen: Seen) -> LifeStep | None:
     table: tuple[tuple[bool, type[LifeStep]], ...] = (
         (acts and seen.up and domain.must_go_down, PowerOff),
         (seen.up and seen.agent and not up, Register),
-        (acts and seen.up and booting and seen.halted, GoOn),
+        (acts and seen.up and booting and seen.paused_externally, GoOn),
         (acts and seen.up and up and domain.saving and not domain.jobs, Save),
         (acts and not seen.up and booting, Boot),
     )

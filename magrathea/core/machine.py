@@ -37,7 +37,7 @@ from .model import (
 LIST_AGE_S = 5.0
 """MoM's list may be that old (its hook runs in the background): it does not overrule a newer stop or continuation."""
 
-_BOOTS: dict[str, Any] = {"lifecycle": Lifecycle.BOOTING, "halted": False, "down_why": ""}
+_BOOTS: dict[str, Any] = {"lifecycle": Lifecycle.BOOTING, "paused_externally": False, "down_why": ""}
 """The facts of every boot, whoever began it; its deadline comes beside."""
 
 Result = tuple[Host, tuple[ev.Decision, ...]]
@@ -149,7 +149,7 @@ def _gone(host: Host, name: str, key: JobKey, why: str) -> Result:
     ended = domain.ended if why == "domain-down" else (*domain.ended, Ended(key, host.now))
     left = replace(domain, jobs=rest, ended=ended, preempted_s=domain.preempted_s + stopped_s)
     last_priority = job.cls is JobClass.PRIORITY and not rest and why in ("released", "missing")
-    if last_priority and not domain.finishing and host.limits.linger_s > 0:
+    if last_priority and not domain.drain_reason and host.limits.linger_s > 0:
         left = replace(left, linger_until=host.now + host.limits.linger_s, linger_size=job.size)
     return host.having(left), (ev.Noted(name, why, key, "", job.preempted_s + stopped_s),)
 
@@ -165,7 +165,7 @@ def _down(host: Host, domain: Domain, why: str) -> Result:
     for job in domain.jobs:
         host, more = _gone(host, domain.name, job.key, "domain-down")
         said += more
-    over = {"boot_until": None, "saving": False, "linger_until": None, "halted": False}
+    over = {"boot_until": None, "saving": False, "linger_until": None, "paused_externally": False}
     return _with(host, domain.name, lifecycle=Lifecycle.DOWN, down_why=why, **over)[0], said
 
 
@@ -371,13 +371,13 @@ def _stopped(host: Host, domain: Domain, event: ev.DomainStopped) -> Result:
 def _halted(host: Host, domain: Domain, event: ev.DomainHalted) -> Result:
     if domain.lifecycle is not Lifecycle.UP:
         return _refused(host, event, "domain-down", f"{domain.name} is {domain.lifecycle}")
-    return _with(host, domain.name, halted=True)
+    return _with(host, domain.name, paused_externally=True)
 
 
 def _started(host: Host, domain: Domain, event: ev.DomainStarted) -> Result:
     if domain.lifecycle is Lifecycle.UP:
         return host, ()
-    up = replace(domain, lifecycle=Lifecycle.UP, boot_until=None, frozen=False, halted=False, down_why="")
+    up = replace(domain, lifecycle=Lifecycle.UP, boot_until=None, frozen=False, paused_externally=False, down_why="")
     if up.agent_lost_at is not None:
         up = replace(up, agent_lost_at=host.now)
     if domain.frozen and host.limits.linger_s > 0:
@@ -400,7 +400,7 @@ def _freeze_ended(host: Host, domain: Domain, event: ev.FreezeEnded) -> Result:
     host, _ = _with(host, domain.name, saving=False, frozen=not event.failed)
     if event.failed:
         return host, (ev.Noted(domain.name, "freeze-failed", None, event.failed),)
-    over = {"lifecycle": Lifecycle.DOWN, "agent_lost_at": host.now, "linger_until": None, "halted": False}
+    over = {"lifecycle": Lifecycle.DOWN, "agent_lost_at": host.now, "linger_until": None, "paused_externally": False}
     return _with(host, domain.name, down_why="", **over)
 
 
@@ -447,7 +447,7 @@ _OF_DOMAIN: dict[type, Callable[[Host, Domain, Any], Result]] = {
     ev.DomainStarted: _started,
     ev.DomainStopped: _stopped,
     ev.DomainHalted: _halted,
-    ev.DomainWentOn: lambda h, d, e: _with(h, d.name, halted=False),
+    ev.DomainWentOn: lambda h, d, e: _with(h, d.name, paused_externally=False),
     ev.BootRequested: _boot,
     ev.ShutdownRequested: _shutdown,
     ev.FreezeRequested: _freeze,

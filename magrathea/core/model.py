@@ -195,8 +195,8 @@ class Domain:
     much to itself until then. `young_since`: since when young jobs have protected it without a gap.
     `overtaken_since`: since when smaller preempted domains go before it. `preempted_s`: job-seconds stopped by us,
     of all jobs that ever ran here, ended stops only. `ended`: recently released jobs. `boot_limit_s`: configured, how
-    long a boot may take. `closing`: it is to go down. `halted`: somebody else has paused it: it is up, but nothing in
-    it runs. `down_why`: why it went down, or did not come up, for people.
+    long a boot may take. `closing`: it is to go down. `paused_externally`: somebody else has paused it: it is up, but
+    nothing in it runs. `down_why`: why it went down, or did not come up, for people.
     """
 
     name: str
@@ -222,11 +222,11 @@ class Domain:
     ended: tuple[Ended, ...] = ()
     boot_limit_s: float = 300.0
     closing: Closing | None = None
-    halted: bool = False
+    paused_externally: bool = False
     down_why: str = ""
 
     @property
-    def finishing(self) -> str:
+    def drain_reason(self) -> str:
         """Why it takes no more jobs while it finishes those it has; empty if it does take jobs."""
         if self.draining or self.saving:
             return self.draining or "to be frozen"

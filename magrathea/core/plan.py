@@ -141,7 +141,7 @@ def _order_for(job: Job, wanted: bool) -> Order:
 def _orders(host: Host, actual: Mapping[str, ActualDomain], order: Order) -> Iterator[Orders]:
     wanted = wanted_stopped(host)
     for d in host.workers:
-        if d.name not in actual or d.agent_lost_at is not None or d.halted:
+        if d.name not in actual or d.agent_lost_at is not None or d.paused_externally:
             continue
         told = actual[d.name].orders
         due = {j.key: _order_for(j, (d.name, j.key) in wanted) for j in d.jobs if j.stopped_by_us or j.key in told}

@@ -26,7 +26,7 @@ def state_of(host: Host, domain: Domain) -> State:
         (State.UNKNOWN, silent(host, domain)),
         (State.FAULT, bool(domain.fault)),
         (State.PREEMPTED, bool(domain.stopped)),
-        (State.DRAINING, bool(domain.finishing)),
+        (State.DRAINING, bool(domain.drain_reason)),
         (State.RUNNING_PRIORITY, busy and domain.kind is Kind.PRIORITY),
         (State.RUNNING_PREEMPTIBLE, busy and normal and all_stoppable),
         (State.RUNNING, busy),
@@ -89,9 +89,9 @@ def why(host: Host, domain: Domain) -> str:
     answer = verdict(host, domain, CLASSES_OF[domain.kind][0], SMALLEST)
     if isinstance(answer, Refusal) and answer.code in ("domain-frozen", "domain-down"):
         return answer.text
-    if domain.fault or domain.finishing:
-        return domain.fault or domain.finishing
-    if domain.halted and isinstance(answer, Refusal):
+    if domain.fault or domain.drain_reason:
+        return domain.fault or domain.drain_reason
+    if domain.paused_externally and isinstance(answer, Refusal):
         return answer.text
     if lingers(host, domain):
         return "keeps what its last job had for its next one"

@@ -92,7 +92,7 @@ def _recoveries(h: Host) -> tuple[tuple[bool, _Maker], ...]:
         (h.paused is not None, _on_host(ev.PauseEnded)),
         (any(d.fault for d in h.domains), _cleared),
         (any(d.draining or d.closing for d in h.domains), _undrained),
-        (any(d.halted for d in h.domains), _went_on),
+        (any(d.paused_externally for d in h.domains), _went_on),
         (any(d.saving for d in h.domains), _saved),
         (any(d.frozen for d in h.domains), _defrost),
         (any(d.lifecycle is Lifecycle.BOOTING for d in h.domains), _started),
@@ -215,8 +215,8 @@ def _undrained(random: Random, h: Host, domain: Domain, when: float) -> ev.Event
 
 
 def _went_on(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
-    halted = [d for d in h.domains if d.halted]
-    return ev.DomainWentOn(when, random.choice(halted).name if halted else domain.name)
+    paused = [d for d in h.domains if d.paused_externally]
+    return ev.DomainWentOn(when, random.choice(paused).name if paused else domain.name)
 
 
 def _shutdown(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:

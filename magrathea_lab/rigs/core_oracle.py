@@ -42,7 +42,7 @@ def job_stoppable(h: Host, d: Domain, j: Job) -> bool:
 def stoppable(h: Host, d: Domain) -> bool:
     if d.kind is not Kind.NORMAL or h.hub_lost or h.paused or d.agent_lost_at is not None:
         return False
-    if d.lifecycle is not Lifecycle.UP or d.fault or d.halted:
+    if d.lifecycle is not Lifecycle.UP or d.fault or d.paused_externally:
         return False
     return all(ours(j) or job_stoppable(h, d, j) for j in d.jobs)
 
@@ -61,7 +61,7 @@ def saved(d: Domain) -> bool:
 
 def unknown(h: Host, d: Domain) -> bool:
     away = [at for at in (d.agent_lost_at, h.driver_lost_at) if at is not None]
-    return d.halted or any(h.now >= at + h.limits.agent_silent_s for at in away)
+    return d.paused_externally or any(h.now >= at + h.limits.agent_silent_s for at in away)
 
 
 # Counted hosts: shares.

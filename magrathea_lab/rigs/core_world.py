@@ -162,7 +162,7 @@ class World:
             self._must(d.lifecycle is not Lifecycle.BOOTING or h.now < (d.boot_until or 0), "no boot for ever")
             self._must((d.lifecycle is Lifecycle.BOOTING) == (d.boot_until is not None), "only boots have a limit")
             self._must(not d.saving or d.lifecycle is Lifecycle.UP, "only what is up is being saved")
-            self._must(not d.halted or d.lifecycle is Lifecycle.UP, "only what is up is paused")
+            self._must(not d.paused_externally or d.lifecycle is Lifecycle.UP, "only what is up is paused")
             if d.closing:
                 self._must(not d.saving and not d.frozen, "nothing goes down and is saved")
                 idle = d.closing.patience is Patience.IDLE

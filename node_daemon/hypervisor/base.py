@@ -66,8 +66,9 @@ class DomainReading:
     """A domain as the hypervisor has it, read just now.
 
     `cpu_percent`: 100 is one CPU; None: not capped, or not known. `memory_mib`: None: not limited, or not known.
-    `saved`: there is an image of it on disk, which the next boot restores. `paused`: somebody else halts it: it is
-    up, but nothing in it runs. `max_memory_mib`: what it could be given at most; None: no bound, or not known.
+    `saved`: there is an image of it on disk, which the next boot restores. `paused_externally`: somebody else has
+    paused it: it is up, but nothing in it runs. `max_memory_mib`: what it could be given at most; None: no bound, or
+    not known.
     `known`: False where it is up and could not be read this time, so that nothing else here is said of it; the driver
     reads it again soon, and tells.
     """
@@ -76,7 +77,7 @@ class DomainReading:
     cpu_percent: int | None = None
     memory_mib: int | None = None
     saved: bool = False
-    paused: bool = False
+    paused_externally: bool = False
     max_memory_mib: int | None = None
     known: bool = True
 

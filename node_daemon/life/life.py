@@ -179,7 +179,7 @@ class Life:
             was_up=self._was_up.get(domain.name),
             agent=channel is not None and channel.connected,
             saved=read.saved,
-            halted=read.paused,
+            paused_externally=read.paused_externally,
             leads=LIFE in self._owner.driver.capabilities,
         )
 

@@ -259,7 +259,7 @@ class Mover:
         found = read.get(domain)
         if found is None or not found.up or found.memory_mib is None:
             raise DriverError("domain-down", f"{domain} is down, or its memory is not known")
-        if found.paused:
+        if found.paused_externally:
             raise DriverError("domain-down", f"{domain} is halted by somebody else; nothing of its memory moves")
         return found
 

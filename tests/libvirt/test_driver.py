@@ -117,9 +117,9 @@ def test_a_spoilt_image_is_kept_and_said(hypervisor: Hypervisor, drive: Callable
 def test_pausing_ending_and_booting_are_seen(hypervisor: Hypervisor, drive: Callable[[Work], None]) -> None:
     async def work(driver: LibvirtDriver, events: list[DomainChange]) -> None:
         hypervisor.guests["n1"].domain.suspend()
-        await until(lambda d: d.up and d.paused, driver)
+        await until(lambda d: d.up and d.paused_externally, driver)
         await driver.resume("n1")
-        await until(lambda d: d.up and not d.paused, driver)
+        await until(lambda d: d.up and not d.paused_externally, driver)
         await driver.shutdown("n1")  # nobody in this guest heeds the power button
         await driver.destroy("n1")
         await until(lambda d: not d.up, driver)

@@ -107,7 +107,7 @@ class Reader:
             cpu_percent=percent,
             memory_mib=self._memory_kib(abilities.kind, domain, info) // KIB if up and movable else None,
             saved=saved,
-            paused=is_paused(state, reason),
+            paused_externally=is_paused(state, reason),
             max_memory_mib=info[1] // KIB,
         )
         return LibvirtReading(actual, domain.ID() if up else -1)

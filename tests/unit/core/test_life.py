@@ -247,8 +247,8 @@ FRESH = Seen(up=True, was_up=False)
     [
         ("priority", UP, None),
         ("priority", DOWN, DomainStopped),
-        ("priority", replace(UP, halted=True), DomainHalted),
-        ("priority saving", replace(UP, halted=True), None),
+        ("priority", replace(UP, paused_externally=True), DomainHalted),
+        ("priority saving", replace(UP, paused_externally=True), None),
         ("priority saving", replace(DOWN, saved=True), FreezeEnded),
         ("priority saving", DOWN, DomainStopped),
         ("priority", replace(DOWN, saved=True), DomainStopped),
@@ -282,7 +282,7 @@ def test_what_is_learned(text: str, seen: Seen, expected: type[DomainEvent] | No
 
 
 def test_what_goes_on_again_is_learned() -> None:
-    h = set_domain(host("exclusive", p1="priority"), "p1", halted=True)
+    h = set_domain(host("exclusive", p1="priority"), "p1", paused_externally=True)
     assert type(learned(h, get(h, "p1"), UP)) is DomainWentOn
 
 
@@ -305,7 +305,7 @@ def test_a_domain_that_is_down_and_is_to_be_rebooted_boots() -> None:
         ("priority booting", UP, Register),
         ("priority booting", replace(DOWN, leads=False), None),
         ("priority restoring", replace(DOWN, saved=True), Boot),
-        ("priority restoring", replace(FRESH, halted=True), GoOn),
+        ("priority restoring", replace(FRESH, paused_externally=True), GoOn),
         ("priority down", UP, Register),
         ("priority down", DOWN, None),
         ("priority saving", UP, Save),

@@ -158,7 +158,7 @@ class FakeDriver:
     async def actual(self) -> dict[str, DomainReading]:
         await asyncio.sleep(0)
         return {
-            d.name: DomainReading(d.up, d.cpu_percent, saved=d.saved, paused=d.paused)
+            d.name: DomainReading(d.up, d.cpu_percent, saved=d.saved, paused_externally=d.paused)
             for d in self.world.domains.values()
         }
 

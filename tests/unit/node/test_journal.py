@@ -7,6 +7,7 @@ import resource
 import signal
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,14 +98,19 @@ def test_states_keep_their_since(journal: Journal) -> None:
 def test_an_old_journal_is_migrated_and_keeps_its_facts(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     journal = open_journal(path)
-    journal.commit(host(), None, ())
+    paused = host().having(replace(host().domains[0], paused_externally=True, down_why='"halted": by "halted":'))
+    journal.commit(paused, None, ())
     journal.close()
     with sqlite3.connect(path) as connection:  # as version 1 left it
         connection.execute("DROP TABLE states")
+        facts = connection.execute("SELECT host FROM facts").fetchone()[0]
+        old = facts.replace(b'"paused_externally":', b'"halted":')
+        assert old != facts
+        connection.execute("UPDATE facts SET host = ?", (old,))
         connection.execute("PRAGMA user_version = 1")
     connection.close()
     migrated = open_journal(path)
-    assert migrated.facts() == host() and migrated.states() == {}
+    assert migrated.facts() == paused and migrated.states() == {}
     migrated.close()
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA user_version").fetchone()[0] == SCHEMA

@@ -168,7 +168,7 @@ def test_a_domain_is_saved_to_disk_and_comes_back_from_there(connection: Any) ->
             assert (found.up, found.saved) == (False, True)
             await driver.boot("p1")
             found = (await driver.actual())["p1"]
-            assert (found.up, found.saved, found.paused) == (True, False, False)
+            assert (found.up, found.saved, found.paused_externally) == (True, False, False)
 
     run(work)
 
@@ -180,10 +180,10 @@ def test_a_domain_that_somebody_pauses_is_up_and_paused_until_it_is_resumed(conn
             connection.lookupByName("m1").suspend()
             await heard.until(DomainChange("n1", True))  # look
             found = (await driver.actual())["n1"]
-            assert (found.up, found.paused) == (True, True)
+            assert (found.up, found.paused_externally) == (True, True)
             await driver.resume("n1")
             await driver.resume("n1")
-            assert not (await driver.actual())["n1"].paused
+            assert not (await driver.actual())["n1"].paused_externally
 
     run(work)
 

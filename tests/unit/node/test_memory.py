@@ -291,7 +291,7 @@ def test_a_domain_halted_by_others_is_left_alone() -> None:
         assert caught.value.code == "domain-down"
 
     async def _halted(read: dict[str, DomainReading]) -> dict[str, DomainReading]:
-        return {name: replace(domain, paused=True) for name, domain in read.items()}
+        return {name: replace(domain, paused_externally=True) for name, domain in read.items()}
 
     run(work())
     assert o.driver.kept == []
