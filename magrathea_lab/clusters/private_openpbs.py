@@ -41,10 +41,6 @@ GATEWAY = "10.117.0.1"
 PBS_HOME = "/run/pbs"
 """In a machine, whose /run is its own; MoM refuses a home below a directory that all may write to, as /tmp."""
 
-MEMORY = "/dev/shm"
-ROOM_BYTES = 2 * 2**30
-"""A cluster of nine machines has some 200 MB."""
-
 LOCKS = {
     "comm": "server_priv/comm.lock",
     "server": "server_priv/server.lock",
@@ -62,16 +58,6 @@ class NoOpenPbs(Exception):
 
 class Timeout(Exception):
     """What was waited for did not happen; the text says what and shows what is there instead."""
-
-
-def in_memory() -> str | None:
-    """A file system in memory with room for a cluster, if there is one.
-
-    A cluster is thousands of small files. With four machines, bringing it up and removing it took 20.6 and 6.7 s on
-    a disk that is told of each block that becomes free, 13.5 and 0.1 s in memory.
-    """
-    roomy = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM_BYTES and os.path.ismount(MEMORY)
-    return MEMORY if roomy else None
 
 
 class MachineProcess:
@@ -113,7 +99,7 @@ class PrivateOpenPbs:
         self.moms = tuple(moms)
         self.exec_dir = Path(exec_dir)
         self.ncpus = ncpus
-        self.base = Path(tempfile.mkdtemp(prefix="mgpbs-", dir=None if on_disk else in_memory()))
+        self.base = Path(tempfile.mkdtemp(prefix="mgpbs-", dir=None if on_disk else openpbs_needs.in_memory()))
         self.server_name = HEAD
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._root_pid = 0
