@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from node_daemon.claims.claims import MEMORY_GLANCE_S
 
 from ..guests import needs
-from .demo import PATIENCE_S, STYLES, DemoCluster, Screen, columns, runs
+from .screen import PATIENCE_S, STYLES, DemoCluster, Screen, columns, runs
+from .watch import Watch, Watched
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from ..clusters.guests import GuestCluster
-    from .watch import Watch, Watched
 
 LOW_STEPS, HIGH_STEPS = 100, 20
 LOW_MIB, HIGH_MIB = 200, 200
@@ -62,7 +62,7 @@ def make() -> DemoCluster:
 
 
 class GuestStory:
-    """See demo.Story. It belongs to one run."""
+    """See screen.Story. It belongs to one run."""
 
     introduction = INTRODUCTION
     meanings = MEANINGS

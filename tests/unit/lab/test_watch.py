@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from magrathea_lab.cluster import Failed, JobView, VnodeView
-from magrathea_lab.demo.demo import percentile, switch_times_ms
+from magrathea_lab.demo.proof import percentile, switch_times_ms
 from magrathea_lab.demo.watch import Stop, Watch, Watched
 from magrathea_lab.fleet import EXCLUSIVE, HostSpec
 from magrathea_lab.work import MIB, MarkedMemory, held, result

@@ -1,0 +1,119 @@
+"""What every story of the demo shows and waits with: the screen, its tables, and what a story is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ..cluster import Cluster
+from .watch import Watch, Watched
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+    from rich.table import Table
+
+PATIENCE_S = 40.0
+"""For each chapter; the longest takes 15 s on two idle cores."""
+CHAPTER_S = 2.0
+"""So that people can see what has changed."""
+WIDTH = 110
+
+STYLES = {"free": "dim", "preempted": "yellow", "running-priority": "bold magenta", "running-preemptible": "green"}
+
+
+class DemoCluster(Cluster, Protocol):
+    """What the demo needs beyond a scenario."""
+
+    @property
+    def directory(self) -> Path: ...
+
+    def start(self, progress: Callable[[str], None]) -> None: ...
+
+    def close(self) -> None: ...
+
+    def log(self, part: str) -> str: ...
+
+
+class Story(Protocol):
+    """What is shown of a cluster. `meanings`: what people need to read its table."""
+
+    introduction: str
+    meanings: str
+
+    def table(self, watch: Watch) -> Table: ...
+
+    def looked(self, watch: Watch, screen: Screen) -> None:
+        """After each look."""
+
+    def tell(self, watch: Watch, screen: Screen) -> None:
+        """The chapters. Raises scenarios.Failed."""
+
+    def closing(self, cluster: DemoCluster, screen: Screen) -> None:
+        """What is worth knowing of the parts, once all has gone well."""
+
+
+class Screen:
+    """Sentences, one after the other; on a terminal a live table stands below them."""
+
+    def __init__(self, plain: bool, story: Story) -> None:
+        from rich.console import Console
+
+        terminal = sys.stdout.isatty() and not plain
+        self.console: Console = Console(highlight=False) if terminal else Console(width=WIDTH, highlight=False)
+        self._live: Live | None = None
+        self.story = story
+        self._terminal = terminal
+        self._begun = time.monotonic()
+
+    def say(self, text: RenderableType = "") -> None:
+        self.console.print(text)
+
+    def chapter(self, text: str) -> None:
+        self.console.print(f"\n[bold cyan]{text}[/bold cyan]")
+
+    def event(self, text: str) -> None:
+        self.console.print(f"  [dim]{time.monotonic() - self._begun:5.1f} s[/dim]  {text}")
+
+    def show(self, watch: Watch) -> None:
+        """The cluster as it is now, where no live table shows it."""
+        if self._live is None:
+            self.say(self.story.table(watch))
+
+    def draw(self, watch: Watch) -> None:
+        self.story.looked(watch, self)
+        if self._live is not None:
+            self._live.update(self.story.table(watch))
+
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        if not self._terminal:
+            yield
+            return
+        from rich.live import Live
+
+        with Live(console=self.console, refresh_per_second=8, transient=True) as self._live:
+            try:
+                yield
+            finally:
+                self._live = None
+
+
+def columns(*names: str, gap: int = 4) -> Table:
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, padding=(0, gap - gap // 2, 0, gap // 2), header_style="bold")
+    for column in names:
+        made.add_column(column, no_wrap=True)
+    return made
+
+
+def runs(watch: Watch, job: Watched, patience_s: float = PATIENCE_S) -> Watched:
+    """The job as soon as it has done a step, and has been seen for a while."""
+    watch.until(f"{job.name} runs", lambda: job.counter > 0, patience_s)
+    watch.look_for(CHAPTER_S)
+    return job
