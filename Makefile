@@ -52,10 +52,11 @@ demo: setup ## see it work, under two minutes: no root, no PBS needed
 	@$(if $(filter libvirt,$(DRIVER)),$(BINDING),:)
 	$(BIN)/magrathea demo $(if $(PBS),--pbs $(PBS)) $(if $(DRIVER),--driver $(DRIVER))
 
-lint: setup ## format, ruff and mypy --strict
+lint: setup ## format, ruff, mypy --strict, and which way imports go
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 # Each worker has a cluster of its own.
 ON_OPENPBS = $(if $(wildcard /opt/pbs/sbin/pbs_server),-n 3 --dist loadfile)

@@ -1,0 +1,38 @@
+"""A rule for import-linter (pyproject.toml, [tool.importlinter]): a package imports itself and what is listed, no more.
+
+A list of what is forbidden would miss the next library; the core and the agent must not get one at all.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from grimp import ImportGraph
+from importlinter import Contract, ContractCheck, fields, output
+
+STANDARD_LIBRARY = "the standard library"
+
+
+class OnlyContract(Contract):
+    """`package` imports nothing but itself and `allowed`: names of modules, or "the standard library"."""
+
+    package = fields.StringField()
+    allowed = fields.SetField(subfield=fields.StringField())
+
+    def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:
+        package, allowed = str(self.package), set(self.allowed)  # type: ignore[call-overload]
+        if STANDARD_LIBRARY in allowed:
+            allowed |= sys.stdlib_module_names
+        own = {package, *graph.find_descendants(package)}
+        foreign = [
+            f"{importer} -> {imported}"
+            for importer in sorted(own)
+            for imported in sorted(graph.find_modules_directly_imported_by(importer))
+            if imported not in own and imported not in allowed
+        ]
+        return ContractCheck(kept=not foreign, metadata={"foreign": foreign})
+
+    def render_broken_contract(self, check: ContractCheck) -> None:
+        for line in check.metadata["foreign"]:
+            output.print_error(line)
+        output.new_line()
