@@ -1,0 +1,93 @@
+"""What strangers say can neither forge a line of the log nor flood it."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from magrathea import logs
+from magrathea.logs import BAR, Complaints, Formatter
+from magrathea.text import printable
+
+FORM = "%(levelname)s %(message)s"
+
+
+def record(text: str, *arguments: object, error: BaseException | None = None) -> str:
+    info = (type(error), error, error.__traceback__) if error is not None else None
+    made = logging.LogRecord("x", logging.INFO, "file", 1, text, arguments, info)
+    return Formatter(FORM).format(made)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\r\n"])
+def test_no_line_end_in_a_job_id_begins_a_line(end: str) -> None:
+    line = record("job %s: suspended", f"1.srv{end}ERROR ALERT the disk is on fire")
+    assert len(line.splitlines()) == 1
+    assert line.startswith("INFO job 1.srv\\")
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "\x00", "\x7f", "\x9b31m", "\u202e", "\ud800", "\u200b"])
+def test_no_control_character_gets_through(text: str) -> None:
+    line = record("%s", text)
+    assert line.isprintable()
+    line.encode()
+
+
+def test_the_lines_of_a_traceback_are_marked_as_such() -> None:
+    lines = record("failed", error=ValueError("x\n<0>ERROR forged\nERROR forged")).splitlines()
+    assert lines[0] == "INFO failed"
+    assert len(lines) > 2
+    assert all(line.startswith(BAR) for line in lines[1:])
+
+
+def test_what_is_too_long_is_cut() -> None:
+    assert len(record("%s", "x" * 100_000)) < logs.MOST + 10
+    assert printable("x" * 10, 4) == "xxx…"
+    assert printable("žluťoučký kůň 1[3].srv") == "žluťoučký kůň 1[3].srv"
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def complaints(clock: Clock) -> Complaints:
+    return Complaints(logging.getLogger("test"), clock)
+
+
+def test_one_line_for_each_kind_and_minute_with_the_number_left_out(
+    complaints: Complaints, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for n in range(1000):
+        complaints.say("bad", f"bad line {n}")
+        complaints.say("other", f"other line {n}")
+    assert [r.getMessage() for r in caplog.records] == ["bad line 0", "other line 0"]
+    clock.now += logs.PERIOD_S
+    complaints.say("bad", "bad again")
+    assert caplog.records[-1].getMessage() == "bad again (and 999 more of the kind since)"
+
+
+def test_a_defect_is_told_with_its_traceback(complaints: Complaints, caplog: pytest.LogCaptureFixture) -> None:
+    complaints.say("defect", "cannot be handled", ValueError("why"))
+    assert caplog.records[0].levelno == logging.ERROR
+    assert "ValueError: why" in caplog.text
+
+
+def test_more_kinds_than_are_told_apart_share_a_line_and_are_forgotten_after_a_minute(
+    complaints: Complaints, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for n in range(10 * logs.MOST_KINDS):
+        complaints.say(n, f"kind {n}")
+    assert len(caplog.records) == logs.MOST_KINDS + 1
+    clock.now += logs.PERIOD_S
+    caplog.clear()
+    complaints.say("new", "new")
+    assert len(caplog.records) == 1
