@@ -16,6 +16,8 @@ from pathlib import Path
 
 import msgspec
 
+from magrathea.decoding import UNDECODABLE
+
 from .messages import MAX_BYTES, BadMessage, FarmView, Snapshot, decode_to_hub
 
 DEFAULT_SOCKET = Path("/run/magrathea/control.sock")
@@ -86,7 +88,7 @@ def farm(path: Path, deadline_s: float = DEADLINE_S) -> FarmView:
         return msgspec.json.decode(
             ask(path, {"op": "status"}, deadline_s, most=MAX_FARM_BYTES, owner=HUB), type=FarmView
         )
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise _strange(path, str(error), HUB) from error
 
 
@@ -123,7 +125,7 @@ def ask(
     if answer.startswith(b'{"ok":false'):
         try:
             refusal = msgspec.json.decode(answer, type=_Refusal)
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             raise _strange(path, str(error), owner) from error
         raise RequestRefused(refusal.code, refusal.text)
     return answer

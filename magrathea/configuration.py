@@ -61,7 +61,7 @@ def parse(text: str, schema: type[T], name: str) -> tuple[T, dict[str, Any]]:
     """`text` as a `schema`, and as plain tables (to see what was given at all). Raises ConfigurationError."""
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is one; an integer of 5,000 digits raises another
         raise ConfigurationError([f"{name}: not TOML: {error}"]) from error
     problems = list(_check(tables, schema, ()))
     if problems:

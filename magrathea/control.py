@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from magrathea.core.model import JobClass
+from magrathea.decoding import UNDECODABLE
 from magrathea.messages import Chunk
 
 log = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ class Control:
                 return await operation(request)
             known = ", ".join(sorted([*self._reading, *self._changing]))
             raise Denied("unknown-op", f"no operation `{request.op[:64]}`; known: {known}")
-        except (msgspec.DecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             return refusal("bad-request", str(error))
         except Denied as error:
             return refusal(error.code, str(error))

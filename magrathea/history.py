@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from magrathea.decoding import UNDECODABLE
 from magrathea.messages import HistoryEntry, Snapshot
 
 DEFAULT_FILE = Path("/var/lib/magrathea/journal.sqlite")
@@ -91,7 +92,7 @@ def sentence(entry: HistoryEntry) -> str:
         data = msgspec.json.decode(entry.data, type=dict[str, Any])
         tell = SENTENCES.get(entry.name)
         return tell(data) if tell else _unknown(entry.name, data)
-    except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError):
+    except (*UNDECODABLE, KeyError, TypeError, ValueError, AttributeError):
         return f"{entry.name} {entry.data}"  # written by another version: told as it stands
 
 

@@ -14,6 +14,8 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
+from magrathea.decoding import UNDECODABLE
+
 from .core.model import JobClass, Kind, Mode, Stage, State
 
 MAX_BYTES = 4 * 1024 * 1024
@@ -336,7 +338,7 @@ def _decode(decoder: msgspec.json.Decoder[ToHub] | msgspec.json.Decoder[ToHost],
         raise BadMessage(f"message of {len(data)} bytes; the limit is {MAX_BYTES}")
     try:
         return decoder.decode(data)
-    except msgspec.DecodeError as error:  # ValidationError is one of them
+    except UNDECODABLE as error:  # ValidationError is one of them
         raise BadMessage(str(error)) from error
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from magrathea.decoding import UNDECODABLE
+
 from .core.model import JobClass
 from .messages import Chunk
 
@@ -33,7 +35,7 @@ def _ask(*arguments: str) -> dict[str, Any]:
         if done.returncode != 0:
             raise NoQstat(done.stderr.strip() or f"`{' '.join(command)}` ended with {done.returncode}")
         return msgspec.json.decode(done.stdout, type=dict[str, Any])
-    except (OSError, subprocess.TimeoutExpired, msgspec.DecodeError) as error:
+    except (OSError, subprocess.TimeoutExpired, *UNDECODABLE) as error:
         raise NoQstat(f"`{' '.join(command)}`: {error}") from error
 
 

@@ -25,6 +25,7 @@ import msgspec
 
 from magrathea.core.events import Decision, Event, Noted
 from magrathea.core.model import Host, JobKey
+from magrathea.decoding import UNDECODABLE
 from magrathea.history import Query, Row, entry, matches, select
 from magrathea.messages import HistoryEntry
 
@@ -111,7 +112,7 @@ class Journal:
             return None
         try:
             return _facts.decode(row[0])
-        except msgspec.DecodeError as error:
+        except (*UNDECODABLE, TypeError) as error:  # TypeError: neither text nor bytes
             raise JournalError(f"{self.path}: the facts in it cannot be read: {error}; {_USUAL_FIX}") from error
 
     def states(self) -> dict[str, Since]:
@@ -138,8 +139,14 @@ class Journal:
             "SELECT data FROM history WHERE domain = ? AND job = ? AND name = 'Noted' ORDER BY id DESC LIMIT 100",
             (domain, key.id),
         )
-        noted = (_noted.decode(row[0]) for row in rows)
-        return next((n.text for n in noted if n.key == key and n.what == "preempted"), "")
+        for (data,) in rows:
+            try:
+                noted = _noted.decode(data)
+            except UNDECODABLE:  # written by another version
+                continue
+            if noted.key == key and noted.what == "preempted":
+                return noted.text
+        return ""
 
     # Writing
 
@@ -314,7 +321,7 @@ def salvage(path: Path) -> Host | None:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1.0)) as connection:
             row = connection.execute("SELECT host FROM facts").fetchone()
         return None if row is None else _facts.decode(row[0])
-    except (sqlite3.Error, msgspec.DecodeError):
+    except (sqlite3.Error, *UNDECODABLE, TypeError):
         return None
 
 

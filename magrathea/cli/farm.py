@@ -11,6 +11,7 @@ from msgspec import to_builtins
 from magrathea import client, qstat
 from magrathea.cli import sources, view
 from magrathea.core.model import JobClass, State
+from magrathea.decoding import UNDECODABLE
 from magrathea.messages import Chunk, DomainReport, JobReport, Outlook, Snapshot
 from magrathea.name_folding import fold
 from magrathea.preview import outlook_farm
@@ -184,6 +185,6 @@ def _outlook(cls: JobClass, asked: list[Chunk], socket_option: str | None, hub_o
     request = {"op": "preview", "cls": cls.value, "chunks": asked}
     try:
         return msgspec.json.decode(client.ask(client.socket_path(socket_option), request), type=Outlook)
-    except (client.Unreachable, client.RequestRefused, msgspec.DecodeError) as error:
+    except (client.Unreachable, client.RequestRefused, *UNDECODABLE) as error:
         click.echo(f"magrathea preview: {error}", err=True)
         raise click.exceptions.Exit(sources.NOT_REACHABLE) from error

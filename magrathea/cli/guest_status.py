@@ -12,6 +12,7 @@ import msgspec
 
 from magrathea import client
 from magrathea.cli import view
+from magrathea.decoding import UNDECODABLE
 
 DEFAULT_FILE = Path("/etc/magrathea/agent.json")
 FILE_VARIABLE = "MAGRATHEA_AGENT_CONF"
@@ -61,7 +62,7 @@ def ask() -> AgentStatus:
     answer = client.ask(path, {"op": "status"}, owner=client.AGENT)
     try:
         return msgspec.json.decode(answer, type=AgentStatus)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise client.Unreachable(
             path, str(error), "agent and command are of different versions", client.AGENT
         ) from error

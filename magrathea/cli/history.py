@@ -16,6 +16,7 @@ import msgspec
 from magrathea import client
 from magrathea import history as told
 from magrathea.cli import sources, view
+from magrathea.decoding import UNDECODABLE
 from magrathea.history import Query
 from magrathea.messages import HistoryEntry, HostHistory
 
@@ -90,7 +91,7 @@ def _of_host(socket_option: str | None, query: Query) -> list[Row]:
 def _decoded(path: Path, answer: bytes, schema: type[T]) -> T:
     try:
         return msgspec.json.decode(answer, type=schema)
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise client.Unreachable(path, str(error), "it and this command are of different versions") from error
 
 

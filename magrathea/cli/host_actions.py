@@ -9,6 +9,7 @@ import msgspec
 
 from magrathea import client
 from magrathea.cli import sources
+from magrathea.decoding import UNDECODABLE
 
 REFUSED = 1
 
@@ -25,7 +26,7 @@ def tell(op: str, socket_option: str | None, form: str, **fields: object) -> Non
     except client.RequestRefused as error:
         click.echo(f"magrathea {op}: refused ({error.code}): {error}", err=True)
         raise click.exceptions.Exit(REFUSED) from error
-    except (client.Unreachable, msgspec.DecodeError) as error:
+    except (client.Unreachable, *UNDECODABLE) as error:
         click.echo(f"magrathea {op}: {error}", err=True)
         raise click.exceptions.Exit(sources.NOT_REACHABLE) from error
     if form == "json":

@@ -12,6 +12,7 @@ import msgspec
 
 from magrathea.core.events import ReportedJob
 from magrathea.core.model import JobClass, JobKey
+from magrathea.decoding import UNDECODABLE
 from magrathea.messages import Vnodes
 
 PROTOCOL = 1
@@ -202,7 +203,7 @@ def decode(line: bytes) -> Hello | Answer | AnyRequest | Unknown:
             return _answer.decode(line)
         if head.type == "hello":
             return _hello.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise BadLine(str(error)) from error
     raise BadLine(f"type {head.type[:32]!r} is neither hello, request nor answer")
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import msgspec
 
+from magrathea.decoding import UNDECODABLE
+
 from .books import Entry
 
 log = logging.getLogger(__name__)
@@ -35,7 +37,7 @@ def load(directory: Path) -> list[Entry]:
         return msgspec.json.decode(path.read_bytes(), type=_File).entries
     except FileNotFoundError:
         return []
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         aside = path.with_suffix(".damaged")
         path.replace(aside)
         log.error(

@@ -22,6 +22,7 @@ import msgspec
 
 from magrathea.control import Control, ControlRequest, Denied, granted
 from magrathea.core.model import JobKey
+from magrathea.decoding import UNDECODABLE
 from magrathea.history import is_about
 from magrathea.messages import (
     HEARTBEAT_S,
@@ -230,7 +231,7 @@ class Hub:
             answers = maintenance.decode_answers(Path(f"{self._heartbeat}{maintenance.FORGOTTEN}").read_bytes())
         except FileNotFoundError:
             return {}
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, *UNDECODABLE) as error:
             log.error("ALERT the answers of the hook magrathea_vnodes cannot be read: %s", error)
             return {}
         return answers

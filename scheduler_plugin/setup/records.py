@@ -13,6 +13,8 @@ from pathlib import Path
 
 import msgspec
 
+from magrathea.decoding import UNDECODABLE
+
 from .install import RESOURCES, InstallError, Present, Wish, resources_lines
 
 NAME = "server_priv/magrathea-install.json"
@@ -90,7 +92,7 @@ def load(home: Path) -> Record | None:
         return None
     except OSError as error:
         raise InstallError(f"{path}: {error.strerror}; run this as root on the server's machine") from error
-    except msgspec.DecodeError as error:
+    except UNDECODABLE as error:
         raise InstallError(
             f"{path} is damaged ({error}); put it back from a backup, or remove it: then the values that vnodes had"
             " before Magrathea are not known any more"
