@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from magrathea import supervision
 from magrathea.configuration import ConfigurationError
 from magrathea.core import events as ev
 from magrathea.core import machine
@@ -70,12 +71,11 @@ class Daemon:
         self.path = path
         self.observe = observe
         self.boot_id = secrets.token_hex(8)
-        self.journal, facts, self._trouble = _open(configuration.journal_path)
+        self.journal, facts, self._since, self._trouble = _open(configuration.journal_path)
         self._clock = Clock(facts.now if facts else 0.0)
         self._host, said = fitted(facts, configuration, self._clock.now())
         for sentence in said:
             log.warning("%s", sentence)
-        self._since = self.journal.states() if isinstance(self.journal, Journal) else {}
         self._unsaved: list[ev.Decision] = []
         self._dirty = facts is None or differs(facts, self._host)
         self._by = _preempted_by(self.journal, self._host)
@@ -340,7 +340,7 @@ class Daemon:
 
     async def start(self) -> None:
         """From here on it works. Raises OSError, DriverError, HubError."""
-        self._tick_task = asyncio.get_running_loop().create_task(self._tick())
+        self._tick_task = supervision.start(self._tick())
         self.apply(ev.DaemonStarted(self.now()))
         if self._dirty:
             self._commit(self._host, None, (), {})
@@ -442,25 +442,30 @@ def _drives(configuration: NodedConfiguration) -> object:
     return [(name, table.kind, table.local, table.libvirt) for name, table in sorted(configuration.domain.items())]
 
 
-def _open(path: Path) -> tuple[JournalStore, Host | None, str]:
-    """The journal, its facts, and what is wrong with it. A damaged one is left as it is, and not written."""
+def _open(path: Path) -> tuple[JournalStore, Host | None, dict[str, Since], str]:
+    """The journal, its facts and states, and what is wrong with it. A damaged one stays as it is and is not written."""
     try:
         journal = open_journal(path)
-        return journal, journal.facts(), ""
+        return journal, journal.facts(), journal.states(), ""
     except JournalError as error:
         log.error("%s", error)
         facts = salvage(path)
         log.error("%s", "its last facts could be read" if facts else "no facts: jobs are found again by MoM's lists")
-        return NoJournal(error), facts, str(error)
+        return NoJournal(error), facts, {}, str(error)
 
 
 def _preempted_by(journal: JournalStore, host: Host) -> dict[tuple[str, JobKey], str]:
     """What each stopped job was preempted for, of the history: shown to people only."""
     if not isinstance(journal, Journal):
         return {}
-    found = {}
+    found: dict[tuple[str, JobKey], str] = {}
     for domain in host.domains:
         for job in domain.stopped:
-            if by := journal.preempted_by(domain.name, job.key):
+            try:
+                by = journal.preempted_by(domain.name, job.key)
+            except JournalError as error:
+                log.error("%s", error)
+                return found
+            if by:
                 found[domain.name, job.key] = by
     return found

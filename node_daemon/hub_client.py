@@ -21,10 +21,11 @@ from typing import cast
 import zmq
 import zmq.asyncio
 
-from magrathea import __version__
+from magrathea import __version__, supervision
 from magrathea.core.events import Booking
 from magrathea.core.model import JobKey
 from magrathea.core.readiness import Unready, together
+from magrathea.logs import Complaints
 from magrathea.messages import (
     HEARTBEAT_S,
     MAX_BYTES,
@@ -37,6 +38,7 @@ from magrathea.messages import (
     PartsTold,
     Resend,
     Snapshot,
+    ToHost,
     decode_to_host,
     encode,
 )
@@ -117,18 +119,18 @@ class HubClient:
         self._pending: asyncio.TimerHandle | None = None
         self._ids = itertools.count(1)
         self._asking: dict[str, _Asking] = {}
+        self._complaints = Complaints(log)
 
     def start(self) -> None:
         """Connect to all endpoints; they need not be there yet. Raises HubError."""
         if not self._endpoints:
             return
         self._context = zmq.asyncio.Context(io_threads=1)
-        loop = asyncio.get_running_loop()
         for endpoint in self._endpoints:
             hub = _Hub(endpoint, self._connect(endpoint))
             self._hubs.append(hub)
-            self._tasks.append(loop.create_task(self._receive(hub)))
-        self._tasks.append(loop.create_task(self._beat()))
+            self._tasks.append(supervision.start(self._receive(hub)))
+        self._tasks.append(supervision.start(self._beat()))
 
     def _connect(self, endpoint: str) -> zmq.asyncio.Socket:
         assert self._context is not None
@@ -195,28 +197,31 @@ class HubClient:
         while True:
             frames = await hub.socket.recv_multipart()
             try:
-                message = decode_to_host(frames[-1])
+                self._received(hub, decode_to_host(frames[-1]))
             except BadMessage as error:
-                log.warning("hub %s sent what is no message: %s", hub.endpoint, error)
-                continue
-            first = hub.heard_at is None
-            hub.heard_at = asyncio.get_running_loop().time()
-            if first:
-                log.info("hub %s answers", hub.endpoint)
-            if not self._found:
-                self._found = True
-                self._on_found()
-            if isinstance(message, Books):
-                books = {JobKey(j.id, j.run): Booking(JobKey(j.id, j.run), j.booked, j.held) for j in message.jobs}
-                hub.books = books
-                self._books()
-            if isinstance(message, HistoryAsked) and self._on_history is not None:
-                self._send(hub, encode(self._on_history(message)))
-            if isinstance(message, PartsTold) and (asked := hub.asked.pop(message.id, None)) is not None:
-                asked.set_result(message)
-            if isinstance(message, Resend) or first:
-                hub.due = True
-            self.publish()
+                self._complaints.say("bad", f"hub {hub.endpoint} sent what is no message: {error}")
+            except Exception as defect:  # noqa: BLE001  a door (supervision.py)
+                self._complaints.say("defect", f"a message of hub {hub.endpoint} could not be handled", defect)
+
+    def _received(self, hub: _Hub, message: ToHost) -> None:
+        first = hub.heard_at is None
+        hub.heard_at = asyncio.get_running_loop().time()
+        if first:
+            log.info("hub %s answers", hub.endpoint)
+        if not self._found:
+            self._found = True
+            self._on_found()
+        if isinstance(message, Books):
+            books = {JobKey(j.id, j.run): Booking(JobKey(j.id, j.run), j.booked, j.held) for j in message.jobs}
+            hub.books = books
+            self._books()
+        if isinstance(message, HistoryAsked) and self._on_history is not None:
+            self._send(hub, encode(self._on_history(message)))
+        if isinstance(message, PartsTold) and (asked := hub.asked.pop(message.id, None)) is not None:
+            asked.set_result(message)
+        if isinstance(message, Resend) or first:
+            hub.due = True
+        self.publish()
 
     def _books(self) -> None:
         """All hubs' books together: PBS holds a job if any of them says so."""

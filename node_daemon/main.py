@@ -8,13 +8,12 @@ import fcntl
 import logging
 import os
 import signal
-import socket
 import sys
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from magrathea import __version__
+from magrathea import __version__, logs, supervision
 from magrathea.configuration import ConfigurationError
 from magrathea.core.model import Kind
 
@@ -22,7 +21,7 @@ from .configuration import DEFAULT_PATH, NodedConfiguration, PathsTable, read
 
 log = logging.getLogger("magrathea-noded")
 
-OK, DEFECT, BAD_CONFIGURATION, CANNOT_START = 0, 1, 2, 3
+OK, BAD_CONFIGURATION, CANNOT_START = 0, 2, 3
 
 EPILOG = """\
 SIGHUP reads the configuration again; what cannot change while running is said in the log.
@@ -52,13 +51,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = arguments(argv)
-    logging.basicConfig(
-        level=options.log_level.upper(),
-        format="%(levelname)s %(message)s"
-        if "JOURNAL_STREAM" in os.environ
-        else "%(asctime)s %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
+    logs.configure(options.log_level, "%(levelname)s %(message)s")
     try:
         configuration = read(options.config)
     except ConfigurationError as error:
@@ -70,12 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         lock = take_lock(Path(configuration.paths.state_dir))
         try:
-            asyncio.run(run(configuration, options.config))
+            supervision.run(run(configuration, options.config))
         finally:
             os.close(lock)
     except CannotStart as error:
         log.error("%s", error)
         return CANNOT_START
+    except supervision.Defect:
+        supervision.end()
     return OK
 
 
@@ -124,7 +119,7 @@ async def run(configuration: NodedConfiguration, path: Path) -> None:
 
     def reload() -> None:
         if not reloads:
-            task = loop.create_task(daemon.reload_logged())
+            task = supervision.start(daemon.reload_logged())
             reloads.add(task)
             task.add_done_callback(reloads.discard)
 
@@ -138,9 +133,9 @@ async def run(configuration: NodedConfiguration, path: Path) -> None:
     try:
         await daemon.start()
         log.info("magrathea-noded %s serves %s (%s)", __version__, configuration.host.name, configuration.host.mode)
-        notify("READY=1")
+        supervision.notify("READY=1")
         await ended.wait()
-        notify("STOPPING=1")
+        supervision.notify("STOPPING=1")
     except (OSError, DriverError, HubError) as error:
         raise CannotStart(str(error)) from error
     finally:
@@ -151,19 +146,6 @@ def _group_name(configuration: NodedConfiguration) -> str:
     """What the local driver's control groups are called: clusters for demo and tests have hosts of the same names."""
     name, run_dir = configuration.host.name, configuration.paths.run_dir
     return name if run_dir == PathsTable().run_dir else f"{name}.{zlib.crc32(run_dir.encode()):08x}"
-
-
-def notify(state: str) -> None:
-    """Tell the service manager, where there is one (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    name = "\0" + address[1:] if address.startswith("@") else address
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
-        try:
-            connection.sendto(state.encode(), name)
-        except OSError as error:
-            log.warning("the service manager at %s cannot be told: %s", address, error)
 
 
 if __name__ == "__main__":

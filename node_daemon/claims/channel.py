@@ -23,6 +23,8 @@ from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, Protocol
 
+from magrathea import supervision
+
 from .guest_messages import MAX_LINE, PROTOCOL, Answer, AnyRequest, BadLine, Hello, Unknown, decode, encode
 
 log = logging.getLogger(__name__)
@@ -374,7 +376,7 @@ class _Link(asyncio.Protocol):
             refusal = {"ok": False, "code": "busy", "text": text, "retry_after_s": 5}
             self.write(self._line_of(mark, refusal))  # not kept: when repeated it may be worked on
         else:
-            task = self._loop.create_task(self._work(mark, request))
+            task = supervision.start(self._work(mark, request))
             self._at_work[mark] = task
 
     async def _work(self, mark: tuple[str, int], request: AnyRequest) -> None:

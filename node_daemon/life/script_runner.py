@@ -15,6 +15,8 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
+from magrathea import supervision
+
 log = logging.getLogger(__name__)
 
 NAMES = tuple(
@@ -47,7 +49,7 @@ class ScriptRunner:
         if len(self._running) >= AT_ONCE:
             log.warning("scripts of %s not started: %d others still run", name, AT_ONCE)
             return
-        task = asyncio.get_running_loop().create_task(self._run_all(found, environment))
+        task = supervision.start(self._run_all(found, environment))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Coroutine, Mapping
 from typing import Protocol
 
+from magrathea import supervision
 from magrathea.core.model import Host
 
 from ..claims.channel import AgentError, GuestChannel
@@ -83,6 +84,6 @@ class SiteScripts:
             log.info("%s: its scripts of %s: %s", domain, name, error)
 
     def _later(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = supervision.start(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from magrathea import supervision
 from magrathea.core.model import Host, JobKey
 
 from ..claims.channel import AgentError
@@ -147,7 +148,7 @@ class Paging:
             return  # its jobs are to go on
         if (relief := self._reliefs.get(domain)) is not None and not relief.task.done():
             return
-        task = asyncio.get_running_loop().create_task(self._relieve(domain))
+        task = supervision.start(self._relieve(domain))
         self._reliefs[domain] = _Relief(task, _now() + UNCAPPED_S)
         task.add_done_callback(lambda _: self._owner.look_soon())
         asyncio.get_running_loop().call_later(UNCAPPED_S, self._owner.look_soon)

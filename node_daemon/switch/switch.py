@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from magrathea import supervision
 from magrathea.core import events as ev
 from magrathea.core import plan
 from magrathea.core.allocation import wanted_stopped
@@ -227,7 +228,7 @@ class Switch:
         if self._refresh_task is not None and not self._refresh_task.done():
             self._refresh_again = True
             return
-        self._refresh_task = asyncio.get_running_loop().create_task(self._refresh_all())
+        self._refresh_task = supervision.start(self._refresh_all())
 
     async def _refresh_all(self) -> None:
         self._refresh_again = True

@@ -8,6 +8,7 @@ Who speaks is known by the channel, never by the message:
        it; a daemon whose identity cannot be guessed ("h1/<random>" is taken, too) is safe from that as well.
 
 What is too large is never read (MAXMSGSIZE), what comes too often or makes no sense is dropped and told in the log.
+Whatever a message does, it costs that message only.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from pathlib import Path
 
 import zmq
 import zmq.asyncio
-from zmq.auth.asyncio import AsyncioAuthenticator
+from zmq.utils import z85
 
+from magrathea import supervision
+from magrathea.logs import Complaints
 from magrathea.messages import (
     MAX_BYTES,
     BadMessage,
@@ -40,8 +43,9 @@ log = logging.getLogger(__name__)
 RATE_PER_S = 200
 """Messages of one host, averaged over `RATE_OVER_S`; a daemon sends 50 snapshots a second at most."""
 RATE_OVER_S = 5.0
-TELL_EVERY_S = 10.0
 ZAP_DOMAIN = b"magrathea"
+ZAP = "inproc://zeromq.zap.01"
+"""Where ZeroMQ asks whether a client may connect (rfc.zeromq.org/spec/27)."""
 
 
 class ChannelError(Exception):
@@ -50,11 +54,11 @@ class ChannelError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Peer:
-    """`key`: by which it was known; empty on ipc."""
+    """`key`: by which it was known; None on ipc."""
 
     socket: zmq.asyncio.Socket
     identity: bytes
-    key: str = ""
+    key: str | None = None
 
 
 class _Rate:
@@ -80,18 +84,16 @@ class Channel:
         self._ipc, self._tcp, self._keys_dir = ipc, tcp, keys_dir
         self._on_message = on_message
         self._context = zmq.asyncio.Context(io_threads=1)
-        self._authenticator: AsyncioAuthenticator | None = None
         self._sockets: list[zmq.asyncio.Socket] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._peers: dict[str, _Peer] = {}
         self._host_of_key: dict[str, str] = {}
         self._rates: dict[str, _Rate] = {}
-        self._told: dict[str, float] = {}
+        self._complaints = Complaints(log)
         self.allowed: Mapping[str, frozenset[str]] = {}
 
     def start(self) -> None:
         """Listen. Raises ChannelError, KeysError."""
-        loop = asyncio.get_running_loop()
         if self._ipc:
             socket = self._router()
             for endpoint in self._ipc:
@@ -100,14 +102,14 @@ class Channel:
                     self._bind(socket, endpoint)
                 finally:
                     os.umask(old)
-            self._tasks.append(loop.create_task(self._receive(socket, by_key=False)))
+            self._tasks.append(supervision.start(self._receive(socket, by_key=False)))
         if self._tcp:
             self.reload_keys()
             pair = keys.read_secret(self._keys_dir / keys.HUB_SECRET)
-            self._authenticator = AsyncioAuthenticator(self._context)
-            self._authenticator.start()
-            # any key may finish the handshake; what counts is whose it is, message by message
-            self._authenticator.configure_curve_callback(ZAP_DOMAIN.decode(), credentials_provider=self)
+            questions: zmq.asyncio.Socket = self._context.socket(zmq.REP)
+            self._sockets.append(questions)
+            questions.bind(ZAP)
+            self._tasks.append(supervision.start(self._authenticate(questions)))
             socket = self._router()
             socket.setsockopt(zmq.CURVE_SERVER, 1)
             socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret.encode())
@@ -115,7 +117,7 @@ class Channel:
             socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
             for endpoint in self._tcp:
                 self._bind(socket, endpoint)
-            self._tasks.append(loop.create_task(self._receive(socket, by_key=True)))
+            self._tasks.append(supervision.start(self._receive(socket, by_key=True)))
 
     def _router(self) -> zmq.asyncio.Socket:
         socket: zmq.asyncio.Socket = self._context.socket(zmq.ROUTER)
@@ -150,50 +152,58 @@ class Channel:
             self._peers = {
                 host: peer
                 for host, peer in self._peers.items()
-                if not peer.key or self._host_of_key.get(peer.key) == host
+                if peer.key is None or self._host_of_key.get(peer.key) == host
             }
 
-    def callback(self, domain: str, key: bytes) -> bool:
-        """ZeroMQ's question whether a client's key (Z85) may connect."""
-        known = key.decode(errors="replace") in self._host_of_key
-        if not known:
-            self._tell(f"key {key!r}", "a client with a key that no enrolled host has was refused")
-        return known
+    async def _authenticate(self, questions: zmq.asyncio.Socket) -> None:
+        """Answer ZeroMQ's questions whether a client may connect. Later each message's key is looked up again."""
+        while True:
+            version, number, _, address, _, _, *credentials = await questions.recv_multipart()
+            key = z85.encode(credentials[0])
+            known = key.decode() in self._host_of_key
+            if not known:
+                text = f"a client at {address.decode()} with the key {key.decode()}, which no enrolled host has"
+                self._complaints.say("key", f"{text}, was refused")
+            status = (b"200", b"OK", key) if known else (b"400", b"unknown key", b"")
+            await questions.send_multipart([version, number, *status, b""])
 
     async def _receive(self, socket: zmq.asyncio.Socket, by_key: bool) -> None:
         while True:
             frames = await socket.recv_multipart(copy=False)
+            host = ""
             try:
-                self._received(socket, frames, by_key)
+                peer = self._peer(socket, frames, by_key)
+                host = self._host_of(peer)
+                self._received(host, peer, frames[1:])
             except BadMessage as error:
-                self._tell(f"bad {frames[0].bytes!r}", f"peer {frames[0].bytes!r}: message refused: {error}")
+                self._complaints.say(("bad", host), f"host {host}: message refused: {error}")
+            except Exception as defect:  # noqa: BLE001  a door (supervision.py)
+                self._complaints.say(("defect", host), f"a message of host {host} could not be handled", defect)
 
-    def _received(self, socket: zmq.asyncio.Socket, frames: list[zmq.Frame], by_key: bool) -> None:
-        identity = frames[0].bytes
-        key = str(frames[-1].get("User-Id")) if by_key else ""
-        host = self._host_of_key.get(key, "") if by_key else identity.partition(b"/")[0].decode(errors="replace")
+    @staticmethod
+    def _peer(socket: zmq.asyncio.Socket, frames: list[zmq.Frame], by_key: bool) -> _Peer:
+        return _Peer(socket, frames[0].bytes, str(frames[-1].get("User-Id")) if by_key else None)
+
+    def _host_of(self, peer: _Peer) -> str:
+        """Empty for a key that is not enrolled (any more)."""
+        if peer.key is not None:
+            return self._host_of_key.get(peer.key, "")
+        return peer.identity.partition(b"/")[0].decode(errors="replace")
+
+    def _received(self, host: str, peer: _Peer, frames: list[zmq.Frame]) -> None:
         if not host:
             raise BadMessage("its key belongs to no enrolled host (any more)")
         if self._rates.setdefault(host, _Rate()).too_many(asyncio.get_running_loop().time()):
-            raise BadMessage(f"host {host} sends more than {RATE_PER_S} messages a second")
-        if len(frames) != 2:
-            raise BadMessage(f"host {host}: {len(frames) - 1} frames instead of one")
-        message = decode_to_hub(frames[1].bytes)
+            raise BadMessage(f"more than {RATE_PER_S} messages a second")
+        if len(frames) != 1:
+            raise BadMessage(f"{len(frames)} frames instead of one")
+        message = decode_to_hub(frames[0].bytes)
         sender = message.host if isinstance(message, Snapshot) else message.sender
         if sender != host:
-            raise BadMessage(f"host {host} speaks for host {sender}")
-        peer = _Peer(socket, identity, key)
+            raise BadMessage(f"it speaks for host {sender}")
         new = self._peers.get(host) != peer
         self._peers[host] = peer
         self._on_message(host, message, new)
-
-    def _tell(self, subject: str, text: str) -> None:
-        """A warning, not more often than every ten seconds for each subject."""
-        now = asyncio.get_running_loop().time()
-        if now - self._told.get(subject, -TELL_EVERY_S) >= TELL_EVERY_S:
-            self._told = {s: at for s, at in self._told.items() if now - at < TELL_EVERY_S}
-            self._told[subject] = now
-            log.warning("%s", text)
 
     @property
     def hosts(self) -> list[str]:
@@ -220,8 +230,6 @@ class Channel:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._authenticator is not None:
-            self._authenticator.stop()
         for socket in self._sockets:
             socket.close(linger=0)
         self._context.term()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import click
 
+from magrathea import logs, supervision
 from magrathea.configuration import ConfigurationError
 from scheduler_plugin.pbs import kinds
 from scheduler_plugin.pbs.base import Connect, PbsError
@@ -69,11 +70,7 @@ def main(config: Path, check: bool) -> None:
     if check:
         click.echo(f"{config}: ok")
         return
-    logging.basicConfig(
-        level=configuration.hub.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    logs.configure(configuration.hub.log_level, "%(levelname)s %(name)s: %(message)s")
     try:
         held = lock(configuration.state_dir)
     except BlockingIOError:
@@ -83,13 +80,15 @@ def main(config: Path, check: bool) -> None:
         click.echo(f"magrathea-hub: {configuration.state_dir}: {error}; fix `state_dir` in [hub]", err=True)
         sys.exit(FAILED)
     try:
-        asyncio.run(serve(configuration, connect))
+        supervision.run(serve(configuration, connect))
     except KeysError as error:
         click.echo(f"magrathea-hub: {error}", err=True)
         sys.exit(BAD_CONFIGURATION)
     except (ChannelError, OSError) as error:
         click.echo(f"magrathea-hub: {error}", err=True)
         sys.exit(FAILED)
+    except supervision.Defect:
+        supervision.end()
     finally:
         os.close(held)
     log.info("stopped")

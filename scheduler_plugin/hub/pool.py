@@ -48,15 +48,23 @@ class Pool:
         self._loop = asyncio.get_running_loop()
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._lost = 0
+        self._serving = 0
         self._workers: set[_Worker] = set()
-        for _ in range(size):
-            self._add()
+        self._fill()
 
-    def _add(self) -> None:
-        worker = _Worker()
-        worker.thread = threading.Thread(target=self._work, args=(worker,), name="pbs-worker", daemon=True)
-        self._workers.add(worker)
-        worker.thread.start()
+    def _fill(self) -> None:
+        """As many threads as should be, unless too many are lost."""
+        while self._serving < self._size and self._lost <= SPARE * self._size:
+            worker = _Worker()
+            worker.thread = threading.Thread(target=self._work, args=(worker,), name="pbs-worker", daemon=True)
+            self._workers.add(worker)
+            self._serving += 1
+            worker.thread.start()
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether so many calls hang that no thread is left for the next one."""
+        return self._serving == 0
 
     async def run(self, task: Callable[[Pbs], T]) -> T:
         """Its result. Raises PbsError: the task's own, the connection's, or a transient one at the deadline.
@@ -83,9 +91,9 @@ class Pool:
         )
         worker.lost = True
         self._lost += 1
-        if self._lost <= SPARE * self._size:
-            self._add()
-        else:
+        self._serving -= 1
+        self._fill()
+        if self._serving < self._size:
             log.error("%d calls to PBS hang; no more threads are added: restart the PBS server or this hub", self._lost)
 
     def _finished(self, call: _Call, worker: _Worker, result: Any, error: BaseException | None) -> None:
@@ -93,6 +101,7 @@ class Pool:
             call.timer.cancel()
         if worker.lost:
             self._lost -= 1
+            self._fill()
             log.warning("a call to PBS that was given up has ended: %s", error or "done")
         if call.future.done():
             return

@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from magrathea import supervision
 from magrathea.control import Control, ControlRequest, Denied, granted
 from magrathea.core.model import JobKey
 from magrathea.decoding import UNDECODABLE
@@ -74,6 +75,7 @@ class Hub:
         self._graced = False
         self._heartbeat = Path(configuration.hub.heartbeat_file)
         self._heartbeat_failed = False
+        self._working_since: float | None = None
         self._asked = b""
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -266,6 +268,7 @@ class Hub:
                 async with asyncio.timeout(None if due is None else max(0.0, due - time.time())):
                     await self._kick.wait()
             self._kick.clear()
+            self._working_since = self._loop.time()
             self.farm.maintenance.answered(self._forgotten())
             actions, notes = self.farm.actions(time.time())
             self._log(notes)
@@ -284,6 +287,7 @@ class Hub:
             self._tell_books(stale)
             if not actions:
                 self._save()
+            self._working_since = None
 
     async def _do(self, action: Action) -> None:
         try:
@@ -311,14 +315,9 @@ class Hub:
             log.info("job %s: comment not set: %s", key, error)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
+        task = supervision.start(work)
         self._calls.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._calls.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a defect of the hub: %r", error, exc_info=error)
+        task.add_done_callback(self._calls.discard)
 
     def _save(self) -> None:
         kept = self.farm.kept
@@ -360,8 +359,11 @@ class Hub:
         self.farm.allowed = self._channel.allowed
 
     def _touch(self) -> None:
-        """The runjob hook preempts nothing once this file is old: so it is touched only while PBS answers us."""
-        if not self._publisher.healthy(self._configuration.pbs.call_deadline_s):
+        """The runjob hook preempts nothing once this file is old. So it is touched only while PBS answers us, and while
+        what hosts want stopped is booked: not if that hangs, on a disk or in calls that PBS never answers."""
+        limit_s = self._configuration.pbs.call_deadline_s
+        hangs = self._working_since is not None and self._loop.time() - self._working_since > limit_s
+        if hangs or self._pool.exhausted or not self._publisher.healthy(limit_s):
             return
         try:
             self._heartbeat.touch(mode=0o644)

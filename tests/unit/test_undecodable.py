@@ -16,9 +16,9 @@ from magrathea import client, history, qstat
 from magrathea.configuration import ConfigurationError, parse
 from magrathea.core import events as ev
 from magrathea.core.model import Host, JobKey, Mode
-from magrathea.messages import BadMessage, Entry, decode_to_host, decode_to_hub
+from magrathea.messages import BadMessage, HistoryEntry, decode_to_host, decode_to_hub
 from node_daemon.claims import guest_messages
-from node_daemon.configuration import Configuration
+from node_daemon.configuration import NodedConfiguration
 from node_daemon.journal import JournalError, open_journal, salvage
 from scheduler_plugin.hub import ledger
 from scheduler_plugin.setup import records
@@ -125,7 +125,7 @@ def test_a_row_of_the_history_that_cannot_be_read_is_left_out(tmp_path: Path, da
 
 @bad
 def test_an_entry_of_a_history_is_told_as_it_stands(data: bytes) -> None:
-    entry = Entry(at=0.0, kind="event", name="Claimed", data=data.decode(errors="replace"))
+    entry = HistoryEntry(at=0.0, kind="event", name="Claimed", data=data.decode(errors="replace"))
     assert history.sentence(entry).startswith("Claimed ")
 
 
@@ -152,4 +152,4 @@ def test_the_name_of_a_job_that_is_no_utf_8_spoils_qstat_in_words(
 @pytest.mark.parametrize("text", ["x = " + "[" * 3000, "x = " + "9" * 5000, 'x = "\\ud800"', "x = 1e999\n[", "\x00"])
 def test_a_configuration_is_refused_with_its_name(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"noded\.toml: not TOML"):
-        parse(text, Configuration, "noded.toml")
+        parse(text, NodedConfiguration, "noded.toml")

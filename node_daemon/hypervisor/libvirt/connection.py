@@ -16,6 +16,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from magrathea import supervision
+
 from ..base import DriverError
 from .translation import error_code
 from .worker_threads import in_own_thread
@@ -111,7 +113,7 @@ class Link:
 
     async def start(self, seconds: float) -> None:
         """Begin, and wait that long for a first answer. Raises DriverError where no answer will ever come."""
-        self._task = self._loop.create_task(self._keep(), name="libvirt-link")
+        self._task = supervision.start(self._keep())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._first.wait()

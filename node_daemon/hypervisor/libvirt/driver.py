@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from magrathea import supervision
+
 from ..base import (
     CALL_DEADLINE_S,
     CPU,
@@ -362,7 +364,7 @@ class LibvirtDriver:
             self._on_event(DomainChange(name, up))
 
     def _look_soon(self, telling: bool = False) -> None:
-        task = asyncio.get_running_loop().create_task(self._look(telling))
+        task = supervision.start(self._look(telling))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -24,6 +24,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from magrathea import supervision
+
 from ..base import CALL_DEADLINE_S, CPU, DomainChange, DomainReading, DriverError, OnChange, Others, within
 from . import cgroups, processes
 from .processes import Members
@@ -237,7 +239,7 @@ class LocalDriver:
         for name in self._pid_files:
             if not self._notice(name):
                 on_event(DomainChange(name, up=False))
-        self._watcher = asyncio.create_task(self._watch(), name="local-driver-watch")
+        self._watcher = supervision.start(self._watch())
 
     async def actual(self) -> dict[str, DomainReading]:
         capper = self._started()

@@ -1,0 +1,78 @@
+"""The hub's signs of life end with what they vouch for."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from magrathea import supervision
+from scheduler_plugin.hub import pool, server
+from tests.hostile.farm import BOUND_S, Farm, run
+from tests.unit.hub.builders import domain, job, stopped
+
+BEAT_S = 0.1
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEARTBEAT_S", BEAT_S)
+
+
+def age_s(farm: Farm) -> float:
+    return time.time() - farm.heartbeat.stat().st_mtime
+
+
+def test_a_defect_in_a_call_to_pbs_ends_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a mistake")
+
+    monkeypatch.setattr(server, "perform", broken)
+    farm = Farm(tmp_path)
+    farm.pbs.put(job())
+
+    async def whole() -> None:
+        host = farm.host("h1", "n1")
+        farm.start()
+        await host.says(domain("n1", [stopped(since=time.time())]))
+        assert farm.task is not None
+        try:
+            await asyncio.wait_for(farm.task, BOUND_S)
+        finally:
+            host.socket.close(linger=0)
+            farm.context.term()
+
+    with pytest.raises(supervision.Defect):
+        supervision.run(whole())
+
+
+def test_the_heartbeat_file_grows_old_while_no_call_to_pbs_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "GRACE_S", -4.9)  # calls are given up after 0.1 s
+    monkeypatch.setattr(pool, "SPARE", 0)
+    go = threading.Event()
+
+    def hangs(operation: str, subject: str) -> None:
+        if operation == "admin_suspend":
+            go.wait(BOUND_S)
+
+    async def test(farm: Farm) -> None:
+        for n in range(8):
+            farm.pbs.put(job(f"{n}.srv"))
+        host = farm.host("h1", "n1")
+        farm.pbs.breaks = hangs
+        farm.start()
+        await farm.until(lambda: farm.heartbeat.exists() and age_s(farm) < BEAT_S, "a fresh file")
+        await host.says(domain("n1", [stopped(f"{n}.srv", since=time.time()) for n in range(8)]))
+        await farm.until(lambda: age_s(farm) > 10 * BEAT_S, "an old file")
+        go.set()
+        await farm.until(lambda: age_s(farm) < BEAT_S, "a fresh file again")
+
+    try:
+        run(tmp_path, test)
+    finally:
+        go.set()

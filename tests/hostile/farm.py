@@ -1,0 +1,159 @@
+"""A real hub on a PBS in memory, with its sockets, threads and files; and hosts with valid keys that attack it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket as sockets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import zmq
+import zmq.asyncio
+
+from magrathea.messages import Books, DomainReport, Heartbeat, ToHost, decode_to_host, encode
+from scheduler_plugin.hub import configuration, keys
+from scheduler_plugin.hub.server import Hub
+from tests.unit.hub.builders import snapshot
+from tests.unit.hub.fake_pbs import FakePbs, nothing_breaks
+
+BOUND_S = 30.0
+
+
+def free_port() -> int:
+    with sockets.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Host:
+    """A host with a valid key; what it sends is up to the test."""
+
+    def __init__(self, farm: Farm, name: str, pair: Path) -> None:
+        self.name = name
+        self.revision = 0
+        certificate = keys.read_secret(pair)
+        self.socket: zmq.asyncio.Socket = farm.context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.IDENTITY, f"{name}/boot".encode())
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.curve_publickey = certificate.public.encode()
+        self.socket.curve_secretkey = certificate.secret.encode()
+        self.socket.curve_serverkey = keys.read(farm.keys_dir / keys.HUB_PUBLIC).public.encode()
+        self.socket.connect(farm.endpoint)
+
+    async def sends(self, *frames: bytes) -> None:
+        await self.socket.send_multipart(frames)
+
+    async def says(self, *domains: DomainReport, at: float | None = None) -> None:
+        self.revision += 1
+        at = time.time() if at is None else at
+        await self.sends(encode(snapshot(*domains, host=self.name, revision=self.revision, at=at)))
+
+    async def beats(self) -> None:
+        await self.sends(encode(Heartbeat(sender=self.name, boot_id="boot", revision=self.revision)))
+
+    async def hears(self, right: Callable[[ToHost], bool]) -> ToHost:
+        """The first message that is right."""
+        async with asyncio.timeout(BOUND_S):
+            while not right(message := decode_to_host(await self.socket.recv())):
+                pass
+        return message
+
+    async def hears_books(self, *booked: str) -> Books:
+        """The first books that name exactly these jobs as booked."""
+
+        def right(message: ToHost) -> bool:
+            return isinstance(message, Books) and tuple(j.id for j in message.jobs if j.booked) == booked
+
+        books = await self.hears(right)
+        assert isinstance(books, Books)
+        return books
+
+
+class Farm:
+    def __init__(self, directory: Path, *vnodes: str) -> None:
+        self.directory = directory
+        self.pbs = FakePbs(*(vnodes or ("n1", "p1", "n2")))
+        self.keys_dir = directory / "keys"
+        keys.init(self.keys_dir)
+        self.endpoint = f"tcp://127.0.0.1:{free_port()}"
+        self.heartbeat = directory / "heartbeat"
+        self.control = directory / "control.sock"
+        self.context = zmq.asyncio.Context()
+        self.hosts: list[Host] = []
+        (directory / "state").mkdir(exist_ok=True)
+        self.stop = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+
+    def enrol(self, name: str, *vnodes: str) -> Path:
+        return keys.enrol(self.keys_dir, name, vnodes)
+
+    def host(self, name: str, *vnodes: str) -> Host:
+        """A host that is enrolled, bound to these vnodes, if any are named."""
+        enrolled = self.keys_dir / keys.TO_HOSTS / f"{name}.key_secret"
+        host = Host(self, name, enrolled if enrolled.exists() else self.enrol(name, *vnodes))
+        self.hosts.append(host)
+        return host
+
+    def start(self) -> None:
+        settings = configuration.Configuration(
+            hub=configuration.HubTable(
+                listen=[self.endpoint],
+                state_dir=f"{self.directory}/state",
+                keys_dir=str(self.keys_dir),
+                heartbeat_file=str(self.heartbeat),
+                control_socket=str(self.control),
+            ),
+            pbs=configuration.PbsTable(compare_s=3600, call_deadline_s=5),
+        )
+        self.hub = Hub(settings, self.pbs.connect)
+        self.task = asyncio.create_task(self.hub.run(self.stop))
+
+    async def until(self, condition: Callable[[], bool], what: str) -> None:
+        async def true() -> None:
+            while not condition():
+                assert self.task is not None
+                if self.task.done():
+                    self.task.result()
+                    raise AssertionError("the hub has ended")
+                await asyncio.sleep(0.01)
+
+        try:
+            await asyncio.wait_for(true(), BOUND_S)
+        except TimeoutError:
+            raise AssertionError(f"never: {what}") from None
+
+    def shown(self, vnode: str, attribute: str) -> str | None:
+        return self.pbs.vnodes[vnode].attributes.get(attribute)
+
+    async def end(self) -> None:
+        self.pbs.breaks = nothing_breaks
+        self.stop.set()
+        try:
+            if self.task is not None:
+                await asyncio.wait_for(self.task, BOUND_S)
+        finally:
+            for host in self.hosts:
+                host.socket.close(linger=0)
+            self.context.term()
+
+
+@asynccontextmanager
+async def farm(directory: Path, *vnodes: str) -> AsyncIterator[Farm]:
+    made = Farm(directory, *vnodes)
+    try:
+        yield made
+    finally:
+        await made.end()
+
+
+def run(directory: Path, test: Callable[[Farm], Awaitable[None]], *vnodes: str) -> None:
+    """`test` on a farm whose hub it starts itself, after it has enrolled its hosts."""
+
+    async def whole() -> None:
+        async with farm(directory, *vnodes) as made:
+            await test(made)
+
+    asyncio.run(whole())

@@ -1,0 +1,38 @@
+"""Bytes that are no message, from a host with a valid key: they cost that message, and nobody hears less for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scheduler_plugin.hub.publish import STATE
+from tests.hostile.farm import Farm, run
+from tests.unit.hub.builders import domain
+
+NO_MESSAGES = {
+    "no UTF-8": b'{"type":"\xff"}',
+    "no UTF-8 in a field": b'{"type":"heartbeat","sender":"\xff","boot_id":"b","revision":1}',
+    "nested objects": b'{"a":' * 1500,
+    "nested lists in an unknown field": b'{"x":' + b"[" * 100_000,
+    "a huge integer": b'{"type":"heartbeat","sender":"h","boot_id":"b","revision":' + b"9" * 5000 + b"}",
+    "a huge number": b'{"type":"heartbeat","sender":"h","boot_id":"b","revision":1,"at":1e400}',
+    "not a number": b'{"type":"heartbeat","sender":"h","boot_id":"b","revision":1,"at":NaN}',
+    "half a surrogate": b'{"type":"heartbeat","sender":"\\ud800","boot_id":"b","revision":1}',
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("attack", NO_MESSAGES.values(), ids=NO_MESSAGES)
+def test_what_is_no_message_costs_that_message_only(tmp_path: Path, attack: bytes) -> None:
+    async def test(farm: Farm) -> None:
+        hostile, honest = farm.host("h1", "p1"), farm.host("h2", "n1")
+        farm.start()
+        await hostile.sends(attack)
+        await hostile.sends(attack, attack)
+        await hostile.says(domain("p1"))
+        await farm.until(lambda: farm.shown("p1", STATE) == "free", "the hostile host's next message is heard")
+        await honest.says(domain("n1"))
+        await farm.until(lambda: farm.shown("n1", STATE) == "free", "the honest host is heard")
+
+    run(tmp_path, test)
