@@ -56,7 +56,8 @@ def select(connection: sqlite3.Connection, query: Query) -> list[HistoryEntry]:
 
 
 def entry(row: Row) -> HistoryEntry:
-    return HistoryEntry(at=row[0], kind=row[1], name=row[2], domain=row[3], job=row[4], data=bytes(row[5]).decode())
+    data = bytes(row[5]).decode(errors="replace")
+    return HistoryEntry(at=row[0], kind=row[1], name=row[2], domain=row[3], job=row[4], data=data)
 
 
 def matches(entry: HistoryEntry, query: Query) -> bool:
