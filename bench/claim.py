@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from . import host as hosts
+from magrathea_lab.rigs import local_host as hosts
+from magrathea_lab.rigs.local_host import COMPUTE, Host, until
+
 from .figure import Figure, at_most, percentile, run
-from .host import COMPUTE, Host, until
 
 ROUNDS, QUICK_ROUNDS = 200, 30
 PROCESSES = 10

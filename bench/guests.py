@@ -26,8 +26,8 @@ from node_daemon.claims.guest_messages import AnyRequest, Hello
 from .figure import Figure, at_most, below, missing, percentile, run
 
 if TYPE_CHECKING:
-    from tests.libvirt.guest import Guest, Job
-    from tests.libvirt.machine import Machine
+    from magrathea_lab.rigs.guest import Guest, Job
+    from magrathea_lab.rigs.guest_host import Machine
 
 ROUNDS, QUICK_ROUNDS = 60, 10
 SWITCH_P50_MS, SWITCH_P99_MS = 30.0, 150.0
@@ -61,7 +61,7 @@ def times(count: int, work: Callable[[], object]) -> list[float]:
 
 def victim(machine: Machine) -> Job:
     """A job of ten processes in n1 that the daemon may stop."""
-    from tests.libvirt.guest import Job
+    from magrathea_lab.rigs.guest import Job
 
     script = f"for i in $(seq {PROCESSES - 1}); do sleep 3600 & done; wait"
     job = machine["n1"].qsub(Job("1", "preemptible", script))
@@ -72,7 +72,7 @@ def victim(machine: Machine) -> Job:
 
 def switches(machine: Machine, count: int) -> tuple[list[float], dict[str, list[float]]]:
     """Milliseconds from claim to answer, by the daemon's log, and of its parts; the job is seen stopped each time."""
-    from tests.libvirt.guest import Job
+    from magrathea_lab.rigs.guest import Job
 
     job = victim(machine)
     for i in range(count):
@@ -99,7 +99,7 @@ def switches(machine: Machine, count: int) -> tuple[list[float], dict[str, list[
 
 def starts(machine: Machine, count: int) -> tuple[list[float], list[float]]:
     """Seconds of claim and preparation of a job in an idle domain, and of as many questions that ask nothing."""
-    from tests.libvirt.guest import Job
+    from magrathea_lab.rigs.guest import Job
 
     with_us, without = [], []
     for i in range(count):
@@ -179,8 +179,8 @@ def pings(made: Machine, name: str, count: int) -> tuple[list[float], list[float
 def figures(quick: bool) -> list[Figure]:
     if (why_not := needs.missing()) is not None:
         return [missing("real guests", "", "", why_not)]
-    from tests.libvirt import machine as rig
-    from tests.libvirt.machine import Hypervisor, Size, machine
+    from magrathea_lab.rigs import guest_host as rig
+    from magrathea_lab.rigs.guest_host import Hypervisor, Size, machine
 
     count, look_s = (QUICK_ROUNDS, QUICK_LOOK_S) if quick else (ROUNDS, LOOK_S)
     with Hypervisor({"n1": Size(), "p1": Size()}) as hypervisor:
@@ -205,7 +205,7 @@ def figures(quick: bool) -> list[Figure]:
 
 def _preempted(made: Machine, count: int, questions: int, look_s: float) -> list[Figure]:
     """What a preempted domain costs and answers: with its job stopped, then with a stray process beside."""
-    from tests.libvirt.guest import Job
+    from magrathea_lab.rigs.guest import Job
 
     idle = cpu_percent(made["n1"], look_s)
     job = victim(made)

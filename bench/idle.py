@@ -12,8 +12,9 @@ import time
 
 import psutil
 
+from magrathea_lab.rigs.local_host import one_host, until
+
 from .figure import Figure, as_json, below, table
-from .host import one_host, until
 
 SECONDS, QUICK_SECONDS = 300.0, 30.0
 SETTLE_S = 3.0

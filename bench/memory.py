@@ -20,8 +20,8 @@ from .figure import Figure, at_most, below, missing, percentile, progress, run
 from .guests import LIST_S
 
 if TYPE_CHECKING:
-    from tests.libvirt.guest import Guest, Job
-    from tests.libvirt.machine import Hypervisor, Machine
+    from magrathea_lab.rigs.guest import Guest, Job
+    from magrathea_lab.rigs.guest_host import Hypervisor, Machine
 
 BIG_MIB, FLOOR_MIB, HELD_MIB = 2048, 512, 1024
 STEP_MIB = 256
@@ -82,7 +82,7 @@ def balloon(guest: Guest, mib: int, limit_s: float = LIMIT_S) -> None:
     """The plain balloon: set the target, wait until it is there. Raises AssertionError after `limit_s`."""
     import libvirt
 
-    from tests.libvirt.guest import until
+    from magrathea_lab.rigs.guest import until
 
     guest.domain.setMemoryFlags(mib * 1024, libvirt.VIR_DOMAIN_AFFECT_LIVE)
     until(lambda: abs(has_mib(guest) - mib) <= 2, limit_s, f"{guest.name} at {mib} MiB")
@@ -101,7 +101,7 @@ def seconds(*works: Callable[[], object]) -> float:
 
 def life(guest: Guest) -> tuple[int | None, float | None]:
     """What the guest has left, and how long its MoM takes for a new process."""
-    from tests.libvirt.guest import GuestError
+    from magrathea_lab.rigs.guest import GuestError
 
     try:
         began = time.monotonic()
@@ -120,7 +120,7 @@ def touched(guest: Guest) -> int:
 def touched_again(guest: Guest, before: int, began: float) -> float:
     """Seconds from `began` until the job has gone over all its memory once more, by its own clock: the pass in which it
     was stopped does not count. Seldom asked, for that takes the guest's CPU. LIMIT_S if it was given up."""
-    from tests.libvirt.guest import GuestError
+    from magrathea_lab.rigs.guest import GuestError
 
     while time.monotonic() - began < LIMIT_S:
         time.sleep(LOOK_S)
@@ -144,7 +144,7 @@ def settings(small: int) -> dict[str, object]:
 
 def priority(made: Machine) -> tuple[Job, float]:
     """A priority job that needs all that n1 can give, and how long it took until it had it."""
-    from tests.libvirt.guest import Job
+    from magrathea_lab.rigs.guest import Job
 
     job = Job("2", "priority", "sleep 3600", memory_mib=BIG_MIB - FLOOR_MIB)
 
@@ -162,9 +162,9 @@ def priority(made: Machine) -> tuple[Job, float]:
 
 def ours(hypervisor: Hypervisor) -> tuple[float, Way]:
     """Magrathea: seconds for an idle domain's memory, and the way of a stopped job's."""
-    from tests.libvirt import machine as rig
-    from tests.libvirt.guest import Job
-    from tests.libvirt.machine import machine
+    from magrathea_lab.rigs import guest_host as rig
+    from magrathea_lab.rigs.guest import Job
+    from magrathea_lab.rigs.guest_host import machine
 
     rig.LIST_S = LIST_S
     n1, p1 = hypervisor.guests["n1"], hypervisor.guests["p1"]
@@ -194,7 +194,7 @@ def ours(hypervisor: Hypervisor) -> tuple[float, Way]:
 
 def plain(hypervisor: Hypervisor) -> tuple[float, Way]:
     """The balloon alone, no node daemon."""
-    from tests.libvirt.guest import GuestError, until
+    from magrathea_lab.rigs.guest import GuestError, until
 
     n1, p1 = hypervisor.guests["n1"], hypervisor.guests["p1"]
     balloon(p1, FLOOR_MIB)
@@ -221,7 +221,7 @@ def plain(hypervisor: Hypervisor) -> tuple[float, Way]:
 
 
 def hypervisor(iops: int, autodeflate: bool) -> Hypervisor:
-    from tests.libvirt.machine import Hypervisor, Size
+    from magrathea_lab.rigs.guest_host import Hypervisor, Size
 
     n1 = Size(BIG_MIB, swap_mib=HELD_MIB + 512, swap_iops=iops, autodeflate=autodeflate)
     return Hypervisor({"n1": n1, "p1": Size(BIG_MIB)})
@@ -241,8 +241,8 @@ def pair(iops: int) -> tuple[tuple[float, Way], tuple[float, Way]]:
 
 def lost_jobs(count: int) -> tuple[int, int, list[float]]:
     """(preemptions, jobs lost or damaged, seconds each until p1 had its memory) of jobs that hold 50 to 95 % of n1."""
-    from tests.libvirt.guest import Job, holding
-    from tests.libvirt.machine import Hypervisor, Size, machine
+    from magrathea_lab.rigs.guest import Job, holding
+    from magrathea_lab.rigs.guest_host import Hypervisor, Size, machine
 
     done, lost, waits = 0, 0, []
     each = -(-count // len(SHARES))

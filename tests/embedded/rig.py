@@ -20,10 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import zmq
-import zmq.asyncio
-
-from magrathea.messages import HEARTBEAT_S, BookEntry, Books, Heartbeat, Resend, Snapshot, decode_to_hub, encode
+from magrathea_lab.rigs.hub_rig import HubRig
 
 ROOT = """
 import os, signal, subprocess, sys
@@ -96,74 +93,6 @@ async def until(condition: Callable[[], Any], seconds: float, what: str | Callab
     while not condition():
         assert time.monotonic() < end, f"not within {seconds:g} s: {what if isinstance(what, str) else what()}"
         await asyncio.sleep(0.01)
-
-
-class HubRig:
-    """Books what hosts want stopped; takes it back when they are ready."""
-
-    def __init__(self, endpoint: str) -> None:
-        self.endpoint = endpoint
-        self.snapshots: list[Snapshot] = []
-        self.booked: dict[tuple[str, int], bool] = {}
-        self.booking = True
-        """False: it only listens."""
-        self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._tasks: list[asyncio.Task[None]] = []
-        self._peers: set[bytes] = set()
-
-    def start(self) -> None:
-        self._socket.bind(self.endpoint)
-        loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._serve()), loop.create_task(self._beat())]
-
-    @property
-    def last(self) -> Snapshot | None:
-        return self.snapshots[-1] if self.snapshots else None
-
-    async def _serve(self) -> None:
-        while True:
-            peer, data = await self._socket.recv_multipart()
-            message = decode_to_hub(data)
-            if peer not in self._peers:
-                self._peers.add(peer)
-                await self._socket.send_multipart([peer, encode(Resend())])
-            if isinstance(message, Snapshot):
-                self.snapshots.append(message)
-                if self.booking:
-                    await self._book(peer, message)
-            else:
-                beat = Heartbeat(sender="hub", boot_id="hub", revision=0)
-                await self._socket.send_multipart([peer, encode(beat)])
-
-    async def _book(self, peer: bytes, snapshot: Snapshot) -> None:
-        jobs = {(j.id, j.run): j for d in snapshot.domains for j in d.jobs}
-        for key in [k for k in self.booked if k not in jobs]:
-            del self.booked[key]
-        for key, job in jobs.items():
-            if job.stop:
-                self.booked[key] = True
-            elif job.ready:
-                self.booked.pop(key, None)
-        entries = [BookEntry(id=i, run=r, booked=True, held=False) for i, r in sorted(self.booked)]
-        books = Books(hub_id="hub", acked_revision=snapshot.revision, jobs=entries)
-        await self._socket.send_multipart([peer, encode(books)])
-
-    async def _beat(self) -> None:
-        while True:
-            for peer in self._peers:
-                beat = Heartbeat(sender="hub", boot_id="hub", revision=0)
-                await self._socket.send_multipart([peer, encode(beat)])
-            await asyncio.sleep(HEARTBEAT_S / 2)
-
-    async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._socket.close(linger=0)
-        self._context.term()
 
 
 class Rig:

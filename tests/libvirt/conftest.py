@@ -15,8 +15,9 @@ import pytest
 from magrathea_lab.guests import needs
 
 if TYPE_CHECKING:
+    from magrathea_lab.rigs.guest_host import Hypervisor, Machine
+
     from .containers import Containers
-    from .machine import Hypervisor, Machine
 
 HERE = Path(__file__).parent
 REQUIRED = os.environ.get("MAGRATHEA_REQUIRE_LIBVIRT") == "1"
@@ -53,7 +54,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def hypervisor() -> Iterator[Hypervisor]:
     """A private libvirtd with two small guests that are up; put in order after each test by `machine`."""
-    from .machine import Hypervisor, Size
+    from magrathea_lab.rigs.guest_host import Hypervisor, Size
 
     small = Size(memory_mib=256, zram_mib=128)
     with Hypervisor({"n1": small, "p1": small}) as made:
@@ -63,7 +64,7 @@ def hypervisor() -> Iterator[Hypervisor]:
 @pytest.fixture
 def machine(hypervisor: Hypervisor) -> Iterator[Machine]:
     """Both guests under a real node daemon (exclusive), their agents connected, without jobs."""
-    from .machine import machine as context
+    from magrathea_lab.rigs.guest_host import machine as context
 
     with context(hypervisor) as made:
         yield made
@@ -74,8 +75,9 @@ def containers() -> Iterator[Containers]:
     """The same with two containers of LXC; the tests are skipped where this machine lets none start, with its words."""
     import libvirt
 
+    from magrathea_lab.rigs.guest_host import Size
+
     from .containers import PYTHON, Containers
-    from .machine import Size
 
     if not PYTHON.exists():
         pytest.skip(f"containers run the agent by the host's {PYTHON}, which is missing")
@@ -93,7 +95,7 @@ def containers() -> Iterator[Containers]:
 @pytest.fixture(params=["qemu", "lxc"])
 def anywhere(request: pytest.FixtureRequest) -> Iterator[Machine]:
     """As `machine`, for what must hold in virtual machines and in containers alike."""
-    from .machine import machine as context
+    from magrathea_lab.rigs.guest_host import machine as context
 
     with context(request.getfixturevalue("hypervisor" if request.param == "qemu" else "containers")) as made:
         yield made

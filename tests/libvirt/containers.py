@@ -14,8 +14,8 @@ from pathlib import Path
 
 import libvirt
 
-from .guest import Guest, Port
-from .machine import TREE, Hypervisor, Size
+from magrathea_lab.rigs.guest import Guest, Port
+from magrathea_lab.rigs.guest_host import TREE, Hypervisor, Size
 
 AGENT = Path(__file__).parents[2] / "node_daemon" / "agent"
 PYTHON = Path("/usr/bin/python3")

@@ -16,10 +16,9 @@ from click.testing import CliRunner, Result
 
 from magrathea.cli.main import cli
 from magrathea_lab.guests.private_libvirtd import QEMU_USER
+from magrathea_lab.rigs.guest import until
+from magrathea_lab.rigs.guest_host import Hypervisor, ask
 from node_daemon.setup import adopt
-
-from .guest import until
-from .machine import Hypervisor, ask
 
 BOOT_S = 60.0
 SERVICES = ("--kind", "{0}n1=service", "--kind", "{0}p1=service")

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from magrathea_lab.rigs.guest import Job
+from magrathea_lab.rigs.guest_host import Machine
 from node_daemon.claims.channel import SILENT_S
-
-from .guest import Job
-from .machine import Machine
 
 PORT = "/dev/virtio-ports/org.magrathea.0"
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
+from magrathea_lab.rigs.guest import Guest, Job
+from magrathea_lab.rigs.guest_host import Machine
+from magrathea_lab.rigs.guest_host import machine as context
 from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, DriverError
 from node_daemon.hypervisor.libvirt.driver import LibvirtDriver
 
 from ..swap import swap
 from .containers import AFTER_END_S, Containers, holding
-from .guest import Guest, Job
-from .machine import Machine
-from .machine import machine as context
 
 SIZE_MIB, SMALL_MIB, FLOOR_MIB = 256, 96, 64
 CAPACITY_MIB = SIZE_MIB + SMALL_MIB

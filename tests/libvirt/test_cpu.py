@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from . import machine as machines
-from .guest import Job
-from .machine import Machine
+from magrathea_lab.rigs import guest_host as machines
+from magrathea_lab.rigs.guest import Job
+from magrathea_lab.rigs.guest_host import Machine
 
 CAP_PERCENT = 5
 """Not the default, so that the configuration is seen to be heeded."""

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
+from magrathea_lab.rigs.guest_host import Hypervisor
 from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, SAVE, DomainChange, DomainReading, DriverError, Others
 from node_daemon.hypervisor.libvirt.driver import LibvirtDriver
-
-from .machine import Hypervisor
 
 Work = Callable[[LibvirtDriver, list[DomainChange]], Coroutine[Any, Any, None]]
 

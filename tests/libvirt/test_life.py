@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from .guest import Guest, GuestError, Job
-from .machine import Hypervisor, Machine, machine
+from magrathea_lab.rigs.guest import Guest, GuestError, Job
+from magrathea_lab.rigs.guest_host import Hypervisor, Machine, machine
 
 LIFE_S = 60.0
 """For a guest to boot under emulation on a busy machine."""

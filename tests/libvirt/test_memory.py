@@ -16,9 +16,9 @@ from typing import Any
 import libvirt
 import pytest
 
-from .guest import Guest, GuestError, Job, holding, until
-from .machine import Hypervisor, Machine, Size
-from .machine import machine as context
+from magrathea_lab.rigs.guest import Guest, GuestError, Job, holding, until
+from magrathea_lab.rigs.guest_host import Hypervisor, Machine, Size
+from magrathea_lab.rigs.guest_host import machine as context
 
 SIZE_MIB = 448
 SMALL_MIB = 176

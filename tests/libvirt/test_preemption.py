@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .guest import Job
-from .machine import Machine
+from magrathea_lab.rigs.guest import Job
+from magrathea_lab.rigs.guest_host import Machine
 
 
 def test_a_priority_job_stops_the_preemptible_one_which_goes_on_after_it(anywhere: Machine) -> None:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import libvirt
 import pytest
 
-from .guest import Job
-from .machine import Hypervisor, Machine
-from .machine import machine as a_machine
+from magrathea_lab.rigs.guest import Job
+from magrathea_lab.rigs.guest_host import Hypervisor, Machine
+from magrathea_lab.rigs.guest_host import machine as a_machine
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ root is made of Debian's packages; OpenPBS is put in at run time, as it is insta
 
 Rule 1: the guests share no file system with the server's machine: MoM leaves a job's output in the guest, where
 `Fleet.output` reads it.
-Rule 2: what a test knows of a guest's inside it asks over a virtio-serial port of its own (tests/libvirt/guest.py).
+Rule 2: what a test knows of a guest's inside it asks over a virtio-serial port of its own (rigs/guest.py).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from magrathea_lab.clusters.private_openpbs import FIRST_UID, HEAD, PrivateOpenP
 from magrathea_lab.fleet import DomainSpec, HostSpec
 from magrathea_lab.guests.image import NETWORK_MODULES, Extra
 from magrathea_lab.guests.private_libvirtd import QEMU_USER
-from tests.libvirt.guest import Guest, GuestError, until
-from tests.libvirt.machine import Hypervisor, Size, ask
+from magrathea_lab.rigs.guest import Guest, GuestError, until
+from magrathea_lab.rigs.guest_host import Hypervisor, Size, ask
 
 SIZE_MIB = 480
 SMALL_MIB = 224

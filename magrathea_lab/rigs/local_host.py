@@ -15,24 +15,17 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import zmq
 
 from magrathea import client
-from magrathea.messages import (
-    HEARTBEAT_S,
-    Books,
-    Heartbeat,
-    Snapshot,
-    decode_to_hub,
-    encode,
-)
+from magrathea.messages import Snapshot
+
+from .hub_rig import HubThread
 
 START_S = 20.0
 """For everything to stand; on an idle machine it takes one second."""
@@ -85,40 +78,6 @@ def until(true: Callable[[], object], what: str, seconds: float = START_S) -> No
         if time.monotonic() > end:
             raise TimeoutError(f"waited {seconds:g} s for {what}")
         time.sleep(0.002)
-
-
-class Hub:
-    """Answers a daemon's snapshots with empty books: nothing is booked in PBS, so the host alone lifts its stops."""
-
-    def __init__(self, endpoint: str) -> None:
-        self._endpoint = endpoint
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
-            router.setsockopt(zmq.LINGER, 0)
-            router.bind(self._endpoint)
-            hosts: set[bytes] = set()
-            next_beat = 0.0
-            while not self._over.is_set():
-                if router.poll(200):
-                    host, data = router.recv_multipart()
-                    message = decode_to_hub(data)
-                    if isinstance(message, Snapshot):
-                        books = Books(hub_id="bench", acked_revision=message.revision, jobs=[])
-                        router.send_multipart([host, encode(books)])
-                    hosts.add(host)
-                if time.monotonic() >= next_beat:
-                    next_beat = time.monotonic() + HEARTBEAT_S
-                    beat = encode(Heartbeat(sender="bench", boot_id="bench", revision=0))
-                    for host in hosts:
-                        router.send_multipart([host, beat])
-
-    def close(self) -> None:
-        self._over.set()
-        self._thread.join(5)
 
 
 @dataclass
@@ -195,7 +154,8 @@ def one_host(program: str = "", agents: tuple[str, ...] = ("n1", "p1")) -> Itera
     job = f"{os.getpid()}.bench"
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="magrathea-bench-")))
-        hub = Hub(f"ipc://{place}/hub")
+        hub = HubThread(f"ipc://{place}/hub", books=False)
+        hub.start()
         stack.callback(hub.close)
         roots = {}
         for name in ("n1", "p1"):

@@ -1,4 +1,4 @@
-"""One guest of the tests: its libvirt domain, and what a test does inside it (guest/usr/lib/magrathea-test/mom.py)."""
+"""One guest of a rig: its libvirt domain, and what is done inside it (../guests/rig/usr/lib/magrathea-test/mom.py)."""
 
 from __future__ import annotations
 

@@ -4,7 +4,6 @@ test a node daemon, a hub's part, and MoM's lists in the guests (`Machine`). All
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -12,23 +11,22 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import libvirt
 
-from magrathea_lab.guests.image import NOTHING_MORE, Extra, Image, build
-from magrathea_lab.guests.private_libvirtd import QEMU_USER, PrivateLibvirtd
-from magrathea_lab.guests.xml import guest_xml
-
-from ..embedded.rig import HubRig
+from ..guests.image import NOTHING_MORE, Extra, Image, build
+from ..guests.private_libvirtd import QEMU_USER, PrivateLibvirtd
+from ..guests.xml import guest_xml
 from .guest import Guest, GuestError, Job, until
+from .hub_rig import HubThread
 
 T = TypeVar("T")
 
-TREE = Path(__file__).with_name("guest")
+TREE = Path(__file__).parents[1] / "guests" / "rig"
 """What the tests' guests have beyond the plain ones: a stand-in for MoM that does what a test asks."""
 BOOT_S = 60.0
 LIST_S = 0.5
@@ -192,7 +190,7 @@ class Hypervisor:
 class Machine:
     """A host: the hypervisor's guests under a real node daemon. `kinds`: of each guest (p*: priority, others: normal).
 
-    `extra`: more lines for noded.toml's [host]; `tables`: more of its tables. The hub's part is tests/embedded's: it
+    `extra`: more lines for noded.toml's [host]; `tables`: more of its tables. The hub's part is hub_rig's: it
     books what the daemon wants stopped, and takes it back when the host is ready.
     """
 
@@ -212,7 +210,7 @@ class Machine:
         self.guests = self.hypervisor.guests
         self.folder = self.hypervisor.folder
         self.daemon: subprocess.Popen[bytes] | None = None
-        self.hub = _HubThread(f"ipc://{self.folder}/hub.ipc")
+        self.hub = HubThread(f"ipc://{self.folder}/hub.ipc")
         self._lists: dict[str, threading.Thread] = {}
         self._over = threading.Event()
 
@@ -370,46 +368,6 @@ scripts = "{self.folder}/scripts"
             return guest.stands(job) if letters == "T" else bool(states) and states <= set(letters)
 
         self.until(so, seconds, lambda: f"processes of {job.id} in {name} are {letters}, not {guest.states(job)}")
-
-
-class _HubThread:
-    """tests/embedded's hub, in a thread with its own event loop."""
-
-    def __init__(self, endpoint: str) -> None:
-        self._endpoint = endpoint
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="hub", daemon=True)
-        self._hub: HubRig | None = None
-
-    def start(self) -> None:
-        self._thread.start()
-
-        async def make() -> HubRig:
-            hub = HubRig(self._endpoint)
-            hub.start()
-            return hub
-
-        self._hub = self._do(make())
-
-    def _do(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(15)
-
-    @property
-    def last(self) -> Any:
-        return self._hub.last if self._hub is not None else None
-
-    @property
-    def booked(self) -> dict[tuple[str, int], bool]:
-        return dict(self._hub.booked) if self._hub is not None else {}
-
-    def close(self) -> None:
-        if self._hub is not None:
-            self._do(self._hub.close())
-            self._hub = None
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(10)
-        self._loop.close()
 
 
 def ask(path: Path, message: dict[str, Any], seconds: float = 10.0) -> dict[str, Any]:

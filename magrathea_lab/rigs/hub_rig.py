@@ -1,0 +1,122 @@
+"""The hub's part for one host, without PBS: it answers snapshots over ZeroMQ and books what the host wants stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import zmq
+import zmq.asyncio
+
+from magrathea.messages import HEARTBEAT_S, BookEntry, Books, Heartbeat, Resend, Snapshot, decode_to_hub, encode
+
+T = TypeVar("T")
+
+
+class HubRig:
+    """Books what hosts want stopped; takes it back when they are ready. `books` False: it books nothing, so that each
+    host alone lifts its stops."""
+
+    def __init__(self, endpoint: str, *, books: bool = True) -> None:
+        self.endpoint = endpoint
+        self.books = books
+        self.snapshots: list[Snapshot] = []
+        self.booked: dict[tuple[str, int], bool] = {}
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._peers: set[bytes] = set()
+
+    def start(self) -> None:
+        self._socket.bind(self.endpoint)
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._serve()), loop.create_task(self._beat())]
+
+    @property
+    def last(self) -> Snapshot | None:
+        return self.snapshots[-1] if self.snapshots else None
+
+    async def _serve(self) -> None:
+        while True:
+            peer, data = await self._socket.recv_multipart()
+            message = decode_to_hub(data)
+            if peer not in self._peers:
+                self._peers.add(peer)
+                await self._socket.send_multipart([peer, encode(Resend())])
+            if isinstance(message, Snapshot):
+                self.snapshots.append(message)
+                await self._answer(peer, message)
+            else:
+                beat = Heartbeat(sender="hub", boot_id="hub", revision=0)
+                await self._socket.send_multipart([peer, encode(beat)])
+
+    async def _answer(self, peer: bytes, snapshot: Snapshot) -> None:
+        jobs = {(j.id, j.run): j for d in snapshot.domains for j in d.jobs}
+        for key in [k for k in self.booked if k not in jobs]:
+            del self.booked[key]
+        for key, job in jobs.items():
+            if job.stop and self.books:
+                self.booked[key] = True
+            elif job.ready:
+                self.booked.pop(key, None)
+        entries = [BookEntry(id=i, run=r, booked=True, held=False) for i, r in sorted(self.booked)]
+        books = Books(hub_id="hub", acked_revision=snapshot.revision, jobs=entries)
+        await self._socket.send_multipart([peer, encode(books)])
+
+    async def _beat(self) -> None:
+        while True:
+            for peer in self._peers:
+                beat = Heartbeat(sender="hub", boot_id="hub", revision=0)
+                await self._socket.send_multipart([peer, encode(beat)])
+            await asyncio.sleep(HEARTBEAT_S / 2)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._socket.close(linger=0)
+        self._context.term()
+
+
+class HubThread:
+    """A HubRig in a thread with its own event loop."""
+
+    def __init__(self, endpoint: str, *, books: bool = True) -> None:
+        self._endpoint, self._books = endpoint, books
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="hub", daemon=True)
+        self._hub: HubRig | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+        async def make() -> HubRig:
+            hub = HubRig(self._endpoint, books=self._books)
+            hub.start()
+            return hub
+
+        self._hub = self._do(make())
+
+    def _do(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(15)
+
+    @property
+    def last(self) -> Any:
+        return self._hub.last if self._hub is not None else None
+
+    @property
+    def booked(self) -> dict[tuple[str, int], bool]:
+        return dict(self._hub.booked) if self._hub is not None else {}
+
+    def close(self) -> None:
+        if self._hub is not None:
+            self._do(self._hub.close())
+            self._hub = None
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(10)
+        self._loop.close()
