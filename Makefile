@@ -18,7 +18,7 @@ PACKAGES = libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-driver-lxc l
   qemu-system-x86 qemu-utils gcc pkg-config cpio e2fsprogs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages libvirt demo test test-openpbs bench lint clean
+.PHONY: help setup packages libvirt demo check test test-guests test-openpbs bench lint clean
 
 help: ## this text
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -58,32 +58,38 @@ lint: setup ## format, ruff, mypy --strict, and which way imports go
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
 
-# Each worker has a cluster of its own.
-ON_OPENPBS = $(if $(wildcard /opt/pbs/sbin/pbs_server),-n 3 --dist loadfile)
+# Most tests wait for processes more than they compute, hence two workers a core. A file stays with one worker, because its
+# tests share what they have started; the longest ones begin first (tests/conftest.py).
+WORKERS ?= $(shell expr 2 \* $$(nproc))
+BESIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# On OpenPBS each worker has a cluster of its own, of some 60 processes.
+CLUSTERS ?= 3
 
-# On real servers and emulated guests beside each other a test may fail for want of time: it is run once more, and the
-# summary names it (RERUN). Whoever fails twice has failed. No other suite is given that.
-AGAIN = --reruns 1 -rsR
+# On real servers and emulated guests a test may fail for want of time: it is run once more. .reruns.log keeps when, which
+# and why. `make test` runs nothing again.
+AGAIN = --reruns 1
 
-# The suite on OpenPBS mostly waits, and guests boot, so both run beside the others; each report comes whole.
-test: lint libvirt ## everything: lint, then all suites; says what it could not run
+check: lint ## before each commit, under a minute: lint, unit tests, properties with few examples
+	$(BIN)/pytest -n $$(nproc) --dist worksteal --hypothesis-profile=small tests/unit tests/property
+
+test: lint libvirt ## all suites in ten minutes, and the first tests of those on real systems
 ifeq ($(TESTS),tests)
-	@$(BIN)/pytest -rs --ignore=tests/openpbs --ignore=tests/libvirt tests > .tests.log 2>&1 & others=$$!; \
-	$(BIN)/pytest $(AGAIN) tests/libvirt > .libvirt.log 2>&1 & guests=$$!; \
-	trap 'kill $$others $$guests 2>/dev/null' EXIT INT TERM; \
-	echo "tests/openpbs, beside all the others:"; $(BIN)/pytest $(AGAIN) $(ON_OPENPBS) tests/openpbs; openpbs=$$?; \
-	echo "all the others:"; tail -n +1 -f --pid=$$others .tests.log; wait $$others; rest=$$?; \
-	echo "tests/libvirt:"; tail -n +1 -f --pid=$$guests .libvirt.log; wait $$guests; real=$$?; \
-	test $$openpbs = 0 && test $$rest = 0 && test $$real = 0
+	$(BIN)/pytest -rs $(BESIDE) -m 'first or not real' tests
 else
 	$(BIN)/pytest -rs $(TESTS)
 endif
 
-test-openpbs: libvirt ## the suite on a real OpenPBS in /opt/pbs (root); without one it fails
-	MAGRATHEA_REQUIRE_OPENPBS=1 $(BIN)/pytest -rs $(ON_OPENPBS) tests/openpbs
+# REQUIRED= : where something is missing, the summary says what, and the run does not fail.
+REQUIRED ?= 1
+
+test-guests: libvirt ## the whole suite on real virtual machines and containers (root)
+	MAGRATHEA_REQUIRE_LIBVIRT=$(REQUIRED) $(BIN)/pytest -rs $(AGAIN) tests/libvirt
+
+test-openpbs: libvirt ## the whole suite on a real OpenPBS in /opt/pbs (root)
+	MAGRATHEA_REQUIRE_OPENPBS=$(REQUIRED) $(BIN)/pytest -rs $(AGAIN) -n $(CLUSTERS) --dist loadfile tests/openpbs
 
 bench: libvirt ## all figures, one table
 	$(BIN)/python -m bench $(if $(QUICK),--quick)
 
 clean: ## remove what was built
-	rm -rf .venv .tests.log .libvirt.log build dist
+	rm -rf .venv .reruns.log build dist

@@ -1,11 +1,70 @@
-"""What all suites share: a test that was run once more (Makefile, AGAIN) says what had failed the first time."""
+"""What all suites share: how much hypothesis tries, which tests need a real system, and what is printed at the end.
+
+Hypothesis has three profiles (`pytest --hypothesis-profile=NAME`): `small` for `make check`, always the same examples;
+`default` for `make test`; `thorough` for a night. Tests state multiples of a profile's number, no numbers of their own.
+No profile has a deadline: how long an example takes says more about the machine than about the code.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from hypothesis import HealthCheck, settings
+
+from . import real_systems, reruns
+
+HERE = Path(__file__).parent
+LONGEST_FIRST = ("openpbs", "libvirt", "embedded")
+"""With several workers the run ends with the quick ones, so that no worker waits long for another's last test."""
+EXAMPLES = {"small": 25, "default": 200, "thorough": 4_000}
+"""For all property tests `small` takes seconds, `default` a minute, `thorough` a quarter of an hour."""
+
+for name, number in EXAMPLES.items():
+    settings.register_profile(
+        name,
+        max_examples=number,
+        derandomize=name == "small",  # a failure of `make check` belongs to the change, not to the dice
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+        print_blob=True,
+    )
+settings.load_profile("default")
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for report in terminalreporter.stats.get("rerun", []):
-        terminalreporter.write_sep("_", f"run once more: {report.nodeid} ({report.when})")
-        terminalreporter.write_line(report.longreprtext)
+def pytest_configure(config: pytest.Config) -> None:
+    reruns.pytest_configure(config)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """What cannot be run is not even imported: libvirt's binding may be missing."""
+    missing = [suite for suite in real_systems.SUITES if suite.lacks is not None]
+    return True if any(suite.has(collection_path) for suite in missing) else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if any(suite.has(item.path) for suite in real_systems.SUITES):
+            item.add_marker("real")
+    items.sort(key=_place)
+
+
+def _place(item: pytest.Item) -> int:
+    folder = item.path.relative_to(HERE).parts[0]
+    return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    suites = real_systems.left_out(session.config)
+    if suites and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        failed = any(suite.required for suite in suites)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED if failed else pytest.ExitCode.OK
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for suite in real_systems.left_out(config):
+        word = "FAILED" if suite.required else "NOT RUN"
+        terminalreporter.write_line(
+            f"{suite.name}: {word}: {suite.lacks}", red=suite.required, yellow=not suite.required
+        )

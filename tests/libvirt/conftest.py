@@ -1,54 +1,16 @@
-"""Real guests for the session: a private libvirtd with a normal domain n1 and a priority domain p1.
-
-Where this machine lacks something the summary says in one line what; with MAGRATHEA_REQUIRE_LIBVIRT=1 such a run fails.
-"""
+"""Real guests for the session: a private libvirtd with a normal domain n1 and a priority domain p1."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-
-from magrathea_lab.guests import needs
 
 if TYPE_CHECKING:
     from magrathea_lab.rigs.guest_host import Hypervisor, Machine
 
     from .containers import Containers
-
-HERE = Path(__file__).parent
-REQUIRED = os.environ.get("MAGRATHEA_REQUIRE_LIBVIRT") == "1"
-
-
-WHY_NOT = needs.missing(("qemu", "lxc"))
-
-_left_out = 0
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where guests cannot be had, take these tests out of the run; the summary and the exit code speak of them."""
-    global _left_out
-    if WHY_NOT is None:
-        return
-    mine = [item for item in items if HERE in item.path.parents]
-    _left_out = len(mine)
-    items[:] = [item for item in items if HERE not in item.path.parents]
-    config.hook.pytest_deselected(items=mine)
-
-
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    if _left_out and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED if REQUIRED else pytest.ExitCode.OK
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _left_out:
-        line = f"tests/libvirt: {'FAILED' if REQUIRED else 'NOT RUN'}: {_left_out} tests: {WHY_NOT}"
-        terminalreporter.write_line(line, red=REQUIRED, yellow=not REQUIRED)
 
 
 @pytest.fixture(scope="session")

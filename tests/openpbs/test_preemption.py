@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from magrathea_lab.clusters.openpbs import OpenPbsCluster
 from magrathea_lab.fleet import COUNTED, EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
@@ -46,6 +48,7 @@ def test_a_job_with_a_walltime_of_10_s_preempted_for_20_s_finishes(fleet: OpenPb
         wait_all_free(fleet, EXCLUSIVE)
 
 
+@pytest.mark.first
 def test_the_full_cycle_as_qstat_and_pbsnodes_show_it(fleet: OpenPbsCluster) -> None:
     with fleet.only(EXCLUSIVE):
         low = fleet.submit("low", 120)

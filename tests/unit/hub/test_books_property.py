@@ -176,7 +176,5 @@ def lose(operation: str, subject: str) -> None:
         raise PbsError(Code.NO_MOM, "no MoM", transient=True)
 
 
-Books.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-)
+Books.TestCase.settings = settings(stateful_step_count=40, suppress_health_check=list(HealthCheck))
 TestBooks = Books.TestCase

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Stopper
@@ -577,7 +577,6 @@ async def moving(o: Owner, name: str, mib: Callable[[], int], over: asyncio.Even
         await asyncio.sleep(0.5)
 
 
-@settings(max_examples=150, deadline=None)
 @given(guests("n1"), guests("p1"), st.integers(64, 3000), st.integers(64, 3000), wishes)
 def test_whatever_happens_no_balloon_kills_and_nothing_is_given_twice(
     one: ModelGuest, other: ModelGuest, first: int, second: int, then: list[Wish]

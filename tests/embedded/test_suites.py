@@ -1,0 +1,81 @@
+"""What the suites say of themselves: what was run once more, and what this machine cannot run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests import reruns
+from tests.real_systems import HERE, RealSuite
+
+ROOT = HERE.parent
+FLAKY = """
+tried = []
+def test_that_needs_two_runs():
+    tried.append(1)
+    assert len(tried) == 2, "the first run fails"
+"""
+LACKING = """
+import pytest
+from pathlib import Path
+from tests import conftest, real_systems
+suite = real_systems.RealSuite(Path(__file__).parent / "real", "no such system here", "MAGRATHEA_REQUIRE_NOTHING")
+real_systems.HERE, real_systems.SUITES = Path(__file__).parent, (suite,)
+from tests.conftest import pytest_ignore_collect, pytest_sessionfinish, pytest_terminal_summary
+"""
+
+
+def run_pytest(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """pytest in `folder`, which has its own configuration, so that nothing here is part of it."""
+    (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+        cwd=folder, env={**inherited, "PYTHONPATH": str(ROOT), **environment}, text=True, capture_output=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "with workers"])
+def test_a_rerun_is_written_down_with_its_reason(tmp_path: Path, workers: list[str]) -> None:
+    (tmp_path / "test_flaky.py").write_text(FLAKY, encoding="utf-8")
+    done = run_pytest(tmp_path, "-p", "tests.reruns", "--reruns", "1", *workers)
+    assert done.returncode == 0, done.stdout
+    head, *why = (tmp_path / reruns.NAME).read_text(encoding="utf-8").splitlines()
+    assert head.startswith("== 20") and head.endswith("test_flaky.py::test_that_needs_two_runs (call)")
+    assert any("the first run fails" in line for line in why)
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "with workers"])
+@pytest.mark.parametrize(("required", "word", "code"), [("", "NOT RUN", 0), ("1", "FAILED", 1)])
+def test_a_suite_that_this_machine_cannot_run_is_one_line(
+    tmp_path: Path, workers: list[str], required: str, word: str, code: int
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "test_it.py").write_text("import a_binding_that_is_missing\n", encoding="utf-8")
+    (tmp_path / "conftest.py").write_text(LACKING, encoding="utf-8")
+    done = run_pytest(tmp_path, *workers, ".", MAGRATHEA_REQUIRE_NOTHING=required)
+    said = [line for line in done.stdout.splitlines() if "no such system here" in line]
+    assert said == [f"{tmp_path.name}/real: {word}: no such system here"], done.stdout
+    assert done.returncode == code, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("argument", "wanted"),
+    [
+        ("tests", True),
+        ("tests/openpbs", True),
+        ("tests/openpbs/test_hub.py::test_it", True),
+        ("tests/unit", False),
+        ("tests/openpbs_like", False),
+    ],
+)
+def test_only_what_was_asked_for_is_missed(argument: str, wanted: bool) -> None:
+    suite = RealSuite(ROOT / "tests" / "openpbs", "nothing", "MAGRATHEA_REQUIRE_NOTHING")
+    config: Any = SimpleNamespace(args=[argument], invocation_params=SimpleNamespace(dir=ROOT))
+    assert suite.wanted(config) is wanted

@@ -1,0 +1,63 @@
+"""The suites on real systems: what each needs, and the one line that says why it was not run.
+
+Their tests carry the mark `real`; those that also carry `first` belong to `make test`. What this machine lacks takes a
+suite out of the run. Where the suite was asked for (`MAGRATHEA_REQUIRE_OPENPBS=1`, `MAGRATHEA_REQUIRE_LIBVIRT=1`, as
+`make test-openpbs` and `make test-guests` set them) that run fails, so that nothing passes because it was skipped.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from magrathea_lab.clusters import openpbs_needs
+from magrathea_lab.guests import needs
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class RealSuite:
+    """A folder of tests, or one file of a folder that needs more than the others. `lacks`: None if it can be run."""
+
+    path: Path
+    lacks: str | None
+    requirement: str
+
+    @property
+    def name(self) -> str:
+        return str(self.path.relative_to(HERE.parent))
+
+    @property
+    def required(self) -> bool:
+        return os.environ.get(self.requirement) == "1"
+
+    def has(self, path: Path) -> bool:
+        return path == self.path or self.path in path.parents
+
+    def wanted(self, config: pytest.Config) -> bool:
+        """True if the paths on the command line include some of this suite."""
+        words = [Path(config.invocation_params.dir, word.partition("::")[0]).resolve() for word in config.args]
+        return any(self.has(path) or path in self.path.parents for path in words)
+
+
+def suites() -> tuple[RealSuite, ...]:
+    openpbs, guests = openpbs_needs.missing(), needs.missing()
+    found = [
+        RealSuite(HERE / "libvirt", needs.missing(("qemu", "lxc")), "MAGRATHEA_REQUIRE_LIBVIRT"),
+        RealSuite(HERE / "openpbs", openpbs, "MAGRATHEA_REQUIRE_OPENPBS"),
+    ]
+    if openpbs is None:
+        found.append(RealSuite(HERE / "openpbs" / "test_guests.py", guests, "MAGRATHEA_REQUIRE_LIBVIRT"))
+    return tuple(found)
+
+
+SUITES = suites()
+
+
+def left_out(config: pytest.Config) -> list[RealSuite]:
+    """Suites that this run was to have and cannot have."""
+    return [suite for suite in SUITES if suite.lacks is not None and suite.wanted(config)]

@@ -1,0 +1,33 @@
+"""Keeps why a test was run once more: .reruns.log has the time, the test and the whole report of its first failure.
+
+The suites on real systems may run a test again (Makefile, AGAIN). A test that is in this file twice in ten runs has a
+fault of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+NAME = ".reruns.log"
+
+
+class Reruns:
+    """Appends, because two suites may run side by side."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.outcome == "rerun":  # type: ignore[comparison-overlap]  # pytest-rerunfailures' own
+            when = datetime.now().astimezone().isoformat(timespec="seconds")
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(f"== {when} {report.nodeid} ({report.when})\n{report.longreprtext}\n")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # the controller gets all reports
+        config.pluginmanager.register(Reruns(config.rootpath / NAME))
