@@ -31,7 +31,7 @@ def refusal_codes() -> dict[str, set[str]]:
         for node in ast.walk(tree):
             for word in _words(node, places):
                 found.setdefault(word, set()).add(str(path.relative_to(ROOT)))
-    for word in re.findall(r'(?:Refusal\(\s*"|"magrathea: )([a-z-]+): ', SERVER_HOOK.read_text()):
+    for word in re.findall(r'(?:MayNotStart\(\s*"|"magrathea: )([a-z-]+): ', SERVER_HOOK.read_text()):
         found.setdefault(word, set()).add(str(SERVER_HOOK.relative_to(ROOT)))
     return found
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from scheduler_plugin.pbs.base import Code, Connect, PbsError, PbsJob, Vnode
-from scheduler_plugin.pbs.kinds import Settings
+from scheduler_plugin.pbs.kinds import KindSettings
 
 DEADLINE_S = 30.0
 """Longer than a MoM that is in a begin hook is silent."""
 
 
-def standin(settings: Settings) -> Connect:
+def standin(settings: KindSettings) -> Connect:
     """`kind = "standin"` of the hub's [pbs]. Raises PbsError."""
     if not settings.socket:
         raise PbsError(Code.NO_SERVER, "`socket` in [pbs] is missing; kind = 'standin' needs it")

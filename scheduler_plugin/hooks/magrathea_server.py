@@ -31,7 +31,7 @@ DEFAULT_HEARTBEAT_MAX_AGE_S = 30.0
 CLASSES = ("priority", "preemptible", "protected")
 
 
-class Refusal(Exception):
+class MayNotStart(Exception):
     """Why the job may not start now; the text becomes its comment."""
 
 
@@ -99,11 +99,11 @@ def hub_silent_s():
 
 
 def may_preempt(vnode, victim):
-    """Raises Refusal if there is no hub to book a preemption."""
+    """Raises MayNotStart if there is no hub to book a preemption."""
     silent_s = hub_silent_s()
     if silent_s is not None:
         since = "was never there" if silent_s == float("inf") else "has been silent for %d s" % silent_s
-        raise Refusal(
+        raise MayNotStart(
             "hub-lost: to start on %s it would preempt %s, and magrathea-hub %s; start it on the server's machine"
             % (vnode, victim, since)
         )
@@ -113,12 +113,12 @@ def check_exclusive(server, job, cls, name, siblings, wanted):
     seen = {str(job.id)}
     for sibling in siblings:
         if sibling in wanted:
-            raise Refusal("two-domains: %s and %s are domains of one host and never run together" % (name, sibling))
+            raise MayNotStart("two-domains: %s and %s are domains of one host and never run together" % (name, sibling))
         for other in jobs_on(server, server.vnode(sibling), seen):
             theirs = job_class(other.schedselect)
             if cls != "priority" or theirs != "preemptible":
                 where = "%s, on the host of %s," % (sibling, name)
-                raise Refusal("host-busy: %s has job %s of class %s" % (where, other.id, theirs))
+                raise MayNotStart("host-busy: %s has job %s of class %s" % (where, other.id, theirs))
             may_preempt(name, other.id)
 
 
@@ -126,7 +126,7 @@ def check_counted(server, job, cls, name, siblings, wanted, host_cpus):
     domains = [name, *siblings]
     mine = sum(wanted.get(domain, 0) for domain in domains)
     if mine > host_cpus:
-        raise Refusal("too-big: its %d CPUs on the host of %s exceed the host's %d" % (mine, name, host_cpus))
+        raise MayNotStart("too-big: its %d CPUs on the host of %s exceed the host's %d" % (mine, name, host_cpus))
     taken, stoppable_cpus, stoppable = mine, 0, []
     seen = {str(job.id)}
     for domain in domains:
@@ -140,13 +140,13 @@ def check_counted(server, job, cls, name, siblings, wanted, host_cpus):
             taken += cpus
             if taken > host_cpus:
                 what = "its %d CPUs on the host of %s" % (mine, name)
-                raise Refusal("no-cpus: %s and those of jobs there exceed the host's %d" % (what, host_cpus))
+                raise MayNotStart("no-cpus: %s and those of jobs there exceed the host's %d" % (what, host_cpus))
     if taken + stoppable_cpus > host_cpus:
         may_preempt(name, ", ".join(stoppable))
 
 
 def check(server, job, managed):
-    """Raises Refusal. Names of vnodes of ours are put into `managed` as soon as they are known to be."""
+    """Raises MayNotStart. Names of vnodes of ours are put into `managed` as soon as they are known to be."""
     wanted = cpus_by_vnode(job.exec_vnode)
     cls = job_class(job.schedselect)
     done = set()
@@ -157,7 +157,7 @@ def check(server, job, managed):
             continue
         managed.append(name)
         if cls is None:
-            raise Refusal(
+            raise MayNotStart(
                 "no-class: %s takes jobs of a class only, which the queue's or the server's"
                 " default_chunk.magrathea_accepts gives; set it, then qmove the job to its queue" % name
             )
@@ -193,7 +193,7 @@ def main():
     managed = []
     try:
         check(pbs.server(), event.job, managed)
-    except Refusal as refusal:
+    except MayNotStart as refusal:
         event.reject("magrathea: %s" % refusal)
     except Exception as error:  # noqa: BLE001  rule 1
         where = ", ".join(managed)

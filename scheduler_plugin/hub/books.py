@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
 from msgspec.structs import replace
 
-from magrathea.core.model import JobKey, Stopper
-from magrathea.messages import JobReport, Snapshot
+from magrathea.core.model import JobKey
 from scheduler_plugin.pbs.base import ENDING_SUBSTATE, RESUMING_SUBSTATE, Code, PbsError, PbsJob
+
+from .job_wishes import JobWish
 
 RETRY_FIRST_S = 0.1
 RETRY_STARTING_S = 1.0
@@ -41,9 +41,11 @@ REQUEUE_AGAIN_S = 30.0
 """A rerun that PBS has taken is done when a MoM has answered; one that went away in that moment is asked again."""
 LATE_S = 1.0
 """Walltime lost by a late booking is given back from this many seconds on."""
+DEFAULT_NODE_FAIL_REQUEUE_S = 310.0
+"""PBS's own, if the server does not set it."""
 
 
-class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class LedgerEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What we did to a job in PBS. Times are Unix seconds on the hub's clock.
 
     `asked_at`: when a suspend was first asked for; None: only watched, not ours. `booked`: PBS has it suspended for
@@ -79,38 +81,6 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """A host's last snapshot; `live`: its lease is not over; `received_at`: on the hub's clock."""
-
-    snapshot: Snapshot
-    live: bool
-    received_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What hosts say of a job. `stoppers`: want it stopped; `waiting`: hosts of the job that must be heard, or must
-    say ready, before it may be resumed; `unlisted`: are heard, with an agent in the job's domains there, and do not
-    list it; `listed`: all of its hosts do. `stopped_at`, `warned_until`: on the hub's clock; before the latter it must
-    not be suspended.
-    """
-
-    stoppers: frozenset[str] = frozenset()
-    waiting: frozenset[str] = frozenset()
-    unlisted: frozenset[str] = frozenset()
-    listed: bool = False
-    requeue: bool = False
-    booked: bool = False
-    stopped_at: float | None = None
-    warned_until: float = 0.0
-    by: str = ""
-
-    @property
-    def stop(self) -> bool:
-        return bool(self.stoppers)
-
-
-@dataclass(frozen=True, slots=True)
 class Truth:
     """What PBS has: `job` is None if it does not know it. `maintenance`, `dead`: of any of the job's vnodes.
 
@@ -124,13 +94,6 @@ class Truth:
     dead: bool = False
     off: bool = False
     silent: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """`node_fail_requeue_s`: the server's; 0 or less: PBS requeues nothing when a host dies, so nor do we."""
-
-    node_fail_requeue_s: float = 310.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,95 +147,50 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class BookStep:
     """`notes` are for the log."""
 
-    entry: Entry | None
+    entry: LedgerEntry | None
     action: Action | None = None
     notes: tuple[str, ...] = ()
 
 
-def wish_of(
+def step(
     key: JobKey,
-    reports: Mapping[str, JobReport],
-    hosts: Mapping[str, Heard],
-    concerned: frozenset[str],
-    without_lists: frozenset[str] = frozenset(),
-) -> Wish:
-    """`reports`: of this job, by host, from the hosts' last snapshots, of those whose lease is over, too: what such
-    a host wanted stands. `concerned`: the hosts of the vnodes that PBS runs it on, heard or not; `without_lists`:
-    those of them with one of its domains in a state in which no list of MoM's comes."""
-    stops = [(host, r) for host, r in reports.items() if r.stop]
-    since = [_hub_time(hosts[host], r.stopped_since) + _warn_s(r) for host, r in stops if r.stopped_since is not None]
-    warned = [_to_come(hosts[host], r.warned_until) for host, r in reports.items() if r.warned_until is not None]
-    waiting = {h for h in concerned if h not in hosts or not hosts[h].live}
-    waiting |= {h for h, r in reports.items() if not _ready(r) or not hosts[h].live}
-    by = next((f"{r.preempted_by} on {host}" for host, r in stops if r.preempted_by), "")
-    return Wish(
-        stoppers=frozenset(host for host, _ in stops),
-        waiting=frozenset(waiting),
-        unlisted=frozenset(h for h in concerned - without_lists if h not in reports and h in hosts and hosts[h].live),
-        listed=bool(concerned) and concerned <= reports.keys(),
-        requeue=any(r.requeue for r in reports.values()),
-        booked=any(r.booked for r in reports.values()),
-        stopped_at=min(since, default=None),
-        warned_until=max(warned, default=0.0),
-        by=by or (f"Magrathea on {stops[0][0]}" if stops else ""),
-    )
-
-
-def _ready(report: JobReport) -> bool:
-    """Whether a host has nothing against a resume: all is given back, or it never stopped the job itself."""
-    ours = report.stopped_since is not None and report.stopper != Stopper.PBS
-    return not report.stop and (report.ready or not ours)
-
-
-def _hub_time(heard: Heard, at: float) -> float:
-    """A host's time on the hub's clock: by its age, if the host's clock is ahead, else as it is.
-
-    An age alone would be too small in a snapshot that is sent again; too early a time only gives walltime away.
-    """
-    return min(at, heard.received_at - max(0.0, heard.snapshot.at - at))
-
-
-def _to_come(heard: Heard, at: float) -> float:
-    """A time ahead, on the hub's clock: by what was left of it when the host said so."""
-    return heard.received_at + max(0.0, at - heard.snapshot.at)
-
-
-def _warn_s(report: JobReport) -> float:
-    """For how long the job has run on after its stop was decided."""
-    return (report.warned_until or 0.0) - (report.stopped_since or 0.0) if report.warned_until is not None else 0.0
-
-
-def step(key: JobKey, entry: Entry | None, wish: Wish, truth: Truth | None, now: float, limits: Limits) -> Step:
-    """See the module."""
+    entry: LedgerEntry | None,
+    wish: JobWish,
+    truth: Truth | None,
+    now: float,
+    node_fail_requeue_s: float = DEFAULT_NODE_FAIL_REQUEUE_S,
+) -> BookStep:
+    """See the module. `node_fail_requeue_s`: the server's; 0 or less: PBS requeues nothing when a host dies, so nor do
+    we."""
     job = truth.job if truth else None
     if entry is None:
         taken_over = wish.booked and truth is not None and truth.maintenance and _suspended(key, job)
         if taken_over:
-            entry = Entry(id=key.id, run=key.run, asked_at=now, booked=True, commented=True)
+            entry = LedgerEntry(id=key.id, run=key.run, asked_at=now, booked=True, commented=True)
         elif wish.stop:
-            entry = Entry(id=key.id, run=key.run)
+            entry = LedgerEntry(id=key.id, run=key.run)
         else:
-            return Step(None)
+            return BookStep(None)
     if truth is not None:
         if _gone(key, job):
             if not wish.stop:
-                return Step(None)
+                return BookStep(None)
             # a host that has not heard of the end yet, or a job that we have not heard of yet
-            entry = Entry(id=key.id, run=key.run, not_before=entry.not_before, tries=entry.tries)
+            entry = LedgerEntry(id=key.id, run=key.run, not_before=entry.not_before, tries=entry.tries)
         else:
             entry = _observed(entry, wish, truth, now)
     if now < entry.not_before:
-        return Step(entry)
-    if truth is not None and job is not None and (lost := _requeued(entry, wish, truth, job, now, limits)):
+        return BookStep(entry)
+    if truth is not None and job is not None and (lost := _requeued(entry, wish, truth, job, now, node_fail_requeue_s)):
         return lost
     if entry.booked:
         found = _while_booked(entry, wish, job, now)
         # a resume that fails loses the suspension's flag, and there is nothing to go on
         in_vain = isinstance(found.action, Resume) and truth is not None and (truth.dead or truth.off)
-        return Step(entry) if in_vain else found
+        return BookStep(entry) if in_vain else found
     return _while_not_booked(entry, wish, job, now)
 
 
@@ -285,7 +203,7 @@ def _gone(key: JobKey, job: PbsJob | None) -> bool:
     return job is None or job.run_version > key.run or (job.is_run(key.run) and job.state not in "RSUE")
 
 
-def _observed(entry: Entry, wish: Wish, truth: Truth, now: float) -> Entry:
+def _observed(entry: LedgerEntry, wish: JobWish, truth: Truth, now: float) -> LedgerEntry:
     """The entry after a look at what PBS has."""
     job = truth.job
     assert job is not None
@@ -314,7 +232,7 @@ def _observed(entry: Entry, wish: Wish, truth: Truth, now: float) -> Entry:
     return _owed(entry, job, now)
 
 
-def _owed(entry: Entry, job: PbsJob, until: float) -> Entry:
+def _owed(entry: LedgerEntry, job: PbsJob, until: float) -> LedgerEntry:
     """The walltime that ran while the job was stopped and not booked becomes a limit to set."""
     if entry.stopped_at is None:
         return entry
@@ -325,12 +243,11 @@ def _owed(entry: Entry, job: PbsJob, until: float) -> Entry:
     return replace(entry, walltime_s=(entry.walltime_s or job.walltime_s) + math.ceil(lost_s))
 
 
-def _lost(entry: Entry, wish: Wish, job: PbsJob, now: float, limits: Limits) -> str:
+def _lost(entry: LedgerEntry, wish: JobWish, job: PbsJob, now: float, node_fail_requeue_s: float) -> str:
     """Why the job should be requeued; empty if it should not."""
     if wish.requeue:
         return "stopped longer than the limit"
-    after_s = limits.node_fail_requeue_s
-    if entry.booked and entry.dead_since is not None and 0 < after_s <= now - entry.dead_since:
+    if entry.booked and entry.dead_since is not None and 0 < node_fail_requeue_s <= now - entry.dead_since:
         return f"its host has been down for {now - entry.dead_since:.0f} s"
     gone = entry.away and entry.unlisted_since is not None and now - entry.unlisted_since >= UNLISTED_S
     if gone and job.is_run(entry.run) and job.state in "RS":
@@ -338,17 +255,21 @@ def _lost(entry: Entry, wish: Wish, job: PbsJob, now: float, limits: Limits) -> 
     return ""
 
 
-def _requeued(entry: Entry, wish: Wish, truth: Truth, job: PbsJob, now: float, limits: Limits) -> Step | None:
+def _requeued(
+    entry: LedgerEntry, wish: JobWish, truth: Truth, job: PbsJob, now: float, node_fail_requeue_s: float
+) -> BookStep | None:
     """None where there is no reason for it, or where it cannot be and that has been told: then all goes on as ever."""
-    if not (reason := _lost(entry, wish, job, now, limits)):
+    if not (reason := _lost(entry, wish, job, now, node_fail_requeue_s)):
         return None
     if job.rerunnable and not truth.silent:
-        return Step(entry, Requeue(entry.key), (f"job {entry.key}: {reason}; requeued",))
+        return BookStep(entry, Requeue(entry.key), (f"job {entry.key}: {reason}; requeued",))
     if entry.alerted:
         return None
     entry = replace(entry, alerted=True)
     if not job.rerunnable:
-        return Step(entry, None, (f"ALERT job {entry.key}: {reason}, and it is not rerunnable: resume or delete it",))
+        return BookStep(
+            entry, None, (f"ALERT job {entry.key}: {reason}, and it is not rerunnable: resume or delete it",)
+        )
     where = ", ".join(job.vnodes)
     note = (
         f"ALERT job {entry.key}: {reason}; it is requeued as soon as {where} is back. To have it elsewhere before: "
@@ -356,48 +277,48 @@ def _requeued(entry: Entry, wish: Wish, truth: Truth, job: PbsJob, now: float, l
     )
     text = f"magrathea: {where} is down; requeued once it is back, since PBS would not start it again before"
     original = entry.comment if entry.commented else job.comment
-    return Step(replace(entry, comment=original), SetComment(entry.key, text[:250]), (note,))
+    return BookStep(replace(entry, comment=original), SetComment(entry.key, text[:250]), (note,))
 
 
-def _while_booked(entry: Entry, wish: Wish, job: PbsJob | None, now: float) -> Step:
+def _while_booked(entry: LedgerEntry, wish: JobWish, job: PbsJob | None, now: float) -> BookStep:
     if entry.walltime_s is not None and (wish.stop or not entry.tries):  # a resume does not wait for a second try
-        return Step(entry, SetWalltime(entry.key, entry.walltime_s))
+        return BookStep(entry, SetWalltime(entry.key, entry.walltime_s))
     if wish.stop:
         if entry.commented or job is None:
-            return Step(entry)
+            return BookStep(entry)
         since = time.strftime("%b %d %H:%M:%S", time.localtime(wish.stopped_at or now))
         text = f"preempted by {wish.by} since {since}"
-        return Step(replace(entry, comment=job.comment), SetComment(entry.key, " ".join(text.split())[:250]))
+        return BookStep(replace(entry, comment=job.comment), SetComment(entry.key, " ".join(text.split())[:250]))
     if wish.waiting or (entry.away and not wish.listed):
-        return Step(entry)
+        return BookStep(entry)
     if wish.unlisted and (entry.unlisted_since is None or now - entry.unlisted_since < UNLISTED_S):
-        return Step(entry)
+        return BookStep(entry)
     if job is not None and job.substate == RESUMING_SUBSTATE:
-        return Step(replace(entry, not_before=now + WATCH_S), Look(entry.key))
-    return Step(entry, Resume(entry.key, entry.plain))
+        return BookStep(replace(entry, not_before=now + WATCH_S), Look(entry.key))
+    return BookStep(entry, Resume(entry.key, entry.plain))
 
 
-def _while_not_booked(entry: Entry, wish: Wish, job: PbsJob | None, now: float) -> Step:
+def _while_not_booked(entry: LedgerEntry, wish: JobWish, job: PbsJob | None, now: float) -> BookStep:
     if wish.stop:
         if job is not None and job.is_run(entry.run) and job.suspended:
-            return Step(replace(entry, not_before=now + WATCH_S), Look(entry.key))  # somebody else suspended it
+            return BookStep(replace(entry, not_before=now + WATCH_S), Look(entry.key))  # somebody else suspended it
         if job is not None and job.is_run(entry.run) and job.substate >= ENDING_SUBSTATE:
-            return Step(replace(entry, not_before=now + WATCH_S), Look(entry.key))
+            return BookStep(replace(entry, not_before=now + WATCH_S), Look(entry.key))
         if now < wish.warned_until:
-            return Step(replace(entry, not_before=wish.warned_until))
-        return Step(replace(entry, asked_at=entry.asked_at or now), Suspend(entry.key))
+            return BookStep(replace(entry, not_before=wish.warned_until))
+        return BookStep(replace(entry, asked_at=entry.asked_at or now), Suspend(entry.key))
     if entry.touch:
-        return Step(replace(entry, asked_at=now, touch=False), Suspend(entry.key))
+        return BookStep(replace(entry, asked_at=now, touch=False), Suspend(entry.key))
     if entry.walltime_s is not None:
-        return Step(entry, SetWalltime(entry.key, entry.walltime_s))
+        return BookStep(entry, SetWalltime(entry.key, entry.walltime_s))
     if entry.commented and entry.comment and job is not None and job.comment != entry.comment:
-        return Step(entry, SetComment(entry.key, entry.comment))
+        return BookStep(entry, SetComment(entry.key, entry.comment))
     if now < entry.doubt_until:
-        return Step(replace(entry, not_before=now + WATCH_S), Look(entry.key))
-    return Step(entry if entry.away else None)
+        return BookStep(replace(entry, not_before=now + WATCH_S), Look(entry.key))
+    return BookStep(entry if entry.away else None)
 
 
-def learned(entry: Entry, outcome: Outcome) -> Step:
+def learned(entry: LedgerEntry, outcome: Outcome) -> BookStep:
     """The entry after an action, with the time of the next one; PBS's truth is the outcome's `after`."""
     action, error, now = outcome.action, outcome.error, outcome.at
     if error is None:
@@ -409,29 +330,31 @@ def learned(entry: Entry, outcome: Outcome) -> Step:
         case Suspend():
             return _suspend_learned(entry, outcome)
         case Resume() if error is not None and error.code == Code.WRONG_RESUME:
-            return Step(replace(entry, plain=not entry.plain, tries=entry.tries + 1, not_before=now + RETRY_FIRST_S))
+            return BookStep(
+                replace(entry, plain=not entry.plain, tries=entry.tries + 1, not_before=now + RETRY_FIRST_S)
+            )
         case Resume() if error is not None and error.code == Code.INTERNAL and entry.unlisted_since is not None:
             # what PBS makes of a MoM that does not know the job
-            return Step(replace(_later(entry, error, now), away=True), None, (f"job {entry.key}: {error}",))
+            return BookStep(replace(_later(entry, error, now), away=True), None, (f"job {entry.key}: {error}",))
         case SetComment():
             # restored, or set, or not worth another try: the comment is for people
             restored = action.text == entry.comment and not entry.booked
             entry = replace(entry, comment="" if restored else entry.comment, commented=not restored)
             notes = (f"job {entry.key}: comment not set: {error}",) if error else ()
-            return Step(entry, None, notes)
+            return BookStep(entry, None, notes)
         case SetWalltime() if error is None or not error.transient or entry.tries >= 5:
             given_up = (f"ALERT job {entry.key}: walltime not set to {action.seconds} s: {error}",) if error else ()
-            return Step(replace(entry, walltime_s=None, tries=0), None, given_up)
+            return BookStep(replace(entry, walltime_s=None, tries=0), None, given_up)
         case Requeue() if error is None:
-            return Step(replace(entry, not_before=now + (REQUEUE_AGAIN_S if outcome.done else WATCH_S)))
+            return BookStep(replace(entry, not_before=now + (REQUEUE_AGAIN_S if outcome.done else WATCH_S)))
         case Requeue() if error is not None and error.transient:
-            return Step(_later(entry, error, now))
+            return BookStep(_later(entry, error, now))
         case Requeue() if error is not None:
             notes = () if entry.alerted else (f"ALERT job {entry.key}: cannot be requeued: {error}",)
-            return Step(replace(_later(entry, error, now), alerted=True), None, notes)
+            return BookStep(replace(_later(entry, error, now), alerted=True), None, notes)
     if error is None:
-        return Step(entry)
-    return Step(_later(entry, error, now), None, (f"job {entry.key}: {error}",) if entry.tries in (0, 5) else ())
+        return BookStep(entry)
+    return BookStep(_later(entry, error, now), None, (f"job {entry.key}: {error}",) if entry.tries in (0, 5) else ())
 
 
 def _pause_s(outcome: Outcome) -> float:
@@ -441,24 +364,24 @@ def _pause_s(outcome: Outcome) -> float:
     return RETRY_FIRST_S if outcome.done else RETRY_STARTING_S
 
 
-def _suspend_learned(entry: Entry, outcome: Outcome) -> Step:
+def _suspend_learned(entry: LedgerEntry, outcome: Outcome) -> BookStep:
     error, now = outcome.error, outcome.at
     if error is not None and error.transient:
         entry = replace(_later(entry, error, now), doubt_until=now + DOUBT_S)
-        return Step(entry, None, (f"job {entry.key}: {error}; looked at again",))
+        return BookStep(entry, None, (f"job {entry.key}: {error}; looked at again",))
     if outcome.done:
-        return Step(replace(entry, not_before=now + RETRY_FIRST_S))
+        return BookStep(replace(entry, not_before=now + RETRY_FIRST_S))
     if not entry.booked and now >= entry.doubt_until:
         entry = replace(entry, asked_at=None)  # refused, or not tried: whatever suspends it now is not ours
     if error is None:
-        return Step(replace(entry, not_before=now + WATCH_S))
+        return BookStep(replace(entry, not_before=now + WATCH_S))
     if error.code == Code.BAD_STATE:
         wait_s = min(RETRY_STARTING_S, RETRY_FIRST_S * 2 ** min(entry.tries, 10))
-        return Step(replace(entry, tries=entry.tries + 1, not_before=now + wait_s))
-    return Step(_later(entry, error, now), None, (f"job {entry.key}: {error}",) if entry.tries in (0, 5) else ())
+        return BookStep(replace(entry, tries=entry.tries + 1, not_before=now + wait_s))
+    return BookStep(_later(entry, error, now), None, (f"job {entry.key}: {error}",) if entry.tries in (0, 5) else ())
 
 
-def _later(entry: Entry, error: PbsError, now: float) -> Entry:
+def _later(entry: LedgerEntry, error: PbsError, now: float) -> LedgerEntry:
     """Tried again later: soon where that may help, rarely where PBS refused."""
     soon_s = min(RETRY_MOST_S, 5 * RETRY_FIRST_S * 2 ** min(entry.tries, 10))
     wait_s = soon_s if error.transient or error.code == Code.BAD_STATE else RETRY_REFUSED_S

@@ -75,7 +75,7 @@ class _Rate:
         return self.count > RATE_PER_S * RATE_OVER_S
 
 
-class Channel:
+class HubChannel:
     """`on_message` gets the host's name, its message, and whether it has just connected (again)."""
 
     def __init__(

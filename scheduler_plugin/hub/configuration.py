@@ -64,7 +64,7 @@ class PbsTable(msgspec.Struct, kw_only=True, frozen=True):
     set_priority: bool = True
 
 
-class Configuration(msgspec.Struct, kw_only=True, frozen=True):
+class HubConfiguration(msgspec.Struct, kw_only=True, frozen=True):
     """The whole file."""
 
     hub: HubTable = HubTable()
@@ -87,16 +87,16 @@ class Configuration(msgspec.Struct, kw_only=True, frozen=True):
         return [endpoint for endpoint in self.hub.listen if endpoint.startswith("ipc://")]
 
 
-def load(path: Path) -> Configuration:
+def load(path: Path) -> HubConfiguration:
     """The file at `path`. Raises ConfigurationError with every mistake in it."""
     text = read_text(path)
-    configuration, _ = parse(text, Configuration, str(path))
+    configuration, _ = parse(text, HubConfiguration, str(path))
     if problems := list(_problems(configuration)):
         raise refusal(problems, text, str(path))
     return configuration
 
 
-def _problems(c: Configuration) -> Iterable[Problem]:
+def _problems(c: HubConfiguration) -> Iterable[Problem]:
     if len(set(c.hub.listen)) < len(c.hub.listen):
         yield Problem(("hub", "listen"), "`listen` in [hub] names an endpoint twice; take one out")
     if c.pbs.kind not in (known := kinds.known()):

@@ -1,6 +1,6 @@
 """All that the hub knows: what hosts said, what PBS has, what we did to jobs; and what follows from it.
 
-No I/O and no clock: the hub's shell (server.py) feeds it and carries out what it says; tests do so without either.
+No I/O and no clock: the hub's shell (hub.py) feeds it and carries out what it says; tests do so without either.
 Times are Unix seconds on the hub's clock; leases are measured on `mono`, a clock that nobody sets.
 
 Nothing is said to hosts about jobs, and nothing done to jobs, before PBS's vnodes and jobs were read once: a hub that
@@ -16,21 +16,28 @@ from msgspec import structs
 
 from magrathea.core.model import JobClass, JobKey, Stage, State
 from magrathea.messages import HEARTBEAT_S, BookEntry, FarmView, HostView, JobReport, Snapshot, UnreadyPart
-from scheduler_plugin.pbs.base import DEAD_STATES, RUNNING_SUBSTATE, PbsJob, Vnode
+from scheduler_plugin.pbs.base import DEAD_STATES, RUNNING_SUBSTATE, Attributes, PbsJob, Vnode
 
-from . import publish
-from .books import Action, Entry, Heard, Limits, Outcome, Resume, Suspend, Truth, Wish, learned, step, wish_of
+from . import vnode_attributes
+from .books import (
+    DEFAULT_NODE_FAIL_REQUEUE_S,
+    Action,
+    LedgerEntry,
+    Outcome,
+    Resume,
+    Suspend,
+    Truth,
+    learned,
+    step,
+)
+from .job_wishes import Heard, JobWish, wish_of
 from .maintenance import Maintenance
-from .publish import Attributes
-from .waits import Waits
+from .waiting_comments import WaitingComments
 
 LEASE_S = 3 * HEARTBEAT_S
 PUT_OFF_S = 0.2
 PUT_OFF_MOST_S = 90.0
 """Three runs of the hook of vnodes, where it is slowest."""
-
-_DEFAULT_FAIL_REQUEUE_S = 310.0
-
 
 _NO_LISTS = frozenset({State.DOWN, State.BOOTING, State.UNKNOWN, State.FROZEN})
 """States of a domain in which its MoM's list of jobs does not come."""
@@ -45,10 +52,10 @@ class _Seen:
 class Farm:
     """See the module. `entries`: what we did before (the ledger). Methods return sentences for the log, if any."""
 
-    def __init__(self, entries: Iterable[Entry], started: float, *, set_priority: bool = True) -> None:
+    def __init__(self, entries: Iterable[LedgerEntry], started: float, *, set_priority: bool = True) -> None:
         self.vnodes: dict[str, Vnode] = {}
         self.hosts: dict[str, Heard] = {}
-        self.entries: dict[JobKey, Entry] = {entry.key: entry for entry in entries}
+        self.entries: dict[JobKey, LedgerEntry] = {entry.key: entry for entry in entries}
         self.allowed: Mapping[str, frozenset[str]] = {}
         self._set_priority = set_priority
         self.started = started
@@ -63,12 +70,12 @@ class Farm:
         self._unexplained: dict[JobKey, str] = {}
         self._dirty: set[JobKey] = set(self.entries)
         self._put_off: dict[JobKey, float] = {}
-        self._limits = Limits()
+        self._node_fail_requeue_s = DEFAULT_NODE_FAIL_REQUEUE_S
         self._vnodes_read = False
         self._jobs_read = False
         self._alerts: frozenset[str] = frozenset()
         self.maintenance = Maintenance()
-        self.waits = Waits()
+        self.waiting_comments = WaitingComments()
 
     @property
     def knows_pbs(self) -> bool:
@@ -91,7 +98,7 @@ class Farm:
         known = self._refused.get(name, {})
         self._unexplained.update((key, text) for key, text in refused.items() if key not in known)
         self._refused[name] = refused
-        self.waits.heard(snapshot, mono)
+        self.waiting_comments.heard(snapshot, mono)
         self._dirty |= {key for key, entry in self.entries.items() if entry.away}
         off = {domain.name for domain in snapshot.domains if domain.state is State.DOWN}
         for domain in before.snapshot.domains if before else ():
@@ -99,7 +106,7 @@ class Farm:
                 key = JobKey(job.id, job.run)
                 self._forget_report(key, name)
                 if domain.name in off:  # a MoM that comes back without the job says nothing of it to PBS
-                    self.entries.setdefault(key, Entry(id=key.id, run=key.run, away=True))
+                    self.entries.setdefault(key, LedgerEntry(id=key.id, run=key.run, away=True))
         for domain in snapshot.domains:
             self._owner.setdefault(domain.vnode, name)
             for job in domain.jobs:
@@ -146,9 +153,9 @@ class Farm:
 
     def read_vnodes(self, vnodes: Iterable[Vnode], server: Mapping[str, str]) -> None:
         self.vnodes = {vnode.name: vnode for vnode in vnodes}
-        self._owner = publish.owners(self.vnodes, {name: heard.snapshot for name, heard in self.hosts.items()})
+        self._owner = vnode_attributes.owners(self.vnodes, {name: heard.snapshot for name, heard in self.hosts.items()})
         self._vnodes_read = True
-        self._limits = Limits(float(server.get("node_fail_requeue", _DEFAULT_FAIL_REQUEUE_S)))
+        self._node_fail_requeue_s = float(server.get("node_fail_requeue", DEFAULT_NODE_FAIL_REQUEUE_S))
         self._dirty |= set(self.entries)
 
     def read_jobs(self, jobs: Iterable[PbsJob], asked_at: float) -> list[str]:
@@ -180,7 +187,7 @@ class Farm:
         for vnode in self.maintenance.to_touch:
             for job in (job for job in jobs if vnode in job.vnodes and job.substate == RUNNING_SUBSTATE):
                 if (key := self._touchable(job)) is not None:
-                    self.entries[key] = Entry(id=key.id, run=key.run, touch=True)
+                    self.entries[key] = LedgerEntry(id=key.id, run=key.run, touch=True)
                     self._seen[key] = _Seen(job, at)
                     self._dirty.add(key)
                     said.append(f"vnode {vnode} is in maintenance for no job: {key} is suspended and resumed to end it")
@@ -204,14 +211,14 @@ class Farm:
         alerts: list[str] = []
         wanted: dict[str, Attributes] = {}
         for heard in [self.hosts[host]] if host else self.hosts.values():
-            part = publish.of_host(
+            part = vnode_attributes.of_host(
                 heard.snapshot, heard.live, self.vnodes, self._owner, self.allowed, set_priority=self._set_priority
             )
             wanted.update(part.wanted)
             alerts += part.alerts
         if host is None:
             snapshots = {name: heard.snapshot for name, heard in self.hosts.items()}
-            rest = publish.of_nobody(self.vnodes, self._owner, snapshots, grace=mono - self.started < LEASE_S)
+            rest = vnode_attributes.of_nobody(self.vnodes, self._owner, snapshots, grace=mono - self.started < LEASE_S)
             wanted.update(rest.wanted)
             alerts += rest.alerts
             new = [alert for alert in alerts if alert not in self._alerts]
@@ -232,9 +239,9 @@ class Farm:
         notes: list[str] = []
         for key in sorted((self._dirty | due) - self._busy):
             before = self.entries.get(key)
-            result = step(key, before, self._wish(key), self._truth(key), now, self._limits)
+            result = step(key, before, self._wish(key), self._truth(key), now, self._node_fail_requeue_s)
             if isinstance(result.action, Suspend | Resume) and self._to_be_put_off(key, now):
-                entry = before or Entry(id=key.id, run=key.run)
+                entry = before or LedgerEntry(id=key.id, run=key.run)
                 self._store(key, structs.replace(entry, not_before=now + PUT_OFF_S), now)
                 continue
             self._store(key, result.entry, now)
@@ -278,14 +285,14 @@ class Farm:
         self._store(key, result.entry, outcome.at)
         return result.notes
 
-    def _store(self, key: JobKey, entry: Entry | None, now: float) -> None:
+    def _store(self, key: JobKey, entry: LedgerEntry | None, now: float) -> None:
         if entry is None:
             self.entries.pop(key, None)
             return
         # 0 means: nothing to wait for, so that `next_due` and `actions` look only at what has a time
         self.entries[key] = entry if entry.not_before > now else structs.replace(entry, not_before=0.0)
 
-    def _wish(self, key: JobKey) -> Wish:
+    def _wish(self, key: JobKey) -> JobWish:
         seen = self._seen.get(key)
         vnodes = seen.job.vnodes if seen and seen.job else ()
         concerned = frozenset(self._owner[v] for v in vnodes if v in self._owner)
@@ -325,7 +332,7 @@ class Farm:
         )
 
     @property
-    def kept(self) -> list[Entry]:
+    def kept(self) -> list[LedgerEntry]:
         """What must survive a restart of the hub."""
         entries = [entry for _, entry in sorted(self.entries.items())]
         return [e for e in entries if e.asked_at is not None or e.walltime_s is not None or e.away]

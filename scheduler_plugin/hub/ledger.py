@@ -14,7 +14,7 @@ import msgspec
 
 from magrathea.decoding import UNDECODABLE
 
-from .books import Entry
+from .books import LedgerEntry
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +25,10 @@ MAX_BYTES = 256 * 1024 * 1024
 
 class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     version: int = 1
-    entries: list[Entry] = []
+    entries: list[LedgerEntry] = []
 
 
-def load(directory: Path) -> list[Entry]:
+def load(directory: Path) -> list[LedgerEntry]:
     """What was kept; [] for the first start. Raises OSError if the directory cannot be used."""
     path = directory / NAME
     try:
@@ -47,7 +47,7 @@ def load(directory: Path) -> list[Entry]:
         return []
 
 
-def save(directory: Path, entries: list[Entry]) -> None:
+def save(directory: Path, entries: list[LedgerEntry]) -> None:
     """Raises OSError."""
     path = directory / NAME
     new = path.with_suffix(".new")

@@ -22,7 +22,7 @@ from scheduler_plugin.pbs import kinds
 from scheduler_plugin.pbs.base import Connect, PbsError
 
 from .channel import ChannelError
-from .configuration import DEFAULT_FILE, Configuration, load
+from .configuration import DEFAULT_FILE, HubConfiguration, load
 from .keys import KeysError
 
 log = logging.getLogger("magrathea-hub")
@@ -43,9 +43,9 @@ def lock(state_dir: Path) -> int:
     return descriptor
 
 
-async def serve(configuration: Configuration, connect: Connect) -> None:
+async def serve(configuration: HubConfiguration, connect: Connect) -> None:
     """Run a hub until SIGTERM or SIGINT."""
-    from .server import Hub
+    from .hub import Hub
 
     stop = asyncio.Event()
     hub = Hub(configuration, connect)

@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from scheduler_plugin.pbs.base import DEAD_STATES, Connect, Pbs, PbsError, Vnode
+from scheduler_plugin.pbs.base import DEAD_STATES, Attributes, Connect, Pbs, PbsError, Vnode
 
-from .publish import ACCEPTS, COSMETIC, NONE, OFFLINE, Attributes, differences, opens, same, shown
+from .vnode_attributes import ACCEPTS, COSMETIC, NONE, OFFLINE, differences, opens, same, shown
 
 log = logging.getLogger(__name__)
 

@@ -35,6 +35,9 @@ ENDING_SUBSTATE = 50
 DEAD_STATES = frozenset({"down", "unknown", "state-unknown", "stale"})
 """Words of a vnode's state that say its MoM is not there."""
 
+Attributes = Mapping[str, str]
+"""Of one of PBS's things, by name; a resource as "attribute.resource"."""
+
 
 class Code(IntEnum):
     """The error numbers that the hub tells apart (pbs_error.h); the stand-in uses the same."""

@@ -15,7 +15,7 @@ from .base import Connect
 ENTRY_POINTS = "magrathea.pbs"
 
 
-class Settings(Protocol):
+class KindSettings(Protocol):
     """What a kind may need of [pbs]; each takes its own and checks it."""
 
     @property
@@ -28,7 +28,7 @@ class Settings(Protocol):
     def call_deadline_s(self) -> float: ...
 
 
-Kind = Callable[[Settings], Connect]
+MakeConnect = Callable[[KindSettings], Connect]
 """Returns how to connect. Raises PbsError if that can never work."""
 
 
@@ -41,7 +41,7 @@ def known() -> list[str]:
     return sorted(_points())
 
 
-def connector(kind: str, settings: Settings) -> Connect:
+def connector(kind: str, settings: KindSettings) -> Connect:
     """How to connect to a PBS of that kind, one of `known`. Raises PbsError if it can never work."""
-    make: Kind = _points()[kind].load()
+    make: MakeConnect = _points()[kind].load()
     return make(settings)

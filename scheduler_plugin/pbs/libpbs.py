@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import Code, Connect, PbsError, PbsJob, Vnode
-from .kinds import Settings
+from .kinds import KindSettings
 
 _SET, _INCR, _DECR, _EQ = 0, 2, 3, 4  # enum batch_op
 _COMMAND_SET = 2  # MGR_CMD_SET
@@ -316,7 +316,7 @@ def connector(conf: Path | None = None, deadline_s: float = 20.0) -> Connect:
     return lambda: LibPbs(library, deadline_s)
 
 
-def openpbs(settings: Settings) -> Connect:
+def openpbs(settings: KindSettings) -> Connect:
     """`kind = "openpbs"` of [pbs]."""
     return connector(Path(settings.conf) if settings.conf else None, settings.call_deadline_s)
 

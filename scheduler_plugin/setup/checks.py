@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .install import RESOURCES, SITE_HOOKS_LAST, InstallError, Present, Wish, changes, conflicts, targets
+from .install import RESOURCES, SITE_HOOKS_LAST, InstallError, InstallOptions, Present, changes, conflicts, targets
 
 OK, MISSING, DIFFERENT, WARNING = "ok", "missing", "different", "warning"
 FIX = "magrathea pbs install"
@@ -27,15 +27,15 @@ class Item:
     fix: str = ""
 
 
-def check(now: Present, wish: Wish) -> list[Item]:
+def check(now: Present, options: InstallOptions) -> list[Item]:
     """Every item, in the order of the installation, then the warnings."""
-    in_the_way = dict(conflicts(now, wish))
+    in_the_way = dict(conflicts(now, options))
     try:
-        todo = changes(now, wish)
+        todo = changes(now, options)
     except InstallError:  # told item by item, from `conflicts`; the rest is compared without what is in the way
         todo = []
     items = []
-    for target in dict.fromkeys([*targets(now, wish), *in_the_way]):
+    for target in dict.fromkeys([*targets(now, options), *in_the_way]):
         mine = [change for change in todo if change.target == target]
         if target in in_the_way:
             items.append(Item(target, DIFFERENT, in_the_way[target], "fix that, then " + FIX))
@@ -46,10 +46,10 @@ def check(now: Present, wish: Wish) -> list[Item]:
             items.append(Item(target, OK))
     if in_the_way:  # nothing else could be compared
         items = [item for item in items if item.status != OK]
-    return items + list(warnings(now, wish))
+    return items + list(warnings(now, options))
 
 
-def warnings(now: Present, wish: Wish) -> Iterator[Item]:
+def warnings(now: Present, options: InstallOptions) -> Iterator[Item]:
     """Settings of the site's own with which Magrathea works worse, or not at all."""
     yield from _own_preemption(now)
     for name, sched in now.scheds.items():
@@ -67,7 +67,7 @@ def warnings(now: Present, wish: Wish) -> Iterator[Item]:
                 f"it reads its own file in {sched.get('sched_priv', 'its sched_priv')}, which install does not change",
                 f"add to its resources: line: {', '.join(RESOURCES)}",
             )
-    yield from _many_vnodes(now, wish)
+    yield from _many_vnodes(now, options)
     yield from _orders(now)
     if not re.search(r"(?m)^[ \t]*node_sort_key[ \t]*:.*(sort_priority|magrathea_rank)", now.sched_config):
         yield Item(
@@ -76,7 +76,7 @@ def warnings(now: Present, wish: Wish) -> Iterator[Item]:
             "node_sort_key names neither sort_priority nor magrathea_rank: jobs go anywhere, and more are stopped",
             'put node_sort_key: "magrathea_rank HIGH" before the others, and HUP the scheduler',
         )
-    for name in wish.vnodes:
+    for name in options.vnodes:
         if "Priority" in now.vnodes.get(name, {}) and name not in now.managed:
             yield Item(
                 f"node {name}",
@@ -112,12 +112,12 @@ def _own_preemption(now: Present) -> Iterator[Item]:
             )
 
 
-def _many_vnodes(now: Present, wish: Wish) -> Iterator[Item]:
+def _many_vnodes(now: Present, options: InstallOptions) -> Iterator[Item]:
     moms: dict[tuple[str, str], list[str]] = {}
     for name, have in now.vnodes.items():
         if "Mom" in have:
             moms.setdefault((have["Mom"], have.get("Port", "")), []).append(name)
-    ours = {*wish.vnodes, *now.managed}
+    ours = {*options.vnodes, *now.managed}
     for (mom, _), names in moms.items():
         if len(names) > 1 and (ours & set(names) or not ours):
             yield Item(

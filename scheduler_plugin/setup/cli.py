@@ -13,9 +13,9 @@ import click
 
 from magrathea.cli import sources
 
-from . import checks, install, qmgr, records, uninstall
-from .install import Change, InstallError, Wish
-from .qmgr import Place
+from . import checks, install, pbs_commands, records, uninstall
+from .install import InstallError, InstallOptions, SetupChange
+from .pbs_commands import Place
 
 FAILED = 1
 LEFT = 3
@@ -54,21 +54,21 @@ def _ending(name: str, code: int) -> Callable[[InstallError], NoReturn]:
     return end
 
 
-def _carry_out(place: Place, todo: Iterable[Change], *, dry_run: bool, go_on: bool) -> tuple[int, list[str]]:
+def _carry_out(place: Place, todo: Iterable[SetupChange], *, dry_run: bool, go_on: bool) -> tuple[int, list[str]]:
     """Say each change, then make it; how many, and what PBS refused. `go_on`: a refusal does not end it.
 
     Raises InstallError.
     """
     count = 0
     refused: list[str] = []
-    for step in qmgr.steps(todo):
+    for step in pbs_commands.steps(todo):
         for change in step:
             click.echo(("would: " if dry_run else "") + change.text)
         count += len(step)
         if dry_run:
             continue
         try:
-            qmgr.apply(place, step)
+            pbs_commands.apply(place, step)
         except InstallError as error:
             if not (go_on or step[0].about_job):
                 raise
@@ -121,11 +121,11 @@ def install_command(
     """
     fail = _ending("install", FAILED)
     try:
-        place = qmgr.find_pbs(conf)
-        now = qmgr.present(place)
+        place = pbs_commands.find_pbs(conf)
+        now = pbs_commands.present(place)
         record = records.load(place.home)
-        old = record.wish() if record else Wish()
-        new = Wish(
+        old = record.options() if record else InstallOptions()
+        new = InstallOptions(
             priority=priority,
             preemptible=preemptible,
             vnodes=vnodes,
@@ -135,12 +135,12 @@ def install_command(
         )
         if both := set(priority) & set(preemptible):
             raise InstallError(f"queue {', '.join(sorted(both))}: either --priority or --preemptible, not both")
-        wish = records.joined(old, new, set(now.vnodes))
-        todo = install.changes(now, wish)
+        options = records.joined(old, new, set(now.vnodes))
+        todo = install.changes(now, options)
         if not dry_run:
-            records.save(place.home, records.updated(record, now, wish))
+            records.save(place.home, records.updated(record, now, options))
         count, refused = _carry_out(place, todo, dry_run=dry_run, go_on=False)
-        for item in checks.warnings(now, wish):
+        for item in checks.warnings(now, options):
             click.echo(f"warning: {item.name}: {item.text}; fix: {item.fix}", err=True)
     except InstallError as error:
         fail(error)
@@ -175,10 +175,10 @@ def check_command(form: str, conf: Path) -> None:
     """
     fail = _ending("check", UNKNOWN)
     try:
-        place = qmgr.find_pbs(conf)
+        place = pbs_commands.find_pbs(conf)
         record = records.load(place.home)
-        wish = record.wish() if record else Wish(heartbeat=str(place.home / "magrathea.heartbeat"))
-        items = checks.check(qmgr.present(place), wish)
+        options = record.options() if record else InstallOptions(heartbeat=str(place.home / "magrathea.heartbeat"))
+        items = checks.check(pbs_commands.present(place), options)
     except InstallError as error:
         fail(error)
     if form == "json":
@@ -224,9 +224,9 @@ def uninstall_command(resume_jobs: bool, delete_history: bool, dry_run: bool, co
     """
     fail = _ending("uninstall", FAILED)
     try:
-        place = qmgr.find_pbs(conf)
+        place = pbs_commands.find_pbs(conf)
         record = records.load(place.home)
-        now = qmgr.present(place)
+        now = pbs_commands.present(place)
         _refuse_with_hub(place, record)
         if jobs := uninstall.preempted(now):
             if not resume_jobs:
@@ -240,7 +240,7 @@ def uninstall_command(resume_jobs: bool, delete_history: bool, dry_run: bool, co
                 click.echo(f"{'would: ' if dry_run else ''}resume job {job.id}")
             if not dry_run:
                 resume(place, [job.id for job in jobs])
-                now = qmgr.present(place)
+                now = pbs_commands.present(place)
         kept = uninstall.not_known(now, record)
         todo = uninstall.changes(now, record, delete_history=delete_history)
         count, _ = _carry_out(place, todo, dry_run=dry_run, go_on=True)
@@ -249,7 +249,7 @@ def uninstall_command(resume_jobs: bool, delete_history: bool, dry_run: bool, co
         if dry_run:
             click.echo(_summary(count, dry_run))
             return
-        now = qmgr.present(place)
+        now = pbs_commands.present(place)
         left = uninstall.left(now, record)
         if not left:
             _forget(place, now.sched_config)
@@ -265,7 +265,7 @@ def _refuse_with_hub(place: Place, record: records.Record | None) -> None:
     """A running hub would publish again what is taken away. Raises InstallError."""
     if record is None or not record.heartbeat:
         return
-    age_s = qmgr.age_s(Path(record.heartbeat))
+    age_s = pbs_commands.age_s(Path(record.heartbeat))
     if age_s is not None and age_s < record.heartbeat_max_age_s:
         raise InstallError(
             f"magrathea-hub runs ({record.heartbeat} was touched {age_s:.0f} s ago): stop it first (systemctl stop"
@@ -277,11 +277,11 @@ def resume(place: Place, ids: list[str]) -> None:
     """Resume admin-suspended jobs, and wait until PBS says that they run. Raises InstallError."""
     for id in ids:
         try:
-            qmgr.run(place, ["qsig", "-s", "admin-resume", id])
+            pbs_commands.run(place, ["qsig", "-s", "admin-resume", id])
         except InstallError:  # a failed one has lost its flag, and only this works
-            qmgr.run(place, ["qsig", "-s", "resume", id])
+            pbs_commands.run(place, ["qsig", "-s", "resume", id])
     until = time.monotonic() + RESUME_S
-    while waiting := [job.id for job in qmgr.jobs(place) if job.id in ids and job.state == "S"]:
+    while waiting := [job.id for job in pbs_commands.jobs(place) if job.id in ids and job.state == "S"]:
         if time.monotonic() > until:
             raise InstallError(
                 f"still suspended after {RESUME_S:.0f} s: {', '.join(waiting)}; nothing was taken away: see tracejob"
@@ -292,7 +292,7 @@ def resume(place: Place, ids: list[str]) -> None:
 def _forget(place: Place, sched_config: str) -> None:
     """Remove the record, and the backup if it says nothing that the file does not say."""
     records.remove(place.home)
-    backup = qmgr.backup_of(place)
+    backup = pbs_commands.backup_of(place)
     try:
         if backup.read_bytes() == sched_config.encode("latin-1"):
             backup.unlink()

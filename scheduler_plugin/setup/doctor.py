@@ -14,9 +14,10 @@ from magrathea.messages import FarmView
 
 from ..hub import configuration as hub_configuration
 from ..hub import keys
-from . import checks, qmgr, records
+from ..pbs.base import Attributes
+from . import checks, pbs_commands, records
 from .install import HOST as HOST_RESOURCE
-from .install import Attributes, InstallError, Present, Wish
+from .install import InstallError, InstallOptions, Present
 
 SERVER = "server"
 STATUS = {
@@ -40,16 +41,16 @@ def _here(paths: Paths) -> str:
 def _checks(paths: Paths) -> Iterator[Check]:
     record, now = None, None
     try:
-        place = qmgr.find_pbs(paths.pbs)
+        place = pbs_commands.find_pbs(paths.pbs)
         record = records.load(place.home)
-        now = qmgr.present(place)
+        now = pbs_commands.present(place)
     except InstallError as error:
         fix = "run this as root on the PBS server's machine; is pbs_server up (qstat -B)?"
         yield Check(SERVER, "pbs", Status.FAIL, "PBS cannot be asked", str(error), fix)
     if now is not None:
         yield from of_pbs(now)
-        wish = record.wish() if record else Wish(heartbeat=str(place.home / "magrathea.heartbeat"))
-        yield from of_installation(now, wish, installed=record is not None)
+        options = record.options() if record else InstallOptions(heartbeat=str(place.home / "magrathea.heartbeat"))
+        yield from of_installation(now, options, installed=record is not None)
     yield from _hub(paths, record, now)
 
 
@@ -78,14 +79,14 @@ def of_pbs(now: Present) -> Iterator[Check]:
         yield Check(SERVER, "vnodes", Status.WARN, "no vnode is managed by Magrathea", cause, fix)
 
 
-def of_installation(now: Present, wish: Wish, *, installed: bool) -> Iterator[Check]:
+def of_installation(now: Present, options: InstallOptions, *, installed: bool) -> Iterator[Check]:
     """The items of `magrathea pbs check`: resources, sched_config, hooks and their order, classes, warnings."""
     if not installed:
         fix = "magrathea pbs install --priority QUEUE --preemptible QUEUE"
         cause = "there is no record of an installation"
         yield Check(SERVER, "install", Status.FAIL, "PBS is not set up for Magrathea", cause, fix)
         return
-    for item in checks.check(now, wish):
+    for item in checks.check(now, options):
         kind = "site-" if item.status == checks.WARNING else ""
         name = kind + item.name.replace(" ", "-")
         text = f"{item.name} is as installed" if item.status == checks.OK else f"{item.name}: {item.status}"
@@ -105,7 +106,7 @@ def _hub(paths: Paths, record: records.Record | None, now: Present | None) -> It
         cause = f"the server's hook looks at {record.heartbeat}, the hub touches {heartbeat}"
         fix = f"magrathea pbs install --heartbeat {heartbeat}"
         yield Check(SERVER, "heartbeat-file", Status.FAIL, "what would preempt is always refused", cause, fix)
-    yield beat(heartbeat, qmgr.age_s(heartbeat), record.heartbeat_max_age_s if record else 30.0)
+    yield beat(heartbeat, pbs_commands.age_s(heartbeat), record.heartbeat_max_age_s if record else 30.0)
     yield writable(SERVER, "hub-state", configuration.state_dir)
     try:
         yield from of_hosts(client.farm(Path(configuration.hub.control_socket)))

@@ -1,6 +1,6 @@
 """What Magrathea needs in PBS: resources, hooks, the scheduler's `resources:` line, queues, defaults.
 
-Rule 1: `changes` compares what is with what should be and is pure (qmgr.py talks to PBS); it gives differences
+Rule 1: `changes` compares what is with what should be and is pure (pbs_commands.py talks to PBS); it gives differences
 only, so that a second run changes nothing.
 Rule 2: the order of the changes is such that no job is shut out at any moment: vnodes accept all classes before
 the server gives its jobs one, and jobs that wait get theirs last.
@@ -17,6 +17,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from ..pbs.base import Attributes
 
 HOOKS = Path(__file__).parents[1] / "hooks"
 CLASSES = "priority,preemptible,protected"
@@ -52,7 +54,7 @@ class InstallError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class InstallOptions:
     """What the admin asks for. Queues by class; `vnodes` that Magrathea will manage; `memory_moves`: whether the
     prologue hook is to wait for memory (costs 20 ms at each start of a job)."""
 
@@ -64,11 +66,8 @@ class Wish:
     memory_moves: bool = False
 
 
-Attributes = Mapping[str, str]
-
-
 @dataclass(frozen=True, slots=True)
-class Job:
+class SubmittedJob:
     """A job as its class is concerned. `select`: what it asked for; `schedselect`: with the defaults added."""
 
     id: str
@@ -97,7 +96,7 @@ class Present:
     sched_config: str = ""
     scheds: Mapping[str, Attributes] = field(default_factory=dict)
     pbs_hooks: Mapping[str, Attributes] = field(default_factory=dict)
-    jobs: tuple[Job, ...] = ()
+    jobs: tuple[SubmittedJob, ...] = ()
 
     @property
     def managed(self) -> list[str]:
@@ -106,7 +105,7 @@ class Present:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class SetupChange:
     """One step. `target`: which thing it puts right; `missing`: that thing is not there at all. `qmgr` is its command;
     of an import, `{file}` stands for a file with `content`. With `command` it is one of PBS's own programs instead.
     With neither, `content` is the whole new file of the scheduler's configuration.
@@ -205,10 +204,10 @@ def maintenance_freq_s(vnodes: int) -> int:
     return next((freq_s for most, freq_s in UPKEEP_FREQ_S if vnodes <= most), UPKEEP_SLOWEST_S)
 
 
-def wanted_hooks(wish: Wish, vnodes: int = 0) -> dict[str, tuple[dict[str, str], str, str | None]]:
+def wanted_hooks(options: InstallOptions, vnodes: int = 0) -> dict[str, tuple[dict[str, str], str, str | None]]:
     """By name: attributes, script, configuration. `vnodes`: how many the server has."""
     mom = (HOOKS / "magrathea_mom.py").read_text(encoding="utf-8")
-    config = {"heartbeat": wish.heartbeat, "heartbeat_max_age_s": wish.heartbeat_max_age_s}
+    config = {"heartbeat": options.heartbeat, "heartbeat_max_age_s": options.heartbeat_max_age_s}
     hooks: dict[str, tuple[dict[str, str], str, str | None]] = {
         "magrathea_server": (
             {"event": "runjob,modifyjob", "alarm": "10"},
@@ -232,7 +231,7 @@ def wanted_hooks(wish: Wish, vnodes: int = 0) -> dict[str, tuple[dict[str, str],
             None,
         ),
     }
-    if wish.memory_moves:
+    if options.memory_moves:
         hooks["magrathea_prologue"] = ({"event": "execjob_prologue", "alarm": "600"}, mom, None)
     return hooks
 
@@ -243,20 +242,20 @@ def _same(attribute: str, now: str | None, wanted: str) -> bool:
     return (now or "").strip('"') == wanted
 
 
-def _hook_changes(now: Present, wish: Wish) -> list[Change]:
-    found: list[Change] = []
-    for name, (attributes, script, config) in wanted_hooks(wish, len(now.vnodes)).items():
+def _hook_changes(now: Present, options: InstallOptions) -> list[SetupChange]:
+    found: list[SetupChange] = []
+    for name, (attributes, script, config) in wanted_hooks(options, len(now.vnodes)).items():
         have = now.hooks.get(name)
         target = f"hook {name}"
         if have is None:
-            found.append(Change(f"create hook {name}", f"create hook {name}", target=target, missing=True))
+            found.append(SetupChange(f"create hook {name}", f"create hook {name}", target=target, missing=True))
             found.append(_disabled(name))
         # before its events are set: a hook without its script or configuration never runs
         for content_type, content in ((SCRIPT, script), (CONFIG, config)):
             if content is not None and now.contents.get((name, content_type), "").strip() != content.strip():
                 what = "script" if content_type == SCRIPT else "configuration"
                 command = f"import hook {name} {content_type} default {{file}}"
-                found.append(Change(f"import the {what} of hook {name}", command, content, target=target))
+                found.append(SetupChange(f"import the {what} of hook {name}", command, content, target=target))
         settings = [
             change
             for attribute, value in {**attributes, **_order(attributes)}.items()
@@ -266,9 +265,9 @@ def _hook_changes(now: Present, wish: Wish) -> list[Change]:
             settings.insert(0, _disabled(name))
             have = {}
         found += settings + _setting(target, have or {}, "enabled", "true")
-    if not wish.memory_moves and "magrathea_prologue" in now.hooks:
+    if not options.memory_moves and "magrathea_prologue" in now.hooks:
         text = "delete hook magrathea_prologue: no memory moves"
-        found.append(Change(text, "delete hook magrathea_prologue", target="hook magrathea_prologue"))
+        found.append(SetupChange(text, "delete hook magrathea_prologue", target="hook magrathea_prologue"))
     return found
 
 
@@ -277,32 +276,32 @@ def _order(attributes: Attributes) -> Attributes:
     return {} if attributes["event"] == "periodic" else {"order": SITE_HOOKS_LAST}
 
 
-def _disabled(name: str) -> Change:
+def _disabled(name: str) -> SetupChange:
     """Before a hook's freq is set: where it is enabled and has a script, PBS's server takes a MoM hook for one of its
     own `periodic` ones, forks itself every freq seconds, and goes on when the hook is deleted, with memory that it has
     given back: it hung and filled the disk with its log (seen; mgr_hook_set, run_periodic_hook in hook_func.c)."""
     command = f'set hook {name} enabled = "false"'
-    return Change(command, command, target=f"hook {name}")
+    return SetupChange(command, command, target=f"hook {name}")
 
 
-def _setting(target: str, have: Attributes, attribute: str, value: str) -> list[Change]:
+def _setting(target: str, have: Attributes, attribute: str, value: str) -> list[SetupChange]:
     if _same(attribute, have.get(attribute), value):
         return []
     was = f" (was {have[attribute]})" if attribute in have else ""
     command = f'set {target} {attribute} = "{value}"'
-    return [Change(command + was, command, target=target, missing=attribute not in have)]
+    return [SetupChange(command + was, command, target=target, missing=attribute not in have)]
 
 
-def conflicts(now: Present, wish: Wish) -> list[tuple[str, str]]:
+def conflicts(now: Present, options: InstallOptions) -> list[tuple[str, str]]:
     """What is in the way: the thing, and a sentence with the fix. Nothing may be changed while there is any."""
     found: list[tuple[str, str]] = []
-    for name in sorted(set(wish.priority) & set(wish.preemptible)):
+    for name in sorted(set(options.priority) & set(options.preemptible)):
         found.append((f"queue {name}", f"queue {name}: either --priority or --preemptible, not both"))
-    for name in wish.vnodes:
+    for name in options.vnodes:
         if name not in now.vnodes:
             text = f"vnode {name}: PBS knows no such vnode; create it first (qmgr: create node)"
             found.append((f"node {name}", text))
-    for name in (*wish.priority, *wish.preemptible):
+    for name in (*options.priority, *options.preemptible):
         if (kind := now.queues.get(name, {}).get("queue_type", "Execution")) != "Execution":
             text = f"queue {name} is a {kind} queue, and only an Execution queue gives a class"
             found.append((f"queue {name}", f"{text}; name the queues that it routes to"))
@@ -312,7 +311,7 @@ def conflicts(now: Present, wish: Wish) -> list[tuple[str, str]]:
             text = f"resource {name} exists with type {have.get('type')}, flag {have.get('flag', 'none')};"
             fix = "delete it (qmgr: delete resource), if it is not needed for something else"
             found.append((f"resource {name}", f"{text} {kind}, {FLAG} is needed: {fix}"))
-    for name in wanted_hooks(wish):
+    for name in wanted_hooks(options):
         script = now.contents.get((name, SCRIPT), "").strip()
         if name in now.hooks and script and OURS not in script.splitlines()[0]:
             found.append((f"hook {name}", f"hook {name} exists and is not ours; give it another name, or delete it"))
@@ -323,51 +322,51 @@ def conflicts(now: Present, wish: Wish) -> list[tuple[str, str]]:
     return found
 
 
-def targets(now: Present, wish: Wish) -> list[str]:
+def targets(now: Present, options: InstallOptions) -> list[str]:
     """Everything that has to be right, in the order in which it is put right."""
     return [
         *(f"resource {name}" for name in RESOURCES),
         "sched_config",
-        *(f"hook {name}" for name in wanted_hooks(wish)),
+        *(f"hook {name}" for name in wanted_hooks(options)),
         *(f"node {name}" for name in now.vnodes),
-        *(f"queue {name}" for name in (*wish.priority, *wish.preemptible)),
+        *(f"queue {name}" for name in (*options.priority, *options.preemptible)),
         "server",
         "jobs",
     ]
 
 
-def changes(now: Present, wish: Wish) -> list[Change]:
+def changes(now: Present, options: InstallOptions) -> list[SetupChange]:
     """The steps from what is to what should be, in order. Raises InstallError if something is in the way."""
-    if bad := conflicts(now, wish):
+    if bad := conflicts(now, options):
         raise InstallError("; ".join(text for _, text in bad))
-    found: list[Change] = []
+    found: list[SetupChange] = []
     for name, kind in RESOURCES.items():
         if name not in now.resources:
             command = f"create resource {name} type={kind},flag={FLAG}"
-            found.append(Change(command, command, target=f"resource {name}", missing=True))
+            found.append(SetupChange(command, command, target=f"resource {name}", missing=True))
     config = with_resources(now.sched_config, RESOURCES)
     if config != now.sched_config:
         text = "sched_config: resources: line gets " + ", ".join(RESOURCES) + "; the scheduler reads it again"
-        found.append(Change(text, content=config, target="sched_config", missing=True))
-    found += _hook_changes(now, wish)
+        found.append(SetupChange(text, content=config, target="sched_config", missing=True))
+    found += _hook_changes(now, options)
     for name, have in now.vnodes.items():
         if ACCEPTS not in have:
             found += _setting(f"node {name}", have, ACCEPTS, CLASSES)
-        if name in wish.vnodes or HOST in have:
+        if name in options.vnodes or HOST in have:
             found += _setting(f"node {name}", have, "resv_enable", "False")
-    for cls, queues in (("priority", wish.priority), ("preemptible", wish.preemptible)):
+    for cls, queues in (("priority", options.priority), ("preemptible", options.preemptible)):
         for name in queues:
             target = f"queue {name}"
             if name not in now.queues:
                 command = f"create queue {name} queue_type=Execution"
-                found.append(Change(f"create queue {name}", command, target=target, missing=True))
+                found.append(SetupChange(f"create queue {name}", command, target=target, missing=True))
             have = now.queues.get(name, {})
             found += _setting(target, have, DEFAULT_CHUNK, cls)
             if name not in now.queues:
                 found += _setting(target, have, "enabled", "True")
                 found += _setting(target, have, "started", "True")
     found += _setting("server", now.server, DEFAULT_CHUNK, "protected")
-    return found + _job_changes(now, wish)
+    return found + _job_changes(now, options)
 
 
 def class_in(select: str) -> str | None:
@@ -378,11 +377,11 @@ def class_in(select: str) -> str | None:
     return found.pop() if everywhere and len(found) == 1 else None
 
 
-def _job_changes(now: Present, wish: Wish) -> list[Change]:
+def _job_changes(now: Present, options: InstallOptions) -> list[SetupChange]:
     """Jobs that wait get their queue's class by having their select set to what it is. Their place in the queue
     stays (a `qmove` to the same queue puts them at its end and is refused for arrays that have begun)."""
     given = {name: have[DEFAULT_CHUNK] for name, have in now.queues.items() if DEFAULT_CHUNK in have}
-    given |= dict.fromkeys(wish.priority, "priority") | dict.fromkeys(wish.preemptible, "preemptible")
+    given |= dict.fromkeys(options.priority, "priority") | dict.fromkeys(options.preemptible, "preemptible")
     found = []
     for job in now.jobs:
         executes = now.queues.get(job.queue, {}).get("queue_type", "Execution") == "Execution"
@@ -396,7 +395,7 @@ def _job_changes(now: Present, wish: Wish) -> list[Change]:
     return found
 
 
-def altered(job: Job, text: str, *, missing: bool = False) -> Change:
+def altered(job: SubmittedJob, text: str, *, missing: bool = False) -> SetupChange:
     """The change that lets PBS add its default chunks to a waiting job anew."""
     command = ("qalter", "-l", f"select={job.select}", job.id)
-    return Change(text, command=command, target="jobs", missing=missing, about_job=job.id)
+    return SetupChange(text, command=command, target="jobs", missing=missing, about_job=job.id)

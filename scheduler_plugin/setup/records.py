@@ -15,7 +15,7 @@ import msgspec
 
 from magrathea.decoding import UNDECODABLE
 
-from .install import RESOURCES, InstallError, Present, Wish, resources_lines
+from .install import RESOURCES, InstallError, InstallOptions, Present, resources_lines
 
 NAME = "server_priv/magrathea-install.json"
 RESTORED = ("resources_available.ncpus", "resources_available.mem", "Priority", "resv_enable")
@@ -23,7 +23,8 @@ RESTORED = ("resources_available.ncpus", "resources_available.mem", "Priority", 
 
 class Record(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """`sched_config`: the whole file before us, one character a byte. `queues`: those that install created.
-    `vnodes`: by name, attributes as they were. `at`: Unix seconds of the first install. The rest: see install.Wish."""
+    `vnodes`: by name, attributes as they were. `at`: Unix seconds of the first install. The rest: see
+    install.InstallOptions."""
 
     version: int = 1
     at: float
@@ -37,8 +38,8 @@ class Record(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
     heartbeat_max_age_s: float = 30.0
     memory_moves: bool = False
 
-    def wish(self) -> Wish:
-        return Wish(
+    def options(self) -> InstallOptions:
+        return InstallOptions(
             priority=tuple(self.priority),
             preemptible=tuple(self.preemptible),
             vnodes=tuple(self.managed),
@@ -48,10 +49,10 @@ class Record(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
         )
 
 
-def joined(old: Wish, new: Wish, vnodes: set[str]) -> Wish:
+def joined(old: InstallOptions, new: InstallOptions, vnodes: set[str]) -> InstallOptions:
     """What was wished before and is wished now: the later word about a queue counts, and vnodes that have gone
     meanwhile (not in `vnodes`) are not asked for again."""
-    return Wish(
+    return InstallOptions(
         priority=tuple(dict.fromkeys([*(q for q in old.priority if q not in new.preemptible), *new.priority])),
         preemptible=tuple(dict.fromkeys([*(q for q in old.preemptible if q not in new.priority), *new.preemptible])),
         vnodes=tuple(dict.fromkeys([*(v for v in old.vnodes if v in vnodes), *new.vnodes])),
@@ -61,10 +62,10 @@ def joined(old: Wish, new: Wish, vnodes: set[str]) -> Wish:
     )
 
 
-def updated(old: Record | None, now: Present, wish: Wish) -> Record:
+def updated(old: Record | None, now: Present, options: InstallOptions) -> Record:
     """The record for an install that finds `now`. Raises InstallError for a file that is not understood."""
     ours = any(word.strip() in RESOURCES for line in resources_lines(now.sched_config) for word in line[2].split(","))
-    wished = [*wish.priority, *wish.preemptible]
+    wished = [*options.priority, *options.preemptible]
     vnodes = dict(old.vnodes) if old else {}
     for name, attributes in now.vnodes.items():
         if name not in vnodes and name not in now.managed:
@@ -74,12 +75,12 @@ def updated(old: Record | None, now: Present, wish: Wish) -> Record:
         sched_config=old.sched_config if old and ours else now.sched_config,
         queues=[*(old.queues if old else []), *(name for name in wished if name not in now.queues)],
         vnodes=vnodes,
-        priority=list(wish.priority),
-        preemptible=list(wish.preemptible),
-        managed=list(wish.vnodes),
-        heartbeat=wish.heartbeat,
-        heartbeat_max_age_s=wish.heartbeat_max_age_s,
-        memory_moves=wish.memory_moves,
+        priority=list(options.priority),
+        preemptible=list(options.preemptible),
+        managed=list(options.vnodes),
+        heartbeat=options.heartbeat,
+        heartbeat_max_age_s=options.heartbeat_max_age_s,
+        memory_moves=options.memory_moves,
     )
 
 

@@ -18,9 +18,9 @@ from .install import (
     DEFAULT_CHUNK,
     RESOURCES,
     WAITING,
-    Change,
-    Job,
     Present,
+    SetupChange,
+    SubmittedJob,
     altered,
     resources_lines,
     with_resources,
@@ -32,7 +32,7 @@ OUR_HOOKS = ("magrathea_server", "magrathea_vnodes", "magrathea_mom", "magrathea
 FINISHED = frozenset("FXM")
 
 
-def preempted(now: Present) -> list[Job]:
+def preempted(now: Present) -> list[SubmittedJob]:
     """Jobs that are admin-suspended on vnodes of ours, as Magrathea does it (or an admin: then they count, too)."""
     suspended: set[str] = set()
     for name in now.managed:
@@ -40,9 +40,9 @@ def preempted(now: Present) -> list[Job]:
     return [job for job in now.jobs if job.state == "S" and job.id in suspended]
 
 
-def changes(now: Present, record: Record | None, *, delete_history: bool = False) -> list[Change]:
+def changes(now: Present, record: Record | None, *, delete_history: bool = False) -> list[SetupChange]:
     """The steps from what is to what was, in order; [] where nothing of ours is left. Raises InstallError."""
-    found: list[Change] = []
+    found: list[SetupChange] = []
     if DEFAULT_CHUNK in now.server:
         found.append(_plain(f"unset server {DEFAULT_CHUNK}"))
     for name, queue in now.queues.items():
@@ -57,19 +57,19 @@ def changes(now: Present, record: Record | None, *, delete_history: bool = False
     config = _sched_config(now, record)
     if config != now.sched_config:
         text = "sched_config: resources: line as it was; the scheduler reads it again"
-        found.append(Change(text, content=config))
+        found.append(SetupChange(text, content=config))
     for name in record.queues if record else []:
         if name in now.queues:
             found.append(_plain(f"delete queue {name}"))
     if delete_history:
         for id in dict.fromkeys(job.array for job in now.jobs if _remembered(job)):
             text = f"delete the finished job {id} from PBS's history: it names magrathea_accepts"
-            found.append(Change(text, command=("qdel", "-x", id), about_job=id))
+            found.append(SetupChange(text, command=("qdel", "-x", id), about_job=id))
     found += [_plain(f"delete resource {name}") for name in RESOURCES if name in now.resources]
     return found
 
 
-def _hook_changes(name: str) -> list[Change]:
+def _hook_changes(name: str) -> list[SetupChange]:
     """Disable a hook, call it periodic, delete it. Where somebody has set the freq of an enabled MoM hook the server
     runs it for ever (install._disabled); only of a hook with that event does `delete hook` forget such a timer."""
     return [
@@ -79,16 +79,16 @@ def _hook_changes(name: str) -> list[Change]:
     ]
 
 
-def _plain(command: str) -> Change:
-    return Change(command, command)
+def _plain(command: str) -> SetupChange:
+    return SetupChange(command, command)
 
 
-def _remembered(job: Job) -> bool:
+def _remembered(job: SubmittedJob) -> bool:
     """A finished job that PBS still knows, and that keeps a resource from being deleted."""
     return job.state in FINISHED and "magrathea_accepts=" in job.schedselect
 
 
-def _job_changes(now: Present) -> Iterator[Change]:
+def _job_changes(now: Present) -> Iterator[SetupChange]:
     for job in now.jobs:
         if job.state not in WAITING or job.id != job.array:
             continue
@@ -96,7 +96,7 @@ def _job_changes(now: Present) -> Iterator[Change]:
             yield altered(job, f"job {job.id} loses its class")
 
 
-def _vnode_changes(now: Present, record: Record | None, name: str) -> Iterator[Change]:
+def _vnode_changes(now: Present, record: Record | None, name: str) -> Iterator[SetupChange]:
     have = now.vnodes[name]
     was = record.vnodes.get(name) if record else None
     if record and was is not None and (name in now.managed or name in record.managed):
@@ -105,7 +105,7 @@ def _vnode_changes(now: Present, record: Record | None, name: str) -> Iterator[C
                 yield _plain(f"unset node {name} {attribute}")
             elif attribute in was and have.get(attribute) != was[attribute]:
                 command = f'set node {name} {attribute} = "{was[attribute]}"'
-                yield Change(f"{command} (was {have.get(attribute, 'unset')})", command)
+                yield SetupChange(f"{command} (was {have.get(attribute, 'unset')})", command)
     for resource in RESOURCES:
         if f"resources_available.{resource}" in have:
             yield _plain(f"unset node {name} resources_available.{resource}")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from magrathea import supervision
-from scheduler_plugin.hub import pool, server
+from scheduler_plugin.hub import call_pool
+from scheduler_plugin.hub import hub as shell
 from tests.hostile.farm import BOUND_S, Farm, run
 from tests.unit.hub.builders import domain, job, stopped
 
@@ -19,7 +20,7 @@ BEAT_S = 0.1
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "HEARTBEAT_S", BEAT_S)
+    monkeypatch.setattr(shell, "HEARTBEAT_S", BEAT_S)
 
 
 def age_s(farm: Farm) -> float:
@@ -30,7 +31,7 @@ def test_a_defect_in_a_call_to_pbs_ends_the_hub(tmp_path: Path, monkeypatch: pyt
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a mistake")
 
-    monkeypatch.setattr(server, "perform", broken)
+    monkeypatch.setattr(shell, "perform", broken)
     farm = Farm(tmp_path)
     farm.pbs.put(job())
 
@@ -52,8 +53,8 @@ def test_a_defect_in_a_call_to_pbs_ends_the_hub(tmp_path: Path, monkeypatch: pyt
 def test_the_heartbeat_file_grows_old_while_no_call_to_pbs_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "GRACE_S", -4.9)  # calls are given up after 0.1 s
-    monkeypatch.setattr(pool, "SPARE", 0)
+    monkeypatch.setattr(shell, "GRACE_S", -4.9)  # calls are given up after 0.1 s
+    monkeypatch.setattr(call_pool, "SPARE", 0)
     go = threading.Event()
 
     def hangs(operation: str, subject: str) -> None:

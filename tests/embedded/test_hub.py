@@ -18,9 +18,10 @@ import zmq.asyncio
 
 from magrathea.core.model import JobClass, Kind, State
 from magrathea.messages import Books, DomainReport, Heartbeat, Resend, ToHost, decode_to_host, encode
-from scheduler_plugin.hub import configuration, farm, server
-from scheduler_plugin.hub.publish import ACCEPTS, STATE
-from scheduler_plugin.hub.server import Hub
+from scheduler_plugin.hub import configuration, farm
+from scheduler_plugin.hub import hub as shell
+from scheduler_plugin.hub.hub import Hub
+from scheduler_plugin.hub.vnode_attributes import ACCEPTS, STATE
 from scheduler_plugin.pbs.base import Code, PbsError
 from tests.unit.hub.builders import domain, given_back, job, snapshot, stopped
 from tests.unit.hub.fake_pbs import FakePbs, nothing_breaks
@@ -83,7 +84,7 @@ class World:
 
     def start(self) -> None:
         self.stop.clear()
-        settings = configuration.Configuration(
+        settings = configuration.HubConfiguration(
             hub=configuration.HubTable(
                 listen=[self.endpoint],
                 state_dir=f"{self.directory}/state",
@@ -115,7 +116,7 @@ class World:
 
 @pytest.fixture(autouse=True)
 def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "HEARTBEAT_S", BEAT_S)
+    monkeypatch.setattr(shell, "HEARTBEAT_S", BEAT_S)
     monkeypatch.setattr(farm, "LEASE_S", LEASE_S)
 
 

@@ -14,8 +14,8 @@ from magrathea.core.model import JobKey
 from magrathea.messages import Snapshot
 from node_daemon.hub_client import HubClient
 from scheduler_plugin.hub import configuration, keys
-from scheduler_plugin.hub.publish import STATE
-from scheduler_plugin.hub.server import Hub
+from scheduler_plugin.hub.hub import Hub
+from scheduler_plugin.hub.vnode_attributes import STATE
 from tests.unit.hub.builders import domain, job, snapshot, stopped
 from tests.unit.hub.fake_pbs import FakePbs
 
@@ -33,7 +33,7 @@ def test_a_daemon_with_its_key_is_published_and_told_its_books(tmp_path: Path) -
     keys.init(tmp_path / "keys")
     pair = keys.enrol(tmp_path / "keys", "h1", ["n1"])
     endpoint = f"tcp://127.0.0.1:{free_port()}"
-    settings = configuration.Configuration(
+    settings = configuration.HubConfiguration(
         hub=configuration.HubTable(
             listen=[endpoint],
             state_dir=str(tmp_path),

@@ -16,7 +16,7 @@ import zmq.asyncio
 
 from magrathea.messages import MAX_BYTES, Heartbeat, Resend, ToHub, decode_to_host, encode
 from scheduler_plugin.hub import channel, keys
-from scheduler_plugin.hub.channel import Channel, ChannelError
+from scheduler_plugin.hub.channel import ChannelError, HubChannel
 
 BOUND_S = 15.0
 SILENT_S = 0.7
@@ -62,7 +62,7 @@ class Line:
         self.heard = Heard()
         self.context = zmq.asyncio.Context()
         self.clients: list[zmq.asyncio.Socket] = []
-        self.channel = Channel([self.ipc], [self.tcp], self.keys_dir, self.heard)
+        self.channel = HubChannel([self.ipc], [self.tcp], self.keys_dir, self.heard)
 
     def client(self, endpoint: str, identity: str, pair: Path | keys.Certificate | None = None) -> zmq.asyncio.Socket:
         """A DEALER; with `pair` its CURVE keys."""
@@ -315,7 +315,7 @@ def test_a_host_that_is_away_is_told_nothing_and_forgotten(tmp_path: Path) -> No
 
 def test_tcp_without_a_hub_key_is_never_opened(tmp_path: Path) -> None:
     async def test() -> None:
-        made = Channel([], [f"tcp://127.0.0.1:{free_port()}"], tmp_path / "nokeys", Heard())
+        made = HubChannel([], [f"tcp://127.0.0.1:{free_port()}"], tmp_path / "nokeys", Heard())
         with pytest.raises(keys.KeysError):
             made.start()
         await made.close()
@@ -325,7 +325,7 @@ def test_tcp_without_a_hub_key_is_never_opened(tmp_path: Path) -> None:
 
 def test_an_endpoint_that_is_taken_is_named(tmp_path: Path) -> None:
     async def test(line: Line) -> None:
-        second = Channel([], [line.tcp], line.keys_dir, Heard())
+        second = HubChannel([], [line.tcp], line.keys_dir, Heard())
         with pytest.raises(ChannelError, match="tcp://"):
             second.start()
         await second.close()

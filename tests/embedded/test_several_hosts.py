@@ -23,7 +23,7 @@ from node_daemon.configuration import read
 from node_daemon.daemon import Daemon
 from node_daemon.hypervisor.base import CPU, MEMORY, DomainReading, DriverError
 from scheduler_plugin.hub import configuration
-from scheduler_plugin.hub.server import Hub
+from scheduler_plugin.hub.hub import Hub
 from tests.unit.hub.builders import job
 from tests.unit.hub.fake_pbs import FakePbs
 from tests.unit.node.fake_driver import FakeDriver, FakeHypervisor
@@ -141,7 +141,7 @@ class Site:
 
     async def start_hub(self) -> None:
         (self.folder / "hub").mkdir(exist_ok=True)
-        settings = configuration.Configuration(
+        settings = configuration.HubConfiguration(
             hub=configuration.HubTable(
                 listen=[f"ipc://{self.folder}/hub.ipc"],
                 state_dir=f"{self.folder}/hub",

@@ -14,7 +14,7 @@ import zmq.asyncio
 
 from magrathea.messages import Books, DomainReport, Heartbeat, ToHost, decode_to_host, encode
 from scheduler_plugin.hub import configuration, keys
-from scheduler_plugin.hub.server import Hub
+from scheduler_plugin.hub.hub import Hub
 from tests.unit.hub.builders import snapshot
 from tests.unit.hub.fake_pbs import FakePbs, nothing_breaks
 
@@ -98,7 +98,7 @@ class Farm:
         return host
 
     def start(self) -> None:
-        settings = configuration.Configuration(
+        settings = configuration.HubConfiguration(
             hub=configuration.HubTable(
                 listen=[self.endpoint],
                 state_dir=f"{self.directory}/state",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scheduler_plugin.hub.publish import STATE
+from scheduler_plugin.hub.vnode_attributes import STATE
 from tests.hostile.farm import Farm, run
 from tests.unit.hub.builders import domain
 

@@ -38,7 +38,7 @@ def test_the_files_map_names_every_module_that_a_reader_may_look_for() -> None:
         "crash_test_hook.py",
         "scripts.py",
         "keys.py",
-        "pool.py",
+        "call_pool.py",
     }
     assert not {path.name for path in found} - beside - set(re.findall(r"(\w+\.py)", text))
 

@@ -20,7 +20,7 @@ from magrathea.messages import FarmView, HostView, Snapshot
 from node_daemon.configuration import NodedConfiguration, read
 from node_daemon.setup import doctor as node
 from scheduler_plugin.setup import doctor as server
-from scheduler_plugin.setup.install import Present, Wish
+from scheduler_plugin.setup.install import InstallOptions, Present
 
 AGENT = {"socket": "{0}/agent.sock", "channel": "unix:{0}/channel.sock", "state": "{0}/state/agent.json"}
 
@@ -140,8 +140,8 @@ def test_the_server_tells_what_keeps_jobs_from_starting() -> None:
 
 
 def test_what_is_not_installed_is_one_failure_and_what_is_wrong_one_each() -> None:
-    assert found(server.of_installation(Present(), Wish(), installed=False)) == {"install": Status.FAIL}
-    checks = found(server.of_installation(Present(), Wish(), installed=True))
+    assert found(server.of_installation(Present(), InstallOptions(), installed=False)) == {"install": Status.FAIL}
+    checks = found(server.of_installation(Present(), InstallOptions(), installed=True))
     assert checks["resource-magrathea_accepts"] is checks["hook-magrathea_mom"] is checks["server"] is Status.FAIL
 
 

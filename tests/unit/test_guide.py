@@ -21,7 +21,7 @@ from node_daemon import configuration as noded
 from node_daemon.agent.configuration import Config
 from node_daemon.agent.values import Unusable
 from scheduler_plugin.hub import configuration as hub
-from scheduler_plugin.setup.install import RESOURCES, Wish, wanted_hooks
+from scheduler_plugin.setup.install import RESOURCES, InstallOptions, wanted_hooks
 from tests.documents import ROOT
 from tests.refusal_codes import refusal_codes
 
@@ -60,7 +60,7 @@ def keys_of(table: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str
 
 def tables() -> Iterator[tuple[str, dict[str, Any]]]:
     """By the guide's heading: keys and defaults of each table of each file."""
-    for name, whole in (("noded", noded.NodedConfiguration), ("hub", hub.Configuration)):
+    for name, whole in (("noded", noded.NodedConfiguration), ("hub", hub.HubConfiguration)):
         hints = typing.get_type_hints(whole)
         for section, kind in hints.items():
             if typing.get_origin(kind) is dict:
@@ -128,7 +128,9 @@ def test_the_codes_of_the_server_hook_have_a_table_of_their_own() -> None:
 
 def test_what_install_makes_is_said() -> None:
     told = part("Install")
-    assert set(wanted_hooks(Wish(memory_moves=True))) == set(re.findall(r"`(magrathea_(?!accepts)\w+)`", told))
+    assert set(wanted_hooks(InstallOptions(memory_moves=True))) == set(
+        re.findall(r"`(magrathea_(?!accepts)\w+)`", told)
+    )
     assert len(RESOURCES) == 6 and "six resources" in told
 
 

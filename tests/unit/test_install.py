@@ -10,11 +10,11 @@ from scheduler_plugin.setup.install import (
     CONFIG,
     RESOURCES,
     SCRIPT,
-    Change,
     InstallError,
-    Job,
+    InstallOptions,
     Present,
-    Wish,
+    SetupChange,
+    SubmittedJob,
     changes,
     class_in,
     parse_list,
@@ -24,10 +24,10 @@ from scheduler_plugin.setup.install import (
 )
 
 SHIPPED = 'a: 1\nresources: "ncpus, mem, arch, host, vnode, aoe, eoe"\nb: 2\n'
-WISH = Wish(priority=("high",), preemptible=("low",))
+OPTIONS = InstallOptions(priority=("high",), preemptible=("low",))
 
 
-def commands(found: list[Change]) -> list[str]:
+def commands(found: list[SetupChange]) -> list[str]:
     return [change.qmgr or "sched_config" for change in found]
 
 
@@ -43,9 +43,9 @@ def fresh() -> Present:
 
 @pytest.fixture
 def done(fresh: Present) -> Present:
-    """What PBS has after all changes for WISH."""
+    """What PBS has after all changes for OPTIONS."""
     hooks, contents = {}, {}
-    for name, (attributes, script, config) in wanted_hooks(WISH).items():
+    for name, (attributes, script, config) in wanted_hooks(OPTIONS).items():
         order = "1" if attributes["event"] == "periodic" else "1000"
         hooks[name] = {**attributes, "order": order, "enabled": "true", "user": "pbsadmin"}
         contents[name, SCRIPT] = script
@@ -68,11 +68,11 @@ def done(fresh: Present) -> Present:
 
 
 def test_a_second_run_changes_nothing(done: Present) -> None:
-    assert changes(done, WISH) == []
+    assert changes(done, OPTIONS) == []
 
 
 def test_a_fresh_server_gets_everything(fresh: Present) -> None:
-    found = commands(changes(fresh, WISH))
+    found = commands(changes(fresh, OPTIONS))
     for name in RESOURCES:
         assert any(command.startswith(f"create resource {name} ") and "flag=hr" in command for command in found)
     assert "sched_config" in found
@@ -83,7 +83,7 @@ def test_a_fresh_server_gets_everything(fresh: Present) -> None:
 
 def test_no_job_is_shut_out_at_any_moment(fresh: Present) -> None:
     """A job has a class from the server's default on: by then every vnode accepts it and the scheduler knows it."""
-    found = commands(changes(fresh, WISH))
+    found = commands(changes(fresh, OPTIONS))
     last = found.index('set server default_chunk.magrathea_accepts = "protected"')
     assert last == len(found) - 1
     for name in ("n1", "x"):
@@ -91,21 +91,23 @@ def test_no_job_is_shut_out_at_any_moment(fresh: Present) -> None:
 
 
 def test_a_hook_has_its_script_before_it_has_an_event(fresh: Present) -> None:
-    found = commands(changes(fresh, WISH))
+    found = commands(changes(fresh, OPTIONS))
     for name in ("magrathea_server", "magrathea_mom"):
         imports = [i for i, c in enumerate(found) if c.startswith(f"import hook {name} ")]
         assert imports and max(imports) < next(i for i, c in enumerate(found) if c.startswith(f"set hook {name} event"))
 
 
 def test_the_hook_of_vnodes_runs_the_rarer_the_more_of_them_it_has_to_read() -> None:
-    freqs = [wanted_hooks(WISH, vnodes)["magrathea_vnodes"][0]["freq"] for vnodes in (0, 4, 100, 101, 500, 501, 8000)]
+    freqs = [
+        wanted_hooks(OPTIONS, vnodes)["magrathea_vnodes"][0]["freq"] for vnodes in (0, 4, 100, 101, 500, 501, 8000)
+    ]
     assert freqs == ["2", "2", "2", "5", "10", "30", "30"]
 
 
 def test_a_hook_is_disabled_while_its_freq_is_set(fresh: Present, done: Present) -> None:
     """Else PBS's server would start a timer of its own for it, which outlives the hook."""
     faster = {**done.hooks, "magrathea_mom": {**done.hooks["magrathea_mom"], "freq": "5"}}
-    for found in (commands(changes(fresh, WISH)), commands(changes(replace(done, hooks=faster), WISH))):
+    for found in (commands(changes(fresh, OPTIONS)), commands(changes(replace(done, hooks=faster), OPTIONS))):
         order = [c for c in found if c.startswith("set hook magrathea_mom ") and ("enabled" in c or "freq" in c)]
         assert [c.split()[3:] for c in order] == [
             ["enabled", "=", '"false"'],
@@ -115,39 +117,40 @@ def test_a_hook_is_disabled_while_its_freq_is_set(fresh: Present, done: Present)
 
 
 def test_hooks_come_last_of_their_event(fresh: Present) -> None:
-    assert 'set hook magrathea_mom order = "1000"' in commands(changes(fresh, WISH))
+    assert 'set hook magrathea_mom order = "1000"' in commands(changes(fresh, OPTIONS))
 
 
 def test_the_prologue_hook_comes_and_goes_with_moving_memory(done: Present) -> None:
-    moving = replace(WISH, memory_moves=True)
+    moving = replace(OPTIONS, memory_moves=True)
     assert "create hook magrathea_prologue" in commands(changes(done, moving))
     with_it = replace(done, hooks={**done.hooks, "magrathea_prologue": {}})
-    assert commands(changes(with_it, WISH)) == ["delete hook magrathea_prologue"]
+    assert commands(changes(with_it, OPTIONS)) == ["delete hook magrathea_prologue"]
 
 
 def test_an_old_script_is_replaced(done: Present) -> None:
     script = '"""Magrathea\'s hook for MoM: an older one."""\nimport pbs\n'
     old = replace(done, contents={**done.contents, ("magrathea_mom", SCRIPT): script})
-    [change] = changes(old, WISH)
+    [change] = changes(old, OPTIONS)
     assert change.qmgr == "import hook magrathea_mom application/x-python default {file}"
     assert change.content is not None and "execjob_begin" in change.content
 
 
 def test_somebody_elses_hook_of_that_name_is_refused(done: Present) -> None:
     with pytest.raises(InstallError, match="not ours"):
-        changes(replace(done, contents={("magrathea_mom", SCRIPT): "import pbs\n"}), WISH)
+        changes(replace(done, contents={("magrathea_mom", SCRIPT): "import pbs\n"}), OPTIONS)
 
 
 def test_a_hook_whose_installation_broke_off_before_its_script_came_is_ours(done: Present) -> None:
     half = replace(done, contents={key: value for key, value in done.contents.items() if key[0] != "magrathea_mom"})
-    assert len(changes(half, WISH)) == 1
+    assert len(changes(half, OPTIONS)) == 1
 
 
 def test_events_in_another_order_are_the_same(done: Present) -> None:
     events = ",".join(reversed(done.hooks["magrathea_mom"]["event"].split(",")))
     assert (
         changes(
-            replace(done, hooks={**done.hooks, "magrathea_mom": {**done.hooks["magrathea_mom"], "event": events}}), WISH
+            replace(done, hooks={**done.hooks, "magrathea_mom": {**done.hooks["magrathea_mom"], "event": events}}),
+            OPTIONS,
         )
         == []
     )
@@ -155,18 +158,18 @@ def test_events_in_another_order_are_the_same(done: Present) -> None:
 
 def test_what_an_admin_changed_is_put_right_and_the_old_value_said(done: Present) -> None:
     low = {**done.queues["low"], "default_chunk.magrathea_accepts": "priority", "enabled": "False"}
-    [change] = changes(replace(done, queues={**done.queues, "low": low}), WISH)
+    [change] = changes(replace(done, queues={**done.queues, "low": low}), OPTIONS)
     assert "(was priority)" in change.text
 
 
 def test_an_existing_queue_keeps_its_being_stopped(done: Present) -> None:
     low = {**done.queues["low"], "enabled": "False", "started": "False"}
-    assert changes(replace(done, queues={**done.queues, "low": low}), WISH) == []
+    assert changes(replace(done, queues={**done.queues, "low": low}), OPTIONS) == []
 
 
 def test_what_the_hub_publishes_is_left_alone(done: Present) -> None:
     published = {"resources_available.magrathea_accepts": "none", "resv_enable": "False"}
-    assert changes(replace(done, vnodes={"n1": published}), WISH) == []
+    assert changes(replace(done, vnodes={"n1": published}), OPTIONS) == []
 
 
 def test_managed_vnodes_take_no_reservations(done: Present) -> None:
@@ -175,24 +178,26 @@ def test_managed_vnodes_take_no_reservations(done: Present) -> None:
         "resources_available.magrathea_host": "h1",
         "resv_enable": "True",
     }
-    assert commands(changes(replace(done, vnodes={"n1": known}), WISH)) == ['set node n1 resv_enable = "False"']
-    named = replace(WISH, vnodes=("x",))
+    assert commands(changes(replace(done, vnodes={"n1": known}), OPTIONS)) == ['set node n1 resv_enable = "False"']
+    named = replace(OPTIONS, vnodes=("x",))
     assert commands(changes(done, named)) == ['set node x resv_enable = "False"']
 
 
 @pytest.mark.parametrize(
-    "wish", [Wish(priority=("a",), preemptible=("a",)), Wish(vnodes=("nowhere",))], ids=["both classes", "no vnode"]
+    "options",
+    [InstallOptions(priority=("a",), preemptible=("a",)), InstallOptions(vnodes=("nowhere",))],
+    ids=["both classes", "no vnode"],
 )
-def test_a_contradiction_is_refused_before_anything_is_changed(fresh: Present, wish: Wish) -> None:
+def test_a_contradiction_is_refused_before_anything_is_changed(fresh: Present, options: InstallOptions) -> None:
     with pytest.raises(InstallError):
-        changes(fresh, wish)
+        changes(fresh, options)
 
 
 @pytest.mark.parametrize("wrong_one", [{"type": "string", "flag": "hr"}, {"type": "string_array", "flag": "h"}])
 def test_a_resource_of_another_type_or_flag_is_refused(done: Present, wrong_one: dict[str, str]) -> None:
     wrong = {**done.resources, "magrathea_accepts": wrong_one}
     with pytest.raises(InstallError, match="magrathea_accepts"):
-        changes(replace(done, resources=wrong), WISH)
+        changes(replace(done, resources=wrong), OPTIONS)
 
 
 def test_the_resources_line_keeps_what_it_has() -> None:
@@ -219,7 +224,7 @@ def test_without_a_resources_line_the_scheduler_regards_all_and_none_is_added() 
 )
 def test_a_resources_line_that_is_not_understood_is_refused(fresh: Present, line: str) -> None:
     with pytest.raises(InstallError, match="line 2"):
-        changes(replace(fresh, sched_config=f"a: 1\n{line}\n"), WISH)
+        changes(replace(fresh, sched_config=f"a: 1\n{line}\n"), OPTIONS)
 
 
 def test_of_several_resources_lines_the_last_gets_ours() -> None:
@@ -245,8 +250,8 @@ def test_qmgrs_lists_are_read_with_their_continuations() -> None:
     }
 
 
-def waiting(queue: str, schedselect: str = "1:ncpus=1", state: str = "Q", select: str = "1:ncpus=1") -> Job:
-    return Job(id="7.srv", state=state, queue=queue, select=select, schedselect=schedselect)
+def waiting(queue: str, schedselect: str = "1:ncpus=1", state: str = "Q", select: str = "1:ncpus=1") -> SubmittedJob:
+    return SubmittedJob(id="7.srv", state=state, queue=queue, select=select, schedselect=schedselect)
 
 
 @pytest.mark.parametrize(
@@ -260,11 +265,11 @@ def waiting(queue: str, schedselect: str = "1:ncpus=1", state: str = "Q", select
         (waiting("low", "1:ncpus=1:magrathea_accepts=preemptible+1:ncpus=2"), "preemptible"),
     ],
 )
-def test_a_waiting_job_gets_its_queues_class_last_of_all(done: Present, job: Job, cls: str) -> None:
-    [change] = changes(replace(done, jobs=(job,)), WISH)
+def test_a_waiting_job_gets_its_queues_class_last_of_all(done: Present, job: SubmittedJob, cls: str) -> None:
+    [change] = changes(replace(done, jobs=(job,)), OPTIONS)
     assert change.command == ("qalter", "-l", f"select={job.select}", "7.srv")
     assert cls in change.text
-    assert changes(replace(done, server={}, jobs=(job,)), WISH)[-1] == change
+    assert changes(replace(done, server={}, jobs=(job,)), OPTIONS)[-1] == change
 
 
 @pytest.mark.parametrize(
@@ -279,9 +284,9 @@ def test_a_waiting_job_gets_its_queues_class_last_of_all(done: Present, job: Job
         waiting("routing"),
     ],
 )
-def test_other_jobs_are_left_alone(done: Present, job: Job) -> None:
+def test_other_jobs_are_left_alone(done: Present, job: SubmittedJob) -> None:
     queues = {**done.queues, "routing": {"queue_type": "Route"}}
-    assert changes(replace(done, queues=queues, jobs=(job,)), WISH) == []
+    assert changes(replace(done, queues=queues, jobs=(job,)), OPTIONS) == []
 
 
 def test_a_class_counts_if_every_chunk_names_it_outside_of_quotes() -> None:
@@ -292,4 +297,4 @@ def test_a_class_counts_if_every_chunk_names_it_outside_of_quotes() -> None:
 
 def test_a_queue_that_only_routes_is_refused(fresh: Present) -> None:
     with pytest.raises(InstallError, match="Route"):
-        changes(replace(fresh, queues={"low": {"queue_type": "Route"}}), WISH)
+        changes(replace(fresh, queues={"low": {"queue_type": "Route"}}), OPTIONS)

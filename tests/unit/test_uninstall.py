@@ -13,9 +13,9 @@ from scheduler_plugin.setup.install import (
     RESOURCES,
     SCRIPT,
     InstallError,
-    Job,
+    InstallOptions,
     Present,
-    Wish,
+    SubmittedJob,
     wanted_hooks,
     with_resources,
     without_resources,
@@ -23,7 +23,7 @@ from scheduler_plugin.setup.install import (
 from scheduler_plugin.setup.records import Record, joined, updated
 
 CONF = 'a: 1\nnode_sort_key: "sort_priority HIGH" ALL\nresources: "ncpus,  mem" ALL\nb: 2\n'
-WISH = Wish(priority=("high",), preemptible=("low",), vnodes=("n1",), heartbeat="/b")
+OPTIONS = InstallOptions(priority=("high",), preemptible=("low",), vnodes=("n1",), heartbeat="/b")
 CLASS = "default_chunk.magrathea_accepts"
 RES = "resources_available."
 BEFORE = Present(
@@ -36,10 +36,10 @@ BEFORE = Present(
 
 
 def installed() -> tuple[Present, Record]:
-    record = updated(None, BEFORE, WISH)
+    record = updated(None, BEFORE, OPTIONS)
     hooks: dict[str, dict[str, str]] = {}
     contents: dict[tuple[str, str], str] = {}
-    for name, (attributes, script, config) in wanted_hooks(WISH).items():
+    for name, (attributes, script, config) in wanted_hooks(OPTIONS).items():
         hooks[name] = {**attributes, "order": "1000", "enabled": "true"}
         contents |= {(name, SCRIPT): script, (name, CONFIG): config or ""}
     published = {f"{RES}magrathea_accepts": "none", f"{RES}magrathea_host": "h1", f"{RES}ncpus": "2", "Priority": "-4"}
@@ -62,8 +62,8 @@ def installed() -> tuple[Present, Record]:
     return now, record
 
 
-def job(id: str, state: str, schedselect: str = "1:ncpus=1:magrathea_accepts=preemptible") -> Job:
-    return Job(id=id, state=state, queue="low", select="1:ncpus=1", schedselect=schedselect)
+def job(id: str, state: str, schedselect: str = "1:ncpus=1:magrathea_accepts=preemptible") -> SubmittedJob:
+    return SubmittedJob(id=id, state=state, queue="low", select="1:ncpus=1", schedselect=schedselect)
 
 
 def commands(now: Present, record: Record | None, *, delete_history: bool = False) -> list[str]:
@@ -140,7 +140,7 @@ def test_waiting_jobs_lose_their_class(state: str) -> None:
 
 
 @pytest.mark.parametrize("one", [job("7.srv", "R"), job("7[1].srv", "Q"), job("7.srv", "Q", "1:ncpus=1")])
-def test_other_jobs_do_not(one: Job) -> None:
+def test_other_jobs_do_not(one: SubmittedJob) -> None:
     now, record = installed()
     assert not [c for c in commands(replace(now, jobs=(one,)), record) if "qalter" in c]
 
@@ -176,7 +176,7 @@ def test_jobs_suspended_on_managed_vnodes_are_ours_to_resume() -> None:
 def test_the_record_never_forgets_and_learns_of_new_vnodes() -> None:
     now, record = installed()
     new = {**now.vnodes, "y": {"Priority": "3", f"{RES}magrathea_accepts": "none"}, "z": {f"{RES}magrathea_host": "h"}}
-    later = updated(record, replace(now, vnodes=new), WISH)
+    later = updated(record, replace(now, vnodes=new), OPTIONS)
     assert later.vnodes == {**record.vnodes, "y": {"Priority": "3"}}
     assert later.sched_config == CONF and later.queues == ["high"] and later.at == record.at
 
@@ -184,21 +184,21 @@ def test_the_record_never_forgets_and_learns_of_new_vnodes() -> None:
 def test_a_site_that_took_our_words_out_itself_has_a_new_before() -> None:
     _, record = installed()
     own = replace(BEFORE, sched_config=CONF + "c: 3\n")
-    assert updated(record, own, WISH).sched_config == CONF + "c: 3\n"
+    assert updated(record, own, OPTIONS).sched_config == CONF + "c: 3\n"
 
 
 def test_what_was_wished_stays_wished_and_the_later_word_about_a_queue_counts() -> None:
-    wish = joined(WISH, Wish(priority=("low",), vnodes=("x",)), {"n1", "x"})
-    assert (wish.priority, wish.preemptible, wish.vnodes) == (("high", "low"), (), ("n1", "x"))
-    assert joined(WISH, Wish(), {"x"}).vnodes == ()
+    options = joined(OPTIONS, InstallOptions(priority=("low",), vnodes=("x",)), {"n1", "x"})
+    assert (options.priority, options.preemptible, options.vnodes) == (("high", "low"), (), ("n1", "x"))
+    assert joined(OPTIONS, InstallOptions(), {"x"}).vnodes == ()
 
 
 def test_a_record_comes_back_from_its_file_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "server_priv").mkdir()
     assert records.load(tmp_path) is None
-    record = updated(None, replace(BEFORE, sched_config="\xe9\r\n" + CONF), WISH)
+    record = updated(None, replace(BEFORE, sched_config="\xe9\r\n" + CONF), OPTIONS)
     records.save(tmp_path, record)
-    assert records.load(tmp_path) == record and record.wish() == WISH
+    assert records.load(tmp_path) == record and record.options() == OPTIONS
     assert (tmp_path / records.NAME).stat().st_mode & 0o077 == 0
     (tmp_path / records.NAME).write_text("{")
     with pytest.raises(InstallError, match="damaged"):
@@ -209,7 +209,7 @@ def test_a_record_comes_back_from_its_file_and_a_damaged_one_is_refused(tmp_path
 
 
 def statuses(now: Present) -> dict[str, str]:
-    return {item.name: item.status for item in checks.check(now, WISH)}
+    return {item.name: item.status for item in checks.check(now, OPTIONS)}
 
 
 def test_check_finds_all_ok_and_each_thing_that_is_not() -> None:
@@ -250,8 +250,8 @@ def test_check_tells_what_install_would_refuse() -> None:
     ],
 )
 def test_what_gets_in_the_way_is_warned_of_with_a_fix(change: dict[str, object], name: str) -> None:
-    assert list(checks.warnings(BEFORE, WISH)) == []
-    [item] = checks.warnings(replace(BEFORE, **change), WISH)  # type: ignore[arg-type]
+    assert list(checks.warnings(BEFORE, OPTIONS)) == []
+    [item] = checks.warnings(replace(BEFORE, **change), OPTIONS)  # type: ignore[arg-type]
     assert item.name == name and item.status == checks.WARNING and item.text and item.fix
 
 
@@ -269,4 +269,4 @@ def test_what_gets_in_the_way_is_warned_of_with_a_fix(change: dict[str, object],
     ],
 )
 def test_what_harms_nobody_is_not(change: dict[str, object]) -> None:
-    assert list(checks.warnings(replace(BEFORE, **change), WISH)) == []  # type: ignore[arg-type]
+    assert list(checks.warnings(replace(BEFORE, **change), OPTIONS)) == []  # type: ignore[arg-type]

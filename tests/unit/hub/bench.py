@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from magrathea.messages import BookEntry, DomainReport
-from scheduler_plugin.hub.books import Action, Entry, Outcome
+from scheduler_plugin.hub.books import Action, LedgerEntry, Outcome
 from scheduler_plugin.hub.farm import Farm
-from scheduler_plugin.hub.perform import perform
+from scheduler_plugin.hub.job_actions import perform
 from scheduler_plugin.pbs.base import PbsError
 
 from .builders import NOW, snapshot
@@ -17,7 +17,9 @@ from .fake_pbs import FakePbs
 class Hub:
     """`at` is the time on both clocks. Actions are carried out at once by `settle`, or one by one by the test."""
 
-    def __init__(self, pbs: FakePbs, entries: Iterable[Entry] = (), at: float = NOW, *, read: bool = True) -> None:
+    def __init__(
+        self, pbs: FakePbs, entries: Iterable[LedgerEntry] = (), at: float = NOW, *, read: bool = True
+    ) -> None:
         self.pbs = pbs
         self.at = at
         self.farm = Farm(entries, at)

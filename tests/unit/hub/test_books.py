@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from magrathea.core.model import JobKey
-from scheduler_plugin.hub import books
+from scheduler_plugin.hub import books, job_wishes
 from scheduler_plugin.hub.books import Look, Requeue, Resume, SetComment, SetWalltime, Suspend
 from scheduler_plugin.pbs.base import Code, PbsError
 
@@ -261,8 +261,8 @@ def test_walltime_of_a_stop_that_an_admin_unbooked_is_given_back(hub: Hub, pbs: 
 
 def test_a_host_whose_clock_is_ahead_gives_no_walltime_away(hub: Hub, pbs: FakePbs) -> None:
     pbs.change("1.srv", walltime_s=600)
-    heard = books.Heard(snapshot_ahead(3600), True, NOW)
-    wish = books.wish_of(KEY, {"h1": stopped(since=NOW + 3597)}, {"h1": heard}, frozenset({"h1"}))
+    heard = job_wishes.Heard(snapshot_ahead(3600), True, NOW)
+    wish = job_wishes.wish_of(KEY, {"h1": stopped(since=NOW + 3597)}, {"h1": heard}, frozenset({"h1"}))
     assert wish.stopped_at == pytest.approx(NOW - 3)
 
 

@@ -11,16 +11,16 @@ from zmq.auth import load_certificate
 
 from magrathea.configuration import ConfigurationError
 from scheduler_plugin.hub import configuration, keys, ledger
-from scheduler_plugin.hub.books import Entry
+from scheduler_plugin.hub.books import LedgerEntry
 from scheduler_plugin.hub.keys_cli import keys as command
 from scheduler_plugin.hub.main import main
 from scheduler_plugin.pbs import kinds
 from scheduler_plugin.pbs.base import PbsError
 
-# Configuration
+# HubConfiguration
 
 
-def load(directory: Path, text: str) -> configuration.Configuration:
+def load(directory: Path, text: str) -> configuration.HubConfiguration:
     path = directory / "hub.toml"
     path.write_text(text)
     return configuration.load(path)
@@ -187,10 +187,10 @@ def test_the_command(tmp_path: Path) -> None:
 # The ledger
 
 
-def entries() -> list[Entry]:
+def entries() -> list[LedgerEntry]:
     return [
-        Entry(id="1.srv", run=2, asked_at=5.0, booked=True, comment="Job run at — Thu", walltime_s=600),
-        Entry(id="2[3].srv", run=1, asked_at=6.0, doubt_until=900.0),
+        LedgerEntry(id="1.srv", run=2, asked_at=5.0, booked=True, comment="Job run at — Thu", walltime_s=600),
+        LedgerEntry(id="2[3].srv", run=1, asked_at=6.0, doubt_until=900.0),
     ]
 
 

@@ -9,7 +9,7 @@ from msgspec import structs
 
 from magrathea.core.model import JobKey
 from magrathea.messages import RefusedClaim
-from scheduler_plugin.hub.perform import explain
+from scheduler_plugin.hub.job_actions import explain
 
 from .bench import Hub
 from .builders import NOW, domain, job, snapshot

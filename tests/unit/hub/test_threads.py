@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from scheduler_plugin.hub.pool import SPARE, Pool
-from scheduler_plugin.hub.publish import ACCEPTS, OFFLINE, RANK
+from scheduler_plugin.hub.call_pool import SPARE, CallPool
 from scheduler_plugin.hub.publisher import Budget, Publisher, Read
+from scheduler_plugin.hub.vnode_attributes import ACCEPTS, OFFLINE, RANK
 from scheduler_plugin.pbs.base import Code, Pbs, PbsError
 
 from .builders import job, vnode
@@ -239,7 +239,7 @@ def test_calls_run_side_by_side_each_on_its_own_connection(pbs: FakePbs) -> None
         return connection
 
     async def run() -> None:
-        pool = Pool(pbs.connect, 3, BOUND_S)
+        pool = CallPool(pbs.connect, 3, BOUND_S)
         found = await asyncio.gather(*(pool.run(meet) for _ in range(3)))
         assert len({id(one) for one in found}) == 3
         pool.close()
@@ -251,7 +251,7 @@ def test_an_old_connection_is_replaced_without_a_word(pbs: FakePbs) -> None:
     pbs.put(job())
 
     async def run() -> None:
-        pool = Pool(pbs.connect, 1, BOUND_S)
+        pool = CallPool(pbs.connect, 1, BOUND_S)
         connections = [await pool.run(lambda c: c)]
         connections[0].close()  # as a restart of the server does
         assert await pool.run(suspend) == "done"
@@ -263,7 +263,7 @@ def test_an_old_connection_is_replaced_without_a_word(pbs: FakePbs) -> None:
 
 def test_what_pbs_refuses_is_raised_and_asked_once(pbs: FakePbs) -> None:
     async def run() -> None:
-        pool = Pool(pbs.connect, 1, BOUND_S)
+        pool = CallPool(pbs.connect, 1, BOUND_S)
         with pytest.raises(PbsError) as error:
             await pool.run(suspend)
         assert error.value.code == Code.UNKNOWN_JOB
@@ -278,7 +278,7 @@ def test_a_defect_of_a_task_is_raised_where_it_is_awaited(pbs: FakePbs) -> None:
         raise ZeroDivisionError
 
     async def run() -> None:
-        pool = Pool(pbs.connect, 1, BOUND_S)
+        pool = CallPool(pbs.connect, 1, BOUND_S)
         with pytest.raises(ZeroDivisionError):
             await pool.run(broken)
         assert await pool.run(lambda c: 1) == 1
@@ -292,7 +292,7 @@ def test_hanging_calls_are_given_up_and_replaced_up_to_a_bound(pbs: FakePbs) -> 
     pbs.put(job())
 
     async def run() -> None:
-        pool = Pool(pbs.connect, 1, 0.05)
+        pool = CallPool(pbs.connect, 1, 0.05)
         for _ in range(SPARE + 1):
             with pytest.raises(PbsError) as error:
                 await pool.run(lambda c: go.wait(BOUND_S))
@@ -313,7 +313,7 @@ def test_a_pool_works_on_after_a_hanging_call(pbs: FakePbs) -> None:
     go = threading.Event()
 
     async def run() -> None:
-        pool = Pool(pbs.connect, 1, 0.1)
+        pool = CallPool(pbs.connect, 1, 0.1)
         with pytest.raises(PbsError):
             await pool.run(lambda c: go.wait(BOUND_S))
         assert await pool.run(lambda c: 1) == 1

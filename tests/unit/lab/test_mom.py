@@ -12,7 +12,7 @@ from pathlib import Path
 from magrathea_lab.guests.programs import MODULES, copy_programs
 from magrathea_lab.pbs_standin import mom
 from magrathea_lab.pbs_standin.mom import connect
-from scheduler_plugin.setup.install import Wish, wanted_hooks
+from scheduler_plugin.setup.install import InstallOptions, wanted_hooks
 
 
 def test_a_character_device_is_spoken_over_both_ways() -> None:
@@ -43,7 +43,7 @@ def test_what_goes_into_a_guest_needs_the_standard_library_only(tmp_path: Path) 
 
 
 def test_a_hook_is_given_the_time_that_an_installed_one_has() -> None:
-    for attributes, _, _ in wanted_hooks(Wish(memory_moves=True)).values():
+    for attributes, _, _ in wanted_hooks(InstallOptions(memory_moves=True)).values():
         for event in attributes["event"].split(","):
             if event.startswith("exec"):
                 assert mom.alarm_s(event) == float(attributes["alarm"]), event

@@ -9,8 +9,8 @@ from msgspec import structs
 
 from magrathea.core.model import JobKey
 from magrathea.messages import Snapshot
-from scheduler_plugin.hub.perform import say
-from scheduler_plugin.hub.waits import OVER, TOLD_AGAIN_S, Waits
+from scheduler_plugin.hub.job_actions import say
+from scheduler_plugin.hub.waiting_comments import OVER, TOLD_AGAIN_S, WaitingComments
 
 from .builders import domain, job, report, snapshot
 from .fake_pbs import FakePbs
@@ -24,7 +24,7 @@ def heard(waits: str, *, gone: bool = False) -> Snapshot:
 
 
 def test_it_is_told_at_once_then_now_and_then_and_when_it_is_over() -> None:
-    waits = Waits()
+    waits = WaitingComments()
     waits.heard(heard("waits: 10 of 100"), 0.0)
     assert waits.due() == {KEY: "magrathea: waits: 10 of 100"}
     waits.heard(heard("waits: 20 of 100"), TOLD_AGAIN_S / 2)
@@ -38,7 +38,7 @@ def test_it_is_told_at_once_then_now_and_then_and_when_it_is_over() -> None:
 
 
 def test_a_job_that_waits_no_more_because_it_is_gone_gets_no_comment() -> None:
-    waits = Waits()
+    waits = WaitingComments()
     waits.heard(heard("waits"), 0.0)
     assert KEY in waits.due()
     waits.heard(heard("", gone=True), 1.0)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .install import CONFIG, SCRIPT, Change, InstallError, Job, Present, parse_list
+from .install import CONFIG, SCRIPT, InstallError, Present, SetupChange, SubmittedJob, parse_list
 
 COMMAND_S = 60.0
 NO_TROUBLE = "' contents overwritten"
@@ -80,13 +80,13 @@ def qmgr(place: Place, command: str) -> str:
     return out.removeprefix(out.partition("\n")[0] + "\n" if out.startswith(GREETING) else "")
 
 
-def jobs(place: Place) -> tuple[Job, ...]:
+def jobs(place: Place) -> tuple[SubmittedJob, ...]:
     """All jobs and subjobs that PBS knows, finished ones too. Raises InstallError."""
     out = run(place, ["qstat", "-x", "-t", "-f", "-F", "json"])
     try:
         known = json.loads(out or "{}", strict=False).get("Jobs", {})
         return tuple(
-            Job(
+            SubmittedJob(
                 id=id,
                 state=str(job["job_state"]),
                 queue=str(job.get("queue", "")),
@@ -138,13 +138,13 @@ def present(place: Place) -> Present:
     )
 
 
-def steps(changes: Iterable[Change]) -> Iterator[list[Change]]:
+def steps(changes: Iterable[SetupChange]) -> Iterator[list[SetupChange]]:
     """Changes in their order, those that one qmgr process can carry out together.
 
     Each connection of a command of PBS takes privileged ports for a minute; with a process for each change some hundred
     changes in a minute use them up, and the next command waits (seen).
     """
-    together: list[Change] = []
+    together: list[SetupChange] = []
     for change in changes:
         if change.qmgr and change.content is None:
             together.append(change)
@@ -157,7 +157,7 @@ def steps(changes: Iterable[Change]) -> Iterator[list[Change]]:
         yield together
 
 
-def apply(place: Place, step: Sequence[Change]) -> None:
+def apply(place: Place, step: Sequence[SetupChange]) -> None:
     """Carry a step out; where one change of it fails the others are made all the same. Raises InstallError."""
     [change, *more] = step
     if more or (change.qmgr and change.content is None):

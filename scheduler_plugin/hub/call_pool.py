@@ -38,7 +38,7 @@ class _Worker:
     lost: bool = field(default=False)
 
 
-class Pool:
+class CallPool:
     """Made and used in an event loop; `task`s run in its threads. `deadline_s` counts from a task's start."""
 
     def __init__(self, connect: Connect, size: int, deadline_s: float) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from magrathea.core.model import JobClass, Kind, Mode, State
 from magrathea.messages import DomainReport, Snapshot
-from scheduler_plugin.pbs.base import Vnode
+from scheduler_plugin.pbs.base import Attributes, Vnode
 
 STATE = "resources_available.magrathea"
 ACCEPTS = "resources_available.magrathea_accepts"
@@ -51,8 +51,6 @@ _ARRAYS = frozenset({ACCEPTS, SIBLINGS})
 _RANKS = (-1024, 1023)  # limits of a vnode's Priority
 _SIZE = re.compile(r"(\d+)([kmgtp]?)[bw]?", re.IGNORECASE)
 _KIB = {"": 1 / 1024, "k": 1, "m": 1024, "g": 1024**2, "t": 1024**3, "p": 1024**4}
-
-Attributes = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ TOLD_AGAIN_S = 10.0
 OVER = "magrathea: its memory is there"
 
 
-class Waits:
+class WaitingComments:
     """The waiting jobs of all hosts, and when the comment of each was last set."""
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """The hub's shell: feeds the farm (farm.py) with what hosts say and PBS has, and carries out what it says.
 
-    node daemons <-> channel.py     publisher.py -> vnodes     pool.py + perform.py -> jobs     ledger.py -> disk
+    node daemons <-> channel.py    publisher.py -> vnodes    call_pool.py + job_actions.py -> jobs    ledger.py -> disk
 
 Everything here runs in one event loop; only the publisher and the pool's workers are threads, and they touch nothing
 of it except by call_soon_threadsafe.
@@ -42,13 +42,13 @@ from scheduler_plugin.pbs.base import Connect, PbsError
 
 from . import ledger, maintenance
 from .books import Action, Outcome, Suspend
-from .channel import Channel
-from .configuration import Configuration
+from .call_pool import CallPool
+from .channel import HubChannel
+from .configuration import HubConfiguration
 from .farm import Farm
 from .histories import MOST_HOSTS, Histories
+from .job_actions import explain, perform, say
 from .keys import KeysError
-from .perform import explain, perform, say
-from .pool import Pool
 from .publisher import Budget, Publisher, Read
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ EXPLAIN_S = (0.2, 0.3, 0.5, 1.0, 2.0, 4.0)
 class Hub:
     """`run` until its stop event is set. Raises OSError, ChannelError or KeysError if it cannot start."""
 
-    def __init__(self, configuration: Configuration, connect: Connect) -> None:
+    def __init__(self, configuration: HubConfiguration, connect: Connect) -> None:
         self._configuration = configuration
         self._connect = connect
         self._id = secrets.token_hex(8)
@@ -84,13 +84,13 @@ class Hub:
         kept = ledger.load(self._configuration.state_dir)
         self._saved = list(kept)
         self.farm = Farm(kept, self._loop.time(), set_priority=settings.set_priority)
-        self._channel = Channel(
+        self._channel = HubChannel(
             self._configuration.ipc, self._configuration.tcp, self._configuration.keys_dir, self._on_message
         )
         self._channel.start()
         self._histories = Histories(self._channel.send)
         self.farm.allowed = self._channel.allowed
-        self._pool = Pool(self._connect, settings.workers, settings.call_deadline_s + GRACE_S)
+        self._pool = CallPool(self._connect, settings.workers, settings.call_deadline_s + GRACE_S)
         budget = Budget(settings.publish_budget, settings.publish_burst_s, time.monotonic())
         self._failed: asyncio.Future[None] = self._loop.create_future()
         self._publisher = Publisher(self._connect, self._on_read, self._on_failed, budget, settings.compare_s)
@@ -281,7 +281,7 @@ class Hub:
                 self._start(self._do(action))
             for key, text in self.farm.unexplained().items():
                 self._start(self._explain(key, text))
-            for key, text in self.farm.waits.due().items():
+            for key, text in self.farm.waiting_comments.due().items():
                 self._start(self._say(key, text))
             stale, self._stale = self._stale, set()
             self._tell_books(stale)

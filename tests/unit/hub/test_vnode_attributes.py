@@ -7,8 +7,8 @@ import pytest
 from magrathea.core.model import Amount, Domain, Host, JobClass, Kind, Lifecycle, Mode, State
 from node_daemon.snapshot import Beside
 from node_daemon.snapshot import snapshot as node_snapshot
-from scheduler_plugin.hub import publish
-from scheduler_plugin.hub.publish import (
+from scheduler_plugin.hub import vnode_attributes
+from scheduler_plugin.hub.vnode_attributes import (
     ACCEPTS,
     HOST,
     HOST_NCPUS,
@@ -30,10 +30,10 @@ from .fake_pbs import FakePbs
 PRIORITY_DOMAIN = domain("p1", kind=Kind.PRIORITY, state=State.WOULD_PREEMPT, accepts=[JobClass.PRIORITY], rank=-3)
 
 
-def of_h1(*vnodes: Vnode, allowed: dict[str, frozenset[str]] | None = None) -> publish.Published:
+def of_h1(*vnodes: Vnode, allowed: dict[str, frozenset[str]] | None = None) -> vnode_attributes.Published:
     had = {v.name: v for v in vnodes}
     made = snapshot(domain("n1"), PRIORITY_DOMAIN)
-    return publish.of_host(made, True, had, publish.owners(had, {"h1": made}), allowed or {})
+    return vnode_attributes.of_host(made, True, had, vnode_attributes.owners(had, {"h1": made}), allowed or {})
 
 
 def test_all_that_a_domain_shows() -> None:
@@ -56,14 +56,14 @@ def test_all_that_a_domain_shows() -> None:
 
 
 def test_nothing_accepted_and_no_sibling_are_words() -> None:
-    shown = publish.attributes_of(snapshot(lonely := domain("n1", accepts=[])), lonely)
+    shown = vnode_attributes.attributes_of(snapshot(lonely := domain("n1", accepts=[])), lonely)
     assert shown[ACCEPTS] == shown[SIBLINGS] == "none"
 
 
 def test_services_are_no_siblings_and_their_cpus_are_not_the_hosts() -> None:
     service = domain("s1", kind=Kind.SERVICE, ncpus=1, accepts=[])
     made = snapshot(domain("n1"), service, mode=Mode.COUNTED, cpus=8, services_cpus=1)
-    shown = publish.attributes_of(made, made.domains[0])
+    shown = vnode_attributes.attributes_of(made, made.domains[0])
     assert shown[SIBLINGS] == "none"
     assert shown[HOST_NCPUS] == "7"
 
@@ -77,19 +77,19 @@ def test_what_services_have_is_not_the_hosts_however_much_it_is(services: int, o
     domains = (n1, Domain("s1", Kind.SERVICE, services)) if services else (n1,)
     host = Host("h1", Mode.COUNTED, 16, 4096, domains, others=Amount(others, 0))
     made = node_snapshot(host, Beside(boot_id="boot"))
-    assert publish.attributes_of(made, made.domains[0])[HOST_NCPUS] == left
+    assert vnode_attributes.attributes_of(made, made.domains[0])[HOST_NCPUS] == left
 
 
 def test_a_host_that_counts_no_longer_shows_its_cpus_no_longer() -> None:
     wanted = of_h1(vnode("n1")).wanted["n1"]
-    assert publish.differences({HOST_NCPUS: wanted[HOST_NCPUS]}, {}) == {}
-    assert publish.differences({HOST_NCPUS: wanted[HOST_NCPUS]}, {HOST_NCPUS: "8"}) == {HOST_NCPUS: ""}
+    assert vnode_attributes.differences({HOST_NCPUS: wanted[HOST_NCPUS]}, {}) == {}
+    assert vnode_attributes.differences({HOST_NCPUS: wanted[HOST_NCPUS]}, {HOST_NCPUS: "8"}) == {HOST_NCPUS: ""}
 
 
 def test_ranks_beyond_what_a_priority_may_be_are_cut_there_only() -> None:
-    shown = publish.attributes_of(snapshot(last := domain("n1", rank=-5000)), last)
+    shown = vnode_attributes.attributes_of(snapshot(last := domain("n1", rank=-5000)), last)
     assert (shown[RANK], shown[PRIORITY]) == ("-5000", "-1024")
-    assert PRIORITY not in publish.attributes_of(snapshot(last), last, set_priority=False)
+    assert PRIORITY not in vnode_attributes.attributes_of(snapshot(last), last, set_priority=False)
 
 
 def test_a_vnode_that_pbs_does_not_have_is_told() -> None:
@@ -112,20 +112,22 @@ def test_a_host_that_is_enrolled_for_some_vnodes_cannot_report_others() -> None:
 
 def test_a_vnode_of_nobody_takes_all_classes() -> None:
     had = {"x": vnode("x", "offline")}
-    assert publish.of_nobody(had, {}, {}, grace=True).wanted == {"x": {ACCEPTS: "priority,preemptible,protected"}}
+    assert vnode_attributes.of_nobody(had, {}, {}, grace=True).wanted == {
+        "x": {ACCEPTS: "priority,preemptible,protected"}
+    }
 
 
 def test_a_vnode_whose_host_was_never_heard_is_unknown_after_a_grace() -> None:
     had = {"n1": vnode("n1", magrathea_host="h1")}
-    owner = publish.owners(had, {})
-    assert publish.of_nobody(had, owner, {}, grace=True).wanted == {}
-    assert publish.of_nobody(had, owner, {}, grace=False).wanted == {"n1": LOST}
+    owner = vnode_attributes.owners(had, {})
+    assert vnode_attributes.of_nobody(had, owner, {}, grace=True).wanted == {}
+    assert vnode_attributes.of_nobody(had, owner, {}, grace=False).wanted == {"n1": LOST}
 
 
 def test_a_vnode_that_its_host_no_longer_reports_accepts_nothing_and_is_told() -> None:
     had = {"n1": vnode("n1", magrathea_host="h1"), "n9": vnode("n9", magrathea_host="h1")}
     hosts = {"h1": snapshot(domain("n1"))}
-    found = publish.of_nobody(had, publish.owners(had, hosts), hosts, grace=False)
+    found = vnode_attributes.of_nobody(had, vnode_attributes.owners(had, hosts), hosts, grace=False)
     assert found.wanted == {"n9": LOST}
     assert "n9" in found.alerts[0]
 
@@ -141,7 +143,7 @@ def test_a_vnode_that_its_host_no_longer_reports_accepts_nothing_and_is_told() -
     ],
 )
 def test_what_means_the_same_is_no_difference(attribute: str, wanted: str, have: str | None) -> None:
-    assert publish.same(attribute, wanted, have)
+    assert vnode_attributes.same(attribute, wanted, have)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def test_what_means_the_same_is_no_difference(attribute: str, wanted: str, have:
     ],
 )
 def test_what_means_something_else_is(attribute: str, wanted: str, have: str | None) -> None:
-    assert not publish.same(attribute, wanted, have)
+    assert not vnode_attributes.same(attribute, wanted, have)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +179,7 @@ def test_what_means_something_else_is(attribute: str, wanted: str, have: str | N
 def test_the_scheduler_is_woken_only_by_what_lets_a_job_start(
     changes: dict[str, str], have: dict[str, str], opens: bool
 ) -> None:
-    assert publish.opens(changes, have) is opens
+    assert vnode_attributes.opens(changes, have) is opens
 
 
 def test_no_attribute_is_ever_a_vnodes_state() -> None:
@@ -189,9 +191,12 @@ def test_a_frozen_domains_vnode_is_to_be_offline_and_says_why() -> None:
     frozen = domain("p1", kind=Kind.PRIORITY, state=State.FROZEN, accepts=[])
     had = {"p1": vnode("p1")}
     made = snapshot(frozen)
-    wanted = publish.of_host(made, True, had, publish.owners(had, {"h1": made}), {}).wanted["p1"]
+    wanted = vnode_attributes.of_host(made, True, had, vnode_attributes.owners(had, {"h1": made}), {}).wanted["p1"]
     assert wanted[OFFLINE].startswith("magrathea: ") and "magrathea domain defrost p1` on h1" in wanted[OFFLINE]
-    assert OFFLINE not in publish.of_host(made, False, had, publish.owners(had, {"h1": made}), {}).wanted["p1"]
+    assert (
+        OFFLINE
+        not in vnode_attributes.of_host(made, False, had, vnode_attributes.owners(had, {"h1": made}), {}).wanted["p1"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,16 +205,16 @@ def test_a_frozen_domains_vnode_is_to_be_offline_and_says_why() -> None:
         (["free"], "", ""),
         (["free"], "magrathea: p1 is saved to disk", ""),
         (["offline", "down"], "magrathea: p1 is saved to disk", "magrathea: p1 is saved to disk"),
-        (["offline"], "disk broken", publish.SOMEBODYS),
-        (["offline"], "", publish.SOMEBODYS),
+        (["offline"], "disk broken", vnode_attributes.SOMEBODYS),
+        (["offline"], "", vnode_attributes.SOMEBODYS),
     ],
 )
 def test_whose_offline_it_is_is_told_by_its_comment(state: list[str], comment: str, expected: str) -> None:
     found = Vnode("p1", {"comment": comment} if comment else {}, frozenset(state))
-    assert publish.shown(found)[OFFLINE] == expected
+    assert vnode_attributes.shown(found)[OFFLINE] == expected
     wishes = ("", "magrathea: p1 is saved to disk", "magrathea: another reason")
-    differ = [wish for wish in wishes if publish.differences({OFFLINE: wish}, publish.shown(found))]
-    assert differ == ([] if expected == publish.SOMEBODYS else [wish for wish in wishes if wish != expected])
+    differ = [wish for wish in wishes if vnode_attributes.differences({OFFLINE: wish}, vnode_attributes.shown(found))]
+    assert differ == ([] if expected == vnode_attributes.SOMEBODYS else [wish for wish in wishes if wish != expected])
 
 
 class TestLeases:
