@@ -92,7 +92,7 @@ def _expired(host: Host) -> Result:
             why = f"it did not register within its time limit for booting; {_image_or_console(d)}"
             host, more = _down(host, d, why)
             said += (ev.Noted(d.name, "boot-failed", None, why), *more)
-        for j in d.jobs:
+        for j in (host.domain(d.name) or d).jobs:
             if not j.confirmed and j.claimed_at + host.limits.claim_s <= host.now:
                 host, more = _gone(host, d.name, j.key, "expired")
                 said += more

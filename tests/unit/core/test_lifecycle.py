@@ -384,3 +384,12 @@ def test_high_is_taken_by_any_of_several_priority_domains(mode: str) -> None:
     for domain in ("p1", "p2"):
         assert accepts(h, domain) == {HIGH}
         assert claim(h, domain, "9").ok
+
+
+@both
+def test_a_boot_and_a_claim_may_run_out_of_time_at_the_same_moment(mode: str) -> None:
+    h = claim(host(mode, n1="normal"), "n1", "1").host
+    h = after(h, DomainBooting(T, "n1", T + h.limits.claim_s))
+    h, decisions = handle(h, TimerFired(T + h.limits.claim_s))
+    assert (get(h, "n1").lifecycle, job_ids(h, "n1")) == (Lifecycle.DOWN, set())
+    assert told(decisions, "domain-down") == ["1"] and told(decisions, "expired") == []
