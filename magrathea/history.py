@@ -122,6 +122,12 @@ def _booked(data: Mapping[str, Any]) -> str:
     return f"suspended in PBS's books: {booked or 'none'}" + (f"; another host wants stopped: {held}" if held else "")
 
 
+def _reconfigured(data: Mapping[str, Any]) -> str:
+    domains = ", ".join(f"{domain['name']} ({domain['kind']})" for domain in data["domains"]) or "none"
+    size = f"{data['cpus']} CPUs, {data['memory_mib']} MiB"
+    return f"a new configuration: {data['host']}, {data['mode']}, {size}; domains: {domains}"
+
+
 def _shutdown(data: Mapping[str, Any]) -> str:
     when = {"drain": "when its jobs have ended", "when-idle": "when it happens to have no jobs", "now": "at once"}
     return f"is to be {'rebooted' if data.get('reboot') else 'shut down'} {when[data.get('patience', 'drain')]}"
@@ -158,6 +164,7 @@ SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "OthersSeen": lambda d: f"other domains of the hypervisor have {d['cpus']} CPUs and {d['memory_mib']} MiB",
     "PauseRequested": lambda d: f"paused: {d['reason']}",
     "PauseEnded": lambda d: "unpaused",
+    "Reconfigured": _reconfigured,
     "DaemonStarted": lambda d: "the daemon started",
     "AgentConnected": lambda d: "its agent is there",
     "AgentLost": lambda d: "its agent is gone",

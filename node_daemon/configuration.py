@@ -16,7 +16,8 @@ import msgspec
 import psutil
 
 from magrathea.configuration import Problem, parse, read_text, refusal, spelled
-from magrathea.core.model import Domain, Host, Kind, Limits, Mode
+from magrathea.core import events as ev
+from magrathea.core.model import Host, Kind, Limits, Mode
 
 from .switch.paging import Settings
 
@@ -207,30 +208,22 @@ class NodedConfiguration(msgspec.Struct, kw_only=True, frozen=True):
         host = self.host
         return Settings(host.memory_step_mib, host.memory_margin_mib, host.memory_time_limit_s)
 
-    def core_domain(self, name: str) -> Domain:
-        """The domain as configured, with no facts but that."""
-        table = self.domain[name]
-        return Domain(
-            name=name,
-            kind=table.kind,
-            cpus=self.cpus if table.cpus is None else table.cpus,
-            memory_mib=table.memory_mib,
-            floor_mib=table.floor_mib,
-            swap_mib=table.swap_mib,
-            boot_limit_s=table.boot_time_limit_s,
+    def reconfigured(self, now: float) -> ev.Reconfigured:
+        """All that the core needs to know of this configuration, as an event."""
+        domains = tuple(
+            ev.ConfiguredDomain(
+                name=name,
+                kind=table.kind,
+                cpus=self.cpus if table.cpus is None else table.cpus,
+                memory_mib=table.memory_mib,
+                floor_mib=table.floor_mib,
+                swap_mib=table.swap_mib,
+                boot_limit_s=table.boot_time_limit_s,
+            )
+            for name, table in sorted(self.domain.items())
         )
-
-    def core_host(self, now: float) -> Host:
-        """A host of which nothing is known but its configuration."""
-        return Host(
-            name=self.host.name,
-            mode=self.host.mode,
-            cpus=self.cpus,
-            memory_mib=self.memory_mib,
-            domains=tuple(self.core_domain(name) for name in sorted(self.domain)),
-            limits=self.core_limits(),
-            hub_lost=True,
-            now=now,
+        return ev.Reconfigured(
+            now, self.host.name, self.host.mode, self.cpus, self.memory_mib, self.core_limits(), domains
         )
 
 

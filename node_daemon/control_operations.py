@@ -17,7 +17,6 @@ from magrathea.messages import MAX_BYTES, HistoryAsked, HistoryEntry, HistoryTol
 from magrathea.preview import outlook
 
 from .configuration import NodedConfiguration
-from .facts import NOT_CONFIGURED
 from .hub_client import HubClient
 from .hypervisor.base import LIFE, SAVE, Driver
 from .journal import Journal, JournalError, JournalStore
@@ -202,7 +201,7 @@ class Admin:
         """The domain of that name, or all that take jobs where it is the host's."""
         host = self._owner.host
         if self._is_host(name):
-            return [domain.name for domain in host.workers if domain.draining != NOT_CONFIGURED]
+            return [domain.name for domain in host.workers if domain.configured]
         return [name]
 
     def _only_host(self, request: ControlRequest) -> None:

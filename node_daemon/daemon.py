@@ -14,7 +14,10 @@ import os
 import secrets
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+
+import msgspec
 
 from magrathea import supervision
 from magrathea.configuration import ConfigurationError
@@ -23,6 +26,7 @@ from magrathea.core import machine
 from magrathea.core.model import Amount, Host, JobKey
 from magrathea.core.plan import Order, Orders, Step
 from magrathea.core.readiness import Unready
+from magrathea.core.reconfiguration import UNKNOWN_HOST
 from magrathea.core.states import state_of
 from magrathea.messages import RefusedClaim, Snapshot
 
@@ -32,7 +36,6 @@ from .claims.claims import Guests
 from .clock import Clock
 from .configuration import NodedConfiguration, changes, read
 from .control_operations import Admin
-from .facts import NOT_CONFIGURED, differs, fitted, without_leftovers
 from .hub_client import HubClient
 from .hypervisor.base import Driver, DriverError, Others
 from .journal import Journal, JournalError, JournalStore, NoJournal, Since, open_journal, salvage
@@ -50,6 +53,8 @@ TIDY_TICKS = 12
 """Without anything waiting, tidied each minute."""
 MAX_UNSAVED = 10_000
 """Decisions kept for a journal that fails."""
+RECONFIGURED = ("kept", "forgotten", "renamed")
+"""What the core notes of a new configuration, for whoever has it read."""
 MAX_REFUSED = 64
 """Refused claims told to the hub; with more at once some jobs keep PBS's own comment."""
 
@@ -72,12 +77,11 @@ class Daemon:
         self.observe = observe
         self.boot_id = secrets.token_hex(8)
         self.journal, facts, self._since, self._trouble = _open(configuration.journal_path)
-        self._clock = Clock(facts.now if facts else 0.0)
-        self._host, said = fitted(facts, configuration, self._clock.now())
-        for sentence in said:
-            log.warning("%s", sentence)
+        self._host = facts or UNKNOWN_HOST
+        """As the journal has it; `start` lets the configuration change it."""
+        self._clock = Clock(self._host.now)
         self._unsaved: list[ev.Decision] = []
-        self._dirty = facts is None or differs(facts, self._host)
+        self._dirty = False
         self._by = _preempted_by(self.journal, self._host)
         self._make_driver = make_driver
         self.driver = make_driver(configuration)
@@ -261,7 +265,7 @@ class Daemon:
     def _make_hub(self) -> HubClient:
         table = self.configuration.hub
         return HubClient(
-            self._host.name,
+            self.configuration.host.name,
             self.boot_id,
             table.endpoints,
             self.snapshot,
@@ -322,28 +326,13 @@ class Daemon:
         host = self.configuration.host
         return qemu_user(host.qemu_user) if host.driver == "libvirt" and os.geteuid() == 0 else None
 
-    async def _drop_leftovers(self) -> None:
-        """Domains that are configured no more: forgotten without jobs, or when nobody has spoken for them."""
-        for domain in self._host.domains:
-            silent_s = self.now() - (domain.agent_lost_at if domain.agent_lost_at is not None else self.now())
-            if domain.draining == NOT_CONFIGURED and domain.jobs and silent_s > self._host.limits.agent_silent_s:
-                log.warning("domain %s is no longer configured and its agent is silent: its jobs are gone", domain.name)
-                self.apply(ev.DomainStopped(self.now(), domain.name))
-        fewer = without_leftovers(self._host, frozenset(self.configuration.domain))
-        if fewer is not self._host and differs(fewer, self._host):
-            self._host = fewer
-            self._commit(fewer, None, (), {})
-            await self._listen()
-            self.hub.publish()
-
     # Starting, ending, reading the configuration again
 
     async def start(self) -> None:
         """From here on it works. Raises OSError, DriverError, HubError."""
         self._tick_task = supervision.start(self._tick())
+        self._reconfigure()
         self.apply(ev.DaemonStarted(self.now()))
-        if self._dirty:
-            self._commit(self._host, None, (), {})
         await self.driver.start(self.life.noticed)
         self._tell_notes()
         await self.switch.refresh()
@@ -376,33 +365,35 @@ class Daemon:
         """Take over what can be taken over; what cannot, a sentence each. Raises ConfigurationError, keeps all then."""
         change = changes(self.configuration, read(self.path), self._host)
         said = list(change.kept)
-        if _drives(change.configuration) != _drives(self.configuration):
-            said += await self._change_driver(change.configuration)
-        self.configuration = change.configuration
-        self._host, more = fitted(self._host, change.configuration, self.now())
-        self._commit(self._host, None, (), {})
+        configuration = change.configuration
+        driver, before = self.driver, self.driver
+        if _drives(configuration) != _drives(self.configuration):
+            driver = self._make_driver(configuration)
+            try:
+                await driver.start(self.life.noticed)
+            except DriverError as error:
+                said.append(f"the domains' changes are not taken over: {error}")
+                configuration = msgspec.structs.replace(configuration, domain=self.configuration.domain)
+                driver = before
+        self.configuration = configuration
+        said += self._reconfigure()
+        if driver is not before:
+            self.driver = driver
+            self.switch.use(driver)
+            await before.close()
         await self._listen()
         self.scripts = self._make_scripts()
         self.admin.regroup()
         await self.switch.refresh()
-        self.apply(ev.TimerFired(self.now()))
         self.hub.publish()
         self.switch.look_soon()
-        return [*said, *more]
+        return said
 
-    async def _change_driver(self, configuration: NodedConfiguration) -> list[str]:
-        """Another driver that knows the new domains; the present one stays where that fails."""
-        driver = self._make_driver(configuration)
-        before = self.driver
-        self._host, _ = fitted(self._host, configuration, self.now())
-        try:
-            await driver.start(self.life.noticed)
-        except DriverError as error:
-            return [f"the domains' changes are not taken over: {error}"]
-        self.driver = driver
-        self.switch.use(driver)
-        await before.close()
-        return []
+    def _reconfigure(self) -> list[str]:
+        """Let the configuration change the facts; a sentence for each thing that it did not change, or took away."""
+        decisions = self.apply(self.configuration.reconfigured(self.now()))
+        told = (d for d in decisions if isinstance(d, ev.Noted) and d.what in RECONFIGURED)
+        return [f"{note.domain or self._host.name} is {note.what}: {note.text}" for note in told]
 
     async def reload_logged(self) -> None:
         """For SIGHUP: the answer goes to the log."""
@@ -427,7 +418,7 @@ class Daemon:
                 self._tidy()
             if ticks % round(REFRESH_S / TICK_S) == 0:
                 self.switch.refresh_soon()
-            await self._drop_leftovers()
+            await self._listen()
 
     def _tidy(self) -> None:
         try:
@@ -440,6 +431,11 @@ class Daemon:
 def _drives(configuration: NodedConfiguration) -> object:
     """What a driver is made from."""
     return [(name, table.kind, table.local, table.libvirt) for name, table in sorted(configuration.domain.items())]
+
+
+def differs(one: Host, other: Host) -> bool:
+    """Whether a fact differs; the time of the last event is none."""
+    return one is not other and replace(one, now=0.0) != replace(other, now=0.0)
 
 
 def _open(path: Path) -> tuple[JournalStore, Host | None, dict[str, Since], str]:

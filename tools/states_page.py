@@ -72,6 +72,7 @@ WORDS = {
     ev.BooksReported: "hub's books",
     ev.HubLost: "hub lost",
     ev.HubFound: "hub found",
+    ev.Reconfigured: "reconfigured",
     ev.PauseRequested: "pause",
     ev.PauseEnded: "unpause",
     ev.AgentConnected: "agent connected",
@@ -197,7 +198,15 @@ def events(host: Host) -> Iterator[ev.Event]:
         yield ev.PauseRequested(NOW, "pause")
         for d in host.domains:
             yield from _disturbances(d)
+            if d.jobs:
+                yield _configured(host, without=d.name)
     yield from (ev.TimerFired(NOW + wait) for wait in WAITS_S)
+
+
+def _configured(host: Host, without: str = "") -> ev.Reconfigured:
+    """The host as it is, without that domain."""
+    meant = (ev.ConfiguredDomain(d.name, d.kind, d.cpus) for d in host.domains if d.name != without)
+    return ev.Reconfigured(NOW, host.name, host.mode, host.cpus, host.memory_mib, host.limits, tuple(meant))
 
 
 def _disturbed(d: Domain) -> bool:
@@ -255,7 +264,7 @@ def explore(first: Host, found: Found, most_hosts: int = MOST_HOSTS) -> None:
             after, _ = handle(host, event)
             _note(found, before, after, event)
             new = normal(after)
-            if any(d.closing or d.paused_externally for d in new.domains):
+            if any(_passing(d) for d in new.domains):
                 _look_back(found, new)
             elif (its_key := key(new)) not in seen:
                 seen.add(its_key)
@@ -264,13 +273,17 @@ def explore(first: Host, found: Found, most_hosts: int = MOST_HOSTS) -> None:
     found.complete = found.complete and not queue
 
 
+def _passing(d: Domain) -> bool:
+    return d.closing is not None or d.paused_externally or not d.configured
+
+
 def _look_back(found: Found, host: Host) -> None:
-    """What ends a pause by others or a shutdown. What else may happen meanwhile is not followed: it is what happens to
-    a domain whose agent is silent, or which drains.
+    """What ends a pause by others, a shutdown, or a domain's absence from the configuration. What else may happen
+    meanwhile is not followed: it is what happens to a domain whose agent is silent, or which drains.
     """
     before = {d.name: states.state_of(host, d) for d in host.domains}
-    for domain in (d for d in host.domains if d.closing or d.paused_externally):
-        for event in _recoveries(domain):
+    for domain in (d for d in host.domains if _passing(d)):
+        for event in _recoveries(domain) if domain.configured else (_configured(host),):
             _note(found, before, handle(host, event)[0], event)
 
 

@@ -6,6 +6,7 @@ To be read in this order; each file imports only from those above it (life.py fr
     events.py      what can happen to them, and what is said about it
     allocation.py  who may start, who is stopped
     states.py      what a domain is in one word, what it accepts, what PBS is told
+    reconfiguration.py  what a newly read configuration changes
     machine.py     what each event changes: the only place where facts change
     plan.py        the steps from what is to what should be: orders, CPUs, memory
     readiness.py   when a job of several parts may begin

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .model import JobClass, JobKey, Patience
+from .model import JobClass, JobKey, Kind, Limits, Mode, Patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +116,31 @@ class OthersSeen(Event):
 
     cpus: int
     memory_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConfiguredDomain:
+    """What the configuration says of one domain; each field is the one of the same name of `model.Domain`."""
+
+    name: str
+    kind: Kind
+    cpus: int
+    memory_mib: int = 0
+    floor_mib: int = 0
+    swap_mib: int = 0
+    boot_limit_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reconfigured(Event):
+    """The configuration was read, at the daemon's start or later: all that it says of the host and its domains."""
+
+    host: str
+    mode: Mode
+    cpus: int
+    memory_mib: int
+    limits: Limits
+    domains: tuple[ConfiguredDomain, ...]
 
 
 class DaemonStarted(Event):
@@ -252,8 +277,9 @@ class Refused:
 @dataclass(frozen=True, slots=True)
 class Noted:
     """For the history. `what`: preempted, continued, adopted, boot-failed, freeze-failed, or how a job went: released,
-    expired, missing, domain-down, newer-run. `text`: for whom or why. `preempted_s`: how long it was stopped by us, as
-    far as that ended now.
+    expired, missing, domain-down, newer-run, or what the configuration did not change or took away: kept, forgotten,
+    renamed. `text`: for whom or why. `preempted_s`: how long it was stopped by us, as far as that ended now. `domain`
+    is empty if it is about the host.
     """
 
     domain: str

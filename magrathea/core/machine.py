@@ -33,6 +33,7 @@ from .model import (
     Pause,
     Stopper,
 )
+from .reconfiguration import reconfigured, without_leftovers
 
 LIST_AGE_S = 5.0
 """MoM's list may be that old (its hook runs in the background): it does not overrule a newer stop or continuation."""
@@ -87,11 +88,15 @@ def _deadlines(host: Host) -> Iterator[float]:
 def _expired(host: Host) -> Result:
     """What the present time ends: boots, claims, lingering, the memory of ended jobs."""
     said: tuple[ev.Decision, ...] = ()
+    silent_s = host.limits.agent_silent_s
     for d in host.domains:
         if d.boot_until is not None and d.boot_until <= host.now:
             why = f"it did not register within its time limit for booting; {_image_or_console(d)}"
             host, more = _down(host, d, why)
             said += (ev.Noted(d.name, "boot-failed", None, why), *more)
+        elif not d.configured and d.agent_lost_at is not None and d.agent_lost_at + silent_s <= host.now:
+            host, more = _down(host, d, "it is no longer configured, and its agent is silent")
+            said += more
         for j in (host.domain(d.name) or d).jobs:
             if not j.confirmed and j.claimed_at + host.limits.claim_s <= host.now:
                 host, more = _gone(host, d.name, j.key, "expired")
@@ -122,7 +127,8 @@ def _settled(host: Host, said: tuple[ev.Decision, ...], by: str) -> Result:
         closing = replace(d.closing, patience=Patience.DRAIN) if _idle_at_last(d) and d.closing else d.closing
         overtaken = overtaken if d.name in line else None
         host = host.having(replace(d, overtaken_since=overtaken, young_since=since, closing=closing))
-    return host, said
+    host, more = without_leftovers(host)
+    return host, said + more
 
 
 def _idle_at_last(domain: Domain) -> bool:
@@ -304,6 +310,12 @@ def _others(host: Host, event: ev.OthersSeen) -> Result:
     return replace(host, others=Amount(max(0, event.cpus), max(0, event.memory_mib))), ()
 
 
+def _reconfigured(host: Host, event: ev.Reconfigured) -> Result:
+    host, said = reconfigured(host, event)
+    host, more = _expired(host)  # shorter limits end at once what has lasted longer
+    return host, said + more
+
+
 def _daemon_started(host: Host, event: ev.DaemonStarted) -> Result:
     away = tuple(replace(d, agent_lost_at=host.now) for d in host.domains)
     return replace(host, domains=away, hub_lost=True), ()
@@ -461,6 +473,7 @@ _OF_DOMAIN: dict[type, Callable[[Host, Domain, Any], Result]] = {
 }
 
 _OF_HOST: dict[type, Callable[[Host, Any], Result]] = {
+    ev.Reconfigured: _reconfigured,
     ev.BooksReported: _books,
     ev.DaemonStarted: _daemon_started,
     ev.PauseRequested: _pause,

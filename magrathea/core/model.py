@@ -195,8 +195,9 @@ class Domain:
     much to itself until then. `young_since`: since when young jobs have protected it without a gap.
     `overtaken_since`: since when smaller preempted domains go before it. `preempted_s`: job-seconds stopped by us,
     of all jobs that ever ran here, ended stops only. `ended`: recently released jobs. `boot_limit_s`: configured, how
-    long a boot may take. `closing`: it is to go down. `paused_externally`: somebody else has paused it: it is up, but
-    nothing in it runs. `down_why`: why it went down, or did not come up, for people.
+    long a boot may take. `configured`: False once the configuration no longer names it. `closing`: it is to go down.
+    `paused_externally`: somebody else has paused it: it is up, but nothing in it runs. `down_why`: why it went down,
+    or did not come up, for people.
     """
 
     name: str
@@ -221,6 +222,7 @@ class Domain:
     jobs: tuple[Job, ...] = ()
     ended: tuple[Ended, ...] = ()
     boot_limit_s: float = 300.0
+    configured: bool = True
     closing: Closing | None = None
     paused_externally: bool = False
     down_why: str = ""
@@ -228,6 +230,8 @@ class Domain:
     @property
     def drain_reason(self) -> str:
         """Why it takes no more jobs while it finishes those it has; empty if it does take jobs."""
+        if not self.configured:
+            return "no longer configured"
         if self.draining or self.saving:
             return self.draining or "to be frozen"
         if self.closing is None or self.closing.patience is Patience.IDLE:

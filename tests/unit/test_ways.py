@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from magrathea.core.machine import handle
 from magrathea.core.model import Host, Lifecycle
+from magrathea.core.reconfiguration import UNKNOWN_HOST
 from node_daemon.configuration import read
 from scheduler_plugin.setup.cli import pbs
 from tests.unit.core.builders import HIGH, LOW, PROTECTED, T, accepts, claim, defrost, run, set_domain, wanted
@@ -22,7 +24,7 @@ FILES = sorted(WAYS.glob("*.toml"))
 
 def up(way: str) -> Host:
     """The file's host with all domains up and connected, and a hub."""
-    host = read(WAYS / f"{way}.toml").core_host(T)
+    host = handle(UNKNOWN_HOST, read(WAYS / f"{way}.toml").reconfigured(T))[0]
     domains = tuple(replace(d, lifecycle=Lifecycle.UP, agent_lost_at=None) for d in host.domains)
     return replace(host, domains=domains, hub_lost=False)
 

@@ -195,8 +195,8 @@ def test_without_apply_nothing_is_changed(libvirtd: Any, state: Path, tmp_path: 
 def test_what_it_writes_reads_back_as_this_host(libvirtd: Any, state: Path, tmp_path: Path) -> None:
     done = run(tmp_path, "--apply", "--name", "h1")
     assert done.exit_code == 0, done.output
-    host = read(tmp_path / "noded.toml").core_host(0.0)
-    assert (host.name, {d.name: d.kind for d in host.domains}) == (
+    host = read(tmp_path / "noded.toml").reconfigured(0.0)
+    assert (host.host, {d.name: d.kind for d in host.domains}) == (
         "h1",
         {"n1": Kind.NORMAL, "high": Kind.PRIORITY, "dns": Kind.SERVICE},
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from magrathea.configuration import ConfigurationError, line_of
-from magrathea.core.model import Job, JobClass, JobKey, Kind, Mode
+from magrathea.core.machine import handle
+from magrathea.core.model import Host, Job, JobClass, JobKey, Kind, Mode
+from magrathea.core.reconfiguration import UNKNOWN_HOST
 from node_daemon.configuration import NodedConfiguration, changes, read
 
 GOOD = """\
@@ -44,6 +45,11 @@ def parsed(folder: Path, text: str) -> NodedConfiguration:
     return read(path)
 
 
+def configured(c: NodedConfiguration) -> Host:
+    """The host of which nothing is known but its configuration."""
+    return handle(UNKNOWN_HOST, c.reconfigured(1.0))[0]
+
+
 def problems(folder: Path, text: str) -> list[str]:
     with pytest.raises(ConfigurationError) as caught:
         parsed(folder, text)
@@ -52,7 +58,7 @@ def problems(folder: Path, text: str) -> list[str]:
 
 def test_a_good_file_becomes_a_host(tmp_path: Path) -> None:
     c = parsed(tmp_path, GOOD)
-    host = c.core_host(now=5.0)
+    host = configured(c)
     assert (host.name, host.mode, host.cpus, host.memory_mib) == ("h1", Mode.COUNTED, 8, 8192 - 512)
     assert [(d.name, d.kind, d.cpus) for d in host.domains] == [
         ("backup", Kind.SERVICE, 2),
@@ -142,8 +148,8 @@ def test_lines_are_found_in_headers_dotted_keys_and_quotes() -> None:
 # Reading it again
 
 
-def with_job(c: NodedConfiguration, name: str):  # type: ignore[no-untyped-def]
-    host = c.core_host(1.0)
+def with_job(c: NodedConfiguration, name: str) -> Host:
+    host = configured(c)
     domain = host.domain(name)
     assert domain
     return host.having(domain.having(Job(JobKey("1", 1), JobClass.PROTECTED, 1, 0, 1.0, 1.0)))
@@ -152,7 +158,7 @@ def with_job(c: NodedConfiguration, name: str):  # type: ignore[no-untyped-def]
 def test_a_reload_takes_over_limits_and_says_what_needs_a_restart(tmp_path: Path) -> None:
     old = parsed(tmp_path, GOOD)
     new = parsed(tmp_path, GOOD.replace("linger_s = 3", "linger_s = 9").replace('"counted"', '"exclusive"'))
-    change = changes(old, new, old.core_host(1.0))
+    change = changes(old, new, configured(old))
     assert change.configuration.limits.linger_s == 9
     assert change.configuration.host.mode is Mode.COUNTED
     assert len(change.kept) == 1 and "`mode` in [host]" in change.kept[0] and "restarted" in change.kept[0]
@@ -162,7 +168,7 @@ def test_a_reload_keeps_a_domain_that_has_jobs(tmp_path: Path) -> None:
     old = parsed(tmp_path, GOOD)
     without = GOOD[: GOOD.index("[domain.n1]")] + GOOD[GOOD.index("[domain.p1]") :]
     new = parsed(tmp_path, without)
-    assert "n1" not in changes(old, new, old.core_host(1.0)).configuration.domain
+    assert "n1" not in changes(old, new, configured(old)).configuration.domain
     change = changes(old, new, with_job(old, "n1"))
     assert "n1" in change.configuration.domain and "drain it first" in change.kept[0]
 
@@ -172,20 +178,6 @@ def test_a_reload_keeps_the_kind_of_a_domain_that_has_jobs(tmp_path: Path) -> No
     new = parsed(tmp_path, GOOD.replace('kind = "normal"', 'kind = "priority"'))
     change = changes(old, new, with_job(old, "n1"))
     assert change.configuration.domain["n1"].kind is Kind.NORMAL and "`kind`" in change.kept[0]
-
-
-def test_facts_of_a_domain_that_is_no_longer_configured_are_kept_while_it_has_jobs(tmp_path: Path) -> None:
-    from node_daemon.facts import fitted, without_leftovers
-
-    old = parsed(tmp_path, GOOD)
-    without = parsed(tmp_path, GOOD[: GOOD.index("[domain.n1]")] + GOOD[GOOD.index("[domain.p1]") :])
-    host, said = fitted(with_job(old, "n1"), without, 9.0)
-    kept = host.domain("n1")
-    assert kept and kept.jobs and kept.draining and "kept until they have ended" in said[0]
-    empty = without_leftovers(host.having(replace(kept, jobs=())), frozenset(without.domain))
-    assert empty.domain("n1") is None
-    forgotten, said = fitted(old.core_host(1.0), without, 9.0)
-    assert forgotten.domain("n1") is None and "forgotten" in said[0]
 
 
 # The command

@@ -1,0 +1,81 @@
+"""What a newly read configuration changes in the facts.
+
+Rule 1: the configuration says what was meant, the facts say what is. A new domain starts without facts; a known one
+keeps all of its facts and takes over its new size.
+Rule 2: no job is forgotten because a line was taken out of a file. A domain that is no longer configured drains, and is
+forgotten with its last job.
+Rule 3: a domain changes its kind only while it has no jobs and is not saved to disk: both belong to the old kind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .events import ConfiguredDomain, Decision, Noted, Reconfigured
+from .model import NOTHING, Domain, Host, Kind, Mode
+
+UNKNOWN_HOST = Host(name="", mode=Mode.EXCLUSIVE, cpus=0, memory_mib=0, hub_lost=True)
+"""The facts before the first configuration is read."""
+
+Result = tuple[Host, tuple[Decision, ...]]
+
+
+def reconfigured(host: Host, event: Reconfigured) -> Result:
+    """The host as `event` describes it, with the facts of the domains that stay."""
+    said: list[Decision] = []
+    if host.name not in ("", event.host):
+        said.append(Noted("", "renamed", None, f"the facts were those of host {host.name}, it is {event.host} now"))
+    domains = {meant.name: _fitted(host.domain(meant.name), meant, said) for meant in event.domains}
+    for domain in host.domains:
+        if domain.name not in domains:
+            domains[domain.name] = replace(domain, configured=False)
+            if domain.jobs and domain.configured:
+                jobs = ", ".join(str(job.key) for job in domain.jobs)
+                said.append(Noted(domain.name, "kept", None, f"no longer configured, it drains: it still has {jobs}"))
+    changed = replace(
+        host,
+        name=event.host,
+        mode=event.mode,
+        cpus=event.cpus,
+        memory_mib=event.memory_mib,
+        limits=event.limits,
+        domains=tuple(domains[name] for name in sorted(domains)),
+    )
+    return changed, tuple(said)
+
+
+def _fitted(known: Domain | None, meant: ConfiguredDomain, said: list[Decision]) -> Domain:
+    if known is None:
+        known = Domain(meant.name, meant.kind, meant.cpus)
+    fitting = replace(
+        known,
+        cpus=meant.cpus,
+        memory_mib=meant.memory_mib,
+        floor_mib=meant.floor_mib,
+        swap_mib=meant.swap_mib,
+        boot_limit_s=meant.boot_limit_s,
+        configured=True,
+    )
+    if known.kind is meant.kind:
+        return fitting
+    if why := _keeps_kind(known):
+        said.append(Noted(known.name, "kept", None, f"of kind {known.kind}, not {meant.kind}, because it {why}"))
+        return fitting
+    closing = fitting.closing if meant.kind is not Kind.SERVICE else None
+    return replace(fitting, kind=meant.kind, linger_until=None, linger_size=NOTHING, closing=closing)
+
+
+def _keeps_kind(domain: Domain) -> str:
+    """Why its kind cannot change now; empty if it can."""
+    if domain.jobs:
+        return f"has jobs ({', '.join(str(job.key) for job in domain.jobs)}); drain it, then reload"
+    return "is saved to disk, or is being saved; defrost it, then reload" if domain.frozen or domain.saving else ""
+
+
+def without_leftovers(host: Host) -> Result:
+    """Forget the domains that are no longer configured and have no jobs."""
+    left = [d.name for d in host.domains if not d.configured and not d.jobs]
+    if not left:
+        return host, ()
+    said = tuple(Noted(name, "forgotten", None, "no longer configured, and it has no jobs") for name in left)
+    return replace(host, domains=tuple(d for d in host.domains if d.name not in left)), said
