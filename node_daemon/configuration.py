@@ -19,7 +19,7 @@ from magrathea.configuration import Problem, parse, read_text, refusal, spelled
 from magrathea.core import events as ev
 from magrathea.core.model import Host, Kind, Limits, Mode
 
-from .switch.paging import Settings
+from .switch.paging import MemorySettings
 
 DEFAULT_PATH = Path("/etc/magrathea/noded.toml")
 
@@ -204,9 +204,9 @@ class NodedConfiguration(msgspec.Struct, kw_only=True, frozen=True):
         del values["allow_short_min_run"]
         return Limits(**values, preempted_cpu_percent=self.host.preempted_cpu_percent)
 
-    def memory_settings(self) -> Settings:
+    def memory_settings(self) -> MemorySettings:
         host = self.host
-        return Settings(host.memory_step_mib, host.memory_margin_mib, host.memory_time_limit_s)
+        return MemorySettings(host.memory_step_mib, host.memory_margin_mib, host.memory_time_limit_s)
 
     def reconfigured(self, now: float) -> ev.Reconfigured:
         """All that the core needs to know of this configuration, as an event."""

@@ -42,7 +42,7 @@ from .journal import Journal, JournalError, JournalStore, NoJournal, Since, open
 from .life.life import Life
 from .life.script_runner import ScriptRunner
 from .life.site_scripts import SiteScripts
-from .switch.paging import Settings
+from .switch.paging import MemorySettings
 from .switch.switch import REFRESH_S, Switch
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class Daemon:
         return self._host
 
     @property
-    def memory_settings(self) -> Settings:
+    def memory_settings(self) -> MemorySettings:
         return self.configuration.memory_settings()
 
     def now(self) -> float:

@@ -38,7 +38,7 @@ BUSY_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class MemorySettings:
     """The admin's choice. `step_mib`: of one step of a balloon, and of one slice of a job's memory. `margin_mib`: what
     stays available in every guest that gives. `time_limit_s`: for a whole move, and for fetching before a job goes on.
     """
@@ -73,7 +73,7 @@ class SwitchForPaging(Protocol):
     def host(self) -> Host: ...
 
     @property
-    def memory_settings(self) -> Settings: ...
+    def memory_settings(self) -> MemorySettings: ...
 
     def held_stopped(self, domain: str) -> tuple[JobKey, ...]:
         """The domain's jobs that its agent has confirmed to be stopped, on its present connection."""

@@ -29,7 +29,7 @@ from ..claims.channel import AgentError, GuestChannel
 from ..claims.guest_messages import Answer
 from ..hypervisor.base import CPU, MEMORY, DomainReading, Driver, DriverError, Others
 from .memory import SLACK_MIB, Mover
-from .paging import UNCAPPED_S, Settings
+from .paging import UNCAPPED_S, MemorySettings
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class DaemonForSwitch(Protocol):
     def host(self) -> Host: ...
 
     @property
-    def memory_settings(self) -> Settings: ...
+    def memory_settings(self) -> MemorySettings: ...
 
     def now(self) -> float: ...
 
@@ -147,7 +147,7 @@ class Switch:
         return self._facts.host
 
     @property
-    def memory_settings(self) -> Settings:
+    def memory_settings(self) -> MemorySettings:
         return self._facts.memory_settings
 
     def held_stopped(self, domain: str) -> tuple[JobKey, ...]:

@@ -15,7 +15,7 @@ from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Life
 from node_daemon.claims.channel import AgentError
 from node_daemon.hypervisor.base import DomainReading, DriverError
 from node_daemon.switch.memory import STALL_S, Mover
-from node_daemon.switch.paging import Settings
+from node_daemon.switch.paging import MemorySettings
 
 from .guests_model import ModelDriver, ModelGuest, harmless, run
 
@@ -26,7 +26,7 @@ CAPACITY_MIB = 4096
 class Owner:
     """What the switch is to the mover."""
 
-    def __init__(self, driver: ModelDriver, limits: Settings, needs_mib: int = 0, runs: bool = False) -> None:
+    def __init__(self, driver: ModelDriver, limits: MemorySettings, needs_mib: int = 0, runs: bool = False) -> None:
         self.memory_settings = limits
         self.driver = driver
         low = Job(KEY, JobClass.PREEMPTIBLE, 1, 0, 0.0, 0.0, True, True)
@@ -65,7 +65,7 @@ class Owner:
 def owner(
     *guests: ModelGuest, capacity_mib: int = CAPACITY_MIB, needs_mib: int = 0, runs: bool = False, **changes: Any
 ) -> Owner:
-    return Owner(ModelDriver(capacity_mib, *guests), replace(Settings(), **changes), needs_mib, runs)
+    return Owner(ModelDriver(capacity_mib, *guests), replace(MemorySettings(), **changes), needs_mib, runs)
 
 
 def moved(o: Owner, domain: str, mib: int) -> float:
@@ -142,7 +142,7 @@ def test_what_keeps_a_guest_alive_stays_available() -> None:
     o = owner(guest)
     error = refused(o, "n1", 128)
     assert error.code == "memory-short"
-    assert guest.available >= Settings().margin_mib - 1
+    assert guest.available >= MemorySettings().margin_mib - 1
 
 
 def test_a_stopped_jobs_memory_is_pushed_out_before_the_balloon_takes_it() -> None:
@@ -560,7 +560,7 @@ def happens(o: Owner, what: str, name: str, mib: int) -> None:
     elif what == "stop":
         guest.stopped = not guest.stopped
     elif what == "use":  # a stray process takes what the margin is there for
-        guest.used += min(Settings().margin_mib / 8, guest.available / 2)
+        guest.used += min(MemorySettings().margin_mib / 8, guest.available / 2)
     else:
         guest.up = not guest.up
 

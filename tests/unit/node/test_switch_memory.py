@@ -22,7 +22,7 @@ from node_daemon.claims.claims import Guests
 from node_daemon.claims.guest_messages import Claim, ClaimedJob, GuestJob, GuestMemory, Hello, Prepared, Report
 from node_daemon.hypervisor.base import Driver, Others
 from node_daemon.snapshot import Beside, snapshot
-from node_daemon.switch.paging import UNCAPPED_S, Settings
+from node_daemon.switch.paging import UNCAPPED_S, MemorySettings
 from node_daemon.switch.switch import Switch
 
 from .guests_model import SESSION, ModelDriver, ModelGuest, harmless, run
@@ -40,7 +40,7 @@ class World:
         self.driver: Driver = driver
         self.model = driver
         self.log = driver.log
-        self.memory_settings = Settings(time_limit_s=120)
+        self.memory_settings = MemorySettings(time_limit_s=120)
         kinds = {"n1": Kind.NORMAL, "p1": Kind.PRIORITY}
         domains = tuple(
             Domain(n, kinds[n], 4, floor_mib=FLOOR_MIB, swap_mib=swap_mib if n == "n1" else 0)
