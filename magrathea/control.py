@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from magrathea.core.model import JobClass
+from magrathea.core.refusals import RefusalCode
 from magrathea.decoding import UNDECODABLE
 from magrathea.messages import Chunk
 
@@ -48,7 +49,7 @@ class ControlRequest(msgspec.Struct, forbid_unknown_fields=True):
 class Denied(Exception):
     """The answer is a refusal: `code` for programs, text for people."""
 
-    def __init__(self, code: str, text: str) -> None:
+    def __init__(self, code: RefusalCode, text: str) -> None:
         super().__init__(text)
         self.code = code
 
@@ -115,9 +116,9 @@ class Control:
                 self._entitled(request, writer)
                 return await operation(request)
             known = ", ".join(sorted([*self._reading, *self._changing]))
-            raise Denied("unknown-op", f"no operation `{request.op[:64]}`; known: {known}")
+            raise Denied(RefusalCode.UNKNOWN_OP, f"no operation `{request.op[:64]}`; known: {known}")
         except UNDECODABLE as error:
-            return refusal("bad-request", str(error))
+            return refusal(RefusalCode.BAD_REQUEST, str(error))
         except Denied as error:
             return refusal(error.code, str(error))
 
@@ -127,10 +128,10 @@ class Control:
             log.info("control: `%s` %s by uid %d", request.op, request.domain, uid)
             return
         who = f"root, {pwd_name(os.getuid())}" + (f" or the group {self.group}" if self.group else "")
-        raise Denied("not-permitted", f"`{request.op}` is for {who}; uid {uid} may only ask for the status")
+        raise Denied(RefusalCode.NOT_PERMITTED, f"`{request.op}` is for {who}; uid {uid} may only ask for the status")
 
 
-def refusal(code: str, text: str) -> bytes:
+def refusal(code: RefusalCode, text: str) -> bytes:
     return _encode({"ok": False, "code": code, "text": text})
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from magrathea.core.allocation import Refusal, verdict
+from magrathea.core.allocation import verdict
 from magrathea.core.events import Accepted, Claimed
 from magrathea.core.machine import handle
 from magrathea.core.model import (
@@ -28,6 +28,7 @@ from magrathea.core.model import (
     State,
     Stopper,
 )
+from magrathea.core.refusals import Refusal, RefusalCode
 from magrathea.core.states import rank
 from magrathea.messages import (
     Chunk,
@@ -141,7 +142,7 @@ def _of_view(view: HostView, host: Host, cls: JobClass, size: Amount) -> Iterato
         code, text = "", ""
         answer = _of(host, domain, report.vnode, cls, size)
         if not view.live:
-            code, text = "host-unknown", f"{snapshot.host} has not been heard for three heartbeats"
+            code, text = RefusalCode.HOST_UNKNOWN, f"{snapshot.host} has not been heard for three heartbeats"
         elif cls not in report.accepts and not answer.code:
             code, text = report.state.value, report.why  # its own daemon knows more
         if code:

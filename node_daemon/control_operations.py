@@ -12,6 +12,7 @@ from magrathea.control import Control, ControlRequest, Denied, granted
 from magrathea.core import events as ev
 from magrathea.core import states
 from magrathea.core.model import Domain, Host, Patience
+from magrathea.core.refusals import RefusalCode
 from magrathea.history import MOST, Query
 from magrathea.messages import MAX_BYTES, HistoryAsked, HistoryEntry, HistoryTold, Snapshot, encode
 from magrathea.preview import outlook
@@ -99,11 +100,11 @@ class Admin:
         """The newest entries about a job, a domain, or (by its own name) the host, as many as an answer holds."""
         journal = self._owner.journal
         if not isinstance(journal, Journal):
-            raise Denied("journal", "the journal cannot be read; the status says why")
+            raise Denied(RefusalCode.JOURNAL, "the journal cannot be read; the status says why")
         try:
             entries = journal.history(Query("" if self._is_host(about) else about, since, max(1, min(limit, MOST))))
         except JournalError as error:
-            raise Denied("journal", str(error)) from error
+            raise Denied(RefusalCode.JOURNAL, str(error)) from error
         while len(granted(entries=entries)) > MAX_ANSWER_BYTES:
             entries = entries[len(entries) // 2 :]
         return entries
@@ -156,7 +157,7 @@ class Admin:
         """Boot, shutdown, reboot, freeze, defrost: a wish from now on; granted is not done."""
         name, now = request.domain, self._owner.now()
         if request.now and request.when_idle:
-            raise Denied("bad-request", "`now` waits for no job and `when_idle` for all: give one of them")
+            raise Denied(RefusalCode.BAD_REQUEST, "`now` waits for no job and `when_idle` for all: give one of them")
         patience = Patience.NOW if request.now else Patience.IDLE if request.when_idle else Patience.DRAIN
         before = self._domain(name)
         wishes: dict[str, tuple[str, ev.DomainEvent]] = {
@@ -167,16 +168,18 @@ class Admin:
             "defrost": (SAVE, ev.DefrostRequested(now, name, now + (before.boot_limit_s if before else 0.0))),
         }
         if request.do not in wishes:
-            raise Denied("bad-request", f"`do` is {request.do[:64]!r}; known: {', '.join(wishes)}")
+            raise Denied(RefusalCode.BAD_REQUEST, f"`do` is {request.do[:64]!r}; known: {', '.join(wishes)}")
         ability, event = wishes[request.do]
         if ability not in self._owner.driver.capabilities and self._owner.host.driver_lost_at is not None:
-            raise Denied("lost", "the hypervisor does not answer, so nothing is known of what it can do; see the log")
+            raise Denied(
+                RefusalCode.LOST, "the hypervisor does not answer, so nothing is known of what it can do; see the log"
+            )
         if ability not in self._owner.driver.capabilities:
             driver = self._owner.configuration.host.driver
             text = (
                 f"the {driver} driver of {self._owner.host.name} cannot {request.do} domains; see its notes in status"
             )
-            raise Denied("not-supported", text)
+            raise Denied(RefusalCode.NOT_SUPPORTED, text)
         victims = self._event(event)
         host, after = self._owner.host, self._domain(name)
         assert after is not None, "an unknown domain is refused"
@@ -187,7 +190,7 @@ class Admin:
         try:
             return granted(said=await self._owner.reload())
         except ConfigurationError as error:
-            raise Denied("configuration", str(error)) from error
+            raise Denied(RefusalCode.CONFIGURATION, str(error)) from error
 
     def _domain(self, name: str) -> Domain | None:
         return self._owner.host.domain(name)
@@ -207,7 +210,9 @@ class Admin:
     def _only_host(self, request: ControlRequest) -> None:
         name = self._owner.host.name
         if request.domain not in ("", name):
-            raise Denied("wrong-host", f"this is host {name}, and only a whole host is paused, not {request.domain}")
+            raise Denied(
+                RefusalCode.WRONG_HOST, f"this is host {name}, and only a whole host is paused, not {request.domain}"
+            )
 
     def _event(self, event: ev.DomainEvent) -> tuple[str, ...]:
         """Make it a fact; who is preempted for it. Raises Denied where the core refuses."""

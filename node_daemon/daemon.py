@@ -27,6 +27,7 @@ from magrathea.core.model import Amount, Host, JobKey
 from magrathea.core.plan import Order, Orders, Step
 from magrathea.core.readiness import Unready
 from magrathea.core.reconfiguration import UNKNOWN_HOST
+from magrathea.core.refusals import RefusalCode
 from magrathea.core.states import state_of
 from magrathea.messages import RefusedClaim, Snapshot
 
@@ -122,7 +123,7 @@ class Daemon:
                 event, ev.Claimed | ev.DefrostRequested
             ):
                 text = f"{self._trouble}; without its journal this host takes no new jobs"
-                return (ev.Refused(event.domain, "journal", text, getattr(event, "key", None)),)
+                return (ev.Refused(event.domain, RefusalCode.JOURNAL, text, getattr(event, "key", None)),)
         elif decisions:
             self.journal.note(after.now, event, decisions)
         self._host = after
@@ -229,7 +230,7 @@ class Daemon:
     def snapshot(self, revision: int) -> Snapshot:
         return snapshots.snapshot(self._host, self.beside(), revision)
 
-    def refused(self, domain: str, key: JobKey, code: str, text: str) -> None:
+    def refused(self, domain: str, key: JobKey, code: RefusalCode, text: str) -> None:
         """A claim was refused: the hub tells the job's owner."""
         told = RefusedClaim(id=key.id, run=key.run, domain=domain, code=code, text=text[:4096], at=self._host.now)
         self._refused.append(told)

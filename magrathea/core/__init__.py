@@ -1,8 +1,9 @@
 """The pure core: facts in, decisions and steps out. No I/O, no clock, no logging.
 
-To be read in this order; each file imports only from those above it (life.py from the first two).
+To be read in this order; each file imports only from those above it (life.py from the first three).
 
     model.py       the facts of a host
+    refusals.py    every code of a refusal: its meaning, its fix, when it is tried again
     events.py      what can happen to them, and what is said about it
     allocation.py  who may start, who is stopped
     states.py      what a domain is in one word, what it accepts, what PBS is told

@@ -11,20 +11,13 @@ CPUs reserved for frozen domains, whoever came first, so a priority job stops th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from .model import CLASSES_OF, NOTHING, Amount, Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Stopper
+from .refusals import Refusal, RefusalCode
 
 EXACT_DOMAINS = 12
 """Up to so many stoppable domains every set of them is tried (4,096 sets); beyond, best fit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why not. `code` is for programs and never changes; `text` names cause and fix."""
-
-    code: str
-    text: str
 
 
 # What is so: small questions about one domain.
@@ -180,28 +173,36 @@ def _gate(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | 
     gates = (
         (
             size.cpus < 1 or size.mib < 0 or not size.within(Amount(cpus, mib)),
-            "bad-request",
+            RefusalCode.BAD_REQUEST,
             f"no job here can have {size.cpus} CPUs and {size.mib} MiB; {host.name} has {cpus} and {mib}",
         ),
         (
             cls not in CLASSES_OF[domain.kind],
-            "wrong-class",
+            RefusalCode.WRONG_CLASS,
             f"{name} is a {domain.kind} domain; send jobs of class {cls} elsewhere: their queue gives the class",
         ),
-        (domain.frozen and not restoring(domain), "domain-frozen", _told(f"{name} is saved to disk", domain.down_why)),
-        (domain.lifecycle is Lifecycle.DOWN, "domain-down", _told(f"{name} is down", domain.down_why)),
-        (domain.lifecycle is Lifecycle.BOOTING, "domain-booting", f"{name} is booting"),
+        (
+            domain.frozen and not restoring(domain),
+            RefusalCode.DOMAIN_FROZEN,
+            _told(f"{name} is saved to disk", domain.down_why),
+        ),
+        (domain.lifecycle is Lifecycle.DOWN, RefusalCode.DOMAIN_DOWN, _told(f"{name} is down", domain.down_why)),
+        (domain.lifecycle is Lifecycle.BOOTING, RefusalCode.DOMAIN_BOOTING, f"{name} is booting"),
         (
             domain.paused_externally,
-            "domain-unknown",
+            RefusalCode.DOMAIN_UNKNOWN,
             f"{name} is paused by somebody else; `virsh resume` or the like ends it",
         ),
-        (silent(host, domain), "domain-unknown", _silence(host, domain)),
-        (bool(domain.fault), "domain-fault", f"{name}: {domain.fault}; fix it, then `magrathea clear {name}`"),
-        (bool(domain.stopped), "domain-preempted", f"{name} is preempted"),
-        (bool(domain.drain_reason), "domain-draining", f"{name} is draining: {domain.drain_reason}"),
-        *((d.lifecycle is Lifecycle.BOOTING, "host-booting", f"{d.name} is booting") for d in host.domains),
-        *((bool(d.fault), "host-fault", f"{d.name}: {d.fault}") for d in host.domains),
+        (silent(host, domain), RefusalCode.DOMAIN_UNKNOWN, _silence(host, domain)),
+        (
+            bool(domain.fault),
+            RefusalCode.DOMAIN_FAULT,
+            f"{name}: {domain.fault}; fix it, then `magrathea clear {name}`",
+        ),
+        (bool(domain.stopped), RefusalCode.DOMAIN_PREEMPTED, f"{name} is preempted"),
+        (bool(domain.drain_reason), RefusalCode.DOMAIN_DRAINING, f"{name} is draining: {domain.drain_reason}"),
+        *((d.lifecycle is Lifecycle.BOOTING, RefusalCode.HOST_BOOTING, f"{d.name} is booting") for d in host.domains),
+        *((bool(d.fault), RefusalCode.HOST_FAULT, f"{d.name}: {d.fault}") for d in host.domains),
     )
     return next((Refusal(code, text) for holds, code, text in gates if holds), None)
 
@@ -217,15 +218,19 @@ def blocked(host: Host, domain: Domain, cls: JobClass) -> Refusal | None:
     for sibling in host.siblings(domain):
         if domain.kind is Kind.NORMAL:
             if sibling.jobs:
-                return Refusal("host-busy", f"{sibling.name} on {host.name} has jobs")
+                return Refusal(RefusalCode.HOST_BUSY, f"{sibling.name} on {host.name} has jobs")
             if lingers(host, sibling):
-                return Refusal("host-lingers", f"{sibling.name} keeps {host.name} for its next priority job")
+                return Refusal(RefusalCode.HOST_LINGERS, f"{sibling.name} keeps {host.name} for its next priority job")
             if sibling.frozen and cls is not JobClass.PREEMPTIBLE:
-                return Refusal("host-reserved", f"{sibling.name} is frozen; until it is back, only preemptible jobs")
+                return Refusal(
+                    RefusalCode.HOST_RESERVED, f"{sibling.name} is frozen; until it is back, only preemptible jobs"
+                )
         elif sibling.running and not stoppable(host, sibling):
             return _why_not_stoppable(host, sibling)
     if domain.kind is Kind.PRIORITY and _room_mib(host, domain) < 0:
-        return Refusal("memory", f"what cannot be moved out on {host.name} leaves {domain.name} less than its floor")
+        return Refusal(
+            RefusalCode.MEMORY, f"what cannot be moved out on {host.name} leaves {domain.name} less than its floor"
+        )
     return None
 
 
@@ -233,14 +238,18 @@ def _why_not_stoppable(host: Host, sibling: Domain) -> Refusal:
     if stoppable_by_itself(host, sibling):
         if host.paused:
             return _paused(host, f"{sibling.name} would be preempted")
-        return Refusal("hub-lost", f"{sibling.name} would be preempted, but no hub answers to book it in PBS")
+        return Refusal(RefusalCode.HUB_LOST, f"{sibling.name} would be preempted, but no hub answers to book it in PBS")
     whys = [f"{j.key} {why}" for j in sibling.jobs if not j.stopped_by_us and (why := obstacle(host, sibling, j))]
-    return Refusal("host-busy", f"{sibling.name} on {host.name} cannot be preempted: {'; '.join(whys) or 'no contact'}")
+    return Refusal(
+        RefusalCode.HOST_BUSY, f"{sibling.name} on {host.name} cannot be preempted: {'; '.join(whys) or 'no contact'}"
+    )
 
 
 def _paused(host: Host, what: str) -> Refusal:
     reason = host.paused.reason if host.paused else ""
-    return Refusal("paused", f"{what}, but {host.name} is paused ({reason}); `magrathea unpause` there ends it")
+    return Refusal(
+        RefusalCode.PAUSED, f"{what}, but {host.name} is paused ({reason}); `magrathea unpause` there ends it"
+    )
 
 
 def _sized(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | tuple[str, ...]:
@@ -250,13 +259,13 @@ def _sized(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal |
             return _paused(host, "jobs would be preempted")
         if host.hub_lost and size.within(share(replace(host, hub_lost=False), domain, cls)):
             return Refusal(
-                "hub-lost", f"no hub answers, so nothing is preempted; without that {left.cpus} CPUs are left"
+                RefusalCode.HUB_LOST, f"no hub answers, so nothing is preempted; without that {left.cpus} CPUs are left"
             )
         if size.cpus > left.cpus:
             text = f"{size.cpus} CPUs asked for, {left.cpus} left on {host.name} for class {cls}"
-            return Refusal("cpus", text + _of_services(host.cpus, host.without_services.cpus, "CPUs"))
+            return Refusal(RefusalCode.CPUS, text + _of_services(host.cpus, host.without_services.cpus, "CPUs"))
         text = f"{size.mib} MiB asked for, {left.mib} left on {host.name} for class {cls}"
-        return Refusal("memory", text + _of_services(host.memory_mib, host.without_services.mib, "MiB"))
+        return Refusal(RefusalCode.MEMORY, text + _of_services(host.memory_mib, host.without_services.mib, "MiB"))
     if cls is not JobClass.PRIORITY:
         return ()
     if host.mode is Mode.EXCLUSIVE:
@@ -276,16 +285,18 @@ def defrost_verdict(host: Host, domain: Domain, until: float) -> Refusal | tuple
     if host.paused:
         return _paused(host, f"{domain.name} would be restored")
     if not domain.frozen or domain.lifecycle is not Lifecycle.DOWN or until <= host.now:
-        return Refusal("not-frozen", f"{domain.name} is not saved to disk, or would have to be back already")
+        return Refusal(RefusalCode.NOT_FROZEN, f"{domain.name} is not saved to disk, or would have to be back already")
     if other := next((d for d in host.domains if d.fault or d.lifecycle is Lifecycle.BOOTING), None):
-        return Refusal("host-booting", f"{other.name} is booting or in fault; wait or fix it")
+        return Refusal(RefusalCode.HOST_BOOTING, f"{other.name} is booting or in fault; wait or fix it")
     if host.mode is Mode.EXCLUSIVE:
         return ()
     back = host.having(replace(domain, lifecycle=Lifecycle.BOOTING))
     need = NOTHING - _unused(back)
     sufficient = need.within(_sum(d.use - d.use_when_stopped for d in host.workers if stoppable(host, d)))
     return (
-        victims(back, need) if sufficient else Refusal("cpus", f"its CPUs or memory are lent: {need} cannot be freed")
+        victims(back, need)
+        if sufficient
+        else Refusal(RefusalCode.CPUS, f"its CPUs or memory are lent: {need} cannot be freed")
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .model import JobClass, JobKey, Kind, Limits, Mode, Patience
+from .refusals import RefusalCode
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +270,7 @@ class Refused:
     """It is not, and nothing has changed. `code` is for programs and never changes, `text` for people."""
 
     domain: str
-    code: str
+    code: RefusalCode
     text: str
     key: JobKey | None = None
 

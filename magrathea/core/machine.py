@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from . import events as ev
-from .allocation import Refusal, defrost_verdict, in_line, lingers, restoring, resuming, verdict, wanted_stopped, young
+from .allocation import defrost_verdict, in_line, lingers, restoring, resuming, verdict, wanted_stopped, young
 from .model import (
     NOTHING,
     Amount,
@@ -34,6 +34,7 @@ from .model import (
     Stopper,
 )
 from .reconfiguration import reconfigured, without_leftovers
+from .refusals import Refusal, RefusalCode
 
 LIST_AGE_S = 5.0
 """MoM's list may be that old (its hook runs in the background): it does not overrule a newer stop or continuation."""
@@ -56,7 +57,7 @@ def handle(host: Host, event: ev.Event) -> Result:
     elif domain := host.domain(event.domain):
         host, more = _OF_DOMAIN[type(event)](host, domain, event)
     else:
-        _, more = _refused(host, event, "unknown-domain", f"{host.name} has no domain {event.domain}")
+        _, more = _refused(host, event, RefusalCode.UNKNOWN_DOMAIN, f"{host.name} has no domain {event.domain}")
     host, more = _settled(host, more, str(getattr(event, "key", "")))
     return host, said + more
 
@@ -181,7 +182,7 @@ def _image_or_console(domain: Domain) -> str:
     return f"look at its console and at its agent, then `magrathea domain boot {domain.name}`"
 
 
-def _refused(host: Host, event: ev.DomainEvent, code: str, text: str) -> Result:
+def _refused(host: Host, event: ev.DomainEvent, code: RefusalCode, text: str) -> Result:
     return host, (ev.Refused(event.domain, code, text, getattr(event, "key", None)),)
 
 
@@ -210,9 +211,11 @@ def _claimed(host: Host, domain: Domain, event: ev.Claimed) -> Result:
         return host, (ev.Accepted(domain.name, event.key),)
     newest = max((k.run for k in _keys(domain) if k.id == event.key.id), default=0)
     if newest > event.key.run:
-        return _refused(host, event, "stale-run", f"{domain.name} has had run {newest} of {event.key.id} already")
+        return _refused(
+            host, event, RefusalCode.STALE_RUN, f"{domain.name} has had run {newest} of {event.key.id} already"
+        )
     if any(e.key == event.key for e in domain.ended):
-        return _refused(host, event, "run-ended", f"{event.key} has ended in {domain.name}")
+        return _refused(host, event, RefusalCode.RUN_ENDED, f"{event.key} has ended in {domain.name}")
     said: tuple[ev.Decision, ...] = ()
     if known:
         host, said = _gone(host, domain.name, known.key, "newer-run")
@@ -232,16 +235,16 @@ def _released(host: Host, domain: Domain, event: ev.Released) -> Result:
 
 def _launched(host: Host, domain: Domain, event: ev.JobLaunched) -> Result:
     if not (job := domain.job(event.key)):
-        return _refused(host, event, "unknown-job", f"{domain.name} has no {event.key}")
+        return _refused(host, event, RefusalCode.UNKNOWN_JOB, f"{domain.name} has no {event.key}")
     since = job.run_since if job.launched else host.now
     return host.having(domain.having(replace(job, launched=True, confirmed=True, run_since=since))), ()
 
 
 def _continued(host: Host, domain: Domain, event: ev.JobContinued) -> Result:
     if not (job := domain.job(event.key)) or not job.stopped_by_us or job.stopped_since is None:
-        return _refused(host, event, "not-stopped", f"{event.key} in {domain.name} is not stopped by us")
+        return _refused(host, event, RefusalCode.NOT_STOPPED, f"{event.key} in {domain.name} is not stopped by us")
     if not host.paused and (domain.name, event.key) in wanted_stopped(host):
-        return _refused(host, event, "wanted-stopped", f"{event.key} must not run now: it is stopped again")
+        return _refused(host, event, RefusalCode.WANTED_STOPPED, f"{event.key} must not run now: it is stopped again")
     seconds = host.now - job.stopped_since
     runs = replace(job, stopped_since=None, stopper=None, run_since=host.now, preempted_s=job.preempted_s + seconds)
     host = host.having(replace(domain.having(runs), preempted_s=domain.preempted_s + seconds))
@@ -250,7 +253,7 @@ def _continued(host: Host, domain: Domain, event: ev.JobContinued) -> Result:
 
 def _jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result:
     if domain.lifecycle is not Lifecycle.UP or domain.kind is Kind.SERVICE:
-        return _refused(host, event, "no-jobs-here", f"{domain.name} ({domain.kind}) is {domain.lifecycle}")
+        return _refused(host, event, RefusalCode.NO_JOBS_HERE, f"{domain.name} ({domain.kind}) is {domain.lifecycle}")
     said: tuple[ev.Decision, ...] = ()
     listed = {r.key: r for r in event.jobs}
     for job in domain.jobs:
@@ -323,7 +326,9 @@ def _daemon_started(host: Host, event: ev.DaemonStarted) -> Result:
 
 def _booting(host: Host, domain: Domain, event: ev.DomainBooting) -> Result:
     if event.until <= host.now:
-        return _refused(host, event, "bad-request", f"a boot of {domain.name} until {event.until} is over already")
+        return _refused(
+            host, event, RefusalCode.BAD_REQUEST, f"a boot of {domain.name} until {event.until} is over already"
+        )
     return _with(host, domain.name, boot_until=event.until, saving=False, **_BOOTS)
 
 
@@ -332,11 +337,15 @@ def _not_for_an_admin(host: Host, domain: Domain, *, but_closing: bool = False) 
     name = domain.name
     paused = host.paused.reason if host.paused else ""
     gates = (
-        (domain.kind is Kind.SERVICE, "wrong-kind", f"{name} is a service: it is left alone"),
-        (host.paused is not None, "paused", f"{host.name} is paused ({paused}); `magrathea unpause` there first"),
+        (domain.kind is Kind.SERVICE, RefusalCode.WRONG_KIND, f"{name} is a service: it is left alone"),
+        (
+            host.paused is not None,
+            RefusalCode.PAUSED,
+            f"{host.name} is paused ({paused}); `magrathea unpause` there first",
+        ),
         (
             domain.closing is not None and not but_closing,
-            "domain-closing",
+            RefusalCode.DOMAIN_CLOSING,
             f"{name} is to go down; wait for it, or give that up by `magrathea undrain {name}`",
         ),
     )
@@ -348,7 +357,7 @@ def _boot(host: Host, domain: Domain, event: ev.BootRequested) -> Result:
         return _refused(host, event, no.code, no.text)
     if domain.frozen and not restoring(domain):
         text = f"{domain.name} is saved to disk; `magrathea domain defrost {domain.name}` brings it back as it was"
-        return _refused(host, event, "domain-frozen", text)
+        return _refused(host, event, RefusalCode.DOMAIN_FROZEN, text)
     if domain.lifecycle is Lifecycle.DOWN:
         host, _ = _with(host, domain.name, boot_until=host.now + domain.boot_limit_s, **_BOOTS)
     return host, (ev.Accepted(domain.name),)
@@ -359,7 +368,7 @@ def _shutdown(host: Host, domain: Domain, event: ev.ShutdownRequested) -> Result
         return _refused(host, event, no.code, no.text)
     if domain.frozen or domain.saving:
         text = f"{domain.name} is saved to disk, or is just being saved or restored; defrost it first, or wait"
-        return _refused(host, event, "domain-frozen", text)
+        return _refused(host, event, RefusalCode.DOMAIN_FROZEN, text)
     since = domain.closing.since if domain.closing else host.now
     host, _ = _with(host, domain.name, closing=Closing(event.reboot, event.patience, since))
     return host, (ev.Accepted(domain.name),)
@@ -382,7 +391,7 @@ def _stopped(host: Host, domain: Domain, event: ev.DomainStopped) -> Result:
 
 def _halted(host: Host, domain: Domain, event: ev.DomainHalted) -> Result:
     if domain.lifecycle is not Lifecycle.UP:
-        return _refused(host, event, "domain-down", f"{domain.name} is {domain.lifecycle}")
+        return _refused(host, event, RefusalCode.DOMAIN_DOWN, f"{domain.name} is {domain.lifecycle}")
     return _with(host, domain.name, paused_externally=True)
 
 
@@ -402,13 +411,15 @@ def _freeze(host: Host, domain: Domain, event: ev.FreezeRequested) -> Result:
     if no := _not_for_an_admin(host, domain):
         return _refused(host, event, no.code, no.text)
     if domain.kind is not Kind.PRIORITY or domain.lifecycle is not Lifecycle.UP:
-        return _refused(host, event, "not-freezable", f"only a priority domain that is up is frozen, not {domain.name}")
+        return _refused(
+            host, event, RefusalCode.NOT_FREEZABLE, f"only a priority domain that is up is frozen, not {domain.name}"
+        )
     return _with(host, domain.name, saving=True)
 
 
 def _freeze_ended(host: Host, domain: Domain, event: ev.FreezeEnded) -> Result:
     if not domain.saving or domain.jobs:
-        return _refused(host, event, "not-saving", f"{domain.name} is not being saved")
+        return _refused(host, event, RefusalCode.NOT_SAVING, f"{domain.name} is not being saved")
     host, _ = _with(host, domain.name, saving=False, frozen=not event.failed)
     if event.failed:
         return host, (ev.Noted(domain.name, "freeze-failed", None, event.failed),)
@@ -436,13 +447,13 @@ def _image_lost(host: Host, domain: Domain, event: ev.ImageLost) -> Result:
 
 def _drain(host: Host, domain: Domain, event: ev.DrainRequested) -> Result:
     if domain.kind is Kind.SERVICE:
-        return _refused(host, event, "wrong-kind", f"{domain.name} is a service; it takes no jobs anyway")
+        return _refused(host, event, RefusalCode.WRONG_KIND, f"{domain.name} is a service; it takes no jobs anyway")
     return _with(host, domain.name, draining=event.reason or "no reason given")
 
 
 def _memory(host: Host, domain: Domain, event: ev.MemoryReported) -> Result:
     if event.unreclaimable_mib < 0:
-        return _refused(host, event, "bad-request", f"{event.unreclaimable_mib} MiB is no amount of memory")
+        return _refused(host, event, RefusalCode.BAD_REQUEST, f"{event.unreclaimable_mib} MiB is no amount of memory")
     return _with(host, domain.name, unreclaimable_mib=event.unreclaimable_mib)
 
 

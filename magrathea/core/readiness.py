@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .allocation import Refusal
 from .model import Stage
+from .refusals import Refusal, RefusalCode
 
 UNHEARD_S = 60.0
 """A hub that is restarted speaks again within seconds, a host a few heartbeats later."""
@@ -46,8 +46,8 @@ def held_back(parts: Iterable[Unready], unheard_s: float, *, hub: bool) -> Refus
     for part in parts:
         whys[part.stage].append(part.text)
     if whys[Stage.SHORT]:
-        return Refusal("memory-short", "; ".join(whys[Stage.SHORT]))
+        return Refusal(RefusalCode.MEMORY_SHORT, "; ".join(whys[Stage.SHORT]))
     if whys[Stage.UNHEARD] and unheard_s >= UNHEARD_S:
         text = f"nothing was heard for {unheard_s:.0f} s: {'; '.join(whys[Stage.UNHEARD])}"
-        return Refusal("domain-unknown" if hub else "hub-lost", text)
+        return Refusal(RefusalCode.DOMAIN_UNKNOWN if hub else RefusalCode.HUB_LOST, text)
     return None

@@ -6,8 +6,9 @@ comes from the very function that answers claims (allocation.verdict), asked for
 
 from __future__ import annotations
 
-from .allocation import Refusal, blocked, free, lingers, obstacle, restoring, share, silent, verdict
+from .allocation import blocked, free, lingers, obstacle, restoring, share, silent, verdict
 from .model import CLASSES_OF, Amount, Domain, Host, JobClass, Kind, Lifecycle, Mode, State
+from .refusals import Refusal, RefusalCode
 
 SMALLEST = Amount(1, 0)
 """The smallest job there is: one CPU."""
@@ -87,7 +88,7 @@ def why(host: Host, domain: Domain) -> str:
     if domain.kind is Kind.SERVICE:
         return "a service: its CPUs and memory are set aside"
     answer = verdict(host, domain, CLASSES_OF[domain.kind][0], SMALLEST)
-    if isinstance(answer, Refusal) and answer.code in ("domain-frozen", "domain-down"):
+    if isinstance(answer, Refusal) and answer.code in (RefusalCode.DOMAIN_FROZEN, RefusalCode.DOMAIN_DOWN):
         return answer.text
     if domain.fault or domain.drain_reason:
         return domain.fault or domain.drain_reason

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from magrathea import supervision
+from magrathea.core.refusals import RefusalCode, retry_after_s
 
 from .guest_messages import MAX_LINE, PROTOCOL, Answer, AnyRequest, BadLine, Hello, Unknown, decode, encode
 
@@ -126,7 +127,9 @@ class GuestChannel:
         """The agent's answer. Raises AgentError: no agent, none in time, agent gone meanwhile, or its refusal."""
         link = self._link
         if link is None:
-            raise AgentError("no-agent", f"no agent of {self.domain} is connected; is magrathea-agent running there?")
+            raise AgentError(
+                RefusalCode.NO_AGENT, f"no agent of {self.domain} is connected; is magrathea-agent running there?"
+            )
         self._next_id += 1
         message = {"type": "request", "id": self._next_id, "session": link.session, "op": op, **fields}
         line = encode(message)
@@ -136,11 +139,13 @@ class GuestChannel:
             answer = await self._until_answered(link, line, future, within_s)
         except TimeoutError as error:
             text = f"the agent of {self.domain} did not answer `{op}` within {within_s:g} s"
-            raise AgentError("timeout", text) from error
+            raise AgentError(RefusalCode.TIMEOUT, text) from error
         finally:
             link.outstanding.pop(message["id"], None)
         if not answer.ok:
-            raise AgentError(answer.code or "failed", answer.text or f"the agent of {self.domain} refused `{op}`")
+            raise AgentError(
+                answer.code or RefusalCode.FAILED, answer.text or f"the agent of {self.domain} refused `{op}`"
+            )
         return answer
 
     async def _until_answered(
@@ -370,10 +375,15 @@ class _Link(asyncio.Protocol):
             return
         if isinstance(request, Unknown):
             text = f"this daemon knows no `{request.op}`; install agents of its version"
-            self._answer(mark, {"ok": False, "code": "unknown-op", "text": text})
+            self._answer(mark, {"ok": False, "code": RefusalCode.UNKNOWN_OP, "text": text})
         elif len(self._at_work) >= MAX_AT_WORK:
             text = f"{MAX_AT_WORK} requests of {self.channel.domain} are being worked on; ask again later"
-            refusal = {"ok": False, "code": "busy", "text": text, "retry_after_s": 5}
+            refusal = {
+                "ok": False,
+                "code": RefusalCode.BUSY,
+                "text": text,
+                "retry_after_s": retry_after_s(RefusalCode.BUSY),
+            }
             self.write(self._line_of(mark, refusal))  # not kept: when repeated it may be worked on
         else:
             task = supervision.start(self._work(mark, request))
@@ -384,7 +394,7 @@ class _Link(asyncio.Protocol):
             answer = await self.channel.handler.request(self.channel.domain, request)
         except Exception:  # a defect of ours must not leave MoM waiting; it is logged whole
             log.exception("%s: request %s failed", self.channel.domain, type(request).__name__)
-            answer = {"ok": False, "code": "internal", "text": "the node daemon failed; its log says why"}
+            answer = {"ok": False, "code": RefusalCode.INTERNAL, "text": "the node daemon failed; its log says why"}
         finally:
             self._at_work.pop(mark, None)
         self._answer(mark, answer)
@@ -416,7 +426,7 @@ class _Link(asyncio.Protocol):
         """Whoever waits for an answer of this agent is told that none comes."""
         for future in self.outstanding.values():
             if not future.done():
-                future.set_exception(AgentError("no-agent", f"{self.channel.domain}: {why}"))
+                future.set_exception(AgentError(RefusalCode.NO_AGENT, f"{self.channel.domain}: {why}"))
         self.outstanding.clear()
 
     def close(self) -> None:

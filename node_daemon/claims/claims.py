@@ -16,6 +16,7 @@ from magrathea.core import events as ev
 from magrathea.core import plan
 from magrathea.core.model import Host, JobKey, Stage
 from magrathea.core.readiness import Unready, held_back, unready
+from magrathea.core.refusals import RefusalCode, retry_after_s
 
 from ..hypervisor.base import Driver
 from ..switch.switch import Switch
@@ -25,10 +26,6 @@ log = logging.getLogger(__name__)
 
 CLAIM_S = 1.4
 """A claim's answer, at the latest: the agent gives it up after 1.6 s, takes it back, and could say nothing but that."""
-RETRY_AFTER_S = 5
-"""When PBS should try a refused job again: soon, but not at once (OpenPBS holds a job after 21 refusals)."""
-MEMORY_RETRY_AFTER_S = 60
-"""The same where memory is short: that does not change within seconds."""
 MEMORY_GLANCE_S = 0.4
 """So long a claim waits for memory, too: most that cannot be had is known by then. The rest is the prologue's to wait
 for, because MoM does nothing else during a claim."""
@@ -57,13 +54,13 @@ class DaemonForClaims(Protocol):
 
     def apply(self, event: ev.Event) -> tuple[ev.Decision, ...]: ...
 
-    def refused(self, domain: str, key: JobKey, code: str, text: str) -> None: ...
+    def refused(self, domain: str, key: JobKey, code: RefusalCode, text: str) -> None: ...
 
     def observe(self, name: str) -> None: ...
 
 
-def refusal(code: str, text: str, retry_after_s: int = RETRY_AFTER_S) -> Answer:
-    return {"ok": False, "code": code, "text": text[:4096], "retry_after_s": retry_after_s}
+def refusal(code: RefusalCode, text: str) -> Answer:
+    return {"ok": False, "code": code, "text": text[:4096], "retry_after_s": retry_after_s(code)}
 
 
 class Guests:
@@ -115,7 +112,7 @@ class Guests:
                 return refusal(decision.code, decision.text)
         known = self._job(mark)
         if known is None:
-            return refusal("released", f"{job.key} was released while it was claimed")
+            return refusal(RefusalCode.RELEASED, f"{job.key} was released while it was claimed")
         granted = mark in self._granted or known.launched or known.confirmed
         if not granted and (refused := await self._switched(mark) or self._paused(mark)) is not None:
             return refused
@@ -140,7 +137,7 @@ class Guests:
         except TimeoutError:
             if self._job(mark) is not None:
                 return self._late(mark)
-        return refusal("released", f"{mark[1]} was released while it was claimed")
+        return refusal(RefusalCode.RELEASED, f"{mark[1]} was released while it was claimed")
 
     def _late(self, mark: tuple[str, JobKey]) -> Answer | None:
         """No more time: what has not stopped refuses the claim, CPU that has not moved does not."""
@@ -153,8 +150,8 @@ class Guests:
         text = f"not stopped within {CLAIM_S:g} s: {', '.join(late)}; see that domain's agent"
         log.warning("%s: claim of %s refused: %s", *mark, text)
         owner.apply(ev.Released(owner.now(), *mark))
-        owner.refused(*mark, "stop-timeout", text)
-        return refusal("stop-timeout", text)
+        owner.refused(*mark, RefusalCode.STOP_TIMEOUT, text)
+        return refusal(RefusalCode.STOP_TIMEOUT, text)
 
     async def _glance(self, mark: tuple[str, JobKey]) -> Answer | None:
         """Everything is there but perhaps memory: a refusal if that is known not to come."""
@@ -169,8 +166,8 @@ class Guests:
             return None
         log.warning("%s: claim of %s refused: %s", *mark, lacking)
         owner.apply(ev.Released(owner.now(), *mark))
-        owner.refused(*mark, "memory-short", lacking)
-        return refusal("memory-short", lacking, MEMORY_RETRY_AFTER_S)
+        owner.refused(*mark, RefusalCode.MEMORY_SHORT, lacking)
+        return refusal(RefusalCode.MEMORY_SHORT, lacking)
 
     def _paused(self, mark: tuple[str, JobKey]) -> Answer | None:
         """On a paused host: a refusal where the domain would have to be given CPUs or memory first."""
@@ -180,13 +177,13 @@ class Guests:
             return None
         owner.apply(ev.Released(owner.now(), *mark))
         text = f"{mark[0]} would have to be given CPUs or memory, but {owner.host.name} is paused ({pause.reason})"
-        owner.refused(*mark, "paused", text)
-        return refusal("paused", text)
+        owner.refused(*mark, RefusalCode.PAUSED, text)
+        return refusal(RefusalCode.PAUSED, text)
 
     async def _prepared(self, mark: tuple[str, JobKey], vnodes: list[str]) -> Answer:
         """Whether the memory of all of the job's parts is there: the first one's prologue hook asks until it is."""
         owner, (domain, key) = self._owner, mark
-        gone = refusal("unknown-job", f"{domain} has no {key}; it was released, or never claimed")
+        gone = refusal(RefusalCode.UNKNOWN_JOB, f"{domain} has no {key}; it was released, or never claimed")
         if self._job(mark) is None:
             return gone
         told = await owner.elsewhere(domain, key, vnodes)
@@ -198,8 +195,7 @@ class Guests:
         if (why := held_back(parts, self._unheard_s(mark, elsewhere), hub=told is not None)) is not None:
             self._wait(mark, "")
             owner.refused(domain, key, why.code, why.text)
-            again_s = MEMORY_RETRY_AFTER_S if why.code == "memory-short" else RETRY_AFTER_S
-            return refusal(why.code, why.text, again_s)
+            return refusal(why.code, why.text)
         if not parts:
             self._wait(mark, "")
             return {"ok": True, "ready": True}

@@ -17,6 +17,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from magrathea.core.refusals import RefusalCode
+
 T = TypeVar("T")
 
 CALL_DEADLINE_S = 2.0
@@ -41,7 +43,7 @@ class DriverError(Exception):
     back; its image is kept). Of moving memory (memory.py), not of drivers: `memory-short`, `bad-figures`.
     """
 
-    def __init__(self, code: str, text: str) -> None:
+    def __init__(self, code: RefusalCode, text: str) -> None:
         super().__init__(text)
         self.code = code
         self.text = text
@@ -172,4 +174,4 @@ async def within(seconds: float, what: str, work: Awaitable[T]) -> T:
         async with asyncio.timeout(seconds):
             return await work
     except TimeoutError as error:
-        raise DriverError("timeout", f"{what} did not end within {seconds:g} s; it is tried again") from error
+        raise DriverError(RefusalCode.TIMEOUT, f"{what} did not end within {seconds:g} s; it is tried again") from error

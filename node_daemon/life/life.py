@@ -24,6 +24,7 @@ from magrathea.core import events as ev
 from magrathea.core import life
 from magrathea.core.life import Boot, GoOn, LifeStep, PowerOff, Register, Save, Seen
 from magrathea.core.model import Domain, Host, Lifecycle
+from magrathea.core.refusals import RefusalCode
 
 from ..claims.channel import AgentError, GuestChannel
 from ..configuration import NodedConfiguration
@@ -282,10 +283,10 @@ class Life:
         try:
             await self._owner.driver.boot(name)
         except DriverError as error:
-            if error.code in ("timeout", "lost"):
+            if error.code in (RefusalCode.TIMEOUT, RefusalCode.LOST):
                 raise
             why = f"it could not be booted: {error.text}"
-            if restores or error.code == "restore-failed":
+            if restores or error.code == RefusalCode.RESTORE_FAILED:
                 fix = f"fix that, then `magrathea domain {'defrost' if restores else 'boot'} {name}`"
                 why = f"its restore failed, its image is kept: {error.text}; {fix}"
             log.error("%s: %s", name, why)
@@ -350,7 +351,7 @@ class Life:
         except DriverError as error:
             await self._owner.switch.refresh()
             read = self._owner.switch.read.get(name)
-            if error.code == "lost" or read is None or not read.up:
+            if error.code == RefusalCode.LOST or read is None or not read.up:
                 raise  # it may have been saved all the same: the next look tells
             log.error("%s is not saved and goes on: %s", name, error)
             self._owner.apply(ev.FreezeEnded(self._owner.now(), name, str(error)))

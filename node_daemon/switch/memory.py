@@ -19,6 +19,7 @@ from typing import Protocol
 
 from magrathea.core.allocation import wanted_stopped
 from magrathea.core.model import JobKey
+from magrathea.core.refusals import RefusalCode
 
 from ..claims.channel import AgentError
 from ..claims.guest_messages import GuestMemory
@@ -258,9 +259,9 @@ class Mover:
         self._owner.memory_read(read)
         found = read.get(domain)
         if found is None or not found.up or found.memory_mib is None:
-            raise DriverError("domain-down", f"{domain} is down, or its memory is not known")
+            raise DriverError(RefusalCode.DOMAIN_DOWN, f"{domain} is down, or its memory is not known")
         if found.paused_externally:
-            raise DriverError("domain-down", f"{domain} is halted by somebody else; nothing of its memory moves")
+            raise DriverError(RefusalCode.DOMAIN_DOWN, f"{domain} is paused by somebody else; its memory does not move")
         return found
 
     async def _set(self, domain: str, mib: int) -> None:
@@ -288,13 +289,16 @@ class Mover:
         """(what the domain has at most, what its agent says of it), at one moment: the balloon may be moving."""
         guest = self._guests.get(move.domain)
         if guest is None or guest.hello is None:
-            raise AgentError("no-agent", f"no agent of {move.domain} is connected; it alone knows what can be given")
+            text = f"no agent of {move.domain} is connected; it alone knows what can be given"
+            raise AgentError(RefusalCode.NO_AGENT, text)
         has = _mib(await self._read(move.domain))
         memory = (await guest.request("memory", ASK_S)).memory
         has = max(has, _mib(await self._read(move.domain)))
         if memory.can_go_mib > has or memory.total_mib <= 0:
             text = f"the agent of {move.domain} says {memory.can_go_mib} MiB are available of {memory.total_mib}"
-            raise DriverError("bad-figures", f"{text}, but it has {has} in all; nothing is taken by such figures")
+            raise DriverError(
+                RefusalCode.BAD_FIGURES, f"{text}, but it has {has} in all; nothing is taken by such figures"
+            )
         move.verified_mib = has
         self._given(move.domain, has)
         return has, memory
@@ -395,11 +399,11 @@ class Mover:
         try:
             answer = await self.paging.slice(move.domain, guest, "push-out", keys, mib)
         except AgentError as error:
-            if error.code in ("not-supported", "not-permitted"):
+            if error.code in (RefusalCode.NOT_SUPPORTED, RefusalCode.NOT_PERMITTED):
                 move.exhausted = str(error)
-            elif error.code == "busy":
+            elif error.code == RefusalCode.BUSY:
                 await asyncio.sleep(BUSY_S)
-            elif error.code != "timeout":  # a slice that was given up may have moved something: the next one tells
+            elif error.code != RefusalCode.TIMEOUT:  # a slice given up may have moved something: the next one tells
                 raise
             return
         move.pushed_mib += answer.pushed_mib
@@ -421,7 +425,7 @@ class Mover:
         )
         keys = frozenset(j.key for j in found.jobs) if found else frozenset()
         self._shorts[move.domain] = Short(text, move.has_mib, keys)
-        return DriverError("memory-short", text)
+        return DriverError(RefusalCode.MEMORY_SHORT, text)
 
     # Giving
 
@@ -456,7 +460,7 @@ class Mover:
             f"{move.domain} has {has} of {needs} MiB that it needs; of the host's {host.without_services.mib}: {others}"
         )
         whys = [s.text for d in host.workers if d.name != move.domain and (s := self.short(d.name)) is not None]
-        raise DriverError("memory-short", "; ".join([text, *whys]))
+        raise DriverError(RefusalCode.MEMORY_SHORT, "; ".join([text, *whys]))
 
     @staticmethod
     def _gives(move: _Move) -> bool:
@@ -475,7 +479,7 @@ class Mover:
                 last, since = has, _now()
             elif _now() - since > STALL_S:
                 text = f"{move.domain} takes nothing of the {goal} MiB that it may have for {STALL_S:g} s; it has {has}"
-                raise DriverError("failed", f"{text}: does its balloon driver run?")
+                raise DriverError(RefusalCode.FAILED, f"{text}: does its balloon driver run?")
             await asyncio.sleep(pause)
             pause = min(2 * pause, POLL_S[1])
 

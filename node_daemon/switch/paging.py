@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from magrathea import supervision
 from magrathea.core.model import Host, JobKey
+from magrathea.core.refusals import RefusalCode
 
 from ..claims.channel import AgentError
 from ..claims.guest_messages import Answer, Hello
@@ -173,7 +174,8 @@ class Paging:
                 if answer.pushed_mib <= 0 and not answer.more:
                     return
             except AgentError as error:
-                if error.code not in ("busy", "timeout"):  # it ends a slice of the move, or is slow for want of memory
+                # Busy: it ends a slice of the move. Timeout: it is slow because it lacks memory.
+                if error.code not in (RefusalCode.BUSY, RefusalCode.TIMEOUT):
                     log.info("%s: no more of its stopped jobs' memory is pushed out: %s", domain, error)
                     return
                 await asyncio.sleep(BUSY_S)
@@ -246,7 +248,7 @@ class Paging:
                 try:
                     answer = await self.slice(domain, guest, "fetch", keys, settings.step_mib)
                 except AgentError as error:
-                    if error.code != "busy":
+                    if error.code != RefusalCode.BUSY:
                         raise
                     await asyncio.sleep(BUSY_S)
                     continue
@@ -267,6 +269,6 @@ class Paging:
     async def _swapped(self, domain: str, keys: tuple[JobKey, ...]) -> int:
         guest = self.able(domain, "fetch")
         if guest is None:
-            raise AgentError("no-agent", f"no agent of {domain} is connected that can do it")
+            raise AgentError(RefusalCode.NO_AGENT, f"no agent of {domain} is connected that can do it")
         answer = await guest.request("memory", ASK_S)
         return sum(row.swapped_mib for row in answer.jobs if row.key in keys)

@@ -24,6 +24,7 @@ from magrathea.core import plan
 from magrathea.core.allocation import wanted_stopped
 from magrathea.core.model import Host, JobKey
 from magrathea.core.plan import Order, Orders, SetCpu, SetMemory, Step
+from magrathea.core.refusals import RefusalCode
 
 from ..claims.channel import AgentError, GuestChannel
 from ..claims.guest_messages import Answer
@@ -75,9 +76,9 @@ class DaemonForSwitch(Protocol):
     def step_done(self, step: Step) -> None: ...
 
 
-AGENT_AWAY = ("no-agent", "timeout")
+AGENT_AWAY = (RefusalCode.NO_AGENT, RefusalCode.TIMEOUT)
 """Codes of an agent that is just coming back, or was slow to answer."""
-NOT_NOW = ("domain-down", "no-domain", "memory-short", "lost")
+NOT_NOW = (RefusalCode.DOMAIN_DOWN, RefusalCode.NO_DOMAIN, RefusalCode.MEMORY_SHORT, RefusalCode.LOST)
 """Codes of a driver's or mover's refusal that does not make a domain faulty, however long it goes on."""
 
 
@@ -165,7 +166,7 @@ class Switch:
         known = {name: domain for name, domain in read.items() if name in self.read and domain.known}
         changed = any(domain.memory_mib != self.read[name].memory_mib for name, domain in known.items())
         if any((domain.memory_mib or 0) < (self.read[name].memory_mib or 0) for name, domain in known.items()):
-            self._try_again("memory-short")
+            self._try_again(RefusalCode.MEMORY_SHORT)
         for name, domain in known.items():
             self._note(name, memory_mib=domain.memory_mib)
         if changed:
@@ -242,7 +243,7 @@ class Switch:
         self.told[domain] = {}
         self._greeted.discard(domain)
         self._failures.pop(("Orders", domain), None)
-        self._try_again(*AGENT_AWAY, "memory-short")
+        self._try_again(*AGENT_AWAY, RefusalCode.MEMORY_SHORT)
         self.look_soon()
 
     def _try_again(self, *codes: str) -> None:
@@ -406,7 +407,7 @@ class Switch:
             del self._under_way[slot]
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a step failed by a defect: %s", slot, exc_info=error)
-            self._failed_step(slot, "failed", f"a defect: {error!r}", lasting=True)
+            self._failed_step(slot, RefusalCode.FAILED, f"a defect: {error!r}", lasting=True)
         self.look_soon()
 
     async def _step(self, step: Step) -> None:
@@ -431,7 +432,7 @@ class Switch:
         except DriverError as error:
             self.refresh_soon()
             self._failed_step(slot, error.code, str(error), lasting=error.code not in NOT_NOW)
-            if error.code == "memory-short":
+            if error.code == RefusalCode.MEMORY_SHORT:
                 self._learn(slot[1])
             return
         took_ms = 1000 * (asyncio.get_running_loop().time() - began)
@@ -454,12 +455,14 @@ class Switch:
     async def _order(self, step: Orders) -> None:
         channel = self._channels.get(step.domain)
         if channel is None or not channel.connected:
-            raise AgentError("no-agent", f"no agent of {step.domain} is connected")
+            raise AgentError(RefusalCode.NO_AGENT, f"no agent of {step.domain} is connected")
         hello = channel.hello
         if step.order is not Order.STOP:
             await self.mover.fetch(step.domain, step.keys)
             if channel.hello is not hello:
-                raise AgentError("no-agent", f"the agent of {step.domain} went away while memory was brought back")
+                raise AgentError(
+                    RefusalCode.NO_AGENT, f"the agent of {step.domain} went away while memory was brought back"
+                )
             self._stopped -= {(step.domain, key) for key in step.keys}  # from here on somebody may continue it
         limits = self._facts.host.limits
         warning: dict[str, Any] = {}
@@ -474,7 +477,7 @@ class Switch:
         answer = await channel.request("orders", deadline_s + ORDER_MARGIN_S, orders=orders, deadline_s=deadline_s)
         self._observe(f"{step.order.value} {step.domain}")
         if channel.hello is not hello:
-            raise AgentError("no-agent", f"the agent of {step.domain} has connected anew")
+            raise AgentError(RefusalCode.NO_AGENT, f"the agent of {step.domain} has connected anew")
         self._greeted.add(step.domain)
         self._confirmed(step, answer)
 
@@ -506,7 +509,7 @@ class Switch:
                         if seen
                         else "the agent does not know it"
                     )
-                    raise AgentError("not-stopped", f"{key} in {step.domain}: {how}")
+                    raise AgentError(RefusalCode.NOT_STOPPED, f"{key} in {step.domain}: {how}")
                 self._stopped.add((step.domain, key))
             told[key] = step.order
         moves = (s.domain for s in self.steps() if isinstance(s, SetMemory))
@@ -580,7 +583,11 @@ class Switch:
         """What it has told at the end of a move that fell short; None while it may still give, or take, more."""
         slot = ("SetMemory", domain)
         failure = self._failures.get(slot)
-        return failure.text if failure and failure.code == "memory-short" and slot not in self._under_way else None
+        return (
+            failure.text
+            if failure and failure.code == RefusalCode.MEMORY_SHORT and slot not in self._under_way
+            else None
+        )
 
     def memory_pending(self, domain: str | None = None) -> bool:
         """Memory is still to be moved, of this domain or of any, and moving it has not failed."""

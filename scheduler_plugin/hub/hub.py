@@ -23,6 +23,7 @@ import msgspec
 from magrathea import supervision
 from magrathea.control import Control, ControlRequest, Denied, granted
 from magrathea.core.model import JobKey
+from magrathea.core.refusals import RefusalCode
 from magrathea.decoding import UNDECODABLE
 from magrathea.history import is_about
 from magrathea.messages import (
@@ -138,7 +139,9 @@ class Hub:
         live = {name: heard.snapshot for name, heard in self.farm.hosts.items() if heard.live}
         hosts = [name for name, snapshot in live.items() if is_about(snapshot, request.about)] or list(live)
         if len(hosts) > MOST_HOSTS:
-            raise Denied("too-many", f"none of {len(hosts)} hosts has it now, and so many are not asked; name a host")
+            raise Denied(
+                RefusalCode.TOO_MANY, f"none of {len(hosts)} hosts has it now, and so many are not asked; name a host"
+            )
         told = await self._histories.ask(hosts, request.about, request.since, request.limit)
         return granted(hosts=told)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from magrathea.core.refusals import RefusalCode
 from magrathea_lab.pbs_standin import pbs_module
 from node_daemon.configuration import read
 from node_daemon.daemon import Daemon
@@ -81,7 +82,7 @@ class Balloons(FakeDriver):
 
     async def set_memory(self, domain: str, mib: int) -> None:
         if self.short:
-            raise DriverError("memory-short", f"{domain} can have {self.has[domain]} of {mib} MiB")
+            raise DriverError(RefusalCode.MEMORY_SHORT, f"{domain} can have {self.has[domain]} of {mib} MiB")
         self.targets[domain] = mib
 
 

@@ -16,6 +16,7 @@ from magrathea.cli import main
 from magrathea.cli.history import moment
 from magrathea.core import events as ev
 from magrathea.core.model import Host, JobClass, JobKey, Mode, Patience
+from magrathea.core.refusals import RefusalCode
 from magrathea.history import Query
 from magrathea.messages import HistoryEntry
 from node_daemon.journal import Journal, open_journal
@@ -24,7 +25,7 @@ from .fake_control import answering
 
 KEY = JobKey("12.srv", 1)
 CLAIMED = ev.Claimed(1_800_000_000.25, "n1", KEY, JobClass.PREEMPTIBLE, 2)
-REFUSED = ev.Refused("p1", "paused", "n1 would be preempted", JobKey("13.srv", 1))
+REFUSED = ev.Refused("p1", RefusalCode.PAUSED, "n1 would be preempted", JobKey("13.srv", 1))
 STORY: list[tuple[float, ev.Event | None, tuple[ev.Decision, ...]]] = [
     (1_800_000_000.25, CLAIMED, (ev.Accepted("n1", KEY),)),
     (1_800_000_100.0, ev.PauseRequested(1_800_000_100.0, "new disk"), (REFUSED,)),
@@ -230,7 +231,7 @@ def entry(what: Any, kind: str = "event") -> HistoryEntry:
         (ev.ShutdownRequested(0, "n1"), "is to be shut down when its jobs have ended"),
         (ev.ShutdownRequested(0, "n1", True, Patience.NOW), "is to be rebooted at once"),
         (ev.Accepted("p1", KEY, ("n1", "n2")), "accepted, preempting n1, n2"),
-        (ev.Refused("p1", "cpus", "too few", KEY), "refused (cpus): too few"),
+        (ev.Refused("p1", RefusalCode.CPUS, "too few", KEY), "refused (cpus): too few"),
         (ev.Noted("n1", "preempted", KEY, "13.srv (run 1)"), "stopped for 13.srv"),
         (ev.Noted("n1", "continued", KEY, "", 2.04), "runs again, after 2.0 s"),
         (ev.Noted("n1", "released", KEY, "", 35.0), "released; preempted for 35 s in all"),

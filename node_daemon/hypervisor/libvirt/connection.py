@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from magrathea import supervision
+from magrathea.core.refusals import RefusalCode
 
 from ..base import DriverError
 from .translation import error_code
@@ -57,7 +58,7 @@ def binding() -> Any:
     except ImportError as error:
         text = "the libvirt driver needs libvirt's Python binding, which this Python does not find"
         fix = "install magrathea[libvirt], or Debian's python3-libvirt for the system's own Python"
-        raise DriverError("not-supported", f"{text} ({error}); {fix}") from error
+        raise DriverError(RefusalCode.NOT_SUPPORTED, f"{text} ({error}); {fix}") from error
     with _loop_lock:
         if not _loop_runs:
             libvirt.registerErrorHandler(lambda context, error: None, None)  # what fails is raised, and not printed
@@ -124,7 +125,9 @@ class Link:
     def connection(self) -> Connection:
         """The present one. Raises DriverError `lost`."""
         if self._connection is None:
-            raise DriverError("lost", f"libvirt at {self.uri} cannot be reached: {self.why}; is libvirtd running?")
+            raise DriverError(
+                RefusalCode.LOST, f"libvirt at {self.uri} cannot be reached: {self.why}; is libvirtd running?"
+            )
         return self._connection
 
     async def close(self) -> None:
@@ -146,7 +149,7 @@ class Link:
                 self.why = str(error)
                 if error.get_error_code() == self.libvirt.VIR_ERR_NO_CONNECT:
                     text = f"libvirt at {self.uri}: {error}; is the driver's package installed, is `uri` right?"
-                    self._refused = DriverError("not-supported", text)
+                    self._refused = DriverError(RefusalCode.NOT_SUPPORTED, text)
                 self._first.set()
                 if attempts == 0:
                     log.warning("libvirt at %s cannot be reached: %s", self.uri, error)

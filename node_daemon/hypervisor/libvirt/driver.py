@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from magrathea import supervision
+from magrathea.core.refusals import RefusalCode
 
 from ..base import (
     CALL_DEADLINE_S,
@@ -58,7 +59,9 @@ class LibvirtDriver:
         self._names = dict(names)
         self._ours = {libvirt_name: name for name, libvirt_name in names.items()}
         if len(self._ours) < len(self._names):
-            raise DriverError("bad-value", f"host {host}: two domains have the same `libvirt.name`; give each its own")
+            raise DriverError(
+                RefusalCode.BAD_VALUE, f"host {host}: two domains have the same `libvirt.name`; give each its own"
+            )
         self._services = services
         self._link: Link | None = None
         self._reader = Worker("libvirt-read")
@@ -180,11 +183,13 @@ class LibvirtDriver:
     async def set_cpu(self, domain: str, percent: int | None) -> None:
         self._check(domain)
         if percent is not None and percent < 1:
-            raise DriverError("bad-value", f"domain {domain}: a CPU cap of {percent} % would stop it; the least is 1")
+            raise DriverError(
+                RefusalCode.BAD_VALUE, f"domain {domain}: a CPU cap of {percent} % would stop it; the least is 1"
+            )
         found = await self._known_abilities()
         control = found.cpu
         if control is None:
-            raise DriverError("not-supported", f"domain {domain}: {found.kind} cannot cap CPU")
+            raise DriverError(RefusalCode.NOT_SUPPORTED, f"domain {domain}: {found.kind} cannot cap CPU")
 
         def work(one: Any) -> None:
             self._must_run(domain, one)
@@ -201,13 +206,15 @@ class LibvirtDriver:
         self._check(domain)
         found = await self._known_abilities()
         if domain in found.without_balloon:
-            raise DriverError("not-supported", f"domain {domain} has no balloon: its memory cannot be moved")
+            raise DriverError(RefusalCode.NOT_SUPPORTED, f"domain {domain} has no balloon: its memory cannot be moved")
 
         def work(one: Any) -> None:
             self._must_run(domain, one)
             most = one.maxMemory() // KIB
             if not 1 <= mib <= most:
-                raise DriverError("bad-value", f"domain {domain}: {mib} MiB asked; it can have 1 to {most} MiB")
+                raise DriverError(
+                    RefusalCode.BAD_VALUE, f"domain {domain}: {mib} MiB asked; it can have 1 to {most} MiB"
+                )
             one.setMemoryFlags(mib * KIB, self._live)
 
         await self._change(domain, f"setting the memory of domain {domain}", work)
@@ -229,7 +236,9 @@ class LibvirtDriver:
                     return  # somebody else was quicker
                 if saved:
                     text = f"domain {domain} did not come back from its image, which is kept: {error}"
-                    raise DriverError("restore-failed", f"{text}; `virsh managedsave-remove` gives it up") from error
+                    raise DriverError(
+                        RefusalCode.RESTORE_FAILED, f"{text}; `virsh managedsave-remove` gives it up"
+                    ) from error
                 raise
 
         await self._change(domain, f"booting domain {domain}", work, SAVE_DEADLINE_S)
@@ -256,13 +265,13 @@ class LibvirtDriver:
         self._check(domain)
         found = await self._known_abilities()
         if not found.save:
-            raise DriverError("not-supported", f"domain {domain}: {found.kind} does not save domains to disk")
+            raise DriverError(RefusalCode.NOT_SUPPORTED, f"domain {domain}: {found.kind} does not save domains to disk")
 
         def work(one: Any) -> None:
             self._must_run(domain, one)
             if not one.isPersistent():
                 text = f"domain {domain} is transient: libvirt would forget it once saved; `virsh define` it"
-                raise DriverError("not-supported", text)
+                raise DriverError(RefusalCode.NOT_SUPPORTED, text)
             one.managedSave(self._link_constant("VIR_DOMAIN_SAVE_RUNNING"))
 
         await self._change(domain, f"saving domain {domain}", work, SAVE_DEADLINE_S)
@@ -294,18 +303,18 @@ class LibvirtDriver:
 
     def _linked(self) -> Link:
         if self._link is None:
-            raise DriverError("failed", f"the libvirt driver of {self._host} is not started, or is closed")
+            raise DriverError(RefusalCode.FAILED, f"the libvirt driver of {self._host} is not started, or is closed")
         return self._link
 
     def _check(self, domain: str) -> None:
         if domain not in self._names:
-            raise DriverError("no-domain", f"host {self._host} has no domain {domain}")
+            raise DriverError(RefusalCode.NO_DOMAIN, f"host {self._host} has no domain {domain}")
         if domain in self._services:
-            raise DriverError("not-permitted", f"domain {domain} is a service, which is never touched")
+            raise DriverError(RefusalCode.NOT_PERMITTED, f"domain {domain} is a service, which is never touched")
 
     def _must_run(self, domain: str, one: Any) -> None:
         if not one.isActive():
-            raise DriverError("domain-down", f"domain {domain} on {self._host} is down")
+            raise DriverError(RefusalCode.DOMAIN_DOWN, f"domain {domain} on {self._host} is down")
 
     async def _known_abilities(self) -> Abilities:
         if self._abilities is None:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from magrathea.core.refusals import RefusalCode
+
 from ..base import DomainReading, Others
 from .connection import Connection
 from .translation import ERROR_CODES, NO_DOMAIN, CpuControl, cpu_control, has_balloon, is_paused, is_up
@@ -143,7 +145,7 @@ class Reader:
             try:
                 domain.hasManagedSaveImage()
             except self._error as error:
-                if ERROR_CODES.get(error.get_error_code()) == "not-supported":
+                if ERROR_CODES.get(error.get_error_code()) == RefusalCode.NOT_SUPPORTED:
                     save, why = False, str(error)
         if workers and not save:
             said.append(f"{kind} does not save domains to disk, so they cannot be frozen: {why}")
@@ -167,7 +169,7 @@ class Reader:
                 control = cpu_control(kind, domain.schedulerParametersFlags(flags))
             except self._error as error:
                 why = str(error)
-                sure = sure and ERROR_CODES.get(error.get_error_code()) == "not-supported"
+                sure = sure and ERROR_CODES.get(error.get_error_code()) == RefusalCode.NOT_SUPPORTED
                 continue
             if control is not None:
                 weak = f"{kind} caps CPU by weight ({control.name}) only: a preempted domain's stray process costs more"

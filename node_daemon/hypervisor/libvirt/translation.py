@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from magrathea.core.refusals import RefusalCode
+
 from ..cpu_quota import LEAST_QUOTA_US, LONG_PERIOD_US, PERIOD_US
 
 # Numbers of libvirt's interface, which never change (libvirt-domain.h, virterror.h): this file needs no binding.
@@ -21,19 +23,19 @@ TRANSIENT_PAUSES = frozenset({2, 3, 4, 8, 9, 11, 12})
 """Reasons of PAUSED that pass by themselves: migration, save, dump, going down, a snapshot, starting."""
 
 ERROR_CODES = {
-    3: "not-supported",  # NO_SUPPORT
-    8: "bad-value",  # INVALID_ARG
-    29: "not-permitted",  # OPERATION_DENIED
-    NO_DOMAIN: "no-domain",
-    45: "not-permitted",  # AUTH_FAILED
-    55: "domain-down",  # OPERATION_INVALID: what is asked of a domain that is not running, above all
-    67: "not-supported",  # CONFIG_UNSUPPORTED
-    68: "timeout",  # OPERATION_TIMEOUT
-    74: "not-supported",  # ARGUMENT_UNSUPPORTED
-    79: "not-permitted",  # AUTH_CANCELLED
-    84: "not-supported",  # OPERATION_UNSUPPORTED
-    88: "not-permitted",  # ACCESS_DENIED
-    94: "not-permitted",  # AUTH_UNAVAILABLE
+    3: RefusalCode.NOT_SUPPORTED,  # NO_SUPPORT
+    8: RefusalCode.BAD_VALUE,  # INVALID_ARG
+    29: RefusalCode.NOT_PERMITTED,  # OPERATION_DENIED
+    NO_DOMAIN: RefusalCode.NO_DOMAIN,
+    45: RefusalCode.NOT_PERMITTED,  # AUTH_FAILED
+    55: RefusalCode.DOMAIN_DOWN,  # OPERATION_INVALID: what is asked of a domain that is not running, above all
+    67: RefusalCode.NOT_SUPPORTED,  # CONFIG_UNSUPPORTED
+    68: RefusalCode.TIMEOUT,  # OPERATION_TIMEOUT
+    74: RefusalCode.NOT_SUPPORTED,  # ARGUMENT_UNSUPPORTED
+    79: RefusalCode.NOT_PERMITTED,  # AUTH_CANCELLED
+    84: RefusalCode.NOT_SUPPORTED,  # OPERATION_UNSUPPORTED
+    88: RefusalCode.NOT_PERMITTED,  # ACCESS_DENIED
+    94: RefusalCode.NOT_PERMITTED,  # AUTH_UNAVAILABLE
 }
 """libvirt's error numbers in the driver's words; every other is `failed`."""
 FROM_RPC = 7
@@ -43,9 +45,9 @@ BROKEN = frozenset({1, 38})
 there they mean that libvirtd is gone, and nobody knows whether the call has taken effect."""
 
 
-def error_code(number: int, origin: int) -> str:
+def error_code(number: int, origin: int) -> RefusalCode:
     """The driver's word for an error of libvirt's."""
-    return "lost" if origin == FROM_RPC and number in BROKEN else ERROR_CODES.get(number, "failed")
+    return RefusalCode.LOST if origin == FROM_RPC and number in BROKEN else ERROR_CODES.get(number, RefusalCode.FAILED)
 
 
 BURST_US = 2_500

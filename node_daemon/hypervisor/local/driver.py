@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from magrathea import supervision
+from magrathea.core.refusals import RefusalCode
 
 from ..base import CALL_DEADLINE_S, CPU, DomainChange, DomainReading, DriverError, OnChange, Others, within
 from . import cgroups, processes
@@ -66,7 +67,8 @@ class Capper(Protocol):
 
 def _escaping(domain: str, what: str) -> DriverError:
     return DriverError(
-        "failed", f"domain {domain}: new processes still appeared after {ROUNDS} rounds of {what}; it is tried again"
+        RefusalCode.FAILED,
+        f"domain {domain}: new processes still appeared after {ROUNDS} rounds of {what}; it is tried again",
     )
 
 
@@ -137,7 +139,7 @@ class AffinityCapper:
             return False
         except PermissionError as error:
             raise DriverError(
-                "not-permitted",
+                RefusalCode.NOT_PERMITTED,
                 f"domain {domain}: process {thread} belongs to another user, its CPUs cannot be set; run the daemon as "
                 "root or as the user of the domain's processes",
             ) from error
@@ -207,7 +209,7 @@ class LocalDriver:
         for name in (host, *pid_files):
             if not NAME.fullmatch(name):
                 raise DriverError(
-                    "bad-value", f"{name!r}: the local driver needs names of letters, digits, '_', '.', '-'"
+                    RefusalCode.BAD_VALUE, f"{name!r}: the local driver needs names of letters, digits, '_', '.', '-'"
                 )
         self._host = host
         self._pid_files = dict(pid_files)
@@ -255,10 +257,14 @@ class LocalDriver:
         capper = self._started()
         self._check(domain)
         if percent is not None and percent < 1:
-            raise DriverError("bad-value", f"domain {domain}: a CPU cap of {percent} % would stop it; the least is 1")
+            raise DriverError(
+                RefusalCode.BAD_VALUE, f"domain {domain}: a CPU cap of {percent} % would stop it; the least is 1"
+            )
         members = self._members.get(domain)
         if members is None:
-            raise DriverError("domain-down", f"domain {domain} on {self._host} is down, its CPU cannot be capped")
+            raise DriverError(
+                RefusalCode.DOMAIN_DOWN, f"domain {domain} on {self._host} is down, its CPU cannot be capped"
+            )
         await self._call(f"capping the CPU of domain {domain}", lambda: capper.cap(domain, members, percent))
 
     def nearest_cpu(self, percent: int | None) -> int | None:
@@ -266,7 +272,9 @@ class LocalDriver:
 
     async def set_memory(self, domain: str, mib: int) -> None:
         self._check(domain)
-        raise DriverError("not-supported", f"domain {domain}: the local driver does not move memory ({mib} MiB asked)")
+        raise DriverError(
+            RefusalCode.NOT_SUPPORTED, f"domain {domain}: the local driver does not move memory ({mib} MiB asked)"
+        )
 
     async def boot(self, domain: str) -> None:
         self._unable(domain, "boot", "start its root process and write its pid file")
@@ -289,7 +297,7 @@ class LocalDriver:
 
     def _unable(self, domain: str, what: str, fix: str) -> None:
         self._check(domain)
-        raise DriverError("not-supported", f"domain {domain}: the local driver cannot {what} it; {fix}")
+        raise DriverError(RefusalCode.NOT_SUPPORTED, f"domain {domain}: the local driver cannot {what} it; {fix}")
 
     async def close(self) -> None:
         if self._watcher is not None:
@@ -308,12 +316,12 @@ class LocalDriver:
 
     def _started(self) -> Capper:
         if self._capper is None:
-            raise DriverError("failed", f"the local driver of {self._host} is not started, or is closed")
+            raise DriverError(RefusalCode.FAILED, f"the local driver of {self._host} is not started, or is closed")
         return self._capper
 
     def _check(self, domain: str) -> None:
         if domain not in self._pid_files:
-            raise DriverError("no-domain", f"host {self._host} has no domain {domain}")
+            raise DriverError(RefusalCode.NO_DOMAIN, f"host {self._host} has no domain {domain}")
 
     async def _call(self, what: str, work: Callable[[], T]) -> T:
         """`work` in the worker thread, with the deadline. Raises DriverError only."""
@@ -321,7 +329,11 @@ class LocalDriver:
         try:
             return await within(CALL_DEADLINE_S, what, loop.run_in_executor(self._worker, work))
         except OSError as error:
-            code = "not-permitted" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else "failed"
+            code = (
+                RefusalCode.NOT_PERMITTED
+                if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+                else RefusalCode.FAILED
+            )
             raise DriverError(code, f"{what}: {error}") from error
 
     # Coming and going.

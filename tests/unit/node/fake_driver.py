@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from magrathea.core.refusals import RefusalCode
 from node_daemon.hypervisor.base import CPU, LIFE, SAVE, DomainChange, DomainReading, DriverError, OnChange, Others
 
 
@@ -169,7 +170,7 @@ class FakeDriver:
         return percent
 
     async def set_memory(self, domain: str, mib: int) -> None:
-        raise DriverError("not-supported", "no memory here")
+        raise DriverError(RefusalCode.NOT_SUPPORTED, "no memory here")
 
     async def boot(self, domain: str) -> None:
         if not self._call("boot", domain).up:
@@ -185,7 +186,7 @@ class FakeDriver:
 
     async def save(self, domain: str) -> None:
         if not self._call("save", domain).up:
-            raise DriverError("domain-down", f"{domain} is down")
+            raise DriverError(RefusalCode.DOMAIN_DOWN, f"{domain} is down")
         self.world.end(domain, saved=True)
 
     async def resume(self, domain: str) -> None:
@@ -200,5 +201,5 @@ class FakeDriver:
         self.world.calls.append(f"{what} {name}")
         domain = self.world[name]
         if code := domain.fails.get(what):
-            raise DriverError(code, f"{what} of {name} fails, as the test wants")
+            raise DriverError(RefusalCode(code), f"{what} of {name} fails, as the test wants")
         return domain

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from magrathea.core.refusals import RefusalCode
 from node_daemon.claims.channel import AgentError
 from node_daemon.claims.guest_messages import Answer, GuestMemory, Hello, OrderedJob
 from node_daemon.hypervisor.base import CPU, MEMORY, DomainReading, DriverError, OnChange, Others
@@ -188,7 +189,7 @@ class ModelDriver:
         await asyncio.sleep(0.001)
         if self.fail > 0:
             self.fail -= 1
-            raise DriverError("timeout", "the hypervisor does not answer")
+            raise DriverError(RefusalCode.TIMEOUT, "the hypervisor does not answer")
 
     async def actual(self) -> dict[str, DomainReading]:
         await self._call()
@@ -203,7 +204,7 @@ class ModelDriver:
         await self._call()
         guest = self.guests[domain]
         if not guest.up:
-            raise DriverError("domain-down", f"{domain} is down")
+            raise DriverError(RefusalCode.DOMAIN_DOWN, f"{domain} is down")
         self.kept.append((domain, mib))
         self.log.append(f"memory {domain} {mib}")
         grows = mib > guest.actual
@@ -233,7 +234,7 @@ class ModelDriver:
         return Others()
 
     async def _cannot(self, domain: str) -> None:
-        raise DriverError("not-supported", f"the model does not lead the life of {domain}")
+        raise DriverError(RefusalCode.NOT_SUPPORTED, f"the model does not lead the life of {domain}")
 
     boot = shutdown = reboot = destroy = save = resume = _cannot
 

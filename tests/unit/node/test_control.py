@@ -13,6 +13,7 @@ import pytest
 
 from magrathea import control as controls
 from magrathea.control import Control, ControlRequest, Denied, granted
+from magrathea.core.refusals import RefusalCode
 
 
 async def status(request: ControlRequest) -> bytes:
@@ -21,7 +22,7 @@ async def status(request: ControlRequest) -> bytes:
 
 async def drain(request: ControlRequest) -> bytes:
     if request.domain != "n1":
-        raise Denied("unknown-domain", f"no domain {request.domain}")
+        raise Denied(RefusalCode.UNKNOWN_DOMAIN, f"no domain {request.domain}")
     return granted()
 
 

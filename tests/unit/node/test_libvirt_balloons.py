@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from magrathea.core.refusals import RefusalCode
 from node_daemon.hypervisor.base import DriverError
 from node_daemon.hypervisor.libvirt.balloons import KIB, MOVING_S, READ_S, Balloons
 
@@ -27,7 +28,7 @@ class Qemu:
         self.asked += 1
         await asyncio.sleep(seconds if self.hung else 0.001)
         if self.hung:
-            raise DriverError("timeout", what)
+            raise DriverError(RefusalCode.TIMEOUT, what)
         return work(self)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from magrathea.core.refusals import RefusalCode
 from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, SAVE, DomainChange, DomainReading, DriverError, Others
 from node_daemon.hypervisor.libvirt import connection as libvirt_connection
 from node_daemon.hypervisor.libvirt import driver as libvirt_driver
@@ -141,7 +142,7 @@ def test_a_domain_whose_balloon_no_longer_answers_has_no_less_than_it_had_grown_
     """libvirt hears nothing of a QEMU that hangs: its own figure may be of before the balloon moved."""
 
     async def hangs(*asked: Any) -> Any:
-        raise DriverError("timeout", "it hangs")
+        raise DriverError(RefusalCode.TIMEOUT, "it hangs")
 
     async def work() -> None:
         async with started({"n1": "m1"}) as (driver, _):

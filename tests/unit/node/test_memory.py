@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Stopper
+from magrathea.core.refusals import RefusalCode
 from node_daemon.claims.channel import AgentError
 from node_daemon.hypervisor.base import DomainReading, DriverError
 from node_daemon.switch.memory import STALL_S, Mover
@@ -368,7 +369,7 @@ def test_a_balloon_that_could_not_be_told_to_turn_round_may_take_what_it_was_tol
 
     async def deaf(domain: str, mib: int) -> None:
         if domain == "n1":
-            raise DriverError("timeout", "setting the memory of n1 did not end")
+            raise DriverError(RefusalCode.TIMEOUT, "setting the memory of n1 did not end")
         await told(domain, mib)
 
     async def work() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from magrathea.core.model import JobClass, State
+from magrathea.core.refusals import RefusalCode
 from magrathea.history import sentence
 from node_daemon.configuration import read
 from node_daemon.hypervisor.base import DriverError, OnChange
@@ -63,7 +64,7 @@ def test_a_reload_adds_a_domain_and_takes_one_away() -> None:
 
 class BrokenDriver(FakeDriver):
     async def start(self, on_event: OnChange) -> None:
-        raise DriverError("failed", "this hypervisor does not answer")
+        raise DriverError(RefusalCode.FAILED, "this hypervisor does not answer")
 
 
 def test_a_reload_whose_domains_no_driver_takes_leaves_the_domains_as_they_were() -> None:

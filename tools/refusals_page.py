@@ -1,0 +1,79 @@
+"""Write the table of refusals in docs/admin-guide.md from the code's own: `python -m tools.refusals_page [--check]`.
+
+Only what stands between the two marks is written; the rest of the guide is left as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from magrathea.core.refusals import TABLE, Section
+
+GUIDE = Path(__file__).resolve().parent.parent / "docs" / "admin-guide.md"
+BEGIN = "<!-- written by `python -m tools.refusals_page` from magrathea/core/refusals.py; do not edit -->\n"
+END = "<!-- end of what is written -->\n"
+
+INTRODUCTIONS = {
+    Section.SERVER_HOOK: (
+        "By the server's hook, before a job is sent anywhere",
+        "In the job's comment (`qstat -s`): `magrathea: CODE: ...`.",
+    ),
+    Section.CLAIM: (
+        "Of a claim, in the domain",
+        "MoM's hook has asked. The job waits with a later execution time (`W`), and is tried again. "
+        "`magrathea history` on the host has each.",
+    ),
+    Section.COMMAND: ("Of a command", "The command prints `refused (CODE): ...`."),
+    Section.STEP: (
+        "Of drivers, agents and their channel",
+        "They stand in the history, in a domain's fault, and in the log.",
+    ),
+}
+"""Heading and first paragraph of each section."""
+
+
+def tables() -> str:
+    """What stands between the marks."""
+    lines: list[str] = []
+    for section, (heading, introduction) in INTRODUCTIONS.items():
+        lines += [
+            f"### {heading}",
+            "",
+            introduction,
+            "",
+            "| code | cause | fix | tried again |",
+            "| --- | --- | --- | --- |",
+        ]
+        rows = (meaning for meaning in TABLE if meaning.section is section)
+        lines += [f"| `{m.code}` | {m.cause} | {m.fix} | {m.again.words} |" for m in rows]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def written(guide: str) -> str:
+    """The guide with its tables as they should be. Raises ValueError where a mark is missing."""
+    before, begin, rest = guide.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{GUIDE} lacks the line {BEGIN if not begin else END!r}")
+    return f"{before}{BEGIN}\n{tables()}{END}{after}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if the tables are stale")
+    options = parser.parse_args()
+    guide = GUIDE.read_text(encoding="utf-8")
+    text = written(guide)
+    if options.check and text != guide:
+        sys.stderr.write(f"{GUIDE}: stale tables of refusals: run `python -m tools.refusals_page` and commit it\n")
+        return 1
+    if not options.check:
+        GUIDE.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
