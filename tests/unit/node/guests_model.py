@@ -7,49 +7,17 @@ The model is what a move must never harm: a guest whose balloon is told to take 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from magrathea.core.refusals import RefusalCode
 from node_daemon.claims.channel import AgentError
 from node_daemon.claims.guest_messages import Answer, GuestMemory, Hello, OrderedJob
 from node_daemon.hypervisor.base import CPU, MEMORY, DomainReading, DriverError, OnChange, Others
 
-T = TypeVar("T")
 SESSION = "0" * 16
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """Jumps to the next timer instead of waiting for it."""
-
-    virtual = 0.0
-
-    def time(self) -> float:
-        return self.virtual
-
-    def _run_once(self) -> None:
-        if not self._ready and self._scheduled:  # type: ignore[attr-defined]
-            self.virtual = max(self.virtual, self._scheduled[0]._when)  # type: ignore[attr-defined]
-        super()._run_once()  # type: ignore[misc]
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """To its end, in virtual time."""
-    loop = VirtualLoop()
-    try:
-        return loop.run_until_complete(work)
-    finally:
-        loop.run_until_complete(_cancel_all())
-        loop.close()
-
-
-async def _cancel_all() -> None:
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in left:
-        task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
 
 
 @dataclass

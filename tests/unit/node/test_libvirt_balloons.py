@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from magrathea.core.refusals import RefusalCode
+from magrathea_lab.rigs.virtual_time import run
 from node_daemon.hypervisor.base import DriverError
 from node_daemon.hypervisor.libvirt.balloons import KIB, MOVING_S, READ_S, Balloons
-
-from .guests_model import run
 
 
 class Qemu:

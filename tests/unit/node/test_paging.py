@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from magrathea.core.model import JobKey
+from magrathea_lab.rigs.virtual_time import run
 from node_daemon.claims.channel import AgentError
 from node_daemon.claims.guest_messages import Answer
 from node_daemon.switch.paging import UNCAPPED_S
 
-from .guests_model import ModelGuest, harmless, run
+from .guests_model import ModelGuest, harmless
 from .test_memory import KEY, Owner, owner
 
 

@@ -17,6 +17,7 @@ from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Mode, Sta
 from magrathea.core.plan import Step
 from magrathea.core.readiness import UNHEARD_S, Unready
 from magrathea.core.states import published
+from magrathea_lab.rigs.virtual_time import run
 from node_daemon.claims.channel import AgentError, GuestChannel
 from node_daemon.claims.claims import Guests
 from node_daemon.claims.guest_messages import Claim, ClaimedJob, GuestJob, GuestMemory, Hello, Prepared, Report
@@ -25,7 +26,7 @@ from node_daemon.snapshot import Beside, snapshot
 from node_daemon.switch.paging import UNCAPPED_S, MemorySettings
 from node_daemon.switch.switch import Switch
 
-from .guests_model import SESSION, ModelDriver, ModelGuest, harmless, run
+from .guests_model import SESSION, ModelDriver, ModelGuest, harmless
 
 T = TypeVar("T")
 LOW, HIGH = JobKey("1", 1), JobKey("9", 1)
