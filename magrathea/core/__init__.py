@@ -2,14 +2,17 @@
 
 To be read in this order; each file imports only from those above it (life.py from the first three).
 
-    model.py       the facts of a host
-    refusals.py    every code of a refusal: its meaning, its fix, when it is tried again
-    events.py      what can happen to them, and what is said about it
-    allocation.py  who may start, who is stopped
-    states.py      what a domain is in one word, what it accepts, what PBS is told
+    model.py            the facts of a host
+    refusals.py         every code of a refusal: its meaning, its fix, when it is tried again
+    events.py           what can happen to the facts, and what is said about it
+    allocation.py       who may start, who is stopped
+    states.py           what a domain is in one word, what it accepts, what PBS is told
+    changes.py          changes of facts that several events share
+    job_events.py       what an event about jobs changes
+    domain_events.py    what an event about a domain's life changes
     reconfiguration.py  what a newly read configuration changes
-    machine.py     what each event changes: the only place where facts change
-    plan.py        the steps from what is to what should be: orders, CPUs, memory
-    readiness.py   when a job of several parts may begin
-    life.py        the same for a domain's life: boot, shutdown, saving
+    machine.py          takes an event to what handles it: the only door to the facts
+    plan.py             the steps from what is to what should be: orders, CPUs, memory
+    readiness.py        when a job of several parts may begin
+    life.py             the same for a domain's life: boot, shutdown, saving
 """

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from .changes import Result
 from .events import ConfiguredDomain, Decision, Noted, Reconfigured
 from .model import NOTHING, Domain, Host, Kind, Mode
 
 UNKNOWN_HOST = Host(name="", mode=Mode.EXCLUSIVE, cpus=0, memory_mib=0, hub_lost=True)
 """The facts before the first configuration is read."""
-
-Result = tuple[Host, tuple[Decision, ...]]
 
 
 def reconfigured(host: Host, event: Reconfigured) -> Result:

@@ -1,0 +1,116 @@
+"""What an event about jobs changes: claims, starts and ends, MoM's lists, PBS's books. Called by machine.py only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from . import events as ev
+from .allocation import verdict, wanted_stopped
+from .changes import Result, job_in, preempt, refuse, remove_job
+from .model import NOTHING, Amount, Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Stopper
+from .refusals import Refusal, RefusalCode
+
+LIST_AGE_S = 5.0
+"""MoM's list may be that old (its hook runs in the background): it does not overrule a newer stop or continuation."""
+
+
+def claimed(host: Host, domain: Domain, event: ev.Claimed) -> Result:
+    known, before = domain.job_of(event.key.id), host
+    if known and known.key == event.key:
+        return host, (ev.Accepted(domain.name, event.key),)
+    newest = max((k.run for k in _keys(domain) if k.id == event.key.id), default=0)
+    if newest > event.key.run:
+        return refuse(
+            host, event, RefusalCode.STALE_RUN, f"{domain.name} has had run {newest} of {event.key.id} already"
+        )
+    if any(e.key == event.key for e in domain.ended):
+        return refuse(host, event, RefusalCode.RUN_ENDED, f"{event.key} has ended in {domain.name}")
+    said: tuple[ev.Decision, ...] = ()
+    if known:
+        host, said = remove_job(host, domain.name, known.key, "newer-run")
+    here = host.domain(domain.name) or domain
+    answer = verdict(host, here, event.cls, Amount(event.cpus, event.memory_mib))
+    if isinstance(answer, Refusal):
+        return refuse(before, event, answer.code, answer.text)
+    host, more = preempt(host, answer, str(event.key))
+    new = Job(event.key, event.cls, event.cpus, event.memory_mib, host.now, host.now, rerunnable=event.rerunnable)
+    host = host.having(replace(here.having(new), linger_until=None, linger_size=NOTHING))
+    return host, (*said, *more, ev.Accepted(domain.name, event.key, answer))
+
+
+def released(host: Host, domain: Domain, event: ev.Released) -> Result:
+    return remove_job(host, domain.name, event.key, "released") if domain.job(event.key) else (host, ())
+
+
+def launched(host: Host, domain: Domain, event: ev.JobLaunched) -> Result:
+    if not (job := domain.job(event.key)):
+        return refuse(host, event, RefusalCode.UNKNOWN_JOB, f"{domain.name} has no {event.key}")
+    since = job.run_since if job.launched else host.now
+    return host.having(domain.having(replace(job, launched=True, confirmed=True, run_since=since))), ()
+
+
+def continued(host: Host, domain: Domain, event: ev.JobContinued) -> Result:
+    if not (job := domain.job(event.key)) or not job.stopped_by_us or job.stopped_since is None:
+        return refuse(host, event, RefusalCode.NOT_STOPPED, f"{event.key} in {domain.name} is not stopped by us")
+    if not host.paused and (domain.name, event.key) in wanted_stopped(host):
+        return refuse(host, event, RefusalCode.WANTED_STOPPED, f"{event.key} must not run now: it is stopped again")
+    seconds = host.now - job.stopped_since
+    runs = replace(job, stopped_since=None, stopper=None, run_since=host.now, preempted_s=job.preempted_s + seconds)
+    host = host.having(replace(domain.having(runs), preempted_s=domain.preempted_s + seconds))
+    return host, (ev.Noted(domain.name, "continued", event.key, "", seconds),)
+
+
+def jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result:
+    if domain.lifecycle is not Lifecycle.UP or domain.kind is Kind.SERVICE:
+        return refuse(host, event, RefusalCode.NO_JOBS_HERE, f"{domain.name} ({domain.kind}) is {domain.lifecycle}")
+    said: tuple[ev.Decision, ...] = ()
+    listed = {r.key: r for r in event.jobs}
+    for job in domain.jobs:
+        newer = any(r.key.id == job.key.id and r.key.run > job.key.run for r in event.jobs)
+        if job.key not in listed and (newer or job.missing >= 1):
+            host, more = remove_job(host, domain.name, job.key, "newer-run" if newer else "missing")
+            said += more
+        elif job.key not in listed:
+            host = host.having(job_in(host, domain.name, job.key)[0].having(replace(job, missing=job.missing + 1)))
+    for key, report in sorted(listed.items()):
+        here = host.domain(domain.name) or domain
+        if (known := here.job_of(key.id)) and known.key == key:
+            host = host.having(here.having(_confirmed(host, known, report)))
+        elif report.ending and not known:
+            continue  # a MoM may list for ever what has ended on several hosts: a sister's answer was lost (seen)
+        elif not known and not any(k.id == key.id and k.run >= key.run for k in _keys(here)):
+            size = (max(0, report.cpus), max(0, report.memory_mib))
+            new = Job(key, JobClass.PROTECTED, *size, host.now, host.now, True, True, rerunnable=report.rerunnable)
+            host = host.having(here.having(new))
+            said += (ev.Noted(domain.name, "adopted", key, "nobody claimed it; it is protected"),)
+    return host, said
+
+
+def _confirmed(host: Host, job: Job, report: ev.ReportedJob) -> Job:
+    job = replace(job, confirmed=True, missing=0, ending=report.ending, rerunnable=report.rerunnable)
+    if job.stopped_by_us or job.booked or host.now < job.run_since + LIST_AGE_S:
+        return job
+    if report.suspended and job.stopper is None:
+        return replace(job, stopper=Stopper.PBS, stopped_since=host.now)
+    if not report.suspended and job.stopper is Stopper.PBS:
+        return replace(job, stopper=None, stopped_since=None, run_since=host.now)
+    return job
+
+
+def books_reported(host: Host, event: ev.BooksReported) -> Result:
+    books = {b.key: b for b in event.jobs}
+    for domain in host.workers:
+        jobs = []
+        for job in domain.jobs:
+            book = books.get(job.key, ev.Booking(job.key, booked=False))
+            held = book.held and job.cls is JobClass.PREEMPTIBLE
+            jobs.append(replace(job, booked=book.booked, held_elsewhere=held))
+        host = host.having(replace(domain, jobs=tuple(jobs)))
+    return host, ()
+
+
+def _keys(domain: Domain) -> Iterator[JobKey]:
+    """The runs of jobs that are here, or were a short while ago."""
+    yield from (j.key for j in domain.jobs)
+    yield from (e.key for e in domain.ended)
