@@ -23,8 +23,8 @@ from scheduler_plugin.hub import hub as shell
 from scheduler_plugin.hub.hub import Hub
 from scheduler_plugin.hub.vnode_attributes import ACCEPTS, STATE
 from scheduler_plugin.pbs.base import Code, PbsError
+from tests.fakes.pbs import FakePbs, nothing_breaks
 from tests.unit.hub.builders import domain, given_back, job, snapshot, stopped
-from tests.unit.hub.fake_pbs import FakePbs, nothing_breaks
 
 BOUND_S = 20.0
 BEAT_S = 0.1

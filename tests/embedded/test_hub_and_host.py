@@ -16,8 +16,8 @@ from node_daemon.hub_client import HubClient
 from scheduler_plugin.hub import configuration, keys
 from scheduler_plugin.hub.hub import Hub
 from scheduler_plugin.hub.vnode_attributes import STATE
+from tests.fakes.pbs import FakePbs
 from tests.unit.hub.builders import domain, job, snapshot, stopped
-from tests.unit.hub.fake_pbs import FakePbs
 
 BOUND_S = 30.0
 

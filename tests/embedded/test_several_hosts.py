@@ -25,8 +25,8 @@ from node_daemon.daemon import Daemon
 from node_daemon.hypervisor.base import CPU, MEMORY, DomainReading, DriverError
 from scheduler_plugin.hub import configuration
 from scheduler_plugin.hub.hub import Hub
+from tests.fakes.pbs import FakePbs
 from tests.unit.hub.builders import job
-from tests.unit.hub.fake_pbs import FakePbs
 from tests.unit.node.fake_driver import FakeDriver, FakeHypervisor
 
 from .rig import until

@@ -15,8 +15,8 @@ import zmq.asyncio
 from magrathea.messages import Books, DomainReport, Heartbeat, ToHost, decode_to_host, encode
 from scheduler_plugin.hub import configuration, keys
 from scheduler_plugin.hub.hub import Hub
+from tests.fakes.pbs import FakePbs, nothing_breaks
 from tests.unit.hub.builders import snapshot
-from tests.unit.hub.fake_pbs import FakePbs, nothing_breaks
 
 BOUND_S = 30.0
 

@@ -9,9 +9,9 @@ from scheduler_plugin.hub.books import Action, LedgerEntry, Outcome
 from scheduler_plugin.hub.farm import Farm
 from scheduler_plugin.hub.job_actions import perform
 from scheduler_plugin.pbs.base import PbsError
+from tests.fakes.pbs import FakePbs
 
 from .builders import NOW, snapshot
-from .fake_pbs import FakePbs
 
 
 class Hub:

@@ -8,10 +8,10 @@ from magrathea.core.model import JobKey
 from scheduler_plugin.hub import books, job_wishes
 from scheduler_plugin.hub.books import Look, Requeue, Resume, SetComment, SetWalltime, Suspend
 from scheduler_plugin.pbs.base import Code, PbsError
+from tests.fakes.pbs import FakePbs
 
 from .bench import Hub
 from .builders import NOW, domain, given_back, job, report, stopped
-from .fake_pbs import FakePbs
 
 KEY = JobKey("1.srv", 1)
 

@@ -15,10 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from magrathea.messages import JobReport
 from scheduler_plugin.hub.books import Action, Outcome, Suspend
 from scheduler_plugin.pbs.base import Code, PbsError
+from tests.fakes.pbs import FakePbs, nothing_breaks
 
 from .bench import Hub
 from .builders import NOW, domain, job, report, stopped
-from .fake_pbs import FakePbs, nothing_breaks
 
 JOBS = {"1.srv": ("n1",), "2.srv": ("n1", "n2"), "3.srv": ("n2",)}
 HOSTS = {"h1": "n1", "h2": "n2"}

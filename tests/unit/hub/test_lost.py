@@ -7,10 +7,10 @@ import pytest
 from magrathea.core.model import JobKey, State
 from scheduler_plugin.hub.books import UNLISTED_S, Requeue, Resume
 from scheduler_plugin.pbs.base import Code, PbsError
+from tests.fakes.pbs import FakePbs
 
 from .bench import Hub
 from .builders import domain, given_back, job, report, stopped
-from .fake_pbs import FakePbs
 
 KEY = JobKey("1.srv", 1)
 FAIL_REQUEUE_S = 310.0

@@ -9,10 +9,10 @@ from magrathea.core.model import JobClass
 from scheduler_plugin.hub.books import Resume, Suspend
 from scheduler_plugin.hub.farm import PUT_OFF_MOST_S
 from scheduler_plugin.hub.maintenance import ALERT_LOOKS, EMPTIED, NAMED, QUIET_S
+from tests.fakes.pbs import FakePbs
 
 from .bench import Hub
 from .builders import domain, given_back, job, report, stopped
-from .fake_pbs import FakePbs
 
 COMPARE_S = 60
 RESTED_S = QUIET_S + COMPARE_S

@@ -6,10 +6,10 @@ from msgspec import structs
 
 from magrathea.core.model import JobKey, Stage
 from magrathea.messages import DomainReport, MemoryMove, PartsTold, UnreadyPart, decode_to_host, encode
+from tests.fakes.pbs import FakePbs
 
 from .bench import Hub
 from .builders import domain, report
-from .fake_pbs import FakePbs
 
 KEY = JobKey("1.srv", 1)
 

@@ -10,10 +10,10 @@ from msgspec import structs
 from magrathea.core.model import JobKey
 from magrathea.messages import RefusedClaim
 from scheduler_plugin.hub.job_actions import explain
+from tests.fakes.pbs import FakePbs
 
 from .bench import Hub
 from .builders import NOW, domain, job, snapshot
-from .fake_pbs import FakePbs
 
 KEY = JobKey("1.srv", 1)
 TEXT = "magrathea: host-busy: n1 on h1 has jobs; tried again soon"

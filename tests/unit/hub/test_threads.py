@@ -14,9 +14,9 @@ from scheduler_plugin.hub.call_pool import SPARE, CallPool
 from scheduler_plugin.hub.publisher import Budget, Publisher, Read
 from scheduler_plugin.hub.vnode_attributes import ACCEPTS, OFFLINE, RANK
 from scheduler_plugin.pbs.base import Code, Pbs, PbsError
+from tests.fakes.pbs import FakePbs, nothing_breaks
 
 from .builders import job, vnode
-from .fake_pbs import FakePbs, nothing_breaks
 
 BOUND_S = 20.0
 

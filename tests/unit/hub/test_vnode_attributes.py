@@ -22,10 +22,10 @@ from scheduler_plugin.hub.vnode_attributes import (
     STATE,
 )
 from scheduler_plugin.pbs.base import Vnode
+from tests.fakes.pbs import FakePbs
 
 from .bench import Hub
 from .builders import domain, snapshot, vnode
-from .fake_pbs import FakePbs
 
 PRIORITY_DOMAIN = domain("p1", kind=Kind.PRIORITY, state=State.WOULD_PREEMPT, accepts=[JobClass.PRIORITY], rank=-3)
 

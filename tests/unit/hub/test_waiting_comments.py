@@ -11,9 +11,9 @@ from magrathea.core.model import JobKey
 from magrathea.messages import Snapshot
 from scheduler_plugin.hub.job_actions import say
 from scheduler_plugin.hub.waiting_comments import OVER, TOLD_AGAIN_S, WaitingComments
+from tests.fakes.pbs import FakePbs
 
 from .builders import domain, job, report, snapshot
-from .fake_pbs import FakePbs
 
 KEY = JobKey("1.srv", 1)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from scheduler_plugin.hub.books import SetWalltime, Suspend
+from tests.fakes.pbs import FakePbs
 
 from .bench import Hub
 from .builders import NOW, domain, job, report
-from .fake_pbs import FakePbs
 
 
 @pytest.fixture
