@@ -5,6 +5,7 @@
 #   make demo DRIVER=libvirt         in two real virtual machines, between which memory moves (root)
 #   make test TESTS=tests/unit       a part of the tests
 #   make bench QUICK=1               fewer rounds
+#   make mutation MUTANTS=50         another number of mutants
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -12,13 +13,14 @@ TESTS ?= tests
 PBS ?=
 DRIVER ?=
 QUICK ?=
+MUTANTS ?=
 BIN = .venv/bin
 # What real virtual machines need; tests/libvirt builds its guests from more packages, which it only downloads.
 PACKAGES = libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-driver-lxc libvirt-clients libvirt-dev \
   qemu-system-x86 qemu-utils gcc pkg-config cpio e2fsprogs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages libvirt demo check test test-guests test-openpbs bench lint clean
+.PHONY: help setup packages libvirt demo check test test-guests test-openpbs bench lint coverage mutation clean
 
 help: ## this text
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -91,5 +93,17 @@ test-openpbs: libvirt ## the whole suite on a real OpenPBS in /opt/pbs (root)
 bench: libvirt ## all figures, one table
 	$(BIN)/python -m bench $(if $(QUICK),--quick)
 
+QUALITY = $(BIN)/python -c 'import coverage, mutmut' 2>/dev/null || \
+  PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check -e '.[quality]'
+
+coverage: setup ## branch coverage of the core by its unit and property tests, two minutes
+	@$(QUALITY)
+	$(BIN)/coverage run -m pytest tests/unit/core tests/property
+	$(BIN)/coverage report
+
+mutation: setup ## how many of 400 small faults in the core its unit tests notice, two minutes
+	@$(QUALITY)
+	$(BIN)/python -m bench.core_mutation $(if $(MUTANTS),--mutants $(MUTANTS))
+
 clean: ## remove what was built
-	rm -rf .venv .reruns.log build dist
+	rm -rf .venv .coverage .reruns.log build dist

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as every
-from bench import core_events, figure
+from bench import core_events, core_mutation, figure
 from bench.figure import Figure, at_most, below, missing, percentile
 
 SCRIPTS = Path(figure.__file__).parent
@@ -88,3 +88,31 @@ def test_broken_sequences_of_the_core_are_told_and_made_up_for(
     assert events["value"] == 190 and events["met"] is True
     assert broken["value"] == 1 and broken["note"].endswith("--seed 7 --only I, I = 1")
     assert printed.err == "sequence 1: the story\n"
+
+
+RESULTS = """
+    magrathea.core.plan.x_steps__mutmut_1: killed
+    magrathea.core.plan.x_steps__mutmut_2: survived
+    magrathea.core.states.x_rank__mutmut_1: timeout
+    magrathea.core.states.x_rank__mutmut_2: no tests
+"""
+
+
+def test_what_mutmut_prints_is_counted_by_module() -> None:
+    found = core_mutation.mutants(RESULTS)
+    assert [m.status for m in found] == ["killed", "survived", "timeout", "no tests"]
+    lines = [line.split() for line in core_mutation.table(found).splitlines()]
+    assert lines[1:] == [
+        ["magrathea.core.plan", "2", "1", "50.0", "%"],
+        ["magrathea.core.states", "2", "1", "50.0", "%"],
+        ["all", "4", "2", "50.0", "%"],
+        ["no", "tests:", "1"],
+        ["survived:", "1"],
+    ]
+
+
+def test_the_sample_of_mutants_depends_on_the_seed_alone() -> None:
+    found = core_mutation.mutants(RESULTS)
+    assert core_mutation.sample(found, 2, seed=1) == core_mutation.sample(reversed(found), 2, seed=1)
+    assert len(core_mutation.sample(found, 2, seed=1)) == 2
+    assert len(core_mutation.sample(found, 9, seed=1)) == 4
