@@ -16,7 +16,8 @@ Result = tuple[Host, tuple[ev.Decision, ...]]
 
 
 def refuse(host: Host, event: ev.DomainEvent, code: RefusalCode, text: str) -> Result:
-    return host, (ev.Refused(event.domain, code, text, getattr(event, "key", None)),)
+    key = event.key if isinstance(event, ev.EventOfJob) else None
+    return host, (ev.Refused(event.domain, code, text, key),)
 
 
 def with_facts(host: Host, name: str, **changes: Any) -> Result:

@@ -13,22 +13,22 @@ from .refusals import RefusalCode
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class TimedEvent:
     at: float
 
 
 @dataclass(frozen=True, slots=True)
-class DomainEvent(Event):
+class EventOfDomain(TimedEvent):
     domain: str
 
 
 @dataclass(frozen=True, slots=True)
-class JobEvent(DomainEvent):
+class EventOfJob(EventOfDomain):
     key: JobKey
 
 
 @dataclass(frozen=True, slots=True)
-class Claimed(JobEvent):
+class Claimed(EventOfJob):
     """A MoM hook asks, before a job starts, whether it may start here. Answered by `Accepted` or `Refused`."""
 
     cls: JobClass
@@ -37,15 +37,15 @@ class Claimed(JobEvent):
     rerunnable: bool = True
 
 
-class Released(JobEvent):
+class Released(EventOfJob):
     """The job ended or was aborted."""
 
 
-class JobLaunched(JobEvent):
+class JobLaunched(EventOfJob):
     """The agent sees a process of the job: it is confirmed, and can be stopped."""
 
 
-class JobContinued(JobEvent):
+class JobContinued(EventOfJob):
     """A job stopped by us runs again: its agent has lifted the stop and PBS no longer holds it."""
 
 
@@ -62,7 +62,7 @@ class ReportedJob:
 
 
 @dataclass(frozen=True, slots=True)
-class JobsReported(DomainEvent):
+class JobsReported(EventOfDomain):
     """MoM's own list of the domain's jobs, which is the truth."""
 
     jobs: tuple[ReportedJob, ...]
@@ -78,41 +78,41 @@ class Booking:
 
 
 @dataclass(frozen=True, slots=True)
-class BooksReported(Event):
+class BooksReported(TimedEvent):
     """The hub's books about this host's jobs, all of them: a job that is not named is neither booked nor held."""
 
     jobs: tuple[Booking, ...]
 
 
-class HubLost(Event):
+class HubLost(TimedEvent):
     """No hub answers: nothing new may be preempted."""
 
 
-class HubFound(Event):
+class HubFound(TimedEvent):
     """A hub answers again."""
 
 
 @dataclass(frozen=True, slots=True)
-class PauseRequested(Event):
+class PauseRequested(TimedEvent):
     """Watch the host, and act no more: nobody is stopped, continued, saved or restored, and nothing is moved."""
 
     reason: str
 
 
-class PauseEnded(Event):
+class PauseEnded(TimedEvent):
     """Act again: what has to be done follows from the facts of this moment."""
 
 
-class DriverLost(Event):
+class DriverLost(TimedEvent):
     """The hypervisor cannot be asked any more; after `agent_silent_s` its domains are `unknown`."""
 
 
-class DriverFound(Event):
+class DriverFound(TimedEvent):
     """The hypervisor can be asked again."""
 
 
 @dataclass(frozen=True, slots=True)
-class OthersSeen(Event):
+class OthersSeen(TimedEvent):
     """What domains that are not configured have by now, all together: they run, and are services."""
 
     cpus: int
@@ -133,7 +133,7 @@ class ConfiguredDomain:
 
 
 @dataclass(frozen=True, slots=True)
-class Reconfigured(Event):
+class Reconfigured(TimedEvent):
     """The configuration was read, at the daemon's start or later: all that it says of the host and its domains."""
 
     host: str
@@ -144,38 +144,38 @@ class Reconfigured(Event):
     domains: tuple[ConfiguredDomain, ...]
 
 
-class DaemonStarted(Event):
+class DaemonStarted(TimedEvent):
     """The node daemon has just started: no contact to hub and agents yet, and a time of grace for the agents."""
 
 
-class AgentConnected(DomainEvent):
+class AgentConnected(EventOfDomain):
     """The domain's agent is there."""
 
 
-class AgentLost(DomainEvent):
+class AgentLost(EventOfDomain):
     """The domain's agent is gone; after `agent_silent_s` the domain is `unknown`."""
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryReported(DomainEvent):
+class MemoryReported(EventOfDomain):
     """The agent's figure of what no swap can take (locked, huge pages), in MiB."""
 
     unreclaimable_mib: int
 
 
 @dataclass(frozen=True, slots=True)
-class DomainBooting(DomainEvent):
+class DomainBooting(EventOfDomain):
     """The domain boots; after `until` that has failed. Its jobs stay until it is down or MoM's list lacks them."""
 
     until: float
 
 
-class DomainStarted(DomainEvent):
+class DomainStarted(EventOfDomain):
     """The domain is up. If it was frozen its restore has succeeded."""
 
 
 @dataclass(frozen=True, slots=True)
-class DomainStopped(DomainEvent):
+class DomainStopped(EventOfDomain):
     """The domain is gone, or its boot or restore has failed; a frozen one stays frozen, its image is kept.
 
     One that was to be rebooted boots from here on.
@@ -184,72 +184,116 @@ class DomainStopped(DomainEvent):
     reason: str = ""
 
 
-class DomainHalted(DomainEvent):
+class DomainHalted(EventOfDomain):
     """Somebody else has paused the domain: nothing in it runs, its agent included."""
 
 
-class DomainWentOn(DomainEvent):
+class DomainWentOn(EventOfDomain):
     """The paused domain runs again."""
 
 
-class BootRequested(DomainEvent):
+class BootRequested(EventOfDomain):
     """An admin wants the domain up. Answered like a claim."""
 
 
 @dataclass(frozen=True, slots=True)
-class ShutdownRequested(DomainEvent):
+class ShutdownRequested(EventOfDomain):
     """An admin wants the domain down, and with `reboot` up again. Answered like a claim."""
 
     reboot: bool = False
     patience: Patience = Patience.DRAIN
 
 
-class FreezeRequested(DomainEvent):
+class FreezeRequested(EventOfDomain):
     """Save a priority domain to disk: it drains, and is saved when its last job has ended."""
 
 
 @dataclass(frozen=True, slots=True)
-class FreezeEnded(DomainEvent):
+class FreezeEnded(EventOfDomain):
     """The saving is over: done, or failed for the reason given."""
 
     failed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class DefrostRequested(DomainEvent):
+class DefrostRequested(EventOfDomain):
     """Restore a frozen domain until then, preempting what borrowed its CPUs. Answered like a claim."""
 
     until: float
 
 
-class ImageLost(DomainEvent):
+class ImageLost(EventOfDomain):
     """A frozen domain's image is gone: it is simply down."""
 
 
 @dataclass(frozen=True, slots=True)
-class DrainRequested(DomainEvent):
+class DrainRequested(EventOfDomain):
     """Take no more jobs; finish the present ones."""
 
     reason: str
 
 
-class DrainEnded(DomainEvent):
+class DrainEnded(EventOfDomain):
     """Take jobs again; a freeze or shutdown that has not begun is given up."""
 
 
 @dataclass(frozen=True, slots=True)
-class Faulted(DomainEvent):
+class Faulted(EventOfDomain):
     """A step for this domain failed beyond retry."""
 
     reason: str
 
 
-class FaultCleared(DomainEvent):
+class FaultCleared(EventOfDomain):
     """An admin has fixed what had failed."""
 
 
-class TimerFired(Event):
+class TimerFired(TimedEvent):
     """Time has come to `at`: every deadline until then takes effect."""
+
+
+HostEvent = (
+    BooksReported
+    | HubLost
+    | HubFound
+    | PauseRequested
+    | PauseEnded
+    | DriverLost
+    | DriverFound
+    | OthersSeen
+    | Reconfigured
+    | DaemonStarted
+    | TimerFired
+)
+
+DomainEvent = (
+    Claimed
+    | Released
+    | JobLaunched
+    | JobContinued
+    | JobsReported
+    | AgentConnected
+    | AgentLost
+    | MemoryReported
+    | DomainBooting
+    | DomainStarted
+    | DomainStopped
+    | DomainHalted
+    | DomainWentOn
+    | BootRequested
+    | ShutdownRequested
+    | FreezeRequested
+    | FreezeEnded
+    | DefrostRequested
+    | ImageLost
+    | DrainRequested
+    | DrainEnded
+    | Faulted
+    | FaultCleared
+)
+
+Event = HostEvent | DomainEvent
+"""All that there are: wherever events are matched, mypy names the one that is forgotten."""
 
 
 # What the machine says. The daemon answers by the first two, writes all of them into the journal's history, and

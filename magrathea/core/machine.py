@@ -13,9 +13,9 @@ A job's stop begins as a fact here, with the claim that needs it. It ends as a f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import assert_never
 
 from . import domain_events, job_events
 from . import events as ev
@@ -33,13 +33,13 @@ def handle(host: Host, event: ev.Event) -> Result:
         host, more = _settled(*_expired(replace(host, now=due)), "")
         said += more
     host = replace(host, now=max(host.now, event.at))
-    if not isinstance(event, ev.DomainEvent):
-        host, more = _OF_HOST[type(event)](host, event)
+    if not isinstance(event, ev.EventOfDomain):
+        host, more = _of_host(host, event)
     elif domain := host.domain(event.domain):
-        host, more = _OF_DOMAIN[type(event)](host, domain, event)
+        host, more = _of_domain(host, domain, event)
     else:
         _, more = refuse(host, event, RefusalCode.UNKNOWN_DOMAIN, f"{host.name} has no domain {event.domain}")
-    host, more = _settled(host, more, str(getattr(event, "key", "")))
+    host, more = _settled(host, more, str(event.key) if isinstance(event, ev.EventOfJob) else "")
     return host, said + more
 
 
@@ -117,68 +117,91 @@ def _idle_at_last(domain: Domain) -> bool:
     return domain.closing is not None and domain.closing.patience is Patience.IDLE and not domain.jobs
 
 
-def _pause(host: Host, event: ev.PauseRequested) -> Result:
-    since = host.paused.since if host.paused else host.now
-    return replace(host, paused=Pause(since, event.reason or "no reason given")), ()
-
-
-def _driver_lost(host: Host, event: ev.DriverLost) -> Result:
-    return (host if host.driver_lost_at is not None else replace(host, driver_lost_at=host.now)), ()
-
-
-def _others(host: Host, event: ev.OthersSeen) -> Result:
-    return replace(host, others=Amount(max(0, event.cpus), max(0, event.memory_mib))), ()
-
-
 def _reconfigured(host: Host, event: ev.Reconfigured) -> Result:
     host, said = reconfigured(host, event)
     host, more = _expired(host)  # shorter limits end at once what has lasted longer
     return host, said + more
 
 
-def _daemon_started(host: Host, event: ev.DaemonStarted) -> Result:
-    away = tuple(replace(d, agent_lost_at=host.now) for d in host.domains)
-    return replace(host, domains=away, hub_lost=True), ()
+def _of_domain(host: Host, domain: Domain, event: ev.DomainEvent) -> Result:
+    match event:
+        case ev.Claimed():
+            return job_events.claimed(host, domain, event)
+        case ev.Released():
+            return job_events.released(host, domain, event)
+        case ev.JobLaunched():
+            return job_events.launched(host, domain, event)
+        case ev.JobContinued():
+            return job_events.continued(host, domain, event)
+        case ev.JobsReported():
+            return job_events.jobs_reported(host, domain, event)
+        case ev.AgentConnected():
+            return with_facts(host, domain.name, agent_lost_at=None)
+        case ev.AgentLost():
+            lost_at = host.now if domain.agent_lost_at is None else domain.agent_lost_at
+            return with_facts(host, domain.name, agent_lost_at=lost_at)
+        case ev.MemoryReported():
+            return domain_events.memory_reported(host, domain, event)
+        case ev.DomainBooting():
+            return domain_events.booting(host, domain, event)
+        case ev.DomainStarted():
+            return domain_events.started(host, domain, event)
+        case ev.DomainStopped():
+            return domain_events.stopped(host, domain, event)
+        case ev.DomainHalted():
+            return domain_events.halted(host, domain, event)
+        case ev.DomainWentOn():
+            return with_facts(host, domain.name, paused_externally=False)
+        case ev.BootRequested():
+            return domain_events.boot_requested(host, domain, event)
+        case ev.ShutdownRequested():
+            return domain_events.shutdown_requested(host, domain, event)
+        case ev.FreezeRequested():
+            return domain_events.freeze_requested(host, domain, event)
+        case ev.FreezeEnded():
+            return domain_events.freeze_ended(host, domain, event)
+        case ev.DefrostRequested():
+            return domain_events.defrost_requested(host, domain, event)
+        case ev.ImageLost():
+            return domain_events.image_lost(host, domain, event)
+        case ev.DrainRequested():
+            return domain_events.drain_requested(host, domain, event)
+        case ev.DrainEnded():
+            return with_facts(host, domain.name, draining="", saving=False, closing=None)
+        case ev.Faulted():
+            return with_facts(host, domain.name, fault=event.reason or "no reason given")
+        case ev.FaultCleared():
+            return with_facts(host, domain.name, fault="")
+        case _:
+            assert_never(event)
 
 
-_OF_DOMAIN: dict[type, Callable[[Host, Domain, Any], Result]] = {
-    ev.Claimed: job_events.claimed,
-    ev.Released: job_events.released,
-    ev.JobLaunched: job_events.launched,
-    ev.JobContinued: job_events.continued,
-    ev.JobsReported: job_events.jobs_reported,
-    ev.AgentConnected: lambda h, d, e: with_facts(h, d.name, agent_lost_at=None),
-    ev.AgentLost: lambda h, d, e: (
-        (h, ()) if d.agent_lost_at is not None else with_facts(h, d.name, agent_lost_at=h.now)
-    ),
-    ev.MemoryReported: domain_events.memory_reported,
-    ev.DomainBooting: domain_events.booting,
-    ev.DomainStarted: domain_events.started,
-    ev.DomainStopped: domain_events.stopped,
-    ev.DomainHalted: domain_events.halted,
-    ev.DomainWentOn: lambda h, d, e: with_facts(h, d.name, paused_externally=False),
-    ev.BootRequested: domain_events.boot_requested,
-    ev.ShutdownRequested: domain_events.shutdown_requested,
-    ev.FreezeRequested: domain_events.freeze_requested,
-    ev.FreezeEnded: domain_events.freeze_ended,
-    ev.DefrostRequested: domain_events.defrost_requested,
-    ev.ImageLost: domain_events.image_lost,
-    ev.DrainRequested: domain_events.drain_requested,
-    ev.DrainEnded: lambda h, d, e: with_facts(h, d.name, draining="", saving=False, closing=None),
-    ev.Faulted: lambda h, d, e: with_facts(h, d.name, fault=e.reason or "no reason given"),
-    ev.FaultCleared: lambda h, d, e: with_facts(h, d.name, fault=""),
-}
-
-_OF_HOST: dict[type, Callable[[Host, Any], Result]] = {
-    ev.Reconfigured: _reconfigured,
-    ev.BooksReported: job_events.books_reported,
-    ev.DaemonStarted: _daemon_started,
-    ev.PauseRequested: _pause,
-    ev.PauseEnded: lambda h, e: (replace(h, paused=None), ()),
-    ev.DriverLost: _driver_lost,
-    ev.DriverFound: lambda h, e: (replace(h, driver_lost_at=None), ()),
-    ev.OthersSeen: _others,
-    ev.HubLost: lambda h, e: (replace(h, hub_lost=True), ()),
-    ev.HubFound: lambda h, e: (replace(h, hub_lost=False), ()),
-    ev.TimerFired: lambda h, e: (h, ()),
-}
+def _of_host(host: Host, event: ev.HostEvent) -> Result:
+    match event:
+        case ev.Reconfigured():
+            return _reconfigured(host, event)
+        case ev.BooksReported():
+            return job_events.books_reported(host, event)
+        case ev.DaemonStarted():
+            away = tuple(replace(d, agent_lost_at=host.now) for d in host.domains)
+            return replace(host, domains=away, hub_lost=True), ()
+        case ev.PauseRequested():
+            since = host.paused.since if host.paused else host.now
+            return replace(host, paused=Pause(since, event.reason or "no reason given")), ()
+        case ev.PauseEnded():
+            return replace(host, paused=None), ()
+        case ev.DriverLost():
+            lost_at = host.now if host.driver_lost_at is None else host.driver_lost_at
+            return replace(host, driver_lost_at=lost_at), ()
+        case ev.DriverFound():
+            return replace(host, driver_lost_at=None), ()
+        case ev.OthersSeen():
+            return replace(host, others=Amount(max(0, event.cpus), max(0, event.memory_mib))), ()
+        case ev.HubLost():
+            return replace(host, hub_lost=True), ()
+        case ev.HubFound():
+            return replace(host, hub_lost=False), ()
+        case ev.TimerFired():
+            return host, ()
+        case _:
+            assert_never(event)

@@ -178,7 +178,7 @@ def _books(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
     return ev.BooksReported(when, tuple(entries))
 
 
-def _unit(kind: type[ev.DomainEvent]) -> _Maker:
+def _unit(kind: Callable[[float, str], ev.DomainEvent]) -> _Maker:
     return lambda random, h, domain, when: kind(when, domain.name)
 
 
@@ -234,7 +234,7 @@ def _memory(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
     return ev.MemoryReported(when, domain.name, random.choice((0, 50, 300, -1)) if matters else 0)
 
 
-def _on_host(kind: type[ev.Event]) -> _Maker:
+def _on_host(kind: Callable[[float], ev.HostEvent]) -> _Maker:
     return lambda random, h, domain, when: kind(when)
 
 

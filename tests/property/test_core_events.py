@@ -6,6 +6,7 @@ run of the same invariants is `python -m bench.core_events`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
@@ -189,7 +190,7 @@ class AnyEvents(RuleBasedStateMachine):
             )
         ),
     )
-    def out_of_the_blue(self, index: int, what: type[ev.DomainEvent]) -> None:
+    def out_of_the_blue(self, index: int, what: Callable[[float, str], ev.DomainEvent]) -> None:
         self.world.do(what(self.now, self.domain(index).name))
 
     @rule(step=STEP_S, index=INDEX, back_after=st.sampled_from((0.0, 10.0, 40.0)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from magrathea.core import events as ev
@@ -20,8 +22,7 @@ def test_every_state_is_explained() -> None:
 
 
 def test_every_event_of_one_domain_that_can_change_a_state_has_a_word() -> None:
-    kinds = {k for k in vars(ev).values() if isinstance(k, type) and issubclass(k, ev.DomainEvent)}
-    assert kinds - set(states_page.WORDS) == {ev.DomainEvent, ev.JobEvent, ev.MemoryReported}
+    assert set(get_args(ev.DomainEvent)) - set(states_page.WORDS) == {ev.MemoryReported}
 
 
 def test_nothing_is_left_to_chance() -> None:
