@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -126,12 +126,31 @@ class StandInJob:
         return {name: getattr(self, name) for name in (*names, *more)}
 
 
+def check_attributes(attributes: Mapping[str, str]) -> None:
+    """What `qmgr` would say to these of a vnode's; an empty value unsets. Raises StandInError."""
+    for name, value in attributes.items():
+        resource = name.partition("resources_available.")[2]
+        if resource and resource not in RESOURCES:
+            raise StandInError(Code.UNKNOWN_RESOURCE, f"unknown resource {resource}")
+        if not resource and name not in ("Priority", "comment", "resv_enable"):
+            raise StandInError(Code.UNKNOWN_ATTRIBUTE, f"unknown attribute {name}")
+        whole = name == "Priority" or resource in ("ncpus", "magrathea_rank", "magrathea_host_ncpus")
+        if value and whole and not value.lstrip("-").isdigit():
+            raise StandInError(Code.BAD_VALUE, f"{name} is a number, not {value!r}")
+        if value and name == "Priority" and int(value) not in PRIORITIES:
+            raise StandInError(Code.BAD_VALUE, f"Priority {value} is not in -1024 to 1023")
+        if value and resource == "mem":
+            mib(value)
+
+
 @dataclass
 class StandInVnode:
-    """A vnode; `attributes` by the names of `qmgr` ("resources_available.ncpus", "Priority")."""
+    """A vnode; `attributes` by the names of `qmgr` ("resources_available.ncpus", "Priority"). `offered`: those that its
+    MoM reports."""
 
     name: str
     attributes: dict[str, str] = field(default_factory=dict)
+    offered: dict[str, str] = field(default_factory=dict)
     maintenance_jobs: list[str] = field(default_factory=list)
     up: bool = True
     offline: bool = False
@@ -139,22 +158,14 @@ class StandInVnode:
     def resource(self, name: str) -> str:
         return self.attributes.get(f"resources_available.{name}", "")
 
-    def set(self, attributes: dict[str, str]) -> None:
-        """All or none. Raises StandInError."""
-        for name, value in attributes.items():
-            resource = name.partition("resources_available.")[2]
-            if resource and resource not in RESOURCES:
-                raise StandInError(Code.UNKNOWN_RESOURCE, f"unknown resource {resource}")
-            if not resource and name not in ("Priority", "comment", "resv_enable"):
-                raise StandInError(Code.UNKNOWN_ATTRIBUTE, f"unknown attribute {name}")
-            whole = name == "Priority" or resource in ("ncpus", "magrathea_rank", "magrathea_host_ncpus")
-            if whole and not value.lstrip("-").isdigit():
-                raise StandInError(Code.BAD_VALUE, f"{name} is a number, not {value!r}")
-            if name == "Priority" and int(value) not in PRIORITIES:
-                raise StandInError(Code.BAD_VALUE, f"Priority {value} is not in -1024 to 1023")
-            if resource == "mem":
-                mib(value)
+    def set(self, attributes: Mapping[str, str]) -> None:
+        """All or none; an empty value unsets, and what MoM offered is there again. Raises StandInError."""
+        check_attributes(attributes)
         self.attributes.update(attributes)
+        for name in [name for name, value in attributes.items() if not value]:
+            del self.attributes[name]
+            if name in self.offered:
+                self.attributes[name] = self.offered[name]
 
     def jobs_here(self, jobs: Iterable[StandInJob]) -> list[tuple[StandInJob, dict[str, str]]]:
         """Jobs and chunks that hold resources here; a suspended one holds none, and is not in the vnode's list."""

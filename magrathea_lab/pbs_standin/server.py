@@ -174,10 +174,12 @@ class StandIn:
 
     async def do_resume(self, job: str, admin: bool) -> None:
         found = self.live(job)
+        if admin and found.running and not found.admin_suspended:
+            raise StandInError(Code.WRONG_RESUME, f"{found.id} was not suspended by an admin")
         if found.substate != SUSPENDED_SUBSTATE:
             raise StandInError(Code.BAD_STATE, f"{found.id} is in substate {found.substate}, not suspended")
-        if found.admin_suspended is not admin:
-            raise StandInError(Code.WRONG_RESUME, f"{found.id} was suspended by the other kind of suspend")
+        if found.admin_suspended and not admin:
+            raise StandInError(Code.WRONG_RESUME, f"{found.id} was suspended by an admin")
         self.end_maintenance(found)
         await self.relay(found, "signal", wanted="resume")
         if found.substate == SUSPENDED_SUBSTATE:
@@ -365,7 +367,8 @@ class StandIn:
         name, mom = offer["vnode"], ConnectedMom(writer)
         resources = {"ncpus": str(offer["ncpus"]), "mem": f"{offer['mem_mib']}mb", "vnode": name, "host": name}
         vnode = self.vnodes.setdefault(name, StandInVnode(name))
-        vnode.attributes.update({f"resources_available.{key}": value for key, value in resources.items()})
+        vnode.offered = {f"resources_available.{key}": value for key, value in resources.items()}
+        vnode.attributes.update(vnode.offered)
         vnode.up, self.moms[name] = True, mom
         writer.write(json.dumps({"server": self.name}).encode() + b"\n")
         self._wake.set()

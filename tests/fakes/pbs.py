@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from magrathea_lab.pbs_standin.model import StandInError, check_attributes
 from scheduler_plugin.pbs.base import DEAD_STATES, Code, PbsError, PbsJob, Vnode
 
 
@@ -136,6 +137,10 @@ class Connection:
         with world.lock:
             if name not in world.vnodes:
                 raise PbsError(Code.UNKNOWN_VNODE, f"{name}: unknown")
+            try:
+                check_attributes(attributes)
+            except StandInError as error:
+                raise PbsError(error.code, f"{name}: {error.text}") from error
             old = world.vnodes[name]
             both = {**old.attributes, **attributes}
             world.vnodes[name] = replace(old, attributes={k: v for k, v in both.items() if v})

@@ -1,10 +1,8 @@
-"""The libpbs client against a real server: what it reads and sets, what PBS refuses, deadlines, restarts, threads."""
+"""The libpbs client against a real server, beyond its contract (test_pbs_contract.py): arrays, an operator's rights,
+threads, deadlines, restarts."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,59 +12,10 @@ import pytest
 from magrathea_lab.clusters.private_openpbs import FIRST_UID, HEAD, USERS, PrivateOpenPbs
 from scheduler_plugin.pbs.base import Code
 
+from .remote_pbs import RESOURCES, Refused, Remote
+
 ROOT = Path(__file__).parents[2]
 BOUND_S = 60.0
-
-RESOURCES = (
-    "create resource magrathea type=string,flag=h\n"
-    "create resource magrathea_accepts type=string_array,flag=h\n"
-    "create resource magrathea_siblings type=string_array,flag=h\n"
-    "create resource magrathea_rank type=long,flag=h\n"
-)
-
-
-class Refused(Exception):
-    def __init__(self, answer: dict[str, Any]) -> None:
-        super().__init__(answer["text"])
-        self.code: int = answer["code"]
-        self.transient: bool = answer["transient"]
-        self.seconds: float = answer["seconds"]
-
-
-class Remote:
-    """Connections of a process on the server's machine (pbs_calls.py)."""
-
-    def __init__(self, cluster: PrivateOpenPbs) -> None:
-        argv = cluster.argv(HEAD, [sys.executable, "-m", "tests.openpbs.pbs_calls"], env={"PYTHONPATH": str(ROOT)})
-        self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def send(self, op: str, *arguments: Any, connection: int = 0) -> None:
-        assert self.process.stdin is not None
-        asked = {"connection": connection, "op": op, "arguments": arguments}
-        self.process.stdin.write(json.dumps(asked) + "\n")
-        self.process.stdin.flush()
-
-    def receive(self) -> Any:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, f"it has ended with {self.process.wait()}"
-        answer = json.loads(line)
-        if "code" in answer:
-            raise Refused(answer)
-        return answer["value"]
-
-    def __call__(self, op: str, *arguments: Any, connection: int = 0) -> Any:
-        self.send(op, *arguments, connection=connection)
-        return self.receive()
-
-    def code(self, op: str, *arguments: Any) -> int:
-        with pytest.raises(Refused) as refused:
-            self(op, *arguments)
-        return refused.value.code
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -123,62 +72,6 @@ def vnode(pbs: Remote, name: str = "n1") -> dict[str, Any]:
     return found
 
 
-def test_all_attributes_of_a_vnode_are_set_by_one_call_and_read_back(pbs: Remote) -> None:
-    wanted = {
-        "resources_available.magrathea": "occupied-would-preempt",
-        "resources_available.magrathea_accepts": "preemptible,protected",
-        "resources_available.magrathea_rank": "-5",
-        "resources_available.ncpus": "3",
-        "resources_available.mem": "2048mb",
-        "Priority": "-5",
-    }
-    pbs("set_vnode", "n1", wanted)
-    shown = vnode(pbs)["attributes"]
-    assert {name: shown[name] for name in wanted} == wanted
-
-
-def test_one_bad_value_changes_nothing(pbs: Remote) -> None:
-    pbs("set_vnode", "n1", {"Priority": "7"})
-    assert pbs.code("set_vnode", "n1", {"Priority": "8", "resources_available.magrathea_rank": "x"}) == Code.BAD_VALUE
-    assert pbs.code("set_vnode", "n1", {"Priority": "8", "resources_available.nosuch": "x"}) == Code.UNKNOWN_RESOURCE
-    assert vnode(pbs)["attributes"]["Priority"] == "7"
-    assert pbs.code("set_vnode", "nosuch", {"Priority": "8"}) == Code.UNKNOWN_VNODE
-
-
-def test_a_job_as_it_runs_is_suspended_and_resumed(pbs: Remote, pbs_cluster: PrivateOpenPbs, job: str) -> None:
-    before = pbs("job", job)
-    assert (before["state"], before["run_version"], before["vnodes"]) == ("R", 1, ["n1"])
-    assert (before["walltime_s"], before["rerunnable"]) == (500, True)
-    suspended(pbs, pbs_cluster, job)
-    during = pbs("job", job)
-    assert (during["state"], during["substate"], during["vnodes"]) == ("S", 43, ["n1"])
-    assert vnode(pbs)["state"] == ["maintenance"]
-    assert vnode(pbs)["maintenance_jobs"] == [job]
-    assert pbs.code("admin_suspend", job) == Code.BAD_STATE
-    assert pbs.code("resume", job) == Code.WRONG_RESUME
-    pbs("admin_resume", job)
-    assert pbs("job", job)["state"] == "R"
-    assert vnode(pbs)["maintenance_jobs"] in ([], None)
-    assert pbs.code("admin_resume", job) == Code.WRONG_RESUME
-    assert pbs.code("resume", job) == Code.BAD_STATE
-
-
-def test_walltime_and_comment_of_a_suspended_job(pbs: Remote, pbs_cluster: PrivateOpenPbs, job: str) -> None:
-    suspended(pbs, pbs_cluster, job)
-    pbs("set_walltime", job, 700)
-    pbs("set_comment", job, "preempted by 9.head, on h1: 'now' — since \"Nov 21\"")
-    found = pbs("job", job)
-    assert (found["walltime_s"], found["comment"]) == (700, "preempted by 9.head, on h1: 'now' — since \"Nov 21\"")
-
-
-def test_a_suspended_job_is_requeued_by_force_only(pbs: Remote, pbs_cluster: PrivateOpenPbs, job: str) -> None:
-    suspended(pbs, pbs_cluster, job)
-    assert pbs.code("rerun", job) == Code.BAD_STATE
-    pbs("rerun", job, True)
-    pbs_cluster.wait(lambda: pbs("job", job)["run_version"] == 2, "its second run", BOUND_S)
-    assert vnode(pbs)["maintenance_jobs"] in ([], None)
-
-
 def test_jobs_are_those_that_moms_have_suspended_ones_and_subjobs_too(
     pbs: Remote, pbs_cluster: PrivateOpenPbs, job: str
 ) -> None:
@@ -199,19 +92,6 @@ def test_jobs_are_those_that_moms_have_suspended_ones_and_subjobs_too(
     finally:
         pbs_cluster.run(HEAD, ["qdel", "-W", "force", array, waiting], check=False)
         pbs_cluster.wait(lambda: all(pbs("job", one) is None for one in subjobs), "their end", BOUND_S)
-
-
-def test_a_job_that_pbs_does_not_know(pbs: Remote) -> None:
-    assert pbs("job", "99999.head") is None
-    for operation in ("admin_suspend", "admin_resume", "resume", "rerun"):
-        assert pbs.code(operation, "99999.head") == Code.UNKNOWN_JOB
-
-
-def test_an_admins_scheduling_false_stands(pbs: Remote, pbs_cluster: PrivateOpenPbs) -> None:
-    assert pbs("wake_scheduler") is True
-    with pbs_cluster.stopped_scheduling():
-        assert pbs("wake_scheduler") is False
-        assert pbs("server")["scheduling"] == "False"
 
 
 def test_an_operator_may_do_all_of_it(pbs_cluster: PrivateOpenPbs, job: str) -> None:

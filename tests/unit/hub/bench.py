@@ -8,6 +8,7 @@ from magrathea.messages import BookEntry, DomainReport
 from scheduler_plugin.hub.books import Action, LedgerEntry, Outcome
 from scheduler_plugin.hub.farm import Farm
 from scheduler_plugin.hub.job_actions import perform
+from scheduler_plugin.hub.vnode_attributes import OFFLINE
 from scheduler_plugin.pbs.base import PbsError
 from tests.fakes.pbs import FakePbs
 
@@ -41,8 +42,9 @@ class Hub:
         made = snapshot(*domains, host=host, revision=self.revisions[host], at=self.at)
         self.farm.snapshot(made, self.at, self.at)
         wanted, _ = self.farm.publication(self.at, host)
+        connection = self.pbs.connect()
         for name, attributes in wanted.items():
-            self.pbs.connect().set_vnode(name, attributes)
+            connection.set_vnode(name, {key: value for key, value in attributes.items() if key != OFFLINE})
 
     def actions(self) -> list[Action]:
         found, notes = self.farm.actions(self.at)

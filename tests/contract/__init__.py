@@ -1,0 +1,16 @@
+"""What every implementation of a protocol must do, the fakes and the stand-in too.
+
+A module without `test_` in its name is a contract: what its cases need of an implementation (a site), the cases, and
+their list. A `test_` module runs all cases of a contract on the implementations that need nothing but this machine;
+tests/libvirt and tests/openpbs run the same cases on real systems.
+
+| contract | protocol | implementations |
+| --- | --- | --- |
+| `pbs` | `scheduler_plugin.pbs.base.Pbs` | libpbs on a real server, the stand-in's client, `tests.fakes.pbs` |
+
+Where a case fails on the real system, the case is wrong. Where it fails elsewhere only, the fake is.
+"""
+
+import pytest
+
+pytest.register_assert_rewrite("tests.contract.pbs")
