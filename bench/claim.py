@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from magrathea_lab.rigs import local_host as hosts
-from magrathea_lab.rigs.local_host import COMPUTE, Host, until
+from magrathea_lab.rigs.local_host import COMPUTE, Host
+from magrathea_lab.waiting import until
 
 from .figure import Figure, at_most, percentile, run
 

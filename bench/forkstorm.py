@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 
 from bench.figure import Figure, at_most
-from magrathea_lab.rigs.agent_rig import MARK, Rig, job_python, owner, until
+from magrathea_lab.rigs.agent_rig import MARK, Rig, job_python, owner
+from magrathea_lab.waiting import until
 
 TARGET_P99_MS = 100.0
 

@@ -12,7 +12,8 @@ import time
 
 import psutil
 
-from magrathea_lab.rigs.local_host import one_host, until
+from magrathea_lab.rigs.local_host import one_host
+from magrathea_lab.waiting import until
 
 from .figure import Figure, as_json, below, table
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from magrathea_lab.guests import needs
@@ -82,10 +83,10 @@ def balloon(guest: Guest, mib: int, limit_s: float = LIMIT_S) -> None:
     """The plain balloon: set the target, wait until it is there. Raises AssertionError after `limit_s`."""
     import libvirt
 
-    from magrathea_lab.rigs.guest import until
+    from magrathea_lab.waiting import until
 
     guest.domain.setMemoryFlags(mib * 1024, libvirt.VIR_DOMAIN_AFFECT_LIVE)
-    until(lambda: abs(has_mib(guest) - mib) <= 2, limit_s, f"{guest.name} at {mib} MiB")
+    until(lambda: abs(has_mib(guest) - mib) <= 2, f"{guest.name} at {mib} MiB", limit_s)
 
 
 def seconds(*works: Callable[[], object]) -> float:
@@ -177,12 +178,12 @@ def ours(hypervisor: Hypervisor) -> tuple[float, Way]:
     balloon(n1, BIG_MIB)
     with machine(hypervisor, **settings(FLOOR_MIB)) as made:
         job = n1.qsub(Job("1", "preemptible", TOUCH.format(mib=HELD_MIB, pause=PAUSE_S)))
-        made.until(lambda: touched(n1) >= 2, LIMIT_S, "the job's memory filled")
+        made.until(lambda: touched(n1) >= 2, "the job's memory filled", LIMIT_S)
         made.until_state("p1", "occupied-would-preempt")
         high, out_s = priority(made)
         p1.start(high)
         made.until_states("n1", job, "T")
-        made.until(lambda: made.report("n1").cpu_percent is not None, LIMIT_S, "n1 at rest, and capped")
+        made.until(lambda: made.report("n1").cpu_percent is not None, "n1 at rest, and capped", LIMIT_S)
         usable, answer = life(n1)
         before = touched(n1)
         began = time.monotonic()
@@ -194,7 +195,8 @@ def ours(hypervisor: Hypervisor) -> tuple[float, Way]:
 
 def plain(hypervisor: Hypervisor) -> tuple[float, Way]:
     """The balloon alone, no node daemon."""
-    from magrathea_lab.rigs.guest import GuestError, until
+    from magrathea_lab.rigs.guest import GuestError
+    from magrathea_lab.waiting import until
 
     n1, p1 = hypervisor.guests["n1"], hypervisor.guests["p1"]
     balloon(p1, FLOOR_MIB)
@@ -203,7 +205,7 @@ def plain(hypervisor: Hypervisor) -> tuple[float, Way]:
     balloon(n1, BIG_MIB)
     n1.write("/tmp/job.sh", TOUCH.format(mib=HELD_MIB, pause=PAUSE_S).encode())
     n1.sh(f"setsid sh /tmp/job.sh >{OUTPUT} 2>&1 & echo $! >/run/job.pid")
-    until(lambda: touched(n1) >= 2, LIMIT_S, "the job's memory filled")
+    until(lambda: touched(n1) >= 2, "the job's memory filled", LIMIT_S)
     n1.sh("kill -STOP $(cat /run/job.pid)")
     before = touched(n1)
     out_s = seconds(lambda: balloon(n1, FLOOR_MIB), lambda: balloon(p1, BIG_MIB))
@@ -256,24 +258,28 @@ def lost_jobs(count: int) -> tuple[int, int, list[float]]:
             for share in SHARES:
                 progress(f"{each} preemptions of a job that holds {share} % of its guest")
                 job = n1.qsub(Job(f"{share}", "preemptible", holding(total * share // 100)))
-                made.until(lambda job=job: "round 1 " in n1.jobs()[job.id]["output"], LIMIT_S, "memory filled")
+                made.until(partial(_output_has, n1, job, "round 1 "), "memory filled", LIMIT_S)
                 for _ in range(min(each, count - done)):
-                    made.until_state("p1", "occupied-would-preempt", 60)
+                    made.until_state("p1", "occupied-would-preempt")
                     began = time.monotonic()
                     high = Job(f"{done}.high", "priority", "sleep 3600", memory_mib=200)
                     p1.qsub(high, LIMIT_S)
                     waits.append(time.monotonic() - began)
                     made.until_states("n1", job, "T")
                     p1.qdel(high)
-                    made.until_states("n1", job, "RSD", LIMIT_S)
+                    made.until_states("n1", job, "RSD")
                     done += 1
                 before = n1.jobs()[job.id]["output"].count("round")
-                made.until(lambda j=job, b=before: _ended_or_on(n1, j, b), LIMIT_S, "another check of all its bytes")
+                made.until(partial(_ended_or_on, n1, job, before), "another check of all its bytes", LIMIT_S)
                 row = n1.jobs()[job.id]
                 lost += row["code"] is not None or "BAD" in row["output"]
                 n1.qdel(job)
         killed = n1.console().count("Killed process")
     return done, lost + killed, waits
+
+
+def _output_has(guest: Guest, job: Job, word: str) -> bool:
+    return word in guest.jobs()[job.id]["output"]
 
 
 def _ended_or_on(guest: Guest, job: Job, rounds: int) -> bool:

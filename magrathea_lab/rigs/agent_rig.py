@@ -24,29 +24,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ..waiting import BOUND_S, NotInTime, until
+
 AGENT = Path(__file__).resolve().parents[2] / "node_daemon" / "agent"
 PR_SET_CHILD_SUBREAPER = 36
 MARK = "MAGRATHEA_TEST"
-PATIENCE_S = 20.0
-"""Bound of every wait; a machine under load is slow, not wrong."""
 
 Doc = dict[str, Any]
-
-
-class Late(AssertionError):
-    """Something did not happen within PATIENCE_S."""
-
-
-def until(what: Callable[[], Any], text: str, patience_s: float = PATIENCE_S) -> Any:
-    """What `what` returns as soon as it is true. Raises Late."""
-    end = time.monotonic() + patience_s
-    while True:
-        value = what()
-        if value:
-            return value
-        if time.monotonic() > end:
-            raise Late(f"{text}: not within {patience_s} s")
-        time.sleep(0.005)
 
 
 def owner() -> pwd.struct_passwd:
@@ -140,7 +124,7 @@ class Host:
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(self.path))
         self.listener.listen(8)
-        self.listener.settimeout(PATIENCE_S)
+        self.listener.settimeout(BOUND_S)
 
     def accept(self, hello: bool = True) -> Host:
         """Take the agent's connection, and greet it."""
@@ -198,18 +182,18 @@ class Host:
                     self.raw(self.line(type="answer", id=doc["id"], session=doc["session"], **answer))
         return found
 
-    def request(self, op: str, patience_s: float = PATIENCE_S, **body: Any) -> Doc:
+    def request(self, op: str, bound_s: float = BOUND_S, **body: Any) -> Doc:
         """The agent's answer."""
         self.ids += 1
         mine = self.ids
         self.raw(self.line(type="request", id=mine, session=self.session, op=op, **body))
-        return self.answer(mine, patience_s)
+        return self.answer(mine, bound_s)
 
-    def answer(self, id: int, patience_s: float = PATIENCE_S) -> Doc:
+    def answer(self, id: int, bound_s: float = BOUND_S) -> Doc:
         def come() -> Doc | None:
             return next((a for a in self.turn() if a["id"] == id), None)
 
-        answer: Doc = until(come, f"answer {id}", patience_s)
+        answer: Doc = until(come, f"answer {id}", bound_s)
         return answer
 
     def orders(self, deadline_s: float = 10.0, **words: str) -> Doc:
@@ -279,12 +263,12 @@ class Rig:
         """End the agent; its exit code."""
         assert self.agent is not None
         self.agent.send_signal(number)
-        return self.agent.wait(PATIENCE_S)
+        return self.agent.wait(BOUND_S)
 
     def mom(self, op: str, **body: Any) -> Doc:
         """A MoM hook's question and its answer, the host's end kept going meanwhile."""
         with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(PATIENCE_S)
+            sock.settimeout(BOUND_S)
             # EAGAIN: the kernel's own queue is full
             until(lambda: sock.connect_ex(str(self.socket)) == 0, "a place in the agent's queue")
             sock.sendall(json.dumps({"op": op, **body}).encode() + b"\n")
@@ -344,10 +328,10 @@ class Rig:
         return {pid: letter for pid, letter in found.items() if pid not in gone}
 
     def close(self) -> None:
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + BOUND_S
         if self.agent is not None and self.agent.poll() is None:
             self.agent.kill()
-            self.agent.wait(PATIENCE_S)
+            self.agent.wait(BOUND_S)
         number = signal.SIGSTOP  # first, so that none forks while others are killed
         while True:
             left = self.children()
@@ -356,7 +340,7 @@ class Rig:
                     os.kill(pid, number)
             if number == signal.SIGSTOP:
                 number = signal.SIGKILL if all(letter in "TtDZ" for letter in left.values()) else number
-                number = signal.SIGKILL if time.monotonic() > end - PATIENCE_S / 2 else number
+                number = signal.SIGKILL if time.monotonic() > end - BOUND_S / 2 else number
                 continue
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-1, os.WNOHANG)[0]:
@@ -364,7 +348,7 @@ class Rig:
             if not left:
                 break
             if time.monotonic() > end:
-                raise Late(f"processes {left} do not end")
+                raise NotInTime(f"processes {left} do not end")
             time.sleep(0.005)
         self.host.close()
         shutil.rmtree(self.directory)

@@ -16,22 +16,11 @@ from typing import Any
 
 import libvirt
 
+from ..waiting import BOUND_S, until
+
 
 class GuestError(Exception):
     """The guest did not answer, or could not do what was asked; the text says what."""
-
-
-def until(condition: Callable[[], Any], seconds: float, what: str | Callable[[], str]) -> Any:
-    """Look often until it holds, and return what it returned; AssertionError after `seconds`.
-
-    Less often as time passes: a question costs an emulated guest the CPU that it needs for what is waited for.
-    """
-    end, pause = time.monotonic() + seconds, 0.02
-    while not (found := condition()):
-        assert time.monotonic() < end, f"not within {seconds:g} s: {what if isinstance(what, str) else what()}"
-        time.sleep(pause)
-        pause = min(1.2 * pause, 0.15)
-    return found
 
 
 class Port:
@@ -46,11 +35,11 @@ class Port:
         self._waiting: dict[int, socket.socket | None] = {}  # over which link each was asked
         self._came = threading.Condition()
 
-    def ask(self, op: str, seconds: float = 20.0, **fields: Any) -> dict[str, Any]:
+    def ask(self, op: str, bound_s: float = BOUND_S, **fields: Any) -> dict[str, Any]:
         """The guest's answer. Raises GuestError where none comes in time, or the guest ends meanwhile."""
         number = next(self._ids)
         line = b"\n" + json.dumps({"id": number, "op": op, **fields}).encode() + b"\n"
-        end = time.monotonic() + seconds
+        end = time.monotonic() + bound_s
         with self._came:
             self._waiting[number] = None
         try:
@@ -58,7 +47,7 @@ class Port:
             with self._came:
                 while number not in self._answers:
                     if not self._came.wait(max(0.0, end - time.monotonic())) and time.monotonic() >= end:
-                        raise GuestError(f"{self._path.name}: no answer to {op} within {seconds:g} s")
+                        raise GuestError(f"{self._path.name}: no answer to {op} within {bound_s:g} s")
                 if (answer := self._answers.pop(number)) is None:
                     raise GuestError(f"{self._path.name}: the guest has ended before it answered {op}")
                 return answer
@@ -180,9 +169,9 @@ class Guest:
         if self.domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
             self.domain.resume()
 
-    def wait(self, seconds: float = 90.0) -> None:
+    def wait(self, bound_s: float = BOUND_S) -> None:
         """Until its inside answers."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + bound_s
         while True:
             try:
                 self.port.ask("ping", 2.0)
@@ -205,9 +194,9 @@ class Guest:
 
     # Inside
 
-    def sh(self, script: str, seconds: float = 20.0) -> str:
+    def sh(self, script: str, bound_s: float = BOUND_S) -> str:
         """Output of a shell script run by root. Raises GuestError where it fails."""
-        answer = self.port.ask("sh", seconds + 2, script=script, timeout_s=seconds)
+        answer = self.port.ask("sh", bound_s + 2, script=script, timeout_s=bound_s)
         if not answer.get("ok") or answer["code"] != 0:
             raise GuestError(f"{self.name}: {script!r}: {answer}")
         return str(answer["output"])
@@ -263,9 +252,9 @@ class Guest:
         if not answer.get("ok"):
             raise GuestError(f"{self.name}: {job}: {answer}")
 
-    def qsub(self, job: Job, seconds: float = 30.0) -> Job:
+    def qsub(self, job: Job, bound_s: float = BOUND_S) -> Job:
         """Claim until it is granted, wait until it is prepared (as the prologue does), start it."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + bound_s
         while not (answer := self.claim(job)).get("ok"):
             assert time.monotonic() < end, f"{job} was never accepted: {answer}"
             job.run += 1
@@ -283,7 +272,7 @@ class Guest:
         def released() -> bool:
             return bool(self.jobs().get(job.id, {"released": True})["released"])
 
-        until(released, 40, lambda: f"{job.id} released: {self.jobs()}; {self.console()}")
+        until(released, lambda: f"{job.id} released: {self.jobs()}; {self.console()}")
         self.port.ask("forget", job=job.described())
 
     def tell_jobs(self, suspended: list[tuple[str, int]]) -> dict[str, Any]:

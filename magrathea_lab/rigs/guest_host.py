@@ -21,14 +21,14 @@ import libvirt
 from ..guests.image import NOTHING_MORE, Extra, Image, build
 from ..guests.private_libvirtd import QEMU_USER, PrivateLibvirtd
 from ..guests.xml import guest_xml
-from .guest import Guest, GuestError, Job, until
+from ..waiting import BOUND_S, until
+from .guest import Guest, GuestError, Job
 from .hub_rig import HubThread
 
 T = TypeVar("T")
 
 TREE = Path(__file__).parents[1] / "guests" / "rig"
 """What the tests' guests have beyond the plain ones: a stand-in for MoM that does what a test asks."""
-BOOT_S = 60.0
 LIST_S = 0.5
 """Between two of MoM's lists, instead of 15 s."""
 
@@ -98,7 +98,7 @@ class Hypervisor:
         for guest in self.guests.values():
             guest.boot()
         for guest in self.guests.values():
-            guest.wait(BOOT_S)
+            guest.wait(BOUND_S)
 
     def define_all(self) -> None:
         image = build(self.folder, (TREE,), extra=self._extra)
@@ -151,7 +151,7 @@ class Hypervisor:
             except (AssertionError, GuestError):  # out of order inside: anew
                 guest.end()
                 guest.boot()
-                guest.wait(BOOT_S)
+                guest.wait(BOUND_S)
 
     def revive(self) -> None:
         """All guests are up, and run."""
@@ -269,7 +269,7 @@ scripts = "{self.folder}/scripts"
             text += self.domain.get(name, "") + "\n"
         self.config.write_text(text)
 
-    def start(self, seconds: float = 30.0) -> None:
+    def start(self) -> None:
         for old in (self.folder / "state").glob("*"):
             old.unlink()
         self.write_config()
@@ -279,7 +279,7 @@ scripts = "{self.folder}/scripts"
             thread = threading.Thread(target=self._tell_jobs, args=(guest,), name=f"mom-{guest.name}", daemon=True)
             self._lists[guest.name] = thread
             thread.start()
-        self.until(self.settled, seconds, "the daemon up, agents and hub connected")
+        self.until(self.settled, "the daemon up, agents and hub connected")
 
     def start_daemon(self, **environment: str) -> None:
         with self.log.open("ab") as log:
@@ -338,8 +338,8 @@ scripts = "{self.folder}/scripts"
             return False
         return all(d.state.value not in ("down", "booting", "unknown") for d in last.domains)
 
-    def until(self, condition: Any, seconds: float, what: str | Callable[[], str]) -> Any:
-        """`guest.until`, with the daemon's log and what the hub knows where it fails."""
+    def until(self, condition: Callable[[], T | None], what: str | Callable[[], str], bound_s: float = BOUND_S) -> T:
+        """`waiting.until`; its failure shows the daemon's log and what the hub knows, too."""
 
         def trouble() -> str:
             last = self.hub.last
@@ -348,7 +348,7 @@ scripts = "{self.folder}/scripts"
             told = what if isinstance(what, str) else what()
             return f"{told}; the hub knows {known}, notes {last.notes if last else None}; noded's log:\n{log}"
 
-        return until(condition, seconds, trouble)
+        return until(condition, trouble, bound_s)
 
     def qsub_and_end(self, name: str, job: Job) -> None:
         """A whole job: it starts, runs, ends, and is released."""
@@ -356,10 +356,10 @@ scripts = "{self.folder}/scripts"
         self.until_states(name, job, "RSD")
         self.guests[name].qdel(job)
 
-    def until_state(self, name: str, state: str, seconds: float = 15.0) -> None:
-        self.until(lambda: self.state(name) == state, seconds, f"{name} is {state}")
+    def until_state(self, name: str, state: str) -> None:
+        self.until(lambda: self.state(name) == state, f"{name} is {state}")
 
-    def until_states(self, name: str, job: Job, letters: str, seconds: float = 15.0) -> None:
+    def until_states(self, name: str, job: Job, letters: str) -> None:
         """Until all of the job's processes are in one of these states: `T` stopped, `RSD` running."""
         guest = self.guests[name]
 
@@ -367,15 +367,15 @@ scripts = "{self.folder}/scripts"
             states = set(guest.states(job))
             return guest.stands(job) if letters == "T" else bool(states) and states <= set(letters)
 
-        self.until(so, seconds, lambda: f"processes of {job.id} in {name} are {letters}, not {guest.states(job)}")
+        self.until(so, lambda: f"processes of {job.id} in {name} are {letters}, not {guest.states(job)}")
 
 
-def ask(path: Path, message: dict[str, Any], seconds: float = 10.0) -> dict[str, Any]:
+def ask(path: Path, message: dict[str, Any], bound_s: float = BOUND_S) -> dict[str, Any]:
     """One line to a unix socket, one back. Raises OSError."""
     import socket
 
     with socket.socket(socket.AF_UNIX) as link:
-        link.settimeout(seconds)
+        link.settimeout(bound_s)
         link.connect(str(path))
         link.sendall(json.dumps(message).encode() + b"\n")
         data = bytearray()

@@ -15,8 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ import psutil
 from magrathea import client
 from magrathea.messages import Snapshot
 
+from ..waiting import until
 from .hub_rig import HubThread
 
 START_S = 20.0
@@ -69,15 +69,6 @@ local.pid_file = "{place}/n1.pid"
 kind = "priority"
 local.pid_file = "{place}/p1.pid"
 """
-
-
-def until(true: Callable[[], object], what: str, seconds: float = START_S) -> None:
-    """Wait for it. Raises TimeoutError naming `what`."""
-    end = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > end:
-            raise TimeoutError(f"waited {seconds:g} s for {what}")
-        time.sleep(0.002)
 
 
 @dataclass

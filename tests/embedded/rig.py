@@ -15,12 +15,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from magrathea_lab.rigs.hub_rig import HubRig
+from magrathea_lab.waiting import BOUND_S, eventually
 
 ROOT = """
 import os, signal, subprocess, sys
@@ -85,14 +86,6 @@ def stopped(letters: list[str]) -> bool:
 
 def running(letters: list[str]) -> bool:
     return bool(letters) and "T" not in letters
-
-
-async def until(condition: Callable[[], Any], seconds: float, what: str | Callable[[], str]) -> None:
-    """Wait for it, looking often; AssertionError after `seconds`."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds:g} s: {what if isinstance(what, str) else what()}"
-        await asyncio.sleep(0.01)
 
 
 class Rig:
@@ -162,7 +155,7 @@ scripts = ""
         for domain in self.domains.values():
             await self.start_agent(domain)
         self._mom = asyncio.get_running_loop().create_task(self._lists())
-        await until(self.settled, 15, "the daemon up, agents and hub connected")
+        await eventually(self.settled, "the daemon up, agents and hub connected")
 
     async def start_daemon(self, **environment: str) -> None:
         log = (self.folder / "noded.log").open("ab")
@@ -187,7 +180,7 @@ scripts = ""
         assert self.daemon is not None
         with contextlib.suppress(ProcessLookupError):
             self.daemon.send_signal(number)
-        return await asyncio.wait_for(self.daemon.wait(), 10)
+        return await asyncio.wait_for(self.daemon.wait(), BOUND_S)
 
     async def close(self) -> None:
         if self._mom is not None:
@@ -249,7 +242,7 @@ scripts = ""
         assert root is not None and root.stdin is not None and root.stdout is not None
         root.stdin.write(f"{job.id} {processes}\n".encode())
         job.session = int(await root.stdout.readline())
-        await until(lambda: len(states_of(job.session)) >= processes, 5, f"{processes} processes of {job}")
+        await eventually(lambda: len(states_of(job.session)) >= processes, f"{processes} processes of {job}")
 
     async def end_job(self, name: str, job: Job) -> dict[str, Any]:
         kill_session(job.session)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from magrathea_lab.rigs.agent_rig import Doc, Late, Rig, owner, running, state, until
+from magrathea_lab.rigs.agent_rig import Doc, Rig, owner, running, state
+from magrathea_lab.waiting import NotInTime, until
 
 COUNT = "while :; do :; done"
 
@@ -269,8 +270,8 @@ def test_what_is_not_for_this_connection_is_dropped(rig: Rig) -> None:
         rig.host.raw(rig.host.line(type="answer", id=asked["id"] + 7, session=asked["session"], ok=True))
         rig.host.raw(rig.host.line(type="request", id=1, session="0" * 16, op="ping"))
         assert rig.mom_answer(sock)["code"] == "timeout"
-    with pytest.raises(Late):
-        rig.host.answer(1, patience_s=0.2)
+    with pytest.raises(NotInTime):
+        rig.host.answer(1, bound_s=0.2)
     assert rig.host.request("ping")["ok"]
 
 
@@ -281,8 +282,8 @@ def test_requests_before_the_daemons_hello_are_dropped() -> None:
         rig.host.raw(b'half a line of an earlier time"}\n')
         rig.host.session = "a" * 16
         rig.host.raw(rig.host.line(type="request", id=1, session="a" * 16, op="ping"))
-        with pytest.raises(Late):
-            rig.host.answer(1, patience_s=0.3)
+        with pytest.raises(NotInTime):
+            rig.host.answer(1, bound_s=0.3)
         rig.host.greet()
         assert rig.host.request("ping")["ok"]
 
@@ -311,7 +312,7 @@ def test_orders_that_are_none_are_refused_and_change_nothing(rig: Rig, body: Doc
     rig.host.order("stop")
     assert rig.host.request("orders", **body)["code"] == "bad-request"
     job.send_signal(signal.SIGCONT)
-    until(lambda: state(job.pid) == "T", "the stop that still stands", 5)
+    until(lambda: state(job.pid) == "T", "the stop that still stands")
 
 
 def test_ten_bad_lines_in_a_row_end_the_connection_and_nine_do_not(rig: Rig) -> None:
@@ -374,7 +375,7 @@ def test_a_killed_agent_s_successor_goes_on_with_the_standing_stop(rig: Rig) -> 
     assert set(rig.children().values()) == {"T"}
     job.send_signal(signal.SIGCONT)
     rig.start(connect=False)  # without a word from the daemon
-    until(lambda: set(rig.children().values()) == {"T"}, "the stop that stood before", 5)
+    until(lambda: set(rig.children().values()) == {"T"}, "the stop that stood before")
     rig.host.accept()
     row = rig.host.order("run")
     assert (row["processes"], row["stopped"]) == (3, 0)

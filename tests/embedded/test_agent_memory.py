@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from magrathea_lab.rigs.agent_rig import Rig, job_python, running, state, until
+from magrathea_lab.rigs.agent_rig import Rig, job_python, running, state
+from magrathea_lab.waiting import until
 from tests.swap import no_swap, swap, swap_free_mib
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may move the memory of other processes")

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from magrathea_lab.rigs.agent_rig import MARK, Rig, job_python, owner, running, start_time, state, until
+from magrathea_lab.rigs.agent_rig import MARK, Rig, job_python, owner, running, start_time, state
+from magrathea_lab.waiting import until
 
 COUNT = "while :; do :; done"
 HIDE = r"""
@@ -203,14 +204,14 @@ def test_a_users_own_continue_is_undone(rig: Rig) -> None:
     rig.host.order("stop")
     for _ in range(3):
         job.send_signal(signal.SIGCONT)
-        until(lambda: state(job.pid) == "T", "the next sweep", 5)
+        until(lambda: state(job.pid) == "T", "the next sweep")
 
 
 def test_a_job_that_starts_under_a_stop_is_stopped(rig: Rig) -> None:
     rig.claim()
     assert rig.host.order("stop")["processes"] == 0
     job = rig.run_job(COUNT)
-    until(lambda: state(job.pid) == "T", "the standing stop", 5)
+    until(lambda: state(job.pid) == "T", "the standing stop")
 
 
 def test_a_stop_of_a_job_that_has_ended_is_not_waited_for(rig: Rig) -> None:
@@ -338,7 +339,7 @@ def test_an_order_with_an_unknown_owner_touches_nothing_and_says_so(rig: Rig) ->
     assert (row["processes"], row["stopped"]) == (1, 0)
     assert state(job.pid) == "R"
     rig.mom("jobs", jobs=[{**rig.job(), "substate": 42}])
-    until(lambda: state(job.pid) == "T", "the stop, once MoM has named the owner", 5)
+    until(lambda: state(job.pid) == "T", "the stop, once MoM has named the owner")
 
 
 def test_the_newest_of_two_orders_counts(rig: Rig) -> None:

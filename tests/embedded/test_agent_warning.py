@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from magrathea_lab.rigs.agent_rig import Rig, job_python, running, until
+from magrathea_lab.rigs.agent_rig import Rig, job_python, running
+from magrathea_lab.waiting import until
 
 WARNED = """
 import signal, sys, time

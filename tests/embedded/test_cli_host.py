@@ -14,8 +14,9 @@ from click.testing import CliRunner, Result
 
 from magrathea import qstat
 from magrathea.cli import main
+from magrathea_lab.waiting import eventually
 
-from .rig import Job, Rig, rig, running, states_of, stopped, until
+from .rig import Job, Rig, rig, running, states_of, stopped
 
 BOUND_S = 15.0
 DOMAINS = {"n1": "normal", "n2": "normal", "p1": "priority"}
@@ -43,10 +44,10 @@ async def preempted(host: Rig) -> tuple[Job, Job]:
     """12 in n1 is stopped for 13 in p1, in PBS's books too."""
     low, high = Job("12.srv", 1, "preemptible"), Job("13.srv", 1, "priority")
     await host.start_job("n1", low)
-    await until(lambda: host.report("p1").accepts, BOUND_S, "p1 inviting")
+    await eventually(lambda: host.report("p1").accepts, "p1 inviting")
     await host.start_job("p1", high)
-    await until(lambda: stopped(states_of(low.session)), BOUND_S, "12 stopped")
-    await until(lambda: any(job.booked for job in host.report("n1").jobs), BOUND_S, "12 booked")
+    await eventually(lambda: stopped(states_of(low.session)), "12 stopped")
+    await eventually(lambda: any(job.booked for job in host.report("n1").jobs), "12 booked")
     return low, high
 
 
@@ -60,18 +61,18 @@ def test_paused_in_mid_preemption_over_a_restart_nothing_goes_on_until_unpaused(
                 "h1 is paused: nobody is stopped or continued, nothing is moved; 1 stopped job will stay so"
             ]
             await host.end_job("p1", high)
-            await until(lambda: not host.report("p1").jobs, BOUND_S, "13 gone")
+            await eventually(lambda: not host.report("p1").jobs, "13 gone")
             await host.stop_daemon()
             host.hub.snapshots.clear()
             await host.start_daemon()
-            await until(host.settled, BOUND_S, "the daemon back, its agents too")
+            await eventually(host.settled, "the daemon back, its agents too")
             status = said(host, "status")
             assert (status["paused"], states(host)["n1"]) == ("a look", "preempted")
             assert any("1 stopped job stays so" in note for note in status["notes"])
             assert stopped(states_of(low.session))
             assert all(job.stop and not job.ready for job in host.report("n1").jobs)
             assert magrathea(host, "unpause").stdout == "h1 acts again\n"
-            await until(lambda: running(states_of(low.session)), BOUND_S, "12 going on")
+            await eventually(lambda: running(states_of(low.session)), "12 going on")
 
     run(test())
 
@@ -82,14 +83,14 @@ def test_while_paused_a_claim_that_stops_nobody_is_granted_and_one_that_would_is
             low = Job("12.srv", 1, "preemptible")
             magrathea(host, "pause")
             await host.start_job("n1", low)
-            await until(lambda: host.report("n1").state.value == "running-preemptible", BOUND_S, "12 stoppable")
+            await eventually(lambda: host.report("n1").state.value == "running-preemptible", "12 stoppable")
             assert host.report("p1").state.value == "occupied"
             assert not host.report("p1").accepts
             answer = await host.claim("p1", Job("13.srv", 1, "priority"))
             assert (answer["ok"], answer["code"]) == (False, "paused")
             assert running(states_of(low.session))
             magrathea(host, "unpause")
-            await until(lambda: host.report("p1").accepts, BOUND_S, "p1 inviting again")
+            await eventually(lambda: host.report("p1").accepts, "p1 inviting again")
 
     run(test())
 
@@ -98,7 +99,7 @@ def test_a_claim_that_needs_cpus_moved_is_refused_while_paused(tmp_path: Path) -
     async def test() -> None:
         async with rig(tmp_path, "counted", DOMAINS, cpus=4) as host:
             await host.start_job("n1", Job("12.srv", 1, "preemptible"))
-            await until(lambda: host.report("n1").cpu_percent == 100, BOUND_S, "n1 capped at its job's CPU")
+            await eventually(lambda: host.report("n1").cpu_percent == 100, "n1 capped at its job's CPU")
             magrathea(host, "pause")
             answer = await host.claim("n1", Job("14.srv", 1, "preemptible"))
             assert (answer["ok"], answer["code"]) == (False, "paused")
@@ -169,7 +170,7 @@ def test_give_back_is_refused_while_the_daemon_runs_and_works_without_it(
             given = CliRunner().invoke(main.cli, command)
             assert given.exit_code == 0, given.output
             assert "12.srv in n1:" in given.stdout
-            await until(lambda: running(states_of(low.session)), BOUND_S, "12 going on")
+            await eventually(lambda: running(states_of(low.session)), "12 going on")
 
     run(test())
 

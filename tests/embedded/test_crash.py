@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from .rig import Job, Rig, rig, running, states_of, stopped, until
+from magrathea_lab.waiting import eventually
+
+from .rig import Job, Rig, rig, running, states_of, stopped
 
 MODES = {
     "exclusive": {"n1": "normal", "p1": "priority"},
@@ -50,15 +52,15 @@ async def cycle(r: Rig, n: int, step: str, victims: str, jobs: dict[str, Job]) -
     over = asyncio.Event()
     restarts = asyncio.create_task(restart_the_killed(r, over))
     try:
-        await until(lambda: calm(r, jobs), CONVERGED_S, lambda: f"{step}: calm before it; {r.hub.last}")
+        await eventually(lambda: calm(r, jobs), lambda: f"{step}: calm before it; {r.hub.last}")
         armed.write_text(armed_with(r, victims))
         high = Job(f"{1000 + n}.srv", 1, "priority", 3)
         await r.start_job("p1", high, 1)
         stand(jobs, f"{step}: beside {high}")
-        await until(lambda: len(r.hub.booked) == len(jobs), CONVERGED_S, f"{step}: all booked")
+        await eventually(lambda: len(r.hub.booked) == len(jobs), f"{step}: all booked")
         stand(jobs, f"{step}: still")
         await r.end_job("p1", high)
-        await until(lambda: calm(r, jobs), CONVERGED_S, lambda: f"{step}: all continued; {r.hub.last}")
+        await eventually(lambda: calm(r, jobs), lambda: f"{step}: all continued; {r.hub.last}")
     finally:
         armed.unlink(missing_ok=True)
         over.set()  # not cancelled: a process that is just being started would be nobody's

@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from magrathea_lab.waiting import eventually
 from node_daemon.journal import open_journal
 
-from .rig import Job, Rig, ask, rig, running, states_of, stopped, until
+from .rig import Job, Rig, ask, rig, running, states_of, stopped
 from .test_crash import short
 
 DOMAINS = {"n1": "normal", "p1": "priority"}
@@ -34,7 +35,7 @@ def play(folder: Path, test: Callable[[Rig], Awaitable[None]], extra: str = "") 
 async def low_job(r: Rig) -> Job:
     job = Job("1.srv", 1, "preemptible", 2)
     await r.start_job("n1", job)
-    await until(lambda: r.report("n1").state == "running-preemptible", 10, lambda: str(r.report("n1")))
+    await eventually(lambda: r.report("n1").state == "running-preemptible", lambda: str(r.report("n1")))
     return job
 
 
@@ -68,8 +69,8 @@ def test_a_job_that_does_not_stop_makes_the_claim_refused_and_all_goes_back(tmp_
         answer = await r.claim("p1", Job("2.srv", 1, "priority"))
         assert answer["code"] == "stop-timeout" and "1.srv" in answer["text"] and answer["retry_after_s"] > 0
         agent.send_signal(signal.SIGCONT)
-        await until(lambda: not r.report("p1").jobs and not r.report("n1").jobs[0].stopper, 15, "all back")
-        await until(lambda: running(states_of(low.session)), 10, "the job runs")
+        await eventually(lambda: not r.report("p1").jobs and not r.report("n1").jobs[0].stopper, "all back")
+        await eventually(lambda: running(states_of(low.session)), "the job runs")
 
     play(tmp_path, test)
 
@@ -100,7 +101,7 @@ def test_on_a_full_disk_new_claims_are_refused_and_what_runs_is_not_lost(tmp_pat
         assert running(states_of(low.session))
         assert any("journal" in note for note in (await r.status())["notes"])
         assert await r.end_job("n1", low) == {"ok": True}  # a release is taken, on disk or not
-        await until(lambda: not r.report("n1").jobs, 10, "the release is known")
+        await eventually(lambda: not r.report("n1").jobs, "the release is known")
         resource.prlimit(r.daemon.pid, resource.RLIMIT_FSIZE, none)
         assert await r.claim("p1", high) == {"ok": True}
         assert not any("journal" in note for note in (await r.status())["notes"])
@@ -124,7 +125,7 @@ def test_with_a_damaged_journal_it_starts_finds_the_jobs_and_takes_no_new_ones(t
             r.journal.with_name(r.journal.name + name).unlink(missing_ok=True)
         r.hub.snapshots.clear()
         await r.start_daemon()
-        await until(lambda: r.settled() and r.report("n1").jobs, 15, "the job is found by MoM's list")
+        await eventually(lambda: r.settled() and r.report("n1").jobs, "the job is found by MoM's list")
         assert (r.report("n1").jobs[0].id, r.report("n1").jobs[0].cls) == ("1.srv", "protected")
         assert (await r.claim("n1", Job("3.srv", 1, "preemptible")))["code"] == "journal"
         assert running(states_of(low.session)) and r.journal.read_bytes() == damaged
@@ -141,14 +142,14 @@ def test_a_domain_taken_out_of_the_file_is_kept_while_it_has_jobs(tmp_path: Path
         r.config.write_text(text[: text.index("[domain.n1]")] + text[text.index("[domain.p1]") :])
         r.hub.snapshots.clear()
         await r.start_daemon()
-        await until(r.settled, 15, "daemon, agents and hub are there")
+        await eventually(r.settled, "daemon, agents and hub are there")
         assert r.report("n1").state == "draining" and "no longer configured" in log(r)
         assert (await r.claim("p1", Job("2.srv", 1, "priority")))["ok"]  # its job is stopped like any other
         assert stopped(states_of(low.session))
         await r.end_job("p1", Job("2.srv", 1, "priority"))
-        await until(lambda: running(states_of(low.session)), 10, "it is continued like any other")
+        await eventually(lambda: running(states_of(low.session)), "it is continued like any other")
         await r.end_job("n1", low)
-        await until(lambda: [d.name for d in r.hub.snapshots[-1].domains] == ["p1"], 20, "then it is forgotten")
+        await eventually(lambda: [d.name for d in r.hub.snapshots[-1].domains] == ["p1"], "then it is forgotten")
 
     play(tmp_path, test)
 
@@ -159,15 +160,15 @@ def test_sighup_takes_over_what_can_change_and_says_what_cannot(tmp_path: Path) 
         text = r.config.read_text()
         r.config.write_text(text.replace("min_run_s = 0.0", "min_run_s = -1"))
         r.daemon.send_signal(signal.SIGHUP)
-        await until(lambda: "configuration not taken over" in log(r), 10, "a bad file is refused")
+        await eventually(lambda: "configuration not taken over" in log(r), "a bad file is refused")
         changed = text.replace("min_run_s = 0.0", "min_run_s = 50.0").replace('"exclusive"', '"counted"')
         (r.folder / "n2.pid").write_text(f"{r.domains['n1'].root.pid if r.domains['n1'].root else 0}\n")
         r.config.write_text(changed + f'[domain.n2]\nkind = "normal"\nlocal.pid_file = "{r.folder}/n2.pid"\n')
         r.daemon.send_signal(signal.SIGHUP)
-        await until(lambda: "configuration read again" in log(r), 10, "a good one is taken")
+        await eventually(lambda: "configuration read again" in log(r), "a good one is taken")
         assert "`mode` in [host] stays" in log(r)
-        await until(lambda: [d.name for d in r.hub.snapshots[-1].domains] == ["n1", "n2", "p1"], 10, "a new domain")
-        await until(lambda: r.report("n2").state in ("free", "occupied"), 10, lambda: str(r.report("n2")))
+        await eventually(lambda: [d.name for d in r.hub.snapshots[-1].domains] == ["n1", "n2", "p1"], "a new domain")
+        await eventually(lambda: r.report("n2").state in ("free", "occupied"), lambda: str(r.report("n2")))
         await r.start_job("n1", Job("1.srv", 1, "preemptible", 2))
         assert (await r.claim("p1", Job("2.srv", 1, "priority")))["code"] == "host-busy"  # younger than 50 s
 
@@ -181,7 +182,7 @@ def test_a_domain_that_goes_down_takes_its_jobs_with_it(tmp_path: Path) -> None:
         assert root is not None
         r.domains["n1"].jobs.clear()
         root.kill()
-        await until(lambda: r.report("n1").state == "down" and not r.report("n1").jobs, 10, "down, without jobs")
+        await eventually(lambda: r.report("n1").state == "down" and not r.report("n1").jobs, "down, without jobs")
         r.domains["n1"].jobs[low.id] = low  # so that its processes are ended
 
     play(tmp_path, test)
@@ -227,15 +228,15 @@ def test_scripts_run_beside_a_switch_and_cannot_stop_it(tmp_path: Path) -> None:
         r.config.write_text(r.config.read_text().replace('scripts = ""', f'scripts = "{folder}"'))
         assert r.daemon is not None
         r.daemon.send_signal(signal.SIGHUP)
-        await until(lambda: "configuration read again" in log(r), 10, "read again")
+        await eventually(lambda: "configuration read again" in log(r), "read again")
         low = await low_job(r)
         high = Job("2.srv", 1, "priority")
         assert (await r.claim("p1", high))["ok"]
-        await until(lambda: r.hub.booked, 10, "booked")
+        await eventually(lambda: r.hub.booked, "booked")
         await r.end_job("p1", high)
-        await until(lambda: running(states_of(low.session)), 10, "continued")
+        await eventually(lambda: running(states_of(low.session)), "continued")
         wanted = {f"{name} n1 1.srv" for name in names}
-        await until(lambda: set((folder / "out").read_text().split("\n")) >= wanted, 10, "all four have run")
+        await eventually(lambda: set((folder / "out").read_text().split("\n")) >= wanted, "all four have run")
 
     play(tmp_path, test)
 

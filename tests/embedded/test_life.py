@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from .rig import DomainRig, Job, Rig, running, states_of, stopped, until
+from magrathea_lab.waiting import eventually
+
+from .rig import DomainRig, Job, Rig, running, states_of, stopped
 from .test_daemon import control, low_job, play
 
 
@@ -17,7 +19,7 @@ async def lose(r: Rig, domain: DomainRig) -> None:
     assert domain.agent is not None
     domain.agent.kill()
     await domain.agent.wait()
-    await until(lambda: r.report(domain.name).state == "unknown", 10, lambda: str(r.report(domain.name)))
+    await eventually(lambda: r.report(domain.name).state == "unknown", lambda: str(r.report(domain.name)))
 
 
 async def impatient(r: Rig) -> None:
@@ -42,14 +44,14 @@ def test_an_agent_that_was_lost_finds_stopped_again_what_is_to_be_stopped(tmp_pa
         await impatient(r)
         low = await low_job(r)
         await r.start_job("p1", Job("2.srv", 1, "priority"), 1)
-        await until(lambda: stopped(states_of(low.session)), 10, "stopped")
+        await eventually(lambda: stopped(states_of(low.session)), "stopped")
         await lose(r, r.domains["n1"])
         assert [j.id for j in r.report("n1").jobs] == ["1.srv"], "kept, and counted"
         continue_session(low.session)
-        await until(lambda: running(states_of(low.session)), 10, "somebody has let it run")
+        await eventually(lambda: running(states_of(low.session)), "somebody has let it run")
         await r.start_agent(r.domains["n1"])
-        await until(lambda: stopped(states_of(low.session)), 10, "stopped again")
-        await until(lambda: r.report("n1").state == "preempted", 10, lambda: str(r.report("n1")))
+        await eventually(lambda: stopped(states_of(low.session)), "stopped again")
+        await eventually(lambda: r.report("n1").state == "preempted", lambda: str(r.report("n1")))
 
     play(tmp_path, test)
 
@@ -60,14 +62,14 @@ def test_an_agent_that_was_lost_lets_run_what_is_to_run_when_it_is_back(tmp_path
         low = await low_job(r)
         high = Job("2.srv", 1, "priority")
         await r.start_job("p1", high, 1)
-        await until(lambda: stopped(states_of(low.session)), 10, "stopped")
+        await eventually(lambda: stopped(states_of(low.session)), "stopped")
         await lose(r, r.domains["n1"])
         await r.end_job("p1", high)
-        await until(lambda: not r.report("p1").jobs, 10, "the priority job is gone")
+        await eventually(lambda: not r.report("p1").jobs, "the priority job is gone")
         assert stopped(states_of(low.session)), "nobody there can let it run"
         await r.start_agent(r.domains["n1"])
-        await until(lambda: running(states_of(low.session)), 10, "runs again")
-        await until(lambda: r.report("n1").state == "running-preemptible", 10, lambda: str(r.report("n1")))
+        await eventually(lambda: running(states_of(low.session)), "runs again")
+        await eventually(lambda: r.report("n1").state == "running-preemptible", lambda: str(r.report("n1")))
 
     play(tmp_path, test)
 
@@ -82,7 +84,7 @@ def test_what_moms_list_says_after_a_loss_is_the_truth(tmp_path: Path) -> None:
         domain.jobs["7.srv"] = Job("7.srv", 1, "preemptible", session=ended.session)
         assert [j.id for j in r.report("n1").jobs] == ["1.srv"]
         await r.start_agent(domain)
-        await until(lambda: [j.id for j in r.report("n1").jobs] == ["7.srv"], 10, lambda: str(r.report("n1")))
+        await eventually(lambda: [j.id for j in r.report("n1").jobs] == ["7.srv"], lambda: str(r.report("n1")))
         assert r.report("n1").jobs[0].cls == "protected", "nobody claimed it"
 
     play(tmp_path, test)

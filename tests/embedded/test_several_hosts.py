@@ -20,6 +20,7 @@ import pytest
 
 from magrathea.core.refusals import RefusalCode
 from magrathea_lab.pbs_standin import pbs_module
+from magrathea_lab.waiting import eventually
 from node_daemon.configuration import read
 from node_daemon.daemon import Daemon
 from node_daemon.hypervisor.base import CPU, MEMORY, DomainReading, DriverError
@@ -28,8 +29,6 @@ from scheduler_plugin.hub.hub import Hub
 from tests.fakes.pbs import FakePbs
 from tests.unit.hub.builders import job
 from tests.unit.node.fake_driver import FakeDriver, FakeHypervisor
-
-from .rig import until
 
 HOOK = Path(__file__).parents[2] / "scheduler_plugin/hooks/magrathea_mom.py"
 BOUND_S = 30.0
@@ -111,10 +110,8 @@ class Site:
             await self.start_daemon(host)
             await self._start_agent(host, domain)
         await self.start_hub()
-        await until(
-            lambda: all(d.hub.connected for d in self.daemons.values()), BOUND_S, "both hosts have found the hub"
-        )
-        await until(lambda: all(d.agent_lost_at is None for d in self._domains()), BOUND_S, "both agents are there")
+        await eventually(lambda: all(d.hub.connected for d in self.daemons.values()), "both hosts have found the hub")
+        await eventually(lambda: all(d.agent_lost_at is None for d in self._domains()), "both agents are there")
 
     def _domains(self) -> list[Any]:
         return [domain for daemon in self.daemons.values() for domain in daemon.host.domains]
@@ -192,9 +189,8 @@ class Site:
         """From now on: what was answered before does not count."""
         guests = self.daemons["h1"].guests
         guests._waiting.clear()
-        await until(
+        await eventually(
             lambda: any("h2: p2" in told for told in guests.waits().values()),
-            BOUND_S,
             lambda: f"{guests.waits()} {prologue}",
         )
         assert not prologue.done()
@@ -232,12 +228,12 @@ def test_the_script_does_not_start_before_the_other_hosts_memory_is_there(tmp_pa
         late.late = True
         prologue = await site.begin()
         await site.until_it_waits(prologue)
-        await until(lambda: "waits for its memory: h2: p2" in site.comment(), BOUND_S, lambda: repr(site.comment()))
+        await eventually(lambda: "waits for its memory: h2: p2" in site.comment(), lambda: repr(site.comment()))
         assert site.drivers["h1"].has["p1"] >= FLOOR_MIB + ASKED_MIB, "its own has long been there"
         late.late = False
         await accepted(prologue)
         assert late.has["p2"] >= FLOOR_MIB + ASKED_MIB
-        await until(lambda: "its memory is there" in site.comment(), BOUND_S, lambda: repr(site.comment()))
+        await eventually(lambda: "its memory is there" in site.comment(), lambda: repr(site.comment()))
 
     play(tmp_path, test)
 
@@ -248,8 +244,8 @@ def test_where_all_memory_is_there_the_other_host_costs_no_waiting(tmp_path: Pat
     async def test(site: Site) -> None:
         for vnode in ("p1", "p2"):
             assert (await site.hook("execjob_begin", vnode))["accepted"]
-        await until(
-            lambda: all(d.has[v] > ASKED_MIB for d in site.drivers.values() for v in d.has), BOUND_S, "all is there"
+        await eventually(
+            lambda: all(d.has[v] > ASKED_MIB for d in site.drivers.values() for v in d.has), "all is there"
         )
         waited = []
         for daemon in site.daemons.values():

@@ -16,8 +16,8 @@ from click.testing import CliRunner, Result
 
 from magrathea.cli.main import cli
 from magrathea_lab.guests.private_libvirtd import QEMU_USER
-from magrathea_lab.rigs.guest import until
 from magrathea_lab.rigs.guest_host import Hypervisor, ask
+from magrathea_lab.waiting import until
 from node_daemon.setup import adopt
 
 BOOT_S = 60.0
@@ -118,9 +118,9 @@ libvirt.name = "{stranger.name()}"
         return {}
 
     with noded(config):
-        until(lambda: status().get("state") == "down", 30, lambda: (folder / "noded.log").read_text()[-3000:])
+        until(lambda: status().get("state") == "down", lambda: (folder / "noded.log").read_text()[-3000:])
         stranger.create()
-        until(lambda: status().get("agent"), BOOT_S, lambda: (folder / "noded.log").read_text()[-3000:])
+        until(lambda: status().get("agent"), lambda: (folder / "noded.log").read_text()[-3000:])
         assert status()["state"] == "free"
         assert status()["memory_mib"] == stranger.info()[2] // 1024
 

@@ -82,13 +82,13 @@ def rounds(guest: Guest, job: Job) -> int:
 
 def hold(machine: Machine, mib: int) -> Job:
     job = machine["n1"].qsub(Job("1", "preemptible", holding(mib)))
-    machine.until(lambda: rounds(machine["n1"], job) >= 1, MOVED_S, f"{mib} MiB filled and checked")
+    machine.until(lambda: rounds(machine["n1"], job) >= 1, f"{mib} MiB filled and checked")
     return job
 
 
 def goes_on(machine: Machine, job: Job) -> None:
     before = rounds(machine["n1"], job)
-    machine.until(lambda: rounds(machine["n1"], job) > before + 1, MOVED_S, f"{job.id} has checked its memory twice")
+    machine.until(lambda: rounds(machine["n1"], job) > before + 1, f"{job.id} has checked its memory twice")
 
 
 def test_an_idle_containers_memory_goes_to_the_priority_job_and_its_limit_is_kept(machine: Machine) -> None:
@@ -97,8 +97,8 @@ def test_an_idle_containers_memory_goes_to_the_priority_job_and_its_limit_is_kep
     favoured = p1.qsub(Job("2", "priority", holding(100), memory_mib=NEEDS_MIB))
     assert has_mib(p1) >= FLOOR_MIB + NEEDS_MIB - 2
     assert has_mib(n1) + has_mib(p1) <= CAPACITY_MIB + 2
-    machine.until(lambda: rounds(p1, favoured) >= 1, MOVED_S, "the priority job uses it")
-    machine.until(lambda: machine.report("n1").move is None, MOVED_S, "nothing moves any more")
+    machine.until(lambda: rounds(p1, favoured) >= 1, "the priority job uses it")
+    machine.until(lambda: machine.report("n1").move is None, "nothing moves any more")
     assert p1.memory()["MemTotal"] == has_mib(p1)
     p1.qdel(favoured)
 
@@ -112,7 +112,7 @@ def test_a_stopped_jobs_memory_is_pushed_out_of_its_container_and_comes_back_byt
         assert has_mib(p1) >= FLOOR_MIB + NEEDS_MIB - 2
         assert has_mib(n1) + has_mib(p1) <= CAPACITY_MIB + 2
         assert n1.jobs()["1"]["swapped_mib"] >= 40
-        machine.until(lambda: rounds(p1, favoured) >= 1, MOVED_S, "the priority job uses it")
+        machine.until(lambda: rounds(p1, favoured) >= 1, "the priority job uses it")
         p1.qdel(favoured)
         goes_on(machine, job)
         assert has_mib(n1) >= SIZE_MIB - 2
@@ -126,11 +126,11 @@ def test_a_container_is_shut_down_when_its_job_has_ended_and_boots_again(contain
         m.until_state("n1", "draining")
         m.until_states("n1", job, "RSD")
         m["n1"].qdel(job)
-        m.until_state("n1", "down", 30)
+        m.until_state("n1", "down")
         assert not m["n1"].up and "on request" in m.report("n1").why
         time.sleep(AFTER_END_S)
         assert m.ask(op="domain", do="boot", domain="n1")["ok"]
-        m.until_state("n1", "free", 30)
+        m.until_state("n1", "free")
         m["n1"].qdel(m["n1"].qsub(Job("2")))
         assert m.ask(op="domain", do="freeze", domain="p1")["code"] == "not-supported"
         assert any("does not save" in note for note in m.status()["notes"]), "and why"
@@ -139,8 +139,8 @@ def test_a_container_is_shut_down_when_its_job_has_ended_and_boots_again(contain
 def test_an_ended_container_is_down_and_its_jobs_are_gone(machine: Machine) -> None:
     """The last of all. libvirtd 9.0 may crash meanwhile: the node daemon finds the one that is started again."""
     machine["n1"].qsub(Job("1"))
-    machine.until(lambda: [j.id for j in machine.report("n1").jobs] == ["1"], 10, "the hub has heard of the job")
+    machine.until(lambda: [j.id for j in machine.report("n1").jobs] == ["1"], "the hub has heard of the job")
     assert machine.report("p1").jobs == [], "nobody can speak for another"
     machine["n1"].end()
-    machine.until_state("n1", "down", 20)
+    machine.until_state("n1", "down")
     assert machine.report("n1").jobs == []

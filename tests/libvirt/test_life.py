@@ -74,14 +74,14 @@ def test_a_domain_is_shut_down_when_its_jobs_have_ended_and_boots_again(machine:
     assert machine["n1"].claim(Job("2"))["code"] == "domain-draining"
     machine.until_states("n1", job, "RSD")
     machine["n1"].qdel(job)
-    machine.until_state("n1", "down", LIFE_S)
+    machine.until_state("n1", "down")
     assert "on request" in told(machine, "n1") and not machine["n1"].up
     assert "it is ended" not in machine.log.read_text(), "it turned itself off"
 
     order(machine, "boot", "n1")
     machine.until_state("n1", "booting")
     assert machine.report("p1").accepts == []
-    machine.until_state("n1", "free", LIFE_S)
+    machine.until_state("n1", "free")
     machine["n1"].wait()
     machine["n1"].qdel(machine["n1"].qsub(Job("3")))
 
@@ -93,14 +93,14 @@ def test_a_shutdown_when_idle_takes_jobs_until_there_is_none(machine: Machine) -
     machine["n1"].qdel(first)
     machine.until_states("n1", second, "RSD")
     machine["n1"].qdel(second)
-    machine.until_state("n1", "down", LIFE_S)
+    machine.until_state("n1", "down")
 
 
 def test_a_shutdown_now_ends_a_guest_that_hears_nobody_with_its_jobs(hasty: Machine) -> None:
     hasty["n1"].qsub(Job("1"))
     hasty["n1"].stop_agent()
     order(hasty, "shutdown", "n1", now=True)
-    hasty.until_state("n1", "down", LIFE_S)
+    hasty.until_state("n1", "down")
     assert "it is ended" in hasty.log.read_text()
     assert hasty.report("n1").jobs == []
     assert hasty.ask(op="domain", do="boot", domain="n1", now=True, when_idle=True)["code"] == "bad-request"
@@ -109,8 +109,8 @@ def test_a_shutdown_now_ends_a_guest_that_hears_nobody_with_its_jobs(hasty: Mach
 def test_a_reboot_is_a_new_life_without_a_second_wish(machine: Machine) -> None:
     before = boot_id(machine["n1"])
     order(machine, "reboot", "n1")
-    machine.until_state("n1", "booting", LIFE_S)
-    machine.until_state("n1", "free", LIFE_S)
+    machine.until_state("n1", "booting")
+    machine.until_state("n1", "free")
     machine["n1"].wait()
     assert boot_id(machine["n1"]) != before
     machine["n1"].qdel(machine["n1"].qsub(Job("1")))
@@ -127,11 +127,11 @@ def test_a_shutdown_is_given_up_by_undrain(machine: Machine) -> None:
 
 def test_a_boot_that_does_not_register_in_time_is_down_and_up_when_it_does_after_all(hasty: Machine) -> None:
     order(hasty, "reboot", "n1", now=True)
-    hasty.until_state("n1", "booting", LIFE_S)
-    hasty.until_state("n1", "down", LIFE_S)
+    hasty.until_state("n1", "booting")
+    hasty.until_state("n1", "down")
     assert "did not register within its time limit" in told(hasty, "n1")
     assert hasty.state("p1") == "free"
-    hasty.until_state("n1", "free", LIFE_S)
+    hasty.until_state("n1", "free")
 
 
 def test_a_frozen_domain_lends_its_cpus_and_comes_back_preempting_what_borrowed_them(counted: Machine) -> None:
@@ -140,17 +140,17 @@ def test_a_frozen_domain_lends_its_cpus_and_comes_back_preempting_what_borrowed_
     order(m, "freeze", "p1")
     m.until_state("p1", "draining")
     m["p1"].qdel(last)
-    m.until_state("p1", "frozen", LIFE_S)
+    m.until_state("p1", "frozen")
     assert not m["p1"].up and m["p1"].domain.hasManagedSaveImage()
     assert m.report("p1").accepts == []
 
     borrower = m["n1"].qsub(Job("2", "preemptible", cpus=2))
     time.sleep(1.5)  # what the clock of a saved guest is to be wrong by, at least
     assert "preempted for it: n1" in order(m, "defrost", "p1")
-    m.until(lambda: m.state("p1") not in ("frozen", "booting"), LIFE_S, "p1 is back")
+    m.until(lambda: m.state("p1") not in ("frozen", "booting"), "p1 is back")
     m["p1"].wait()
     assert clock_error_s(m["p1"]) < 1.5
-    m.until_states("n1", borrower, "RSD", 30)
+    m.until_states("n1", borrower, "RSD")
     favoured = m["p1"].qsub(Job("3", "priority", cpus=2))
     m.until_states("n1", borrower, "T")
     m["p1"].qdel(favoured)
@@ -159,19 +159,19 @@ def test_a_frozen_domain_lends_its_cpus_and_comes_back_preempting_what_borrowed_
 
 def test_a_failed_restore_keeps_the_image_and_says_so_and_is_tried_again(machine: Machine) -> None:
     order(machine, "freeze", "p1")
-    machine.until_state("p1", "frozen", LIFE_S)
+    machine.until_state("p1", "frozen")
     image = next(machine.hypervisor.libvirtd.folder.rglob(f"{machine['p1'].libvirt_name}.save"))
     whole = image.read_bytes()
     image.write_bytes(b"no image at all!" + whole[16:])
 
     order(machine, "defrost", "p1")
-    machine.until(lambda: "its restore failed" in told(machine, "p1"), LIFE_S, "it is said")
+    machine.until(lambda: "its restore failed" in told(machine, "p1"), "it is said")
     assert machine.state("p1") == "frozen" and "image is kept" in told(machine, "p1")
     assert image.exists() and not machine["p1"].up
 
     image.write_bytes(whole)
     order(machine, "defrost", "p1")
-    machine.until_state("p1", "free", LIFE_S)
+    machine.until_state("p1", "free")
 
 
 def test_a_killed_qemu_is_down_its_jobs_are_gone_and_its_host_is_free(machine: Machine) -> None:
@@ -183,7 +183,7 @@ def test_a_killed_qemu_is_down_its_jobs_are_gone_and_its_host_is_free(machine: M
     machine["p1"].qdel(favoured)
     machine.until_state("p1", "free")
     order(machine, "boot", "n1")
-    machine.until_state("n1", "free", LIFE_S)
+    machine.until_state("n1", "free")
 
 
 def test_a_domain_paused_by_an_admin_is_unknown_until_it_goes_on(machine: Machine) -> None:
@@ -194,7 +194,7 @@ def test_a_domain_paused_by_an_admin_is_unknown_until_it_goes_on(machine: Machin
     assert [j.id for j in machine.report("n1").jobs] == ["1"]
     assert machine["p1"].claim(Job("2", "priority"))["code"] == "host-busy"
     machine["n1"].domain.resume()
-    machine.until_state("n1", "running-preemptible", 30)
+    machine.until_state("n1", "running-preemptible")
     favoured = machine["p1"].qsub(Job("3", "priority"))
     machine.until_states("n1", job, "T")
     machine["p1"].qdel(favoured)
@@ -204,11 +204,11 @@ def test_a_domain_saved_behind_our_back_is_down_and_a_boot_brings_it_back_with_i
     job = machine["n1"].qsub(Job("1"))
     machine["n1"].domain.managedSave()
     machine.until_state("n1", "down")
-    machine.until(lambda: "somebody else saved it" in told(machine, "n1"), 10, "why it is down")
+    machine.until(lambda: "somebody else saved it" in told(machine, "n1"), "why it is down")
     order(machine, "boot", "n1")
-    machine.until(lambda: machine.state("n1") not in ("down", "booting"), LIFE_S, "n1 is back")
+    machine.until(lambda: machine.state("n1") not in ("down", "booting"), "n1 is back")
     machine.until_states("n1", job, "RSD")
-    machine.until(lambda: [j.id for j in machine.report("n1").jobs] == ["1"], 30, "MoM's list is the truth")
+    machine.until(lambda: [j.id for j in machine.report("n1").jobs] == ["1"], "MoM's list is the truth")
     assert clock_error_s(machine["n1"]) < 1.5
 
 
@@ -219,20 +219,20 @@ def test_an_agent_that_is_lost_and_back_finds_stopped_what_is_to_be_and_the_rest
     favoured = m["p1"].qsub(Job("2", "priority"))
     m.until_states("n1", victim, "T")
     m["n1"].stop_agent()
-    m.until_state("n1", "unknown", 60)  # though nothing was closed
+    m.until_state("n1", "unknown")  # though nothing was closed
     assert not m.report("n1").agent
     assert [j.id for j in m.report("n1").jobs] == ["1"], "kept and counted"
     m["n1"].sh("for p in $(grep -lz PBS_JOBID=1 /proc/[0-9]*/environ | cut -d/ -f3); do kill -CONT $p; done; true")
     m.until_states("n1", victim, "RSD")
     m["n1"].start_agent()
-    m.until_states("n1", victim, "T", CAPPED_S)
-    m.until_state("n1", "preempted", CAPPED_S)
+    m.until_states("n1", victim, "T")
+    m.until_state("n1", "preempted")
 
     m["n1"].stop_agent()
     m["p1"].qdel(favoured)
     assert m["n1"].stands(victim)
     m["n1"].start_agent()
-    m.until_states("n1", victim, "RSD", CAPPED_S)
+    m.until_states("n1", victim, "RSD")
 
 
 def test_the_sites_scripts_run_here_and_there_and_a_save_waits_for_them(machine: Machine) -> None:
@@ -250,17 +250,17 @@ def test_the_sites_scripts_run_here_and_there_and_a_save_waits_for_them(machine:
         machine["p1"].write("/etc/magrathea/hooks.d/guest/before-freeze", inside, 0o755)
         machine["p1"].write("/etc/magrathea/hooks.d/guest/after-defrost", inside, 0o755)
         order(machine, "freeze", "p1")
-        machine.until_state("p1", "frozen", LIFE_S)
+        machine.until_state("p1", "frozen")
         order(machine, "defrost", "p1")
-        machine.until_state("p1", "free", LIFE_S)
+        machine.until_state("p1", "free")
         machine["p1"].wait()
-        machine.until(lambda: "after-defrost" in machine["p1"].sh("cat /run/said"), 10, "the guest's second script")
+        machine.until(lambda: "after-defrost" in machine["p1"].sh("cat /run/said"), "the guest's second script")
         assert machine["p1"].sh("cat /run/said").split() == ["before-freeze", "priority", "after-defrost", "priority"]
         order(machine, "reboot", "p1")
-        machine.until_state("p1", "booting", LIFE_S)
-        machine.until_state("p1", "free", LIFE_S)
+        machine.until_state("p1", "booting")
+        machine.until_state("p1", "free")
         expected = [f"{when}-{what} p1" for what in names for when in ("before", "after")]
-        machine.until(lambda: len(said.read_text().splitlines()) >= len(expected), 10, "all scripts of the host")
+        machine.until(lambda: len(said.read_text().splitlines()) >= len(expected), "all scripts of the host")
         assert sorted(said.read_text().splitlines()) == sorted(expected)
     finally:
         for file in folder.iterdir():
@@ -294,12 +294,12 @@ def killed_after(m: Machine, step: str, do: str) -> None:
     calm = status(m)
     m.stop_daemon()
     m.start_daemon(MAGRATHEA_CRASH_AFTER=f"{step}#1", MAGRATHEA_CRASH_ARMED=str(armed))
-    m.until(lambda: status(m) == calm, LIFE_S, f"{step}: calm before")
+    m.until(lambda: status(m) == calm, f"{step}: calm before")
     armed.write_text("self")
     try:
         with contextlib.suppress(OSError):  # it may be killed before it answers
             order(m, do, "p1")
-        m.until(lambda: m.daemon is None or m.daemon.poll() is not None, LIFE_S, f"{do}: killed after {step}")
+        m.until(lambda: m.daemon is None or m.daemon.poll() is not None, f"{do}: killed after {step}")
     finally:
         armed.unlink()
     m.start_daemon()
@@ -309,9 +309,9 @@ def killed_after(m: Machine, step: str, do: str) -> None:
 def test_a_daemon_killed_at_any_step_of_freezing_and_defrosting_goes_on(machine: Machine) -> None:
     for step, back in zip((*FREEZE, FREEZE[0]), DEFROST, strict=True):
         killed_after(machine, step, "freeze")
-        machine.until(lambda: status(machine) == "frozen", LIFE_S, "p1 is frozen")
+        machine.until(lambda: status(machine) == "frozen", "p1 is frozen")
         killed_after(machine, back, "defrost")
-        machine.until(lambda: status(machine) == "free", LIFE_S, "p1 is back")
+        machine.until(lambda: status(machine) == "free", "p1 is back")
     machine["p1"].wait()
     machine["p1"].qdel(machine["p1"].qsub(Job("9", "priority")))
 
@@ -321,5 +321,5 @@ def test_a_daemon_killed_at_any_step_of_freezing_and_defrosting_goes_on(machine:
 def test_a_daemon_killed_at_any_step_of_a_reboot_goes_on(machine: Machine, step: str) -> None:
     before = boot_id(machine["p1"])
     killed_after(machine, step, "reboot")
-    machine.until(lambda: booted_since(machine["p1"], before), LIFE_S, "p1 has booted")
-    machine.until(lambda: status(machine) == "free", LIFE_S, "p1 is back")
+    machine.until(lambda: booted_since(machine["p1"], before), "p1 has booted")
+    machine.until(lambda: status(machine) == "free", "p1 is back")

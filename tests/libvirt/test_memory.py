@@ -16,9 +16,10 @@ from typing import Any
 import libvirt
 import pytest
 
-from magrathea_lab.rigs.guest import Guest, GuestError, Job, holding, until
+from magrathea_lab.rigs.guest import Guest, GuestError, Job, holding
 from magrathea_lab.rigs.guest_host import Hypervisor, Machine, Size
 from magrathea_lab.rigs.guest_host import machine as context
+from magrathea_lab.waiting import until
 
 SIZE_MIB = 448
 SMALL_MIB = 176
@@ -48,7 +49,7 @@ def has_mib(guest: Guest) -> int:
 
 def resize(guest: Guest, mib: int) -> None:
     guest.domain.setMemoryFlags(mib * 1024, libvirt.VIR_DOMAIN_AFFECT_LIVE)
-    until(lambda: abs(has_mib(guest) - mib) <= 1, 30, lambda: f"{guest.name} has {has_mib(guest)} instead of {mib} MiB")
+    until(lambda: abs(has_mib(guest) - mib) <= 1, lambda: f"{guest.name} has {has_mib(guest)} instead of {mib} MiB")
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def rounds(guest: Guest, job: Job) -> int:
 def hold(machine: Machine, mib: int, cgroup: bool = False) -> Job:
     """A preemptible job in n1 that holds so much, and has checked it once."""
     job = machine["n1"].qsub(Job("1", "preemptible", holding(mib), cgroup=cgroup))
-    machine.until(lambda: rounds(machine["n1"], job) >= 1, MOVED_S, f"{mib} MiB filled and checked")
+    machine.until(lambda: rounds(machine["n1"], job) >= 1, f"{mib} MiB filled and checked")
     return job
 
 
@@ -121,7 +122,7 @@ def goes_on(machine: Machine, job: Job) -> None:
         restart_if_dead(machine)
         return rounds(machine["n1"], job) >= before + 2
 
-    machine.until(checked, MOVED_S, f"{job.id} runs on and has checked its memory twice")
+    machine.until(checked, f"{job.id} runs on and has checked its memory twice")
 
 
 def nothing_wrong(machine: Machine) -> None:
@@ -144,19 +145,19 @@ def test_a_job_holding_nine_tenths_of_its_guest_gives_way_and_finds_every_byte_a
         moves.append(machine.report("n1").move)
         return prepared(machine, favoured)
 
-    machine.until(there, MOVED_S, "the priority job's memory is there")
+    machine.until(there, "the priority job's memory is there")
     assert has_mib(p1) >= FLOOR_MIB + NEEDS_MIB - 2
     assert any(move is not None and move.what == "gives" and move.of_mib > 0 for move in moves), "progress is told"
     machine.until_states("n1", job, "T")
     p1.start(favoured)
-    machine.until(lambda: rounds(p1, favoured) >= 1, MOVED_S, "the priority job uses it")
+    machine.until(lambda: rounds(p1, favoured) >= 1, "the priority job uses it")
     left = n1.memory()
     assert left["MemAvailable"] + left["SwapCached"] >= 24, "what keeps the guest alive stays"
     assert n1.jobs()["1"]["swapped_mib"] >= mib // 3
     assert has_mib(n1) + has_mib(p1) <= CAPACITY_MIB + 4
     p1.qdel(favoured)
     goes_on(machine, job)
-    machine.until(lambda: machine.report("n1").move is None, 30, "nothing moves any more")
+    machine.until(lambda: machine.report("n1").move is None, "nothing moves any more")
     nothing_wrong(machine)
 
 
@@ -191,7 +192,7 @@ def until_refused(machine: Machine, job: Job, mib: int) -> dict[str, Any]:
             found.append(said)
         return bool(found)
 
-    machine.until(told, MOVED_S, "the prologue is refused")
+    machine.until(told, "the prologue is refused")
     machine["p1"].port.ask("release", job=job.described())
     return found[0]
 
@@ -222,12 +223,12 @@ def test_an_agent_killed_while_memory_moves_is_followed_by_one_that_goes_on(mach
     favoured = granted(machine, Job("2", "priority"))
 
     def kill_when(condition: Callable[[], bool]) -> None:
-        machine.until(condition, MOVED_S, "the moment to kill the agent")
+        machine.until(condition, "the moment to kill the agent")
         n1.sh("pkill -9 -f magrathea-agent; true")
 
     if moment == "out":
         kill_when(lambda: n1.jobs()["1"]["swapped_mib"] > 10 or has_mib(n1) < SIZE_MIB - 60)
-    machine.until(lambda: prepared(machine, favoured), MOVED_S, "the priority job's memory is there")
+    machine.until(lambda: prepared(machine, favoured), "the priority job's memory is there")
     machine.until_states("n1", job, "T")
     machine["p1"].start(favoured)
     machine["p1"].qdel(favoured)
@@ -242,11 +243,11 @@ def test_an_agent_killed_while_memory_moves_is_followed_by_one_that_goes_on(mach
 def test_a_qemu_killed_while_memory_moves_leaves_a_host_that_works(machine: Machine, victim: str) -> None:
     job = hold(machine, 120)
     favoured = granted(machine, Job("2", "priority"))
-    machine.until(lambda: has_mib(machine["n1"]) < SIZE_MIB - 30, MOVED_S, "memory moves")
+    machine.until(lambda: has_mib(machine["n1"]) < SIZE_MIB - 30, "memory moves")
     os.kill(machine.hypervisor.libvirtd.qemu(machine[victim].libvirt_name), signal.SIGKILL)
-    machine.until_state(victim, "down", 30)
+    machine.until_state(victim, "down")
     if victim == "n1":  # what it had is there
-        machine.until(lambda: prepared(machine, favoured), MOVED_S, "the priority job's memory is there")
+        machine.until(lambda: prepared(machine, favoured), "the priority job's memory is there")
         machine["p1"].start(favoured)
         machine["p1"].qdel(favoured)
     else:
@@ -280,18 +281,18 @@ def cycle(machine: Machine, n: int, step: str, job: Job) -> list[str]:
     machine.stop_daemon()
     resize_if_agreed(machine)
     machine.start_daemon(MAGRATHEA_CRASH_AFTER=step, MAGRATHEA_CRASH_ARMED=str(armed))
-    machine.until(lambda: machine.settled() and calm(machine), 60, f"{step}: calm before it")
+    machine.until(lambda: machine.settled() and calm(machine), f"{step}: calm before it")
     armed.write_text("self")
     try:
         favoured = granted(machine, Job(f"{100 + n}", "priority"))
-        machine.until(lambda: prepared(machine, favoured), MOVED_S, f"{step}: the priority job's memory is there")
+        machine.until(lambda: prepared(machine, favoured), f"{step}: the priority job's memory is there")
         machine.until_states("n1", job, "T")
         machine["p1"].start(favoured)
         machine["p1"].port.ask("kill", job=favoured.described())  # its release may find the daemon dead
-        machine.until(lambda: restart_if_dead(machine) and calm(machine), MOVED_S, f"{step}: all is given back")
+        machine.until(lambda: restart_if_dead(machine) and calm(machine), f"{step}: all is given back")
         machine["p1"].port.ask("forget", job=favoured.described())
         assert rounds(machine["n1"], job) >= 0
-        machine.until_states("n1", job, "RSD", 60)
+        machine.until_states("n1", job, "RSD")
         assert has_mib(machine["n1"]) + has_mib(machine["p1"]) <= CAPACITY_MIB + 4
     finally:
         armed.unlink(missing_ok=True)

@@ -17,10 +17,10 @@ def test_a_priority_job_stops_the_preemptible_one_which_goes_on_after_it(anywher
     favoured = machine["p1"].qsub(Job("2", "priority"))
     machine.until_states("n1", victim, "T")
     machine.until_state("n1", "preempted")
-    machine.until(lambda: machine.report("n1").cpu_percent == 10, 5, "n1 is capped")
+    machine.until(lambda: machine.report("n1").cpu_percent == 10, "n1 is capped")
     assert machine.report("p1").cpu_percent is None
 
     machine["p1"].qdel(favoured)
     machine.until_states("n1", victim, "RSD")
-    machine.until(lambda: machine.report("n1").cpu_percent is None, 5, "the cap of n1 is gone")
+    machine.until(lambda: machine.report("n1").cpu_percent is None, "the cap of n1 is gone")
     machine.until_state("p1", "occupied-would-preempt")

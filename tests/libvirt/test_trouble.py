@@ -40,13 +40,13 @@ def preempting(machine: Machine) -> tuple[Machine, Job, Job]:
     victim = machine["n1"].qsub(Job("1", "preemptible"))
     favoured = machine["p1"].qsub(Job("2", "priority"))
     machine.until_states("n1", victim, "T")
-    machine.until(lambda: machine.report("n1").cpu_percent == 10, 5, "n1 is capped")
+    machine.until(lambda: machine.report("n1").cpu_percent == 10, "n1 is capped")
     return machine, victim, favoured
 
 
 def goes_on(machine: Machine, victim: Job, seconds: float = 30.0) -> None:
-    machine.until_states("n1", victim, "RSD", seconds)
-    machine.until(lambda: machine.report("n1").cpu_percent is None, 10, "the cap of n1 is gone")
+    machine.until_states("n1", victim, "RSD")
+    machine.until(lambda: machine.report("n1").cpu_percent is None, "the cap of n1 is gone")
     machine.until_state("n1", "running-preemptible")
 
 
@@ -92,8 +92,8 @@ def test_a_job_that_ends_while_libvirtd_is_away_gives_all_back_when_it_is_there_
     machine, victim, favoured = preempted_anywhere
     machine.hypervisor.libvirtd.kill_libvirtd()
     machine["p1"].qdel(favoured)
-    machine.until(lambda: not machine.report("p1").jobs, 5, "p1's job is released")
-    machine.until(lambda: any("SetCpu of n1 fails" in n for n in machine.status()["notes"]), 10, "what it waits for")
+    machine.until(lambda: not machine.report("p1").jobs, "p1's job is released")
+    machine.until(lambda: any("SetCpu of n1 fails" in n for n in machine.status()["notes"]), "what it waits for")
     assert machine["n1"].stands(victim)
     machine.hypervisor.libvirtd.start_libvirtd()
     goes_on(machine, victim)
@@ -104,7 +104,7 @@ def test_a_domain_that_boots_while_libvirtd_dies_is_up_when_its_agent_says_so_an
     machine.until_state("p1", "down")
     assert machine.ask(op="domain", do="boot", domain="p1")["ok"]
     # Before that libvirtd has not yet made it its own, and the next one ends it.
-    machine.until(lambda: machine["p1"].domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING, 20, "its QEMU runs")
+    machine.until(lambda: machine["p1"].domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING, "its QEMU runs")
     machine.hypervisor.libvirtd.kill_libvirtd()
     machine.hypervisor.libvirtd.start_libvirtd()
     early = []
@@ -115,7 +115,7 @@ def test_a_domain_that_boots_while_libvirtd_dies_is_up_when_its_agent_says_so_an
             early.append(report)
         return bool(report.state.value == "free")
 
-    machine.until(is_up, 90, "p1 is up")
+    machine.until(is_up, "p1 is up")
     assert early == []
 
 
@@ -156,7 +156,7 @@ def test_the_qemu_of_a_preempted_domain_is_killed_and_it_comes_back_free(preempt
     machine.until_state("n1", "down")
     machine["n1"].boot()
     machine["n1"].wait()
-    machine.until(lambda: machine.report("n1").agent, 20, "its agent is back")
+    machine.until(lambda: machine.report("n1").agent, "its agent is back")
     machine.until_state("n1", "occupied")
     machine["p1"].qdel(favoured)
     machine.until_state("n1", "free")
@@ -203,7 +203,7 @@ def test_a_guest_that_is_reset_has_lost_its_job_as_moms_list_says(preempted: tup
     machine["p1"].domain.reset()
     machine["p1"].wait()
     goes_on(machine, victim)
-    machine.until(lambda: not machine.report("p1").jobs, 20, "p1 has no job any more")
+    machine.until(lambda: not machine.report("p1").jobs, "p1 has no job any more")
     again = machine["p1"].qsub(Job("3", "priority"))
     machine.until_states("n1", victim, "T")
     machine["p1"].qdel(again)

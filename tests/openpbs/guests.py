@@ -26,8 +26,9 @@ from magrathea_lab.clusters.private_openpbs import FIRST_UID, HEAD, PrivateOpenP
 from magrathea_lab.fleet import DomainSpec, HostSpec
 from magrathea_lab.guests.image import NETWORK_MODULES, Extra
 from magrathea_lab.guests.private_libvirtd import QEMU_USER
-from magrathea_lab.rigs.guest import Guest, GuestError, until
+from magrathea_lab.rigs.guest import Guest, GuestError
 from magrathea_lab.rigs.guest_host import Hypervisor, Size, ask
+from magrathea_lab.waiting import until
 
 SIZE_MIB = 480
 SMALL_MIB = 224
@@ -244,7 +245,7 @@ class Fleet(OpenPbsCluster):
 
     def resize(self, name: str, mib: int) -> None:
         self.guest(name).domain.setMemoryFlags(mib * 1024, 1)  # of the running domain
-        until(lambda: abs(self.has_mib(name) - mib) <= 1, 30, lambda: f"{name} has {self.has_mib(name)}, not {mib} MiB")
+        until(lambda: abs(self.has_mib(name) - mib) <= 1, lambda: f"{name} has {self.has_mib(name)}, not {mib} MiB")
 
     def control_socket(self, host: str) -> Path:
         return self.pbs.hypervisors[host].run_dir / "control.sock"

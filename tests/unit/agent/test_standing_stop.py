@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from magrathea_lab.rigs.agent_rig import state, until
+from magrathea_lab.rigs.agent_rig import state
+from magrathea_lab.waiting import until
 from node_daemon.agent import changes, finder, sweeper
 from node_daemon.agent.cgroups import Cgroups
 from node_daemon.agent.changes import StoppedProcesses

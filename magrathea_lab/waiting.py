@@ -1,0 +1,66 @@
+"""Waits for what real processes do: for a condition, never for a time.
+
+    until(socket.exists, "the agent's socket")
+    await eventually(lambda: report().state == "free", lambda: f"n1 is free; {report()}")
+
+What takes long is no failure; only what never happens is one. So the bound is the same everywhere and far from what
+anything needs, and how quick something is belongs in bench/.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+BOUND_S = 120.0
+"""What takes one or two seconds on an idle machine takes twenty beside eight busy processes on two cores."""
+FIRST_PAUSE_S, LAST_PAUSE_S, GROWTH = 0.005, 0.2, 1.2
+"""Looks become rarer: a question costs a starved machine the CPU that it needs for what is waited for."""
+SHOWN = 500
+"""Characters of what was last seen that go into the message."""
+
+
+class NotInTime(AssertionError):
+    """It did not happen; the text names it and shows what was last seen."""
+
+
+def until(condition: Callable[[], T | None], what: str | Callable[[], str], bound_s: float = BOUND_S) -> T:
+    """What `condition` returns as soon as that is true. Raises NotInTime."""
+    end = time.monotonic() + bound_s
+    for pause_s in _pauses_s():
+        if found := condition():
+            return found
+        if time.monotonic() > end:
+            raise _late(what, found, bound_s)
+        time.sleep(pause_s)
+    raise AssertionError("pauses do not end")
+
+
+async def eventually(condition: Callable[[], T | None], what: str | Callable[[], str], bound_s: float = BOUND_S) -> T:
+    """As `until`, while the event loop goes on, in its time."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + bound_s
+    for pause_s in _pauses_s():
+        if found := condition():
+            return found
+        if loop.time() > end:
+            raise _late(what, found, bound_s)
+        await asyncio.sleep(pause_s)
+    raise AssertionError("pauses do not end")
+
+
+def _pauses_s() -> Iterator[float]:
+    pause_s = FIRST_PAUSE_S
+    while True:
+        yield pause_s
+        pause_s = min(GROWTH * pause_s, LAST_PAUSE_S)
+
+
+def _late(what: str | Callable[[], str], seen: object, bound_s: float) -> NotInTime:
+    text = what if isinstance(what, str) else what()
+    shown = "" if seen is None or seen is False else f"; last seen: {seen!r}"[:SHOWN]
+    return NotInTime(f"not within {bound_s:g} s: {text}{shown}")
