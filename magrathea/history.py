@@ -1,22 +1,17 @@
-"""A host's history, for people: what may be asked of it, where it lies, and each entry as a sentence.
+"""A host's history, for people: what may be asked of it, and where it lies.
 
 It is written by the node daemon (node_daemon/journal.py), event by event and decision by decision, and read through
-the daemon; where that is down, from its file, which is never written to from here.
+the daemon; where that is down, from its file, which is never written to from here. history_sentences.py makes a
+sentence of each entry.
 """
 
 from __future__ import annotations
 
-import re
 import sqlite3
-from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import msgspec
-
-from magrathea.decoding import UNDECODABLE
 from magrathea.messages import HistoryEntry, Snapshot
 
 DEFAULT_FILE = Path("/var/lib/magrathea/journal.sqlite")
@@ -82,111 +77,3 @@ def is_about(snapshot: Snapshot, about: str) -> bool:
     domains = {name for domain in snapshot.domains for name in (domain.name, domain.vnode)}
     jobs = {job.id for domain in snapshot.domains for job in domain.jobs}
     return about in {snapshot.host, *domains, *jobs, *(id.partition(".")[0] for id in jobs)}
-
-
-# Each entry as a sentence.
-
-
-def sentence(entry: HistoryEntry) -> str:
-    """What happened or was decided; of a kind that is not known here, its name and its data."""
-    try:
-        data = msgspec.json.decode(entry.data, type=dict[str, Any])
-        tell = SENTENCES.get(entry.name)
-        return tell(data) if tell else _unknown(entry.name, data)
-    except (*UNDECODABLE, KeyError, TypeError, ValueError, AttributeError):
-        return f"{entry.name} {entry.data}"  # written by another version: told as it stands
-
-
-def seconds(value: float) -> str:
-    return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
-
-
-def _unknown(name: str, data: Mapping[str, Any]) -> str:
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
-    rest = ", ".join(f"{key} {value}" for key, value in data.items() if key not in ("at", "domain", "key"))
-    return f"{words}: {rest}" if rest else words
-
-
-def _job(data: Mapping[str, Any]) -> str:
-    memory = f", {data['memory_mib']} MiB" if data.get("memory_mib") else ""
-    return f"a job of class {data['cls']}, CPUs: {data['cpus']}{memory}"
-
-
-def _listed(data: Mapping[str, Any]) -> str:
-    return f"MoM lists {', '.join(job['key'][0] for job in data['jobs']) or 'no jobs'}"
-
-
-def _booked(data: Mapping[str, Any]) -> str:
-    booked = ", ".join(job["key"][0] for job in data["jobs"] if job["booked"])
-    held = ", ".join(job["key"][0] for job in data["jobs"] if job.get("held"))
-    return f"suspended in PBS's books: {booked or 'none'}" + (f"; another host wants stopped: {held}" if held else "")
-
-
-def _reconfigured(data: Mapping[str, Any]) -> str:
-    domains = ", ".join(f"{domain['name']} ({domain['kind']})" for domain in data["domains"]) or "none"
-    size = f"{data['cpus']} CPUs, {data['memory_mib']} MiB"
-    return f"a new configuration: {data['host']}, {data['mode']}, {size}; domains: {domains}"
-
-
-def _shutdown(data: Mapping[str, Any]) -> str:
-    when = {"drain": "when its jobs have ended", "when-idle": "when it happens to have no jobs", "now": "at once"}
-    return f"is to be {'rebooted' if data.get('reboot') else 'shut down'} {when[data.get('patience', 'drain')]}"
-
-
-def _accepted(data: Mapping[str, Any]) -> str:
-    victims = ", ".join(data.get("victims") or ())
-    return f"accepted, preempting {victims}" if victims else "accepted"
-
-
-def _noted(data: Mapping[str, Any]) -> str:
-    text, past = data.get("text", ""), data.get("preempted_s", 0.0)
-    match data["what"]:
-        case "preempted":
-            return f"stopped for {text.removesuffix(' (run 1)')}" if text else "stopped"
-        case "continued":
-            return f"runs again, after {seconds(past)}"
-        case what:
-            told = f"{what.replace('-', ' ')}: {text}" if text else what.replace("-", " ")
-            return f"{told}; preempted for {seconds(past)} in all" if past else told
-
-
-SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "Claimed": lambda d: f"asked for: {_job(d)}",
-    "Released": lambda d: "ended or was given up",
-    "JobLaunched": lambda d: "its first process is there",
-    "JobContinued": lambda d: "its agent has let it go on",
-    "JobsReported": _listed,
-    "BooksReported": _booked,
-    "HubLost": lambda d: "no hub answers: nothing new is preempted",
-    "HubFound": lambda d: "a hub answers",
-    "DriverLost": lambda d: "the hypervisor does not answer: its domains are unknown after a while",
-    "DriverFound": lambda d: "the hypervisor answers again",
-    "OthersSeen": lambda d: f"other domains of the hypervisor have {d['cpus']} CPUs and {d['memory_mib']} MiB",
-    "PauseRequested": lambda d: f"paused: {d['reason']}",
-    "PauseEnded": lambda d: "unpaused",
-    "Reconfigured": _reconfigured,
-    "DaemonStarted": lambda d: "the daemon started",
-    "AgentConnected": lambda d: "its agent is there",
-    "AgentLost": lambda d: "its agent is gone",
-    "MemoryReported": lambda d: f"{d['unreclaimable_mib']} MiB are locked or in huge pages",
-    "DomainBooting": lambda d: "boots",
-    "DomainStarted": lambda d: "is up",
-    "DomainStopped": lambda d: f"is down: {d['reason']}" if d.get("reason") else "is down",
-    "DomainHalted": lambda d: "somebody else has paused it: nothing in it runs",
-    "DomainWentOn": lambda d: "is no longer paused by somebody else",
-    "BootRequested": lambda d: "is to boot",
-    "ShutdownRequested": _shutdown,
-    "FreezeRequested": lambda d: "is to be saved to disk",
-    "FreezeEnded": lambda d: f"could not be saved: {d['failed']}" if d.get("failed") else "is saved to disk",
-    "DefrostRequested": lambda d: "is to be restored",
-    "ImageLost": lambda d: "its saved image is gone",
-    "DrainRequested": lambda d: f"drains: {d['reason']}",
-    "DrainEnded": lambda d: "takes jobs again",
-    "Faulted": lambda d: f"fault: {d['reason']}",
-    "FaultCleared": lambda d: "its fault is cleared",
-    "TimerFired": lambda d: "a deadline passed",
-    "Accepted": _accepted,
-    "Refused": lambda d: f"refused ({d['code']}): {d['text']}",
-    "Noted": _noted,
-}
-"""By the names of the core's events and decisions (magrathea/core/events.py)."""

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import assert_never
 
 import msgspec
 
@@ -54,7 +55,7 @@ TIDY_TICKS = 12
 """Without anything waiting, tidied each minute."""
 MAX_UNSAVED = 10_000
 """Decisions kept for a journal that fails."""
-RECONFIGURED = ("kept", "forgotten", "renamed")
+RECONFIGURED = (ev.Note.KEPT, ev.Note.FORGOTTEN, ev.Note.RENAMED)
 """What the core notes of a new configuration, for whoever has it read."""
 MAX_REFUSED = 64
 """Refused claims told to the hub; with more at once some jobs keep PBS's own comment."""
@@ -170,27 +171,30 @@ class Daemon:
 
     def _decided(self, decision: ev.Decision) -> None:
         """Say it, and let the site's scripts know."""
-        if isinstance(decision, ev.Accepted):
-            victims = f", preempting {', '.join(decision.victims)}" if decision.victims else ""
-            log.info("%s: %s accepted%s", decision.domain, decision.key or "request", victims)
+        match decision:
+            case ev.Accepted(domain=domain, key=key):
+                victims = f", preempting {', '.join(decision.victims)}" if decision.victims else ""
+                log.info("%s: %s accepted%s", domain, key or "request", victims)
+            case ev.Refused(domain=domain, key=key):
+                log.info("%s: %s refused (%s): %s", domain, key or "", decision.code, decision.text)
+            case ev.Noted(domain=domain, key=key):
+                log.info("%s: %s %s %s", domain, key or "", decision.what, decision.text)
+                if key is not None:
+                    self._noted_of_job(decision, domain, key)
+            case _:
+                assert_never(decision)
+
+    def _noted_of_job(self, note: ev.Noted, domain: str, key: JobKey) -> None:
+        if note.what is ev.Note.PREEMPTED:
+            self._by[domain, key] = note.text
+            self._run_scripts("before-preempt", domain, key)
             return
-        if isinstance(decision, ev.Refused):
-            log.info("%s: %s refused (%s): %s", decision.domain, decision.key or "", decision.code, decision.text)
-            return
-        log.info("%s: %s %s %s", decision.domain, decision.key or "", decision.what, decision.text)
-        if decision.key is None:
-            return
-        mark = (decision.domain, decision.key)
-        if decision.what == "preempted":
-            self._by[mark] = decision.text
-            self._run_scripts("before-preempt", decision.domain, decision.key)
-            return
-        if decision.what == "continued":
-            self._run_scripts("after-activate", decision.domain, decision.key)
-        domain = self._host.domain(decision.domain)
-        if decision.what == "continued" or domain is None or domain.job(decision.key) is None:
-            self._by.pop(mark, None)
-            self.switch.forget(*mark)
+        if note.what is ev.Note.CONTINUED:
+            self._run_scripts("after-activate", domain, key)
+        found = self._host.domain(domain)
+        if note.what is ev.Note.CONTINUED or found is None or found.job(key) is None:
+            self._by.pop((domain, key), None)
+            self.switch.forget(domain, key)
 
     def _arm(self) -> None:
         """Wake at the next deadline."""

@@ -23,7 +23,7 @@ from typing import Protocol
 
 import msgspec
 
-from magrathea.core.events import Decision, Event, Noted
+from magrathea.core.events import Decision, Event, Note, Noted
 from magrathea.core.model import Host, JobKey
 from magrathea.decoding import UNDECODABLE
 from magrathea.history import Query, Row, entry, matches, select
@@ -144,7 +144,7 @@ class Journal:
                 noted = _noted.decode(data)
             except UNDECODABLE:  # written by another version
                 continue
-            if noted.key == key and noted.what == "preempted":
+            if noted.key == key and noted.what is Note.PREEMPTED:
                 return noted.text
         return ""
 

@@ -14,10 +14,11 @@ import click
 import msgspec
 
 from magrathea import client
-from magrathea import history as told
+from magrathea import history as host_history
 from magrathea.cli import sources, view
 from magrathea.decoding import UNDECODABLE
 from magrathea.history import Query
+from magrathea.history_sentences import sentence
 from magrathea.messages import HistoryEntry, HostHistory
 
 T = TypeVar("T")
@@ -59,7 +60,7 @@ def _by_hub(socket_option: str | None, hub_option: str | None) -> bool:
     """Whether to ask the hub: it was named, or there is one here and nothing of a host."""
     if hub_option or socket_option or os.environ.get(client.SOCKET_VARIABLE):
         return bool(hub_option)
-    of_host = client.DEFAULT_SOCKET.exists() or told.DEFAULT_FILE.exists()
+    of_host = client.DEFAULT_SOCKET.exists() or host_history.DEFAULT_FILE.exists()
     return not of_host and bool(os.environ.get(client.HUB_VARIABLE) or client.HUB_SOCKET.exists())
 
 
@@ -82,10 +83,10 @@ def _of_host(socket_option: str | None, query: Query) -> list[Row]:
     try:
         return [("", entry) for entry in _decoded(path, client.ask(path, request), _OfHost).entries]
     except client.Unreachable as error:
-        if socket_option or os.environ.get(client.SOCKET_VARIABLE) or not told.DEFAULT_FILE.exists():
+        if socket_option or os.environ.get(client.SOCKET_VARIABLE) or not host_history.DEFAULT_FILE.exists():
             raise
-        click.echo(f"magrathea history: {error.cause}: read from {told.DEFAULT_FILE}", err=True)
-        return [("", entry) for entry in told.read_file(told.DEFAULT_FILE, query)]
+        click.echo(f"magrathea history: {error.cause}: read from {host_history.DEFAULT_FILE}", err=True)
+        return [("", entry) for entry in host_history.read_file(host_history.DEFAULT_FILE, query)]
 
 
 def _decoded(path: Path, answer: bytes, schema: type[T]) -> T:
@@ -109,7 +110,7 @@ def _table(rows: list[Row]) -> None:
 
 def _indented(entry: HistoryEntry) -> str:
     """A decision below the event that led to it."""
-    return ("  " if entry.kind == "decision" else "") + told.sentence(entry)
+    return ("  " if entry.kind == "decision" else "") + sentence(entry)
 
 
 def _plain(rows: list[Row]) -> None:
@@ -120,7 +121,7 @@ def _plain(rows: list[Row]) -> None:
 
 def _json(rows: list[Row]) -> None:
     data = [
-        {"host": host or None, **msgspec.to_builtins(e), "data": json.loads(e.data), "sentence": told.sentence(e)}
+        {"host": host or None, **msgspec.to_builtins(e), "data": json.loads(e.data), "sentence": sentence(e)}
         for host, e in rows
     ]
     click.echo(json.dumps(data, indent=2))
@@ -133,14 +134,19 @@ FORMS = {"table": _table, "json": _json, "plain": _plain}
 @click.argument("about", metavar="[JOB|DOMAIN|HOST]", required=False, default="", shell_complete=sources.names)
 @click.option("--since", callback=_since, metavar="WHEN", help="No older ones: 2h, 3d, 08:30, 2026-11-21.")
 @click.option(
-    "-n", "--limit", type=click.IntRange(1, told.MOST), default=100, show_default=True, help="The newest so many."
+    "-n",
+    "--limit",
+    type=click.IntRange(1, host_history.MOST),
+    default=100,
+    show_default=True,
+    help="The newest so many.",
 )
 @sources.socket
 @sources.hub
 @click.option(
     "--journal",
     type=click.Path(path_type=Path),
-    help=f"Read that file instead of asking  [where no daemon answers: {told.DEFAULT_FILE}]",
+    help=f"Read that file instead of asking  [where no daemon answers: {host_history.DEFAULT_FILE}]",
 )
 @sources.form_option
 def history(
@@ -175,12 +181,12 @@ def history(
     query = Query(about, since, limit)
     try:
         if journal is not None:
-            rows = [("", entry) for entry in told.read_file(journal, query)]
+            rows = [("", entry) for entry in host_history.read_file(journal, query)]
         elif _by_hub(socket_option, hub_option):
             rows = _of_hub(client.hub_path(hub_option), query)
         else:
             rows = _of_host(socket_option, query)
-    except (client.RequestRefused, told.Unreadable) as error:
+    except (client.RequestRefused, host_history.Unreadable) as error:
         click.echo(f"magrathea history: {error}", err=True)
         raise click.exceptions.Exit(REFUSED) from error
     except client.Unreachable as error:

@@ -43,19 +43,19 @@ def preempt(host: Host, names: tuple[str, ...], by: str) -> Result:
         victim = host.domain(name)
         for job in victim.running if victim else ():
             host = host.having(job_in(host, name, job.key)[0].having(stop(host, job)))
-            said += (ev.Noted(name, "preempted", job.key, by),)
+            said += (ev.Noted(name, ev.Note.PREEMPTED, job.key, by),)
     return host, said
 
 
-def remove_job(host: Host, name: str, key: JobKey, why: str) -> Result:
+def remove_job(host: Host, name: str, key: JobKey, why: ev.JobGone) -> Result:
     """The job taken away; its preempted seconds stay with the domain."""
     domain, job = job_in(host, name, key)
     stopped_s = host.now - job.stopped_since if job.stopped_by_us and job.stopped_since is not None else 0.0
     rest = tuple(j for j in domain.jobs if j.key != key)
     # A domain that is down says nothing late; one saved behind our back comes back with its jobs.
-    ended = domain.ended if why == "domain-down" else (*domain.ended, Ended(key, host.now))
+    ended = domain.ended if why is ev.Note.DOMAIN_DOWN else (*domain.ended, Ended(key, host.now))
     left = replace(domain, jobs=rest, ended=ended, preempted_s=domain.preempted_s + stopped_s)
-    last_priority = job.cls is JobClass.PRIORITY and not rest and why in ("released", "missing")
+    last_priority = job.cls is JobClass.PRIORITY and not rest and why in (ev.Note.RELEASED, ev.Note.MISSING)
     if last_priority and not domain.drain_reason and host.limits.linger_s > 0:
         left = replace(left, linger_until=host.now + host.limits.linger_s, linger_size=job.size)
     return host.having(left), (ev.Noted(name, why, key, "", job.preempted_s + stopped_s),)
@@ -64,7 +64,7 @@ def remove_job(host: Host, name: str, key: JobKey, why: str) -> Result:
 def bring_down(host: Host, domain: Domain, why: str) -> Result:
     said: tuple[ev.Decision, ...] = ()
     for job in domain.jobs:
-        host, more = remove_job(host, domain.name, job.key, "domain-down")
+        host, more = remove_job(host, domain.name, job.key, ev.Note.DOMAIN_DOWN)
         said += more
     over = {"boot_until": None, "saving": False, "linger_until": None, "paused_externally": False}
     return with_facts(host, domain.name, lifecycle=Lifecycle.DOWN, down_why=why, **over)[0], said

@@ -109,7 +109,7 @@ def freeze_ended(host: Host, domain: Domain, event: ev.FreezeEnded) -> Result:
         return refuse(host, event, RefusalCode.NOT_SAVING, f"{domain.name} is not being saved")
     host, _ = with_facts(host, domain.name, saving=False, frozen=not event.failed)
     if event.failed:
-        return host, (ev.Noted(domain.name, "freeze-failed", None, event.failed),)
+        return host, (ev.Noted(domain.name, ev.Note.FREEZE_FAILED, None, event.failed),)
     over = {"lifecycle": Lifecycle.DOWN, "agent_lost_at": host.now, "linger_until": None, "paused_externally": False}
     return with_facts(host, domain.name, down_why="", **over)
 

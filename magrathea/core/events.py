@@ -7,6 +7,8 @@ sense (an unknown domain, an impossible number) changes nothing but the time; a 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
 
 from .model import JobClass, JobKey, Kind, Limits, Mode, Patience
 from .refusals import RefusalCode
@@ -319,16 +321,42 @@ class Refused:
     key: JobKey | None = None
 
 
+class Note(StrEnum):
+    """What is noted. The words are in the journals of all hosts: none changes.
+
+    Of a job: it is stopped for another, runs again, or was found in MoM's list without a claim; it is gone because it
+    ended (`RELEASED`), was never confirmed (`EXPIRED`), is in no list any more (`MISSING`), its domain went down, or a
+    newer run of it came. Of a domain: a boot or freeze failed; a new configuration left something as it was (`KEPT`)
+    or took the domain away (`FORGOTTEN`). Of the host: it got another name.
+    """
+
+    PREEMPTED = "preempted"
+    CONTINUED = "continued"
+    ADOPTED = "adopted"
+    RELEASED = "released"
+    EXPIRED = "expired"
+    MISSING = "missing"
+    DOMAIN_DOWN = "domain-down"
+    NEWER_RUN = "newer-run"
+    BOOT_FAILED = "boot-failed"
+    FREEZE_FAILED = "freeze-failed"
+    KEPT = "kept"
+    FORGOTTEN = "forgotten"
+    RENAMED = "renamed"
+
+
+JobGone = Literal[Note.RELEASED, Note.EXPIRED, Note.MISSING, Note.DOMAIN_DOWN, Note.NEWER_RUN]
+"""Why a job is no longer there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """For the history. `what`: preempted, continued, adopted, boot-failed, freeze-failed, or how a job went: released,
-    expired, missing, domain-down, newer-run, or what the configuration did not change or took away: kept, forgotten,
-    renamed. `text`: for whom or why. `preempted_s`: how long it was stopped by us, as far as that ended now. `domain`
-    is empty if it is about the host.
+    """For the history. `text`: for whom or why. `preempted_s`: how long the job was stopped by us, as far as that ended
+    now. `domain` is empty if it is about the host.
     """
 
     domain: str
-    what: str
+    what: Note
     key: JobKey | None = None
     text: str = ""
     preempted_s: float = 0.0

@@ -28,7 +28,7 @@ def claimed(host: Host, domain: Domain, event: ev.Claimed) -> Result:
         return refuse(host, event, RefusalCode.RUN_ENDED, f"{event.key} has ended in {domain.name}")
     said: tuple[ev.Decision, ...] = ()
     if known:
-        host, said = remove_job(host, domain.name, known.key, "newer-run")
+        host, said = remove_job(host, domain.name, known.key, ev.Note.NEWER_RUN)
     here = host.domain(domain.name) or domain
     answer = verdict(host, here, event.cls, Amount(event.cpus, event.memory_mib))
     if isinstance(answer, Refusal):
@@ -40,7 +40,7 @@ def claimed(host: Host, domain: Domain, event: ev.Claimed) -> Result:
 
 
 def released(host: Host, domain: Domain, event: ev.Released) -> Result:
-    return remove_job(host, domain.name, event.key, "released") if domain.job(event.key) else (host, ())
+    return remove_job(host, domain.name, event.key, ev.Note.RELEASED) if domain.job(event.key) else (host, ())
 
 
 def launched(host: Host, domain: Domain, event: ev.JobLaunched) -> Result:
@@ -58,7 +58,7 @@ def continued(host: Host, domain: Domain, event: ev.JobContinued) -> Result:
     seconds = host.now - job.stopped_since
     runs = replace(job, stopped_since=None, stopper=None, run_since=host.now, preempted_s=job.preempted_s + seconds)
     host = host.having(replace(domain.having(runs), preempted_s=domain.preempted_s + seconds))
-    return host, (ev.Noted(domain.name, "continued", event.key, "", seconds),)
+    return host, (ev.Noted(domain.name, ev.Note.CONTINUED, event.key, "", seconds),)
 
 
 def jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result:
@@ -69,7 +69,7 @@ def jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result:
     for job in domain.jobs:
         newer = any(r.key.id == job.key.id and r.key.run > job.key.run for r in event.jobs)
         if job.key not in listed and (newer or job.missing >= 1):
-            host, more = remove_job(host, domain.name, job.key, "newer-run" if newer else "missing")
+            host, more = remove_job(host, domain.name, job.key, ev.Note.NEWER_RUN if newer else ev.Note.MISSING)
             said += more
         elif job.key not in listed:
             host = host.having(job_in(host, domain.name, job.key)[0].having(replace(job, missing=job.missing + 1)))
@@ -83,7 +83,7 @@ def jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result:
             size = (max(0, report.cpus), max(0, report.memory_mib))
             new = Job(key, JobClass.PROTECTED, *size, host.now, host.now, True, True, rerunnable=report.rerunnable)
             host = host.having(here.having(new))
-            said += (ev.Noted(domain.name, "adopted", key, "nobody claimed it; it is protected"),)
+            said += (ev.Noted(domain.name, ev.Note.ADOPTED, key, "nobody claimed it; it is protected"),)
     return host, said
 
 

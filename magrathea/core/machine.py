@@ -75,13 +75,13 @@ def _expired(host: Host) -> Result:
         if d.boot_until is not None and d.boot_until <= host.now:
             why = f"it did not register within its time limit for booting; {domain_events.image_or_console(d)}"
             host, more = bring_down(host, d, why)
-            said += (ev.Noted(d.name, "boot-failed", None, why), *more)
+            said += (ev.Noted(d.name, ev.Note.BOOT_FAILED, None, why), *more)
         elif not d.configured and d.agent_lost_at is not None and d.agent_lost_at + silent_s <= host.now:
             host, more = bring_down(host, d, "it is no longer configured, and its agent is silent")
             said += more
         for j in (host.domain(d.name) or d).jobs:
             if not j.confirmed and j.claimed_at + host.limits.claim_s <= host.now:
-                host, more = remove_job(host, d.name, j.key, "expired")
+                host, more = remove_job(host, d.name, j.key, ev.Note.EXPIRED)
                 said += more
     for d in host.domains:
         ended = tuple(e for e in d.ended if e.at + host.limits.remember_s > host.now)
@@ -98,7 +98,9 @@ def _settled(host: Host, said: tuple[ev.Decision, ...], by: str) -> Result:
         domain, job = job_in(host, name, key)
         if not job.stopped_by_us:
             host = host.having(domain.having(stop(host, job)))
-            said += (ev.Noted(name, "preempted", key, by if not job.held_elsewhere else "another host of the job"),)
+            said += (
+                ev.Noted(name, ev.Note.PREEMPTED, key, by if not job.held_elsewhere else "another host of the job"),
+            )
     fits, line = resuming(host), [d.name for d in in_line(host)]
     overtakers = [i for i, name in enumerate(line) if name in fits]
     for d in host.workers:

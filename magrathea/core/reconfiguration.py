@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .changes import Result
-from .events import ConfiguredDomain, Decision, Noted, Reconfigured
+from .events import ConfiguredDomain, Decision, Note, Noted, Reconfigured
 from .model import NOTHING, Domain, Host, Kind, Mode
 
 UNKNOWN_HOST = Host(name="", mode=Mode.EXCLUSIVE, cpus=0, memory_mib=0, hub_lost=True)
@@ -23,14 +23,16 @@ def reconfigured(host: Host, event: Reconfigured) -> Result:
     """The host as `event` describes it, with the facts of the domains that stay."""
     said: list[Decision] = []
     if host.name not in ("", event.host):
-        said.append(Noted("", "renamed", None, f"the facts were those of host {host.name}, it is {event.host} now"))
+        said.append(Noted("", Note.RENAMED, None, f"the facts were those of host {host.name}, it is {event.host} now"))
     domains = {meant.name: _fitted(host.domain(meant.name), meant, said) for meant in event.domains}
     for domain in host.domains:
         if domain.name not in domains:
             domains[domain.name] = replace(domain, configured=False)
             if domain.jobs and domain.configured:
                 jobs = ", ".join(str(job.key) for job in domain.jobs)
-                said.append(Noted(domain.name, "kept", None, f"no longer configured, it drains: it still has {jobs}"))
+                said.append(
+                    Noted(domain.name, Note.KEPT, None, f"no longer configured, it drains: it still has {jobs}")
+                )
     changed = replace(
         host,
         name=event.host,
@@ -58,7 +60,7 @@ def _fitted(known: Domain | None, meant: ConfiguredDomain, said: list[Decision])
     if known.kind is meant.kind:
         return fitting
     if why := _keeps_kind(known):
-        said.append(Noted(known.name, "kept", None, f"of kind {known.kind}, not {meant.kind}, because it {why}"))
+        said.append(Noted(known.name, Note.KEPT, None, f"of kind {known.kind}, not {meant.kind}, because it {why}"))
         return fitting
     closing = fitting.closing if meant.kind is not Kind.SERVICE else None
     return replace(fitting, kind=meant.kind, linger_until=None, linger_size=NOTHING, closing=closing)
@@ -76,5 +78,5 @@ def without_leftovers(host: Host) -> Result:
     left = [d.name for d in host.domains if not d.configured and not d.jobs]
     if not left:
         return host, ()
-    said = tuple(Noted(name, "forgotten", None, "no longer configured, and it has no jobs") for name in left)
+    said = tuple(Noted(name, Note.FORGOTTEN, None, "no longer configured, and it has no jobs") for name in left)
     return replace(host, domains=tuple(d for d in host.domains if d.name not in left)), said

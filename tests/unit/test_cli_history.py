@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,6 +18,7 @@ from magrathea.core import events as ev
 from magrathea.core.model import Host, JobClass, JobKey, Mode, Patience
 from magrathea.core.refusals import RefusalCode
 from magrathea.history import Query
+from magrathea.history_sentences import sentence
 from magrathea.messages import HistoryEntry
 from node_daemon.journal import Journal, open_journal
 
@@ -218,7 +219,7 @@ def entry(what: Any, kind: str = "event") -> HistoryEntry:
 
 
 @pytest.mark.parametrize(
-    ("what", "sentence"),
+    ("what", "told"),
     [
         (ev.Claimed(0, "n1", KEY, JobClass.PRIORITY, 2, 100), "asked for: a job of class priority, CPUs: 2, 100 MiB"),
         (ev.JobsReported(0, "n1", (ev.ReportedJob(KEY),)), "MoM lists 12.srv"),
@@ -232,22 +233,24 @@ def entry(what: Any, kind: str = "event") -> HistoryEntry:
         (ev.ShutdownRequested(0, "n1", True, Patience.NOW), "is to be rebooted at once"),
         (ev.Accepted("p1", KEY, ("n1", "n2")), "accepted, preempting n1, n2"),
         (ev.Refused("p1", RefusalCode.CPUS, "too few", KEY), "refused (cpus): too few"),
-        (ev.Noted("n1", "preempted", KEY, "13.srv (run 1)"), "stopped for 13.srv"),
-        (ev.Noted("n1", "continued", KEY, "", 2.04), "runs again, after 2.0 s"),
-        (ev.Noted("n1", "released", KEY, "", 35.0), "released; preempted for 35 s in all"),
-        (ev.Noted("n1", "boot-failed"), "boot failed"),
+        (ev.Noted("n1", ev.Note.PREEMPTED, KEY, "13.srv (run 1)"), "stopped for 13.srv"),
+        (ev.Noted("n1", ev.Note.CONTINUED, KEY, "", 2.04), "runs again, after 2.0 s"),
+        (ev.Noted("n1", ev.Note.RELEASED, KEY, "", 35.0), "released; preempted for 35 s in all"),
+        (ev.Noted("n1", ev.Note.BOOT_FAILED), "boot failed"),
     ],
 )
-def test_an_entry_is_told_as_a_sentence(what: Any, sentence: str) -> None:
-    assert history.sentence(entry(what)).startswith(sentence)
+def test_an_entry_is_told_as_a_sentence(what: Any, told: str) -> None:
+    assert sentence(entry(what)).startswith(told)
 
 
-def test_every_event_and_decision_of_the_core_has_a_sentence_of_its_own() -> None:
-    assert set(history.SENTENCES) == {what.__name__ for what in get_args(ev.Event | ev.Decision)}
+@pytest.mark.parametrize("note", ev.Note)
+def test_every_note_has_a_sentence_with_its_text(note: ev.Note) -> None:
+    told = sentence(entry(ev.Noted("n1", note, KEY, "the reason", 35.0), "decision"))
+    assert ("after 35 s" if note is ev.Note.CONTINUED else "the reason") in told
 
 
 def test_what_is_not_known_here_is_told_all_the_same() -> None:
     unknown = HistoryEntry(0.0, "event", "MoonRisen", data='{"at":0.0,"domain":"n1","height_m":3}')
-    assert history.sentence(unknown) == "moon risen: height_m 3"
-    assert history.sentence(HistoryEntry(0.0, "event", "Claimed", data='{"at":1}')) == 'Claimed {"at":1}'
-    assert history.sentence(HistoryEntry(0.0, "event", "Claimed", data="[")) == "Claimed ["
+    assert sentence(unknown) == "moon risen: height_m 3"
+    assert sentence(HistoryEntry(0.0, "event", "Claimed", data='{"at":1}')) == 'Claimed {"at":1}'
+    assert sentence(HistoryEntry(0.0, "event", "Claimed", data="[")) == "Claimed ["

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magrathea import client, history, qstat
+from magrathea import client, qstat
 from magrathea.configuration import ConfigurationError, parse
 from magrathea.core import events as ev
 from magrathea.core.model import Host, JobKey, Mode
+from magrathea.history_sentences import sentence
 from magrathea.messages import BadMessage, HistoryEntry, decode_to_host, decode_to_hub
 from node_daemon.claims import guest_messages
 from node_daemon.configuration import NodedConfiguration
@@ -114,19 +115,19 @@ def test_a_row_of_the_history_that_cannot_be_read_is_left_out(tmp_path: Path, da
     key = JobKey("1.srv", 1)
     host = Host("h1", Mode.EXCLUSIVE, 4, 64)
     with closing(open_journal(tmp_path / "journal.sqlite")) as journal:
-        journal.commit(host, None, (ev.Noted("n1", "preempted", key, "13.srv"),))
-        journal.commit(host, None, (ev.Noted("n1", "preempted", key, "14.srv"),))
+        journal.commit(host, None, (ev.Noted("n1", ev.Note.PREEMPTED, key, "13.srv"),))
+        journal.commit(host, None, (ev.Noted("n1", ev.Note.PREEMPTED, key, "14.srv"),))
         journal._connection.execute("UPDATE history SET data = ? WHERE id = 2", (data,))
         assert journal.preempted_by("n1", key) == "13.srv"
         entries = journal.history()
-    assert history.sentence(entries[0]) == "stopped for 13.srv"
+    assert sentence(entries[0]) == "stopped for 13.srv"
     assert len(entries) == 2
 
 
 @bad
 def test_an_entry_of_a_history_is_told_as_it_stands(data: bytes) -> None:
     entry = HistoryEntry(at=0.0, kind="event", name="Claimed", data=data.decode(errors="replace"))
-    assert history.sentence(entry).startswith("Claimed ")
+    assert sentence(entry).startswith("Claimed ")
 
 
 @bad

@@ -15,6 +15,7 @@ import pytest
 from magrathea.core import events as ev
 from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Stopper
 from magrathea.history import Query
+from magrathea.history_sentences import sentence
 from node_daemon.journal import SCHEMA, Journal, JournalError, NoJournal, Since, open_journal, salvage
 
 KEY = JobKey("1.srv", 1)
@@ -69,9 +70,9 @@ def test_the_history_names_event_decision_domain_and_job(journal: Journal) -> No
 
 
 def test_history_is_pruned_and_preempted_seconds_are_kept_for_good(journal: Journal) -> None:
-    journal.commit(host(10.0), None, (ev.Noted("n1", "released", KEY, "", 7.5),))
+    journal.commit(host(10.0), None, (ev.Noted("n1", ev.Note.RELEASED, KEY, "", 7.5),))
     # The facts still have the job: what they say counts. Without it the decision does.
-    journal.commit(Host("h1", Mode.COUNTED, 8, 4096, now=11.0), None, (ev.Noted("n1", "released", KEY, "", 7.5),))
+    journal.commit(Host("h1", Mode.COUNTED, 8, 4096, now=11.0), None, (ev.Noted("n1", ev.Note.RELEASED, KEY, "", 7.5),))
     journal.tidy(keep_since=1000.0)
     assert journal.history() == []
     assert again(journal).preempted_s() == {("n1", "1.srv", 1): 7.5}
@@ -80,13 +81,28 @@ def test_history_is_pruned_and_preempted_seconds_are_kept_for_good(journal: Jour
 def test_preempted_seconds_written_twice_are_counted_once(journal: Journal) -> None:
     facts = host(preempted_s=5.0)
     for _ in range(2):
-        journal.commit(facts, None, (ev.Noted("n1", "continued", KEY, "", 3.0),))
+        journal.commit(facts, None, (ev.Noted("n1", ev.Note.CONTINUED, KEY, "", 3.0),))
     assert journal.preempted_s() == {("n1", "1.srv", 1): 5.0}
 
 
 def test_what_a_job_was_preempted_for_is_found_again(journal: Journal) -> None:
-    journal.commit(host(), None, (ev.Noted("n1", "preempted", KEY, "9.srv (run 1)"),))
+    journal.commit(host(), None, (ev.Noted("n1", ev.Note.PREEMPTED, KEY, "9.srv (run 1)"),))
     assert again(journal).preempted_by("n1", KEY) == "9.srv (run 1)"
+
+
+def test_what_an_earlier_version_noted_is_read(journal: Journal) -> None:
+    """Its words, as they stand in the journals of all hosts."""
+    words = "preempted continued adopted boot-failed freeze-failed released expired missing domain-down newer-run"
+    for word in words.split():
+        data = f'{{"domain":"n1","what":"{word}","key":["1.srv",1],"text":"9.srv (run 1)","preempted_s":0.0}}'
+        row = (1.0, "decision", "Noted", "n1", "1.srv", data.encode())
+        journal._connection.execute(
+            "INSERT INTO history (at, kind, name, domain, job, data) VALUES (?, ?, ?, ?, ?, ?)", row
+        )
+    assert again(journal).preempted_by("n1", KEY) == "9.srv (run 1)"
+    told = [sentence(one) for one in again(journal).history()]
+    assert told[0] == "stopped for 9.srv" and told[-1] == "newer run: 9.srv (run 1)" and len(told) == 10
+    assert not any("{" in one for one in told)
 
 
 def test_states_keep_their_since(journal: Journal) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from magrathea.core.model import JobClass, State
 from magrathea.core.refusals import RefusalCode
-from magrathea.history import sentence
+from magrathea.history_sentences import sentence
 from node_daemon.configuration import read
 from node_daemon.hypervisor.base import DriverError, OnChange
 from node_daemon.journal import Journal

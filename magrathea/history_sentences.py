@@ -1,0 +1,178 @@
+"""Each entry of a host's history as a sentence for people.
+
+An entry holds an event or a decision of the core as JSON (node_daemon/journal.py). It is read as what it was, so that
+mypy names an event that has no sentence; what another version wrote and this one cannot read is shown as it stands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, assert_never, get_args
+
+import msgspec
+
+from magrathea.core import events as ev
+from magrathea.core.events import Note
+from magrathea.core.model import Patience
+from magrathea.decoding import UNDECODABLE
+from magrathea.messages import HistoryEntry
+
+KINDS: Mapping[str, type] = {kind.__name__: kind for kind in get_args(ev.Event | ev.Decision)}
+"""By the name that an entry has."""
+
+NOTES: Mapping[Note, str] = {
+    Note.PREEMPTED: "stopped{by}",
+    Note.CONTINUED: "runs again{after}",
+    Note.ADOPTED: "adopted{why}",
+    Note.RELEASED: "released{why}{in_all}",
+    Note.EXPIRED: "expired{why}{in_all}",
+    Note.MISSING: "missing{why}{in_all}",
+    Note.DOMAIN_DOWN: "domain down{why}{in_all}",
+    Note.NEWER_RUN: "newer run{why}{in_all}",
+    Note.BOOT_FAILED: "boot failed{why}",
+    Note.FREEZE_FAILED: "freeze failed{why}",
+    Note.KEPT: "kept{why}",
+    Note.FORGOTTEN: "forgotten{why}",
+    Note.RENAMED: "renamed{why}",
+}
+"""`by`, `why`: the note's text, for whom or why. `after`, `in_all`: for how long the job was preempted."""
+
+CLOSES_WHEN: Mapping[Patience, str] = {
+    Patience.DRAIN: "when its jobs have ended",
+    Patience.IDLE: "when it happens to have no jobs",
+    Patience.NOW: "at once",
+}
+
+
+def sentence(entry: HistoryEntry) -> str:
+    """What happened or was decided; of a kind that is not known here, its name and its data."""
+    try:
+        if entry.name not in KINDS:
+            return _unknown(entry.name, msgspec.json.decode(entry.data, type=dict[str, Any]))
+        what = _decoder(entry.name).decode(entry.data)
+    except UNDECODABLE:
+        return f"{entry.name} {entry.data}"
+    return _decision(what) if isinstance(what, ev.Decision) else _event(what)
+
+
+def seconds(value: float) -> str:
+    return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+
+
+@cache
+def _decoder(name: str) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(KINDS[name])
+
+
+def _unknown(name: str, data: Mapping[str, Any]) -> str:
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
+    rest = ", ".join(f"{key} {value}" for key, value in data.items() if key not in ("at", "domain", "key"))
+    return f"{words}: {rest}" if rest else words
+
+
+def _decision(decision: ev.Decision) -> str:
+    match decision:
+        case ev.Accepted(victims=victims):
+            return f"accepted, preempting {', '.join(victims)}" if victims else "accepted"
+        case ev.Refused(code=code, text=text):
+            return f"refused ({code}): {text}"
+        case ev.Noted(what=what, text=text, preempted_s=past_s):
+            return NOTES[what].format(
+                by=f" for {text.removesuffix(' (run 1)')}" if text else "",
+                why=f": {text}" if text else "",
+                after=f", after {seconds(past_s)}",
+                in_all=f"; preempted for {seconds(past_s)} in all" if past_s else "",
+            )
+        case _:
+            assert_never(decision)
+
+
+def _event(event: ev.Event) -> str:
+    return _of_domain(event) if isinstance(event, ev.EventOfDomain) else _of_host(event)
+
+
+def _of_host(event: ev.HostEvent) -> str:
+    match event:
+        case ev.BooksReported(jobs=jobs):
+            booked = ", ".join(job.key.id for job in jobs if job.booked) or "none"
+            held = ", ".join(job.key.id for job in jobs if job.held)
+            return f"suspended in PBS's books: {booked}" + (f"; another host wants stopped: {held}" if held else "")
+        case ev.HubLost():
+            return "no hub answers: nothing new is preempted"
+        case ev.HubFound():
+            return "a hub answers"
+        case ev.DriverLost():
+            return "the hypervisor does not answer: its domains are unknown after a while"
+        case ev.DriverFound():
+            return "the hypervisor answers again"
+        case ev.OthersSeen():
+            return f"other domains of the hypervisor have {event.cpus} CPUs and {event.memory_mib} MiB"
+        case ev.PauseRequested():
+            return f"paused: {event.reason}"
+        case ev.PauseEnded():
+            return "unpaused"
+        case ev.Reconfigured():
+            domains = ", ".join(f"{domain.name} ({domain.kind})" for domain in event.domains) or "none"
+            size = f"{event.cpus} CPUs, {event.memory_mib} MiB"
+            return f"a new configuration: {event.host}, {event.mode}, {size}; domains: {domains}"
+        case ev.DaemonStarted():
+            return "the daemon started"
+        case ev.TimerFired():
+            return "a deadline passed"
+        case _:
+            assert_never(event)
+
+
+def _of_domain(event: ev.DomainEvent) -> str:
+    match event:
+        case ev.Claimed():
+            memory = f", {event.memory_mib} MiB" if event.memory_mib else ""
+            return f"asked for: a job of class {event.cls}, CPUs: {event.cpus}{memory}"
+        case ev.Released():
+            return "ended or was given up"
+        case ev.JobLaunched():
+            return "its first process is there"
+        case ev.JobContinued():
+            return "its agent has let it go on"
+        case ev.JobsReported(jobs=jobs):
+            return f"MoM lists {', '.join(job.key.id for job in jobs) or 'no jobs'}"
+        case ev.AgentConnected():
+            return "its agent is there"
+        case ev.AgentLost():
+            return "its agent is gone"
+        case ev.MemoryReported():
+            return f"{event.unreclaimable_mib} MiB are locked or in huge pages"
+        case ev.DomainBooting():
+            return "boots"
+        case ev.DomainStarted():
+            return "is up"
+        case ev.DomainStopped(reason=reason):
+            return f"is down: {reason}" if reason else "is down"
+        case ev.DomainHalted():
+            return "somebody else has paused it: nothing in it runs"
+        case ev.DomainWentOn():
+            return "is no longer paused by somebody else"
+        case ev.BootRequested():
+            return "is to boot"
+        case ev.ShutdownRequested():
+            return f"is to be {'rebooted' if event.reboot else 'shut down'} {CLOSES_WHEN[event.patience]}"
+        case ev.FreezeRequested():
+            return "is to be saved to disk"
+        case ev.FreezeEnded(failed=failed):
+            return f"could not be saved: {failed}" if failed else "is saved to disk"
+        case ev.DefrostRequested():
+            return "is to be restored"
+        case ev.ImageLost():
+            return "its saved image is gone"
+        case ev.DrainRequested():
+            return f"drains: {event.reason}"
+        case ev.DrainEnded():
+            return "takes jobs again"
+        case ev.Faulted():
+            return f"fault: {event.reason}"
+        case ev.FaultCleared():
+            return "its fault is cleared"
+        case _:
+            assert_never(event)
