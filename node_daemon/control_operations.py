@@ -51,10 +51,10 @@ class DaemonForControl(Protocol):
 class Admin:
     """The operations, and the socket they are offered on."""
 
-    def __init__(self, owner: DaemonForControl) -> None:
-        self._owner = owner
+    def __init__(self, daemon: DaemonForControl) -> None:
+        self._daemon = daemon
         self._control = Control(
-            owner.configuration.control_socket,
+            daemon.configuration.control_socket,
             reading={"status": self._status, "ping": self._ping, "history": self._history, "preview": self._preview},
             changing={
                 "drain": self._drain,
@@ -65,7 +65,7 @@ class Admin:
                 "domain": self._life,
                 "reload": self._reload,
             },
-            group=owner.configuration.control.group,
+            group=daemon.configuration.control.group,
         )
 
     async def start(self) -> None:
@@ -76,11 +76,11 @@ class Admin:
 
     def regroup(self) -> None:
         """The configured group may have changed."""
-        self._control.group = self._owner.configuration.control.group
+        self._control.group = self._daemon.configuration.control.group
 
     async def _status(self, request: ControlRequest) -> bytes:
-        snapshot = self._owner.snapshot(self._owner.hub.revision)
-        return encode(msgspec.structs.replace(snapshot, at=self._owner.now()))
+        snapshot = self._daemon.snapshot(self._daemon.hub.revision)
+        return encode(msgspec.structs.replace(snapshot, at=self._daemon.now()))
 
     async def _ping(self, request: ControlRequest) -> bytes:
         return granted()
@@ -94,11 +94,11 @@ class Admin:
             entries, trouble = self._entries(question.about, question.since, question.limit), ""
         except Denied as error:
             entries, trouble = [], str(error)
-        return HistoryTold(sender=self._owner.host.name, id=question.id, entries=entries, trouble=trouble)
+        return HistoryTold(sender=self._daemon.host.name, id=question.id, entries=entries, trouble=trouble)
 
     def _entries(self, about: str, since: float, limit: int) -> list[HistoryEntry]:
         """The newest entries about a job, a domain, or (by its own name) the host, as many as an answer holds."""
-        journal = self._owner.journal
+        journal = self._daemon.journal
         if not isinstance(journal, Journal):
             raise Denied(RefusalCode.JOURNAL, "the journal cannot be read; the status says why")
         try:
@@ -111,15 +111,15 @@ class Admin:
 
     async def _preview(self, request: ControlRequest) -> bytes:
         """What each domain would answer to such a submission now, and where it would go; nothing is changed."""
-        host = replace(self._owner.host, now=self._owner.now())
-        snapshot = self._owner.snapshot(self._owner.hub.revision)
+        host = replace(self._daemon.host, now=self._daemon.now())
+        snapshot = self._daemon.snapshot(self._daemon.hub.revision)
         vnodes = {domain.name: domain.vnode for domain in snapshot.domains}
         return encode(outlook(host, vnodes, request.cls, request.chunks))
 
     async def _drain(self, request: ControlRequest) -> bytes:
         said = []
         for name in self._meant(request.domain):
-            self._event(ev.DrainRequested(self._owner.now(), name, request.reason))
+            self._event(ev.DrainRequested(self._daemon.now(), name, request.reason))
             said.append(f"{name} takes no more jobs; {_left(self._domain(name))}")
         return granted(said=said)
 
@@ -127,35 +127,35 @@ class Admin:
         said = []
         for name in self._meant(request.domain):
             before = self._domain(name)
-            self._event(ev.DrainEnded(self._owner.now(), name))
+            self._event(ev.DrainEnded(self._daemon.now(), name))
             said.append(f"{name} takes jobs again" if before and before.drain_reason else f"{name} was not draining")
         return granted(said=said)
 
     async def _pause(self, request: ControlRequest) -> bytes:
         self._only_host(request)
-        self._owner.apply(ev.PauseRequested(self._owner.now(), request.reason))
-        host = self._owner.host
+        self._daemon.apply(ev.PauseRequested(self._daemon.now(), request.reason))
+        host = self._daemon.host
         stopped = sum(len(domain.stopped) for domain in host.domains)
         stay = f"; {stopped} stopped job{'' if stopped == 1 else 's'} will stay so" if stopped else ""
         return granted(said=[f"{host.name} is paused: nobody is stopped or continued, nothing is moved{stay}"])
 
     async def _unpause(self, request: ControlRequest) -> bytes:
         self._only_host(request)
-        was = self._owner.host.paused
-        self._owner.apply(ev.PauseEnded(self._owner.now()))
-        host = self._owner.host
+        was = self._daemon.host.paused
+        self._daemon.apply(ev.PauseEnded(self._daemon.now()))
+        host = self._daemon.host
         return granted(said=[f"{host.name} acts again" if was else f"{host.name} was not paused"])
 
     async def _clear(self, request: ControlRequest) -> bytes:
         before = self._domain(request.domain)
-        self._event(ev.FaultCleared(self._owner.now(), request.domain))
-        self._owner.switch.clear(request.domain)
+        self._event(ev.FaultCleared(self._daemon.now(), request.domain))
+        self._daemon.switch.clear(request.domain)
         fault = f" was in fault: {before.fault};" if before and before.fault else " was not in fault;"
         return granted(said=[f"{request.domain}{fault} what had failed is tried again now"])
 
     async def _life(self, request: ControlRequest) -> bytes:
         """Boot, shutdown, reboot, freeze, defrost: a wish from now on; granted is not done."""
-        name, now = request.domain, self._owner.now()
+        name, now = request.domain, self._daemon.now()
         if request.now and request.when_idle:
             raise Denied(RefusalCode.BAD_REQUEST, "`now` waits for no job and `when_idle` for all: give one of them")
         patience = Patience.NOW if request.now else Patience.IDLE if request.when_idle else Patience.DRAIN
@@ -170,45 +170,45 @@ class Admin:
         if request.do not in wishes:
             raise Denied(RefusalCode.BAD_REQUEST, f"`do` is {request.do[:64]!r}; known: {', '.join(wishes)}")
         ability, event = wishes[request.do]
-        if ability not in self._owner.driver.capabilities and self._owner.host.driver_lost_at is not None:
+        if ability not in self._daemon.driver.capabilities and self._daemon.host.driver_lost_at is not None:
             raise Denied(
                 RefusalCode.LOST, "the hypervisor does not answer, so nothing is known of what it can do; see the log"
             )
-        if ability not in self._owner.driver.capabilities:
-            driver = self._owner.configuration.host.driver
+        if ability not in self._daemon.driver.capabilities:
+            driver = self._daemon.configuration.host.driver
             text = (
-                f"the {driver} driver of {self._owner.host.name} cannot {request.do} domains; see its notes in status"
+                f"the {driver} driver of {self._daemon.host.name} cannot {request.do} domains; see its notes in status"
             )
             raise Denied(RefusalCode.NOT_SUPPORTED, text)
         victims = self._event(event)
-        host, after = self._owner.host, self._domain(name)
+        host, after = self._daemon.host, self._domain(name)
         assert after is not None, "an unknown domain is refused"
         beside = f"; preempted for it: {', '.join(victims)}" if victims else ""
         return granted(said=[f"{name} is {states.state_of(host, after)}: {states.why(host, after)}{beside}"])
 
     async def _reload(self, request: ControlRequest) -> bytes:
         try:
-            return granted(said=await self._owner.reload())
+            return granted(said=await self._daemon.reload())
         except ConfigurationError as error:
             raise Denied(RefusalCode.CONFIGURATION, str(error)) from error
 
     def _domain(self, name: str) -> Domain | None:
-        return self._owner.host.domain(name)
+        return self._daemon.host.domain(name)
 
     def _is_host(self, name: str) -> bool:
         """A domain of the host's own name is meant before the host."""
-        host = self._owner.host
+        host = self._daemon.host
         return name == host.name and host.domain(name) is None
 
     def _meant(self, name: str) -> list[str]:
         """The domain of that name, or all that take jobs where it is the host's."""
-        host = self._owner.host
+        host = self._daemon.host
         if self._is_host(name):
             return [domain.name for domain in host.workers if domain.configured]
         return [name]
 
     def _only_host(self, request: ControlRequest) -> None:
-        name = self._owner.host.name
+        name = self._daemon.host.name
         if request.domain not in ("", name):
             raise Denied(
                 RefusalCode.WRONG_HOST, f"this is host {name}, and only a whole host is paused, not {request.domain}"
@@ -217,7 +217,7 @@ class Admin:
     def _event(self, event: ev.DomainEvent) -> tuple[str, ...]:
         """Make it a fact; who is preempted for it. Raises Denied where the core refuses."""
         victims: tuple[str, ...] = ()
-        for decision in self._owner.apply(event):
+        for decision in self._daemon.apply(event):
             if isinstance(decision, ev.Refused) and decision.domain == event.domain:
                 raise Denied(decision.code, decision.text)
             if isinstance(decision, ev.Accepted) and decision.domain == event.domain:

@@ -66,34 +66,34 @@ def refusal(code: RefusalCode, text: str) -> Answer:
 class Guests:
     """The channels' handler (`channel.Handler`)."""
 
-    def __init__(self, owner: DaemonForClaims) -> None:
-        self._owner = owner
+    def __init__(self, daemon: DaemonForClaims) -> None:
+        self._daemon = daemon
         self._granted: set[tuple[str, JobKey]] = set()
         self._waiting: dict[tuple[str, JobKey], str] = {}
         self._unheard_since: dict[tuple[str, JobKey], float] = {}
 
     def connected(self, domain: str, hello: Hello) -> None:
         log.info("%s: agent %s connected (%s)", domain, hello.agent, ", ".join(hello.can) or "no abilities")
-        self._owner.apply(ev.AgentConnected(self._owner.now(), domain))
-        self._owner.switch.agent_connected(domain)
+        self._daemon.apply(ev.AgentConnected(self._daemon.now(), domain))
+        self._daemon.switch.agent_connected(domain)
 
     def lost(self, domain: str) -> None:
         log.info("%s: agent lost", domain)
-        self._owner.switch.agent_lost(domain)
-        self._owner.apply(ev.AgentLost(self._owner.now(), domain))
+        self._daemon.switch.agent_lost(domain)
+        self._daemon.apply(ev.AgentLost(self._daemon.now(), domain))
 
     async def request(self, domain: str, request: AnyRequest) -> Answer:
-        now = self._owner.now()
+        now = self._daemon.now()
         match request:
             case Claim():
                 return await self._claim(domain, request)
             case Release():
                 self._granted.discard((domain, request.job.key))
-                self._owner.apply(ev.Released(now, domain, request.job.key))
+                self._daemon.apply(ev.Released(now, domain, request.job.key))
             case Launched():
-                self._owner.apply(ev.JobLaunched(now, domain, request.job.key))
+                self._daemon.apply(ev.JobLaunched(now, domain, request.job.key))
             case Jobs():
-                self._owner.apply(ev.JobsReported(now, domain, tuple(j.reported() for j in request.jobs)))
+                self._daemon.apply(ev.JobsReported(now, domain, tuple(j.reported() for j in request.jobs)))
             case Prepared():
                 return await self._prepared((domain, request.job.key), request.vnodes)
             case Report():
@@ -101,14 +101,14 @@ class Guests:
         return {"ok": True}
 
     async def _claim(self, domain: str, request: Claim) -> Answer:
-        job, owner = request.job, self._owner
+        job, daemon = request.job, self._daemon
         asked = time.monotonic()
         mark = (domain, job.key)
-        event = ev.Claimed(owner.now(), domain, job.key, job.cls, job.cpus, job.memory_mib, job.rerunnable)
-        decisions = owner.apply(event)
+        event = ev.Claimed(daemon.now(), domain, job.key, job.cls, job.cpus, job.memory_mib, job.rerunnable)
+        decisions = daemon.apply(event)
         for decision in decisions:
             if isinstance(decision, ev.Refused) and decision.key == job.key:
-                owner.refused(domain, job.key, decision.code, decision.text)
+                daemon.refused(domain, job.key, decision.code, decision.text)
                 return refusal(decision.code, decision.text)
         known = self._job(mark)
         if known is None:
@@ -117,23 +117,23 @@ class Guests:
         if not granted and (refused := await self._switched(mark) or self._paused(mark)) is not None:
             return refused
         self._granted = {m for m in self._granted if self._job(m) is not None} | {mark}
-        owner.observe("answer")
+        daemon.observe("answer")
         log.info("%s: claim of %s granted after %.1f ms", domain, job.key, (time.monotonic() - asked) * 1000)
         return {"ok": True}
 
     def _job(self, mark: tuple[str, JobKey]) -> Any:
-        found = self._owner.host.domain(mark[0])
+        found = self._daemon.host.domain(mark[0])
         return found.job(mark[1]) if found else None
 
     async def _switched(self, mark: tuple[str, JobKey]) -> Answer | None:
         """Wait until the switch for this claim is done; a refusal if it cannot be in time."""
-        owner = self._owner
+        daemon = self._daemon
         try:
             async with asyncio.timeout(CLAIM_S):
                 while self._job(mark) is not None:
-                    if not owner.switch.unconfirmed() and not owner.switch.cpu_pending():
+                    if not daemon.switch.unconfirmed() and not daemon.switch.cpu_pending():
                         return await self._glance(mark)
-                    await owner.switch.changed()
+                    await daemon.switch.changed()
         except TimeoutError:
             if self._job(mark) is not None:
                 return self._late(mark)
@@ -141,52 +141,52 @@ class Guests:
 
     def _late(self, mark: tuple[str, JobKey]) -> Answer | None:
         """No more time: what has not stopped refuses the claim, CPU that has not moved does not."""
-        owner = self._owner
-        late = sorted(f"{key} in {domain}" for domain, key in owner.switch.unconfirmed())
+        daemon = self._daemon
+        late = sorted(f"{key} in {domain}" for domain, key in daemon.switch.unconfirmed())
         if not late:
-            if owner.switch.cpu_pending():
+            if daemon.switch.cpu_pending():
                 log.warning("%s: claim of %s granted although CPU has not moved within %g s", *mark, CLAIM_S)
             return None
         text = f"not stopped within {CLAIM_S:g} s: {', '.join(late)}; see that domain's agent"
         log.warning("%s: claim of %s refused: %s", *mark, text)
-        owner.apply(ev.Released(owner.now(), *mark))
-        owner.refused(*mark, RefusalCode.STOP_TIMEOUT, text)
+        daemon.apply(ev.Released(daemon.now(), *mark))
+        daemon.refused(*mark, RefusalCode.STOP_TIMEOUT, text)
         return refusal(RefusalCode.STOP_TIMEOUT, text)
 
     async def _glance(self, mark: tuple[str, JobKey]) -> Answer | None:
         """Everything is there but perhaps memory: a refusal if that is known not to come."""
-        owner = self._owner
-        lacking = owner.switch.memory_lacking(mark[0])
+        daemon = self._daemon
+        lacking = daemon.switch.memory_lacking(mark[0])
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(MEMORY_GLANCE_S):
                 while lacking == "" and self._job(mark) is not None:
-                    await owner.switch.changed()
-                    lacking = owner.switch.memory_lacking(mark[0])
+                    await daemon.switch.changed()
+                    lacking = daemon.switch.memory_lacking(mark[0])
         if not lacking:
             return None
         log.warning("%s: claim of %s refused: %s", *mark, lacking)
-        owner.apply(ev.Released(owner.now(), *mark))
-        owner.refused(*mark, RefusalCode.MEMORY_SHORT, lacking)
+        daemon.apply(ev.Released(daemon.now(), *mark))
+        daemon.refused(*mark, RefusalCode.MEMORY_SHORT, lacking)
         return refusal(RefusalCode.MEMORY_SHORT, lacking)
 
     def _paused(self, mark: tuple[str, JobKey]) -> Answer | None:
         """On a paused host: a refusal where the domain would have to be given CPUs or memory first."""
-        owner = self._owner
-        pause = owner.host.paused
-        if pause is None or not plan.lacks(owner.host, owner.switch.actual(), mark[0]):
+        daemon = self._daemon
+        pause = daemon.host.paused
+        if pause is None or not plan.lacks(daemon.host, daemon.switch.actual(), mark[0]):
             return None
-        owner.apply(ev.Released(owner.now(), *mark))
-        text = f"{mark[0]} would have to be given CPUs or memory, but {owner.host.name} is paused ({pause.reason})"
-        owner.refused(*mark, RefusalCode.PAUSED, text)
+        daemon.apply(ev.Released(daemon.now(), *mark))
+        text = f"{mark[0]} would have to be given CPUs or memory, but {daemon.host.name} is paused ({pause.reason})"
+        daemon.refused(*mark, RefusalCode.PAUSED, text)
         return refusal(RefusalCode.PAUSED, text)
 
     async def _prepared(self, mark: tuple[str, JobKey], vnodes: list[str]) -> Answer:
         """Whether the memory of all of the job's parts is there: the first one's prologue hook asks until it is."""
-        owner, (domain, key) = self._owner, mark
+        daemon, (domain, key) = self._daemon, mark
         gone = refusal(RefusalCode.UNKNOWN_JOB, f"{domain} has no {key}; it was released, or never claimed")
         if self._job(mark) is None:
             return gone
-        told = await owner.elsewhere(domain, key, vnodes)
+        told = await daemon.elsewhere(domain, key, vnodes)
         if self._job(mark) is None:
             return gone
         silence = Unready(Stage.UNHEARD, "no hub answers, and it alone knows of the job's other hosts")
@@ -194,7 +194,7 @@ class Guests:
         parts = (*self._here(key), *elsewhere)
         if (why := held_back(parts, self._unheard_s(mark, elsewhere), hub=told is not None)) is not None:
             self._wait(mark, "")
-            owner.refused(domain, key, why.code, why.text)
+            daemon.refused(domain, key, why.code, why.text)
             return refusal(why.code, why.text)
         if not parts:
             self._wait(mark, "")
@@ -205,10 +205,10 @@ class Guests:
 
     def _here(self, key: JobKey) -> tuple[Unready, ...]:
         """The job's parts on this host that are not ready."""
-        switch = self._owner.switch
+        switch = self._daemon.switch
         moves = sorted(switch.mover.progress.items())
         how_far = ", ".join(f"{name} {p.what} {p.done_mib} of {p.of_mib} MiB" for name, p in moves)
-        names = (d.name for d in self._owner.host.domains if d.job(key) is not None)
+        names = (d.name for d in self._daemon.host.domains if d.job(key) is not None)
         parts = (unready(switch.memory_lacking(name), how_far or name) for name in names)
         return tuple(part for part in parts if part is not None)
 
@@ -226,7 +226,7 @@ class Guests:
         if text:
             self._waiting[mark] = text
         if text != before:
-            self._owner.actual_changed()
+            self._daemon.actual_changed()
 
     def waits(self) -> dict[tuple[str, JobKey], str]:
         """Jobs whose prologue waits for memory, and how far that is, for people."""
@@ -236,8 +236,8 @@ class Guests:
         return dict(self._waiting)
 
     def _report(self, domain: str, report: Report) -> None:
-        found = self._owner.host.domain(domain)
+        found = self._daemon.host.domain(domain)
         mib = -(-max(0, report.memory.unreclaimable_mib) // MEMORY_STEP_MIB) * MEMORY_STEP_MIB
-        mib = max(mib, self._owner.switch.mover.kept_mib(domain))
+        mib = max(mib, self._daemon.switch.mover.kept_mib(domain))
         if found is not None and found.unreclaimable_mib != mib:
-            self._owner.apply(ev.MemoryReported(self._owner.now(), domain, mib))
+            self._daemon.apply(ev.MemoryReported(self._daemon.now(), domain, mib))

@@ -70,8 +70,8 @@ class _Failure:
 class Life:
     """See the module. `look_soon` after whatever may matter; it is cheap."""
 
-    def __init__(self, owner: DaemonForLife) -> None:
-        self._owner = owner
+    def __init__(self, daemon: DaemonForLife) -> None:
+        self._daemon = daemon
         self._under_way: dict[str, asyncio.Task[None]] = {}
         self._was_up: dict[str, bool] = {}
         self._needs_read: dict[str, int] = {}
@@ -89,20 +89,20 @@ class Life:
 
     def noticed(self, event: DomainChange) -> None:
         """The hypervisor tells of a domain: what needs no second look is a fact at once, the rest after a look."""
-        owner = self._owner
-        domain = owner.host.domain(event.name)
+        daemon = self._daemon
+        domain = daemon.host.domain(event.name)
         if domain is None:
             return
-        can = owner.driver.capabilities
+        can = daemon.driver.capabilities
         up = domain.lifecycle is Lifecycle.UP
         if up and not event.up and event.name not in self._under_way:
             self._was_up[event.name] = False
             if SAVE in can:
                 self._fell.add(event.name)  # and may have been saved: the look tells
             else:
-                self._learn(domain, ev.DomainStopped(owner.now(), event.name))
+                self._learn(domain, ev.DomainStopped(daemon.now(), event.name))
         elif not up and event.up and LIFE not in can:
-            self._learn(domain, ev.DomainStarted(owner.now(), event.name))
+            self._learn(domain, ev.DomainStarted(daemon.now(), event.name))
         self._read_anew(event.name)
 
     def notes(self) -> list[str]:
@@ -131,14 +131,14 @@ class Life:
         self._wake = None
         if self._closed:
             return
-        waits = [wait for d in self._owner.host.workers if (wait := self._look_at(d)) is not None]
+        waits = [wait for d in self._daemon.host.workers if (wait := self._look_at(d)) is not None]
         if waits and self._wake is None:
             self._wake = asyncio.get_running_loop().call_later(max(0.0, min(waits)) + 0.001, self._look)
 
     def _look_at(self, domain: Domain) -> float | None:
         """Learn, or take a step; after how many seconds to look again, if nothing happens before."""
         name = domain.name
-        if name in self._under_way or self._needs_read.get(name, 0) > self._owner.switch.reads:
+        if name in self._under_way or self._needs_read.get(name, 0) > self._daemon.switch.reads:
             return None
         seen = self._seen(domain)
         if seen is None:
@@ -146,16 +146,16 @@ class Life:
         if name in self._fell:
             self._fell.discard(name)
             if seen.up and domain.lifecycle is Lifecycle.UP:  # it fell and rose between two looks
-                self._learn(domain, ev.DomainStopped(self._owner.now(), name))
+                self._learn(domain, ev.DomainStopped(self._daemon.now(), name))
                 return 0.0
         self._was_up[name] = seen.up
         if not seen.up:
             self._forget_asking(name)
-        event = life.learned(self._owner.host, domain, seen)
+        event = life.learned(self._daemon.host, domain, seen)
         if event is not None:
             self._learn(domain, event)
             return 0.0
-        step = life.step(self._owner.host, domain, seen)
+        step = life.step(self._daemon.host, domain, seen)
         failure = self._failures.get(name)
         if failure is not None and not isinstance(step, failure.step):
             del self._failures[name]
@@ -171,8 +171,8 @@ class Life:
 
     def _seen(self, domain: Domain) -> Seen | None:
         """The domain as it is, or None where that is not known."""
-        read = self._owner.switch.read.get(domain.name)
-        channel = self._owner.channels.get(domain.name)
+        read = self._daemon.switch.read.get(domain.name)
+        channel = self._daemon.channels.get(domain.name)
         if read is None or not read.known:
             return None
         return Seen(
@@ -181,19 +181,19 @@ class Life:
             agent=channel is not None and channel.connected,
             saved=read.saved,
             paused_externally=read.paused_externally,
-            leads=LIFE in self._owner.driver.capabilities,
+            leads=LIFE in self._daemon.driver.capabilities,
         )
 
     def _learn(self, domain: Domain, event: ev.DomainEvent) -> None:
         log.info("%s: %s", domain.name, type(event).__name__)
         went_down = isinstance(event, ev.DomainStopped) and domain.closing is not None
-        self._owner.apply(event)
-        if isinstance(event, ev.DomainStopped | ev.FreezeEnded) and domain.name in self._owner.channels:
-            self._owner.channels[domain.name].drop()  # else it would seem to register when the domain comes back
+        self._daemon.apply(event)
+        if isinstance(event, ev.DomainStopped | ev.FreezeEnded) and domain.name in self._daemon.channels:
+            self._daemon.channels[domain.name].drop()  # else it would seem to register when the domain comes back
         if went_down:
-            self._owner.site_scripts.begin("after-shutdown", domain.name)
+            self._daemon.site_scripts.begin("after-shutdown", domain.name)
         if isinstance(event, ev.FreezeEnded):
-            self._owner.site_scripts.begin("after-freeze", domain.name)
+            self._daemon.site_scripts.begin("after-freeze", domain.name)
 
     def _take(self, domain: Domain, step: LifeStep, now: float) -> float | None:
         """Start it, if nothing has to be waited for; after how many seconds to look again."""
@@ -217,7 +217,7 @@ class Life:
     def _waits_for_memory(self, domain: Domain) -> bool:
         """A restore waits until what borrowed its CPUs is stopped, and until memory has been given back. What is saved
         is made small first: that is quicker, and what comes back needs no more than its floor."""
-        switch = self._owner.switch
+        switch = self._daemon.switch
         if domain.lifecycle is Lifecycle.UP:
             return switch.memory_pending(domain.name)
         return domain.frozen and (bool(switch.unconfirmed()) or switch.memory_pending())
@@ -227,11 +227,11 @@ class Life:
         self._heard.discard(name)
 
     def _agent_can(self, name: str, what: str) -> bool:
-        channel = self._owner.channels.get(name)
+        channel = self._daemon.channels.get(name)
         return channel is not None and channel.hello is not None and what in channel.hello.can
 
     def _power_limit_s(self, name: str) -> float:
-        table = self._owner.configuration.domain.get(name)
+        table = self._daemon.configuration.domain.get(name)
         return table.shutdown_time_limit_s if table else 0.0
 
     # Stepping
@@ -263,25 +263,25 @@ class Life:
     def _read_anew(self, name: str) -> None:
         """What the hypervisor said before this moment is too old for this domain."""
         if not self._closed:
-            self._needs_read[name] = self._owner.switch.reads_begun + 1
-            self._owner.switch.refresh_soon()
+            self._needs_read[name] = self._daemon.switch.reads_begun + 1
+            self._daemon.switch.refresh_soon()
 
     def _domain(self, name: str) -> Domain | None:
-        return self._owner.host.domain(name)
+        return self._daemon.host.domain(name)
 
     async def _boot(self, name: str) -> None:
         """Raises DriverError where it is worth another try."""
         domain = self._domain(name)
         restores = domain is not None and domain.frozen
-        await self._owner.site_scripts.pass_by("before-defrost" if restores else "before-boot", name, guest=False)
+        await self._daemon.site_scripts.pass_by("before-defrost" if restores else "before-boot", name, guest=False)
         domain = self._domain(name)
         if domain is None or domain.lifecycle is not Lifecycle.BOOTING:
             return  # given up meanwhile
-        read = self._owner.switch.read.get(name)
+        read = self._daemon.switch.read.get(name)
         if read is not None and read.saved:
             self._from_image.add(name)
         try:
-            await self._owner.driver.boot(name)
+            await self._daemon.driver.boot(name)
         except DriverError as error:
             if error.code in (RefusalCode.TIMEOUT, RefusalCode.LOST):
                 raise
@@ -290,9 +290,9 @@ class Life:
                 fix = f"fix that, then `magrathea domain {'defrost' if restores else 'boot'} {name}`"
                 why = f"its restore failed, its image is kept: {error.text}; {fix}"
             log.error("%s: %s", name, why)
-            self._owner.apply(ev.DomainStopped(self._owner.now(), name, why))
+            self._daemon.apply(ev.DomainStopped(self._daemon.now(), name, why))
             return
-        self._owner.observe(f"boot {name}")
+        self._daemon.observe(f"boot {name}")
 
     async def _register(self, name: str) -> None:
         """Its agent is there. A clock that stood still is set before it is up: its jobs are to see the right time."""
@@ -301,59 +301,59 @@ class Life:
         if restored or name in self._from_image:
             await self._set_clock(name)
         self._from_image.discard(name)
-        self._owner.observe(f"register {name}")
-        self._owner.apply(ev.DomainStarted(self._owner.now(), name))
-        self._owner.site_scripts.begin("after-defrost" if restored else "after-boot", name)
+        self._daemon.observe(f"register {name}")
+        self._daemon.apply(ev.DomainStarted(self._daemon.now(), name))
+        self._daemon.site_scripts.begin("after-defrost" if restored else "after-boot", name)
 
     async def _set_clock(self, name: str) -> None:
         if not self._agent_can(name, "clock"):
             log.info("%s: its agent cannot set its clock, which stood still; its own time service has to", name)
             return
         try:
-            await self._owner.channels[name].request("clock", AGENT_S, unix_s=time.time())
+            await self._daemon.channels[name].request("clock", AGENT_S, unix_s=time.time())
         except AgentError as error:
             log.warning("%s: its clock stood still and is not set: %s", name, error)
 
     async def _go_on(self, name: str) -> None:
-        await self._owner.driver.resume(name)
+        await self._daemon.driver.resume(name)
 
     async def _ask_to_end(self, name: str) -> None:
-        await self._owner.site_scripts.pass_by("before-shutdown", name, guest=True)
+        await self._daemon.site_scripts.pass_by("before-shutdown", name, guest=True)
         domain = self._domain(name)
         if domain is None or not domain.must_go_down:
             return  # given up meanwhile
-        self._owner.observe(f"power-off {name}")
+        self._daemon.observe(f"power-off {name}")
         if self._agent_can(name, "power"):
             self._heard.add(name)
             try:
-                await self._owner.channels[name].request("power", AGENT_S, what="off")
+                await self._daemon.channels[name].request("power", AGENT_S, what="off")
                 return
             except AgentError as error:
                 log.info("%s: its agent does not turn it off, so the hypervisor asks: %s", name, error)
         try:
-            await self._owner.driver.shutdown(name)
+            await self._daemon.driver.shutdown(name)
         except DriverError as error:
             left_s = self._power_limit_s(name)
             log.warning("%s cannot be asked to turn itself off, it is ended in %g s: %s", name, left_s, error)
 
     async def _pull_the_plug(self, name: str) -> None:
         log.warning("%s has not turned itself off within %g s: it is ended", name, self._power_limit_s(name))
-        await self._owner.driver.destroy(name)
-        self._owner.observe(f"destroy {name}")
+        await self._daemon.driver.destroy(name)
+        self._daemon.observe(f"destroy {name}")
 
     async def _save(self, name: str) -> None:
-        await self._owner.site_scripts.pass_by("before-freeze", name, guest=True)
+        await self._daemon.site_scripts.pass_by("before-freeze", name, guest=True)
         domain = self._domain(name)
         if domain is None or not domain.saving or domain.jobs:
             return  # given up meanwhile
         try:
-            await self._owner.driver.save(name)
+            await self._daemon.driver.save(name)
         except DriverError as error:
-            await self._owner.switch.refresh()
-            read = self._owner.switch.read.get(name)
+            await self._daemon.switch.refresh()
+            read = self._daemon.switch.read.get(name)
             if error.code == RefusalCode.LOST or read is None or not read.up:
                 raise  # it may have been saved all the same: the next look tells
             log.error("%s is not saved and goes on: %s", name, error)
-            self._owner.apply(ev.FreezeEnded(self._owner.now(), name, str(error)))
+            self._daemon.apply(ev.FreezeEnded(self._daemon.now(), name, str(error)))
             return
-        self._owner.observe(f"save {name}")
+        self._daemon.observe(f"save {name}")

@@ -38,21 +38,21 @@ class DaemonForScripts(Protocol):
 class SiteScripts:
     """Runs scripts, of host and guest at the same time."""
 
-    def __init__(self, owner: DaemonForScripts) -> None:
-        self._owner = owner
+    def __init__(self, daemon: DaemonForScripts) -> None:
+        self._daemon = daemon
         self._background: set[asyncio.Task[None]] = set()
 
     def begin(self, name: str, domain: str, **variables: str) -> None:
         """Start the scripts of this name, here and in the domain; nobody waits for them."""
         environment = self._environment(name, domain, variables)
-        self._owner.scripts.run(name, environment)
+        self._daemon.scripts.run(name, environment)
         if self._reachable(domain):
             self._later(self._in_guest(name, domain, environment, wait=False))
 
     async def pass_by(self, name: str, domain: str, *, guest: bool, **variables: str) -> None:
         """Run the scripts of this name, and return when they have ended or their time is over."""
         environment = self._environment(name, domain, variables)
-        work = [self._owner.scripts.finish(name, environment)]
+        work = [self._daemon.scripts.finish(name, environment)]
         if guest and self._reachable(domain):
             work.append(self._in_guest(name, domain, environment, wait=True))
         await asyncio.gather(*work)
@@ -63,23 +63,23 @@ class SiteScripts:
         await asyncio.gather(*self._background, return_exceptions=True)
 
     def _environment(self, name: str, domain: str, variables: Mapping[str, str]) -> dict[str, str]:
-        found = self._owner.host.domain(domain)
+        found = self._daemon.host.domain(domain)
         return {
             "MAGRATHEA_OCCASION": name,
-            "MAGRATHEA_HOST": self._owner.host.name,
+            "MAGRATHEA_HOST": self._daemon.host.name,
             "MAGRATHEA_DOMAIN": domain,
             "MAGRATHEA_KIND": found.kind.value if found else "",
             **{f"MAGRATHEA_{key.upper()}": value[:4096] for key, value in variables.items()},
         }
 
     def _reachable(self, domain: str) -> bool:
-        channel = self._owner.channels.get(domain)
+        channel = self._daemon.channels.get(domain)
         return channel is not None and channel.connected
 
     async def _in_guest(self, name: str, domain: str, environment: dict[str, str], *, wait: bool) -> None:
-        within_s = self._owner.scripts.time_limit_s + GUEST_MARGIN_S if wait else TOLD_S
+        within_s = self._daemon.scripts.time_limit_s + GUEST_MARGIN_S if wait else TOLD_S
         try:
-            await self._owner.channels[domain].request("script", within_s, name=name, env=environment, wait=wait)
+            await self._daemon.channels[domain].request("script", within_s, name=name, env=environment, wait=wait)
         except AgentError as error:
             log.info("%s: its scripts of %s: %s", domain, name, error)
 

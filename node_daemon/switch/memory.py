@@ -107,8 +107,8 @@ def _now() -> float:
 class Mover:
     """Moves the memory of one host's domains; at most one move per domain at a time."""
 
-    def __init__(self, owner: SwitchForMemory, driver: Driver, guests: Mapping[str, AgentChannel]) -> None:
-        self._owner = owner
+    def __init__(self, switch: SwitchForMemory, driver: Driver, guests: Mapping[str, AgentChannel]) -> None:
+        self._switch = switch
         self._driver = driver
         self._guests = guests
         self._moves: dict[str, _Move] = {}
@@ -117,7 +117,7 @@ class Mover:
         self._content: dict[str, int] = {}  # targets that are reached as far as there is memory
         self._shorts: dict[str, Short] = {}
         self._changed = asyncio.Event()
-        self.paging = Paging(owner, guests, grows=lambda domain: domain in self._moves)
+        self.paging = Paging(switch, guests, grows=lambda domain: domain in self._moves)
 
     async def close(self) -> None:
         await self.paging.close()
@@ -152,7 +152,7 @@ class Mover:
 
     def needs(self, domain: str) -> int:
         """What the domain must have before its jobs may run: its floor, and what they asked for."""
-        host = self._owner.host
+        host = self._switch.host
         found = host.domain(domain)
         if found is None:
             return 0
@@ -161,7 +161,7 @@ class Mover:
 
     def short(self, domain: str) -> Short | None:
         """What the domain has lately shown that it cannot give, as long as its jobs are the same."""
-        found = self._owner.host.domain(domain)
+        found = self._switch.host.domain(domain)
         short = self._shorts.get(domain)
         if short is not None and (found is None or frozenset(j.key for j in found.jobs) != short.keys):
             del self._shorts[domain]
@@ -170,7 +170,7 @@ class Mover:
 
     def kept_mib(self, domain: str) -> int:
         """Beyond its floor, what the domain's jobs have shown to keep in memory although they were stopped."""
-        found, short = self._owner.host.domain(domain), self.short(domain)
+        found, short = self._switch.host.domain(domain), self.short(domain)
         return max(0, short.kept_mib - found.floor_mib) if found is not None and short is not None and found.jobs else 0
 
     def note(self, read: Mapping[str, DomainReading]) -> None:
@@ -200,7 +200,7 @@ class Mover:
 
     def _most(self, domain: str) -> int:
         """What a domain of which nothing was read yet may have."""
-        host = self._owner.host
+        host = self._switch.host
         found = host.domain(domain)
         return (found.memory_mib if found is not None else 0) or host.without_services.mib
 
@@ -256,7 +256,7 @@ class Mover:
     async def _read(self, domain: str) -> DomainReading:
         read = await self._driver.actual()
         self.note(read)
-        self._owner.memory_read(read)
+        self._switch.memory_read(read)
         found = read.get(domain)
         if found is None or not found.up or found.memory_mib is None:
             raise DriverError(RefusalCode.DOMAIN_DOWN, f"{domain} is down, or its memory is not known")
@@ -269,7 +269,7 @@ class Mover:
         self._bounds[domain] = max(self._bounds.get(domain, 0), mib)  # from now on it may take it
         await self._driver.set_memory(domain, mib)
         self._targets[domain] = mib
-        self._owner.observe(f"memory {domain}")
+        self._switch.observe(f"memory {domain}")
 
     async def _to_what_is_real(self, move: _Move) -> None:
         """The balloon no longer presses for what has not come."""
@@ -281,7 +281,7 @@ class Mover:
             log.warning("%s: its balloon's target cannot be set to what it has: %s", move.domain, error)
 
     def _over(self, move: _Move) -> bool:
-        return _now() - move.began > self._owner.memory_settings.time_limit_s
+        return _now() - move.began > self._switch.memory_settings.time_limit_s
 
     # Taking
 
@@ -313,7 +313,7 @@ class Mover:
 
     async def _shrink(self, move: _Move) -> None:
         """One step down, while a slice is pushed out. Raises _TooLittle."""
-        settings = self._owner.memory_settings
+        settings = self._switch.memory_settings
         await self.paging.end(move.domain)
         has, memory = await self._figures(move)
         target = move.target
@@ -337,7 +337,7 @@ class Mover:
         take = min(room, want, settings.step_mib if self._runs(move.domain) else room)
         if take >= min(want, LEAST_MIB) or move.push is not None:
             move.gives = True
-            await self._owner.begins_to_give(move.domain)
+            await self._switch.begins_to_give(move.domain)
         if take >= min(want, LEAST_MIB):
             move.doubted = False
             await self._take(move, has, has - take)
@@ -353,7 +353,7 @@ class Mover:
 
     def _runs(self, domain: str) -> bool:
         """Whether a job runs there, whose use of memory may grow while the balloon takes."""
-        found = self._owner.host.domain(domain)
+        found = self._switch.host.domain(domain)
         return found is not None and bool(found.running)
 
     async def _take(self, move: _Move, has: int, goal: int) -> None:
@@ -386,7 +386,7 @@ class Mover:
 
     def _push_next(self, move: _Move, mib: int) -> None:
         guest = self._guests.get(move.domain)
-        keys = self._owner.held_stopped(move.domain)
+        keys = self._switch.held_stopped(move.domain)
         if guest is None or guest.hello is None or not keys:
             return
         if self.paging.able(move.domain, "push-out") is None:
@@ -413,10 +413,10 @@ class Mover:
                 f"nothing more goes to its swap, which has {swap.swap_free_mib} of {swap.swap_total_mib} MiB free; "
                 f"its stopped jobs keep {answer.left_mib}"
             )
-        self._owner.observe(f"push {move.domain}")
+        self._switch.observe(f"push {move.domain}")
 
     def _refused(self, move: _Move, why: str) -> DriverError:
-        host = self._owner.host
+        host = self._switch.host
         found = host.domain(move.domain)
         wanted = 0 if move.target is None else move.start_mib - move.target
         text = (
@@ -431,7 +431,7 @@ class Mover:
 
     def room(self, domain: str) -> int:
         """What there is for this domain: the host's memory without what all others have or may take."""
-        host = self._owner.host
+        host = self._switch.host
         others = sum(self._bounds.get(d.name, 0) for d in host.workers if d.name != domain)
         return host.without_services.mib - others
 
@@ -454,7 +454,7 @@ class Mover:
             if move.target is not None:
                 self._content[move.domain] = move.target
             return False
-        host = self._owner.host
+        host = self._switch.host
         others = ", ".join(f"{n} has {b}" for n, b in sorted(self._bounds.items()) if n != move.domain)
         text = (
             f"{move.domain} has {has} of {needs} MiB that it needs; of the host's {host.without_services.mib}: {others}"

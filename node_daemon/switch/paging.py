@@ -112,9 +112,9 @@ class Paging:
     """One host's. `grows`: whether a domain is just being given memory."""
 
     def __init__(
-        self, owner: SwitchForPaging, guests: Mapping[str, AgentChannel], grows: Callable[[str], bool]
+        self, switch: SwitchForPaging, guests: Mapping[str, AgentChannel], grows: Callable[[str], bool]
     ) -> None:
-        self._owner = owner
+        self._switch = switch
         self._guests = guests
         self._grows = grows
         self._fetches: dict[str, _Fetch] = {}
@@ -151,8 +151,8 @@ class Paging:
             return
         task = supervision.start(self._relieve(domain))
         self._reliefs[domain] = _Relief(task, _now() + UNCAPPED_S)
-        task.add_done_callback(lambda _: self._owner.look_soon())
-        asyncio.get_running_loop().call_later(UNCAPPED_S, self._owner.look_soon)
+        task.add_done_callback(lambda _: self._switch.look_soon())
+        asyncio.get_running_loop().call_later(UNCAPPED_S, self._switch.look_soon)
 
     def relieving(self, domain: str) -> bool:
         """Whether the domain needs its CPU a moment longer for that."""
@@ -160,12 +160,12 @@ class Paging:
         return relief is not None and not relief.task.done() and _now() < relief.capped_from
 
     async def _relieve(self, domain: str) -> None:
-        settings = self._owner.memory_settings
-        found, guest = self._owner.host.domain(domain), self.able(domain, "push-out")
+        settings = self._switch.memory_settings
+        found, guest = self._switch.host.domain(domain), self.able(domain, "push-out")
         until = _now() + settings.time_limit_s
         while found is not None and guest is not None and guest.hello is not None and _now() < until:
             try:
-                keys = self._owner.held_stopped(domain)
+                keys = self._switch.held_stopped(domain)
                 memory = (await guest.request("memory", ASK_S)).memory
                 lacks = int(found.floor_mib * LIVING_SHARE) - memory.can_go_mib
                 if not keys or lacks <= 0:
@@ -192,7 +192,7 @@ class Paging:
 
     def fetch_ahead(self, domain: str) -> None:
         """Begin to bring back what jobs that are to go on will need, while the domain is given its memory."""
-        keys, fetch = self._owner.to_continue(domain), self._fetches.get(domain)
+        keys, fetch = self._switch.to_continue(domain), self._fetches.get(domain)
         if fetch is not None and not fetch.task.done():
             return  # an agent works on one slice at a time; what is lacking is brought back by `fetch`
         if keys and self.able(domain, "fetch") is not None and not self._is_fetched(domain, keys):
@@ -232,7 +232,7 @@ class Paging:
         self._fetches[domain] = _Fetch(frozenset(keys), task)
 
     async def _fetch(self, domain: str, keys: tuple[JobKey, ...]) -> bool:
-        settings = self._owner.memory_settings
+        settings = self._switch.memory_settings
         until = _now() + settings.time_limit_s
         try:
             done, of = 0, await self._swapped(domain, keys)
@@ -252,7 +252,7 @@ class Paging:
                         raise
                     await asyncio.sleep(BUSY_S)
                     continue
-                self._owner.observe(f"fetch {domain}")
+                self._switch.observe(f"fetch {domain}")
                 done += answer.fetched_mib
                 if answer.left_mib <= 0:
                     return True
