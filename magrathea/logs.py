@@ -57,7 +57,7 @@ class Complaints:
         self._clock = clock
         self._kinds: dict[Hashable, _Kind] = {}
 
-    def say(self, kind: Hashable, text: str, error: BaseException | None = None) -> None:
+    def say(self, kind: Hashable, text: str, error: BaseException | None = None, level: int = logging.WARNING) -> None:
         """Log `text` unless something of this kind was logged less than a minute ago; with `error`, its traceback."""
         now = self._clock()
         known = self._kinds.get(kind)
@@ -72,4 +72,4 @@ class Complaints:
             return
         more = f" (and {known.left_out} more of the kind since)" if known is not None and known.left_out else ""
         self._kinds[kind] = _Kind(now)
-        self._log.log(logging.ERROR if error else logging.WARNING, "%s%s", text, more, exc_info=error)
+        self._log.log(logging.ERROR if error else level, "%s%s", text, more, exc_info=error)

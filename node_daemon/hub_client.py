@@ -202,6 +202,7 @@ class HubClient:
                 self._complaints.say("bad", f"hub {hub.endpoint} sent what is no message: {error}")
             except Exception as defect:  # noqa: BLE001  a door (supervision.py)
                 self._complaints.say("defect", f"a message of hub {hub.endpoint} could not be handled", defect)
+            await asyncio.sleep(0)  # the next one may be there already; then awaiting it lets nobody else run
 
     def _received(self, hub: _Hub, message: ToHost) -> None:
         first = hub.heard_at is None

@@ -30,14 +30,20 @@ class StandInClient:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(DEADLINE_S)
         try:
-            self._socket.connect(str(path))
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._socket.settimeout(DEADLINE_S)
+            self._connect()
         except OSError as error:
-            self._socket.close()
             raise PbsError(Code.NO_SERVER, f"connect to the stand-in at {path}: {error}", transient=True) from error
         self._lines = self._socket.makefile("rwb")
+
+    def _connect(self) -> None:
+        try:
+            self._socket.connect(str(self._path))
+        except OSError:
+            self._socket.close()
+            raise
 
     def ask(self, op: str, **parameters: Any) -> Any:
         """One operation of server.py (`do_...`) and its result."""

@@ -37,12 +37,15 @@ from magrathea.messages import (
 )
 
 from . import keys
+from .connections import Connections, Limits
 
 log = logging.getLogger(__name__)
 
 RATE_PER_S = 200
 """Messages of one host, averaged over `RATE_OVER_S`; a daemon sends 50 snapshots a second at most."""
 RATE_OVER_S = 5.0
+QUEUE = 16
+"""Messages of one host that wait here; with more, ZeroMQ reads no further and the host waits itself."""
 ZAP_DOMAIN = b"magrathea"
 ZAP = "inproc://zeromq.zap.01"
 """Where ZeroMQ asks whether a client may connect (rfc.zeromq.org/spec/27)."""
@@ -79,9 +82,17 @@ class HubChannel:
     """`on_message` gets the host's name, its message, and whether it has just connected (again)."""
 
     def __init__(
-        self, ipc: list[str], tcp: list[str], keys_dir: Path, on_message: Callable[[str, ToHub, bool], None]
+        self,
+        ipc: list[str],
+        tcp: list[str],
+        keys_dir: Path,
+        on_message: Callable[[str, ToHub, bool], None],
+        connections: int = 1000,
+        of_one_address: int = 64,
     ) -> None:
         self._ipc, self._tcp, self._keys_dir = ipc, tcp, keys_dir
+        self._limits = Limits(connections, of_one_address, (QUEUE + 2) * MAX_BYTES)
+        self._connections: Connections | None = None
         self._on_message = on_message
         self._context = zmq.asyncio.Context(io_threads=1)
         self._sockets: list[zmq.asyncio.Socket] = []
@@ -115,8 +126,11 @@ class HubChannel:
             socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret.encode())
             socket.setsockopt(zmq.CURVE_PUBLICKEY, pair.public.encode())
             socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+            self._connections = Connections(self._context, socket, self._limits, self._complaints)
             for endpoint in self._tcp:
                 self._bind(socket, endpoint)
+            self._tasks.append(supervision.start(self._connections.watch()))
+            self._tasks.append(supervision.start(self._connections.look()))
             self._tasks.append(supervision.start(self._receive(socket, by_key=True)))
 
     def _router(self) -> zmq.asyncio.Socket:
@@ -125,7 +139,7 @@ class HubChannel:
         for option, value in (
             (zmq.LINGER, 0),
             (zmq.MAXMSGSIZE, MAX_BYTES),
-            (zmq.RCVHWM, 1000),
+            (zmq.RCVHWM, QUEUE),
             (zmq.SNDHWM, 100),
             (zmq.ROUTER_MANDATORY, 1),  # a host that is away is an error, not a silence
             (zmq.ROUTER_HANDOVER, 1),  # a host that comes back takes its old place
@@ -137,7 +151,8 @@ class HubChannel:
             socket.setsockopt(option, value)
         return socket
 
-    def _bind(self, socket: zmq.asyncio.Socket, endpoint: str) -> None:
+    @staticmethod
+    def _bind(socket: zmq.asyncio.Socket, endpoint: str) -> None:
         try:
             socket.bind(endpoint)
         except zmq.ZMQError as error:
@@ -166,12 +181,15 @@ class HubChannel:
                 self._complaints.say("key", f"{text}, was refused")
             status = (b"200", b"OK", key) if known else (b"400", b"unknown key", b"")
             await questions.send_multipart([version, number, *status, b""])
+            await asyncio.sleep(0)
 
     async def _receive(self, socket: zmq.asyncio.Socket, by_key: bool) -> None:
         while True:
             frames = await socket.recv_multipart(copy=False)
             host = ""
             try:
+                if self._connections is not None and by_key:
+                    self._connections.heard(int(frames[-1].get(zmq.SRCFD)))
                 peer = self._peer(socket, frames, by_key)
                 host = self._host_of(peer)
                 self._received(host, peer, frames[1:])
@@ -179,6 +197,7 @@ class HubChannel:
                 self._complaints.say(("bad", host), f"host {host}: message refused: {error}")
             except Exception as defect:  # noqa: BLE001  a door (supervision.py)
                 self._complaints.say(("defect", host), f"a message of host {host} could not be handled", defect)
+            await asyncio.sleep(0)  # the next one may be there already; then awaiting it lets nobody else run
 
     @staticmethod
     def _peer(socket: zmq.asyncio.Socket, frames: list[zmq.Frame], by_key: bool) -> _Peer:
@@ -230,6 +249,8 @@ class HubChannel:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._connections is not None:
+            self._connections.close()
         for socket in self._sockets:
             socket.close(linger=0)
         self._context.term()

@@ -31,6 +31,7 @@ class HubTable(msgspec.Struct, kw_only=True, frozen=True):
     """[hub]. `heartbeat_file`: touched every two seconds while PBS answers; the runjob hook looks at its age.
 
     `control_socket`: where everybody on this machine may ask what the hub knows; nothing can be changed there.
+    `connections_per_address`: by TCP; a host has one.
     """
 
     listen: Annotated[list[_Endpoint], msgspec.Meta(min_length=1)] = msgspec.field(
@@ -40,6 +41,7 @@ class HubTable(msgspec.Struct, kw_only=True, frozen=True):
     keys_dir: _PathText = "/etc/magrathea/keys"
     heartbeat_file: _PathText = "/var/spool/pbs/magrathea.heartbeat"
     control_socket: _PathText = "/run/magrathea-hub/control.sock"
+    connections_per_address: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 64
     log_level: LogLevel = LogLevel.INFO
 
 

@@ -46,6 +46,7 @@ from .books import Action, Outcome, Suspend
 from .call_pool import CallPool
 from .channel import HubChannel
 from .configuration import HubConfiguration
+from .connections import can_bear, raise_limit
 from .farm import Farm
 from .histories import MOST_HOSTS, Histories
 from .job_actions import explain, perform, say
@@ -86,7 +87,12 @@ class Hub:
         self._saved = list(kept)
         self.farm = Farm(kept, self._loop.time(), set_priority=settings.set_priority)
         self._channel = HubChannel(
-            self._configuration.ipc, self._configuration.tcp, self._configuration.keys_dir, self._on_message
+            self._configuration.ipc,
+            self._configuration.tcp,
+            self._configuration.keys_dir,
+            self._on_message,
+            can_bear(raise_limit()),
+            self._configuration.hub.connections_per_address,
         )
         self._channel.start()
         self._histories = Histories(self._channel.send)
@@ -104,6 +110,7 @@ class Hub:
         except OSError as error:  # people only look there: no reason to leave PBS without a hub
             log.error("ALERT nobody can ask this hub at %s: %s; fix `control_socket` in [hub]", control.path, error)
         log.info("listening at %s; %d jobs in the books", ", ".join(self._configuration.hub.listen), len(kept))
+        supervision.notify("READY=1")
         # of these only the last ends by itself, the others by an error
         parts: list[asyncio.Future[Any]] = [
             asyncio.create_task(self._beat()),

@@ -87,7 +87,11 @@ def read_secret(path: Path) -> Certificate:
 def enrolled(directory: Path) -> list[Enrolled]:
     """All hosts that may connect, by name. Raises KeysError."""
     found = []
-    for path in sorted((directory / HOSTS).glob("*.key")):
+    try:
+        paths = sorted((directory / HOSTS).glob("*.key"))
+    except OSError as error:
+        raise KeysError(f"{directory / HOSTS}: cannot be read: {error}") from error
+    for path in paths:
         certificate = read(path)
         host = certificate.metadata.get("host", "")
         if host != path.stem:

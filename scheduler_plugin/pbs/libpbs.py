@@ -187,12 +187,14 @@ class LibPbs:
             if self._fd < 0 or self._cut:
                 return
             self._cut = True
-            with socket.socket(fileno=os.dup(self._fd)) as end:
-                try:
-                    end.shutdown(socket.SHUT_RDWR)
-                except OSError as error:
-                    if error.errno != 107:  # not connected any more: nobody can wait on it
-                        raise
+            end = socket.socket(fileno=self._fd)  # its own descriptor: there may be no other one left
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError as error:
+                if error.errno != 107:  # not connected any more: nobody can wait on it
+                    raise
+            finally:
+                end.detach()
 
     def close(self) -> None:
         _watchdog.remove(self)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket as sockets
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +21,7 @@ from tests.fakes.pbs import FakePbs, nothing_breaks
 from tests.unit.hub.builders import snapshot
 
 BOUND_S = 30.0
+ROOT = Path(__file__).parents[2]
 
 
 def free_port() -> int:
@@ -157,3 +160,56 @@ def run(directory: Path, test: Callable[[Farm], Awaitable[None]], *vnodes: str) 
             await test(made)
 
     asyncio.run(whole())
+
+
+# The hub as a process of its own
+
+
+class HubProcess:
+    """A hub on a PBS that is away; `files`: the limit of open files, soft and hard."""
+
+    def __init__(self, directory: Path, *, files: tuple[int, int], more: str = "") -> None:
+        self.directory = directory
+        self.port = free_port()
+        self.keys_dir = directory / "keys"
+        keys.init(self.keys_dir)
+        self.log_file = directory / "hub.log"
+        config = directory / "hub.toml"
+        config.write_text(
+            f'[hub]\nlisten = ["tcp://127.0.0.1:{self.port}"]\nstate_dir = "{directory}/state"\n'
+            f'keys_dir = "{directory}/keys"\nheartbeat_file = "{directory}/heartbeat"\n'
+            f'control_socket = "{directory}/control.sock"\n{more}'
+            f'[pbs]\nkind = "standin"\nsocket = "{directory}/pbs.sock"\n'
+        )
+        limited = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, {files}); "
+        program = f"{limited}from scheduler_plugin.hub.main import main; main()"
+        with self.log_file.open("wb") as log:
+            command = [sys.executable, "-c", program, "--config", str(config)]
+            self.process = subprocess.Popen(command, stderr=log, cwd=ROOT)
+        self.until(lambda: "listening at" in self.log, "it listens")
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + BOUND_S
+        while not condition():
+            assert self.process.poll() is None, f"the hub has ended with {self.process.returncode}: {self.log}"
+            assert time.monotonic() < end, f"never: {what}; {self.log}"
+            time.sleep(0.02)
+
+    def connect(self, address: str = "127.0.0.1") -> sockets.socket:
+        """A connection from that address, which says nothing."""
+        return sockets.create_connection(("127.0.0.1", self.port), BOUND_S, (address, 0))
+
+    def descriptors(self) -> int:
+        return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
+
+    def close(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(BOUND_S)
+        finally:
+            self.process.kill()
+            self.process.wait()
