@@ -38,7 +38,7 @@ def swap() -> Iterator[None]:
             subprocess.run(["swapon", str(DEVICE)], check=True, capture_output=True, timeout=30)
             yield
         finally:
-            subprocess.run(["swapoff", str(DEVICE)], check=False, capture_output=True, timeout=60)
+            subprocess.run(["swapoff", str(DEVICE)], check=True, capture_output=True, timeout=60)
             (ZRAM / "reset").write_text("1")
 
 

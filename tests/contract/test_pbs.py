@@ -15,8 +15,6 @@ from ..embedded.standin_bench import StandInBench
 from ..fakes.pbs import FakePbs
 from .pbs import CASES, PbsSite
 
-BOUND_S = 30.0
-
 
 class FakeSite:
     """See PbsSite."""

@@ -12,14 +12,16 @@ from typing import Any
 from magrathea_lab import fleet
 from magrathea_lab.clusters.keeper import Keeper, KeptProcess
 from magrathea_lab.pbs_standin.client import StandInClient
+from magrathea_lab.waiting import until
 
 COUNTING = "i=0; while [ $i -lt {steps} ]; do i=$((i+1)); echo $i > $PBS_JOBID.count; sleep 0.05; done; echo done\n"
 HOOK = """
 import os, pbs, time
 e = pbs.event()
 here = os.path.dirname(pbs.hook_config_filename)
-if e.type == pbs.EXECJOB_BEGIN and os.path.exists(here + "/slow"):
-    time.sleep(1.0)
+if e.type == pbs.EXECJOB_BEGIN:
+    while os.path.exists(here + "/slow"):
+        time.sleep(0.02)
 if e.type == pbs.EXECJOB_BEGIN and os.path.exists(here + "/refuse"):
     if os.path.exists(here + "/later"):
         e.job.Execution_Time = int(time.time() + 2)
@@ -29,7 +31,6 @@ if e.type == pbs.RUNJOB and os.path.exists(here + "/never"):
 with open(here + "/events", "a") as file:
     file.write("%d\\n" % e.type)
 """
-PATIENCE_S = 20.0
 
 
 class StandInBench:
@@ -69,12 +70,7 @@ class StandInBench:
         self.parts[name or module] = self.keeper.start(module, argv, environment, log)
 
     def until(self, condition: Callable[[], Any]) -> Any:
-        deadline = time.monotonic() + PATIENCE_S
-        while not (value := condition()):
-            logs = {log.name: log.read_text() for log in self.directory.glob("*.log")}
-            assert time.monotonic() < deadline, logs
-            time.sleep(0.02)
-        return value
+        return until(condition, lambda: str({log.name: log.read_text() for log in self.directory.glob("*.log")}))
 
     def tell(self, word: str) -> None:
         (self.directory / word).touch()

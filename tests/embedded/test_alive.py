@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from magrathea import supervision
+from magrathea_lab.waiting import BOUND_S
 from scheduler_plugin.hub import call_pool
 from scheduler_plugin.hub import hub as shell
-from tests.hostile.farm import BOUND_S, Farm, run
+from tests.hostile.farm import Farm, run
 from tests.unit.hub.builders import domain, job, stopped
 
 BEAT_S = 0.1

@@ -11,8 +11,7 @@ from click.testing import CliRunner
 from magrathea import client
 from magrathea.cli import main
 from magrathea_lab.clusters.standin import StandInCluster
-
-BOUND_S = 30.0
+from magrathea_lab.waiting import BOUND_S
 
 
 def said(*command: str) -> Any:

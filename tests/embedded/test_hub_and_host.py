@@ -12,14 +12,13 @@ from magrathea.client import farm as ask_farm
 from magrathea.core.events import Booking
 from magrathea.core.model import JobKey
 from magrathea.messages import Snapshot
+from magrathea_lab.waiting import BOUND_S
 from node_daemon.hub_client import HubClient
 from scheduler_plugin.hub import configuration, keys
 from scheduler_plugin.hub.hub import Hub
 from scheduler_plugin.hub.vnode_attributes import STATE
 from tests.fakes.pbs import FakePbs
 from tests.unit.hub.builders import domain, job, snapshot, stopped
-
-BOUND_S = 30.0
 
 
 def free_port() -> int:

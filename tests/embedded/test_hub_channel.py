@@ -15,10 +15,10 @@ import zmq
 import zmq.asyncio
 
 from magrathea.messages import MAX_BYTES, Heartbeat, Resend, ToHub, decode_to_host, encode
+from magrathea_lab.waiting import BOUND_S
 from scheduler_plugin.hub import channel, keys
 from scheduler_plugin.hub.channel import ChannelError, HubChannel
 
-BOUND_S = 15.0
 SILENT_S = 0.7
 """Long enough on a loaded machine for what would arrive in a millisecond; only what must NOT come waits for it."""
 

@@ -20,7 +20,7 @@ import pytest
 
 from magrathea.core.refusals import RefusalCode
 from magrathea_lab.pbs_standin import pbs_module
-from magrathea_lab.waiting import eventually
+from magrathea_lab.waiting import BOUND_S, eventually
 from node_daemon.configuration import read
 from node_daemon.daemon import Daemon
 from node_daemon.hypervisor.base import CPU, MEMORY, DomainReading, DriverError
@@ -31,7 +31,6 @@ from tests.unit.hub.builders import job
 from tests.unit.node.fake_driver import FakeDriver, FakeHypervisor
 
 HOOK = Path(__file__).parents[2] / "scheduler_plugin/hooks/magrathea_mom.py"
-BOUND_S = 30.0
 FLOOR_MIB, ASKED_MIB = 256, 1000
 CONFIGURATION = """
 [host]
@@ -213,7 +212,7 @@ def play(folder: Path, test: Callable[[Site], Awaitable[None]]) -> None:
         finally:
             await site.close()
 
-    asyncio.run(asyncio.wait_for(whole(), 100))
+    asyncio.run(whole())
 
 
 async def accepted(prologue: asyncio.Task[dict[str, Any]]) -> None:

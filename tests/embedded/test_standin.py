@@ -51,20 +51,24 @@ def test_users_cannot_ask_for_the_classes_themselves(bench: StandInBench) -> Non
 def test_an_admin_suspended_job_stands_still_with_its_walltime_and_its_vnode_takes_no_other(
     bench: StandInBench,
 ) -> None:
-    job = bench.running(steps=60, walltime_s=5)
+    began = time.monotonic()
+    job = bench.running(steps=20)
     bench.client.admin_suspend(job)
+    suspended = time.monotonic()
     assert bench.until_state(job, "S", 43)["run_version"] == 1
     assert bench.vnode("n1").state == {"maintenance"}
     assert bench.vnode("n1").maintenance_jobs == (job,)
     before = bench.count(job)
     other = bench.running(steps=5)
     assert bench.shown(other)["vnodes"] == ["n2"]
-    time.sleep(3)
+    time.sleep(1)
     assert bench.count(job) == before
+    suspended_s = time.monotonic() - suspended
     bench.client.admin_resume(job)
     assert bench.vnode("n1").maintenance_jobs == ()
     found = bench.until_state(job, "F")
     assert (found["exit_status"], found["why"]) == (0, "")
+    assert found["used_s"] <= time.monotonic() - began - suspended_s
 
 
 def test_the_limit_kills(bench: StandInBench) -> None:
@@ -72,10 +76,10 @@ def test_the_limit_kills(bench: StandInBench) -> None:
     assert "exceeded limit" in bench.until_state(job, "F")["why"]
 
 
-def test_the_limit_of_a_running_job_can_be_raised(bench: StandInBench) -> None:
-    job = bench.running(steps=40, walltime_s=1)
-    bench.client.set_walltime(job, 60)
-    assert bench.until_state(job, "F")["exit_status"] == 0
+def test_the_limit_of_a_running_job_can_be_changed(bench: StandInBench) -> None:
+    job = bench.running(walltime_s=3600)
+    bench.client.set_walltime(job, 1)
+    assert "exceeded limit 1" in bench.until_state(job, "F")["why"]
 
 
 def test_a_job_that_starts_cannot_be_suspended(bench: StandInBench) -> None:
@@ -83,6 +87,8 @@ def test_a_job_that_starts_cannot_be_suspended(bench: StandInBench) -> None:
     job = bench.submit()
     bench.until_state(job, "R", 41)
     assert refusal(lambda: bench.client.admin_suspend(job)) == Code.BAD_STATE
+    (bench.directory / "slow").unlink()
+    bench.until_state(job, "R", 42)
 
 
 def test_deleting_a_suspended_job_ends_its_processes_and_the_maintenance(bench: StandInBench) -> None:
@@ -115,7 +121,7 @@ def test_a_refused_begin_with_a_later_time_waits_until_then(bench: StandInBench)
     job = bench.submit()
     bench.until_state(job, "W")
     (bench.directory / "refuse").unlink()
-    assert bench.until_state(job, "R")["run_version"] == 2
+    assert bench.until_state(job, "R")["run_version"] >= 2
 
 
 def test_nothing_starts_while_scheduling_is_off_and_nobody_wakes_it(bench: StandInBench) -> None:

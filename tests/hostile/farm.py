@@ -15,12 +15,12 @@ import zmq
 import zmq.asyncio
 
 from magrathea.messages import Books, DomainReport, Heartbeat, ToHost, decode_to_host, encode
+from magrathea_lab.waiting import BOUND_S
 from scheduler_plugin.hub import configuration, keys
 from scheduler_plugin.hub.hub import Hub
 from tests.fakes.pbs import FakePbs, nothing_breaks
 from tests.unit.hub.builders import snapshot
 
-BOUND_S = 30.0
 ROOT = Path(__file__).parents[2]
 
 

@@ -15,9 +15,10 @@ import zmq
 import zmq.asyncio
 
 from magrathea.logs import Complaints
+from magrathea_lab.waiting import BOUND_S
 from scheduler_plugin.hub import connections
 from scheduler_plugin.hub.connections import Connections, Limits
-from tests.hostile.farm import BOUND_S, HubProcess, free_port
+from tests.hostile.farm import HubProcess, free_port
 
 FILES = connections.RESERVED_FILES + 100
 """100 hosts can be borne."""

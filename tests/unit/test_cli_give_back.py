@@ -8,7 +8,6 @@ import pwd
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,13 +16,16 @@ from click.testing import CliRunner
 
 from magrathea import qstat
 from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Mode, Stopper
+from magrathea_lab.waiting import until
 from node_daemon.journal import open_journal
 from node_daemon.setup.give_back import Given, command, give_back
 
 from .fake_control import answering
 
-BOUND_S = 10.0
-JOB = Job(JobKey("12.srv", 1), JobClass.PREEMPTIBLE, 1, 0, 0.0, 0.0, stopped_since=1.0, stopper=Stopper.US, booked=True)
+SERVER = f"s{os.getpid()}"
+"""Of this run alone: `give-back` looks at all processes of the machine, and another run's may be among them."""
+OURS, OTHER = f"12.{SERVER}", f"99.{SERVER}"
+JOB = Job(JobKey(OURS, 1), JobClass.PREEMPTIBLE, 1, 0, 0.0, 0.0, stopped_since=1.0, stopper=Stopper.US, booked=True)
 
 
 @pytest.fixture
@@ -52,10 +54,7 @@ def state(pid: int) -> str:
 
 
 def wait_for(pid: int, stopped: bool) -> None:
-    until = time.monotonic() + BOUND_S
-    while (state(pid) == "T") is not stopped:
-        assert time.monotonic() < until, f"process {pid} is {state(pid)}"
-        time.sleep(0.01)
+    until(lambda: (state(pid) == "T") is stopped, lambda: f"process {pid} is {state(pid)}")
 
 
 @pytest.fixture
@@ -64,7 +63,7 @@ def processes() -> Iterator[dict[str, int]]:
     code = "import sys, time; print(flush=True); time.sleep(60)"
     started = {
         id: subprocess.Popen([sys.executable, "-c", code], env={"PBS_JOBID": id}, stdout=subprocess.PIPE)
-        for id in ("12.srv", "99.srv")
+        for id in (OURS, OTHER)
     }
     try:
         for process in started.values():
@@ -82,24 +81,24 @@ def processes() -> Iterator[dict[str, int]]:
 def test_only_what_the_journal_has_as_stopped_goes_on(config: Path, processes: dict[str, int]) -> None:
     result = CliRunner().invoke(command, ["h1", "--yes", "--config", str(config)])
     assert result.exit_code == 0, result.output
-    assert "12.srv in n1: 1 processes continued" in result.output
-    assert "qsig -s admin-resume 12.srv" in result.output
-    wait_for(processes["12.srv"], stopped=False)
-    assert state(processes["99.srv"]) == "T"
+    assert f"{OURS} in n1: 1 processes continued" in result.output
+    assert f"qsig -s admin-resume {OURS}" in result.output
+    wait_for(processes[OURS], stopped=False)
+    assert state(processes[OTHER]) == "T"
 
 
 def test_programs_and_scripts_are_told_too(config: Path, processes: dict[str, int]) -> None:
     result = CliRunner().invoke(command, ["h1", "--yes", "--config", str(config), "--format", "json"])
     (row,) = json.loads(result.stdout)
-    assert row == {"domain": "n1", "job": "12.srv", "continued": 1, "failed": 0, "strange": 0, "booked": True}
+    assert row == {"domain": "n1", "job": OURS, "continued": 1, "failed": 0, "strange": 0, "booked": True}
     again = CliRunner().invoke(command, ["h1", "--yes", "--config", str(config), "--format", "plain"])
-    assert again.stdout == "n1\t12.srv\t0\t0\t0\tyes\n"
+    assert again.stdout == f"n1\t{OURS}\t0\t0\t0\tyes\n"
 
 
 def test_it_asks_first(config: Path, processes: dict[str, int]) -> None:
     result = CliRunner().invoke(command, ["h1", "--config", str(config)], input="n\n")
     assert result.exit_code == 1
-    assert state(processes["12.srv"]) == "T"
+    assert state(processes[OURS]) == "T"
 
 
 def test_another_hosts_name_is_wrong_usage(config: Path) -> None:
@@ -117,8 +116,8 @@ def owned_by(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 def test_the_owners_processes_go_on(config: Path, processes: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     owned_by(monkeypatch, pwd.getpwuid(os.getuid()).pw_name)
     result = CliRunner().invoke(command, ["h1", "--yes", "--config", str(config)])
-    assert "12.srv in n1: 1 processes continued\n" in result.output
-    wait_for(processes["12.srv"], stopped=False)
+    assert f"{OURS} in n1: 1 processes continued\n" in result.output
+    wait_for(processes[OURS], stopped=False)
 
 
 def test_another_users_process_with_the_jobs_id_is_left_alone(
@@ -127,14 +126,14 @@ def test_another_users_process_with_the_jobs_id_is_left_alone(
     owned_by(monkeypatch, "nobody")
     result = CliRunner().invoke(command, ["h1", "--yes", "--config", str(config)])
     assert result.exit_code == 0, result.output
-    assert "12.srv in n1: 0 processes continued, 1 of other users left alone" in result.output
-    assert state(processes["12.srv"]) == "T"
+    assert f"{OURS} in n1: 0 processes continued, 1 of other users left alone" in result.output
+    assert state(processes[OURS]) == "T"
 
 
 def test_where_pbs_does_not_tell_the_owner_that_is_said(config: Path, processes: dict[str, int]) -> None:
     result = CliRunner().invoke(command, ["h1", "--yes", "--config", str(config)])
     assert "cannot connect to server; any user's stopped process" in result.stderr
-    wait_for(processes["12.srv"], stopped=False)
+    wait_for(processes[OURS], stopped=False)
 
 
 def test_while_the_daemon_runs_it_is_refused_with_the_fix(config: Path, processes: dict[str, int]) -> None:
@@ -143,4 +142,4 @@ def test_while_the_daemon_runs_it_is_refused_with_the_fix(config: Path, processe
     assert result.exit_code == 1
     assert b'"ping"' in questions[0]
     assert "`systemctl stop magrathea-noded` first" in result.stderr
-    assert state(processes["12.srv"]) == "T"
+    assert state(processes[OURS]) == "T"

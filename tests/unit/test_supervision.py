@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from magrathea import supervision
-
-BOUND_S = 20.0
+from magrathea_lab.waiting import BOUND_S
 
 
 async def _fails() -> None:

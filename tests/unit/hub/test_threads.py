@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from magrathea_lab.waiting import BOUND_S
 from scheduler_plugin.hub.call_pool import SPARE, CallPool
 from scheduler_plugin.hub.publisher import Budget, Publisher, Read
 from scheduler_plugin.hub.vnode_attributes import ACCEPTS, OFFLINE, RANK
@@ -17,8 +18,6 @@ from scheduler_plugin.pbs.base import Code, Pbs, PbsError
 from tests.fakes.pbs import FakePbs, nothing_breaks
 
 from .builders import job, vnode
-
-BOUND_S = 20.0
 
 
 def wait(condition: Callable[[], bool], what: str) -> None:
