@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy" / "README.md", ROOT / "README.md"]
+DOCUMENTS = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "deploy" / "README.md", ROOT / "README.md"]
 FOLDERS = ("magrathea", "node_daemon", "scheduler_plugin", "magrathea_lab", "tests", "bench", "tools", "deploy")
 SOURCES = {path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()}
 
