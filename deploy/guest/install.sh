@@ -1,13 +1,13 @@
 #!/bin/sh
 # Installs Magrathea's agent in a guest: one folder for the guest's own Python (3.6 or later), its configuration, and a
-# systemd unit or, where there is no systemd, an init script. Nothing else is needed; PBS brings the hook by itself.
+# systemd unit or, without systemd, an init script. Nothing else is needed; PBS distributes the hook by itself.
 #
 #   sh install.sh [--channel port:PATH|unix:PATH] [--python PROGRAM] [--root DIRECTORY] [--no-start]
 #   sh install.sh --uninstall [--root DIRECTORY]
 #
 # Beside it lie agent/, magrathea-agent.service and magrathea-agent.init (`magrathea guest script` packs all in one).
-# It may be run again: an existing /etc/magrathea/agent.json stays, the rest is replaced, and the agent started anew;
-# jobs that are stopped stay stopped meanwhile. Exit codes: 0 done, 1 something is missing (said which), 2 wrong usage.
+# It may be run again: an existing /etc/magrathea/agent.json stays, the rest is replaced, and the agent is restarted.
+# Stopped jobs stay stopped meanwhile. Exit codes: 0 done, 1 something is missing (named), 2 wrong usage.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -66,8 +66,8 @@ if [ "$action" = uninstall ]; then
     fi
     rm -rf "$unit" "$init" "$root/usr/lib/magrathea"
     [ $systemd = no ] || systemctl daemon-reload
-    echo "the agent is gone; left: $root/etc/magrathea, $root/var/lib/magrathea"
-    echo "without /etc/magrathea/agent.json MoM's hook asks nobody and lets every job start: remove it last"
+    echo "the agent is removed; these stay: $root/etc/magrathea, $root/var/lib/magrathea"
+    echo "remove /etc/magrathea/agent.json last: without it MoM's hook lets every job start"
     exit 0
 fi
 
@@ -86,7 +86,7 @@ fi
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 6))' || fail "$python is older than 3.6; name another: --python PROGRAM"
 "$python" -c 'import json, selectors, socket' || fail "$python lacks its standard library (Debian: libpython3-stdlib)"
 
-# The new file takes the old one's place at once: who looks meanwhile finds either.
+# The new file replaces the old one in one step, so a reader finds one of them.
 put() { # source destination mode
     mkdir -p "$(dirname "$2")"
     cp "$1" "$2.new"
@@ -100,11 +100,11 @@ mkdir -p "$lib/agent.new"
 cp "$here"/agent/*.py "$lib/agent.new"
 chmod 0755 "$lib" "$lib/agent.new"
 chmod 0644 "$lib"/agent.new/*.py
-# Compiled once: compiling at each start would take 10 MB that stay. A guest may lack what compiles; then it does not.
+# Compiled once: an agent that compiles at its start keeps 10 MB more. A guest without the compiler works, too.
 "$python" -m compileall -q -d /usr/lib/magrathea/agent "$lib/agent.new" || echo "install.sh: not compiled; the agent takes 10 MB more" >&2
 [ ! -e "$lib/agent" ] || mv "$lib/agent" "$lib/agent.old"
 mv "$lib/agent.new" "$lib/agent"
-rm -rf "$lib/agent.old" "$lib/agent.py" "$lib/__pycache__" # agent.py: the agent was one file once
+rm -rf "$lib/agent.old" "$lib/agent.py" "$lib/__pycache__" # agent.py: older versions were one file
 mkdir -p "$root/etc/magrathea/hooks.d/guest" "$root/var/lib/magrathea"
 chmod 0700 "$root/var/lib/magrathea"
 if [ -e "$root/etc/magrathea/agent.json" ]; then
@@ -115,7 +115,7 @@ else
 fi
 said=$("$python" -I -S "$lib/agent" --check --config "$root/etc/magrathea/agent.json" 2>&1) || {
     [ $? = 1 ] || fail "$said"
-    [ -n "$root" ] || echo "$said" >&2 # what this guest lacks still, a channel perhaps: the agent waits for it
+    [ -n "$root" ] || echo "$said" >&2 # what the guest still lacks, for example a channel; the agent waits for it
 }
 
 if [ -n "$root" ] && { [ -d "$root/lib/systemd/system" ] || [ -d "$root/usr/lib/systemd/system" ]; }; then
@@ -129,7 +129,7 @@ if [ $systemd != no ]; then
         systemctl daemon-reload
         systemctl enable magrathea-agent
         [ $start = no ] || systemctl restart magrathea-agent
-    else # an image: it is enabled as `systemctl enable` would
+    else # an image: enabled as `systemctl enable` does it
         mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
         ln -sf ../magrathea-agent.service "$root/etc/systemd/system/multi-user.target.wants/magrathea-agent.service"
     fi

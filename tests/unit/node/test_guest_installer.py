@@ -93,7 +93,7 @@ def test_uninstalling_leaves_the_configuration_and_says_what_that_means(script: 
     done = run("--uninstall", "--root", str(tmp_path), script=script)
     assert done.returncode == 0, done.stderr
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["agent.json"]
-    assert "remove it last" in done.stdout
+    assert "remove /etc/magrathea/agent.json last" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -179,4 +179,4 @@ def test_a_guest_without_systemd_runs_it_again_after_an_update_and_not_after_its
     done = run(*unshare, "sh", "-c", LIVING, "guest", str(tmp_path / "guest"), str(installer))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("the agent is installed") == 2
-    assert "magrathea-agent runs" in done.stdout
+    assert "magrathea-agent is running" in done.stdout
