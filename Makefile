@@ -98,7 +98,7 @@ QUALITY = $(BIN)/python -c 'import coverage, mutmut' 2>/dev/null || \
 
 coverage: setup ## branch coverage of the core by its unit and property tests, two minutes
 	@$(QUALITY)
-	$(BIN)/coverage run -m pytest tests/unit/core tests/property
+	$(BIN)/coverage run -m pytest --ignore=tests/unit/core/test_docs.py tests/unit/core tests/property
 	$(BIN)/coverage report
 
 mutation: setup ## how many of 400 small faults in the core its unit tests notice, two minutes
