@@ -16,7 +16,7 @@ import msgspec
 
 from magrathea.decoding import UNDECODABLE
 
-from .core.model import JobClass, Kind, Mode, Stage, State
+from .core.model import JobClass, Kind, MemoryComing, MemoryLack, MemoryShort, Mode, Stage, State
 
 MAX_BYTES = 4 * 1024 * 1024
 """A message larger than this is refused unread: 64 domains of 200 jobs are about 3 MiB."""
@@ -79,8 +79,7 @@ class DomainReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
     """A domain, derived and ready to publish. `ncpus`, `mem_mib`: what PBS may use of its vnode, running jobs included.
 
     `cpu_percent`, `want_cpu_percent`: as it is and as it should be (100 is one CPU; None: not capped or not known).
-    `since`: when it took its present state. `why`: a sentence for people. `lacks`: of the memory that its jobs asked
-    for: None for nothing, empty for what is on its way, else why it does not come.
+    `since`: when it took its present state. `why`: a sentence for people. `lacks`: see `lack`.
     """
 
     name: Word
@@ -102,6 +101,14 @@ class DomainReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
     preempted_s: Time = 0.0
     agent: bool = False
     lacks: Sentence | None = None
+
+    @property
+    def lack(self) -> MemoryLack | None:
+        """What its jobs lack of the memory that they asked for: `lacks` is None for nothing, empty for what is on its
+        way, else why it does not come."""
+        if self.lacks is None:
+            return None
+        return MemoryShort(self.lacks) if self.lacks else MemoryComing()
 
 
 class RefusedClaim(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):

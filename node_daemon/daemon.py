@@ -225,7 +225,7 @@ class Daemon:
             by=self._by,
             moves=self.switch.mover.progress,
             waits=self.guests.waits(),
-            lacks={d.name: self.switch.memory_lacking(d.name) for d in self._host.domains if d.jobs},
+            lacks={d.name: self.switch.memory_lack(d.name) for d in self._host.domains if d.jobs},
             driver=self.configuration.host.driver,
             notes=tuple(notes),
             refused=tuple(self._refused),

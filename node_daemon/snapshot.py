@@ -9,7 +9,7 @@ import msgspec
 
 from magrathea.core import plan
 from magrathea.core.allocation import to_requeue, wanted_here, wanted_stopped
-from magrathea.core.model import Domain, Host, Job, JobKey, State
+from magrathea.core.model import Domain, Host, Job, JobKey, MemoryLack, MemoryShort, State
 from magrathea.core.states import accepts, published, rank, state_of, why
 from magrathea.messages import DomainReport, JobReport, MemoryMove, RefusedClaim, Snapshot
 
@@ -34,7 +34,7 @@ class Beside:
     by: Mapping[tuple[str, JobKey], str] = field(default_factory=dict)
     moves: Mapping[str, Progress] = field(default_factory=dict)
     waits: Mapping[tuple[str, JobKey], str] = field(default_factory=dict)
-    lacks: Mapping[str, str | None] = field(default_factory=dict)
+    lacks: Mapping[str, MemoryLack | None] = field(default_factory=dict)
     driver: str = "local"
     notes: tuple[str, ...] = ()
     refused: tuple[RefusedClaim, ...] = ()
@@ -116,8 +116,13 @@ def _domain(
         move=_move(beside.moves.get(domain.name)),
         preempted_s=domain.preempted_s,
         agent=domain.agent_lost_at is None,
-        lacks=lacks[:4096] if (lacks := beside.lacks.get(domain.name)) is not None else None,
+        lacks=_lacks(beside.lacks.get(domain.name)),
     )
+
+
+def _lacks(lack: MemoryLack | None) -> str | None:
+    """As `DomainReport.lack` reads it."""
+    return lack.why[:4096] if isinstance(lack, MemoryShort) else None if lack is None else ""
 
 
 def _move(progress: Progress | None) -> MemoryMove | None:

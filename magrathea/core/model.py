@@ -89,6 +89,21 @@ class Stage(StrEnum):
     UNHEARD = "unheard"
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryComing:
+    """Memory that a domain's jobs asked for is not there yet, and may still come."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryShort:
+    """It will not come. `why`: for people, with the numbers."""
+
+    why: str
+
+
+MemoryLack = MemoryComing | MemoryShort
+
+
 class JobKey(NamedTuple):
     """Identity of a job's part in a domain: PBS job id and run version.
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import assert_never
 
-from .model import Stage
+from .model import MemoryComing, MemoryLack, MemoryShort, Stage
 from .refusals import Refusal, RefusalCode
 
 UNHEARD_S = 60.0
@@ -27,11 +28,17 @@ class Unready:
     text: str
 
 
-def unready(lacking: str | None, how_far: str) -> Unready | None:
-    """Of what its domain lacks: None for nothing, empty for memory that is on its way, else why it does not come."""
-    if lacking is None:
-        return None
-    return Unready(Stage.SHORT, lacking) if lacking else Unready(Stage.COMING, how_far)
+def unready(lack: MemoryLack | None, how_far: str) -> Unready | None:
+    """The part of a job whose domain lacks that; None if it lacks nothing."""
+    match lack:
+        case None:
+            return None
+        case MemoryComing():
+            return Unready(Stage.COMING, how_far)
+        case MemoryShort(why=why):
+            return Unready(Stage.SHORT, why)
+        case _:
+            assert_never(lack)
 
 
 def together(told: Iterable[tuple[Unready, ...]]) -> tuple[Unready, ...] | None:

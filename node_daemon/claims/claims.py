@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from magrathea.core import events as ev
 from magrathea.core import plan
-from magrathea.core.model import Host, JobKey, Stage
+from magrathea.core.model import Host, JobKey, MemoryComing, MemoryShort, Stage
 from magrathea.core.readiness import Unready, held_back, unready
 from magrathea.core.refusals import RefusalCode, retry_after_s
 
@@ -156,18 +156,18 @@ class Guests:
     async def _glance(self, mark: tuple[str, JobKey]) -> Answer | None:
         """Everything is there but perhaps memory: a refusal if that is known not to come."""
         daemon = self._daemon
-        lacking = daemon.switch.memory_lacking(mark[0])
+        lack = daemon.switch.memory_lack(mark[0])
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(MEMORY_GLANCE_S):
-                while lacking == "" and self._job(mark) is not None:
+                while isinstance(lack, MemoryComing) and self._job(mark) is not None:
                     await daemon.switch.changed()
-                    lacking = daemon.switch.memory_lacking(mark[0])
-        if not lacking:
+                    lack = daemon.switch.memory_lack(mark[0])
+        if not isinstance(lack, MemoryShort):
             return None
-        log.warning("%s: claim of %s refused: %s", *mark, lacking)
+        log.warning("%s: claim of %s refused: %s", *mark, lack.why)
         daemon.apply(ev.Released(daemon.now(), *mark))
-        daemon.refused(*mark, RefusalCode.MEMORY_SHORT, lacking)
-        return refusal(RefusalCode.MEMORY_SHORT, lacking)
+        daemon.refused(*mark, RefusalCode.MEMORY_SHORT, lack.why)
+        return refusal(RefusalCode.MEMORY_SHORT, lack.why)
 
     def _paused(self, mark: tuple[str, JobKey]) -> Answer | None:
         """On a paused host: a refusal where the domain would have to be given CPUs or memory first."""
@@ -209,7 +209,7 @@ class Guests:
         moves = sorted(switch.mover.progress.items())
         how_far = ", ".join(f"{name} {p.what} {p.done_mib} of {p.of_mib} MiB" for name, p in moves)
         names = (d.name for d in self._daemon.host.domains if d.job(key) is not None)
-        parts = (unready(switch.memory_lacking(name), how_far or name) for name in names)
+        parts = (unready(switch.memory_lack(name), how_far or name) for name in names)
         return tuple(part for part in parts if part is not None)
 
     def _unheard_s(self, mark: tuple[str, JobKey], parts: tuple[Unready, ...]) -> float:

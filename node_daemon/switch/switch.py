@@ -22,7 +22,7 @@ from magrathea import supervision
 from magrathea.core import events as ev
 from magrathea.core import plan
 from magrathea.core.allocation import wanted_stopped
-from magrathea.core.model import Host, JobKey
+from magrathea.core.model import Host, JobKey, MemoryComing, MemoryLack, MemoryShort
 from magrathea.core.plan import Order, Orders, SetCpu, SetMemory, Step
 from magrathea.core.refusals import RefusalCode
 
@@ -560,12 +560,12 @@ class Switch:
         due = [s for s in steps if isinstance(s, SetCpu) and not self._capped_later(s, steps)]
         return any(slot_of(s) not in self._failures for s in due)
 
-    def memory_lacking(self, domain: str) -> str | None:
-        """None: the domain has what its jobs asked for. Empty: not yet. Else why it will not, with the numbers."""
+    def memory_lack(self, domain: str) -> MemoryLack | None:
+        """What the domain lacks of the memory that its jobs asked for; None for nothing."""
         read = self.read.get(domain)
         moves = MEMORY in self._driver.capabilities
         if read is None or not read.known:  # a driver that has never been reached does not say what it can do
-            return "" if moves or self._facts.host.driver_lost_at is not None else None
+            return MemoryComing() if moves or self._facts.host.driver_lost_at is not None else None
         if not moves or read.memory_mib is None:
             return None
         needs, has = self.mover.needs(domain), read.memory_mib
@@ -575,9 +575,10 @@ class Switch:
         if want is not None and want < needs - SLACK_MIB:
             shorts = (self.mover.short(d.name) for d in self._facts.host.workers)
             whys = "; ".join(short.text for short in shorts if short is not None)
-            return f"{domain} needs {needs} MiB and can have {want}" + (f": {whys}" if whys else "")
+            return MemoryShort(f"{domain} needs {needs} MiB and can have {want}" + (f": {whys}" if whys else ""))
         givers = [s.domain for s in self.steps() if isinstance(s, SetMemory) and s.domain != domain]
-        return (self._short(domain) if all(self._short(giver) for giver in givers) else "") or ""
+        why = self._short(domain) if all(self._short(giver) for giver in givers) else None
+        return MemoryShort(why) if why else MemoryComing()
 
     def _short(self, domain: str) -> str | None:
         """What it has told at the end of a move that fell short; None while it may still give, or take, more."""

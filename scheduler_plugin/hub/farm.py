@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from msgspec import structs
 
 from magrathea.core.model import JobClass, JobKey, Stage, State
+from magrathea.core.readiness import unready
 from magrathea.messages import HEARTBEAT_S, BookEntry, FarmView, HostView, JobReport, Snapshot, UnreadyPart
 from scheduler_plugin.pbs.base import DEAD_STATES, RUNNING_SUBSTATE, Attributes, PbsJob, Vnode
 
@@ -385,12 +386,10 @@ class Farm:
         domain = next((d for d in heard.snapshot.domains if d.vnode == vnode), None)
         if domain is None or all(key != (job.id, job.run) for job in domain.jobs):
             return UnreadyPart(stage=Stage.UNHEARD, text=f"{vnode}: its host {host} has no such run of the job (yet)")
-        if domain.lacks is None:
-            return None
         moves = ((d.name, d.move) for d in heard.snapshot.domains if d.move)
         how_far = ", ".join(f"{name} {move.what} {move.done_mib} of {move.of_mib} MiB" for name, move in moves)
-        stage = Stage.SHORT if domain.lacks else Stage.COMING
-        return UnreadyPart(stage=stage, text=f"{host}: {domain.lacks or how_far or domain.name}"[:4096])
+        part = unready(domain.lack, how_far or domain.name)
+        return None if part is None else UnreadyPart(stage=part.stage, text=f"{host}: {part.text}"[:4096])
 
     def view(self, now: float) -> FarmView:
         """All of it, for people."""

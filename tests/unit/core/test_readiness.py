@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from magrathea.core.model import Stage
+from magrathea.core.model import MemoryComing, MemoryShort, Stage
 from magrathea.core.readiness import UNHEARD_S, Unready, held_back, together, unready
 
 COMING, SHORT, UNHEARD = (Unready(stage, f"{stage} on h2") for stage in Stage)
@@ -12,8 +12,10 @@ COMING, SHORT, UNHEARD = (Unready(stage, f"{stage} on h2") for stage in Stage)
 
 def test_what_a_domain_lacks_says_how_far_the_part_is() -> None:
     assert unready(None, "p2") is None
-    assert unready("", "p2 takes 1 of 9 MiB") == Unready(Stage.COMING, "p2 takes 1 of 9 MiB")
-    assert unready("p2 needs 9 MiB and can have 1", "p2") == Unready(Stage.SHORT, "p2 needs 9 MiB and can have 1")
+    assert unready(MemoryComing(), "p2 takes 1 of 9 MiB") == Unready(Stage.COMING, "p2 takes 1 of 9 MiB")
+    assert unready(MemoryShort("p2 needs 9 MiB and can have 1"), "p2") == Unready(
+        Stage.SHORT, "p2 needs 9 MiB and can have 1"
+    )
 
 
 def test_memory_on_its_way_is_waited_for() -> None:

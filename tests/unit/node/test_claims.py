@@ -10,7 +10,7 @@ import pytest
 
 from magrathea.core import events as ev
 from magrathea.core import machine
-from magrathea.core.model import Host, JobClass, JobKey
+from magrathea.core.model import Host, JobClass, JobKey, MemoryComing, MemoryLack, MemoryShort
 from magrathea.core.readiness import Unready
 from node_daemon.claims import claims as guests
 from node_daemon.claims.guest_messages import Claim, ClaimedJob, GuestJob, Prepared
@@ -73,15 +73,18 @@ def owner(monkeypatch: pytest.MonkeyPatch) -> Owner:
     return Owner(run(host("exclusive", cpus=4, n1="normal", p1="priority"), "n1", "1.srv", cpus=4))
 
 
+COMING = MemoryComing()
+
+
 class Lacking:
     """A switch that only knows what memory each domain lacks."""
 
-    def __init__(self, **lacking: str | None) -> None:
-        self.lacking = lacking
+    def __init__(self, **lacks: MemoryLack | None) -> None:
+        self.lacks = lacks
         self.mover = SimpleNamespace(progress={"p1": Progress("takes", 10, 900)})
 
-    def memory_lacking(self, domain: str) -> str | None:
-        return self.lacking[domain]
+    def memory_lack(self, domain: str) -> MemoryLack | None:
+        return self.lacks[domain]
 
 
 def test_a_job_waits_for_its_parts_in_all_domains_of_its_host() -> None:
@@ -91,17 +94,17 @@ def test_a_job_waits_for_its_parts_in_all_domains_of_its_host() -> None:
         facts = run(facts, name, "9.srv", cpus=1)
     owner = Owner(run(facts, "n1", "1.srv", cpus=1))
 
-    def asked(vnodes: list[str], **lacking: str | None) -> dict[str, Any]:
-        owner.switch = Lacking(**lacking)
+    def asked(vnodes: list[str], **lacks: MemoryLack | None) -> dict[str, Any]:
+        owner.switch = Lacking(**lacks)
         request = Prepared(id=1, session="0" * 16, job=GuestJob(id="9.srv", run=1), vnodes=vnodes)
         return asyncio.run(guests.Guests(owner).request("p1", request))
 
     told = "waits for its memory: p1 takes 10 of 900 MiB"
     for vnodes in ([], ["p1", "p2"]):
-        assert asked(vnodes, n1="", p1=None, p2="") == {"ok": True, "ready": False, "text": told}
-        assert asked(vnodes, n1="", p1="", p2=None)["ready"] is False
-        assert asked(vnodes, n1="", p1=None, p2=None) == {"ok": True, "ready": True}
-        short = asked(vnodes, n1="", p1="", p2="p2 needs 9 MiB and can have 1")
+        assert asked(vnodes, n1=COMING, p1=None, p2=COMING) == {"ok": True, "ready": False, "text": told}
+        assert asked(vnodes, n1=COMING, p1=COMING, p2=None)["ready"] is False
+        assert asked(vnodes, n1=COMING, p1=None, p2=None) == {"ok": True, "ready": True}
+        short = asked(vnodes, n1=COMING, p1=COMING, p2=MemoryShort("p2 needs 9 MiB and can have 1"))
         assert (short["code"], short["text"]) == ("memory-short", "p2 needs 9 MiB and can have 1")
     owner.unready = None
     assert "no hub answers" in asked(["p1", "p2", "elsewhere"], n1=None, p1=None, p2=None)["text"]

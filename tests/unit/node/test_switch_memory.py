@@ -13,7 +13,7 @@ import pytest
 
 from magrathea.core import events as ev
 from magrathea.core import machine, plan
-from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Mode, Stage
+from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, MemoryShort, Mode, Stage
 from magrathea.core.plan import Step
 from magrathea.core.readiness import UNHEARD_S, Unready
 from magrathea.core.states import published
@@ -529,7 +529,7 @@ def test_what_cannot_be_had_is_refused_with_the_numbers_and_the_preempted_job_go
         if answer["ok"]:  # the prologue is told
 
             def told() -> bool:
-                return bool(w.switch.memory_lacking("p1"))
+                return isinstance(w.switch.memory_lack("p1"), MemoryShort)
 
             await w.until(told)
             answer = await w.prepared()
