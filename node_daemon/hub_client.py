@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import assert_never, cast
 
 import zmq
 import zmq.asyncio
@@ -212,16 +212,23 @@ class HubClient:
         if not self._found:
             self._found = True
             self._on_found()
-        if isinstance(message, Books):
-            books = {JobKey(j.id, j.run): Booking(JobKey(j.id, j.run), j.booked, j.held) for j in message.jobs}
-            hub.books = books
-            self._books()
-        if isinstance(message, HistoryAsked) and self._on_history is not None:
-            self._send(hub, encode(self._on_history(message)))
-        if isinstance(message, PartsTold) and (asked := hub.asked.pop(message.id, None)) is not None:
-            asked.set_result(message)
-        if isinstance(message, Resend) or first:
-            hub.due = True
+        match message:
+            case Books(jobs=jobs):
+                hub.books = {JobKey(j.id, j.run): Booking(JobKey(j.id, j.run), j.booked, j.held) for j in jobs}
+                self._books()
+            case HistoryAsked():
+                if self._on_history is not None:
+                    self._send(hub, encode(self._on_history(message)))
+            case PartsTold():
+                if (asked := hub.asked.pop(message.id, None)) is not None:
+                    asked.set_result(message)
+            case Resend():
+                hub.due = True
+            case Heartbeat():
+                pass  # that it was heard is all it says
+            case _:
+                assert_never(message)
+        hub.due = hub.due or first
         self.publish()
 
     def _books(self) -> None:

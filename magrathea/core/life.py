@@ -29,28 +29,31 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class LifeStep:
+class StepOfLife:
     domain: str
 
 
-class Boot(LifeStep):
+class Boot(StepOfLife):
     """Start the domain; from its image where there is one."""
 
 
-class Register(LifeStep):
+class Register(StepOfLife):
     """Its agent is there: welcome it, then it is up."""
 
 
-class GoOn(LifeStep):
+class GoOn(StepOfLife):
     """It was restored as it had been saved: paused. Let it run."""
 
 
-class PowerOff(LifeStep):
+class PowerOff(StepOfLife):
     """Ask it to end itself; end it where it does not."""
 
 
-class Save(LifeStep):
+class Save(StepOfLife):
     """Save it to disk."""
+
+
+LifeStep = Boot | Register | GoOn | PowerOff | Save
 
 
 def learned(host: Host, domain: Domain, seen: Seen) -> ev.DomainEvent | None:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import Any, Protocol
+from typing import Any, Protocol, assert_never
 
 from magrathea.core import events as ev
 from magrathea.core import plan
@@ -98,6 +98,8 @@ class Guests:
                 return await self._prepared((domain, request.job.key), request.vnodes)
             case Report():
                 self._report(domain, request)
+            case _:
+                assert_never(request)
         return {"ok": True}
 
     async def _claim(self, domain: str, request: Claim) -> Answer:

@@ -18,7 +18,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from magrathea.core import events as ev
 from magrathea.core import life
@@ -197,20 +197,26 @@ class Life:
 
     def _take(self, domain: Domain, step: LifeStep, now: float) -> float | None:
         """Start it, if nothing has to be waited for; after how many seconds to look again."""
-        work = {Boot: self._boot, Register: self._register, GoOn: self._go_on, Save: self._save}.get(type(step))
-        if isinstance(step, PowerOff):
-            asked_at = self._asked.setdefault(domain.name, now)
-            left_s = asked_at + self._power_limit_s(domain.name) - now
-            if (
-                now > asked_at
-                and left_s > 0
-                and (domain.name in self._heard or not self._agent_can(domain.name, "power"))
-            ):
-                return left_s
-            work = self._ask_to_end if left_s > 0 else self._pull_the_plug
-        elif isinstance(step, Boot | Save) and self._waits_for_memory(domain):
+        if isinstance(step, Boot | Save) and self._waits_for_memory(domain):
             return None
-        assert work is not None
+        match step:
+            case PowerOff():
+                asked_at = self._asked.setdefault(domain.name, now)
+                left_s = asked_at + self._power_limit_s(domain.name) - now
+                heard = domain.name in self._heard or not self._agent_can(domain.name, "power")
+                if now > asked_at and left_s > 0 and heard:
+                    return left_s
+                work = self._ask_to_end if left_s > 0 else self._pull_the_plug
+            case Boot():
+                work = self._boot
+            case Register():
+                work = self._register
+            case GoOn():
+                work = self._go_on
+            case Save():
+                work = self._save
+            case _:
+                assert_never(step)
         self._start(domain.name, work, type(step))
         return None
 

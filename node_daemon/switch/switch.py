@@ -16,7 +16,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, assert_never
 
 from magrathea import supervision
 from magrathea.core import events as ev
@@ -102,11 +102,15 @@ def slot_of(step: Step) -> Slot:
 
 def described(step: Step) -> str:
     """For the log: demo and benchmarks read the parts of a switch there."""
-    if isinstance(step, Orders):
-        return f"{step.order.value} {', '.join(str(key) for key in step.keys) or 'nothing'}"
-    if isinstance(step, SetCpu):
-        return f"cpu {'without a cap' if step.percent is None else f'{step.percent} %'}"
-    return f"memory {step.mib} MiB"
+    match step:
+        case Orders():
+            return f"{step.order.value} {', '.join(str(key) for key in step.keys) or 'nothing'}"
+        case SetCpu(percent=percent):
+            return f"cpu {'without a cap' if percent is None else f'{percent} %'}"
+        case SetMemory():
+            return f"memory {step.mib} MiB"
+        case _:
+            assert_never(step)
 
 
 class Switch:
@@ -414,15 +418,18 @@ class Switch:
         slot = slot_of(step)
         began = asyncio.get_running_loop().time()
         try:
-            if isinstance(step, Orders):
-                await self._order(step)
-            elif isinstance(step, SetCpu):
-                await self._driver.set_cpu(step.domain, step.percent)
-                self._observe(f"cpu {step.domain}")
-                self._note(step.domain, cpu_percent=self._driver.nearest_cpu(step.percent))
-            else:
-                await self.mover.move(step.domain, step.mib)
-                self.refresh_soon()
+            match step:
+                case Orders():
+                    await self._order(step)
+                case SetCpu():
+                    await self._driver.set_cpu(step.domain, step.percent)
+                    self._observe(f"cpu {step.domain}")
+                    self._note(step.domain, cpu_percent=self._driver.nearest_cpu(step.percent))
+                case SetMemory():
+                    await self.mover.move(step.domain, step.mib)
+                    self.refresh_soon()
+                case _:
+                    assert_never(step)
         except AgentError as error:
             if isinstance(step, SetMemory):
                 self.refresh_soon()
@@ -627,15 +634,19 @@ def _waits(step: Step, other: Step, held: bool = False) -> bool:
     """Must `step` wait until `other`, which comes before it in the plan, is done? `held`: `other` has failed and
     waits for its next try; then only what would do harm waits."""
     same = step.domain == other.domain
-    if isinstance(other, Orders):
-        if other.order is not Order.STOP:
+    match other:
+        case Orders():
+            if other.order is not Order.STOP:
+                return same and isinstance(step, Orders)
+            # Stop before memory and CPUs go; nobody is given anything, or continued, while somebody is to be stopped.
+            return same or not held
+        case SetCpu():
+            if isinstance(step, SetMemory):
+                return False
+            return same if isinstance(step, Orders) or held else True
+        case SetMemory():
+            # The mover gives no more than what is there, and that as soon as it is. Memory is back before a job
+            # continues; CPU does not wait for it.
             return same and isinstance(step, Orders)
-        # Stop before memory and CPUs go; and nobody is given anything, or continued, while somebody is to be stopped.
-        return same or not held
-    if isinstance(other, SetCpu):
-        if isinstance(step, SetMemory):
-            return False
-        return same if isinstance(step, Orders) or held else True
-    if isinstance(step, SetMemory):
-        return False  # the mover gives no more than what is there, and that as soon as it is
-    return same and isinstance(step, Orders)  # memory is back before a job continues; CPU does not wait for it
+        case _:
+            assert_never(other)
