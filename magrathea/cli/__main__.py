@@ -1,4 +1,4 @@
-"""`python -m magrathea.cli`, where the package is not installed."""
+"""`python -m magrathea.cli`, for a tree that is not installed."""
 
 from .main import main
 

@@ -1,4 +1,4 @@
-"""`magrathea completion`: what lets a shell complete commands, options, and names of domains, hosts and jobs."""
+"""`magrathea completion`: a shell's code for completing commands, options, and names of domains, hosts and jobs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ PROGRAM = "magrathea"
 VARIABLE = "_MAGRATHEA_COMPLETE"
 
 
-@click.command(short_help="shell completion: print what a shell needs for it")
+@click.command(short_help="print the code for shell completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what SHELL needs to complete commands, options, and the names of domains, hosts and jobs of this moment.
+    """Print the code with which SHELL completes commands, options, and current names of domains, hosts and jobs.
 
     \b
     Examples:

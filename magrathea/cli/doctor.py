@@ -20,7 +20,7 @@ COLOURS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "bright_red"}
 
 
 def parts() -> list[Part]:
-    """What may be on a machine, as the installed packages say."""
+    """The parts that a machine may have, found by entry points of the installed packages."""
     from importlib.metadata import entry_points
 
     found = [point.load() for point in entry_points(group=doctor.ENTRY_POINTS)]
@@ -28,20 +28,20 @@ def parts() -> list[Part]:
 
 
 def checks_of(known: Iterable[Part], paths: Paths, only: tuple[str, ...] = ()) -> list[Check]:
-    """All checks of the parts that are here, or of those in `only`, whether they seem to be here or not."""
+    """The results of all checks of the parts that are here; with `only`, of those parts, here or not."""
     found: list[Check] = []
     for part in known:
         why = part.here(paths)
         if part.name not in only and (only or not why):
             continue
-        found.append(Check(part.name, "part", Status.OK, f"checked as {part.name}: {why or 'as asked for'}"))
+        found.append(Check(part.name, "part", Status.OK, f"checked as {part.name}: {why or 'requested'}"))
         python = platform.python_version()
         found.append(Check(part.name, "versions", Status.OK, f"magrathea {__version__}, Python {python}"))
         found.extend(part.checks(paths))
         found.append(doctor.clock(part.name))
     if not found:
-        cause = f"there is none of {paths.hub}, {paths.noded}, {paths.agent}, and {paths.pbs} starts no server"
-        fix = "see deploy/README.md for what belongs where, or name the files by options"
+        cause = f"none of {paths.hub}, {paths.noded}, {paths.agent} exists, and {paths.pbs} starts no server"
+        fix = "deploy/README.md says what belongs where; options name files in other places"
         found.append(Check("-", "part", Status.FAIL, "nothing of Magrathea is set up on this machine", cause, fix))
     return found
 
@@ -86,16 +86,16 @@ FORMS = {"table": table, "json": as_json, "plain": plain}
     "only",
     multiple=True,
     type=click.Choice(["server", "host", "guest"]),
-    help="Check as that, whatever is found here.",
+    help="Check this part, whatever is found here.",
 )
 @sources.form_option
-@_file("--pbs", "/etc/pbs.conf", "PBS's own configuration: what this machine is to PBS.", "PBS_CONF_FILE")
+@_file("--pbs", "/etc/pbs.conf", "PBS's own configuration.", "PBS_CONF_FILE")
 @_file("--hub", "/etc/magrathea/hub.toml", "The hub's configuration.")
 @_file("--noded", "/etc/magrathea/noded.toml", "The node daemon's configuration.")
 @_file("--agent", "/etc/magrathea/agent.json", "The agent's configuration.", "MAGRATHEA_AGENT_CONF")
 def command(only: tuple[str, ...], form: str, pbs: Path, hub: Path, noded: Path, agent: Path) -> None:
-    """Check this machine as what it is: the PBS server's (hub.toml, or a PBS server), a host (noded.toml), a guest
-    (agent.json); it may be several. Nothing is changed. Run it as root, or some checks say that they may not look.
+    """Check this machine. It may be the PBS server's (with hub.toml or a PBS server), a host (noded.toml), a guest
+    (agent.json), or several of these. It changes nothing. Run it as root; otherwise some checks may not look.
 
     \b
     Examples:

@@ -8,19 +8,17 @@ from magrathea.cli import sources
 from magrathea.cli.host_actions import tell
 
 _target = click.argument("domain", shell_complete=sources.names)
-_when_idle = click.option(
-    "--when-idle", is_flag=True, help="Take jobs as ever; go down as soon as there happens to be none."
-)
-_now = click.option("--now", is_flag=True, help="Wait for no job: the jobs in the domain end with it.")
+_when_idle = click.option("--when-idle", is_flag=True, help="Keep taking jobs; go down as soon as there is none.")
+_now = click.option("--now", is_flag=True, help="Do not wait: the jobs in the domain end with it.")
 
 
 @click.group(short_help="boot, shut down, reboot, save to disk and bring back a domain")
 def domain() -> None:
     """Lead the lives of this host's domains.
 
-    What is asked for is a wish that the daemon keeps, over restarts too, until it is granted: the command returns as
-    soon as it is noted, `magrathea status` shows how far it is, and `magrathea undrain DOMAIN` gives up a shutdown,
-    reboot or freeze that has not begun. The hypervisor must be able to do it: the local driver is not.
+    Each command is a wish. It returns as soon as the daemon has noted the wish, and the daemon keeps it until it is
+    fulfilled, over restarts too. `magrathea status` shows the progress. `magrathea undrain DOMAIN` gives up a shutdown,
+    reboot or freeze that has not begun. The hypervisor must be able to do it; the local driver is not.
 
     \b
     Examples:
@@ -35,11 +33,11 @@ def domain() -> None:
 @sources.socket
 @sources.form_option
 def boot(domain: str, socket_option: str | None, form: str) -> None:
-    """Start DOMAIN. It is `booting` until its agent has registered, and while it is, its host takes no jobs.
+    """Start DOMAIN. It is `booting` until its agent has registered; until then its host takes no jobs.
 
-    A boot that takes longer than `boot_time_limit_s` in noded.toml is `down`, and status says why; what runs then is
-    left as it is, to be looked at, and is up as soon as its agent registers after all. One that is up stays so.
-    It is for root, the daemon's own user, and the group in [control] of noded.toml.
+    After `boot_time_limit_s` (noded.toml) the domain counts as `down`, and status says why. The guest is left as it
+    is, so that you can look at it. If its agent registers later, the domain is up. A domain that is up stays up.
+    Allowed for root, the daemon's own user, and the group in [control] of noded.toml.
 
     \b
     Examples:
@@ -60,9 +58,9 @@ def boot(domain: str, socket_option: str | None, form: str) -> None:
 def shutdown(domain: str, when_idle: bool, now: bool, socket_option: str | None, form: str) -> None:
     """Let DOMAIN finish its jobs and take no more, then turn it off.
 
-    Its agent turns the guest off; where it cannot, the hypervisor asks the guest. A guest that has not done it within
-    `shutdown_time_limit_s` in noded.toml is ended. A job that was stopped has its turn first.
-    It is for root, the daemon's own user, and the group in [control] of noded.toml.
+    Its agent turns the guest off; if the agent cannot, the hypervisor asks the guest. A guest that is still on after
+    `shutdown_time_limit_s` (noded.toml) is ended. Stopped jobs continue and finish first.
+    Allowed for root, the daemon's own user, and the group in [control] of noded.toml.
 
     \b
     Examples:
@@ -84,8 +82,8 @@ def shutdown(domain: str, when_idle: bool, now: bool, socket_option: str | None,
 def reboot(domain: str, when_idle: bool, now: bool, socket_option: str | None, form: str) -> None:
     """Let DOMAIN finish its jobs and take no more, turn it off, and start it again.
 
-    It is a shutdown and a boot, so that what was changed in the hypervisor's definition of it takes effect. One that is
-    down is started. It is for root, the daemon's own user, and the group in [control] of noded.toml.
+    This is a shutdown and a boot, so a changed definition in the hypervisor takes effect. A domain that is down is
+    started. Allowed for root, the daemon's own user, and the group in [control] of noded.toml.
 
     \b
     Examples:
@@ -97,16 +95,16 @@ def reboot(domain: str, when_idle: bool, now: bool, socket_option: str | None, f
     tell("domain", socket_option, form, do="reboot", domain=domain, when_idle=when_idle, now=now)
 
 
-@domain.command(short_help="save a priority domain to disk, its CPUs stay reserved")
+@domain.command(short_help="save a priority domain to disk; its CPUs stay reserved")
 @_target
 @sources.socket
 @sources.form_option
 def freeze(domain: str, socket_option: str | None, form: str) -> None:
-    """Let DOMAIN, a priority one, finish its jobs and take no more, then save it to disk.
+    """Let DOMAIN, a priority domain, finish its jobs and take no more, then save it to disk.
 
-    It is `frozen` then: its CPUs stay reserved, preemptible jobs may borrow them, and its vnode is offline in PBS with
-    a comment that says why. It comes back by `magrathea domain defrost` only: a frozen domain takes no jobs.
-    It is for root, the daemon's own user, and the group in [control] of noded.toml.
+    Then it is `frozen`. Its CPUs stay reserved, preemptible jobs may borrow them, and its vnode is offline in PBS with
+    a comment that says why. A frozen domain takes no jobs. Only `magrathea domain defrost` brings it back.
+    Allowed for root, the daemon's own user, and the group in [control] of noded.toml.
 
     \b
     Examples:
@@ -118,16 +116,16 @@ def freeze(domain: str, socket_option: str | None, form: str) -> None:
     tell("domain", socket_option, form, do="freeze", domain=domain)
 
 
-@domain.command(short_help="bring a domain back from disk, preempting what borrowed its CPUs")
+@domain.command(short_help="bring a domain back from disk; preempts what borrowed its CPUs")
 @_target
 @sources.socket
 @sources.form_option
 def defrost(domain: str, socket_option: str | None, form: str) -> None:
     """Bring DOMAIN back from disk as it was. What borrowed its CPUs is preempted first.
 
-    It is `booting` until its agent has registered; its clock is set, and PBS gets its vnode back. Where the restore
-    fails, its image is kept, the domain stays `frozen`, and status says why. Refused where nobody makes room.
-    It is for root, the daemon's own user, and the group in [control] of noded.toml.
+    It is `booting` until its agent has registered. Its clock is set, and PBS gets its vnode back. If the restore
+    fails, the image is kept, the domain stays `frozen`, and status says why. Refused if nobody can make room.
+    Allowed for root, the daemon's own user, and the group in [control] of noded.toml.
 
     \b
     Examples:

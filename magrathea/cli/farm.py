@@ -1,4 +1,4 @@
-"""`magrathea hosts`, `explain`, `preview`: what all hosts say."""
+"""`magrathea hosts`, `explain`, `preview`: answers about all hosts."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ NOT_WELL, USAGE = 1, 2
 @sources.socket
 @sources.form_option
 def hosts(hub_option: str | None, socket_option: str | None, form: str) -> None:
-    """Show all hosts and their domains (by vnode) by state, with names folded. Asks the hub; without one, this host.
+    """Show all hosts and their domains (by vnode) by state, with names folded. It asks the hub; without one, this host.
 
     \b
     Examples:
       magrathea hosts
       magrathea hosts --format plain | awk -F'\\t' '$1 == "domain" && $2 == "fault" {print $4}'
 
-    Columns of `plain`: `host` or `domain`; its state, of a host live, paused or silent; how many; names.
+    Columns of `plain`: `host` or `domain`; the state (of a host: live, paused or silent); how many; names.
 
-    Exit codes: 0 all well; 1 a host is silent, or a domain in fault or unknown; 2 wrong usage; 3 neither hub nor daemon
-    answers.
+    Exit codes: 0 all well; 1 a host is silent, or a domain is in fault or unknown; 2 wrong usage; 3 neither hub nor
+    daemon answers.
     """
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for host in sources.farm("hosts", socket_option, hub_option).hosts:
@@ -56,7 +56,7 @@ ANSWERS = ("CPUS", "HOST", "DOMAIN", "VNODE", "ANSWER", "PREEMPTS", "PLACED", "W
 
 
 def _rows(outlook: Outlook) -> list[tuple[str, ...]]:
-    """One row a chunk and domain, those that accept first."""
+    """One row for each chunk and domain; those that accept come first."""
     placed = Counter((place.chunk, place.host, place.domain) for place in outlook.placed)
     rows: list[tuple[str, ...]] = []
     for kind, part in enumerate(outlook.chunks):
@@ -83,17 +83,18 @@ def _sum(outlook: Outlook) -> str:
 @sources.socket
 @sources.form_option
 def explain(job: str, hub_option: str | None, socket_option: str | None, form: str) -> None:
-    """Say of JOB, on each host that has it, what it does there: who preempted it, and for how long. Of a job that
-    is on no host: what PBS says of it, what each domain would answer to each of its chunks now, and whether all of them
-    find a place. Needs no rights: PBS is asked by qstat as the user, so that a job's owner may ask.
+    """Explain the state of JOB. For each host that has it: what it does there, who preempted it, and for how long.
+
+    If no host has it: what PBS says of it, what each domain would answer to each of its chunks now, and whether all
+    chunks find a place. It needs no rights: it asks PBS by qstat as the calling user, so a job's owner may ask.
 
     \b
     Examples:
       magrathea explain 12
       magrathea explain 12.srv --format json
 
-    Columns of `plain` of a job that is there: host, domain, vnode, class, what it does, seconds preempted so far, times
-    preempted; of one that waits: those of `magrathea preview`.
+    Columns of `plain` if a host has the job: host, domain, vnode, class, what it does, seconds preempted so far, times
+    preempted. If it waits: those of `magrathea preview`.
 
     Exit codes: 0 explained; 1 neither a host nor PBS knows the job; 2 wrong usage; 3 neither hub nor daemon answers.
     """
@@ -115,7 +116,7 @@ def explain(job: str, hub_option: str | None, socket_option: str | None, form: s
         select = str(attributes.get("schedselect") or attributes.get("Resource_List", {}).get("select", "1"))
         asked = qstat.chunks(select)
     except (qstat.NoQstat, ValueError) as error:
-        click.echo(f"magrathea explain: no host has {job}, and PBS does not explain it: {error}", err=True)
+        click.echo(f"magrathea explain: no host has {job}, and PBS cannot explain it: {error}", err=True)
         raise click.exceptions.Exit(NOT_WELL) from error
     outlook = outlook_farm(known.hosts, qstat.class_of_select(select), asked)
     facts = {name: str(attributes.get(name, "")) for name in ("job_state", "queue", "comment")}
@@ -134,39 +135,39 @@ def _part(snapshot: Snapshot, domain: DomainReport, job: JobReport, now: float) 
     return snapshot.host, domain.name, domain.vnode, job.cls.value, state, f"{seconds:.0f}", str(job.preemptions)
 
 
-@click.command(short_help="what a submission would preempt now; nothing is changed")
-@click.option("-q", "queue", help="The queue that it would be submitted to: PBS is asked for its class.")
-@click.option("--class", "cls", type=click.Choice([c.value for c in JobClass]), help="Its class, without asking PBS.")
-@click.option("-l", "resources", default="select=1", show_default=True, help="As for qsub: select=2:ncpus=4:mem=1gb")
+@click.command(short_help="what a submission would preempt now; changes nothing")
+@click.option("-q", "queue", help="The queue of the submission; PBS is asked for its class.")
+@click.option("--class", "cls", type=click.Choice([c.value for c in JobClass]), help="The class, without asking PBS.")
+@click.option("-l", "resources", default="select=1", show_default=True, help="As for qsub: select=2:ncpus=4:mem=1gb.")
 @sources.hub
 @sources.socket
 @sources.form_option
 def preview(
     queue: str | None, cls: str | None, resources: str, hub_option: str | None, socket_option: str | None, form: str
 ) -> None:
-    """Say what each domain would answer now to each chunk of a job like that, whom it would preempt, and where all
-    chunks together would go. Nothing is changed.
+    """Show what each domain would answer now to each chunk of such a job, whom it would preempt, and where all chunks
+    together would go. It changes nothing.
 
-    Chunks are put one after another on the best vnode by rank, as PBS's scheduler does where nothing else is set;
-    `place` and the site's own resources are not looked at. From the hub, who accepts is exact, whom it preempts is by
-    CPUs (snapshots do not say all about memory); from the host's own daemon (--socket) it is what a claim at this
-    moment would get.
+    It puts the chunks one after another on the best vnode by rank, as PBS's scheduler does by default. It ignores
+    `place` and the site's own resources. The hub knows exactly who accepts, but it chooses victims by CPUs only,
+    because snapshots do not contain everything about memory. The host's own daemon (--socket) gives the answer that a
+    claim would get at this moment.
 
     \b
     Examples:
       magrathea preview -q high -l select=2:ncpus=4
       magrathea preview --class priority -l select=1:ncpus=1 --socket /run/magrathea/control.sock
 
-    Columns of `plain`: chunk's CPUs, host, domain, vnode, `accepts` or a refusal's code, what it alone would preempt,
-    how many such chunks would go there, why.
+    Columns of `plain`: the chunk's CPUs, host, domain, vnode, `accepts` or a refusal's code, what this chunk alone
+    would preempt, how many such chunks would go there, why.
 
-    Exit codes: 0 all chunks find a place; 1 not all do; 2 wrong usage, or PBS does not say the class; 3 neither hub nor
-    daemon answers.
+    Exit codes: 0 all chunks find a place; 1 not all do; 2 wrong usage, or PBS does not know the class; 3 neither hub
+    nor daemon answers.
     """
     name, _, select = resources.partition("=")
     try:
         if name != "select" or not (queue or cls):
-            raise ValueError("it takes -q QUEUE or --class, and -l select=...")
+            raise ValueError("it needs -q QUEUE or --class, and -l select=...")
         asked = qstat.chunks(select)
         job_class = JobClass(cls) if cls else qstat.class_of_queue(str(queue))
     except (ValueError, qstat.NoQstat) as error:

@@ -1,4 +1,4 @@
-"""`magrathea status` inside a guest: its own domain, as far as its agent knows it."""
+"""`magrathea status` inside a guest: its own domain, as its agent knows it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEFAULT_SOCKET = "/run/magrathea/agent.sock"
 
 
 class AgentStatusJob(msgspec.Struct):
-    """`order`: what the daemon last ordered, None for nothing. `since`: of a stop that stands, Unix seconds."""
+    """`order`: the daemon's last order, None without one. `since`: start of a standing stop, Unix seconds."""
 
     id: str
     run: int
@@ -37,7 +37,7 @@ class AgentStatusMemory(msgspec.Struct):
 
 
 class AgentStatus(msgspec.Struct):
-    """The agent's answer. `connected`: its host's daemon speaks with it; else `host`, `domain` are as last heard."""
+    """The agent's answer. `connected`: to its host's daemon; if not, `host` and `domain` are the last known names."""
 
     connected: bool
     host: str
@@ -53,7 +53,7 @@ def agent_file() -> Path:
 
 
 def ask() -> AgentStatus:
-    """What the agent of this guest knows. Raises client.Unreachable, client.RequestRefused."""
+    """The status of this guest's agent. Raises client.Unreachable, client.RequestRefused."""
     file = agent_file()
     try:
         path = Path(json.loads(file.read_text(encoding="utf-8")).get("socket", DEFAULT_SOCKET))
@@ -73,7 +73,7 @@ def _doing(job: AgentStatusJob, now: float) -> str:
         since = f" {view.duration(now - job.since)}" if job.since is not None else ""
         return f"stopped{since}" if job.stopped >= job.processes else "being stopped"
     if job.order == "lift":
-        return "to be continued by PBS"
+        return "PBS is about to continue it"
     return "running" if job.processes else "no processes"
 
 
@@ -111,6 +111,6 @@ FORMS: dict[str, Callable[[AgentStatus, float], str]] = {"table": table, "json":
 
 
 def told(form: str) -> tuple[str, bool]:
-    """This guest as text, and whether all is well. Raises client.Unreachable, client.RequestRefused."""
+    """This guest as text, and whether its agent is connected. Raises client.Unreachable, client.RequestRefused."""
     guest = ask()
     return FORMS[form](guest, time.time()), guest.connected

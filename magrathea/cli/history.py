@@ -37,7 +37,7 @@ class _OfHub(msgspec.Struct):
 
 
 Row = tuple[str, HistoryEntry]
-"""With the host that told it; empty where that was not said."""
+"""An entry with the host that reported it; the name is empty if this host did."""
 
 
 def moment(text: str, now: float) -> float:
@@ -53,11 +53,11 @@ def _since(ctx: click.Context, param: click.Parameter, value: str | None) -> flo
     try:
         return moment(value, time.time()) if value else 0.0
     except ValueError as error:
-        raise click.BadParameter(f"{value!r} is none of 90s, 15min, 2h, 3d, 08:30, 2026-11-21T08:30") from error
+        raise click.BadParameter(f"{value!r} is not a time like 90s, 15min, 2h, 3d, 08:30, 2026-11-21T08:30") from error
 
 
 def _by_hub(socket_option: str | None, hub_option: str | None) -> bool:
-    """Whether to ask the hub: it was named, or there is one here and nothing of a host."""
+    """Whether to ask the hub: an option names it, or there is a hub here and no sign of a host."""
     if hub_option or socket_option or os.environ.get(client.SOCKET_VARIABLE):
         return bool(hub_option)
     of_host = client.DEFAULT_SOCKET.exists() or host_history.DEFAULT_FILE.exists()
@@ -65,7 +65,7 @@ def _by_hub(socket_option: str | None, hub_option: str | None) -> bool:
 
 
 def _of_hub(path: Path, query: Query) -> list[Row]:
-    """From the hosts that have it, through the hub; by time. Raises client.Unreachable, client.RequestRefused."""
+    """Entries from the hosts, through the hub, by time. Raises client.Unreachable, client.RequestRefused."""
     request = {"op": "history", "about": query.about, "since": query.since, "limit": query.limit}
     answer = client.ask(path, request, most=client.MAX_FARM_BYTES, owner=client.HUB)
     hosts = _decoded(path, answer, _OfHub).hosts
@@ -77,7 +77,7 @@ def _of_hub(path: Path, query: Query) -> list[Row]:
 
 
 def _of_host(socket_option: str | None, query: Query) -> list[Row]:
-    """From the daemon; where it is down, from the file that is there. Raises as above, and Unreadable."""
+    """Entries from the daemon or, if it is down, from its journal. Raises as above, and Unreadable."""
     path = client.socket_path(socket_option)
     request = {"op": "history", "about": query.about, "since": query.since, "limit": query.limit}
     try:
@@ -85,7 +85,7 @@ def _of_host(socket_option: str | None, query: Query) -> list[Row]:
     except client.Unreachable as error:
         if socket_option or os.environ.get(client.SOCKET_VARIABLE) or not host_history.DEFAULT_FILE.exists():
             raise
-        click.echo(f"magrathea history: {error.cause}: read from {host_history.DEFAULT_FILE}", err=True)
+        click.echo(f"magrathea history: {error.cause}; read from {host_history.DEFAULT_FILE}", err=True)
         return [("", entry) for entry in host_history.read_file(host_history.DEFAULT_FILE, query)]
 
 
@@ -109,7 +109,7 @@ def _table(rows: list[Row]) -> None:
 
 
 def _indented(entry: HistoryEntry) -> str:
-    """A decision below the event that led to it."""
+    """The sentence, indented if it is a decision: it stands below the event that led to it."""
     return ("  " if entry.kind == "decision" else "") + sentence(entry)
 
 
@@ -132,21 +132,21 @@ FORMS = {"table": _table, "json": _json, "plain": _plain}
 
 @click.command(short_help="what happened on this host, and what was decided")
 @click.argument("about", metavar="[JOB|DOMAIN|HOST]", required=False, default="", shell_complete=sources.names)
-@click.option("--since", callback=_since, metavar="WHEN", help="No older ones: 2h, 3d, 08:30, 2026-11-21.")
+@click.option("--since", callback=_since, metavar="WHEN", help="Only what is newer: 2h, 3d, 08:30, 2026-11-21.")
 @click.option(
     "-n",
     "--limit",
     type=click.IntRange(1, host_history.MOST),
     default=100,
     show_default=True,
-    help="The newest so many.",
+    help="Only the newest.",
 )
 @sources.socket
 @sources.hub
 @click.option(
     "--journal",
     type=click.Path(path_type=Path),
-    help=f"Read that file instead of asking  [where no daemon answers: {host_history.DEFAULT_FILE}]",
+    help=f"Read that file instead of asking  [if no daemon answers: {host_history.DEFAULT_FILE}]",
 )
 @sources.form_option
 def history(
@@ -158,10 +158,10 @@ def history(
     journal: Path | None,
     form: str,
 ) -> None:
-    """Show what happened on this host and what was decided, oldest first: all, or what is about a JOB or a DOMAIN.
+    """Show what happened on this host and what was decided, oldest first. With a JOB or DOMAIN: only what concerns it.
 
-    On a host its node daemon is asked; where that is down its journal is read (as root). Elsewhere the hub asks the
-    hosts that have the job or domain now, or all of them where none has.
+    On a host it asks the node daemon; if that is down, it reads the journal (as root). Elsewhere it asks the hub,
+    which asks the hosts that have the job or domain now, or all hosts if none has.
 
     \b
     Examples:
@@ -173,10 +173,10 @@ def history(
       magrathea history --journal /backup/journal.sqlite 12.srv
 
     Columns of `plain`, tab-separated: local time, `event` or `decision`, its name, domain, job, all of it as JSON, host
-    (by the hub); `-` is none. `json` has Unix seconds and the table's sentence, too.
+    (from the hub). `-` is none. `json` also has Unix seconds and the table's sentence.
 
-    Exit codes: 0 done, even if there is nothing; 1 refused, or the file cannot be read; 2 wrong usage; 3 neither daemon
-    nor hub answers.
+    Exit codes: 0 done, even if nothing was found; 1 refused, or the file cannot be read; 2 wrong usage; 3 neither
+    daemon nor hub answers.
     """
     query = Query(about, since, limit)
     try:
@@ -191,7 +191,7 @@ def history(
         raise click.exceptions.Exit(REFUSED) from error
     except client.Unreachable as error:
         click.echo(
-            f"magrathea history: {error}; a history lies on its host: run this there, or beside the hub", err=True
+            f"magrathea history: {error}; each host keeps its own history: run this there, or beside the hub", err=True
         )
         raise click.exceptions.Exit(sources.NOT_REACHABLE) from error
     FORMS[form](rows)

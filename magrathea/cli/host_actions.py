@@ -1,4 +1,4 @@
-"""What an admin tells the daemon of a host: `magrathea drain`, `undrain`, `pause`, `unpause`, `clear`, `reload`."""
+"""What an admin asks of the daemon of a host: `magrathea drain`, `undrain`, `pause`, `unpause`, `clear`, `reload`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Answer(msgspec.Struct):
 
 
 def tell(op: str, socket_option: str | None, form: str, **fields: object) -> None:
-    """Ask it of the daemon and show what it says; where it refuses or is absent the command ends, saying why."""
+    """Ask the daemon and print its answer. If it refuses or does not answer, print why and end the command."""
     try:
         answer = client.ask(client.socket_path(socket_option), {"op": op, **fields})
         said = msgspec.json.decode(answer, type=_Answer).said
@@ -45,10 +45,10 @@ _reason = click.option("--reason", default="by the admin", show_default=True, he
 @sources.socket
 @sources.form_option
 def drain(target: str, reason: str, socket_option: str | None, form: str) -> None:
-    """Let DOMAIN, or by the name of this HOST all its domains, finish the jobs they have and take no more.
+    """Let DOMAIN finish its jobs and take no more. With the name of this HOST: all its domains.
 
-    It holds, over restarts too, until `magrathea undrain`. Nothing is stopped, and a preempted domain finishes its
-    jobs when it has its host again. It is for root, the daemon's own user, and the group in [control] of noded.toml.
+    A drain lasts until `magrathea undrain`, over restarts too. Nothing is stopped; a preempted domain finishes its
+    jobs when it has its host again. Allowed for root, the daemon's own user, and the group in [control] of noded.toml.
 
     \b
     Examples:
@@ -65,9 +65,9 @@ def drain(target: str, reason: str, socket_option: str | None, form: str) -> Non
 @sources.socket
 @sources.form_option
 def undrain(target: str, socket_option: str | None, form: str) -> None:
-    """Let DOMAIN, or by the name of this HOST all its domains, take jobs again.
+    """Let DOMAIN take jobs again. With the name of this HOST: all its domains.
 
-    It is for root, the daemon's own user, and the group in [control] of noded.toml.
+    Allowed for root, the daemon's own user, and the group in [control] of noded.toml.
 
     \b
     Examples:
@@ -79,20 +79,20 @@ def undrain(target: str, socket_option: str | None, form: str) -> None:
     tell("undrain", socket_option, form, domain=target)
 
 
-@click.command(short_help="watch this host, and act no more")
+@click.command(short_help="watch this host, but stop acting")
 @click.argument("host", required=False, default="", shell_complete=sources.names)
 @_reason
 @sources.socket
 @sources.form_option
 def pause(host: str, reason: str, socket_option: str | None, form: str) -> None:
-    """Let the daemon of this host watch and record as ever, but act no more, until `magrathea unpause`.
+    """Let the daemon of this host watch and record as usual, but not act, until `magrathea unpause`.
 
-    While a host is paused, over restarts too: what is stopped stays stopped, also where the job that it was stopped for
-    ends; a step under way is let end, and a stop that was decided is carried out. Nobody else is stopped, continued,
-    saved or restored, and no CPUs or memory are moved. A job that needs none of that starts as ever; one that
-    does is refused with the code `paused`, and PBS tries it again later. `magrathea status` shows it, and domains that
+    While a host is paused, over restarts too, what is stopped stays stopped, even if the reason for the stop is gone.
+    A step under way may finish, and a stop that was decided is carried out. Nothing else is stopped, continued, saved
+    or restored, and no CPUs or memory are moved. A job that needs none of that starts as usual. Any other job is
+    refused with the code `paused`, and PBS tries it again later. `magrathea status` shows the pause, and domains that
     would preempt publish `occupied`. HOST is for safety: any name but this host's is refused.
-    It is for root, the daemon's own user, and the group in [control] of noded.toml.
+    Allowed for root, the daemon's own user, and the group in [control] of noded.toml.
 
     \b
     Examples:
@@ -109,9 +109,9 @@ def pause(host: str, reason: str, socket_option: str | None, form: str) -> None:
 @sources.socket
 @sources.form_option
 def unpause(host: str, socket_option: str | None, form: str) -> None:
-    """Let the daemon of this host act again: it does at once what the facts of this moment ask for.
+    """Let the daemon of this host act again. It does at once what the facts of this moment require.
 
-    It is for root, the daemon's own user, and the group in [control] of noded.toml.
+    Allowed for root, the daemon's own user, and the group in [control] of noded.toml.
 
     \b
     Examples:
@@ -123,14 +123,14 @@ def unpause(host: str, socket_option: str | None, form: str) -> None:
     tell("unpause", socket_option, form, domain=host)
 
 
-@click.command(short_help="end a domain's fault: what had failed is tried again")
+@click.command(short_help="end a domain's fault; the daemon tries again what failed")
 @click.argument("domain", shell_complete=sources.names)
 @sources.socket
 @sources.form_option
 def clear(domain: str, socket_option: str | None, form: str) -> None:
-    """End the fault of DOMAIN, after what caused it is fixed: the daemon tries again at once what had failed.
+    """End the fault of DOMAIN after you have fixed its cause. The daemon tries again at once what failed.
 
-    It is for root, the daemon's own user, and the group in [control] of noded.toml.
+    Allowed for root, the daemon's own user, and the group in [control] of noded.toml.
 
     \b
     Examples:
@@ -146,10 +146,10 @@ def clear(domain: str, socket_option: str | None, form: str) -> None:
 @sources.socket
 @sources.form_option
 def reload(socket_option: str | None, form: str) -> None:
-    """Let the daemon read its configuration again; what cannot change while it runs is said. Where there is a mistake
-    in it, that is refused and the former one stays.
+    """Let the daemon read its configuration again. It reports what needs a restart. If the file has a mistake, the
+    reload is refused and the former configuration stays.
 
-    It is for root, the daemon's own user, and the group in [control] of noded.toml.
+    Allowed for root, the daemon's own user, and the group in [control] of noded.toml.
 
     \b
     Examples:

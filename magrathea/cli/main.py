@@ -1,7 +1,7 @@
-"""The `magrathea` command: finds its sub-commands, imports only the one that runs.
+"""The `magrathea` command: finds its sub-commands and imports only the one that runs.
 
-`status` must be quick (it is what people watch and scripts poll), so nothing heavy is imported here, and entry points
-are looked up only for what is not built in.
+`status` must be quick, because people watch it and scripts poll it. So this file imports nothing heavy, and looks up
+entry points only for commands that are not built in.
 """
 
 from __future__ import annotations
@@ -22,10 +22,7 @@ HOST_ACTIONS = ("clear", "drain", "pause", "reload", "undrain", "unpause")
 BUILT_IN = {
     "status": "magrathea.cli.status:status",
     **{name: f"magrathea.cli.farm:{name}" for name in ("explain", "hosts", "preview")},
-    **{
-        name: f"magrathea.cli.host_actions:{name}"
-        for name in ("clear", "drain", "pause", "reload", "undrain", "unpause")
-    },
+    **{name: f"magrathea.cli.host_actions:{name}" for name in HOST_ACTIONS},
     "domain": "magrathea.cli.domain:domain",
     "completion": "magrathea.cli.completion:completion",
     "history": "magrathea.cli.history:history",
@@ -34,7 +31,7 @@ SECTIONS = {
     "Look": ("status", "hosts", "explain", "preview", "history", "doctor"),
     "Act on a host": ("drain", "undrain", "pause", "unpause", "domain", "clear", "reload", "give-back"),
 }
-"""Of the list of commands; all others come last."""
+"""Of the list of commands. All other commands come last."""
 ENTRY_POINTS = "magrathea.commands"
 BROKEN = 70
 """Exit code of a sub-command that cannot be loaded (EX_SOFTWARE of sysexits.h)."""
@@ -47,7 +44,7 @@ def _entry_points() -> Iterable[EntryPoint]:
 
 
 def _broken(name: str, cause: str) -> click.Command:
-    """A command that says why it cannot run."""
+    """A command that prints why it cannot run."""
 
     @click.command(name, short_help=f"cannot be loaded: {cause}", context_settings={"ignore_unknown_options": True})
     @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
@@ -76,7 +73,7 @@ class Commands(click.Group):
         return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """In sections, each in the order in which one comes to need them."""
+        """Write sections, each in the order in which one needs its commands."""
         names = self.list_commands(ctx)
         sectioned = {name for section in SECTIONS.values() for name in section}
         rest = tuple(name for name in names if name not in sectioned)
@@ -91,10 +88,10 @@ class Commands(click.Group):
             if find_spec(point.module) is None:
                 return _broken(point.name, f"there is no module {point.module}")
             command = point.load()
-        except Exception as error:  # noqa: BLE001 - another package's fault must not take the other commands with it
+        except Exception as error:  # noqa: BLE001 - a fault in another package must not break the other commands
             return _broken(point.name, f"{type(error).__name__}: {error}")
         if not isinstance(command, click.Command):
-            return _broken(point.name, f"{point.value} is no click command")
+            return _broken(point.name, f"{point.value} is not a click command")
         return command
 
 
@@ -106,14 +103,14 @@ def cli() -> None:
     \b
     Examples:
       magrathea status                 this host's domains, jobs, CPU and memory
-      magrathea status --watch         the same, again every 2 seconds
+      magrathea status --watch         the same, every 2 seconds
       magrathea status --format json   for programs
       magrathea history 12             what happened to job 12 on this host, and why
       magrathea drain n1               let a domain finish its jobs and take no more
-      magrathea pause                  watch this host, and act no more
+      magrathea pause                  watch this host, but stop acting
       magrathea hosts                  all hosts, from the hub: names folded, counts by state
       magrathea explain 12             why job 12 waits, or who preempted it
-      magrathea preview -q high        what a job in that queue would preempt now
+      magrathea preview -q high        what a job of that queue would preempt now
       magrathea demo                   see it work: no root, no PBS needed
     """
 

@@ -1,4 +1,4 @@
-"""Whom a command asks: the hub for all hosts, else the daemon of this host."""
+"""Whom a command asks: the hub about all hosts, or the daemon of this host."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from magrathea.messages import FarmView, HostView
 
 NOT_REACHABLE = 3
 COMPLETION_S = 1.0
-"""For an answer while somebody presses the tabulator key."""
+"""For one answer while a user waits for completion."""
 
 socket = click.option(
     "--socket",
@@ -33,12 +33,12 @@ form_option = click.option(
     type=click.Choice(["table", "json", "plain"]),
     default="table",
     show_default=True,
-    help="For people, programs, scripts.",
+    help="Output for people, programs or scripts.",
 )
 
 
 def names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """For shell completion: this host, its domains and its jobs, or those of all hosts; none where nobody answers."""
+    """For shell completion: this host, its domains and jobs, or those of all hosts; empty if nobody answers."""
     try:
         snapshots = [client.status(client.socket_path(ctx.params.get("socket_option")), COMPLETION_S)]
     except (client.Unreachable, client.RequestRefused):
@@ -55,7 +55,7 @@ def names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[s
 
 
 def by_hub(socket_option: str | None, hub_option: str | None) -> bool:
-    """Whether the hub is to be asked: it was named, or no daemon was and a hub is here or no daemon is."""
+    """Whether to ask the hub: an option or variable names it, or none names a daemon and a hub is here."""
     if hub_option or socket_option:
         return bool(hub_option)
     if os.environ.get(client.HUB_VARIABLE):
@@ -64,7 +64,7 @@ def by_hub(socket_option: str | None, hub_option: str | None) -> bool:
 
 
 def farm(command: str, socket_option: str | None, hub_option: str | None) -> FarmView:
-    """What the hub knows of all hosts, or one host's daemon of its own; else the command ends, saying why."""
+    """All hosts from the hub, or this host from its daemon. If neither answers, print why and end the command."""
     try:
         if by_hub(socket_option, hub_option):
             return client.farm(client.hub_path(hub_option))

@@ -21,13 +21,13 @@ OK, TROUBLE, NOT_REACHABLE = 0, 1, 3
 BAD_STATES = (State.FAULT, State.UNKNOWN)
 WATCH_S = 2.0
 FRAME = "\x1b[?7l\x1b[H{}\x1b[J\x1b[?7h"
-"""One look on a terminal: from its corner, long lines cut and not wrapped, what is below erased. Erased first, it would
-flicker."""
+"""One look on a terminal: written over the last one from the top left corner, long lines cut, the rest erased. A screen
+that is erased first would flicker."""
 
 
 @dataclass(frozen=True, slots=True)
 class StatusPage:
-    """What there is to see, what is to be said beside it, and the exit code."""
+    """The text for standard output, the exit code, and sentences for standard error (`beside`)."""
 
     text: str
     code: int
@@ -39,21 +39,21 @@ def exit_code(snapshot: Snapshot) -> int:
 
 
 def _of_daemon(path: Path, form: str, compact: bool) -> StatusPage:
-    """This host, by its daemon."""
+    """This host, as its daemon reports it."""
     snapshot = client.status(path)
     return StatusPage(view.FORMS[form](snapshot, compact=compact), exit_code(snapshot))
 
 
 def _of_hub(host: str | None, path: Path, form: str, compact: bool) -> StatusPage:
-    """All hosts as the hub knows them, or one."""
+    """All hosts as the hub knows them, or one of them."""
     farm = client.farm(path)
     views = [found for found in farm.hosts if host in (None, found.snapshot.host)]
     if host and not views:
         names = ", ".join(found.snapshot.host for found in farm.hosts)
-        raise click.UsageError(f"the hub has never heard of host {host}; known: {names or 'none'}")
+        raise click.UsageError(f"the hub does not know host {host}; known: {names or 'none'}")
     silent = [found.snapshot for found in views if not found.live]
     ages = [(old.host, view.duration(farm.at - old.at)) for old in silent]
-    beside = tuple(f"{name} is silent; this is what it said {age} ago" for name, age in ages)
+    beside = tuple(f"{name} is silent; this is its last report, {age} old" for name, age in ages)
     if form == "json":
         texts = [view.as_json(found.snapshot, compact=True).strip() for found in views]
         text = (texts[0] if host else f"[{','.join(texts)}]") + "\n"
@@ -66,7 +66,7 @@ def _of_hub(host: str | None, path: Path, form: str, compact: bool) -> StatusPag
 
 
 def _tables(snapshots: list[Snapshot]) -> list[str]:
-    """A table a host; what all of them note comes once, at the end."""
+    """A table for each host. A note that all of them have comes once, at the end."""
     shared = [note for note in snapshots[0].notes if all(note in s.notes for s in snapshots)] if snapshots else []
     if len(snapshots) < 2 or not shared:
         return [view.table(snapshot) for snapshot in snapshots]
@@ -75,7 +75,7 @@ def _tables(snapshots: list[Snapshot]) -> list[str]:
 
 
 def _in_guest(form: str) -> StatusPage:
-    """This guest's domain, by its agent."""
+    """This guest's domain, as its agent reports it."""
     from magrathea.cli import guest_status
 
     text, well = guest_status.told(form)
@@ -87,7 +87,7 @@ def _agent_here() -> bool:
 
 
 def _source(host: str | None, socket_option: str | None, hub_option: str | None) -> Callable[[str, bool], StatusPage]:
-    """Whom to ask: what was named; else the daemon, the hub, the agent, whichever is here first."""
+    """Whom to ask: the one that an option names; otherwise the first that is here of daemon, hub and agent."""
     path, hub = client.socket_path(socket_option), client.hub_path(hub_option)
     daemon_named = socket_option or os.environ.get(client.SOCKET_VARIABLE)
     if host or hub_option:
@@ -113,7 +113,7 @@ def _say(beside: tuple[str, ...]) -> None:
 
 
 def _watch(source: Callable[[str, bool], StatusPage], form: str, seconds: float) -> int:
-    """Look again and again until interrupted; the exit code is the last look's."""
+    """Look again and again until interrupted. Returns the exit code of the last look."""
     code, screen = OK, form == "table" and sys.stdout.isatty()
     if screen:
         click.echo("\x1b[2J", nl=False)
@@ -123,7 +123,7 @@ def _watch(source: Callable[[str, bool], StatusPage], form: str, seconds: float)
             code = look.code
             if screen:
                 lines = [*(f"magrathea status: {sentence}" for sentence in look.beside), *look.text.splitlines()]
-                lines += ["", f"{time.strftime('%H:%M:%S')}, again every {seconds:g} s; Ctrl-C ends it"]
+                lines += ["", f"{time.strftime('%H:%M:%S')}, every {seconds:g} s; Ctrl-C ends it"]
                 click.echo(FRAME.format("".join(f"{line}\x1b[K\n" for line in lines)), nl=False)
             else:
                 _say(look.beside)
@@ -144,14 +144,14 @@ def _watch(source: Callable[[str, bool], StatusPage], form: str, seconds: float)
     type=click.FloatRange(min=0.1),
     is_flag=False,
     flag_value=WATCH_S,
-    help=f"Again every so many seconds ({WATCH_S:g} if not said), until interrupted.",
+    help=f"Repeat every SECONDS (default: {WATCH_S:g}) until interrupted.",
 )
 def status(host: str | None, socket_option: str | None, hub_option: str | None, form: str, watch: float | None) -> None:
     """Show this host, or HOST as the hub knows it.
 
-    Its domains with kind and state since when and why, CPU and memory as they are and, after an
-    arrow, as they should be; and its jobs. Where no daemon is, the hub is asked for all its hosts (JSON is then a
-    list); in a guest, as root, its agent for what it knows of the guest's own domain.
+    It shows each domain with its kind, its state, since when and why, and its jobs. CPU and memory are shown as they
+    are and, after an arrow, as they should be. On a machine without a daemon it asks the hub for all its hosts (JSON
+    is then a list). In a guest, as root, it asks the agent about the guest's own domain.
 
     \b
     Examples:
@@ -161,7 +161,7 @@ def status(host: str | None, socket_option: str | None, hub_option: str | None, 
       magrathea status --format plain | awk -F'\\t' '$4 == "preempted" {print $2}'
       magrathea status --format json --socket /tmp/h2/control.sock
 
-    Columns of `plain`, one line a domain, never changed, new ones are added at the end; `-` is none or not known:
+    Columns of `plain`, one line for each domain. They never change; new ones come at the end. `-` is none or unknown:
 
     \b
        1 host                 8 job ids, comma between       15 agent: yes or no
@@ -172,11 +172,11 @@ def status(host: str | None, socket_option: str | None, hub_option: str | None, 
        6 accepted classes    13 as it should be
        7 number of jobs      14 rank
 
-    In a guest, one line a job: host, domain, agent connected yes or no, job, run, owner, order, processes, stopped
-    ones, stopped since.
+    In a guest, one line for each job: host, domain, agent connected (yes or no), job, run, owner, order, processes,
+    stopped processes, stopped since.
 
-    Exit codes: 0 all well; 1 a domain is in fault or unknown, a host silent, an agent without its daemon; 2 wrong
-    usage, or no such host; 3 nobody answers.
+    Exit codes: 0 all well; 1 a domain is in fault or unknown, a host is silent, or an agent is without its daemon;
+    2 wrong usage, or no such host; 3 nobody answers.
     """
     source = _source(host, socket_option, hub_option)
     if watch is not None:

@@ -25,15 +25,15 @@ COLOURS = {
     State.DOWN: "bright_black",
     State.FROZEN: "cyan",
 }
-"""Only where there is a terminal, and never as the only thing that tells."""
+"""Used only on a terminal. A colour never carries information that the text does not have."""
 
 Cell = tuple[str, str | None]
-"""Text and its colour."""
+"""A text and its colour."""
 
 
 class Form(Protocol):
     def __call__(self, snapshot: Snapshot, compact: bool = False) -> str:
-        """The snapshot as text that ends with a newline. `compact`: one of many, after one another."""
+        """The snapshot as text that ends with a newline. `compact`: it is one of many in a row."""
         ...
 
 
@@ -50,7 +50,7 @@ def _percent(value: int | None) -> str:
 
 
 def _cap(percent: int | None, cpus: int) -> int | None:
-    """A cap of all CPUs is none."""
+    """The cap, or None if it is not below all CPUs."""
     return None if percent is None or percent >= 100 * cpus else percent
 
 
@@ -59,7 +59,7 @@ def _mib(value: int | None) -> str:
 
 
 def _towards(now: int | None, wanted: int | None, say: Callable[[int | None], str]) -> str:
-    """As it is, and, where that differs, as it should be."""
+    """The value now and, if it differs, the value that it should have."""
     return say(now) if now == wanted else f"{say(now)} → {say(wanted)}"
 
 
@@ -68,7 +68,7 @@ def job_state(job: JobReport, now: float) -> str:
     if job.stopped_since is not None:
         whom = "by PBS" if job.stopper == "pbs" else f"for {job.preempted_by}" if job.preempted_by else "by us"
         booked = "" if job.booked or job.stopper == "pbs" else ", not yet booked in PBS"
-        leaving = ", to be resumed by PBS" if job.booked and job.ready else ""
+        leaving = ", PBS is about to resume it" if job.booked and job.ready else ""
         return f"stopped {duration(now - job.stopped_since)} {whom}{booked}{leaving}"
     if job.stop:
         return f"to be stopped for {job.preempted_by}" if job.preempted_by else "to be stopped"
@@ -112,12 +112,12 @@ def as_json(snapshot: Snapshot, compact: bool = False) -> str:
 
 
 def _clean(text: str) -> str:
-    """Text from outside on one line, without what could steer a terminal."""
+    """Text from outside as one line, without characters that could control a terminal."""
     return "".join(c if unicodedata.category(c) not in ("Cc", "Cf") else " " for c in text)
 
 
 def styled(text: str, colour: str | None, bold: bool = False) -> str:
-    """In that colour, where there is a terminal that wants colours."""
+    """The text in that colour if a terminal shows it and wants colours."""
     wanted = (colour or bold) and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     return click.style(text, fg=colour, bold=bold) if wanted else text
 
@@ -135,7 +135,7 @@ def show(form: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]], da
 
 
 def grid(header: tuple[str, ...], rows: Iterable[tuple[str | Cell, ...]]) -> list[str]:
-    """Aligned lines. Not rich's table: importing that takes a quarter of the time that `status` may take."""
+    """Aligned lines. Importing rich's table would take a quarter of the time that `status` may take."""
     cells = [[cell if isinstance(cell, tuple) else (cell, None) for cell in row] for row in rows]
     table: list[list[Cell]] = [[(title, None) for title in header]]
     table += [[(_clean(text), colour) for text, colour in row] for row in cells]
@@ -152,7 +152,7 @@ def grid(header: tuple[str, ...], rows: Iterable[tuple[str | Cell, ...]]) -> lis
 def _domains(snapshot: Snapshot) -> list[str]:
     def row(d: DomainReport) -> tuple[str | Cell, ...]:
         cpu = _towards(_cap(d.cpu_percent, snapshot.cpus), _cap(d.want_cpu_percent, snapshot.cpus), _percent)
-        # Memory that cannot be read cannot be moved either: then what it should be is of no interest.
+        # Memory that cannot be read cannot be moved either, so what it should be is not shown.
         memory = "-" if d.memory_mib is None else _towards(d.memory_mib, d.want_memory_mib, _mib)
         if d.move is not None:
             memory += f" ({d.move.what} {d.move.done_mib} of {d.move.of_mib})"
@@ -166,7 +166,7 @@ def _domains(snapshot: Snapshot) -> list[str]:
 
 
 def _why(domain: DomainReport, now: float) -> str:
-    """The host's sentence; of a preempted domain with the times that its jobs' reports have."""
+    """The host's sentence; for a preempted domain also since when, and how long its jobs were preempted."""
     stops = [job.stopped_since for job in domain.jobs if job.stopped_since is not None and job.stopper != "pbs"]
     if domain.state is not State.PREEMPTED or not stops:
         return domain.why
@@ -175,7 +175,7 @@ def _why(domain: DomainReport, now: float) -> str:
 
 
 def clock(at: float, now: float) -> str:
-    """Local time of day; with its date where that is not today's."""
+    """Local time of day, with the date if that is not today."""
     then, today = time.localtime(at), time.localtime(now)
     same_day = (then.tm_year, then.tm_yday) == (today.tm_year, today.tm_yday)
     return time.strftime("%H:%M:%S" if same_day else "%Y-%m-%d %H:%M:%S", then)

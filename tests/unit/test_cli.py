@@ -172,7 +172,7 @@ def test_a_time_span_is_said_in_its_largest_unit(seconds: float, text: str) -> N
         ({"stopped_since": AT - 5, "stopper": "us"}, "stopped 5 s by us, not yet booked in PBS"),
         (
             {"stopped_since": AT - 5, "stopper": "us", "preempted_by": "9", "booked": True, "ready": True},
-            "stopped 5 s for 9, to be resumed by PBS",
+            "stopped 5 s for 9, PBS is about to resume it",
         ),
     ],
 )
@@ -236,7 +236,7 @@ def test_watch_on_a_terminal_paints_each_look_over_the_one_before(path: Path, mo
             main.cli(["status", "--watch", "--socket", str(path)], color=True)
         painted = out.getvalue().decode()
     assert painted.startswith("\x1b[2J\x1b[?7l\x1b[H")
-    assert "again every 2 s; Ctrl-C ends it" in painted
+    assert "every 2 s; Ctrl-C ends it" in painted
     assert painted.endswith("\x1b[J\x1b[?7h")
 
 

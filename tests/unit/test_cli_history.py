@@ -90,7 +90,7 @@ def test_since_is_a_span_an_hour_or_a_date(text: str, when: str) -> None:
 def test_another_since_is_wrong_usage(text: str) -> None:
     result = asked("--since", text)
     assert result.exit_code == 2
-    assert "is none of 90s" in result.stderr
+    assert "is not a time like 90s" in result.stderr
 
 
 # What is shown.
