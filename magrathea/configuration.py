@@ -65,11 +65,11 @@ def parse(text: str, schema: type[T], name: str) -> tuple[T, dict[str, Any]]:
         raise ConfigurationError([f"{name}: not TOML: {error}"]) from error
     problems = list(_check(tables, schema, ()))
     if problems:
-        raise refusal(problems, text, name)
+        raise configuration_error(problems, text, name)
     return msgspec.convert(tables, schema), tables
 
 
-def refusal(problems: Iterable[Problem], text: str, name: str) -> ConfigurationError:
+def configuration_error(problems: Iterable[Problem], text: str, name: str) -> ConfigurationError:
     """The error that tells `problems` of the file `name` with the lines of `text` they are in."""
     told = []
     for problem in problems:

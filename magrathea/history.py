@@ -19,7 +19,7 @@ MOST = 10_000
 """Entries that are told at most at a time."""
 
 
-Row = tuple[float, str, str, str, str, bytes]
+HistoryRow = tuple[float, str, str, str, str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def select(connection: sqlite3.Connection, query: Query) -> list[HistoryEntry]:
     return [entry(row) for row in reversed(rows)]
 
 
-def entry(row: Row) -> HistoryEntry:
+def entry(row: HistoryRow) -> HistoryEntry:
     data = bytes(row[5]).decode(errors="replace")
     return HistoryEntry(at=row[0], kind=row[1], name=row[2], domain=row[3], job=row[4], data=data)
 

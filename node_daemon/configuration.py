@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import psutil
 
-from magrathea.configuration import Problem, parse, read_text, refusal, spelled
+from magrathea.configuration import Problem, configuration_error, parse, read_text, spelled
 from magrathea.core import events as ev
 from magrathea.core.model import Host, Kind, Limits, Mode
 
@@ -233,7 +233,7 @@ def read(path: Path) -> NodedConfiguration:
     configuration, tables = parse(text, NodedConfiguration, str(path))
     problems = list(_check(configuration, tables))
     if problems:
-        raise refusal(problems, text, str(path))
+        raise configuration_error(problems, text, str(path))
     return configuration
 
 

@@ -26,7 +26,7 @@ import msgspec
 from magrathea.core.events import Decision, Event, Note, Noted
 from magrathea.core.model import Host, JobKey
 from magrathea.decoding import UNDECODABLE
-from magrathea.history import Query, Row, entry, matches, select
+from magrathea.history import HistoryRow, Query, entry, matches, select
 from magrathea.messages import HistoryEntry
 
 SCHEMA = 3
@@ -101,7 +101,7 @@ class Journal:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._connection = connection
-        self._waiting: list[Row] = []
+        self._waiting: list[HistoryRow] = []
 
     # Reading
 
@@ -206,7 +206,7 @@ class Journal:
 
     # Within
 
-    def _rows(self, at: float, event: Event | None, decisions: Sequence[Decision]) -> list[Row]:
+    def _rows(self, at: float, event: Event | None, decisions: Sequence[Decision]) -> list[HistoryRow]:
         happened = [("event", event)] if event is not None else []
         return [
             (
@@ -220,7 +220,7 @@ class Journal:
             for kind, what in [*happened, *(("decision", d) for d in decisions)]
         ]
 
-    def _write_history(self, rows: Sequence[Row]) -> None:
+    def _write_history(self, rows: Sequence[HistoryRow]) -> None:
         self._connection.executemany(
             "INSERT INTO history (at, kind, name, domain, job, data) VALUES (?, ?, ?, ?, ?, ?)", rows
         )

@@ -36,7 +36,7 @@ class _OfHub(msgspec.Struct):
     hosts: list[HostHistory]
 
 
-Row = tuple[str, HistoryEntry]
+EntryOfHost = tuple[str, HistoryEntry]
 """An entry with the host that reported it; the name is empty if this host did."""
 
 
@@ -64,7 +64,7 @@ def _by_hub(socket_option: str | None, hub_option: str | None) -> bool:
     return not of_host and bool(os.environ.get(client.HUB_VARIABLE) or client.HUB_SOCKET.exists())
 
 
-def _of_hub(path: Path, query: Query) -> list[Row]:
+def _of_hub(path: Path, query: Query) -> list[EntryOfHost]:
     """Entries from the hosts, through the hub, by time. Raises client.Unreachable, client.RequestRefused."""
     request = {"op": "history", "about": query.about, "since": query.since, "limit": query.limit}
     answer = client.ask(path, request, most=client.MAX_FARM_BYTES, owner=client.HUB)
@@ -76,7 +76,7 @@ def _of_hub(path: Path, query: Query) -> list[Row]:
     return sorted(rows, key=lambda row: row[1].at)[-query.limit :]
 
 
-def _of_host(socket_option: str | None, query: Query) -> list[Row]:
+def _of_host(socket_option: str | None, query: Query) -> list[EntryOfHost]:
     """Entries from the daemon or, if it is down, from its journal. Raises as above, and Unreadable."""
     path = client.socket_path(socket_option)
     request = {"op": "history", "about": query.about, "since": query.since, "limit": query.limit}
@@ -100,7 +100,7 @@ def _at(seconds: float, pattern: str) -> str:
     return time.strftime(pattern, time.localtime(seconds)) + f".{int(seconds % 1 * 1000):03}"
 
 
-def _table(rows: list[Row]) -> None:
+def _table(rows: list[EntryOfHost]) -> None:
     cells = [(host, _at(e.at, "%Y-%m-%d %H:%M:%S"), e.domain or "-", e.job or "-", _indented(e)) for host, e in rows]
     header = ("HOST", "TIME", "DOMAIN", "JOB", "WHAT")
     first = 0 if any(host for host, _ in rows) else 1
@@ -113,13 +113,13 @@ def _indented(entry: HistoryEntry) -> str:
     return ("  " if entry.kind == "decision" else "") + sentence(entry)
 
 
-def _plain(rows: list[Row]) -> None:
+def _plain(rows: list[EntryOfHost]) -> None:
     for host, e in rows:
         at = _at(e.at, "%Y-%m-%dT%H:%M:%S")
         click.echo("\t".join((at, e.kind, e.name, e.domain or "-", e.job or "-", e.data, host or "-")))
 
 
-def _json(rows: list[Row]) -> None:
+def _json(rows: list[EntryOfHost]) -> None:
     data = [
         {"host": host or None, **msgspec.to_builtins(e), "data": json.loads(e.data), "sentence": sentence(e)}
         for host, e in rows

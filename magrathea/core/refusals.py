@@ -127,11 +127,11 @@ class Meaning:
     again: Again
 
 
-Row = tuple[RefusalCode, str, str] | tuple[RefusalCode, str, str, Again]
+_Row = tuple[RefusalCode, str, str] | tuple[RefusalCode, str, str, Again]
 """Code, cause, fix; a fourth value is an exception from its section's `Again`."""
 
 
-def _rows(section: Section, again: Again, *rows: Row) -> tuple[Meaning, ...]:
+def _rows(section: Section, again: Again, *rows: _Row) -> tuple[Meaning, ...]:
     return tuple(Meaning(section, row[0], row[1], row[2], row[3] if len(row) == 4 else again) for row in rows)
 
 

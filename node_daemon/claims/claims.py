@@ -32,7 +32,7 @@ for, because MoM does nothing else during a claim."""
 MEMORY_STEP_MIB = 16
 """Figures of unreclaimable memory are rounded up to it: a fact that changes with every report is none."""
 
-Answer = dict[str, Any]
+Reply = dict[str, Any]
 
 
 class DaemonForClaims(Protocol):
@@ -59,7 +59,7 @@ class DaemonForClaims(Protocol):
     def observe(self, name: str) -> None: ...
 
 
-def refusal(code: RefusalCode, text: str) -> Answer:
+def refusal(code: RefusalCode, text: str) -> Reply:
     return {"ok": False, "code": code, "text": text[:4096], "retry_after_s": retry_after_s(code)}
 
 
@@ -82,7 +82,7 @@ class Guests:
         self._daemon.switch.agent_lost(domain)
         self._daemon.apply(ev.AgentLost(self._daemon.now(), domain))
 
-    async def request(self, domain: str, request: AnyRequest) -> Answer:
+    async def request(self, domain: str, request: AnyRequest) -> Reply:
         now = self._daemon.now()
         match request:
             case Claim():
@@ -102,7 +102,7 @@ class Guests:
                 assert_never(request)
         return {"ok": True}
 
-    async def _claim(self, domain: str, request: Claim) -> Answer:
+    async def _claim(self, domain: str, request: Claim) -> Reply:
         job, daemon = request.job, self._daemon
         asked = time.monotonic()
         mark = (domain, job.key)
@@ -127,7 +127,7 @@ class Guests:
         found = self._daemon.host.domain(mark[0])
         return found.job(mark[1]) if found else None
 
-    async def _switched(self, mark: tuple[str, JobKey]) -> Answer | None:
+    async def _switched(self, mark: tuple[str, JobKey]) -> Reply | None:
         """Wait until the switch for this claim is done; a refusal if it cannot be in time."""
         daemon = self._daemon
         try:
@@ -141,7 +141,7 @@ class Guests:
                 return self._late(mark)
         return refusal(RefusalCode.RELEASED, f"{mark[1]} was released while it was claimed")
 
-    def _late(self, mark: tuple[str, JobKey]) -> Answer | None:
+    def _late(self, mark: tuple[str, JobKey]) -> Reply | None:
         """No more time: what has not stopped refuses the claim, CPU that has not moved does not."""
         daemon = self._daemon
         late = sorted(f"{key} in {domain}" for domain, key in daemon.switch.unconfirmed())
@@ -155,7 +155,7 @@ class Guests:
         daemon.refused(*mark, RefusalCode.STOP_TIMEOUT, text)
         return refusal(RefusalCode.STOP_TIMEOUT, text)
 
-    async def _glance(self, mark: tuple[str, JobKey]) -> Answer | None:
+    async def _glance(self, mark: tuple[str, JobKey]) -> Reply | None:
         """Everything is there but perhaps memory: a refusal if that is known not to come."""
         daemon = self._daemon
         lack = daemon.switch.memory_lack(mark[0])
@@ -171,7 +171,7 @@ class Guests:
         daemon.refused(*mark, RefusalCode.MEMORY_SHORT, lack.why)
         return refusal(RefusalCode.MEMORY_SHORT, lack.why)
 
-    def _paused(self, mark: tuple[str, JobKey]) -> Answer | None:
+    def _paused(self, mark: tuple[str, JobKey]) -> Reply | None:
         """On a paused host: a refusal where the domain would have to be given CPUs or memory first."""
         daemon = self._daemon
         pause = daemon.host.paused
@@ -182,7 +182,7 @@ class Guests:
         daemon.refused(*mark, RefusalCode.PAUSED, text)
         return refusal(RefusalCode.PAUSED, text)
 
-    async def _prepared(self, mark: tuple[str, JobKey], vnodes: list[str]) -> Answer:
+    async def _prepared(self, mark: tuple[str, JobKey], vnodes: list[str]) -> Reply:
         """Whether the memory of all of the job's parts is there: the first one's prologue hook asks until it is."""
         daemon, (domain, key) = self._daemon, mark
         gone = refusal(RefusalCode.UNKNOWN_JOB, f"{domain} has no {key}; it was released, or never claimed")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import msgspec
 
-from magrathea.configuration import Problem, parse, read_text, refusal
+from magrathea.configuration import Problem, configuration_error, parse, read_text
 
 from ..pbs import kinds
 from . import keys
@@ -94,7 +94,7 @@ def load(path: Path) -> HubConfiguration:
     text = read_text(path)
     configuration, _ = parse(text, HubConfiguration, str(path))
     if problems := list(_problems(configuration)):
-        raise refusal(problems, text, str(path))
+        raise configuration_error(problems, text, str(path))
     return configuration
 
 
