@@ -37,7 +37,7 @@ from magrathea.messages import (
 )
 
 from . import keys
-from .connections import Connections, Limits
+from .connections import ConnectionLimits, Connections
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class HubChannel:
         of_one_address: int = 64,
     ) -> None:
         self._ipc, self._tcp, self._keys_dir = ipc, tcp, keys_dir
-        self._limits = Limits(connections, of_one_address, (QUEUE + 2) * MAX_BYTES)
+        self._limits = ConnectionLimits(connections, of_one_address, (QUEUE + 2) * MAX_BYTES)
         self._connections: Connections | None = None
         self._on_message = on_message
         self._context = zmq.asyncio.Context(io_threads=1)

@@ -59,7 +59,7 @@ def can_bear(files: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ConnectionLimits:
     """`connections`: in all; `of_one`: of one address; `waiting_bytes`: see Rule 4."""
 
     connections: int
@@ -71,7 +71,11 @@ class Connections:
     """Of one listening socket, which belongs to `context`."""
 
     def __init__(
-        self, context: zmq.asyncio.Context, listener: zmq.asyncio.Socket, limits: Limits, complaints: Complaints
+        self,
+        context: zmq.asyncio.Context,
+        listener: zmq.asyncio.Socket,
+        limits: ConnectionLimits,
+        complaints: Complaints,
     ) -> None:
         self._listener = listener
         self._limits = limits

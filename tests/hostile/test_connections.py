@@ -17,7 +17,7 @@ import zmq.asyncio
 from magrathea.logs import Complaints
 from magrathea_lab.waiting import BOUND_S
 from scheduler_plugin.hub import connections
-from scheduler_plugin.hub.connections import Connections, Limits
+from scheduler_plugin.hub.connections import ConnectionLimits, Connections
 from tests.hostile.farm import HubProcess, free_port
 
 FILES = connections.RESERVED_FILES + 100
@@ -67,7 +67,7 @@ def test_a_hub_with_very_few_files_says_so(tmp_path: Path) -> None:
 class Listener:
     """A listening socket without keys, so that a few bytes are a whole handshake."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ConnectionLimits) -> None:
         self.context = zmq.asyncio.Context()
         self.router: zmq.asyncio.Socket = self.context.socket(zmq.ROUTER)
         self.router.setsockopt(zmq.LINGER, 0)
@@ -100,7 +100,7 @@ def test_a_message_without_an_end_ends_its_connection(
     monkeypatch.setattr(connections, "LOOK_S", 0.1)
 
     async def test() -> None:
-        listener = Listener(Limits(1000, 64, 1_000_000))
+        listener = Listener(ConnectionLimits(1000, 64, 1_000_000))
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
             async with asyncio.timeout(BOUND_S):
@@ -125,7 +125,7 @@ def test_a_message_without_an_end_ends_its_connection(
 
 def test_one_address_has_so_many_connections_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
-        listener = Listener(Limits(1000, 8, 10**9))
+        listener = Listener(ConnectionLimits(1000, 8, 10**9))
         try:
             held = [await asyncio.open_connection("127.0.0.1", listener.port) for _ in range(8)]
             for _ in range(20):
