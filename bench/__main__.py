@@ -18,7 +18,7 @@ SCRIPTS = ("core_events", "claim", "forkstorm", "openpbs", "idle", "status_time"
 
 
 def measure(name: str, quick: bool) -> list[Figure]:
-    """A script's figures; if it fails, one line that says so, and the rest goes on."""
+    """A script's figures. If it fails, one line reports that, and the other scripts still run."""
     began = time.monotonic()
     sys.stderr.write(f"bench: {name} ...\n")
     try:

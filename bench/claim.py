@@ -1,9 +1,9 @@
 """From a priority job's claim to its answer in the node daemon, with ten processes stopped and CPU moved.
 
-The claim goes over the guest channel of `p1`, as its agent would send it; the answer comes when the daemon has written
-its journal (synchronous), the agent of `n1` has stopped every process of the job there, and the driver has capped
-the domain. After each answer that is checked, not believed. Beside: the same through the agent's socket, as MoM's hook
-asks.
+The claim goes over the guest channel of `p1`, as its agent would send it. The answer comes when the daemon has written
+its journal (synchronously), the agent of `n1` has stopped every process of the job there, and the driver has capped the
+domain. The script checks all of this after each answer. It also measures the same claim through the agent's socket, as
+MoM's hook sends it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ P50_MS, P99_MS = 10.0, 50.0
 
 
 class Channel:
-    """The guest channel's domain side, as far as a claim needs it."""
+    """The domain's side of the guest channel, with what a claim needs."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -52,7 +52,7 @@ class Channel:
 
     def _answer(self, request: dict[str, object]) -> None:
         answer = {"type": "answer", "id": request["id"], "session": request["session"], "ok": True}
-        if request["op"] == "orders":  # this domain has nothing to stop
+        if request["op"] == "orders":  # there is nothing to stop in this domain
             answer |= {"jobs": [], "ms": 0.0}
         self._connection.sendall(json.dumps(answer).encode() + b"\n")
 
@@ -73,7 +73,7 @@ def check(answer: dict[str, object]) -> None:
 def rounds(
     host: Host, count: int, claim: Callable[[str], dict[str, object]], release: Callable[[str], object]
 ) -> list[float]:
-    """Milliseconds from claim to answer, each with all processes found stopped and the cap found set."""
+    """Milliseconds from claim to answer. After each, all processes were stopped and the cap was set."""
     check(host.claim("n1", host.job, "preemptible"))
     processes = host.start_processes(PROCESSES)
     until(lambda: host.status().domains[0].jobs[0].confirmed, "the job's launch to be seen")
@@ -85,11 +85,11 @@ def rounds(
         times.append((time.perf_counter() - began) * 1000)
         check(answer)
         if escaped := [p.pid for p in processes if not hosts.stopped(p)]:
-            raise RuntimeError(f"answered while {len(escaped)} processes still ran: {escaped}")
+            raise RuntimeError(f"the answer came while {len(escaped)} processes still ran: {escaped}")
         n1 = host.status().domains[0]
-        coarse = n1.cpu_percent == 100  # by affinity, where control groups may not be used
+        coarse = n1.cpu_percent == 100  # by affinity, if control groups may not be used
         if n1.want_cpu_percent is None or not (coarse or n1.cpu_percent == n1.want_cpu_percent):
-            raise RuntimeError(f"answered with CPU not moved: {n1.cpu_percent} instead of {n1.want_cpu_percent}")
+            raise RuntimeError(f"the answer came before the cap: {n1.cpu_percent} % instead of {n1.want_cpu_percent} %")
         release(f"{i}.high")
         until(lambda: not any(hosts.stopped(p) for p in processes), "the job to go on")
     return times

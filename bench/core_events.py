@@ -1,9 +1,9 @@
-"""The pure core under random events: does every invariant hold, and how many events a second are handled.
+"""The pure core under random events: does every invariant hold, and how many events a second does it handle?
 
 `python -m bench.core_events --events 1000000 [--seed N] [--processes N] [--json]`. The checks are those of
-`make test` (magrathea_lab/rigs/core_world.py); sequence number i of a run depends on `--seed` and i alone, so a failure
-is repeated by `--seed N --only i`. A broken sequence is short of events; more sequences follow until all asked for are
-done. Exit code 1 if an invariant is broken; each broken sequence's number and events go to standard error.
+`make test` (magrathea_lab/rigs/core_world.py). Sequence number i of a run depends on `--seed` and i alone, so
+`--seed N --only i` repeats a failure. A broken sequence ends early; more sequences follow until all events are done.
+Exit code 1 if an invariant is broken. The number and events of each broken sequence go to standard error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EVENTS_PER_SEQUENCE = 60
 SEQUENCES_PER_TASK = 50
 QUICK_EVENTS = 5_000
 FULL_EVENTS = 30_000
-"""For the table of all figures; the million of the acceptance is given on the command line."""
+"""For the table of all figures. A run of a million events takes `--events 1000000`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Tally:
     restarts: int = 0
     preemptions: int = 0
     broken: tuple[tuple[int, str], ...] = ()
-    """Number of the sequence, and what does not hold with the events that led there."""
+    """Number of the sequence; the invariant that does not hold, with the events that led there."""
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(
@@ -56,7 +56,7 @@ def sequence(seed: int, number: int, events: int = EVENTS_PER_SEQUENCE) -> Tally
     try:
         while done < events:
             event = an_event(random, world.host)
-            done += 1  # the one that breaks something is checked, too
+            done += 1  # counted before the check, because an event that breaks something is checked, too
             preemptions += sum(getattr(d, "what", "") == "preempted" for d in world.do(event))
             if random.random() < 0.1:
                 now = world.host.now
@@ -77,7 +77,7 @@ def _task(work: tuple[int, range]) -> Tally:
 
 
 def explore(events: int, seed: int, processes: int) -> tuple[Tally, float]:
-    """At least `events` events with all checks; what came of it, and the seconds that it took."""
+    """Run at least `events` events with all checks. Returns the tally and the seconds."""
     begin, tally, first = time.perf_counter(), Tally(), 0
     while tally.events < events:
         end = first + -(-(events - tally.events) // EVENTS_PER_SEQUENCE)
@@ -95,7 +95,7 @@ def _sequences(seed: int, numbers: range, processes: int) -> Tally:
 
 
 def bare_rate(seed: int, events: int) -> float:
-    """Events a second that `handle` alone takes, without checks."""
+    """Events a second of `handle` alone, without checks."""
     random = Random(seed)
     host, spent = a_host(random), 0.0
     for number in range(events):
@@ -130,7 +130,7 @@ def main() -> int:
     parser.add_argument("--events", type=int, default=FULL_EVENTS, help="how many, at least")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--only", type=int, metavar="I", help="only sequence I, to look at a failure")
+    parser.add_argument("--only", type=int, metavar="I", help="only sequence I, to repeat a failure")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_EVENTS} events")
     parser.add_argument("--json", action="store_true", help="JSON instead of a table")
     options = parser.parse_args()
@@ -144,7 +144,7 @@ def main() -> int:
 
 
 def _told(tally: Tally) -> int:
-    """The exit code, after every broken sequence has been told on standard error."""
+    """Print every broken sequence to standard error. Returns the exit code."""
     for number, story in tally.broken:
         sys.stderr.write(f"sequence {number}: {story}\n")
     return 1 if tally.broken else 0

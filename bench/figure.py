@@ -1,4 +1,4 @@
-"""What a benchmark yields, and how it is shown.
+"""Figures: what a benchmark returns, and how they are printed.
 
 Every script of this folder has `def figures(quick: bool) -> list[Figure]` and runs alone, too:
 `python -m bench.claim [--quick] [--json]`. A rival is measured in the same run and has a line of its own.
@@ -17,9 +17,8 @@ from dataclasses import asdict, dataclass
 class Figure:
     """One measured figure.
 
-    `target`: what is to be reached, for people ("<= 10"; empty: no target, the figure is there to compare with).
-    `met`: whether it is; None where there is no target or nothing could be measured. `value` None: not measured,
-    and then `note` says why.
+    `target`: the goal, for people ("<= 10"; empty: no goal, the figure is for comparison). `met`: whether the goal is
+    reached; None if there is none or nothing could be measured. `value`: None if not measured; `note` then says why.
     """
 
     name: str
@@ -46,13 +45,13 @@ def missing(name: str, unit: str, target: str, why: str) -> Figure:
 
 
 def progress(text: str) -> None:
-    """What is being measured, for whoever waits: some of it takes minutes."""
+    """Print what is being measured, because some of it takes minutes."""
     sys.stderr.write(f"bench: {text} ...\n")
     sys.stderr.flush()
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest of `values` that at least `percent` of them do not exceed (nearest rank). Raises ValueError."""
+    """The smallest of `values` that at least `percent` % of them do not exceed (nearest rank). Raises ValueError."""
     if not values:
         raise ValueError("no values to take a percentile of")
     ordered = sorted(values)
@@ -72,7 +71,7 @@ def number(value: float | None) -> str:
 def table(figures: Iterable[Figure]) -> str:
     """The figures as lines of text, columns aligned."""
     said = {True: "met", False: "MISSED", None: ""}
-    rows = [("figure", "value", "unit", "to reach", "", "note")]
+    rows = [("figure", "value", "unit", "goal", "", "note")]
     rows += [(f.name, number(f.value), f.unit, f.target, said[f.met], f.note) for f in figures]
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     return "\n".join(

@@ -1,9 +1,9 @@
 """A fork storm of 1,000 processes in a job: how long until all are stopped, and does one escape?
 
-The job forks, exits, makes new sessions and orphans all the time, at about the given number of processes. Each round
-orders a stop of the real agent (as its node daemon would), takes the time from the order to the answer (and what of it
-the agent says it took), and then looks for itself: every process of the storm must be stopped, and none may come or go
-while the stop stands.
+The job forks, exits, makes new sessions and orphans all the time, at about the given number of processes. In each round
+the script orders a stop, as a node daemon would, and measures the time until the agent answers; the agent reports its
+own part of it. Then the script looks: every process of the storm must be stopped, and none may come or go during the
+stop.
 
     python -m bench.forkstorm [--processes 1000] [--rounds 100] [--json]
 """
@@ -47,7 +47,7 @@ while time.time() < until:
     else:
         time.sleep(random.random() * 0.2)
 """
-"""A process may fork when it gets a byte out of a pipe, and puts it back when it exits: so many there are at most."""
+"""A process may fork only with a byte from a pipe, and puts the byte back when it exits. This limits their number."""
 
 INIT = r"""
 import ctypes, os, signal, sys
@@ -65,18 +65,18 @@ if os.fork() == 0:
 while True:
     signal.pause()
 """
-"""What adopts and reaps the storm's orphans, as init does, so that this process is not flooded with dead ones."""
+"""Adopts and reaps the storm's orphans, as init does; otherwise this process would be flooded with dead ones."""
 
 
 def inside(rig: Rig, init: int) -> dict[int, str]:
-    """pid -> state of the storm's processes."""
+    """State of each of the storm's processes, by pid."""
     found = rig.children()
     del found[init]
     return found
 
 
 def outside_of_the_storm() -> None:
-    """The daemon that this process plays runs on the host, where the guest's storm takes no CPU from it."""
+    """Raise this process's priority: it plays the daemon, which runs on the host, away from the guest's storm."""
     if os.geteuid() == 0:
         os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(2))
 
@@ -87,7 +87,7 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def measure(processes: int, rounds: int) -> dict[str, float | int | bool]:
-    """Raises AssertionError where a process escapes."""
+    """Raises AssertionError if a process escapes."""
     times: list[float] = []
     inner: list[float] = []
     sizes: list[int] = []
@@ -118,10 +118,10 @@ def measure(processes: int, rounds: int) -> dict[str, float | int | bool]:
             second = inside(rig, storm.pid)
             escaped = {pid: letter for pid, letter in second.items() if letter != "T"}
             assert not escaped, f"running although stopped: {escaped}"
-            assert not second.keys() - first.keys(), f"came while stopped: {second.keys() - first.keys()}"
-            # what went was in its exit already, beyond any stop
+            assert not second.keys() - first.keys(), f"new during the stop: {second.keys() - first.keys()}"
+            # a process that is already exiting cannot be stopped
             went = {pid for pid, letter in first.items() if letter == "T"} - second.keys()
-            assert not went, f"went although stopped: {went}"
+            assert not went, f"gone during the stop: {went}"
             sizes.append(len(second))
             turnover += len(second.keys() - before)
             before = set(second)

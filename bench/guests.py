@@ -1,9 +1,9 @@
-"""Real guests (QEMU, emulated where there is no acceleration): a switch without memory, the start of a job, and what a
-preempted domain costs and answers.
+"""Real guests (QEMU, emulated without acceleration): a switch without memory, the start of a job, and what a preempted
+domain costs and how fast it answers.
 
-What is measured from inside a guest includes the way there (a virtio-serial port and a small Python program under
-emulation); the same way without Magrathea is measured in the same run and shown beside it. What the agent answers its
-daemon is measured where the daemon is: by the daemon's own channel, over the very socket, in the daemon's place.
+A measurement from inside a guest includes the way there: a virtio-serial port and a small Python program under
+emulation. The same way without Magrathea is measured in the same run and shown beside it. The answers of the agent to
+its daemon are measured on the host: this script takes the daemon's place at its socket and uses its channel.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ if TYPE_CHECKING:
 ROUNDS, QUICK_ROUNDS = 60, 10
 SWITCH_P50_MS, SWITCH_P99_MS = 30.0, 150.0
 START_S = 0.15
-"""The system that invented this took 1.2 s for its part of a job's start."""
+"""The original Magrathea of 2007 took 1.2 s for its part of a job's start."""
 LOOK_S, QUICK_LOOK_S = 20.0, 5.0
 PINGS, QUICK_PINGS = 100, 20
 NOW_AND_THEN_S = 0.2
-"""Between two questions of a daemon, half as much more or less. One after another: the next follows at once."""
+"""Mean time between two questions of a daemon that asks now and then; it varies by half."""
 ANSWER_S = 20.0
 SETTLED_S = 6.0
-"""From a stop or a greeting on: some seconds after anything has happened the agent still looks at all of /proc."""
+"""Wait after a stop or a greeting: for some seconds after each event the agent looks at all of /proc."""
 CALM_S = 30.0
-"""From there on the agent looks after a stop less often (agent/sweeper.py, CALM_AFTER_S)."""
+"""After this time the agent looks after a stop less often (agent/sweeper.py, CALM_AFTER_S)."""
 CAP_PERCENT = 5
 AGENT_P99_S, MOM_P99_S = 0.1, 2.0
 PROCESSES = 10
 LIST_S = 15.0
-"""Between two of MoM's lists, as in a cluster: a guest capped at 5 % under emulation is busy with one each 0.5 s."""
+"""Between two lists of MoM, as in a cluster. One list keeps an emulated guest with a cap of 5 % busy for 0.5 s."""
 
 
 def times(count: int, work: Callable[[], object]) -> list[float]:
-    """Seconds of each of so many calls."""
+    """Seconds of each of `count` calls."""
     found = []
     for _ in range(count):
         began = time.perf_counter()
@@ -71,7 +71,7 @@ def victim(machine: Machine) -> Job:
 
 
 def switches(machine: Machine, count: int) -> tuple[list[float], dict[str, list[float]]]:
-    """Milliseconds from claim to answer, by the daemon's log, and of its parts; the job is seen stopped each time."""
+    """Milliseconds from claim to answer and of its parts, from the daemon's log. Checks that the job stopped."""
     from magrathea_lab.rigs.guest import Job
 
     job = victim(machine)
@@ -82,7 +82,7 @@ def switches(machine: Machine, count: int) -> tuple[list[float], dict[str, list[
             raise RuntimeError(f"the claim was refused: {answer}")
         states = machine["n1"].states(job)
         if set(states) != {"T"}:
-            raise RuntimeError(f"answered while processes of the job were in states {states}")
+            raise RuntimeError(f"the answer came while processes of the job were in states {states}")
         machine["p1"].ask_agent({"op": "release", "job": {"id": high.id, "run": high.run}})
         machine["p1"].port.ask("forget", job=high.described())
         machine.until_states("n1", job, "RSD")
@@ -98,7 +98,7 @@ def switches(machine: Machine, count: int) -> tuple[list[float], dict[str, list[
 
 
 def starts(machine: Machine, count: int) -> tuple[list[float], list[float]]:
-    """Seconds of claim and preparation of a job in an idle domain, and of as many questions that ask nothing."""
+    """Seconds of claim and preparation of a job in an idle domain, and of as many empty questions."""
     from magrathea_lab.rigs.guest import Job
 
     with_us, without = [], []
@@ -118,19 +118,19 @@ def starts(machine: Machine, count: int) -> tuple[list[float], list[float]]:
 
 
 def cpu_percent(guest: Guest, seconds: float) -> float:
-    """Of one core, over so many seconds."""
+    """The guest's use of one core, measured over `seconds`."""
     began, before = time.monotonic(), guest.cpu_seconds()
     time.sleep(seconds)
     return 100 * (guest.cpu_seconds() - before) / (time.monotonic() - began)
 
 
 def answers(guest: Guest, count: int) -> tuple[list[float], list[float]]:
-    """Seconds until the agent, and a new process as MoM starts one, have answered; both through the MoM stand-in."""
+    """Seconds until the agent has answered, and until a new process, like one of MoM, has. Both by the stand-in."""
     return times(count, lambda: guest.ask_agent({"op": "ping"})), times(count, lambda: guest.sh("true"))
 
 
 class _Daemon:
-    """What the daemon is for a guest's agent, and no more: it is there, and content with whatever it is told."""
+    """A daemon as a guest's agent needs it: it is connected, and accepts whatever the agent sends."""
 
     def __init__(self) -> None:
         self.greeted = asyncio.Event()
@@ -146,9 +146,9 @@ class _Daemon:
 
 
 def pings(made: Machine, name: str, count: int) -> tuple[list[float], list[float]]:
-    """Seconds until the guest's agent has answered its daemon: asked now and then, and one after another.
+    """Seconds until the guest's agent has answered its daemon: asked now and then, and one question after another.
 
-    The daemon itself has ended: caps and standing orders outlast it.
+    The real daemon has ended; caps and standing orders stay without it.
     """
 
     async def ask() -> tuple[list[float], list[float]]:
@@ -204,7 +204,7 @@ def figures(quick: bool) -> list[Figure]:
 
 
 def _preempted(made: Machine, count: int, questions: int, look_s: float) -> list[Figure]:
-    """What a preempted domain costs and answers: with its job stopped, then with a stray process beside."""
+    """CPU and answers of a preempted domain: with its job stopped, then also beside a busy stray process."""
     from magrathea_lab.rigs.guest import Job
 
     idle = cpu_percent(made["n1"], look_s)
@@ -224,19 +224,19 @@ def _preempted(made: Machine, count: int, questions: int, look_s: float) -> list
     hungry_apart, hungry_row = pings(made, "n1", questions)
     made["n1"].sh("kill -9 $(cat /run/stray)")
     apart, in_a_row = pings(made, "n1", questions)
-    asked = f"{questions} questions of its daemon's"
+    asked = f"{questions} questions of its daemon"
     note = f"cap {CAP_PERCENT} % of one core, {look_s:g} s"
     return [
         at_most("preempted domain, its job stopped: CPU", round(stopped, 2), "%", round(idle, 2), note),
         Figure("  in the first half minute of the stop", round(at_first, 2), "%"),
         Figure("  the same guest idle, without any job", round(idle, 2), "%"),
-        at_most("preempted domain with a hungry stray process: CPU", round(hungry, 2), "%", CAP_PERCENT, note),
+        at_most("preempted domain with a busy stray process: CPU", round(hungry, 2), "%", CAP_PERCENT, note),
         below("preempted domain: the agent answers, p99", round(percentile(apart, 99), 3), "s", AGENT_P99_S, asked),
         Figure("  asked one after another, p99", round(percentile(in_a_row, 99), 3), "s", note="the cap sets the rate"),
         below("  beside the stray process, p99", round(percentile(hungry_apart, 99), 3), "s", AGENT_P99_S, asked),
         Figure("  beside the stray process, one after another, p99", round(percentile(hungry_row, 99), 3), "s"),
         Figure(
-            "  through MoM's stand-in, p99", round(percentile(agent, 99), 3), "s", note="a Python program in the cap"
+            "  through MoM's stand-in, p99", round(percentile(agent, 99), 3), "s", note="a Python program under the cap"
         ),
         Figure("  through MoM's stand-in, beside the stray process, p99", round(percentile(agent_hungry, 99), 3), "s"),
         below("preempted domain: MoM starts a process, p99", round(percentile(mom, 99), 3), "s", MOM_P99_S),

@@ -1,7 +1,7 @@
 """What an idle host costs: resident memory and CPU of the daemon and of an agent, with two domains and one waiting job.
 
-Memory is the resident set, shared libraries included, the largest seen; CPU is user and system time over the whole
-span, as a share of one core.
+Memory is the largest resident set seen, with shared libraries. CPU is user and system time over the whole span, as a
+share of one core.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from .figure import Figure, as_json, below, table
 
 SECONDS, QUICK_SECONDS = 300.0, 30.0
 SETTLE_S = 3.0
-"""After the start: connections are made, the first reports are sent."""
+"""Wait after the start, until connections are made and the first reports are sent."""
 DAEMON_MB, AGENT_MB, CPU_PERCENT = 45.0, 15.0, 0.2
 MB = 1_000_000
 
 
 def measure(seconds: float) -> list[Figure]:
     with one_host() as host:
-        # One running job, asleep: the agent has something to look at, the daemon nothing to do.
+        # One running job that sleeps: the agent has a process to look at, the daemon has nothing to do.
         host.claim("n1", host.job, "preemptible")
         host.start_processes(2)
         until(lambda: host.status().domains[0].jobs[0].confirmed, "the job's launch to be seen")

@@ -1,9 +1,9 @@
 """Memory between two real guests, beside a plain balloon in the same run: an idle guest's, and a stopped job's.
 
-The plain balloon is what an admin has without Magrathea: the job's processes are stopped by hand and the balloon's
-target is set, first out of n1, then into p1; on the way back the other way round, and the processes are continued.
-Both are timed until p1 has its memory, and on the way back until the job has touched every page of its memory again.
-Swap is a disk of the guest: as fast as the host's memory, or bound to 150 operations a second, as a spinning one.
+The plain balloon is what an admin has without Magrathea. The job's processes are stopped by hand and the balloon's
+target is set, first out of n1, then into p1. On the way back it is the other way round, and the processes continue.
+Both ways are timed until p1 has its memory, and back until the job has touched every page of its memory again. Swap is
+a disk of the guest: as fast as the host's memory, or limited to 150 operations a second, like a spinning disk.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ BIG_MIB, FLOOR_MIB, HELD_MIB = 2048, 512, 1024
 STEP_MIB = 256
 SLOW_IOPS = 150
 LOOK_S = 1.0
-"""Between two looks at what the job has touched."""
+"""Time between two looks at what the job has touched."""
 ASK_S = 0.1
-"""Between two questions of a job's prologue whether its memory is there."""
+"""Time between two questions of a job's prologue whether its memory is there."""
 PAUSE_S = 0.2
-"""Of the job between two passes."""
+"""Pause of the job between two passes over its memory."""
 LIMIT_S = 240.0
-"""A rival that takes longer is given up; its figure is then a lower bound, and said to be one."""
+"""A rival that takes longer is given up. Its figure is then a lower bound, and the note says so."""
 IDLE_RATIO, IDLE_S = 1.5, 2.6
-"""The system that invented this took 2.6 s for the memory of an idle domain."""
+"""The original Magrathea of 2007 took 2.6 s for the memory of an idle domain."""
 FAST_OUT, SLOW_OUT, FAST_BACK, SLOW_BACK = 1.1, 10.0, 2.0, 10.0
 PREEMPTIONS, QUICK_PREEMPTIONS = 100, 10
 SMALL_MIB, SMALL_FLOOR_MIB = 448, 160
 SHARES = (50, 60, 70, 80, 90, 95)
-"""Per cent of its guest's memory that a job holds."""
+"""Shares of its guest's memory that a job holds, in per cent."""
 
 OUTPUT = "/var/spool/1.out"
-"""Of the job, in n1: where MoM's stand-in puts it."""
+"""Where the stand-in for MoM writes the job's output in n1."""
 
 TOUCH = """exec python3 -S -E -c '
 import os, time
@@ -59,14 +59,14 @@ while True:
     print("touched", n, time.clock_gettime(time.CLOCK_BOOTTIME), flush=True)
     time.sleep({pause})
 '"""
-"""A job that holds so much and touches every page of it, again and again."""
+"""A job that holds `mib` MiB and touches every page of it again and again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One preemption. Seconds until p1 had its memory, and from its job's end until n1's had touched all of its own;
-    `usable_mib`: what n1 had left to live on meanwhile, `answer_s`: how long its MoM's stand-in took to answer (None:
-    not within 10 s). A bound that was reached: `out_s` or `back_s` is LIMIT_S."""
+    """One preemption. `out_s`: until p1 had its memory. `back_s`: from its job's end until n1's job had touched all of
+    its own memory. Each is LIMIT_S if it was given up. `usable_mib`: what n1 had left in between. `answer_s`: how long
+    the stand-in for MoM took to answer; None: more than 10 s."""
 
     out_s: float
     back_s: float
@@ -75,7 +75,7 @@ class Way:
 
 
 def has_mib(guest: Guest) -> int:
-    """Asked of QEMU itself: what `info` says may be a second old."""
+    """The guest's memory, from QEMU itself: `info` may be a second old."""
     return int(guest.domain.memoryStats()["actual"]) // 1024
 
 
@@ -90,7 +90,7 @@ def balloon(guest: Guest, mib: int, limit_s: float = LIMIT_S) -> None:
 
 
 def seconds(*works: Callable[[], object]) -> float:
-    """How long they took, one after the other; LIMIT_S where one was given up."""
+    """How long the works took together, one after the other; LIMIT_S if one was given up."""
     began = time.monotonic()
     try:
         for work in works:
@@ -101,7 +101,7 @@ def seconds(*works: Callable[[], object]) -> float:
 
 
 def life(guest: Guest) -> tuple[int | None, float | None]:
-    """What the guest has left, and how long its MoM takes for a new process."""
+    """Usable MiB of the guest, and seconds that its MoM needs for a new process."""
     from magrathea_lab.rigs.guest import GuestError
 
     try:
@@ -114,13 +114,13 @@ def life(guest: Guest) -> tuple[int | None, float | None]:
 
 
 def touched(guest: Guest) -> int:
-    """How often the job has gone over its memory."""
+    """How many passes over its memory the job has finished."""
     return int(guest.sh(f"tail -n 1 {OUTPUT} 2>/dev/null | cut -d' ' -f2").strip() or 0)
 
 
 def touched_again(guest: Guest, before: int, began: float) -> float:
-    """Seconds from `began` until the job has gone over all its memory once more, by its own clock: the pass in which it
-    was stopped does not count. Seldom asked, for that takes the guest's CPU. LIMIT_S if it was given up."""
+    """Seconds from `began` until the job has finished a whole pass, by its own clock; LIMIT_S if given up. The pass in
+    which it was stopped does not count. Asks seldom, because asking takes the guest's CPU."""
     from magrathea_lab.rigs.guest import GuestError
 
     while time.monotonic() - began < LIMIT_S:
@@ -144,7 +144,7 @@ def settings(small: int) -> dict[str, object]:
 
 
 def priority(made: Machine) -> tuple[Job, float]:
-    """A priority job that needs all that n1 can give, and how long it took until it had it."""
+    """Start a priority job that needs all that n1 can give. Returns it and the seconds until it had its memory."""
     from magrathea_lab.rigs.guest import Job
 
     job = Job("2", "priority", "sleep 3600", memory_mib=BIG_MIB - FLOOR_MIB)
@@ -162,7 +162,7 @@ def priority(made: Machine) -> tuple[Job, float]:
 
 
 def ours(hypervisor: Hypervisor) -> tuple[float, Way]:
-    """Magrathea: seconds for an idle domain's memory, and the way of a stopped job's."""
+    """With Magrathea: seconds for an idle domain's memory, and one preemption."""
     from magrathea_lab.rigs import guest_host as rig
     from magrathea_lab.rigs.guest import Job
     from magrathea_lab.rigs.guest_host import machine
@@ -194,7 +194,7 @@ def ours(hypervisor: Hypervisor) -> tuple[float, Way]:
 
 
 def plain(hypervisor: Hypervisor) -> tuple[float, Way]:
-    """The balloon alone, no node daemon."""
+    """The same by the balloon alone, without a node daemon."""
     from magrathea_lab.rigs.guest import GuestError
     from magrathea_lab.waiting import until
 
@@ -218,7 +218,7 @@ def plain(hypervisor: Hypervisor) -> tuple[float, Way]:
             n1.sh("kill -CONT $(cat /run/job.pid)")
             break
         except GuestError:
-            continue  # it answers late, if at all
+            continue  # it answers late or never
     return idle_s, Way(out_s, touched_again(n1, before, began), usable, answer)
 
 
@@ -235,14 +235,14 @@ def pair(iops: int) -> tuple[tuple[float, Way], tuple[float, Way]]:
     progress(f"memory of an idle guest and of a stopped job, {swap}: with Magrathea")
     with hypervisor(iops, True) as made:
         us = ours(made)
-    progress(f"the same, plain balloon, given up after {LIMIT_S:g} s each")
+    progress(f"the same with a plain balloon, given up after {LIMIT_S:g} s each")
     with hypervisor(iops, False) as made:
         them = plain(made)
     return us, them
 
 
 def lost_jobs(count: int) -> tuple[int, int, list[float]]:
-    """(preemptions, jobs lost or damaged, seconds each until p1 had its memory) of jobs that hold 50 to 95 % of n1."""
+    """Preempt jobs that hold 50 to 95 % of n1. Returns how many, jobs lost or damaged, seconds until p1 had memory."""
     from magrathea_lab.rigs.guest import Job, holding
     from magrathea_lab.rigs.guest_host import Hypervisor, Size, machine
 
@@ -318,7 +318,7 @@ def figures(quick: bool) -> list[Figure]:
 
 def _faster(name: str, rival_s: float, ours_s: float, at_least: float) -> Figure:
     ratio = rival_s / ours_s
-    note = "the rival was given up: at least that" if rival_s >= LIMIT_S else ""
+    note = "at least; the rival was given up" if rival_s >= LIMIT_S else ""
     return Figure(name, ratio, "ratio", f">= {at_least:g}", ratio >= at_least and ours_s < LIMIT_S, note)
 
 

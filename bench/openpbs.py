@@ -1,8 +1,8 @@
-"""What Magrathea costs and gives on a real OpenPBS, against OpenPBS alone, on the same machine at the same time.
+"""What Magrathea costs and gains on a real OpenPBS, beside OpenPBS alone, on the same machine at the same time.
 
-Two private clusters stand side by side: one with Magrathea, one without; their rounds alternate, so that whatever
-else the machine does hits both. Times are taken inside: by the shell that becomes `qsub` right before it does, by
-the first and the last line of the job's script, by the preempted job's own clock that ticks each 2 ms.
+Two private clusters run side by side, one with Magrathea and one without. Their rounds alternate, so other load of the
+machine hits both. Times are taken inside: by the shell that becomes `qsub`, right before it does; by the first and the
+last line of the job's script; by the preempted job's own clock, which ticks every 2 ms.
 
 The rival of a preemption is OpenPBS's own: an express queue whose jobs suspend others in the same operating system.
 """
@@ -29,7 +29,7 @@ PREEMPTIONS, QUICK_PREEMPTIONS = 15, 3
 HIGH_S = 1.0
 """How long a priority job lasts."""
 SETTLE_S = 0.3
-"""Between two rounds: PBS writes its books and copies output."""
+"""Pause between two rounds, in which PBS writes its books and copies output."""
 PATIENCE_S = 60.0
 
 TICK = """
@@ -49,7 +49,7 @@ NAMES = {
 
 
 class Side:
-    """One of the two clusters, and where its jobs go."""
+    """One of the two clusters, with the options that send jobs to its queues."""
 
     def __init__(
         self, name: str, pbs: PrivateOpenPbs, low: list[str], high: list[str], fleet: OpenPbsCluster | None
@@ -59,7 +59,7 @@ class Side:
         (self.home / "tick.py").write_text(TICK)
 
     def submit(self, options: list[str], script: str) -> tuple[str, float]:
-        """The job's id and the moment at which `qsub` began."""
+        """Submit a job. Returns its id and the time at which `qsub` began."""
         path = self.home / "script"
         path.write_text(f"#!/bin/bash\n{script}\n")
         command = 'echo $EPOCHREALTIME; exec qsub -S /bin/bash -o /dev/null -e /dev/null "$@"'
@@ -67,7 +67,7 @@ class Side:
         return said[1], float(said[0])
 
     def time_in(self, path: Path, what: str) -> float:
-        """The time that a job has written into a file, waited for."""
+        """Wait for the time that a job writes into a file."""
         until = time.monotonic() + PATIENCE_S
         while not path.exists() or not (text := path.read_text()).endswith("\n"):
             if time.monotonic() > until:
@@ -76,9 +76,9 @@ class Side:
         return float(text)
 
     def start_s(self, number: int) -> float:
-        """From `qsub` to the first line of a script on an idle vnode."""
+        """Seconds from `qsub` to the first line of a script on an idle vnode."""
         file = self.home / f"start.{number}"
-        where = ["-q", self.low[1], "-l", "select=1:ncpus=1:host=n1"]  # asked in the same words on both sides
+        where = ["-q", self.low[1], "-l", "select=1:ncpus=1:host=n1"]  # the same request on both sides
         job, begun = self.submit(["-N", "start", *where], f"echo $EPOCHREALTIME > {file}")
         taken = self.time_in(file, "a job's first line") - begun
         self.pbs.wait_job(job, "F")
@@ -86,7 +86,7 @@ class Side:
         return taken
 
     def preemption_s(self, number: int) -> tuple[float, float]:
-        """From `qsub` to the priority job's first line, and from its last to the next tick of the preempted one."""
+        """Seconds from `qsub` to the priority job's first line, and from its last to the preempted job's next tick."""
         ticks, first, last = (self.home / f"{what}.{number}" for what in ("ticks", "first", "last"))
         low, _ = self.submit(["-N", "low", *self.low], f"exec python3 -S {self.home}/tick.py {ticks}")
         self.pbs.wait(lambda: ticks.exists() and ticks.stat().st_size > 0, "the low job computes")
@@ -114,7 +114,7 @@ class Side:
             vnodes = self.fleet.vnodes
             self.pbs.wait(lambda: vnodes()["p1"].magrathea == "occupied-would-preempt", "p1 would preempt")
         else:
-            time.sleep(1.5)  # as old as the other side's job is by then
+            time.sleep(1.5)  # so that the jobs of both sides are equally old
 
 
 def last_tick(path: Path) -> float:
@@ -123,7 +123,7 @@ def last_tick(path: Path) -> float:
 
 
 def prepare_rival(pbs: PrivateOpenPbs) -> None:
-    """OpenPBS's own preemption as its guide says: an express queue, suspension only, one vnode full."""
+    """Set up OpenPBS's own preemption by its guide: an express queue, suspension only, one full vnode."""
     pbs.qmgr(
         "create queue express queue_type=Execution\nset queue express enabled=True\nset queue express started=True\n"
         "set queue express Priority=200\nset sched preempt_order=S"
@@ -142,7 +142,7 @@ def compare(kind: str, ours: list[float], theirs: list[float]) -> list[Figure]:
 
 
 def alternate(sides: tuple[Side, Side], rounds: int, one: Callable[[Side, int], None]) -> None:
-    """Each round on both sides; who goes first changes."""
+    """Run each round on both sides; the first side alternates."""
     for number in range(rounds):
         for side in sides if number % 2 else sides[::-1]:
             one(side, number)

@@ -1,6 +1,6 @@
 """How long `magrathea status` takes as a whole process, with a host of four domains and eight jobs.
 
-The daemon's side is a thread that answers at once: what is measured is what the admin's command costs.
+A thread plays the daemon and answers at once, so only the command itself is measured.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _serve(server: socket.socket, answer: bytes) -> None:
 
 
 def _times(command: list[str], environment: dict[str, str], runs: int) -> list[float]:
-    """Milliseconds of each run; one before them is not counted, it fills the caches."""
+    """Milliseconds of each run, after one that fills the caches and does not count."""
     times = []
     for _ in range(runs + 1):
         began = time.perf_counter()

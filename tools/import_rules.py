@@ -1,6 +1,6 @@
-"""A rule for import-linter (pyproject.toml, [tool.importlinter]): a package imports itself and what is listed, no more.
+"""A rule for import-linter (pyproject.toml, [tool.importlinter]): a package imports only itself and what is listed.
 
-A list of what is forbidden would miss the next library; the core and the agent must not get one at all.
+A list of forbidden libraries would miss the next one, and the core and the agent must not get any.
 """
 
 from __future__ import annotations

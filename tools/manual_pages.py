@@ -1,8 +1,8 @@
-"""Manual pages, written from the commands themselves: `python -m tools.manual_pages --out DIR`.
+"""Write manual pages from the commands themselves: `python -m tools.manual_pages --out DIR`.
 
-One page for each program of the package and each sub-command of `magrathea`. What is a click command is walked;
-of the others (argparse, and the agent, which has neither) the text of `--help` is read. The click-man library does the
-first only, and does not see sub-commands that are loaded when needed.
+There is a page for each program of the package and each sub-command of `magrathea`. Click commands are walked. Of other
+programs (argparse, and the agent, which uses neither) the output of `--help` is read. The click-man library does only
+the first, and does not find sub-commands that are loaded when needed.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from magrathea import __version__
 
 PREFIX = "magrathea-"
 USER, ADMIN = 1, 8
-"""Sections: commands of users; daemons, which an admin starts."""
+"""Sections of the manual: commands for users, and daemons that an admin starts."""
 
 EXAMPLES, EXIT_STATUS = "EXAMPLES", "EXIT STATUS"
 
 
 @dataclass(slots=True)
 class Page:
-    """`options`, `commands`: a term and its text. `sections`: further ones by title, as paragraphs; a paragraph whose
-    lines are to stay as they are is a list."""
+    """`options`, `commands`: a term and its text. `sections`: other sections by title, as paragraphs. A paragraph that
+    is a list keeps its lines as they are."""
 
     name: str
     section: int
@@ -53,7 +53,7 @@ class Page:
 
 
 def pages() -> list[Page]:
-    """All pages, each naming the others that a reader may want."""
+    """All pages, each with references to related ones."""
     from magrathea.cli.main import cli
 
     found = list(_of_click(cli, "magrathea", USER))
@@ -80,7 +80,9 @@ def _of_click(command: click.Command, name: str, section: int, parent: click.Con
     _split(page, _paragraphs(inspect.cleandoc(command.help or "")))
     for param in command.get_params(ctx):
         record = param.get_help_record(ctx)
-        if record is not None and (record[1] or isinstance(param, click.Option)):  # the synopsis has bare arguments
+        if record is not None and (
+            record[1] or isinstance(param, click.Option)
+        ):  # bare arguments stand in the synopsis
             page.options.append(record)
     below = _children(command, ctx)
     page.commands = [(word, _short(child)) for word, child in below]
@@ -105,7 +107,7 @@ def _children(command: click.Command, ctx: click.Context) -> list[tuple[str, cli
 
 
 def _paragraphs(text: str) -> list[str | list[str]]:
-    """A click help text: paragraphs; one that begins with a line `\\b` keeps its lines."""
+    """The paragraphs of a click help text. A paragraph that begins with a line `\\b` keeps its lines."""
     found: list[str | list[str]] = []
     for block in re.split(r"\n\s*\n", text.strip("\n")):
         lines = block.strip("\n").splitlines()
@@ -135,7 +137,7 @@ OPTION = re.compile(r"  (-\S.*?)(?:  +(\S.*))?")
 
 
 def _of_help(program: Any, name: str) -> Page:
-    """From what a program prints for `--help`: a usage, paragraphs, options that begin with two spaces and a dash."""
+    """A page from the output of `--help`: usage, paragraphs, and options that begin with two spaces and a dash."""
     page = Page(name, ADMIN, "", "")
     for block in re.split(r"\n\s*\n", _help_of(program).strip("\n")):
         lines = block.splitlines()
@@ -173,7 +175,7 @@ def _options(lines: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def roff(page: Page) -> str:
-    """The page's source. It has no date, so that the same commands give the same bytes."""
+    """The page's source. It has no date, so the same commands give the same bytes."""
     lines = [
         f'.TH "{_text(page.name.upper())}" {page.section} "" "Magrathea {_text(__version__)}" "Magrathea"',
         ".nh",
@@ -214,14 +216,14 @@ def _verbatim(lines: list[str]) -> list[str]:
 
 
 def _text(text: str) -> str:
-    """Text in which nothing means anything to roff."""
+    """The text with everything escaped that has a meaning in roff."""
     for character, escape in (("\\", r"\e"), ("-", r"\-"), ("`", r"\(ga"), ("'", r"\(aq"), ('"', r"\(dq")):
         text = text.replace(character, escape)
     return r"\&" + text if text.startswith(".") else text
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where the pages go.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Directory for the pages.")
 def main(out: Path) -> None:
     """Write the manual pages of all commands: `man -l DIR/magrathea.1` shows one."""
     out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Write the table of refusals in docs/admin-guide.md from the code's own: `python -m tools.refusals_page [--check]`.
+"""Write the tables of refusals in docs/admin-guide.md from the code's table: `python -m tools.refusals_page [--check]`.
 
-Only what stands between the two marks is written; the rest of the guide is left as it is.
+It writes only between the two marks and leaves the rest of the guide as it is.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ END = "<!-- end of what is written -->\n"
 
 INTRODUCTIONS = {
     Section.SERVER_HOOK: (
-        "By the server's hook, before a job is sent anywhere",
-        "In the job's comment (`qstat -s`): `magrathea: CODE: ...`.",
+        "By the server's hook, before a job is sent to a vnode",
+        "The job's comment shows it (`qstat -s`): `magrathea: CODE: ...`.",
     ),
     Section.CLAIM: (
         "Of a claim, in the domain",
-        "MoM's hook has asked. The job waits with a later execution time (`W`), and is tried again. "
-        "`magrathea history` on the host has each.",
+        "The answer to MoM's hook. The job waits with a later execution time (`W`), and PBS tries it again. "
+        "`magrathea history` on the host lists each.",
     ),
     Section.COMMAND: ("Of a command", "The command prints `refused (CODE): ...`."),
     Section.STEP: (
         "Of drivers, agents and their channel",
-        "They stand in the history, in a domain's fault, and in the log.",
+        "The history, a domain's fault and the log show them.",
     ),
 }
-"""Heading and first paragraph of each section."""
+"""The heading and first paragraph of each section."""
 
 
 def tables() -> str:
-    """What stands between the marks."""
+    """The text between the marks."""
     lines: list[str] = []
     for section, (heading, introduction) in INTRODUCTIONS.items():
         lines += [
@@ -53,7 +53,7 @@ def tables() -> str:
 
 
 def written(guide: str) -> str:
-    """The guide with its tables as they should be. Raises ValueError where a mark is missing."""
+    """The guide with its tables brought up to date. Raises ValueError if a mark is missing."""
     before, begin, rest = guide.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:

@@ -1,8 +1,8 @@
 """Write docs/states.md from the core itself: `python -m tools.states_page [--check]`.
 
-What each state accepts, and which event leads from which state to which, is found by exploring: a breadth-first
-search over events, from a host of three domains in both modes. Facts that only count or date something are made
-equal before two hosts are compared (`normal`), so that the search ends; nothing in it is random.
+A breadth-first search over events finds what each state accepts, and which event leads from which state to which. It
+starts from a host of three domains, in both modes. Before two hosts are compared, facts that only count or date
+something are made equal (`normal`), so the search ends. Nothing in it is random.
 """
 
 from __future__ import annotations
@@ -39,28 +39,28 @@ LONG_AGO = NOW - 5_000.0
 HOST_CPUS, JOB_CPUS = 4, 2
 LIMITS = Limits(linger_s=20.0)
 WAITS_S = (6.0, 25.0, 35.0, 65.0, 150.0)
-"""One step of time past each kind of deadline: minimum run, linger, silent agent, claim, boot."""
+"""Steps of time, each beyond one kind of deadline: minimum run, linger, silent agent, claim, boot."""
 
 KINDS = ("normal", "normal", "priority")
 MOST_HOSTS = 800
-"""Hosts looked at in each mode. The search is broad first: what is left out has a longer history, and four times as
-many found two per cent more transitions.
+"""Hosts explored in each mode, those with the shortest histories. Four times as many found two per cent more
+transitions.
 """
 
 WHEN = {
-    State.FROZEN: "priority; saved to disk, until the restore begins or the image is gone",
+    State.FROZEN: "priority; saved to disk, until the restore begins or the image is lost",
     State.DOWN: "not running; its jobs are released",
-    State.BOOTING: "boots or is restored from disk, no longer than its time limit",
-    State.UNKNOWN: "up, but its agent has been silent too long, or others have paused it; its jobs stay counted",
+    State.BOOTING: "boots or is restored from disk, at most for its time limit",
+    State.UNKNOWN: "up, but its agent has been silent too long, or somebody else has paused it; its jobs stay counted",
     State.FAULT: "a step failed beyond retry; `magrathea clear` ends it",
-    State.PREEMPTED: "has jobs that Magrathea stopped, for this host's or another host's sake",
+    State.PREEMPTED: "has jobs that Magrathea stopped, because of this host or another host of the job",
     State.DRAINING: "finishes its jobs and takes no more; also while it is being saved to disk",
     State.RUNNING_PRIORITY: "priority, has jobs",
-    State.RUNNING_PREEMPTIBLE: "normal, has jobs, and each of them could be stopped now",
-    State.RUNNING: "normal, has jobs, and one of them cannot be stopped now",
-    State.FREE: "no jobs; exclusive: nothing in the way; counted: CPUs are left without stopping anybody",
-    State.WOULD_PREEMPT: "priority, no jobs; exclusive: what is in the way can be stopped; counted: CPUs by stopping",
-    State.OCCUPIED: "everything else: the host is in use",
+    State.RUNNING_PREEMPTIBLE: "normal, has jobs, and all of them can be stopped now",
+    State.RUNNING: "normal, has jobs, and at least one cannot be stopped now",
+    State.FREE: "no jobs; exclusive: nothing blocks it; counted: CPUs are free without stopping anybody",
+    State.WOULD_PREEMPT: "priority, no jobs; exclusive: all that blocks it can be stopped; counted: a stop frees CPUs",
+    State.OCCUPIED: "anything else: the host is in use",
 }
 
 WORDS = {
@@ -81,9 +81,9 @@ WORDS = {
     ev.DomainStarted: "domain up",
     ev.DomainStopped: "domain down",
     ev.DomainHalted: "paused by others",
-    ev.DomainWentOn: "goes on",
-    ev.BootRequested: "boot asked for",
-    ev.ShutdownRequested: "shutdown asked for",
+    ev.DomainWentOn: "continued by others",
+    ev.BootRequested: "boot requested",
+    ev.ShutdownRequested: "shutdown requested",
     ev.FreezeRequested: "freeze",
     ev.FreezeEnded: "saved",
     ev.DefrostRequested: "restore",
@@ -101,7 +101,7 @@ Change = tuple[Kind, State, State]
 
 @dataclass
 class Found:
-    """What the exploration has seen."""
+    """What the search has found."""
 
     hosts: int = 0
     complete: bool = True
@@ -118,7 +118,7 @@ def first_host(mode: Mode) -> Host:
 
 
 def normal(host: Host) -> Host:
-    """The same situation with its times and counters set to few values."""
+    """The same situation, with only a few values for times and counters."""
     paused = Pause(NOW, "pause") if host.paused else None
     return replace(host, now=NOW, paused=paused, domains=tuple(_normal_domain(host, d) for d in host.domains))
 
@@ -157,7 +157,7 @@ def _normal_job(host: Host, job: Job) -> Job:
 
 
 def key(host: Host) -> Key:
-    """Equal for hosts that differ in names only: domains of a kind are interchangeable."""
+    """Equal for hosts that differ in names only, because domains of a kind are interchangeable."""
     return (host.hub_lost, bool(host.paused), *sorted(_facts(d) for d in host.domains))
 
 
@@ -171,7 +171,7 @@ def _facts(d: Domain) -> tuple[str, ...]:
 
 
 def events(host: Host) -> Iterator[ev.Event]:
-    """What may happen next: all about jobs, and disturbances one at a time."""
+    """What may happen next: everything about jobs, and one disturbance at a time."""
     for d in host.domains:
         for cls in CLASSES_OF[d.kind]:
             used = {j.key.id for j in d.jobs}
@@ -204,7 +204,7 @@ def events(host: Host) -> Iterator[ev.Event]:
 
 
 def _configured(host: Host, without: str = "") -> ev.Reconfigured:
-    """The host as it is, without that domain."""
+    """A configuration equal to the host, without one domain."""
     meant = (ev.ConfiguredDomain(d.name, d.kind, d.cpus) for d in host.domains if d.name != without)
     return ev.Reconfigured(NOW, host.name, host.mode, host.cpus, host.memory_mib, host.limits, tuple(meant))
 
@@ -251,7 +251,7 @@ def _recoveries(d: Domain) -> Iterator[ev.Event]:
 
 
 def explore(first: Host, found: Found, most_hosts: int = MOST_HOSTS) -> None:
-    """Breadth first from `first`; adds to `found`."""
+    """Search breadth-first from `first` and add to `found`."""
     seen, queue = {key(first)}, deque([first])
     looked_at = 0
     while queue and looked_at < most_hosts:
@@ -278,8 +278,8 @@ def _passing(d: Domain) -> bool:
 
 
 def _look_back(found: Found, host: Host) -> None:
-    """What ends a pause by others, a shutdown, or a domain's absence from the configuration. What else may happen
-    meanwhile is not followed: it is what happens to a domain whose agent is silent, or which drains.
+    """Note what ends a pause by others, a shutdown, or a domain's absence from the configuration. Other events are not
+    followed there: they have the same effect on a domain with a silent agent, or one that drains.
     """
     before = {d.name: states.state_of(host, d) for d in host.domains}
     for domain in (d for d in host.domains if _passing(d)):
@@ -310,8 +310,8 @@ def page(found: Found) -> str:
     lines = [
         "# States of a domain",
         "",
-        "Written by `python -m tools.states_page` from the code; do not edit. A state is never stored: it follows",
-        "from the facts, and the first line of this table that holds gives it.",
+        "Written by `python -m tools.states_page` from the code; do not edit. A state is never stored. It follows",
+        "from the facts: the first row of this table that is true gives it.",
         "",
         "| state | when | accepts, exclusive | accepts, counted |",
         "| --- | --- | --- | --- |",
@@ -323,18 +323,17 @@ def page(found: Found) -> str:
     ]
     lines += [
         "",
-        "What a state accepts depends on the host, too: `none` stands where it may accept nothing, because CPUs are",
-        "used up, a sibling keeps the host, or a domain of the host boots or is in `fault`. With a frozen sibling a",
-        "normal domain of an exclusive host accepts `preemptible` only.",
+        "What a state accepts depends on the host, too. `none` means that it may accept nothing: CPUs are used up, a",
+        "sibling keeps the host, or a domain of the host boots or is in `fault`. On an exclusive host with a frozen",
+        "sibling, a normal domain accepts `preemptible` only.",
         "",
         "## What leads from state to state",
         "",
-        f"Found by exploring {found.hosts:,} situations of a host with two normal domains and a priority one"
-        + (", all that there are" if found.complete else ", those with the shortest histories")
-        + f": {HOST_CPUS}",
-        f"CPUs, jobs of {JOB_CPUS}, at most two in a domain, one disturbance (a domain down, in fault, ...) at a time.",
-        "`time` is a deadline: the minimum run, a linger, a silent agent, an unconfirmed claim, a boot. `sibling:` is",
-        "an event in another domain of the host.",
+        f"Found by a search of {found.hosts:,} situations of a host with two normal domains and a priority domain"
+        + (", all that there are." if found.complete else ", those with the shortest histories."),
+        f"The host has {HOST_CPUS} CPUs. Jobs have {JOB_CPUS}, at most two in a domain. One disturbance at a time (a",
+        "domain down, in fault, ...). `time` is a deadline: the minimum run, a linger, a silent agent, an unconfirmed",
+        "claim, a boot. `sibling:` is an event in another domain of the host.",
     ]
     for kind in (Kind.NORMAL, Kind.PRIORITY):
         lines += ["", f"### A {kind} domain", "", "| from | to | exclusive | counted |", "| --- | --- | --- | --- |"]
@@ -353,7 +352,7 @@ def _own_first(word: str) -> tuple[bool, str]:
 
 
 def _accepted(found: Found, state: State, mode: Mode) -> str:
-    """The sets of classes seen, the largest first."""
+    """The sets of accepted classes that were found, the largest first."""
     seen = {classes for (s, _, m), sets in found.accepts.items() if s is state and m is mode for classes in sets}
     ordered = sorted(seen, key=lambda classes: (-len(classes), classes))
     return "; ".join(", ".join(classes) or "none" for classes in ordered) or "-"
