@@ -89,7 +89,7 @@ class Refusal:
 
 
 class Section(StrEnum):
-    """What is refused, and by whom: a section of the guide each."""
+    """Who refuses what. Each is a section of the guide."""
 
     SERVER_HOOK = "server-hook"
     CLAIM = "claim"
@@ -98,11 +98,11 @@ class Section(StrEnum):
 
 
 _SOON_S, _UNTOLD_S, _LATER_S = 5, 10, 60
-"""`_UNTOLD_S`: what MoM's hook takes where the refusal does not say it."""
+"""`_UNTOLD_S`: what MoM's hook uses if the refusal names no time."""
 
 
 class Again(Enum):
-    """When it is tried again without anybody's help: in words, and for a claim the seconds until PBS does."""
+    """When it is tried again without help, in words; for a claim also the seconds until PBS tries."""
 
     NEXT_CYCLE = "in PBS's next cycle", None
     SOON = f"after {_SOON_S} s", _SOON_S
@@ -128,7 +128,7 @@ class Meaning:
 
 
 _Row = tuple[RefusalCode, str, str] | tuple[RefusalCode, str, str, Again]
-"""Code, cause, fix; a fourth value is an exception from its section's `Again`."""
+"""Code, cause, fix. A fourth value replaces the section's `Again`."""
 
 
 def _rows(section: Section, again: Again, *rows: _Row) -> tuple[Meaning, ...]:
@@ -142,8 +142,8 @@ TABLE: tuple[Meaning, ...] = (
         Section.SERVER_HOOK,
         Again.NEXT_CYCLE,
         (_C.HOST_BUSY, "a sibling domain has a job that may not be stopped for this one", "wait"),
-        (_C.NO_CPUS, "its CPUs and those of the jobs there exceed the host's", "wait"),
-        (_C.TOO_BIG, "its CPUs alone exceed the host's", "ask for fewer"),
+        (_C.NO_CPUS, "the CPUs of this job and of the jobs there exceed the host's", "wait"),
+        (_C.TOO_BIG, "the CPUs of this job alone exceed the host's", "ask for fewer"),
         (
             _C.TWO_DOMAINS,
             "its chunks are in two domains of one exclusive host, which never run together",
@@ -151,18 +151,18 @@ TABLE: tuple[Meaning, ...] = (
         ),
         (
             _C.NO_CLASS,
-            "the job has no class, and the vnode is a managed one",
+            "the job has no class, and Magrathea manages the vnode",
             "give its queue a class (`magrathea pbs install`), then `qmove` the job to the same queue",
         ),
         (
             _C.OWN_CLASS,
-            "a `qalter` names a resource of Magrathea's in the select; PBS itself would let it through",
-            "leave it out; `qmove` the job to the queue of the class that is meant",
+            "a `qalter` names a resource of Magrathea in the select, which PBS itself would accept",
+            "leave it out; `qmove` the job to a queue of the intended class",
             Again.NOT,
         ),
         (
             _C.HUB_LOST,
-            "it would preempt, and the hub's heartbeat file is old",
+            "the job would preempt, and the hub's heartbeat file is old",
             "`systemctl start magrathea-hub`; see its journal",
         ),
     ),
@@ -171,124 +171,128 @@ TABLE: tuple[Meaning, ...] = (
         Again.SOON,
         (
             _C.HOST_BUSY,
-            "a sibling has jobs in the way; the text says which, and why they may not be stopped",
-            "wait, or drain what is in the way",
+            "jobs of a sibling block it; the text names them, and why they may not be stopped",
+            "wait, or drain the sibling",
         ),
         (_C.HOST_LINGERS, "a priority domain keeps the host for its next job", "wait at most `linger_s`"),
         (
             _C.HOST_RESERVED,
-            "a sibling is frozen: only preemptible jobs until it is back",
+            "a sibling is frozen; until it is back, only preemptible jobs start",
             "bring it back, or submit to a preemptible queue",
         ),
         (
             _C.HOST_BOOTING,
             "a domain of the host boots or is in fault",
-            "wait for it, at most its `boot_time_limit_s`",
+            "wait, at most for its `boot_time_limit_s`; clear a fault",
         ),
         (_C.HOST_FAULT, "another domain of the host is in fault", "fix it, then `magrathea clear DOMAIN`"),
         (
             _C.CPUS,
-            "fewer CPUs are left for its class, even by stopping; what services have is never left",
+            "too few CPUs for its class, even if others are stopped; CPUs of services do not count",
             "wait, or ask for fewer",
         ),
-        (_C.MEMORY, "less memory is left for its class; what services have is never left", "wait, or ask for less"),
+        (_C.MEMORY, "too little memory for its class; memory of services does not count", "wait, or ask for less"),
         (
             _C.MEMORY_SHORT,
-            "memory that it needs cannot be taken from a guest, here or on another of its hosts; the text has the "
-            "numbers, and that host",
+            "a guest cannot give the memory that the job needs, here or on another host of the job; the text has the "
+            "figures and that host",
             "more swap in that guest (`swap_mib`), a lower `memory_mib`, or fewer locked pages",
             Again.LATER,
         ),
         (
             _C.HUB_LOST,
-            "somebody would be preempted, or its parts on other hosts have to be asked for, and no hub answers",
+            "no hub answers, and the job would preempt or has parts on other hosts",
             "start the hub; see `[hub]` in `noded.toml`",
         ),
-        (_C.PAUSED, "the host is paused, and something would have to be stopped or moved", "`magrathea unpause`"),
+        (_C.PAUSED, "the host is paused, and the job needs something stopped or moved", "`magrathea unpause`"),
         (
             _C.WRONG_CLASS,
-            "a priority job in a normal domain, or the other way round",
-            "look at the queue's default chunk; `magrathea pbs check`",
+            "a priority job in a normal domain, or the reverse",
+            "check the queue's default chunk: `magrathea pbs check`",
         ),
         (
             _C.BAD_REQUEST,
-            "impossible numbers: no CPUs, negative or more than the host has",
-            "look at the job's select; of a command: its own words",
+            "impossible numbers: no CPUs, negative, or more than the host has",
+            "check the job's select, or the command's arguments",
         ),
-        (_C.DOMAIN_DOWN, "the domain is down", "boot it"),
-        (_C.DOMAIN_BOOTING, "the domain boots", "wait"),
-        (_C.DOMAIN_CLOSING, "it is to go down or to be rebooted", "wait, or `magrathea undrain DOMAIN`"),
-        (_C.DOMAIN_FROZEN, "it is saved to disk", "bring it back: `magrathea domain defrost DOMAIN`"),
-        (_C.DOMAIN_DRAINING, "it finishes its jobs and takes no more", "`magrathea undrain DOMAIN`"),
-        (_C.DOMAIN_PREEMPTED, "its jobs are stopped", "wait"),
+        (_C.DOMAIN_DOWN, "the domain is down", "`magrathea domain boot DOMAIN`"),
+        (_C.DOMAIN_BOOTING, "the domain is booting", "wait"),
+        (_C.DOMAIN_CLOSING, "the domain is about to shut down or reboot", "wait, or `magrathea undrain DOMAIN`"),
+        (_C.DOMAIN_FROZEN, "the domain is saved to disk", "`magrathea domain defrost DOMAIN`"),
+        (_C.DOMAIN_DRAINING, "the domain finishes its jobs and takes no more", "`magrathea undrain DOMAIN`"),
+        (_C.DOMAIN_PREEMPTED, "the domain's jobs are stopped", "wait"),
         (
             _C.DOMAIN_UNKNOWN,
-            "its agent is silent, or somebody has paused the domain; or a host of the job's other parts does not "
-            "report them",
+            "the domain's agent is silent, or somebody has paused the domain; or the host of another part of the job "
+            "does not report that part",
             "`systemctl status magrathea-agent` there; `magrathea doctor`",
         ),
         (
             _C.DOMAIN_FAULT,
-            "a step failed beyond retry; the text says which",
+            "a step failed beyond retry; the text names it",
             "fix it, then `magrathea clear DOMAIN`",
         ),
         (
             _C.STOP_TIMEOUT,
-            "what had to be stopped did not stop in time; it goes on",
-            "see the history; usually a process in uninterruptible sleep: storage",
+            "a job that had to stop did not stop in time, and continues",
+            "see the history; often a process is in uninterruptible sleep: check the storage",
         ),
-        (_C.RELEASED, "the job ended while it was claimed", "nothing"),
-        (_C.STALE_RUN, "a newer run of the same job is known here", "nothing; PBS was late"),
-        (_C.RUN_ENDED, "this very run has ended already", "nothing; PBS was late"),
+        (_C.RELEASED, "the job ended during its claim", "nothing"),
+        (_C.STALE_RUN, "the host knows a newer run of the job", "nothing; PBS was late"),
+        (_C.RUN_ENDED, "this run has already ended", "nothing; PBS was late"),
         (_C.DELETED, "the job was deleted while it waited for its memory", "nothing", Again.NOT),
-        (_C.JOURNAL, "the host cannot write its journal (of a command: read it)", "room and rights in `state_dir`"),
-        (_C.INTERNAL, "a defect of the node daemon", "its log has the trace; report it", Again.UNTOLD),
+        (
+            _C.JOURNAL,
+            "the host cannot write its journal (for a command: cannot read it)",
+            "check space and rights in `state_dir`",
+        ),
+        (_C.INTERNAL, "a defect of the node daemon", "report it; the daemon's log has the trace", Again.UNTOLD),
         (
             _C.NO_DAEMON,
-            "the agent is not connected with the host",
-            "`systemctl start magrathea-noded` there; check the domain's channel",
+            "the agent is not connected to its host",
+            "`systemctl start magrathea-noded` on the host; check the domain's channel",
         ),
         (
             _C.TIMEOUT,
             "no answer within the deadline",
-            "the machine is starved: see its load, `preempted_cpu_percent` and `floor_mib`",
+            "the machine is starved: check its load, `preempted_cpu_percent` and `floor_mib`",
         ),
-        (_C.AGENT_BUSY, "too many requests at once", "wait; if it stays, something floods the agent's socket"),
-        (_C.BUSY, "the same, between agent and host", "wait"),
+        (_C.AGENT_BUSY, "too many requests at once", "wait; if it persists, look for what floods the agent's socket"),
+        (_C.BUSY, "too many requests between agent and host", "wait"),
     ),
     *_rows(
         Section.COMMAND,
         Again.NOT,
         (
             _C.NOT_PERMITTED,
-            "it is for root, the daemon's user and the group in `[control]`; of a driver: it lacks a right",
-            "ask as one of these; check the unit's capabilities",
+            "only root, the daemon's user and the group in `[control]` may; of a driver: it lacks a right",
+            "use one of these; for a driver check the unit's capabilities",
         ),
         (_C.UNKNOWN_DOMAIN, "the host has no such domain", "`magrathea status` names them"),
-        (_C.UNKNOWN_JOB, "the domain has no such job", "nothing, or look for the run version"),
+        (_C.UNKNOWN_JOB, "the domain has no such job", "check the id and run version"),
         (_C.UNKNOWN_OP, "command and daemon are of different versions", "upgrade both"),
-        (_C.WRONG_HOST, "the command names another host", "run it there"),
-        (_C.WRONG_KIND, "a service takes no jobs anyway", "nothing"),
+        (_C.WRONG_HOST, "the command names another host", "run it on that host"),
+        (_C.WRONG_KIND, "a service never takes jobs", "nothing"),
         (
             _C.CONFIGURATION,
             "the file cannot be used; the former one stays",
             "fix what the text names, then `magrathea reload`",
         ),
-        (_C.NOT_FREEZABLE, "only a priority domain that is up is frozen", "boot it first"),
-        (_C.NOT_FROZEN, "it is not saved to disk, or is to be back already", "nothing"),
-        (_C.NOT_SAVING, "it is not being saved", "nothing"),
+        (_C.NOT_FREEZABLE, "only a priority domain that is up can be frozen", "boot it first"),
+        (_C.NOT_FROZEN, "the domain is not saved to disk, or is on its way back", "nothing"),
+        (_C.NOT_SAVING, "the domain is not being saved", "nothing"),
         (
             _C.NO_JOBS_HERE,
-            "jobs were reported for a domain that can have none",
-            "if it stays: is this agent in the right domain?",
+            "a list of jobs came for a domain that can have none",
+            "if it persists: is this agent in the right domain?",
         ),
-        (_C.TOO_MANY, "too many hosts would have to be asked for their history", "name a host"),
+        (_C.TOO_MANY, "the question would go to too many hosts", "name a host"),
         (
             _C.HOST_UNKNOWN,
-            "of a preview: the hub has not heard from the host for three heartbeats",
-            "`systemctl status magrathea-noded` there",
+            "for a preview: the hub has missed three heartbeats of the host",
+            "`systemctl status magrathea-noded` on the host",
         ),
-        (_C.TOO_LARGE, "an answer does not fit a message", "ask for fewer jobs at once"),
+        (_C.TOO_LARGE, "the answer does not fit into one message", "ask for fewer jobs at once"),
         (_C.TOO_SLOW, "a client of the agent's socket sent nothing", "nothing"),
     ),
     *_rows(
@@ -298,26 +302,26 @@ TABLE: tuple[Meaning, ...] = (
         (
             _C.BAD_FIGURES,
             "a guest reports impossible figures of its memory",
-            "look at the agent there; nothing is taken by such figures",
+            "check the agent there; no memory moves by such figures",
         ),
-        (_C.NOT_STOPPED, "the agent has not stopped a job's processes", "its log names them"),
-        (_C.WANTED_STOPPED, "a job was continued that must stand still; it is stopped again", "nothing"),
-        (_C.SUPERSEDED, "newer orders came first", "nothing"),
+        (_C.NOT_STOPPED, "the agent could not stop some processes of a job", "its log names them"),
+        (_C.WANTED_STOPPED, "somebody continued a job that must stay stopped; it is stopped again", "nothing"),
+        (_C.SUPERSEDED, "newer orders replaced these", "nothing"),
         (_C.NO_DOMAIN, "the hypervisor has no such domain", "fix its name in `noded.toml`"),
-        (_C.BAD_VALUE, "a value that the hypervisor does not take", "the text names it"),
+        (_C.BAD_VALUE, "the hypervisor does not accept a value", "the text names it"),
         (
             _C.NOT_SUPPORTED,
             "the driver, or the guest's kernel, cannot do that",
-            "another driver or kernel; a note in `magrathea status` says what is left out",
+            "use another driver or kernel; a note in `magrathea status` says what is missing",
         ),
         (
             _C.RESTORE_FAILED,
             "a saved domain did not come back; its image is kept",
-            "the text says why; `virsh managedsave-remove` gives the image up",
+            "the text says why; `virsh managedsave-remove` deletes the image",
             Again.NOT,
         ),
-        (_C.LOST, "the hypervisor's daemon does not answer", "start it"),
-        (_C.FAILED, "anything else; the text has the words of whoever refused", "what the text says"),
+        (_C.LOST, "the hypervisor's daemon does not answer", "start it, for example libvirtd"),
+        (_C.FAILED, "anything else; the text has the original message", "see the text"),
     ),
 )
 
@@ -325,6 +329,6 @@ _RETRY_AFTER_S = {m.code: m.again.seconds for m in TABLE if m.section is Section
 
 
 def retry_after_s(code: RefusalCode) -> int:
-    """When PBS is to try a refused job again. Not at once, because OpenPBS holds a job after 21 refusals; later if
-    what is lacking does not change within seconds."""
+    """Seconds until PBS tries a refused job again. Never at once, because OpenPBS holds a job after 21 refusals.
+    Longer if the cause does not change within seconds."""
     return _RETRY_AFTER_S.get(code, _SOON_S)
