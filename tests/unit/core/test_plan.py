@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from magrathea.core.model import Host, JobKey, Limits
+from magrathea.core.model import Host, JobKey, Limits, Stopper
 from magrathea.core.plan import (
     ActualDomain,
     Order,
@@ -13,6 +13,7 @@ from magrathea.core.plan import (
     SetMemory,
     Step,
     desired,
+    lacks,
     ready,
     steps,
     warned_until,
@@ -203,3 +204,103 @@ def test_what_is_to_be_saved_is_made_small_first_and_nobody_else_is() -> None:
     assert steps(h, {**actual, "p1": ActualDomain(None, 100)}) == [], "nothing is given to it"
     busy = {"n1": ActualDomain(None, 200), "p1": ActualDomain(None, 3_800)}
     assert steps(run(h, "p1", "9"), busy) == [], "not while it has jobs"
+
+
+def test_counted_domains_get_the_memory_of_their_jobs_beside_their_floor() -> None:
+    h = host("counted", n1="normal floor=300", n2="normal floor=200")
+    wants = desired(run(h, "n1", "1", cpus=3, memory=1_000))
+    assert (wants["n1"].memory_mib, wants["n2"].memory_mib) == (1_300, 200)
+
+
+def test_the_floor_of_a_domain_that_is_down_stays_set_aside() -> None:
+    h = host("exclusive", memory=4_000, n1="normal floor=200", n2="normal floor=500 down")
+    assert desired(run(h, "n1", "1"))["n1"].memory_mib == 3_500
+
+
+def test_a_domain_gets_no_more_memory_than_its_ceiling() -> None:
+    h = host("exclusive", memory=4_000, n1="normal floor=200 memory=1500", p1="priority floor=200")
+    assert desired(run(h, "n1", "1"))["n1"].memory_mib == 1_500
+
+
+def test_two_domains_with_jobs_on_an_exclusive_host_get_what_their_jobs_have() -> None:
+    """MoM's list may show jobs in two domains, although only one should have any."""
+    h = host("exclusive", memory=4_000, n1="normal floor=200", n2="normal floor=300")
+    wants = desired(run(run(h, "n1", "1", memory=1_000), "n2", "2", memory=500))
+    assert (wants["n1"].memory_mib, wants["n2"].memory_mib) == (1_200, 800)
+
+
+def test_a_domain_without_an_agent_does_not_keep_orders_from_the_next() -> None:
+    h = host("counted", n1="normal", n2="normal", p1="priority")
+    h = claim(run(run(h, "n1", "1", cpus=4), "n2", "2", cpus=4), "p1", "9", cpus=8).host
+    h = set_domain(h, "n1", agent_lost_at=h.now)
+    actual = {name: ActualDomain(None, None) for name in ("n1", "n2", "p1")}
+    assert [s for s in steps(h, actual) if isinstance(s, Orders)] == [Orders("n2", Order.STOP, (key("2"),))]
+
+
+def test_an_idle_domain_does_not_keep_a_cap_from_the_next() -> None:
+    h = run(host("counted", n1="normal", n2="normal"), "n2", "2", cpus=2)
+    actual: Actual = {"n1": ActualDomain(400, None), "n2": ActualDomain(400, None)}
+    assert steps(h, actual) == [SetCpu("n2", 200)]
+
+
+def test_cpus_are_taken_before_others_get_them() -> None:
+    h = run(run(host("counted", n1="normal", n2="normal"), "n1", "1", cpus=6), "n2", "2", cpus=2)
+    actual: Actual = {"n1": ActualDomain(200, None), "n2": ActualDomain(600, None)}
+    assert steps(h, actual) == [SetCpu("n2", 200), SetCpu("n1", 600)]
+
+
+@pytest.mark.parametrize(
+    ("has", "lacking"),
+    [
+        (ActualDomain(200, 1_100), False),
+        (ActualDomain(100, 1_100), True),
+        (ActualDomain(300, 1_100), False),
+        (ActualDomain(200, 1_000), True),
+        (ActualDomain(200, 1_200), False),
+        (ActualDomain(None, None), False),
+    ],
+)
+def test_a_domain_lacks_only_what_it_still_has_to_be_given(has: ActualDomain, lacking: bool) -> None:
+    h = run(host("counted", n1="normal floor=100"), "n1", "1", cpus=2, memory=1_000)
+    assert lacks(h, {"n1": has}, "n1") is lacking
+    assert not lacks(h, {"n1": has}, "n2")
+
+
+def let_go(memory_mib: int = 3_800, order: Order = Order.LIFT, percent: int | None = None) -> bool:
+    """Whether the booked job of n1, which may run again, is ready to be resumed."""
+    h = stop(pair(), "n1", "1", booked=True)
+    domain = h.domain("n1")
+    assert domain is not None
+    actual: Actual = {"n1": ActualDomain(percent, memory_mib, {key("1"): order}), "p1": ActualDomain(None, 200)}
+    return ready(h, actual, domain, key("1"))
+
+
+def test_a_booked_job_is_ready_when_its_domain_has_all_back_and_its_agent_has_let_go() -> None:
+    assert let_go()
+    assert not let_go(memory_mib=3_000)
+    assert not let_go(percent=10)
+    assert not let_go(order=Order.STOP)
+
+
+def test_what_a_sibling_has_still_to_be_given_does_not_keep_a_job_from_being_ready() -> None:
+    h = host("counted", n1="normal", n2="normal")
+    h = run(stop(run(h, "n1", "1", cpus=2), "n1", "1", booked=True), "n2", "2", cpus=2)
+    domain = h.domain("n1")
+    assert domain is not None
+    actual: Actual = {"n1": ActualDomain(200, None, {key("1"): Order.LIFT}), "n2": ActualDomain(100, None)}
+    assert ready(h, actual, domain, key("1"))
+
+
+def test_no_job_is_ready_in_a_domain_that_has_not_been_read() -> None:
+    h = stop(pair(), "n1", "1", booked=True)
+    domain = h.domain("n1")
+    assert domain is not None
+    assert not ready(h, {}, domain, key("1"))
+
+
+def test_a_job_that_pbs_has_suspended_for_its_own_reasons_is_not_warned() -> None:
+    h = host("exclusive", limits=Limits(warn_signal="SIGUSR1"), n1="normal")
+    h = run(h, "n1", "1", stopper=Stopper.PBS, stopped_since=9_000.0)
+    domain = h.domain("n1")
+    assert domain
+    assert warned_until(h, domain.jobs[0]) is None
