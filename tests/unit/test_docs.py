@@ -7,19 +7,43 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-DOCUMENTS = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "deploy" / "README.md", ROOT / "README.md"]
+from tests.documents import DOCUMENTS, ROOT
+
 FOLDERS = ("magrathea", "node_daemon", "scheduler_plugin", "magrathea_lab", "tests", "bench", "tools", "deploy")
-SOURCES = {path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()}
+SOURCES = {"/" + path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob("*")}
+DECISIONS = ROOT / "docs" / "decisions"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_links_of_a_document_exist(document: Path) -> None:
+    """A file may be named by the end of its path."""
     text = document.read_text()
-    named = set(re.findall(r"`([\w./]+\.(?:py|toml|json|service))`", text))
-    assert not {name for name in named if Path(name).name not in SOURCES and not (ROOT / name).exists()}
+    named = {
+        name.removeprefix("/etc/magrathea/") for name in re.findall(r"`([\w./]+\.(?:py|toml|json|service))`", text)
+    }
+    missing = {name for name in named if not any(source.endswith("/" + name) for source in SOURCES)}
+    assert not {name for name in missing if not (document.parent / name).exists() and not (ROOT / name).exists()}
     links = {link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link}
     assert not {link for link in links - {""} if not (document.parent / link).exists()}
+
+
+def test_the_folders_of_the_map_for_contributors_exist() -> None:
+    rooms = re.findall(r"^\| `([\w/]+/)`", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    assert "magrathea/core/" in rooms
+    assert not {room for room in rooms if not (ROOT / room).is_dir()}
+
+
+@pytest.mark.parametrize("record", sorted(DECISIONS.glob("[!R]*.md")), ids=lambda path: path.stem)
+def test_a_decision_has_its_four_parts_and_is_in_the_list(record: Path) -> None:
+    text = record.read_text()
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == [
+        "Context",
+        "Decision",
+        "Consequences",
+        "What would change it",
+    ]
+    title = text.partition("\n")[0].removeprefix("# ")
+    assert f"[{title}]({record.name})" in (DECISIONS / "README.md").read_text()
 
 
 def test_the_files_map_names_every_module_that_a_reader_may_look_for() -> None:

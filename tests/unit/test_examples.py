@@ -20,10 +20,9 @@ from node_daemon import main as noded
 from node_daemon.agent.start import options
 from scheduler_plugin.hub import configuration as hub_configuration
 from scheduler_plugin.hub.main import main as hub
-from tests.documents import ROOT, Block, blocks
+from tests.documents import DOCUMENTS, ROOT, Block, blocks
 from tools import manual_pages as man
 
-DOCUMENTS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "deploy/README.md"]
 RUN = {"server", "host", "user", "n1", "p1"}
 """Where a block is run (tests/openpbs); without such a word only commands of Magrathea may stand in it."""
 
