@@ -393,6 +393,15 @@ def overdue(host: Host, domain: Domain) -> bool:
     return since is not None and host.now >= since + host.limits.overtaken_s
 
 
+def _has_host_to_itself(host: Host, domain: Domain) -> bool:
+    """Nothing runs in any other domain, and none is kept for others: what this one stopped goes on, whatever it needs.
+
+    Else a job would be stopped for ever on a host that has been made smaller since, or on which services have come up.
+    """
+    others = host.siblings(domain)
+    return not any(d.running for d in others) and not any(lingers(host, d) for d in others)
+
+
 def resuming(host: Host) -> frozenset[str]:
     """On a counted host: the preempted domains that fit now. They may use what is reserved for frozen ones.
 
@@ -407,13 +416,14 @@ def resuming(host: Host) -> frozenset[str]:
     claims = {j.claimed_at for d in host.workers for j in d.jobs if j.cls is JobClass.PRIORITY and not j.confirmed}
     if claims & stops:
         return frozenset()
-    left, names = _unused(host), set()
+    left = _unused(host)
+    names: set[str] = set()
     for domain in in_line(host):
         back = [j for j in domain.stopped if not j.held_elsewhere]
         staying = tuple(j for j in domain.stopped if j.held_elsewhere)
         gives_up = domain.stuck_mib(domain.stopped) - domain.stuck_mib(staying)
         need = _sum(j.size for j in back) - Amount(0, gives_up)
-        if need.within(left):
+        if need.within(left) or (not names and _has_host_to_itself(host, domain)):
             left -= need
             names.add(domain.name)
         elif claims or overdue(host, domain):

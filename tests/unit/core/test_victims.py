@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from magrathea.core.events import OthersSeen
 from magrathea.core.model import Host, Limits
 
 from .builders import (
     PROTECTED,
+    T,
+    after,
     claim,
     get,
     go_on,
@@ -222,3 +225,16 @@ def test_memory_that_adopted_jobs_overbooked_is_not_made_good_by_a_job_that_asks
     assert claim(h, "p1", "9", cpus=2).victims == ()
     assert claim(h, "p1", "9", cpus=4).victims == ("n2",)
     assert claim(h, "p1", "9", cpus=2, memory=10).code == "memory"
+
+
+def test_what_is_stopped_goes_on_although_services_have_come_up_that_leave_too_little_for_it() -> None:
+    h = host("counted", n1="normal", n2="normal", p1="priority")
+    h = run(run(run(run(h, "n1", "1", cpus=4), "n1", "2", cpus=4), "n2", "3", cpus=8), "p1", "9", cpus=4)
+    h = stop(stop(stop(h, "n1", "1", since=100), "n1", "2", since=100), "n2", "3", since=50)
+    h = after(h, OthersSeen(T, 3, 0))
+    assert wanted(h) == {"1", "2", "3"}, "of 8 CPUs 5 are left for jobs, and a priority job has 4"
+    h = release(h, "p1", "9")
+    assert wanted(h) == {"3"}, "the longest preempted domain goes on, and all of it"
+    h = go_on(h, "n1", "1")
+    assert wanted(h) == {"3"}, "half of it runs: it still has the host to itself"
+    assert wanted(release(release(go_on(h, "n1", "2"), "n1", "1"), "n1", "2")) == set()
