@@ -11,22 +11,17 @@ from random import Random
 
 from magrathea.core import allocation, states
 from magrathea.core import events as ev
-from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Lifecycle, Limits, Mode, Patience, State
+from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Lifecycle, Mode, Patience, State
+
+from .core_configurations import LIMITS, NAMES, a_reload, configuration, configured, sane
 
 _Maker = Callable[[Random, Host, Domain, float], ev.Event]
 """Makes one kind of event for a host, preferably about this domain, at this time."""
 
 START = 1_000.0
 STEPS_S = (0.0, 0.0, 0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 3.0, 3.0, 5.0, 5.0, 10.0, 31.0, 61.0, 300.0)
-NAMES = ("d1", "d2", "d3", "d4", "d5", "d6")
 IDS = ("1", "2", "3", "4", "5", "6", "7", "8")
 KINDS = (Kind.NORMAL, Kind.NORMAL, Kind.NORMAL, Kind.PRIORITY, Kind.PRIORITY, Kind.SERVICE)
-LIMITS = (
-    Limits(),
-    Limits(linger_s=20.0),
-    Limits(linger_s=5.0, overtaken_s=30.0, max_preemptions=2),
-    Limits(min_run_s=10.0, young_s=16.0, max_preempted_s=60.0),
-)
 CLASS_FOR = {
     Kind.NORMAL: (JobClass.PREEMPTIBLE, JobClass.PREEMPTIBLE, JobClass.PREEMPTIBLE, JobClass.PROTECTED),
     Kind.PRIORITY: (JobClass.PRIORITY,),
@@ -88,6 +83,7 @@ def _recoveries(h: Host) -> tuple[tuple[bool, _Maker], ...]:
     """What would lead back to normal, so that most hosts are in working order most of the time."""
     return (
         (h.hub_lost, _on_host(ev.HubFound)),
+        (any(not d.configured for d in h.domains), _configured_again),
         (h.driver_lost_at is not None, _on_host(ev.DriverFound)),
         (h.paused is not None, _on_host(ev.PauseEnded)),
         (any(d.fault for d in h.domains), _cleared),
@@ -242,6 +238,16 @@ def _pause(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
     return ev.PauseRequested(when, "for a test")
 
 
+def _reload(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    return a_reload(random, h, when)
+
+
+def _configured_again(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    """All domains that there are, with their present sizes."""
+    again = replace(configuration(h, when), domains=tuple(configured(d) for d in h.domains))
+    return again if sane(again) else _reload(random, h, domain, when)
+
+
 def _with_reason(kind: type[ev.DrainRequested] | type[ev.Faulted]) -> _Maker:
     return lambda random, h, domain, when: kind(when, domain.name, "for a test")
 
@@ -256,6 +262,7 @@ _HOW_OFTEN: dict[_Maker, float] = {
     _on_host(ev.TimerFired): 8,
     _on_host(ev.HubLost): 0.5,
     _on_host(ev.DriverLost): 0.3,
+    _reload: 3,
     _pause: 0.5,
     _unit(ev.AgentLost): 0.7,
     _memory: 0.5,

@@ -153,7 +153,7 @@ def state(h: Host, d: Domain) -> State:
     if any(ours(j) for j in d.jobs):
         return State.PREEMPTED
     going_down = d.closing is not None and d.closing.patience is not Patience.IDLE
-    if d.draining or d.saving or going_down:
+    if d.draining or d.saving or going_down or not d.configured:
         return State.DRAINING
     if d.jobs and d.kind is Kind.PRIORITY:
         return State.RUNNING_PRIORITY
@@ -239,7 +239,9 @@ def going_on(h: Host) -> list[str]:
             waiting.append((min(j.stopped_since or 0.0 for j in mine), w.name, size, w.overtaken_since))
     names: list[str] = []
     for _, name, size, overtaken in sorted(waiting, key=lambda row: row[:2]):
-        if size <= max(0, left):
+        others = [w for w in workers(h) if w.name != name]
+        alone = not names and not any(running(w) or lingering(h, w) for w in others)
+        if size <= max(0, left) or alone:
             left -= size
             names.append(name)
         elif provisional or (overtaken is not None and h.now >= overtaken + h.limits.overtaken_s):

@@ -19,6 +19,8 @@ from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Life
 from magrathea.core.plan import desired
 
 from . import core_oracle as oracle
+from .core_configurations import broken_by, configuration
+from .core_independence import gives_back, independent
 from .core_oracle import HIGH, LOW, PROTECTED
 
 View = tuple[tuple[str, State, tuple[JobClass, ...], int, tuple[int, int]], ...]
@@ -48,34 +50,11 @@ REPEATABLE = (
     ev.DriverFound,
     ev.PauseRequested,
     ev.PauseEnded,
+    ev.Reconfigured,
     ev.TimerFired,
     ev.MemoryReported,
 )
 """Events that change nothing when they come twice; MoM's list counts, what is missing from it."""
-
-OWN_DOMAIN_ONLY = (
-    ev.Released,
-    ev.JobLaunched,
-    ev.JobsReported,
-    ev.AgentConnected,
-    ev.AgentLost,
-    ev.MemoryReported,
-    ev.DomainStarted,
-    ev.DomainStopped,
-    ev.DrainRequested,
-    ev.DrainEnded,
-    ev.Faulted,
-    ev.FaultCleared,
-    ev.FreezeRequested,
-    ev.DomainHalted,
-    ev.DomainWentOn,
-    ev.BootRequested,
-    ev.ShutdownRequested,
-)
-"""Events that change the facts of their own domain whatever the others' are: two of them may be swapped."""
-
-NOT_ASKED_BY_A_CLAIM = (ev.JobLaunched, ev.AgentConnected, ev.AgentLost, ev.DrainRequested, ev.DrainEnded)
-"""What may happen in a sibling without a claim for a normal domain being answered otherwise."""
 
 
 class Broken(AssertionError):
@@ -161,6 +140,8 @@ class World:
             self._must(not d.frozen or d.kind is Kind.PRIORITY, "only priority domains are frozen")
             self._must(d.lifecycle is not Lifecycle.BOOTING or h.now < (d.boot_until or 0), "no boot for ever")
             self._must((d.lifecycle is Lifecycle.BOOTING) == (d.boot_until is not None), "only boots have a limit")
+            self._must(d.configured or bool(d.jobs), "what is not configured is there for its jobs' sake")
+            self._must(d.linger_until is None or d.kind is Kind.PRIORITY, "only priority domains linger")
             self._must(not d.saving or d.lifecycle is Lifecycle.UP, "only what is up is being saved")
             self._must(not d.paused_externally or d.lifecycle is Lifecycle.UP, "only what is up is paused")
             if d.closing:
@@ -247,12 +228,14 @@ class World:
         let_go = after.paused and isinstance(event, ev.JobContinued)
         if after.mode is Mode.COUNTED and not isinstance(event, ev.JobsReported) and not let_go:
             most = max(oracle.cpus_for_jobs(after), oracle.cpus_in_use(oracle.workers(calm)))
-            self._must(oracle.cpus_in_use(oracle.workers(after)) <= most, "more CPUs run than there are")
+            # What was stopped goes on even if the host has become too small for it, but then alone.
+            alone = isinstance(event, ev.JobContinued) and sum(bool(d.running) for d in after.workers) == 1
+            self._must(alone or oracle.cpus_in_use(oracle.workers(after)) <= most, "more CPUs run than there are")
             memory = after.without_services.mib - sum(d.floor_mib for d in after.workers)
             was = sum(d.use.mib for d in calm.workers)
-            if not isinstance(event, ev.MemoryReported | ev.BooksReported):
+            if not alone and not isinstance(event, ev.MemoryReported | ev.BooksReported | ev.Reconfigured):
                 self._must(sum(d.use.mib for d in after.workers) <= max(memory, was), "more memory than there is")
-        if isinstance(event, ev.Claimed | ev.DefrostRequested) and not _gives_back(calm, event):
+        if isinstance(event, ev.Claimed | ev.DefrostRequested) and not gives_back(calm, event):
             going_on = {k for k in self._stopped(calm) if k not in allocation.wanted_stopped(calm)}
             now_on = {k for k in self._stopped(after) if k not in allocation.wanted_stopped(after)}
             self._must(now_on <= going_on, f"a claim resumes nobody: {now_on - going_on}")
@@ -271,6 +254,9 @@ class World:
             self._must(bool(refused[0].code and refused[0].text), "a refusal says why")
         if isinstance(event, ev.DomainEvent) and calm.domain(event.domain) is None:
             self._must(bool(refused) and after == calm, "an unknown domain is refused")
+        if isinstance(event, ev.Reconfigured):
+            for what in broken_by(calm, after, event, decisions):
+                self._must(False, what)
         if isinstance(event, ev.Claimed) and accepted:
             self._accepted(calm, after, event, accepted[0])
         gone = {(d.name, j.key) for d in calm.domains for j in d.jobs}
@@ -340,7 +326,8 @@ class World:
                 share = allocation.share(h, d, cls).cpus
                 self._must(share == oracle.share(h, d, cls), f"{d.name}: share {share} of {cls}")
             size = states.published(h, d)
-            self._must(0 <= size.cpus <= h.cpus and size.mib >= 0, f"{d.name} publishes {size}")
+            most = max(h.cpus, oracle.cpus_in_use([d]))  # more than there are, of a host that was made smaller
+            self._must(0 <= size.cpus <= most and size.mib >= 0, f"{d.name} publishes {size}")
             if accepts:
                 in_use = oracle.cpus_in_use([d])
                 self._must(in_use + 1 <= size.cpus, f"{d.name} accepts and publishes {size.cpus} CPUs, {in_use} in use")
@@ -370,7 +357,7 @@ class World:
         kept: Host = pickle.loads(pickle.dumps(before))
         self._must(kept == before, "facts survive being written down")
         connected = [d.name for d in kept.domains if d.agent_lost_at is None]
-        back: list[ev.Event] = [ev.DaemonStarted(kept.now)]
+        back: list[ev.Event] = [configuration(kept, kept.now), ev.DaemonStarted(kept.now)]
         if agents_back:
             back += [ev.AgentConnected(kept.now, name) for name in connected]
             back += [] if before.hub_lost else [ev.HubFound(kept.now)]
@@ -427,48 +414,7 @@ def _where(error: Exception) -> str:
     return ", ".join(f"{Path(f.filename).name}:{f.lineno}" for f in frames[-3:])
 
 
-def independent(h: Host, one: ev.Event, two: ev.Event) -> bool:
-    """Two events of one moment in different domains, of kinds that do not look at each other's facts."""
-    if not isinstance(one, ev.DomainEvent) or not isinstance(two, ev.DomainEvent):
-        return False
-    if one.domain == two.domain or one.at != two.at:
-        return False
-    if isinstance(one, OWN_DOMAIN_ONLY) and isinstance(two, OWN_DOMAIN_ONLY):
-        return True
-    claims = [e for e in (one, two) if isinstance(e, ev.Claimed)]
-    if any(_gives_back(h, c) for c in claims):
-        return False
-    others = [e for e in (one, two) if not isinstance(e, ev.Claimed)]
-    domains = [h.domain(c.domain) for c in claims]
-    if len(claims) == 1:
-        return isinstance(others[0], NOT_ASKED_BY_A_CLAIM) and domains[0] is not None and domains[0].kind is Kind.NORMAL
-    return len(claims) == 2 and claims[0].cls is claims[1].cls and _both_fit(h, claims)
-
-
-def _gives_back(h: Host, event: ev.Claimed | ev.DefrostRequested) -> bool:
-    """The claim ends something beside: the older run of its job, or the lingering that kept its domain's CPUs."""
-    domain = h.domain(event.domain)
-    ends_lingering = domain is not None and oracle.lingering(h, domain)
-    return isinstance(event, ev.Claimed) and (ends_lingering or _has_other_run(h, event))
-
-
 def _boots_again(h: Host, event: ev.Event) -> bool:
     """The domain goes down to come up again: gone down once more it stays down."""
     domain = h.domain(event.domain) if isinstance(event, ev.DomainStopped) else None
     return domain is not None and domain.closing is not None and domain.closing.reboot
-
-
-def _has_other_run(h: Host, claim: ev.Claimed) -> bool:
-    domain = h.domain(claim.domain)
-    known = domain.job_of(claim.key.id) if domain else None
-    return known is not None and known.key != claim.key
-
-
-def _both_fit(h: Host, claims: list[ev.Claimed]) -> bool:
-    """Two claims that stop nobody and are both accepted one way are so the other way, too."""
-    for claim in claims:
-        h, said = handle(h, claim)
-        answer = said[-1]
-        if not isinstance(answer, ev.Accepted) or answer.victims:
-            return False
-    return True

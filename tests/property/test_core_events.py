@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -18,7 +19,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from magrathea.core import allocation, states
 from magrathea.core import events as ev
 from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Lifecycle, Limits, Mode, Patience, State
-from magrathea_lab.rigs.core_histories import CLASS_FOR, LIMITS, NAMES, a_host, an_event
+from magrathea_lab.rigs.core_configurations import LIMITS, NAMES, configuration, configured, sane
+from magrathea_lab.rigs.core_histories import CLASS_FOR, a_host, an_event
 from magrathea_lab.rigs.core_world import World
 
 START = 1_000.0
@@ -266,6 +268,48 @@ class AnyEvents(RuleBasedStateMachine):
     @rule(index=INDEX, mib=st.sampled_from((0, 50, 300, -1)))
     def memory(self, index: int, mib: int) -> None:
         self.world.do(ev.MemoryReported(self.now, self.domain(index).name, mib))
+
+    # The configuration is read again.
+
+    def reload(self, **changes: Any) -> None:
+        """With these changes, if the daemon would take such a configuration."""
+        event = replace(configuration(self.world.host, self.now), **changes)
+        if sane(event):
+            self.world.do(event)
+
+    @property
+    def configured(self) -> tuple[ev.ConfiguredDomain, ...]:
+        return configuration(self.world.host, self.now).domains
+
+    @rule(index=INDEX)
+    def take_a_domain_out_of_the_configuration(self, index: int) -> None:
+        gone = self.domain(index).name
+        self.reload(domains=tuple(d for d in self.configured if d.name != gone))
+
+    @rule(name=st.sampled_from(NAMES), kind=KINDS)
+    def put_a_domain_into_the_configuration(self, name: str, kind: Kind) -> None:
+        known = self.world.host.domain(name)
+        new = configured(known) if known else ev.ConfiguredDomain(name, kind, 1)
+        self.reload(domains=(*(d for d in self.configured if d.name != name), new))
+
+    @rule(index=INDEX, kind=KINDS)
+    def configure_another_kind(self, index: int, kind: Kind) -> None:
+        name = self.domain(index).name
+        self.reload(domains=tuple(replace(d, kind=kind) if d.name == name else d for d in self.configured))
+
+    @rule(index=INDEX, cpus=st.sampled_from((1, 2, 4, 8)), floor=st.sampled_from((0, 500)), swap=MIB)
+    def configure_another_size(self, index: int, cpus: int, floor: int, swap: int) -> None:
+        name, sizes = self.domain(index).name, {"cpus": cpus, "floor_mib": floor, "swap_mib": max(0, swap)}
+        changed = (replace(d, **sizes) if d.name == name else d for d in self.configured)  # type: ignore[arg-type]
+        self.reload(domains=tuple(changed))
+
+    @rule(mode=st.sampled_from(tuple(Mode)), cpus=st.sampled_from((2, 4, 8)), mib=st.sampled_from((1_000, 4_000)))
+    def configure_another_host(self, mode: Mode, cpus: int, mib: int) -> None:
+        self.reload(mode=mode, cpus=cpus, memory_mib=mib)
+
+    @rule(limits=st.sampled_from(LIMITS))
+    def configure_other_limits(self, limits: Limits) -> None:
+        self.reload(limits=limits)
 
     # What must make no difference.
 

@@ -1,0 +1,74 @@
+"""Which two events of one moment may be swapped: neither asks for what the other changes."""
+
+from __future__ import annotations
+
+from magrathea.core import events as ev
+from magrathea.core.machine import handle
+from magrathea.core.model import Host, Kind
+
+from . import core_oracle as oracle
+
+OWN_DOMAIN_ONLY = (
+    ev.Released,
+    ev.JobLaunched,
+    ev.JobsReported,
+    ev.AgentConnected,
+    ev.AgentLost,
+    ev.MemoryReported,
+    ev.DomainStarted,
+    ev.DomainStopped,
+    ev.DrainRequested,
+    ev.DrainEnded,
+    ev.Faulted,
+    ev.FaultCleared,
+    ev.FreezeRequested,
+    ev.DomainHalted,
+    ev.DomainWentOn,
+    ev.BootRequested,
+    ev.ShutdownRequested,
+)
+"""Events that change the facts of their own domain whatever the others' are: two of them may be swapped."""
+
+NOT_ASKED_BY_A_CLAIM = (ev.JobLaunched, ev.AgentConnected, ev.AgentLost, ev.DrainRequested, ev.DrainEnded)
+"""What may happen in a sibling without a claim for a normal domain being answered otherwise."""
+
+
+def independent(h: Host, one: ev.Event, two: ev.Event) -> bool:
+    """Two events of one moment in different domains, of kinds that do not look at each other's facts."""
+    if not isinstance(one, ev.DomainEvent) or not isinstance(two, ev.DomainEvent):
+        return False
+    if one.domain == two.domain or one.at != two.at:
+        return False
+    if isinstance(one, OWN_DOMAIN_ONLY) and isinstance(two, OWN_DOMAIN_ONLY):
+        return True
+    claims = [e for e in (one, two) if isinstance(e, ev.Claimed)]
+    if any(gives_back(h, c) for c in claims):
+        return False
+    others = [e for e in (one, two) if not isinstance(e, ev.Claimed)]
+    domains = [h.domain(c.domain) for c in claims]
+    if len(claims) == 1:
+        return isinstance(others[0], NOT_ASKED_BY_A_CLAIM) and domains[0] is not None and domains[0].kind is Kind.NORMAL
+    return len(claims) == 2 and claims[0].cls is claims[1].cls and _both_fit(h, claims)
+
+
+def gives_back(h: Host, event: ev.Claimed | ev.DefrostRequested) -> bool:
+    """The claim ends something beside: the older run of its job, or the lingering that kept its domain's CPUs."""
+    domain = h.domain(event.domain)
+    ends_lingering = domain is not None and oracle.lingering(h, domain)
+    return isinstance(event, ev.Claimed) and (ends_lingering or _has_other_run(h, event))
+
+
+def _has_other_run(h: Host, claim: ev.Claimed) -> bool:
+    domain = h.domain(claim.domain)
+    known = domain.job_of(claim.key.id) if domain else None
+    return known is not None and known.key != claim.key
+
+
+def _both_fit(h: Host, claims: list[ev.Claimed]) -> bool:
+    """Two claims that stop nobody and are both accepted one way are so the other way, too."""
+    for claim in claims:
+        h, said = handle(h, claim)
+        answer = said[-1]
+        if not isinstance(answer, ev.Accepted) or answer.victims:
+            return False
+    return True
