@@ -139,7 +139,7 @@ def broken_by(before: Host, after: Host, event: ev.Reconfigured, decisions: tupl
                 yield f"{job.key} in {old.name} is lost by a configuration"
 
 
-_OVERDUE = ("expired", "domain-down")
+_OVERDUE = (ev.Note.EXPIRED, ev.Note.DOMAIN_DOWN)
 """How a job may end by shorter limits: its claim, or the silence of a domain that is no longer configured."""
 
 
