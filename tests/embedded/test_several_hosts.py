@@ -23,12 +23,13 @@ from magrathea_lab.pbs_standin import pbs_module
 from magrathea_lab.waiting import BOUND_S, eventually
 from node_daemon.configuration import read
 from node_daemon.daemon import Daemon
-from node_daemon.hypervisor.base import CPU, MEMORY, DomainReading, DriverError
+from node_daemon.hypervisor.base import CPU, MEMORY
 from scheduler_plugin.hub import configuration
 from scheduler_plugin.hub.hub import Hub
+from tests.fakes.guest import FakeGuest
+from tests.fakes.hypervisor import FakeDriver, FakeHypervisor
 from tests.fakes.pbs import FakePbs
 from tests.unit.hub.builders import job
-from tests.unit.node.fake_driver import FakeDriver, FakeHypervisor
 
 HOOK = Path(__file__).parents[2] / "scheduler_plugin/hooks/magrathea_mom.py"
 FLOOR_MIB, ASKED_MIB = 256, 1000
@@ -61,27 +62,9 @@ JOB = {
 }
 
 
-class Balloons(FakeDriver):
-    """Memory is there when `late` is over; `short`: the hypervisor has not got it."""
-
-    capabilities = frozenset({CPU, MEMORY})
-
-    def __init__(self, world: FakeHypervisor) -> None:
-        super().__init__(world)
-        self.late = self.short = False
-        self.targets = dict.fromkeys(world.domains, FLOOR_MIB + 44)
-        self.has = dict(self.targets)
-
-    async def actual(self) -> dict[str, DomainReading]:
-        if not self.late:
-            self.has.update(self.targets)
-        found = await super().actual()
-        return {n: DomainReading(d.up, d.cpu_percent, self.has[n], max_memory_mib=4096) for n, d in found.items()}
-
-    async def set_memory(self, domain: str, mib: int) -> None:
-        if self.short:
-            raise DriverError(RefusalCode.MEMORY_SHORT, f"{domain} can have {self.has[domain]} of {mib} MiB")
-        self.targets[domain] = mib
+HAS_MIB = FLOOR_MIB + 44
+AT_ONCE = 1e6
+"""MiB a second of a guest's balloon; 0: its memory does not come."""
 
 
 class Site:
@@ -91,7 +74,7 @@ class Site:
         self.folder = folder
         self.pbs = FakePbs("p1", "p2")
         self.pbs.put(job(substate=41, vnodes=("p1", "p2"), comment=""))
-        self.drivers: dict[str, Balloons] = {}
+        self.hypervisors: dict[str, FakeHypervisor] = {}
         self.daemons: dict[str, Daemon] = {}
         self.agents: list[asyncio.subprocess.Process] = []
         self._stop = asyncio.Event()
@@ -103,9 +86,8 @@ class Site:
             path = self.folder / host / "noded.toml"
             text = CONFIGURATION.format(folder=self.folder, host=host, domain=domain, floor_mib=FLOOR_MIB)
             path.write_text(text)
-            world = FakeHypervisor(self.folder / host / "run", domain)
-            world[domain].registers = False  # agents are real here
-            self.drivers[host] = Balloons(world)
+            guest = FakeGuest(domain, HAS_MIB, rate=AT_ONCE)  # its agent is real
+            self.hypervisors[host] = FakeHypervisor(guest, capabilities=frozenset({CPU, MEMORY}))
             await self.start_daemon(host)
             await self._start_agent(host, domain)
         await self.start_hub()
@@ -117,7 +99,7 @@ class Site:
 
     async def start_daemon(self, host: str) -> None:
         path = self.folder / host / "noded.toml"
-        self.daemons[host] = Daemon(read(path), path, lambda _: self.drivers[host])
+        self.daemons[host] = Daemon(read(path), path, lambda _: FakeDriver(self.hypervisors[host]))
         await self.daemons[host].start()
 
     async def _start_agent(self, host: str, domain: str) -> None:
@@ -223,15 +205,15 @@ async def accepted(prologue: asyncio.Task[dict[str, Any]]) -> None:
 
 def test_the_script_does_not_start_before_the_other_hosts_memory_is_there(tmp_path: Path) -> None:
     async def test(site: Site) -> None:
-        late = site.drivers["h2"]
-        late.late = True
+        late = site.hypervisors["h2"]["p2"]
+        late.rate = 0
         prologue = await site.begin()
         await site.until_it_waits(prologue)
         await eventually(lambda: "waits for its memory: h2: p2" in site.comment(), lambda: repr(site.comment()))
-        assert site.drivers["h1"].has["p1"] >= FLOOR_MIB + ASKED_MIB, "its own has long been there"
-        late.late = False
+        assert site.hypervisors["h1"]["p1"].actual >= FLOOR_MIB + ASKED_MIB, "its own has long been there"
+        late.rate = AT_ONCE
         await accepted(prologue)
-        assert late.has["p2"] >= FLOOR_MIB + ASKED_MIB
+        assert late.actual >= FLOOR_MIB + ASKED_MIB
         await eventually(lambda: "its memory is there" in site.comment(), lambda: repr(site.comment()))
 
     play(tmp_path, test)
@@ -243,9 +225,8 @@ def test_where_all_memory_is_there_the_other_host_costs_no_waiting(tmp_path: Pat
     async def test(site: Site) -> None:
         for vnode in ("p1", "p2"):
             assert (await site.hook("execjob_begin", vnode))["accepted"]
-        await eventually(
-            lambda: all(d.has[v] > ASKED_MIB for d in site.drivers.values() for v in d.has), "all is there"
-        )
+        guests = [guest for world in site.hypervisors.values() for guest in world.guests.values()]
+        await eventually(lambda: all(guest.actual > ASKED_MIB for guest in guests), "all is there")
         waited = []
         for daemon in site.daemons.values():
             daemon.guests._wait = lambda mark, text: waited.append(text)  # type: ignore[method-assign]
@@ -259,16 +240,17 @@ def test_memory_that_the_other_host_has_not_got_refuses_the_job_with_the_hosts_n
     tmp_path: Path,
 ) -> None:
     async def test(site: Site) -> None:
-        site.drivers["h2"].late = True
+        late = site.hypervisors["h2"]["p2"]
+        late.rate = 0
         prologue = await site.begin()
         await site.until_it_waits(prologue)
         await site.daemons["h2"].close()  # the next one asks its hypervisor anew
-        site.drivers["h2"].short = True
+        late.fails["memory"] = RefusalCode.MEMORY_SHORT
         await site.start_daemon("h2")
         async with asyncio.timeout(BOUND_S):
             outcome = await prologue
         assert not outcome["accepted"]
-        assert "h2: " in outcome["message"] and "p2 can have 300 of 3584 MiB" in outcome["message"], outcome
+        assert "h2: " in outcome["message"] and "memory p2 3584 fails" in outcome["message"], outcome
         assert outcome["changes"]["Execution_Time"] > time.time() + 30
 
     play(tmp_path, test)
@@ -279,8 +261,8 @@ def test_whoever_is_restarted_meanwhile_the_job_waits_on_and_starts_when_the_mem
     tmp_path: Path, who: str
 ) -> None:
     async def test(site: Site) -> None:
-        late = site.drivers["h2"]
-        late.late = True
+        late = site.hypervisors["h2"]["p2"]
+        late.rate = 0
         prologue = await site.begin()
         await site.until_it_waits(prologue)
         if who == "hub":
@@ -290,8 +272,8 @@ def test_whoever_is_restarted_meanwhile_the_job_waits_on_and_starts_when_the_mem
             await site.daemons[who].close()
             await site.start_daemon(who)
         await site.until_it_waits(prologue)
-        late.late = False
+        late.rate = AT_ONCE
         await accepted(prologue)
-        assert late.has["p2"] >= FLOOR_MIB + ASKED_MIB
+        assert late.actual >= FLOOR_MIB + ASKED_MIB
 
     play(tmp_path, test)

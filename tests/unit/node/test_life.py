@@ -16,11 +16,17 @@ from magrathea.core.model import Domain, Job, JobClass, JobKey, Patience, State
 from magrathea.core.states import state_of, why
 from node_daemon.configuration import NodedConfiguration, read
 from node_daemon.daemon import Daemon
+from node_daemon.hypervisor.base import CPU, LIFE, SAVE
 from node_daemon.life import life
-
-from .fake_driver import FakeDriver, FakeHypervisor
+from tests.fakes.guest import FakeGuest
+from tests.fakes.hypervisor import FakeDriver, FakeHypervisor
 
 KEY = JobKey("1.srv", 1)
+
+
+def guest(name: str) -> FakeGuest:
+    """One whose memory is nobody's affair here."""
+    return FakeGuest(name, can=("power", "clock"))
 
 
 class Scene:
@@ -28,7 +34,8 @@ class Scene:
         self.folder = folder
         self.configuration = configuration
         self.path = path
-        self.world = FakeHypervisor(configuration.run_dir, *configuration.domain)
+        guests = [guest(name) for name in configuration.domain]
+        self.world = FakeHypervisor(*guests, run_dir=configuration.run_dir, capabilities=frozenset({CPU, LIFE, SAVE}))
         self.daemon = Daemon(configuration, path, lambda _: FakeDriver(self.world))
 
     async def start(self) -> None:
@@ -132,7 +139,7 @@ def play(
             prepare(scene)
             try:
                 await scene.start()
-                agents = [d.name for d in scene.world.domains.values() if d.up and d.registers]
+                agents = [d.name for d in scene.world.guests.values() if d.up and d.registers]
                 await scene.until(
                     lambda: all(scene.domain(name).agent_lost_at is None for name in agents), "agents connected"
                 )
@@ -245,7 +252,7 @@ def test_a_boot_that_fails_is_down_with_the_reason_and_tried_again_only_where_th
         await s.until(lambda: s.world.asked("boot n1") >= tries, "tries")
         if tries == 1:
             await s.until_state("n1", State.DOWN)
-            assert "could not be booted: boot of n1 fails" in s.why("n1")
+            assert "could not be booted: boot n1 fails" in s.why("n1")
         else:
             assert s.state("n1") is State.BOOTING
             s.world["n1"].fails.clear()

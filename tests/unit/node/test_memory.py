@@ -18,8 +18,8 @@ from node_daemon.claims.channel import AgentError
 from node_daemon.hypervisor.base import DomainReading, DriverError
 from node_daemon.switch.memory import STALL_S, Mover
 from node_daemon.switch.paging import MemorySettings
-
-from .guests_model import ModelDriver, ModelGuest, harmless
+from tests.fakes.guest import FakeGuest
+from tests.fakes.hypervisor import FakeDriver, balloons, harmless
 
 KEY = JobKey("1", 1)
 CAPACITY_MIB = 4096
@@ -28,7 +28,7 @@ CAPACITY_MIB = 4096
 class Owner:
     """What the switch is to the mover."""
 
-    def __init__(self, driver: ModelDriver, limits: MemorySettings, needs_mib: int = 0, runs: bool = False) -> None:
+    def __init__(self, driver: FakeDriver, limits: MemorySettings, needs_mib: int = 0, runs: bool = False) -> None:
         self.memory_settings = limits
         self.driver = driver
         low = Job(KEY, JobClass.PREEMPTIBLE, 1, 0, 0.0, 0.0, True, True)
@@ -38,15 +38,15 @@ class Owner:
         kinds = {"n1": (Kind.NORMAL, (low,)), "p1": (Kind.PRIORITY, (high,))}
         domains = tuple(
             Domain(name, kinds[name][0], 4, floor_mib=128, lifecycle=Lifecycle.UP, jobs=kinds[name][1])
-            for name in sorted(driver.guests)
+            for name in sorted(driver.world.guests)
         )
-        self.host = Host("h1", Mode.EXCLUSIVE, 4, driver.capacity_mib, domains)
+        self.host = Host("h1", Mode.EXCLUSIVE, 4, driver.world.capacity_mib, domains)
         self.seen: list[str] = []
-        self.mover = Mover(self, driver, driver.guests)
+        self.mover = Mover(self, driver, driver.world.guests)
         self.reads = 0
 
     def held_stopped(self, domain: str) -> tuple[JobKey, ...]:
-        return (KEY,) if domain == "n1" and self.driver.guests["n1"].stopped else ()
+        return (KEY,) if domain == "n1" and self.driver.world.guests["n1"].stopped else ()
 
     def memory_read(self, read: Mapping[str, DomainReading]) -> None:
         self.reads += 1
@@ -65,9 +65,9 @@ class Owner:
 
 
 def owner(
-    *guests: ModelGuest, capacity_mib: int = CAPACITY_MIB, needs_mib: int = 0, runs: bool = False, **changes: Any
+    *guests: FakeGuest, capacity_mib: int = CAPACITY_MIB, needs_mib: int = 0, runs: bool = False, **changes: Any
 ) -> Owner:
-    return Owner(ModelDriver(capacity_mib, *guests), replace(MemorySettings(), **changes), needs_mib, runs)
+    return Owner(balloons(capacity_mib, *guests), replace(MemorySettings(), **changes), needs_mib, runs)
 
 
 def moved(o: Owner, domain: str, mib: int) -> float:
@@ -80,7 +80,7 @@ def moved(o: Owner, domain: str, mib: int) -> float:
         finally:
             await o.mover.close()
 
-    with harmless(o.driver):
+    with harmless(o.driver.world):
         return run(work())
 
 
@@ -91,25 +91,25 @@ def refused(o: Owner, domain: str, mib: int) -> DriverError:
 
 
 def test_free_memory_is_given_at_once_where_no_job_runs() -> None:
-    guest = ModelGuest("n1", 2048)
+    guest = FakeGuest("n1", 2048)
     o = owner(guest)
     moved(o, "n1", 256)
     assert guest.actual == 256
-    assert [mib for _, mib in o.driver.kept] == [256]
+    assert [mib for _, mib in o.driver.world.targets] == [256]
 
 
 def test_free_memory_is_given_in_steps_beside_a_running_job_which_may_want_it_meanwhile() -> None:
-    guest = ModelGuest("n1", 2048)
+    guest = FakeGuest("n1", 2048)
     o = owner(guest, runs=True)
     moved(o, "n1", 256)
     assert guest.actual == 256
-    goals = [mib for _, mib in o.driver.kept]
+    goals = [mib for _, mib in o.driver.world.targets]
     assert all(a - b <= 256 for a, b in zip([2048, *goals], goals, strict=False)), "no step is larger than asked for"
     assert "push-out" not in guest.asked, "there was no need to"
 
 
 def test_what_a_stopped_job_holds_goes_out_until_guest_and_mom_can_live_on_their_floor() -> None:
-    guest = ModelGuest("n1", 1024, job=600, swap_mib=1024)
+    guest = FakeGuest("n1", 1024, job=600, swap_mib=1024)
     o = owner(guest)
 
     async def work() -> None:
@@ -118,14 +118,14 @@ def test_what_a_stopped_job_holds_goes_out_until_guest_and_mom_can_live_on_their
         await asyncio.sleep(60)
         await o.mover.close()
 
-    with harmless(o.driver):
+    with harmless(o.driver.world):
         run(work())
     assert guest.actual == 300
     assert guest.available >= 128 // 2, "half of the floor, not just the margin"
 
 
 def test_a_guest_is_relieved_no_longer_than_its_jobs_are_stopped() -> None:
-    guest = ModelGuest("n1", 1024, job=600, swap_mib=1024, push_rate=1)
+    guest = FakeGuest("n1", 1024, job=600, swap_mib=1024, push_rate=1)
     o = owner(guest, step_mib=16)
 
     async def work() -> None:
@@ -135,12 +135,12 @@ def test_a_guest_is_relieved_no_longer_than_its_jobs_are_stopped() -> None:
         await asyncio.sleep(60)
         assert guest.asked.count("push-out") == asked
 
-    with harmless(o.driver):
+    with harmless(o.driver.world):
         run(work())
 
 
 def test_what_keeps_a_guest_alive_stays_available() -> None:
-    guest = ModelGuest("n1", 1024, used=300, stopped=False)
+    guest = FakeGuest("n1", 1024, used=300, stopped=False)
     o = owner(guest)
     error = refused(o, "n1", 128)
     assert error.code == "memory-short"
@@ -148,7 +148,7 @@ def test_what_keeps_a_guest_alive_stays_available() -> None:
 
 
 def test_a_stopped_jobs_memory_is_pushed_out_before_the_balloon_takes_it() -> None:
-    guest = ModelGuest("n1", 2048, job=1800, swap_mib=4096)
+    guest = FakeGuest("n1", 2048, job=1800, swap_mib=4096)
     o = owner(guest)
     moved(o, "n1", 256)
     assert guest.actual <= 258
@@ -158,21 +158,21 @@ def test_a_stopped_jobs_memory_is_pushed_out_before_the_balloon_takes_it() -> No
 
 
 def test_what_lies_in_memory_although_it_was_pushed_out_can_go() -> None:
-    guest = ModelGuest("n1", 2048, job=1800, swap_mib=4096, cached=True)
+    guest = FakeGuest("n1", 2048, job=1800, swap_mib=4096, cached=True)
     moved(owner(guest), "n1", 256)
     assert guest.actual <= 258
 
 
 def test_of_a_large_move_the_balloon_takes_what_is_out_while_more_is_pushed_out() -> None:
-    guest = ModelGuest("n1", 8192, most=8192, job=7900, swap_mib=9000, push_rate=200, rate=400, cached=True)
+    guest = FakeGuest("n1", 8192, most=8192, job=7900, swap_mib=9000, push_rate=200, rate=400, cached=True)
     o = owner(guest, capacity_mib=9000)
     assert moved(o, "n1", 256) < 1.35 * 7800 / 200, "one after the other would take half as long again"
-    goals = [mib for _, mib in o.driver.kept]
+    goals = [mib for _, mib in o.driver.world.targets]
     assert max(a - b for a, b in zip([8192, *goals], goals, strict=False)) < 2048
 
 
 def test_what_is_free_is_given_before_anything_is_pushed_out() -> None:
-    guest = ModelGuest("n1", 2048, job=1000, swap_mib=2048, push_rate=20)
+    guest = FakeGuest("n1", 2048, job=1000, swap_mib=2048, push_rate=20)
     o = owner(guest)
 
     async def work() -> None:
@@ -182,12 +182,12 @@ def test_what_is_free_is_given_before_anything_is_pushed_out() -> None:
         await move
         await o.mover.close()
 
-    with harmless(o.driver):
+    with harmless(o.driver.world):
         run(work())
 
 
 def test_without_swap_only_free_memory_moves_and_that_is_known_at_once() -> None:
-    guest = ModelGuest("n1", 2048, job=1000)
+    guest = FakeGuest("n1", 2048, job=1000)
     o = owner(guest)
 
     async def work() -> float:
@@ -198,14 +198,14 @@ def test_without_swap_only_free_memory_moves_and_that_is_known_at_once() -> None
             assert number in str(caught.value)
         return asyncio.get_running_loop().time()
 
-    with harmless(o.driver):
+    with harmless(o.driver.world):
         assert run(work()) < 3.0
     assert guest.actual == guest.target == pytest.approx(1000 + 60 + 32, abs=2)
     assert o.mover.kept_mib("n1") == int(guest.actual) - 128
 
 
 def test_a_guest_that_refuses_to_give_is_not_pressed_any_longer() -> None:
-    guest = ModelGuest("n1", 2048, rate=0)
+    guest = FakeGuest("n1", 2048, rate=0)
     o = owner(guest)
     error = refused(o, "n1", 256)
     assert error.code == "memory-short" and f"{STALL_S:g} s" in error.text
@@ -213,7 +213,7 @@ def test_a_guest_that_refuses_to_give_is_not_pressed_any_longer() -> None:
 
 
 def test_a_slow_guest_is_given_its_time_and_no_more() -> None:
-    guest = ModelGuest("n1", 2048, rate=10)
+    guest = FakeGuest("n1", 2048, rate=10)
     o = owner(guest, time_limit_s=30)
     error = refused(o, "n1", 256)
     assert error.code == "memory-short" and "30 s" in error.text
@@ -222,7 +222,7 @@ def test_a_slow_guest_is_given_its_time_and_no_more() -> None:
 
 
 def test_an_agent_lost_in_the_middle_leaves_what_is_real_and_can_be_asked_again() -> None:
-    guest = ModelGuest("n1", 2048, job=1500, swap_mib=4096)
+    guest = FakeGuest("n1", 2048, job=1500, swap_mib=4096)
     o = owner(guest)
 
     def third_slice(op: str) -> None:
@@ -241,15 +241,15 @@ def test_an_agent_lost_in_the_middle_leaves_what_is_real_and_can_be_asked_again(
 
 
 def test_nothing_is_taken_by_figures_that_cannot_be_true() -> None:
-    guest = ModelGuest("n1", 1024, used=900, lie_mib=2000)
+    guest = FakeGuest("n1", 1024, used=900, lie_mib=2000)
     o = owner(guest)
     assert refused(o, "n1", 256).code == "bad-figures"
-    assert o.driver.kept == []
+    assert o.driver.world.targets == []
 
 
 def test_a_lie_within_bounds_harms_only_the_liar() -> None:
     """Its sibling gets what the hypervisor says is there, whatever the guest says."""
-    liar, other = ModelGuest("n1", 2048, used=1500, lie_mib=900), ModelGuest("p1", 512, most=4096)
+    liar, other = FakeGuest("n1", 2048, used=1500, lie_mib=900), FakeGuest("p1", 512, most=4096)
     o = owner(liar, other, capacity_mib=2560)
 
     async def work() -> None:
@@ -257,16 +257,16 @@ def test_a_lie_within_bounds_harms_only_the_liar() -> None:
 
     run(work())
     assert liar.actual + other.actual <= 2560
-    assert o.driver.overbooked <= 0.5
+    assert o.driver.world.overbooked <= 0.5
 
 
 def test_a_hypervisor_that_does_not_answer_ends_the_move_and_the_next_one_goes_on() -> None:
-    guest = ModelGuest("n1", 2048)
+    guest = FakeGuest("n1", 2048)
     o = owner(guest)
 
     def hang(op: str) -> None:
         if len(guest.asked) == 1:
-            o.driver.fail = 2
+            o.driver.world.unanswered = 2
 
     guest.on_ask = hang
     assert refused(o, "n1", 256).code == "timeout"
@@ -275,18 +275,18 @@ def test_a_hypervisor_that_does_not_answer_ends_the_move_and_the_next_one_goes_o
 
 
 def test_an_agent_that_cannot_push_out_gives_free_memory_only() -> None:
-    guest = ModelGuest("n1", 2048, job=1000, swap_mib=4096, can=())
+    guest = FakeGuest("n1", 2048, job=1000, swap_mib=4096, can=())
     o = owner(guest)
     assert "its agent cannot push" in refused(o, "n1", 256).text
     assert "push-out" not in guest.asked
 
 
 def test_a_domain_halted_by_others_is_left_alone() -> None:
-    guest = ModelGuest("n1", 2048)
+    guest = FakeGuest("n1", 2048)
     o = owner(guest)
 
     async def work() -> None:
-        read = await ModelDriver.actual(o.driver)
+        read = await FakeDriver.actual(o.driver)
         o.driver.actual = lambda: _halted(read)  # type: ignore[method-assign]
         with pytest.raises(DriverError) as caught:
             await o.mover.move("n1", 256)
@@ -296,7 +296,7 @@ def test_a_domain_halted_by_others_is_left_alone() -> None:
         return {name: replace(domain, paused_externally=True) for name, domain in read.items()}
 
     run(work())
-    assert o.driver.kept == []
+    assert o.driver.world.targets == []
 
 
 # The wish changes
@@ -310,26 +310,26 @@ def changing(o: Owner, domain: str, mib: int, at_s: float, new: int | None) -> N
         o.mover.aim(domain, new)
         await move
 
-    with harmless(o.driver):
+    with harmless(o.driver.world):
         run(work())
 
 
 def test_a_new_target_turns_a_move_round_and_nothing_is_undone_twice() -> None:
-    guest = ModelGuest("n1", 2048, rate=100)
+    guest = FakeGuest("n1", 2048, rate=100)
     o = owner(guest)
     changing(o, "n1", 256, 5.0, 2000)
     assert guest.actual == 2000
-    assert [mib for _, mib in o.driver.kept] == [256, 2000]
+    assert [mib for _, mib in o.driver.world.targets] == [256, 2000]
 
 
 def test_a_lower_target_in_mid_move_is_gone_on_to() -> None:
-    guest = ModelGuest("n1", 2048, rate=100)
+    guest = FakeGuest("n1", 2048, rate=100)
     changing(owner(guest), "n1", 1500, 2.0, 400)
     assert guest.actual <= 402
 
 
 def test_a_wish_that_is_withdrawn_leaves_what_is_real() -> None:
-    guest = ModelGuest("n1", 2048, rate=100)
+    guest = FakeGuest("n1", 2048, rate=100)
     o = owner(guest)
     changing(o, "n1", 256, 5.0, None)
     assert 1200 < guest.actual < 1900
@@ -337,15 +337,15 @@ def test_a_wish_that_is_withdrawn_leaves_what_is_real() -> None:
 
 
 def test_a_wish_that_changes_while_a_move_begins_is_heard() -> None:
-    guest = ModelGuest("n1", 2048)
+    guest = FakeGuest("n1", 2048)
     o = owner(guest)
     changing(o, "n1", 256, 0.0005, 2000)  # what it has is just being read
     assert guest.actual == 2000
-    assert [mib for _, mib in o.driver.kept] == [2000]
+    assert [mib for _, mib in o.driver.world.targets] == [2000]
 
 
 def test_a_wish_that_goes_to_and_fro_with_a_guests_own_figures_gives_it_no_more_time() -> None:
-    guest = ModelGuest("n1", 2048, rate=5)
+    guest = FakeGuest("n1", 2048, rate=5)
     o = owner(guest, time_limit_s=60)
 
     async def ended() -> bool:
@@ -359,12 +359,12 @@ def test_a_wish_that_goes_to_and_fro_with_a_guests_own_figures_gives_it_no_more_
         await o.mover.close()
         return over
 
-    with harmless(o.driver):
+    with harmless(o.driver.world):
         assert run(ended())
 
 
 def test_a_balloon_that_could_not_be_told_to_turn_round_may_take_what_it_was_told_before() -> None:
-    one, other = ModelGuest("n1", 1000, rate=50), ModelGuest("p1", 1024)
+    one, other = FakeGuest("n1", 1000, rate=50), FakeGuest("p1", 1024)
     o = owner(one, other, needs_mib=2900)
     told = o.driver.set_memory
 
@@ -386,7 +386,7 @@ def test_a_balloon_that_could_not_be_told_to_turn_round_may_take_what_it_was_tol
         await o.mover.move("n1", 256)
         await o.mover.move("p1", 3500)
 
-    with harmless(o.driver):
+    with harmless(o.driver.world):
         run(work())
     assert other.actual >= 3498
 
@@ -396,7 +396,7 @@ def test_a_balloon_that_could_not_be_told_to_turn_round_may_take_what_it_was_tol
 
 def test_nobody_is_given_what_the_other_still_has() -> None:
     """The host is booked in full: what comes from one goes to the other, as it comes."""
-    one, other = ModelGuest("n1", 3072, job=2000, swap_mib=4096, rate=200), ModelGuest("p1", 1024)
+    one, other = FakeGuest("n1", 3072, job=2000, swap_mib=4096, rate=200), FakeGuest("p1", 1024)
     o = owner(one, other, needs_mib=2500)
     heights: list[float] = []
 
@@ -408,14 +408,14 @@ def test_nobody_is_given_what_the_other_still_has() -> None:
             await asyncio.sleep(0.5)
         await asyncio.gather(grow, shrink)
 
-    with harmless(o.driver):
+    with harmless(o.driver.world):
         run(work())
     assert other.actual >= CAPACITY_MIB - 256 - 6
     assert len({int(h) for h in heights}) > 4, "it got what there was, long before all was there"
 
 
 def test_a_domain_that_has_what_its_jobs_asked_for_is_content_with_what_there_is() -> None:
-    one, other = ModelGuest("n1", 3072), ModelGuest("p1", 512)
+    one, other = FakeGuest("n1", 3072), FakeGuest("p1", 512)
     o = owner(one, other, needs_mib=800)
 
     async def work() -> bool:
@@ -423,7 +423,7 @@ def test_a_domain_that_has_what_its_jobs_asked_for_is_content_with_what_there_is
         read = await o.driver.actual()
         return o.mover.settled("p1", read["p1"], 3000)
 
-    with harmless(o.driver):
+    with harmless(o.driver.world):
         assert run(work()), "or the same step would be taken for ever"
     assert other.actual == 1024
     one.actual = 2000
@@ -437,7 +437,7 @@ def test_a_domain_that_has_what_its_jobs_asked_for_is_content_with_what_there_is
 
 
 def test_one_that_lacks_what_its_jobs_asked_for_says_who_has_it() -> None:
-    one, other = ModelGuest("n1", 3072), ModelGuest("p1", 512)
+    one, other = FakeGuest("n1", 3072), FakeGuest("p1", 512)
     o = owner(one, other, needs_mib=2000)
     error = refused(o, "p1", 3000)
     assert error.code == "memory-short"
@@ -446,12 +446,12 @@ def test_one_that_lacks_what_its_jobs_asked_for_says_who_has_it() -> None:
 
 
 def test_a_guest_that_takes_nothing_is_told_of() -> None:
-    guest = ModelGuest("p1", 512, rate=0)
+    guest = FakeGuest("p1", 512, rate=0)
     assert refused(owner(guest), "p1", 1024).code == "failed"
 
 
 def test_no_guest_is_given_more_than_it_can_have() -> None:
-    guest = ModelGuest("p1", 512, most=1000)
+    guest = FakeGuest("p1", 512, most=1000)
     o = owner(guest)
     moved(o, "p1", 3000)
     assert guest.actual == 1000
@@ -462,14 +462,14 @@ def test_no_guest_is_given_more_than_it_can_have() -> None:
 
 
 def test_what_was_pushed_out_is_brought_back_whole() -> None:
-    guest = ModelGuest("n1", 2048, swapped=1500, swap_mib=4096)
+    guest = FakeGuest("n1", 2048, swapped=1500, swap_mib=4096)
     o = owner(guest)
     run(o.mover.fetch("n1", (KEY,)))
     assert guest.swapped == 0 and guest.job == 1500
 
 
 def test_bringing_back_ends_in_time_however_slow_the_disk() -> None:
-    guest = ModelGuest("n1", 2048, swapped=1500, swap_mib=4096, push_rate=5)
+    guest = FakeGuest("n1", 2048, swapped=1500, swap_mib=4096, push_rate=5)
     o = owner(guest, time_limit_s=20, step_mib=16)
 
     async def work() -> float:
@@ -480,7 +480,7 @@ def test_bringing_back_ends_in_time_however_slow_the_disk() -> None:
 
 
 def test_a_failure_of_bringing_back_holds_no_job_up() -> None:
-    guest = ModelGuest("n1", 2048, swapped=1500, swap_mib=4096)
+    guest = FakeGuest("n1", 2048, swapped=1500, swap_mib=4096)
     o = owner(guest)
     guest.connected = False
     run(o.mover.fetch("n1", (KEY,)))
@@ -491,7 +491,7 @@ def test_a_failure_of_bringing_back_holds_no_job_up() -> None:
 
 
 def test_progress_is_told() -> None:
-    guest = ModelGuest("n1", 2048, job=1500, swap_mib=4096, push_rate=100)
+    guest = FakeGuest("n1", 2048, job=1500, swap_mib=4096, push_rate=100)
     o = owner(guest)
     seen: list[tuple[str, int, int]] = []
 
@@ -518,11 +518,11 @@ def test_progress_is_told() -> None:
 
 
 @st.composite
-def guests(draw: st.DrawFn, name: str) -> ModelGuest:
+def guests(draw: st.DrawFn, name: str) -> FakeGuest:
     used = draw(st.integers(20, 200))
     actual = draw(st.integers(256, 2048))
     job = draw(st.integers(0, max(0, actual - used))) if name == "n1" else 0
-    return ModelGuest(
+    return FakeGuest(
         name,
         actual,
         most=draw(st.sampled_from([2048, 4096])),
@@ -549,7 +549,7 @@ wishes = st.lists(
 
 
 def happens(o: Owner, what: str, name: str, mib: int) -> None:
-    guest = o.driver.guests[name]
+    guest = o.driver.world.guests[name]
     guest.pass_time()
     if what == "aim":
         o.mover.aim(name, mib)
@@ -558,7 +558,7 @@ def happens(o: Owner, what: str, name: str, mib: int) -> None:
     elif what == "agent":
         guest.connected = not guest.connected
     elif what == "fail":
-        o.driver.fail = mib % 4
+        o.driver.world.unanswered = mib % 4
     elif what == "stop":
         guest.stopped = not guest.stopped
     elif what == "use":  # a stray process takes what the margin is there for
@@ -581,7 +581,7 @@ async def moving(o: Owner, name: str, mib: Callable[[], int], over: asyncio.Even
 
 @given(guests("n1"), guests("p1"), st.integers(64, 3000), st.integers(64, 3000), wishes)
 def test_whatever_happens_no_balloon_kills_and_nothing_is_given_twice(
-    one: ModelGuest, other: ModelGuest, first: int, second: int, then: list[Wish]
+    one: FakeGuest, other: FakeGuest, first: int, second: int, then: list[Wish]
 ) -> None:
     o = owner(one, other, capacity_mib=2560, time_limit_s=40)
 
@@ -595,6 +595,6 @@ def test_whatever_happens_no_balloon_kills_and_nothing_is_given_twice(
         over.set()
         await asyncio.wait_for(asyncio.gather(*tasks), 10_000)  # virtual: every wait is bounded
 
-    with harmless(o.driver):
+    with harmless(o.driver.world):
         run(work())
     assert o.mover.progress == {}

@@ -11,10 +11,10 @@ import pytest
 from magrathea.core.model import JobKey
 from magrathea_lab.rigs.virtual_time import run
 from node_daemon.claims.channel import AgentError
-from node_daemon.claims.guest_messages import Answer
 from node_daemon.switch.paging import UNCAPPED_S
+from tests.fakes.guest import FakeGuest
+from tests.fakes.hypervisor import harmless
 
-from .guests_model import ModelGuest, harmless
 from .test_memory import KEY, Owner, owner
 
 
@@ -28,15 +28,15 @@ class Continuing(Owner):
         return (KEY,) if domain == "n1" else ()
 
 
-def swapped_guest(**changes: float) -> ModelGuest:
+def swapped_guest(**changes: float) -> FakeGuest:
     """256 MiB, its job in swap."""
-    guest = ModelGuest("n1", 256, swapped=1000, swap_mib=2048)
+    guest = FakeGuest("n1", 256, swapped=1000, swap_mib=2048)
     for name, value in changes.items():
         setattr(guest, name, value)
     return guest
 
 
-def grown(guest: ModelGuest) -> tuple[Owner, float, float]:
+def grown(guest: FakeGuest) -> tuple[Owner, float, float]:
     """(owner, seconds until it has 2048 MiB, until its job may go on as well)."""
     o = owner(guest)
     o.__class__ = Continuing
@@ -50,7 +50,7 @@ def grown(guest: ModelGuest) -> tuple[Owner, float, float]:
         await o.mover.close()
         return has, back
 
-    with harmless(o.driver):
+    with harmless(o.driver.world):
         return (o, *run(work()))
 
 
@@ -114,17 +114,17 @@ def test_a_claim_in_mid_return_ends_the_bringing_back() -> None:
         assert guest.asked.count("fetch") == asked
         await o.mover.close()
 
-    with harmless(o.driver):
+    with harmless(o.driver.world):
         run(work())
     assert guest.actual <= 258
 
 
 def test_a_guest_that_is_relieved_needs_its_cpu_for_a_while_and_that_is_said_when_it_is_over() -> None:
     for push_rate, over_s in ((1000.0, 1.0), (1.0, UNCAPPED_S)):
-        guest = ModelGuest("n1", 1024, job=900, swap_mib=1024, push_rate=500)
+        guest = FakeGuest("n1", 1024, job=900, swap_mib=1024, push_rate=500)
         o = owner(guest)
 
-        async def work(o: Owner = o, guest: ModelGuest = guest, rate: float = push_rate, over: float = over_s) -> None:
+        async def work(o: Owner = o, guest: FakeGuest = guest, rate: float = push_rate, over: float = over_s) -> None:
             await o.mover.move("n1", 300)
             guest.push_rate = rate
             assert o.mover.leaving("n1")
@@ -134,7 +134,7 @@ def test_a_guest_that_is_relieved_needs_its_cpu_for_a_while_and_that_is_said_whe
             assert "look" in o.seen
             await o.mover.close()
 
-        with harmless(o.driver):
+        with harmless(o.driver.world):
             run(work())
 
 
@@ -144,7 +144,7 @@ def test_a_guest_that_is_relieved_needs_its_cpu_for_a_while_and_that_is_said_whe
 @pytest.mark.parametrize(("code", "op"), [("busy", "push-out"), ("timeout", "memory"), ("timeout", "push-out")])
 def test_relief_goes_on_after_an_agent_that_had_no_time_for_it(code: str, op: str) -> None:
     """A slice of the move may still be under way there, and a guest under pressure is slow."""
-    guest = ModelGuest("n1", 1024, job=600, swap_mib=1024)
+    guest = FakeGuest("n1", 1024, job=600, swap_mib=1024)
     o = owner(guest)
 
     async def work() -> None:
@@ -161,7 +161,7 @@ def test_relief_goes_on_after_an_agent_that_had_no_time_for_it(code: str, op: st
         assert not left[0]
         await o.mover.close()
 
-    with harmless(o.driver):
+    with harmless(o.driver.world):
         run(work())
     assert guest.available >= 128 // 2
 
@@ -182,7 +182,7 @@ def test_what_an_agent_that_went_away_did_not_bring_back_ahead_is_brought_back_b
         await o.mover.fetch("n1", (KEY,))
         await o.mover.close()
 
-    with harmless(o.driver):
+    with harmless(o.driver.world):
         run(work())
     assert guest.swapped == 0
 
@@ -200,7 +200,7 @@ def test_what_had_no_room_in_one_move_is_brought_back_after_the_next() -> None:
         await o.mover.fetch("n1", (KEY,))
         await o.mover.close()
 
-    with harmless(o.driver):
+    with harmless(o.driver.world):
         run(work())
     assert guest.swapped == 0
 
@@ -226,17 +226,17 @@ def test_an_agent_is_asked_for_one_slice_at_a_time_though_more_jobs_may_go_on_me
     o.to_continue = lambda domain: both  # type: ignore[method-assign]
     o.held_stopped = lambda domain: ()  # type: ignore[method-assign]
     at_once, most = [0], [0]
-    serve = guest._serve
+    answer = guest.answer
 
-    async def counted(op: str, fields: Mapping[str, Any]) -> Answer:
+    async def counted(op: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         at_once[0] += op == "fetch"
         most[0] = max(most[0], at_once[0])
         try:
-            return await serve(op, fields)
+            return await answer(op, fields)
         finally:
             at_once[0] -= op == "fetch"
 
-    guest._serve = counted  # type: ignore[method-assign]
+    guest.answer = counted  # type: ignore[method-assign]
 
     async def work() -> None:
         fetch = asyncio.get_running_loop().create_task(o.mover.fetch("n1", (KEY,)))
@@ -246,14 +246,14 @@ def test_an_agent_is_asked_for_one_slice_at_a_time_though_more_jobs_may_go_on_me
         await o.mover.fetch("n1", both)
         await o.mover.close()
 
-    with harmless(o.driver):
+    with harmless(o.driver.world):
         run(work())
     assert most[0] == 1
 
 
 def test_a_guest_whose_jobs_are_being_brought_back_is_not_relieved() -> None:
     """Its move has given something first, and then was turned round."""
-    guest = ModelGuest("n1", 2048, used=1650, job=300, rate=10, swapped=500, swap_mib=1024)
+    guest = FakeGuest("n1", 2048, used=1650, job=300, rate=10, swapped=500, swap_mib=1024)
     o = owner(guest)
     o.to_continue = lambda domain: (KEY,)  # type: ignore[method-assign]
     o.held_stopped = lambda domain: (JobKey("2", 1),)  # type: ignore[method-assign]
@@ -267,5 +267,5 @@ def test_a_guest_whose_jobs_are_being_brought_back_is_not_relieved() -> None:
         assert "push-out" not in guest.asked
         await o.mover.close()
 
-    with harmless(o.driver):
+    with harmless(o.driver.world):
         run(work())

@@ -8,9 +8,9 @@ from magrathea.history_sentences import sentence
 from node_daemon.configuration import read
 from node_daemon.hypervisor.base import DriverError, OnChange
 from node_daemon.journal import Journal
+from tests.fakes.hypervisor import FakeDriver
 
-from .fake_driver import FakeDomain, FakeDriver
-from .test_life import DOMAIN, Scene, play
+from .test_life import DOMAIN, Scene, guest, play
 
 
 def told(scene: Scene) -> list[str]:
@@ -32,7 +32,7 @@ def without(scene: Scene, name: str) -> None:
 
 
 def with_domain(scene: Scene, name: str) -> None:
-    scene.world.domains[name] = FakeDomain(name)
+    scene.world.guests[name] = guest(name)
     table = DOMAIN.format(name=name, kind="normal", boot_s=60.0, end_s=60.0)
     scene.path.write_text(scene.path.read_text() + table)
 

@@ -25,8 +25,8 @@ from node_daemon.hypervisor.base import Driver, Others
 from node_daemon.snapshot import Beside, snapshot
 from node_daemon.switch.paging import UNCAPPED_S, MemorySettings
 from node_daemon.switch.switch import Switch
-
-from .guests_model import SESSION, ModelDriver, ModelGuest, harmless
+from tests.fakes.guest import SESSION, FakeGuest
+from tests.fakes.hypervisor import FakeDriver, balloons, harmless
 
 T = TypeVar("T")
 LOW, HIGH = JobKey("1", 1), JobKey("9", 1)
@@ -37,19 +37,19 @@ FLOOR_MIB = 192
 class World:
     """Daemon's facts, a hub that books what is to be stopped, and the switch under test."""
 
-    def __init__(self, driver: ModelDriver, swap_mib: int, low_mib: int, mode: Mode = Mode.EXCLUSIVE) -> None:
+    def __init__(self, driver: FakeDriver, swap_mib: int, low_mib: int, mode: Mode = Mode.EXCLUSIVE) -> None:
         self.driver: Driver = driver
         self.model = driver
-        self.log = driver.log
+        self.log = driver.world.calls
         self.memory_settings = MemorySettings(time_limit_s=120)
         kinds = {"n1": Kind.NORMAL, "p1": Kind.PRIORITY}
         domains = tuple(
             Domain(n, kinds[n], 4, floor_mib=FLOOR_MIB, swap_mib=swap_mib if n == "n1" else 0)
-            for n in sorted(driver.guests)
+            for n in sorted(driver.world.guests)
         )
-        self.host = Host("h1", mode, 4, driver.capacity_mib, domains)
+        self.host = Host("h1", mode, 4, driver.world.capacity_mib, domains)
         self.on_observe: Callable[[str], None] = lambda name: None
-        self.channels = cast("dict[str, GuestChannel]", driver.guests)
+        self.channels = cast("dict[str, GuestChannel]", driver.world.guests)
         self.switch = Switch(self, driver, self.channels, self.observe)
         self.guests = Guests(self)
         self.low_mib = low_mib
@@ -97,7 +97,7 @@ class World:
     async def start(self) -> None:
         """Both domains up and heard of, the hub there, and an old preemptible job in n1."""
         self.apply(ev.HubFound(self.now()))
-        for name in self.model.guests:
+        for name in self.model.world.guests:
             self.apply(ev.DomainStarted(self.now(), name))
             self.apply(ev.AgentConnected(self.now(), name))
         low = ev.Claimed(self.now(), "n1", LOW, JobClass.PREEMPTIBLE, 1, self.low_mib)
@@ -114,7 +114,7 @@ class World:
         self.switch = Switch(self, self.driver, self.channels, self.observe)
         self.guests = Guests(self)
         await self.switch.refresh()
-        for name, guest in self.model.guests.items():
+        for name, guest in self.model.world.guests.items():
             if guest.connected:
                 self.switch.agent_connected(name)
 
@@ -151,19 +151,19 @@ class World:
         return loop.time() - began
 
     def has(self, name: str) -> int:
-        return int(self.model.guests[name].actual)
+        return int(self.model.world.guests[name].actual)
 
     def low_runs(self) -> bool:
         job = self.domain("n1").job(LOW)
-        return job is not None and not job.stopped_by_us and not self.model.guests["n1"].stopped
+        return job is not None and not job.stopped_by_us and not self.model.world.guests["n1"].stopped
 
 
-def world(n1: ModelGuest, p1: ModelGuest | None = None, swap_mib: int = 4096, low_mib: int = 0) -> World:
-    driver = ModelDriver(CAPACITY_MIB, n1, p1 or ModelGuest("p1", 384, used=60))
-    for guest in driver.guests.values():
+def world(n1: FakeGuest, p1: FakeGuest | None = None, swap_mib: int = 4096, low_mib: int = 0) -> World:
+    driver = balloons(CAPACITY_MIB, n1, p1 or FakeGuest("p1", 384, used=60))
+    for guest in driver.world.guests.values():
 
         def note(op: str, name: str = guest.name) -> None:
-            driver.log.append(f"{op} to {name}")
+            driver.world.calls.append(f"{op} to {name}")
 
         guest.on_ask = note
     n1.stopped = False
@@ -177,12 +177,12 @@ def played(w: World, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         await w.switch.close()
         return result
 
-    with harmless(w.model):
+    with harmless(w.model.world):
         return run(whole())
 
 
-def busy_guest(**changes: Any) -> ModelGuest:
-    return ModelGuest("n1", **{"actual": 2048, "used": 60, "job": 1700, "swap_mib": 4096, "push_rate": 250, **changes})
+def busy_guest(**changes: Any) -> FakeGuest:
+    return FakeGuest("n1", **{"actual": 2048, "used": 60, "job": 1700, "swap_mib": 4096, "push_rate": 250, **changes})
 
 
 def test_memory_goes_over_and_comes_back_in_the_right_order() -> None:
@@ -200,19 +200,19 @@ def test_memory_goes_over_and_comes_back_in_the_right_order() -> None:
         assert w.guests.waits() == {}
         assert w.has("n1") > FLOOR_MIB + 10, "it starts with what it asked for; the rest follows"
         await w.until(lambda: w.has("n1") <= FLOOR_MIB + 2 and w.has("p1") >= CAPACITY_MIB - FLOOR_MIB - 2)
-        assert w.model.guests["n1"].swapped >= 1500
+        assert w.model.world.guests["n1"].swapped >= 1500
         first = {what: w.log.index(what) for what in ("stop n1", "push n1", "memory n1", "memory p1")}
         assert first["stop n1"] < min(first["push n1"], first["memory n1"])
         assert first["stop n1"] < first["memory p1"]
         w.log.clear()
-        w.model.guests["p1"].job = 0
+        w.model.world.guests["p1"].job = 0
         w.apply(ev.Released(w.now(), "p1", HIGH))
         await w.until(w.low_runs)
         for earlier, later in (("memory p1", "memory n1"), ("memory n1", "fetch n1"), ("fetch n1", "run n1")):
             assert w.log.index(earlier) < w.log.index(later), f"{earlier} before {later}: {w.log}"
         last_memory = max(i for i, what in enumerate(w.log) if what == "memory n1")
         assert last_memory < w.log.index("run n1"), "memory first, all of it"
-        assert w.model.guests["n1"].swapped == 0
+        assert w.model.world.guests["n1"].swapped == 0
 
     played(w, work)
 
@@ -289,23 +289,23 @@ def test_the_cap_comes_when_the_memory_is_out() -> None:
     async def work() -> None:
         w.log.clear()
         assert (await w.claim(1000))["ok"]
-        await w.until(lambda: w.model.cpu["n1"] == 10)
+        await w.until(lambda: w.model.world["n1"].cpu_percent == 10)
         assert w.has("n1") <= FLOOR_MIB + 2
         w.apply(ev.Released(w.now(), "p1", HIGH))
         await w.until(w.low_runs)
-        assert w.model.cpu["n1"] is None
+        assert w.model.world["n1"].cpu_percent is None
 
     played(w, work)
 
 
 def leave(w: World) -> None:
     """The agent of n1 goes away, and that is a fact."""
-    w.model.guests["n1"].connected = False
+    w.model.world.guests["n1"].connected = False
     w.apply(ev.AgentLost(w.now(), "n1"))
 
 
 def come_back(w: World) -> None:
-    w.model.guests["n1"].connected = True
+    w.model.world.guests["n1"].connected = True
     w.apply(ev.AgentConnected(w.now(), "n1"))
     w.switch.agent_connected("n1")
 
@@ -319,7 +319,7 @@ def slow_at_first(w: World, seconds: float, again: tuple[float, float] = (0, 0))
         if op == "memory" and (now < seconds or again[0] < now < again[1]):
             raise AgentError("timeout", "no answer")
 
-    w.model.guests["n1"].on_ask = slow
+    w.model.world.guests["n1"].on_ask = slow
 
 
 @pytest.mark.parametrize("seconds", [0.05, 0.5, UNCAPPED_S - 6])
@@ -329,7 +329,7 @@ def test_an_agent_that_is_slow_for_a_moment_does_not_bring_the_cap_early(seconds
     async def work() -> None:
         slow_at_first(w, seconds)
         assert (await w.claim(1000))["ok"]
-        await w.until(lambda: w.model.cpu["n1"] == 10)
+        await w.until(lambda: w.model.world["n1"].cpu_percent == 10)
         assert w.has("n1") <= FLOOR_MIB + 2
 
     played(w, work)
@@ -346,7 +346,7 @@ def test_an_agent_that_is_slow_twice_does_not_bring_the_cap_early() -> None:
     async def work() -> None:
         slow_at_first(w, UNCAPPED_S - 4, again=(UNCAPPED_S, UNCAPPED_S + 3))
         assert (await w.claim(1000))["ok"]
-        await w.until(lambda: w.model.cpu["n1"] == 10)
+        await w.until(lambda: w.model.world["n1"].cpu_percent == 10)
         assert w.has("n1") <= FLOOR_MIB + 2
         assert len(caps(w)) == 1
 
@@ -359,18 +359,18 @@ def test_a_domain_that_was_capped_because_its_agent_was_slow_has_its_cpu_as_soon
     async def work() -> None:
         slow_at_first(w, 60)
         assert (await w.claim(1000))["ok"]
-        assert UNCAPPED_S - 1 < await w.until(lambda: w.model.cpu["n1"] == 10) < UNCAPPED_S + 2
-        await w.until(lambda: w.model.cpu["n1"] is None)
+        assert UNCAPPED_S - 1 < await w.until(lambda: w.model.world["n1"].cpu_percent == 10) < UNCAPPED_S + 2
+        await w.until(lambda: w.model.world["n1"].cpu_percent is None)
         assert w.has("n1") > 1000
-        assert w.model.guests["n1"].asked[-1] in ("push-out", "memory"), "it answers"
-        await w.until(lambda: w.model.cpu["n1"] == 10)
+        assert w.model.world.guests["n1"].asked[-1] in ("push-out", "memory"), "it answers"
+        await w.until(lambda: w.model.world["n1"].cpu_percent == 10)
         assert w.has("n1") <= FLOOR_MIB + 2
 
     played(w, work)
 
 
 def test_a_preemption_does_not_remember_that_one_before_it_failed() -> None:
-    w = world(busy_guest(actual=CAPACITY_MIB - FLOOR_MIB), ModelGuest("p1", FLOOR_MIB, used=60))
+    w = world(busy_guest(actual=CAPACITY_MIB - FLOOR_MIB), FakeGuest("p1", FLOOR_MIB, used=60))
 
     async def work() -> None:
         slow_at_first(w, 5)
@@ -382,7 +382,7 @@ def test_a_preemption_does_not_remember_that_one_before_it_failed() -> None:
         w.apply(ev.TimerFired(w.now()))
         w.log.clear()
         assert (await w.claim(1000, JobKey("10", 1)))["ok"]
-        await w.until(lambda: w.model.cpu["n1"] == 10)
+        await w.until(lambda: w.model.world["n1"].cpu_percent == 10)
         assert w.has("n1") <= FLOOR_MIB + 2
         assert len(caps(w)) == 1
 
@@ -396,7 +396,7 @@ def test_a_capped_domain_whose_agent_is_away_keeps_its_cap() -> None:
         assert (await w.claim(1000))["ok"]
         await w.until(lambda: w.has("n1") < 1800)
         leave(w)
-        w.model.cpu["n1"] = 10
+        w.model.world["n1"].cpu_percent = 10
         w.log.clear()
         await w.renew()
         await asyncio.sleep(3 * UNCAPPED_S)
@@ -414,9 +414,9 @@ def test_the_cap_does_not_come_before_an_agent_is_back_that_its_daemon_has_just_
         leave(w)
         await w.renew()
         await asyncio.sleep(UNCAPPED_S / 2)
-        assert w.model.cpu["n1"] is None
+        assert w.model.world["n1"].cpu_percent is None
         come_back(w)
-        await w.until(lambda: w.model.cpu["n1"] == 10)
+        await w.until(lambda: w.model.world["n1"].cpu_percent == 10)
         assert w.has("n1") <= FLOOR_MIB + 2
 
     played(w, work)
@@ -430,7 +430,7 @@ def test_a_domain_whose_agent_stays_away_is_capped_all_the_same() -> None:
         await w.until(lambda: w.has("n1") < 1800)
         leave(w)
         await w.renew()
-        assert UNCAPPED_S - 1 < await w.until(lambda: w.model.cpu["n1"] == 10) < UNCAPPED_S + 6
+        assert UNCAPPED_S - 1 < await w.until(lambda: w.model.world["n1"].cpu_percent == 10) < UNCAPPED_S + 6
         assert w.has("n1") > 1000, "its memory stays with it"
 
     played(w, work)
@@ -443,11 +443,11 @@ def test_a_capped_domain_that_is_to_give_has_its_cpu_for_it() -> None:
     async def work() -> None:
         assert (await w.claim(1000))["ok"]
         await w.until(lambda: w.has("n1") < 1800)
-        w.model.cpu["n1"] = 10
+        w.model.world["n1"].cpu_percent = 10
         await w.renew()
-        await w.until(lambda: w.model.cpu["n1"] is None)
+        await w.until(lambda: w.model.world["n1"].cpu_percent is None)
         assert w.has("n1") > 1000, "from the beginning"
-        await w.until(lambda: w.model.cpu["n1"] == 10)
+        await w.until(lambda: w.model.world["n1"].cpu_percent == 10)
         assert w.has("n1") <= FLOOR_MIB + 2
 
     played(w, work)
@@ -458,7 +458,7 @@ def test_a_capped_domain_that_has_shown_that_it_cannot_give_keeps_its_cap() -> N
 
     async def work() -> None:
         assert (await w.claim(100))["ok"]
-        await w.until(lambda: w.model.cpu["n1"] == 10)
+        await w.until(lambda: w.model.world["n1"].cpu_percent == 10)
         w.log.clear()
         await asyncio.sleep(60)
         assert caps(w) == []
@@ -481,7 +481,7 @@ def test_memory_that_an_agent_could_not_be_asked_for_moves_as_soon_as_it_is_back
 
 
 def test_who_waited_in_vain_for_an_agent_is_not_refused_once_it_is_back() -> None:
-    w = world(busy_guest(push_rate=2000), ModelGuest("p1", 384, used=60, rate=100))  # it takes slowly
+    w = world(busy_guest(push_rate=2000), FakeGuest("p1", 384, used=60, rate=100))  # it takes slowly
 
     async def work() -> None:
         assert (await w.claim(1000))["ok"]
@@ -589,7 +589,7 @@ def test_a_guest_that_keeps_what_it_has_does_not_keep_the_preempted_job_waiting_
     async def work() -> None:
         assert (await w.claim(500))["ok"]
         await w.until(lambda: w.has("p1") >= 1500)
-        w.model.guests["p1"].used = w.has("p1") - 200
+        w.model.world.guests["p1"].used = w.has("p1") - 200
         w.apply(ev.Released(w.now(), "p1", HIGH))
         await w.until(w.low_runs)
         assert w.has("n1") >= FLOOR_MIB + 700
@@ -612,7 +612,7 @@ def test_a_claim_in_mid_return_turns_the_move_round() -> None:
         assert not w.low_runs()
         w.apply(ev.Released(w.now(), "p1", JobKey("9", 2)))
         await w.until(w.low_runs)
-        assert w.model.guests["n1"].swapped == 0
+        assert w.model.world.guests["n1"].swapped == 0
 
     played(w, work)
 
@@ -622,14 +622,14 @@ def test_a_job_that_ends_while_it_is_pushed_out_ends_the_pushing() -> None:
 
     async def work() -> None:
         assert (await w.claim(1000))["ok"]
-        await w.until(lambda: w.model.guests["n1"].swapped > 100)
-        w.model.guests["n1"].job = w.model.guests["n1"].swapped = 0
+        await w.until(lambda: w.model.world.guests["n1"].swapped > 100)
+        w.model.world.guests["n1"].job = w.model.world.guests["n1"].swapped = 0
         w.apply(ev.Released(w.now(), "n1", LOW))
         await w.until(lambda: w.has("n1") <= FLOOR_MIB + 2)
-        asked = w.model.guests["n1"].asked.count("push-out")
+        asked = w.model.world.guests["n1"].asked.count("push-out")
         await w.until(lambda: w.has("p1") >= CAPACITY_MIB - FLOOR_MIB - 2)
         await asyncio.sleep(30)
-        assert w.model.guests["n1"].asked.count("push-out") <= asked + 1
+        assert w.model.world.guests["n1"].asked.count("push-out") <= asked + 1
 
     played(w, work)
 
@@ -654,7 +654,7 @@ def test_a_paused_host_moves_nothing_any_more() -> None:
 
 def test_an_agent_lost_in_mid_move_is_waited_for_and_all_goes_on() -> None:
     w = world(busy_guest(push_rate=100))
-    n1 = w.model.guests["n1"]
+    n1 = w.model.world.guests["n1"]
 
     async def work() -> None:
         assert (await w.claim(1000))["ok"]
@@ -696,7 +696,7 @@ def test_a_daemon_killed_after_any_step_is_followed_by_one_that_goes_on(nth: int
         assert not w.low_runs()
         w.apply(ev.Released(w.now(), "p1", HIGH))
         await w.until(w.low_runs)
-        assert w.model.guests["n1"].swapped == 0
+        assert w.model.world.guests["n1"].swapped == 0
         await asyncio.gather(*restarts)
 
     played(w, work)
@@ -721,7 +721,7 @@ def test_two_moves_and_back_leave_nothing_under_way() -> None:
 
 def test_an_agent_that_connects_anew_while_memory_is_brought_back_does_not_let_the_job_go_on_without_it() -> None:
     w = world(busy_guest(push_rate=100))
-    n1 = w.model.guests["n1"]
+    n1 = w.model.world.guests["n1"]
 
     async def work() -> None:
         assert (await w.claim(1000))["ok"]
@@ -755,7 +755,7 @@ def test_an_agent_that_connects_anew_while_memory_is_brought_back_does_not_let_t
 @pytest.mark.parametrize("restart", [False, True])
 def test_a_guest_that_was_just_being_relieved_is_relieved_on_after_daemon_or_agent_were_away(restart: bool) -> None:
     w = world(busy_guest())
-    n1 = w.model.guests["n1"]
+    n1 = w.model.world.guests["n1"]
 
     def away(op: str) -> None:
         if op == "push-out" and w.has("n1") <= FLOOR_MIB + 2:
@@ -780,6 +780,6 @@ def test_a_guest_that_was_just_being_relieved_is_relieved_on_after_daemon_or_age
         n1.on_ask = lambda op: None
         await asyncio.sleep(30)
         assert n1.available >= FLOOR_MIB // 2
-        assert w.model.cpu["n1"] == 10
+        assert w.model.world["n1"].cpu_percent == 10
 
     played(w, work)

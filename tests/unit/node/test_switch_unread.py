@@ -11,28 +11,19 @@ from dataclasses import replace
 
 from magrathea.core import events as ev
 from node_daemon.hypervisor.base import DomainReading
+from tests.fakes.guest import FakeGuest
+from tests.fakes.hypervisor import FakeDriver, balloons
 
-from .guests_model import ModelDriver, ModelGuest
 from .test_memory import owner
 from .test_switch_memory import CAPACITY_MIB, FLOOR_MIB, HIGH, World, busy_guest, played
 
-UNREAD = DomainReading(up=True, known=False)
 MINE_MIB = 512
 
 
-class Driver(ModelDriver):
-    """Whose guests can be unreadable."""
-
-    unread: frozenset[str] = frozenset()
-
-    async def actual(self) -> dict[str, DomainReading]:
-        return {name: UNREAD if name in self.unread else one for name, one in (await super().actual()).items()}
-
-
-def world(p1_mib: int = MINE_MIB) -> tuple[World, Driver]:
+def world(p1_mib: int = MINE_MIB) -> tuple[World, FakeDriver]:
     n1 = busy_guest(actual=CAPACITY_MIB - p1_mib)
     n1.stopped = False
-    driver = Driver(CAPACITY_MIB, n1, ModelGuest("p1", p1_mib, used=60))
+    driver = balloons(CAPACITY_MIB, n1, FakeGuest("p1", p1_mib, used=60))
     return World(driver, swap_mib=4096, low_mib=0), driver
 
 
@@ -40,14 +31,14 @@ def test_memory_of_a_domain_that_cannot_be_read_is_given_to_nobody_until_it_can(
     w, driver = world()
 
     async def work() -> None:
-        driver.unread = frozenset({"n1"})
+        driver.world["n1"].readable = False
         await w.switch.refresh()
         assert w.switch.read["n1"].memory_mib == 2048, "what was read last is all that is known"
         assert (await w.claim(1000))["ok"]
         await asyncio.sleep(20)
         assert not (await w.prepared()).get("ready")
         assert w.has("p1") == MINE_MIB
-        driver.unread = frozenset()
+        driver.world["n1"].readable = True
         await w.switch.refresh()
         await w.until(lambda: w.has("p1") >= FLOOR_MIB + 1000)
         assert (await w.prepared())["ready"]
@@ -61,14 +52,14 @@ def test_a_daemon_that_cannot_read_a_domain_at_its_start_counts_all_that_it_may_
     async def work() -> None:
         assert (await w.claim(1000))["ok"]
         await w.until(lambda: w.has("p1") > MINE_MIB + 200)
-        driver.unread = frozenset({"n1"})
+        driver.world["n1"].readable = False
         await asyncio.sleep(5)  # what was given until then is there
         await w.renew()
         has = w.has("p1")
         assert has < FLOOR_MIB + 1000
         await asyncio.sleep(30)
         assert w.has("p1") <= has + 2, "n1 may have all the rest"
-        driver.unread = frozenset()
+        driver.world["n1"].readable = True
         await w.switch.refresh()
         await w.until(lambda: w.has("p1") >= FLOOR_MIB + 1000)
 
@@ -80,13 +71,13 @@ def test_a_daemon_that_has_never_reached_its_hypervisor_calls_no_memory_ready() 
 
     async def work() -> None:
         assert (await w.claim(1000))["ok"]
-        can, driver.capabilities = driver.capabilities, frozenset()
-        driver.fail = 1000
+        can, driver.world.capabilities = driver.capabilities, frozenset()
+        driver.world.unanswered = 1000
         w.apply(ev.DriverLost(w.now()))
         await w.renew()
         assert w.switch.read == {}
         assert (await w.prepared())["ready"] is False
-        driver.fail, driver.capabilities = 0, can
+        driver.world.unanswered, driver.world.capabilities = 0, can
         w.apply(ev.DriverFound(w.now()))
         await w.switch.refresh()
         await w.until(lambda: w.has("p1") >= FLOOR_MIB + 1000)
@@ -98,7 +89,7 @@ def test_a_daemon_that_has_never_reached_its_hypervisor_calls_no_memory_ready() 
 
 
 def test_a_domain_without_a_balloon_keeps_what_it_has() -> None:
-    o = owner(ModelGuest("n1", 2048), ModelGuest("p1", 512))
+    o = owner(FakeGuest("n1", 2048), FakeGuest("p1", 512))
     fixed = DomainReading(up=True, max_memory_mib=3000)
     movable = DomainReading(up=True, memory_mib=512, max_memory_mib=4096)
     o.mover.note({"n1": fixed, "p1": movable})
@@ -112,12 +103,12 @@ def test_without_its_hypervisor_a_job_goes_on_if_nothing_has_to_be_given_back() 
     w, driver = world(p1_mib=FLOOR_MIB)
 
     async def work() -> None:
-        driver.fail = 10**9
+        driver.world.unanswered = 10**9
         assert (await w.claim(0))["ok"]
         assert not w.low_runs()
         w.apply(ev.Released(w.now(), "p1", HIGH))
         await w.until(w.low_runs, 5)
-        assert driver.cpu["n1"] is None
+        assert driver.world["n1"].cpu_percent is None
 
     played(w, work)
 
@@ -128,14 +119,14 @@ def test_without_its_hypervisor_a_job_stays_stopped_as_long_as_its_cpu_and_memor
 
     async def work() -> None:
         assert (await w.claim(1000))["ok"]
-        await w.until(lambda: driver.cpu["n1"] == 10)
-        driver.fail = 10**9
+        await w.until(lambda: driver.world["n1"].cpu_percent == 10)
+        driver.world.unanswered = 10**9
         w.apply(ev.Released(w.now(), "p1", HIGH))
         await asyncio.sleep(120)
         assert not w.low_runs()
         assert any("SetCpu of n1 fails" in note for note in w.switch.notes())
-        driver.fail = 0
+        driver.world.unanswered = 0
         await w.until(w.low_runs, 60)
-        assert driver.cpu["n1"] is None and driver.guests["n1"].swapped == 0
+        assert driver.world["n1"].cpu_percent is None and driver.world.guests["n1"].swapped == 0
 
     played(w, work)

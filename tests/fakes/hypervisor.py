@@ -1,0 +1,279 @@
+"""A hypervisor in memory, its driver, and the agents of its guests on their channels.
+
+It outlives the daemons that use it, as a real one does: `FakeDriver` is one daemon's view of a `FakeHypervisor`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from magrathea.core.refusals import RefusalCode
+from node_daemon.claims.channel import AgentError
+from node_daemon.hypervisor.base import (
+    CPU,
+    LIFE,
+    MEMORY,
+    SAVE,
+    DomainChange,
+    DomainReading,
+    DriverError,
+    OnChange,
+    Others,
+)
+
+from .guest import FakeGuest
+
+CALL_S = 0.001
+
+
+class FakeHypervisor:
+    """`capacity_mib`: the memory that it has for guests; who is given more has it `overbooked`. `run_dir`: the
+    daemon's, where agents find their channels; None: no agents come, and the test asks the guests themselves.
+    `calls`: what was asked of it and of agents on channels, in order. `unanswered`: so many calls more time out.
+    `targets`: every amount of memory that was set."""
+
+    def __init__(
+        self,
+        *guests: FakeGuest,
+        capacity_mib: int = 4096,
+        capabilities: frozenset[str] = frozenset({CPU, MEMORY, LIFE, SAVE}),
+        run_dir: Path | None = None,
+    ) -> None:
+        self.guests = {guest.name: guest for guest in guests}
+        self.capacity_mib = capacity_mib
+        self.capabilities = capabilities
+        self.run_dir = run_dir
+        self.calls: list[str] = []
+        self.targets: list[tuple[str, int]] = []
+        self.unanswered = 0
+        self.listeners: list[OnChange] = []
+        self.overbooked = 0.0
+        self._tolerated = max(0.0, self._booked() - capacity_mib)
+        self._agents: dict[str, FakeAgent] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __getitem__(self, name: str) -> FakeGuest:
+        return self.guests[name]
+
+    def asked(self, what: str) -> int:
+        return self.calls.count(what)
+
+    # What happens to its guests, whoever wants that
+
+    def tell(self, name: str) -> None:
+        for listener in list(self.listeners):
+            listener(DomainChange(name, self[name].up))
+
+    def start(self, name: str) -> None:
+        """It comes up, and its agent with it."""
+        guest = self[name]
+        guest.up, guest.saved = True, False
+        self.tell(name)
+        self.agent(name)
+
+    def end(self, name: str, *, saved: bool = False) -> None:
+        """It goes down, and its agent with it."""
+        guest = self[name]
+        guest.up, guest.saved, guest.paused = False, saved, False
+        if name in self._agents:
+            self._agents.pop(name).ended = True
+        self.tell(name)
+
+    def agent(self, name: str) -> None:
+        """Its agent comes up, if it does at all."""
+        guest = self[name]
+        if self.run_dir is None or not guest.registers or guest.paused or name in self._agents:
+            return
+        self._agents[name] = FakeAgent(self, guest, self.run_dir / "guest" / f"{name}.sock")
+        task = asyncio.get_running_loop().create_task(self._agents[name].live())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        for agent in self._agents.values():
+            agent.ended = True  # a cancel that comes as a read's time is over is lost (Python 3.11)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # Its memory
+
+    def _booked(self) -> float:
+        return sum(max(guest.actual, guest.target or 0) for guest in self.guests.values() if guest.up)
+
+    def set_memory(self, name: str, mib: int) -> None:
+        guest = self[name]
+        self.targets.append((name, mib))
+        grows = mib > guest.actual
+        guest.set_target(mib)
+        if grows:
+            self.overbooked = max(self.overbooked, self._booked() - max(self.capacity_mib, self._tolerated))
+
+
+class FakeAgent:
+    """Greets, answers everything as its guest does, turns the guest off when it is asked; comes back when the daemon
+    does."""
+
+    def __init__(self, world: FakeHypervisor, guest: FakeGuest, channel: Path) -> None:
+        self.world = world
+        self.guest = guest
+        self.channel = channel
+        self.ended = False
+
+    async def live(self) -> None:
+        while not self.ended:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                reader, writer = await asyncio.open_unix_connection(self.channel)
+                try:
+                    await self._serve(reader, writer)
+                finally:
+                    writer.close()
+            await asyncio.sleep(0.01)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        hello = {"type": "hello", "protocol": 1, "session": secrets.token_hex(8), "agent": "0.1.0"}
+        writer.write(b"\n" + json.dumps({**hello, "can": list(self.guest.can)}).encode() + b"\n")
+        while not self.ended:
+            with contextlib.suppress(TimeoutError):
+                line = await asyncio.wait_for(reader.readuntil(b"\n"), 0.02)
+                message = json.loads(line) if line.strip() else {}
+                if message.get("type") == "request":
+                    await self._answer(message, writer)
+
+    async def _answer(self, message: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        op = message["op"]
+        what = f"script {message['name']}" if op == "script" else op
+        self.world.calls.append(f"{what} {self.guest.name}")
+        answer = {"type": "answer", "id": message["id"], "session": message["session"]}
+        try:
+            answer |= {"ok": True, **await self.guest.answer(op, message)}
+        except AgentError as error:
+            answer |= {"ok": False, "code": error.code, "text": error.text}
+        writer.write(json.dumps(answer).encode() + b"\n")
+        if op == "power" and self.guest.heeds:
+            self.world.end(self.guest.name)
+
+
+class FakeDriver:
+    """See node_daemon.hypervisor.base.Driver."""
+
+    def __init__(self, world: FakeHypervisor) -> None:
+        self.world = world
+        self._on_event: OnChange | None = None
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return self.world.capabilities
+
+    def notes(self) -> list[str]:
+        return []
+
+    def others(self) -> Others:
+        return Others()
+
+    async def start(self, on_event: OnChange) -> None:
+        self._on_event = on_event
+        self.world.listeners.append(on_event)
+        for guest in self.world.guests.values():
+            on_event(DomainChange(guest.name, guest.up))
+            if guest.up:
+                self.world.agent(guest.name)
+
+    async def close(self) -> None:
+        if self._on_event in self.world.listeners:
+            self.world.listeners.remove(self._on_event)
+
+    async def actual(self) -> dict[str, DomainReading]:
+        await self._answered()
+        return {name: self._reading(guest) for name, guest in self.world.guests.items()}
+
+    def _reading(self, guest: FakeGuest) -> DomainReading:
+        guest.pass_time()
+        if guest.up and not guest.readable:
+            return DomainReading(up=True, known=False)
+        found = DomainReading(guest.up, guest.cpu_percent, saved=guest.saved, paused_externally=guest.paused)
+        if MEMORY not in self.capabilities:
+            return found
+        return replace(found, memory_mib=int(guest.actual) if guest.up else None, max_memory_mib=guest.most)
+
+    async def set_cpu(self, domain: str, percent: int | None) -> None:
+        guest = await self._call(CPU, f"cpu {domain} {percent}", domain)
+        if percent is not None and percent < 1:
+            raise DriverError(RefusalCode.BAD_VALUE, f"{domain}: {percent} % of a CPU would stop it")
+        self._up(guest).cpu_percent = percent
+
+    def nearest_cpu(self, percent: int | None) -> int | None:
+        return percent
+
+    async def set_memory(self, domain: str, mib: int) -> None:
+        guest = self._up(await self._call(MEMORY, f"memory {domain} {mib}", domain))
+        if not 1 <= mib <= guest.most:
+            raise DriverError(RefusalCode.BAD_VALUE, f"{domain}: {mib} MiB asked; it can have 1 to {guest.most}")
+        self.world.set_memory(domain, mib)
+
+    async def boot(self, domain: str) -> None:
+        if not (await self._call(LIFE, f"boot {domain}", domain)).up:
+            self.world.start(domain)
+
+    async def shutdown(self, domain: str) -> None:
+        if self._up(await self._call(LIFE, f"shutdown {domain}", domain)).heeds:
+            self.world.end(domain)
+
+    async def destroy(self, domain: str) -> None:
+        if (await self._call(LIFE, f"destroy {domain}", domain)).up:
+            self.world.end(domain)
+
+    async def save(self, domain: str) -> None:
+        self._up(await self._call(SAVE, f"save {domain}", domain))
+        self.world.end(domain, saved=True)
+
+    async def resume(self, domain: str) -> None:
+        self._up(await self._call(LIFE, f"resume {domain}", domain)).paused = False
+        self.world.agent(domain)
+
+    # Each call takes a moment, and fails as a test wants it
+
+    async def _answered(self) -> None:
+        await asyncio.sleep(CALL_S)
+        if self.world.unanswered > 0:
+            self.world.unanswered -= 1
+            raise DriverError(RefusalCode.TIMEOUT, "the hypervisor does not answer")
+
+    async def _call(self, capability: str, what: str, name: str) -> FakeGuest:
+        if name not in self.world.guests:
+            raise DriverError(RefusalCode.NO_DOMAIN, f"there is no domain {name}")
+        if capability not in self.capabilities:
+            raise DriverError(RefusalCode.NOT_SUPPORTED, f"{what}: this hypervisor cannot")
+        await self._answered()
+        self.world.calls.append(what)
+        guest = self.world[name]
+        if code := guest.fails.get(what.partition(" ")[0]):
+            raise DriverError(RefusalCode(code), f"{what} fails, as the test wants")
+        return guest
+
+    @staticmethod
+    def _up(guest: FakeGuest) -> FakeGuest:
+        if not guest.up:
+            raise DriverError(RefusalCode.DOMAIN_DOWN, f"{guest.name} is down")
+        return guest
+
+
+def balloons(capacity_mib: int, *guests: FakeGuest) -> FakeDriver:
+    """The driver of a hypervisor that moves memory and caps CPU, and leads no lives."""
+    return FakeDriver(FakeHypervisor(*guests, capacity_mib=capacity_mib, capabilities=frozenset({CPU, MEMORY})))
+
+
+@contextmanager
+def harmless(world: FakeHypervisor) -> Iterator[None]:
+    """Whatever happens within: no job was killed by a balloon, and never more was given than there is (whole MiB)."""
+    yield
+    assert not [name for name, guest in world.guests.items() if guest.killed], f"a balloon has killed: {world.targets}"
+    assert world.overbooked <= 2, f"{world.overbooked} MiB more were given than there are: {world.targets}"
