@@ -187,7 +187,7 @@ class StandIn:
 
     async def do_rerun(self, job: str, force: bool = False) -> None:
         found = self.live(job)
-        if not found.rerunnable:
+        if not found.rerunnable and not force:
             raise StandInError(Code.NOT_RERUNNABLE, f"{found.id} forbids it")
         if not (found.state == "R" or (force and found.state == "S")):
             raise StandInError(Code.BAD_STATE, f"{found.id} is {found.state}")

@@ -156,7 +156,7 @@ class Pbs(Protocol):
         """Of a job that is suspended without the admin flag; goes through the scheduler."""
 
     def rerun(self, job: str, force: bool = False) -> None:
-        """Requeue; `force` where it is suspended. NOT_RERUNNABLE where it forbids it.
+        """Requeue; `force` if it is suspended. NOT_RERUNNABLE if it forbids that; by force PBS obeys all the same.
 
         By force only while one of its MoMs is there: OpenPBS (23.06, `req_rerunjob2`) sets the job's `ji_discarding`
         after `discard_job`. A MoM's answer to that takes it away again. Where all MoMs are known to be down

@@ -74,6 +74,11 @@ def suspended(site: PbsSite, pbs: Pbs, *vnodes: str) -> str:
     return job
 
 
+def requeued(pbs: Pbs, job: str) -> bool:
+    found = pbs.job(job)
+    return found is not None and (found.state == "Q" or found.run_version == 2)
+
+
 def all_attributes_of_a_vnode_are_set_by_one_call_and_read_back(site: PbsSite) -> None:
     wanted = {
         "resources_available.magrathea": "occupied-would-preempt",
@@ -203,19 +208,18 @@ def a_suspended_job_is_requeued_by_force_only(site: PbsSite) -> None:
     assert refusal(lambda: pbs.rerun(job)) == Code.BAD_STATE
     pbs.rerun(job, force=True)
 
-    def requeued() -> bool:
-        found = pbs.job(job)
-        return found is not None and (found.state == "Q" or found.run_version == 2)
-
-    site.until(requeued, f"{job} is requeued, or has started again")
+    site.until(lambda: requeued(pbs, job), f"{job} is requeued, or has started again")
     assert not vnode(pbs).maintenance_jobs
 
 
-def a_job_that_forbids_it_is_not_requeued(site: PbsSite) -> None:
+def a_job_that_forbids_it_is_requeued_by_force_only(site: PbsSite) -> None:
+    """OpenPBS obeys: whoever forces it looks first whether the job allows it."""
     pbs = site.connect()
     job = running(site, pbs, rerunnable=False)
     assert refusal(lambda: pbs.rerun(job)) == Code.NOT_RERUNNABLE
-    assert refusal(lambda: pbs.rerun(job, force=True)) == Code.NOT_RERUNNABLE
+    assert state(pbs, job) == "R"
+    pbs.rerun(job, force=True)
+    site.until(lambda: requeued(pbs, job), f"{job} is requeued, or has started again")
 
 
 def a_suspended_job_that_ends_is_gone_and_holds_nothing(site: PbsSite) -> None:
@@ -269,7 +273,7 @@ CASES: tuple[Callable[[PbsSite], None], ...] = (
     a_job_suspended_without_the_flag_holds_no_vnode_and_is_resumed_plainly,
     walltime_and_comment_of_a_suspended_job_are_set,
     a_suspended_job_is_requeued_by_force_only,
-    a_job_that_forbids_it_is_not_requeued,
+    a_job_that_forbids_it_is_requeued_by_force_only,
     a_suspended_job_that_ends_is_gone_and_holds_nothing,
     a_job_that_pbs_does_not_know_is_none_and_refused,
     an_admins_scheduling_false_stands,

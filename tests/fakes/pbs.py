@@ -184,7 +184,7 @@ class Connection:
     def rerun(self, job: str, force: bool = False) -> None:
         found = self._job("rerun", job)
         with self.world.lock:
-            if not found.rerunnable:
+            if not found.rerunnable and not force:
                 raise PbsError(Code.NOT_RERUNNABLE, f"{job}: not rerunnable")
             if found.state == "S" and not force:
                 raise PbsError(Code.BAD_STATE, f"{job}: suspended")

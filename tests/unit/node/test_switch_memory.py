@@ -1,6 +1,6 @@
 """A preemption that moves memory, and its way back: in what order, what it waits for, and what is refused by numbers.
 
-The real core, switch, mover and claims; guests, agents and hypervisor are models in virtual time (guests_model.py).
+The real core, switch, mover and claims; guests, agents and hypervisor are fakes in virtual time (tests/fakes).
 """
 
 from __future__ import annotations
