@@ -6,6 +6,7 @@ tests/libvirt and tests/openpbs run the same cases on real systems.
 
 | contract | protocol | implementations |
 | --- | --- | --- |
+| `driver` | `node_daemon.hypervisor.base.Driver` | local, libvirt's (on QEMU, too), `tests.fakes.hypervisor` |
 | `pbs` | `scheduler_plugin.pbs.base.Pbs` | libpbs on a real server, the stand-in's client, `tests.fakes.pbs` |
 
 Where a case fails on the real system, the case is wrong. Where it fails elsewhere only, the fake is.
@@ -13,4 +14,5 @@ Where a case fails on the real system, the case is wrong. Where it fails elsewhe
 
 import pytest
 
-pytest.register_assert_rewrite("tests.contract.pbs")
+for contract in ("driver", "pbs"):
+    pytest.register_assert_rewrite(f"tests.contract.{contract}")

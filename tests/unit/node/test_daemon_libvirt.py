@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,10 +15,8 @@ from magrathea.messages import DomainReport
 from node_daemon.configuration import NodedConfiguration, read
 from node_daemon.daemon import Daemon
 from node_daemon.hypervisor.libvirt.driver import LibvirtDriver
+from tests.fakes.libvirt import libvirt, only_domains, xml
 
-libvirt = pytest.importorskip("libvirt", reason="libvirt's Python binding is missing: pip install magrathea[libvirt]")
-
-URI = "test:///default"
 SERVICES, CPUS, MIB = 12, 16, 16384
 SERVICE_MIB = 256
 TEXT = """
@@ -48,29 +45,13 @@ memory_mib = 256
 """
 
 
-def xml(name: str, mib: int, vcpus: int) -> str:
-    return f"""<domain type='test'><name>{name}</name><memory unit='MiB'>{mib}</memory><vcpu>{vcpus}</vcpu>
-      <os><type>hvm</type></os></domain>"""
-
-
 @pytest.fixture
 def connection() -> Iterator[Any]:
     """Two workers and twelve services, of which the configuration names one."""
-    made = libvirt.open(URI)
-    for domain in made.listAllDomains():
-        with contextlib.suppress(libvirt.libvirtError):
-            domain.destroy()
-        domain.undefine()
-    for name in ("n1", "n2"):
-        made.defineXML(xml(name, 1024, 4)).create()
-    for number in range(SERVICES):
-        made.defineXML(xml(f"service{number}", SERVICE_MIB, 1)).create()
-    yield made
-    for domain in made.listAllDomains():
-        with contextlib.suppress(libvirt.libvirtError):
-            domain.destroy()
-        domain.undefine()
-    made.close()
+    workers = [xml(name, 1024, 4, balloon=False) for name in ("n1", "n2")]
+    services = [xml(f"service{number}", SERVICE_MIB, 1, balloon=False) for number in range(SERVICES)]
+    with only_domains(*workers, *services) as made:
+        yield made
 
 
 def driver_of(configuration: NodedConfiguration) -> LibvirtDriver:

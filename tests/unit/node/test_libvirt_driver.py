@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
@@ -12,37 +11,15 @@ import pytest
 
 from magrathea.core.refusals import RefusalCode
 from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, SAVE, DomainChange, DomainReading, DriverError, Others
-from node_daemon.hypervisor.libvirt import connection as libvirt_connection
 from node_daemon.hypervisor.libvirt import driver as libvirt_driver
 from node_daemon.hypervisor.libvirt.driver import LibvirtDriver
-
-libvirt = pytest.importorskip("libvirt", reason="libvirt's Python binding is missing: pip install magrathea[libvirt]")
-
-URI = "test:///default"
-MIB = 1024
-
-
-def xml(name: str, memory_mib: int = 1024, vcpus: int = 2) -> str:
-    return f"""<domain type='test'><name>{name}</name><memory unit='MiB'>{memory_mib}</memory><vcpu>{vcpus}</vcpu>
-      <os><type>hvm</type></os><devices><memballoon model='virtio'/></devices></domain>"""
+from tests.fakes.libvirt import KIB, URI, faked, libvirt, only_domains, xml
 
 
 @pytest.fixture
 def connection() -> Iterator[Any]:
-    """The hypervisor that this process's drivers see, too, without the domain that it comes with."""
-    made = libvirt.open(URI)
-    for domain in made.listAllDomains():
-        with contextlib.suppress(libvirt.libvirtError):
-            domain.destroy()
-        domain.undefine()
-    for name in ("m1", "m2"):
-        made.defineXML(xml(name)).create()
-    yield made
-    for domain in made.listAllDomains():
-        with contextlib.suppress(libvirt.libvirtError):
-            domain.destroy()
-        domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
-    made.close()
+    with only_domains(xml("m1"), xml("m2")) as made:
+        yield made
 
 
 class Heard:
@@ -131,7 +108,7 @@ def test_memory_is_set_and_read_and_impossible_figures_are_refused(connection: A
         async with started() as (driver, _):
             await driver.set_memory("n1", 512)
             assert (await driver.actual())["n1"].memory_mib == 512
-            assert connection.lookupByName("m1").info()[2] == 512 * MIB
+            assert connection.lookupByName("m1").info()[2] == 512 * KIB
             assert await refused(driver.set_memory("n1", 2048)) == "bad-value"
             assert await refused(driver.set_memory("n1", 0)) == "bad-value"
 
@@ -149,10 +126,10 @@ def test_a_domain_whose_balloon_no_longer_answers_has_no_less_than_it_had_grown_
             behind_its_back = connection.lookupByName("m1").setMemoryFlags
             await driver.set_memory("n1", 512)
             for mib in (512, 768):
-                behind_its_back(mib * MIB, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+                behind_its_back(mib * KIB, libvirt.VIR_DOMAIN_AFFECT_LIVE)
                 assert (await driver.actual())["n1"].memory_mib == mib
             driver._balloons._ask = hangs
-            behind_its_back(512 * MIB, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            behind_its_back(512 * KIB, libvirt.VIR_DOMAIN_AFFECT_LIVE)
             for _ in range(2):
                 assert (await driver.actual())["n1"].memory_mib == 768
 
@@ -283,90 +260,6 @@ def test_two_domains_of_one_name_are_refused() -> None:
 
 
 # What libvirt's test hypervisor has not: another scheduler, and calls that hang.
-
-
-class Fake:
-    """libvirt as it is, but for what its domains are asked about CPU: they are Xen's, or whatever `scheduler` says."""
-
-    def __init__(self, kind: str, scheduler: dict[str, int]) -> None:
-        self.kind = kind
-        self.schedulers = {name: dict(scheduler) for name in ("m1", "m2")}
-        self.hung = threading.Event()
-        """Set: changes of m1's memory hang until `free`."""
-        self.free = threading.Event()
-        self.set: list[int] = []
-        self.fails: dict[str, int] = {}
-        """By "domain.call": the number of the error that the call fails with."""
-        self.listing = threading.Event()
-        """Clear: whoever lists the domains waits."""
-        self.listing.set()
-        self.ids: dict[str, int] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(libvirt, name)
-
-    def open(self, uri: str) -> Any:
-        return FakeConnection(self, libvirt.open(uri))
-
-
-class FakeConnection:
-    def __init__(self, fake: Fake, real: Any) -> None:
-        self._fake, self._real = fake, real
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
-
-    def getType(self) -> str:
-        return self._fake.kind
-
-    def listAllDomains(self, flags: int) -> list[Any]:
-        assert self._fake.listing.wait(20)
-        return [FakeDomain(self._fake, one) for one in self._real.listAllDomains(flags)]
-
-    def lookupByName(self, name: str) -> Any:
-        return FakeDomain(self._fake, self._real.lookupByName(name))
-
-
-class FakeDomain:
-    def __init__(self, fake: Fake, real: Any) -> None:
-        self._fake, self._real = fake, real
-
-    def __getattr__(self, name: str) -> Any:
-        if number := self._fake.fails.get(f"{self._real.name()}.{name}"):
-            raise failure(number)
-        return getattr(self._real, name)
-
-    def ID(self) -> int:
-        return self._fake.ids.get(self._real.name(), int(self._real.ID()))
-
-    def schedulerParametersFlags(self, flags: int) -> dict[str, int]:
-        word = "live" if flags == libvirt.VIR_DOMAIN_AFFECT_LIVE else "config"
-        if number := self._fake.fails.get(f"{self._real.name()}.{word}"):
-            raise failure(number)
-        return self._fake.schedulers[self._real.name()]
-
-    def setSchedulerParametersFlags(self, parameters: dict[str, int], flags: int) -> None:
-        self._fake.schedulers[self._real.name()].update(parameters)
-
-    def setMemoryFlags(self, kib: int, flags: int) -> None:
-        if self._fake.hung.is_set() and self._real.name() == "m1":
-            assert self._fake.free.wait(20)
-        self._fake.set.append(kib // MIB)
-        self._real.setMemoryFlags(kib, flags)
-
-
-def failure(number: int) -> Exception:
-    """libvirt's error of that number."""
-    error: Exception = libvirt.libvirtError(f"error {number}, as the test wants")
-    error.err = (number, 0, "", 2, "", "", "", 0, 0)  # type: ignore[attr-defined]
-    return error
-
-
-def faked(monkeypatch: pytest.MonkeyPatch, kind: str, scheduler: dict[str, int]) -> Fake:
-    fake = Fake(kind, scheduler)
-    real = libvirt_connection.binding
-    monkeypatch.setattr(libvirt_connection, "binding", lambda: (real(), fake)[1])
-    return fake
 
 
 def test_xen_caps_by_its_cap_and_its_own_first_domain_is_no_service(

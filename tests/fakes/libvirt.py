@@ -1,0 +1,130 @@
+"""libvirt's own test hypervisor, and what it has not: another scheduler, and calls that hang or fail."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from node_daemon.hypervisor.libvirt import connection as libvirt_connection
+
+libvirt = pytest.importorskip("libvirt", reason="libvirt's Python binding is missing: pip install magrathea[libvirt]")
+
+URI = "test:///default"
+KIB = 1024
+"""Of a MiB."""
+
+
+def xml(name: str, memory_mib: int = 1024, vcpus: int = 2, *, balloon: bool = True) -> str:
+    devices = "<devices><memballoon model='virtio'/></devices>" if balloon else ""
+    return f"""<domain type='test'><name>{name}</name><memory unit='MiB'>{memory_mib}</memory><vcpu>{vcpus}</vcpu>
+      <os><type>hvm</type></os>{devices}</domain>"""
+
+
+@contextlib.contextmanager
+def only_domains(*xmls: str) -> Iterator[Any]:
+    """A connection to libvirt's test hypervisor, which all connections of this process share; these domains run."""
+    made = libvirt.open(URI)
+    _empty(made)
+    for one in xmls:
+        made.defineXML(one).create()
+    try:
+        yield made
+    finally:
+        _empty(made)
+        made.close()
+
+
+def _empty(connection: Any) -> None:
+    for domain in connection.listAllDomains():
+        with contextlib.suppress(libvirt.libvirtError):
+            domain.destroy()
+        domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
+
+
+class FakeLibvirt:
+    """libvirt as it is, but for what its domains are asked about CPU: they are Xen's, or whatever `scheduler` says."""
+
+    def __init__(self, kind: str, scheduler: dict[str, int], *names: str) -> None:
+        self.kind = kind
+        self.schedulers = {name: dict(scheduler) for name in names}
+        self.hung = threading.Event()
+        """Set: changes of m1's memory hang until `free`."""
+        self.free = threading.Event()
+        self.set: list[int] = []
+        self.fails: dict[str, int] = {}
+        """By "domain.call": the number of the error that the call fails with."""
+        self.listing = threading.Event()
+        """Clear: whoever lists the domains waits."""
+        self.listing.set()
+        self.ids: dict[str, int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(libvirt, name)
+
+    def open(self, uri: str) -> Any:
+        return FakeLibvirtConnection(self, libvirt.open(uri))
+
+
+class FakeLibvirtConnection:
+    def __init__(self, fake: FakeLibvirt, real: Any) -> None:
+        self._fake, self._real = fake, real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def getType(self) -> str:
+        return self._fake.kind
+
+    def listAllDomains(self, flags: int) -> list[Any]:
+        assert self._fake.listing.wait(20)
+        return [FakeLibvirtDomain(self._fake, one) for one in self._real.listAllDomains(flags)]
+
+    def lookupByName(self, name: str) -> Any:
+        return FakeLibvirtDomain(self._fake, self._real.lookupByName(name))
+
+
+class FakeLibvirtDomain:
+    def __init__(self, fake: FakeLibvirt, real: Any) -> None:
+        self._fake, self._real = fake, real
+
+    def __getattr__(self, name: str) -> Any:
+        if number := self._fake.fails.get(f"{self._real.name()}.{name}"):
+            raise failure(number)
+        return getattr(self._real, name)
+
+    def ID(self) -> int:
+        return self._fake.ids.get(self._real.name(), int(self._real.ID()))
+
+    def schedulerParametersFlags(self, flags: int) -> dict[str, int]:
+        word = "live" if flags == libvirt.VIR_DOMAIN_AFFECT_LIVE else "config"
+        if number := self._fake.fails.get(f"{self._real.name()}.{word}"):
+            raise failure(number)
+        return self._fake.schedulers[self._real.name()]
+
+    def setSchedulerParametersFlags(self, parameters: dict[str, int], flags: int) -> None:
+        self._fake.schedulers[self._real.name()].update(parameters)
+
+    def setMemoryFlags(self, kib: int, flags: int) -> None:
+        if self._fake.hung.is_set() and self._real.name() == "m1":
+            assert self._fake.free.wait(20)
+        self._fake.set.append(kib // KIB)
+        self._real.setMemoryFlags(kib, flags)
+
+
+def failure(number: int) -> Exception:
+    """libvirt's error of that number."""
+    error: Exception = libvirt.libvirtError(f"error {number}, as the test wants")
+    error.err = (number, 0, "", 2, "", "", "", 0, 0)  # type: ignore[attr-defined]
+    return error
+
+
+def faked(monkeypatch: pytest.MonkeyPatch, kind: str, scheduler: dict[str, int], *names: str) -> FakeLibvirt:
+    """Drivers take it for libvirt until the test is over. `names`: of its domains, if not m1 and m2."""
+    fake = FakeLibvirt(kind, scheduler, *(names or ("m1", "m2")))
+    real = libvirt_connection.binding
+    monkeypatch.setattr(libvirt_connection, "binding", lambda: (real(), fake)[1])
+    return fake

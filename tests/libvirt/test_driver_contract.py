@@ -1,0 +1,61 @@
+"""libvirt's driver on a real QEMU passes the contract of drivers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from typing import Any
+
+import pytest
+
+from magrathea_lab.rigs.guest_host import BOOT_S, Hypervisor, Size
+from node_daemon.hypervisor.base import Driver
+from node_daemon.hypervisor.libvirt.driver import LibvirtDriver
+
+from ..contract.driver import CASES, Case
+
+MOST_MIB, LESS_MIB = 256, 192
+PATIENCE_S = 100.0
+
+
+class QemuSite:
+    """See DriverSite."""
+
+    less_mib = LESS_MIB
+
+    def __init__(self, hypervisor: Hypervisor) -> None:
+        self.guests = hypervisor.guests
+        self.uri = hypervisor.uri
+        self.guests["p1"].end()
+        self.guests["n1"].boot()
+        self.guests["n1"].wait(BOOT_S)
+        hypervisor.size_up("n1", self.guests["n1"])
+
+    def driver(self) -> Driver:
+        return LibvirtDriver("h1", self.uri, {name: guest.libvirt_name for name, guest in self.guests.items()})
+
+    async def start(self, name: str) -> None:
+        self.guests[name].boot()
+
+    async def end(self, name: str) -> None:
+        self.guests[name].end()
+
+    async def pause(self, name: str) -> None:
+        self.guests[name].domain.suspend()
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run(asyncio.wait_for(work, PATIENCE_S))
+
+
+@pytest.fixture(scope="module")
+def hypervisor() -> Iterator[Hypervisor]:
+    """Guests that turn themselves off when they are asked."""
+    size = Size(memory_mib=MOST_MIB, arguments="magrathea.acpi")
+    with Hypervisor({"n1": size, "p1": size}) as made:
+        yield made
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_libvirts_driver(hypervisor: Hypervisor, case: Case) -> None:
+    site = QemuSite(hypervisor)
+    site.run(case(site))
