@@ -10,9 +10,8 @@ from typing import Any, Protocol
 import pytest
 
 from magrathea.core.refusals import RefusalCode
+from magrathea_lab.waiting import BOUND_S
 from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, SAVE, DomainChange, DomainReading, Driver, DriverError
-
-BOUND_S = 30.0
 
 
 class DriverSite(Protocol):

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from magrathea_lab.rigs import virtual_time
+from magrathea_lab.waiting import BOUND_S
 from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, SAVE, Driver
 from node_daemon.hypervisor.local.driver import AffinityCapper, Capper, GroupCapper, LocalDriver, choose_capper
 
 from ..fakes.guest import FakeGuest
 from ..fakes.hypervisor import FakeDriver, FakeHypervisor
-from .driver import BOUND_S, CASES, Case
+from .driver import CASES, Case
 
 ALL = frozenset({CPU, MEMORY, LIFE, SAVE})
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from magrathea_lab.waiting import BOUND_S
 from node_daemon.hypervisor.base import Driver
 from node_daemon.hypervisor.libvirt.driver import LibvirtDriver
 
 from ..fakes.libvirt import URI, faked, only_domains, xml
-from .driver import BOUND_S, CASES, Case
+from .driver import CASES, Case
 
 
 class LibvirtSite:

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from magrathea_lab.rigs.guest_host import BOOT_S, Hypervisor, Size
+from magrathea_lab.rigs.guest_host import Hypervisor, Size
+from magrathea_lab.waiting import BOUND_S
 from node_daemon.hypervisor.base import Driver
 from node_daemon.hypervisor.libvirt.driver import LibvirtDriver
 
 from ..contract.driver import CASES, Case
 
 MOST_MIB, LESS_MIB = 256, 192
-PATIENCE_S = 100.0
 
 
 class QemuSite:
@@ -28,7 +28,7 @@ class QemuSite:
         self.uri = hypervisor.uri
         self.guests["p1"].end()
         self.guests["n1"].boot()
-        self.guests["n1"].wait(BOOT_S)
+        self.guests["n1"].wait()
         hypervisor.size_up("n1", self.guests["n1"])
 
     def driver(self) -> Driver:
@@ -44,7 +44,7 @@ class QemuSite:
         self.guests[name].domain.suspend()
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
-        asyncio.run(asyncio.wait_for(work, PATIENCE_S))
+        asyncio.run(asyncio.wait_for(work, 2 * BOUND_S))
 
 
 @pytest.fixture(scope="module")

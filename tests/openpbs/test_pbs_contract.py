@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from magrathea_lab.clusters.private_openpbs import HEAD, PrivateOpenPbs
+from magrathea_lab.waiting import BOUND_S
 from scheduler_plugin.pbs.base import Pbs
 
 from ..contract.pbs import CASES, PbsSite
 from .remote_pbs import RESOURCES, Remote, RemotePbs
-
-BOUND_S = 60.0
 
 
 class RealPbs:
