@@ -31,9 +31,9 @@ from .books import (
     learned,
     step,
 )
+from .job_comments import JobComments
 from .job_wishes import Heard, JobWish, wish_of
 from .maintenance import Maintenance
-from .waiting_comments import WaitingComments
 
 LEASE_S = 3 * HEARTBEAT_S
 PUT_OFF_S = 0.2
@@ -67,8 +67,6 @@ class Farm:
         self._seen: dict[JobKey, _Seen] = {}
         self._busy: set[JobKey] = set()
         self._touched: dict[JobKey, float] = {}
-        self._refused: dict[str, dict[JobKey, str]] = {}
-        self._unexplained: dict[JobKey, str] = {}
         self._dirty: set[JobKey] = set(self.entries)
         self._put_off: dict[JobKey, float] = {}
         self._node_fail_requeue_s = DEFAULT_NODE_FAIL_REQUEUE_S
@@ -76,7 +74,7 @@ class Farm:
         self._jobs_read = False
         self._alerts: frozenset[str] = frozenset()
         self.maintenance = Maintenance()
-        self.waiting_comments = WaitingComments()
+        self.comments = JobComments()
 
     @property
     def knows_pbs(self) -> bool:
@@ -95,11 +93,7 @@ class Farm:
             if snapshot.revision == before.snapshot.revision and before.live:
                 return False
         self.hosts[name] = Heard(snapshot, True, now)
-        refused = {JobKey(r.id, r.run): f"magrathea: {r.code}: {r.text}; tried again soon" for r in snapshot.refused}
-        known = self._refused.get(name, {})
-        self._unexplained.update((key, text) for key, text in refused.items() if key not in known)
-        self._refused[name] = refused
-        self.waiting_comments.heard(snapshot, mono)
+        self.comments.heard(snapshot, mono)
         self._dirty |= {key for key, entry in self.entries.items() if entry.away}
         off = {domain.name for domain in snapshot.domains if domain.state is State.DOWN}
         for domain in before.snapshot.domains if before else ():
@@ -337,11 +331,6 @@ class Farm:
         """What must survive a restart of the hub."""
         entries = [entry for _, entry in sorted(self.entries.items())]
         return [e for e in entries if e.asked_at is not None or e.walltime_s is not None or e.away]
-
-    def unexplained(self) -> dict[JobKey, str]:
-        """Jobs whose start a host has refused since the last call, and what their comment should say."""
-        told, self._unexplained = self._unexplained, {}
-        return told
 
     # What hosts are told
 

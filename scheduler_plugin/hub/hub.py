@@ -43,6 +43,7 @@ from scheduler_plugin.pbs.base import Connect, PbsError
 
 from . import ledger, maintenance
 from .books import Action, Outcome, Suspend
+from .budget import Budget
 from .call_pool import CallPool
 from .channel import HubChannel
 from .configuration import HubConfiguration
@@ -51,7 +52,7 @@ from .farm import Farm
 from .histories import MOST_HOSTS, Histories
 from .job_actions import explain, perform, say
 from .keys import KeysError
-from .publisher import Budget, Publisher, Read
+from .publisher import Publisher, Read
 
 log = logging.getLogger(__name__)
 
@@ -289,9 +290,9 @@ class Hub:
             for action in actions:
                 log.info("job %s: %s", action.key, _spelled(action))
                 self._start(self._do(action))
-            for key, text in self.farm.unexplained().items():
+            for key, text in self.farm.comments.refused_due().items():
                 self._start(self._explain(key, text))
-            for key, text in self.farm.waiting_comments.due().items():
+            for key, text in self.farm.comments.waiting_due().items():
                 self._start(self._say(key, text))
             stale, self._stale = self._stale, set()
             self._tell_books(stale)

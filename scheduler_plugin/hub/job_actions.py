@@ -52,7 +52,7 @@ def explain(pbs: Pbs, key: JobKey, text: str) -> bool:
         return True
     if job.state not in "WQ":
         return False
-    pbs.set_comment(key.id, " ".join(text.split())[:250])
+    pbs.set_comment(key.id, text)
     return True
 
 
@@ -60,7 +60,7 @@ def say(pbs: Pbs, key: JobKey, text: str) -> None:
     """Give a job that has been started, and is not suspended, a comment. Raises PbsError."""
     job = pbs.job(key.id)
     if job is not None and job.is_run(key.run) and job.state == "R":
-        pbs.set_comment(key.id, " ".join(text.split())[:250])
+        pbs.set_comment(key.id, text)
 
 
 def _sensible(action: Action, job: PbsJob) -> bool:

@@ -15,7 +15,7 @@ import zmq
 import zmq.asyncio
 
 from magrathea.messages import Books, DomainReport, Heartbeat, ToHost, decode_to_host, encode
-from magrathea_lab.waiting import BOUND_S
+from magrathea_lab.waiting import BOUND_S, eventually, until
 from scheduler_plugin.hub import configuration, keys
 from scheduler_plugin.hub.hub import Hub
 from tests.fakes.pbs import FakePbs, nothing_breaks
@@ -115,18 +115,14 @@ class Farm:
         self.task = asyncio.create_task(self.hub.run(self.stop))
 
     async def until(self, condition: Callable[[], bool], what: str) -> None:
-        async def true() -> None:
-            while not condition():
-                assert self.task is not None
-                if self.task.done():
-                    self.task.result()
-                    raise AssertionError("the hub has ended")
-                await asyncio.sleep(0.01)
+        def true() -> bool:
+            assert self.task is not None
+            if self.task.done():
+                self.task.result()
+                raise AssertionError("the hub has ended")
+            return condition()
 
-        try:
-            await asyncio.wait_for(true(), BOUND_S)
-        except TimeoutError:
-            raise AssertionError(f"never: {what}") from None
+        await eventually(true, what)
 
     def shown(self, vnode: str, attribute: str) -> str | None:
         return self.pbs.vnodes[vnode].attributes.get(attribute)
@@ -193,11 +189,11 @@ class HubProcess:
         return self.log_file.read_text()
 
     def until(self, condition: Callable[[], bool], what: str) -> None:
-        end = time.monotonic() + BOUND_S
-        while not condition():
+        def true() -> bool:
             assert self.process.poll() is None, f"the hub has ended with {self.process.returncode}: {self.log}"
-            assert time.monotonic() < end, f"never: {what}; {self.log}"
-            time.sleep(0.02)
+            return condition()
+
+        until(true, lambda: f"{what}; {self.log}")
 
     def connect(self, address: str = "127.0.0.1") -> sockets.socket:
         """A connection from that address, which says nothing."""

@@ -26,7 +26,7 @@ def refused(run: int = 1) -> RefusedClaim:
 def told(hub: Hub, revision: int, *claims: RefusedClaim) -> dict[JobKey, str]:
     made = structs.replace(snapshot(domain(), revision=revision), refused=list(claims))
     hub.farm.snapshot(made, NOW, NOW)
-    return hub.farm.unexplained()
+    return hub.farm.comments.refused_due()
 
 
 def test_each_refusal_is_explained_once() -> None:

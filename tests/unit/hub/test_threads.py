@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from magrathea_lab.waiting import BOUND_S
+from scheduler_plugin.hub.budget import Budget
 from scheduler_plugin.hub.call_pool import SPARE, CallPool
-from scheduler_plugin.hub.publisher import Budget, Publisher, Read
+from scheduler_plugin.hub.publisher import Publisher, Read
 from scheduler_plugin.hub.vnode_attributes import ACCEPTS, OFFLINE, RANK
 from scheduler_plugin.pbs.base import Code, Pbs, PbsError
 from tests.fakes.pbs import FakePbs, nothing_breaks
@@ -210,7 +211,7 @@ def assert_set(event: threading.Event) -> None:
 
 
 def test_a_budget_that_is_spent_lets_cosmetics_wait_and_then_everything() -> None:
-    budget = Budget(share=0.1, burst_s=1.0, now=0.0)
+    budget = Budget(share=0.1, burst=1.0, now=0.0)
     assert budget.wait_s(0.0) == budget.wait_s(0.0, reserve=0.5) == 0.0
     budget.spend(0.7)
     assert budget.wait_s(0.0) == 0.0
