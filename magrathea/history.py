@@ -12,10 +12,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from magrathea.messages import HistoryEntry, Snapshot
+from magrathea.messages import MOST_ENTRIES, HistoryEntry, Snapshot
 
 DEFAULT_FILE = Path("/var/lib/magrathea/journal.sqlite")
-MOST = 10_000
+MOST = MOST_ENTRIES
 """Entries that are told at most at a time."""
 
 

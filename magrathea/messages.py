@@ -26,7 +26,12 @@ Word = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 
 Sentence = Annotated[str, msgspec.Meta(max_length=4096)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
-Time = Annotated[float, msgspec.Meta(ge=0, le=2**40)]
+Rank = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31)]
+Time = Annotated[float, msgspec.Meta(ge=0, le=2**36)]
+"""Seconds; 2**36 as a date is in the year 4147, which every calendar of Python still knows."""
+
+MOST_DOMAINS, MOST_JOBS, MOST_NOTES, MOST_REFUSED, MOST_ENTRIES = 256, 8192, 1024, 64, 10_000
+"""In one message: far more than any host has, and so few that a host's snapshot takes bounded memory and time."""
 
 
 class BadMessage(Exception):
@@ -88,11 +93,11 @@ class DomainReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
     state: State
     since: Time
     why: Sentence
-    accepts: list[JobClass]
-    rank: int
+    accepts: Annotated[list[JobClass], msgspec.Meta(max_length=len(JobClass))]
+    rank: Rank
     ncpus: Count
     mem_mib: Count
-    jobs: list[JobReport]
+    jobs: Annotated[list[JobReport], msgspec.Meta(max_length=MOST_JOBS)]
     cpu_percent: Count | None = None
     want_cpu_percent: Count | None = None
     memory_mib: Count | None = None
@@ -135,14 +140,14 @@ class Snapshot(Message, frozen=True, tag="snapshot"):
     mode: Mode
     cpus: Count
     memory_mib: Count
-    domains: list[DomainReport]
+    domains: Annotated[list[DomainReport], msgspec.Meta(max_length=MOST_DOMAINS)]
     services_cpus: Count = 0
     driver: Word = "local"
     hub_connected: bool = False
     paused: Sentence = ""
     paused_since: Time | None = None
-    notes: list[Sentence] = []
-    refused: list[RefusedClaim] = []
+    notes: Annotated[list[Sentence], msgspec.Meta(max_length=MOST_NOTES)] = []
+    refused: Annotated[list[RefusedClaim], msgspec.Meta(max_length=MOST_REFUSED)] = []
 
 
 class Heartbeat(Message, frozen=True, tag="heartbeat", omit_defaults=True):
@@ -184,11 +189,11 @@ class HistoryEntry(msgspec.Struct, frozen=True):
     """A row of a host's history (magrathea/history.py). `kind` is `event` or `decision`; `name` its type; `domain` and
     `job` may be empty; `data`: all of it as JSON."""
 
-    at: float
-    kind: str
-    name: str
-    domain: str = ""
-    job: str = ""
+    at: Time
+    kind: Annotated[str, msgspec.Meta(max_length=64)]
+    name: Annotated[str, msgspec.Meta(max_length=64)]
+    domain: Annotated[str, msgspec.Meta(max_length=255)] = ""
+    job: Annotated[str, msgspec.Meta(max_length=255)] = ""
     data: str = "{}"
 
 
@@ -206,7 +211,7 @@ class HistoryTold(Message, frozen=True, tag="history-told"):
 
     sender: Word
     id: Count
-    entries: list[HistoryEntry]
+    entries: Annotated[list[HistoryEntry], msgspec.Meta(max_length=MOST_ENTRIES)]
     trouble: Sentence = ""
 
 

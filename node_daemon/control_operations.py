@@ -21,6 +21,7 @@ from .configuration import NodedConfiguration
 from .hub_client import HubClient
 from .hypervisor.base import LIFE, SAVE, Driver
 from .journal import Journal, JournalError, JournalStore
+from .snapshot import fitting
 from .switch.switch import Switch
 
 MAX_ANSWER_BYTES = MAX_BYTES - 4096
@@ -80,7 +81,7 @@ class Admin:
 
     async def _status(self, request: ControlRequest) -> bytes:
         snapshot = self._daemon.snapshot(self._daemon.hub.revision)
-        return encode(msgspec.structs.replace(snapshot, at=self._daemon.now()))
+        return encode(fitting(msgspec.structs.replace(snapshot, at=self._daemon.now())))
 
     async def _ping(self, request: ControlRequest) -> bytes:
         return granted()

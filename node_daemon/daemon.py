@@ -30,7 +30,7 @@ from magrathea.core.readiness import Unready
 from magrathea.core.reconfiguration import UNKNOWN_HOST
 from magrathea.core.refusals import RefusalCode
 from magrathea.core.states import state_of
-from magrathea.messages import RefusedClaim, Snapshot
+from magrathea.messages import MOST_REFUSED, RefusedClaim, Snapshot
 
 from . import snapshot as snapshots
 from .claims.channel import GuestChannel, qemu_user
@@ -57,8 +57,6 @@ MAX_UNSAVED = 10_000
 """Decisions kept for a journal that fails."""
 RECONFIGURED = (ev.Note.KEPT, ev.Note.FORGOTTEN, ev.Note.RENAMED)
 """What the core notes of a new configuration, for whoever has it read."""
-MAX_REFUSED = 64
-"""Refused claims told to the hub; with more at once some jobs keep PBS's own comment."""
 
 MakeDriver = Callable[[NodedConfiguration], Driver]
 Observe = Callable[[str], None]
@@ -96,7 +94,7 @@ class Daemon:
         self.life = Life(self)
         self.hub = self._make_hub()
         self.admin = Admin(self)
-        self._refused: deque[RefusedClaim] = deque(maxlen=MAX_REFUSED)
+        self._refused: deque[RefusedClaim] = deque(maxlen=MOST_REFUSED)
         self._timer: asyncio.TimerHandle | None = None
         self._tick_task: asyncio.Task[None] | None = None
 

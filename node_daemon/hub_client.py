@@ -43,7 +43,7 @@ from magrathea.messages import (
     encode,
 )
 
-from .snapshot import same
+from .snapshot import fitting, same
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ class HubClient:
                 hub.due = True
         if any(hub.due for hub in self._hubs):
             self._sent_at = asyncio.get_running_loop().time()
-            data = encode(self._last)
+            data = encode(fitting(self._last))
             for hub in self._hubs:
                 hub.due = hub.due and not self._send(hub, data)
 

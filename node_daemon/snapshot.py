@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
+from msgspec import structs
 
 from magrathea.core import plan
 from magrathea.core.allocation import to_requeue, wanted_here, wanted_stopped
 from magrathea.core.model import Domain, Host, Job, JobKey, MemoryLack, MemoryShort, State
 from magrathea.core.states import accepts, published, rank, state_of, why
-from magrathea.messages import DomainReport, JobReport, MemoryMove, RefusedClaim, Snapshot
+from magrathea.messages import (
+    MAX_BYTES,
+    MOST_NOTES,
+    DomainReport,
+    JobReport,
+    MemoryMove,
+    RefusedClaim,
+    Snapshot,
+    encode,
+)
 
 from .hypervisor import base
 from .journal import Since
 from .switch.paging import Progress
 
+NOTE_BYTES = 200
+"""For the note that something was left out."""
 REFUSED_S = 60.0
 """So long a refused claim is told to the hub; PBS tries the job again before that."""
 
@@ -88,6 +101,29 @@ def _preempted_why(host: Host, domain: Domain, beside: Beside) -> str:
 def same(one: Snapshot, other: Snapshot) -> bool:
     """Whether they say the same, whenever they were made."""
     return msgspec.structs.replace(one, at=0, revision=0) == msgspec.structs.replace(other, at=0, revision=0)
+
+
+def fitting(snapshot: Snapshot) -> Snapshot:
+    """`snapshot` as a hub takes it: one that is too long loses the last jobs of the domains that take up most.
+
+    A guest has a say in how much is told of its jobs. So each domain has the same share of the message; what a guest
+    takes beyond it costs its own domain's jobs.
+    """
+    if len(encode(snapshot)) <= MAX_BYTES:
+        return snapshot
+    bare = [structs.replace(domain, jobs=[]) for domain in snapshot.domains]
+    rest = MAX_BYTES - NOTE_BYTES - len(encode(structs.replace(snapshot, domains=bare)))
+    share = rest // max(1, len(bare))
+    domains = [structs.replace(domain, jobs=_first(domain.jobs, share)) for domain in snapshot.domains]
+    left_out = sum(len(d.jobs) for d in snapshot.domains) - sum(len(d.jobs) for d in domains)
+    note = f"{left_out} jobs are not told to the hub: the message would be longer than {MAX_BYTES} bytes"
+    return structs.replace(snapshot, domains=domains, notes=[*snapshot.notes, note][:MOST_NOTES])
+
+
+def _first(jobs: list[JobReport], most_bytes: int) -> list[JobReport]:
+    """As many of the jobs as fit."""
+    ends = itertools.accumulate(len(encode(job)) + 1 for job in jobs)
+    return [job for job, end in zip(jobs, ends, strict=True) if end <= most_bytes]
 
 
 def _domain(

@@ -8,15 +8,18 @@ Who speaks is known by the channel, never by the message:
        it; a daemon whose identity cannot be guessed ("h1/<random>" is taken, too) is safe from that as well.
 
 What is too large is never read (MAXMSGSIZE), what comes too often or makes no sense is dropped and told in the log.
-Whatever a message does, it costs that message only.
+Whatever a message does, it costs that message only. Each host may use a share of this process's one loop: once that is
+used up, the newest of its messages waits, and a newer one takes its place, since a snapshot replaces all before it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +40,7 @@ from magrathea.messages import (
 )
 
 from . import keys
+from .budget import Budget
 from .connections import ConnectionLimits, Connections
 
 log = logging.getLogger(__name__)
@@ -44,6 +48,10 @@ log = logging.getLogger(__name__)
 RATE_PER_S = 200
 """Messages of one host, averaged over `RATE_OVER_S`; a daemon sends 50 snapshots a second at most."""
 RATE_OVER_S = 5.0
+LOOP_SHARE, LOOP_BURST_S = 0.1, 0.5
+"""Of the loop's time, for one host's messages, saved up to so much. A snapshot of 2,000 jobs takes some 20 ms."""
+SHORT_BYTES = 1024
+"""Such a message never waits: a heartbeat must not come late because its host's snapshots are many."""
 QUEUE = 16
 """Messages of one host that wait here; with more, ZeroMQ reads no further and the host waits itself."""
 ZAP_DOMAIN = b"magrathea"
@@ -100,6 +108,8 @@ class HubChannel:
         self._peers: dict[str, _Peer] = {}
         self._host_of_key: dict[str, str] = {}
         self._rates: dict[str, _Rate] = {}
+        self._budgets: dict[str, Budget] = {}
+        self._waiting: dict[str, tuple[_Peer, zmq.Frame]] = {}
         self._complaints = Complaints(log)
         self.allowed: Mapping[str, frozenset[str]] = {}
 
@@ -186,18 +196,24 @@ class HubChannel:
     async def _receive(self, socket: zmq.asyncio.Socket, by_key: bool) -> None:
         while True:
             frames = await socket.recv_multipart(copy=False)
-            host = ""
-            try:
+            with self._door(""):
                 if self._connections is not None and by_key:
                     self._connections.heard(int(frames[-1].get(zmq.SRCFD)))
                 peer = self._peer(socket, frames, by_key)
                 host = self._host_of(peer)
-                self._received(host, peer, frames[1:])
-            except BadMessage as error:
-                self._complaints.say(("bad", host), f"host {host}: message refused: {error}")
-            except Exception as defect:  # noqa: BLE001  a door (supervision.py)
-                self._complaints.say(("defect", host), f"a message of host {host} could not be handled", defect)
+                with self._door(host):
+                    self._received(host, peer, frames[1:])
             await asyncio.sleep(0)  # the next one may be there already; then awaiting it lets nobody else run
+
+    @contextlib.contextmanager
+    def _door(self, host: str) -> Iterator[None]:
+        """See supervision.py, Rule 3."""
+        try:
+            yield
+        except BadMessage as error:
+            self._complaints.say(("bad", host), f"host {host}: message refused: {error}")
+        except Exception as defect:  # noqa: BLE001
+            self._complaints.say(("defect", host), f"a message of host {host} could not be handled", defect)
 
     @staticmethod
     def _peer(socket: zmq.asyncio.Socket, frames: list[zmq.Frame], by_key: bool) -> _Peer:
@@ -212,11 +228,40 @@ class HubChannel:
     def _received(self, host: str, peer: _Peer, frames: list[zmq.Frame]) -> None:
         if not host:
             raise BadMessage("its key belongs to no enrolled host (any more)")
-        if self._rates.setdefault(host, _Rate()).too_many(asyncio.get_running_loop().time()):
+        loop = asyncio.get_running_loop()
+        if self._rates.setdefault(host, _Rate()).too_many(loop.time()):
             raise BadMessage(f"more than {RATE_PER_S} messages a second")
         if len(frames) != 1:
             raise BadMessage(f"{len(frames)} frames instead of one")
-        message = decode_to_hub(frames[0].bytes)
+        wait_s = self._budget(host).wait_s(loop.time())
+        if len(frames[0]) <= SHORT_BYTES or not wait_s:
+            self._work_on(host, peer, frames[0])
+            return
+        if host not in self._waiting:
+            loop.call_later(wait_s, self._its_turn, host)
+        self._waiting[host] = (peer, frames[0])
+
+    def _budget(self, host: str) -> Budget:
+        return self._budgets.setdefault(host, Budget(LOOP_SHARE, LOOP_BURST_S, asyncio.get_running_loop().time()))
+
+    def _its_turn(self, host: str) -> None:
+        """The host's message that waits is worked on, unless its key was revoked meanwhile."""
+        if host not in self._waiting:
+            return  # closed meanwhile
+        peer, frame = self._waiting.pop(host)
+        if self._host_of(peer) == host:
+            with self._door(host):
+                self._work_on(host, peer, frame)
+
+    def _work_on(self, host: str, peer: _Peer, frame: zmq.Frame) -> None:
+        began = time.perf_counter()
+        try:
+            self._understand(host, peer, frame.bytes)
+        finally:
+            self._budget(host).spend(time.perf_counter() - began)
+
+    def _understand(self, host: str, peer: _Peer, data: bytes) -> None:
+        message = decode_to_hub(data)
         sender = message.host if isinstance(message, Snapshot) else message.sender
         if sender != host:
             raise BadMessage(f"it speaks for host {sender}")
@@ -246,6 +291,7 @@ class HubChannel:
         return False
 
     async def close(self) -> None:
+        self._waiting.clear()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -49,8 +49,8 @@ class Host:
     async def sends(self, *frames: bytes) -> None:
         await self.socket.send_multipart(frames)
 
-    async def says(self, *domains: DomainReport, at: float | None = None) -> None:
-        self.revision += 1
+    async def says(self, *domains: DomainReport, at: float | None = None, revision: int = 0) -> None:
+        self.revision = revision or self.revision + 1
         at = time.time() if at is None else at
         await self.sends(encode(snapshot(*domains, host=self.name, revision=self.revision, at=at)))
 

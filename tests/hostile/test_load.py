@@ -1,0 +1,146 @@
+"""A host with a valid key that sends as much and as fast as it can: the others are served meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import zmq
+from msgspec import structs
+
+from magrathea.messages import MAX_BYTES, Heartbeat, RefusedClaim, encode
+from scheduler_plugin.hub import channel, job_comments, keys
+from scheduler_plugin.hub.vnode_attributes import RANK
+from tests.hostile.farm import Farm, Host, run
+from tests.unit.hub.builders import NOW, domain, report, snapshot
+
+LATE_S = 2.0
+"""For what takes some milliseconds otherwise: this much is allowed for a machine that is busy with other things."""
+
+
+@contextmanager
+def flood(farm: Farm, host: str, messages: list[bytes]) -> Iterator[None]:
+    """In a thread of its own, as fast as the connection takes them."""
+    over = threading.Event()
+    pair = keys.read_secret(farm.keys_dir / keys.TO_HOSTS / f"{host}.key_secret")
+    server = keys.read(farm.keys_dir / keys.HUB_PUBLIC).public
+
+    def send() -> None:
+        with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+            dealer.setsockopt(zmq.LINGER, 0)
+            dealer.setsockopt(zmq.SNDTIMEO, 100)
+            dealer.curve_publickey, dealer.curve_secretkey = pair.public.encode(), pair.secret.encode()
+            dealer.curve_serverkey = server.encode()
+            dealer.connect(farm.endpoint)
+            for message in itertools.cycle(messages):
+                if over.is_set():
+                    return
+                with suppress(zmq.Again):
+                    dealer.send(message, copy=False)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+async def worst_s(farm: Farm, honest: Host, rounds: int = 20) -> float:
+    """The longest time from an honest host's snapshot to its vnode in PBS."""
+    worst = 0.0
+    for rank in range(1, rounds):
+        began = time.monotonic()
+        await honest.says(domain("n1", rank=rank))
+        await farm.until(lambda rank=rank: farm.shown("n1", RANK) == str(rank), "publication")  # type: ignore[misc]
+        worst = max(worst, time.monotonic() - began)
+    return worst
+
+
+def large(number: int) -> bytes:
+    """As many jobs as a message holds, another snapshot each time."""
+    jobs = [report(f"{number}{n}.srv") for n in range(7000)]
+    message = encode(snapshot(domain("p1", jobs), host="h1", revision=number, boot_id=f"boot{number}"))
+    assert MAX_BYTES // 3 < len(message) < MAX_BYTES
+    return message
+
+
+FLOODS = {
+    "large": [large(number) for number in range(4)],
+    "short": [encode(snapshot(host="h1", revision=n, boot_id=f"b{n}")) for n in range(100)],
+    "garbage": [b'{"type":"\xff"}', b"", b"x" * 100_000],
+}
+
+
+@pytest.mark.parametrize("messages", FLOODS.values(), ids=FLOODS)
+def test_an_honest_host_is_published_while_another_floods(tmp_path: Path, messages: list[bytes]) -> None:
+    async def test(farm: Farm) -> None:
+        farm.enrol("h1", "p1")
+        honest = farm.host("h2", "n1")
+        farm.start()
+        await honest.says(domain("n1"))
+        await farm.until(lambda: farm.shown("n1", RANK) == "0", "the honest host is heard")
+        with flood(farm, "h1", messages):
+            await asyncio.sleep(1.0)
+            assert await worst_s(farm, honest) < LATE_S
+
+    run(tmp_path, test)
+
+
+def test_the_newest_snapshot_of_a_flood_counts_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel, "LOOP_BURST_S", 0.001)
+    monkeypatch.setattr(channel, "SHORT_BYTES", 200)
+
+    async def test(farm: Farm) -> None:
+        host = farm.host("h1", "p1")
+        farm.start()
+        for rank in range(1, 150):
+            await host.says(domain("p1", rank=rank))
+        await farm.until(lambda: farm.shown("p1", RANK) == "149", "the last one")
+        assert farm.pbs.count("set_vnode") < 100, "most were replaced by a later one"
+
+    run(tmp_path, test)
+
+
+def refused(id: str) -> RefusedClaim:
+    return RefusedClaim(id=id, run=1, domain="p1", code="busy", text="", at=NOW)
+
+
+def test_ten_thousand_refusals_cost_pbs_some_questions(tmp_path: Path) -> None:
+    async def test(farm: Farm) -> None:
+        host = farm.host("h1", "p1")
+        farm.start()
+        await host.says(domain("p1"))
+        await farm.until(lambda: farm.shown("p1", RANK) == "0", "PBS was read")
+        for number in range(200):
+            made = snapshot(domain("p1"), host="h1", revision=number + 2)
+            claims = [refused(f"{number}-{n}.srv") for n in range(50)]
+            await host.sends(encode(structs.replace(made, refused=claims)))
+            await asyncio.sleep(0.006)
+        await host.says(domain("p1", rank=7), revision=1000)
+        await farm.until(lambda: farm.shown("p1", RANK) == "7", "the last one")
+        assert 0 < farm.pbs.count("job") <= job_comments.BURST + 20 * job_comments.PER_S
+
+    run(tmp_path, test)
+
+
+def test_one_snapshot_with_ten_thousand_refusals_is_none(tmp_path: Path) -> None:
+    async def test(farm: Farm) -> None:
+        host = farm.host("h1", "p1")
+        farm.start()
+        claims = [refused(f"{n}.srv") for n in range(10_000)]
+        await host.sends(encode(structs.replace(snapshot(domain("p1", rank=7), host="h1"), refused=claims)))
+        await host.sends(encode(Heartbeat(sender="h1", boot_id="boot", revision=0)))
+        await host.hears(lambda message: not isinstance(message, Heartbeat))
+        await host.says(domain("p1"))
+        await farm.until(lambda: farm.shown("p1", RANK) is not None, "the next one")
+        assert farm.shown("p1", RANK) == "0"
+
+    run(tmp_path, test)
