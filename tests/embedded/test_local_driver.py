@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from magrathea_lab.waiting import BOUND_S, eventually, until
 from node_daemon.hypervisor.base import CPU, LIFE, SAVE, DomainChange, DriverError
 from node_daemon.hypervisor.local import cgroups, processes
 from node_daemon.hypervisor.local import driver as local
@@ -93,11 +94,10 @@ class Machine:
         assert self.root.stdout is not None
         assert self.root.stdout.readline() == "ready\n"
         self.pid_file.write_text(f"{self.root.pid}\n")
-        for _ in range(1000):
+        self.pids = self.members()
+        if "sleep" in program:
+            until(lambda: len(self.members()) == MEMBERS, "all shells have forked")
             self.pids = self.members()
-            if "sleep" not in program or len(self.pids) == MEMBERS:
-                break
-            time.sleep(0.01)  # the shells are still forking
         return self.root.pid
 
     def members(self) -> list[int]:
@@ -150,7 +150,7 @@ async def driving(
 
 
 async def next_event(events: asyncio.Queue[DomainChange]) -> DomainChange:
-    return await asyncio.wait_for(events.get(), 10)
+    return await asyncio.wait_for(events.get(), BOUND_S)
 
 
 def affinities(pids: list[int]) -> set[frozenset[int]]:
@@ -265,11 +265,7 @@ def groups_of(host: str) -> list[tuple[cgroups.Version, Path]]:
 
 
 def wait_until_empty(group: Path) -> None:
-    for _ in range(1000):
-        if not cgroups.pids_in(group):
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"{group} still has processes")
+    until(lambda: not cgroups.pids_in(group), lambda: f"{group} has no processes; {cgroups.pids_in(group)}")
 
 
 @pytest.mark.usefixtures("grouped")
@@ -284,12 +280,12 @@ def test_a_capped_group_is_throttled(machine: Machine) -> None:
         async with driving(machine) as (driver, _):
             await driver.set_cpu("n1", 10)
             [(_, group)] = groups_of(f"test-{os.getpid()}")
-            for _ in range(1000):
+
+            def throttled() -> bool:
                 stat = dict(line.split() for line in (group / "cpu.stat").read_text().splitlines())
-                if int(stat["nr_throttled"]) > 3:
-                    return
-                await asyncio.sleep(0.01)
-            raise AssertionError(f"never throttled: {stat}")
+                return int(stat["nr_throttled"]) > 3
+
+            await eventually(throttled, lambda: f"it is throttled; {(group / 'cpu.stat').read_text()}")
 
     asyncio.run(run())
 
@@ -377,18 +373,19 @@ def test_memory_is_not_moved_and_that_is_said(machine: Machine) -> None:
 def test_a_call_that_hangs_ends_at_its_deadline(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
-    monkeypatch.setattr(local, "CALL_DEADLINE_S", 0.05)
     release = threading.Event()
 
     class Hanging(AffinityCapper):
         def cap(self, domain: str, members: processes.Members, percent: int | None) -> None:
-            release.wait(30)
+            release.wait(BOUND_S)
 
     async def run() -> None:
         machine.start()
         async with driving(machine, lambda host, names: Hanging(CPUS, "")) as (driver, _):
-            with pytest.raises(DriverError) as late:
-                await driver.set_cpu("n1", 10)
+            with monkeypatch.context() as quick:
+                quick.setattr(local, "CALL_DEADLINE_S", 0.05)
+                with pytest.raises(DriverError) as late:
+                    await driver.set_cpu("n1", 10)
             assert late.value.code == "timeout"
             release.set()
 

@@ -24,6 +24,7 @@ from magrathea_lab.waiting import BOUND_S, eventually
 from node_daemon.configuration import read
 from node_daemon.daemon import Daemon
 from node_daemon.hypervisor.base import CPU, MEMORY
+from node_daemon.switch import memory
 from scheduler_plugin.hub import configuration
 from scheduler_plugin.hub.hub import Hub
 from tests.fakes.guest import FakeGuest
@@ -65,6 +66,12 @@ JOB = {
 HAS_MIB = FLOOR_MIB + 44
 AT_ONCE = 1e6
 """MiB a second of a guest's balloon; 0: its memory does not come."""
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A balloon that stands still is given up when a test lets it be short, and not because the machine is busy."""
+    monkeypatch.setattr(memory, "STALL_S", BOUND_S)
 
 
 class Site:
