@@ -11,6 +11,8 @@ import sys
 import time
 import traceback
 
+from magrathea_lab import leftovers
+
 from .figure import Figure, as_json, missing, table
 
 SCRIPTS = ("core_events", "claim", "forkstorm", "openpbs", "idle", "status_time", "guests", "memory")
@@ -38,7 +40,13 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.name) - set(SCRIPTS):
         parser.error(f"no script {', '.join(sorted(unknown))}; there are: {', '.join(SCRIPTS)}")
-    figures = [f for name in options.name or SCRIPTS for f in measure(name, options.quick)]
+    taken, cleared = leftovers.begin_run()
+    for line in cleared:
+        sys.stderr.write(f"bench: cleared first: {line}\n")
+    try:
+        figures = [f for name in options.name or SCRIPTS for f in measure(name, options.quick)]
+    finally:
+        taken.undo()
     print(as_json(figures) if options.json else table(figures))
     return 1 if any(f.met is False for f in figures) else 0
 

@@ -39,6 +39,27 @@ def stat_fields(pid: int) -> tuple[int, int, str] | None:
     return int(fields[1]), int(fields[3]), fields[0]
 
 
+def start_ticks(pid: int) -> int | None:
+    """When a process began, in the kernel's ticks since the boot; None when it has ended, reaped or not."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def with_environment(pair: str) -> list[int]:
+    """Processes that were started with `NAME=value` in their environment, zombies excluded; those that we may see."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):  # another user's, or gone
+                if pair.encode() in (entry / "environ").read_bytes().split(b"\0") and start_ticks(int(entry.name)):
+                    found.append(int(entry.name))
+    return found
+
+
 def _all() -> dict[int, tuple[int, int, str]]:
     found = (
         (int(entry.name), stat_fields(int(entry.name))) for entry in Path("/proc").iterdir() if entry.name.isdigit()

@@ -107,7 +107,7 @@ async def run(configuration: NodedConfiguration, path: Path) -> None:
             services = frozenset(n for n, t in configuration.domain.items() if t.kind is Kind.SERVICE)
             return LibvirtDriver(host.name, host.uri, names, services)
         files = {name: Path(t.local.pid_file) for name, t in configuration.domain.items() if t.local is not None}
-        return LocalDriver(_group_name(configuration), files)
+        return LocalDriver(group_name(host.name, configuration.paths.run_dir), files)
 
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -142,10 +142,9 @@ async def run(configuration: NodedConfiguration, path: Path) -> None:
         await daemon.close()
 
 
-def _group_name(configuration: NodedConfiguration) -> str:
+def group_name(host: str, run_dir: str) -> str:
     """What the local driver's control groups are called: clusters for demo and tests have hosts of the same names."""
-    name, run_dir = configuration.host.name, configuration.paths.run_dir
-    return name if run_dir == PathsTable().run_dir else f"{name}.{zlib.crc32(run_dir.encode()):08x}"
+    return host if run_dir == PathsTable().run_dir else f"{host}.{zlib.crc32(run_dir.encode()):08x}"
 
 
 if __name__ == "__main__":

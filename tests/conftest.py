@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from magrathea_lab import leftovers
+
 from . import real_systems, reruns
 
 HERE = Path(__file__).parent
@@ -32,8 +34,20 @@ for name, number in EXAMPLES.items():
 settings.load_profile("default")
 
 
+RUN = pytest.StashKey[tuple[leftovers.Taken, list[str]]]()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     reruns.pytest_configure(config)
+    config.stash[RUN] = leftovers.begin_run()
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return [f"cleared: {line}" for line in config.stash[RUN][1]]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    config.stash[RUN][0].undo()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

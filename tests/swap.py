@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import subprocess
 from collections.abc import Iterator
@@ -11,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from magrathea_lab.leftovers import Kind, swap_alone, take
+
 ZRAM = Path("/sys/block/zram0")
 DEVICE = Path("/dev/zram0")
 SIZE_MIB = 512
-LOCK = Path("/tmp/magrathea-test-swap.lock")
 
 
 def swap_free_mib() -> int:
@@ -25,28 +25,26 @@ def swap_free_mib() -> int:
 @contextlib.contextmanager
 def swap() -> Iterator[None]:
     """At least some hundred MiB of swap. Skips the test, saying what the machine lacks, where there is none."""
-    with LOCK.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one device, and tests may run side by side
+    with swap_alone():  # one device, and tests may run side by side
         if swap_free_mib() >= SIZE_MIB // 2:
             yield
             return
         if os.geteuid() != 0 or not DEVICE.exists() or (ZRAM / "disksize").read_text().strip() != "0":
             pytest.skip("this machine has no swap, and no unused zram device that a test may borrow (needs root)")
+        taken = take(Kind.SWAP, str(DEVICE))
         try:
             (ZRAM / "disksize").write_text(f"{SIZE_MIB}M")
             subprocess.run(["mkswap", "-q", str(DEVICE)], check=True, capture_output=True, timeout=30)
             subprocess.run(["swapon", str(DEVICE)], check=True, capture_output=True, timeout=30)
             yield
         finally:
-            subprocess.run(["swapoff", str(DEVICE)], check=True, capture_output=True, timeout=60)
-            (ZRAM / "reset").write_text("1")
+            taken.undo()
 
 
 @contextlib.contextmanager
 def no_swap() -> Iterator[None]:
     """None at all; skips where the machine has some of its own."""
-    with LOCK.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with swap_alone():
         if swap_free_mib() > 0:
             pytest.skip("this machine has swap of its own, which no test turns off")
         yield

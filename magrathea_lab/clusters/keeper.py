@@ -59,6 +59,10 @@ class Keeper:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**environment}, start_new_session=True,
         )  # fmt: skip
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def start(self, name: str, argv: Sequence[str], environment: Mapping[str, str], log: Path) -> KeptProcess:
         """Start a part in a session of its own. Raises RuntimeError where it cannot be started."""
         assert self._process.stdin is not None and self._process.stdout is not None

@@ -19,7 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .. import fleet, work
+from node_daemon.main import group_name
+
+from .. import fleet, leftovers, work
 from ..cluster import JobView, VnodeView
 from ..fleet import BOTH, HostSpec
 from ..work import PAUSE_S
@@ -52,6 +54,7 @@ class OpenPbsCluster:
         self.pbs = pbs if pbs is not None else PrivateOpenPbs(names, on_disk=on_disk)
         self.directory = self.pbs.base
         self.parts: dict[str, MachineProcess] = {}
+        self._groups: list[leftovers.Taken] = []
         self.environment = {"PYTHONPATH": str(fleet.ROOT), "PYTHONUNBUFFERED": "1"}
 
     def __enter__(self) -> OpenPbsCluster:
@@ -89,6 +92,8 @@ class OpenPbsCluster:
                 part.kill(15)  # it takes its control groups away, which outlive namespaces
         self.parts = {}
         self.pbs.stop()
+        leftovers.undo_all(self._groups)
+        self._groups = []
 
     def install(self, *more: str) -> str:
         """`magrathea pbs install` as an admin runs it, with `more` arguments; what it printed. Safe to repeat."""
@@ -152,6 +157,8 @@ class OpenPbsCluster:
                 (machine / "etc/magrathea/agent.json").write_text(text, encoding="utf-8")
             pid_files = {d.name: here / "m" / d.name / "pid" for d in host.domains}
             (its / "noded.toml").write_text(fleet.noded_toml(host, its, self._endpoint, pid_files), encoding="utf-8")
+            group = group_name(host.name, str(its / fleet.PATHS["run_dir"]))
+            self._groups.append(leftovers.take(leftovers.Kind.GROUP, group))
 
     @property
     def _endpoint(self) -> str:

@@ -154,8 +154,20 @@ def init(base: Path, name: str) -> None:
     Path("/proc/sys/net/ipv4/tcp_max_tw_buckets").write_text("0")
     for inside in ("/etc", "/run"):
         command("mount", "--bind", f"{here}{inside}", inside)
+    _own_shared_memory(base, here / "shm")
     write_at_once(here / "ready", "")
     reap_for_ever()
+
+
+def _own_shared_memory(base: Path, shared: Path) -> None:
+    """PostgreSQL's shared memory, which outlives its processes, goes with the cluster's directory."""
+    place = Path("/dev/shm")
+    if base.is_relative_to(place):
+        (shared / base.relative_to(place)).mkdir(parents=True)
+        command("mount", "--bind", str(base), str(shared / base.relative_to(place)))
+    shared.mkdir(exist_ok=True)
+    shared.chmod(0o1777)
+    command("mount", "--rbind", str(shared), str(place))
 
 
 ROLES = {"supervise": supervise, "root": root, "start": start, "init": init}

@@ -24,11 +24,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from .. import leftovers
+from ..waiting import BOUND_S
 from . import openpbs_machine as machine
 from . import openpbs_needs
 
@@ -99,7 +101,8 @@ class PrivateOpenPbs:
         self.moms = tuple(moms)
         self.exec_dir = Path(exec_dir)
         self.ncpus = ncpus
-        self.base = Path(tempfile.mkdtemp(prefix="mgpbs-", dir=None if on_disk else openpbs_needs.in_memory()))
+        self.base, taken = leftovers.take_directory("mgpbs-", None if on_disk else openpbs_needs.in_memory())
+        self._taken = [taken]
         self.server_name = HEAD
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._root_pid = 0
@@ -138,6 +141,7 @@ class PrivateOpenPbs:
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
+        self._taken.append(leftovers.take_process(self._supervisor.pid))
         self.wait(lambda: (self.base / "root.ready").exists(), "the cluster's own namespaces", 20)
         self._root_pid = int((self.base / "root.pid").read_text())
         with ThreadPoolExecutor(len(machines)) as pool:
@@ -150,18 +154,15 @@ class PrivateOpenPbs:
 
     def stop(self) -> None:
         """Take everything down and remove it. Safe to call at any time, and more than once."""
-        if self._supervisor is None:
-            shutil.rmtree(self.base, ignore_errors=True)
-            return
-        assert self._supervisor.stdin is not None
-        self._supervisor.stdin.close()
-        try:
-            self._supervisor.wait(30)
-        finally:
-            for process in self._processes:
-                process.popen.wait(10)  # its namespace is gone, so it has ended
-            self._supervisor = None
-            self._processes = []
+        if self._supervisor is not None:
+            assert self._supervisor.stdin is not None
+            self._supervisor.stdin.close()
+            with suppress(subprocess.TimeoutExpired):  # then it is killed below
+                self._supervisor.wait(BOUND_S)
+        leftovers.undo_all(self._taken)
+        for process in self._processes:
+            process.popen.wait(BOUND_S)  # its namespace is gone, so it has ended
+        self._supervisor, self._taken, self._processes = None, [], []
 
     def _prepare(self, name: str) -> None:
         """A machine's directories: a copy of this machine's /etc with its own names, users and pbs.conf."""

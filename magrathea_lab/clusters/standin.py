@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,9 +18,10 @@ from types import TracebackType
 from typing import Any
 
 from magrathea.client import status
+from node_daemon.main import group_name
 from scheduler_plugin.pbs.base import PbsError
 
-from .. import fleet, work
+from .. import fleet, leftovers, work
 from ..cluster import JobView, VnodeView
 from ..fleet import BOTH, HostSpec
 from ..pbs_standin.client import StandInClient
@@ -51,7 +51,7 @@ class StandInCluster:
         """`name`: the PBS server's, unique on this machine because job ids are. `base`: where its directory is made."""
         self.hosts: Sequence[HostSpec] = tuple(hosts)
         self.server_name = name or f"s{os.getpid()}x{time.monotonic_ns() % 100000}"
-        self.directory = Path(tempfile.mkdtemp(prefix="magrathea-", dir=base))
+        self.directory, taken = leftovers.take_directory("magrathea-", base)
         self.parts: dict[str, KeptProcess] = {}
         self._environment = {
             "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
@@ -59,8 +59,15 @@ class StandInCluster:
             "LANG": "C.UTF-8",
             "PYTHONPATH": os.pathsep.join([str(fleet.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "PYTHONUNBUFFERED": "1",
+            **leftovers.mark(),
         }
         self._keeper = Keeper(self._environment, self.directory)
+        groups = [group_name(host.name, str(self.directory / host.name / fleet.PATHS["run_dir"])) for host in hosts]
+        self._taken = [
+            taken,
+            leftovers.take_process(self._keeper.pid),
+            *(leftovers.take(leftovers.Kind.GROUP, name) for name in groups),
+        ]
         self._client: StandInClient | None = None
 
     def __enter__(self) -> StandInCluster:
@@ -103,7 +110,11 @@ class StandInCluster:
         if self._client is not None:
             self._client.close()
             self._client = None
-        self._keeper.close()
+        try:
+            self._keeper.close()
+        finally:
+            leftovers.undo_all(self._taken)
+            self._taken = []
 
     def _write_configuration(self) -> None:
         here = self.directory

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import click
 
+from .. import leftovers
 from ..cluster import Failed
 from .proof import percentile, proof, switch_times_ms
 from .screen import DemoCluster, Screen, Story
@@ -136,6 +137,8 @@ def demo(kind: str, driver: str, plain: bool, keep: bool) -> None:
     cluster: DemoCluster | None = None
     why = picture = line = ""
     try:
+        for left in leftovers.clear():
+            screen.say(f"cleared first: {left}")
         cluster = make_cluster(kind, driver)
         line = run(cluster, screen)
     except KeyboardInterrupt:

@@ -12,13 +12,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import libvirt
 
+from .. import leftovers
 from .image import cache_dir
 
 QEMU_USER = "nobody"
@@ -40,9 +40,11 @@ class PrivateLibvirtd:
     def __init__(self, enter: Sequence[str] = ()) -> None:
         self._enter = tuple(enter)
         base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        self.folder = Path(tempfile.mkdtemp(prefix="magrathea-libvirt-", dir=base))
+        self.folder, taken = leftovers.take_directory("magrathea-libvirt-", base)
         self.folder.chmod(0o711)
         self.prefix = f"m{secrets.token_hex(3)}-"
+        groups = (f"*/machine/*{self.prefix}*", f"machine*/*{self.prefix}*")
+        self._taken = [taken, *(leftovers.take(leftovers.Kind.GROUP, pattern) for pattern in groups)]
         self._keeper: subprocess.Popen[bytes] | None = None
 
     @property
@@ -77,6 +79,7 @@ class PrivateLibvirtd:
             start_new_session=True,
             env={**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"},
         )
+        self._taken.append(leftovers.take_process(self._keeper.pid))
         self.start_libvirtd()
 
     def start_libvirtd(self, within_s: float = 60.0) -> None:
@@ -128,18 +131,14 @@ class PrivateLibvirtd:
             time.sleep(0.005)
 
     def close(self) -> None:
-        if self._keeper is None or self._keeper.stdin is None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            return
-        # What QEMU can do has taken libvirtd seconds to find out.
-        shutil.copytree(self.folder / "cache", cache_dir() / "libvirt", dirs_exist_ok=True)
-        self._keeper.stdin.close()
-        try:
-            self._keeper.wait(10)
-        except subprocess.TimeoutExpired:
-            self._keeper.kill()
-            self._keeper.wait(10)
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if self._keeper is not None and self._keeper.stdin is not None:
+            # What QEMU can do has taken libvirtd seconds to find out.
+            shutil.copytree(self.folder / "cache", cache_dir() / "libvirt", dirs_exist_ok=True)
+            self._keeper.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # then it is killed below
+                self._keeper.wait(leftovers.ENDING_S)
+        leftovers.undo_all(self._taken)
+        self._taken = []
 
 
 def _children(root: int) -> list[int]:

@@ -12,18 +12,17 @@ import json
 import os
 import pwd
 import select
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .. import leftovers
 from ..waiting import BOUND_S, NotInTime, until
 
 AGENT = Path(__file__).resolve().parents[2] / "node_daemon" / "agent"
@@ -228,7 +227,7 @@ class Rig:
 
     def __init__(self, python: str = os.environ.get("MAGRATHEA_AGENT_PYTHON", sys.executable), **config: Any) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        self.directory = Path(tempfile.mkdtemp(prefix="magrathea-agent-"))
+        self.directory, self._taken = leftovers.take_directory("magrathea-agent-")
         self.directory.chmod(0o755)
         self.python = python
         self.host = Host(self.directory / "guest.sock")
@@ -309,7 +308,13 @@ class Rig:
     ) -> subprocess.Popen[bytes]:
         """A job as MoM starts it: own session, PBS_JOBID in the environment, the owner's uid. Shell text or argv."""
         argv = ["/bin/bash", "-c", program] if isinstance(program, str) else program
-        environment = {"PATH": os.environ["PATH"], "HOME": "/", MARK: self.directory.name, **(env or {})}
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": "/",
+            MARK: self.directory.name,
+            **leftovers.mark(),
+            **(env or {}),
+        }
         if id is not None:
             environment["PBS_JOBID"] = id
         who = None if os.geteuid() else owner().pw_uid if uid is None else uid
@@ -351,7 +356,7 @@ class Rig:
                 raise NotInTime(f"processes {left} do not end")
             time.sleep(0.005)
         self.host.close()
-        shutil.rmtree(self.directory)
+        self._taken.undo()
 
     def __enter__(self) -> Rig:
         return self

@@ -23,7 +23,9 @@ import psutil
 
 from magrathea import client
 from magrathea.messages import Snapshot
+from node_daemon.main import group_name
 
+from .. import leftovers
 from ..waiting import until
 from .hub_rig import HubThread
 
@@ -145,6 +147,7 @@ def one_host(program: str = "", agents: tuple[str, ...] = ("n1", "p1")) -> Itera
     job = f"{os.getpid()}.bench"
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="magrathea-bench-")))
+        stack.callback(leftovers.take(leftovers.Kind.GROUP, group_name("bench", f"{place}/run")).undo)
         hub = HubThread(f"ipc://{place}/hub", books=False)
         hub.start()
         stack.callback(hub.close)

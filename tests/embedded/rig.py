@@ -20,18 +20,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from magrathea_lab import leftovers
 from magrathea_lab.rigs.hub_rig import HubRig
 from magrathea_lab.waiting import BOUND_S, eventually
+from node_daemon.main import group_name
 
 ROOT = """
 import os, signal, subprocess, sys
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+OWNER = {name: value for name, value in os.environ.items() if name == sys.argv[1]}
 for line in sys.stdin:
     job, processes = line.split()
     # Children that wait, and a shell that keeps making new ones.
     script = "n=1; while [ $n -lt %s ]; do sleep 100000 & n=$((n+1)); done; while :; do sleep 0.05; done" % processes
     child = subprocess.Popen(["/bin/sh", "-c", script], start_new_session=True, stdin=subprocess.DEVNULL,
-                             env={"PATH": "/usr/bin:/bin", "PBS_JOBID": job})
+                             env={**OWNER, "PATH": "/usr/bin:/bin", "PBS_JOBID": job})
     print(child.pid, flush=True)
 """
 
@@ -100,6 +103,7 @@ class Rig:
         self.daemon: asyncio.subprocess.Process | None = None
         self.hub = HubRig(f"ipc://{folder}/hub.ipc")
         self._mom: asyncio.Task[None] | None = None
+        self._group = leftovers.take(leftovers.Kind.GROUP, group_name("h1", f"{folder}/run"))
         self._kept: list[asyncio.subprocess.Process] = []
 
     # What there is
@@ -148,7 +152,14 @@ scripts = ""
         self.hub.start()
         for domain in self.domains.values():
             domain.root = await asyncio.create_subprocess_exec(
-                sys.executable, "-S", "-E", "-c", ROOT, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+                sys.executable,
+                "-S",
+                "-E",
+                "-c",
+                ROOT,
+                leftovers.OWNER,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
             )
             (self.folder / f"{domain.name}.pid").write_text(f"{domain.root.pid}\n")
         await self.start_daemon()
@@ -194,6 +205,7 @@ scripts = ""
                 process.kill()
                 await process.wait()
         await self.hub.close()
+        self._group.undo()
 
     # What it says of itself
 

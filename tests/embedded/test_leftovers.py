@@ -1,0 +1,199 @@
+"""A run that is killed leaves nothing behind that the next one does not clear, and no run touches another's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from magrathea_lab import leftovers, processes
+from magrathea_lab.leftovers import Kind
+from magrathea_lab.waiting import until
+from node_daemon.hypervisor.local import cgroups
+
+BEGIN = """
+import json, os, subprocess, sys, time
+from pathlib import Path
+from magrathea_lab import leftovers
+leftovers.RECORDS = Path(sys.argv[1])
+taken, _ = leftovers.begin_run()
+def say(**what):
+    print(json.dumps(what), flush=True)
+    time.sleep(10000)
+"""
+PLAIN = """
+directory, _ = leftovers.take_directory("mgtest-")
+(directory / "full").mkdir()
+shell = "sleep 1000 & exec sleep 1000"
+marked = subprocess.Popen(["/bin/sh", "-c", shell], start_new_session=True)
+# A keeper that does not end with its owner, and whose children nothing marks.
+keeper = subprocess.Popen(["/bin/sh", "-c", shell], start_new_session=True, env={})
+leftovers.take_process(keeper.pid)
+say(directory=str(directory), processes=[marked.pid, keeper.pid])
+"""
+CLUSTER = """
+from magrathea_lab.clusters.standin import StandInCluster
+from magrathea_lab.fleet import EXCLUSIVE
+cluster = StandInCluster([EXCLUSIVE])
+cluster.start()
+job = cluster.submit("low", 100000)
+while not cluster.counter(job):
+    time.sleep(0.05)
+say(directory=str(cluster.directory), processes=[cluster._keeper.pid])
+"""
+SWAP = """
+from tests.swap import swap
+with swap():
+    say()
+"""
+
+
+@pytest.fixture
+def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of this test alone, so that no other run clears before it does."""
+    monkeypatch.setattr(leftovers, "RECORDS", tmp_path / "records")
+    monkeypatch.setattr(leftovers, "ENDING_S", 0.5)
+    return tmp_path / "records"
+
+
+class Run:
+    """A run in a process of its own; `said`: what it has taken."""
+
+    def __init__(self, records: Path, text: str) -> None:
+        argv = [sys.executable, "-c", BEGIN + text, str(records)]
+        self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"ended with {self.process.wait()}"
+        self.said: dict[str, Any] = json.loads(line)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+def left(run: Run) -> list[str]:
+    """What is there of all that the run has started or made: directories, and processes by what they were told."""
+    directory = str(run.said["directory"])
+    found = [directory] if Path(directory).exists() else []
+    found += [f"process {pid}" for pid in run.said["processes"] if processes.start_ticks(pid) is not None]
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+        except OSError:
+            continue  # it has just ended
+        if directory.encode() in words and processes.start_ticks(int(entry.name)) is not None:
+            found.append(f"process {entry.name}")
+    return found
+
+
+@pytest.fixture
+def killed(records: Path, request: pytest.FixtureRequest) -> Iterator[Run]:
+    run = Run(records, request.param)
+    try:
+        yield run
+    finally:
+        run.kill()
+        leftovers.clear()
+
+
+@pytest.mark.parametrize(
+    ("killed", "number"),
+    [
+        pytest.param(PLAIN, signal.SIGSTOP, id="processes, keeper stuck"),
+        pytest.param(CLUSTER, signal.SIGSTOP, id="cluster, keeper stuck"),
+        pytest.param(CLUSTER, signal.SIGKILL, id="cluster, keeper killed"),
+    ],
+    indirect=["killed"],
+)
+def test_what_a_run_that_is_killed_leaves_the_next_one_clears(killed: Run, number: signal.Signals) -> None:
+    assert left(killed)
+    assert leftovers.clear() == [], "it is alive"
+    assert left(killed)
+    keeper = killed.said["processes"][-1]
+    os.kill(keeper, number)  # it will not clear anything
+    killed.kill()
+    assert left(killed), "nobody has cleared yet"
+    cleared = leftovers.clear()
+    assert left(killed) == []
+    assert any(line.startswith("directory ") for line in cleared)
+    assert leftovers.clear() == [], "once"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="turning swap on needs root")
+def test_swap_of_a_run_that_is_killed_is_turned_off(records: Path) -> None:
+    try:
+        run = Run(records, SWAP)
+    except AssertionError:
+        pytest.skip("this machine has no zram device that a test may borrow")
+    there = "/dev/zram0" in Path("/proc/swaps").read_text()
+    run.kill()
+    cleared = leftovers.clear()
+    if there:
+        assert "swap /dev/zram0 of process" in " ".join(cleared)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="making control groups needs root")
+def test_control_groups_go_with_what_is_still_in_them(records: Path) -> None:
+    texts = [Path(f"/proc/self/{name}").read_text() for name in ("mountinfo", "cgroup")]
+    tops = [top for version, top, _ in cgroups.own_groups(*texts) if version is cgroups.V1 and os.access(top, os.W_OK)]
+    if not tops:
+        pytest.skip("no control group may be made here")
+    name = f"mgtest.{os.getpid()}"
+    taken = leftovers.take(Kind.GROUP, name)
+    inner = tops[0] / "magrathea" / name / "n1"
+    inner.mkdir(parents=True)
+    process = subprocess.Popen(["sleep", "1000"])
+    try:
+        (inner / "cgroup.procs").write_text(str(process.pid))
+        taken.undo()
+        assert process.wait() == -signal.SIGKILL
+        assert not inner.parent.exists()
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_pid_that_is_in_use_again_is_not_the_owner(records: Path, tmp_path: Path) -> None:
+    mine = leftovers.this_process()
+    assert not mine.has_ended()
+    assert replace(mine, start=mine.start - 1).has_ended()
+    assert replace(mine, boot="another").has_ended()
+
+
+def test_a_process_of_another_namespace_may_be_alive(records: Path) -> None:
+    assert not replace(leftovers.this_process(), pid=2**22 + 1, namespace="pid:[1]").has_ended()
+    assert replace(leftovers.this_process(), pid=2**22 + 1).has_ended()
+
+
+def test_what_cannot_be_cleared_is_told_and_tried_again(records: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = replace(leftovers.this_process(), start=1)
+    monkeypatch.setattr(leftovers, "this_process", lambda: ended)
+    taken = leftovers.take(Kind.DIRECTORY, "/proc/self/task")
+    (told,) = leftovers.clear()
+    assert "cannot be cleared" in told and taken.record.exists()
+    taken.record.unlink()
+
+
+def test_a_folder_of_records_that_others_may_write_to_is_not_trusted(records: Path) -> None:
+    leftovers.take(Kind.DIRECTORY, "/nowhere")
+    records.chmod(0o777)
+    with pytest.raises(leftovers.Strange, match="nobody else"):
+        leftovers.clear()
+
+
+def test_what_is_given_back_leaves_no_record(records: Path) -> None:
+    path, taken = leftovers.take_directory("mgtest-")
+    until(records.exists, "the record")
+    taken.undo()
+    assert not path.exists() and not records.exists()
