@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from magrathea_lab import leftovers, processes
+from magrathea_lab import leftovers
 from magrathea_lab.leftovers import Kind
 from magrathea_lab.waiting import until
 from node_daemon.hypervisor.local import cgroups
 
-BEGIN = """
-import json, os, subprocess, sys, time
-from pathlib import Path
-from magrathea_lab import leftovers
-leftovers.RECORDS = Path(sys.argv[1])
-taken, _ = leftovers.begin_run()
-def say(**what):
-    print(json.dumps(what), flush=True)
-    time.sleep(10000)
-"""
+from ..killed_runs import KilledRun, left
+
 PLAIN = """
 directory, _ = leftovers.take_directory("mgtest-")
 (directory / "full").mkdir()
@@ -64,42 +53,9 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "records"
 
 
-class Run:
-    """A run in a process of its own; `said`: what it has taken."""
-
-    def __init__(self, records: Path, text: str) -> None:
-        argv = [sys.executable, "-c", BEGIN + text, str(records)]
-        self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, f"ended with {self.process.wait()}"
-        self.said: dict[str, Any] = json.loads(line)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
-
-def left(run: Run) -> list[str]:
-    """What is there of all that the run has started or made: directories, and processes by what they were told."""
-    directory = str(run.said["directory"])
-    found = [directory] if Path(directory).exists() else []
-    found += [f"process {pid}" for pid in run.said["processes"] if processes.start_ticks(pid) is not None]
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
-        except OSError:
-            continue  # it has just ended
-        if directory.encode() in words and processes.start_ticks(int(entry.name)) is not None:
-            found.append(f"process {entry.name}")
-    return found
-
-
 @pytest.fixture
-def killed(records: Path, request: pytest.FixtureRequest) -> Iterator[Run]:
-    run = Run(records, request.param)
+def killed(records: Path, request: pytest.FixtureRequest) -> Iterator[KilledRun]:
+    run = KilledRun(records, request.param)
     try:
         yield run
     finally:
@@ -116,7 +72,7 @@ def killed(records: Path, request: pytest.FixtureRequest) -> Iterator[Run]:
     ],
     indirect=["killed"],
 )
-def test_what_a_run_that_is_killed_leaves_the_next_one_clears(killed: Run, number: signal.Signals) -> None:
+def test_what_a_run_that_is_killed_leaves_the_next_one_clears(killed: KilledRun, number: signal.Signals) -> None:
     assert left(killed)
     assert leftovers.clear() == [], "it is alive"
     assert left(killed)
@@ -133,7 +89,7 @@ def test_what_a_run_that_is_killed_leaves_the_next_one_clears(killed: Run, numbe
 @pytest.mark.skipif(os.geteuid() != 0, reason="turning swap on needs root")
 def test_swap_of_a_run_that_is_killed_is_turned_off(records: Path) -> None:
     try:
-        run = Run(records, SWAP)
+        run = KilledRun(records, SWAP)
     except AssertionError:
         pytest.skip("this machine has no zram device that a test may borrow")
     there = "/dev/zram0" in Path("/proc/swaps").read_text()

@@ -6,21 +6,23 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from magrathea_lab import leftovers
 from magrathea_lab.clusters import openpbs_machine
 from magrathea_lab.clusters.openpbs import OpenPbsCluster
+from magrathea_lab.waiting import until
 
-PATIENCE_S = 20.0
+from ..killed_runs import KilledRun, left
 
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE_S:g} s: {what}"
-        time.sleep(0.02)
+CLUSTER = """
+from magrathea_lab.clusters.private_openpbs import PrivateOpenPbs
+cluster = PrivateOpenPbs([])
+cluster.start()
+say(directory=str(cluster.base), processes=[cluster._supervisor.pid])
+"""
 
 
 def test_a_job_runs_as_its_user_on_a_machine_of_its_own_name(fleet: OpenPbsCluster) -> None:
@@ -64,3 +66,20 @@ def test_when_the_owner_is_killed_everything_goes(tmp_path: Path) -> None:
         except (FileNotFoundError, ProcessLookupError):
             continue
     assert os.path.ismount(tmp_path) is False
+
+
+def test_what_a_killed_run_leaves_the_next_one_clears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its shared memory, too, which outlives PostgreSQL's processes."""
+    monkeypatch.setattr(leftovers, "RECORDS", tmp_path / "records")
+    run = KilledRun(tmp_path / "records", CLUSTER)
+    base, (supervisor,) = Path(run.said["directory"]), run.said["processes"]
+    try:
+        assert list((base / "m/head/shm").glob("PostgreSQL.*"))
+        os.kill(supervisor, signal.SIGKILL)
+        run.kill()
+        until(lambda: left(run) == [str(base)], lambda: f"its processes end with the supervisor; {left(run)}")
+        assert leftovers.clear()
+        assert left(run) == []
+    finally:
+        run.kill()
+        leftovers.clear()
