@@ -71,6 +71,7 @@ class Daemon:
         path: Path,
         make_driver: MakeDriver,
         observe: Observe = lambda name: None,
+        make_clock: Callable[[float], Clock] = Clock,
     ) -> None:
         self.configuration = configuration
         self.path = path
@@ -79,7 +80,7 @@ class Daemon:
         self.journal, facts, self._since, self._trouble = _open(configuration.journal_path)
         self._host = facts or UNKNOWN_HOST
         """As the journal has it; `start` lets the configuration change it."""
-        self._clock = Clock(self._host.now)
+        self._clock = make_clock(self._host.now)
         self._unsaved: list[ev.Decision] = []
         self._dirty = False
         self._by = _preempted_by(self.journal, self._host)

@@ -15,8 +15,12 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from node_daemon.clock import Clock
+
 T = TypeVar("T")
 
+SOME_DAY = 1_800_000_000.0
+"""Unix seconds; in January 2027."""
 DEADLOCK_S = 60.0
 """Real seconds in which nothing happens although nobody waits for a time: nothing will ever happen."""
 
@@ -75,6 +79,16 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             self._starting -= 1
         self._processes.append(transport)
         return transport, protocol
+
+
+class LoopClock(Clock):
+    """A host's clock that goes with the loop's time, from some day on."""
+
+    def __init__(self, at_least: float = 0.0) -> None:
+        self._offset = max(SOME_DAY, at_least) - asyncio.get_running_loop().time()
+
+    def now(self) -> float:
+        return asyncio.get_running_loop().time() + self._offset
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

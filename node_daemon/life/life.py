@@ -201,10 +201,11 @@ class Life:
             return None
         match step:
             case PowerOff():
+                asked_before = domain.name in self._asked
                 asked_at = self._asked.setdefault(domain.name, now)
                 left_s = asked_at + self._power_limit_s(domain.name) - now
                 heard = domain.name in self._heard or not self._agent_can(domain.name, "power")
-                if now > asked_at and left_s > 0 and heard:
+                if asked_before and left_s > 0 and heard:
                     return left_s
                 work = self._ask_to_end if left_s > 0 else self._pull_the_plug
             case Boot():

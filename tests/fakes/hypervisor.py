@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import secrets
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from magrathea.core.refusals import RefusalCode
+from node_daemon.agent.reports import REPORT_S
 from node_daemon.claims.channel import AgentError
 from node_daemon.hypervisor.base import (
     CPU,
@@ -84,7 +86,7 @@ class FakeHypervisor:
         guest = self[name]
         guest.up, guest.saved, guest.paused = False, saved, False
         if name in self._agents:
-            self._agents.pop(name).ended = True
+            self._agents.pop(name).end()
         self.tell(name)
 
     def agent(self, name: str) -> None:
@@ -99,7 +101,7 @@ class FakeHypervisor:
 
     async def close(self) -> None:
         for agent in self._agents.values():
-            agent.ended = True  # a cancel that comes as a read's time is over is lost (Python 3.11)
+            agent.end()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -127,26 +129,41 @@ class FakeAgent:
         self.guest = guest
         self.channel = channel
         self.ended = False
+        self._writer: asyncio.StreamWriter | None = None
+
+    def end(self) -> None:
+        self.ended = True
+        if self._writer is not None:
+            self._writer.close()
 
     async def live(self) -> None:
         while not self.ended:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-                reader, writer = await asyncio.open_unix_connection(self.channel)
+                reader, self._writer = await asyncio.open_unix_connection(self.channel)
+                session = secrets.token_hex(8)
+                reports = asyncio.get_running_loop().create_task(self._report(self._writer, session))
                 try:
-                    await self._serve(reader, writer)
+                    await self._serve(reader, self._writer, session)
                 finally:
-                    writer.close()
+                    reports.cancel()
+                    self._writer.close()
             await asyncio.sleep(0.01)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        hello = {"type": "hello", "protocol": 1, "session": secrets.token_hex(8), "agent": "0.1.0"}
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, session: str) -> None:
+        hello = {"type": "hello", "protocol": 1, "session": session, "agent": "0.1.0"}
         writer.write(b"\n" + json.dumps({**hello, "can": list(self.guest.can)}).encode() + b"\n")
         while not self.ended:
-            with contextlib.suppress(TimeoutError):
-                line = await asyncio.wait_for(reader.readuntil(b"\n"), 0.02)
-                message = json.loads(line) if line.strip() else {}
-                if message.get("type") == "request":
-                    await self._answer(message, writer)
+            line = await reader.readuntil(b"\n")
+            message = json.loads(line) if line.strip() else {}
+            if message.get("type") == "request":
+                await self._answer(message, writer)
+
+    async def _report(self, writer: asyncio.StreamWriter, session: str) -> None:
+        """An agent that never reports counts as gone."""
+        for number in itertools.count(1):
+            await asyncio.sleep(REPORT_S)
+            report = {"type": "request", "id": number, "session": session, "op": "report"}
+            writer.write(json.dumps(report).encode() + b"\n")
 
     async def _answer(self, message: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         op = message["op"]

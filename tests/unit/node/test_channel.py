@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from node_daemon.claims import channel as channel_module
+from magrathea_lab.rigs import virtual_time
+from magrathea_lab.waiting import BOUND_S, eventually
 from node_daemon.claims import channel as channels
 from node_daemon.claims.channel import AgentError, GuestChannel
 from node_daemon.claims.guest_messages import MAX_LINE, AnyRequest, BadLine, Hello, decode
@@ -63,7 +64,7 @@ class Agent:
         return heard
 
     async def line(self) -> dict[str, Any]:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             while not (line := await self.reader.readuntil(b"\n")).strip():
                 pass
             heard: dict[str, Any] = json.loads(line)
@@ -76,7 +77,7 @@ class Agent:
         return True
 
     async def closed(self) -> bool:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             while await self.reader.read(65536):
                 pass
         return True
@@ -112,9 +113,7 @@ class Scene:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.002)
+    await eventually(condition, "what the test waits for")
 
 
 @contextlib.asynccontextmanager
@@ -137,7 +136,7 @@ def run(test: Callable[[Scene], Awaitable[None]]) -> None:
         async with scene() as made:
             await test(made)
 
-    asyncio.run(asyncio.wait_for(all_of_it(), 30))
+    virtual_time.run(all_of_it())
 
 
 def test_both_greet_and_a_request_is_answered() -> None:
@@ -315,15 +314,10 @@ def test_a_new_hello_on_the_same_connection_is_a_new_agent() -> None:
     run(test)
 
 
-def test_an_agent_that_says_nothing_is_given_up_and_found_again_on_the_same_connection(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(channel_module, "SILENT_S", 0.3)
-    monkeypatch.setattr(channel_module, "HELLO_AGAIN_S", 0.0)
-
+def test_an_agent_that_says_nothing_is_given_up_and_found_again_on_the_same_connection() -> None:
     async def test(s: Scene) -> None:
         agent = await s.agent()
-        asked = asyncio.create_task(s.channel.request("ping", 10))
+        asked = asyncio.create_task(s.channel.request("ping", 2 * channels.SILENT_S))
         assert (await agent.hear())["op"] == "ping"
         with pytest.raises(AgentError) as caught:
             await asked
@@ -333,6 +327,7 @@ def test_an_agent_that_says_nothing_is_given_up_and_found_again_on_the_same_conn
         while (heard := await agent.hear())["type"] != "hello":  # the request was repeated meanwhile
             pass
         assert heard["session"] != agent.daemon  # so that a living agent greets anew
+        await asyncio.sleep(channels.HELLO_AGAIN_S + 0.1)
         agent.send(release(1))  # it has not read that yet: its request is void, and it is told again
         assert (await agent.hear())["type"] == "hello"
         agent.send(b"\n", hello(OTHER), release(2, OTHER))
@@ -442,8 +437,8 @@ def test_a_flood_is_read_at_the_rate_and_not_faster(monkeypatch: pytest.MonkeyPa
         agent = await s.agent()
         for id in range(100_000):
             agent.send(release(id))
-        await asyncio.sleep(0.3)
-        assert len(s.listener.requests) <= 20 * 1.3 + 6
+        await asyncio.sleep(10)
+        assert 20 * 10 <= len(s.listener.requests) <= 20 * (10 + 1) + 6
         assert max(len(link._buffer) for link in s.channel._links) <= 2**20
 
     run(test)

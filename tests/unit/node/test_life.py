@@ -14,6 +14,8 @@ import pytest
 from magrathea.core import events as ev
 from magrathea.core.model import Domain, Job, JobClass, JobKey, Patience, State
 from magrathea.core.states import state_of, why
+from magrathea_lab.rigs.virtual_time import LoopClock, run
+from magrathea_lab.waiting import eventually
 from node_daemon.configuration import NodedConfiguration, read
 from node_daemon.daemon import Daemon
 from node_daemon.hypervisor.base import CPU, LIFE, SAVE
@@ -36,7 +38,10 @@ class Scene:
         self.path = path
         guests = [guest(name) for name in configuration.domain]
         self.world = FakeHypervisor(*guests, run_dir=configuration.run_dir, capabilities=frozenset({CPU, LIFE, SAVE}))
-        self.daemon = Daemon(configuration, path, lambda _: FakeDriver(self.world))
+        self.daemon = self._daemon()
+
+    def _daemon(self) -> Daemon:
+        return Daemon(self.configuration, self.path, lambda _: FakeDriver(self.world), make_clock=LoopClock)
 
     async def start(self) -> None:
         await self.daemon.start()
@@ -44,7 +49,7 @@ class Scene:
     async def restart(self) -> None:
         """Another daemon in the place of this one, as after a crash: nothing is said to anybody."""
         await self.daemon.close()
-        self.daemon = Daemon(self.configuration, self.path, lambda _: FakeDriver(self.world))
+        self.daemon = self._daemon()
         await self.daemon.start()
 
     def domain(self, name: str) -> Domain:
@@ -59,13 +64,11 @@ class Scene:
         return why(self.daemon.host, self.domain(name))
 
     async def until(self, condition: Callable[[], Any], what: str) -> None:
-        try:
-            async with asyncio.timeout(10):
-                while not condition():
-                    await asyncio.sleep(0.005)
-        except TimeoutError:
+        def picture() -> str:
             states = {d.name: (self.state(d.name).value, self.why(d.name)) for d in self.daemon.host.domains}
-            pytest.fail(f"never: {what}; {states}; {self.world.calls}; {self.daemon.life.notes()}")
+            return f"{what}; {states}; {self.world.calls}; {self.daemon.life.notes()}"
+
+        await eventually(condition, picture)
 
     async def until_state(self, name: str, *states: State) -> None:
         await self.until(lambda: self.state(name) in states, f"{name} is {', '.join(states)}")
@@ -148,7 +151,7 @@ def play(
                 await scene.world.close()
                 await scene.daemon.close()
 
-    asyncio.run(asyncio.wait_for(all_of_it(), 60))
+    run(all_of_it())
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +163,7 @@ def test_a_shutdown_waits_for_the_last_job_then_asks_the_agent() -> None:
     async def test(s: Scene) -> None:
         await s.job("n1")
         s.shutdown("n1")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(20)
         assert "power n1" not in s.world.calls
         s.release("n1")
         await s.until_state("n1", State.DOWN)
@@ -231,7 +234,7 @@ def test_a_boot_whose_agent_never_registers_is_down_and_says_why() -> None:
         await s.until_state("n1", State.BOOTING)
         await s.until_state("n1", State.DOWN)
         assert "did not register" in s.why("n1") and s.world["n1"].up
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(600)
         assert s.state("n1") is State.DOWN, "and stays so"
         s.world["n1"].registers = True
         s.world.agent("n1")
@@ -268,7 +271,7 @@ def test_a_domain_that_goes_down_while_it_boots_is_not_booted_for_ever() -> None
     async def test(s: Scene) -> None:
         s.boot("n1")
         await s.until(lambda: s.daemon.switch.read["n1"].up, "it runs")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(20)
         s.world.end("n1")
         await s.until_state("n1", State.DOWN)
         assert "while it booted" in s.why("n1") and s.world.asked("boot n1") == 1
@@ -282,7 +285,7 @@ def test_a_domain_that_others_start_boots_until_its_agent_registers() -> None:
 
     async def test(s: Scene) -> None:
         await s.until(lambda: "n1" in s.daemon.switch.read, "a look")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(20)
         s.world.start("n1")
         await s.until_state("n1", State.BOOTING)
         s.world["n1"].registers = True
@@ -297,7 +300,7 @@ def test_a_freeze_saves_when_the_last_job_is_gone_and_a_defrost_sets_the_clock()
     async def test(s: Scene) -> None:
         await s.job("p1", JobClass.PRIORITY)
         s.freeze("p1")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(20)
         assert s.state("p1") is State.RUNNING_PRIORITY or s.state("p1") is State.DRAINING
         assert not s.world.asked("save p1")
         s.release("p1")
@@ -480,12 +483,13 @@ def test_what_is_given_up_before_it_began_does_not_happen() -> None:
     async def test(s: Scene) -> None:
         (s.folder / "scripts").mkdir()
         script = s.folder / "scripts" / "before-shutdown"
-        script.write_text(f"#!/bin/sh\ntouch {s.folder}/begun\nsleep 0.3\n")
+        script.write_text(f"#!/bin/sh\ntouch {s.folder}/begun\nwhile [ ! -e {s.folder}/go ]; do sleep 0.01; done\n")
         script.chmod(0o755)
         s.shutdown("n1")
         await s.until((s.folder / "begun").exists, "the script")
         s.want(ev.DrainEnded(s.daemon.now(), "n1"))
-        await asyncio.sleep(0.5)
+        (s.folder / "go").touch()
+        await asyncio.sleep(20)
         assert s.world["n1"].up and not s.world.asked("power n1")
 
     play(test)
