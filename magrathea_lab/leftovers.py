@@ -40,7 +40,7 @@ SWAP_LOCK = Path("/tmp/magrathea-test-swap.lock")
 OWNER = "MAGRATHEA_LAB_OWNER"
 """In the environment of all that a run starts: who its owner is."""
 CGROUPS = Path("/sys/fs/cgroup")
-ENDING_S = 20.0
+ENDING_S = 60.0
 """A keeper whose owner has ended ends by itself within seconds; one that is still there then is stuck."""
 
 

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+KILLED_S = 60.0
+"""What has got SIGKILL ends at once, unless the machine is starved."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -99,7 +101,7 @@ def end_descendants(patience_s: float = 2.0) -> None:
     me = os.getpid()
     send((p for p in descendants(me) if (f := stat_fields(p)) and f[0] == me), signal.SIGTERM)
     deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline + patience_s:
+    while time.monotonic() < deadline + KILLED_S:
         while True:
             try:
                 if os.waitpid(-1, os.WNOHANG)[0] == 0:

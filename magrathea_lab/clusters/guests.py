@@ -45,7 +45,6 @@ LIMITS = {"min_run_s": 1.0, "young_s": 20.0, "allow_short_min_run": True}
 """For jobs that last seconds; an emulated guest needs the usual time for all else."""
 LIST_S = 15.0
 """Between two of MoM's lists: each costs an emulated guest half a second of its CPU."""
-START_S = 90.0
 PROBE_S = 8.0
 """A guest with hardware acceleration is up in two seconds, or something is wrong with it."""
 HERE = Path(__file__).parents[1]
@@ -69,7 +68,6 @@ def held_mib(memory_mib: int) -> int:
 class GuestCluster(StandInCluster):
     """See the module. Raises what libvirt raises, and image.NoImage, private_libvirtd.NoLibvirt at its start."""
 
-    start_s = START_S
     noded_options = ("--log-level", "debug")
 
     def __init__(self) -> None:

@@ -20,13 +20,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from .. import processes
+from ..waiting import BOUND_S
 
 LOOK_S = 0.1
 """How often the keeper collects ended processes."""
 ORDERLY_S = 4.0
 """What is left then is ended all at once."""
-END_S = 15.0
-"""It needs 1 s; this is for a starved machine."""
 
 
 class KeptProcess:
@@ -42,10 +41,10 @@ class KeptProcess:
     def kill(self, sig: int = signal.SIGKILL) -> None:
         """Send a signal and wait for the end. Raises TimeoutError."""
         processes.send([self.pid], sig)
-        until = time.monotonic() + END_S
+        until = time.monotonic() + BOUND_S
         while self.running():
             if time.monotonic() > until:
-                raise TimeoutError(f"{self.name} (process {self.pid}) has not ended {END_S:g} s after signal {sig}")
+                raise TimeoutError(f"{self.name} (process {self.pid}) has not ended {BOUND_S:g} s after signal {sig}")
             time.sleep(0.01)
 
 
@@ -79,7 +78,7 @@ class Keeper:
         if self._process.stdin is not None and not self._process.stdin.closed:
             with suppress(BrokenPipeError):
                 self._process.stdin.close()
-        self._process.wait(END_S)
+        self._process.wait(BOUND_S)
         if self._process.stdout is not None:
             self._process.stdout.close()
 

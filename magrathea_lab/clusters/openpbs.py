@@ -24,6 +24,7 @@ from node_daemon.main import group_name
 from .. import fleet, leftovers, work
 from ..cluster import JobView, VnodeView
 from ..fleet import BOTH, HostSpec
+from ..waiting import BOUND_S
 from ..work import PAUSE_S
 from .private_openpbs import HEAD, HOST, PBS_HOME, MachineProcess, PrivateOpenPbs, Timeout
 
@@ -37,7 +38,6 @@ COMPARE_S = 3
 KILL_DELAY_S = 2
 """From SIGTERM to SIGKILL of a deleted job; 10 s in a cluster."""
 LAST_LINES = 15
-START_S = 60.0
 
 
 class OpenPbsCluster:
@@ -100,7 +100,7 @@ class OpenPbsCluster:
         code = "from scheduler_plugin.setup.cli import pbs; pbs()"
         argv = [sys.executable, "-c", code, "install", "--priority", "high", "--preemptible", "low"]
         argv += [*more, *(word for domain in self.pbs.moms for word in ("--vnode", domain))]
-        return self.pbs.run(HEAD, argv, env=self.environment, timeout=60).stdout
+        return self.pbs.run(HEAD, argv, env=self.environment, timeout=BOUND_S).stdout
 
     def _for_short_jobs(self) -> None:
         """More lists of jobs, quick deletions, a queue of protected ones; all MoMs have the hook afterwards."""
@@ -116,7 +116,7 @@ class OpenPbsCluster:
         self.pbs.qmgr("\n".join(lines))
         for mom in self.pbs.moms:
             hooks = self.pbs.pbs_home(mom) / "mom_priv/hooks"
-            self.pbs.wait(partial(self._has_hook, hooks), f"MoM's hook at {mom}", START_S)
+            self.pbs.wait(partial(self._has_hook, hooks), f"MoM's hook at {mom}", BOUND_S)
 
     @staticmethod
     def _has_hook(directory: Path) -> bool:
@@ -186,7 +186,7 @@ class OpenPbsCluster:
             vnodes = self.vnodes()
             return all(vnodes[name].magrathea == "free" and vnodes[name].state == {"free"} for name in names)
 
-        self.pbs.wait(free, f"domains free: {', '.join(names)}", START_S, 0.1)
+        self.pbs.wait(free, f"domains free: {', '.join(names)}", BOUND_S, 0.1)
 
     @contextmanager
     def only(self, *hosts: HostSpec) -> Iterator[None]:
@@ -204,7 +204,7 @@ class OpenPbsCluster:
         """Whatever a test left: no jobs, all parts running, all domains free. Raises private_openpbs.Timeout."""
         left = self.pbs.run(HEAD, ["qselect"]).stdout.split()
         if left:
-            self.pbs.run(HEAD, ["qdel", "-W", "force", *left], check=False, timeout=60)
+            self.pbs.run(HEAD, ["qdel", "-W", "force", *left], check=False, timeout=BOUND_S)
         for name in [name for name, part in self.parts.items() if not part.running()]:
             self.start_part(name)
         self.pbs.run(HEAD, ["pbsnodes", "-r", *self.pbs.moms])
@@ -283,7 +283,7 @@ class OpenPbsCluster:
         return found[0].read_text(encoding="utf-8") if found else ""
 
     def delete(self, job: str) -> None:
-        self.pbs.run(HEAD, ["qdel", job], user=USER, timeout=60)
+        self.pbs.run(HEAD, ["qdel", job], user=USER, timeout=BOUND_S)
 
     def crash(self, part: str) -> None:
         self.parts[part].kill()

@@ -23,7 +23,7 @@ import sys
 import time
 from pathlib import Path
 
-READY_S = 20.0
+READY_S = 120.0
 """A machine stands in 0.3 s; this is for a starved machine."""
 
 BRIDGE = "cluster0"

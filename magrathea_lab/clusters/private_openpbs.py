@@ -74,7 +74,7 @@ class MachineProcess:
     def running(self) -> bool:
         return self.popen.poll() is None
 
-    def kill(self, sig: int = signal.SIGKILL, timeout_s: float = 10.0) -> int:
+    def kill(self, sig: int = signal.SIGKILL, timeout_s: float = BOUND_S) -> int:
         """Send a signal and wait for the end; returns the exit code as `nsenter` passes it on."""
         if self.running():
             os.kill(self.pid, sig)
@@ -142,7 +142,7 @@ class PrivateOpenPbs:
             start_new_session=True,
         )
         self._taken.append(leftovers.take_process(self._supervisor.pid))
-        self.wait(lambda: (self.base / "root.ready").exists(), "the cluster's own namespaces", 20)
+        self.wait(lambda: (self.base / "root.ready").exists(), "the cluster's own namespaces")
         self._root_pid = int((self.base / "root.pid").read_text())
         with ThreadPoolExecutor(len(machines)) as pool:
             for done in [pool.submit(self._start_head), *(pool.submit(self._set_up_mom, mom) for mom in self.moms)]:
@@ -217,7 +217,7 @@ class PrivateOpenPbs:
 
     def _habitat(self, name: str) -> None:
         env = {"PBS_DATA_SERVICE_USER": DATABASE_USER}
-        self.run(name, [str(self.exec_dir / "libexec/pbs_habitat")], env=env, timeout=120)
+        self.run(name, [str(self.exec_dir / "libexec/pbs_habitat")], env=env)
 
     def _start_head(self) -> None:
         self.start_machine(HEAD, mom_too=False)
@@ -232,7 +232,7 @@ class PrivateOpenPbs:
 
     def start_machine(self, name: str, *, mom_too: bool = True) -> None:
         """Start a machine that was not started yet, or was killed."""
-        self.run(HOST, [sys.executable, machine.__file__, "start", str(self.base), name], timeout=30)
+        self.run(HOST, [sys.executable, machine.__file__, "start", str(self.base), name])
         inner = int((self.base / "m" / name / "pid").read_text())
         self._pids[name] = self._outer(inner)
         if mom_too:
@@ -270,8 +270,8 @@ class PrivateOpenPbs:
         """pbs_comm, pbs_server and pbs_sched, as far as they are not running; returns when the server answers."""
         for daemon in ("comm", "server", "sched"):
             if not self._alive(HEAD, LOCKS[daemon]):
-                self.run(HEAD, [str(self.exec_dir / "sbin" / f"pbs_{daemon}")], timeout=60)
-        self.wait(lambda: self.run(HEAD, ["qstat", "-B"], check=False).returncode == 0, "the PBS server's answer", 30)
+                self.run(HEAD, [str(self.exec_dir / "sbin" / f"pbs_{daemon}")])
+        self.wait(lambda: self.run(HEAD, ["qstat", "-B"], check=False).returncode == 0, "the PBS server's answer")
 
     def _alive(self, name: str, pid_file: str) -> bool:
         path = self.pbs_home(name) / pid_file
@@ -289,7 +289,7 @@ class PrivateOpenPbs:
         """Kill one of PBS's daemons (`server`, `sched`, `comm`, `mom`) on a machine; it is gone afterwards."""
         lock = LOCKS[daemon]
         self.run(name, ["kill", "-9", (self.pbs_home(name) / lock).read_text().strip()])
-        self.wait(lambda: not self._alive(name, lock), f"the end of pbs_{daemon} on {name}", 10)
+        self.wait(lambda: not self._alive(name, lock), f"the end of pbs_{daemon} on {name}")
 
     # Commands
 
@@ -316,7 +316,7 @@ class PrivateOpenPbs:
         user: str = "root",
         env: Mapping[str, str] | None = None,
         text: str | None = None,
-        timeout: float = 30,
+        timeout: float = BOUND_S,
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end; `text` is its standard input. Raises RuntimeError with what it said."""
@@ -388,7 +388,7 @@ class PrivateOpenPbs:
 
     # Waiting
 
-    def wait(self, condition: Callable[[], T], what: str, timeout_s: float = 30.0, every_s: float = 0.05) -> T:
+    def wait(self, condition: Callable[[], T], what: str, timeout_s: float = BOUND_S, every_s: float = 0.05) -> T:
         """What `condition` returns, as soon as it is true. Raises Timeout."""
         until = time.monotonic() + timeout_s
         while True:
@@ -400,12 +400,12 @@ class PrivateOpenPbs:
                 raise RuntimeError(f"the cluster has ended while waiting for {what}")
             time.sleep(every_s)
 
-    def wait_free(self, *vnodes: str, timeout_s: float = 60.0) -> None:
+    def wait_free(self, *vnodes: str, timeout_s: float = BOUND_S) -> None:
         self.wait(
             lambda: all(self.vnode(v).get("state") == "free" for v in vnodes), f"vnodes free: {vnodes}", timeout_s, 0.1
         )
 
-    def wait_job(self, job_id: str, states: str, timeout_s: float = 30.0) -> dict[str, Any]:
+    def wait_job(self, job_id: str, states: str, timeout_s: float = BOUND_S) -> dict[str, Any]:
         """The job's attributes as soon as its state is one of the letters in `states`."""
 
         def there() -> dict[str, Any]:

@@ -25,11 +25,10 @@ from .. import fleet, leftovers, work
 from ..cluster import JobView, VnodeView
 from ..fleet import BOTH, HostSpec
 from ..pbs_standin.client import StandInClient
+from ..waiting import BOUND_S
 from ..work import PAUSE_S
 from .keeper import Keeper, KeptProcess
 
-START_S = 30.0
-"""For all parts to be up and all domains to be published; 3 s on two idle cores."""
 PERIODIC_S = 2.0
 """MoM's list of jobs goes out so often; 15 s in a cluster, where jobs last longer."""
 KILL_DELAY_S = 2.0
@@ -44,7 +43,6 @@ class NotUp(Exception):
 class StandInCluster:
     """See the module and scenarios.Cluster. `parts`: by name ("hub", "noded-h1", "agent-n1", "mom-n1", "server")."""
 
-    start_s = START_S
     noded_options: tuple[str, ...] = ()
 
     def __init__(self, hosts: Sequence[HostSpec] = BOTH, *, name: str = "", base: Path | None = None) -> None:
@@ -182,11 +180,11 @@ class StandInCluster:
         return all(d.agent for host in self.hosts for d in status(self.control_socket(host.name)).domains)
 
     def _until(self, what: str, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + self.start_s
+        deadline = time.monotonic() + BOUND_S
         while not condition():
             ended = [name for name, part in self.parts.items() if not part.running()]
             if ended or time.monotonic() > deadline:
-                why = f"{', '.join(ended)} ended at once" if ended else f"no {what} within {self.start_s:g} s"
+                why = f"{', '.join(ended)} ended at once" if ended else f"no {what} within {BOUND_S:g} s"
                 raise NotUp(f"the cluster does not come up: {why}\n{self.picture()}")
             time.sleep(0.05)
 

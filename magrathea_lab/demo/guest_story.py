@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LOW_STEPS, HIGH_STEPS = 100, 20
 LOW_MIB, HIGH_MIB = 200, 200
 """What the jobs ask for, and nearly all of which they hold: together more than the host has beside the floors."""
-SLOW_S = 6 * PATIENCE_S
+SLOW_S = 2 * PATIENCE_S
 """For each chapter: an emulated guest beside other work on its two cores moves its memory some ten times as slowly."""
 TOLD_MIB = 60
 """A change of memory that is worth a line."""

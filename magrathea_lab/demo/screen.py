@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-PATIENCE_S = 40.0
-"""For each chapter; the longest takes 15 s on two idle cores."""
+PATIENCE_S = 120.0
+"""For each chapter; the longest takes 15 s on two idle cores, and other work may be on them."""
 CHAPTER_S = 2.0
 """So that people can see what has changed."""
 WIDTH = 110

@@ -293,7 +293,7 @@ scripts = "{self.folder}/scripts"
     def stop_daemon(self, number: signal.Signals = signal.SIGTERM) -> int:
         assert self.daemon is not None
         self.daemon.send_signal(number)
-        return self.daemon.wait(15)
+        return self.daemon.wait(BOUND_S)
 
     def _tell_jobs(self, guest: Guest) -> None:
         while not self._over.wait(LIST_S):
@@ -305,10 +305,10 @@ scripts = "{self.folder}/scripts"
         if self.daemon is not None and self.daemon.poll() is None:
             self.daemon.terminate()
             try:
-                self.daemon.wait(10)
+                self.daemon.wait(BOUND_S)
             except subprocess.TimeoutExpired:
                 self.daemon.kill()
-                self.daemon.wait(10)
+                self.daemon.wait(BOUND_S)
         for thread in self._lists.values():
             thread.join(10)
         self.hub.close()

@@ -26,11 +26,8 @@ from magrathea.messages import Snapshot
 from node_daemon.main import group_name
 
 from .. import leftovers
-from ..waiting import until
+from ..waiting import BOUND_S, until
 from .hub_rig import HubThread
-
-START_S = 20.0
-"""For everything to stand; on an idle machine it takes one second."""
 
 ROOT = """
 import os, subprocess, sys
@@ -96,14 +93,14 @@ class Host:
         assert root.stdin is not None and root.stdout is not None
         root.stdin.write(f"start {count}\n")
         root.stdin.flush()
-        if not select.select([root.stdout], [], [], START_S)[0]:
+        if not select.select([root.stdout], [], [], BOUND_S)[0]:
             raise TimeoutError("the domain's root process does not start processes")
         return [psutil.Process(int(pid)) for pid in root.stdout.readline().split()]
 
     def ask_agent(self, domain: str, **request: object) -> dict[str, object]:
         """What a MoM hook asks, and the answer."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(5)
+            connection.settimeout(BOUND_S)
             connection.connect(str(self.place / f"{domain}.agent"))
             connection.sendall(json.dumps(request).encode() + b"\n")
             data = b""
@@ -129,10 +126,10 @@ def _stop(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
             process.stdin.close()
     process.send_signal(signal.SIGTERM)
     try:
-        process.wait(10)
+        process.wait(BOUND_S)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait(10)
+        process.wait(BOUND_S)
     if process.stdout is not None:
         process.stdout.close()
 
@@ -211,9 +208,9 @@ def _end_root(root: subprocess.Popen[str]) -> None:
         root.stdin.flush()
         root.stdin.close()
     try:
-        root.wait(10)
+        root.wait(BOUND_S)
     except subprocess.TimeoutExpired:
         root.kill()
-        root.wait(10)
+        root.wait(BOUND_S)
     assert root.stdout is not None
     root.stdout.close()

@@ -15,25 +15,21 @@ from typing import TypeVar
 
 from ..cluster import Cluster, Failed, JobView
 from ..fleet import ANOTHER, COUNTED, EXCLUSIVE, HostSpec
+from ..waiting import BOUND_S, NotInTime, until
 from ..work import STARTED_ONCE, result
 
 T = TypeVar("T")
 
 STILL_S = 1.0
 """A counter that does not move for so long (20 steps) stands still."""
-PATIENCE_S = 40.0
-"""For anything to happen; each takes a second or two on an idle machine."""
 
 
-def wait(cluster: Cluster, what: str, condition: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
+def wait(cluster: Cluster, what: str, condition: Callable[[], T | None], bound_s: float = BOUND_S) -> T:
     """What `condition` returns as soon as it is true. Raises Failed."""
-    until = time.monotonic() + patience_s
-    while True:
-        if value := condition():
-            return value
-        if time.monotonic() > until:
-            raise Failed(f"not within {patience_s:g} s: {what}\n{cluster.picture()}")
-        time.sleep(0.02)
+    try:
+        return until(condition, lambda: f"{what}\n{cluster.picture()}", bound_s)
+    except NotInTime as late:
+        raise Failed(str(late)) from late
 
 
 def require(cluster: Cluster, holds: bool, what: str) -> None:
@@ -41,14 +37,14 @@ def require(cluster: Cluster, holds: bool, what: str) -> None:
         raise Failed(f"{what}\n{cluster.picture()}")
 
 
-def wait_state(cluster: Cluster, job: str, states: str, patience_s: float = PATIENCE_S) -> JobView:
+def wait_state(cluster: Cluster, job: str, states: str, bound_s: float = BOUND_S) -> JobView:
     """The job as soon as its state is one of the letters in `states`."""
 
     def there() -> JobView | None:
         view = cluster.jobs().get(job)
         return view if view is not None and view.state in states else None
 
-    found = wait(cluster, f"job {job} in one of the states {states}", there, patience_s)
+    found = wait(cluster, f"job {job} in one of the states {states}", there, bound_s)
     assert found is not None
     return found
 

@@ -111,7 +111,7 @@ async def every_step(folder: Path, mode: str, victims: str) -> tuple[list[str], 
     return steps, killed
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1800)  # a cycle for each of some twenty steps, with a daemon or agents started again in each
 @pytest.mark.parametrize("victims", VICTIMS)
 @pytest.mark.parametrize("mode", MODES)
 def test_killed_after_any_step_all_goes_on_as_the_facts_demand(tmp_path: Path, mode: str, victims: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from magrathea_lab.fleet import ROOT
+from magrathea_lab.waiting import BOUND_S, until
 
 from ..signals import interruptible
 
@@ -22,7 +23,8 @@ DEMO = ["-m", "magrathea_lab.demo.demo"]
 LAST_LINE = re.compile(
     r"demo: ok preempted=(\d+) resumed=(\d+) lost=0 switch_ms_p50=([\d.]+) switch_ms_p99=([\d.]+)", re.ASCII
 )
-LONGEST_S = 120.0
+LONGEST_S = 800.0
+"""Alone it takes one minute; it says itself which of its chapters does not come to an end."""
 NOBODY = 65534
 AS_NOBODY = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--"]
 
@@ -58,7 +60,6 @@ def left_behind(directory: Path) -> list[str]:
 
 
 def require_ok(demo: subprocess.Popen[str], directory: Path) -> None:
-    begun = time.monotonic()
     output, _ = demo.communicate(timeout=LONGEST_S)
     assert demo.returncode == 0, output
     last = LAST_LINE.fullmatch(output.splitlines()[-1])
@@ -66,7 +67,6 @@ def require_ok(demo: subprocess.Popen[str], directory: Path) -> None:
     preempted, resumed = int(last[1]), int(last[2])
     assert preempted == resumed >= 3, output
     assert float(last[3]) <= float(last[4])
-    assert time.monotonic() - begun < LONGEST_S
     assert left_behind(directory) == []
     assert list(directory.iterdir()) == []
 
@@ -80,7 +80,6 @@ def directory(tmp_path: Path) -> Path:
     return made
 
 
-@pytest.mark.timeout(LONGEST_S + 30)
 def test_demo_ends_with_its_line_and_leaves_nothing_behind(directory: Path) -> None:
     try:
         require_ok(start(directory), directory)
@@ -101,7 +100,6 @@ def python_for_nobody() -> str | None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="this whole run is without root, so the test above has shown it")
-@pytest.mark.timeout(LONGEST_S + 30)
 def test_demo_without_root(directory: Path) -> None:
     python = python_for_nobody()
     if python is None:
@@ -112,7 +110,6 @@ def test_demo_without_root(directory: Path) -> None:
         shutil.rmtree(directory)
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_demo_leaves_no_process_behind(directory: Path, number: signal.Signals) -> None:
     demo = start(directory)
@@ -122,15 +119,12 @@ def test_interrupted_demo_leaves_no_process_behind(directory: Path, number: sign
             if "low-1: starts" in line:
                 break
         demo.send_signal(number)
-        output, _ = demo.communicate(timeout=30)
+        output, _ = demo.communicate(timeout=BOUND_S)
         if number is not signal.SIGKILL:
             assert demo.returncode == 1
             assert output.splitlines()[-1] == "demo: FAILED interrupted"
-        deadline = time.monotonic() + 20
-        while (left := left_behind(directory)) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert left == []
-        assert list(directory.iterdir()) == []
+        until(lambda: not left_behind(directory), lambda: f"its processes end; {left_behind(directory)}")
+        until(lambda: not list(directory.iterdir()), lambda: f"its files go; {list(directory.iterdir())}")
     finally:
         demo.kill()
         shutil.rmtree(directory, ignore_errors=True)
@@ -140,7 +134,7 @@ def test_openpbs_is_asked_for_where_it_cannot_be(directory: Path) -> None:
     """Without root, or without OpenPBS, it says which, at once."""
     prefix = AS_NOBODY if os.geteuid() == 0 else []
     try:
-        output, _ = (demo := start(directory, prefix, "--pbs", "openpbs")).communicate(timeout=30)
+        output, _ = (demo := start(directory, prefix, "--pbs", "openpbs")).communicate(timeout=BOUND_S)
         assert demo.returncode == 1
         assert re.search(r"^demo: FAILED .*(needs root|is not installed)", output, re.MULTILINE), output
     finally:
@@ -152,7 +146,7 @@ def test_a_demo_that_cannot_work_says_so_with_the_part_s_own_words() -> None:
     directory = Path("/tmp") / f"mgdemo-{os.getpid()}-{'x' * 100}"
     directory.mkdir()
     try:
-        output, _ = (demo := start(directory)).communicate(timeout=60)
+        output, _ = (demo := start(directory)).communicate(timeout=BOUND_S)
         assert demo.returncode == 1
         assert output.splitlines()[-1] == "demo: FAILED the cluster does not come up: server ended at once"
         assert "AF_UNIX path too long" in output

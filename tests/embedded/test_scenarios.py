@@ -45,7 +45,6 @@ def clusters() -> Iterator[Clusters]:
         made.close()
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_scenario(clusters: Clusters, scenario: Scenario) -> None:
     cluster = clusters.of(SCENARIOS[scenario])

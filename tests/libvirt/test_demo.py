@@ -10,20 +10,15 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from magrathea_lab.demo.guest_story import parts_of
+from magrathea_lab.waiting import BOUND_S, until
 
 from ..embedded.test_demo import AS_NOBODY, LAST_LINE, left_behind, start
-
-LONGEST_S = 600.0
-"""Beside other guests under emulation; alone it takes a quarter of it."""
-ENDING_S = 30.0
 
 
 @dataclass
@@ -55,27 +50,12 @@ def traces(directory: Path) -> Traces:
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Iterator[Path]:
+def directory(tmp_path: Path) -> Path:
     made = tmp_path / "demo"
     made.mkdir(mode=0o777)
-    before = set(Path("/dev/shm").glob("magrathea-*"))
-    yield made
-    left = [path for path in set(Path("/dev/shm").glob("magrathea-*")) - before if _is_nobodys(path)]
-    assert left == []
+    return made
 
 
-def _is_nobodys(path: Path) -> bool:
-    """Whether no process has to do with it: other tests have their own."""
-    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if os.fsencode(path) in cmdline.read_bytes():
-                return False
-        except OSError:
-            continue
-    return path.exists()
-
-
-@pytest.mark.timeout(LONGEST_S + 60)
 def test_demo_ends_with_its_line_and_leaves_nothing_behind(directory: Path) -> None:
     demo = start(directory, (), "--driver", "libvirt")
     lines: list[str] = []
@@ -86,7 +66,7 @@ def test_demo_ends_with_its_line_and_leaves_nothing_behind(directory: Path) -> N
             lines.append(line.rstrip("\n"))
             if known is None and "low-1: starts" in line:
                 known = traces(directory)
-        demo.wait(ENDING_S)
+        demo.wait(BOUND_S)
     finally:
         demo.kill()
     output = "\n".join(lines)
@@ -103,7 +83,6 @@ def test_demo_ends_with_its_line_and_leaves_nothing_behind(directory: Path) -> N
     assert left_behind(directory) == []
 
 
-@pytest.mark.timeout(200)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_demo_leaves_nothing_behind(directory: Path, number: signal.Signals) -> None:
     demo = start(directory, (), "--driver", "libvirt")
@@ -113,19 +92,17 @@ def test_interrupted_demo_leaves_nothing_behind(directory: Path, number: signal.
             if "two virtual machines: n1" in line:
                 break
         known = traces(directory)
-        deadline = time.monotonic() + 30
-        while not any("guest=" in line for line in known.present()) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert any("guest=" in line for line in known.present()), "a guest is there"
+        until(lambda: any("guest=" in line for line in known.present()), "a guest is there")
         demo.send_signal(number)
-        output, _ = demo.communicate(timeout=ENDING_S)
+        output, _ = demo.communicate(timeout=BOUND_S)
         if number is not signal.SIGKILL:
             assert demo.returncode == 1
             assert output.splitlines()[-1] == "demo: FAILED interrupted"
-        deadline = time.monotonic() + ENDING_S
-        while (left := [*known.present(), *left_behind(directory)]) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert left == []
+
+        def left() -> list[str]:
+            return [*known.present(), *left_behind(directory)]
+
+        until(lambda: not left(), lambda: f"all of it goes; {left()}")
     finally:
         demo.kill()
 
@@ -133,7 +110,7 @@ def test_interrupted_demo_leaves_nothing_behind(directory: Path, number: signal.
 def run(directory: Path, *command: str, path: str = os.environ["PATH"]) -> tuple[int, str]:
     environment = {"PATH": path, "TMPDIR": str(directory), "LANG": "C.UTF-8"}
     environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-    done = subprocess.run([*command], capture_output=True, text=True, env=environment, cwd=directory, timeout=60)
+    done = subprocess.run([*command], capture_output=True, text=True, env=environment, cwd=directory, timeout=BOUND_S)
     return done.returncode, done.stdout
 
 

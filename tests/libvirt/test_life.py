@@ -212,7 +212,6 @@ def test_a_domain_saved_behind_our_back_is_down_and_a_boot_brings_it_back_with_i
     assert clock_error_s(machine["n1"]) < 1.5
 
 
-@pytest.mark.timeout(400)
 def test_an_agent_that_is_lost_and_back_finds_stopped_what_is_to_be_and_the_rest_running(hasty: Machine) -> None:
     m = hasty
     victim = m["n1"].qsub(Job("1"))
@@ -305,7 +304,6 @@ def killed_after(m: Machine, step: str, do: str) -> None:
     m.start_daemon()
 
 
-@pytest.mark.timeout(400)
 def test_a_daemon_killed_at_any_step_of_freezing_and_defrosting_goes_on(machine: Machine) -> None:
     for step, back in zip((*FREEZE, FREEZE[0]), DEFROST, strict=True):
         killed_after(machine, step, "freeze")
@@ -316,7 +314,6 @@ def test_a_daemon_killed_at_any_step_of_freezing_and_defrosting_goes_on(machine:
     machine["p1"].qdel(machine["p1"].qsub(Job("9", "priority")))
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("step", REBOOT)
 def test_a_daemon_killed_at_any_step_of_a_reboot_goes_on(machine: Machine, step: str) -> None:
     before = boot_id(machine["p1"])

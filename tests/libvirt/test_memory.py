@@ -130,7 +130,6 @@ def nothing_wrong(machine: Machine) -> None:
     assert "out of memory" not in machine["n1"].console().lower()
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("cgroup", [False, True], ids=["by-process", "by-cgroup"])
 def test_a_job_holding_nine_tenths_of_its_guest_gives_way_and_finds_every_byte_again(
     machine: Machine, cgroup: bool
@@ -161,7 +160,6 @@ def test_a_job_holding_nine_tenths_of_its_guest_gives_way_and_finds_every_byte_a
     nothing_wrong(machine)
 
 
-@pytest.mark.timeout(300)
 def test_a_guest_that_refuses_to_give_is_told_by_its_numbers_and_its_job_goes_on(machine: Machine) -> None:
     n1 = machine["n1"]
     job = hold(machine, 60)
@@ -197,7 +195,6 @@ def until_refused(machine: Machine, job: Job, mib: int) -> dict[str, Any]:
     return found[0]
 
 
-@pytest.mark.timeout(300)
 def test_without_swap_only_free_memory_moves(machine: Machine) -> None:
     n1 = machine["n1"]
     n1.sh("swapoff /dev/vda")
@@ -215,7 +212,6 @@ def test_without_swap_only_free_memory_moves(machine: Machine) -> None:
     nothing_wrong(machine)
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("moment", ["out", "back"])
 def test_an_agent_killed_while_memory_moves_is_followed_by_one_that_goes_on(machine: Machine, moment: str) -> None:
     n1 = machine["n1"]
@@ -238,7 +234,6 @@ def test_an_agent_killed_while_memory_moves_is_followed_by_one_that_goes_on(mach
     nothing_wrong(machine)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("victim", ["n1", "p1"])
 def test_a_qemu_killed_while_memory_moves_leaves_a_host_that_works(machine: Machine, victim: str) -> None:
     job = hold(machine, 120)
@@ -255,7 +250,6 @@ def test_a_qemu_killed_while_memory_moves_leaves_a_host_that_works(machine: Mach
         nothing_wrong(machine)
 
 
-@pytest.mark.timeout(560)
 def test_a_daemon_killed_after_any_step_that_moves_memory_is_followed_by_one_that_goes_on(machine: Machine) -> None:
     job = hold(machine, 100)
     steps = cycle(machine, 0, "", job)

@@ -16,8 +16,6 @@ from magrathea_lab.scenarios.scenarios import require, wait, wait_all_free, wait
 
 from .guests import FLOOR_MIB, HOSTS, SIZE_MIB, Fleet
 
-pytestmark = pytest.mark.timeout(300)
-
 H1, H2 = HOSTS
 ENOUGH = f"/home/{USER}/enough"
 """Once it is there a job checks its memory a last time and ends."""

@@ -175,7 +175,6 @@ def _operate(cluster: PrivateOpenPbs) -> None:
         _follow(cluster, replace(block, text=block.text.replace(GUIDES_JOB, f"explain {job}")), None)
 
 
-@pytest.mark.timeout(240)
 def test_every_command_of_the_walk_through_does_what_it_shows(site: PrivateOpenPbs) -> None:
     before = picture(site)
     found = blocks(DOCUMENT)

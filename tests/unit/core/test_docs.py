@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import get_args
 
-import pytest
-
 from magrathea.core import events as ev
 from magrathea.core.model import Mode, State
 from tools import states_page
 
 
-@pytest.mark.timeout(300)
 def test_the_page_is_what_the_code_says() -> None:
     text = states_page.page(states_page.explored())
     assert states_page.PAGE.read_text(encoding="utf-8") == text, "stale: run `python -m tools.states_page`"
