@@ -3,6 +3,7 @@
     python work.py STEPS PAUSE_S FILE [HOLD_MIB]
 
 Each step finds the next PRIMES_A_STEP prime numbers by trial division and writes the number of steps done to FILE.
+It ends earlier as soon as FILE's sibling with the suffix FINISH is there, with the step that it is in.
 At the end it prints what it found, how often it was started, and the longest time that passed between two steps.
 With HOLD_MIB it also holds so much memory that does not compress, looks at a piece of it in each step and at all of
 it in the end, and prints whether it was still byte for byte what it had written.
@@ -20,6 +21,7 @@ PRIMES_A_STEP = 200
 PAUSE_S = 0.05
 """Between two steps, of all jobs of demo and scenarios."""
 
+FINISH = ".finish"
 STARTED_ONCE = "started 1 times"
 """In the output of a job that nobody requeued while it ran. A refused start is none: nothing of it has run."""
 
@@ -85,7 +87,7 @@ def next_prime(primes: list[int]) -> int:
 
 
 def main(steps: int, pause_s: float, path: Path, hold_mib: int = 0) -> None:
-    starts = path.with_suffix(".starts")
+    starts, finish = path.with_suffix(".starts"), path.with_suffix(FINISH)
     with starts.open("a", encoding="ascii") as file:
         file.write("started\n")
     memory = MarkedMemory(hold_mib)
@@ -101,6 +103,8 @@ def main(steps: int, pause_s: float, path: Path, hold_mib: int = 0) -> None:
             file.flush()
             now = time.monotonic()
             longest, last = max(longest, now - last), now
+            if finish.exists():
+                break
             time.sleep(pause_s)
     print(f"{len(primes)} primes, the last one {primes[-1]}")  # noqa: T201  it is the job's output
     print(f"started {len(starts.read_text(encoding='ascii').splitlines())} times")  # noqa: T201

@@ -273,6 +273,9 @@ class OpenPbsCluster:
         states = frozenset(str(vnode.get("state", "")).replace(" ", "").split(","))
         return VnodeView(name, str(have.get("magrathea", "")), tuple(accepts.split(",")), states)
 
+    def finish(self, job: str) -> None:
+        (self.directory / "home" / USER / f"{job}{work.FINISH}").touch()
+
     def counter(self, job: str) -> int:
         path = self.directory / "home" / USER / f"{job}.count"
         return int(path.read_text(encoding="ascii") or 0) if path.exists() else 0

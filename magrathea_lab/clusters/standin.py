@@ -223,6 +223,9 @@ class StandInCluster:
 
         return {v.name: view(v.name, v.attributes, v.state) for v in self.client.vnodes()}
 
+    def finish(self, job: str) -> None:
+        (self.directory / "jobs" / f"{job}{work.FINISH}").touch()
+
     def counter(self, job: str) -> int:
         path = self.directory / "jobs" / f"{job}.count"
         return int(path.read_text(encoding="ascii") or 0) if path.exists() else 0

@@ -5,13 +5,14 @@ Where the two differ, the stand-in is wrong.
 Rule 1: a scenario knows a `Cluster` only. It looks at what users and admins see (job states, vnode states, the jobs'
 own counters and outputs), never at the parts' insides.
 Rule 2: it waits for a condition with a bound, never for a time, except to see that a counter stands still.
+Rule 3: a job that must still be there when something is looked at ends when the scenario says so, not after some steps.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from ..cluster import Cluster, Failed, JobView
 from ..fleet import ANOTHER, COUNTED, EXCLUSIVE, HostSpec
@@ -20,8 +21,20 @@ from ..work import STARTED_ONCE, result
 
 T = TypeVar("T")
 
+LONG = 100_000
+"""Steps of a job that the scenario ends: more than an hour."""
+LIMIT_S = 20
+"""Walltime of a job that is preempted as soon as it can be, and ends as soon as it goes on."""
 STILL_S = 1.0
 """A counter that does not move for so long (20 steps) stands still."""
+
+
+class Site(Cluster, Protocol):
+    """A cluster whose jobs a scenario can end."""
+
+    def finish(self, job: str) -> None:
+        """Let the job end with the step that it is in, as if it had no more to do."""
+        ...
 
 
 def wait(cluster: Cluster, what: str, condition: Callable[[], T | None], bound_s: float = BOUND_S) -> T:
@@ -79,9 +92,16 @@ def goes_on(cluster: Cluster, job: str, from_step: int) -> None:
     wait(cluster, f"job {job} goes on from step {from_step}", lambda: cluster.counter(job) > from_step)
 
 
-def wait_right_end(cluster: Cluster, job: str, steps: int) -> None:
-    """The job finishes with the right result, and nothing of it was computed twice."""
+def finish(cluster: Site, job: str) -> None:
+    """The job ends when it may run, with the right result."""
+    cluster.finish(job)
+    wait_right_end(cluster, job)
+
+
+def wait_right_end(cluster: Cluster, job: str, steps: int | None = None) -> None:
+    """The job finishes with the right result, and nothing of it was computed twice. `steps`: None if it was ended."""
     view = wait_state(cluster, job, "F")
+    steps = cluster.counter(job) if steps is None else steps
     require(cluster, view.exit_status == 0, f"job {job} ended with {view.exit_status}: {cluster.output(job)!r}")
     wait(cluster, f"the output of {job}", lambda: "longest pause" in cluster.output(job))
     output = cluster.output(job)
@@ -97,28 +117,28 @@ def wait_all_free(cluster: Cluster, host: HostSpec) -> None:
 # Scenarios. Each starts and ends with free domains.
 
 
-def one_job_is_preempted_and_goes_on(cluster: Cluster) -> None:
-    low = cluster.submit("low", 100)
+def one_job_is_preempted_and_goes_on(cluster: Site) -> None:
+    low = cluster.submit("low", LONG)
     wait_running(cluster, low)
     wait_stoppable(cluster, "n1")
-    high = cluster.submit("high", 60)
+    high = cluster.submit("high", LONG)
     wait_running(cluster, high)
     require(cluster, cluster.jobs()[high].vnodes[0] in ("p1", "p2"), "the priority job is in a priority domain")
     wait_state(cluster, low, "S")
     wait_domain(cluster, "n1", "preempted")
     step = stands_still(cluster, low)
-    wait_right_end(cluster, high, 60)
+    finish(cluster, high)
     goes_on(cluster, low, step)
-    wait_state(cluster, low, "RF")
-    wait_right_end(cluster, low, 100)
+    wait_state(cluster, low, "R")
+    finish(cluster, low)
     wait_all_free(cluster, EXCLUSIVE)
 
 
-def two_preemptible_jobs_are_stopped_together(cluster: Cluster) -> None:
-    lows = [cluster.submit("low", 100), cluster.submit("low", 100)]
+def two_preemptible_jobs_are_stopped_together(cluster: Site) -> None:
+    lows = [cluster.submit("low", LONG), cluster.submit("low", LONG)]
     wait_running(cluster, *lows)
     wait_stoppable(cluster, "n1")
-    high = cluster.submit("high", 2000)
+    high = cluster.submit("high", LONG)
     wait_running(cluster, high)
     for low in lows:
         wait_state(cluster, low, "S")
@@ -126,61 +146,61 @@ def two_preemptible_jobs_are_stopped_together(cluster: Cluster) -> None:
     cluster.delete(high)
     for low, step in zip(lows, steps, strict=True):
         goes_on(cluster, low, step)
-        wait_right_end(cluster, low, 100)
+        finish(cluster, low)
     wait_all_free(cluster, EXCLUSIVE)
 
 
-def priority_jobs_one_after_another(cluster: Cluster) -> None:
-    low = cluster.submit("low", 140)
+def priority_jobs_one_after_another(cluster: Site) -> None:
+    low = cluster.submit("low", LONG)
     wait_running(cluster, low)
     for _ in range(3):
         wait_state(cluster, low, "R")
         wait_stoppable(cluster, "n1")
-        high = cluster.submit("high", 10)
+        high = cluster.submit("high", LONG)
         wait_state(cluster, low, "S")
         step = cluster.counter(low)
-        wait_right_end(cluster, high, 10)
+        wait_running(cluster, high)
+        finish(cluster, high)
         goes_on(cluster, low, step)
-    wait_right_end(cluster, low, 140)
+    finish(cluster, low)
     wait_all_free(cluster, EXCLUSIVE)
 
 
-def a_second_priority_job_joins(cluster: Cluster) -> None:
-    low = cluster.submit("low", 80)
+def a_second_priority_job_joins(cluster: Site) -> None:
+    low = cluster.submit("low", LONG)
     wait_running(cluster, low)
     wait_stoppable(cluster, "n1")
-    first = cluster.submit("high", 60)
+    first = cluster.submit("high", LONG)
     wait_running(cluster, first)
-    second = cluster.submit("high", 60)
+    second = cluster.submit("high", LONG)
     wait_running(cluster, second)
     places = [cluster.jobs()[job].vnodes for job in (first, second)]
     require(cluster, places[0] == places[1], f"the second priority job joined the first: {places}")
     wait_state(cluster, low, "S")
-    for high in (first, second):
-        wait_right_end(cluster, high, 60)
-    wait_right_end(cluster, low, 80)
+    for job in (first, second, low):
+        finish(cluster, job)
     wait_all_free(cluster, EXCLUSIVE)
 
 
-def a_job_of_another_class_waits(cluster: Cluster) -> None:
+def a_job_of_another_class_waits(cluster: Site) -> None:
     """Nobody is preempted for a protected job, and a protected job is preempted for nobody."""
-    protected = cluster.submit("normal", 60)
+    protected = cluster.submit("normal", LONG)
     wait_running(cluster, protected)
     wait_domain(cluster, "n1", "running")
     high = cluster.submit("high", 10)
     time.sleep(STILL_S)
     require(cluster, cluster.jobs()[high].state == "Q", "the priority job waits for the protected one")
     require(cluster, cluster.jobs()[protected].state == "R", "the protected job runs on")
-    wait_right_end(cluster, protected, 60)
+    finish(cluster, protected)
     wait_right_end(cluster, high, 10)
     wait_all_free(cluster, EXCLUSIVE)
 
 
-def a_preempted_job_is_deleted(cluster: Cluster) -> None:
-    low, other = cluster.submit("low", 2000), cluster.submit("low", 100)
+def a_preempted_job_is_deleted(cluster: Site) -> None:
+    low, other = cluster.submit("low", LONG), cluster.submit("low", LONG)
     wait_running(cluster, low, other)
     wait_stoppable(cluster, "n1")
-    high = cluster.submit("high", 2000)
+    high = cluster.submit("high", LONG)
     wait_state(cluster, low, "S")
     wait_running(cluster, high)
     cluster.delete(low)  # PBS takes 10 to 25 s for a suspended job: its SIGTERM stays pending
@@ -188,80 +208,82 @@ def a_preempted_job_is_deleted(cluster: Cluster) -> None:
     step = stands_still(cluster, other)
     cluster.delete(high)
     goes_on(cluster, other, step)
-    wait_right_end(cluster, other, 100)
+    finish(cluster, other)
     wait_all_free(cluster, EXCLUSIVE)
 
 
-def a_priority_job_comes_as_a_low_one_starts(cluster: Cluster) -> None:
+def a_priority_job_comes_as_a_low_one_starts(cluster: Site) -> None:
     """It waits until the low one can be stopped, and loses nothing of it."""
-    low = cluster.submit("low", 100)
+    low = cluster.submit("low", LONG)
     wait_state(cluster, low, "R")
     high = cluster.submit("high", 20)
     wait_right_end(cluster, high, 20)
-    wait_right_end(cluster, low, 100)
+    finish(cluster, low)
     wait_all_free(cluster, EXCLUSIVE)
 
 
-def two_priority_jobs_at_the_same_moment(cluster: Cluster) -> None:
+def two_priority_jobs_at_the_same_moment(cluster: Site) -> None:
     """They fit into one domain together or go one after the other; the low one is stopped, and loses nothing."""
-    low = cluster.submit("low", 80)
+    low = cluster.submit("low", LONG)
     wait_running(cluster, low)
     wait_stoppable(cluster, "n1")
-    highs = [cluster.submit("high", 20, cpus=2), cluster.submit("high", 20, cpus=2)]
+    highs = [cluster.submit("high", LONG, cpus=2), cluster.submit("high", LONG, cpus=2)]
     wait_state(cluster, low, "S")
     for high in highs:
+        cluster.finish(high)
+    for high in highs:
         wait_state(cluster, high, "F")
-    wait_right_end(cluster, low, 80)
+    finish(cluster, low)
     wait_all_free(cluster, EXCLUSIVE)
 
 
-def walltime_stands_still(cluster: Cluster) -> None:
-    """A job with a limit of 8 s, stopped for longer than that, finishes."""
-    low = cluster.submit("low", 80, walltime_s=8)
+def walltime_stands_still(cluster: Site) -> None:
+    """A job that was stopped for longer than its limit finishes."""
+    low = cluster.submit("low", LONG, walltime_s=LIMIT_S)
     wait_running(cluster, low)
     wait_stoppable(cluster, "n1")
-    high = cluster.submit("high", 160)
+    high = cluster.submit("high", LONG)
     wait_state(cluster, low, "S")
-    wait_right_end(cluster, high, 160)
-    wait_right_end(cluster, low, 80)
+    time.sleep(LIMIT_S + STILL_S)
+    finish(cluster, high)
+    finish(cluster, low)
     wait_all_free(cluster, EXCLUSIVE)
 
 
-def counted_free_cpus_are_used_first(cluster: Cluster) -> None:
-    low = cluster.submit("low", 60, cpus=2)
+def counted_free_cpus_are_used_first(cluster: Site) -> None:
+    low = cluster.submit("low", LONG, cpus=2)
     wait_running(cluster, low)
     high = cluster.submit("high", 20, cpus=2)
     wait_right_end(cluster, high, 20)
-    wait_right_end(cluster, low, 60)
-    require(cluster, "S" not in cluster.jobs()[low].state, "nobody was stopped")
+    require(cluster, cluster.jobs()[low].state == "R", "nobody was stopped")
+    finish(cluster, low)
     wait_all_free(cluster, COUNTED)
 
 
-def counted_victims_are_the_best_fitting(cluster: Cluster) -> None:
+def counted_victims_are_the_best_fitting(cluster: Site) -> None:
     """4 CPUs: a domain with one job of 1 CPU, one with 2; a priority job of 2 stops only who is needed."""
-    lows = [cluster.submit("low", 120, cpus=2), cluster.submit("low", 120, cpus=1), cluster.submit("low", 120, cpus=1)]
+    lows = [cluster.submit("low", LONG, cpus=cpus) for cpus in (2, 1, 1)]
     wait_running(cluster, *lows)
     domains = {cluster.jobs()[low].vnodes[0] for low in lows}
     wait_stoppable(cluster, *domains)
-    high = cluster.submit("high", 60, cpus=2)
+    high = cluster.submit("high", LONG, cpus=2)
     wait_running(cluster, high)
     wait(cluster, "a low job is preempted", lambda: any(cluster.jobs()[low].state == "S" for low in lows))
     stopped = {view.vnodes[0] for low in lows if (view := cluster.jobs()[low]).state == "S"}
     require(cluster, len(stopped) == 1, f"one domain of {sorted(domains)} suffices, stopped: {sorted(stopped)}")
-    wait_right_end(cluster, high, 60)
-    for low in lows:
-        wait_right_end(cluster, low, 120)
+    for job in (high, *lows):
+        finish(cluster, job)
     wait_all_free(cluster, COUNTED)
 
 
-def counted_a_third_takes_the_rest(cluster: Cluster) -> None:
+def counted_a_third_takes_the_rest(cluster: Site) -> None:
     """Priority jobs of 2 and 1 CPUs on a full host of 4: both normal domains are stopped, then both go on."""
-    lows = [cluster.submit("low", 120, cpus=2), cluster.submit("low", 120, cpus=2)]
+    lows = [cluster.submit("low", LONG, cpus=2), cluster.submit("low", LONG, cpus=2)]
     wait_running(cluster, *lows)
     wait_stoppable(cluster, "n2", "n3")
-    first = cluster.submit("high", 2000, cpus=2)
+    first = cluster.submit("high", LONG, cpus=2)
     wait_running(cluster, first)
-    second = cluster.submit("high", 2000, cpus=1)
+    second = cluster.submit("high", LONG, cpus=1)
     wait_running(cluster, second)
     for low in lows:
         wait_state(cluster, low, "S")
@@ -270,61 +292,61 @@ def counted_a_third_takes_the_rest(cluster: Cluster) -> None:
         cluster.delete(high)
     for low, step in zip(lows, steps, strict=True):
         goes_on(cluster, low, step)
-        wait_right_end(cluster, low, 120)
+        finish(cluster, low)
     wait_all_free(cluster, COUNTED)
 
 
-def every_part_crashes_while_a_job_is_preempted(cluster: Cluster) -> None:
+def every_part_crashes_while_a_job_is_preempted(cluster: Site) -> None:
     """Each part is killed and started again, one after the other; the job neither runs meanwhile nor is it lost."""
-    low = cluster.submit("low", 100)
+    low = cluster.submit("low", LONG)
     wait_running(cluster, low)
     wait_stoppable(cluster, "n1")
-    high = cluster.submit("high", 200)
+    high = cluster.submit("high", LONG)
     wait_running(cluster, high)
     wait_state(cluster, low, "S")
     step = cluster.counter(low)
     for part in ("hub", "agent-n1", "noded-h1"):
         cluster.crash(part)
         require(cluster, stands_still(cluster, low) == step, f"job {low} stood still when {part} crashed")
-    wait_right_end(cluster, high, 200)
+    finish(cluster, high)
     goes_on(cluster, low, step)
-    wait_right_end(cluster, low, 100)
+    finish(cluster, low)
     wait_all_free(cluster, EXCLUSIVE)
 
 
-def the_hub_crashes_as_it_should_suspend_a_job(cluster: Cluster) -> None:
+def the_hub_crashes_as_it_should_suspend_a_job(cluster: Site) -> None:
     """It learns from the host what it has to do; nothing is lost and nobody stays stopped."""
-    low = cluster.submit("low", 100)
+    low = cluster.submit("low", LONG)
     wait_running(cluster, low)
     wait_stoppable(cluster, "n1")
-    high = cluster.submit("high", 100)
+    high = cluster.submit("high", LONG)
     wait_state(cluster, high, "R")
     cluster.crash("hub")
     wait_state(cluster, low, "S")
     step = stands_still(cluster, low)
-    wait_right_end(cluster, high, 100)
+    finish(cluster, high)
     goes_on(cluster, low, step)
-    wait_right_end(cluster, low, 100)
+    finish(cluster, low)
     wait_all_free(cluster, EXCLUSIVE)
 
 
-def a_job_on_two_hosts_is_stopped_as_a_whole(cluster: Cluster) -> None:
+def a_job_on_two_hosts_is_stopped_as_a_whole(cluster: Site) -> None:
     """Preempted on one of its hosts, it is suspended on both, and goes on when that host has ended its priority job."""
-    low = cluster.submit("low", 100, select="2:ncpus=2")
+    low = cluster.submit("low", LONG, select="2:ncpus=2")
     wait_running(cluster, low)
     vnodes = set(cluster.jobs()[low].vnodes)
     require(cluster, vnodes == {"n1", "n4"}, f"the job runs on both hosts: {sorted(vnodes)}")
     wait(cluster, "one of them may be preempted", lambda: _words(cluster) & {"running-preemptible"})
-    high = cluster.submit("high", 60, cpus=2)
+    high = cluster.submit("high", LONG, cpus=2)
     wait_running(cluster, high)
     wait_state(cluster, low, "S")
     for name in sorted(vnodes):
         wait_domain(cluster, name, "preempted")
         require(cluster, "maintenance" in cluster.vnodes()[name].state, f"{name} takes no other jobs meanwhile")
     step = stands_still(cluster, low)
-    wait_right_end(cluster, high, 60)
+    finish(cluster, high)
     goes_on(cluster, low, step)
-    wait_right_end(cluster, low, 100)
+    finish(cluster, low)
     wait_all_free(cluster, EXCLUSIVE)
     wait_all_free(cluster, ANOTHER)
 
@@ -333,7 +355,7 @@ def _words(cluster: Cluster) -> set[str]:
     return {vnode.magrathea for vnode in cluster.vnodes().values()}
 
 
-Scenario = Callable[[Cluster], None]
+Scenario = Callable[[Site], None]
 
 SCENARIOS: dict[Scenario, tuple[HostSpec, ...]] = {
     one_job_is_preempted_and_goes_on: (EXCLUSIVE,),
