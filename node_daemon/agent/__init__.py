@@ -29,7 +29,8 @@ Laws of this package:
 | `loop`, `children` | the event loop; child processes |
 | `sweeper`, `stopper`, `ender` | standing orders: when to look; stopping and continuing; the end of stopped jobs |
 | `pager`, `advice` | memory of stopped jobs: out to swap and back |
-| `lines`, `transports`, `channel` | the guest channel to the node daemon |
+| `lines`, `wire` | what is said on the guest channel, at both of its ends: the node daemon uses these two as well |
+| `transports`, `channel` | the guest channel to the node daemon |
 | `mom_server`, `mom_requests`, `owners` | the socket for MoM's hooks, what they ask, who owns a job |
 | `daemon_requests`, `scripts`, `machine` | what the node daemon asks; the site's scripts; the guest's clock and power |
 | `table`, `state_file`, `reports` | the table of jobs, what survives the agent, what it tells by itself |
@@ -38,5 +39,6 @@ Laws of this package:
 Times are seconds, `now` is `time.monotonic()`. Memory is in MiB.
 """
 
+from .wire import PROTOCOL as PROTOCOL
+
 VERSION = "0.1.0"
-PROTOCOL = 1

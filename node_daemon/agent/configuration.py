@@ -1,12 +1,13 @@
 """The agent's configuration file."""
 
-from .values import BadValue, Unusable, parse
+from .lines import BadValue, parse
+from .values import Unusable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import List, Tuple
 
-    from .values import Doc
+    from .lines import Doc
 
 DEFAULT_CONFIG = "/etc/magrathea/agent.json"
 CONFIG_VARIABLE = "MAGRATHEA_AGENT_CONF"

@@ -4,20 +4,23 @@ import re
 import signal
 
 from . import VERSION
-from .jobs import MAX_JOBS, ORDERS, Job
+from .jobs import ORDERS, Job
+from .lines import BadValue, field, refusal
 from .machine import Machine
 from .pager import Pager
 from .procfs import memory_report
 from .reports import MAX_ROWS
 from .scripts import Scripts
 from .sweeper import ORDERS_S, Sweeper
-from .values import BadValue, count, field, job_key, refusal, seconds
+from .values import count, job_key, seconds
+from .wire import MAX_JOBS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Dict, List, Tuple
 
-    from .values import Doc, Key, Reply
+    from .lines import Doc
+    from .values import Key, Reply
 
 SLICE_S = 5.0  # for one slice of memory, where the daemon does not say
 MAX_WARN_S = 60.0  # the longest time between a job's warning and its stop

@@ -4,9 +4,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Dict, Optional, Set, Tuple
 
-    from .values import Doc, Key
+    from .lines import Doc
+    from .values import Key
 
-MAX_JOBS = 1024  # of one list or of the agent's table
 ORDERS = ("stop", "lift", "run")
 MOM_NAMES = (b"pbs_mom", b"pbs_python")
 

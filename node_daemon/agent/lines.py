@@ -1,45 +1,101 @@
-"""A stream of bytes as lines, read and written."""
+"""Bytes as lines, and lines of JSON as values whose types are checked.
 
+This module and `wire` import nothing else of the agent: the node daemon uses them, too.
+"""
+
+import json
 import os
 from collections import deque
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Deque, List, Optional
+    from typing import Any, Deque, Dict, NoReturn, Optional
 
-MAX_LINE_BYTES = 65536  # of both sockets, newline included
+    Doc = Dict[str, Any]
+
+MAX_LINE_BYTES = 65536  # newline included
+
+
+class BadValue(Exception):
+    """Something from outside is not what it must be; the text names the field, its value and what is allowed."""
+
+
+def field(doc: "Doc", name: str, kind: type, default: "Any" = None) -> "Any":
+    """`doc[name]`, which must be of `kind` (bool is no int). Without a default it must be there. Raises BadValue."""
+    value = doc.get(name, default)
+    if value is None and default is None:
+        raise BadValue("field %s is missing" % name)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise BadValue("field %s is %.60r, it must be %s" % (name, value, kind.__name__))
+    return value
+
+
+def parse(line: bytes) -> "Doc":
+    """A line of JSON as an object. Raises BadValue."""
+    try:
+        doc = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise BadValue("no JSON: %s" % error) from error
+    if not isinstance(doc, dict):
+        raise BadValue("no JSON object")
+    return doc
+
+
+def _no_constant(name: str) -> "NoReturn":
+    raise ValueError("%s is no JSON number" % name)
+
+
+def encode(doc: "Doc") -> bytes:
+    """A line with its newline, in ASCII."""
+    return json.dumps(doc, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def refusal(code: str, text: str, retry_after_s: "Optional[float]" = None) -> "Doc":
+    answer: "Doc" = {"ok": False, "code": code, "text": text}
+    if retry_after_s is not None:
+        answer["retry_after_s"] = retry_after_s
+    return answer
 
 
 class LineReader:
-    """Cuts a stream into lines. A line that is too long is dropped up to its newline and given as None."""
+    """Cuts a stream into lines, given one after another. A line that is too long is dropped up to its newline."""
 
-    def __init__(self, skip_first: bool) -> None:
+    def __init__(self, skip_first: bool, most_bytes: int = MAX_LINE_BYTES) -> None:
+        self.most_bytes = most_bytes
         self.buffer = bytearray()
+        self.begin = 0  # of what is not given yet
         self.searched = 0
         self.skipping = skip_first
         self.oversize = False
 
-    def feed(self, data: bytes) -> "List[Optional[bytes]]":
-        lines: "List[Optional[bytes]]" = []
+    def add(self, data: bytes) -> None:
         self.buffer += data
-        while True:
-            end = self.buffer.find(b"\n", self.searched)
-            if end < 0:
-                break
-            line = bytes(self.buffer[:end])
-            del self.buffer[: end + 1]
-            self.searched = 0
-            if self.oversize or len(line) >= MAX_LINE_BYTES:
-                lines.append(None)
-            elif not self.skipping:
-                lines.append(line)
-            self.skipping = self.oversize = False
-        self.searched = len(self.buffer)
-        if self.searched >= MAX_LINE_BYTES:
-            self.buffer.clear()
-            self.searched = 0
+
+    def has_line(self) -> bool:
+        end = self.buffer.find(b"\n", self.searched)
+        self.searched = end if end >= 0 else len(self.buffer)
+        if end < 0 and len(self.buffer) - self.begin >= self.most_bytes:
             self.oversize = not self.skipping
-        return lines
+            self._clear()
+        elif end < 0 and self.begin:
+            del self.buffer[: self.begin]
+            self.searched -= self.begin
+            self.begin = 0
+        return end >= 0
+
+    def _clear(self) -> None:
+        self.buffer.clear()
+        self.begin = self.searched = 0
+
+    def next_line(self) -> "Optional[bytes]":
+        """The next line without its newline; empty where nothing counts, None where it was too long."""
+        line = bytes(self.buffer[self.begin : self.searched])
+        self.begin = self.searched = self.searched + 1
+        oversize = not self.skipping and (self.oversize or len(line) >= self.most_bytes)
+        skipped, self.skipping, self.oversize = self.skipping, False, False
+        return None if oversize else b"" if skipped else line
 
 
 class LineWriter:
@@ -50,8 +106,9 @@ class LineWriter:
         self.size = 0
 
     def add(self, data: bytes) -> None:
-        self.pieces.append(data)
-        self.size += len(data)
+        if data:
+            self.pieces.append(data)
+            self.size += len(data)
 
     def flush(self, fd: int) -> bool:
         """True when nothing is left. Raises OSError where the peer has gone."""

@@ -44,7 +44,10 @@ class Loop:
         self.faults: "Deque[float]" = deque()
 
     def after(self, delay: float, action: "Callable[[], None]") -> Timer:
-        timer = Timer(time.monotonic() + delay, action)
+        return self.at(time.monotonic() + delay, action)
+
+    def at(self, when: float, action: "Callable[[], None]") -> Timer:
+        timer = Timer(when, action)
         self.serial += 1
         heapq.heappush(self.timers, (timer.when, self.serial, timer))
         return timer

@@ -4,15 +4,15 @@ import os
 import time
 
 from .children import Child
+from .lines import BadValue, refusal
 from .log import log
 from .loop import Loop
-from .values import BadValue, refusal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import List
 
-    from .values import Doc
+    from .lines import Doc
 
 CLOCK_S = 0.5  # a clock less wrong than this is left alone: the message itself took time
 MADE_UNIX_S = 1.7e9  # before this program was made

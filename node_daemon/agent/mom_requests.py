@@ -6,7 +6,7 @@ import time
 from . import VERSION
 from .channel import Channel
 from .ender import DELETE_S
-from .jobs import MAX_JOBS
+from .lines import BadValue, field, refusal
 from .log import log
 from .loop import Loop
 from .mom_server import Client
@@ -15,13 +15,15 @@ from .procfs import memory_report, start_of
 from .reports import Reports
 from .sweeper import Sweeper
 from .table import Table
-from .values import BadValue, count, field, job_key, refusal, seconds, words
+from .values import count, job_key, seconds, words
+from .wire import MAX_JOBS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Optional
 
-    from .values import Doc, Key
+    from .lines import Doc
+    from .values import Key
 
 MAX_PARTS = 200  # of a job, in one question of the prologue hook
 CLASSES = ("priority", "preemptible", "protected")

@@ -8,16 +8,16 @@ import socket
 import stat
 import struct
 
-from .lines import MAX_LINE_BYTES, LineReader
+from .lines import MAX_LINE_BYTES, BadValue, LineReader, encode, parse, refusal
 from .log import log
 from .loop import Loop
-from .values import BadValue, Unusable, encode, parse, refusal
+from .values import Unusable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Optional, Set
 
-    from .values import Doc
+    from .lines import Doc
 
 MAX_CLIENTS = 32  # MoM hooks at the same moment
 CLIENT_S = 10.0  # a hook must have sent its line by then
@@ -157,13 +157,10 @@ class MomServer:
             return
         if client.asked:
             return
-        for line in client.reader.feed(data):
+        client.reader.add(data)
+        if client.reader.has_line() or client.reader.oversize:
             client.asked = True
-            self._line(line, client)
-            return
-        if client.reader.oversize:
-            client.asked = True
-            self._line(None, client)
+            self._line(None if client.reader.oversize else client.reader.next_line(), client)
 
     def _line(self, line: "Optional[bytes]", client: Client) -> None:
         try:

@@ -4,13 +4,13 @@ import os
 import pwd
 import time
 
-from .values import BadValue, field
+from .lines import BadValue, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Dict, Optional, Tuple
 
-    from .values import Doc
+    from .lines import Doc
 
 
 def owner_of(doc: "Doc") -> str:

@@ -8,16 +8,18 @@ import time
 from .advice import Advisor, Slice, reclaim
 from .cgroups import Cgroups
 from .children import Child
-from .jobs import MAX_JOBS, Job
+from .jobs import Job
+from .lines import BadValue, encode, parse, refusal
 from .loop import Loop, Timer
 from .procfs import memory_report, status_of
-from .values import BadValue, encode, parse, refusal
+from .wire import MAX_JOBS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Dict, List, Optional, Tuple
 
-    from .values import Doc, Key, Reply
+    from .lines import Doc
+    from .values import Key, Reply
 
 
 class Pager:

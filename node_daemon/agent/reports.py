@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from typing import Callable, Optional
 
     from .jobs import Job
-    from .values import Doc, Key
+    from .lines import Doc
+    from .values import Key
 
 MAX_ROWS = 400  # of one list to the daemon: what fits a line
 REPORT_S = 10.0

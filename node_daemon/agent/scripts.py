@@ -6,9 +6,9 @@ import signal
 import stat
 
 from .children import Child
+from .lines import BadValue
 from .log import log
 from .loop import Loop
-from .values import BadValue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -4,9 +4,10 @@ import os
 import time
 
 from .jobs import ORDERS, Job
+from .lines import BadValue, encode, field, parse
 from .log import log
 from .procfs import boot_id
-from .values import BadValue, count, encode, field, job_key, parse
+from .values import count, job_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,17 +6,18 @@ from .changes import StoppedProcesses
 from .ender import Ender
 from .finder import REREAD_S, Finder
 from .jobs import Job
+from .lines import refusal
 from .log import log
 from .loop import Loop, Timer
 from .signals import Signaller
 from .stopper import Stopper
-from .values import refusal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Dict, List, Optional, Tuple
 
-    from .values import Doc, Key, Reply
+    from .lines import Doc
+    from .values import Key, Reply
 
 LAUNCH_POLL_S = 0.2
 LAUNCH_PATIENCE_S = 60.0  # then a job that shows no process is looked for with the reports only

@@ -1,14 +1,8 @@
-"""The guest channel, host's side: one unix socket per domain, the agent connects to it (contract of agent/channel.py).
+"""The guest channel, host's side: one unix socket per domain, the agent connects to it.
 
-Newline-delimited JSON both ways. Who speaks is known by the socket, so a guest can only ever speak for itself.
-
-What the channel guarantees whatever the guest does:
-- a line has at most MAX_LINE bytes, and a guest at most LINES_PER_S lines a second over BURST_S seconds: then reading
-  pauses, so that a flood fills the guest's own buffers and nobody else's;
-- ten bad lines in a row close the connection; what comes before the first newline is thrown away;
-- answers to requests of an earlier session are dropped; a request that is repeated is not worked on twice: it gets the
-  answer of the first time (the last KEPT_ANSWERS are kept);
-- what the guest does not read is not kept for ever: a full buffer closes the connection.
+Who speaks is known by the socket, so a guest can only ever speak for itself. What is said, and what is refused to a
+guest that says too much, is in `agent.wire`, which the agent uses as well; here are its streams, its clock, and who is
+asked and told.
 """
 
 from __future__ import annotations
@@ -17,33 +11,22 @@ import asyncio
 import logging
 import os
 import pwd
-import secrets
-from collections import OrderedDict
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, Protocol
 
 from magrathea import supervision
-from magrathea.core.refusals import RefusalCode, retry_after_s
+from magrathea.core.refusals import RefusalCode
 
-from .guest_messages import MAX_LINE, PROTOCOL, Answer, AnyRequest, BadLine, Hello, Unknown, decode, encode
+from ..agent.lines import refusal
+from ..agent.wire import MAX_OUT_BYTES, HostEnd, TooLarge
+from .guest_messages import Answer, AnyRequest, Hello, Said, Unknown, decode
 
 log = logging.getLogger(__name__)
 
-LINES_PER_S = 200
-BURST_S = 5
-BAD_LINES = 10
-KEPT_ANSWERS = 64
-REPEAT_S = 0.5
-"""A request is sent again that often until its deadline: a channel loses bytes when its other side restarts."""
-MAX_AT_WORK = 64
-"""Requests of one guest that are worked on at once; the next ones are answered `busy`."""
-WRITE_BUFFER = 1024 * 1024
 SILENT_S = 25.0
 """An agent of which nothing is heard that long is gone: it reports each 10 s, and a capped guest is slow, but not so.
 Behind a virtio-serial port nothing else tells that an agent has died: QEMU, which holds the connection, lives."""
-HELLO_AGAIN_S = 1.0
-"""To whoever speaks under a session of before, at most that often."""
 LOG_EVERY_S = 10.0
 """Bad input is logged that often at most, with how much of it there was."""
 
@@ -99,7 +82,6 @@ class GuestChannel:
         self._link: _Link | None = None
         self._links: set[_Link] = set()
         self._server: asyncio.Server | None = None
-        self._next_id = 0
 
     async def start(self) -> None:
         """Listen. Raises OSError."""
@@ -130,33 +112,16 @@ class GuestChannel:
             raise AgentError(
                 RefusalCode.NO_AGENT, f"no agent of {self.domain} is connected; is magrathea-agent running there?"
             )
-        self._next_id += 1
-        message = {"type": "request", "id": self._next_id, "session": link.session, "op": op, **fields}
-        line = encode(message)
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        link.outstanding[self._next_id] = future
-        try:
-            answer = await self._until_answered(link, line, future, within_s)
-        except TimeoutError as error:
-            text = f"the agent of {self.domain} did not answer `{op}` within {within_s:g} s"
-            raise AgentError(RefusalCode.TIMEOUT, text) from error
-        finally:
-            link.outstanding.pop(message["id"], None)
+        answer = await link.request(op, within_s, fields)
+        if answer is None:
+            raise AgentError(
+                RefusalCode.TIMEOUT, f"the agent of {self.domain} did not answer `{op}` within {within_s:g} s"
+            )
         if not answer.ok:
             raise AgentError(
                 answer.code or RefusalCode.FAILED, answer.text or f"the agent of {self.domain} refused `{op}`"
             )
         return answer
-
-    async def _until_answered(
-        self, link: _Link, line: bytes, future: asyncio.Future[Answer], within_s: float
-    ) -> Answer:
-        async with asyncio.timeout(within_s):
-            while True:
-                link.write(line)
-                done, _ = await asyncio.wait([future], timeout=REPEAT_S)
-                if done:
-                    return future.result()
 
     # Called by _Link
 
@@ -201,24 +166,19 @@ class _Link(asyncio.Protocol):
 
     def __init__(self, channel: GuestChannel) -> None:
         self.channel = channel
-        self.session = secrets.token_hex(8)
-        self.outstanding: dict[int, asyncio.Future[Answer]] = {}
-        self._peer = ""
+        self.end = HostEnd({"host": channel.host, "domain": channel.domain}, decode)
+        self.end.on_greeted = self._greeted
+        self.end.on_asked = self._asked
+        self.end.on_trouble = self._complain
         self._transport: asyncio.Transport | None = None
-        self._buffer = bytearray()
-        self._synchronised = False  # a newline was seen
-        self._overlong = False  # within a line that is too long: thrown away up to its end
-        self._bad_in_row = 0
         self._loop = asyncio.get_running_loop()
-        self._tokens = float(LINES_PER_S * BURST_S)
-        self._counted_at = self._loop.time()
-        self._resume: asyncio.TimerHandle | None = None
-        self._at_work: dict[tuple[str, int], asyncio.Task[None]] = {}
-        self._answers: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._waiting: set[asyncio.Future[Answer | None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ticker: asyncio.TimerHandle | None = None
+        self._watch: asyncio.TimerHandle | None = None
         self._complaints = 0
         self._complained_at = -LOG_EVERY_S
-        self._heard_at = self._greeted_at = self._loop.time()
-        self._watch: asyncio.TimerHandle | None = None
+        self._heard_at = self._loop.time()
 
     # asyncio.Protocol
 
@@ -226,208 +186,141 @@ class _Link(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self.channel._made(self)
-        self._hello({})
+        self.end.opened(self._loop.time())
         self._watch = self._loop.call_later(SILENT_S, self._look)
-
-    def _hello(self, more: dict[str, str]) -> None:
-        self._greeted_at = self._loop.time()
-        about = {"host": self.channel.host, "domain": self.channel.domain}
-        self.write(b"\n" + encode({"type": "hello", "protocol": PROTOCOL, "session": self.session, **about, **more}))
+        self._go_on()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.void("its connection has ended")
-        if self._watch is not None:
-            self._watch.cancel()
-        if self._resume is not None:
-            self._resume.cancel()
-        for task in self._at_work.values():
-            task.cancel()
+        self.end.closed("its connection has ended")
+        for timer in (self._watch, self._ticker):
+            if timer is not None:
+                timer.cancel()
+        self._cancel_work()
         self.channel._gone(self)
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
-        self._buffer += data
-        self._consume()
+        self.end.receive(data, self._heard_at)
+        self._go_on()
 
     def _look(self) -> None:
-        """Give an agent up that has been silent too long; should it still live, it hears a new session and greets."""
+        """Give an agent up that has been silent too long."""
         silent_s = self._loop.time() - self._heard_at
         self._watch = self._loop.call_later(max(SILENT_S - silent_s, SILENT_S / 10), self._look)
-        if silent_s < SILENT_S or not self._peer:
+        if silent_s < SILENT_S or not self.end.peer:
             return
         self._complain(f"has said nothing for {silent_s:.0f} s and counts as gone")
         self.void("its agent says nothing any more")
-        for task in self._at_work.values():
-            task.cancel()
-        self._peer = ""
-        self._answers.clear()
-        self.session = secrets.token_hex(8)
+        self._cancel_work()
+        self.end.give_up(self._loop.time())
         self.channel._lost(self)
-        self._hello({})
+        self._go_on()
 
-    # Reading
+    def _tick(self) -> None:
+        self._ticker = None
+        self.end.tick(self._loop.time())
+        self._go_on()
 
-    def _consume(self) -> None:
-        """Take whole lines off the buffer as long as the rate allows."""
-        start = 0
-        while (end := self._buffer.find(b"\n", start)) >= 0:
-            if not self._allowed():
-                break
-            line = bytes(self._buffer[start:end])
-            start = end + 1
-            self._line(line)
-            if self._transport is None or self._transport.is_closing():
-                self._buffer.clear()
+    def _go_on(self) -> None:
+        """After anything at the end: write what it says, read on or not, and look at it again in time."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if self.end.broken:
+            log.warning("%s: its agent: %s; connection closed", self.channel.domain, self.end.broken)
+            transport.close()
+            return
+        if data := self.end.take_output():
+            if transport.get_write_buffer_size() > MAX_OUT_BYTES:
+                self._complain("reads nothing; connection closed")
+                transport.abort()
                 return
-        del self._buffer[:start]
-        if self._resume is None and len(self._buffer) >= MAX_LINE and b"\n" not in self._buffer:
-            if self._synchronised and not self._overlong:
-                self._bad(f"a line of more than {MAX_LINE} bytes")
-                self._overlong = True
-            self._buffer.clear()
+            transport.write(data)
+        if self.end.paused == transport.is_reading():
+            (transport.pause_reading if self.end.paused else transport.resume_reading)()
+        at = self.end.next_at()
+        if self._ticker is not None and self._ticker.when() != at:
+            self._ticker.cancel()
+            self._ticker = None
+        if self._ticker is None and at is not None:
+            self._ticker = self._loop.call_at(at, self._tick)
 
-    def _allowed(self) -> bool:
-        now = self._loop.time()
-        self._tokens = min(LINES_PER_S * BURST_S, self._tokens + (now - self._counted_at) * LINES_PER_S)
-        self._counted_at = now
-        if self._tokens >= 1:
-            self._tokens -= 1
-            return True
-        if self._resume is None and self._transport is not None:
-            self._complain(f"sends more than {LINES_PER_S} lines a second; reading pauses")
-            self._transport.pause_reading()
-            self._resume = self._loop.call_later(0.25, self._read_on)
-        return False
-
-    def _read_on(self) -> None:
-        self._resume = None
-        if self._transport is None or self._transport.is_closing():
-            return
-        self._consume()
-        if self._resume is None and not self._transport.is_closing():
-            self._transport.resume_reading()
-
-    def _line(self, line: bytes) -> None:
-        if not self._synchronised:
-            self._synchronised = True
-            return
-        if self._overlong:
-            self._overlong = False
-            return
-        if not line.strip():
-            return
-        if len(line) >= MAX_LINE:
-            self._bad(f"a line of {len(line)} bytes")
-            return
-        try:
-            message = decode(line)
-        except BadLine as error:
-            self._bad(str(error))
-            return
-        self._bad_in_row = 0
-        if isinstance(message, Hello):
-            self._greeting(message)
-        elif isinstance(message, Answer):
-            future = self.outstanding.get(message.id) if message.session == self.session else None
-            if future is not None and not future.done():
-                future.set_result(message)
-        elif message.session == self._peer:
-            self._request(message)
-        elif self._loop.time() - self._greeted_at > HELLO_AGAIN_S:  # of an agent that is no more, or was given up
-            self._hello({})
-
-    def _greeting(self, hello: Hello) -> None:
-        if hello.protocol != PROTOCOL:
-            self._complain(f"speaks protocol {hello.protocol}, this daemon {PROTOCOL}; install agents of its version")
-            self.close()
-            return
-        # A virtio-serial port is connected by QEMU, often long before an agent opens it, and stays so when the agent is
-        # restarted: the hello of the connection's beginning was not read, or by another one.
-        self._hello({"peer": hello.session})
-        if hello.session != self._peer:
-            self._peer = hello.session
-            self._answers.clear()
-            self.channel._greeted(self, hello)
-
-    def _bad(self, why: str) -> None:
-        self._bad_in_row += 1
-        self._complain(f"sent a bad line: {why[:200]}")
-        if self._bad_in_row >= BAD_LINES:
-            log.warning("%s: %d bad lines in a row from its agent; connection closed", self.channel.domain, BAD_LINES)
-            self.close()
+    def _greeted(self, said: dict[str, Any]) -> None:
+        assert isinstance(said, Said) and isinstance(said.message, Hello)
+        self.channel._greeted(self, said.message)
 
     def _complain(self, what: str) -> None:
         self._complaints += 1
         now = self._loop.time()
         if now - self._complained_at >= LOG_EVERY_S:
             more = f" ({self._complaints} complaints so far)" if self._complaints > 1 else ""
-            log.warning("%s: its agent %s%s", self.channel.domain, what, more)
+            log.warning("%s: its agent: %s%s", self.channel.domain, what, more)
             self._complained_at = now
 
-    # The guest's requests
+    # What it is asked
 
-    def _request(self, request: AnyRequest | Unknown) -> None:
-        mark = (request.session, request.id)
-        if mark in self._at_work:
-            return
-        if mark in self._answers:
-            self.write(self._answers[mark])
-            return
+    async def request(self, op: str, within_s: float, fields: dict[str, Any]) -> Answer | None:
+        """Its answer; None when there is none in time. Raises AgentError."""
+        future: asyncio.Future[Answer | None] = self._loop.create_future()
+
+        def answered(said: dict[str, Any] | None) -> None:
+            message = said.message if isinstance(said, Said) else None
+            assert message is None or isinstance(message, Answer)
+            if not future.done():
+                future.set_result(message)
+
+        now = self._loop.time()
+        try:
+            asked = self.end.ask(op, fields, now + within_s, answered, now)
+        except TooLarge as error:
+            raise AgentError(RefusalCode.TOO_LARGE, f"{self.channel.domain}: {error}") from error
+        if asked is None:
+            raise AgentError(RefusalCode.BUSY, f"too many requests wait for the agent of {self.channel.domain}")
+        self._waiting.add(future)
+        self._go_on()
+        try:
+            return await future
+        finally:
+            self._waiting.discard(future)
+            self.end.withdraw(asked)
+
+    def void(self, why: str) -> None:
+        """Whoever waits for an answer of this agent is told that none comes."""
+        self.end.withdraw_all()
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(AgentError(RefusalCode.NO_AGENT, f"{self.channel.domain}: {why}"))
+        self._waiting.clear()
+
+    # What it asks
+
+    def _asked(self, mark: tuple[str, int], op: str, said: dict[str, Any]) -> None:
+        assert isinstance(said, Said)
+        request = said.message
         if isinstance(request, Unknown):
             text = f"this daemon knows no `{request.op}`; install agents of its version"
-            self._answer(mark, {"ok": False, "code": RefusalCode.UNKNOWN_OP, "text": text})
-        elif len(self._at_work) >= MAX_AT_WORK:
-            text = f"{MAX_AT_WORK} requests of {self.channel.domain} are being worked on; ask again later"
-            refusal = {
-                "ok": False,
-                "code": RefusalCode.BUSY,
-                "text": text,
-                "retry_after_s": retry_after_s(RefusalCode.BUSY),
-            }
-            self.write(self._line_of(mark, refusal))  # not kept: when repeated it may be worked on
-        else:
-            task = supervision.start(self._work(mark, request))
-            self._at_work[mark] = task
+            self.end.answer(mark, refusal(RefusalCode.UNKNOWN_OP, text), self._loop.time())
+            return
+        assert request is not None and not isinstance(request, Hello | Answer)
+        task = supervision.start(self._work(mark, request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _work(self, mark: tuple[str, int], request: AnyRequest) -> None:
         try:
             answer = await self.channel.handler.request(self.channel.domain, request)
         except Exception:  # a defect of ours must not leave MoM waiting; it is logged whole
             log.exception("%s: request %s failed", self.channel.domain, type(request).__name__)
-            answer = {"ok": False, "code": RefusalCode.INTERNAL, "text": "the node daemon failed; its log says why"}
-        finally:
-            self._at_work.pop(mark, None)
-        self._answer(mark, answer)
+            answer = refusal(RefusalCode.INTERNAL, "the node daemon failed; its log says why")
+        self.end.answer(mark, answer, self._loop.time())
+        self._go_on()
 
-    def _answer(self, mark: tuple[str, int], answer: dict[str, Any]) -> None:
-        line = self._line_of(mark, answer)
-        if mark[0] != self._peer:
-            return
-        self._answers[mark] = line
-        while len(self._answers) > KEPT_ANSWERS:
-            self._answers.popitem(last=False)
-        self.write(line)
+    def _cancel_work(self) -> None:
+        for task in self._tasks:
+            task.cancel()
 
-    def _line_of(self, mark: tuple[str, int], answer: dict[str, Any]) -> bytes:
-        return encode({"type": "answer", "id": mark[1], "session": mark[0], **answer})
-
-    # Writing and ending
-
-    def write(self, data: bytes) -> None:
-        if self._transport is None or self._transport.is_closing():
-            return
-        if self._transport.get_write_buffer_size() > WRITE_BUFFER:
-            self._complain("reads nothing; connection closed")
-            self._transport.abort()
-            return
-        self._transport.write(data)
-
-    def void(self, why: str) -> None:
-        """Whoever waits for an answer of this agent is told that none comes."""
-        for future in self.outstanding.values():
-            if not future.done():
-                future.set_exception(AgentError(RefusalCode.NO_AGENT, f"{self.channel.domain}: {why}"))
-        self.outstanding.clear()
+    # Ending
 
     def close(self) -> None:
         if self._transport is not None:

@@ -15,13 +15,8 @@ from magrathea.core.model import JobClass, JobKey
 from magrathea.decoding import UNDECODABLE
 from magrathea.messages import Vnodes
 
-PROTOCOL = 1
-
-MAX_LINE = 65536
-"""Bytes in a line, its newline included; both ways."""
-
-MAX_JOBS = 1000
-"""Jobs in one list: more than CPUs of any host, and with the ids that PBS makes it fits a line."""
+from ..agent.lines import BadValue
+from ..agent.wire import MAX_JOBS
 
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -34,10 +29,6 @@ Number = Annotated[int, msgspec.Meta(ge=-(2**40), le=2**40)]
 SUSPENDED = 43
 ENDING = 50
 """PBS's substates: 43 is suspended, 50 and above are of a job that ends."""
-
-
-class BadLine(Exception):
-    """A line that is no message; the text says why."""
 
 
 class GuestJob(msgspec.Struct, frozen=True):
@@ -179,38 +170,25 @@ class Unknown(msgspec.Struct, frozen=True):
     op: Annotated[str, msgspec.Meta(max_length=64)]
 
 
-class _Head(msgspec.Struct, frozen=True):
-    type: str
-    op: str = ""
+class Said(dict[str, Any]):
+    """A message as the wire reads it. `message`: the same as a type, None for what the wire alone understands."""
+
+    message: Hello | Answer | AnyRequest | Unknown | None = None
 
 
 _OPS = frozenset(("claim", "release", "launched", "prepared", "jobs", "report"))
-_head = msgspec.json.Decoder(_Head)
-_hello = msgspec.json.Decoder(Hello)
-_answer = msgspec.json.Decoder(Answer)
-_request = msgspec.json.Decoder(AnyRequest)
-_unknown = msgspec.json.Decoder(Unknown)
-_encoder = msgspec.json.Encoder()
+_TYPES: dict[object, Any] = {"hello": Hello, "answer": Answer}
+_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
-def decode(line: bytes) -> Hello | Answer | AnyRequest | Unknown:
-    """One line, its newline taken off. Raises BadLine."""
+def decode(line: bytes) -> Said:
+    """One line, its newline taken off. Raises BadValue."""
     try:
-        head = _head.decode(line)
-        if head.type == "request":
-            return _request.decode(line) if head.op in _OPS else _unknown.decode(line)
-        if head.type == "answer":
-            return _answer.decode(line)
-        if head.type == "hello":
-            return _hello.decode(line)
-    except UNDECODABLE as error:
-        raise BadLine(str(error)) from error
-    raise BadLine(f"type {head.type[:32]!r} is neither hello, request nor answer")
-
-
-def encode(message: dict[str, Any]) -> bytes:
-    """A line with its newline. Raises ValueError where it is too long for the other side."""
-    line = _encoder.encode(message) + b"\n"
-    if len(line) > MAX_LINE:
-        raise ValueError(f"a line of {len(line)} bytes; {MAX_LINE} are possible")
-    return line
+        said = Said(_decoder.decode(line))
+        kind = said.get("type")
+        as_type = _TYPES.get(kind) if kind != "request" else AnyRequest if said.get("op") in _OPS else Unknown
+        if as_type is not None:
+            said.message = msgspec.convert(said, as_type)
+    except (*UNDECODABLE, TypeError) as error:
+        raise BadValue(str(error)) from error
+    return said

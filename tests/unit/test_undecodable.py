@@ -18,6 +18,7 @@ from magrathea.core import events as ev
 from magrathea.core.model import Host, JobKey, Mode
 from magrathea.history_sentences import sentence
 from magrathea.messages import BadMessage, HistoryEntry, decode_to_host, decode_to_hub
+from node_daemon.agent.lines import BadValue
 from node_daemon.claims import guest_messages
 from node_daemon.configuration import NodedConfiguration
 from node_daemon.journal import JournalError, open_journal, salvage
@@ -45,7 +46,7 @@ def test_messages(data: bytes) -> None:
     for decode in (decode_to_hub, decode_to_host):
         with pytest.raises(BadMessage):
             decode(data)
-    with pytest.raises(guest_messages.BadLine):
+    with pytest.raises(BadValue):
         guest_messages.decode(data)
 
 
@@ -75,7 +76,7 @@ def test_anything_is_a_message_or_none(data: bytes) -> None:
     for decode, refusal in (
         (decode_to_hub, BadMessage),
         (decode_to_host, BadMessage),
-        (guest_messages.decode, guest_messages.BadLine),
+        (guest_messages.decode, BadValue),
     ):
         try:
             decode(data)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -11,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from node_daemon.agent.channel import MAX_LINES_PER_S, RATE_WINDOW_S, Channel
-from node_daemon.agent.lines import LineReader
+from node_daemon.agent.channel import Channel
 from node_daemon.agent.loop import Loop
 from node_daemon.agent.transports import Transport
+from node_daemon.agent.wire import MAX_LINES_PER_S, RATE_WINDOW_S
 
 
 class Port(Transport):
@@ -74,7 +73,7 @@ class Desk:
     def greet(self, session: str) -> None:
         self.port.host.sendall(b"\n")
         self.say(type="hello", protocol=1, session=session, host="h1", domain="n1")
-        self.turn_until(lambda: self.channel.peer == session)
+        self.turn_until(lambda: self.channel.end.peer == session)
 
     def hellos(self) -> list[str]:
         return [doc["session"] for doc in self.got if doc["type"] == "hello"]
@@ -105,7 +104,7 @@ def test_a_host_that_goes_and_comes_back_is_met_on_the_same_descriptor(desk: Des
     desk.channel.ask("claim", {"job": 1}, 9, asked.append)
     desk.turn_until(lambda: len(desk.got) >= 2)
     desk.port.host.sendall(b'{"half of a li')  # what is in flight is lost in part
-    desk.turn_until(lambda: desk.channel.reader.buffer)
+    desk.turn_until(lambda: desk.channel.end.reader.buffer)
     desk.port.away = True
     desk.port.host.sendall(b"x")  # a hang-up makes it readable
     desk.turn_until(lambda: not desk.channel.up)
@@ -149,7 +148,7 @@ def test_a_hello_for_another_agent_or_of_another_protocol_is_none(desk: Desk) ->
     desk.channel.connect()
     desk.say(type="hello", protocol=1, session="a" * 16, peer="0" * 16)
     desk.say(type="hello", protocol=2, session="b" * 16)
-    desk.turn_until(lambda: desk.channel.bad_total == 1)
+    desk.turn_until(lambda: desk.channel.end.bad_total == 1)
     assert not desk.channel.ready
 
 
@@ -158,19 +157,9 @@ def test_a_flood_makes_reading_pause(desk: Desk) -> None:
     desk.greet("a" * 16)
     most = int(MAX_LINES_PER_S * RATE_WINDOW_S)
     for _ in range(most // 100 + 2):
-        if not desk.channel.paused:
+        if not desk.channel.end.paused:
             desk.port.host.sendall(b'{"type":"answer","session":"x"}\n' * 100)
             desk.loop.turn()
-    assert desk.channel.paused
+    assert desk.channel.end.paused
     assert desk.port.guest.fileno() not in desk.loop.selector.get_map()
     desk.turn_until(lambda: desk.port.guest.fileno() in desk.loop.selector.get_map())
-
-
-def test_four_megabytes_arrive_in_a_second(desk: Desk) -> None:
-    """Joining bytes anew with every read would take many."""
-    reader = LineReader(False)
-    data = os.urandom(4000).hex().encode() * 8 + b"\n"
-    began = time.monotonic()
-    lines = [line for _ in range(64) for at in range(0, len(data), 1000) for line in reader.feed(data[at : at + 1000])]
-    assert len(lines) == 64
-    assert time.monotonic() - began < 5

@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from node_daemon.agent.lines import BadValue
 from node_daemon.agent.loop import Loop
 from node_daemon.agent.machine import Machine
-from node_daemon.agent.values import BadValue
 
 
 def machine(is_guest: bool = True, power_off: list[str] | None = None) -> Machine:

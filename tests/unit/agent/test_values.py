@@ -11,12 +11,12 @@ import pytest
 from node_daemon.agent import VERSION
 from node_daemon.agent.configuration import CONFIG_VARIABLE, DEFAULT_CGROUPS, DEFAULT_CONFIG, Config
 from node_daemon.agent.jobs import Job
-from node_daemon.agent.lines import MAX_LINE_BYTES, LineReader
+from node_daemon.agent.lines import BadValue
 from node_daemon.agent.log import Log
 from node_daemon.agent.procfs import memory_report, read_file
 from node_daemon.agent.start import main, options
 from node_daemon.agent.state_file import StateFile
-from node_daemon.agent.values import BadValue, Unusable, job_key, parse, seconds
+from node_daemon.agent.values import Unusable, job_key, seconds
 
 
 def refused(doc: dict[str, Any]) -> bool:
@@ -42,53 +42,12 @@ def test_a_run_version_out_of_bounds_is_refused(run: object) -> None:
     assert refused({"id": "12.srv", "run": run})
 
 
-@pytest.mark.parametrize(
-    "line", [b"", b"[]", b"1", b"{", b'{"a":NaN}', b"\xff\xfe{}", b'{"a":' + b"[" * 30000 + b"]" * 30000 + b"}", b"nul"]
-)
-def test_a_line_that_is_no_json_object_is_refused(line: bytes) -> None:
-    with pytest.raises(BadValue):
-        parse(line)
-
-
 def test_a_time_out_of_bounds_is_brought_within_them() -> None:
     assert seconds({"s": 1e300}, "s", 1, 0, 5) == 5
     assert seconds({"s": -1}, "s", 1, 0.5, 5) == 0.5
     assert seconds({}, "s", 1, 0, 5) == 1
     with pytest.raises(BadValue):
         seconds({"s": "1"}, "s", 1, 0, 5)
-
-
-# lines
-
-
-def test_lines_arrive_whole_however_they_are_cut() -> None:
-    reader = LineReader(skip_first=False)
-    text = b"one\ntwo\n\nthree\n"
-    got = [line for at in range(len(text)) for line in reader.feed(text[at : at + 1])]
-    assert got == [b"one", b"two", b"", b"three"]
-
-
-def test_what_comes_before_the_first_newline_is_thrown_away() -> None:
-    reader = LineReader(skip_first=True)
-    assert reader.feed(b'half of a line"}') == []
-    assert reader.feed(b'\n{"a":1}\n') == [b'{"a":1}']
-
-
-def test_a_line_that_is_too_long_is_dropped_and_told_and_the_next_one_is_good() -> None:
-    reader = LineReader(skip_first=False)
-    got: list[bytes | None] = []
-    for _ in range(40):
-        got += reader.feed(b"x" * 10000)
-    assert got == []
-    assert len(reader.buffer) < 2 * MAX_LINE_BYTES
-    assert reader.feed(b"\ngood\n") == [None, b"good"]
-
-
-def test_megabytes_without_a_newline_before_the_first_hello_are_no_bad_line() -> None:
-    reader = LineReader(skip_first=True)
-    for _ in range(40):
-        assert reader.feed(b"x" * 10000) == []
-    assert reader.feed(b"\ngood\n") == [b"good"]
 
 
 # configuration

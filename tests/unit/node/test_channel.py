@@ -14,9 +14,12 @@ import pytest
 
 from magrathea_lab.rigs import virtual_time
 from magrathea_lab.waiting import BOUND_S, eventually
+from node_daemon.agent import wire
+from node_daemon.agent.lines import MAX_LINE_BYTES
+from node_daemon.agent.wire import HostEnd
 from node_daemon.claims import channel as channels
 from node_daemon.claims.channel import AgentError, GuestChannel
-from node_daemon.claims.guest_messages import MAX_LINE, AnyRequest, BadLine, Hello, decode
+from node_daemon.claims.guest_messages import AnyRequest, Hello, decode
 
 SESSION = "0123456789abcdef"
 OTHER = "fedcba9876543210"
@@ -209,12 +212,12 @@ def test_a_repeated_request_is_worked_on_once_and_answered_each_time() -> None:
 def test_only_so_many_answers_are_kept() -> None:
     async def test(s: Scene) -> None:
         agent = await s.agent()
-        for id in range(channels.KEPT_ANSWERS + 1):
+        for id in range(wire.MAX_ANSWERS + 1):
             agent.send(release(id))
             await agent.hear()
         agent.send(release(0))
         await agent.hear()
-        assert len(s.listener.requests) == channels.KEPT_ANSWERS + 2
+        assert len(s.listener.requests) == wire.MAX_ANSWERS + 2
 
     run(test)
 
@@ -243,7 +246,7 @@ def test_a_stale_answer_is_dropped_and_the_right_one_taken() -> None:
 
 
 def test_a_request_is_repeated_unchanged_until_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels, "REPEAT_S", 0.02)
+    monkeypatch.setattr(wire, "REPEAT_S", 0.02)
 
     async def test(s: Scene) -> None:
         agent = await s.agent()
@@ -327,7 +330,7 @@ def test_an_agent_that_says_nothing_is_given_up_and_found_again_on_the_same_conn
         while (heard := await agent.hear())["type"] != "hello":  # the request was repeated meanwhile
             pass
         assert heard["session"] != agent.daemon  # so that a living agent greets anew
-        await asyncio.sleep(channels.HELLO_AGAIN_S + 0.1)
+        await asyncio.sleep(wire.HELLO_AGAIN_S + 0.1)
         agent.send(release(1))  # it has not read that yet: its request is void, and it is told again
         assert (await agent.hear())["type"] == "hello"
         agent.send(b"\n", hello(OTHER), release(2, OTHER))
@@ -383,16 +386,18 @@ GARBAGE = (
 
 @pytest.mark.parametrize("line", GARBAGE)
 def test_garbage_is_a_bad_line_and_nothing_else(line: bytes) -> None:
-    with pytest.raises(BadLine):
-        decode(line)
+    end = HostEnd({"host": "h1", "domain": "n1"}, decode)
+    end.opened(0.0)
+    end.receive(b"\n" + line + b"\n", 0.0)
+    assert (end.bad_lines, end.broken, end.peer, end.at_work) == (1, "", "", {})
 
 
 def test_ten_bad_lines_in_a_row_close_the_connection() -> None:
     async def test(s: Scene) -> None:
         agent = await s.agent()
-        agent.send(*[b"garbage\n"] * (channels.BAD_LINES - 1), release(1))
+        agent.send(*[b"garbage\n"] * (wire.MAX_BAD_LINES - 1), release(1))
         assert (await agent.hear())["ok"]
-        agent.send(*[b"garbage\n"] * channels.BAD_LINES)
+        agent.send(*[b"garbage\n"] * wire.MAX_BAD_LINES)
         assert await agent.closed()
         assert s.listener.events[-1] == "lost"
 
@@ -402,9 +407,9 @@ def test_ten_bad_lines_in_a_row_close_the_connection() -> None:
 def test_a_line_that_is_too_long_is_bad_and_the_next_one_good() -> None:
     async def test(s: Scene) -> None:
         agent = await s.agent()
-        agent.send(b"x" * (3 * MAX_LINE) + b"\n", release(1))
+        agent.send(b"x" * (3 * MAX_LINE_BYTES) + b"\n", release(1))
         assert (await agent.hear())["id"] == 1
-        assert max(len(link._buffer) for link in s.channel._links) <= 4 * MAX_LINE
+        assert max(len(link.end.reader.buffer) for link in s.channel._links) <= 4 * MAX_LINE_BYTES
 
     run(test)
 
@@ -430,8 +435,8 @@ def test_an_agent_of_another_protocol_is_sent_away() -> None:
 
 
 def test_a_flood_is_read_at_the_rate_and_not_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels, "LINES_PER_S", 20)
-    monkeypatch.setattr(channels, "BURST_S", 1)
+    monkeypatch.setattr(wire, "MAX_LINES_PER_S", 20)
+    monkeypatch.setattr(wire, "RATE_WINDOW_S", 1)
 
     async def test(s: Scene) -> None:
         agent = await s.agent()
@@ -439,13 +444,13 @@ def test_a_flood_is_read_at_the_rate_and_not_faster(monkeypatch: pytest.MonkeyPa
             agent.send(release(id))
         await asyncio.sleep(10)
         assert 20 * 10 <= len(s.listener.requests) <= 20 * (10 + 1) + 6
-        assert max(len(link._buffer) for link in s.channel._links) <= 2**20
+        assert max(len(link.end.reader.buffer) for link in s.channel._links) <= 2**20
 
     run(test)
 
 
 def test_a_guest_that_reads_nothing_loses_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channels, "WRITE_BUFFER", 100_000)
+    monkeypatch.setattr(channels, "MAX_OUT_BYTES", 100_000)
 
     async def test(s: Scene) -> None:
         await s.agent()
@@ -466,7 +471,7 @@ def test_too_many_requests_at_once_are_told_so() -> None:
 
         s.listener.answer = never
         agent = await s.agent()
-        agent.send(*[release(id) for id in range(channels.MAX_AT_WORK + 1)])
+        agent.send(*[release(id) for id in range(wire.MAX_AT_WORK + 1)])
         assert (await agent.hear())["code"] == "busy"
 
     run(test)
