@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from magrathea_lab.waiting import until
 from node_daemon.agent.children import Child
 from node_daemon.agent.loop import Loop
 
@@ -98,7 +99,7 @@ def test_its_own_children_are_signalled_with_it(watched: Make) -> None:
     one.turn_until(lambda: b"\n" in one.output)
     one.child.signal(signal.SIGTERM)
     assert os.WTERMSIG(one.end()[0]) == signal.SIGTERM
-    one.turn_until(lambda: not _alive(int(one.output)))
+    until(lambda: not _alive(int(one.output)), "the end of its child")
 
 
 def _alive(pid: int) -> bool:
