@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -60,6 +61,16 @@ def with_environment(pair: str) -> list[int]:
                 if pair.encode() in (entry / "environ").read_bytes().split(b"\0") and start_ticks(int(entry.name)):
                     found.append(int(entry.name))
     return found
+
+
+def namespaces_refused(*kinds: str, trial: str = "true") -> str | None:
+    """Why no shell can run `trial` in new namespaces (`net`, `pid`, ...) here; None if one can. Needs root."""
+    argv = ["unshare", *(f"--{kind}" for kind in kinds), "--fork", "--mount-proc", "sh", "-c", trial]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return None
+    why = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+    return f"namespaces ({', '.join(kinds)}) are not permitted here: {why}; a container needs --privileged"
 
 
 def _all() -> dict[int, tuple[int, int, str]]:

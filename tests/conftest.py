@@ -7,6 +7,7 @@ No profile has a deadline: how long an example takes says more about the machine
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -52,8 +53,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """What cannot be run is not even imported: libvirt's binding may be missing."""
-    missing = [suite for suite in real_systems.SUITES if suite.lacks is not None]
-    return True if any(suite.has(collection_path) for suite in missing) else None
+    suites = [suite for suite in real_systems.SUITES if suite.has(collection_path)]
+    return True if any(suite.lacks is not None for suite in suites) else None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -67,6 +68,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _place(item: pytest.Item) -> int:
     folder = item.path.relative_to(HERE).parts[0]
     return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
+
+
+FIRST_TIME: dict[BaseException, str] = {}
+"""What has failed at a fixture of several tests, and for which of them first."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A system that does not come up fails each of its tests: the first one says why, the others where to read it."""
+    report = yield
+    if call.when == "setup" and call.excinfo is not None and report.failed:
+        error = call.excinfo.value
+        first = FIRST_TIME.setdefault(error, item.nodeid)
+        if first != item.nodeid:
+            report.longrepr = f"{type(error).__name__}, as told at {first}: {str(error).partition(chr(10))[0]}"
+    return report
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -8,7 +8,9 @@ suite out of the run. Where the suite was asked for (`MAGRATHEA_REQUIRE_OPENPBS=
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -21,11 +23,16 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class RealSuite:
-    """A folder of tests, or one file of a folder that needs more than the others. `lacks`: None if it can be run."""
+    """A folder of tests, or one file of a folder that needs more than the others. `missing`: asks this machine."""
 
     path: Path
-    lacks: str | None
+    missing: Callable[[], str | None]
     requirement: str
+
+    @property
+    def lacks(self) -> str | None:
+        """Why it cannot be run here; None if it can."""
+        return _asked(self.missing)
 
     @property
     def name(self) -> str:
@@ -44,20 +51,20 @@ class RealSuite:
         return any(self.has(path) or path in self.path.parents for path in words)
 
 
-def suites() -> tuple[RealSuite, ...]:
-    openpbs, guests = openpbs_needs.missing(), needs.missing()
-    found = [
-        RealSuite(HERE / "libvirt", needs.missing(("qemu", "lxc")), "MAGRATHEA_REQUIRE_LIBVIRT"),
-        RealSuite(HERE / "openpbs", openpbs, "MAGRATHEA_REQUIRE_OPENPBS"),
-    ]
-    if openpbs is None:
-        found.append(RealSuite(HERE / "openpbs" / "test_guests.py", guests, "MAGRATHEA_REQUIRE_LIBVIRT"))
-    return tuple(found)
+@cache
+def _asked(missing: Callable[[], str | None]) -> str | None:
+    return missing()
 
 
-SUITES = suites()
+OPENPBS = RealSuite(HERE / "openpbs", openpbs_needs.missing, "MAGRATHEA_REQUIRE_OPENPBS")
+SUITES: tuple[RealSuite, ...] = (
+    RealSuite(HERE / "libvirt", partial(needs.missing, ("qemu", "lxc")), "MAGRATHEA_REQUIRE_LIBVIRT"),
+    OPENPBS,
+    RealSuite(HERE / "openpbs" / "test_guests.py", needs.missing, "MAGRATHEA_REQUIRE_LIBVIRT"),
+)
 
 
 def left_out(config: pytest.Config) -> list[RealSuite]:
-    """Suites that this run was to have and cannot have."""
-    return [suite for suite in SUITES if suite.lacks is not None and suite.wanted(config)]
+    """Suites that this run was to have and cannot have; a file of a suite only if the rest of it can be run."""
+    out = [suite for suite in SUITES if suite.wanted(config) and suite.lacks is not None]
+    return [suite for suite in out if not any(other.path in suite.path.parents for other in out)]

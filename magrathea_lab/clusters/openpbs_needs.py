@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
+import subprocess
 from pathlib import Path
 
-TOOLS = ("unshare", "nsenter", "ip", "mount", "hostname", "su")
+from ..processes import namespaces_refused
+
+TOOLS = {
+    "unshare": "util-linux", "nsenter": "util-linux", "mount": "mount", "ip": "iproute2", "hostname": "hostname",
+    "su": "util-linux", "psql": "postgresql",
+}  # fmt: skip
+"""Debian's package of each program."""
+ROOT = 0
+SET_UID = ("sbin/pbs_iff", "sbin/pbs_rcp")
+"""They prove to the server who calls; without root's rights every command fails with `Unauthorized Request`."""
+TRIAL = "ip link add cluster0 type bridge && ip link add v0 type veth peer name v1"
 MEMORY = "/dev/shm"
 ROOM_BYTES = 2 * 2**30
 """A cluster of nine machines has some 200 MB."""
@@ -14,12 +26,35 @@ ROOM_BYTES = 2 * 2**30
 
 def missing(exec_dir: str = "/opt/pbs") -> str | None:
     """What this machine lacks for a private OpenPBS cluster; None if it has everything."""
-    if not Path(exec_dir, "sbin/pbs_server").exists():
+    here = Path(exec_dir)
+    if not (here / "sbin/pbs_server").exists():
         return f"OpenPBS is not installed in {exec_dir}"
     if os.geteuid() != 0:
         return "a private OpenPBS cluster needs root (network and mount namespaces)"
-    if lacking := [tool for tool in TOOLS if shutil.which(tool) is None]:
-        return f"commands that are not installed: {', '.join(lacking)}"
+    if lacking := sorted({package for tool, package in TOOLS.items() if shutil.which(tool) is None}):
+        return f"programs are missing; as root: apt-get install --no-install-recommends {' '.join(lacking)}"
+    kinds = ("net", "pid", "mount", "uts", "ipc")
+    return _without_rights(here) or _without_libraries(here) or namespaces_refused(*kinds, trial=TRIAL)
+
+
+def _without_rights(exec_dir: Path) -> str | None:
+    if os.statvfs(exec_dir).f_flag & os.ST_NOSUID:
+        return f"{exec_dir} is on a file system mounted with nosuid, but {' and '.join(SET_UID)} must be set-uid root"
+    for name in SET_UID:
+        found = (exec_dir / name).stat()
+        if found.st_uid != ROOT or not found.st_mode & stat.S_ISUID:
+            file = exec_dir / name
+            return f"{file} is not set-uid root; as root: chown root {file} && chmod 4755 {file}"
+    return None
+
+
+def _without_libraries(exec_dir: Path) -> str | None:
+    """PBS is mostly built on this machine or one like it; an upgrade may have taken a library away."""
+    servers = [file for name in ("pbs_server.bin", "pbs_mom") if (file := exec_dir / "sbin" / name).exists()]
+    for server in servers:
+        lines = subprocess.run(["ldd", str(server)], capture_output=True, text=True, check=False).stdout.splitlines()
+        if lacking := [line.split()[0] for line in lines if line.endswith("not found")]:
+            return f"{server} needs libraries that are not installed: {', '.join(lacking)}"
     return None
 
 

@@ -123,7 +123,13 @@ class PrivateOpenPbs:
         self.stop()
 
     def start(self) -> None:
-        """Bring everything up; all vnodes are `free` afterwards. Raises NoOpenPbs, Timeout, RuntimeError."""
+        """Bring everything up; all vnodes are `free` afterwards. Raises NoOpenPbs."""
+        try:
+            self._bring_up()
+        except (Timeout, RuntimeError, OSError, subprocess.SubprocessError) as error:
+            raise NoOpenPbs(f"OpenPBS in {self.exec_dir} does not come up: {error}") from error
+
+    def _bring_up(self) -> None:
         self.base.chmod(0o755)
         machines = {name: f"10.117.0.{number}" for number, name in enumerate((HEAD, *self.moms), start=2)}
         (self.base / "cluster.json").write_text(json.dumps({"gateway": GATEWAY, "machines": machines}))

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..processes import namespaces_refused
 from . import image as guest_image
 
 PACKAGES = {
@@ -33,4 +34,4 @@ def missing(drivers: Sequence[str] = ("qemu",)) -> str | None:
         return BINDING
     if os.geteuid() != 0:
         return "a private libvirtd with control groups needs root"
-    return guest_image.missing()
+    return namespaces_refused("mount", "pid") or guest_image.missing()

@@ -25,7 +25,8 @@ LACKING = """
 import pytest
 from pathlib import Path
 from tests import conftest, real_systems
-suite = real_systems.RealSuite(Path(__file__).parent / "real", "no such system here", "MAGRATHEA_REQUIRE_NOTHING")
+missing = lambda: "no such system here"
+suite = real_systems.RealSuite(Path(__file__).parent / "real", missing, "MAGRATHEA_REQUIRE_NOTHING")
 real_systems.HERE, real_systems.SUITES = Path(__file__).parent, (suite,)
 from tests.conftest import pytest_ignore_collect, pytest_sessionfinish, pytest_terminal_summary
 """
@@ -76,6 +77,30 @@ def test_a_suite_that_this_machine_cannot_run_is_one_line(
     ],
 )
 def test_only_what_was_asked_for_is_missed(argument: str, wanted: bool) -> None:
-    suite = RealSuite(ROOT / "tests" / "openpbs", "nothing", "MAGRATHEA_REQUIRE_NOTHING")
+    suite = RealSuite(ROOT / "tests" / "openpbs", lambda: "nothing", "MAGRATHEA_REQUIRE_NOTHING")
     config: Any = SimpleNamespace(args=[argument], invocation_params=SimpleNamespace(dir=ROOT))
     assert suite.wanted(config) is wanted
+
+
+NOT_UP = """
+import pytest
+from tests.conftest import pytest_runtest_makereport
+tried = []
+class NoOpenPbs(Exception):
+    pass
+@pytest.fixture(scope="session")
+def system():
+    tried.append(1)
+    raise NoOpenPbs(f"it does not come up, try {len(tried)}")
+"""
+
+
+def test_a_system_that_does_not_come_up_is_tried_once_and_told_once(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(NOT_UP, encoding="utf-8")
+    tests = "".join(f"def test_{number}(system): pass\n" for number in range(3))
+    (tmp_path / "test_it.py").write_text(tests, encoding="utf-8")
+    done = run_pytest(tmp_path, "--reruns", "1", "-o", "rerun_except=NoOpenPbs")
+    assert done.returncode == 1 and "3 errors" in done.stdout, done.stdout
+    assert done.stdout.count("def system():") == 1, "one whole report"
+    short = "NoOpenPbs, as told at test_it.py::test_0: it does not come up, try 1"
+    assert done.stdout.count(short) >= 2 and "try 2" not in done.stdout, done.stdout
