@@ -7,6 +7,7 @@ Rule 2: an error says what it was, where, and how to fix it; `Unreachable` is ab
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -107,7 +108,8 @@ def ask(
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(deadline_s)
             connection.connect(os.fspath(path))
-            connection.sendall(question)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused unheard: the answer is there
+                connection.sendall(question)
             answer = _line(connection, path, until, most, owner)
     except FileNotFoundError as error:
         raise Unreachable(path, "there is no such socket", f"is it running there? {owner.start}", owner) from error

@@ -2,8 +2,10 @@
 
 Rule 1: every message is one line without control characters (text.py), whatever is in it. A traceback has lines of its
 own, each behind BAR, so that no line of it can be taken for a message or for a priority of journald ("<3>").
-Rule 2: what a stranger can cause to be logged goes through `Complaints`: one line for each kind and minute, with the
+Rule 2: what a stranger can cause to be logged goes through `RationedLog`: one line for each kind and minute, with the
 number of those left out. Kinds are ours, or names that are bounded in number; never a stranger's text.
+Rule 3: what nobody thought of is bounded, too: each place in the program logs SITE_BURST lines at once and then one
+every SITE_PERIOD_S. What is logged for debugging is not.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ import sys
 import time
 from collections.abc import Callable, Hashable
 
+from .budget import Budget
 from .text import printable
 
 MOST = 4000
 """Characters of a message: the longest sentence that a message may hold."""
 BAR = "  | "
 PERIOD_S = 60.0
+SITE_BURST, SITE_PERIOD_S = 1000.0, 0.02
 MOST_KINDS = 1000
 """Kinds that are told apart within one period; further ones share a line."""
 
@@ -28,6 +32,7 @@ def configure(level: str, form: str) -> None:
     """Log to stderr from here on, each message as `form` says. journald adds the time itself."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter(form if "JOURNAL_STREAM" in os.environ else f"%(asctime)s {form}"))
+    handler.addFilter(SiteRation())
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
@@ -43,33 +48,69 @@ class Formatter(logging.Formatter):
         return "\n".join(BAR + printable(line) for line in text.split("\n"))
 
 
-class _Kind:
-    def __init__(self, told_at: float) -> None:
-        self.told_at = told_at
-        self.left_out = 0
+class SiteRation(logging.Filter):
+    """See Rule 3."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._rations = Rations(SITE_BURST, SITE_PERIOD_S, clock)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno <= logging.DEBUG:
+            return True
+        more = self._rations.take((record.pathname, record.lineno))
+        if more is None:
+            return False
+        record.msg = f"{record.msg}{more}"
+        return True
 
 
-class Complaints:
-    """Warnings about what strangers do. See Rule 2."""
+class Rations:
+    """How much of each kind may be said: `burst` at once, then one every `period_s`."""
 
-    def __init__(self, log: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
-        self._log = log
+    def __init__(self, burst: float, period_s: float, clock: Callable[[], float]) -> None:
+        self._burst, self._period_s = burst, period_s
         self._clock = clock
         self._kinds: dict[Hashable, _Kind] = {}
 
-    def say(self, kind: Hashable, text: str, error: BaseException | None = None, level: int = logging.WARNING) -> None:
-        """Log `text` unless something of this kind was logged less than a minute ago; with `error`, its traceback."""
+    def take(self, kind: Hashable) -> str | None:
+        """What to say of those that were left out; None if one more is to be left out."""
         now = self._clock()
-        known = self._kinds.get(kind)
-        if known is None:
-            if len(self._kinds) >= MOST_KINDS:
-                self._kinds = {k: one for k, one in self._kinds.items() if now - one.told_at < PERIOD_S}
+        if kind not in self._kinds and len(self._kinds) >= MOST_KINDS:
+            self._kinds = {k: known for k, known in self._kinds.items() if not known.budget.is_full(now)}
             if len(self._kinds) >= MOST_KINDS:
                 kind = "more kinds than are told apart"
-                known = self._kinds.get(kind)
-        if known is not None and now - known.told_at < PERIOD_S:
+        if kind not in self._kinds:
+            self._kinds[kind] = _Kind(Budget(1 / self._period_s, self._burst, now))
+        known = self._kinds[kind]
+        if not known.budget.take(now):
             known.left_out += 1
+            return None
+        left_out, known.left_out = known.left_out, 0
+        return f" (and {left_out} more like this since)" if left_out else ""
+
+
+class RationedLog:
+    """What strangers cause to be logged. See Rule 2. `burst` lines of a kind at once, then one every `period_s`."""
+
+    def __init__(
+        self,
+        log: logging.Logger,
+        burst: float = 1.0,
+        period_s: float = PERIOD_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._log = log
+        self._rations = Rations(burst, period_s, clock)
+
+    def say(self, kind: Hashable, text: str, error: BaseException | None = None, level: int = logging.WARNING) -> None:
+        """Log `text`, unless as many lines of this kind were logged lately; with `error`, its traceback."""
+        if not self._log.isEnabledFor(level) or (more := self._rations.take(kind)) is None:
             return
-        more = f" (and {known.left_out} more of the kind since)" if known is not None and known.left_out else ""
-        self._kinds[kind] = _Kind(now)
-        self._log.log(logging.ERROR if error else level, "%s%s", text, more, exc_info=error)
+        self._log.log(logging.ERROR if error else level, "%s%s", text, more, exc_info=error, stacklevel=2)
+
+
+class _Kind:
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.left_out = 0

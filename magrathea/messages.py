@@ -292,9 +292,9 @@ class Preview(msgspec.Struct, kw_only=True, frozen=True):
 class Chunk(NamedTuple):
     """A part of a select: how many of that size."""
 
-    number: int
-    cpus: int
-    memory_mib: int = 0
+    number: Annotated[int, msgspec.Meta(ge=1, le=2**20)]
+    cpus: Annotated[int, msgspec.Meta(ge=0, le=2**20)]
+    memory_mib: Count = 0
 
 
 class ChunkPreview(msgspec.Struct, kw_only=True, frozen=True):

@@ -8,7 +8,7 @@ word is exact about who accepts and, by CPUs, about who is preempted; about memo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from magrathea.core.allocation import verdict
@@ -45,12 +45,27 @@ from magrathea.messages import (
 _LIFECYCLES = {State.DOWN: Lifecycle.DOWN, State.FROZEN: Lifecycle.DOWN, State.BOOTING: Lifecycle.BOOTING}
 
 
-def outlook(host: Host, vnodes: Mapping[str, str], cls: JobClass, chunks: Sequence[Chunk]) -> Outlook:
-    """By the host itself: what a submission of these chunks would find and do now."""
+class TooLong(Exception):
+    """The caller did not want to wait any longer."""
+
+
+Ended = Callable[[], bool]
+"""Whether the caller waits no longer."""
+
+
+def outlook(
+    host: Host, vnodes: Mapping[str, str], cls: JobClass, chunks: Sequence[Chunk], ended: Ended = lambda: False
+) -> Outlook:
+    """By the host itself: what a submission of these chunks would find and do now. Raises TooLong as soon as `ended`
+    is true."""
     names = {domain.name for domain in host.workers}
-    asked = [_asked(chunk) for chunk in chunks]
-    answers = [[_of(host, d, vnodes.get(d.name, d.name), cls, size) for d in host.workers] for size in asked]
-    return _outlook(cls, chunks, answers, {host.name: _Open(host, names)})
+    answers: list[list[Preview]] = [[] for _ in chunks]
+    for answered, chunk in zip(answers, chunks, strict=True):
+        for domain in host.workers:
+            if ended():
+                raise TooLong
+            answered.append(_of(host, domain, vnodes.get(domain.name, domain.name), cls, _asked(chunk)))
+    return _outlook(cls, chunks, answers, {host.name: _Open(host, names)}, ended)
 
 
 def outlook_farm(views: Iterable[HostView], cls: JobClass, chunks: Sequence[Chunk]) -> Outlook:
@@ -63,7 +78,7 @@ def outlook_farm(views: Iterable[HostView], cls: JobClass, chunks: Sequence[Chun
         for view, host in known
         if view.live
     }
-    return _outlook(cls, chunks, answers, inviting)
+    return _outlook(cls, chunks, answers, inviting, lambda: False)
 
 
 def _asked(chunk: Chunk) -> Amount:
@@ -71,10 +86,10 @@ def _asked(chunk: Chunk) -> Amount:
 
 
 def _outlook(
-    cls: JobClass, chunks: Sequence[Chunk], answers: Sequence[list[Preview]], hosts: dict[str, _Open]
+    cls: JobClass, chunks: Sequence[Chunk], answers: Sequence[list[Preview]], hosts: dict[str, _Open], ended: Ended
 ) -> Outlook:
     parts = [ChunkPreview(chunk=chunk, answers=given) for chunk, given in zip(chunks, answers, strict=True)]
-    return Outlook(cls=cls, chunks=parts, placed=list(_placed(hosts, cls, chunks)))
+    return Outlook(cls=cls, chunks=parts, placed=list(_placed(hosts, cls, chunks, ended)))
 
 
 # Adding up: chunk after chunk, as PBS's scheduler would, each on a host as those before would leave it.
@@ -97,7 +112,7 @@ class _Offer:
     placement: Placement
 
 
-def _placed(hosts: dict[str, _Open], cls: JobClass, chunks: Sequence[Chunk]) -> Iterator[Placement]:
+def _placed(hosts: dict[str, _Open], cls: JobClass, chunks: Sequence[Chunk], ended: Ended) -> Iterator[Placement]:
     taken = 0
     for kind, chunk in enumerate(chunks):
         offers = {name: _offer(there, kind, taken, cls, chunk) for name, there in hosts.items()}
@@ -105,6 +120,8 @@ def _placed(hosts: dict[str, _Open], cls: JobClass, chunks: Sequence[Chunk]) -> 
             best = min((offer for offer in offers.values() if offer), key=lambda offer: offer.order, default=None)
             if best is None:
                 return
+            if ended():
+                raise TooLong
             yield best.placement
             taken += 1
             name = best.placement.host

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import replace
 from typing import Protocol
 
@@ -15,7 +17,7 @@ from magrathea.core.model import Domain, Host, Patience
 from magrathea.core.refusals import RefusalCode
 from magrathea.history import MOST, Query
 from magrathea.messages import MAX_BYTES, HistoryAsked, HistoryEntry, HistoryTold, Snapshot, encode
-from magrathea.preview import outlook
+from magrathea.preview import TooLong, outlook
 
 from .configuration import NodedConfiguration
 from .hub_client import HubClient
@@ -26,6 +28,10 @@ from .switch.switch import Switch
 
 MAX_ANSWER_BYTES = MAX_BYTES - 4096
 """Of a history: what else is in the message is little."""
+MOST_CHUNKS = 1000
+"""Of a preview: each takes as long as a claim."""
+PREVIEW_S = 4.0
+"""For a preview; who asks waits for 5 s."""
 
 
 class DaemonForControl(Protocol):
@@ -54,6 +60,7 @@ class Admin:
 
     def __init__(self, daemon: DaemonForControl) -> None:
         self._daemon = daemon
+        self._previewing = False
         self._control = Control(
             daemon.configuration.control_socket,
             reading={"status": self._status, "ping": self._ping, "history": self._history, "preview": self._preview},
@@ -112,10 +119,23 @@ class Admin:
 
     async def _preview(self, request: ControlRequest) -> bytes:
         """What each domain would answer to such a submission now, and where it would go; nothing is changed."""
+        if (asked := sum(chunk.number for chunk in request.chunks)) > MOST_CHUNKS:
+            raise Denied(RefusalCode.BAD_REQUEST, f"{asked} chunks are asked for; {MOST_CHUNKS} can be looked at")
+        if self._previewing:
+            raise Denied(RefusalCode.BUSY, "another preview is being worked out; try again in some seconds")
         host = replace(self._daemon.host, now=self._daemon.now())
-        snapshot = self._daemon.snapshot(self._daemon.hub.revision)
-        vnodes = {domain.name: domain.vnode for domain in snapshot.domains}
-        return encode(outlook(host, vnodes, request.cls, request.chunks))
+        vnodes = {name: self._daemon.configuration.vnode(name) for name in self._daemon.configuration.domain}
+        end = time.monotonic() + PREVIEW_S
+        self._previewing = True
+        try:  # in a thread: it computes for so long that no claim could be answered meanwhile
+            found = await asyncio.to_thread(
+                outlook, host, vnodes, request.cls, request.chunks, lambda: time.monotonic() > end
+            )
+        except TooLong as error:
+            raise Denied(RefusalCode.BUSY, f"not worked out within {PREVIEW_S:g} s; ask for fewer chunks") from error
+        finally:
+            self._previewing = False
+        return encode(found)
 
     async def _drain(self, request: ControlRequest) -> bytes:
         said = []

@@ -30,6 +30,7 @@ from magrathea.core.readiness import Unready
 from magrathea.core.reconfiguration import UNKNOWN_HOST
 from magrathea.core.refusals import RefusalCode
 from magrathea.core.states import state_of
+from magrathea.logs import RationedLog
 from magrathea.messages import MOST_REFUSED, RefusedClaim, Snapshot
 
 from . import snapshot as snapshots
@@ -48,6 +49,8 @@ from .switch.paging import MemorySettings
 from .switch.switch import REFRESH_S, Switch
 
 log = logging.getLogger(__name__)
+told = RationedLog(log, burst=100, period_s=1.0)
+"""Of each domain, whose guest says when something is decided."""
 
 TICK_S = 5.0
 """The journal is tried again (where it failed) and tidied that often."""
@@ -173,15 +176,16 @@ class Daemon:
         match decision:
             case ev.Accepted(domain=domain, key=key):
                 victims = f", preempting {', '.join(decision.victims)}" if decision.victims else ""
-                log.info("%s: %s accepted%s", domain, key or "request", victims)
+                text = f"{domain}: {key or 'request'} accepted{victims}"
             case ev.Refused(domain=domain, key=key):
-                log.info("%s: %s refused (%s): %s", domain, key or "", decision.code, decision.text)
+                text = f"{domain}: {key or ''} refused ({decision.code}): {decision.text}"
             case ev.Noted(domain=domain, key=key):
-                log.info("%s: %s %s %s", domain, key or "", decision.what, decision.text)
-                if key is not None:
-                    self._noted_of_job(decision, domain, key)
+                text = f"{domain}: {key or ''} {decision.what} {decision.text}"
             case _:
                 assert_never(decision)
+        told.say(domain, text, level=logging.INFO)
+        if isinstance(decision, ev.Noted) and decision.key is not None:
+            self._noted_of_job(decision, domain, decision.key)
 
     def _noted_of_job(self, note: ev.Noted, domain: str, key: JobKey) -> None:
         if note.what is ev.Note.PREEMPTED:

@@ -25,7 +25,7 @@ from magrathea import __version__, supervision
 from magrathea.core.events import Booking
 from magrathea.core.model import JobKey
 from magrathea.core.readiness import Unready, together
-from magrathea.logs import Complaints
+from magrathea.logs import RationedLog
 from magrathea.messages import (
     HEARTBEAT_S,
     MAX_BYTES,
@@ -119,7 +119,7 @@ class HubClient:
         self._pending: asyncio.TimerHandle | None = None
         self._ids = itertools.count(1)
         self._asking: dict[str, _Asking] = {}
-        self._complaints = Complaints(log)
+        self._complaints = RationedLog(log)
 
     def start(self) -> None:
         """Connect to all endpoints; they need not be there yet. Raises HubError."""

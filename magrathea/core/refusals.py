@@ -258,7 +258,7 @@ TABLE: tuple[Meaning, ...] = (
             "the machine is starved: check its load, `preempted_cpu_percent` and `floor_mib`",
         ),
         (_C.AGENT_BUSY, "too many requests at once", "wait; if it persists, look for what floods the agent's socket"),
-        (_C.BUSY, "too many requests between agent and host", "wait"),
+        (_C.BUSY, "too many requests at once, of a guest or of a user", "wait"),
     ),
     *_rows(
         Section.COMMAND,

@@ -17,12 +17,15 @@ from magrathea.core import plan
 from magrathea.core.model import Host, JobKey, MemoryComing, MemoryShort, Stage
 from magrathea.core.readiness import Unready, held_back, unready
 from magrathea.core.refusals import RefusalCode, retry_after_s
+from magrathea.logs import RationedLog
 
 from ..hypervisor.base import Driver
 from ..switch.switch import Switch
 from .guest_messages import AnyRequest, Claim, Hello, Jobs, Launched, Prepared, Release, Report
 
 log = logging.getLogger(__name__)
+told = RationedLog(log, burst=100, period_s=1.0)
+"""Of each guest, who says when something of it is logged."""
 
 CLAIM_S = 1.4
 """A claim's answer, at the latest: the agent gives it up after 1.6 s, takes it back, and could say nothing but that."""
@@ -73,12 +76,13 @@ class Guests:
         self._unheard_since: dict[tuple[str, JobKey], float] = {}
 
     def connected(self, domain: str, hello: Hello) -> None:
-        log.info("%s: agent %s connected (%s)", domain, hello.agent, ", ".join(hello.can) or "no abilities")
+        can = ", ".join(hello.can) or "no abilities"
+        told.say(domain, f"{domain}: agent {hello.agent} connected ({can})", level=logging.INFO)
         self._daemon.apply(ev.AgentConnected(self._daemon.now(), domain))
         self._daemon.switch.agent_connected(domain)
 
     def lost(self, domain: str) -> None:
-        log.info("%s: agent lost", domain)
+        told.say(domain, f"{domain}: agent lost", level=logging.INFO)
         self._daemon.switch.agent_lost(domain)
         self._daemon.apply(ev.AgentLost(self._daemon.now(), domain))
 
@@ -120,7 +124,8 @@ class Guests:
             return refused
         self._granted = {m for m in self._granted if self._job(m) is not None} | {mark}
         daemon.observe("answer")
-        log.info("%s: claim of %s granted after %.1f ms", domain, job.key, (time.monotonic() - asked) * 1000)
+        took_ms = (time.monotonic() - asked) * 1000
+        told.say(domain, f"{domain}: claim of {job.key} granted after {took_ms:.1f} ms", level=logging.INFO)
         return {"ok": True}
 
     def _job(self, mark: tuple[str, JobKey]) -> Any:
@@ -147,10 +152,11 @@ class Guests:
         late = sorted(f"{key} in {domain}" for domain, key in daemon.switch.unconfirmed())
         if not late:
             if daemon.switch.cpu_pending():
-                log.warning("%s: claim of %s granted although CPU has not moved within %g s", *mark, CLAIM_S)
+                text = f"{mark[0]}: claim of {mark[1]} granted although CPU has not moved within {CLAIM_S:g} s"
+                told.say(mark[0], text)
             return None
         text = f"not stopped within {CLAIM_S:g} s: {', '.join(late)}; see that domain's agent"
-        log.warning("%s: claim of %s refused: %s", *mark, text)
+        told.say(mark[0], f"{mark[0]}: claim of {mark[1]} refused: {text}")
         daemon.apply(ev.Released(daemon.now(), *mark))
         daemon.refused(*mark, RefusalCode.STOP_TIMEOUT, text)
         return refusal(RefusalCode.STOP_TIMEOUT, text)
@@ -166,7 +172,7 @@ class Guests:
                     lack = daemon.switch.memory_lack(mark[0])
         if not isinstance(lack, MemoryShort):
             return None
-        log.warning("%s: claim of %s refused: %s", *mark, lack.why)
+        told.say(mark[0], f"{mark[0]}: claim of {mark[1]} refused: {lack.why}")
         daemon.apply(ev.Released(daemon.now(), *mark))
         daemon.refused(*mark, RefusalCode.MEMORY_SHORT, lack.why)
         return refusal(RefusalCode.MEMORY_SHORT, lack.why)

@@ -28,7 +28,8 @@ import zmq.asyncio
 from zmq.utils import z85
 
 from magrathea import supervision
-from magrathea.logs import Complaints
+from magrathea.budget import Budget
+from magrathea.logs import RationedLog
 from magrathea.messages import (
     MAX_BYTES,
     BadMessage,
@@ -40,7 +41,6 @@ from magrathea.messages import (
 )
 
 from . import keys
-from .budget import Budget
 from .connections import ConnectionLimits, Connections
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class HubChannel:
         self._rates: dict[str, _Rate] = {}
         self._budgets: dict[str, Budget] = {}
         self._waiting: dict[str, tuple[_Peer, zmq.Frame]] = {}
-        self._complaints = Complaints(log)
+        self._complaints = RationedLog(log)
         self.allowed: Mapping[str, frozenset[str]] = {}
 
     def start(self) -> None:

@@ -29,7 +29,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
-from magrathea.logs import Complaints
+from magrathea.logs import RationedLog
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Connections:
         context: zmq.asyncio.Context,
         listener: zmq.asyncio.Socket,
         limits: ConnectionLimits,
-        complaints: Complaints,
+        complaints: RationedLog,
     ) -> None:
         self._listener = listener
         self._limits = limits

@@ -21,11 +21,13 @@ from typing import Any
 import msgspec
 
 from magrathea import supervision
+from magrathea.budget import Budget
 from magrathea.control import Control, ControlRequest, Denied, granted
 from magrathea.core.model import JobKey
 from magrathea.core.refusals import RefusalCode
 from magrathea.decoding import UNDECODABLE
-from magrathea.history import is_about
+from magrathea.history import MOST, is_about
+from magrathea.logs import RationedLog
 from magrathea.messages import (
     HEARTBEAT_S,
     BookEntry,
@@ -43,7 +45,6 @@ from scheduler_plugin.pbs.base import Connect, PbsError
 
 from . import ledger, maintenance
 from .books import Action, Outcome, Suspend
-from .budget import Budget
 from .call_pool import CallPool
 from .channel import HubChannel
 from .configuration import HubConfiguration
@@ -59,6 +60,8 @@ log = logging.getLogger(__name__)
 GRACE_S = 5.0
 """A worker's thread is given up that much after the connection should have cut its call itself."""
 CLOSE_S = 3.0
+HISTORY_COST_S = 0.1
+"""What a question about histories costs: each host that is asked works on it."""
 EXPLAIN_S = (0.2, 0.3, 0.5, 1.0, 2.0, 4.0)
 """Pauses before a look whether PBS has a refused job back, so that its comment can be set."""
 
@@ -78,6 +81,7 @@ class Hub:
         self._graced = False
         self._heartbeat = Path(configuration.hub.heartbeat_file)
         self._heartbeat_failed = False
+        self._of_hosts = RationedLog(log, burst=50, period_s=10)
         self._working_since: float | None = None
         self._asked = b""
 
@@ -104,7 +108,10 @@ class Hub:
         self._publisher = Publisher(self._connect, self._on_read, self._on_failed, budget, settings.compare_s)
         self._publisher.start()
         control = Control(
-            Path(self._configuration.hub.control_socket), {"status": self._status, "history": self._history}, {}
+            Path(self._configuration.hub.control_socket),
+            {"status": self._status, "history": self._history},
+            {},
+            costs={"history": HISTORY_COST_S},
         )
         try:
             await control.start()
@@ -150,14 +157,15 @@ class Hub:
             raise Denied(
                 RefusalCode.TOO_MANY, f"none of {len(hosts)} hosts has it now, and so many are not asked; name a host"
             )
-        told = await self._histories.ask(hosts, request.about, request.since, request.limit)
+        limit = min(request.limit, MOST // max(1, len(hosts)))
+        told = await self._histories.ask(hosts, request.about, request.since, limit)
         return granted(hosts=told)
 
     # From hosts
 
     def _on_message(self, host: str, message: ToHub, new: bool) -> None:
         if new:
-            log.info("host %s speaks", host)
+            self._of_hosts.say(host, f"host {host} speaks", level=logging.INFO)
             self._told.pop(host, None)
             self._channel.send(host, self._greeting())
         mono = self._loop.time()
@@ -182,7 +190,7 @@ class Hub:
         if not self.farm.heartbeat(host, message.boot_id, message.revision, mono):
             self._channel.send(host, Resend())
         elif not was_live:
-            log.info("host %s is heard again", host)
+            self._of_hosts.say(host, f"host {host} is heard again", level=logging.INFO)
             self._publish(host)
             self._kick.set()
 
@@ -204,7 +212,7 @@ class Hub:
     def _publish(self, host: str | None = None) -> None:
         wanted, alerts = self.farm.publication(self._loop.time(), host)
         for alert in alerts:
-            log.warning("%s", alert)
+            self._of_hosts.say(host, alert)
         if wanted:
             self._publisher.want(wanted)
 

@@ -9,11 +9,10 @@ left out: then the job keeps the comment that PBS gave it.
 
 from __future__ import annotations
 
+from magrathea.budget import Budget
 from magrathea.core.model import JobKey
 from magrathea.messages import Snapshot
 from magrathea.text import printable
-
-from .budget import Budget
 
 TOLD_AGAIN_S = 10.0
 OVER = "magrathea: its memory is there"

@@ -19,9 +19,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from magrathea.budget import Budget
 from scheduler_plugin.pbs.base import DEAD_STATES, Attributes, Connect, Pbs, PbsError, Vnode
 
-from .budget import Budget
 from .vnode_attributes import ACCEPTS, COSMETIC, HOST, NONE, OFFLINE, differences, opens, same, shown
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from magrathea.logs import Complaints
+from magrathea.logs import RationedLog
 from magrathea_lab.waiting import BOUND_S
 from scheduler_plugin.hub import connections
 from scheduler_plugin.hub.connections import ConnectionLimits, Connections
@@ -72,7 +72,7 @@ class Listener:
         self.router: zmq.asyncio.Socket = self.context.socket(zmq.ROUTER)
         self.router.setsockopt(zmq.LINGER, 0)
         self.port = free_port()
-        self.connections = Connections(self.context, self.router, limits, Complaints(logging.getLogger("test")))
+        self.connections = Connections(self.context, self.router, limits, RationedLog(logging.getLogger("test")))
         self.router.bind(f"tcp://127.0.0.1:{self.port}")
         self.tasks = [asyncio.create_task(self.connections.watch()), asyncio.create_task(self.connections.look())]
 

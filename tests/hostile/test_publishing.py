@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from magrathea.budget import Budget
 from magrathea_lab.waiting import BOUND_S, until
-from scheduler_plugin.hub.budget import Budget
 from scheduler_plugin.hub.publisher import Publisher
 from scheduler_plugin.hub.vnode_attributes import ACCEPTS, HOST, NCPUS
 from tests.fakes.pbs import FakePbs

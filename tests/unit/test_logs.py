@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from magrathea import logs
-from magrathea.logs import BAR, Complaints, Formatter
+from magrathea.logs import BAR, Formatter, RationedLog, SiteRation
 from magrathea.text import printable
 
 FORM = "%(levelname)s %(message)s"
@@ -59,12 +59,12 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def complaints(clock: Clock) -> Complaints:
-    return Complaints(logging.getLogger("test"), clock)
+def complaints(clock: Clock) -> RationedLog:
+    return RationedLog(logging.getLogger("test"), clock=clock)
 
 
 def test_one_line_for_each_kind_and_minute_with_the_number_left_out(
-    complaints: Complaints, clock: Clock, caplog: pytest.LogCaptureFixture
+    complaints: RationedLog, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     for n in range(1000):
         complaints.say("bad", f"bad line {n}")
@@ -72,17 +72,17 @@ def test_one_line_for_each_kind_and_minute_with_the_number_left_out(
     assert [r.getMessage() for r in caplog.records] == ["bad line 0", "other line 0"]
     clock.now += logs.PERIOD_S
     complaints.say("bad", "bad again")
-    assert caplog.records[-1].getMessage() == "bad again (and 999 more of the kind since)"
+    assert caplog.records[-1].getMessage() == "bad again (and 999 more like this since)"
 
 
-def test_a_defect_is_told_with_its_traceback(complaints: Complaints, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_defect_is_told_with_its_traceback(complaints: RationedLog, caplog: pytest.LogCaptureFixture) -> None:
     complaints.say("defect", "cannot be handled", ValueError("why"))
     assert caplog.records[0].levelno == logging.ERROR
     assert "ValueError: why" in caplog.text
 
 
 def test_more_kinds_than_are_told_apart_share_a_line_and_are_forgotten_after_a_minute(
-    complaints: Complaints, clock: Clock, caplog: pytest.LogCaptureFixture
+    complaints: RationedLog, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     for n in range(10 * logs.MOST_KINDS):
         complaints.say(n, f"kind {n}")
@@ -91,3 +91,44 @@ def test_more_kinds_than_are_told_apart_share_a_line_and_are_forgotten_after_a_m
     caplog.clear()
     complaints.say("new", "new")
     assert len(caplog.records) == 1
+
+
+def test_a_burst_is_logged_whole_and_then_one_line_each_period(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    told = RationedLog(logging.getLogger("test"), burst=20, period_s=0.5, clock=clock)
+    for n in range(1000):
+        clock.now += 0.01
+        told.say("n1", f"line {n}", level=logging.WARNING)
+    assert 20 + 10 / 0.5 - 1 <= len(caplog.records) <= 20 + 10 / 0.5 + 1
+    assert "more like this since" in caplog.records[-1].getMessage()
+
+
+def test_each_place_in_the_program_is_rationed_but_for_debugging(clock: Clock) -> None:
+    ration = SiteRation(clock)
+
+    def logged(level: int, line: int) -> bool:
+        return ration.filter(logging.LogRecord("x", level, "file", line, "100 %s", ("%",), None))
+
+    assert sum(logged(logging.INFO, 1) for _ in range(5000)) == logs.SITE_BURST
+    assert logged(logging.INFO, 2)
+    assert all(logged(logging.DEBUG, 1) for _ in range(5000))
+    clock.now += 1.5 * logs.SITE_PERIOD_S
+    made = logging.LogRecord("x", logging.INFO, "file", 1, "100 %s", ("%",), None)
+    assert ration.filter(made)
+    assert made.getMessage() == "100 % (and 4000 more like this since)"
+
+
+def test_configured_logs_are_rationed_and_printable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.delenv("JOURNAL_STREAM", raising=False)
+    logs.configure("info", FORM)
+    try:
+        for _ in range(5000):
+            logging.getLogger("x").info("job %s", "1\nERROR forged")
+        lines = capsys.readouterr().err.splitlines()
+        assert 1000 <= len(lines) < 3000
+        assert all(line.endswith("INFO job 1\\nERROR forged") for line in lines[:1000])
+    finally:
+        root.setLevel(logging.WARNING)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from magrathea.budget import Budget
 from magrathea_lab.waiting import BOUND_S
-from scheduler_plugin.hub.budget import Budget
 from scheduler_plugin.hub.call_pool import SPARE, CallPool
 from scheduler_plugin.hub.publisher import Publisher, Read
 from scheduler_plugin.hub.vnode_attributes import ACCEPTS, OFFLINE, RANK

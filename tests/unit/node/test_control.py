@@ -100,7 +100,7 @@ def test_an_unknown_operation_names_the_known_ones() -> None:
 
 
 def test_a_client_that_is_slow_or_long_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(controls, "TIME_LIMIT_S", 0.05)
+    monkeypatch.setattr(controls, "LINE_S", 0.05)
 
     async def test(path: Path) -> None:
         assert await ask(path, b'{"op":') == b""

@@ -28,3 +28,8 @@ class Budget:
             return False
         self._left -= 1
         return True
+
+    def is_full(self, now: float) -> bool:
+        """Whether all that can be saved up is."""
+        self.wait_s(now)
+        return self._left >= self._burst
