@@ -13,7 +13,7 @@ from magrathea import supervision
 from magrathea_lab.waiting import BOUND_S
 from scheduler_plugin.hub import call_pool
 from scheduler_plugin.hub import hub as shell
-from tests.hostile.farm import Farm, run
+from tests.embedded.real_hub import RealHub, run
 from tests.unit.hub.builders import domain, job, stopped
 
 BEAT_S = 0.1
@@ -24,8 +24,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shell, "HEARTBEAT_S", BEAT_S)
 
 
-def age_s(farm: Farm) -> float:
-    return time.time() - farm.heartbeat.stat().st_mtime
+def age_s(hub: RealHub) -> float:
+    return time.time() - hub.heartbeat.stat().st_mtime
 
 
 def test_a_defect_in_a_call_to_pbs_ends_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,19 +33,19 @@ def test_a_defect_in_a_call_to_pbs_ends_the_hub(tmp_path: Path, monkeypatch: pyt
         raise ZeroDivisionError("a mistake")
 
     monkeypatch.setattr(shell, "perform", broken)
-    farm = Farm(tmp_path)
-    farm.pbs.put(job())
+    hub = RealHub(tmp_path)
+    hub.pbs.put(job())
 
     async def whole() -> None:
-        host = farm.host("h1", "n1")
-        farm.start()
+        host = hub.host("h1", "n1")
+        hub.start()
         await host.says(domain("n1", [stopped(since=time.time())]))
-        assert farm.task is not None
+        assert hub.task is not None
         try:
-            await asyncio.wait_for(farm.task, BOUND_S)
+            await asyncio.wait_for(hub.task, BOUND_S)
         finally:
             host.socket.close(linger=0)
-            farm.context.term()
+            hub.context.term()
 
     with pytest.raises(supervision.Defect):
         supervision.run(whole())
@@ -62,17 +62,17 @@ def test_the_heartbeat_file_grows_old_while_no_call_to_pbs_comes_back(
         if operation == "admin_suspend":
             go.wait(BOUND_S)
 
-    async def test(farm: Farm) -> None:
+    async def test(hub: RealHub) -> None:
         for n in range(8):
-            farm.pbs.put(job(f"{n}.srv"))
-        host = farm.host("h1", "n1")
-        farm.pbs.breaks = hangs
-        farm.start()
-        await farm.until(lambda: farm.heartbeat.exists() and age_s(farm) < BEAT_S, "a fresh file")
+            hub.pbs.put(job(f"{n}.srv"))
+        host = hub.host("h1", "n1")
+        hub.pbs.breaks = hangs
+        hub.start()
+        await hub.until(lambda: hub.heartbeat.exists() and age_s(hub) < BEAT_S, "a fresh file")
         await host.says(domain("n1", [stopped(f"{n}.srv", since=time.time()) for n in range(8)]))
-        await farm.until(lambda: age_s(farm) > 10 * BEAT_S, "an old file")
+        await hub.until(lambda: age_s(hub) > 10 * BEAT_S, "an old file")
         go.set()
-        await farm.until(lambda: age_s(farm) < BEAT_S, "a fresh file again")
+        await hub.until(lambda: age_s(hub) < BEAT_S, "a fresh file again")
 
     try:
         run(tmp_path, test)

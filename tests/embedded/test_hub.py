@@ -8,111 +8,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-import zmq
-import zmq.asyncio
 
 from magrathea.core.model import JobClass, Kind, State
-from magrathea.messages import Books, DomainReport, Heartbeat, Resend, ToHost, decode_to_host, encode
-from magrathea_lab.waiting import BOUND_S, eventually
-from scheduler_plugin.hub import configuration, farm
+from magrathea.messages import Books, Heartbeat, Resend
+from magrathea_lab.waiting import BOUND_S
+from scheduler_plugin.hub import farm
 from scheduler_plugin.hub import hub as shell
-from scheduler_plugin.hub.hub import Hub
 from scheduler_plugin.hub.vnode_attributes import ACCEPTS, STATE
 from scheduler_plugin.pbs.base import Code, PbsError
-from tests.fakes.pbs import FakePbs, nothing_breaks
-from tests.unit.hub.builders import domain, given_back, job, snapshot, stopped
+from tests.embedded import real_hub
+from tests.embedded.real_hub import RealHub
+from tests.fakes.host import FakeHost
+from tests.fakes.pbs import nothing_breaks
+from tests.unit.hub.builders import domain, given_back, job, stopped
 
 BEAT_S = 0.1
 SHORT_LEASE_S = 1.0
 """For the test that waits for a lease's end. Elsewhere a starved hub would call a host unknown that has just spoken."""
-
-
-class Host:
-    """A node daemon's side of the channel."""
-
-    def __init__(self, context: zmq.asyncio.Context, endpoint: str, name: str) -> None:
-        self.name = name
-        self.revision = 0
-        self.socket: zmq.asyncio.Socket = context.socket(zmq.DEALER)
-        self.socket.setsockopt(zmq.IDENTITY, name.encode())
-        self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.connect(endpoint)
-
-    async def says(self, *domains: DomainReport) -> None:
-        self.revision += 1
-        await self.socket.send(encode(snapshot(*domains, host=self.name, revision=self.revision, at=time.time())))
-
-    async def beats(self) -> None:
-        await self.socket.send(encode(Heartbeat(sender=self.name, boot_id="boot", revision=self.revision)))
-
-    async def hears(self, right: Callable[[ToHost], bool]) -> ToHost:
-        """The first message that is right."""
-        async with asyncio.timeout(BOUND_S):
-            while not right(message := decode_to_host(await self.socket.recv())):
-                pass
-        return message
-
-    async def hears_books(self, *booked: str) -> None:
-        """Until the books name exactly these jobs as booked."""
-
-        def right(message: ToHost) -> bool:
-            return isinstance(message, Books) and tuple(j.id for j in message.jobs if j.booked) == booked
-
-        await self.hears(right)
-
-
-class World:
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.pbs = FakePbs("n1", "p1")
-        self.endpoint = f"ipc://{directory}/hub.ipc"
-        self.heartbeat = directory / "heartbeat"
-        self.context = zmq.asyncio.Context()
-        self.hosts: list[Host] = []
-        (directory / "state").mkdir(exist_ok=True)
-        self.stop = asyncio.Event()
-        self.task: asyncio.Task[None] | None = None
-
-    def host(self, name: str = "h1") -> Host:
-        host = Host(self.context, self.endpoint, name)
-        self.hosts.append(host)
-        return host
-
-    def start(self) -> None:
-        self.stop.clear()
-        settings = configuration.HubConfiguration(
-            hub=configuration.HubTable(
-                listen=[self.endpoint],
-                state_dir=f"{self.directory}/state",
-                heartbeat_file=str(self.heartbeat),
-                control_socket=f"{self.directory}/control.sock",
-            ),
-            pbs=configuration.PbsTable(compare_s=3600, call_deadline_s=5),
-        )
-        self.task = asyncio.create_task(Hub(settings, self.pbs.connect).run(self.stop))
-
-    async def end(self) -> None:
-        self.stop.set()
-        if self.task is not None:
-            async with asyncio.timeout(BOUND_S):
-                await self.task
-
-    async def until(self, condition: Callable[[], bool], what: str) -> None:
-        def so() -> bool:
-            assert self.task is not None
-            if self.task.done():
-                self.task.result()
-            return condition()
-
-        await eventually(so, what)
-
-    def shown(self, vnode: str, attribute: str) -> str | None:
-        return self.pbs.vnodes[vnode].attributes.get(attribute)
 
 
 @pytest.fixture(autouse=True)
@@ -121,32 +37,18 @@ def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(farm, "LEASE_S", BOUND_S)
 
 
-@asynccontextmanager
-async def world(directory: Path) -> AsyncIterator[World]:
-    made = World(directory)
-    made.start()
-    try:
-        yield made
-    finally:
-        made.pbs.breaks = nothing_breaks
-        try:
-            await made.end()
-        finally:
-            for host in made.hosts:
-                host.socket.close(linger=0)
-            made.context.term()
+def run(directory: Path, test: Callable[[RealHub], Awaitable[None]]) -> None:
+    """`test` with a hub that runs."""
 
+    async def started(world: RealHub) -> None:
+        world.start()
+        await test(world)
 
-def run(directory: Path, test: Callable[[World], Awaitable[None]]) -> None:
-    async def whole() -> None:
-        async with world(directory) as made:
-            await test(made)
-
-    asyncio.run(whole())
+    real_hub.run(directory, started)
 
 
 def test_a_preemption_from_its_first_word_to_its_last(tmp_path: Path) -> None:
-    async def test(world: World) -> None:
+    async def test(world: RealHub) -> None:
         world.pbs.put(job())
         host = world.host()
         await host.says(domain("n1", [stopped(since=time.time())], accepts=[]), domain("p1"))
@@ -163,7 +65,7 @@ def test_a_preemption_from_its_first_word_to_its_last(tmp_path: Path) -> None:
 
 
 def test_a_host_is_greeted_at_once_and_asked_for_what_the_hub_lacks(tmp_path: Path) -> None:
-    async def test(world: World) -> None:
+    async def test(world: RealHub) -> None:
         host = world.host()
         host.revision = 5
         await host.beats()
@@ -178,12 +80,12 @@ def test_a_host_that_falls_silent_is_unknown_until_it_speaks_again(
 ) -> None:
     monkeypatch.setattr(farm, "LEASE_S", SHORT_LEASE_S)
 
-    async def speaks_until_free(world: World, host: Host) -> None:
+    async def speaks_until_free(world: RealHub, host: FakeHost) -> None:
         while world.shown("n1", STATE) != "free":
             await host.beats()
             await asyncio.sleep(BEAT_S)
 
-    async def test(world: World) -> None:
+    async def test(world: RealHub) -> None:
         host = world.host()
         await host.says(domain("n1"))
         await speaks_until_free(world, host)
@@ -195,14 +97,14 @@ def test_a_host_that_falls_silent_is_unknown_until_it_speaks_again(
 
 
 def test_vnodes_of_nobody_take_all_classes(tmp_path: Path) -> None:
-    async def test(world: World) -> None:
+    async def test(world: RealHub) -> None:
         await world.until(lambda: world.shown("p1", ACCEPTS) == "priority,preemptible,protected", "publication")
 
     run(tmp_path, test)
 
 
 def test_a_hub_killed_in_mid_preemption_is_followed_by_one_that_resumes(tmp_path: Path) -> None:
-    async def test(world: World) -> None:
+    async def test(world: RealHub) -> None:
         world.pbs.put(job())
         host = world.host()
         await host.says(domain("n1", [stopped(since=time.time())]))
@@ -220,7 +122,7 @@ def test_a_hub_killed_in_mid_preemption_is_followed_by_one_that_resumes(tmp_path
 
 
 def test_a_frozen_domains_vnode_is_offline_until_it_is_back_over_a_restart_of_the_hub_too(tmp_path: Path) -> None:
-    async def test(world: World) -> None:
+    async def test(world: RealHub) -> None:
         host = world.host()
         frozen = domain("p1", kind=Kind.PRIORITY, state=State.FROZEN, accepts=[])
         await host.says(domain("n1"), frozen)
@@ -239,7 +141,7 @@ def test_a_frozen_domains_vnode_is_offline_until_it_is_back_over_a_restart_of_th
 
 
 def test_books_say_nothing_before_pbs_was_read(tmp_path: Path) -> None:
-    async def test(world: World) -> None:
+    async def test(world: RealHub) -> None:
         def away(operation: str, subject: str) -> None:
             raise PbsError(Code.NO_SERVER, "away", transient=True)
 
@@ -259,7 +161,7 @@ def test_books_say_nothing_before_pbs_was_read(tmp_path: Path) -> None:
 
 
 def test_after_a_restart_of_pbs_all_goes_on(tmp_path: Path) -> None:
-    async def test(world: World) -> None:
+    async def test(world: RealHub) -> None:
         world.pbs.put(job())
         host = world.host()
         await host.says(domain("n1"))
@@ -280,7 +182,7 @@ def test_after_a_restart_of_pbs_all_goes_on(tmp_path: Path) -> None:
 
 
 def test_the_heartbeat_file_is_touched_only_while_pbs_answers(tmp_path: Path) -> None:
-    async def test(world: World) -> None:
+    async def test(world: RealHub) -> None:
         await world.until(world.heartbeat.exists, "the file")
         assert world.heartbeat.stat().st_mode & 0o777 == 0o644
         before = world.heartbeat.stat().st_mtime_ns

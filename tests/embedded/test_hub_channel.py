@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket as sockets
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ from magrathea.messages import MAX_BYTES, Heartbeat, Resend, ToHub, decode_to_ho
 from magrathea_lab.waiting import BOUND_S
 from scheduler_plugin.hub import channel, keys
 from scheduler_plugin.hub.channel import ChannelError, HubChannel
+from tests.embedded.real_hub import free_port
 
 SILENT_S = 0.7
 """Long enough on a loaded machine for what would arrive in a millisecond; only what must NOT come waits for it."""
@@ -42,13 +42,6 @@ class Heard:
     async def nothing(self) -> None:
         await asyncio.sleep(SILENT_S)
         assert self.messages == []
-
-
-def free_port() -> int:
-    with sockets.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Line:

@@ -18,7 +18,8 @@ from magrathea.logs import RationedLog
 from magrathea_lab.waiting import BOUND_S
 from scheduler_plugin.hub import connections
 from scheduler_plugin.hub.connections import ConnectionLimits, Connections
-from tests.hostile.farm import HubProcess, free_port
+from tests.embedded.real_hub import free_port
+from tests.hostile.hub_process import HubProcess
 
 FILES = connections.RESERVED_FILES + 100
 """100 hosts can be borne."""

@@ -17,7 +17,8 @@ from msgspec import structs
 from magrathea.messages import MAX_BYTES, Heartbeat, RefusedClaim, encode
 from scheduler_plugin.hub import channel, job_comments, keys
 from scheduler_plugin.hub.vnode_attributes import RANK
-from tests.hostile.farm import Farm, Host, run
+from tests.embedded.real_hub import RealHub, run
+from tests.fakes.host import FakeHost
 from tests.unit.hub.builders import NOW, domain, report, snapshot
 
 LATE_S = 2.0
@@ -25,11 +26,11 @@ LATE_S = 2.0
 
 
 @contextmanager
-def flood(farm: Farm, host: str, messages: list[bytes]) -> Iterator[None]:
+def flood(hub: RealHub, host: str, messages: list[bytes]) -> Iterator[None]:
     """In a thread of its own, as fast as the connection takes them."""
     over = threading.Event()
-    pair = keys.read_secret(farm.keys_dir / keys.TO_HOSTS / f"{host}.key_secret")
-    server = keys.read(farm.keys_dir / keys.HUB_PUBLIC).public
+    pair = keys.read_secret(hub.keys_dir / keys.TO_HOSTS / f"{host}.key_secret")
+    server = keys.read(hub.keys_dir / keys.HUB_PUBLIC).public
 
     def send() -> None:
         with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
@@ -37,7 +38,7 @@ def flood(farm: Farm, host: str, messages: list[bytes]) -> Iterator[None]:
             dealer.setsockopt(zmq.SNDTIMEO, 100)
             dealer.curve_publickey, dealer.curve_secretkey = pair.public.encode(), pair.secret.encode()
             dealer.curve_serverkey = server.encode()
-            dealer.connect(farm.endpoint)
+            dealer.connect(hub.endpoint)
             for message in itertools.cycle(messages):
                 if over.is_set():
                     return
@@ -53,13 +54,13 @@ def flood(farm: Farm, host: str, messages: list[bytes]) -> Iterator[None]:
         thread.join()
 
 
-async def worst_s(farm: Farm, honest: Host, rounds: int = 20) -> float:
+async def worst_s(hub: RealHub, honest: FakeHost, rounds: int = 20) -> float:
     """The longest time from an honest host's snapshot to its vnode in PBS."""
     worst = 0.0
     for rank in range(1, rounds):
         began = time.monotonic()
         await honest.says(domain("n1", rank=rank))
-        await farm.until(lambda rank=rank: farm.shown("n1", RANK) == str(rank), "publication")  # type: ignore[misc]
+        await hub.until(lambda rank=rank: hub.shown("n1", RANK) == str(rank), "publication")  # type: ignore[misc]
         worst = max(worst, time.monotonic() - began)
     return worst
 
@@ -81,32 +82,32 @@ FLOODS = {
 
 @pytest.mark.parametrize("messages", FLOODS.values(), ids=FLOODS)
 def test_an_honest_host_is_published_while_another_floods(tmp_path: Path, messages: list[bytes]) -> None:
-    async def test(farm: Farm) -> None:
-        farm.enrol("h1", "p1")
-        honest = farm.host("h2", "n1")
-        farm.start()
+    async def test(hub: RealHub) -> None:
+        hub.enrol("h1", "p1")
+        honest = hub.host("h2", "n1")
+        hub.start()
         await honest.says(domain("n1"))
-        await farm.until(lambda: farm.shown("n1", RANK) == "0", "the honest host is heard")
-        with flood(farm, "h1", messages):
+        await hub.until(lambda: hub.shown("n1", RANK) == "0", "the honest host is heard")
+        with flood(hub, "h1", messages):
             await asyncio.sleep(1.0)
-            assert await worst_s(farm, honest) < LATE_S
+            assert await worst_s(hub, honest) < LATE_S
 
-    run(tmp_path, test)
+    run(tmp_path, test, tcp=True)
 
 
 def test_the_newest_snapshot_of_a_flood_counts_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channel, "LOOP_BURST_S", 0.001)
     monkeypatch.setattr(channel, "SHORT_BYTES", 200)
 
-    async def test(farm: Farm) -> None:
-        host = farm.host("h1", "p1")
-        farm.start()
+    async def test(hub: RealHub) -> None:
+        host = hub.host("h1", "p1")
+        hub.start()
         for rank in range(1, 150):
             await host.says(domain("p1", rank=rank))
-        await farm.until(lambda: farm.shown("p1", RANK) == "149", "the last one")
-        assert farm.pbs.count("set_vnode") < 100, "most were replaced by a later one"
+        await hub.until(lambda: hub.shown("p1", RANK) == "149", "the last one")
+        assert hub.pbs.count("set_vnode") < 100, "most were replaced by a later one"
 
-    run(tmp_path, test)
+    run(tmp_path, test, tcp=True)
 
 
 def refused(id: str) -> RefusedClaim:
@@ -114,33 +115,33 @@ def refused(id: str) -> RefusedClaim:
 
 
 def test_ten_thousand_refusals_cost_pbs_some_questions(tmp_path: Path) -> None:
-    async def test(farm: Farm) -> None:
-        host = farm.host("h1", "p1")
-        farm.start()
+    async def test(hub: RealHub) -> None:
+        host = hub.host("h1", "p1")
+        hub.start()
         await host.says(domain("p1"))
-        await farm.until(lambda: farm.shown("p1", RANK) == "0", "PBS was read")
+        await hub.until(lambda: hub.shown("p1", RANK) == "0", "PBS was read")
         for number in range(200):
             made = snapshot(domain("p1"), host="h1", revision=number + 2)
             claims = [refused(f"{number}-{n}.srv") for n in range(50)]
             await host.sends(encode(structs.replace(made, refused=claims)))
             await asyncio.sleep(0.006)
         await host.says(domain("p1", rank=7), revision=1000)
-        await farm.until(lambda: farm.shown("p1", RANK) == "7", "the last one")
-        assert 0 < farm.pbs.count("job") <= job_comments.BURST + 20 * job_comments.PER_S
+        await hub.until(lambda: hub.shown("p1", RANK) == "7", "the last one")
+        assert 0 < hub.pbs.count("job") <= job_comments.BURST + 20 * job_comments.PER_S
 
-    run(tmp_path, test)
+    run(tmp_path, test, tcp=True)
 
 
 def test_one_snapshot_with_ten_thousand_refusals_is_none(tmp_path: Path) -> None:
-    async def test(farm: Farm) -> None:
-        host = farm.host("h1", "p1")
-        farm.start()
+    async def test(hub: RealHub) -> None:
+        host = hub.host("h1", "p1")
+        hub.start()
         claims = [refused(f"{n}.srv") for n in range(10_000)]
         await host.sends(encode(structs.replace(snapshot(domain("p1", rank=7), host="h1"), refused=claims)))
         await host.sends(encode(Heartbeat(sender="h1", boot_id="boot", revision=0)))
         await host.hears(lambda message: not isinstance(message, Heartbeat))
         await host.says(domain("p1"))
-        await farm.until(lambda: farm.shown("p1", RANK) is not None, "the next one")
-        assert farm.shown("p1", RANK) == "0"
+        await hub.until(lambda: hub.shown("p1", RANK) is not None, "the next one")
+        assert hub.shown("p1", RANK) == "0"
 
-    run(tmp_path, test)
+    run(tmp_path, test, tcp=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scheduler_plugin.hub.vnode_attributes import STATE
-from tests.hostile.farm import Farm, run
+from tests.embedded.real_hub import RealHub, run
 from tests.unit.hub.builders import domain
 
 NO_MESSAGES = {
@@ -25,14 +25,14 @@ NO_MESSAGES = {
 
 @pytest.mark.parametrize("attack", NO_MESSAGES.values(), ids=NO_MESSAGES)
 def test_what_is_no_message_costs_that_message_only(tmp_path: Path, attack: bytes) -> None:
-    async def test(farm: Farm) -> None:
-        hostile, honest = farm.host("h1", "p1"), farm.host("h2", "n1")
-        farm.start()
+    async def test(hub: RealHub) -> None:
+        hostile, honest = hub.host("h1", "p1"), hub.host("h2", "n1")
+        hub.start()
         await hostile.sends(attack)
         await hostile.sends(attack, attack)
         await hostile.says(domain("p1"))
-        await farm.until(lambda: farm.shown("p1", STATE) == "free", "the hostile host's next message is heard")
+        await hub.until(lambda: hub.shown("p1", STATE) == "free", "the hostile host's next message is heard")
         await honest.says(domain("n1"))
-        await farm.until(lambda: farm.shown("n1", STATE) == "free", "the honest host is heard")
+        await hub.until(lambda: hub.shown("n1", STATE) == "free", "the honest host is heard")
 
-    run(tmp_path, test)
+    run(tmp_path, test, tcp=True)

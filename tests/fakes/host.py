@@ -1,0 +1,72 @@
+"""A host by hand: its end of the channel to a hub, over which it says what a test wants."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import zmq
+import zmq.asyncio
+
+from magrathea.messages import Books, DomainReport, Heartbeat, ToHost, decode_to_host, encode
+from magrathea_lab.waiting import BOUND_S
+from scheduler_plugin.hub import keys
+from tests.unit.hub.builders import snapshot
+
+
+class FakeHost:
+    """`pair`: its key file, `hub_key` the hub's; on ipc there is none."""
+
+    def __init__(
+        self,
+        context: zmq.asyncio.Context,
+        endpoint: str,
+        name: str = "h1",
+        pair: Path | None = None,
+        hub_key: Path | None = None,
+    ) -> None:
+        self.name = name
+        self.revision = 0
+        self.socket: zmq.asyncio.Socket = context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.IDENTITY, (name if pair is None else f"{name}/boot").encode())
+        self.socket.setsockopt(zmq.LINGER, 0)
+        if pair is not None and hub_key is not None:
+            own = keys.read_secret(pair)
+            self.socket.curve_publickey = own.public.encode()
+            self.socket.curve_secretkey = own.secret.encode()
+            self.socket.curve_serverkey = keys.read(hub_key).public.encode()
+        self.socket.connect(endpoint)
+
+    async def sends(self, *frames: bytes) -> None:
+        await self.socket.send_multipart(frames)
+
+    async def says(self, *domains: DomainReport, at: float | None = None, revision: int = 0) -> None:
+        """Its next snapshot, with the next number if none is named."""
+        self.revision = revision or self.revision + 1
+        at = time.time() if at is None else at
+        await self.sends(encode(snapshot(*domains, host=self.name, revision=self.revision, at=at)))
+
+    async def beats(self) -> None:
+        await self.sends(encode(Heartbeat(sender=self.name, boot_id="boot", revision=self.revision)))
+
+    async def hears(self, right: Callable[[ToHost], bool]) -> ToHost:
+        """The first message that is right."""
+        async with asyncio.timeout(BOUND_S):
+            while not right(message := decode_to_host(await self.socket.recv())):
+                pass
+        return message
+
+    async def hears_books(self, *booked: str) -> Books:
+        """The first books that name exactly these jobs as booked."""
+
+        def right(message: ToHost) -> bool:
+            return isinstance(message, Books) and tuple(j.id for j in message.jobs if j.booked) == booked
+
+        books = await self.hears(right)
+        assert isinstance(books, Books)
+        return books
+
+    def close(self) -> None:
+        self.socket.close(linger=0)
