@@ -10,7 +10,17 @@ from typing import Any, TypeVar
 import zmq
 import zmq.asyncio
 
-from magrathea.messages import HEARTBEAT_S, BookEntry, Books, Heartbeat, Resend, Snapshot, decode_to_hub, encode
+from magrathea.messages import (
+    HEARTBEAT_S,
+    BadMessage,
+    BookEntry,
+    Books,
+    Heartbeat,
+    Resend,
+    Snapshot,
+    decode_to_hub,
+    encode,
+)
 
 T = TypeVar("T")
 
@@ -43,7 +53,10 @@ class HubRig:
     async def _serve(self) -> None:
         while True:
             peer, data = await self._socket.recv_multipart()
-            message = decode_to_hub(data)
+            try:
+                message = decode_to_hub(data)
+            except BadMessage:
+                continue  # it costs that message only
             if peer not in self._peers:
                 self._peers.add(peer)
                 await self._socket.send_multipart([peer, encode(Resend())])

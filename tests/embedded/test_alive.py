@@ -14,7 +14,7 @@ from magrathea_lab.waiting import BOUND_S
 from scheduler_plugin.hub import call_pool
 from scheduler_plugin.hub import hub as shell
 from tests.embedded.real_hub import RealHub, run
-from tests.unit.hub.builders import domain, job, stopped
+from tests.fakes.reports import domain, job, stopped
 
 BEAT_S = 0.1
 

@@ -24,7 +24,7 @@ from tests.embedded import real_hub
 from tests.embedded.real_hub import RealHub
 from tests.fakes.host import FakeHost
 from tests.fakes.pbs import nothing_breaks
-from tests.unit.hub.builders import domain, given_back, job, stopped
+from tests.fakes.reports import domain, given_back, job, stopped
 
 BEAT_S = 0.1
 SHORT_LEASE_S = 1.0

@@ -16,7 +16,7 @@ from node_daemon.hub_client import HubClient
 from scheduler_plugin.hub import keys
 from scheduler_plugin.hub.vnode_attributes import STATE
 from tests.embedded.real_hub import RealHub, run
-from tests.unit.hub.builders import domain, job, snapshot, stopped
+from tests.fakes.reports import domain, job, snapshot, stopped
 
 
 def test_a_daemon_with_its_key_is_published_and_told_its_books(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from scheduler_plugin.hub.hub import Hub
 from tests.fakes.guest import FakeGuest
 from tests.fakes.hypervisor import FakeDriver, FakeHypervisor
 from tests.fakes.pbs import FakePbs
-from tests.unit.hub.builders import job
+from tests.fakes.reports import job
 
 HOOK = Path(__file__).parents[2] / "scheduler_plugin/hooks/magrathea_mom.py"
 FLOOR_MIB, ASKED_MIB = 256, 1000

@@ -13,7 +13,8 @@ import zmq.asyncio
 from magrathea.messages import Books, DomainReport, Heartbeat, ToHost, decode_to_host, encode
 from magrathea_lab.waiting import BOUND_S
 from scheduler_plugin.hub import keys
-from tests.unit.hub.builders import snapshot
+
+from .reports import snapshot
 
 
 class FakeHost:

@@ -19,7 +19,7 @@ from scheduler_plugin.hub import channel, job_comments, keys
 from scheduler_plugin.hub.vnode_attributes import RANK
 from tests.embedded.real_hub import RealHub, run
 from tests.fakes.host import FakeHost
-from tests.unit.hub.builders import NOW, domain, report, snapshot
+from tests.fakes.reports import NOW, domain, report, snapshot
 
 LATE_S = 2.0
 """For what takes some milliseconds otherwise: this much is allowed for a machine that is busy with other things."""

@@ -8,7 +8,7 @@ import pytest
 
 from scheduler_plugin.hub.vnode_attributes import STATE
 from tests.embedded.real_hub import RealHub, run
-from tests.unit.hub.builders import domain
+from tests.fakes.reports import domain
 
 NO_MESSAGES = {
     "no UTF-8": b'{"type":"\xff"}',

@@ -15,7 +15,7 @@ import zmq
 from magrathea.core.model import JobClass, Kind, Mode
 from magrathea.messages import BadMessage, Books, DomainReport, JobReport, decode_to_host, encode
 from magrathea_lab.clusters.private_openpbs import HEAD, MachineProcess, PrivateOpenPbs
-from tests.unit.hub.builders import domain, report, snapshot
+from tests.fakes.reports import domain, report, snapshot
 
 ROOT = Path(__file__).parents[2]
 BOUND_S = 60.0

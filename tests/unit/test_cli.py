@@ -21,9 +21,9 @@ from click.testing import CliRunner, Result
 from magrathea.cli import main, view
 from magrathea.core.model import JobClass, State
 from magrathea.messages import FarmView, HostView, MemoryMove, Snapshot, encode
+from tests.fakes.control_socket import AT, PREEMPTION, answering, domain, job, snapshot
 
 from ..signals import interruptible
-from .fake_control import AT, PREEMPTION, answering, domain, job, snapshot
 
 
 @pytest.fixture

@@ -21,8 +21,7 @@ from magrathea.core.model import JobClass, Kind, State
 from magrathea.messages import Chunk, DomainReport, FarmView, HostView, Outlook, Snapshot, encode
 from magrathea.name_folding import fold
 from magrathea.preview import outlook_farm
-
-from .fake_control import AT, PREEMPTION, answering, domain, job, snapshot
+from tests.fakes.control_socket import AT, PREEMPTION, answering, domain, job, snapshot
 
 NOBODY = 65534
 

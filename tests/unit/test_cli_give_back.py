@@ -19,8 +19,7 @@ from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Mode
 from magrathea_lab.waiting import until
 from node_daemon.journal import open_journal
 from node_daemon.setup.give_back import Given, command, give_back
-
-from .fake_control import answering
+from tests.fakes.control_socket import answering
 
 SERVER = f"s{os.getpid()}"
 """Of this run alone: `give-back` looks at all processes of the machine, and another run's may be among them."""

@@ -21,8 +21,7 @@ from magrathea.history import Query
 from magrathea.history_sentences import sentence
 from magrathea.messages import HistoryEntry
 from node_daemon.journal import Journal, open_journal
-
-from .fake_control import answering
+from tests.fakes.control_socket import answering
 
 KEY = JobKey("12.srv", 1)
 CLAIMED = ev.Claimed(1_800_000_000.25, "n1", KEY, JobClass.PREEMPTIBLE, 2)

@@ -9,8 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from magrathea.cli import main
-
-from .fake_control import answering
+from tests.fakes.control_socket import answering
 
 COMMANDS = (
     ["drain", "n1"],

@@ -12,8 +12,7 @@ import pytest
 
 from magrathea import client
 from magrathea.messages import MAX_BYTES, encode
-
-from .fake_control import PREEMPTION, answering
+from tests.fakes.control_socket import PREEMPTION, answering
 
 
 @pytest.fixture

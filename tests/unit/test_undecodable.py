@@ -25,7 +25,7 @@ from node_daemon.journal import JournalError, open_journal, salvage
 from scheduler_plugin.hub import ledger
 from scheduler_plugin.setup import records
 from scheduler_plugin.setup.install import InstallError
-from tests.unit.fake_control import answering
+from tests.fakes.control_socket import answering
 
 BAD = {
     "no UTF-8": b'{"type":"\xff"}',

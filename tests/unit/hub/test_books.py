@@ -9,9 +9,9 @@ from scheduler_plugin.hub import books, job_wishes
 from scheduler_plugin.hub.books import Look, Requeue, Resume, SetComment, SetWalltime, Suspend
 from scheduler_plugin.pbs.base import Code, PbsError
 from tests.fakes.pbs import FakePbs
+from tests.fakes.reports import NOW, domain, given_back, job, report, stopped
 
-from .bench import Hub
-from .builders import NOW, domain, given_back, job, report, stopped
+from .simulated_hub import SimHub
 
 KEY = JobKey("1.srv", 1)
 
@@ -24,15 +24,15 @@ def pbs() -> FakePbs:
 
 
 @pytest.fixture
-def hub(pbs: FakePbs) -> Hub:
-    return Hub(pbs)
+def hub(pbs: FakePbs) -> SimHub:
+    return SimHub(pbs)
 
 
 def kinds(actions: list[books.Action]) -> list[type]:
     return [type(action) for action in actions]
 
 
-def test_a_job_that_its_host_wants_stopped_is_admin_suspended_and_the_host_is_told(hub: Hub) -> None:
+def test_a_job_that_its_host_wants_stopped_is_admin_suspended_and_the_host_is_told(hub: SimHub) -> None:
     hub.says("h1", domain("n1", [stopped()]))
     assert hub.actions() == [Suspend(KEY)]
     assert hub.books() == []
@@ -42,7 +42,7 @@ def test_a_job_that_its_host_wants_stopped_is_admin_suspended_and_the_host_is_to
     assert hub.books() == [("1.srv", True, False)]
 
 
-def test_a_job_that_is_ready_is_admin_resumed_and_only_then_told_as_not_booked(hub: Hub) -> None:
+def test_a_job_that_is_ready_is_admin_resumed_and_only_then_told_as_not_booked(hub: SimHub) -> None:
     hub.says("h1", domain("n1", [stopped()]))
     hub.settle(1)
     hub.says("h1", domain("n1", [given_back()]))
@@ -55,7 +55,7 @@ def test_a_job_that_is_ready_is_admin_resumed_and_only_then_told_as_not_booked(h
     assert hub.farm.entries == {}
 
 
-def test_what_is_not_ready_is_not_resumed(hub: Hub) -> None:
+def test_what_is_not_ready_is_not_resumed(hub: SimHub) -> None:
     hub.says("h1", domain("n1", [stopped()]))
     hub.settle(1)
     hub.says("h1", domain("n1", [report(ready=False, stopped_since=NOW, booked=True)]))
@@ -63,7 +63,7 @@ def test_what_is_not_ready_is_not_resumed(hub: Hub) -> None:
     assert hub.state() == "S"
 
 
-def test_a_job_that_is_just_starting_is_tried_again_until_it_is_suspended(hub: Hub, pbs: FakePbs) -> None:
+def test_a_job_that_is_just_starting_is_tried_again_until_it_is_suspended(hub: SimHub, pbs: FakePbs) -> None:
     pbs.starting.add("1.srv")
     hub.says("h1", domain("n1", [stopped()]))
     tries = hub.settle(5)
@@ -74,7 +74,7 @@ def test_a_job_that_is_just_starting_is_tried_again_until_it_is_suspended(hub: H
     assert hub.books() == [("1.srv", True, False)]
 
 
-def test_a_job_that_ends_while_it_is_tried_is_forgotten(hub: Hub, pbs: FakePbs) -> None:
+def test_a_job_that_ends_while_it_is_tried_is_forgotten(hub: SimHub, pbs: FakePbs) -> None:
     pbs.starting.add("1.srv")
     hub.says("h1", domain("n1", [stopped()]))
     hub.settle(1)
@@ -85,7 +85,7 @@ def test_a_job_that_ends_while_it_is_tried_is_forgotten(hub: Hub, pbs: FakePbs) 
     assert hub.farm.entries == {}
 
 
-def test_the_last_wish_wins_over_a_suspend_that_is_still_under_way(hub: Hub) -> None:
+def test_the_last_wish_wins_over_a_suspend_that_is_still_under_way(hub: SimHub) -> None:
     hub.says("h1", domain("n1", [stopped()]))
     [suspend] = hub.actions()
     hub.says("h1", domain("n1", [report()]))
@@ -96,7 +96,7 @@ def test_the_last_wish_wins_over_a_suspend_that_is_still_under_way(hub: Hub) -> 
     assert hub.farm.entries == {}
 
 
-def test_the_last_wish_wins_over_a_resume_that_is_still_under_way(hub: Hub) -> None:
+def test_the_last_wish_wins_over_a_resume_that_is_still_under_way(hub: SimHub) -> None:
     hub.says("h1", domain("n1", [stopped()]))
     hub.settle(1)
     hub.says("h1", domain("n1", [given_back()]))
@@ -109,7 +109,7 @@ def test_the_last_wish_wins_over_a_resume_that_is_still_under_way(hub: Hub) -> N
     assert hub.books() == [("1.srv", True, False)]
 
 
-def test_a_late_run_of_a_job_is_not_suspended_for_an_earlier_one(hub: Hub, pbs: FakePbs) -> None:
+def test_a_late_run_of_a_job_is_not_suspended_for_an_earlier_one(hub: SimHub, pbs: FakePbs) -> None:
     pbs.change("1.srv", run_version=2)
     hub.says("h1", domain("n1", [stopped(run=1)]))
     hub.settle(20)
@@ -117,7 +117,7 @@ def test_a_late_run_of_a_job_is_not_suspended_for_an_earlier_one(hub: Hub, pbs: 
     assert pbs.count("admin_suspend") == 0
 
 
-def test_a_hub_that_cannot_read_runs_because_it_is_no_manager_books_all_the_same(hub: Hub, pbs: FakePbs) -> None:
+def test_a_hub_that_cannot_read_runs_because_it_is_no_manager_books_all_the_same(hub: SimHub, pbs: FakePbs) -> None:
     pbs.change("1.srv", run_version=0)
     hub.says("h1", domain("n1", [stopped(run=3)]))
     hub.settle(1)
@@ -128,7 +128,7 @@ def test_a_hub_that_cannot_read_runs_because_it_is_no_manager_books_all_the_same
     assert hub.farm.entries == {}
 
 
-def test_a_job_that_somebody_else_suspended_is_neither_booked_nor_resumed(hub: Hub, pbs: FakePbs) -> None:
+def test_a_job_that_somebody_else_suspended_is_neither_booked_nor_resumed(hub: SimHub, pbs: FakePbs) -> None:
     pbs.suspend_by_admin("1.srv")
     hub.says("h1", domain("n1", [stopped()]))
     hub.settle(30)
@@ -142,7 +142,7 @@ def test_a_job_that_somebody_else_suspended_is_neither_booked_nor_resumed(hub: H
     assert pbs.count("admin_suspend") == pbs.count("admin_resume") == pbs.count("resume") == 0
 
 
-def test_a_job_that_somebody_else_suspended_is_ours_once_he_has_resumed_it(hub: Hub, pbs: FakePbs) -> None:
+def test_a_job_that_somebody_else_suspended_is_ours_once_he_has_resumed_it(hub: SimHub, pbs: FakePbs) -> None:
     pbs.suspend_by_admin("1.srv")
     hub.says("h1", domain("n1", [stopped()]))
     hub.settle(6)
@@ -151,7 +151,7 @@ def test_a_job_that_somebody_else_suspended_is_ours_once_he_has_resumed_it(hub: 
     assert hub.books() == [("1.srv", True, False)]
 
 
-def test_an_admins_own_resume_of_a_preempted_job_is_met_by_a_new_suspend(hub: Hub, pbs: FakePbs) -> None:
+def test_an_admins_own_resume_of_a_preempted_job_is_met_by_a_new_suspend(hub: SimHub, pbs: FakePbs) -> None:
     hub.says("h1", domain("n1", [stopped()]))
     hub.settle(1)
     pbs.resume_by_admin("1.srv")
@@ -160,7 +160,7 @@ def test_an_admins_own_resume_of_a_preempted_job_is_met_by_a_new_suspend(hub: Hu
     assert pbs.count("admin_suspend") == 2
 
 
-def test_after_a_failed_admin_resume_a_plain_one_follows(hub: Hub, pbs: FakePbs) -> None:
+def test_after_a_failed_admin_resume_a_plain_one_follows(hub: SimHub, pbs: FakePbs) -> None:
     hub.says("h1", domain("n1", [stopped()]))
     hub.settle(1)
 
@@ -182,7 +182,7 @@ def test_after_a_failed_admin_resume_a_plain_one_follows(hub: Hub, pbs: FakePbs)
     assert hub.books() == []
 
 
-def test_a_suspend_without_an_answer_is_looked_after_until_it_cannot_happen_any_more(hub: Hub, pbs: FakePbs) -> None:
+def test_a_suspend_without_an_answer_is_looked_after_until_it_cannot_happen_any_more(hub: SimHub, pbs: FakePbs) -> None:
     def silent(operation: str, subject: str) -> None:
         if operation == "admin_suspend":
             raise PbsError(Code.PROTOCOL, "no answer", transient=True)
@@ -200,7 +200,7 @@ def test_a_suspend_without_an_answer_is_looked_after_until_it_cannot_happen_any_
     assert hub.farm.entries == {}
 
 
-def test_a_resume_that_fails_is_tried_again_and_the_host_waits(hub: Hub, pbs: FakePbs) -> None:
+def test_a_resume_that_fails_is_tried_again_and_the_host_waits(hub: SimHub, pbs: FakePbs) -> None:
     hub.says("h1", domain("n1", [stopped()]))
     hub.settle(1)
 
@@ -218,7 +218,7 @@ def test_a_resume_that_fails_is_tried_again_and_the_host_waits(hub: Hub, pbs: Fa
     assert hub.state() == "R"
 
 
-def test_walltime_that_ran_before_the_booking_is_given_back(hub: Hub, pbs: FakePbs) -> None:
+def test_walltime_that_ran_before_the_booking_is_given_back(hub: SimHub, pbs: FakePbs) -> None:
     pbs.change("1.srv", walltime_s=600)
     pbs.starting.add("1.srv")
     hub.says("h1", domain("n1", [stopped(since=NOW)]))
@@ -230,7 +230,7 @@ def test_walltime_that_ran_before_the_booking_is_given_back(hub: Hub, pbs: FakeP
     assert 12 <= pbs.jobs["1.srv"].walltime_s - 600 <= 14  # type: ignore[operator]
 
 
-def test_less_than_a_second_is_not_given_back_nor_anything_to_a_job_without_a_limit(hub: Hub, pbs: FakePbs) -> None:
+def test_less_than_a_second_is_not_given_back_nor_anything_to_a_job_without_a_limit(hub: SimHub, pbs: FakePbs) -> None:
     pbs.put(job("2.srv"))
     pbs.change("1.srv", walltime_s=600)
     hub.says("h1", domain("n1", [stopped(since=NOW - 0.5), stopped("2.srv", since=NOW - 50)]))
@@ -238,7 +238,7 @@ def test_less_than_a_second_is_not_given_back_nor_anything_to_a_job_without_a_li
     assert pbs.count("set_walltime") == 0
 
 
-def test_walltime_of_a_stop_that_was_never_booked_is_given_back_when_it_ends(hub: Hub, pbs: FakePbs) -> None:
+def test_walltime_of_a_stop_that_was_never_booked_is_given_back_when_it_ends(hub: SimHub, pbs: FakePbs) -> None:
     pbs.change("1.srv", walltime_s=600)
     pbs.starting.add("1.srv")
     hub.says("h1", domain("n1", [stopped(since=NOW)]))
@@ -249,7 +249,7 @@ def test_walltime_of_a_stop_that_was_never_booked_is_given_back_when_it_ends(hub
     assert 19 <= pbs.jobs["1.srv"].walltime_s - 600 <= 22  # type: ignore[operator]
 
 
-def test_walltime_of_a_stop_that_an_admin_unbooked_is_given_back(hub: Hub, pbs: FakePbs) -> None:
+def test_walltime_of_a_stop_that_an_admin_unbooked_is_given_back(hub: SimHub, pbs: FakePbs) -> None:
     pbs.change("1.srv", walltime_s=600)
     hub.says("h1", domain("n1", [stopped(since=NOW)]))
     hub.after(120)
@@ -259,7 +259,7 @@ def test_walltime_of_a_stop_that_an_admin_unbooked_is_given_back(hub: Hub, pbs: 
     assert 1 <= pbs.jobs["1.srv"].walltime_s - 600 <= 65  # type: ignore[operator]
 
 
-def test_a_host_whose_clock_is_ahead_gives_no_walltime_away(hub: Hub, pbs: FakePbs) -> None:
+def test_a_host_whose_clock_is_ahead_gives_no_walltime_away(hub: SimHub, pbs: FakePbs) -> None:
     pbs.change("1.srv", walltime_s=600)
     heard = job_wishes.Heard(snapshot_ahead(3600), True, NOW)
     wish = job_wishes.wish_of(KEY, {"h1": stopped(since=NOW + 3597)}, {"h1": heard}, frozenset({"h1"}))
@@ -267,12 +267,12 @@ def test_a_host_whose_clock_is_ahead_gives_no_walltime_away(hub: Hub, pbs: FakeP
 
 
 def snapshot_ahead(seconds: float):  # type: ignore[no-untyped-def]
-    from .builders import snapshot
+    from tests.fakes.reports import snapshot
 
     return snapshot(at=NOW + seconds)
 
 
-def test_the_comment_says_who_preempts_and_is_restored_afterwards(hub: Hub, pbs: FakePbs) -> None:
+def test_the_comment_says_who_preempts_and_is_restored_afterwards(hub: SimHub, pbs: FakePbs) -> None:
     hub.says("h1", domain("n1", [stopped()]))
     hub.settle(1)
     comment = pbs.jobs["1.srv"].comment
@@ -282,7 +282,7 @@ def test_the_comment_says_who_preempts_and_is_restored_afterwards(hub: Hub, pbs:
     assert pbs.jobs["1.srv"].comment == "Job run at Thu"
 
 
-def test_a_comment_that_cannot_be_set_holds_nothing_up(hub: Hub, pbs: FakePbs) -> None:
+def test_a_comment_that_cannot_be_set_holds_nothing_up(hub: SimHub, pbs: FakePbs) -> None:
     def no(operation: str, subject: str) -> None:
         if operation == "set_comment":
             raise PbsError(Code.NO_PERMISSION, "no")
@@ -296,7 +296,7 @@ def test_a_comment_that_cannot_be_set_holds_nothing_up(hub: Hub, pbs: FakePbs) -
     assert hub.farm.entries == {}
 
 
-def test_a_walltime_that_cannot_be_set_holds_no_resume_up_and_ends_in_an_alert(hub: Hub, pbs: FakePbs) -> None:
+def test_a_walltime_that_cannot_be_set_holds_no_resume_up_and_ends_in_an_alert(hub: SimHub, pbs: FakePbs) -> None:
     def no(operation: str, subject: str) -> None:
         if operation == "set_walltime":
             raise PbsError(Code.NO_PERMISSION, "no")
@@ -313,7 +313,7 @@ def test_a_walltime_that_cannot_be_set_holds_no_resume_up_and_ends_in_an_alert(h
     assert hub.farm.entries == {}
 
 
-def test_a_job_stopped_longer_than_the_limit_is_requeued(hub: Hub, pbs: FakePbs) -> None:
+def test_a_job_stopped_longer_than_the_limit_is_requeued(hub: SimHub, pbs: FakePbs) -> None:
     hub.says("h1", domain("n1", [stopped()]))
     hub.settle(1)
     hub.says("h1", domain("n1", [report(stop=True, requeue=True, stopped_since=NOW, booked=True)]))
@@ -325,7 +325,7 @@ def test_a_job_stopped_longer_than_the_limit_is_requeued(hub: Hub, pbs: FakePbs)
     assert hub.farm.entries == {}
 
 
-def test_a_job_that_forbids_it_is_not_requeued_but_told_once(hub: Hub, pbs: FakePbs) -> None:
+def test_a_job_that_forbids_it_is_not_requeued_but_told_once(hub: SimHub, pbs: FakePbs) -> None:
     pbs.change("1.srv", rerunnable=False)
     hub.says("h1", domain("n1", [report(stop=True, requeue=True, stopped_since=NOW)]))
     hub.after(300)
@@ -333,14 +333,14 @@ def test_a_job_that_forbids_it_is_not_requeued_but_told_once(hub: Hub, pbs: Fake
     assert sum("not rerunnable" in note for note in hub.notes) == 1
 
 
-def test_a_job_that_is_ending_is_left_alone(hub: Hub, pbs: FakePbs) -> None:
+def test_a_job_that_is_ending_is_left_alone(hub: SimHub, pbs: FakePbs) -> None:
     pbs.change("1.srv", state="E", substate=51)
     hub.says("h1", domain("n1", [stopped()]))
     hub.settle(30)
     assert pbs.count("admin_suspend") == 0
 
 
-def test_a_permission_that_lacks_is_told_and_rarely_tried(hub: Hub, pbs: FakePbs) -> None:
+def test_a_permission_that_lacks_is_told_and_rarely_tried(hub: SimHub, pbs: FakePbs) -> None:
     def no(operation: str, subject: str) -> None:
         if operation == "admin_suspend":
             raise PbsError(Code.NO_PERMISSION, "Unauthorized Request")
@@ -354,18 +354,18 @@ def test_a_permission_that_lacks_is_told_and_rarely_tried(hub: Hub, pbs: FakePbs
 
 class TestSeveralHosts:
     @pytest.fixture(autouse=True)
-    def two_hosts(self, pbs: FakePbs, hub: Hub) -> None:
+    def two_hosts(self, pbs: FakePbs, hub: SimHub) -> None:
         pbs.change("1.srv", vnodes=("n1", "n2"))
         hub.says("h2", domain("n2", [report()]))
 
-    def test_any_hosts_wish_suspends_it_and_the_others_are_told_that_it_is_held(self, hub: Hub) -> None:
+    def test_any_hosts_wish_suspends_it_and_the_others_are_told_that_it_is_held(self, hub: SimHub) -> None:
         hub.says("h1", domain("n1", [stopped()]))
         hub.settle(1)
         assert hub.state() == "S"
         assert hub.books("h1") == [("1.srv", True, False)]
         assert hub.books("h2") == [("1.srv", True, True)]
 
-    def test_it_is_resumed_when_no_host_wants_it_stopped_and_all_are_ready(self, hub: Hub) -> None:
+    def test_it_is_resumed_when_no_host_wants_it_stopped_and_all_are_ready(self, hub: SimHub) -> None:
         hub.says("h1", domain("n1", [stopped()]))
         hub.says("h2", domain("n2", [stopped()]))
         hub.settle(1)
@@ -378,19 +378,19 @@ class TestSeveralHosts:
         hub.settle(1)
         assert hub.state() == "R"
 
-    def test_a_host_whose_lease_is_over_keeps_its_wish_and_holds_a_resume_up(self, hub: Hub) -> None:
+    def test_a_host_whose_lease_is_over_keeps_its_wish_and_holds_a_resume_up(self, hub: SimHub) -> None:
         hub.says("h1", domain("n1", [stopped()]))
         hub.settle(1)
         hub.says("h1", domain("n1", [given_back()]))
         assert hub.actions() != []
-        hub = Hub(hub.pbs, hub.farm.kept, hub.at)
+        hub = SimHub(hub.pbs, hub.farm.kept, hub.at)
         hub.says("h1", domain("n1", [given_back()]))
         assert hub.after(300) == [], "h2 was never heard by this hub"
         hub.says("h2", domain("n2", [report()]))
         hub.settle(1)
         assert hub.state() == "R"
 
-    def test_a_host_that_is_heard_and_does_not_list_the_job_for_a_minute_holds_nothing_up(self, hub: Hub) -> None:
+    def test_a_host_that_is_heard_and_does_not_list_the_job_for_a_minute_holds_nothing_up(self, hub: SimHub) -> None:
         hub.says("h1", domain("n1", [stopped()]))
         hub.settle(1)
         hub.says("h2", domain("n2"))
@@ -402,27 +402,27 @@ class TestSeveralHosts:
 
 
 class TestAfterARestartOfTheHub:
-    def test_what_it_booked_is_resumed_by_its_successor(self, hub: Hub, pbs: FakePbs) -> None:
+    def test_what_it_booked_is_resumed_by_its_successor(self, hub: SimHub, pbs: FakePbs) -> None:
         hub.says("h1", domain("n1", [stopped()]))
         hub.settle(1)
-        second = Hub(pbs, hub.farm.kept, hub.at)
+        second = SimHub(pbs, hub.farm.kept, hub.at)
         second.says("h1", domain("n1", [given_back()]))
         second.settle(1)
         assert hub.state() == "R"
 
-    def test_a_suspend_that_was_asked_for_in_the_moment_of_the_crash_is_ours(self, hub: Hub, pbs: FakePbs) -> None:
+    def test_a_suspend_that_was_asked_for_in_the_moment_of_the_crash_is_ours(self, hub: SimHub, pbs: FakePbs) -> None:
         hub.says("h1", domain("n1", [stopped()]))
         [suspend] = hub.actions()
         kept = hub.farm.kept  # on disk before the call
         hub.carry_out(suspend)
-        second = Hub(pbs, kept, hub.at)
+        second = SimHub(pbs, kept, hub.at)
         second.says("h1", domain("n1", [report(stopped_since=NOW, ready=True)]))
         second.settle(1)
         assert hub.state() == "R"
 
     def test_without_its_file_it_takes_over_what_hosts_say_was_booked(self, pbs: FakePbs) -> None:
         pbs.suspend_by_admin("1.srv")
-        hub = Hub(pbs)
+        hub = SimHub(pbs)
         hub.says("h1", domain("n1", [stopped(booked=True)]))
         hub.read()
         hub.settle(1)
@@ -433,15 +433,15 @@ class TestAfterARestartOfTheHub:
 
     def test_without_its_file_an_admins_own_suspend_is_not_taken_over(self, pbs: FakePbs) -> None:
         pbs.suspend_by_admin("1.srv")
-        hub = Hub(pbs)
+        hub = SimHub(pbs)
         hub.says("h1", domain("n1", [stopped(booked=False)]))
         hub.after(120)
         assert hub.books() == []
 
-    def test_hosts_are_told_nothing_before_pbs_was_read(self, hub: Hub, pbs: FakePbs) -> None:
+    def test_hosts_are_told_nothing_before_pbs_was_read(self, hub: SimHub, pbs: FakePbs) -> None:
         hub.says("h1", domain("n1", [stopped()]))
         hub.settle(1)
-        second = Hub(pbs, hub.farm.kept, hub.at, read=False)
+        second = SimHub(pbs, hub.farm.kept, hub.at, read=False)
         second.says("h1", domain("n1", [given_back()]))
         assert second.farm.books("h1") is None
         assert second.actions() == []
@@ -449,7 +449,7 @@ class TestAfterARestartOfTheHub:
         assert second.books("h1") == [] or second.settle(1)
 
 
-def test_a_reading_that_was_asked_for_before_a_suspend_does_not_undo_what_is_known(hub: Hub, pbs: FakePbs) -> None:
+def test_a_reading_that_was_asked_for_before_a_suspend_does_not_undo_what_is_known(hub: SimHub, pbs: FakePbs) -> None:
     early = pbs.connect().jobs()
     asked_at = hub.at
     hub.at += 0.5
@@ -461,7 +461,7 @@ def test_a_reading_that_was_asked_for_before_a_suspend_does_not_undo_what_is_kno
     assert hub.books() == [("1.srv", True, False)]
 
 
-def test_nothing_is_asked_of_pbs_for_jobs_that_nobody_wants_stopped(hub: Hub, pbs: FakePbs) -> None:
+def test_nothing_is_asked_of_pbs_for_jobs_that_nobody_wants_stopped(hub: SimHub, pbs: FakePbs) -> None:
     hub.says("h1", domain("n1", [report()]))
     hub.says("h2", domain("n2", [report("7.srv")]))
     assert hub.after(300) == []
@@ -469,7 +469,7 @@ def test_nothing_is_asked_of_pbs_for_jobs_that_nobody_wants_stopped(hub: Hub, pb
     assert pbs.count("job") == 0
 
 
-def test_looks_are_rare(hub: Hub, pbs: FakePbs) -> None:
+def test_looks_are_rare(hub: SimHub, pbs: FakePbs) -> None:
     pbs.suspend_by_admin("1.srv")
     hub.says("h1", domain("n1", [stopped()]))
     done = hub.settle(60)

@@ -16,9 +16,9 @@ from magrathea.messages import JobReport
 from scheduler_plugin.hub.books import Action, Outcome, Suspend
 from scheduler_plugin.pbs.base import Code, PbsError
 from tests.fakes.pbs import FakePbs, nothing_breaks
+from tests.fakes.reports import NOW, domain, job, report, stopped
 
-from .bench import Hub
-from .builders import NOW, domain, job, report, stopped
+from .simulated_hub import SimHub
 
 JOBS = {"1.srv": ("n1",), "2.srv": ("n1", "n2"), "3.srv": ("n2",)}
 HOSTS = {"h1": "n1", "h2": "n2"}
@@ -38,7 +38,7 @@ class Books(RuleBasedStateMachine):
         self.foreign: set[str] = set()
         self.unclear: set[str] = set()
         self.under_way: list[Action] = []
-        self.hub = Hub(self.pbs)
+        self.hub = SimHub(self.pbs)
         for host in HOSTS:
             self.speak(host)
 
@@ -127,7 +127,7 @@ class Books(RuleBasedStateMachine):
         self.unclear |= self.foreign & asked
         self.foreign -= asked
         self.under_way = []
-        self.hub = Hub(self.pbs, self.hub.farm.kept, at)
+        self.hub = SimHub(self.pbs, self.hub.farm.kept, at)
         self.hub.revisions = revisions
         for host in HOSTS:
             self.speak(host)

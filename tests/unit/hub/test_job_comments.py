@@ -12,8 +12,7 @@ from magrathea.messages import RefusedClaim, Snapshot
 from scheduler_plugin.hub.job_actions import say
 from scheduler_plugin.hub.job_comments import BURST, MOST, OVER, PER_S, TOLD_AGAIN_S, JobComments
 from tests.fakes.pbs import FakePbs
-
-from .builders import NOW, domain, job, report, snapshot
+from tests.fakes.reports import NOW, domain, job, report, snapshot
 
 KEY = JobKey("1.srv", 1)
 

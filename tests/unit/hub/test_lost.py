@@ -8,9 +8,9 @@ from magrathea.core.model import JobKey, State
 from scheduler_plugin.hub.books import UNLISTED_S, Requeue, Resume
 from scheduler_plugin.pbs.base import Code, PbsError
 from tests.fakes.pbs import FakePbs
+from tests.fakes.reports import domain, given_back, job, report, stopped
 
-from .bench import Hub
-from .builders import domain, given_back, job, report, stopped
+from .simulated_hub import SimHub
 
 KEY = JobKey("1.srv", 1)
 FAIL_REQUEUE_S = 310.0
@@ -25,15 +25,15 @@ def pbs() -> FakePbs:
 
 
 @pytest.fixture
-def hub(pbs: FakePbs) -> Hub:
+def hub(pbs: FakePbs) -> SimHub:
     """Its job is booked."""
-    hub = Hub(pbs)
+    hub = SimHub(pbs)
     hub.says("h1", domain("n1", [stopped()]))
     hub.settle(1)
     return hub
 
 
-def alerts(hub: Hub) -> list[str]:
+def alerts(hub: SimHub) -> list[str]:
     return [note for note in hub.notes if note.startswith("ALERT")]
 
 
@@ -41,7 +41,7 @@ def resumes(pbs: FakePbs) -> int:
     return pbs.count("admin_resume") + pbs.count("resume")
 
 
-def test_while_no_mom_is_there_it_is_not_requeued_but_people_are_told(hub: Hub, pbs: FakePbs) -> None:
+def test_while_no_mom_is_there_it_is_not_requeued_but_people_are_told(hub: SimHub, pbs: FakePbs) -> None:
     """PBS would never start it again."""
     pbs.put_vnode("n1", "down")
     hub.says("h1", domain("n1", state=State.DOWN))
@@ -55,7 +55,7 @@ def test_while_no_mom_is_there_it_is_not_requeued_but_people_are_told(hub: Hub, 
 
 
 @pytest.mark.parametrize("down_s", [0.0, 100.0, LONG_S])
-def test_it_is_requeued_when_its_guest_is_back_without_it(hub: Hub, pbs: FakePbs, down_s: float) -> None:
+def test_it_is_requeued_when_its_guest_is_back_without_it(hub: SimHub, pbs: FakePbs, down_s: float) -> None:
     """Also before PBS has missed the guest at all."""
     if down_s:
         pbs.put_vnode("n1", "down")
@@ -71,7 +71,7 @@ def test_it_is_requeued_when_its_guest_is_back_without_it(hub: Hub, pbs: FakePbs
     assert hub.farm.entries == {}
 
 
-def test_a_guest_that_is_back_with_its_job_has_it_resumed(hub: Hub, pbs: FakePbs) -> None:
+def test_a_guest_that_is_back_with_its_job_has_it_resumed(hub: SimHub, pbs: FakePbs) -> None:
     """MoM was restarted with -p, or the guest was restored from an image."""
     pbs.put_vnode("n1", "down")
     hub.says("h1", domain("n1", state=State.DOWN))
@@ -85,7 +85,7 @@ def test_a_guest_that_is_back_with_its_job_has_it_resumed(hub: Hub, pbs: FakePbs
     assert pbs.jobs["1.srv"].comment == job().comment
 
 
-def test_a_guest_without_an_agent_says_nothing_about_its_jobs(hub: Hub, pbs: FakePbs) -> None:
+def test_a_guest_without_an_agent_says_nothing_about_its_jobs(hub: SimHub, pbs: FakePbs) -> None:
     hub.says("h1", domain("n1", state=State.DOWN))
     hub.after(60)
     for state in (State.BOOTING, State.UNKNOWN):
@@ -96,7 +96,7 @@ def test_a_guest_without_an_agent_says_nothing_about_its_jobs(hub: Hub, pbs: Fak
 
 def test_a_job_with_another_mom_that_is_there_is_requeued_after_node_fail_requeue(pbs: FakePbs) -> None:
     pbs.put(job(vnodes=("n1", "n2")))
-    hub = Hub(pbs)
+    hub = SimHub(pbs)
     hub.says("h2", domain("n2", [report()]))
     hub.says("h1", domain("n1", [stopped()]))
     hub.settle(1)
@@ -107,14 +107,14 @@ def test_a_job_with_another_mom_that_is_there_is_requeued_after_node_fail_requeu
     assert hub.state() == "Q" and pbs.never_again == set()
 
 
-def test_where_pbs_requeues_nothing_we_neither_requeue_nor_tell(hub: Hub, pbs: FakePbs) -> None:
+def test_where_pbs_requeues_nothing_we_neither_requeue_nor_tell(hub: SimHub, pbs: FakePbs) -> None:
     pbs.fail_requeue_s = 0
     pbs.put_vnode("n1", "down")
     hub.after(LONG_S)
     assert hub.state() == "S" and alerts(hub) == []
 
 
-def test_a_mom_that_goes_in_the_moment_of_the_rerun_is_noticed(hub: Hub, pbs: FakePbs) -> None:
+def test_a_mom_that_goes_in_the_moment_of_the_rerun_is_noticed(hub: SimHub, pbs: FakePbs) -> None:
     """What was read at the last comparison may be a minute old."""
     hub.says("h1", domain("n1", state=State.DOWN))
     hub.after(1)
@@ -132,7 +132,7 @@ def test_a_mom_that_goes_in_the_moment_of_the_rerun_is_noticed(hub: Hub, pbs: Fa
     assert hub.state() == "Q" and pbs.never_again == set()
 
 
-def test_a_rerun_whose_mom_never_answered_is_asked_for_again(hub: Hub, pbs: FakePbs) -> None:
+def test_a_rerun_whose_mom_never_answered_is_asked_for_again(hub: SimHub, pbs: FakePbs) -> None:
     pbs.change("1.srv", substate=63)
     hub.says("h1", domain("n1", state=State.DOWN))
     hub.after(60)
@@ -141,14 +141,14 @@ def test_a_rerun_whose_mom_never_answered_is_asked_for_again(hub: Hub, pbs: Fake
     assert hub.state() == "Q"
 
 
-def test_a_hub_that_was_away_learns_from_the_failed_resume(hub: Hub, pbs: FakePbs) -> None:
+def test_a_hub_that_was_away_learns_from_the_failed_resume(hub: SimHub, pbs: FakePbs) -> None:
     """It has seen neither the guest's end nor PBS miss it."""
 
     def unknown_to_mom(operation: str, subject: str) -> None:
         if operation == "admin_resume":
             raise PbsError(Code.INTERNAL, "admin-resume of job 1.srv: System error occurred")
 
-    new = Hub(pbs, hub.farm.kept, hub.at)
+    new = SimHub(pbs, hub.farm.kept, hub.at)
     new.says("h1", domain("n1"))
     pbs.breaks = unknown_to_mom
     new.after(300)
@@ -156,7 +156,7 @@ def test_a_hub_that_was_away_learns_from_the_failed_resume(hub: Hub, pbs: FakePb
     assert [type(action) for action in new.done if not isinstance(action, Requeue)].count(Resume) == 1
 
 
-def test_of_one_that_may_not_be_rerun_an_admin_is_told_once(hub: Hub, pbs: FakePbs) -> None:
+def test_of_one_that_may_not_be_rerun_an_admin_is_told_once(hub: SimHub, pbs: FakePbs) -> None:
     pbs.change("1.srv", rerunnable=False)
     hub.says("h1", domain("n1", state=State.DOWN))
     hub.after(60)
@@ -167,7 +167,7 @@ def test_of_one_that_may_not_be_rerun_an_admin_is_told_once(hub: Hub, pbs: FakeP
 
 
 def test_one_that_may_not_be_rerun_is_booked_again_after_an_admins_resume_also_beyond_the_limit(
-    hub: Hub, pbs: FakePbs
+    hub: SimHub, pbs: FakePbs
 ) -> None:
     pbs.change("1.srv", rerunnable=False)
     hub.read()
@@ -183,18 +183,20 @@ class TestJobsThatRan:
     the guest is back before that, and without them."""
 
     @pytest.fixture
-    def hub(self, pbs: FakePbs) -> Hub:
-        hub = Hub(pbs)
+    def hub(self, pbs: FakePbs) -> SimHub:
+        hub = SimHub(pbs)
         hub.says("h1", domain("n1", [report()]))
         hub.settle(1)
         return hub
 
     @pytest.mark.parametrize("hub_restarts", [False, True])
-    def test_one_that_its_guest_came_back_without_is_requeued(self, hub: Hub, pbs: FakePbs, hub_restarts: bool) -> None:
+    def test_one_that_its_guest_came_back_without_is_requeued(
+        self, hub: SimHub, pbs: FakePbs, hub_restarts: bool
+    ) -> None:
         hub.says("h1", domain("n1", state=State.DOWN))
         hub.after(5)
         assert hub.state() == "R" and hub.done == []
-        hub = Hub(pbs, hub.farm.kept, hub.at) if hub_restarts else hub
+        hub = SimHub(pbs, hub.farm.kept, hub.at) if hub_restarts else hub
         hub.says("h1", domain("n1"))
         hub.after(UNLISTED_S - 1)
         assert hub.state() == "R"
@@ -203,20 +205,20 @@ class TestJobsThatRan:
         hub.after(60)
         assert hub.farm.entries == {}
 
-    def test_one_that_its_guest_came_back_with_goes_on(self, hub: Hub, pbs: FakePbs) -> None:
+    def test_one_that_its_guest_came_back_with_goes_on(self, hub: SimHub, pbs: FakePbs) -> None:
         hub.says("h1", domain("n1", state=State.DOWN))
         hub.after(60)
         hub.says("h1", domain("n1", [report()]))
         hub.after(LONG_S)
         assert hub.state() == "R" and hub.done == [] and hub.farm.entries == {}
 
-    def test_while_no_mom_is_there_it_is_left_to_pbs(self, hub: Hub, pbs: FakePbs) -> None:
+    def test_while_no_mom_is_there_it_is_left_to_pbs(self, hub: SimHub, pbs: FakePbs) -> None:
         pbs.put_vnode("n1", "down")
         hub.says("h1", domain("n1", state=State.DOWN))
         hub.after(LONG_S)
         assert hub.state() == "R" and hub.done == [] and alerts(hub) == []
 
-    def test_one_that_was_deleted_meanwhile_is_forgotten(self, hub: Hub, pbs: FakePbs) -> None:
+    def test_one_that_was_deleted_meanwhile_is_forgotten(self, hub: SimHub, pbs: FakePbs) -> None:
         hub.says("h1", domain("n1", state=State.DOWN))
         pbs.end("1.srv")
         hub.after(60)

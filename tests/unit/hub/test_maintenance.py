@@ -10,9 +10,9 @@ from scheduler_plugin.hub.books import Resume, Suspend
 from scheduler_plugin.hub.farm import PUT_OFF_MOST_S
 from scheduler_plugin.hub.maintenance import ALERT_LOOKS, EMPTIED, NAMED, QUIET_S
 from tests.fakes.pbs import FakePbs
+from tests.fakes.reports import domain, given_back, job, report, stopped
 
-from .bench import Hub
-from .builders import domain, given_back, job, report, stopped
+from .simulated_hub import SimHub
 
 COMPARE_S = 60
 RESTED_S = QUIET_S + COMPARE_S
@@ -27,20 +27,20 @@ def pbs() -> FakePbs:
 
 
 @pytest.fixture
-def hub(pbs: FakePbs) -> Hub:
+def hub(pbs: FakePbs) -> SimHub:
     """Its host's vnodes are cleaned already."""
-    hub = Hub(pbs)
+    hub = SimHub(pbs)
     hub.says("h1", domain("n1", [report()]), domain("p1"))
     hub.after(RESTED_S)
     hook(hub)
     return hub
 
 
-def asked(hub: Hub) -> dict[str, str]:
+def asked(hub: SimHub) -> dict[str, str]:
     return {name: when for name, (_, when) in hub.farm.maintenance.requests.items()}
 
 
-def hook(hub: Hub) -> None:
+def hook(hub: SimHub) -> None:
     """The hook has done all that it was asked for."""
     hub.farm.maintenance.answered(
         {name: (number, EMPTIED) for name, (number, _) in hub.farm.maintenance.requests.items()}
@@ -52,21 +52,21 @@ def restarted(pbs: FakePbs, name: str = "n1") -> None:
     pbs.vnodes[name] = pbs.vnodes[name].__class__(name, {}, frozenset({"maintenance"}), ("0.srv",))
 
 
-def named(hub: Hub) -> None:
+def named(hub: SimHub) -> None:
     """The hook is half through."""
     hub.farm.maintenance.answered(
         {name: (number, NAMED) for name, (number, _) in hub.farm.maintenance.requests.items()}
     )
 
 
-def requested(hub: Hub) -> None:
+def requested(hub: SimHub) -> None:
     hub.farm.maintenance.mark(["n1"])
     hub.after(RESTED_S)
     assert asked(hub) == {"n1": "free"}
 
 
 def test_a_new_hub_has_all_vnodes_of_its_hosts_cleaned_once_and_no_others(pbs: FakePbs) -> None:
-    hub = Hub(pbs)
+    hub = SimHub(pbs)
     hub.says("h1", domain("n1", [report()]), domain("p1"))
     hub.after(COMPARE_S)
     assert asked(hub) == {"p1": "free"}, "on n1 is a job that may be preempted any moment"
@@ -77,7 +77,7 @@ def test_a_new_hub_has_all_vnodes_of_its_hosts_cleaned_once_and_no_others(pbs: F
     assert asked(hub) == {}
 
 
-def test_after_each_preemption_its_vnode_is_cleaned_but_not_before_its_end(hub: Hub, pbs: FakePbs) -> None:
+def test_after_each_preemption_its_vnode_is_cleaned_but_not_before_its_end(hub: SimHub, pbs: FakePbs) -> None:
     hub.says("h1", domain("n1", [stopped()]), domain("p1"))
     hub.after(3 * COMPARE_S)
     assert hub.state() == "S" and asked(hub) == {}
@@ -88,7 +88,7 @@ def test_after_each_preemption_its_vnode_is_cleaned_but_not_before_its_end(hub: 
     assert asked(hub) == {"n1": "free"}
 
 
-def test_preemptions_in_close_succession_never_meet_the_hook(hub: Hub, pbs: FakePbs) -> None:
+def test_preemptions_in_close_succession_never_meet_the_hook(hub: SimHub, pbs: FakePbs) -> None:
     for _ in range(100):
         hub.says("h1", domain("n1", [stopped()]), domain("p1"))
         hub.settle(1)
@@ -100,7 +100,7 @@ def test_preemptions_in_close_succession_never_meet_the_hook(hub: Hub, pbs: Fake
         assert hub.state() == "R" and asked(hub) == {}
 
 
-def test_a_vnode_without_a_preemptible_job_is_cleaned_at_once(hub: Hub, pbs: FakePbs) -> None:
+def test_a_vnode_without_a_preemptible_job_is_cleaned_at_once(hub: SimHub, pbs: FakePbs) -> None:
     """Nothing could end its maintenance after a restart of the server, and nobody can preempt on it soon."""
     hub.says("h1", domain("n1", [stopped()]), domain("p1"))
     hub.settle(1)
@@ -110,7 +110,7 @@ def test_a_vnode_without_a_preemptible_job_is_cleaned_at_once(hub: Hub, pbs: Fak
     assert asked(hub) == {"n1": "free"}
 
 
-def test_a_preemption_withdraws_a_request_that_was_not_begun(hub: Hub, pbs: FakePbs) -> None:
+def test_a_preemption_withdraws_a_request_that_was_not_begun(hub: SimHub, pbs: FakePbs) -> None:
     requested(hub)
     hub.says("h1", domain("n1", [stopped()]), domain("p1"))
     assert [type(action) for action in hub.settle(1)][:1] == [Suspend]
@@ -118,7 +118,7 @@ def test_a_preemption_withdraws_a_request_that_was_not_begun(hub: Hub, pbs: Fake
 
 
 def test_a_request_that_was_begun_in_the_moment_of_the_preemption_is_carried_on_before_its_end(
-    hub: Hub, pbs: FakePbs
+    hub: SimHub, pbs: FakePbs
 ) -> None:
     requested(hub)
     [(number, _)] = hub.farm.maintenance.requests.values()
@@ -134,7 +134,7 @@ def test_a_request_that_was_begun_in_the_moment_of_the_preemption_is_carried_on_
     assert hub.state() == "R"
 
 
-def test_an_admins_suspension_under_a_request_holds_the_hook_up(hub: Hub, pbs: FakePbs) -> None:
+def test_an_admins_suspension_under_a_request_holds_the_hook_up(hub: SimHub, pbs: FakePbs) -> None:
     requested(hub)
     pbs.put(job("2.srv"))
     pbs.suspend_by_admin("2.srv")
@@ -144,7 +144,7 @@ def test_an_admins_suspension_under_a_request_holds_the_hook_up(hub: Hub, pbs: F
     assert asked(hub) == {"n1": "free"}
 
 
-def test_no_suspend_while_the_hook_is_half_through(hub: Hub, pbs: FakePbs) -> None:
+def test_no_suspend_while_the_hook_is_half_through(hub: SimHub, pbs: FakePbs) -> None:
     """A job whose suspension began and ended now would leave its vnode in maintenance, with nobody to end it."""
     requested(hub)
     named(hub)
@@ -155,7 +155,7 @@ def test_no_suspend_while_the_hook_is_half_through(hub: Hub, pbs: FakePbs) -> No
     assert hub.state() == "S"
 
 
-def test_a_hook_that_stays_half_through_holds_up_no_suspend_for_ever(hub: Hub, pbs: FakePbs) -> None:
+def test_a_hook_that_stays_half_through_holds_up_no_suspend_for_ever(hub: SimHub, pbs: FakePbs) -> None:
     requested(hub)
     named(hub)
     hub.says("h1", domain("n1", [stopped()]), domain("p1"))
@@ -163,7 +163,7 @@ def test_a_hook_that_stays_half_through_holds_up_no_suspend_for_ever(hub: Hub, p
     assert hub.state() == "S"
 
 
-def test_what_an_admin_has_suspended_is_never_cleaned_nor_touched(hub: Hub, pbs: FakePbs) -> None:
+def test_what_an_admin_has_suspended_is_never_cleaned_nor_touched(hub: SimHub, pbs: FakePbs) -> None:
     pbs.put(job("2.srv"))
     pbs.suspend_by_admin("2.srv")
     hub.after(10 * COMPARE_S)
@@ -173,7 +173,7 @@ def test_what_an_admin_has_suspended_is_never_cleaned_nor_touched(hub: Hub, pbs:
     assert asked(hub) == {"n1": "free"}
 
 
-def test_a_vnode_in_maintenance_for_nobody_is_emptied_and_a_job_touched(hub: Hub, pbs: FakePbs) -> None:
+def test_a_vnode_in_maintenance_for_nobody_is_emptied_and_a_job_touched(hub: SimHub, pbs: FakePbs) -> None:
     restarted(pbs)
     hub.after(2 * COMPARE_S)
     assert asked(hub) == {"n1": "stuck"} and hub.done == []
@@ -186,7 +186,7 @@ def test_a_vnode_in_maintenance_for_nobody_is_emptied_and_a_job_touched(hub: Hub
     assert not [note for note in hub.notes if note.startswith("ALERT")]
 
 
-def test_a_touch_that_is_interrupted_by_the_hubs_end_is_carried_on(hub: Hub, pbs: FakePbs) -> None:
+def test_a_touch_that_is_interrupted_by_the_hubs_end_is_carried_on(hub: SimHub, pbs: FakePbs) -> None:
     restarted(pbs)
     hub.after(2 * COMPARE_S)
     hook(hub)
@@ -195,13 +195,13 @@ def test_a_touch_that_is_interrupted_by_the_hubs_end_is_carried_on(hub: Hub, pbs
     kept = hub.farm.kept
     hub.carry_out(action)
     assert hub.state() == "S"
-    new = Hub(pbs, kept, hub.at)
+    new = SimHub(pbs, kept, hub.at)
     new.says("h1", domain("n1", [report()]), domain("p1"))
     new.after(COMPARE_S)
     assert hub.state() == "R"
 
 
-def test_without_a_job_to_touch_an_admin_is_told_once(hub: Hub, pbs: FakePbs) -> None:
+def test_without_a_job_to_touch_an_admin_is_told_once(hub: SimHub, pbs: FakePbs) -> None:
     pbs.end("1.srv")
     pbs.put(job("3.srv", vnodes=("p1",)))
     hub.says("h1", domain("n1"), domain("p1"))
@@ -213,7 +213,7 @@ def test_without_a_job_to_touch_an_admin_is_told_once(hub: Hub, pbs: FakePbs) ->
     assert hub.done == []
 
 
-def test_a_protected_job_is_not_touched(hub: Hub, pbs: FakePbs) -> None:
+def test_a_protected_job_is_not_touched(hub: SimHub, pbs: FakePbs) -> None:
     hub.says("h1", domain("n1", [replace(report(), cls=JobClass.PROTECTED)]), domain("p1"))
     restarted(pbs)
     for _ in range(2 * ALERT_LOOKS):

@@ -7,9 +7,9 @@ from msgspec import structs
 from magrathea.core.model import JobKey, Stage
 from magrathea.messages import DomainReport, MemoryMove, PartsTold, UnreadyPart, decode_to_host, encode
 from tests.fakes.pbs import FakePbs
+from tests.fakes.reports import domain, report
 
-from .bench import Hub
-from .builders import domain, report
+from .simulated_hub import SimHub
 
 KEY = JobKey("1.srv", 1)
 
@@ -18,14 +18,14 @@ def part(name: str, lacks: str | None, *, run: int = 1, move: MemoryMove | None 
     return structs.replace(domain(name, [report(run=run)]), lacks=lacks, move=move)
 
 
-def told(hub: Hub, *vnodes: str) -> list[tuple[Stage, str]]:
+def told(hub: SimHub, *vnodes: str) -> list[tuple[Stage, str]]:
     unready = hub.farm.unready("h1", KEY, vnodes)
     assert decode_to_host(encode(PartsTold(id=1, parts=unready))) == PartsTold(id=1, parts=unready)
     return [(p.stage, p.text) for p in unready]
 
 
-def several_hosts() -> Hub:
-    hub = Hub(FakePbs("n1", "n2", "n3", "free"))
+def several_hosts() -> SimHub:
+    hub = SimHub(FakePbs("n1", "n2", "n3", "free"))
     for number in (1, 2, 3):
         hub.says(f"h{number}", part(f"n{number}", None))
     return hub
@@ -71,9 +71,9 @@ def test_nothing_counts_as_ready_that_no_host_has_spoken_of() -> None:
 
 def test_a_hub_that_has_just_begun_knows_nothing_before_it_has_read_pbs_and_heard_the_hosts() -> None:
     pbs = FakePbs("n1", "n2", "free")
-    Hub(pbs).says("h2", part("n2", None))  # it is registered, and the hub that did it is no more
+    SimHub(pbs).says("h2", part("n2", None))  # it is registered, and the hub that did it is no more
     pbs.connect().set_vnode("n2", {"resources_available.magrathea_host": "h2"})
-    hub = Hub(pbs, read=False)
+    hub = SimHub(pbs, read=False)
     assert [stage for stage, _ in told(hub, "n2", "free")] == [Stage.UNHEARD] * 2
     hub.read()
     assert [stage for stage, _ in told(hub, "n2", "free")] == [Stage.UNHEARD]

@@ -11,9 +11,9 @@ from magrathea.core.model import JobKey
 from magrathea.messages import RefusedClaim
 from scheduler_plugin.hub.job_actions import explain
 from tests.fakes.pbs import FakePbs
+from tests.fakes.reports import NOW, domain, job, snapshot
 
-from .bench import Hub
-from .builders import NOW, domain, job, snapshot
+from .simulated_hub import SimHub
 
 KEY = JobKey("1.srv", 1)
 TEXT = "magrathea: host-busy: n1 on h1 has jobs; tried again soon"
@@ -23,14 +23,14 @@ def refused(run: int = 1) -> RefusedClaim:
     return RefusedClaim(id="1.srv", run=run, domain="p1", code="host-busy", text="n1 on h1 has jobs", at=NOW)
 
 
-def told(hub: Hub, revision: int, *claims: RefusedClaim) -> dict[JobKey, str]:
+def told(hub: SimHub, revision: int, *claims: RefusedClaim) -> dict[JobKey, str]:
     made = structs.replace(snapshot(domain(), revision=revision), refused=list(claims))
     hub.farm.snapshot(made, NOW, NOW)
     return hub.farm.comments.refused_due()
 
 
 def test_each_refusal_is_explained_once() -> None:
-    hub = Hub(FakePbs("n1"))
+    hub = SimHub(FakePbs("n1"))
     assert told(hub, 1, refused()) == {KEY: TEXT}
     assert told(hub, 2, refused()) == {}
     assert told(hub, 3, refused(), refused(run=2)) == {JobKey("1.srv", 2): TEXT}

@@ -17,8 +17,7 @@ from scheduler_plugin.hub.publisher import Publisher, Read
 from scheduler_plugin.hub.vnode_attributes import ACCEPTS, OFFLINE, RANK
 from scheduler_plugin.pbs.base import Code, Pbs, PbsError
 from tests.fakes.pbs import FakePbs, nothing_breaks
-
-from .builders import job, vnode
+from tests.fakes.reports import job, vnode
 
 
 def wait(condition: Callable[[], bool], what: str) -> None:

@@ -23,9 +23,9 @@ from scheduler_plugin.hub.vnode_attributes import (
 )
 from scheduler_plugin.pbs.base import Vnode
 from tests.fakes.pbs import FakePbs
+from tests.fakes.reports import domain, snapshot, vnode
 
-from .bench import Hub
-from .builders import domain, snapshot, vnode
+from .simulated_hub import SimHub
 
 PRIORITY_DOMAIN = domain("p1", kind=Kind.PRIORITY, state=State.WOULD_PREEMPT, accepts=[JobClass.PRIORITY], rank=-3)
 
@@ -220,7 +220,7 @@ def test_whose_offline_it_is_is_told_by_its_comment(state: list[str], comment: s
 class TestLeases:
     def test_a_host_silent_for_three_heartbeats_is_unknown_until_it_is_heard(self) -> None:
         pbs = FakePbs("n1")
-        hub = Hub(pbs)
+        hub = SimHub(pbs)
         hub.says("h1", domain("n1"))
         assert hub.farm.leases(hub.at + 6.0) == []
         assert hub.farm.leases(hub.at + 6.1) == ["h1"]
@@ -230,13 +230,13 @@ class TestLeases:
         assert hub.farm.publication(hub.at, "h1")[0]["n1"][STATE] == "free"
 
     def test_a_heartbeat_keeps_the_lease(self) -> None:
-        hub = Hub(FakePbs("n1"))
+        hub = SimHub(FakePbs("n1"))
         hub.says("h1", domain("n1"))
         assert hub.farm.heartbeat("h1", "boot", 1, hub.at + 5)
         assert hub.farm.leases(hub.at + 10) == []
 
     def test_a_heartbeat_that_speaks_of_what_we_lack_asks_for_it_and_keeps_no_lease(self) -> None:
-        hub = Hub(FakePbs("n1"))
+        hub = SimHub(FakePbs("n1"))
         assert not hub.farm.heartbeat("h1", "boot", 1, hub.at)
         hub.says("h1", domain("n1"))
         assert not hub.farm.heartbeat("h1", "boot", 2, hub.at + 5)
@@ -244,20 +244,20 @@ class TestLeases:
         assert hub.farm.leases(hub.at + 6.1) == ["h1"]
 
     def test_an_older_snapshot_of_the_same_daemon_is_dropped_and_a_new_daemons_first_is_not(self) -> None:
-        hub = Hub(FakePbs("n1"))
+        hub = SimHub(FakePbs("n1"))
         assert hub.farm.snapshot(snapshot(domain("n1"), revision=5), hub.at, hub.at)
         assert not hub.farm.snapshot(snapshot(domain("n1"), revision=4), hub.at, hub.at)
         assert hub.farm.snapshot(snapshot(domain("n1"), revision=1, boot_id="new"), hub.at, hub.at)
 
 
 def test_nothing_is_published_before_pbs_was_read() -> None:
-    hub = Hub(FakePbs("n1"), read=False)
+    hub = SimHub(FakePbs("n1"), read=False)
     hub.says("h1", domain("n1"))
     assert hub.farm.publication(hub.at) == ({}, [])
 
 
 def test_an_alert_is_told_once_as_long_as_it_lasts() -> None:
-    hub = Hub(FakePbs("n1"))
+    hub = SimHub(FakePbs("n1"))
     hub.says("h1", domain("n2"))
     assert hub.farm.publication(hub.at)[1] == []  # the snapshot itself has told it
     hub.says("h1", domain("n1"))

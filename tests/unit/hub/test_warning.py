@@ -6,25 +6,25 @@ import pytest
 
 from scheduler_plugin.hub.books import SetWalltime, Suspend
 from tests.fakes.pbs import FakePbs
+from tests.fakes.reports import NOW, domain, job, report
 
-from .bench import Hub
-from .builders import NOW, domain, job, report
+from .simulated_hub import SimHub
 
 
 @pytest.fixture
-def hub() -> Hub:
+def hub() -> SimHub:
     pbs = FakePbs("n1", "p1", "n2")
     pbs.put(job())
-    return Hub(pbs)
+    return SimHub(pbs)
 
 
-def test_the_suspend_waits_until_its_time_is_over(hub: Hub) -> None:
+def test_the_suspend_waits_until_its_time_is_over(hub: SimHub) -> None:
     hub.says("h1", domain("n1", [report(stop=True, stopped_since=NOW, warned_until=NOW + 2)]))
     assert hub.settle(1.9) == []
     assert Suspend in [type(action) for action in hub.settle(0.2)]
 
 
-def test_the_time_counts_from_the_snapshot_whatever_the_hosts_clock_says(hub: Hub) -> None:
+def test_the_time_counts_from_the_snapshot_whatever_the_hosts_clock_says(hub: SimHub) -> None:
     hub.at += 1000  # the host's is so much behind
     made = [report(stop=True, stopped_since=NOW, warned_until=NOW + 2)]
     hub.at, late = NOW, hub.at
@@ -36,7 +36,7 @@ def test_the_time_counts_from_the_snapshot_whatever_the_hosts_clock_says(hub: Hu
     assert Suspend in [type(action) for action in hub.settle(0.2)]
 
 
-def test_a_stop_that_ends_before_that_is_never_booked(hub: Hub) -> None:
+def test_a_stop_that_ends_before_that_is_never_booked(hub: SimHub) -> None:
     hub.says("h1", domain("n1", [report(stop=True, stopped_since=NOW, warned_until=NOW + 2)]))
     hub.settle(1)
     hub.says("h1", domain("n1", [report()]))
@@ -44,6 +44,6 @@ def test_a_stop_that_ends_before_that_is_never_booked(hub: Hub) -> None:
     assert hub.farm.entries == {}
 
 
-def test_the_time_of_the_warning_is_no_walltime_that_was_lost(hub: Hub) -> None:
+def test_the_time_of_the_warning_is_no_walltime_that_was_lost(hub: SimHub) -> None:
     hub.says("h1", domain("n1", [report(stop=True, stopped_since=NOW, warned_until=NOW + 2)]))
     assert SetWalltime not in [type(action) for action in hub.settle(10)]

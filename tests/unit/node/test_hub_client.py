@@ -38,7 +38,7 @@ from node_daemon.snapshot import Beside, snapshot
 BEAT = encode(Heartbeat(sender="hub", boot_id="b", revision=0))
 
 
-class Hub:
+class FakeHub:
     def __init__(self, endpoint: str, server_key: bytes | None = None) -> None:
         self.context = zmq.asyncio.Context()
         self.peer = b"h1"
@@ -67,7 +67,7 @@ class Hub:
         self.context.term()
 
 
-class Host_:
+class DaemonsEnd:
     """A host that says of itself what the test wants."""
 
     def __init__(self, endpoints: list[str], **keys: str) -> None:
@@ -94,10 +94,10 @@ class Host_:
 
 
 @contextlib.asynccontextmanager
-async def pair() -> AsyncIterator[tuple[Hub, Host_]]:
+async def pair() -> AsyncIterator[tuple[FakeHub, DaemonsEnd]]:
     with tempfile.TemporaryDirectory() as folder:
         endpoint = f"ipc://{folder}/hub"
-        hub, host = Hub(endpoint), Host_([endpoint])
+        hub, host = FakeHub(endpoint), DaemonsEnd([endpoint])
         host.client.start()
         try:
             yield hub, host
@@ -106,7 +106,7 @@ async def pair() -> AsyncIterator[tuple[Hub, Host_]]:
             hub.close()
 
 
-def run(test: Callable[[Hub, Host_], Awaitable[None]]) -> None:
+def run(test: Callable[[FakeHub, DaemonsEnd], Awaitable[None]]) -> None:
     async def all_of_it() -> None:
         async with pair() as (hub, host):
             await test(hub, host)
@@ -115,7 +115,7 @@ def run(test: Callable[[Hub, Host_], Awaitable[None]]) -> None:
 
 
 def test_a_hub_gets_the_whole_host_unasked_and_its_first_word_makes_it_found() -> None:
-    async def test(hub: Hub, host: Host_) -> None:
+    async def test(hub: FakeHub, host: DaemonsEnd) -> None:
         first = await hub.hear()
         assert isinstance(first, Snapshot) and (first.host, first.revision) == ("h1", 1)
         assert host.told == []
@@ -126,7 +126,7 @@ def test_a_hub_gets_the_whole_host_unasked_and_its_first_word_makes_it_found() -
 
 
 def test_changes_within_a_moment_go_out_as_one_and_the_same_goes_out_never() -> None:
-    async def test(hub: Hub, host: Host_) -> None:
+    async def test(hub: FakeHub, host: DaemonsEnd) -> None:
         await hub.hear()
         for _ in range(50):
             host.note += 1
@@ -141,7 +141,7 @@ def test_changes_within_a_moment_go_out_as_one_and_the_same_goes_out_never() -> 
 
 
 def test_a_hub_that_asks_is_sent_the_same_revision_again() -> None:
-    async def test(hub: Hub, host: Host_) -> None:
+    async def test(hub: FakeHub, host: DaemonsEnd) -> None:
         first = await hub.hear()
         await hub.say(BEAT)
         await hub.hear()  # a hub that has just been heard of gets it, too
@@ -154,7 +154,7 @@ def test_a_hub_that_asks_is_sent_the_same_revision_again() -> None:
 
 
 def test_a_hub_that_asks_for_the_history_is_told_under_the_questions_number() -> None:
-    async def test(hub: Hub, host: Host_) -> None:
+    async def test(hub: FakeHub, host: DaemonsEnd) -> None:
         await hub.hear()
         await hub.say(encode(HistoryAsked(id=7, about="12")))
         assert await hub.hear(HistoryTold) == HistoryTold(sender="h1", id=7, entries=[], trouble="12")
@@ -165,7 +165,7 @@ def test_a_hub_that_asks_for_the_history_is_told_under_the_questions_number() ->
 def test_a_hub_that_is_heard_is_asked_for_the_parts_of_a_job_on_other_hosts() -> None:
     part = UnreadyPart(stage=Stage.COMING, text="h2: n2")
 
-    async def test(hub: Hub, host: Host_) -> None:
+    async def test(hub: FakeHub, host: DaemonsEnd) -> None:
         await hub.hear()
         assert await host.client.unready("n1", JobKey("7.srv", 2), ["n2"]) is None, "none is heard yet"
         await hub.say(BEAT)
@@ -186,7 +186,7 @@ def test_a_hub_that_is_heard_is_asked_for_the_parts_of_a_job_on_other_hosts() ->
 def test_a_hub_that_does_not_answer_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_client, "ANSWER_S", 0.05)
 
-    async def test(hub: Hub, host: Host_) -> None:
+    async def test(hub: FakeHub, host: DaemonsEnd) -> None:
         await hub.hear()
         await hub.say(BEAT)
         await host.until_told("found")
@@ -202,14 +202,14 @@ def test_a_guest_that_asks_without_end_is_not_heard_more_often_and_keeps_no_othe
     monkeypatch.setattr(hub_client, "PACE_S", 600.0)
     heard = []
 
-    async def answer(hub: Hub) -> None:
+    async def answer(hub: FakeHub) -> None:
         while True:
             asked = await hub.hear(PartsAsked)
             assert isinstance(asked, PartsAsked)
             heard.append(asked.job)
             await hub.say(encode(PartsTold(id=asked.id, parts=[])))
 
-    async def test(hub: Hub, host: Host_) -> None:
+    async def test(hub: FakeHub, host: DaemonsEnd) -> None:
         await hub.hear()
         await hub.say(BEAT)
         await host.until_told("found")
@@ -226,7 +226,7 @@ def test_a_guest_that_asks_without_end_is_not_heard_more_often_and_keeps_no_othe
 
 
 def test_books_come_as_bookings() -> None:
-    async def test(hub: Hub, host: Host_) -> None:
+    async def test(hub: FakeHub, host: DaemonsEnd) -> None:
         await hub.hear()
         entry = BookEntry(id="1.srv", run=2, booked=True, held=False)
         await hub.say(encode(Books(hub_id="hub", acked_revision=1, jobs=[entry])))
@@ -237,7 +237,7 @@ def test_books_come_as_bookings() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"nonsense", b'{"type":"books"}', encode(Resend())[:-1], b"[" * 5000])
 def test_what_is_no_message_is_dropped(data: bytes) -> None:
-    async def test(hub: Hub, host: Host_) -> None:
+    async def test(hub: FakeHub, host: DaemonsEnd) -> None:
         await hub.hear()
         await hub.say(data)
         await hub.say(BEAT)
@@ -251,7 +251,7 @@ def test_a_silent_hub_is_lost_and_found_again(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(hub_client, "HEARTBEAT_S", 0.05)
     monkeypatch.setattr(hub_client, "SILENT_S", 0.2)
 
-    async def test(hub: Hub, host: Host_) -> None:
+    async def test(hub: FakeHub, host: DaemonsEnd) -> None:
         await hub.hear()
         await hub.say(BEAT)
         await host.until_told("lost")
@@ -275,8 +275,8 @@ def test_over_tcp_both_sides_have_keys(tmp_path: Path) -> None:
         probe.close(linger=0)
         context.term()
         endpoint = f"tcp://127.0.0.1:{port}"
-        hub = Hub(endpoint, server_key)
-        host = Host_([endpoint], key_file=str(secret), hub_key_file=str(hub_public))
+        hub = FakeHub(endpoint, server_key)
+        host = DaemonsEnd([endpoint], key_file=str(secret), hub_key_file=str(hub_public))
         host.client.start()
         try:
             heard = await hub.hear()
@@ -292,7 +292,7 @@ def test_a_key_file_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("no key")
 
     async def test() -> None:
-        host = Host_(["tcp://127.0.0.1:1"], key_file=str(tmp_path / "key"), hub_key_file=str(tmp_path / "nowhere"))
+        host = DaemonsEnd(["tcp://127.0.0.1:1"], key_file=str(tmp_path / "key"), hub_key_file=str(tmp_path / "nowhere"))
         with pytest.raises(HubError, match="no key file"):
             host.client.start()
         await host.client.close()

@@ -6,7 +6,7 @@ from msgspec import structs
 
 from magrathea.messages import MAX_BYTES, JobReport, Snapshot, decode_to_hub, encode
 from node_daemon.snapshot import fitting
-from tests.unit.hub.builders import domain, report, snapshot
+from tests.fakes.reports import domain, report, snapshot
 
 
 def talkative(count: int) -> list[JobReport]:

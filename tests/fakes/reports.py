@@ -1,4 +1,4 @@
-"""Hosts, jobs and a PBS in one line each, for the hub's tests."""
+"""What hosts report, and what PBS shows, in one line each."""
 
 from __future__ import annotations
 

@@ -11,11 +11,10 @@ from scheduler_plugin.hub.job_actions import perform
 from scheduler_plugin.hub.vnode_attributes import OFFLINE
 from scheduler_plugin.pbs.base import PbsError
 from tests.fakes.pbs import FakePbs
+from tests.fakes.reports import NOW, snapshot
 
-from .builders import NOW, snapshot
 
-
-class Hub:
+class SimHub:
     """`at` is the time on both clocks. Actions are carried out at once by `settle`, or one by one by the test."""
 
     def __init__(
