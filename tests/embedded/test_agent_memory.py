@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from magrathea_lab.rigs.agent_rig import Rig, job_python, running, state
 from magrathea_lab.waiting import until
+from node_daemon.agent.advice import Advisor, Slice
 from tests.swap import no_swap, swap
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may move the memory of other processes")
@@ -116,13 +118,26 @@ def test_only_stopped_jobs_are_pushed_out_and_only_the_named_ones(rig: Rig) -> N
         assert kib(other, "VmSwap") == 0
 
 
+def pushed_out(pid: int) -> int:
+    """Pages that a slice takes from the process: what the agent does once it has been asked, and has agreed."""
+    start = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    work = Slice(Advisor(), Advisor.PAGEOUT, [(pid, start)], 16 * 256, time.monotonic() + 10)
+    work.run((0, 0))
+    return work.moved
+
+
 def test_a_process_that_somebody_continued_is_not_pushed_out(rig: Rig) -> None:
+    """It may happen after the agent has agreed: each process is looked at again before its memory is touched."""
+    assert rig.claim()["ok"]
+    pid, _ = hold(rig)
     with swap():
-        pid, _ = stopped_job(rig)
+        assert (pushed_out(pid), kib(pid, "VmSwap")) == (0, 0), "it runs"
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: state(pid) == "T", "it stands")
+        assert pushed_out(pid) > 0 and kib(pid, "VmSwap") > 0
         os.kill(pid, signal.SIGCONT)
-        answer = rig.host.request("push-out", jobs=[NAME], mib=32, deadline_s=5.0)
-        # it was stopped again before, or its memory stayed: never taken from a process that runs
-        assert not answer["ok"] or answer["pushed_mib"] == 0 or state(pid) == "T"
+        until(lambda: state(pid) != "T", "it runs again")
+        assert pushed_out(pid) == 0
 
 
 def test_without_swap_nothing_is_pushed_and_that_is_said_at_once(rig: Rig) -> None:

@@ -285,8 +285,8 @@ def cycle(machine: Machine, n: int, step: str, job: Job) -> list[str]:
         machine["p1"].port.ask("kill", job=favoured.described())  # its release may find the daemon dead
         machine.until(lambda: restart_if_dead(machine) and calm(machine), f"{step}: all is given back")
         machine["p1"].port.ask("forget", job=favoured.described())
-        assert rounds(machine["n1"], job) >= 0
         machine.until_states("n1", job, "RSD")
+        goes_on(machine, job)
         assert has_mib(machine["n1"]) + has_mib(machine["p1"]) <= CAPACITY_MIB + 4
     finally:
         armed.unlink(missing_ok=True)
