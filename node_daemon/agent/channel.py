@@ -4,9 +4,10 @@ import selectors
 import time
 
 from . import VERSION
-from .lines import BadValue, LineWriter, refusal
+from .lines import BadValue, LineWriter
 from .log import log
 from .loop import Loop, Timer
+from .refusals import BAD_REQUEST, refusal
 from .transports import Transport
 from .wire import MAX_OUT_BYTES, GuestEnd
 
@@ -201,4 +202,4 @@ class Channel:
             self.serve(op, doc, reply)
         except BadValue as error:
             log.warning("channel: %s refused: %s" % (op, error))
-            reply(refusal("bad-request", str(error)))
+            reply(refusal(BAD_REQUEST, str(error)))

@@ -5,10 +5,11 @@ import signal
 
 from . import VERSION
 from .jobs import ORDERS, Job
-from .lines import BadValue, field, refusal
+from .lines import BadValue, field
 from .machine import Machine
 from .pager import Pager
 from .procfs import memory_report
+from .refusals import NOT_STOPPED, UNKNOWN_OP, refusal
 from .reports import MAX_ROWS
 from .scripts import Scripts
 from .sweeper import ORDERS_S, Sweeper
@@ -60,7 +61,7 @@ class DaemonRequests:
         elif op in ("push-out", "fetch"):
             self._page(op, doc, reply)
         else:
-            reply(refusal("unknown-op", "this agent (%s) does not know %.60s" % (VERSION, op)))
+            reply(refusal(UNKNOWN_OP, "this agent (%s) does not know %.60s" % (VERSION, op)))
 
     def _orders(self, doc: "Doc", reply: "Reply") -> None:
         wanted: "List[Tuple[Key, str]]" = []
@@ -109,7 +110,7 @@ class DaemonRequests:
         running = [str(job) for job in known if op == "push-out" and not self._is_stopped(job)]
         if running or not known:
             what = ", ".join(running) or "none of these jobs is known here"
-            reply(refusal("not-stopped", "%s: only the memory of stopped jobs is pushed out" % what))
+            reply(refusal(NOT_STOPPED, "%s: only the memory of stopped jobs is pushed out" % what))
             return
         self.pager.start(op, known, mib, seconds(doc, "deadline_s", SLICE_S, 0.05, 60), reply)
 

@@ -1,6 +1,6 @@
 """Bytes as lines, and lines of JSON as values whose types are checked.
 
-This module and `wire` import nothing else of the agent: the node daemon uses them, too.
+This module, `refusals` and `wire` import nothing else of the agent: the node daemon uses them, too.
 """
 
 import json
@@ -50,13 +50,6 @@ def _no_constant(name: str) -> "NoReturn":
 def encode(doc: "Doc") -> bytes:
     """A line with its newline, in ASCII."""
     return json.dumps(doc, separators=(",", ":")).encode("ascii") + b"\n"
-
-
-def refusal(code: str, text: str, retry_after_s: "Optional[float]" = None) -> "Doc":
-    answer: "Doc" = {"ok": False, "code": code, "text": text}
-    if retry_after_s is not None:
-        answer["retry_after_s"] = retry_after_s
-    return answer
 
 
 class LineReader:

@@ -4,9 +4,10 @@ import os
 import time
 
 from .children import Child
-from .lines import BadValue, refusal
+from .lines import BadValue
 from .log import log
 from .loop import Loop
+from .refusals import NOT_PERMITTED, NOT_SUPPORTED, refusal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,11 +49,11 @@ class Machine:
         if abs(wrong_s) <= CLOCK_S:
             return {"ok": True, "set": False}
         if not self.is_guest:
-            return refusal("not-permitted", "this agent's clock is not a guest's own; it is left alone")
+            return refusal(NOT_PERMITTED, "this agent's clock is not a guest's own; it is left alone")
         try:
             time.clock_settime(time.CLOCK_REALTIME, unix_s)
         except PermissionError:
-            return refusal("not-permitted", "the clock is %.1f s wrong and only root may set it" % wrong_s)
+            return refusal(NOT_PERMITTED, "the clock is %.1f s wrong and only root may set it" % wrong_s)
         log.info("the clock was %.1f s wrong and is set" % -wrong_s)
         return {"ok": True, "set": True}
 
@@ -61,7 +62,7 @@ class Machine:
         command = self._command() if "power" in self.can() else []
         if not command:
             why = "the agent is not root, or not in a virtual machine; `power_off` in its configuration may say how"
-            return refusal("not-supported", "power cannot be turned off from here: " + why)
+            return refusal(NOT_SUPPORTED, "power cannot be turned off from here: " + why)
         log.warning("power off: %s" % " ".join(command))
         self.loop.after(0.05, lambda: self._run(command))
         forced = [] if self.configured or self._systemd() else self._found(self.FORCED)

@@ -6,12 +6,13 @@ import time
 from . import VERSION
 from .channel import Channel
 from .ender import DELETE_S
-from .lines import BadValue, field, refusal
+from .lines import BadValue, field
 from .log import log
 from .loop import Loop
 from .mom_server import Client
 from .owners import Owners, owner_of
 from .procfs import memory_report, start_of
+from .refusals import AGENT_BUSY, DELETED, FULL_RETRY_AFTER_S, NO_DAEMON, TIMEOUT, refusal
 from .reports import Reports
 from .sweeper import Sweeper
 from .table import Table
@@ -61,7 +62,7 @@ class MomRequests:
         elif op == "prepared":
             key = job_key(field(doc, "job", dict))
             if key in self.jobs and self.jobs[key].deleted:
-                client.answer(refusal("deleted", "job %s is being deleted" % key[0]))
+                client.answer(refusal(DELETED, "job %s is being deleted" % key[0]))
                 return
             self._relay(
                 "prepared",
@@ -91,20 +92,20 @@ class MomRequests:
         }
 
     def _no_daemon(self, client: Client) -> None:
-        client.answer(refusal("no-daemon", "the agent is not connected to its node daemon", 5))
+        client.answer(refusal(NO_DAEMON, "the agent is not connected to its node daemon"))
 
     def _relay(self, op: str, body: "Doc", deadline_s: float, client: Client) -> None:
         if not self.channel.ready:
             self._no_daemon(client)
             return
         if not self.channel.ask(op, body, deadline_s, lambda answer: self._pass_on(op, answer, client)):
-            client.answer(refusal("agent-busy", "too many requests wait for the node daemon", 5))
+            client.answer(refusal(AGENT_BUSY, "too many requests wait for the node daemon"))
 
     @staticmethod
     def _pass_on(op: str, answer: "Optional[Doc]", client: Client) -> bool:
         """The daemon's answer to the hook, without the channel's own fields. False: the hook has gone."""
         if answer is None:
-            return client.answer(refusal("timeout", "the node daemon did not answer the %s in time" % op, 5))
+            return client.answer(refusal(TIMEOUT, "the node daemon did not answer the %s in time" % op))
         names = ("ok", "ready", "text") if answer["ok"] else ("ok", "code", "text", "retry_after_s")
         return client.answer({name: answer[name] for name in names if name in answer})
 
@@ -130,7 +131,7 @@ class MomRequests:
         deadline_s = seconds(doc, "deadline_s", CLAIM_S, 0.05, 10)
         sister = field(job, "sister", bool, False)
         if len(self.jobs) >= MAX_JOBS:
-            client.answer(refusal("agent-busy", "the agent knows %d jobs already" % len(self.jobs), 60))
+            client.answer(refusal(AGENT_BUSY, "the agent knows %d jobs already" % len(self.jobs), FULL_RETRY_AFTER_S))
             return
         if not self.channel.ready:
             self._no_daemon(client)
@@ -149,7 +150,7 @@ class MomRequests:
             self.sweeper.sweep()
 
         if not self.channel.ask("claim", body, deadline_s, answered):
-            client.answer(refusal("agent-busy", "too many requests wait for the node daemon", 5))
+            client.answer(refusal(AGENT_BUSY, "too many requests wait for the node daemon"))
 
     def _release(self, key: "Key", client: Client) -> None:
         job = self.jobs.get(key)

@@ -8,9 +8,10 @@ import socket
 import stat
 import struct
 
-from .lines import MAX_LINE_BYTES, BadValue, LineReader, encode, parse, refusal
+from .lines import MAX_LINE_BYTES, BadValue, LineReader, encode, parse
 from .log import log
 from .loop import Loop
+from .refusals import AGENT_BUSY, BAD_REQUEST, NOT_PERMITTED, TOO_SLOW, refusal
 from .values import Unusable
 
 TYPE_CHECKING = False
@@ -36,7 +37,7 @@ class Client:
 
     def _too_slow(self) -> None:
         if not self.asked:
-            self.answer(refusal("too-slow", "no request within %d s" % CLIENT_S))
+            self.answer(refusal(TOO_SLOW, "no request within %d s" % CLIENT_S))
 
     def answer(self, doc: "Doc") -> bool:
         """Send the answer and close. False: nobody is there to read it."""
@@ -134,10 +135,10 @@ class MomServer:
         pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if uid not in (0, os.geteuid()):
             log.warning("%s: refused uid %d (pid %d)" % (self.path, uid, pid))
-            client.answer(refusal("not-permitted", "only root and uid %d may ask this agent" % os.geteuid()))
+            client.answer(refusal(NOT_PERMITTED, "only root and uid %d may ask this agent" % os.geteuid()))
             return
         if len(self.clients) > MAX_CLIENTS:
-            client.answer(refusal("agent-busy", "more than %d hooks at once" % MAX_CLIENTS, 5))
+            client.answer(refusal(AGENT_BUSY, "more than %d hooks at once" % MAX_CLIENTS))
             return
         self.met(pid)
         self.loop.watch(sock.fileno(), selectors.EVENT_READ, lambda _: self._readable(client))
@@ -169,4 +170,4 @@ class MomServer:
             self.serve(parse(line), client)
         except BadValue as error:
             log.warning("%s: bad request: %s" % (self.path, error))
-            client.answer(refusal("bad-request", str(error)))
+            client.answer(refusal(BAD_REQUEST, str(error)))

@@ -9,9 +9,10 @@ from .advice import Advisor, Slice, reclaim
 from .cgroups import Cgroups
 from .children import Child
 from .jobs import Job
-from .lines import BadValue, encode, parse, refusal
+from .lines import BadValue, encode, parse
 from .loop import Loop, Timer
 from .procfs import memory_report, status_of
+from .refusals import BUSY, FAILED, NOT_PERMITTED, NOT_SUPPORTED, TIMEOUT, refusal
 from .wire import MAX_JOBS
 
 TYPE_CHECKING = False
@@ -76,11 +77,11 @@ class Pager:
     def start(self, op: str, jobs: "List[Job]", mib: int, deadline_s: float, reply: "Reply") -> None:
         """One slice; `reply` gets the answer. One that is under way is given up: whoever asked it asks anew."""
         if os.geteuid() != 0:
-            reply(refusal("not-permitted", "only root may move jobs' memory; this agent is uid %d" % os.geteuid()))
+            reply(refusal(NOT_PERMITTED, "only root may move jobs' memory; this agent is uid %d" % os.geteuid()))
             return
         if self.child is not None:
             self._kill()
-            reply(refusal("busy", "the slice before is just being ended", 1))
+            reply(refusal(BUSY, "the slice before is just being ended"))
             return
         walk = (op, tuple(sorted(job.key for job in jobs)))
         if walk != self.walk:
@@ -95,7 +96,7 @@ class Pager:
             return
         missing = Advisor.missing()
         if missing:
-            reply(refusal("not-supported", missing))
+            reply(refusal(NOT_SUPPORTED, missing))
             return
         if self.advisor is None:
             self.advisor = Advisor()
@@ -125,10 +126,10 @@ class Pager:
         try:
             said = self._move(op, procs, directories, mib << 20, time.monotonic() + limit_s)
         except OSError as error:
-            code = "not-permitted" if error.errno in (errno.EPERM, errno.EACCES) else "failed"
-            said = refusal("not-supported" if error.errno == errno.ENOSYS else code, "%s: %s" % (op, error.strerror))
+            code = NOT_PERMITTED if error.errno in (errno.EPERM, errno.EACCES) else FAILED
+            said = refusal(NOT_SUPPORTED if error.errno == errno.ENOSYS else code, "%s: %s" % (op, error.strerror))
         except Exception as error:  # noqa: BLE001 (told to the daemon; the child ends here in any case)
-            said = refusal("failed", "%s: %s: %s" % (op, type(error).__name__, error))
+            said = refusal(FAILED, "%s: %s: %s" % (op, type(error).__name__, error))
         os.write(output, encode(said))
 
     def _move(
@@ -157,7 +158,7 @@ class Pager:
         try:
             said = parse(self.said)
         except BadValue:
-            said = refusal("timeout", "the slice did not end in time and was given up")
+            said = refusal(TIMEOUT, "the slice did not end in time and was given up")
         if not said["ok"]:
             reply(said)
             return

@@ -6,9 +6,9 @@ from .changes import StoppedProcesses
 from .ender import Ender
 from .finder import REREAD_S, Finder
 from .jobs import Job
-from .lines import refusal
 from .log import log
 from .loop import Loop, Timer
+from .refusals import SUPERSEDED, refusal
 from .signals import Signaller
 from .stopper import Stopper
 
@@ -82,7 +82,7 @@ class Sweeper:
         now = time.monotonic()
         self._unwatch()
         if self.effort is not None:
-            self.effort.reply(refusal("superseded", "newer orders came before these were carried out"))
+            self.effort.reply(refusal(SUPERSEDED, "newer orders came before these were carried out"))
             self.effort = None
         named = dict(wanted)
         for key, job in list(self.jobs.items()):

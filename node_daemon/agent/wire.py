@@ -20,7 +20,8 @@ import os
 import re
 from collections import OrderedDict, deque
 
-from .lines import MAX_LINE_BYTES, BadValue, LineReader, encode, field, parse, refusal
+from .lines import MAX_LINE_BYTES, BadValue, LineReader, encode, field, parse
+from .refusals import BUSY, TOO_LARGE, refusal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -326,7 +327,7 @@ class End:
             pass  # it gets its answer
         elif len(self.at_work) >= MAX_AT_WORK:  # not kept: when repeated it may be worked on
             text = "%d requests are being worked on; ask again later" % MAX_AT_WORK
-            self._send(self._answer(mark, refusal("busy", text, 5), now), now)
+            self._send(self._answer(mark, refusal(BUSY, text), now), now)
         else:
             self.at_work[mark] = None
             self.on_asked(mark, op, doc)
@@ -339,7 +340,7 @@ class End:
         try:
             message = self._answer(mark, body, now)
         except TooLarge as error:
-            message = self._answer(mark, refusal("too-large", "%s; ask for fewer jobs at once" % error), now)
+            message = self._answer(mark, refusal(TOO_LARGE, "%s; ask for fewer jobs at once" % error), now)
         self.answers[mark] = message
         while len(self.answers) > MAX_ANSWERS:
             self.answers.popitem(last=False)

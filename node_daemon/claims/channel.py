@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from magrathea import supervision
 from magrathea.core.refusals import RefusalCode
 
-from ..agent.lines import refusal
+from ..agent.refusals import refusal
 from ..agent.wire import MAX_OUT_BYTES, HostEnd, TooLarge
 from .guest_messages import Answer, AnyRequest, Hello, Said, Unknown, decode
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from magrathea.core.refusals import TABLE, RefusalCode, Section, retry_after_s
+from node_daemon.agent import refusals as agents
 from tests.refusal_codes import refusal_codes
 from tools import refusals_page
 
@@ -22,6 +23,11 @@ def test_the_guide_has_the_tables_as_they_are() -> None:
 
 def test_what_lacks_memory_is_tried_again_later_than_other_claims() -> None:
     assert retry_after_s(RefusalCode.HOST_BUSY) < retry_after_s(RefusalCode.MEMORY_SHORT)
+
+
+def test_the_agents_codes_are_of_the_table_with_the_same_times() -> None:
+    assert len(agents.CODES) > 10 and set(RefusalCode) >= agents.CODES
+    assert {code: retry_after_s(RefusalCode(code)) for code in agents.RETRY_AFTER_S} == agents.RETRY_AFTER_S
 
 
 def test_agent_and_hooks_know_the_codes() -> None:

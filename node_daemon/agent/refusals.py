@@ -1,0 +1,39 @@
+"""Every code that the agent and the guest channel refuse with, and after how many seconds PBS is to try again.
+
+The product's table of codes is magrathea/core/refusals.py, which a guest's Python cannot import; a test compares the
+two. Like `lines` and `wire` this is used by the node daemon, too.
+"""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Dict, Optional
+
+AGENT_BUSY = "agent-busy"
+BAD_REQUEST = "bad-request"
+BUSY = "busy"
+DELETED = "deleted"
+FAILED = "failed"
+NO_DAEMON = "no-daemon"
+NOT_PERMITTED = "not-permitted"
+NOT_STOPPED = "not-stopped"
+NOT_SUPPORTED = "not-supported"
+SUPERSEDED = "superseded"
+TIMEOUT = "timeout"
+TOO_LARGE = "too-large"
+TOO_SLOW = "too-slow"
+UNKNOWN_OP = "unknown-op"
+
+CODES = {word for name, word in list(globals().items()) if name.isupper() and isinstance(word, str)}
+
+RETRY_AFTER_S = {AGENT_BUSY: 5, BUSY: 5, NO_DAEMON: 5, TIMEOUT: 5}
+"""A refusal of a claim without one is tried again when the hook thinks it right."""
+FULL_RETRY_AFTER_S = 60
+"""An agent that knows as many jobs as it can has to see some of them end first."""
+
+
+def refusal(code: str, text: str, retry_after_s: "Optional[int]" = None) -> "Dict[str, Any]":
+    answer: "Dict[str, Any]" = {"ok": False, "code": code, "text": text}
+    after_s = RETRY_AFTER_S.get(code) if retry_after_s is None else retry_after_s
+    if after_s is not None:
+        answer["retry_after_s"] = after_s
+    return answer
