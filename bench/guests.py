@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from magrathea_lab.guests import needs
 from magrathea_lab.guests.private_libvirtd import QEMU_USER
-from node_daemon.claims.channel import GuestChannel, qemu_user
-from node_daemon.claims.guest_messages import AnyRequest, Hello
+from node_daemon.guest_channel.channel import GuestChannel, qemu_user
+from node_daemon.guest_channel.messages import AnyRequest, Hello
 
 from .figure import Figure, at_most, below, missing, percentile, run
 

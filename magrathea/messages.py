@@ -1,7 +1,7 @@
 """What node daemons, hub and commands say to each other: every message, typed, with its bounds.
 
 Encoding: JSON by msgspec; unknown fields and wrong types are refused (`decode` raises `BadMessage`). The guest
-channel's messages are elsewhere (node_daemon/claims/channel.py and agent/channel.py), because the agent has no msgspec.
+channel's messages are elsewhere (node_daemon/guest_channel/messages.py), because the agent has no msgspec.
 
 Rule 1: a Snapshot says all about its host; a later one (boot_id, revision) replaces it whole.
 Rule 2: a Books says all about a host's jobs; a later one replaces it whole. Nothing is a difference, so a lost

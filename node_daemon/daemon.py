@@ -34,11 +34,11 @@ from magrathea.logs import RationedLog
 from magrathea.messages import MOST_REFUSED, RefusedClaim, Snapshot
 
 from . import snapshot as snapshots
-from .claims.channel import GuestChannel, qemu_user
 from .claims.claims import Guests
 from .clock import Clock
 from .configuration import NodedConfiguration, changes, read
 from .control_operations import Admin
+from .guest_channel.channel import GuestChannel, qemu_user
 from .hub_client import HubClient
 from .hypervisor.base import Driver, DriverError, Others
 from .journal import Journal, JournalError, JournalStore, NoJournal, Since, open_journal, salvage

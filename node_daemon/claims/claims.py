@@ -19,9 +19,9 @@ from magrathea.core.readiness import Unready, held_back, unready
 from magrathea.core.refusals import RefusalCode, retry_after_s
 from magrathea.logs import RationedLog
 
+from ..guest_channel.messages import AnyRequest, Claim, Hello, Jobs, Launched, Prepared, Release, Report
 from ..hypervisor.base import Driver
 from ..switch.switch import Switch
-from .guest_messages import AnyRequest, Claim, Hello, Jobs, Launched, Prepared, Release, Report
 
 log = logging.getLogger(__name__)
 told = RationedLog(log, burst=100, period_s=1.0)

@@ -26,8 +26,8 @@ from magrathea.core.life import Boot, GoOn, LifeStep, PowerOff, Register, Save, 
 from magrathea.core.model import Domain, Host, Lifecycle
 from magrathea.core.refusals import RefusalCode
 
-from ..claims.channel import AgentError, GuestChannel
 from ..configuration import NodedConfiguration
+from ..guest_channel.channel import AgentError, GuestChannel
 from ..hypervisor.base import LIFE, SAVE, DomainChange, Driver, DriverError
 from ..switch.switch import Switch
 from .site_scripts import SiteScripts

@@ -14,7 +14,7 @@ from typing import Protocol
 from magrathea import supervision
 from magrathea.core.model import Host
 
-from ..claims.channel import AgentError, GuestChannel
+from ..guest_channel.channel import AgentError, GuestChannel
 from .script_runner import ScriptRunner
 
 log = logging.getLogger(__name__)

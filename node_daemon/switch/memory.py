@@ -21,8 +21,8 @@ from magrathea.core.allocation import wanted_stopped
 from magrathea.core.model import JobKey
 from magrathea.core.refusals import RefusalCode
 
-from ..claims.channel import AgentError
-from ..claims.guest_messages import GuestMemory
+from ..guest_channel.channel import AgentError
+from ..guest_channel.messages import GuestMemory
 from ..hypervisor.base import MEMORY, DomainReading, Driver, DriverError
 from .paging import ASK_S, BUSY_S, AgentChannel, Paging, Progress, SwitchForPaging
 

@@ -18,8 +18,8 @@ from magrathea import supervision
 from magrathea.core.model import Host, JobKey
 from magrathea.core.refusals import RefusalCode
 
-from ..claims.channel import AgentError
-from ..claims.guest_messages import Answer, Hello
+from ..guest_channel.channel import AgentError
+from ..guest_channel.messages import Answer, Hello
 
 log = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ from magrathea.core.model import Host, JobKey, MemoryComing, MemoryLack, MemoryS
 from magrathea.core.plan import Order, Orders, SetCpu, SetMemory, Step
 from magrathea.core.refusals import RefusalCode
 
-from ..claims.channel import AgentError, GuestChannel
-from ..claims.guest_messages import Answer
+from ..guest_channel.channel import AgentError, GuestChannel
+from ..guest_channel.messages import Answer
 from ..hypervisor.base import CPU, MEMORY, DomainReading, Driver, DriverError, Others
 from .memory import SLACK_MIB, Mover
 from .paging import UNCAPPED_S, MemorySettings

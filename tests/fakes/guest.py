@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from magrathea.core.refusals import RefusalCode
-from node_daemon.claims.channel import AgentError
-from node_daemon.claims.guest_messages import Answer, GuestMemory, Hello
+from node_daemon.guest_channel.channel import AgentError
+from node_daemon.guest_channel.messages import Answer, GuestMemory, Hello
 
 SESSION = "0" * 16
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from magrathea.core.refusals import RefusalCode
 from node_daemon.agent.reports import REPORT_S
-from node_daemon.claims.channel import AgentError
+from node_daemon.guest_channel.channel import AgentError
 from node_daemon.hypervisor.base import (
     CPU,
     LIFE,

@@ -19,8 +19,8 @@ from magrathea.core.model import Host, JobKey, Mode
 from magrathea.history_sentences import sentence
 from magrathea.messages import BadMessage, HistoryEntry, decode_to_host, decode_to_hub
 from node_daemon.agent.lines import BadValue
-from node_daemon.claims import guest_messages
 from node_daemon.configuration import NodedConfiguration
+from node_daemon.guest_channel import messages as guest_messages
 from node_daemon.journal import JournalError, open_journal, salvage
 from scheduler_plugin.hub import ledger
 from scheduler_plugin.setup import records

@@ -17,9 +17,9 @@ from magrathea_lab.waiting import BOUND_S, eventually
 from node_daemon.agent import wire
 from node_daemon.agent.lines import MAX_LINE_BYTES
 from node_daemon.agent.wire import HostEnd
-from node_daemon.claims import channel as channels
-from node_daemon.claims.channel import AgentError, GuestChannel
-from node_daemon.claims.guest_messages import AnyRequest, Hello, decode
+from node_daemon.guest_channel import channel as channels
+from node_daemon.guest_channel.channel import AgentError, GuestChannel
+from node_daemon.guest_channel.messages import AnyRequest, Hello, decode
 
 SESSION = "0123456789abcdef"
 OTHER = "fedcba9876543210"

@@ -13,7 +13,7 @@ from magrathea.core import machine
 from magrathea.core.model import Host, JobClass, JobKey, MemoryComing, MemoryLack, MemoryShort
 from magrathea.core.readiness import Unready
 from node_daemon.claims import claims as guests
-from node_daemon.claims.guest_messages import Claim, ClaimedJob, GuestJob, Prepared
+from node_daemon.guest_channel.messages import Claim, ClaimedJob, GuestJob, Prepared
 from node_daemon.switch.paging import Progress
 from tests.unit.core.builders import host, run
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Stopper
 from magrathea.core.refusals import RefusalCode
 from magrathea_lab.rigs.virtual_time import run
-from node_daemon.claims.channel import AgentError
+from node_daemon.guest_channel.channel import AgentError
 from node_daemon.hypervisor.base import DomainReading, DriverError
 from node_daemon.switch.memory import STALL_S, Mover
 from node_daemon.switch.paging import MemorySettings

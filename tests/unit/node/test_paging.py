@@ -10,7 +10,7 @@ import pytest
 
 from magrathea.core.model import JobKey
 from magrathea_lab.rigs.virtual_time import run
-from node_daemon.claims.channel import AgentError
+from node_daemon.guest_channel.channel import AgentError
 from node_daemon.switch.paging import UNCAPPED_S
 from tests.fakes.guest import FakeGuest
 from tests.fakes.hypervisor import harmless

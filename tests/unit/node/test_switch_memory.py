@@ -18,9 +18,9 @@ from magrathea.core.plan import Step
 from magrathea.core.readiness import UNHEARD_S, Unready
 from magrathea.core.states import published
 from magrathea_lab.rigs.virtual_time import run
-from node_daemon.claims.channel import AgentError, GuestChannel
 from node_daemon.claims.claims import Guests
-from node_daemon.claims.guest_messages import Claim, ClaimedJob, GuestJob, GuestMemory, Hello, Prepared, Report
+from node_daemon.guest_channel.channel import AgentError, GuestChannel
+from node_daemon.guest_channel.messages import Claim, ClaimedJob, GuestJob, GuestMemory, Hello, Prepared, Report
 from node_daemon.hypervisor.base import Driver, Others
 from node_daemon.snapshot import Beside, snapshot
 from node_daemon.switch.paging import UNCAPPED_S, MemorySettings

@@ -20,7 +20,7 @@ from magrathea.core.refusals import RefusalCode
 
 from ..agent.refusals import refusal
 from ..agent.wire import MAX_OUT_BYTES, HostEnd, TooLarge
-from .guest_messages import Answer, AnyRequest, Hello, Said, Unknown, decode
+from .messages import Answer, AnyRequest, Hello, Said, Unknown, decode
 
 log = logging.getLogger(__name__)
 
