@@ -1,0 +1,38 @@
+"""`exec_vnode` and `exec_host`: where a job runs and what it has there (`parse_node_resc_r` in grunt_parse.c).
+
+For the hooks, too: see the package.
+"""
+
+from magrathea.pbs_text.select import plus_parts, resources
+
+
+def placed(exec_vnode: "str") -> "list[list[tuple[str, list[tuple[str, str]]]]]":
+    """Of `(n1:ncpus=1:mem=5kb+n2:ncpus=1)+(n3:ncpus=2)` chunk by chunk the vnodes, each with its resources.
+
+    A resource may be there twice; then it counts twice, as for PBS. Raises ValueError.
+    """
+    found = []  # type: list[list[tuple[str, list[tuple[str, str]]]]]
+    inside = False
+    for part in plus_parts(exec_vnode):
+        text = part.strip()
+        opens, closes = text.startswith("("), text.endswith(")")
+        vnode, colon, rest = text[opens : len(text) - closes].partition(":")
+        if (opens and inside) or (closes and not opens and not inside) or not vnode.strip() or (colon and not rest):
+            raise ValueError(f"{exec_vnode!r} is no exec_vnode like (n1:ncpus=1)+(n2:ncpus=1)")
+        if not inside:
+            found.append([])
+        found[-1].append((vnode.strip(), resources(rest)))
+        inside = (inside or opens) and not closes
+    if inside:
+        raise ValueError(f"{exec_vnode!r} has a parenthesis without its end")
+    return found
+
+
+def vnodes_of(exec_vnode: "str") -> "list[str]":
+    """Each vnode once, in the order of the chunks. Raises ValueError."""
+    return list(dict.fromkeys(vnode for chunk in placed(exec_vnode) for vnode, _ in chunk))
+
+
+def hosts_of(exec_host: "str") -> "list[str]":
+    """Of `n1/0*2+n2/0`, or `n1:15002/0*2+n2:15002/0` (exec_host2), chunk by chunk the host. [] of an empty one."""
+    return [part.partition("/")[0].partition(":")[0] for part in exec_host.split("+") if part]

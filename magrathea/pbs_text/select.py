@@ -1,0 +1,86 @@
+"""`select` and `schedselect`: chunks of resources, joined by + (`parse_plus_spec_r`, `parse_chunk_r` in grunt_parse.c).
+
+PBS takes names of resources without regard to case and prints them as they were typed; here they are in lower case.
+For the hooks, too: see the package.
+"""
+
+from magrathea.pbs_text.amounts import DIGITS, whole_number
+
+CLASS_RESOURCE = "magrathea_accepts"
+CLASSES = ("priority", "preemptible", "protected")
+
+
+def plus_parts(text: "str") -> "list[str]":
+    """What stands between the + signs; one within quotes of either kind does not count. Raises ValueError."""
+    if "'" not in text and '"' not in text:
+        return text.split("+")
+    parts, quote = [""], ""
+    for letter in text:
+        if letter == "+" and not quote:
+            parts.append("")
+            continue
+        parts[-1] += letter
+        if letter == quote:
+            quote = ""
+        elif letter in "\"'" and not quote:
+            quote = letter
+    if quote:
+        raise ValueError(f"{text!r} has a quote without its end")
+    return parts
+
+
+def resources(text: "str") -> "list[tuple[str, str]]":
+    """Names and values of `ncpus=2:mem=1gb`, values without their quotes. Raises ValueError."""
+    found, left = [], text
+    while left:
+        name, equals, left = left.partition("=")
+        name, left = name.strip(), left.lstrip()
+        is_readable = bool(equals) and name[:1].isalpha() and name.replace("_", "").replace("-", "").isalnum()
+        if left[:1] in ('"', "'"):
+            quoted, quote, left = left[1:].partition(left[0])
+            rest, colon, left = left.partition(":")
+            value = quoted + rest
+            is_readable = is_readable and bool(quote)
+        else:
+            value, colon, left = left.partition(":")
+            is_readable = is_readable and "(" not in value and ")" not in value  # PBS would end the chunk there
+        if not is_readable or (colon and not left.strip()):
+            raise ValueError(f"{text!r} is not of the form name=value:name=value")
+        found.append((name.lower(), value.rstrip()))
+    return found
+
+
+def chunks(select: "str") -> "list[tuple[int, list[tuple[str, str]]]]":
+    """Of each chunk how many there are, and its resources. Raises ValueError."""
+    found = []
+    for part in plus_parts(select):
+        count, colon, rest = part.partition(":")
+        if count.strip(" " + DIGITS):
+            count, colon, rest = "1", ":", part
+        if colon and not rest.strip():
+            raise ValueError(f"{part!r} is no chunk like 2:ncpus=4:mem=1gb")
+        pairs = resources(rest)
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{part!r} names a resource twice")
+        found.append((whole_number(count.strip()), pairs))
+    return found
+
+
+def resource_names(select: "str") -> "set[str]":
+    """Names of the resources that it asks for. Of what cannot be read, every word: no name in it goes unseen."""
+    try:
+        return {name for _, pairs in chunks(select) for name, _ in pairs}
+    except ValueError:
+        return {word.strip("\"' ").lower() for word in select.replace("+", ":").replace("=", ":").split(":")}
+
+
+def job_class(schedselect: "str") -> "str | None":
+    """The class that the job's queue has put into its chunks; None if one has none, if they differ, or if it cannot be
+    read."""
+    try:
+        found = {dict(pairs).get(CLASS_RESOURCE) for _, pairs in chunks(schedselect)}
+    except ValueError:
+        return None
+    one = found.pop() if len(found) == 1 else None
+    return one if one in CLASSES else None

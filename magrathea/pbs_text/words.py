@@ -1,0 +1,29 @@
+"""Lists with commas, yes and no, owners of jobs.
+
+For the hooks, too: see the package.
+"""
+
+
+def words(text: "str") -> "list[str]":
+    """The elements of a string_array, of a vnode's state, of a list of jobs or of users, without quotes."""
+    return [word.strip().strip("\"'") for word in text.split(",") if word.strip()]
+
+
+TRUE, FALSE = ("True", "TRUE", "true", "t", "T", "1", "y", "Y"), ("False", "FALSE", "false", "f", "F", "0", "n", "N")
+
+
+def is_true(text: "str") -> "bool":
+    """A boolean (`is_true_or_false` in attr_fn_b.c). Raises ValueError."""
+    if text not in TRUE and text not in FALSE:
+        raise ValueError(f"{text!r} is neither true nor false")
+    return text in TRUE
+
+
+def job_ids(jobs: "str") -> "list[str]":
+    """Each job of a vnode's `jobs` ("12.srv/0, 12.srv/1, 13.srv/2") once, in their order."""
+    return list(dict.fromkeys(word.partition("/")[0] for word in words(jobs)))
+
+
+def user_of(owner: "str") -> "str":
+    """The user of `user@host`. A user's name may have an @, a host's has none."""
+    return owner.rpartition("@")[0] or owner
