@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from magrathea.pbs_text.conf import DEFAULT_CONF, read_conf
+
 ENTRY_POINTS = "magrathea.doctor"
 CONNECT_S = 2.0
 TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
@@ -46,7 +48,7 @@ class Check:
 class Paths:
     """Where to look on this machine."""
 
-    pbs: Path = Path("/etc/pbs.conf")
+    pbs: Path = Path(DEFAULT_CONF)
     hub: Path = Path("/etc/magrathea/hub.toml")
     noded: Path = Path("/etc/magrathea/noded.toml")
     agent: Path = Path("/etc/magrathea/agent.json")
@@ -64,11 +66,9 @@ class Part:
 def of_pbs_conf(path: Path) -> Mapping[str, str]:
     """PBS's own configuration of this machine; {} if there is none."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return read_conf(path)
     except OSError:
         return {}
-    pairs = (line.split("=", 1) for line in lines if "=" in line and not line.lstrip().startswith("#"))
-    return {key.strip(): value.strip() for key, value in pairs}
 
 
 def clock(part: str) -> Check:

@@ -14,9 +14,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 """Where the packages are: goes into PYTHONPATH of all parts, so that they start from a clone that is not installed."""
 
-HOOKS = ROOT / "scheduler_plugin" / "hooks"
-SERVER_HOOK, MOM_HOOK = HOOKS / "magrathea_server.py", HOOKS / "magrathea_mom.py"
-
 
 @dataclass(frozen=True)
 class DomainSpec:

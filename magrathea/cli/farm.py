@@ -14,6 +14,7 @@ from magrathea.core.model import JobClass, State
 from magrathea.decoding import UNDECODABLE
 from magrathea.messages import Chunk, DomainReport, JobReport, Outlook, Snapshot
 from magrathea.name_folding import fold
+from magrathea.pbs_text.listing import printable
 from magrathea.preview import outlook_farm
 
 NOT_WELL, USAGE = 1, 2
@@ -113,13 +114,13 @@ def explain(job: str, hub_option: str | None, socket_option: str | None, form: s
         return
     try:
         id, attributes = qstat.job(job)
-        select = str(attributes.get("schedselect") or attributes.get("Resource_List", {}).get("select", "1"))
+        select = attributes.get("schedselect") or attributes.get("Resource_List.select", "1")
         asked = qstat.chunks(select)
     except (qstat.NoQstat, ValueError) as error:
         click.echo(f"magrathea explain: no host has {job}, and PBS cannot explain it: {error}", err=True)
         raise click.exceptions.Exit(NOT_WELL) from error
     outlook = outlook_farm(known.hosts, qstat.class_of_select(select), asked)
-    facts = {name: str(attributes.get(name, "")) for name in ("job_state", "queue", "comment")}
+    facts = {name: printable(attributes.get(name, "")) for name in ("job_state", "queue", "comment")}
     if form == "table":
         comment = facts["comment"] or "no comment"
         click.echo(f"{id}: state {facts['job_state']}, class {outlook.cls.value}, on no host; PBS: {comment}")

@@ -19,6 +19,7 @@ from typing import Any
 import libvirt
 
 from node_daemon.hypervisor.libvirt.translation import CpuControl, How
+from scheduler_plugin.setup.hook_texts import written
 
 from .. import fleet
 from ..fleet import DomainSpec, HostSpec
@@ -129,9 +130,9 @@ class GuestCluster(StandInCluster):
         """All of the repository that the guests need, beside the packages."""
         tree = self.directory / "guests" / "tree"
         copy_programs(tree / PROGRAMS)
-        hook = shutil.copy(fleet.MOM_HOOK, tree / PROGRAMS)
+        hook = written("magrathea_mom", tree / PROGRAMS)
         events = "execjob_prologue," + mom.EVENTS  # where memory moves
-        options = {"--server": "/dev/virtio-ports/org.magrathea.mom", "--hook": f"/{PROGRAMS}/{Path(hook).name}"}
+        options = {"--server": "/dev/virtio-ports/org.magrathea.mom", "--hook": f"/{PROGRAMS}/{hook.name}"}
         options |= {"--hook-events": events, "--periodic-s": f"{LIST_S}", "--mem-mib": f"{GUEST_MIB}"}
         text = " ".join(f"{name} {value}" for name, value in options.items())
         (tree / PROGRAMS / "mom.options").write_text(text + "\n", encoding="utf-8")

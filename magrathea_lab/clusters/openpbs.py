@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from magrathea.pbs_text.placement import vnodes_of
+from magrathea.pbs_text.words import words
 from node_daemon.main import group_name
 
 from .. import fleet, leftovers, work
@@ -251,14 +253,14 @@ class OpenPbsCluster:
 
     @staticmethod
     def _view(id: str, job: Mapping[str, Any]) -> JobView:
-        chunks = str(job.get("exec_vnode", "")).replace("(", "").replace(")", "").split("+")
+        placement = str(job.get("exec_vnode", ""))
         status = job.get("Exit_status")
         return JobView(
             id=id,
             state=str(job.get("job_state", "")),
             substate=int(job.get("substate", 0)),
             run_version=int(job.get("run_version", 0)),
-            vnodes=tuple(chunk.split(":")[0] for chunk in chunks if chunk),
+            vnodes=tuple(vnodes_of(placement)) if placement else (),
             comment=str(job.get("comment", "")),
             exit_status=None if status is None else int(status),
         )
@@ -269,9 +271,10 @@ class OpenPbsCluster:
     @staticmethod
     def _vnode(name: str, vnode: Mapping[str, Any]) -> VnodeView:
         have = vnode.get("resources_available", {})
-        accepts = str(have.get("magrathea_accepts", ""))
-        states = frozenset(str(vnode.get("state", "")).replace(" ", "").split(","))
-        return VnodeView(name, str(have.get("magrathea", "")), tuple(accepts.split(",")), states)
+        accepts = words(str(have.get("magrathea_accepts", "")))
+        return VnodeView(
+            name, str(have.get("magrathea", "")), tuple(accepts), frozenset(words(str(vnode.get("state", ""))))
+        )
 
     def finish(self, job: str) -> None:
         (self.directory / "home" / USER / f"{job}{work.FINISH}").touch()

@@ -29,6 +29,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from magrathea.pbs_text.listing import decoded
+
 from .. import leftovers
 from ..waiting import BOUND_S
 from . import openpbs_machine as machine
@@ -327,13 +329,13 @@ class PrivateOpenPbs:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command to its end; `text` is its standard input. Raises RuntimeError with what it said."""
         # Files, not pipes, take the output: daemons that it leaves behind inherit them.
-        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             whole = self.argv(name, argv, user=user, env=env)
             source = {"input": text} if text is not None else {"stdin": subprocess.DEVNULL}
             done = subprocess.run(whole, stdout=out, stderr=err, text=True, timeout=timeout, **source)
             out.seek(0)
             err.seek(0)
-            done.stdout, done.stderr = out.read(), err.read()
+            done.stdout, done.stderr = decoded(out.read()), decoded(err.read())
         if check and done.returncode != 0:
             raise RuntimeError(
                 f"{name}: {' '.join(argv)}: exit code {done.returncode}: {done.stderr.strip() or done.stdout.strip()}"

@@ -20,6 +20,7 @@ from typing import Any
 from magrathea.client import status
 from node_daemon.main import group_name
 from scheduler_plugin.pbs.base import PbsError
+from scheduler_plugin.setup.hook_texts import written
 
 from .. import fleet, leftovers, work
 from ..cluster import JobView, VnodeView
@@ -129,6 +130,8 @@ class StandInCluster:
         }
         (here / "hub").mkdir()
         (here / "hub.toml").write_text(fleet.toml(hub), encoding="utf-8")
+        for hook in ("magrathea_server", "magrathea_mom"):
+            written(hook, here)
         (here / "hook.json").write_text(fleet.hook_json(here / "heartbeat"), encoding="utf-8")
         for host in self.hosts:
             its = here / host.name
@@ -151,7 +154,7 @@ class StandInCluster:
         module: list[str]
         if kind == "server":
             module = ["magrathea_lab.pbs_standin.server", "--dir", str(here), "--name", self.server_name]
-            module += ["--hook", str(fleet.SERVER_HOOK), "--hook-config", str(here / "hook.json")]
+            module += ["--hook", str(here / "magrathea_server.py"), "--hook-config", str(here / "hook.json")]
         elif kind == "hub":
             module = ["scheduler_plugin.hub.main", "--config", str(here / "hub.toml")]
         elif kind == "noded":
@@ -163,7 +166,14 @@ class StandInCluster:
             cpus = next(d.cpus for d in host.domains if d.name == of)
             environment["MAGRATHEA_AGENT_CONF"] = str(here / of / "agent.json")
             module = ["magrathea_lab.pbs_standin.mom", "--server", str(here / "pbs.sock"), "--vnode", of]
-            module += ["--ncpus", str(cpus), "--mem-mib", str(host.memory_mib), "--hook", str(fleet.MOM_HOOK)]
+            module += [
+                "--ncpus",
+                str(cpus),
+                "--mem-mib",
+                str(host.memory_mib),
+                "--hook",
+                str(here / "magrathea_mom.py"),
+            ]
             module += ["--pid-file", str(here / of / "pid"), "--periodic-s", str(PERIODIC_S)]
             module += ["--kill-delay-s", str(KILL_DELAY_S)]
         log = here / "log" / f"{name}.log"

@@ -8,10 +8,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from scheduler_plugin.pbs.base import SUSPENDED_SUBSTATE, Code
+from magrathea.pbs_text.amounts import size_bytes, whole_number
+from magrathea.pbs_text.placement import placed
+from magrathea.pbs_text.select import chunks
+from magrathea.pbs_text.states import SUSPENDED_SUBSTATE
+from magrathea.pbs_text.words import words
+from scheduler_plugin.pbs.base import Code
 
 Json = dict[str, Any]
-MIB_OF = {"b": 2**-20, "kb": 2**-10, "mb": 1, "gb": 2**10, "tb": 2**20}
 STRING_ARRAYS = {"magrathea_accepts", "magrathea_siblings"}
 RESOURCES = STRING_ARRAYS | {"ncpus", "mem", "magrathea", "magrathea_rank", "magrathea_host", "magrathea_host_ncpus"}
 PRIORITIES = range(-1024, 1024)  # a vnode's
@@ -26,28 +30,23 @@ class StandInError(Exception):
 
 
 def mib(size: str) -> float:
-    """A PBS size ("1gb", "512mb", "1048576kb") in MiB. Raises StandInError."""
-    digits = size.lower().rstrip("kmgtb")
-    unit = size.lower()[len(digits) :] or "b"
-    if not digits.isdigit() or unit not in MIB_OF:
-        raise StandInError(Code.BAD_VALUE, f"illegal size {size!r}")
-    return int(digits) * MIB_OF[unit]
+    """A PBS size in MiB. Raises StandInError."""
+    try:
+        return size_bytes(size) / 2**20
+    except ValueError as error:
+        raise StandInError(Code.BAD_VALUE, str(error)) from None
 
 
 def chunks_of(select: str) -> list[dict[str, str]]:
-    """ "2:ncpus=1:mem=1gb+1:ncpus=4" as a list of chunks, repeated ones repeated. Raises StandInError."""
-    found = []
-    for part in select.split("+"):
-        count, *resources = part.split(":")
-        if not count.isdigit():
-            count, resources = "1", [count, *resources]
-        try:
-            chunk = {"ncpus": "1", **dict(r.split("=", 1) for r in resources)}
-            int(chunk["ncpus"])
-        except ValueError:
-            raise StandInError(Code.BAD_VALUE, f"illegal select {select!r}") from None
-        mib(chunk.get("mem", "0mb"))
-        found += [chunk] * int(count)
+    """Resources of each chunk of a select, repeated ones repeated. Raises StandInError."""
+    try:
+        found = [chunk for count, pairs in chunks(select) for chunk in [{"ncpus": "1", **dict(pairs)}] * count]
+        for chunk in found:
+            whole_number(chunk["ncpus"])
+    except ValueError as error:
+        raise StandInError(Code.BAD_VALUE, str(error)) from None
+    for chunk in found:
+        mib(chunk.get("mem", "0"))
     return found
 
 
@@ -101,8 +100,8 @@ class StandInJob:
     @property
     def chunks(self) -> list[tuple[str, dict[str, str]]]:
         """Vnode and resources of each chunk of `exec_vnode`."""
-        parts = [part.strip("()").split(":") for part in self.exec_vnode.split("+") if part]
-        return [(part[0], dict(r.split("=", 1) for r in part[1:])) for part in parts]
+        parts = [part for chunk in placed(self.exec_vnode) for part in chunk] if self.exec_vnode else []
+        return [(vnode, dict(pairs)) for vnode, pairs in parts]
 
     @property
     def vnodes(self) -> list[str]:
@@ -202,7 +201,7 @@ def matches(chunk: dict[str, str], vnode: StandInVnode) -> bool:
     """Whether the vnode has what the chunk asks for; of a string_array one word is equal to it."""
     for name, value in chunk.items():
         if name in STRING_ARRAYS:
-            if value not in vnode.resource(name).split(","):
+            if value not in words(vnode.resource(name)):
                 return False
         elif name not in ("ncpus", "mem") and vnode.resource(name) != value:
             return False

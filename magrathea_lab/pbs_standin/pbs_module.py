@@ -52,21 +52,7 @@ class Text:
     __repr__ = __str__
 
 
-class ExecVnode(Text):
-    """`exec_vnode`, "(n1:ncpus=1)+(n2:ncpus=1)", with its chunks."""
-
-    @property
-    def chunks(self) -> list[types.SimpleNamespace]:
-        parts = [chunk.strip("()").split(":") for chunk in str(self).split("+")]
-        return [
-            types.SimpleNamespace(vnode_name=part[0], vnode_resources=dict(r.split("=", 1) for r in part[1:]))
-            for part in parts
-        ]
-
-
 def _value(name: str, value: Any) -> Any:
-    if name == "exec_vnode":
-        return ExecVnode(value)
     if name in WHOLE_NUMBERS:
         return int(value)
     if isinstance(value, dict):
@@ -201,12 +187,16 @@ class HookOutcome:
 
 
 class Hook:
-    """One hook file, compiled once, with its configuration file (`import hook ... application/x-config`)."""
+    """One hook's text, compiled once, with its configuration file (`import hook ... application/x-config`)."""
 
-    def __init__(self, path: Path, config: Path | None = None) -> None:
-        self.name = path.stem
+    def __init__(self, name: str, text: str, config: Path | None = None) -> None:
+        self.name = name
         self.config = None if config is None else str(config)
-        self._code = compile(path.read_text(encoding="utf-8"), str(path), "exec")
+        self._code = compile(text, name, "exec")
+
+    @classmethod
+    def of_file(cls, path: Path, config: Path | None = None) -> Hook:
+        return cls(path.stem, path.read_text(encoding="utf-8"), config)
 
     def run(
         self,
@@ -267,7 +257,7 @@ def main() -> None:
     """Run one MoM event: JSON {hook, config, event, server, vnode, job, jobs} in, JSON outcome out."""
     given = json.load(sys.stdin)
     answer, sys.stdout = sys.stdout, sys.stderr
-    hook = Hook(Path(given["hook"]), Path(given["config"]) if given.get("config") else None)
+    hook = Hook.of_file(Path(given["hook"]), Path(given["config"]) if given.get("config") else None)
     job = HookJob(given["job"]["id"], given["job"]) if given.get("job") else None
     jobs = None if given.get("jobs") is None else {j["id"]: HookJob(j["id"], j) for j in given["jobs"]}
     own = {given["vnode"]: Entity("name", given["vnode"], {})}

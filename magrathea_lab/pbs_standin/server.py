@@ -21,7 +21,10 @@ from typing import Any
 
 import click
 
-from scheduler_plugin.pbs.base import PRERUN_SUBSTATE, RUNNING_SUBSTATE, SUSPENDED_SUBSTATE, Code
+from magrathea.pbs_text.placement import vnodes_of
+from magrathea.pbs_text.select import CLASS_RESOURCE, plus_parts, resource_names
+from magrathea.pbs_text.states import PRERUN_SUBSTATE, RUNNING_SUBSTATE, SUSPENDED_SUBSTATE
+from scheduler_plugin.pbs.base import Code
 
 from ..processes import die_with_parent
 from .model import StandInError, StandInJob, StandInVnode, assign, chunks_of
@@ -92,17 +95,17 @@ class StandIn:
         if queue not in self.queues:
             raise StandInError(Code.BAD_VALUE, f"unknown queue {queue}")
         select = given.get("select") or "1:ncpus=1"
-        if "magrathea" in select:
+        chunks_of(select)  # refuses what it cannot read
+        if any(name.startswith("magrathea") for name in resource_names(select)):
             raise StandInError(
                 Code.BAD_VALUE, "Resource invalid in select: magrathea resources are the queue's to give"
             )
         wanted = self.queues[queue] or "protected"
         id = f"{len(self.jobs) + 1}.{self.name}"
-        schedselect = "+".join(f"{part}:magrathea_accepts={wanted}" for part in select.split("+"))
+        schedselect = "+".join(f"{part}:{CLASS_RESOURCE}={wanted}" for part in plus_parts(select))
         job = StandInJob(
             id=id, queue=queue, schedselect=schedselect, **{k: v for k, v in given.items() if k in StandInJob.GIVEN}
         )
-        chunks_of(schedselect)  # refuses what it cannot read
         job.moved("Q", 10)
         self.jobs[id] = job
         self._wake.set()
@@ -313,7 +316,7 @@ class StandIn:
             vnodes = {v.name: v.for_hook(self.jobs.values()) for v in self.vnodes.values()}
             jobs = {j.id: j.attributes() for j in self.jobs.values() if j.state != "F"}
             asked = HookJob(job.id, {**job.attributes(), "exec_vnode": exec_vnode})
-            lists = {name: Entity("name", name, found) for name, found in vnodes.items() if f"({name}:" in exec_vnode}
+            lists = {name: Entity("name", name, vnodes[name]) for name in vnodes_of(exec_vnode)}
             outcome = self.hook.run("runjob", server=Server(self.name, vnodes, jobs), job=asked, vnode_list=lists)
             for line in outcome.log:
                 say(f"runjob {job.id}: {line}")
@@ -405,7 +408,7 @@ def main(
     """The PBS stand-in: a server and scheduler for demo, tests and simulation. It is no batch system."""
     die_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # there is nothing to save
-    loaded = None if hook is None else Hook(hook, hook_config)
+    loaded = None if hook is None else Hook.of_file(hook, hook_config)
     classes = dict(queue.split("=", 1) for queue in queues)
     asyncio.run(StandIn(name, directory, classes, loaded, cycle_s).run())
 

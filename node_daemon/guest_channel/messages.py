@@ -14,6 +14,7 @@ from magrathea.core.events import ReportedJob
 from magrathea.core.model import JobClass, JobKey
 from magrathea.decoding import UNDECODABLE
 from magrathea.messages import Vnodes
+from magrathea.pbs_text.states import ENDING_SUBSTATE, RUNNING_SUBSTATE, SUSPENDED_SUBSTATE
 
 from ..agent.lines import BadValue
 from ..agent.wire import MAX_JOBS
@@ -25,10 +26,6 @@ Id = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Run = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 Number = Annotated[int, msgspec.Meta(ge=-(2**40), le=2**40)]
 """Negative numbers get through: the core refuses them with a code and a sentence."""
-
-SUSPENDED = 43
-ENDING = 50
-"""PBS's substates: 43 is suspended, 50 and above are of a job that ends."""
 
 
 class GuestJob(msgspec.Struct, frozen=True):
@@ -50,7 +47,7 @@ class ClaimedJob(GuestJob, frozen=True, rename={"cls": "class"}):
 class ListedJob(GuestJob, frozen=True):
     cpus: Number = 1
     memory_mib: Number = 0
-    substate: Number = 42
+    substate: Number = RUNNING_SUBSTATE
     rerunnable: bool = True
 
     def reported(self) -> ReportedJob:
@@ -58,8 +55,8 @@ class ListedJob(GuestJob, frozen=True):
             key=self.key,
             cpus=self.cpus,
             memory_mib=self.memory_mib,
-            suspended=self.substate == SUSPENDED,
-            ending=self.substate >= ENDING,
+            suspended=self.substate == SUSPENDED_SUBSTATE,
+            ending=self.substate >= ENDING_SUBSTATE,
             rerunnable=self.rerunnable,
         )
 

@@ -22,6 +22,7 @@ from magrathea.cli import sources, view
 from magrathea.configuration import ConfigurationError
 from magrathea.control import entitled
 from magrathea.core.model import Host
+from magrathea.pbs_text.words import user_of
 
 from ..configuration import NodedConfiguration, read
 from ..journal import salvage
@@ -50,7 +51,7 @@ def owners(ids: Iterable[str]) -> tuple[dict[str, int], str]:
     found: dict[str, int] = {}
     for id in ids:
         try:
-            found[id] = pwd.getpwnam(str(qstat.job(id)[1].get("Job_Owner", "")).partition("@")[0]).pw_uid
+            found[id] = pwd.getpwnam(user_of(qstat.job(id)[1].get("Job_Owner", ""))).pw_uid
         except (qstat.NoQstat, KeyError) as error:  # the others would not be told either, and each may take long
             return found, f"of {id} PBS does not tell the owner: {error}"
     return found, ""

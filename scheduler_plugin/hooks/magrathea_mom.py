@@ -19,17 +19,21 @@ import time
 
 import pbs
 
+from magrathea.pbs_text.amounts import size_bytes, whole_mib, whole_number
+from magrathea.pbs_text.placement import hosts_of, placed, vnodes_of
+from magrathea.pbs_text.select import job_class
+from magrathea.pbs_text.words import is_true
+
 DEFAULT_CONFIGURATION = "/etc/magrathea/agent.json"
 DEFAULT_SOCKET = "/run/magrathea/agent.sock"
-CLAIM_S = 1.6  # what the agent may take
-MARGIN_S = 0.2  # beyond it, for the way there and back
-RELEASE_S = 0.2  # after a claim that timed out: with the above, 2.0 s in all
+CLAIM_S = 1.6  # the agent's turn; with the next two 2.0 s in all (magrathea/deadlines.py has the whole table)
+MARGIN_S = 0.2  # beyond it, for the way back
+RELEASE_S = 0.2  # for a claim without an answer to be taken back
 TELL_S = 2.0  # releases and lists, which nothing waits for
 PREPARED_S = 5.0  # one question of the prologue; it asks again
 WAIT_S = 585.0  # all questions of the prologue: less than its alarm (install.py), which the hook itself cannot read
 MOST_PARTS = 200  # of a job, in one question
 RETRY_S = 10  # when the refusal does not say when to come back
-BYTES = {"b": 1, "kb": 2**10, "mb": 2**20, "gb": 2**30, "tb": 2**40, "pb": 2**50}
 
 
 class NoAnswer(Exception):
@@ -98,42 +102,30 @@ def quoted(value):
     return json.dumps(text)
 
 
-def job_class(schedselect):
-    """The class that the job's queue has put into its chunks; `protected` if any has none, or they differ."""
-    unquoted = "".join(str(schedselect).replace("'", '"').split('"')[::2])  # a quoted value may hold anything
-    found = set()
-    for chunk in unquoted.split("+"):
-        words = [word.partition("=")[2] for word in chunk.split(":") if word.startswith("magrathea_accepts=")]
-        found.add(words[0] if len(words) == 1 else "")
-    one = found.pop() if len(found) == 1 else ""
-    return one if one in ("priority", "preemptible") else "protected"
-
-
 def own_part(job, here):
     """CPUs and memory (MiB) of the job's chunks on the vnodes of this MoM, `here`."""
-    chunks = str(job.exec_vnode).strip("()").split(")+(")
-    hosts = str(job.exec_host2 or "").split("+")  # "n1:15002/0*2+n2:15002/0", chunk by chunk
+    chunks = placed(str(job.exec_vnode))
+    hosts = hosts_of(str(job.exec_host2 or ""))
     cpus, memory_bytes = 0, 0
     for number, chunk in enumerate(chunks):
-        host = hosts[number].split(":")[0] if len(hosts) == len(chunks) else ""
-        for part in chunk.replace("(", "").replace(")", "").split("+"):
-            vnode, _, resources = part.partition(":")
-            if here not in (vnode, vnode.split("[")[0], host, host.split(".")[0]):
+        host = hosts[number] if len(hosts) == len(chunks) else ""
+        for vnode, resources in chunk:
+            if not is_here(here, vnode, host):
                 continue
-            for name, _, value in (word.partition("=") for word in resources.split(":")):
-                if name == "ncpus":
-                    cpus += int(value)
-                elif name == "mem":
-                    digits = value.rstrip("bkmgtpBKMGTP")
-                    memory_bytes += int(digits) * BYTES[value[len(digits) :].lower() or "b"]
-    return cpus, -(-memory_bytes // 2**20)
+            cpus += sum(whole_number(value) for name, value in resources if name == "ncpus")
+            memory_bytes += sum(size_bytes(value) for name, value in resources if name == "mem")
+    return cpus, whole_mib(memory_bytes)
+
+
+def is_here(here, vnode, host):
+    """Whether that vnode of that host is this MoM's, whose name may be short."""
+    return here in (vnode, vnode.split("[")[0], host, host.split(".")[0])
 
 
 def is_sister(job, here):
     """Whether the job's first host is another one: here it may never have a process."""
-    first = str(job.exec_host2 or "").split("+")[0].split(":")[0]
-    vnode = str(job.exec_vnode).strip("()").split(":")[0]
-    return bool(first) and here not in (first, first.split(".")[0], vnode, vnode.split("[")[0])
+    hosts = hosts_of(str(job.exec_host2 or ""))
+    return bool(hosts) and not is_here(here, vnodes_of(str(job.exec_vnode))[0], hosts[0])
 
 
 def identity(job):
@@ -143,7 +135,8 @@ def identity(job):
 def description(job, here):
     """What both a claim and the list say of a job."""
     cpus, memory_mib = own_part(job, here)
-    rerunnable = "false" if str(job.Rerunable) in ("0", "False", "n") else "true"  # unset means y
+    told = str(job.Rerunable)
+    rerunnable = "true" if told in ("", "None") or is_true(told) else "false"  # unset means y
     sizes = '"cpus":%d,"memory_mib":%d,"rerunnable":%s' % (cpus, memory_mib, rerunnable)
     sister = ',"sister":true' if is_sister(job, here) else ""
     return '%s,%s,"owner":%s%s' % (identity(job), sizes, quoted(job.euser), sister)
@@ -156,7 +149,8 @@ def refuse(event, text, retry_after_s):
 
 def claim(event, path):
     job = event.job
-    about = '%s,"class":"%s"' % (description(job, pbs.get_local_nodename()), job_class(job.schedselect))
+    cls = job_class(str(job.schedselect)) or "protected"
+    about = '%s,"class":"%s"' % (description(job, pbs.get_local_nodename()), cls)
     request = '{"op":"claim","job":{%s},"deadline_s":%s}' % (about, CLAIM_S)
     try:
         answer = ask(path, request, CLAIM_S + MARGIN_S)
@@ -191,7 +185,7 @@ def wait_for_memory(event, path):
 
     until, why = time.monotonic() + WAIT_S, "its memory was not there in time"
     request = '{"op":"prepared","job":{%s},"deadline_s":%s,"vnodes":' % (identity(job), PREPARED_S)
-    vnodes = sorted({part.partition(":")[0].strip("()") for part in str(job.exec_vnode).split("+")})
+    vnodes = sorted(vnodes_of(str(job.exec_vnode)))
     while vnodes and time.monotonic() < until:
         asked = time.monotonic()
         try:

@@ -27,32 +27,25 @@ import time
 
 import pbs
 
+from magrathea.pbs_text.amounts import whole_number
+from magrathea.pbs_text.placement import placed
+from magrathea.pbs_text.select import job_class, resource_names
+from magrathea.pbs_text.words import job_ids, words
+
 DEFAULT_HEARTBEAT_MAX_AGE_S = 30.0
-CLASSES = ("priority", "preemptible", "protected")
 
 
 class MayNotStart(Exception):
     """Why the job may not start now; the text becomes its comment."""
 
 
-def job_class(schedselect):
-    """The class that the job's queue has put into its chunks; None if a chunk has none, or they differ."""
-    unquoted = "".join(str(schedselect).replace("'", '"').split('"')[::2])  # a quoted value may hold anything
-    found = set()
-    for chunk in unquoted.split("+"):
-        words = [word.partition("=")[2] for word in chunk.split(":") if word.startswith("magrathea_accepts=")]
-        found.add(words[0] if len(words) == 1 else None)
-    one = found.pop() if len(found) == 1 else None
-    return one if one in CLASSES else None
-
-
 def cpus_by_vnode(exec_vnode):
-    """CPUs of each vnode of "(n1:ncpus=1+n2:ncpus=2)+(n1:ncpus=1)"."""
+    """CPUs of each vnode of an exec_vnode."""
     cpus = {}
-    for part in str(exec_vnode).replace("(", "").replace(")", "").split("+"):
-        words = part.split(":")
-        asked = [int(word[6:]) for word in words[1:] if word.startswith("ncpus=")]
-        cpus[words[0]] = cpus.get(words[0], 0) + sum(asked)
+    for chunk in placed(str(exec_vnode)):
+        for vnode, resources in chunk:
+            asked = sum(whole_number(value) for name, value in resources if name == "ncpus")
+            cpus[vnode] = cpus.get(vnode, 0) + asked
     return cpus
 
 
@@ -69,16 +62,11 @@ def value_of(vnode, name):
     return None if unset(value) else str(value)
 
 
-def words_of(text):
-    return [word.strip().strip('"') for word in text.split(",") if word.strip()]
-
-
 def jobs_on(server, vnode, seen):
     """The jobs that the server has on a vnode, one after the other; not those of the set `seen`, which grows."""
     if vnode is None or unset(vnode.jobs):
         return
-    for entry in words_of(str(vnode.jobs)):  # "12.srv/0, 12.srv/1, 13.srv/2"
-        id = entry.split("/")[0]
+    for id in job_ids(str(vnode.jobs)):
         if id in seen:
             continue
         seen.add(id)
@@ -115,7 +103,7 @@ def check_exclusive(server, job, cls, name, siblings, wanted):
         if sibling in wanted:
             raise MayNotStart("two-domains: %s and %s are domains of one host and never run together" % (name, sibling))
         for other in jobs_on(server, server.vnode(sibling), seen):
-            theirs = job_class(other.schedselect)
+            theirs = job_class(str(other.schedselect))
             if cls != "priority" or theirs != "preemptible":
                 where = "%s, on the host of %s," % (sibling, name)
                 raise MayNotStart("host-busy: %s has job %s of class %s" % (where, other.id, theirs))
@@ -133,7 +121,7 @@ def check_counted(server, job, cls, name, siblings, wanted, host_cpus):
         for other in jobs_on(server, server.vnode(domain), seen):
             theirs = cpus_by_vnode(other.exec_vnode)
             cpus = sum(theirs.get(one, 0) for one in domains)
-            if cls == "priority" and job_class(other.schedselect) == "preemptible":
+            if cls == "priority" and job_class(str(other.schedselect)) == "preemptible":
                 stoppable_cpus += cpus
                 stoppable.append(str(other.id))
                 continue
@@ -148,7 +136,7 @@ def check_counted(server, job, cls, name, siblings, wanted, host_cpus):
 def check(server, job, managed):
     """Raises MayNotStart. Names of vnodes of ours are put into `managed` as soon as they are known to be."""
     wanted = cpus_by_vnode(job.exec_vnode)
-    cls = job_class(job.schedselect)
+    cls = job_class(str(job.schedselect))
     done = set()
     for name in wanted:
         vnode = server.vnode(name)
@@ -163,7 +151,7 @@ def check(server, job, managed):
             )
         if name in done:
             continue  # a sibling was looked at, and with it the whole host
-        siblings = [word for word in words_of(known) if word != "none"]
+        siblings = [word for word in words(known) if word != "none"]
         host_cpus = value_of(vnode, "magrathea_host_ncpus")
         if host_cpus is None:
             check_exclusive(server, job, cls, name, siblings, wanted)
@@ -176,9 +164,7 @@ def check_modified(event):
     """Nobody names a class, as at qsub: people have the choice of the queue."""
     wanted = event.job.Resource_List
     asked = None if wanted is None else wanted["select"]
-    if unset(asked):
-        return
-    if any(word.startswith("magrathea") for chunk in str(asked).split("+") for word in chunk.split(":")):
+    if not unset(asked) and any(name.startswith("magrathea") for name in resource_names(str(asked))):
         event.reject(
             "magrathea: own-class: the select of %s names a resource of Magrathea's; the class of a job is its"
             " queue's: leave it out, and qmove the job to the queue that is meant" % event.job.id

@@ -23,7 +23,8 @@ import msgspec
 from msgspec.structs import replace
 
 from magrathea.core.model import JobKey
-from scheduler_plugin.pbs.base import ENDING_SUBSTATE, RESUMING_SUBSTATE, Code, PbsError, PbsJob
+from magrathea.pbs_text.states import ENDING_SUBSTATE, RESUMING_SUBSTATE
+from scheduler_plugin.pbs.base import Code, PbsError, PbsJob
 
 from .job_wishes import JobWish
 

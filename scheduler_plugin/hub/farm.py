@@ -17,7 +17,8 @@ from msgspec import structs
 from magrathea.core.model import JobClass, JobKey, Stage, State
 from magrathea.core.readiness import unready
 from magrathea.messages import HEARTBEAT_S, BookEntry, FarmView, HostView, JobReport, Snapshot, UnreadyPart
-from scheduler_plugin.pbs.base import DEAD_STATES, RUNNING_SUBSTATE, Attributes, PbsJob, Vnode
+from magrathea.pbs_text.states import DEAD_STATES, RUNNING_SUBSTATE
+from scheduler_plugin.pbs.base import Attributes, PbsJob, Vnode
 
 from . import vnode_attributes
 from .books import (

@@ -9,16 +9,8 @@ from __future__ import annotations
 import time
 
 from magrathea.core.model import JobKey
-from scheduler_plugin.pbs.base import (
-    DEAD_STATES,
-    ENDING_SUBSTATE,
-    REQUEUING_SUBSTATE,
-    RESUMING_SUBSTATE,
-    Code,
-    Pbs,
-    PbsError,
-    PbsJob,
-)
+from magrathea.pbs_text.states import DEAD_STATES, ENDING_SUBSTATE, REQUEUING_SUBSTATE, RESUMING_SUBSTATE
+from scheduler_plugin.pbs.base import Code, Pbs, PbsError, PbsJob
 
 from .books import Action, Look, Outcome, Requeue, Resume, SetComment, SetWalltime, Suspend
 

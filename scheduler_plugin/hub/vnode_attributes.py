@@ -9,12 +9,13 @@ A host whose lease is over keeps what it published, except that its vnodes are `
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from magrathea.core.model import JobClass, Kind, Mode, State
 from magrathea.messages import DomainReport, Snapshot
+from magrathea.pbs_text.amounts import size_bytes, whole_number
+from magrathea.pbs_text.words import words
 from scheduler_plugin.pbs.base import Attributes, Vnode
 
 STATE = "resources_available.magrathea"
@@ -49,8 +50,6 @@ LOST = {STATE: State.UNKNOWN.value, ACCEPTS: NONE}
 
 _ARRAYS = frozenset({ACCEPTS, SIBLINGS})
 _RANKS = (-1024, 1023)  # limits of a vnode's Priority
-_SIZE = re.compile(r"(\d+)([kmgtp]?)[bw]?", re.IGNORECASE)
-_KIB = {"": 1 / 1024, "k": 1, "m": 1024, "g": 1024**2, "t": 1024**3, "p": 1024**4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,25 +184,24 @@ def same(attribute: str, wanted: str, have: str | None) -> bool:
     if not have:  # PBS does not show a Priority of 0
         return wanted == UNSET or (attribute == PRIORITY and wanted == "0")
     if attribute in _ARRAYS:
-        return _elements(wanted) == _elements(have)
+        return set(words(wanted)) == set(words(have))
     if attribute == MEM:
-        return _kib(wanted) == _kib(have)
+        return _read(size_bytes, wanted) == _read(size_bytes, have)
     return wanted.strip() == have.strip()
 
 
-def _elements(array: str) -> frozenset[str]:
-    return frozenset(part.strip() for part in array.split(",") if part.strip())
-
-
-def _kib(size: str) -> float | None:
-    match = _SIZE.fullmatch(size.strip())
-    return int(match.group(1)) * _KIB[match.group(2).lower()] if match else None
+def _read(amount: Callable[[str], int], text: str) -> int | None:
+    """An amount; None for what an admin has set, and is none."""
+    try:
+        return amount(text.strip())
+    except ValueError:
+        return None
 
 
 def opens(changes: Attributes, have: Attributes) -> bool:
     """Whether a job may start after these changes that could not before: then the scheduler is to be woken."""
-    accepted = _elements(have.get(ACCEPTS, ""))
-    after = _elements(changes[ACCEPTS]) if ACCEPTS in changes else accepted
+    accepted = set(words(have.get(ACCEPTS, "")))
+    after = set(words(changes[ACCEPTS])) if ACCEPTS in changes else accepted
     if (after - accepted) - {NONE}:
         return True
     if not after - {NONE}:
@@ -211,11 +209,7 @@ def opens(changes: Attributes, have: Attributes) -> bool:
     return any(_grows(name, changes[name], have.get(name, "")) for name in (NCPUS, MEM) if name in changes)
 
 
-def _number(text: str) -> float | None:
-    return float(text) if text.strip().isdigit() else None
-
-
 def _grows(attribute: str, after: str, before: str) -> bool:
-    measure = _kib if attribute == MEM else _number
-    new, old = measure(after), measure(before)
+    amount = size_bytes if attribute == MEM else whole_number
+    new, old = _read(amount, after), _read(amount, before)
     return new is not None and (old is None or new > old)

@@ -14,27 +14,6 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
-SUSPENDED_SUBSTATE = 43
-"""Substate of a job that was suspended by a signal (`suspend` or `admin-suspend`); its state letter is S."""
-
-PRERUN_SUBSTATE = 41
-"""Substate of a job that was sent to its MoM and has not started yet; MoM refuses to suspend it."""
-
-RUNNING_SUBSTATE = 42
-
-RESUMING_SUBSTATE = 45
-"""Substate of a suspended job that the scheduler will resume (after a plain `resume`); its state letter is S."""
-
-REQUEUING_SUBSTATE = 63
-"""Substate of a job that was rerun by force, until one of its MoMs has answered: then it is put back."""
-
-ENDING_SUBSTATE = 50
-"""From this substate on a job is ending, whatever its state letter."""
-
-
-DEAD_STATES = frozenset({"down", "unknown", "state-unknown", "stale"})
-"""Words of a vnode's state that say its MoM is not there."""
-
 Attributes = Mapping[str, str]
 """Of one of PBS's things, by name; a resource as "attribute.resource"."""
 

@@ -11,18 +11,25 @@ socket of a call that is over its deadline; the call then fails as `transient`. 
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
-import re
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from ctypes import POINTER, c_char_p, c_int, c_void_p
 from pathlib import Path
 from typing import Any
 
+from magrathea.pbs_text.amounts import duration_s
+from magrathea.pbs_text.conf import DEFAULT_CONF, read_conf
+from magrathea.pbs_text.placement import vnodes_of
+from magrathea.pbs_text.words import is_true, words
+
 from .base import Code, Connect, PbsError, PbsJob, Vnode
 from .kinds import KindSettings
+
+log = logging.getLogger(__name__)
 
 _SET, _INCR, _DECR, _EQ = 0, 2, 3, 4  # enum batch_op
 _COMMAND_SET = 2  # MGR_CMD_SET
@@ -99,16 +106,6 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "pbs_rerunjob": (c_int, [c_int, c_char_p, c_char_p]),
     "pbs_alterjob": (c_int, [c_int, c_char_p, POINTER(_Attribute), c_char_p]),
 }
-
-
-def read_conf(path: Path) -> dict[str, str]:
-    """pbs.conf as names and values; raises PbsError naming the file if it cannot be read."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise PbsError(Code.NO_SERVER, f"{path}: {error.strerror}; name the right pbs.conf in [pbs] conf") from error
-    pairs = (line.split("=", 1) for line in lines if "=" in line and not line.lstrip().startswith("#"))
-    return {name.strip(): value.strip().strip('"') for name, value in pairs}
 
 
 def _load(path: Path) -> ctypes.CDLL:
@@ -272,7 +269,7 @@ class LibPbs:
         self._call(f"vnode {name}", "pbs_manager", _COMMAND_SET, _VNODE, name.encode(), _chained(parts), None)
 
     def wake_scheduler(self) -> bool:
-        if self.server().get("scheduling", "").lower() != "true":
+        if not is_true(self.server().get("scheduling", "False")):
             return False
         on = _chained([("scheduling", None, "true", _SET)])
         self._call("server's scheduling", "pbs_manager", _COMMAND_SET, _SERVER, b"", on, None)
@@ -309,8 +306,11 @@ def connector(conf: Path | None = None, deadline_s: float = 20.0) -> Connect:
 
     The library reads one pbs.conf per process, through that variable, which is therefore set here.
     """
-    path = conf or Path(os.environ.get("PBS_CONF_FILE", "/etc/pbs.conf"))
-    settings = read_conf(path)
+    path = conf or Path(os.environ.get("PBS_CONF_FILE", DEFAULT_CONF))
+    try:
+        settings = read_conf(path)
+    except OSError as error:
+        raise PbsError(Code.NO_SERVER, f"{path}: {error.strerror}; name the right pbs.conf in [pbs] conf") from error
     if "PBS_EXEC" not in settings:
         raise PbsError(Code.NO_SERVER, f"{path} does not set PBS_EXEC; name the right pbs.conf in [pbs] conf")
     os.environ["PBS_CONF_FILE"] = str(path)
@@ -361,30 +361,22 @@ def _job_attributes() -> Any:
 
 
 def _vnode(name: str, attributes: dict[str, str]) -> Vnode:
-    state = attributes.pop("state", "")
     jobs = attributes.pop("maintenance_jobs", None)
     return Vnode(
         name=name,
+        state=frozenset(words(attributes.pop("state", ""))),
         attributes=attributes,
-        state=frozenset(word.strip() for word in state.split(",") if word.strip()),
-        maintenance_jobs=None if jobs is None else tuple(part.strip() for part in jobs.split(",") if part.strip()),
+        maintenance_jobs=None if jobs is None else tuple(words(jobs)),
     )
 
 
-_CHUNK = re.compile(r"([^+():]+)(?::[^+()]*)?")
-
-
-def _vnode_names(exec_vnode: str) -> Iterable[str]:
-    """Names of vnodes of "(n1:ncpus=1:mem=5kb+n2:ncpus=1)+(n3:ncpus=2)", without repetition."""
-    return dict.fromkeys(match.group(1) for match in _CHUNK.finditer(exec_vnode))
-
-
-def _seconds(text: str) -> int:
-    """Of PBS's "hh:mm:ss", "mm:ss" or "ss"."""
-    total = 0
-    for part in text.split(":"):
-        total = total * 60 + int(float(part))
-    return total
+def _vnodes_of(id: str, exec_vnode: str) -> tuple[str, ...]:
+    """Empty of a job that waits. One job that cannot be read must not hide all others: it is told, and kept."""
+    try:
+        return tuple(vnodes_of(exec_vnode)) if exec_vnode else ()
+    except ValueError as error:
+        log.error("ALERT job %s: it is not known where it runs: %s", id, error)
+        return ()
 
 
 def _job(id: str, attributes: dict[str, str]) -> PbsJob:
@@ -395,8 +387,8 @@ def _job(id: str, attributes: dict[str, str]) -> PbsJob:
         substate=int(attributes.get("substate", "0")),
         run_version=int(attributes.get("run_version", "0")),
         queue=attributes.get("queue", ""),
-        vnodes=tuple(_vnode_names(attributes.get("exec_vnode", ""))),
-        rerunnable=attributes.get("Rerunable", "True").lower() in ("true", "y"),
-        walltime_s=None if walltime is None else _seconds(walltime),
+        vnodes=_vnodes_of(id, attributes.get("exec_vnode", "")),
+        rerunnable=is_true(attributes.get("Rerunable", "True")),
+        walltime_s=None if walltime is None else duration_s(walltime),
         comment=attributes.get("comment", ""),
     )

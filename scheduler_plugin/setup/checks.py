@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from magrathea.pbs_text.words import is_true, words
+
 from .install import RESOURCES, SITE_HOOKS_LAST, InstallError, InstallOptions, Present, changes, conflicts, targets
 
 OK, MISSING, DIFFERENT, WARNING = "ok", "missing", "different", "warning"
@@ -101,7 +103,7 @@ def _own_preemption(now: Present) -> Iterator[Item]:
                     f" preempt_order = {sched['preempt_order']} has S: PBS would suspend jobs behind Magrathea's back",
                     f"qmgr -c 'set queue {queue} Priority = {threshold - 1}', or preempt_order without S",
                 )
-        levels = {level.strip() for level in sched.get("preempt_prio", "").strip('"').split(",") if level.strip()}
+        levels = set(words(sched.get("preempt_prio", "")))
         if others := sorted(levels - {"express_queue", "normal_jobs"}):
             yield Item(
                 f"sched {name}",
@@ -131,9 +133,9 @@ def _many_vnodes(now: Present, options: InstallOptions) -> Iterator[Item]:
 def _orders(now: Present) -> Iterator[Item]:
     """A hook that refuses a job after ours has claimed leaves the claim until it expires."""
     for name, have in {**now.hooks, **now.pbs_hooks}.items():
-        if name.startswith("magrathea_") or have.get("enabled", "").lower() != "true":
+        if name.startswith("magrathea_") or not is_true(have.get("enabled", "False")):
             continue
-        events = {event.strip() for event in have.get("event", "").strip('"').split(",")}
+        events = set(words(have.get("event", "")))
         order = int(have.get("order", "1"))
         if order >= int(SITE_HOOKS_LAST) and events & {"execjob_begin", "runjob"}:
             yield Item(

@@ -11,6 +11,7 @@ from magrathea import __version__, client
 from magrathea.configuration import ConfigurationError
 from magrathea.doctor import Check, Part, Paths, Status, endpoint, of_pbs_conf, private, writable
 from magrathea.messages import FarmView
+from magrathea.pbs_text.words import is_true, user_of, words
 
 from ..hub import configuration as hub_configuration
 from ..hub import keys
@@ -57,7 +58,7 @@ def _checks(paths: Paths) -> Iterator[Check]:
 def of_pbs(now: Present) -> Iterator[Check]:
     """The server as it is: its version, whether it schedules, and vnodes whose hosts are in trouble."""
     yield Check(SERVER, "pbs", Status.OK, f"OpenPBS {now.server.get('pbs_version', 'of unknown version')} answers")
-    if now.server.get("scheduling", "True") == "True":
+    if is_true(now.server.get("scheduling", "True")):
         yield Check(SERVER, "scheduling", Status.OK, "PBS starts jobs")
     else:
         fix = "qmgr -c 'set server scheduling = True', when whoever set it has finished"
@@ -175,12 +176,7 @@ def enrolled(now: Present | None, known: list[keys.Enrolled]) -> Check:
 
 def operator(user: str, server: Attributes) -> Check:
     """Whether the hub's user is an operator (or manager) of PBS."""
-    named = {
-        entry.split("@")[0].strip()
-        for key in ("operators", "managers")
-        for entry in server.get(key, "").split(",")
-        if entry.strip()
-    }
+    named = {user_of(entry) for key in ("operators", "managers") for entry in words(server.get(key, ""))}
     if user == "root" or user in named:
         return Check(SERVER, "operator", Status.OK, f"the hub's user {user} may do what it has to")
     fix = f'qmgr -c "set server operators += {user}@{socket.gethostname()}"'

@@ -16,11 +16,13 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from magrathea.pbs_text.select import CLASS_RESOURCE, job_class, resource_names
+from magrathea.pbs_text.words import words
 
 from ..pbs.base import Attributes
+from .hook_texts import hook_text
 
-HOOKS = Path(__file__).parents[1] / "hooks"
 CLASSES = "priority,preemptible,protected"
 
 RESOURCES = {  # flag h: of a vnode; r: users cannot ask for it, queues do
@@ -122,33 +124,8 @@ class SetupChange:
     about_job: str = ""
 
 
-KINDS = ("Resource", "Hook", "Queue", "Node", "Server", "Sched")
-
-
-def parse_list(text: str, kinds: Iterable[str] = KINDS) -> dict[str, dict[str, str]]:
-    """qmgr's answer to `list`: attributes by object's name, of these kinds of objects. Long values go on in lines that
-    begin with a tab."""
-    objects: dict[str, dict[str, str]] = {}
-    attributes: dict[str, str] = {}
-    last = ""
-    for line in text.splitlines():
-        if line.startswith("\t") and last:
-            attributes[last] += line.strip()
-        elif line.startswith("    ") and " = " in line:
-            last, _, value = line.strip().partition(" = ")
-            attributes[last] = value.strip()
-        elif match := re.fullmatch(rf"({'|'.join(KINDS)}) (\S+)", line):
-            attributes = objects.setdefault(match[2], {}) if match[1] in kinds else {}
-            last = ""
-    return objects
-
-
 _RESOURCES_LINE = re.compile(r"(?m)^[ \t]*resources[ \t]*:.*$")
 _UNDERSTOOD = re.compile(r'([ \t]*resources[ \t]*:[ \t]*")([^"\\\n]*)("[ \t]*(?:(?:all|ALL)[ \t]*)?\r?)')
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def resources_lines(sched_config: str) -> list[re.Match[str]]:
@@ -173,12 +150,12 @@ def with_resources(sched_config: str, names: Iterable[str]) -> str:
     line the scheduler regards all resources (seen on a real server): then none is added, it would shut out the others.
     """
     lines = resources_lines(sched_config)
-    have = {word for line in lines for word in _words(line[2])}
+    have = {word for line in lines for word in words(line[2])}
     lacking = [name for name in names if name not in have]
     if not lines or not lacking:
         return sched_config
     last = lines[-1]
-    value = ", ".join([last[2].rstrip(" ,\t"), *lacking]) if _words(last[2]) else ", ".join(lacking)
+    value = ", ".join([last[2].rstrip(" ,\t"), *lacking]) if words(last[2]) else ", ".join(lacking)
     return sched_config[: last.start()] + last[1] + value + last[3] + sched_config[last.end() :]
 
 
@@ -186,8 +163,8 @@ def without_resources(sched_config: str, names: Iterable[str]) -> str:
     """The scheduler's configuration without `names` in its `resources:` lines; other lines stay byte for byte."""
     unwanted = set(names)
     for line in reversed(resources_lines(sched_config)):
-        if unwanted & set(_words(line[2])):
-            value = ", ".join(word for word in _words(line[2]) if word not in unwanted)
+        if unwanted & set(words(line[2])):
+            value = ", ".join(word for word in words(line[2]) if word not in unwanted)
             sched_config = sched_config[: line.start()] + line[1] + value + line[3] + sched_config[line.end() :]
     return sched_config
 
@@ -206,17 +183,17 @@ def maintenance_freq_s(vnodes: int) -> int:
 
 def wanted_hooks(options: InstallOptions, vnodes: int = 0) -> dict[str, tuple[dict[str, str], str, str | None]]:
     """By name: attributes, script, configuration. `vnodes`: how many the server has."""
-    mom = (HOOKS / "magrathea_mom.py").read_text(encoding="utf-8")
+    mom = hook_text("magrathea_mom")
     config = {"heartbeat": options.heartbeat, "heartbeat_max_age_s": options.heartbeat_max_age_s}
     hooks: dict[str, tuple[dict[str, str], str, str | None]] = {
         "magrathea_server": (
             {"event": "runjob,modifyjob", "alarm": "10"},
-            (HOOKS / "magrathea_server.py").read_text(encoding="utf-8"),
+            hook_text("magrathea_server"),
             json.dumps(config, indent=1) + "\n",
         ),
         "magrathea_vnodes": (
             {"event": "periodic", "alarm": "30", "freq": str(maintenance_freq_s(vnodes))},
-            (HOOKS / "magrathea_vnodes.py").read_text(encoding="utf-8"),
+            hook_text("magrathea_vnodes"),
             json.dumps(config, indent=1) + "\n",
         ),
         "magrathea_mom": (
@@ -238,7 +215,7 @@ def wanted_hooks(options: InstallOptions, vnodes: int = 0) -> dict[str, tuple[di
 
 def _same(attribute: str, now: str | None, wanted: str) -> bool:
     if attribute == "event" and now is not None:
-        return set(now.replace(" ", "").split(",")) == set(wanted.split(","))
+        return set(words(now)) == set(words(wanted))
     return (now or "").strip('"') == wanted
 
 
@@ -369,14 +346,6 @@ def changes(now: Present, options: InstallOptions) -> list[SetupChange]:
     return found + _job_changes(now, options)
 
 
-def class_in(select: str) -> str | None:
-    """The class that a select names in every chunk; None if some chunk names none, or they differ."""
-    unquoted = "".join(select.replace("'", '"').split('"')[::2])  # a quoted value may hold anything
-    found = set(re.findall(r":magrathea_accepts=(\w+)", unquoted))
-    everywhere = all(":magrathea_accepts=" in chunk for chunk in unquoted.split("+"))
-    return found.pop() if everywhere and len(found) == 1 else None
-
-
 def _job_changes(now: Present, options: InstallOptions) -> list[SetupChange]:
     """Jobs that wait get their queue's class by having their select set to what it is. Their place in the queue
     stays (a `qmove` to the same queue puts them at its end and is refused for arrays that have begun)."""
@@ -387,10 +356,10 @@ def _job_changes(now: Present, options: InstallOptions) -> list[SetupChange]:
         executes = now.queues.get(job.queue, {}).get("queue_type", "Execution") == "Execution"
         if job.state not in WAITING or job.id != job.array or not executes or not job.schedselect:
             continue  # subjobs follow their array
-        if "magrathea_accepts" in job.select:
+        if CLASS_RESOURCE in resource_names(job.select):
             continue  # a manager who names a class in a select knows why
         cls = given.get(job.queue, "protected")
-        if (have := class_in(job.schedselect)) != cls:
+        if (have := job_class(job.schedselect)) != cls:
             found.append(altered(job, f"job {job.id} gets class {cls} (was {have or 'none'})", missing=have is None))
     return found
 

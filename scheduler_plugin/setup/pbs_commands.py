@@ -6,7 +6,6 @@ Rule 2: nothing is decided here.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -17,7 +16,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .install import CONFIG, SCRIPT, InstallError, Present, SetupChange, SubmittedJob, parse_list
+from magrathea.pbs_text.conf import read_conf
+from magrathea.pbs_text.listing import QSTAT_ENVIRONMENT, QSTAT_JOB, decoded, listed, printable
+
+from .install import CONFIG, SCRIPT, InstallError, Present, SetupChange, SubmittedJob
 
 COMMAND_S = 60.0
 NO_TROUBLE = "' contents overwritten"
@@ -42,15 +44,14 @@ class Place:
 def find_pbs(conf: Path) -> Place:
     """Read pbs.conf. Raises InstallError."""
     try:
-        lines = conf.read_text(encoding="utf-8").splitlines()
+        values = read_conf(conf)
     except OSError as error:
         raise InstallError(
             f"{conf}: {error.strerror}; run this on the PBS server's machine, or name it: --conf"
         ) from error
-    values = dict(line.strip().split("=", 1) for line in lines if "=" in line and not line.lstrip().startswith("#"))
     if lacking := [name for name in ("PBS_EXEC", "PBS_HOME") if name not in values]:
         raise InstallError(f"{conf}: {', '.join(lacking)} is not set")
-    return Place(Path(values["PBS_EXEC"].strip()), Path(values["PBS_HOME"].strip()))
+    return Place(Path(values["PBS_EXEC"]), Path(values["PBS_HOME"]))
 
 
 def run(place: Place, argv: Sequence[str], text: str | None = None) -> str:
@@ -59,19 +60,20 @@ def run(place: Place, argv: Sequence[str], text: str | None = None) -> str:
     try:
         done = subprocess.run(
             [place.exec_dir / "bin" / argv[0], *argv[1:]],
-            input=text or "",
+            input=os.fsencode(text or ""),
             capture_output=True,
-            text=True,
             timeout=COMMAND_S,
+            env={**os.environ, **QSTAT_ENVIRONMENT},
         )
     except FileNotFoundError as error:
         raise InstallError(f"{place.exec_dir}/bin/{argv[0]} is not there; PBS_EXEC in pbs.conf is wrong") from error
     except subprocess.TimeoutExpired as error:
         raise InstallError(f"{told}: no answer within {COMMAND_S:.0f} s; does pbs_server run?") from error
-    trouble = [line for line in done.stderr.splitlines() if line.strip() and not line.endswith(NO_TROUBLE)]
+    said = printable(decoded(done.stderr))
+    trouble = [line for line in said.splitlines() if line.strip() and not line.endswith(NO_TROUBLE)]
     if done.returncode != 0 or (text is not None and trouble):
-        raise InstallError(f"{told}: {' '.join(done.stderr.split()) or f'exit code {done.returncode}'}")
-    return done.stdout
+        raise InstallError(f"{printable(told)}: {' '.join(said.split()) or f'exit code {done.returncode}'}")
+    return decoded(done.stdout)
 
 
 def qmgr(place: Place, command: str) -> str:
@@ -82,27 +84,25 @@ def qmgr(place: Place, command: str) -> str:
 
 def jobs(place: Place) -> tuple[SubmittedJob, ...]:
     """All jobs and subjobs that PBS knows, finished ones too. Raises InstallError."""
-    out = run(place, ["qstat", "-x", "-t", "-f", "-F", "json"])
-    try:
-        known = json.loads(out or "{}", strict=False).get("Jobs", {})
-        return tuple(
-            SubmittedJob(
-                id=id,
-                state=str(job["job_state"]),
-                queue=str(job.get("queue", "")),
-                select=str(job.get("Resource_List", {}).get("select", "")),
-                schedselect=str(job.get("schedselect", "")),
-            )
-            for id, job in known.items()
+    known = listed(run(place, ["qstat", "-x", "-t", "-f", "-w"]), [QSTAT_JOB])
+    if unknown := [id for id, job in known.items() if "job_state" not in job]:
+        raise InstallError(f"qstat -x -t -f -w: no state of {', '.join(unknown)}; its answer cannot be understood")
+    return tuple(
+        SubmittedJob(
+            id=id,
+            state=job["job_state"],
+            queue=job.get("queue", ""),
+            select=job.get("Resource_List.select", ""),
+            schedselect=job.get("schedselect", ""),
         )
-    except (ValueError, KeyError, AttributeError) as error:
-        raise InstallError(f"qstat -x -t -f -F json: its answer cannot be understood ({error!r})") from error
+        for id, job in known.items()
+    )
 
 
 def present(place: Place) -> Present:
     """Ask PBS for all that `changes` looks at. Raises InstallError."""
     lists = qmgr(place, "list resource\nlist hook\nlist pbshook\nlist queue @default\nlist server\nlist sched")
-    hooks = parse_list(lists, ["Hook"])
+    hooks = listed(lists, ["Hook"])
     ours = [name for name in hooks if name.startswith("magrathea_")]
     contents: dict[tuple[str, str], str] = {}
     for name in ours:
@@ -113,7 +113,7 @@ def present(place: Place) -> Present:
                 if "failed to open" not in str(error).lower():
                     raise
     try:
-        vnodes = parse_list(qmgr(place, "list node @default"), ["Node"])
+        vnodes = listed(qmgr(place, "list node @default"), ["Node"])
     except InstallError as error:
         if "no nodes" not in str(error).lower() and "unknown node" not in str(error).lower():
             raise
@@ -125,14 +125,14 @@ def present(place: Place) -> Present:
             f"{place.sched_config}: {error.strerror}; run this as root on the server's machine"
         ) from error
     return Present(
-        resources=parse_list(lists, ["Resource"]),
+        resources=listed(lists, ["Resource"]),
         hooks={name: hook for name, hook in hooks.items() if hook.get("type") != "pbs"},
-        queues=parse_list(lists, ["Queue"]),
+        queues=listed(lists, ["Queue"]),
         vnodes=vnodes,
-        server=next(iter(parse_list(lists, ["Server"]).values()), {}),
+        server=next(iter(listed(lists, ["Server"]).values()), {}),
         contents=contents,
         sched_config=sched_config,
-        scheds=parse_list(lists, ["Sched"]),
+        scheds=listed(lists, ["Sched"]),
         pbs_hooks={name: hook for name, hook in hooks.items() if hook.get("type") == "pbs"},
         jobs=jobs(place),
     )

@@ -13,6 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from magrathea.pbs_text.select import CLASS_RESOURCE, resource_names
+from magrathea.pbs_text.words import words
+
 from .install import (
     ACCEPTS,
     DEFAULT_CHUNK,
@@ -36,7 +39,7 @@ def preempted(now: Present) -> list[SubmittedJob]:
     """Jobs that are admin-suspended on vnodes of ours, as Magrathea does it (or an admin: then they count, too)."""
     suspended: set[str] = set()
     for name in now.managed:
-        suspended.update(id.strip() for id in now.vnodes[name].get("maintenance_jobs", "").split(",") if id.strip())
+        suspended.update(words(now.vnodes[name].get("maintenance_jobs", "")))
     return [job for job in now.jobs if job.state == "S" and job.id in suspended]
 
 
@@ -85,14 +88,14 @@ def _plain(command: str) -> SetupChange:
 
 def _remembered(job: SubmittedJob) -> bool:
     """A finished job that PBS still knows, and that keeps a resource from being deleted."""
-    return job.state in FINISHED and "magrathea_accepts=" in job.schedselect
+    return job.state in FINISHED and CLASS_RESOURCE in resource_names(job.schedselect)
 
 
 def _job_changes(now: Present) -> Iterator[SetupChange]:
     for job in now.jobs:
         if job.state not in WAITING or job.id != job.array:
             continue
-        if "magrathea_accepts=" in job.schedselect and "magrathea_accepts" not in job.select:
+        if CLASS_RESOURCE in resource_names(job.schedselect) - resource_names(job.select):
             yield altered(job, f"job {job.id} loses its class")
 
 
@@ -138,8 +141,9 @@ def left(now: Present, record: Record | None) -> list[str]:
     found = []
     for name in RESOURCES:
         if name in now.resources:
-            alive = [job.id for job in now.jobs if job.state not in FINISHED and f"{name}=" in job.schedselect]
-            dead = [job.id for job in now.jobs if job.state in FINISHED and f"{name}=" in job.schedselect]
+            users = [job for job in now.jobs if name in resource_names(job.schedselect)]
+            alive = [job.id for job in users if job.state not in FINISHED]
+            dead = [job.id for job in users if job.state in FINISHED]
             why = "something still uses it"
             if alive:
                 why = f"{_some(alive)} still name it; run this again when they have ended"

@@ -27,12 +27,12 @@ from node_daemon.hypervisor.base import CPU, MEMORY
 from node_daemon.switch import memory
 from scheduler_plugin.hub import configuration
 from scheduler_plugin.hub.hub import Hub
+from scheduler_plugin.setup.hook_texts import written
 from tests.fakes.guest import FakeGuest
 from tests.fakes.hypervisor import FakeDriver, FakeHypervisor
 from tests.fakes.pbs import FakePbs
 from tests.fakes.reports import job
 
-HOOK = Path(__file__).parents[2] / "scheduler_plugin/hooks/magrathea_mom.py"
 FLOOR_MIB, ASKED_MIB = 256, 1000
 CONFIGURATION = """
 [host]
@@ -147,7 +147,8 @@ class Site:
     async def hook(self, event: str, vnode: str) -> dict[str, Any]:
         """MoM's hook in that domain, as a process like PBS's own."""
         about = {**JOB, "mother_superior": vnode == "p1"}
-        given = {"hook": str(HOOK), "event": event, "server": "srv", "vnode": vnode, "job": about}
+        hook = written("magrathea_mom", self.folder)
+        given = {"hook": str(hook), "event": event, "server": "srv", "vnode": vnode, "job": about}
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", pbs_module.__file__),
             stdin=asyncio.subprocess.PIPE,

@@ -9,8 +9,9 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from magrathea.pbs_text.states import DEAD_STATES
 from magrathea_lab.pbs_standin.model import StandInError, check_attributes
-from scheduler_plugin.pbs.base import DEAD_STATES, Code, PbsError, PbsJob, Vnode
+from scheduler_plugin.pbs.base import Code, PbsError, PbsJob, Vnode
 
 
 def nothing_breaks(operation: str, subject: str) -> None:

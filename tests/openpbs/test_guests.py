@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from magrathea.pbs_text.amounts import duration_s
 from magrathea_lab.clusters.openpbs import USER
 from magrathea_lab.scenarios.scenarios import require, wait, wait_all_free, wait_domain, wait_state, wait_stoppable
 
@@ -124,8 +125,7 @@ def swap_bytes_per_s(fleet: Fleet, domain: str, most: int) -> None:
 
 
 def walltime_s(fleet: Fleet, job: str) -> int:
-    hours, minutes, seconds = fleet.pbs.job(job)["resources_used"]["walltime"].split(":")
-    return int(hours) * 3600 + int(minutes) * 60 + int(seconds)
+    return duration_s(fleet.pbs.job(job)["resources_used"]["walltime"])
 
 
 def cpu_share(fleet: Fleet, *domains: str) -> list[float]:

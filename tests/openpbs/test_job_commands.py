@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from magrathea_lab.clusters.openpbs import KILL_DELAY_S, USER, OpenPbsCluster
-from magrathea_lab.fleet import EXCLUSIVE, MOM_HOOK
+from magrathea_lab.fleet import EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
     goes_on,
     stands_still,
@@ -19,6 +19,7 @@ from magrathea_lab.scenarios.scenarios import (
     wait_state,
     wait_stoppable,
 )
+from scheduler_plugin.setup.hook_texts import hook_text
 
 from .jobs import LONG, command, end, home, lives, pbs, preempt, preempted, refused, site_hook, submit
 
@@ -188,7 +189,7 @@ def test_a_job_that_is_deleted_while_its_prologue_waits_does_not_start(fleet: Op
     """
     gate = fleet.directory / "hook.gate"
     slow = site_hook(fleet, "slow", "execjob_prologue", SLOW % {"gate": str(gate)}, "p1")
-    ours = site_hook(fleet, "magrathea_prologue", "execjob_prologue", MOM_HOOK.read_text(), "p1", order=1000)
+    ours = site_hook(fleet, "magrathea_prologue", "execjob_prologue", hook_text("magrathea_mom"), "p1", order=1000)
     with fleet.only(EXCLUSIVE), slow, ours:
         low = fleet.submit("low", 50)
         wait_running(fleet, low)

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from magrathea.pbs_text.amounts import duration_s
 from magrathea_lab.clusters.openpbs import OpenPbsCluster
 from magrathea_lab.fleet import COUNTED, EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
@@ -27,8 +28,7 @@ LONG = 100_000
 
 
 def walltime_s(fleet: OpenPbsCluster, job: str) -> int:
-    hours, minutes, seconds = fleet.pbs.job(job)["resources_used"]["walltime"].split(":")
-    return int(hours) * 3600 + int(minutes) * 60 + int(seconds)
+    return duration_s(fleet.pbs.job(job)["resources_used"]["walltime"])
 
 
 def test_a_job_with_a_walltime_of_10_s_preempted_for_20_s_finishes(fleet: OpenPbsCluster) -> None:

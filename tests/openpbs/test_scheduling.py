@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from magrathea.pbs_text.amounts import duration_s
 from magrathea_lab.clusters.openpbs import OpenPbsCluster
 from magrathea_lab.clusters.private_openpbs import HEAD, MachineProcess
 from magrathea_lab.fleet import EXCLUSIVE
@@ -89,8 +90,7 @@ def stopped(part: MachineProcess) -> Iterator[None]:
 
 
 def walltime_limit_s(fleet: OpenPbsCluster, job: str) -> int:
-    hours, minutes, seconds = fleet.pbs.job(job)["Resource_List"]["walltime"].split(":")
-    return int(hours) * 3600 + int(minutes) * 60 + int(seconds)
+    return duration_s(fleet.pbs.job(job)["Resource_List"]["walltime"])
 
 
 def test_walltime_that_ran_on_because_the_stop_was_booked_late_is_given_back(fleet: OpenPbsCluster) -> None:

@@ -232,8 +232,8 @@ def test_a_jobs_owner_may_ask_why_it_waits() -> None:
         folder = Path(name)
         folder.chmod(0o755)
         (folder / "hub").chmod(0o666)
-        jobs = {"Jobs": {"30.srv": {"job_state": "Q", "schedselect": "1:ncpus=1:magrathea_accepts=priority"}}}
-        (folder / "qstat").write_text(f"#!/bin/sh\necho '{json.dumps(jobs)}'\n", encoding="utf-8")
+        job = "Job Id: 30.srv\n    job_state = Q\n    schedselect = 1:ncpus=1:magrathea_accepts=priority\n"
+        (folder / "qstat").write_text(f"#!/bin/sh\ncat << end\n{job}end\n", encoding="utf-8")
         (folder / "qstat").chmod(0o755)
         program = ["explain", "30", "--hub", str(folder / "hub")]
         importlib.import_module("magrathea.cli.farm")
@@ -255,10 +255,6 @@ def test_a_jobs_owner_may_ask_why_it_waits() -> None:
         os.waitpid(child, 0)
     assert told.startswith("0 30.srv: state Q, class priority, on no host"), told
     assert "n1 (20.srv)" in told
-
-
-def test_chunks_of_a_select() -> None:
-    assert qstat.chunks("2:ncpus=4:mem=1gb+ncpus=1") == [(2, 4, 1024), (1, 1, 0)]
 
 
 def test_of_several_hosts_what_all_note_is_said_once(path: Path) -> None:

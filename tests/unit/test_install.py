@@ -16,8 +16,6 @@ from scheduler_plugin.setup.install import (
     SetupChange,
     SubmittedJob,
     changes,
-    class_in,
-    parse_list,
     wanted_hooks,
     with_resources,
     without_resources,
@@ -234,22 +232,6 @@ def test_of_several_resources_lines_the_last_gets_ours() -> None:
     assert without_resources(new, ["magrathea"]) == text
 
 
-def test_qmgrs_lists_are_read_with_their_continuations() -> None:
-    text = (
-        "Hook pbs_cgroups\n    type = site\n    event = execjob_begin,execjob_end,\n\texecjob_attach,\n"
-        "\texecjob_abort\n"
-        "    order = 100\n\nHook other\n    enabled = true\n\n"
-    )
-    assert parse_list(text) == {
-        "pbs_cgroups": {
-            "type": "site",
-            "event": "execjob_begin,execjob_end,execjob_attach,execjob_abort",
-            "order": "100",
-        },
-        "other": {"enabled": "true"},
-    }
-
-
 def waiting(queue: str, schedselect: str = "1:ncpus=1", state: str = "Q", select: str = "1:ncpus=1") -> SubmittedJob:
     return SubmittedJob(id="7.srv", state=state, queue=queue, select=select, schedselect=schedselect)
 
@@ -287,12 +269,6 @@ def test_a_waiting_job_gets_its_queues_class_last_of_all(done: Present, job: Sub
 def test_other_jobs_are_left_alone(done: Present, job: SubmittedJob) -> None:
     queues = {**done.queues, "routing": {"queue_type": "Route"}}
     assert changes(replace(done, queues=queues, jobs=(job,)), OPTIONS) == []
-
-
-def test_a_class_counts_if_every_chunk_names_it_outside_of_quotes() -> None:
-    assert class_in("1:ncpus=1:magrathea_accepts=priority+2:magrathea_accepts=priority") == "priority"
-    assert class_in("1:ncpus=1:magrathea_accepts=priority+1:ncpus=1") is None
-    assert class_in('1:x="a:magrathea_accepts=priority"') is None
 
 
 def test_a_queue_that_only_routes_is_refused(fresh: Present) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from magrathea_lab.pbs_standin.pbs_module import Entity, Hook, HookJob, HookOutcome, Server
+from scheduler_plugin.setup.hook_texts import hook_text
 
-FILE = Path(__file__).parents[3] / "scheduler_plugin/hooks/magrathea_mom.py"
+HOOK = ("magrathea_mom", hook_text("magrathea_mom"))
 
 
 class FakeAgent:
@@ -87,7 +88,7 @@ def a_job(**changes: Any) -> HookJob:
 def run(event: str, job: HookJob | None = None, jobs: tuple[HookJob, ...] = (), here: str = "n1") -> HookOutcome:
     own = {here: Entity("name", here, {})}
     listed = {job.id: job for job in jobs} if event == "exechost_periodic" else None
-    return Hook(FILE).run(event, server=Server("srv", {}, {}), vnode=here, job=job, vnode_list=own, job_list=listed)
+    return Hook(*HOOK).run(event, server=Server("srv", {}, {}), vnode=here, job=job, vnode_list=own, job_list=listed)
 
 
 def test_without_an_agent_configured_everything_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +182,7 @@ def test_an_answer_in_another_order_of_words_is_understood(agent: FakeAgent) -> 
         ("1:ncpus=1:magrathea_accepts=priority+1:ncpus=1:magrathea_accepts=preemptible", "protected"),
         ('1:ncpus=1:software="x:magrathea_accepts=priority"', "protected"),
         ("1:ncpus=1:magrathea_accepts=emperor", "protected"),
+        ("1:ncpus=1:software='x+y':magrathea_accepts=priority", "priority"),
     ],
 )
 def test_the_class_is_the_one_of_all_chunks_else_protected(agent: FakeAgent, schedselect: str, cls: str) -> None:
@@ -202,6 +204,24 @@ def test_a_job_on_several_vnodes_claims_this_moms_part_only(
     run("execjob_begin", job, here=here)
     claimed = agent.heard[0]["job"]
     assert (claimed["cpus"], claimed["memory_mib"]) == (cpus, memory_mib)
+
+
+@pytest.mark.parametrize(
+    ("mem", "memory_mib"), [("100m", 100), ("100MB", 100), ("1gw", 8192), ("2097152w", 16), ("1", 1), ("1T", 2**20)]
+)
+def test_sizes_as_qrun_takes_them(agent: FakeAgent, mem: str, memory_mib: int) -> None:
+    """An administrator's `qrun -H` becomes the exec_vnode as it was typed; the scheduler's own has kb only."""
+    assert run("execjob_begin", a_job(exec_vnode=f"(n1:NCPUS=1:mem={mem})")).accepted
+    claimed = agent.heard[0]["job"]
+    assert (claimed["cpus"], claimed["memory_mib"]) == (1, memory_mib)
+
+
+@pytest.mark.parametrize("exec_vnode", ["(n1:ncpus=1x)", "(n1:ncpus=1:mem=1.5gb)", "(n1:ncpus=1", "(n1:ncpus)"])
+def test_what_cannot_be_read_is_refused_and_never_guessed(agent: FakeAgent, exec_vnode: str) -> None:
+    refused = run("execjob_begin", a_job(exec_vnode=exec_vnode))
+    assert not refused.accepted
+    assert refused.changes["Execution_Time"] > time.time()
+    assert agent.heard == []
 
 
 def test_vnodes_of_another_name_than_their_mom_are_found_by_host(agent: FakeAgent) -> None:

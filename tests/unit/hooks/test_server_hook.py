@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from magrathea_lab.pbs_standin.pbs_module import Hook, HookJob, HookOutcome, Server
+from scheduler_plugin.setup.hook_texts import hook_text
 
-FILE = Path(__file__).parents[3] / "scheduler_plugin/hooks/magrathea_server.py"
+HOOK = ("magrathea_server", hook_text("magrathea_server"))
 
 Run = Callable[..., HookOutcome]
 
@@ -57,7 +58,7 @@ def run(tmp_path: Path, heartbeat: Path) -> Run:
                     have = vnodes[name]["jobs"]
                     vnodes[name]["jobs"] = f"{have}, {other['id']}/0" if have else f"{other['id']}/0"
         server = Server("srv", vnodes, {other["id"]: other for other in others})
-        return Hook(FILE, config).run("runjob", server=server, job=HookJob(new["id"], new))
+        return Hook(*HOOK, config).run("runjob", server=server, job=HookJob(new["id"], new))
 
     return run
 
@@ -215,14 +216,33 @@ def test_an_error_elsewhere_stops_nobody(run: Run) -> None:
 def alter(**resources: str) -> HookOutcome:
     """The hook's answer to a qalter of a queued job."""
     asked = {"id": "7.srv", "Resource_List": resources}
-    return Hook(FILE).run("modifyjob", server=Server("srv", {}, {}), job=HookJob("7.srv", asked))
+    return Hook(*HOOK).run("modifyjob", server=Server("srv", {}, {}), job=HookJob("7.srv", asked))
 
 
-@pytest.mark.parametrize("select", ["1:ncpus=1:magrathea_accepts=priority", "1:ncpus=1+2:magrathea_rank=9:ncpus=1"])
+@pytest.mark.parametrize(
+    "select",
+    [
+        "1:ncpus=1:magrathea_accepts=priority",
+        "1:ncpus=1+2:magrathea_rank=9:ncpus=1",
+        "1:ncpus=1:MAGRATHEA_accepts=priority",
+        "1:ncpus=1: magrathea_accepts=priority",
+        "1:ncpus=1:note='a+b:c':magrathea_accepts=priority",
+        "1:note=(unreadable):Magrathea_accepts=priority",
+    ],
+)
 def test_a_qalter_that_names_a_resource_of_ours_is_refused(select: str) -> None:
     assert code(alter(select=select)) == "own-class"
 
 
-@pytest.mark.parametrize("resources", [{}, {"walltime": "10"}, {"select": "2:ncpus=1:host=magrathea"}])
+@pytest.mark.parametrize(
+    "resources",
+    [
+        {},
+        {"walltime": "10"},
+        {"select": "2:ncpus=1:host=magrathea"},
+        {"select": "1:note='x:magrathea_accepts=priority'"},
+        {"select": "1:note=(unreadable)"},
+    ],
+)
 def test_any_other_qalter_is_none_of_ours(resources: dict[str, str]) -> None:
     assert alter(**resources).accepted

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-FILE = Path(__file__).parents[3] / "scheduler_plugin/hooks/magrathea_vnodes.py"
+from scheduler_plugin.setup.hook_texts import hook_text
+
 IN_MAINTENANCE = 0x20000
 
 
@@ -55,7 +56,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[s
             setattr(pbs, name, value)
         monkeypatch.setitem(sys.modules, "pbs", pbs)
         (tmp_path / "heartbeat.forget").write_text(json.dumps({"n1": [number, when]} if asked is None else asked))
-        exec(compile(FILE.read_text(), str(FILE), "exec"), {"__name__": "hook"})
+        exec(compile(hook_text("magrathea_vnodes"), "magrathea_vnodes", "exec"), {"__name__": "hook"})
         assert accepted, "a rejection inherited from another event would hang the server"
         answers = tmp_path / "heartbeat.forgotten"
         found: dict[str, Any] = json.loads(answers.read_text()) if answers.exists() else {}

@@ -14,8 +14,11 @@ import pytest
 from magrathea_lab import fleet
 from magrathea_lab.pbs_standin import pbs_module
 from magrathea_lab.pbs_standin.pbs_module import Hook, HookJob, HookOutcome, Server
+from scheduler_plugin.setup.hook_texts import hook_text
 
 SERVER = Server("srv", {}, {})
+SERVER_HOOK = ("magrathea_server", hook_text("magrathea_server"))
+MOM_HOOK = ("magrathea_mom", hook_text("magrathea_mom"))
 
 
 def job(**attributes: Any) -> HookJob:
@@ -24,9 +27,7 @@ def job(**attributes: Any) -> HookJob:
 
 
 def run(tmp_path: Path, text: str, event: str = "execjob_begin", **parameters: Any) -> HookOutcome:
-    path = tmp_path / "hook.py"
-    path.write_text("import pbs\ne = pbs.event()\n" + text, encoding="utf-8")
-    return Hook(path).run(event, server=SERVER, vnode="n1", **parameters)
+    return Hook("hook", "import pbs\ne = pbs.event()\n" + text).run(event, server=SERVER, vnode="n1", **parameters)
 
 
 def test_a_hook_that_ends_has_accepted(tmp_path: Path) -> None:
@@ -76,11 +77,6 @@ def test_what_pbs_does_not_let_a_hook_set_is_an_error(tmp_path: Path) -> None:
     assert not run(tmp_path, "e.job.euser = 'root'", job=job()).accepted
 
 
-def test_exec_vnode_has_its_chunks(tmp_path: Path) -> None:
-    text = "pbs.logmsg(1, ' '.join(c.vnode_name for c in e.job.exec_vnode.chunks))"
-    assert run(tmp_path, text, job=job(exec_vnode="(n1:ncpus=1:mem=4mb)+(n2:ncpus=2)")).log == ["n1 n2"]
-
-
 def test_the_periodic_event_has_runs_and_substates(tmp_path: Path) -> None:
     text = "pbs.logmsg(1, ' '.join('%s/%d/%d' % (i, j.run_version, j.substate) for i, j in e.job_list.items()))"
     jobs = {"12.srv": job(substate=43)}
@@ -118,7 +114,7 @@ def ask_runjob(tmp_path: Path, cls: str, other: str | None, managed: bool = True
     vnodes = {"p1": vnode("n1" if managed else None), "n1": vnode("p1", None if other is None else "7.srv/0")}
     present = {} if other is None else {"7.srv": {"schedselect": f"1:ncpus=1:magrathea_accepts={other}"}}
     asked = job(schedselect=f"1:ncpus=1:magrathea_accepts={cls}", exec_vnode="(p1:ncpus=1)")
-    return Hook(fleet.SERVER_HOOK, config).run("runjob", server=Server("srv", vnodes, present), job=asked)
+    return Hook(*SERVER_HOOK, config).run("runjob", server=Server("srv", vnodes, present), job=asked)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +143,7 @@ def test_the_server_hook_leaves_other_vnodes_alone(tmp_path: Path) -> None:
 
 def test_the_mom_hook_leaves_where_no_agent_is_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAGRATHEA_AGENT_CONF", str(tmp_path / "none.json"))
-    assert Hook(fleet.MOM_HOOK).run("execjob_begin", server=SERVER, vnode="n1", job=job(euser="al")).accepted
+    assert Hook(*MOM_HOOK).run("execjob_begin", server=SERVER, vnode="n1", job=job(euser="al")).accepted
 
 
 def test_the_mom_hook_refuses_with_a_later_time_where_the_agent_is_away(
@@ -156,6 +152,6 @@ def test_the_mom_hook_refuses_with_a_later_time_where_the_agent_is_away(
     configured = tmp_path / "agent.json"
     configured.write_text(fleet.agent_json(tmp_path, tmp_path / "guest.sock"), encoding="utf-8")
     monkeypatch.setenv("MAGRATHEA_AGENT_CONF", str(configured))
-    outcome = Hook(fleet.MOM_HOOK).run("execjob_begin", server=SERVER, vnode="n1", job=job(euser="al"))
+    outcome = Hook(*MOM_HOOK).run("execjob_begin", server=SERVER, vnode="n1", job=job(euser="al"))
     assert not outcome.accepted
     assert outcome.changes["Execution_Time"] > time.time()
