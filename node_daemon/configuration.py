@@ -30,7 +30,7 @@ MIN_RUN_S = 5.0
 """Below it a stream of claims could keep a job from ever running (docs/rules.md, "Protection from thrashing")."""
 
 MAX_WARN_S = 1.0
-"""A claim is answered within 1.4 s, because MoM does nothing else meanwhile; the stop itself needs some of it."""
+"""A claim is answered within DAEMON_CLAIM_S (magrathea/deadlines.py); the stop itself needs some of it."""
 
 Cpus = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 Mib = Annotated[int, msgspec.Meta(ge=0, le=2**40)]

@@ -11,7 +11,7 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-from node_daemon.claims.claims import MEMORY_GLANCE_S
+from magrathea.deadlines import MEMORY_GLANCE_S
 
 from ..guests import needs
 from .screen import PATIENCE_S, STYLES, DemoCluster, Screen, columns, runs

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MAX_PARTS = 200  # of a job, in one question of the prologue hook
 CLASSES = ("priority", "preemptible", "protected")
 ENDING_SUBSTATE = 50  # PBS: from here on a job is exiting
-CLAIM_S = 1.8
+CLAIM_S = 1.8  # for a hook that does not say: all that MoM's hook waits (magrathea/deadlines.py has the whole table)
 
 
 class MomRequests:

@@ -1,7 +1,7 @@
 """What guests say, made into events, and what they are answered.
 
-A claim is answered within CLAIM_S, because MoM does nothing else meanwhile: granted only when what had to be stopped
-has stopped and CPU has moved; else refused, its fact taken away, and the plan leads back.
+A claim is answered within DAEMON_CLAIM_S, because MoM does nothing else meanwhile: granted only when what had to be
+stopped has stopped and CPU has moved; else refused, its fact taken away, and the plan leads back.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from magrathea.core import plan
 from magrathea.core.model import Host, JobKey, MemoryComing, MemoryShort, Stage
 from magrathea.core.readiness import Unready, held_back, unready
 from magrathea.core.refusals import RefusalCode, retry_after_s
+from magrathea.deadlines import DAEMON_CLAIM_S, MEMORY_GLANCE_S
 from magrathea.logs import RationedLog
 
 from ..guest_channel.messages import AnyRequest, Claim, Hello, Jobs, Launched, Prepared, Release, Report
@@ -27,11 +28,6 @@ log = logging.getLogger(__name__)
 told = RationedLog(log, burst=100, period_s=1.0)
 """Of each guest, who says when something of it is logged."""
 
-CLAIM_S = 1.4
-"""A claim's answer, at the latest: the agent gives it up after 1.6 s, takes it back, and could say nothing but that."""
-MEMORY_GLANCE_S = 0.4
-"""So long a claim waits for memory, too: most that cannot be had is known by then. The rest is the prologue's to wait
-for, because MoM does nothing else during a claim."""
 MEMORY_STEP_MIB = 16
 """Figures of unreclaimable memory are rounded up to it: a fact that changes with every report is none."""
 
@@ -136,7 +132,7 @@ class Guests:
         """Wait until the switch for this claim is done; a refusal if it cannot be in time."""
         daemon = self._daemon
         try:
-            async with asyncio.timeout(CLAIM_S):
+            async with asyncio.timeout(DAEMON_CLAIM_S):
                 while self._job(mark) is not None:
                     if not daemon.switch.unconfirmed() and not daemon.switch.cpu_pending():
                         return await self._glance(mark)
@@ -152,10 +148,10 @@ class Guests:
         late = sorted(f"{key} in {domain}" for domain, key in daemon.switch.unconfirmed())
         if not late:
             if daemon.switch.cpu_pending():
-                text = f"{mark[0]}: claim of {mark[1]} granted although CPU has not moved within {CLAIM_S:g} s"
+                text = f"{mark[0]}: claim of {mark[1]} granted although CPU has not moved within {DAEMON_CLAIM_S:g} s"
                 told.say(mark[0], text)
             return None
-        text = f"not stopped within {CLAIM_S:g} s: {', '.join(late)}; see that domain's agent"
+        text = f"not stopped within {DAEMON_CLAIM_S:g} s: {', '.join(late)}; see that domain's agent"
         told.say(mark[0], f"{mark[0]}: claim of {mark[1]} refused: {text}")
         daemon.apply(ev.Released(daemon.now(), *mark))
         daemon.refused(*mark, RefusalCode.STOP_TIMEOUT, text)

@@ -25,6 +25,7 @@ from magrathea.core.allocation import wanted_stopped
 from magrathea.core.model import Host, JobKey, MemoryComing, MemoryLack, MemoryShort
 from magrathea.core.plan import Order, Orders, SetCpu, SetMemory, Step
 from magrathea.core.refusals import RefusalCode
+from magrathea.deadlines import ORDER_MARGIN_S, ORDER_S
 
 from ..guest_channel.channel import AgentError, GuestChannel
 from ..guest_channel.messages import Answer
@@ -34,10 +35,6 @@ from .paging import UNCAPPED_S, MemorySettings
 
 log = logging.getLogger(__name__)
 
-ORDER_S = 1.2
-"""An agent's time for a first sweep: a process in uninterruptible sleep counts as stopped after 1 s."""
-ORDER_MARGIN_S = 0.2
-"""More for its answer to arrive."""
 RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Pauses after the first, second, ... failure of a step."""
 FAULT_AFTER_S = 60.0

@@ -19,9 +19,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from magrathea.budget import Budget
 from magrathea.pbs_text.states import DEAD_STATES
 from scheduler_plugin.pbs.base import Attributes, Connect, Pbs, PbsError, Vnode
-from magrathea.budget import Budget
 
 from .vnode_attributes import ACCEPTS, COSMETIC, HOST, NONE, OFFLINE, differences, opens, same, shown
 

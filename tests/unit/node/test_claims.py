@@ -69,7 +69,7 @@ CLAIM = Claim(id=1, session="0" * 16, job=ClaimedJob(id="9.srv", run=1, cls=JobC
 
 @pytest.fixture
 def owner(monkeypatch: pytest.MonkeyPatch) -> Owner:
-    monkeypatch.setattr(guests, "CLAIM_S", 0.05)
+    monkeypatch.setattr(guests, "DAEMON_CLAIM_S", 0.05)
     return Owner(run(host("exclusive", cpus=4, n1="normal", p1="priority"), "n1", "1.srv", cpus=4))
 
 

@@ -1,0 +1,68 @@
+"""The two seconds of a claim, added up, and compared with those who cannot import the table."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+
+import pytest
+
+from magrathea import deadlines
+from node_daemon.agent import mom_requests, stopper, sweeper
+from node_daemon.configuration import MAX_WARN_S
+from scheduler_plugin.setup.hook_texts import hook_text
+from scheduler_plugin.setup.install import InstallOptions, wanted_hooks
+
+
+def constants(text: str) -> dict[str, float]:
+    """The numbers that a program's text gives names to."""
+    found = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            [target], value = node.targets, node.value.value
+            if isinstance(target, ast.Name) and isinstance(value, int | float):
+                found[target.id] = float(value)
+    return found
+
+
+HOOK = constants(hook_text("magrathea_mom"))
+
+
+def test_the_turns_of_all_add_up_to_the_two_seconds_and_no_more() -> None:
+    hooks_own = deadlines.HOOK_MARGIN_S + deadlines.TAKE_BACK_S
+    assert deadlines.AGENT_CLAIM_S + hooks_own == pytest.approx(deadlines.CLAIM_S) == 2.0
+
+
+def test_each_gives_up_before_the_one_that_waits_for_it() -> None:
+    waiting = (
+        deadlines.UNINTERRUPTIBLE_S,
+        deadlines.ORDER_S,
+        deadlines.ORDER_S + deadlines.ORDER_MARGIN_S,
+        deadlines.AGENT_CLAIM_S,
+        deadlines.AGENT_CLAIM_S + deadlines.HOOK_MARGIN_S,
+        deadlines.CLAIM_S,
+    )
+    assert all(inner < outer for inner, outer in itertools.pairwise(waiting))
+    assert deadlines.ORDER_S + deadlines.ORDER_MARGIN_S <= deadlines.DAEMON_CLAIM_S + 1e-9
+    assert deadlines.AGENT_CLAIM_S - deadlines.DAEMON_CLAIM_S >= 0.2 - 1e-9, "for the guest channel, to and fro"
+    assert max(deadlines.MEMORY_GLANCE_S, MAX_WARN_S) < deadlines.DAEMON_CLAIM_S
+
+
+def test_the_hook_has_the_same_numbers() -> None:
+    assert HOOK["CLAIM_S"] == deadlines.AGENT_CLAIM_S
+    assert HOOK["MARGIN_S"] == deadlines.HOOK_MARGIN_S
+    assert HOOK["RELEASE_S"] == deadlines.TAKE_BACK_S
+
+
+def test_the_agent_has_the_same_numbers() -> None:
+    assert pytest.approx(deadlines.AGENT_CLAIM_S + deadlines.HOOK_MARGIN_S) == mom_requests.CLAIM_S
+    assert stopper.PENDING_COUNTS_S == deadlines.UNINTERRUPTIBLE_S
+    assert deadlines.ORDER_S <= sweeper.ORDERS_S
+
+
+def test_pbs_kills_no_hook_before_it_has_given_up() -> None:
+    """A hook killed by its alarm sets no later execution time: PBS would try again at once."""
+    alarms = {name: float(hook[0]["alarm"]) for name, hook in wanted_hooks(InstallOptions(memory_moves=True)).items()}
+    assert alarms["magrathea_mom"] > deadlines.CLAIM_S
+    assert HOOK["TELL_S"] < alarms["magrathea_mom"]
+    assert HOOK["WAIT_S"] + HOOK["PREPARED_S"] + HOOK["MARGIN_S"] < alarms["magrathea_prologue"]
