@@ -242,7 +242,7 @@ scripts = ""
 
     async def start_job(self, name: str, job: Job, processes: int = 3) -> None:
         """Claim until it is granted, as PBS does by running it again, then start its processes."""
-        end = time.monotonic() + 20
+        end = time.monotonic() + BOUND_S
         while not (answer := await self.claim(name, job))["ok"]:
             assert time.monotonic() < end, f"{job} was never accepted: {answer}"
             job.run += 1

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from magrathea_lab.rigs.agent_rig import Doc, Rig, owner, running, state
-from magrathea_lab.waiting import NotInTime, until
+from magrathea_lab.waiting import BOUND_S, NotInTime, until
 
 COUNT = "while :; do :; done"
 
@@ -29,7 +29,7 @@ def rig() -> Iterator[Rig]:
 
 def hook(rig: Rig) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(10)
+    sock.settimeout(BOUND_S)
     sock.connect(str(rig.socket))
     return sock
 
@@ -225,7 +225,7 @@ def test_another_user_gets_nothing(rig: Rig) -> None:
 def test_a_second_agent_for_the_same_socket_does_not_start(rig: Rig) -> None:
     done = subprocess.run(
         [rig.python, str(Path(__file__).parents[2] / "node_daemon" / "agent"), "--config", str(rig.config_path)],
-        capture_output=True, text=True, timeout=20, check=False,
+        capture_output=True, text=True, timeout=BOUND_S, check=False,
     )  # fmt: skip
     assert done.returncode == 2
     assert "another agent" in done.stderr
@@ -389,7 +389,7 @@ def test_the_successor_knows_what_was_stopped_when_the_job_is_released(rig: Rig)
     rig.kill()
     rig.start()
     rig.mom("release", job={"id": "12.srv", "run": 1})
-    assert job.wait(10) == -signal.SIGKILL
+    assert job.wait(BOUND_S) == -signal.SIGKILL
 
 
 def test_an_orderly_end_leaves_stopped_what_is_stopped(rig: Rig) -> None:

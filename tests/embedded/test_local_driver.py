@@ -108,7 +108,7 @@ class Machine:
     def end_root(self) -> None:
         assert self.root is not None
         self.root.kill()
-        self.root.wait(timeout=10)
+        self.root.wait(BOUND_S)
 
     def clean(self) -> None:
         if self.root is None:

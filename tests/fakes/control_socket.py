@@ -10,6 +10,7 @@ from pathlib import Path
 
 from magrathea.core.model import JobClass, Kind, Mode, State
 from magrathea.messages import DomainReport, JobReport, Snapshot
+from magrathea_lab.waiting import BOUND_S
 
 AT = 1_800_000_000.0
 
@@ -68,13 +69,13 @@ def answering(path: Path, *parts: bytes, hang: bool = False) -> Iterator[list[by
         while not over.is_set():
             client, _ = server.accept()
             with client, contextlib.suppress(ConnectionError):
-                client.settimeout(5)
+                client.settimeout(BOUND_S)
                 question = client.recv(4096)
                 questions.append(question)
                 for part in parts if question else ():
                     client.sendall(part)
                 if hang and question:
-                    over.wait(10)
+                    over.wait(BOUND_S)
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()

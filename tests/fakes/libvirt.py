@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from magrathea_lab.waiting import BOUND_S
 from node_daemon.hypervisor.libvirt import connection as libvirt_connection
 
 libvirt = pytest.importorskip("libvirt", reason="libvirt's Python binding is missing: pip install magrathea[libvirt]")
@@ -80,7 +81,7 @@ class FakeLibvirtConnection:
         return self._fake.kind
 
     def listAllDomains(self, flags: int) -> list[Any]:
-        assert self._fake.listing.wait(20)
+        assert self._fake.listing.wait(BOUND_S)
         return [FakeLibvirtDomain(self._fake, one) for one in self._real.listAllDomains(flags)]
 
     def lookupByName(self, name: str) -> Any:
@@ -110,7 +111,7 @@ class FakeLibvirtDomain:
 
     def setMemoryFlags(self, kib: int, flags: int) -> None:
         if self._fake.hung.is_set() and self._real.name() == "m1":
-            assert self._fake.free.wait(20)
+            assert self._fake.free.wait(BOUND_S)
         self._fake.set.append(kib // KIB)
         self._real.setMemoryFlags(kib, flags)
 

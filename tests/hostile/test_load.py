@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,9 +19,6 @@ from scheduler_plugin.hub.vnode_attributes import RANK
 from tests.embedded.real_hub import RealHub, run
 from tests.fakes.host import FakeHost
 from tests.fakes.reports import NOW, domain, report, snapshot
-
-LATE_S = 2.0
-"""For what takes some milliseconds otherwise: this much is allowed for a machine that is busy with other things."""
 
 
 @contextmanager
@@ -54,15 +50,11 @@ def flood(hub: RealHub, host: str, messages: list[bytes]) -> Iterator[None]:
         thread.join()
 
 
-async def worst_s(hub: RealHub, honest: FakeHost, rounds: int = 20) -> float:
-    """The longest time from an honest host's snapshot to its vnode in PBS."""
-    worst = 0.0
+async def served(hub: RealHub, honest: FakeHost, rounds: int = 20) -> None:
+    """Each snapshot of an honest host gets to PBS. One that is served when nobody else speaks would wait for ever."""
     for rank in range(1, rounds):
-        began = time.monotonic()
         await honest.says(domain("n1", rank=rank))
         await hub.until(lambda rank=rank: hub.shown("n1", RANK) == str(rank), "publication")  # type: ignore[misc]
-        worst = max(worst, time.monotonic() - began)
-    return worst
 
 
 def large(number: int) -> bytes:
@@ -90,7 +82,7 @@ def test_an_honest_host_is_published_while_another_floods(tmp_path: Path, messag
         await hub.until(lambda: hub.shown("n1", RANK) == "0", "the honest host is heard")
         with flood(hub, "h1", messages):
             await asyncio.sleep(1.0)
-            assert await worst_s(hub, honest) < LATE_S
+            await served(hub, honest)
 
     run(tmp_path, test, tcp=True)
 

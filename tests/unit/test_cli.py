@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 from magrathea.cli import main, view
 from magrathea.core.model import JobClass, State
 from magrathea.messages import FarmView, HostView, MemoryMove, Snapshot, encode
+from magrathea_lab.waiting import BOUND_S
 from tests.fakes.control_socket import AT, PREEMPTION, answering, domain, job, snapshot
 
 from ..signals import interruptible
@@ -199,7 +200,7 @@ def test_watch_goes_on_until_interrupted_and_ends_with_the_last_state(path: Path
             assert watch.stdout is not None
             assert [watch.stdout.readline().split("\t")[3] for _ in range(3)] == ["unknown"] * 3
             watch.send_signal(signal.SIGINT)
-            assert watch.wait(20) == 1
+            assert watch.wait(BOUND_S) == 1
         finally:
             watch.kill()
 
@@ -335,7 +336,7 @@ def test_status_imports_neither_entry_points_nor_what_only_others_need(path: Pat
             env={**os.environ, "MAGRATHEA_CONTROL": str(path)},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=BOUND_S,
             check=True,
         )
     assert result.stdout.splitlines()[-1] == "[]"

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from magrathea_lab.waiting import BOUND_S
 from node_daemon import configuration as noded
 from node_daemon.agent.configuration import Config
 from scheduler_plugin.hub import configuration as hub
@@ -34,7 +35,7 @@ def test_noded_toml_is_good(tmp_path: Path) -> None:
         [sys.executable, "-m", "node_daemon.main", "--check", "--config", str(DEPLOY / "noded.toml")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=BOUND_S,
     )
     assert result.returncode == 0, result.stderr
 
@@ -107,7 +108,10 @@ def test_units_are_understood_by_systemd(unit: Path, tmp_path: Path) -> None:
     text = re.sub(r"^(Exec\w+=)\S+", r"\1/bin/true", unit.read_text(), flags=re.MULTILINE)
     (tmp_path / unit.name).write_text(text)
     result = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(tmp_path / unit.name)], capture_output=True, text=True, timeout=60
+        ["systemd-analyze", "verify", "--man=no", str(tmp_path / unit.name)],
+        capture_output=True,
+        text=True,
+        timeout=BOUND_S,
     )
     newer = "DelegateSubgroup"  # systemd 254; older ones say so and go on
     said = [line for line in result.stderr.splitlines() if unit.name in line and newer not in line]

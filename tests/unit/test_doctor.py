@@ -17,6 +17,7 @@ from magrathea.configuration import ConfigurationError
 from magrathea.core.model import Mode
 from magrathea.doctor import Check, Part, Paths, Status
 from magrathea.messages import FarmView, HostView, Snapshot
+from magrathea_lab.waiting import BOUND_S
 from node_daemon.configuration import NodedConfiguration, read
 from node_daemon.setup import doctor as node
 from scheduler_plugin.setup import doctor as server
@@ -118,7 +119,7 @@ def test_an_agent_is_judged_by_its_answer(tmp_path: Path, answer: bytes, mode: i
         listening.bind(str(path))
         path.chmod(mode)
         listening.listen()
-        listening.settimeout(10)
+        listening.settimeout(BOUND_S)
 
         def serve() -> None:
             connection, _ = listening.accept()

@@ -15,6 +15,7 @@ import pytest
 
 from magrathea.cli.main import cli
 from magrathea.configuration import ConfigurationError
+from magrathea_lab.waiting import BOUND_S
 from node_daemon import configuration as node_configuration
 from node_daemon import main as noded
 from node_daemon.agent.start import options
@@ -85,7 +86,7 @@ def configuration(block: Block, directory: Path) -> None:
 def test_the_examples_of_a_document_are_understood(document: Path, tmp_path: Path) -> None:
     for block in blocks(document):
         if block.text.startswith("#!/bin/sh\n"):
-            checked = subprocess.run(["sh", "-n"], input=block.text, capture_output=True, text=True, timeout=60)
+            checked = subprocess.run(["sh", "-n"], input=block.text, capture_output=True, text=True, timeout=BOUND_S)
             assert checked.returncode == 0, f"{block.place}: {checked.stderr}"
         elif block.language == "toml":
             configuration(block, tmp_path)

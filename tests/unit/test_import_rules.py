@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from magrathea_lab.waiting import BOUND_S
+
 ROOT = Path(__file__).resolve().parents[2]
 LINT = [str(Path(sys.executable).with_name("lint-imports")), "--no-logo", "--cache-dir", "cache"]
 RULES = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
@@ -56,7 +58,7 @@ def added(file: Path, line: str) -> Iterator[None]:
 
 def broken(tree: Path) -> tuple[int, list[str]]:
     """The exit code, and the names of the broken rules."""
-    done = subprocess.run(LINT, cwd=tree, capture_output=True, text=True, env={"COLUMNS": "500"}, timeout=60)
+    done = subprocess.run(LINT, cwd=tree, capture_output=True, text=True, env={"COLUMNS": "500"}, timeout=BOUND_S)
     assert "Contracts:" in done.stdout, done.stdout + done.stderr
     return done.returncode, [line for line in done.stdout.splitlines() if " BROKEN" in line]
 

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from magrathea.cli.main import cli
+from magrathea_lab.waiting import BOUND_S
 from tools import manual_pages as man
 
 ROOT = Path(__file__).parents[2]
@@ -79,13 +80,13 @@ def test_the_pages_are_written_and_man_has_nothing_to_say_about_them(tmp_path: P
     if shutil.which("groff") is None:
         pytest.skip("NOT RUN: the pages' look; there is no groff")
     argv = ["groff", "-man", "-ww", "-z", "-Tutf8", "-k", *map(str, files)]
-    done_groff = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    done_groff = subprocess.run(argv, capture_output=True, text=True, timeout=BOUND_S)
     assert (done_groff.returncode, done_groff.stderr) == (0, "")
     shown = subprocess.run(
         ["groff", "-man", "-Tascii", "-P-c", str(tmp_path / "man/magrathea-pbs-install.1")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=BOUND_S,
     ).stdout
     plain = re.sub(r".\x08", "", shown)
     assert re.search(r"^OPTIONS$", plain, re.MULTILINE) and "--priority QUEUE" in plain

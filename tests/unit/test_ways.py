@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from magrathea.core.machine import handle
 from magrathea.core.model import Host, Lifecycle
 from magrathea.core.reconfiguration import UNKNOWN_HOST
+from magrathea_lab.waiting import BOUND_S
 from node_daemon.configuration import read
 from scheduler_plugin.setup.cli import pbs
 from tests.unit.core.builders import HIGH, LOW, PROTECTED, T, accepts, claim, defrost, run, set_domain, wanted
@@ -36,7 +37,7 @@ def test_there_is_a_file_for_each_way() -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_the_daemon_takes_it(file: Path) -> None:
     argv = [sys.executable, "-m", "node_daemon.main", "--check", "--config", str(file)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=BOUND_S)
     assert done.returncode == 0, done.stderr
 
 

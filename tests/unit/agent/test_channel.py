@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from magrathea_lab.waiting import BOUND_S
 from node_daemon.agent.channel import Channel
 from node_daemon.agent.loop import Loop
 from node_daemon.agent.transports import Transport
@@ -52,7 +53,7 @@ class Desk:
         self.got: list[dict[str, Any]] = []
 
     def turn_until(self, what: Callable[[], object]) -> None:
-        end = time.monotonic() + 10
+        end = time.monotonic() + BOUND_S
         while not what():
             assert time.monotonic() < end
             timer = self.loop.after(0.01, lambda: None)

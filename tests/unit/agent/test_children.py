@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from magrathea_lab.waiting import until
+from magrathea_lab.waiting import BOUND_S, until
 from node_daemon.agent.children import Child
 from node_daemon.agent.loop import Loop
 
@@ -30,9 +30,9 @@ class Watched:
         self.output += data
 
     def turn_until(self, what: Callable[[], object]) -> None:
-        until = time.monotonic() + 20
+        end = time.monotonic() + BOUND_S
         while not what():
-            assert time.monotonic() < until
+            assert time.monotonic() < end
             self.loop.turn()
 
     def end(self) -> tuple[int, bytes]:

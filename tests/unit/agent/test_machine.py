@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from magrathea_lab.waiting import BOUND_S
 from node_daemon.agent.lines import BadValue
 from node_daemon.agent.loop import Loop
 from node_daemon.agent.machine import Machine
@@ -87,7 +88,7 @@ def test_its_command_is_run_after_the_answer_and_is_reaped(tmp_path: Path) -> No
     assert here.power_off() == {"ok": True}
     assert not done.exists()
     loop = here.loop
-    end = time.monotonic() + 10
+    end = time.monotonic() + BOUND_S
     while loop.timers and time.monotonic() < end:
         loop.turn()
     assert done.read_text() == ":".join(Machine.PLACES) + "\n"

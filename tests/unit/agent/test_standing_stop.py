@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from magrathea_lab.rigs.agent_rig import state
-from magrathea_lab.waiting import until
+from magrathea_lab.waiting import BOUND_S, until
 from node_daemon.agent import changes, finder, sweeper
 from node_daemon.agent.cgroups import Cgroups
 from node_daemon.agent.changes import StoppedProcesses
@@ -79,8 +79,8 @@ class Standing:
 
     def order(self, word: str) -> None:
         answers: list[dict[str, Any]] = []
-        self.sweeper.order([(self.job.key, word)], 20.0, answers.append)
-        end = time.monotonic() + 20
+        self.sweeper.order([(self.job.key, word)], BOUND_S, answers.append)
+        end = time.monotonic() + BOUND_S
         while not answers:
             assert time.monotonic() < end, "the order is not carried out"
             self.loop.turn()

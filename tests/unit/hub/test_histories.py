@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from magrathea.messages import HistoryAsked, HistoryEntry, HistoryTold, Message
+from magrathea_lab.waiting import BOUND_S
 from scheduler_plugin.hub.histories import Histories
 
 ENTRY = HistoryEntry(at=1.0, kind="event", name="HubFound")
@@ -22,7 +23,7 @@ def play(test: Callable[[Histories, list[tuple[str, HistoryAsked]]], Awaitable[N
 
         await test(Histories(send, answer_s=0.05), sent)
 
-    asyncio.run(asyncio.wait_for(all_of_it(), 30))
+    asyncio.run(asyncio.wait_for(all_of_it(), BOUND_S))
 
 
 def told(host: str, id: int, trouble: str = "") -> HistoryTold:

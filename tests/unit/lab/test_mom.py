@@ -12,6 +12,7 @@ from pathlib import Path
 from magrathea_lab.guests.programs import MODULES, copy_programs
 from magrathea_lab.pbs_standin import mom
 from magrathea_lab.pbs_standin.mom import connect
+from magrathea_lab.waiting import BOUND_S
 from scheduler_plugin.setup.install import InstallOptions, wanted_hooks
 
 
@@ -22,10 +23,10 @@ def test_a_character_device_is_spoken_over_both_ways() -> None:
         reader, writer = await connect(Path(os.ttyname(there)))
         try:
             os.write(here, b"to the MoM\n")
-            heard = await asyncio.wait_for(reader.readline(), 10)
+            heard = await asyncio.wait_for(reader.readline(), BOUND_S)
             writer.write(b"to the server\n")
             await writer.drain()
-            said = await asyncio.wait_for(asyncio.to_thread(os.read, here, 100), 10)
+            said = await asyncio.wait_for(asyncio.to_thread(os.read, here, 100), BOUND_S)
         finally:
             writer.close()
             os.close(there)

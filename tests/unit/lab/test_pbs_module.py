@@ -14,6 +14,7 @@ import pytest
 from magrathea_lab import fleet
 from magrathea_lab.pbs_standin import pbs_module
 from magrathea_lab.pbs_standin.pbs_module import Hook, HookJob, HookOutcome, Server
+from magrathea_lab.waiting import BOUND_S
 from scheduler_plugin.setup.hook_texts import hook_text
 
 SERVER = Server("srv", {}, {})
@@ -93,7 +94,7 @@ def test_as_a_program_it_is_a_process_per_event(tmp_path: Path) -> None:
     path.write_text("import pbs\npbs.event().reject(pbs.get_local_nodename())\n", encoding="utf-8")
     given = {"hook": str(path), "event": "execjob_begin", "server": "srv", "vnode": "n1", "job": {"id": "1.srv"}}
     program = [sys.executable, "-I", "-S", pbs_module.__file__]
-    done = subprocess.run(program, input=json.dumps(given), capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(program, input=json.dumps(given), capture_output=True, text=True, timeout=BOUND_S, check=True)
     outcome = json.loads(done.stdout)
     assert (outcome["accepted"], outcome["message"]) == (False, "n1")
 

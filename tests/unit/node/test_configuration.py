@@ -12,6 +12,7 @@ from magrathea.configuration import ConfigurationError, line_of
 from magrathea.core.machine import handle
 from magrathea.core.model import Host, Job, JobClass, JobKey, Kind, Mode
 from magrathea.core.reconfiguration import UNKNOWN_HOST
+from magrathea_lab.waiting import BOUND_S
 from node_daemon.configuration import NodedConfiguration, changes, read
 
 GOOD = """\
@@ -185,7 +186,7 @@ def test_a_reload_keeps_the_kind_of_a_domain_that_has_jobs(tmp_path: Path) -> No
 
 def noded(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "node_daemon.main", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=BOUND_S, check=False)
 
 
 def test_check_says_good_or_what_is_wrong(tmp_path: Path) -> None:

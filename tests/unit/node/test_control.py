@@ -14,6 +14,7 @@ import pytest
 from magrathea import control as controls
 from magrathea.control import Control, ControlRequest, Denied, granted
 from magrathea.core.refusals import RefusalCode
+from magrathea_lab.waiting import BOUND_S
 
 
 async def status(request: ControlRequest) -> bytes:
@@ -27,7 +28,7 @@ async def drain(request: ControlRequest) -> bytes:
 
 
 async def ask(path: Path, line: bytes) -> bytes:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         reader, writer = await asyncio.open_unix_connection(path)
         writer.write(line)
         answer = await reader.read()
@@ -46,7 +47,7 @@ def run(test: Callable[[Path], Awaitable[None]], group: str = "") -> None:
                 await control.close()
             assert not control.path.exists()
 
-    asyncio.run(asyncio.wait_for(all_of_it(), 30))
+    asyncio.run(all_of_it())
 
 
 def test_everybody_may_ask_for_the_status() -> None:

@@ -16,6 +16,7 @@ from magrathea.core import events as ev
 from magrathea.core.machine import handle
 from magrathea.core.model import Host, JobClass, JobKey
 from magrathea.messages import HistoryAsked
+from magrathea_lab.waiting import BOUND_S
 from node_daemon.control_operations import Admin
 from node_daemon.journal import JournalError, JournalStore, NoJournal, open_journal
 
@@ -78,7 +79,7 @@ def play(folder: Path, facts: Host, test: Callable[[Owner, Ask], Awaitable[None]
             await admin.close()
             owner.journal.close()
 
-    asyncio.run(asyncio.wait_for(all_of_it(), 30))
+    asyncio.run(asyncio.wait_for(all_of_it(), BOUND_S))
 
 
 def facts() -> Host:

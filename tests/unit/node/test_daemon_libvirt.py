@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from magrathea.messages import DomainReport
+from magrathea_lab.waiting import BOUND_S
 from node_daemon.configuration import NodedConfiguration, read
 from node_daemon.daemon import Daemon
 from node_daemon.hypervisor.libvirt.driver import LibvirtDriver
@@ -71,7 +72,7 @@ def play(mode: str, test: Callable[[Daemon], Awaitable[None]]) -> None:
             finally:
                 await daemon.close()
 
-    asyncio.run(asyncio.wait_for(all_of_it(), 30))
+    asyncio.run(all_of_it())
 
 
 def report(daemon: Daemon, name: str) -> DomainReport:
@@ -79,7 +80,7 @@ def report(daemon: Daemon, name: str) -> DomainReport:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(BOUND_S):
         while not condition():
             await asyncio.sleep(0.01)
 

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from magrathea.cli.main import cli
+from magrathea_lab.waiting import BOUND_S
 from node_daemon.setup import guest_installer
 
 AGENT = Path(guest_installer.__file__).parents[1] / "agent"
@@ -25,7 +26,7 @@ def run(*words: str, script: str = "", **more: str) -> subprocess.CompletedProce
         input=script or None,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=BOUND_S,
         check=False,
         env={**os.environ, **more},
     )

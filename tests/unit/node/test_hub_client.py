@@ -31,6 +31,7 @@ from magrathea.messages import (
     decode_to_hub,
     encode,
 )
+from magrathea_lab.waiting import BOUND_S
 from node_daemon import hub_client
 from node_daemon.hub_client import HubClient, HubError
 from node_daemon.snapshot import Beside, snapshot
@@ -88,7 +89,7 @@ class DaemonsEnd:
         self.note = 0
 
     async def until_told(self, what: object) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             while what not in self.told:
                 await asyncio.sleep(0.005)
 
@@ -111,7 +112,7 @@ def run(test: Callable[[FakeHub, DaemonsEnd], Awaitable[None]]) -> None:
         async with pair() as (hub, host):
             await test(hub, host)
 
-    asyncio.run(asyncio.wait_for(all_of_it(), 30))
+    asyncio.run(all_of_it())
 
 
 def test_a_hub_gets_the_whole_host_unasked_and_its_first_word_makes_it_found() -> None:
@@ -257,7 +258,7 @@ def test_a_silent_hub_is_lost_and_found_again(monkeypatch: pytest.MonkeyPatch) -
         await host.until_told("lost")
         await hub.hear()  # offered again, unasked
         await hub.say(BEAT)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(BOUND_S):
             while host.told.count("found") < 2:
                 await asyncio.sleep(0.005)
 
@@ -285,7 +286,7 @@ def test_over_tcp_both_sides_have_keys(tmp_path: Path) -> None:
             await host.client.close()
             hub.close()
 
-    asyncio.run(asyncio.wait_for(test(), 30))
+    asyncio.run(test())
 
 
 def test_a_key_file_that_is_none_is_named(tmp_path: Path) -> None:

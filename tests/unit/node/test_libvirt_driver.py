@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from magrathea.core.refusals import RefusalCode
+from magrathea_lab.waiting import BOUND_S
 from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, SAVE, DomainChange, DomainReading, DriverError, Others
 from node_daemon.hypervisor.libvirt import driver as libvirt_driver
 from node_daemon.hypervisor.libvirt.driver import LibvirtDriver
@@ -34,7 +35,7 @@ class Heard:
         self._came.set()
 
     async def until(self, event: DomainChange) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(BOUND_S):
             while event not in self.events:
                 self._came.clear()
                 await self._came.wait()
@@ -57,7 +58,7 @@ async def started(
 
 
 def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(work(), 30))
+    asyncio.run(work())
 
 
 async def refused(work: Awaitable[None]) -> str:
@@ -200,13 +201,13 @@ def test_twelve_services_beside_two_workers_are_counted_as_they_come_and_go_and_
             assert driver.others() == Others(12, 12, 12 * 256)
             heard.clear()
             connection.lookupByName("service3").destroy()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(BOUND_S):
                 while driver.others().domains == 12:
                     await asyncio.sleep(0.01)
             assert driver.others() == Others(11, 11, 11 * 256)
             assert heard.events  # so that somebody looks
             connection.lookupByName("service3").create()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(BOUND_S):
                 while driver.others().domains == 11:
                     await asyncio.sleep(0.01)
             assert all(connection.lookupByName(f"service{n}").isActive() for n in range(12))
@@ -434,12 +435,12 @@ def test_a_new_connection_can_what_the_old_one_could_until_it_says_otherwise(
             fake.kind = "LXC"  # another hypervisor, even
             before = link.connection
             link._lost.set()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(BOUND_S):
                 while link._connection in (None, before):
                     await asyncio.sleep(0.01)
             assert driver.capabilities == {CPU, MEMORY, LIFE, SAVE}
             fake.listing.set()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(BOUND_S):
                 while SAVE in driver.capabilities:
                     await asyncio.sleep(0.01)
 
