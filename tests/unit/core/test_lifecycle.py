@@ -329,6 +329,7 @@ def test_losing_the_hub_ends_no_preemption_under_way(mode: str) -> None:
     "event",
     [
         DomainBooting(T, "nowhere", T + 9),
+        DomainBooting(T, "n3", T),
         DomainStarted(T, "nowhere"),
         DomainStopped(T, "nowhere"),
         AgentConnected(T, "nowhere"),

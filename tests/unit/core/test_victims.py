@@ -112,6 +112,15 @@ def test_best_fit_beyond_a_dozen_gives_enough_quickly() -> None:
     assert len(chosen) == 17
 
 
+def test_best_fit_stops_nobody_whom_a_later_choice_makes_needless() -> None:
+    """n1 is taken first, for its CPUs; the memory that it lacks comes from n2 and n3, which have CPUs enough, too."""
+    names = {f"n{i}": "normal swap=9999" for i in range(1, 15)}
+    h = host("counted", cpus=20, memory=1_110, p1="priority", **names)
+    for name, (cpus, memory) in zip(names, [(5, 0), (3, 600), (1, 400), *([(1, 10)] * 11)], strict=True):
+        h = run(h, name, name, cpus=cpus, memory=memory)
+    assert victims(h, 4, memory=1_000) == ("n2", "n3")
+
+
 def test_a_domain_resumes_when_enough_cpus_are_free_again() -> None:
     h = stop(run(host("counted", n1="normal", p1="priority"), "n1", "1", cpus=4), "n1", "1")
     h = run(run(h, "p1", "8", cpus=3), "p1", "9", cpus=3)
