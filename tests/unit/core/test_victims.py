@@ -114,7 +114,7 @@ def test_best_fit_beyond_a_dozen_gives_enough_quickly() -> None:
 
 def test_best_fit_stops_nobody_whom_a_later_choice_makes_needless() -> None:
     """n1 is taken first, for its CPUs; the memory that it lacks comes from n2 and n3, which have CPUs enough, too."""
-    names = {f"n{i}": "normal swap=9999" for i in range(1, 15)}
+    names: dict[str, Any] = {f"n{i}": "normal swap=9999" for i in range(1, 15)}
     h = host("counted", cpus=20, memory=1_110, p1="priority", **names)
     for name, (cpus, memory) in zip(names, [(5, 0), (3, 600), (1, 400), *([(1, 10)] * 11)], strict=True):
         h = run(h, name, name, cpus=cpus, memory=memory)
