@@ -101,7 +101,7 @@ coverage: setup ## branch coverage of the core by its unit and property tests, t
 	$(BIN)/coverage run -m pytest --ignore=tests/unit/core/test_docs.py tests/unit/core tests/property
 	$(BIN)/coverage report
 
-mutation: setup ## how many of 400 small faults in the core its unit tests notice, two minutes
+mutation: setup ## how many of 300 small faults in the core its tests notice, five minutes
 	@$(QUALITY)
 	$(BIN)/python -m bench.core_mutation $(if $(MUTANTS),--mutants $(MUTANTS))
 
