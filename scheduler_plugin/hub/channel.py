@@ -19,7 +19,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,7 @@ from magrathea.messages import (
 )
 
 from . import keys
+from .bindings import Bindings
 from .connections import ConnectionLimits, Connections
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class HubChannel:
         self._budgets: dict[str, Budget] = {}
         self._waiting: dict[str, tuple[_Peer, zmq.Frame]] = {}
         self._complaints = RationedLog(log)
-        self.allowed: Mapping[str, frozenset[str]] = {}
+        self.bindings = Bindings()
 
     def start(self) -> None:
         """Listen. Raises ChannelError, KeysError."""
@@ -173,7 +174,7 @@ class HubChannel:
         if self._tcp:
             enrolled = keys.enrolled(self._keys_dir)
             self._host_of_key = {one.public: one.host for one in enrolled}
-            self.allowed = {one.host: one.vnodes for one in enrolled if one.vnodes is not None}
+            self.bindings = Bindings({one.host: one.vnodes for one in enrolled if one.vnodes is not None})
             self._peers = {
                 host: peer
                 for host, peer in self._peers.items()

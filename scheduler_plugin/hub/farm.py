@@ -21,6 +21,7 @@ from magrathea.pbs_text.states import DEAD_STATES, RUNNING_SUBSTATE
 from scheduler_plugin.pbs.base import Attributes, PbsJob, Vnode
 
 from . import vnode_attributes
+from .bindings import Bindings
 from .books import (
     DEFAULT_NODE_FAIL_REQUEUE_S,
     Action,
@@ -58,7 +59,7 @@ class Farm:
         self.vnodes: dict[str, Vnode] = {}
         self.hosts: dict[str, Heard] = {}
         self.entries: dict[JobKey, LedgerEntry] = {entry.key: entry for entry in entries}
-        self.allowed: Mapping[str, frozenset[str]] = {}
+        self._bindings = Bindings()
         self._set_priority = set_priority
         self.started = started
         self._heard_at: dict[str, float] = {}
@@ -103,8 +104,9 @@ class Farm:
                 self._forget_report(key, name)
                 if domain.name in off:  # a MoM that comes back without the job says nothing of it to PBS
                     self.entries.setdefault(key, LedgerEntry(id=key.id, run=key.run, away=True))
+        for vnode in vnode_attributes.reported(snapshot, self._bindings):
+            self._owner.setdefault(vnode, name)
         for domain in snapshot.domains:
-            self._owner.setdefault(domain.vnode, name)
             for job in domain.jobs:
                 key = JobKey(job.id, job.run)
                 self._reports.setdefault(key, {})[name] = job
@@ -145,11 +147,21 @@ class Farm:
         self._dirty |= {JobKey(j.id, j.run) for d in heard.snapshot.domains for j in d.jobs}
         self._dirty |= set(self.entries)
 
+    def bind(self, bindings: Bindings) -> None:
+        """Which host may speak of which vnode, from now on."""
+        if bindings != self._bindings:
+            self._bindings = bindings
+            self._own()
+
+    def _own(self) -> None:
+        snapshots = {name: heard.snapshot for name, heard in self.hosts.items()}
+        self._owner = vnode_attributes.owners(self.vnodes, snapshots, self._bindings)
+
     # What PBS has
 
     def read_vnodes(self, vnodes: Iterable[Vnode], server: Mapping[str, str]) -> None:
         self.vnodes = {vnode.name: vnode for vnode in vnodes}
-        self._owner = vnode_attributes.owners(self.vnodes, {name: heard.snapshot for name, heard in self.hosts.items()})
+        self._own()
         self._vnodes_read = True
         self._node_fail_requeue_s = float(server.get("node_fail_requeue", DEFAULT_NODE_FAIL_REQUEUE_S))
         self._dirty |= set(self.entries)
@@ -208,13 +220,14 @@ class Farm:
         wanted: dict[str, Attributes] = {}
         for heard in [self.hosts[host]] if host else self.hosts.values():
             part = vnode_attributes.of_host(
-                heard.snapshot, heard.live, self.vnodes, self._owner, self.allowed, set_priority=self._set_priority
+                heard.snapshot, heard.live, self.vnodes, self._owner, self._bindings, set_priority=self._set_priority
             )
             wanted.update(part.wanted)
             alerts += part.alerts
         if host is None:
             snapshots = {name: heard.snapshot for name, heard in self.hosts.items()}
-            rest = vnode_attributes.of_nobody(self.vnodes, self._owner, snapshots, grace=mono - self.started < LEASE_S)
+            grace = mono - self.started < LEASE_S
+            rest = vnode_attributes.of_nobody(self.vnodes, self._owner, snapshots, self._bindings, grace=grace)
             wanted.update(rest.wanted)
             alerts += rest.alerts
             new = [alert for alert in alerts if alert not in self._alerts]

@@ -101,7 +101,7 @@ class Hub:
         )
         self._channel.start()
         self._histories = Histories(self._channel.send)
-        self.farm.allowed = self._channel.allowed
+        self.farm.bind(self._channel.bindings)
         self._pool = CallPool(self._connect, settings.workers, settings.call_deadline_s + GRACE_S)
         budget = Budget(settings.publish_budget, settings.publish_burst_s, time.monotonic())
         self._failed: asyncio.Future[None] = self._loop.create_future()
@@ -375,7 +375,7 @@ class Hub:
             self._channel.reload_keys()
         except KeysError as error:
             log.error("ALERT keys: %s; those read before stay valid", error)
-        self.farm.allowed = self._channel.allowed
+        self.farm.bind(self._channel.bindings)
 
     def _touch(self) -> None:
         """The runjob hook preempts nothing once this file is old. So it is touched only while PBS answers us, and while

@@ -9,7 +9,7 @@ A host whose lease is over keeps what it published, except that its vnodes are `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from magrathea.core.model import JobClass, Kind, Mode, State
@@ -17,6 +17,8 @@ from magrathea.messages import DomainReport, Snapshot
 from magrathea.pbs_text.amounts import size_bytes, whole_number
 from magrathea.pbs_text.words import words
 from scheduler_plugin.pbs.base import Attributes, Vnode
+
+from .bindings import Bindings
 
 STATE = "resources_available.magrathea"
 ACCEPTS = "resources_available.magrathea_accepts"
@@ -60,13 +62,26 @@ class Published:
     alerts: tuple[str, ...]
 
 
-def owners(vnodes: Mapping[str, Vnode], hosts: Mapping[str, Snapshot]) -> dict[str, str]:
-    """Which host each managed vnode belongs to: what PBS has on record, else the first (by name) that reports it."""
-    found = {name: host for name, vnode in vnodes.items() if (host := vnode.attributes.get(HOST, ""))}
+def owners(vnodes: Mapping[str, Vnode], hosts: Mapping[str, Snapshot], bindings: Bindings) -> dict[str, str]:
+    """Which host each managed vnode belongs to: what PBS has on record, else the first (by name) that reports it.
+
+    A record of another host than the one that a vnode is bound to is out of date.
+    """
+    on_record = ((name, vnode.attributes.get(HOST, "")) for name, vnode in vnodes.items())
+    found = {
+        name: host if bindings.permit(host, name) else bindings.bound(name) or host for name, host in on_record if host
+    }
     for host in sorted(hosts):
-        for domain in hosts[host].domains:
-            found.setdefault(domain.vnode, host)
+        for name in reported(hosts[host], bindings):
+            found.setdefault(name, host)
     return found
+
+
+def reported(snapshot: Snapshot, bindings: Bindings) -> Iterator[str]:
+    """The vnodes that a host speaks of and may own. Services have none in PBS."""
+    for domain in snapshot.domains:
+        if domain.kind is not Kind.SERVICE and bindings.permit(snapshot.host, domain.vnode):
+            yield domain.vnode
 
 
 def of_host(
@@ -74,19 +89,20 @@ def of_host(
     live: bool,
     vnodes: Mapping[str, Vnode],
     owner: Mapping[str, str],
-    allowed: Mapping[str, frozenset[str]],
+    bindings: Bindings,
     *,
     set_priority: bool = True,
 ) -> Published:
-    """What the vnodes of one host should show. `allowed`: vnodes by host, for hosts that are bound to a list."""
+    """What the vnodes of one host should show."""
     wanted: dict[str, Attributes] = {}
     alerts = []
-    for domain in snapshot.domains:
-        if why := _refusal(domain, snapshot.host, vnodes, owner, allowed):
-            if domain.kind is not Kind.SERVICE:
-                alerts.append(why)
+    workers = [domain for domain in snapshot.domains if domain.kind is not Kind.SERVICE]
+    own = frozenset(d.vnode for d in workers if not _refusal(d, snapshot.host, vnodes, owner, bindings))
+    for domain in workers:
+        if why := _refusal(domain, snapshot.host, vnodes, owner, bindings):
+            alerts.append(why)
         else:
-            attributes = attributes_of(snapshot, domain, set_priority=set_priority)
+            attributes = attributes_of(snapshot, domain, own, set_priority=set_priority)
             wanted[domain.vnode] = {**attributes, OFFLINE: offline_of(snapshot, domain)} if live else LOST
     return Published(wanted, tuple(alerts))
 
@@ -95,6 +111,7 @@ def of_nobody(
     vnodes: Mapping[str, Vnode],
     owner: Mapping[str, str],
     hosts: Mapping[str, Snapshot],
+    bindings: Bindings,
     *,
     grace: bool,
 ) -> Published:
@@ -102,13 +119,13 @@ def of_nobody(
 
     `grace`: the hub has just started, and a host that was not heard yet may still come.
     """
-    reported = {domain.vnode for snapshot in hosts.values() for domain in snapshot.domains}
+    seen = {v for name, host in hosts.items() for v in reported(host, bindings) if owner.get(v) == name}
     wanted: dict[str, Attributes] = {}
     alerts = []
     for name in vnodes:
         if name not in owner:
             wanted[name] = {ACCEPTS: ALL_CLASSES}
-        elif owner[name] in hosts and name not in reported:
+        elif owner[name] in hosts and name not in seen:
             wanted[name] = LOST
             alerts.append(
                 f"vnode {name} belongs to host {owner[name]}, which does not report it; to give it up: "
@@ -124,11 +141,11 @@ def _refusal(
     host: str,
     vnodes: Mapping[str, Vnode],
     owner: Mapping[str, str],
-    allowed: Mapping[str, frozenset[str]],
+    bindings: Bindings,
 ) -> str:
     """Why a host's domain is not published; empty if it is."""
     name = domain.vnode
-    if host in allowed and name not in allowed[host]:
+    if not bindings.permit(host, name):
         return f"host {host} reports vnode {name}, for which it is not enrolled; ignored"
     if name not in vnodes:
         return f"host {host} reports vnode {name}, which PBS does not have; create it, or correct the host's file"
@@ -137,10 +154,12 @@ def _refusal(
     return ""
 
 
-def attributes_of(snapshot: Snapshot, domain: DomainReport, *, set_priority: bool = True) -> Attributes:
-    """All that is published of a domain whose host is heard."""
+def attributes_of(
+    snapshot: Snapshot, domain: DomainReport, own: frozenset[str], *, set_priority: bool = True
+) -> Attributes:
+    """All that is published of a domain whose host is heard. `own`: the vnodes that are the host's."""
     rank = max(_RANKS[0], min(_RANKS[1], domain.rank))
-    siblings = [d.vnode for d in snapshot.domains if d.vnode != domain.vnode and d.kind is not Kind.SERVICE]
+    siblings = own - {domain.vnode}
     found = {
         STATE: domain.state.value,
         ACCEPTS: ",".join(cls.value for cls in domain.accepts) or NONE,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from magrathea.core.model import Amount, Domain, Host, JobClass, Kind, Lifecycle, Mode, State
+from magrathea.messages import Snapshot
 from node_daemon.snapshot import Beside
 from node_daemon.snapshot import snapshot as node_snapshot
 from scheduler_plugin.hub import vnode_attributes
+from scheduler_plugin.hub.bindings import Bindings
 from scheduler_plugin.hub.vnode_attributes import (
     ACCEPTS,
     HOST,
@@ -30,10 +32,18 @@ from .simulated_hub import SimHub
 PRIORITY_DOMAIN = domain("p1", kind=Kind.PRIORITY, state=State.WOULD_PREEMPT, accepts=[JobClass.PRIORITY], rank=-3)
 
 
+UNBOUND = Bindings()
+
+
+def vnodes_of(made: Snapshot) -> frozenset[str]:
+    return frozenset(d.vnode for d in made.domains if d.kind is not Kind.SERVICE)
+
+
 def of_h1(*vnodes: Vnode, allowed: dict[str, frozenset[str]] | None = None) -> vnode_attributes.Published:
     had = {v.name: v for v in vnodes}
     made = snapshot(domain("n1"), PRIORITY_DOMAIN)
-    return vnode_attributes.of_host(made, True, had, vnode_attributes.owners(had, {"h1": made}), allowed or {})
+    bindings = Bindings(allowed or {})
+    return vnode_attributes.of_host(made, True, had, vnode_attributes.owners(had, {"h1": made}, bindings), bindings)
 
 
 def test_all_that_a_domain_shows() -> None:
@@ -56,14 +66,14 @@ def test_all_that_a_domain_shows() -> None:
 
 
 def test_nothing_accepted_and_no_sibling_are_words() -> None:
-    shown = vnode_attributes.attributes_of(snapshot(lonely := domain("n1", accepts=[])), lonely)
+    shown = vnode_attributes.attributes_of(snapshot(lonely := domain("n1", accepts=[])), lonely, frozenset())
     assert shown[ACCEPTS] == shown[SIBLINGS] == "none"
 
 
 def test_services_are_no_siblings_and_their_cpus_are_not_the_hosts() -> None:
     service = domain("s1", kind=Kind.SERVICE, ncpus=1, accepts=[])
     made = snapshot(domain("n1"), service, mode=Mode.COUNTED, cpus=8, services_cpus=1)
-    shown = vnode_attributes.attributes_of(made, made.domains[0])
+    shown = vnode_attributes.attributes_of(made, made.domains[0], vnodes_of(made))
     assert shown[SIBLINGS] == "none"
     assert shown[HOST_NCPUS] == "7"
 
@@ -77,7 +87,7 @@ def test_what_services_have_is_not_the_hosts_however_much_it_is(services: int, o
     domains = (n1, Domain("s1", Kind.SERVICE, services)) if services else (n1,)
     host = Host("h1", Mode.COUNTED, 16, 4096, domains, others=Amount(others, 0))
     made = node_snapshot(host, Beside(boot_id="boot"))
-    assert vnode_attributes.attributes_of(made, made.domains[0])[HOST_NCPUS] == left
+    assert vnode_attributes.attributes_of(made, made.domains[0], vnodes_of(made))[HOST_NCPUS] == left
 
 
 def test_a_host_that_counts_no_longer_shows_its_cpus_no_longer() -> None:
@@ -87,9 +97,9 @@ def test_a_host_that_counts_no_longer_shows_its_cpus_no_longer() -> None:
 
 
 def test_ranks_beyond_what_a_priority_may_be_are_cut_there_only() -> None:
-    shown = vnode_attributes.attributes_of(snapshot(last := domain("n1", rank=-5000)), last)
+    shown = vnode_attributes.attributes_of(snapshot(last := domain("n1", rank=-5000)), last, frozenset())
     assert (shown[RANK], shown[PRIORITY]) == ("-5000", "-1024")
-    assert PRIORITY not in vnode_attributes.attributes_of(snapshot(last), last, set_priority=False)
+    assert PRIORITY not in vnode_attributes.attributes_of(snapshot(last), last, frozenset(), set_priority=False)
 
 
 def test_a_vnode_that_pbs_does_not_have_is_told() -> None:
@@ -112,22 +122,22 @@ def test_a_host_that_is_enrolled_for_some_vnodes_cannot_report_others() -> None:
 
 def test_a_vnode_of_nobody_takes_all_classes() -> None:
     had = {"x": vnode("x", "offline")}
-    assert vnode_attributes.of_nobody(had, {}, {}, grace=True).wanted == {
+    assert vnode_attributes.of_nobody(had, {}, {}, UNBOUND, grace=True).wanted == {
         "x": {ACCEPTS: "priority,preemptible,protected"}
     }
 
 
 def test_a_vnode_whose_host_was_never_heard_is_unknown_after_a_grace() -> None:
     had = {"n1": vnode("n1", magrathea_host="h1")}
-    owner = vnode_attributes.owners(had, {})
-    assert vnode_attributes.of_nobody(had, owner, {}, grace=True).wanted == {}
-    assert vnode_attributes.of_nobody(had, owner, {}, grace=False).wanted == {"n1": LOST}
+    owner = vnode_attributes.owners(had, {}, UNBOUND)
+    assert vnode_attributes.of_nobody(had, owner, {}, UNBOUND, grace=True).wanted == {}
+    assert vnode_attributes.of_nobody(had, owner, {}, UNBOUND, grace=False).wanted == {"n1": LOST}
 
 
 def test_a_vnode_that_its_host_no_longer_reports_accepts_nothing_and_is_told() -> None:
     had = {"n1": vnode("n1", magrathea_host="h1"), "n9": vnode("n9", magrathea_host="h1")}
     hosts = {"h1": snapshot(domain("n1"))}
-    found = vnode_attributes.of_nobody(had, vnode_attributes.owners(had, hosts), hosts, grace=False)
+    found = vnode_attributes.of_nobody(had, vnode_attributes.owners(had, hosts, UNBOUND), hosts, UNBOUND, grace=False)
     assert found.wanted == {"n9": LOST}
     assert "n9" in found.alerts[0]
 
@@ -188,15 +198,12 @@ def test_no_attribute_is_ever_a_vnodes_state() -> None:
 
 
 def test_a_frozen_domains_vnode_is_to_be_offline_and_says_why() -> None:
-    frozen = domain("p1", kind=Kind.PRIORITY, state=State.FROZEN, accepts=[])
     had = {"p1": vnode("p1")}
-    made = snapshot(frozen)
-    wanted = vnode_attributes.of_host(made, True, had, vnode_attributes.owners(had, {"h1": made}), {}).wanted["p1"]
+    made = snapshot(domain("p1", kind=Kind.PRIORITY, state=State.FROZEN, accepts=[]))
+    owner = vnode_attributes.owners(had, {"h1": made}, UNBOUND)
+    wanted = vnode_attributes.of_host(made, True, had, owner, UNBOUND).wanted["p1"]
     assert wanted[OFFLINE].startswith("magrathea: ") and "magrathea domain defrost p1` on h1" in wanted[OFFLINE]
-    assert (
-        OFFLINE
-        not in vnode_attributes.of_host(made, False, had, vnode_attributes.owners(had, {"h1": made}), {}).wanted["p1"]
-    )
+    assert OFFLINE not in vnode_attributes.of_host(made, False, had, owner, UNBOUND).wanted["p1"]
 
 
 @pytest.mark.parametrize(
