@@ -146,7 +146,7 @@ def _domain(
         mem_mib=max(0, size.mib),
         jobs=[_job(host, domain, job, beside, wanted) for job in domain.jobs],
         cpu_percent=read.cpu_percent if read else None,
-        want_cpu_percent=want.cpu_percent if want else None,
+        want_cpu_percent=want.cap.percent if want else None,
         memory_mib=read.memory_mib if read else None,
         want_memory_mib=max(0, want.memory_mib) if want and want.memory_mib is not None else None,
         move=_move(beside.moves.get(domain.name)),

@@ -12,6 +12,7 @@ To be read in this order; each file imports only from those above it (life.py fr
     domain_events.py    what an event about a domain's life changes
     reconfiguration.py  what a newly read configuration changes
     machine.py          takes an event to what handles it: the only door to the facts
+    caps.py             how much CPU a domain should be able to use, and when a preempted one is capped
     plan.py             the steps from what is to what should be: orders, CPUs, memory
     readiness.py        when a job of several parts may begin
     life.py             the same for a domain's life: boot, shutdown, saving

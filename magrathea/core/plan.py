@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from .allocation import wanted_stopped
+from .caps import NO_CAP, NOT_ASKED, Cap, Giving, due_now, gives, is_preempted_cap, preempted_cap, share_cap
 from .model import Domain, Host, Job, JobKey, Lifecycle, Mode
 
 
@@ -24,21 +25,25 @@ class Order(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ActualDomain:
-    """A domain as driver and agent see it. None: not capped, or nothing can be said or moved."""
+    """A domain as driver and agent see it. None: not capped, or nothing can be said or moved. `can_cap`: its CPU can be
+    capped here; `giving`: how it goes with the memory that it is to give."""
 
     cpu_percent: int | None = None
     memory_mib: int | None = None
     orders: Mapping[JobKey, Order] = field(default_factory=dict)
+    can_cap: bool = True
+    giving: Giving = NOT_ASKED
 
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """What a domain should have. `cpu_percent` None: no cap; `keep`: whatever it has (docs/rules.md, "Lazy"); `shrink`:
-    but no more memory than that: it is about to be saved to disk, and what comes back is to find room."""
+    """What a domain should have. `idle`: it has no jobs and keeps what it has (docs/rules.md, "Lazy"), except the cap
+    of a preempted domain. `shrink`: but no more memory than that: it is about to be saved to disk, and what comes back
+    is to find room."""
 
-    cpu_percent: int | None = None
+    cap: Cap = NO_CAP
     memory_mib: int | None = None
-    keep: bool = False
+    idle: bool = False
     shrink: bool = False
 
 
@@ -54,7 +59,7 @@ class Orders:
 @dataclass(frozen=True, slots=True)
 class SetCpu:
     domain: str
-    percent: int | None
+    cap: Cap
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +82,14 @@ def desired(host: Host) -> dict[str, Want]:
     wants = {}
     for d in up:
         if not active[d.name]:
-            cap = host.limits.preempted_cpu_percent if d.jobs else None
-            wants[d.name] = Want(cap, held[d.name], keep=not d.jobs, shrink=d.saving and not d.jobs)
+            cap = preempted_cap(host.limits) if d.jobs else NO_CAP
+            wants[d.name] = Want(cap, held[d.name], idle=not d.jobs, shrink=d.saving and not d.jobs)
         elif host.mode is Mode.COUNTED:
-            wants[d.name] = Want(100 * sum(j.cpus for j in active[d.name]), held[d.name])
+            wants[d.name] = Want(share_cap(sum(j.cpus for j in active[d.name])), held[d.name])
         else:
             rest = host.without_services.mib - away - sum(m for name, m in held.items() if name != d.name)
             mib = rest if alone == [d.name] else held[d.name]
-            wants[d.name] = Want(None, min(mib, d.memory_mib) if d.memory_mib else mib)
+            wants[d.name] = Want(NO_CAP, min(mib, d.memory_mib) if d.memory_mib else mib)
     return wants
 
 
@@ -117,8 +122,7 @@ def lacks(host: Host, actual: Mapping[str, ActualDomain], name: str) -> bool:
     has = actual.get(name, ActualDomain())
     due = [s for s in steps(replace(host, paused=None), actual) if isinstance(s, SetCpu | SetMemory)]
     return any(
-        s.domain == name
-        and (_gives(has.cpu_percent, s.percent) if isinstance(s, SetCpu) else s.mib > (has.memory_mib or 0))
+        s.domain == name and (gives(has.cpu_percent, s.cap) if isinstance(s, SetCpu) else s.mib > (has.memory_mib or 0))
         for s in due
     )
 
@@ -153,28 +157,29 @@ def _orders(host: Host, actual: Mapping[str, ActualDomain], order: Order) -> Ite
 def _cpus(
     host: Host, wants: Mapping[str, Want], actual: Mapping[str, ActualDomain], *, giving: bool
 ) -> Iterator[SetCpu]:
+    to_give = {step.domain for step in _memory(host, wants, actual, giving=False)}
     for name, want in wants.items():
-        has = actual[name].cpu_percent
-        if want.keep and has != host.limits.preempted_cpu_percent:
-            continue  # an idle domain keeps what it has, but not the cap of a preempted one
-        if has != want.cpu_percent and _gives(has, want.cpu_percent) is giving:
-            yield SetCpu(name, want.cpu_percent)
+        has, cap = actual[name], _due_cap(host, want, actual[name], name in to_give)
+        if has.can_cap and cap is not None and cap.percent != has.cpu_percent and gives(has.cpu_percent, cap) is giving:
+            yield SetCpu(name, cap)
 
 
-def _gives(has: int | None, percent: int | None) -> bool:
-    """Whether this cap leaves more CPU than the one it has."""
-    return has is not None and (percent is None or percent > has)
+def _due_cap(host: Host, want: Want, has: ActualDomain, is_to_give: bool) -> Cap | None:
+    """None: the one that it has."""
+    if want.idle:
+        return want.cap if is_preempted_cap(host.limits.preempted_cpu_percent, has.cpu_percent) else None
+    return due_now(want.cap, has.cpu_percent, has.giving, is_to_give)
 
 
 def _memory(
     host: Host, wants: Mapping[str, Want], actual: Mapping[str, ActualDomain], *, giving: bool
 ) -> Iterator[SetMemory]:
-    needed = any(not w.keep for w in wants.values())
+    needed = any(not w.idle for w in wants.values())
     for name, want in wants.items():
         has = actual[name].memory_mib
         if has is None or want.memory_mib is None or has == want.memory_mib or not (needed or want.shrink):
             continue
-        if (want.memory_mib > has) is giving and not (want.keep and giving):
+        if (want.memory_mib > has) is giving and not (want.idle and giving):
             yield SetMemory(name, want.memory_mib)
 
 

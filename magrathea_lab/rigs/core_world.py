@@ -14,6 +14,7 @@ from pathlib import Path
 
 from magrathea.core import allocation, states
 from magrathea.core import events as ev
+from magrathea.core.caps import CapKind
 from magrathea.core.machine import handle, next_deadline
 from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Patience, State, Stopper
 from magrathea.core.plan import desired
@@ -196,7 +197,7 @@ class World:
             away = sum(d.floor_mib for d in h.workers if d.name not in wants)
             self._must(given + away <= total.mib, f"{given} + {away} MiB are handed out of {total.mib}")
         if h.mode is Mode.COUNTED and sum(u.cpus for u in used) <= total.cpus:
-            share = sum(w.cpu_percent or 0 for n, w in wants.items() if w.cpu_percent and not self._capped(h, n))
+            share = sum(w.cap.percent or 0 for w in wants.values() if w.cap.kind is CapKind.SHARE)
             self._must(share <= 100 * total.cpus, f"{share} % are handed out of {total.cpus} CPUs")
 
     @staticmethod
@@ -211,13 +212,6 @@ class World:
         return tuple(
             replace(d, jobs=tuple(j if (d.name, j.key) in wanted else _continued(j) for j in d.jobs)) for d in h.workers
         )
-
-    @staticmethod
-    def _capped(h: Host, name: str) -> bool:
-        """Has the small quota that keeps a preempted domain's MoM alive."""
-        wanted = allocation.wanted_stopped(h)
-        domain = h.domain(name)
-        return domain is not None and all((name, j.key) in wanted for j in domain.jobs)
 
     # What an event may do.
 

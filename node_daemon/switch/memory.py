@@ -62,8 +62,8 @@ class SwitchForMemory(SwitchForPaging, Protocol):
         """What the driver has just said; progress may have been made."""
         ...
 
-    async def begins_to_give(self, domain: str) -> None:
-        """Its agent has answered, and its memory begins to leave: it has its CPU for that. Raises DriverError."""
+    def begins_to_give(self, domain: str) -> None:
+        """Its agent has answered, and its memory begins to leave."""
         ...
 
 
@@ -145,10 +145,10 @@ class Mover:
         most = want_mib if actual.max_memory_mib is None else min(want_mib, actual.max_memory_mib)
         return abs(has - most) <= SLACK_MIB or (has < most and self._content.get(domain) == want_mib)
 
-    def leaving(self, domain: str) -> bool:
-        """Whether the domain's memory is on its way out, or its guest is being relieved: it needs its CPU for that."""
+    def leaves(self, domain: str) -> bool:
+        """Whether the domain's agent has answered and its memory is on its way out."""
         move = self._moves.get(domain)
-        return (move is not None and move.gives) or self.paging.relieving(domain)
+        return move is not None and move.gives
 
     def needs(self, domain: str) -> int:
         """What the domain must have before its jobs may run: its floor, and what they asked for."""
@@ -335,9 +335,9 @@ class Mover:
         if move.push is not None and room < AT_ONCE * settings.step_mib:
             room = 0  # an emulated guest does two things slower together than one after the other
         take = min(room, want, settings.step_mib if self._runs(move.domain) else room)
-        if take >= min(want, LEAST_MIB) or move.push is not None:
+        if (take >= min(want, LEAST_MIB) or move.push is not None) and not move.gives:
             move.gives = True
-            await self._switch.begins_to_give(move.domain)
+            self._switch.begins_to_give(move.domain)
         if take >= min(want, LEAST_MIB):
             move.doubted = False
             await self._take(move, has, has - take)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from magrathea import supervision
+from magrathea.core.caps import RELIEF_S
 from magrathea.core.model import Host, JobKey
 from magrathea.core.refusals import RefusalCode
 
@@ -26,8 +27,6 @@ log = logging.getLogger(__name__)
 LIVING_SHARE = 0.5
 """Of a domain's floor: what stays available to guest, MoM and agent where its stopped jobs' memory can go instead.
 With all of it out a guest of 512 MiB had 277 to 292 left (QEMU 7.2), with a plain balloon none, and its MoM starved."""
-UNCAPPED_S = 10.0
-"""A guest is relieved for so long before its CPU is capped: at a cap of 5 % the same takes minutes, and starves MoM."""
 ASK_S = 3.0
 """An agent's time to say its figures: a domain capped and under pressure takes up to 2 s."""
 SLICE_S = 5.0
@@ -101,7 +100,7 @@ class _Fetch:
 @dataclass
 class _Relief:
     task: asyncio.Task[None]
-    capped_from: float
+    began: float
 
 
 def _now() -> float:
@@ -150,14 +149,14 @@ class Paging:
         if (relief := self._reliefs.get(domain)) is not None and not relief.task.done():
             return
         task = supervision.start(self._relieve(domain))
-        self._reliefs[domain] = _Relief(task, _now() + UNCAPPED_S)
+        self._reliefs[domain] = _Relief(task, _now())
         task.add_done_callback(lambda _: self._switch.look_soon())
-        asyncio.get_running_loop().call_later(UNCAPPED_S, self._switch.look_soon)
+        asyncio.get_running_loop().call_later(RELIEF_S, self._switch.look_soon)  # it is capped then
 
-    def relieving(self, domain: str) -> bool:
-        """Whether the domain needs its CPU a moment longer for that."""
+    def relieved_s(self, domain: str) -> float | None:
+        """For how long the domain has been relieved; None if it is not being relieved."""
         relief = self._reliefs.get(domain)
-        return relief is not None and not relief.task.done() and _now() < relief.capped_from
+        return _now() - relief.began if relief is not None and not relief.task.done() else None
 
     async def _relieve(self, domain: str) -> None:
         settings = self._switch.memory_settings

@@ -22,6 +22,7 @@ from magrathea import supervision
 from magrathea.core import events as ev
 from magrathea.core import plan
 from magrathea.core.allocation import wanted_stopped
+from magrathea.core.caps import UNANSWERED_S, Giving
 from magrathea.core.model import Host, JobKey, MemoryComing, MemoryLack, MemoryShort
 from magrathea.core.plan import Order, Orders, SetCpu, SetMemory, Step
 from magrathea.core.refusals import RefusalCode
@@ -31,7 +32,7 @@ from ..guest_channel.channel import AgentError, GuestChannel
 from ..guest_channel.messages import Answer
 from ..hypervisor.base import CPU, MEMORY, DomainReading, Driver, DriverError, Others
 from .memory import SLACK_MIB, Mover
-from .paging import UNCAPPED_S, MemorySettings
+from .paging import MemorySettings
 
 log = logging.getLogger(__name__)
 
@@ -102,12 +103,16 @@ def described(step: Step) -> str:
     match step:
         case Orders():
             return f"{step.order.value} {', '.join(str(key) for key in step.keys) or 'nothing'}"
-        case SetCpu(percent=percent):
-            return f"cpu {'without a cap' if percent is None else f'{percent} %'}"
+        case SetCpu(cap=cap):
+            return f"cpu {'without a cap' if cap.percent is None else f'{cap.percent} %'}"
         case SetMemory():
             return f"memory {step.mib} MiB"
         case _:
             assert_never(step)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 class Switch:
@@ -189,21 +194,37 @@ class Switch:
             orders = self.told.get(domain.name, {})
             if read is None or not read.up:
                 if read is None and domain.name in self._channels:  # no longer configured: only its agent is left
-                    nothing = wants.get(domain.name, plan.Want())
-                    result[domain.name] = plan.ActualDomain(nothing.cpu_percent, None, orders)
+                    result[domain.name] = plan.ActualDomain(orders=orders, can_cap=False)
                 continue
-            cpu = read.cpu_percent
-            if (want := wants.get(domain.name)) is not None:
-                if CPU not in self._driver.capabilities or cpu == self._driver.nearest_cpu(want.cpu_percent):
-                    cpu = want.cpu_percent
-                elif want.keep and cpu == self._driver.nearest_cpu(host.limits.preempted_cpu_percent):
-                    cpu = host.limits.preempted_cpu_percent
+            want = wants.get(domain.name)
+            cpu = self._in_core_figures(read.cpu_percent, want)
             memory = read.memory_mib if MEMORY in self._driver.capabilities else None
             wanted = want.memory_mib if want is not None else None
             if memory is not None and wanted is not None and self.mover.settled(domain.name, read, wanted):
                 memory = wanted
-            result[domain.name] = plan.ActualDomain(cpu, memory, orders)
+            result[domain.name] = plan.ActualDomain(
+                cpu, memory, orders, can_cap=self._can_cap(), giving=self._giving(domain.name)
+            )
         return result
+
+    def _can_cap(self) -> bool:
+        """A driver that has whole CPUs only cannot cap anything on a host of one."""
+        least = self._driver.nearest_cpu(self._facts.host.limits.preempted_cpu_percent)
+        return CPU in self._driver.capabilities and least is not None
+
+    def _in_core_figures(self, percent: int | None, want: plan.Want | None) -> int | None:
+        """The figure of the core whose nearest one that the driver can set is `percent`, if there is one."""
+        figures = (want.cap.percent if want is not None else None, self._facts.host.limits.preempted_cpu_percent)
+        return next((figure for figure in figures if self._driver.nearest_cpu(figure) == percent), percent)
+
+    def _giving(self, domain: str) -> Giving:
+        failure = self._failures.get(("SetMemory", domain))
+        return Giving(
+            leaves=self.mover.leaves(domain),
+            failed=failure is not None and not failure.away,
+            unanswered_s=_now() - failure.first if failure is not None and failure.away else 0.0,
+            relieved_s=self.mover.paging.relieved_s(domain),
+        )
 
     async def refresh(self) -> None:
         """Read the driver's truth. A failure is logged; the next round reads again."""
@@ -251,7 +272,7 @@ class Switch:
         """Memory that could not be moved for these reasons may be now: of this domain, or of who waits for its."""
         for slot, failure in self._failures.items():
             if slot[0] == "SetMemory" and failure.code in codes:
-                failure.again_at = asyncio.get_running_loop().time()
+                failure.again_at = _now()
 
     def agent_lost(self, domain: str) -> None:
         self.told.pop(domain, None)
@@ -293,7 +314,7 @@ class Switch:
         self._wake = None
         if self._closed:
             return
-        now = asyncio.get_running_loop().time()
+        now = _now()
         earlier: list[Step] = []
         held: list[Step] = []
         steps = self.steps()
@@ -301,8 +322,6 @@ class Switch:
         self._forget_failures(steps)
         for step in steps:
             slot = slot_of(step)
-            if isinstance(step, SetCpu) and self._capped_later(step, steps):
-                continue
             under_way = self._under_way.get(slot)
             failure = self._failures.get(slot)
             if under_way is not None:
@@ -348,30 +367,12 @@ class Switch:
             for slot in [s for s in self._failures if s[0] != "Orders" and s not in due]:
                 del self._failures[slot]
 
-    def _capped_later(self, step: SetCpu, steps: list[Step]) -> bool:
-        """The cap of a preempted domain comes when its memory is out and it can live on what it has: pushing out takes
-        CPU time, and its jobs are stopped by then. Where that fails it comes at once, and where its agent does not
-        answer, so that nothing can begin, after UNCAPPED_S."""
-        return step.percent == self._facts.host.limits.preempted_cpu_percent and (
-            self.mover.leaving(step.domain)
-            or (self._may_give(step.domain) and any(self._takes_memory(s) for s in steps if s.domain == step.domain))
-        )
-
-    def _may_give(self, domain: str) -> bool:
-        """Nothing is known that keeps it from giving memory, but that its agent was not there a moment ago."""
+    def begins_to_give(self, domain: str) -> None:
+        """Its agent has answered: if it falls silent again, that is another time; and a cap is in the way now."""
         failure = self._failures.get(("SetMemory", domain))
-        return failure is None or (failure.away and asyncio.get_running_loop().time() < failure.first + UNCAPPED_S)
-
-    async def begins_to_give(self, domain: str) -> None:
-        failure, found = self._failures.get(("SetMemory", domain)), self._facts.host.domain(domain)
         if failure is not None and failure.away:
-            failure.first = asyncio.get_running_loop().time()  # it is there now
-        cap = self._driver.nearest_cpu(self._facts.host.limits.preempted_cpu_percent)
-        has = read.cpu_percent if (read := self.read.get(domain)) is not None else None
-        preempted = found is not None and bool(found.jobs) and not found.running
-        if has is not None and has == cap and preempted and (failure is None or failure.away):
-            await self._driver.set_cpu(domain, None)
-            self._note(domain, cpu_percent=None)
+            failure.first = _now()
+        self.look_soon()
 
     def _to_greet(self, now: float) -> list[str]:
         """An agent that has just connected hears all orders, even if there are none: it may stand by older ones."""
@@ -413,15 +414,15 @@ class Switch:
 
     async def _step(self, step: Step) -> None:
         slot = slot_of(step)
-        began = asyncio.get_running_loop().time()
+        began = _now()
         try:
             match step:
                 case Orders():
                     await self._order(step)
                 case SetCpu():
-                    await self._driver.set_cpu(step.domain, step.percent)
+                    await self._driver.set_cpu(step.domain, step.cap.percent)
                     self._observe(f"cpu {step.domain}")
-                    self._note(step.domain, cpu_percent=self._driver.nearest_cpu(step.percent))
+                    self._note(step.domain, cpu_percent=self._driver.nearest_cpu(step.cap.percent))
                 case SetMemory():
                     await self.mover.move(step.domain, step.mib)
                     self.refresh_soon()
@@ -439,7 +440,7 @@ class Switch:
             if error.code == RefusalCode.MEMORY_SHORT:
                 self._learn(slot[1])
             return
-        took_ms = 1000 * (asyncio.get_running_loop().time() - began)
+        took_ms = 1000 * (_now() - began)
         log.debug("%s: %s after %.1f ms", step.domain, described(step), took_ms)
         self._failures.pop(slot, None)
         self._facts.step_done(step)
@@ -526,7 +527,7 @@ class Switch:
                 self._facts.apply(ev.JobContinued(self._facts.now(), step.domain, key))
 
     def _failed_step(self, slot: Slot, code: str, text: str, lasting: bool, away: bool = False) -> None:
-        now = asyncio.get_running_loop().time()
+        now = _now()
         before = self._failures.get(slot)
         times = before.times + 1 if before else 1
         since = before.since if before and lasting else now
@@ -534,7 +535,7 @@ class Switch:
         first = before.first if before else now
         self._failures[slot] = _Failure(first, since, times, now + pause, code, away, text)
         if away and times == 1:
-            asyncio.get_running_loop().call_later(UNCAPPED_S, self.look_soon)  # _may_give may be another then
+            asyncio.get_running_loop().call_later(UNANSWERED_S, self.look_soon)  # it is capped then
         level = logging.WARNING if times in (1, len(RETRY_S)) or times % 60 == 0 else logging.DEBUG
         log.log(level, "%s of %s failed (%d times, again in %g s): %s", slot[0], slot[1], times, pause, text)
         domain = self._facts.host.domain(slot[1])
@@ -560,9 +561,7 @@ class Switch:
 
     def cpu_pending(self) -> bool:
         """CPU is still to be moved, and moving it has not failed."""
-        steps = self.steps()
-        due = [s for s in steps if isinstance(s, SetCpu) and not self._capped_later(s, steps)]
-        return any(slot_of(s) not in self._failures for s in due)
+        return any(slot_of(s) not in self._failures for s in self.steps() if isinstance(s, SetCpu))
 
     def memory_lack(self, domain: str) -> MemoryLack | None:
         """What the domain lacks of the memory that its jobs asked for; None for nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from magrathea.core.caps import NO_CAP, preempted_cap, share_cap
 from magrathea.core.model import Host, JobKey, Limits, Stopper
 from magrathea.core.plan import (
     ActualDomain,
@@ -28,7 +29,7 @@ def applied(actual: Actual, step: Step) -> Actual:
     """The world after a step that worked."""
     was = actual[step.domain]
     if isinstance(step, SetCpu):
-        new = ActualDomain(step.percent, was.memory_mib, was.orders)
+        new = ActualDomain(step.cap.percent, was.memory_mib, was.orders)
     elif isinstance(step, SetMemory):
         new = ActualDomain(was.cpu_percent, step.mib, was.orders)
     else:
@@ -69,8 +70,8 @@ def test_nothing_to_do_is_nothing(mode: str) -> None:
 def test_jobs_are_stopped_before_their_cpus_and_memory_go_and_those_before_others_get_them() -> None:
     h = claim(pair(), "p1", "9", cpus=4, memory=500).host
     _, done = carried_out(h, BEFORE)
-    assert kinds(done) == ["stop n1", "SetCpu n1", "SetMemory n1", "SetMemory p1"]
-    assert SetCpu("n1", h.limits.preempted_cpu_percent) in done
+    assert kinds(done) == ["stop n1", "SetMemory n1", "SetCpu n1", "SetMemory p1"]
+    assert SetCpu("n1", preempted_cap(h.limits)) in done
     assert SetMemory("p1", 3_800) in done, "nearly all goes to the priority domain"
 
 
@@ -115,7 +116,7 @@ def test_a_domain_that_becomes_free_keeps_what_it_has_until_somebody_needs_it() 
 
 def test_an_idle_domain_does_not_keep_the_cap_of_a_preempted_one() -> None:
     h = release(pair(), "n1", "1")
-    assert SetCpu("n1", None) in steps(h, {"n1": ActualDomain(10, 200), "p1": ActualDomain(None, 200)})
+    assert SetCpu("n1", NO_CAP) in steps(h, {"n1": ActualDomain(10, 200), "p1": ActualDomain(None, 200)})
 
 
 def test_every_interrupted_switch_goes_on_to_the_same_end() -> None:
@@ -154,7 +155,8 @@ def test_counted_domains_get_the_cpus_of_their_jobs() -> None:
     h = host("counted", n1="normal", n2="normal", p1="priority")
     h = run(run(h, "n1", "1", cpus=3), "n2", "2", cpus=2)
     wants = desired(h)
-    assert (wants["n1"].cpu_percent, wants["n2"].cpu_percent, wants["p1"].keep) == (300, 200, True)
+    assert (wants["n1"].cap, wants["n2"].cap, wants["p1"].idle) == (share_cap(3), share_cap(2), True)
+    assert share_cap(3).percent == 300
 
 
 def test_memory_that_cannot_leave_stays_with_its_domain() -> None:
@@ -240,13 +242,13 @@ def test_a_domain_without_an_agent_does_not_keep_orders_from_the_next() -> None:
 def test_an_idle_domain_does_not_keep_a_cap_from_the_next() -> None:
     h = run(host("counted", n1="normal", n2="normal"), "n2", "2", cpus=2)
     actual: Actual = {"n1": ActualDomain(400, None), "n2": ActualDomain(400, None)}
-    assert steps(h, actual) == [SetCpu("n2", 200)]
+    assert steps(h, actual) == [SetCpu("n2", share_cap(2))]
 
 
 def test_cpus_are_taken_before_others_get_them() -> None:
     h = run(run(host("counted", n1="normal", n2="normal"), "n1", "1", cpus=6), "n2", "2", cpus=2)
     actual: Actual = {"n1": ActualDomain(200, None), "n2": ActualDomain(600, None)}
-    assert steps(h, actual) == [SetCpu("n2", 200), SetCpu("n1", 600)]
+    assert steps(h, actual) == [SetCpu("n2", share_cap(2)), SetCpu("n1", share_cap(6))]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from magrathea.core.caps import preempted_cap
 from magrathea.core.events import Booking, JobContinued, Noted, ReportedJob
 from magrathea.core.machine import handle, next_deadline
 from magrathea.core.model import Host, Limits, State, Stopper
@@ -118,7 +119,7 @@ def test_a_stopped_job_that_is_deleted_is_not_continued_to_die(mode: str) -> Non
     h = listed(h, "n1", ReportedJob(key("1"), cpus=4, suspended=True, ending=True))
     assert wanted(h) == {"1"}
     wants = desired(h)
-    assert wants["n1"].cpu_percent == h.limits.preempted_cpu_percent
+    assert wants["n1"].cap == preempted_cap(h.limits)
 
 
 @both

@@ -51,7 +51,7 @@ class Owner:
     def memory_read(self, read: Mapping[str, DomainReading]) -> None:
         self.reads += 1
 
-    async def begins_to_give(self, domain: str) -> None:
+    def begins_to_give(self, domain: str) -> None:
         self.seen.append(f"gives {domain}")
 
     def to_continue(self, domain: str) -> tuple[JobKey, ...]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from magrathea.core.caps import RELIEF_S
 from magrathea.core.model import JobKey
 from magrathea_lab.rigs.virtual_time import run
 from node_daemon.guest_channel.channel import AgentError
-from node_daemon.switch.paging import UNCAPPED_S
 from tests.fakes.guest import FakeGuest
 from tests.fakes.hypervisor import harmless
 
@@ -119,18 +119,25 @@ def test_a_claim_in_mid_return_ends_the_bringing_back() -> None:
     assert guest.actual <= 258
 
 
-def test_a_guest_that_is_relieved_needs_its_cpu_for_a_while_and_that_is_said_when_it_is_over() -> None:
-    for push_rate, over_s in ((1000.0, 1.0), (1.0, UNCAPPED_S)):
+def test_how_long_a_guest_has_been_relieved_is_known_and_the_switch_looks_when_it_may_be_capped() -> None:
+    for push_rate, over_s, is_relieved in ((1000.0, 1.0, False), (1.0, RELIEF_S, True)):
         guest = FakeGuest("n1", 1024, job=900, swap_mib=1024, push_rate=500)
         o = owner(guest)
 
-        async def work(o: Owner = o, guest: FakeGuest = guest, rate: float = push_rate, over: float = over_s) -> None:
+        async def work(
+            o: Owner = o,
+            guest: FakeGuest = guest,
+            rate: float = push_rate,
+            over: float = over_s,
+            is_relieved: bool = is_relieved,
+        ) -> None:
             await o.mover.move("n1", 300)
             guest.push_rate = rate
-            assert o.mover.leaving("n1")
+            assert o.mover.paging.relieved_s("n1") == 0.0
             o.seen.clear()
             await asyncio.sleep(over + 0.1)
-            assert not o.mover.leaving("n1")
+            relieved_s = o.mover.paging.relieved_s("n1")
+            assert relieved_s == pytest.approx(over + 0.1) if is_relieved else relieved_s is None
             assert "look" in o.seen
             await o.mover.close()
 

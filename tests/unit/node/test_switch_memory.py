@@ -13,6 +13,7 @@ import pytest
 
 from magrathea.core import events as ev
 from magrathea.core import machine, plan
+from magrathea.core.caps import UNANSWERED_S
 from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, MemoryShort, Mode, Stage
 from magrathea.core.plan import Step
 from magrathea.core.readiness import UNHEARD_S, Unready
@@ -23,7 +24,7 @@ from node_daemon.guest_channel.channel import AgentError, GuestChannel
 from node_daemon.guest_channel.messages import Claim, ClaimedJob, GuestJob, GuestMemory, Hello, Prepared, Report
 from node_daemon.hypervisor.base import Driver, Others
 from node_daemon.snapshot import Beside, snapshot
-from node_daemon.switch.paging import UNCAPPED_S, MemorySettings
+from node_daemon.switch.paging import MemorySettings
 from node_daemon.switch.switch import Switch
 from tests.fakes.guest import SESSION, FakeGuest
 from tests.fakes.hypervisor import FakeDriver, balloons, harmless
@@ -322,7 +323,7 @@ def slow_at_first(w: World, seconds: float, again: tuple[float, float] = (0, 0))
     w.model.world.guests["n1"].on_ask = slow
 
 
-@pytest.mark.parametrize("seconds", [0.05, 0.5, UNCAPPED_S - 6])
+@pytest.mark.parametrize("seconds", [0.05, 0.5, UNANSWERED_S - 6])
 def test_an_agent_that_is_slow_for_a_moment_does_not_bring_the_cap_early(seconds: float) -> None:
     w = world(busy_guest())
 
@@ -344,7 +345,7 @@ def test_an_agent_that_is_slow_twice_does_not_bring_the_cap_early() -> None:
     w = world(busy_guest(rate=100))
 
     async def work() -> None:
-        slow_at_first(w, UNCAPPED_S - 4, again=(UNCAPPED_S, UNCAPPED_S + 3))
+        slow_at_first(w, UNANSWERED_S - 4, again=(UNANSWERED_S, UNANSWERED_S + 3))
         assert (await w.claim(1000))["ok"]
         await w.until(lambda: w.model.world["n1"].cpu_percent == 10)
         assert w.has("n1") <= FLOOR_MIB + 2
@@ -359,7 +360,7 @@ def test_a_domain_that_was_capped_because_its_agent_was_slow_has_its_cpu_as_soon
     async def work() -> None:
         slow_at_first(w, 60)
         assert (await w.claim(1000))["ok"]
-        assert UNCAPPED_S - 1 < await w.until(lambda: w.model.world["n1"].cpu_percent == 10) < UNCAPPED_S + 2
+        assert UNANSWERED_S - 1 < await w.until(lambda: w.model.world["n1"].cpu_percent == 10) < UNANSWERED_S + 2
         await w.until(lambda: w.model.world["n1"].cpu_percent is None)
         assert w.has("n1") > 1000
         assert w.model.world.guests["n1"].asked[-1] in ("push-out", "memory"), "it answers"
@@ -399,7 +400,7 @@ def test_a_capped_domain_whose_agent_is_away_keeps_its_cap() -> None:
         w.model.world["n1"].cpu_percent = 10
         w.log.clear()
         await w.renew()
-        await asyncio.sleep(3 * UNCAPPED_S)
+        await asyncio.sleep(3 * UNANSWERED_S)
         assert caps(w) == []
 
     played(w, work)
@@ -413,7 +414,7 @@ def test_the_cap_does_not_come_before_an_agent_is_back_that_its_daemon_has_just_
         await w.until(lambda: w.has("n1") < 1800)
         leave(w)
         await w.renew()
-        await asyncio.sleep(UNCAPPED_S / 2)
+        await asyncio.sleep(UNANSWERED_S / 2)
         assert w.model.world["n1"].cpu_percent is None
         come_back(w)
         await w.until(lambda: w.model.world["n1"].cpu_percent == 10)
@@ -430,7 +431,7 @@ def test_a_domain_whose_agent_stays_away_is_capped_all_the_same() -> None:
         await w.until(lambda: w.has("n1") < 1800)
         leave(w)
         await w.renew()
-        assert UNCAPPED_S - 1 < await w.until(lambda: w.model.world["n1"].cpu_percent == 10) < UNCAPPED_S + 6
+        assert UNANSWERED_S - 1 < await w.until(lambda: w.model.world["n1"].cpu_percent == 10) < UNANSWERED_S + 6
         assert w.has("n1") > 1000, "its memory stays with it"
 
     played(w, work)
@@ -449,6 +450,39 @@ def test_a_capped_domain_that_is_to_give_has_its_cpu_for_it() -> None:
         assert w.has("n1") > 1000, "from the beginning"
         await w.until(lambda: w.model.world["n1"].cpu_percent == 10)
         assert w.has("n1") <= FLOOR_MIB + 2
+
+    played(w, work)
+
+
+@pytest.mark.parametrize("nth", range(1, 30))
+def test_a_daemon_killed_after_any_step_of_a_move_out_of_a_capped_domain_is_followed_by_one_that_goes_on(
+    nth: int,
+) -> None:
+    """Lifting the cap for the move is a step of the plan like any other."""
+    w = world(busy_guest())
+    steps: list[str] = []
+
+    async def work() -> None:
+        restarts: list[asyncio.Task[None]] = []
+
+        def kill(name: str) -> None:
+            steps.append(name)
+            if len(steps) == nth:
+                restarts.append(asyncio.get_running_loop().create_task(w.renew()))
+
+        assert (await w.claim(1000))["ok"]
+        await w.until(lambda: w.has("n1") < 1800)
+        w.model.world["n1"].cpu_percent = 10
+        w.log.clear()
+        w.on_observe = kill
+        await w.renew()
+        await w.until(lambda: w.has("n1") <= FLOOR_MIB + 2 and w.model.world["n1"].cpu_percent == 10)
+        assert caps(w)[0] == "cpu n1 None", "lifted first"
+        assert "cpu n1" in steps[: steps.index("memory n1")], "and that was a step, before the balloon took anything"
+        w.apply(ev.Released(w.now(), "p1", HIGH))
+        await w.until(w.low_runs)
+        assert w.model.world["n1"].cpu_percent is None
+        await asyncio.gather(*restarts)
 
     played(w, work)
 
