@@ -17,7 +17,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Protocol, assert_never
 
 from magrathea.core import events as ev
@@ -29,6 +28,7 @@ from magrathea.core.refusals import RefusalCode
 from ..configuration import NodedConfiguration
 from ..guest_channel.channel import AgentError, GuestChannel
 from ..hypervisor.base import LIFE, SAVE, DomainChange, Driver, DriverError
+from ..retries import Retries, Slot, loop_time, told
 from ..switch.switch import Switch
 from .site_scripts import SiteScripts
 
@@ -59,12 +59,8 @@ class DaemonForLife(Protocol):
     def observe(self, name: str) -> None: ...
 
 
-@dataclass
-class _Failure:
-    step: type[LifeStep]
-    times: int
-    again_at: float
-    text: str
+def _slot(name: str, kind: type[LifeStep]) -> Slot:
+    return kind.__name__, name
 
 
 class Life:
@@ -83,7 +79,7 @@ class Life:
         """Those of them whose agents have been asked."""
         self._from_image: set[str] = set()
         """Booted from an image, so that their clocks stood still."""
-        self._failures: dict[str, _Failure] = {}
+        self._retries = Retries(RETRY_S)
         self._wake: asyncio.Handle | None = None
         self._closed = False
 
@@ -107,7 +103,7 @@ class Life:
 
     def notes(self) -> list[str]:
         """What fails at present, for people."""
-        return [f"{f.step.__name__} of {name} fails: {f.text}" for name, f in self._failures.items()]
+        return [told(slot, failure) for slot, failure in self._retries.items()]
 
     def look_soon(self) -> None:
         """Look in this round of the event loop."""
@@ -156,18 +152,12 @@ class Life:
             self._learn(domain, event)
             return 0.0
         step = life.step(self._daemon.host, domain, seen)
-        failure = self._failures.get(name)
-        if failure is not None and not isinstance(step, failure.step):
-            del self._failures[name]
-            failure = None
+        self._retries.forget(lambda slot: slot[1] == name and (step is None or slot != _slot(name, type(step))))
         if not isinstance(step, PowerOff):
             self._forget_asking(name)
         if step is None:
             return None
-        now = asyncio.get_running_loop().time()
-        if failure is not None and failure.again_at > now:
-            return failure.again_at - now
-        return self._take(domain, step, now)
+        return self._retries.wait_s(_slot(name, type(step))) or self._take(domain, step, loop_time())
 
     def _seen(self, domain: Domain) -> Seen | None:
         """The domain as it is, or None where that is not known."""
@@ -252,20 +242,13 @@ class Life:
         self._under_way.pop(name, None)
         error = None if task.cancelled() else task.exception()
         if error is None:
-            self._failures.pop(name, None)
+            self._retries.succeeded(_slot(name, kind))
         else:
-            self._failed(name, kind, error)
+            code = error.code if isinstance(error, DriverError | AgentError) else None
+            if code is None:
+                log.error("%s of %s failed by a defect", kind.__name__, name, exc_info=error)
+            self._retries.failed(_slot(name, kind), code or RefusalCode.FAILED, str(error))
         self._read_anew(name)
-
-    def _failed(self, name: str, kind: type[LifeStep], error: BaseException) -> None:
-        before = self._failures.get(name)
-        times = before.times + 1 if before and before.step is kind else 1
-        pause_s = RETRY_S[min(times, len(RETRY_S)) - 1]
-        self._failures[name] = _Failure(kind, times, asyncio.get_running_loop().time() + pause_s, str(error))
-        if not isinstance(error, DriverError | AgentError):
-            log.error("%s of %s failed by a defect", kind.__name__, name, exc_info=error)
-        elif times in (1, len(RETRY_S)) or times % 60 == 0:
-            log.warning("%s of %s failed (%d times, again in %g s): %s", kind.__name__, name, times, pause_s, error)
 
     def _read_anew(self, name: str) -> None:
         """What the hypervisor said before this moment is too old for this domain."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol, assert_never
 
 from magrathea import supervision
@@ -31,6 +31,7 @@ from magrathea.deadlines import ORDER_MARGIN_S, ORDER_S
 from ..guest_channel.channel import AgentError, GuestChannel
 from ..guest_channel.messages import Answer
 from ..hypervisor.base import CPU, MEMORY, DomainReading, Driver, DriverError, Others
+from ..retries import Retries, Slot, loop_time, told
 from .memory import SLACK_MIB, Mover
 from .paging import MemorySettings
 
@@ -41,9 +42,6 @@ RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 FAULT_AFTER_S = 60.0
 REFRESH_S = 30.0
 """The hypervisor's truth is read again that often, beside after every event and failure."""
-
-Slot = tuple[str, str]
-"""(kind of step, domain): what at most one step of is under way."""
 
 
 class DaemonForSwitch(Protocol):
@@ -80,20 +78,6 @@ NOT_NOW = (RefusalCode.DOMAIN_DOWN, RefusalCode.NO_DOMAIN, RefusalCode.MEMORY_SH
 """Codes of a driver's or mover's refusal that does not make a domain faulty, however long it goes on."""
 
 
-@dataclass
-class _Failure:
-    """`first`: when it failed for the first time; `since`: since when it has done so for reasons that last; `away`: the
-    agent's last answer is what was lacking."""
-
-    first: float
-    since: float
-    times: int
-    again_at: float
-    code: str
-    away: bool
-    text: str
-
-
 def slot_of(step: Step) -> Slot:
     return type(step).__name__, step.domain
 
@@ -109,10 +93,6 @@ def described(step: Step) -> str:
             return f"memory {step.mib} MiB"
         case _:
             assert_never(step)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 class Switch:
@@ -138,7 +118,7 @@ class Switch:
         self.told: dict[str, dict[JobKey, Order]] = {}
         """What each agent has confirmed on its present connection."""
         self._under_way: dict[Slot, tuple[Step, asyncio.Task[None]]] = {}
-        self._failures: dict[Slot, _Failure] = {}
+        self._retries = Retries(RETRY_S)
         self._greeted: set[str] = set()  # agents that were sent a whole set of orders
         self._stopped: set[tuple[str, JobKey]] = set()  # see `unconfirmed`
         self._wake: asyncio.TimerHandle | asyncio.Handle | None = None
@@ -172,7 +152,7 @@ class Switch:
         known = {name: domain for name, domain in read.items() if name in self.read and domain.known}
         changed = any(domain.memory_mib != self.read[name].memory_mib for name, domain in known.items())
         if any((domain.memory_mib or 0) < (self.read[name].memory_mib or 0) for name, domain in known.items()):
-            self._try_again(RefusalCode.MEMORY_SHORT)
+            self._retries.try_now("SetMemory", (RefusalCode.MEMORY_SHORT,))
         for name, domain in known.items():
             self._note(name, memory_mib=domain.memory_mib)
         if changed:
@@ -218,11 +198,11 @@ class Switch:
         return next((figure for figure in figures if self._driver.nearest_cpu(figure) == percent), percent)
 
     def _giving(self, domain: str) -> Giving:
-        failure = self._failures.get(("SetMemory", domain))
+        failure = self._retries.of(("SetMemory", domain))
         return Giving(
             leaves=self.mover.leaves(domain),
             failed=failure is not None and not failure.away,
-            unanswered_s=_now() - failure.first if failure is not None and failure.away else 0.0,
+            unanswered_s=loop_time() - failure.since if failure is not None and failure.away else 0.0,
             relieved_s=self.mover.paging.relieved_s(domain),
         )
 
@@ -264,15 +244,10 @@ class Switch:
     def agent_connected(self, domain: str) -> None:
         self.told[domain] = {}
         self._greeted.discard(domain)
-        self._failures.pop(("Orders", domain), None)
-        self._try_again(*AGENT_AWAY, RefusalCode.MEMORY_SHORT)
+        self._retries.succeeded(("Orders", domain))
+        # Memory may move now: of this domain, or of one that waits for what this one gives.
+        self._retries.try_now("SetMemory", (*AGENT_AWAY, RefusalCode.MEMORY_SHORT))
         self.look_soon()
-
-    def _try_again(self, *codes: str) -> None:
-        """Memory that could not be moved for these reasons may be now: of this domain, or of who waits for its."""
-        for slot, failure in self._failures.items():
-            if slot[0] == "SetMemory" and failure.code in codes:
-                failure.again_at = _now()
 
     def agent_lost(self, domain: str) -> None:
         self.told.pop(domain, None)
@@ -292,8 +267,7 @@ class Switch:
 
     def clear(self, domain: str) -> None:
         """Try at once what had failed."""
-        for slot in [s for s in self._failures if s[1] == domain]:
-            del self._failures[slot]
+        self._retries.forget(lambda slot: slot[1] == domain)
         self.look_soon()
 
     # Looking and stepping
@@ -314,7 +288,6 @@ class Switch:
         self._wake = None
         if self._closed:
             return
-        now = _now()
         earlier: list[Step] = []
         held: list[Step] = []
         steps = self.steps()
@@ -323,7 +296,6 @@ class Switch:
         for step in steps:
             slot = slot_of(step)
             under_way = self._under_way.get(slot)
-            failure = self._failures.get(slot)
             if under_way is not None:
                 if self._replaces(step, under_way[0]):
                     self._cancel(slot)
@@ -331,7 +303,7 @@ class Switch:
                 elif isinstance(step, SetMemory) and step != under_way[0]:
                     self.mover.aim(step.domain, step.mib)
                     self._under_way[slot] = (step, under_way[1])
-            elif failure is not None and failure.again_at > now:
+            elif self._retries.wait_s(slot):
                 held.append(step)
                 continue
             elif not any(_waits(step, e) for e in earlier) and not any(
@@ -339,11 +311,11 @@ class Switch:
             ):
                 self._start(step)
             earlier.append(step)
-        for name in self._to_greet(now):
+        for name in self._to_greet():
             self._start(Orders(name, Order.LIFT, ()))
-        if again := [f.again_at for s, f in self._failures.items() if any(slot_of(h) == s for h in held)]:
-            loop = asyncio.get_running_loop()
-            self._wake = loop.call_later(max(0.0, min(again) - now) + 0.001, self._look)
+        if held:
+            wait_s = min(self._retries.wait_s(slot_of(step)) for step in held)
+            self._wake = asyncio.get_running_loop().call_later(wait_s + 0.001, self._look)
         for waiter in list(self._waiters):
             if not waiter.done():
                 waiter.set_result(None)
@@ -364,23 +336,22 @@ class Switch:
         """What is no longer to be done does not fail: when it is to be done again, that is another time."""
         due = {slot_of(step) for step in steps} | set(self._under_way)
         if not self._facts.host.paused:
-            for slot in [s for s in self._failures if s[0] != "Orders" and s not in due]:
-                del self._failures[slot]
+            self._retries.forget(lambda slot: slot[0] != "Orders" and slot not in due)
 
     def begins_to_give(self, domain: str) -> None:
         """Its agent has answered: if it falls silent again, that is another time; and a cap is in the way now."""
-        failure = self._failures.get(("SetMemory", domain))
+        failure = self._retries.of(("SetMemory", domain))
         if failure is not None and failure.away:
-            failure.first = _now()
+            failure.since = loop_time()
         self.look_soon()
 
-    def _to_greet(self, now: float) -> list[str]:
+    def _to_greet(self) -> list[str]:
         """An agent that has just connected hears all orders, even if there are none: it may stand by older ones."""
         return [
             name
             for name, channel in self._channels.items()
             if channel.connected and name not in self._greeted and ("Orders", name) not in self._under_way
-            if (failure := self._failures.get(("Orders", name))) is None or failure.again_at <= now
+            if not self._retries.wait_s(("Orders", name))
         ]
 
     @staticmethod
@@ -414,7 +385,7 @@ class Switch:
 
     async def _step(self, step: Step) -> None:
         slot = slot_of(step)
-        began = _now()
+        began = loop_time()
         try:
             match step:
                 case Orders():
@@ -440,9 +411,9 @@ class Switch:
             if error.code == RefusalCode.MEMORY_SHORT:
                 self._learn(slot[1])
             return
-        took_ms = 1000 * (_now() - began)
+        took_ms = 1000 * (loop_time() - began)
         log.debug("%s: %s after %.1f ms", step.domain, described(step), took_ms)
-        self._failures.pop(slot, None)
+        self._retries.succeeded(slot)
         self._facts.step_done(step)
         self._facts.actual_changed()
 
@@ -527,20 +498,13 @@ class Switch:
                 self._facts.apply(ev.JobContinued(self._facts.now(), step.domain, key))
 
     def _failed_step(self, slot: Slot, code: str, text: str, lasting: bool, away: bool = False) -> None:
-        now = _now()
-        before = self._failures.get(slot)
-        times = before.times + 1 if before else 1
-        since = before.since if before and lasting else now
-        pause = RETRY_S[min(times, len(RETRY_S)) - 1]
-        first = before.first if before else now
-        self._failures[slot] = _Failure(first, since, times, now + pause, code, away, text)
-        if away and times == 1:
+        failure = self._retries.failed(slot, code, text, lasting=lasting, away=away)
+        if away and failure.times == 1:
             asyncio.get_running_loop().call_later(UNANSWERED_S, self.look_soon)  # it is capped then
-        level = logging.WARNING if times in (1, len(RETRY_S)) or times % 60 == 0 else logging.DEBUG
-        log.log(level, "%s of %s failed (%d times, again in %g s): %s", slot[0], slot[1], times, pause, text)
         domain = self._facts.host.domain(slot[1])
-        if lasting and now - since > FAULT_AFTER_S and domain is not None and not domain.fault:
-            self._facts.apply(ev.Faulted(self._facts.now(), slot[1], f"{slot[0]} fails: {text}"))
+        lasts_s = loop_time() - failure.lasting_since
+        if lasting and lasts_s > FAULT_AFTER_S and domain is not None and not domain.fault:
+            self._facts.apply(ev.Faulted(self._facts.now(), slot[1], told(slot, failure)))
 
     # Waiting for it
 
@@ -561,7 +525,7 @@ class Switch:
 
     def cpu_pending(self) -> bool:
         """CPU is still to be moved, and moving it has not failed."""
-        return any(slot_of(s) not in self._failures for s in self.steps() if isinstance(s, SetCpu))
+        return any(slot_of(s) not in self._retries for s in self.steps() if isinstance(s, SetCpu))
 
     def memory_lack(self, domain: str) -> MemoryLack | None:
         """What the domain lacks of the memory that its jobs asked for; None for nothing."""
@@ -586,7 +550,7 @@ class Switch:
     def _short(self, domain: str) -> str | None:
         """What it has told at the end of a move that fell short; None while it may still give, or take, more."""
         slot = ("SetMemory", domain)
-        failure = self._failures.get(slot)
+        failure = self._retries.of(slot)
         return (
             failure.text
             if failure and failure.code == RefusalCode.MEMORY_SHORT and slot not in self._under_way
@@ -596,7 +560,7 @@ class Switch:
     def memory_pending(self, domain: str | None = None) -> bool:
         """Memory is still to be moved, of this domain or of any, and moving it has not failed."""
         moves = (s for s in self.steps() if isinstance(s, SetMemory) and domain in (None, s.domain))
-        return any(slot_of(s) not in self._failures for s in moves)
+        return any(slot_of(s) not in self._retries for s in moves)
 
     async def changed(self) -> None:
         """Return after the next look."""
@@ -610,8 +574,7 @@ class Switch:
     def notes(self) -> list[str]:
         """What fails at present, for people."""
         wanted = {slot_of(step) for step in self.steps()}
-        failing = ((slot, f) for slot, f in self._failures.items() if f.times > 1 and slot in wanted)
-        return [f"{kind} of {domain} fails: {f.text}" for (kind, domain), f in failing]
+        return [told(slot, f) for slot, f in self._retries.items() if f.times > 1 and slot in wanted]
 
     async def close(self) -> None:
         self._closed = True
