@@ -20,7 +20,6 @@ from magrathea_lab.rigs.guest_host import Hypervisor, ask
 from magrathea_lab.waiting import until
 from node_daemon.setup import adopt
 
-BOOT_S = 60.0
 SERVICES = ("--kind", "{0}n1=service", "--kind", "{0}p1=service")
 """The other tests' guests: here they are somebody else's."""
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from magrathea_lab.rigs.guest_host import Hypervisor
+from magrathea_lab.waiting import BOUND_S
 from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, SAVE, DomainChange, DomainReading, DriverError, Others
 from node_daemon.hypervisor.libvirt.driver import LibvirtDriver
 
@@ -33,16 +34,14 @@ def drive(hypervisor: Hypervisor) -> Iterator[Callable[[Work], None]]:
             finally:
                 await driver.close()
 
-        asyncio.run(asyncio.wait_for(all_of_it(), 100))
+        asyncio.run(all_of_it())
 
     yield run
     hypervisor.restore()
 
 
-async def until(
-    condition: Callable[[DomainReading], bool], driver: LibvirtDriver, seconds: float = 20.0, name: str = "n1"
-) -> None:
-    end = time.monotonic() + seconds
+async def until(condition: Callable[[DomainReading], bool], driver: LibvirtDriver, name: str = "n1") -> None:
+    end = time.monotonic() + BOUND_S
     while not condition(found := (await driver.actual())[name]):
         assert time.monotonic() < end, found
         await asyncio.sleep(0.05)
@@ -137,7 +136,6 @@ def test_a_qemu_that_hangs_holds_up_its_own_changes_only(hypervisor: Hypervisor)
         try:
             await driver.start(lambda event: None)
             os.kill(qemu, signal.SIGSTOP)
-            began = time.monotonic()
             hanging = asyncio.create_task(refused(driver.set_memory("p1", 200)))
             await asyncio.sleep(0.1)
             found = await driver.actual()
@@ -145,7 +143,6 @@ def test_a_qemu_that_hangs_holds_up_its_own_changes_only(hypervisor: Hypervisor)
             await driver.set_memory("n1", 250)
             await driver.set_cpu("n1", 50)
             assert not hanging.done(), "and meanwhile p1's has hung"
-            assert time.monotonic() - began < 2.0
             assert await hanging == "timeout"
             os.kill(qemu, signal.SIGCONT)
             await driver.set_memory("p1", 220)
@@ -155,7 +152,7 @@ def test_a_qemu_that_hangs_holds_up_its_own_changes_only(hypervisor: Hypervisor)
             await driver.close()
 
     try:
-        asyncio.run(asyncio.wait_for(work(), 60))
+        asyncio.run(work())
     finally:
         hypervisor.restore()
 
@@ -171,7 +168,7 @@ def test_a_call_during_which_libvirtd_is_killed_is_lost_and_may_be_tried_again(
         hypervisor.libvirtd.kill_libvirtd()
         assert await calling == "lost"
         hypervisor.libvirtd.start_libvirtd()
-        end = time.monotonic() + 20
+        end = time.monotonic() + BOUND_S
         while True:
             try:
                 await driver.set_cpu("n1", 30)

@@ -13,11 +13,6 @@ import pytest
 from magrathea_lab.rigs.guest import Guest, GuestError, Job
 from magrathea_lab.rigs.guest_host import Hypervisor, Machine, machine
 
-LIFE_S = 60.0
-"""For a guest to boot under emulation on a busy machine."""
-CAPPED_S = 110.0
-"""For Python to start in an emulated guest that is capped, on a busy machine."""
-
 
 def order(m: Machine, do: str, domain: str, **fields: bool) -> str:
     """An admin's wish; what the daemon says to it."""

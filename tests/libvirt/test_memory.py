@@ -19,7 +19,7 @@ import pytest
 from magrathea_lab.rigs.guest import Guest, GuestError, Job, holding
 from magrathea_lab.rigs.guest_host import Hypervisor, Machine, Size
 from magrathea_lab.rigs.guest_host import machine as context
-from magrathea_lab.waiting import until
+from magrathea_lab.waiting import BOUND_S, until
 
 SIZE_MIB = 448
 SMALL_MIB = 176
@@ -27,7 +27,8 @@ FLOOR_MIB = 160
 CAPACITY_MIB = SIZE_MIB + SMALL_MIB
 NEEDS_MIB = 200
 """What the priority job asks for: more than p1 has before n1 has given."""
-MOVED_S = 60.0
+MOVING = {"stop n1", "memory n1", "memory p1"}
+"""Steps after which the daemon must have been killed."""
 """Under emulation, beside other work: far more than needed."""
 SETTINGS: dict[str, Any] = {
     "memory_mib": CAPACITY_MIB,
@@ -78,7 +79,7 @@ def hold(machine: Machine, mib: int, cgroup: bool = False) -> Job:
 def granted(machine: Machine, job: Job, mib: int = NEEDS_MIB) -> Job:
     """A priority job of that size, granted, if need be at another try, as PBS makes it."""
     job.memory_mib = mib
-    end = time.monotonic() + MOVED_S
+    end = time.monotonic() + BOUND_S
     while True:
         restart_if_dead(machine)
         with contextlib.suppress(GuestError):
@@ -200,10 +201,8 @@ def test_without_swap_only_free_memory_moves(machine: Machine) -> None:
     n1.sh("swapoff /dev/vda")
     try:
         job = hold(machine, 180)
-        began = time.monotonic()
         refused = until_refused(machine, Job("2", "priority"), NEEDS_MIB + 60)
         assert refused["code"] == "memory-short", refused
-        assert time.monotonic() - began < 30
         goes_on(machine, job)
         assert n1.jobs()["1"]["swapped_mib"] == 0
         assert n1.memory()["MemAvailable"] > 12
@@ -257,13 +256,14 @@ def test_a_daemon_killed_after_any_step_that_moves_memory_is_followed_by_one_tha
     assert {"stop n1", "memory n1", "memory p1", "lift n1", "run n1"} <= set(first), steps
     last = {step.partition("#")[0]: step for step in steps if step.startswith(("memory", "push", "fetch"))}
     chosen = sorted({*first.values(), *last.values()}, key=steps.index)
-    began, killed = time.monotonic(), []
+    began = time.monotonic()
+    killed: list[str] = []
     for n, step in enumerate(chosen, start=1):
-        if time.monotonic() - began > 80:
+        if time.monotonic() - began > 80 and {step.partition("#")[0] for step in killed} >= MOVING:
             break  # a slow machine: those that were tried have shown it
         if step in cycle(machine, n, step, job):
             killed.append(step)
-    assert {"stop n1", "memory n1", "memory p1"} <= {step.partition("#")[0] for step in killed}, killed
+    assert {step.partition("#")[0] for step in killed} >= MOVING, killed
     nothing_wrong(machine)
 
 

@@ -62,7 +62,7 @@ def lives(fleet: OpenPbsCluster, pid: str) -> bool:
 
 def pbs(fleet: OpenPbsCluster, *argv: str, user: str = "root") -> subprocess.CompletedProcess[str]:
     """A command of PBS's on the server's machine, whatever comes of it."""
-    return fleet.pbs.run(HEAD, argv, user=user, check=False, timeout=60)
+    return fleet.pbs.run(HEAD, argv, user=user, check=False)
 
 
 def refused(fleet: OpenPbsCluster, *argv: str, user: str = "root") -> str:

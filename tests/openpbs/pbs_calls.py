@@ -16,6 +16,7 @@ import threading
 import time
 from typing import Any
 
+from magrathea_lab.waiting import BOUND_S
 from scheduler_plugin.pbs.base import Pbs, PbsError
 from scheduler_plugin.pbs.libpbs import connector
 
@@ -59,7 +60,7 @@ def side_by_side(threads: int, rounds: int) -> list[str]:
     for thread in working:
         thread.start()
     for thread in working:
-        thread.join(60)
+        thread.join(BOUND_S)
     return errors + [f"{thread.name} hangs" for thread in working if thread.is_alive()]
 
 

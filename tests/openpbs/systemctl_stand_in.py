@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 DIRECTORIES = {"RuntimeDirectory": "/run", "StateDirectory": "/var/lib", "ConfigurationDirectory": "/etc"}
-END_S = 10
+END_S = 120
 
 
 def settings(unit: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ from magrathea_lab.scenarios.scenarios import (
 )
 
 from .conftest import EAGER
-from .test_preemption import LONG
+from .jobs import LONG
 
 RESOURCES = ("", "_accepts", "_rank", "_host", "_siblings", "_host_ncpus")
 
@@ -38,7 +38,7 @@ print(link.makefile().readline())
 
 def tries(fleet: OpenPbsCluster, *argv: str, machine: str = HEAD, user: str = "alice") -> str:
     """What a user is told when he is refused; fails if he is not."""
-    done: subprocess.CompletedProcess[str] = fleet.pbs.run(machine, argv, user=user, check=False, timeout=60)
+    done: subprocess.CompletedProcess[str] = fleet.pbs.run(machine, argv, user=user, check=False)
     assert done.returncode != 0, f"{user} was let: {argv}\n{done.stdout}"
     return done.stderr
 
@@ -61,7 +61,7 @@ def held(fleet: OpenPbsCluster, queue: str = "low", select: str = "1:ncpus=1") -
     try:
         yield job
     finally:
-        fleet.pbs.run(HEAD, ["qdel", "-W", "force", job], check=False, timeout=60)
+        fleet.pbs.run(HEAD, ["qdel", "-W", "force", job], check=False)
 
 
 @pytest.mark.parametrize("name", RESOURCES)

@@ -13,7 +13,7 @@ import pytest
 from magrathea_lab import leftovers
 from magrathea_lab.clusters import openpbs_machine
 from magrathea_lab.clusters.openpbs import OpenPbsCluster
-from magrathea_lab.waiting import until
+from magrathea_lab.waiting import BOUND_S, until
 
 from ..killed_runs import KilledRun, left
 
@@ -54,10 +54,10 @@ def test_when_the_owner_is_killed_everything_goes(tmp_path: Path) -> None:
         until((base / "root.ready").exists, "the namespaces are there")
         first = int((base / "root.pid").read_text())
         inside = ["nsenter", "-t", str(first), "-p", "-m", "-n", "setsid", "-f", "sleep", "61"]
-        subprocess.run(inside, check=True, timeout=10)
+        subprocess.run(inside, check=True, timeout=BOUND_S)
     finally:
         owner.send_signal(signal.SIGKILL)
-        owner.wait(10)
+        owner.wait(BOUND_S)
     until(lambda: not base.exists(), "the directory is removed")
     until(lambda: not Path(f"/proc/{first}").exists(), "the first process is gone")
     for entry in Path("/proc").glob("[0-9]*/cmdline"):

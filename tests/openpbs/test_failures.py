@@ -16,6 +16,8 @@ from magrathea_lab.clusters.openpbs import OpenPbsCluster
 from magrathea_lab.clusters.private_openpbs import HEAD
 from magrathea_lab.fleet import EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
+    LONG,
+    finish,
     goes_on,
     stands_still,
     wait,
@@ -25,13 +27,13 @@ from magrathea_lab.scenarios.scenarios import (
     wait_state,
     wait_stoppable,
 )
+from magrathea_lab.waiting import BOUND_S
 
-from .test_preemption import LONG
 from .test_trouble import STEPS, preempted
 
 FAIL_REQUEUE_S = 5
 """`node_fail_requeue` of the server here; 310 s by default."""
-BACK_S = 120.0
+BACK_S = 2 * BOUND_S
 """Until a job is requeued that its MoM came back without: a minute of MoM's lists, and a claim that is refused."""
 
 
@@ -101,9 +103,9 @@ def test_the_same_claim_twice_is_one_job(fleet: OpenPbsCluster) -> None:
         wait_running(fleet, low)
         assert said(fleet, "noded-h1", f"n1: {low} (run 1) accepted") == 2, "answered like the first"
         wait_stoppable(fleet, "n1")
-        high = fleet.submit("high", 20)
+        high = fleet.submit("high", LONG)
         wait_state(fleet, low, "S")
-        wait_right_end(fleet, high, 20)
+        finish(fleet, high)
         wait_right_end(fleet, low, STEPS)
         assert said(fleet, "noded-h1", f"{low} (run 1) preempted") == 1
         assert said(fleet, "noded-h1", f"{low} (run 1) released") == 1
@@ -235,7 +237,7 @@ def test_of_a_suspended_job_that_must_not_be_requeued_an_admin_is_told(fleet: Op
         finally:
             revive(fleet, "n1")
         fleet.delete(high)
-        assert wait_state(fleet, low, "F", 60).run_version == 1
+        assert wait_state(fleet, low, "F").run_version == 1
         wait_all_free(fleet, EXCLUSIVE)
 
 
@@ -252,5 +254,5 @@ def test_the_host_of_the_priority_job_dies_and_its_victim_goes_on(fleet: OpenPbs
             revive(fleet, place)
         wait(fleet, f"{place} is back", lambda: "down" not in fleet.vnodes()[place].state)
         fleet.delete(high)
-        wait_state(fleet, high, "F", 60)
+        wait_state(fleet, high, "F")
         wait_all_free(fleet, EXCLUSIVE)

@@ -14,6 +14,7 @@ import pytest
 from magrathea.pbs_text.amounts import duration_s
 from magrathea_lab.clusters.openpbs import USER
 from magrathea_lab.scenarios.scenarios import require, wait, wait_all_free, wait_domain, wait_state, wait_stoppable
+from magrathea_lab.waiting import BOUND_S
 
 from .guests import FLOOR_MIB, HOSTS, SIZE_MIB, Fleet
 
@@ -22,10 +23,10 @@ ENOUGH = f"/home/{USER}/enough"
 """Once it is there a job checks its memory a last time and ends."""
 ASKED_MIB, HELD_MIB = 240, 220
 """Of a job: more than a guest at its floor has room for."""
-MOVED_S = 60.0
+MOVED_S = 2 * BOUND_S
 FAIL_REQUEUE_S = 5
 """`node_fail_requeue` of the server here; 310 s by default."""
-BACK_S = 120.0
+BACK_S = 2 * BOUND_S
 """Until a job is requeued that its MoM came back without: a minute of MoM's lists, and a claim that is refused."""
 WATCHED_S = 4.0
 SLOW_SWAP_MIB = 15
@@ -50,7 +51,7 @@ def fleet(cluster: Fleet) -> Iterator[Fleet]:
     for name in cluster.pbs.moms:
         if not cluster.guest(name).up:
             cluster.guest(name).boot()
-            cluster.guest(name).wait(60)
+            cluster.guest(name).wait()
         cluster.guest(name).sh(f"rm -f {ENOUGH}")
     cluster.restore()
 
@@ -85,7 +86,7 @@ def checks(fleet: Fleet, domain: str, job: str, more: int) -> None:
 def holders(fleet: Fleet, domain: str) -> dict[str, tuple[str, int, int]]:
     """By pid, state, processor time (1/100 s) and resident MiB of the guest's processes that hold a job's memory."""
     processes = "grep -ls 'magrathea-test/hol[d]' /proc/[0-9]*/cmdline | sed s/cmdline/stat/"
-    found = fleet.guest(domain).sh(f"cat $({processes}) < /dev/null", 30)
+    found = fleet.guest(domain).sh(f"cat $({processes}) < /dev/null")
     rows = [(line.split()[0], line.rpartition(")")[2].split()) for line in found.splitlines()]
     return {pid: (row[0], int(row[11]) + int(row[12]), int(row[21]) * 4 // 1024) for pid, row in rows}
 
@@ -298,7 +299,7 @@ def test_a_preempted_job_whose_guest_is_killed_runs_again_when_that_is_back_and_
         checks(fleet, "p1", high, 1)
         require(fleet, fleet.jobs()[low].state == "S", "PBS would never start a job again that is requeued now")
         fleet.guest("n1").boot()
-        fleet.guest("n1").wait(60)
+        fleet.guest("n1").wait()
         ends_right(fleet, "p1", high, run=run_of(fleet, high))
         wait(fleet, f"{low} runs again", lambda: run_of(fleet, low) > 1 and fleet.jobs()[low].state == "R", BACK_S)
         wait_running(fleet, "n1", low)

@@ -16,10 +16,10 @@ from magrathea.core.model import JobClass, Kind, Mode
 from magrathea.messages import BadMessage, Books, DomainReport, JobReport, decode_to_host, encode
 from magrathea.pbs_text.amounts import duration_s
 from magrathea_lab.clusters.private_openpbs import HEAD, MachineProcess, PrivateOpenPbs
+from magrathea_lab.waiting import BOUND_S
 from tests.fakes.reports import domain, report, snapshot
 
 ROOT = Path(__file__).parents[2]
-BOUND_S = 60.0
 
 RESOURCES = "".join(
     f"create resource {name} type={type},flag=h\n"

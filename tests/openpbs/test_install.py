@@ -37,7 +37,7 @@ def pbs(_pbs: PrivateOpenPbs) -> Iterator[PrivateOpenPbs]:
             _pbs.run(HEAD, ["qdel", *delete, *ids], check=False)
     if own_files(_pbs):
         magrathea(_pbs, "uninstall", "--delete-history")
-    _pbs.wait_free("n1", timeout_s=20)
+    _pbs.wait_free("n1")
 
 
 def magrathea(pbs: PrivateOpenPbs, *args: str, of: str = "pbs") -> subprocess.CompletedProcess[str]:

@@ -10,6 +10,7 @@ import pytest
 from magrathea_lab.clusters.openpbs import KILL_DELAY_S, USER, OpenPbsCluster
 from magrathea_lab.fleet import EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
+    finish,
     goes_on,
     stands_still,
     wait,
@@ -57,7 +58,7 @@ def test_a_qdel_of_a_preempted_job_does_not_wait_for_the_kill_delay(fleet: OpenP
         end(fleet, high)
         goes_on(fleet, other, step)
         wait_right_end(fleet, other, 50)
-        wait_state(fleet, low, "F", 3 * PATIENT_S)
+        wait_state(fleet, low, "F")
         wait_all_free(fleet, EXCLUSIVE)
 
 
@@ -149,7 +150,7 @@ def test_a_preempted_job_is_requeued_by_force_only(fleet: OpenPbsCluster) -> Non
         wait_state(fleet, low, "Q")
         wait(fleet, "n1 is no longer in maintenance", lambda: fleet.vnodes()["n1"].state == {"free"})
         end(fleet, high)
-        view = wait_state(fleet, low, "F", 60)
+        view = wait_state(fleet, low, "F")
         assert (view.exit_status, view.run_version) == (0, 2)
         wait(fleet, "its output", lambda: "started 2 times" in fleet.output(low))
         wait_all_free(fleet, EXCLUSIVE)
@@ -191,7 +192,7 @@ def test_a_job_that_is_deleted_while_its_prologue_waits_does_not_start(fleet: Op
     slow = site_hook(fleet, "slow", "execjob_prologue", SLOW % {"gate": str(gate)}, "p1")
     ours = site_hook(fleet, "magrathea_prologue", "execjob_prologue", hook_text("magrathea_mom"), "p1", order=1000)
     with fleet.only(EXCLUSIVE), slow, ours:
-        low = fleet.submit("low", 50)
+        low = fleet.submit("low", LONG)
         wait_running(fleet, low)
         wait_stoppable(fleet, "n1")
         gate.touch()
@@ -202,5 +203,5 @@ def test_a_job_that_is_deleted_while_its_prologue_waits_does_not_start(fleet: Op
         gate.unlink()
         wait_state(fleet, high, "F")
         assert fleet.counter(high) == 0
-        wait_right_end(fleet, low, 50)
+        finish(fleet, low)
         wait_all_free(fleet, EXCLUSIVE)

@@ -18,6 +18,7 @@ from magrathea_lab.clusters.private_openpbs import HEAD
 from magrathea_lab.fleet import EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
     STILL_S,
+    finish,
     goes_on,
     stands_still,
     wait,
@@ -27,6 +28,7 @@ from magrathea_lab.scenarios.scenarios import (
     wait_state,
     wait_stoppable,
 )
+from magrathea_lab.waiting import BOUND_S
 
 from .jobs import LONG, all_go_on, all_stand_still, command, end, home, pbs, preempt, subjobs, submit
 
@@ -61,7 +63,7 @@ def wait_running_subjobs(fleet: OpenPbsCluster, array: str, *jobs: str) -> None:
 
 def test_an_array_of_priority_jobs_preempts_once(fleet: OpenPbsCluster) -> None:
     with fleet.only(EXCLUSIVE):
-        low = fleet.submit("low", 100)
+        low = fleet.submit("low", LONG)
         wait_running(fleet, low)
         wait_stoppable(fleet, "n1")
         array = submit(fleet, "high", f"exec {command(fleet, 20)}", "-J", "0-3", "-l", "select=1:ncpus=1")
@@ -69,7 +71,7 @@ def test_an_array_of_priority_jobs_preempts_once(fleet: OpenPbsCluster) -> None:
         step = stands_still(fleet, low)
         wait_state(fleet, array, "F")
         goes_on(fleet, low, step)
-        wait_right_end(fleet, low, 100)
+        finish(fleet, low)
         wait_all_free(fleet, EXCLUSIVE)
 
 
@@ -103,7 +105,7 @@ class Terminal:
 
     def close(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(BOUND_S)
         os.close(self.master)
 
 
@@ -140,7 +142,7 @@ def test_an_interactive_job_is_preempted_and_goes_on_at_its_terminal(fleet: Open
 
 def test_an_interactive_priority_job_preempts(fleet: OpenPbsCluster) -> None:
     with fleet.only(EXCLUSIVE):
-        low = fleet.submit("low", 100)
+        low = fleet.submit("low", LONG)
         wait_running(fleet, low)
         wait_stoppable(fleet, "n1")
         with terminal(fleet, "high") as user:
@@ -149,7 +151,7 @@ def test_an_interactive_priority_job_preempts(fleet: OpenPbsCluster) -> None:
             step = stands_still(fleet, low)
             user.type("exit")
             goes_on(fleet, low, step)
-        wait_right_end(fleet, low, 100)
+        finish(fleet, low)
         wait_all_free(fleet, EXCLUSIVE)
 
 
@@ -162,7 +164,7 @@ def test_a_job_that_ends_by_itself_while_it_is_being_stopped(fleet: OpenPbsClust
         hub = fleet.parts["hub"]
         os.kill(hub.pid, signal.SIGSTOP)
         try:
-            high = fleet.submit("high", 40, select="1:ncpus=1:host=p1")
+            high = fleet.submit("high", LONG, select="1:ncpus=1:host=p1")
             wait_running(fleet, high)
             stands_still(fleet, low)
             assert fleet.jobs()[low].state == "R"
@@ -172,7 +174,7 @@ def test_a_job_that_ends_by_itself_while_it_is_being_stopped(fleet: OpenPbsClust
             for pid in (hub.pid, hub.popen.pid):  # nsenter stops itself with its child
                 os.kill(pid, signal.SIGCONT)
         wait_state(fleet, low, "F")
-        wait_right_end(fleet, high, 40)
+        finish(fleet, high)
         wait_all_free(fleet, EXCLUSIVE)
 
 
@@ -199,12 +201,12 @@ def test_a_job_in_stage_in_waits_for_the_priority_job_that_comes_meanwhile(fleet
     with fleet.only(EXCLUSIVE):
         low = submit(fleet, "low", f"exec {command(fleet, 20)}", "-W", f"stagein={target}@{HEAD}:{source}")
         wait(fleet, "it stages in", lambda: fleet.jobs()[low].substate == STAGING)
-        high = fleet.submit("high", 40, select="1:ncpus=1:host=p1")
+        high = fleet.submit("high", LONG, select="1:ncpus=1:host=p1")
         wait_running(fleet, high)
         assert reading(target) == "staged\n"
         wait(fleet, f"{low} was refused", lambda: fleet.jobs()[low].state in "WQ")
         assert fleet.counter(low) == 0
-        wait_right_end(fleet, high, 40)
+        finish(fleet, high)
         wait_right_end(fleet, low, 20)
         wait_all_free(fleet, EXCLUSIVE)
 
@@ -234,15 +236,15 @@ def gated(fleet: OpenPbsCluster, script: str) -> Iterator[Path]:
 def test_a_job_in_its_prologue_is_not_preempted_before_it_has_started(fleet: OpenPbsCluster) -> None:
     with fleet.only(EXCLUSIVE):
         with gated(fleet, "prologue") as gate:
-            low = fleet.submit("low", 60)
+            low = fleet.submit("low", LONG)
             wait(fleet, "the prologue runs", lambda: gate.with_suffix(".started").exists())
-            high = fleet.submit("high", 20)
+            high = fleet.submit("high", LONG)
             time.sleep(STILL_S)
             assert fleet.jobs()[high].state == "Q"
             gate.unlink()
             wait_state(fleet, low, "S")
-            wait_right_end(fleet, high, 20)
-        wait_right_end(fleet, low, 60)
+            finish(fleet, high)
+        finish(fleet, low)
         wait_all_free(fleet, EXCLUSIVE)
 
 
@@ -250,12 +252,12 @@ def test_a_job_in_its_epilogue_has_ended_for_all_but_its_epilogue(fleet: OpenPbs
     """The site's own epilogue runs in spite of our hooks; a priority job that comes meanwhile harms nobody."""
     with fleet.only(EXCLUSIVE):
         with gated(fleet, "epilogue") as gate:
-            low = fleet.submit("low", 40)
+            low = fleet.submit("low", LONG)
             wait_running(fleet, low)
             wait(fleet, "the epilogue runs", lambda: gate.with_suffix(".started").exists())
-            high = fleet.submit("high", 20)
+            high = fleet.submit("high", LONG)
             time.sleep(STILL_S)
             gate.unlink()
-            wait_right_end(fleet, low, 40)
-            wait_right_end(fleet, high, 20)
+            finish(fleet, low)
+            finish(fleet, high)
         wait_all_free(fleet, EXCLUSIVE)

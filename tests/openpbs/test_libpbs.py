@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from magrathea_lab.clusters.private_openpbs import FIRST_UID, HEAD, USERS, PrivateOpenPbs
+from magrathea_lab.waiting import BOUND_S
 from scheduler_plugin.pbs.base import Code
 
 from .remote_pbs import RESOURCES, Refused, Remote
 
 ROOT = Path(__file__).parents[2]
-BOUND_S = 60.0
 
 
 @pytest.fixture(scope="module")

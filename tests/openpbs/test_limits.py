@@ -12,6 +12,7 @@ from pathlib import Path
 from magrathea_lab.clusters.openpbs import OpenPbsCluster
 from magrathea_lab.fleet import HostSpec, toml
 from magrathea_lab.scenarios.scenarios import (
+    LONG,
     STILL_S,
     goes_on,
     stands_still,
@@ -24,7 +25,6 @@ from magrathea_lab.scenarios.scenarios import (
 )
 
 from .conftest import EAGER
-from .test_preemption import LONG
 
 
 @contextmanager

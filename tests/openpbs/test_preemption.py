@@ -10,6 +10,10 @@ from magrathea.pbs_text.amounts import duration_s
 from magrathea_lab.clusters.openpbs import OpenPbsCluster
 from magrathea_lab.fleet import COUNTED, EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
+    LIMIT_S,
+    LONG,
+    STILL_S,
+    finish,
     goes_on,
     stands_still,
     wait,
@@ -23,35 +27,32 @@ from magrathea_lab.scenarios.scenarios import (
 
 from .conftest import EAGER
 
-LONG = 100_000
-"""Steps of a job that a test ends by deleting it."""
-
 
 def walltime_s(fleet: OpenPbsCluster, job: str) -> int:
     return duration_s(fleet.pbs.job(job)["resources_used"]["walltime"])
 
 
-def test_a_job_with_a_walltime_of_10_s_preempted_for_20_s_finishes(fleet: OpenPbsCluster) -> None:
+def test_a_job_that_was_preempted_for_longer_than_its_walltime_finishes(fleet: OpenPbsCluster) -> None:
     with fleet.only(EXCLUSIVE):
-        low = fleet.submit("low", 90, walltime_s=10)
+        low = fleet.submit("low", LONG, walltime_s=LIMIT_S)
         wait_running(fleet, low)
         wait_stoppable(fleet, "n1")
         high = fleet.submit("high", LONG)
         wait_state(fleet, low, "S")
-        until = time.monotonic() + 20
+        until = time.monotonic() + LIMIT_S + 5
         step = stands_still(fleet, low)
         time.sleep(max(0.0, until - time.monotonic()))
         assert fleet.counter(low) == step
         fleet.delete(high)
-        wait_right_end(fleet, low, 90)
-        assert walltime_s(fleet, low) <= 10
+        finish(fleet, low)
+        assert walltime_s(fleet, low) <= LIMIT_S
         wait_all_free(fleet, EXCLUSIVE)
 
 
 @pytest.mark.first
 def test_the_full_cycle_as_qstat_and_pbsnodes_show_it(fleet: OpenPbsCluster) -> None:
     with fleet.only(EXCLUSIVE):
-        low = fleet.submit("low", 120)
+        low = fleet.submit("low", LONG)
         wait_running(fleet, low)
         wait_stoppable(fleet, "n1")
         wait_domain(fleet, "p1", "occupied-would-preempt")
@@ -69,7 +70,7 @@ def test_the_full_cycle_as_qstat_and_pbsnodes_show_it(fleet: OpenPbsCluster) -> 
         wait_state(fleet, low, "R")
         wait_domain(fleet, "n1", "running-preemptible")
         wait(fleet, "n1 is no longer in maintenance", lambda: fleet.vnodes()["n1"].state == {"free"})
-        wait_right_end(fleet, low, 120)
+        finish(fleet, low)
         wait_all_free(fleet, EXCLUSIVE)
 
 
@@ -82,7 +83,7 @@ def two_at_once(fleet: OpenPbsCluster, first: str, second: str, steps: int) -> t
 
 def test_two_priority_jobs_at_the_same_moment_in_the_same_domain(fleet: OpenPbsCluster) -> None:
     with fleet.only(EXCLUSIVE):
-        low = fleet.submit("low", 100)
+        low = fleet.submit("low", LONG)
         wait_running(fleet, low)
         wait_stoppable(fleet, "n1")
         highs = two_at_once(fleet, "p1", "p1", LONG)
@@ -91,40 +92,43 @@ def test_two_priority_jobs_at_the_same_moment_in_the_same_domain(fleet: OpenPbsC
         stands_still(fleet, low)
         for high in highs:
             fleet.delete(high)
-        wait_right_end(fleet, low, 100)
+        finish(fleet, low)
         wait_all_free(fleet, EXCLUSIVE)
 
 
 def test_two_priority_jobs_at_the_same_moment_in_two_domains(fleet: OpenPbsCluster) -> None:
     """One of them waits for the other: an exclusive host runs one domain at a time."""
     with fleet.only(EXCLUSIVE):
-        low = fleet.submit("low", 100)
+        low = fleet.submit("low", LONG)
         wait_running(fleet, low)
         wait_stoppable(fleet, "n1")
-        highs = two_at_once(fleet, "p1", "p2", 40)
+        highs = two_at_once(fleet, "p1", "p2", LONG)
+
+        def running() -> list[str]:
+            return [high for high in highs if fleet.jobs()[high].state == "R"]
+
         wait_state(fleet, low, "S")
-        together = False
+        (first,) = wait(fleet, "one of them runs", running)
+        time.sleep(STILL_S)
+        assert running() == [first]
+        finish(fleet, first)
         for high in highs:
-            together |= {fleet.jobs()[other].state for other in highs} == {"R"}
-            wait_state(fleet, high, "F")
-        assert not together
-        for high in highs:
-            wait_right_end(fleet, high, 40)
-        wait_right_end(fleet, low, 100)
+            finish(fleet, high)
+        finish(fleet, low)
         wait_all_free(fleet, EXCLUSIVE)
 
 
 def test_a_job_preempted_in_the_second_it_starts(fleet: OpenPbsCluster) -> None:
     """PBS refuses to suspend a job that is just starting: it is retried until it is S, and nothing is lost."""
     with fleet.only(EAGER):
-        low = fleet.submit("low", 60)
+        low = fleet.submit("low", LONG)
         wait(fleet, f"{low} is with its MoM", lambda: fleet.jobs()[low].state == "R")
         high = fleet.submit("high", LONG)
         wait_running(fleet, high)
         wait_state(fleet, low, "S")
         stands_still(fleet, low)
         fleet.delete(high)
-        wait_right_end(fleet, low, 60)
+        finish(fleet, low)
         wait_all_free(fleet, EAGER)
 
 
@@ -133,7 +137,7 @@ def test_low_and_high_in_the_same_cycle_both_finish(fleet: OpenPbsCluster) -> No
         with fleet.pbs.stopped_scheduling():
             jobs = [fleet.submit("low", 40), fleet.submit("high", 20), fleet.submit("low", 40)]
         for job, steps in zip(jobs, (40, 20, 40), strict=True):
-            wait_state(fleet, job, "F", 60)
+            wait_state(fleet, job, "F")
             wait_right_end(fleet, job, steps)
         wait_all_free(fleet, EAGER)
 
@@ -160,7 +164,7 @@ def test_a_job_on_two_hosts_is_stopped_on_both_and_goes_on(fleet: OpenPbsCluster
         assert halves() == before
         fleet.delete(high)
         wait(fleet, "both halves go on", lambda: all(now > then for now, then in zip(halves(), before, strict=True)))
-        view = wait_state(fleet, low, "F", 60)
+        view = wait_state(fleet, low, "F")
         assert (view.exit_status, view.run_version, halves()) == (0, 1, [120, 120])
         wait_all_free(fleet, EXCLUSIVE)
         wait_all_free(fleet, EAGER)

@@ -11,6 +11,7 @@ from magrathea_lab.clusters.openpbs import COMPARE_S, OpenPbsCluster
 from magrathea_lab.clusters.private_openpbs import HEAD
 from magrathea_lab.fleet import EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
+    LONG,
     goes_on,
     stands_still,
     wait,
@@ -19,11 +20,11 @@ from magrathea_lab.scenarios.scenarios import (
     wait_running,
     wait_state,
 )
+from magrathea_lab.waiting import BOUND_S
 
 from .test_trouble import STEPS, preempted
 
-LONG = 100_000
-LOOK_S = 60.0
+LOOK_S = BOUND_S
 
 
 def restart(fleet: OpenPbsCluster, daemon: str) -> None:
@@ -163,7 +164,7 @@ def test_mom_is_restarted_without_p_under_a_preempted_job_which_runs_again(
         wait_state(fleet, high, "F")
         if hub == "away":
             fleet.start_part("hub")
-        view = wait_state(fleet, low, "F", 60)
+        view = wait_state(fleet, low, "F")
         assert (view.exit_status, view.run_version, fleet.counter(low)) == (0, 2, STEPS)
         left = fleet.pbs.run("n1", ["pgrep", "-f", "work.py"], check=False).stdout.split()
         assert left == [], "of the first run"

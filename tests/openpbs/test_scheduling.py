@@ -19,6 +19,8 @@ from magrathea_lab.clusters.openpbs import OpenPbsCluster
 from magrathea_lab.clusters.private_openpbs import HEAD, MachineProcess
 from magrathea_lab.fleet import EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
+    LONG,
+    finish,
     goes_on,
     stands_still,
     wait,
@@ -31,7 +33,6 @@ from magrathea_lab.scenarios.scenarios import (
 )
 
 from .conftest import EAGER
-from .test_preemption import LONG
 
 ON_N4 = "1:ncpus=1:host=n4"
 
@@ -205,9 +206,9 @@ def test_fair_share_orders_who_waits_and_preempts_as_ever(fleet: OpenPbsCluster)
             with fleet.pbs.stopped_scheduling():
                 hers = fleet.submit("low", LONG, cpus=2)
                 his = fleet.pbs.qsub("bob", "-q", "low", "-l", "select=1:ncpus=2", script="sleep 1000")
-            high = fleet.submit("high", 20)
+            high = fleet.submit("high", LONG)
             wait_state(fleet, first, "S")
-            wait_right_end(fleet, high, 20)
+            finish(fleet, high)
             wait_state(fleet, first, "R")
             fleet.delete(first)
             wait_state(fleet, his, "R")

@@ -7,6 +7,7 @@ import pytest
 from magrathea_lab.clusters.openpbs import OpenPbsCluster
 from magrathea_lab.fleet import EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
+    finish,
     goes_on,
     stands_still,
     wait,
@@ -30,7 +31,7 @@ def test_a_victim_on_two_hosts_goes_as_a_whole_for_a_job_on_one(fleet: OpenPbsCl
     """Its script computes on its first host, n1; in n4 it never has a process, and can be preempted there all the
     same, for the sake of p4."""
     with fleet.only(EXCLUSIVE, EAGER):
-        low = fleet.submit("low", 100, select=ON_BOTH)
+        low = fleet.submit("low", LONG, select=ON_BOTH)
         wait_running(fleet, low)
         wait_stoppable(fleet, "n1", "n4")
         high = fleet.submit("high", LONG, select=f"1:ncpus=1:host={place}")
@@ -41,7 +42,7 @@ def test_a_victim_on_two_hosts_goes_as_a_whole_for_a_job_on_one(fleet: OpenPbsCl
         step = stands_still(fleet, low)
         end(fleet, high)
         goes_on(fleet, low, step)
-        wait_right_end(fleet, low, 100)
+        finish(fleet, low)
         wait_all_free(fleet, EXCLUSIVE)
         wait_all_free(fleet, EAGER)
 
@@ -51,11 +52,11 @@ def test_a_priority_job_on_two_hosts_that_one_refuses_leaves_nobody_stopped_on_t
 ) -> None:
     """p1 grants it and n1 is stopped; p4 has just lost its agent and refuses it. It comes back by itself, later."""
     with fleet.only(EXCLUSIVE, EAGER):
-        low = fleet.submit("low", 400, select="1:ncpus=1:host=n1")
+        low = fleet.submit("low", LONG, select="1:ncpus=1:host=n1")
         wait_running(fleet, low)
         wait_stoppable(fleet, "n1")
         fleet.parts["agent-p4"].kill()
-        high = fleet.submit("high", 20, select=PRIORITY_ON_BOTH)
+        high = fleet.submit("high", LONG, select=PRIORITY_ON_BOTH)
         refusals = fleet.parts["noded-h1"].log
         wait(fleet, "n1 was preempted for it", lambda: "preempting n1" in refusals.read_text())
         wait_state(fleet, high, "QW")
@@ -67,9 +68,9 @@ def test_a_priority_job_on_two_hosts_that_one_refuses_leaves_nobody_stopped_on_t
         fleet.start_part("agent-p4")
         wait_state(fleet, high, "R", 90)
         wait_state(fleet, low, "S")
-        wait_right_end(fleet, high, 20)
+        finish(fleet, high)
         goes_on(fleet, low, stands_still(fleet, low) if fleet.jobs()[low].state == "S" else fleet.counter(low))
-        wait_right_end(fleet, low, 400)
+        finish(fleet, low)
         wait_all_free(fleet, EXCLUSIVE)
         wait_all_free(fleet, EAGER)
 
@@ -94,15 +95,15 @@ def test_a_priority_job_on_two_hosts_preempts_on_both(fleet: OpenPbsCluster) -> 
 
 def test_a_victim_and_a_priority_job_on_the_same_two_hosts(fleet: OpenPbsCluster) -> None:
     with fleet.only(EXCLUSIVE, EAGER):
-        low = fleet.submit("low", 100, select=ON_BOTH)
+        low = fleet.submit("low", LONG, select=ON_BOTH)
         wait_running(fleet, low)
         wait_stoppable(fleet, "n1", "n4")
-        high = fleet.submit("high", 20, select=PRIORITY_ON_BOTH)
+        high = fleet.submit("high", LONG, select=PRIORITY_ON_BOTH)
         wait_state(fleet, low, "S")
         step = fleet.counter(low)
-        wait_right_end(fleet, high, 20)
+        finish(fleet, high)
         goes_on(fleet, low, step)
-        wait_right_end(fleet, low, 100)
+        finish(fleet, low)
         wait_all_free(fleet, EXCLUSIVE)
         wait_all_free(fleet, EAGER)
 
@@ -111,7 +112,7 @@ def test_a_victim_on_two_hosts_is_continued_when_the_last_of_two_priority_jobs_h
     fleet: OpenPbsCluster,
 ) -> None:
     with fleet.only(EXCLUSIVE, EAGER):
-        low = fleet.submit("low", 100, select=ON_BOTH)
+        low = fleet.submit("low", LONG, select=ON_BOTH)
         wait_running(fleet, low)
         wait_stoppable(fleet, "n1", "n4")
         highs = [fleet.submit("high", LONG, select=f"1:ncpus=1:host={place}") for place in ("p1", "p4")]
@@ -124,6 +125,6 @@ def test_a_victim_on_two_hosts_is_continued_when_the_last_of_two_priority_jobs_h
         assert fleet.jobs()[low].state == "S"
         end(fleet, highs[1])
         goes_on(fleet, low, step)
-        wait_right_end(fleet, low, 100)
+        finish(fleet, low)
         wait_all_free(fleet, EXCLUSIVE)
         wait_all_free(fleet, EAGER)

@@ -21,7 +21,8 @@ from magrathea_lab.scenarios.scenarios import (
 )
 from scheduler_plugin.setup.install import UPKEEP_SLOWEST_S
 
-from .test_preemption import LONG, walltime_s
+from .jobs import LONG
+from .test_preemption import walltime_s
 
 TIMES = 4
 BETWEEN_S = 5.0

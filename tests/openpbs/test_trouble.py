@@ -10,6 +10,8 @@ from magrathea_lab.clusters.openpbs import PERIODIC_S, UPKEEP_S, OpenPbsCluster
 from magrathea_lab.clusters.private_openpbs import HEAD
 from magrathea_lab.fleet import EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
+    LONG,
+    finish,
     goes_on,
     stands_still,
     wait,
@@ -20,8 +22,6 @@ from magrathea_lab.scenarios.scenarios import (
     wait_state,
     wait_stoppable,
 )
-
-from .test_preemption import LONG
 
 STEPS = 70
 """Enough for a job to be preempted long before its end."""
@@ -77,14 +77,14 @@ def test_without_its_hub_nothing_new_is_preempted(fleet: OpenPbsCluster) -> None
         fleet.parts["hub"].kill()
         journal = fleet.parts["noded-h1"].log
         wait(fleet, "the daemon misses its hub", lambda: "hub" in journal.read_text().rpartition("\n")[0][-400:])
-        high = fleet.submit("high", 20)
+        high = fleet.submit("high", LONG)
         wait_state(fleet, high, "W")  # the claim was refused, with a later execution time
         assert fleet.jobs()[low].state == "R"
         step = fleet.counter(low)
         goes_on(fleet, low, step)
         fleet.start_part("hub")
         wait_state(fleet, low, "S")
-        wait_right_end(fleet, high, 20)
+        finish(fleet, high)
         wait_state(fleet, low, "R")
         fleet.delete(low)
         wait_all_free(fleet, EXCLUSIVE)
@@ -97,7 +97,7 @@ def test_a_domain_without_its_agent_starts_nothing_and_the_job_comes_back_by_its
         wait(fleet, "it is not held", lambda: fleet.jobs()[high].state in "WQ")
         assert fleet.counter(high) == 0
         fleet.start_part("agent-p1")
-        view = wait_state(fleet, high, "F", 60)
+        view = wait_state(fleet, high, "F")
         assert view.exit_status == 0
         wait_all_free(fleet, EXCLUSIVE)
 

@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 
 from magrathea_lab.clusters import openpbs_machine
 from magrathea_lab.clusters.private_openpbs import HEAD, HOST, PrivateOpenPbs
+from magrathea_lab.waiting import BOUND_S
 from tests.documents import ROOT, Block, blocks, says
 
 from .test_install import picture
@@ -31,7 +32,7 @@ GUIDE = ROOT / "docs/admin-guide.md"
 GUIDES_JOB = "explain 12"
 MACHINES = {"server": HEAD, "host": HOST, "user": HEAD, "n1": "n1", "p1": "p1"}
 DOMAINS = ("n1", "p1")
-PATIENCE_S = 30.0
+PATIENCE_S = BOUND_S
 PIP = "/opt/magrathea/bin/pip install --quiet ."
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 
