@@ -1,8 +1,9 @@
 """The suites on real systems: what each needs, and the one line that says why it was not run.
 
 Their tests carry the mark `real`; those that also carry `first` belong to `make test`. What this machine lacks takes a
-suite out of the run. Where the suite was asked for (`MAGRATHEA_REQUIRE_OPENPBS=1`, `MAGRATHEA_REQUIRE_LIBVIRT=1`, as
-`make test-openpbs` and `make test-guests` set them) that run fails, so that nothing passes because it was skipped.
+suite out of the run. The run fails if the suite was asked for (`MAGRATHEA_REQUIRE_OPENPBS=1`,
+`MAGRATHEA_REQUIRE_LIBVIRT=1`, as `make test-openpbs` and `make test-guests` set them), or if the system is there but
+broken: nothing passes because it was skipped.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class RealSuite:
     path: Path
     missing: Callable[[], str | None]
     requirement: str
+    broken: Callable[[], str | None] = lambda: None
 
     @property
     def lacks(self) -> str | None:
@@ -40,7 +42,8 @@ class RealSuite:
 
     @property
     def required(self) -> bool:
-        return os.environ.get(self.requirement) == "1"
+        """True if a run must not do without it."""
+        return os.environ.get(self.requirement) == "1" or _asked(self.broken) is not None
 
     def has(self, path: Path) -> bool:
         return path == self.path or self.path in path.parents
@@ -56,7 +59,7 @@ def _asked(missing: Callable[[], str | None]) -> str | None:
     return missing()
 
 
-OPENPBS = RealSuite(HERE / "openpbs", openpbs_needs.missing, "MAGRATHEA_REQUIRE_OPENPBS")
+OPENPBS = RealSuite(HERE / "openpbs", openpbs_needs.missing, "MAGRATHEA_REQUIRE_OPENPBS", openpbs_needs.broken)
 SUITES: tuple[RealSuite, ...] = (
     RealSuite(HERE / "libvirt", partial(needs.missing, ("qemu", "lxc")), "MAGRATHEA_REQUIRE_LIBVIRT"),
     OPENPBS,

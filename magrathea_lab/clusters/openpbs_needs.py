@@ -33,8 +33,15 @@ def missing(exec_dir: str = "/opt/pbs") -> str | None:
         return "a private OpenPBS cluster needs root (network and mount namespaces)"
     if lacking := sorted({package for tool, package in TOOLS.items() if shutil.which(tool) is None}):
         return f"programs are missing; as root: apt-get install --no-install-recommends {' '.join(lacking)}"
-    kinds = ("net", "pid", "mount", "uts", "ipc")
-    return _without_rights(here) or _without_libraries(here) or namespaces_refused(*kinds, trial=TRIAL)
+    return broken(exec_dir) or namespaces_refused("net", "pid", "mount", "uts", "ipc", trial=TRIAL)
+
+
+def broken(exec_dir: str = "/opt/pbs") -> str | None:
+    """Why an OpenPBS that is installed cannot work on any machine; None if it can, or if none is installed."""
+    here = Path(exec_dir)
+    if not (here / "sbin/pbs_server").exists():
+        return None
+    return _without_rights(here) or _without_libraries(here)
 
 
 def _without_rights(exec_dir: Path) -> str | None:

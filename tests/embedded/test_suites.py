@@ -104,3 +104,9 @@ def test_a_system_that_does_not_come_up_is_tried_once_and_told_once(tmp_path: Pa
     assert done.stdout.count("def system():") == 1, "one whole report"
     short = "NoOpenPbs, as told at test_it.py::test_0: it does not come up, try 1"
     assert done.stdout.count(short) >= 2 and "try 2" not in done.stdout, done.stdout
+
+
+def test_a_system_that_is_there_but_broken_fails_a_run_that_did_not_ask_for_it() -> None:
+    there = RealSuite(ROOT / "tests" / "openpbs", lambda: "why", "MAGRATHEA_REQUIRE_NOTHING", lambda: "why")
+    absent = RealSuite(ROOT / "tests" / "openpbs", lambda: "why", "MAGRATHEA_REQUIRE_NOTHING")
+    assert there.required and not absent.required

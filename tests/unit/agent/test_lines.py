@@ -58,10 +58,10 @@ def test_megabytes_without_a_newline_before_the_first_hello_are_no_bad_line() ->
 
 
 def test_four_megabytes_arrive_in_a_second() -> None:
-    """Joining bytes anew with every read would take many."""
+    """Of its own CPU: joining bytes anew with every read would take many."""
     reader = LineReader(False)
     data = os.urandom(4000).hex().encode() * 8 + b"\n"
-    began = time.monotonic()
+    began = time.process_time()
     lines = [line for _ in range(64) for at in range(0, len(data), 1000) for line in feed(reader, data[at : at + 1000])]
     assert len(lines) == 64
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5

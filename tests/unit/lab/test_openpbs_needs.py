@@ -44,7 +44,8 @@ def test_a_machine_that_has_everything_lacks_nothing(installed: Path) -> None:
     assert openpbs_needs.missing(str(installed)) is None
 
 
-def test_nothing_is_installed(tmp_path: Path) -> None:
+def test_what_is_not_installed_is_not_broken(tmp_path: Path) -> None:
+    assert openpbs_needs.broken(str(tmp_path)) is None
     assert openpbs_needs.missing(str(tmp_path)) == f"OpenPBS is not installed in {tmp_path}"
 
 
@@ -57,9 +58,8 @@ def test_somebody_else_than_root_is_told_so(installed: Path, monkeypatch: pytest
 def test_a_program_without_its_set_uid_bit_is_named_with_the_command_that_sets_it(installed: Path, name: str) -> None:
     (installed / name).chmod(0o755)
     file = installed / name
-    assert openpbs_needs.missing(str(installed)) == (
-        f"{file} is not set-uid root; as root: chown root {file} && chmod 4755 {file}"
-    )
+    why = f"{file} is not set-uid root; as root: chown root {file} && chmod 4755 {file}"
+    assert openpbs_needs.missing(str(installed)) == why == openpbs_needs.broken(str(installed))
 
 
 def test_programs_that_are_missing_are_named_by_their_packages(
