@@ -4,7 +4,7 @@ Rule 1: a code is for programs. It never changes and never gets another meaning;
 Rule 2: whoever refuses names the member of `RefusalCode`. The tables of docs/admin-guide.md are written from `TABLE`
 (tools/refusals_page.py), and a test finds a code without a row.
 Rule 3: the agent and the hooks run on Pythons that cannot import this. Their codes stand in one table each, which a
-test compares with this one: `node_daemon/agent/refusals.py`, and `CODES` of each hook.
+test compares with this one: node_daemon/agent/refusals.py, and `CODES` of each hook.
 """
 
 from __future__ import annotations

@@ -35,6 +35,10 @@ WAIT_S = 585.0  # all questions of the prologue: less than its alarm (install.py
 MOST_PARTS = 200  # of a job, in one question
 RETRY_S = 10  # when the refusal does not say when to come back
 
+# Of the product's table of codes, magrathea/core/refusals.py, those that the hook acts on; a test compares the two.
+CODES = ("timeout", "deleted", "memory-short", "hub-lost", "domain-unknown")
+TIMEOUT, DELETED, MEMORY_SHORT, HUB_LOST, DOMAIN_UNKNOWN = CODES
+
 
 class NoAnswer(Exception):
     """The agent is not there, or did not answer in time."""
@@ -162,7 +166,7 @@ def claim(event, path):
     import json
 
     said = json.loads(answer)
-    if said.get("code") == "timeout":
+    if said.get("code") == TIMEOUT:
         take_back(path, job)
     text = "%s (%s)" % (said.get("text", "refused without a reason"), said.get("code", "no code"))
     return refuse(event, text, said.get("retry_after_s", RETRY_S))
@@ -195,11 +199,11 @@ def wait_for_memory(event, path):
         if said.get("ok") and said.get("ready"):
             del vnodes[:MOST_PARTS]
             continue
-        if said.get("code") == "deleted":  # PBS loses a qdel that comes now: the job would start all the same
+        if said.get("code") == DELETED:  # PBS loses a qdel that comes now: the job would start all the same
             job.delete()
             return event.reject("magrathea: deleted before it started")
         why = said.get("text", why)
-        if said.get("code") in ("memory-short", "hub-lost", "domain-unknown"):  # others wait for what it holds
+        if said.get("code") in (MEMORY_SHORT, HUB_LOST, DOMAIN_UNKNOWN):  # others wait for what it holds
             return refuse(event, why, said.get("retry_after_s", RETRY_S))
         time.sleep(max(0.0, min(0.5, asked + 0.5 - time.monotonic())))
     return refuse(event, "given up after %d s: %s" % (WAIT_S, why), RETRY_S) if vnodes else None

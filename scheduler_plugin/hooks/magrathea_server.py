@@ -34,9 +34,16 @@ from magrathea.pbs_text.words import job_ids, words
 
 DEFAULT_HEARTBEAT_MAX_AGE_S = 30.0
 
+# The product's table of codes is magrathea/core/refusals.py; a test compares the two.
+CODES = ("hub-lost", "two-domains", "host-busy", "too-big", "no-cpus", "no-class", "own-class")
+HUB_LOST, TWO_DOMAINS, HOST_BUSY, TOO_BIG, NO_CPUS, NO_CLASS, OWN_CLASS = CODES
+
 
 class MayNotStart(Exception):
-    """Why the job may not start now; the text becomes its comment."""
+    """Why the job may not start now; code and text become its comment."""
+
+    def __init__(self, code, text):
+        super().__init__("%s: %s" % (code, text))
 
 
 def cpus_by_vnode(exec_vnode):
@@ -92,8 +99,9 @@ def may_preempt(vnode, victim):
     if silent_s is not None:
         since = "was never there" if silent_s == float("inf") else "has been silent for %d s" % silent_s
         raise MayNotStart(
-            "hub-lost: to start on %s it would preempt %s, and magrathea-hub %s; start it on the server's machine"
-            % (vnode, victim, since)
+            HUB_LOST,
+            "to start on %s it would preempt %s, and magrathea-hub %s; start it on the server's machine"
+            % (vnode, victim, since),
         )
 
 
@@ -101,12 +109,12 @@ def check_exclusive(server, job, cls, name, siblings, wanted):
     seen = {str(job.id)}
     for sibling in siblings:
         if sibling in wanted:
-            raise MayNotStart("two-domains: %s and %s are domains of one host and never run together" % (name, sibling))
+            raise MayNotStart(TWO_DOMAINS, "%s and %s are domains of one host and never run together" % (name, sibling))
         for other in jobs_on(server, server.vnode(sibling), seen):
             theirs = job_class(str(other.schedselect))
             if cls != "priority" or theirs != "preemptible":
                 where = "%s, on the host of %s," % (sibling, name)
-                raise MayNotStart("host-busy: %s has job %s of class %s" % (where, other.id, theirs))
+                raise MayNotStart(HOST_BUSY, "%s has job %s of class %s" % (where, other.id, theirs))
             may_preempt(name, other.id)
 
 
@@ -114,7 +122,7 @@ def check_counted(server, job, cls, name, siblings, wanted, host_cpus):
     domains = [name, *siblings]
     mine = sum(wanted.get(domain, 0) for domain in domains)
     if mine > host_cpus:
-        raise MayNotStart("too-big: its %d CPUs on the host of %s exceed the host's %d" % (mine, name, host_cpus))
+        raise MayNotStart(TOO_BIG, "its %d CPUs on the host of %s exceed the host's %d" % (mine, name, host_cpus))
     taken, stoppable_cpus, stoppable = mine, 0, []
     seen = {str(job.id)}
     for domain in domains:
@@ -128,7 +136,7 @@ def check_counted(server, job, cls, name, siblings, wanted, host_cpus):
             taken += cpus
             if taken > host_cpus:
                 what = "its %d CPUs on the host of %s" % (mine, name)
-                raise MayNotStart("no-cpus: %s and those of jobs there exceed the host's %d" % (what, host_cpus))
+                raise MayNotStart(NO_CPUS, "%s and those of jobs there exceed the host's %d" % (what, host_cpus))
     if taken + stoppable_cpus > host_cpus:
         may_preempt(name, ", ".join(stoppable))
 
@@ -146,8 +154,9 @@ def check(server, job, managed):
         managed.append(name)
         if cls is None:
             raise MayNotStart(
-                "no-class: %s takes jobs of a class only, which the queue's or the server's"
-                " default_chunk.magrathea_accepts gives; set it, then qmove the job to its queue" % name
+                NO_CLASS,
+                "%s takes jobs of a class only, which the queue's or the server's"
+                " default_chunk.magrathea_accepts gives; set it, then qmove the job to its queue" % name,
             )
         if name in done:
             continue  # a sibling was looked at, and with it the whole host
@@ -166,8 +175,8 @@ def check_modified(event):
     asked = None if wanted is None else wanted["select"]
     if not unset(asked) and any(name.startswith("magrathea") for name in resource_names(str(asked))):
         event.reject(
-            "magrathea: own-class: the select of %s names a resource of Magrathea's; the class of a job is its"
-            " queue's: leave it out, and qmove the job to the queue that is meant" % event.job.id
+            "magrathea: %s: the select of %s names a resource of Magrathea's; the class of a job is its"
+            " queue's: leave it out, and qmove the job to the queue that is meant" % (OWN_CLASS, event.job.id)
         )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections import Counter
+from typing import Any
 
-from magrathea.core.refusals import TABLE, RefusalCode, Section, retry_after_s
+from magrathea.core.refusals import TABLE, Again, RefusalCode, Section, retry_after_s
 from node_daemon.agent import refusals as agents
-from tests.refusal_codes import refusal_codes
+from scheduler_plugin.setup.hook_texts import hook_text
 from tools import refusals_page
 
 
@@ -30,7 +33,18 @@ def test_the_agents_codes_are_of_the_table_with_the_same_times() -> None:
     assert {code: retry_after_s(RefusalCode(code)) for code in agents.RETRY_AFTER_S} == agents.RETRY_AFTER_S
 
 
-def test_agent_and_hooks_know_the_codes() -> None:
-    assert set(refusal_codes()) <= {code.value for code in RefusalCode}
-    hook = {code for code, files in refusal_codes().items() if any("hooks/magrathea_server" in f for f in files)}
-    assert hook == {meaning.code.value for meaning in TABLE if meaning.section is Section.SERVER_HOOK}
+def constant(hook: str, name: str) -> Any:
+    """The literal that a hook's text assigns to this name."""
+    [found] = re.findall(rf"^{name} = (.*?)(?:  #.*)?$", hook_text(hook), re.MULTILINE)
+    return ast.literal_eval(found)
+
+
+def test_the_server_hooks_codes_are_those_of_its_section() -> None:
+    own = {meaning.code for meaning in TABLE if meaning.section is Section.SERVER_HOOK}
+    assert set(constant("magrathea_server", "CODES")) == own
+
+
+def test_the_mom_hook_acts_on_codes_of_claims_and_comes_back_as_the_table_says() -> None:
+    claims = {meaning.code for meaning in TABLE if meaning.section is Section.CLAIM}
+    assert set(constant("magrathea_mom", "CODES")) < claims
+    assert constant("magrathea_mom", "RETRY_S") == Again.UNTOLD.seconds
