@@ -16,7 +16,7 @@ import secrets
 import time
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 
@@ -168,26 +168,28 @@ class Hub:
             self._of_hosts.say(host, f"host {host} speaks", level=logging.INFO)
             self._told.pop(host, None)
             self._channel.send(host, self._greeting())
-        mono = self._loop.time()
-        if isinstance(message, Snapshot):
-            if not self.farm.snapshot(message, time.time(), mono):
-                return
-            # others of its jobs' hosts may be told of its wishes, too
-            self._stale |= {host} | self.farm.others(host)
-            self._publish(host)
-            self._kick.set()
-            return
-        if isinstance(message, HistoryTold):
-            self._histories.told(host, message)
-            return
-        if isinstance(message, PartsAsked):
-            unready = self.farm.unready(host, JobKey(message.job, message.run), message.vnodes)
-            self._channel.send(host, PartsTold(id=message.id, parts=unready))
-            return
-        if message.at:
-            self.farm.machine(host, message.at - time.time(), message.version)
+        match message:
+            case Snapshot():
+                if self.farm.snapshot(message, time.time(), self._loop.time()):
+                    # others of its jobs' hosts may be told of its wishes, too
+                    self._stale |= {host} | self.farm.others(host)
+                    self._publish(host)
+                    self._kick.set()
+            case HistoryTold():
+                self._histories.told(host, message)
+            case PartsAsked():
+                unready = self.farm.unready(host, JobKey(message.job, message.run), message.vnodes)
+                self._channel.send(host, PartsTold(id=message.id, parts=unready))
+            case Heartbeat():
+                self._beat_heard(host, message)
+            case _:
+                assert_never(message)
+
+    def _beat_heard(self, host: str, beat: Heartbeat) -> None:
+        if beat.at:
+            self.farm.machine(host, beat.at - time.time(), beat.version)
         was_live = host in self.farm.hosts and self.farm.hosts[host].live
-        if not self.farm.heartbeat(host, message.boot_id, message.revision, mono):
+        if not self.farm.heartbeat(host, beat.boot_id, beat.revision, self._loop.time()):
             self._channel.send(host, Resend())
         elif not was_live:
             self._of_hosts.say(host, f"host {host} is heard again", level=logging.INFO)

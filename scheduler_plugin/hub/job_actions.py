@@ -7,6 +7,7 @@ of the job, a job that is ending, a job that somebody else has suspended or resu
 from __future__ import annotations
 
 import time
+from typing import assert_never
 
 from magrathea.core.model import JobKey
 from magrathea.pbs_text.states import DEAD_STATES, ENDING_SUBSTATE, REQUEUING_SUBSTATE, RESUMING_SUBSTATE
@@ -97,3 +98,7 @@ def _ask(pbs: Pbs, action: Action, job: PbsJob) -> None:
             pbs.set_walltime(id, action.seconds)
         case SetComment():
             pbs.set_comment(id, action.text)
+        case Look():
+            pass  # the job is read before and after in any case
+        case _:
+            assert_never(action)
