@@ -9,9 +9,10 @@ import subprocess
 from .core.model import JobClass
 from .messages import Chunk
 from .pbs_text.amounts import size_bytes, whole_mib, whole_number
-from .pbs_text.listing import QSTAT_ENVIRONMENT, QSTAT_JOB, QSTAT_QUEUE, decoded, listed, printable
+from .pbs_text.listing import QSTAT_ENVIRONMENT, QSTAT_JOB, QSTAT_QUEUE, decoded, listed
 from .pbs_text.select import CLASS_RESOURCE, job_class
 from .pbs_text.select import chunks as chunks_of
+from .text import printable
 
 DEADLINE_S = 10.0
 DEFAULT = "/opt/pbs/bin/qstat"
@@ -33,7 +34,7 @@ def _ask(*arguments: str) -> str:
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:  # ValueError: a null byte in an argument
         raise NoQstat(f"`{told}`: {error}") from error
     if done.returncode != 0:
-        raise NoQstat(printable(decoded(done.stderr)).strip() or f"`{told}` ended with {done.returncode}")
+        raise NoQstat(printable(decoded(done.stderr).strip()) or f"`{told}` ended with {done.returncode}")
     return decoded(done.stdout)
 
 

@@ -14,8 +14,8 @@ from magrathea.core.model import JobClass, State
 from magrathea.decoding import UNDECODABLE
 from magrathea.messages import Chunk, DomainReport, JobReport, Outlook, Snapshot
 from magrathea.name_folding import fold
-from magrathea.pbs_text.listing import printable
 from magrathea.preview import outlook_farm
+from magrathea.text import printable
 
 NOT_WELL, USAGE = 1, 2
 

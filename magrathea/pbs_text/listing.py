@@ -24,11 +24,6 @@ def decoded(output: bytes) -> str:
     return output.decode("utf-8", "surrogateescape")
 
 
-def printable(text: str) -> str:
-    """A value from `decoded` that any terminal and any file takes."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def listed(text: str, headings: Iterable[str]) -> dict[str, dict[str, str]]:
     """Attributes by object's name, of the objects with one of these words before their name; others are left out.
 

@@ -1,16 +1,16 @@
-"""Which jobs are to be suspended or resumed in PBS, job by job: everything that decides it is in this file.
+"""Which jobs the hub suspends and resumes in PBS. Everything that decides it is in this file.
 
-Rule 1: no clock, no I/O. `step` gets what hosts wish, what PBS has and the time; it returns the job's new entry and
-at most one thing to do. Nothing is done twice at once for a job: the caller takes the next step after the outcome.
-Rule 2: level-triggered. An entry says what we did, never what is to be done; the last wish wins, and a restart, a
-lost answer or an admin's hand is just another starting point.
-Rule 3: only what we suspended is resumed. An entry is written to disk before the suspend is asked for.
+Rule 1: no clock, no I/O. `step` takes what the hosts want, what PBS has and the time. It returns the job's new entry
+and at most one action. The caller takes the next step for a job only after that action's outcome.
+Rule 2: level-triggered. An entry records what we did, never what is still to be done. The newest wish wins; a restart,
+a lost answer or an admin's command is just another starting point.
+Rule 3: the hub resumes only what it suspended. It writes the entry to disk before it asks PBS for the suspend.
 
-    hosts: stop            -> admin-suspend until PBS shows S (or the job is gone), walltime given back, comment
-    nobody: stop, all ready -> admin-resume, or plain resume once a failed one has lost its flag; comment restored
-    requeue, or host dead  -> rerun by force if the job allows it, else an alert, once
-    guest ended            -> the same as soon as its MoM is back and has not got the job; never while none of the job's
-                              MoMs is there: PBS would not start it again (Pbs.rerun), so an admin is told instead
+    a host wants it stopped     admin-suspend until PBS shows S or the job is gone; give walltime back; set the comment
+    no host does, all are ready admin-resume, or plain resume if a failed one has lost the flag; restore the comment
+    requeue, or its host died   rerun by force if the job allows it, else one alert
+    its guest ended             the same, as soon as its MoM is back without the job. Never while all of the job's MoMs
+                                are away: PBS would not start it again (Pbs.rerun). Then an alert tells an admin.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ RETRY_MOST_S = 30.0
 RETRY_REFUSED_S = 60.0
 WATCH_S = 5.0
 DOUBT_S = 900.0
-"""A suspend without an answer can take effect when its MoM wakes, minutes later: so long is the truth looked at."""
+"""A suspend without an answer can still take effect minutes later, when its MoM wakes up. The hub watches that long."""
 UNLISTED_S = 60.0
-"""A host that is heard and has not listed a job for so long has not got it (MoM's list comes every 15 s)."""
+"""If a live host has not listed a job for this long, the job is not there (MoM's list comes every 15 s)."""
 REQUEUE_AGAIN_S = 30.0
-"""A rerun that PBS has taken is done when a MoM has answered; one that went away in that moment is asked again."""
+"""PBS completes a rerun when a MoM has answered. If the MoM went away at that moment, the hub asks again."""
 LATE_S = 1.0
-"""Walltime lost by a late booking is given back from this many seconds on."""
+"""The hub gives walltime back if a late booking cost the job at least this much."""
 DEFAULT_NODE_FAIL_REQUEUE_S = 310.0
 """PBS's own, if the server does not set it."""
 
@@ -49,12 +49,12 @@ DEFAULT_NODE_FAIL_REQUEUE_S = 310.0
 class LedgerEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What we did to a job in PBS. Times are Unix seconds on the hub's clock.
 
-    `asked_at`: when a suspend was first asked for; None: only watched, not ours. `booked`: PBS has it suspended for
-    us; `seen_at`: when that was last seen. `stopped_at`: since when it is stopped but not booked, so that its
-    walltime runs on. `walltime_s`: the limit to set, for what was lost. `comment`: what it was before ours.
-    `plain`: the admin flag is lost, `resume` is right. `doubt_until`: a call without an answer may still happen.
-    `touch`: to be suspended once and resumed at once, which ends its vnode's maintenance (maintenance.py). `away`: one
-    of its guests was off, or missed by PBS, and no host has listed it since: it may be gone.
+    `asked_at`: when we first asked for a suspend; None: we only watch the job. `booked`: PBS has it suspended for us;
+    `seen_at`: when we last saw that. `stopped_at`: since when it is stopped but not booked, so that its walltime runs.
+    `walltime_s`: the new limit that makes up for it. `comment`: the job's comment before ours. `plain`: the admin flag
+    is lost, so `resume` is the right call. `doubt_until`: until then a call without an answer may still take effect.
+    `touch`: suspend it and resume it at once, which ends its vnode's maintenance (maintenance.py). `away`: one of its
+    guests was off, or PBS lost it, and no host has listed the job since: it may be gone.
     """
 
     id: str
@@ -83,10 +83,10 @@ class LedgerEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What PBS has: `job` is None if it does not know it. `maintenance`, `dead`: of any of the job's vnodes.
+    """What PBS has. `job`: None if PBS does not know it. `maintenance`, `dead`: true of at least one of its vnodes.
 
-    `off`: a host says so of a domain of the job's, of which PBS may know nothing for a minute. `silent`: of each of
-    the job's vnodes one of these holds, so that no MoM can answer.
+    `off`: a host reports that one of the job's domains is off, which PBS may notice a minute later. `silent`: each of
+    the job's vnodes is dead or off, so that no MoM can answer.
     """
 
     job: PbsJob | None
@@ -135,8 +135,8 @@ Action = Suspend | Resume | Requeue | SetWalltime | SetComment | Look
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of an action. `done`: it was asked for and PBS agreed. `before`, `after`: the job around it, where `looked`;
-    `after` is what counts. `error`: why not."""
+    """How an action went. `done`: PBS was asked and agreed. `before`, `after`: the job before and after it, if
+    `looked`; `after` is what counts. `error`: why it failed."""
 
     action: Action
     done: bool
@@ -259,7 +259,7 @@ def _lost(entry: LedgerEntry, wish: JobWish, job: PbsJob, now: float, node_fail_
 def _requeued(
     entry: LedgerEntry, wish: JobWish, truth: Truth, job: PbsJob, now: float, node_fail_requeue_s: float
 ) -> BookStep | None:
-    """None where there is no reason for it, or where it cannot be and that has been told: then all goes on as ever."""
+    """None if there is no reason to requeue, or if an alert has said that it is impossible: then nothing changes."""
     if not (reason := _lost(entry, wish, job, now, node_fail_requeue_s)):
         return None
     if job.rerunnable and not truth.silent:
@@ -359,7 +359,7 @@ def learned(entry: LedgerEntry, outcome: Outcome) -> BookStep:
 
 
 def _pause_s(outcome: Outcome) -> float:
-    """Before the next step after an action without an error: none where it cannot be the same action again."""
+    """Pause after an action without an error: none if the next action cannot be the same one."""
     if isinstance(outcome.action, SetComment | SetWalltime):
         return 0.0
     return RETRY_FIRST_S if outcome.done else RETRY_STARTING_S
@@ -383,7 +383,7 @@ def _suspend_learned(entry: LedgerEntry, outcome: Outcome) -> BookStep:
 
 
 def _later(entry: LedgerEntry, error: PbsError, now: float) -> LedgerEntry:
-    """Tried again later: soon where that may help, rarely where PBS refused."""
+    """Try again later: soon if that may help, rarely if PBS refused."""
     soon_s = min(RETRY_MOST_S, 5 * RETRY_FIRST_S * 2 ** min(entry.tries, 10))
     wait_s = soon_s if error.transient or error.code == Code.BAD_STATE else RETRY_REFUSED_S
     return replace(entry, tries=entry.tries + 1, not_before=now + wait_s)

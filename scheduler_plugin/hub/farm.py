@@ -1,10 +1,9 @@
-"""All that the hub knows: what hosts said, what PBS has, what we did to jobs; and what follows from it.
+"""All that the hub knows: what hosts reported, what PBS has, what we did to jobs; and what follows from that.
 
-No I/O and no clock: the hub's shell (hub.py) feeds it and carries out what it says; tests do so without either.
-Times are Unix seconds on the hub's clock; leases are measured on `mono`, a clock that nobody sets.
-
-Nothing is said to hosts about jobs, and nothing done to jobs, before PBS's vnodes and jobs were read once: a hub that
-has just started would else tell hosts that nothing is booked.
+Rule 1: no I/O and no clock. The hub's shell (hub.py) feeds it and carries out its results.
+Rule 2: times are Unix seconds on the hub's clock. Leases are measured on `mono`, a clock that nobody sets.
+Rule 3: before it has read PBS's vnodes and jobs once, it reports nothing about jobs to hosts and does nothing to jobs.
+A hub that has just started would otherwise report that nothing is booked.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ from .maintenance import Maintenance
 LEASE_S = 3 * HEARTBEAT_S
 PUT_OFF_S = 0.2
 PUT_OFF_MOST_S = 90.0
-"""Three runs of the hook of vnodes, where it is slowest."""
+"""Three runs of the hook of vnodes at its slowest."""
 
 _NO_LISTS = frozenset({State.DOWN, State.BOOTING, State.UNKNOWN, State.FROZEN})
-"""States of a domain in which its MoM's list of jobs does not come."""
+"""States of a domain in which no list of jobs from its MoM arrives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ class _Seen:
 
 
 class Farm:
-    """See the module. `entries`: what we did before (the ledger). Methods return sentences for the log, if any."""
+    """See the module. `entries`: what the ledger has of earlier runs. Methods return sentences for the log, if any."""
 
     def __init__(self, entries: Iterable[LedgerEntry], started: float, *, set_priority: bool = True) -> None:
         self.vnodes: dict[str, Vnode] = {}
@@ -85,7 +84,7 @@ class Farm:
     # What hosts say
 
     def snapshot(self, snapshot: Snapshot, now: float, mono: float) -> bool:
-        """A host's snapshot; whether it is news (a late one of the same daemon is not)."""
+        """Take a host's snapshot; True if it is news (a late one of the same daemon is not)."""
         name = snapshot.host
         before = self.hosts.get(name)
         self._heard_at[name] = mono
@@ -121,7 +120,7 @@ class Farm:
             self._reports.pop(key, None)
 
     def heartbeat(self, host: str, boot_id: str, revision: int, mono: float) -> bool:
-        """Whether we have that host's snapshot of this revision; if not, ask for it. Renews the lease if so."""
+        """True if we have that host's snapshot of this revision, which renews its lease; if not, ask for it."""
         heard = self.hosts.get(host)
         if heard is None or heard.snapshot.boot_id != boot_id or heard.snapshot.revision < revision:
             return False
@@ -131,7 +130,7 @@ class Farm:
         return True
 
     def machine(self, host: str, ahead_s: float, version: str) -> None:
-        """What a heartbeat says of its machine: how far its clock is before ours, and its daemon's version."""
+        """Take what a heartbeat reports: how far the host's clock is ahead of ours, and its daemon's version."""
         self._machines[host] = (ahead_s, version)
 
     def leases(self, mono: float) -> list[str]:
@@ -265,16 +264,18 @@ class Farm:
         return todo, notes
 
     def _to_be_put_off(self, key: JobKey, now: float) -> bool:
-        """A suspend waits while the hook of vnodes is half through with one of the job's (maintenance.py), and so does
-        a resume, if the hook began in the very moment of the suspend; as long as that goes on: a hook that was taken
-        away in the midst holds nobody up for ever."""
+        """True while the hook of vnodes is half way through with one of the job's vnodes (maintenance.py).
+
+        A suspend waits for it. So does a resume, if the hook began at the very moment of the suspend. The wait has a
+        limit, because a hook that was taken away half way would never end it.
+        """
         if not self.maintenance.named.intersection(self._vnodes_of(key)):
             self._put_off.pop(key, None)
             return False
         return now < self._put_off.setdefault(key, now) + PUT_OFF_MOST_S
 
     def _vnodes_of(self, key: JobKey) -> set[str]:
-        """As PBS has them; where nobody has looked yet, those whose hosts say that it is there."""
+        """The job's vnodes as PBS has them; before PBS was read, those whose hosts report the job."""
         if (seen := self._seen.get(key)) and seen.job:
             return set(seen.job.vnodes)
         domains = (d for host in self._reports.get(key, {}) for d in self.hosts[host].snapshot.domains)
@@ -324,32 +325,32 @@ class Farm:
         )
 
     def _is_off(self, vnode: str) -> bool:
-        """Whether its host says so: a guest that was killed closes no connection, and PBS misses it after a minute."""
+        """True if its host reports that. A killed guest closes no connection, so PBS notices only after a minute."""
         return self._state(vnode) is State.DOWN
 
     def _state(self, vnode: str) -> State | None:
-        """What its host says of its domain; None where nothing is heard."""
+        """The state of its domain as the host reports it; None if the host is not heard."""
         heard = self.hosts.get(self._owner.get(vnode, ""))
         if heard is None or not heard.live:
             return None
         return next((d.state for d in heard.snapshot.domains if d.vnode == vnode), None)
 
     def next_due(self) -> float | None:
-        """When `actions` is to be called though nothing has happened."""
+        """When to call `actions` even if nothing has happened."""
         return min(
             (e.not_before for k, e in self.entries.items() if e.not_before and k not in self._busy), default=None
         )
 
     @property
     def kept(self) -> list[LedgerEntry]:
-        """What must survive a restart of the hub."""
+        """The entries that must survive a restart of the hub."""
         entries = [entry for _, entry in sorted(self.entries.items())]
         return [e for e in entries if e.asked_at is not None or e.walltime_s is not None or e.away]
 
     # What hosts are told
 
     def books(self, host: str) -> list[BookEntry] | None:
-        """All of a host's jobs that are booked or held; None as long as that cannot be known."""
+        """All jobs of a host that are booked or held; None while that cannot be known."""
         if not self.knows_pbs or host not in self.hosts:
             return None
         told = []
@@ -364,7 +365,7 @@ class Farm:
         return told
 
     def believes(self, host: str) -> list[BookEntry]:
-        """What the host's last snapshot shows of the books it was told."""
+        """The books as the host's last snapshot shows them."""
         return [
             BookEntry(id=job.id, run=job.run, booked=job.booked, held=job.held_elsewhere)
             for domain in self.hosts[host].snapshot.domains
@@ -373,14 +374,14 @@ class Farm:
         ]
 
     def unready(self, asking: str, key: JobKey, vnodes: Iterable[str]) -> list[UnreadyPart]:
-        """The job's parts in these vnodes of other hosts that are not ready, or of which nothing is known."""
+        """The job's parts in these vnodes of other hosts that are not ready, or about which nothing is known."""
         parts = (self._unready(asking, key, vnode) for vnode in vnodes)
         return [part for part in parts if part is not None]
 
     def _unready(self, asking: str, key: JobKey, vnode: str) -> UnreadyPart | None:
         host = self._owner.get(vnode)
         if host == asking or (host is None and vnode in self.vnodes):
-            return None  # it knows that better, or nobody manages it
+            return None  # the asking host knows that itself, or nobody manages the vnode
         if host is None:
             return UnreadyPart(stage=Stage.UNHEARD, text=f"the hub does not know the vnode {vnode} (yet)")
         heard = self.hosts.get(host)

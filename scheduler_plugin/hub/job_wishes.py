@@ -1,6 +1,6 @@
-"""What the hosts say of one job, put together: who wants it stopped, who is not ready yet, who has not got it.
+"""What all hosts report of one job, combined: who wants it stopped, who is not ready yet, who does not have it.
 
-Rule 1: no clock, no I/O. Times of a host become times on the hub's clock here, and nowhere else.
+Rule 1: no clock, no I/O. Only here a host's times become times on the hub's clock.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from magrathea.messages import JobReport, Snapshot
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """A host's last snapshot; `live`: its lease is not over; `received_at`: on the hub's clock."""
+    """A host's last snapshot. `live`: its lease has not run out. `received_at`: on the hub's clock."""
 
     snapshot: Snapshot
     live: bool
@@ -23,10 +23,11 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class JobWish:
-    """What hosts say of a job. `stoppers`: want it stopped; `waiting`: hosts of the job that must be heard, or must
-    say ready, before it may be resumed; `unlisted`: are heard, with an agent in the job's domains there, and do not
-    list it; `listed`: all of its hosts do. `stopped_at`, `warned_until`: on the hub's clock; before the latter it must
-    not be suspended.
+    """What the hosts want of a job.
+
+    `stoppers`: hosts that want it stopped. `waiting`: hosts that must be heard, or must report it ready, before it may
+    be resumed. `unlisted`: live hosts whose agents run and do not list it. `listed`: all of its hosts list it.
+    `stopped_at`, `warned_until`: on the hub's clock; it must not be suspended before the latter.
     """
 
     stoppers: frozenset[str] = frozenset()
@@ -51,9 +52,12 @@ def wish_of(
     concerned: frozenset[str],
     without_lists: frozenset[str] = frozenset(),
 ) -> JobWish:
-    """`reports`: of this job, by host, from the hosts' last snapshots, of those whose lease is over, too: what such
-    a host wanted stands. `concerned`: the hosts of the vnodes that PBS runs it on, heard or not; `without_lists`:
-    those of them with one of its domains in a state in which no list of MoM's comes."""
+    """Combine the reports of this job.
+
+    `reports`: by host, from the last snapshots, also of hosts whose lease has run out: their last wish stands.
+    `concerned`: the hosts of the vnodes on which PBS runs it, heard or not. `without_lists`: those where a domain of
+    the job is in a state in which no list from MoM arrives.
+    """
     stops = [(host, r) for host, r in reports.items() if r.stop]
     since = [_hub_time(hosts[host], r.stopped_since) + _warn_s(r) for host, r in stops if r.stopped_since is not None]
     warned = [_to_come(hosts[host], r.warned_until) for host, r in reports.items() if r.warned_until is not None]
@@ -74,24 +78,24 @@ def wish_of(
 
 
 def _ready(report: JobReport) -> bool:
-    """Whether a host has nothing against a resume: all is given back, or it never stopped the job itself."""
+    """True if this host allows a resume: it has given everything back, or it never stopped the job itself."""
     ours = report.stopped_since is not None and report.stopper != Stopper.PBS
     return not report.stop and (report.ready or not ours)
 
 
 def _hub_time(heard: Heard, at: float) -> float:
-    """A host's time on the hub's clock: by its age, if the host's clock is ahead, else as it is.
+    """A past time of a host on the hub's clock: computed from its age if the host's clock is ahead, else unchanged.
 
-    An age alone would be too small in a snapshot that is sent again; too early a time only gives walltime away.
+    A snapshot that is sent again makes ages too small. A time that is too early only gives the job more walltime.
     """
     return min(at, heard.received_at - max(0.0, heard.snapshot.at - at))
 
 
 def _to_come(heard: Heard, at: float) -> float:
-    """A time ahead, on the hub's clock: by what was left of it when the host said so."""
+    """A future time of a host on the hub's clock, computed from what was left of it in the snapshot."""
     return heard.received_at + max(0.0, at - heard.snapshot.at)
 
 
 def _warn_s(report: JobReport) -> float:
-    """For how long the job has run on after its stop was decided."""
+    """How long the job ran on after its stop was decided."""
     return (report.warned_until or 0.0) - (report.stopped_since or 0.0) if report.warned_until is not None else 0.0

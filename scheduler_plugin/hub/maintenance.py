@@ -1,17 +1,16 @@
-"""Vnodes whose suspended jobs PBS's server must be made to forget, and those that it has put into maintenance wrongly.
+"""Two troubles of PBS's server: it does not forget suspended jobs, and it starts vnodes in maintenance for no job.
 
-The server never takes the last name out of a vnode's `maintenance_jobs` in its database; after its restart such a
-vnode is in maintenance for no job. The hook magrathea_vnodes fixes the database, told by the hub through a file,
-because only the server may set that attribute. What has already come up in maintenance is emptied in the server's
-memory by the same hook, and its state ends with the next admin-resume on it: so a job there is suspended and resumed.
+The server never removes the last name from a vnode's `maintenance_jobs` in its database. After the server's restart
+such a vnode is in maintenance for no job. Only the server may set that attribute, so the hook magrathea_vnodes fixes
+the database; the hub asks it through a file. If a vnode has already come up in maintenance, the hook empties the
+attribute in the server's memory, and the state ends with the next admin-resume on that vnode. So the hub suspends and
+resumes a job there.
 
-No I/O and no clock: `look` is told what PBS has at each comparison, and when that is.
-
-When the hook is asked: a suspension must not begin while the hook is half through (see Maintenance.named), and
-preemptions come in bursts. So a vnode with a preemptible job is left alone until it has been quiet for QUIET_S; one
-without, which nobody can preempt within the hook's two runs, is done at once. It is the latter that a restart of the
-server would leave in maintenance with nothing to end it by. A request that has not been begun is withdrawn by a
-preemption.
+Rule 1: no I/O and no clock. `look` takes what PBS has at each comparison, and the time of it.
+Rule 2: no suspension begins while the hook is half way through (see Maintenance.named). Preemptions come in bursts, so
+a vnode with a preemptible job waits until it has been quiet for QUIET_S. A vnode without one cannot be preempted within
+the hook's two runs, so the hub asks at once; after a restart of the server nothing could end its maintenance.
+Rule 3: a preemption withdraws a request that the hook has not begun.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from scheduler_plugin.pbs.base import Vnode
 
 MAINTENANCE = "maintenance"
 STUCK_LOOKS = 2
-"""Vnodes and jobs are read one after the other: what is seen once may only have been on its way."""
+"""Vnodes and jobs are read one after the other, so what is seen once may just have been changing."""
 QUIET_S = 60.0
-"""Half done, a request holds up the next preemption of its vnode. So it is not made while one may follow soon."""
+"""A request that is half done delays the next preemption of its vnode. So none is made while one may follow soon."""
 ALERT_LOOKS = 6
-"""The hook, two runs of it, and a job's suspend have had their time."""
+"""By then two runs of the hook and a job's suspend are over."""
 
 FORGET, FORGOTTEN = ".forget", ".forgotten"
 """Files beside the heartbeat: the hub's and the hook's."""
@@ -45,10 +44,10 @@ decode_answers = msgspec.json.Decoder(Answers).decode
 
 
 class Maintenance:
-    """`requests`: what the hook is to be told, by vnode: the number of the request, and when it may be carried out.
+    """`requests`: what to ask the hook for, by vnode: the request's number, and when it may be carried out.
 
-    `named`: vnodes that have the name of no job in the server's memory, too, until the hook's next run. A job that is
-    suspended there now, and is over before that, would leave its vnode in maintenance for good.
+    `named`: vnodes whose attribute names no job in the server's memory either, until the hook's next run. If a job were
+    suspended there now and ended before that run, its vnode would stay in maintenance for good.
     """
 
     def __init__(self) -> None:
@@ -63,7 +62,7 @@ class Maintenance:
         self._number = 0
 
     def mark(self, vnodes: Iterable[str]) -> None:
-        """Something of ours is admin-suspended on them: when that is over, the database is to be fixed."""
+        """We admin-suspend something on these vnodes: when that is over, the database needs the fix."""
         for name in vnodes:
             self._marked.add(name)
             self._quiet_since.pop(name, None)

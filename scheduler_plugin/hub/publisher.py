@@ -1,8 +1,8 @@
 """The thread that publishes: one kept connection, only differences, one call per vnode with all its attributes.
 
-What is wanted of a vnode replaces what was wanted before, so that changes that come faster than they can be
-published become one. A batch ends with one wake of the scheduler, if something in it lets a job start that could not
-before. Every `compare_s`, and after each new connection, it reads what PBS really has and fixes it.
+A new wish for a vnode replaces the one before, so changes that come faster than they can be published become one. If
+a batch lets a job start that could not start before, one wake of the scheduler ends it. Every `compare_s`, and after
+each new connection, the publisher reads what PBS really has and fixes it.
 
 The calls cost the server's only thread 0.4 to 2.6 ms each (measured, up to 8,000 vnodes), so they have a budget: a
 share of that thread's time. When it is spent, what decides a placement goes first, and the rest waits. Among hosts, the

@@ -1,10 +1,9 @@
-"""What PBS's vnodes should show, and where they do not show it.
+"""The attributes that PBS's vnodes should show, and how they differ from what they do show.
 
-Rule 1: functions of what hosts said and of what PBS has; no clock, no I/O.
-Rule 2: the hub sets these attributes and no others. Of a vnode's state it sets `offline` only, of a frozen domain,
-with a comment that begins with its name (`OURS`), and takes that off again; an admin's own `offline` stands.
-
-A host whose lease is over keeps what it published, except that its vnodes are `unknown` and accept nothing.
+Rule 1: functions of what hosts reported and of what PBS has; no clock, no I/O.
+Rule 2: the hub sets these attributes and no others. Of a vnode's state it sets only `offline`, only for a frozen
+domain, with a comment that begins with OURS, and takes it off again. An admin's own `offline` stands.
+Rule 3: if a host's lease runs out, its vnodes become `unknown` and accept nothing; all else stays as published.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ MEM = "resources_available.mem"
 PRIORITY = "Priority"
 
 OFFLINE = "offline"
-"""No attribute of PBS: the comment with which the hub holds a vnode offline, empty where it does not."""
+"""No attribute of PBS: the comment with which the hub keeps a vnode offline; empty if it does not."""
 OURS = "magrathea: "
 """How that comment begins, and no admin's."""
 SOMEBODYS = "somebody's"
@@ -45,7 +44,7 @@ NONE = "none"
 ALL_CLASSES = ",".join(JobClass)
 
 COSMETIC = frozenset({STATE, RANK, PRIORITY, OFFLINE})
-"""What decides no placement by itself; published last when the budget is short."""
+"""These alone decide no placement, so they come last when the budget is short."""
 
 LOST = {STATE: State.UNKNOWN.value, ACCEPTS: NONE}
 """Of a managed vnode whose host is not heard."""

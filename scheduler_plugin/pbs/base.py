@@ -111,7 +111,7 @@ class Pbs(Protocol):
         """All jobs that start, run, are suspended or exit, subjobs of arrays too; waiting ones need not be here."""
 
     def job(self, job: str) -> PbsJob | None:
-        """One job as `jobs` gives it, or None where PBS does not know it (any more) or it has finished."""
+        """One job as `jobs` gives it, or None if PBS does not know it (any more) or it has finished."""
 
     def server(self) -> Mapping[str, str]:
         """Attributes of the server: at least "scheduling" ("True"/"False"), and "node_fail_requeue" where set."""
@@ -123,16 +123,16 @@ class Pbs(Protocol):
         """Put a vnode offline with that comment; an empty one takes it off, and the comment away."""
 
     def wake_scheduler(self) -> bool:
-        """Start a scheduling cycle (`scheduling=true`), only where `scheduling` reads true; whether it did."""
+        """Start a scheduling cycle (`scheduling=true`), but only if `scheduling` reads true; returns whether it did."""
 
     def admin_suspend(self, job: str) -> None:
-        """Refused with BAD_STATE while the job is still starting, or where it is suspended already."""
+        """Refused with BAD_STATE while the job is still starting, or if it is already suspended."""
 
     def admin_resume(self, job: str) -> None:
-        """Of a job that was suspended by `admin_suspend`; else WRONG_RESUME or BAD_STATE."""
+        """Resume a job that `admin_suspend` suspended; else WRONG_RESUME or BAD_STATE."""
 
     def resume(self, job: str) -> None:
-        """Of a job that is suspended without the admin flag; goes through the scheduler."""
+        """Resume a job that is suspended without the admin flag; the scheduler does it."""
 
     def rerun(self, job: str, force: bool = False) -> None:
         """Requeue; `force` if it is suspended. NOT_RERUNNABLE if it forbids that; by force PBS obeys all the same.

@@ -371,7 +371,7 @@ def _vnode(name: str, attributes: dict[str, str]) -> Vnode:
 
 
 def _vnodes_of(id: str, exec_vnode: str) -> tuple[str, ...]:
-    """Empty of a job that waits. One job that cannot be read must not hide all others: it is told, and kept."""
+    """Empty for a waiting job. If one job cannot be read, an alert says so and the hub still sees all others."""
     try:
         return tuple(vnodes_of(exec_vnode)) if exec_vnode else ()
     except ValueError as error:

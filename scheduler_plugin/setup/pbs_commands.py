@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from magrathea.pbs_text.conf import read_conf
-from magrathea.pbs_text.listing import QSTAT_ENVIRONMENT, QSTAT_JOB, decoded, listed, printable
+from magrathea.pbs_text.listing import QSTAT_ENVIRONMENT, QSTAT_JOB, decoded, listed
+from magrathea.text import printable
 
 from .install import CONFIG, SCRIPT, InstallError, Present, SetupChange, SubmittedJob
 
@@ -69,10 +70,10 @@ def run(place: Place, argv: Sequence[str], text: str | None = None) -> str:
         raise InstallError(f"{place.exec_dir}/bin/{argv[0]} is not there; PBS_EXEC in pbs.conf is wrong") from error
     except subprocess.TimeoutExpired as error:
         raise InstallError(f"{told}: no answer within {COMMAND_S:.0f} s; does pbs_server run?") from error
-    said = printable(decoded(done.stderr))
+    said = decoded(done.stderr)
     trouble = [line for line in said.splitlines() if line.strip() and not line.endswith(NO_TROUBLE)]
     if done.returncode != 0 or (text is not None and trouble):
-        raise InstallError(f"{printable(told)}: {' '.join(said.split()) or f'exit code {done.returncode}'}")
+        raise InstallError(f"{printable(told)}: {printable(' '.join(said.split())) or f'exit code {done.returncode}'}")
     return decoded(done.stdout)
 
 

@@ -68,7 +68,7 @@ def test_what_qstat_says_of_its_failure_is_passed_on(tmp_path: Path, monkeypatch
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     (tmp_path / "qstat").write_text("#!/bin/sh\nprintf 'qstat: Unknown Job Id J\\374\\n' >&2\nexit 153\n")
     (tmp_path / "qstat").chmod(0o755)
-    with pytest.raises(qstat.NoQstat, match=r"Unknown Job Id J\\xfc"):
+    with pytest.raises(qstat.NoQstat, match=r"Unknown Job Id J\\udcfc"):
         qstat.job("12")
 
 
