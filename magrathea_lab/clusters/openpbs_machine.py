@@ -163,7 +163,7 @@ def _own_shared_memory(base: Path, shared: Path) -> None:
     """PostgreSQL's shared memory, which outlives its processes, goes with the cluster's directory."""
     place = Path("/dev/shm")
     if base.is_relative_to(place):
-        (shared / base.relative_to(place)).mkdir(parents=True)
+        (shared / base.relative_to(place)).mkdir(parents=True, exist_ok=True)
         command("mount", "--bind", str(base), str(shared / base.relative_to(place)))
     shared.mkdir(exist_ok=True)
     shared.chmod(0o1777)
