@@ -169,12 +169,13 @@ def test_a_job_that_ends_by_itself_while_it_is_being_stopped(fleet: OpenPbsClust
             stands_still(fleet, low)
             assert fleet.jobs()[low].state == "R"
             fleet.pbs.run("n1", ["kill", "-KILL", (home(fleet) / f"{low}.pid").read_text().strip()])
+            fleet.finish(high)
             wait_state(fleet, low, "EF")
         finally:
             for pid in (hub.pid, hub.popen.pid):  # nsenter stops itself with its child
                 os.kill(pid, signal.SIGCONT)
         wait_state(fleet, low, "F")
-        finish(fleet, high)
+        wait_right_end(fleet, high)
         wait_all_free(fleet, EXCLUSIVE)
 
 
@@ -254,10 +255,11 @@ def test_a_job_in_its_epilogue_has_ended_for_all_but_its_epilogue(fleet: OpenPbs
         with gated(fleet, "epilogue") as gate:
             low = fleet.submit("low", LONG)
             wait_running(fleet, low)
+            fleet.finish(low)
             wait(fleet, "the epilogue runs", lambda: gate.with_suffix(".started").exists())
             high = fleet.submit("high", LONG)
             time.sleep(STILL_S)
             gate.unlink()
-            finish(fleet, low)
+            wait_right_end(fleet, low)
             finish(fleet, high)
         wait_all_free(fleet, EXCLUSIVE)
