@@ -88,7 +88,7 @@ test-guests: libvirt ## the whole suite on real virtual machines and containers 
 	MAGRATHEA_REQUIRE_LIBVIRT=$(REQUIRED) $(BIN)/pytest -rs $(AGAIN) tests/libvirt
 
 test-openpbs: libvirt ## the whole suite on a real OpenPBS in /opt/pbs (root)
-	MAGRATHEA_REQUIRE_OPENPBS=$(REQUIRED) $(BIN)/pytest -rs $(AGAIN) -n $(CLUSTERS) --dist loadfile tests/openpbs
+	MAGRATHEA_REQUIRE_OPENPBS=$(REQUIRED) $(BIN)/pytest -rs $(AGAIN) -n $(CLUSTERS) --dist loadfile --no-loadscope-reorder tests/openpbs
 
 bench: libvirt ## all figures, one table
 	$(BIN)/python -m bench $(if $(QUICK),--quick)

@@ -20,6 +20,8 @@ from . import real_systems, reruns
 HERE = Path(__file__).parent
 LONGEST_FIRST = ("openpbs", "libvirt", "embedded")
 """With several workers the run ends with the quick ones, so that no worker waits long for another's last test."""
+LONGEST_FILES = ("test_guests.py", "test_walk_through.py", "test_install.py", "test_crash.py", "test_scenarios.py")
+"""They start systems of their own, or crash each part after each step. Each file stays with one worker."""
 EXAMPLES = {"small": 25, "default": 200, "thorough": 4_000}
 """For all property tests `small` takes seconds, `default` a minute, `thorough` a quarter of an hour."""
 
@@ -65,9 +67,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_place)
 
 
-def _place(item: pytest.Item) -> int:
-    folder = item.path.relative_to(HERE).parts[0]
-    return LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
+def _place(item: pytest.Item) -> tuple[int, int]:
+    folder, file = item.path.relative_to(HERE).parts[0], item.path.name
+    return _index(folder, LONGEST_FIRST), _index(file, LONGEST_FILES)
+
+
+def _index(name: str, order: tuple[str, ...]) -> int:
+    return order.index(name) if name in order else len(order)
 
 
 FIRST_TIME: dict[BaseException, str] = {}
