@@ -7,6 +7,7 @@ tests/libvirt and tests/openpbs run the same cases on real systems.
 | contract | protocol | implementations |
 | --- | --- | --- |
 | `driver` | `node_daemon.hypervisor.base.Driver` | local, libvirt's (on QEMU, too), `tests.fakes.hypervisor` |
+| `guest_channel` | `GuestChannel` (`node_daemon.guest_channel`) | it, with agent and fake agent; `tests.fakes.guest` |
 | `hub` | a hub's messages (`magrathea.messages`) | the hub, `magrathea_lab.rigs.hub_rig` |
 | `pbs` | `scheduler_plugin.pbs.base.Pbs` | libpbs on a real server, the stand-in's client, `tests.fakes.pbs` |
 
@@ -15,5 +16,5 @@ Where a case fails on the real system, the case is wrong. Where it fails elsewhe
 
 import pytest
 
-for contract in ("driver", "hub", "pbs"):
+for contract in ("driver", "guest_channel", "hub", "pbs"):
     pytest.register_assert_rewrite(f"tests.contract.{contract}")

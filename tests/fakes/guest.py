@@ -18,6 +18,7 @@ from node_daemon.guest_channel.channel import AgentError
 from node_daemon.guest_channel.messages import Answer, GuestMemory, Hello
 
 SESSION = "0" * 16
+LOOK_S = 0.05
 
 
 @dataclass
@@ -112,11 +113,23 @@ class FakeGuest:
         self.on_ask(op)
         if not self.connected:
             raise AgentError(RefusalCode.NO_AGENT, f"{self.name}: no agent")
-        await asyncio.sleep(self.order_s)
-        answer = await self.answer(op, fields)
+        try:
+            async with asyncio.timeout(within_s):
+                await self._takes_its_time()
+                answer = await self.answer(op, fields)
+        except TimeoutError as error:
+            raise AgentError(RefusalCode.TIMEOUT, f"{self.name}: no answer to {op} within {within_s:g} s") from error
         if not self.connected:
             raise AgentError(RefusalCode.NO_AGENT, f"{self.name}: gone in the midst of it")
         return msgspec.convert({"id": 0, "session": SESSION, "ok": True, **answer}, Answer)
+
+    async def _takes_its_time(self) -> None:
+        left_s = self.order_s
+        while left_s > 0:
+            await asyncio.sleep(min(left_s, LOOK_S))
+            left_s -= LOOK_S
+            if not self.connected:
+                raise AgentError(RefusalCode.NO_AGENT, f"{self.name}: gone in the midst of it")
 
     async def answer(self, op: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         """The agent's answer, but for its head. Raises AgentError."""
@@ -131,7 +144,9 @@ class FakeGuest:
             self.orders = {(o["id"], o["run"]): o["order"] for o in fields["orders"]}
             self.stopped = "stop" in self.orders.values() or (self.stopped and "run" not in self.orders.values())
             return {"jobs": [{**o, "processes": 1, "stopped": 1, "pending": 0} for o in fields["orders"]]}
-        return {}
+        if op in ("clock", "power", "script"):
+            return {}
+        raise AgentError(RefusalCode.UNKNOWN_OP, f"this agent does not know {op}")
 
     async def _push_out(self, mib: float, deadline_s: float) -> dict[str, Any]:
         if not self.stopped:

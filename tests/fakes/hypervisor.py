@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import json
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +15,7 @@ from typing import Any
 
 from magrathea.core.refusals import RefusalCode
 from node_daemon.agent.reports import REPORT_S
+from node_daemon.agent.wire import GuestEnd
 from node_daemon.guest_channel.channel import AgentError
 from node_daemon.hypervisor.base import (
     CPU,
@@ -60,7 +58,6 @@ class FakeHypervisor:
         self.overbooked = 0.0
         self._tolerated = max(0.0, self._booked() - capacity_mib)
         self._agents: dict[str, FakeAgent] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
 
     def __getitem__(self, name: str) -> FakeGuest:
         return self.guests[name]
@@ -85,6 +82,7 @@ class FakeHypervisor:
         """It goes down, and its agent with it."""
         guest = self[name]
         guest.up, guest.saved, guest.paused = False, saved, False
+        guest.target = None  # of the balloon that was; the next life begins with what the guest has now
         if name in self._agents:
             self._agents.pop(name).end()
         self.tell(name)
@@ -95,16 +93,10 @@ class FakeHypervisor:
         if self.run_dir is None or not guest.registers or guest.paused or name in self._agents:
             return
         self._agents[name] = FakeAgent(self, guest, self.run_dir / "guest" / f"{name}.sock")
-        task = asyncio.get_running_loop().create_task(self._agents[name].live())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
         for agent in self._agents.values():
-            agent.end()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+            await agent.ended()
 
     # Its memory
 
@@ -121,62 +113,72 @@ class FakeHypervisor:
 
 
 class FakeAgent:
-    """Greets, answers everything as its guest does, turns the guest off when it is asked; comes back when the daemon
-    does."""
+    """A guest's agent on its channel: answers as the guest does, turns it off when it is asked, and comes back when the
+    daemon does."""
 
     def __init__(self, world: FakeHypervisor, guest: FakeGuest, channel: Path) -> None:
         self.world = world
         self.guest = guest
         self.channel = channel
-        self.ended = False
-        self._writer: asyncio.StreamWriter | None = None
+        self._tasks = {asyncio.get_running_loop().create_task(self._live())}
 
-    def end(self) -> None:
-        self.ended = True
-        if self._writer is not None:
-            self._writer.close()
-
-    async def live(self) -> None:
-        while not self.ended:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-                reader, self._writer = await asyncio.open_unix_connection(self.channel)
-                session = secrets.token_hex(8)
-                reports = asyncio.get_running_loop().create_task(self._report(self._writer, session))
+    async def _live(self) -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                reader, writer = await asyncio.open_unix_connection(self.channel)
                 try:
-                    await self._serve(reader, self._writer, session)
+                    await self._serve(reader, writer)
                 finally:
-                    reports.cancel()
-                    self._writer.close()
+                    writer.close()
             await asyncio.sleep(0.01)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, session: str) -> None:
-        hello = {"type": "hello", "protocol": 1, "session": session, "agent": "0.1.0"}
-        writer.write(b"\n" + json.dumps({**hello, "can": list(self.guest.can)}).encode() + b"\n")
-        while not self.ended:
-            line = await reader.readuntil(b"\n")
-            message = json.loads(line) if line.strip() else {}
-            if message.get("type") == "request":
-                await self._answer(message, writer)
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        now = asyncio.get_running_loop().time
+        end = GuestEnd({"agent": "fake", "can": list(self.guest.can)})
 
-    async def _report(self, writer: asyncio.StreamWriter, session: str) -> None:
-        """An agent that never reports counts as gone."""
-        for number in itertools.count(1):
-            await asyncio.sleep(REPORT_S)
-            report = {"type": "request", "id": number, "session": session, "op": "report"}
-            writer.write(json.dumps(report).encode() + b"\n")
+        def asked(mark: tuple[str, int], op: str, doc: dict[str, Any]) -> None:
+            task = asyncio.get_running_loop().create_task(work(mark, op, doc))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, message: dict[str, Any], writer: asyncio.StreamWriter) -> None:
-        op = message["op"]
-        what = f"script {message['name']}" if op == "script" else op
-        self.world.calls.append(f"{what} {self.guest.name}")
-        answer = {"type": "answer", "id": message["id"], "session": message["session"]}
+        async def work(mark: tuple[str, int], op: str, doc: dict[str, Any]) -> None:
+            what = f"script {doc['name']}" if op == "script" else op
+            self.world.calls.append(f"{what} {self.guest.name}")
+            await asyncio.sleep(self.guest.order_s)
+            try:
+                answer = {"ok": True, **await self.guest.answer(op, doc)}
+            except AgentError as error:
+                answer = {"ok": False, "code": error.code, "text": error.text}
+            end.answer(mark, answer, now())
+            writer.write(end.take_output())
+            if op == "power" and self.guest.heeds:
+                self.world.end(self.guest.name)
+
+        async def report() -> None:
+            """An agent that never reports counts as gone."""
+            while True:
+                await asyncio.sleep(REPORT_S)
+                end.ask("report", {}, now() + REPORT_S, lambda answer: None, now())
+                writer.write(end.take_output())
+
+        end.on_asked = asked
+        end.opened(now())
+        writer.write(end.take_output())
+        reports = asyncio.get_running_loop().create_task(report())
         try:
-            answer |= {"ok": True, **await self.guest.answer(op, message)}
-        except AgentError as error:
-            answer |= {"ok": False, "code": error.code, "text": error.text}
-        writer.write(json.dumps(answer).encode() + b"\n")
-        if op == "power" and self.guest.heeds:
-            self.world.end(self.guest.name)
+            while data := await reader.read(65536):
+                end.receive(data, now())
+                writer.write(end.take_output())
+        finally:
+            reports.cancel()
+
+    def end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    async def ended(self) -> None:
+        self.end()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 class FakeDriver:

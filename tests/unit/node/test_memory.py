@@ -563,8 +563,10 @@ def happens(o: Owner, what: str, name: str, mib: int) -> None:
         guest.stopped = not guest.stopped
     elif what == "use":  # a stray process takes what the margin is there for
         guest.used += min(MemorySettings().margin_mib / 8, guest.available / 2)
+    elif guest.up:
+        o.driver.world.end(name)
     else:
-        guest.up = not guest.up
+        o.driver.world.start(name)
 
 
 async def moving(o: Owner, name: str, mib: Callable[[], int], over: asyncio.Event) -> None:
