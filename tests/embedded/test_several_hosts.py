@@ -62,6 +62,10 @@ JOB = {
     "substate": 41,
 }
 
+# Now and then a question of the prologue hook is never heard by its daemon (docs/known-limits.md, "Jobs"). Until
+# that is understood these tests are run again; each rerun is written to .reruns.log with its reason.
+pytestmark = pytest.mark.flaky(reruns=2)
+
 
 HAS_MIB = FLOOR_MIB + 44
 AT_ONCE = 1e6
