@@ -21,7 +21,7 @@ from typing import assert_never, cast
 import zmq
 import zmq.asyncio
 
-from magrathea import __version__, supervision
+from magrathea import __version__, files, supervision
 from magrathea.core.events import Booking
 from magrathea.core.model import JobKey
 from magrathea.core.readiness import Unready, together
@@ -308,8 +308,8 @@ def _load_key(path: Path) -> tuple[bytes, bytes | None]:
     from zmq.auth import load_certificate  # only with CURVE: it costs 3 MB
 
     try:
-        if path.stat().st_size > CURVE_KEY_BYTES:
-            raise HubError(f"{path}: {path.stat().st_size} bytes; a key file has a few hundred")
+        if len(files.read(path, CURVE_KEY_BYTES + 1)) > CURVE_KEY_BYTES:
+            raise HubError(f"{path}: more than {CURVE_KEY_BYTES} bytes; a key file has a few hundred")
         public, secret = load_certificate(path)
     except (OSError, ValueError) as error:
         raise HubError(f"{path}: no key file: {error}; `magrathea keys` makes them") from error

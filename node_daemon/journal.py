@@ -14,6 +14,7 @@ what facts can still be read, or none.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing, suppress
@@ -23,6 +24,7 @@ from typing import Protocol
 
 import msgspec
 
+from magrathea import files
 from magrathea.core.events import Decision, Event, Note, Noted
 from magrathea.core.model import Host, JobKey
 from magrathea.decoding import UNDECODABLE
@@ -33,6 +35,9 @@ SCHEMA = 3
 """PRAGMA user_version of what this program writes; older ones are migrated at opening, newer ones refused."""
 
 ALL = Query()
+
+MODE = 0o640
+"""The history names users' jobs: it is for root, and for a group that an admin gives the file to."""
 
 CHECKPOINT_PAGES = 512
 """`tidy` writes the log back when it has more pages: at quiet times, so that a claim seldom pays for it."""
@@ -272,6 +277,7 @@ def open_journal(path: Path) -> Journal:
     """Open or make it, and migrate it. Raises JournalError: damaged, no right, no room, or of a newer program."""
     try:
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+        _make_private(path)
         connection = sqlite3.connect(path, timeout=1.0, isolation_level=None, cached_statements=32)
     except (OSError, sqlite3.Error) as error:
         raise JournalError(f"{path}: cannot be opened: {error}; is its folder there, and may I write it?") from error
@@ -284,8 +290,23 @@ def open_journal(path: Path) -> Journal:
     except JournalError:
         connection.close()
         raise
-    path.chmod(0o640)
     return Journal(path, connection)
+
+
+def _make_private(path: Path) -> None:
+    """Make the file, or take back what others may do with it and with what lies beside it. Raises OSError.
+
+    SQLite gives its `-wal` and `-shm` the mode that the database has when it makes them.
+    """
+    for name in (path.name, path.name + "-wal", path.name + "-shm"):
+        with suppress(FileNotFoundError):  # of the two beside it
+            flags = os.O_RDWR | (os.O_CREAT if name == path.name else 0)
+            descriptor = files.open_regular(path.with_name(name), flags, MODE)
+            try:
+                if os.fstat(descriptor).st_mode & 0o777 & ~MODE:
+                    os.fchmod(descriptor, MODE)
+            finally:
+                os.close(descriptor)
 
 
 def _prepare(connection: sqlite3.Connection) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import fcntl
 import logging
 import os
 import signal
@@ -13,7 +12,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from magrathea import __version__, logs, supervision
+from magrathea import __version__, files, logs, supervision
 from magrathea.configuration import ConfigurationError
 from magrathea.core.model import Kind
 
@@ -79,15 +78,11 @@ def take_lock(state_dir: Path) -> int:
     path = state_dir / "noded.lock"
     try:
         state_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return files.lock(path)
+    except BlockingIOError as error:
+        raise CannotStart(f"{path} is held: another magrathea-noded serves this host; end it first") from error
     except OSError as error:
         raise CannotStart(f"{path}: {error.strerror}; give magrathea-noded's user the right to write there") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(lock)
-        raise CannotStart(f"{path} is held: another magrathea-noded serves this host; end it first") from error
-    return lock
 
 
 async def run(configuration: NodedConfiguration, path: Path) -> None:

@@ -9,6 +9,7 @@
 # It may be run again: an existing /etc/magrathea/agent.json stays, the rest is replaced, and the agent is restarted.
 # Stopped jobs stay stopped meanwhile. Exit codes: 0 done, 1 something is missing (named), 2 wrong usage.
 set -eu
+umask 022
 
 here=$(cd "$(dirname "$0")" && pwd)
 channel=port:/dev/virtio-ports/org.magrathea.0
@@ -86,12 +87,14 @@ fi
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 6))' || fail "$python is older than 3.6; name another: --python PROGRAM"
 "$python" -c 'import json, selectors, socket' || fail "$python lacks its standard library (Debian: libpython3-stdlib)"
 
-# The new file replaces the old one in one step, so a reader finds one of them.
-put() { # source destination mode
-    mkdir -p "$(dirname "$2")"
-    cp "$1" "$2.new"
-    chmod "$3" "$2.new"
-    mv -f "$2.new" "$2"
+# The new file replaces the old one in one step, so a reader finds one of them. Nothing is written beside this script:
+# its folder may be open to others, who would lay a link there under the name of a new file.
+put() { # destination mode, content on standard input
+    mkdir -p "$(dirname "$1")"
+    rm -f "$1.new"
+    (set -C && umask 077 && cat >"$1.new") # -C: refuses what is there, a link, too
+    chmod "$2" "$1.new"
+    mv -f "$1.new" "$1"
 }
 
 lib=$root/usr/lib/magrathea
@@ -110,8 +113,7 @@ chmod 0700 "$root/var/lib/magrathea"
 if [ -e "$root/etc/magrathea/agent.json" ]; then
     echo "$root/etc/magrathea/agent.json stays as it is"
 else
-    printf '{\n  "channel": "%s"\n}\n' "$channel" >"$root/etc/magrathea/agent.json.new"
-    mv "$root/etc/magrathea/agent.json.new" "$root/etc/magrathea/agent.json"
+    printf '{\n  "channel": "%s"\n}\n' "$channel" | put "$root/etc/magrathea/agent.json" 0644
 fi
 said=$("$python" -I -S "$lib/agent" --check --config "$root/etc/magrathea/agent.json" 2>&1) || {
     [ $? = 1 ] || fail "$said"
@@ -122,9 +124,7 @@ if [ -n "$root" ] && { [ -d "$root/lib/systemd/system" ] || [ -d "$root/usr/lib/
     systemd=image
 fi
 if [ $systemd != no ]; then
-    sed "s|/usr/bin/python3|$python|" "$here/magrathea-agent.service" >"$here/unit.new"
-    put "$here/unit.new" "$unit" 0644
-    rm -f "$here/unit.new"
+    sed "s|/usr/bin/python3|$python|" "$here/magrathea-agent.service" | put "$unit" 0644
     if [ $systemd = yes ]; then
         systemctl daemon-reload
         systemctl enable magrathea-agent
@@ -134,9 +134,7 @@ if [ $systemd != no ]; then
         ln -sf ../magrathea-agent.service "$root/etc/systemd/system/multi-user.target.wants/magrathea-agent.service"
     fi
 else
-    sed "s|^PYTHON=.*|PYTHON=$python|" "$here/magrathea-agent.init" >"$here/init.new"
-    put "$here/init.new" "$init" 0755
-    rm -f "$here/init.new"
+    sed "s|^PYTHON=.*|PYTHON=$python|" "$here/magrathea-agent.init" | put "$init" 0755
     if [ -z "$root" ]; then
         if command -v update-rc.d >/dev/null; then
             update-rc.d magrathea-agent defaults

@@ -11,11 +11,12 @@ import asyncio
 import logging
 import os
 import pwd
+import socket
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, Protocol
 
-from magrathea import supervision
+from magrathea import files, supervision
 from magrathea.core.refusals import RefusalCode
 
 from ..agent.refusals import refusal
@@ -88,8 +89,14 @@ class GuestChannel:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path.unlink(missing_ok=True)
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: _Link(self), self.path, backlog=4)
-        self.path.chmod(0o600)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with files.private_sockets():
+                listener.bind(str(self.path))
+            self._server = await loop.create_unix_server(lambda: _Link(self), sock=listener, backlog=4)
+        except OSError:
+            listener.close()
+            raise
         if self.owner is not None:
             os.chown(self.path, self.owner, -1)
             self.path.parent.chmod(0o711)

@@ -19,6 +19,7 @@ from typing import Any
 import click
 import psutil
 
+from magrathea import files
 from magrathea.cli import sources
 from magrathea.configuration import ConfigurationError
 from magrathea.core.model import Kind
@@ -312,7 +313,7 @@ def _apply(
     new = config.with_name(config.name + ".new")
     if before != after:
         config.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(after)
+        files.replace(new, after.encode(), 0o644)
         try:
             read(new)
         except ConfigurationError as error:
@@ -320,7 +321,7 @@ def _apply(
     for change in changes:
         _keep(state / f"{change.name}.xml", change.before)
         connection.defineXML(change.after)
-        (state / f"{change.name}.adopted.xml").write_text(_present(connection, change.name))
+        files.replace(state / f"{change.name}.adopted.xml", _present(connection, change.name).encode())
         running = connection.lookupByName(change.name).isActive()
         click.echo(
             f"{change.name}: defined{'; it has the channel when it is started the next time' if running else ''}"
@@ -328,15 +329,14 @@ def _apply(
     if before != after:
         _keep(state / "noded.toml", before)
         new.replace(config)
-        (state / "noded.adopted.toml").write_text(after)
+        files.replace(state / "noded.adopted.toml", after.encode())
         click.echo(f"{config}: written; `magrathea-noded --check`, then start it")
 
 
 def _keep(path: Path, text: str) -> None:
     """The first state is what undoing leads to: a later one never replaces it."""
     if not path.exists():
-        path.write_text(text)
-        path.chmod(0o600)
+        files.replace(path, text.encode())
 
 
 def _present(connection: Any, name: str) -> str:
@@ -375,7 +375,7 @@ def _undo(connection: Any, config: Path, state: Path) -> None:
         else:
             text = former.read_text()
             if text:
-                config.write_text(text)
+                files.replace(config, text.encode(), 0o644)
             else:
                 config.unlink(missing_ok=True)
             former.unlink()

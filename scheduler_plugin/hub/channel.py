@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ import zmq
 import zmq.asyncio
 from zmq.utils import z85
 
-from magrathea import supervision
+from magrathea import files, supervision
 from magrathea.budget import Budget
 from magrathea.logs import RationedLog
 from magrathea.messages import (
@@ -119,11 +118,8 @@ class HubChannel:
         if self._ipc:
             socket = self._router()
             for endpoint in self._ipc:
-                old = os.umask(0o177)  # the socket's file is nobody else's from its first moment
-                try:
+                with files.private_sockets():
                     self._bind(socket, endpoint)
-                finally:
-                    os.umask(old)
             self._tasks.append(supervision.start(self._receive(socket, by_key=False)))
         if self._tcp:
             self.reload_keys()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import secrets
 import time
 from collections.abc import Coroutine, Iterable
@@ -20,7 +19,7 @@ from typing import Any, assert_never
 
 import msgspec
 
-from magrathea import supervision
+from magrathea import files, supervision
 from magrathea.budget import Budget
 from magrathea.control import Control, ControlRequest, Denied, granted
 from magrathea.core.model import JobKey
@@ -30,6 +29,7 @@ from magrathea.history import MOST, is_about
 from magrathea.logs import RationedLog
 from magrathea.messages import (
     HEARTBEAT_S,
+    MAX_BYTES,
     BookEntry,
     Books,
     Heartbeat,
@@ -251,7 +251,9 @@ class Hub:
     def _forgotten(self) -> maintenance.Answers:
         """What the hook magrathea_vnodes has done."""
         try:
-            answers = maintenance.decode_answers(Path(f"{self._heartbeat}{maintenance.FORGOTTEN}").read_bytes())
+            answers = maintenance.decode_answers(
+                files.read(Path(f"{self._heartbeat}{maintenance.FORGOTTEN}"), MAX_BYTES)
+            )
         except FileNotFoundError:
             return {}
         except (OSError, *UNDECODABLE) as error:
@@ -267,10 +269,10 @@ class Hub:
         self._asked = wanted
         path = Path(f"{self._heartbeat}{maintenance.FORGET}")
         try:
-            if not path.exists() or path.read_bytes() != wanted:
-                new = path.with_name(path.name + ".new")
-                new.write_bytes(wanted)
-                new.replace(path)
+            with contextlib.suppress(FileNotFoundError):
+                if files.read(path, len(wanted) + 1) == wanted:
+                    return
+            files.replace(path, wanted)
         except OSError as error:
             log.error(
                 "ALERT %s cannot be written: %s; vnodes may be in maintenance after a restart of PBS", path, error
@@ -387,8 +389,7 @@ class Hub:
         if hangs or self._pool.exhausted or not self._publisher.healthy(limit_s):
             return
         try:
-            self._heartbeat.touch(mode=0o644)
-            os.utime(self._heartbeat)
+            files.touch(self._heartbeat, 0o644)
             self._heartbeat_failed = False
         except OSError as error:
             if not self._heartbeat_failed:

@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from magrathea import files
+
 HUB = "hub"
 HUB_SECRET = "hub.key_secret"
 HUB_PUBLIC = "hub.key"
@@ -62,9 +64,10 @@ def checked_name(name: str) -> str:
 def read(path: Path) -> Certificate:
     """A certificate file. Raises KeysError."""
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise KeysError(f"{path}: {path.stat().st_size} bytes; a key file has at most {_MAX_BYTES}")
-        lines = path.read_text(encoding="ascii").splitlines()
+        data = files.read(path, _MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise KeysError(f"{path}: too long; a key file has at most {_MAX_BYTES} bytes")
+        lines = data.decode("ascii").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise KeysError(f"{path}: cannot be read: {error}") from error
     found = {m.group(1): m.group(2) for line in lines if (m := _LINE.fullmatch(line))}
@@ -168,7 +171,7 @@ def _write(path: Path, text: str, mode: int = 0o600) -> None:
     """A new file, all of it or nothing. Raises KeysError if there is one of that name."""
     new = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
+        with os.fdopen(files.open_regular(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -7,11 +7,11 @@ aside: then only what hosts say was booked is taken over (books.py), and an admi
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 import msgspec
 
+from magrathea import files
 from magrathea.decoding import UNDECODABLE
 
 from .books import LedgerEntry
@@ -32,9 +32,10 @@ def load(directory: Path) -> list[LedgerEntry]:
     """What was kept; [] for the first start. Raises OSError if the directory cannot be used."""
     path = directory / NAME
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise msgspec.DecodeError(f"{path.stat().st_size} bytes")
-        return msgspec.json.decode(path.read_bytes(), type=_File).entries
+        data = files.read(path, MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise msgspec.DecodeError(f"more than {MAX_BYTES} bytes")
+        return msgspec.json.decode(data, type=_File).entries
     except FileNotFoundError:
         return []
     except UNDECODABLE as error:
@@ -50,14 +51,4 @@ def load(directory: Path) -> list[LedgerEntry]:
 def save(directory: Path, entries: list[LedgerEntry]) -> None:
     """Raises OSError."""
     path = directory / NAME
-    new = path.with_suffix(".new")
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(msgspec.json.encode(_File(entries=entries)))
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    files.replace(path, msgspec.json.encode(_File(entries=entries)), sync=True)

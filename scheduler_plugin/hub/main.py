@@ -7,7 +7,6 @@ start or had to end for another reason, which its last line says. SIGHUP: compar
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import signal
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from magrathea import logs, supervision
+from magrathea import files, logs, supervision
 from magrathea.configuration import ConfigurationError
 from scheduler_plugin.pbs import kinds
 from scheduler_plugin.pbs.base import Connect, PbsError
@@ -34,13 +33,7 @@ FAILED = 1
 def lock(state_dir: Path) -> int:
     """Take the state directory; its descriptor must stay open. Raises OSError (BlockingIOError: another hub has it)."""
     state_dir.mkdir(parents=True, mode=0o700, exist_ok=True)
-    descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+    return files.lock(state_dir / "lock")
 
 
 async def serve(configuration: HubConfiguration, connect: Connect) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from magrathea import files
 from magrathea.pbs_text.conf import read_conf
 from magrathea.pbs_text.listing import QSTAT_ENVIRONMENT, QSTAT_JOB, decoded, listed
 from magrathea.text import printable
@@ -187,7 +188,9 @@ def write_sched_config(place: Place, text: str) -> None:
     if not backup_of(place).exists():
         shutil.copy2(path, backup_of(place))
     new = path.with_name(path.name + ".new")
-    new.write_bytes(text.encode("latin-1"))
+    new.unlink(missing_ok=True)
+    with os.fdopen(files.open_regular(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+        file.write(text.encode("latin-1"))
     shutil.copymode(path, new)
     os.chown(new, path.stat().st_uid, path.stat().st_gid)
     new.rename(path)

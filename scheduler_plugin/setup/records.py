@@ -7,12 +7,12 @@ hub has registered already there is nothing to keep.
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
 import msgspec
 
+from magrathea import files
 from magrathea.decoding import UNDECODABLE
 
 from .install import RESOURCES, InstallError, InstallOptions, Present, resources_lines
@@ -103,13 +103,8 @@ def load(home: Path) -> Record | None:
 def save(home: Path, record: Record) -> None:
     """Raises InstallError."""
     path = home / NAME
-    new = path.with_suffix(".new")
     try:
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
+        files.replace(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n", sync=True)
     except OSError as error:
         raise InstallError(f"{path}: {error.strerror}; run this as root on the server's machine") from error
 

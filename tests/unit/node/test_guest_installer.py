@@ -181,3 +181,30 @@ def test_a_guest_without_systemd_runs_it_again_after_an_update_and_not_after_its
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("the agent is installed") == 2
     assert "magrathea-agent is running" in done.stdout
+
+
+@pytest.mark.parametrize("systemd", [True, False])
+def test_a_link_in_the_shared_folder_of_the_installer_is_not_written_to(tmp_path: Path, systemd: bool) -> None:
+    shared, image, precious = tmp_path / "shared", tmp_path / "image", tmp_path / "precious"
+    for name, data in guest_installer.parts().items():
+        path = shared / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    precious.write_text("somebody else's")
+    for name in ("unit.new", "init.new"):
+        (shared / name).symlink_to(precious)
+    before = sorted(shared.iterdir())
+    for folder, name in (
+        ("etc/systemd/system", "magrathea-agent.service"),
+        ("etc/init.d", "magrathea-agent"),
+        ("etc/magrathea", "agent.json"),
+    ):
+        (image / folder).mkdir(parents=True)
+        (image / folder / f"{name}.new").symlink_to(precious)
+    if systemd:
+        (image / "usr/lib/systemd/system").mkdir(parents=True)
+    done = run("sh", str(shared / "install.sh"), "--root", str(image))
+    assert done.returncode == 0, done.stderr
+    assert precious.read_text() == "somebody else's"
+    assert sorted(shared.iterdir()) == before, "nothing is written beside the installer"
+    assert json.loads((image / "etc/magrathea/agent.json").read_text()) == {"channel": guest_installer.CHANNEL}

@@ -1,0 +1,90 @@
+"""Files that daemons keep: nobody else's from their first moment on, and never what a link leads to.
+
+Rule 1: a mode is given when the file is made. A chmod afterwards leaves a moment in which others can open it.
+Rule 2: the last name of a path is no link, pipe or device. Whoever may write in the folder could otherwise have another
+file overwritten, or let a daemon wait for ever.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PRIVATE = 0o600
+
+NO_FILE = "is no regular file; remove it"
+
+
+def open_regular(path: Path, flags: int, mode: int = PRIVATE) -> int:
+    """A descriptor of a regular file. Raises OSError: for a link, and for what is no file, too."""
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "is a symbolic link, which is not followed; put the file there", path) from error
+        if error.errno == errno.ENXIO:  # a pipe that nobody reads, or a socket
+            raise OSError(errno.ENXIO, NO_FILE, path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, NO_FILE, path)
+    return descriptor
+
+
+def read(path: Path, most: int) -> bytes:
+    """The first `most` bytes. Raises OSError."""
+    with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+        return file.read(most)
+
+
+def replace(path: Path, data: bytes, mode: int = PRIVATE, *, sync: bool = False) -> None:
+    """Put `data` there in one step; with `sync` it is on disk afterwards. Raises OSError."""
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(open_regular(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        file.write(data)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+    new.replace(path)
+    if sync:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def touch(path: Path, mode: int) -> None:
+    """Give it the present time; made if it is not there. Raises OSError."""
+    descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT, mode)
+    try:
+        os.utime(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lock(path: Path) -> int:
+    """Lock it until the descriptor is closed. Raises OSError; BlockingIOError: another process has it."""
+    descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+@contextmanager
+def private_sockets() -> Iterator[None]:
+    """Sockets that are bound within are the own user's only. Nothing else may run meanwhile: no `await` within."""
+    before = os.umask(0o177)
+    try:
+        yield
+    finally:
+        os.umask(before)
