@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as every
-from bench import core_events, core_mutation, figure
+from bench import core_events, core_growth, core_mutation, figure
 from bench.figure import Figure, at_most, below, missing, percentile
+from magrathea.core.model import JobClass
 
 SCRIPTS = Path(figure.__file__).parent
 
@@ -126,3 +127,21 @@ def test_the_sample_of_mutants_depends_on_the_seed_alone() -> None:
     assert core_mutation.sample(found, 2, seed=1) == core_mutation.sample(reversed(found), 2, seed=1)
     assert len(core_mutation.sample(found, 2, seed=1)) == 2
     assert len(core_mutation.sample(found, 9, seed=1)) == 4
+
+
+def test_growth_is_told_for_each_doubling() -> None:
+    assert core_growth.growth(1.0, 16.0, 4) == pytest.approx(4.0), (
+        "four times the jobs, sixteen times the cost: squared"
+    )
+    assert core_growth.growth(3.0, 12.0, 4) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("shape", core_growth.SHAPES, ids=str)
+def test_every_kind_of_host_has_as_many_jobs_as_its_row_says(shape: core_growth.Shape) -> None:
+    host = core_growth.a_host(shape, 8, 16)
+    of_normals = [j for d in host.domains for j in d.jobs if j.cls is JobClass.PREEMPTIBLE]
+    assert len(host.domains) == 8
+    assert len(of_normals) == 16
+    assert bool([j for j in of_normals if j.stopped_by_us]) is shape.half_preempted
+    assert core_growth.unseen(host) == host
+    assert core_growth.cost(host, 1).together > 0
