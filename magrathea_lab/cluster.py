@@ -1,6 +1,6 @@
-"""A running cluster as its users and admins see it: what scenarios, the demo and tests ask of any.
+"""A running cluster as its users and admins see it. Scenarios, the demo and tests use nothing else of a cluster.
 
-Implemented by every cluster in clusters/, whatever its PBS and its domains are.
+Every cluster in clusters/ implements it, with any kind of PBS and of domains.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .fleet import HostSpec
 
 
 class Failed(AssertionError):
-    """A cluster did not do what it must; the text says what, and shows the cluster."""
+    """A cluster behaved wrongly. The text says how, and shows the cluster's state."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class VnodeView:
 
 
 class Cluster(Protocol):
-    """A running cluster of `hosts`. Every method may be called from one thread only; all raise when PBS refuses."""
+    """A running cluster of `hosts`. Use it from one thread only. Every method raises if PBS refuses."""
 
     @property
     def hosts(self) -> Sequence[HostSpec]: ...
@@ -56,27 +56,27 @@ class Cluster(Protocol):
         rerunnable: bool = True,
         name: str = "job",
     ) -> str:
-        """Submit work.py with so many steps; the job's id. `select` in place of `cpus`."""
+        """Submit work.py with `steps` steps; return the job's id. `select` replaces `cpus`."""
         ...  # fmt: skip
 
     def jobs(self) -> Mapping[str, JobView]:
-        """All jobs, finished ones too."""
+        """All jobs, including finished ones."""
         ...
 
     def vnodes(self) -> Mapping[str, VnodeView]: ...
 
     def counter(self, job: str) -> int:
-        """How many steps the job has done, 0 before the first."""
+        """The number of steps that the job has done; 0 before the first."""
         ...
 
     def output(self, job: str) -> str:
-        """What the job printed, empty where nothing is there (yet)."""
+        """What the job printed; empty if there is no output (yet)."""
         ...
 
     def delete(self, job: str) -> None: ...
 
     def crash(self, part: str) -> None:
-        """Kill a part of Magrathea by SIGKILL and start it again: "hub", "noded-h1", "agent-n1"."""
+        """Kill a part of Magrathea with SIGKILL and start it again: "hub", "noded-h1", "agent-n1"."""
         ...
 
     def picture(self) -> str:

@@ -1,6 +1,6 @@
-"""What a small cluster of Magrathea looks like: hosts, domains, and every part's own configuration file.
+"""The layout of a small cluster of Magrathea: hosts, domains, and every part's own configuration file.
 
-The same for the stand-in (standin.py) and for OpenPBS (openpbs.py). Nothing is started here.
+The stand-in (standin.py) and OpenPBS (openpbs.py) share it. Nothing is started here.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-"""Where the packages are: goes into PYTHONPATH of all parts, so that they start from a clone that is not installed."""
+"""The packages' parent directory, for PYTHONPATH of all parts: they start from a clone that is not installed."""
 
 
 @dataclass(frozen=True)
 class DomainSpec:
-    """A domain to bring up. `kind`: normal or priority. `cpus`: what it may have at most."""
+    """A domain to start. `kind`: normal or priority. `cpus`: its upper limit."""
 
     name: str
     kind: str
@@ -26,7 +26,7 @@ class DomainSpec:
 
 @dataclass(frozen=True)
 class HostSpec:
-    """A host to bring up. `mode`: exclusive or counted. CPUs are told apart by numbers, whatever this machine has."""
+    """A host to start. `mode`: exclusive or counted. Its CPUs are only numbers; this machine may have fewer."""
 
     name: str
     mode: str
@@ -52,13 +52,13 @@ ANOTHER = HostSpec("h3", "exclusive", 2, (DomainSpec("n4", "normal", 2), DomainS
 BOTH = (EXCLUSIVE, COUNTED)
 
 SHORT_LIMITS = {"min_run_s": 1.0, "young_s": 20.0, "claim_s": 30.0, "agent_silent_s": 10.0}
-"""For demo and tests, where a job lasts seconds: PBS's jobs last hours, and the defaults are made for them."""
+"""Time limits for demo and tests, where jobs last seconds. The defaults are made for jobs that last hours."""
 
 
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return json.dumps(value)  # of strings, numbers and lists of them JSON is TOML
+    return json.dumps(value)  # strings, numbers and lists of them look the same in JSON and TOML
 
 
 def toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
@@ -71,11 +71,11 @@ def toml(tables: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 PATHS = {"run_dir": "run", "state_dir": "state", "scripts": "scripts"}
-"""Of a node daemon, in its host's directory."""
+"""A node daemon's directories, relative to its host's directory."""
 
 
 def noded_toml(host: HostSpec, directory: Path, hub: str, pid_files: Mapping[str, Path]) -> str:
-    """Configuration of a host's node daemon that keeps all in `directory`. `hub`: its endpoint."""
+    """Configuration of a host's node daemon that keeps all its files in `directory`. `hub`: the hub's endpoint."""
     domains = {
         f"domain.{d.name}": {"kind": d.kind, "cpus": d.cpus, "local.pid_file": str(pid_files[d.name])}
         for d in host.domains
@@ -99,7 +99,7 @@ def noded_toml(host: HostSpec, directory: Path, hub: str, pid_files: Mapping[str
 
 
 def agent_json(directory: Path, channel: Path) -> str:
-    """Configuration of a domain's agent that keeps all in `directory`; the MoM hook reads the same file."""
+    """Configuration of a domain's agent that keeps all its files in `directory`. The MoM hook reads the same file."""
     return json.dumps(
         {
             "socket": str(directory / "agent.sock"),

@@ -1,4 +1,4 @@
-"""What a run of the laboratory takes of this machine, so that the next run can clear what a killed one has left.
+"""Records what a run of the laboratory takes of this machine, so that the next run can remove what a killed run left.
 
     taken = take(Kind.DIRECTORY, "/dev/shm/mgpbs-x1y2")     # before it is made
     ...
@@ -6,10 +6,10 @@
 
     clear()                                                 # at the start of tests, demo and benchmarks
 
-Rule 1: a thing is recorded before it is taken, so a SIGKILL at any moment leaves nothing that no record names.
-Rule 2: only what belongs to a process that has ended is cleared. Other runs on this machine are alive.
-Rule 3: a record names its owner by pid, start time and boot, so that a pid in use again is nobody's.
-Rule 4: undoing is the same for an owner and for whoever clears after it, and may be repeated.
+Rule 1: a thing is recorded before it is taken. So whenever a run is killed, everything that it leaves has a record.
+Rule 2: only things of processes that have ended are removed, because other runs may be active on this machine.
+Rule 3: a record names its owner by pid, start time and boot. So it never matches a later process with the same pid.
+Rule 4: undoing works in the same way for an owner and for a later run, and may be repeated.
 """
 
 from __future__ import annotations
@@ -35,37 +35,37 @@ from . import processes
 from .waiting import NotInTime, until
 
 RECORDS = Path("/tmp" if os.access("/tmp", os.W_OK) else tempfile.gettempdir()) / f"magrathea-lab-{os.getuid()}"
-"""Not in TMPDIR where that can be helped: the next run may have another one."""
+"""Not in TMPDIR if that can be avoided: the next run may have another one."""
 SWAP_LOCK = Path("/tmp/magrathea-test-swap.lock")
 OWNER = "MAGRATHEA_LAB_OWNER"
-"""In the environment of all that a run starts: who its owner is."""
+"""An environment variable of all processes that a run starts; it names the run's owner."""
 CGROUPS = Path("/sys/fs/cgroup")
 ENDING_S = 60.0
-"""A keeper whose owner has ended ends by itself within seconds; one that is still there then is stuck."""
+"""A keeper ends by itself within seconds of its owner's end. One that still runs after this time is stuck."""
 
 
 class Kind(StrEnum):
-    """What can be taken, in the order in which it is undone: who uses a thing ends before the thing goes."""
+    """What can be taken, in the order of undoing: the users of a thing end before the thing is removed."""
 
     PROCESS = "process"
-    """`pid start`: a keeper, with all that descends from it."""
+    """`pid start`: a keeper and all its descendants."""
     MARKED = "marked"
-    """`NAME=value`: all processes that have it in their environment."""
+    """`NAME=value`: all processes that have this in their environment."""
     GROUP = "group"
-    """Control groups of a node daemon of this name, or of a pattern below /sys/fs/cgroup."""
+    """Control groups of the node daemon with this name, or those that match a pattern below /sys/fs/cgroup."""
     SWAP = "swap"
     """A zram device that is used as swap."""
     DIRECTORY = "directory"
-    """With all that is in it, or a symbolic link."""
+    """A directory with all its content, or a symbolic link."""
 
 
 class Strange(Exception):
-    """The folder of records is not ours alone; nothing in it can be trusted."""
+    """Another user can write to the folder of records, so none of them can be trusted."""
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process. `boot` and `namespace`: without them a pid says nothing."""
+    """A process. `boot` and `namespace` are part of its identity: a pid means nothing without them."""
 
     pid: int
     start: int
@@ -73,7 +73,7 @@ class Owner:
     namespace: str
 
     def has_ended(self) -> bool:
-        """False also for one that cannot be seen from here."""
+        """True if the process has ended; False if it runs or cannot be seen from here."""
         if self.boot != _boot():
             return True
         return self.namespace == _namespace() and processes.start_ticks(self.pid) != self.start
@@ -81,7 +81,7 @@ class Owner:
 
 @dataclass(frozen=True)
 class Taken:
-    """A recorded thing."""
+    """A thing that was taken, with its record."""
 
     record: Path
     owner: Owner
@@ -89,11 +89,11 @@ class Taken:
     what: str
 
     def undo(self) -> None:
-        """Give it back and forget it. Raises OSError, subprocess.SubprocessError, NotInTime."""
-        if self.owner.boot == _boot() or self.kind is Kind.DIRECTORY:  # a reboot has undone the others
+        """Give the thing back and remove its record. Raises OSError, subprocess.SubprocessError, NotInTime."""
+        if self.owner.boot == _boot() or self.kind is Kind.DIRECTORY:  # a reboot has undone all other kinds
             UNDO[self.kind](self.what)
         self.record.unlink(missing_ok=True)
-        with suppress(OSError):  # others have records there
+        with suppress(OSError):  # other records are in the folder
             RECORDS.rmdir()
 
     def __str__(self) -> str:
@@ -113,19 +113,19 @@ def take(kind: Kind, what: str) -> Taken:
     new = taken.record.with_suffix(".new")
     while True:
         _require_ours()
-        with suppress(FileNotFoundError):  # whoever had the last record has just removed the folder
+        with suppress(FileNotFoundError):  # another process has just removed its last record and the folder
             new.write_text(json.dumps({"owner": asdict(owner), "kind": kind, "what": what}), encoding="utf-8")
             new.rename(taken.record)
             return taken
 
 
 def take_process(pid: int) -> Taken:
-    """Of a keeper, which ends by itself with its owner; so it may be recorded when it has just been started."""
+    """Record a keeper. It ends by itself with its owner, so it may be recorded right after its start."""
     return take(Kind.PROCESS, f"{pid} {processes.start_ticks(pid) or 0}")
 
 
 def take_directory(prefix: str, base: str | Path | None = None) -> tuple[Path, Taken]:
-    """A new directory of this user alone, with a name that nobody has. Raises OSError, Strange."""
+    """Make a new directory with a unique name, for this user only. Raises OSError, Strange."""
     path = Path(base or tempfile.gettempdir()) / f"{prefix}{secrets.token_hex(4)}"
     taken = take(Kind.DIRECTORY, str(path))
     path.mkdir(mode=0o700)
@@ -133,15 +133,15 @@ def take_directory(prefix: str, base: str | Path | None = None) -> tuple[Path, T
 
 
 def undo_all(taken: Iterable[Taken]) -> None:
-    """In the right order. Raises OSError, subprocess.SubprocessError, NotInTime."""
+    """Undo all in the right order. Raises OSError, subprocess.SubprocessError, NotInTime."""
     for one in sorted(taken, key=lambda one: list(Kind).index(one.kind)):
         one.undo()
 
 
 def begin_run() -> tuple[Taken, list[str]]:
-    """Clear what others left, and mark all that this process starts from now on. Raises Strange.
+    """Remove what other runs left, and mark all processes that this one starts from now on. Raises Strange.
 
-    Returned: what to undo at the end, and a line for each thing that was cleared.
+    Returns what to undo at the end, and a line for each thing that was removed.
     """
     cleared = clear()
     owner = this_process()
@@ -150,12 +150,12 @@ def begin_run() -> tuple[Taken, list[str]]:
 
 
 def mark() -> dict[str, str]:
-    """For environments that are made by hand: the mark of this run, if it has one."""
+    """The mark of this run as environment variables, for environments that are built by hand; {} if it has none."""
     return {name: value for name, value in os.environ.items() if name == OWNER}
 
 
 def clear() -> list[str]:
-    """Undo what owners that have ended have left; a line for each thing. Raises Strange."""
+    """Undo everything left by owners that have ended; return a line for each thing. Raises Strange."""
     cleared = []
     with _alone() as records:
         left = [taken for taken in records if taken.owner.has_ended()]
@@ -172,7 +172,7 @@ def clear() -> list[str]:
 
 @contextmanager
 def swap_alone() -> Iterator[None]:
-    """Nobody else turns swap on or off, or relies on what is on."""
+    """Inside the `with` no other run turns swap on or off, or relies on it."""
     with SWAP_LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -180,7 +180,7 @@ def swap_alone() -> Iterator[None]:
 
 @contextmanager
 def _alone() -> Iterator[list[Taken]]:
-    """All records. Two runs that start at the same moment clear one after the other."""
+    """All records, under a lock: two runs that start at the same time clear one after the other."""
     try:
         folder = os.open(RECORDS, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -202,7 +202,7 @@ def _read() -> Iterator[Taken]:
 
 
 def _require_ours() -> None:
-    """What stands in the records is removed, as root perhaps: nobody else may write there."""
+    """Raise Strange if another user may write to the records: what they name is removed, perhaps by root."""
     RECORDS.mkdir(mode=0o700, exist_ok=True)
     found = RECORDS.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
@@ -233,7 +233,7 @@ def _end_marked(what: str) -> None:
     def there() -> list[int]:
         return [pid for pid in processes.with_environment(what) if pid != os.getpid()]
 
-    processes.send(there(), signal.SIGSTOP)  # so that none forks while others are ended
+    processes.send(there(), signal.SIGSTOP)  # so that none forks while the others are killed
 
     def ended() -> bool:
         processes.send(found := there(), signal.SIGKILL)
@@ -256,9 +256,9 @@ def _remove_groups(what: str) -> None:
 def _remove_group(group: Path) -> None:
     def removed() -> bool:
         for file in group.rglob("cgroup.procs"):
-            with suppress(OSError):  # the group has gone meanwhile
+            with suppress(OSError):  # the group was removed meanwhile
                 processes.send(map(int, file.read_text().split()), signal.SIGKILL)
-        with suppress(OSError):  # processes are still ending in it
+        with suppress(OSError):  # its processes have not ended yet
             for folder, _, _ in os.walk(group, topdown=False):
                 Path(folder).rmdir()
         return not group.exists()

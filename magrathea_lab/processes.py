@@ -1,4 +1,4 @@
-"""Processes that do not outlive whoever started them, and those of a session. Linux only, no root needed."""
+"""Processes that never outlive their starter, and the processes of a session. Linux only, no root needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 KILLED_S = 60.0
-"""What has got SIGKILL ends at once, unless the machine is starved."""
+"""A process ends at once after SIGKILL, unless the machine is starved."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -23,17 +23,17 @@ def _prctl(option: int, value: int) -> None:
 
 
 def become_subreaper() -> None:
-    """Orphans among the descendants of this process become its children, so that none is lost sight of."""
+    """Orphaned descendants of this process become its children, so that none is lost."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with_parent(sig: int = signal.SIGKILL) -> None:
-    """This process gets `sig` when the thread that started it ends."""
+    """Let the kernel send `sig` to this process when the thread that started it ends."""
     _prctl(PR_SET_PDEATHSIG, sig)
 
 
 def stat_fields(pid: int) -> tuple[int, int, str] | None:
-    """Parent, session and state letter of a process, or None when it is gone."""
+    """Parent, session and state letter of a process; None if it is gone."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -43,7 +43,7 @@ def stat_fields(pid: int) -> tuple[int, int, str] | None:
 
 
 def start_ticks(pid: int) -> int | None:
-    """When a process began, in the kernel's ticks since the boot; None when it has ended, reaped or not."""
+    """A process's start, in kernel ticks since boot; None if it has ended, even if it is not reaped yet."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -53,11 +53,11 @@ def start_ticks(pid: int) -> int | None:
 
 
 def with_environment(pair: str) -> list[int]:
-    """Processes that were started with `NAME=value` in their environment, zombies excluded; those that we may see."""
+    """Processes that have `NAME=value` in their environment: those that we may read, without zombies."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with suppress(OSError):  # another user's, or gone
+            with suppress(OSError):  # another user's process, or gone
                 if pair.encode() in (entry / "environ").read_bytes().split(b"\0") and start_ticks(int(entry.name)):
                     found.append(int(entry.name))
     return found
@@ -81,12 +81,12 @@ def _all() -> dict[int, tuple[int, int, str]]:
 
 
 def of_session(session: int) -> list[int]:
-    """Processes of a session, zombies excluded."""
+    """Processes of a session, without zombies."""
     return [pid for pid, (_, sid, state) in _all().items() if sid == session and state not in "ZX"]
 
 
 def descendants(root: int) -> list[int]:
-    """Processes that descend from `root`, nearest first; zombies excluded."""
+    """Descendants of `root`, nearest first, without zombies."""
     table = _all()
     found, wanted = [], [root]
     while wanted:
@@ -98,14 +98,14 @@ def descendants(root: int) -> list[int]:
 
 
 def send(pids: Iterable[int], sig: int) -> None:
-    """Send `sig`; a process that is gone meanwhile needs none."""
+    """Send `sig` to all `pids`; processes that have ended are ignored."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, sig)
 
 
 def end_descendants(patience_s: float = 2.0) -> None:
-    """End all that descends from this process: SIGTERM to its children, later SIGKILL to all that is left; reap them.
+    """End all descendants: SIGTERM to the children, after `patience_s` SIGKILL to all that is left. Reaps them.
 
     This process must be a subreaper, else orphans are missed.
     """

@@ -1,10 +1,10 @@
-"""Waits for what real processes do: for a condition, never for a time.
+"""Waits for real processes: for a condition, never for a fixed time.
 
     until(socket.exists, "the agent's socket")
     await eventually(lambda: report().state == "free", lambda: f"n1 is free; {report()}")
 
-What takes long is no failure; only what never happens is one. So the bound is the same everywhere and far from what
-anything needs, and how quick something is belongs in bench/.
+A slow event is no failure; only one that never happens is. So one generous bound serves everywhere. Speed is measured
+in bench/.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from typing import TypeVar
 T = TypeVar("T")
 
 BOUND_S = 120.0
-"""What takes one or two seconds on an idle machine takes twenty beside eight busy processes on two cores."""
+"""An event of one or two seconds on an idle machine takes twenty beside eight busy processes on two cores."""
 FIRST_PAUSE_S, LAST_PAUSE_S, GROWTH = 0.005, 0.2, 1.2
-"""Looks become rarer: a question costs a starved machine the CPU that it needs for what is waited for."""
+"""Pauses grow, because each check takes CPU time from the processes that the wait is for."""
 SHOWN = 500
-"""Characters of what was last seen that go into the message."""
+"""At most so many characters of the last value go into the message."""
 
 
 class NotInTime(AssertionError):
-    """It did not happen; the text names it and shows what was last seen."""
+    """The event did not happen; the text names it and shows the last value seen."""
 
 
 def until(condition: Callable[[], T | None], what: str | Callable[[], str], bound_s: float = BOUND_S) -> T:
-    """What `condition` returns as soon as that is true. Raises NotInTime."""
+    """Wait until `condition` returns something true, and return that. Raises NotInTime."""
     end = time.monotonic() + bound_s
     for pause_s in _pauses_s():
         if found := condition():
@@ -41,7 +41,7 @@ def until(condition: Callable[[], T | None], what: str | Callable[[], str], boun
 
 
 async def eventually(condition: Callable[[], T | None], what: str | Callable[[], str], bound_s: float = BOUND_S) -> T:
-    """As `until`, while the event loop goes on, in its time."""
+    """The same as `until` on the event loop, in the loop's time."""
     loop = asyncio.get_running_loop()
     end = loop.time() + bound_s
     for pause_s in _pauses_s():

@@ -1,12 +1,13 @@
-"""The job that demo and scenarios submit: it really computes, and shows where it is and that nothing of it was lost.
+"""The job that demo and scenarios submit: it really computes, shows its progress, and proves that nothing was lost.
 
     python work.py STEPS PAUSE_S FILE [HOLD_MIB]
 
-Each step finds the next PRIMES_A_STEP prime numbers by trial division and writes the number of steps done to FILE.
-It ends earlier as soon as FILE's sibling with the suffix FINISH is there, with the step that it is in.
-At the end it prints what it found, how often it was started, and the longest time that passed between two steps.
-With HOLD_MIB it also holds so much memory that does not compress, looks at a piece of it in each step and at all of
-it in the end, and prints whether it was still byte for byte what it had written.
+Each step finds the next PRIMES_A_STEP prime numbers by trial division and writes the number of steps done to FILE. The
+job ends earlier, after its current step, if a file with FILE's name and the suffix FINISH exists. At the end it prints
+its result, how often it was started, and the longest time between two steps.
+
+With HOLD_MIB it also holds that much incompressible memory. It checks a piece of it in each step and all of it at the
+end, and prints whether every byte was unchanged.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from pathlib import Path
 
 PRIMES_A_STEP = 200
 PAUSE_S = 0.05
-"""Between two steps, of all jobs of demo and scenarios."""
+"""Pause between two steps, for all jobs of demo and scenarios."""
 
 FINISH = ".finish"
 STARTED_ONCE = "started 1 times"
-"""In the output of a job that nobody requeued while it ran. A refused start is none: nothing of it has run."""
+"""In the output of a job that was never requeued while it ran. A refused start does not count: nothing has run."""
 
 
 def result(steps: int) -> str:
-    """What a job of so many steps must have printed first, computed by another way (a sieve)."""
+    """What a job of so many steps must print first, computed in another way (a sieve)."""
     count = steps * PRIMES_A_STEP
     size = max(100, count * 20)  # the n-th prime is below n * 20 for all n below 10^7
     composite = bytearray(size)
@@ -43,12 +44,12 @@ PAGE, MIB = 4096, 1 << 20
 
 
 def held(mib: int) -> str:
-    """What a job that holds so much prints in the end, if nothing of it has changed."""
+    """What a job that holds `mib` MiB prints at the end if no byte has changed."""
     return f"{mib} MiB held, byte for byte as written"
 
 
 class MarkedMemory:
-    """Noise, marked in each page: no page is like another."""
+    """Memory full of noise, with a different mark in each page."""
 
     def __init__(self, mib: int) -> None:
         self._noise = os.urandom(MIB)
@@ -62,7 +63,7 @@ class MarkedMemory:
         return block
 
     def look(self, number: int) -> None:
-        """At one MiB."""
+        """Check MiB number `number`."""
         if self._blocks and self._blocks[number % len(self._blocks)] != self._block(number % len(self._blocks)):
             self.changed += 1
 
@@ -73,7 +74,7 @@ class MarkedMemory:
 
 
 def next_prime(primes: list[int]) -> int:
-    """The one after all of `primes`, which are all that there are up to there."""
+    """The next prime. `primes` are all primes before it."""
     candidate = primes[-1] + 1 if primes else 2
     while True:
         for p in primes:

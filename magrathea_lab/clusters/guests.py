@@ -1,8 +1,8 @@
-"""The stand-in's cluster with real virtual machines: one host, whose domains are two small guests of QEMU.
+"""A cluster with the PBS stand-in and real virtual machines: one host with two small QEMU guests as domains.
 
-The PBS stand-in's server, the hub and the node daemon (driver libvirt) run here; agent, MoM hook and the stand-in's MoM
-run in the guests. Nothing is shared with a guest but its virtio-serial ports: one leads to the node daemon, one to the
-stand-in's server.
+The PBS stand-in's server, the hub and the node daemon (driver libvirt) run here. The agent, the MoM hook and the
+stand-in's MoM run in the guests. A guest is reached only through two virtio-serial ports: one leads to the node
+daemon, one to the stand-in's server.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ HOST = HostSpec(
     memory_mib=GUEST_MIB + FLOOR_MIB,
 )
 OWN_MIB = 16
-"""What the job's program itself needs of the memory that the job asks for; it holds the rest."""
+"""Memory of the job's program itself. The job holds the rest of the memory that it asks for."""
 LIMITS = {"min_run_s": 1.0, "young_s": 20.0, "allow_short_min_run": True}
-"""For jobs that last seconds; an emulated guest needs the usual time for all else."""
+"""For jobs that last seconds. All other steps keep the usual time, because an emulated guest needs it."""
 LIST_S = 15.0
-"""Between two of MoM's lists: each costs an emulated guest half a second of its CPU."""
+"""Interval of MoM's lists of jobs: each list costs an emulated guest half a second of CPU."""
 PROBE_S = 8.0
-"""A guest with hardware acceleration is up in two seconds, or something is wrong with it."""
+"""A guest with hardware acceleration boots in two seconds. If it takes this long, something is wrong with it."""
 HERE = Path(__file__).parents[1]
 PROGRAMS = "usr/lib/magrathea"
 CAP = CpuControl(How.QUOTA, "global_quota", "global_period")
@@ -55,19 +55,19 @@ CAP = CpuControl(How.QUOTA, "global_quota", "global_period")
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of one domain, as libvirt says. `cpu_percent`: its cap, of one CPU; None for none."""
+    """One domain's figures, read from libvirt. `cpu_percent`: the cap in per cent of one CPU; None if there is none."""
 
     memory_mib: int
     cpu_percent: int | None
 
 
 def held_mib(memory_mib: int) -> int:
-    """What a job that asks for so much holds."""
+    """How much memory a job that asks for `memory_mib` really holds."""
     return max(0, memory_mib - OWN_MIB)
 
 
 class GuestCluster(StandInCluster):
-    """See the module. Raises what libvirt raises, and image.NoImage, private_libvirtd.NoLibvirt at its start."""
+    """See the module's docstring. `start` raises NoImage, NoLibvirt, and what libvirt raises."""
 
     noded_options = ("--log-level", "debug")
 
@@ -84,8 +84,8 @@ class GuestCluster(StandInCluster):
     # Up and down
 
     def start(self, progress: Callable[[str], None] = lambda text: None) -> None:
-        """Bring all up; both domains are `free` afterwards. Raises NotUp."""
-        self.directory.chmod(0o711)  # QEMU's user comes through, and sees nothing else
+        """Start all parts; both domains are `free` afterwards. Raises NotUp."""
+        self.directory.chmod(0o711)  # QEMU's user may pass through, but not list
         for name in ("log", "jobs", "guests"):
             (self.directory / name).mkdir(mode=0o711)
         progress("a libvirtd of its own, with its own directories")
@@ -112,7 +112,7 @@ class GuestCluster(StandInCluster):
         for name in self.names():
             self.domain(name).create()
         self._until("vnodes of both MoMs", lambda: set(self.names()) <= self.vnodes().keys())
-        self.start_part("hub")  # not before: of vnodes that PBS does not have yet it would take a while to look again
+        self.start_part("hub")  # only now: the hub waits before it asks again about vnodes that PBS does not have yet
         self._until("the hub's heartbeat file", (self.directory / "heartbeat").exists)
         self._until("both domains free, and their agents connected", lambda: self._all_free() and self._all_connected())
 
@@ -121,17 +121,17 @@ class GuestCluster(StandInCluster):
             super().close()
         finally:
             if self._connection is not None:
-                with contextlib.suppress(libvirt.libvirtError):  # it may be broken, and is not needed any more
+                with contextlib.suppress(libvirt.libvirtError):  # it may be broken, and nobody needs it any more
                     self._connection.close()
                 self._connection = None
             self.libvirtd.close()
 
     def _image(self) -> Image:
-        """All of the repository that the guests need, beside the packages."""
+        """All files of the repository that the guests need, besides the packages."""
         tree = self.directory / "guests" / "tree"
         copy_programs(tree / PROGRAMS)
         hook = written("magrathea_mom", tree / PROGRAMS)
-        events = "execjob_prologue," + mom.EVENTS  # where memory moves
+        events = "execjob_prologue," + mom.EVENTS  # the prologue is where memory moves
         options = {"--server": "/dev/virtio-ports/org.magrathea.mom", "--hook": f"/{PROGRAMS}/{hook.name}"}
         options |= {"--hook-events": events, "--periodic-s": f"{LIST_S}", "--mem-mib": f"{GUEST_MIB}"}
         text = " ".join(f"{name} {value}" for name, value in options.items())
@@ -139,7 +139,7 @@ class GuestCluster(StandInCluster):
         return build(self.directory / "guests", (HERE / "guests" / "demo", tree))
 
     def _probe(self, image: Image) -> bool:
-        """Whether a guest with hardware acceleration boots: where there is a /dev/kvm, guests may hang all the same."""
+        """True if a guest with hardware acceleration boots. Some machines have a /dev/kvm, but guests hang with it."""
         if not Path("/dev/kvm").exists():
             self.why_emulated = "this machine has no /dev/kvm"
             return False
@@ -162,7 +162,7 @@ class GuestCluster(StandInCluster):
         while not up and time.monotonic() < until:
             time.sleep(0.05)
             up = console.exists() and "probe is up" in console.read_text(errors="replace")
-        with contextlib.suppress(libvirt.libvirtError):  # it may have ended by itself
+        with contextlib.suppress(libvirt.libvirtError):  # the guest may have stopped by itself
             domain.destroy()
         channel.unlink()
         self.why_emulated = f"/dev/kvm is there, but a guest with it did not boot within {PROBE_S:g} s"
@@ -204,7 +204,7 @@ class GuestCluster(StandInCluster):
             }
         )  # fmt: skip
 
-    # What is where
+    # Places
 
     def channel(self, name: str) -> Path:
         return self.directory / HOST.name / "run" / "guest" / f"{name}.sock"
@@ -213,11 +213,11 @@ class GuestCluster(StandInCluster):
         return self.directory / "guests" / f"{name}.console"
 
     def domain(self, name: str) -> Any:
-        """libvirt's object. Raises libvirt.libvirtError."""
+        """libvirt's object of the domain. Raises libvirt.libvirtError."""
         return self._connection.lookupByName(self.libvirtd.prefix + name)
 
     def figures(self) -> dict[str, Figures]:
-        """Of each domain, from libvirt, not from Magrathea. Raises libvirt.libvirtError."""
+        """The figures of each domain, read from libvirt and not from Magrathea. Raises libvirt.libvirtError."""
         found = {}
         for name in self.names():
             domain = self.domain(name)
@@ -225,18 +225,18 @@ class GuestCluster(StandInCluster):
         return found
 
     def swapped_mib(self, job: str) -> int:
-        """What the guest that the job is in has in its swap."""
+        """MiB of swap in use in the job's guest."""
         lines = (line.split() for line in self._read(job, "/proc/meminfo").splitlines())
         kib = {words[0]: int(words[1]) for words in lines}
         return (kib.get("SwapTotal:", 0) - kib.get("SwapFree:", 0)) // 1024
 
-    # scenarios.Cluster
+    # The methods of cluster.Cluster
 
     def submit(
         self, queue: str, steps: int, *, cpus: int = 1, select: str = "", walltime_s: int | None = None,
         rerunnable: bool = True, name: str = "job",
     ) -> str:  # fmt: skip
-        """A job that asks for memory (`select` with mem=...mb) holds nearly all of it."""
+        """See Cluster.submit. A job that asks for memory (`select` with mem=...mb) holds nearly all of it."""
         wanted = select or f"1:ncpus={cpus}"
         memory = wanted.partition("mem=")[2].partition("mb")[0]
         sizes = {"STEPS": str(steps), "PAUSE_S": str(PAUSE_S), "HOLD_MIB": str(held_mib(int(memory or 0)))}

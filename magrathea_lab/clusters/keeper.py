@@ -1,8 +1,8 @@
-"""Keeps the parts of a cluster: starts them, and sees to it that none of them, nor what they started, stays behind.
+"""Starts the parts of a cluster, and guarantees that no process started here or by them stays behind.
 
-As a program it is a subreaper: a JSON line on its standard input starts a part, a line on its output says the pid.
-When its input closes, because its owner has ended, however that came about, it ends all that descends from it, and
-removes the directory that it was given.
+As a program it is a subreaper. A JSON line on its standard input starts a part; a line on its output reports the
+pid. Its input closes when its owner ends, in whatever way. Then it ends all its descendants and removes the
+directory that it was given.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..waiting import BOUND_S
 LOOK_S = 0.1
 """How often the keeper collects ended processes."""
 ORDERLY_S = 4.0
-"""What is left then is ended all at once."""
+"""Time for an orderly end. What is left afterwards is killed all at once."""
 
 
 class KeptProcess:
@@ -39,7 +39,7 @@ class KeptProcess:
         return fields is not None and fields[2] not in "ZX"
 
     def kill(self, sig: int = signal.SIGKILL) -> None:
-        """Send a signal and wait for the end. Raises TimeoutError."""
+        """Send a signal and wait for the process to end. Raises TimeoutError."""
         processes.send([self.pid], sig)
         until = time.monotonic() + BOUND_S
         while self.running():
@@ -52,7 +52,7 @@ class Keeper:
     """The owner's side. `close` may be called at any time, and more than once."""
 
     def __init__(self, environment: Mapping[str, str], directory: Path | None = None) -> None:
-        """`directory`: removed at the end."""
+        """`directory` is removed at the end."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "magrathea_lab.clusters.keeper", *([str(directory)] if directory else [])],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**environment}, start_new_session=True,
@@ -63,7 +63,7 @@ class Keeper:
         return self._process.pid
 
     def start(self, name: str, argv: Sequence[str], environment: Mapping[str, str], log: Path) -> KeptProcess:
-        """Start a part in a session of its own. Raises RuntimeError where it cannot be started."""
+        """Start a part in a session of its own. Raises RuntimeError if it cannot be started."""
         assert self._process.stdin is not None and self._process.stdout is not None
         order = {"argv": list(argv), "env": dict(environment), "log": str(log)}
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
@@ -91,7 +91,7 @@ def _start(order: dict[str, object]) -> int:
             argv, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
             preexec_fn=lambda: processes.die_with_parent(signal.SIGTERM),
         )  # fmt: skip
-    part.returncode = 0  # it is collected below, not by this object
+    part.returncode = 0  # `_collect` reaps it, not this object
     return part.pid
 
 
@@ -102,7 +102,8 @@ def _collect() -> None:
 
 
 def _end_in_order(parts: list[int]) -> None:
-    """End the parts one after the other as they were started: who gives back what others use ends after them."""
+    """End the parts one after the other, in the order of their start: a part that gives back what others use comes
+    last."""
     deadline = time.monotonic() + ORDERLY_S
     for pid in parts:
         processes.send([pid], signal.SIGTERM)
@@ -114,7 +115,7 @@ def _end_in_order(parts: list[int]) -> None:
 def main() -> None:
     processes.become_subreaper()
     started: list[int] = []
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the owner decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # only the owner decides when to end
     signal.signal(signal.SIGTERM, lambda *_: os.close(0))
     buffer = b""
     try:
@@ -131,7 +132,7 @@ def main() -> None:
                 started.append(_start(json.loads(line)))
                 os.write(1, json.dumps({"pid": started[-1]}).encode() + b"\n")
     except OSError:
-        return  # our input was closed by SIGTERM, or the owner no longer reads
+        return  # SIGTERM closed our input, or the owner has stopped reading
     finally:
         _end_in_order(started)
         processes.end_descendants()

@@ -1,10 +1,10 @@
-"""Magrathea on a private OpenPBS cluster: the same parts, configurations and scenarios as standin.py has.
+"""Magrathea on a private OpenPBS cluster, with the same parts, configurations and scenarios as standin.py.
 
     with OpenPbsCluster([EXCLUSIVE, COUNTED]) as cluster:
         job = cluster.submit("low", 100)
 
-Every domain is a machine of private_openpbs.py with its own MoM and agent; a host is some of them and a node daemon
-beside them; the hub runs on the PBS server's machine. PBS is set up by `magrathea pbs install` itself.
+Every domain is a machine of private_openpbs.py with its own MoM and agent. A host is a group of domains with a node
+daemon beside them. The hub runs on the PBS server's machine. `magrathea pbs install` itself sets PBS up.
 """
 
 from __future__ import annotations
@@ -32,25 +32,30 @@ from .private_openpbs import HEAD, HOST, PBS_HOME, MachineProcess, PrivateOpenPb
 
 USER = "alice"
 PERIODIC_S = 5
-"""MoM's list of jobs goes out so often; 15 s in a cluster, where jobs last longer."""
+"""Interval of MoM's lists of jobs; 15 s in production, where jobs last longer."""
 UPKEEP_S = 2
-"""The server's hook looks so often what it is to forget; 30 s in a cluster."""
+"""How often the server's hook does its periodic work; 30 s in production."""
 COMPARE_S = 3
-"""The hub compares with PBS so often; a minute in a cluster."""
+"""How often the hub compares its books with PBS; a minute in production."""
 KILL_DELAY_S = 2
-"""From SIGTERM to SIGKILL of a deleted job; 10 s in a cluster."""
+"""Time from SIGTERM to SIGKILL of a deleted job; 10 s in production."""
 LAST_LINES = 15
 
 
 class OpenPbsCluster:
-    """See the module and scenarios.Cluster. `pbs`: the cluster below. `parts`: by name ("hub", "noded-h1",
-    "agent-n1"); MoMs and PBS's server are `pbs`'s."""
+    """See the module's docstring and cluster.Cluster.
+
+    `pbs`: the private OpenPBS cluster, which has the MoMs and PBS's server. `parts`: Magrathea's parts by name ("hub",
+    "noded-h1", "agent-n1").
+    """
 
     def __init__(
         self, hosts: Sequence[HostSpec] = BOTH, *, on_disk: bool = False, pbs: PrivateOpenPbs | None = None
     ) -> None:
-        """`on_disk`: whatever speed that costs; a benchmark must not spare the journal its disk. `pbs`: with the hosts'
-        domains as MoMs, where it is not to be an ordinary one."""
+        """`on_disk`: keep all files on disk, not in memory; a benchmark of the journal must include its disk.
+
+        `pbs`: a cluster that replaces the ordinary one; its MoMs are the hosts' domains.
+        """
         self.hosts = tuple(hosts)
         names = [domain.name for _, domain in fleet.domains_of(self.hosts)]
         self.pbs = pbs if pbs is not None else PrivateOpenPbs(names, on_disk=on_disk)
@@ -73,7 +78,7 @@ class OpenPbsCluster:
     # Up and down
 
     def start(self, progress: Callable[[str], None] = lambda text: None) -> None:
-        """Bring all parts up; all domains are `free` afterwards. Raises private_openpbs's errors."""
+        """Start all parts; all domains are `free` afterwards. Raises private_openpbs's errors."""
         progress("OpenPBS: a server with its scheduler, and a MoM for every domain, each in namespaces of its own")
         self.pbs.start()
         progress("magrathea pbs install: resources, hooks, queues")
@@ -91,22 +96,24 @@ class OpenPbsCluster:
         """End everything and remove it. May be called more than once."""
         for name, part in self.parts.items():
             if name.startswith("noded-") and part.running():
-                part.kill(15)  # it takes its control groups away, which outlive namespaces
+                part.kill(15)  # SIGTERM lets it remove its control groups, which outlive namespaces
         self.parts = {}
         self.pbs.stop()
         leftovers.undo_all(self._groups)
         self._groups = []
 
     def install(self, *more: str) -> str:
-        """`magrathea pbs install` as an admin runs it, with `more` arguments; what it printed. Safe to repeat."""
+        """Run `magrathea pbs install` with the arguments `more`, as an admin does; return its output. May be
+        repeated."""
         code = "from scheduler_plugin.setup.cli import pbs; pbs()"
         argv = [sys.executable, "-c", code, "install", "--priority", "high", "--preemptible", "low"]
         argv += [*more, *(word for domain in self.pbs.moms for word in ("--vnode", domain))]
         return self.pbs.run(HEAD, argv, env=self.environment, timeout=BOUND_S).stdout
 
     def _for_short_jobs(self) -> None:
-        """More lists of jobs, quick deletions, a queue of protected ones; all MoMs have the hook afterwards."""
-        # of an enabled MoM hook PBS's server would start a timer of its own (install._disabled)
+        """Set frequent lists of jobs and quick deletions, and add a queue of protected jobs. Returns when all MoMs have
+        the hook."""
+        # for an enabled MoM hook PBS's server would also start its own timer (install._disabled)
         lines = [
             f"set hook {hook} {setting}"
             for hook, freq_s in (("magrathea_mom", PERIODIC_S), ("magrathea_vnodes", UPKEEP_S))
@@ -122,7 +129,8 @@ class OpenPbsCluster:
 
     @staticmethod
     def _has_hook(directory: Path) -> bool:
-        """Whether a MoM has the hook with its last attributes: only what is not PBS's default stands in the file."""
+        """True if a MoM has the hook with its last attributes. MoM's file has only attributes that differ from PBS's
+        defaults."""
         attributes, script = directory / "magrathea_mom.HK", directory / "magrathea_mom.PY"
         if not (attributes.exists() and script.exists()):
             return False
@@ -167,7 +175,7 @@ class OpenPbsCluster:
         return f"ipc://{self.directory}/hub/hub.ipc"
 
     def start_part(self, name: str) -> MachineProcess:
-        """Start (again) a part by its name."""
+        """Start a part, for the first time or again, by its name."""
         kind, _, of = name.partition("-")
         module, machine, config = {
             "hub": ("scheduler_plugin.hub.main", HEAD, str(self.directory / "hub.toml")),
@@ -179,7 +187,7 @@ class OpenPbsCluster:
         return self.parts[name]
 
     def wait_free(self, hosts: Iterable[HostSpec] = ()) -> None:
-        """All domains of the hosts (all hosts, if none is named) are published as `free`, and no part has ended."""
+        """Wait until all domains of `hosts` (default: all) are published as `free` and all parts are running."""
         names = [domain.name for _, domain in fleet.domains_of(tuple(hosts) or self.hosts)]
 
         def free() -> bool:
@@ -192,7 +200,7 @@ class OpenPbsCluster:
 
     @contextmanager
     def only(self, *hosts: HostSpec) -> Iterator[None]:
-        """Inside the `with` PBS starts jobs on these hosts only: the others are offline."""
+        """Inside the `with`, PBS starts jobs on `hosts` only; the other hosts are offline."""
         others = [d.name for host, d in fleet.domains_of(self.hosts) if host.name not in {h.name for h in hosts}]
         if others:
             self.pbs.run(HEAD, ["pbsnodes", "-o", *others])
@@ -203,7 +211,7 @@ class OpenPbsCluster:
                 self.pbs.run(HEAD, ["pbsnodes", "-r", *others])
 
     def restore(self) -> None:
-        """Whatever a test left: no jobs, all parts running, all domains free. Raises private_openpbs.Timeout."""
+        """Clean up after any test: no jobs, all parts running, all domains free. Raises private_openpbs.Timeout."""
         left = self.pbs.run(HEAD, ["qselect"]).stdout.split()
         if left:
             self.pbs.run(HEAD, ["qdel", "-W", "force", *left], check=False, timeout=BOUND_S)
@@ -218,16 +226,19 @@ class OpenPbsCluster:
             self.wait_free()
 
     def _end_maintenance(self) -> bool:
-        """What the hub's alert tells a manager to do: a server that a test has restarted soon after a preemption comes
-        up with vnodes in maintenance for which there is no suspended job (docs/known-limits.md). Whether there were
-        any."""
+        """Take vnodes without suspended jobs out of maintenance; return True if there were any.
+
+        PBS leaves such vnodes behind if its server is restarted soon after a preemption (docs/known-limits.md). The
+        hub's
+        alert tells managers to do the same.
+        """
         held = [name for name, vnode in self.pbs.vnodes().items() if "maintenance" in str(vnode.get("state"))]
         for name in held:
             self.pbs.qmgr(f"delete node {name}")
             self.pbs.qmgr(f"create node {name}\nset node {name} resources_available.ncpus={self.pbs.ncpus}")
         return bool(held)
 
-    # scenarios.Cluster
+    # The methods of cluster.Cluster
 
     def submit(
         self,
@@ -244,7 +255,7 @@ class OpenPbsCluster:
         argv += ["-l", f"select={select or f'1:ncpus={cpus}'}"]
         if walltime_s is not None:
             argv += ["-l", f"walltime={walltime_s}"]
-        # not this interpreter and this clone: they may be where an ordinary user cannot read
+        # use neither this interpreter nor this clone: an ordinary user may not be able to read them
         command = f'exec python3 -S "{self.directory}/work.py" {steps} {PAUSE_S} "$HOME/$PBS_JOBID.count"'
         return self.pbs.qsub(USER, *argv, script=command)
 
@@ -296,7 +307,7 @@ class OpenPbsCluster:
         self.start_part(part)
 
     def control_socket(self, host: str) -> Path:
-        """Of a host's node daemon, for `magrathea status`."""
+        """The control socket of a host's node daemon, for `magrathea status`."""
         return self.directory / host / "run" / "control.sock"
 
     def journal(self, host: str) -> Path:

@@ -1,14 +1,14 @@
 """The processes that make machines out of namespaces, for private_openpbs.py. Run as a program, as root, on Linux.
 
-  supervise DIR   outside: starts `root`, ends everything when its standard input closes (its owner has ended,
-                  however that came about) and removes DIR
-  root DIR        first process of the cluster's own PID, network, mount, UTS and IPC namespaces: a bridge
-  start DIR NAME  inside these: a machine with its own namespaces, linked to the bridge; returns when it is ready
+  supervise DIR   outside: starts `root`; when its standard input closes because its owner has ended, in whatever
+                  way, it ends everything and removes DIR
+  root DIR        first process of the cluster's own PID, network, mount, UTS and IPC namespaces; makes a bridge
+  start DIR NAME  inside these: starts a machine with its own namespaces, linked to the bridge; returns when it is ready
   init DIR NAME   first process of that machine
 
-A machine's /etc and /run are directories below DIR, bound in its own mount namespace, so that nothing of the real
-machine is written. When the first process of a PID namespace dies the kernel kills all others in it:
-nothing that a cluster has started survives it. Standard library only.
+A machine's /etc and /run are directories below DIR, mounted in its own mount namespace, so that the real machine's
+files are never written. When the first process of a PID namespace ends, the kernel kills all others in it. So no
+process of a cluster survives the cluster. Standard library only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 READY_S = 120.0
-"""A machine stands in 0.3 s; this is for a starved machine."""
+"""A machine is ready in 0.3 s; this bound allows for a starved machine."""
 
 BRIDGE = "cluster0"
 PR_SET_PDEATHSIG = 1
@@ -38,7 +38,7 @@ def die_with_parent() -> None:
 
 
 def command(*argv: str) -> None:
-    """Run a command; its own words stand in the error if it fails."""
+    """Run a command. Raises RuntimeError with the command's own error message."""
     done = subprocess.run(argv, capture_output=True, text=True, timeout=READY_S)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(argv)}: exit code {done.returncode}: {done.stderr.strip()}")
@@ -52,7 +52,7 @@ def children(pid: int) -> list[int]:
 
 
 def only_child(process: subprocess.Popen[bytes]) -> int:
-    """The pid of the process that `unshare --fork` has forked, waited for."""
+    """The pid of the process that `unshare --fork` forks; waits until it exists."""
     until = time.monotonic() + READY_S
     while time.monotonic() < until and process.poll() is None:
         if pids := children(process.pid):
@@ -70,19 +70,19 @@ def unshared(role: str, *args: str) -> list[str]:
 
 
 def reap_for_ever() -> None:
-    """What a first process does: collect those whose parents have gone."""
+    """The duty of a first process: reap orphans."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
     while True:
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         except ChildProcessError:
-            pass  # none at the moment
+            pass  # no child at the moment
         signal.sigtimedwait({signal.SIGCHLD}, 1.0)
 
 
 def write_at_once(path: Path, text: str) -> None:
-    """A reader that waits for the file never sees half of it."""
+    """Write a file so that no reader ever sees half of it."""
     new = path.with_name(path.name + ".new")
     new.write_text(text)
     new.rename(path)
@@ -127,7 +127,7 @@ def start(base: Path, name: str) -> None:
     )
     pid = only_child(process)
     write_at_once(here / "pid", str(pid))
-    outer = f"v{pid}"  # an old machine's link may still be on its way out, so the name is new each time
+    outer = f"v{pid}"  # a new name each time, because the kernel may not have removed an old machine's link yet
     command("ip", "link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
     command("ip", "link", "set", outer, "master", BRIDGE, "up")
     until = time.monotonic() + READY_S
@@ -149,8 +149,8 @@ def init(base: Path, name: str) -> None:
     command("ip", "link", "set", "lo", "up")
     command("ip", "addr", "add", f"{config['machines'][name]}/24", "dev", "eth0")
     command("ip", "link", "set", "eth0", "up")
-    # Each call to PBS takes a port below 1024, and would keep it for a minute: after some hundred in a row (tests that
-    # wait for something) the next one hangs until one is free.
+    # Each call to PBS takes a port below 1024 and would keep it for a minute. After some hundred calls in a row (tests
+    # that poll) the next call would hang until a port is free.
     Path("/proc/sys/net/ipv4/tcp_max_tw_buckets").write_text("0")
     for inside in ("/etc", "/run"):
         command("mount", "--bind", f"{here}{inside}", inside)
@@ -160,7 +160,7 @@ def init(base: Path, name: str) -> None:
 
 
 def _own_shared_memory(base: Path, shared: Path) -> None:
-    """PostgreSQL's shared memory, which outlives its processes, goes with the cluster's directory."""
+    """Keep PostgreSQL's shared memory in the cluster's directory. It outlives the processes, but not the directory."""
     place = Path("/dev/shm")
     if base.is_relative_to(place):
         (shared / base.relative_to(place)).mkdir(parents=True, exist_ok=True)

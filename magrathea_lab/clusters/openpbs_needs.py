@@ -1,4 +1,4 @@
-"""What a private OpenPBS cluster needs of this machine, and where there is room for it."""
+"""What a private OpenPBS cluster needs on this machine, and where its files fit."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ TOOLS = {
     "unshare": "util-linux", "nsenter": "util-linux", "mount": "mount", "ip": "iproute2", "hostname": "hostname",
     "su": "util-linux", "psql": "postgresql",
 }  # fmt: skip
-"""Debian's package of each program."""
+"""The Debian package of each program."""
 ROOT = 0
 SET_UID = ("sbin/pbs_iff", "sbin/pbs_rcp")
-"""They prove to the server who calls; without root's rights every command fails with `Unauthorized Request`."""
+"""Programs that prove to the server which user calls. Without set-uid root every command fails with `Unauthorized
+Request`."""
 TRIAL = "ip link add cluster0 type bridge && ip link add v0 type veth peer name v1"
 MEMORY = "/dev/shm"
 ROOM_BYTES = 2 * 2**30
-"""A cluster of nine machines has some 200 MB."""
+"""A cluster of nine machines uses some 200 MB."""
 
 
 def missing(exec_dir: str = "/opt/pbs") -> str | None:
@@ -37,7 +38,7 @@ def missing(exec_dir: str = "/opt/pbs") -> str | None:
 
 
 def broken(exec_dir: str = "/opt/pbs") -> str | None:
-    """Why an OpenPBS that is installed cannot work on any machine; None if it can, or if none is installed."""
+    """Why the installed OpenPBS cannot work at all; None if it can, or if none is installed."""
     here = Path(exec_dir)
     if not (here / "sbin/pbs_server").exists():
         return None
@@ -56,7 +57,7 @@ def _without_rights(exec_dir: Path) -> str | None:
 
 
 def _without_libraries(exec_dir: Path) -> str | None:
-    """PBS is mostly built on this machine or one like it; an upgrade may have taken a library away."""
+    """Why PBS's server cannot be loaded: an upgrade of this machine may have removed a library that it needs."""
     servers = [file for name in ("pbs_server.bin", "pbs_mom") if (file := exec_dir / "sbin" / name).exists()]
     for server in servers:
         lines = subprocess.run(["ldd", str(server)], capture_output=True, text=True, check=False).stdout.splitlines()
@@ -66,10 +67,10 @@ def _without_libraries(exec_dir: Path) -> str | None:
 
 
 def in_memory() -> str | None:
-    """A file system in memory with room for a cluster, if there is one.
+    """A file system in memory with room for a cluster; None if there is none.
 
-    A cluster is thousands of small files. With four machines, bringing it up and removing it took 20.6 and 6.7 s on
-    a disk that is told of each block that becomes free, 13.5 and 0.1 s in memory.
+    A cluster is thousands of small files. Starting and removing one with four machines took 20.6 and 6.7 s on a disk
+    mounted with `discard`, but 13.5 and 0.1 s in memory.
     """
     roomy = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM_BYTES and os.path.ismount(MEMORY)
     return MEMORY if roomy else None

@@ -1,15 +1,15 @@
 """A private OpenPBS cluster on this machine: a server and any number of MoMs, each in namespaces of its own.
 
-For the demo, the benchmarks and the tests where OpenPBS is installed; needs root. Nothing outside its directory
-and its namespaces is touched, several clusters may run at once, and whatever becomes of the owner (SIGKILL, too)
-nothing stays behind (openpbs_machine.py).
+For the demo, the benchmarks and the tests, if OpenPBS is installed; needs root. Nothing outside its directory and its
+namespaces is changed, and several clusters may run at once. Nothing stays behind when the owner ends, not even after
+SIGKILL (openpbs_machine.py).
 
     with PrivateOpenPbs(["n1", "p1"]) as cluster:
         job = cluster.qsub("alice", script="hostname")
         cluster.wait(lambda: cluster.job(job)["job_state"] == "F", "the job's end")
 
-Machines: `HEAD` (server, scheduler, pbs_comm) and one per MoM; `HOST` stands for the cluster's outermost
-namespaces, where a physical host's own daemons live: it sees all processes, and all machines over the bridge.
+Machines: `HEAD` (server, scheduler, pbs_comm) and one per MoM. `HOST` stands for the cluster's outermost namespaces,
+where a physical host's own daemons run: it sees all processes, and reaches all machines over the bridge.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ DATABASE_USER = "pbsdata"
 FIRST_UID = 20001
 GATEWAY = "10.117.0.1"
 PBS_HOME = "/run/pbs"
-"""In a machine, whose /run is its own; MoM refuses a home below a directory that all may write to, as /tmp."""
+"""PBS_HOME inside a machine, which has its own /run. MoM refuses a home below a directory that all may write to, as
+/tmp."""
 
 LOCKS = {
     "comm": "server_priv/comm.lock",
@@ -51,21 +52,21 @@ LOCKS = {
     "sched": "sched_priv/sched.lock",
     "mom": "mom_priv/mom.lock",
 }
-"""Where each of PBS's daemons writes its pid, below its PBS_HOME."""
+"""The pid file of each of PBS's daemons, relative to PBS_HOME."""
 
 T = TypeVar("T")
 
 
 class NoOpenPbs(Exception):
-    """OpenPBS cannot be brought up here; the text says why and what to do."""
+    """OpenPBS cannot be started here; the text says why and how to fix it."""
 
 
 class Timeout(Exception):
-    """What was waited for did not happen; the text says what and shows what is there instead."""
+    """A wait was in vain; the text says what did not happen, and shows the cluster's state."""
 
 
 class MachineProcess:
-    """A program of the cluster that goes on running. `pid` is its pid as seen from outside."""
+    """A program of the cluster that keeps running. `pid` is its pid as seen from outside."""
 
     def __init__(self, name: str, popen: subprocess.Popen[bytes], log: Path) -> None:
         self.name = name
@@ -84,7 +85,7 @@ class MachineProcess:
 
 
 class PrivateOpenPbs:
-    """See the module. Usable from one thread at a time, except `run`, which any thread may call."""
+    """See the module's docstring. Use it from one thread at a time, except `run`, which any thread may call."""
 
     def __init__(
         self,
@@ -94,9 +95,10 @@ class PrivateOpenPbs:
         ncpus: int = 4,
         on_disk: bool = False,
     ) -> None:
-        """`ncpus`: what each vnode says it has, whatever this machine has (jobs are told apart, not computed).
+        """`ncpus`: the CPUs that each vnode reports, independent of this machine's; jobs are only counted, they compute
+        little.
 
-        `on_disk`: not in memory, even where there is room.
+        `on_disk`: do not use a file system in memory, even if there is room.
         """
         if why := openpbs_needs.missing(exec_dir):
             raise NoOpenPbs(why)
@@ -125,7 +127,7 @@ class PrivateOpenPbs:
         self.stop()
 
     def start(self) -> None:
-        """Bring everything up; all vnodes are `free` afterwards. Raises NoOpenPbs."""
+        """Start everything; all vnodes are `free` afterwards. Raises NoOpenPbs."""
         try:
             self._bring_up()
         except (Timeout, RuntimeError, OSError, subprocess.SubprocessError) as error:
@@ -155,25 +157,25 @@ class PrivateOpenPbs:
         with ThreadPoolExecutor(len(machines)) as pool:
             for done in [pool.submit(self._start_head), *(pool.submit(self._set_up_mom, mom) for mom in self.moms)]:
                 done.result()
-        for mom in self.moms:  # only now: a MoM whose server is not there yet tries again seconds later
+        for mom in self.moms:  # only now: a MoM that finds no server tries again only seconds later
             self.start_mom(mom)
         self.qmgr("\n".join(f"create node {m}\nset node {m} resources_available.ncpus={self.ncpus}" for m in self.moms))
         self.wait_free(*self.moms)
 
     def stop(self) -> None:
-        """Take everything down and remove it. Safe to call at any time, and more than once."""
+        """Stop everything and remove it. Safe to call at any time, and more than once."""
         if self._supervisor is not None:
             assert self._supervisor.stdin is not None
             self._supervisor.stdin.close()
-            with suppress(subprocess.TimeoutExpired):  # then it is killed below
+            with suppress(subprocess.TimeoutExpired):  # it is killed below
                 self._supervisor.wait(BOUND_S)
         leftovers.undo_all(self._taken)
         for process in self._processes:
-            process.popen.wait(BOUND_S)  # its namespace is gone, so it has ended
+            process.popen.wait(BOUND_S)  # its namespace has ended, so it ends too
         self._supervisor, self._taken, self._processes = None, [], []
 
     def _prepare(self, name: str) -> None:
-        """A machine's directories: a copy of this machine's /etc with its own names, users and pbs.conf."""
+        """Make a machine's directories: a copy of this machine's /etc with the machine's own names, users, pbs.conf."""
         here = self.base / "m" / name
         here.mkdir(parents=True)
         machine.command("cp", "-a", "/etc", str(here))
@@ -183,7 +185,7 @@ class PrivateOpenPbs:
         etc = here / "etc"
         shutil.copy(self.base / "etc/hosts", etc / "hosts")
         (etc / "hostname").write_text(name + "\n")
-        # files only: each look-up would wait for a DNS server that is not there
+        # files only: each lookup would wait for a DNS server that does not exist
         (etc / "nsswitch.conf").write_text(
             "passwd: files\ngroup: files\nshadow: files\nhosts: files\nservices: files\n"
         )
@@ -203,7 +205,7 @@ class PrivateOpenPbs:
             "PBS_EXEC": self.exec_dir,
             "PBS_HOME": PBS_HOME,
             "PBS_SERVER": HEAD,
-            "PBS_TMPDIR": here / "tmp",  # qsub's own daemon listens there: not to be shared between clusters
+            "PBS_TMPDIR": here / "tmp",  # qsub's own daemon listens there; clusters must not share it
             "PBS_START_SERVER": int(is_head),
             "PBS_START_SCHED": int(is_head),
             "PBS_START_COMM": int(is_head),
@@ -239,7 +241,7 @@ class PrivateOpenPbs:
     # Machines and PBS's daemons
 
     def start_machine(self, name: str, *, mom_too: bool = True) -> None:
-        """Start a machine that was not started yet, or was killed."""
+        """Start a machine that was never started or was killed."""
         self.run(HOST, [sys.executable, machine.__file__, "start", str(self.base), name])
         inner = int((self.base / "m" / name / "pid").read_text())
         self._pids[name] = self._outer(inner)
@@ -247,16 +249,16 @@ class PrivateOpenPbs:
             self.start_mom(name)
 
     def kill_machine(self, name: str) -> None:
-        """As if its power were cut: every process of it is gone at once."""
+        """Kill every process of the machine at once, like a power cut."""
         os.kill(self._pids.pop(name), signal.SIGKILL)
 
     def _outer(self, inner: int) -> int:
-        """The pid outside of the process that HOST calls `inner`."""
+        """The pid outside of the process that has the pid `inner` in HOST."""
         for status in Path("/proc").glob("[0-9]*/status"):
             try:
                 lines = status.read_text().splitlines()
             except (FileNotFoundError, ProcessLookupError):
-                continue  # ended meanwhile
+                continue  # it ended meanwhile
             pids = next((line.split()[1:] for line in lines if line.startswith("NSpid:")), [])
             outer = int(status.parent.name)
             if len(pids) == 3 and int(pids[1]) == inner and pids[2] == "1" and self._is_ours(outer):
@@ -271,11 +273,12 @@ class PrivateOpenPbs:
         return os.fsencode(str(self.base)) in words
 
     def start_mom(self, name: str, *args: str) -> None:
-        """`-p` as argument: keep what ran before a crash. Raises RuntimeError if it does not start."""
+        """Start MoM; with the argument `-p` it keeps jobs that ran before a crash. Raises RuntimeError if it does not
+        start."""
         self.run(name, [str(self.exec_dir / "sbin/pbs_mom"), *args])
 
     def start_server(self) -> None:
-        """pbs_comm, pbs_server and pbs_sched, as far as they are not running; returns when the server answers."""
+        """Start those of pbs_comm, pbs_server and pbs_sched that are not running; returns when the server answers."""
         for daemon in ("comm", "server", "sched"):
             if not self._alive(HEAD, LOCKS[daemon]):
                 self.run(HEAD, [str(self.exec_dir / "sbin" / f"pbs_{daemon}")])
@@ -290,11 +293,11 @@ class PrivateOpenPbs:
         return bool(pid) and self.run(name, ["kill", "-0", pid], check=False).returncode == 0
 
     def kill_server(self) -> None:
-        """Kill pbs_server alone. The database goes on, as after a real crash."""
+        """Kill pbs_server alone. Its database keeps running, as after a real crash."""
         self.kill_daemon("server")
 
     def kill_daemon(self, daemon: str, name: str = HEAD) -> None:
-        """Kill one of PBS's daemons (`server`, `sched`, `comm`, `mom`) on a machine; it is gone afterwards."""
+        """Kill one of PBS's daemons (`server`, `sched`, `comm`, `mom`) on a machine, and wait until it has ended."""
         lock = LOCKS[daemon]
         self.run(name, ["kill", "-9", (self.pbs_home(name) / lock).read_text().strip()])
         self.wait(lambda: not self._alive(name, lock), f"the end of pbs_{daemon} on {name}")
@@ -327,8 +330,8 @@ class PrivateOpenPbs:
         timeout: float = BOUND_S,
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end; `text` is its standard input. Raises RuntimeError with what it said."""
-        # Files, not pipes, take the output: daemons that it leaves behind inherit them.
+        """Run a command to its end; `text` is its standard input. Raises RuntimeError with the command's message."""
+        # Output goes to files, not to pipes: daemons that the command leaves behind inherit them.
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             whole = self.argv(name, argv, user=user, env=env)
             source = {"input": text} if text is not None else {"stdin": subprocess.DEVNULL}
@@ -346,7 +349,7 @@ class PrivateOpenPbs:
     def spawn(
         self, name: str, title: str, argv: Sequence[str], *, env: Mapping[str, str] | None = None
     ) -> MachineProcess:
-        """Start a program that goes on; its output goes to `<base>/log/<title>.log`."""
+        """Start a program that keeps running; its output goes to `<base>/log/<title>.log`."""
         log = self.base / "log" / f"{title}.log"
         log.parent.mkdir(exist_ok=True)
         with log.open("ab") as out:
@@ -362,18 +365,18 @@ class PrivateOpenPbs:
         return process
 
     def qmgr(self, lines: str) -> str:
-        """qmgr's commands by standard input, all of them (with `-c` only the last of several is carried out)."""
+        """Run qmgr's commands from standard input. With `-c` qmgr would run only the last of several."""
         done = self.run(HEAD, ["qmgr"], text=lines + "\n")
         if done.stderr.strip():
             raise RuntimeError(f"qmgr: {done.stderr.strip()}")
         return done.stdout
 
     def qsub(self, user: str, *args: str, script: str) -> str:
-        """Submit a job; returns its id. Its output comes to the user's home directory."""
+        """Submit a job; return its id. PBS copies its output to the user's home directory."""
         return self.run(HEAD, ["qsub", *args], user=user, text=script + "\n").stdout.strip()
 
     def job(self, job_id: str) -> dict[str, Any]:
-        """All attributes of a job, finished ones too, as qstat's JSON has them; {} if PBS does not know it."""
+        """All attributes of a job from qstat's JSON, also of a finished one; {} if PBS does not know it."""
         return self.jobs(job_id).get(job_id, {})
 
     def jobs(self, *job_ids: str) -> dict[str, dict[str, Any]]:
@@ -381,7 +384,7 @@ class PrivateOpenPbs:
         return dict(json.loads(done.stdout or "{}").get("Jobs", {}))
 
     def vnode(self, name: str) -> dict[str, Any]:
-        """All attributes of a vnode, as pbsnodes' JSON has them; {} if PBS does not know it."""
+        """All attributes of a vnode from pbsnodes' JSON; {} if PBS does not know it."""
         return self.vnodes().get(name, {})
 
     def vnodes(self) -> dict[str, dict[str, Any]]:
@@ -389,7 +392,7 @@ class PrivateOpenPbs:
         return dict(json.loads(done.stdout or "{}").get("nodes", {}))
 
     def output(self, user: str, job_id: str, kind: str = "o", name: str = "STDIN") -> str:
-        """What a job wrote, once it is there (PBS copies it after the job's end)."""
+        """A job's output. Waits for the file, because PBS copies it after the job's end."""
         path = self.base / "home" / user / f"{name}.{kind}{job_id.split('.')[0]}"
         self.wait(path.exists, f"the output file {path.name}", 20)
         return path.read_text()
@@ -397,7 +400,7 @@ class PrivateOpenPbs:
     # Waiting
 
     def wait(self, condition: Callable[[], T], what: str, timeout_s: float = BOUND_S, every_s: float = 0.05) -> T:
-        """What `condition` returns, as soon as it is true. Raises Timeout."""
+        """Wait until `condition` returns something true, and return that. Raises Timeout."""
         until = time.monotonic() + timeout_s
         while True:
             if value := condition():
@@ -414,7 +417,7 @@ class PrivateOpenPbs:
         )
 
     def wait_job(self, job_id: str, states: str, timeout_s: float = BOUND_S) -> dict[str, Any]:
-        """The job's attributes as soon as its state is one of the letters in `states`."""
+        """Wait until the job's state is one of the letters in `states`; return its attributes."""
 
         def there() -> dict[str, Any]:
             job = self.job(job_id)
@@ -423,7 +426,7 @@ class PrivateOpenPbs:
         return self.wait(there, f"job {job_id} in one of the states {states}", timeout_s)
 
     def picture(self) -> str:
-        """What PBS shows now, for error messages; empty before there is a server."""
+        """What PBS shows now, for error messages; empty if there is no server yet."""
         if HEAD not in self._pids:
             return ""
         lines = [self.run(HEAD, ["qstat", "-answ1"], check=False).stdout]
@@ -439,7 +442,7 @@ class PrivateOpenPbs:
 
     @contextmanager
     def stopped_scheduling(self) -> Iterator[None]:
-        """No job is started inside the `with`; what was submitted there starts in one cycle afterwards."""
+        """Start no jobs inside the `with`. Jobs submitted there start in one scheduling cycle afterwards."""
         self.qmgr("set server scheduling=False")
         try:
             yield

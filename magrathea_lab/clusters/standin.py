@@ -1,4 +1,4 @@
-"""A whole small cluster on this machine without root and without PBS: everything of Magrathea for real, PBS stood in.
+"""A whole small cluster on this machine without root and without PBS: all parts of Magrathea, and the PBS stand-in.
 
     with StandInCluster([EXCLUSIVE, COUNTED]) as cluster:
         job = cluster.submit("low", 100)
@@ -31,23 +31,27 @@ from ..work import PAUSE_S
 from .keeper import Keeper, KeptProcess
 
 PERIODIC_S = 2.0
-"""MoM's list of jobs goes out so often; 15 s in a cluster, where jobs last longer."""
+"""Interval of MoM's lists of jobs, in seconds; 15 in production, where jobs last longer."""
 KILL_DELAY_S = 2.0
-"""From SIGTERM to SIGKILL of a deleted job; 10 s in PBS."""
+"""Time from SIGTERM to SIGKILL of a deleted job; 10 s in PBS."""
 LAST_LINES = 15
 
 
 class NotUp(Exception):
-    """The cluster did not come up; the text says which part is missing, and what the parts printed last."""
+    """The cluster did not start; the text says which part is missing, and shows each part's last output."""
 
 
 class StandInCluster:
-    """See the module and scenarios.Cluster. `parts`: by name ("hub", "noded-h1", "agent-n1", "mom-n1", "server")."""
+    """See the module's docstring and cluster.Cluster. `parts`: by name ("hub", "noded-h1", "agent-n1", "mom-n1",
+    "server")."""
 
     noded_options: tuple[str, ...] = ()
 
     def __init__(self, hosts: Sequence[HostSpec] = BOTH, *, name: str = "", base: Path | None = None) -> None:
-        """`name`: the PBS server's, unique on this machine because job ids are. `base`: where its directory is made."""
+        """`name`: the PBS server's name. It must be unique on this machine, because job ids end with it.
+
+        `base`: the cluster's directory is created there.
+        """
         self.hosts: Sequence[HostSpec] = tuple(hosts)
         self.server_name = name or f"s{os.getpid()}x{time.monotonic_ns() % 100000}"
         self.directory, taken = leftovers.take_directory("magrathea-", base)
@@ -83,7 +87,7 @@ class StandInCluster:
     # Up and down
 
     def start(self, progress: Callable[[str], None] = lambda text: None) -> None:
-        """Bring all parts up; all domains are `free` afterwards. Raises NotUp."""
+        """Start all parts; all domains are `free` afterwards. Raises NotUp."""
         for name in ("log", "jobs"):
             (self.directory / name).mkdir()
         self._write_configuration()
@@ -147,7 +151,7 @@ class StandInCluster:
         return fleet.noded_toml(host, directory, hub, pid_files)
 
     def start_part(self, name: str, host: HostSpec | None = None) -> KeptProcess:
-        """Start (again) a part by its name. `host`: of a MoM's domain, for its size."""
+        """Start a part, for the first time or again, by its name. `host` gives the size of a MoM's domain."""
         kind, _, of = name.partition("-")
         here = self.directory
         environment = dict(self._environment)
@@ -198,7 +202,7 @@ class StandInCluster:
                 raise NotUp(f"the cluster does not come up: {why}\n{self.picture()}")
             time.sleep(0.05)
 
-    # scenarios.Cluster
+    # The methods of cluster.Cluster
 
     @property
     def client(self) -> StandInClient:
@@ -252,7 +256,7 @@ class StandInCluster:
         self.start_part(part)
 
     def control_socket(self, host: str) -> Path:
-        """Of a host's node daemon, for `magrathea status`."""
+        """The control socket of a host's node daemon, for `magrathea status`."""
         return self.directory / host / "run" / "control.sock"
 
     def journal(self, host: str) -> Path:

@@ -1,8 +1,8 @@
-"""`magrathea demo`: jobs that compute, priority jobs that push them aside, and the proof that nothing was lost.
+"""`magrathea demo`: jobs that compute, priority jobs that preempt them, and the proof that nothing was lost.
 
-Everything of Magrathea is real (hub, node daemons, agents, hook files, processes that are really stopped); PBS is
-stood in (clusters/standin.py), or real with `--pbs openpbs` (clusters/openpbs.py). With `--driver libvirt` the domains
-are virtual machines, and another story is told (guest_story.py).
+All parts of Magrathea are real: hub, node daemons, agents, hook files, and processes that are really stopped. PBS is
+the stand-in (clusters/standin.py), or real with `--pbs openpbs` (clusters/openpbs.py). With `--driver libvirt` the
+domains are virtual machines, and the demo shows guest_story.py.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def make_story(driver: str) -> Story:
 
 
 def make_cluster(kind: str, driver: str) -> DemoCluster:
-    """Raises private_openpbs.NoOpenPbs, guest_story.NoGuests."""
+    """The cluster for these options, not started yet. Raises private_openpbs.NoOpenPbs, guest_story.NoGuests."""
     if driver == "libvirt":
         from .guest_story import make
 
@@ -49,7 +49,7 @@ def make_cluster(kind: str, driver: str) -> DemoCluster:
 
 
 def kept(cluster: DemoCluster) -> Path:
-    """A copy of the cluster's configuration files, logs and journals, which stays."""
+    """Copy the cluster's configuration files, logs and journals to a directory that stays; return it."""
     place = Path(tempfile.mkdtemp(prefix="magrathea-kept-"))
     for pattern in ("*.toml", "*/*.toml", "*/*.json", "log/*", "*/state/*", "guests/*.console"):
         for file in cluster.directory.glob(pattern):
@@ -60,7 +60,7 @@ def kept(cluster: DemoCluster) -> Path:
 
 
 def run(cluster: DemoCluster, screen: Screen) -> str:
-    """The demo on a cluster that is not up yet; its last line. Raises what any part of it raises."""
+    """Start the cluster and run the demo on it; return the last line to print. Errors of all parts pass through."""
     cluster.start(lambda text: screen.event(f"starting {text}"))
     watch = Watch(cluster, screen.event, screen.draw)
     watch.look()
@@ -101,14 +101,14 @@ def _interrupted(*_: Any) -> NoReturn:
     show_default=True,
     help="What the domains are: groups of processes, or virtual machines (root).",
 )
-@click.option("--plain", is_flag=True, help="Lines only, no live table (as where there is no terminal).")
-@click.option("--keep", is_flag=True, help="Leave the directory with all configuration files, logs and journals.")
+@click.option("--plain", is_flag=True, help="Print lines only, no live table (the default without a terminal).")
+@click.option("--keep", is_flag=True, help="Keep the directory with all configuration files, logs and journals.")
 def demo(kind: str, driver: str, plain: bool, keep: bool) -> None:
     """See it work: a small cluster, ordinary jobs, and priority jobs that push them aside.
 
-    Takes about a minute and needs no root and no PBS: a small stand-in takes PBS's place. With --pbs openpbs a real
-    OpenPBS is used (needs root, and OpenPBS in /opt/pbs). With --driver libvirt the domains are two small virtual
-    machines, made of Debian's packages, between which memory moves, too (needs root, libvirt and QEMU).
+    Takes about a minute and needs no root and no PBS: a small stand-in takes PBS's place. With --pbs openpbs it uses a
+        real OpenPBS (needs root, and OpenPBS in /opt/pbs). With --driver libvirt the domains are two small virtual
+        machines made of Debian's packages, and memory moves between them too (needs root, libvirt and QEMU).
 
     \b
     Examples:
@@ -118,16 +118,16 @@ def demo(kind: str, driver: str, plain: bool, keep: bool) -> None:
       magrathea demo --driver libvirt
 
     \b
-    The last line says what was seen:
+    The last line reports the results:
       demo: ok preempted=N resumed=N lost=0 switch_ms_p50=X switch_ms_p99=Y
       preempted   times that a job stood still for a priority job, each shown by its own counter
-      resumed     times that it went on afterwards
-      lost        jobs whose work was not all there in the end, or that had to start again
-      switch_ms   from the claim of a priority job that preempts to the node daemon's answer: jobs beside it
-                  stopped, CPU moved, journal on disk; the median and the 99th percentile of those of this run
+            resumed     times that a job continued afterwards
+            lost        jobs that lost work or had to start again
+            switch_ms   time from a preempting claim to the node daemon's answer: the other jobs stopped, CPU moved,
+                        journal on disk; the median and the 99th percentile of this run
     or `demo: FAILED why`.
 
-    Exit codes: 0 all was seen; 1 it failed, or was interrupted; 2 wrong usage.
+    Exit codes: 0 everything worked; 1 it failed or was interrupted; 2 wrong usage.
     """
     if (kind, driver) == ("openpbs", "libvirt"):
         raise click.UsageError("--driver libvirt shows virtual machines with the stand-in: leave --pbs out")

@@ -1,7 +1,8 @@
-"""`magrathea demo --driver libvirt`: two virtual machines, and a host's memory and CPU that go where the work is.
+"""`magrathea demo --driver libvirt`: two virtual machines, and a host's memory and CPU, which move to where the work
+is.
 
-What is shown of them is libvirt's word and the guests' own, not Magrathea's; only the parts of a switch are the node
-daemon's, from its log.
+All figures come from libvirt and the guests, not from Magrathea. Only the times of a switch's parts come from the node
+daemon's log.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ if TYPE_CHECKING:
 
 LOW_STEPS, HIGH_STEPS = 100, 20
 LOW_MIB, HIGH_MIB = 200, 200
-"""What the jobs ask for, and nearly all of which they hold: together more than the host has beside the floors."""
+"""Memory that the jobs ask for; they hold nearly all of it. Together it is more than the host has besides the floors.
+"""
 SLOW_S = 2 * PATIENCE_S
-"""For each chapter: an emulated guest beside other work on its two cores moves its memory some ten times as slowly."""
+"""Bound of each chapter: an emulated guest beside other work on two cores moves its memory ten times as slowly."""
 TOLD_MIB = 60
-"""A change of memory that is worth a line."""
+"""The smallest change of memory that gets a line."""
 WIDE_MIB = 48
-"""A step of a domain's bar."""
+"""MiB for each step of a domain's bar."""
 ASK_S = 0.5
-"""Between two questions for a guest's swap: what is asked of a capped and emulated guest costs it."""
+"""Interval between questions about a guest's swap: each question costs a capped, emulated guest CPU time."""
 
 INTRODUCTION = (
     "[bold]Magrathea: virtual machines, preemption and PBS working as one[/bold]\n\n"
@@ -48,11 +50,11 @@ MEANINGS = (
 
 
 class NoGuests(Exception):
-    """No virtual machines here; the text says what is missing."""
+    """No virtual machines can run here; the text says what is missing."""
 
 
 def make() -> DemoCluster:
-    """Raises NoGuests."""
+    """The demo's cluster of virtual machines, not started yet. Raises NoGuests."""
     if (why := needs.missing()) is not None:
         how = "" if os.geteuid() == 0 else "; as root: magrathea demo --driver libvirt"
         raise NoGuests(f"virtual machines cannot be had here: {why}{how}")
@@ -62,7 +64,7 @@ def make() -> DemoCluster:
 
 
 class GuestStory:
-    """See screen.Story. It belongs to one run."""
+    """See screen.Story. One object for one run."""
 
     introduction = INTRODUCTION
     meanings = MEANINGS
@@ -74,7 +76,7 @@ class GuestStory:
         self._caps: dict[str, int | None] = {}
 
     def looked(self, watch: Watch, screen: Screen) -> None:
-        """Tell what has moved: memory in steps that can be seen, and every change of a cap."""
+        """Print what has moved: visible steps of memory, and every change of a cap."""
         cluster = _guests(watch)
         figures = cluster.figures()
         if time.monotonic() >= self._ask_at:
@@ -144,7 +146,7 @@ class GuestStory:
         screen.show(watch)
 
     def closing(self, cluster: DemoCluster, screen: Screen) -> None:
-        """The parts of each switch."""
+        """Print the times of each switch's parts."""
         switches = parts_of(cluster.log("noded-h1"))
         screen.chapter("The parts of each switch, as the node daemon timed them")
         table = columns("PART", *(f"{name} (ms)" for name in switches))
@@ -209,7 +211,7 @@ def _submit(watch: Watch, queue: str, name: str, steps: int, memory_mib: int) ->
 
 
 def _memory(mib: int) -> str:
-    """As a bar, and a figure."""
+    """A bar and a figure."""
     return f"{'█' * round(mib / WIDE_MIB):<8s} {mib:3d}"
 
 

@@ -61,7 +61,7 @@ class ProcessStory:
         return found
 
     def looked(self, watch: Watch, screen: Screen) -> None:
-        """The table shows it all."""
+        """Nothing to print: the table shows everything."""
 
     def tell(self, watch: Watch, screen: Screen) -> None:
         lows = [watch.submit("low", name, LOW_STEPS, cpus) for name, cpus in LOW_JOBS]
@@ -98,7 +98,7 @@ class ProcessStory:
             lambda: (
                 any(watch.vnodes[name].magrathea == "running-preemptible" for name in normal)
                 or all(job.state == "F" for job in lows)
-            ),  # on a very slow machine
+            ),  # this bound is for very slow machines
             PATIENCE_S,
         )
         high_runs(watch, "high-4", 2)
@@ -108,7 +108,7 @@ class ProcessStory:
         )
 
     def closing(self, cluster: DemoCluster, screen: Screen) -> None:
-        """The last line says it all."""
+        """Nothing to print: the demo's last line has all figures."""
 
 
 def high_runs(watch: Watch, name: str, cpus: int) -> Watched:

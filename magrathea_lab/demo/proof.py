@@ -1,4 +1,4 @@
-"""What the demo proves in the end: each job's work is all there and right, and how long the switches took."""
+"""What the demo proves at its end: each job's work is complete and correct. Also how long the switches took."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .watch import Watch
 
 
 def proof(watch: Watch, screen: Screen) -> list[str]:
-    """Show for each job what it did; what is wrong with any of them, a sentence each."""
+    """Print what each job did; return a sentence for each fault found."""
     watch.until("the jobs' output", lambda: _all_outputs(watch), PATIENCE_S)
     screen.chapter("What happened")
     table = columns("JOB", "DOMAIN", "BEGAN AFTER", "STOOD STILL AT STEP", "FOR", "THEN WENT ON TO", "RESULT")
@@ -40,7 +40,7 @@ def _all_outputs(watch: Watch) -> bool:
 
 
 def switch_times_ms(cluster: DemoCluster) -> list[float]:
-    """From claim to answer in the node daemon, of every claim that preempted somebody; from the daemons' logs."""
+    """Milliseconds from claim to answer of every claim that preempted a job, read from the node daemons' logs."""
     found: list[float] = []
     for host in cluster.hosts:
         text = cluster.log(f"noded-{host.name}")
@@ -51,6 +51,6 @@ def switch_times_ms(cluster: DemoCluster) -> list[float]:
 
 
 def percentile(values: list[float], percent: float) -> float:
-    """By nearest rank; of few values the 99th is the largest."""
+    """The nearest-rank percentile; with few values the 99th is the largest."""
     ranked = sorted(values)
     return ranked[max(0, -(-len(ranked) * int(percent) // 100) - 1)]

@@ -1,4 +1,4 @@
-"""What every story of the demo shows and waits with: the screen, its tables, and what a story is."""
+"""The screen that every story of the demo prints to, its tables, and what a story must provide."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PATIENCE_S = 120.0
-"""For each chapter; the longest takes 15 s on two idle cores, and other work may be on them."""
+"""Bound of each chapter. The longest takes 15 s on two idle cores, but other work may run on them."""
 CHAPTER_S = 2.0
-"""So that people can see what has changed."""
+"""A pause after each chapter, so that people can see what has changed."""
 WIDTH = 110
 
 STYLES = {"free": "dim", "preempted": "yellow", "running-priority": "bold magenta", "running-preemptible": "green"}
 
 
 class DemoCluster(Cluster, Protocol):
-    """What the demo needs beyond a scenario."""
+    """What the demo needs of a cluster beyond what scenarios need."""
 
     @property
     def directory(self) -> Path: ...
@@ -40,7 +40,7 @@ class DemoCluster(Cluster, Protocol):
 
 
 class Story(Protocol):
-    """What is shown of a cluster. `meanings`: what people need to read its table."""
+    """What the demo shows of a cluster. `meanings`: the legend of its table."""
 
     introduction: str
     meanings: str
@@ -48,17 +48,17 @@ class Story(Protocol):
     def table(self, watch: Watch) -> Table: ...
 
     def looked(self, watch: Watch, screen: Screen) -> None:
-        """After each look."""
+        """Called after each look at the cluster."""
 
     def tell(self, watch: Watch, screen: Screen) -> None:
-        """The chapters. Raises scenarios.Failed."""
+        """Play the chapters. Raises scenarios.Failed."""
 
     def closing(self, cluster: DemoCluster, screen: Screen) -> None:
-        """What is worth knowing of the parts, once all has gone well."""
+        """Print figures about the parts, at the end of a successful run."""
 
 
 class Screen:
-    """Sentences, one after the other; on a terminal a live table stands below them."""
+    """Prints sentences one after the other; on a terminal a live table stands below them."""
 
     def __init__(self, plain: bool, story: Story) -> None:
         from rich.console import Console
@@ -80,7 +80,7 @@ class Screen:
         self.console.print(f"  [dim]{time.monotonic() - self._begun:5.1f} s[/dim]  {text}")
 
     def show(self, watch: Watch) -> None:
-        """The cluster as it is now, where no live table shows it."""
+        """Print the cluster's table once, if there is no live table."""
         if self._live is None:
             self.say(self.story.table(watch))
 
@@ -113,7 +113,7 @@ def columns(*names: str, gap: int = 4) -> Table:
 
 
 def runs(watch: Watch, job: Watched, patience_s: float = PATIENCE_S) -> Watched:
-    """The job as soon as it has done a step, and has been seen for a while."""
+    """Wait until the job has done a step and has been visible for a while; return it."""
     watch.until(f"{job.name} runs", lambda: job.counter > 0, patience_s)
     watch.look_for(CHAPTER_S)
     return job

@@ -1,6 +1,6 @@
-"""Watches a cluster while the demo runs: what every job did, when it stood still, and whether that is proven.
+"""Watches a cluster while the demo runs: what every job did, when it stood still, and the proof of that.
 
-Rule 1: everything is seen from outside, through scenarios.Cluster; nothing is taken from the parts' own words.
+Rule 1: all observations come from outside, through cluster.Cluster. The parts' own reports are not used.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from ..work import STARTED_ONCE, held, result
 
 LOOK_S = 0.1
 RESUMING_S = 0.3
-"""A job goes on before PBS says so: what is seen so shortly before the end of a stop proves nothing."""
+"""A job continues shortly before PBS reports it. Observations in this time before a stop's end prove nothing."""
 
 
 @dataclass
 class Stop:
-    """A time in which PBS had a job suspended. `seen`: (time, counter) while it lasted; `end` None: it lasts."""
+    """A period in which PBS had a job suspended. `seen`: (time, counter) pairs; `end`: None while it lasts."""
 
     domain: str
     begin: float
@@ -36,7 +36,7 @@ class Stop:
         return (self.end if self.end is not None else self.seen[-1][0]) - self.begin
 
     def flaw(self) -> str:
-        """What speaks against "it stood still and then went on"; empty for nothing."""
+        """Why this stop does not prove "it stood still and then continued"; empty if it does."""
         if self.end is None:
             return "was never continued"
         moved = [count for at, count in self.seen if at < self.end - RESUMING_S and count != self.at_step]
@@ -72,7 +72,7 @@ class Watched:
         return bool(self.stops) and self.stops[-1].end is None
 
     def flaw(self) -> str:
-        """Why its work is not all there and right; empty for nothing."""
+        """Why the job's work is not complete and correct; empty if it is."""
         if self.state != "F":
             return f"has not finished (state {self.state}: {self.comment})"
         if self.exit_status != 0 or result(self.steps) not in self.output:
@@ -85,7 +85,7 @@ class Watched:
 
 
 class Watch:
-    """Looks again and again; `tell` gets a sentence for each thing that changed, `draw` is called after each look."""
+    """Looks at the cluster again and again. `tell` gets a sentence for each change; `draw` is called after each one."""
 
     def __init__(self, cluster: Cluster, tell: Callable[[str], None], draw: Callable[[Watch], None]) -> None:
         self.cluster, self._tell, self._draw = cluster, tell, draw
@@ -95,7 +95,7 @@ class Watch:
     def submit(
         self, queue: str, name: str, steps: int, cpus: int, select: str = "", holds_mib: int = 0
     ) -> Watched:  # fmt: skip
-        """`select` in place of `cpus`; `holds_mib`: what the job then holds of the memory that it asks for."""
+        """Submit a job. `select` replaces `cpus`; `holds_mib`: how much of its memory the job then really holds."""
         before = time.monotonic()
         id = self.cluster.submit(queue, steps, cpus=cpus, select=select, name=name)
         self.jobs[id] = Watched(id, name, queue, cpus, steps, before, holds_mib=holds_mib)
@@ -103,13 +103,14 @@ class Watch:
 
     @property
     def holding(self) -> bool:
-        """Whether any of the jobs holds memory."""
+        """True if any of the jobs holds memory."""
         return any(job.holds_mib for job in self.jobs.values())
 
     def look(self) -> None:
         now = time.monotonic()
         living = [id for id, job in self.jobs.items() if job.state != "F"]
-        counters = {id: self.cluster.counter(id) for id in living}  # before: PBS takes a while to answer
+        # read before asking PBS, which takes a while to answer
+        counters = {id: self.cluster.counter(id) for id in living}
         views = self.cluster.jobs()
         for id in living:
             if id in views:
@@ -130,7 +131,8 @@ class Watch:
             job.first_step = now
         if view.state == "S":
             if not job.stopped:
-                counter = self.cluster.counter(job.id)  # what was read before PBS said S may be from before the stop
+                # read again: the value read before PBS reported S may be older than the stop
+                counter = self.cluster.counter(job.id)
                 job.stops.append(Stop(job.domain, time.monotonic(), []))
                 self._tell(f"{job.name} on {job.domain}: preempted, it stands still at step {counter}")
             job.stops[-1].seen.append((now, counter))
@@ -146,7 +148,7 @@ class Watch:
             self._tell(f"{job.name} on {job.domain}: has ended")
 
     def until(self, what: str, condition: Callable[[], bool], patience_s: float) -> None:
-        """Look until `condition` holds. Raises Failed."""
+        """Look until `condition` is true. Raises Failed."""
         deadline = time.monotonic() + patience_s
         while True:
             self.look()
@@ -157,13 +159,13 @@ class Watch:
             time.sleep(LOOK_S)
 
     def look_for(self, seconds: float) -> None:
-        """Go on looking for a while, whatever happens."""
+        """Keep looking for a while, whatever happens."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             time.sleep(LOOK_S)
             self.look()
 
     def collect_outputs(self) -> None:
-        """PBS brings a job's output a moment after its end."""
+        """Read the jobs' outputs. PBS delivers them a moment after the jobs end."""
         for job in self.jobs.values():
             job.output = self.cluster.output(job.id)

@@ -1,4 +1,4 @@
-"""Writes cpio archives ("newc"), the format of Linux's initial RAM disks. Everything in them belongs to root."""
+"""Writes cpio archives ("newc"), the format of Linux's initial RAM disks. root owns everything in them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import IO, Self
 
 
 class Archive:
-    """One archive, written to `file`; ended when the `with` block is left. Parent folders are made as needed."""
+    """One archive, written to `file` and closed at the end of the `with` block. Parent folders are made as needed."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -41,7 +41,7 @@ class Archive:
             self._entry(path, stat.S_IFDIR | mode, b"")
 
     def tree(self, root: Path) -> None:
-        """All that is in `root`: folders, files, symbolic links."""
+        """Add everything in `root`: folders, files, symbolic links."""
         for parent, folders, files in os.walk(root):
             for name in sorted([*folders, *files]):
                 path = Path(parent) / name

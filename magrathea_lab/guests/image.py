@@ -1,12 +1,12 @@
-"""A guest made from Debian's packages: a kernel and an initial RAM disk with busybox, Python, the agent, and what the
-caller gives it for a MoM. Nothing is downloaded but packages, nothing needs root.
+"""A guest made from Debian's packages: a kernel and an initial RAM disk. The disk has busybox, Python, the agent, and a
+MoM that the caller chooses. Only packages are downloaded; root is not needed.
 
-Two archives, one after the other (Linux unpacks both): the base, made of packages, is kept in the cache under a name
-that says what it is made of; what is of this repository is so little that it is written anew each time.
+The disk is two archives, one after the other; Linux unpacks both. The base archive is made of packages and cached
+under a name that is derived from its content. The second holds this repository's few files and is always written anew.
 
-Rule 1: what every guest has beyond packages is in root/, files as they are. Its init keeps `/sbin/service mom` and
-`/sbin/service agent` running, and /sbin/service is the caller's (`trees`).
-Rule 2: an image in the cache is whole or not there: it is written beside and renamed.
+Rule 1: what every guest has besides packages lies in root/, as plain files. Its init keeps `/sbin/service mom` and
+`/sbin/service agent` running; the caller provides /sbin/service (`trees`).
+Rule 2: an image in the cache is complete or absent: it is written under another name and then renamed.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ HERE = Path(__file__).parent
 AGENT = HERE.parents[1] / "node_daemon" / "agent"
 
 KERNEL = "linux-image-cloud-amd64"
-"""A package that depends on the newest kernel's."""
+"""A package that depends on the newest kernel's package."""
 PACKAGES = (
     "busybox-static",
     "libc6",
     "libexpat1",
     "libffi8",
     "libpython3.11-minimal",
-    "libpython3.11-stdlib",  # json, which python3.11-minimal lacks
+    "libpython3.11-stdlib",  # provides json, which python3.11-minimal lacks
     "python3.11-minimal",
     "zlib1g",
 )
@@ -56,11 +56,11 @@ MODULES = (
     "mm/zsmalloc",
     "drivers/block/zram/zram",
     "drivers/misc/pvpanic/pvpanic",
-    "drivers/misc/pvpanic/pvpanic-mmio",  # the ISA device, too
+    "drivers/misc/pvpanic/pvpanic-mmio",  # also serves the ISA device
     "drivers/acpi/button",
     "drivers/input/evdev",
 )
-"""In the order in which they are loaded."""
+"""Loaded in this order."""
 NETWORK_MODULES = ("net/core/failover", "drivers/net/net_failover", "drivers/net/virtio_net")
 
 DROPPED = (
@@ -70,10 +70,10 @@ DROPPED = (
     *("lib/x86_64-linux-gnu/gconv", "usr/lib/x86_64-linux-gnu/gconv", "usr/lib/x86_64-linux-gnu/audit"),
     *("etc", "lib/systemd", "usr/lib/systemd"),
 )
-"""A guest's memory is small, and this lies in it."""
+"""Left out to save memory: a guest has little, and the disk takes its share."""
 
 FORMAT = 1
-"""Part of the base's name: raise it when what is made of the same packages changes."""
+"""Part of the base's cache name: raise it if the same packages now make a different base."""
 
 
 class NoImage(Exception):
@@ -88,8 +88,11 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """More than the plain guest has. `tree`: a directory whose content goes to the guest's root, last; `packages` and
-    `modules` (paths below the kernel's directory, without `.ko`, loaded last) are kept in the cache like the rest."""
+    """What a guest has beyond the plain one. `tree`: a directory to copy to the guest's root, last.
+
+    `packages` and `modules` (paths below the kernel's directory, without `.ko`, loaded last) are part of the cached
+    base.
+    """
 
     packages: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
@@ -100,7 +103,7 @@ NOTHING_MORE = Extra()
 
 
 def missing() -> str | None:
-    """What this machine lacks to make an image, or None."""
+    """What this machine lacks to make an image; None if it has everything."""
     absent = [tool for tool in ("apt-get", "apt-cache", "dpkg-deb") if shutil.which(tool) is None]
     if absent:
         return f"guests are built of Debian's packages, and this machine has no {', '.join(absent)}"
@@ -115,7 +118,7 @@ def cache_dir() -> Path:
 
 
 def build(target: Path, trees: Sequence[Path], cache: Path | None = None, extra: Extra = NOTHING_MORE) -> Image:
-    """An image in the directory `target`, with the files of `trees` at its root. Raises NoImage."""
+    """Make an image in the directory `target`, with the files of `trees` at its root. Raises NoImage."""
     if (why := missing()) is not None:
         raise NoImage(why)
     kernel, base = _base(cache or cache_dir(), extra)
@@ -148,14 +151,14 @@ def _own(trees: Sequence[Path], extra: Extra) -> Iterator[tuple[str, int, bytes]
 
 
 def _base(cache: Path, extra: Extra) -> tuple[Path, Path]:
-    """Kernel and base archive, from the cache or made now. Raises NoImage."""
+    """Kernel and base archive, from the cache or newly made. Raises NoImage."""
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two runs at once make one image
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two runs at the same time make one image
         wanted = (KERNEL, *PACKAGES, *extra.packages)
         key = hashlib.sha256(json.dumps([FORMAT, wanted, extra.modules, MODULES]).encode()).hexdigest()[:12]
         versions = _versions(wanted)
-        if versions is None:  # no list of packages: what was made before will do
+        if versions is None:  # no package lists: use what was made before
             found = sorted(cache.glob(f"{key}-*"), key=lambda path: path.stat().st_mtime)
             if not found:
                 raise NoImage("the package lists are missing or too old; run `apt-get update`, with a network")
@@ -181,7 +184,7 @@ def _run(*command: str, cwd: Path | None = None) -> str:
 
 
 def _versions(wanted: Sequence[str]) -> list[str] | None:
-    """`name=version` of each package, the kernel's own in the place of the one that depends on it."""
+    """`name=version` of each package; the kernel's own package replaces the one that depends on it."""
     try:
         depends = _run("apt-cache", "depends", KERNEL).split()
         kernel = next((word for word in depends if word.startswith("linux-image-") and word != KERNEL), None)
@@ -208,7 +211,7 @@ def _make_base(folder: Path, packages: list[str], extra: Extra) -> None:
         work = Path(name)
         for part in ("deb", "root", "kernel", "ready"):
             (work / part).mkdir()
-        # apt's own user cannot write here, of which it warns; the files are checked all the same.
+        # apt warns that its own user cannot write here; it verifies the files nevertheless
         _run("apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", *packages, cwd=work / "deb")
         for deb in sorted((work / "deb").iterdir()):
             _run("dpkg-deb", "-x", str(deb), str(work / ("kernel" if deb.name.startswith("linux-image") else "root")))
@@ -236,7 +239,7 @@ def _make_base(folder: Path, packages: list[str], extra: Extra) -> None:
 
 
 def _compile(root: Path) -> None:
-    """Python's own modules, compiled beforehand: an emulated processor takes seconds for it."""
+    """Compile Python's own modules beforehand: an emulated processor needs seconds for it."""
     library = root / "usr/lib/python3.11"
     if sys.version_info[:2] == (3, 11):
         unchecked = PycInvalidationMode.UNCHECKED_HASH

@@ -3,10 +3,11 @@
     unshare --mount --pid --fork --kill-child --mount-proc python3 libvirtd_keeper.py FOLDER PREFIX
 
 It is the first process of its own process namespace: when it ends, by whatever signal, the kernel ends libvirtd and all
-guests. It ends when its standard input does, so also when the test run was killed, and then removes FOLDER and
-the control groups of domains whose name begins with PREFIX. `start` on its standard input starts libvirtd (again).
-A libvirtd that crashes is started again at once, as systemd does it with Debian's unit: 9.0's does where a container
-ends while it is being looked at.
+guests. It ends when its standard input closes, so also when the test run is killed. Then it removes FOLDER and the
+control groups of domains whose names begin with PREFIX. `start` on its standard input starts libvirtd (again).
+
+A libvirtd that crashes is started again at once, as systemd does it with Debian's unit. libvirtd 9.0 crashes if a
+container ends during a query about it.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from types import FrameType
 PLACES = {"etc": "/etc/libvirt", "lib": "/var/lib/libvirt", "run": "/run/libvirt", "log": "/var/log/libvirt"}
 CACHE = "/var/cache/libvirt"
 USERS = {"/etc/passwd": "libvirt-qemu:x:64055:64055::/:/usr/sbin/nologin", "/etc/group": "libvirt-qemu:x:64055:"}
-"""Debian's libvirtd does not start without this user, even if told to use another; libvirt-daemon-system makes it."""
+"""Debian's libvirtd needs this user even if it uses another one; only the package libvirt-daemon-system makes it."""
 KVM = Path("/dev/kvm")
 CGROUPS = Path("/sys/fs/cgroup")
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS)
 MOST_CRASHES = 5
-"""One that crashes each time is not started for ever."""
+"""After so many crashes libvirtd is not started any more."""
 
 
 def mount(*arguments: str) -> None:
@@ -39,7 +40,7 @@ def mount(*arguments: str) -> None:
 
 
 def arrange(folder: Path) -> None:
-    """libvirt's fixed places, within this mount namespace only: FOLDER's."""
+    """Put FOLDER's files in libvirt's fixed places, within this mount namespace only."""
     for name, place in {**PLACES, "cache": CACHE}.items():
         Path(place).mkdir(parents=True, exist_ok=True)
         mount("--bind", str(folder / name), place)
@@ -50,18 +51,19 @@ def arrange(folder: Path) -> None:
             copy.write_text(f"{known}{entry}\n")
             mount("--bind", str(copy), file)
     if KVM.exists():
-        # Where libvirtd may use it and QEMU's user may not, libvirtd asks QEMU for its abilities again with each call.
+        # If libvirtd may use this device but QEMU's user may not, libvirtd asks QEMU for its capabilities with each
+        # call.
         node = folder / "kvm"
         os.mknod(node, stat.S_IFCHR, KVM.stat().st_rdev)
         node.chmod(0o666)
         mount("--bind", str(node), str(KVM))
     if (CGROUPS / "cpu").exists() and (CGROUPS / "unified").exists():
-        # libvirt's container driver cannot cope with both versions at once.
+        # libvirt's container driver fails if both versions are mounted.
         subprocess.run(["umount", str(CGROUPS / "unified")], check=True)
 
 
 class Libvirtd:
-    """The one of this namespace."""
+    """The libvirtd of this namespace."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -69,7 +71,7 @@ class Libvirtd:
         self._crashes = 0
 
     def start(self) -> None:
-        """Unless it runs."""
+        """Start it, unless it runs."""
         if self._pid:
             return
         for left in ("libvirtd.pid", "libvirt-sock"):
@@ -88,7 +90,7 @@ class Libvirtd:
         os.close(nothing)
 
     def reap(self, number: int, frame: FrameType | None) -> None:
-        """Every orphan here is ours: libvirt notices a QEMU's end only when it is reaped."""
+        """Reap every orphan: libvirt notices a QEMU's end only then."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -105,7 +107,7 @@ class Libvirtd:
 
 def clean(folder: Path, prefix: str) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    with contextlib.suppress(ProcessLookupError):  # nobody is left
+    with contextlib.suppress(ProcessLookupError):  # no process is left
         os.kill(-1, signal.SIGKILL)
     groups = [group for group in CGROUPS.glob(f"*/machine/*{prefix}*") if group.is_dir()]
     groups += [group for group in CGROUPS.glob(f"machine*/*{prefix}*") if group.is_dir()]
@@ -113,7 +115,7 @@ def clean(folder: Path, prefix: str) -> None:
         groups = [group for group in groups if not removed(group)]
         if not groups:
             break
-        time.sleep(0.02)  # the last processes are just ending
+        time.sleep(0.02)  # the last processes are about to end
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -132,7 +134,7 @@ def main() -> int:
     folder, prefix = Path(sys.argv[1]), sys.argv[2]
     ending: Callable[[int, FrameType | None], None] = lambda number, frame: sys.exit(0)  # noqa: E731
     signal.signal(signal.SIGTERM, ending)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's is the test run's affair
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal is for the test run to handle
     try:
         arrange(folder)
         libvirtd = Libvirtd(folder)

@@ -1,4 +1,4 @@
-"""What a private libvirtd and its guests need of this machine. Needs nothing itself, not even libvirt's binding."""
+"""What a private libvirtd and its guests need on this machine. Imports nothing of it, not even libvirt's binding."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PACKAGES = {
     "qemu-system-x86_64": "qemu-system-x86",
     "unshare": "util-linux",
 }
-"""Debian's package of each program."""
+"""The Debian package of each program."""
 BINDING = "libvirt's Python binding is missing (`pip install magrathea[libvirt]`: libvirt-dev, gcc, pkg-config)"
 
 
 def missing(drivers: Sequence[str] = ("qemu",)) -> str | None:
-    """What this machine lacks for guests of these libvirt drivers (qemu, lxc), or None."""
+    """What this machine lacks for guests of these libvirt drivers (qemu, lxc); None if it has everything."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     absent = [package for tool, package in PACKAGES.items() if shutil.which(tool, path=path) is None]
     for driver in drivers:

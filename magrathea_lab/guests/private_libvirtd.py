@@ -1,6 +1,6 @@
-"""A libvirtd of one's own: own directories, own mount and process namespace, gone without a trace (libvirtd_keeper.py).
+"""A private libvirtd with its own directories, mount and process namespace. It leaves no trace (libvirtd_keeper.py).
 
-Needs root and Debian's packages: needs.py says what is not there.
+Needs root and Debian's packages; needs.py reports what is missing.
 """
 
 from __future__ import annotations
@@ -22,19 +22,21 @@ from .. import leftovers
 from .image import cache_dir
 
 QEMU_USER = "nobody"
-"""Debian's libvirt-qemu comes with libvirt-daemon-system only; any user but root shows whether rights are right."""
+"""Not Debian's libvirt-qemu, which only libvirt-daemon-system makes. Any user but root reveals wrong file permissions.
+"""
 
-libvirt.registerErrorHandler(lambda context, error: None, None)  # what fails is raised; nothing goes to stderr as well
+# errors are raised; do not print them to stderr as well
+libvirt.registerErrorHandler(lambda context, error: None, None)
 
 
 class NoLibvirt(Exception):
-    """libvirtd does not work; the text says what it did."""
+    """libvirtd does not work; the text shows its messages."""
 
 
 class PrivateLibvirtd:
-    """One libvirtd in its own folder. `prefix` begins the name of every domain of it on this machine.
+    """One libvirtd in its own folder. `prefix`: the names of all its domains begin with it.
 
-    `enter`: a command that runs another one in the network namespace where the bridges of its guests are.
+    `enter`: a command that runs another one in the network namespace that has the bridges of its guests.
     """
 
     def __init__(self, enter: Sequence[str] = ()) -> None:
@@ -56,7 +58,7 @@ class PrivateLibvirtd:
         return f"{kind}://{path}?socket={self.socket}"
 
     def start(self) -> None:
-        """Raises NoLibvirt."""
+        """Make its directories and configuration, and start it. Raises NoLibvirt."""
         for name in ("etc", "lib", "run", "log", "cache"):
             (self.folder / name).mkdir(mode=0o755)
         (self.folder / "etc" / "libvirtd.conf").write_text(
@@ -83,7 +85,7 @@ class PrivateLibvirtd:
         self.start_libvirtd()
 
     def start_libvirtd(self, within_s: float = 60.0) -> None:
-        """It answers afterwards, whether it ran before or not. Raises NoLibvirt."""
+        """Start it unless it runs; it answers afterwards. Raises NoLibvirt."""
         assert self._keeper is not None and self._keeper.stdin is not None
         self._keeper.stdin.write(b"start\n")
         self._keeper.stdin.flush()
@@ -102,7 +104,8 @@ class PrivateLibvirtd:
         return "(no log)"
 
     def processes(self, *words: str) -> list[int]:
-        """Processes of this libvirtd's namespace with these words in their command line, as this side numbers them."""
+        """Processes of this libvirtd's namespace that have these words in their command line; pids as seen from
+        outside."""
         assert self._keeper is not None
         inside = _children(self._keeper.pid)
         found = []
@@ -114,14 +117,14 @@ class PrivateLibvirtd:
         return found
 
     def qemu(self, domain: str) -> int:
-        """The pid of a domain's QEMU. Raises NoLibvirt."""
+        """The pid of a domain's QEMU, as seen from outside. Raises NoLibvirt."""
         found = self.processes("qemu-system", f"guest={domain},")
         if not found:
             raise NoLibvirt(f"domain {domain} has no QEMU")
         return found[0]
 
     def kill_libvirtd(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """A killed one is gone when this returns. Raises ProcessLookupError where there is none."""
+        """Send the signal; after SIGKILL, wait for its end. Raises ProcessLookupError if it does not run."""
         found = self.processes("libvirtd", "-f")
         if not found:
             raise ProcessLookupError("no libvirtd runs")
@@ -132,17 +135,17 @@ class PrivateLibvirtd:
 
     def close(self) -> None:
         if self._keeper is not None and self._keeper.stdin is not None:
-            # What QEMU can do has taken libvirtd seconds to find out.
+            # libvirtd needs seconds to find out QEMU's capabilities
             shutil.copytree(self.folder / "cache", cache_dir() / "libvirt", dirs_exist_ok=True)
             self._keeper.stdin.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):  # then it is killed below
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it is killed below
                 self._keeper.wait(leftovers.ENDING_S)
         leftovers.undo_all(self._taken)
         self._taken = []
 
 
 def _children(root: int) -> list[int]:
-    """All descendants of a process; orphans belong to the keeper, so none is missed."""
+    """All descendants of a process. Orphans belong to the keeper, so the list is complete."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -1,4 +1,4 @@
-"""The laboratory's own programs that run inside guests, as a folder that the guest's Python can import."""
+"""The laboratory's own programs that run inside guests, copied to a folder that the guest's Python can import from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .. import processes, work
 from ..pbs_standin import mom, pbs_module
 
 MODULES = (processes, mom, pbs_module, work)
-"""Standard library only: a guest has nothing else."""
+"""They use the standard library only: a guest has nothing else."""
 
 
 def copy_programs(target: Path) -> None:

@@ -31,10 +31,13 @@ def guest_xml(
     arguments: str = "",
     devices: str = "",
 ) -> str:
-    """`channel`: noded's socket of the domain; `current_mib`: what it has of its memory at first (None: all).
-    `test_port`: QEMU listens there for who speaks with the tests' stand-in for MoM; `mom_socket`: QEMU connects to it,
-    for the stand-in's MoM. `swap`: a raw disk for swap, `swap_iops` operations a second at most; `zram_mib`: swap in
-    compressed memory."""
+    """XML of a guest's libvirt domain.
+
+    `channel`: the node daemon's socket of the domain. `current_mib`: the guest's memory at first; None: all of it.
+    `test_port`: the socket on which QEMU listens for users of the tests' stand-in for MoM.
+    `mom_socket`: the socket to which QEMU connects for the PBS stand-in's MoM.
+    `swap`: a raw disk for swap; `swap_iops`: its limit in operations per second. `zram_mib`: swap in compressed memory.
+    """
     command = f"console=ttyS0 quiet magrathea.name={hostname} {arguments}"
     command += f" magrathea.zram={zram_mib}" if zram_mib else ""
     features = f"<tcg><tb-cache unit='MiB'>{CODE_CACHE_MIB}</tb-cache></tcg>" if kind == "qemu" else ""

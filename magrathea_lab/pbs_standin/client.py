@@ -1,6 +1,7 @@
-"""The hub's view of the PBS stand-in (scheduler_plugin/pbs/base.py), and what `qsub`, `qdel` and `qstat` would do.
+"""The hub's connection to the PBS stand-in (scheduler_plugin/pbs/base.py), with the stand-in's `qsub`, `qdel` and
+`qstat`.
 
-One object is one connection to D/pbs.sock; it blocks and belongs to one thread.
+One object is one connection to D/pbs.sock. It blocks, and belongs to one thread.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from scheduler_plugin.pbs.base import Code, Connect, PbsError, PbsJob, Vnode
 from scheduler_plugin.pbs.kinds import KindSettings
 
 DEADLINE_S = 30.0
-"""Longer than a MoM that is in a begin hook is silent."""
+"""Longer than a MoM can be silent in a begin hook."""
 
 
 def standin(settings: KindSettings) -> Connect:
-    """`kind = "standin"` of the hub's [pbs]. Raises PbsError."""
+    """The connector for `kind = "standin"` in the hub's [pbs]. Raises PbsError."""
     if not settings.socket:
         raise PbsError(Code.NO_SERVER, "`socket` in [pbs] is missing; kind = 'standin' needs it")
     return lambda: StandInClient(Path(settings.socket))
 
 
 class StandInClient:
-    """A connection to the stand-in. Raises PbsError as base.Pbs says."""
+    """A connection to the stand-in. Raises PbsError as base.Pbs documents it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -46,7 +47,7 @@ class StandInClient:
             raise
 
     def ask(self, op: str, **parameters: Any) -> Any:
-        """One operation of server.py (`do_...`) and its result."""
+        """Run one operation of server.py (`do_...`) and return its result."""
         try:
             self._lines.write(json.dumps({"op": op, **parameters}).encode() + b"\n")
             self._lines.flush()
@@ -64,7 +65,7 @@ class StandInClient:
         self._lines.close()
         self._socket.close()
 
-    # base.Pbs
+    # The methods of base.Pbs
 
     def vnodes(self) -> list[Vnode]:
         return [
@@ -119,10 +120,10 @@ class StandInClient:
     def set_comment(self, job: str, text: str) -> None:
         self.ask("set_comment", job=job, text=text)
 
-    # As users and admins
+    # For users and admins
 
     def submit(self, queue: str, script: Path, output: Path, workdir: Path, **more: Any) -> str:
-        """`qsub`; `more` as model.StandInJob.GIVEN says, and `select`. Its id."""
+        """`qsub`; returns the job's id. `more`: `select`, and the fields of model.StandInJob.GIVEN."""
         id: str = self.ask("submit", queue=queue, script=str(script), output=str(output), workdir=str(workdir), **more)
         return id
 
@@ -130,7 +131,7 @@ class StandInClient:
         self.ask("delete", job=job)
 
     def history(self) -> list[dict[str, Any]]:
-        """All jobs, finished ones too, with all that is known of them."""
+        """All jobs, also finished ones, with all their attributes."""
         found: list[dict[str, Any]] = self.ask("jobs", finished=True)
         return found
 

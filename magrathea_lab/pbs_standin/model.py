@@ -1,4 +1,4 @@
-"""Jobs and vnodes of the PBS stand-in, and where a job fits. Data and arithmetic, no I/O."""
+"""Jobs and vnodes of the PBS stand-in, and which job fits where. Data and arithmetic, no I/O."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from scheduler_plugin.pbs.base import Code
 Json = dict[str, Any]
 STRING_ARRAYS = {"magrathea_accepts", "magrathea_siblings"}
 RESOURCES = STRING_ARRAYS | {"ncpus", "mem", "magrathea", "magrathea_rank", "magrathea_host", "magrathea_host_ncpus"}
-PRIORITIES = range(-1024, 1024)  # a vnode's
+PRIORITIES = range(-1024, 1024)  # of a vnode
 
 
 class StandInError(Exception):
-    """The stand-in says no, by PBS's own error numbers."""
+    """The stand-in refused something. `code`: PBS's own error number."""
 
     def __init__(self, code: int, text: str, transient: bool = False) -> None:
         super().__init__(text)
@@ -38,7 +38,7 @@ def mib(size: str) -> float:
 
 
 def chunks_of(select: str) -> list[dict[str, str]]:
-    """Resources of each chunk of a select, repeated ones repeated. Raises StandInError."""
+    """Resources of each chunk of a select; "2:ncpus=1" gives two chunks. Raises StandInError."""
     try:
         found = [chunk for count, pairs in chunks(select) for chunk in [{"ncpus": "1", **dict(pairs)}] * count]
         for chunk in found:
@@ -52,9 +52,9 @@ def chunks_of(select: str) -> list[dict[str, str]]:
 
 @dataclass
 class StandInJob:
-    """A job. `deleted`, `requeued`: what is to become of it at its end..
+    """A job. `deleted`, `requeued`: what happens to it at its end.
 
-    `begins`: refused begins in a row. `everywhere`: its script runs on the sisters, too.
+    `begins`: how often in a row its begin was refused. `everywhere`: its script also runs on the sister MoMs.
     """
 
     GIVEN: ClassVar[set[str]] = {
@@ -108,7 +108,7 @@ class StandInJob:
         return list(dict.fromkeys(name for name, _ in self.chunks))
 
     def attributes(self) -> Json:
-        """As a hook sees it."""
+        """The job's attributes as a hook sees them."""
         totals = {"ncpus": sum(int(c["ncpus"]) for c in chunks_of(self.schedselect)), "place": self.place}
         return {
             "id": self.id, "Job_Name": self.name, "queue": self.queue, "schedselect": self.schedselect,
@@ -119,14 +119,14 @@ class StandInJob:
         }  # fmt: skip
 
     def shown(self) -> Json:
-        """As `qstat -f` shows it."""
+        """The job's attributes as `qstat -f` shows them."""
         names = ("id", "state", "substate", "run_version", "queue", "vnodes", "rerunnable", "walltime_s", "comment")
         more = ("name", "exit_status", "why", "used_s", "history", "rejections", "output")
         return {name: getattr(self, name) for name in (*names, *more)}
 
 
 def check_attributes(attributes: Mapping[str, str]) -> None:
-    """What `qmgr` would say to these of a vnode's; an empty value unsets. Raises StandInError."""
+    """Check a vnode's attributes as `qmgr` does; an empty value unsets. Raises StandInError."""
     for name, value in attributes.items():
         resource = name.partition("resources_available.")[2]
         if resource and resource not in RESOURCES:
@@ -144,8 +144,8 @@ def check_attributes(attributes: Mapping[str, str]) -> None:
 
 @dataclass
 class StandInVnode:
-    """A vnode; `attributes` by the names of `qmgr` ("resources_available.ncpus", "Priority"). `offered`: those that its
-    MoM reports."""
+    """A vnode. `attributes`: by qmgr's names ("resources_available.ncpus", "Priority"). `offered`: what its MoM
+    reports."""
 
     name: str
     attributes: dict[str, str] = field(default_factory=dict)
@@ -158,7 +158,8 @@ class StandInVnode:
         return self.attributes.get(f"resources_available.{name}", "")
 
     def set(self, attributes: Mapping[str, str]) -> None:
-        """All or none; an empty value unsets, and what MoM offered is there again. Raises StandInError."""
+        """Set all attributes or none. An empty value unsets; the value that MoM reports then returns. Raises
+        StandInError."""
         check_attributes(attributes)
         self.attributes.update(attributes)
         for name in [name for name, value in attributes.items() if not value]:
@@ -167,7 +168,7 @@ class StandInVnode:
                 self.attributes[name] = self.offered[name]
 
     def jobs_here(self, jobs: Iterable[StandInJob]) -> list[tuple[StandInJob, dict[str, str]]]:
-        """Jobs and chunks that hold resources here; a suspended one holds none, and is not in the vnode's list."""
+        """The jobs and chunks that hold resources here, as in the vnode's list; suspended jobs hold none."""
         active = [j for j in jobs if j.exec_vnode and j.state != "F" and j.substate != SUSPENDED_SUBSTATE]
         return [(job, chunk) for job in active for name, chunk in job.chunks if name == self.name]
 
@@ -189,7 +190,7 @@ class StandInVnode:
         return {**others, "resources_available": available, "jobs": ", ".join(here) or None, "state": 0}
 
     def shown(self, jobs: Iterable[StandInJob]) -> Json:
-        """As `pbsnodes` shows it."""
+        """The vnode's attributes as `pbsnodes` shows them."""
         here = list(dict.fromkeys(job.id for job, _ in self.jobs_here(jobs)))
         return {
             "name": self.name, "attributes": self.attributes, "state": self.state(jobs), "jobs": here,
@@ -198,7 +199,7 @@ class StandInVnode:
 
 
 def matches(chunk: dict[str, str], vnode: StandInVnode) -> bool:
-    """Whether the vnode has what the chunk asks for; of a string_array one word is equal to it."""
+    """True if the vnode has what the chunk asks for; a string_array matches if one of its words is equal."""
     for name, value in chunk.items():
         if name in STRING_ARRAYS:
             if value not in words(vnode.resource(name)):
@@ -211,7 +212,8 @@ def matches(chunk: dict[str, str], vnode: StandInVnode) -> bool:
 
 
 def assign(job: StandInJob, vnodes: Iterable[StandInVnode], jobs: Iterable[StandInJob]) -> tuple[str, str]:
-    """`exec_vnode` where the job fits now, else "" and the comment. Vnodes by Priority, highest first."""
+    """`exec_vnode` and "" if the job fits now, else "" and the comment. Tries vnodes with the highest Priority
+    first."""
     order = sorted(vnodes, key=lambda v: (-int(v.attributes.get("Priority", "0")), v.name))
     left = {v.name: v.free(jobs) for v in order}
     found: list[str] = []

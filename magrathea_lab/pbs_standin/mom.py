@@ -1,14 +1,14 @@
-"""The stand-in's MoM: one process per domain, root of all processes of the domain's jobs.
+"""The stand-in's MoM: one process per domain, and the root of all processes of the domain's jobs.
 
     python -m magrathea_lab.pbs_standin.mom --server D/pbs.sock --vnode n1 --hook .../hooks/magrathea_mom.py
 
-Inside a virtual machine `--server` is a virtio-serial port that leads to that socket; nothing of the host's files is
-seen from there, so all that a job leaves behind is asked for (`read`).
+Inside a virtual machine `--server` is a virtio-serial port that leads to the same socket. The host and the guest share
+no files, so the server asks for a job's files (`read`).
 
-Rule 1: where OpenPBS's MoM blocks, this one does: `execjob_begin` runs in the main loop and nothing else happens
-meanwhile; the prologue runs beside it; `execjob_end` and `exechost_periodic` run in the background.
-Rule 2: it signals a job's session and nothing else, so that what escapes PBS escapes here, too.
-Rule 3: standard library only, like the two modules that it needs: a guest has nothing more.
+Rule 1: it blocks where OpenPBS's MoM blocks. `execjob_begin` runs in the main loop, and everything else waits; the
+prologue runs beside the loop; `execjob_end` and `exechost_periodic` run in the background.
+Rule 2: it signals a job's session only, so that processes which escape PBS escape here too.
+Rule 3: standard library only, like the two modules that it imports: a guest has nothing more.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from ..processes import become_subreaper, die_with_parent, end_descendants, of_s
 
 PRERUN, RUNNING, SUSPENDED, EXITING = 41, 42, 43, 50  # job.h
 TICK_S = 0.2
-"""How often the walltime clock is looked at."""
+"""Interval of the walltime clock."""
 HOOK_ALARM_S = 30.0
-"""PBS's default `alarm` of a hook; one that takes longer is killed, which is a reject."""
+"""PBS's default `alarm` of a hook. A hook that takes longer is killed, which counts as a reject."""
 PROLOGUE_ALARM_S = 600.0
-"""The `alarm` that `magrathea pbs install` gives the hook that waits for memory."""
+"""The `alarm` that `magrathea pbs install` sets for the hook that waits for memory."""
 BAD_STATE, UNKNOWN_JOB = 15016, 15001  # pbs_error.h
 MOST_READ = 1 << 16
 LINE_LIMIT = 1 << 20
@@ -45,13 +45,13 @@ Json = dict[str, Any]
 
 
 def alarm_s(event: str) -> float:
-    """How long a hook may take at this event."""
+    """How many seconds a hook may take at this event."""
     return PROLOGUE_ALARM_S if event == "execjob_prologue" else HOOK_ALARM_S
 
 
 @dataclass
 class Task:
-    """A job's part on this MoM. `pid` is its session, too; `used_s`: walltime that was not spent suspended."""
+    """A job's part on this MoM. `pid`: also its session's id. `used_s`: walltime without the time spent suspended."""
 
     job: Json
     substate: int = PRERUN
@@ -67,7 +67,7 @@ class Task:
 
 
 class Mom:
-    """One MoM. `hook_events`: those that its hook is registered for."""
+    """One MoM. `hook_events`: the events for which its hook is registered."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Mom:
         return outcome
 
     def hook_now(self, event: str, task: Task) -> Json:
-        """Run the hook in the main loop: all else waits, as in PBS."""
+        """Run the hook in the main loop; everything else waits, as in PBS."""
         if self.hook is None or event not in self.hook_events:
             return {"accepted": True, "message": "", "changes": {}}
         process = self._hook_process(event, task)
@@ -122,7 +122,7 @@ class Mom:
         return self._outcome(event, process.returncode, output)
 
     async def hook_beside(self, event: str, task: Task | None = None) -> Json:
-        """Run the hook while the main loop goes on."""
+        """Run the hook while the main loop continues."""
         if self.hook is None or event not in self.hook_events:
             return {"accepted": True, "message": "", "changes": {}}
         process = self._hook_process(event, task)
@@ -180,7 +180,7 @@ class Mom:
         self.in_background(self._end(task, code, {}), f"end of {task.job['id']}")
 
     async def _end(self, task: Task, code: int | None, changes: Json) -> None:
-        """`code` None: it never started (its prologue was refused)."""
+        """Finish a job. `code`: None if it never started because its prologue was refused."""
         task.substate = EXITING
         job = task.job
         if code is not None:
@@ -210,7 +210,7 @@ class Mom:
                 self.hook_now("execjob_preterm", task)
             number = signal.SIGTERM if wanted == "delete" else signal.SIGKILL
             task.kill_at = time.monotonic() + self.kill_delay_s
-        if task.pid:  # without a process yet the signal is lost, as PBS loses it
+        if task.pid:  # a signal before the first process is lost, as in PBS
             send(of_session(task.pid), number)
         elif wanted in ("delete", "kill") and not job["mother_superior"]:
             self.in_background(self._end(task, 0, {}), f"end of {job['id']}")
@@ -222,7 +222,7 @@ class Mom:
         return {"ok": True}
 
     def read(self, job: Json, path: str) -> Json:
-        """The end of a file on this MoM's machine, empty where there is none (yet)."""
+        """The last part of a file on this MoM's machine; empty if there is no such file (yet)."""
         try:
             text = Path(path).read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
@@ -230,7 +230,7 @@ class Mom:
         return {"ok": True, "text": text[-MOST_READ:]}
 
     def tick(self, elapsed_s: float) -> None:
-        """The walltime clock; it stands still while a job is suspended."""
+        """Advance the walltime clock by `elapsed_s`; suspended jobs do not use walltime."""
         now = time.monotonic()
         for task in self.tasks.values():
             if task.pid == 0 or task.substate not in (RUNNING, SUSPENDED):
@@ -271,7 +271,7 @@ class Mom:
                 return
             if pid == 0:
                 return
-            if (ended := self._children.pop(pid, None)) is not None:  # else an orphan of some job
+            if (ended := self._children.pop(pid, None)) is not None:  # else it is an orphan of some job
                 ended(os.waitstatus_to_exitcode(status))
 
     async def _periodically(self) -> None:
@@ -287,7 +287,7 @@ class Mom:
                 self.in_background(self.hook_beside("exechost_periodic"), "exechost_periodic")
 
     async def run(self, server: Path, offer: Json) -> None:
-        """Serve until the server goes away or SIGTERM comes."""
+        """Serve until the server closes the connection or SIGTERM arrives."""
         loop = asyncio.get_running_loop()
         this = asyncio.current_task()
         assert this is not None
@@ -306,11 +306,11 @@ class Mom:
 
 
 async def connect(server: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """To a unix socket, or to the character device that leads there. Raises OSError."""
+    """Connect to a unix socket, or to the character device that leads to it. Raises OSError."""
     if not server.is_char_device():
         return await asyncio.open_unix_connection(str(server), limit=LINE_LIMIT)
     loop = asyncio.get_running_loop()
-    port = os.open(server, os.O_RDWR | os.O_NONBLOCK)  # a virtio-serial port is opened once or not at all
+    port = os.open(server, os.O_RDWR | os.O_NONBLOCK)  # a virtio-serial port can be opened only once
     reader = asyncio.StreamReader(limit=LINE_LIMIT)
     protocol = asyncio.StreamReaderProtocol(reader)
     await loop.connect_read_pipe(lambda: protocol, os.fdopen(port, "rb", buffering=0))

@@ -1,9 +1,9 @@
-"""The stand-in's own `pbs` module: loads Magrathea's hook files the way PBS does, and runs them for one event.
+"""The stand-in's own `pbs` module: loads Magrathea's hook files as PBS does, and runs them for one event.
 
-Rule 1: only what the hooks use, under OpenPBS's names (its modules/python/pbs/v1). Text attributes are objects that
-equal nothing but themselves, as in PBS, so that a hook which forgets `str(...)` fails here, too.
-Rule 2: standard library only and no import of Magrathea: as a program (`python -I -S pbs_module.py`, an event on
-standard input, the outcome on standard output) it is what PBS's `pbs_python` is to a MoM, a process per event.
+Rule 1: it has only what the hooks use, under OpenPBS's names (its modules/python/pbs/v1). As in PBS, a text attribute
+is an object that equals only itself. So a hook that forgets `str(...)` fails here too.
+Rule 2: standard library only, no import of Magrathea. As a program it replaces PBS's `pbs_python`, which MoM starts for
+each event: `python -I -S pbs_module.py`, an event on standard input, the outcome on standard output.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ LEVELS |= {"LOG_ERROR": 0x10001, "LOG_WARNING": 0x10002, "LOG_DEBUG": 0x10004}
 VNODE_STATES = {"ND_STATE_FREE": 0, "ND_STATE_OFFLINE": 1, "ND_STATE_DOWN": 2}
 WHOLE_NUMBERS = {"run_version", "run_count", "substate", "session_id", "Execution_Time", "Priority", "job_state"}
 SETTABLE = {"Execution_Time", "Hold_Types", "run_count", "comment"}
-"""Attributes of a job that a MoM hook sends back (resmom's mom_updates_bundle.c) or a runjob hook may set."""
+"""Job attributes that a MoM hook may send back (resmom's mom_updates_bundle.c) or a runjob hook may set."""
 
 
 class Text:
-    """An attribute's value; only `str` of it can be compared (PBS's `_generic_attr`)."""
+    """An attribute's value. Compare `str` of it, as with PBS's `_generic_attr`."""
 
     def __init__(self, value: str) -> None:
         self._value = value
@@ -61,7 +61,7 @@ def _value(name: str, value: Any) -> Any:
 
 
 class Resources:
-    """`Resource_List`, `resources_available`: by item or attribute; None where unset, as PBS gives it."""
+    """`Resource_List`, `resources_available`: read by item or attribute; None if unset, as in PBS."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.__dict__["_values"] = dict(values)
@@ -87,7 +87,7 @@ class Resources:
 
 
 class Entity:
-    """A job, vnode or queue: attributes by name, None where PBS has none; `changes` keeps what a hook sets."""
+    """A job, vnode or queue: attributes by name, None if PBS has none. `changes` collects what a hook sets."""
 
     def __init__(self, key: str, name: str, attributes: Mapping[str, Any]) -> None:
         self.__dict__.update({key: name, "_name": name, "changes": {}})
@@ -126,7 +126,7 @@ class HookJob(Entity):
 
 
 class Server:
-    """`pbs.server()`: looks jobs and vnodes up in what the stand-in server has this moment (empty in a MoM)."""
+    """`pbs.server()`: looks jobs and vnodes up in the stand-in server's current data (empty in a MoM)."""
 
     def __init__(
         self, name: str, vnodes: Mapping[str, Mapping[str, Any]], jobs: Mapping[str, Mapping[str, Any]]
@@ -177,7 +177,7 @@ class HookEvent:
 
 @dataclass
 class HookOutcome:
-    """What a hook said. `changes`: what it set on its job. `log`: its log messages. `ms`: how long it took."""
+    """A hook's answer. `changes`: what it set on its job. `log`: its log messages. `ms`: how long it ran."""
 
     accepted: bool
     message: str = ""
@@ -187,7 +187,7 @@ class HookOutcome:
 
 
 class Hook:
-    """One hook's text, compiled once, with its configuration file (`import hook ... application/x-config`)."""
+    """One hook's source, compiled once, with its configuration file (`import hook ... application/x-config`)."""
 
     def __init__(self, name: str, text: str, config: Path | None = None) -> None:
         self.name = name
@@ -208,7 +208,7 @@ class Hook:
         vnode_list: Mapping[str, Entity] | None = None,
         job_list: Mapping[str, HookJob] | None = None,
     ) -> HookOutcome:
-        """Run the hook for one event; an exception in it is a reject, as in PBS."""
+        """Run the hook for one event. An exception in the hook counts as a reject, as in PBS."""
         given = {"job": job, "vnode_list": vnode_list, "job_list": job_list}
         current = HookEvent(event, self.name, {n: v for n, v in given.items() if v is not None})
         outcome = HookOutcome(True)
@@ -216,7 +216,7 @@ class Hook:
         module = self._module(current, server, vnode, outcome.log.append)
         before, sys.modules["pbs"] = sys.modules.get("pbs"), module
         try:
-            # PBS gives a hook no __name__ of its own, so it reads that of its builtins: "builtins".
+            # PBS sets no __name__ for a hook, so the hook finds the one of its builtins: "builtins".
             exec(self._code, {"__builtins__": builtins, "pbs": module})
         except SystemExit:
             outcome.accepted, outcome.message = current.accepted, current.message

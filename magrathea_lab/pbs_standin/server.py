@@ -1,11 +1,11 @@
-"""The PBS stand-in's server and scheduler: one process, one thread, no root, nothing kept over its end.
+"""The PBS stand-in's server and scheduler: one process, one thread, no root. It saves nothing to disk.
 
     python -m magrathea_lab.pbs_standin.server --dir D --hook .../hooks/magrathea_server.py --queue high=priority
 
-It listens on D/pbs.sock: a JSON line per request, a JSON line per answer; MoMs connect there, too, and are then
-spoken to. Where it differs from OpenPBS, it is wrong.
+It listens on D/pbs.sock: one JSON line per request, one per answer. MoMs connect there too, and then receive requests
+themselves. If it differs from OpenPBS, it is wrong.
 
-Rule 1: it is no batch system. What Magrathea does not touch (users, limits, reservations, arrays) is not here.
+Rule 1: it is no batch system. It lacks everything that Magrathea does not touch (users, limits, reservations, arrays).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .pbs_module import Entity, Hook, HookJob, Server
 Json = dict[str, Any]
 
 MOST_BEGINS = 21
-"""A job whose begin was rejected that often is held for good."""
+"""After so many rejected begins a job is held for good."""
 LINE_LIMIT = 4 << 20
 
 
@@ -42,7 +42,7 @@ def say(text: str) -> None:
 
 
 class ConnectedMom:
-    """A connected MoM. `call` waits as long as it takes: a MoM in a begin hook does not answer."""
+    """A connected MoM. `call` waits without a limit: a MoM in a begin hook does not answer."""
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
@@ -65,7 +65,7 @@ class ConnectedMom:
 
 
 class StandIn:
-    """Server and scheduler. `queues`: name -> class that its default chunk asks for ("" for none)."""
+    """Server and scheduler. `queues`: name -> the class that the queue's default chunk asks for ("" for none)."""
 
     def __init__(self, name: str, directory: Path, queues: dict[str, str], hook: Hook | None, cycle_s: float) -> None:
         self.name, self.directory, self.queues, self.hook, self.cycle_s = name, directory, queues, hook, cycle_s
@@ -76,7 +76,7 @@ class StandIn:
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    # What users and the hub ask. Each `do_` method is an operation; its result is the answer's.
+    # Requests of users and of the hub: each `do_` method is an operation, and returns the answer.
 
     def job(self, id: str) -> StandInJob:
         found = self.jobs.get(id) or self.jobs.get(f"{id}.{self.name}")
@@ -95,7 +95,7 @@ class StandIn:
         if queue not in self.queues:
             raise StandInError(Code.BAD_VALUE, f"unknown queue {queue}")
         select = given.get("select") or "1:ncpus=1"
-        chunks_of(select)  # refuses what it cannot read
+        chunks_of(select)  # raises if it cannot be parsed
         if any(name.startswith("magrathea") for name in resource_names(select)):
             raise StandInError(
                 Code.BAD_VALUE, "Resource invalid in select: magrathea resources are the queue's to give"
@@ -146,7 +146,8 @@ class StandIn:
             await self.relay(found, "walltime", seconds=seconds)
 
     async def do_read(self, job: str, path: str) -> str:
-        """A file where the job runs or ran, empty where there is none: of MoMs whose files are not seen from here."""
+        """The content of a file on the job's machine; empty if there is none. For MoMs in guests, which share no files
+        with us."""
         found = self.job(job)
         mom = self.moms.get(found.vnodes[0]) if found.vnodes else None
         return (
@@ -200,7 +201,7 @@ class StandIn:
     # Running jobs
 
     async def relay(self, job: StandInJob, op: str, **parameters: Any) -> None:
-        """Ask all MoMs of a job; the first refusal is raised."""
+        """Send the operation to all MoMs of a job; raise the first refusal."""
         moms = [(name, self.moms.get(name)) for name in job.vnodes]
         if missing := [name for name, mom in moms if mom is None]:
             raise StandInError(Code.NO_MOM, f"no MoM of {', '.join(missing)} is there", transient=True)
@@ -210,7 +211,7 @@ class StandIn:
                 raise StandInError(answer.get("code", Code.MOM_REJECTED), answer["text"])
 
     def sent(self, job: StandInJob, vnode: str) -> Json:
-        """What a MoM is told of a job; its hooks see the same."""
+        """The job's data for a MoM; the MoM's hooks see the same."""
         return {
             **job.attributes(), "mother_superior": vnode == job.vnodes[0] or job.everywhere, "server": self.name,
             "script": job.script, "output": job.output, "workdir": job.workdir, "variables": job.variables,
@@ -218,7 +219,8 @@ class StandIn:
         }  # fmt: skip
 
     async def start(self, job: StandInJob) -> None:
-        """From the accepted runjob on: begin on the mother superior, then on its sisters, then launch."""
+        """Start a job after its runjob event was accepted: begin on the mother superior, then on its sisters, then
+        launch."""
         try:
             begun: list[str] = []
             for name in job.vnodes:
@@ -270,7 +272,7 @@ class StandIn:
             vnode.maintenance_jobs = [id for id in vnode.maintenance_jobs if id != job.id]
 
     def heard(self, vnode: str, note: Json) -> None:
-        """An event from a MoM; those of earlier runs, and of sisters, change nothing."""
+        """Handle a MoM's event. Events of earlier runs, and of sisters, change nothing."""
         job = self.jobs[note["job"]]
         if job.run_version != note["run"] or not job.vnodes or vnode != job.vnodes[0]:
             return
@@ -290,7 +292,7 @@ class StandIn:
     # Scheduling
 
     async def schedule(self) -> None:
-        """A cycle whenever something woke the scheduler, else periodically; never when `scheduling` is false."""
+        """Run a cycle whenever the scheduler is woken, else periodically; never while `scheduling` is false."""
         while True:
             try:
                 async with asyncio.timeout(self.cycle_s):
@@ -302,7 +304,7 @@ class StandIn:
                 self.cycle()
 
     def cycle(self) -> None:
-        """First come, first served; a job that does not fit now does not hold up the next."""
+        """First come, first served. A job that does not fit now does not delay the next one."""
         for job in [j for j in self.jobs.values() if j.state == "Q"]:
             exec_vnode, comment = assign(job, self.vnodes.values(), self.jobs.values())
             if exec_vnode:
@@ -311,7 +313,8 @@ class StandIn:
                 job.comment = comment
 
     def run_job(self, job: StandInJob, exec_vnode: str) -> str:
-        """Ask the runjob hook and send the job to its MoMs; a sentence for the job's comment where it may not run."""
+        """Ask the runjob hook, then send the job to its MoMs. Returns the reason for the job's comment if it may not
+        run."""
         if self.hook is not None:
             vnodes = {v.name: v.for_hook(self.jobs.values()) for v in self.vnodes.values()}
             jobs = {j.id: j.attributes() for j in self.jobs.values() if j.state != "F"}
@@ -362,7 +365,7 @@ class StandIn:
                 writer.write(json.dumps(await self.answer(request)).encode() + b"\n")
                 await writer.drain()
         except ConnectionError:
-            pass  # the client has gone; whatever it asked for is done
+            pass  # the client has gone; what it asked for is done
         finally:
             writer.close()
 

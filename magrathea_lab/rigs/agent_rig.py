@@ -1,7 +1,7 @@
-"""A node daemon's end of the guest channel, MoM's end of the agent's socket, and jobs of real processes: for tests.
+"""For tests of the agent: the node daemon's end of the guest channel, MoM's end of the agent's socket, and real jobs.
 
-The agent under test is the real one, started as its own process. Every process made here is a descendant of ours (we
-are a subreaper), so that `Rig.close` finds and ends each of them, whatever it did to hide.
+The agent under test is the real one, in a process of its own. Every process made here is our descendant, because we are
+a subreaper. So `Rig.close` finds and ends all of them, however they try to hide.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ Doc = dict[str, Any]
 
 
 def owner() -> pwd.struct_passwd:
-    """Whose jobs are: as root somebody else, else ourselves (more is not possible without root)."""
+    """The user who owns the jobs: another user if we are root, else we ourselves."""
     return pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
 
 
 def stat_of(pid: int) -> list[str] | None:
-    """Fields of /proc/PID/stat from the state on; None where there is no such process."""
+    """Fields of /proc/PID/stat from the state on; None if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -46,7 +46,7 @@ def stat_of(pid: int) -> list[str] | None:
 
 
 def state(pid: int) -> str:
-    """Its state letter; "" when it has gone."""
+    """A process's state letter; "" if it has gone."""
     fields = stat_of(pid)
     return fields[0] if fields else ""
 
@@ -62,7 +62,8 @@ def descendants(pid: int) -> dict[int, str]:
     parents: dict[int, tuple[int, str]] = {}
     for entry in Path("/proc").iterdir():
         fields = stat_of(int(entry.name)) if entry.name.isdigit() else None
-        if fields is not None and (fields[0] not in "ZX" or int(fields[17]) > 1):  # other threads may live on
+        # a main thread that is a zombie may have living threads
+        if fields is not None and (fields[0] not in "ZX" or int(fields[17]) > 1):
             parents[int(entry.name)] = (int(fields[1]), fields[0])
     found = {pid: ""}
     grown = True
@@ -77,12 +78,12 @@ def descendants(pid: int) -> dict[int, str]:
 
 
 def consent(request: Doc) -> Doc | None:
-    """The daemon's answer where a test has no other."""
+    """The daemon's usual answer, for tests that set no other."""
     return {"ok": True}
 
 
 def job_python() -> str:
-    """An interpreter that the jobs' owner may run: ours may lie in a home that is closed to others."""
+    """A Python interpreter that the jobs' owner may run. Ours may be in a home directory that others cannot read."""
     if os.geteuid() != 0:
         return sys.executable
     found = [p for p in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3") if Path(p).exists()]
@@ -98,13 +99,13 @@ def job_python() -> str:
 
 
 def _reachable(path: str) -> bool:
-    """Whether everybody may go to this file and run it."""
+    """True if everybody may reach this file and run it."""
     real = Path(path).resolve()
     return all(part.stat().st_mode & 0o001 for part in (real, *real.parents, *Path(path).absolute().parents))
 
 
 class Host:
-    """The node daemon's end. Requests of the agent are answered by `answers[op]`, and kept in `asked`."""
+    """The node daemon's end. It answers the agent's requests with `answers[op]`, and keeps them in `asked`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -126,7 +127,7 @@ class Host:
         self.listener.settimeout(BOUND_S)
 
     def accept(self, hello: bool = True) -> Host:
-        """Take the agent's connection, and greet it."""
+        """Accept the agent's connection, and send the hello."""
         if self.listener is None:
             self.listen()
         assert self.listener is not None
@@ -153,7 +154,7 @@ class Host:
         self.sock.sendall(data)
 
     def turn(self, wait_s: float = 0.01) -> list[Doc]:
-        """Take what has come; the answers in it. Raises ConnectionError when the agent has gone."""
+        """Handle what has arrived; return the answers in it. Raises ConnectionError if the agent has gone."""
         assert self.sock is not None
         if not select.select([self.sock], [], [], wait_s)[0]:
             return []
@@ -182,7 +183,7 @@ class Host:
         return found
 
     def request(self, op: str, bound_s: float = BOUND_S, **body: Any) -> Doc:
-        """The agent's answer."""
+        """Send a request and return the agent's answer."""
         self.ids += 1
         mine = self.ids
         self.raw(self.line(type="request", id=mine, session=self.session, op=op, **body))
@@ -196,12 +197,13 @@ class Host:
         return answer
 
     def orders(self, deadline_s: float = 10.0, **words: str) -> Doc:
-        """`orders(j12="stop")`: the only row's job is "12.srv", run 1. Several jobs: several rows in order."""
+        """Send a full set of orders: `orders(j12="stop")` is one row for job "12.srv", run 1. Several jobs: rows in
+        that order."""
         rows = [{"id": f"{name[1:]}.srv", "run": 1, "order": word} for name, word in words.items()]
         return self.request("orders", orders=rows, deadline_s=deadline_s)
 
     def order(self, word: str) -> Doc:
-        """An order for job 12.srv alone, carried out: its row of the answer."""
+        """Send an order for job 12.srv alone, and wait until it is carried out; return its row of the answer."""
         answer = self.orders(j12=word)
         assert answer["ok"], answer
         row: Doc = answer["jobs"][0]
@@ -223,7 +225,7 @@ class Host:
 
 
 class Rig:
-    """A directory, an agent in it, its host, and its jobs."""
+    """A directory with an agent, its host, and its jobs."""
 
     def __init__(self, python: str = os.environ.get("MAGRATHEA_AGENT_PYTHON", sys.executable), **config: Any) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -240,7 +242,7 @@ class Rig:
             "channel": f"unix:{self.host.path}",
             "state": str(self.state),
             "scripts": str(self.directory / "hooks"),
-            "environment": {MARK: self.directory.name},  # so that tests that run side by side do not meet
+            "environment": {MARK: self.directory.name},  # so that tests in parallel do not see each other's jobs
             **config,
         }
         self.config_path.write_text(json.dumps(config))
@@ -259,16 +261,16 @@ class Rig:
         return self
 
     def kill(self, number: int = signal.SIGKILL) -> int:
-        """End the agent; its exit code."""
+        """Kill the agent; return its exit code."""
         assert self.agent is not None
         self.agent.send_signal(number)
         return self.agent.wait(BOUND_S)
 
     def mom(self, op: str, **body: Any) -> Doc:
-        """A MoM hook's question and its answer, the host's end kept going meanwhile."""
+        """Ask as a MoM hook and return the answer; the host's end keeps answering meanwhile."""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(BOUND_S)
-            # EAGAIN: the kernel's own queue is full
+            # EAGAIN: the kernel's queue of connections is full
             until(lambda: sock.connect_ex(str(self.socket)) == 0, "a place in the agent's queue")
             sock.sendall(json.dumps({"op": op, **body}).encode() + b"\n")
             return self.mom_answer(sock)
@@ -306,7 +308,8 @@ class Rig:
         env: dict[str, str] | None = None,
         keep: tuple[int, ...] = (),
     ) -> subprocess.Popen[bytes]:
-        """A job as MoM starts it: own session, PBS_JOBID in the environment, the owner's uid. Shell text or argv."""
+        """Start a job as MoM does: own session, PBS_JOBID in the environment, the owner's uid. A shell script or an
+        argv."""
         argv = ["/bin/bash", "-c", program] if isinstance(program, str) else program
         environment = {
             "PATH": os.environ["PATH"],
@@ -327,7 +330,7 @@ class Rig:
         return self.log.read_text(errors="replace")
 
     def children(self) -> dict[int, str]:
-        """pid -> state of all that was started here, without the agent."""
+        """pid -> state of all that was started here, except the agent."""
         found = descendants(os.getpid())
         gone = self.before | ({self.agent.pid} if self.agent else set())
         return {pid: letter for pid, letter in found.items() if pid not in gone}
@@ -371,6 +374,6 @@ class Rig:
 
 @contextlib.contextmanager
 def running(**config: Any) -> Iterator[Rig]:
-    """An agent that is connected."""
+    """A rig with an agent that is connected."""
     with Rig(**config) as rig:
         yield rig.start()

@@ -1,4 +1,4 @@
-"""Configurations of a host: the one it has, random changes of it, and what must hold after one was read."""
+"""Configurations of a host: its present one, random changes of it, and what must be true after one was read."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def configured(domain: Domain) -> ev.ConfiguredDomain:
 
 
 def configuration(h: Host, at: float) -> ev.Reconfigured:
-    """The configuration that the host has: to read it again changes nothing."""
+    """The configuration that the host already has. Reading it again changes nothing."""
     domains = tuple(configured(d) for d in h.domains if d.configured)
     return ev.Reconfigured(at, h.name, h.mode, h.cpus, h.memory_mib, h.limits, domains)
 
 
 def sane(c: ev.Reconfigured) -> bool:
-    """The daemon would take it (node_daemon/configuration.py)."""
+    """True if the daemon would accept it (node_daemon/configuration.py)."""
     workers = [d for d in c.domains if d.kind is not Kind.SERVICE]
     services = [d for d in c.domains if d.kind is Kind.SERVICE]
     floors = sum(d.floor_mib for d in workers) + sum(d.memory_mib for d in services)
@@ -67,7 +67,8 @@ def _of_another_kind(random: Random, c: ev.Reconfigured) -> ev.Reconfigured:
 
 
 def _of_another_size(random: Random, c: ev.Reconfigured) -> ev.Reconfigured:
-    """Of a host that does without memory only the CPUs: nearly all of its histories are compared with the rules."""
+    """Change the host's size. If the host ignores memory, change only its CPUs: most of its histories test CPU
+    rules."""
     cpus = random.choice((1, 2, max(1, c.cpus // 2), c.cpus))
     with_memory = any(d.floor_mib or d.swap_mib or d.memory_mib for d in c.domains)
     floor, swap, most = random.choice((0, 100, 500)), random.choice((0, 500, 4_000)), random.choice((0, 0, 1_000))
@@ -103,7 +104,7 @@ CHANGES: tuple[_Change, ...] = (
 
 
 def a_reload(random: Random, h: Host, at: float) -> ev.Reconfigured:
-    """The configuration with one or two changes, or with none where they would not be taken."""
+    """The configuration with one or two random changes; unchanged if the daemon would refuse them."""
     new = old = configuration(h, at)
     for change in random.sample(CHANGES, random.choice((1, 1, 2))):
         new = change(random, new)
@@ -111,7 +112,7 @@ def a_reload(random: Random, h: Host, at: float) -> ev.Reconfigured:
 
 
 def broken_by(before: Host, after: Host, event: ev.Reconfigured, decisions: tuple[ev.Decision, ...]) -> Iterator[str]:
-    """What does not hold after that configuration was read, a sentence each."""
+    """What is wrong after that configuration was read, a sentence each."""
     if (after.mode, after.cpus, after.memory_mib) != (event.mode, event.cpus, event.memory_mib):
         yield "the host is not as configured"
     if after.limits != event.limits:
@@ -140,7 +141,7 @@ def broken_by(before: Host, after: Host, event: ev.Reconfigured, decisions: tupl
 
 
 _OVERDUE = (ev.Note.EXPIRED, ev.Note.DOMAIN_DOWN)
-"""How a job may end by shorter limits: its claim, or the silence of a domain that is no longer configured."""
+"""How a job may end through shorter limits: its claim expires, or a domain is silent that is no longer configured."""
 
 
 def _in_use(domain: Domain | None) -> bool:

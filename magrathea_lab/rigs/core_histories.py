@@ -1,6 +1,6 @@
-"""Random hosts and random events for them, most of them possible, some absurd; the same seed gives the same.
+"""Random hosts and random events for them, most of them possible, some absurd. The same seed gives the same history.
 
-Times and figures are few and collide often, so that deadlines meet and sizes just fit.
+Times and figures take few values and often coincide, so that deadlines meet and sizes just fit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Lifecycle
 from .core_configurations import LIMITS, NAMES, a_reload, configuration, configured, sane
 
 _Maker = Callable[[Random, Host, Domain, float], ev.Event]
-"""Makes one kind of event for a host, preferably about this domain, at this time."""
+"""Makes one kind of event for a host at a time, preferably about the given domain."""
 
 START = 1_000.0
 STEPS_S = (0.0, 0.0, 0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 3.0, 3.0, 5.0, 5.0, 10.0, 31.0, 61.0, 300.0)
@@ -30,11 +30,11 @@ CLASS_FOR = {
 
 
 def a_host(random: Random) -> Host:
-    """1 to 6 domains, both modes, with memory that matters or without."""
+    """A host with 1 to 6 domains, in either mode, with memory that is counted or ignored."""
     cpus = random.choice((2, 4, 8, 16))
     kinds = [random.choice(KINDS) for _ in range(random.randint(1, 6))]
     if random.random() < 0.7:
-        kinds[:2] = [Kind.NORMAL, Kind.PRIORITY]  # else few hosts have anything to preempt
+        kinds[:2] = [Kind.NORMAL, Kind.PRIORITY]  # otherwise few hosts could preempt anything
     memory = random.random() < 0.4
     domains = tuple(_domain(random, name, kind, cpus, memory) for name, kind in zip(NAMES, kinds, strict=False))
     mode = random.choice(tuple(Mode))
@@ -68,7 +68,7 @@ def _domain(random: Random, name: str, kind: Kind, cpus: int, memory: bool) -> D
 
 
 def an_event(random: Random, h: Host, at: float | None = None) -> ev.Event:
-    """Something that may happen next; now and then something that cannot."""
+    """An event that may happen next; sometimes an impossible one."""
     when = h.now + random.choice(STEPS_S) if at is None else at
     domain = random.choice(h.domains)
     if any(not j.launched for d in h.domains for j in d.jobs) and random.random() < 0.35:
@@ -80,7 +80,7 @@ def an_event(random: Random, h: Host, at: float | None = None) -> ev.Event:
 
 
 def _recoveries(h: Host) -> tuple[tuple[bool, _Maker], ...]:
-    """What would lead back to normal, so that most hosts are in working order most of the time."""
+    """Events that lead back to normal, so that most hosts work most of the time."""
     return (
         (h.hub_lost, _on_host(ev.HubFound)),
         (any(not d.configured for d in h.domains), _configured_again),
@@ -98,14 +98,14 @@ def _recoveries(h: Host) -> tuple[tuple[bool, _Maker], ...]:
 
 
 def _some_key(random: Random, domain: Domain) -> JobKey:
-    """Mostly one of its jobs, sometimes one that is not there, or another run."""
+    """Mostly the key of one of the domain's jobs, sometimes of an unknown job or of another run."""
     if domain.jobs and random.random() < 0.9:
         return random.choice(domain.jobs).key
     return JobKey(random.choice(IDS), random.randint(1, 3))
 
 
 def _claim(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
-    """Mostly where PBS would send it."""
+    """A claim, mostly one that PBS would send."""
     inviting = [d for d in h.domains if states.accepts(h, d)]
     if inviting and random.random() < 0.6:
         preempting = [d for d in inviting if states.state_of(h, d) is State.WOULD_PREEMPT]
@@ -141,7 +141,7 @@ def _launch(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
 
 
 def _continue(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
-    """Mostly what the agent would say of a job that may go on."""
+    """The end of a stop, mostly of a job that may continue."""
     wanted = allocation.wanted_stopped(h)
     may = [(d.name, j.key) for d in h.domains for j in d.stopped if (d.name, j.key) not in wanted]
     if random.random() < 0.9:
@@ -243,7 +243,7 @@ def _reload(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
 
 
 def _configured_again(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
-    """All domains that there are, with their present sizes."""
+    """A new configuration with all domains and their present sizes."""
     again = replace(configuration(h, when), domains=tuple(configured(d) for d in h.domains))
     return again if sane(again) else _reload(random, h, domain, when)
 

@@ -1,4 +1,4 @@
-"""Which two events of one moment may be swapped: neither asks for what the other changes."""
+"""Which two events of the same moment may be swapped: neither depends on what the other changes."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ OWN_DOMAIN_ONLY = (
     ev.BootRequested,
     ev.ShutdownRequested,
 )
-"""Events that change the facts of their own domain whatever the others' are: two of them may be swapped."""
+"""Events that change only their own domain, whatever the facts of the others: two of them may be swapped."""
 
 NOT_ASKED_BY_A_CLAIM = (ev.JobLaunched, ev.AgentConnected, ev.AgentLost, ev.DrainRequested, ev.DrainEnded)
-"""What may happen in a sibling without a claim for a normal domain being answered otherwise."""
+"""These events in a sibling do not change the answer to a claim for a normal domain."""
 
 
 def independent(h: Host, one: ev.Event, two: ev.Event) -> bool:
-    """Two events of one moment in different domains, of kinds that do not look at each other's facts."""
+    """True for two events of the same moment in different domains, if neither kind reads the other's facts."""
     if not isinstance(one, ev.DomainEvent) or not isinstance(two, ev.DomainEvent):
         return False
     if one.domain == two.domain or one.at != two.at:
@@ -52,7 +52,7 @@ def independent(h: Host, one: ev.Event, two: ev.Event) -> bool:
 
 
 def gives_back(h: Host, event: ev.Claimed | ev.DefrostRequested) -> bool:
-    """The claim ends something beside: the older run of its job, or the lingering that kept its domain's CPUs."""
+    """True if the claim also frees something: an older run of its job ends, or its domain stops lingering."""
     domain = h.domain(event.domain)
     ends_lingering = domain is not None and oracle.lingering(h, domain)
     return isinstance(event, ev.Claimed) and (ends_lingering or _has_other_run(h, event))
@@ -65,7 +65,7 @@ def _has_other_run(h: Host, claim: ev.Claimed) -> bool:
 
 
 def _both_fit(h: Host, claims: list[ev.Claimed]) -> bool:
-    """Two claims that stop nobody and are both accepted one way are so the other way, too."""
+    """True if two claims that stop nobody are both accepted: then they are accepted in the other order too."""
     for claim in claims:
         h, said = handle(h, claim)
         answer = said[-1]

@@ -1,6 +1,6 @@
-"""docs/rules.md and the table of states once more, read from their sentences, to compare the core with.
+"""docs/rules.md and the table of states, written a second time directly from their sentences, to test the core with.
 
-Nothing here calls the core: only the facts are read. Written for clearness, with no thought of speed.
+Nothing here calls the core; it reads only the facts. The code aims at clarity, not at speed.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def reserved(h: Host) -> int:
 
 
 def kept_from(h: Host, d: Domain) -> int:
-    """CPUs of lingering siblings and of those on their way back."""
+    """CPUs kept for lingering siblings and for siblings that are being restored."""
     return sum(
         s.linger_size.cpus if lingering(h, s) else s.cpus for s in siblings(h, d) if lingering(h, s) or is_restored(s)
     )
@@ -100,7 +100,7 @@ def share(h: Host, d: Domain, cls: JobClass) -> int:
 
 
 def free_for_priority(h: Host, d: Domain) -> int:
-    """What a priority job gets without stopping anybody; borrowers may keep what is reserved."""
+    """CPUs for a priority job that stops nobody. Borrowers may keep reserved CPUs."""
     return min(cpus_for_jobs(h) - cpus_in_use(workers(h)) - kept_from(h, d), share(h, d, HIGH))
 
 
@@ -114,7 +114,7 @@ def unswappable(d: Domain, jobs: list[Job]) -> int:
 
 
 def room_mib(h: Host, d: Domain) -> int:
-    """memory(domain) of the design: what siblings' floors and unswappable memory leave."""
+    """memory(domain) of the design: what the siblings' floors and unswappable memory leave."""
     left = h.memory_mib - sum(s.memory_mib for s in h.domains if s.kind is Kind.SERVICE)
     for s in siblings(h, d):
         if stoppable(h, s) or not running(s):
@@ -132,7 +132,8 @@ def in_the_way(h: Host, d: Domain) -> list[Domain]:
 
 
 def pushable(h: Host, d: Domain) -> bool:
-    """A priority domain's blockers can all be stopped, and what stays of them leaves it its floor."""
+    """True if all blockers of a priority domain can be stopped and their remaining memory leaves the domain its
+    floor."""
     return all(stoppable(h, s) for s in in_the_way(h, d)) and room_mib(h, d) >= d.floor_mib
 
 
@@ -187,7 +188,7 @@ def accepts(h: Host, d: Domain) -> set[JobClass]:
 
 
 def best_victims(h: Host, d: Domain, cpus: int) -> tuple[str, ...]:
-    """On a counted host, memory aside: who is preempted for a priority job of so many CPUs in `d`."""
+    """On a counted host, ignoring memory: the domains that a priority job of so many CPUs in `d` preempts."""
     need = cpus - free_for_priority(h, d)
     if need <= 0:
         return ()
@@ -200,7 +201,7 @@ def best_victims(h: Host, d: Domain, cpus: int) -> tuple[str, ...]:
 
 
 def must_not_run(h: Host) -> set[tuple[str, str]]:
-    """(domain, job id) of all that is to be stopped; on a counted host with CPUs counted only."""
+    """(domain, job id) of all jobs to be stopped; on a counted host by CPUs only."""
     found = set()
     for d in workers(h):
         for j in d.jobs:
@@ -222,7 +223,7 @@ def _in_way(h: Host, d: Domain, j: Job) -> bool:
 
 
 def going_on(h: Host) -> list[str]:
-    """Preempted domains that fit, longest preempted first; none while a domain is restored."""
+    """Preempted domains that fit and may continue, longest preempted first; none while a domain is being restored."""
     if any(is_restored(w) for w in workers(h)):
         return []
     provisional = [j for w in workers(h) for j in w.jobs if j.cls is HIGH and not j.confirmed]

@@ -1,7 +1,7 @@
-"""A host to which events happen, and everything that must hold after each of them.
+"""A host to which events happen, and everything that must be true after each of them.
 
-`World.do` is what the stateful test (test_core_events.py) and the long run (bench/core_events.py) have in common.
-A broken invariant raises `Broken` with the events that led there, as Python that can be pasted into a test.
+The stateful test (test_core_events.py) and the long run (bench/core_events.py) both use `World.do`. A broken invariant
+raises `Broken` with the events that led to it, as Python code for a test.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ REPEATABLE = (
     ev.TimerFired,
     ev.MemoryReported,
 )
-"""Events that change nothing when they come twice; MoM's list counts, what is missing from it."""
+"""Events that change nothing when they are repeated. MoM's list is none of them: it counts missing jobs."""
 
 
 class Broken(AssertionError):
-    """An invariant does not hold; the text has the events that led there."""
+    """An invariant is broken; the text has the events that led to it."""
 
 
 def at(h: Host, time: float) -> Host:
@@ -67,7 +67,7 @@ def at(h: Host, time: float) -> Host:
 
 
 def view(h: Host, names: Iterable[str]) -> View:
-    """All that is published of these domains."""
+    """Everything that is published about these domains."""
     rows = []
     for d in (d for d in h.domains if d.name in names):
         size = states.published(h, d)
@@ -76,7 +76,8 @@ def view(h: Host, names: Iterable[str]) -> View:
 
 
 def same_facts(one: Host, two: Host) -> bool:
-    """Equal but for since when somebody is overtaken: that is about what was between two events."""
+    """True if the facts are equal, except the time since which a domain is overtaken: that depends on what was in
+    between."""
 
     def plain(h: Host) -> Host:
         return replace(h, domains=tuple(replace(d, overtaken_since=None) for d in h.domains))
@@ -85,7 +86,7 @@ def same_facts(one: Host, two: Host) -> bool:
 
 
 class World:
-    """A host and the story of how it came to be so. `thorough`: ask for every claim after each event, not for one."""
+    """A host and its history. `thorough`: after each event try every claim, not just one."""
 
     def __init__(self, host: Host, *, thorough: bool = True) -> None:
         self.first = self.host = host
@@ -96,7 +97,7 @@ class World:
         self._published_is_answered(host)
 
     def do(self, event: ev.Event) -> tuple[ev.Decision, ...]:
-        """What the machine says to `event`. Raises Broken, also where the core itself raises something."""
+        """The machine's decisions on `event`. Raises Broken, also if the core raises an exception."""
         self.story.append(event)
         try:
             return self._do(event)
@@ -124,7 +125,7 @@ class World:
             story = "\n  ".join(repr(e) for e in self.story)
             raise Broken(f"{what}\nfrom {self.first!r}\nby\n  {story}\nto {self.host!r} before the last")
 
-    # What must be true of facts at any time.
+    # What must be true of facts at any time
 
     def _facts_make_sense(self, h: Host) -> None:
         for d in h.domains:
@@ -164,7 +165,7 @@ class World:
         self._desired_fits(h)
 
     def _progress(self, h: Host, wanted: frozenset[tuple[str, JobKey]]) -> None:
-        """Every stopped job is continued once nothing is in the way; on a paused host none is."""
+        """If nothing is in the way, every stopped job is continued; on a paused host no job is."""
         if h.paused:
             self._must({k for _, k in wanted} == {k for _, k in self._stopped(h)}, "paused: what is stopped stays so")
             return
@@ -178,7 +179,8 @@ class World:
                 self._must(not wanted, "with nothing in the way everybody goes on")
 
     def _exclusive_use(self, h: Host) -> None:
-        """On an exclusive host no preemptible job runs beside a priority job, unless an agent let one go in a pause."""
+        """On an exclusive host no preemptible job runs beside a priority job, unless an agent continued one during a
+        pause."""
         if h.mode is Mode.COUNTED or h.paused:
             return
         for p in oracle.workers(h):
@@ -188,7 +190,7 @@ class World:
                 self._must(not free_running, f"beside a priority job in {p.name} run {free_running}")
 
     def _desired_fits(self, h: Host) -> None:
-        """CPUs and memory handed out never exceed the host's, as long as its jobs do not."""
+        """CPUs and memory assigned never exceed the host's, unless its jobs themselves do."""
         total, used = h.without_services, [d.use for d in self._as_they_go_on(h)]
         floors = sum(d.floor_mib for d in h.workers)
         wants = desired(h)
@@ -202,8 +204,10 @@ class World:
 
     @staticmethod
     def _as_they_go_on(h: Host) -> tuple[Domain, ...]:
-        """The domains of an exclusive host as they are once everybody is continued who may go on, if several have jobs
-        to run: no claim brings that about, but MoM's list may, beside jobs that are on their way back.
+        """The domains of an exclusive host after all jobs that may continue have been continued.
+
+        Only differs from now if several domains have jobs to run. A claim cannot cause that, but MoM's list can, if
+        jobs are on their way back.
         """
         wanted = allocation.wanted_stopped(h)
         active = [d for d in h.workers if any((d.name, j.key) not in wanted for j in d.jobs)]
@@ -213,7 +217,7 @@ class World:
             replace(d, jobs=tuple(j if (d.name, j.key) in wanted else _continued(j) for j in d.jobs)) for d in h.workers
         )
 
-    # What an event may do.
+    # What an event may do
 
     def _handed_out(self, calm: Host, after: Host, event: ev.Event) -> None:
         if after.paused:
@@ -222,7 +226,7 @@ class World:
         let_go = after.paused and isinstance(event, ev.JobContinued)
         if after.mode is Mode.COUNTED and not isinstance(event, ev.JobsReported) and not let_go:
             most = max(oracle.cpus_for_jobs(after), oracle.cpus_in_use(oracle.workers(calm)))
-            # What was stopped goes on even if the host has become too small for it, but then alone.
+            # A job that was stopped continues even if the host is now too small for it, but then alone
             alone = isinstance(event, ev.JobContinued) and sum(bool(d.running) for d in after.workers) == 1
             self._must(alone or oracle.cpus_in_use(oracle.workers(after)) <= most, "more CPUs run than there are")
             memory = after.without_services.mib - sum(d.floor_mib for d in after.workers)
@@ -299,7 +303,7 @@ class World:
                 ]
                 self._must(codes[0] == codes[1], f"a repeated claim is answered otherwise: {codes}")
 
-    # What is published.
+    # What is published
 
     def _picked(self, h: Host) -> tuple[Domain, ...]:
         return h.domains if self.thorough else (h.domains[self._turn % len(h.domains)],)
@@ -320,7 +324,8 @@ class World:
                 share = allocation.share(h, d, cls).cpus
                 self._must(share == oracle.share(h, d, cls), f"{d.name}: share {share} of {cls}")
             size = states.published(h, d)
-            most = max(h.cpus, oracle.cpus_in_use([d]))  # more than there are, of a host that was made smaller
+            # an existing job may exceed the CPUs of a host that was made smaller
+            most = max(h.cpus, oracle.cpus_in_use([d]))
             self._must(0 <= size.cpus <= most and size.mib >= 0, f"{d.name} publishes {size}")
             if accepts:
                 in_use = oracle.cpus_in_use([d])
@@ -329,7 +334,7 @@ class World:
             self._must(bool(states.why(h, d)), "there is a sentence for people")
 
     def _time_in_two_steps(self, h: Host) -> None:
-        """Nothing changes before the next deadline, and to wait twice is to wait once."""
+        """Nothing changes before the next deadline, and waiting in two steps is the same as waiting once."""
         due, names = next_deadline(h), [d.name for d in self._picked(h)]
         if due is None:
             later = at(h, h.now + 100_000)
@@ -343,10 +348,10 @@ class World:
         far = h.now + 50
         self._must(at(between if between.now <= far else h, far) == at(h, far), "time in two steps is another time")
 
-    # What may be done between and among events.
+    # Actions between events
 
     def restart(self, *, agents_back: bool = True) -> None:
-        """The daemon starts again from its journal; hub and agents that were there come back at once."""
+        """Restart the daemon from its journal. If `agents_back`, hub and agents that were connected return at once."""
         before = self.host
         kept: Host = pickle.loads(pickle.dumps(before))
         self._must(kept == before, "facts survive being written down")
@@ -366,7 +371,7 @@ class World:
             self._must(same_facts(self.host, expected), "a restart changes facts")
 
     def swap(self, one: ev.Event, two: ev.Event) -> None:
-        """If neither depends on the other, `one` then `two` is `two` then `one`, with the same answers."""
+        """If two events are independent, their order changes neither the facts nor the answers."""
         if not independent(self.host, one, two):
             return
         ways = []
@@ -380,7 +385,7 @@ class World:
         del self.story[-2:]
 
     def calm_down(self) -> None:
-        """Every running job ends, nobody holds anything, every deadline passes: every stopped job must go on."""
+        """End every running job, lift all holds, let every deadline pass: then every stopped job must continue."""
         h = at(handle(self.host, ev.PauseEnded(self.host.now))[0], self.host.now + 100_000)
         h = handle(h, ev.BooksReported(h.now, ()))[0]
         for _ in range(1 + sum(len(d.jobs) for d in h.domains)):
@@ -409,6 +414,6 @@ def _where(error: Exception) -> str:
 
 
 def _boots_again(h: Host, event: ev.Event) -> bool:
-    """The domain goes down to come up again: gone down once more it stays down."""
+    """True if the domain goes down in order to restart. If it goes down once more, it stays down."""
     domain = h.domain(event.domain) if isinstance(event, ev.DomainStopped) else None
     return domain is not None and domain.closing is not None and domain.closing.reboot

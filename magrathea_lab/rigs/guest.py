@@ -1,4 +1,4 @@
-"""One guest of a rig: its libvirt domain, and what is done inside it (../guests/rig/usr/lib/magrathea-test/mom.py)."""
+"""One guest of a rig: its libvirt domain, and actions inside it (../guests/rig/usr/lib/magrathea-test/mom.py)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ..waiting import BOUND_S, until
 
 
 class GuestError(Exception):
-    """The guest did not answer, or could not do what was asked; the text says what."""
+    """The guest did not answer, or could not do what was asked; the text has the details."""
 
 
 class Port:
-    """Requests to the MoM stand-in over its virtio-serial port. Any thread may ask; each gets its own answer."""
+    """Sends requests to the MoM stand-in over its virtio-serial port. Any thread may ask; each gets its own answer."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -32,11 +32,11 @@ class Port:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._answers: dict[int, dict[str, Any] | None] = {}
-        self._waiting: dict[int, socket.socket | None] = {}  # over which link each was asked
+        self._waiting: dict[int, socket.socket | None] = {}  # request number -> the link it was sent over
         self._came = threading.Condition()
 
     def ask(self, op: str, bound_s: float = BOUND_S, **fields: Any) -> dict[str, Any]:
-        """The guest's answer. Raises GuestError where none comes in time, or the guest ends meanwhile."""
+        """The guest's answer. Raises GuestError if none comes in time or the guest ends meanwhile."""
         number = next(self._ids)
         line = b"\n" + json.dumps({"id": number, "op": op, **fields}).encode() + b"\n"
         end = time.monotonic() + bound_s
@@ -118,7 +118,7 @@ class Port:
 
 @dataclass
 class Job:
-    """A job as PBS would start it: `script` is run by `owner` in a session of its own."""
+    """A job as PBS would start it: `owner` runs `script` in a session of its own."""
 
     id: str
     cls: str = "preemptible"
@@ -137,12 +137,13 @@ class Job:
 
 
 def holding(mib: int) -> str:
-    """A script that holds that much memory and checks it byte for byte, again and again: its output says how often."""
+    """A script that holds that much memory and checks it byte for byte, again and again; its output counts the
+    checks."""
     return f"exec python3 -S -E /usr/lib/magrathea-test/hold.py {mib}"
 
 
 class Guest:
-    """See the module. `name`: as noded calls it; `libvirt_name`: as libvirt does."""
+    """See the module's docstring. `name`: the node daemon's name for it; `libvirt_name`: libvirt's."""
 
     def __init__(self, name: str, libvirt_name: str, connect: Callable[[], Any], folder: Path) -> None:
         self.name = name
@@ -163,14 +164,14 @@ class Guest:
         return bool(self.domain.isActive())
 
     def boot(self) -> None:
-        """Start it if it is down, let it go on if it is paused; returns at once."""
+        """Start it if it is down, resume it if it is paused; return at once."""
         with contextlib.suppress(libvirt.libvirtError):
             self.domain.create()
         if self.domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED:
             self.domain.resume()
 
     def wait(self, bound_s: float = BOUND_S) -> None:
-        """Until its inside answers."""
+        """Wait until the MoM stand-in in the guest answers."""
         end = time.monotonic() + bound_s
         while True:
             try:
@@ -189,20 +190,20 @@ class Guest:
         return "(no console)"
 
     def cpu_seconds(self) -> float:
-        """Processor time of the domain so far, as libvirt counts it."""
+        """Processor time of the domain so far, as libvirt reports it."""
         return float(self.domain.info()[4]) / 1e9
 
     # Inside
 
     def sh(self, script: str, bound_s: float = BOUND_S) -> str:
-        """Output of a shell script run by root. Raises GuestError where it fails."""
+        """Run a shell script as root; return its output. Raises GuestError if it fails."""
         answer = self.port.ask("sh", bound_s + 2, script=script, timeout_s=bound_s)
         if not answer.get("ok") or answer["code"] != 0:
             raise GuestError(f"{self.name}: {script!r}: {answer}")
         return str(answer["output"])
 
     def stray(self) -> None:
-        """A process of nobody's job that takes all the CPU it gets, until the test is over."""
+        """Start a process that belongs to no job and takes all the CPU it gets until the end of the test."""
         self.write("/tmp/stray", b"#!/bin/sh\nwhile :; do :; done\n", 0o755)
         self.sh("setsid /tmp/stray < /dev/null > /dev/null 2>&1 &")
 
@@ -210,19 +211,19 @@ class Guest:
         self.port.ask("write", path=path, content=base64.b64encode(content).decode(), mode=mode)
 
     def kill(self, words: str) -> list[int]:
-        """SIGKILL to all processes with these words in their command line; their pids."""
+        """Send SIGKILL to all processes with these words in their command line; return their pids."""
         return list(self.port.ask("kill_all", words=words)["pids"])
 
     def memory(self) -> dict[str, int]:
-        """/proc/meminfo, MiB."""
+        """The guest's /proc/meminfo, in MiB."""
         return dict(self.port.ask("memory")["mib"])
 
     def ask_agent(self, message: dict[str, Any]) -> dict[str, Any]:
-        """As the MoM hook asks it."""
+        """Ask the agent as the MoM hook does; return its answer."""
         return self.port.ask("agent", message=message)
 
     def stop_agent(self) -> None:
-        """End the agent, and keep init from starting it again."""
+        """End the agent, and prevent init from starting it again."""
         self.sh("touch /run/agent.off")
         self.kill("magrathea-agent")
 
@@ -230,20 +231,22 @@ class Guest:
         self.sh("rm -f /run/agent.off")
 
     def jobs(self) -> dict[str, Any]:
-        """By id: run, states (letters of its processes), resident_mib, swapped_mib, code, released, output."""
+        """The jobs by id: run, states (letters of the processes), resident_mib, swapped_mib, code, released, output."""
         return dict(self.port.ask("look")["jobs"])
 
     def states(self, job: Job) -> str:
         return str(self.jobs().get(job.id, {}).get("states", ""))
 
-    def stands(self, job: Job) -> bool:
-        """All its processes are stopped. A shell that waits in `vfork` for a child that was stopped in that moment is
-        stopped, too, and shows `D`."""
+    def all_stopped(self, job: Job) -> bool:
+        """True if all processes of the job are stopped.
+
+        A shell that waits in `vfork` for a child that was stopped shows `D`, and counts as stopped.
+        """
         states = set(self.states(job))
         return "T" in states and states <= {"T", "D"}
 
     def claim(self, job: Job) -> dict[str, Any]:
-        """The MoM hook's claim, once; the job is MoM's from then on, if it was granted."""
+        """The MoM hook's claim, once. If it is granted, MoM has the job from then on."""
         return self.port.ask("claim", job=job.described())
 
     def start(self, job: Job) -> None:
@@ -253,7 +256,7 @@ class Guest:
             raise GuestError(f"{self.name}: {job}: {answer}")
 
     def qsub(self, job: Job, bound_s: float = BOUND_S) -> Job:
-        """Claim until it is granted, wait until it is prepared (as the prologue does), start it."""
+        """Claim until the claim is granted, wait until the job is prepared (as the prologue does), and start it."""
         end = time.monotonic() + bound_s
         while not (answer := self.claim(job)).get("ok"):
             assert time.monotonic() < end, f"{job} was never accepted: {answer}"
@@ -266,7 +269,7 @@ class Guest:
         return job
 
     def qdel(self, job: Job) -> None:
-        """End its processes; the release follows as from MoM."""
+        """End the job's processes; MoM then releases the job."""
         self.port.ask("kill", job=job.described())
 
         def released() -> bool:
@@ -276,5 +279,5 @@ class Guest:
         self.port.ask("forget", job=job.described())
 
     def tell_jobs(self, suspended: list[tuple[str, int]]) -> dict[str, Any]:
-        """MoM's list, to the agent."""
+        """Send MoM's list to the agent."""
         return self.port.ask("tell_jobs", 5.0, suspended=[list(key) for key in suspended])

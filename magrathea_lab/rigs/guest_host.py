@@ -1,5 +1,7 @@
-"""A physical machine in small: a private libvirtd with real guests (`Hypervisor`, kept over many tests), and for each
-test a node daemon, a hub's part, and MoM's lists in the guests (`Machine`). All calls are plain ones that wait.
+"""A small physical machine for tests.
+
+`Hypervisor`: a private libvirtd with real guests, kept over many tests. `Machine`: for each test a node daemon, a
+replacement for the hub, and MoM's lists in the guests. All calls block.
 """
 
 from __future__ import annotations
@@ -28,14 +30,14 @@ from .hub_rig import HubThread
 T = TypeVar("T")
 
 TREE = Path(__file__).parents[1] / "guests" / "rig"
-"""What the tests' guests have beyond the plain ones: a stand-in for MoM that does what a test asks."""
+"""Files that the tests' guests have in addition: a stand-in for MoM that does what a test asks."""
 LIST_S = 0.5
-"""Between two of MoM's lists, instead of 15 s."""
+"""Interval of MoM's lists, instead of 15 s."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Of one guest. `swap_mib`: a disk for swap (`swap_iops` operations a second at most, 0: no bound)."""
+    """One guest's size. `swap_mib`: a disk for swap, with at most `swap_iops` operations a second (0: no limit)."""
 
     memory_mib: int = 256
     vcpus: int = 1
@@ -44,13 +46,13 @@ class Size:
     zram_mib: int = 0
     autodeflate: bool = True
     arguments: str = ""
-    """More for the kernel's command line; `magrathea.acpi`: power buttons are heeded."""
+    """Additions to the kernel's command line; `magrathea.acpi`: the guest obeys power buttons."""
     devices: str = ""
-    """More XML."""
+    """Additional XML."""
 
 
 class Hypervisor:
-    """A private libvirtd and its guests. `run_dir` is noded's: the guests' channels lead to it. `enter`: see
+    """A private libvirtd and its guests. `run_dir`: the node daemon's; the guests' channels lead to it. `enter`: see
     PrivateLibvirtd."""
 
     def __init__(
@@ -81,10 +83,10 @@ class Hypervisor:
         return self.libvirtd.uri("lxc" if self.kind == "lxc" else "qemu")
 
     def connect(self) -> Any:
-        """A living connection to the private libvirtd."""
+        """A working connection to the private libvirtd."""
         if self._connection is not None:
             with contextlib.suppress(libvirt.libvirtError):
-                self._connection.getLibVersion()  # one that has just broken may still call itself alive
+                self._connection.getLibVersion()  # a connection that has just broken may still report that it is alive
                 return self._connection
         self._connection = libvirt.open(self.uri)
         return self._connection
@@ -113,7 +115,7 @@ class Hypervisor:
                 file.truncate(size.swap_mib * 2**20)
             subprocess.run(["mkswap", str(swap)], check=True, capture_output=True, env={"PATH": "/usr/sbin:/sbin:/bin"})
         channel = self.run_dir / "guest" / f"{name}.sock"
-        channel.touch()  # libvirt wants it there when the domain starts
+        channel.touch()  # libvirt requires the file when the domain starts
         xml = guest_xml(
             self.libvirtd.prefix + name,
             image,
@@ -135,7 +137,7 @@ class Hypervisor:
         self.guests[name] = Guest(name, self.libvirtd.prefix + name, self.connect, self.folder)
 
     def restore(self) -> None:
-        """After a test, and whatever it did: libvirtd works, all guests are up with all they had, and have no job."""
+        """Clean up after any test: libvirtd works, all guests are up with all their memory and CPU, and have no job."""
         with contextlib.suppress(ProcessLookupError):
             self.libvirtd.kill_libvirtd(signal.SIGCONT)
         try:
@@ -148,13 +150,13 @@ class Hypervisor:
             try:
                 guest.wait(10.0)
                 self._tidy(guest)
-            except (AssertionError, GuestError):  # out of order inside: anew
+            except (AssertionError, GuestError):  # the guest is broken inside: boot it anew
                 guest.end()
                 guest.boot()
                 guest.wait(BOUND_S)
 
     def revive(self) -> None:
-        """All guests are up, and run."""
+        """Start or resume all guests."""
         for guest in self.guests.values():
             with contextlib.suppress(Exception):
                 os.kill(self.libvirtd.qemu(guest.libvirt_name), signal.SIGCONT)
@@ -163,7 +165,7 @@ class Hypervisor:
             guest.boot()
 
     def size_up(self, name: str, guest: Guest) -> None:
-        """It has all its memory, and no cap."""
+        """Give the guest all its memory, and remove its cap."""
         guest.domain.setSchedulerParametersFlags({"global_quota": -1}, libvirt.VIR_DOMAIN_AFFECT_LIVE)
         guest.domain.setMemoryFlags(self.sizes[name].memory_mib * 1024, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
@@ -175,7 +177,7 @@ class Hypervisor:
         guest.sh(
             "rm -f /run/agent.off /var/spool/*.out /var/lib/magrathea/*; rmdir /sys/fs/cgroup/pbs/*/ 2>/dev/null; true"
         )
-        guest.kill("magrathea-agent")  # init starts another, which knows nothing of the past
+        guest.kill("magrathea-agent")  # init starts a new agent, which knows nothing of earlier tests
 
     def close(self) -> None:
         for guest in self.guests.values():
@@ -188,10 +190,11 @@ class Hypervisor:
 
 @dataclass
 class Machine:
-    """A host: the hypervisor's guests under a real node daemon. `kinds`: of each guest (p*: priority, others: normal).
+    """A host: the hypervisor's guests under a real node daemon. `kinds`: each guest's kind (p*: priority, others:
+    normal).
 
-    `extra`: more lines for noded.toml's [host]; `tables`: more of its tables. The hub's part is hub_rig's: it
-    books what the daemon wants stopped, and takes it back when the host is ready.
+    `extra`: more lines for noded.toml's [host]. `tables`: more tables for it. hub_rig replaces the hub: it books what
+    the daemon wants stopped, and withdraws that when the host is ready.
     """
 
     hypervisor: Hypervisor
@@ -202,7 +205,7 @@ class Machine:
     limits: str = ""
     tables: str = ""
     domain: Mapping[str, str] = field(default_factory=dict)
-    """More lines for a domain's table, by its name."""
+    """Additional lines for a domain's table, by the domain's name."""
     kinds: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
 
@@ -297,7 +300,7 @@ scripts = "{self.folder}/scripts"
 
     def _tell_jobs(self, guest: Guest) -> None:
         while not self._over.wait(LIST_S):
-            with contextlib.suppress(GuestError):  # it is down, or its agent is: it is told of them when it is back
+            with contextlib.suppress(GuestError):  # the domain or its agent is down: it gets the list when it is back
                 guest.tell_jobs(list(self.hub.booked))
 
     def close(self) -> None:
@@ -313,18 +316,18 @@ scripts = "{self.folder}/scripts"
             thread.join(10)
         self.hub.close()
 
-    # What it says of itself
+    # What the daemon reports
 
     def status(self) -> dict[str, Any]:
-        """What `magrathea status` shows. Raises OSError."""
+        """The content of `magrathea status`. Raises OSError."""
         return ask(self.hypervisor.run_dir / "control.sock", {"op": "status"})
 
     def ask(self, **message: Any) -> dict[str, Any]:
-        """An admin's operation over the control socket: op="domain", do="freeze", domain="p1"."""
+        """An administrator's request over the control socket: op="domain", do="freeze", domain="p1"."""
         return ask(self.hypervisor.run_dir / "control.sock", message)
 
     def report(self, name: str) -> Any:
-        """The domain in the last snapshot that the hub got."""
+        """The domain in the last snapshot that the hub received."""
         last = self.hub.last
         assert last is not None
         return next(d for d in last.domains if d.name == name)
@@ -339,7 +342,7 @@ scripts = "{self.folder}/scripts"
         return all(d.state.value not in ("down", "booting", "unknown") for d in last.domains)
 
     def until(self, condition: Callable[[], T | None], what: str | Callable[[], str], bound_s: float = BOUND_S) -> T:
-        """`waiting.until`; its failure shows the daemon's log and what the hub knows, too."""
+        """As `waiting.until`; a failure also shows the daemon's log and the hub's data."""
 
         def trouble() -> str:
             last = self.hub.last
@@ -351,7 +354,7 @@ scripts = "{self.folder}/scripts"
         return until(condition, trouble, bound_s)
 
     def qsub_and_end(self, name: str, job: Job) -> None:
-        """A whole job: it starts, runs, ends, and is released."""
+        """Run a whole job: it starts, runs, ends, and is released."""
         self.guests[name].qsub(job)
         self.until_states(name, job, "RSD")
         self.guests[name].qdel(job)
@@ -360,18 +363,18 @@ scripts = "{self.folder}/scripts"
         self.until(lambda: self.state(name) == state, f"{name} is {state}")
 
     def until_states(self, name: str, job: Job, letters: str) -> None:
-        """Until all of the job's processes are in one of these states: `T` stopped, `RSD` running."""
+        """Wait until all processes of the job are in one of these states: `T` stopped, `RSD` running."""
         guest = self.guests[name]
 
         def so() -> bool:
             states = set(guest.states(job))
-            return guest.stands(job) if letters == "T" else bool(states) and states <= set(letters)
+            return guest.all_stopped(job) if letters == "T" else bool(states) and states <= set(letters)
 
         self.until(so, lambda: f"processes of {job.id} in {name} are {letters}, not {guest.states(job)}")
 
 
 def ask(path: Path, message: dict[str, Any], bound_s: float = BOUND_S) -> dict[str, Any]:
-    """One line to a unix socket, one back. Raises OSError."""
+    """Send one line to a unix socket, return the line that comes back. Raises OSError."""
     import socket
 
     with socket.socket(socket.AF_UNIX) as link:
@@ -390,7 +393,7 @@ def ask(path: Path, message: dict[str, Any], bound_s: float = BOUND_S) -> dict[s
 
 @contextlib.contextmanager
 def machine(hypervisor: Hypervisor, **settings: Any) -> Iterator[Machine]:
-    """A machine that is taken down whatever happens, its guests put in order for the next test."""
+    """A machine for the `with` block. Afterwards it is removed, and its guests are ready for the next test."""
     made = Machine(hypervisor, **settings)
     try:
         with made:

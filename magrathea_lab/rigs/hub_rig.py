@@ -1,4 +1,5 @@
-"""The hub's part for one host, without PBS: it answers snapshots over ZeroMQ and books what the host wants stopped."""
+"""Replaces the hub for one host, without PBS: it answers snapshots over ZeroMQ and books what the host wants
+stopped."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ T = TypeVar("T")
 
 
 class HubRig:
-    """Books what hosts want stopped; takes it back when they are ready. `books` False: it books nothing, so that each
-    host alone lifts its stops."""
+    """Books what hosts want stopped, and withdraws that when they are ready. `books` False: it books nothing, so each
+    host lifts its stops alone."""
 
     def __init__(self, endpoint: str, *, books: bool = True) -> None:
         self.endpoint = endpoint
@@ -56,7 +57,7 @@ class HubRig:
             try:
                 message = decode_to_hub(data)
             except BadMessage:
-                continue  # it costs that message only
+                continue  # only this message is lost
             if peer not in self._peers:
                 self._peers.add(peer)
                 await self._socket.send_multipart([peer, encode(Resend())])

@@ -1,6 +1,6 @@
-"""One host for benchmarks: the real daemon, real agents, real processes; only PBS and the hub are played.
+"""One host for benchmarks: the real daemon, real agents, real processes. Only PBS and the hub are replaced.
 
-Everything lives in a temporary directory and ends with the `with` block, whatever happens. No root is needed.
+Everything is in a temporary directory, and is removed at the end of the `with` block. No root is needed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ for line in sys.stdin:
         process.kill()
         process.wait()
 """
-"""A domain: starts processes of a job when told, ends them when told or when its standard input closes."""
+"""A domain's root process: starts and ends a job's processes on command, and ends them when its standard input
+closes."""
 COMPUTE = "n = 0\nwhile True: n += 1"
 
 CONFIGURATION = """
@@ -72,7 +73,7 @@ local.pid_file = "{place}/p1.pid"
 
 @dataclass
 class Host:
-    """A host of one normal domain `n1`, whose processes are here, and one priority domain `p1`."""
+    """A host with a normal domain `n1`, which has the job's processes, and a priority domain `p1`."""
 
     place: Path
     daemon: subprocess.Popen[bytes]
@@ -88,7 +89,7 @@ class Host:
         return client.status(self.control)
 
     def start_processes(self, count: int) -> list[psutil.Process]:
-        """Let the job in `n1` have so many processes; all that it has then."""
+        """Let the job in `n1` have `count` processes; return all of them."""
         root = self.roots["n1"]
         assert root.stdin is not None and root.stdout is not None
         root.stdin.write(f"start {count}\n")
@@ -98,7 +99,7 @@ class Host:
         return [psutil.Process(int(pid)) for pid in root.stdout.readline().split()]
 
     def ask_agent(self, domain: str, **request: object) -> dict[str, object]:
-        """What a MoM hook asks, and the answer."""
+        """Ask an agent as a MoM hook does; return its answer."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(BOUND_S)
             connection.connect(str(self.place / f"{domain}.agent"))
@@ -140,7 +141,7 @@ def stopped(process: psutil.Process) -> bool:
 
 @contextlib.contextmanager
 def one_host(program: str = "", agents: tuple[str, ...] = ("n1", "p1")) -> Iterator[Host]:
-    """A host with its daemon and the agents of `agents`, connected. `program`: what the job's processes run."""
+    """A host with its daemon and the agents of `agents`, all connected. `program`: what the job's processes run."""
     job = f"{os.getpid()}.bench"
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="magrathea-bench-")))
@@ -163,7 +164,7 @@ def one_host(program: str = "", agents: tuple[str, ...] = ("n1", "p1")) -> Itera
         (place / "noded.toml").write_text(CONFIGURATION.format(place=place))
         log = stack.enter_context((place / "log").open("wb"))
         command = [sys.executable, "-m", "node_daemon.main", "--config", str(place / "noded.toml")]
-        # As its unit starts it (deploy/systemd); without root it is as important as anybody.
+        # as its unit does (deploy/systemd); without root it gets no higher priority
         daemon = subprocess.Popen(["nice", "-n", "-5", *command] if os.geteuid() == 0 else command, stderr=log)
         stack.callback(_stop, daemon)
         running = {}
@@ -176,13 +177,13 @@ def one_host(program: str = "", agents: tuple[str, ...] = ("n1", "p1")) -> Itera
             }
             file = place / f"{name}.json"
             file.write_text(json.dumps(configuration))
-            # By `-m`, as its unit does: Python keeps the compiled file then, compiling takes 10 MB that stay.
+            # with `-m`, as its unit does: then Python uses the compiled file; compiling would keep 10 MB of memory
             command = [sys.executable, "-m", "node_daemon.agent", "--config", str(file)]
             running[name] = subprocess.Popen(command, stderr=log)
             stack.callback(_stop, running[name])
         host = Host(place, daemon, running, roots, job)
         try:
-            until(lambda: _stands(host), "the daemon, its agents and the hub to be connected")
+            until(lambda: _is_up(host), "the daemon, its agents and the hub to be connected")
             yield host
         except BaseException:
             log.flush()
@@ -190,7 +191,7 @@ def one_host(program: str = "", agents: tuple[str, ...] = ("n1", "p1")) -> Itera
             raise
 
 
-def _stands(host: Host) -> bool:
+def _is_up(host: Host) -> bool:
     if host.daemon.poll() is not None:
         raise ChildProcessError(f"the daemon ended with {host.daemon.returncode}")
     try:
@@ -201,7 +202,8 @@ def _stands(host: Host) -> bool:
 
 
 def _end_root(root: subprocess.Popen[str]) -> None:
-    """The processes of the job first: they are sessions of their own, and may be stopped."""
+    """End the domain's root process, but first the job's processes: they have sessions of their own, and may be
+    stopped."""
     assert root.stdin is not None
     with contextlib.suppress(BrokenPipeError, ValueError):
         root.stdin.write("end 0\n")

@@ -1,10 +1,10 @@
-"""An asyncio event loop in which time passes only when everything waits for it: a timer of an hour fires at once.
+"""An asyncio event loop with virtual time: when all tasks wait, time jumps to the next timer. An hour passes at once.
 
     result = run(work())
 
-Rule 1: nothing private of asyncio is used. A loop takes a selector, and `loop.time()` may be another clock.
-Rule 2: while a thread or a process that the loop has started is at work, time is real: they know no other.
-Rule 3: sockets are asked before the time moves, so what one task has sent to another in this process arrives first.
+Rule 1: it uses nothing private of asyncio. A loop accepts a selector, and `loop.time()` may be any clock.
+Rule 2: while a thread or process that the loop has started is working, time is real, because they know no other.
+Rule 3: sockets are polled before time moves. So a message from one task to another in this process arrives first.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from node_daemon.clock import Clock
 T = TypeVar("T")
 
 SOME_DAY = 1_800_000_000.0
-"""Unix seconds; in January 2027."""
+"""Unix time, in January 2027."""
 DEADLOCK_S = 60.0
-"""Real seconds in which nothing happens although nobody waits for a time: nothing will ever happen."""
+"""Real seconds without any event while no timer is set: after them nothing will ever happen."""
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Does not wait for time: it moves `now`. `outside`: True while somebody works who needs real time."""
+    """Moves `now` instead of waiting. `outside`: returns True while something outside of the loop needs real time."""
 
     def __init__(self, outside: Callable[[], bool]) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class _JumpingSelector(selectors.DefaultSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """See the module. Its time begins at 0."""
+    """See the module's docstring. Its time begins at 0."""
 
     def __init__(self) -> None:
         self._clock = _JumpingSelector(self._works_outside)
@@ -82,7 +82,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
 
 class LoopClock(Clock):
-    """A host's clock that goes with the loop's time, from some day on."""
+    """A host's clock that follows the loop's time, from a fixed day on."""
 
     def __init__(self, at_least: float = 0.0) -> None:
         self._offset = max(SOME_DAY, at_least) - asyncio.get_running_loop().time()
@@ -92,6 +92,6 @@ class LoopClock(Clock):
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns, in virtual time; what it leaves running is cancelled."""
+    """Run `work` in virtual time and return its result. Tasks that are left running are cancelled."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         return runner.run(work)

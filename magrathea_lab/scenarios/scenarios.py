@@ -1,11 +1,11 @@
-"""What must happen on a cluster, told once: run on the PBS stand-in and on OpenPBS alike.
+"""What must happen on a cluster. The same scenarios run on the PBS stand-in and on OpenPBS.
 
-Where the two differ, the stand-in is wrong.
+If the two differ, the stand-in is wrong.
 
-Rule 1: a scenario knows a `Cluster` only. It looks at what users and admins see (job states, vnode states, the jobs'
-own counters and outputs), never at the parts' insides.
-Rule 2: it waits for a condition with a bound, never for a time, except to see that a counter stands still.
-Rule 3: a job that must still be there when something is looked at ends when the scenario says so, not after some steps.
+Rule 1: a scenario uses only `Cluster`. It checks what users and admins see (job states, vnode states, the jobs' own
+counters and outputs), never the internals of a part.
+Rule 2: it waits for conditions with a bound. It waits for a fixed time only to check that a counter stands still.
+Rule 3: if a job must still run at a check, the scenario ends it; it does not end after a number of steps.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from ..work import STARTED_ONCE, result
 T = TypeVar("T")
 
 LONG = 100_000
-"""Steps of a job that the scenario ends: more than an hour."""
+"""Steps of a job that the scenario itself ends: more than an hour."""
 LIMIT_S = 20
-"""Walltime of a job that is preempted as soon as it can be, and ends as soon as it goes on."""
+"""Walltime of a job that is preempted as soon as possible, and ends soon after it continues."""
 STILL_S = 1.0
-"""A counter that does not move for so long (20 steps) stands still."""
+"""A counter that does not move for this time (20 steps) stands still."""
 
 
 class Site(Cluster, Protocol):
     """A cluster whose jobs a scenario can end."""
 
     def finish(self, job: str) -> None:
-        """Let the job end with the step that it is in, as if it had no more to do."""
+        """Let the job end after its current step, as if its work were done."""
         ...
 
 
 def wait(cluster: Cluster, what: str, condition: Callable[[], T | None], bound_s: float = BOUND_S) -> T:
-    """What `condition` returns as soon as it is true. Raises Failed."""
+    """Wait until `condition` returns something true, and return that. Raises Failed."""
     try:
         return until(condition, lambda: f"{what}\n{cluster.picture()}", bound_s)
     except NotInTime as late:
@@ -51,7 +51,7 @@ def require(cluster: Cluster, holds: bool, what: str) -> None:
 
 
 def wait_state(cluster: Cluster, job: str, states: str, bound_s: float = BOUND_S) -> JobView:
-    """The job as soon as its state is one of the letters in `states`."""
+    """Wait until the job's state is one of the letters in `states`; return the job."""
 
     def there() -> JobView | None:
         view = cluster.jobs().get(job)
@@ -63,7 +63,7 @@ def wait_state(cluster: Cluster, job: str, states: str, bound_s: float = BOUND_S
 
 
 def wait_running(cluster: Cluster, *jobs: str) -> None:
-    """Every job is R and has done a step."""
+    """Wait until every job is in state R and has done a step."""
     for job in jobs:
         wait_state(cluster, job, "R")
         wait(cluster, f"job {job} computes", lambda job=job: cluster.counter(job) > 0)  # type: ignore[misc]
@@ -74,13 +74,13 @@ def wait_domain(cluster: Cluster, domain: str, *words: str) -> None:
 
 
 def wait_stoppable(cluster: Cluster, *domains: str) -> None:
-    """The domains' jobs have run long enough to be stopped."""
+    """Wait until the domains' jobs have run long enough to be stopped."""
     for domain in domains:
         wait_domain(cluster, domain, "running-preemptible")
 
 
 def stands_still(cluster: Cluster, job: str) -> int:
-    """Require that the job's counter does not move; where it stands."""
+    """Require that the job's counter does not move; return its value."""
     before = cluster.counter(job)
     time.sleep(STILL_S)
     after = cluster.counter(job)
@@ -93,13 +93,14 @@ def goes_on(cluster: Cluster, job: str, from_step: int) -> None:
 
 
 def finish(cluster: Site, job: str) -> None:
-    """The job ends when it may run, with the right result."""
+    """End the job, and check its result."""
     cluster.finish(job)
     wait_right_end(cluster, job)
 
 
 def wait_right_end(cluster: Cluster, job: str, steps: int | None = None) -> None:
-    """The job finishes with the right result, and nothing of it was computed twice. `steps`: None if it was ended."""
+    """Wait for the job's end; require a correct result and no step computed twice. `steps`: None if a scenario ended
+    it."""
     view = wait_state(cluster, job, "F")
     steps = cluster.counter(job) if steps is None else steps
     require(cluster, view.exit_status == 0, f"job {job} ended with {view.exit_status}: {cluster.output(job)!r}")
@@ -203,7 +204,7 @@ def a_preempted_job_is_deleted(cluster: Site) -> None:
     high = cluster.submit("high", LONG)
     wait_state(cluster, low, "S")
     wait_running(cluster, high)
-    cluster.delete(low)  # PBS takes 10 to 25 s for a suspended job: its SIGTERM stays pending
+    cluster.delete(low)  # PBS needs 10 to 25 s for a suspended job, because its SIGTERM stays pending
     wait_state(cluster, low, "F")
     step = stands_still(cluster, other)
     cluster.delete(high)
@@ -213,7 +214,7 @@ def a_preempted_job_is_deleted(cluster: Site) -> None:
 
 
 def a_priority_job_comes_as_a_low_one_starts(cluster: Site) -> None:
-    """It waits until the low one can be stopped, and loses nothing of it."""
+    """The priority job waits until the low job can be stopped. The low job loses nothing."""
     low = cluster.submit("low", LONG)
     wait_state(cluster, low, "R")
     high = cluster.submit("high", 20)
@@ -223,7 +224,7 @@ def a_priority_job_comes_as_a_low_one_starts(cluster: Site) -> None:
 
 
 def two_priority_jobs_at_the_same_moment(cluster: Site) -> None:
-    """They fit into one domain together or go one after the other; the low one is stopped, and loses nothing."""
+    """Both fit into one domain together, or run one after the other. The low job is stopped, and loses nothing."""
     low = cluster.submit("low", LONG)
     wait_running(cluster, low)
     wait_stoppable(cluster, "n1")
@@ -238,7 +239,7 @@ def two_priority_jobs_at_the_same_moment(cluster: Site) -> None:
 
 
 def walltime_stands_still(cluster: Site) -> None:
-    """A job that was stopped for longer than its limit finishes."""
+    """A job that was stopped for longer than its walltime still finishes."""
     low = cluster.submit("low", LONG, walltime_s=LIMIT_S)
     wait_running(cluster, low)
     wait_stoppable(cluster, "n1")
@@ -261,7 +262,7 @@ def counted_free_cpus_are_used_first(cluster: Site) -> None:
 
 
 def counted_victims_are_the_best_fitting(cluster: Site) -> None:
-    """4 CPUs: a domain with one job of 1 CPU, one with 2; a priority job of 2 stops only who is needed."""
+    """Four CPUs: one domain has a job of 1 CPU, another a job of 2. A priority job of 2 stops only one of them."""
     lows = [cluster.submit("low", LONG, cpus=cpus) for cpus in (2, 1, 1)]
     wait_running(cluster, *lows)
     domains = {cluster.jobs()[low].vnodes[0] for low in lows}
@@ -277,7 +278,7 @@ def counted_victims_are_the_best_fitting(cluster: Site) -> None:
 
 
 def counted_a_third_takes_the_rest(cluster: Site) -> None:
-    """Priority jobs of 2 and 1 CPUs on a full host of 4: both normal domains are stopped, then both go on."""
+    """Priority jobs of 2 and 1 CPUs on a full host of 4: both normal domains are stopped, then both continue."""
     lows = [cluster.submit("low", LONG, cpus=2), cluster.submit("low", LONG, cpus=2)]
     wait_running(cluster, *lows)
     wait_stoppable(cluster, "n2", "n3")
@@ -297,7 +298,7 @@ def counted_a_third_takes_the_rest(cluster: Site) -> None:
 
 
 def every_part_crashes_while_a_job_is_preempted(cluster: Site) -> None:
-    """Each part is killed and started again, one after the other; the job neither runs meanwhile nor is it lost."""
+    """Each part is killed and started again, one after the other. The job stays stopped, and is not lost."""
     low = cluster.submit("low", LONG)
     wait_running(cluster, low)
     wait_stoppable(cluster, "n1")
@@ -315,7 +316,7 @@ def every_part_crashes_while_a_job_is_preempted(cluster: Site) -> None:
 
 
 def the_hub_crashes_as_it_should_suspend_a_job(cluster: Site) -> None:
-    """It learns from the host what it has to do; nothing is lost and nobody stays stopped."""
+    """The new hub learns from the host that the job must be suspended. Nothing is lost, and no job stays stopped."""
     low = cluster.submit("low", LONG)
     wait_running(cluster, low)
     wait_stoppable(cluster, "n1")
@@ -331,7 +332,8 @@ def the_hub_crashes_as_it_should_suspend_a_job(cluster: Site) -> None:
 
 
 def a_job_on_two_hosts_is_stopped_as_a_whole(cluster: Site) -> None:
-    """Preempted on one of its hosts, it is suspended on both, and goes on when that host has ended its priority job."""
+    """A job on two hosts is preempted on one, so it is suspended on both. It continues when the priority job has
+    ended."""
     low = cluster.submit("low", LONG, select="2:ncpus=2")
     wait_running(cluster, low)
     vnodes = set(cluster.jobs()[low].vnodes)
@@ -374,4 +376,4 @@ SCENARIOS: dict[Scenario, tuple[HostSpec, ...]] = {
     counted_victims_are_the_best_fitting: (COUNTED,),
     counted_a_third_takes_the_rest: (COUNTED,),
 }
-"""Every scenario and the hosts that its cluster must have, and no others."""
+"""Every scenario with the hosts that its cluster must have; the cluster has no others."""

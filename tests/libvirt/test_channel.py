@@ -88,6 +88,6 @@ def test_the_daemon_is_killed_in_the_middle_of_a_preemption_and_goes_on_with_it(
     machine.start_daemon()
     machine.until(lambda: machine["p1"].ask_agent({"op": "ping"}).get("connected"), "p1's agent is back")
     machine.until(lambda: machine["n1"].ask_agent({"op": "ping"}).get("connected"), "n1's agent is back")
-    assert machine["n1"].stands(victim)
+    assert machine["n1"].all_stopped(victim)
     machine["p1"].qdel(favoured)
     machine.until_states("n1", victim, "RSD")

@@ -224,7 +224,7 @@ def test_an_agent_that_is_lost_and_back_finds_stopped_what_is_to_be_and_the_rest
 
     m["n1"].stop_agent()
     m["p1"].qdel(favoured)
-    assert m["n1"].stands(victim)
+    assert m["n1"].all_stopped(victim)
     m["n1"].start_agent()
     m.until_states("n1", victim, "RSD")
 

@@ -63,7 +63,7 @@ def test_libvirtd_dies_and_the_domains_are_unknown_until_it_is_back(
     machine.hypervisor.libvirtd.start_libvirtd()
     machine.until_state("n1", "preempted")
     machine.until_state("p1", "running-priority")
-    assert machine["n1"].stands(victim)
+    assert machine["n1"].all_stopped(victim)
     machine["p1"].qdel(favoured)
     goes_on(machine, victim)
 
@@ -87,7 +87,7 @@ def test_a_job_that_ends_while_libvirtd_is_away_gives_all_back_when_it_is_there_
     machine["p1"].qdel(favoured)
     machine.until(lambda: not machine.report("p1").jobs, "p1's job is released")
     machine.until(lambda: any("SetCpu of n1 fails" in n for n in machine.status()["notes"]), "what it waits for")
-    assert machine["n1"].stands(victim)
+    assert machine["n1"].all_stopped(victim)
     machine.hypervisor.libvirtd.start_libvirtd()
     goes_on(machine, victim)
 
@@ -166,7 +166,7 @@ def test_a_domain_that_an_admin_pauses_is_unknown_and_as_before_when_it_goes_on(
     machine, victim, favoured = preempted
     machine["p1"].domain.suspend()
     machine.until_state("p1", "unknown")
-    assert machine["n1"].stands(victim)
+    assert machine["n1"].all_stopped(victim)
     machine["p1"].domain.resume()
     machine.until_state("p1", "running-priority")
     machine["p1"].qdel(favoured)

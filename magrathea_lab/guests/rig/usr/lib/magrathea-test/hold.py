@@ -1,7 +1,7 @@
-"""hold.py MIB [FILE]: hold that much memory that does not compress, and check it byte for byte, again and again.
+"""hold.py MIB [FILE]: hold that much incompressible memory, and check it byte for byte, again and again.
 
-Prints `filled`, then `round N ok` after each check, or `BAD N` and ends with 1. Each page differs from all others.
-As soon as FILE is there, prints `all right` after the next check and ends with 0.
+Prints `filled`, then `round N ok` after each check, or `BAD N` and exits with 1. Each page differs from all others.
+When FILE exists, prints `all right` after the next check and exits with 0.
 """
 
 import os
@@ -13,7 +13,7 @@ PAGE, MIB = 4096, 1024 * 1024
 
 
 def expected(block, number):
-    """The number-th MiB: the same noise, marked in each page."""
+    """The expected content of MiB number `number`: the same noise with a different mark in each page."""
     made = bytearray(block)
     for page in range(MIB // PAGE):
         made[page * PAGE : page * PAGE + 8] = struct.pack("<Q", number * (MIB // PAGE) + page)

@@ -1,9 +1,9 @@
 """A stand-in for MoM inside a guest: does what its host asks over a virtio-serial port, one JSON line each way.
 
-    mom.py [SOCKET]     in a container, which has no such port: the unix socket to listen on
+    mom.py [SOCKET]     SOCKET: the unix socket to listen on, for a container, which has no such port
 
-It knows what MoM knows: which jobs run here. It claims, launches and releases them over the agent's socket as the MoM
-hook does. Every request gets its own thread, since a claim takes its time.
+Like MoM, it knows which jobs run here. It claims, launches and releases them over the agent's socket, as the MoM hook
+does. Every request gets its own thread, since a claim takes time.
 """
 
 import base64
@@ -27,7 +27,7 @@ writing = threading.Lock()
 
 
 def ask_agent(message, seconds=4.0, sent=lambda: None):
-    """Its answer. `sent` is called once it has been asked."""
+    """The agent's answer. `sent` is called once the question is sent."""
     try:
         with socket.socket(socket.AF_UNIX) as link:
             link.settimeout(seconds)
@@ -70,7 +70,7 @@ def kill_session(session):
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
-            continue  # it has just ended
+            continue  # it ended meanwhile
 
 
 class Job:
@@ -98,7 +98,7 @@ def claim(request):
     before = jobs.get(job.described["id"])
 
     def sent():
-        jobs[job.described["id"]] = job  # MoM's list has it while its hook still asks, and not before
+        jobs[job.described["id"]] = job  # as in PBS: MoM's list has the job from the moment its hook asks
 
     answer = ask_agent({"op": "claim", "job": job.described, "deadline_s": 1.8}, sent=sent)
     if not answer.get("ok") and jobs.get(job.described["id"]) is job:
@@ -113,7 +113,7 @@ def prepared(request):
 
 
 def start(request):
-    """Run the job's script as its owner, in its own session; release it when it has ended."""
+    """Run the job's script as its owner, in its own session; release the job when the script has ended."""
     job = job_of(request)
     user = pwd.getpwnam(job.described["owner"])
     group = None
@@ -155,7 +155,7 @@ def release(request):
 
 
 def kill(request):
-    """End the job's processes, as qdel does; the release follows by itself where it was started."""
+    """Kill the job's processes, as qdel does. The thread that started the job then releases it."""
     job = job_of(request)
     if job.process is None:
         return release(request)
@@ -169,7 +169,7 @@ def forget(request):
 
 
 def look(request):
-    """What is so of each job here."""
+    """The present state of each job here."""
     found = {}
     for name, job in list(jobs.items()):
         present = processes(job.process.pid) if job.process else []
@@ -192,7 +192,7 @@ def look(request):
 
 
 def tell_jobs(request):
-    """MoM's list, to the agent; `suspended`: what PBS holds."""
+    """Send MoM's list to the agent; `suspended`: jobs that PBS holds suspended."""
     listed = []
     for job in list(jobs.values()):
         if job.released is not None or (job.process is not None and job.process.poll() is not None):
@@ -219,7 +219,7 @@ def sh(request):
 
 
 def kill_all(request):
-    """End the processes with these words in their command line."""
+    """Kill the processes that have these words in their command line."""
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
@@ -264,7 +264,7 @@ OPS = {
 def answer(port, request):
     try:
         said = OPS[request["op"]](request)
-    except Exception as error:  # the host's test is to see it
+    except Exception as error:  # the host's test must see any error
         said = {"ok": False, "code": "defect", "text": "%s: %s" % (type(error).__name__, error)}
     line = json.dumps({**said, "id": request["id"]}).encode() + b"\n"
     with writing:
@@ -276,7 +276,7 @@ def answer(port, request):
 
 
 def power_button():
-    """What acpid would do. Absent unless the guest's command line has magrathea.acpi."""
+    """Do what acpid would do. Works only if the guest's command line has magrathea.acpi."""
     for name in sorted(os.listdir("/dev/input")) if os.path.isdir("/dev/input") else []:
         if name.startswith("event"):
             threading.Thread(target=watch_button, args=("/dev/input/" + name,), daemon=True).start()
@@ -292,11 +292,11 @@ def watch_button(path):
 
 
 def serve(port, away):
-    """Work off what comes in, until the other side has gone and `away` says that this was all."""
+    """Answer requests until the other side has gone and `away` tells that no more will come."""
     buffer = b""
     while True:
         piece = os.read(port, 65536)
-        if not piece:  # the host is away: what it began to say is void
+        if not piece:  # the host is away: its unfinished line is void
             buffer = b""
             if away():
                 return
@@ -325,7 +325,7 @@ def serve_one(link):
     try:
         serve(link.fileno(), lambda: True)
     except OSError:
-        link.close()  # the host has gone without a word
+        link.close()  # the host went away without notice
 
 
 def main():
