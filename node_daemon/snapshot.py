@@ -10,9 +10,9 @@ import msgspec
 from msgspec import structs
 
 from magrathea.core import plan
-from magrathea.core.allocation import to_requeue, wanted_here, wanted_stopped
 from magrathea.core.model import Domain, Host, Job, JobKey, MemoryLack, MemoryShort, State
 from magrathea.core.states import accepts, published, rank, state_of, why
+from magrathea.core.stopping import to_requeue, wanted_here, wanted_stopped
 from magrathea.messages import (
     MAX_BYTES,
     MOST_NOTES,

@@ -1,4 +1,4 @@
-"""What must be, given what is: the only place that decides who may start and who is stopped.
+"""What must be, given what is: the only place that decides who may start, and who is preempted for it.
 
 Rule 1: everything here is a function of a Host. No clock, no I/O, no memory of how the Host came to be so.
 Rule 2: nothing here changes a fact; machine.py does.
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from .model import CLASSES_OF, NOTHING, Amount, Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Stopper
+from .model import CLASSES_OF, NOTHING, Amount, Domain, Host, Job, JobClass, Kind, Lifecycle, Mode, Stopper
 from .refusals import Refusal, RefusalCode
 
 EXACT_DOMAINS = 12
@@ -81,15 +81,10 @@ def stoppable(host: Host, domain: Domain) -> bool:
     return not host.hub_lost and not host.paused and stoppable_by_itself(host, domain)
 
 
-def holds_host(domain: Domain) -> bool:
-    """A priority job runs here: on an exclusive host nobody else's preemptible job does."""
-    return any(j.cls is JobClass.PRIORITY for j in domain.jobs)
-
-
 # What is left: shares.
 
 
-def _sum(amounts: Iterable[Amount]) -> Amount:
+def summed(amounts: Iterable[Amount]) -> Amount:
     return sum(amounts, NOTHING)
 
 
@@ -115,26 +110,26 @@ def _ceiling(host: Host, domain: Domain) -> Amount:
 def _counted(host: Host, domain: Domain) -> tuple[Amount, Amount, Amount]:
     """(what there is, what is reserved for frozen domains, what `domain` finds taken), without floors."""
     there = host.without_services - Amount(0, sum(d.floor_mib for d in host.workers))
-    reserved = _sum(Amount(d.cpus, d.memory_mib) for d in host.workers if d.frozen and not restoring(d))
-    return there, reserved, _sum(d.use for d in host.workers) + _held_back(host, domain)
+    reserved = summed(Amount(d.cpus, d.memory_mib) for d in host.workers if d.frozen and not restoring(d))
+    return there, reserved, summed(d.use for d in host.workers) + _held_back(host, domain)
 
 
 def _held_back(host: Host, domain: Domain | None) -> Amount:
     """What lingering domains and those being restored keep from others."""
     others = [d for d in host.workers if domain is None or d.name != domain.name]
-    lingering = _sum(d.linger_size for d in others if lingers(host, d))
-    return lingering + _sum(Amount(d.cpus, d.memory_mib) for d in others if restoring(d))
+    lingering = summed(d.linger_size for d in others if lingers(host, d))
+    return lingering + summed(Amount(d.cpus, d.memory_mib) for d in others if restoring(d))
 
 
-def _unused(host: Host) -> Amount:
+def unused(host: Host) -> Amount:
     """What nobody has and nobody keeps; negative where more is in use than there is."""
     floors = Amount(0, sum(d.floor_mib for d in host.workers))
-    return host.without_services - floors - _sum(d.use for d in host.workers) - _held_back(host, None)
+    return host.without_services - floors - summed(d.use for d in host.workers) - _held_back(host, None)
 
 
 def _past_stopping(host: Host, domain: Domain) -> Amount:
     """What stays taken, for `domain`, when everything stoppable is stopped."""
-    uses = _sum(d.use_when_stopped if stoppable(host, d) else d.use for d in host.workers)
+    uses = summed(d.use_when_stopped if stoppable(host, d) else d.use for d in host.workers)
     return uses + _held_back(host, domain)
 
 
@@ -291,8 +286,8 @@ def defrost_verdict(host: Host, domain: Domain, until: float) -> Refusal | tuple
     if host.mode is Mode.EXCLUSIVE:
         return ()
     back = host.having(replace(domain, lifecycle=Lifecycle.BOOTING))
-    need = NOTHING - _unused(back)
-    sufficient = need.within(_sum(d.use - d.use_when_stopped for d in host.workers if stoppable(host, d)))
+    need = NOTHING - unused(back)
+    sufficient = need.within(summed(d.use - d.use_when_stopped for d in host.workers if stoppable(host, d)))
     return (
         victims(back, need)
         if sufficient
@@ -313,119 +308,22 @@ def victims(host: Host, need: Amount) -> tuple[str, ...]:
         return _best_fit(gives, need)
 
     def cost(chosen: tuple[Domain, ...]) -> tuple[int, int, float, int, tuple[str, ...]]:
-        spare = _sum(gives[d.name] for d in chosen) - need
+        spare = summed(gives[d.name] for d in chosen) - need
         return spare.cpus, len(chosen), sum(d.preempted_s for d in chosen), spare.mib, tuple(d.name for d in chosen)
 
     sets = (tuple(d for i, d in enumerate(candidates) if mask >> i & 1) for mask in range(1 << len(candidates)))
-    return min(cost(chosen) for chosen in sets if need.within(_sum(gives[d.name] for d in chosen)))[-1]
+    return min(cost(chosen) for chosen in sets if need.within(summed(gives[d.name] for d in chosen)))[-1]
 
 
 def _best_fit(gives: dict[str, Amount], need: Amount) -> tuple[str, ...]:
     chosen: list[str] = []
     rest = dict(sorted(gives.items(), key=lambda item: (item[1].cpus, item[1].mib, item[0])))
-    while rest and not need.within(_sum(gives[n] for n in chosen)):
-        missing = need - _sum(gives[n] for n in chosen)
+    while rest and not need.within(summed(gives[n] for n in chosen)):
+        missing = need - summed(gives[n] for n in chosen)
         name = next((n for n, amount in rest.items() if missing.within(amount)), next(reversed(rest)))
         chosen.append(name)
         del rest[name]
     for name in tuple(chosen):  # the last one may make an earlier one needless
-        if need.within(_sum(gives[n] for n in chosen if n != name)):
+        if need.within(summed(gives[n] for n in chosen if n != name)):
             chosen.remove(name)
     return tuple(sorted(chosen))
-
-
-# Who is stopped.
-
-
-def wanted_stopped(host: Host) -> frozenset[tuple[str, JobKey]]:
-    """(domain, job) of all jobs that must not run now. A job that is ending is neither stopped nor waited for; one
-    that was stopped before stays so: its end needs no CPU, and there is none for it. On a paused host: those that are
-    stopped.
-    """
-    to_stop = ((d, j) for d in host.workers for j in _to_stop(host, d))
-    return frozenset((d.name, j.key) for d, j in to_stop if j.stopped_by_us or not j.ending)
-
-
-def wanted_here(host: Host) -> frozenset[tuple[str, JobKey]]:
-    """What this host wants stopped on its own account: all that it may tell the hub.
-
-    Of a job that another host holds: what would be if only that were lifted. Told more, two hosts would hold a job
-    for each other for ever; told as if nothing were held, each could wait for what the other keeps from it.
-    """
-    wanted = wanted_stopped(host)
-    for domain, job in ((d, j) for d in host.workers for j in d.jobs if j.held_elsewhere):
-        lifted = host.having(domain.having(replace(job, held_elsewhere=False)))
-        if (domain.name, job.key) not in wanted_stopped(lifted):
-            wanted -= {(domain.name, job.key)}
-    return wanted
-
-
-def _to_stop(host: Host, domain: Domain) -> tuple[Job, ...]:
-    ours = tuple(j for j in domain.jobs if j.cls is JobClass.PREEMPTIBLE and j.stopper is not Stopper.PBS)
-    if host.paused:
-        return tuple(j for j in ours if j.stopped_by_us)
-    if host.mode is Mode.EXCLUSIVE:
-        siblings = host.siblings(domain)
-        if domain.kind is Kind.NORMAL and any(holds_host(s) for s in siblings):
-            return ours
-        waiting = any(lingers(host, s) or restoring(s) for s in siblings)
-    else:
-        waiting = domain.stopped_since is not None and domain.name not in resuming(host)
-    return tuple(j for j in ours if j.held_elsewhere or (waiting and j.stopped_by_us))
-
-
-def to_requeue(host: Host) -> frozenset[tuple[str, JobKey]]:
-    """(domain, job) of the jobs stopped by us for longer than the admin allows in one stop, and rerunnable."""
-    limit = host.limits.max_preempted_s
-    late = ((d, j) for d in host.workers for j in d.stopped if j.stopped_since is not None and j.rerunnable)
-    due = not host.paused and limit
-    return frozenset((d.name, j.key) for d, j in late if due and host.now >= (j.stopped_since or 0.0) + limit)
-
-
-def in_line(host: Host) -> tuple[Domain, ...]:
-    """Preempted domains, longest preempted first; those held for another host's sake only are not in this line."""
-    preempted = [d for d in host.workers if any(not j.held_elsewhere for j in d.stopped)]
-    return tuple(sorted(preempted, key=lambda d: (d.stopped_since or 0.0, d.name)))
-
-
-def overdue(host: Host, domain: Domain) -> bool:
-    since = domain.overtaken_since
-    return since is not None and host.now >= since + host.limits.overtaken_s
-
-
-def _has_host_to_itself(host: Host, domain: Domain) -> bool:
-    """Nothing runs in any other domain, and none is kept for others: what this one stopped goes on, whatever it needs.
-
-    Else a job would be stopped for ever on a host that has been made smaller since, or on which services have come up.
-    """
-    others = host.siblings(domain)
-    return not any(d.running for d in others) and not any(lingers(host, d) for d in others)
-
-
-def resuming(host: Host) -> frozenset[str]:
-    """On a counted host: the preempted domains that fit now. They may use what is reserved for frozen ones.
-
-    A claim resumes nobody: while one is provisional nobody goes before a longer preempted domain that does not fit
-    (less room would else let a smaller one pass), and while one that had to stop somebody is, nobody goes on at all.
-    Nor does anybody while a domain is restored: what its victims had beyond its need goes to nobody before it is back.
-    On a paused host nobody goes on either.
-    """
-    if host.paused or any(restoring(d) for d in host.workers):
-        return frozenset()
-    stops = {j.stopped_since for d in host.workers for j in d.stopped}
-    claims = {j.claimed_at for d in host.workers for j in d.jobs if j.cls is JobClass.PRIORITY and not j.confirmed}
-    if claims & stops:
-        return frozenset()
-    left = _unused(host)
-    names: set[str] = set()
-    for domain in in_line(host):
-        back = [j for j in domain.stopped if not j.held_elsewhere]
-        staying = tuple(j for j in domain.stopped if j.held_elsewhere)
-        gives_up = domain.stuck_mib(domain.stopped) - domain.stuck_mib(staying)
-        need = _sum(j.size for j in back) - Amount(0, gives_up)
-        if need.within(left) or (not names and _has_host_to_itself(host, domain)):
-            left -= need
-            names.add(domain.name)
-        elif claims or overdue(host, domain):
-            break  # its turn has come: nobody goes before it any more
-    return frozenset(names)

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from . import events as ev
-from .allocation import verdict, wanted_stopped
+from .allocation import verdict
 from .changes import Result, job_in, preempt, refuse, remove_job
 from .model import NOTHING, Amount, Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Stopper
 from .refusals import Refusal, RefusalCode
+from .stopping import wanted_stopped
 
 LIST_AGE_S = 5.0
 """MoM's list may be that old (its hook runs in the background): it does not overrule a newer stop or continuation."""

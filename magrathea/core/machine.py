@@ -19,11 +19,12 @@ from typing import assert_never
 
 from . import domain_events, job_events
 from . import events as ev
-from .allocation import in_line, lingers, resuming, wanted_stopped, young
+from .allocation import lingers, young
 from .changes import Result, bring_down, job_in, refuse, remove_job, stop, with_facts
 from .model import NOTHING, Amount, Domain, Host, Patience, Pause
 from .reconfiguration import reconfigured, without_leftovers
 from .refusals import RefusalCode
+from .stopping import in_line, resuming, wanted_stopped
 
 
 def handle(host: Host, event: ev.Event) -> Result:

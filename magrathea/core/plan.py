@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from .allocation import wanted_stopped
 from .caps import NO_CAP, NOT_ASKED, Cap, Giving, due_now, gives, is_preempted_cap, preempted_cap, share_cap
 from .model import Domain, Host, Job, JobKey, Lifecycle, Mode
+from .stopping import wanted_stopped
 
 
 class Order(StrEnum):

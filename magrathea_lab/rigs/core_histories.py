@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
-from magrathea.core import allocation, states
 from magrathea.core import events as ev
+from magrathea.core import states, stopping
 from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Lifecycle, Mode, Patience, State
 
 from .core_configurations import LIMITS, NAMES, a_reload, configuration, configured, sane
@@ -142,7 +142,7 @@ def _launch(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
 
 def _continue(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
     """The end of a stop, mostly of a job that may continue."""
-    wanted = allocation.wanted_stopped(h)
+    wanted = stopping.wanted_stopped(h)
     may = [(d.name, j.key) for d in h.domains for j in d.stopped if (d.name, j.key) not in wanted]
     if random.random() < 0.9:
         return ev.JobContinued(when, *random.choice(may)) if may else _claim(random, h, domain, when)

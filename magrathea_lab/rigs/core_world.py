@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from magrathea.core import allocation, states
+from magrathea.core import allocation, states, stopping
 from magrathea.core import events as ev
 from magrathea.core.caps import CapKind
 from magrathea.core.machine import handle, next_deadline
@@ -151,13 +151,13 @@ class World:
                 idle = d.closing.patience is Patience.IDLE
                 self._must(not idle or bool(d.jobs), "what waits for an idle moment has jobs")
                 self._must(d.kind is not Kind.SERVICE, "services are left alone")
-        wanted = allocation.wanted_stopped(h)
+        wanted = stopping.wanted_stopped(h)
         stopped = {(d.name, j.key) for d in h.domains for j in d.stopped}
         self._must(wanted <= stopped, "what must stop is marked as stopped at once")
         if h.mode is Mode.EXCLUSIVE or not any(j.memory_mib for d in h.domains for j in d.jobs):
             expected = oracle.must_not_run(h)
             self._must({(n, k.id) for n, k in wanted} == expected, f"to be stopped: {wanted}, by the rules {expected}")
-        here = allocation.wanted_here(h)
+        here = stopping.wanted_here(h)
         held = {(d.name, j.key) for d in h.domains for j in d.jobs if j.held_elsewhere}
         self._must(wanted - held <= here, "what is stopped for nobody else's sake is our own wish")
         self._progress(h, wanted)
@@ -209,7 +209,7 @@ class World:
         Only differs from now if several domains have jobs to run. A claim cannot cause that, but MoM's list can, if
         jobs are on their way back.
         """
-        wanted = allocation.wanted_stopped(h)
+        wanted = stopping.wanted_stopped(h)
         active = [d for d in h.workers if any((d.name, j.key) not in wanted for j in d.jobs)]
         if h.mode is Mode.COUNTED or len(active) <= 1:
             return h.workers
@@ -234,8 +234,8 @@ class World:
             if not alone and not isinstance(event, ev.MemoryReported | ev.BooksReported | ev.Reconfigured):
                 self._must(sum(d.use.mib for d in after.workers) <= max(memory, was), "more memory than there is")
         if isinstance(event, ev.Claimed | ev.DefrostRequested) and not gives_back(calm, event):
-            going_on = {k for k in self._stopped(calm) if k not in allocation.wanted_stopped(calm)}
-            now_on = {k for k in self._stopped(after) if k not in allocation.wanted_stopped(after)}
+            going_on = {k for k in self._stopped(calm) if k not in stopping.wanted_stopped(calm)}
+            now_on = {k for k in self._stopped(after) if k not in stopping.wanted_stopped(after)}
             self._must(now_on <= going_on, f"a claim resumes nobody: {now_on - going_on}")
 
     @staticmethod
@@ -394,7 +394,7 @@ class World:
                     h = handle(h, ev.Released(h.now, d.name, j.key))[0]
             h = at(h, h.now + 100_000)
             stopped = self._stopped(h)
-            wanted = allocation.wanted_stopped(h)
+            wanted = stopping.wanted_stopped(h)
             if not stopped:
                 return
             self._must(wanted < stopped, f"{wanted} are stopped for ever")

@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from magrathea.core.allocation import wanted_stopped
 from magrathea.core.model import JobKey
 from magrathea.core.refusals import RefusalCode
+from magrathea.core.stopping import wanted_stopped
 
 from ..guest_channel.channel import AgentError
 from ..guest_channel.messages import GuestMemory

@@ -21,11 +21,11 @@ from typing import Any, Protocol, assert_never
 from magrathea import supervision
 from magrathea.core import events as ev
 from magrathea.core import plan
-from magrathea.core.allocation import wanted_stopped
 from magrathea.core.caps import UNANSWERED_S, Giving
 from magrathea.core.model import Host, JobKey, MemoryComing, MemoryLack, MemoryShort
 from magrathea.core.plan import Order, Orders, SetCpu, SetMemory, Step
 from magrathea.core.refusals import RefusalCode
+from magrathea.core.stopping import wanted_stopped
 from magrathea.deadlines import ORDER_MARGIN_S, ORDER_S
 
 from ..guest_channel.channel import AgentError, GuestChannel

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from magrathea.core import allocation, states
 from magrathea.core import events as ev
+from magrathea.core import states, stopping
 from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Lifecycle, Limits, Mode, Patience, State
 from magrathea_lab.rigs.core_configurations import LIMITS, NAMES, configuration, configured, sane
 from magrathea_lab.rigs.core_histories import CLASS_FOR, a_host, an_event
@@ -125,7 +125,7 @@ class AnyEvents(RuleBasedStateMachine):
     @rule(step=STEP_S)
     def continue_what_may_go_on(self, step: float) -> None:
         h = self.world.host
-        wanted = allocation.wanted_stopped(h)
+        wanted = stopping.wanted_stopped(h)
         for name, key in [(d.name, j.key) for d in h.domains for j in d.stopped if (d.name, j.key) not in wanted]:
             self.world.do(ev.JobContinued(self.now + step, name, key))
 
@@ -133,7 +133,7 @@ class AnyEvents(RuleBasedStateMachine):
     @rule(index=INDEX)
     def continue_what_must_not(self, index: int) -> None:
         name, key = self.jobs()[index % len(self.jobs())]
-        if not self.world.host.paused and (name, key) in allocation.wanted_stopped(self.world.host):
+        if not self.world.host.paused and (name, key) in stopping.wanted_stopped(self.world.host):
             before = self.world.host
             self.world.do(ev.JobContinued(self.now, name, key))
             assert self.world.host == before
@@ -356,9 +356,9 @@ def test_what_moms_list_adds_may_be_too_much_beside_jobs_on_their_way_back() -> 
     world.do(ev.Claimed(START, "d1", JobKey("1", 1), JobClass.PREEMPTIBLE, 4, 3_400))
     world.do(ev.JobLaunched(START, "d1", JobKey("1", 1)))
     world.do(ev.Claimed(START + 10, "d2", JobKey("2", 1), JobClass.PRIORITY, 8, 500))
-    assert allocation.wanted_stopped(world.host)
+    assert stopping.wanted_stopped(world.host)
     world.do(ev.JobsReported(START + 300, "d2", (ev.ReportedJob(JobKey("2", 1), 8, 700),)))
     adopted = world.host.domains[1].job(JobKey("2", 1))
     assert adopted is not None and adopted.cls is JobClass.PROTECTED
-    assert not allocation.wanted_stopped(world.host), "for a protected job nobody is stopped"
+    assert not stopping.wanted_stopped(world.host), "for a protected job nobody is stopped"
     assert world.host.domains[0].stopped, "until its agent says that it runs"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from magrathea.core import allocation, states
+from magrathea.core import states, stopping
 from magrathea.core.events import (
     Accepted,
     Booking,
@@ -259,12 +259,12 @@ def accepts(h: Host, domain: str) -> set[JobClass]:
 
 def wanted(h: Host) -> set[str]:
     """Ids of the jobs that should be stopped."""
-    return {job.id for _, job in allocation.wanted_stopped(h)}
+    return {job.id for _, job in stopping.wanted_stopped(h)}
 
 
 def wished(h: Host) -> set[str]:
     """Ids of the jobs that should be stopped for this host's own sake, as it tells the hub."""
-    return {job.id for _, job in allocation.wanted_here(h)}
+    return {job.id for _, job in stopping.wanted_here(h)}
 
 
 def stopped(h: Host) -> set[str]:

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from magrathea.core import states
-from magrathea.core.allocation import wanted_stopped
 from magrathea.core.events import (
     AgentConnected,
     BootRequested,
@@ -29,6 +28,7 @@ from magrathea.core.life import Boot, GoOn, LifeStep, PowerOff, Register, Save, 
 from magrathea.core.machine import handle
 from magrathea.core.model import Host, Lifecycle, Limits, Patience, State
 from magrathea.core.plan import ActualDomain, Orders, steps
+from magrathea.core.stopping import wanted_stopped
 
 from .builders import (
     LOW,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from magrathea.core import allocation
+from magrathea.core import stopping
 from magrathea.core.events import Booking, FreezeRequested, JobsReported, PauseEnded, PauseRequested, ReportedJob
 from magrathea.core.machine import handle
 from magrathea.core.model import Host, Lifecycle, Limits, Pause, State
@@ -125,8 +125,8 @@ def test_a_job_that_an_agent_let_go_before_it_heard_of_the_pause_runs_and_is_sto
 
 def test_nothing_is_requeued_while_paused() -> None:
     h = replace(preempted(), limits=Limits(max_preempted_s=10))
-    assert allocation.to_requeue(h)
-    assert not allocation.to_requeue(paused(h))
+    assert stopping.to_requeue(h)
+    assert not stopping.to_requeue(paused(h))
 
 
 def test_nothing_is_saved_or_restored_while_paused() -> None:
