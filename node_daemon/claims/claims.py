@@ -92,6 +92,7 @@ class Guests:
                 self._daemon.apply(ev.Released(now, domain, request.job.key))
             case Launched():
                 self._daemon.apply(ev.JobLaunched(now, domain, request.job.key))
+                self._wait((domain, request.job.key), "")  # if its prologue still waits, it asks again
             case Jobs():
                 self._daemon.apply(ev.JobsReported(now, domain, tuple(j.reported() for j in request.jobs)))
             case Prepared():
@@ -234,7 +235,7 @@ class Guests:
 
     def waits(self) -> dict[tuple[str, JobKey], str]:
         """Jobs whose prologue waits for memory, and how far that is, for people."""
-        there = {m for m in self._waiting if (job := self._job(m)) is not None and not job.launched}
+        there = {m for m in self._waiting if self._job(m) is not None}
         self._waiting = {m: text for m, text in self._waiting.items() if m in there}
         self._unheard_since = {m: at for m, at in self._unheard_since.items() if m in there}
         return dict(self._waiting)

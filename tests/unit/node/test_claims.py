@@ -13,7 +13,7 @@ from magrathea.core import machine
 from magrathea.core.model import Host, JobClass, JobKey, MemoryComing, MemoryLack, MemoryShort
 from magrathea.core.readiness import Unready
 from node_daemon.claims import claims as guests
-from node_daemon.guest_channel.messages import Claim, ClaimedJob, GuestJob, Prepared
+from node_daemon.guest_channel.messages import Claim, ClaimedJob, GuestJob, Launched, Prepared
 from node_daemon.switch.paging import Progress
 from tests.unit.core.builders import host, run
 
@@ -108,6 +108,30 @@ def test_a_job_waits_for_its_parts_in_all_domains_of_its_host() -> None:
         assert (short["code"], short["text"]) == ("memory-short", "p2 needs 9 MiB and can have 1")
     owner.unready = None
     assert "no hub answers" in asked(["p1", "p2", "elsewhere"], n1=None, p1=None, p2=None)["text"]
+
+
+def test_a_job_waits_as_long_as_its_prologue_asks_whatever_processes_of_it_are_seen() -> None:
+    """A process of an earlier run that has escaped carries the job's id, and the agent reports a launch."""
+    owner = Owner(run(host("exclusive", cpus=8, n1="normal", p1="priority"), "p1", "9.srv", cpus=1))
+    key = JobKey("9.srv", 1)
+    job = owner.host.domain("p1").job(key)  # type: ignore[union-attr]
+    assert job is not None and job.launched
+    asked = guests.Guests(owner)
+    prepared = Prepared(id=1, session="0" * 16, job=GuestJob(id="9.srv", run=1), vnodes=[])
+    told = "waits for its memory: p1 takes 10 of 900 MiB"
+
+    owner.switch = Lacking(n1=None, p1=COMING)
+    asyncio.run(asked.request("p1", prepared))
+    assert asked.waits() == {("p1", key): told}
+
+    asyncio.run(asked.request("p1", Launched(id=2, session="0" * 16, job=GuestJob(id="9.srv", run=1))))
+    assert asked.waits() == {}, "as far as is known its prologue is over"
+    asyncio.run(asked.request("p1", prepared))
+    assert asked.waits() == {("p1", key): told}, "it is not: it asks again"
+
+    owner.switch = Lacking(n1=None, p1=None)
+    asyncio.run(asked.request("p1", prepared))
+    assert asked.waits() == {}
 
 
 def test_what_does_not_stop_in_time_refuses_the_claim_and_its_owner_is_told_why(owner: Owner) -> None:
