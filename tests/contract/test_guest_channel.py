@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from magrathea_lab.rigs import virtual_time
+from magrathea_lab.rigs.agent_rig import MARK
 from magrathea_lab.waiting import BOUND_S, eventually
 from node_daemon.guest_channel.channel import GuestChannel
 from node_daemon.guest_channel.messages import AnyRequest, Hello
@@ -114,8 +115,9 @@ class FakeAgentSite(ChannelSite):
 class RealAgentSite(ChannelSite):
     async def start_agent(self) -> None:
         names = {"socket": "agent.sock", "state": "state.json", "scripts": "scripts"}
-        config = {key: str(self.folder / name) for key, name in names.items()} | {"channel": f"unix:{self.guest.path}"}
-        (self.folder / "agent.json").write_text(json.dumps(config))
+        config = {key: str(self.folder / name) for key, name in names.items()}
+        more = {"channel": f"unix:{self.guest.path}", "environment": {MARK: str(self.folder)}}
+        (self.folder / "agent.json").write_text(json.dumps({**config, **more}))
         argv = [sys.executable, "-m", "node_daemon.agent", "--config", str(self.folder / "agent.json")]
         self.process = await asyncio.create_subprocess_exec(*argv)
 

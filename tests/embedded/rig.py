@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from magrathea_lab import leftovers
+from magrathea_lab.rigs.agent_rig import MARK
 from magrathea_lab.rigs.hub_rig import HubRig
 from magrathea_lab.waiting import BOUND_S, eventually
 from node_daemon.main import group_name
@@ -28,13 +29,13 @@ from node_daemon.main import group_name
 ROOT = """
 import os, signal, subprocess, sys
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-OWNER = {name: value for name, value in os.environ.items() if name == sys.argv[1]}
+OWN = {name: value for name, value in os.environ.items() if name in sys.argv[1:]}
 for line in sys.stdin:
     job, processes = line.split()
     # Children that wait, and a shell that keeps making new ones.
     script = "n=1; while [ $n -lt %s ]; do sleep 100000 & n=$((n+1)); done; while :; do sleep 0.05; done" % processes
     child = subprocess.Popen(["/bin/sh", "-c", script], start_new_session=True, stdin=subprocess.DEVNULL,
-                             env={**OWNER, "PATH": "/usr/bin:/bin", "PBS_JOBID": job})
+                             env={**OWN, "PATH": "/usr/bin:/bin", "PBS_JOBID": job})
     print(child.pid, flush=True)
 """
 
@@ -105,6 +106,8 @@ class Rig:
         self._mom: asyncio.Task[None] | None = None
         self._group = leftovers.take(leftovers.Kind.GROUP, group_name("h1", f"{folder}/run"))
         self._kept: list[asyncio.subprocess.Process] = []
+        self._mark = {MARK: str(folder)}
+        """In the environment of its jobs: another test's jobs may have the same ids."""
 
     # What there is
 
@@ -143,6 +146,7 @@ scripts = ""
                 "channel": f"unix:{self.folder}/run/guest/{domain.name}.sock",
                 "state": f"{self.folder}/{domain.name}.state",
                 "scripts": f"{self.folder}/{domain.name}.d",
+                "environment": self._mark,
             }
             domain.config.write_text(json.dumps(agent))
         self.config.write_text(text)
@@ -158,8 +162,10 @@ scripts = ""
                 "-c",
                 ROOT,
                 leftovers.OWNER,
+                MARK,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
+                env={**os.environ, **self._mark},
             )
             (self.folder / f"{domain.name}.pid").write_text(f"{domain.root.pid}\n")
         await self.start_daemon()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import resource
 import signal
+import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from magrathea_lab.rigs.agent_rig import state
 from magrathea_lab.waiting import eventually
 from node_daemon.journal import open_journal
 
@@ -45,6 +48,22 @@ def log(r: Rig) -> str:
 
 async def control(r: Rig, **request: Any) -> dict[str, Any]:
     return await ask(r.folder / "run" / "control.sock", request)
+
+
+def test_a_job_of_another_test_with_the_same_id_is_left_alone(tmp_path: Path) -> None:
+    """Several workers, and several runs on one machine, have jobs of the same ids and users at the same time."""
+
+    async def test(r: Rig) -> None:
+        other = subprocess.Popen(["sleep", "1000"], env={"PATH": os.environ["PATH"], "PBS_JOBID": "1.srv"})
+        try:
+            low = await low_job(r)
+            assert (await r.claim("p1", Job("2.srv", 1, "priority")))["ok"]
+            assert stopped(states_of(low.session)) and state(other.pid) == "S"
+        finally:
+            other.kill()
+            other.wait()
+
+    play(tmp_path, test)
 
 
 def test_a_repeated_claim_is_answered_like_the_first(tmp_path: Path) -> None:
