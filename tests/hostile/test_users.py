@@ -10,6 +10,7 @@ import pwd
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -214,11 +215,9 @@ def test_what_costs_others_is_charged_to_who_asks_for_it(tmp_path: Path, users: 
 
 def attack(path: Path, ready: int, go_on: int) -> str:
     """By an ordinary user: hold 40 connections until `go_on`, then try to drain; the code of the answer."""
-    until(path.exists, "the socket")
-    held = []
-    for _ in range(40):
-        held.append(socket.socket(socket.AF_UNIX))
-        held[-1].connect(str(path))
+    held = [socket.socket(socket.AF_UNIX) for _ in range(40)]
+    for one in held:  # the socket is there before somebody listens, and before others may connect
+        until(lambda one=one: one.connect_ex(str(path)) == 0, "a connection")  # type: ignore[misc]
     os.write(ready, b"x")
     os.read(go_on, 1)
     for one in held:
@@ -247,8 +246,12 @@ def test_a_real_user_without_rights(tmp_path: Path) -> None:
             os.setgid(user.pw_gid)
             os.setuid(user.pw_uid)
             os.write(tell, attack(path, tell_ready, go_on).encode())
+        except (OSError, AssertionError):
+            traceback.print_exc()
         finally:
             os._exit(0)
+    for end in (tell_ready, go_on, tell):
+        os.close(end)  # so that its end is seen here
 
     async def test(path: Path) -> None:
         path.chmod(0o666)
@@ -263,5 +266,5 @@ def test_a_real_user_without_rights(tmp_path: Path) -> None:
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        for end in (ready, tell_ready, go_on, tell_on, told, tell):
+        for end in (ready, tell_on, told):
             os.close(end)
