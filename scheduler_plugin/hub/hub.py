@@ -106,7 +106,6 @@ class Hub:
         budget = Budget(settings.publish_budget, settings.publish_burst_s, time.monotonic())
         self._failed: asyncio.Future[None] = self._loop.create_future()
         self._publisher = Publisher(self._connect, self._on_read, self._on_failed, budget, settings.compare_s)
-        self._publisher.start()
         control = Control(
             Path(self._configuration.hub.control_socket),
             {"status": self._status, "history": self._history},
@@ -119,6 +118,7 @@ class Hub:
             log.error("ALERT nobody can ask this hub at %s: %s; fix `control_socket` in [hub]", control.path, error)
         log.info("listening at %s; %d jobs in the books", ", ".join(self._configuration.hub.listen), len(kept))
         supervision.notify("READY=1")
+        self._publisher.start()
         # of these only the last ends by itself, the others by an error
         parts: list[asyncio.Future[Any]] = [
             asyncio.create_task(self._beat()),

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from magrathea.budget import Budget
 from magrathea.pbs_text.states import DEAD_STATES
@@ -27,10 +28,10 @@ from .vnode_attributes import ACCEPTS, COSMETIC, HOST, NONE, OFFLINE, difference
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 RETRY_FIRST_S = 0.2
 RETRY_MOST_S = 5.0
-
-
 LATELY_S = 10.0
 COSMETIC_RESERVE = 0.5
 """Changes that decide no placement leave half of what is saved up to those that do."""
@@ -45,7 +46,11 @@ class Read:
 
 
 class Publisher:
-    """`on_read` is called in this thread after each comparison, `on_failed` when it ends by a defect."""
+    """`on_read` is called in this thread after each comparison, `on_failed` when it ends by a defect.
+
+    Neither is called any more once `close` has been called: the event loop that they call may have ended before a call
+    to PBS that hangs.
+    """
 
     def __init__(
         self,
@@ -63,6 +68,8 @@ class Publisher:
         self._lock = threading.Lock()
         self._changed = threading.Event()
         self._stopped = threading.Event()
+        self._reporting = threading.Lock()
+        """Held while one of the two is called, and by `close` to begin."""
         self._wake_due = False
         self._wanted: dict[str, Attributes] = {}
         self._pending: set[str] = set()
@@ -98,7 +105,8 @@ class Publisher:
 
     def close(self, timeout_s: float) -> None:
         """Publish what is pending, then end; gives up after `timeout_s`."""
-        self._stopped.set()
+        with self._reporting:
+            self._stopped.set()
         self._changed.set()
         self._thread.join(timeout_s)
 
@@ -107,10 +115,19 @@ class Publisher:
     def _run(self) -> None:
         try:
             self._turns()
-        except Exception as error:  # noqa: BLE001  raised in the hub's main task, which ends by it
-            self._on_failed(error)
+        except Exception as error:  # raised in the hub's main task, which ends by it
+            if not self._report(self._on_failed, error):
+                log.exception("the publisher failed at the hub's end")
         finally:
             self._drop()
+
+    def _report(self, function: Callable[[T], None], what: T) -> bool:
+        """Whether somebody still wants to know."""
+        with self._reporting:
+            wanted = not self._stopped.is_set()
+            if wanted:
+                function(what)
+        return wanted
 
     def _turns(self) -> None:
         retry_s = RETRY_FIRST_S
@@ -170,7 +187,7 @@ class Publisher:
             for name in [name for name in self._wanted if name not in found]:
                 del self._wanted[name]
             self._pending |= self._wanted.keys()
-        self._on_read(Read(tuple(vnodes), server))
+        self._report(self._on_read, Read(tuple(vnodes), server))
 
     def _tell_fixed(self, name: str, before: Attributes, found: Attributes | None) -> None:
         if found is None:

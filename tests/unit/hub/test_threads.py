@@ -210,6 +210,32 @@ def assert_set(event: threading.Event) -> None:
     assert event.wait(BOUND_S)
 
 
+@pytest.mark.parametrize("ending", [None, ZeroDivisionError("a mistake")], ids=["an answer", "a defect"])
+def test_a_call_that_ends_after_the_hub_reports_to_nobody(
+    pbs: FakePbs, caplog: pytest.LogCaptureFixture, ending: Exception | None
+) -> None:
+    """The hub's event loop is closed by then: to call it is an error."""
+    made = Publishing(pbs)
+    hangs, release = threading.Event(), threading.Event()
+
+    def hang(what: str, name: str) -> None:
+        if what == "vnodes":
+            hangs.set()
+            assert release.wait(BOUND_S)
+            if ending is not None:
+                raise ending
+
+    pbs.breaks = hang
+    reads = len(made.reads)
+    made.publisher.compare()
+    assert hangs.wait(BOUND_S)
+    made.publisher.close(timeout_s=0)
+    release.set()
+    made.publisher.close(BOUND_S)
+    assert len(made.reads) == reads and not made.failed
+    assert ("ZeroDivisionError: a mistake" in caplog.text) is (ending is not None), "only logged, but that it is"
+
+
 def test_a_budget_that_is_spent_lets_cosmetics_wait_and_then_everything() -> None:
     budget = Budget(share=0.1, burst=1.0, now=0.0)
     assert budget.wait_s(0.0) == budget.wait_s(0.0, reserve=0.5) == 0.0
