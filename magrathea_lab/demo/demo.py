@@ -92,7 +92,7 @@ def _interrupted(*_: Any) -> NoReturn:
     short_help="see it work: no root, no PBS needed", context_settings={"help_option_names": ["-h", "--help"]}
 )
 @click.option(
-    "--pbs", "kind", type=click.Choice(["standin", "openpbs"]), default="standin", show_default=True, help="Whose PBS."
+    "--pbs", "kind", type=click.Choice(["standin", "openpbs"]), default="standin", show_default=True, help="Which PBS."
 )
 @click.option(
     "--driver",
@@ -107,8 +107,8 @@ def demo(kind: str, driver: str, plain: bool, keep: bool) -> None:
     """See it work: a small cluster, ordinary jobs, and priority jobs that push them aside.
 
     Takes about a minute and needs no root and no PBS: a small stand-in takes PBS's place. With --pbs openpbs it uses a
-        real OpenPBS (needs root, and OpenPBS in /opt/pbs). With --driver libvirt the domains are two small virtual
-        machines made of Debian's packages, and memory moves between them too (needs root, libvirt and QEMU).
+    real OpenPBS (needs root, and OpenPBS in /opt/pbs). With --driver libvirt the domains are two small virtual
+    machines made of Debian's packages, and memory moves between them too (needs root, libvirt and QEMU).
 
     \b
     Examples:
@@ -121,10 +121,10 @@ def demo(kind: str, driver: str, plain: bool, keep: bool) -> None:
     The last line reports the results:
       demo: ok preempted=N resumed=N lost=0 switch_ms_p50=X switch_ms_p99=Y
       preempted   times that a job stood still for a priority job, each shown by its own counter
-            resumed     times that a job continued afterwards
-            lost        jobs that lost work or had to start again
-            switch_ms   time from a preempting claim to the node daemon's answer: the other jobs stopped, CPU moved,
-                        journal on disk; the median and the 99th percentile of this run
+      resumed     times that a job continued afterwards
+      lost        jobs that lost work or had to start again
+      switch_ms   time from a preempting claim to the node daemon's answer: the other jobs stopped, CPU moved,
+                  journal on disk; the median and the 99th percentile of this run
     or `demo: FAILED why`.
 
     Exit codes: 0 everything worked; 1 it failed or was interrupted; 2 wrong usage.

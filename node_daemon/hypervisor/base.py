@@ -1,13 +1,13 @@
-"""What the daemon asks of a hypervisor: a few calls and one stream of events.
+"""What the daemon needs of a hypervisor: a few calls and one stream of events.
 
-Rule 1: a driver has no opinion. It does what it is told and reads the truth back; what should be is the core's
-business (magrathea/core/plan.py).
-Rule 2: every call ends within its deadline, by a result or by a `DriverError`, and may be repeated: setting what
-is already set succeeds and changes nothing. A call given up may still take effect, so read `actual()` afterwards.
-Rule 3: events only say "look"; whoever misses one finds the same in `actual()`.
-Rule 4: what a driver cannot do it does not name in `capabilities`, and refuses with `not-supported`.
+Rule 1: a driver decides nothing. It does what it is told and reads what is really so. The core decides what should be
+(magrathea/core/plan.py).
+Rule 2: every call ends within its deadline, with a result or a `DriverError`. It may be repeated: setting a value again
+succeeds and changes nothing. A call that timed out may still take effect, so read `actual()` afterwards.
+Rule 3: an event only means "read again". If an event is lost, `actual()` still shows the change.
+Rule 4: what a driver cannot do is not in its `capabilities`, and is refused with `not-supported`.
 
-Implemented by local.py (groups of processes on this machine) and libvirt.py (virtual machines and containers).
+Implemented by local/ (groups of processes on this machine) and libvirt/ (virtual machines and containers).
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from magrathea.core.refusals import RefusalCode
 T = TypeVar("T")
 
 CALL_DEADLINE_S = 2.0
-"""For a driver's own call. A claim is answered within 2 s (docs/architecture.md), and a healthy call takes 1-10 ms."""
+"""For an ordinary call of a driver. A claim is answered within 2 s (docs/architecture.md); a healthy call takes 1-10
+ms."""
 
 SAVE_DEADLINE_S = 120.0
-"""For `save`, and for a `boot` that restores: both move the domain's whole memory to or from a disk."""
+"""For `save`, and for a `boot` that restores: both write or read the domain's whole memory on a disk."""
 
 CPU = "cpu"
 MEMORY = "memory"
@@ -35,12 +36,17 @@ SAVE = "save"
 
 
 class DriverError(Exception):
-    """A call failed. `code` is for programs and never changes, `text` is for people and says what to do.
+    """A call failed. `code` is for programs and never changes; `text` is for people and explains what to do.
 
-    Codes: `no-domain` (not configured), `domain-down` (not running, so nothing to set), `not-supported` (this
-    driver cannot do it at all), `not-permitted` (it could, with other rights), `bad-value`, `timeout`, `failed`,
-    `lost` (the hypervisor cannot be reached, nothing is known of it), `restore-failed` (a saved domain did not come
-    back; its image is kept). Of moving memory (memory.py), not of drivers: `memory-short`, `bad-figures`.
+    Codes of drivers:
+      `no-domain`        not configured
+      `domain-down`      not running, so there is nothing to set
+      `not-supported`    this driver can never do it
+      `not-permitted`    it could with other rights
+      `bad-value`, `timeout`, `failed`
+      `lost`             the hypervisor cannot be reached, so nothing is known about its domains
+      `restore-failed`   a saved domain did not start from its image; the image is kept
+    Codes of moving memory (memory.py): `memory-short`, `bad-figures`.
     """
 
     def __init__(self, code: RefusalCode, text: str) -> None:
@@ -54,9 +60,9 @@ class DriverError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DomainChange:
-    """A domain came up or went down, or something else of it has changed (`up` is then as it was): look.
+    """A domain went up or down; or something else about it changed, and `up` is as before. Read it again.
 
-    `start` tells how each configured domain is found.
+    `start` reports every configured domain once.
     """
 
     name: str
@@ -65,14 +71,14 @@ class DomainChange:
 
 @dataclass(frozen=True, slots=True)
 class DomainReading:
-    """A domain as the hypervisor has it, read just now.
+    """A domain as the hypervisor reports it now.
 
-    `cpu_percent`: 100 is one CPU; None: not capped, or not known. `memory_mib`: None: not limited, or not known.
-    `saved`: there is an image of it on disk, which the next boot restores. `paused_externally`: somebody else has
-    paused it: it is up, but nothing in it runs. `max_memory_mib`: what it could be given at most; None: no bound, or
-    not known.
-    `known`: False where it is up and could not be read this time, so that nothing else here is said of it; the driver
-    reads it again soon, and tells.
+    `cpu_percent`: the cap, 100 is one CPU; None: no cap, or unknown. `memory_mib`: None: no limit, or unknown.
+    `saved`: an image on disk, from which the next boot restores the domain. `paused_externally`: somebody else has
+    paused the domain; it is up, but nothing in it runs. `max_memory_mib`: the largest size it can get; None: no bound,
+    or unknown.
+    `known`: False if the domain is up but could not be read. Then the other fields mean nothing. The driver soon reads
+    it again, and reports that with an event.
     """
 
     up: bool
@@ -86,7 +92,7 @@ class DomainReading:
 
 @dataclass(frozen=True, slots=True)
 class Others:
-    """Domains of the hypervisor that run and of which the configuration does not speak: services, all together."""
+    """All running domains of the hypervisor that the configuration does not name, added up. They count as services."""
 
     domains: int = 0
     cpus: int = 0
@@ -102,15 +108,16 @@ class Driver(Protocol):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What this driver can do here and now (`CPU`, `MEMORY`, `LIFE`, `SAVE`); final once `start` has returned."""
+        """What this driver can do on this machine (`CPU`, `MEMORY`, `LIFE`, `SAVE`); constant once `start` has
+        returned."""
         ...
 
     async def start(self, on_event: OnChange) -> None:
-        """Connect, find the domains, and tell of their coming and going from now on. Raises DriverError."""
+        """Connect, find the domains, and report from now on when they go up or down. Raises DriverError."""
         ...
 
     async def actual(self) -> dict[str, DomainReading]:
-        """Every configured domain as it is now, by name. Raises DriverError."""
+        """The present reading of every configured domain, by name. Raises DriverError."""
         ...
 
     async def set_cpu(self, domain: str, percent: int | None) -> None:
@@ -118,53 +125,55 @@ class Driver(Protocol):
         ...
 
     def nearest_cpu(self, percent: int | None) -> int | None:
-        """What `actual` will say after `set_cpu(percent)`: some drivers have whole CPUs only, or none to give.
+        """What `actual` will report after `set_cpu(percent)`: some drivers have whole CPUs only, or cannot cap.
 
-        Compare with this, not with `percent`, else a step that cannot be done any better is done for ever.
+        Compare readings with this, not with `percent`. Otherwise a value that cannot be set exactly is set again for
+        ever.
         """
         ...
 
     async def set_memory(self, domain: str, mib: int) -> None:
-        """Aim at the domain having `mib` MiB of the host's memory; `actual` tells what it has. Raises DriverError.
+        """Give the domain `mib` MiB of the host's memory as its target. Raises DriverError.
 
-        It is a target: the guest gives what it can, as fast as it can.
+        The guest gives or takes what it can, as fast as it can; `actual` reports what it has.
         """
         ...
 
     async def boot(self, domain: str) -> None:
-        """Start the domain; where it is saved to disk, go on from there. One that is up stays as it is.
+        """Start the domain, from its saved image if there is one. A domain that is up stays as it is.
 
-        Returns when the hypervisor runs it, long before the guest is ready. Raises DriverError; `restore-failed`
-        leaves the image where it is.
+        Returns when the hypervisor runs it, long before the guest is ready. Raises DriverError; with `restore-failed`
+        the image is kept.
         """
         ...
 
     async def shutdown(self, domain: str) -> None:
-        """Ask the guest to power itself off; it may take long, or never do it. Raises DriverError."""
+        """Ask the guest to power off. It may take long, or never do it. Raises DriverError."""
         ...
 
     async def destroy(self, domain: str) -> None:
-        """End the domain at once, as pulling the plug does; one that is down stays so. Raises DriverError."""
+        """End the domain at once, like pulling the plug. A domain that is down stays down. Raises DriverError."""
         ...
 
     async def save(self, domain: str) -> None:
-        """Save the domain to disk and end it. Within SAVE_DEADLINE_S. Raises DriverError, and then it runs on."""
+        """Save the domain to disk and end it, within SAVE_DEADLINE_S. Raises DriverError; then the domain keeps
+        running."""
         ...
 
     async def resume(self, domain: str) -> None:
-        """Let a paused domain go on; one that is not paused stays as it is. Raises DriverError."""
+        """Resume a paused domain; a domain that is not paused stays as it is. Raises DriverError."""
         ...
 
     def others(self) -> Others:
-        """What else runs here, as of the last `actual`."""
+        """Other domains that run here, as of the last `actual`."""
         ...
 
     def notes(self) -> list[str]:
-        """What it cannot do here, a sentence each, for the log at start and for `magrathea status`."""
+        """What the driver cannot do here, a sentence each, for the log at the start and for `magrathea status`."""
         ...
 
     async def close(self) -> None:
-        """Stop watching and give back what the driver made for itself; domains and their caps stay as they are."""
+        """Stop watching and remove what the driver made for itself. Domains and their caps stay as they are."""
         ...
 
 

@@ -1,8 +1,8 @@
-"""What of a host's libvirt domains can be Magrathea's, and what has to change for it: pure, on XML text and figures.
+"""Which of a host's libvirt domains Magrathea can use, and what must change for that: pure, on XML text and figures.
 
-Rule 1: a guess is told with its reason, and the admin's word (`--kind`, or the configuration) goes before it.
-Rule 2: a domain that cannot be handled is refused with the reason and the fix; as a service it is never touched.
-Rule 3: what is changed in a domain's XML is one channel and the balloon's attributes, nothing else.
+Rule 1: a guess is shown with its reason. What the administrator says (`--kind`, or the configuration) overrides it.
+Rule 2: a domain that Magrathea cannot handle is refused with the reason and the fix; as a service it is never touched.
+Rule 3: in a domain's XML only one channel and the balloon's attributes are changed.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ from dataclasses import dataclass, replace
 from magrathea.core.model import Kind
 
 CHANNEL = "org.magrathea.0"
-"""The port's name: in the guest /dev/virtio-ports/org.magrathea.0 (deploy/agent.json)."""
+"""The port's name; in the guest it is /dev/virtio-ports/org.magrathea.0 (deploy/agent.json)."""
 
 BALLOON = {"model": "virtio", "autodeflate": "on", "freePageReporting": "on"}
-"""Without autodeflate a target that the guest cannot reach kills its jobs; free page reporting gives back what an
-ended job leaves (seen with libvirt 9.0 and QEMU 7.2: a guest of 2 GiB, balloon to 512 MiB)."""
+"""Without autodeflate a target that the guest cannot reach kills its jobs. Free page reporting returns the memory of
+ended jobs to the host. Seen with libvirt 9.0 and QEMU 7.2: a guest of 2 GiB, balloon to 512 MiB."""
 
 EMULATOR_MIB = 300
-"""What QEMU keeps for itself beside its guest's memory: 257 to 283 MiB were seen (QEMU 7.2)."""
+"""What QEMU itself uses besides its guest's memory: 257 to 283 MiB were seen (QEMU 7.2)."""
 HOST_MIB = 512
-"""For the host itself, the default of `reserve_mib`."""
+"""For the host itself; the default of `reserve_mib`."""
 FLOOR_MARGIN_MIB = 96
-"""Above what a guest uses: MoM with a hook and the agent stayed comfortable at 112 MiB with 29 used, slow at 96."""
+"""Added to what a guest uses. With 29 MiB used, MoM with a hook and the agent worked well in 112 MiB, but slowly in
+96."""
 LEAST_FLOOR_MIB = 128
 UNKNOWN_FLOOR_MIB = 512
-"""The floor proposed for a domain that does not run, so that nobody knows what it uses."""
+"""The floor proposed for a domain that does not run: nobody knows what it uses."""
 STEP_MIB = 16
 
 PINNING = {
@@ -39,7 +40,8 @@ PINNING = {
     "devices/interface[@type='vdpa']": "a vDPA network device",
     "launchSecurity": "encryption of its memory",
 }
-"""What of a domain's XML lets devices, or the processor, reach its memory at fixed places: no balloon takes that."""
+"""Parts of a domain's XML that let devices or the processor access its memory at fixed places. A balloon cannot take
+it."""
 
 QEMU_TYPES = ("kvm", "qemu", "test")
 TYPES = (*QEMU_TYPES, "xen", "lxc")
@@ -55,13 +57,15 @@ _SERVICE = re.compile(
 
 
 class NotAdoptable(Exception):
-    """This domain cannot be handled; the text says why and what to do."""
+    """Magrathea cannot handle this domain; the text says why, and how to fix it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A domain as libvirt has it. `memory_mib`: its maximum. `used_mib`: what the host and its guest need of that
-    without any job, None where it does not run."""
+    """A domain as libvirt has it. `memory_mib`: its maximum.
+
+    `used_mib`: what the host and the guest use of that without any job; None if the domain does not run.
+    """
 
     name: str
     type: str
@@ -75,7 +79,8 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What a domain is to be. `why`: of the kind. `refused`: why it cannot be adopted, empty if it can."""
+    """What a domain should become. `why`: the reason for its kind. `refused`: why it cannot be adopted; empty if it
+    can."""
 
     found: Found
     kind: Kind
@@ -100,7 +105,7 @@ _UNITS |= {"gb": 1e9 / 2**20, "g": 2**10, "gib": 2**10, "tb": 1e12 / 2**20, "t":
 
 
 def parse(xml: str, *, persistent: bool = True, used_mib: int | None = None) -> Found:
-    """The domain that `xml` describes. Raises NotAdoptable for what is no domain of libvirt's."""
+    """The domain that `xml` describes. Raises NotAdoptable if it is not libvirt's XML of a domain."""
     try:
         top = ET.fromstring(xml)
         name, memory = top.findtext("name", ""), top.find("memory")
@@ -113,18 +118,18 @@ def parse(xml: str, *, persistent: bool = True, used_mib: int | None = None) -> 
 
 
 def guess(found: Found, host_cpus: int) -> tuple[Kind, str]:
-    """What the domain is probably for, and why that is thought."""
+    """The domain's probable kind, and the reason for that guess."""
     if match := _PRIORITY.search(found.words):
-        return Kind.PRIORITY, f"its name or description says {match.group(2)!r}"
+        return Kind.PRIORITY, f"its name or description has {match.group(2)!r}"
     if match := _SERVICE.search(found.words):
-        return Kind.SERVICE, f"its name or description says {match.group(2)!r}"
+        return Kind.SERVICE, f"its name or description has {match.group(2)!r}"
     if 2 * found.cpus >= host_cpus:
         return Kind.NORMAL, f"it has {found.cpus} of the host's {host_cpus} CPUs: a worker"
     return Kind.SERVICE, f"it has {found.cpus} of the host's {host_cpus} CPUs: less than half"
 
 
 def floor_mib(found: Found) -> int:
-    """What keeps the guest, its MoM and its agent alive."""
+    """Memory that keeps the guest, its MoM and its agent alive, in MiB."""
     if found.used_mib is None:
         return min(UNKNOWN_FLOOR_MIB, found.memory_mib)
     need = max(LEAST_FLOOR_MIB, found.used_mib + FLOOR_MARGIN_MIB)
@@ -132,7 +137,7 @@ def floor_mib(found: Found) -> int:
 
 
 def obstacle(found: Found) -> str:
-    """Why the domain cannot be a worker, with the fix; empty if it can."""
+    """Why the domain cannot run jobs, with the fix; empty if it can."""
     top = ET.fromstring(found.xml)
     service = f"or keep it out: `--kind {found.name}=service`"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", found.name):
@@ -140,25 +145,25 @@ def obstacle(found: Found) -> str:
     if found.type not in TYPES:
         return f"domains of type {found.type!r} are not supported (known: {', '.join(TYPES)}); {service}"
     if not found.persistent:
-        return f"it is transient and would vanish when saved; `virsh define` it, {service}"
+        return f"it is transient, so libvirt would forget it once saved; `virsh define` it, {service}"
     for path, what in PINNING.items():
         if top.find(path) is not None:
-            return f"{what} pins all its memory; take the <{path.rpartition('/')[2].partition('[')[0]}> out, {service}"
+            return f"{what} pins all its memory; remove the <{path.rpartition('/')[2].partition('[')[0]}>, {service}"
     if top.find("memoryBacking/locked") is not None:
-        return f"its memory is locked and cannot be taken; take <locked/> out of <memoryBacking>, {service}"
+        return f"its memory is locked, so it cannot move; remove <locked/> from <memoryBacking>, {service}"
     if top.find("memoryBacking/hugepages") is not None:
-        return f"its huge pages cannot be taken by a balloon; take <hugepages/> out of <memoryBacking>, {service}"
+        return f"a balloon cannot take huge pages; remove <hugepages/> from <memoryBacking>, {service}"
     return ""
 
 
 def propose(
     founds: Iterable[Found], host_cpus: int, host_mib: int, kinds: Mapping[str, tuple[Kind, str]]
 ) -> list[Proposal]:
-    """What each domain is to be. `kinds`: the admin's word, with whose it is, by the domain's name."""
+    """What each domain should become. `kinds`: (kind, source) that the administrator has set, by the domain's name."""
     chosen = []
     for found in sorted(founds, key=lambda f: f.name):
         kind, why = kinds.get(found.name) or guess(found, host_cpus)
-        cpus = min(found.cpus, host_cpus)  # a guest may have more virtual ones than there are
+        cpus = min(found.cpus, host_cpus)  # a guest may have more virtual CPUs than the host has real ones
         if kind is Kind.SERVICE:
             chosen.append(Proposal(found, kind, why, cpus, 0, found.memory_mib))
         else:
@@ -175,12 +180,12 @@ def propose(
 
 
 def reserve_mib(proposals: Iterable[Proposal]) -> int:
-    """What domains never get: the host's own, and what each emulator takes for itself."""
+    """Memory that domains never get, in MiB: the host's own, and what each QEMU uses itself."""
     return HOST_MIB + EMULATOR_MIB * sum(1 for p in proposals if p.found.type in ("kvm", "qemu"))
 
 
 def short_of(proposals: Iterable[Proposal], host_mib: int) -> int:
-    """By how many MiB reserve, services and floors together exceed the host; 0 where they fit."""
+    """How many MiB reserve, services and floors together exceed the host's memory; 0 if they fit."""
     listed = [p for p in proposals if not p.refused]
     taken = sum(p.memory_mib if p.kind is Kind.SERVICE else p.floor_mib for p in listed)
     return max(0, reserve_mib(listed) + taken - host_mib)
@@ -190,7 +195,7 @@ def short_of(proposals: Iterable[Proposal], host_mib: int) -> int:
 
 
 def adopted_xml(found: Found, socket: str) -> str:
-    """The domain's XML with the channel to `socket` and the balloon as it must be. Raises NotAdoptable."""
+    """The domain's XML with the channel to `socket` and the right balloon attributes. Raises NotAdoptable."""
     top = ET.fromstring(found.xml)
     devices = top.find("devices")
     if devices is None:
@@ -199,12 +204,12 @@ def adopted_xml(found: Found, socket: str) -> str:
         _add_directory(devices, socket)
         return written(top)
     _add_channel(devices, found, socket)
-    if found.type != "xen":  # its balloon has no attributes: the kernel's own driver
+    if found.type != "xen":  # Xen's balloon is the kernel's own driver, and has no attributes
         balloon = devices.find("memballoon")
         if balloon is None:
             balloon = ET.SubElement(devices, "memballoon")
         if balloon.get("model") != BALLOON["model"]:
-            for child in list(balloon):  # an address of another model's bus
+            for child in list(balloon):  # the address belongs to the former model's bus
                 balloon.remove(child)
         for key, value in BALLOON.items():
             balloon.set(key, value)
@@ -220,7 +225,7 @@ def _add_channel(devices: ET.Element, found: Found, socket: str) -> None:
         if source is not None and source.get("path") == socket and source.get("mode") == "connect":
             return
         path = source.get("path") if source is not None else None
-        raise NotAdoptable(f"its channel {CHANNEL} goes to {path}, not {socket}; take that <channel> out first")
+        raise NotAdoptable(f"its channel {CHANNEL} goes to {path}, not {socket}; remove that <channel> first")
     channel = ET.SubElement(devices, "channel", {"type": "unix"})
     source = ET.SubElement(channel, "source", {"mode": "connect", "path": socket})
     ET.SubElement(source, "reconnect", {"enabled": "yes", "timeout": "1"})
@@ -238,20 +243,20 @@ def _add_directory(devices: ET.Element, socket: str) -> None:
         if target is not None and target.get("dir") == GUEST_DIRECTORY:
             if source is not None and source.get("dir") == directory:
                 return
-            raise NotAdoptable(f"something else is mounted on {GUEST_DIRECTORY}; take that <filesystem> out first")
+            raise NotAdoptable(f"something else is mounted on {GUEST_DIRECTORY}; remove that <filesystem> first")
     mount = ET.SubElement(devices, "filesystem", {"type": "mount", "accessmode": "passthrough"})
     ET.SubElement(mount, "source", {"dir": directory})
     ET.SubElement(mount, "target", {"dir": GUEST_DIRECTORY})
 
 
 def written(top: ET.Element) -> str:
-    """XML as text, always in the same way, so that two versions can be compared line by line."""
+    """XML as text, always in the same layout, so that two versions can be compared line by line."""
     ET.indent(top)
     return ET.tostring(top, encoding="unicode") + "\n"
 
 
 def normal(xml: str) -> str:
-    """`xml` written in that way."""
+    """`xml` in that layout."""
     return written(ET.fromstring(xml))
 
 
@@ -264,9 +269,9 @@ def table(proposal: Proposal) -> str:
     lines = [f"[domain.{_key(name)}]", f'kind = "{p.kind.value}"' + f"  # {p.why}", f"cpus = {p.cpus}"]
     lines.append(f"memory_mib = {p.memory_mib}")
     if p.kind is not Kind.SERVICE:
-        measured = "what it uses idle, and a margin" if p.found.used_mib is not None else "a guess: it does not run"
+        measured = "its idle use and a margin" if p.found.used_mib is not None else "a guess: it does not run"
         lines += [f"floor_mib = {p.floor_mib}  # {measured}"]
-        lines += ["# swap_mib = 0  # the guest's swap: what of its jobs' memory can leave the host's"]
+        lines += ["# swap_mib = 0  # the guest's swap, which takes the memory of its stopped jobs"]
     return "\n".join(lines) + "\n"
 
 

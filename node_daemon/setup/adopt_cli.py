@@ -1,8 +1,8 @@
-"""`magrathea host adopt`: from what libvirt has on this host to a configuration, and back.
+"""`magrathea host adopt`: makes a configuration from this host's libvirt domains, and can undo it.
 
-Rule 1: without `--apply` nothing is changed. With it, each file and each domain's former XML is kept first, and
-`--undo` puts back exactly that; what somebody has changed since is not overwritten.
-Rule 2: the configuration it writes is an ordinary one: reading it gives this host, and adopting again changes nothing.
+Rule 1: without `--apply` nothing is changed. With it, the old configuration and each domain's old XML are saved first.
+`--undo` restores exactly these; what somebody has changed since is not overwritten.
+Rule 2: the configuration that it writes is an ordinary one. Reading it gives this host; adopting again changes nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .adopt import Found, NotAdoptable, Proposal
 REFUSED, USAGE = 1, 2
 STATE = Path("/var/lib/magrathea")
 BACKUP = "adopt"
-"""Below the state directory: the XML of each domain as it was, and what the configuration was."""
+"""A directory below the state directory: the old XML of each domain, and the old configuration."""
 
 
 def _fail(text: str, code: int = USAGE) -> click.exceptions.Exit:
@@ -64,11 +64,11 @@ def _connected(uri: str) -> Iterator[Any]:
         raise _fail(
             "libvirt's Python binding is missing: `pip install magrathea[libvirt]`, or Debian's python3-libvirt"
         ) from error
-    libvirt.registerErrorHandler(lambda context, error: None, None)  # it prints what it raises, too
+    libvirt.registerErrorHandler(lambda context, error: None, None)  # its errors are raised, so do not print them too
     try:
         connection = libvirt.open(uri)
     except libvirt.libvirtError as error:
-        raise _fail(f"{uri}: {error}; is libvirtd running, and may you use it? Another: --uri") from error
+        raise _fail(f"{uri}: {error}; is libvirtd running, and may you use it? For another libvirtd: --uri") from error
     try:
         yield connection
     except libvirt.libvirtError as error:
@@ -92,7 +92,7 @@ def _domains(connection: Any) -> list[Found]:
         with contextlib.suppress(NotAdoptable):
             founds.append(adopt.parse(xml, persistent=persistent, used_mib=used))
             continue
-        click.echo(f"{domain.name()}: left alone: its XML cannot be understood", err=True)
+        click.echo(f"{domain.name()}: not changed: its XML cannot be understood", err=True)
     return founds
 
 
@@ -110,7 +110,7 @@ def _kinds(given: tuple[str, ...], configuration: NodedConfiguration | None) -> 
 
 
 def _configured(configuration: NodedConfiguration | None) -> dict[str, str]:
-    """By libvirt's name: what the configuration calls it."""
+    """libvirt's name of each configured domain -> its name in the configuration."""
     domains = configuration.domain if configuration else {}
     return {t.libvirt.name if t.libvirt and t.libvirt.name else name: name for name, t in domains.items()}
 
@@ -123,9 +123,9 @@ def _machine(configuration: NodedConfiguration | None) -> tuple[int, int]:
     return cpus, mib
 
 
-@click.group(short_help="make this host's libvirt domains Magrathea's")
+@click.group(short_help="let Magrathea manage this host's libvirt domains")
 def host() -> None:
-    """This physical host: make its libvirt domains Magrathea's, and undo it.
+    """Let Magrathea manage this host's libvirt domains, or undo that.
 
     \b
     Examples:
@@ -135,34 +135,34 @@ def host() -> None:
 
 
 @host.command("adopt", short_help="propose a configuration for the libvirt domains of this host")
-@click.option("--uri", default="qemu:///system", show_default=True, help="Whose domains: qemu:///, xen:///, lxc:///.")
+@click.option("--uri", default="qemu:///system", show_default=True, help="libvirt's URI: qemu:///, xen:///, lxc:///.")
 @click.option(
-    "--config", type=click.Path(path_type=Path), default=DEFAULT_PATH, show_default=True, help="What noded will read."
+    "--config", type=click.Path(path_type=Path), default=DEFAULT_PATH, show_default=True, help="The configuration file."
 )
 @click.option(
-    "--kind", "given", multiple=True, metavar="NAME=KIND", help="normal, priority or service; again for more."
+    "--kind", "given", multiple=True, metavar="NAME=KIND", help="normal, priority or service; may be repeated."
 )
 @click.option(
     "--mode",
     type=click.Choice(["exclusive", "counted"]),
     default="exclusive",
     show_default=True,
-    help="Domains one at a time, or by counting CPUs.",
+    help="exclusive: one domain works at a time; counted: CPUs are counted.",
 )
-@click.option("--name", default=lambda: socket.gethostname().partition(".")[0], help="Of the host; default: its own.")
-@click.option("--apply", "applying", is_flag=True, help="Make the changes; what was before is kept.")
-@click.option("--undo", "undoing", is_flag=True, help="Put back what --apply has changed.")
+@click.option("--name", default=lambda: socket.gethostname().partition(".")[0], help="The host's name.")
+@click.option("--apply", "applying", is_flag=True, help="Make the changes; save the old state first.")
+@click.option("--undo", "undoing", is_flag=True, help="Restore what --apply has changed.")
 @sources.form_option
 def command(
     uri: str, config: Path, given: tuple[str, ...], mode: str, name: str, applying: bool, undoing: bool, form: str
 ) -> None:
-    """Look at this host's libvirt domains and say what each is to be, what has to change in its XML, and what the
-    node daemon's configuration is then. Nothing is changed without --apply.
+    """Read this host's libvirt domains and propose a kind for each, the changes of its XML, and the node daemon's
+    configuration. Nothing is changed without --apply.
 
-    Kinds are guessed from names, descriptions and sizes, and told with the reason; --kind or the configuration goes
-    before. Floors are what a running guest uses now and a margin, so let the guests run, idle, when you call it. A
-    running domain has its new channel and balloon when it is started the next time (`virsh shutdown`, `virsh start`; a
-    reboot inside the guest is not enough).
+    Kinds are guessed from names, descriptions and sizes, and shown with the reason; --kind or the configuration
+    overrides a guess. A floor is what a guest uses now plus a margin, so run this while the guests are up and idle. A
+    running domain gets its new channel and balloon at its next start (`virsh shutdown`, `virsh start`; a reboot inside
+    the guest is not enough).
 
     \b
     Examples:
@@ -171,8 +171,8 @@ def command(
       magrathea host adopt --apply
       magrathea host adopt --undo
 
-    Exit codes: 0 done, or nothing to do; 1 a domain cannot be adopted, or something stands in the way; 2 wrong usage,
-    configuration or no connection.
+    Exit codes: 0 done, or nothing to do; 1 a domain cannot be adopted, or something is in the way; 2 wrong usage or
+    configuration, or no connection.
     """
     if applying and undoing:
         raise _fail("--apply and --undo exclude each other")
@@ -188,7 +188,7 @@ def command(
         except ConfigurationError as error:
             raise _fail(str(error)) from error
         if configuration.host.driver != "libvirt":
-            raise _fail(f"{config} uses the driver {configuration.host.driver!r}; say another file with --config")
+            raise _fail(f"{config} uses the driver {configuration.host.driver!r}; give another file with --config")
     with _connected(uri) as connection:
         found = _domains(connection)
         kinds = _kinds(given, configuration)
@@ -215,7 +215,8 @@ def _changes(
         if p.kind is not Kind.SERVICE and not p.refused:
             try:
                 name = ours.get(p.found.name, p.found.name)
-                # A container has the folder bound into it, so it gets one of its own (NodedConfiguration.guest_socket).
+                # A container gets a folder of its own, because the folder is mounted in it
+                # (NodedConfiguration.guest_socket).
                 socket = f"{name}/agent.sock" if p.found.type == "lxc" else f"{name}.sock"
                 after = adopt.adopted_xml(p.found, str(run_dir / "guest" / socket))
             except NotAdoptable as error:
@@ -230,7 +231,7 @@ def _changes(
 def _wanted(
     before: str, proposals: list[Proposal], configuration: NodedConfiguration | None, name: str, mode: str, uri: str
 ) -> str:
-    """The configuration file as it should be: a new one, or the present one and what it lacks."""
+    """The new text of the configuration file: a whole file, or the present one with the missing domains added."""
     if configuration is None:
         return adopt.file(proposals, name, mode, uri)
     new = [p for p in proposals if p.found.name not in _configured(configuration) and not p.refused]
@@ -273,7 +274,7 @@ def _show(
         if row["refused"]:
             click.echo(f"\n{row['domain']} cannot be adopted: {row['refused']}")
     if short:
-        click.echo(f"\nmemory: reserve, services and floors are {short} MiB more than this host has; lower the floors")
+        click.echo(f"\nmemory: reserve, services and floors exceed this host's memory by {short} MiB; lower the floors")
     for change in changes:
         click.echo("\n" + change.diff())
     if before != after:
@@ -308,7 +309,7 @@ def _apply(
     proposals: list[Proposal],
 ) -> None:
     if not [p for p in proposals if p.kind is not Kind.SERVICE and not p.refused]:
-        raise _fail("no domain is left that could take jobs; nothing has been changed", REFUSED)
+        raise _fail("none of the domains could take jobs; nothing has been changed", REFUSED)
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     new = config.with_name(config.name + ".new")
     if before != after:
@@ -323,9 +324,7 @@ def _apply(
         connection.defineXML(change.after)
         files.replace(state / f"{change.name}.adopted.xml", _present(connection, change.name).encode())
         running = connection.lookupByName(change.name).isActive()
-        click.echo(
-            f"{change.name}: defined{'; it has the channel when it is started the next time' if running else ''}"
-        )
+        click.echo(f"{change.name}: defined{'; it gets the channel at its next start' if running else ''}")
     if before != after:
         _keep(state / "noded.toml", before)
         new.replace(config)
@@ -334,7 +333,7 @@ def _apply(
 
 
 def _keep(path: Path, text: str) -> None:
-    """The first state is what undoing leads to: a later one never replaces it."""
+    """Save the state before the first change, which undoing restores. A later state never replaces it."""
     if not path.exists():
         files.replace(path, text.encode())
 
@@ -358,7 +357,7 @@ def _undo(connection: Any, config: Path, state: Path) -> None:
         try:
             present = _present(connection, name)
         except libvirt.libvirtError:
-            kept.append(f"{name} is gone; its XML was {backup}")
+            kept.append(f"{name} no longer exists; its old XML: {backup}")
             continue
         if adopted.exists() and present != adopted.read_text():
             kept.append(f"{name} has been changed since; compare with {backup} and `virsh edit {name}`")
@@ -366,12 +365,12 @@ def _undo(connection: Any, config: Path, state: Path) -> None:
         connection.defineXML(backup.read_text())
         backup.unlink()
         adopted.unlink(missing_ok=True)
-        click.echo(f"{name}: as it was")
+        click.echo(f"{name}: restored")
         done += 1
     former, written = state / "noded.toml", state / "noded.adopted.toml"
     if former.exists():
         if config.exists() and config.read_text() != written.read_text():
-            kept.append(f"{config} has been changed since; what it was: {former}")
+            kept.append(f"{config} has been changed since; its old text: {former}")
         else:
             text = former.read_text()
             if text:
@@ -380,7 +379,7 @@ def _undo(connection: Any, config: Path, state: Path) -> None:
                 config.unlink(missing_ok=True)
             former.unlink()
             written.unlink()
-            click.echo(f"{config}: {'as it was' if text else 'taken away'}")
+            click.echo(f"{config}: {'restored' if text else 'removed'}")
             done += 1
     for line in kept:
         click.echo(line, err=True)

@@ -26,7 +26,7 @@ from ..configuration import DomainTable, NodedConfiguration, read
 HOST, GUEST = "host", "guest"
 START = "systemctl start magrathea-noded, then journalctl -u magrathea-noded"
 CLOCK_S = 1.0
-"""Daemon and this command are on one machine; more between their times is a clock that jumps."""
+"""Daemon and command run on the same machine. A larger difference of their times means that a clock jumps."""
 
 MAX_ANSWER_BYTES = 65536
 
@@ -65,13 +65,13 @@ def _host(paths: Paths) -> Iterator[Check]:
 def _host_sockets(configuration: NodedConfiguration) -> Iterator[Check]:
     directory = configuration.run_dir / "guest"
     if not directory.is_dir():
-        cause = f"{directory} is not there"
+        cause = f"{directory} does not exist"
         yield Check(HOST, "guest-sockets", Status.FAIL, "no guest can reach the daemon", cause, START)
         return
     mode = stat.S_IMODE(directory.stat().st_mode)
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-        cause = f"others may replace its sockets: mode {mode:04o}"
-        yield Check(HOST, "guest-sockets", Status.FAIL, f"{directory} is open to all", cause, f"chmod 755 {directory}")
+        cause = f"other users can replace its sockets: mode {mode:04o}"
+        yield Check(HOST, "guest-sockets", Status.FAIL, f"{directory} is not safe", cause, f"chmod 755 {directory}")
         return
     lacking = [n for n, t in configuration.domain.items() if t.kind is not Kind.SERVICE and not _is_socket(
         configuration.guest_socket(n)
@@ -101,25 +101,25 @@ def _daemon(configuration: NodedConfiguration) -> Iterator[Check]:
         return
     yield Check(HOST, "daemon", Status.OK, f"it answers at {configuration.control_socket}")
     if abs(skew_s := time.time() - snapshot.at) > CLOCK_S:
-        fix = "look for what sets the clock by steps; it should be slewed"
-        cause = f"{skew_s:.1f} s between them"
-        yield Check(HOST, "daemon-clock", Status.WARN, "the daemon's time is not this machine's", cause, fix)
+        fix = "find out what sets the clock in steps; it should be slewed"
+        cause = f"they differ by {skew_s:.1f} s"
+        yield Check(HOST, "daemon-clock", Status.WARN, "the daemon's time differs from this machine's", cause, fix)
     yield from told(configuration, snapshot)
 
 
 def told(configuration: NodedConfiguration, snapshot: Snapshot) -> Iterator[Check]:
-    """What the daemon's own view says."""
+    """Checks of what the daemon reports."""
     if snapshot.hub_connected:
-        yield Check(HOST, "hub-connected", Status.OK, "the daemon is connected with its hub")
+        yield Check(HOST, "hub-connected", Status.OK, "the daemon is connected to its hub")
     elif configuration.hub.endpoints:
         fix = f"is this host enrolled (magrathea keys enrol {snapshot.host}, on the server)? see both journals"
-        cause = "no message of the hub for three heartbeats"
-        yield Check(HOST, "hub-connected", Status.FAIL, "the daemon is without its hub: no preemption", cause, fix)
+        cause = "no message from the hub for three heartbeats"
+        yield Check(HOST, "hub-connected", Status.FAIL, "no connection to the hub: no preemption", cause, fix)
     missing = sorted(set(configuration.domain) - {domain.name for domain in snapshot.domains})
     if missing:
-        cause = f"{', '.join(missing)} stand in the file only"
+        cause = f"{', '.join(missing)} are in the file only"
         fix = "magrathea reload, or restart magrathea-noded"
-        yield Check(HOST, "domains", Status.WARN, "the daemon has not read its file since it was changed", cause, fix)
+        yield Check(HOST, "domains", Status.WARN, "the daemon has not read its file since the last change", cause, fix)
     for domain in snapshot.domains:
         if domain.kind is Kind.SERVICE:
             continue
@@ -139,7 +139,7 @@ def told(configuration: NodedConfiguration, snapshot: Snapshot) -> Iterator[Chec
         else:
             yield Check(HOST, name, Status.OK, said)
     for number, note in enumerate(snapshot.notes):
-        yield Check(HOST, f"note-{number}", Status.WARN, "the daemon says", note, "see docs, or fix what it names")
+        yield Check(HOST, f"note-{number}", Status.WARN, "the daemon reports:", note, "fix it, or see the docs")
 
 
 def _workers(configuration: NodedConfiguration) -> dict[str, DomainTable]:
@@ -147,9 +147,9 @@ def _workers(configuration: NodedConfiguration) -> dict[str, DomainTable]:
 
 
 def memory(c: NodedConfiguration, machine_mib: int) -> Iterator[Check]:
-    """Whether the sizes in the file fit each other and the machine (docs/rules.md, "Memory fit is arithmetic").
+    """Checks that the sizes in the file fit each other and the machine (docs/rules.md, "Memory fit is arithmetic").
 
-    memory(domain) = host - reserve - services - the sum over siblings of (floor + what their swap cannot take)
+    memory(domain) = host - reserve - services - the sum over siblings of (floor + what does not fit into their swap)
     """
     workers = _workers(c)
     if c.host.memory_mib is not None and c.host.memory_mib > machine_mib:
@@ -169,11 +169,11 @@ def memory(c: NodedConfiguration, machine_mib: int) -> Iterator[Check]:
         wanted = table.memory_mib
         where = f"memory-{name}"
         if wanted > best:
-            cause = f"with its siblings' floors only {best} are left of {total} MiB"
+            cause = f"with its siblings' floors only {best} of {total} MiB are left"
             fix = f"lower `memory_mib` of {name} to {max(0, best)}, or the others' `floor_mib`"
             yield Check(HOST, where, Status.FAIL, f"{name} can never have its {wanted} MiB", cause, fix)
         elif wanted > worst:
-            cause = f"{stuck} MiB of its siblings' jobs do not fit into their `swap_mib`, so that {worst} are left"
+            cause = f"{stuck} MiB of its siblings' jobs do not fit into their `swap_mib`, so only {worst} MiB are left"
             fix = f"more `swap_mib` for the others, or at most {max(0, worst)} MiB for {name}"
             yield Check(HOST, where, Status.WARN, f"{name} may get less than its {wanted} MiB", cause, fix)
         else:
@@ -181,12 +181,12 @@ def memory(c: NodedConfiguration, machine_mib: int) -> Iterator[Check]:
 
 
 def swap(c: NodedConfiguration) -> Iterator[Check]:
-    """Memory of stopped jobs goes to the swap of their own guest."""
+    """Checks that each guest has swap for the memory of its stopped jobs."""
     for name, table in _workers(c).items():
         if table.kind is Kind.NORMAL and table.memory_mib and not table.swap_mib:
-            cause = f"`swap_mib` of {name} is 0, so the memory of its stopped jobs stays where it is"
-            fix = f"give the guest a swap device, and say its size as `swap_mib` in [domain.{name}]"
-            yield Check(HOST, f"swap-{name}", Status.WARN, f"{name} cannot give its jobs' memory away", cause, fix)
+            cause = f"`swap_mib` of {name} is 0, so the memory of its stopped jobs never leaves it"
+            fix = f"give the guest a swap device, and set `swap_mib` in [domain.{name}] to its size"
+            yield Check(HOST, f"swap-{name}", Status.WARN, f"{name} cannot give up its jobs' memory", cause, fix)
 
 
 # A guest
@@ -216,15 +216,17 @@ def channel(config: Config) -> Check:
     if not path.exists():
         what = "socket" if config.channel_kind == "unix" else "port"
         fix = "is magrathea-noded up on the host?" if what == "socket" else "add the port to the domain's definition"
-        return Check(GUEST, "channel", Status.FAIL, "there is no way to the host", f"no {what} {path}", fix)
+        return Check(GUEST, "channel", Status.FAIL, "there is no channel to the host", f"no {what} {path}", fix)
     if not os.access(path, os.R_OK | os.W_OK):
         fix = "run this as root, or fix its mode"
-        return Check(GUEST, "channel", Status.FAIL, f"{path} may not be used", f"uid {os.geteuid()} may not", fix)
+        return Check(
+            GUEST, "channel", Status.FAIL, f"{path} cannot be used", f"not permitted for uid {os.geteuid()}", fix
+        )
     return Check(GUEST, "channel", Status.OK, f"{config.channel} is there")
 
 
 def agent_socket(path: Path) -> Iterator[Check]:
-    """Whether the agent answers, to root and its own user only, and is connected with the host."""
+    """Checks that the agent answers, only to root and its own user, and that it is connected to the host."""
     start = "systemctl start magrathea-agent, then journalctl -u magrathea-agent"
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
@@ -235,20 +237,20 @@ def agent_socket(path: Path) -> Iterator[Check]:
         return
     yield Check(GUEST, "agent", Status.OK, f"it answers at {path}")
     if mode & 0o077:
-        cause = f"its mode is {mode:04o}, which lets others ask"
+        cause = f"its mode is {mode:04o}, so other users can use it"
         yield Check(GUEST, "agent-socket", Status.WARN, f"{path} is open", cause, "restart the agent; see its umask")
     else:
-        yield Check(GUEST, "agent-socket", Status.OK, f"{path} is root's and the agent's only")
+        yield Check(GUEST, "agent-socket", Status.OK, f"only root and the agent can use {path}")
     if answer.get("connected") is True:
-        yield Check(GUEST, "connected", Status.OK, "the agent is connected with the node daemon")
+        yield Check(GUEST, "connected", Status.OK, "the agent is connected to the node daemon")
     else:
         fix = "on the host: magrathea doctor; is this domain in noded.toml, by the name of its channel?"
-        cause = "no hello of the daemon came through the channel"
-        yield Check(GUEST, "connected", Status.FAIL, "the agent is without its host: jobs are refused", cause, fix)
+        cause = "no hello from the daemon came through the channel"
+        yield Check(GUEST, "connected", Status.FAIL, "no connection to the host: jobs are refused", cause, fix)
 
 
 def _ping(path: Path) -> dict[str, Any]:
-    """The agent's answer. Raises OSError, ValueError."""
+    """The agent's answer to a ping. Raises OSError, ValueError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(CONNECT_S)
         connection.connect(str(path))
@@ -268,9 +270,9 @@ def _ping(path: Path) -> dict[str, Any]:
 def _mom(paths: Paths) -> Iterator[Check]:
     conf = of_pbs_conf(paths.pbs)
     if conf.get("PBS_START_MOM") != "1":
-        fix = f"PBS_START_MOM=1 in {paths.pbs}; or take {paths.agent} away, if this is no domain"
+        fix = f"PBS_START_MOM=1 in {paths.pbs}; or remove {paths.agent}, if this is no domain"
         yield Check(
-            GUEST, "mom", Status.WARN, "this machine starts no MoM", f"{paths.pbs} says so, or is not there", fix
+            GUEST, "mom", Status.WARN, "this machine starts no MoM", f"{paths.pbs} disables it, or does not exist", fix
         )
         return
     home = Path(conf.get("PBS_HOME", "/var/spool/pbs")) / "mom_priv"
@@ -286,16 +288,16 @@ def _mom(paths: Paths) -> Iterator[Check]:
     if (home / "hooks/magrathea_mom.PY").exists():
         yield Check(GUEST, "mom-hook", Status.OK, "MoM has the hook")
     else:
-        cause = f"{home}/hooks/magrathea_mom.PY is not there (or you are not root)"
+        cause = f"{home}/hooks/magrathea_mom.PY does not exist (or you are not root)"
         fix = "on the server: magrathea pbs check; a new hook comes within a minute"
-        yield Check(GUEST, "mom-hook", Status.FAIL, "MoM has no hook: it asks nobody", cause, fix)
+        yield Check(GUEST, "mom-hook", Status.FAIL, "MoM has no hook: jobs start without a claim", cause, fix)
 
 
 def guest_swap(memory_mib: int, swap_mib: int) -> Check:
     if swap_mib == 0:
         cause = "this guest has no swap"
         fix = "a swap device (on fast storage, or zram), and `swap_mib` in noded.toml; not needed if memory never moves"
-        return Check(GUEST, "swap", Status.WARN, "the memory of stopped jobs cannot be given away", cause, fix)
+        return Check(GUEST, "swap", Status.WARN, "stopped jobs keep their memory", cause, fix)
     return Check(GUEST, "swap", Status.OK, f"{swap_mib} MiB of swap beside {memory_mib} MiB of memory")
 
 

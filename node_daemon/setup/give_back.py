@@ -1,8 +1,8 @@
-"""`magrathea give-back HOST`: continue by hand every job stopped on this host, for the day when nothing else does.
+"""`magrathea give-back HOST`: continues by hand every job that is stopped on this host, if nothing else can do it.
 
-Needs no daemon, hub or agent: which jobs were stopped is read from the journal, their processes from /proc by
-PBS_JOBID, of the job's owner as far as PBS still tells who that is. It sees the processes of this machine only: those
-of the local driver, not those inside a virtual machine.
+It needs no daemon, hub or agent. It reads from the journal which jobs were stopped, and finds their processes in /proc
+by PBS_JOBID and, if PBS still knows it, by the job's owner. It sees this machine's processes only: those of the local
+driver, not those inside virtual machines.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ STOPPED = b"T"
 
 @dataclass(slots=True)
 class Given:
-    """How many processes of a job were continued, could not be, or were left alone: another user's with its id."""
+    """How many processes of a job were continued, could not be continued, or belong to another user and were not
+    touched."""
 
     continued: int = 0
     failed: int = 0
@@ -42,25 +43,26 @@ class Given:
 
 
 def stopped_jobs(host: Host) -> list[tuple[str, str]]:
-    """(domain, job id) of all that the journal has as stopped by Magrathea."""
+    """(domain, job id) of all jobs that Magrathea stopped, according to the journal."""
     return [(domain.name, job.key.id) for domain in host.domains for job in domain.stopped]
 
 
 def owners(ids: Iterable[str]) -> tuple[dict[str, int], str]:
-    """The uids of the jobs' owners as PBS tells, and why those that are missing are."""
+    """The uids of the jobs' owners from PBS, and why some are missing ("" if none is)."""
     found: dict[str, int] = {}
     for id in ids:
         try:
             found[id] = pwd.getpwnam(user_of(qstat.job(id)[1].get("Job_Owner", ""))).pw_uid
-        except (qstat.NoQstat, KeyError) as error:  # the others would not be told either, and each may take long
-            return found, f"of {id} PBS does not tell the owner: {error}"
+        except (qstat.NoQstat, KeyError) as error:  # the next ones would fail in the same way, and each may take long
+            return found, f"PBS does not report the owner of {id}: {error}"
     return found, ""
 
 
 def give_back(ids: Iterable[str], uids: Mapping[str, int], proc: Path = Path("/proc")) -> dict[str, Given]:
-    """SIGCONT to every stopped process with one of the job ids in its environment, of that uid where it is known.
+    """Send SIGCONT to every stopped process with one of the job ids in its environment; if the owner is known, only to
+    his.
 
-    By a pid file descriptor, opened before the look at what the process is: a recycled pid is never hit.
+    It opens a pid file descriptor before it looks at the process, so a signal never hits a recycled pid.
     """
     given = {id: Given() for id in ids}
     wanted = {f"PBS_JOBID={id}".encode(): id for id in given}
@@ -73,7 +75,7 @@ def give_back(ids: Iterable[str], uids: Mapping[str, int], proc: Path = Path("/p
             try:
                 environment = (proc / str(pid) / "environ").read_bytes().split(b"\0")
             except PermissionError:
-                continue  # another user's: not known to be one of the jobs'
+                continue  # another user's process, which may not belong to the job
             id = next((wanted[word] for word in environment if word in wanted), None)
             if id is None:
                 continue
@@ -89,7 +91,7 @@ def give_back(ids: Iterable[str], uids: Mapping[str, int], proc: Path = Path("/p
 
 
 def _uid(process: Path) -> int:
-    """Its real user. Raises FileNotFoundError or ProcessLookupError."""
+    """The process's real uid. Raises FileNotFoundError or ProcessLookupError."""
     line = next(line for line in (process / "status").read_bytes().splitlines() if line.startswith(b"Uid:"))
     return int(line.split()[1])
 
@@ -105,12 +107,12 @@ def _facts(config: Path, host: str) -> tuple[NodedConfiguration, Host]:
     except ConfigurationError as error:
         raise _fail(str(error), USAGE) from error
     if host != configuration.host.name:
-        raise _fail(f"this is host {configuration.host.name}, not {host}; run it on {host} itself", USAGE)
+        raise _fail(f"this is host {configuration.host.name}, not {host}; run this on {host} itself", USAGE)
     if not entitled(os.getuid(), os.getgid(), configuration.control.group, configuration.journal_path):
-        raise _fail("it is for root, the daemon's user or the configured group; ask one of them", PARTLY)
+        raise _fail("only root, the daemon's user and the configured group may do this; ask one of them", PARTLY)
     facts = salvage(configuration.journal_path)
     if facts is None:
-        raise _fail(f"{configuration.journal_path} holds no facts that can be read; see its rights", PARTLY)
+        raise _fail(f"{configuration.journal_path} has no readable facts; check its permissions", PARTLY)
     return configuration, facts
 
 
@@ -121,25 +123,25 @@ def _facts(config: Path, host: str) -> tuple[NodedConfiguration, Host]:
     type=click.Path(path_type=Path),
     default=DEFAULT_FILE,
     show_default=True,
-    help="The node daemon's configuration: it says where the journal is.",
+    help="The node daemon's configuration, which has the path of the journal.",
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @sources.form_option
 def command(host: str, config: Path, yes: bool, form: str) -> None:
-    """Continue every job that Magrathea stopped on HOST, from its journal and /proc: run it on HOST itself, as root.
+    """Continue every job that Magrathea stopped on HOST, from its journal and /proc. Run it on HOST itself, as root.
 
-    It is for when the daemon cannot be brought up. While the daemon runs it is refused: it would stop them again. So
-    would an agent with a standing order: end the agents first. What PBS has suspended stays so in its books until
-    `qsig -s admin-resume JOB` on the server; then its walltime runs, too. Virtual machines' processes are out of reach.
-    Processes of other users that carry a job's id are left alone, as far as `qstat` still tells whose job it is.
+    Use it if the daemon cannot be started. While the daemon runs, the command refuses: the daemon would stop the jobs
+    again. So would an agent with a standing order: end the agents first. Jobs that are suspended in PBS stay so until
+    you run `qsig -s admin-resume JOB` on the server; from then on their walltime counts again. Processes inside virtual
+    machines cannot be reached. If `qstat` knows a job's owner, other users' processes with its id are not touched.
 
     \b
     Examples:
       magrathea give-back h1
       magrathea give-back h1 --yes --config /etc/magrathea/noded.toml
 
-    Columns of `plain`, one line a job, tab-separated: domain, job, processes continued, that could not be, of other
-    users; `yes` if it is suspended in PBS's books.
+    Columns of `plain`, one line a job, tab-separated: domain, job, processes continued, processes that could not be
+    continued, processes of other users; `yes` if PBS has the job suspended.
 
     Exit codes: 0 done, or nothing was stopped; 1 not permitted, the daemon runs, or not all could be continued; 2 wrong
     usage or configuration.
@@ -147,7 +149,7 @@ def command(host: str, config: Path, yes: bool, form: str) -> None:
     configuration, facts = _facts(config, host)
     with contextlib.suppress(client.Unreachable):
         client.ask(configuration.control_socket, {"op": "ping"})
-        raise _fail("the daemon runs, and would stop them again; `systemctl stop magrathea-noded` first", PARTLY)
+        raise _fail("the daemon runs and would stop the jobs again; `systemctl stop magrathea-noded` first", PARTLY)
     jobs = stopped_jobs(facts)
     if not jobs and form == "table":
         click.echo(f"nothing is stopped on {host}")
@@ -156,7 +158,9 @@ def command(host: str, config: Path, yes: bool, form: str) -> None:
         click.confirm(f"continue {', '.join(f'{id} in {domain}' for domain, id in jobs)}?", abort=True, err=True)
     uids, unknown = owners(id for _, id in jobs)
     if unknown:
-        click.echo(f"magrathea give-back: {unknown}; any user's stopped process with the id is continued", err=True)
+        click.echo(
+            f"magrathea give-back: {unknown}; stopped processes of all users with the id are continued", err=True
+        )
     given = give_back([id for _, id in jobs], uids)
     booked = [job.key.id for domain in facts.domains for job in domain.stopped if job.booked]
     if form == "table":
@@ -172,8 +176,8 @@ def command(host: str, config: Path, yes: bool, form: str) -> None:
 
 def _tell(jobs: list[tuple[str, str]], given: Mapping[str, Given], booked: list[str]) -> None:
     for domain, id in jobs:
-        strange = f", {given[id].strange} of other users left alone" if given[id].strange else ""
-        failed = f", {given[id].failed} could not be: run it as root" if given[id].failed else ""
+        strange = f", {given[id].strange} of other users not touched" if given[id].strange else ""
+        failed = f", {given[id].failed} failed: run this as root" if given[id].failed else ""
         click.echo(f"{id} in {domain}: {given[id].continued} processes continued{strange}{failed}")
     if booked:
-        click.echo(f"suspended in PBS still; on its server: qsig -s admin-resume {' '.join(booked)}")
+        click.echo(f"still suspended in PBS; on its server: qsig -s admin-resume {' '.join(booked)}")

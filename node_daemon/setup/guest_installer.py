@@ -1,7 +1,7 @@
-"""`magrathea guest`: what installs the agent in a guest, in one file: a shell script, or a fragment for cloud-init.
+"""`magrathea guest`: makes a single file that installs the agent in a guest: a shell script, or a cloud-init fragment.
 
-The parts are in deploy/guest (in an installed package: beside this file); the guest needs a POSIX shell, base64, tar
-and its own Python 3.6 or later, nothing of this package.
+Its parts are in deploy/guest (in an installed package: beside this file). The guest needs a POSIX shell, base64, tar
+and its own Python 3.6 or later, but nothing of this package.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LINE = 76
 
 
 class Missing(Exception):
-    """A part of the installer is not where this package was installed."""
+    """A part of the installer is missing in this installation."""
 
 
 def parts() -> dict[str, bytes]:
@@ -55,7 +55,7 @@ def _fill(tar: tarfile.TarFile) -> None:
 
 
 def script(arguments: tuple[str, ...] = ()) -> str:
-    """A shell script that unpacks itself and installs the agent; its own arguments come after `arguments`."""
+    """A shell script that unpacks itself and installs the agent. Its own arguments are added to `arguments`."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         _fill(tar)
@@ -63,7 +63,7 @@ def script(arguments: tuple[str, ...] = ()) -> str:
     body = "\n".join(packed[at : at + LINE] for at in range(0, len(packed), LINE))
     given = " ".join(shlex.quote(word) for word in arguments)
     return f"""#!/bin/sh
-# Installs Magrathea's agent {agent.VERSION} in this guest, as root; `sh SCRIPT --help` tells the rest.
+# Installs Magrathea's agent {agent.VERSION} in this guest, as root; `sh SCRIPT --help` shows all options.
 set -eu
 parts=$(mktemp -d)
 trap 'rm -rf "$parts"' EXIT
@@ -98,9 +98,9 @@ def _arguments(channel: str, python: str) -> tuple[str, ...]:
     )
 
 
-@click.group(short_help="what installs the agent in a guest")
+@click.group(short_help="make an installer of the agent for guests")
 def guest() -> None:
-    """What a guest needs: the agent, ready to install.
+    """Make an installer of the agent for a guest.
 
     \b
     Examples:
@@ -118,11 +118,11 @@ def _tell(make: str, channel: str, python: str) -> None:
     click.echo(text, nl=False)
 
 
-@guest.command("script", short_help="one shell script with everything in it")
-@click.option("--channel", default=CHANNEL, show_default=True, help="The guest's way to its host.")
-@click.option("--python", default="", help="The guest's Python; default: the first that it has.")
+@guest.command("script", short_help="print one shell script with everything in it")
+@click.option("--channel", default=CHANNEL, show_default=True, help="The guest's channel to its host.")
+@click.option("--python", default="", help="The guest's Python; default: the first that is found.")
 def script_command(channel: str, python: str) -> None:
-    """Print a shell script that installs the agent in the guest in which it is run, as root; again to replace it.
+    """Print a shell script that installs the agent in a guest. Run it there as root; run it again to replace the agent.
 
     \b
     Examples:
@@ -130,15 +130,15 @@ def script_command(channel: str, python: str) -> None:
       magrathea guest script | ssh root@guest sh
       magrathea guest script --channel unix:/run/magrathea-host/n1.sock > install-agent.sh
 
-    In the guest `sh install-agent.sh --uninstall` takes it away, `--root DIRECTORY` installs into an image.
+    In the guest `sh install-agent.sh --uninstall` removes the agent, `--root DIRECTORY` installs into an image.
     Exit codes: 0 done; 1 this package is incomplete; 2 wrong usage.
     """
     _tell("script", channel, python)
 
 
-@guest.command("cloud-init", short_help="the same as user data for cloud-init")
-@click.option("--channel", default=CHANNEL, show_default=True, help="The guest's way to its host.")
-@click.option("--python", default="", help="The guest's Python; default: the first that it has.")
+@guest.command("cloud-init", short_help="print the same as user data for cloud-init")
+@click.option("--channel", default=CHANNEL, show_default=True, help="The guest's channel to its host.")
+@click.option("--python", default="", help="The guest's Python; default: the first that is found.")
 def cloud_init_command(channel: str, python: str) -> None:
     """Print a cloud-init fragment that installs the agent at the guest's first boot.
 

@@ -119,19 +119,21 @@ def test_the_owners_processes_go_on(config: Path, processes: dict[str, int], mon
     wait_for(processes[OURS], stopped=False)
 
 
-def test_another_users_process_with_the_jobs_id_is_left_alone(
+def test_another_users_process_with_the_jobs_id_is_not_touched(
     config: Path, processes: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owned_by(monkeypatch, "nobody")
     result = CliRunner().invoke(command, ["h1", "--yes", "--config", str(config)])
     assert result.exit_code == 0, result.output
-    assert f"{OURS} in n1: 0 processes continued, 1 of other users left alone" in result.output
+    assert f"{OURS} in n1: 0 processes continued, 1 of other users not touched" in result.output
     assert state(processes[OURS]) == "T"
 
 
-def test_where_pbs_does_not_tell_the_owner_that_is_said(config: Path, processes: dict[str, int]) -> None:
+def test_without_the_owner_from_pbs_processes_of_all_users_are_continued_and_that_is_reported(
+    config: Path, processes: dict[str, int]
+) -> None:
     result = CliRunner().invoke(command, ["h1", "--yes", "--config", str(config)])
-    assert "cannot connect to server; any user's stopped process" in result.stderr
+    assert "cannot connect to server; stopped processes of all users" in result.stderr
     wait_for(processes[OURS], stopped=False)
 
 

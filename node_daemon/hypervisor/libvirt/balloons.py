@@ -1,8 +1,8 @@
-"""What moving balloons have at this moment, asked of QEMU itself.
+"""Reads the present size of moving balloons directly from QEMU.
 
-libvirt's `info` repeats what QEMU last told it of a balloon, and QEMU tells it once a second at most (QEMU 7.2,
-`balloon_change` among the limited events of monitor/monitor.c): each step of a move would wait for that second.
-`memoryStats` asks QEMU, and so hangs with a QEMU that hangs.
+libvirt's `info` repeats what QEMU last reported about a balloon. QEMU reports at most once a second (QEMU 7.2,
+`balloon_change` among the limited events of monitor/monitor.c), so each step of a move would wait for that second.
+`memoryStats` asks QEMU itself, and so hangs if QEMU hangs.
 """
 
 from __future__ import annotations
@@ -18,37 +18,40 @@ log = logging.getLogger(__name__)
 
 KIB = 1024
 MOVING_S = 10.0
-"""A balloon that has not moved for so long is at rest: libvirt has heard of it by then."""
+"""A balloon that has not moved for this time is at rest; by then libvirt's figure is up to date."""
 READ_S = 1.0
-"""QEMU's time to say it; measured 1 ms."""
+"""Time limit of QEMU's answer; measured: 1 ms."""
 
 Ask = Callable[[str, str, Callable[[Any], Any], float], Awaitable[Any]]
-"""(domain, what for people, work on libvirt's domain, seconds): its result, from the domain's own thread."""
+"""(domain, what for people, work on libvirt's domain, seconds) -> the work's result, from the domain's own thread."""
 
 
 class Balloons:
-    """One driver's. A balloon that could not be read is not asked again before it is set again."""
+    """The balloons of one driver. A balloon that could not be read is not asked again until it is set again."""
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
-        self._moving: dict[str, tuple[float, int | None, bool]] = {}  # asked until, had, grew
-        self._silent: dict[str, int] = {}  # what those last had that grew and then did not answer any more
+        self._moving: dict[str, tuple[float, int | None, bool]] = {}  # read until, size before, grows
+        self._silent: dict[str, int] = {}  # last known size of domains that were growing and then did not answer
 
     def moves(self, domain: str) -> None:
-        """Its target has just been set."""
+        """The domain's target has just been set: read its balloon for a while."""
         self._moving[domain] = (self._now() + MOVING_S, None, False)
         self._silent.pop(domain, None)
 
     def at_least(self, domain: str, heard_mib: int | None) -> int | None:
-        """What a domain has that was not read here: as libvirt has heard, or what it already had. A QEMU that hangs
-        tells libvirt nothing; of one that has grown, what it already has would be given to others."""
-        if heard_mib is None:  # it is down
+        """The size of a domain that was not read here: libvirt's figure, or the last known one if that is larger.
+
+        A QEMU that hangs reports nothing to libvirt. If its domain has grown, libvirt's old figure would let the daemon
+        give the same memory to others.
+        """
+        if heard_mib is None:  # the domain is down
             self._silent.pop(domain, None)
             return None
         return max(heard_mib, self._silent.get(domain, 0))
 
     async def mib(self) -> dict[str, int]:
-        """Of each domain whose balloon may be moving and that answers."""
+        """The present size of each domain whose balloon may be moving and answers, in MiB."""
         now = self._now()
         self._moving = {name: state for name, state in self._moving.items() if state[0] > now}
         asked = dict(self._moving)
@@ -57,7 +60,7 @@ class Balloons:
             if mib is not None:
                 found[name] = mib
             if self._moving.get(name) is not asked[name]:
-                continue  # set again meanwhile
+                continue  # its target was set again meanwhile
             if mib is None:
                 del self._moving[name]
                 _, had, grew = asked[name]

@@ -1,9 +1,8 @@
-"""The connection to libvirt: made, watched, lost, found again, without the event loop ever waiting for it.
+"""The connection to libvirt: it is made, watched, and made again when it is lost. The event loop never waits for it.
 
-Rule 1: libvirt's own events run in a thread of their own, one for the whole process, and only pass on that something
-has happened.
-Rule 2: a lost connection never recovers (measured: a killed libvirtd is told in 3 ms, a hanging one by keepalive in
-6 s), so it is thrown away and a new one is made, again and again, with one attempt at a time.
+Rule 1: libvirt's own events run in one thread for the whole process. They only report that something has happened.
+Rule 2: a lost connection never recovers, so it is thrown away and a new one is made, with one attempt at a time.
+Measured: a killed libvirtd is noticed in 3 ms; one that hangs is noticed by keepalive in 6 s.
 """
 
 from __future__ import annotations
@@ -26,7 +25,8 @@ from .worker_threads import in_own_thread
 log = logging.getLogger(__name__)
 
 KEEPALIVE = (2, 2)
-"""Seconds between two questions, and how many unanswered ones mean that libvirtd hangs: known after 6 s."""
+"""Seconds between two keepalive questions, and how many may stay unanswered. A hanging libvirtd is noticed after 6
+s."""
 CLOSE_S = 2.0
 AGAIN_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 """Pauses between attempts to connect."""
@@ -41,17 +41,18 @@ WATCHED = (
     "WATCHDOG",
     "IO_ERROR",
 )
-"""Events of domains that are worth a look. A hypervisor that does not know one refuses it; reading goes on."""
+"""The domain events after which the domain is read again. A hypervisor that does not know one refuses it; polling
+remains."""
 
 Connection = Any
-"""libvirt.virConnect, whose binding has no types."""
+"""libvirt.virConnect; libvirt's binding has no types."""
 
 _loop_lock = threading.Lock()
 _loop_runs = False
 
 
 def binding() -> Any:
-    """libvirt's Python binding, its own events running. Raises DriverError where it is not installed."""
+    """libvirt's Python binding, with its event thread running. Raises DriverError if it is not installed."""
     global _loop_runs
     try:
         libvirt: Any = importlib.import_module("libvirt")
@@ -61,7 +62,8 @@ def binding() -> Any:
         raise DriverError(RefusalCode.NOT_SUPPORTED, f"{text} ({error}); {fix}") from error
     with _loop_lock:
         if not _loop_runs:
-            libvirt.registerErrorHandler(lambda context, error: None, None)  # what fails is raised, and not printed
+            # errors are raised, so do not print them too
+            libvirt.registerErrorHandler(lambda context, error: None, None)
             libvirt.virEventRegisterDefaultImpl()
             threading.Thread(target=_events, args=(libvirt,), name="libvirt-events", daemon=True).start()
             _loop_runs = True
@@ -72,20 +74,20 @@ def _events(libvirt: Any) -> None:
     while True:
         try:
             libvirt.virEventRunDefaultImpl()
-        except libvirt.libvirtError as error:  # nothing to be done about it, and keepalive notices what it breaks
+        except libvirt.libvirtError as error:  # nothing can be done here; keepalive notices a broken connection
             log.error("libvirt's events: %s", error)
 
 
 def translated(error: Any, what: str) -> DriverError:
-    """libvirt's error as the driver's."""
+    """libvirt's error as a DriverError."""
     return DriverError(error_code(error.get_error_code() or 0, error.get_error_domain() or 0), f"{what}: {error}")
 
 
 class Link:
     """Keeps a connection to `uri`. All callbacks are called in the event loop.
 
-    `on_found` is told of each new connection before anybody can use it, `on_lost` of its end; `on_event` gets the
-    libvirt name of a domain, libvirt's word for the event and its detail (None but for LIFECYCLE).
+    `on_found` gets each new connection before anybody can use it; `on_lost` is called when it ends. `on_event` gets a
+    domain's libvirt name, libvirt's word for the event, and its detail (None except for LIFECYCLE).
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class Link:
         self.uri = uri
         self.libvirt = binding()
         self.unwatched: tuple[str, ...] = ()
-        """What this hypervisor does not tell of."""
+        """Events that this hypervisor does not report."""
         self.why = "not connected yet"
         """Why there is no connection, for people."""
         self._connection: Connection | None = None
@@ -113,7 +115,7 @@ class Link:
         self._refused: DriverError | None = None
 
     async def start(self, seconds: float) -> None:
-        """Begin, and wait that long for a first answer. Raises DriverError where no answer will ever come."""
+        """Begin to connect, and wait `seconds` for the first answer. Raises DriverError if trying again cannot help."""
         self._task = supervision.start(self._keep())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -123,7 +125,7 @@ class Link:
 
     @property
     def connection(self) -> Connection:
-        """The present one. Raises DriverError `lost`."""
+        """The present connection. Raises DriverError `lost`."""
         if self._connection is None:
             raise DriverError(
                 RefusalCode.LOST, f"libvirt at {self.uri} cannot be reached: {self.why}; is libvirtd running?"
@@ -136,7 +138,7 @@ class Link:
             await asyncio.gather(self._task, return_exceptions=True)
         connection, self._connection = self._connection, None
         if connection is not None:
-            with contextlib.suppress(TimeoutError):  # a hanging libvirtd: the thread is left behind
+            with contextlib.suppress(TimeoutError):  # libvirtd hangs: leave the thread behind
                 async with asyncio.timeout(CLOSE_S):
                     await in_own_thread("libvirt-close", lambda: self._close(connection, self._registered))
 
@@ -162,22 +164,24 @@ class Link:
             log.info("connected to libvirt at %s", self.uri)
             self._on_found(connection)
             self._first.set()
-            if not connection.isAlive():  # lost before anybody listened
+            if not connection.isAlive():  # it was lost before anybody listened
                 self._lost.set()
             await self._lost.wait()
             self._drop()
             self._on_lost()
 
     def open(self) -> Connection:
-        """One more connection. Not in the event loop's thread: a hanging libvirtd accepts connections and says nothing.
-        Raises libvirtError."""
+        """Open one more connection. Raises libvirtError.
+
+        Do not call it in the event loop's thread: a hanging libvirtd accepts connections and never answers.
+        """
         connection = self.libvirt.open(self.uri)
-        with contextlib.suppress(self.libvirt.libvirtError):  # not known to libvirt's test driver
+        with contextlib.suppress(self.libvirt.libvirtError):  # libvirt's test driver has no keepalive
             connection.setKeepAlive(*KEEPALIVE)
         return connection
 
     def _open(self) -> Connection:
-        """In a thread of its own."""
+        """Open and register the main connection; runs in a thread of its own."""
         connection = self.open()
         connection.registerCloseCallback(self._closed, connection)
         unwatched, registered = [], []
@@ -195,7 +199,7 @@ class Link:
         self._tell(self._is_closed, opaque, reason)
 
     def _happened(self, connection: Connection, domain: Any, *details: Any) -> None:
-        """In libvirt's thread. The last of `details` is the event's word."""
+        """Runs in libvirt's thread. The last of `details` is the event's word."""
         detail = details[0] if details[-1] == "LIFECYCLE" else None
         self._tell(self._on_event, domain.name(), details[-1], detail)
 
@@ -206,20 +210,21 @@ class Link:
     def _is_closed(self, connection: Connection, reason: int) -> None:
         if connection is not self._connection:
             return
-        reasons = {0: "an error", 1: "libvirtd has ended", 2: "libvirtd does not answer", 3: "closed from here"}
+        reasons = {0: "an error", 1: "libvirtd has ended", 2: "libvirtd does not answer", 3: "closed by the daemon"}
         self.why = reasons.get(reason, f"reason {reason}")
         log.warning("connection to libvirt at %s lost: %s", self.uri, self.why)
         self._lost.set()
 
     def _drop(self) -> None:
-        """Close it; in a thread, since that may wait for a libvirtd that hangs."""
+        """Close the connection in a thread, since closing may wait for a hanging libvirtd."""
         connection, self._connection = self._connection, None
         if connection is not None:
             arguments = (connection, self._registered)
             threading.Thread(target=self._close, args=arguments, name="libvirt-close", daemon=True).start()
 
     def _close(self, connection: Connection, registered: tuple[int, ...]) -> None:
-        """Whatever still refers to the connection keeps it open; on one that is broken nothing can be taken back."""
+        """Close the connection. First deregister all callbacks: they would keep it open. On a broken connection that
+        fails."""
         steps = [lambda number=number: connection.domainEventDeregisterAny(number) for number in registered]
         for step in (*steps, connection.unregisterCloseCallback, connection.close):
             try:
@@ -229,10 +234,10 @@ class Link:
 
 
 class Line:
-    """A connection of one thread's own, for calls that may hang.
+    """A connection for one thread alone, for calls that may hang.
 
-    Where one thread waits for such a call, calls of others on the same connection are answered only when something
-    else is said there (seen with libvirt 9.0: `state`, `info` and the like took as long as nobody asked again).
+    While one thread waits for a hanging call, libvirt 9.0 answers other threads' calls on the same connection only when
+    another message passes (seen with `state` and `info`).
     """
 
     def __init__(self, link: Link) -> None:
@@ -241,7 +246,8 @@ class Line:
         self._connection: Connection | None = None
 
     def connection(self) -> Connection:
-        """In its thread. A new one whenever the link's is another. Raises libvirtError, or DriverError `lost`."""
+        """The thread's connection, in its own thread; a new one whenever the link has a new one. Raises libvirtError,
+        or DriverError `lost`."""
         beside = self._link.connection
         if self._connection is None or self._beside is not beside or not self._connection.isAlive():
             self.drop()
@@ -249,7 +255,7 @@ class Line:
         return self._connection
 
     def drop(self) -> None:
-        """Close it, without waiting for a libvirtd that hangs."""
+        """Close the connection without waiting for a hanging libvirtd."""
         connection, self._connection = self._connection, None
         if connection is not None:
             threading.Thread(target=self._close, args=(connection,), name="libvirt-close", daemon=True).start()

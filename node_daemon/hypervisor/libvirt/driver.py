@@ -1,11 +1,11 @@
-"""The driver whose domains are libvirt's: virtual machines of QEMU/KVM and Xen, containers of LXC.
+"""The driver for libvirt's domains: virtual machines of QEMU/KVM and Xen, containers of LXC.
 
-Rule 1: the event loop never waits for libvirt. Reading has a thread, each domain has one for what changes it, each of
-them a connection of its own (connection.py), and each call a deadline (worker_threads.py).
-Rule 2: what is read is libvirt's word of now (reading.py). Without a connection `actual` raises `lost`, and
-nothing is made up.
-Rule 3: only domains of the configuration are touched. All others are services: they are counted (`others`), no more.
-Rule 4: what is set is set for the running domain only, so that a domain that boots begins without a cap.
+Rule 1: the event loop never waits for libvirt. One thread reads; each domain has a thread for changes. Each thread has
+its own connection (connection.py), and each call a deadline (worker_threads.py).
+Rule 2: a reading is what libvirt reports now (reading.py). Without a connection `actual` raises `lost`; nothing is
+guessed.
+Rule 3: only configured domains are changed. All others are services, which are only counted (`others`).
+Rule 4: settings apply to the running domain only, so a domain always boots without a cap.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 STARTED, STOPPED, CRASHED_EVENT = 2, 5, 8
-"""Details of libvirt's lifecycle event that end or begin a domain."""
+"""Details of libvirt's lifecycle events with which a domain starts or ends."""
 
 
 UNREAD_S = 0.5
-"""A domain that could not be read is read again so soon; one that boots can be within a second."""
+"""A domain that could not be read is read again after this time: a domain that boots is readable within a second."""
 
 
 class LibvirtDriver:
-    """See `base.Driver`. `names`: libvirt's name of each configured domain; `services`: those of kind service."""
+    """See `base.Driver`. `names`: libvirt's name of each configured domain. `services`: the domains of kind service."""
 
     def __init__(self, host: str, uri: str, names: Mapping[str, str], services: frozenset[str] = frozenset()) -> None:
         self._host = host
@@ -71,17 +71,19 @@ class LibvirtDriver:
         self._known: dict[str, LibvirtReading] = {}
         self._unread: Mapping[str, str] = {}
         self._again: asyncio.TimerHandle | None = None
-        self._told: dict[str, bool] = {}
-        self._events = dict.fromkeys(names, 0)  # how many there have been
+        self._reported_up: dict[str, bool] = {}
+        self._events = dict.fromkeys(names, 0)  # how many events each domain has had
         self._abilities: Abilities | None = None
-        self._asked: Connection | None = None
-        """Whom they were asked of. Another libvirtd may know more, and its domains may be other ones; until it has
-        said so, what was known stays: a driver that could do nothing for a moment would seem to have nothing to do."""
+        self._abilities_of: Connection | None = None
+        """The connection that `_abilities` were read from. Another libvirtd may support more, or have other domains.
+
+        Until it has answered, the old abilities stay: if they vanished for a moment, the plan would have nothing to do.
+        """
         self._others = Others()
         self._tasks: set[asyncio.Task[None]] = set()
         self._balloons = Balloons(self._of_domain)
 
-    # What it can do
+    # Capabilities
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -118,8 +120,8 @@ class LibvirtDriver:
         await self._link.start(CALL_DEADLINE_S)
         try:
             await self.actual()
-        except DriverError as error:  # `notes` says it, and the domains are told of as soon as it is back
-            log.warning("%s; its domains are told of when it answers", error)
+        except DriverError as error:  # `notes` reports it, and the domains are reported when libvirt is back
+            log.warning("%s; its domains are reported as soon as it answers", error)
 
     async def close(self) -> None:
         if self._again is not None:
@@ -139,7 +141,7 @@ class LibvirtDriver:
     async def actual(self) -> dict[str, DomainReading]:
         link = self._linked()
         connection = link.connection
-        known = self._abilities if self._asked is connection else None
+        known = self._abilities if self._abilities_of is connection else None
         reader = Reader(link.libvirt, self._uri, self._names, self._services)
 
         def read() -> tuple[Abilities, AllReadings]:
@@ -150,7 +152,7 @@ class LibvirtDriver:
         (self._abilities, now), balloons = await asyncio.gather(
             self._call(self._reader, "reading the domains", read), self._balloons.mib()
         )
-        self._asked = connection if self._abilities.sure else None
+        self._abilities_of = connection if self._abilities.sure else None
         self._others = now.others or self._others
         self._take(now, events)
         return {
@@ -161,7 +163,7 @@ class LibvirtDriver:
         }
 
     def _take(self, now: AllReadings, events: Mapping[str, int]) -> None:
-        """Tell of what has come and gone. `events`: how many there had been of each domain before it was read."""
+        """Report what has changed. `events`: the number of each domain's events before the reading."""
         before, self._known = self._known, dict(now.found)
         unread, self._unread = self._unread, now.unread
         for name, why in now.unread.items():
@@ -171,12 +173,12 @@ class LibvirtDriver:
             self._again = asyncio.get_running_loop().call_later(UNREAD_S, self._look_soon)
         for name, one in now.found.items():
             if self._events[name] != events[name]:
-                continue  # what was read may be older than what was told meanwhile; whoever was told reads again
+                continue  # an event came during the reading, which may be older; the event's receiver reads again
             then = before.get(name, DOWN)
             if {then.actual.up, then.actual.known, one.actual.up, one.actual.known} == {True} and then.id != one.id:
-                self._tell(name, up=False)  # it went down and came up again unseen
-            if self._told.get(name) is not one.actual.up or (name in unread and name not in now.unread):
-                self._tell(name, up=one.actual.up)
+                self._report(name, up=False)  # it went down and came up again without an event
+            if self._reported_up.get(name) is not one.actual.up or (name in unread and name not in now.unread):
+                self._report(name, up=one.actual.up)
 
     # Changing
 
@@ -226,18 +228,18 @@ class LibvirtDriver:
             state = one.state()[0]
             if is_up(state):
                 return
-            if state == CRASHED:  # kept by libvirt for people to look at
+            if state == CRASHED:  # libvirt keeps a crashed domain for people to look at
                 one.destroy()
             saved = self._abilities is not None and self._abilities.save and bool(one.hasManagedSaveImage())
             try:
                 one.create()
             except self._error as error:
                 if one.isActive():
-                    return  # somebody else was quicker
+                    return  # somebody else has already started it
                 if saved:
                     text = f"domain {domain} did not come back from its image, which is kept: {error}"
                     raise DriverError(
-                        RefusalCode.RESTORE_FAILED, f"{text}; `virsh managedsave-remove` gives it up"
+                        RefusalCode.RESTORE_FAILED, f"{text}; to give the image up: `virsh managedsave-remove`"
                     ) from error
                 raise
 
@@ -258,7 +260,7 @@ class LibvirtDriver:
                 if one.isActive():
                     raise
 
-        # libvirt waits up to 15 s for a QEMU that does not die of SIGTERM before it sends SIGKILL.
+        # after SIGTERM libvirt waits up to 15 s for QEMU to end before it sends SIGKILL
         await self._change(domain, f"ending domain {domain}", work, 30.0)
 
     async def save(self, domain: str) -> None:
@@ -327,9 +329,9 @@ class LibvirtDriver:
         await self._of_domain(domain, what, work, CALL_DEADLINE_S if seconds is None else seconds)
 
     async def _of_domain(self, domain: str, what: str, work: Callable[[Any], T], seconds: float) -> T:
-        """`work` on the domain's object, in the domain's thread."""
+        """Run `work` on the domain's libvirt object, in the domain's thread, and return its result."""
         link = self._linked()
-        _ = link.connection  # without one there is nothing to wait for
+        _ = link.connection  # raises at once if there is no connection
         line = self._lines.setdefault(domain, Line(link))
         return await self._call(
             self._workers[domain], what, lambda: work(line.connection().lookupByName(self._names[domain])), seconds
@@ -340,47 +342,47 @@ class LibvirtDriver:
         try:
             return await worker.call(CALL_DEADLINE_S if seconds is None else seconds, what, work)
         except link.libvirt.libvirtError as error:
-            _ = link.connection  # where that is what has failed, it says so
+            _ = link.connection  # if the connection is the cause, this raises `lost`
             raise translated(error, what) from error
 
-    # Coming and going
+    # Events
 
     def _found(self, connection: Connection) -> None:
-        self._look_soon(telling=bool(self._told))
+        self._look_soon(always_report=bool(self._reported_up))
 
     def _lost(self) -> None:
-        for name, up in self._told.items():
-            self._tell(name, up)  # "look": who does will find that nothing is known
+        for name, up in self._reported_up.items():
+            self._report(name, up)  # "read again": the reader finds that nothing is known
 
     def _happened(self, libvirt_name: str, event: str, detail: int | None) -> None:
         name = self._ours.get(libvirt_name)
         if name is not None:
             self._events[name] += 1
         if name is None:
-            self._look_soon()  # a service has come or gone
+            self._look_soon()  # a service has started or ended
         elif event == "LIFECYCLE" and detail in (STOPPED, CRASHED_EVENT):
-            self._tell(name, up=False)
+            self._report(name, up=False)
         elif event == "LIFECYCLE" and detail == STARTED:
-            self._tell(name, up=True)
+            self._report(name, up=True)
         else:
-            self._tell(name, self._told.get(name, False))
+            self._report(name, self._reported_up.get(name, False))
 
-    def _tell(self, name: str, up: bool) -> None:
-        self._told[name] = up
+    def _report(self, name: str, up: bool) -> None:
+        self._reported_up[name] = up
         if not up and name in self._known:
             self._known[name] = DOWN
         if self._on_event is not None and name not in self._services:
             self._on_event(DomainChange(name, up))
 
-    def _look_soon(self, telling: bool = False) -> None:
-        task = supervision.start(self._look(telling))
+    def _look_soon(self, always_report: bool = False) -> None:
+        task = supervision.start(self._look(always_report))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _look(self, telling: bool) -> None:
-        """Find out by oneself; the domains' coming and going is told on the way, and that services have changed.
+    async def _look(self, always_report: bool) -> None:
+        """Read everything. Reports domains that went up or down, and a change of the services.
 
-        `telling`: something is told in any case, so that whoever could not look meanwhile does.
+        `always_report`: report something in any case, so that a reader that failed meanwhile reads again.
         """
         others = self._others
         try:
@@ -388,6 +390,6 @@ class LibvirtDriver:
         except DriverError as error:
             log.warning("after a change: %s", error)
             return
-        if (telling or others != self._others) and self._on_event is not None:
+        if (always_report or others != self._others) and self._on_event is not None:
             for name in sorted(self._names.keys() - self._services)[:1]:
-                self._on_event(DomainChange(name, self._told.get(name, False)))
+                self._on_event(DomainChange(name, self._reported_up.get(name, False)))

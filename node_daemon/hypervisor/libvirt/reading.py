@@ -1,8 +1,8 @@
-"""What is read of libvirt: its domains as they are, and what their hypervisor can do. Blocking calls, for one thread.
+"""Reads from libvirt how its domains are and what their hypervisor can do. Blocking calls, for one thread.
 
-Rule 1: a domain that has gone while it was read is down. One that is there and cannot be read costs nobody but itself
-its facts (`DomainReading.known`). Whatever else fails is libvirt's failure, not a domain's state: it is raised.
-Rule 2: domains that the configuration does not name are services: they are counted (`Others`), no more.
+Rule 1: a domain that vanishes while it is read is down. If a domain exists but cannot be read, only its own reading is
+unknown (`DomainReading.known`). Every other failure is libvirt's, not a domain's state: it is raised.
+Rule 2: domains that the configuration does not name are services, which are only counted (`Others`).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 KIB = 1024
 XEN_HOST = 0
-"""The id of Xen's first domain, which is the host's own system: what it needs is the configuration's reserve."""
+"""The id of Xen's first domain, which is the host's own system. The configured reserve covers what it needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class LibvirtReading:
-    """A domain as it was read. `id`: libvirt's number of this run of it, another one after a restart."""
+    """A domain's reading. `id`: libvirt's number of this run of the domain; a restart changes it."""
 
     actual: DomainReading
     id: int
@@ -39,8 +39,11 @@ UNREAD = LibvirtReading(DomainReading(up=True, known=False), -1)
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What the hypervisor behind the connection can do. `sure`: false while no domain could say how CPU is capped, for
-    reasons that may pass: libvirtd has just been started, and they are still to be found by it."""
+    """What the hypervisor behind the connection can do.
+
+    `sure`: False if no domain could tell how CPU is capped, for reasons that may pass. For example, a libvirtd that has
+    just started has not found its domains yet.
+    """
 
     kind: str
     cpu: CpuControl | None
@@ -53,7 +56,8 @@ class Abilities:
 
 @dataclass(frozen=True, slots=True)
 class AllReadings:
-    """Everything that was read. `others`: None where one of them could not be. `unread`: why, by the domain's name."""
+    """All readings. `others`: None if one of the services could not be read. `unread`: the reason, by the domain's
+    name."""
 
     found: Mapping[str, LibvirtReading]
     others: Others | None
@@ -61,7 +65,8 @@ class AllReadings:
 
 
 class Reader:
-    """`libvirt`: its binding; `names`: libvirt's name of each configured domain; `services`: those never touched."""
+    """`libvirt`: its binding. `names`: libvirt's name of each configured domain. `services`: domains that are never
+    changed."""
 
     def __init__(self, libvirt: Any, uri: str, names: Mapping[str, str], services: frozenset[str]) -> None:
         self._uri = uri
@@ -73,7 +78,7 @@ class Reader:
         self._config = int(libvirt.VIR_DOMAIN_AFFECT_CONFIG)
 
     def read(self, connection: Connection, abilities: Abilities) -> AllReadings:
-        """Raises libvirtError."""
+        """Read all domains. Raises libvirtError."""
         found = dict.fromkeys(self._names, DOWN)
         unread: dict[str, str] = {}
         all_counted = True
@@ -115,14 +120,16 @@ class Reader:
         return LibvirtReading(actual, domain.ID() if up else -1)
 
     def _memory_kib(self, kind: str, domain: Any, info: list[int]) -> int:
-        """What the domain has. Of a container `info` says what it uses; what it has is its limit."""
+        """What the domain has. For a container this is its limit, since `info` reports what it uses."""
         if kind.upper() != "LXC":
             return info[2]
         return min(int(domain.memoryParameters(self._live)["hard_limit"]), info[1])
 
     def _is_gone(self, domain: Any) -> bool:
-        """Whether the domain is down, or is no more. Raises libvirtError where libvirt does not even say that: a
-        libvirtd that dies takes no domain with it."""
+        """True if the domain is down or no longer exists.
+
+        Raises libvirtError if libvirt cannot tell even that: domains survive a libvirtd that dies.
+        """
         try:
             return not domain.isActive()
         except self._error as error:
@@ -131,8 +138,10 @@ class Reader:
             raise
 
     def ask(self, connection: Connection, silent: bool) -> Abilities:
-        """What this hypervisor can do, asked of the domains themselves. `silent`: it tells of no coming and going.
-        Raises libvirtError."""
+        """Ask the domains themselves what this hypervisor can do. Raises libvirtError.
+
+        `silent`: the hypervisor does not report when domains start or stop.
+        """
         kind = str(connection.getType())
         present = {d.name(): d for d in connection.listAllDomains(0)}
         domains = {name: present[own] for name, own in self._names.items() if own in present}
@@ -153,25 +162,25 @@ class Reader:
             text = "its memory is not moved: its `floor_mib` should be all of it"
             said.append(f"domain {name} has no balloon, {text}, or let `magrathea host adopt` add one")
         for name in sorted(undefined):
-            said.append(f"libvirt at {self._uri} has no domain {self._names[name]}, which {name} is; define it there")
+            said.append(f"domain {name}: libvirt at {self._uri} has no domain {self._names[name]}; define it there")
         if silent:
-            said.append(f"{kind} does not tell of its domains' coming and going; they are looked at now and then")
+            said.append(f"{kind} does not report when its domains start or stop; Magrathea polls them")
         return Abilities(kind, cpu, save, without, undefined, tuple(said), sure)
 
     def _ask_cpu(self, kind: str, domains: Mapping[str, Any]) -> tuple[CpuControl | None, list[str], bool]:
-        """(how CPU is capped, what people should know, whether that is the last word)"""
+        """Returns how CPU is capped, notes for people, and whether the answer is final."""
         if not domains:
             return None, [], True
         why, sure = "its scheduler has neither quota nor cap nor weight", True
         live = [(domain, self._live) for domain in domains.values() if domain.isActive()]
         for domain, flags in (*live, *((domain, self._config) for domain in domains.values())):
-            try:  # one that is just booting may have no control group yet: what is configured has the same parameters
+            try:  # a booting domain may have no control group yet; its configuration has the same parameters
                 control = cpu_control(kind, domain.schedulerParametersFlags(flags))
             except self._error as error:
                 why = str(error)
                 sure = sure and ERROR_CODES.get(error.get_error_code()) == RefusalCode.NOT_SUPPORTED
                 continue
             if control is not None:
-                weak = f"{kind} caps CPU by weight ({control.name}) only: a preempted domain's stray process costs more"
+                weak = f"{kind} caps CPU only by weight ({control.name}): a preempted domain's stray processes use more"
                 return control, [weak] if control.full else [], True
         return None, [f"{kind} cannot cap CPU: {why}"], sure

@@ -1,9 +1,9 @@
-"""Calls that block, each with a deadline, away from the event loop: one thread per domain and one for reading.
+"""Blocking calls, each with a deadline, outside of the event loop: one thread per domain and one for reading.
 
-Rule 1: a call that hangs holds up its own thread and nothing else: neither the loop, nor another domain, nor reading
-(measured: a stopped QEMU holds up changes of its domain, not what is read of it).
-Rule 2: what has not begun when its deadline passes never begins, so a call given up cannot overtake a later one.
-Rule 3: the threads are daemons: a hanging libvirtd must not keep this process from ending.
+Rule 1: a call that hangs blocks only its own thread, not the loop, not other domains, not reading. Measured: a stopped
+QEMU blocks changes of its domain, but not reading.
+Rule 2: a call that has not begun at its deadline never begins. So it cannot overtake a later call.
+Rule 3: the threads are daemons, so a hanging libvirtd never keeps this process from ending.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Work = tuple[Future[Any], Callable[[], Any]]
 
 
 def _run(future: Future[T], work: Callable[[], T]) -> None:
-    """`work`'s result or exception, whichever, goes to whoever waits for it, if anybody still does."""
+    """Run `work` and pass its result or exception to the waiter, if there still is one."""
     if not future.set_running_or_notify_cancel():
         return
     try:
@@ -34,11 +34,11 @@ def _run(future: Future[T], work: Callable[[], T]) -> None:
         try:
             future.set_result(result)
         except InvalidStateError:
-            return  # given up meanwhile
+            return  # the waiter has given up
 
 
 class Worker:
-    """One thread that works off calls in the order in which they were asked for."""
+    """One thread that runs calls in the order in which they were requested."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -46,7 +46,8 @@ class Worker:
         self._thread: threading.Thread | None = None
 
     async def call(self, seconds: float, what: str, work: Callable[[], T]) -> T:
-        """`work()`'s result. Raises DriverError `timeout` after `seconds`, waiting for its turn included."""
+        """Run `work()` and return its result. Raises DriverError `timeout` after `seconds`; the wait for its turn
+        counts."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
             self._thread.start()
@@ -55,7 +56,7 @@ class Worker:
         return await within(seconds, what, asyncio.wrap_future(future))
 
     def close(self) -> None:
-        """End when what is being done is done; what waits is cancelled."""
+        """End after the present call; calls that wait are cancelled."""
         if self._thread is None:
             return
         while True:
@@ -73,7 +74,8 @@ class Worker:
 
 
 async def in_own_thread(name: str, work: Callable[[], T]) -> T:
-    """`work()`'s result from a thread made for it alone; cancelled, it is left behind and its result thrown away."""
+    """Run `work()` in a new thread and return its result. If cancelled, the thread is left behind and its result
+    dropped."""
     future: Future[T] = Future()
     threading.Thread(target=_run, args=(future, work), name=name, daemon=True).start()
     return await asyncio.shield(asyncio.wrap_future(future))

@@ -1,11 +1,11 @@
-"""A CPU cap by control groups, version 2 (`cpu.max`) or 1 (`cpu.cfs_quota_us`), for the local driver.
+"""CPU caps by control groups, version 2 (`cpu.max`) or 1 (`cpu.cfs_quota_us`), for the local driver.
 
-Rule 1: a cap is a quota at full weight, never a low weight: a preempted domain must stay alive, and with a low weight
-beside a busy one its ping takes half a minute.
-Rule 2: a group is removed only when it is empty; a domain that is still there keeps its cap.
+Rule 1: a cap is a quota with full weight, never a low weight. A preempted domain must stay responsive; with a low
+weight beside a busy domain its ping takes half a minute.
+Rule 2: a group is removed only when it is empty; a domain that still runs keeps its cap.
 
-The groups: <own group of the daemon>/magrathea/<host>/<domain>. Version 2 wants processes in leaves only, so there the
-daemon moves itself into <own>/magrathea-daemon; where others share its group, root may use the tree's top.
+The groups: <own group of the daemon>/magrathea/<host>/<domain>. Version 2 allows processes in leaves only, so the
+daemon moves itself into <own>/magrathea-daemon. If other processes share its group, root may use the tree's top.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class NoGroups(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What differs: file names and how a quota is written."""
+    """The differences between the versions: file names, and how a quota is written."""
 
     number: int
     weight_file: str
@@ -40,17 +40,17 @@ V2 = Version(2, "cpu.weight", 100, 10_000, ("cpu.max", "cgroup.procs"))
 
 
 def _unescape(path: str) -> str:
-    """mountinfo writes space, tab, newline and backslash in octal."""
+    """Decode a path: mountinfo writes space, tab, newline and backslash in octal."""
     for code, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         path = path.replace(code, char)
     return path
 
 
 def own_groups(mountinfo: str, cgroup: str) -> list[tuple[Version, Path, Path]]:
-    """(version, top of the tree, this process's own group) for every tree that could hold the CPU controller.
+    """(version, top of the tree, this process's own group) for every tree that could have the CPU controller.
 
     `mountinfo`, `cgroup`: the texts of /proc/self/mountinfo and /proc/self/cgroup. On a hybrid machine both versions
-    are mounted and one has the controller; that is found out by trying.
+    are mounted, and one of them has the controller; only an attempt shows which.
     """
     own: dict[str, str] = {}
     for line in cgroup.splitlines():
@@ -75,7 +75,7 @@ def own_groups(mountinfo: str, cgroup: str) -> list[tuple[Version, Path, Path]]:
 
 
 def write(file: Path, text: str) -> None:
-    """One write, as the kernel wants it. Raises OSError naming the file."""
+    """Write the text with a single write, as the kernel requires. Raises OSError that names the file."""
     fd = os.open(file, os.O_WRONLY)
     try:
         os.write(fd, text.encode())
@@ -105,14 +105,14 @@ def set_cap(version: Version, group: Path, percent: int | None) -> None:
         return
     amount, period = quota(percent)
     if int((group / "cpu.cfs_period_us").read_text()) != period:
-        # Both files are checked together by the kernel: without a quota every period will do.
+        # the kernel checks both files together; without a quota it accepts every period
         write(group / "cpu.cfs_quota_us", "-1")
         write(group / "cpu.cfs_period_us", str(period))
     write(group / "cpu.cfs_quota_us", str(amount))
 
 
 def get_cap(version: Version, group: Path) -> int | None:
-    """The group's cap in percent of one CPU, None if it has none. Raises OSError."""
+    """The group's cap in per cent of one CPU; None if it has none. Raises OSError."""
     if version is V2:
         amount, period = (group / "cpu.max").read_text().split()
     else:
@@ -122,7 +122,7 @@ def get_cap(version: Version, group: Path) -> int | None:
 
 
 def remove_if_empty(group: Path) -> bool:
-    """Remove the group; False if something is still in it or it is not ours. Raises OSError for another trouble."""
+    """Remove the group. Returns False if it is not empty or not ours. Raises OSError for other errors."""
     try:
         group.rmdir()
     except FileNotFoundError:
@@ -143,11 +143,12 @@ def _enable_cpu(group: Path) -> None:
 
 
 def _vacate(own: Path) -> Path:
-    """Version 2: the group to build in, with the CPU controller for its children; the daemon moves into a leaf of it.
+    """Version 2: return the group to build in, with the CPU controller for its children. The daemon moves into a leaf
+    of it.
 
     Raises OSError, NoGroups; then nothing has changed.
     """
-    if own.name == DAEMON_LEAF:  # an earlier start of this process, or systemd's DelegateSubgroup
+    if own.name == DAEMON_LEAF:  # from an earlier start of this process, or systemd's DelegateSubgroup
         _enable_cpu(own.parent)
         return own.parent
     try:
@@ -173,12 +174,12 @@ class Groups:
 
     version: Version
     made: tuple[Path, ...]
-    """Groups above the domains' own that are ours, innermost first."""
+    """Our groups above the domains' own groups, innermost first."""
     of: dict[str, Path]
     """The group of each domain."""
 
     def adopt(self, domain: str, pids: list[int]) -> int:
-        """Move processes into the domain's group; how many were not there yet. Raises OSError."""
+        """Move processes into the domain's group; return how many were not in it yet. Raises OSError."""
         group = self.of[domain]
         moved = 0
         for pid in set(pids) - pids_in(group):
@@ -186,11 +187,11 @@ class Groups:
                 write(group / "cgroup.procs", str(pid))
                 moved += 1
             except ProcessLookupError:
-                continue  # it has ended since it was found
+                continue  # it has ended meanwhile
         return moved
 
     def remove(self) -> None:
-        """Remove what is empty. Raises OSError."""
+        """Remove all groups that are empty. Raises OSError."""
         for group in [*self.of.values(), *self.made]:
             remove_if_empty(group)
 
@@ -200,7 +201,7 @@ def _make(version: Version, base: Path, host: str, domains: list[str], cpus: int
     ours = base / "magrathea"
     host_group = ours / host
     groups = Groups(version, (host_group, ours), {domain: host_group / domain for domain in domains})
-    # All domains together weigh what the machine has CPUs, else they are one group beside each single process.
+    # together the domains weigh as much as the machine has CPUs, else they count like a single process
     weight = str(min(version.weight_of_one_cpu * cpus, version.weight_limit))
     try:
         for group in (ours, host_group):

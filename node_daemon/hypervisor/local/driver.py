@@ -1,12 +1,12 @@
 """The driver whose domains are groups of processes on this machine: for the demo, for tests, for a first try.
 
-A domain is up while the process named by its pid file lives. CPU is capped by control groups where they can be
-used (cgroups.py), else by affinity: without root a raised nice value cannot be lowered again, affinity can. Memory
-is never moved: the processes share the machine's. A domain can be ended, but who started it has to start it again.
+A domain is up while the process in its pid file lives. CPU is capped by control groups if possible (cgroups.py), else
+by affinity: without root affinity can be changed back, but a raised nice value cannot. Memory is never moved, because
+all processes share the machine's. The driver can end a domain; whoever started it must start it again.
 
-Rule 1: everything that can block runs in one worker thread, in the order in which it was asked for, so a call that was
-given up cannot overtake a later one.
-Rule 2: what cannot be done is said once, in `notes`.
+Rule 1: everything that can block runs in one worker thread, in the order of the requests. So a call that timed out
+cannot overtake a later one.
+Rule 2: what the driver cannot do is reported once, in `notes`.
 """
 
 from __future__ import annotations
@@ -36,24 +36,25 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 POLL_S = 0.25
-"""Between two looks at the pid files of domains that are down; one is to be noticed within 0.5 s."""
+"""Interval of reading the pid files of domains that are down. A new domain must be noticed within 0.5 s."""
 
 ROUNDS = 20
-"""New processes appear while others are moved; more rounds than this mean a fork storm that outruns us."""
+"""New processes may appear while others are moved. If they still do after so many rounds, a fork storm is faster than
+us."""
 
 KILL_PAUSE_S = 0.02
-"""Between two rounds of killing: a killed process needs a moment to be gone."""
+"""Pause between two rounds of killing: a killed process needs a moment to end."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class Capper(Protocol):
-    """A way of capping CPU. Its methods block; they raise OSError and DriverError."""
+    """A way to cap CPU. Its methods block; they raise OSError and DriverError."""
 
     notes: list[str]
 
     def adopt(self, domain: str, members: Members) -> None:
-        """The domain has come up: take hold of its processes."""
+        """The domain has come up: prepare its processes for capping."""
         ...
 
     def cap(self, domain: str, members: Members, percent: int | None) -> None: ...
@@ -73,7 +74,7 @@ def _escaping(domain: str, what: str) -> DriverError:
 
 
 class GroupCapper:
-    """Caps by quota of a control group; new processes are born into the group of their parent."""
+    """Caps by the quota of a control group. New processes start in the group of their parent."""
 
     def __init__(self, groups: cgroups.Groups) -> None:
         self._groups = groups
@@ -89,7 +90,8 @@ class GroupCapper:
 
     def cap(self, domain: str, members: Members, percent: int | None) -> None:
         cgroups.set_cap(self._groups.version, self._groups.of[domain], percent)
-        if self._held.get(domain) is not members:  # it failed when the domain came up; a claim waits for this call
+        # retry only if the adoption at the domain's start failed: a claim waits for this call
+        if self._held.get(domain) is not members:
             self.adopt(domain, members)
 
     def read(self, domain: str, members: Members) -> int | None:
@@ -103,7 +105,7 @@ class GroupCapper:
 
 
 class AffinityCapper:
-    """Caps by whole CPUs: a capped domain's processes may use the first few of `cpus`, an uncapped one's all."""
+    """Caps by whole CPUs: a capped domain's processes may use the first few of `cpus`, an uncapped domain's all."""
 
     def __init__(self, cpus: list[int], why: str) -> None:
         self._cpus = cpus
@@ -130,7 +132,7 @@ class AffinityCapper:
         raise _escaping(domain, "setting their affinity")
 
     def _bind(self, domain: str, thread: int, wanted: set[int]) -> bool:
-        """Whether the thread's affinity had to be changed; False, too, if it has ended."""
+        """Set the thread's affinity. Returns False if it was right already or the thread has ended."""
         try:
             if os.sched_getaffinity(thread) == wanted:
                 return False
@@ -162,7 +164,7 @@ class AffinityCapper:
 
 
 def choose_capper(host: str, domains: list[str]) -> Capper:
-    """Control groups where permitted, else affinity. Blocks."""
+    """Control groups if permitted, else affinity. Blocks."""
     cpus = sorted(os.sched_getaffinity(0))
     mountinfo = Path("/proc/self/mountinfo").read_text()
     own = Path("/proc/self/cgroup").read_text()
@@ -173,7 +175,7 @@ def choose_capper(host: str, domains: list[str]) -> Capper:
 
 
 def _kill(domain: str, members: Members) -> None:
-    """End all processes of the domain. Blocks; raises OSError, DriverError."""
+    """Kill all processes of the domain. Blocks; raises OSError, DriverError."""
     for _ in range(ROUNDS):
         pids = members.find()
         if not pids:
@@ -186,19 +188,20 @@ def _kill(domain: str, members: Members) -> None:
 
 
 def _pidfd_of(pid: int) -> int | None:
-    """A descriptor that becomes readable when the process ends; None if there is no such process, or no such call."""
+    """A descriptor that becomes readable when the process ends; None if there is no such process or no such system
+    call."""
     try:
         return os.pidfd_open(pid)
     except ProcessLookupError:
         return None
     except OSError as error:
-        if error.errno != errno.ENOSYS:  # Linux older than 5.3: the watcher looks at the process instead
+        if error.errno != errno.ENOSYS:  # Linux older than 5.3: the watcher polls the process instead
             raise
         return None
 
 
 class LocalDriver:
-    """See `base.Driver`. `pid_files`: by domain; `choose` is replaced by tests only."""
+    """See `base.Driver`. `pid_files`: by domain. Only tests replace `choose`."""
 
     def __init__(
         self,
@@ -286,7 +289,9 @@ class LocalDriver:
         self._unable(domain, "save", "use a driver that can, such as libvirt")
 
     async def resume(self, domain: str) -> None:
-        self._unable(domain, "resume", "it never pauses one: send SIGCONT to what somebody else has stopped")
+        self._unable(
+            domain, "resume", "it never pauses a domain: send SIGCONT to processes that somebody else has stopped"
+        )
 
     async def destroy(self, domain: str) -> None:
         self._started()
@@ -324,7 +329,7 @@ class LocalDriver:
             raise DriverError(RefusalCode.NO_DOMAIN, f"host {self._host} has no domain {domain}")
 
     async def _call(self, what: str, work: Callable[[], T]) -> T:
-        """`work` in the worker thread, with the deadline. Raises DriverError only."""
+        """Run `work` in the worker thread, with the deadline. Raises DriverError only."""
         loop = asyncio.get_running_loop()
         try:
             return await within(CALL_DEADLINE_S, what, loop.run_in_executor(self._worker, work))
@@ -336,13 +341,14 @@ class LocalDriver:
             )
             raise DriverError(code, f"{what}: {error}") from error
 
-    # Coming and going.
+    # Events
 
     async def _watch(self) -> None:
-        """Look for the roots of domains that are down, for ever; without pidfds also for the end of the others."""
+        """Look for the root processes of domains that are down, for ever. Without pidfds also look for the end of
+        others."""
         while True:
             if self._pidfds.keys() == self._pid_files.keys():
-                await self._something_down.wait()  # nothing to look for: the pidfds tell
+                await self._something_down.wait()  # nothing to look for: the pidfds report the end of the others
             self._something_down.clear()
             await asyncio.sleep(POLL_S)
             for name in self._pid_files:
@@ -357,12 +363,12 @@ class LocalDriver:
         return now is not None and now.start == root.start
 
     def _notice(self, name: str) -> bool:
-        """Look at a domain's pid file; whether the domain is up."""
+        """Read a domain's pid file; return True if the domain is up."""
         try:
             root = processes.root_of(self._pid_files[name])
             pidfd = None if root is None else _pidfd_of(root.pid)
         except (OSError, ValueError) as error:
-            if name not in self._bad_pid_files:  # said once, until it is right again
+            if name not in self._bad_pid_files:  # log it once until the file is right again
                 log.warning("domain %s cannot be found and counts as down: %s", name, error)
                 self._bad_pid_files.add(name)
             return False
@@ -375,7 +381,7 @@ class LocalDriver:
             loop.add_reader(pidfd, self._gone, name)
         members = Members(root)
         self._members[name] = members
-        if not self._lives(name):  # the pid was another's when its descriptor was opened
+        if not self._lives(name):  # when its descriptor was opened, the pid already belonged to another process
             self._forget(name)
             del self._members[name]
             return False
@@ -384,11 +390,11 @@ class LocalDriver:
         return True
 
     def _adopt(self, name: str, members: Members) -> None:
-        """In the worker thread. A failure is only logged: `set_cpu` tries the same again, and raises."""
+        """Runs in the worker thread. Failures are only logged, because `set_cpu` tries again, and raises."""
         try:
             self._started().adopt(name, members)
         except (OSError, DriverError) as error:
-            log.warning("domain %s: its processes cannot be taken hold of: %s", name, error)
+            log.warning("domain %s: its processes cannot be prepared for CPU caps: %s", name, error)
 
     def _forget(self, name: str) -> None:
         pidfd = self._pidfds.pop(name, None)
@@ -397,12 +403,12 @@ class LocalDriver:
             os.close(pidfd)
 
     def _gone(self, name: str) -> None:
-        """The root process has ended."""
+        """The domain's root process has ended."""
         self._forget(name)
         del self._members[name]
         self._something_down.set()
         self._tell(name, up=False)
 
     def _tell(self, name: str, up: bool) -> None:
-        assert self._on_event is not None  # set by `start`, before anything is watched
+        assert self._on_event is not None  # `start` sets it before anything is watched
         self._on_event(DomainChange(name, up))

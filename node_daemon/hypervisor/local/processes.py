@@ -1,10 +1,10 @@
-"""Which processes are a domain's, for the local driver: the root process, and what descends from it.
+"""Which processes belong to a domain of the local driver: its root process and the descendants.
 
-Rule 1: a process is a pid and a start time; a pid alone is never trusted for longer than one look.
+Rule 1: a process is a pid and a start time; a pid alone is not trusted for longer than one look.
 Rule 2: nothing here changes anything.
 
-Descent alone loses a process whose parent has ended (it becomes a child of init, unless the domain's root process is
-a subreaper). So what was once seen stays a member while it lives, and so does a session whose leader was a member.
+Descent alone misses a process whose parent has ended: it becomes a child of init, unless the domain's root process is a
+subreaper. So a process once seen stays a member while it lives, and so does a session if its leader was a member.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from typing import NamedTuple
 PROC = Path("/proc")
 
 PID_FILE_SLACK_S = 2.0
-"""A root process may seem this much younger than its pid file: start times are counted in clock ticks since boot, and
-the wall clock is adjusted now and then."""
+"""A root process may seem this much younger than its pid file.
+
+Start times are counted in clock ticks since boot, and the wall clock is adjusted now and then.
+"""
 
 
 class Process(NamedTuple):
-    """A line of /proc: `start` is in clock ticks since boot (field 22 of /proc/PID/stat)."""
+    """A process in /proc. `start`: in clock ticks since boot (field 22 of /proc/PID/stat)."""
 
     pid: int
     parent: int
@@ -32,12 +34,12 @@ class Process(NamedTuple):
 
 
 def look(pid: int) -> Process | None:
-    """The process, or None if there is none or it has ended (a zombie uses no CPU and can do nothing)."""
+    """The process; None if there is none or it is a zombie, which uses no CPU and can do nothing."""
     try:
         data = (PROC / str(pid) / "stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # The second field is the command's name in brackets, which may hold anything: count from the last bracket.
+    # The second field is the command's name in brackets, and may contain anything: search the last bracket.
     fields = data[data.rindex(b")") + 2 :].split()
     if fields[0] in (b"Z", b"X"):
         return None
@@ -45,13 +47,13 @@ def look(pid: int) -> Process | None:
 
 
 def everything() -> dict[int, Process]:
-    """All living processes that can be seen, about 10 us each."""
+    """All living processes that can be seen; takes about 10 us each."""
     seen = (look(int(name)) for name in os.listdir(PROC) if name.isdigit())  # noqa: PTH208 - ten times quicker
     return {process.pid: process for process in seen if process is not None}
 
 
 def threads(pid: int) -> list[int]:
-    """Thread ids of a process; empty if it is gone."""
+    """Thread ids of a process; empty if it has ended."""
     try:
         return [int(name) for name in os.listdir(PROC / str(pid) / "task")]  # noqa: PTH208
     except (FileNotFoundError, ProcessLookupError):
@@ -65,10 +67,11 @@ def started_at(process: Process) -> float:
 
 
 def root_of(pid_file: Path) -> Process | None:
-    """The living process that the pid file names, or None.
+    """The living process that the pid file names; None if there is none, or if the file is empty because it is just
+    written.
 
-    A process younger than the file is another one that has got the same pid; it is not the domain. Raises ValueError
-    if the file holds something else than one pid; empty is None, since it may be just being written.
+    A process that is younger than the file has got the pid of a dead one; it is not the domain. Raises ValueError if
+    the file has anything but one pid.
     """
     try:
         written = pid_file.stat().st_mtime
@@ -86,7 +89,7 @@ def root_of(pid_file: Path) -> Process | None:
 
 
 class Members:
-    """The processes of one domain, found anew at each `find`, remembering those seen before."""
+    """The processes of one domain. Each `find` searches anew, and remembers those seen before."""
 
     def __init__(self, root: Process) -> None:
         self.root = root
@@ -94,11 +97,11 @@ class Members:
         self._sessions: set[int] = set()
 
     def known(self) -> list[int]:
-        """The pids of the last `find` that still live, without looking for new ones."""
+        """The pids of the last `find` that still live; does not search for new ones."""
         return [pid for pid, start in self._seen.items() if (p := look(pid)) is not None and p.start == start]
 
     def find(self) -> list[int]:
-        """Pids of all living members. The daemon itself and what it started never belong to a domain."""
+        """Pids of all living members. The daemon itself and its children never belong to a domain."""
         every = everything()
         every.pop(os.getpid(), None)
         children: dict[int, list[Process]] = defaultdict(list)
