@@ -1,15 +1,15 @@
-"""Magrathea's hook for MoM: asks the agent before a job starts, tells it of ends and of MoM's own list of jobs.
+"""Magrathea's hook for MoM: it asks the agent before a job starts, and reports ends and MoM's own list of jobs to it.
 
-Events: execjob_begin (claim), execjob_prologue (waits until the job's memory is there; registered only where memory
-moves), execjob_preterm (a qdel: a stopped job is to have its SIGTERM, one in its prologue does not start any more),
-execjob_abort and execjob_end (release), exechost_periodic (the list), exechost_startup. Not execjob_epilogue, though
-it comes a second before the end: a MoM with a hook for it does not run the site's epilogue script any more.
+Events: execjob_begin (claim), execjob_prologue (waits until the job's memory has arrived; registered only if memory
+moves), execjob_preterm (a qdel: a stopped job must get its SIGTERM; a job in its prologue must not start any more),
+execjob_abort and execjob_end (release), exechost_periodic (the list), exechost_startup. execjob_epilogue would come a
+second before the end, but is not used: a MoM with a hook for it no longer runs the site's own epilogue script.
 
-Rule 1: no agent configured on this machine (no agent.json): leave at once, jobs start as if there were no Magrathea.
-Rule 2: configured but not there, or anything else goes wrong: a claim is refused, never accepted. A refusal sets a
-later execution time on the job: without it PBS tries again at once and holds the job after 21 times, in 3 s.
-Rule 3: execjob_begin blocks MoM's main loop, so it is over within 2 s; and every start of a job pays for what is
-imported here (json 5.5 ms, socket 1.8 ms, _socket 0.6 ms), so the common way does without.
+Rule 1: if no agent is configured on this machine (no agent.json), return at once. Jobs start as without Magrathea.
+Rule 2: if the configured agent does not answer, or anything else fails, a claim is refused, never accepted. A refusal
+sets a later execution time on the job. Without it PBS would try again at once, and hold the job after 21 times, in 3 s.
+Rule 3: execjob_begin blocks MoM's main loop, so it ends within 2 s. Every job's start pays for the imports (json 5.5
+ms, socket 1.8 ms, _socket 0.6 ms), so the common path avoids them.
 
 PBS's own Python runs this, 3.6 or later; standard library only.
 """
@@ -26,22 +26,22 @@ from magrathea.pbs_text.words import is_true
 
 DEFAULT_CONFIGURATION = "/etc/magrathea/agent.json"
 DEFAULT_SOCKET = "/run/magrathea/agent.sock"
-CLAIM_S = 1.6  # the agent's turn; with the next two 2.0 s in all (magrathea/deadlines.py has the whole table)
-MARGIN_S = 0.2  # beyond it, for the way back
-RELEASE_S = 0.2  # for a claim without an answer to be taken back
-TELL_S = 2.0  # releases and lists, which nothing waits for
-PREPARED_S = 5.0  # one question of the prologue; it asks again
-WAIT_S = 585.0  # all questions of the prologue: less than its alarm (install.py), which the hook itself cannot read
-MOST_PARTS = 200  # of a job, in one question
-RETRY_S = 10  # when the refusal does not say when to come back
+CLAIM_S = 1.6  # the agent's time; with the next two 2.0 s in all (magrathea/deadlines.py has the whole table)
+MARGIN_S = 0.2  # added for the answer's way back
+RELEASE_S = 0.2  # to take back a claim that got no answer
+TELL_S = 2.0  # for releases and lists; nothing waits for them
+PREPARED_S = 5.0  # for one question of the prologue, which asks again
+WAIT_S = 585.0  # for all questions of the prologue: less than its alarm (install.py), which the hook cannot read
+MOST_PARTS = 200  # of a job's parts in one question
+RETRY_S = 10  # if the refusal has no time
 
-# Of the product's table of codes, magrathea/core/refusals.py, those that the hook acts on; a test compares the two.
+# The hook acts on these codes of magrathea/core/refusals.py; a test compares the two.
 CODES = ("timeout", "deleted", "memory-short", "hub-lost", "domain-unknown")
 TIMEOUT, DELETED, MEMORY_SHORT, HUB_LOST, DOMAIN_UNKNOWN = CODES
 
 
 class NoAnswer(Exception):
-    """The agent is not there, or did not answer in time."""
+    """There is no agent, or it did not answer in time."""
 
 
 def agent_socket():
@@ -55,13 +55,13 @@ def agent_socket():
     after = text.partition('"socket"')[2].split('"', 2)
     if len(after) == 3 and after[0].strip() == ":" and "\\" not in after[1] and '"socket"' not in after[2]:
         return after[1]
-    import json  # absent, or written in an unusual way
+    import json  # the common form was not found
 
     return json.loads(text).get("socket", DEFAULT_SOCKET)
 
 
 def ask(path, request, timeout_s):
-    """One JSON line to the agent, its answer back as text. Raises NoAnswer."""
+    """Send one JSON line to the agent; return its answer as text. Raises NoAnswer."""
     import _socket
 
     until = time.monotonic() + timeout_s
@@ -88,7 +88,7 @@ def ask(path, request, timeout_s):
 
 
 def is_ok(answer):
-    """Whether the answer says `"ok": true`; in its common form it is read without a parser."""
+    """True if the answer has `"ok": true`. The common form is recognised without a parser."""
     if answer.replace(" ", "").startswith('{"ok":true'):
         return True
     import json
@@ -101,13 +101,13 @@ def quoted(value):
     text = str(value)
     if text.isalnum() or text.replace(".", "").replace("-", "").replace("_", "").encode("ascii", "ignore").isalnum():
         return '"%s"' % text
-    import json  # a subjob's brackets, an unusual user name
+    import json  # a subjob's brackets, or an unusual user name
 
     return json.dumps(text)
 
 
 def own_part(job, here):
-    """CPUs and memory (MiB) of the job's chunks on the vnodes of this MoM, `here`."""
+    """(CPUs, MiB of memory) of the job's chunks on the vnodes of this MoM. `here`: this MoM's name."""
     chunks = placed(str(job.exec_vnode))
     hosts = hosts_of(str(job.exec_host2 or ""))
     cpus, memory_bytes = 0, 0
@@ -122,12 +122,12 @@ def own_part(job, here):
 
 
 def is_here(here, vnode, host):
-    """Whether that vnode of that host is this MoM's, whose name may be short."""
+    """True if that vnode of that host belongs to this MoM. `here` may be a short name."""
     return here in (vnode, vnode.split("[")[0], host, host.split(".")[0])
 
 
 def is_sister(job, here):
-    """Whether the job's first host is another one: here it may never have a process."""
+    """True if the job's first host is another one: here the job may never have a process."""
     hosts = hosts_of(str(job.exec_host2 or ""))
     return bool(hosts) and not is_here(here, vnodes_of(str(job.exec_vnode))[0], hosts[0])
 
@@ -137,7 +137,7 @@ def identity(job):
 
 
 def description(job, here):
-    """What both a claim and the list say of a job."""
+    """The part of a claim and of a list that describes the job."""
     cpus, memory_mib = own_part(job, here)
     told = str(job.Rerunable)
     rerunnable = "true" if told in ("", "None") or is_true(told) else "false"  # unset means y
@@ -173,7 +173,7 @@ def claim(event, path):
 
 
 def take_back(path, job):
-    """A claim without an answer may have been granted all the same; failing this it expires."""
+    """Release a claim that got no answer: it may have been granted. If this fails too, the claim expires."""
     try:
         ask(path, '{"op":"release","job":{%s}}' % identity(job), RELEASE_S)
     except NoAnswer as error:
@@ -181,7 +181,7 @@ def take_back(path, job):
 
 
 def wait_for_memory(event, path):
-    """On MoMs other than the job's first the prologue runs in the main loop: so that one waits for all of its parts."""
+    """Wait for the memory of all parts of the job, on its first MoM: on the others a prologue blocks the main loop."""
     job = event.job
     if not job.in_ms_mom():
         return None
@@ -199,18 +199,18 @@ def wait_for_memory(event, path):
         if said.get("ok") and said.get("ready"):
             del vnodes[:MOST_PARTS]
             continue
-        if said.get("code") == DELETED:  # PBS loses a qdel that comes now: the job would start all the same
+        if said.get("code") == DELETED:  # PBS loses a qdel that comes now, and would start the job
             job.delete()
             return event.reject("magrathea: deleted before it started")
         why = said.get("text", why)
-        if said.get("code") in (MEMORY_SHORT, HUB_LOST, DOMAIN_UNKNOWN):  # others wait for what it holds
+        if said.get("code") in (MEMORY_SHORT, HUB_LOST, DOMAIN_UNKNOWN):  # other jobs wait for what this job holds
             return refuse(event, why, said.get("retry_after_s", RETRY_S))
         time.sleep(max(0.0, min(0.5, asked + 0.5 - time.monotonic())))
     return refuse(event, "given up after %d s: %s" % (WAIT_S, why), RETRY_S) if vnodes else None
 
 
 def tell(path, request, what):
-    """Send what nothing waits for; a loss costs time only, MoM's next list fixes it."""
+    """Send a message that nothing waits for. If it is lost, MoM's next list corrects it."""
     try:
         answer = ask(path, request, TELL_S)
         why = "" if is_ok(answer) else answer.strip()
@@ -238,7 +238,7 @@ def report(event, path):
 
 
 def look(event, path):
-    """MoM starts; there is no list of jobs yet, so only say it where the agent is missing."""
+    """MoM starts. It has no list of jobs yet, so only report a missing agent."""
     tell(path, '{"op":"ping"}', "first contact of this MoM")
 
 
@@ -258,7 +258,7 @@ def main():
     }[event.type]
     try:
         todo(event, path)
-    except Exception as error:  # rule 2: whatever it is, no job starts unasked
+    except Exception as error:  # rule 2: whatever the error, no job starts without an accepted claim
         if todo in (claim, wait_for_memory):
             refuse(event, "hook failed: %r" % error, RETRY_S)
         raise

@@ -1,22 +1,22 @@
-"""Magrathea's hook for the server: refuses what the last publication did not know yet (event runjob), and a class
-that is not the job's queue's (event modifyjob).
+"""Magrathea's hook for the server. Event runjob: refuses jobs that may not start although the published states allow
+it. Event modifyjob: refuses a class that is not the one of the job's queue.
 
-*runjob.* The scheduler decides by what the hub has published; between two publications jobs start and end. So this
-looks at the jobs that the server itself has, this very moment, on the chosen vnodes and their siblings (the other
-domains of the same host). It is the one place outside the core that repeats a rule:
+*runjob.* The scheduler decides by what the hub has published; between two publications jobs start and end. So this hook
+checks the jobs that the server itself has now on the chosen vnodes and on their siblings (the other domains of the same
+host). It is the only place outside the core that repeats a rule:
 
-  exclusive host  refuse if a sibling has a job, unless this job is of class priority and all of theirs are
-                  preemptible; and refuse chunks in two domains of the host
-  counted host    refuse if the CPUs of this job and of the host's jobs (for a priority job: those that are not
+  exclusive host  refuse if a sibling has a job, unless this job is of class priority and all of the sibling's jobs are
+                  preemptible; also refuse chunks in two domains of the host
+  counted host    refuse if the CPUs of this job and of the host's jobs (for a priority job: only jobs that are not
                   preemptible) exceed the host's
-  both            refuse a job without a class, and what would preempt while the hub does not answer
+  both            refuse a job without a class, and one that would preempt while the hub does not answer
 
-*modifyjob.* PBS refuses our resources to users at qsub, but lets them through in the select of a qalter.
+*modifyjob.* PBS forbids users our resources at qsub, but accepts them in the select of a qalter.
 
-Rule 1: a vnode without `magrathea_siblings` is none of ours: accepted at once, and an error there stops nobody. On
-a vnode of ours an error refuses.
-Rule 2: it runs in the server's one thread (0.3-0.5 ms, measured), so it stops at the first conflict.
-Rule 3: suspended jobs are not in a vnode's list; for them the node daemon is the last line.
+Rule 1: a vnode without `magrathea_siblings` is not ours. It is accepted at once, and an error there stops nobody. On a
+vnode of ours an error refuses the job.
+Rule 2: the hook runs in the server's only thread (0.3-0.5 ms, measured), so it stops at the first conflict.
+Rule 3: suspended jobs are not in a vnode's list, so this hook does not see them; the node daemon refuses the claim.
 
 The server's own Python runs this, 3.6 or later; standard library only.
 """
@@ -34,13 +34,13 @@ from magrathea.pbs_text.words import job_ids, words
 
 DEFAULT_HEARTBEAT_MAX_AGE_S = 30.0
 
-# The product's table of codes is magrathea/core/refusals.py; a test compares the two.
+# The product's table of codes is in magrathea/core/refusals.py; a test compares the two.
 CODES = ("hub-lost", "two-domains", "host-busy", "too-big", "no-cpus", "no-class", "own-class")
 HUB_LOST, TWO_DOMAINS, HOST_BUSY, TOO_BIG, NO_CPUS, NO_CLASS, OWN_CLASS = CODES
 
 
 class MayNotStart(Exception):
-    """Why the job may not start now; code and text become its comment."""
+    """The job may not start now; code and text become its comment."""
 
     def __init__(self, code, text):
         super().__init__("%s: %s" % (code, text))
@@ -61,7 +61,7 @@ def unset(text):
 
 
 def value_of(vnode, name):
-    """A resource of a vnode as text; None if it is unset, or not known to this server."""
+    """A resource of a vnode as text; None if it is unset or unknown to this server."""
     try:
         value = vnode.resources_available[name]
     except (KeyError, AttributeError, pbs.UnsetResourceNameError):
@@ -70,7 +70,7 @@ def value_of(vnode, name):
 
 
 def jobs_on(server, vnode, seen):
-    """The jobs that the server has on a vnode, one after the other; not those of the set `seen`, which grows."""
+    """Yields the server's jobs on a vnode, except those in `seen`; adds them to `seen`."""
     if vnode is None or unset(vnode.jobs):
         return
     for id in job_ids(str(vnode.jobs)):
@@ -83,7 +83,7 @@ def jobs_on(server, vnode, seen):
 
 
 def hub_silent_s():
-    """For how long the hub has not answered, if that is too long; None if it is there."""
+    """How long the hub has not answered, in seconds, if that is too long; None if the hub works."""
     with open(pbs.hook_config_filename, encoding="utf-8") as file:
         config = json.load(file)
     try:
@@ -94,7 +94,7 @@ def hub_silent_s():
 
 
 def may_preempt(vnode, victim):
-    """Raises MayNotStart if there is no hub to book a preemption."""
+    """Raises MayNotStart if no hub can book a preemption in PBS."""
     silent_s = hub_silent_s()
     if silent_s is not None:
         since = "was never there" if silent_s == float("inf") else "has been silent for %d s" % silent_s
@@ -142,7 +142,7 @@ def check_counted(server, job, cls, name, siblings, wanted, host_cpus):
 
 
 def check(server, job, managed):
-    """Raises MayNotStart. Names of vnodes of ours are put into `managed` as soon as they are known to be."""
+    """Raises MayNotStart. Adds vnodes of ours to `managed` as soon as they are recognised."""
     wanted = cpus_by_vnode(job.exec_vnode)
     cls = job_class(str(job.schedselect))
     done = set()
@@ -159,7 +159,7 @@ def check(server, job, managed):
                 " default_chunk.magrathea_accepts gives; set it, then qmove the job to its queue" % name,
             )
         if name in done:
-            continue  # a sibling was looked at, and with it the whole host
+            continue  # already checked as a sibling, and with it the whole host
         siblings = [word for word in words(known) if word != "none"]
         host_cpus = value_of(vnode, "magrathea_host_ncpus")
         if host_cpus is None:
@@ -170,7 +170,7 @@ def check(server, job, managed):
 
 
 def check_modified(event):
-    """Nobody names a class, as at qsub: people have the choice of the queue."""
+    """Refuse a class in the select, as PBS does at qsub. Users choose a class by choosing a queue."""
     wanted = event.job.Resource_List
     asked = None if wanted is None else wanted["select"]
     if not unset(asked) and any(name.startswith("magrathea") for name in resource_names(str(asked))):

@@ -1,17 +1,19 @@
-"""Magrathea's hook for vnodes, server event periodic: makes the server forget suspended jobs in its database, too.
+"""Magrathea's hook for vnodes, server event periodic: removes suspended jobs from the server's database when they end.
 
-The server keeps in its database which jobs are admin-suspended on a vnode (`maintenance_jobs`), but never takes the
-last one out (it saves an attribute only if it has a value). When it starts again, a vnode with a name there of a job
-that it still knows, be it as history, is in maintenance for good. Only the server itself may set that attribute, and
-what a periodic hook sets counts as set by it. So for each vnode that the hub asks for, in two runs:
+The server stores in its database which jobs are admin-suspended on a vnode (`maintenance_jobs`), but it never removes
+the last one, because it saves an attribute only if it has a value. After a restart of the server the vnode then stays
+in maintenance for good, if the server still knows a job with that name, even as history. Only the server itself may set
+that attribute, and what a periodic hook sets counts as set by it. So for each vnode that the hub asks for, in two runs:
 
-  first   the attribute gets a name that is no job's, which goes to the database and is dropped at the next start
-  second  it is emptied, which stays in memory: only so the state `maintenance` ends with the next job's resume
+  first   set the attribute to a name that no job has; it is saved, and dropped at the server's next start
+  second  empty the attribute in memory: otherwise the state `maintenance` would not end with the next job's resume
 
-The hub says in which of these a vnode may be in maintenance ("free": in neither; "ours": all that is suspended there
-is the hub's own, then in the second; "stuck": nothing is suspended there, then in both).
+The hub's request names the runs in which the vnode may be in maintenance:
+  "free"   in neither
+  "ours"   in the second: every job suspended there is the hub's own
+  "stuck"  in both: no job is suspended there
 
-Files beside the hub's heartbeat: `.forget` is the hub's, `.forgotten` this hook's answer; both JSON by vnode.
+Files beside the hub's heartbeat: the hub writes `.forget`, this hook answers in `.forgotten`; both are JSON by vnode.
 The server's own Python runs this as root, in a process of its own; 3.6 or later; standard library only.
 """
 
@@ -20,14 +22,14 @@ import os
 
 import pbs
 
-NOBODY = "none"  # no job's id: those have a number and a dot
+NOBODY = "none"  # never a job's id: those have a number and a dot
 MAX_BYTES = 4 * 1024 * 1024
-IN_MAINTENANCE = 0x20000  # INUSE_MAINTENANCE of pbs_nodes.h; older releases do not name it in this module
+IN_MAINTENANCE = 0x20000  # INUSE_MAINTENANCE of pbs_nodes.h; older releases do not have it in this module
 NAMED, EMPTIED = 1, 2
 
 
 def load(path):
-    """A file's JSON; {} where there is none."""
+    """A file's JSON; {} if there is no such file."""
     try:
         with open(path, encoding="utf-8") as file:
             found = json.loads(file.read(MAX_BYTES))
@@ -37,7 +39,7 @@ def load(path):
 
 
 def save(path, content):
-    """The folder is the hub's: whatever lies there under these names is replaced, never followed."""
+    """Write the file. The folder is the hub's, so any file or link of that name is replaced, never followed."""
     new = path + ".new"
     if os.path.lexists(new):
         os.unlink(new)
@@ -54,7 +56,8 @@ def is_ours(vnode):
 
 
 def empty(vnode):
-    """Set to nothing. PBS's module notes it for the server, and then complains that it has no text to show."""
+    """Set the attribute to nothing. PBS's module records that for the server, and then raises because it has no
+    text."""
     try:
         vnode.maintenance_jobs = ""
     except AssertionError:
@@ -62,7 +65,7 @@ def empty(vnode):
 
 
 def step(vnode, number, when, before):
-    """What is done of the hub's request after this run: [its number, phase]. `before`: the same of the run before."""
+    """[number of the hub's request, phase] after this run. `before`: the same after the previous run."""
     maintenance = int(vnode.state or 0) & IN_MAINTENANCE
     if before == [number, EMPTIED]:
         return before
@@ -84,7 +87,7 @@ def main():
     asked, before = load(heartbeat + ".forget"), load(heartbeat + ".forgotten")
     for name, (number, phase) in before.items():
         if phase == NAMED and asked.get(name, [0])[0] != number:
-            # a former hub's request, which would leave the vnode in maintenance if it stayed half done: first that
+            # a former hub's request, half done, would leave the vnode in maintenance: finish it first
             asked[name] = [number, asked[name][1] if name in asked else "free"]
     now = {}
     for name, (number, when) in asked.items():
@@ -96,8 +99,8 @@ def main():
             now[name] = after
     if now != before:
         save(heartbeat + ".forgotten", now)
-    # Said aloud: this process has inherited the answer of the server's last event. Were that a rejection, it would
-    # write to the database over the server's own connection, and the server would wait for its answer for ever.
+    # Accept explicitly: this process has inherited the outcome of the server's last event. If that was a rejection, PBS
+    # would write to the database over the server's own connection, and the server would wait for the answer for ever.
     event.accept()
 
 

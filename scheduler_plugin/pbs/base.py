@@ -1,10 +1,10 @@
-"""What the hub needs of PBS, and no more: read the truth, publish on vnodes, suspend and resume jobs.
+"""What the hub needs of PBS: read the present state, publish on vnodes, suspend and resume jobs.
 
-Implemented by libpbs.py (a PBS server) and by the stand-in's client. One object is one connection and belongs to
-one thread; every call blocks, some (those that PBS relays to a MoM: `admin_suspend`, `admin_resume`, `resume`,
-`rerun`, `set_walltime`) for tens of seconds, so that callers keep them off the thread that publishes.
+Implemented by libpbs.py (a PBS server) and by the stand-in's client. One object is one connection and belongs to one
+thread. Every call blocks. PBS relays some calls to a MoM (`admin_suspend`, `admin_resume`, `resume`, `rerun`,
+`set_walltime`); these can block for tens of seconds, so callers keep them off the thread that publishes.
 
-Every method raises PbsError. After one that is `transient` the connection may be dead: close it and open another.
+Every method raises PbsError. After a `transient` one the connection may be dead: close it and open another.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from enum import IntEnum
 from typing import Protocol
 
 Attributes = Mapping[str, str]
-"""Of one of PBS's things, by name; a resource as "attribute.resource"."""
+"""Attributes of a PBS object by name; a resource as "attribute.resource"."""
 
 
 class Code(IntEnum):
-    """The error numbers that the hub tells apart (pbs_error.h); the stand-in uses the same."""
+    """The PBS error numbers on which the hub acts (pbs_error.h); the stand-in uses the same."""
 
     UNKNOWN_JOB = 15001
     UNKNOWN_ATTRIBUTE = 15002
@@ -42,10 +42,10 @@ class Code(IntEnum):
 
 
 class PbsError(Exception):
-    """PBS refused or could not be reached.
+    """PBS refused the request or could not be reached.
 
-    `code`: PBS's own number (see `Code`). `text`: what was asked of what, and PBS's sentence. `transient`: the same
-    call may succeed later (server away, connection lost, MoM not answering); else the request itself is refused.
+    `code`: PBS's own number (see `Code`). `text`: the request, its object, and PBS's sentence. `transient`: the same
+    call may succeed later (server away, connection lost, MoM not answering); else PBS refuses the request itself.
     """
 
     def __init__(self, code: int, text: str, transient: bool = False) -> None:
@@ -59,11 +59,11 @@ class PbsError(Exception):
 class Vnode:
     """A vnode as the server has it.
 
-    `attributes`: by the names that `set_vnode` takes ("resources_available.magrathea_accepts", "Priority",
-    "comment", "resv_enable"); values as PBS prints them ("a,b" for a string_array, "1024mb" or "1048576kb" for a
-    size). `state`: the words of its state ({"free"}, {"offline", "down"}, {"maintenance"}). `maintenance_jobs`: ids
-    of the jobs that are admin-suspended on it; None where they cannot be read (PBS shows them to managers only, an
-    operator sees the state word `maintenance`).
+    `attributes`: by the names that `set_vnode` accepts ("resources_available.magrathea_accepts", "Priority", "comment",
+    "resv_enable"); values as PBS prints them ("a,b" for a string_array, "1024mb" or "1048576kb" for a size).
+    `state`: the words of its state ({"free"}, {"offline", "down"}, {"maintenance"}).
+    `maintenance_jobs`: ids of the jobs that are admin-suspended on it; None if they cannot be read. PBS shows them to
+    managers only; an operator sees only the state word `maintenance`.
     """
 
     name: str
@@ -76,10 +76,11 @@ class Vnode:
 class PbsJob:
     """A job (or a running subjob) that has not finished. `id` is the full one ("12.srv", "12[3].srv").
 
-    `state`: PBS's letter. `substate`: its number. `run_version`: counts up with each run; 0 before the
-    first, and where it cannot be read (PBS shows it to managers only, an operator has to do without: see `is_run`).
-    `vnodes`: of `exec_vnode`, without repetition, in its order; empty while it waits. `walltime_s`: its limit, None
-    for none. `rerunnable`: PBS may requeue it. `comment`: empty for none.
+    `state`: PBS's letter. `substate`: its number.
+    `run_version`: grows with each run; 0 before the first. Also 0 if it cannot be read: PBS shows it to managers only,
+    so an operator has none (see `is_run`).
+    `vnodes`: those of `exec_vnode`, each once, in its order; empty while the job waits.
+    `walltime_s`: its limit; None: no limit. `rerunnable`: PBS may requeue it. `comment`: empty if it has none.
     """
 
     id: str
@@ -97,50 +98,52 @@ class PbsJob:
         return self.state == "S"
 
     def is_run(self, run: int) -> bool:
-        """Whether this may be that run of the job: it is, or its run cannot be read."""
+        """True if this may be that run of the job: its run is equal or cannot be read."""
         return self.run_version in (0, run)
 
 
 class Pbs(Protocol):
-    """One connection to a PBS server, used by one thread."""
+    """One connection to a PBS server, for one thread."""
 
     def vnodes(self) -> list[Vnode]:
         """All vnodes."""
 
     def jobs(self) -> list[PbsJob]:
-        """All jobs that start, run, are suspended or exit, subjobs of arrays too; waiting ones need not be here."""
+        """All jobs that start, run, are suspended or exit, also subjobs of arrays. Waiting jobs may be missing."""
 
     def job(self, job: str) -> PbsJob | None:
-        """One job as `jobs` gives it, or None if PBS does not know it (any more) or it has finished."""
+        """One job as in `jobs`; None if PBS does not know it (any more) or it has finished."""
 
     def server(self) -> Mapping[str, str]:
-        """Attributes of the server: at least "scheduling" ("True"/"False"), and "node_fail_requeue" where set."""
+        """The server's attributes: at least "scheduling" ("True"/"False"), and "node_fail_requeue" if it is set."""
 
     def set_vnode(self, name: str, attributes: Mapping[str, str]) -> None:
-        """Set all these attributes of a vnode in one call, all or none; an empty value unsets."""
+        """Set all these attributes of a vnode in one call, or none of them; an empty value unsets."""
 
     def set_offline(self, name: str, comment: str) -> None:
-        """Put a vnode offline with that comment; an empty one takes it off, and the comment away."""
+        """Set a vnode offline with that comment. An empty comment ends that, and removes the comment."""
 
     def wake_scheduler(self) -> bool:
-        """Start a scheduling cycle (`scheduling=true`), but only if `scheduling` reads true; returns whether it did."""
+        """Start a scheduling cycle (`scheduling=true`), but only if `scheduling` is true now. Returns True if it
+        did."""
 
     def admin_suspend(self, job: str) -> None:
-        """Refused with BAD_STATE while the job is still starting, or if it is already suspended."""
+        """Suspend a job. Raises BAD_STATE while the job is still starting, or if it is already suspended."""
 
     def admin_resume(self, job: str) -> None:
-        """Resume a job that `admin_suspend` suspended; else WRONG_RESUME or BAD_STATE."""
+        """Resume a job that `admin_suspend` suspended; raises WRONG_RESUME or BAD_STATE for others."""
 
     def resume(self, job: str) -> None:
-        """Resume a job that is suspended without the admin flag; the scheduler does it."""
+        """Let the scheduler resume a job that is suspended without the admin flag."""
 
     def rerun(self, job: str, force: bool = False) -> None:
-        """Requeue; `force` if it is suspended. NOT_RERUNNABLE if it forbids that; by force PBS obeys all the same.
+        """Requeue a job; `force` if it is suspended. Raises NOT_RERUNNABLE if the job forbids that; with `force` PBS
+        ignores it.
 
-        By force only while one of its MoMs is there: OpenPBS (23.06, `req_rerunjob2`) sets the job's `ji_discarding`
-        after `discard_job`. A MoM's answer to that takes it away again. Where all MoMs are known to be down
-        `discard_job` itself puts the job back, the flag stays, and `req_runjob` refuses that job (BAD_STATE) until
-        a MoM comes back that still has it, or the server is restarted.
+        Use `force` only while one of the job's MoMs is up. OpenPBS (23.06, `req_rerunjob2`) sets the job's
+        `ji_discarding` after `discard_job`, and a MoM's answer clears it. If all MoMs are down, `discard_job` itself
+        requeues the job and the flag stays. Then `req_runjob` refuses the job (BAD_STATE) until a MoM that still has it
+        comes back, or the server is restarted.
         """
 
     def set_walltime(self, job: str, seconds: int) -> None:
@@ -150,8 +153,8 @@ class Pbs(Protocol):
         """Set the job's comment; the server replaces it at the job's next event."""
 
     def close(self) -> None:
-        """Close the connection; never raises. The object cannot be used after it."""
+        """Close the connection; never raises. The object cannot be used afterwards."""
 
 
 Connect = Callable[[], Pbs]
-"""Opens a connection for the calling thread. Raises PbsError, `transient` where the server does not answer."""
+"""Opens a connection for the calling thread. Raises PbsError, `transient` if the server does not answer."""

@@ -1,7 +1,7 @@
-"""The kinds of PBS that the hub can connect to: `kind` in [pbs] of hub.toml, each found by its entry point.
+"""The kinds of PBS that the hub can connect to: `kind` in [pbs] of hub.toml. Each kind is an entry point.
 
-Rule 1: the hub knows no kind by name. A package that brings one registers a function in the group `magrathea.pbs`,
-under the word that stands in the file.
+Rule 1: the hub knows no kind by name. A package that provides a kind registers a function in the group `magrathea.pbs`,
+under the word for the file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ENTRY_POINTS = "magrathea.pbs"
 
 
 class KindSettings(Protocol):
-    """What a kind may need of [pbs]; each takes its own and checks it."""
+    """What a kind may need of [pbs]. Each kind uses its own settings, and checks them."""
 
     @property
     def conf(self) -> str: ...
@@ -29,7 +29,7 @@ class KindSettings(Protocol):
 
 
 MakeConnect = Callable[[KindSettings], Connect]
-"""Returns how to connect. Raises PbsError if that can never work."""
+"""Returns a function that connects. Raises PbsError if that can never work."""
 
 
 def _points() -> dict[str, EntryPoint]:
@@ -37,11 +37,11 @@ def _points() -> dict[str, EntryPoint]:
 
 
 def known() -> list[str]:
-    """The words that `kind` may be."""
+    """The possible values of `kind`."""
     return sorted(_points())
 
 
 def connector(kind: str, settings: KindSettings) -> Connect:
-    """How to connect to a PBS of that kind, one of `known`. Raises PbsError if it can never work."""
+    """A function that connects to a PBS of that kind, one of `known`. Raises PbsError if it can never work."""
     make: MakeConnect = _points()[kind].load()
     return make(settings)

@@ -1,11 +1,11 @@
-"""A connection to a PBS server through its own library, libpbs.so, by ctypes.
+"""A connection to a PBS server through PBS's own library, libpbs.so, with ctypes.
 
-What the library's source says about threads (lib/Libecl/pbs_client_thread.c, lib/Libifl): errno, buffers, time-outs
-and error texts are thread-local, each connection has a mutex, so that threads may work side by side, each on its
-own connection. Opening one is not safe (`load_auths` fills a global list without a lock): it is done one by one.
+From the library's source (lib/Libecl/pbs_client_thread.c, lib/Libifl): errno, buffers, time-outs and error texts are
+thread-local, and each connection has a mutex. So several threads may work at the same time, each on its own connection.
+Opening a connection is not safe (`load_auths` fills a global list without a lock), so only one is opened at a time.
 
-A reply is waited for at least 600 s and its time-out cannot be lowered (int_rdrpy.c), so a Watchdog shuts down the
-socket of a call that is over its deadline; the call then fails as `transient`. What was asked may still happen.
+The library waits at least 600 s for a reply, and no call can shorten that (int_rdrpy.c). So a Watchdog shuts down the
+socket of a call that exceeds its deadline. The call then fails as `transient`; the server may still carry it out.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ _TRANSIENT = frozenset(
     }
 )
 _DEAD = frozenset({Code.SYSTEM, Code.PROTOCOL, Code.NO_CONNECTION, Code.NO_SERVER, Code.NO_CREDENTIAL, 15020})
-"""After these the connection itself is of no use any more."""
+"""After these errors the connection itself is useless."""
 
 
 class _Attribute(ctypes.Structure):
-    """struct attrl and struct attropl (pbs_ifl.h): the same layout."""
+    """struct attrl and struct attropl (pbs_ifl.h), which have the same layout."""
 
 
 _Attribute._fields_ = [
@@ -120,7 +120,7 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 class Watchdog:
-    """One thread that cuts connections whose call is over its deadline. Looks every half second."""
+    """One thread that cuts a connection if its call exceeds the deadline. It checks every half second."""
 
     PERIOD_S = 0.5
 
@@ -154,7 +154,7 @@ _opening = threading.Lock()
 
 
 class LibPbs:
-    """A connection; see base.Pbs. `until`: monotonic time by which the call under way must be answered, or None."""
+    """A connection; see base.Pbs. `until`: monotonic time by which the present call must be answered, or None."""
 
     def __init__(self, library: ctypes.CDLL, deadline_s: float) -> None:
         self._library = library
@@ -170,7 +170,7 @@ class LibPbs:
         finally:
             _opening.release()
         if self._fd < 0:
-            # below 15000 it is the system's errno (connection refused, say)
+            # a number below 15000 is the system's errno (for example connection refused)
             text = os.strerror(code) if 0 < code < 15000 else "no connection"
             raise PbsError(code if code > 15000 else Code.NO_SERVER, f"PBS server: {text}", transient=True)
         _watchdog.add(self)
@@ -179,16 +179,16 @@ class LibPbs:
         return getattr(self._library, "__pbs_errno_location")()
 
     def cut(self) -> None:
-        """Shut the socket down, so that whoever waits on it gets an error. For the watchdog and `close`."""
+        """Shut the socket down, so that a waiting call gets an error. For the watchdog and `close`."""
         with self._closing:
             if self._fd < 0 or self._cut:
                 return
             self._cut = True
-            end = socket.socket(fileno=self._fd)  # its own descriptor: there may be no other one left
+            end = socket.socket(fileno=self._fd)  # wraps the same descriptor: no new one may be free
             try:
                 end.shutdown(socket.SHUT_RDWR)
             except OSError as error:
-                if error.errno != 107:  # not connected any more: nobody can wait on it
+                if error.errno != 107:  # not connected any more: no call can wait on it
                     raise
             finally:
                 end.detach()
@@ -197,13 +197,14 @@ class LibPbs:
         _watchdog.remove(self)
         if self._fd < 0:
             return
-        self.cut()  # pbs_disconnect would wait for the server's end of file without a limit
+        self.cut()  # pbs_disconnect would wait without a limit for the server's end of file
         with self._closing:
             self._library.pbs_disconnect(self._fd)
             self._fd = -1
 
     def _call(self, what: str, function: str, *arguments: Any) -> Any:
-        """Call a library function on this connection; its result, or PbsError if the library's errno is set."""
+        """Call a library function on this connection; return its result. Raises PbsError if the library sets its
+        errno."""
         if self._fd < 0 or self._cut:
             raise PbsError(Code.NO_CONNECTION, f"{what}: the connection is closed", transient=True)
         errno = self._errno()
@@ -241,9 +242,9 @@ class LibPbs:
         return [_vnode(*s) for s in self._statuses("vnodes", "pbs_statvnode", None, wanted, None)]
 
     def jobs(self) -> list[PbsJob]:
-        # S comes first: only then does the server let suspended jobs, which it holds as R, through (req_select.c)
+        # S must come first: only then does the server include suspended jobs, which it counts as R (req_select.c)
         states = _chained([("job_state", None, "SRUE", _EQ)])
-        found = self._statuses("jobs", "pbs_selstat", states, _job_attributes(), b"S")  # S: subjobs that run, too
+        found = self._statuses("jobs", "pbs_selstat", states, _job_attributes(), b"S")  # S: include running subjobs
         return [_job(*s) for s in found]
 
     def job(self, job: str) -> PbsJob | None:
@@ -264,7 +265,7 @@ class LibPbs:
         self._call(f"vnode {name}", "pbs_manager", _COMMAND_SET, _VNODE, name.encode(), _chained(parts), None)
 
     def set_offline(self, name: str, comment: str) -> None:
-        # As `pbsnodes -o` and `-r`: the word is added to the state or taken out, what else it holds stays.
+        # As `pbsnodes -o` and `-r`: add the word to the state or remove it; other words stay.
         parts = [("state", None, "offline", _INCR if comment else _DECR), ("comment", None, comment, _SET)]
         self._call(f"vnode {name}", "pbs_manager", _COMMAND_SET, _VNODE, name.encode(), _chained(parts), None)
 
@@ -304,7 +305,7 @@ class LibPbs:
 def connector(conf: Path | None = None, deadline_s: float = 20.0) -> Connect:
     """A function that opens connections. `conf`: pbs.conf, by default $PBS_CONF_FILE or /etc/pbs.conf.
 
-    The library reads one pbs.conf per process, through that variable, which is therefore set here.
+    The library reads one pbs.conf per process, given by that variable, so this function sets the variable.
     """
     path = conf or Path(os.environ.get("PBS_CONF_FILE", DEFAULT_CONF))
     try:
@@ -319,12 +320,12 @@ def connector(conf: Path | None = None, deadline_s: float = 20.0) -> Connect:
 
 
 def openpbs(settings: KindSettings) -> Connect:
-    """`kind = "openpbs"` of [pbs]."""
+    """The connector for `kind = "openpbs"` in [pbs]."""
     return connector(Path(settings.conf) if settings.conf else None, settings.call_deadline_s)
 
 
 def _chained(parts: Sequence[tuple[str, str | None, str | None, int]]) -> Any:
-    """A linked list of attributes; ctypes keeps the parts alive as long as its head."""
+    """A linked list of attributes. ctypes keeps all parts alive as long as the head exists."""
     head = None
     for name, resource, value, op in reversed(parts):
         resource_, value_ = (None if text is None else text.encode() for text in (resource, value))
@@ -345,7 +346,7 @@ def _split(attribute: str) -> tuple[str, str | None]:
 
 
 def _attributes(first: Any) -> dict[str, str]:
-    """Attributes by name; a resource as "Attribute.resource"; values that come in parts joined by a comma."""
+    """Attributes by name; a resource as "Attribute.resource"; values in several parts are joined by commas."""
     found: dict[str, str] = {}
     for link in _chain(first):
         name = link.name.decode()
@@ -371,11 +372,12 @@ def _vnode(name: str, attributes: dict[str, str]) -> Vnode:
 
 
 def _vnodes_of(id: str, exec_vnode: str) -> tuple[str, ...]:
-    """Empty for a waiting job. If one job cannot be read, an alert says so and the hub still sees all others."""
+    """The vnodes of a job; empty if it waits. If they cannot be read, an alert is logged, and other jobs are not
+    affected."""
     try:
         return tuple(vnodes_of(exec_vnode)) if exec_vnode else ()
     except ValueError as error:
-        log.error("ALERT job %s: it is not known where it runs: %s", id, error)
+        log.error("ALERT job %s: the vnodes where it runs are unknown: %s", id, error)
         return ()
 
 

@@ -1,8 +1,8 @@
-"""What of the installation is as it should be, and what of the site's own settings will get in its way.
+"""Compares the installation with what it should be, and warns about site settings that conflict with Magrathea.
 
-Rule 1: pure. An item is wrong exactly if `install.changes` would change something of it, or refuses because of it; so
-the two cannot disagree.
-Rule 2: a warning is about the site's settings; install never changes them.
+Rule 1: pure. An item is wrong exactly if `install.changes` would change something of it, or refuses because of it. So
+`check` and `install` never disagree.
+Rule 2: a warning is about the site's own settings; install never changes them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FIX = "magrathea pbs install"
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """`status`: one of the words above. `text`: what is so; empty for ok. `fix`: what to do."""
+    """`status`: one of the words above. `text`: what was found; empty for ok. `fix`: what to do."""
 
     name: str
     status: str
@@ -34,7 +34,7 @@ def check(now: Present, options: InstallOptions) -> list[Item]:
     in_the_way = dict(conflicts(now, options))
     try:
         todo = changes(now, options)
-    except InstallError:  # told item by item, from `conflicts`; the rest is compared without what is in the way
+    except InstallError:  # `conflicts` reports it item by item; compare the rest without the items that conflict
         todo = []
     items = []
     for target in dict.fromkeys([*targets(now, options), *in_the_way]):
@@ -52,21 +52,21 @@ def check(now: Present, options: InstallOptions) -> list[Item]:
 
 
 def warnings(now: Present, options: InstallOptions) -> Iterator[Item]:
-    """Settings of the site's own with which Magrathea works worse, or not at all."""
+    """Settings of the site with which Magrathea works badly or not at all."""
     yield from _own_preemption(now)
     for name, sched in now.scheds.items():
         if sched.get("job_run_wait") == "execjob_hook":
             yield Item(
                 f"sched {name}",
                 WARNING,
-                "job_run_wait = execjob_hook: the scheduler waits for each claim, which may stop jobs first",
+                "job_run_wait = execjob_hook: the scheduler waits for each claim, and a claim may have to stop jobs",
                 f"qmgr -c 'set sched {name} job_run_wait = runjob_hook'",
             )
         if name != "default":
             yield Item(
                 f"sched {name}",
                 WARNING,
-                f"it reads its own file in {sched.get('sched_priv', 'its sched_priv')}, which install does not change",
+                f"install does not change this scheduler's file in {sched.get('sched_priv', 'its sched_priv')}",
                 f"add to its resources: line: {', '.join(RESOURCES)}",
             )
     yield from _many_vnodes(now, options)
@@ -75,7 +75,7 @@ def warnings(now: Present, options: InstallOptions) -> Iterator[Item]:
         yield Item(
             "sched_config",
             WARNING,
-            "node_sort_key names neither sort_priority nor magrathea_rank: jobs go anywhere, and more are stopped",
+            "node_sort_key names neither sort_priority nor magrathea_rank: more jobs must be stopped",
             'put node_sort_key: "magrathea_rank HIGH" before the others, and HUP the scheduler',
         )
     for name in options.vnodes:
@@ -89,7 +89,7 @@ def warnings(now: Present, options: InstallOptions) -> Iterator[Item]:
 
 
 def _own_preemption(now: Present) -> Iterator[Item]:
-    """PBS's own preemption by suspension would start, and resume, jobs behind Magrathea's back."""
+    """Warn if PBS's own preemption would suspend and resume jobs without Magrathea's knowledge."""
     for name, sched in now.scheds.items():
         threshold = int(sched.get("preempt_queue_prio", "150"))
         if "S" not in re.sub(r"[^SCRD]", "", sched.get("preempt_order", "")):
@@ -99,8 +99,8 @@ def _own_preemption(now: Present) -> Iterator[Item]:
                 yield Item(
                     f"queue {queue}",
                     WARNING,
-                    f"its Priority {have['Priority']} is {threshold} or more, so that PBS itself preempts for it, and"
-                    f" preempt_order = {sched['preempt_order']} has S: PBS would suspend jobs behind Magrathea's back",
+                    f"its Priority {have['Priority']} is {threshold} or more, so PBS itself preempts for it, and"
+                    f" preempt_order = {sched['preempt_order']} has S: PBS would suspend jobs without Magrathea",
                     f"qmgr -c 'set queue {queue} Priority = {threshold - 1}', or preempt_order without S",
                 )
         levels = set(words(sched.get("preempt_prio", "")))
@@ -109,7 +109,7 @@ def _own_preemption(now: Present) -> Iterator[Item]:
                 f"sched {name}",
                 WARNING,
                 f"preempt_order = {sched['preempt_order']} has S, and preempt_prio has {', '.join(others)}: PBS itself"
-                " would suspend jobs behind Magrathea's back",
+                " would suspend jobs without Magrathea's knowledge",
                 f"qmgr -c 'set sched {name} preempt_order = CR'",
             )
 
@@ -125,13 +125,13 @@ def _many_vnodes(now: Present, options: InstallOptions) -> Iterator[Item]:
             yield Item(
                 f"MoM {mom}",
                 WARNING,
-                f"it has {len(names)} vnodes ({', '.join(names[:4])}): a domain is one vnode, so it cannot be managed",
-                "one vnode for each MoM: take away its vnode definition file (pbs_mom -s), vnode_per_numa_node false",
+                f"it has {len(names)} vnodes ({', '.join(names[:4])}), so it cannot be managed",
+                "one vnode for each MoM: remove its vnode definition file (pbs_mom -s), vnode_per_numa_node false",
             )
 
 
 def _orders(now: Present) -> Iterator[Item]:
-    """A hook that refuses a job after ours has claimed leaves the claim until it expires."""
+    """Warn about hooks that run after ours: if one refuses a job, our claim remains until it expires."""
     for name, have in {**now.hooks, **now.pbs_hooks}.items():
         if name.startswith("magrathea_") or not is_true(have.get("enabled", "False")):
             continue
@@ -141,6 +141,6 @@ def _orders(now: Present) -> Iterator[Item]:
             yield Item(
                 f"hook {name}",
                 WARNING,
-                f"its order {order} puts it beside or after ours ({SITE_HOOKS_LAST}): what it refuses has claimed",
+                f"its order {order} is not before ours ({SITE_HOOKS_LAST}): jobs that it refuses have a claim already",
                 f"qmgr -c 'set hook {name} order = {int(SITE_HOOKS_LAST) - 1}'",
             )

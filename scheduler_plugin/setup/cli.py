@@ -1,4 +1,4 @@
-"""`magrathea pbs install | check | uninstall`: sets PBS up, looks whether it still is, and takes it all away."""
+"""`magrathea pbs install | check | uninstall`: sets PBS up for Magrathea, checks the result, and removes it again."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _conf = click.option(
     default="/etc/pbs.conf",
     show_default=True,
     envvar="PBS_CONF_FILE",
-    help="Where PBS is on this machine; $PBS_CONF_FILE, too.",
+    help="PBS's configuration file on this machine; also from $PBS_CONF_FILE.",
 )
-_dry_run = click.option("--dry-run", is_flag=True, help="Say every change, and make none.")
+_dry_run = click.option("--dry-run", is_flag=True, help="Print every change, and make none.")
 
 
-@click.group(short_help="set up PBS for Magrathea, check it, take it away")
+@click.group(short_help="set up PBS for Magrathea, check it, undo it")
 def pbs() -> None:
-    """Set up PBS for Magrathea, look whether it still is, take it all away.
+    """Set up PBS for Magrathea, check the result, or undo it.
 
     \b
     Examples:
@@ -55,9 +55,9 @@ def _ending(name: str, code: int) -> Callable[[InstallError], NoReturn]:
 
 
 def _carry_out(place: Place, todo: Iterable[SetupChange], *, dry_run: bool, go_on: bool) -> tuple[int, list[str]]:
-    """Say each change, then make it; how many, and what PBS refused. `go_on`: a refusal does not end it.
+    """Print each change, then make it. Returns the number of changes, and what PBS refused.
 
-    Raises InstallError.
+    `go_on`: continue after a refusal. Raises InstallError.
     """
     count = 0
     refused: list[str] = []
@@ -78,20 +78,25 @@ def _carry_out(place: Place, todo: Iterable[SetupChange], *, dry_run: bool, go_o
     return count, refused
 
 
-@pbs.command("install", short_help="create what is not there, say each change")
-@click.option("--priority", multiple=True, metavar="QUEUE", help="A queue whose jobs preempt; created if need be.")
-@click.option("--preemptible", multiple=True, metavar="QUEUE", help="A queue whose jobs may be stopped; created, too.")
+@pbs.command("install", short_help="create what is missing, print each change")
+@click.option("--priority", multiple=True, metavar="QUEUE", help="A queue of jobs that preempt; created if missing.")
+@click.option("--preemptible", multiple=True, metavar="QUEUE", help="A queue of stoppable jobs; created if missing.")
 @click.option(
     "--vnode", "vnodes", multiple=True, metavar="VNODE", help="A vnode that Magrathea will manage: no reservations."
 )
 @click.option(
     "--heartbeat", metavar="FILE", help="The file that the hub touches.  [default: PBS_HOME/magrathea.heartbeat]"
 )
-@click.option("--heartbeat-max-age", type=float, metavar="S", help="Older: no hub.  [default: 30]")
+@click.option(
+    "--heartbeat-max-age",
+    type=float,
+    metavar="S",
+    help="Treat the hub as down if the heartbeat file is older than S seconds.  [default: 30]",
+)
 @click.option(
     "--memory-moves/--no-memory-moves",
     default=None,
-    help="Whether jobs wait in execjob_prologue until their memory is there.  [default: no]",
+    help="Let jobs wait in execjob_prologue until their memory has arrived.  [default: no]",
 )
 @_dry_run
 @_conf
@@ -105,12 +110,12 @@ def install_command(
     dry_run: bool,
     conf: Path,
 ) -> None:
-    """Create resources, hooks, queues and defaults, as far as they are not there; say each change before it is made.
+    """Create the missing resources, hooks, queues and defaults; print each change before it is made.
 
-    Run it as root on the PBS server's machine. Safe to repeat, and to be repeated after an upgrade of Magrathea: what
-    was asked for before is asked for again. Waiting jobs get their queue's class and keep their place. It refuses, and
-    changes nothing, where something of the site's own is in the way. What was there before is kept in
-    PBS_HOME/server_priv/magrathea-install.json and sched_priv/sched_config.before-magrathea, for `uninstall`.
+    Run it as root on the PBS server's machine. It is safe to repeat; repeat it after each upgrade of Magrathea. It
+    remembers the options of earlier runs. Waiting jobs get their queue's class and keep their place in the queue. If
+    something of the site is in the way, it refuses and changes nothing. It saves the old state for `uninstall` in
+    PBS_HOME/server_priv/magrathea-install.json and sched_priv/sched_config.before-magrathea.
 
     \b
     Examples:
@@ -156,12 +161,13 @@ def _summary(count: int, dry_run: bool) -> str:
     return f"{count} changes would be made; nothing was changed" if dry_run else f"{count} changes"
 
 
-@pbs.command("check", short_help="look at every item; exit code for monitoring")
+@pbs.command("check", short_help="check every item; exit code for monitoring")
 @sources.form_option
 @_conf
 def check_command(form: str, conf: Path) -> None:
-    """Compare PBS with what `install` has set up: every item is ok, missing or different, with its fix; then warnings
-    about settings of the site's own that get in the way.
+    """Compare PBS with what `install` has set up, and print each item as ok, missing or different, with its fix.
+
+    Afterwards print warnings about settings of the site that conflict with Magrathea.
 
     \b
     Examples:
@@ -169,7 +175,7 @@ def check_command(form: str, conf: Path) -> None:
       magrathea pbs check --format plain | grep -v ^ok
 
     \b
-    Columns of `plain`, tab-separated: status, item, what is so, fix (`-` for none).
+    Columns of `plain`, tab-separated: status, item, what was found, fix (`-` for none).
 
     Exit codes: 0 all ok; 1 warnings only; 2 something is missing or different; 3 PBS could not be asked.
     """
@@ -197,30 +203,30 @@ def check_command(form: str, conf: Path) -> None:
     raise click.exceptions.Exit(max(CHECK_CODES[item.status] for item in items))
 
 
-@pbs.command("uninstall", short_help="leave PBS as it was before install")
+@pbs.command("uninstall", short_help="restore PBS as it was before install")
 @click.option(
-    "--resume-jobs", is_flag=True, help="Resume the jobs that Magrathea has suspended first, instead of refusing."
+    "--resume-jobs", is_flag=True, help="First resume the jobs that Magrathea has suspended, instead of refusing."
 )
 @click.option(
     "--delete-history",
     is_flag=True,
-    help="Delete finished jobs that had a class from PBS's history; while it has any, one resource cannot be deleted.",
+    help="Delete finished jobs with a class from PBS's history; until then one resource cannot be deleted.",
 )
 @_dry_run
 @_conf
 def uninstall_command(resume_jobs: bool, delete_history: bool, dry_run: bool, conf: Path) -> None:
-    """Take hooks, resources, defaults and vnode attributes away and put back what was there before.
+    """Remove hooks, resources, defaults and vnode attributes, and restore the values from before.
 
-    Stop magrathea-hub first. With jobs about that Magrathea has suspended it refuses: let the priority jobs end while
-    Magrathea still runs, or stop magrathea-noded on the hosts and magrathea-agent in the domains, and say
-    --resume-jobs: then PBS resumes them. What PBS cannot let go yet is said; run it again then.
+    Stop magrathea-hub first. While jobs are suspended by Magrathea, the command refuses. Either let the priority jobs
+    end while Magrathea still runs. Or stop magrathea-noded on the hosts and magrathea-agent in the domains, and use
+    --resume-jobs: then PBS resumes the jobs. If PBS cannot remove something yet, that is reported; run it again later.
 
     \b
     Examples:
       magrathea pbs uninstall --dry-run
       magrathea pbs uninstall --resume-jobs
 
-    Exit codes: 0 all is gone; 1 refused or failed; 2 wrong usage; 3 something is left, the last lines say what.
+    Exit codes: 0 everything is removed; 1 refused or failed; 2 wrong usage; 3 something is left, see the last lines.
     """
     fail = _ending("uninstall", FAILED)
     try:
@@ -234,7 +240,7 @@ def uninstall_command(resume_jobs: bool, delete_history: bool, dry_run: bool, co
                 raise InstallError(
                     f"{len(jobs)} jobs are suspended by Magrathea ({told}) and nobody would resume them; let the"
                     " priority jobs end first with the hub running, or stop magrathea-noded and magrathea-agent and"
-                    " say --resume-jobs"
+                    " use --resume-jobs"
                 )
             for job in jobs:
                 click.echo(f"{'would: ' if dry_run else ''}resume job {job.id}")
@@ -262,42 +268,42 @@ def uninstall_command(resume_jobs: bool, delete_history: bool, dry_run: bool, co
 
 
 def _refuse_with_hub(place: Place, record: records.Record | None) -> None:
-    """A running hub would publish again what is taken away. Raises InstallError."""
+    """Raises InstallError if the hub runs: it would publish again what is removed here."""
     if record is None or not record.heartbeat:
         return
     age_s = pbs_commands.age_s(Path(record.heartbeat))
     if age_s is not None and age_s < record.heartbeat_max_age_s:
         raise InstallError(
-            f"magrathea-hub runs ({record.heartbeat} was touched {age_s:.0f} s ago): stop it first (systemctl stop"
+            f"magrathea-hub runs ({record.heartbeat} was touched {age_s:.0f} s ago); stop it first (systemctl stop"
             f" magrathea-hub), then wait until that is {record.heartbeat_max_age_s:.0f} s ago, or remove the file"
         )
 
 
 def resume(place: Place, ids: list[str]) -> None:
-    """Resume admin-suspended jobs, and wait until PBS says that they run. Raises InstallError."""
+    """Resume admin-suspended jobs, and wait until PBS reports them as running. Raises InstallError."""
     for id in ids:
         try:
             pbs_commands.run(place, ["qsig", "-s", "admin-resume", id])
-        except InstallError:  # a failed one has lost its flag, and only this works
+        except InstallError:  # after a failed resume the job has lost its flag, and only this works
             pbs_commands.run(place, ["qsig", "-s", "resume", id])
     until = time.monotonic() + RESUME_S
     while waiting := [job.id for job in pbs_commands.jobs(place) if job.id in ids and job.state == "S"]:
         if time.monotonic() > until:
             raise InstallError(
-                f"still suspended after {RESUME_S:.0f} s: {', '.join(waiting)}; nothing was taken away: see tracejob"
+                f"still suspended after {RESUME_S:.0f} s: {', '.join(waiting)}; nothing was removed; see tracejob"
             )
         time.sleep(0.2)
 
 
 def _forget(place: Place, sched_config: str) -> None:
-    """Remove the record, and the backup if it says nothing that the file does not say."""
+    """Remove the record, and the backup if it equals the present file."""
     records.remove(place.home)
     backup = pbs_commands.backup_of(place)
     try:
         if backup.read_bytes() == sched_config.encode("latin-1"):
             backup.unlink()
         else:
-            click.echo(f"note: {backup} stays: sched_config was changed by others, too", err=True)
+            click.echo(f"note: {backup} is kept, because others have changed sched_config too", err=True)
     except FileNotFoundError:
         return
 

@@ -30,7 +30,7 @@ STATUS = {
 START_HUB = "systemctl start magrathea-hub, then journalctl -u magrathea-hub"
 BAD_WORDS = ("unknown", "fault")
 CLOCKS_S = 2.0
-"""Times of hosts and hub stand beside each other in comments, histories and given back walltimes."""
+"""Hosts and hub write times into the same comments, histories and walltimes, so their clocks must agree."""
 
 
 def _here(paths: Paths) -> str:
@@ -47,7 +47,7 @@ def _checks(paths: Paths) -> Iterator[Check]:
         now = pbs_commands.present(place)
     except InstallError as error:
         fix = "run this as root on the PBS server's machine; is pbs_server up (qstat -B)?"
-        yield Check(SERVER, "pbs", Status.FAIL, "PBS cannot be asked", str(error), fix)
+        yield Check(SERVER, "pbs", Status.FAIL, "PBS does not answer", str(error), fix)
     if now is not None:
         yield from of_pbs(now)
         options = record.options() if record else InstallOptions(heartbeat=str(place.home / "magrathea.heartbeat"))
@@ -56,12 +56,12 @@ def _checks(paths: Paths) -> Iterator[Check]:
 
 
 def of_pbs(now: Present) -> Iterator[Check]:
-    """The server as it is: its version, whether it schedules, and vnodes whose hosts are in trouble."""
+    """Checks of the server: its version, whether it schedules, and vnodes of hosts in trouble."""
     yield Check(SERVER, "pbs", Status.OK, f"OpenPBS {now.server.get('pbs_version', 'of unknown version')} answers")
     if is_true(now.server.get("scheduling", "True")):
         yield Check(SERVER, "scheduling", Status.OK, "PBS starts jobs")
     else:
-        fix = "qmgr -c 'set server scheduling = True', when whoever set it has finished"
+        fix = "qmgr -c 'set server scheduling = True', when the person who disabled it has finished"
         yield Check(SERVER, "scheduling", Status.WARN, "PBS starts no jobs", "scheduling = False on the server", fix)
     bad = {
         name: vnode["resources_available.magrathea"]
@@ -71,12 +71,14 @@ def of_pbs(now: Present) -> Iterator[Check]:
     for name, word in bad.items():
         host = now.vnodes[name].get(HOST_RESOURCE, "its host")
         fix = f"magrathea doctor on {host}"
-        yield Check(SERVER, f"vnode-{name}", Status.FAIL, f"{name} is {word}", f"{host} says so, or is silent", fix)
+        yield Check(
+            SERVER, f"vnode-{name}", Status.FAIL, f"{name} is {word}", f"{host} reports that, or is silent", fix
+        )
     if now.managed and not bad:
         yield Check(SERVER, "vnodes", Status.OK, f"{len(now.managed)} managed vnodes, none unknown or in fault")
     elif not now.managed:
         fix = "start magrathea-hub here and magrathea-noded on the hosts"
-        cause = "no host has reported any yet"
+        cause = "no host has reported one yet"
         yield Check(SERVER, "vnodes", Status.WARN, "no vnode is managed by Magrathea", cause, fix)
 
 
@@ -90,7 +92,7 @@ def of_installation(now: Present, options: InstallOptions, *, installed: bool) -
     for item in checks.check(now, options):
         kind = "site-" if item.status == checks.WARNING else ""
         name = kind + item.name.replace(" ", "-")
-        text = f"{item.name} is as installed" if item.status == checks.OK else f"{item.name}: {item.status}"
+        text = f"{item.name} is correct" if item.status == checks.OK else f"{item.name}: {item.status}"
         yield Check(SERVER, name, STATUS[item.status], text, item.text, item.fix)
 
 
@@ -104,9 +106,9 @@ def _hub(paths: Paths, record: records.Record | None, now: Present | None) -> It
     yield Check(SERVER, "hub-configuration", Status.OK, f"{paths.hub} can be used")
     heartbeat = Path(configuration.hub.heartbeat_file)
     if record is not None and record.heartbeat != str(heartbeat):
-        cause = f"the server's hook looks at {record.heartbeat}, the hub touches {heartbeat}"
+        cause = f"the server's hook reads {record.heartbeat}, the hub touches {heartbeat}"
         fix = f"magrathea pbs install --heartbeat {heartbeat}"
-        yield Check(SERVER, "heartbeat-file", Status.FAIL, "what would preempt is always refused", cause, fix)
+        yield Check(SERVER, "heartbeat-file", Status.FAIL, "jobs that would preempt are always refused", cause, fix)
     yield beat(heartbeat, pbs_commands.age_s(heartbeat), record.heartbeat_max_age_s if record else 30.0)
     yield writable(SERVER, "hub-state", configuration.state_dir)
     try:
@@ -129,7 +131,7 @@ def _hub(paths: Paths, record: records.Record | None, now: Present | None) -> It
 
 
 def of_hosts(farm: FarmView) -> Iterator[Check]:
-    """What the hub hears from hosts: whether it does, how their clocks go, and which versions they have."""
+    """Checks of what the hub receives from hosts: their connections, clocks and versions."""
     for view in farm.hosts:
         name = view.snapshot.host
         if not view.live:
@@ -137,13 +139,13 @@ def of_hosts(farm: FarmView) -> Iterator[Check]:
             fix = f"on {name}: systemctl status magrathea-noded; magrathea doctor"
             yield Check(SERVER, f"host-{name}", Status.FAIL, f"{name} is silent", cause, fix)
             continue
-        yield Check(SERVER, f"host-{name}", Status.OK, f"{name} is heard")
+        yield Check(SERVER, f"host-{name}", Status.OK, f"{name} sends heartbeats")
         if view.ahead_s is not None and abs(view.ahead_s) > CLOCKS_S:
             cause = f"it is {abs(view.ahead_s):.1f} s {'ahead of' if view.ahead_s > 0 else 'behind'} this machine's"
             fix = f"run chrony or systemd-timesyncd on {name} and here, with the same servers"
             yield Check(SERVER, f"clock-{name}", Status.WARN, f"the clock of {name} differs", cause, fix)
         elif view.ahead_s is not None:
-            yield Check(SERVER, f"clock-{name}", Status.OK, f"the clock of {name} is this machine's")
+            yield Check(SERVER, f"clock-{name}", Status.OK, f"the clock of {name} agrees with this machine's")
         if view.version and view.version != __version__:
             cause = f"its daemon is {view.version}, this is {__version__}"
             fix = "install the same package on both; first here, then magrathea pbs install, then on hosts"
@@ -151,9 +153,9 @@ def of_hosts(farm: FarmView) -> Iterator[Check]:
 
 
 def beat(file: Path, age_s: float | None, max_age_s: float) -> Check:
-    """Whether the hub is alive and PBS answers it, as the server's hook judges."""
+    """Checks that the hub is alive and PBS answers it, by the same file as the server's hook."""
     if age_s is None:
-        cause = f"{file} is not there"
+        cause = f"{file} does not exist"
         return Check(
             SERVER, "heartbeat", Status.FAIL, "the hub has not run, or PBS does not answer it", cause, START_HUB
         )
@@ -164,23 +166,23 @@ def beat(file: Path, age_s: float | None, max_age_s: float) -> Check:
 
 
 def enrolled(now: Present | None, known: list[keys.Enrolled]) -> Check:
-    """Whether each host that PBS's vnodes name may still connect."""
+    """Checks that each host named by PBS's vnodes can still connect."""
     hosts = {one.host for one in known}
     named = {now.vnodes[name][HOST_RESOURCE] for name in now.managed} if now else set()
     if lacking := sorted(named - hosts):
         cause = f"vnodes belong to {', '.join(lacking)}, which have no key here"
         fix = f"magrathea keys enrol {lacking[0]}; unless they use the hub's ipc socket on this machine"
-        return Check(SERVER, "hosts-keys", Status.WARN, "hosts that may not connect by tcp", cause, fix)
+        return Check(SERVER, "hosts-keys", Status.WARN, "some hosts cannot connect by tcp", cause, fix)
     return Check(SERVER, "hosts-keys", Status.OK, f"{len(hosts)} hosts are enrolled")
 
 
 def operator(user: str, server: Attributes) -> Check:
-    """Whether the hub's user is an operator (or manager) of PBS."""
+    """Checks that the hub's user is an operator (or manager) of PBS."""
     named = {user_of(entry) for key in ("operators", "managers") for entry in words(server.get(key, ""))}
     if user == "root" or user in named:
-        return Check(SERVER, "operator", Status.OK, f"the hub's user {user} may do what it has to")
+        return Check(SERVER, "operator", Status.OK, f"the hub's user {user} has the rights that it needs")
     fix = f'qmgr -c "set server operators += {user}@{socket.gethostname()}"'
-    cause = f"{user}, whom the hub's state belongs to, is neither operator nor manager of PBS"
+    cause = f"{user}, the owner of the hub's state, is neither operator nor manager of PBS"
     return Check(SERVER, "operator", Status.FAIL, "the hub cannot publish or suspend", cause, fix)
 
 

@@ -1,8 +1,8 @@
-"""The text of each hook as PBS gets it: one file, because PBS's interpreters find nothing of ours to import.
+"""The full text of each hook for PBS. It must be one file, because PBS's interpreters cannot import our modules.
 
-A hook's file in hooks/ imports from magrathea.pbs_text like any other module of the tree. Here the definitions that it
-needs take the place of these imports, and no others: MoM compiles the whole text at each event. `magrathea pbs install`
-writes this text, `pbs check` compares with it, the laboratory and the tests run it.
+A hook's file in hooks/ imports from magrathea.pbs_text like any other module of the tree. Here the imports are replaced
+by the definitions that the hook needs, and by no others, because MoM compiles the whole text at each event. `magrathea
+pbs install` writes this text, `pbs check` compares with it, and the laboratory and the tests run it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Needed = dict[str, set[str]]
 
 
 def hook_text(name: str) -> str:
-    """The whole text of hook `name`, a file in hooks/. Its docstring stays in front: `pbs install` looks there for
-    whether a hook is ours."""
+    """The full text of hook `name`, a file in hooks/. Its docstring stays at the top: `pbs install` recognises our
+    hooks by it."""
     source = (HOOKS / f"{name}.py").read_text(encoding="utf-8")
     imports = list(_shared_imports(ast.parse(source)))
     needed: Needed = {}
@@ -37,7 +37,7 @@ def hook_text(name: str) -> str:
 
 
 def written(name: str, directory: Path) -> Path:
-    """The same as a file in this directory, for programs that load hooks from files."""
+    """Write the same text to a file in this directory, for programs that load hooks from files; return its path."""
     path = directory / f"{name}.py"
     path.write_text(hook_text(name), encoding="utf-8")
     return path
@@ -67,7 +67,7 @@ def _defined(node: ast.stmt) -> set[str]:
 
 
 def _need(module: str, names: Iterable[str], needed: Needed) -> None:
-    """Add these definitions of a module to `needed`, and all that they use."""
+    """Add these definitions of a module to `needed`, and all definitions that they use."""
     tree = ast.parse(_source(module))
     origin = {alias.name: _module(node) for node in _shared_imports(tree) for alias in node.names}
     here = {name: node for node in tree.body for name in _defined(node)}
@@ -82,7 +82,7 @@ def _need(module: str, names: Iterable[str], needed: Needed) -> None:
 
 
 def _part(module: str, names: set[str]) -> list[str]:
-    """The lines of these definitions of a module."""
+    """The source lines of these definitions of a module."""
     source = _source(module)
     lines = source.splitlines()
     found = ["", f"# From magrathea/pbs_text/{module}.py"]

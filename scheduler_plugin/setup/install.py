@@ -1,13 +1,12 @@
 """What Magrathea needs in PBS: resources, hooks, the scheduler's `resources:` line, queues, defaults.
 
-Rule 1: `changes` compares what is with what should be and is pure (pbs_commands.py talks to PBS); it gives differences
-only, so that a second run changes nothing.
-Rule 2: the order of the changes is such that no job is shut out at any moment: vnodes accept all classes before
-the server gives its jobs one, and jobs that wait get theirs last.
-Rule 3: what is a site's own is never overwritten. `conflicts` names what is in the way, and nothing is changed.
+Rule 1: `changes` is pure: it compares the present state with the wanted one and returns only the differences. So a
+second run changes nothing. pbs_commands.py talks to PBS.
+Rule 2: the changes are ordered so that every job can start at any moment. Vnodes accept all classes before the server
+gives jobs a class; waiting jobs get theirs last.
+Rule 3: settings of the site are never overwritten. `conflicts` lists what is in the way; then nothing is changed.
 
-The way back is in uninstall.py, what was there before in records.py, what is not as it should be in
-checks.py.
+uninstall.py undoes it all, records.py keeps the old state, checks.py reports what differs.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from .hook_texts import hook_text
 
 CLASSES = "priority,preemptible,protected"
 
-RESOURCES = {  # flag h: of a vnode; r: users cannot ask for it, queues do
+RESOURCES = {  # flag h: of a vnode; r: queues set it, users cannot ask for it
     "magrathea": "string",
     "magrathea_accepts": "string_array",
     "magrathea_rank": "long",
@@ -36,29 +35,34 @@ RESOURCES = {  # flag h: of a vnode; r: users cannot ask for it, queues do
 FLAG = "hr"
 
 SITE_HOOKS_LAST = "1000"
-"""Highest order of a site's hook: if another begin hook rejects after ours accepted, neither end nor abort follows."""
+"""Highest order of a site's hook. If another begin hook rejects a job after ours accepted it, neither end nor abort
+follows."""
 
 SCRIPT, CONFIG = "application/x-python", "application/x-config"
 OURS = "Magrathea's hook"
-"""In the first line of each of our hooks' scripts, of every version: a hook without it is somebody else's."""
+"""In the first line of all our hooks' scripts, of every version. A hook without it belongs to somebody else."""
 
 DEFAULT_CHUNK = "default_chunk.magrathea_accepts"
 ACCEPTS = "resources_available.magrathea_accepts"
 HOST = "resources_available.magrathea_host"
 
 WAITING = frozenset("QHWB")
-"""States of jobs whose class can still be given: PBS adds a default chunk at submission, at a move, and when the
-job's select is altered, if only to what it is."""
+"""States of jobs that can still get a class.
+
+PBS adds a default chunk at submission, at a move, and when the job's select is set, even to the same value.
+"""
 
 
 class InstallError(Exception):
-    """PBS cannot be set up; the text says what, where and what to do."""
+    """PBS cannot be set up; the text says what, where and how to fix it."""
 
 
 @dataclass(frozen=True, slots=True)
 class InstallOptions:
-    """What the admin asks for. Queues by class; `vnodes` that Magrathea will manage; `memory_moves`: whether the
-    prologue hook is to wait for memory (costs 20 ms at each start of a job)."""
+    """The administrator's options. Queues by class. `vnodes`: those that Magrathea will manage.
+
+    `memory_moves`: the prologue hook waits for memory (costs 20 ms at each start of a job).
+    """
 
     priority: tuple[str, ...] = ()
     preemptible: tuple[str, ...] = ()
@@ -70,7 +74,7 @@ class InstallOptions:
 
 @dataclass(frozen=True, slots=True)
 class SubmittedJob:
-    """A job as its class is concerned. `select`: what it asked for; `schedselect`: with the defaults added."""
+    """A job's data about its class. `select`: its request; `schedselect`: the request with the defaults added."""
 
     id: str
     state: str
@@ -80,14 +84,17 @@ class SubmittedJob:
 
     @property
     def array(self) -> str:
-        """Of a subjob, its array's id, which is what PBS's commands take; of others, their own."""
+        """A subjob's array id, which PBS's commands need; other jobs' own id."""
         return re.sub(r"\[\d+\]", "[]", self.id)
 
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """What PBS has now; every mapping by name. `contents`: of (hook, content type). `sched_config`: one character a
-    byte (latin-1), so that not a byte is lost. `jobs`: finished ones, too, as far as PBS remembers them."""
+    """PBS's present state; every mapping by name. `contents`: by (hook, content type).
+
+    `sched_config`: one character a byte (latin-1), so that no byte is lost. `jobs`: all that PBS knows, also finished
+    ones.
+    """
 
     resources: Mapping[str, Attributes] = field(default_factory=dict)
     hooks: Mapping[str, Attributes] = field(default_factory=dict)
@@ -108,11 +115,11 @@ class Present:
 
 @dataclass(frozen=True, slots=True)
 class SetupChange:
-    """One step. `target`: which thing it puts right; `missing`: that thing is not there at all. `qmgr` is its command;
-    of an import, `{file}` stands for a file with `content`. With `command` it is one of PBS's own programs instead.
-    With neither, `content` is the whole new file of the scheduler's configuration.
+    """One step. `target`: the item that it fixes; `missing`: the item does not exist yet.
 
-    `about_job`: it fails without harm where the job has started or ended meanwhile.
+    `qmgr`: the command; in an import `{file}` stands for a file with `content`. If `command` is set, it is one of PBS's
+    own programs instead. If neither is set, `content` is the whole new file of the scheduler's configuration.
+    `about_job`: the step may fail without harm if the job has started or ended meanwhile.
     """
 
     text: str
@@ -129,14 +136,14 @@ _UNDERSTOOD = re.compile(r'([ \t]*resources[ \t]*:[ \t]*")([^"\\\n]*)("[ \t]*(?:
 
 
 def resources_lines(sched_config: str) -> list[re.Match[str]]:
-    """The `resources:` lines that count: prefix, value, rest. Raises InstallError for one that is not understood."""
+    """The valid `resources:` lines: prefix, value, rest. Raises InstallError if one cannot be parsed."""
     found = []
     for line in _RESOURCES_LINE.finditer(sched_config):
         match = _UNDERSTOOD.fullmatch(sched_config, line.start(), line.end())
         if match is None:
             number = sched_config.count("\n", 0, line.start()) + 1
             raise InstallError(
-                f"sched_config, line {number}: {line[0].strip()!r} is not understood, so nothing is changed;"
+                f"sched_config, line {number}: {line[0].strip()!r} cannot be parsed, so nothing is changed;"
                 ' write it as resources: "ncpus, mem, ..." on one line'
             )
         found.append(match)
@@ -144,10 +151,10 @@ def resources_lines(sched_config: str) -> list[re.Match[str]]:
 
 
 def with_resources(sched_config: str, names: Iterable[str]) -> str:
-    """The scheduler's configuration with `names` in its (last) `resources:` line; the same text if they all are there.
+    """The scheduler's configuration with `names` in its last `resources:` line; unchanged if they are all there.
 
-    A resource that is not there is dropped by the scheduler without a word, even a host-level one. Without any such
-    line the scheduler regards all resources (seen on a real server): then none is added, it would shut out the others.
+    The scheduler silently ignores a resource that is not in this line, even a host-level one. Without any such line it
+    uses all resources (seen on a real server): then no line is added, since it would exclude the others.
     """
     lines = resources_lines(sched_config)
     have = {word for line in lines for word in words(line[2])}
@@ -170,19 +177,22 @@ def without_resources(sched_config: str, names: Iterable[str]) -> str:
 
 
 UPKEEP_FREQ_S = ((100, 2), (250, 5), (500, 10))
-"""Up to so many vnodes of the server, the hook of vnodes runs every so many seconds; beyond, every UPKEEP_SLOWEST_S. A
-run costs a process beside the server 9 ms and 0.28 ms a vnode (measured): so 2 % of one core, and less than 0.2 % of
-the server's own thread. A preemption that meets it half done is booked one run later."""
+"""(vnodes, seconds): on a server with up to so many vnodes the vnodes hook runs at this interval; else
+UPKEEP_SLOWEST_S.
+
+A run costs a process beside the server 9 ms and 0.28 ms a vnode (measured). So it takes 2 % of one core, and less than
+0.2 % of the server's own thread. A preemption that coincides with a run is booked one run later.
+"""
 UPKEEP_SLOWEST_S = 30
 
 
 def maintenance_freq_s(vnodes: int) -> int:
-    """How often the hook of vnodes runs where the server has so many vnodes."""
+    """Interval of the vnodes hook, for a server with so many vnodes."""
     return next((freq_s for most, freq_s in UPKEEP_FREQ_S if vnodes <= most), UPKEEP_SLOWEST_S)
 
 
 def wanted_hooks(options: InstallOptions, vnodes: int = 0) -> dict[str, tuple[dict[str, str], str, str | None]]:
-    """By name: attributes, script, configuration. `vnodes`: how many the server has."""
+    """Hooks by name: attributes, script, configuration. `vnodes`: the number of the server's vnodes."""
     mom = hook_text("magrathea_mom")
     config = {"heartbeat": options.heartbeat, "heartbeat_max_age_s": options.heartbeat_max_age_s}
     hooks: dict[str, tuple[dict[str, str], str, str | None]] = {
@@ -198,10 +208,12 @@ def wanted_hooks(options: InstallOptions, vnodes: int = 0) -> dict[str, tuple[di
         ),
         "magrathea_mom": (
             {
-                # Not execjob_epilogue, though it comes 1 s before the end: a MoM that has a hook for it does not run
-                # the site's epilogue script any more.
+                # Not execjob_epilogue, although it comes 1 s before the end: a MoM with a hook for it no longer runs
+                # the site's
+                # epilogue script.
                 "event": "execjob_begin,execjob_preterm,execjob_abort,execjob_end,exechost_periodic,exechost_startup",
-                "alarm": "30",  # never reached by a claim; killed by it, a begin would be tried again at once
+                # a claim never takes so long; if the alarm killed a begin hook, PBS would try the job again at once
+                "alarm": "30",
                 "freq": "15",
             },
             mom,
@@ -227,7 +239,7 @@ def _hook_changes(now: Present, options: InstallOptions) -> list[SetupChange]:
         if have is None:
             found.append(SetupChange(f"create hook {name}", f"create hook {name}", target=target, missing=True))
             found.append(_disabled(name))
-        # before its events are set: a hook without its script or configuration never runs
+        # before the events are set, so that the hook never runs without its script or configuration
         for content_type, content in ((SCRIPT, script), (CONFIG, config)):
             if content is not None and now.contents.get((name, content_type), "").strip() != content.strip():
                 what = "script" if content_type == SCRIPT else "configuration"
@@ -249,14 +261,17 @@ def _hook_changes(now: Present, options: InstallOptions) -> list[SetupChange]:
 
 
 def _order(attributes: Attributes) -> Attributes:
-    """PBS takes no order for periodic hooks."""
+    """Attributes for the hook's order; PBS accepts none for periodic hooks."""
     return {} if attributes["event"] == "periodic" else {"order": SITE_HOOKS_LAST}
 
 
 def _disabled(name: str) -> SetupChange:
-    """Before a hook's freq is set: where it is enabled and has a script, PBS's server takes a MoM hook for one of its
-    own `periodic` ones, forks itself every freq seconds, and goes on when the hook is deleted, with memory that it has
-    given back: it hung and filled the disk with its log (seen; mgr_hook_set, run_periodic_hook in hook_func.c)."""
+    """The change that disables a hook before its freq is set.
+
+    If a MoM hook is enabled and has a script, setting its freq makes PBS's server take it for one of its own `periodic`
+    hooks. It forks every freq seconds, even after the hook is deleted, and then uses freed memory: it hung and filled
+    the disk with its log (seen; mgr_hook_set, run_periodic_hook in hook_func.c).
+    """
     command = f'set hook {name} enabled = "false"'
     return SetupChange(command, command, target=f"hook {name}")
 
@@ -270,17 +285,17 @@ def _setting(target: str, have: Attributes, attribute: str, value: str) -> list[
 
 
 def conflicts(now: Present, options: InstallOptions) -> list[tuple[str, str]]:
-    """What is in the way: the thing, and a sentence with the fix. Nothing may be changed while there is any."""
+    """What is in the way: (thing, sentence with the fix). If there is any, nothing may be changed."""
     found: list[tuple[str, str]] = []
     for name in sorted(set(options.priority) & set(options.preemptible)):
         found.append((f"queue {name}", f"queue {name}: either --priority or --preemptible, not both"))
     for name in options.vnodes:
         if name not in now.vnodes:
-            text = f"vnode {name}: PBS knows no such vnode; create it first (qmgr: create node)"
+            text = f"vnode {name} does not exist in PBS; create it first (qmgr: create node)"
             found.append((f"node {name}", text))
     for name in (*options.priority, *options.preemptible):
         if (kind := now.queues.get(name, {}).get("queue_type", "Execution")) != "Execution":
-            text = f"queue {name} is a {kind} queue, and only an Execution queue gives a class"
+            text = f"queue {name} is a {kind} queue, and only an Execution queue can give a class"
             found.append((f"queue {name}", f"{text}; name the queues that it routes to"))
     for name, kind in RESOURCES.items():
         have = now.resources.get(name)
@@ -300,7 +315,7 @@ def conflicts(now: Present, options: InstallOptions) -> list[tuple[str, str]]:
 
 
 def targets(now: Present, options: InstallOptions) -> list[str]:
-    """Everything that has to be right, in the order in which it is put right."""
+    """All items that must be right, in the order of their installation."""
     return [
         *(f"resource {name}" for name in RESOURCES),
         "sched_config",
@@ -313,7 +328,7 @@ def targets(now: Present, options: InstallOptions) -> list[str]:
 
 
 def changes(now: Present, options: InstallOptions) -> list[SetupChange]:
-    """The steps from what is to what should be, in order. Raises InstallError if something is in the way."""
+    """The steps from the present state to the wanted one, in order. Raises InstallError if something is in the way."""
     if bad := conflicts(now, options):
         raise InstallError("; ".join(text for _, text in bad))
     found: list[SetupChange] = []
@@ -323,7 +338,7 @@ def changes(now: Present, options: InstallOptions) -> list[SetupChange]:
             found.append(SetupChange(command, command, target=f"resource {name}", missing=True))
     config = with_resources(now.sched_config, RESOURCES)
     if config != now.sched_config:
-        text = "sched_config: resources: line gets " + ", ".join(RESOURCES) + "; the scheduler reads it again"
+        text = "sched_config: add to the resources: line " + ", ".join(RESOURCES) + "; the scheduler reads it again"
         found.append(SetupChange(text, content=config, target="sched_config", missing=True))
     found += _hook_changes(now, options)
     for name, have in now.vnodes.items():
@@ -347,8 +362,11 @@ def changes(now: Present, options: InstallOptions) -> list[SetupChange]:
 
 
 def _job_changes(now: Present, options: InstallOptions) -> list[SetupChange]:
-    """Jobs that wait get their queue's class by having their select set to what it is. Their place in the queue
-    stays (a `qmove` to the same queue puts them at its end and is refused for arrays that have begun)."""
+    """Give waiting jobs their queue's class by setting their select to its present value.
+
+    They keep their place in the queue. A `qmove` to the same queue would put them at its end, and is refused for arrays
+    that have begun.
+    """
     given = {name: have[DEFAULT_CHUNK] for name, have in now.queues.items() if DEFAULT_CHUNK in have}
     given |= dict.fromkeys(options.priority, "priority") | dict.fromkeys(options.preemptible, "preemptible")
     found = []
@@ -357,7 +375,7 @@ def _job_changes(now: Present, options: InstallOptions) -> list[SetupChange]:
         if job.state not in WAITING or job.id != job.array or not executes or not job.schedselect:
             continue  # subjobs follow their array
         if CLASS_RESOURCE in resource_names(job.select):
-            continue  # a manager who names a class in a select knows why
+            continue  # a manager has named a class in the select on purpose
         cls = given.get(job.queue, "protected")
         if (have := job_class(job.schedselect)) != cls:
             found.append(altered(job, f"job {job.id} gets class {cls} (was {have or 'none'})", missing=have is None))
@@ -365,6 +383,6 @@ def _job_changes(now: Present, options: InstallOptions) -> list[SetupChange]:
 
 
 def altered(job: SubmittedJob, text: str, *, missing: bool = False) -> SetupChange:
-    """The change that lets PBS add its default chunks to a waiting job anew."""
+    """The change that makes PBS add its default chunks to a waiting job again."""
     command = ("qalter", "-l", f"select={job.select}", job.id)
     return SetupChange(text, command=command, target="jobs", missing=missing, about_job=job.id)

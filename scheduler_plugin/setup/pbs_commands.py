@@ -1,6 +1,6 @@
-"""Asking PBS and telling it, for install and uninstall: by qmgr, qstat and the scheduler's file.
+"""Reads and changes PBS for install and uninstall, with qmgr, qstat and the scheduler's file.
 
-Rule 1: qmgr reads its commands from standard input (with `-c` it carries out the last of several only).
+Rule 1: qmgr gets its commands on standard input (with `-c` it carries out only the last of several).
 Rule 2: nothing is decided here.
 """
 
@@ -25,15 +25,15 @@ from .install import CONFIG, SCRIPT, InstallError, Present, SetupChange, Submitt
 
 COMMAND_S = 60.0
 NO_TROUBLE = "' contents overwritten"
-"""How qmgr ends what it says, as an error, when a hook's script has been replaced."""
+"""The end of qmgr's message, printed as an error, when a hook's script was replaced."""
 
 GREETING = "Max open servers:"
-"""qmgr says this in its first line when it reads standard input."""
+"""The first line that qmgr prints when it reads standard input begins with this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where PBS is on this machine."""
+    """The places of PBS's files on this machine."""
 
     exec_dir: Path
     home: Path
@@ -49,7 +49,7 @@ def find_pbs(conf: Path) -> Place:
         values = read_conf(conf)
     except OSError as error:
         raise InstallError(
-            f"{conf}: {error.strerror}; run this on the PBS server's machine, or name it: --conf"
+            f"{conf}: {error.strerror}; run this on the PBS server's machine, or give its path: --conf"
         ) from error
     if lacking := [name for name in ("PBS_EXEC", "PBS_HOME") if name not in values]:
         raise InstallError(f"{conf}: {', '.join(lacking)} is not set")
@@ -57,7 +57,7 @@ def find_pbs(conf: Path) -> Place:
 
 
 def run(place: Place, argv: Sequence[str], text: str | None = None) -> str:
-    """What one of PBS's commands prints. Raises InstallError with the command's own words."""
+    """Run one of PBS's commands; return its output. Raises InstallError with the command's own message."""
     told = " ".join(argv) if text is None or text.count("\n") > 1 else f"{argv[0]}: {text.strip()}"
     try:
         done = subprocess.run(
@@ -68,7 +68,7 @@ def run(place: Place, argv: Sequence[str], text: str | None = None) -> str:
             env={**os.environ, **QSTAT_ENVIRONMENT},
         )
     except FileNotFoundError as error:
-        raise InstallError(f"{place.exec_dir}/bin/{argv[0]} is not there; PBS_EXEC in pbs.conf is wrong") from error
+        raise InstallError(f"{place.exec_dir}/bin/{argv[0]} does not exist; is PBS_EXEC in pbs.conf right?") from error
     except subprocess.TimeoutExpired as error:
         raise InstallError(f"{told}: no answer within {COMMAND_S:.0f} s; does pbs_server run?") from error
     said = decoded(done.stderr)
@@ -79,13 +79,13 @@ def run(place: Place, argv: Sequence[str], text: str | None = None) -> str:
 
 
 def qmgr(place: Place, command: str) -> str:
-    """What one qmgr command prints. Raises InstallError with qmgr's own words."""
+    """Run one qmgr command; return its output. Raises InstallError with qmgr's own message."""
     out = run(place, ["qmgr"], command + "\n")
     return out.removeprefix(out.partition("\n")[0] + "\n" if out.startswith(GREETING) else "")
 
 
 def jobs(place: Place) -> tuple[SubmittedJob, ...]:
-    """All jobs and subjobs that PBS knows, finished ones too. Raises InstallError."""
+    """All jobs and subjobs that PBS knows, also finished ones. Raises InstallError."""
     known = listed(run(place, ["qstat", "-x", "-t", "-f", "-w"]), [QSTAT_JOB])
     if unknown := [id for id, job in known.items() if "job_state" not in job]:
         raise InstallError(f"qstat -x -t -f -w: no state of {', '.join(unknown)}; its answer cannot be understood")
@@ -102,7 +102,7 @@ def jobs(place: Place) -> tuple[SubmittedJob, ...]:
 
 
 def present(place: Place) -> Present:
-    """Ask PBS for all that `changes` looks at. Raises InstallError."""
+    """Read everything that `changes` compares from PBS. Raises InstallError."""
     lists = qmgr(place, "list resource\nlist hook\nlist pbshook\nlist queue @default\nlist server\nlist sched")
     hooks = listed(lists, ["Hook"])
     ours = [name for name in hooks if name.startswith("magrathea_")]
@@ -111,7 +111,7 @@ def present(place: Place) -> Present:
         for content_type in (SCRIPT, CONFIG):
             try:
                 contents[name, content_type] = qmgr(place, f"export hook {name} {content_type} default")
-            except InstallError as error:  # a hook without this content: it is to be imported
+            except InstallError as error:  # the hook has no such content yet, so it must be imported
                 if "failed to open" not in str(error).lower():
                     raise
     try:
@@ -141,9 +141,9 @@ def present(place: Place) -> Present:
 
 
 def steps(changes: Iterable[SetupChange]) -> Iterator[list[SetupChange]]:
-    """Changes in their order, those that one qmgr process can carry out together.
+    """The changes in their order, in groups that one qmgr process can carry out together.
 
-    Each connection of a command of PBS takes privileged ports for a minute; with a process for each change some hundred
+    Each connection of a PBS command uses privileged ports for a minute. With a process for each change, some hundred
     changes in a minute use them up, and the next command waits (seen).
     """
     together: list[SetupChange] = []
@@ -160,7 +160,7 @@ def steps(changes: Iterable[SetupChange]) -> Iterator[list[SetupChange]]:
 
 
 def apply(place: Place, step: Sequence[SetupChange]) -> None:
-    """Carry a step out; where one change of it fails the others are made all the same. Raises InstallError."""
+    """Carry out a step; if one of its changes fails, the others are still made. Raises InstallError."""
     [change, *more] = step
     if more or (change.qmgr and change.content is None):
         qmgr(place, "\n".join(one.qmgr for one in step))
@@ -178,12 +178,15 @@ def apply(place: Place, step: Sequence[SetupChange]) -> None:
 
 
 def backup_of(place: Place) -> Path:
-    """The scheduler's configuration as it was before the first install."""
+    """The path of the scheduler's configuration as it was before the first install."""
     return place.sched_config.with_name(place.sched_config.name + ".before-magrathea")
 
 
 def write_sched_config(place: Place, text: str) -> None:
-    """Replace the file at once (`text`: one character a byte), keep the first one as its backup, tell the scheduler."""
+    """Replace the file atomically, keep the first version as its backup, and send the scheduler SIGHUP.
+
+    `text`: one character a byte.
+    """
     path = place.sched_config
     if not backup_of(place).exists():
         shutil.copy2(path, backup_of(place))
@@ -199,12 +202,12 @@ def write_sched_config(place: Place, text: str) -> None:
         os.kill(int(lock.read_text().strip()), signal.SIGHUP)
     except (OSError, ValueError) as error:
         raise InstallError(
-            f"{path} is written, but the scheduler of {lock} was not told ({error}); send it SIGHUP"
+            f"{path} is written, but the scheduler of {lock} got no signal ({error}); send it SIGHUP"
         ) from error
 
 
 def age_s(file: Path) -> float | None:
-    """How long ago a file was touched; None if it is not there."""
+    """Seconds since a file was last touched; None if it does not exist."""
     try:
         return max(0.0, time.time() - file.stat().st_mtime)
     except FileNotFoundError:

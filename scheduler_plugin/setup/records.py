@@ -1,8 +1,8 @@
-"""What was there before the first install, kept beside the server's own files until uninstall has put it back.
+"""The state before the first install, kept beside the server's own files until uninstall has restored it.
 
-Rule 1: it is on disk before anything is changed, and a later install adds to it, but never forgets.
-Rule 2: of what the hub writes on vnodes (`RESTORED`) it keeps the values from before the hub came: of a vnode that the
-hub has registered already there is nothing to keep.
+Rule 1: it is on disk before anything is changed. A later install adds to it, and removes nothing.
+Rule 2: of the attributes that the hub writes on vnodes (`RESTORED`) it keeps the values from before the hub came. If
+the hub has already registered a vnode, there is nothing to keep.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ RESTORED = ("resources_available.ncpus", "resources_available.mem", "Priority", 
 
 
 class Record(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """`sched_config`: the whole file before us, one character a byte. `queues`: those that install created.
-    `vnodes`: by name, attributes as they were. `at`: Unix seconds of the first install. The rest: see
-    install.InstallOptions."""
+    """`sched_config`: the whole old file, one character a byte. `queues`: those that install created. `vnodes`: old
+    attributes, by vnode. `at`: Unix seconds of the first install. The rest: see install.InstallOptions."""
 
     version: int = 1
     at: float
@@ -50,8 +49,8 @@ class Record(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
 
 
 def joined(old: InstallOptions, new: InstallOptions, vnodes: set[str]) -> InstallOptions:
-    """What was wished before and is wished now: the later word about a queue counts, and vnodes that have gone
-    meanwhile (not in `vnodes`) are not asked for again."""
+    """The old and the new options together. For a queue the newer option counts; vnodes not in `vnodes` no longer
+    exist, and are dropped."""
     return InstallOptions(
         priority=tuple(dict.fromkeys([*(q for q in old.priority if q not in new.preemptible), *new.priority])),
         preemptible=tuple(dict.fromkeys([*(q for q in old.preemptible if q not in new.priority), *new.preemptible])),
@@ -63,7 +62,7 @@ def joined(old: InstallOptions, new: InstallOptions, vnodes: set[str]) -> Instal
 
 
 def updated(old: Record | None, now: Present, options: InstallOptions) -> Record:
-    """The record for an install that finds `now`. Raises InstallError for a file that is not understood."""
+    """The record for an install that finds `now`. Raises InstallError if a file cannot be parsed."""
     ours = any(word.strip() in RESOURCES for line in resources_lines(now.sched_config) for word in line[2].split(","))
     wished = [*options.priority, *options.preemptible]
     vnodes = dict(old.vnodes) if old else {}
@@ -95,13 +94,13 @@ def load(home: Path) -> Record | None:
         raise InstallError(f"{path}: {error.strerror}; run this as root on the server's machine") from error
     except UNDECODABLE as error:
         raise InstallError(
-            f"{path} is damaged ({error}); put it back from a backup, or remove it: then the values that vnodes had"
-            " before Magrathea are not known any more"
+            f"{path} is damaged ({error}); restore it from a backup, or remove it: then the values that vnodes had"
+            " before Magrathea are lost"
         ) from error
 
 
 def save(home: Path, record: Record) -> None:
-    """Raises InstallError."""
+    """Write the record. Raises InstallError."""
     path = home / NAME
     try:
         files.replace(path, msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n", sync=True)

@@ -1,12 +1,12 @@
-"""The way back: what has to be done so that PBS is as it was before `magrathea pbs install`.
+"""Undoes `magrathea pbs install`: the changes that restore PBS as it was before.
 
-Rule 1: pure, like install.py; only what is ours is taken away, and only what the hub has written is put back.
-Rule 2: the order is the reverse one: first no new job gets a class, then waiting jobs lose theirs, then hooks and the
-vnodes' values go, then the scheduler forgets the resources, and the resources go last.
-Rule 3: what PBS does not let go yet (a resource that a running or a remembered job names, a queue with jobs) is left
-and said; a second run takes it.
+Rule 1: pure, like install.py. It removes only what is ours, and restores only what the hub has written.
+Rule 2: the order is reversed. New jobs get no class any more, then waiting jobs lose theirs, then hooks and the vnodes'
+values are removed, then the scheduler's line, and the resources last.
+Rule 3: what PBS cannot remove yet is left and reported, and a second run removes it. Examples: a resource that a
+running or a remembered job names, a queue with jobs.
 
-Jobs that are stopped by us come first of all (`preempted`): nobody would resume them afterwards.
+Jobs that Magrathea has stopped must be resumed before (`preempted`): nobody would resume them afterwards.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ FINISHED = frozenset("FXM")
 
 
 def preempted(now: Present) -> list[SubmittedJob]:
-    """Jobs that are admin-suspended on vnodes of ours, as Magrathea does it (or an admin: then they count, too)."""
+    """Jobs that are admin-suspended on our vnodes. Those that an administrator suspended count too: PBS shows no
+    difference."""
     suspended: set[str] = set()
     for name in now.managed:
         suspended.update(words(now.vnodes[name].get("maintenance_jobs", "")))
@@ -44,7 +45,7 @@ def preempted(now: Present) -> list[SubmittedJob]:
 
 
 def changes(now: Present, record: Record | None, *, delete_history: bool = False) -> list[SetupChange]:
-    """The steps from what is to what was, in order; [] where nothing of ours is left. Raises InstallError."""
+    """The steps from the present state to the old one, in order; [] if nothing of ours is left. Raises InstallError."""
     found: list[SetupChange] = []
     if DEFAULT_CHUNK in now.server:
         found.append(_plain(f"unset server {DEFAULT_CHUNK}"))
@@ -59,7 +60,7 @@ def changes(now: Present, record: Record | None, *, delete_history: bool = False
         found += _vnode_changes(now, record, name)
     config = _sched_config(now, record)
     if config != now.sched_config:
-        text = "sched_config: resources: line as it was; the scheduler reads it again"
+        text = "sched_config: restore the resources: line; the scheduler reads it again"
         found.append(SetupChange(text, content=config))
     for name in record.queues if record else []:
         if name in now.queues:
@@ -73,8 +74,11 @@ def changes(now: Present, record: Record | None, *, delete_history: bool = False
 
 
 def _hook_changes(name: str) -> list[SetupChange]:
-    """Disable a hook, call it periodic, delete it. Where somebody has set the freq of an enabled MoM hook the server
-    runs it for ever (install._disabled); only of a hook with that event does `delete hook` forget such a timer."""
+    """Disable a hook, make it periodic, delete it.
+
+    If somebody has set the freq of an enabled MoM hook, the server runs it for ever (install._disabled). `delete hook`
+    stops that timer only if the hook has the event periodic.
+    """
     return [
         _plain(f"set hook {name} enabled = false"),
         _plain(f"set hook {name} event += periodic"),
@@ -87,7 +91,7 @@ def _plain(command: str) -> SetupChange:
 
 
 def _remembered(job: SubmittedJob) -> bool:
-    """A finished job that PBS still knows, and that keeps a resource from being deleted."""
+    """True for a finished job that PBS still knows: it prevents the deletion of a resource."""
     return job.state in FINISHED and CLASS_RESOURCE in resource_names(job.schedselect)
 
 
@@ -115,17 +119,17 @@ def _vnode_changes(now: Present, record: Record | None, name: str) -> Iterator[S
 
 
 def not_known(now: Present, record: Record | None) -> list[str]:
-    """Sentences about vnodes that keep what the hub has published, because nobody knows what they had before."""
+    """Sentences about vnodes that keep the hub's values, because nobody knows their old ones."""
     known = record.vnodes if record else {}
     return [
-        f"vnode {name} keeps its present ncpus, mem, Priority and resv_enable: the hub had it before install saw it"
+        f"vnode {name} keeps its present ncpus, mem, Priority and resv_enable: their old values are unknown"
         for name in now.managed
         if name not in known
     ]
 
 
 def _sched_config(now: Present, record: Record | None) -> str:
-    """The file as it was, byte for byte if ours is the only line that differs; else without our words."""
+    """The old file, byte for byte, if only our line differs; else the present file without our words."""
     if record:
         ours = with_resources(record.sched_config, RESOURCES)
         if now.sched_config == ours:
@@ -137,7 +141,7 @@ def _sched_config(now: Present, record: Record | None) -> str:
 
 
 def left(now: Present, record: Record | None) -> list[str]:
-    """What is still there after all changes were tried, a sentence each, with what to do."""
+    """What still exists after all changes were tried: a sentence each, with what to do."""
     found = []
     for name in RESOURCES:
         if name in now.resources:
@@ -148,7 +152,7 @@ def left(now: Present, record: Record | None) -> list[str]:
             if alive:
                 why = f"{_some(alive)} still name it; run this again when they have ended"
             elif dead:
-                why = f"PBS remembers {_some(dead)}, which name it; --delete-history forgets them"
+                why = f"PBS remembers {_some(dead)}, which name it; remove them with --delete-history"
             found.append(f"resource {name}: {why}")
     for name in record.queues if record else []:
         if name in now.queues:
@@ -156,7 +160,7 @@ def left(now: Present, record: Record | None) -> list[str]:
             why = f"it has {_some(jobs)}" if jobs else "PBS keeps it"
             found.append(f"queue {name}, which install created: {why}; move them (qmove), or run this again later")
     if DEFAULT_CHUNK in now.server or any(ACCEPTS in vnode for vnode in now.vnodes.values()):
-        found.append("a default chunk, or values on vnodes, are there again: does another install or a hub run?")
+        found.append("a default chunk or values on vnodes have come back: does another install or a hub run?")
     return found
 
 
