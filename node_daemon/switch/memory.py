@@ -24,12 +24,11 @@ from magrathea.core.stopping import wanted_stopped
 from ..guest_channel.channel import AgentError
 from ..guest_channel.messages import GuestMemory
 from ..hypervisor.base import MEMORY, DomainReading, Driver, DriverError
+from .bounds import SLACK_MIB, Bounds
 from .paging import ASK_S, BUSY_S, AgentChannel, Paging, Progress, SwitchForPaging
 
 log = logging.getLogger(__name__)
 
-SLACK_MIB = 2
-"""Hypervisors count in pages of their own: so near a target is at it."""
 LEAST_MIB = 4
 """Less is not worth a step, unless it is all that is left."""
 STALL_S = 5.0
@@ -112,11 +111,8 @@ class Mover:
         self._driver = driver
         self._guests = guests
         self._moves: dict[str, _Move] = {}
-        self._targets: dict[str, int] = {}  # set by us and not reached yet
-        self._bounds: dict[str, int] = {}  # what each domain has, or may yet take
-        self._content: dict[str, int] = {}  # targets that are reached as far as there is memory
         self._shorts: dict[str, Short] = {}
-        self._changed = asyncio.Event()
+        self.bounds = Bounds(lambda: switch.host)
         self.paging = Paging(switch, guests, grows=lambda domain: domain in self._moves)
 
     async def close(self) -> None:
@@ -136,14 +132,6 @@ class Mover:
                 done = (move.start_mib - move.has_mib) * (1 if gives else -1)
                 found[name] = Progress("gives" if gives else "takes", min(of, max(0, done)), of)
         return found
-
-    def settled(self, domain: str, actual: DomainReading, want_mib: int) -> bool:
-        """Whether the domain is at what it should have: exactly, or as nearly as it can be had."""
-        has = actual.memory_mib
-        if has is None:
-            return True
-        most = want_mib if actual.max_memory_mib is None else min(want_mib, actual.max_memory_mib)
-        return abs(has - most) <= SLACK_MIB or (has < most and self._content.get(domain) == want_mib)
 
     def leaves(self, domain: str) -> bool:
         """Whether the domain's agent has answered and its memory is on its way out."""
@@ -174,35 +162,12 @@ class Mover:
         return max(0, short.kept_mib - found.floor_mib) if found is not None and short is not None and found.jobs else 0
 
     def note(self, read: Mapping[str, DomainReading]) -> None:
-        """What the driver says: the one door to what is known of memory."""
-        before = dict(self._bounds)
-        self._bounds = {}
-        for name, domain in read.items():
-            if domain.up and not domain.known:
-                self._bounds[name] = before.get(name, self._most(name))
-                continue
-            if not domain.up or domain.memory_mib is None:
-                self._targets.pop(name, None)
-                if domain.up and domain.max_memory_mib is not None:
-                    self._bounds[name] = domain.max_memory_mib  # nothing of it moves: it has all that it may have
-                continue
-            target, move = self._targets.get(name), self._moves.get(name)
-            if target is not None and abs(target - domain.memory_mib) <= SLACK_MIB and move is None:
-                del self._targets[name]
-            verified = move.verified_mib if move is not None and move.verified_mib is not None else 0
-            self._bounds[name] = max(domain.memory_mib, target or 0, verified)
-            if move is not None:
+        """Take over what the driver says."""
+        self.bounds.note(read, {name: move.verified_mib for name, move in self._moves.items()})
+        for name, move in self._moves.items():
+            domain = read.get(name)
+            if domain is not None and domain.up and domain.known and domain.memory_mib is not None:
                 move.has_mib = domain.memory_mib
-        if any(self._bounds.get(name, 0) < mib for name, mib in before.items()):
-            self._content.clear()
-        if before != self._bounds:
-            self._changed.set()
-
-    def _most(self, domain: str) -> int:
-        """What a domain of which nothing was read yet may have."""
-        host = self._switch.host
-        found = host.domain(domain)
-        return (found.memory_mib if found is not None else 0) or host.without_services.mib
 
     # Moving
 
@@ -215,7 +180,7 @@ class Mover:
                 move.began, move.furthest = _now(), mib
             move.target = mib
             move.start_mib = move.has_mib
-            self._changed.set()
+            self.bounds.changed.set()
 
     async def move(self, domain: str, mib: int) -> None:
         """Bring the domain's memory to `mib`, or to what `aim` says meanwhile.
@@ -223,7 +188,7 @@ class Mover:
         Returns when it is there, when it has all that can be had and its jobs' needs are met, or when the wish is
         withdrawn. Raises DriverError, code `memory-short` with the numbers; AgentError where its agent is away.
         """
-        has = self._bounds.get(domain, 0)
+        has = self.bounds.of(domain)
         # From here on it hears of another wish.
         move = self._moves[domain] = _Move(domain, mib, _now(), has, has, furthest=mib)
         try:
@@ -249,7 +214,7 @@ class Mover:
                 move.push.cancel()
                 await asyncio.gather(move.push, return_exceptions=True)
             del self._moves[domain]
-            self._changed.set()
+            self.bounds.changed.set()
             if move.gave and not move.exhausted:
                 self.paging.relieve(domain)
 
@@ -265,17 +230,17 @@ class Mover:
         return found
 
     async def _set(self, domain: str, mib: int) -> None:
-        self._targets[domain] = max(self._targets.get(domain, 0), mib)  # until it has heard, it goes where it was told
-        self._bounds[domain] = max(self._bounds.get(domain, 0), mib)  # from now on it may take it
+        self.bounds.will_set(domain, mib)
         await self._driver.set_memory(domain, mib)
-        self._targets[domain] = mib
+        self.bounds.was_set(domain, mib)
         self._switch.observe(f"memory {domain}")
 
     async def _to_what_is_real(self, move: _Move) -> None:
         """The balloon no longer presses for what has not come."""
         try:
             has = _mib(await self._read(move.domain))
-            if abs(self._targets.get(move.domain, has) - has) > SLACK_MIB:
+            target = self.bounds.target(move.domain)
+            if target is not None and abs(target - has) > SLACK_MIB:
                 await self._set(move.domain, has)
         except DriverError as error:
             log.warning("%s: its balloon's target cannot be set to what it has: %s", move.domain, error)
@@ -300,16 +265,8 @@ class Mover:
                 RefusalCode.BAD_FIGURES, f"{text}, but it has {has} in all; nothing is taken by such figures"
             )
         move.verified_mib = has
-        self._given(move.domain, has)
+        self.bounds.given(move.domain, has)
         return has, memory
-
-    def _given(self, domain: str, has: int) -> None:
-        """Guest and hypervisor agree that it has no more than that."""
-        bound = max(has, self._targets.get(domain, 0))
-        if bound < self._bounds.get(domain, 0):
-            self._bounds[domain] = bound
-            self._content.clear()
-            self._changed.set()
 
     async def _shrink(self, move: _Move) -> None:
         """One step down, while a slice is pushed out. Raises _TooLittle."""
@@ -429,33 +386,27 @@ class Mover:
 
     # Giving
 
-    def room(self, domain: str) -> int:
-        """What there is for this domain: the host's memory without what all others have or may take."""
-        host = self._switch.host
-        others = sum(self._bounds.get(d.name, 0) for d in host.workers if d.name != domain)
-        return host.without_services.mib - others
-
     async def _grow(self, move: _Move, has: int, most: int) -> bool:
         """One step up, as far as there is memory. False: no more is to be had, and it is enough. Raises DriverError."""
-        goal = min(most, self.room(move.domain))
+        goal = min(most, self.bounds.room(move.domain))
         if goal - has >= min(LEAST_MIB, most - has):
             await self._give(move, has, goal)
             return True
         if any(self._gives(m) for m in self._moves.values()) and not self._over(move):
-            self._changed.clear()
+            self.bounds.changed.clear()
             try:
                 async with asyncio.timeout(POLL_S[1] * 5):
-                    await self._changed.wait()
+                    await self.bounds.changed.wait()
             except TimeoutError:
                 log.debug("%s: still waits for memory: %d of %d MiB", move.domain, has, most)
             return True
         needs = self.needs(move.domain)
         if has >= needs - SLACK_MIB:
             if move.target is not None:
-                self._content[move.domain] = move.target
+                self.bounds.be_content(move.domain, move.target)
             return False
         host = self._switch.host
-        others = ", ".join(f"{n} has {b}" for n, b in sorted(self._bounds.items()) if n != move.domain)
+        others = self.bounds.others(move.domain)
         text = (
             f"{move.domain} has {has} of {needs} MiB that it needs; of the host's {host.without_services.mib}: {others}"
         )

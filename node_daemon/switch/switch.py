@@ -32,7 +32,8 @@ from ..guest_channel.channel import AgentError, GuestChannel
 from ..guest_channel.messages import Answer
 from ..hypervisor.base import CPU, MEMORY, DomainReading, Driver, DriverError, Others
 from ..retries import Retries, Slot, loop_time, told
-from .memory import SLACK_MIB, Mover
+from .bounds import SLACK_MIB
+from .memory import Mover
 from .paging import MemorySettings
 
 log = logging.getLogger(__name__)
@@ -180,7 +181,7 @@ class Switch:
             cpu = self._in_core_figures(read.cpu_percent, want)
             memory = read.memory_mib if MEMORY in self._driver.capabilities else None
             wanted = want.memory_mib if want is not None else None
-            if memory is not None and wanted is not None and self.mover.settled(domain.name, read, wanted):
+            if memory is not None and wanted is not None and self.mover.bounds.settled(domain.name, read, wanted):
                 memory = wanted
             result[domain.name] = plan.ActualDomain(
                 cpu, memory, orders, can_cap=self._can_cap(), giving=self._giving(domain.name)

@@ -421,7 +421,7 @@ def test_a_domain_that_has_what_its_jobs_asked_for_is_content_with_what_there_is
     async def work() -> bool:
         await o.mover.move("p1", 3000)
         read = await o.driver.actual()
-        return o.mover.settled("p1", read["p1"], 3000)
+        return o.mover.bounds.settled("p1", read["p1"], 3000)
 
     with harmless(o.driver.world):
         assert run(work()), "or the same step would be taken for ever"
@@ -431,7 +431,7 @@ def test_a_domain_that_has_what_its_jobs_asked_for_is_content_with_what_there_is
     async def later() -> bool:
         read = await o.driver.actual()
         o.mover.note(read)
-        return o.mover.settled("p1", read["p1"], 3000)
+        return o.mover.bounds.settled("p1", read["p1"], 3000)
 
     assert not run(later()), "there is more now"
 
@@ -455,7 +455,7 @@ def test_no_guest_is_given_more_than_it_can_have() -> None:
     o = owner(guest)
     moved(o, "p1", 3000)
     assert guest.actual == 1000
-    assert o.mover.settled("p1", DomainReading(True, None, 1000, max_memory_mib=1000), 3000)
+    assert o.mover.bounds.settled("p1", DomainReading(True, None, 1000, max_memory_mib=1000), 3000)
 
 
 # Bringing back

@@ -93,9 +93,9 @@ def test_a_domain_without_a_balloon_keeps_what_it_has() -> None:
     fixed = DomainReading(up=True, max_memory_mib=3000)
     movable = DomainReading(up=True, memory_mib=512, max_memory_mib=4096)
     o.mover.note({"n1": fixed, "p1": movable})
-    assert o.mover.room("p1") == o.host.memory_mib - 3000
+    assert o.mover.bounds.room("p1") == o.host.memory_mib - 3000
     o.mover.note({"n1": replace(fixed, up=False), "p1": movable})
-    assert o.mover.room("p1") == o.host.memory_mib
+    assert o.mover.bounds.room("p1") == o.host.memory_mib
 
 
 def test_without_its_hypervisor_a_job_goes_on_if_nothing_has_to_be_given_back() -> None:
