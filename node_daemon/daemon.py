@@ -34,7 +34,7 @@ from magrathea.logs import RationedLog
 from magrathea.messages import MOST_REFUSED, RefusedClaim, Snapshot
 
 from . import snapshot as snapshots
-from .claims.claims import Guests
+from .claims.claims import Claims
 from .clock import Clock
 from .configuration import NodedConfiguration, changes, read
 from .control_operations import Admin
@@ -92,7 +92,7 @@ class Daemon:
         self._noted: list[str] = []
         self.channels: dict[str, GuestChannel] = {}
         self.switch = Switch(self, self.driver, self.channels, observe)
-        self.guests = Guests(self)
+        self.claims = Claims(self)
         self.scripts = self._make_scripts()
         self.site_scripts = SiteScripts(self)
         self.life = Life(self)
@@ -216,19 +216,19 @@ class Daemon:
     # What is published
 
     def beside(self) -> snapshots.Beside:
-        notes = [*self.driver.notes(), *self.switch.notes(), *self.life.notes()]
+        notes = [*self.driver.notes(), *self.switch.progress.notes(), *self.life.notes()]
         if self._trouble:
             notes.append(f"the journal fails, no new jobs are taken: {self._trouble}")
         return snapshots.Beside(
             boot_id=self.boot_id,
             actual=self.switch.actual(),
-            read=self.switch.read,
+            read=self.switch.readings.domains,
             since=self._since,
             vnodes={name: self.configuration.vnode(name) for name in self.configuration.domain},
             by=self._by,
-            moves=self.switch.mover.progress,
-            waits=self.guests.waits(),
-            lacks={d.name: self.switch.memory_lack(d.name) for d in self._host.domains if d.jobs},
+            moves=self.switch.progress.moves(),
+            waits=self.claims.waits(),
+            lacks={d.name: self.switch.progress.lack(d.name) for d in self._host.domains if d.jobs},
             driver=self.configuration.host.driver,
             notes=tuple(notes),
             refused=tuple(self._refused),
@@ -325,7 +325,7 @@ class Daemon:
             await self.channels.pop(name).close()
         owner = self._channels_user() if names - self.channels.keys() else None
         for name in sorted(names - self.channels.keys()):
-            channel = GuestChannel(self._host.name, name, self.configuration.guest_socket(name), self.guests, owner)
+            channel = GuestChannel(self._host.name, name, self.configuration.guest_socket(name), self.claims, owner)
             await channel.start()
             self.channels[name] = channel
 
@@ -343,7 +343,7 @@ class Daemon:
         self.apply(ev.DaemonStarted(self.now()))
         await self.driver.start(self.life.noticed)
         self._tell_notes()
-        await self.switch.refresh()
+        await self.switch.readings.refresh()
         await self._listen()
         await self.admin.start()
         self.hub.start()
@@ -392,7 +392,7 @@ class Daemon:
         await self._listen()
         self.scripts = self._make_scripts()
         self.admin.regroup()
-        await self.switch.refresh()
+        await self.switch.readings.refresh()
         self.hub.publish()
         self.switch.look_soon()
         return said
@@ -425,7 +425,7 @@ class Daemon:
             if ticks % TIDY_TICKS == 0 or self._trouble:
                 self._tidy()
             if ticks % round(REFRESH_S / TICK_S) == 0:
-                self.switch.refresh_soon()
+                self.switch.readings.refresh_soon()
             await self._listen()
 
     def _tidy(self) -> None:

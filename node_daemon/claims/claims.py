@@ -14,7 +14,7 @@ from typing import Any, Protocol, assert_never
 
 from magrathea.core import events as ev
 from magrathea.core import plan
-from magrathea.core.model import Host, JobKey, MemoryComing, MemoryShort, Stage
+from magrathea.core.model import Host, JobKey, MemoryComing, MemoryLack, MemoryShort, Stage
 from magrathea.core.readiness import Unready, held_back, unready
 from magrathea.core.refusals import RefusalCode, retry_after_s
 from magrathea.deadlines import DAEMON_CLAIM_S, MEMORY_GLANCE_S
@@ -62,7 +62,7 @@ def refusal(code: RefusalCode, text: str) -> Reply:
     return {"ok": False, "code": code, "text": text[:4096], "retry_after_s": retry_after_s(code)}
 
 
-class Guests:
+class Claims:
     """The channels' handler (`channel.Handler`)."""
 
     def __init__(self, daemon: DaemonForClaims) -> None:
@@ -131,13 +131,14 @@ class Guests:
 
     async def _switched(self, mark: tuple[str, JobKey]) -> Reply | None:
         """Wait until the switch for this claim is done; a refusal if it cannot be in time."""
-        daemon = self._daemon
+        progress = self._daemon.switch.progress
         try:
             async with asyncio.timeout(DAEMON_CLAIM_S):
                 while self._job(mark) is not None:
-                    if not daemon.switch.unconfirmed() and not daemon.switch.cpu_pending():
-                        return await self._glance(mark)
-                    await daemon.switch.changed()
+                    pending = progress.of(mark[0])
+                    if not pending.unstopped and not pending.cpu_of:
+                        return await self._glance(mark, pending.lack)
+                    await progress.changed()
         except TimeoutError:
             if self._job(mark) is not None:
                 return self._late(mark)
@@ -146,9 +147,10 @@ class Guests:
     def _late(self, mark: tuple[str, JobKey]) -> Reply | None:
         """No more time: what has not stopped refuses the claim, CPU that has not moved does not."""
         daemon = self._daemon
-        late = sorted(f"{key} in {domain}" for domain, key in daemon.switch.unconfirmed())
+        pending = daemon.switch.progress.of(mark[0])
+        late = sorted(f"{key} in {domain}" for domain, key in pending.unstopped)
         if not late:
-            if daemon.switch.cpu_pending():
+            if pending.cpu_of:
                 text = f"{mark[0]}: claim of {mark[1]} granted although CPU has not moved within {DAEMON_CLAIM_S:g} s"
                 told.say(mark[0], text)
             return None
@@ -158,15 +160,15 @@ class Guests:
         daemon.refused(*mark, RefusalCode.STOP_TIMEOUT, text)
         return refusal(RefusalCode.STOP_TIMEOUT, text)
 
-    async def _glance(self, mark: tuple[str, JobKey]) -> Reply | None:
+    async def _glance(self, mark: tuple[str, JobKey], lack: MemoryLack | None) -> Reply | None:
         """Everything is there but perhaps memory: a refusal if that is known not to come."""
         daemon = self._daemon
-        lack = daemon.switch.memory_lack(mark[0])
+        progress = daemon.switch.progress
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(MEMORY_GLANCE_S):
                 while isinstance(lack, MemoryComing) and self._job(mark) is not None:
-                    await daemon.switch.changed()
-                    lack = daemon.switch.memory_lack(mark[0])
+                    await progress.changed()
+                    lack = progress.of(mark[0]).lack
         if not isinstance(lack, MemoryShort):
             return None
         told.say(mark[0], f"{mark[0]}: claim of {mark[1]} refused: {lack.why}")
@@ -210,11 +212,11 @@ class Guests:
 
     def _here(self, key: JobKey) -> tuple[Unready, ...]:
         """The job's parts on this host that are not ready."""
-        switch = self._daemon.switch
-        moves = sorted(switch.mover.progress.items())
+        progress = self._daemon.switch.progress
+        moves = sorted(progress.moves().items())
         how_far = ", ".join(f"{name} {p.what} {p.done_mib} of {p.of_mib} MiB" for name, p in moves)
         names = (d.name for d in self._daemon.host.domains if d.job(key) is not None)
-        parts = (unready(switch.memory_lack(name), how_far or name) for name in names)
+        parts = (unready(progress.of(name).lack, how_far or name) for name in names)
         return tuple(part for part in parts if part is not None)
 
     def _unheard_s(self, mark: tuple[str, JobKey], parts: tuple[Unready, ...]) -> float:

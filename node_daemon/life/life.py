@@ -134,7 +134,7 @@ class Life:
     def _look_at(self, domain: Domain) -> float | None:
         """Learn, or take a step; after how many seconds to look again, if nothing happens before."""
         name = domain.name
-        if name in self._under_way or self._needs_read.get(name, 0) > self._daemon.switch.reads:
+        if name in self._under_way or self._needs_read.get(name, 0) > self._daemon.switch.readings.number:
             return None
         seen = self._seen(domain)
         if seen is None:
@@ -161,7 +161,7 @@ class Life:
 
     def _seen(self, domain: Domain) -> Seen | None:
         """The domain as it is, or None where that is not known."""
-        read = self._daemon.switch.read.get(domain.name)
+        read = self._daemon.switch.readings.of(domain.name)
         channel = self._daemon.channels.get(domain.name)
         if read is None or not read.known:
             return None
@@ -214,10 +214,10 @@ class Life:
     def _waits_for_memory(self, domain: Domain) -> bool:
         """A restore waits until what borrowed its CPUs is stopped, and until memory has been given back. What is saved
         is made small first: that is quicker, and what comes back needs no more than its floor."""
-        switch = self._daemon.switch
+        pending = self._daemon.switch.progress.of(domain.name)
         if domain.lifecycle is Lifecycle.UP:
-            return switch.memory_pending(domain.name)
-        return domain.frozen and (bool(switch.unconfirmed()) or switch.memory_pending())
+            return domain.name in pending.memory_of
+        return domain.frozen and bool(pending.unstopped or pending.memory_of)
 
     def _forget_asking(self, name: str) -> None:
         self._asked.pop(name, None)
@@ -253,8 +253,8 @@ class Life:
     def _read_anew(self, name: str) -> None:
         """What the hypervisor said before this moment is too old for this domain."""
         if not self._closed:
-            self._needs_read[name] = self._daemon.switch.reads_begun + 1
-            self._daemon.switch.refresh_soon()
+            self._needs_read[name] = self._daemon.switch.readings.begun + 1
+            self._daemon.switch.readings.refresh_soon()
 
     def _domain(self, name: str) -> Domain | None:
         return self._daemon.host.domain(name)
@@ -267,7 +267,7 @@ class Life:
         domain = self._domain(name)
         if domain is None or domain.lifecycle is not Lifecycle.BOOTING:
             return  # given up meanwhile
-        read = self._daemon.switch.read.get(name)
+        read = self._daemon.switch.readings.of(name)
         if read is not None and read.saved:
             self._from_image.add(name)
         try:
@@ -339,8 +339,8 @@ class Life:
         try:
             await self._daemon.driver.save(name)
         except DriverError as error:
-            await self._daemon.switch.refresh()
-            read = self._daemon.switch.read.get(name)
+            await self._daemon.switch.readings.refresh()
+            read = self._daemon.switch.readings.of(name)
             if error.code == RefusalCode.LOST or read is None or not read.up:
                 raise  # it may have been saved all the same: the next look tells
             log.error("%s is not saved and goes on: %s", name, error)

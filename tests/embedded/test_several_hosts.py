@@ -177,11 +177,11 @@ class Site:
 
     async def until_it_waits(self, prologue: asyncio.Task[dict[str, Any]]) -> None:
         """From now on: what was answered before does not count."""
-        guests = self.daemons["h1"].guests
-        guests._waiting.clear()
+        claims = self.daemons["h1"].claims
+        claims._waiting.clear()
         await eventually(
-            lambda: any("h2: p2" in told for told in guests.waits().values()),
-            lambda: f"{guests.waits()} {prologue}",
+            lambda: any("h2: p2" in told for told in claims.waits().values()),
+            lambda: f"{claims.waits()} {prologue}",
         )
         assert not prologue.done()
 
@@ -238,7 +238,7 @@ def test_where_all_memory_is_there_the_other_host_costs_no_waiting(tmp_path: Pat
         await eventually(lambda: all(guest.actual > ASKED_MIB for guest in guests), "all is there")
         waited = []
         for daemon in site.daemons.values():
-            daemon.guests._wait = lambda mark, text: waited.append(text)  # type: ignore[method-assign]
+            daemon.claims._wait = lambda mark, text: waited.append(text)  # type: ignore[method-assign]
         await accepted(asyncio.create_task(site.hook("execjob_prologue", "p1")))
         assert waited == [""]
 

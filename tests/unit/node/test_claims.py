@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +11,10 @@ from magrathea.core import events as ev
 from magrathea.core import machine
 from magrathea.core.model import Host, JobClass, JobKey, MemoryComing, MemoryLack, MemoryShort
 from magrathea.core.readiness import Unready
-from node_daemon.claims import claims as guests
+from node_daemon.claims import claims
 from node_daemon.guest_channel.messages import Claim, ClaimedJob, GuestJob, Launched, Prepared
 from node_daemon.switch.paging import Progress
+from node_daemon.switch.progress import Pending
 from tests.unit.core.builders import host, run
 
 
@@ -24,12 +24,14 @@ class NeverStops:
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
 
-    def unconfirmed(self) -> frozenset[tuple[str, JobKey]]:
-        jobs = ((d.name, j.key) for d in self.owner.host.domains for j in d.stopped)
-        return frozenset(jobs) if self.owner.host.domain("p1").jobs else frozenset()  # type: ignore[union-attr]
+    @property
+    def progress(self) -> NeverStops:
+        return self
 
-    def cpu_pending(self) -> bool:
-        return False
+    def of(self, domain: str) -> Pending:
+        jobs = ((d.name, j.key) for d in self.owner.host.domains for j in d.stopped)
+        claimed = self.owner.host.domain("p1").jobs  # type: ignore[union-attr]
+        return Pending(frozenset(jobs) if claimed else frozenset(), frozenset(), frozenset(), None)
 
     async def changed(self) -> None:
         await asyncio.sleep(10)
@@ -69,7 +71,7 @@ CLAIM = Claim(id=1, session="0" * 16, job=ClaimedJob(id="9.srv", run=1, cls=JobC
 
 @pytest.fixture
 def owner(monkeypatch: pytest.MonkeyPatch) -> Owner:
-    monkeypatch.setattr(guests, "DAEMON_CLAIM_S", 0.05)
+    monkeypatch.setattr(claims, "DAEMON_CLAIM_S", 0.05)
     return Owner(run(host("exclusive", cpus=4, n1="normal", p1="priority"), "n1", "1.srv", cpus=4))
 
 
@@ -81,10 +83,13 @@ class Lacking:
 
     def __init__(self, **lacks: MemoryLack | None) -> None:
         self.lacks = lacks
-        self.mover = SimpleNamespace(progress={"p1": Progress("takes", 10, 900)})
+        self.progress = self
 
-    def memory_lack(self, domain: str) -> MemoryLack | None:
-        return self.lacks[domain]
+    def of(self, domain: str) -> Pending:
+        return Pending(frozenset(), frozenset(), frozenset(), self.lacks[domain])
+
+    def moves(self) -> dict[str, Progress]:
+        return {"p1": Progress("takes", 10, 900)}
 
 
 def test_a_job_waits_for_its_parts_in_all_domains_of_its_host() -> None:
@@ -97,7 +102,7 @@ def test_a_job_waits_for_its_parts_in_all_domains_of_its_host() -> None:
     def asked(vnodes: list[str], **lacks: MemoryLack | None) -> dict[str, Any]:
         owner.switch = Lacking(**lacks)
         request = Prepared(id=1, session="0" * 16, job=GuestJob(id="9.srv", run=1), vnodes=vnodes)
-        return asyncio.run(guests.Guests(owner).request("p1", request))
+        return asyncio.run(claims.Claims(owner).request("p1", request))
 
     told = "waits for its memory: p1 takes 10 of 900 MiB"
     for vnodes in ([], ["p1", "p2"]):
@@ -116,7 +121,7 @@ def test_a_job_waits_as_long_as_its_prologue_asks_whatever_processes_of_it_are_s
     key = JobKey("9.srv", 1)
     job = owner.host.domain("p1").job(key)  # type: ignore[union-attr]
     assert job is not None and job.launched
-    asked = guests.Guests(owner)
+    asked = claims.Claims(owner)
     prepared = Prepared(id=1, session="0" * 16, job=GuestJob(id="9.srv", run=1), vnodes=[])
     told = "waits for its memory: p1 takes 10 of 900 MiB"
 
@@ -135,7 +140,7 @@ def test_a_job_waits_as_long_as_its_prologue_asks_whatever_processes_of_it_are_s
 
 
 def test_what_does_not_stop_in_time_refuses_the_claim_and_its_owner_is_told_why(owner: Owner) -> None:
-    answer = asyncio.run(guests.Guests(owner).request("p1", CLAIM))
+    answer = asyncio.run(claims.Claims(owner).request("p1", CLAIM))
     assert (answer["ok"], answer["code"]) == (False, "stop-timeout")
     assert "1.srv" in answer["text"]
     assert owner.told == [("p1", JobKey("9.srv", 1), "stop-timeout")]
@@ -143,7 +148,7 @@ def test_what_does_not_stop_in_time_refuses_the_claim_and_its_owner_is_told_why(
 
 def test_a_claim_that_was_taken_back_meanwhile_is_not_granted(owner: Owner) -> None:
     async def claim() -> dict[str, Any]:
-        asked = asyncio.create_task(guests.Guests(owner).request("p1", CLAIM))
+        asked = asyncio.create_task(claims.Claims(owner).request("p1", CLAIM))
         await asyncio.sleep(0.01)
         owner.apply(ev.Released(owner.now(), "p1", JobKey("9.srv", 1)))
         return await asked

@@ -110,7 +110,7 @@ def test_what_the_hypervisor_cannot_do_is_told_to_all_who_ask_and_logged_once(
     async def test(daemon: Daemon) -> None:
         [note] = [note for note in daemon.snapshot(1).notes if "CPU" in note]
         for _ in range(3):
-            await daemon.switch.refresh()
+            await daemon.switch.readings.refresh()
         assert caplog.text.count(note) == 1
 
     with caplog.at_level(logging.INFO):

@@ -270,7 +270,7 @@ def test_a_domain_that_goes_down_while_it_boots_is_not_booted_for_ever() -> None
 
     async def test(s: Scene) -> None:
         s.boot("n1")
-        await s.until(lambda: s.daemon.switch.read["n1"].up, "it runs")
+        await s.until(lambda: s.daemon.switch.readings.domains["n1"].up, "it runs")
         await asyncio.sleep(20)
         s.world.end("n1")
         await s.until_state("n1", State.DOWN)
@@ -284,7 +284,7 @@ def test_a_domain_that_others_start_boots_until_its_agent_registers() -> None:
         s.world["n1"].up = s.world["n1"].registers = False
 
     async def test(s: Scene) -> None:
-        await s.until(lambda: "n1" in s.daemon.switch.read, "a look")
+        await s.until(lambda: "n1" in s.daemon.switch.readings.domains, "a look")
         await asyncio.sleep(20)
         s.world.start("n1")
         await s.until_state("n1", State.BOOTING)
@@ -500,7 +500,7 @@ def test_an_agent_that_comes_while_the_hypervisor_asks_in_vain_is_asked_too() ->
         s.world["n1"].registers = s.world["n1"].heeds = False
 
     async def test(s: Scene) -> None:
-        await s.until(lambda: "n1" in s.daemon.switch.read, "a look")
+        await s.until(lambda: "n1" in s.daemon.switch.readings.domains, "a look")
         s.shutdown("n1")
         await s.until(lambda: s.world.asked("shutdown n1") == 1, "the hypervisor asks")
         s.world["n1"].registers = s.world["n1"].heeds = True

@@ -19,7 +19,7 @@ from magrathea.core.plan import Step
 from magrathea.core.readiness import UNHEARD_S, Unready
 from magrathea.core.states import published
 from magrathea_lab.rigs.virtual_time import run
-from node_daemon.claims.claims import Guests
+from node_daemon.claims.claims import Claims
 from node_daemon.guest_channel.channel import AgentError, GuestChannel
 from node_daemon.guest_channel.messages import Claim, ClaimedJob, GuestJob, GuestMemory, Hello, Prepared, Report
 from node_daemon.hypervisor.base import Driver, Others
@@ -52,7 +52,7 @@ class World:
         self.on_observe: Callable[[str], None] = lambda name: None
         self.channels = cast("dict[str, GuestChannel]", driver.world.guests)
         self.switch = Switch(self, driver, self.channels, self.observe)
-        self.guests = Guests(self)
+        self.claims = Claims(self)
         self.low_mib = low_mib
         self.hub: asyncio.Task[None] | None = None
         self.refusals: list[tuple[str, JobKey, str]] = []
@@ -113,8 +113,8 @@ class World:
         """The daemon is killed, and another begins with its facts."""
         await self.switch.close()
         self.switch = Switch(self, self.driver, self.channels, self.observe)
-        self.guests = Guests(self)
-        await self.switch.refresh()
+        self.claims = Claims(self)
+        await self.switch.readings.refresh()
         for name, guest in self.model.world.guests.items():
             if guest.connected:
                 self.switch.agent_connected(name)
@@ -137,10 +137,10 @@ class World:
 
     async def claim(self, mib: int, key: JobKey = HIGH) -> dict[str, Any]:
         job = ClaimedJob(key.id, key.run, JobClass.PRIORITY, 1, mib, True)
-        return await self.guests.request("p1", Claim(1, SESSION, job))
+        return await self.claims.request("p1", Claim(1, SESSION, job))
 
     async def prepared(self, key: JobKey = HIGH, vnodes: tuple[str, ...] = ()) -> dict[str, Any]:
-        return await self.guests.request("p1", Prepared(1, SESSION, GuestJob(key.id, key.run), list(vnodes)))
+        return await self.claims.request("p1", Prepared(1, SESSION, GuestJob(key.id, key.run), list(vnodes)))
 
     async def until(self, condition: Callable[[], bool], seconds: float = 500) -> float:
         """Virtual seconds until then."""
@@ -195,10 +195,10 @@ def test_memory_goes_over_and_comes_back_in_the_right_order() -> None:
         answer = await w.prepared()
         assert (answer["ok"], answer["ready"]) == (True, False), "1,192 MiB do not come at once"
         assert "waits for its memory: n1 gives" in answer["text"]
-        assert "waits for its memory: n1 gives" in w.guests.waits()["p1", HIGH], "its comment says so"
+        assert "waits for its memory: n1 gives" in w.claims.waits()["p1", HIGH], "its comment says so"
         await w.until(lambda: w.has("p1") >= 1192)
         assert (await w.prepared())["ready"]
-        assert w.guests.waits() == {}
+        assert w.claims.waits() == {}
         assert w.has("n1") > FLOOR_MIB + 10, "it starts with what it asked for; the rest follows"
         await w.until(lambda: w.has("n1") <= FLOOR_MIB + 2 and w.has("p1") >= CAPACITY_MIB - FLOOR_MIB - 2)
         assert w.model.world.guests["n1"].swapped >= 1500
@@ -231,12 +231,12 @@ def test_a_job_of_several_hosts_waits_for_the_others_memory_and_its_comment_says
         assert (await w.prepared())["ready"], "a job of one host asks nobody"
         answer = await w.prepared(vnodes=("p1", "p2"))
         assert (answer["ok"], answer["ready"]) == (True, False)
-        assert answer["text"] == w.guests.waits()["p1", HIGH] == f"waits for its memory: {COMING.text}"
+        assert answer["text"] == w.claims.waits()["p1", HIGH] == f"waits for its memory: {COMING.text}"
         await asyncio.sleep(2 * UNHEARD_S)
         assert not (await w.prepared(vnodes=("p1", "p2")))["ready"], "memory on its way is waited for"
         w.unready = ()
         assert (await w.prepared(vnodes=("p1", "p2"))) == {"ok": True, "ready": True}
-        assert w.guests.waits() == {}
+        assert w.claims.waits() == {}
 
     played(w, work)
 
@@ -536,7 +536,7 @@ def test_how_far_it_is_is_published() -> None:
     async def work() -> None:
         assert (await w.claim(1000))["ok"]
         await w.until(lambda: w.has("n1") < 1500)
-        beside = Beside("b", read=w.switch.read, actual=w.switch.actual(), moves=w.switch.mover.progress)
+        beside = Beside("b", read=w.switch.readings.domains, actual=w.switch.actual(), moves=w.switch.progress.moves())
         move = {d.name: d.move for d in snapshot(w.host, beside).domains}["n1"]
         assert move is not None and move.what == "gives"
         assert 500 < move.done_mib < move.of_mib == 2048 - FLOOR_MIB
@@ -563,7 +563,7 @@ def test_what_cannot_be_had_is_refused_with_the_numbers_and_the_preempted_job_go
         if answer["ok"]:  # the prologue is told
 
             def told() -> bool:
-                return isinstance(w.switch.memory_lack("p1"), MemoryShort)
+                return isinstance(w.switch.progress.lack("p1"), MemoryShort)
 
             await w.until(told)
             answer = await w.prepared()
@@ -594,10 +594,10 @@ def test_what_a_guest_has_shown_to_keep_outlasts_its_reports_and_ends_with_its_j
         await w.until(lambda: w.domain("n1").unreclaimable_mib > 1000)
         w.apply(ev.Released(w.now(), "p1", HIGH))
         report = Report(2, SESSION, GuestMemory(total_mib=2000, available_mib=100, unreclaimable_mib=3))
-        await w.guests.request("n1", report)
+        await w.claims.request("n1", report)
         assert w.domain("n1").unreclaimable_mib > 1000
         w.apply(ev.Released(w.now(), "n1", LOW))
-        await w.guests.request("n1", report)
+        await w.claims.request("n1", report)
         assert w.domain("n1").unreclaimable_mib == 16
 
     played(w, work)
@@ -627,7 +627,7 @@ def test_a_guest_that_keeps_what_it_has_does_not_keep_the_preempted_job_waiting_
         w.apply(ev.Released(w.now(), "p1", HIGH))
         await w.until(w.low_runs)
         assert w.has("n1") >= FLOOR_MIB + 700
-        assert any("p1" in note for note in w.switch.notes()) or w.has("p1") > FLOOR_MIB
+        assert any("p1" in note for note in w.switch.progress.notes()) or w.has("p1") > FLOOR_MIB
 
     played(w, work)
 
@@ -747,8 +747,8 @@ def test_two_moves_and_back_leave_nothing_under_way() -> None:
             w.apply(ev.Released(w.now(), "p1", key))
             await w.until(w.low_runs)
             await asyncio.sleep(70)
-        assert w.switch.mover.progress == {}
-        assert w.switch.notes() == []
+        assert w.switch.progress.moves() == {}
+        assert w.switch.progress.notes() == []
 
     played(w, work)
 

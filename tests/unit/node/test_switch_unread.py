@@ -32,14 +32,14 @@ def test_memory_of_a_domain_that_cannot_be_read_is_given_to_nobody_until_it_can(
 
     async def work() -> None:
         driver.world["n1"].readable = False
-        await w.switch.refresh()
-        assert w.switch.read["n1"].memory_mib == 2048, "what was read last is all that is known"
+        await w.switch.readings.refresh()
+        assert w.switch.readings.domains["n1"].memory_mib == 2048, "what was read last is all that is known"
         assert (await w.claim(1000))["ok"]
         await asyncio.sleep(20)
         assert not (await w.prepared()).get("ready")
         assert w.has("p1") == MINE_MIB
         driver.world["n1"].readable = True
-        await w.switch.refresh()
+        await w.switch.readings.refresh()
         await w.until(lambda: w.has("p1") >= FLOOR_MIB + 1000)
         assert (await w.prepared())["ready"]
 
@@ -60,7 +60,7 @@ def test_a_daemon_that_cannot_read_a_domain_at_its_start_counts_all_that_it_may_
         await asyncio.sleep(30)
         assert w.has("p1") <= has + 2, "n1 may have all the rest"
         driver.world["n1"].readable = True
-        await w.switch.refresh()
+        await w.switch.readings.refresh()
         await w.until(lambda: w.has("p1") >= FLOOR_MIB + 1000)
 
     played(w, work)
@@ -75,11 +75,11 @@ def test_a_daemon_that_has_never_reached_its_hypervisor_calls_no_memory_ready() 
         driver.world.unanswered = 1000
         w.apply(ev.DriverLost(w.now()))
         await w.renew()
-        assert w.switch.read == {}
+        assert w.switch.readings.domains == {}
         assert (await w.prepared())["ready"] is False
         driver.world.unanswered, driver.world.capabilities = 0, can
         w.apply(ev.DriverFound(w.now()))
-        await w.switch.refresh()
+        await w.switch.readings.refresh()
         await w.until(lambda: w.has("p1") >= FLOOR_MIB + 1000)
         assert (await w.prepared())["ready"]
         w.apply(ev.Released(w.now(), "p1", HIGH))
@@ -124,7 +124,7 @@ def test_without_its_hypervisor_a_job_stays_stopped_as_long_as_its_cpu_and_memor
         w.apply(ev.Released(w.now(), "p1", HIGH))
         await asyncio.sleep(120)
         assert not w.low_runs()
-        assert any("SetCpu of n1 fails" in note for note in w.switch.notes())
+        assert any("SetCpu of n1 fails" in note for note in w.switch.progress.notes())
         driver.world.unanswered = 0
         await w.until(w.low_runs, 60)
         assert driver.world["n1"].cpu_percent is None and driver.world.guests["n1"].swapped == 0

@@ -1,0 +1,111 @@
+"""How far a switch is: what claims, snapshots and the lives of domains ask."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from magrathea.core import plan
+from magrathea.core.model import JobKey, MemoryComing, MemoryLack, MemoryShort
+from magrathea.core.plan import SetCpu, SetMemory, Step
+
+from ..retries import told
+from .bounds import SLACK_MIB
+from .memory import Mover
+from .orders import AgentOrders, HasHost
+from .paging import Progress
+from .readings import Readings
+from .steps import Steps, slot_of
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What is still to come on a host, and what one of its domains lacks.
+
+    `unstopped`: jobs that must not run, while no agent has confirmed that they do not.
+    `cpu_of`, `memory_of`: domains whose CPU or memory is still to be moved. One whose step has failed is not among
+    them: nobody knows when it will move.
+    `lack`: what the domain lacks of the memory that its jobs asked for; None if it lacks nothing.
+    """
+
+    unstopped: frozenset[tuple[str, JobKey]]
+    cpu_of: frozenset[str]
+    memory_of: frozenset[str]
+    lack: MemoryLack | None
+
+
+class SwitchProgress:
+    """Answers from what is so at this moment. `due`: the steps that are left to do."""
+
+    def __init__(
+        self,
+        daemon: HasHost,
+        readings: Readings,
+        orders: AgentOrders,
+        steps: Steps,
+        mover: Mover,
+        due: Callable[[], list[Step]],
+    ) -> None:
+        self._daemon = daemon
+        self._readings = readings
+        self._orders = orders
+        self._steps = steps
+        self._mover = mover
+        self._due = due
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    def of(self, domain: str) -> Pending:
+        """What is still to come before the domain's jobs have all that they need."""
+        moving = [step for step in self._due() if slot_of(step) not in self._steps.retries]
+        return Pending(
+            unstopped=self._orders.unconfirmed_stops(),
+            cpu_of=frozenset(step.domain for step in moving if isinstance(step, SetCpu)),
+            memory_of=frozenset(step.domain for step in moving if isinstance(step, SetMemory)),
+            lack=self.lack(domain),
+        )
+
+    def lack(self, domain: str) -> MemoryLack | None:
+        """What the domain lacks of the memory that its jobs asked for; None if it lacks nothing."""
+        host, read = self._daemon.host, self._readings.of(domain)
+        moves = self._readings.has_movable_memory
+        if read is None or not read.known:  # a driver that has never answered has not said what it can do
+            return MemoryComing() if moves or host.driver_lost_at is not None else None
+        if not moves or read.memory_mib is None:
+            return None
+        needs, has = self._mover.needs(domain), read.memory_mib
+        if has >= needs - SLACK_MIB:
+            return None
+        want = plan.desired(host).get(domain, plan.Want()).memory_mib
+        if want is not None and want < needs - SLACK_MIB:
+            shorts = (self._mover.short(d.name) for d in host.workers)
+            whys = "; ".join(short.text for short in shorts if short is not None)
+            return MemoryShort(f"{domain} needs {needs} MiB and can have {want}" + (f": {whys}" if whys else ""))
+        givers = [s.domain for s in self._due() if isinstance(s, SetMemory) and s.domain != domain]
+        shortage = self._steps.memory_shortage
+        why = shortage(domain) if all(shortage(giver) for giver in givers) else None
+        return MemoryShort(why) if why else MemoryComing()
+
+    def moves(self) -> Mapping[str, Progress]:
+        """By domain, how far its memory's move is."""
+        return self._mover.progress
+
+    async def changed(self) -> None:
+        """Return after the switch has looked again."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._waiters.discard(waiter)
+
+    def looked(self) -> None:
+        """The switch has looked: wake those who wait for it."""
+        for waiter in list(self._waiters):
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def notes(self) -> list[str]:
+        """What fails at present, for people."""
+        due = {slot_of(step) for step in self._due()}
+        return [told(slot, f) for slot, f in self._steps.retries.items() if f.times > 1 and slot in due]
