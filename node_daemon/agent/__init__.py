@@ -29,7 +29,7 @@ Laws of this package:
 | `loop`, `children` | the event loop; child processes |
 | `sweeper`, `stopper`, `ender` | standing orders: when to look; stopping and continuing; the end of stopped jobs |
 | `pager`, `advice` | memory of stopped jobs: out to swap and back |
-| `lines`, `refusals`, `wire` | what is said on the guest channel, at both ends: the node daemon uses them, too |
+| `lines`, `refusals`, `sessions`, `wire` | what is said on the guest channel, for both its ends |
 | `transports`, `channel` | the guest channel to the node daemon |
 | `mom_server`, `mom_requests`, `owners` | the socket for MoM's hooks, what they ask, who owns a job |
 | `daemon_requests`, `scripts`, `machine` | what the node daemon asks; the site's scripts; the guest's clock and power |
@@ -39,6 +39,6 @@ Laws of this package:
 Times are seconds, `now` is `time.monotonic()`. Memory is in MiB.
 """
 
-from .wire import PROTOCOL as PROTOCOL
+from .sessions import PROTOCOL as PROTOCOL
 
 VERSION = "0.1.0"

@@ -1,6 +1,6 @@
 """Bytes as lines, and lines of JSON as values whose types are checked.
 
-This module, `refusals` and `wire` import nothing else of the agent: the node daemon uses them, too.
+This module, `refusals`, `sessions` and `wire` import nothing else of the agent: the node daemon uses them, too.
 """
 
 import json

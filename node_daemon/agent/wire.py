@@ -16,45 +16,32 @@ Times are seconds of the shell's clock, given as `now`. After each call the shel
 at `broken` and `paused`, and calls `tick` at `next_at`.
 """
 
-import os
-import re
-from collections import OrderedDict, deque
+from collections import OrderedDict
 
-from .lines import MAX_LINE_BYTES, BadValue, LineReader, encode, field, parse
+from .lines import MAX_LINE_BYTES, BadValue, encode, field, parse
 from .refusals import BUSY, TOO_LARGE, refusal
+from .sessions import Stream, check_hello, new_session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Deque, Dict, List, Optional, Tuple
+    from typing import Callable, Dict, List, Optional, Tuple
 
     from .lines import Doc
 
     Mark = Tuple[str, int]
 
-PROTOCOL = 1
-
 MAX_JOBS = 1000  # of one list or order, and in an agent's table: with the ids that PBS makes it fits a line
-MAX_BAD_LINES = 10  # in a row: then the stream is given up
-MAX_LINES_PER_S = 200  # of the other end, averaged over RATE_WINDOW_S
-RATE_WINDOW_S = 5.0
 MAX_PENDING = 256  # requests of this end without an answer
 MAX_AT_WORK = 64  # requests of the other end that are worked on; the next ones are refused as busy
 MAX_ANSWERS = 64  # kept to be repeated
-MAX_PAST = 8  # sessions of the other end that are remembered, so that a late hello of theirs is none
 MAX_OUT_BYTES = 1 << 20  # unsent, for a peer that does not read; then the stream is given up
 REPEAT_S = 0.5  # a request without an answer is sent again after it
 HELLO_S = 2.0  # a guest without the host's hello says its own again after it
 HELLO_AGAIN_S = 1.0  # a host says its hello at most that often to who speaks under a session of before
 
-SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}\Z")
-
 
 class TooLarge(Exception):
     """A message that the other end cannot take."""
-
-
-def new_session() -> str:
-    return os.urandom(8).hex()
 
 
 # Messages
@@ -89,11 +76,10 @@ class Request:
 # The ends
 
 
-class End:
-    """One end. `about`: what its hello tells beside protocol and session.
+class End(Stream):
+    """One end, and what goes on over its stream.
 
-    The shell sets `on_greeted` (the other end is there, or another than before; its hello), `on_asked` (work on this
-    and call `answer`) and `on_trouble` (for the log). They may call this end.
+    The shell sets `on_asked` (work on this and call `answer`), beside what it sets of a `Stream`; it may call this end.
     """
 
     def __init__(
@@ -102,92 +88,12 @@ class End:
         decode: "Callable[[bytes], Doc]" = parse,
         make_session: "Callable[[], str]" = new_session,
     ) -> None:
-        self.about = about
-        self.decode = decode
-        self.make_session = make_session
-        self.on_greeted: "Callable[[Doc], None]" = lambda hello: None
+        super().__init__(about, decode, make_session)
         self.on_asked: "Callable[[Mark, str, Doc], None]" = lambda mark, op, doc: None
-        self.on_trouble: "Callable[[str], None]" = lambda text: None
-        self.broken = "not opened yet"  # why no bytes can flow; empty while they can
-        self.session = self.peer = ""  # the other end's is empty until its hello
-        self.past: "Deque[str]" = deque(maxlen=MAX_PAST)  # sessions that the other end had before on this stream
-        self.reader = LineReader(True)
-        self.output: "List[bytes]" = []
-        self.bad_lines = self.bad_total = 0
-        self.allowance = MAX_LINES_PER_S * RATE_WINDOW_S
-        self.allowed_at = 0.0
-        self.read_on_at: "Optional[float]" = None
-        self.hello_at = 0.0  # when it was last said
         self.ids = 0
         self.pending: "OrderedDict[int, Request]" = OrderedDict()
         self.at_work: "Dict[Mark, None]" = {}
         self.answers: "OrderedDict[Mark, Message]" = OrderedDict()
-
-    # the stream
-
-    @property
-    def ready(self) -> bool:
-        return not self.broken and bool(self.peer)
-
-    @property
-    def paused(self) -> bool:
-        """No more may be read now."""
-        return self.read_on_at is not None
-
-    def opened(self, now: float) -> None:
-        """There is a stream, a new one."""
-        self._forget_peer()
-        self.past.clear()
-        self.output.clear()
-        self.broken = ""
-        self.reader = LineReader(True)
-        self.bad_lines = 0
-        self.allowance, self.allowed_at, self.read_on_at = MAX_LINES_PER_S * RATE_WINDOW_S, now, None
-        self.session = self.make_session()
-        self.say_hello(now)
-
-    def closed(self, why: str) -> None:
-        """The stream is no more. What is asked stays asked."""
-        self._forget_peer()
-        self.output.clear()
-        self.broken = why
-
-    def take_output(self) -> bytes:
-        data = b"".join(self.output)
-        self.output.clear()
-        return data
-
-    def receive(self, data: bytes, now: float) -> None:
-        """These bytes have come."""
-        self.reader.add(data)
-        self._consume(now)
-
-    def _consume(self, now: float) -> None:
-        while not self.broken and not self.paused and self.reader.has_line():
-            most = MAX_LINES_PER_S * RATE_WINDOW_S
-            self.allowance = min(most, self.allowance + (now - self.allowed_at) * MAX_LINES_PER_S)
-            self.allowed_at = now
-            if self.allowance < 1:
-                self.read_on_at = now + RATE_WINDOW_S / 20
-                self.on_trouble("more than %d lines a second: reading pauses" % MAX_LINES_PER_S)
-                return
-            self.allowance -= 1
-            self._line(self.reader.next_line(), now)
-
-    def _line(self, line: "Optional[bytes]", now: float) -> None:
-        if line is not None and not line.strip():
-            return
-        try:
-            if line is None:
-                raise BadValue("longer than %d bytes" % MAX_LINE_BYTES)
-            self._message(self.decode(line), now)
-            self.bad_lines = 0
-        except BadValue as error:
-            self.bad_lines += 1
-            self.bad_total += 1
-            self.on_trouble("bad line (%d so far): %.200s" % (self.bad_total, error))
-            if self.bad_lines >= MAX_BAD_LINES:
-                self.broken = "%d bad lines in a row" % self.bad_lines
 
     def _message(self, doc: "Doc", now: float) -> None:
         kind = field(doc, "type", str)
@@ -199,6 +105,11 @@ class End:
             self._answered(doc)
         else:
             raise BadValue("type %.60r is none of hello, request, answer" % kind)
+
+    def _forget_peer(self) -> None:
+        super()._forget_peer()
+        self.at_work.clear()
+        self.answers.clear()
 
     # time
 
@@ -230,33 +141,6 @@ class End:
         if not self.broken:
             self.output.append(message.line)
             message.again_at = now + REPEAT_S
-
-    # hellos
-
-    def say_hello(self, now: float, **more: str) -> None:
-        self.hello_at = now
-        hello: "Doc" = {"type": "hello", "protocol": PROTOCOL, "session": self.session}
-        hello.update(self.about, **more)
-        self.output.append(b"\n" + encode(hello))
-
-    def _greeting(self, hello: "Doc", now: float) -> None:
-        """A hello of the other end. Raises BadValue."""
-        raise NotImplementedError
-
-    def _stranger(self, now: float) -> None:
-        """Somebody speaks who is not the other end as this one knows it."""
-
-    def _met(self, hello: "Doc") -> None:
-        """The other end is there, another than before."""
-        self._forget_peer()
-        self.peer = hello["session"]
-
-    def _forget_peer(self) -> None:
-        if self.peer:
-            self.past.append(self.peer)
-        self.peer = ""
-        self.at_work.clear()
-        self.answers.clear()
 
     # requests to the other end
 
@@ -419,11 +303,3 @@ class HostEnd(End):
         self._forget_peer()
         self.session = self.make_session()
         self.say_hello(now)
-
-
-def check_hello(hello: "Doc") -> None:
-    """Raises BadValue."""
-    if field(hello, "protocol", int) != PROTOCOL:
-        raise BadValue("protocol %r; this end speaks %d: update the older one" % (hello["protocol"], PROTOCOL))
-    if not SESSION.match(field(hello, "session", str)):
-        raise BadValue("session %.60r is no word" % hello["session"])

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import pytest
 
 from magrathea.core.refusals import RefusalCode
-from node_daemon.agent.wire import PROTOCOL
+from node_daemon.agent.sessions import PROTOCOL
 from node_daemon.guest_channel.channel import AgentError
 from node_daemon.guest_channel.messages import Answer, Hello
 

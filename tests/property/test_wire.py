@@ -16,7 +16,7 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from node_daemon.agent import wire
+from node_daemon.agent import sessions, wire
 from node_daemon.agent.wire import End, GuestEnd, HostEnd
 
 Doc = dict[str, Any]
@@ -236,7 +236,7 @@ class TwoEnds(RuleBasedStateMachine):
             assert len(end.answers) <= wire.MAX_ANSWERS
             assert len(end.at_work) <= wire.MAX_AT_WORK
             assert len(end.pending) <= wire.MAX_PENDING
-            assert end.bad_lines < wire.MAX_BAD_LINES, end.broken
+            assert end.bad_lines < sessions.MAX_BAD_LINES, end.broken
             assert all(mark[0] == end.peer for mark in (*end.at_work, *end.answers)), "kept for somebody of before"
 
     @invariant()

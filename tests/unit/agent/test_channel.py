@@ -13,8 +13,8 @@ import pytest
 from magrathea_lab.waiting import BOUND_S
 from node_daemon.agent.channel import Channel
 from node_daemon.agent.loop import Loop
+from node_daemon.agent.sessions import MAX_LINES_PER_S, RATE_WINDOW_S
 from node_daemon.agent.transports import Transport
-from node_daemon.agent.wire import MAX_LINES_PER_S, RATE_WINDOW_S
 
 
 class Port(Transport):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from node_daemon.agent import wire
+from node_daemon.agent import sessions, wire
 from node_daemon.agent.lines import MAX_LINE_BYTES, encode
 from node_daemon.agent.wire import GuestEnd, HostEnd, TooLarge
 
@@ -224,17 +224,17 @@ def test_a_guest_of_another_protocol_is_sent_away() -> None:
 
 
 def test_bad_lines_in_a_row_break_the_stream(pair: Pair) -> None:
-    pair.host.receive(b"garbage\n" * (wire.MAX_BAD_LINES - 1), pair.now)
+    pair.host.receive(b"garbage\n" * (sessions.MAX_BAD_LINES - 1), pair.now)
     pair.ask(pair.guest)
     pair.talk()
-    pair.host.receive(b"garbage\n" * (wire.MAX_BAD_LINES - 1), pair.now)
+    pair.host.receive(b"garbage\n" * (sessions.MAX_BAD_LINES - 1), pair.now)
     assert not pair.host.broken
     pair.host.receive(b"garbage\n", pair.now)
     assert "bad lines" in pair.host.broken
 
 
 def test_a_flood_is_read_at_the_rate_and_not_faster(pair: Pair) -> None:
-    most = int(wire.MAX_LINES_PER_S * wire.RATE_WINDOW_S)
+    most = int(sessions.MAX_LINES_PER_S * sessions.RATE_WINDOW_S)
     flood = b"".join(encode({"type": "request", "id": n, "session": pair.guest.session, "op": "do"})
                      for n in range(3 * most))  # fmt: skip
     pair.host.receive(flood, pair.now)
@@ -244,4 +244,4 @@ def test_a_flood_is_read_at_the_rate_and_not_faster(pair: Pair) -> None:
     assert at is not None and at > pair.now
     pair.wait(1.0)
     lines = flood[began : pair.host.reader.begin].count(b"\n")
-    assert wire.MAX_LINES_PER_S - 1 <= lines <= wire.MAX_LINES_PER_S + 1
+    assert sessions.MAX_LINES_PER_S - 1 <= lines <= sessions.MAX_LINES_PER_S + 1

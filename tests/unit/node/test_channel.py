@@ -14,7 +14,7 @@ import pytest
 
 from magrathea_lab.rigs import virtual_time
 from magrathea_lab.waiting import BOUND_S, eventually
-from node_daemon.agent import wire
+from node_daemon.agent import sessions, wire
 from node_daemon.agent.lines import MAX_LINE_BYTES
 from node_daemon.agent.wire import HostEnd
 from node_daemon.guest_channel import channel as channels
@@ -395,9 +395,9 @@ def test_garbage_is_a_bad_line_and_nothing_else(line: bytes) -> None:
 def test_ten_bad_lines_in_a_row_close_the_connection() -> None:
     async def test(s: Scene) -> None:
         agent = await s.agent()
-        agent.send(*[b"garbage\n"] * (wire.MAX_BAD_LINES - 1), release(1))
+        agent.send(*[b"garbage\n"] * (sessions.MAX_BAD_LINES - 1), release(1))
         assert (await agent.hear())["ok"]
-        agent.send(*[b"garbage\n"] * wire.MAX_BAD_LINES)
+        agent.send(*[b"garbage\n"] * sessions.MAX_BAD_LINES)
         assert await agent.closed()
         assert s.listener.events[-1] == "lost"
 
@@ -435,8 +435,8 @@ def test_an_agent_of_another_protocol_is_sent_away() -> None:
 
 
 def test_a_flood_is_read_at_the_rate_and_not_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "MAX_LINES_PER_S", 20)
-    monkeypatch.setattr(wire, "RATE_WINDOW_S", 1)
+    monkeypatch.setattr(sessions, "MAX_LINES_PER_S", 20)
+    monkeypatch.setattr(sessions, "RATE_WINDOW_S", 1)
 
     async def test(s: Scene) -> None:
         agent = await s.agent()
