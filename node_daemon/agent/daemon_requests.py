@@ -8,13 +8,13 @@ from .jobs import ORDERS, Job
 from .lines import BadValue, field
 from .machine import Machine
 from .pager import Pager
+from .parts import MAX_JOBS
 from .procfs import memory_report
 from .refusals import NOT_STOPPED, UNKNOWN_OP, refusal
 from .reports import MAX_ROWS
 from .scripts import Scripts
 from .sweeper import ORDERS_S, Sweeper
 from .values import count, job_key, seconds
-from .wire import MAX_JOBS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -48,8 +48,8 @@ def _no_constant(name: str) -> "NoReturn":
 
 
 def encode(doc: "Doc") -> bytes:
-    """A line with its newline, in ASCII."""
-    return json.dumps(doc, separators=(",", ":")).encode("ascii") + b"\n"
+    """A line with its newline, in ASCII. Raises TypeError or ValueError for what is no JSON."""
+    return json.dumps(doc, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
 
 
 class LineReader:

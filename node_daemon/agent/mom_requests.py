@@ -11,13 +11,13 @@ from .log import log
 from .loop import Loop
 from .mom_server import Client
 from .owners import Owners, owner_of
+from .parts import MAX_JOBS
 from .procfs import memory_report, start_of
 from .refusals import AGENT_BUSY, DELETED, FULL_RETRY_AFTER_S, NO_DAEMON, TIMEOUT, refusal
 from .reports import Reports
 from .sweeper import Sweeper
 from .table import Table
 from .values import count, job_key, seconds, words
-from .wire import MAX_JOBS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

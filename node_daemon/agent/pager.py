@@ -11,9 +11,9 @@ from .children import Child
 from .jobs import Job
 from .lines import BadValue, encode, parse
 from .loop import Loop, Timer
+from .parts import MAX_JOBS
 from .procfs import memory_report, status_of
 from .refusals import BUSY, FAILED, NOT_PERMITTED, NOT_SUPPORTED, TIMEOUT, refusal
-from .wire import MAX_JOBS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,7 +9,10 @@ The agent and the node daemon use this one module, each in a shell that has the 
    same. What belongs to another session than the present ones is dropped.
 3. A request is repeated unchanged until its answer or its deadline. The other end works on it once: what is repeated
    meanwhile is ignored, what is repeated later gets the answer of the first time (the last MAX_ANSWERS are kept).
-4. Nothing is unbounded: neither lines, nor what is asked, worked on or kept at one time. A flood makes reading pause,
+4. A message that is longer than a line goes in parts, if the other end's hello says that it takes them. The last part
+   carries session and id of the whole message, and is repeated like it. Each part before it has an id of its own, and
+   the next one is sent when it is acknowledged. So nothing else waits behind a long message.
+5. Nothing is unbounded: neither lines, nor what is asked, worked on or kept at one time. A flood makes reading pause,
    bad lines in a row break the stream.
 
 Times are seconds of the shell's clock, given as `now`. After each call the shell writes what `take_output` gives, looks
@@ -19,7 +22,8 @@ at `broken` and `paused`, and calls `tick` at `next_at`.
 from collections import OrderedDict
 
 from .lines import MAX_LINE_BYTES, BadValue, encode, field, parse
-from .refusals import BUSY, TOO_LARGE, refusal
+from .parts import MAX_MESSAGE_BYTES, Cut, Parts
+from .refusals import BUSY, FAILED, TOO_LARGE, refusal
 from .sessions import Stream, check_hello, new_session
 
 TYPE_CHECKING = False
@@ -30,11 +34,11 @@ if TYPE_CHECKING:
 
     Mark = Tuple[str, int]
 
-MAX_JOBS = 1000  # of one list or order, and in an agent's table: with the ids that PBS makes it fits a line
 MAX_PENDING = 256  # requests of this end without an answer
 MAX_AT_WORK = 64  # requests of the other end that are worked on; the next ones are refused as busy
 MAX_ANSWERS = 64  # kept to be repeated
 MAX_OUT_BYTES = 1 << 20  # unsent, for a peer that does not read; then the stream is given up
+ANSWER_S = 30.0  # a long answer is sent for so long: whoever asked waits no longer for any
 REPEAT_S = 0.5  # a request without an answer is sent again after it
 HELLO_S = 2.0  # a guest without the host's hello says its own again after it
 HELLO_AGAIN_S = 1.0  # a host says its hello at most that often to who speaks under a session of before
@@ -48,20 +52,18 @@ class TooLarge(Exception):
 
 
 class Message:
-    """A message on its way, sent again at `again_at`. Raises TooLarge."""
+    """A line on its way, sent again at `again_at`."""
 
-    def __init__(self, doc: "Doc") -> None:
-        self.line = encode(doc)
+    def __init__(self, line: bytes) -> None:
+        self.line = line
         self.again_at = 0.0
-        if len(self.line) > MAX_LINE_BYTES:
-            what = doc.get("op", doc["type"])
-            raise TooLarge("%s of %d bytes does not fit a line of %d" % (what, len(self.line), MAX_LINE_BYTES))
 
 
 class Request:
     """Something asked of the other end: repeated unchanged until its answer or its deadline.
 
     `on_answer` gets the answer, or None when the deadline has passed, or the other end cannot take the request.
+    `message`: what is sent for it now, under `id`; `cut`: it goes in parts, and this one is of them.
     """
 
     def __init__(self, op: str, body: "Doc", deadline: float, on_answer: "Callable[[Optional[Doc]], object]") -> None:
@@ -71,6 +73,12 @@ class Request:
         self.on_answer = on_answer
         self.id = 0
         self.message: "Optional[Message]" = None
+        self.cut: "Optional[Cut]" = None
+
+    @property
+    def is_answer(self) -> bool:
+        """Not a request, but an answer of this end that goes in parts."""
+        return self.cut is not None and self.cut.of == "answer"
 
 
 # The ends
@@ -88,11 +96,13 @@ class End(Stream):
         decode: "Callable[[bytes], Doc]" = parse,
         make_session: "Callable[[], str]" = new_session,
     ) -> None:
-        super().__init__(about, decode, make_session)
+        super().__init__(dict(about, parts=True), decode, make_session)
         self.on_asked: "Callable[[Mark, str, Doc], None]" = lambda mark, op, doc: None
         self.ids = 0
         self.pending: "OrderedDict[int, Request]" = OrderedDict()
-        self.at_work: "Dict[Mark, None]" = {}
+        self.at_work: "Dict[Mark, bool]" = {}  # True: its answer is on its way in parts
+        self.takes_parts = False  # the other end does
+        self.parts = Parts()
         self.answers: "OrderedDict[Mark, Message]" = OrderedDict()
 
     def _message(self, doc: "Doc", now: float) -> None:
@@ -102,14 +112,26 @@ class End(Stream):
         elif kind == "request":
             self._asked(doc, now)
         elif kind == "answer":
-            self._answered(doc)
+            self._answered(doc, now)
+        elif kind == "part":
+            self._part(doc, now)
+        elif kind == "last":
+            self._last_part(doc, now)
         else:
-            raise BadValue("type %.60r is none of hello, request, answer" % kind)
+            raise BadValue("type %.60r is none of hello, request, answer, part, last" % kind)
+
+    def _met(self, hello: "Doc") -> None:
+        super()._met(hello)
+        self.takes_parts = hello.get("parts") is True
 
     def _forget_peer(self) -> None:
         super()._forget_peer()
         self.at_work.clear()
         self.answers.clear()
+        self.parts.clear()
+        for request in list(self.pending.values()):
+            if request.is_answer:
+                self.withdraw(request)
 
     # time
 
@@ -157,14 +179,25 @@ class End(Stream):
 
     def _begin(self, request: Request, now: float) -> None:
         """Send it under a new id, if the other end is there. Raises TooLarge."""
-        self.ids += 1
-        doc = {"type": "request", "id": self.ids, "session": self.session, "op": request.op}
+        doc = {"type": "request", "id": self.ids + 1, "session": self.session, "op": request.op}
         doc.update(request.body)
-        message = Message(doc)
-        request.id, request.message = self.ids, message
-        self.pending[request.id] = request
+        line = encode(doc)
+        if len(line) > MAX_LINE_BYTES:
+            self._check_parts(request.op, line)
+        self.ids += 1
+        if len(line) > MAX_LINE_BYTES:
+            request.cut = Cut("request", (self.session, self.ids), self.ids, line)
+            self._send_part(request, now)
+        else:
+            request.cut = None
+            self._put(request, self.ids, line, now)
+
+    def _put(self, request: Request, id: int, line: bytes, now: float) -> None:
+        """This line is on its way for the request."""
+        request.id, request.message = id, Message(line)
+        self.pending[id] = request
         if self.ready:
-            self._send(message, now)
+            self._send(request.message, now)
 
     def renew(self, now: float) -> None:
         """Ask all that is unanswered again of the other end that is there now."""
@@ -183,57 +216,151 @@ class End(Stream):
 
     def withdraw_all(self) -> "List[Request]":
         """Ask nothing any more; what was unanswered."""
-        requests = list(self.pending.values())
-        self.pending.clear()
+        requests = [request for request in self.pending.values() if not request.is_answer]
+        for request in requests:
+            self.withdraw(request)
         return requests
 
     def _over(self, request: Request, answer: "Optional[Doc]") -> None:
         if self.pending.pop(request.id, None) is not None:
             request.on_answer(answer)
 
-    def _answered(self, doc: "Doc") -> None:
+    def _answered(self, doc: "Doc", now: float) -> None:
         if doc.get("session") != self.session:
             return
         request = self.pending.get(field(doc, "id", int))
-        field(doc, "ok", bool)
-        if request is not None:  # else answered before, or too late
+        ok = field(doc, "ok", bool)
+        if request is None:
+            pass  # answered before, or too late
+        elif ok and request.cut is not None and not request.cut.at_last:
+            del self.pending[request.id]
+            request.cut.next += 1
+            self._send_part(request, now)
+        else:
             self._over(request, doc)
 
     # requests of the other end
 
     def _asked(self, doc: "Doc", now: float) -> None:
         mark, op = (field(doc, "session", str), field(doc, "id", int)), field(doc, "op", str)
+        if self._is_known(mark, now):
+            return
+        if len(self.at_work) >= MAX_AT_WORK:  # not kept: when repeated it may be worked on
+            text = "%d requests are being worked on; ask again later" % MAX_AT_WORK
+            self._send(Message(self._answer(mark, refusal(BUSY, text))), now)
+        else:
+            self.at_work[mark] = False
+            self.on_asked(mark, op, doc)
+
+    def _is_known(self, mark: "Mark", now: float) -> bool:
+        """Whether nothing is to be done for a request: it has its answer, or gets it, or a stranger asks."""
         if not self.peer or mark[0] != self.peer:
             self._stranger(now)
         elif mark in self.answers:
             self._send(self.answers[mark], now)
-        elif mark in self.at_work:
-            pass  # it gets its answer
-        elif len(self.at_work) >= MAX_AT_WORK:  # not kept: when repeated it may be worked on
-            text = "%d requests are being worked on; ask again later" % MAX_AT_WORK
-            self._send(self._answer(mark, refusal(BUSY, text), now), now)
-        else:
-            self.at_work[mark] = None
-            self.on_asked(mark, op, doc)
+        elif mark not in self.at_work:
+            return False
+        return True
 
     def answer(self, mark: "Mark", body: "Doc", now: float) -> None:
-        """The answer to what `on_asked` was called with; nothing happens where nobody waits for it any more."""
-        if mark not in self.at_work:
+        """The answer to what `on_asked` was called with; nothing happens if nobody waits for it any more."""
+        if self.at_work.get(mark, True):
             return
-        del self.at_work[mark]
         try:
-            message = self._answer(mark, body, now)
+            line = self._answer(mark, body)
+            if len(line) > MAX_LINE_BYTES:
+                self._check_parts("answer", line)
         except TooLarge as error:
-            message = self._answer(mark, refusal(TOO_LARGE, "%s; ask for fewer jobs at once" % error), now)
-        self.answers[mark] = message
+            line = self._answer(mark, refusal(TOO_LARGE, "%s; ask for fewer jobs at once" % error))
+        except (TypeError, ValueError) as error:
+            self.on_trouble("an answer cannot be written as JSON: %s" % error)
+            line = self._answer(mark, refusal(FAILED, "the answer cannot be written: %s" % error))
+        if len(line) <= MAX_LINE_BYTES:
+            self._answer_with(mark, line, now)
+        elif len(self.pending) >= MAX_PENDING:
+            self._answer_with(mark, self._answer(mark, refusal(BUSY, "too much is on its way; ask again later")), now)
+        else:
+            self.at_work[mark] = True
+            request = Request("", {}, now + ANSWER_S, lambda answer: self._answer_failed(mark, now))
+            self.ids += 1
+            request.cut = Cut("answer", mark, self.ids, line)
+            self._send_part(request, now)
+
+    def _answer_failed(self, mark: "Mark", now: float) -> None:
+        if mark in self.at_work:
+            self._answer_with(mark, self._answer(mark, refusal(BUSY, "the parts of the answer were not taken")), now)
+
+    def _answer_with(self, mark: "Mark", line: bytes, now: float) -> None:
+        """This line is the answer, now and when it is asked for again."""
+        del self.at_work[mark]
+        message = self.answers[mark] = Message(line)
         while len(self.answers) > MAX_ANSWERS:
             self.answers.popitem(last=False)
         self._send(message, now)
 
-    def _answer(self, mark: "Mark", body: "Doc", now: float) -> Message:
+    @staticmethod
+    def _answer(mark: "Mark", body: "Doc") -> bytes:
         doc: "Doc" = {"type": "answer", "id": mark[1], "session": mark[0]}
         doc.update(body)
-        return Message(doc)
+        return encode(doc)
+
+    # messages in parts
+
+    def _check_parts(self, what: str, line: bytes) -> None:
+        """Raises TooLarge if this line cannot go in parts, as far as the other end is known."""
+        if len(line) > MAX_MESSAGE_BYTES:
+            raise TooLarge("%s of %d bytes is longer than %d" % (what, len(line), MAX_MESSAGE_BYTES))
+        if self.peer and not self.takes_parts:
+            size = (what, len(line), MAX_LINE_BYTES)
+            raise TooLarge("%s of %d bytes does not fit a line of %d, and the other end is too old for parts" % size)
+
+    def _send_part(self, request: Request, now: float) -> None:
+        """Send the part whose turn it is."""
+        cut = request.cut
+        assert cut is not None
+        doc: "Doc" = {"message": cut.number, "at": cut.next, "text": cut.texts[cut.next]}
+        if cut.at_last:
+            doc.update(type="last", of=cut.of, session=cut.mark[0], id=cut.mark[1])
+            if cut.of == "answer":
+                self._answer_with(cut.mark, encode(doc), now)
+                return
+        else:
+            self.ids += 1
+            doc.update(type="part", session=self.session, id=self.ids)
+        self._put(request, doc["id"], encode(doc), now)
+
+    def _part(self, doc: "Doc", now: float) -> None:
+        """A part that is not the last: kept and acknowledged."""
+        mark = field(doc, "session", str), field(doc, "id", int)
+        part = field(doc, "message", int), field(doc, "at", int), field(doc, "text", str)
+        if not self.peer or mark[0] != self.peer:
+            self._stranger(now)
+            return
+        kept = self.parts.add(*part)
+        text = "part %d of a message came without those before it; send it again" % part[1]
+        self._send(Message(self._answer(mark, {"ok": True} if kept else refusal(BUSY, text))), now)
+
+    def _last_part(self, doc: "Doc", now: float) -> None:
+        """The message is whole now, and counts like one that came on a line of its own."""
+        mark, of = (field(doc, "session", str), field(doc, "id", int)), field(doc, "of", str)
+        part = field(doc, "message", int), field(doc, "at", int), field(doc, "text", str)
+        if of == "answer":
+            if not self.peer or mark[0] != self.session or mark[1] not in self.pending:
+                return  # answered before, or too late
+        elif of != "request":
+            raise BadValue("the last part of %.60r, it must be of a request or an answer" % of)
+        elif self._is_known(mark, now):
+            return
+        line = self.parts.take(*part)
+        if line is None:
+            if of == "request":
+                text = "the parts before the last one are missing; send the request again"
+                self._send(Message(self._answer(mark, refusal(BUSY, text))), now)
+            return
+        whole = self.decode(line)
+        if (whole.get("type"), whole.get("session"), whole.get("id")) != (of, *mark):
+            raise BadValue("the parts make another message than the last one says")
+        self._message(whole, now)
 
 
 class GuestEnd(End):
@@ -258,7 +385,7 @@ class GuestEnd(End):
     def _message(self, doc: "Doc", now: float) -> None:
         super()._message(doc, now)
         mine, its = doc.get("peer", doc.get("session")) == self.session, doc.get("session") == self.peer
-        self.known = self.known or (bool(self.peer) and (mine if doc["type"] != "request" else its))
+        self.known = self.known or (bool(self.peer) and (mine if doc["type"] in ("hello", "answer") else mine or its))
 
     def _greeting(self, hello: "Doc", now: float) -> None:
         check_hello(hello)

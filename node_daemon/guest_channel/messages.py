@@ -17,7 +17,7 @@ from magrathea.messages import Vnodes
 from magrathea.pbs_text.states import ENDING_SUBSTATE, RUNNING_SUBSTATE, SUSPENDED_SUBSTATE
 
 from ..agent.lines import BadValue
-from ..agent.wire import MAX_JOBS
+from ..agent.parts import MAX_JOBS
 
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]

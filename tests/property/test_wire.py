@@ -1,4 +1,4 @@
-"""Two ends of a guest channel over a stream that loses, cuts, repeats and delays, in virtual time.
+"""Two ends of a guest channel over a stream that loses, cuts, repeats and delays, in virtual time; long messages too.
 
 The stream behaves as a virtio-serial port does (and, with `fresh`, as a unix socket): when one side restarts, what was
 under way is lost in part, and the rest reaches whoever comes after. Whatever happens, a request is worked on at most
@@ -16,14 +16,14 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from node_daemon.agent import sessions, wire
+from node_daemon.agent import parts, sessions, wire
 from node_daemon.agent.wire import End, GuestEnd, HostEnd
 
 Doc = dict[str, Any]
 STEP_S = st.sampled_from((0.0, 0.001, 0.05, 0.1, 0.5, 0.6, 2.5, 7.0))
 DELAY_S = st.sampled_from((0.0, 0.001, 0.05, 0.7))
 DEADLINE_S = st.sampled_from((0.05, 1.0, 5.0, 30.0))
-SIZE = st.sampled_from((0, 10, 10, 3_000, 60_000))
+SIZE = st.sampled_from((0, 10, 10, 3_000, 60_000, 200_000))
 PIECE = st.sampled_from((1, 7, 100, 5_000, 1 << 20))
 CUT = st.floats(0, 1)
 GUEST = st.booleans()
@@ -236,6 +236,7 @@ class TwoEnds(RuleBasedStateMachine):
             assert len(end.answers) <= wire.MAX_ANSWERS
             assert len(end.at_work) <= wire.MAX_AT_WORK
             assert len(end.pending) <= wire.MAX_PENDING
+            assert end.parts.size <= parts.MAX_KEPT_BYTES
             assert end.bad_lines < sessions.MAX_BAD_LINES, end.broken
             assert all(mark[0] == end.peer for mark in (*end.at_work, *end.answers)), "kept for somebody of before"
 

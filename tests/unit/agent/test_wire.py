@@ -3,51 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
 from node_daemon.agent import sessions, wire
-from node_daemon.agent.lines import MAX_LINE_BYTES, encode
+from node_daemon.agent.lines import encode
+from node_daemon.agent.parts import MAX_MESSAGE_BYTES
 from node_daemon.agent.wire import GuestEnd, HostEnd, TooLarge
 
-Doc = dict[str, Any]
-
-
-class Pair:
-    """Both ends, what each was asked, and a clock."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self.guest, self.host = GuestEnd({"agent": "1", "can": ["pidfd"]}), HostEnd({"host": "h1", "domain": "n1"})
-        self.asked: dict[str, list[tuple[tuple[str, int], Doc]]] = {"guest": [], "host": []}
-        self.greeted: dict[str, list[Doc]] = {"guest": [], "host": []}
-        for name, end in (("guest", self.guest), ("host", self.host)):
-            end.on_asked = lambda mark, op, doc, name=name: self.asked[name].append((mark, doc))  # type: ignore[misc]
-            end.on_greeted = self.greeted[name].append
-            end.opened(self.now)
-
-    def talk(self) -> None:
-        """Until neither has anything to say."""
-        while (up := self.guest.take_output()) + (down := self.host.take_output()):
-            self.host.receive(up, self.now)
-            self.guest.receive(down, self.now)
-
-    def wait(self, seconds: float) -> None:
-        self.now += seconds
-        self.guest.tick(self.now)
-        self.host.tick(self.now)
-
-    def ask(self, end: wire.End, deadline_s: float = 5.0, **body: Any) -> list[Doc | None]:
-        """A request; where its answer will be."""
-        answers: list[Doc | None] = []
-        assert end.ask("do", body, self.now + deadline_s, answers.append, self.now) is not None
-        return answers
-
-    def answer(self, name: str, **body: Any) -> None:
-        """The oldest request of which this end was asked."""
-        mark, _ = self.asked[name].pop(0)
-        (self.guest if name == "guest" else self.host).answer(mark, {"ok": True, **body}, self.now)
+from .pair import Doc, Pair
 
 
 @pytest.fixture
@@ -133,9 +97,9 @@ def test_no_more_is_asked_than_can_wait(pair: Pair) -> None:
     assert pair.guest.ask("do", {}, pair.now + 5, lambda answer: None, pair.now) is None
 
 
-def test_what_does_not_fit_a_line_leaves_nothing_behind(pair: Pair) -> None:
+def test_what_is_too_long_leaves_nothing_behind(pair: Pair) -> None:
     with pytest.raises(TooLarge):
-        pair.ask(pair.host, filler="x" * MAX_LINE_BYTES)
+        pair.ask(pair.host, filler="x" * MAX_MESSAGE_BYTES)
     assert not pair.host.pending
     assert pair.host.take_output() == b""
 
@@ -143,7 +107,7 @@ def test_what_does_not_fit_a_line_leaves_nothing_behind(pair: Pair) -> None:
 def test_an_answer_that_does_not_fit_is_a_refusal(pair: Pair) -> None:
     answers = pair.ask(pair.host)
     pair.talk()
-    pair.answer("guest", filler="x" * MAX_LINE_BYTES)
+    pair.answer("guest", filler="x" * MAX_MESSAGE_BYTES)
     pair.talk()
     assert answers[0] is not None and answers[0]["code"] == "too-large"
 

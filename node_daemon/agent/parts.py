@@ -1,0 +1,84 @@
+"""Messages that are too long for one line: cut into parts here, and put together again. Without input or output.
+
+`wire` sends one part at a time and waits until it is acknowledged. So at most one part of a message is ever ahead of
+another message on the stream, however long the message is.
+"""
+
+from collections import OrderedDict
+
+from .lines import BadValue
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import List, Optional, Tuple
+
+MAX_JOBS = 4096  # of one list or order, and in an agent's table; both ends use this number
+MAX_MESSAGE_BYTES = 2 << 20  # in parts: 512 bytes for each of MAX_JOBS jobs, with names of 255 characters
+MAX_KEPT_BYTES = 2 * MAX_MESSAGE_BYTES  # of messages of one peer that have not come whole yet
+MAX_VALUES = 16 * MAX_JOBS  # in a message: reading very many small ones takes long, and much memory
+PART_BYTES = 64  # what keeping a part takes beside its text
+PART_CHARS = 16384  # half a line: each quote and backslash takes two characters there
+
+
+class Cut:
+    """A message on its way in parts. `of`: its type; `mark`: the session and the id that it carries.
+
+    `number`: what its parts are known by; `next`: the part that is to be sent now.
+    """
+
+    def __init__(self, of: str, mark: "Tuple[str, int]", number: int, line: bytes) -> None:
+        text = line.decode("ascii")
+        self.of = of
+        self.mark = mark
+        self.number = number
+        self.texts = [text[at : at + PART_CHARS] for at in range(0, len(text), PART_CHARS)]
+        self.next = 0
+
+    @property
+    def at_last(self) -> bool:
+        """Only the last part is left."""
+        return self.next == len(self.texts) - 1
+
+
+class Parts:
+    """The parts that have come from the other end. The oldest message is dropped when they become too many."""
+
+    def __init__(self) -> None:
+        self.kept: "OrderedDict[int, List[str]]" = OrderedDict()
+        self.size = 0
+
+    def clear(self) -> None:
+        self.kept.clear()
+        self.size = 0
+
+    def add(self, number: int, at: int, text: str) -> bool:
+        """Keep part `at` of a message. False: a part before it is missing, or there are too many."""
+        if at == 0 and number not in self.kept:
+            self.kept[number] = []
+        texts = self.kept.get(number)
+        if texts is None or at > len(texts):
+            return False
+        if at < len(texts):
+            return True  # repeated
+        texts.append(text)
+        self.size += len(text) + PART_BYTES
+        while self.size > MAX_KEPT_BYTES:
+            self._drop(next(iter(self.kept)))
+        return number in self.kept
+
+    def take(self, number: int, at: int, text: str) -> "Optional[bytes]":
+        """The whole message, whose last part is `at`; it is no longer kept. None: a part is missing.
+
+        Raises BadValue.
+        """
+        texts = self.kept.get(number)
+        if texts is None or at != len(texts):
+            return None
+        self._drop(number)
+        line = "".join([*texts, text]).encode("utf-8", "surrogatepass")
+        if len(line) > MAX_MESSAGE_BYTES or line.count(b",") + line.count(b"[") + line.count(b"{") > MAX_VALUES:
+            raise BadValue("a message of %d bytes: too long, or too many values, for %d jobs" % (len(line), MAX_JOBS))
+        return line
+
+    def _drop(self, number: int) -> None:
+        self.size -= sum(len(text) + PART_BYTES for text in self.kept.pop(number))
