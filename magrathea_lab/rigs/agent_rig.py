@@ -250,7 +250,7 @@ class Rig:
         self.before = set(descendants(os.getpid()))
 
     def start(self, connect: bool = True) -> Rig:
-        if self.host.listener is None:
+        if connect and self.host.listener is None:
             self.host.listen()
         with self.log.open("ab") as log:
             self.agent = subprocess.Popen(

@@ -9,7 +9,7 @@ from .log import log
 from .loop import Loop, Timer
 from .refusals import BAD_REQUEST, refusal
 from .transports import Transport
-from .wire import MAX_OUT_BYTES, GuestEnd
+from .wire import MAX_OUT_BYTES, MAX_PENDING, GuestEnd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ class Channel:
     @property
     def ready(self) -> bool:
         return self.end.ready
+
+    @property
+    def has_room(self) -> bool:
+        """Whether claims still find a place if one more request that can do without an answer waits for it."""
+        return len(self.end.pending) < MAX_PENDING // 2
 
     # the connection
 

@@ -10,8 +10,7 @@ from .machine import Machine
 from .pager import Pager
 from .parts import MAX_JOBS
 from .procfs import memory_report
-from .refusals import NOT_STOPPED, UNKNOWN_OP, refusal
-from .reports import MAX_ROWS
+from .refusals import NOT_STOPPED, SUPERSEDED, UNKNOWN_OP, refusal
 from .scripts import Scripts
 from .sweeper import ORDERS_S, Sweeper
 from .values import count, job_key, seconds
@@ -43,6 +42,7 @@ class DaemonRequests:
         self.pager = pager
         self.scripts = scripts
         self.machine = machine
+        self.newest = "", 0  # session and id of the newest orders
 
     def serve(self, op: str, doc: "Doc", reply: "Reply") -> None:
         """Carry out one request; `reply` gets the answer, now or later. Raises BadValue."""
@@ -64,6 +64,10 @@ class DaemonRequests:
             reply(refusal(UNKNOWN_OP, "this agent (%s) does not know %.60s" % (VERSION, op)))
 
     def _orders(self, doc: "Doc", reply: "Reply") -> None:
+        session, id = field(doc, "session", str), field(doc, "id", int)
+        if session == self.newest[0] and id < self.newest[1]:  # a short message may overtake a long one
+            reply(refusal(SUPERSEDED, "newer orders have come before these"))
+            return
         wanted: "List[Tuple[Key, str]]" = []
         warnings: "Dict[Key, Tuple[int, float]]" = {}
         rows = field(doc, "orders", list)
@@ -83,11 +87,12 @@ class DaemonRequests:
                 warnings[job_key(row)] = int(getattr(signal, name)), seconds(row, "warn_s", 1.0, 0, MAX_WARN_S)
         if len({key for key, _ in wanted}) != len(wanted):
             raise BadValue("a job is named twice")
+        self.newest = session, id
         self.sweeper.order(wanted, seconds(doc, "deadline_s", ORDERS_S, 0.01, MAX_WARN_S + 30), reply, warnings)
 
     def _memory(self, reply: "Reply") -> None:
         rows = []
-        for job in list(self.jobs.values())[:MAX_ROWS]:
+        for job in self.jobs.values():
             resident, swapped = self.pager.sum_of(job)
             row = job.name()
             row.update(resident_mib=resident, swapped_mib=swapped, stopped=self._is_stopped(job))

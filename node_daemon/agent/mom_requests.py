@@ -6,7 +6,7 @@ import time
 from . import VERSION
 from .channel import Channel
 from .ender import DELETE_S
-from .lines import BadValue, field
+from .lines import BadValue, encode, field
 from .log import log
 from .loop import Loop
 from .mom_server import Client
@@ -21,7 +21,7 @@ from .values import count, job_key, seconds, words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Optional
+    from typing import List, Optional
 
     from .lines import Doc
     from .values import Key
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 MAX_PARTS = 200  # of a job, in one question of the prologue hook
 CLASSES = ("priority", "preemptible", "protected")
 ENDING_SUBSTATE = 50  # PBS: from here on a job is exiting
+STATUS_BYTES = 100_000  # of jobs in one status: the kernel takes that much at once
 CLAIM_S = 1.8  # for a hook that does not say: all that MoM's hook waits (magrathea/deadlines.py has the whole table)
 
 
@@ -75,10 +76,14 @@ class MomRequests:
 
     def _status(self) -> "Doc":
         """What this guest knows of itself, for `magrathea status`. `since`: Unix seconds of a stop that stands."""
-        rows = []
-        for job in list(self.jobs.values())[:300]:  # what fits a line
+        rows: "List[Doc]" = []
+        room = STATUS_BYTES
+        for job in self.jobs.values():
             row = self.sweeper.row(job)
             row.update(owner=job.owner, since=job.stopped_at, listed=job.listed)
+            room -= len(encode(row))
+            if room < 0:
+                break
             rows.append(row)
         return {
             "ok": True,
@@ -112,7 +117,7 @@ class MomRequests:
     def _claim(self, doc: "Doc", client: Client) -> None:
         job = field(doc, "job", dict)
         key, owner = job_key(job), owner_of(job)
-        uid = self.owners.uid_of(owner)
+        uid = self.owners.uid_of(owner, new=True)
         if uid is None:
             raise BadValue("owner %.60r of job %s is no user of this domain" % (owner, key[0]))
         cls = field(job, "class", str)
@@ -198,8 +203,9 @@ class MomRequests:
             )
             entries.append((key, owner, substate, session, field(row, "sister", bool, False)))
         now = time.monotonic()
+        self.table.end_earlier([entry[0] for entry in entries])
         for key, owner, substate, session, sister in entries:
-            job = self.table.know(key, owner, self.owners.uid_of(owner) if owner else None)
+            job = self.table.enter(key, owner, self.owners.uid_of(owner) if owner else None)
             job.seen |= sister
             job.ending = substate >= ENDING_SUBSTATE
             start = start_of(session) if 1 < session < 1 << 31 else None

@@ -8,7 +8,7 @@ import socket
 import stat
 import struct
 
-from .lines import MAX_LINE_BYTES, BadValue, LineReader, encode, parse
+from .lines import BadValue, LineReader, encode, parse
 from .log import log
 from .loop import Loop
 from .refusals import AGENT_BUSY, BAD_REQUEST, NOT_PERMITTED, TOO_SLOW, refusal
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .lines import Doc
 
 MAX_CLIENTS = 32  # MoM hooks at the same moment
+MAX_REQUEST_BYTES = 8 << 20  # 2 KiB for each of MAX_JOBS jobs of a list: the hook names owners, too, and may escape all
+READ_BYTES = 1 << 16  # at a time: others get their turn between
 CLIENT_S = 10.0  # a hook must have sent its line by then
 
 
@@ -31,7 +33,7 @@ class Client:
         self.loop = loop
         self.sock = sock
         self.on_end = on_end
-        self.reader = LineReader(False)
+        self.reader = LineReader(False, MAX_REQUEST_BYTES)
         self.asked = False
         self.timer = loop.after(CLIENT_S, self._too_slow)
 
@@ -145,7 +147,7 @@ class MomServer:
 
     def _readable(self, client: Client) -> None:
         try:
-            data = client.sock.recv(MAX_LINE_BYTES)
+            data = client.sock.recv(READ_BYTES)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -166,7 +168,7 @@ class MomServer:
     def _line(self, line: "Optional[bytes]", client: Client) -> None:
         try:
             if line is None:
-                raise BadValue("the request is longer than %d bytes" % MAX_LINE_BYTES)
+                raise BadValue("the request is longer than %d bytes" % MAX_REQUEST_BYTES)
             self.serve(parse(line), client)
         except BadValue as error:
             log.warning("%s: bad request: %s" % (self.path, error))

@@ -5,6 +5,7 @@ import pwd
 import time
 
 from .lines import BadValue, field
+from .parts import MAX_JOBS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,23 +26,28 @@ class Owners:
     """The uids of jobs' owners."""
 
     KNOWN_S = 600.0  # how long a user's uid is remembered: asking a directory server may take long
+    UNKNOWN_S = 60.0  # and that there is no such user
+    MOST = 2 * MAX_JOBS
 
     def __init__(self) -> None:
-        self.known: "Dict[str, Tuple[int, float]]" = {}
+        self.known: "Dict[str, Tuple[Optional[int], float]]" = {}  # uid, and until when it counts
 
-    def uid_of(self, owner: str) -> "Optional[int]":
-        """uid of a job's owner. As an ordinary user the agent sees its own processes only: then all jobs are its."""
+    def uid_of(self, owner: str, new: bool = False) -> "Optional[int]":
+        """uid of a job's owner; None for no user. `new`: the user may have been made a moment ago.
+
+        As an ordinary user the agent sees its own processes only: then all jobs are its.
+        """
         if os.geteuid() != 0:
             return os.geteuid()
         known = self.known.get(owner)
         now = time.monotonic()
-        if known is not None and now - known[1] < self.KNOWN_S:
+        if known is not None and now < known[1] and not (new and known[0] is None):
             return known[0]
-        if len(self.known) > 4096:
+        if len(self.known) >= self.MOST:
             self.known.clear()
         try:
-            uid = pwd.getpwnam(owner).pw_uid
-        except (KeyError, ValueError, UnicodeError):
-            return None
-        self.known[owner] = (uid, now)
+            uid: "Optional[int]" = pwd.getpwnam(owner).pw_uid
+        except (KeyError, ValueError):
+            uid = None  # no such user here, or no name of one
+        self.known[owner] = uid, now + (self.UNKNOWN_S if uid is None else self.KNOWN_S)
         return uid

@@ -6,6 +6,7 @@ from .channel import Channel
 from .log import log
 from .loop import Loop
 from .procfs import memory_report
+from .refusals import BUSY
 from .sweeper import Sweeper
 from .table import Table
 
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from .lines import Doc
     from .values import Key
 
-MAX_ROWS = 400  # of one list to the daemon: what fits a line
+MAX_TELLING = 32  # launches without an answer: half of what the daemon works on, so that claims are never refused
+TELLING_S = 0.2  # between so many launches: below MAX_LINES_PER_S, so that nothing else waits for reading to go on
 REPORT_S = 10.0
 RELEASE_S = 60.0  # a release is offered to the daemon for so long
 
@@ -32,28 +34,39 @@ class Reports:
         self.jobs = table.jobs
         self.sweeper = sweeper
         self.reporting = False
+        self.telling = 0  # launches without an answer
 
     def greeted(self) -> None:
         """A node daemon is there, perhaps another than before."""
         for job in self.jobs.values():
-            job.told = job.telling = False
+            job.told = False
         self.tell_launched()
         self._report()
 
     def tell_launched(self) -> None:
         """Tell of each job of which a process has been seen, once."""
         self.table.save()
-        if not self.channel.ready:
+        self._tell_launched()
+
+    def _tell_launched(self) -> None:
+        if not self.channel.ready or self.telling >= MAX_TELLING:
             return
         for job in self.jobs.values():
             if job.seen and job.listed and not job.told and not job.telling:
                 job.telling = self.channel.ask("launched", {"job": job.name()}, RELEASE_S, self._told(job))
+                self.telling += job.telling
+                if not job.telling or self.telling >= MAX_TELLING:
+                    return
 
-    @staticmethod
-    def _told(job: "Job") -> "Callable[[Optional[Doc]], None]":
+    def _told(self, job: "Job") -> "Callable[[Optional[Doc]], None]":
         def answered(answer: "Optional[Doc]") -> None:
+            self.telling -= 1
             job.telling = False
-            job.told = answer is not None
+            job.told = answer is not None and answer.get("code") != BUSY
+            if job.told and not self.telling:
+                self.loop.after(
+                    TELLING_S, self._tell_launched
+                )  # the next ones; a daemon that is busy is told with the next report
 
         return answered
 
@@ -61,7 +74,7 @@ class Reports:
         """Tell that a job is over."""
         body = {"job": {"id": key[0], "run": key[1]}}
         self.channel.withdraw("release", body)
-        if not self.channel.ask("release", body, RELEASE_S, lambda answer: None):
+        if not self.channel.has_room or not self.channel.ask("release", body, RELEASE_S, lambda answer: None):
             log.warning("release of job %s not told: too many requests wait; MoM's list will tell it" % key[0])
 
     def report_again(self) -> None:
@@ -77,12 +90,7 @@ class Reports:
             self.sweeper.sweep()  # what runs may have ended
         elif self.jobs:
             self.sweeper.glance()
-        rows = []
-        for job in list(self.jobs.values())[:MAX_ROWS]:
-            row = job.name()
-            row.update(processes=len(job.procs), stopped=job.stopped)
-            rows.append(row)
-        body = {"memory": memory_report(), "load1": round(os.getloadavg()[0], 2), "jobs": rows}
+        body = {"memory": memory_report(), "load1": round(os.getloadavg()[0], 2)}
         self.reporting = self.channel.ask("report", body, REPORT_S / 2, self._reported)
 
     def _reported(self, answer: "Optional[Doc]") -> None:

@@ -9,7 +9,7 @@ from .sweeper import Sweeper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, Optional, Set
+    from typing import Dict, Iterable, Optional, Set
 
     from .values import Key
 
@@ -35,9 +35,20 @@ class Table:
 
     def know(self, key: "Key", owner: str, uid: "Optional[int]") -> Job:
         """The job of this key in the table; an earlier run of it has ended."""
-        for other in list(self.jobs.values()):
-            if other.id == key[0] and other.run < key[1]:
-                self.end(other)
+        self.end_earlier([key])
+        return self.enter(key, owner, uid)
+
+    def end_earlier(self, keys: "Iterable[Key]") -> None:
+        """End every job of which one of `keys` is a later run."""
+        newest: "Dict[str, int]" = {}
+        for id, run in keys:
+            newest[id] = max(run, newest.get(id, run))
+        for job in list(self.jobs.values()):
+            if job.run < newest.get(job.id, 0):
+                self.end(job)
+
+    def enter(self, key: "Key", owner: str, uid: "Optional[int]") -> Job:
+        """The job of this key in the table, put there if it was not."""
         if key not in self.jobs:
             self.jobs[key] = Job(key, time.monotonic())
         job = self.jobs[key]

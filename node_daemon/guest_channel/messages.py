@@ -61,11 +61,6 @@ class ListedJob(GuestJob, frozen=True):
         )
 
 
-class SeenJob(GuestJob, frozen=True):
-    processes: Number = 0
-    stopped: Number = 0
-
-
 class GuestMemory(msgspec.Struct, frozen=True):
     total_mib: Number = 0
     available_mib: Number = 0
@@ -153,7 +148,6 @@ class Jobs(GuestRequest, frozen=True):
 class Report(GuestRequest, frozen=True):
     memory: GuestMemory = GuestMemory()
     load1: float = 0.0
-    jobs: Annotated[list[SeenJob], msgspec.Meta(max_length=MAX_JOBS)] = []
 
 
 AnyRequest = Claim | Release | Launched | Prepared | Jobs | Report

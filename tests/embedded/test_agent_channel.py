@@ -177,7 +177,7 @@ def test_a_session_that_mom_names_is_the_jobs(rig: Rig) -> None:
         b'{"op":"jobs","jobs":[1]}',
         b'{"op":"jobs","jobs":{"a":1}}',
         b'{"op":"release","job":{"id":"1.srv","run":true}}',
-        b'{"op":"ping","x":"' + b"x" * 70000 + b'"}',
+        b'{"op":"ping","x":"' + b"x" * (9 << 20) + b'"}',
         b"\0" * 100,
         b"\xff\xfe",
     ],
@@ -239,7 +239,6 @@ def test_the_agent_introduces_itself_and_reports(rig: Rig) -> None:
     assert len(rig.host.agent["session"]) == 16
     report = rig.host.await_op("report")
     assert report["memory"]["total_mib"] > 0
-    assert report["jobs"] == []
 
 
 def test_it_comes_back_to_a_daemon_that_was_away_and_asks_again(rig: Rig) -> None:
@@ -313,6 +312,18 @@ def test_orders_that_are_none_are_refused_and_change_nothing(rig: Rig, body: Doc
     assert rig.host.request("orders", **body)["code"] == "bad-request"
     job.send_signal(signal.SIGCONT)
     until(lambda: state(job.pid) == "T", "the stop that still stands")
+
+
+def test_orders_that_newer_ones_have_overtaken_change_nothing(rig: Rig) -> None:
+    rig.claim()
+    job = rig.run_job(COUNT)
+    rig.host.await_op("launched")
+    rig.host.ids = 10
+    rig.host.order("stop")
+    row = {"id": "12.srv", "run": 1, "order": "run"}
+    rig.host.raw(rig.host.line(type="request", id=5, session=rig.host.session, op="orders", orders=[row]))
+    assert rig.host.answer(5)["code"] == "superseded"
+    assert state(job.pid) == "T"
 
 
 def test_ten_bad_lines_in_a_row_end_the_connection_and_nine_do_not(rig: Rig) -> None:
