@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from . import events as ev
 from .allocation import verdict
-from .changes import Result, job_in, preempt, refuse, remove_job
+from .changes import Result, preempt, refuse, remove_job
 from .model import NOTHING, Amount, Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Stopper
 from .refusals import Refusal, RefusalCode
 from .stopping import wanted_stopped
@@ -63,29 +63,49 @@ def continued(host: Host, domain: Domain, event: ev.JobContinued) -> Result:
 
 
 def jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result:
+    """One pass: what the list says of a job depends on that job, and on the runs of its id, alone."""
     if domain.lifecycle is not Lifecycle.UP or domain.kind is Kind.SERVICE:
         return refuse(host, event, RefusalCode.NO_JOBS_HERE, f"{domain.name} ({domain.kind}) is {domain.lifecycle}")
     said: tuple[ev.Decision, ...] = ()
     listed = {r.key: r for r in event.jobs}
+    newest = _newest_runs(listed)
+    missing: dict[JobKey, Job] = {}
     for job in domain.jobs:
-        newer = any(r.key.id == job.key.id and r.key.run > job.key.run for r in event.jobs)
-        if job.key not in listed and (newer or job.missing >= 1):
+        if job.key in listed:
+            continue
+        newer = newest.get(job.key.id, job.key.run) > job.key.run
+        if newer or job.missing >= 1:
             host, more = remove_job(host, domain.name, job.key, ev.Note.NEWER_RUN if newer else ev.Note.MISSING)
             said += more
-        elif job.key not in listed:
-            host = host.having(job_in(host, domain.name, job.key)[0].having(replace(job, missing=job.missing + 1)))
+        else:
+            missing[job.key] = replace(job, missing=job.missing + 1)
+    here = host.domain(domain.name) or domain
+    jobs = {job.key: missing.get(job.key, job) for job in here.jobs}
+    ids = {key.id for key in jobs}
+    had = _newest_runs(_keys(here))
     for key, report in sorted(listed.items()):
-        here = host.domain(domain.name) or domain
-        if (known := here.job_of(key.id)) and known.key == key:
-            host = host.having(here.having(_confirmed(host, known, report)))
-        elif report.ending and not known:
+        if key in jobs:
+            jobs[key] = _confirmed(host, jobs[key], report)
+        elif report.ending and key.id not in ids:
             continue  # a MoM may list for ever what has ended on several hosts: a sister's answer was lost (seen)
-        elif not known and not any(k.id == key.id and k.run >= key.run for k in _keys(here)):
-            size = (max(0, report.cpus), max(0, report.memory_mib))
-            new = Job(key, JobClass.PROTECTED, *size, host.now, host.now, True, True, rerunnable=report.rerunnable)
-            host = host.having(here.having(new))
+        elif key.id not in ids and had.get(key.id, -1) < key.run:
+            jobs[key] = _adopted(host, key, report)
+            ids.add(key.id)
             said += (ev.Noted(domain.name, ev.Note.ADOPTED, key, "nobody claimed it; it is protected"),)
-    return host, said
+    return host.having(replace(here, jobs=tuple(jobs[key] for key in sorted(jobs)))), said
+
+
+def _adopted(host: Host, key: JobKey, report: ev.ReportedJob) -> Job:
+    size = (max(0, report.cpus), max(0, report.memory_mib))
+    return Job(key, JobClass.PROTECTED, *size, host.now, host.now, True, True, rerunnable=report.rerunnable)
+
+
+def _newest_runs(keys: Iterable[JobKey]) -> dict[str, int]:
+    """The newest run of each job among `keys`."""
+    found: dict[str, int] = {}
+    for key in keys:
+        found[key.id] = max(key.run, found.get(key.id, key.run))
+    return found
 
 
 def _confirmed(host: Host, job: Job, report: ev.ReportedJob) -> Job:

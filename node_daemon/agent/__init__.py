@@ -29,7 +29,7 @@ Laws of this package:
 | `loop`, `children` | the event loop; child processes |
 | `sweeper`, `stopper`, `ender` | standing orders: when to look; stopping and continuing; the end of stopped jobs |
 | `pager`, `advice` | memory of stopped jobs: out to swap and back |
-| `lines`, `refusals`, `sessions`, `wire` | what is said on the guest channel, for both its ends |
+| `lines`, `refusals`, `sessions`, `parts`, `wire` | what is said on the guest channel, for both its ends |
 | `transports`, `channel` | the guest channel to the node daemon |
 | `mom_server`, `mom_requests`, `owners` | the socket for MoM's hooks, what they ask, who owns a job |
 | `daemon_requests`, `scripts`, `machine` | what the node daemon asks; the site's scripts; the guest's clock and power |

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from magrathea.core.events import JobsReported, ReportedJob
+from magrathea.core.job_events import jobs_reported
 from magrathea.core.machine import handle
 from magrathea.core.model import JobClass, State, Stopper
+from magrathea_lab.waiting import BOUND_S
 
 from .builders import (
     PROTECTED,
@@ -178,3 +182,13 @@ def test_the_list_of_one_domain_says_nothing_about_another(mode: str) -> None:
     h = run(run(host(mode, n1="normal", n2="normal"), "n1", "1"), "n2", "2")
     h = after(h, JobsReported(T, "n1", ()), JobsReported(T + 15, "n1", ()))
     assert job_ids(h, "n2") == {"2"}
+
+
+def test_a_list_of_very_many_jobs_is_entered_in_one_pass() -> None:
+    jobs = tuple(ReportedJob(key(str(number))) for number in range(20_000))
+    h = host("counted", n1="normal")
+    began = time.monotonic()
+    for at in (T, T + 15):
+        h, _ = jobs_reported(h, get(h, "n1"), JobsReported(at, "n1", jobs))
+    assert time.monotonic() - began < BOUND_S  # 8 minutes, if each job's entry looked at all others
+    assert len(get(h, "n1").jobs) == len(jobs)
