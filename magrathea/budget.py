@@ -1,10 +1,11 @@
-"""A share of something that is used up and comes back with time, saved up to a bound."""
+"""A budget that is spent and refills with time, up to a bound."""
 
 from __future__ import annotations
 
 
 class Budget:
-    """`share` of it comes back each second, at most `burst` is saved up: seconds of a thread, calls, whatever."""
+    """`share` of it refills each second, up to `burst`. The unit is the caller's: seconds of a thread, calls, and so
+    on."""
 
     def __init__(self, share: float, burst: float, now: float) -> None:
         self._share = share
@@ -13,7 +14,7 @@ class Budget:
         self._at = now
 
     def wait_s(self, now: float, reserve: float = 0.0) -> float:
-        """How long until there is more left than `reserve` (a share of the burst)."""
+        """Seconds until more than `reserve` (a share of the burst) is left."""
         self._left = min(self._burst, self._left + (now - self._at) * self._share)
         self._at = now
         return max(0.0, (reserve * self._burst - self._left) / self._share)
@@ -22,7 +23,7 @@ class Budget:
         self._left -= amount
 
     def take(self, now: float) -> bool:
-        """Use one, if there is one left."""
+        """Spend one if there is one; return True if there was."""
         self.wait_s(now)
         if self._left < 1:
             return False
@@ -30,6 +31,6 @@ class Budget:
         return True
 
     def is_full(self, now: float) -> bool:
-        """Whether all that can be saved up is."""
+        """True if the budget is refilled completely."""
         self.wait_s(now)
         return self._left >= self._burst

@@ -1,8 +1,8 @@
-"""Asking a node daemon through its control socket: one JSON line there, one JSON line back.
+"""Asks a node daemon or the hub through its control socket: one JSON line out, one JSON line back.
 
-Rule 1: every question ends by its deadline, and no answer is read beyond its bound.
-Rule 2: an error says what it was, where, and how to fix it; `Unreachable` is about the daemon,
-`RequestRefused` is its answer.
+Rule 1: every question ends by its deadline, and an answer is read only up to its bound.
+Rule 2: an error says what failed, where, and how to fix it. `Unreachable`: no daemon answered. `RequestRefused`: the
+daemon's own answer.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ SOCKET_VARIABLE = "MAGRATHEA_CONTROL"
 HUB_SOCKET = Path("/run/magrathea-hub/control.sock")
 HUB_VARIABLE = "MAGRATHEA_HUB_CONTROL"
 MAX_FARM_BYTES = 64 * MAX_BYTES
-"""Of a hub's answer: all its hosts' snapshots."""
+"""For a hub's answer, which has all hosts' snapshots."""
 DEADLINE_S = 5.0
 """For connecting, asking and reading together; a healthy daemon answers in a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
 class SocketOwner:
-    """Whom a socket belongs to: its name for people, its unit, and how another socket is named."""
+    """The owner of a socket: its name for people, its unit, and the option that names another socket."""
 
     name: str
     unit: str
@@ -42,7 +42,7 @@ class SocketOwner:
 
     @property
     def start(self) -> str:
-        return f"start it by `systemctl start {self.unit}`, or name another socket by {self.option}"
+        return f"start it with `systemctl start {self.unit}`, or name another socket with {self.option}"
 
 
 DAEMON = SocketOwner("the node daemon", "magrathea-noded", f"--socket or ${SOCKET_VARIABLE}")
@@ -51,7 +51,7 @@ AGENT = SocketOwner("this guest's agent", "magrathea-agent", "`socket` in agent.
 
 
 class Unreachable(Exception):
-    """No daemon answers there: `cause` says why, `fix` what to do."""
+    """No daemon answers there: `cause` is the reason, `fix` is what to do."""
 
     def __init__(self, socket_path: Path, cause: str, fix: str, owner: SocketOwner = DAEMON) -> None:
         super().__init__(f"{owner.name} does not answer at {socket_path}: {cause}; {fix}")
@@ -60,7 +60,7 @@ class Unreachable(Exception):
 
 
 class RequestRefused(Exception):
-    """The daemon says no: `code` is for programs and never changes, the text is for people."""
+    """The daemon refused: `code` is for programs and never changes, the text is for people."""
 
     def __init__(self, code: str, text: str) -> None:
         super().__init__(text)
@@ -74,17 +74,17 @@ class _Refusal(msgspec.Struct):
 
 
 def socket_path(given: str | None) -> Path:
-    """Where to ask: what was given, else the environment's, else the default."""
+    """The daemon's socket: the given one, else the environment's, else the default."""
     return Path(given or os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET)
 
 
 def hub_path(given: str | None) -> Path:
-    """Where to ask the hub: what was given, else the environment's, else the default."""
+    """The hub's socket: the given one, else the environment's, else the default."""
     return Path(given or os.environ.get(HUB_VARIABLE) or HUB_SOCKET)
 
 
 def farm(path: Path, deadline_s: float = DEADLINE_S) -> FarmView:
-    """All hosts as the hub at `path` knows them. Raises Unreachable, RequestRefused."""
+    """All hosts, as the hub at `path` knows them. Raises Unreachable, RequestRefused."""
     try:
         return msgspec.json.decode(
             ask(path, {"op": "status"}, deadline_s, most=MAX_FARM_BYTES, owner=HUB), type=FarmView
@@ -101,24 +101,25 @@ def ask(
     most: int = MAX_BYTES,
     owner: SocketOwner = DAEMON,
 ) -> bytes:
-    """The daemon's answer to a request (`op` and its fields), one line. Raises Unreachable, RequestRefused."""
+    """The daemon's one-line answer to a request (`op` and its fields). Raises Unreachable, RequestRefused."""
     until = time.monotonic() + deadline_s
     question = msgspec.json.encode(request) + b"\n"
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(deadline_s)
             connection.connect(os.fspath(path))
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused unheard: the answer is there
+            # the daemon refused before it read the request; its answer is there
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.sendall(question)
             answer = _line(connection, path, until, most, owner)
     except FileNotFoundError as error:
         raise Unreachable(path, "there is no such socket", f"is it running there? {owner.start}", owner) from error
     except ConnectionRefusedError as error:
-        fix = f"it has ended without tidying up: see `journalctl -u {owner.unit}`, then {owner.start}"
+        fix = f"it ended and left its socket behind: see `journalctl -u {owner.unit}`, then {owner.start}"
         raise Unreachable(path, "nobody listens there", fix, owner) from error
     except PermissionError as error:
         fix = "only root may ask it" if owner.root_only else f"let others enter {path.parent}, or ask as root"
-        raise Unreachable(path, "this user may not open it", fix, owner) from error
+        raise Unreachable(path, "this user has no permission to open it", fix, owner) from error
     except TimeoutError as error:
         fix = f"it hangs or is starved of CPU: see `journalctl -u {owner.unit}`"
         raise Unreachable(path, f"no answer within {deadline_s:g} s", fix, owner) from error
@@ -134,7 +135,7 @@ def ask(
 
 
 def status(path: Path, deadline_s: float = DEADLINE_S) -> Snapshot:
-    """The host as its daemon sees it now. Raises Unreachable, RequestRefused."""
+    """The host, as its daemon sees it now. Raises Unreachable, RequestRefused."""
     try:
         answer = decode_to_hub(ask(path, {"op": "status"}, deadline_s))
     except BadMessage as error:
@@ -145,7 +146,7 @@ def status(path: Path, deadline_s: float = DEADLINE_S) -> Snapshot:
 
 
 def _line(connection: socket.socket, path: Path, until: float, most: int, owner: SocketOwner) -> bytes:
-    """What comes before the first newline, or before the end."""
+    """The text before the first newline, or all text if there is none."""
     parts: list[bytes] = []
     size = 0
     while True:
@@ -168,5 +169,5 @@ def _line(connection: socket.socket, path: Path, until: float, most: int, owner:
 
 
 def _strange(path: Path, what: str, owner: SocketOwner = DAEMON) -> Unreachable:
-    fix = f"it and this command are of different versions, or this is not the socket of {owner.name}"
-    return Unreachable(path, f"its answer cannot be understood ({what})", fix, owner)
+    fix = f"it and this command have different versions, or this is not the socket of {owner.name}"
+    return Unreachable(path, f"its answer is invalid ({what})", fix, owner)

@@ -1,10 +1,10 @@
-"""Strict TOML: a file becomes typed data, or every mistake in it is named with its line and its fix.
+"""Strict TOML: turns a file into typed data, or reports every mistake with its line and its fix.
 
-Rule 1: nothing is guessed and nothing is skipped. An unknown key, a wrong type or an impossible value is a mistake.
-Rule 2: all mistakes of a file are told at once, because an admin fixes a file in one go.
+Rule 1: nothing is guessed or ignored. An unknown key, a wrong type or an impossible value is a mistake.
+Rule 2: all mistakes of a file are reported at once, so that an administrator can fix them in one go.
 
-A schema is a tree of msgspec Structs; a table with free names (`[domain.NAME]`) is a `dict[str, Struct]`. What no
-type can say (sums, names that must fit together) is checked by the caller, who adds his own `Problem`s.
+A schema is a tree of msgspec Structs; a table with free names (`[domain.NAME]`) is a `dict[str, Struct]`. Types cannot
+express everything (sums, names that must match); the caller checks the rest and adds `Problem`s.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ MAX_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One mistake: where (`("domain", "n1", "kind")`), and a sentence that says what and how to fix it."""
+    """One mistake: its place (`("domain", "n1", "kind")`), and a sentence with the mistake and its fix."""
 
     where: tuple[str, ...]
     text: str
 
 
 class ConfigurationError(Exception):
-    """A file cannot be used; `problems` are sentences, each with file, line (where known), value and fix."""
+    """A file cannot be used. `problems`: sentences, each with file, line (if known), value and fix."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -58,10 +58,11 @@ def read_text(path: Path) -> str:
 
 
 def parse(text: str, schema: type[T], name: str) -> tuple[T, dict[str, Any]]:
-    """`text` as a `schema`, and as plain tables (to see what was given at all). Raises ConfigurationError."""
+    """`text` as a `schema` and as plain tables, which show what was given at all. Raises ConfigurationError."""
     try:
         tables = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError is one; an integer of 5,000 digits raises another
+    # TOMLDecodeError is a ValueError; so is the error for an integer of 5,000 digits
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError([f"{name}: not TOML: {error}"]) from error
     problems = list(_check(tables, schema, ()))
     if problems:
@@ -70,7 +71,7 @@ def parse(text: str, schema: type[T], name: str) -> tuple[T, dict[str, Any]]:
 
 
 def configuration_error(problems: Iterable[Problem], text: str, name: str) -> ConfigurationError:
-    """The error that tells `problems` of the file `name` with the lines of `text` they are in."""
+    """The error that reports `problems` of the file `name`, with their lines in `text`."""
     told = []
     for problem in problems:
         line = line_of(text, problem.where)
@@ -80,7 +81,7 @@ def configuration_error(problems: Iterable[Problem], text: str, name: str) -> Co
 
 def _check(value: Any, schema: Any, where: tuple[str, ...]) -> Iterable[Problem]:
     optional = [s for s in get_args(schema) if isinstance(s, type) and issubclass(s, msgspec.Struct)]
-    if get_origin(schema) is UnionType and optional:  # TOML has no null: where it is given, it is the table
+    if get_origin(schema) is UnionType and optional:  # TOML has no null, so a given value must be the table
         schema = optional[0]
     if isinstance(schema, type) and issubclass(schema, msgspec.Struct):
         yield from _check_table(value, schema, where)
@@ -109,7 +110,7 @@ def _check_table(value: Any, schema: type[msgspec.Struct], where: tuple[str, ...
             yield from _check(one, hints[fields[key].name], (*where, key))
         else:
             near = difflib.get_close_matches(key, fields, n=1)
-            fix = f"did you mean `{near[0]}`?" if near else "take it out."
+            fix = f"did you mean `{near[0]}`?" if near else "remove it."
             yield Problem((*where, key), f"{spelled((*where, key))} is not known; {fix} Known: {', '.join(fields)}")
     for name, field in fields.items():
         if field.required and name not in value:
@@ -124,7 +125,7 @@ def spelled(where: tuple[str, ...]) -> str:
 
 
 def _complaint(error: str) -> str:
-    """msgspec's sentence, without its own path (ours is better)."""
+    """msgspec's sentence without its path; ours is better."""
     told = re.sub(r" - at `\$.*`$", "", error)
     return told[:1].lower() + told[1:]
 
@@ -138,7 +139,7 @@ def _parts(dotted: str) -> tuple[str, ...]:
 
 
 def line_of(text: str, where: tuple[str, ...]) -> int | None:
-    """The line (from 1) that gives the key `where`, else of the nearest table around it, else None."""
+    """The line number (from 1) of the key `where`, else of the nearest table around it, else None."""
     table: tuple[str, ...] = ()
     lines: dict[tuple[str, ...], int] = {}
     for number, line in enumerate(text.splitlines(), start=1):

@@ -1,13 +1,14 @@
-"""A control socket, the node daemon's or the hub's: what `magrathea status` and an admin's commands speak to.
+"""The control socket of the node daemon or the hub, for `magrathea status` and administrators' commands.
 
-One JSON line, one JSON line back, then it is closed. Everybody on the machine may ask for the status; what changes
-something needs root, the daemon's own user, or the configured group (peer credentials, not passwords).
+The client sends one JSON line and gets one back; then the connection is closed. Everybody on the machine may ask for
+the status. Changes need root, the daemon's own user, or the configured group (peer credentials, not passwords).
 
-Who asks is known as soon as he connects. Nobody keeps the entitled out, and nobody keeps the daemon busy:
-- the entitled have places of their own; all others together have STRANGERS places, each user PER_USER of them;
+The daemon knows the user of a connection from the start. So strangers can neither lock entitled users out nor keep the
+daemon busy:
+- entitled users have their own places; all others share STRANGERS places, with at most PER_USER for each user;
 - all others together may use STRANGERS_SHARE of the daemon's one loop, each user USER_SHARE;
-- a connection that says nothing, or does not take its answer, is ended;
-- at most AT_ONCE connections are accepted before the loop does something else.
+- a connection that sends nothing, or does not read its answer, is closed;
+- at most AT_ONCE connections are accepted before the loop does other work.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ log = logging.getLogger(__name__)
 
 MAX_LINE = 4096
 LINE_S = 2.0
-"""For a client to send its line: it is a program that has it ready."""
+"""For a client to send its line; a program has it ready."""
 TIME_LIMIT_S = 5.0
-"""For a client to take its answer."""
+"""For a client to read its answer."""
 ENTITLED, STRANGERS, PER_USER = 64, 32, 8
-"""Connections at a time."""
+"""Simultaneous connections."""
 STRANGERS_SHARE, STRANGERS_BURST_S = 0.25, 3.0
 USER_SHARE, USER_BURST_S = 0.1, 1.0
 AT_ONCE = 16
@@ -52,7 +53,7 @@ ACCEPT_AGAIN_S = 1.0
 BACKLOG = 100
 MEMBERS_S = 10.0
 MOST_USERS = 1000
-"""Of whom something is kept in mind."""
+"""At most so many users have an entry in memory."""
 
 _Text = Annotated[str, msgspec.Meta(max_length=MAX_LINE)]
 
@@ -72,7 +73,7 @@ class ControlRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Denied(Exception):
-    """The answer is a refusal: `code` for programs, text for people."""
+    """The request is refused: `code` is for programs, text for people."""
 
     def __init__(self, code: RefusalCode, text: str) -> None:
         super().__init__(text)
@@ -86,9 +87,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Control:
-    """Listens; `reading` are operations for everybody, `changing` those for the entitled. They may raise Denied.
+    """Listens on the socket. `reading`: operations for everybody; `changing`: those for entitled users. They may raise
+    Denied.
 
-    `costs`: seconds of the loop that an operation is charged with beside what it takes here.
+    `costs`: seconds of the loop that an operation is charged with, in addition to the time that it takes here.
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class Control:
         self._socket: socket.socket | None = None
         self._clients: set[asyncio.Task[None]] = set()
         self._of: Counter[int | None] = Counter()
-        """Connections by user; None: of the entitled together."""
+        """Connections by user; None: all entitled users together."""
         self._shares: dict[int, Budget] = {}
         self._members: dict[tuple[int, int, str], tuple[float, bool]] = {}
         """Whether a user is in the group, and when that was looked up."""
@@ -131,7 +133,7 @@ class Control:
         self._listen(self._socket)
 
     def _listen(self, listener: socket.socket) -> None:
-        if listener.fileno() >= 0:  # not closed meanwhile
+        if listener.fileno() >= 0:  # it may have been closed meanwhile
             asyncio.get_running_loop().add_reader(listener.fileno(), self._accept, listener)
 
     async def close(self) -> None:
@@ -144,7 +146,7 @@ class Control:
         await asyncio.gather(*clients, return_exceptions=True)
         self.path.unlink(missing_ok=True)
 
-    # Who may have a place
+    # Admission
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(AT_ONCE):
@@ -160,7 +162,7 @@ class Control:
                 return
             try:
                 self._welcome(connection)
-            except OSError:  # it has gone already
+            except OSError:  # the client has gone
                 connection.close()
 
     def _welcome(self, connection: socket.socket) -> None:
@@ -177,7 +179,7 @@ class Control:
         task.add_done_callback(lambda done: self._gone(done, place))
 
     def _too_many(self, place: int | None) -> str:
-        """Why there is no place; empty if there is one."""
+        """Why there is no place for the user; empty if there is one."""
         if place is None:
             return f"{ENTITLED} connections of root and the like are open" if self._of[None] >= ENTITLED else ""
         if self._of[place] >= PER_USER:
@@ -186,7 +188,7 @@ class Control:
             return f"{STRANGERS} connections are open; try again"
         now = time.monotonic()
         wait_s = max(self._strangers.wait_s(now), self._share(place, now).wait_s(now))
-        return f"uid {place} asks too much; again in {wait_s:.1f} s" if wait_s else ""
+        return f"uid {place} sends too many requests; try again in {wait_s:.1f} s" if wait_s else ""
 
     def _share(self, uid: int, now: float) -> Budget:
         if uid not in self._shares and len(self._shares) >= MOST_USERS:
@@ -203,7 +205,7 @@ class Control:
 
     async def _client(self, connection: socket.socket, uid: int, place: int | None) -> None:
         reader, writer = await asyncio.open_unix_connection(sock=connection, limit=MAX_LINE)
-        writer.transport.set_write_buffer_limits(0)  # `drain` returns when all of it is sent
+        writer.transport.set_write_buffer_limits(0)  # `drain` returns when everything is sent
         try:
             async with asyncio.timeout(LINE_S):
                 line = await reader.readuntil(b"\n")
@@ -222,7 +224,7 @@ class Control:
             writer.transport.abort()
 
     async def _answer(self, line: bytes, uid: int, *, entitled: bool) -> tuple[str, bytes]:
-        """What was asked for, and its answer. Never fails."""
+        """The operation's name and its answer. Never raises."""
         op = ""
         try:
             request = _request.decode(line)
@@ -234,10 +236,10 @@ class Control:
             return op, refusal(error.code, str(error))
         except Exception as defect:  # noqa: BLE001  a door (supervision.py)
             self._complaints.say("defect", f"{self.path}: a request of uid {uid} could not be answered", defect)
-            return op, refusal(RefusalCode.INTERNAL, "the daemon failed; its log says why")
+            return op, refusal(RefusalCode.INTERNAL, "the daemon failed; its log has the reason")
 
     def _operation(self, request: ControlRequest, uid: int, entitled: bool) -> Operation:
-        """Raises Denied."""
+        """The requested operation. Raises Denied."""
         if operation := self._reading.get(request.op):
             return operation
         if operation := self._changing.get(request.op):
@@ -259,7 +261,8 @@ class Control:
         if not self.group:
             return False
         now, key = time.monotonic(), (uid, gid, self.group)
-        if key not in self._members or now - self._members[key][0] >= MEMBERS_S:  # who is in it may take long to find
+        # the lookup of a group's members may take long
+        if key not in self._members or now - self._members[key][0] >= MEMBERS_S:
             if len(self._members) >= MOST_USERS:
                 self._members.clear()
             self._members[key] = (now, _in_group(uid, gid, self.group))
@@ -289,7 +292,7 @@ def pwd_name(uid: int) -> str:
 
 
 def entitled(uid: int, gid: int, group: str, owned: Path) -> bool:
-    """Whether a user may change something where no daemon runs: root, who owns the file `owned`, or the group."""
+    """True if a user may change things while no daemon runs: root, the owner of the file `owned`, or the group."""
     try:
         return uid in (0, owned.stat().st_uid) or bool(group and _in_group(uid, gid, group))
     except OSError:

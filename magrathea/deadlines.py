@@ -1,50 +1,50 @@
-"""The two seconds of a claim: who waits how long for whom, from MoM's hook to the processes that are stopped.
+"""The two seconds of a claim: who waits how long for what, from MoM's hook to the stopped processes.
 
-MoM's main loop waits for `execjob_begin`, so that all of it is over within CLAIM_S. Each part gives up a little before
-the one that waits for it, which then still gets a reason instead of silence:
+MoM's main loop waits for `execjob_begin`, so everything must end within CLAIM_S. Each part gives up a little before the
+part that waits for it. So the waiting part still gets a reason, not silence:
 
-    MoM's hook          CLAIM_S            2.0  all that it may take
+    MoM's hook          CLAIM_S            2.0  all together
       its take-back     TAKE_BACK_S        0.2    of a claim without an answer, at the end
-      the agent's turn  AGENT_CLAIM_S      1.6    sent with the claim
-      the way back      HOOK_MARGIN_S      0.2    to the hook, beyond the agent's turn
-        node daemon     DAEMON_CLAIM_S     1.4      its answer; 0.2 are left for the guest channel
-          memory        MEMORY_GLANCE_S    0.4        at most, of these, for a shortage to be seen
-          an order      ORDER_S            1.2        sent with it to the agent of each domain that is preempted
+      the agent's time  AGENT_CLAIM_S      1.6    sent with the claim
+      the way back      HOOK_MARGIN_S      0.2    to the hook, added to the agent's time
+        node daemon     DAEMON_CLAIM_S     1.4      until its answer; 0.2 are left for the guest channel
+          memory        MEMORY_GLANCE_S    0.4        of these, at most, to notice a shortage
+          an order      ORDER_S            1.2        sent with it to the agent of each preempted domain
           its way back  ORDER_MARGIN_S     0.2
-            a process   UNINTERRUPTIBLE_S  1.0          in uninterruptible sleep counts as stopped
+            a process   UNINTERRUPTIBLE_S  1.0          in uninterruptible sleep then counts as stopped
 
-The hook and the agent must do without this module and have some of these numbers again, under names of their own. A
-test adds all of them up and compares them.
+The hook and the agent cannot import this module, and repeat some of these numbers under their own names. A test adds
+all of them up and compares them.
 """
 
 from __future__ import annotations
 
 CLAIM_S = 2.0
-"""What docs/architecture.md promises; a MoM that waits longer starts no other job and answers no qdel meanwhile."""
+"""The promise of docs/architecture.md. While MoM waits, it starts no other job and answers no qdel."""
 
 TAKE_BACK_S = 0.2
-"""For the hook to take a claim back that was not answered: it may have been granted all the same."""
+"""For the hook to take back a claim that got no answer: it may have been granted."""
 
 HOOK_MARGIN_S = 0.2
-"""For the agent's answer to get to the hook, on a guest that is busy."""
+"""For the agent's answer to reach the hook on a busy guest."""
 
 AGENT_CLAIM_S = 1.6
-"""Then the agent answers that the daemon was silent."""
+"""After this time the agent answers that the daemon was silent."""
 
 DAEMON_CLAIM_S = 1.4
-"""Then the daemon refuses, or grants although CPU has not moved yet. Of an answer that comes later the agent could only
-say that it came too late."""
+"""After this time the daemon refuses, or grants although CPU has not moved yet. The agent would reject a later
+answer."""
 
 MEMORY_GLANCE_S = 0.4
-"""Most memory that cannot be had is known to be lacking by then. The rest is for the prologue to wait for, because MoM
+"""How long a claim also waits for memory; most shortages show by then. The prologue waits for the rest, because MoM
 does nothing else during a claim."""
 
 ORDER_S = 1.2
-"""For an agent to stop all processes of the jobs named, and to look again until it finds nothing new."""
+"""For an agent to stop all processes of the named jobs, and to search again until it finds no new ones."""
 
 ORDER_MARGIN_S = 0.2
-"""For its answer to get to the daemon."""
+"""For the agent's answer to reach the daemon."""
 
 UNINTERRUPTIBLE_S = 1.0
-"""From then on a process in uninterruptible sleep counts as stopped, if its stop is pending. Otherwise no job of a file
-server that hangs could ever be preempted."""
+"""From then on a process in uninterruptible sleep counts as stopped if its stop is pending. Otherwise a file server
+that hangs would make all its jobs impossible to preempt."""

@@ -1,7 +1,7 @@
-"""What msgspec raises for bytes that are not what they should be.
+"""The exceptions that msgspec raises for invalid bytes.
 
-Not its own errors only: bytes that are no UTF-8 raise UnicodeDecodeError (msgspec decodes lazily), and nesting deeper
-than Python's stack allows raises RecursionError. Whoever decodes what others wrote catches all of them.
+They are not only its own. Bytes that are not UTF-8 raise UnicodeDecodeError (msgspec decodes lazily), and nesting
+deeper than Python's stack raises RecursionError. Code that decodes foreign bytes must catch all of them.
 """
 
 from __future__ import annotations

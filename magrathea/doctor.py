@@ -1,9 +1,9 @@
-"""Checks of a machine: what one is, where the parts' files are, and what parts share in checking.
+"""Checks of a machine: the types, the places of the parts' files, and checks that several parts share.
 
-The parts bring their own checks (entry-point group `magrathea.doctor`, objects of class `Part`); `magrathea doctor`
+The parts bring their own checks (entry-point group `magrathea.doctor`, objects of class `Part`). `magrathea doctor`
 (cli/doctor.py) runs those that belong to this machine.
 
-Rule 1: a check changes nothing, ends by a deadline, and never raises for what it finds: that is a `Check`, too.
+Rule 1: a check changes nothing, ends by a deadline, and never raises; a failure is a `Check` too.
 Rule 2: whatever is not ok has a cause and a fix.
 """
 
@@ -34,7 +34,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding. `part`: server, host or guest. `name` never changes, for programs; the texts are for people."""
+    """One result. `part`: server, host or guest. `name` is for programs and never changes; the texts are for people."""
 
     part: str
     name: str
@@ -46,7 +46,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """Where to look on this machine."""
+    """The parts' files on this machine."""
 
     pbs: Path = Path(DEFAULT_CONF)
     hub: Path = Path("/etc/magrathea/hub.toml")
@@ -56,7 +56,7 @@ class Paths:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part that may be on this machine. `here`: the file that tells so, or "" ; `checks`: its checks."""
+    """A part that may be on this machine. `here`: the file that proves it, or "". `checks`: its checks."""
 
     name: str
     here: Callable[[Paths], str] = field(repr=False)
@@ -64,7 +64,7 @@ class Part:
 
 
 def of_pbs_conf(path: Path) -> Mapping[str, str]:
-    """PBS's own configuration of this machine; {} if there is none."""
+    """This machine's PBS configuration; {} if there is none."""
     try:
         return read_conf(path)
     except OSError:
@@ -72,21 +72,21 @@ def of_pbs_conf(path: Path) -> Mapping[str, str]:
 
 
 def clock(part: str) -> Check:
-    """Whether the kernel says that the clock is kept in step with others: deadlines and histories are compared."""
+    """Checks that the kernel reports a synchronised clock: deadlines and histories are compared between machines."""
     state = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.create_string_buffer(TIMEX_BYTES))
     if 0 <= state < TIME_ERROR:
         return Check(part, "clock", Status.OK, "the clock is synchronised")
     fix = "run chrony or systemd-timesyncd here, or on the machine whose clock this one shares"
-    return Check(part, "clock", Status.WARN, "the clock is not synchronised", "the kernel says so (adjtimex)", fix)
+    return Check(part, "clock", Status.WARN, "the clock is not synchronised", "the kernel reports it (adjtimex)", fix)
 
 
 def endpoint(part: str, name: str, address: str, fix: str) -> Check:
-    """Whether somebody listens at a ZeroMQ address, `ipc:///path` or `tcp://host:port`."""
+    """Checks that somebody listens at a ZeroMQ address, `ipc:///path` or `tcp://host:port`."""
     try:
         _connect(address)
     except OSError as error:
         cause = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
-        return Check(part, name, Status.FAIL, f"nobody can be reached at {address}", cause, fix)
+        return Check(part, name, Status.FAIL, f"nobody answers at {address}", cause, fix)
     return Check(part, name, Status.OK, f"{address} is open")
 
 
@@ -102,20 +102,22 @@ def _connect(address: str) -> None:
 
 
 def private(part: str, name: str, path: Path) -> Check:
-    """A file that nobody but its owner may read."""
+    """Checks that only its owner may read a file."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        fix = "`magrathea keys` makes keys; this one is carried here"
+        fix = "make keys with `magrathea keys`, and copy this one here"
         return Check(part, name, Status.FAIL, f"{path} cannot be used", error.strerror or str(error), fix)
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         fix = f"chmod 600 {path}; if it is a key, consider it known and make another"
-        return Check(part, name, Status.FAIL, f"others may read {path}", f"its mode is {stat.S_IMODE(mode):04o}", fix)
-    return Check(part, name, Status.OK, f"{path} is its owner's only")
+        return Check(
+            part, name, Status.FAIL, f"other users may read {path}", f"its mode is {stat.S_IMODE(mode):04o}", fix
+        )
+    return Check(part, name, Status.OK, f"only its owner can read {path}")
 
 
 def writable(part: str, name: str, directory: Path, least_mib: int = 100) -> Check:
-    """A directory for state: there, and with room. Of root's rights nothing can be said."""
+    """Checks that a directory for state exists and has room. For root nothing can be said about permissions."""
     try:
         room = os.statvfs(directory)
     except OSError as error:
@@ -125,6 +127,6 @@ def writable(part: str, name: str, directory: Path, least_mib: int = 100) -> Che
     if mib < least_mib:
         cause = f"{mib} MiB are free, less than {least_mib}"
         return Check(
-            part, name, Status.FAIL, f"{directory} has hardly any room", cause, "make room on that file system"
+            part, name, Status.FAIL, f"{directory} has too little room", cause, "make room on that file system"
         )
     return Check(part, name, Status.OK, f"{directory} has {mib} MiB free")

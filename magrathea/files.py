@@ -1,8 +1,8 @@
-"""Files that daemons keep: nobody else's from their first moment on, and never what a link leads to.
+"""Files that daemons keep: private from their first moment on, and never followed through a link.
 
-Rule 1: a mode is given when the file is made. A chmod afterwards leaves a moment in which others can open it.
-Rule 2: the last name of a path is no link, pipe or device. Whoever may write in the folder could otherwise have another
-file overwritten, or let a daemon wait for ever.
+Rule 1: the mode is set when the file is made. A later chmod would leave a moment in which others can open it.
+Rule 2: the last component of a path is no link, pipe or device. Otherwise whoever may write to the folder could have
+another file overwritten, or make a daemon wait for ever.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ NO_FILE = "is no regular file; remove it"
 
 
 def open_regular(path: Path, flags: int, mode: int = PRIVATE) -> int:
-    """A descriptor of a regular file. Raises OSError: for a link, and for what is no file, too."""
+    """A descriptor of a regular file. Raises OSError, also for a link and for anything that is not a regular file."""
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, "is a symbolic link, which is not followed; put the file there", path) from error
-        if error.errno == errno.ENXIO:  # a pipe that nobody reads, or a socket
+        if error.errno == errno.ENXIO:  # a pipe without a reader, or a socket
             raise OSError(errno.ENXIO, NO_FILE, path) from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -37,13 +37,13 @@ def open_regular(path: Path, flags: int, mode: int = PRIVATE) -> int:
 
 
 def read(path: Path, most: int) -> bytes:
-    """The first `most` bytes. Raises OSError."""
+    """The first `most` bytes of a file. Raises OSError."""
     with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
         return file.read(most)
 
 
 def replace(path: Path, data: bytes, mode: int = PRIVATE, *, sync: bool = False) -> None:
-    """Put `data` there in one step; with `sync` it is on disk afterwards. Raises OSError."""
+    """Replace a file's content atomically; with `sync` it is on disk afterwards. Raises OSError."""
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)
     with os.fdopen(open_regular(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
@@ -61,7 +61,7 @@ def replace(path: Path, data: bytes, mode: int = PRIVATE, *, sync: bool = False)
 
 
 def touch(path: Path, mode: int) -> None:
-    """Give it the present time; made if it is not there. Raises OSError."""
+    """Set a file's time to now; make the file if it does not exist. Raises OSError."""
     descriptor = open_regular(path, os.O_WRONLY | os.O_CREAT, mode)
     try:
         os.utime(descriptor)
@@ -70,7 +70,7 @@ def touch(path: Path, mode: int) -> None:
 
 
 def lock(path: Path) -> int:
-    """Lock it until the descriptor is closed. Raises OSError; BlockingIOError: another process has it."""
+    """Lock a file until the descriptor is closed. Raises OSError; BlockingIOError if another process has the lock."""
     descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,7 +82,7 @@ def lock(path: Path) -> int:
 
 @contextmanager
 def private_sockets() -> Iterator[None]:
-    """Sockets that are bound within are the own user's only. Nothing else may run meanwhile: no `await` within."""
+    """Sockets bound inside the `with` are private to this user. No other code may run meanwhile: no `await` inside."""
     before = os.umask(0o177)
     try:
         yield

@@ -1,7 +1,7 @@
-"""A host's history, for people: what may be asked of it, and where it lies.
+"""A host's history, for people: the possible questions, and where it is stored.
 
-It is written by the node daemon (node_daemon/journal.py), event by event and decision by decision, and read through
-the daemon; where that is down, from its file, which is never written to from here. history_sentences.py makes a
+The node daemon writes it (node_daemon/journal.py), event by event and decision by decision. It is read through the
+daemon; if that is down, directly from its file, which is never written to from here. history_sentences.py makes a
 sentence of each entry.
 """
 
@@ -16,7 +16,7 @@ from magrathea.messages import MOST_ENTRIES, HistoryEntry, Snapshot
 
 DEFAULT_FILE = Path("/var/lib/magrathea/journal.sqlite")
 MOST = MOST_ENTRIES
-"""Entries that are told at most at a time."""
+"""The largest number of entries in an answer."""
 
 
 HistoryRow = tuple[float, str, str, str, str, bytes]
@@ -24,8 +24,10 @@ HistoryRow = tuple[float, str, str, str, str, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """The newest `limit` entries since then (Unix seconds) about a domain or a job, by its id or what is before the
-    first dot of it; about everything where `about` is empty."""
+    """Asks for the newest `limit` entries since a time (Unix seconds) about a domain or a job.
+
+    A job is given by its id, or by the part before the first dot. An empty `about` means everything.
+    """
 
     about: str = ""
     since: float = 0.0
@@ -40,11 +42,11 @@ _SELECT = """
 
 
 class Unreadable(Exception):
-    """The file cannot be read: which, why, and what to do."""
+    """The file cannot be read: the text says which, why, and how to fix it."""
 
 
 def select(connection: sqlite3.Connection, query: Query) -> list[HistoryEntry]:
-    """What is asked for, oldest first. Raises sqlite3.Error."""
+    """The matching entries, oldest first. Raises sqlite3.Error."""
     values = (query.since, query.about, max(1, min(query.limit, MOST)))
     rows = connection.execute(_SELECT, values).fetchall()
     return [entry(row) for row in reversed(rows)]
@@ -56,24 +58,24 @@ def entry(row: HistoryRow) -> HistoryEntry:
 
 
 def matches(entry: HistoryEntry, query: Query) -> bool:
-    """What `select` does, for entries that are not in the file yet."""
+    """The same test as `select`, for entries that are not in the file yet."""
     about = ("", entry.domain, entry.job, entry.job.partition(".")[0])
     return entry.at >= query.since and query.about in about
 
 
 def read_file(path: Path, query: Query) -> list[HistoryEntry]:
-    """The same from a journal that no daemon has open. Raises Unreadable."""
+    """The matching entries of a journal that no daemon has open. Raises Unreadable."""
     try:
-        path.stat()  # sqlite does not say why it cannot open a file
+        path.stat()  # sqlite does not report why it cannot open a file
         with path.open("rb"), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             return select(connection, query)
     except (OSError, sqlite3.Error) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise Unreadable(f"{path}: {why}; run it as root, or name the file by --journal") from error
+        raise Unreadable(f"{path}: {why}; run this as root, or name the file with --journal") from error
 
 
 def is_about(snapshot: Snapshot, about: str) -> bool:
-    """Whether the host is, or now has, what somebody asks about: a domain, a vnode, a job by all of its id or less."""
+    """True if `about` is the host, or a domain, vnode or job that it has now; a job may be shortened as in Query."""
     domains = {name for domain in snapshot.domains for name in (domain.name, domain.vnode)}
     jobs = {job.id for domain in snapshot.domains for job in domain.jobs}
     return about in {snapshot.host, *domains, *jobs, *(id.partition(".")[0] for id in jobs)}

@@ -1,7 +1,7 @@
 """Each entry of a host's history as a sentence for people.
 
-An entry holds an event or a decision of the core as JSON (node_daemon/journal.py). It is read as what it was, so that
-mypy names an event that has no sentence; what another version wrote and this one cannot read is shown as it stands.
+An entry holds an event or a decision of the core as JSON (node_daemon/journal.py). It is decoded into its own type, so
+that mypy reports an event without a sentence. An entry of another version that cannot be decoded is shown as JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from magrathea.decoding import UNDECODABLE
 from magrathea.messages import HistoryEntry
 
 KINDS: Mapping[str, type] = {kind.__name__: kind for kind in get_args(ev.Event | ev.Decision)}
-"""By the name that an entry has."""
+"""Types by the name in an entry."""
 
 NOTES: Mapping[Note, str] = {
     Note.PREEMPTED: "stopped{by}",
@@ -37,7 +37,7 @@ NOTES: Mapping[Note, str] = {
     Note.FORGOTTEN: "forgotten{why}",
     Note.RENAMED: "renamed{why}",
 }
-"""`by`, `why`: the note's text, for whom or why. `after`, `in_all`: for how long the job was preempted."""
+"""`by`, `why`: the note's text, that is who or why. `after`, `in_all`: how long the job was preempted."""
 
 CLOSES_WHEN: Mapping[Patience, str] = {
     Patience.DRAIN: "when its jobs have ended",
@@ -47,7 +47,7 @@ CLOSES_WHEN: Mapping[Patience, str] = {
 
 
 def sentence(entry: HistoryEntry) -> str:
-    """What happened or was decided; of a kind that is not known here, its name and its data."""
+    """What happened or was decided; for an unknown kind, its name and its data."""
     try:
         if entry.name not in KINDS:
             return _unknown(entry.name, msgspec.json.decode(entry.data, type=dict[str, Any]))
@@ -135,7 +135,7 @@ def _of_domain(event: ev.DomainEvent) -> str:
         case ev.JobLaunched():
             return "its first process is there"
         case ev.JobContinued():
-            return "its agent has let it go on"
+            return "its agent has continued it"
         case ev.JobsReported(jobs=jobs):
             return f"MoM lists {', '.join(job.key.id for job in jobs) or 'no jobs'}"
         case ev.AgentConnected():

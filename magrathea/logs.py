@@ -1,11 +1,11 @@
-"""The log of the hub and of the node daemon: what strangers say can neither forge a line of it nor flood it.
+"""The log of the hub and of the node daemon: texts from strangers can neither forge a line nor flood it.
 
-Rule 1: every message is one line without control characters (text.py), whatever is in it. A traceback has lines of its
-own, each behind BAR, so that no line of it can be taken for a message or for a priority of journald ("<3>").
-Rule 2: what a stranger can cause to be logged goes through `RationedLog`: one line for each kind and minute, with the
-number of those left out. Kinds are ours, or names that are bounded in number; never a stranger's text.
-Rule 3: what nobody thought of is bounded, too: each place in the program logs SITE_BURST lines at once and then one
-every SITE_PERIOD_S. What is logged for debugging is not.
+Rule 1: every message is one line without control characters (text.py), whatever it contains. Each line of a traceback
+begins with BAR, so that none can be taken for a message or for a priority of journald ("<3>").
+Rule 2: log entries that a stranger can cause go through `RationedLog`: one line for each kind and minute, with the
+number of omitted ones. Kinds are our own words or names of a bounded set, never a stranger's text.
+Rule 3: as a last resort each place in the program may log SITE_BURST lines at once, then one every SITE_PERIOD_S. Debug
+messages are exempt.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from .budget import Budget
 from .text import printable
 
 MOST = 4000
-"""Characters of a message: the longest sentence that a message may hold."""
+"""Characters of a message: the longest sentence that a protocol message can hold."""
 BAR = "  | "
 PERIOD_S = 60.0
 SITE_BURST, SITE_PERIOD_S = 1000.0, 0.02
 MOST_KINDS = 1000
-"""Kinds that are told apart within one period; further ones share a line."""
+"""Different kinds within one period; all further kinds share one."""
 
 
 def configure(level: str, form: str) -> None:
-    """Log to stderr from here on, each message as `form` says. journald adds the time itself."""
+    """Log to stderr from now on, each message in the layout `form`. journald adds the time itself."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Formatter(form if "JOURNAL_STREAM" in os.environ else f"%(asctime)s {form}"))
     handler.addFilter(SiteRation())
@@ -66,7 +66,7 @@ class SiteRation(logging.Filter):
 
 
 class Rations:
-    """How much of each kind may be said: `burst` at once, then one every `period_s`."""
+    """How many lines of each kind are allowed: `burst` at once, then one every `period_s`."""
 
     def __init__(self, burst: float, period_s: float, clock: Callable[[], float]) -> None:
         self._burst, self._period_s = burst, period_s
@@ -74,12 +74,12 @@ class Rations:
         self._kinds: dict[Hashable, _Kind] = {}
 
     def take(self, kind: Hashable) -> str | None:
-        """What to say of those that were left out; None if one more is to be left out."""
+        """Text about omitted lines, to add to this one; None if this line must be omitted too."""
         now = self._clock()
         if kind not in self._kinds and len(self._kinds) >= MOST_KINDS:
             self._kinds = {k: known for k, known in self._kinds.items() if not known.budget.is_full(now)}
             if len(self._kinds) >= MOST_KINDS:
-                kind = "more kinds than are told apart"
+                kind = "too many kinds to count each"
         if kind not in self._kinds:
             self._kinds[kind] = _Kind(Budget(1 / self._period_s, self._burst, now))
         known = self._kinds[kind]
@@ -91,7 +91,8 @@ class Rations:
 
 
 class RationedLog:
-    """What strangers cause to be logged. See Rule 2. `burst` lines of a kind at once, then one every `period_s`."""
+    """A log for entries that strangers cause; see Rule 2. `burst` lines of a kind at once, then one every
+    `period_s`."""
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class RationedLog:
         self._rations = Rations(burst, period_s, clock)
 
     def say(self, kind: Hashable, text: str, error: BaseException | None = None, level: int = logging.WARNING) -> None:
-        """Log `text`, unless as many lines of this kind were logged lately; with `error`, its traceback."""
+        """Log `text`, unless too many lines of this kind were logged lately; with `error`, its traceback."""
         if not self._log.isEnabledFor(level) or (more := self._rations.take(kind)) is None:
             return
         self._log.log(logging.ERROR if error else level, "%s%s", text, more, exc_info=error, stacklevel=2)

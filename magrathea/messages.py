@@ -1,11 +1,11 @@
-"""What node daemons, hub and commands say to each other: every message, typed, with its bounds.
+"""The messages between node daemons, hub and commands: every message with its types and bounds.
 
-Encoding: JSON by msgspec; unknown fields and wrong types are refused (`decode` raises `BadMessage`). The guest
-channel's messages are elsewhere (node_daemon/guest_channel/messages.py), because the agent has no msgspec.
+Encoding: JSON by msgspec; unknown fields and wrong types are refused (`decode` raises `BadMessage`). The guest channel
+has its own messages (node_daemon/guest_channel/messages.py), because the agent has no msgspec.
 
-Rule 1: a Snapshot says all about its host; a later one (boot_id, revision) replaces it whole.
-Rule 2: a Books says all about a host's jobs; a later one replaces it whole. Nothing is a difference, so a lost
-message costs time only.
+Rule 1: a Snapshot has everything about its host; a later one (boot_id, revision) replaces it completely.
+Rule 2: a Books has everything about a host's jobs; a later one replaces it completely. No message is a difference, so a
+lost message only costs time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from magrathea.decoding import UNDECODABLE
 from .core.model import JobClass, Kind, MemoryComing, MemoryLack, MemoryShort, Mode, Stage, State
 
 MAX_BYTES = 4 * 1024 * 1024
-"""A message larger than this is refused unread: 64 domains of 200 jobs are about 3 MiB."""
+"""A larger message is refused unread: 64 domains of 200 jobs are about 3 MiB."""
 
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 """Names of hosts, domains, vnodes and jobs; 255 is PBS's limit for a vnode's and a job's name."""
@@ -28,14 +28,14 @@ Sentence = Annotated[str, msgspec.Meta(max_length=4096)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 Rank = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31)]
 Time = Annotated[float, msgspec.Meta(ge=0, le=2**36)]
-"""Seconds; 2**36 as a date is in the year 4147, which every calendar of Python still knows."""
+"""Seconds. 2**36 as a date is in the year 4147, which all of Python's calendars can still handle."""
 
 MOST_DOMAINS, MOST_JOBS, MOST_NOTES, MOST_REFUSED, MOST_ENTRIES = 256, 8192, 1024, 64, 10_000
-"""In one message: far more than any host has, and so few that a host's snapshot takes bounded memory and time."""
+"""In one message: far more than any host has, but few enough to bound a snapshot's memory and time."""
 
 
 class BadMessage(Exception):
-    """A message that is too large, no JSON, of no known type, or with a wrong field; the text names it."""
+    """A message is too large, not JSON, of an unknown type, or has a wrong field; the text names it."""
 
 
 class Message(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", kw_only=True, frozen=True):
@@ -45,9 +45,10 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", kw_o
 class JobReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """A job as its host sees it.
 
-    `stop`: this host wants it stopped. `ready`: this host no longer does, and all is given back, so that PBS may resume
-    it. `waits`: for what its start still waits, empty if for nothing. `requeue`: it was stopped longer than the limit.
-    `warned_until`: before that PBS must not suspend it. Times are Unix seconds.
+    `stop`: this host wants it stopped. `ready`: this host no longer wants that and has given everything back, so PBS
+    may resume it. `waits`: what its start still waits for; empty if nothing. `requeue`: it was stopped longer than the
+    limit.
+    `warned_until`: PBS must not suspend it before. Times are Unix seconds.
     """
 
     id: Word
@@ -73,7 +74,7 @@ class JobReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen
 
 
 class MemoryMove(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """Memory on its way. `what`: the domain `gives` or `takes` it, or `fetches` from swap what its jobs will need."""
+    """Memory that is moving. `what`: the domain `gives` it, `takes` it, or `fetches` its jobs' memory from swap."""
 
     what: Word
     done_mib: Count
@@ -83,8 +84,8 @@ class MemoryMove(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froze
 class DomainReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """A domain, derived and ready to publish. `ncpus`, `mem_mib`: what PBS may use of its vnode, running jobs included.
 
-    `cpu_percent`, `want_cpu_percent`: as it is and as it should be (100 is one CPU; None: not capped or not known).
-    `since`: when it took its present state. `why`: a sentence for people. `lacks`: see `lack`.
+    `cpu_percent`, `want_cpu_percent`: the present and the wanted cap (100 is one CPU; None: no cap, or unknown).
+    `since`: start of its present state. `why`: a sentence for people. `lacks`: see `lack`.
     """
 
     name: Word
@@ -109,15 +110,17 @@ class DomainReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
 
     @property
     def lack(self) -> MemoryLack | None:
-        """What its jobs lack of the memory that they asked for: `lacks` is None for nothing, empty for what is on its
-        way, else why it does not come."""
+        """What its jobs lack of the memory that they asked for.
+
+        `lacks` is None if nothing is missing, empty if the rest is on its way, else the reason why it does not come.
+        """
         if self.lacks is None:
             return None
         return MemoryShort(self.lacks) if self.lacks else MemoryComing()
 
 
 class RefusedClaim(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """A job's start that was refused a short while ago, and why: its owner sees it as the job's comment."""
+    """A start of a job that was refused lately, and why. Its owner sees the reason as the job's comment."""
 
     id: Word
     run: Count
@@ -128,9 +131,9 @@ class RefusedClaim(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
 
 
 class Snapshot(Message, frozen=True, tag="snapshot"):
-    """A host daemon to its hub: everything about the host. `boot_id` changes with each start of the daemon.
+    """From a node daemon to its hub: everything about the host. `boot_id` changes with each start of the daemon.
 
-    `services_cpus`: of the host's `cpus`, what services have, configured ones and others.
+    `services_cpus`: how many of the host's `cpus` services use, configured ones and others.
     """
 
     host: Word
@@ -151,8 +154,11 @@ class Snapshot(Message, frozen=True, tag="snapshot"):
 
 
 class Heartbeat(Message, frozen=True, tag="heartbeat", omit_defaults=True):
-    """Either way, every `HEARTBEAT_S`. From a host: its last revision, so that the hub can ask for what it lacks; and
-    its clock and version, for `magrathea doctor`."""
+    """In both directions, every `HEARTBEAT_S`.
+
+    From a host it has the last revision, so that the hub can ask for a missing one. It also has the host's clock and
+    version, for `magrathea doctor`.
+    """
 
     sender: Word
     boot_id: Word
@@ -177,7 +183,7 @@ class BookEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen
 class Books(Message, frozen=True, tag="books"):
     """Hub to host: all of the host's jobs that PBS has suspended for Magrathea, or that another host wants stopped.
 
-    `acked_revision`: the last snapshot of the host that these books know.
+    `acked_revision`: the host's last snapshot that is included in these books.
     """
 
     hub_id: Word
@@ -186,8 +192,8 @@ class Books(Message, frozen=True, tag="books"):
 
 
 class HistoryEntry(msgspec.Struct, frozen=True):
-    """A row of a host's history (magrathea/history.py). `kind` is `event` or `decision`; `name` its type; `domain` and
-    `job` may be empty; `data`: all of it as JSON."""
+    """A row of a host's history (magrathea/history.py). `kind`: `event` or `decision`; `name`: its type; `domain`,
+    `job`: may be empty; `data`: everything as JSON."""
 
     at: Time
     kind: Annotated[str, msgspec.Meta(max_length=64)]
@@ -198,7 +204,7 @@ class HistoryEntry(msgspec.Struct, frozen=True):
 
 
 class HistoryAsked(Message, frozen=True, tag="history-asked"):
-    """Hub to host: somebody asks for your history. `id`: the answer's, too."""
+    """Hub to host: send your history. `id`: also the answer's."""
 
     id: Count
     about: Annotated[str, msgspec.Meta(max_length=255)] = ""
@@ -207,7 +213,7 @@ class HistoryAsked(Message, frozen=True, tag="history-asked"):
 
 
 class HistoryTold(Message, frozen=True, tag="history-told"):
-    """Host to hub: what was asked for. `trouble`: why there is nothing to tell; else empty."""
+    """Host to hub: the requested history. `trouble`: why there is none; else empty."""
 
     sender: Word
     id: Count
@@ -216,13 +222,14 @@ class HistoryTold(Message, frozen=True, tag="history-told"):
 
 
 MAX_PARTS = 200
-"""Parts of a job in one question; a job of more asks again. With the longest names it fits a guest channel's line."""
+"""Parts of a job in one question; for more parts ask again. With the longest names it fits a line of the guest
+channel."""
 
 Vnodes = Annotated[list[Word], msgspec.Meta(max_length=MAX_PARTS)]
 
 
 class PartsAsked(Message, frozen=True, tag="parts-asked"):
-    """Host to hub: which of the job's parts in these vnodes of other hosts are not ready? `id`: the answer's, too."""
+    """Host to hub: which of the job's parts in these vnodes of other hosts are not ready? `id`: also the answer's."""
 
     sender: Word
     id: Count
@@ -232,21 +239,21 @@ class PartsAsked(Message, frozen=True, tag="parts-asked"):
 
 
 class UnreadyPart(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """See core/readiness.py. `text` names its host, too."""
+    """See core/readiness.py. `text` also names the part's host."""
 
     stage: Stage
     text: Sentence
 
 
 class PartsTold(Message, frozen=True, tag="parts-told"):
-    """Hub to host: what was asked for; parts that are ready, or in vnodes that nobody manages, are not named."""
+    """Hub to host: the parts that are not ready. Parts that are ready, or in unmanaged vnodes, are not in it."""
 
     id: Count
     parts: list[UnreadyPart]
 
 
 class HostHistory(msgspec.Struct, kw_only=True, frozen=True):
-    """What one host told of its history, or why it did not."""
+    """One host's history, or why it sent none."""
 
     host: Word
     entries: list[HistoryEntry] = []
@@ -254,9 +261,10 @@ class HostHistory(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class HostView(msgspec.Struct, kw_only=True, frozen=True):
-    """A host as the hub knows it. `live`: its lease holds; else the snapshot is its last one, and PBS shows unknown.
+    """A host as the hub knows it. `live`: its lease is valid; else the snapshot is its last one, and PBS shows unknown.
 
-    `ahead_s`: how far its clock was before the hub's (negative: behind) at its last heartbeat. `version`: its daemon's.
+    `ahead_s`: how far its clock was ahead of the hub's at its last heartbeat (negative: behind). `version`: its
+    daemon's.
     """
 
     live: bool
@@ -266,9 +274,9 @@ class HostView(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class FarmView(msgspec.Struct, kw_only=True, frozen=True):
-    """What the hub's control socket answers to `status`. `booked`: jobs that it has suspended in PBS.
+    """The answer of the hub's control socket to `status`. `booked`: jobs that the hub has suspended in PBS.
 
-    `knows_pbs`: it has read PBS's vnodes and jobs since it started; before that the books are not to be relied on.
+    `knows_pbs`: the hub has read PBS's vnodes and jobs since its start; before that its books are not reliable.
     """
 
     at: Time
@@ -278,7 +286,7 @@ class FarmView(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Preview(msgspec.Struct, kw_only=True, frozen=True):
-    """What one domain would answer to a claim now. `code`: empty if it would accept, and preempt `preempts`."""
+    """One domain's answer to a claim now. `code`: empty if it would accept, and preempt `preempts`."""
 
     host: Word
     domain: Word
@@ -290,7 +298,7 @@ class Preview(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Chunk(NamedTuple):
-    """A part of a select: how many of that size."""
+    """A part of a select: how many chunks of that size."""
 
     number: Annotated[int, msgspec.Meta(ge=1, le=2**20)]
     cpus: Annotated[int, msgspec.Meta(ge=0, le=2**20)]
@@ -298,14 +306,14 @@ class Chunk(NamedTuple):
 
 
 class ChunkPreview(msgspec.Struct, kw_only=True, frozen=True):
-    """What each domain would answer to one such chunk by itself."""
+    """Each domain's answer to one such chunk alone."""
 
     chunk: Chunk
     answers: list[Preview]
 
 
 class Placement(msgspec.Struct, kw_only=True, frozen=True):
-    """Where one chunk (the number of its kind in the select) would go if those before it were there already."""
+    """Where one chunk (the number of its kind in the select) would go after the chunks before it."""
 
     chunk: Count
     host: Word
@@ -315,7 +323,7 @@ class Placement(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Outlook(msgspec.Struct, kw_only=True, frozen=True):
-    """What a submission would find and do now. `placed`: in order, up to the first chunk that finds no place."""
+    """What a submission would find and do now. `placed`: in order, up to the first chunk without a place."""
 
     cls: JobClass
     chunks: list[ChunkPreview]
@@ -331,7 +339,7 @@ class Outlook(msgspec.Struct, kw_only=True, frozen=True):
 
 
 HEARTBEAT_S = 2.0
-"""Seconds between heartbeats; a host whose three last ones are missing is `unknown` to PBS."""
+"""Seconds between heartbeats. After three missing ones a host is `unknown` to PBS."""
 
 ToHub = Snapshot | Heartbeat | HistoryTold | PartsAsked
 ToHost = Books | Heartbeat | Resend | HistoryAsked | PartsTold
@@ -355,10 +363,10 @@ def _decode(decoder: msgspec.json.Decoder[ToHub] | msgspec.json.Decoder[ToHost],
 
 
 def decode_to_hub(data: bytes) -> ToHub:
-    """What a host sent to the hub. Raises BadMessage."""
+    """A message from a host to the hub. Raises BadMessage."""
     return _decode(_to_hub, data)  # type: ignore[return-value]
 
 
 def decode_to_host(data: bytes) -> ToHost:
-    """What the hub sent to a host. Raises BadMessage."""
+    """A message from the hub to a host. Raises BadMessage."""
     return _decode(_to_host, data)  # type: ignore[return-value]

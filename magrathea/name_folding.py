@@ -1,7 +1,7 @@
-"""Folding names for people, as ClusterShell does: node001 ... node140 become node[001-140].
+"""Folds names for people, as ClusterShell does: node001 ... node140 become node[001-140].
 
-ClusterShell itself is not used for it: it would be a dependency for this one function, and takes longer to import than
-`magrathea status` may take in all.
+ClusterShell itself would be a dependency for one function, and its import takes longer than `magrathea status` may take
+in all.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 _NUMBERED = re.compile(r"(.*?)([0-9]+)([^0-9]*)", re.DOTALL)
-"""A name with its last number; what is before and after it has to be the same to be folded."""
+"""A name around its last number. Only names with the same text before and after the number are folded."""
 
 
 def fold(names: Iterable[str]) -> str:
-    """The set of names, comma between, sorted; each of them can be told from it, leading zeros too."""
+    """The set of names as text, sorted, separated by commas. Each name can be derived from it, with its leading
+    zeros."""
     groups: dict[tuple[str, str], set[str]] = defaultdict(set)
     single: list[str] = []
     for name in set(names):
@@ -28,7 +29,8 @@ def fold(names: Iterable[str]) -> str:
 
 
 def _parts(digits: set[str]) -> list[str]:
-    """Numbers of a width that has leading zeros (099 and 100) belong together; those without, of any width, too."""
+    """Groups of numbers that may be folded: those of one width if it has leading zeros (099 and 100), and all others
+    together."""
     padded = {len(d) for d in digits if d[0] == "0" and len(d) > 1}
     by_width: dict[int, list[int]] = defaultdict(list)
     for d in digits:

@@ -1,9 +1,9 @@
-"""What a submission would find now, and what it would preempt: the core's own answers, asked without a claim.
+"""What a submission would find now, and what it would preempt: the core's own answers, without a claim.
 
-The daemon has the facts: its answer is the one that a claim at this moment would get. The hub has snapshots: a domain
-that does not publish the class refuses (its own daemon has worked that out); for the rest the host is put together
-again from its snapshot. Not in a snapshot: floors, swap, locked memory, how long jobs have run, lingering. So the hub's
-word is exact about who accepts and, by CPUs, about who is preempted; about memory only the daemon knows.
+The daemon has all facts: it gives the answer that a claim would get at this moment. The hub has only snapshots. If a
+domain does not publish the class, it refuses, because its own daemon has computed that. The other hosts are rebuilt
+from their snapshots, which lack floors, swap, locked memory, how long jobs have run, and lingering. So the hub knows
+exactly who accepts and, by CPUs, who is preempted. Only the daemon knows about memory.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ _LIFECYCLES = {State.DOWN: Lifecycle.DOWN, State.FROZEN: Lifecycle.DOWN, State.B
 
 
 class TooLong(Exception):
-    """The caller did not want to wait any longer."""
+    """The caller does not want to wait any longer."""
 
 
 Ended = Callable[[], bool]
-"""Whether the caller waits no longer."""
+"""Returns True if the caller has stopped waiting."""
 
 
 def outlook(
     host: Host, vnodes: Mapping[str, str], cls: JobClass, chunks: Sequence[Chunk], ended: Ended = lambda: False
 ) -> Outlook:
-    """By the host itself: what a submission of these chunks would find and do now. Raises TooLong as soon as `ended`
-    is true."""
+    """The answer of the host itself: what a submission of these chunks would find and do now. Raises TooLong as soon as
+    `ended` returns True."""
     names = {domain.name for domain in host.workers}
     answers: list[list[Preview]] = [[] for _ in chunks]
     for answered, chunk in zip(answers, chunks, strict=True):
@@ -69,7 +69,7 @@ def outlook(
 
 
 def outlook_farm(views: Iterable[HostView], cls: JobClass, chunks: Sequence[Chunk]) -> Outlook:
-    """The same for all hosts, as far as the hub's snapshots tell."""
+    """The answer for all hosts, as far as the hub's snapshots go."""
     known = [(view, host_of(view.snapshot)) for view in views]
     asked = [_asked(chunk) for chunk in chunks]
     answers = [[a for view, host in known for a in _of_view(view, host, cls, size)] for size in asked]
@@ -92,12 +92,12 @@ def _outlook(
     return Outlook(cls=cls, chunks=parts, placed=list(_placed(hosts, cls, chunks, ended)))
 
 
-# Adding up: chunk after chunk, as PBS's scheduler would, each on a host as those before would leave it.
+# Adding up chunk after chunk, as PBS's scheduler does: each on a host as the chunks before would leave it
 
 
 @dataclass(frozen=True, slots=True)
 class _Open:
-    """A host, and which of its domains are to be thought of."""
+    """A host, and those of its domains that may take a chunk."""
 
     host: Host
     domains: Collection[str]
@@ -105,7 +105,7 @@ class _Open:
 
 @dataclass(frozen=True, slots=True)
 class _Offer:
-    """A place for one chunk: how good (smallest first), and the host as it would be then."""
+    """A place for one chunk: its quality (smallest first), and the host as it would be then."""
 
     order: tuple[int, str, str]
     after: Host
@@ -130,7 +130,7 @@ def _placed(hosts: dict[str, _Open], cls: JobClass, chunks: Sequence[Chunk], end
 
 
 def _offer(there: _Open, kind: int, taken: int, cls: JobClass, chunk: Chunk) -> _Offer | None:
-    """The best place on one host, by the rank that it publishes."""
+    """The best place on one host, by its published rank."""
     host = there.host
     offers = []
     for domain in (d for d in host.workers if d.name in there.domains):
@@ -146,7 +146,7 @@ def _offer(there: _Open, kind: int, taken: int, cls: JobClass, chunk: Chunk) -> 
     return min(offers, key=lambda offer: offer.order, default=None)
 
 
-# One domain's answer to one chunk.
+# One domain's answer to one chunk
 
 
 def _of_view(view: HostView, host: Host, cls: JobClass, size: Amount) -> Iterator[Preview]:
@@ -159,9 +159,9 @@ def _of_view(view: HostView, host: Host, cls: JobClass, size: Amount) -> Iterato
         code, text = "", ""
         answer = _of(host, domain, report.vnode, cls, size)
         if not view.live:
-            code, text = RefusalCode.HOST_UNKNOWN, f"{snapshot.host} has not been heard for three heartbeats"
+            code, text = RefusalCode.HOST_UNKNOWN, f"{snapshot.host} has been silent for three heartbeats"
         elif cls not in report.accepts and not answer.code:
-            code, text = report.state.value, report.why  # its own daemon knows more
+            code, text = report.state.value, report.why  # the domain's own daemon knows more
         if code:
             yield Preview(host=snapshot.host, domain=name, vnode=report.vnode, code=code, text=text)
         else:
@@ -177,7 +177,7 @@ def _of(host: Host, domain: Domain, vnode: str, cls: JobClass, size: Amount) -> 
 
 
 def host_of(snapshot: Snapshot) -> Host:
-    """A host as far as its snapshot tells; see the module for what it does not."""
+    """A host as far as its snapshot goes; the module's docstring lists what is missing."""
     return Host(
         name=snapshot.host,
         mode=snapshot.mode,

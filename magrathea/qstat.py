@@ -1,4 +1,4 @@
-"""What PBS says of a job or a queue, through its own `qstat`: no library, no rights beyond the user's."""
+"""What PBS reports about a job or a queue, through its own `qstat`: no library, no rights beyond the user's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULT = "/opt/pbs/bin/qstat"
 
 
 class NoQstat(Exception):
-    """PBS cannot be asked, or does not know it: why, and what to do."""
+    """PBS does not answer or does not know the object; the text says why, and how to fix it."""
 
 
 def _ask(*arguments: str) -> str:
@@ -39,21 +39,21 @@ def _ask(*arguments: str) -> str:
 
 
 def job(id: str) -> tuple[str, dict[str, str]]:
-    """The full id and attributes of a job, resources as "Resource_List.select". Raises NoQstat."""
+    """A job's full id and attributes, resources as "Resource_List.select". Raises NoQstat."""
     for name, attributes in listed(_ask("--", id), [QSTAT_JOB]).items():
         return name, attributes
-    raise NoQstat(f"qstat says nothing of {printable(id)}")
+    raise NoQstat(f"qstat reports nothing about {printable(id)}")
 
 
 def class_of_queue(queue: str) -> JobClass:
     """The class that a queue gives its jobs; a queue without one gives `protected`. Raises NoQstat."""
     for attributes in listed(_ask("-Q", "--", queue), [QSTAT_QUEUE]).values():
         return _class(attributes.get(f"default_chunk.{CLASS_RESOURCE}"))
-    raise NoQstat(f"qstat says nothing of queue {printable(queue)}")
+    raise NoQstat(f"qstat reports nothing about queue {printable(queue)}")
 
 
 def class_of_select(select: str) -> JobClass:
-    """The class that all chunks name; `protected` if they do not."""
+    """The class that all chunks name, or `protected`."""
     return _class(job_class(select))
 
 
@@ -62,12 +62,12 @@ def _class(word: str | None) -> JobClass:
 
 
 def chunks(select: str) -> list[Chunk]:
-    """The parts of a select. Raises ValueError, naming what cannot be read."""
+    """The chunks of a select. Raises ValueError that names what cannot be parsed."""
     found = []
     for count, pairs in chunks_of(select):
         asked = dict(pairs)
         memory_mib = whole_mib(size_bytes(asked.get("mem", "0")))
-        if count:  # PBS takes chunks of which there are none
+        if count:  # PBS accepts chunks with a count of 0
             found.append(Chunk(count, whole_number(asked.get("ncpus", "1")), memory_mib))
     if not found:
         raise ValueError(f"`{select}` asks for nothing; a select is like 2:ncpus=4:mem=1gb+1:ncpus=1")

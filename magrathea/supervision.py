@@ -1,14 +1,14 @@
-"""Supervision of a program of asyncio: whatever in it ends by a defect ends the program, and systemd starts it again.
+"""Supervision of an asyncio program: any defect in any part ends the whole program, and systemd starts it again.
 
-A task that dies unnoticed is worse than a crash: the rest of the program goes on saying that all is well. So:
+A task that dies unnoticed is worse than a crash, because the rest of the program keeps reporting that all is well. So:
 
-Rule 1: nobody calls `create_task` and forgets the task. `start` does it, keeps the task, and reports its defect. A task
-whose result somebody awaits needs no `start`.
-Rule 2: a defect is logged whole and ends the program with `DEFECT`, also one in a callback or in a thread. The program
-is given END_S to close what it has open; then it is ended by force. No thread that hangs keeps it.
-Rule 3: what a stranger sends is handled behind a door: whatever it does, it costs that message or that connection only.
-A door catches every exception and reports it by `at_the_door`.
-Rule 4: who says "alive" (a heartbeat, a lease, systemd's watchdog) does so in the event loop that does the work.
+Rule 1: no code calls `create_task` and forgets the task. `start` keeps the task and reports its defect. A task whose
+result is awaited needs no `start`.
+Rule 2: a defect is logged in full and ends the program with `DEFECT`, also in a callback or in a thread. The program
+has END_S to close what it has open; then it is ended by force. A thread that hangs cannot keep it.
+Rule 3: input from strangers is handled behind a door: it can cost only that message or that connection. A door catches
+every exception and reports it with `at_the_door`.
+Rule 4: every sign of life (a heartbeat, a lease, systemd's watchdog) is sent by the event loop that does the work.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ T = TypeVar("T")
 DEFECT = 1
 """The exit code of a program that ended by a defect."""
 END_S = 10.0
-"""For a program with a defect to close what it has open."""
+"""Time for a program with a defect to close what it has open."""
 
 _tasks: set[asyncio.Task[Any]] = set()
-"""asyncio itself keeps no task from being collected while it runs."""
+"""Strong references: asyncio itself may let a running task be collected."""
 
 
 class Defect(Exception):
@@ -40,7 +40,7 @@ class Defect(Exception):
 
 
 def start(work: Coroutine[Any, Any, T], name: str = "") -> asyncio.Task[T]:
-    """A task that nobody has to await: its defect ends the program."""
+    """A task that nobody has to await: a defect in it ends the program."""
     task = asyncio.get_running_loop().create_task(work, name=name or getattr(work, "__qualname__", ""))
     _tasks.add(task)
     task.add_done_callback(_ended)
@@ -55,7 +55,7 @@ def _ended(task: asyncio.Task[Any]) -> None:
 
 
 def run(program: Coroutine[Any, Any, None]) -> None:
-    """As `asyncio.run`. Raises Defect, too: then the caller calls `end`."""
+    """Like `asyncio.run`. Also raises Defect; then the caller calls `end`."""
     by_force = threading.Timer(END_S, os._exit, (DEFECT,))
     by_force.daemon = True
     try:
@@ -65,7 +65,7 @@ def run(program: Coroutine[Any, Any, None]) -> None:
 
 
 def end() -> NoReturn:
-    """End the process after a defect, at once: Python itself would wait for threads."""
+    """End the process at once after a defect; Python itself would wait for threads."""
     logging.shutdown()
     os._exit(DEFECT)
 
@@ -87,7 +87,7 @@ async def _supervised(program: Coroutine[Any, Any, None], by_force: threading.Ti
     def in_thread(defect: threading.ExceptHookArgs) -> None:
         name = defect.thread.name if defect.thread is not None else "a thread"
         context = {"message": f"thread {name} ended by a defect", "exception": defect.exc_value}
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and so does the process
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and the process is about to
             loop.call_soon_threadsafe(loop.call_exception_handler, context)
 
     before, threading.excepthook = threading.excepthook, in_thread
@@ -109,7 +109,8 @@ async def _supervised(program: Coroutine[Any, Any, None], by_force: threading.Ti
 
 
 def _is_harmless(context: dict[str, Any]) -> bool:
-    """True if asyncio itself has dealt with it: it closed the one connection, accepts again soon, or nobody waited."""
+    """True if asyncio has handled it: it closed the connection, will accept again soon, or nobody waited for the
+    result."""
     if "protocol" in context or "transport" in context or "socket" in context:
         return True
     future = context.get("future")
@@ -120,7 +121,7 @@ def _is_harmless(context: dict[str, Any]) -> bool:
 
 
 async def _watchdog() -> None:
-    """Tell systemd that this loop turns, as often as the unit's WatchdogSec asks for (sd_watchdog_enabled(3))."""
+    """Report to systemd that this loop works, as often as the unit's WatchdogSec requires (sd_watchdog_enabled(3))."""
     limit_s = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6
     while limit_s > 0:
         notify("WATCHDOG=1")
@@ -128,7 +129,7 @@ async def _watchdog() -> None:
 
 
 def notify(state: str) -> None:
-    """Tell the service manager, if there is one (sd_notify(3))."""
+    """Send the state to the service manager, if there is one (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
@@ -137,4 +138,4 @@ def notify(state: str) -> None:
         try:
             connection.sendto(state.encode(), name)
         except OSError as error:
-            log.warning("the service manager at %s cannot be told: %s", address, error)
+            log.warning("the service manager at %s cannot be reached: %s", address, error)

@@ -1,4 +1,4 @@
-"""Text of strangers (job ids, versions, reasons), made fit to be printed: one line, no control characters, bounded."""
+"""Makes texts from strangers (job ids, versions, reasons) safe to print: one line, no control characters, bounded."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ MOST = 1000
 
 
 def printable(text: str, most: int = MOST) -> str:
-    """`text` on one line: a control character or the like becomes its escape, and what is too long is cut.
+    """`text` on one line. Control characters and the like are escaped, and a text that is too long is cut.
 
-    What Python does not call printable is escaped: line ends of all kinds, escape sequences of terminals, characters
+    Everything that Python calls unprintable is escaped: all kinds of line ends, terminals' escape sequences, characters
     that change the direction of writing, half surrogates.
     """
     cut = text if len(text) <= most else text[: most - 1] + "…"

@@ -63,9 +63,7 @@ def ask() -> AgentStatus:
     try:
         return msgspec.json.decode(answer, type=AgentStatus)
     except UNDECODABLE as error:
-        raise client.Unreachable(
-            path, str(error), "agent and command are of different versions", client.AGENT
-        ) from error
+        raise client.Unreachable(path, str(error), "agent and command have different versions", client.AGENT) from error
 
 
 def _doing(job: AgentStatusJob, now: float) -> str:

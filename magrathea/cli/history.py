@@ -93,7 +93,7 @@ def _decoded(path: Path, answer: bytes, schema: type[T]) -> T:
     try:
         return msgspec.json.decode(answer, type=schema)
     except UNDECODABLE as error:
-        raise client.Unreachable(path, str(error), "it and this command are of different versions") from error
+        raise client.Unreachable(path, str(error), "it and this command have different versions") from error
 
 
 def _at(seconds: float, pattern: str) -> str:
@@ -132,7 +132,7 @@ FORMS = {"table": _table, "json": _json, "plain": _plain}
 
 @click.command(short_help="what happened on this host, and what was decided")
 @click.argument("about", metavar="[JOB|DOMAIN|HOST]", required=False, default="", shell_complete=sources.names)
-@click.option("--since", callback=_since, metavar="WHEN", help="Only what is newer: 2h, 3d, 08:30, 2026-11-21.")
+@click.option("--since", callback=_since, metavar="WHEN", help="Only newer entries: 2h, 3d, 08:30, 2026-11-21.")
 @click.option(
     "-n",
     "--limit",

@@ -1,6 +1,6 @@
 """Sizes, whole numbers and durations (`to_size` in attr_fn_size.c, `decode_l`, `decode_time`).
 
-For the hooks, too: see the package.
+Also part of the hooks: see the package.
 """
 
 DIGITS = "0123456789"
@@ -9,15 +9,17 @@ WORD_BYTES = 8
 
 
 def whole_number(text: "str") -> "int":
-    """A number such as ncpus has. Raises ValueError."""
+    """A number such as that of ncpus. Raises ValueError."""
     if not text or text.strip(DIGITS):
         raise ValueError(f"{text!r} is no whole number")
     return int(text)
 
 
 def size_bytes(text: "str") -> "int":
-    """A size in bytes: digits, then k, m, g, t, p or none of them, then b (bytes), w (words) or neither; in either
-    case of letters. Raises ValueError."""
+    """A size in bytes. Raises ValueError.
+
+    The text is digits, then optionally k, m, g, t or p, then optionally b (bytes) or w (words), in upper or lower case.
+    """
     unit = text.lstrip(DIGITS)
     digits = text[: len(text) - len(unit)]
     scale = unit[:-1] if unit[-1:] in ("b", "B", "w", "W") else unit
@@ -32,7 +34,7 @@ def whole_mib(size: "int") -> "int":
 
 
 def duration_s(text: "str") -> "int":
-    """`hh:mm:ss`, `mm:ss` or `ss`, with a fraction or without, in whole seconds, as PBS rounds. Raises ValueError."""
+    """Seconds of `hh:mm:ss`, `mm:ss` or `ss`, with or without a fraction, rounded as PBS does. Raises ValueError."""
     whole, _, fraction = text.partition(".")
     parts = whole.split(":")
     if len(parts) > 3 or fraction.strip(DIGITS):

@@ -1,10 +1,11 @@
-"""What `qmgr` lists and `qstat -f -w` prints: a heading for each object, an attribute a line.
+"""The output of `qmgr` lists and of `qstat -f -w`: a heading for each object, a line for each attribute.
 
-The product does not read `qstat -F json`: a value becomes whatever it looks like (`pbs_json_insert_parsed` in
-pbs_cjson.c), so that a queue `null` loses its name and one called `007` becomes a 7, for good.
+The product does not read `qstat -F json`, because values change their type there (`pbs_json_insert_parsed` in
+pbs_cjson.c): a queue named `null` loses its name, and one named `007` becomes a 7.
 
-Rule 1: bytes that are no UTF-8 survive (`decoded`), so that a value can be given back to PBS as it was.
-Rule 2: a line ends with a newline and nothing else. PBS prints one within a value as `\\n` or goes on after a tab.
+Rule 1: bytes that are not UTF-8 survive (`decoded`), so that a value can be given back to PBS unchanged.
+Rule 2: a line ends with a newline and nothing else. PBS prints a newline inside a value as `\\n`, or continues the
+value in the next line after a tab.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ import re
 from collections.abc import Iterable
 
 QSTAT_JOB, QSTAT_QUEUE = "Job Id:", "Queue:"
-"""What stands before an object's name in `qstat -f -w` and `qstat -Q -f -w`; qmgr says Queue, Node and so on."""
+"""The words before an object's name in `qstat -f -w` and `qstat -Q -f -w`; qmgr's are Queue, Node and so on."""
 
 QSTAT_ENVIRONMENT = {"LC_ALL": "C"}
-"""In a locale of UTF-8 qstat puts each letter beyond ASCII into one byte, and most are lost."""
+"""In a UTF-8 locale qstat puts each letter beyond ASCII into one byte, and most are lost."""
 
 
 def decoded(output: bytes) -> str:
-    """A program's output. What is no UTF-8 becomes surrogates, which os.fsencode turns back."""
+    """A program's output as text. Bytes that are not UTF-8 become surrogates, which os.fsencode turns back."""
     return output.decode("utf-8", "surrogateescape")
 
 
 def listed(text: str, headings: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Attributes by object's name, of the objects with one of these words before their name; others are left out.
+    """Attributes by object's name, for objects with one of these headings; other objects are left out.
 
-    Long values go on in lines that begin with a tab.
+    Long values continue in lines that begin with a tab.
     """
     heading = re.compile(rf"(?:{'|'.join(map(re.escape, headings))}) (\S+)")
     objects: dict[str, dict[str, str]] = {}

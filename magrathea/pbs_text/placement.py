@@ -1,15 +1,15 @@
 """`exec_vnode` and `exec_host`: where a job runs and what it has there (`parse_node_resc_r` in grunt_parse.c).
 
-For the hooks, too: see the package.
+Also part of the hooks: see the package.
 """
 
 from magrathea.pbs_text.select import plus_parts, resources
 
 
 def placed(exec_vnode: "str") -> "list[list[tuple[str, list[tuple[str, str]]]]]":
-    """Of `(n1:ncpus=1:mem=5kb+n2:ncpus=1)+(n3:ncpus=2)` chunk by chunk the vnodes, each with its resources.
+    """For each chunk of `(n1:ncpus=1:mem=5kb+n2:ncpus=1)+(n3:ncpus=2)` its vnodes, each with its resources.
 
-    A resource may be there twice; then it counts twice, as for PBS. Raises ValueError.
+    A resource that occurs twice counts twice, as in PBS. Raises ValueError.
     """
     found = []  # type: list[list[tuple[str, list[tuple[str, str]]]]]
     inside = False
@@ -34,5 +34,5 @@ def vnodes_of(exec_vnode: "str") -> "list[str]":
 
 
 def hosts_of(exec_host: "str") -> "list[str]":
-    """Of `n1/0*2+n2/0`, or `n1:15002/0*2+n2:15002/0` (exec_host2), chunk by chunk the host. [] of an empty one."""
+    """Each chunk's host in `n1/0*2+n2/0`, or `n1:15002/0*2+n2:15002/0` (exec_host2); [] if it is empty."""
     return [part.partition("/")[0].partition(":")[0] for part in exec_host.split("+") if part]

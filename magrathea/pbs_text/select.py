@@ -1,7 +1,7 @@
 """`select` and `schedselect`: chunks of resources, joined by + (`parse_plus_spec_r`, `parse_chunk_r` in grunt_parse.c).
 
-PBS takes names of resources without regard to case and prints them as they were typed; here they are in lower case.
-For the hooks, too: see the package.
+PBS ignores the case of resource names and prints them as they were typed; here they are in lower case. Also part of the
+hooks: see the package.
 """
 
 from magrathea.pbs_text.amounts import DIGITS, whole_number
@@ -11,7 +11,7 @@ CLASSES = ("priority", "preemptible", "protected")
 
 
 def plus_parts(text: "str") -> "list[str]":
-    """What stands between the + signs; one within quotes of either kind does not count. Raises ValueError."""
+    """The texts between the + signs; a + within quotes of either kind does not separate. Raises ValueError."""
     if "'" not in text and '"' not in text:
         return text.split("+")
     parts, quote = [""], ""
@@ -51,7 +51,7 @@ def resources(text: "str") -> "list[tuple[str, str]]":
 
 
 def chunks(select: "str") -> "list[tuple[int, list[tuple[str, str]]]]":
-    """Of each chunk how many there are, and its resources. Raises ValueError."""
+    """(count, resources) of each chunk. Raises ValueError."""
     found = []
     for part in plus_parts(select):
         count, colon, rest = part.partition(":")
@@ -68,7 +68,7 @@ def chunks(select: "str") -> "list[tuple[int, list[tuple[str, str]]]]":
 
 
 def resource_names(select: "str") -> "set[str]":
-    """Names of the resources that it asks for. Of what cannot be read, every word: no name in it goes unseen."""
+    """Names of all resources in a select. If it cannot be parsed, every word in it, so that no name is missed."""
     try:
         return {name for _, pairs in chunks(select) for name, _ in pairs}
     except ValueError:
@@ -76,8 +76,8 @@ def resource_names(select: "str") -> "set[str]":
 
 
 def job_class(schedselect: "str") -> "str | None":
-    """The class that the job's queue has put into its chunks; None if one has none, if they differ, or if it cannot be
-    read."""
+    """The class in the job's chunks, which its queue has set. None if a chunk has none, if they differ, or if the text
+    cannot be parsed."""
     try:
         found = {dict(pairs).get(CLASS_RESOURCE) for _, pairs in chunks(schedselect)}
     except ValueError:

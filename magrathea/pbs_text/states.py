@@ -1,6 +1,6 @@
 """PBS's numbers and words for the states of jobs (job.h) and vnodes (pbs_nodes.h).
 
-The agent and the stand-in's MoM, which must do without this package, have the same numbers; a test compares them.
+The agent and the stand-in's MoM cannot import this package and repeat the numbers; a test compares them.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ PRERUN_SUBSTATE = 41
 RUNNING_SUBSTATE = 42
 
 SUSPENDED_SUBSTATE = 43
-"""Substate of a job that was suspended by a signal (`suspend` or `admin-suspend`); its state letter is S."""
+"""Substate of a job that a signal has suspended (`suspend` or `admin-suspend`); its state letter is S."""
 
 RESUMING_SUBSTATE = 45
 """Substate of a suspended job that the scheduler will resume (after a plain `resume`); its state letter is S."""
 
 ENDING_SUBSTATE = 50
-"""From this substate on a job is ending, whatever its state letter."""
+"""From this substate on a job is ending, whatever its state letter is."""
 
 REQUEUING_SUBSTATE = 63
-"""Substate of a job that was rerun by force, until one of its MoMs has answered: then it is put back."""
+"""Substate of a job that was rerun by force, until one of its MoMs has answered; then PBS requeues it."""
 
 DEAD_STATES = frozenset({"down", "unknown", "state-unknown", "stale"})
-"""Words of a vnode's state that say its MoM is not there."""
+"""Words in a vnode's state that mean its MoM does not answer."""

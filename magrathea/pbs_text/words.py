@@ -1,11 +1,11 @@
-"""Lists with commas, yes and no, owners of jobs.
+"""Lists with commas, booleans, owners of jobs.
 
-For the hooks, too: see the package.
+Also part of the hooks: see the package.
 """
 
 
 def words(text: "str") -> "list[str]":
-    """The elements of a string_array, of a vnode's state, of a list of jobs or of users, without quotes."""
+    """The elements of a string_array, of a vnode's state, or of a list of jobs or users, without quotes."""
     return [word.strip().strip("\"'") for word in text.split(",") if word.strip()]
 
 
@@ -25,5 +25,5 @@ def job_ids(jobs: "str") -> "list[str]":
 
 
 def user_of(owner: "str") -> "str":
-    """The user of `user@host`. A user's name may have an @, a host's has none."""
+    """The user in `user@host`. A user's name may contain an @, a host's cannot."""
     return owner.rpartition("@")[0] or owner

@@ -191,7 +191,7 @@ def test_a_user_who_asks_for_much_waits_and_others_do_not(tmp_path: Path, users:
         while (answer := json.loads(await users.ask(path, STRANGER, b'{"op":"slow"}\n')))["ok"]:
             answered += 1
         assert answered >= 9, "a second is saved up"
-        assert answer["code"] == "busy" and "asks too much" in answer["text"]
+        assert answer["code"] == "busy" and "too many requests" in answer["text"]
         assert json.loads(await users.ask(path, STRANGER + 1, STATUS))["ok"]
         assert json.loads(await users.ask(path, 0, DRAIN))["ok"]
 

@@ -68,8 +68,8 @@ def test_a_daemon_that_says_nothing(path: Path) -> None:
 @pytest.mark.parametrize(
     "answer", [b"hello\n", b'{"type":"heartbeat","sender":"h1","boot_id":"b","revision":1}\n', b'{"ok":false,3}\n']
 )
-def test_an_answer_of_something_else(path: Path, answer: bytes) -> None:
-    with answering(path, answer), pytest.raises(client.Unreachable, match="cannot be understood"):
+def test_an_invalid_answer_is_reported(path: Path, answer: bytes) -> None:
+    with answering(path, answer), pytest.raises(client.Unreachable, match="its answer is invalid"):
         client.status(path)
 
 
@@ -87,7 +87,7 @@ def test_a_socket_that_may_not_be_opened(path: Path) -> None:
     with answering(path):
         path.parent.chmod(0)
         try:
-            with pytest.raises(client.Unreachable, match="may not open"):
+            with pytest.raises(client.Unreachable, match="no permission to open"):
                 client.status(path)
         finally:
             path.parent.chmod(stat.S_IRWXU)

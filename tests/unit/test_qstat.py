@@ -51,9 +51,9 @@ def test_a_queue_without_a_class_protects(answers: Answers) -> None:
 
 
 @pytest.mark.parametrize("answer", [b"", b"nonsense\n", b"\xff\x00\n"])
-def test_an_answer_without_the_job_is_told(answers: Answers, answer: bytes) -> None:
+def test_an_answer_without_the_job_is_reported(answers: Answers, answer: bytes) -> None:
     answers(answer)
-    with pytest.raises(qstat.NoQstat, match="nothing of 12"):
+    with pytest.raises(qstat.NoQstat, match="nothing about 12"):
         qstat.job("12")
 
 

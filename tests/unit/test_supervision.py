@@ -146,7 +146,7 @@ def test_systemd_is_told_that_the_loop_turns(tmp_path: Path, monkeypatch: pytest
         supervision.run(program())
 
 
-def test_without_a_service_manager_nobody_is_told(
+def test_without_a_service_manager_nothing_is_sent(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
@@ -154,4 +154,4 @@ def test_without_a_service_manager_nobody_is_told(
     monkeypatch.setenv("NOTIFY_SOCKET", "/nonexistent/notify")
     with caplog.at_level(logging.WARNING):
         supervision.notify("READY=1")
-    assert "cannot be told" in caplog.text
+    assert "cannot be reached" in caplog.text
