@@ -1,8 +1,8 @@
-"""What all suites share: how much hypothesis tries, which tests need a real system, and what is printed at the end.
+"""Shared by all suites: hypothesis's profiles, the tests that need a real system, and the summary at the end.
 
-Hypothesis has three profiles (`pytest --hypothesis-profile=NAME`): `small` for `make check`, always the same examples;
-`default` for `make test`; `thorough` for a night. Tests state multiples of a profile's number, no numbers of their own.
-No profile has a deadline: how long an example takes says more about the machine than about the code.
+Hypothesis has three profiles (`pytest --hypothesis-profile=NAME`). `small`, for `make check`, always uses the same
+examples; `default` is for `make test`; `thorough` is for a night. Tests state multiples of a profile's number, no
+numbers of their own. No profile has a deadline: an example's time depends on the machine more than on the code.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from . import real_systems, reruns
 
 HERE = Path(__file__).parent
 LONGEST_FIRST = ("openpbs", "libvirt", "embedded")
-"""With several workers the run ends with the quick ones, so that no worker waits long for another's last test."""
+"""With several workers the run ends with quick tests, so that no worker waits long for another's last test."""
 LONGEST_FILES = ("test_guests.py", "test_walk_through.py", "test_install.py", "test_crash.py", "test_scenarios.py")
-"""They start systems of their own, or crash each part after each step. Each file stays with one worker."""
+"""They start systems of their own, or crash each part after each step. All tests of a file run in the same worker."""
 EXAMPLES = {"small": 25, "default": 200, "thorough": 4_000}
-"""For all property tests `small` takes seconds, `default` a minute, `thorough` a quarter of an hour."""
+"""All property tests together take seconds with `small`, a minute with `default`, a quarter of an hour with
+`thorough`."""
 
 for name, number in EXAMPLES.items():
     settings.register_profile(
         name,
         max_examples=number,
-        derandomize=name == "small",  # a failure of `make check` belongs to the change, not to the dice
+        derandomize=name == "small",  # a failure of `make check` must come from the change, not from chance
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow],
         print_blob=True,
@@ -54,7 +55,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """What cannot be run is not even imported: libvirt's binding may be missing."""
+    """Do not even import what cannot be run: libvirt's binding may be missing."""
     suites = [suite for suite in real_systems.SUITES if suite.has(collection_path)]
     return True if any(suite.lacks is not None for suite in suites) else None
 
@@ -77,14 +78,14 @@ def _index(name: str, order: tuple[str, ...]) -> int:
 
 
 FIRST_TIME: dict[BaseException, str] = {}
-"""What has failed at a fixture of several tests, and for which of them first."""
+"""Failures of fixtures that several tests share, with the first test that met them."""
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A system that does not come up fails each of its tests: the first one says why, the others where to read it."""
+    """A system that does not start fails each of its tests. The first one shows why, the others refer to it."""
     report = yield
     if call.when == "setup" and call.excinfo is not None and report.failed:
         error = call.excinfo.value

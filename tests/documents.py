@@ -1,6 +1,7 @@
-"""Fenced blocks of the documents, and what a block of output says about what a command has really printed.
+"""Fenced blocks of the documents, and whether a command's real output matches a block.
 
-After its language a block may say where it is run and how (`sh server`, `sh user again`); readers do not see that.
+After the language a block may have words that tell where and how to run it (`sh server`, `sh user again`). Readers do
+not see them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ FENCE = re.compile(r"^```(.*)$")
 
 @dataclass(frozen=True)
 class Block:
-    """`line`: of its first line in the document, from 1. `words`: what stands behind the language."""
+    """`line`: number of its first line in the document, from 1. `words`: the words after the language."""
 
     document: Path
     line: int
@@ -51,7 +52,8 @@ def blocks(document: Path) -> list[Block]:
 
 
 def pattern(expected: str) -> re.Pattern[str]:
-    """What printed text must be: `...` alone is any number of lines, in a line any text; spaces may be more."""
+    """The pattern of the expected output: a line `...` stands for any lines, `...` in a line for any text. More spaces
+    match."""
     parts = []
     for line in expected.splitlines():
         if line.strip() == "...":

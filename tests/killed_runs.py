@@ -1,4 +1,4 @@
-"""A run of the laboratory in a process of its own, which a test kills; and what is there of it afterwards."""
+"""A run of the laboratory in a process of its own that a test kills, and what the run leaves behind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def say(**what):
 
 
 class KilledRun:
-    """A run in a process of its own; `said`: what it has taken."""
+    """A run in a process of its own. `said`: what it reported to have taken."""
 
     def __init__(self, records: Path, text: str) -> None:
         argv = [sys.executable, "-c", BEGIN + text, str(records)]
@@ -41,7 +41,7 @@ class KilledRun:
 
 
 def left(run: KilledRun) -> list[str]:
-    """What is there of all that the run has started or made: directories, and processes by what they were told."""
+    """What still exists of all that the run has started or made: directories, and processes by their arguments."""
     directory = str(run.said["directory"])
     found = [directory] if Path(directory).exists() else []
     found += [f"process {pid}" for pid in run.said["processes"] if processes.start_ticks(pid) is not None]
@@ -49,7 +49,7 @@ def left(run: KilledRun) -> list[str]:
         try:
             words = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
         except OSError:
-            continue  # it has just ended
+            continue  # it ended meanwhile
         if directory.encode() in words and processes.start_ticks(int(entry.name)) is not None:
             found.append(f"process {entry.name}")
     return found

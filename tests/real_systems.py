@@ -1,9 +1,9 @@
-"""The suites on real systems: what each needs, and the one line that says why it was not run.
+"""The suites on real systems: what each needs, and the one line that explains why it did not run.
 
-Their tests carry the mark `real`; those that also carry `first` belong to `make test`. What this machine lacks takes a
-suite out of the run. The run fails if the suite was asked for (`MAGRATHEA_REQUIRE_OPENPBS=1`,
-`MAGRATHEA_REQUIRE_LIBVIRT=1`, as `make test-openpbs` and `make test-guests` set them), or if the system is there but
-broken: nothing passes because it was skipped.
+Their tests have the mark `real`; tests that also have `first` belong to `make test`. If this machine lacks something,
+the suite is left out of the run. The run fails if the suite was required (`MAGRATHEA_REQUIRE_OPENPBS=1`,
+`MAGRATHEA_REQUIRE_LIBVIRT=1`, as `make test-openpbs` and `make test-guests` set them). It also fails if the system is
+installed but broken. So no run passes because a suite was skipped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class RealSuite:
-    """A folder of tests, or one file of a folder that needs more than the others. `missing`: asks this machine."""
+    """A folder of tests, or one file of a folder that needs more than the others. `missing`: checks this machine."""
 
     path: Path
     missing: Callable[[], str | None]
@@ -33,7 +33,7 @@ class RealSuite:
 
     @property
     def lacks(self) -> str | None:
-        """Why it cannot be run here; None if it can."""
+        """Why the suite cannot run here; None if it can."""
         return _asked(self.missing)
 
     @property
@@ -42,7 +42,7 @@ class RealSuite:
 
     @property
     def required(self) -> bool:
-        """True if a run must not do without it."""
+        """True if the run must not leave it out."""
         return os.environ.get(self.requirement) == "1" or _asked(self.broken) is not None
 
     def has(self, path: Path) -> bool:
@@ -68,6 +68,7 @@ SUITES: tuple[RealSuite, ...] = (
 
 
 def left_out(config: pytest.Config) -> list[RealSuite]:
-    """Suites that this run was to have and cannot have; a file of a suite only if the rest of it can be run."""
+    """Suites that belong to this run but cannot run. A file of a suite is listed only if the rest of the suite can
+    run."""
     out = [suite for suite in SUITES if suite.wanted(config) and suite.lacks is not None]
     return [suite for suite in out if not any(other.path in suite.path.parents for other in out)]

@@ -1,7 +1,7 @@
-"""Keeps why a test was run once more: .reruns.log has the time, the test and the whole report of its first failure.
+"""Records why a test was run again: .reruns.log has the time, the test, and the full report of its first failure.
 
-The suites on real systems may run a test again (Makefile, AGAIN). A test that is in this file twice in ten runs has a
-fault of its own.
+The suites on real systems may run a test again (Makefile, AGAIN). If a test is in this file twice in ten runs, the test
+itself has a fault.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NAME = ".reruns.log"
 
 
 class Reruns:
-    """Appends, because two suites may run side by side."""
+    """Appends to the file, because two suites may run at the same time."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -29,5 +29,5 @@ class Reruns:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if "PYTEST_XDIST_WORKER" not in os.environ:  # the controller gets all reports
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # only the controller gets all reports
         config.pluginmanager.register(Reruns(config.rootpath / NAME))

@@ -1,8 +1,9 @@
-"""For `preexec_fn`: a child with a user's hands on it."""
+"""For `preexec_fn`: makes a child react to Ctrl-C as in a user's terminal."""
 
 import signal
 
 
 def interruptible() -> None:
-    """Let SIGINT act: what a script starts in the background, as these tests may be, ignores it, and so do children."""
+    """Restore the default action of SIGINT. Background processes of a script ignore it, and their children inherit
+    that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

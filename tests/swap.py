@@ -1,4 +1,4 @@
-"""Swap for tests that push memory out: the machine's own where it has some, else a zram device while it is needed."""
+"""Swap for tests that push memory out: the machine's own if it has some, else a zram device during the test."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def swap_free_mib() -> int:
 
 @contextlib.contextmanager
 def swap() -> Iterator[None]:
-    """At least some hundred MiB of swap. Skips the test, saying what the machine lacks, where there is none."""
-    with swap_alone():  # one device, and tests may run side by side
+    """Provide at least some hundred MiB of swap. Skips the test, with the reason, if that is impossible."""
+    with swap_alone():  # there is one device, and tests may run in parallel
         if swap_free_mib() >= SIZE_MIB // 2:
             yield
             return
@@ -43,7 +43,7 @@ def swap() -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_swap() -> Iterator[None]:
-    """None at all; skips where the machine has some of its own."""
+    """No swap at all. Skips the test if the machine has its own swap."""
     with swap_alone():
         if swap_free_mib() > 0:
             pytest.skip("this machine has swap of its own, which no test turns off")

@@ -1,17 +1,17 @@
-"""What every implementation of a protocol must do, the fakes and the stand-in too.
+"""What every implementation of a protocol must do, also the fakes and the stand-in.
 
-A module without `test_` in its name is a contract: what its cases need of an implementation (a site), the cases, and
-their list. A `test_` module runs all cases of a contract on the implementations that need nothing but this machine;
+A module without `test_` in its name is a contract. It has what its cases need of an implementation (a site), the cases,
+and their list. A `test_` module runs all cases of a contract on the implementations that need only this machine;
 tests/libvirt and tests/openpbs run the same cases on real systems.
 
 | contract | protocol | implementations |
 | --- | --- | --- |
-| `driver` | `node_daemon.hypervisor.base.Driver` | local, libvirt's (on QEMU, too), `tests.fakes.hypervisor` |
+| `driver` | `node_daemon.hypervisor.base.Driver` | local, libvirt's (also on QEMU), `tests.fakes.hypervisor` |
 | `guest_channel` | `GuestChannel` (`node_daemon.guest_channel`) | it, with agent and fake agent; `tests.fakes.guest` |
 | `hub` | a hub's messages (`magrathea.messages`) | the hub, `magrathea_lab.rigs.hub_rig` |
 | `pbs` | `scheduler_plugin.pbs.base.Pbs` | libpbs on a real server, the stand-in's client, `tests.fakes.pbs` |
 
-Where a case fails on the real system, the case is wrong. Where it fails elsewhere only, the fake is.
+If a case fails on the real system, the case is wrong. If it fails only elsewhere, the fake is wrong.
 """
 
 import pytest

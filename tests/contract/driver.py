@@ -15,29 +15,29 @@ from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, SAVE, DomainChange, D
 
 
 class DriverSite(Protocol):
-    """A hypervisor with the domains n1, which is up and has its most memory, and p1, which is down."""
+    """A hypervisor with the domains n1, which is up with its largest memory, and p1, which is down."""
 
     @property
     def less_mib(self) -> int:
-        """What n1 can be left with, if memory moves here."""
+        """A memory size that n1 can shrink to, if the driver moves memory."""
 
     def driver(self) -> Driver:
-        """A new driver of the two."""
+        """A new driver of both domains."""
 
     async def start(self, name: str) -> None:
-        """Somebody else starts the domain."""
+        """Start the domain without the driver."""
 
     async def end(self, name: str) -> None:
-        """The domain dies."""
+        """Kill the domain."""
 
     async def pause(self, name: str) -> None:
-        """Somebody else pauses the domain. Only asked for if the driver leads lives."""
+        """Pause the domain without the driver. Called only if the driver boots and shuts down domains."""
 
     def run(self, work: Coroutine[Any, Any, None]) -> None: ...
 
 
 class Driven:
-    """A driver at work, and what it has told."""
+    """A started driver, and what it has reported."""
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
@@ -50,7 +50,7 @@ class Driven:
         return (await self.driver.actual())[name]
 
     async def until(self, name: str, condition: Callable[[DomainReading], bool]) -> None:
-        """Read the domain until it is so."""
+        """Read the domain until the condition is true."""
         found = None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(BOUND_S):

@@ -1,4 +1,4 @@
-"""What the daemon may ask of every guest, and what it hears: through a real channel, and of a fake guest directly."""
+"""What the daemon may ask of every guest, and what it receives: over a real channel, and from a fake guest directly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ JOBS = [("1.srv", 1), ("2.srv", 3)]
 
 
 class Requests(Protocol):
-    """What node_daemon.guest_channel.channel.GuestChannel offers to who moves memory, stops jobs and leads lives."""
+    """The part of node_daemon.guest_channel.channel.GuestChannel that moves memory, stops jobs, boots and shuts
+    down."""
 
     @property
     def hello(self) -> Hello | None: ...
@@ -27,21 +28,21 @@ class Requests(Protocol):
 
 
 class GuestSite(Protocol):
-    """A guest whose agent is connected. No job in it is stopped."""
+    """A guest with a connected agent. No job in it is stopped."""
 
     @property
     def guest(self) -> Requests: ...
 
     async def hang(self) -> None:
-        """From now on its agent answers nothing."""
+        """From now on the agent answers nothing."""
 
     async def lose(self) -> None:
-        """Its agent ends."""
+        """End the agent."""
 
     async def until(self, condition: Callable[[], bool]) -> None: ...
 
     def run(self, case: Callable[[GuestSite], Coroutine[Any, Any, None]]) -> None:
-        """The case, with the site up."""
+        """Run the case while the site is up."""
 
 
 async def failure(request: Awaitable[Answer]) -> str:

@@ -1,4 +1,4 @@
-"""What every hub must say to a host (magrathea/messages.py): the real one, and the one that rigs have in its place."""
+"""What every hub must send to a host (magrathea/messages.py): the real hub, and its replacement in rigs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class HubSite(Protocol):
     """A hub that is up. Its PBS runs the jobs 1.srv and 2.srv on the vnode n1."""
 
     def host(self) -> FakeHost:
-        """A new connection of the host h1, which says nothing yet."""
+        """A new connection of the host h1, which has sent nothing yet."""
 
 
 async def a_host_that_it_does_not_know_is_asked_for_everything(site: HubSite) -> None:

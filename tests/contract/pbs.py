@@ -13,26 +13,26 @@ UNKNOWN = "99999"
 
 
 class PbsSite(Protocol):
-    """A PBS with two vnodes, n1 and n2, which have Magrathea's resources, and no jobs. Its user is a manager."""
+    """A PBS with two vnodes, n1 and n2, that have Magrathea's resources, and no jobs. Its user is a manager."""
 
     def connect(self) -> Pbs:
-        """A connection of the implementation."""
+        """A new connection of the implementation."""
 
     def submit(self, *vnodes: str, walltime_s: int | None = None, rerunnable: bool = True) -> str:
-        """The id of a job that starts at once, on these vnodes (n1 if none is named)."""
+        """Submit a job that starts at once on these vnodes (default: n1); return its id."""
 
     def submit_for_later(self) -> str:
-        """The id of a job that does not start."""
+        """Submit a job that does not start; return its id."""
 
     def suspend_without_flag(self, job: str) -> None:
-        """As `qsig -s suspend` does."""
+        """Suspend a job as `qsig -s suspend` does."""
 
     def set_scheduling(self, on: bool) -> None: ...
 
     def end(self, job: str) -> None: ...
 
     def until(self, condition: Callable[[], Any], what: str) -> None:
-        """Wait for it; an AssertionError that names `what` if it does not come."""
+        """Wait for the condition. Raises AssertionError that names `what` if it stays false."""
 
 
 def refusal(call: Callable[[], object]) -> int:
@@ -52,14 +52,14 @@ def state(pbs: Pbs, job: str) -> str:
 
 
 def running(site: PbsSite, pbs: Pbs, *vnodes: str, walltime_s: int | None = None, rerunnable: bool = True) -> str:
-    """A job that MoM lets be suspended."""
+    """A job that MoM allows to be suspended."""
     job = site.submit(*vnodes, walltime_s=walltime_s, rerunnable=rerunnable)
     site.until(lambda: (found := pbs.job(job)) is not None and found.substate == 42, f"{job} runs")
     return job
 
 
 def suspended(site: PbsSite, pbs: Pbs, *vnodes: str) -> str:
-    """A job that is suspended by an admin."""
+    """A job that an admin has suspended."""
     job = running(site, pbs, *vnodes)
 
     def done() -> bool:
@@ -213,7 +213,7 @@ def a_suspended_job_is_requeued_by_force_only(site: PbsSite) -> None:
 
 
 def a_job_that_forbids_it_is_requeued_by_force_only(site: PbsSite) -> None:
-    """OpenPBS obeys: whoever forces it looks first whether the job allows it."""
+    """OpenPBS obeys `force`, so the caller must first check whether the job allows it."""
     pbs = site.connect()
     job = running(site, pbs, rerunnable=False)
     assert refusal(lambda: pbs.rerun(job)) == Code.NOT_RERUNNABLE

@@ -59,7 +59,7 @@ def test_the_fake(case: Case, capabilities: frozenset[str]) -> None:
 
 
 class LocalSite:
-    """See DriverSite. `choose`: how CPU is capped."""
+    """See DriverSite. `choose`: makes the capper."""
 
     less_mib = 100
 
@@ -94,7 +94,7 @@ class LocalSite:
         for process in self.processes.values():
             process.kill()
             process.wait(BOUND_S)
-        self.choose(self.host, ["n1", "p1"]).close()  # a driver that ends leaves the groups of what runs
+        self.choose(self.host, ["n1", "p1"]).close()  # a driver that ends leaves the groups of running processes
 
 
 def by_groups(host: str, domains: list[str]) -> Capper:

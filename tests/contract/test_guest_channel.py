@@ -1,4 +1,4 @@
-"""The guest channel with a real agent and with the fake one, and the fake guest without any, pass their contract."""
+"""Three sites pass the contract of guests: the channel with a real agent, with the fake agent, and the fake guest."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_fake_guest(case: Case) -> None:
 
 
 class Listener:
-    """The daemon's: it agrees to everything."""
+    """The daemon's listener; it agrees to everything."""
 
     def connected(self, domain: str, hello: Hello) -> None:
         return
@@ -68,7 +68,7 @@ class Listener:
 
 
 class ChannelSite(ABC):
-    """See GuestSite: the daemon's end of the channel, and some agent at the other."""
+    """See GuestSite: the daemon's end of the channel, with some agent at the other end."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""libvirt's driver passes the contract of drivers on libvirt's test hypervisor, as it is and as if it were another."""
+"""libvirt's driver passes the contract of drivers on libvirt's test hypervisor, also when that poses as another one."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class FakeSite:
         self.pbs.end(job)
 
     def until(self, condition: Callable[[], Any], what: str) -> None:
-        """A cycle of the scheduler is all that may still have to come."""
+        """Only a scheduling cycle can still be missing."""
         self.pbs.schedule()
         assert condition(), what
 
@@ -86,7 +86,7 @@ class StandInSite:
         self.bench.until(condition)
 
     def close(self) -> None:
-        """As it was before: no jobs, free vnodes."""
+        """Restore the first state: no jobs, free vnodes."""
         for job in self.jobs:
             if self.bench.shown(job)["state"] != "F":
                 self.bench.client.delete(job)

@@ -1,4 +1,4 @@
-"""A whole hub in this process, with its sockets, threads and files, on a PBS in memory; and hosts by hand."""
+"""A whole hub in this process, with its sockets, threads and files, on a PBS in memory; the test plays the hosts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def free_port() -> int:
 
 
 class RealHub:
-    """`tcp`: it listens on the loopback, for enrolled hosts; else at a unix socket."""
+    """`tcp`: it listens on the loopback, for enrolled hosts; else on a unix socket."""
 
     def __init__(self, directory: Path, *vnodes: str, tcp: bool = False) -> None:
         self.directory = directory
@@ -60,7 +60,7 @@ class RealHub:
         self.task = asyncio.create_task(self.hub.run(self._stop))
 
     async def end(self) -> None:
-        """The hub; `start` starts another."""
+        """End the hub; `start` starts another."""
         self._stop.set()
         if self.task is not None:
             async with asyncio.timeout(BOUND_S):
@@ -79,7 +79,7 @@ class RealHub:
         return keys.enrol(self.keys_dir, name, vnodes)
 
     def host(self, name: str = "h1", *vnodes: str) -> FakeHost:
-        """Over TCP it is enrolled first, if it is not yet; for these vnodes only, if any are named."""
+        """A host. With TCP it is enrolled first if necessary; if vnodes are given, only for these."""
         if self.tcp:
             pair = self.keys_dir / keys.TO_HOSTS / f"{name}.key_secret"
             if not pair.exists():
@@ -106,7 +106,7 @@ class RealHub:
 
 @asynccontextmanager
 async def real_hub(directory: Path, *vnodes: str, tcp: bool = False) -> AsyncIterator[RealHub]:
-    """It is not started yet, and is taken down whatever happens."""
+    """A hub that is not started yet, and is ended whatever happens."""
     made = RealHub(directory, *vnodes, tcp=tcp)
     try:
         yield made
@@ -115,7 +115,7 @@ async def real_hub(directory: Path, *vnodes: str, tcp: bool = False) -> AsyncIte
 
 
 def run(directory: Path, test: Callable[[RealHub], Awaitable[None]], *vnodes: str, tcp: bool = False) -> None:
-    """`test` with a hub that it starts itself, after it has enrolled its hosts."""
+    """Run `test` with a hub that the test itself starts, after it has enrolled its hosts."""
 
     async def whole() -> None:
         async with real_hub(directory, *vnodes, tcp=tcp) as made:

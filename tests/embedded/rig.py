@@ -1,8 +1,7 @@
-"""A host in small, all of it real but PBS: node daemon, agents, local driver, jobs that are processes.
+"""A small host with everything real except PBS: node daemon, agents, local driver, jobs that are processes.
 
-`Rig` starts and kills them, plays MoM (claims, lists, releases on the agents' sockets) and the hub (books what the
-daemon wants stopped, over ZeroMQ). The hub of the rig signals no process, so that what stops and continues a job is the
-agent alone.
+`Rig` starts and kills them. It plays MoM (claims, lists, releases on the agents' sockets) and the hub (books what the
+daemon wants stopped, over ZeroMQ). The rig's hub signals no process, so only the agent stops and continues jobs.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class Job:
     cls: str
     cpus: int = 1
     session: int = 0
-    """Its processes' session, once it runs."""
+    """The session of its processes, once it runs."""
 
     def key(self) -> dict[str, Any]:
         return {"id": self.id, "run": self.run}
@@ -84,7 +83,7 @@ def states_of(session: int) -> list[str]:
 
 
 def stopped(letters: list[str]) -> bool:
-    """All of them; one in uninterruptible sleep (a shell whose new child was stopped before its exec) does nothing."""
+    """True if all are stopped. A shell in uninterruptible sleep counts: its new child was stopped before its exec."""
     return bool(letters) and all(letter in "TD" for letter in letters)
 
 
@@ -93,7 +92,7 @@ def running(letters: list[str]) -> bool:
 
 
 class Rig:
-    """See the module. `domains`: name -> kind."""
+    """See the module's docstring. `domains`: name -> kind."""
 
     def __init__(self, folder: Path, mode: str, domains: dict[str, str], cpus: int = 4, extra: str = "") -> None:
         self.folder = folder
@@ -107,9 +106,9 @@ class Rig:
         self._group = leftovers.take(leftovers.Kind.GROUP, group_name("h1", f"{folder}/run"))
         self._kept: list[asyncio.subprocess.Process] = []
         self._mark = {MARK: str(folder)}
-        """In the environment of its jobs: another test's jobs may have the same ids."""
+        """In the environment of its jobs, because another test's jobs may have the same ids."""
 
-    # What there is
+    # Contents
 
     @property
     def config(self) -> Path:
@@ -213,13 +212,13 @@ scripts = ""
         await self.hub.close()
         self._group.undo()
 
-    # What it says of itself
+    # Reports
 
     async def status(self) -> dict[str, Any]:
         return await ask(self.folder / "run" / "control.sock", {"op": "status"})
 
     def report(self, name: str) -> Any:
-        """The domain in the last snapshot that the hub got."""
+        """The domain in the last snapshot that the hub received."""
         last = self.hub.last
         assert last is not None
         return next(d for d in last.domains if d.name == name)
@@ -228,7 +227,7 @@ scripts = ""
         last = self.hub.last
         return last is not None and last.hub_connected and all(d.agent for d in last.domains)
 
-    # What MoM does
+    # MoM's part
 
     async def ask_agent(self, domain: DomainRig, message: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -247,7 +246,7 @@ scripts = ""
         return answer
 
     async def start_job(self, name: str, job: Job, processes: int = 3) -> None:
-        """Claim until it is granted, as PBS does by running it again, then start its processes."""
+        """Claim until the claim is granted, as PBS does when it runs the job again; then start its processes."""
         end = time.monotonic() + BOUND_S
         while not (answer := await self.claim(name, job))["ok"]:
             assert time.monotonic() < end, f"{job} was never accepted: {answer}"
@@ -268,7 +267,7 @@ scripts = ""
         return await self.ask_agent(self.domains[name], {"op": "release", "job": job.key()})
 
     async def _lists(self) -> None:
-        """MoM's list, often: each 0.4 s instead of each 15 s."""
+        """Send MoM's list every 0.4 s instead of every 15 s."""
         while True:
             for domain in self.domains.values():
                 await self.ask_agent(domain, {"op": "jobs", "jobs": [self._listed(j) for j in domain.jobs.values()]})
@@ -292,7 +291,7 @@ def kill_session(session: int) -> None:
 
 
 async def ask(path: Path, message: dict[str, Any], seconds: float = 4.0) -> dict[str, Any]:
-    """One line to a unix socket, one back."""
+    """Send one line to a unix socket, and return the line that comes back."""
     async with asyncio.timeout(seconds):
         reader, writer = await asyncio.open_unix_connection(path, limit=2**22)
         try:
@@ -305,7 +304,7 @@ async def ask(path: Path, message: dict[str, Any], seconds: float = 4.0) -> dict
 
 @contextlib.asynccontextmanager
 async def rig(folder: Path, mode: str, domains: dict[str, str], cpus: int = 4, extra: str = "") -> AsyncIterator[Rig]:
-    """A rig that is taken down whatever happens."""
+    """A rig that is ended whatever happens."""
     made = Rig(folder, mode, domains, cpus, extra)
     try:
         await made.start()

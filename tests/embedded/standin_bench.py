@@ -1,4 +1,4 @@
-"""The stand-in's server and two of its MoMs as processes, with a hook that does what a test tells it."""
+"""The stand-in's server and two of its MoMs as processes, with a hook that does what a test tells it to."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ with open(here + "/events", "a") as file:
 
 
 class StandInBench:
-    """A server and the MoMs n1 and n2 (2 CPUs each) with a hook that does what files in its directory tell it."""
+    """A server and the MoMs n1 and n2 (2 CPUs each), with a hook that obeys files in its directory."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -54,7 +54,7 @@ class StandInBench:
         self.offer()
 
     def offer(self) -> None:
-        """Both vnodes take jobs of class preemptible, for 2 CPUs."""
+        """Both vnodes accept jobs of class preemptible, for 2 CPUs."""
         for name in ("n1", "n2"):
             offered = {"resources_available.magrathea_accepts": "preemptible", "resources_available.ncpus": "2"}
             self.client.set_vnode(name, offered)

@@ -1,4 +1,4 @@
-"""What the agent says to MoM's hooks and to its node daemon, and what it takes from them, friendly or not."""
+"""What the agent sends to MoM's hooks and to its node daemon, and what it accepts from them, friendly or not."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_claim_without_an_answer_is_a_timeout_and_taken_back(rig: Rig) -> None
     assert answer["code"] == "timeout"
     assert rig.host.await_op("release")["job"] == {"id": "12.srv", "run": 1}
     asked = rig.host.seen("claim")
-    assert len(asked) == 2  # at once, and repeated unchanged after 0.5 s
+    assert len(asked) == 2  # once at once, and again unchanged after 0.5 s
     assert asked[0] == asked[1]
 
 
@@ -214,7 +214,7 @@ def test_more_hooks_than_are_possible_at_once_are_turned_away_and_the_rest_serve
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
 def test_another_user_gets_nothing(rig: Rig) -> None:
     assert rig.socket.stat().st_mode & 0o777 == 0o600
-    rig.socket.chmod(0o666)  # the credentials are looked at even if somebody does this
+    rig.socket.chmod(0o666)  # the agent checks the credentials even if somebody does this
     code = f"import socket; s=socket.socket(socket.AF_UNIX); s.connect({str(rig.socket)!r}); print(s.recv(1000))"
     done = subprocess.run(
         ["/usr/bin/python3", "-c", code], user=owner().pw_uid, cwd="/", capture_output=True, text=True, check=True
@@ -231,7 +231,7 @@ def test_a_second_agent_for_the_same_socket_does_not_start(rig: Rig) -> None:
     assert "another agent" in done.stderr
 
 
-# the channel
+# The channel
 
 
 def test_the_agent_introduces_itself_and_reports(rig: Rig) -> None:
@@ -256,7 +256,7 @@ def test_it_comes_back_to_a_daemon_that_was_away_and_asks_again(rig: Rig) -> Non
         rig.host.accept()
         assert rig.mom_answer(sock) == {"ok": True}
     assert rig.host.agent["session"] != first
-    rig.host.await_op("launched")  # told again: this daemon may not know
+    rig.host.await_op("launched")  # sent again: this daemon may not know it
     assert rig.host.request("ping")["ok"]
 
 
@@ -359,7 +359,7 @@ def test_a_flood_is_answered_and_mom_is_served_meanwhile(rig: Rig) -> None:
 
 
 def test_a_daemon_that_does_not_read_is_given_up_not_waited_for(rig: Rig) -> None:
-    for n in range(900):  # some hundred bytes each in answers that nobody takes
+    for n in range(900):  # some hundred bytes each in answers that nobody reads
         rows = [{"id": f"{n}.srv" + "x" * 200, "run": r, "order": "lift"} for r in range(40)]
         try:
             rig.host.raw(rig.host.line(type="request", id=n + 1, session=rig.host.session, op="orders", orders=rows))
@@ -374,7 +374,7 @@ def test_a_daemon_that_does_not_read_is_given_up_not_waited_for(rig: Rig) -> Non
     assert rig.host.request("ping")["ok"]
 
 
-# restart
+# Restart
 
 
 def test_a_killed_agent_s_successor_goes_on_with_the_standing_stop(rig: Rig) -> None:
@@ -385,7 +385,7 @@ def test_a_killed_agent_s_successor_goes_on_with_the_standing_stop(rig: Rig) -> 
     rig.kill()
     assert set(rig.children().values()) == {"T"}
     job.send_signal(signal.SIGCONT)
-    rig.start(connect=False)  # without a word from the daemon
+    rig.start(connect=False)  # no message from the daemon
     until(lambda: set(rig.children().values()) == {"T"}, "the stop that stood before")
     rig.host.accept()
     row = rig.host.order("run")
@@ -424,7 +424,7 @@ def test_a_damaged_state_file_does_not_keep_the_agent_from_starting(rig: Rig) ->
     assert "put aside" in rig.log_text()
 
 
-# scripts
+# Scripts
 
 
 def script(rig: Rig, name: str, text: str, mode: int = 0o755) -> Path:
@@ -472,7 +472,7 @@ def test_a_script_that_floods_does_not_fill_the_log(rig: Rig) -> None:
     assert len(rig.log_text()) < 20000
 
 
-# a virtio-serial port, played by a pseudo-terminal
+# A virtio-serial port, played by a pseudo-terminal
 
 
 def test_a_character_device_is_a_channel_too() -> None:
@@ -490,7 +490,7 @@ def test_a_character_device_is_a_channel_too() -> None:
                 hello = rig.host.line(type="hello", protocol=1, session="b" * 16, host="h1", domain="n1")
                 rig.host.raw(b"rest of a line\n" + hello)
                 assert rig.host.request("ping")["ok"]
-                # the daemon's restart is not seen as a hang-up on a real port either: a new hello voids all
+                # a real port shows no hang-up when the daemon restarts either: a new hello voids everything before it
                 before = rig.host.agent["session"]
                 rig.host.greet()
                 until(lambda: rig.host.turn() or rig.host.agent, "the agent's hello")

@@ -1,4 +1,4 @@
-"""Memory of stopped jobs is pushed out and brought back by the agent, in slices, and nobody else's is touched."""
+"""The agent pushes memory of stopped jobs out and fetches it back, in slices, and touches no other memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def rig() -> Iterator[Rig]:
 
 
 def hold(rig: Rig, mib: int = ROOM_MIB, id: str = "12.srv") -> tuple[int, Path]:
-    """A process of the job that holds so much; its pid, and the file where it says the data's digest."""
+    """A process of the job that holds so much memory; returns its pid, and the file where it writes the data's
+    digest."""
     shared = rig.directory / "shared"
     shared.mkdir(exist_ok=True)
     shared.chmod(0o777)
@@ -61,7 +62,7 @@ def kib(pid: int, name: str) -> int:
 
 
 def slices(rig: Rig, op: str, mib: int = 32, jobs: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
-    """Asked until nothing more goes."""
+    """Ask for slices until nothing more moves."""
     answers = []
     for _ in range(100):
         answer = rig.host.request(op, jobs=jobs or [NAME], mib=mib, deadline_s=10.0)
@@ -119,7 +120,7 @@ def test_only_stopped_jobs_are_pushed_out_and_only_the_named_ones(rig: Rig) -> N
 
 
 def pushed_out(pid: int) -> int:
-    """Pages that a slice takes from the process: what the agent does once it has been asked, and has agreed."""
+    """Pages that a slice takes from the process, after the agent was asked and has agreed."""
     start = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     work = Slice(Advisor(), Advisor.PAGEOUT, [(pid, start)], 16 * 256, time.monotonic() + 10)
     work.run((0, 0))
@@ -127,7 +128,7 @@ def pushed_out(pid: int) -> int:
 
 
 def test_a_process_that_somebody_continued_is_not_pushed_out(rig: Rig) -> None:
-    """It may happen after the agent has agreed: each process is looked at again before its memory is touched."""
+    """It can happen after the agent has agreed, so the agent checks each process again before it touches its memory."""
     assert rig.claim()["ok"]
     pid, _ = hold(rig)
     with swap():
@@ -154,7 +155,7 @@ def test_the_agent_answers_while_a_slice_is_under_way_and_does_not_grow(rig: Rig
     with swap():
         pid, place = stopped_job(rig)
         assert rig.agent is not None
-        slices(rig, "push-out", 16)  # what it needs for the first time, it keeps
+        slices(rig, "push-out", 16)  # pages that it needs for the first time stay
         slices(rig, "fetch", 16)
         place.unlink()
         rig.host.order("run")
@@ -167,7 +168,7 @@ def test_the_agent_answers_while_a_slice_is_under_way_and_does_not_grow(rig: Rig
         session = rig.host.session
         rig.host.ids += 1
         ping = rig.host.ids
-        # In one piece: the agent has both before it begins with the first.
+        # in one piece, so that the agent has both before it begins with the first
         push_out = {"op": "push-out", "jobs": [NAME], "mib": ROOM_MIB, "deadline_s": 60}
         rig.host.raw(
             rig.host.line(type="request", id=mine, session=session, **push_out)
@@ -210,7 +211,8 @@ def test_an_agent_killed_in_mid_slice_leaves_nothing_behind_and_the_next_goes_on
 
 
 def test_memory_shared_by_processes_of_the_job_stays_and_the_rest_goes(rig: Rig) -> None:
-    """The kernel passes over what two processes map: no cgroup, no way; and nothing waits for it."""
+    """The kernel skips pages that two processes map. Without a cgroup nothing else works, and nothing waits for
+    them."""
     with swap():
         assert rig.claim()["ok"]
         shared = rig.directory / "shared"

@@ -1,4 +1,4 @@
-"""A stop finds every process of a job, whatever it did to hide, and none that is not the job's."""
+"""A stop finds every process of a job, however it tries to hide, and no process of anything else."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def rig() -> Iterator[Rig]:
 
 
 def python_job(rig: Rig, code: str, names: str, id: str | None = "12.srv") -> dict[str, int]:
-    """A job in Python that has HIDE's helpers; pid by name once all of `names` are there."""
+    """A job in Python that has HIDE's helpers; returns pids by name once all of `names` exist."""
     shared = rig.directory / "shared"
     shared.mkdir(exist_ok=True)
     shared.chmod(0o777)
@@ -83,8 +83,8 @@ def test_lift_touches_nothing_and_ends_the_sweeps(rig: Rig) -> None:
     rig.host.order("stop")
     rig.host.order("lift")
     assert state(job.pid) == "T"
-    job.send_signal(signal.SIGCONT)  # as PBS does when it resumes
-    time.sleep(0.8)  # more than a sweep
+    job.send_signal(signal.SIGCONT)  # as PBS does for a resume
+    time.sleep(0.8)  # longer than a sweep
     assert state(job.pid) == "R"
 
 
@@ -123,7 +123,7 @@ os.system("nohup %s -c '%s' %s/pid.nohup >/dev/null 2>&1 &" % (sys.executable, H
 
 
 def test_a_clean_orphan_in_a_session_of_the_job_is_found(rig: Rig) -> None:
-    """Its parent and its session's leader have ended, its environment is empty: only the session tells."""
+    """Its parent and its session's leader have ended and its environment is empty: only the session identifies it."""
     rig.claim()
     pids = python_job(
         rig,
@@ -141,7 +141,7 @@ if os.fork() == 0:
         "first",
     )
     rig.host.await_op("launched")
-    rig.host.order("lift")  # a look at what there is now
+    rig.host.order("lift")  # searches once more
     late = rig.directory / "shared" / "pid.late"
     until(lambda: late.exists() and late.read_text(), "the late process")
     rig.host.order("stop")
@@ -160,7 +160,7 @@ def test_only_the_job_named_is_stopped(rig: Rig) -> None:
 
 def test_the_owners_login_shell_is_not_touched(rig: Rig) -> None:
     rig.claim()
-    # it has a job's process in its own session and group, as when somebody tries something by hand
+    # it has a job's process in its own session and group, as when somebody experiments by hand
     shell = rig.run_job(f"PBS_JOBID=12.srv /bin/bash -c '{COUNT}' & {COUNT}", id=None)
     job = rig.run_job(COUNT)
     rig.host.await_op("launched")
@@ -174,7 +174,7 @@ def test_the_owners_login_shell_is_not_touched(rig: Rig) -> None:
 def test_another_users_process_with_the_jobs_id_is_not_touched(rig: Rig) -> None:
     rig.claim()
     stranger = rig.run_job(COUNT, uid=owner().pw_uid - 7)
-    mom_child = rig.run_job(COUNT, uid=0)  # MoM's own children carry the job's id, too
+    mom_child = rig.run_job(COUNT, uid=0)  # MoM's own children have the job's id too
     job = rig.run_job(COUNT)
     rig.host.await_op("launched")
     row = rig.host.order("stop")
@@ -258,7 +258,7 @@ def test_a_process_whose_main_thread_has_ended_is_stopped(rig: Rig) -> None:
 
 
 def test_mom_is_never_touched_even_as_the_owner_with_the_jobs_id(rig: Rig) -> None:
-    """Without root MoM's stand-in is the same user's process as the job."""
+    """Without root, MoM's stand-in belongs to the same user as the job."""
     if os.geteuid() == 0:
         rig.mom("claim", job=rig.job(owner="root"), deadline_s=5)
     else:
@@ -294,7 +294,8 @@ def test_a_released_job_under_a_stop_is_killed_where_mom_missed_it(rig: Rig) -> 
 
 
 def test_a_stopped_job_that_is_deleted_gets_its_sigterm_and_what_has_left_its_session_does_not_run(rig: Rig) -> None:
-    """What MoM's signals reach ends as any deleted job does, in its own time; the rest when it is over."""
+    """Processes that MoM's signals reach end like those of any deleted job, in their own time. The rest ends
+    afterwards."""
     rig.claim()
     code = "import signal; signal.signal(15, lambda *a: (time.sleep(0.7), os._exit(3))); orphan('left')"
     pids = python_job(rig, code, "left")
@@ -331,7 +332,7 @@ def test_a_released_job_that_runs_is_left_to_mom(rig: Rig) -> None:
 
 def test_an_order_with_an_unknown_owner_touches_nothing_and_says_so(rig: Rig) -> None:
     if os.geteuid() != 0:
-        return  # then the only possible owner is ourselves
+        return  # then only our own user can be the owner
     job = rig.run_job(COUNT)
     row = rig.host.orders(deadline_s=0.3, j12="stop")["jobs"][0]
     assert (row["processes"], row["stopped"]) == (1, 0)
@@ -358,7 +359,7 @@ def test_a_repeated_request_gets_the_same_answer_and_is_done_once(rig: Rig) -> N
     assert rig.host.answer(first["id"]) == first
 
 
-# law 1
+# Law 1
 
 
 def test_a_recycled_pid_is_never_hit() -> None:
@@ -381,11 +382,11 @@ def test_a_recycled_pid_is_never_hit() -> None:
     assert not signaller.send(victim.pid, start, signal.SIGKILL)
 
 
-# the cgroup
+# The cgroup
 
 
 def freezers() -> list[str]:
-    """Where this machine lets us make a cgroup with a freezer."""
+    """Places where this machine lets us make a cgroup with a freezer."""
     tops = ["/sys/fs/cgroup/freezer", "/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
     return [t for t in tops if os.access(t, os.W_OK) and (Path(t, "cgroup.procs").exists())]
 
@@ -393,7 +394,7 @@ def freezers() -> list[str]:
 @pytest.mark.skipif(os.geteuid() != 0 or not freezers(), reason="no cgroup may be made here")
 @pytest.mark.parametrize("top", freezers())
 def test_a_jobs_cgroup_tells_what_nothing_else_tells(top: str) -> None:
-    """A clean orphan in its own session: known by PBS's job cgroup only. Afterwards nothing is frozen."""
+    """A clean orphan in its own session is known only by PBS's job cgroup. Afterwards nothing is frozen."""
     parent = Path(top, f"magrathea-test-{os.getpid()}")
     cgroup = parent / "jobid" / "12.srv"
     cgroup.mkdir(parents=True)
@@ -421,7 +422,7 @@ def test_a_jobs_cgroup_tells_what_nothing_else_tells(top: str) -> None:
             rig.kill()
             for name, word in (("freezer.state", "FROZEN"), ("cgroup.freeze", "1")):
                 if (cgroup / name).exists():
-                    (cgroup / name).write_text(word)  # as an agent leaves it that is killed in between
+                    (cgroup / name).write_text(word)  # as a killed agent may leave it
             rig.start()
             for name, word in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
                 if (cgroup / name).exists():

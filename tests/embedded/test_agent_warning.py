@@ -1,4 +1,4 @@
-"""A job is warned before it is stopped: those of its processes that handle the signal, once, and for no longer."""
+"""A job is warned before it is stopped: only processes that handle the signal, once, and never longer than asked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ while True:
 
 
 LONG_S = 55.0
-"""A warning that would be noticed if anybody waited for it; the agent takes none of more than 60 s."""
+"""A test would notice if anybody waited for this warning; the agent accepts at most 60 s."""
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def rig() -> Iterator[Rig]:
 
 
 def handler(rig: Rig) -> Path:
-    """A running job whose process writes a line into this file at each SIGUSR1."""
+    """A running job with a process that writes a line into this file at each SIGUSR1."""
     shared = rig.directory / "shared"
     shared.mkdir()
     shared.chmod(0o777)

@@ -1,4 +1,4 @@
-"""The hub's signs of life end with what they vouch for."""
+"""The hub's signs of life end when the work that they stand for ends."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_defect_in_a_call_to_pbs_ends_the_hub(tmp_path: Path, monkeypatch: pyt
 def test_the_heartbeat_file_grows_old_while_no_call_to_pbs_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shell, "GRACE_S", -4.9)  # calls are given up after 0.1 s
+    monkeypatch.setattr(shell, "GRACE_S", -4.9)  # calls time out after 0.1 s
     monkeypatch.setattr(call_pool, "SPARE", 0)
     go = threading.Event()
 

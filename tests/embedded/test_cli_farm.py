@@ -1,4 +1,4 @@
-"""`magrathea hosts`, `status HOST`, `explain`, `preview` against a real hub and real daemons."""
+"""`magrathea hosts`, `status HOST`, `explain`, `preview` with a real hub and real daemons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`magrathea pause`, `drain`, `history`, `give-back`, and `status` in a guest: against a real daemon and agents."""
+"""`magrathea pause`, `drain`, `history`, `give-back`, and `status` in a guest, with a real daemon and real agents."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def states(host: Rig) -> dict[str, str]:
 
 
 async def preempted(host: Rig) -> tuple[Job, Job]:
-    """12 in n1 is stopped for 13 in p1, in PBS's books too."""
+    """12 in n1 is stopped for 13 in p1, also in PBS's books."""
     low, high = Job("12.srv", 1, "preemptible"), Job("13.srv", 1, "priority")
     await host.start_job("n1", low)
     await eventually(lambda: host.report("p1").accepts, "p1 inviting")

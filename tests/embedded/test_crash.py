@@ -1,8 +1,8 @@
-"""Whoever is killed, wherever in a switch: what is converges to what the facts demand.
+"""Whatever is killed at any point of a switch, the host converges to what the facts demand.
 
-A preemption and a resumption are watched once; then each of their steps, commits and answers in turn ends with a
-SIGKILL of the daemon, of the agents, or of both, and they are started again. Each time: the priority job gets its host
-in the end, the preempted jobs do not run beside it, and afterwards they run on, the very processes, none lost and none
+A preemption and a resumption are recorded once. Then each of their steps, commits and answers in turn ends with a
+SIGKILL of the daemon, of the agents, or of both, and they are started again. Each time the priority job gets its host
+in the end, and the preempted jobs do not run beside it. Afterwards the very same processes run again: none is lost or
 left stopped.
 """
 
@@ -30,17 +30,17 @@ SWITCH = {
         *("commit Released", "lift n1", "run n1", "commit JobContinued"),
     )
 }
-"""What every preemption and resumption consists of."""
+"""The parts of every preemption and resumption."""
 
 
 def armed_with(r: Rig, victims: str) -> str:
-    """The pids that the daemon is to kill at its Nth step."""
+    """The pids that the daemon must kill at its Nth step."""
     agents = [str(d.agent.pid) for d in r.domains.values() if d.agent is not None]
     return " ".join([*(agents if victims != "daemon" else []), *(["self"] if victims != "agents" else [])])
 
 
 async def cycle(r: Rig, n: int, step: str, victims: str, jobs: dict[str, Job]) -> list[str]:
-    """The `n`th preemption and resumption, with a kill after `step`; the steps that the daemon took until then."""
+    """Preemption and resumption number `n`, with a kill after `step`. Returns the daemon's steps until then."""
     armed, trace = r.folder / "armed", r.folder / "armed.trace"
     trace.unlink(missing_ok=True)
     before = {name: len(states_of(job.session)) for name, job in jobs.items()}
@@ -61,7 +61,7 @@ async def cycle(r: Rig, n: int, step: str, victims: str, jobs: dict[str, Job]) -
         await eventually(lambda: calm(r, jobs), lambda: f"{step}: all continued; {r.hub.last}")
     finally:
         armed.unlink(missing_ok=True)
-        over.set()  # not cancelled: a process that is just being started would be nobody's
+        over.set()  # not cancelled: a process that is just starting would belong to nobody
         await restarts
     for name, job in jobs.items():
         assert len(states_of(job.session)) >= before[name] - 1, f"{step}: processes of {job} are lost"
@@ -69,14 +69,14 @@ async def cycle(r: Rig, n: int, step: str, victims: str, jobs: dict[str, Job]) -
 
 
 def stand(jobs: dict[str, Job], when: str) -> None:
-    """All their processes are stopped."""
+    """Require that all their processes are stopped."""
     for name, job in jobs.items():
         letters = states_of(job.session)
         assert stopped(letters), f"{when}: {job} in {name} is not stopped: {letters}"
 
 
 def calm(r: Rig, jobs: dict[str, Job]) -> bool:
-    """Nothing is stopped, booked or wanted, and everybody knows everybody."""
+    """True if nothing is stopped, booked or wanted, and all parts are connected."""
     if not r.settled() or r.hub.booked or r.report("p1").jobs:
         return False
     for name, job in jobs.items():
@@ -87,7 +87,7 @@ def calm(r: Rig, jobs: dict[str, Job]) -> bool:
 
 
 async def restart_the_killed(r: Rig, over: asyncio.Event) -> None:
-    """As systemd does."""
+    """Start killed parts again, as systemd does."""
     while not over.is_set():
         if r.daemon is not None and r.daemon.returncode is not None:
             await r.start_daemon()
@@ -98,7 +98,7 @@ async def restart_the_killed(r: Rig, over: asyncio.Event) -> None:
 
 
 async def every_step(folder: Path, mode: str, victims: str) -> tuple[list[str], list[str]]:
-    """All steps, and those after which somebody was killed."""
+    """All steps, and those after which something was killed."""
     killed = []
     async with rig(folder, mode, MODES[mode]) as r:
         jobs = {name: Job(f"{i}.srv", 1, "preemptible", 2) for i, name in enumerate(MODES[mode]) if name != "p1"}
@@ -111,7 +111,7 @@ async def every_step(folder: Path, mode: str, victims: str) -> tuple[list[str], 
     return steps, killed
 
 
-@pytest.mark.timeout(1800)  # a cycle for each of some twenty steps, with a daemon or agents started again in each
+@pytest.mark.timeout(1800)  # a cycle for each of some twenty steps; each starts a daemon or agents again
 @pytest.mark.parametrize("victims", VICTIMS)
 @pytest.mark.parametrize("mode", MODES)
 def test_killed_after_any_step_all_goes_on_as_the_facts_demand(tmp_path: Path, mode: str, victims: str) -> None:
@@ -119,13 +119,13 @@ def test_killed_after_any_step_all_goes_on_as_the_facts_demand(tmp_path: Path, m
     with contextlib.ExitStack() as stack:
         stack.callback(folder.unlink)
         steps, killed = asyncio.run(every_step(folder, mode, victims))
-    # Others depend on the moment: a report that came or not, a CPU cap that was there already.
+    # Other steps depend on the moment: whether a report came, or a CPU cap was set already.
     assert set(steps) >= SWITCH, f"the switch has no {sorted(SWITCH - set(steps))}: {steps}"
     assert set(killed) >= SWITCH, f"nobody was killed after {sorted(SWITCH - set(killed))} of {steps}"
 
 
 def short(folder: Path) -> Path:
-    """A short name for a long folder: the path of a unix socket has 107 bytes at most."""
+    """A short name for a long folder, because the path of a unix socket has at most 107 bytes."""
     link = Path(f"/tmp/mr-{abs(hash(folder)) % 10**9}")
     link.unlink(missing_ok=True)
     link.symlink_to(folder)

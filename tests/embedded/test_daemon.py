@@ -1,4 +1,4 @@
-"""The real daemon with real agents: what goes wrong around it, and what it says and does then."""
+"""The real daemon with real agents: what fails around it, and what it reports and does then."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def control(r: Rig, **request: Any) -> dict[str, Any]:
 
 
 def test_a_job_of_another_test_with_the_same_id_is_left_alone(tmp_path: Path) -> None:
-    """Several workers, and several runs on one machine, have jobs of the same ids and users at the same time."""
+    """Parallel workers, and several runs on one machine, have jobs with the same ids and users at the same time."""
 
     async def test(r: Rig) -> None:
         other = subprocess.Popen(["sleep", "1000"], env={"PATH": os.environ["PATH"], "PBS_JOBID": "1.srv"})
@@ -119,7 +119,7 @@ def test_on_a_full_disk_new_claims_are_refused_and_what_runs_is_not_lost(tmp_pat
         assert answer["code"] == "journal" and "make room" in answer["text"]
         assert running(states_of(low.session))
         assert any("journal" in note for note in (await r.status())["notes"])
-        assert await r.end_job("n1", low) == {"ok": True}  # a release is taken, on disk or not
+        assert await r.end_job("n1", low) == {"ok": True}  # a release is accepted even if it cannot be written to disk
         await eventually(lambda: not r.report("n1").jobs, "the release is known")
         resource.prlimit(r.daemon.pid, resource.RLIMIT_FSIZE, none)
         assert await r.claim("p1", high) == {"ok": True}
@@ -202,7 +202,7 @@ def test_a_domain_that_goes_down_takes_its_jobs_with_it(tmp_path: Path) -> None:
         r.domains["n1"].jobs.clear()
         root.kill()
         await eventually(lambda: r.report("n1").state == "down" and not r.report("n1").jobs, "down, without jobs")
-        r.domains["n1"].jobs[low.id] = low  # so that its processes are ended
+        r.domains["n1"].jobs[low.id] = low  # for the rig to end its processes
 
     play(tmp_path, test)
 

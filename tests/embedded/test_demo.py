@@ -1,4 +1,4 @@
-"""`magrathea demo` as people run it: a process of its own, with and without root, to its end and interrupted."""
+"""`magrathea demo` as people run it: in its own process, with and without root, to its end and interrupted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAST_LINE = re.compile(
     r"demo: ok preempted=(\d+) resumed=(\d+) lost=0 switch_ms_p50=([\d.]+) switch_ms_p99=([\d.]+)", re.ASCII
 )
 LONGEST_S = 800.0
-"""Alone it takes one minute; it says itself which of its chapters does not come to an end."""
+"""Alone it takes one minute. If a chapter does not end, the demo itself reports it."""
 NOBODY = 65534
 AS_NOBODY = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--"]
 
@@ -35,7 +35,7 @@ PACKAGES = [str(ROOT), *(path for path in sys.path if path.endswith("site-packag
 def start(
     directory: Path, prefix: Sequence[str] = (), *options: str, python: str = sys.executable
 ) -> subprocess.Popen[str]:
-    """The demo, with its temporary files in `directory`, by which its processes are known, too."""
+    """Start the demo, with its temporary files in `directory`, which also identifies its processes."""
     environment = {"PATH": os.environ["PATH"], "TMPDIR": str(directory), "LANG": "C.UTF-8"}
     environment["PYTHONPATH"] = os.pathsep.join(PACKAGES)
     return subprocess.Popen(
@@ -55,7 +55,7 @@ def left_behind(directory: Path) -> list[str]:
             ):
                 found.append(path.with_name("cmdline").read_bytes().replace(b"\0", b" ").decode())
         except OSError:
-            continue  # another user's, or gone
+            continue  # another user's process, or gone
     return found
 
 
@@ -73,7 +73,7 @@ def require_ok(demo: subprocess.Popen[str], directory: Path) -> None:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A place that every user may write to, with a short name (sockets are made in it)."""
+    """A directory that every user may write to, with a short name, since sockets are made in it."""
     made = Path("/tmp") / f"mgdemo-{os.getpid()}-{time.monotonic_ns() % 10**6}"
     made.mkdir()
     made.chmod(0o777)
@@ -88,7 +88,7 @@ def test_demo_ends_with_its_line_and_leaves_nothing_behind(directory: Path) -> N
 
 
 def python_for_nobody() -> str | None:
-    """An interpreter of this version that nobody can run and start again: root's may lie in root's home."""
+    """An interpreter of this version that the user nobody can run; root's may be in root's home."""
     again = "import os, sys, zmq, msgspec; os.execv(sys.executable, [sys.executable, '-c', 'import zmq, msgspec'])"
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(PACKAGES)}
@@ -131,7 +131,7 @@ def test_interrupted_demo_leaves_no_process_behind(directory: Path, number: sign
 
 
 def test_openpbs_is_asked_for_where_it_cannot_be(directory: Path) -> None:
-    """Without root, or without OpenPBS, it says which, at once."""
+    """Without root or without OpenPBS, the demo reports at once which is missing."""
     prefix = AS_NOBODY if os.geteuid() == 0 else []
     try:
         output, _ = (demo := start(directory, prefix, "--pbs", "openpbs")).communicate(timeout=BOUND_S)
@@ -142,7 +142,7 @@ def test_openpbs_is_asked_for_where_it_cannot_be(directory: Path) -> None:
 
 
 def test_a_demo_that_cannot_work_says_so_with_the_part_s_own_words() -> None:
-    """In a directory whose name is too long for a socket nothing can listen."""
+    """In a directory with a name that is too long for a socket no part can listen."""
     directory = Path("/tmp") / f"mgdemo-{os.getpid()}-{'x' * 100}"
     directory.mkdir()
     try:

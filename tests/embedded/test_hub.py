@@ -1,4 +1,4 @@
-"""The whole hub: real sockets, threads and files, a PBS in memory; and its process, as a system starts it."""
+"""The whole hub with real sockets, threads and files and a PBS in memory; also its process, as a system starts it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ from tests.fakes.reports import domain, given_back, job, stopped
 
 BEAT_S = 0.1
 SHORT_LEASE_S = 1.0
-"""For the test that waits for a lease's end. Elsewhere a starved hub would call a host unknown that has just spoken."""
+"""For the test that waits for a lease to end. Elsewhere a starved hub would take a host for unknown that has just
+reported."""
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,7 @@ def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(directory: Path, test: Callable[[RealHub], Awaitable[None]]) -> None:
-    """`test` with a hub that runs."""
+    """Run `test` with a hub that is up."""
 
     async def started(world: RealHub) -> None:
         world.start()
@@ -110,7 +111,7 @@ def test_a_hub_killed_in_mid_preemption_is_followed_by_one_that_resumes(tmp_path
         await host.says(domain("n1", [stopped(since=time.time())]))
         await host.hears_books("1.srv")
         assert world.task is not None
-        world.task.cancel()  # its last save is one that was there before the suspend
+        world.task.cancel()  # its last save is one from before the suspend
         with pytest.raises(asyncio.CancelledError):
             await world.task
         world.start()
@@ -192,7 +193,7 @@ def test_the_heartbeat_file_is_touched_only_while_pbs_answers(tmp_path: Path) ->
             raise PbsError(Code.NO_SERVER, "away", transient=True)
 
         world.pbs.breaks = away
-        await world.host().says(domain("n1"))  # makes it notice
+        await world.host().says(domain("n1"))  # makes the hub notice
         async with asyncio.timeout(BOUND_S):
             last = 0
             while last != (last := world.heartbeat.stat().st_mtime_ns):
@@ -220,7 +221,7 @@ def command(config: Path, *more: str) -> list[str]:
 
 
 def started(config: Path) -> subprocess.Popen[str]:
-    """The hub's process, when it listens."""
+    """The hub's process, as soon as it listens."""
     process = subprocess.Popen(command(config), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:

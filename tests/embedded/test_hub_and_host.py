@@ -1,4 +1,4 @@
-"""The node daemon's client and the hub's channel, as they are, over TCP with the keys that `magrathea keys` makes."""
+"""The real node daemon's client and the real hub's channel, over TCP with the keys that `magrathea keys` makes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may speak to the hub, and as whom: real sockets, ipc and TCP with CURVE on the loopback."""
+"""Who may speak to the hub, and in which name: real sockets, ipc and TCP with CURVE on the loopback."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from scheduler_plugin.hub.channel import ChannelError, HubChannel
 from tests.embedded.real_hub import free_port
 
 SILENT_S = 0.7
-"""Long enough on a loaded machine for what would arrive in a millisecond; only what must NOT come waits for it."""
+"""Long enough on a loaded machine for anything that would arrive in a millisecond. Only tests that expect nothing wait
+for it."""
 
 
 class Heard:
@@ -45,7 +46,7 @@ class Heard:
 
 
 class Line:
-    """The hub's channel, and hosts to be."""
+    """The hub's channel, and clients that want to be hosts."""
 
     def __init__(self, directory: Path) -> None:
         self.keys_dir = directory / "keys"
@@ -58,7 +59,7 @@ class Line:
         self.channel = HubChannel([self.ipc], [self.tcp], self.keys_dir, self.heard)
 
     def client(self, endpoint: str, identity: str, pair: Path | keys.Certificate | None = None) -> zmq.asyncio.Socket:
-        """A DEALER; with `pair` its CURVE keys."""
+        """A DEALER socket; `pair`: its CURVE keys."""
         dealer: zmq.asyncio.Socket = self.context.socket(zmq.DEALER)
         self.clients.append(dealer)
         dealer.setsockopt(zmq.IDENTITY, identity.encode())

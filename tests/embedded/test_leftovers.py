@@ -1,4 +1,4 @@
-"""A run that is killed leaves nothing behind that the next one does not clear, and no run touches another's."""
+"""Whatever a killed run leaves, the next run removes, and no run touches another's things."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ with swap():
 
 @pytest.fixture
 def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Of this test alone, so that no other run clears before it does."""
+    """Records of this test only, so that no other run clears before it does."""
     monkeypatch.setattr(leftovers, "RECORDS", tmp_path / "records")
     monkeypatch.setattr(leftovers, "ENDING_S", 0.5)
     return tmp_path / "records"
@@ -77,7 +77,7 @@ def test_what_a_run_that_is_killed_leaves_the_next_one_clears(killed: KilledRun,
     assert leftovers.clear() == [], "it is alive"
     assert left(killed)
     keeper = killed.said["processes"][-1]
-    os.kill(keeper, number)  # it will not clear anything
+    os.kill(keeper, number)  # it cannot clear anything
     killed.kill()
     assert left(killed), "nobody has cleared yet"
     cleared = leftovers.clear()

@@ -1,4 +1,4 @@
-"""Domains and agents that come and go under the real daemon, with real agents and processes."""
+"""Domains and agents go up and down under the real daemon, with real agents and processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .test_daemon import control, low_job, play
 
 
 async def lose(r: Rig, domain: DomainRig) -> None:
-    """Its agent is killed, and the grace time passes."""
+    """Kill the domain's agent, and let the grace time pass."""
     assert domain.agent is not None
     domain.agent.kill()
     await domain.agent.wait()
@@ -23,7 +23,7 @@ async def lose(r: Rig, domain: DomainRig) -> None:
 
 
 async def impatient(r: Rig) -> None:
-    """A short grace time for agents."""
+    """Set a short grace time for agents."""
     r.config.write_text(r.config.read_text().replace("min_run_s = 0.0", "min_run_s = 0.0\nagent_silent_s = 0.5"))
     assert (await control(r, op="reload"))["ok"]
 
@@ -36,7 +36,7 @@ def continue_session(session: int) -> None:
                 if int(fields[3]) == session:
                     os.kill(int(entry.name), signal.SIGCONT)
             except (FileNotFoundError, ProcessLookupError):
-                continue  # it has ended
+                continue  # it ended meanwhile
 
 
 def test_an_agent_that_was_lost_finds_stopped_again_what_is_to_be_stopped(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The local driver with real processes: control groups where the machine permits them, affinity as an ordinary user."""
+"""The local driver with real processes: control groups if the machine permits them, affinity as an ordinary user."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ print("ready", flush=True)
 time.sleep(600)
 """
 MEMBERS = 5
-# The interpreter may lie where only root can read it, so the user changes after its start.
+# Only root may be able to read the interpreter, so the user changes after its start.
 AS_NOBODY = f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})"
 
 
@@ -63,7 +63,7 @@ def ordinary_user() -> Iterator[None]:
 
 @pytest.fixture
 def grouped() -> None:
-    """Skip, saying so, where this machine and user may not make control groups."""
+    """Skip the test, with the reason, if this machine or user may not make control groups."""
     host = f"probe-{os.getpid()}"
     capper = local.choose_capper(host, ["n1"])
     capper.close()
@@ -72,7 +72,7 @@ def grouped() -> None:
 
 
 class Machine:
-    """A domain's processes: `start` writes the pid file as a real start script would."""
+    """A domain's processes. `start` writes the pid file as a real start script does."""
 
     def __init__(self, pid_file: Path) -> None:
         self.pid_file = pid_file
@@ -130,7 +130,7 @@ def machine(place: Path) -> Iterator[Machine]:
     machine = Machine(place / "n1.pid")
     yield machine
     machine.clean()
-    for _, group in groups_of(f"test-{os.getpid()}"):  # left by a driver that closed while the domain was there
+    for _, group in groups_of(f"test-{os.getpid()}"):  # left by a driver that closed while the domain was up
         wait_until_empty(group)
         for empty in (group, group.parent, group.parent.parent):
             cgroups.remove_if_empty(empty)
@@ -244,7 +244,7 @@ async def check_group_cap(machine: Machine) -> None:
             await driver.set_cpu("n1", percent)
             assert (await driver.actual())["n1"].cpu_percent == percent == driver.nearest_cpu(percent)
         await driver.set_cpu("n1", 20)
-    # Still there, so still capped; and the next driver reads it back.
+    # the processes still run, so they are still capped, and the next driver reads the cap back
     assert cgroups.get_cap(version, group) == 20
     async with driving(machine) as (driver, _):
         assert (await driver.actual())["n1"].cpu_percent == 20

@@ -1,4 +1,4 @@
-"""A domain with 2,000 jobs, whatever their names and users are called: a real agent and the daemon's own channel."""
+"""A domain with 2,000 jobs with the longest names and users: a real agent, and the daemon's own channel."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def job(number: int) -> Doc:
 
 
 class Site:
-    """An agent, and the daemon's end of its channel. Requests are kept; lists wait for `let_lists_go`."""
+    """An agent, and the daemon's end of its channel. Requests are recorded; lists wait for `let_lists_go`."""
 
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
@@ -65,7 +65,7 @@ class Site:
         return {"ok": True}
 
     async def mom(self, op: str, **body: Any) -> Doc:
-        """A hook's question and its answer."""
+        """Ask as a hook, and return the answer."""
         reader, writer = await asyncio.open_unix_connection(str(self.rig.socket), limit=1 << 20)
         writer.write(json.dumps({"op": op, **body}).encode() + b"\n")
         answer: Doc = json.loads(await asyncio.wait_for(reader.readline(), BOUND_S))
@@ -156,7 +156,7 @@ def test_releases_that_nobody_takes_leave_a_place_for_claims(rig: Rig) -> None:
         for number in range(MAX_PENDING + 10):
             assert await site.mom("release", job={"id": f"{number}.srv", "run": 1}) == {"ok": True}
         answer = await site.mom("claim", job=site.rig.job("12.srv"), deadline_s=0.5)
-        assert answer["code"] in ("busy", "timeout")  # the daemon's word, not the agent's
+        assert answer["code"] in ("busy", "timeout")  # from the daemon, not from the agent
         site.let_releases_go.set()
         async with asyncio.timeout(BOUND_S):
             while await site.mom("claim", job=site.rig.job("12.srv"), deadline_s=0.5) != {"ok": True}:

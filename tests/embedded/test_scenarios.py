@@ -1,4 +1,4 @@
-"""The scenarios, on the PBS stand-in: hub, node daemons, agents and hook files are the real ones."""
+"""The scenarios on the PBS stand-in; hub, node daemons, agents and hook files are real."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from magrathea_lab.scenarios.scenarios import SCENARIOS, Scenario
 
 
 class Clusters:
-    """One cluster at a time, kept from scenario to scenario as long as they want the same hosts and all goes well."""
+    """One cluster at a time, reused while the next scenario needs the same hosts and none has failed."""
 
     def __init__(self) -> None:
         self._hosts: tuple[HostSpec, ...] = ()
@@ -51,5 +51,5 @@ def test_scenario(clusters: Clusters, scenario: Scenario) -> None:
     try:
         scenario(cluster)
     except BaseException:
-        clusters.close()  # the next one starts afresh
+        clusters.close()  # the next scenario gets a new cluster
         raise

@@ -1,7 +1,7 @@
-"""A job whose parts are on two hosts: its first host's prologue waits until the other one's memory is there.
+"""A job with parts on two hosts: the prologue on its first host waits until the memory on the other has arrived.
 
-Real: the hook file as a process of its own, the agents, two node daemons, the hub and their channels. PBS and the
-hypervisors are in memory; a hypervisor gives memory when the test lets it.
+Real are the hook file as its own process, the agents, two node daemons, the hub, and their channels. PBS and the
+hypervisors are in memory; a hypervisor moves memory when the test allows it.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ JOB = {
 
 HAS_MIB = FLOOR_MIB + 44
 AT_ONCE = 1e6
-"""MiB a second of a guest's balloon; 0: its memory does not come."""
+"""MiB per second of a guest's balloon; 0: its memory does not come."""
 
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A balloon that stands still is given up when a test lets it be short, and not because the machine is busy."""
+    """Only a test that wants it declares a balloon stuck; a busy machine does not."""
     monkeypatch.setattr(memory, "STALL_S", BOUND_S)
 
 
@@ -116,7 +116,7 @@ class Site:
             "channel": f"unix:{self.folder}/{host}/run/guest/{domain}.sock",
             "state": f"{self.folder}/{domain}.state",
             "scripts": f"{self.folder}/{domain}.d",
-            "environment": {MARK: str(self.folder)},  # tests that run beside this one have a job of the same id
+            "environment": {MARK: str(self.folder)},  # tests that run in parallel have a job of the same id
         }
         config.write_text(json.dumps(agent))
         with (self.folder / f"{domain}.log").open("wb") as log:
@@ -146,7 +146,7 @@ class Site:
                 await self._hub
 
     async def hook(self, event: str, vnode: str) -> dict[str, Any]:
-        """MoM's hook in that domain, as a process like PBS's own."""
+        """Run MoM's hook in that domain, as a process like PBS's own."""
         about = {**JOB, "mother_superior": vnode == "p1"}
         hook = written("magrathea_mom", self.folder)
         given = {"hook": str(hook), "event": event, "server": "srv", "vnode": vnode, "job": about}
@@ -166,7 +166,7 @@ class Site:
         return outcome
 
     async def begin(self) -> asyncio.Task[dict[str, Any]]:
-        """The job is claimed on both hosts, as PBS does it; its prologue on the first."""
+        """Claim the job on both hosts, as PBS does, and start its prologue on the first."""
         for vnode in ("p1", "p2"):
             claimed = await self.hook("execjob_begin", vnode)
             assert claimed["accepted"], claimed
@@ -176,7 +176,7 @@ class Site:
         return self.pbs.jobs["1.srv"].comment
 
     async def until_it_waits(self, prologue: asyncio.Task[dict[str, Any]]) -> None:
-        """From now on: what was answered before does not count."""
+        """Wait for the next answer; earlier ones do not count."""
         claims = self.daemons["h1"].claims
         claims._waiting.clear()
         await eventually(
@@ -229,7 +229,7 @@ def test_the_script_does_not_start_before_the_other_hosts_memory_is_there(tmp_pa
 
 
 def test_where_all_memory_is_there_the_other_host_costs_no_waiting(tmp_path: Path) -> None:
-    """The first question is the last: the hook does not sleep."""
+    """The first question is also the last: the hook does not sleep."""
 
     async def test(site: Site) -> None:
         for vnode in ("p1", "p2"):
@@ -253,7 +253,7 @@ def test_memory_that_the_other_host_has_not_got_refuses_the_job_with_the_hosts_n
         late.rate = 0
         prologue = await site.begin()
         await site.until_it_waits(prologue)
-        await site.daemons["h2"].close()  # the next one asks its hypervisor anew
+        await site.daemons["h2"].close()  # the next daemon asks its hypervisor again
         late.fails["memory"] = RefusalCode.MEMORY_SHORT
         await site.start_daemon("h2")
         async with asyncio.timeout(BOUND_S):

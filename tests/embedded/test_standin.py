@@ -1,4 +1,4 @@
-"""The stand-in's server and MoM as processes: what was measured of OpenPBS's jobs holds of theirs."""
+"""The stand-in's server and MoM as processes: jobs behave as measured on OpenPBS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the suites say of themselves: what was run once more, and what this machine cannot run."""
+"""What the suites report: which tests were run again, and what this machine cannot run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.conftest import pytest_ignore_collect, pytest_sessionfinish, pytest_t
 
 
 def run_pytest(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """pytest in `folder`, which has its own configuration, so that nothing here is part of it."""
+    """Run pytest in `folder`, which has its own configuration and ignores this repository's."""
     (folder / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     return subprocess.run(

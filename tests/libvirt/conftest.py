@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def hypervisor() -> Iterator[Hypervisor]:
-    """A private libvirtd with two small guests that are up; put in order after each test by `machine`."""
+    """A private libvirtd with two small guests that are up. `machine` cleans up after each test."""
     from magrathea_lab.rigs.guest_host import Hypervisor, Size
 
     small = Size(memory_mib=256, zram_mib=128)
@@ -25,7 +25,7 @@ def hypervisor() -> Iterator[Hypervisor]:
 
 @pytest.fixture
 def machine(hypervisor: Hypervisor) -> Iterator[Machine]:
-    """Both guests under a real node daemon (exclusive), their agents connected, without jobs."""
+    """Both guests under a real node daemon (exclusive), with connected agents and without jobs."""
     from magrathea_lab.rigs.guest_host import machine as context
 
     with context(hypervisor) as made:
@@ -34,7 +34,8 @@ def machine(hypervisor: Hypervisor) -> Iterator[Machine]:
 
 @pytest.fixture(scope="session")
 def containers() -> Iterator[Containers]:
-    """The same with two containers of LXC; the tests are skipped where this machine lets none start, with its words."""
+    """The same with two LXC containers. If this machine cannot start any, the tests are skipped with libvirt's
+    reason."""
     import libvirt
 
     from magrathea_lab.rigs.guest_host import Size
@@ -56,7 +57,7 @@ def containers() -> Iterator[Containers]:
 
 @pytest.fixture(params=["qemu", "lxc"])
 def anywhere(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """As `machine`, for what must hold in virtual machines and in containers alike."""
+    """As `machine`, for tests that must pass in virtual machines and in containers."""
     from magrathea_lab.rigs.guest_host import machine as context
 
     with context(request.getfixturevalue("hypervisor" if request.param == "qemu" else "containers")) as made:

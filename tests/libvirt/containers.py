@@ -1,7 +1,7 @@
-"""The tests' physical machine in small with containers of LXC instead of virtual machines: see machine.py.
+"""The tests' small host with LXC containers instead of virtual machines: see magrathea_lab/rigs/guest_host.py.
 
-A container has the host's programs (its folders, bound read-only), a process namespace of its own, and the folder of
-its guest channel bound into it. It has no virtio-serial ports: the tests reach its inside by a socket in its root.
+A container has the host's programs (its folders, mounted read-only), its own process namespace, and the folder of its
+guest channel. It has no virtio-serial ports, so the tests reach its inside through a socket in its root folder.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from magrathea_lab.rigs.guest_host import TREE, Hypervisor, Size
 AGENT = Path(__file__).parents[2] / "node_daemon" / "agent"
 PYTHON = Path("/usr/bin/python3")
 PROGRAMS = "/magrathea-test"
-"""In the container: what the tests add."""
+"""Where the container has the tests' own programs."""
 SHARED = ("usr", "bin", "sbin", "lib", "lib64")
-"""Of the host's root."""
+"""Folders of the host's root."""
 FOLDERS = ("dev", "proc", "sys", "tmp", "run", "channel", "etc/magrathea", "var/lib/magrathea", "var/spool")
 AFTER_END_S = 2.0
-"""libvirtd 9.0 has ended by itself when a container was started right after its end."""
+"""libvirtd 9.0 crashed if a container was started right after its end."""
 INIT = f"""#!/bin/sh
 # The container's start and end: both services are started again whenever they end, as sbin/service does it in a guest.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
@@ -45,7 +45,7 @@ wait
 
 
 class Containers(Hypervisor):
-    """`start` raises libvirt.libvirtError where this machine lets no container start."""
+    """Raises libvirt.libvirtError in `start` if this machine cannot start containers."""
 
     def __init__(self, sizes: Mapping[str, Size]) -> None:
         super().__init__(sizes, kind="lxc")
@@ -104,5 +104,5 @@ class Containers(Hypervisor):
 
 
 def holding(mib: int) -> str:
-    """guest.holding, in a container."""
+    """As guest.holding, for a container."""
     return f"exec python3 -S -E {PROGRAMS}/hold.py {mib}"

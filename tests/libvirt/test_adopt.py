@@ -1,4 +1,5 @@
-"""`magrathea host adopt` on a real QEMU: a domain without a channel gets one, its agent is heard, and all is undone."""
+"""`magrathea host adopt` on a real QEMU: a domain without a channel gets one, its agent connects, and `--undo` restores
+it."""
 
 from __future__ import annotations
 
@@ -21,11 +22,11 @@ from magrathea_lab.waiting import until
 from node_daemon.setup import adopt
 
 SERVICES = ("--kind", "{0}n1=service", "--kind", "{0}p1=service")
-"""The other tests' guests: here they are somebody else's."""
+"""The other tests' guests count as services here."""
 
 
 def without_magrathea(xml: str, name: str) -> str:
-    """A domain as an admin has it who has never heard of us: no channel, a balloon as it comes."""
+    """A domain of an administrator who has never heard of Magrathea: no channel, libvirt's default balloon."""
     top = ElementTree.fromstring(xml)
     devices = top.find("devices")
     assert devices is not None
@@ -81,7 +82,7 @@ def noded(config: Path) -> Iterator[None]:
 def test_a_domain_is_adopted_boots_is_heard_and_is_given_back(
     hypervisor: Hypervisor, stranger: Any, tmp_path: Path
 ) -> None:
-    folder = hypervisor.folder / "adopt"  # where QEMU's user may go
+    folder = hypervisor.folder / "adopt"  # a folder that QEMU's user can reach
     folder.mkdir(mode=0o711)
     config = folder / "noded.toml"
     config.write_text(f"""

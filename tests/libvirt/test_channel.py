@@ -26,7 +26,7 @@ while time.monotonic() < end:
 
 @pytest.fixture
 def without_agent(machine: Machine) -> Iterator[Machine]:
-    """n1's port is free for others to write to."""
+    """n1's port is free, so that others can write to it."""
     machine["n1"].stop_agent()
     machine["n1"].write("/tmp/flood.py", FLOOD.encode())
     yield machine
@@ -56,10 +56,11 @@ def test_an_agent_that_is_killed_comes_back_and_heeds_no_order_of_before(anywher
     guest = machine["n1"]
     job = guest.qsub(Job("1", "preemptible"))
     machine.until_state("n1", "running-preemptible")
-    guest.stop_agent()  # QEMU keeps the connection: nobody sees an end of it; a container's is heard of, some time
+    # QEMU keeps the connection, so nobody notices an end; a container's end is noticed after a while
+    guest.stop_agent()
     heard = {"host-busy"} if machine.hypervisor.kind == "lxc" else set()
     assert machine["p1"].claim(Job("2", "priority"))["code"] in {"stop-timeout"} | heard
-    guest.start_agent()  # and finds what was said to the one before in the port
+    guest.start_agent()  # it finds messages to its predecessor in the port
     machine.until(lambda: guest.ask_agent({"op": "ping"}).get("connected"), "n1's agent is back")
     time.sleep(1.0)
     assert "T" not in guest.states(job)

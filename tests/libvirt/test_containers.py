@@ -1,7 +1,7 @@
-"""Containers of LXC: what the driver can do there, how memory goes from one to the other, and how one ends.
+"""LXC containers: what the driver can do with them, how memory moves between them, and how one ends.
 
-What they share with virtual machines is tested with these (fixture `anywhere`). Where the machine lets no container
-start, the tests are skipped and say its words.
+What containers and virtual machines have in common is tested elsewhere, with the fixture `anywhere`. If this machine
+cannot start containers, the tests are skipped with libvirt's reason.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .containers import AFTER_END_S, Containers, holding
 SIZE_MIB, SMALL_MIB, FLOOR_MIB = 256, 96, 64
 CAPACITY_MIB = SIZE_MIB + SMALL_MIB
 NEEDS_MIB = 120
-"""Of the priority job: more than p1 has before n1 has given."""
+"""Memory of the priority job: more than p1 has before n1 has given some."""
 
 
 def test_the_driver_caps_and_limits_containers_and_says_what_they_have_not(containers: Containers) -> None:
@@ -54,13 +54,13 @@ def test_the_driver_caps_and_limits_containers_and_says_what_they_have_not(conta
 
 
 def has_mib(guest: Guest) -> int:
-    """Its limit."""
+    """The container's limit."""
     return int(guest.domain.memoryParameters()["hard_limit"]) // 1024
 
 
 @pytest.fixture
 def machine(containers: Containers) -> Iterator[Machine]:
-    """p1 is small: both cannot be large at once."""
+    """p1 is small: the two cannot be large at the same time."""
     containers.guests["p1"].domain.setMemoryFlags(SMALL_MIB * 1024, 1)
     settings: dict[str, Any] = {
         "memory_mib": CAPACITY_MIB,
@@ -72,7 +72,7 @@ def machine(containers: Containers) -> Iterator[Machine]:
 
 
 def rounds(guest: Guest, job: Job) -> int:
-    """How often the job has found all its memory as it wrote it. AssertionError where it has not."""
+    """How often the job has found all its memory unchanged. Raises AssertionError if it has not."""
     row = guest.jobs()[job.id]
     assert "BAD" not in row["output"] and row["code"] is None, row
     return int(row["output"].count("round"))
@@ -135,7 +135,7 @@ def test_a_container_is_shut_down_when_its_job_has_ended_and_boots_again(contain
 
 
 def test_an_ended_container_is_down_and_its_jobs_are_gone(machine: Machine) -> None:
-    """The last of all. libvirtd 9.0 may crash meanwhile: the node daemon finds the one that is started again."""
+    """Runs last: libvirtd 9.0 may crash, and the node daemon then finds the one that is started again."""
     machine["n1"].qsub(Job("1"))
     machine.until(lambda: [j.id for j in machine.report("n1").jobs] == ["1"], "the hub has heard of the job")
     assert machine.report("p1").jobs == [], "nobody can speak for another"

@@ -1,4 +1,4 @@
-"""A preempted domain costs no more than its cap, whatever runs in it beside its jobs, and still answers."""
+"""A preempted domain uses no more CPU than its cap, whatever runs in it besides its jobs, and it still answers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from magrathea_lab.rigs.guest import Job
 from magrathea_lab.rigs.guest_host import Machine
 
 CAP_PERCENT = 5
-"""Not the default, so that the configuration is seen to be heeded."""
+"""Not the default, to prove that the configuration counts."""
 SAMPLE_S = 6.0
 
 
 @pytest.fixture(params=["qemu", "lxc"])
 def capped(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    """MoM's lists come as in a cluster: each costs such a guest all it has for half a minute, came they each 0.5 s."""
+    """MoM's lists come as seldom as in production. If they came every 0.5 s, each would cost such a guest its CPU for
+    half a minute."""
     monkeypatch.setattr(machines, "LIST_S", 15.0)
     hypervisor = request.getfixturevalue("hypervisor" if request.param == "qemu" else "containers")
     with machines.machine(hypervisor, extra=f"preempted_cpu_percent = {CAP_PERCENT}") as made:
@@ -36,7 +37,7 @@ def test_a_hungry_process_in_a_preempted_domain_gets_its_cap_and_mom_and_agent_a
     before, began = n1.cpu_seconds(), time.monotonic()
     while time.monotonic() - began < SAMPLE_S:
         assert n1.ask_agent({"op": "ping"})["connected"]
-        assert n1.sh("echo MoM") == "MoM\n"  # a process is started, as MoM starts one for a hook or a job
+        assert n1.sh("echo MoM") == "MoM\n"  # MoM starts a process like this for a hook or a job
     used = (n1.cpu_seconds() - before) / (time.monotonic() - began)
 
     assert used * 100 <= CAP_PERCENT * 1.2, f"n1 took {used:.1%} of one CPU"

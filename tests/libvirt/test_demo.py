@@ -1,6 +1,6 @@
-"""`magrathea demo --driver libvirt` as people run it: to its end, interrupted, and where something is missing.
+"""`magrathea demo --driver libvirt` as people run it: to its end, interrupted, and with something missing.
 
-It makes a libvirtd and guests of its own; these tests use none of the others.
+It makes its own libvirtd and guests; these tests do not use the others.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..embedded.test_demo import AS_NOBODY, LAST_LINE, left_behind, start
 
 @dataclass
 class Traces:
-    """What a demo leaves if it does not clean up: its libvirtd's folder, and what bears its domains' names."""
+    """What a demo leaves if it does not clean up: its libvirtd's folder, and things with its domains' names."""
 
     folder: Path
     prefix: str
@@ -35,14 +35,14 @@ class Traces:
             try:
                 line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
             except OSError:
-                continue  # it has just ended
+                continue  # it ended meanwhile
             if self.prefix in line:
                 found.append(line)
         return found
 
 
 def traces(directory: Path) -> Traces:
-    """Of the demo that runs in `directory`."""
+    """The traces of the demo that runs in `directory`."""
     for line in left_behind(directory):
         if match := re.search(r"guests/libvirtd_keeper\.py (\S+) (\S+)", line):
             return Traces(Path(match[1]), match[2])

@@ -1,4 +1,4 @@
-"""The driver alone, on a real QEMU: every ability, read back from libvirt; what fails is what is said."""
+"""The driver alone on a real QEMU: every ability, read back from libvirt; failures are reported with their reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Work = Callable[[LibvirtDriver, list[DomainChange]], Coroutine[Any, Any, None]]
 
 @pytest.fixture
 def drive(hypervisor: Hypervisor) -> Iterator[Callable[[Work], None]]:
-    """Run a piece of work with a driver of n1 alone: p1 is somebody else's."""
+    """Run a piece of work with a driver that has n1 only; p1 counts as a service."""
 
     def run(work: Work) -> None:
         async def all_of_it() -> None:
@@ -92,7 +92,7 @@ def test_a_saved_guest_goes_on_where_it_was_and_its_agent_is_back(
         await driver.boot("n1")
         found = (await driver.actual())["n1"]
         assert found == DomainReading(True, None, found.memory_mib, max_memory_mib=256)
-        assert found.memory_mib in (255, 256)  # it may have been saved before libvirt heard of the balloon's last MiB
+        assert found.memory_mib in (255, 256)  # it may have been saved before libvirt knew the balloon's last MiB
         assert DomainChange("n1", True) in events
 
     drive(work)
@@ -118,7 +118,7 @@ def test_pausing_ending_and_booting_are_seen(hypervisor: Hypervisor, drive: Call
         await until(lambda d: d.up and d.paused_externally, driver)
         await driver.resume("n1")
         await until(lambda d: d.up and not d.paused_externally, driver)
-        await driver.shutdown("n1")  # nobody in this guest heeds the power button
+        await driver.shutdown("n1")  # nothing in this guest reacts to the power button
         await driver.destroy("n1")
         await until(lambda d: not d.up, driver)
         assert await refused(driver.set_cpu("n1", 10)) == "domain-down"

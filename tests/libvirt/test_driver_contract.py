@@ -49,7 +49,7 @@ class QemuSite:
 
 @pytest.fixture(scope="module")
 def hypervisor() -> Iterator[Hypervisor]:
-    """Guests that turn themselves off when they are asked."""
+    """Guests that power off on request."""
     size = Size(memory_mib=MOST_MIB, arguments="magrathea.acpi")
     with Hypervisor({"n1": size, "p1": size}) as made:
         yield made

@@ -1,4 +1,4 @@
-"""Real guests boot, go down, reboot, are saved to disk and come back; whoever is killed meanwhile."""
+"""Real guests boot, shut down, reboot, are saved and restored, also if any part is killed meanwhile."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from magrathea_lab.rigs.guest_host import Hypervisor, Machine, machine
 
 
 def order(m: Machine, do: str, domain: str, **fields: bool) -> str:
-    """An admin's wish; what the daemon says to it."""
+    """Send an administrator's order; return the daemon's answer."""
     answer = m.ask(op="domain", do=do, domain=domain, **fields)
     assert answer["ok"], answer
     return " ".join(answer["said"])
@@ -30,7 +30,7 @@ def clock_error_s(guest: Guest) -> float:
 
 
 def boot_id(guest: Guest) -> str:
-    """Raises GuestError, soon where the guest is just going down."""
+    """The guest's boot id. Raises GuestError, soon if the guest is shutting down."""
     return guest.sh("cat /proc/sys/kernel/random/boot_id", 2.0)
 
 
@@ -41,7 +41,7 @@ def entries(m: Machine) -> list[str]:
 
 @pytest.fixture
 def counted(hypervisor: Hypervisor) -> Iterator[Machine]:
-    """Two CPUs, each domain as big as the host: what one has saved the other may borrow."""
+    """Two CPUs, each domain as big as the host: the CPUs of a saved domain can be borrowed."""
     with machine(
         hypervisor, mode="counted", cpus=2, domain=dict.fromkeys(("n1", "p1"), "cpus = 2\nfloor_mib = 176")
     ) as made:
@@ -50,7 +50,7 @@ def counted(hypervisor: Hypervisor) -> Iterator[Machine]:
 
 @pytest.fixture
 def hasty(hypervisor: Hypervisor) -> Iterator[Machine]:
-    """Nothing is waited for long, and an agent that starts in a capped guest has some CPU for it."""
+    """Short time limits, but some CPU for an agent that starts in a capped guest."""
     limits = "boot_time_limit_s = 2\nshutdown_time_limit_s = 2"
     with machine(
         hypervisor,
@@ -140,7 +140,7 @@ def test_a_frozen_domain_lends_its_cpus_and_comes_back_preempting_what_borrowed_
     assert m.report("p1").accepts == []
 
     borrower = m["n1"].qsub(Job("2", "preemptible", cpus=2))
-    time.sleep(1.5)  # what the clock of a saved guest is to be wrong by, at least
+    time.sleep(1.5)  # the saved guest's clock must be wrong by at least this
     assert "preempted for it: n1" in order(m, "defrost", "p1")
     m.until(lambda: m.state("p1") not in ("frozen", "booting"), "p1 is back")
     m["p1"].wait()
@@ -213,7 +213,7 @@ def test_an_agent_that_is_lost_and_back_finds_stopped_what_is_to_be_and_the_rest
     favoured = m["p1"].qsub(Job("2", "priority"))
     m.until_states("n1", victim, "T")
     m["n1"].stop_agent()
-    m.until_state("n1", "unknown")  # though nothing was closed
+    m.until_state("n1", "unknown")  # although nothing was closed
     assert not m.report("n1").agent
     assert [j.id for j in m.report("n1").jobs] == ["1"], "kept and counted"
     m["n1"].sh("for p in $(grep -lz PBS_JOBID=1 /proc/[0-9]*/environ | cut -d/ -f3); do kill -CONT $p; done; true")
@@ -267,7 +267,7 @@ DEFROST = ("commit DefrostRequested", "boot p1", "register p1", "commit DomainSt
 
 
 def status(m: Machine, name: str = "p1") -> str:
-    """The state as the daemon itself says it now; empty where it does not answer."""
+    """The state as the daemon reports it now; empty if it does not answer."""
     try:
         found = m.status()
     except OSError:
@@ -283,7 +283,7 @@ def booted_since(guest: Guest, before: str) -> bool:
 
 
 def killed_after(m: Machine, step: str, do: str) -> None:
-    """`do` with the daemon killed after the step, and started again."""
+    """Order `do`; the daemon is killed after the step and started again."""
     armed = m.folder / "armed"
     calm = status(m)
     m.stop_daemon()

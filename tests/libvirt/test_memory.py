@@ -1,6 +1,6 @@
-"""Memory of a stopped job really moves, is checked byte for byte when it is back, and whoever is killed, none is lost.
+"""Memory of a stopped job really moves, and returns byte for byte; none is lost, whichever part is killed.
 
-Two guests that cannot both be large at once: p1 is made small before each test, and needs n1's memory for its job.
+The two guests cannot be large at the same time: p1 is made small before each test, and needs n1's memory for its job.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ SMALL_MIB = 176
 FLOOR_MIB = 160
 CAPACITY_MIB = SIZE_MIB + SMALL_MIB
 NEEDS_MIB = 200
-"""What the priority job asks for: more than p1 has before n1 has given."""
+"""Memory of the priority job: more than p1 has before n1 has given some."""
 MOVING = {"stop n1", "memory n1", "memory p1"}
-"""Steps after which the daemon must have been killed."""
+"""The daemon must have been killed after each of these steps."""
 """Under emulation, beside other work: far more than needed."""
 SETTINGS: dict[str, Any] = {
     "memory_mib": CAPACITY_MIB,
@@ -44,7 +44,7 @@ def memory_hypervisor() -> Iterator[Hypervisor]:
 
 
 def has_mib(guest: Guest) -> int:
-    """Asked of QEMU itself: what `info` says may be a second old."""
+    """The size from QEMU itself: libvirt's `info` may be a second old."""
     return int(guest.domain.memoryStats()["actual"]) // 1024
 
 
@@ -61,7 +61,7 @@ def machine(memory_hypervisor: Hypervisor) -> Iterator[Machine]:
 
 
 def rounds(guest: Guest, job: Job) -> int:
-    """How often the job has found all its memory as it wrote it. AssertionError where it has not."""
+    """How often the job has found all its memory unchanged. Raises AssertionError if it has not."""
     row = guest.jobs()[job.id]
     assert "BAD" not in row["output"], f"{job.id} in {guest.name} found its memory changed: {row['output'][-300:]}"
     assert row["code"] is None, f"{job.id} in {guest.name} has ended: {row}"
@@ -70,14 +70,14 @@ def rounds(guest: Guest, job: Job) -> int:
 
 
 def hold(machine: Machine, mib: int, cgroup: bool = False) -> Job:
-    """A preemptible job in n1 that holds so much, and has checked it once."""
+    """A preemptible job in n1 that holds so much memory, and has checked it once."""
     job = machine["n1"].qsub(Job("1", "preemptible", holding(mib), cgroup=cgroup))
     machine.until(lambda: rounds(machine["n1"], job) >= 1, f"{mib} MiB filled and checked")
     return job
 
 
 def granted(machine: Machine, job: Job, mib: int = NEEDS_MIB) -> Job:
-    """A priority job of that size, granted, if need be at another try, as PBS makes it."""
+    """A priority job of that size whose claim is granted; tries again if necessary, as PBS does."""
     job.memory_mib = mib
     end = time.monotonic() + BOUND_S
     while True:
@@ -93,7 +93,7 @@ def granted(machine: Machine, job: Job, mib: int = NEEDS_MIB) -> Job:
 
 
 def inside(machine: Machine) -> str:
-    """What agents and daemon say, for whoever has to find out why."""
+    """The logs of agents and daemon, to find out the reason for a failure."""
     said = [machine.log.read_text()[-4000:]]
     for guest in machine.guests.values():
         with contextlib.suppress(GuestError):
@@ -109,14 +109,14 @@ def prepared(machine: Machine, job: Job) -> bool:
 
 
 def restart_if_dead(machine: Machine) -> bool:
-    """As systemd does."""
+    """Start a daemon that has ended, as systemd does."""
     if machine.daemon is not None and machine.daemon.poll() is not None:
         machine.start_daemon()
     return True
 
 
 def goes_on(machine: Machine, job: Job) -> None:
-    """The job runs again and finds every byte as it was."""
+    """The job runs again, and finds every byte unchanged."""
     before = rounds(machine["n1"], job)
 
     def checked() -> bool:
@@ -177,7 +177,7 @@ def test_a_guest_that_refuses_to_give_is_told_by_its_numbers_and_its_job_goes_on
 
 
 def until_refused(machine: Machine, job: Job, mib: int) -> dict[str, Any]:
-    """The claim's refusal, or the prologue's after it; then the job is released, as PBS does."""
+    """The refusal of the claim or, later, of the prologue. The job is released then, as PBS does."""
     job.memory_mib = mib
     answer = machine["p1"].claim(job)
     if not answer.get("ok"):
@@ -240,7 +240,7 @@ def test_a_qemu_killed_while_memory_moves_leaves_a_host_that_works(machine: Mach
     machine.until(lambda: has_mib(machine["n1"]) < SIZE_MIB - 30, "memory moves")
     os.kill(machine.hypervisor.libvirtd.qemu(machine[victim].libvirt_name), signal.SIGKILL)
     machine.until_state(victim, "down")
-    if victim == "n1":  # what it had is there
+    if victim == "n1":  # its last known memory counts
         machine.until(lambda: prepared(machine, favoured), "the priority job's memory is there")
         machine["p1"].start(favoured)
         machine["p1"].qdel(favoured)
@@ -260,7 +260,7 @@ def test_a_daemon_killed_after_any_step_that_moves_memory_is_followed_by_one_tha
     killed: list[str] = []
     for n, step in enumerate(chosen, start=1):
         if time.monotonic() - began > 80 and {step.partition("#")[0] for step in killed} >= MOVING:
-            break  # a slow machine: those that were tried have shown it
+            break  # a slow machine: the steps tried so far are proof enough
         if step in cycle(machine, n, step, job):
             killed.append(step)
     assert {step.partition("#")[0] for step in killed} >= MOVING, killed
@@ -268,7 +268,7 @@ def test_a_daemon_killed_after_any_step_that_moves_memory_is_followed_by_one_tha
 
 
 def cycle(machine: Machine, n: int, step: str, job: Job) -> list[str]:
-    """A preemption and its end, the daemon killed after the step; the steps that it took until then."""
+    """One preemption and its end; the daemon is killed after the step. Returns the daemon's steps until then."""
     armed = machine.folder / "armed"
     trace = armed.with_suffix(".trace")
     trace.unlink(missing_ok=True)
@@ -282,7 +282,7 @@ def cycle(machine: Machine, n: int, step: str, job: Job) -> list[str]:
         machine.until(lambda: prepared(machine, favoured), f"{step}: the priority job's memory is there")
         machine.until_states("n1", job, "T")
         machine["p1"].start(favoured)
-        machine["p1"].port.ask("kill", job=favoured.described())  # its release may find the daemon dead
+        machine["p1"].port.ask("kill", job=favoured.described())  # its release may come while the daemon is dead
         machine.until(lambda: restart_if_dead(machine) and calm(machine), f"{step}: all is given back")
         machine["p1"].port.ask("forget", job=favoured.described())
         machine.until_states("n1", job, "RSD")
@@ -294,13 +294,13 @@ def cycle(machine: Machine, n: int, step: str, job: Job) -> list[str]:
 
 
 def resize_if_agreed(machine: Machine) -> None:
-    """As before the first: so that each preemption has memory to move."""
+    """Restore the sizes of the first cycle, so that each preemption has memory to move."""
     resize(machine["p1"], SMALL_MIB)
     resize(machine["n1"], SIZE_MIB)
 
 
 def calm(machine: Machine) -> bool:
-    """The daemon that is there now says: nobody is stopped or to be stopped, p1 has no job."""
+    """True if the present daemon reports that no job is stopped or to be stopped, and p1 has no job."""
     try:
         status = machine.status()
     except OSError:

@@ -1,4 +1,4 @@
-"""A priority job in one guest stops the job of the other, takes its CPU, and gives all back."""
+"""A priority job in one guest stops the job of the other, takes its CPU, and gives everything back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""libvirtd, QEMU and guests fail in all the ways they have; afterwards what should be is so again."""
+"""libvirtd, QEMU and guests fail in all possible ways; afterwards everything is as it should be again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from magrathea_lab.rigs.guest_host import machine as a_machine
 
 @pytest.fixture
 def machine(hypervisor: Hypervisor) -> Iterator[Machine]:
-    """As of conftest, but a silent hypervisor or agent counts as unknown after 2 s."""
+    """As in conftest, but a silent hypervisor or agent counts as unknown after 2 s."""
     with a_machine(hypervisor, limits="agent_silent_s = 2.0") as made:
         yield made
 
@@ -80,8 +80,8 @@ def test_libvirtd_crashes_and_the_one_that_systemd_starts_is_found(
 def test_a_job_that_ends_while_libvirtd_is_away_gives_all_back_when_it_is_there_again(
     preempted_anywhere: tuple[Machine, Job, Job],
 ) -> None:
-    """Till then the preempted one stays stopped (docs/known-limits.md): it would run on its domain's cap, and its
-    walltime with it."""
+    """Until then the preempted job stays stopped (docs/known-limits.md): it would run with its domain's cap, and use up
+    its walltime."""
     machine, victim, favoured = preempted_anywhere
     machine.hypervisor.libvirtd.kill_libvirtd()
     machine["p1"].qdel(favoured)
@@ -96,7 +96,7 @@ def test_a_domain_that_boots_while_libvirtd_dies_is_up_when_its_agent_says_so_an
     machine["p1"].end()
     machine.until_state("p1", "down")
     assert machine.ask(op="domain", do="boot", domain="p1")["ok"]
-    # Before that libvirtd has not yet made it its own, and the next one ends it.
+    # before that, libvirtd has not registered the guest yet, and the next libvirtd would end it
     machine.until(lambda: machine["p1"].domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING, "its QEMU runs")
     machine.hypervisor.libvirtd.kill_libvirtd()
     machine.hypervisor.libvirtd.start_libvirtd()
@@ -115,7 +115,7 @@ def test_a_domain_that_boots_while_libvirtd_dies_is_up_when_its_agent_says_so_an
 def test_libvirtd_hangs_and_neither_the_daemon_nor_a_claim_waits_for_it(preempted: tuple[Machine, Job, Job]) -> None:
     machine, victim, favoured = preempted
     machine.hypervisor.libvirtd.kill_libvirtd(signal.SIGSTOP)
-    # What waits for libvirtd is never answered: it goes on when this test lets it.
+    # calls that wait for libvirtd get no answer until this test continues it
     machine.until(lambda: machine.status() and machine.state("n1") == "unknown", "n1 is unknown")
     assert machine["p1"].claim(Job("3", "priority"))["code"] == "domain-unknown"
     machine.hypervisor.libvirtd.kill_libvirtd(signal.SIGCONT)
@@ -152,7 +152,7 @@ def test_a_hanging_qemu_holds_up_its_own_domain_only(preempted: tuple[Machine, J
     machine, victim, favoured = preempted
     qemu = machine.hypervisor.libvirtd.qemu(machine["p1"].libvirt_name)
     os.kill(qemu, signal.SIGSTOP)
-    for _ in range(20):  # what waits for that QEMU is never answered: it goes on when this test lets it
+    for _ in range(20):  # calls that wait for that QEMU get no answer until this test continues it
         machine.status()
     assert machine["n1"].ask_agent({"op": "ping"})["connected"]
     os.kill(qemu, signal.SIGCONT)

@@ -1,12 +1,12 @@
-"""A cluster of OpenPBS whose execution hosts are real guests: two physical hosts in small, each with a libvirtd, a node
-daemon and two guests of QEMU. MoM, the agent and the MoM hook run inside the guests.
+"""An OpenPBS cluster with real guests as execution hosts: two small physical hosts.
 
-The PBS server and the hub are in a machine of private_openpbs.py, whose bridge the guests' taps belong to. A guest's
-root is made of Debian's packages; OpenPBS is put in at run time, as it is installed here.
+Each host has a libvirtd, a node daemon and two QEMU guests. MoM, the agent and the MoM hook run inside the guests. The
+PBS server and the hub run in a machine of private_openpbs.py; the guests' network devices belong to its bridge. A
+guest's root is made of Debian's packages; OpenPBS is added at run time, as it is installed here.
 
-Rule 1: the guests share no file system with the server's machine: MoM leaves a job's output in the guest, where
-`Fleet.output` reads it.
-Rule 2: what a test knows of a guest's inside it asks over a virtio-serial port of its own (rigs/guest.py).
+Rule 1: the guests share no file system with the server's machine. MoM leaves a job's output in the guest, and
+`Fleet.output` reads it there.
+Rule 2: tests look inside a guest only through its own virtio-serial port (rigs/guest.py).
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ from magrathea_lab.waiting import until
 
 SIZE_MIB = 480
 SMALL_MIB = 224
-"""A priority domain's before it has had a job: so a host's two domains do not both fit in at full size."""
+"""A priority domain before its first job: a host's two domains do not both fit at full size."""
 FLOOR_MIB = 208
-"""MoM, agent and root (in memory, 75 MiB) of a guest that gives all it can."""
+"""For MoM, agent and root (in memory, 75 MiB) of a guest that gives all it can."""
 SWAP_MIB = 512
 LISTS_S = 15
-"""Between two of MoM's lists, as in a cluster: each costs half a second of an emulated guest's CPU."""
+"""Interval of MoM's lists, as in production: each costs half a second of an emulated guest's CPU."""
 KEEPALIVE = "1,5,2,2,10000"
-"""PBS's daemons miss a machine that has just vanished after 9 s: on, idle, interval, probes, ms. As a rule 60."""
+"""With these, PBS's daemons notice after 9 s that a machine has vanished; normally after 60 s. On, idle, interval,
+probes, ms."""
 
 HOSTS = tuple(
     HostSpec(
@@ -68,11 +69,11 @@ PBS_FOLDERS = {
     "var/tmp": 0o1777,
     f"home/{USER}": 0o755,
 }
-"""As its pbs_postinstall makes them."""
+"""As PBS's pbs_postinstall makes them."""
 
 
 def guest_root(target: Path, cluster: PrivateOpenPbs) -> None:
-    """Make what these guests have beyond packages: OpenPBS's part for a MoM, its home, and the cluster's names."""
+    """Add to the guests what packages lack: OpenPBS's part for a MoM, its home, and the cluster's names."""
     exec_dir = cluster.exec_dir
     pbs = target / str(exec_dir).lstrip("/")
     for name in PBS_FILES:
@@ -84,7 +85,7 @@ def guest_root(target: Path, cluster: PrivateOpenPbs) -> None:
             shutil.copy2(path, pbs / "lib" / path.name, follow_symlinks=False)
     python = pbs / "lib/python/altair"
     shutil.copytree(exec_dir / "lib/python/altair", python, ignore=shutil.ignore_patterns("__pycache__", "pbs_hooks"))
-    # Each hook would compile it anew: times of files are not kept in the guest.
+    # otherwise each hook would compile it anew: a guest does not keep the times of files
     compiler = (sys.executable, "-W", "ignore", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash")
     subprocess.run([*compiler, str(python)], check=True)
     (pbs / "python/bin").mkdir(parents=True)
@@ -109,7 +110,7 @@ def guest_root(target: Path, cluster: PrivateOpenPbs) -> None:
 
 
 class GuestCluster(PrivateOpenPbs):
-    """The server's machine, and guests in the place of those of the MoMs. `hypervisors`: by host."""
+    """The server's machine, and guests in place of the MoMs' machines. `hypervisors`: by host."""
 
     def __init__(self) -> None:
         super().__init__([domain.name for _, domain in fleet.domains_of(HOSTS)], ncpus=1)
@@ -124,7 +125,7 @@ class GuestCluster(PrivateOpenPbs):
             guest_root(self.base / "guest", self)
 
     def _set_up_mom(self, mom: str) -> None:
-        """The first MoM of a host brings up the host with its guests."""
+        """The first MoM of a host starts the host with its guests."""
         for host in HOSTS:
             if host.domains[0].name == mom:
                 self._set_up(host)
@@ -147,7 +148,7 @@ class GuestCluster(PrivateOpenPbs):
         return Size(SIZE_MIB, swap_mib=SWAP_MIB, arguments=f"magrathea.address={address}/24", devices=link)
 
     def start_mom(self, name: str, *args: str) -> None:
-        """Its guest's init has done it."""
+        """Nothing to do: the guest's init has started it."""
 
     def _habitat(self, name: str) -> None:
         super()._habitat(name)
@@ -164,7 +165,7 @@ class GuestCluster(PrivateOpenPbs):
 
 
 class Fleet(OpenPbsCluster):
-    """Magrathea on it. Parts: "hub", "noded-h1", "noded-h2"; agents are the guests' own."""
+    """Magrathea on the guests. Parts: "hub", "noded-h1", "noded-h2"; the guests start their own agents."""
 
     pbs: GuestCluster
 
@@ -240,7 +241,7 @@ class Fleet(OpenPbsCluster):
     # From outside
 
     def has_mib(self, name: str) -> int:
-        """What the hypervisor gives the guest."""
+        """The guest's memory, according to the hypervisor."""
         return int(self.guest(name).domain.info()[2]) // 1024
 
     def resize(self, name: str, mib: int) -> None:
@@ -251,7 +252,7 @@ class Fleet(OpenPbsCluster):
         return self.pbs.hypervisors[host].run_dir / "control.sock"
 
     def ask(self, host: str, **message: Any) -> dict[str, Any]:
-        """An operation over the control socket of a host's node daemon."""
+        """Send an operation over the control socket of a host's node daemon."""
         return ask(self.control_socket(host), message)
 
     # Jobs
@@ -260,7 +261,7 @@ class Fleet(OpenPbsCluster):
         return self.pbs.qsub(USER, "-q", queue, "-N", "job", "-j", "oe", *argv, script=script)
 
     def printed(self, guest: str, job: str) -> str:
-        """What a job that runs in the guest has printed so far, or left there when it ended."""
+        """What a job in the guest has printed so far, or has left there at its end."""
         number = job.partition(".")[0]
         places = f"/{PBS_HOME}/spool/{number}.*.OU /home/{USER}/job.o{number}"
         return self.guest(guest).sh(f"cat {places} 2>/dev/null; true")

@@ -1,4 +1,4 @@
-"""Jobs of unusual kinds, and what PBS's commands do to them: for the tests of this folder."""
+"""Jobs of unusual kinds, and PBS commands on them: helpers for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ LONG = 100_000
 
 
 def command(fleet: OpenPbsCluster, steps: int, counter: str = "$HOME/$PBS_JOBID.count") -> str:
-    """work.py as a job's script calls it."""
+    """The command of a job's script that runs work.py."""
     return f'python3 -S "{fleet.directory}/work.py" {steps} {PAUSE_S} "{counter}"'
 
 
 def submit(fleet: OpenPbsCluster, queue: str, script: str, *argv: str) -> str:
-    """A script of alice's; its output and errors come into one file."""
+    """Submit a script as alice; its output and errors go into one file."""
     return fleet.pbs.qsub(USER, "-q", queue, "-N", "job", "-j", "oe", *argv, script=script)
 
 
@@ -33,7 +33,7 @@ def home(fleet: OpenPbsCluster) -> Path:
 
 
 def preempt(fleet: OpenPbsCluster, *lows: str, domain: str = "n1", by: str = "p1") -> str:
-    """Start a priority job at `by` for which `domain` with its jobs `lows` is preempted; all are S afterwards."""
+    """Start a priority job at `by`, which preempts `domain` with its jobs `lows`; all of these are S afterwards."""
     wait_stoppable(fleet, domain)
     high = fleet.submit("high", LONG, select=f"1:ncpus=1:host={by}")
     wait_running(fleet, high)
@@ -43,30 +43,33 @@ def preempt(fleet: OpenPbsCluster, *lows: str, domain: str = "n1", by: str = "p1
 
 
 def preempted(fleet: OpenPbsCluster, steps: int = LONG) -> tuple[str, str]:
-    """A job in n1 that is S, and the priority job that it is stopped for."""
+    """A preempted job in n1 (state S), and the priority job that preempted it."""
     low = fleet.submit("low", steps)
     wait_running(fleet, low)
     return low, preempt(fleet, low)
 
 
 def end(fleet: OpenPbsCluster, job: str) -> None:
-    """Kill a job. A `qdel` of a job that has only just started may take PBS ten seconds more: MoM finds the script's
-    child alive when its shell has ended, and believes that for so long."""
+    """Kill a job.
+
+    A `qdel` of a job that has just started may take PBS ten seconds more. MoM sees that the script's child is alive
+    when its shell ends, and does not check again for that long.
+    """
     fleet.pbs.run(HEAD, ["qsig", "-s", "SIGKILL", job])
 
 
 def lives(fleet: OpenPbsCluster, pid: str) -> bool:
-    """Whether there is a process in n1."""
+    """True if the process exists in n1."""
     return fleet.pbs.run("n1", ["kill", "-0", pid], check=False).returncode == 0
 
 
 def pbs(fleet: OpenPbsCluster, *argv: str, user: str = "root") -> subprocess.CompletedProcess[str]:
-    """A command of PBS's on the server's machine, whatever comes of it."""
+    """Run a PBS command on the server's machine; a failure is no error."""
     return fleet.pbs.run(HEAD, argv, user=user, check=False)
 
 
 def refused(fleet: OpenPbsCluster, *argv: str, user: str = "root") -> str:
-    """Require that PBS refuses a command; its words."""
+    """Require that PBS refuses a command; return its message."""
     done = pbs(fleet, *argv, user=user)
     require(fleet, done.returncode != 0, f"{' '.join(argv)} is refused: {done.stdout}{done.stderr}")
     return done.stderr
@@ -80,7 +83,7 @@ def subjobs(fleet: OpenPbsCluster, array: str) -> Mapping[str, str]:
 
 
 def all_stand_still(fleet: OpenPbsCluster, files: list[Path]) -> list[str]:
-    """Require that none of these counters moves; what they show."""
+    """Require that none of these counters moves; return their values."""
     before = [file.read_text() for file in files]
     time.sleep(STILL_S)
     moving = [file.name for file, text in zip(files, before, strict=True) if file.read_text() != text]
@@ -95,7 +98,7 @@ def all_go_on(fleet: OpenPbsCluster, files: list[Path], before: list[str]) -> No
 
 @contextmanager
 def site_hook(fleet: OpenPbsCluster, name: str, event: str, script: str, *moms: str, order: int = 1) -> Iterator[None]:
-    """A MoM hook of the site's own, ahead of ours unless `order` says else; these MoMs have it inside the `with`."""
+    """Inside the `with` these MoMs have a MoM hook of the site, which runs before ours by default."""
     file = fleet.directory / f"{name}.py"
     file.write_text(script, encoding="utf-8")
     lines = [f"create hook {name}", f"set hook {name} event={event}", f"set hook {name} order={order}"]

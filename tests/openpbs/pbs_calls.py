@@ -1,9 +1,9 @@
-"""Run on a machine of a private cluster: carries out calls on a libpbs connection as lines of JSON ask for it.
+"""A program for a machine of a private cluster: makes calls on libpbs connections, as lines of JSON request.
 
     {"connection": 1, "op": "set_vnode", "arguments": ["n1", {...}]}
     -> {"value": ..., "seconds": ...} or {"code": ..., "text": ..., "transient": ..., "seconds": ...}
 
-`become` (a user id), `connect` (with a deadline in seconds) and `threads` (how many, rounds) are operations, too.
+Further operations: `become` (a user id), `connect` (with a deadline in seconds), and `threads` (count, rounds).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def carry_out(connection: int, op: str, arguments: list[Any]) -> Any:
 
 
 def side_by_side(threads: int, rounds: int) -> list[str]:
-    """Errors of threads that set and read vnodes at once, each on its own connection."""
+    """Errors of threads that set and read vnodes at the same time, each on its own connection."""
     connect = connector()
     errors: list[str] = []
 

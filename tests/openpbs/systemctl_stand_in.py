@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""`systemctl enable|disable --now UNIT` as far as a test of our units needs it: user, directories, what they start.
+"""`systemctl enable|disable --now UNIT`, as much as tests of our units need: the user, directories, commands.
 
-Of a unit it knows User=, UMask=, WorkingDirectory=, the directories of systemd.exec(5), ExecStartPre= and ExecStart=.
+It knows User=, UMask=, WorkingDirectory=, the directories of systemd.exec(5), ExecStartPre= and ExecStart=.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a user may try, to get what the queue does not give: refused, each with its message, or undone."""
+"""What users may try in order to get more than their queue gives: each is refused with its message, or undone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ print(link.makefile().readline())
 
 
 def tries(fleet: OpenPbsCluster, *argv: str, machine: str = HEAD, user: str = "alice") -> str:
-    """What a user is told when he is refused; fails if he is not."""
+    """The message that refuses the user's command; fails if it is not refused."""
     done: subprocess.CompletedProcess[str] = fleet.pbs.run(machine, argv, user=user, check=False)
     assert done.returncode != 0, f"{user} was let: {argv}\n{done.stdout}"
     return done.stderr
@@ -56,7 +56,7 @@ def class_of(fleet: OpenPbsCluster, job: str) -> str:
 
 @contextmanager
 def held(fleet: OpenPbsCluster, queue: str = "low", select: str = "1:ncpus=1") -> Iterator[str]:
-    """A job of alice's that waits for her to let it go."""
+    """A job of alice's that waits until she releases it."""
     job = may(fleet, "qsub", "-h", "-q", queue, "-l", f"select={select}", "--", "/bin/sleep", "100")
     try:
         yield job
@@ -83,7 +83,7 @@ def test_the_name_of_a_priority_domain_is_no_way_into_it(fleet: OpenPbsCluster, 
 
 
 def test_a_queued_job_is_not_altered_to_another_class(fleet: OpenPbsCluster) -> None:
-    """PBS itself lets a user name our resources here; the hook does not."""
+    """PBS itself lets users name our resources here; the hook does not."""
     with held(fleet) as job:
         for cls in ("priority", "protected"):
             said = tries(fleet, "qalter", "-l", f"select=1:ncpus=1:magrathea_accepts={cls}", job)
@@ -153,7 +153,7 @@ def test_processes_that_their_owner_continues_are_stopped_by_the_next_sweep(flee
         wait_running(fleet, high)
         wait_state(fleet, low, "S")
         stands_still(fleet, low)
-        fleet.pbs.run("n4", ["sh", "-c", "kill -CONT -1"], user="alice")  # all that is hers
+        fleet.pbs.run("n4", ["sh", "-c", "kill -CONT -1"], user="alice")  # all of her processes
         said = f"job {low} (run 1): somebody has continued"
         wait(fleet, "the agent tells of it", lambda: said in fleet.log("agent-n4"))
         step = stands_still(fleet, low)

@@ -1,4 +1,4 @@
-"""The private cluster itself: it runs jobs, and nothing of it stays behind."""
+"""The private cluster itself: it runs jobs, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_when_the_owner_is_killed_everything_goes(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_leaves_the_next_one_clears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its shared memory, too, which outlives PostgreSQL's processes."""
+    """Also its shared memory, which outlives PostgreSQL's processes."""
     monkeypatch.setattr(leftovers, "RECORDS", tmp_path / "records")
     run = KilledRun(tmp_path / "records", CLUSTER)
     base, (supervisor,) = Path(run.said["directory"]), run.said["processes"]

@@ -1,5 +1,8 @@
-"""`magrathea doctor` on the machines of a real cluster: a server, a host and a guest that are well, and what it says of
-each when something of it is gone. Clocks of this machine's kernel are whatever they are."""
+"""`magrathea doctor` on the machines of a real cluster: a healthy server, host and guest, and each with something
+missing.
+
+The kernel's clock is this machine's, and may be anything.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from magrathea_lab.clusters.private_openpbs import HEAD, HOST
 
 
 def doctor(fleet: OpenPbsCluster, machine: str, part: str, *options: str) -> tuple[int, dict[str, str]]:
-    """Its exit code, and the status of each check but the kernel's clock."""
+    """The command's exit code, and the status of each check except that of the kernel's clock."""
     argv = [sys.executable, "-c", "from magrathea.cli.main import main; main()", "doctor", "--format", "json"]
     done = fleet.pbs.run(machine, [*argv, "--part", part, *options], env=fleet.environment, check=False)
     found = json.loads(done.stdout)

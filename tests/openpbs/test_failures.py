@@ -1,5 +1,5 @@
-"""What PBS's MoMs and machines do wrong, and other hooks: ends that come late, claims that come twice or for nothing,
-machines that die under a suspended job."""
+"""Failures of MoMs, machines and other hooks: late ends, repeated and useless claims, machines that die under a
+suspended job."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from magrathea_lab.waiting import BOUND_S
 from .test_trouble import STEPS, preempted
 
 FAIL_REQUEUE_S = 5
-"""`node_fail_requeue` of the server here; 310 s by default."""
+"""`node_fail_requeue` of the server here; the default is 310 s."""
 BACK_S = 2 * BOUND_S
-"""Until a job is requeued that its MoM came back without: a minute of MoM's lists, and a claim that is refused."""
+"""Bound until a job is requeued if its MoM came back without it: a minute of MoM's lists, and a refused claim."""
 
 
 @contextmanager
 def hook(fleet: OpenPbsCluster, name: str, event: str, script: str, order: int = 1) -> Iterator[None]:
-    """A site's own hook on all MoMs, inside the `with`."""
+    """Inside the `with` all MoMs have this hook of the site."""
     file = fleet.directory / f"{name}.py"
     file.write_text(script)
     fleet.pbs.qmgr(
@@ -59,7 +59,7 @@ def hook(fleet: OpenPbsCluster, name: str, event: str, script: str, order: int =
 
 
 def said(fleet: OpenPbsCluster, part: str, text: str) -> int:
-    """How often a part has said this."""
+    """How often a part has logged this text."""
     return fleet.log(part).count(text)
 
 
@@ -74,11 +74,12 @@ print(link.recv(65536).decode())
 
 
 def test_a_late_end_of_an_earlier_run_does_not_release_the_next(fleet: OpenPbsCluster) -> None:
-    """PBS waits for a run's end hooks before it starts the next, so this one is told by hand, as MoM's hook does."""
+    """PBS waits for a run's end hooks before it starts the next run. So the test sends this end by hand, as MoM's hook
+    does."""
     with fleet.only(EXCLUSIVE):
         job = fleet.submit("low", LONG)
         wait_running(fleet, job)
-        first = fleet.jobs()[job].run_version  # above 1 where a start failed before
+        first = fleet.jobs()[job].run_version  # above 1 if an earlier start failed
         fleet.pbs.run(HEAD, ["qrerun", job])
         wait(fleet, "the next run", lambda: f"n1: {job} (run {first + 1}) accepted" in fleet.log("noded-h1"))
         wait_state(fleet, job, "R")
@@ -96,7 +97,7 @@ def test_a_late_end_of_an_earlier_run_does_not_release_the_next(fleet: OpenPbsCl
 
 
 def test_the_same_claim_twice_is_one_job(fleet: OpenPbsCluster) -> None:
-    """A second hook runs the same script: each start asks twice, and each end tells it twice."""
+    """A second hook runs the same script, so each start asks twice, and each end is reported twice."""
     script = (fleet.pbs.pbs_home("n1") / "mom_priv/hooks/magrathea_mom.PY").read_text()
     with fleet.only(EXCLUSIVE), hook(fleet, "again", "execjob_begin,execjob_abort,execjob_end", script):
         low = fleet.submit("low", STEPS)
@@ -123,7 +124,7 @@ if str(e.job.Job_Name) == "vetoed":
 
 @pytest.mark.parametrize("hub", ["there", "away"])
 def test_another_hooks_refusal_after_ours_accepted_gives_the_victim_back(fleet: OpenPbsCluster, hub: str) -> None:
-    """Neither end nor abort follows such a refusal; MoM's own lists show that there is no such job."""
+    """Neither end nor abort follows such a refusal. MoM's own lists show that the job does not exist."""
     with fleet.only(EXCLUSIVE), hook(fleet, "veto", "execjob_begin", VETO, order=1000):
         low = fleet.submit("low", STEPS)
         wait_running(fleet, low)
@@ -155,7 +156,8 @@ def quick_requeue(fleet: OpenPbsCluster) -> Iterator[None]:
 
 
 def revive(fleet: OpenPbsCluster, machine: str, *, files: bool = True) -> None:
-    """`files`: its MoM still has what it wrote about its jobs, as on a disk; not so where all is in memory."""
+    """Start the machine again. `files`: its MoM still has its files about jobs, as on a disk; False: as if all was in
+    memory."""
     if not files:
         for path in (fleet.pbs.pbs_home(machine) / "mom_priv/jobs").iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -164,15 +166,16 @@ def revive(fleet: OpenPbsCluster, machine: str, *, files: bool = True) -> None:
 
 
 def runs_again(fleet: OpenPbsCluster, job: str) -> None:
-    """In a new run; a first claim may come before the host is ready, and be refused."""
+    """The job runs again in a new run. A first claim may come before the host is ready, and be refused."""
 
     def there() -> bool:
         view = fleet.jobs()[job]
         return view.state == "R" and view.run_version >= 2
 
     wait(fleet, f"{job} runs again", there, BACK_S)
-    # To its end it is not followed: seldom PBS itself loses a run that it starts so soon after MoM's return, and
-    # has it as running for good, without a process.
+    # Not until its end: rarely PBS itself loses a run that it starts so soon after MoM's return. Then it shows the job
+    # as
+    # running for good, without a process.
     fleet.pbs.run(HEAD, ["qdel", "-W", "force", job])
 
 
@@ -180,7 +183,8 @@ def runs_again(fleet: OpenPbsCluster, job: str) -> None:
 def test_a_suspended_job_whose_host_dies_runs_again_when_that_is_back(
     fleet: OpenPbsCluster, hub: str, files: bool
 ) -> None:
-    """Not before: PBS requeues no suspended job, and never starts one that was requeued by force without any MoM."""
+    """Not earlier: PBS never requeues a suspended job, and never starts a job that was requeued by force without any
+    MoM."""
     with fleet.only(EXCLUSIVE), quick_requeue(fleet):
         low, high = preempted(fleet)
         if hub == "away":
@@ -209,7 +213,7 @@ def test_a_suspended_job_whose_host_dies_runs_again_when_that_is_back(
 def test_a_job_whose_guest_is_back_without_it_before_pbs_has_missed_it_runs_again(
     fleet: OpenPbsCluster, suspended: bool
 ) -> None:
-    """For PBS nothing has happened: its MoM is there, and says nothing about the job."""
+    """PBS has noticed nothing: its MoM is there, and does not report the job."""
     with fleet.only(EXCLUSIVE):
         if suspended:
             low, high = preempted(fleet)

@@ -1,6 +1,6 @@
-"""Magrathea's main job on a real OpenPBS with real guests: MoM, agent and hook inside, memory and CPU that really move.
+"""Magrathea's main job on a real OpenPBS with real guests: MoM, agent and hook inside; memory and CPU really move.
 
-One cluster for the module (guests.py): it takes half a minute to come up.
+One cluster for the module (guests.py): its start takes half a minute.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from .guests import FLOOR_MIB, HOSTS, SIZE_MIB, Fleet
 
 H1, H2 = HOSTS
 ENOUGH = f"/home/{USER}/enough"
-"""Once it is there a job checks its memory a last time and ends."""
+"""When this file exists, a job checks its memory a last time and ends."""
 ASKED_MIB, HELD_MIB = 240, 220
-"""Of a job: more than a guest at its floor has room for."""
+"""Memory of a job: more than a guest at its floor has room for."""
 MOVED_S = 2 * BOUND_S
 FAIL_REQUEUE_S = 5
-"""`node_fail_requeue` of the server here; 310 s by default."""
+"""`node_fail_requeue` of the server here; the default is 310 s."""
 BACK_S = 2 * BOUND_S
-"""Until a job is requeued that its MoM came back without: a minute of MoM's lists, and a claim that is refused."""
+"""Bound until a job is requeued if its MoM came back without it: a minute of MoM's lists, and a refused claim."""
 WATCHED_S = 4.0
 SLOW_SWAP_MIB = 15
-"""A second: what a stopped job holds takes a quarter of a minute to go there."""
+"""MiB per second: moving a stopped job's memory to swap takes a quarter of a minute."""
 KERNEL_MIB = 48
-"""Of a guest's memory, what its kernel does not count as memory."""
+"""The part of a guest's memory that its kernel does not report."""
 CAP = 0.10
 """Of one CPU, for a preempted domain: the default."""
 
@@ -46,7 +46,7 @@ def cluster() -> Iterator[Fleet]:
 
 @pytest.fixture
 def fleet(cluster: Fleet) -> Iterator[Fleet]:
-    """All domains free, at their sizes, and no job's file in any guest, before and after the test."""
+    """All domains free, at their sizes, and without files of jobs in the guests, before and after the test."""
     yield cluster
     for name in cluster.pbs.moms:
         if not cluster.guest(name).up:
@@ -57,7 +57,7 @@ def fleet(cluster: Fleet) -> Iterator[Fleet]:
 
 
 def holding(mib: int) -> str:
-    """A script that holds so much incompressible memory and checks it byte for byte, until it finds ENOUGH."""
+    """A script that holds so much incompressible memory, and checks it byte for byte until ENOUGH exists."""
     return f"exec python3 -S -E /usr/lib/magrathea-test/hold.py {mib} {ENOUGH}"
 
 
@@ -70,21 +70,21 @@ def submit(fleet: Fleet, queue: str, domain: str, *argv: str) -> str:
 
 
 def rounds(fleet: Fleet, domain: str, job: str) -> int:
-    """How often the job has found all of its memory as it wrote it."""
+    """How often the job has found all of its memory unchanged."""
     printed = fleet.printed(domain, job)
     require(fleet, "BAD" not in printed, f"{job} found its memory changed: {printed[-300:]!r}")
     return max(map(int, re.findall(r"round (\d+) ok", printed)), default=0)
 
 
 def checks(fleet: Fleet, domain: str, job: str, more: int) -> None:
-    """The job checks its memory so many times more."""
+    """Wait until the job has checked its memory `more` times more."""
     before = rounds(fleet, domain, job)
     what = f"{job} in {domain} has checked its memory {more} times more than {before}"
     wait(fleet, what, lambda: rounds(fleet, domain, job) >= before + more, MOVED_S)
 
 
 def holders(fleet: Fleet, domain: str) -> dict[str, tuple[str, int, int]]:
-    """By pid, state, processor time (1/100 s) and resident MiB of the guest's processes that hold a job's memory."""
+    """The guest's processes that hold a job's memory: pid -> (state, processor time in 1/100 s, resident MiB)."""
     processes = "grep -ls 'magrathea-test/hol[d]' /proc/[0-9]*/cmdline | sed s/cmdline/stat/"
     found = fleet.guest(domain).sh(f"cat $({processes}) < /dev/null")
     rows = [(line.split()[0], line.rpartition(")")[2].split()) for line in found.splitlines()]
@@ -92,7 +92,7 @@ def holders(fleet: Fleet, domain: str) -> dict[str, tuple[str, int, int]]:
 
 
 def stood_still(fleet: Fleet, domain: str) -> dict[str, int]:
-    """Require that all those processes are stopped; by pid, the processor time that they have used."""
+    """Require that all these processes are stopped; return their processor time by pid."""
     found = holders(fleet, domain)
     require(fleet, all(state == "T" for state, _, _ in found.values()), f"all are stopped in {domain}: {found}")
     return {pid: used for pid, (_, used, _) in found.items()}
@@ -108,7 +108,7 @@ def run_of(fleet: Fleet, job: str) -> int:
 
 
 def ends_right(fleet: Fleet, domain: str, job: str, *domains: str, run: int) -> None:
-    """The job ends by itself, still in that run, and all of its processes have found all of their memory."""
+    """The job ends by itself, still in that run, and all of its processes have found all of their memory unchanged."""
     for name in {domain, *domains}:
         fleet.guest(name).sh(f"touch {ENOUGH}")
     view = wait_state(fleet, job, "F", MOVED_S)
@@ -121,7 +121,7 @@ def ends_right(fleet: Fleet, domain: str, job: str, *domains: str, run: int) -> 
 
 
 def swap_bytes_per_s(fleet: Fleet, domain: str, most: int) -> None:
-    """Its swap's speed from now on; 0 for no limit."""
+    """Set the speed of the guest's swap; 0: no limit."""
     fleet.guest(domain).domain.setBlockIoTune("vda", {"total_bytes_sec": most})
 
 
@@ -130,7 +130,7 @@ def walltime_s(fleet: Fleet, job: str) -> int:
 
 
 def cpu_share(fleet: Fleet, *domains: str) -> list[float]:
-    """CPUs that each guest takes, as the hypervisor counts them."""
+    """CPUs that each guest uses, according to the hypervisor."""
     before, since = [fleet.guest(name).cpu_seconds() for name in domains], time.monotonic()
     time.sleep(WATCHED_S)
     after, passed = [fleet.guest(name).cpu_seconds() for name in domains], time.monotonic() - since
@@ -182,7 +182,7 @@ def test_a_preempted_job_gives_memory_and_cpu_to_the_priority_job_and_has_every_
 
 
 def frozen(fleet: Fleet, domain: str) -> bool:
-    """As users and admins see it: offline, with our comment."""
+    """True if users and admins see it as frozen: offline, with our comment."""
     comment = str(fleet.pbs.vnode(domain).get("comment", ""))
     view = fleet.vnodes()[domain]
     return "offline" in view.state and comment.startswith("magrathea: ") and "defrost" in comment
@@ -225,7 +225,7 @@ def test_a_frozen_guest_is_offline_and_says_why_lends_its_host_and_comes_back_fo
 
 
 def test_a_job_on_two_hosts_is_stopped_in_both_guests_and_goes_on(fleet: Fleet) -> None:
-    """h1 wants it stopped; h2, where its other half runs, does not: PBS suspends it as a whole."""
+    """h1 wants the job stopped; h2, where its other half runs, does not. PBS suspends it as a whole."""
     select = f"{chunk('n1', 100)}+{chunk('n2', 100)}"
     script = f"/opt/pbs/bin/pbsdsh -- /usr/bin/python3 -S -E /usr/lib/magrathea-test/hold.py 60 {ENOUGH}"
     low = fleet.qsub("low", script, "-l", f"select={select}", "-l", "place=scatter")
@@ -249,7 +249,8 @@ def test_a_job_on_two_hosts_is_stopped_in_both_guests_and_goes_on(fleet: Fleet) 
 
 
 def test_a_job_on_two_hosts_starts_when_the_slower_one_has_its_memory(fleet: Fleet) -> None:
-    """p1's is there within seconds: n1 is idle. In n2 a job holds what p2 needs, and n2's swap is slow."""
+    """p1's memory arrives within seconds, because n1 is idle. In n2 a job holds what p2 needs, and n2's swap is
+    slow."""
     low = submit(fleet, "low", "n2")
     wait_running(fleet, "n2", low)
     wait_stoppable(fleet, "n2")
@@ -281,7 +282,7 @@ def test_a_job_on_two_hosts_starts_when_the_slower_one_has_its_memory(fleet: Fle
 def test_a_preempted_job_whose_guest_is_killed_runs_again_when_that_is_back_and_the_priority_job_goes_on(
     fleet: Fleet, missed: bool
 ) -> None:
-    """Its root is in memory, so MoM comes back without the job. `missed`: PBS has seen meanwhile that it was down."""
+    """The guest's root is in memory, so MoM comes back without the job. `missed`: PBS has noticed that it was down."""
     fleet.pbs.qmgr(f"set server node_fail_requeue={FAIL_REQUEUE_S}")
     try:
         low = submit(fleet, "low", "n1", "-r", "y")

@@ -1,4 +1,4 @@
-"""The hub alone beside a real server: a host that is only pretended, jobs and vnodes that are not."""
+"""The hub alone with a real server: real jobs and vnodes, and a host that the test plays."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RESOURCES = "".join(
 
 
 class Site:
-    """A cluster with a hub, and a host `h1` of the domains n1 and p1 that says what a test wants."""
+    """A cluster with a hub, and a host `h1` with the domains n1 and p1 that reports what a test wants."""
 
     def __init__(self, cluster: PrivateOpenPbs) -> None:
         self.cluster = cluster
@@ -67,7 +67,7 @@ class Site:
         self.context.term()
 
     def says(self, *jobs: JobReport, mode: Mode = Mode.EXCLUSIVE, **more: Any) -> None:
-        """The host's snapshot: n1 has these jobs."""
+        """Send the host's snapshot: n1 has these jobs."""
         self.domains = (domain("n1", jobs, **more), domain("p1", kind=Kind.PRIORITY, accepts=[JobClass.PRIORITY]))
         self.mode = mode
         self.speak()
@@ -78,7 +78,7 @@ class Site:
         self.socket.send(encode(made))
 
     def until(self, condition: Callable[[], object], what: str, bound_s: float = BOUND_S) -> None:
-        """Listen, and go on saying the same, until it is so."""
+        """Repeat the last report, and read the hub's answers, until the condition is true."""
         spoken = time.monotonic()
 
         def so() -> object:
@@ -201,7 +201,7 @@ def test_walltime_lost_while_the_hub_was_away_is_given_back(site: Site, job: str
     assert site.hub is not None
     site.hub.kill()
     since = time.time()
-    time.sleep(3)  # the job is stopped by its host, and its walltime runs
+    time.sleep(3)  # the host has stopped the job, and its walltime runs
     site.start_hub()
     site.says(report(job, stop=True, stopped_since=since))
     site.until_booked(job)
@@ -247,7 +247,7 @@ def test_a_job_stopped_longer_than_the_limit_is_requeued(site: Site, job: str) -
 
 
 def test_a_resume_that_a_hook_forbids_is_done_once_it_allows_it(site: Site, job: str) -> None:
-    """The failed admin-resume loses PBS's flag: then only a plain resume works."""
+    """The failed admin-resume removes PBS's flag: then only a plain resume works."""
     veto = "import pbs\npbs.event().reject('not now')\n"
     (site.cluster.base / "veto.py").write_text(veto)
     site.cluster.qmgr(

@@ -1,6 +1,6 @@
-"""`magrathea pbs install | check | uninstall` and `magrathea doctor` on a real server of their own, without a hub.
+"""`magrathea pbs install | check | uninstall` and `magrathea doctor` on their own real server, without a hub.
 
-The measure is what PBS itself prints, and the bytes of its files, before and after.
+The tests compare what PBS itself prints, and the bytes of its files, before and after.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _pbs() -> Iterator[PrivateOpenPbs]:
 
 @pytest.fixture
 def pbs(_pbs: PrivateOpenPbs) -> Iterator[PrivateOpenPbs]:
-    """A server with a site's own settings, no jobs, and nothing of ours, before and after the test."""
+    """A server with settings of a site, no jobs, and nothing of ours, before and after the test."""
     yield _pbs
     _pbs.qmgr("set server scheduling=True")
     for select, delete in (([], ["-W", "force"]), (["-x"], ["-x"])):
@@ -116,7 +116,7 @@ def test_what_is_the_sites_own_stays(pbs: PrivateOpenPbs) -> None:
     )
     assert "scheduling = False" in pbs.qmgr("print server") and "Priority = 7" in pbs.qmgr("print node n1")
     assert b'resources: "ncpus,mem,  foo , arch' in config.read_bytes()
-    # what the hub would do to a vnode of its own, and to no other
+    # what the hub does to its own vnodes, and only to these
     pbs.qmgr(f"set node n1 {RESOURCE}_host=h1\nset node n1 resources_available.mem=1gb\nset node n1 Priority=-3")
     well(magrathea(pbs, "uninstall"))
     assert picture(pbs) == before

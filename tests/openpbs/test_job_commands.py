@@ -1,4 +1,4 @@
-"""What users and admins may do to preempted jobs with PBS's own commands, and what becomes of it."""
+"""What users and admins may do to preempted jobs with PBS's own commands, and the effects."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PATIENT_S = 20
 
 @contextmanager
 def kill_delay(fleet: OpenPbsCluster, seconds: int) -> Iterator[None]:
-    """Of the queue of preemptible jobs."""
+    """Set the kill delay of the queue of preemptible jobs."""
     fleet.pbs.qmgr(f"set queue low kill_delay={seconds}")
     try:
         yield
@@ -39,10 +39,10 @@ def kill_delay(fleet: OpenPbsCluster, seconds: int) -> Iterator[None]:
 
 
 def test_a_qdel_of_a_preempted_job_does_not_wait_for_the_kill_delay(fleet: OpenPbsCluster) -> None:
-    """By itself PBS leaves its SIGTERM pending behind the stop. It gets it, and may put things away.
+    """PBS alone leaves the job's SIGTERM pending behind the stop. With Magrathea the job gets it, and may clean up.
 
-    PBS shows the end 3 s later as a rule. Where MoM still sees a child of the job's shell in the moment when that has
-    ended (running jobs have the same), it does not look again before the kill delay is over.
+    Normally PBS shows the end 3 s later. If MoM still sees a child of the job's shell when the shell ends, it checks
+    again only after the kill delay. The same happens to running jobs.
     """
     with fleet.only(EXCLUSIVE), kill_delay(fleet, PATIENT_S):
         tidy = "trap 'sleep 0.2; touch $HOME/$PBS_JOBID.tidy; exit' TERM"
@@ -64,7 +64,7 @@ def test_a_qdel_of_a_preempted_job_does_not_wait_for_the_kill_delay(fleet: OpenP
 
 @pytest.mark.parametrize("user", [USER, "root"])
 def test_a_preempted_job_is_deleted_by_force(fleet: OpenPbsCluster, user: str) -> None:
-    """Root's is the server's own: it forgets the job at once, and its MoM ends it."""
+    """For root the server itself forgets the job at once, and its MoM ends it."""
     with fleet.only(EXCLUSIVE):
         low = submit(fleet, "low", f"echo $$ > $HOME/$PBS_JOBID.pid; exec {command(fleet, LONG)}")
         wait_running(fleet, low)
@@ -79,8 +79,8 @@ def test_a_preempted_job_is_deleted_by_force(fleet: OpenPbsCluster, user: str) -
 
 
 def test_signals_to_a_preempted_job(fleet: OpenPbsCluster) -> None:
-    """MoM refuses all but SIGKILL to a suspended job (in its log: "cannot signal job, job substate = 43"), and the
-    server what does not fit its state."""
+    """MoM refuses all signals but SIGKILL for a suspended job (its log: "cannot signal job, job substate = 43"). The
+    server refuses signals that do not fit the job's state."""
     with fleet.only(EXCLUSIVE):
         low, high = preempted(fleet)
         step = fleet.counter(low)
@@ -108,7 +108,7 @@ def test_an_admins_own_admin_resume_is_met_by_the_standing_stop(fleet: OpenPbsCl
         assert pbs(fleet, "qsig", "-s", "admin-resume", low).returncode == 0
         wait(fleet, "the hub suspends it anew", lambda: log.read_text().count(f"{low} (run 1): Suspend") > before)
         wait_state(fleet, low, "S")
-        assert stands_still(fleet, low) <= step + 15  # a sweep comes each half second
+        assert stands_still(fleet, low) <= step + 15  # a sweep comes every half second
         end(fleet, high)
         goes_on(fleet, low, fleet.counter(low))
         wait_right_end(fleet, low, 70)
@@ -123,8 +123,8 @@ if os.path.exists(%r):
 
 
 def test_an_admin_resume_that_a_hook_of_the_site_refuses_is_made_up_for(fleet: OpenPbsCluster) -> None:
-    """It costs the job its admin flag in PBS, and the vnode its maintenance: from then on a plain `resume` is right,
-    which goes through the scheduler, and the hub asks for it until it succeeds."""
+    """It costs the job its admin flag in PBS, and the vnode its maintenance. From then on only a plain `resume` works,
+    which goes through the scheduler, and the hub repeats it until it succeeds."""
     veto = fleet.directory / "veto"
     with fleet.only(EXCLUSIVE), site_hook(fleet, "veto", "execjob_preresume", VETO % str(veto), "n1"):
         low, high = preempted(fleet, 50)
@@ -157,7 +157,7 @@ def test_a_preempted_job_is_requeued_by_force_only(fleet: OpenPbsCluster) -> Non
 
 
 def test_a_preempted_job_is_altered_held_and_not_moved(fleet: OpenPbsCluster) -> None:
-    """A hold of a job that has started counts when it is requeued; PBS moves only jobs that wait."""
+    """A hold of a job that has started takes effect when the job is requeued. PBS moves only waiting jobs."""
     with fleet.only(EXCLUSIVE):
         low = fleet.submit("low", 50, walltime_s=100)
         wait_running(fleet, low)
@@ -184,9 +184,10 @@ while os.path.exists(%(gate)r) and time.time() < until:
 
 
 def test_a_job_that_is_deleted_while_its_prologue_waits_does_not_start(fleet: OpenPbsCluster) -> None:
-    """PBS answers such a qdel and then forgets it, and starts the job (seen without our hook).
+    """PBS answers such a qdel, forgets it, and starts the job (seen without our hook).
 
-    What takes long here is a hook of the site's before ours; ours asks the agent, whom MoM's `preterm` has told.
+    Here a hook of the site before ours takes long. Ours then asks the agent, which knows of the qdel from MoM's
+    `preterm`.
     """
     gate = fleet.directory / "hook.gate"
     slow = site_hook(fleet, "slow", "execjob_prologue", SLOW % {"gate": str(gate)}, "p1")
@@ -196,7 +197,7 @@ def test_a_job_that_is_deleted_while_its_prologue_waits_does_not_start(fleet: Op
         wait_running(fleet, low)
         wait_stoppable(fleet, "n1")
         gate.touch()
-        gate.with_name("hook.gate.started").unlink()  # n1 has that hook, too
+        gate.with_name("hook.gate.started").unlink()  # n1 has that hook too
         high = fleet.submit("high", LONG, select="1:ncpus=1:host=p1")
         wait(fleet, "its prologue waits", gate.with_name("hook.gate.started").exists)
         fleet.delete(high)

@@ -1,4 +1,4 @@
-"""Arrays, interactive jobs, and jobs that are not yet or no longer running when they would be preempted."""
+"""Arrays, interactive jobs, and jobs that are not yet or no longer running when they should be preempted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from magrathea_lab.waiting import BOUND_S
 from .jobs import LONG, all_go_on, all_stand_still, command, end, home, pbs, preempt, subjobs, submit
 
 STAGING = 15
-"""Substate of a job whose files are copied before it is sent to its MoM (JOB_SUBSTATE_STAGEGO)."""
+"""Substate of a job while its files are copied, before it is sent to its MoM (JOB_SUBSTATE_STAGEGO)."""
 
 
 def test_an_array_is_preempted_subjob_by_subjob_and_one_of_them_deleted(fleet: OpenPbsCluster) -> None:
@@ -119,10 +119,10 @@ def terminal(fleet: OpenPbsCluster, queue: str) -> Iterator[Terminal]:
 
 
 def test_an_interactive_job_is_preempted_and_goes_on_at_its_terminal(fleet: OpenPbsCluster) -> None:
-    """What is typed meanwhile waits, and is done afterwards.
+    """What is typed meanwhile waits, and is executed afterwards.
 
-    Without job control: a shell that has it may notice the stop of its command, as after PBS's own suspend; then it
-    says so, prompts, and the command goes on in the background.
+    Without job control. A shell with job control may notice that its command was stopped, as with PBS's own suspend.
+    Then it prints that and a prompt, and the command continues in the background.
     """
     with fleet.only(EXCLUSIVE), terminal(fleet, "low") as user:
         low = user.job()
@@ -156,7 +156,7 @@ def test_an_interactive_priority_job_preempts(fleet: OpenPbsCluster) -> None:
 
 
 def test_a_job_that_ends_by_itself_while_it_is_being_stopped(fleet: OpenPbsCluster) -> None:
-    """Stopped by the agent, and killed (by the kernel, say) before the hub has booked it in PBS."""
+    """The agent has stopped it, and something (for example the kernel) kills it before the hub has booked it in PBS."""
     with fleet.only(EXCLUSIVE):
         low = submit(fleet, "low", f"echo $$ > $HOME/$PBS_JOBID.pid; exec {command(fleet, LONG)}")
         wait_running(fleet, low)
@@ -180,7 +180,7 @@ def test_a_job_that_ends_by_itself_while_it_is_being_stopped(fleet: OpenPbsClust
 
 
 def test_jobs_that_end_at_the_moment_of_their_stop(fleet: OpenPbsCluster) -> None:
-    """Whoever is first: each job's result is right, none is requeued or left stopped."""
+    """Whichever is first: each job's result is right, and none is requeued or left stopped."""
     with fleet.only(EXCLUSIVE):
         for steps in (26, 32):
             low = fleet.submit("low", steps)
@@ -193,7 +193,7 @@ def test_jobs_that_end_at_the_moment_of_their_stop(fleet: OpenPbsCluster) -> Non
 
 
 def test_a_job_in_stage_in_waits_for_the_priority_job_that_comes_meanwhile(fleet: OpenPbsCluster) -> None:
-    """PBS copies before it asks the MoM's hooks: there is no claim yet, and when it comes it is refused."""
+    """PBS copies the files before it calls MoM's hooks: there is no claim yet, and when it comes it is refused."""
     source, target = home(fleet) / "source", home(fleet) / "target"
     source.write_text("staged\n")
     os.mkfifo(target)  # copying onto it waits until somebody reads
@@ -219,7 +219,7 @@ def reading(fifo: Path) -> str:
 
 @contextmanager
 def gated(fleet: OpenPbsCluster, script: str) -> Iterator[Path]:
-    """The site's prologue or epilogue in n1, which waits until the file that this gives is removed."""
+    """The site's prologue or epilogue in n1, which waits until the yielded file is removed."""
     gate = fleet.directory / f"{script}.gate"
     gate.touch()
     file = fleet.pbs.pbs_home("n1") / "mom_priv" / script
@@ -250,7 +250,7 @@ def test_a_job_in_its_prologue_is_not_preempted_before_it_has_started(fleet: Ope
 
 
 def test_a_job_in_its_epilogue_has_ended_for_all_but_its_epilogue(fleet: OpenPbsCluster) -> None:
-    """The site's own epilogue runs in spite of our hooks; a priority job that comes meanwhile harms nobody."""
+    """The site's own epilogue runs in spite of our hooks. A priority job that comes meanwhile does no harm."""
     with fleet.only(EXCLUSIVE):
         with gated(fleet, "epilogue") as gate:
             low = fleet.submit("low", LONG)

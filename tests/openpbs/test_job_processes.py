@@ -1,4 +1,4 @@
-"""What processes of a job may do to escape a stop: ignore signals, catch them, leave their session."""
+"""How processes of a job may try to escape a stop: they ignore signals, catch them, leave their session."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HANDLERS = {"ignores": "signal.SIG_IGN", "catches": "lambda *about: None"}
 
 
 def submit_handling(fleet: OpenPbsCluster, how: str, steps: int) -> str:
-    """A job that does `how` to each signal, its shell too."""
+    """A job that does `how` at each signal, its shell included."""
     words = {"HANDLER": HANDLERS[how], "WORK": repr(f"{fleet.directory}/work.py"), "STEPS": repr(str(steps))}
     text = HANDLED
     for word, value in words.items():
@@ -55,7 +55,7 @@ def test_a_job_that_handles_every_signal_is_preempted_like_others(fleet: OpenPbs
 
 
 def test_a_preempted_job_that_ignores_every_signal_can_be_deleted(fleet: OpenPbsCluster) -> None:
-    """As any other it may go on between SIGTERM and SIGKILL: what MoM signals is not stopped any more."""
+    """Like any job it may run between SIGTERM and SIGKILL: processes that MoM signals are not stopped any more."""
     with fleet.only(EXCLUSIVE):
         low = submit_handling(fleet, "ignores", LONG)
         wait_running(fleet, low)
@@ -77,11 +77,11 @@ PROCESSES = {
 
 
 def test_processes_that_left_their_session_or_their_parent_are_stopped_too(fleet: OpenPbsCluster) -> None:
-    """PBS's own signals miss those in other sessions; the agent continues them.
+    """PBS's own signals miss processes in other sessions; the agent continues them.
 
-    One thing escapes where the site has no job cgroups: what in one move drops PBS_JOBID, leaves the session and
-    loses its parent, before the agent has looked. Nothing on the machine connects it with its job any more; it runs
-    on within what the preempted domain has, and PBS, too, leaves it alone when the job ends.
+    Without job cgroups one kind escapes: a process that drops PBS_JOBID, leaves the session and loses its parent before
+    the agent has searched. Then nothing connects it with its job. It keeps running within the preempted domain's cap,
+    and PBS does not end it with the job either.
     """
     with fleet.only(EXCLUSIVE):
         lines = [text.replace("COMMAND", command(fleet, 50, f"$JOB.{name}")) for name, text in PROCESSES.items()]
@@ -100,7 +100,7 @@ def test_processes_that_left_their_session_or_their_parent_are_stopped_too(fleet
 
 
 def test_what_left_a_preempted_job_that_is_deleted_ends_with_it(fleet: OpenPbsCluster) -> None:
-    """MoM's signals do not reach it; the agent has stopped it, and nobody would ever continue it."""
+    """MoM's signals do not reach it. The agent has stopped it, and nobody would ever continue it."""
     with fleet.only(EXCLUSIVE):
         left = f"( setsid sh -c 'echo $$ > $HOME/$PBS_JOBID.left; exec {command(fleet, LONG)}.left' & )"
         low = submit(fleet, "low", f"{left}\nexec {command(fleet, LONG)}")

@@ -1,4 +1,4 @@
-"""The libpbs client against a real server, beyond its contract (test_pbs_contract.py): arrays, an operator's rights,
+"""The libpbs client with a real server, beyond its contract (test_pbs_contract.py): arrays, an operator's rights,
 threads, deadlines, restarts."""
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def job(pbs_cluster: PrivateOpenPbs, pbs: Remote) -> Iterator[str]:
 
 
 def suspended(pbs: Remote, cluster: PrivateOpenPbs, job: str) -> None:
-    """Suspend it, as soon as its MoM lets that happen."""
+    """Suspend the job as soon as its MoM allows that."""
 
     def tried() -> bool:
         try:
@@ -60,8 +60,10 @@ def suspended(pbs: Remote, cluster: PrivateOpenPbs, job: str) -> None:
 
 
 def fix(cluster: PrivateOpenPbs) -> None:
-    """After its restart a server has vnodes in maintenance whose suspended jobs went long ago: it never takes the
-    last name out of `maintenance_jobs` in its database. Only making such a vnode anew ends that."""
+    """End the maintenance of vnodes without suspended jobs after the server's restart.
+
+    The server never removes the last name from `maintenance_jobs` in its database. Only making such a vnode anew helps.
+    """
     for name in cluster.moms:
         cluster.qmgr(f"delete node {name}\ncreate node {name}\nset node {name} resources_available.ncpus=4")
     cluster.wait_free(*cluster.moms)

@@ -1,4 +1,4 @@
-"""Every limit that an admin can set for preemption, seen on a real server: what users notice of each."""
+"""Every limit of preemption that an admin can set, on a real server: what users notice of each."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def limits(fleet: OpenPbsCluster, host: HostSpec, **values: object) -> Iterator[
 
 
 def take_over(fleet: OpenPbsCluster, host: HostSpec, path: Path, text: str) -> None:
-    """As `systemctl reload magrathea-noded` does."""
+    """Reload the configuration, as `systemctl reload magrathea-noded` does."""
     part, said = f"noded-{host.name}", "configuration read again"
     path.write_text(text)
     times = fleet.log(part).count(said)
@@ -52,7 +52,7 @@ def take_over(fleet: OpenPbsCluster, host: HostSpec, path: Path, text: str) -> N
 
 
 def preempted(fleet: OpenPbsCluster, *, rerunnable: bool = True) -> tuple[str, str]:
-    """A low job that is S, and the priority job that it is stopped for."""
+    """A preempted low job (state S), and the priority job that preempted it."""
     low = fleet.submit("low", LONG, rerunnable=rerunnable)
     wait_running(fleet, low)
     wait_stoppable(fleet, "n4")
@@ -169,7 +169,7 @@ def test_a_job_is_warned_by_a_signal_and_has_its_time_before_it_is_stopped(fleet
         wait_running(fleet, high)
         (warned,) = (float(line) for line in (home / f"{low}.warned").read_text().splitlines())
         last = float((home / f"{low}.seen").read_text())
-        assert 0.6 <= last - warned <= 2.0  # told 0.8 s before; a step may be missing at either end
+        assert 0.6 <= last - warned <= 2.0  # it was warned 0.8 s before; a step may be missing at either end
         time.sleep(STILL_S)
         assert float((home / f"{low}.seen").read_text()) == last
         fleet.delete(high)

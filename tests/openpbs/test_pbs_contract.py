@@ -55,7 +55,7 @@ class RealPbs:
         self.cluster.wait(condition, what, BOUND_S)
 
     def close(self) -> None:
-        """As it was before: no jobs, free vnodes."""
+        """Restore the first state: no jobs, free vnodes."""
         self.cluster.run(HEAD, ["qdel", "-W", "force", *self.jobs], check=False)
         for remote in self.remotes:
             remote.close()

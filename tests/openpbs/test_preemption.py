@@ -75,7 +75,7 @@ def test_the_full_cycle_as_qstat_and_pbsnodes_show_it(fleet: OpenPbsCluster) -> 
 
 
 def two_at_once(fleet: OpenPbsCluster, first: str, second: str, steps: int) -> tuple[str, str]:
-    """Two priority jobs that the scheduler finds in the same cycle, for one domain each."""
+    """Two priority jobs, one for each domain, that the scheduler finds in the same cycle."""
     with fleet.pbs.stopped_scheduling():
         highs = [fleet.submit("high", steps, select=f"1:ncpus=1:host={domain}") for domain in (first, second)]
     return highs[0], highs[1]
@@ -97,7 +97,7 @@ def test_two_priority_jobs_at_the_same_moment_in_the_same_domain(fleet: OpenPbsC
 
 
 def test_two_priority_jobs_at_the_same_moment_in_two_domains(fleet: OpenPbsCluster) -> None:
-    """One of them waits for the other: an exclusive host runs one domain at a time."""
+    """One of them waits for the other: on an exclusive host one domain runs at a time."""
     with fleet.only(EXCLUSIVE):
         low = fleet.submit("low", LONG)
         wait_running(fleet, low)
@@ -119,7 +119,8 @@ def test_two_priority_jobs_at_the_same_moment_in_two_domains(fleet: OpenPbsClust
 
 
 def test_a_job_preempted_in_the_second_it_starts(fleet: OpenPbsCluster) -> None:
-    """PBS refuses to suspend a job that is just starting: it is retried until it is S, and nothing is lost."""
+    """PBS refuses to suspend a job that is just starting. The hub repeats it until the job is S, and nothing is
+    lost."""
     with fleet.only(EAGER):
         low = fleet.submit("low", LONG)
         wait(fleet, f"{low} is with its MoM", lambda: fleet.jobs()[low].state == "R")
@@ -143,7 +144,7 @@ def test_low_and_high_in_the_same_cycle_both_finish(fleet: OpenPbsCluster) -> No
 
 
 def test_a_job_on_two_hosts_is_stopped_on_both_and_goes_on(fleet: OpenPbsCluster) -> None:
-    """h1 wants it stopped; h3, where its other half runs, does not: PBS suspends it as a whole."""
+    """h1 wants the job stopped; h3, where its other half runs, does not. PBS suspends it as a whole."""
     command = (
         f"pbsdsh -- /bin/sh -c 'exec python3 -S {fleet.directory}/work.py 120 0.05 $HOME/'$PBS_JOBID'.$PBS_NODENUM'"
     )

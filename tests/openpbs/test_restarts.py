@@ -1,4 +1,5 @@
-"""PBS's own daemons killed and restarted, in mid-preemption and after it, with the hub there, away, or coming back."""
+"""PBS's own daemons are killed and restarted during and after a preemption, while the hub works, is away, or comes
+back."""
 
 from __future__ import annotations
 
@@ -35,19 +36,19 @@ def restart(fleet: OpenPbsCluster, daemon: str) -> None:
 
 
 def emptied(fleet: OpenPbsCluster, vnode: str) -> int:
-    """How often the server has been made to forget the jobs of a vnode."""
+    """How often the server was made to forget the jobs of a vnode."""
     logs = (fleet.pbs.pbs_home(HEAD) / "server_logs").iterdir()
     return sum(log.read_text().count(f";{vnode};attributes set: maintenance_jobs = \n") for log in logs)
 
 
 def is_clean(fleet: OpenPbsCluster) -> bool:
-    """Nothing is left that PBS's server has to be made to forget."""
+    """True if PBS's server has nothing left that it must be made to forget."""
     asked = fleet.pbs.pbs_home(HEAD) / "magrathea.heartbeat.forget"
     return asked.exists() and json.loads(asked.read_text()) == {}
 
 
 def test_after_a_restart_of_the_server_a_vnode_preempted_before_is_usable(fleet: OpenPbsCluster) -> None:
-    """With the job in PBS's history, of whose name the server's database kept hold without the hook."""
+    """PBS's history still has the job; without the hook the server's database would keep the job's name."""
     with fleet.only(EXCLUSIVE):
         low, high = preempted(fleet)
         wait(fleet, "what was before is forgotten", lambda: is_clean(fleet), LOOK_S)
@@ -64,7 +65,7 @@ def test_after_a_restart_of_the_server_a_vnode_preempted_before_is_usable(fleet:
 
 
 def test_a_vnode_that_comes_up_in_maintenance_for_a_job_that_runs_is_fixed(fleet: OpenPbsCluster) -> None:
-    """The server dies before it could be made to forget: the job is suspended and resumed in a moment."""
+    """The server dies before it was made to forget: the job is suspended and resumed within a moment."""
     with fleet.only(EXCLUSIVE):
         low, high = preempted(fleet)
         fleet.pbs.qmgr("set hook magrathea_vnodes enabled=false")
@@ -85,7 +86,7 @@ def test_a_vnode_that_comes_up_in_maintenance_for_a_job_that_runs_is_fixed(fleet
 
 def test_an_admins_maintenance_and_offline_survive_restarts_and_all_repairs(fleet: OpenPbsCluster) -> None:
     with fleet.only(EXCLUSIVE):
-        time.sleep(COMPARE_S + 1)  # the hub has seen what a test before this one has left
+        time.sleep(COMPARE_S + 1)  # the hub has handled what the previous test left
         wait(fleet, "what was before is forgotten", lambda: is_clean(fleet), LOOK_S)
         job = fleet.submit("normal", LONG)
         wait_running(fleet, job)
@@ -106,7 +107,8 @@ def test_an_admins_maintenance_and_offline_survive_restarts_and_all_repairs(flee
 
 
 def priority_job_ends(fleet: OpenPbsCluster, low: str, high: str, hub: str) -> None:
-    """It ends, and the low job goes on to its right end; with the hub `away` only once that is back, and not before."""
+    """The priority job ends, and the low job continues to its correct end. If the hub is `away`, only after the hub is
+    back."""
     if hub == "back":
         fleet.start_part("hub")
     wait_state(fleet, low, "S")
@@ -151,7 +153,7 @@ def test_mom_is_killed_and_restarted_with_p_under_a_preempted_job(fleet: OpenPbs
 def test_mom_is_restarted_without_p_under_a_preempted_job_which_runs_again(
     fleet: OpenPbsCluster, option: str, hub: str
 ) -> None:
-    """It gives up what ran: nothing of the first run is left, stopped or not."""
+    """MoM gives up what ran: nothing of the first run is left, stopped or not."""
     with fleet.only(EXCLUSIVE):
         low, high = preempted(fleet)
         if hub != "there":

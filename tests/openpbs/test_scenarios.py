@@ -1,4 +1,4 @@
-"""The stand-in's scenarios on the real thing: where the two differ, the stand-in is wrong."""
+"""The stand-in's scenarios on a real PBS: if the two differ, the stand-in is wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a site's scheduler may be set to, and what users may ask of it, with preemption in between."""
+"""Scheduler settings that a site may have, and requests that users may make, together with preemption."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def scheduler(fleet: OpenPbsCluster, **settings: str) -> Iterator[None]:
 
 @contextmanager
 def hub_set_to(fleet: OpenPbsCluster, setting: str) -> Iterator[None]:
-    """Inside the `with` the hub has this line more in [pbs]."""
+    """Inside the `with` the hub has this additional line in [pbs]."""
     path = fleet.directory / "hub.toml"
     before = path.read_text()
     path.write_text(before.replace("[pbs]\n", f"[pbs]\n{setting}\n"))
@@ -81,7 +81,7 @@ def hub_set_to(fleet: OpenPbsCluster, setting: str) -> Iterator[None]:
 
 @contextmanager
 def stopped(part: MachineProcess) -> Iterator[None]:
-    """Inside the `with` the part does nothing, but its connections stand."""
+    """Inside the `with` the part is stopped, but its connections stay."""
     os.kill(part.pid, signal.SIGSTOP)
     try:
         yield
@@ -99,7 +99,7 @@ def test_walltime_that_ran_on_because_the_stop_was_booked_late_is_given_back(fle
         low = fleet.submit("low", LONG, walltime_s=300)
         wait_running(fleet, low)
         wait_stoppable(fleet, "n4")
-        with stopped(fleet.parts["hub"]):  # not long enough for the host to miss it
+        with stopped(fleet.parts["hub"]):  # too short for the host to miss it
             high = fleet.submit("high", LONG)
             wait_running(fleet, high)
             began = time.monotonic()
@@ -128,7 +128,7 @@ def test_a_refused_start_tells_its_owner_what_it_waits_for(fleet: OpenPbsCluster
 
 
 def test_no_reservation_is_made_on_a_managed_vnode(fleet: OpenPbsCluster) -> None:
-    """A preemption would degrade it: so `magrathea pbs install` sets resv_enable to False."""
+    """A preemption would degrade the reservation, so `magrathea pbs install` sets resv_enable to False."""
     assert {vnode["resv_enable"] for vnode in fleet.pbs.vnodes().values()} == {"False"}
     start = time.strftime("%H%M.%S", time.localtime(time.time() + 60))
     asks = ["pbs_rsub", "-I", "10", "-R", start, "-D", "60", "-l", "select=1:ncpus=1"]
@@ -149,7 +149,7 @@ def test_a_wide_job_is_reserved_for_and_only_short_jobs_go_before_it(fleet: Open
         fleet.delete(long)
         wait_stoppable(fleet, "n4")
         high = fleet.submit("high", 20, select="1:ncpus=1:host=p4", walltime_s=60)
-        wait_state(fleet, busy, "S")  # what is reserved for a job of another class keeps no priority job away
+        wait_state(fleet, busy, "S")  # a reservation for a job of another class does not keep priority jobs away
         wait_right_end(fleet, high, 20)
         wait_state(fleet, busy, "R")
         fleet.delete(busy)
@@ -173,7 +173,7 @@ def test_strict_ordering_keeps_no_priority_job_from_preempting(fleet: OpenPbsClu
 
 
 def test_jobs_that_differ_in_class_only_do_not_share_a_can_never_run(fleet: OpenPbsCluster) -> None:
-    """The scheduler holds jobs for equal that differ only in resources outside its `resources:` line."""
+    """The scheduler treats jobs as equal if they differ only in resources outside its `resources:` line."""
     there = [("n1", 1), ("n4", 1), ("n2", 2), ("n3", 2)]
     filling = [fleet.submit("normal", LONG, select=f"1:ncpus={cpus}:host={name}") for name, cpus in there]
     wait_running(fleet, *filling)
@@ -222,7 +222,7 @@ def test_fair_share_orders_who_waits_and_preempts_as_ever(fleet: OpenPbsCluster)
 
 
 def test_the_rank_as_node_sort_key_where_a_site_uses_priority_itself(fleet: OpenPbsCluster) -> None:
-    """By rank a free domain goes before one that would preempt; by the site's own key as the site says."""
+    """By rank a free domain comes before one that would preempt; by the site's own key the site decides."""
     with fleet.only(EXCLUSIVE, EAGER), hub_set_to(fleet, "set_priority = false"):
         fleet.pbs.qmgr("set node p4 Priority=100\nset node p1 Priority=7\nset node p2 Priority=7")
         low = fleet.submit("low", LONG, select=ON_N4)
@@ -261,7 +261,7 @@ pbs.event().env["SITE"] = "was here"
 
 @contextmanager
 def hook(fleet: OpenPbsCluster, name: str, event: str, script: str) -> Iterator[None]:
-    """A site's own hook; where it is a MoM's, all MoMs have it inside the `with`."""
+    """A hook of the site. For a MoM hook, all MoMs have it inside the `with`."""
     file = fleet.directory / f"{name}.py"
     file.write_text(script)
     fleet.pbs.qmgr(
@@ -289,7 +289,7 @@ def test_the_sites_own_hooks_work_beside_ours(fleet: OpenPbsCluster) -> None:
         forbidden = fleet.submit("high", 10, name="forbidden")
         wait(fleet, "the site's word is its comment", lambda: "does not allow" in fleet.jobs()[forbidden].comment)
         step = fleet.counter(low)
-        goes_on(fleet, low, step)  # what the site refuses preempts nobody
+        goes_on(fleet, low, step)  # a job that the site refuses preempts nobody
         assert fleet.jobs()[low].state == "R"
         fleet.delete(forbidden)
         high = fleet.pbs.qsub("alice", "-q", "high", "-l", "select=1:ncpus=1", script='echo "site $SITE"; sleep 1')
@@ -316,7 +316,7 @@ sleep 1000
 
 
 def why_no_cgroups() -> str:
-    """What pbs_cgroups lacks here; empty for nothing."""
+    """Why pbs_cgroups cannot run here; empty if it can."""
     for controller in ("cpuacct", "cpuset", "memory"):
         here = CGROUPS / controller
         if not (here / "cgroup.procs").exists():
@@ -329,7 +329,7 @@ def why_no_cgroups() -> str:
 
 
 def has_pbs_cgroups(hooks: Path) -> bool:
-    """Whether a MoM has it enabled, with its configuration: only what is not PBS's default stands in the first file."""
+    """True if a MoM has it enabled and configured. MoM's file has only attributes that differ from PBS's defaults."""
     files = [hooks / f"pbs_cgroups.{kind}" for kind in ("HK", "CF", "PY")]
     if not all(file.exists() for file in files):
         return False
@@ -344,7 +344,7 @@ def cgroups(fleet: OpenPbsCluster) -> Iterator[None]:
     config = json.loads(
         fleet.pbs.run(HEAD, ["qmgr", "-c", "export hook pbs_cgroups application/x-config default"]).stdout
     )
-    config["run_only_on_hosts"] = ["n4"]  # several MoMs on one kernel would tidy up each other's jobs
+    config["run_only_on_hosts"] = ["n4"]  # otherwise several MoMs on one kernel would remove each other's jobs
     file = fleet.directory / "pbs_cgroups.json"
     file.write_text(json.dumps(config))
     lines = f"import hook pbs_cgroups application/x-config default {file}\nset hook pbs_cgroups enabled=true\n"
@@ -383,7 +383,7 @@ def test_with_pbs_cgroups_what_escaped_is_stopped_too_and_a_new_mom_is_fixed(
         end(fleet, low)
         start_mom_anew(fleet, "n4")
         wait(fleet, "pbs_cgroups' own figure", lambda: fleet.pbs.vnode("n4")["resources_available"]["mem"] != "4096mb")
-        os.kill(fleet.parts["hub"].pid, signal.SIGHUP)  # it compares each minute anyway
+        os.kill(fleet.parts["hub"].pid, signal.SIGHUP)  # the hub compares each minute anyway
         wait(fleet, "what the hub says", lambda: fleet.pbs.vnode("n4")["resources_available"]["mem"] == "4096mb")
         wait_all_free(fleet, EAGER)
 

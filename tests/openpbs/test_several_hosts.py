@@ -1,4 +1,4 @@
-"""Jobs on several hosts: preempted and resumed as a whole, and refused as a whole."""
+"""Jobs on several hosts are preempted and resumed as a whole, and refused as a whole."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ PRIORITY_ON_BOTH = "1:ncpus=1:host=p1+1:ncpus=1:host=p4"
 
 @pytest.mark.parametrize("place", ["p1", "p4"])
 def test_a_victim_on_two_hosts_goes_as_a_whole_for_a_job_on_one(fleet: OpenPbsCluster, place: str) -> None:
-    """Its script computes on its first host, n1; in n4 it never has a process, and can be preempted there all the
-    same, for the sake of p4."""
+    """Its script computes on its first host, n1. In n4 it never has a process, and yet it can be preempted there for
+    p4."""
     with fleet.only(EXCLUSIVE, EAGER):
         low = fleet.submit("low", LONG, select=ON_BOTH)
         wait_running(fleet, low)
@@ -50,7 +50,8 @@ def test_a_victim_on_two_hosts_goes_as_a_whole_for_a_job_on_one(fleet: OpenPbsCl
 def test_a_priority_job_on_two_hosts_that_one_refuses_leaves_nobody_stopped_on_the_other(
     fleet: OpenPbsCluster,
 ) -> None:
-    """p1 grants it and n1 is stopped; p4 has just lost its agent and refuses it. It comes back by itself, later."""
+    """p1 grants the job, and n1 is stopped. p4 has just lost its agent and refuses it. It tries again by itself,
+    later."""
     with fleet.only(EXCLUSIVE, EAGER):
         low = fleet.submit("low", LONG, select="1:ncpus=1:host=n1")
         wait_running(fleet, low)

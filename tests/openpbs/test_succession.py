@@ -1,4 +1,4 @@
-"""Preemptions of one domain soon after each other: each is booked at once, and walltime stands still in each."""
+"""Several preemptions of one domain in quick succession: each is booked at once, and walltime stands still in each."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ from .test_preemption import walltime_s
 TIMES = 4
 BETWEEN_S = 5.0
 BOOKED_S = 5.0
-"""From the stop until PBS shows S, on a busy machine; 0.2 s as a rule. What waits for the hook below waits for 30."""
+"""Bound from the stop until PBS shows S on a busy machine; normally 0.2 s. Anything that waits for the hook below takes
+30."""
 STEPS, LIMIT_S = 400, 34
-"""20 s of work, a second or two around it, and for what runs on before each booking; much less than with the stops."""
+"""20 s of work, a second or two around it, and the time before each booking; much less than with the stops."""
 
 
 @contextmanager
 def slowest_hook(fleet: OpenPbsCluster) -> Iterator[None]:
-    """The hook of vnodes runs as rarely as on the largest farms."""
+    """The vnodes hook runs as seldom as on the largest farms."""
 
     def every(seconds: int) -> None:
         settings = ("enabled=false", f"freq={seconds}", "enabled=true")

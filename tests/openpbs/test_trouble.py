@@ -1,4 +1,4 @@
-"""Parts that die in the middle of a preemption: everything converges, no job is lost, none is left stopped."""
+"""Parts die in the middle of a preemption: everything converges, no job is lost, none stays stopped."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STEPS = 70
 
 
 def preempted(fleet: OpenPbsCluster, *, rerunnable: bool = True) -> tuple[str, str]:
-    """A low job that is S, and the priority job that it is stopped for."""
+    """A preempted low job (state S), and the priority job that preempted it."""
     low = fleet.submit("low", STEPS, rerunnable=rerunnable)
     wait_running(fleet, low)
     wait_stoppable(fleet, "n1")
@@ -39,7 +39,7 @@ def preempted(fleet: OpenPbsCluster, *, rerunnable: bool = True) -> tuple[str, s
 
 
 def test_the_hub_is_killed_while_a_job_is_preempted(fleet: OpenPbsCluster) -> None:
-    """The stop is booked in PBS, so it ends with the hub's admin-resume, and not before."""
+    """The stop is booked in PBS, so it ends with the hub's admin-resume, not before."""
     with fleet.only(EXCLUSIVE):
         low, high = preempted(fleet)
         fleet.parts["hub"].kill()
@@ -103,14 +103,14 @@ def test_a_domain_without_its_agent_starts_nothing_and_the_job_comes_back_by_its
 
 
 def test_a_stale_publication_is_caught_by_the_runjob_hook(fleet: OpenPbsCluster) -> None:
-    """An admin's slip of the hand lets the scheduler try what may not be; the hook sees what runs this moment."""
+    """An admin's mistake makes the scheduler try a job that may not start; the hook sees what runs at this moment."""
     with fleet.only(EXCLUSIVE):
         protected = fleet.submit("normal", LONG)
         wait_running(fleet, protected)
         wait_domain(fleet, "n1", "running")
         wait(fleet, "p1 accepts none", lambda: fleet.vnodes()["p1"].accepts == ("none",))
         high = fleet.submit("high", 10)
-        for _ in range(20):  # the hub may set it right before the scheduler has looked
+        for _ in range(20):  # the hub may correct it before the scheduler has looked
             fleet.pbs.qmgr("set node p1 resources_available.magrathea_accepts=priority")
             fleet.pbs.qmgr("set server scheduling=true")
             time.sleep(0.5)
