@@ -41,10 +41,12 @@ class DaemonForControl(Protocol):
     driver: Driver
     switch: Switch
     hub: HubClient
-    journal: JournalStore
 
     @property
     def host(self) -> Host: ...
+
+    @property
+    def journal(self) -> JournalStore: ...
 
     def now(self) -> float: ...
 

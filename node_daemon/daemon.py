@@ -1,9 +1,9 @@
-"""The node daemon: facts, and everything that makes facts of what happens.
+"""The node daemon: it turns what happens into facts, and lets its parts do what follows from them.
 
-    event -> machine.handle -> journal (on disk) -> answer, and the switch looks what is to be done
+    event -> facts.py (machine.handle, journal) -> answer, and the switch looks for what is left to do
 
-`apply` is the only door to the facts. Everything else is level-triggered: after any event, and after any restart, what
-should be is computed from the facts and compared with what is (switch.py). Nothing is undone, nothing is resumed.
+Everything but the facts is level-triggered. After any event, and after any restart, the daemon computes from the facts
+what should be and compares it with what is (switch.py). Nothing is undone, nothing is resumed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import os
 import secrets
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import assert_never
 
@@ -27,9 +26,7 @@ from magrathea.core import machine
 from magrathea.core.model import Amount, Host, JobKey
 from magrathea.core.plan import Order, Orders, Step
 from magrathea.core.readiness import Unready
-from magrathea.core.reconfiguration import UNKNOWN_HOST
 from magrathea.core.refusals import RefusalCode
-from magrathea.core.states import state_of
 from magrathea.logs import RationedLog
 from magrathea.messages import MOST_REFUSED, RefusedClaim, Snapshot
 
@@ -38,10 +35,11 @@ from .claims.claims import Claims
 from .clock import Clock
 from .configuration import NodedConfiguration, changes, read
 from .control_operations import Admin
+from .facts import Facts
 from .guest_channel.channel import GuestChannel, qemu_user
 from .hub_client import HubClient
 from .hypervisor.base import Driver, DriverError, Others
-from .journal import Journal, JournalError, JournalStore, NoJournal, Since, open_journal, salvage
+from .journal import JournalStore
 from .life.life import Life
 from .life.script_runner import ScriptRunner
 from .life.site_scripts import SiteScripts
@@ -56,8 +54,6 @@ TICK_S = 5.0
 """The journal is tried again (where it failed) and tidied that often."""
 TIDY_TICKS = 12
 """Without anything waiting, tidied each minute."""
-MAX_UNSAVED = 10_000
-"""Decisions kept for a journal that fails."""
 RECONFIGURED = (ev.Note.KEPT, ev.Note.FORGOTTEN, ev.Note.RENAMED)
 """What the core notes of a new configuration, for whoever has it read."""
 
@@ -80,13 +76,10 @@ class Daemon:
         self.path = path
         self.observe = observe
         self.boot_id = secrets.token_hex(8)
-        self.journal, facts, self._since, self._trouble = _open(configuration.journal_path)
-        self._host = facts or UNKNOWN_HOST
-        """As the journal has it; `start` lets the configuration change it."""
-        self._clock = make_clock(self._host.now)
-        self._unsaved: list[ev.Decision] = []
-        self._dirty = False
-        self._by = _preempted_by(self.journal, self._host)
+        self.facts = Facts(
+            configuration.journal_path, make_clock, lambda name: self.observe(name), lambda: self.hub.publish()
+        )
+        self._by = self.facts.preempted_by()
         self._make_driver = make_driver
         self.driver = make_driver(configuration)
         self._noted: list[str] = []
@@ -96,7 +89,7 @@ class Daemon:
         self.scripts = self._make_scripts()
         self.site_scripts = SiteScripts(self)
         self.life = Life(self)
-        self.hub = self._make_hub()
+        self.hub: HubClient = self._make_hub()
         self.admin = Admin(self)
         self._refused: deque[RefusedClaim] = deque(maxlen=MOST_REFUSED)
         self._timer: asyncio.TimerHandle | None = None
@@ -106,70 +99,32 @@ class Daemon:
 
     @property
     def host(self) -> Host:
-        return self._host
+        return self.facts.host
 
     @property
     def memory_settings(self) -> MemorySettings:
         return self.configuration.memory_settings()
 
+    @property
+    def journal(self) -> JournalStore:
+        return self.facts.journal
+
     def now(self) -> float:
-        return self._clock.now()
+        return self.facts.now()
 
     def apply(self, event: ev.Event) -> tuple[ev.Decision, ...]:
-        """`event` is a fact from now on, and on disk if the disk works; a claim is refused where it does not."""
-        before = self._host
-        after, decisions = machine.handle(before, event)
-        changed = differs(before, after)
-        states = self._new_states(after) if changed or isinstance(event, ev.TimerFired) else {}
-        if changed or states:
-            if not self._commit(after, event, decisions, states) and isinstance(
-                event, ev.Claimed | ev.DefrostRequested
-            ):
-                text = f"{self._trouble}; without its journal this host takes no new jobs"
-                return (ev.Refused(event.domain, RefusalCode.JOURNAL, text, getattr(event, "key", None)),)
-        elif decisions:
-            self.journal.note(after.now, event, decisions)
-        self._host = after
-        self._since.update(states)
-        for decision in decisions:
+        """Make `event` a fact, and see to what follows. A claim is refused if it cannot be written to disk."""
+        applied = self.facts.apply(event)
+        if not applied.taken:
+            return applied.decisions
+        for decision in applied.decisions:
             self._decided(decision)
-        if changed or states:
+        if applied.changed:
             self.hub.publish()
             self.switch.look_soon()
             self.life.look_soon()
         self._arm()
-        return decisions
-
-    def _commit(
-        self, host: Host, event: ev.Event | None, decisions: tuple[ev.Decision, ...], states: dict[str, Since]
-    ) -> bool:
-        try:
-            self.journal.commit(host, event, [*self._unsaved, *decisions], states)
-        except JournalError as error:
-            if not self._trouble:
-                log.error("%s; no new jobs are taken until it works again", error)
-                self.hub.publish()
-            self._trouble = str(error)
-            if not isinstance(event, ev.Claimed | ev.DefrostRequested):
-                self._unsaved = [*self._unsaved, *decisions][-MAX_UNSAVED:]
-                self._dirty = True
-            return False
-        if self._trouble:
-            log.warning("%s works again", self.configuration.journal_path)
-            self._trouble = ""
-            self.hub.publish()
-        self._unsaved.clear()
-        self._dirty = False
-        self.observe(f"commit {type(event).__name__}")
-        return True
-
-    def _new_states(self, host: Host) -> dict[str, Since]:
-        states = {d.name: state_of(host, d).value for d in host.domains}
-        return {
-            name: Since(state, host.now)
-            for name, state in states.items()
-            if name not in self._since or self._since[name].state != state
-        }
+        return applied.decisions
 
     def _decided(self, decision: ev.Decision) -> None:
         """Say it, and let the site's scripts know."""
@@ -194,7 +149,7 @@ class Daemon:
             return
         if note.what is ev.Note.CONTINUED:
             self._run_scripts("after-activate", domain, key)
-        found = self._host.domain(domain)
+        found = self.host.domain(domain)
         if note.what is ev.Note.CONTINUED or found is None or found.job(key) is None:
             self._by.pop((domain, key), None)
             self.switch.forget(domain, key)
@@ -204,7 +159,7 @@ class Daemon:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        at = machine.next_deadline(self._host)
+        at = machine.next_deadline(self.host)
         if at is not None and self._tick_task is not None:
             wait = min(3600.0, max(0.0, at - self.now()) + 0.001)
             self._timer = asyncio.get_running_loop().call_later(wait, self._fire)
@@ -217,29 +172,29 @@ class Daemon:
 
     def beside(self) -> snapshots.Beside:
         notes = [*self.driver.notes(), *self.switch.progress.notes(), *self.life.notes()]
-        if self._trouble:
-            notes.append(f"the journal fails, no new jobs are taken: {self._trouble}")
+        if self.facts.trouble:
+            notes.append(f"the journal fails, no new jobs are taken: {self.facts.trouble}")
         return snapshots.Beside(
             boot_id=self.boot_id,
             actual=self.switch.actual(),
             read=self.switch.readings.domains,
-            since=self._since,
+            since=self.facts.since,
             vnodes={name: self.configuration.vnode(name) for name in self.configuration.domain},
             by=self._by,
             moves=self.switch.progress.moves(),
             waits=self.claims.waits(),
-            lacks={d.name: self.switch.progress.lack(d.name) for d in self._host.domains if d.jobs},
+            lacks={d.name: self.switch.progress.lack(d.name) for d in self.host.domains if d.jobs},
             driver=self.configuration.host.driver,
             notes=tuple(notes),
             refused=tuple(self._refused),
         )
 
     def snapshot(self, revision: int) -> Snapshot:
-        return snapshots.snapshot(self._host, self.beside(), revision)
+        return snapshots.snapshot(self.host, self.beside(), revision)
 
     def refused(self, domain: str, key: JobKey, code: RefusalCode, text: str) -> None:
         """A claim was refused: the hub tells the job's owner."""
-        told = RefusedClaim(id=key.id, run=key.run, domain=domain, code=code, text=text[:4096], at=self._host.now)
+        told = RefusedClaim(id=key.id, run=key.run, domain=domain, code=code, text=text[:4096], at=self.host.now)
         self._refused.append(told)
         self.hub.publish()
 
@@ -295,7 +250,7 @@ class Daemon:
     # Hypervisor
 
     def driver_lost(self, why: str) -> None:
-        if self._host.driver_lost_at is None:
+        if self.host.driver_lost_at is None:
             log.warning("the hypervisor does not answer, what it has cannot be read: %s", why)
             self.apply(ev.DriverLost(self.now()))
 
@@ -308,11 +263,11 @@ class Daemon:
 
     def driver_read(self, others: Others) -> None:
         self._tell_notes()
-        if self._host.driver_lost_at is not None:
+        if self.host.driver_lost_at is not None:
             log.info("the hypervisor answers again")
             self.apply(ev.DriverFound(self.now()))
         seen = Amount(others.cpus, others.memory_mib)
-        if seen != self._host.others:
+        if seen != self.host.others:
             log.info("%d other domains have %d CPUs and %d MiB", others.domains, others.cpus, others.memory_mib)
             self.apply(ev.OthersSeen(self.now(), others.cpus, others.memory_mib))
 
@@ -320,12 +275,12 @@ class Daemon:
 
     async def _listen(self) -> None:
         """A channel for each domain that there is, and none for others."""
-        names = {d.name for d in self._host.domains}
+        names = {d.name for d in self.host.domains}
         for name in [n for n in self.channels if n not in names]:
             await self.channels.pop(name).close()
         owner = self._channels_user() if names - self.channels.keys() else None
         for name in sorted(names - self.channels.keys()):
-            channel = GuestChannel(self._host.name, name, self.configuration.guest_socket(name), self.claims, owner)
+            channel = GuestChannel(self.host.name, name, self.configuration.guest_socket(name), self.claims, owner)
             await channel.start()
             self.channels[name] = channel
 
@@ -363,7 +318,7 @@ class Daemon:
         await self.site_scripts.close()
         await self.scripts.close()
         await self.driver.close()
-        self.journal.close()
+        self.facts.close()
 
     def _make_scripts(self) -> ScriptRunner:
         paths = self.configuration.paths
@@ -371,7 +326,7 @@ class Daemon:
 
     async def reload(self) -> list[str]:
         """Take over what can be taken over; what cannot, a sentence each. Raises ConfigurationError, keeps all then."""
-        change = changes(self.configuration, read(self.path), self._host)
+        change = changes(self.configuration, read(self.path), self.host)
         said = list(change.kept)
         configuration = change.configuration
         driver, before = self.driver, self.driver
@@ -401,7 +356,7 @@ class Daemon:
         """Let the configuration change the facts; a sentence for each thing that it did not change, or took away."""
         decisions = self.apply(self.configuration.reconfigured(self.now()))
         told = (d for d in decisions if isinstance(d, ev.Noted) and d.what in RECONFIGURED)
-        return [f"{note.domain or self._host.name} is {note.what}: {note.text}" for note in told]
+        return [f"{note.domain or self.host.name} is {note.what}: {note.text}" for note in told]
 
     async def reload_logged(self) -> None:
         """For SIGHUP: the answer goes to the log."""
@@ -420,56 +375,14 @@ class Daemon:
         while True:
             await asyncio.sleep(TICK_S)
             ticks += 1
-            if self._dirty:
-                self._commit(self._host, None, (), {})
-            if ticks % TIDY_TICKS == 0 or self._trouble:
-                self._tidy()
+            self.facts.write_again()
+            if ticks % TIDY_TICKS == 0 or self.facts.trouble:
+                self.facts.tidy(self.configuration.journal.keep_days * 86400)
             if ticks % round(REFRESH_S / TICK_S) == 0:
                 self.switch.readings.refresh_soon()
             await self._listen()
-
-    def _tidy(self) -> None:
-        try:
-            self.journal.tidy(self.now() - self.configuration.journal.keep_days * 86400)
-        except JournalError as error:
-            if not self._trouble:
-                log.error("%s", error)
 
 
 def _drives(configuration: NodedConfiguration) -> object:
     """What a driver is made from."""
     return [(name, table.kind, table.local, table.libvirt) for name, table in sorted(configuration.domain.items())]
-
-
-def differs(one: Host, other: Host) -> bool:
-    """Whether a fact differs; the time of the last event is none."""
-    return one is not other and replace(one, now=0.0) != replace(other, now=0.0)
-
-
-def _open(path: Path) -> tuple[JournalStore, Host | None, dict[str, Since], str]:
-    """The journal, its facts and states, and what is wrong with it. A damaged one stays as it is and is not written."""
-    try:
-        journal = open_journal(path)
-        return journal, journal.facts(), journal.states(), ""
-    except JournalError as error:
-        log.error("%s", error)
-        facts = salvage(path)
-        log.error("%s", "its last facts could be read" if facts else "no facts: jobs are found again by MoM's lists")
-        return NoJournal(error), facts, {}, str(error)
-
-
-def _preempted_by(journal: JournalStore, host: Host) -> dict[tuple[str, JobKey], str]:
-    """What each stopped job was preempted for, of the history: shown to people only."""
-    if not isinstance(journal, Journal):
-        return {}
-    found: dict[tuple[str, JobKey], str] = {}
-    for domain in host.domains:
-        for job in domain.stopped:
-            try:
-                by = journal.preempted_by(domain.name, job.key)
-            except JournalError as error:
-                log.error("%s", error)
-                return found
-            if by:
-                found[domain.name, job.key] = by
-    return found

@@ -363,7 +363,7 @@ def test_a_restore_waits_until_what_borrowed_is_stopped() -> None:
         now = s.daemon.now()
         host = s.daemon.host
         borrower = Job(KEY, JobClass.PREEMPTIBLE, 4, 0, now - 100, now - 100, confirmed=True, launched=True)
-        s.daemon._host = host.having(replace(s.domain("n1"), jobs=(borrower,)))
+        s.daemon.facts.host = host.having(replace(s.domain("n1"), jobs=(borrower,)))
         s.defrost("p1")
         await s.until_state("p1", State.FREE, State.WOULD_PREEMPT)
         orders = [i for i, call in enumerate(s.world.calls) if call == "orders n1"]

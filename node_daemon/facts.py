@@ -1,0 +1,164 @@
+"""The facts about a host, and the journal that keeps them.
+
+    event -> machine.handle -> journal (on disk) -> the facts
+
+Rule 1: `Facts.apply` is the only door to the facts.
+Rule 2: a fact is on disk before it counts. If the journal fails, facts go on to change in memory, because jobs end
+whether the disk works or not; but claims and restores are refused. What could not be written is written later.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from magrathea.core import events as ev
+from magrathea.core import machine
+from magrathea.core.model import Host, JobKey
+from magrathea.core.reconfiguration import UNKNOWN_HOST
+from magrathea.core.refusals import RefusalCode
+from magrathea.core.states import state_of
+
+from .clock import Clock
+from .journal import Journal, JournalError, JournalStore, NoJournal, Since, open_journal, salvage
+
+log = logging.getLogger(__name__)
+
+MAX_UNSAVED = 10_000
+"""Decisions kept for a journal that fails."""
+REFUSED_WITHOUT_JOURNAL = ev.Claimed | ev.DefrostRequested
+"""Events that bind the host to something new."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What an event led to. `taken`: it counts; if not, `decisions` holds the refusal. `changed`: a fact or a domain's
+    state has changed."""
+
+    decisions: tuple[ev.Decision, ...]
+    taken: bool = True
+    changed: bool = False
+
+
+class Facts:
+    """One host's facts. `observe` is called after each commit, `on_trouble` when the journal fails or works again."""
+
+    def __init__(
+        self,
+        path: Path,
+        make_clock: Callable[[float], Clock],
+        observe: Callable[[str], None],
+        on_trouble: Callable[[], None],
+    ) -> None:
+        self._path = path
+        self._observe = observe
+        self._on_trouble = on_trouble
+        self.journal, facts, self.since, self.trouble = _open(path)
+        """`since`: the state of each domain and when it began. `trouble`: what is wrong with the journal, or empty."""
+        self.host = facts or UNKNOWN_HOST
+        """As the journal has it; the daemon's start lets the configuration change it."""
+        self._clock = make_clock(self.host.now)
+        self._unsaved: list[ev.Decision] = []
+        self._dirty = False
+
+    def now(self) -> float:
+        return self._clock.now()
+
+    def apply(self, event: ev.Event) -> Applied:
+        """Make `event` a fact, and write it to disk. If the disk fails, a claim is refused; anything else counts."""
+        before = self.host
+        after, decisions = machine.handle(before, event)
+        changed = differs(before, after)
+        states = self._new_states(after) if changed or isinstance(event, ev.TimerFired) else {}
+        if changed or states:
+            if not self._commit(after, event, decisions, states) and isinstance(event, REFUSED_WITHOUT_JOURNAL):
+                text = f"{self.trouble}; without its journal this host takes no new jobs"
+                refusal = ev.Refused(event.domain, RefusalCode.JOURNAL, text, getattr(event, "key", None))
+                return Applied((refusal,), taken=False)
+        elif decisions:
+            self.journal.note(after.now, event, decisions)
+        self.host = after
+        self.since.update(states)
+        return Applied(decisions, changed=bool(changed or states))
+
+    def _commit(
+        self, host: Host, event: ev.Event | None, decisions: tuple[ev.Decision, ...], states: dict[str, Since]
+    ) -> bool:
+        try:
+            self.journal.commit(host, event, [*self._unsaved, *decisions], states)
+        except JournalError as error:
+            if not self.trouble:
+                log.error("%s; no new jobs are taken until it works again", error)
+                self._on_trouble()
+            self.trouble = str(error)
+            if not isinstance(event, REFUSED_WITHOUT_JOURNAL):
+                self._unsaved = [*self._unsaved, *decisions][-MAX_UNSAVED:]
+                self._dirty = True
+            return False
+        if self.trouble:
+            log.warning("%s works again", self._path)
+            self.trouble = ""
+            self._on_trouble()
+        self._unsaved.clear()
+        self._dirty = False
+        self._observe(f"commit {type(event).__name__}")
+        return True
+
+    def _new_states(self, host: Host) -> dict[str, Since]:
+        states = {d.name: state_of(host, d).value for d in host.domains}
+        return {
+            name: Since(state, host.now)
+            for name, state in states.items()
+            if name not in self.since or self.since[name].state != state
+        }
+
+    def write_again(self) -> None:
+        """Try to write what could not be written."""
+        if self._dirty:
+            self._commit(self.host, None, (), {})
+
+    def tidy(self, keep_s: float) -> None:
+        """Remove what is older from the journal's history."""
+        try:
+            self.journal.tidy(self.now() - keep_s)
+        except JournalError as error:
+            if not self.trouble:
+                log.error("%s", error)
+
+    def preempted_by(self) -> dict[tuple[str, JobKey], str]:
+        """What each stopped job was preempted for, as the history has it. Only people see it."""
+        if not isinstance(self.journal, Journal):
+            return {}
+        found: dict[tuple[str, JobKey], str] = {}
+        for domain in self.host.domains:
+            for job in domain.stopped:
+                try:
+                    by = self.journal.preempted_by(domain.name, job.key)
+                except JournalError as error:
+                    log.error("%s", error)
+                    return found
+                if by:
+                    found[domain.name, job.key] = by
+        return found
+
+    def close(self) -> None:
+        self.journal.close()
+
+
+def differs(one: Host, other: Host) -> bool:
+    """Whether a fact differs. The time of the last event is not one."""
+    return one is not other and replace(one, now=0.0) != replace(other, now=0.0)
+
+
+def _open(path: Path) -> tuple[JournalStore, Host | None, dict[str, Since], str]:
+    """The journal, its facts and states, and what is wrong with it. A damaged journal is left as it is."""
+    try:
+        journal = open_journal(path)
+        return journal, journal.facts(), journal.states(), ""
+    except JournalError as error:
+        log.error("%s", error)
+        facts = salvage(path)
+        log.error("%s", "its last facts could be read" if facts else "no facts: jobs are found again by MoM's lists")
+        return NoJournal(error), facts, {}, str(error)
