@@ -1,4 +1,4 @@
-"""A control socket that answers what a test wants, in a thread."""
+"""A control socket that gives a test's answers, in a thread."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ PREEMPTION = snapshot(
 
 @contextlib.contextmanager
 def answering(path: Path, *parts: bytes, hang: bool = False) -> Iterator[list[bytes]]:
-    """A server at `path` that sends `parts` to everybody; yields the questions it got. `hang`: it then waits."""
+    """A server at `path` that sends `parts` to every client; yields the questions that it got. `hang`: then it
+    waits."""
     questions: list[bytes] = []
     over = threading.Event()
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

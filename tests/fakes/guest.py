@@ -1,7 +1,7 @@
-"""A guest in memory, with a balloon, a swap and an agent: as quick, as stubborn or as broken as a test wants.
+"""A guest in memory with a balloon, a swap and an agent, as quick, as stubborn or as broken as a test wants.
 
-It is what a move of memory must never harm: a guest whose balloon is told to take more than it can give kills its job
-(`killed`). Time passes for it as the event loop's does.
+A move of memory must never harm it: if a balloon is told to take more than its guest can give, the guest kills its job
+(`killed`). Its time is the event loop's.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ LOOK_S = 0.05
 
 @dataclass
 class FakeGuest:
-    """`actual`: MiB that its balloon leaves it. `used`: what nothing can take. `job`: what its stopped job has in
-    memory, `swapped`: in swap. `rate` and `push_rate`: MiB a second of its balloon and of its swap. `lie_mib`: said to
-    be available beyond the truth. `cached`: what is pushed out stays in memory until the balloon asks for it, as with a
-    swap that is a disk. `heeds`: it turns itself off when it is asked. `registers`: its agent comes up with it.
-    `readable`: the hypervisor can say
-    more of it than that it is up. `fails`: by the name of a driver's call, the code that it fails with."""
+    """`actual`: MiB that its balloon leaves it. `used`: MiB that nothing can take.
+
+    `job`, `swapped`: MiB of its stopped job in memory and in swap. `rate`, `push_rate`: MiB a second of its balloon and
+    of its swap. `lie_mib`: MiB that it reports as available beyond the truth. `cached`: memory that is pushed out stays
+    until the balloon needs it, as with swap on a disk. `heeds`: it powers off on request. `registers`: its agent starts
+    with it.
+    `readable`: the hypervisor can report more than that it is up. `fails`: driver's call -> the code with which it
+    fails.
+    """
 
     name: str
     actual: float = 1024
@@ -74,7 +77,7 @@ class FakeGuest:
         return min(self.available, self.swapped) if self.cached else 0.0
 
     def pass_time(self) -> None:
-        """The balloon moves."""
+        """Let the balloon move."""
         now = asyncio.get_running_loop().time()
         spent, self._at = now - self._at, now
         if self.target is None or not self.up:
@@ -88,7 +91,7 @@ class FakeGuest:
     def set_target(self, mib: int) -> None:
         self.pass_time()
         if mib < self.actual and mib < self.used + self.job:
-            self.killed = True  # the kernel looks for somebody to take, and finds the job
+            self.killed = True  # the kernel needs memory, and kills the job
         self.target = mib
 
     def memory(self) -> GuestMemory:
@@ -102,7 +105,7 @@ class FakeGuest:
             free_mib=int(self.available - self._cached_mib),
         )
 
-    # Its agent, as the daemon's end of the channel shows it
+    # Its agent, as seen through the daemon's end of the channel
 
     @property
     def hello(self) -> Hello | None:
@@ -132,7 +135,7 @@ class FakeGuest:
                 raise AgentError(RefusalCode.NO_AGENT, f"{self.name}: gone in the midst of it")
 
     async def answer(self, op: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """The agent's answer, but for its head. Raises AgentError."""
+        """The agent's answer without its head. Raises AgentError."""
         if op == "memory":
             row = {"id": "1", "run": 1, "resident_mib": int(self.job), "swapped_mib": int(self.swapped)}
             return {"memory": msgspec.to_builtins(self.memory()), "jobs": [{**row, "stopped": self.stopped}]}

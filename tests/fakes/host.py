@@ -1,4 +1,4 @@
-"""A host by hand: its end of the channel to a hub, over which it says what a test wants."""
+"""A host that a test plays: its end of the channel to a hub."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .reports import snapshot
 
 
 class FakeHost:
-    """`pair`: its key file, `hub_key` the hub's; on ipc there is none."""
+    """`pair`: its key file; `hub_key`: the hub's. On ipc there are none."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class FakeHost:
         await self.socket.send_multipart(frames)
 
     async def says(self, *domains: DomainReport, at: float | None = None, revision: int = 0) -> None:
-        """Its next snapshot, with the next number if none is named."""
+        """Send its next snapshot; `revision` 0: the next number."""
         self.revision = revision or self.revision + 1
         at = time.time() if at is None else at
         await self.sends(encode(snapshot(*domains, host=self.name, revision=self.revision, at=at)))
@@ -53,14 +53,14 @@ class FakeHost:
         await self.sends(encode(Heartbeat(sender=self.name, boot_id="boot", revision=self.revision)))
 
     async def hears(self, right: Callable[[ToHost], bool]) -> ToHost:
-        """The first message that is right."""
+        """The first message for which `right` returns True."""
         async with asyncio.timeout(BOUND_S):
             while not right(message := decode_to_host(await self.socket.recv())):
                 pass
         return message
 
     async def hears_books(self, *booked: str) -> Books:
-        """The first books that name exactly these jobs as booked."""
+        """The first books with exactly these jobs booked."""
 
         def right(message: ToHost) -> bool:
             return isinstance(message, Books) and tuple(j.id for j in message.jobs if j.booked) == booked

@@ -1,6 +1,6 @@
 """A hypervisor in memory, its driver, and the agents of its guests on their channels.
 
-It outlives the daemons that use it, as a real one does: `FakeDriver` is one daemon's view of a `FakeHypervisor`.
+Like a real one it outlives the daemons that use it: a `FakeDriver` is one daemon's view of a `FakeHypervisor`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ CALL_S = 0.001
 
 
 class FakeHypervisor:
-    """`capacity_mib`: the memory that it has for guests; who is given more has it `overbooked`. `run_dir`: the
-    daemon's, where agents find their channels; None: no agents come, and the test asks the guests themselves.
-    `calls`: what was asked of it and of agents on channels, in order. `unanswered`: so many calls more time out.
-    `targets`: every amount of memory that was set."""
+    """A hypervisor with guests.
+
+    `capacity_mib`: its memory for guests; a guest that gets more is `overbooked`. `run_dir`: the daemon's, where agents
+    find their channels; None: no agents come, and the test asks the guests directly. `calls`: requests to it and to
+    agents, in order. `unanswered`: so many further calls time out. `targets`: every amount of memory that was set.
+    """
 
     def __init__(
         self,
@@ -65,30 +67,30 @@ class FakeHypervisor:
     def asked(self, what: str) -> int:
         return self.calls.count(what)
 
-    # What happens to its guests, whoever wants that
+    # Events of its guests, whatever causes them
 
     def tell(self, name: str) -> None:
         for listener in list(self.listeners):
             listener(DomainChange(name, self[name].up))
 
     def start(self, name: str) -> None:
-        """It comes up, and its agent with it."""
+        """The guest starts, and its agent with it."""
         guest = self[name]
         guest.up, guest.saved = True, False
         self.tell(name)
         self.agent(name)
 
     def end(self, name: str, *, saved: bool = False) -> None:
-        """It goes down, and its agent with it."""
+        """The guest ends, and its agent with it."""
         guest = self[name]
         guest.up, guest.saved, guest.paused = False, saved, False
-        guest.target = None  # of the balloon that was; the next life begins with what the guest has now
+        guest.target = None  # the old balloon's target; the next life begins with the guest's present memory
         if name in self._agents:
             self._agents.pop(name).end()
         self.tell(name)
 
     def agent(self, name: str) -> None:
-        """Its agent comes up, if it does at all."""
+        """The guest's agent starts, if it starts at all."""
         guest = self[name]
         if self.run_dir is None or not guest.registers or guest.paused or name in self._agents:
             return
@@ -113,8 +115,8 @@ class FakeHypervisor:
 
 
 class FakeAgent:
-    """A guest's agent on its channel: answers as the guest does, turns it off when it is asked, and comes back when the
-    daemon does."""
+    """A guest's agent on its channel: answers as the guest does, powers it off on request, and reconnects to a new
+    daemon."""
 
     def __init__(self, world: FakeHypervisor, guest: FakeGuest, channel: Path) -> None:
         self.world = world
@@ -264,7 +266,7 @@ class FakeDriver:
         self._up(await self._call(LIFE, f"resume {domain}", domain)).paused = False
         self.world.agent(domain)
 
-    # Each call takes a moment, and fails as a test wants it
+    # Each call takes a moment, and fails if a test wants that
 
     async def _answered(self) -> None:
         await asyncio.sleep(CALL_S)
@@ -292,13 +294,14 @@ class FakeDriver:
 
 
 def balloons(capacity_mib: int, *guests: FakeGuest) -> FakeDriver:
-    """The driver of a hypervisor that moves memory and caps CPU, and leads no lives."""
+    """The driver of a hypervisor that moves memory and caps CPU, but does not boot or shut down guests."""
     return FakeDriver(FakeHypervisor(*guests, capacity_mib=capacity_mib, capabilities=frozenset({CPU, MEMORY})))
 
 
 @contextmanager
 def harmless(world: FakeHypervisor) -> Iterator[None]:
-    """Whatever happens within: no job was killed by a balloon, and never more was given than there is (whole MiB)."""
+    """Require that inside the `with` no balloon kills a job, and guests never get more memory than there is (whole
+    MiB)."""
     yield
     assert not [name for name, guest in world.guests.items() if guest.killed], f"a balloon has killed: {world.targets}"
     assert world.overbooked <= 2, f"{world.overbooked} MiB more were given than there are: {world.targets}"

@@ -1,4 +1,4 @@
-"""libvirt's own test hypervisor, and what it has not: another scheduler, and calls that hang or fail."""
+"""libvirt's own test hypervisor, with what it lacks: other schedulers, and calls that hang or fail."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ libvirt = pytest.importorskip("libvirt", reason="libvirt's Python binding is mis
 
 URI = "test:///default"
 KIB = 1024
-"""Of a MiB."""
+"""KiB in a MiB."""
 
 
 def xml(name: str, memory_mib: int = 1024, vcpus: int = 2, *, balloon: bool = True) -> str:
@@ -27,7 +27,8 @@ def xml(name: str, memory_mib: int = 1024, vcpus: int = 2, *, balloon: bool = Tr
 
 @contextlib.contextmanager
 def only_domains(*xmls: str) -> Iterator[Any]:
-    """A connection to libvirt's test hypervisor, which all connections of this process share; these domains run."""
+    """A connection to libvirt's test hypervisor, which all connections of this process share; exactly these domains
+    run."""
     made = libvirt.open(URI)
     _empty(made)
     for one in xmls:
@@ -47,19 +48,19 @@ def _empty(connection: Any) -> None:
 
 
 class FakeLibvirt:
-    """libvirt as it is, but for what its domains are asked about CPU: they are Xen's, or whatever `scheduler` says."""
+    """libvirt itself, except for questions about its domains' CPU: these are Xen's, or `scheduler` answers them."""
 
     def __init__(self, kind: str, scheduler: dict[str, int], *names: str) -> None:
         self.kind = kind
         self.schedulers = {name: dict(scheduler) for name in names}
         self.hung = threading.Event()
-        """Set: changes of m1's memory hang until `free`."""
+        """If set, changes of m1's memory hang until `free`."""
         self.free = threading.Event()
         self.set: list[int] = []
         self.fails: dict[str, int] = {}
-        """By "domain.call": the number of the error that the call fails with."""
+        """"domain.call" -> the number of the error with which the call fails."""
         self.listing = threading.Event()
-        """Clear: whoever lists the domains waits."""
+        """If clear, listing the domains blocks."""
         self.listing.set()
         self.ids: dict[str, int] = {}
 
@@ -117,14 +118,14 @@ class FakeLibvirtDomain:
 
 
 def failure(number: int) -> Exception:
-    """libvirt's error of that number."""
+    """libvirt's error with that number."""
     error: Exception = libvirt.libvirtError(f"error {number}, as the test wants")
     error.err = (number, 0, "", 2, "", "", "", 0, 0)  # type: ignore[attr-defined]
     return error
 
 
 def faked(monkeypatch: pytest.MonkeyPatch, kind: str, scheduler: dict[str, int], *names: str) -> FakeLibvirt:
-    """Drivers take it for libvirt until the test is over. `names`: of its domains, if not m1 and m2."""
+    """Drivers use it as libvirt until the end of the test. `names`: its domains, by default m1 and m2."""
     fake = FakeLibvirt(kind, scheduler, *(names or ("m1", "m2")))
     real = libvirt_connection.binding
     monkeypatch.setattr(libvirt_connection, "binding", lambda: (real(), fake)[1])

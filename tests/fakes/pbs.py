@@ -1,6 +1,6 @@
-"""A PBS that lives in memory and behaves as OpenPBS does in what concerns the hub (measured on the real one).
+"""A PBS in memory that behaves like OpenPBS in everything that concerns the hub (measured on the real one).
 
-Thread-safe; `connect` gives connections. `breaks` is called before each operation and may raise PbsError or block.
+Thread-safe; `connect` returns connections. `breaks` is called before each operation and may raise PbsError or block.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class FakePbs:
         self.admin: set[str] = set()
         self.starting: set[str] = set()
         self.never_again: set[str] = set()
-        """Jobs that were rerun by force while none of their MoMs was there: the server starts them no more."""
+        """Jobs that were rerun by force while all their MoMs were down: the server never starts them again."""
         self.scheduling = True
         self.fail_requeue_s = 310
         self.calls: list[tuple[str, str]] = []
@@ -67,18 +67,18 @@ class FakePbs:
             self._admin_off(id)
 
     def put_vnode(self, name: str, *words: str) -> None:
-        """The vnode is in this state, and in maintenance if it was."""
+        """Set the vnode's state words; if it was in maintenance, it stays so."""
         with self.lock:
             old = self.vnodes[name]
             self.vnodes[name] = replace(old, state=frozenset(words) | (old.state & {"maintenance"}))
 
     def lose_flag(self, id: str) -> None:
-        """What a failed admin-resume does: still S, but neither the flag nor the maintenance state is left."""
+        """The effect of a failed admin-resume: the job is still S, but without the flag and the maintenance state."""
         with self.lock:
             self._admin_off(id)
 
     def schedule(self) -> None:
-        """A scheduling cycle: resumes what a plain resume has left to it."""
+        """A scheduling cycle: resumes the jobs that a plain resume has left to the scheduler."""
         with self.lock:
             for id, job in self.jobs.items():
                 if job.substate == 45:

@@ -1,4 +1,4 @@
-"""What hosts report, and what PBS shows, in one line each."""
+"""Reports of hosts, and PBS's view, in one line each."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def stopped(id: str = "1.srv", run: int = 1, *, since: float = NOW, booked: bool
 
 
 def given_back(id: str = "1.srv", run: int = 1) -> JobReport:
-    """A job that its host has stopped, wants stopped no more, and is ready to continue."""
+    """A job that its host has stopped, no longer wants stopped, and can continue."""
     return report(id, run, ready=True, stopped_since=NOW, booked=True)
 
 

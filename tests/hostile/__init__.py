@@ -1,1 +1,1 @@
-"""Attacks on the running parts: what a guest, a host with a valid key, or a user tries, and what it gets: nothing."""
+"""Attacks on the running parts by a guest, a host with a valid key, or a user. All of them must fail."""

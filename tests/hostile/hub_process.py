@@ -1,4 +1,4 @@
-"""A hub as a process of its own, on a PBS that is away."""
+"""A hub as a process of its own, with a PBS that does not answer."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class HubProcess:
         until(true, lambda: f"{what}; {self.log}")
 
     def connect(self, address: str = "127.0.0.1") -> sockets.socket:
-        """A connection from that address, which says nothing."""
+        """A connection from that address, which sends nothing."""
         return sockets.create_connection(("127.0.0.1", self.port), BOUND_S, (address, 0))
 
     def descriptors(self) -> int:

@@ -1,4 +1,5 @@
-"""More connections than the hub can bear, and what never ends: the hub lives, and the hosts that it has are heard."""
+"""More connections than the hub can hold, and messages without an end: the hub lives, and its hosts are still
+served."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from tests.embedded.real_hub import free_port
 from tests.hostile.hub_process import HubProcess
 
 FILES = connections.RESERVED_FILES + 100
-"""100 hosts can be borne."""
+"""Enough for 100 hosts."""
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_a_message_without_an_end_ends_its_connection(
                 frames = await listener.router.recv_multipart(copy=False)
                 listener.connections.heard(int(frames[-1].get(zmq.SRCFD)))
                 assert len(listener.connections) == 1
-                part = b"\x01\xff" + b"x" * 255  # more is to come
+                part = b"\x01\xff" + b"x" * 255  # more will come
                 while "a message without an end" not in caplog.text:
                     writer.write(part * 100)
                     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""A host with a valid key that sends as much and as fast as it can: the others are served meanwhile."""
+"""A host with a valid key sends as much and as fast as it can; the others are still served."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.fakes.reports import NOW, domain, report, snapshot
 
 @contextmanager
 def flood(hub: RealHub, host: str, messages: list[bytes]) -> Iterator[None]:
-    """In a thread of its own, as fast as the connection takes them."""
+    """Send them in a thread, as fast as the connection accepts them."""
     over = threading.Event()
     pair = keys.read_secret(hub.keys_dir / keys.TO_HOSTS / f"{host}.key_secret")
     server = keys.read(hub.keys_dir / keys.HUB_PUBLIC).public
@@ -51,14 +51,14 @@ def flood(hub: RealHub, host: str, messages: list[bytes]) -> Iterator[None]:
 
 
 async def served(hub: RealHub, honest: FakeHost, rounds: int = 20) -> None:
-    """Each snapshot of an honest host gets to PBS. One that is served when nobody else speaks would wait for ever."""
+    """Each snapshot of an honest host reaches PBS. If it were served only in silence, this would wait for ever."""
     for rank in range(1, rounds):
         await honest.says(domain("n1", rank=rank))
         await hub.until(lambda rank=rank: hub.shown("n1", RANK) == str(rank), "publication")  # type: ignore[misc]
 
 
 def large(number: int) -> bytes:
-    """As many jobs as a message holds, another snapshot each time."""
+    """As many jobs as a message can hold; another snapshot each time."""
     jobs = [report(f"{number}{n}.srv") for n in range(7000)]
     message = encode(snapshot(domain("p1", jobs), host="h1", revision=number, boot_id=f"boot{number}"))
     assert MAX_BYTES // 3 < len(message) < MAX_BYTES

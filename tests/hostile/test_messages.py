@@ -1,4 +1,4 @@
-"""Bytes that are no message, from a host with a valid key: they cost that message, and nobody hears less for it."""
+"""Invalid bytes from a host with a valid key: only that message is lost, and everybody else is served as before."""
 
 from __future__ import annotations
 

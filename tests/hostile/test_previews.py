@@ -1,4 +1,4 @@
-"""An ordinary user asks what a job of a million chunks would find: his answer costs no claim its time."""
+"""An ordinary user asks for a preview of a job of a million chunks: no claim is delayed by the answer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def preview(number: int, kinds: int = 1) -> dict[str, object]:
 
 
 async def slowest_s(over: asyncio.Future[Any]) -> float:
-    """The longest that the loop has kept somebody waiting until then."""
+    """The longest delay of the event loop until `over` is done."""
     loop, slowest = asyncio.get_running_loop(), 0.0
     while not over.done():
         began = loop.time()

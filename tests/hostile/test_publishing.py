@@ -1,4 +1,5 @@
-"""A host that changes what it shows all the time uses up the PBS server's time for publishing: others go before it."""
+"""A host that changes its state all the time uses up the PBS server's time for publishing: other hosts come before
+it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ordinary users of the machine at a control socket: they may look, and they keep nobody else from anything."""
+"""Ordinary users of the machine at a control socket: they may look, but they cannot block anybody else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class Users:
-    """Who connects next, for those who ask the kernel."""
+    """Sets which user connects next, for code that asks the kernel."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.uid = 0
@@ -35,7 +35,7 @@ class Users:
         monkeypatch.setattr(control, "LINE_S", BOUND_S)
 
     async def connect(self, path: Path, uid: int) -> Connection:
-        """A connection of that user; it says nothing."""
+        """A connection of that user; it sends nothing."""
         self.uid = uid
         connection = await asyncio.open_unix_connection(path)
         await asyncio.sleep(0.01)  # it is accepted in this same loop
@@ -214,9 +214,9 @@ def test_what_costs_others_is_charged_to_who_asks_for_it(tmp_path: Path, users: 
 
 
 def attack(path: Path, ready: int, go_on: int) -> str:
-    """By an ordinary user: hold 40 connections until `go_on`, then try to drain; the code of the answer."""
+    """As an ordinary user, hold 40 connections until `go_on`, then try to drain; return the answer's code."""
     held = [socket.socket(socket.AF_UNIX) for _ in range(40)]
-    for one in held:  # the socket is there before somebody listens, and before others may connect
+    for one in held:  # the socket exists before anybody listens, and before others may connect
         until(lambda one=one: one.connect_ex(str(path)) == 0, "a connection")  # type: ignore[misc]
     os.write(ready, b"x")
     os.read(go_on, 1)
@@ -251,7 +251,7 @@ def test_a_real_user_without_rights(tmp_path: Path) -> None:
         finally:
             os._exit(0)
     for end in (tell_ready, go_on, tell):
-        os.close(end)  # so that its end is seen here
+        os.close(end)  # so that the end is noticed here
 
     async def test(path: Path) -> None:
         path.chmod(0o666)

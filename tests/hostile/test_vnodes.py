@@ -1,4 +1,4 @@
-"""A host that names what is not its own: the rightful host shows its vnodes as if nobody had."""
+"""A host that claims another host's vnodes: PBS shows what the rightful host reports."""
 
 from __future__ import annotations
 

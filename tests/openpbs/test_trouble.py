@@ -123,12 +123,12 @@ def test_a_stale_publication_is_caught_by_the_runjob_hook(fleet: OpenPbsCluster)
         fleet.delete(high)
         fleet.delete(protected)
         fleet.parts["hub"].kill()
-        fleet.start_part("hub")  # at its start it fixes what is not as it should be
+        fleet.start_part("hub")  # at its start it corrects PBS
         wait_all_free(fleet, EXCLUSIVE)
 
 
 def test_the_set_up_can_be_repeated(fleet: OpenPbsCluster) -> None:
-    fleet.install()  # puts the quick lists of the tests back to its own 15 s, if anything
+    fleet.install()  # back from the tests' short interval of lists to 15 s
     try:
         assert fleet.install() == "nothing to change\n"
     finally:

@@ -1,4 +1,4 @@
-"""What docs/user-guide.md lets a user type, and what it promises of a stop, on the real server."""
+"""The commands that docs/user-guide.md shows to users, and what it promises about a stop, on a real server."""
 
 from __future__ import annotations
 

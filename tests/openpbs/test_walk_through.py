@@ -1,8 +1,8 @@
-"""docs/walk-through.md, followed line by line on a real OpenPBS that knows nothing of Magrathea before.
+"""docs/walk-through.md, followed line by line on a real OpenPBS without Magrathea.
 
-Three things of a real site stand in for themselves: `systemctl` carries out what the unit files say (there is no
-systemd in a namespace), `scp` copies between the machines' directories, and `pip install .` puts in place what it
-would put there (there is no network). What is written outside /etc and /run goes to overlays and is gone afterwards.
+Three things of a real site are replaced. `systemctl` starts what the unit files name (a namespace has no systemd).
+`scp` copies between the machines' directories. `pip install .` is a copy of the files (there is no network). Files
+outside /etc and /run are written to overlays that vanish afterwards.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ cp "$1" "{base}/m/host${{2#host1:}}"
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[PrivateOpenPbs]:
-    """A server, a host and its two domains, as the document finds them."""
+    """A server, a host and its two domains, as the document assumes them."""
     with PrivateOpenPbs(list(DOMAINS)) as cluster:
         _host(cluster)
         for name in (HEAD, HOST, *DOMAINS):
@@ -62,7 +62,7 @@ def site() -> Iterator[PrivateOpenPbs]:
 
 
 def _host(cluster: PrivateOpenPbs) -> None:
-    """The host's own /etc and /run, as each machine has them."""
+    """Give the host its own /etc and /run, as each machine has."""
     here = cluster.base / "m/host"
     (here / "run").mkdir(parents=True)
     openpbs_machine.command("cp", "-a", "/etc", str(here))
@@ -73,7 +73,7 @@ def _host(cluster: PrivateOpenPbs) -> None:
 
 
 def _own(cluster: PrivateOpenPbs, name: str) -> None:
-    """Let a machine write anywhere in /usr, /opt and /var/lib, and give it what stands in for a real site's."""
+    """Let a machine write anywhere in /usr, /opt and /var/lib, and add the replacements for a real site's programs."""
     for tree in ("/usr", "/opt", "/var/lib"):
         above = cluster.base / "overlay" / name / tree.replace("/", "_")
         (above / "upper").mkdir(parents=True)
@@ -86,7 +86,7 @@ def _own(cluster: PrivateOpenPbs, name: str) -> None:
     stand_in = Path(__file__).with_name("systemctl_stand_in.py")
     prefix = Path(sys.base_prefix)
     lines = [f"install -m 0755 {stand_in} /usr/local/bin/systemctl", f"install {cluster.base}/scp /usr/local/bin/scp"]
-    if prefix != Path("/usr"):  # it may be where only root can read
+    if prefix != Path("/usr"):  # only root may be able to read it
         lines += ["mkdir /opt/python", f"mount --bind {prefix} /opt/python"]
         (cluster.base / "python3").write_text(f'#!/bin/sh\nexec /opt/python/bin/{PYTHON} "$@"\n')
         lines += [f"install {cluster.base}/python3 /usr/local/bin/python3"]
@@ -95,7 +95,7 @@ def _own(cluster: PrivateOpenPbs, name: str) -> None:
 
 
 def _site_packages(where: Path) -> None:
-    """What `pip install .` would put into a virtual environment: `lib` and `bin`."""
+    """The `lib` and `bin` that `pip install .` would put into a virtual environment."""
     library = where / "lib"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for package in ("magrathea", "node_daemon", "scheduler_plugin"):
@@ -141,7 +141,7 @@ def _script(cluster: PrivateOpenPbs, block: Block) -> str:
 
 
 def _follow(cluster: PrivateOpenPbs, block: Block, expected: str | None) -> None:
-    """Run a block where it says, on several machines at the same time."""
+    """Run a block on the machines that it names, on several at the same time."""
     places = [word for word in block.words if word != "again"]
     with ThreadPoolExecutor(len(places)) as pool:
         for done in [pool.submit(_follow_on, cluster, block, place, expected) for place in places]:
@@ -149,9 +149,9 @@ def _follow(cluster: PrivateOpenPbs, block: Block, expected: str | None) -> None
 
 
 def _follow_on(cluster: PrivateOpenPbs, block: Block, place: str, expected: str | None) -> None:
-    """Run it there, and compare what it prints; again and again where the block says so."""
+    """Run the block there and compare its output; repeat it if the block asks for that."""
     user = "alice" if place == "user" else "root"
-    home = {} if user == "alice" else {"HOME": str(cluster.base)}  # this machine's root has a profile of his own
+    home = {} if user == "alice" else {"HOME": str(cluster.base)}  # this machine's root has his own profile
     argv = ["bash", "-l", "-c", _script(cluster, block)]
     until = time.monotonic() + PATIENCE_S
     while True:
@@ -168,7 +168,7 @@ def _follow_on(cluster: PrivateOpenPbs, block: Block, place: str, expected: str 
 
 
 def _operate(cluster: PrivateOpenPbs) -> None:
-    """The commands of the administrator's guide that say where they are run, on the cluster that stands now."""
+    """Run the administrator's guide's commands that name a place, on the present cluster."""
     [job] = cluster.run(HEAD, ["qselect", "-N", "patient"]).stdout.split()
     found = [block for block in blocks(GUIDE) if block.words]
     assert any(GUIDES_JOB in block.text for block in found)

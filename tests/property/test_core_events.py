@@ -1,7 +1,7 @@
-"""Whatever happens to a host, in whatever order: what must hold after each event (world.py) holds.
+"""Whatever happens to a host in whatever order, everything that world.py checks is true after each event.
 
-Rules are kinds of events; hypothesis chooses and shrinks them. `make test` runs a few thousand examples; a longer
-run of the same invariants is `python -m bench.core_events`.
+Rules are kinds of events; hypothesis chooses and shrinks them. `make test` runs a few thousand examples; `python -m
+bench.core_events` is a longer run of the same invariants.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def hosts(draw: st.DrawFn) -> Host:
 
 
 class AnyEvents(RuleBasedStateMachine):
-    """Events of every kind, aimed at what is there more often than not."""
+    """Events of every kind, mostly about things that exist."""
 
     world: World
 
@@ -80,7 +80,7 @@ class AnyEvents(RuleBasedStateMachine):
     def now(self) -> float:
         return self.world.host.now
 
-    # Jobs.
+    # Jobs
 
     @rule(step=STEP_S, index=INDEX, id=JOB_ID, run=RUN, cpus=CPUS, mib=MIB, protected=st.booleans())
     def claim(self, step: float, index: int, id: str, run: int, cpus: int, mib: int, protected: bool) -> None:
@@ -158,7 +158,7 @@ class AnyEvents(RuleBasedStateMachine):
         entries = [ev.Booking(key, booked, held and i == index) for i, (_, key) in enumerate(jobs)]
         self.world.do(ev.BooksReported(self.now, tuple(entries)))
 
-    # Domains and host.
+    # Domains and host
 
     @rule(step=STEP_S)
     def time_goes_on(self, step: float) -> None:
@@ -259,7 +259,7 @@ class AnyEvents(RuleBasedStateMachine):
     @precondition(lambda self: self.world.host.paused)
     @rule(step=STEP_S, index=INDEX, let_go=st.booleans())
     def unpause(self, step: float, index: int, let_go: bool) -> None:
-        """With or without an agent that had let a job go on before it heard of the pause."""
+        """End the pause. `let_go`: an agent had continued a job before it knew of the pause."""
         stopped = [(d.name, j.key) for d in self.world.host.domains for j in d.stopped]
         if stopped and let_go:
             self.world.do(ev.JobContinued(self.now, *stopped[index % len(stopped)]))
@@ -269,10 +269,10 @@ class AnyEvents(RuleBasedStateMachine):
     def memory(self, index: int, mib: int) -> None:
         self.world.do(ev.MemoryReported(self.now, self.domain(index).name, mib))
 
-    # The configuration is read again.
+    # Reading the configuration again
 
     def reload(self, **changes: Any) -> None:
-        """With these changes, if the daemon would take such a configuration."""
+        """Reload with these changes, if the daemon would accept them."""
         event = replace(configuration(self.world.host, self.now), **changes)
         if sane(event):
             self.world.do(event)
@@ -311,7 +311,7 @@ class AnyEvents(RuleBasedStateMachine):
     def configure_other_limits(self, limits: Limits) -> None:
         self.reload(limits=limits)
 
-    # What must make no difference.
+    # What must make no difference
 
     @rule(agents_back=st.booleans())
     def restart_the_daemon(self, agents_back: bool) -> None:
@@ -339,7 +339,7 @@ TestAnyEvents = pytest.mark.timeout(3600)(AnyEvents.TestCase)  # `thorough` take
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(4))
 def test_long_histories_of_random_events(seed: int) -> None:
-    """Longer than hypothesis tries, with every claim asked for after each event."""
+    """Longer histories than hypothesis tries; after each event every claim is tried."""
     random = Random(seed)
     for _ in range(max(1, settings().max_examples // 25)):
         world = World(a_host(random))
@@ -349,7 +349,7 @@ def test_long_histories_of_random_events(seed: int) -> None:
 
 
 def test_what_moms_list_adds_may_be_too_much_beside_jobs_on_their_way_back() -> None:
-    """A claim expires, its job runs all the same: more memory than there is, by nobody's decision."""
+    """A claim expires, but its job runs nevertheless: more memory is used than there is, by nobody's decision."""
     normal = Domain("d1", Kind.NORMAL, 16, floor_mib=500, swap_mib=4_000, lifecycle=Lifecycle.UP, agent_lost_at=None)
     priority = Domain("d2", Kind.PRIORITY, 16, lifecycle=Lifecycle.UP, agent_lost_at=None)
     world = World(Host("h1", Mode.EXCLUSIVE, 16, 4_000, (normal, priority), now=START))

@@ -1,8 +1,8 @@
-"""Two ends of a guest channel over a stream that loses, cuts, repeats and delays, in virtual time; long messages too.
+"""Two ends of a guest channel over a stream that loses, cuts, repeats and delays, in virtual time; also long messages.
 
-The stream behaves as a virtio-serial port does (and, with `fresh`, as a unix socket): when one side restarts, what was
-under way is lost in part, and the rest reaches whoever comes after. Whatever happens, a request is worked on at most
-once, gets its own answer or none, and ends; and when the stream is good again, both ends understand each other.
+The stream behaves like a virtio-serial port (with `fresh`, like a unix socket): when one side restarts, a part of the
+bytes under way is lost, and the rest reaches the next process. Whatever happens, a request is executed at most once,
+gets its own answer or none, and ends. When the stream works again, both ends understand each other.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GUEST = st.booleans()
 
 
 class Way:
-    """One direction of the stream: bytes in order, each piece with the time at which it comes."""
+    """One direction of the stream: bytes in order, each piece with its time of arrival."""
 
     def __init__(self) -> None:
         self.pieces: deque[tuple[float, bytes]] = deque()
@@ -46,7 +46,7 @@ class Way:
         return found
 
     def change(self, how: Callable[[bytes], bytes]) -> None:
-        """What is under way becomes something else."""
+        """Change the bytes under way."""
         if self.pieces:
             at = self.pieces[-1][0]
             data = how(b"".join(piece for _, piece in self.pieces))
@@ -54,7 +54,7 @@ class Way:
 
 
 class Side:
-    """One end as its shell holds it: what it was asked, what it asked."""
+    """One end as its owner uses it: the requests that it got, and those that it made."""
 
     def __init__(self, end: End, now: float) -> None:
         self.end = end
@@ -82,7 +82,7 @@ class TwoEnds(RuleBasedStateMachine):
         self.to_host, self.to_guest = Way(), Way()
         self.well_since = float("inf")
         self.asked: dict[int, float] = {}
-        """Serial numbers of what is unanswered, and its deadline."""
+        """Serial numbers of unanswered requests, with their deadlines."""
         self.guest, self.host = self._guest(), self._host()
         self._move()
 
@@ -95,12 +95,12 @@ class TwoEnds(RuleBasedStateMachine):
         return side
 
     def _void(self, side: Side) -> None:
-        """As the daemon's shell does: what an agent was asked that is no more ends."""
+        """End all requests to an agent that no longer exists, as the daemon does."""
         for request in side.end.withdraw_all():
             del self.asked[request.body["serial"]]
 
     def _move(self) -> None:
-        """Whatever is due at this time happens, until nothing more is said."""
+        """Let everything happen that is due now, until nothing more is sent."""
         for _ in range(1000):
             self.to_host.put(self.now + self.delay, self.guest.end.take_output())
             self.to_guest.put(self.now + self.delay, self.host.end.take_output())
@@ -123,7 +123,7 @@ class TwoEnds(RuleBasedStateMachine):
             side.end.receive(data[at : at + self.piece], self.now)
         return bool(data)
 
-    # what happens
+    # Events
 
     @rule(seconds=STEP_S)
     def time_passes(self, seconds: float) -> None:
@@ -147,7 +147,7 @@ class TwoEnds(RuleBasedStateMachine):
     def one_asks(self, guest: bool, size: int, deadline_s: float) -> None:
         side = self.guest if guest else self.host
         if not guest and not side.end.peer:
-            return  # the daemon asks no agent that is not there
+            return  # the daemon asks no agent that is not connected
         serial = next(self.serial)
 
         def answered(answer: Doc | None) -> None:
@@ -184,7 +184,7 @@ class TwoEnds(RuleBasedStateMachine):
 
     @rule(kept=CUT, stale=CUT, asks=st.booleans())
     def the_guest_restarts(self, kept: float, stale: float, asks: bool) -> None:
-        """Its host sees nothing of it; its successor may meet what was meant for it."""
+        """The host does not notice it; the guest's next process may get messages for its predecessor."""
         for request in self.guest.end.withdraw_all():
             del self.asked[request.body["serial"]]
         self.to_host.change(lambda data: data[: int(len(data) * kept)])
@@ -196,7 +196,7 @@ class TwoEnds(RuleBasedStateMachine):
 
     @rule()
     def a_fresh_stream(self) -> None:
-        """As with a unix socket: both see the end of the old one."""
+        """As with a unix socket: both ends notice the end of the old stream."""
         self._void(self.host)
         self.to_host.pieces.clear()
         self.to_guest.pieces.clear()
@@ -228,7 +228,7 @@ class TwoEnds(RuleBasedStateMachine):
         self.host.end.give_up(self.now)  # type: ignore[attr-defined]
         self._move()
 
-    # what holds
+    # Invariants
 
     @invariant()
     def nothing_is_unbounded(self) -> None:
@@ -245,7 +245,7 @@ class TwoEnds(RuleBasedStateMachine):
         assert all(self.now < deadline for deadline in self.asked.values())
 
     def teardown(self) -> None:
-        """All is well again: whatever is asked is answered, what was asked before as well, and nothing is left."""
+        """All works again: every request is answered, old ones too, and nothing is left."""
         self.delay, self.piece = 0.0, 1 << 20
         self.well_since = self.now
         self._all_is_answered()

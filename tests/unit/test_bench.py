@@ -1,4 +1,5 @@
-"""The figures' arithmetic and their table: what a benchmark claims rests on them. None is measured here."""
+"""The arithmetic and the tables of benchmark figures, on which all published figures depend. Nothing is measured
+here."""
 
 from __future__ import annotations
 

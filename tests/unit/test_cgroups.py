@@ -1,4 +1,4 @@
-"""Finding and using control groups: every layout by its texts, version 2 on a tree of plain files."""
+"""Finding and using control groups: every layout from its texts, version 2 on a tree of plain files."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_quota_is_exact_and_never_below_the_kernels_least(percent: int, quota:
 
 
 class Kernel:
-    """Version 2 on plain files: what a group holds when made, EBUSY for controllers above processes, moving."""
+    """Version 2 on plain files: a new group's files, EBUSY for controllers above processes, moving."""
 
     def __init__(self, top: Path, monkeypatch: pytest.MonkeyPatch, strangers: dict[Path, set[int]]) -> None:
         self.top = top
@@ -114,7 +114,7 @@ def top(tmp_path: Path) -> Path:
 
 
 def kernel(top: Path, monkeypatch: pytest.MonkeyPatch, beside: set[int]) -> Kernel:
-    """A tree whose group `/unit` holds this process and those `beside` it."""
+    """A tree with a group `/unit` that holds this process and the processes `beside` it."""
     made = Kernel(top, monkeypatch, {})
     top.mkdir()
     made.write(top / "cgroup.subtree_control", "+cpu")

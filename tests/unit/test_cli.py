@@ -1,4 +1,4 @@
-"""The `magrathea` command: `status` in all its forms and ends, and sub-commands of other packages."""
+"""The `magrathea` command: all forms and results of `status`, and sub-commands of other packages."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def test_watch_on_a_terminal_paints_each_look_over_the_one_before(path: Path, mo
     assert painted.endswith("\x1b[J\x1b[?7h")
 
 
-# In a guest.
+# In a guest
 
 GUEST = {
     "ok": True,
@@ -261,7 +261,7 @@ GUEST = {
 
 @pytest.fixture
 def in_guest(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No daemon and no hub here, but an agent."""
+    """There is no daemon and no hub here, but an agent."""
     monkeypatch.setattr("magrathea.client.DEFAULT_SOCKET", path.with_name("none"))
     monkeypatch.setattr("magrathea.client.HUB_SOCKET", path.with_name("none"))
     for name in ("MAGRATHEA_CONTROL", "MAGRATHEA_HUB_CONTROL"):
@@ -342,7 +342,7 @@ def test_status_imports_neither_entry_points_nor_what_only_others_need(path: Pat
     assert result.stdout.splitlines()[-1] == "[]"
 
 
-# Sub-commands of other packages.
+# Sub-commands of other packages
 
 
 @click.command()
@@ -391,7 +391,7 @@ def test_version() -> None:
     assert magrathea("--version").stdout.startswith("magrathea, version ")
 
 
-# What each command says of itself.
+# The help of each command
 
 
 def leaves(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:

@@ -1,4 +1,4 @@
-"""`magrathea hosts`, `explain`, `preview`: what they say of a hub's answer, and how names fold."""
+"""`magrathea hosts`, `explain`, `preview`: what they print for a hub's answer, and how names fold."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_a_silent_host_accepts_nothing_in_a_preview() -> None:
     assert not outlook.fits
 
 
-# Adding up.
+# Adding up
 
 
 def named(host: str, *domains: DomainReport, **more: object) -> Snapshot:
@@ -226,7 +226,7 @@ def test_every_chunk_of_a_waiting_job_is_explained(path: Path, monkeypatch: pyte
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="NOT RUN: changing the user needs root")
 def test_a_jobs_owner_may_ask_why_it_waits() -> None:
-    """As a user without rights: the command itself, and a qstat of his own on PATH."""
+    """As a user without rights: the command itself, and the user's own qstat on PATH."""
     view = FarmView(at=AT, knows_pbs=True, hosts=[HostView(live=True, snapshot=WOULD)], booked=[])
     with tempfile.TemporaryDirectory() as name, answering(Path(name) / "hub", encode(view) + b"\n"):
         folder = Path(name)

@@ -1,4 +1,4 @@
-"""`magrathea give-back`: continues what the journal has as stopped, and nothing else, without a daemon."""
+"""`magrathea give-back` continues the processes that the journal has as stopped, and no others, without a daemon."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from node_daemon.setup.give_back import Given, command, give_back
 from tests.fakes.control_socket import answering
 
 SERVER = f"s{os.getpid()}"
-"""Of this run alone: `give-back` looks at all processes of the machine, and another run's may be among them."""
+"""Unique for this run: `give-back` searches all processes of the machine, and another run may have some."""
 OURS, OTHER = f"12.{SERVER}", f"99.{SERVER}"
 JOB = Job(JobKey(OURS, 1), JobClass.PREEMPTIBLE, 1, 0, 0.0, 0.0, stopped_since=1.0, stopper=Stopper.US, booked=True)
 

@@ -1,4 +1,4 @@
-"""`magrathea history`: from the daemon, from the journal's file, and where neither is; each entry as a sentence."""
+"""`magrathea history`: from the daemon, from the journal's file, and without either; each entry as a sentence."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def asked(*arguments: str) -> Result:
     return CliRunner().invoke(main.cli, ["history", *arguments])
 
 
-# What is asked.
+# Queries
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_another_since_is_wrong_usage(text: str) -> None:
     assert "is not a time like 90s" in result.stderr
 
 
-# What is shown.
+# Output
 
 
 def test_plain_is_lines_with_stable_columns(journal: Path) -> None:
@@ -151,7 +151,7 @@ def test_what_is_not_on_disk_yet_is_found_like_what_is(tmp_path: Path) -> None:
     opened.close()
 
 
-# Where it is asked.
+# Sources
 
 
 def test_without_a_daemon_the_file_that_is_there_is_read(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +210,7 @@ def test_nobody_at_all_is_exit_code_3_and_says_where_to_ask(tmp_path: Path) -> N
         assert "run this there, or beside the hub" in result.stderr
 
 
-# Sentences.
+# Sentences
 
 
 def entry(what: Any, kind: str = "event") -> HistoryEntry:

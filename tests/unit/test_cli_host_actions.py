@@ -1,4 +1,4 @@
-"""`magrathea drain`, `undrain`, `pause`, `unpause`, `clear`, `reload`: what they ask, what they say, how they end."""
+"""`magrathea drain`, `undrain`, `pause`, `unpause`, `clear`, `reload`: their requests, output and exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The control socket's client: its bounds, and that every trouble names its cause and fix."""
+"""The control socket's client: its bounds, and that every failure has a cause and a fix."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_an_endless_answer_is_not_read_to_its_end(path: Path) -> None:
 
 def test_a_socket_that_may_not_be_opened(path: Path) -> None:
     if os.geteuid() == 0:
-        path = Path("/proc/1/mem/control.sock")  # root may open everything: a path through a file instead
+        path = Path("/proc/1/mem/control.sock")  # root may open everything, so use a path that leads through a file
         with pytest.raises(client.Unreachable, match="check the path"):
             client.status(path)
         return

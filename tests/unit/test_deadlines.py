@@ -1,4 +1,4 @@
-"""The two seconds of a claim, added up, and compared with those who cannot import the table."""
+"""The two seconds of a claim, added up, and compared with the programs that cannot import the table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scheduler_plugin.setup.install import InstallOptions, wanted_hooks
 
 
 def constants(text: str) -> dict[str, float]:
-    """The numbers that a program's text gives names to."""
+    """The named numbers in a program's source."""
     found = {}
     for node in ast.parse(text).body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
@@ -61,7 +61,7 @@ def test_the_agent_has_the_same_numbers() -> None:
 
 
 def test_pbs_kills_no_hook_before_it_has_given_up() -> None:
-    """A hook killed by its alarm sets no later execution time: PBS would try again at once."""
+    """A hook killed by its alarm sets no later execution time, so PBS would try again at once."""
     alarms = {name: float(hook[0]["alarm"]) for name, hook in wanted_hooks(InstallOptions(memory_moves=True)).items()}
     assert alarms["magrathea_mom"] > deadlines.CLAIM_S
     assert HOOK["TELL_S"] < alarms["magrathea_mom"]

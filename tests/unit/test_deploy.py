@@ -1,4 +1,4 @@
-"""The sample files in deploy/ load with the very loaders that read them, and name every key there is."""
+"""The product's own loaders accept the sample files in deploy/, and the samples name every key."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 
 
 def uncommented(text: str) -> str:
-    """The sample with its commented-out defaults in force: lines like `# key = value`."""
+    """The sample with its commented-out defaults enabled: lines like `# key = value`."""
     return re.sub(r"^# ([a-z_.]+ = )", r"\1", text, flags=re.MULTILINE)
 
 
@@ -41,10 +41,10 @@ def test_noded_toml_is_good(tmp_path: Path) -> None:
 
 
 def test_noded_toml_shows_the_true_defaults() -> None:
-    """Every commented-out line is a key that exists, with the value that it has when it is not there."""
+    """Every commented-out line is an existing key with its default value."""
     text = (DEPLOY / "noded.toml").read_text()
     commented = re.findall(r"^# ([a-z_]+) = (\S+?)\s*(?:#.*)?$", text, flags=re.MULTILINE)
-    machines = {"cpus", "memory_mib", "vnode", "endpoints"}  # the machine's own, or another table's
+    machines = {"cpus", "memory_mib", "vnode", "endpoints"}  # these depend on the machine, or are part of another table
     tables: list[type[msgspec.Struct]] = [noded.HostTable, noded.LimitsTable, noded.PathsTable, noded.JournalTable]
     tables += [noded.ControlTable, noded.DomainTable]
     defaults = {f.name: f.default for table in tables for f in msgspec.structs.fields(table)}
@@ -104,7 +104,7 @@ def test_agent_json_is_good_and_shows_the_defaults(tmp_path: Path) -> None:
 def test_units_are_understood_by_systemd(unit: Path, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("NOT RUN: systemd's own check of the units; there is no systemd-analyze")
-    # What the unit starts is not installed here; what it says about it is checked by the next test.
+    # The unit's programs are not installed here; the next test checks its settings.
     text = re.sub(r"^(Exec\w+=)\S+", r"\1/bin/true", unit.read_text(), flags=re.MULTILINE)
     (tmp_path / unit.name).write_text(text)
     result = subprocess.run(
@@ -113,7 +113,7 @@ def test_units_are_understood_by_systemd(unit: Path, tmp_path: Path) -> None:
         text=True,
         timeout=BOUND_S,
     )
-    newer = "DelegateSubgroup"  # systemd 254; older ones say so and go on
+    newer = "DelegateSubgroup"  # systemd 254; older ones log that and continue
     said = [line for line in result.stderr.splitlines() if unit.name in line and newer not in line]
     assert not said
     assert result.returncode == 0, result.stderr
@@ -126,7 +126,7 @@ def test_units_start_what_the_package_installs() -> None:
 
 
 def test_directories_of_units_and_samples_fit() -> None:
-    """What a sample names below /run and /var/lib is a directory that its unit makes."""
+    """Every directory below /run and /var/lib that a sample names is made by its unit."""
     for sample, unit in (
         ("hub.toml", "magrathea-hub"),
         ("noded.toml", "magrathea-noded"),

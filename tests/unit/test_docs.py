@@ -1,4 +1,4 @@
-"""What the documents name is there."""
+"""Everything that the documents name exists."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def test_the_files_map_names_every_module_that_a_reader_may_look_for() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     found = [*(ROOT / "magrathea" / "core").glob("*.py"), *(ROOT / "node_daemon").rglob("*.py")]
     found += [*(ROOT / "scheduler_plugin" / "hub").glob("*.py"), *(ROOT / "scheduler_plugin" / "pbs").glob("*.py")]
-    found = [path for path in found if path.parent.name != "agent"]  # it has a table of its own
-    # Set-up around the parts: command lines, configuration, clocks, keys, pools of threads.
+    found = [path for path in found if path.parent.name != "agent"]  # it has its own table
+    # Not in the table: command lines, configuration, clocks, keys, pools of threads.
     beside = {
         "__init__.py",
         "main.py",

@@ -1,4 +1,4 @@
-"""What `magrathea doctor` says, from files and values; nothing of PBS and no daemon is needed."""
+"""The results of `magrathea doctor` from files and values; neither PBS nor a daemon is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is taken for a block of a document, and for what a block of output says."""
+"""How blocks of a document are found, and how a block of output is compared."""
 
 from __future__ import annotations
 

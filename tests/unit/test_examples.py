@@ -1,6 +1,6 @@
-"""Each command that a document shows is one that there is, with options that it has.
+"""Each command in a document exists, with all of its options.
 
-What is run for good: docs/walk-through.md and docs/user-guide.md, by tests/openpbs/test_walk_through.py.
+docs/walk-through.md and docs/user-guide.md are also executed, by tests/openpbs/test_walk_through.py.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from tests.documents import DOCUMENTS, ROOT, Block, blocks
 from tools import manual_pages as man
 
 RUN = {"server", "host", "user", "n1", "p1"}
-"""Where a block is run (tests/openpbs); without such a word only commands of Magrathea may stand in it."""
+"""Places where a block is executed (tests/openpbs). A block without such a word may contain only Magrathea's
+commands."""
 
 INLINE = re.compile(r"`(magrathea(?:-\w+)? [^`]+)`")
 
 
 def parse(argv: list[str]) -> None:
-    """Understand a command line as the program does, and do nothing. Raises what it says of wrong ones."""
+    """Parse a command line as the program does, without executing it. Raises the program's error for a wrong one."""
     program, *rest = argv
     if program == "magrathea-noded":
         noded.arguments(rest)
@@ -44,14 +45,14 @@ def parse(argv: list[str]) -> None:
         command: click.Command = cli
         context = cli.make_context(program, list(rest))
         while isinstance(command, click.Group):
-            left = [*getattr(context, "_protected_args", ()), *context.args]  # click 8 keeps the first word apart
+            left = [*getattr(context, "_protected_args", ()), *context.args]  # click 8 keeps the first word separately
             name, found, rest = command.resolve_command(context, left)
             assert found is not None and name
             command, context = found, found.make_context(name, list(rest), parent=context)
 
 
 def commands(text: str) -> list[list[str]]:
-    """Lines of ours in a shell block, without what is around them: comments, redirections, other commands."""
+    """Our command lines in a shell block, without comments, redirections and other commands."""
     found = []
     for line in re.sub(r"<<'?EOF'?\n.*?^EOF$", "", text, flags=re.DOTALL | re.MULTILINE).splitlines():
         lexer = shlex.shlex(line.removeprefix("runuser -u magrathea -- "), posix=True, punctuation_chars=True)
@@ -70,12 +71,13 @@ def commands(text: str) -> list[list[str]]:
 def test_the_examples_of_a_commands_help_are_understood(page: man.Page) -> None:
     for lines in page.sections.get(man.EXAMPLES, []):
         for line in lines:
-            for words in commands(re.split(r"\s{3,}", line)[0]):  # what it does may stand behind
+            for words in commands(re.split(r"\s{3,}", line)[0]):  # its explanation may follow
                 parse(words)
 
 
 def configuration(block: Block, directory: Path) -> None:
-    """A whole file, for the reader that the block names: `toml noded` or `toml hub`. Raises what that says."""
+    """Check a whole file with the reader that the block names: `toml noded` or `toml hub`. Raises the reader's
+    error."""
     [kind] = block.words
     file = directory / f"{kind}.toml"
     file.write_text(block.text)
@@ -100,7 +102,7 @@ def test_the_examples_of_a_document_are_understood(document: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_commands_in_its_sentences_are_there_with_their_options(document: Path) -> None:
-    """Arguments may be left out there, or stand for something (`HOST`)."""
+    """Arguments may be missing there, or be placeholders (`HOST`)."""
     for line in INLINE.findall(document.read_text()):
         for [program, *words] in commands(line):
             if program != "magrathea":

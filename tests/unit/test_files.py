@@ -1,4 +1,4 @@
-"""Files of the daemons: nobody else reads one, and no link of somebody else's leads a daemon to another file."""
+"""The daemons' files: no other user can read one, and no other user's link leads a daemon to another file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PRECIOUS = b"somebody else's"
 
 @pytest.fixture(autouse=True)
 def open_to_all() -> Iterator[None]:
-    """The umask of whoever starts a daemon by hand."""
+    """The umask of a user who starts a daemon by hand."""
     before = os.umask(0)
     yield
     os.umask(before)

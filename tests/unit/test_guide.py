@@ -1,4 +1,5 @@
-"""The administrator's guide names every key that a configuration reader takes, with its true default, and no other."""
+"""The administrator's guide names every key that a configuration reader accepts, with its true default, and no
+other."""
 
 from __future__ import annotations
 
@@ -26,24 +27,24 @@ from tests.documents import ROOT
 GUIDE = (ROOT / "docs/admin-guide.md").read_text()
 ROW = re.compile(r"^\| `([\w.-]+)` \| (.*?) \| (.*) \|$", re.MULTILINE)
 WORDS = {"required", 'required with `driver = "local"`', "all", "those of PBS's `pbs_cgroups` hook"}
-"""Instead of a literal default."""
+"""Used in place of a literal default."""
 
 
 def part(title: str) -> str:
-    """What stands below a heading, up to the next one of its rank or above."""
+    """The text below a heading, up to the next heading of the same or a higher level."""
     found = re.search(rf"(?m)^(#+) {re.escape(title)}$", GUIDE)
     assert found, f"no heading {title!r}"
     return re.split(rf"(?m)^#{{1,{len(found[1])}}} ", GUIDE[found.end() :])[0]
 
 
 def struct_in(kind: Any) -> type[msgspec.Struct] | None:
-    """The table that a field's type is, or may be."""
+    """The table that a field's type is or may be."""
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     return next((one for one in options if isinstance(one, type) and issubclass(one, msgspec.Struct)), None)
 
 
 def keys_of(table: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key with its default; of a table inside, dotted, as samples write it."""
+    """Every key with its default; keys of an inner table with dots, as samples write them."""
     hints = typing.get_type_hints(table)
     for field in msgspec.structs.fields(table):
         if inner := struct_in(hints[field.name]):
@@ -57,7 +58,7 @@ def keys_of(table: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str
 
 
 def tables() -> Iterator[tuple[str, dict[str, Any]]]:
-    """By the guide's heading: keys and defaults of each table of each file."""
+    """Keys and defaults of each table of each file, by the guide's heading."""
     for name, whole in (("noded", noded.NodedConfiguration), ("hub", hub.HubConfiguration)):
         hints = typing.get_type_hints(whole)
         for section, kind in hints.items():

@@ -1,4 +1,4 @@
-"""Each import rule of pyproject.toml fails when an import breaks it, and the tree as it is breaks none."""
+"""Each import rule of pyproject.toml fails when an import breaks it, and the present tree breaks none."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BREACHES = [
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of all that the rules speak of."""
+    """A copy of everything that the rules are about."""
     copy = tmp_path_factory.mktemp("tree")
     shutil.copy(ROOT / "pyproject.toml", copy)
     for package in RULES["root_packages"]:

@@ -1,4 +1,4 @@
-"""What `magrathea pbs install` decides, without a PBS."""
+"""The decisions of `magrathea pbs install`, without a PBS."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def fresh() -> Present:
 
 @pytest.fixture
 def done(fresh: Present) -> Present:
-    """What PBS has after all changes for OPTIONS."""
+    """PBS after all changes for OPTIONS."""
     hooks, contents = {}, {}
     for name, (attributes, script, config) in wanted_hooks(OPTIONS).items():
         order = "1" if attributes["event"] == "periodic" else "1000"
@@ -80,7 +80,7 @@ def test_a_fresh_server_gets_everything(fresh: Present) -> None:
 
 
 def test_no_job_is_shut_out_at_any_moment(fresh: Present) -> None:
-    """A job has a class from the server's default on: by then every vnode accepts it and the scheduler knows it."""
+    """A job has a class once the server has a default: by then every vnode accepts it and the scheduler knows it."""
     found = commands(changes(fresh, OPTIONS))
     last = found.index('set server default_chunk.magrathea_accepts = "protected"')
     assert last == len(found) - 1
@@ -103,7 +103,7 @@ def test_the_hook_of_vnodes_runs_the_rarer_the_more_of_them_it_has_to_read() -> 
 
 
 def test_a_hook_is_disabled_while_its_freq_is_set(fresh: Present, done: Present) -> None:
-    """Else PBS's server would start a timer of its own for it, which outlives the hook."""
+    """Otherwise PBS's server would start its own timer for it, which outlives the hook."""
     faster = {**done.hooks, "magrathea_mom": {**done.hooks["magrathea_mom"], "freq": "5"}}
     for found in (commands(changes(fresh, OPTIONS)), commands(changes(replace(done, hooks=faster), OPTIONS))):
         order = [c for c in found if c.startswith("set hook magrathea_mom ") and ("enabled" in c or "freq" in c)]

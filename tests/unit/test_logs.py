@@ -1,4 +1,4 @@
-"""What strangers say can neither forge a line of the log nor flood it."""
+"""Texts from strangers can neither forge a line of the log nor flood it."""
 
 from __future__ import annotations
 

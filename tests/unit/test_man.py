@@ -1,4 +1,4 @@
-"""Manual pages: one for each command there is, with each of its options, and without a complaint of man itself."""
+"""Manual pages: one for each command, with each of its options, and man itself reports no error."""
 
 from __future__ import annotations
 

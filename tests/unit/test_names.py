@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 ROOMS = ("magrathea", "node_daemon", "scheduler_plugin")
 OWN_PYTHON = ("node_daemon/agent/", "scheduler_plugin/hooks/")
-"""Their Python is a guest's or PBS's own. They import nothing of the rest, and use the wire's names."""
+"""They run on a guest's or PBS's own Python, import nothing of the rest, and use the wire's names."""
 
 
 def test_no_two_classes_share_a_name() -> None:

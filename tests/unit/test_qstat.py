@@ -1,4 +1,4 @@
-"""What is asked of PBS's qstat, and what is made of its answer; the answers are a program's, as qstat prints them."""
+"""The questions to PBS's qstat, and how its answers are read; a program prints the answers as qstat does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Answers = Callable[[bytes], None]
 
 @pytest.fixture
 def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Answers:
-    """Let qstat print this; a file `asked` beside it has its locale and its arguments."""
+    """Makes a qstat that prints this; its locale and arguments go to a file `asked` beside it."""
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
 
     def answers(output: bytes) -> None:

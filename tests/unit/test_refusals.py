@@ -1,4 +1,4 @@
-"""The table of refusals: complete, written into the guide, and known to those that cannot import it."""
+"""The table of refusals: complete, written into the guide, and equal in the programs that cannot import it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/site-scripts.md says what the code does."""
+"""docs/site-scripts.md agrees with the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A defect in any corner of a program ends it, soon, with everything closed; a stranger's nonsense does not."""
+"""A defect anywhere in a program ends it soon, with everything closed; invalid input from a stranger does not."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def in_a_thread() -> None:
 
 
 def ends_by(defect: Callable[[], None]) -> list[str]:
-    """What a program has done that is alive until `defect` happens in it."""
+    """What a program does that runs until `defect` happens in it."""
     done: list[str] = []
 
     async def program() -> None:

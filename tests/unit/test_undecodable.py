@@ -1,4 +1,4 @@
-"""Bytes that are no message, request or file of ours: every reader refuses them in its own words, never by a crash."""
+"""Invalid bytes in messages, requests and files: every reader refuses them with its own error, and none crashes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ FIELDS = st.sampled_from(
 
 @st.composite
 def lines(draw: st.DrawFn) -> bytes:
-    """What looks like a message, with anything in it, perhaps with one byte changed."""
+    """Bytes that look like a message, with anything in it, perhaps with one byte changed."""
     message = {"type": draw(TYPES), **draw(st.dictionaries(FIELDS, JSON, max_size=6))}
     data = bytearray(json.dumps(message).encode())
     if draw(st.booleans()):

@@ -1,4 +1,4 @@
-"""What `magrathea pbs uninstall` and `check` decide, without a PBS."""
+"""The decisions of `magrathea pbs uninstall` and `check`, without a PBS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The version is stated once, in magrathea/__init__.py; what repeats it repeats it rightly."""
+"""The version is stated once, in magrathea/__init__.py; all copies of it agree."""
 
 from __future__ import annotations
 

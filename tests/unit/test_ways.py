@@ -1,4 +1,5 @@
-"""The four ways of use (deploy/ways/): each file is read by the daemon itself, and its host does what its head says."""
+"""The four ways of use (deploy/ways/): the daemon itself reads each file, and its host does what the file's head
+states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both ends of a guest channel, joined by hand."""
+"""Both ends of a guest channel, connected directly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Doc = dict[str, Any]
 
 
 class Pair:
-    """Both ends, what each was asked, and a clock."""
+    """Both ends, the requests that each got, and a clock."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -24,7 +24,7 @@ class Pair:
             end.opened(self.now)
 
     def talk(self) -> None:
-        """Until neither has anything to say."""
+        """Exchange bytes until neither has more to send."""
         while (up := self.guest.take_output()) + (down := self.host.take_output()):
             self.host.receive(up, self.now)
             self.guest.receive(down, self.now)
@@ -35,12 +35,12 @@ class Pair:
         self.host.tick(self.now)
 
     def ask(self, end: wire.End, deadline_s: float = 5.0, **body: Any) -> list[Doc | None]:
-        """A request; where its answer will be."""
+        """Send a request; returns the list into which its answer will be put."""
         answers: list[Doc | None] = []
         assert end.ask("do", body, self.now + deadline_s, answers.append, self.now) is not None
         return answers
 
     def answer(self, name: str, **body: Any) -> None:
-        """The oldest request of which this end was asked."""
+        """Answer the oldest request that this end got."""
         mark, _ = self.asked[name].pop(0)
         (self.guest if name == "guest" else self.host).answer(mark, {"ok": True, **body}, self.now)

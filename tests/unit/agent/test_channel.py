@@ -1,4 +1,4 @@
-"""A port whose host goes away and comes back on the same descriptor, as virtio-serial does."""
+"""A port with a host that goes away and comes back on the same descriptor, as with virtio-serial."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from node_daemon.agent.transports import Transport
 
 
 class Port(Transport):
-    """A port in which `away` plays the host: then reads end, and polls find it readable for ever."""
+    """A port on which the host can go `away`: then reads return an end, and polls always report it readable."""
 
     stays = True
 
@@ -44,7 +44,7 @@ class Port(Transport):
 
 
 class Desk:
-    """A channel on such a port, its loop turned by hand."""
+    """A channel on such a port; the test turns its loop."""
 
     def __init__(self) -> None:
         self.loop = Loop()
@@ -104,7 +104,7 @@ def test_a_host_that_goes_and_comes_back_is_met_on_the_same_descriptor(desk: Des
     asked: list[object] = []
     desk.channel.ask("claim", {"job": 1}, 9, asked.append)
     desk.turn_until(lambda: len(desk.got) >= 2)
-    desk.port.host.sendall(b'{"half of a li')  # what is in flight is lost in part
+    desk.port.host.sendall(b'{"half of a li')  # bytes in flight are partly lost
     desk.turn_until(lambda: desk.channel.end.reader.buffer)
     desk.port.away = True
     desk.port.host.sendall(b"x")  # a hang-up makes it readable
@@ -112,7 +112,7 @@ def test_a_host_that_goes_and_comes_back_is_met_on_the_same_descriptor(desk: Des
     reads = desk.port.reads
     end = time.monotonic() + 0.5
     desk.turn_until(lambda: time.monotonic() > end)
-    assert desk.port.reads - reads <= 4  # it does not spin on the hang-up
+    assert desk.port.reads - reads <= 4  # no busy loop because of the hang-up
     desk.port.away = False
     desk.port.host.sendall(b"rest of something\n")
     before = len(desk.hellos())

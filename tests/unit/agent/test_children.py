@@ -1,4 +1,4 @@
-"""A child process of the agent: an ordinary one, whose output and end are told in order, and which leaves nothing."""
+"""A child process of the agent: its output and end are reported in order, and it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from node_daemon.agent.loop import Loop
 
 
 class Watched:
-    """A child and what was told of it, its loop turned by hand."""
+    """A child and the reports about it; the test turns the loop."""
 
     def __init__(self, become: Callable[[int], None]) -> None:
         self.loop = Loop()
@@ -36,7 +36,7 @@ class Watched:
             self.loop.turn()
 
     def end(self) -> tuple[int, bytes]:
-        """Wait status, and what it had written until then."""
+        """Its wait status, and all that it had written."""
         self.turn_until(lambda: self.ends)
         return self.ends[0]
 

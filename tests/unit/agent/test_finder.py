@@ -1,4 +1,4 @@
-"""Which process belongs to a job, where /proc is read at an unlucky moment."""
+"""Which process belongs to a job, if /proc is read at an unlucky moment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from node_daemon.agent.jobs import Job
 
 @pytest.fixture
 def mom() -> Iterator[subprocess.Popen[bytes]]:
-    """A process with a job's id in its environment that is no process of the job."""
+    """A process that has a job's id in its environment, but is not a process of the job."""
     process = subprocess.Popen(
         [sys.executable, "-c", "print(flush=True); import time; time.sleep(600)"],
         env={"PBS_JOBID": "12.srv"},
@@ -39,7 +39,7 @@ def the_job() -> Job:
 
 
 def look_for(finder: Finder, job: Job, pid: int) -> None:
-    """One look reads no more environments than it has time for."""
+    """Look once; one look reads only as many environments as there is time for."""
     for _ in range(1000):
         finder.look([job], True, 0.0)
         if pid in job.procs:
@@ -50,7 +50,7 @@ def test_mom_seen_in_the_midst_of_an_exec_is_given_up_as_soon_as_it_speaks(mom: 
     finder, job = Finder(Cgroups(()), ()), the_job()
     look_for(finder, job, mom.pid)
     taken = job.procs[mom.pid]
-    taken.image = (b"1", b"half-way")  # a stack pointer that the exec has changed since
+    taken.image = (b"1", b"half-way")  # the exec has changed the stack pointer since
     finder.spare(mom.pid)
     assert mom.pid not in job.procs
     finder.look([job], True, 0.0)
@@ -58,7 +58,7 @@ def test_mom_seen_in_the_midst_of_an_exec_is_given_up_as_soon_as_it_speaks(mom: 
 
 
 def test_what_mom_becomes_by_an_exec_is_the_jobs(mom: subprocess.Popen[bytes]) -> None:
-    """The prologue hook's parent is about to be the job's shell."""
+    """The prologue hook's parent is about to become the job's shell."""
     finder, job = Finder(Cgroups(()), ()), the_job()
     finder.spare(mom.pid)
     finder.look([job], True, 0.0)

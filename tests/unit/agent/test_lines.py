@@ -58,7 +58,7 @@ def test_megabytes_without_a_newline_before_the_first_hello_are_no_bad_line() ->
 
 
 def test_four_megabytes_arrive_in_a_second() -> None:
-    """Of its own CPU: joining bytes anew with every read would take many."""
+    """In CPU time: joining all bytes with every read would take many seconds."""
     reader = LineReader(False)
     data = os.urandom(4000).hex().encode() * 8 + b"\n"
     began = time.process_time()

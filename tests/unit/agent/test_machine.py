@@ -1,4 +1,4 @@
-"""The guest as a machine: only its own clock and its own power are ever touched."""
+"""The guest as a machine: only its own clock and its own power are changed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def machine(is_guest: bool = True, power_off: list[str] | None = None) -> Machin
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What the clock was set to."""
+    """The values that the clock was set to."""
     sets: list[float] = []
     monkeypatch.setattr(time, "clock_settime", lambda which, unix_s: sets.append(unix_s))
     return sets

@@ -13,7 +13,7 @@ from node_daemon.agent.wire import TooLarge
 from .pair import Doc, Pair
 
 LONG = '\\"' * 100_000
-"""More than twelve parts, and the worst that JSON can be asked to hold in a text."""
+"""More than twelve parts, and the longest JSON encoding that a text can have."""
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def pair() -> Pair:
 
 
 def one_turn(pair: Pair) -> tuple[bytes, bytes]:
-    """What each says now is heard by the other."""
+    """Each end receives what the other sends now."""
     up, down = pair.guest.take_output(), pair.host.take_output()
     pair.host.receive(up, pair.now)
     pair.guest.receive(down, pair.now)
@@ -135,11 +135,11 @@ def test_a_request_that_is_no_json_leaves_nothing_behind(pair: Pair, filler: obj
     assert pair.host.take_output() == b""
 
 
-# what a hostile end says
+# Parts from a hostile end
 
 
 def part(pair: Pair, id: int, **more: object) -> Doc:
-    """A part that the guest might send: the first of message 7, unless `more` says otherwise."""
+    """A part that the guest might send: the first of message 7, changed by `more`."""
     doc = {"type": "part", "session": pair.guest.session, "id": id, "message": 7, "at": 0, "text": "x"}
     return {**doc, **more}
 

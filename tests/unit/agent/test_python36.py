@@ -1,4 +1,4 @@
-"""A guest's Python may be old, and has nothing beside its standard library."""
+"""A guest's Python may be old, and has only its standard library."""
 
 from __future__ import annotations
 

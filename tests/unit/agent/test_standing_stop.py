@@ -1,4 +1,4 @@
-"""A stop that stands is looked after at next to no cost, and nothing escapes it by that."""
+"""A standing stop costs almost nothing, and yet nothing escapes it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from node_daemon.agent.sweeper import CALM_SWEEP_S, SWEEP_S, Sweeper
 
 
 class Births(changes.Births):
-    """The counter as a test says it is: on this machine others make processes all the time."""
+    """The counter with values from the test: on this machine others make processes all the time."""
 
     def __init__(self) -> None:
         self.now: bytes | None = b"1000"
@@ -58,11 +58,11 @@ class Looks(Finder):
 
 
 class Standing:
-    """A job of two processes under a stop that stands."""
+    """A job of two processes under a standing stop."""
 
     def __init__(self) -> None:
         code = "import os, time\nos.fork()\nprint(flush=True)\ntime.sleep(600)"
-        mine = uuid.uuid4().hex  # no process of another test is touched
+        mine = uuid.uuid4().hex  # a unique id, so that no other test's process is touched
         environment = {"PBS_JOBID": "12.srv", "MAGRATHEA_TEST": mine}
         self.process = subprocess.Popen(
             [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, start_new_session=True
@@ -215,7 +215,7 @@ def test_what_somebody_continues_is_stopped_again(standing: Standing) -> None:
 
 
 def pause_s(standing: Standing) -> float:
-    """Until the next glance."""
+    """Seconds until the next check."""
     standing.settle()
     timer = standing.sweeper.timer
     assert timer is not None

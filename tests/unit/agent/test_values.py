@@ -1,4 +1,4 @@
-"""What comes from outside is bounded and checked by type before it is used."""
+"""Input from outside is bounded, and its types are checked, before it is used."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_time_out_of_bounds_is_brought_within_them() -> None:
         seconds({"s": "1"}, "s", 1, 0, 5)
 
 
-# configuration
+# Configuration
 
 
 def config(tmp_path: Path, **values: object) -> Config:
@@ -114,7 +114,7 @@ def test_check_help_and_version_are_for_people(tmp_path: Path, capsys: pytest.Ca
     assert VERSION in capsys.readouterr().out
 
 
-# the state file
+# The state file
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_state_file_that_cannot_be_written_ends_nothing(tmp_path: Path) -> Non
     StateFile(str(tmp_path / "missing" / "state")).save([])
 
 
-# what /proc says
+# /proc
 
 
 def test_the_memory_report_is_in_mib_and_adds_up() -> None:

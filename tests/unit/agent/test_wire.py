@@ -1,4 +1,4 @@
-"""The two ends of a guest channel, sentence by sentence; tests/property/test_wire.py has them meet it all at once."""
+"""The two ends of a guest channel, one rule at a time; tests/property/test_wire.py combines them all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .pair import Doc, Pair
 
 @pytest.fixture
 def pair() -> Pair:
-    """Two that have met."""
+    """Two ends that have exchanged hellos."""
     made = Pair()
     made.talk()
     assert made.guest.ready and made.host.ready
@@ -49,7 +49,7 @@ def test_a_request_that_is_lost_is_sent_again_until_its_answer(pair: Pair) -> No
     assert pair.guest.take_output() == first
     pair.host.receive(first, pair.now)
     pair.answer("host")
-    pair.host.take_output()  # the answer is lost, too
+    pair.host.take_output()  # the answer is lost too
     pair.wait(wire.REPEAT_S)
     pair.talk()
     assert len(answers) == 1

@@ -1,11 +1,11 @@
-"""Hosts in one line, and what is asked of them in another.
+"""Builds hosts in one line, and asks them in another.
 
     h = host("exclusive", n1="normal", p1="priority")
     h = run(h, "n1", "1", cpus=2)          # an old, launched, confirmed job, put into the facts directly
     assert claim(h, "p1", "9").ok
 
-A host is built from facts, not by events, so that a test of one rule does not lean on another. All times are
-relative to `T`, so far from zero that nothing is young or due unless the test says so. CPUs: 8, memory: 16,000 MiB.
+A host is built from facts, not by events, so that a test of one rule does not depend on another. All times are relative
+to `T`, which is so far from zero that nothing is young or due unless the test wants it. CPUs: 8, memory: 16,000 MiB.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ from magrathea.core.model import (
 )
 
 T = 10_000.0
-"""The time at which every built host is."""
+"""The present time of every built host."""
 
 OLD_S = 1_000.0
-"""How long before `T` a built job started: older than every limit."""
+"""How long before `T` a built job started: more than every limit."""
 
 LOW = JobClass.PREEMPTIBLE
 PROTECTED = JobClass.PROTECTED
@@ -58,7 +58,7 @@ HIGH = JobClass.PRIORITY
 
 
 def _domain(name: str, text: str, host_cpus: int) -> Domain:
-    """`priority cpus=4 floor=100 frozen`: the kind, then figures and facts in any order."""
+    """A domain from text like `priority cpus=4 floor=100 frozen`: the kind, then figures and facts in any order."""
     kind, *words = text.split()
     domain = Domain(name, Kind(kind), cpus=host_cpus, lifecycle=Lifecycle.UP, agent_lost_at=None)
     for word in words:
@@ -106,7 +106,7 @@ def _domain(name: str, text: str, host_cpus: int) -> Domain:
 def host(
     mode: str, *, cpus: int = 8, memory: int = 16_000, hub: bool = True, limits: Limits | None = None, **domains: str
 ) -> Host:
-    """A host at time `T` whose domains are up, connected and empty unless their text says otherwise."""
+    """A host at time `T`. Its domains are up, connected and empty, unless their texts say otherwise."""
     built = tuple(_domain(name, text, cpus) for name, text in sorted(domains.items()))
     return Host("h1", Mode(mode), cpus, memory, built, limits or Limits(), hub_lost=not hub, now=T)
 
@@ -158,7 +158,7 @@ def run(
 
 
 def stop(h: Host, domain: str, id: str, *, since: float = 100.0, booked: bool = True, **facts: object) -> Host:
-    """`h` with the job stopped by us for `since` seconds, in PBS's books too."""
+    """`h` with the job stopped by us for `since` seconds, also in PBS's books."""
     job = replace(get_job(h, domain, id), stopped_since=h.now - since, stopper=Stopper.US, booked=booked, preemptions=1)
     return h.having(get(h, domain).having(replace(job, **facts)))  # type: ignore[arg-type]
 
@@ -174,13 +174,13 @@ def after(h: Host, *events: Event) -> Host:
 
 
 def later(h: Host, seconds: float) -> Host:
-    """`h` when nothing happens for so long."""
+    """`h` after so many seconds without events."""
     return after(h, TimerFired(h.now + seconds))
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a claim or request: `code` is `accepted` or the refusal's."""
+    """The outcome of a claim or request: `code` is `accepted` or the refusal's code."""
 
     host: Host
     code: str
@@ -194,7 +194,7 @@ class Answer:
 
 
 def ask(h: Host, event: Event) -> Answer:
-    """The answer to a claim or to a request that is answered like one."""
+    """The answer to a claim, or to a request that is answered like one."""
     new, decisions = handle(h, event)
     answers = [d for d in decisions if isinstance(d, Accepted | Refused)]
     assert len(answers) == 1, f"{event} must be answered once: {decisions}"
@@ -234,12 +234,12 @@ def launch(h: Host, domain: str, id: str, run: int = 1) -> Host:
 
 
 def go_on(h: Host, domain: str, id: str, run: int = 1) -> Host:
-    """The job really runs again: the agent has lifted the stop, PBS no longer holds it."""
+    """The job really runs again: the agent has lifted the stop, and PBS no longer has it suspended."""
     return after(h, JobContinued(h.now, domain, key(id, run)))
 
 
 def listed(h: Host, domain: str, *jobs: str | ReportedJob) -> Host:
-    """`h` after MoM's list of the domain, jobs by id (run 1, one CPU) or in full."""
+    """`h` after MoM's list of the domain; jobs by id (run 1, one CPU) or in full."""
     return after(
         h, JobsReported(h.now, domain, tuple(j if isinstance(j, ReportedJob) else ReportedJob(key(j)) for j in jobs))
     )
@@ -263,12 +263,12 @@ def wanted(h: Host) -> set[str]:
 
 
 def wished(h: Host) -> set[str]:
-    """Ids of the jobs that should be stopped for this host's own sake, as it tells the hub."""
+    """Ids of the jobs that should be stopped for this host's own sake, as it reports to the hub."""
     return {job.id for _, job in stopping.wanted_here(h)}
 
 
 def stopped(h: Host) -> set[str]:
-    """Ids of the jobs that are stopped by us as a fact."""
+    """Ids of the jobs that are stopped by us, according to the facts."""
     return {j.key.id for d in h.domains for j in d.stopped}
 
 
@@ -277,5 +277,5 @@ def job_ids(h: Host, domain: str) -> set[str]:
 
 
 def told(decisions: tuple[Decision, ...], what: str) -> list[str]:
-    """Ids of the jobs (or names of the domains) of which it was noted that `what` happened to them."""
+    """Ids of the jobs (or names of the domains) with the note `what`."""
     return [d.key.id if d.key else d.domain for d in decisions if isinstance(d, Noted) and d.what == what]

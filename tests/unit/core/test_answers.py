@@ -1,4 +1,4 @@
-"""What the machine says of an event: a refusal has its code and names the domain, a note names domain and job."""
+"""The machine's decisions: a refusal has its code and names the domain; a note names domain and job."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_second_shutdown_keeps_the_time_of_the_first() -> None:
     assert closing and (closing.reboot, closing.since) == (True, T)
 
 
-# Notes.
+# Notes
 
 
 def notes(said: tuple[ev.Decision, ...]) -> list[tuple[Note, str, JobKey | None]]:
@@ -132,7 +132,7 @@ def test_a_saving_that_failed_is_noted_with_its_reason() -> None:
     assert not get(after, "p1").saving and not get(after, "p1").frozen
 
 
-# Facts that only later events look at.
+# Facts that only later events use
 
 
 def test_a_launch_starts_the_minimum_run_once() -> None:

@@ -20,14 +20,14 @@ RETRIES = Giving(leaves=True, failed=True)
 
 
 def preempted(**limits: int) -> Host:
-    """n1 is preempted for p1; 1,800 of its 2,000 MiB are to leave it."""
+    """n1 is preempted for p1; 1,800 of its 2,000 MiB must leave it."""
     h = host("exclusive", cpus=4, memory=4_000, n1="normal floor=200 swap=4000", p1="priority floor=200")
     h = replace(h, limits=Limits(**limits))  # type: ignore[arg-type]
     return claim(run(h, "n1", "1", cpus=4, memory=1_000), "p1", "9", cpus=4).host
 
 
 def cap_of_n1(h: Host, percent: int | None, memory_mib: int | None, giving: Giving, can_cap: bool = True) -> Cap | None:
-    """The cap that n1 is to be given now; None: no step."""
+    """The cap that the next step sets for n1; None: no step."""
     n1 = ActualDomain(percent, memory_mib, can_cap=can_cap, giving=giving)
     due = [s.cap for s in steps(h, {"n1": n1, "p1": ActualDomain(None, 200)}) if isinstance(s, SetCpu)]
     assert len(due) <= 1
@@ -43,14 +43,14 @@ def cap_of_n1(h: Host, percent: int | None, memory_mib: int | None, giving: Givi
         (None, Giving(unanswered_s=UNANSWERED_S), CAP),
         (None, FAILED, CAP),
         (None, RETRIES, CAP),
-        (10, Giving(), None),  # it may not answer at all
+        (10, Giving(), None),  # the agent may not answer at all
         (10, Giving(unanswered_s=1), None),
         (10, LEAVES, NO_CAP),
         (10, FAILED, None),
         (10, RETRIES, None),
         (5, LEAVES, NO_CAP),  # set by an earlier configuration
         (5, FAILED, CAP),
-        (300, LEAVES, None),  # a share of its own, which it may use for the move
+        (300, LEAVES, None),  # its own share, which it may use for the move
         (300, FAILED, CAP),
     ],
 )
@@ -91,7 +91,7 @@ def test_a_domain_whose_cpu_cannot_be_capped_is_left_alone(giving: Giving) -> No
 
 
 def test_a_wanted_share_is_not_taken_for_the_cap_of_a_preempted_domain_of_the_same_size() -> None:
-    """One CPU for each: the job's domain has to give memory and is capped at its share all the same."""
+    """One CPU for each: the job's domain must give memory, and is nevertheless capped at its share."""
     h = host("counted", cpus=4, memory=4_000, n1="normal floor=200 swap=4000", p1="priority floor=200")
     h = replace(run(h, "n1", "1", cpus=1, memory=1_000), limits=Limits(preempted_cpu_percent=100))
     cap = cap_of_n1(h, None, FULL_MIB, LEAVES)
@@ -100,6 +100,6 @@ def test_a_wanted_share_is_not_taken_for_the_cap_of_a_preempted_domain_of_the_sa
 
 @pytest.mark.parametrize(("percent", "cap"), [(10, NO_CAP), (5, NO_CAP), (None, None), (100, None), (300, None)])
 def test_an_idle_domain_keeps_a_share_but_no_cap_of_a_preempted_domain(percent: int | None, cap: Cap | None) -> None:
-    """Nor that of an earlier configuration: its next job would run on it."""
+    """Also not the cap of an earlier configuration: its next job would run with it."""
     h = release(preempted(), "n1", "1")
     assert cap_of_n1(h, percent, OUT_MIB, Giving()) == cap

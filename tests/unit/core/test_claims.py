@@ -1,4 +1,4 @@
-"""Claims and releases: identity, repetition, impossible numbers, what is provisional."""
+"""Claims and releases: identity, repetition, impossible numbers, provisional claims."""
 
 from __future__ import annotations
 

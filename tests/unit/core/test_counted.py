@@ -1,4 +1,4 @@
-"""Counted hosts: shares and memory (docs/rules.md, "Counted hosts"). N is 8 unless said."""
+"""Counted hosts: shares and memory (docs/rules.md, "Counted hosts"). N is 8 unless stated otherwise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/states.md is written from the code, and is not stale."""
+"""docs/states.md is written from the code, and is up to date."""
 
 from __future__ import annotations
 

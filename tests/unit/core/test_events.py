@@ -1,4 +1,4 @@
-"""The unions of events are closed: what is matched by them is matched whole."""
+"""The unions of events are closed: code that matches them handles every case."""
 
 from __future__ import annotations
 

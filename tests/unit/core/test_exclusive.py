@@ -101,7 +101,7 @@ def test_a_priority_domain_would_preempt_where_every_blocker_is_stoppable() -> N
 
 
 def test_a_priority_claim_stops_every_job_of_every_blocker() -> None:
-    # two running normal domains come about by a restore or an adopted list, not by claims
+    # only a restore or an adopted list leads to two running normal domains, not claims
     h = run(run(run(host("exclusive", n1="normal", n2="normal", p1="priority"), "n1", "1"), "n1", "2"), "n2", "3")
     answer = claim(h, "p1", "9")
     assert answer.ok
@@ -200,14 +200,14 @@ def test_a_priority_domain_does_not_care_about_a_frozen_sibling() -> None:
 
 
 def test_the_floor_of_a_blocker_must_fit() -> None:
-    # 1,000 MiB; the normal domain cannot go below 900, which leaves nothing for a job of 200
+    # 1,000 MiB; the normal domain needs at least 900, which leaves too little for a job of 200
     h = run(host("exclusive", memory=1_000, n1="normal floor=900", p1="priority floor=50"), "n1", "1")
     assert claim(h, "p1", "9", memory=200).code == "memory"
     assert stopped(claim(h, "p1", "9", memory=200).host) == set()
 
 
 def test_a_domains_own_floor_is_no_jobs() -> None:
-    """Guest, MoM and agent live on it: a job of all the memory would never have what it asked for."""
+    """Guest, MoM and agent need it: a job of all the memory would never get what it asked for."""
     h = host("exclusive", memory=1_000, n1="normal floor=100", p1="priority floor=50")
     assert claim(h, "p1", "9", memory=850).ok
     assert claim(h, "p1", "9", memory=851).code == "memory"

@@ -1,4 +1,4 @@
-"""A hypervisor that does not answer, and domains of it that nobody configured."""
+"""A hypervisor that does not answer, and its domains that nobody configured."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_a_job_that_nobody_claimed_is_added_as_protected(mode: str) -> None:
 
 @both
 def test_a_job_that_is_only_ending_is_not_added(mode: str) -> None:
-    """A MoM whose sister's answer was lost lists for ever what has ended."""
+    """If a sister's answer was lost, a MoM lists the ended job for ever."""
     h = listed(host(mode, n1="normal", p1="priority"), "n1", ReportedJob(key("7"), ending=True))
     assert state(h, "n1") is State.FREE
     claim(h, "p1", "9")
@@ -190,5 +190,5 @@ def test_a_list_of_very_many_jobs_is_entered_in_one_pass() -> None:
     began = time.monotonic()
     for at in (T, T + 15):
         h, _ = jobs_reported(h, get(h, "n1"), JobsReported(at, "n1", jobs))
-    assert time.monotonic() - began < BOUND_S  # 8 minutes, if each job's entry looked at all others
+    assert time.monotonic() - began < BOUND_S  # 8 minutes if each job's entry were compared with all others
     assert len(get(h, "n1").jobs) == len(jobs)

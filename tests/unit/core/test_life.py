@@ -1,4 +1,4 @@
-"""Boot, shutdown, reboot, pauses by others: the facts, what is learned from the hypervisor, and the next step."""
+"""Boot, shutdown, reboot, pauses by others: the facts, what the hypervisor reports, and the next step."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def shutdown(h: Host, domain: str, patience: Patience = DRAIN, *, reboot: bool =
     return ask(h, ShutdownRequested(h.now, domain, reboot, patience)).host
 
 
-# Boot.
+# Boot
 
 
 @both
@@ -118,7 +118,7 @@ def test_on_a_paused_host_no_domains_life_is_changed(mode: str, event: DomainEve
     assert ask(h, event).code == "paused"
 
 
-# Shutdown and reboot.
+# Shutdown and reboot
 
 
 @both
@@ -204,7 +204,7 @@ def test_a_restore_that_failed_says_so_where_it_is_looked_for(mode: str) -> None
     assert get(defrost(failed, "p1").host, "p1").down_why == "", "it is tried anew"
 
 
-# Paused by others.
+# Paused by others
 
 
 @both
@@ -235,11 +235,11 @@ def test_only_what_is_up_is_paused(mode: str) -> None:
     assert after(h, DomainHalted(T, "n1")) == h
 
 
-# What is learned from what is so.
+# What the present state implies
 
 UP, DOWN = Seen(up=True, was_up=True, agent=True), Seen(up=False, was_up=False)
 FRESH = Seen(up=True, was_up=False)
-"""It was down at the look before."""
+"""The domain was down at the previous look."""
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_a_domain_that_is_down_and_is_to_be_rebooted_boots() -> None:
     assert get(after(h, event), "n1").lifecycle is Lifecycle.BOOTING
 
 
-# The next step.
+# The next step
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_nothing_is_saved_while_it_has_jobs() -> None:
 
 
 def test_a_boot_past_its_limit_that_is_to_go_down_is_ended() -> None:
-    """The fact says down, its machine runs: a shutdown ends it all the same."""
+    """The fact is down, but its machine runs: a shutdown nevertheless ends it."""
     h = shutdown(later(host("exclusive", n1="normal booting"), 301), "n1")
     seen = Seen(up=True, was_up=True)
     assert learned(h, get(h, "n1"), seen) is None

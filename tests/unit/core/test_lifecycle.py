@@ -1,4 +1,4 @@
-"""Domains coming and going, freezing, draining, faults, agents and the hub."""
+"""Domains start and end; freezing, draining, faults, agents and the hub."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_a_freeze_that_failed_leaves_the_domain_as_it_was(mode: str) -> None:
 
 @both
 def test_a_boot_ends_the_saving(mode: str) -> None:
-    """It went down and came again while it was being saved: the image is not of what runs now."""
+    """The domain went down and up again while it was being saved: the image is older than what runs now."""
     saving = after(host(mode, n1="normal", p1="priority"), FreezeRequested(T, "p1"))
     h = after(saving, DomainBooting(T + 1, "p1", T + 300), FreezeEnded(T + 2, "p1"))
     assert state(h, "p1") is State.BOOTING

@@ -1,7 +1,7 @@
-"""The original Magrathea's faults, by their numbers in the project's facts, as far as they are the core's.
+"""The original Magrathea's faults by their numbers in the project's list of facts, if they concern the core.
 
-Each test states what ours does instead. (1, 3, 7, 15, 16, 23-25 belong to the daemon, the agent and the driver;
-what the core contributes to 1 and 3 is tested in test_lifecycle.py and test_claims.py.)
+Each test states what ours does instead. (1, 3, 7, 15, 16, 23-25 belong to the daemon, the agent and the driver; the
+core's part in 1 and 3 is tested in test_lifecycle.py and test_claims.py.)
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def test_fault_19_preempted_seconds_are_those_of_all_jobs_ended_ones_too(mode: s
 
 
 def test_fault_20_small_domains_do_not_overtake_a_big_one_for_ever() -> None:
-    """Priority jobs that leave room for the small one only, again and again."""
+    """Priority jobs that leave room only for the small domain, again and again."""
     h = host("counted", n1="normal", n2="normal", p1="priority", p2="priority", limits=Limits(overtaken_s=60))
     h = run(run(run(h, "n1", "1", cpus=6), "n2", "2", cpus=2), "p1", "9", cpus=6)
     h = later(stop(stop(h, "n1", "1", since=60), "n2", "2", since=50), 0)

@@ -1,4 +1,4 @@
-"""A paused host is watched: what is stopped stays so, nobody else is stopped or continued, and nothing is moved."""
+"""A paused host is only watched: stopped jobs stay stopped, nothing else is stopped or continued, and nothing moves."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def unpaused(h: Host) -> Host:
 
 
 def preempted(mode: str = "exclusive") -> Host:
-    """`13` runs in p1, `12` in n1 is stopped for it."""
+    """`13` runs in p1, and `12` in n1 is stopped for it."""
     return stop(run(run(host(mode, n1=LOW, p1=HIGH), "n1", "12", cpus=4), "p1", "13", cpus=6), "n1", "12")
 
 
@@ -138,7 +138,7 @@ def test_nothing_is_saved_or_restored_while_paused() -> None:
     assert get(up, "p1").lifecycle is Lifecycle.UP
 
 
-# Steps.
+# Steps
 
 STOP_12 = Orders("n1", Order.STOP, (key("12"),))
 

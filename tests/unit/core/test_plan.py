@@ -1,4 +1,4 @@
-"""The steps from what is to what should be: ordered, idempotent, never more than the host has."""
+"""The steps from the present state to the wanted one: ordered, idempotent, never more than the host has."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Actual = dict[str, ActualDomain]
 
 
 def applied(actual: Actual, step: Step) -> Actual:
-    """The world after a step that worked."""
+    """The reading after a step that worked."""
     was = actual[step.domain]
     if isinstance(step, SetCpu):
         new = ActualDomain(step.cap.percent, was.memory_mib, was.orders)
@@ -38,7 +38,7 @@ def applied(actual: Actual, step: Step) -> Actual:
 
 
 def carried_out(h: Host, actual: Actual) -> tuple[Actual, list[Step]]:
-    """All steps, one at a time, computed anew after each, as the daemon does; memory is never given twice."""
+    """All steps, one at a time, computed anew after each, as the daemon does. Memory is never given twice."""
     done: list[Step] = []
     while todo := steps(h, actual):
         actual = applied(actual, todo[0])
@@ -176,7 +176,7 @@ def test_orders_name_each_job_once_with_its_run() -> None:
 
 
 def warned(signal: str) -> float | None:
-    """Until when the stopped job of n1 is only warned, counted from its stop."""
+    """The end of the warning of n1's stopped job, in seconds from its stop."""
     h = host("exclusive", cpus=4, limits=Limits(warn_signal=signal, warn_s=0.5), n1="normal", p1="priority")
     h = claim(run(h, "n1", "1", cpus=4), "p1", "9", cpus=4).host
     domain = h.domain("n1")
@@ -269,7 +269,7 @@ def test_a_domain_lacks_only_what_it_still_has_to_be_given(has: ActualDomain, la
 
 
 def let_go(memory_mib: int = 3_800, order: Order = Order.LIFT, percent: int | None = None) -> bool:
-    """Whether the booked job of n1, which may run again, is ready to be resumed."""
+    """True if the booked job of n1, which may run again, is ready to be resumed."""
     h = stop(pair(), "n1", "1", booked=True)
     domain = h.domain("n1")
     assert domain is not None

@@ -40,7 +40,7 @@ both = pytest.mark.parametrize("mode", ["exclusive", "counted"])
 
 
 def busy(mode: str, limits: Limits | None = None, **facts: object) -> Host:
-    """One normal domain whose only job takes all four CPUs, and one priority domain."""
+    """One normal domain with a job that takes all four CPUs, and one priority domain."""
     h = host(mode, cpus=4, n1="normal", p1="priority", limits=limits)
     return run(h, "n1", "1", cpus=4, **facts)  # type: ignore[arg-type]
 
@@ -73,7 +73,7 @@ def test_a_job_that_is_not_launched_is_not_stopped(mode: str) -> None:
 
 @both
 def test_young_jobs_protect_a_domain_for_a_limited_time_in_a_row(mode: str) -> None:
-    """A stream of jobs of 4 s each: some job is always younger than the minimum run, until 60 s have gone."""
+    """A stream of jobs of 4 s each: some job is always younger than the minimum run, until 60 s have passed."""
     h = host(mode, cpus=4, n1="normal", p1="priority")
     for i in range(20):
         id = str(i)
@@ -114,7 +114,7 @@ def test_an_ending_job_is_neither_stopped_nor_waited_for(mode: str) -> None:
 
 @both
 def test_a_stopped_job_that_is_deleted_is_not_continued_to_die(mode: str) -> None:
-    """Its end needs no CPU, and a priority job has them all."""
+    """Its end needs no CPU, and a priority job has all of them."""
     h = launch(claim(busy(mode), "p1", "9").host, "p1", "9")
     h = listed(h, "n1", ReportedJob(key("1"), cpus=4, suspended=True, ending=True))
     assert wanted(h) == {"1"}
@@ -236,7 +236,7 @@ def test_a_job_that_another_host_wants_stopped_is_preempted_here_too(mode: str) 
 
 @both
 def test_what_another_host_wants_is_not_this_hosts_own_wish(mode: str) -> None:
-    """Else two hosts would hold a job for each other for ever."""
+    """Otherwise two hosts would hold the job for each other for ever."""
     h = books(busy(mode), Booking(key("1"), booked=True, held=True))
     assert wanted(h) == {"1"}
     assert wished(h) == set()
@@ -280,7 +280,7 @@ def test_interactive_and_not_rerunnable_jobs_may_be_stopped_like_others(mode: st
 def test_an_admins_own_resume_is_met_by_the_standing_stop(mode: str) -> None:
     h = launch(claim(busy(mode), "p1", "9").host, "p1", "9")
     h = books(h, Booking(key("1"), booked=True))
-    h = books(later(h, 10))  # PBS no longer holds it, the priority job still runs
+    h = books(later(h, 10))  # PBS has resumed it, but the priority job still runs
     assert wanted(h) == {"1"}
     assert "1" in stopped(h)
 
@@ -300,7 +300,7 @@ def test_a_domain_of_which_only_a_part_is_held_goes_on_with_the_rest_and_says_so
 
 
 def test_two_hosts_do_not_wait_for_what_the_other_keeps_from_them() -> None:
-    """Room for one of two jobs on either host, each of which would take another one first."""
+    """Either host has room for one of two jobs, and each host would take another job first."""
 
     def one(first: str, second: str) -> Host:
         h = host("counted", cpus=4, n1="normal", n2="normal", p1="priority")

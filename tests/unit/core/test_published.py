@@ -1,4 +1,4 @@
-"""What PBS and people are told of a domain beside its state: size, rank, and the reason in a sentence."""
+"""What PBS and people see of a domain besides its state: size, rank, and the reason as a sentence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def why(h: Host, name: str) -> str:
     return states.why(h, get(h, name))
 
 
-# Size.
+# Size
 
 
 def test_a_domain_shows_what_its_jobs_have_and_what_one_more_may_have() -> None:
@@ -32,20 +32,20 @@ def test_a_domain_shows_what_its_jobs_have_and_what_one_more_may_have() -> None:
 
 
 def test_of_several_classes_the_smallest_share_is_shown() -> None:
-    """Protected jobs must leave the reserve of p1 alone, preemptible ones may borrow it."""
+    """Protected jobs must not use p1's reserve; preemptible ones may borrow it."""
     h = run(host("counted", n1="normal", n2="normal", p1="priority cpus=4 frozen"), "n1", "1", cpus=3)
     assert size(h, "n2").cpus == 8 - 4 - 3
     assert size(h, "n1").cpus == 3 + 8 - 4 - 3
 
 
 def test_a_domain_that_accepts_nothing_shows_its_own_size() -> None:
-    """Else PBS would call a waiting job impossible."""
+    """Otherwise PBS would call a waiting job impossible."""
     h = host("counted", memory=4_000, n1="normal down cpus=6 memory=3000", n2="normal down", s1="service cpus=3")
     assert size(h, "n1") == Amount(5, 3_000), "no more CPUs than services leave"
     assert size(h, "n2") == Amount(5, 4_000)
 
 
-# Rank.
+# Rank
 
 
 def test_running_domains_come_first_then_free_ones_then_those_that_would_preempt() -> None:
@@ -64,7 +64,7 @@ def test_each_minute_that_its_victims_were_preempted_puts_a_domain_further_back(
     assert rank(set_domain(h, "n1", preempted_s=89_999.0), "p1") == RANK_WOULD_PREEMPT - 1_000, "no further back"
 
 
-# The sentence: its words are free, what it names is not.
+# The sentence: its words may change, but not what it names
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""When a job of several parts may begin, and when it waits no longer."""
+"""When a job of several parts may begin, and when it stops waiting."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_what_nothing_is_heard_of_is_waited_for_a_while(hub: bool, code: str) ->
 
 
 def test_of_several_hubs_the_one_that_knows_most_counts() -> None:
-    """One may serve another PBS, or have just begun."""
+    """Another hub may serve another PBS, or may have just started."""
     assert together([]) is None
     assert together([(UNHEARD,), ()]) == ()
     assert together([(UNHEARD, UNHEARD), (COMING, UNHEARD)]) == (COMING, UNHEARD)

@@ -1,4 +1,4 @@
-"""What a newly read configuration changes in the facts, and what it leaves alone."""
+"""How a newly read configuration changes the facts, and which facts it keeps."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ from .builders import (
 
 
 def meant(domain: Domain, **changes: Any) -> ConfiguredDomain:
-    """The configuration of a domain as it is, but for `changes`."""
+    """The configuration of a domain as it is, except for `changes`."""
     sizes = (domain.cpus, domain.memory_mib, domain.floor_mib, domain.swap_mib, domain.boot_limit_s)
     return replace(ConfiguredDomain(domain.name, domain.kind, *sizes), **changes)
 
 
 def as_it_is(h: Host, **changes: Any) -> Reconfigured:
-    """The configuration of a host as it is, but for `changes`."""
+    """The configuration of a host as it is, except for `changes`."""
     domains = tuple(meant(d) for d in h.domains)
     return replace(Reconfigured(h.now, h.name, h.mode, h.cpus, h.memory_mib, h.limits, domains), **changes)
 

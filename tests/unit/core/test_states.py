@@ -114,7 +114,7 @@ def test_running_preemptible(mode: str) -> None:
 @both
 @pytest.mark.parametrize("contact", ["hub", "agent"])
 def test_running_preemptible_is_said_of_the_jobs_alone(mode: str, contact: str) -> None:
-    """Whether hub and agent answer decides what a priority sibling may do, not what this domain is."""
+    """Whether hub and agent answer decides what a priority sibling may do, but not what this domain is."""
     h = run(host(mode, cpus=4, hub=contact == "agent", n1="normal", p1="priority"), "n1", "1", cpus=4)
     h = set_domain(h, "n1", agent_lost_at=None if contact == "hub" else T)
     assert state(h, "n1") is State.RUNNING_PREEMPTIBLE

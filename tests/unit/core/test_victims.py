@@ -1,4 +1,4 @@
-"""Who is preempted on a counted host, and who goes on first (docs/rules.md, "Victims", "Resuming")."""
+"""Which domains are preempted on a counted host, and which resume first (docs/rules.md, "Victims", "Resuming")."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .builders import (
 
 
 def full(*sizes: int, cpus: int = 0) -> Host:
-    """A counted host whose domains n1, n2, ... run one stoppable job each of these sizes, and nothing is free."""
+    """A counted host without free CPUs: domains n1, n2, ... run one stoppable job each, of these sizes."""
     names: dict[str, Any] = {f"n{i}": "normal" for i in range(1, len(sizes) + 1)}
     h = host("counted", cpus=cpus or sum(sizes), p1="priority", p2="priority", **names)
     for i, size in enumerate(sizes, 1):
@@ -113,7 +113,7 @@ def test_best_fit_beyond_a_dozen_gives_enough_quickly() -> None:
 
 
 def test_best_fit_stops_nobody_whom_a_later_choice_makes_needless() -> None:
-    """n1 is taken first, for its CPUs; the memory that it lacks comes from n2 and n3, which have CPUs enough, too."""
+    """n1 is taken first for its CPUs. The memory that it lacks comes from n2 and n3, which also have enough CPUs."""
     names: dict[str, Any] = {f"n{i}": "normal swap=9999" for i in range(1, 15)}
     h = host("counted", cpus=20, memory=1_110, p1="priority", **names)
     for name, (cpus, memory) in zip(names, [(5, 0), (3, 600), (1, 400), *([(1, 10)] * 11)], strict=True):
@@ -146,7 +146,7 @@ def test_a_smaller_domain_may_go_before_one_that_does_not_fit_yet() -> None:
 
 
 def overtaking(limit_s: float) -> Host:
-    """n1 (6 CPUs) is preempted longest and passed over by n2 (2 CPUs), which fits beside the priority job."""
+    """n1 (6 CPUs) is preempted longest, and passed over by n2 (2 CPUs), which fits beside the priority job."""
     h = host("counted", n1="normal", n2="normal", n3="normal", p1="priority", limits=Limits(overtaken_s=limit_s))
     h = run(run(run(h, "n1", "1", cpus=6), "n2", "2", cpus=2), "p1", "9", cpus=6)
     return later(stop(stop(h, "n1", "1", since=60), "n2", "2", since=50), 0)
@@ -182,7 +182,7 @@ def test_a_resumed_domain_may_borrow_the_reserve_like_any_preemptible_job() -> N
 
 
 def test_a_claim_resumes_nobody() -> None:
-    # n2 (3 CPUs) is preempted; a claim of 1 CPU must stop n1 (4 CPUs), which would make room for n2
+    # n2 (3 CPUs) is preempted; a claim of 1 CPU must stop n1 (4 CPUs), which would leave room for n2
     h = host("counted", n1="normal", n2="normal", p1="priority")
     h = run(run(run(h, "n1", "1", cpus=4), "n2", "2", cpus=3), "p1", "9", cpus=4)
     h = stop(h, "n2", "2")

@@ -1,4 +1,4 @@
-"""What PBS demands of hooks: of each file, and of the whole text that PBS gets."""
+"""PBS's requirements on hooks: for each file, and for the full text that PBS gets."""
 
 from __future__ import annotations
 

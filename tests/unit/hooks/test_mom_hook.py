@@ -1,4 +1,4 @@
-"""MoM's hook against an agent that says what a test wants."""
+"""MoM's hook with an agent that gives a test's answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HOOK = ("magrathea_mom", hook_text("magrathea_mom"))
 
 
 class FakeAgent:
-    """Answers each request by what `answers` has for its op; None: never. `heard`: what was asked."""
+    """Answers each request from `answers` by its op; None: never. `heard`: the requests."""
 
     def __init__(self, path: Path) -> None:
         self.answers: dict[str, Any] = {}
@@ -58,7 +58,7 @@ class FakeAgent:
 
 @pytest.fixture
 def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An agent is configured on this machine; the path of its socket."""
+    """An agent is configured on this machine; returns the path of its socket."""
     path = tmp_path / "agent.sock"
     config = tmp_path / "agent.json"
     config.write_text(json.dumps({"channel": "unix:/x", "socket": str(path), "state": "/y"}))
@@ -147,7 +147,7 @@ def test_an_agent_that_never_answers_is_given_up_within_two_seconds_and_the_clai
     refused = run("execjob_begin", a_job())
     assert not refused.accepted
     assert refused.changes["Execution_Time"] > time.time() + 1
-    assert refused.ms < 2000 + 500  # the bound is the hook's own; the rest is for a busy machine
+    assert refused.ms < 2000 + 500  # the hook's own bound, and time for a busy machine
     assert [request["op"] for request in agent.heard] == ["claim", "release"]
     assert agent.heard[1]["job"] == {"id": "12.srv", "run": 2}
 
@@ -210,7 +210,7 @@ def test_a_job_on_several_vnodes_claims_this_moms_part_only(
     ("mem", "memory_mib"), [("100m", 100), ("100MB", 100), ("1gw", 8192), ("2097152w", 16), ("1", 1), ("1T", 2**20)]
 )
 def test_sizes_as_qrun_takes_them(agent: FakeAgent, mem: str, memory_mib: int) -> None:
-    """An administrator's `qrun -H` becomes the exec_vnode as it was typed; the scheduler's own has kb only."""
+    """`qrun -H` puts an administrator's text into exec_vnode unchanged; the scheduler itself writes kb only."""
     assert run("execjob_begin", a_job(exec_vnode=f"(n1:NCPUS=1:mem={mem})")).accepted
     claimed = agent.heard[0]["job"]
     assert (claimed["cpus"], claimed["memory_mib"]) == (1, memory_mib)
@@ -298,7 +298,7 @@ def test_the_first_host_of_several_asks_for_all_of_them(agent: FakeAgent) -> Non
 
 
 def test_very_many_parts_are_asked_for_in_turns(agent: FakeAgent) -> None:
-    """All at once would not fit a line of the guest channel."""
+    """All parts together would not fit a line of the guest channel."""
     agent.answers["prepared"] = [{"ok": True, "ready": ready} for ready in (True, False, True, True)]
     names = [f"n{number:03}" for number in range(450)]
     assert run("execjob_prologue", a_job(exec_vnode="+".join(f"({name}:ncpus=1)" for name in names))).accepted

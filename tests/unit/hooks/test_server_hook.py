@@ -1,4 +1,4 @@
-"""The runjob hook: every rule by name, run through a `pbs` module as PBS would."""
+"""The runjob hook: every rule by name, run through a `pbs` module as PBS does."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def heartbeat(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path, heartbeat: Path) -> Run:
-    """Run the hook for a job; the others run on the vnodes that their exec_vnode names."""
+    """Run the hook for a job; the other jobs run on the vnodes of their exec_vnode."""
     config = tmp_path / "hook.json"
     config.write_text(json.dumps({"heartbeat": str(heartbeat), "heartbeat_max_age_s": 30}))
 
@@ -64,7 +64,7 @@ def run(tmp_path: Path, heartbeat: Path) -> Run:
 
 
 def code(outcome: HookOutcome) -> str:
-    """The refusal's stable word."""
+    """The refusal's code."""
     assert not outcome.accepted
     return outcome.message.removeprefix("magrathea: ").partition(":")[0]
 
@@ -125,7 +125,7 @@ def test_exclusive_chunks_in_two_domains_of_a_host_are_refused(run: Run) -> None
 
 def test_a_job_that_has_ended_meanwhile_is_no_matter(run: Run) -> None:
     vnodes = exclusive()
-    vnodes["p1"]["jobs"] = "1.srv/0"  # still in the list, no longer known
+    vnodes["p1"]["jobs"] = "1.srv/0"  # still in the list, but unknown to the server
     assert run(job("2.srv", "protected", "n1"), vnodes).accepted
 
 

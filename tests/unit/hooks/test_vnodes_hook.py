@@ -1,4 +1,4 @@
-"""The hook for vnodes: what it sets in which run, and what the folder that is not its own can do to it."""
+"""The hook for vnodes: what it sets in which run, and what a folder of another user can do to it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IN_MAINTENANCE = 0x20000
 
 
 class Vnode:
-    """As PBS's module does it: an empty text is taken, and then complained of."""
+    """Like a vnode of PBS's module: accepts an empty text, then raises."""
 
     def __init__(self, state: int = 0, siblings: str | None = "p1") -> None:
         self.name = "n1"
@@ -35,7 +35,7 @@ class Vnode:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """Run the hook for a request about n1; what it answers."""
+    """Run the hook for a request about n1; return its answer."""
     config = tmp_path / "hook.json"
     config.write_text(json.dumps({"heartbeat": str(tmp_path / "heartbeat")}))
 

@@ -1,4 +1,4 @@
-"""A farm, a fake PBS and a clock that only tests move: what the hub's shell does, without threads or sockets."""
+"""A farm, a fake PBS and a clock that only tests move: the work of the hub's shell, without threads or sockets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.fakes.reports import NOW, snapshot
 
 
 class SimHub:
-    """`at` is the time on both clocks. Actions are carried out at once by `settle`, or one by one by the test."""
+    """`at`: the time on both clocks. `settle` carries out actions at once; a test can carry them out one by one."""
 
     def __init__(
         self, pbs: FakePbs, entries: Iterable[LedgerEntry] = (), at: float = NOW, *, read: bool = True
@@ -30,13 +30,13 @@ class SimHub:
             self.read()
 
     def read(self) -> None:
-        """A comparison with PBS."""
+        """Compare with PBS."""
         connection = self.pbs.connect()
         self.farm.read_vnodes(connection.vnodes(), connection.server())
         self.notes += self.farm.read_jobs(connection.jobs(), self.at)
 
     def says(self, host: str, *domains: DomainReport) -> None:
-        """A host's next snapshot."""
+        """Send a host's next snapshot."""
         self.revisions[host] = self.revisions.get(host, 0) + 1
         made = snapshot(*domains, host=host, revision=self.revisions[host], at=self.at)
         self.farm.snapshot(made, self.at, self.at)
@@ -51,7 +51,7 @@ class SimHub:
         return found
 
     def carry_out(self, action: Action) -> Outcome:
-        """In PBS, but the farm does not know yet."""
+        """Carry it out in PBS, without reporting it to the farm."""
         self.done.append(action)
         try:
             outcome = perform(self.pbs.connect(), action)
@@ -65,7 +65,7 @@ class SimHub:
         self.notes += self.farm.outcome(outcome)
 
     def settle(self, until_s: float = 0.0) -> list[Action]:
-        """Carry out all that is due, for `until_s` seconds in which nothing else happens; what was done."""
+        """Carry out all that is due, for `until_s` seconds without other events; return the actions."""
         before = len(self.done)
         end = self.at + until_s
         for _ in range(10_000):
@@ -82,7 +82,7 @@ class SimHub:
         raise AssertionError(f"never at rest: {self.done[-5:]}")
 
     def after(self, seconds: float) -> list[Action]:
-        """Time goes on, with comparisons as the hub does them; what was done."""
+        """Let time pass, with comparisons as in the hub; return the actions."""
         before = len(self.done)
         end = self.at + seconds
         while self.at < end:
@@ -95,7 +95,7 @@ class SimHub:
         return self.done[before:]
 
     def books(self, host: str = "h1") -> list[tuple[str, bool, bool]]:
-        """(job, booked, held) of each job that the host is told of."""
+        """(job, booked, held) of each job in the host's books."""
         entries: list[BookEntry] | None = self.farm.books(host)
         assert entries is not None
         return [(entry.id, entry.booked, entry.held) for entry in entries]

@@ -1,4 +1,4 @@
-"""Whose vnode it is: a name is for the host that it is bound to, whoever speaks of it first."""
+"""To which host a vnode belongs: a name is bound to a host, whichever host reports it first."""
 
 from __future__ import annotations
 

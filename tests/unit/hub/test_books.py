@@ -190,10 +190,10 @@ def test_a_suspend_without_an_answer_is_looked_after_until_it_cannot_happen_any_
     pbs.breaks = silent
     hub.says("h1", domain("n1", [stopped()]))
     hub.settle(1)
-    hub.says("h1", domain("n1", [report()]))  # lifted meanwhile: it was not booked
+    hub.says("h1", domain("n1", [report()]))  # lifted meanwhile, because it was not booked
     hub.settle(60)
     assert hub.state() == "R"
-    pbs.suspend_by_admin("1.srv")  # the MoM wakes: our suspend happens after all
+    pbs.suspend_by_admin("1.srv")  # the MoM answers again: our suspend takes effect after all
     hub.settle(6)
     assert hub.state() == "R"
     hub.after(books.DOUBT_S + 60)

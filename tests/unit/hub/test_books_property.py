@@ -1,7 +1,7 @@
-"""Whatever happens in whatever order: the books come right, and nobody else's suspend is undone.
+"""Whatever happens in whatever order, the books become right, and suspends of others are never undone.
 
 Two hosts share one job; each has one of its own. Hosts change their wishes, admins suspend and resume, calls fail
-before, after or instead of taking effect, the hub is killed at any moment and started again with what is on disk.
+before, after or instead of taking effect. The hub is killed at any moment, and started again with what is on disk.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Books(RuleBasedStateMachine):
             self.speak(host)
 
     def speak(self, host: str) -> None:
-        """The host's snapshot; as the core has it: a job is stopped while wanted so, booked or held."""
+        """Send the host's snapshot. As in the core, a job is stopped while it is wanted so, booked or held."""
         told = {e.id: e for e in self.hub.farm.books(host) or []} if host in self.hub.farm.hosts else {}
         reports: list[JobReport] = []
         for id, vnodes in JOBS.items():
@@ -79,7 +79,7 @@ class Books(RuleBasedStateMachine):
             self.unclear.discard(id)
 
     def ours_under_way(self, id: str) -> bool:
-        """Whether the hub may have to do with the job just now: then whose suspend it is cannot be told apart."""
+        """True if the hub may be acting on the job now. Then nobody can tell to whom a suspend belongs."""
         wanted = any(stop for (_, wanted), stop in self.wants.items() if wanted == id)
         return wanted or any(key.id == id for key in self.hub.farm.entries)
 
@@ -110,7 +110,7 @@ class Books(RuleBasedStateMachine):
             self.pbs.breaks = lose
         outcome = self.hub.carry_out(action)
         self.pbs.breaks = nothing_breaks
-        if how == "unheard":  # it was done, but nobody heard of it
+        if how == "unheard":  # it was done, but the answer was lost
             error = PbsError(Code.PROTOCOL, "no answer", transient=True)
             outcome = Outcome(action, False, False, None, None, self.hub.at, error)
         self.hub.tell(outcome)
@@ -122,7 +122,7 @@ class Books(RuleBasedStateMachine):
     @rule()
     def the_hub_is_killed_and_starts_again(self) -> None:
         revisions, at = self.hub.revisions, self.hub.at
-        # Written down and not done yet, and an admin was quicker: whose suspend it is cannot be told apart afterwards.
+        # recorded but not done yet, and an admin was quicker: afterwards nobody can tell to whom the suspend belongs
         asked = {action.key.id for action in self.under_way if isinstance(action, Suspend)}
         self.unclear |= self.foreign & asked
         self.foreign -= asked

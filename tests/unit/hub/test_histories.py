@@ -1,4 +1,4 @@
-"""The hub asks hosts about their histories: each answers, or it is said why not; nothing is waited for in vain."""
+"""The hub asks hosts for their histories: each answers, or the reason is reported; no wait is without a bound."""
 
 from __future__ import annotations
 

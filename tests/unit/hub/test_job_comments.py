@@ -1,4 +1,4 @@
-"""The owner of a job whose prologue waits for memory sees in its comment how far that is."""
+"""While a prologue waits for memory, the job's comment shows its owner the progress."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs whose guests or hosts are gone: when they are requeued, when not, and who is told (hub/books.py)."""
+"""Jobs of guests or hosts that are gone: when they are requeued, when not, and who is informed (hub/books.py)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pbs() -> FakePbs:
 
 @pytest.fixture
 def hub(pbs: FakePbs) -> SimHub:
-    """Its job is booked."""
+    """A hub with a booked job."""
     hub = SimHub(pbs)
     hub.says("h1", domain("n1", [stopped()]))
     hub.settle(1)
@@ -56,7 +56,7 @@ def test_while_no_mom_is_there_it_is_not_requeued_but_people_are_told(hub: SimHu
 
 @pytest.mark.parametrize("down_s", [0.0, 100.0, LONG_S])
 def test_it_is_requeued_when_its_guest_is_back_without_it(hub: SimHub, pbs: FakePbs, down_s: float) -> None:
-    """Also before PBS has missed the guest at all."""
+    """Also if PBS has not noticed yet that the guest was gone."""
     if down_s:
         pbs.put_vnode("n1", "down")
     hub.says("h1", domain("n1", state=State.DOWN))
@@ -115,7 +115,7 @@ def test_where_pbs_requeues_nothing_we_neither_requeue_nor_tell(hub: SimHub, pbs
 
 
 def test_a_mom_that_goes_in_the_moment_of_the_rerun_is_noticed(hub: SimHub, pbs: FakePbs) -> None:
-    """What was read at the last comparison may be a minute old."""
+    """The last comparison may be a minute old."""
     hub.says("h1", domain("n1", state=State.DOWN))
     hub.after(1)
     hub.says("h1", domain("n1"))
@@ -142,7 +142,7 @@ def test_a_rerun_whose_mom_never_answered_is_asked_for_again(hub: SimHub, pbs: F
 
 
 def test_a_hub_that_was_away_learns_from_the_failed_resume(hub: SimHub, pbs: FakePbs) -> None:
-    """It has seen neither the guest's end nor PBS miss it."""
+    """It has seen neither the guest's end nor PBS's reaction."""
 
     def unknown_to_mom(operation: str, subject: str) -> None:
         if operation == "admin_resume":
@@ -179,8 +179,8 @@ def test_one_that_may_not_be_rerun_is_booked_again_after_an_admins_resume_also_b
 
 
 class TestJobsThatRan:
-    """PBS itself requeues them after node_fail_requeue, or by what a MoM that comes back with its files says; not if
-    the guest is back before that, and without them."""
+    """PBS itself requeues them after node_fail_requeue, or when a MoM comes back with its files. It does not if the
+    guest comes back earlier and without the files."""
 
     @pytest.fixture
     def hub(self, pbs: FakePbs) -> SimHub:

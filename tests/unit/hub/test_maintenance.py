@@ -1,4 +1,4 @@
-"""What PBS's server is made to forget, and vnodes that it has put into maintenance for no job."""
+"""What PBS's server is made to forget, and vnodes that it has put into maintenance without a job."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .simulated_hub import SimHub
 
 COMPARE_S = 60
 RESTED_S = QUIET_S + COMPARE_S
-"""So long after a preemption the hook is asked, at the latest, where another one may follow."""
+"""At most so long after a preemption the hook is asked, if another preemption may follow."""
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def pbs() -> FakePbs:
 
 @pytest.fixture
 def hub(pbs: FakePbs) -> SimHub:
-    """Its host's vnodes are cleaned already."""
+    """A hub with a host that has clean vnodes."""
     hub = SimHub(pbs)
     hub.says("h1", domain("n1", [report()]), domain("p1"))
     hub.after(RESTED_S)
@@ -41,19 +41,19 @@ def asked(hub: SimHub) -> dict[str, str]:
 
 
 def hook(hub: SimHub) -> None:
-    """The hook has done all that it was asked for."""
+    """The hook has done everything that it was asked for."""
     hub.farm.maintenance.answered(
         {name: (number, EMPTIED) for name, (number, _) in hub.farm.maintenance.requests.items()}
     )
 
 
 def restarted(pbs: FakePbs, name: str = "n1") -> None:
-    """The server comes up with an old name on the vnode."""
+    """The server has restarted and shows an old name on the vnode."""
     pbs.vnodes[name] = pbs.vnodes[name].__class__(name, {}, frozenset({"maintenance"}), ("0.srv",))
 
 
 def named(hub: SimHub) -> None:
-    """The hook is half through."""
+    """The hook has done the first of its two runs."""
     hub.farm.maintenance.answered(
         {name: (number, NAMED) for name, (number, _) in hub.farm.maintenance.requests.items()}
     )
@@ -101,7 +101,7 @@ def test_preemptions_in_close_succession_never_meet_the_hook(hub: SimHub, pbs: F
 
 
 def test_a_vnode_without_a_preemptible_job_is_cleaned_at_once(hub: SimHub, pbs: FakePbs) -> None:
-    """Nothing could end its maintenance after a restart of the server, and nobody can preempt on it soon."""
+    """Nothing could end its maintenance after a restart of the server, and no preemption is possible there soon."""
     hub.says("h1", domain("n1", [stopped()]), domain("p1"))
     hub.settle(1)
     pbs.end("1.srv")
@@ -145,7 +145,7 @@ def test_an_admins_suspension_under_a_request_holds_the_hook_up(hub: SimHub, pbs
 
 
 def test_no_suspend_while_the_hook_is_half_through(hub: SimHub, pbs: FakePbs) -> None:
-    """A job whose suspension began and ended now would leave its vnode in maintenance, with nobody to end it."""
+    """If a job's suspension began and ended now, its vnode would stay in maintenance, with nobody to end it."""
     requested(hub)
     named(hub)
     hub.says("h1", domain("n1", [stopped()]), domain("p1"))

@@ -1,4 +1,4 @@
-"""What the hub tells a job's first host of the job's parts on other hosts."""
+"""What the hub reports to a job's first host about the job's parts on other hosts."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_nothing_counts_as_ready_that_no_host_has_spoken_of() -> None:
 
 def test_a_hub_that_has_just_begun_knows_nothing_before_it_has_read_pbs_and_heard_the_hosts() -> None:
     pbs = FakePbs("n1", "n2", "free")
-    SimHub(pbs).says("h2", part("n2", None))  # it is registered, and the hub that did it is no more
+    SimHub(pbs).says("h2", part("n2", None))  # registered by a hub that no longer exists
     pbs.connect().set_vnode("n2", {"resources_available.magrathea_host": "h2"})
     hub = SimHub(pbs, read=False)
     assert [stage for stage, _ in told(hub, "n2", "free")] == [Stage.UNHEARD] * 2

@@ -1,4 +1,4 @@
-"""A job whose start was refused has a comment that says why, as soon as PBS has it back from its MoM."""
+"""If a job's start was refused, its comment has the reason as soon as PBS has it back from its MoM."""
 
 from __future__ import annotations
 

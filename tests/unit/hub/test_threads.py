@@ -1,4 +1,4 @@
-"""The publisher's thread and the pool's, against a PBS in memory that fails and hangs. Every wait has a bound."""
+"""The publisher's thread and the pool's, with a PBS in memory that fails and hangs. Every wait has a bound."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def wait(condition: Callable[[], bool], what: str) -> None:
 
 
 LONG_ENOUGH_S = 1.0
-"""For a call that does nothing, on a busy machine; one that hangs is waited for so long."""
+"""Bound for a call that does nothing, on a busy machine; a call that hangs is waited for this long."""
 
 
 class Publishing:
@@ -84,7 +84,8 @@ def test_a_vnode_that_is_back_wakes_the_scheduler_if_it_accepts_something(publis
         reads = len(publishing.reads)
         publishing.publisher.compare()
         wait(lambda: len(publishing.reads) > reads, "comparison")
-        publishing.publisher.want({"n2": {RANK: str(reads)}})  # what follows a comparison is over when this is there
+        # once this is published, the work after a comparison is over
+        publishing.publisher.want({"n2": {RANK: str(reads)}})
         wait(lambda: publishing.shown("n2", RANK) == str(reads), "publication")
         return pbs.count("wake_scheduler")
 
@@ -152,7 +153,7 @@ def test_a_frozen_vnode_is_put_offline_with_its_reason_and_taken_off_again(
 
 @pytest.mark.parametrize("wish", [FROZEN, ""])
 def test_an_admins_own_offline_stands_whatever_is_wanted(publishing: Publishing, pbs: FakePbs, wish: str) -> None:
-    pbs.connect().set_offline("n1", "disk broken")  # after the comparison: the publisher does not know yet
+    pbs.connect().set_offline("n1", "disk broken")  # after the comparison, so that the publisher does not know it yet
     publishing.publisher.want({"n1": {ACCEPTS: "none", OFFLINE: wish}})
     wait(lambda: publishing.shown("n1", ACCEPTS) == "none", "publication")
     publishing.publisher.compare()

@@ -1,4 +1,4 @@
-"""What vnodes show: values, differences, whose vnode it is, leases."""
+"""What vnodes show: values, differences, owners, leases."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_services_are_no_siblings_and_their_cpus_are_not_the_hosts() -> None:
     ("services", "others", "left"), [(2, 0, "14"), (12, 0, "4"), (0, 12, "4"), (10, 3, "3"), (10, 9, "0")]
 )
 def test_what_services_have_is_not_the_hosts_however_much_it_is(services: int, others: int, left: str) -> None:
-    """Of a whole host, as its daemon reports it: the server's hook counts by it."""
+    """For a whole host, as its daemon reports it: the server's hook counts with it."""
     n1 = Domain("n1", Kind.NORMAL, 16, lifecycle=Lifecycle.UP, agent_lost_at=None)
     domains = (n1, Domain("s1", Kind.SERVICE, services)) if services else (n1,)
     host = Host("h1", Mode.COUNTED, 16, 4096, domains, others=Amount(others, 0))
@@ -266,7 +266,7 @@ def test_nothing_is_published_before_pbs_was_read() -> None:
 def test_an_alert_is_told_once_as_long_as_it_lasts() -> None:
     hub = SimHub(FakePbs("n1"))
     hub.says("h1", domain("n2"))
-    assert hub.farm.publication(hub.at)[1] == []  # the snapshot itself has told it
+    assert hub.farm.publication(hub.at)[1] == []  # the snapshot itself has reported it
     hub.says("h1", domain("n1"))
     hub.farm.publication(hub.at)
     made = snapshot(domain("n2"), revision=9)

@@ -1,4 +1,4 @@
-"""A job that is warned before its stop is suspended in PBS no earlier: PBS's own SIGSTOP would cut its time short."""
+"""A job that is warned before its stop is not suspended earlier in PBS: PBS's own SIGSTOP would shorten its time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_the_suspend_waits_until_its_time_is_over(hub: SimHub) -> None:
 
 
 def test_the_time_counts_from_the_snapshot_whatever_the_hosts_clock_says(hub: SimHub) -> None:
-    hub.at += 1000  # the host's is so much behind
+    hub.at += 1000  # the host's clock is 1000 s behind
     made = [report(stop=True, stopped_since=NOW, warned_until=NOW + 2)]
     hub.at, late = NOW, hub.at
     hub.says("h1", domain("n1", made))

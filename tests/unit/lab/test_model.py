@@ -1,4 +1,4 @@
-"""Where a job fits, on the stand-in: as OpenPBS's scheduler decides it, as far as Magrathea depends on it."""
+"""Where a job fits on the stand-in: as OpenPBS's scheduler decides, as far as Magrathea depends on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stand-in's MoM on a character device, as a virtio-serial port in a guest is one."""
+"""The stand-in's MoM on a character device, like a virtio-serial port in a guest."""
 
 from __future__ import annotations
 

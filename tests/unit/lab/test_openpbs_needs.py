@@ -1,4 +1,4 @@
-"""What this machine lacks for a private OpenPBS is told in one line that names the fix."""
+"""What this machine lacks for a private OpenPBS is reported in one line that names the fix."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LDD = "\tlibical.so.3 => /lib/libical.so.3 (0x0)\n\tlibpq.so.5 => not found\n"
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """OpenPBS, its two programs set-uid, on a machine that permits everything."""
+    """OpenPBS with its two set-uid programs, on a machine that permits everything."""
     (tmp_path / "sbin").mkdir()
     for name in ("pbs_server", "pbs_mom", "pbs_iff", "pbs_rcp"):
         (tmp_path / "sbin" / name).write_text("")

@@ -1,4 +1,4 @@
-"""The stand-in's `pbs` module: hooks see what OpenPBS shows them, and what they say is understood."""
+"""The stand-in's `pbs` module: hooks see what OpenPBS shows them, and their answers are understood."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_as_a_program_it_is_a_process_per_event(tmp_path: Path) -> None:
     assert (outcome["accepted"], outcome["message"]) == (False, "n1")
 
 
-# The very server hook
+# The real server hook
 
 
 def vnode(siblings: str | None, jobs: str | None = None) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def vnode(siblings: str | None, jobs: str | None = None) -> dict[str, Any]:
 
 
 def ask_runjob(tmp_path: Path, cls: str, other: str | None, managed: bool = True) -> HookOutcome:
-    """A job of class `cls` for p1, whose sibling n1 has a job of class `other`."""
+    """The hook's outcome for a job of class `cls` in p1, while the sibling n1 has a job of class `other`."""
     (tmp_path / "heartbeat").touch()
     config = tmp_path / "hook.json"
     config.write_text(fleet.hook_json(tmp_path / "heartbeat"), encoding="utf-8")
@@ -139,7 +139,7 @@ def test_the_server_hook_leaves_other_vnodes_alone(tmp_path: Path) -> None:
     assert ask_runjob(tmp_path, "preemptible", "protected", managed=False).accepted
 
 
-# The very MoM hook
+# The real MoM hook
 
 
 def test_the_mom_hook_leaves_where_no_agent_is_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The loop whose time passes only when somebody waits for it."""
+"""The loop with virtual time, which passes only when all tasks wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting for a condition: what it returns, and what it says when nothing comes."""
+"""Waiting for a condition: its result, and its message if nothing comes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's proof: it must see it when a preempted job ran on, was not continued, or lost its work."""
+"""The demo's proof must notice a preempted job that kept running, was not continued, or lost its work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def finished(output: str = RIGHT, exit_status: int = 0) -> Watched:
 
 
 class Scripted:
-    """A cluster that shows one job's states and counters one after the other, a pair for each look."""
+    """A cluster that shows one job's states and counters one after the other, one item for each look."""
 
     hosts: Sequence[HostSpec] = (EXCLUSIVE,)
 

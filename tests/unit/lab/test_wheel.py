@@ -1,4 +1,4 @@
-"""The wheel has all that runs from it: every package, the laboratory's guests too, and no test."""
+"""The wheel has every package that runs from it, also the laboratory's guests, and no test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`magrathea host adopt`: what it proposes, what it changes and what it refuses; on libvirt's own test driver."""
+"""`magrathea host adopt`: what it proposes, changes and refuses, on libvirt's own test driver."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_admins_word_goes_before_a_guess() -> None:
 
 
 def test_a_floor_is_what_the_guest_uses_and_a_margin() -> None:
-    assert adopt.floor_mib(found(used_mib=205)) == 304  # 205 + 96, up to the next 16
+    assert adopt.floor_mib(found(used_mib=205)) == 304  # 205 + 96, rounded up to a multiple of 16
     assert adopt.floor_mib(found(used_mib=5)) == adopt.LEAST_FLOOR_MIB
     assert adopt.floor_mib(found()) == adopt.UNKNOWN_FLOOR_MIB
     assert adopt.floor_mib(found(mib=256)) == 256

@@ -1,4 +1,4 @@
-"""The guest channel against agents that are slow, stale, broken or hostile."""
+"""The guest channel with agents that are slow, stale, broken or hostile."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OTHER = "fedcba9876543210"
 
 
 class Listener:
-    """Notes what it is told; answers as told."""
+    """Records what it gets, and gives the test's answers."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -48,20 +48,20 @@ class Listener:
 
 
 class Agent:
-    """The other side, by hand."""
+    """The agent's end, played by the test."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
         self.daemon = ""
         self.answered = ""
-        """Whose hello the daemon has answered last."""
+        """The agent's hello that the daemon has answered last."""
 
     def send(self, *messages: dict[str, Any] | bytes) -> None:
         for message in messages:
             self.writer.write(message if isinstance(message, bytes) else json.dumps(message).encode() + b"\n")
 
     async def hear(self) -> dict[str, Any]:
-        """The next message, but for hellos that answer this agent's own."""
+        """The next message, except hellos that answer this agent's own."""
         while "peer" in (heard := await self.line()):
             self.answered = heard["peer"]
         return heard
@@ -329,9 +329,9 @@ def test_an_agent_that_says_nothing_is_given_up_and_found_again_on_the_same_conn
         assert not s.channel.connected
         while (heard := await agent.hear())["type"] != "hello":  # the request was repeated meanwhile
             pass
-        assert heard["session"] != agent.daemon  # so that a living agent greets anew
+        assert heard["session"] != agent.daemon  # so that a living agent sends a hello again
         await asyncio.sleep(wire.HELLO_AGAIN_S + 0.1)
-        agent.send(release(1))  # it has not read that yet: its request is void, and it is told again
+        agent.send(release(1))  # it has not read that yet: its request is void, and is sent again
         assert (await agent.hear())["type"] == "hello"
         agent.send(b"\n", hello(OTHER), release(2, OTHER))
         while (heard := await agent.hear())["type"] != "answer":

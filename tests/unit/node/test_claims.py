@@ -1,4 +1,4 @@
-"""What a claim is answered when what had to be stopped has not stopped in time, or the claim has gone meanwhile."""
+"""The answer to a claim if jobs have not stopped in time, or if the claim has ended meanwhile."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.unit.core.builders import host, run
 
 
 class NeverStops:
-    """A switch whose agent never confirms anything."""
+    """A switch with an agent that never confirms anything."""
 
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
@@ -93,7 +93,7 @@ class Lacking:
 
 
 def test_a_job_waits_for_its_parts_in_all_domains_of_its_host() -> None:
-    """Only a counted host has a job in two domains; none of its other hosts is asked for."""
+    """Only a counted host has a job in two domains. Its other hosts are not asked."""
     facts = host("counted", cpus=8, n1="normal", p1="priority", p2="priority")
     for name in ("p1", "p2"):
         facts = run(facts, name, "9.srv", cpus=1)
@@ -116,7 +116,7 @@ def test_a_job_waits_for_its_parts_in_all_domains_of_its_host() -> None:
 
 
 def test_a_job_waits_as_long_as_its_prologue_asks_whatever_processes_of_it_are_seen() -> None:
-    """A process of an earlier run that has escaped carries the job's id, and the agent reports a launch."""
+    """An escaped process of an earlier run has the job's id, so the agent reports a launch."""
     owner = Owner(run(host("exclusive", cpus=8, n1="normal", p1="priority"), "p1", "9.srv", cpus=1))
     key = JobKey("9.srv", 1)
     job = owner.host.domain("p1").job(key)  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""The configuration file: what is good, what is refused by name, line and fix, and what a reload takes over."""
+"""The configuration file: what is accepted, what is refused with name, line and fix, and what a reload changes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def parsed(folder: Path, text: str) -> NodedConfiguration:
 
 
 def configured(c: NodedConfiguration) -> Host:
-    """The host of which nothing is known but its configuration."""
+    """The host as its configuration describes it, without other facts."""
     return handle(UNKNOWN_HOST, c.reconfigured(1.0))[0]
 
 

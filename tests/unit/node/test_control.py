@@ -1,4 +1,4 @@
-"""The control socket: who may ask what, and what becomes of nonsense."""
+"""The control socket: who may ask for what, and what happens to invalid requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the node daemon's control socket lets whom do, and what it says of it: the operations over bare facts."""
+"""Who may use which operation of the node daemon's control socket, and the answers: the operations on bare facts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CHANGING: list[dict[str, object]] = [
 
 
 class Owner:
-    """A daemon that is facts and a journal, and acts on nothing."""
+    """A daemon with facts and a journal, which does not act."""
 
     def __init__(self, folder: Path, facts: Host) -> None:
         self.host = facts

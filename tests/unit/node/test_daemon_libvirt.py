@@ -1,4 +1,4 @@
-"""The real daemon on libvirt's own test hypervisor: what it makes of what the driver says of services and abilities."""
+"""The real daemon on libvirt's own test hypervisor: how it uses the driver's reports of services and abilities."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ memory_mib = 256
 
 @pytest.fixture
 def connection() -> Iterator[Any]:
-    """Two workers and twelve services, of which the configuration names one."""
+    """Two workers and twelve services; the configuration names one of the services."""
     workers = [xml(name, 1024, 4, balloon=False) for name in ("n1", "n2")]
     services = [xml(f"service{number}", SERVICE_MIB, 1, balloon=False) for number in range(SERVICES)]
     with only_domains(*workers, *services) as made:

@@ -1,4 +1,4 @@
-"""The installer for guests: what it puts where, in an image and in a living guest without systemd."""
+"""The installer for guests: which files it installs where, in an image and in a running guest without systemd."""
 
 from __future__ import annotations
 

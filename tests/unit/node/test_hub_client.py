@@ -1,4 +1,4 @@
-"""The daemon's channel to its hub: found, lost, asked again, and what is no message."""
+"""The daemon's channel to its hub: found, lost, asked again, and invalid messages."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class FakeHub:
 
 
 class DaemonsEnd:
-    """A host that says of itself what the test wants."""
+    """A host that reports what the test wants."""
 
     def __init__(self, endpoints: list[str], **keys: str) -> None:
         self.told: list[object] = []
@@ -145,7 +145,7 @@ def test_a_hub_that_asks_is_sent_the_same_revision_again() -> None:
     async def test(hub: FakeHub, host: DaemonsEnd) -> None:
         first = await hub.hear()
         await hub.say(BEAT)
-        await hub.hear()  # a hub that has just been heard of gets it, too
+        await hub.hear()  # a hub that has just been found gets it too
         await hub.say(encode(Resend()))
         again = await hub.hear()
         assert isinstance(first, Snapshot) and isinstance(again, Snapshot)
@@ -176,7 +176,7 @@ def test_a_hub_that_is_heard_is_asked_for_the_parts_of_a_job_on_other_hosts() ->
             asked = await hub.hear(PartsAsked)
             assert isinstance(asked, PartsAsked)
             assert (asked.sender, asked.job, asked.run, asked.vnodes) == ("h1", "7.srv", 2, ["n2"])
-            await hub.say(encode(PartsTold(id=asked.id + 100, parts=[part, part])))  # somebody else's
+            await hub.say(encode(PartsTold(id=asked.id + 100, parts=[part, part])))  # an answer to another question
             await hub.say(encode(PartsTold(id=asked.id, parts=parts)))
             await hub.say(encode(PartsTold(id=asked.id, parts=[part, part])))  # too late
             assert await asking == tuple(Unready(p.stage, p.text) for p in parts)
@@ -199,7 +199,7 @@ def test_a_hub_that_does_not_answer_says_nothing(monkeypatch: pytest.MonkeyPatch
 def test_a_guest_that_asks_without_end_is_not_heard_more_often_and_keeps_no_other_guest_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A hub that hears too much of a host hears nothing more of it."""
+    """A hub that gets too much from a host ignores all of it."""
     monkeypatch.setattr(hub_client, "PACE_S", 600.0)
     heard = []
 
@@ -256,7 +256,7 @@ def test_a_silent_hub_is_lost_and_found_again(monkeypatch: pytest.MonkeyPatch) -
         await hub.hear()
         await hub.say(BEAT)
         await host.until_told("lost")
-        await hub.hear()  # offered again, unasked
+        await hub.hear()  # sent again without a question
         await hub.say(BEAT)
         async with asyncio.timeout(BOUND_S):
             while host.told.count("found") < 2:

@@ -1,4 +1,4 @@
-"""The journal: what it keeps, and what happens when it is damaged, full, old or too new."""
+"""The journal: what it keeps, and what happens if it is damaged, full, old or too new."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_history_names_event_decision_domain_and_job(journal: Journal) -> No
 
 def test_history_is_pruned_and_preempted_seconds_are_kept_for_good(journal: Journal) -> None:
     journal.commit(host(10.0), None, (ev.Noted("n1", ev.Note.RELEASED, KEY, "", 7.5),))
-    # The facts still have the job: what they say counts. Without it the decision does.
+    # if the facts still have the job, they count; else the decision does
     journal.commit(Host("h1", Mode.COUNTED, 8, 4096, now=11.0), None, (ev.Noted("n1", ev.Note.RELEASED, KEY, "", 7.5),))
     journal.tidy(keep_since=1000.0)
     assert journal.history() == []
@@ -91,7 +91,7 @@ def test_what_a_job_was_preempted_for_is_found_again(journal: Journal) -> None:
 
 
 def test_what_an_earlier_version_noted_is_read(journal: Journal) -> None:
-    """Its words, as they stand in the journals of all hosts."""
+    """The words are those in all hosts' journals."""
     words = "preempted continued adopted boot-failed freeze-failed released expired missing domain-down newer-run"
     for word in words.split():
         data = f'{{"domain":"n1","what":"{word}","key":["1.srv",1],"text":"9.srv (run 1)","preempted_s":0.0}}'
@@ -192,7 +192,7 @@ def test_facts_that_cannot_be_read_are_an_error_and_not_an_empty_host(tmp_path: 
 
 @pytest.fixture
 def small_files() -> Iterator[int]:
-    """No file may grow beyond this: what a full disk does."""
+    """No file may grow beyond this, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     limit = 256 * 1024

@@ -1,4 +1,4 @@
-"""What a moving balloon has, asked of a model of QEMU that may hang."""
+"""The size of a moving balloon, read from a model of QEMU that may hang."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from node_daemon.hypervisor.libvirt.balloons import KIB, MOVING_S, READ_S, Ballo
 
 
 class Qemu:
-    """`memoryStats` of one domain; hung, nobody answers."""
+    """`memoryStats` of one domain; if it hangs, it does not answer."""
 
     def __init__(self, mib: int) -> None:
         self.mib = mib
@@ -92,7 +92,7 @@ def test_a_domain_that_went_down_begins_anew() -> None:
 
 
 def test_one_that_gave_and_hangs_has_what_libvirt_has_heard() -> None:
-    """It may have given more since; held to what it had, it would be told to take that again."""
+    """It may have given more since. If its last known size counted, it would be told to take that back."""
     qemu = Qemu(1800)
     balloons = Balloons(qemu.ask)
 

@@ -24,7 +24,7 @@ def connection() -> Iterator[Any]:
 
 
 class Heard:
-    """What the driver told."""
+    """The driver's events."""
 
     def __init__(self) -> None:
         self.events: list[DomainChange] = []
@@ -78,7 +78,7 @@ def test_it_tells_how_the_domains_are_found_and_when_they_come_and_go(connection
             heard.clear()
             await driver.boot("p1")
             await heard.until(DomainChange("p1", True))
-            await driver.boot("p1")  # what is up stays so
+            await driver.boot("p1")  # a domain that is up stays up
             heard.clear()
             connection.lookupByName("m1").destroy()
             await heard.until(DomainChange("n1", False))
@@ -117,7 +117,7 @@ def test_memory_is_set_and_read_and_impossible_figures_are_refused(connection: A
 
 
 def test_a_domain_whose_balloon_no_longer_answers_has_no_less_than_it_had_grown_to(connection: Any) -> None:
-    """libvirt hears nothing of a QEMU that hangs: its own figure may be of before the balloon moved."""
+    """libvirt gets no figures from a QEMU that hangs: its own may be older than the balloon's move."""
 
     async def hangs(*asked: Any) -> Any:
         raise DriverError(RefusalCode.TIMEOUT, "it hangs")
@@ -157,7 +157,7 @@ def test_a_domain_that_somebody_pauses_is_up_and_paused_until_it_is_resumed(conn
         async with started() as (driver, heard):
             heard.clear()
             connection.lookupByName("m1").suspend()
-            await heard.until(DomainChange("n1", True))  # look
+            await heard.until(DomainChange("n1", True))  # an event that means "read again"
             found = (await driver.actual())["n1"]
             assert (found.up, found.paused_externally) == (True, True)
             await driver.resume("n1")
@@ -205,7 +205,7 @@ def test_twelve_services_beside_two_workers_are_counted_as_they_come_and_go_and_
                 while driver.others().domains == 12:
                     await asyncio.sleep(0.01)
             assert driver.others() == Others(11, 11, 11 * 256)
-            assert heard.events  # so that somebody looks
+            assert heard.events  # so that somebody reads again
             connection.lookupByName("service3").create()
             async with asyncio.timeout(BOUND_S):
                 while driver.others().domains == 11:
@@ -260,7 +260,7 @@ def test_two_domains_of_one_name_are_refused() -> None:
         LibvirtDriver("h1", URI, {"n1": "m1", "n2": "m1"})
 
 
-# What libvirt's test hypervisor has not: another scheduler, and calls that hang.
+# What libvirt's test hypervisor lacks: other schedulers, and calls that hang
 
 
 def test_xen_caps_by_its_cap_and_its_own_first_domain_is_no_service(
@@ -330,7 +330,7 @@ def test_a_hanging_domain_holds_up_neither_reading_nor_the_others_nor_the_loop(
             fake.free.set()
             fake.hung.clear()
             await driver.set_memory("n1", 800)
-            assert fake.set == [700, 512, 800]  # what was given up before it began never takes effect
+            assert fake.set == [700, 512, 800]  # a call that timed out before it began never takes effect
 
     run(work)
 
@@ -343,7 +343,8 @@ QEMU = {"global_quota": -1, "global_period": 100000}
 def test_how_cpu_is_capped_is_asked_again_while_the_answer_may_be_another(
     connection: Any, monkeypatch: pytest.MonkeyPatch, number: int, may_pass: bool
 ) -> None:
-    """A libvirtd that was just started has not found its domains' control groups yet, and says that it cannot."""
+    """A libvirtd that has just started has not found its domains' control groups yet, and reports that it cannot
+    cap."""
 
     async def work() -> None:
         fake = faked(monkeypatch, "QEMU", QEMU)
@@ -374,7 +375,7 @@ def test_a_domain_that_cannot_be_read_costs_only_its_own_facts_and_is_read_again
             await asyncio.sleep(2.5 * libvirt_driver.UNREAD_S)
             assert heard.events == [], "nothing has happened"
             fake.fails.clear()
-            await heard.until(DomainChange("n1", True))  # look
+            await heard.until(DomainChange("n1", True))  # an event that means "read again"
             assert (await driver.actual())["n1"].known
             assert heard.events == [DomainChange("n1", True)]
             assert driver.notes() == []
@@ -424,7 +425,7 @@ def test_a_domain_that_is_undefined_while_it_is_read_is_down(connection: Any, mo
 def test_a_new_connection_can_what_the_old_one_could_until_it_says_otherwise(
     connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A driver that could do nothing for a moment would have nothing to do: memory would seem to be there."""
+    """If a driver had no abilities for a moment, there would be nothing to do: memory would seem to have moved."""
 
     async def work() -> None:
         fake = faked(monkeypatch, "QEMU", QEMU)
@@ -432,7 +433,7 @@ def test_a_new_connection_can_what_the_old_one_could_until_it_says_otherwise(
             link = driver._link
             assert link is not None
             fake.listing.clear()
-            fake.kind = "LXC"  # another hypervisor, even
+            fake.kind = "LXC"  # even another hypervisor
             before = link.connection
             link._lost.set()
             async with asyncio.timeout(BOUND_S):

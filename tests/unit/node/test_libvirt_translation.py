@@ -1,4 +1,4 @@
-"""What libvirt's figures mean to the driver, for hypervisors that are not at hand, too."""
+"""What libvirt's figures mean to the driver, also for hypervisors that are not available here."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_scheduler_without_any_of_it_cannot_cap() -> None:
 
 def test_paused_is_what_somebody_has_to_end() -> None:
     assert is_paused(PAUSED, 1)  # by a user
-    assert is_paused(PAUSED, 5)  # by an error of a disk
+    assert is_paused(PAUSED, 5)  # because of a disk error
     assert is_paused(PM_SUSPENDED, 0)
     assert not is_paused(PAUSED, 3)  # while it is saved
     assert not is_paused(RUNNING, 1)

@@ -1,4 +1,4 @@
-"""The real daemon leads domains of a hypervisor in memory: what it asks, when, and what becomes of failures."""
+"""The real daemon with domains of a hypervisor in memory: what it orders, when, and how it handles failures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEY = JobKey("1.srv", 1)
 
 
 def guest(name: str) -> FakeGuest:
-    """One whose memory is nobody's affair here."""
+    """A guest without memory to move."""
     return FakeGuest(name, can=("power", "clock"))
 
 
@@ -47,7 +47,7 @@ class Scene:
         await self.daemon.start()
 
     async def restart(self) -> None:
-        """Another daemon in the place of this one, as after a crash: nothing is said to anybody."""
+        """Replace this daemon by another, as after a crash, without notice to anybody."""
         await self.daemon.close()
         self.daemon = self._daemon()
         await self.daemon.start()

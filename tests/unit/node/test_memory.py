@@ -1,4 +1,5 @@
-"""Memory is taken from guests that can give it, and given once it is there; whatever a guest does, nobody is harmed."""
+"""Memory is taken from guests that can give it, and given when it has arrived; whatever a guest does, no guest is
+harmed."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ CAPACITY_MIB = 4096
 
 
 class Owner:
-    """What the switch is to the mover."""
+    """Plays the switch for the mover."""
 
     def __init__(self, driver: FakeDriver, limits: MemorySettings, needs_mib: int = 0, runs: bool = False) -> None:
         self.memory_settings = limits
@@ -71,7 +72,7 @@ def owner(
 
 
 def moved(o: Owner, domain: str, mib: int) -> float:
-    """Move it, alone; the virtual seconds that it took."""
+    """Move it, and nothing else; return the virtual seconds that it took."""
 
     async def work() -> float:
         try:
@@ -248,7 +249,7 @@ def test_nothing_is_taken_by_figures_that_cannot_be_true() -> None:
 
 
 def test_a_lie_within_bounds_harms_only_the_liar() -> None:
-    """Its sibling gets what the hypervisor says is there, whatever the guest says."""
+    """Its sibling gets what the hypervisor reports, whatever the guest reports."""
     liar, other = FakeGuest("n1", 2048, used=1500, lie_mib=900), FakeGuest("p1", 512, most=4096)
     o = owner(liar, other, capacity_mib=2560)
 
@@ -299,7 +300,7 @@ def test_a_domain_halted_by_others_is_left_alone() -> None:
     assert o.driver.world.targets == []
 
 
-# The wish changes
+# The target changes
 
 
 def changing(o: Owner, domain: str, mib: int, at_s: float, new: int | None) -> None:
@@ -339,7 +340,7 @@ def test_a_wish_that_is_withdrawn_leaves_what_is_real() -> None:
 def test_a_wish_that_changes_while_a_move_begins_is_heard() -> None:
     guest = FakeGuest("n1", 2048)
     o = owner(guest)
-    changing(o, "n1", 256, 0.0005, 2000)  # what it has is just being read
+    changing(o, "n1", 256, 0.0005, 2000)  # its size is just being read
     assert guest.actual == 2000
     assert [mib for _, mib in o.driver.world.targets] == [2000]
 
@@ -395,7 +396,7 @@ def test_a_balloon_that_could_not_be_told_to_turn_round_may_take_what_it_was_tol
 
 
 def test_nobody_is_given_what_the_other_still_has() -> None:
-    """The host is booked in full: what comes from one goes to the other, as it comes."""
+    """The host is booked in full: what one domain gives goes to the other as it arrives."""
     one, other = FakeGuest("n1", 3072, job=2000, swap_mib=4096, rate=200), FakeGuest("p1", 1024)
     o = owner(one, other, needs_mib=2500)
     heights: list[float] = []
@@ -458,7 +459,7 @@ def test_no_guest_is_given_more_than_it_can_have() -> None:
     assert o.mover.bounds.settled("p1", DomainReading(True, None, 1000, max_memory_mib=1000), 3000)
 
 
-# Bringing back
+# Fetching back
 
 
 def test_what_was_pushed_out_is_brought_back_whole() -> None:
@@ -561,7 +562,7 @@ def happens(o: Owner, what: str, name: str, mib: int) -> None:
         o.driver.world.unanswered = mib % 4
     elif what == "stop":
         guest.stopped = not guest.stopped
-    elif what == "use":  # a stray process takes what the margin is there for
+    elif what == "use":  # a stray process takes the margin, which is there for that
         guest.used += min(MemorySettings().margin_mib / 8, guest.available / 2)
     elif guest.up:
         o.driver.world.end(name)
@@ -570,7 +571,7 @@ def happens(o: Owner, what: str, name: str, mib: int) -> None:
 
 
 async def moving(o: Owner, name: str, mib: Callable[[], int], over: asyncio.Event) -> None:
-    """As the switch does: tried again after a failure, a bounded number of times."""
+    """Move as the switch does, with a bounded number of attempts."""
     for _ in range(30):
         try:
             await o.mover.move(name, mib())
@@ -595,7 +596,7 @@ def test_whatever_happens_no_balloon_kills_and_nothing_is_given_twice(
             await asyncio.sleep(pause)
             happens(o, what, name, mib)
         over.set()
-        await asyncio.wait_for(asyncio.gather(*tasks), 10_000)  # virtual: every wait is bounded
+        await asyncio.wait_for(asyncio.gather(*tasks), 10_000)  # virtual time, so every wait is bounded
 
     with harmless(o.driver.world):
         run(work())

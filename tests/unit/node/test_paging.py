@@ -1,4 +1,4 @@
-"""What agents do with the memory of their stopped jobs, beside the moves: relief, and bringing back ahead."""
+"""What agents do with the memory of stopped jobs besides the moves: relief, and fetching back in advance."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .test_memory import KEY, Owner, owner
 
 
 class Continuing(Owner):
-    """The job of n1 is to go on."""
+    """n1's job is about to continue."""
 
     def held_stopped(self, domain: str) -> tuple[JobKey, ...]:
         return ()
@@ -29,7 +29,7 @@ class Continuing(Owner):
 
 
 def swapped_guest(**changes: float) -> FakeGuest:
-    """256 MiB, its job in swap."""
+    """A guest of 256 MiB with its job in swap."""
     guest = FakeGuest("n1", 256, swapped=1000, swap_mib=2048)
     for name, value in changes.items():
         setattr(guest, name, value)
@@ -37,7 +37,7 @@ def swapped_guest(**changes: float) -> FakeGuest:
 
 
 def grown(guest: FakeGuest) -> tuple[Owner, float, float]:
-    """(owner, seconds until it has 2048 MiB, until its job may go on as well)."""
+    """(owner, seconds until the guest has 2048 MiB, seconds until its job may continue too)."""
     o = owner(guest)
     o.__class__ = Continuing
 
@@ -145,12 +145,12 @@ def test_how_long_a_guest_has_been_relieved_is_known_and_the_switch_looks_when_i
             run(work())
 
 
-# What goes wrong meanwhile
+# Failures meanwhile
 
 
 @pytest.mark.parametrize(("code", "op"), [("busy", "push-out"), ("timeout", "memory"), ("timeout", "push-out")])
 def test_relief_goes_on_after_an_agent_that_had_no_time_for_it(code: str, op: str) -> None:
-    """A slice of the move may still be under way there, and a guest under pressure is slow."""
+    """A slice of the move may still be running there, and a guest under pressure is slow."""
     guest = FakeGuest("n1", 1024, job=600, swap_mib=1024)
     o = owner(guest)
 
@@ -259,7 +259,7 @@ def test_an_agent_is_asked_for_one_slice_at_a_time_though_more_jobs_may_go_on_me
 
 
 def test_a_guest_whose_jobs_are_being_brought_back_is_not_relieved() -> None:
-    """Its move has given something first, and then was turned round."""
+    """Its move first gave something, and was then reversed."""
     guest = FakeGuest("n1", 2048, used=1650, job=300, rate=10, swapped=500, swap_mib=1024)
     o = owner(guest)
     o.to_continue = lambda domain: (KEY,)  # type: ignore[method-assign]

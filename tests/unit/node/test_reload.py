@@ -1,4 +1,4 @@
-"""The real daemon and its configuration: what a start and a reload make of it, and what the history tells of that."""
+"""The real daemon and its configuration: what a start and a reload do with it, and what the history shows of that."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .test_life import DOMAIN, Scene, guest, play
 
 
 def told(scene: Scene) -> list[str]:
-    """The sentences of the history about new configurations."""
+    """The history's sentences about new configurations."""
     journal = scene.daemon.journal
     assert isinstance(journal, Journal)
     return [sentence(entry) for entry in journal.history() if entry.name == "Reconfigured"]

@@ -1,4 +1,4 @@
-"""What has failed is tried again after growing pauses, and is forgotten when it is over."""
+"""Failed work is tried again after growing pauses, and forgotten when it succeeds."""
 
 from __future__ import annotations
 

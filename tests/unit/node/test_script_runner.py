@@ -1,4 +1,4 @@
-"""The site's scripts: they run, they are bounded, and nothing waits for them."""
+"""The site's scripts run, are bounded, and never delay anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A guest that makes its host say too much costs its own domain's jobs, not the host."""
+"""If a guest makes its host's report too large, only jobs of its own domain are affected, not the host."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A preemption that moves memory, and its way back: in what order, what it waits for, and what is refused by numbers.
+"""A preemption that moves memory, and its end: the order of steps, the waits, and refusals by numbers.
 
-The real core, switch, mover and claims; guests, agents and hypervisor are fakes in virtual time (tests/fakes).
+The core, switch, mover and claims are real; guests, agents and hypervisor are fakes in virtual time (tests/fakes).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FLOOR_MIB = 192
 
 
 class World:
-    """Daemon's facts, a hub that books what is to be stopped, and the switch under test."""
+    """The daemon's facts, a hub that books the jobs to be stopped, and the switch under test."""
 
     def __init__(self, driver: FakeDriver, swap_mib: int, low_mib: int, mode: Mode = Mode.EXCLUSIVE) -> None:
         self.driver: Driver = driver
@@ -96,7 +96,7 @@ class World:
         return
 
     async def start(self) -> None:
-        """Both domains up and heard of, the hub there, and an old preemptible job in n1."""
+        """Both domains are up and connected, the hub is there, and n1 has an old preemptible job."""
         self.apply(ev.HubFound(self.now()))
         for name in self.model.world.guests:
             self.apply(ev.DomainStarted(self.now(), name))
@@ -110,7 +110,7 @@ class World:
         self.hub = asyncio.get_running_loop().create_task(self._book())
 
     async def renew(self) -> None:
-        """The daemon is killed, and another begins with its facts."""
+        """Kill the daemon, and start another with its facts."""
         await self.switch.close()
         self.switch = Switch(self, self.driver, self.channels, self.observe)
         self.claims = Claims(self)
@@ -120,7 +120,7 @@ class World:
                 self.switch.agent_connected(name)
 
     async def _book(self) -> None:
-        """As the hub does: booked as soon as it is to be stopped, taken back when the host is ready."""
+        """Act as the hub: book a job as soon as it must be stopped, withdraw that when the host is ready."""
         while True:
             await asyncio.sleep(0.05)
             books = []
@@ -143,7 +143,7 @@ class World:
         return await self.claims.request("p1", Prepared(1, SESSION, GuestJob(key.id, key.run), list(vnodes)))
 
     async def until(self, condition: Callable[[], bool], seconds: float = 500) -> float:
-        """Virtual seconds until then."""
+        """Wait until the condition is true; return the virtual seconds."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         while not condition():
@@ -257,7 +257,7 @@ def test_memory_that_does_not_come_on_another_host_refuses_the_job_with_its_numb
 
 @pytest.mark.parametrize(("told", "code"), [(None, "hub-lost"), ((SILENT,), "domain-unknown")])
 def test_what_nobody_knows_is_waited_for_a_while_and_then_refused(told: tuple[Unready, ...] | None, code: str) -> None:
-    """A hub or a host that is restarted is back before that; a daemon that is begins to count anew."""
+    """A restarted hub or host is back before that; a restarted daemon counts from the beginning."""
     w = world(busy_guest())
 
     async def ask() -> dict[str, Any]:
@@ -284,7 +284,7 @@ def test_what_nobody_knows_is_waited_for_a_while_and_then_refused(told: tuple[Un
 
 
 def test_the_cap_comes_when_the_memory_is_out() -> None:
-    """A tenth of a CPU would push it out ten times as slowly."""
+    """With a tenth of a CPU it would be pushed out ten times as slowly."""
     w = world(busy_guest())
 
     async def work() -> None:
@@ -300,7 +300,7 @@ def test_the_cap_comes_when_the_memory_is_out() -> None:
 
 
 def leave(w: World) -> None:
-    """The agent of n1 goes away, and that is a fact."""
+    """n1's agent goes away, and the facts have that."""
     w.model.world.guests["n1"].connected = False
     w.apply(ev.AgentLost(w.now(), "n1"))
 
@@ -312,7 +312,7 @@ def come_back(w: World) -> None:
 
 
 def slow_at_first(w: World, seconds: float, again: tuple[float, float] = (0, 0)) -> None:
-    """The agent of n1 answers no question for memory for so long, nor in the seconds `again`."""
+    """n1's agent answers no question about memory for this time, nor in the seconds `again`."""
     began = asyncio.get_running_loop().time()
 
     def slow(op: str) -> None:
@@ -337,7 +337,7 @@ def test_an_agent_that_is_slow_for_a_moment_does_not_bring_the_cap_early(seconds
 
 
 def caps(w: World) -> list[str]:
-    """What the driver was told about the CPU of n1."""
+    """The driver's calls for the CPU of n1."""
     return [what for what in w.log if what.startswith("cpu n1 ")]
 
 
@@ -458,7 +458,7 @@ def test_a_capped_domain_that_is_to_give_has_its_cpu_for_it() -> None:
 def test_a_daemon_killed_after_any_step_of_a_move_out_of_a_capped_domain_is_followed_by_one_that_goes_on(
     nth: int,
 ) -> None:
-    """Lifting the cap for the move is a step of the plan like any other."""
+    """Lifting the cap for the move is an ordinary step of the plan."""
     w = world(busy_guest())
     steps: list[str] = []
 
@@ -515,7 +515,7 @@ def test_memory_that_an_agent_could_not_be_asked_for_moves_as_soon_as_it_is_back
 
 
 def test_who_waited_in_vain_for_an_agent_is_not_refused_once_it_is_back() -> None:
-    w = world(busy_guest(push_rate=2000), FakeGuest("p1", 384, used=60, rate=100))  # it takes slowly
+    w = world(busy_guest(push_rate=2000), FakeGuest("p1", 384, used=60, rate=100))  # it takes memory slowly
 
     async def work() -> None:
         assert (await w.claim(1000))["ok"]
@@ -575,7 +575,7 @@ def test_what_cannot_be_had_is_refused_with_the_numbers_and_the_preempted_job_go
         await w.until(w.low_runs)
         await asyncio.sleep(70)  # old enough to be stopped again
         w.apply(ev.TimerFired(w.now()))
-        # what it has shown to keep answers the next one: nobody is stopped in vain again
+        # the figures of the first preemption answer the next claim: nobody is stopped in vain again
         stops = w.log.count("stop n1")
         again = await w.claim(1500, JobKey("9", 2))
         assert again["code"] == "memory"
@@ -604,7 +604,8 @@ def test_what_a_guest_has_shown_to_keep_outlasts_its_reports_and_ends_with_its_j
 
 
 def test_without_swap_pbs_is_told_what_can_move() -> None:
-    """By arithmetic alone, before anybody has tried: what its jobs asked for stays, except what its swap takes."""
+    """By arithmetic alone, before any attempt: its jobs' requested memory stays, except the part that its swap
+    takes."""
     w = world(busy_guest(swap_mib=0), swap_mib=0, low_mib=1500)
 
     async def work() -> None:
@@ -617,7 +618,8 @@ def test_without_swap_pbs_is_told_what_can_move() -> None:
 
 
 def test_a_guest_that_keeps_what_it_has_does_not_keep_the_preempted_job_waiting_for_ever() -> None:
-    """p1's job is gone and p1 gives nothing back: n1 goes on with what there is, if its job asked for no more."""
+    """p1's job is gone and p1 gives nothing back: n1 continues with its present memory, if its job asked for no
+    more."""
     w = world(busy_guest(), low_mib=700)
 
     async def work() -> None:

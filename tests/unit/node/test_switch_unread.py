@@ -1,7 +1,7 @@
-"""What the hypervisor does not say of a domain, or of any: nobody is given memory, told that it is there, or taken for
-down, by what is not known.
+"""What the hypervisor cannot report of one domain or of all: the unknown never counts.
 
-The worlds of test_switch_memory.py: the real core, switch, mover and claims.
+No domain gets memory, is told that memory has arrived, or is taken for down because of something unknown. The worlds of
+test_switch_memory.py: the real core, switch, mover and claims.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def test_a_daemon_that_cannot_read_a_domain_at_its_start_counts_all_that_it_may_
         assert (await w.claim(1000))["ok"]
         await w.until(lambda: w.has("p1") > MINE_MIB + 200)
         driver.world["n1"].readable = False
-        await asyncio.sleep(5)  # what was given until then is there
+        await asyncio.sleep(5)  # memory that was given until then has arrived
         await w.renew()
         has = w.has("p1")
         assert has < FLOOR_MIB + 1000
@@ -99,7 +99,7 @@ def test_a_domain_without_a_balloon_keeps_what_it_has() -> None:
 
 
 def test_without_its_hypervisor_a_job_goes_on_if_nothing_has_to_be_given_back() -> None:
-    """libvirtd died before memory moved and a cap was set: the agent is all that is needed."""
+    """libvirtd died before memory moved and a cap was set, so only the agent is needed."""
     w, driver = world(p1_mib=FLOOR_MIB)
 
     async def work() -> None:
@@ -114,7 +114,7 @@ def test_without_its_hypervisor_a_job_goes_on_if_nothing_has_to_be_given_back() 
 
 
 def test_without_its_hypervisor_a_job_stays_stopped_as_long_as_its_cpu_and_memory_are_away() -> None:
-    """It would run on its domain's cap and in swap, and its walltime with it; stopped, it loses nothing."""
+    """It would run with its domain's cap and in swap, and use up its walltime; stopped, it loses nothing."""
     w, driver = world()
 
     async def work() -> None:

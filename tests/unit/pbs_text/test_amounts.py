@@ -1,4 +1,4 @@
-"""Sizes, whole numbers and durations, in all ways in which PBS takes and prints them."""
+"""Sizes, whole numbers and durations, in all forms that PBS accepts and prints."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_each_unit_with_b_and_w_and_neither_in_either_case(
         "1e3",
         "1_000",
         "٣",
-        "1\u212a",  # the sign for Kelvin becomes a k in lower case
+        "1\u212a",  # the Kelvin sign becomes a k in lower case
     ],
 )
 def test_what_pbs_refuses_as_a_size_is_none(text: str) -> None:

@@ -1,4 +1,4 @@
-"""What qmgr lists and qstat prints; the files in data/ are what a real server printed (see its README)."""
+"""The output of qmgr and qstat; the files in data/ were printed by a real server (see its README)."""
 
 from __future__ import annotations
 

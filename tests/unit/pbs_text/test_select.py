@@ -85,7 +85,7 @@ asked = st.dictionaries(st.from_regex(r"[a-z][a-z_]{0,5}", fullmatch=True), plai
 
 @given(st.lists(st.tuples(st.integers(0, 99), asked), min_size=1, max_size=4))
 def test_what_pbs_would_write_is_read_back(parts: list[tuple[int, dict[str, str]]]) -> None:
-    """As do_schedselect in vnparse.c puts it together: quotes where something in the value needs them."""
+    """Built as do_schedselect in vnparse.c does: with quotes if the value needs them."""
     text = "+".join(
         f"{count}" + "".join(f':{name}="{value}"' for name, value in asked.items()) for count, asked in parts
     )

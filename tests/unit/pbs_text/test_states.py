@@ -1,4 +1,4 @@
-"""The agent and the stand-in's MoM have PBS's numbers again, because neither may import them."""
+"""The agent and the stand-in's MoM repeat PBS's numbers, because they may not import them."""
 
 from __future__ import annotations
 

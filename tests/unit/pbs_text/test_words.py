@@ -1,4 +1,4 @@
-"""Lists with commas, yes and no, owners."""
+"""Lists with commas, booleans, owners."""
 
 from __future__ import annotations
 
