@@ -20,7 +20,8 @@ DEFAULT_SOCKET = "/run/magrathea/agent.sock"
 
 
 class AgentStatusJob(msgspec.Struct):
-    """`order`: the daemon's last order, None without one. `since`: start of a standing stop, Unix seconds."""
+    """`order`: the daemon's last order, None without one. `since`: start of a standing stop, Unix seconds.
+    `pending`: processes in uninterruptible sleep that stop when they wake; they do nothing, like the stopped ones."""
 
     id: str
     run: int
@@ -29,6 +30,7 @@ class AgentStatusJob(msgspec.Struct):
     processes: int
     stopped: int
     since: float | None = None
+    pending: int = 0
 
 
 class AgentStatusMemory(msgspec.Struct):
@@ -69,7 +71,7 @@ def ask() -> AgentStatus:
 def _doing(job: AgentStatusJob, now: float) -> str:
     if job.order == "stop":
         since = f" {view.duration(now - job.since)}" if job.since is not None else ""
-        return f"stopped{since}" if job.stopped >= job.processes else "being stopped"
+        return f"stopped{since}" if job.stopped + job.pending >= job.processes else "being stopped"
     if job.order == "lift":
         return "PBS is about to continue it"
     return "running" if job.processes else "no processes"

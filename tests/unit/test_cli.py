@@ -290,6 +290,18 @@ def test_in_a_guest_status_is_of_its_own_domain(in_guest: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("stopped", "pending", "state"), [(4, 0, "stopped"), (3, 1, "stopped"), (2, 1, "being stopped")]
+)
+def test_in_a_guest_a_process_that_cannot_run_before_it_stops_counts_as_stopped(
+    in_guest: Path, stopped: int, pending: int, state: str
+) -> None:
+    """A shell whose new child was stopped before its exec sleeps uninterruptibly as long as the stop stands."""
+    job = {"id": "12.srv", "run": 1, "order": "stop", "owner": "alice", "processes": 4, "since": None}
+    line = in_a_guest(in_guest, "table", jobs=[{**job, "stopped": stopped, "pending": pending}]).stdout.splitlines()[-1]
+    assert line.split() == ["12.srv", "alice", "4", str(stopped), *state.split()]
+
+
 def test_in_a_guest_plain_and_json_have_the_same(in_guest: Path) -> None:
     since = str(int(AT - 35))
     assert [line.split("\t") for line in in_a_guest(in_guest, "plain").stdout.splitlines()] == [
