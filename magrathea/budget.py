@@ -15,7 +15,7 @@ class Budget:
 
     def wait_s(self, now: float, reserve: float = 0.0) -> float:
         """Seconds until more than `reserve` (a share of the burst) is left."""
-        self._left = min(self._burst, self._left + (now - self._at) * self._share)
+        self._left = min(self._burst, self._left + max(0.0, now - self._at) * self._share)
         self._at = now
         return max(0.0, (reserve * self._burst - self._left) / self._share)
 

@@ -16,3 +16,8 @@ def printable(text: str, most: int = MOST) -> str:
     if cut.isprintable():
         return cut
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
+
+
+def one_line(text: str, most: int) -> str:
+    """The same in ASCII and with single blanks, for what PBS keeps and shows: a comment of a job or a vnode."""
+    return printable(" ".join(text.split())).encode("ascii", "backslashreplace").decode()[:most]

@@ -147,4 +147,5 @@ def _job(found: dict[str, Any]) -> PbsJob:
         rerunnable=found["rerunnable"],
         walltime_s=None if found["walltime_s"] is None else int(found["walltime_s"]),
         comment=found["comment"],
+        started_at=found["started_at"],
     )

@@ -79,6 +79,7 @@ class StandInJob:
     run_version: int = 0
     execution_time: float = 0.0
     comment: str = ""
+    started_at: float = 0.0
     begins: int = 0
     rejections: int = 0
     admin_suspended: bool = False
@@ -121,7 +122,7 @@ class StandInJob:
     def shown(self) -> Json:
         """The job's attributes as `qstat -f` shows them."""
         names = ("id", "state", "substate", "run_version", "queue", "vnodes", "rerunnable", "walltime_s", "comment")
-        more = ("name", "exit_status", "why", "used_s", "history", "rejections", "output")
+        more = ("started_at", "name", "exit_status", "why", "used_s", "history", "rejections", "output")
         return {name: getattr(self, name) for name in (*names, *more)}
 
 

@@ -278,6 +278,7 @@ class StandIn:
             return
         if note["event"] == "running":
             job.begins = 0
+            job.started_at = time.time()
             job.moved("R", RUNNING_SUBSTATE)
             return
         job.used_s = note["used_s"]

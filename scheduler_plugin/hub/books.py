@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 from msgspec.structs import replace
 
 from magrathea.core.model import JobKey
 from magrathea.pbs_text.states import ENDING_SUBSTATE, RESUMING_SUBSTATE
+from magrathea.text import one_line
 from scheduler_plugin.pbs.base import Code, PbsError, PbsJob
 
 from .job_wishes import JobWish
@@ -42,6 +43,8 @@ REQUEUE_AGAIN_S = 30.0
 """PBS completes a rerun when a MoM has answered. If the MoM went away at that moment, the hub asks again."""
 LATE_S = 1.0
 """The hub gives walltime back if a late booking cost the job at least this much."""
+MOST_BY = 200
+"""Characters of who preempts, in a job's comment: a host's words."""
 DEFAULT_NODE_FAIL_REQUEUE_S = 310.0
 """PBS's own, if the server does not set it."""
 
@@ -98,36 +101,42 @@ class Truth:
 
 
 @dataclass(frozen=True, slots=True)
-class Suspend:
+class _Action:
+    """`only_on`: the job must be on one of these vnodes when it is done; empty: wherever it is. PBS shows no runs to an
+    operator, and it may have sent the job to another host meanwhile."""
+
     key: JobKey
+    only_on: frozenset[str] = field(default=frozenset(), kw_only=True, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Resume:
-    key: JobKey
+class Suspend(_Action):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Resume(_Action):
     plain: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Requeue:
-    key: JobKey
+class Requeue(_Action):
+    pass
 
 
 @dataclass(frozen=True, slots=True)
-class SetWalltime:
-    key: JobKey
+class SetWalltime(_Action):
     seconds: int
 
 
 @dataclass(frozen=True, slots=True)
-class SetComment:
-    key: JobKey
+class SetComment(_Action):
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    key: JobKey
+class Look(_Action):
+    pass
 
 
 Action = Suspend | Resume | Requeue | SetWalltime | SetComment | Look
@@ -288,8 +297,8 @@ def _while_booked(entry: LedgerEntry, wish: JobWish, job: PbsJob | None, now: fl
         if entry.commented or job is None:
             return BookStep(entry)
         since = time.strftime("%b %d %H:%M:%S", time.localtime(wish.stopped_at or now))
-        text = f"preempted by {wish.by} since {since}"
-        return BookStep(replace(entry, comment=job.comment), SetComment(entry.key, " ".join(text.split())[:250]))
+        text = f"preempted by {one_line(wish.by, MOST_BY)} since {since}"
+        return BookStep(replace(entry, comment=job.comment), SetComment(entry.key, text))
     if wish.waiting or (entry.away and not wish.listed):
         return BookStep(entry)
     if wish.unlisted and (entry.unlisted_since is None or now - entry.unlisted_since < UNLISTED_S):

@@ -4,6 +4,8 @@ Rule 1: no I/O and no clock. The hub's shell (hub.py) feeds it and carries out i
 Rule 2: times are Unix seconds on the hub's clock. Leases are measured on `mono`, a clock that nobody sets.
 Rule 3: before it has read PBS's vnodes and jobs once, it reports nothing about jobs to hosts and does nothing to jobs.
 A hub that has just started would otherwise report that nothing is booked.
+Rule 4: a report of a job counts only if PBS itself has that job on a vnode of the host that reports it. PBS is asked
+about a job (Look) before anything follows from a report (job_reports.py).
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from dataclasses import dataclass, replace
 from msgspec import structs
 
 from magrathea.core.model import JobClass, JobKey, Stage, State
-from magrathea.core.readiness import unready
 from magrathea.messages import HEARTBEAT_S, BookEntry, FarmView, HostView, JobReport, Snapshot, UnreadyPart
 from magrathea.pbs_text.states import DEAD_STATES, RUNNING_SUBSTATE
 from scheduler_plugin.pbs.base import Attributes, PbsJob, Vnode
@@ -25,6 +26,7 @@ from .books import (
     DEFAULT_NODE_FAIL_REQUEUE_S,
     Action,
     LedgerEntry,
+    Look,
     Outcome,
     Resume,
     Suspend,
@@ -33,6 +35,8 @@ from .books import (
     step,
 )
 from .job_comments import JobComments
+from .job_parts import unready_part
+from .job_reports import JobReports, Questions
 from .job_wishes import Heard, JobWish, wish_of
 from .maintenance import Maintenance
 
@@ -64,10 +68,13 @@ class Farm:
         self._heard_at: dict[str, float] = {}
         self._machines: dict[str, tuple[float, str]] = {}
         self._owner: dict[str, str] = {}
-        self._reports: dict[JobKey, dict[str, JobReport]] = {}
+        self._reports = JobReports()
+        self._questions = Questions()
         self._seen: dict[JobKey, _Seen] = {}
         self._busy: set[JobKey] = set()
         self._touched: dict[JobKey, float] = {}
+        self._paid: dict[JobKey, float] = {}
+        """Until when a job's walltime was given back, or did not run: a host cannot have the same time again."""
         self._dirty: set[JobKey] = set(self.entries)
         self._put_off: dict[JobKey, float] = {}
         self._node_fail_requeue_s = DEFAULT_NODE_FAIL_REQUEUE_S
@@ -94,30 +101,16 @@ class Farm:
             if snapshot.revision == before.snapshot.revision and before.live:
                 return False
         self.hosts[name] = Heard(snapshot, True, now)
-        self.comments.heard(snapshot, mono)
-        self._dirty |= {key for key, entry in self.entries.items() if entry.away}
-        off = {domain.name for domain in snapshot.domains if domain.state is State.DOWN}
-        for domain in before.snapshot.domains if before else ():
-            for job in domain.jobs:
-                key = JobKey(job.id, job.run)
-                self._forget_report(key, name)
-                if domain.name in off:  # a MoM that comes back without the job says nothing of it to PBS
-                    self.entries.setdefault(key, LedgerEntry(id=key.id, run=key.run, away=True))
         for vnode in vnode_attributes.reported(snapshot, self._bindings):
             self._owner.setdefault(vnode, name)
-        for domain in snapshot.domains:
-            for job in domain.jobs:
-                key = JobKey(job.id, job.run)
-                self._reports.setdefault(key, {})[name] = job
-                self._dirty.add(key)
+        if self._vnodes_read:  # before, nobody knows whose vnodes are
+            self.comments.heard(snapshot, {d.vnode for d in snapshot.domains if self._speaks(name, d.vnode)}, mono)
+        self._dirty |= {key for key, entry in self.entries.items() if entry.away}
+        self._dirty |= self._reports.take(before.snapshot if before else None, snapshot, now)
         return True
 
-    def _forget_report(self, key: JobKey, host: str) -> None:
-        self._dirty.add(key)
-        reports = self._reports.get(key, {})
-        reports.pop(host, None)
-        if not reports:
-            self._reports.pop(key, None)
+    def _speaks(self, host: str, vnode: str) -> bool:
+        return self._owner.get(vnode) == host and self._bindings.permit(host, vnode)
 
     def heartbeat(self, host: str, boot_id: str, revision: int, mono: float) -> bool:
         """True if we have that host's snapshot of this revision, which renews its lease; if not, ask for it."""
@@ -151,6 +144,7 @@ class Farm:
         if bindings != self._bindings:
             self._bindings = bindings
             self._own()
+            self._dirty |= self.entries.keys() | set(self._reports)
 
     def _own(self) -> None:
         snapshots = {name: heard.snapshot for name, heard in self.hosts.items()}
@@ -171,14 +165,14 @@ class Farm:
         Returns alerts and notes about vnodes that are in maintenance for no job.
         """
         found = {job.id: job for job in jobs}
-        keys = {key for key, reports in self._reports.items() if any(r.stop or r.booked for r in reports.values())}
-        keys |= set(self.entries)
+        keys = {key for key in self._reports if key in self._seen or self._reports.asking(key, ())} | set(self.entries)
         for key in keys:
             if key not in self._busy and self._touched.get(key, 0.0) < asked_at:
                 self._seen[key] = _Seen(found.get(key.id), asked_at)
         self._seen = {key: seen for key, seen in self._seen.items() if key in keys}
         self._touched = {key: at for key, at in self._touched.items() if key in keys}
         self._put_off = {key: at for key, at in self._put_off.items() if key in keys}
+        self._paid = {key: at for key, at in self._paid.items() if key.id in found}
         self._jobs_read = True
         self._dirty |= keys
         return self._keep_up(found.values(), asked_at)
@@ -188,25 +182,34 @@ class Farm:
         booked = {key.id for key, entry in self.entries.items() if entry.booked}
         ours = {name for job in jobs if job.suspended and job.id in booked for name in job.vnodes}
         others = {name for job in jobs if job.suspended and job.id not in booked for name in job.vnodes}
-        mild = {key.id for key, by in self._reports.items() if any(r.cls is JobClass.PREEMPTIBLE for r in by.values())}
-        preemptible = {name for job in jobs if job.id in mild for name in job.vnodes}
+        by_id: dict[str, list[JobKey]] = {}
+        for key in self._reports:
+            by_id.setdefault(key.id, []).append(key)
+        mild = [job for job in jobs if any(self._is_preemptible(key, job) for key in by_id.get(job.id, ()))]
+        preemptible = {name for job in mild for name in job.vnodes}
         said = self.maintenance.look(self.vnodes, self._owner, ours, others, preemptible, at)
         for vnode in self.maintenance.to_touch:
             for job in (job for job in jobs if vnode in job.vnodes and job.substate == RUNNING_SUBSTATE):
-                if (key := self._touchable(job)) is not None:
-                    self.entries[key] = LedgerEntry(id=key.id, run=key.run, touch=True)
-                    self._seen[key] = _Seen(job, at)
-                    self._dirty.add(key)
-                    said.append(f"vnode {vnode} is in maintenance for no job: {key} is suspended and resumed to end it")
+                if (free := self._touchable(job, by_id.get(job.id, ()))) is not None:
+                    self.entries[free] = LedgerEntry(id=free.id, run=free.run, touch=True)
+                    self._seen[free] = _Seen(job, at)
+                    self._dirty.add(free)
+                    said.append(
+                        f"vnode {vnode} is in maintenance for no job: {free} is suspended and resumed to end it"
+                    )
                     break
         return said
 
-    def _touchable(self, job: PbsJob) -> JobKey | None:
+    def _is_preemptible(self, key: JobKey, job: PbsJob) -> bool:
+        reports = self._reports.counted(key, job, self._speaks).values()
+        return any(report.cls is JobClass.PREEMPTIBLE for report in reports)
+
+    def _touchable(self, job: PbsJob, keys: Iterable[JobKey]) -> JobKey | None:
         """The job's key, if we may suspend it for a moment: a preemptible one that we have nothing else to do with."""
-        for key, reports in self._reports.items():
-            if key.id == job.id and job.is_run(key.run) and key not in self.entries:
-                free = all(r.cls is JobClass.PREEMPTIBLE and not r.stop for r in reports.values())
-                return key if free else None
+        for key in keys:
+            reports = self._reports.counted(key, job, self._speaks).values()
+            if reports and key not in self.entries:
+                return key if all(r.cls is JobClass.PREEMPTIBLE and not r.stop for r in reports) else None
         return None
 
     # What follows: vnodes
@@ -242,26 +245,42 @@ class Farm:
         """What is to be done in PBS, each for another job, and notes. Each must be followed by `outcome`."""
         if not self.knows_pbs:
             return [], []
-        due = {key for key, e in self.entries.items() if 0.0 < e.not_before <= now}
+        due = {key for key, e in self.entries.items() if 0.0 < e.not_before <= now} | self._questions.due(now)
         todo: list[Action] = []
         notes: list[str] = []
         for key in sorted((self._dirty | due) - self._busy):
+            self._believe_dark(key)
             before = self.entries.get(key)
-            result = step(key, before, self._wish(key), self._truth(key), now, self._node_fail_requeue_s)
-            if isinstance(result.action, Suspend | Resume) and self._to_be_put_off(key, now):
+            wish = self._wish(key, now)
+            result = step(key, before, wish, self._truth(key), now, self._node_fail_requeue_s)
+            # an entry's own actions and each comparison ask PBS about it anyhow
+            asking = self._reports.asking(key, self._counted(key)) if result.entry is None else ()
+            action = result.action or (Look(key) if self._questions.ask(key, asking, now) else None)
+            if isinstance(action, Suspend | Resume) and self._to_be_put_off(key, now):
                 entry = before or LedgerEntry(id=key.id, run=key.run)
                 self._store(key, structs.replace(entry, not_before=now + PUT_OFF_S), now)
                 continue
             self._store(key, result.entry, now)
             notes += result.notes
-            if result.action is not None:
-                if isinstance(result.action, Suspend):
+            if action is not None:
+                if isinstance(action, Suspend):
                     self.maintenance.mark(self._vnodes_of(key))
-                todo.append(result.action)
+                todo.append(replace(action, only_on=self._grounds(key, wish)))
                 self._busy.add(key)
                 self._touched[key] = now
         self._dirty &= self._busy
         return todo, notes
+
+    def _believe_dark(self, key: JobKey) -> None:
+        """Watch a job whose domain went off, if PBS has it there: its MoM may come back without it."""
+        seen = self._seen.get(key)
+        if seen is not None and self._reports.went_dark(key, seen.job, seen.at, self._speaks):
+            self.entries.setdefault(key, LedgerEntry(id=key.id, run=key.run, away=True))
+
+    def _grounds(self, key: JobKey, wish: JobWish) -> frozenset[str]:
+        """The vnodes of those who want it, or all of the job's if the reason is our own."""
+        vnodes = self._vnodes_of(key)
+        return frozenset(v for v in vnodes if self._owner.get(v) in wish.stoppers) or frozenset(vnodes)
 
     def _to_be_put_off(self, key: JobKey, now: float) -> bool:
         """True while the hook of vnodes is half way through with one of the job's vnodes (maintenance.py).
@@ -275,11 +294,9 @@ class Farm:
         return now < self._put_off.setdefault(key, now) + PUT_OFF_MOST_S
 
     def _vnodes_of(self, key: JobKey) -> set[str]:
-        """The job's vnodes as PBS has them; before PBS was read, those whose hosts report the job."""
-        if (seen := self._seen.get(key)) and seen.job:
-            return set(seen.job.vnodes)
-        domains = (d for host in self._reports.get(key, {}) for d in self.hosts[host].snapshot.domains)
-        return {domain.vnode for domain in domains if any(key == (job.id, job.run) for job in domain.jobs)}
+        """The job's vnodes as PBS has them."""
+        seen = self._seen.get(key)
+        return set(seen.job.vnodes) if seen and seen.job else set()
 
     def outcome(self, outcome: Outcome) -> tuple[str, ...]:
         key = outcome.action.key
@@ -296,18 +313,28 @@ class Farm:
         return result.notes
 
     def _store(self, key: JobKey, entry: LedgerEntry | None, now: float) -> None:
+        before = self.entries.get(key)
+        if before is not None and (before.booked or (before.stopped_at and (entry is None or not entry.stopped_at))):
+            self._paid[key] = now
         if entry is None:
             self.entries.pop(key, None)
             return
         # 0 means: nothing to wait for, so that `next_due` and `actions` look only at what has a time
         self.entries[key] = entry if entry.not_before > now else structs.replace(entry, not_before=0.0)
 
-    def _wish(self, key: JobKey) -> JobWish:
+    def _counted(self, key: JobKey) -> dict[str, JobReport]:
+        """By host, the reports of the job that count."""
+        seen = self._seen.get(key)
+        return self._reports.counted(key, seen.job if seen else None, self._speaks)
+
+    def _wish(self, key: JobKey, now: float) -> JobWish:
         seen = self._seen.get(key)
         vnodes = seen.job.vnodes if seen and seen.job else ()
+        started_at = (seen.job.started_at if seen and seen.job else 0.0) or now
         concerned = frozenset(self._owner[v] for v in vnodes if v in self._owner)
         without_lists = frozenset(self._owner[v] for v in vnodes if v in self._owner and self._state(v) in _NO_LISTS)
-        return wish_of(key, self._reports.get(key, {}), self.hosts, concerned, without_lists)
+        running = (min(now, max(started_at, self._paid.get(key, 0.0))), now)
+        return wish_of(self._counted(key), self.hosts, concerned, without_lists, running)
 
     def _truth(self, key: JobKey) -> Truth | None:
         seen = self._seen.get(key)
@@ -337,9 +364,9 @@ class Farm:
 
     def next_due(self) -> float | None:
         """When to call `actions` even if nothing has happened."""
-        return min(
-            (e.not_before for k, e in self.entries.items() if e.not_before and k not in self._busy), default=None
-        )
+        times = [e.not_before for k, e in self.entries.items() if e.not_before and k not in self._busy]
+        times += [at for key, at in self._questions.times.items() if key not in self._busy]
+        return min(times, default=None)
 
     @property
     def kept(self) -> list[LedgerEntry]:
@@ -359,8 +386,11 @@ class Farm:
                 key = JobKey(job.id, job.run)
                 entry = self.entries.get(key)
                 booked = entry is not None and entry.booked
-                held = any(other != host and r.stop for other, r in self._reports.get(key, {}).items())
-                if booked or held:
+                if not booked and len(self._reports.hosts(key)) < 2:
+                    continue
+                reports = self._counted(key)
+                held = any(other != host and r.stop for other, r in reports.items())
+                if host in reports and (booked or held):
                     told.append(BookEntry(id=key.id, run=key.run, booked=booked, held=held))
         return told
 
@@ -373,27 +403,38 @@ class Farm:
             if job.booked or job.held_elsewhere
         ]
 
+    def must_look(self, asking: str, key: JobKey, now: float) -> bool:
+        """True if PBS is to be asked first whether it has the job on a vnode of the host that asks about its parts."""
+        return not self._has_part(asking, key) and self._questions.may_ask(asking, now)
+
+    def _has_part(self, host: str, key: JobKey) -> bool:
+        seen = self._seen.get(key)
+        here = seen is not None and seen.job is not None and seen.job.is_run(key.run)
+        return here and any(self._speaks(host, vnode) for vnode in self._vnodes_of(key))
+
+    def looked(self, key: JobKey, job: PbsJob | None, at: float) -> None:
+        """PBS's answer about one job, asked for at that time."""
+        if key not in self._busy and self._touched.get(key, 0.0) < at:
+            self._seen[key] = _Seen(job, at)
+            self._dirty.add(key)
+
     def unready(self, asking: str, key: JobKey, vnodes: Iterable[str]) -> list[UnreadyPart]:
         """The job's parts in these vnodes of other hosts that are not ready, or about which nothing is known."""
+        if not self._has_part(asking, key):
+            text = f"PBS does not have run {key.run} of {key.id} on a vnode of {asking} (yet)"
+            return [UnreadyPart(stage=Stage.UNHEARD, text=text)]
         parts = (self._unready(asking, key, vnode) for vnode in vnodes)
         return [part for part in parts if part is not None]
 
     def _unready(self, asking: str, key: JobKey, vnode: str) -> UnreadyPart | None:
         host = self._owner.get(vnode)
+        if vnode not in self._vnodes_of(key):
+            return UnreadyPart(stage=Stage.UNHEARD, text=f"PBS does not have {key.id} on {vnode}")
         if host == asking or (host is None and vnode in self.vnodes):
             return None  # the asking host knows that itself, or nobody manages the vnode
         if host is None:
             return UnreadyPart(stage=Stage.UNHEARD, text=f"the hub does not know the vnode {vnode} (yet)")
-        heard = self.hosts.get(host)
-        if heard is None or not heard.live:
-            return UnreadyPart(stage=Stage.UNHEARD, text=f"{vnode}: its host {host} says nothing to the hub")
-        domain = next((d for d in heard.snapshot.domains if d.vnode == vnode), None)
-        if domain is None or all(key != (job.id, job.run) for job in domain.jobs):
-            return UnreadyPart(stage=Stage.UNHEARD, text=f"{vnode}: its host {host} has no such run of the job (yet)")
-        moves = ((d.name, d.move) for d in heard.snapshot.domains if d.move)
-        how_far = ", ".join(f"{name} {move.what} {move.done_mib} of {move.of_mib} MiB" for name, move in moves)
-        part = unready(domain.lack, how_far or domain.name)
-        return None if part is None else UnreadyPart(stage=part.stage, text=f"{host}: {part.text}"[:4096])
+        return unready_part(key, vnode, host, self.hosts.get(host))
 
     def view(self, now: float) -> FarmView:
         """All of it, for people."""
@@ -406,8 +447,9 @@ class Farm:
 
     def others(self, host: str) -> set[str]:
         """Hosts that share a job with this one."""
-        jobs = (JobKey(j.id, j.run) for d in self.hosts[host].snapshot.domains for j in d.jobs)
-        return self.hosts_of(jobs) - {host}
+        keys = (JobKey(j.id, j.run) for d in self.hosts[host].snapshot.domains for j in d.jobs)
+        shared = (self._counted(key) for key in keys if len(self._reports.hosts(key)) > 1)
+        return {other for reports in shared if host in reports for other in reports} - {host}
 
     def hosts_of(self, keys: Iterable[JobKey]) -> set[str]:
-        return {host for key in keys for host in self._reports.get(key, {})}
+        return {host for key in keys for host in self._reports.hosts(key)}

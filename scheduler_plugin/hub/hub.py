@@ -14,6 +14,7 @@ import logging
 import secrets
 import time
 from collections.abc import Coroutine, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -44,14 +45,15 @@ from magrathea.messages import (
 from scheduler_plugin.pbs.base import Connect, PbsError
 
 from . import ledger, maintenance
-from .books import Action, Outcome, Suspend
+from .books import Action, Look, Outcome, Suspend
 from .call_pool import CallPool
 from .channel import HubChannel
 from .configuration import HubConfiguration
 from .connections import can_bear, raise_limit
 from .farm import Farm
 from .histories import MOST_HOSTS, Histories
-from .job_actions import explain, perform, say
+from .job_actions import Refusal, explain, perform, say
+from .job_comments import Comment
 from .keys import KeysError
 from .publisher import Publisher, Read
 
@@ -62,8 +64,9 @@ GRACE_S = 5.0
 CLOSE_S = 3.0
 HISTORY_COST_S = 0.1
 """What a question about histories costs: each host that is asked works on it."""
-EXPLAIN_S = (0.2, 0.3, 0.5, 1.0, 2.0, 4.0)
-"""Pauses before a look whether PBS has a refused job back, so that its comment can be set."""
+EXPLAIN_S = (0.0, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0)
+"""Pauses before a look whether PBS has a refused job back, so that its comment can be set. The first look is to see it
+still where it was refused."""
 
 
 class Hub:
@@ -178,12 +181,22 @@ class Hub:
             case HistoryTold():
                 self._histories.told(host, message)
             case PartsAsked():
-                unready = self.farm.unready(host, JobKey(message.job, message.run), message.vnodes)
-                self._channel.send(host, PartsTold(id=message.id, parts=unready))
+                self._start(self._tell_parts(host, message))
             case Heartbeat():
                 self._beat_heard(host, message)
             case _:
                 assert_never(message)
+
+    async def _tell_parts(self, host: str, asked: PartsAsked) -> None:
+        key, at = JobKey(asked.job, asked.run), time.time()
+        if self.farm.must_look(host, key, at):
+            try:
+                job = await self._pool.run(lambda pbs: pbs.job(key.id))
+                self.farm.looked(key, job, at)
+            except PbsError as error:
+                log.info("job %s: cannot be looked at: %s", key, error)
+        unready = self.farm.unready(host, key, asked.vnodes)
+        self._channel.send(host, PartsTold(id=asked.id, parts=unready))
 
     def _beat_heard(self, host: str, beat: Heartbeat) -> None:
         if beat.at:
@@ -300,12 +313,13 @@ class Hub:
             if any(isinstance(action, Suspend) for action in actions):
                 await asyncio.to_thread(self._save)
             for action in actions:
-                log.info("job %s: %s", action.key, _spelled(action))
+                level = logging.DEBUG if isinstance(action, Look) else logging.INFO  # strangers can cause looks
+                log.log(level, "job %s: %s", action.key, _spelled(action))
                 self._start(self._do(action))
-            for key, text in self.farm.comments.refused_due().items():
-                self._start(self._explain(key, text))
-            for key, text in self.farm.comments.waiting_due().items():
-                self._start(self._say(key, text))
+            for key, comment in self.farm.comments.refused_due().items():
+                self._start(self._explain(key, comment))
+            for key, comment in self.farm.comments.waiting_due().items():
+                self._start(self._say(key, comment))
             stale, self._stale = self._stale, set()
             self._tell_books(stale)
             if not actions:
@@ -321,19 +335,21 @@ class Hub:
         self._stale |= self.farm.hosts_of([action.key])
         self._kick.set()
 
-    async def _explain(self, key: JobKey, text: str) -> None:
+    async def _explain(self, key: JobKey, comment: Comment) -> None:
+        so_far = Refusal.UNSEEN
         for pause_s in EXPLAIN_S:
             await asyncio.sleep(pause_s)
             try:
-                if await self._pool.run(lambda pbs: explain(pbs, key, text)):
-                    return
+                so_far = await self._pool.run(partial(explain, key=key, comment=comment, so_far=so_far))
             except PbsError as error:
                 log.info("job %s: comment not set: %s", key, error)
                 return
+            if so_far is Refusal.OVER:
+                return
 
-    async def _say(self, key: JobKey, text: str) -> None:
+    async def _say(self, key: JobKey, comment: Comment) -> None:
         try:
-            await self._pool.run(lambda pbs: say(pbs, key, text))
+            await self._pool.run(lambda pbs: say(pbs, key, comment))
         except PbsError as error:
             log.info("job %s: comment not set: %s", key, error)
 

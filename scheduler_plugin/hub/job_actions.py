@@ -7,6 +7,7 @@ of the job, a job that is ending, a job that somebody else has suspended or resu
 from __future__ import annotations
 
 import time
+from enum import Enum, auto
 from typing import assert_never
 
 from magrathea.core.model import JobKey
@@ -14,6 +15,7 @@ from magrathea.pbs_text.states import DEAD_STATES, ENDING_SUBSTATE, REQUEUING_SU
 from scheduler_plugin.pbs.base import Code, Pbs, PbsError, PbsJob
 
 from .books import Action, Look, Outcome, Requeue, Resume, SetComment, SetWalltime, Suspend
+from .job_comments import Comment
 
 
 def perform(pbs: Pbs, action: Action) -> Outcome:
@@ -35,29 +37,41 @@ def perform(pbs: Pbs, action: Action) -> Outcome:
     return Outcome(action, error is None, True, before, after, time.time(), error)
 
 
-def explain(pbs: Pbs, key: JobKey, text: str) -> bool:
-    """Give a job whose start was refused its comment; False as long as PBS has not taken it back from its MoM.
+class Refusal(Enum):
+    """How far the explanation of a refused start is."""
 
-    PBS's own is "Execution server rejected request", which helps nobody. Raises PbsError.
+    UNSEEN = auto()
+    """PBS was not asked yet whether it has sent that run of the job to the host that refused it."""
+    SEEN = auto()
+    """It has; it will take the job back from its MoM."""
+    OVER = auto()
+
+
+def explain(pbs: Pbs, key: JobKey, comment: Comment, so_far: Refusal) -> Refusal:
+    """Give a job whose start was refused its comment, as soon as PBS has taken it back from its MoM.
+
+    PBS's own is "Execution server rejected request", which helps nobody. A waiting job does not show where it was: so
+    it must have been seen there. Raises PbsError.
     """
     job = pbs.job(key.id)
     if job is None or not job.is_run(key.run):
-        return True
+        return Refusal.OVER
     if job.state not in "WQ":
-        return False
-    pbs.set_comment(key.id, text)
-    return True
+        return Refusal.SEEN if comment.vnodes & set(job.vnodes) else so_far
+    if so_far is Refusal.SEEN:
+        pbs.set_comment(key.id, comment.text)
+    return Refusal.OVER
 
 
-def say(pbs: Pbs, key: JobKey, text: str) -> None:
-    """Give a job that has been started, and is not suspended, a comment. Raises PbsError."""
+def say(pbs: Pbs, key: JobKey, comment: Comment) -> None:
+    """Give a job that has been started there, and is not suspended, a comment. Raises PbsError."""
     job = pbs.job(key.id)
-    if job is not None and job.is_run(key.run) and job.state == "R":
-        pbs.set_comment(key.id, text)
+    if job is not None and job.is_run(key.run) and job.state == "R" and comment.vnodes & set(job.vnodes):
+        pbs.set_comment(key.id, comment.text)
 
 
 def _sensible(action: Action, job: PbsJob) -> bool:
-    if not job.is_run(action.key.run):
+    if not job.is_run(action.key.run) or (action.only_on and not action.only_on & set(job.vnodes)):
         return False
     if isinstance(action, Requeue) and job.substate == REQUEUING_SUBSTATE:
         return job.state in "RS"  # its MoM was gone when it was asked, unknown to PBS: only asking again helps

@@ -3,23 +3,37 @@
 A job whose prologue waits for memory gets its comment when it begins to wait, then at most every TOLD_AGAIN_S, and when
 it is over. A refused start is explained once for each run.
 
+A comment is for a job that PBS itself has, or had when it was refused, on a vnode of the host that speaks of it.
+job_actions.py looks, since it reads the job in any case.
+
 Each comment is a question and a call to PBS, so a host may cause PER_S of them, and BURST at once. What is over that is
 left out: then the job keeps the comment that PBS gave it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
+
 from magrathea.budget import Budget
 from magrathea.core.model import JobKey
-from magrathea.messages import Snapshot
-from magrathea.text import printable
+from magrathea.messages import DomainReport, Snapshot
+from magrathea.text import one_line
 
 TOLD_AGAIN_S = 10.0
-OVER = "magrathea: its memory is there"
+OVER = "its memory is there"
 PER_S = 4.0
 BURST = 64.0
 MOST = 250
 """Characters of a comment; PBS's own are shorter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comment:
+    """`text`, for a job on one of `vnodes`."""
+
+    text: str
+    vnodes: frozenset[str]
 
 
 class JobComments:
@@ -29,52 +43,53 @@ class JobComments:
         self._refused: dict[str, frozenset[JobKey]] = {}
         self._waiting: dict[str, dict[JobKey, float]] = {}
         self._budgets: dict[str, Budget] = {}
-        self._refused_due: dict[JobKey, str] = {}
-        self._waiting_due: dict[JobKey, str] = {}
+        self._refused_due: dict[JobKey, Comment] = {}
+        self._waiting_due: dict[JobKey, Comment] = {}
 
-    def heard(self, snapshot: Snapshot, now: float) -> None:
+    def heard(self, snapshot: Snapshot, own: Container[str], now: float) -> None:
+        """`own`: the vnodes that the host may speak of."""
         budget = self._budgets.setdefault(snapshot.host, Budget(PER_S, BURST, now))
-        self._refusals(snapshot, now, budget)
-        self._waits(snapshot, now, budget)
+        domains = [domain for domain in snapshot.domains if domain.vnode in own]
+        self._refusals(snapshot, {domain.name: domain.vnode for domain in domains}, now, budget)
+        self._waits(snapshot.host, domains, now, budget)
 
-    def _refusals(self, snapshot: Snapshot, now: float, budget: Budget) -> None:
+    def _refusals(self, snapshot: Snapshot, vnodes: Mapping[str, str], now: float, budget: Budget) -> None:
         known = self._refused.get(snapshot.host, frozenset())
         for refused in snapshot.refused:
             key = JobKey(refused.id, refused.run)
-            if key not in known and budget.take(now):
-                self._refused_due[key] = comment(f"{refused.code}: {refused.text}; tried again soon")
+            if key not in known and refused.domain in vnodes and budget.take(now):
+                text = f"{refused.code}: {refused.text}; tried again soon"
+                self._refused_due[key] = comment(text, vnodes[refused.domain])
         self._refused[snapshot.host] = frozenset(JobKey(r.id, r.run) for r in snapshot.refused)
 
-    def _waits(self, snapshot: Snapshot, now: float, budget: Budget) -> None:
-        told = self._waiting.get(snapshot.host, {})
+    def _waits(self, host: str, domains: Iterable[DomainReport], now: float, budget: Budget) -> None:
+        told = self._waiting.get(host, {})
         waiting: dict[JobKey, float] = {}
-        for job in (job for domain in snapshot.domains for job in domain.jobs):
+        for vnode, job in ((domain.vnode, job) for domain in domains for job in domain.jobs):
             key = JobKey(job.id, job.run)
             if job.waits:
                 if key in told and now - told[key] < TOLD_AGAIN_S:
                     waiting[key] = told[key]
                 elif budget.take(now):
                     waiting[key] = now
-                    self._waiting_due[key] = comment(job.waits)
+                    self._waiting_due[key] = comment(job.waits, vnode)
             elif key in told:
                 if budget.take(now):
-                    self._waiting_due[key] = OVER
+                    self._waiting_due[key] = comment(OVER, vnode)
                 else:
                     waiting[key] = told[key]  # tried again with the host's next snapshot
-        self._waiting[snapshot.host] = waiting
+        self._waiting[host] = waiting
 
-    def refused_due(self) -> dict[JobKey, str]:
+    def refused_due(self) -> dict[JobKey, Comment]:
         """Comments of jobs that were refused, each once: to be set as soon as PBS has the job back from its MoM."""
         due, self._refused_due = self._refused_due, {}
         return due
 
-    def waiting_due(self) -> dict[JobKey, str]:
+    def waiting_due(self) -> dict[JobKey, Comment]:
         """Comments of jobs that have been started, each once."""
         due, self._waiting_due = self._waiting_due, {}
         return due
 
 
-def comment(text: str) -> str:
-    """A comment with a host's words in it: one line of ASCII."""
-    line = f"magrathea: {' '.join(text.split())}"
-    return printable(line).encode("ascii", "backslashreplace").decode()[:MOST]
+def comment(text: str, vnode: str) -> Comment:
+    return Comment(one_line(f"magrathea: {text}", MOST), frozenset({vnode}))

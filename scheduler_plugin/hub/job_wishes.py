@@ -5,11 +5,15 @@ Rule 1: no clock, no I/O. Only here a host's times become times on the hub's clo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from magrathea.core.model import JobKey, Stopper
+from magrathea.core.model import Stopper
 from magrathea.messages import JobReport, Snapshot
+
+MOST_WARNING_S = 60.0
+"""No agent warns a job for longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +50,16 @@ class JobWish:
 
 
 def wish_of(
-    key: JobKey,
     reports: Mapping[str, JobReport],
     hosts: Mapping[str, Heard],
     concerned: frozenset[str],
     without_lists: frozenset[str] = frozenset(),
+    running: tuple[float, float] = (0.0, math.inf),
 ) -> JobWish:
     """Combine the reports of this job.
 
-    `reports`: by host, from the last snapshots, also of hosts whose lease has run out: their last wish stands.
+    `reports`: those that count, by host, from the last snapshots, also of hosts whose lease has run out: their last
+    wish stands. `running`: between these times the job may have been stopped; what hosts say is bounded by them.
     `concerned`: the hosts of the vnodes on which PBS runs it, heard or not. `without_lists`: those where a domain of
     the job is in a state in which no list from MoM arrives.
     """
@@ -71,7 +76,7 @@ def wish_of(
         listed=bool(concerned) and concerned <= reports.keys(),
         requeue=any(r.requeue for r in reports.values()),
         booked=any(r.booked for r in reports.values()),
-        stopped_at=min(since, default=None),
+        stopped_at=max(running[0], min(running[1], *since)) if since else None,
         warned_until=max(warned, default=0.0),
         by=by or (f"Magrathea on {stops[0][0]}" if stops else ""),
     )
@@ -93,7 +98,7 @@ def _hub_time(heard: Heard, at: float) -> float:
 
 def _to_come(heard: Heard, at: float) -> float:
     """A future time of a host on the hub's clock, computed from what was left of it in the snapshot."""
-    return heard.received_at + max(0.0, at - heard.snapshot.at)
+    return heard.received_at + min(MOST_WARNING_S, max(0.0, at - heard.snapshot.at))
 
 
 def _warn_s(report: JobReport) -> float:

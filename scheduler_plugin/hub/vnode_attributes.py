@@ -15,6 +15,7 @@ from magrathea.core.model import JobClass, Kind, Mode, State
 from magrathea.messages import DomainReport, Snapshot
 from magrathea.pbs_text.amounts import size_bytes, whole_number
 from magrathea.pbs_text.words import words
+from magrathea.text import one_line
 from scheduler_plugin.pbs.base import Attributes, Vnode
 
 from .bindings import Bindings
@@ -180,8 +181,8 @@ def offline_of(snapshot: Snapshot, domain: DomainReport) -> str:
     """Why its vnode is to be offline; empty if it is not. A frozen domain's MoM is silent, and PBS calls that down."""
     if domain.state is not State.FROZEN:
         return ""
-    why = " ".join(domain.why.split())[:200]
-    return f"{OURS}{why}; `magrathea domain defrost {domain.name}` on {snapshot.host} brings it back"
+    how = f"`magrathea domain defrost {one_line(domain.name, 100)}` on {snapshot.host} brings it back"
+    return f"{OURS}{one_line(domain.why, 200)}; {how}"
 
 
 def shown(vnode: Vnode) -> dict[str, str]:

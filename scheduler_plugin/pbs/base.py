@@ -81,6 +81,7 @@ class PbsJob:
     so an operator has none (see `is_run`).
     `vnodes`: those of `exec_vnode`, each once, in its order; empty while the job waits.
     `walltime_s`: its limit; None: no limit. `rerunnable`: PBS may requeue it. `comment`: empty if it has none.
+    `started_at`: Unix seconds on the server's clock; 0 while it has not started.
     """
 
     id: str
@@ -92,6 +93,7 @@ class PbsJob:
     rerunnable: bool = True
     walltime_s: int | None = None
     comment: str = ""
+    started_at: float = 0.0
 
     @property
     def suspended(self) -> bool:

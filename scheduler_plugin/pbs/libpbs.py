@@ -45,6 +45,7 @@ _JOB_ATTRIBUTES = (
     "Rerunable",
     "Resource_List.walltime",
     "comment",
+    "stime",
 )
 _SERVER_ATTRIBUTES = ("scheduling", "node_fail_requeue")
 
@@ -393,4 +394,5 @@ def _job(id: str, attributes: dict[str, str]) -> PbsJob:
         rerunnable=is_true(attributes.get("Rerunable", "True")),
         walltime_s=None if walltime is None else duration_s(walltime),
         comment=attributes.get("comment", ""),
+        started_at=float(attributes.get("stime", "0")),
     )

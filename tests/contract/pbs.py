@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -130,9 +131,11 @@ def a_vnode_is_put_offline_with_a_comment_and_back(site: PbsSite) -> None:
 
 def a_job_is_shown_as_it_runs(site: PbsSite) -> None:
     pbs = site.connect()
+    before = int(time.time())  # PBS counts whole seconds
     job = running(site, pbs, walltime_s=500)
     found = pbs.job(job)
     assert found is not None
+    assert before <= found.started_at <= time.time()
     assert (found.id, found.state, found.run_version, found.vnodes) == (job, "R", 1, ("n1",))
     assert (found.walltime_s, found.rerunnable) == (500, True)
     assert found in pbs.jobs()

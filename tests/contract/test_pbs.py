@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,7 +33,9 @@ class FakeSite:
 
     def submit(self, *vnodes: str, walltime_s: int | None = None, rerunnable: bool = True) -> str:
         id = f"{next(self._numbers)}.srv"
-        return self._put(PbsJob(id, "R", 42, 1, "low", vnodes or ("n1",), rerunnable, walltime_s))
+        return self._put(
+            PbsJob(id, "R", 42, 1, "low", vnodes or ("n1",), rerunnable, walltime_s, started_at=time.time())
+        )
 
     def submit_for_later(self) -> str:
         return self._put(PbsJob(f"{next(self._numbers)}.srv", "W", 30))

@@ -116,10 +116,11 @@ def job(
     rerunnable: bool = True,
     walltime_s: int | None = None,
     comment: str = "Job run at Thu",
+    started_at: float = NOW - 100,
 ) -> PbsJob:
     if substate is None:
         substate = {"R": 42, "S": 43, "E": 51, "Q": 10}[state]
-    return PbsJob(id, state, substate, run, "low", tuple(vnodes), rerunnable, walltime_s, comment)
+    return PbsJob(id, state, substate, run, "low", tuple(vnodes), rerunnable, walltime_s, comment, started_at)
 
 
 def vnode(name: str = "n1", *state: str, **resources: str) -> Vnode:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from magrathea.messages import BookEntry, DomainReport
-from scheduler_plugin.hub.books import Action, LedgerEntry, Outcome
+from scheduler_plugin.hub.books import Action, LedgerEntry, Look, Outcome
 from scheduler_plugin.hub.farm import Farm
 from scheduler_plugin.hub.job_actions import perform
 from scheduler_plugin.hub.vnode_attributes import OFFLINE
@@ -46,13 +46,22 @@ class SimHub:
             connection.set_vnode(name, {key: value for key, value in attributes.items() if key != OFFLINE})
 
     def actions(self) -> list[Action]:
+        """What is due. PBS has answered before what the hub must ask about a job, because of a host's report."""
         found, notes = self.farm.actions(self.at)
         self.notes += notes
-        return found
+        asked = [action for action in found if isinstance(action, Look) and action.key not in self.farm.entries]
+        if not asked:
+            return found
+        for action in asked:
+            self.tell(self._outcome(action))
+        return [action for action in found if action not in asked] + self.actions()
 
     def carry_out(self, action: Action) -> Outcome:
         """Carry it out in PBS, without reporting it to the farm."""
         self.done.append(action)
+        return self._outcome(action)
+
+    def _outcome(self, action: Action) -> Outcome:
         try:
             outcome = perform(self.pbs.connect(), action)
         except PbsError as error:

@@ -262,7 +262,7 @@ def test_walltime_of_a_stop_that_an_admin_unbooked_is_given_back(hub: SimHub, pb
 def test_a_host_whose_clock_is_ahead_gives_no_walltime_away(hub: SimHub, pbs: FakePbs) -> None:
     pbs.change("1.srv", walltime_s=600)
     heard = job_wishes.Heard(snapshot_ahead(3600), True, NOW)
-    wish = job_wishes.wish_of(KEY, {"h1": stopped(since=NOW + 3597)}, {"h1": heard}, frozenset({"h1"}))
+    wish = job_wishes.wish_of({"h1": stopped(since=NOW + 3597)}, {"h1": heard}, frozenset({"h1"}))
     assert wish.stopped_at == pytest.approx(NOW - 3)
 
 

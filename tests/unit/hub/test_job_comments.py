@@ -10,11 +10,15 @@ from msgspec import structs
 from magrathea.core.model import JobKey
 from magrathea.messages import RefusedClaim, Snapshot
 from scheduler_plugin.hub.job_actions import say
-from scheduler_plugin.hub.job_comments import BURST, MOST, OVER, PER_S, TOLD_AGAIN_S, JobComments
+from scheduler_plugin.hub.job_comments import BURST, MOST, OVER, PER_S, TOLD_AGAIN_S, Comment, JobComments
 from tests.fakes.pbs import FakePbs
 from tests.fakes.reports import NOW, domain, job, report, snapshot
 
 KEY = JobKey("1.srv", 1)
+
+
+def told(text: str) -> Comment:
+    return Comment(text, frozenset({"n1"}))
 
 
 def heard(waits: str, *, gone: bool = False, host: str = "h1") -> Snapshot:
@@ -24,23 +28,23 @@ def heard(waits: str, *, gone: bool = False, host: str = "h1") -> Snapshot:
 
 def test_it_is_told_at_once_then_now_and_then_and_when_it_is_over() -> None:
     waits = JobComments()
-    waits.heard(heard("waits: 10 of 100"), 0.0)
-    assert waits.waiting_due() == {KEY: "magrathea: waits: 10 of 100"}
-    waits.heard(heard("waits: 20 of 100"), TOLD_AGAIN_S / 2)
+    waits.heard(heard("waits: 10 of 100"), {"n1"}, 0.0)
+    assert waits.waiting_due() == {KEY: told("magrathea: waits: 10 of 100")}
+    waits.heard(heard("waits: 20 of 100"), {"n1"}, TOLD_AGAIN_S / 2)
     assert waits.waiting_due() == {}
-    waits.heard(heard("waits: 50 of 100"), TOLD_AGAIN_S)
-    assert waits.waiting_due() == {KEY: "magrathea: waits: 50 of 100"}
-    waits.heard(heard(""), TOLD_AGAIN_S + 1)
-    assert waits.waiting_due() == {KEY: OVER}
-    waits.heard(heard(""), TOLD_AGAIN_S + 2)
+    waits.heard(heard("waits: 50 of 100"), {"n1"}, TOLD_AGAIN_S)
+    assert waits.waiting_due() == {KEY: told("magrathea: waits: 50 of 100")}
+    waits.heard(heard(""), {"n1"}, TOLD_AGAIN_S + 1)
+    assert waits.waiting_due() == {KEY: told(f"magrathea: {OVER}")}
+    waits.heard(heard(""), {"n1"}, TOLD_AGAIN_S + 2)
     assert waits.waiting_due() == {}
 
 
 def test_a_job_that_waits_no_more_because_it_is_gone_gets_no_comment() -> None:
     waits = JobComments()
-    waits.heard(heard("waits"), 0.0)
+    waits.heard(heard("waits"), {"n1"}, 0.0)
     assert KEY in waits.waiting_due()
-    waits.heard(heard("", gone=True), 1.0)
+    waits.heard(heard("", gone=True), {"n1"}, 1.0)
     assert waits.waiting_due() == {}
 
 
@@ -48,45 +52,58 @@ def test_a_job_that_waits_no_more_because_it_is_gone_gets_no_comment() -> None:
 def test_only_this_run_of_a_started_job_gets_it(state: str, run: int, set_: bool) -> None:
     pbs = FakePbs("n1")
     pbs.put(replace(job(), state=state))
-    say(pbs.connect(), JobKey("1.srv", run), "told")
+    say(pbs.connect(), JobKey("1.srv", run), told("told"))
     assert (pbs.jobs["1.srv"].comment == "told") is set_
 
 
+def test_a_job_on_a_vnode_of_another_host_gets_none() -> None:
+    pbs = FakePbs("n1", "n2")
+    pbs.put(job(vnodes=("n2",)))
+    say(pbs.connect(), KEY, told("told"))
+    assert pbs.jobs["1.srv"].comment != "told"
+
+
+def test_what_a_host_says_of_vnodes_that_are_not_its_own_is_not_heard() -> None:
+    comments = JobComments()
+    comments.heard(structs.replace(heard("waits"), refused=[claim("why")]), set(), 0.0)
+    assert comments.waiting_due() == comments.refused_due() == {}
+
+
 def refusing(*ids: str) -> Snapshot:
-    claims = [RefusedClaim(id=id, run=1, domain="p1", code="busy", text="why", at=NOW) for id in ids]
+    claims = [RefusedClaim(id=id, run=1, domain="n1", code="busy", text="why", at=NOW) for id in ids]
     return structs.replace(snapshot(domain()), refused=claims)
 
 
 def test_a_host_can_cause_so_many_comments_and_no_more_and_another_host_has_its_own() -> None:
     comments = JobComments()
     for n in range(1000):
-        comments.heard(refusing(*(f"{n}-{m}.srv" for m in range(64))), now=10.0 + n * 0.01)
+        comments.heard(refusing(*(f"{n}-{m}.srv" for m in range(64))), {"n1"}, now=10.0 + n * 0.01)
     assert len(comments.refused_due()) <= BURST + 10 * PER_S + 1
-    comments.heard(heard("waits", host="h2"), 20.0)
-    assert comments.waiting_due() == {KEY: "magrathea: waits"}
+    comments.heard(heard("waits", host="h2"), {"n1"}, 20.0)
+    assert comments.waiting_due() == {KEY: told("magrathea: waits")}
 
 
 def test_a_wait_that_is_over_while_the_host_has_caused_too_many_is_told_later() -> None:
     comments = JobComments()
     many = refusing(*(f"{n}.srv" for n in range(64))).refused
-    comments.heard(structs.replace(heard("waits"), refused=many), 0.0)
-    comments.heard(structs.replace(heard("waits"), refused=[]), 15.0)
-    comments.heard(structs.replace(heard("waits"), refused=many), 15.0)
+    comments.heard(structs.replace(heard("waits"), refused=many), {"n1"}, 0.0)
+    comments.heard(structs.replace(heard("waits"), refused=[]), {"n1"}, 15.0)
+    comments.heard(structs.replace(heard("waits"), refused=many), {"n1"}, 15.0)
     assert KEY in comments.waiting_due()
-    comments.heard(heard(""), 15.1)
+    comments.heard(heard(""), {"n1"}, 15.1)
     assert comments.waiting_due() == {}
-    comments.heard(heard(""), 25.0)
-    assert comments.waiting_due() == {KEY: OVER}
+    comments.heard(heard(""), {"n1"}, 25.0)
+    assert comments.waiting_due() == {KEY: told(f"magrathea: {OVER}")}
 
 
 def test_a_comment_is_one_short_line_of_ascii_whatever_a_host_says() -> None:
     comments = JobComments()
     evil = "x\nResource_List.walltime = 1\x1b[2J\u202e\u017e \0" + "y" * 4000
-    comments.heard(structs.replace(refusing("1.srv"), refused=[claim(evil)]), 0.0)
-    comments.heard(heard(evil), 0.0)
-    for text in (*comments.refused_due().values(), *comments.waiting_due().values()):
+    comments.heard(structs.replace(refusing("1.srv"), refused=[claim(evil)]), {"n1"}, 0.0)
+    comments.heard(heard(evil), {"n1"}, 0.0)
+    for text in (c.text for c in (*comments.refused_due().values(), *comments.waiting_due().values())):
         assert text.isascii() and text.isprintable() and len(text) == MOST, text
 
 
 def claim(text: str) -> RefusedClaim:
-    return RefusedClaim(id="1.srv", run=1, domain="p1", code="busy", text=text, at=NOW)
+    return RefusedClaim(id="1.srv", run=1, domain="n1", code="busy", text=text, at=NOW)

@@ -6,8 +6,9 @@ from msgspec import structs
 
 from magrathea.core.model import JobKey, Stage
 from magrathea.messages import DomainReport, MemoryMove, PartsTold, UnreadyPart, decode_to_host, encode
+from scheduler_plugin.hub.job_reports import BURST
 from tests.fakes.pbs import FakePbs
-from tests.fakes.reports import domain, report
+from tests.fakes.reports import domain, job, report
 
 from .simulated_hub import SimHub
 
@@ -19,13 +20,17 @@ def part(name: str, lacks: str | None, *, run: int = 1, move: MemoryMove | None 
 
 
 def told(hub: SimHub, *vnodes: str) -> list[tuple[Stage, str]]:
+    if hub.farm.must_look("h1", KEY, hub.at):
+        hub.farm.looked(KEY, hub.pbs.connect().job(KEY.id), hub.at)
     unready = hub.farm.unready("h1", KEY, vnodes)
     assert decode_to_host(encode(PartsTold(id=1, parts=unready))) == PartsTold(id=1, parts=unready)
     return [(p.stage, p.text) for p in unready]
 
 
 def several_hosts() -> SimHub:
-    hub = SimHub(FakePbs("n1", "n2", "n3", "free"))
+    pbs = FakePbs("n1", "n2", "n3", "free")
+    pbs.put(job(vnodes=("n1", "n2", "n3", "free")))
+    hub = SimHub(pbs)
     for number in (1, 2, 3):
         hub.says(f"h{number}", part(f"n{number}", None))
     return hub
@@ -72,13 +77,40 @@ def test_nothing_counts_as_ready_that_no_host_has_spoken_of() -> None:
 def test_a_hub_that_has_just_begun_knows_nothing_before_it_has_read_pbs_and_heard_the_hosts() -> None:
     pbs = FakePbs("n1", "n2", "free")
     SimHub(pbs).says("h2", part("n2", None))  # registered by a hub that no longer exists
-    pbs.connect().set_vnode("n2", {"resources_available.magrathea_host": "h2"})
+    pbs.put(job(vnodes=("n1", "n2", "free")))
+    for host, name in (("h1", "n1"), ("h2", "n2")):
+        pbs.connect().set_vnode(name, {"resources_available.magrathea_host": host})
     hub = SimHub(pbs, read=False)
-    assert [stage for stage, _ in told(hub, "n2", "free")] == [Stage.UNHEARD] * 2
+    assert {stage for stage, _ in told(hub, "n2", "free")} == {Stage.UNHEARD}
     hub.read()
     assert [stage for stage, _ in told(hub, "n2", "free")] == [Stage.UNHEARD]
     hub.says("h2", part("n2", None))
     assert told(hub, "n2", "free") == []
+
+
+def test_a_host_learns_nothing_about_a_job_that_pbs_has_not_given_to_it() -> None:
+    hub = several_hosts()
+    hub.says("h2", part("n2", "n2 needs 1692 MiB and can have 768"))
+    for vnodes in (("n2",), ()):
+        hub.pbs.change("1.srv", vnodes=vnodes)
+        hub.read()
+        [(stage, text)] = told(hub, "n2")
+        assert stage is Stage.UNHEARD and "1692" not in text
+
+
+def test_a_host_learns_nothing_about_vnodes_that_are_none_of_the_jobs() -> None:
+    hub = several_hosts()
+    hub.says("h3", part("n3", "n3 needs 1692 MiB and can have 768"))
+    hub.pbs.change("1.srv", vnodes=("n1", "n2"))
+    [(stage, text)] = told(hub, "n2", "n3")
+    assert stage is Stage.UNHEARD and "1692" not in text
+
+
+def test_pbs_is_asked_for_a_host_so_often_and_no_more_and_for_another_host_all_the_same() -> None:
+    hub = several_hosts()
+    asked = sum(hub.farm.must_look("h1", JobKey(f"{n}.srv", 1), hub.at) for n in range(2000))
+    assert asked == BURST
+    assert hub.farm.must_look("h2", JobKey("2.srv", 1), hub.at)
 
 
 def test_a_host_of_an_older_version_says_nothing_of_memory_and_is_taken_as_ready() -> None:
@@ -90,6 +122,6 @@ def test_a_host_of_an_older_version_says_nothing_of_memory_and_is_taken_as_ready
 def test_a_very_long_reason_fits_the_message() -> None:
     hub = several_hosts()
     hub.says("h2", part("n2", "x" * 4096))
+    told(hub, "n2")
     [found] = hub.farm.unready("h1", KEY, ["n2"])
     assert found == UnreadyPart(stage=Stage.SHORT, text=("h2: " + "x" * 4096)[:4096])
-    told(hub, "n2")

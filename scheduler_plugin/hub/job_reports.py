@@ -1,0 +1,147 @@
+"""Whose word about a job counts: a host's, about a run of a job that PBS itself has on a vnode of that host.
+
+Rule 1: no clock and no I/O.
+Rule 2: hosts, and guests through them, name any job they like. What they report of it changes nothing until PBS has
+been asked about the job. The farm (farm.py) brings PBS's answer and decides which vnodes are whose.
+Rule 3: PBS is asked only if a report would change something. Each question costs the host that caused it, and a host
+has PER_S of them, and BURST at once: as many as it can have jobs that are stopped in one moment.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+
+from magrathea.budget import Budget
+from magrathea.core.model import JobKey, State
+from magrathea.messages import JobReport, Snapshot
+from scheduler_plugin.pbs.base import PbsJob
+
+PER_S = 20.0
+BURST = 512.0
+AGAIN_FIRST_S, AGAIN_MOST_S = 0.5, 60.0
+"""Pauses between questions about one job: PBS may have failed to answer, or a vnode may have got another owner."""
+MOST_DARK = 8192
+"""Jobs of one host's domains that are off, about which PBS was not asked yet. More are forgotten: PBS, too, notices
+that their MoMs are gone."""
+
+Speaks = Callable[[str, str], bool]
+"""True if this host may speak of that vnode."""
+
+
+class JobReports:
+    """What the hosts' last snapshots contain of jobs, by job, host and vnode."""
+
+    def __init__(self) -> None:
+        self._reports: dict[JobKey, dict[str, dict[str, JobReport]]] = {}
+        self._dark: dict[JobKey, dict[str, tuple[str, float]]] = {}
+        """By host: the vnode, and when its domain was reported as off."""
+        self._dark_of: Counter[str] = Counter()
+
+    def take(self, before: Snapshot | None, after: Snapshot, now: float) -> set[JobKey]:
+        """Replace a host's reports; the jobs that it reported before or reports now."""
+        host = after.host
+        off = {domain.name for domain in after.domains if domain.state is State.DOWN}
+        concerned: set[JobKey] = set()
+        for domain in before.domains if before else ():
+            for job in domain.jobs:
+                key = JobKey(job.id, job.run)
+                concerned.add(key)
+                if (by_host := self._reports.get(key)) is not None:
+                    by_host.pop(host, None)
+                    if not by_host:
+                        del self._reports[key]
+                if domain.name in off:
+                    self._goes_dark(host, key, domain.vnode, now)
+        for domain in after.domains:
+            for job in domain.jobs:
+                key = JobKey(job.id, job.run)
+                concerned.add(key)
+                self._reports.setdefault(key, {}).setdefault(host, {})[domain.vnode] = job
+        return concerned
+
+    def __contains__(self, key: JobKey) -> bool:
+        return key in self._reports
+
+    def __iter__(self) -> Iterator[JobKey]:
+        return iter(self._reports)
+
+    def hosts(self, key: JobKey) -> Collection[str]:
+        """All that report the job, whether it counts or not."""
+        return self._reports.get(key, {}).keys()
+
+    def counted(self, key: JobKey, job: PbsJob | None, speaks: Speaks) -> dict[str, JobReport]:
+        """The reports that count, by host. `job`: what PBS has. Of a host's several parts, the one that asks most."""
+        if job is None or not job.is_run(key.run):
+            return {}
+        found: dict[str, JobReport] = {}
+        for host, parts in self._reports.get(key, {}).items():
+            own = [report for vnode, report in parts.items() if vnode in job.vnodes and speaks(host, vnode)]
+            if own:
+                found[host] = min(own, key=lambda report: (not report.stop, report.ready))
+        return found
+
+    def asking(self, key: JobKey, counted: Collection[str]) -> set[str]:
+        """Hosts whose report would change something, and does not count yet. `counted`: those whose report does."""
+        parts = self._reports.get(key, {}).items()
+        wanting = {host for host, found in parts if any(r.stop or r.booked or r.requeue for r in found.values())}
+        return (wanting - set(counted)) | self._dark.get(key, {}).keys()
+
+    # Jobs of domains that went off. A MoM that comes back without the job reports nothing of it to PBS.
+
+    def _goes_dark(self, host: str, key: JobKey, vnode: str, now: float) -> None:
+        if self._dark_of[host] < MOST_DARK:
+            by_host = self._dark.setdefault(key, {})
+            self._dark_of[host] += host not in by_host
+            by_host[host] = (vnode, now)
+
+    def went_dark(self, key: JobKey, job: PbsJob | None, seen_at: float, speaks: Speaks) -> bool:
+        """True if PBS has that run on a vnode of a host that reported its domain as off. Then the report is used up.
+
+        `seen_at`: when PBS was asked. If that was after the report, and PBS has no such run there, it is dropped.
+        """
+        true = False
+        by_host = self._dark.get(key, {})
+        for host, (vnode, at) in list(by_host.items()):
+            here = job is not None and job.is_run(key.run) and vnode in job.vnodes and speaks(host, vnode)
+            if here or seen_at >= at:
+                del by_host[host]
+                self._dark_of[host] -= 1
+            true = true or here
+        if not by_host:
+            self._dark.pop(key, None)
+        return true
+
+
+class Questions:
+    """When PBS is asked about jobs of which hosts report what does not count yet."""
+
+    def __init__(self) -> None:
+        self._budgets: dict[str, Budget] = {}
+        self._next: dict[JobKey, tuple[float, float]] = {}
+        """When it may be asked again, and the pause after that."""
+
+    def may_ask(self, host: str, now: float) -> bool:
+        """Take one question from a host's share, if there is one."""
+        return self._budgets.setdefault(host, Budget(PER_S, BURST, now)).take(now)
+
+    def ask(self, key: JobKey, hosts: Collection[str], now: float) -> bool:
+        """Whether to ask now, for these hosts' sake; without hosts there is nothing to ask."""
+        if not hosts:
+            self._next.pop(key, None)
+            return False
+        at, pause_s = self._next.get(key, (now, AGAIN_FIRST_S))
+        if now < at:
+            return False
+        asked = any(self.may_ask(host, now) for host in sorted(hosts))
+        self._next[key] = (
+            (now + pause_s, min(AGAIN_MOST_S, 2 * pause_s)) if asked else (now + AGAIN_MOST_S / 10, pause_s)
+        )
+        return asked
+
+    def due(self, now: float) -> set[JobKey]:
+        return {key for key, (at, _) in self._next.items() if at <= now}
+
+    @property
+    def times(self) -> Mapping[JobKey, float]:
+        return {key: at for key, (at, _) in self._next.items()}
