@@ -129,7 +129,7 @@ def test_a_line_that_others_changed_meanwhile_keeps_their_change(pbs: PrivateOpe
     shipped = config.read_bytes()
     well(magrathea(pbs, *INSTALL))
     config.write_bytes(config.read_bytes().replace(b'resources: "ncpus,', b'resources: "foo, ncpus,') + b"# later\n")
-    assert "stays" in magrathea(pbs, "uninstall").stderr, "the backup"
+    assert "is kept" in magrathea(pbs, "uninstall").stderr, "the backup"
     assert config.read_bytes() == shipped.replace(b'resources: "ncpus,', b'resources: "foo, ncpus,') + b"# later\n"
     config.write_bytes(shipped)
     config.with_name("sched_config.before-magrathea").unlink()

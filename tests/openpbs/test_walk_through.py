@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from magrathea import __version__
 from magrathea_lab.clusters import openpbs_machine
 from magrathea_lab.clusters.private_openpbs import HEAD, HOST, PrivateOpenPbs
 from magrathea_lab.waiting import BOUND_S
@@ -98,7 +99,7 @@ def _site_packages(where: Path) -> None:
     """The `lib` and `bin` that `pip install .` would put into a virtual environment."""
     library = where / "lib"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for package in ("magrathea", "node_daemon", "scheduler_plugin"):
+    for package in ("magrathea", "magrathea_lab", "node_daemon", "scheduler_plugin"):
         shutil.copytree(ROOT / package, library / package, ignore=shutil.ignore_patterns("__pycache__"))
     needed = list(project["dependencies"])
     done: set[str] = set()
@@ -114,9 +115,9 @@ def _site_packages(where: Path) -> None:
                 target = library / file
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(str(file.locate()), target)
-    info = library / f"magrathea-{project['version']}.dist-info"
+    info = library / f"magrathea-{__version__}.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: magrathea\nVersion: {project['version']}\n")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: magrathea\nVersion: {__version__}\n")
     points = {"console_scripts": project["scripts"], **project["entry-points"]}
     text = "".join(
         f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in named.items()) for group, named in points.items()
