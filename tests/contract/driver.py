@@ -88,7 +88,7 @@ async def refusal(call: Awaitable[None]) -> RefusalCode:
 UP, DOWN = DomainChange("n1", up=True), DomainChange("p1", up=False)
 
 
-async def its_start_tells_how_each_domain_is_found(site: DriverSite) -> None:
+async def its_start_reports_each_domain(site: DriverSite) -> None:
     async with driven(site) as d:
         assert set(d.told) == {UP, DOWN}
 
@@ -100,7 +100,7 @@ async def all_configured_domains_are_read_and_no_others(site: DriverSite) -> Non
         assert d.driver.others().domains == 0
 
 
-async def what_comes_and_goes_is_told_and_read(site: DriverSite) -> None:
+async def domains_that_start_and_end_are_reported_and_read(site: DriverSite) -> None:
     async with driven(site) as d:
         await site.start("p1")
         await d.until_told(DomainChange("p1", up=True))
@@ -110,7 +110,7 @@ async def what_comes_and_goes_is_told_and_read(site: DriverSite) -> None:
         assert not (await d.reading("n1")).up
 
 
-async def nothing_is_told_after_its_end(site: DriverSite) -> None:
+async def nothing_is_reported_after_its_end(site: DriverSite) -> None:
     async with driven(site) as d:
         pass
     d.told.clear()
@@ -119,7 +119,7 @@ async def nothing_is_told_after_its_end(site: DriverSite) -> None:
     assert d.told == []
 
 
-async def a_cap_is_set_read_back_and_taken_off(site: DriverSite) -> None:
+async def a_cap_is_set_read_back_and_removed(site: DriverSite) -> None:
     async with driven(site) as d:
         if not d.can(CPU):
             assert await refusal(d.driver.set_cpu("n1", 10)) == RefusalCode.NOT_SUPPORTED
@@ -175,7 +175,7 @@ async def a_domain_that_nobody_configured_is_refused(site: DriverSite) -> None:
         assert await refusal(d.driver.set_memory("n9", 100)) == RefusalCode.NO_DOMAIN
 
 
-async def what_it_cannot_do_is_refused_and_noted(site: DriverSite) -> None:
+async def calls_that_it_cannot_do_are_refused_and_noted(site: DriverSite) -> None:
     async with driven(site) as d:
         lacking = {
             LIFE: (d.driver.boot, d.driver.shutdown, d.driver.resume),
@@ -188,7 +188,7 @@ async def what_it_cannot_do_is_refused_and_noted(site: DriverSite) -> None:
             assert d.driver.notes()
 
 
-async def what_needs_a_running_domain_is_refused_of_one_that_is_down(site: DriverSite) -> None:
+async def calls_for_running_domains_are_refused_if_the_domain_is_down(site: DriverSite) -> None:
     async with driven(site) as d:
         needed: list[tuple[str, Callable[[], Awaitable[None]]]] = [
             (CPU, lambda: d.driver.set_cpu("p1", 10)),
@@ -210,7 +210,7 @@ async def a_domain_is_destroyed_as_often_as_one_likes(site: DriverSite) -> None:
         await d.driver.destroy("n1")
 
 
-async def a_domain_is_booted_and_asked_to_end(site: DriverSite) -> None:
+async def a_domain_is_booted_and_asked_to_shut_down(site: DriverSite) -> None:
     async with driven(site) as d:
         if not d.can(LIFE):
             return
@@ -220,7 +220,7 @@ async def a_domain_is_booted_and_asked_to_end(site: DriverSite) -> None:
         await d.until_told(DomainChange("p1", up=True))
 
 
-async def a_domain_that_is_asked_to_end_ends(site: DriverSite) -> None:
+async def a_domain_that_is_asked_to_shut_down_ends(site: DriverSite) -> None:
     async with driven(site) as d:
         if not d.can(LIFE):
             return
@@ -228,7 +228,7 @@ async def a_domain_that_is_asked_to_end_ends(site: DriverSite) -> None:
         await d.until("n1", lambda one: not one.up)
 
 
-async def a_domain_goes_to_disk_and_comes_back_from_there(site: DriverSite) -> None:
+async def a_domain_is_saved_to_disk_and_restored(site: DriverSite) -> None:
     async with driven(site) as d:
         if not d.can(SAVE, LIFE):
             return
@@ -255,20 +255,20 @@ async def a_domain_that_somebody_pauses_is_up_until_it_is_resumed(site: DriverSi
 Case = Callable[[DriverSite], Coroutine[Any, Any, None]]
 
 CASES: tuple[Case, ...] = (
-    its_start_tells_how_each_domain_is_found,
+    its_start_reports_each_domain,
     all_configured_domains_are_read_and_no_others,
-    what_comes_and_goes_is_told_and_read,
-    nothing_is_told_after_its_end,
-    a_cap_is_set_read_back_and_taken_off,
+    domains_that_start_and_end_are_reported_and_read,
+    nothing_is_reported_after_its_end,
+    a_cap_is_set_read_back_and_removed,
     a_cap_stays_when_the_driver_ends,
     memory_comes_to_the_amount_that_was_set,
     impossible_figures_are_refused,
     a_domain_that_nobody_configured_is_refused,
-    what_it_cannot_do_is_refused_and_noted,
-    what_needs_a_running_domain_is_refused_of_one_that_is_down,
+    calls_that_it_cannot_do_are_refused_and_noted,
+    calls_for_running_domains_are_refused_if_the_domain_is_down,
     a_domain_is_destroyed_as_often_as_one_likes,
-    a_domain_is_booted_and_asked_to_end,
-    a_domain_that_is_asked_to_end_ends,
-    a_domain_goes_to_disk_and_comes_back_from_there,
+    a_domain_is_booted_and_asked_to_shut_down,
+    a_domain_that_is_asked_to_shut_down_ends,
+    a_domain_is_saved_to_disk_and_restored,
     a_domain_that_somebody_pauses_is_up_until_it_is_resumed,
 )

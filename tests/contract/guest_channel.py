@@ -58,7 +58,7 @@ async def its_hello_names_session_version_and_protocol(site: GuestSite) -> None:
     assert hello.session and hello.agent and hello.protocol == PROTOCOL
 
 
-async def its_memory_is_told_in_figures_that_fit(site: GuestSite) -> None:
+async def its_memory_figures_are_consistent(site: GuestSite) -> None:
     memory = (await site.guest.request("memory", WITHIN_S)).memory
     assert 0 < memory.available_mib <= memory.total_mib
     assert 0 <= memory.swap_free_mib <= memory.swap_total_mib
@@ -76,22 +76,22 @@ async def memory_of_jobs_that_are_not_stopped_stays(site: GuestSite) -> None:
     assert await failure(asked) == RefusalCode.NOT_STOPPED
 
 
-async def what_it_does_not_know_is_refused(site: GuestSite) -> None:
+async def unknown_requests_are_refused(site: GuestSite) -> None:
     assert await failure(site.guest.request("dance", WITHIN_S)) == RefusalCode.UNKNOWN_OP
 
 
-async def who_asks_an_agent_that_hangs_waits_as_long_as_he_said(site: GuestSite) -> None:
+async def a_request_to_an_agent_that_hangs_ends_at_its_deadline(site: GuestSite) -> None:
     await site.hang()
     assert await failure(site.guest.request("memory", SOON_S)) == RefusalCode.TIMEOUT
 
 
-async def who_asks_without_an_agent_is_told_so_at_once(site: GuestSite) -> None:
+async def a_request_without_an_agent_fails_at_once(site: GuestSite) -> None:
     await site.lose()
     await site.until(lambda: site.guest.hello is None)
     assert await failure(site.guest.request("memory", WITHIN_S)) == RefusalCode.NO_AGENT
 
 
-async def who_waits_for_an_agent_that_ends_is_told_so(site: GuestSite) -> None:
+async def a_request_fails_if_the_agent_ends(site: GuestSite) -> None:
     await site.hang()
     asked = asyncio.ensure_future(failure(site.guest.request("memory", WITHIN_S)))
     await asyncio.sleep(SOON_S)
@@ -104,11 +104,11 @@ Case = Callable[[GuestSite], Coroutine[Any, Any, None]]
 
 CASES: tuple[Case, ...] = (
     its_hello_names_session_version_and_protocol,
-    its_memory_is_told_in_figures_that_fit,
+    its_memory_figures_are_consistent,
     orders_are_answered_by_a_row_for_each_job,
     memory_of_jobs_that_are_not_stopped_stays,
-    what_it_does_not_know_is_refused,
-    who_asks_an_agent_that_hangs_waits_as_long_as_he_said,
-    who_asks_without_an_agent_is_told_so_at_once,
-    who_waits_for_an_agent_that_ends_is_told_so,
+    unknown_requests_are_refused,
+    a_request_to_an_agent_that_hangs_ends_at_its_deadline,
+    a_request_without_an_agent_fails_at_once,
+    a_request_fails_if_the_agent_ends,
 )

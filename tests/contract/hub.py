@@ -31,14 +31,14 @@ async def a_first_snapshot_is_answered_by_books_that_know_it(site: HubSite) -> N
     assert (await host.hears_books()).acked_revision == 1
 
 
-async def it_beats_without_being_asked(site: HubSite) -> None:
+async def it_sends_heartbeats_unasked(site: HubSite) -> None:
     host = site.host()
     await host.says(domain("n1"))
     for _ in range(2):
         await host.hears(lambda message: isinstance(message, Heartbeat))
 
 
-async def what_is_to_be_stopped_is_booked_until_it_is_given_back(site: HubSite) -> None:
+async def jobs_to_be_stopped_are_booked_until_they_are_given_back(site: HubSite) -> None:
     host = site.host()
     await host.says(domain("n1", [report("1.srv"), report("2.srv")]))
     await host.hears_books()
@@ -50,7 +50,7 @@ async def what_is_to_be_stopped_is_booked_until_it_is_given_back(site: HubSite) 
     await host.hears_books("2.srv")
 
 
-async def what_is_no_message_costs_that_message_only(site: HubSite) -> None:
+async def only_an_invalid_message_itself_is_lost(site: HubSite) -> None:
     host = site.host()
     await host.says(domain("n1", [report("1.srv")]))
     await host.hears_books()
@@ -60,7 +60,7 @@ async def what_is_no_message_costs_that_message_only(site: HubSite) -> None:
     await host.hears_books("1.srv")
 
 
-async def a_host_that_comes_back_is_answered_where_it_now_is(site: HubSite) -> None:
+async def a_host_that_reconnects_is_answered_on_its_new_connection(site: HubSite) -> None:
     first = site.host()
     await first.says(domain("n1", [stopped("1.srv")]))
     await first.hears_books("1.srv")
@@ -76,8 +76,8 @@ Case = Callable[[HubSite], Awaitable[None]]
 CASES: tuple[Case, ...] = (
     a_host_that_it_does_not_know_is_asked_for_everything,
     a_first_snapshot_is_answered_by_books_that_know_it,
-    it_beats_without_being_asked,
-    what_is_to_be_stopped_is_booked_until_it_is_given_back,
-    what_is_no_message_costs_that_message_only,
-    a_host_that_comes_back_is_answered_where_it_now_is,
+    it_sends_heartbeats_unasked,
+    jobs_to_be_stopped_are_booked_until_they_are_given_back,
+    only_an_invalid_message_itself_is_lost,
+    a_host_that_reconnects_is_answered_on_its_new_connection,
 )

@@ -172,7 +172,7 @@ def a_job_on_two_vnodes_holds_both(site: PbsSite) -> None:
     assert not any(vnode(pbs, name).maintenance_jobs for name in ("n1", "n2"))
 
 
-def what_does_not_fit_a_jobs_state_is_refused(site: PbsSite) -> None:
+def operations_that_do_not_fit_a_jobs_state_are_refused(site: PbsSite) -> None:
     pbs = site.connect()
     job = suspended(site, pbs)
     assert refusal(lambda: pbs.admin_suspend(job)) == Code.BAD_STATE
@@ -272,7 +272,7 @@ CASES: tuple[Callable[[PbsSite], None], ...] = (
     jobs_are_those_that_moms_have,
     a_job_suspended_by_an_admin_holds_its_vnode_until_it_is_resumed,
     a_job_on_two_vnodes_holds_both,
-    what_does_not_fit_a_jobs_state_is_refused,
+    operations_that_do_not_fit_a_jobs_state_are_refused,
     a_job_suspended_without_the_flag_holds_no_vnode_and_is_resumed_plainly,
     walltime_and_comment_of_a_suspended_job_are_set,
     a_suspended_job_is_requeued_by_force_only,

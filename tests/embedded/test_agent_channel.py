@@ -37,7 +37,7 @@ def hook(rig: Rig) -> socket.socket:
 # MoM's side
 
 
-def test_a_claim_goes_to_the_daemon_without_what_is_not_its_business(rig: Rig) -> None:
+def test_a_claim_goes_to_the_daemon_without_the_hooks_own_fields(rig: Rig) -> None:
     assert rig.claim("7[3].srv", 4, memory_mib=100, cpus=2) == {"ok": True}
     (asked,) = rig.host.seen("claim")
     assert asked["job"] == {
@@ -52,7 +52,7 @@ def test_a_refusal_reaches_the_hook_whole(rig: Rig) -> None:
     assert rig.claim() == refusal
 
 
-def test_without_a_daemon_the_hook_is_told_at_once() -> None:
+def test_without_a_daemon_the_hook_gets_a_refusal_at_once() -> None:
     with Rig() as rig:
         rig.start(connect=False)
         until(rig.socket.exists, "the agent's socket")
@@ -71,7 +71,7 @@ def test_a_claim_without_an_answer_is_a_timeout_and_taken_back(rig: Rig) -> None
     assert asked[0] == asked[1]
 
 
-def test_a_claim_whose_hook_has_gone_is_taken_back(rig: Rig) -> None:
+def test_a_claim_is_taken_back_if_its_hook_has_gone(rig: Rig) -> None:
     rig.host.answers["claim"] = lambda _: None
     sock = hook(rig)
     sock.sendall(json.dumps({"op": "claim", "job": rig.job(), "deadline_s": 5}).encode() + b"\n")
@@ -88,7 +88,7 @@ def test_a_hook_may_close_its_writing_side(rig: Rig) -> None:
         assert rig.mom_answer(sock) == {"ok": True}
 
 
-def test_prepared_says_whether_the_memory_is_there(rig: Rig) -> None:
+def test_prepared_reports_whether_the_memory_has_arrived(rig: Rig) -> None:
     rig.host.answers["prepared"] = lambda _: {"ok": True, "ready": False}
     assert rig.mom("prepared", job=rig.job(), deadline_s=2) == {"ok": True, "ready": False}
     assert rig.host.seen("prepared")[-1]["vnodes"] == []
@@ -104,7 +104,7 @@ def test_the_parts_of_a_job_of_several_hosts_are_named_and_why_they_are_not_read
         assert rig.mom("prepared", job=rig.job(), vnodes=wrong, deadline_s=2)["ok"] is False
 
 
-def test_moms_list_goes_on_and_a_missing_job_is_forgotten(rig: Rig) -> None:
+def test_moms_list_continues_and_a_missing_job_is_forgotten(rig: Rig) -> None:
     row = {**rig.job("1.srv"), "substate": 42, "session_id": 1 << 30}
     assert rig.mom("jobs", jobs=[row, {**rig.job("2.srv"), "substate": 43}]) == {"ok": True}
     (asked,) = rig.host.seen("jobs")
@@ -114,7 +114,7 @@ def test_moms_list_goes_on_and_a_missing_job_is_forgotten(rig: Rig) -> None:
     ]
 
 
-def test_a_job_is_told_as_launched_once_a_process_of_it_is_seen(rig: Rig) -> None:
+def test_a_job_is_reported_as_launched_once_a_process_of_it_is_seen(rig: Rig) -> None:
     rig.claim()
     time.sleep(0.3)
     assert rig.host.seen("launched") == []
@@ -131,7 +131,7 @@ def test_a_part_on_a_further_host_counts_as_launched_for_it_may_never_have_a_pro
     until(lambda: {"id": "13.srv", "run": 1} in [asked["job"] for asked in rig.host.seen("launched")], "the other one")
 
 
-def test_the_guests_root_is_told_what_its_agent_knows(rig: Rig) -> None:
+def test_the_guests_root_may_ask_its_agent_for_everything(rig: Rig) -> None:
     rig.claim()
     rig.run_job(COUNT)
     rig.host.await_op("launched")
@@ -260,7 +260,7 @@ def test_it_comes_back_to_a_daemon_that_was_away_and_asks_again(rig: Rig) -> Non
     assert rig.host.request("ping")["ok"]
 
 
-def test_what_is_not_for_this_connection_is_dropped(rig: Rig) -> None:
+def test_messages_for_another_connection_are_dropped(rig: Rig) -> None:
     rig.host.answers["claim"] = lambda _: None
     with hook(rig) as sock:
         sock.sendall(json.dumps({"op": "claim", "job": rig.job(), "deadline_s": 2}).encode() + b"\n")
@@ -377,7 +377,7 @@ def test_a_daemon_that_does_not_read_is_given_up_not_waited_for(rig: Rig) -> Non
 # Restart
 
 
-def test_a_killed_agent_s_successor_goes_on_with_the_standing_stop(rig: Rig) -> None:
+def test_a_killed_agent_s_successor_continues_with_the_standing_stop(rig: Rig) -> None:
     rig.claim()
     job = rig.run_job(f"({COUNT}) & ({COUNT}) & wait")
     rig.host.await_op("launched")
@@ -392,7 +392,7 @@ def test_a_killed_agent_s_successor_goes_on_with_the_standing_stop(rig: Rig) -> 
     assert (row["processes"], row["stopped"]) == (3, 0)
 
 
-def test_the_successor_knows_what_was_stopped_when_the_job_is_released(rig: Rig) -> None:
+def test_the_next_agent_knows_the_stopped_processes_when_the_job_is_released(rig: Rig) -> None:
     rig.claim()
     job = rig.run_job(COUNT)
     rig.host.await_op("launched")
@@ -403,7 +403,7 @@ def test_the_successor_knows_what_was_stopped_when_the_job_is_released(rig: Rig)
     assert job.wait(BOUND_S) == -signal.SIGKILL
 
 
-def test_an_orderly_end_leaves_stopped_what_is_stopped(rig: Rig) -> None:
+def test_after_an_orderly_end_stopped_jobs_stay_stopped(rig: Rig) -> None:
     rig.claim()
     job = rig.run_job(COUNT)
     rig.host.await_op("launched")

@@ -141,7 +141,7 @@ def test_a_process_that_somebody_continued_is_not_pushed_out(rig: Rig) -> None:
         assert pushed_out(pid) == 0
 
 
-def test_without_swap_nothing_is_pushed_and_that_is_said_at_once(rig: Rig) -> None:
+def test_without_swap_nothing_is_pushed_and_that_is_reported_at_once(rig: Rig) -> None:
     with no_swap():
         pid, _ = stopped_job(rig)
         answer = rig.host.request("push-out", jobs=[NAME], mib=1024)
@@ -186,7 +186,7 @@ def test_the_agent_answers_while_a_slice_is_under_way_and_does_not_grow(rig: Rig
         assert kib(rig.agent.pid, "RssAnon") <= grown + 1024
 
 
-def test_an_agent_killed_in_mid_slice_leaves_nothing_behind_and_the_next_goes_on(rig: Rig) -> None:
+def test_an_agent_killed_in_mid_slice_leaves_nothing_behind_and_the_next_continues(rig: Rig) -> None:
     with swap():
         pid, place = stopped_job(rig)
         before = place.read_text()

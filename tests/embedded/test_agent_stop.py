@@ -182,7 +182,7 @@ def test_another_users_process_with_the_jobs_id_is_not_touched(rig: Rig) -> None
     assert [state(p.pid) for p in (job, stranger, mom_child)] == ["T", "R", "R"]
 
 
-def test_what_forks_while_it_is_being_stopped_does_not_escape(rig: Rig) -> None:
+def test_a_process_that_forks_during_the_stop_does_not_escape(rig: Rig) -> None:
     rig.claim()
     rig.run_job("f() { while :; do (sleep 0.01) & (sleep 0.02) & wait; done; }; f & f & f & f & wait")
     rig.host.await_op("launched")
@@ -241,7 +241,7 @@ def test_a_process_that_waits_for_its_vfork_child_counts_at_once(rig: Rig) -> No
     rig.host.order("run")
 
 
-def test_a_process_whose_main_thread_has_ended_is_stopped(rig: Rig) -> None:
+def test_a_process_without_its_main_thread_is_stopped(rig: Rig) -> None:
     rig.claim()
     code = (
         "import ctypes, threading, time\n"
@@ -284,7 +284,7 @@ def test_mom_is_never_touched_even_as_the_owner_with_the_jobs_id(rig: Rig) -> No
     mom.stdout.close()
 
 
-def test_a_released_job_under_a_stop_is_killed_where_mom_missed_it(rig: Rig) -> None:
+def test_a_released_job_under_a_stop_is_killed_if_mom_missed_it(rig: Rig) -> None:
     rig.claim()
     pids = python_job(rig, "orphan('orphan')", "orphan")
     rig.host.await_op("launched")
@@ -293,7 +293,9 @@ def test_a_released_job_under_a_stop_is_killed_where_mom_missed_it(rig: Rig) -> 
     until(lambda: all(state(pid) in ("", "Z") for pid in pids.values()), "the end of what was stopped")
 
 
-def test_a_stopped_job_that_is_deleted_gets_its_sigterm_and_what_has_left_its_session_does_not_run(rig: Rig) -> None:
+def test_a_stopped_job_that_is_deleted_gets_its_sigterm_but_processes_outside_its_session_stay_stopped(
+    rig: Rig,
+) -> None:
     """Processes that MoM's signals reach end like those of any deleted job, in their own time. The rest ends
     afterwards."""
     rig.claim()
@@ -330,7 +332,7 @@ def test_a_released_job_that_runs_is_left_to_mom(rig: Rig) -> None:
     assert state(job.pid) == "R"
 
 
-def test_an_order_with_an_unknown_owner_touches_nothing_and_says_so(rig: Rig) -> None:
+def test_an_order_with_an_unknown_owner_touches_nothing_and_reports_it(rig: Rig) -> None:
     if os.geteuid() != 0:
         return  # then only our own user can be the owner
     job = rig.run_job(COUNT)
@@ -393,7 +395,7 @@ def freezers() -> list[str]:
 
 @pytest.mark.skipif(os.geteuid() != 0 or not freezers(), reason="no cgroup may be made here")
 @pytest.mark.parametrize("top", freezers())
-def test_a_jobs_cgroup_tells_what_nothing_else_tells(top: str) -> None:
+def test_a_jobs_cgroup_reveals_processes_that_nothing_else_reveals(top: str) -> None:
     """A clean orphan in its own session is known only by PBS's job cgroup. Afterwards nothing is frozen."""
     parent = Path(top, f"magrathea-test-{os.getpid()}")
     cgroup = parent / "jobid" / "12.srv"

@@ -105,7 +105,7 @@ def test_a_signal_that_is_none_for_a_warning_is_refused(rig: Rig, name: str) -> 
     assert rig.host.request("orders", orders=[order], deadline_s=1.0)["code"] == "bad-request"
 
 
-def test_who_continues_a_stopped_job_is_told_of(rig: Rig) -> None:
+def test_continuing_a_stopped_job_by_hand_is_reported(rig: Rig) -> None:
     rig.claim()
     rig.run_job("while :; do :; done")
     until(rig.children, "its process")

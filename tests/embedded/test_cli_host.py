@@ -51,7 +51,7 @@ async def preempted(host: Rig) -> tuple[Job, Job]:
 
 
 @pytest.mark.parametrize("mode", ["exclusive", "counted"])
-def test_paused_in_mid_preemption_over_a_restart_nothing_goes_on_until_unpaused(tmp_path: Path, mode: str) -> None:
+def test_paused_in_mid_preemption_over_a_restart_nothing_continues_until_unpaused(tmp_path: Path, mode: str) -> None:
     async def test() -> None:
         async with rig(tmp_path, mode, DOMAINS, cpus=1) as host:
             low, high = await preempted(host)
@@ -129,7 +129,7 @@ def test_a_host_drains_as_a_whole_and_takes_jobs_again(tmp_path: Path) -> None:
     run(test())
 
 
-def test_history_tells_a_preemption_as_it_happens_and_without_the_daemon(tmp_path: Path) -> None:
+def test_history_shows_a_preemption_at_once_and_without_the_daemon(tmp_path: Path) -> None:
     async def test() -> None:
         async with rig(tmp_path, "exclusive", DOMAINS) as host:
             await preempted(host)

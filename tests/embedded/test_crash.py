@@ -114,7 +114,7 @@ async def every_step(folder: Path, mode: str, victims: str) -> tuple[list[str], 
 @pytest.mark.timeout(1800)  # a cycle for each of some twenty steps; each starts a daemon or agents again
 @pytest.mark.parametrize("victims", VICTIMS)
 @pytest.mark.parametrize("mode", MODES)
-def test_killed_after_any_step_all_goes_on_as_the_facts_demand(tmp_path: Path, mode: str, victims: str) -> None:
+def test_killed_after_any_step_all_continues_as_the_facts_demand(tmp_path: Path, mode: str, victims: str) -> None:
     folder = short(tmp_path)
     with contextlib.ExitStack() as stack:
         stack.callback(folder.unlink)

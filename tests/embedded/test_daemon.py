@@ -108,7 +108,7 @@ def test_without_its_hub_nothing_is_preempted(tmp_path: Path) -> None:
     play(tmp_path, test)
 
 
-def test_on_a_full_disk_new_claims_are_refused_and_what_runs_is_not_lost(tmp_path: Path) -> None:
+def test_on_a_full_disk_new_claims_are_refused_and_running_jobs_are_not_lost(tmp_path: Path) -> None:
     async def test(r: Rig) -> None:
         low = await low_job(r)
         assert r.daemon is not None
@@ -173,7 +173,7 @@ def test_a_domain_taken_out_of_the_file_is_kept_while_it_has_jobs(tmp_path: Path
     play(tmp_path, test)
 
 
-def test_sighup_takes_over_what_can_change_and_says_what_cannot(tmp_path: Path) -> None:
+def test_sighup_applies_what_can_change_and_reports_what_cannot(tmp_path: Path) -> None:
     async def test(r: Rig) -> None:
         assert r.daemon is not None
         text = r.config.read_text()

@@ -130,7 +130,7 @@ def test_interrupted_demo_leaves_no_process_behind(directory: Path, number: sign
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def test_openpbs_is_asked_for_where_it_cannot_be(directory: Path) -> None:
+def test_openpbs_is_requested_but_cannot_run(directory: Path) -> None:
     """Without root or without OpenPBS, the demo reports at once which is missing."""
     prefix = AS_NOBODY if os.geteuid() == 0 else []
     try:
@@ -141,7 +141,7 @@ def test_openpbs_is_asked_for_where_it_cannot_be(directory: Path) -> None:
         shutil.rmtree(directory)
 
 
-def test_a_demo_that_cannot_work_says_so_with_the_part_s_own_words() -> None:
+def test_a_demo_that_cannot_work_shows_the_failed_parts_own_message() -> None:
     """In a directory with a name that is too long for a socket no part can listen."""
     directory = Path("/tmp") / f"mgdemo-{os.getpid()}-{'x' * 100}"
     directory.mkdir()

@@ -65,7 +65,7 @@ def test_a_preemption_from_its_first_word_to_its_last(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
-def test_a_host_is_greeted_at_once_and_asked_for_what_the_hub_lacks(tmp_path: Path) -> None:
+def test_a_host_gets_a_hello_at_once_and_is_asked_for_missing_revisions(tmp_path: Path) -> None:
     async def test(world: RealHub) -> None:
         host = world.host()
         host.revision = 5
@@ -141,7 +141,7 @@ def test_a_frozen_domains_vnode_is_offline_until_it_is_back_over_a_restart_of_th
     run(tmp_path, test)
 
 
-def test_books_say_nothing_before_pbs_was_read(tmp_path: Path) -> None:
+def test_no_books_are_sent_before_pbs_was_read(tmp_path: Path) -> None:
     async def test(world: RealHub) -> None:
         def away(operation: str, subject: str) -> None:
             raise PbsError(Code.NO_SERVER, "away", transient=True)
@@ -161,7 +161,7 @@ def test_books_say_nothing_before_pbs_was_read(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
-def test_after_a_restart_of_pbs_all_goes_on(tmp_path: Path) -> None:
+def test_after_a_restart_of_pbs_all_continues(tmp_path: Path) -> None:
     async def test(world: RealHub) -> None:
         world.pbs.put(job())
         host = world.host()
@@ -273,7 +273,7 @@ def test_a_second_hub_with_the_same_state_is_refused(tmp_path: Path) -> None:
     ("listen", "code", "told"),
     [("tcp://127.0.0.1:17017", 2, "keys"), ("ipc:///nonexistent/dir/hub.ipc", 1, "listen"), ("udp://x", 2, "listen")],
 )
-def test_what_cannot_be_listened_at_is_told(tmp_path: Path, listen: str, code: int, told: str) -> None:
+def test_an_endpoint_that_cannot_be_opened_is_reported(tmp_path: Path, listen: str, code: int, told: str) -> None:
     done = subprocess.run(
         command(hub_toml(tmp_path, listen)), capture_output=True, text=True, timeout=BOUND_S, env=dict(os.environ)
     )

@@ -19,7 +19,7 @@ from tests.embedded.real_hub import RealHub, run
 from tests.fakes.reports import domain, job, snapshot, stopped
 
 
-def test_a_daemon_with_its_key_is_published_and_told_its_books(tmp_path: Path) -> None:
+def test_a_daemon_with_its_key_is_published_and_gets_its_books(tmp_path: Path) -> None:
     booked: list[tuple[Booking, ...]] = []
 
     def build(revision: int) -> Snapshot:

@@ -149,7 +149,7 @@ def test_tcp_with_an_enrolled_key_both_ways(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
-def test_on_tcp_the_key_says_who_speaks_not_the_identity_nor_the_message(tmp_path: Path) -> None:
+def test_on_tcp_the_key_identifies_the_host_not_the_identity_nor_the_message(tmp_path: Path) -> None:
     async def test(line: Line) -> None:
         pair = line.enrol("h2")
         line.enrol("h1")
@@ -194,7 +194,7 @@ def test_a_wrong_hub_key_never_finishes_the_handshake(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
-def test_a_revoked_host_is_heard_no_more_on_the_connection_it_has(tmp_path: Path) -> None:
+def test_a_revoked_hosts_open_connection_is_ignored(tmp_path: Path) -> None:
     async def test(line: Line) -> None:
         host = line.client(line.tcp, "h1", line.enrol("h1"))
         await host.send(beat("h1"))
@@ -221,7 +221,7 @@ def test_a_host_enrolled_again_needs_its_new_key(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
-def test_what_is_too_large_is_never_read_and_its_sender_is_cut_off(tmp_path: Path) -> None:
+def test_a_message_that_is_too_large_is_never_read_and_its_sender_is_disconnected(tmp_path: Path) -> None:
     async def test(line: Line) -> None:
         await line.client(line.ipc, "h1").send(b"x" * (MAX_BYTES + 1))
         await line.heard.nothing()
@@ -246,7 +246,7 @@ def test_what_is_too_large_is_never_read_and_its_sender_is_cut_off(tmp_path: Pat
         [b"", beat("h1")],
     ],
 )
-def test_garbage_is_dropped_and_the_next_message_is_heard(tmp_path: Path, frames: list[bytes]) -> None:
+def test_garbage_is_dropped_and_the_next_message_is_accepted(tmp_path: Path, frames: list[bytes]) -> None:
     async def test(line: Line) -> None:
         host = line.client(line.ipc, "h1")
         await host.send_multipart(frames)
@@ -258,7 +258,7 @@ def test_garbage_is_dropped_and_the_next_message_is_heard(tmp_path: Path, frames
     run(tmp_path, test)
 
 
-def test_a_host_that_talks_too_much_is_dropped_and_told_once(
+def test_a_host_that_sends_too_much_is_dropped_and_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(channel, "RATE_PER_S", 10)
@@ -292,7 +292,7 @@ def test_a_host_that_comes_back_takes_its_old_place(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
-def test_a_host_that_is_away_is_told_nothing_and_forgotten(tmp_path: Path) -> None:
+def test_a_host_that_is_away_gets_nothing_and_is_forgotten(tmp_path: Path) -> None:
     async def test(line: Line) -> None:
         assert not line.channel.send("h1", Resend()), "never heard"
         host = line.client(line.ipc, "h1")

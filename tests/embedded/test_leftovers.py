@@ -72,7 +72,7 @@ def killed(records: Path, request: pytest.FixtureRequest) -> Iterator[KilledRun]
     ],
     indirect=["killed"],
 )
-def test_what_a_run_that_is_killed_leaves_the_next_one_clears(killed: KilledRun, number: signal.Signals) -> None:
+def test_the_next_run_clears_what_a_killed_run_leaves(killed: KilledRun, number: signal.Signals) -> None:
     assert left(killed)
     assert leftovers.clear() == [], "it is alive"
     assert left(killed)
@@ -100,7 +100,7 @@ def test_swap_of_a_run_that_is_killed_is_turned_off(records: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="making control groups needs root")
-def test_control_groups_go_with_what_is_still_in_them(records: Path) -> None:
+def test_control_groups_are_removed_with_the_processes_in_them(records: Path) -> None:
     texts = [Path(f"/proc/self/{name}").read_text() for name in ("mountinfo", "cgroup")]
     tops = [top for version, top, _ in cgroups.own_groups(*texts) if version is cgroups.V1 and os.access(top, os.W_OK)]
     if not tops:
@@ -132,7 +132,9 @@ def test_a_process_of_another_namespace_may_be_alive(records: Path) -> None:
     assert replace(leftovers.this_process(), pid=2**22 + 1).has_ended()
 
 
-def test_what_cannot_be_cleared_is_told_and_tried_again(records: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_leftover_that_cannot_be_cleared_is_reported_and_tried_again(
+    records: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ended = replace(leftovers.this_process(), start=1)
     monkeypatch.setattr(leftovers, "this_process", lambda: ended)
     taken = leftovers.take(Kind.DIRECTORY, "/proc/self/task")
@@ -148,7 +150,7 @@ def test_a_folder_of_records_that_others_may_write_to_is_not_trusted(records: Pa
         leftovers.clear()
 
 
-def test_what_is_given_back_leaves_no_record(records: Path) -> None:
+def test_undoing_removes_the_record(records: Path) -> None:
     path, taken = leftovers.take_directory("mgtest-")
     until(records.exists, "the record")
     taken.undo()

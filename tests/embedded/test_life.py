@@ -39,7 +39,7 @@ def continue_session(session: int) -> None:
                 continue  # it ended meanwhile
 
 
-def test_an_agent_that_was_lost_finds_stopped_again_what_is_to_be_stopped(tmp_path: Path) -> None:
+def test_an_agent_that_was_lost_stops_again_the_jobs_that_must_be_stopped(tmp_path: Path) -> None:
     async def test(r: Rig) -> None:
         await impatient(r)
         low = await low_job(r)
@@ -56,7 +56,7 @@ def test_an_agent_that_was_lost_finds_stopped_again_what_is_to_be_stopped(tmp_pa
     play(tmp_path, test)
 
 
-def test_an_agent_that_was_lost_lets_run_what_is_to_run_when_it_is_back(tmp_path: Path) -> None:
+def test_an_agent_that_was_lost_continues_the_jobs_that_may_run_when_it_is_back(tmp_path: Path) -> None:
     async def test(r: Rig) -> None:
         await impatient(r)
         low = await low_job(r)
@@ -74,7 +74,7 @@ def test_an_agent_that_was_lost_lets_run_what_is_to_run_when_it_is_back(tmp_path
     play(tmp_path, test)
 
 
-def test_what_moms_list_says_after_a_loss_is_the_truth(tmp_path: Path) -> None:
+def test_moms_list_is_the_truth_after_a_loss(tmp_path: Path) -> None:
     async def test(r: Rig) -> None:
         await impatient(r)
         await low_job(r)

@@ -186,7 +186,7 @@ def test_without_pidfds_the_end_of_a_root_process_is_noticed_too(
     asyncio.run(check_life_and_death(machine))
 
 
-def test_a_domain_already_up_is_told_during_start(machine: Machine) -> None:
+def test_a_domain_already_up_is_reported_during_start(machine: Machine) -> None:
     async def run() -> None:
         machine.start()
         async with driving(machine) as (_, events):
@@ -316,7 +316,7 @@ def test_an_ordinary_user_caps_by_affinity() -> None:
 
 
 @pytest.mark.usefixtures("ordinary_user")
-def test_an_ordinary_user_without_groups_is_told_so() -> None:
+def test_the_notes_tell_an_ordinary_user_that_there_are_no_groups() -> None:
     capper = local.choose_capper(f"test-{os.getpid()}", ["n1"])
     try:
         if isinstance(capper, GroupCapper):
@@ -327,7 +327,7 @@ def test_an_ordinary_user_without_groups_is_told_so() -> None:
 
 
 @needs_two_cpus
-def test_a_process_of_another_user_cannot_be_capped_and_it_is_said(machine: Machine) -> None:
+def test_a_process_of_another_user_cannot_be_capped_and_that_is_reported(machine: Machine) -> None:
     if os.geteuid() != 0:
         pytest.skip("NOT RUN: processes of another user; only root can start one")
 
@@ -359,7 +359,7 @@ def test_impossible_caps_are_refused(machine: Machine, domain: str, percent: int
     asyncio.run(run())
 
 
-def test_memory_is_not_moved_and_that_is_said(machine: Machine) -> None:
+def test_memory_is_not_moved_and_that_is_reported(machine: Machine) -> None:
     async def run() -> None:
         async with driving(machine, lambda host, names: AffinityCapper(CPUS, "")) as (driver, _):
             with pytest.raises(DriverError) as refused:

@@ -137,7 +137,7 @@ def test_claims_and_orders_do_not_wait_behind_a_list(rig: Rig) -> None:
     run(rig, case)
 
 
-def test_the_launch_of_each_is_told_and_claims_find_a_place_meanwhile(rig: Rig) -> None:
+def test_the_launch_of_each_is_reported_and_claims_are_answered_meanwhile(rig: Rig) -> None:
     async def case(site: Site) -> None:
         asked = asyncio.create_task(site.mom("jobs", jobs=[{**job(n), "sister": True} for n in range(JOBS)]))
         await asyncio.wait_for(site.list_came.wait(), BOUND_S)

@@ -228,7 +228,7 @@ def test_the_script_does_not_start_before_the_other_hosts_memory_is_there(tmp_pa
     play(tmp_path, test)
 
 
-def test_where_all_memory_is_there_the_other_host_costs_no_waiting(tmp_path: Path) -> None:
+def test_if_all_memory_has_arrived_the_other_host_costs_no_waiting(tmp_path: Path) -> None:
     """The first question is also the last: the hook does not sleep."""
 
     async def test(site: Site) -> None:
@@ -266,7 +266,7 @@ def test_memory_that_the_other_host_has_not_got_refuses_the_job_with_the_hosts_n
 
 
 @pytest.mark.parametrize("who", ["hub", "h1", "h2"])
-def test_whoever_is_restarted_meanwhile_the_job_waits_on_and_starts_when_the_memory_is_there(
+def test_whichever_part_is_restarted_the_job_waits_and_starts_when_the_memory_has_arrived(
     tmp_path: Path, who: str
 ) -> None:
     async def test(site: Site) -> None:

@@ -30,7 +30,7 @@ def refusal(call: Callable[[], object]) -> int:
     return refused.value.code
 
 
-def test_what_a_job_has_written_can_be_asked_of_its_mom(bench: StandInBench) -> None:
+def test_a_jobs_output_can_be_read_through_its_mom(bench: StandInBench) -> None:
     job = bench.running()
     path = str(bench.directory / f"{job}.count")
     assert int(bench.client.ask("read", job=job, path=path)) >= 1
@@ -162,7 +162,7 @@ def test_a_hook_sees_a_qdel_before_the_job_has_its_sigterm(bench: StandInBench) 
     assert "1024" in (bench.directory / "events").read_text().split()
 
 
-def test_a_mom_that_dies_is_down_and_the_server_says_so(bench: StandInBench) -> None:
+def test_a_mom_that_dies_is_shown_as_down(bench: StandInBench) -> None:
     job = bench.running()
     bench.parts["n1"].kill(signal.SIGKILL)
     bench.until(lambda: bench.vnode("n1").state == {"down"})

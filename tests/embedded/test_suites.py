@@ -76,7 +76,7 @@ def test_a_suite_that_this_machine_cannot_run_is_one_line(
         ("tests/openpbs_like", False),
     ],
 )
-def test_only_what_was_asked_for_is_missed(argument: str, wanted: bool) -> None:
+def test_only_requested_suites_count_as_missing(argument: str, wanted: bool) -> None:
     suite = RealSuite(ROOT / "tests" / "openpbs", lambda: "nothing", "MAGRATHEA_REQUIRE_NOTHING")
     config: Any = SimpleNamespace(args=[argument], invocation_params=SimpleNamespace(dir=ROOT))
     assert suite.wanted(config) is wanted
@@ -95,7 +95,7 @@ def system():
 """
 
 
-def test_a_system_that_does_not_come_up_is_tried_once_and_told_once(tmp_path: Path) -> None:
+def test_a_system_that_does_not_start_is_tried_once_and_reported_once(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(NOT_UP, encoding="utf-8")
     tests = "".join(f"def test_{number}(system): pass\n" for number in range(3))
     (tmp_path / "test_it.py").write_text(tests, encoding="utf-8")

@@ -35,13 +35,13 @@ def hub(tmp_path: Path) -> Iterator[HubProcess]:
         made.close()
 
 
-def test_the_hub_takes_all_files_that_it_may_have_and_says_what_it_can_bear(hub: HubProcess) -> None:
+def test_the_hub_raises_its_limit_of_files_and_logs_how_many_connections_fit(hub: HubProcess) -> None:
     limits = Path(f"/proc/{hub.process.pid}/limits").read_text()
     assert re.search(rf"Max open files\s+{FILES}\s+{FILES}\b", limits)
     assert "can bear 100 connections of hosts" in hub.log
 
 
-def test_what_is_more_than_it_can_bear_is_ended_and_told_and_others_stay_and_come(hub: HubProcess) -> None:
+def test_connections_beyond_the_limit_are_closed_and_reported_and_others_work(hub: HubProcess) -> None:
     honest = hub.connect("127.0.0.2")
     assert honest.recv(10)
     held = [hub.connect("127.0.0.3") for _ in range(400)]
@@ -58,7 +58,7 @@ def test_what_is_more_than_it_can_bear_is_ended_and_told_and_others_stay_and_com
         connection.close()
 
 
-def test_a_hub_with_very_few_files_says_so(tmp_path: Path) -> None:
+def test_a_hub_with_very_few_files_reports_it(tmp_path: Path) -> None:
     hub = HubProcess(tmp_path, files=(64, 128))
     try:
         assert "LimitNOFILE" in hub.log
@@ -149,7 +149,7 @@ def test_one_address_has_so_many_connections_and_no_more(caplog: pytest.LogCaptu
     assert caplog.text.count("a further one is ended") == 1, "told once"
 
 
-def test_the_limit_is_raised_to_what_the_system_lets_us(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_is_raised_as_far_as_the_system_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (512, before[1]))

@@ -24,7 +24,7 @@ NO_MESSAGES = {
 
 
 @pytest.mark.parametrize("attack", NO_MESSAGES.values(), ids=NO_MESSAGES)
-def test_what_is_no_message_costs_that_message_only(tmp_path: Path, attack: bytes) -> None:
+def test_only_an_invalid_message_itself_is_lost(tmp_path: Path, attack: bytes) -> None:
     async def test(hub: RealHub) -> None:
         hostile, honest = hub.host("h1", "p1"), hub.host("h2", "n1")
         hub.start()

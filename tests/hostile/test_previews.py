@@ -102,7 +102,7 @@ def test_a_second_preview_meanwhile_is_refused(tmp_path: Path, monkeypatch: pyte
     ],
     ids=str,
 )
-def test_what_nobody_needs_is_refused(
+def test_absurdly_large_previews_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request_: dict[str, object]
 ) -> None:
     async def test(owner: Previews, ask: Ask) -> None:

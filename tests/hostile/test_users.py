@@ -133,7 +133,9 @@ def test_idle_connections_of_many_users_do_not_lock_the_entitled_out(
     run(tmp_path, test, group="admins")
 
 
-def test_a_connection_that_says_nothing_is_ended(tmp_path: Path, users: Users, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_sends_nothing_is_closed(
+    tmp_path: Path, users: Users, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(control, "LINE_S", 0.05)
 
     async def test(path: Path) -> None:
@@ -162,7 +164,9 @@ def test_who_does_not_take_the_answer_is_ended(tmp_path: Path, users: Users, mon
     run(tmp_path, test)
 
 
-def test_what_is_no_utf_8_prints_no_traceback(tmp_path: Path, users: Users, caplog: pytest.LogCaptureFixture) -> None:
+def test_bytes_that_are_not_utf_8_print_no_traceback(
+    tmp_path: Path, users: Users, caplog: pytest.LogCaptureFixture
+) -> None:
     async def test(path: Path) -> None:
         for _ in range(50):
             answer = json.loads(await users.ask(path, STRANGER, b'{"op":"\xff"}\n'))
@@ -173,7 +177,7 @@ def test_what_is_no_utf_8_prints_no_traceback(tmp_path: Path, users: Users, capl
     assert not caplog.records
 
 
-def test_a_defect_that_a_user_can_cause_is_told_once_a_minute(
+def test_a_defect_that_a_user_can_cause_is_logged_once_a_minute(
     tmp_path: Path, users: Users, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test(path: Path) -> None:
@@ -198,7 +202,7 @@ def test_a_user_who_asks_for_much_waits_and_others_do_not(tmp_path: Path, users:
     run(tmp_path, test)
 
 
-def test_what_costs_others_is_charged_to_who_asks_for_it(tmp_path: Path, users: Users) -> None:
+def test_expensive_requests_are_charged_to_the_user_who_makes_them(tmp_path: Path, users: Users) -> None:
     async def whole() -> None:
         made = Control(tmp_path / "control.sock", READING, CHANGING, costs={"status": 0.2})
         await made.start()

@@ -25,7 +25,7 @@ def test_names_that_are_bound_to_another_host_are_not_to_be_had_by_coming_first(
     run(tmp_path, test, "n1", "n2", "p1", tcp=True)
 
 
-def test_a_host_without_a_list_cannot_have_what_is_on_one(tmp_path: Path) -> None:
+def test_a_host_without_a_list_cannot_take_vnodes_from_one_with_a_list(tmp_path: Path) -> None:
     async def test(hub: RealHub) -> None:
         hostile, honest = hub.host("h1"), hub.host("h2", "n1", "n2")
         hub.start()

@@ -79,7 +79,7 @@ def noded(config: Path) -> Iterator[None]:
             daemon.wait(10)
 
 
-def test_a_domain_is_adopted_boots_is_heard_and_is_given_back(
+def test_a_domain_is_adopted_boots_connects_and_is_restored(
     hypervisor: Hypervisor, stranger: Any, tmp_path: Path
 ) -> None:
     folder = hypervisor.folder / "adopt"  # a folder that QEMU's user can reach

@@ -34,7 +34,7 @@ def without_agent(machine: Machine) -> Iterator[Machine]:
 
 
 @pytest.mark.parametrize("what", ["flood", "garbage", "endless"])
-def test_a_guest_that_writes_nonsense_disturbs_nobody_and_its_next_agent_is_heard(
+def test_a_guest_that_writes_nonsense_disturbs_nobody_and_its_next_agent_connects(
     without_agent: Machine, what: str
 ) -> None:
     machine = without_agent
@@ -80,7 +80,7 @@ def test_a_frozen_agent_is_given_up_and_found_again(machine: Machine) -> None:
     machine.qsub_and_end("n1", Job("3", "preemptible"))
 
 
-def test_the_daemon_is_killed_in_the_middle_of_a_preemption_and_goes_on_with_it(anywhere: Machine) -> None:
+def test_the_daemon_is_killed_in_the_middle_of_a_preemption_and_continues_with_it(anywhere: Machine) -> None:
     machine = anywhere
     victim = machine["n1"].qsub(Job("1", "preemptible"))
     favoured = machine["p1"].qsub(Job("2", "priority"))

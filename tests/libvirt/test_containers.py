@@ -28,7 +28,7 @@ NEEDS_MIB = 120
 """Memory of the priority job: more than p1 has before n1 has given some."""
 
 
-def test_the_driver_caps_and_limits_containers_and_says_what_they_have_not(containers: Containers) -> None:
+def test_the_driver_caps_and_limits_containers_and_notes_what_they_lack(containers: Containers) -> None:
     async def work() -> None:
         names = {name: guest.libvirt_name for name, guest in containers.guests.items()}
         driver = LibvirtDriver("h1", containers.uri, names)

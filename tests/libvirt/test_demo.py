@@ -125,7 +125,7 @@ def test_packages_that_are_missing_are_named(directory: Path) -> None:
     )
 
 
-def test_without_root_it_says_how(directory: Path) -> None:
+def test_without_root_it_shows_the_command(directory: Path) -> None:
     probe = subprocess.run([*AS_NOBODY, sys.executable, "-c", "import msgspec, libvirt"], capture_output=True)
     if probe.returncode != 0:
         pytest.skip(f"no other user can run {sys.executable}")
@@ -157,7 +157,7 @@ LOG = """
 """
 
 
-def test_the_parts_of_a_switch_are_told_apart_from_those_of_the_way_back() -> None:
+def test_the_parts_of_a_switch_and_of_its_end_are_distinguished() -> None:
     first, second = parts_of(LOG).values()
     assert first == {
         "  the agent stops the job in n1": 18.7,

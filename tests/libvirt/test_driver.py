@@ -66,7 +66,7 @@ def test_qemu_can_do_everything_and_nothing_is_to_be_noted(drive: Callable[[Work
     drive(work)
 
 
-def test_the_balloon_follows_and_says_how_far_it_is(drive: Callable[[Work], None]) -> None:
+def test_the_balloon_moves_and_reports_its_progress(drive: Callable[[Work], None]) -> None:
     async def work(driver: LibvirtDriver, events: list[DomainChange]) -> None:
         events.clear()
         await driver.set_memory("n1", 200)
@@ -79,7 +79,7 @@ def test_the_balloon_follows_and_says_how_far_it_is(drive: Callable[[Work], None
     drive(work)
 
 
-def test_a_saved_guest_goes_on_where_it_was_and_its_agent_is_back(
+def test_a_restored_guest_continues_where_it_was_and_its_agent_reconnects(
     hypervisor: Hypervisor, drive: Callable[[Work], None]
 ) -> None:
     guest = hypervisor.guests["n1"]
@@ -99,7 +99,7 @@ def test_a_saved_guest_goes_on_where_it_was_and_its_agent_is_back(
     assert guest.sh("cat /tmp/mark") == "here\n"
 
 
-def test_a_spoilt_image_is_kept_and_said(hypervisor: Hypervisor, drive: Callable[[Work], None]) -> None:
+def test_a_damaged_image_is_kept_and_reported(hypervisor: Hypervisor, drive: Callable[[Work], None]) -> None:
     async def work(driver: LibvirtDriver, events: list[DomainChange]) -> None:
         await driver.save("n1")
         image = next((hypervisor.libvirtd.folder / "lib" / "qemu" / "save").glob("*.save"))

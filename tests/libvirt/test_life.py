@@ -129,7 +129,7 @@ def test_a_boot_that_does_not_register_in_time_is_down_and_up_when_it_does_after
     hasty.until_state("n1", "free")
 
 
-def test_a_frozen_domain_lends_its_cpus_and_comes_back_preempting_what_borrowed_them(counted: Machine) -> None:
+def test_a_frozen_domain_lends_its_cpus_and_its_restore_preempts_the_borrowers(counted: Machine) -> None:
     m = counted
     last = m["p1"].qsub(Job("1", "priority"))
     order(m, "freeze", "p1")
@@ -152,7 +152,7 @@ def test_a_frozen_domain_lends_its_cpus_and_comes_back_preempting_what_borrowed_
     m.until_states("n1", borrower, "RSD")
 
 
-def test_a_failed_restore_keeps_the_image_and_says_so_and_is_tried_again(machine: Machine) -> None:
+def test_a_failed_restore_keeps_the_image_is_reported_and_can_be_tried_again(machine: Machine) -> None:
     order(machine, "freeze", "p1")
     machine.until_state("p1", "frozen")
     image = next(machine.hypervisor.libvirtd.folder.rglob(f"{machine['p1'].libvirt_name}.save"))
@@ -181,7 +181,7 @@ def test_a_killed_qemu_is_down_its_jobs_are_gone_and_its_host_is_free(machine: M
     machine.until_state("n1", "free")
 
 
-def test_a_domain_paused_by_an_admin_is_unknown_until_it_goes_on(machine: Machine) -> None:
+def test_a_domain_paused_by_an_admin_is_unknown_until_it_continues(machine: Machine) -> None:
     job = machine["n1"].qsub(Job("1"))
     machine["n1"].domain.suspend()
     machine.until_state("n1", "unknown")
@@ -207,7 +207,7 @@ def test_a_domain_saved_behind_our_back_is_down_and_a_boot_brings_it_back_with_i
     assert clock_error_s(machine["n1"]) < 1.5
 
 
-def test_an_agent_that_is_lost_and_back_finds_stopped_what_is_to_be_and_the_rest_running(hasty: Machine) -> None:
+def test_after_a_loss_of_the_agent_the_right_jobs_are_stopped_and_the_others_run(hasty: Machine) -> None:
     m = hasty
     victim = m["n1"].qsub(Job("1"))
     favoured = m["p1"].qsub(Job("2", "priority"))
@@ -299,7 +299,7 @@ def killed_after(m: Machine, step: str, do: str) -> None:
     m.start_daemon()
 
 
-def test_a_daemon_killed_at_any_step_of_freezing_and_defrosting_goes_on(machine: Machine) -> None:
+def test_a_daemon_killed_at_any_step_of_freezing_and_defrosting_continues(machine: Machine) -> None:
     for step, back in zip((*FREEZE, FREEZE[0]), DEFROST, strict=True):
         killed_after(machine, step, "freeze")
         machine.until(lambda: status(machine) == "frozen", "p1 is frozen")
@@ -310,7 +310,7 @@ def test_a_daemon_killed_at_any_step_of_freezing_and_defrosting_goes_on(machine:
 
 
 @pytest.mark.parametrize("step", REBOOT)
-def test_a_daemon_killed_at_any_step_of_a_reboot_goes_on(machine: Machine, step: str) -> None:
+def test_a_daemon_killed_at_any_step_of_a_reboot_continues(machine: Machine, step: str) -> None:
     before = boot_id(machine["p1"])
     killed_after(machine, step, "reboot")
     machine.until(lambda: booted_since(machine["p1"], before), "p1 has booted")

@@ -161,7 +161,7 @@ def test_a_job_holding_nine_tenths_of_its_guest_gives_way_and_finds_every_byte_a
     nothing_wrong(machine)
 
 
-def test_a_guest_that_refuses_to_give_is_told_by_its_numbers_and_its_job_goes_on(machine: Machine) -> None:
+def test_a_guest_that_refuses_to_give_is_reported_with_numbers_and_its_job_continues(machine: Machine) -> None:
     n1 = machine["n1"]
     job = hold(machine, 60)
     n1.sh("rmmod virtio_balloon")
@@ -212,7 +212,7 @@ def test_without_swap_only_free_memory_moves(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize("moment", ["out", "back"])
-def test_an_agent_killed_while_memory_moves_is_followed_by_one_that_goes_on(machine: Machine, moment: str) -> None:
+def test_an_agent_killed_while_memory_moves_is_followed_by_one_that_continues(machine: Machine, moment: str) -> None:
     n1 = machine["n1"]
     job = hold(machine, 200)
     favoured = granted(machine, Job("2", "priority"))
@@ -249,7 +249,7 @@ def test_a_qemu_killed_while_memory_moves_leaves_a_host_that_works(machine: Mach
         nothing_wrong(machine)
 
 
-def test_a_daemon_killed_after_any_step_that_moves_memory_is_followed_by_one_that_goes_on(machine: Machine) -> None:
+def test_a_daemon_killed_after_any_step_that_moves_memory_is_followed_by_one_that_continues(machine: Machine) -> None:
     job = hold(machine, 100)
     steps = cycle(machine, 0, "", job)
     first = {step.partition("#")[0]: step for step in reversed(steps)}

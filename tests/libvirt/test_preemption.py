@@ -9,7 +9,7 @@ from magrathea_lab.rigs.guest_host import Machine
 
 
 @pytest.mark.first
-def test_a_priority_job_stops_the_preemptible_one_which_goes_on_after_it(anywhere: Machine) -> None:
+def test_a_priority_job_stops_the_preemptible_one_which_continues_after_it(anywhere: Machine) -> None:
     machine = anywhere
     victim = machine["n1"].qsub(Job("1", "preemptible"))
     machine.until_states("n1", victim, "RSD")

@@ -49,7 +49,7 @@ def goes_on(machine: Machine, victim: Job) -> None:
     machine.until_state("n1", "running-preemptible")
 
 
-def test_libvirtd_dies_and_the_domains_are_unknown_until_it_is_back(
+def test_domains_are_unknown_while_libvirtd_is_dead(
     preempted_anywhere: tuple[Machine, Job, Job],
 ) -> None:
     machine, victim, favoured = preempted_anywhere
@@ -77,7 +77,7 @@ def test_libvirtd_crashes_and_the_one_that_systemd_starts_is_found(
     goes_on(machine, victim)
 
 
-def test_a_job_that_ends_while_libvirtd_is_away_gives_all_back_when_it_is_there_again(
+def test_a_job_that_ends_while_libvirtd_is_away_gives_everything_back_when_it_returns(
     preempted_anywhere: tuple[Machine, Job, Job],
 ) -> None:
     """Until then the preempted job stays stopped (docs/known-limits.md): it would run with its domain's cap, and use up
@@ -92,7 +92,7 @@ def test_a_job_that_ends_while_libvirtd_is_away_gives_all_back_when_it_is_there_
     goes_on(machine, victim)
 
 
-def test_a_domain_that_boots_while_libvirtd_dies_is_up_when_its_agent_says_so_and_not_before(machine: Machine) -> None:
+def test_a_domain_that_boots_while_libvirtd_dies_is_up_only_when_its_agent_connects(machine: Machine) -> None:
     machine["p1"].end()
     machine.until_state("p1", "down")
     assert machine.ask(op="domain", do="boot", domain="p1")["ok"]
@@ -124,7 +124,7 @@ def test_libvirtd_hangs_and_neither_the_daemon_nor_a_claim_waits_for_it(preempte
     goes_on(machine, victim)
 
 
-def test_the_qemu_of_the_priority_domain_is_killed_and_the_stopped_job_goes_on(
+def test_the_qemu_of_the_priority_domain_is_killed_and_the_stopped_job_continues(
     preempted: tuple[Machine, Job, Job],
 ) -> None:
     machine, victim, _ = preempted
@@ -160,7 +160,7 @@ def test_a_hanging_qemu_holds_up_its_own_domain_only(preempted: tuple[Machine, J
     goes_on(machine, victim)
 
 
-def test_a_domain_that_an_admin_pauses_is_unknown_and_as_before_when_it_goes_on(
+def test_a_domain_that_an_admin_pauses_is_unknown_and_as_before_when_it_continues(
     preempted: tuple[Machine, Job, Job],
 ) -> None:
     machine, victim, favoured = preempted
@@ -173,7 +173,7 @@ def test_a_domain_that_an_admin_pauses_is_unknown_and_as_before_when_it_goes_on(
     goes_on(machine, victim)
 
 
-def test_a_preempted_domain_that_is_paused_meanwhile_goes_on_when_both_are_over(
+def test_a_preempted_domain_that_is_paused_meanwhile_continues_when_both_are_over(
     preempted: tuple[Machine, Job, Job],
 ) -> None:
     machine, victim, favoured = preempted
@@ -184,7 +184,7 @@ def test_a_preempted_domain_that_is_paused_meanwhile_goes_on_when_both_are_over(
     goes_on(machine, victim)
 
 
-def test_a_guest_that_is_reset_has_lost_its_job_as_moms_list_says(preempted: tuple[Machine, Job, Job]) -> None:
+def test_a_reset_guest_loses_its_job_according_to_moms_list(preempted: tuple[Machine, Job, Job]) -> None:
     machine, victim, _ = preempted
     machine["p1"].domain.reset()
     machine["p1"].wait()

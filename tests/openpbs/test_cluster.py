@@ -68,7 +68,7 @@ def test_when_the_owner_is_killed_everything_goes(tmp_path: Path) -> None:
     assert os.path.ismount(tmp_path) is False
 
 
-def test_what_a_killed_run_leaves_the_next_one_clears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_run_clears_what_a_killed_run_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also its shared memory, which outlives PostgreSQL's processes."""
     monkeypatch.setattr(leftovers, "RECORDS", tmp_path / "records")
     run = KilledRun(tmp_path / "records", CLUSTER)

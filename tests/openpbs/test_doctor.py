@@ -52,7 +52,7 @@ def test_a_cluster_that_is_well_has_no_failure_anywhere(fleet: OpenPbsCluster) -
     assert bad(seen) == {} and {"agent", "connected", "channel", "mom", "mom-hook", "swap"} <= set(seen)
 
 
-def test_what_is_gone_is_told_where_it_is_missed(fleet: OpenPbsCluster) -> None:
+def test_each_missing_part_is_reported_where_it_is_missing(fleet: OpenPbsCluster) -> None:
     fleet.parts["agent-n1"].kill()
     assert bad(guest(fleet, "n1")) == {"agent": "fail"}
     assert host(fleet, "h1")["domain-n1"] == "warn", "its agent is away, but not for long"

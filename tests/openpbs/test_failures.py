@@ -180,9 +180,7 @@ def runs_again(fleet: OpenPbsCluster, job: str) -> None:
 
 
 @pytest.mark.parametrize(("hub", "files"), [("there", True), ("there", False), ("away", False)])
-def test_a_suspended_job_whose_host_dies_runs_again_when_that_is_back(
-    fleet: OpenPbsCluster, hub: str, files: bool
-) -> None:
+def test_a_suspended_job_runs_again_when_its_dead_host_is_back(fleet: OpenPbsCluster, hub: str, files: bool) -> None:
     """Not earlier: PBS never requeues a suspended job, and never starts a job that was requeued by force without any
     MoM."""
     with fleet.only(EXCLUSIVE), quick_requeue(fleet):
@@ -210,7 +208,7 @@ def test_a_suspended_job_whose_host_dies_runs_again_when_that_is_back(
 
 
 @pytest.mark.parametrize("suspended", [True, False], ids=["suspended", "running"])
-def test_a_job_whose_guest_is_back_without_it_before_pbs_has_missed_it_runs_again(
+def test_a_job_runs_again_if_its_guest_returns_without_it_before_pbs_notices(
     fleet: OpenPbsCluster, suspended: bool
 ) -> None:
     """PBS has noticed nothing: its MoM is there, and does not report the job."""
@@ -230,7 +228,7 @@ def test_a_job_whose_guest_is_back_without_it_before_pbs_has_missed_it_runs_agai
         wait_all_free(fleet, EXCLUSIVE)
 
 
-def test_of_a_suspended_job_that_must_not_be_requeued_an_admin_is_told(fleet: OpenPbsCluster) -> None:
+def test_an_admin_is_alerted_if_a_suspended_job_must_not_be_requeued(fleet: OpenPbsCluster) -> None:
     with fleet.only(EXCLUSIVE), quick_requeue(fleet):
         low, high = preempted(fleet, rerunnable=False)
         fleet.pbs.kill_machine("n1")
@@ -245,7 +243,7 @@ def test_of_a_suspended_job_that_must_not_be_requeued_an_admin_is_told(fleet: Op
         wait_all_free(fleet, EXCLUSIVE)
 
 
-def test_the_host_of_the_priority_job_dies_and_its_victim_goes_on(fleet: OpenPbsCluster) -> None:
+def test_the_host_of_the_priority_job_dies_and_its_victim_continues(fleet: OpenPbsCluster) -> None:
     with fleet.only(EXCLUSIVE), quick_requeue(fleet):
         low, high = preempted(fleet)
         place = fleet.jobs()[high].vnodes[0]

@@ -188,7 +188,7 @@ def frozen(fleet: Fleet, domain: str) -> bool:
     return "offline" in view.state and comment.startswith("magrathea: ") and "defrost" in comment
 
 
-def test_a_frozen_guest_is_offline_and_says_why_lends_its_host_and_comes_back_for_the_job_that_waits(
+def test_a_frozen_guest_is_offline_with_a_reason_lends_its_cpus_and_returns_for_the_waiting_job(
     fleet: Fleet,
 ) -> None:
     require(fleet, bool(fleet.ask("h1", op="domain", do="freeze", domain="p1")["ok"]), "the wish is taken")
@@ -224,7 +224,7 @@ def test_a_frozen_guest_is_offline_and_says_why_lends_its_host_and_comes_back_fo
     wait_all_free(fleet, H1)
 
 
-def test_a_job_on_two_hosts_is_stopped_in_both_guests_and_goes_on(fleet: Fleet) -> None:
+def test_a_job_on_two_hosts_is_stopped_in_both_guests_and_continues(fleet: Fleet) -> None:
     """h1 wants the job stopped; h2, where its other half runs, does not. PBS suspends it as a whole."""
     select = f"{chunk('n1', 100)}+{chunk('n2', 100)}"
     script = f"/opt/pbs/bin/pbsdsh -- /usr/bin/python3 -S -E /usr/lib/magrathea-test/hold.py 60 {ENOUGH}"
@@ -279,7 +279,7 @@ def test_a_job_on_two_hosts_starts_when_the_slower_one_has_its_memory(fleet: Fle
 
 
 @pytest.mark.parametrize("missed", [True, False], ids=["later", "soon"])
-def test_a_preempted_job_whose_guest_is_killed_runs_again_when_that_is_back_and_the_priority_job_goes_on(
+def test_a_preempted_job_of_a_killed_guest_runs_again_later_and_the_priority_job_continues(
     fleet: Fleet, missed: bool
 ) -> None:
     """The guest's root is in memory, so MoM comes back without the job. `missed`: PBS has noticed that it was down."""

@@ -71,7 +71,7 @@ def own_files(pbs: PrivateOpenPbs) -> list[str]:
     )
 
 
-def test_what_was_installed_goes_without_a_trace_and_as_often_as_one_likes(pbs: PrivateOpenPbs) -> None:
+def test_uninstall_leaves_no_trace_and_may_be_repeated(pbs: PrivateOpenPbs) -> None:
     before = picture(pbs)
     for _ in range(2):
         well(magrathea(pbs, *INSTALL))
@@ -85,7 +85,7 @@ def test_what_was_installed_goes_without_a_trace_and_as_often_as_one_likes(pbs: 
     assert "nothing to change" in well(magrathea(pbs, "uninstall"))
 
 
-def test_a_dry_run_says_all_and_changes_nothing(pbs: PrivateOpenPbs) -> None:
+def test_a_dry_run_prints_every_change_and_makes_none(pbs: PrivateOpenPbs) -> None:
     before = picture(pbs)
     said = well(magrathea(pbs, *INSTALL, "--dry-run"))
     assert picture(pbs) == before and own_files(pbs) == []
@@ -96,7 +96,7 @@ def test_a_dry_run_says_all_and_changes_nothing(pbs: PrivateOpenPbs) -> None:
     assert picture(pbs) == installed
 
 
-def test_what_is_the_sites_own_stays(pbs: PrivateOpenPbs) -> None:
+def test_settings_of_the_site_stay(pbs: PrivateOpenPbs) -> None:
     """Its hook, its queue with limits, its Priority, its words in sched_config, its scheduling=false."""
     config = pbs.pbs_home(HEAD) / "sched_priv/sched_config"
     shipped = config.read_bytes()
@@ -135,7 +135,7 @@ def test_a_line_that_others_changed_meanwhile_keeps_their_change(pbs: PrivateOpe
     config.with_name("sched_config.before-magrathea").unlink()
 
 
-def test_it_refuses_what_it_does_not_understand_and_changes_nothing(pbs: PrivateOpenPbs) -> None:
+def test_it_refuses_a_file_that_it_cannot_parse_and_changes_nothing(pbs: PrivateOpenPbs) -> None:
     config = pbs.pbs_home(HEAD) / "sched_priv/sched_config"
     shipped = config.read_bytes()
     config.write_bytes(shipped.replace(b'resources: "ncpus, mem', b"resources: ncpus, mem"))
@@ -205,7 +205,7 @@ def test_with_a_preempted_job_it_refuses_or_resumes_it_first(pbs: PrivateOpenPbs
     assert picture(pbs) == before
 
 
-def test_vnodes_that_nobody_manages_go_on_and_check_tells_of_new_ones(pbs: PrivateOpenPbs) -> None:
+def test_unmanaged_vnodes_keep_working_and_check_reports_new_ones(pbs: PrivateOpenPbs) -> None:
     well(magrathea(pbs, "install", "--priority", "high", "--preemptible", "low"))
     for job in [pbs.qsub("alice", "-q", queue, script="true") for queue in ("workq", "low", "high")]:
         pbs.wait_job(job, "F")
@@ -216,7 +216,7 @@ def test_vnodes_that_nobody_manages_go_on_and_check_tells_of_new_ones(pbs: Priva
     pbs.qmgr("delete node head")
 
 
-def test_it_warns_of_what_would_get_in_the_way(pbs: PrivateOpenPbs) -> None:
+def test_it_warns_of_conflicting_settings(pbs: PrivateOpenPbs) -> None:
     pbs.qmgr(
         "create queue express queue_type=Execution,Priority=150\nset sched job_run_wait=execjob_hook\n"
         "create node second Mom=n1\ncreate hook late\nset hook late event=execjob_begin\nset hook late order=1000"

@@ -118,7 +118,7 @@ def terminal(fleet: OpenPbsCluster, queue: str) -> Iterator[Terminal]:
         found.close()
 
 
-def test_an_interactive_job_is_preempted_and_goes_on_at_its_terminal(fleet: OpenPbsCluster) -> None:
+def test_an_interactive_job_is_preempted_and_continues_at_its_terminal(fleet: OpenPbsCluster) -> None:
     """What is typed meanwhile waits, and is executed afterwards.
 
     Without job control. A shell with job control may notice that its command was stopped, as with PBS's own suspend.

@@ -99,7 +99,7 @@ def test_processes_that_left_their_session_or_their_parent_are_stopped_too(fleet
         wait_all_free(fleet, EXCLUSIVE)
 
 
-def test_what_left_a_preempted_job_that_is_deleted_ends_with_it(fleet: OpenPbsCluster) -> None:
+def test_processes_that_left_a_preempted_job_end_when_it_is_deleted(fleet: OpenPbsCluster) -> None:
     """MoM's signals do not reach it. The agent has stopped it, and nobody would ever continue it."""
     with fleet.only(EXCLUSIVE):
         left = f"( setsid sh -c 'echo $$ > $HOME/$PBS_JOBID.left; exec {command(fleet, LONG)}.left' & )"

@@ -148,7 +148,7 @@ def test_a_server_that_does_not_answer_is_given_up_at_the_deadline(pbs: Remote, 
     assert pbs("vnodes", connection=1)
 
 
-def test_after_a_restart_of_the_server_the_old_connection_says_so_and_a_new_one_works(
+def test_after_a_restart_of_the_server_the_old_connection_fails_and_a_new_one_works(
     pbs: Remote, pbs_cluster: PrivateOpenPbs
 ) -> None:
     pbs("vnodes")

@@ -143,7 +143,7 @@ def test_low_and_high_in_the_same_cycle_both_finish(fleet: OpenPbsCluster) -> No
         wait_all_free(fleet, EAGER)
 
 
-def test_a_job_on_two_hosts_is_stopped_on_both_and_goes_on(fleet: OpenPbsCluster) -> None:
+def test_a_job_on_two_hosts_is_stopped_on_both_and_continues(fleet: OpenPbsCluster) -> None:
     """h1 wants the job stopped; h3, where its other half runs, does not. PBS suspends it as a whole."""
     command = (
         f"pbsdsh -- /bin/sh -c 'exec python3 -S {fleet.directory}/work.py 120 0.05 $HOME/'$PBS_JOBID'.$PBS_NODENUM'"

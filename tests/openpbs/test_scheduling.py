@@ -113,7 +113,7 @@ def test_walltime_that_ran_on_because_the_stop_was_booked_late_is_given_back(fle
         end(fleet, high, low)
 
 
-def test_a_refused_start_tells_its_owner_what_it_waits_for(fleet: OpenPbsCluster) -> None:
+def test_a_refused_start_shows_its_owner_what_it_waits_for(fleet: OpenPbsCluster) -> None:
     with fleet.only(EAGER):
         low = fleet.submit("low", LONG)
         wait_running(fleet, low)
@@ -362,7 +362,7 @@ def cgroups(fleet: OpenPbsCluster) -> Iterator[None]:
                     (CGROUPS / controller / path).rmdir()
 
 
-def test_with_pbs_cgroups_what_escaped_is_stopped_too_and_a_new_mom_is_fixed(
+def test_with_pbs_cgroups_escaped_processes_are_stopped_too_and_a_new_mom_is_fixed(
     fleet: OpenPbsCluster, cgroups: None
 ) -> None:
     with fleet.only(EAGER):

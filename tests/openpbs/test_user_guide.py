@@ -10,7 +10,7 @@ from tests.documents import ROOT, blocks
 USER = "alice"
 
 
-def test_the_guides_job_is_stopped_for_the_urgent_one_says_for_whom_and_goes_on(fleet: OpenPbsCluster) -> None:
+def test_the_guides_job_is_stopped_for_the_urgent_one_names_it_and_continues(fleet: OpenPbsCluster) -> None:
     first, second, look = [block.text for block in blocks(ROOT / "docs/user-guide.md") if "user" in block.words]
     pbs = fleet.pbs
 

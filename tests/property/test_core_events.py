@@ -348,7 +348,7 @@ def test_long_histories_of_random_events(seed: int) -> None:
         world.calm_down()
 
 
-def test_what_moms_list_adds_may_be_too_much_beside_jobs_on_their_way_back() -> None:
+def test_moms_list_may_add_more_than_fits_beside_jobs_on_their_way_back() -> None:
     """A claim expires, but its job runs nevertheless: more memory is used than there is, by nobody's decision."""
     normal = Domain("d1", Kind.NORMAL, 16, floor_mib=500, swap_mib=4_000, lifecycle=Lifecycle.UP, agent_lost_at=None)
     priority = Domain("d2", Kind.PRIORITY, 16, lifecycle=Lifecycle.UP, agent_lost_at=None)

@@ -44,7 +44,7 @@ def test_met_and_missed() -> None:
     assert missing("x", "ms", "<= 1", "no PBS").met is None
 
 
-def test_the_table_says_what_is_missed_and_what_was_not_measured() -> None:
+def test_the_table_shows_missed_goals_and_missing_measurements() -> None:
     lines = figure.table([at_most("a", 12.345678, "ms", 10), missing("b", "s", "<= 1", "no PBS here")]).splitlines()
     assert lines[1].split() == ["a", "12.35", "ms", "<=", "10", "MISSED"]
     assert lines[2].split() == ["b", "-", "s", "<=", "1", "no", "PBS", "here"]
@@ -75,7 +75,7 @@ def test_a_script_that_fails_is_a_line_and_not_the_end(monkeypatch: pytest.Monke
     assert "no such thing" in line.note
 
 
-def test_broken_sequences_of_the_core_are_told_and_made_up_for(
+def test_broken_sequences_of_the_core_are_reported_and_replaced(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Number 1 ends after 10 of its 60 events: the events that are missing come from sequences after the last."""
@@ -130,7 +130,7 @@ def test_the_sample_of_mutants_depends_on_the_seed_alone() -> None:
     assert len(core_mutation.sample(found, 9, seed=1)) == 4
 
 
-def test_growth_is_told_for_each_doubling() -> None:
+def test_growth_is_reported_for_each_doubling() -> None:
     assert core_growth.growth(1.0, 16.0, 4) == pytest.approx(4.0), (
         "four times the jobs, sixteen times the cost: squared"
     )

@@ -167,7 +167,7 @@ def test_groups_are_removed_only_when_empty(top: Path, monkeypatch: pytest.Monke
     assert not (top / "magrathea").exists()
 
 
-def test_without_the_cpu_controller_the_reason_is_said(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_cpu_controller_the_reason_is_reported(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = kernel(top, monkeypatch, beside=set())
     for group in (top, top / "unit"):
         (group / "cgroup.controllers").write_text("io memory")
@@ -176,7 +176,7 @@ def test_without_the_cpu_controller_the_reason_is_said(top: Path, monkeypatch: p
     assert tree.procs[top / "unit"] == {os.getpid()}
 
 
-def test_without_any_control_groups_that_is_said() -> None:
+def test_without_any_control_groups_that_is_reported() -> None:
     with pytest.raises(NoGroups, match="mounted"):
         cgroups.make("h1", ["n1"], 4, "", "")
 

@@ -41,7 +41,7 @@ def status(path: Path, answer: Snapshot, *options: str) -> Result:
         return magrathea("status", "--socket", str(path), *options)
 
 
-def test_the_table_says_what_is_and_what_should_be_and_why(path: Path) -> None:
+def test_the_table_shows_present_and_wanted_values_and_the_reason(path: Path) -> None:
     result = status(path, PREEMPTION)
     lines = result.stdout.splitlines()
     assert result.exit_code == 0
@@ -57,7 +57,7 @@ def test_the_table_says_what_is_and_what_should_be_and_why(path: Path) -> None:
     assert lines[-1] == "note: memory is not moved"
 
 
-def test_memory_on_its_way_says_how_far_it_is(path: Path) -> None:
+def test_memory_on_its_way_is_shown_with_its_progress(path: Path) -> None:
     move = MemoryMove(what="gives", done_mib=640, of_mib=1808)
     n1 = domain("n1", State.PREEMPTED, memory_mib=1408, want_memory_mib=240, move=move)
     assert "1408 MiB → 240 MiB (gives 640 of 1808)" in status(path, snapshot(n1)).stdout
@@ -86,7 +86,7 @@ def test_plain_has_the_columns_that_its_help_promises(path: Path) -> None:
     )
 
 
-def test_a_preempted_domain_says_since_when_and_how_much_of_its_jobs_time(path: Path) -> None:
+def test_a_preempted_domain_shows_since_when_and_how_much_of_its_jobs_time(path: Path) -> None:
     stopped = {"stop": True, "stopper": "us", "preempted_by": "13.srv in p1", "booked": True}
     jobs = [
         job(id, JobClass.PREEMPTIBLE, stopped_since=AT - since, **stopped)
@@ -104,7 +104,7 @@ def test_another_days_time_has_its_date() -> None:
     assert view.clock(AT - 86400, AT) == time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(AT - 86400))
 
 
-def test_a_paused_host_says_since_when_and_why(path: Path) -> None:
+def test_a_paused_host_shows_since_when_and_why(path: Path) -> None:
     paused = snapshot(domain("n1"), paused="new disk", paused_since=AT - 300, hub_connected=True)
     assert "paused for 5 min: new disk" in status(path, paused).stdout.splitlines()
 
@@ -159,7 +159,7 @@ def test_a_terminal_gets_colours_and_the_same_columns(path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("seconds", "text"), [(-3, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (900_000, "10 d")]
 )
-def test_a_time_span_is_said_in_its_largest_unit(seconds: float, text: str) -> None:
+def test_a_time_span_is_shown_in_its_largest_unit(seconds: float, text: str) -> None:
     assert view.duration(seconds) == text
 
 
@@ -177,11 +177,11 @@ def test_a_time_span_is_said_in_its_largest_unit(seconds: float, text: str) -> N
         ),
     ],
 )
-def test_what_a_job_is_doing(fields: dict[str, object], text: str) -> None:
+def test_the_state_of_a_job_in_words(fields: dict[str, object], text: str) -> None:
     assert view.job_state(job("1", JobClass.PREEMPTIBLE, **fields), AT) == text
 
 
-def test_watch_goes_on_until_interrupted_and_ends_with_the_last_state(path: Path) -> None:
+def test_watch_continues_until_interrupted_and_ends_with_the_last_state(path: Path) -> None:
     answer = encode(snapshot(domain("n1", State.UNKNOWN))) + b"\n"
     command = [sys.executable, "-m", "magrathea.cli", "status", "--format", "plain", "--watch", "0.1"]
     environment = {**os.environ, "MAGRATHEA_CONTROL": str(path)}
@@ -337,7 +337,7 @@ def test_in_a_guest_an_agent_that_does_not_answer_is_exit_code_3(in_guest: Path)
     assert "systemctl start magrathea-agent" in result.stderr
 
 
-def test_status_imports_neither_entry_points_nor_what_only_others_need(path: Path) -> None:
+def test_status_imports_neither_entry_points_nor_modules_of_other_commands(path: Path) -> None:
     program = (
         "import sys\nfrom magrathea.cli.main import cli\ntry: cli(['status', '--format', 'plain'])\n"
         "except SystemExit: print(sorted({'importlib.metadata', 'rich', 'zmq', 'asyncio'} & set(sys.modules)))"
@@ -377,7 +377,7 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("plugins")
-def test_a_broken_command_does_not_break_the_others_but_says_so() -> None:
+def test_a_broken_command_reports_it_and_does_not_break_the_others() -> None:
     listing = magrathea("--help")
     assert listing.exit_code == 0
     assert "A command that works." in listing.stdout

@@ -103,9 +103,7 @@ def test_a_preempted_job_is_explained(path: Path, name: str) -> None:
     assert result.stdout == "h1\tn1\tn1.cluster\tpreemptible\tstopped 35 s for 13.srv\t35\t1\n"
 
 
-def test_a_waiting_job_is_explained_by_what_each_domain_would_answer(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_waiting_job_is_explained_by_the_answer_of_each_domain(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def waiting(id: str) -> tuple[str, dict[str, object]]:
         select = "1:ncpus=1:magrathea_accepts=priority"
         return f"{id}.srv", {"job_state": "Q", "schedselect": select, "comment": "Not Running: wait"}
@@ -129,7 +127,7 @@ def test_a_job_that_nobody_knows_has_its_exit_code(path: Path, monkeypatch: pyte
     assert "Unknown Job Id" in result.stderr
 
 
-def test_a_preview_names_whom_it_would_preempt_and_changes_nothing(path: Path) -> None:
+def test_a_preview_names_the_victims_and_changes_nothing(path: Path) -> None:
     command = ["preview", "--class", "priority", "-l", "select=1:ncpus=2", "--format", "plain"]
     result = asked(path, command, WOULD)
     assert result.exit_code == 0, result.output
@@ -174,7 +172,7 @@ def places(found: Outlook) -> list[tuple[int, str, str, list[str]]]:
     return [(place.chunk, place.host, place.domain, place.jobs) for place in found.placed]
 
 
-def test_what_one_chunk_takes_the_next_does_not_find() -> None:
+def test_each_chunk_finds_only_what_the_chunks_before_leave() -> None:
     hosts = [would("h1", "20.srv"), would("h2", "21.srv")]
     assert places(outlook(hosts, Chunk(2, 2))) == [(0, "h1", "p1", ["20.srv"]), (0, "h2", "p1", ["21.srv"])]
     three = outlook(hosts, Chunk(3, 2))
@@ -202,7 +200,7 @@ def test_a_paused_host_is_preempted_by_nothing_in_a_preview() -> None:
     assert not outlook([quiet], Chunk(1, 1)).fits
 
 
-def test_all_chunks_together_are_told_in_a_sentence(path: Path) -> None:
+def test_all_chunks_together_are_summed_up_in_a_sentence(path: Path) -> None:
     ask = ["preview", "--class", "priority", "-l"]
     for number, (select, code, sentence) in enumerate(
         (
@@ -257,7 +255,7 @@ def test_a_jobs_owner_may_ask_why_it_waits() -> None:
     assert "n1 (20.srv)" in told
 
 
-def test_of_several_hosts_what_all_note_is_said_once(path: Path) -> None:
+def test_a_note_that_all_hosts_have_is_shown_once(path: Path) -> None:
     both = [named(host, domain("n1"), notes=["memory is not moved", f"of {host}"]) for host in ("h1", "h2")]
     lines = asked(path, ["status"], *both).stdout.splitlines()
     assert [line for line in lines if line.startswith("note")] == [
@@ -267,19 +265,19 @@ def test_of_several_hosts_what_all_note_is_said_once(path: Path) -> None:
     ]
 
 
-def test_a_live_hosts_times_are_up_to_now_whenever_it_last_had_something_to_say(path: Path) -> None:
+def test_a_live_hosts_times_are_current_whatever_the_age_of_its_snapshot(path: Path) -> None:
     quiet = msgspec.structs.replace(PREEMPTION, at=AT - 80)
     for live, since in ((True, "90 s"), (False, "10 s")):
         result = asked(path.with_name(since), ["status"], quiet, live=live)
         assert since in next(line for line in result.stdout.splitlines() if line.startswith("n1"))
 
 
-def test_a_domain_of_another_kind_says_so(path: Path) -> None:
+def test_a_domain_of_another_kind_reports_it(path: Path) -> None:
     result = asked(path, ["preview", "--class", "priority", "--format", "plain"], WOULD)
     assert result.stdout.splitlines()[1].split("\t")[4] == "wrong-class"
 
 
-def test_without_a_hub_the_exit_code_says_so(path: Path) -> None:
+def test_without_a_hub_the_exit_code_shows_it(path: Path) -> None:
     result = CliRunner().invoke(main.cli, ["hosts", "--hub", str(path)])
     assert result.exit_code == 3
     assert "the hub does not answer" in result.stderr

@@ -77,7 +77,7 @@ def processes() -> Iterator[dict[str, int]]:
             process.communicate()
 
 
-def test_only_what_the_journal_has_as_stopped_goes_on(config: Path, processes: dict[str, int]) -> None:
+def test_only_jobs_that_the_journal_has_as_stopped_continue(config: Path, processes: dict[str, int]) -> None:
     result = CliRunner().invoke(command, ["h1", "--yes", "--config", str(config)])
     assert result.exit_code == 0, result.output
     assert f"{OURS} in n1: 1 processes continued" in result.output
@@ -86,7 +86,7 @@ def test_only_what_the_journal_has_as_stopped_goes_on(config: Path, processes: d
     assert state(processes[OTHER]) == "T"
 
 
-def test_programs_and_scripts_are_told_too(config: Path, processes: dict[str, int]) -> None:
+def test_there_is_output_for_programs_and_scripts_too(config: Path, processes: dict[str, int]) -> None:
     result = CliRunner().invoke(command, ["h1", "--yes", "--config", str(config), "--format", "json"])
     (row,) = json.loads(result.stdout)
     assert row == {"domain": "n1", "job": OURS, "continued": 1, "failed": 0, "strange": 0, "booked": True}
@@ -112,7 +112,9 @@ def owned_by(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(qstat, "job", lambda id: (id, {"Job_Owner": f"{name}@login"}))
 
 
-def test_the_owners_processes_go_on(config: Path, processes: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_owners_processes_continue(
+    config: Path, processes: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     owned_by(monkeypatch, pwd.getpwuid(os.getuid()).pw_name)
     result = CliRunner().invoke(command, ["h1", "--yes", "--config", str(config)])
     assert f"{OURS} in n1: 1 processes continued\n" in result.output

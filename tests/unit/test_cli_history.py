@@ -107,7 +107,7 @@ def test_plain_is_lines_with_stable_columns(journal: Path) -> None:
     assert json.loads(lines[0][5])["cpus"] == 2
 
 
-def test_the_table_tells_it_in_sentences(journal: Path) -> None:
+def test_the_table_shows_entries_as_sentences(journal: Path) -> None:
     lines = asked("--journal", str(journal)).stdout.splitlines()
     assert lines[0].split() == ["TIME", "DOMAIN", "JOB", "WHAT"]
     assert [line.partition("srv")[2].strip() or line.split("-  ")[-1].strip() for line in lines[1:]] == [
@@ -135,12 +135,12 @@ def test_json_has_the_data_and_the_sentence(journal: Path) -> None:
         (["--since", "2027-01-15T08:01:00+00:00"], ["PauseRequested", "Refused"]),
     ],
 )
-def test_it_is_about_a_job_a_domain_or_a_time(journal: Path, arguments: list[str], names: list[str]) -> None:
+def test_entries_are_selected_by_job_domain_or_time(journal: Path, arguments: list[str], names: list[str]) -> None:
     entries = json.loads(asked(*arguments, "--journal", str(journal), "--format", "json").stdout)
     assert [entry["name"] for entry in entries] == names
 
 
-def test_what_is_not_on_disk_yet_is_found_like_what_is(tmp_path: Path) -> None:
+def test_entries_that_are_not_on_disk_yet_are_found_too(tmp_path: Path) -> None:
     opened = open_journal(tmp_path / "journal.sqlite")
     write(opened)
     opened.note(1_800_000_200.0, None, (REFUSED,))
@@ -154,7 +154,7 @@ def test_what_is_not_on_disk_yet_is_found_like_what_is(tmp_path: Path) -> None:
 # Sources
 
 
-def test_without_a_daemon_the_file_that_is_there_is_read(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_daemon_the_file_is_read(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "DEFAULT_FILE", journal)
     monkeypatch.setattr("magrathea.client.DEFAULT_SOCKET", journal.with_name("none"))
     result = asked("12", "--format", "plain")
@@ -162,7 +162,7 @@ def test_without_a_daemon_the_file_that_is_there_is_read(journal: Path, monkeypa
     assert f"read from {journal}" in result.stderr
 
 
-def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_reported_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no journal " * 100, encoding="utf-8")
     for name, why in (("none", "No such file"), ("text", "not a database")):
         result = asked("--journal", str(tmp_path / name))
@@ -180,7 +180,7 @@ HUBS_ANSWER = {
 }
 
 
-def test_elsewhere_the_hub_is_asked_and_all_hosts_entries_come_by_time(tmp_path: Path) -> None:
+def test_on_other_machines_the_hub_is_asked_and_entries_are_sorted_by_time(tmp_path: Path) -> None:
     with answering(tmp_path / "hub", json.dumps(HUBS_ANSWER).encode() + b"\n") as questions:
         table = asked("12", "--hub", str(tmp_path / "hub"))
         plain = asked("12", "--hub", str(tmp_path / "hub"), "--format", "plain")
@@ -195,7 +195,7 @@ def test_elsewhere_the_hub_is_asked_and_all_hosts_entries_come_by_time(tmp_path:
     assert [(entry["host"], entry["name"]) for entry in last] == [("h1", "HubFound")]
 
 
-def test_beside_a_hub_and_no_host_the_hub_is_asked_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_machine_with_a_hub_and_no_host_the_hub_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("magrathea.client.DEFAULT_SOCKET", tmp_path / "none")
     monkeypatch.setattr(history, "DEFAULT_FILE", tmp_path / "none")
     monkeypatch.setenv("MAGRATHEA_HUB_CONTROL", str(tmp_path / "hub"))
@@ -203,7 +203,7 @@ def test_beside_a_hub_and_no_host_the_hub_is_asked_by_itself(tmp_path: Path, mon
         assert "h2" in asked().stdout
 
 
-def test_nobody_at_all_is_exit_code_3_and_says_where_to_ask(tmp_path: Path) -> None:
+def test_if_nobody_answers_the_exit_code_is_3_and_the_fix_is_shown(tmp_path: Path) -> None:
     for option in ("--socket", "--hub"):
         result = asked(option, str(tmp_path / "none"))
         assert result.exit_code == 3
@@ -238,7 +238,7 @@ def entry(what: Any, kind: str = "event") -> HistoryEntry:
         (ev.Noted("n1", ev.Note.BOOT_FAILED), "boot failed"),
     ],
 )
-def test_an_entry_is_told_as_a_sentence(what: Any, told: str) -> None:
+def test_an_entry_is_shown_as_a_sentence(what: Any, told: str) -> None:
     assert sentence(entry(what)).startswith(told)
 
 
@@ -248,7 +248,7 @@ def test_every_note_has_a_sentence_with_its_text(note: ev.Note) -> None:
     assert ("after 35 s" if note is ev.Note.CONTINUED else "the reason") in told
 
 
-def test_what_is_not_known_here_is_told_all_the_same() -> None:
+def test_an_unknown_entry_is_shown_as_data() -> None:
     unknown = HistoryEntry(0.0, "event", "MoonRisen", data='{"at":0.0,"domain":"n1","height_m":3}')
     assert sentence(unknown) == "moon risen: height_m 3"
     assert sentence(HistoryEntry(0.0, "event", "Claimed", data='{"at":1}')) == 'Claimed {"at":1}'

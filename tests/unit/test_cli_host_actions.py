@@ -46,7 +46,7 @@ def path(tmp_path: Path) -> Path:
         ),
     ],
 )
-def test_what_a_command_asks_of_the_daemon(path: Path, command: list[str], request_: dict[str, object]) -> None:
+def test_the_request_of_each_command(path: Path, command: list[str], request_: dict[str, object]) -> None:
     with answering(path, b'{"ok":true}\n') as questions:
         result = CliRunner().invoke(main.cli, [*command, "--socket", str(path)])
     assert result.exit_code == 0, result.output
@@ -64,7 +64,7 @@ def test_a_refusal_and_an_absent_daemon_have_their_exit_codes(path: Path, comman
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_what_the_daemon_says_is_shown_for_people_scripts_and_programs(path: Path, command: list[str]) -> None:
+def test_the_daemons_answer_is_shown_for_people_scripts_and_programs(path: Path, command: list[str]) -> None:
     answer = b'{"ok":true,"said":["`mode` in [host] stays","so does n1"]}\n'
     shown = {}
     for form in ("table", "plain", "json"):

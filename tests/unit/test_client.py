@@ -43,7 +43,7 @@ def test_a_refusal_keeps_its_code(path: Path) -> None:
     assert (refused.value.code, str(refused.value)) == ("not-permitted", "no")
 
 
-def test_no_socket_says_that_the_daemon_may_not_run(path: Path) -> None:
+def test_a_missing_socket_is_explained(path: Path) -> None:
     with pytest.raises(client.Unreachable, match=r"no such socket.*systemctl start"):
         client.status(path)
 
@@ -60,7 +60,7 @@ def test_a_daemon_that_hangs_is_given_up_at_the_deadline(path: Path) -> None:
         client.status(path, deadline_s=0.1)
 
 
-def test_a_daemon_that_says_nothing(path: Path) -> None:
+def test_a_silent_daemon_is_reported(path: Path) -> None:
     with answering(path), pytest.raises(client.Unreachable, match="without an answer"):
         client.status(path)
 
@@ -93,7 +93,7 @@ def test_a_socket_that_may_not_be_opened(path: Path) -> None:
             path.parent.chmod(stat.S_IRWXU)
 
 
-def test_where_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_socket_comes_from_option_environment_or_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MAGRATHEA_CONTROL", raising=False)
     assert client.socket_path(None) == Path("/run/magrathea/control.sock")
     monkeypatch.setenv("MAGRATHEA_CONTROL", "/tmp/x")

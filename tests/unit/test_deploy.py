@@ -119,7 +119,7 @@ def test_units_are_understood_by_systemd(unit: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_units_start_what_the_package_installs() -> None:
+def test_units_start_programs_of_the_package() -> None:
     project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]
     commands = re.findall(r"^Exec\w+=/opt/magrathea/bin/(\S+)", "".join(u.read_text() for u in UNITS), re.MULTILINE)
     assert set(commands) == {"magrathea-noded", "magrathea-hub"} <= set(project["scripts"])

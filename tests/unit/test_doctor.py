@@ -54,14 +54,14 @@ def found(checks: Iterator[Check]) -> dict[str, Status]:
         ({"memory_mib": 7000, "floor_mib": 500, "swap_mib": 6500}, {"memory_mib": 7600, "floor_mib": 500}, "fail"),
     ],
 )
-def test_memory_of_a_priority_domain_is_what_floors_and_stopped_jobs_leave(
+def test_a_priority_domain_gets_the_memory_that_floors_and_stopped_jobs_leave(
     tmp_path: Path, n1: dict[str, int], p1: dict[str, int], status: str
 ) -> None:
     c = noded(tmp_path, domain("n1", "normal", **n1) + domain("p1", "priority", **p1))
     assert found(node.memory(c, 16000))["memory-p1"] == status
 
 
-def test_a_file_that_says_more_memory_than_the_machine_has_fails(tmp_path: Path) -> None:
+def test_a_file_with_more_memory_than_the_machine_has_fails(tmp_path: Path) -> None:
     c = noded(tmp_path, domain("n1", "normal"))
     assert found(node.memory(c, 4000)) == {"memory": Status.FAIL}
     assert found(node.memory(c, 8000)) == {"memory": Status.OK}
@@ -72,7 +72,7 @@ def test_a_normal_domain_that_has_memory_to_give_needs_swap(tmp_path: Path) -> N
     assert found(node.swap(noded(tmp_path, one + domain("p1", "priority", memory_mib=9)))) == {"swap-n1": Status.WARN}
 
 
-def test_a_host_whose_daemon_is_away_says_how_to_start_it(tmp_path: Path) -> None:
+def test_without_its_daemon_a_host_shows_how_to_start_it(tmp_path: Path) -> None:
     noded(tmp_path, domain("n1", "normal") + '[hub]\nendpoints = ["ipc:///nowhere/hub.ipc"]\n')
     checks = found(node.host.checks(Paths(noded=tmp_path / "noded.toml")))
     assert checks["daemon"] is checks["hub"] is checks["guest-sockets"] is Status.FAIL
@@ -95,7 +95,7 @@ def agent_file(tmp_path: Path) -> Path:
     return file
 
 
-def test_a_guest_without_agent_or_mom_says_so(tmp_path: Path) -> None:
+def test_a_guest_without_agent_or_mom_reports_it(tmp_path: Path) -> None:
     checks = found(node.guest.checks(Paths(agent=agent_file(tmp_path), pbs=tmp_path / "none")))
     assert checks["agent"] is checks["channel"] is Status.FAIL
     assert checks["mom"] is Status.WARN and checks["configuration"] is Status.OK
@@ -133,14 +133,14 @@ def test_an_agent_is_judged_by_its_answer(tmp_path: Path, answer: bytes, mode: i
         thread.join(10)
 
 
-def test_the_server_tells_what_keeps_jobs_from_starting() -> None:
+def test_the_server_reports_what_keeps_jobs_from_starting() -> None:
     vnode = {"resources_available.magrathea_host": "h1", "resources_available.magrathea": "unknown"}
     now = Present(server={"scheduling": "False", "pbs_version": "23.06"}, vnodes={"n1": vnode})
     checks = found(server.of_pbs(now))
     assert checks == {"pbs": Status.OK, "scheduling": Status.WARN, "vnode-n1": Status.FAIL}
 
 
-def test_what_is_not_installed_is_one_failure_and_what_is_wrong_one_each() -> None:
+def test_a_missing_installation_is_one_failure_and_each_wrong_item_is_one() -> None:
     assert found(server.of_installation(Present(), InstallOptions(), installed=False)) == {"install": Status.FAIL}
     checks = found(server.of_installation(Present(), InstallOptions(), installed=True))
     assert checks["resource-magrathea_accepts"] is checks["hook-magrathea_mom"] is checks["server"] is Status.FAIL
@@ -225,7 +225,7 @@ def test_the_exit_code_is_the_worst_of_all(monkeypatch: pytest.MonkeyPatch, wors
         assert run(monkeypatch, [part("host", "x", Status.OK, worst)], "--format", form).exit_code == code
 
 
-def test_only_what_is_here_is_checked_or_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_parts_that_are_here_or_requested_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     known = [part("host", "a file is here", Status.OK), part("guest", "", Status.FAIL)]
     checked = {c["part"] for c in json.loads(run(monkeypatch, known, "--format", "json").output)}
     assert checked == {"host"}

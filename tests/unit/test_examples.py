@@ -120,13 +120,13 @@ def test_the_commands_in_its_sentences_are_there_with_their_options(document: Pa
             assert given <= options, f"`{line}`"
 
 
-def test_a_wrong_configuration_is_told(tmp_path: Path) -> None:
+def test_a_wrong_configuration_is_reported(tmp_path: Path) -> None:
     wrong = Block(ROOT / "docs/x.md", 1, "toml", ("noded",), '[host]\nname = "h"\n')
     with pytest.raises(ConfigurationError):
         configuration(wrong, tmp_path)
 
 
-def test_a_wrong_command_is_told() -> None:
+def test_a_wrong_command_is_reported() -> None:
     for wrong in ("magrathea statsu", "magrathea status --wacth", "magrathea-noded --chek", "magrathea-hub --no"):
         with pytest.raises((click.UsageError, SystemExit)):
             parse(wrong.split())

@@ -39,7 +39,7 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_what_lies_beside_the_journal_is_as_private_as_the_journal(tmp_path: Path) -> None:
+def test_files_beside_the_journal_are_as_private_as_the_journal(tmp_path: Path) -> None:
     journal = open_journal(tmp_path / "journal.sqlite")
     journal.commit(Host("h1", Mode.COUNTED, 8, 4096), None, ())
     assert {path.name: mode(path) for path in tmp_path.iterdir()} == dict.fromkeys(
@@ -55,7 +55,7 @@ def test_the_journal_is_private_before_anything_is_in_it(tmp_path: Path, monkeyp
     assert modes == [0o640]
 
 
-def test_a_journal_that_was_open_to_all_is_so_no_longer(tmp_path: Path) -> None:
+def test_a_journal_that_was_open_to_all_becomes_private(tmp_path: Path) -> None:
     for name in ("journal.sqlite", "journal.sqlite-wal"):
         (tmp_path / name).touch(0o644)
     open_journal(tmp_path / "journal.sqlite").close()
@@ -111,7 +111,7 @@ def test_no_link_is_followed_and_no_pipe_waited_for(
     assert not (tmp_path / "nothing").exists()
 
 
-def test_what_waits_under_the_name_of_a_new_file_is_put_away_and_not_written_to(tmp_path: Path, precious: Path) -> None:
+def test_a_planted_file_is_replaced_and_not_written_to(tmp_path: Path, precious: Path) -> None:
     (tmp_path / "books.json.new").symlink_to(precious)
     ledger.save(tmp_path, [])
     assert precious.read_bytes() == PRECIOUS

@@ -110,7 +110,7 @@ def test_every_key_of_the_agents_file_is_there_with_its_default(tmp_path: Path) 
         assert getattr(said, key) == getattr(default, key), key
 
 
-def test_what_install_makes_is_said() -> None:
+def test_the_guide_names_everything_that_install_makes() -> None:
     told = set(re.findall(r"`(magrathea(?:_\w+)?)`", part("Install")))
     assert told == {*wanted_hooks(InstallOptions(memory_moves=True)), *RESOURCES}
 

@@ -138,7 +138,7 @@ def test_somebody_elses_hook_of_that_name_is_refused(done: Present) -> None:
         changes(replace(done, contents={("magrathea_mom", SCRIPT): "import pbs\n"}), OPTIONS)
 
 
-def test_a_hook_whose_installation_broke_off_before_its_script_came_is_ours(done: Present) -> None:
+def test_a_hook_without_a_script_after_a_broken_installation_is_ours(done: Present) -> None:
     half = replace(done, contents={key: value for key, value in done.contents.items() if key[0] != "magrathea_mom"})
     assert len(changes(half, OPTIONS)) == 1
 
@@ -154,7 +154,7 @@ def test_events_in_another_order_are_the_same(done: Present) -> None:
     )
 
 
-def test_what_an_admin_changed_is_put_right_and_the_old_value_said(done: Present) -> None:
+def test_an_admins_change_is_corrected_and_the_old_value_printed(done: Present) -> None:
     low = {**done.queues["low"], "default_chunk.magrathea_accepts": "priority", "enabled": "False"}
     [change] = changes(replace(done, queues={**done.queues, "low": low}), OPTIONS)
     assert "(was priority)" in change.text
@@ -165,7 +165,7 @@ def test_an_existing_queue_keeps_its_being_stopped(done: Present) -> None:
     assert changes(replace(done, queues={**done.queues, "low": low}), OPTIONS) == []
 
 
-def test_what_the_hub_publishes_is_left_alone(done: Present) -> None:
+def test_values_that_the_hub_publishes_are_not_changed(done: Present) -> None:
     published = {"resources_available.magrathea_accepts": "none", "resv_enable": "False"}
     assert changes(replace(done, vnodes={"n1": published}), OPTIONS) == []
 
@@ -198,7 +198,7 @@ def test_a_resource_of_another_type_or_flag_is_refused(done: Present, wrong_one:
         changes(replace(done, resources=wrong), OPTIONS)
 
 
-def test_the_resources_line_keeps_what_it_has() -> None:
+def test_the_resources_line_keeps_other_words() -> None:
     text = with_resources(SHIPPED, ["magrathea_accepts", "mem"])
     assert 'resources: "ncpus, mem, arch, host, vnode, aoe, eoe, magrathea_accepts"\n' in text
     assert text.startswith("a: 1\n") and text.endswith("b: 2\n")

@@ -40,7 +40,7 @@ def test_the_lines_of_a_traceback_are_marked_as_such() -> None:
     assert all(line.startswith(BAR) for line in lines[1:])
 
 
-def test_what_is_too_long_is_cut() -> None:
+def test_a_text_that_is_too_long_is_cut() -> None:
     assert len(record("%s", "x" * 100_000)) < logs.MOST + 10
     assert printable("x" * 10, 4) == "xxx…"
     assert printable("žluťoučký kůň 1[3].srv") == "žluťoučký kůň 1[3].srv"
@@ -75,13 +75,13 @@ def test_one_line_for_each_kind_and_minute_with_the_number_left_out(
     assert caplog.records[-1].getMessage() == "bad again (and 999 more like this since)"
 
 
-def test_a_defect_is_told_with_its_traceback(complaints: RationedLog, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_defect_is_logged_with_its_traceback(complaints: RationedLog, caplog: pytest.LogCaptureFixture) -> None:
     complaints.say("defect", "cannot be handled", ValueError("why"))
     assert caplog.records[0].levelno == logging.ERROR
     assert "ValueError: why" in caplog.text
 
 
-def test_more_kinds_than_are_told_apart_share_a_line_and_are_forgotten_after_a_minute(
+def test_kinds_beyond_the_limit_share_a_line_and_are_forgotten_after_a_minute(
     complaints: RationedLog, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     for n in range(10 * logs.MOST_KINDS):

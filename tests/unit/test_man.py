@@ -70,7 +70,7 @@ def test_nothing_in_a_text_is_taken_for_a_command_of_roff() -> None:
     assert r"x \- it\(aqs \-n \en" in lines
 
 
-def test_the_pages_are_written_and_man_has_nothing_to_say_about_them(tmp_path: Path) -> None:
+def test_the_pages_are_written_and_man_accepts_them(tmp_path: Path) -> None:
     done = CliRunner().invoke(man.main, ["--out", str(tmp_path / "man")])
     assert done.exit_code == 0, done.output
     files = sorted((tmp_path / "man").iterdir())

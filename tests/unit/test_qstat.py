@@ -37,7 +37,7 @@ def test_a_job_with_any_bytes_in_its_environment(answers: Answers, tmp_path: Pat
 
 
 @pytest.mark.parametrize("queue", ["null", "true", "007", "1e5", "[]"])
-def test_a_queue_whose_name_looks_like_something_else_keeps_it(answers: Answers, tmp_path: Path, queue: str) -> None:
+def test_a_queue_keeps_a_name_that_looks_like_a_number_or_null(answers: Answers, tmp_path: Path, queue: str) -> None:
     answers(f"Job Id: 12.srv\n    queue = {queue}\n".encode())
     assert qstat.job("12")[1]["queue"] == queue
     answers(f"Queue: {queue}\n    default_chunk.magrathea_accepts = priority\n".encode())
@@ -64,7 +64,7 @@ def test_any_argument_is_answered(answers: Answers, id: str) -> None:
         qstat.job(id)
 
 
-def test_what_qstat_says_of_its_failure_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_qstats_error_message_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     (tmp_path / "qstat").write_text("#!/bin/sh\nprintf 'qstat: Unknown Job Id J\\374\\n' >&2\nexit 153\n")
     (tmp_path / "qstat").chmod(0o755)

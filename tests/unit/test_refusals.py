@@ -24,7 +24,7 @@ def test_the_guide_has_the_tables_as_they_are() -> None:
     assert refusals_page.written(guide) == guide, "stale: run `python -m tools.refusals_page`"
 
 
-def test_what_lacks_memory_is_tried_again_later_than_other_claims() -> None:
+def test_claims_that_lack_memory_are_tried_again_later_than_others() -> None:
     assert retry_after_s(RefusalCode.HOST_BUSY) < retry_after_s(RefusalCode.MEMORY_SHORT)
 
 
@@ -44,7 +44,7 @@ def test_the_server_hooks_codes_are_those_of_its_section() -> None:
     assert set(constant("magrathea_server", "CODES")) == own
 
 
-def test_the_mom_hook_acts_on_codes_of_claims_and_comes_back_as_the_table_says() -> None:
+def test_the_mom_hook_acts_on_codes_of_claims_and_retries_as_in_the_table() -> None:
     claims = {meaning.code for meaning in TABLE if meaning.section is Section.CLAIM}
     assert set(constant("magrathea_mom", "CODES")) < claims
     assert constant("magrathea_mom", "RETRY_S") == Again.UNTOLD.seconds

@@ -132,7 +132,7 @@ def test_a_connection_that_fails_costs_that_connection(tmp_path: Path, caplog: p
     assert "ZeroDivisionError: a mistake" in caplog.text, "though it is told"
 
 
-def test_systemd_is_told_that_the_loop_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systemd_gets_a_sign_of_life_from_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.settimeout(BOUND_S)
         manager.bind(str(tmp_path / "notify"))

@@ -126,7 +126,7 @@ def test_a_row_of_the_history_that_cannot_be_read_is_left_out(tmp_path: Path, da
 
 
 @bad
-def test_an_entry_of_a_history_is_told_as_it_stands(data: bytes) -> None:
+def test_an_undecodable_entry_of_a_history_is_shown_as_it_is(data: bytes) -> None:
     entry = HistoryEntry(at=0.0, kind="event", name="Claimed", data=data.decode(errors="replace"))
     assert sentence(entry).startswith("Claimed ")
 

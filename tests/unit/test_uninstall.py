@@ -87,7 +87,7 @@ def test_everything_of_ours_goes_and_the_resources_last() -> None:
     assert "delete queue low" not in found
 
 
-def test_what_the_hub_wrote_on_its_vnodes_is_as_it_was_and_nothing_else_is_touched() -> None:
+def test_only_the_hubs_values_on_vnodes_are_restored() -> None:
     found = commands(*installed())
     assert f'set node n1 {RES}ncpus = "4"' in found and "unset node n1 Priority" in found
     assert 'set node n1 resv_enable = "True"' in found
@@ -117,7 +117,7 @@ def test_others_changes_of_the_schedulers_file_stay() -> None:
     assert config == CONF.replace('"ncpus,  mem"', '"foo, ncpus, mem"')
 
 
-def test_without_a_record_what_is_ours_goes_all_the_same() -> None:
+def test_without_a_record_our_things_are_removed_too() -> None:
     now, _ = installed()
     found = commands(now, None)
     assert "delete resource magrathea" in found and "delete queue high" not in found
@@ -145,7 +145,7 @@ def test_other_jobs_do_not(one: SubmittedJob) -> None:
     assert not [c for c in commands(replace(now, jobs=(one,)), record) if "qalter" in c]
 
 
-def test_history_goes_where_that_is_asked_for_arrays_as_a_whole() -> None:
+def test_history_is_deleted_on_request_and_arrays_as_a_whole() -> None:
     now, record = installed()
     past = (job("7.srv", "F"), job("8[].srv", "F", "1:ncpus=1"), job("8[1].srv", "F"), job("8[2].srv", "X"))
     now = replace(now, jobs=past)
@@ -154,7 +154,7 @@ def test_history_goes_where_that_is_asked_for_arrays_as_a_whole() -> None:
     assert deleted == ["qdel -x 7.srv", "qdel -x 8[].srv"]
 
 
-def test_what_is_left_is_said_with_what_to_do() -> None:
+def test_leftovers_are_reported_with_the_fix() -> None:
     now, record = installed()
     only = Present(resources={"magrathea_accepts": now.resources["magrathea_accepts"]}, queues={"high": {}})
     assert any("ended" in text for text in uninstall.left(replace(only, jobs=(job("7.srv", "R"),)), record))
@@ -187,7 +187,7 @@ def test_a_site_that_took_our_words_out_itself_has_a_new_before() -> None:
     assert updated(record, own, OPTIONS).sched_config == CONF + "c: 3\n"
 
 
-def test_what_was_wished_stays_wished_and_the_later_word_about_a_queue_counts() -> None:
+def test_earlier_options_are_remembered_and_the_last_one_for_a_queue_counts() -> None:
     options = joined(OPTIONS, InstallOptions(priority=("low",), vnodes=("x",)), {"n1", "x"})
     assert (options.priority, options.preemptible, options.vnodes) == (("high", "low"), (), ("n1", "x"))
     assert joined(OPTIONS, InstallOptions(), {"x"}).vnodes == ()
@@ -226,7 +226,7 @@ def test_check_finds_all_ok_and_each_thing_that_is_not() -> None:
     }
 
 
-def test_check_tells_what_install_would_refuse() -> None:
+def test_check_reports_what_install_would_refuse() -> None:
     now, _ = installed()
     bad = replace(now, sched_config=CONF + "resources: x", contents={("magrathea_mom", SCRIPT): "import pbs"})
     assert statuses(bad) == {"sched_config": checks.DIFFERENT, "hook magrathea_mom": checks.DIFFERENT}
@@ -249,7 +249,7 @@ def test_check_tells_what_install_would_refuse() -> None:
         ({"sched_config": 'node_sort_key: "ncpus HIGH"\n'}, "sched_config"),
     ],
 )
-def test_what_gets_in_the_way_is_warned_of_with_a_fix(change: dict[str, object], name: str) -> None:
+def test_conflicting_settings_get_a_warning_with_the_fix(change: dict[str, object], name: str) -> None:
     assert list(checks.warnings(BEFORE, OPTIONS)) == []
     [item] = checks.warnings(replace(BEFORE, **change), OPTIONS)  # type: ignore[arg-type]
     assert item.name == name and item.status == checks.WARNING and item.text and item.fix
@@ -268,5 +268,5 @@ def test_what_gets_in_the_way_is_warned_of_with_a_fix(change: dict[str, object],
         {"vnodes": {"n1": {"Mom": "a"}, "m": {"Mom": "m"}, "m[0]": {"Mom": "m"}}},
     ],
 )
-def test_what_harms_nobody_is_not(change: dict[str, object]) -> None:
+def test_harmless_settings_get_no_warning(change: dict[str, object]) -> None:
     assert list(checks.warnings(replace(BEFORE, **change), OPTIONS)) == []  # type: ignore[arg-type]

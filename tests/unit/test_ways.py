@@ -79,7 +79,7 @@ def test_counted_the_best_fitting_domain_is_stopped_and_the_service_is_only_subt
     assert claim(h, "p1", "9", cpus=28).victims == ("n2", "n3")
 
 
-def test_frozen_only_preemptible_jobs_borrow_what_is_reserved_and_are_stopped_for_its_return() -> None:
+def test_only_preemptible_jobs_borrow_a_frozen_domains_cpus_and_are_stopped_for_its_return() -> None:
     h = set_domain(up("frozen"), "web", frozen=True, lifecycle=Lifecycle.DOWN)
     h = run(h, "n1", "1", cpus=48)
     assert claim(h, "n2", "2", cls=PROTECTED).code == "cpus"

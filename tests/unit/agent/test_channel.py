@@ -89,7 +89,7 @@ def desk() -> Iterator[Desk]:
     found.loop.selector.close()
 
 
-def test_what_was_meant_for_an_agent_before_is_thrown_away(desk: Desk) -> None:
+def test_messages_for_an_earlier_agent_are_dropped(desk: Desk) -> None:
     desk.say(type="hello", protocol=1, session="a" * 16)
     desk.say(type="request", id=1, session="a" * 16, op="ping")
     desk.channel.connect()
@@ -127,7 +127,7 @@ def test_a_host_that_goes_and_comes_back_is_met_on_the_same_descriptor(desk: Des
     assert desk.port.opened == 1
 
 
-def test_a_hello_that_is_lost_is_said_again(desk: Desk) -> None:
+def test_a_lost_hello_is_sent_again(desk: Desk) -> None:
     desk.channel.connect()
     desk.turn_until(lambda: len(desk.hellos()) == 2)
     assert len(set(desk.hellos())) == 1

@@ -67,7 +67,7 @@ def shell(text: str) -> Callable[[int], None]:
     return become
 
 
-def test_all_that_it_wrote_is_told_before_its_end(watched: Make) -> None:
+def test_all_output_is_reported_before_the_end(watched: Make) -> None:
     status, output = watched(shell("head -c 300000 /dev/zero; exit 3")).end()
     assert os.WEXITSTATUS(status) == 3
     assert len(output) == 300000
@@ -77,7 +77,9 @@ def test_a_child_that_returns_has_ended_well(watched: Make) -> None:
     assert watched(lambda output: None).end() == (0, b"")
 
 
-def test_what_cannot_be_run_is_said_on_its_own_stderr(watched: Make, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_program_that_cannot_run_is_reported_on_the_childs_stderr(
+    watched: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
     status, _ = watched(lambda output: os.execv("/no/such/program", ["x"])).end()
     assert os.WEXITSTATUS(status) == 127
     assert "/no/such/program" in capfd.readouterr().err

@@ -57,7 +57,7 @@ def test_mom_seen_in_the_midst_of_an_exec_is_given_up_as_soon_as_it_speaks(mom: 
     assert mom.pid not in job.procs
 
 
-def test_what_mom_becomes_by_an_exec_is_the_jobs(mom: subprocess.Popen[bytes]) -> None:
+def test_a_child_of_mom_that_execs_belongs_to_the_job(mom: subprocess.Popen[bytes]) -> None:
     """The prologue hook's parent is about to become the job's shell."""
     finder, job = Finder(Cgroups(()), ()), the_job()
     finder.spare(mom.pid)

@@ -34,13 +34,13 @@ def test_lines_arrive_whole_however_they_are_cut() -> None:
     assert got == [b"one", b"two", b"", b"three"]
 
 
-def test_what_comes_before_the_first_newline_is_thrown_away() -> None:
+def test_bytes_before_the_first_newline_are_dropped() -> None:
     reader = LineReader(skip_first=True)
     assert feed(reader, b'half of a line"}') == []
     assert feed(reader, b'\n{"a":1}\n') == [b"", b'{"a":1}']
 
 
-def test_a_line_that_is_too_long_is_dropped_and_told_and_the_next_one_is_good() -> None:
+def test_a_line_that_is_too_long_is_dropped_and_reported_and_the_next_one_is_good() -> None:
     reader = LineReader(skip_first=False)
     got: list[bytes | None] = []
     for _ in range(40):

@@ -50,7 +50,7 @@ def test_a_time_that_is_none_is_refused(clock: list[float]) -> None:
     assert clock == []
 
 
-def test_only_a_guest_or_one_that_is_told_how_offers_to_turn_itself_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_guests_and_machines_with_a_configured_command_offer_to_power_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert machine().can() == ["clock", "power"]
     assert machine(is_guest=False).can() == []
@@ -60,7 +60,7 @@ def test_only_a_guest_or_one_that_is_told_how_offers_to_turn_itself_off(monkeypa
     assert machine(is_guest=False, power_off=["/bin/true"]).can() == ["power"]
 
 
-def test_power_that_cannot_be_turned_off_is_said() -> None:
+def test_a_failed_power_off_is_reported() -> None:
     assert machine(is_guest=False).power_off()["code"] == "not-supported"
 
 

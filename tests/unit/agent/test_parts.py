@@ -80,7 +80,7 @@ def test_a_part_that_is_lost_is_sent_again_and_one_that_comes_twice_counts_once(
     assert [answer and answer["ok"] for answer in answers] == [True]
 
 
-def test_a_long_request_that_is_over_leaves_nothing_with_whoever_asked(pair: Pair) -> None:
+def test_a_finished_long_request_leaves_nothing_behind(pair: Pair) -> None:
     answers = pair.ask(pair.guest, deadline_s=1.0, filler=LONG)
     one_turn(pair)
     pair.wait(1.0)

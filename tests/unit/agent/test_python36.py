@@ -36,7 +36,7 @@ def test_the_agent_imports_the_standard_library_and_itself_only(module: Path) ->
     assert names <= sys.stdlib_module_names
 
 
-def test_the_agent_does_not_import_what_costs_memory() -> None:
+def test_the_agent_does_not_import_modules_that_cost_memory() -> None:
     program = f"import sys; sys.path.insert(0, {str(AGENT.parent)!r}); import agent.start; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True)
     found = set(done.stdout.split())

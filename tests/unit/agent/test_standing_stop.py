@@ -148,7 +148,7 @@ def test_a_process_that_has_its_number_but_is_not_to_be_seen_yet_is_waited_for(
     standing.settle()
 
 
-def test_where_births_are_not_counted_it_looks_each_time(standing: Standing) -> None:
+def test_without_a_counter_of_new_processes_it_looks_each_time(standing: Standing) -> None:
     standing.finder.counter.now = None
     assert [standing.looks_of_a_glance() for _ in range(3)] == [1, 1, 1]
 
@@ -181,7 +181,7 @@ def test_a_look_that_is_too_old_is_followed_by_another(standing: Standing, monke
     assert standing.looks_of_a_glance() == 1
 
 
-def test_a_job_of_which_nothing_was_seen_yet_is_looked_for_sooner(
+def test_a_job_without_known_processes_is_searched_for_sooner(
     standing: Standing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweeper, "REREAD_S", 600.0)
@@ -192,7 +192,7 @@ def test_a_job_of_which_nothing_was_seen_yet_is_looked_for_sooner(
     assert standing.looks_of_a_glance() == 1
 
 
-def test_what_is_put_into_the_jobs_cgroup_is_seen(standing: Standing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_put_into_the_jobs_cgroup_is_found(standing: Standing, monkeypatch: pytest.MonkeyPatch) -> None:
     inside = {standing.process.pid}
     monkeypatch.setattr(standing.finder.cgroups, "found", [("/nowhere", "{job}")])
     monkeypatch.setattr(standing.finder.cgroups, "pids", lambda id: set(inside))
@@ -201,7 +201,7 @@ def test_what_is_put_into_the_jobs_cgroup_is_seen(standing: Standing, monkeypatc
     assert standing.looks_of_a_glance() == 1
 
 
-def test_what_somebody_continues_is_stopped_again(standing: Standing) -> None:
+def test_a_process_that_somebody_continues_is_stopped_again(standing: Standing) -> None:
     standing.settle()
     standing.process.send_signal(signal.SIGCONT)
     assert standing.looks_of_a_glance() == 1
@@ -235,7 +235,7 @@ def test_a_stop_undisturbed_for_long_is_looked_after_less_often(
     assert standing.looks_of_a_glance() == 1
 
 
-def test_what_had_to_be_stopped_again_is_looked_after_as_at_first(
+def test_a_process_that_had_to_be_stopped_again_is_checked_as_often_as_at_first(
     standing: Standing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweeper, "CALM_AFTER_S", 600.0)

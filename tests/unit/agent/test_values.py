@@ -117,7 +117,7 @@ def test_check_help_and_version_are_for_people(tmp_path: Path, capsys: pytest.Ca
 # The state file
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+def test_saved_data_is_loaded_unchanged(tmp_path: Path) -> None:
     file = StateFile(str(tmp_path / "state"))
     job = Job(("12.srv", 3), 0.0)
     job.owner, job.uid, job.order, job.listed, job.seen = "alice", 1000, "stop", True, True
@@ -166,7 +166,7 @@ def test_a_file_longer_than_a_page_is_read_whole() -> None:
     assert read_file("/proc/self/smaps", 1 << 20).count(b"\n") > 200
 
 
-def test_the_log_is_bounded_and_says_what_it_left_out(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_log_is_bounded_and_counts_omitted_lines(capfd: pytest.CaptureFixture[str]) -> None:
     log = Log()
     for number in range(500):
         log.info(f"line {number} \x1b[31m")

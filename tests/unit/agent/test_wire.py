@@ -32,7 +32,7 @@ def test_each_hears_the_others_hello_once(pair: Pair) -> None:
     assert [hello["domain"] for hello in pair.greeted["guest"]] == ["n1"]
 
 
-def test_a_request_is_answered_to_whoever_asked(pair: Pair) -> None:
+def test_an_answer_goes_to_the_end_that_asked(pair: Pair) -> None:
     to_guest, to_host = pair.ask(pair.host, n=1), pair.ask(pair.guest, n=2)
     pair.talk()
     pair.answer("guest", n=1)
@@ -64,7 +64,7 @@ def test_a_request_without_an_answer_ends_at_its_deadline_and_leaves_nothing(pai
     assert not pair.guest.pending
 
 
-def test_what_is_worked_on_is_not_forgotten_for_later_requests(pair: Pair) -> None:
+def test_later_requests_do_not_displace_one_in_progress(pair: Pair) -> None:
     slow = pair.ask(pair.host, deadline_s=60)
     pair.talk()
     for _ in range(2 * wire.MAX_ANSWERS):
@@ -81,7 +81,7 @@ def test_what_is_worked_on_is_not_forgotten_for_later_requests(pair: Pair) -> No
     assert len(slow) == 1
 
 
-def test_more_than_can_be_worked_on_is_told_so_and_may_be_asked_again(pair: Pair) -> None:
+def test_too_many_requests_are_refused_as_busy_and_may_be_repeated(pair: Pair) -> None:
     answers = [pair.ask(pair.host) for _ in range(wire.MAX_AT_WORK + 1)]
     pair.talk()
     assert [one[0]["code"] for one in answers if one and one[0]] == ["busy"]
@@ -97,7 +97,7 @@ def test_no_more_is_asked_than_can_wait(pair: Pair) -> None:
     assert pair.guest.ask("do", {}, pair.now + 5, lambda answer: None, pair.now) is None
 
 
-def test_what_is_too_long_leaves_nothing_behind(pair: Pair) -> None:
+def test_a_message_that_is_too_long_leaves_nothing_behind(pair: Pair) -> None:
     with pytest.raises(TooLarge):
         pair.ask(pair.host, filler="x" * MAX_MESSAGE_BYTES)
     assert not pair.host.pending
@@ -112,7 +112,7 @@ def test_an_answer_that_does_not_fit_is_a_refusal(pair: Pair) -> None:
     assert answers[0] is not None and answers[0]["code"] == "too-large"
 
 
-def test_the_guests_hello_is_said_until_the_host_knows_it() -> None:
+def test_the_guests_hello_is_repeated_until_the_host_knows_it() -> None:
     pair = Pair()
     pair.guest.take_output()  # lost
     pair.guest.receive(pair.host.take_output(), pair.now)
@@ -163,7 +163,7 @@ def test_a_late_hello_of_before_is_none(pair: Pair) -> None:
     assert pair.guest.peer == pair.host.session != own
 
 
-def test_what_belongs_to_another_session_is_dropped(pair: Pair) -> None:
+def test_messages_of_another_session_are_dropped(pair: Pair) -> None:
     answers = pair.ask(pair.guest)
     id = said(pair.guest.take_output())[0]["id"]
     pair.guest.receive(encode({"type": "answer", "id": id, "session": "0" * 16, "ok": True}), pair.now)

@@ -42,7 +42,7 @@ STOPPED = stop(run(run(QUIET, "n1", "1", cpus=8), "p1", "9", cpus=8), "n1", "1")
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, ev.TimedEvent) else str(value)[:20],
 )
-def test_what_cannot_be_is_refused_with_its_code_and_a_sentence(
+def test_impossible_requests_are_refused_with_code_and_sentence(
     before: Host, event: ev.DomainEvent, code: RefusalCode
 ) -> None:
     after, said = handle(before, event)
@@ -59,7 +59,7 @@ def test_a_request_that_is_accepted_names_its_domain(event: ev.Event) -> None:
     assert said == (ev.Accepted("n1"),)
 
 
-def test_a_restore_names_its_domain_and_whom_it_preempts() -> None:
+def test_a_restore_names_its_domain_and_its_victims() -> None:
     h = run(host("counted", n1="normal", p1="priority frozen"), "n1", "1", cpus=8)
     answer = defrost(h, "p1")
     assert (answer.code, answer.victims) == ("accepted", ("n1",))
@@ -68,7 +68,7 @@ def test_a_restore_names_its_domain_and_whom_it_preempts() -> None:
     assert [d.domain for d in repeated.decisions if isinstance(d, ev.Accepted)] == ["p1"]
 
 
-def test_a_paused_host_refuses_what_an_admin_asks_of_a_domain_and_names_the_reason() -> None:
+def test_a_paused_host_refuses_an_admins_order_for_a_domain_with_the_reason() -> None:
     h = handle(host("exclusive", n1="normal"), ev.PauseRequested(T, "new disk"))[0]
     answer = ask(h, ev.ShutdownRequested(T, "n1"))
     assert answer.code == RefusalCode.PAUSED and "new disk" in answer.text
@@ -163,14 +163,14 @@ def test_a_list_may_be_some_seconds_old(age: float, believed: bool) -> None:
     assert (get_job(h, "n1", "1").stopped_since is not None) is believed
 
 
-def test_an_adopted_job_is_there_as_if_it_had_been_claimed_and_launched() -> None:
+def test_an_adopted_job_equals_one_that_was_claimed_and_launched() -> None:
     report = ev.ReportedJob(key("1"), cpus=2, memory_mib=300, rerunnable=False)
     job = get_job(listed(host("exclusive", n1="normal"), "n1", report), "n1", "1")
     assert (job.confirmed, job.launched, job.rerunnable) == (True, True, False)
     assert (job.claimed_at, job.run_since, job.cpus, job.memory_mib) == (T, T, 2, 300)
 
 
-def test_what_is_only_ending_does_not_hide_the_rest_of_the_list() -> None:
+def test_ending_jobs_do_not_hide_the_rest_of_the_list() -> None:
     h = listed(host("exclusive", n1="normal"), "n1", ev.ReportedJob(key("1"), ending=True), "2")
     assert [j.key for j in get(h, "n1").jobs] == [key("2")]
 

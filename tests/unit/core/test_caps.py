@@ -54,7 +54,7 @@ def cap_of_n1(h: Host, percent: int | None, memory_mib: int | None, giving: Givi
         (300, FAILED, CAP),
     ],
 )
-def test_the_cap_of_a_preempted_domain_whose_memory_is_to_leave(
+def test_the_cap_of_a_preempted_domain_before_its_memory_has_left(
     percent: int | None, giving: Giving, cap: Cap | None
 ) -> None:
     assert cap_of_n1(preempted(), percent, FULL_MIB, giving) == cap
@@ -70,22 +70,22 @@ def test_the_cap_of_a_preempted_domain_whose_memory_is_to_leave(
         (10, None, None),
     ],
 )
-def test_the_cap_of_a_preempted_domain_whose_memory_is_out(
+def test_the_cap_of_a_preempted_domain_after_its_memory_has_left(
     percent: int | None, relieved_s: float | None, cap: Cap | None
 ) -> None:
     assert cap_of_n1(preempted(), percent, OUT_MIB, Giving(relieved_s=relieved_s)) == cap
 
 
-def test_a_guest_that_failed_to_give_is_relieved_before_its_cap_all_the_same() -> None:
+def test_a_guest_that_failed_to_give_is_also_relieved_before_its_cap() -> None:
     assert cap_of_n1(preempted(), None, FULL_MIB, Giving(failed=True, relieved_s=1.0)) is None
 
 
-def test_where_memory_does_not_move_the_cap_comes_at_once() -> None:
+def test_if_memory_does_not_move_the_cap_comes_at_once() -> None:
     assert cap_of_n1(preempted(), None, None, Giving()) == CAP
 
 
 @pytest.mark.parametrize("giving", [Giving(), LEAVES, FAILED])
-def test_a_domain_whose_cpu_cannot_be_capped_is_left_alone(giving: Giving) -> None:
+def test_a_domain_that_cannot_be_capped_gets_no_step(giving: Giving) -> None:
     assert cap_of_n1(preempted(), None, OUT_MIB, giving, can_cap=False) is None
     assert cap_of_n1(preempted(), None, FULL_MIB, giving, can_cap=False) is None
 

@@ -118,7 +118,7 @@ def test_a_repeated_claim_is_answered_like_the_first_and_changes_nothing(mode: s
 
 
 @both
-def test_a_repeated_claim_is_accepted_even_where_a_new_one_would_not_be(mode: str) -> None:
+def test_a_repeated_claim_is_accepted_even_if_a_new_one_would_be_refused(mode: str) -> None:
     h = claim(host(mode, n1="normal"), "n1", "1").host
     assert claim(set_domain(h, "n1", draining="maintenance"), "n1", "1").ok
 
@@ -137,7 +137,7 @@ def test_a_repeated_release_succeeds_and_changes_nothing(mode: str) -> None:
 
 @both
 @pytest.mark.parametrize("domain", ["n1", "nowhere", "s1"])
-def test_a_release_of_what_is_unknown_changes_nothing(mode: str, domain: str) -> None:
+def test_a_release_of_an_unknown_job_changes_nothing(mode: str, domain: str) -> None:
     h = host(mode, n1="normal", s1="service cpus=1")
     new, decisions = handle(h, Released(T, domain, key("77")))
     assert new.domains == h.domains
@@ -235,7 +235,7 @@ def test_the_job_of_an_expired_claim_that_starts_after_all_is_adopted_from_moms_
 
 
 @both
-def test_a_launch_of_what_is_unknown_changes_nothing(mode: str) -> None:
+def test_a_launch_of_an_unknown_job_changes_nothing(mode: str) -> None:
     h = host(mode, n1="normal")
     assert launch(h, "n1", "5") == h
     assert launch(h, "nowhere", "5") == h
@@ -256,7 +256,7 @@ def test_deadlines_up_to_the_events_time_take_effect_before_it(mode: str) -> Non
 
 
 @both
-def test_an_event_for_an_unknown_domain_says_so(mode: str) -> None:
+def test_an_event_for_an_unknown_domain_is_refused(mode: str) -> None:
     _, decisions = handle(host(mode, n1="normal"), Released(T, "nowhere", key("1")))
     assert [d.code for d in decisions if isinstance(d, Refused)] == ["unknown-domain"]
 

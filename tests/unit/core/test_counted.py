@@ -137,13 +137,13 @@ def test_a_priority_domain_lingers_with_the_cpus_of_its_last_job() -> None:
     assert share(later(h, 21), "n1", LOW) == 8
 
 
-def test_refusing_says_cpus_not_busy() -> None:
+def test_a_refusal_names_cpus_not_busy() -> None:
     h = run(host("counted", n1="normal", n2="normal"), "n1", "1", cpus=6)
     assert claim(h, "n2", "2", cpus=3).code == "cpus"
     assert claim(h, "n2", "2", cpus=2).ok
 
 
-def test_memory_is_counted_beside_in_the_same_way() -> None:
+def test_memory_is_counted_like_cpus() -> None:
     h = host("counted", memory=10_000, n1="normal", n2="normal")
     h = run(h, "n1", "1", cpus=1, memory=7_000)
     assert claim(h, "n2", "2", memory=4_000).code == "memory"

@@ -9,7 +9,7 @@ from magrathea.core.model import Mode, State
 from tools import states_page
 
 
-def test_the_page_is_what_the_code_says() -> None:
+def test_the_page_agrees_with_the_code() -> None:
     text = states_page.page(states_page.explored())
     assert states_page.PAGE.read_text(encoding="utf-8") == text, "stale: run `python -m tools.states_page`"
 

@@ -40,19 +40,19 @@ def test_a_sibling_with_jobs_blocks_a_normal_domain() -> None:
     assert claim(h, "n2", "2").code == "host-busy"
 
 
-def test_a_sibling_whose_jobs_are_all_stopped_blocks_a_normal_domain_too() -> None:
+def test_a_sibling_with_only_stopped_jobs_also_blocks_a_normal_domain() -> None:
     h = stop(run(host("exclusive", n1="normal", n2="normal", p1="priority"), "n1", "1"), "n1", "1")
     assert state(h, "n2") is State.OCCUPIED
     assert claim(h, "n2", "2").code == "host-busy"
 
 
-def test_a_sibling_whose_jobs_are_all_stopped_by_us_does_not_block_a_priority_domain() -> None:
+def test_a_sibling_with_only_jobs_stopped_by_us_does_not_block_a_priority_domain() -> None:
     h = stop(run(host("exclusive", n1="normal", p1="priority"), "n1", "1"), "n1", "1")
     assert state(h, "p1") is State.FREE
     assert claim(h, "p1", "9").ok
 
 
-def test_a_sibling_whose_jobs_pbs_stopped_blocks_a_priority_domain() -> None:
+def test_a_sibling_with_jobs_stopped_by_pbs_blocks_a_priority_domain() -> None:
     h = run(host("exclusive", n1="normal", p1="priority"), "n1", "1", stopped_since=T - 9, stopper=Stopper.PBS)
     assert state(h, "p1") is State.OCCUPIED
     assert claim(h, "p1", "9").code == "host-busy"
@@ -94,7 +94,7 @@ def test_every_domain_is_free_again_after_the_last_job() -> None:
     assert [state(h, d) for d in ("n1", "n2", "p1")] == [State.FREE] * 3
 
 
-def test_a_priority_domain_would_preempt_where_every_blocker_is_stoppable() -> None:
+def test_a_priority_domain_would_preempt_if_every_blocker_is_stoppable() -> None:
     h = run(run(host("exclusive", n1="normal", p1="priority"), "n1", "1"), "n1", "2")
     assert state(h, "p1") is State.WOULD_PREEMPT
     assert accepts(h, "p1") == {HIGH}
@@ -216,7 +216,7 @@ def test_a_domains_own_floor_is_no_jobs() -> None:
     assert states.published(h, p1).mib == 850, "and PBS sends none"
 
 
-def test_blockers_whose_floors_leave_no_room_for_the_domain_itself_are_not_preempted() -> None:
+def test_blockers_are_not_preempted_if_their_floors_leave_no_room_for_the_domain() -> None:
     h = run(host("exclusive", memory=1_000, n1="normal floor=900", p1="priority floor=200"), "n1", "1")
     assert state(h, "p1") is State.OCCUPIED
     assert claim(h, "p1", "9").code == "memory"

@@ -33,7 +33,7 @@ def test_losing_it_twice_does_not_begin_the_time_of_grace_anew() -> None:
     assert h.driver_lost_at == T
 
 
-def test_what_other_domains_have_is_subtracted_as_they_come_and_go() -> None:
+def test_the_sizes_of_unconfigured_domains_are_subtracted_while_they_run() -> None:
     h = run(host("counted", cpus=8, n1="normal"), "n1", "1", cpus=2)
     h = after(h, OthersSeen(T, cpus=5, memory_mib=1_000))
     assert claim(h, "n1", "2", cpus=2, cls=PROTECTED).code == "cpus"
@@ -55,7 +55,7 @@ def test_more_services_than_cpus_leave_nothing_and_break_nothing() -> None:
         ({"cpus": 9}, "bad-request", ("9 CPUs", "has 8")),
     ],
 )
-def test_a_job_larger_than_what_services_leave_is_told_the_numbers(
+def test_a_job_larger_than_services_leave_is_refused_with_the_numbers(
     mode: str, asked: dict[str, int], code: str, numbers: tuple[str, ...]
 ) -> None:
     h = after(host(mode, cpus=8, memory=4_000, n1="normal"), OthersSeen(T, cpus=5, memory_mib=1_000))
@@ -65,7 +65,7 @@ def test_a_job_larger_than_what_services_leave_is_told_the_numbers(
 
 
 @both
-def test_configured_services_are_told_with_the_others(mode: str) -> None:
+def test_configured_services_are_reported_with_the_others(mode: str) -> None:
     h = after(host(mode, cpus=8, n1="normal", dns="service cpus=2"), OthersSeen(T, cpus=1, memory_mib=0))
     refusal = claim(h, "n1", "1", cls=LOW, cpus=6)
     assert refusal.code == "cpus"

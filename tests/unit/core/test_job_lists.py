@@ -90,7 +90,7 @@ def test_an_adopted_job_is_protected_in_a_priority_domain_too(mode: str) -> None
 
 
 @both
-def test_a_late_list_does_not_bring_back_what_was_just_released(mode: str) -> None:
+def test_a_late_list_does_not_bring_back_a_released_job(mode: str) -> None:
     h = release(run(host(mode, n1="normal"), "n1", "1"), "n1", "1")
     assert job_ids(listed(h, "n1", "1"), "n1") == set()
 
@@ -178,7 +178,7 @@ def test_whether_it_may_be_requeued_is_taken_from_the_list(mode: str) -> None:
 
 
 @both
-def test_the_list_of_one_domain_says_nothing_about_another(mode: str) -> None:
+def test_the_list_of_one_domain_does_not_affect_another(mode: str) -> None:
     h = run(run(host(mode, n1="normal", n2="normal"), "n1", "1"), "n2", "2")
     h = after(h, JobsReported(T, "n1", ()), JobsReported(T + 15, "n1", ()))
     assert job_ids(h, "n2") == {"2"}

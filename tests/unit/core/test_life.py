@@ -80,7 +80,7 @@ def test_a_boot_asked_for_boots_within_the_domains_own_limit(mode: str) -> None:
 
 
 @both
-def test_a_boot_asked_for_again_changes_nothing_and_one_of_what_is_up_neither(mode: str) -> None:
+def test_a_repeated_boot_or_a_boot_of_a_domain_that_is_up_changes_nothing(mode: str) -> None:
     h = host(mode, n1="normal down", n2="normal")
     booting = ask(h, BootRequested(T, "n1")).host
     assert ask(booting, BootRequested(T, "n1")).host == booting
@@ -105,7 +105,7 @@ def test_why_it_is_down_is_forgotten_when_it_boots(mode: str) -> None:
         ("service cpus=1", ShutdownRequested(T, "d1"), "wrong-kind"),
     ],
 )
-def test_what_cannot_be_booted_or_shut_down_is_refused(mode: str, text: str, event: DomainEvent, code: str) -> None:
+def test_impossible_boots_and_shutdowns_are_refused(mode: str, text: str, event: DomainEvent, code: str) -> None:
     h = host(mode, d1=text, n1="normal")
     assert ask(h, event).code == code
     assert ask(h, event).host == h
@@ -174,7 +174,7 @@ def test_a_reboot_goes_down_and_boots(mode: str) -> None:
 
 
 @both
-def test_what_is_to_go_down_is_neither_booted_nor_frozen(mode: str) -> None:
+def test_a_domain_that_is_about_to_go_down_is_neither_booted_nor_frozen(mode: str) -> None:
     h = shutdown(run(host(mode, p1="priority"), "p1", "9"), "p1")
     assert ask(h, BootRequested(T, "p1")).code == "domain-closing"
     assert ask(h, FreezeRequested(T, "p1")).code == "domain-closing"
@@ -195,7 +195,7 @@ def test_a_domain_that_drained_for_an_admin_drains_on_when_it_is_back_from_disk(
 
 
 @both
-def test_a_restore_that_failed_says_so_where_it_is_looked_for(mode: str) -> None:
+def test_a_failed_restore_is_shown_in_the_domains_reason(mode: str) -> None:
     h = defrost(host(mode, p1="priority frozen cpus=4"), "p1").host
     failed = after(h, DomainStopped(T + 2, "p1", "its restore failed: no such file; its image is kept"))
     assert state(failed, "p1") is State.FROZEN
@@ -219,7 +219,7 @@ def test_a_domain_paused_by_others_is_unknown_its_jobs_are_kept_and_not_stoppabl
     assert claim(back, "p1", "9").victims == ("n1",)
 
 
-def test_an_agent_that_cannot_hear_is_told_nothing_and_all_when_it_can() -> None:
+def test_an_agent_that_is_away_gets_no_orders_and_all_of_them_when_it_is_back() -> None:
     h = run(host("exclusive", n1="normal", p1="priority"), "n1", "1")
     h = after(claim(h, "p1", "9").host, DomainHalted(T, "n1"))
     assert wanted_stopped(h) == {("n1", key("1"))}
@@ -230,7 +230,7 @@ def test_an_agent_that_cannot_hear_is_told_nothing_and_all_when_it_can() -> None
 
 
 @both
-def test_only_what_is_up_is_paused(mode: str) -> None:
+def test_only_domains_that_are_up_can_be_paused(mode: str) -> None:
     h = host(mode, n1="normal down")
     assert after(h, DomainHalted(T, "n1")) == h
 
@@ -271,7 +271,7 @@ FRESH = Seen(up=True, was_up=False)
         ("priority frozen", replace(FRESH, was_up=True), ImageLost),
     ],
 )
-def test_what_is_learned(text: str, seen: Seen, expected: type[DomainEvent] | None) -> None:
+def test_what_the_hypervisor_reports_becomes_events(text: str, seen: Seen, expected: type[DomainEvent] | None) -> None:
     h = host("exclusive", p1=text)
     event = learned(h, get(h, "p1"), seen)
     assert type(event) is (expected or type(None))
@@ -281,7 +281,7 @@ def test_what_is_learned(text: str, seen: Seen, expected: type[DomainEvent] | No
         assert again is None or type(again) is not expected, "what was learned is known"
 
 
-def test_what_goes_on_again_is_learned() -> None:
+def test_the_end_of_a_pause_becomes_an_event() -> None:
     h = set_domain(host("exclusive", p1="priority"), "p1", paused_externally=True)
     assert type(learned(h, get(h, "p1"), UP)) is DomainWentOn
 

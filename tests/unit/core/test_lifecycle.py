@@ -115,7 +115,7 @@ def test_an_unknown_domain_keeps_its_jobs_and_is_itself_again_with_its_agent(mod
 
 
 @both
-def test_an_agent_that_is_heard_before_the_driver_sees_its_domain_up_is_connected(mode: str) -> None:
+def test_an_agent_may_connect_before_the_driver_sees_its_domain_up(mode: str) -> None:
     h = host(mode, n1="normal down")
     one = after(h, AgentConnected(T, "n1"), DomainStarted(T, "n1"))
     assert one == after(h, DomainStarted(T, "n1"), AgentConnected(T, "n1"))
@@ -191,7 +191,7 @@ def test_a_boot_ends_the_saving(mode: str) -> None:
 
 @both
 @pytest.mark.parametrize("text", ["normal", "normal down", "priority down", "priority frozen", "service cpus=1"])
-def test_what_cannot_be_frozen_is_not(mode: str, text: str) -> None:
+def test_impossible_freezes_are_refused(mode: str, text: str) -> None:
     h = host(mode, n1=text)
     assert after(h, FreezeRequested(T, "n1")) == h
 
@@ -221,7 +221,7 @@ def test_frozen_is_cleared_when_the_image_is_gone(mode: str) -> None:
     assert accepts(h, "n1") == {LOW, PROTECTED}
 
 
-def test_a_restore_preempts_what_borrowed() -> None:
+def test_a_restore_preempts_the_borrowers() -> None:
     h = run(host("counted", n1="normal", p1="priority frozen cpus=4"), "n1", "1", cpus=8)
     answer = defrost(h, "p1")
     assert answer.ok and answer.victims == ("n1",)
@@ -240,7 +240,7 @@ def test_a_restore_resumes_nobody_until_it_is_over() -> None:
     assert wanted(later(answer.host, 301)) == {"2"}, "it failed"
 
 
-def test_a_restore_that_takes_what_is_free_lets_no_smaller_domain_pass() -> None:
+def test_a_restore_that_takes_the_free_cpus_lets_no_smaller_domain_pass() -> None:
     h = host("counted", n1="normal", n2="normal", p1="priority frozen cpus=4")
     h = run(run(h, "n1", "1", cpus=6), "n2", "2", cpus=4)
     h = stop(stop(h, "n1", "1", since=200), "n2", "2", since=100)
@@ -268,7 +268,7 @@ def test_a_restore_that_nobody_makes_room_for_is_refused() -> None:
 
 @both
 @pytest.mark.parametrize("text", ["priority", "priority down", "normal", "service cpus=1"])
-def test_a_restore_of_what_is_not_frozen_is_refused(mode: str, text: str) -> None:
+def test_a_restore_of_a_domain_that_is_not_frozen_is_refused(mode: str, text: str) -> None:
     h = host(mode, n1=text)
     assert not defrost(h, "n1").ok
     assert defrost(h, "n1").host == h
@@ -302,13 +302,13 @@ def test_without_its_hub_a_node_daemon_starts_no_new_preemption(mode: str) -> No
 
 
 @both
-def test_without_its_hub_everything_else_goes_on(mode: str) -> None:
+def test_without_its_hub_everything_else_continues(mode: str) -> None:
     h = host(mode, hub=False, n1="normal", p1="priority")
     assert claim(h, "n1", "1").ok
     assert claim(h, "p1", "9").ok
 
 
-def test_only_what_the_hub_would_make_possible_is_refused_for_its_loss() -> None:
+def test_without_the_hub_only_claims_that_need_it_are_refused() -> None:
     h = run(host("counted", hub=False, cpus=8, n1="normal", n2="normal", p1="priority"), "n1", "1", cpus=3)
     h = run(h, "n2", "2", cpus=3, cls=PROTECTED)
     assert claim(h, "n2", "3", cpus=3).code == "cpus", "a normal job preempts nobody anyway"

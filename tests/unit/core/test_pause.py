@@ -81,7 +81,7 @@ def test_a_claim_that_stops_nobody_is_granted(mode: str) -> None:
     assert claim(paused(preempted()), "p1", "14").ok, "beside the job for which n1 is stopped already"
 
 
-def test_what_paused_and_lost_its_hub_says_so_when_the_pause_is_over() -> None:
+def test_a_host_that_lost_its_hub_in_a_pause_reports_it_when_the_pause_is_over() -> None:
     h = paused(run(host("exclusive", hub=False, n1=LOW, p1=HIGH), "n1", "12"))
     assert claim(h, "p1", "13").code == "paused"
     assert claim(unpaused(h), "p1", "13").code == "hub-lost"
@@ -109,14 +109,14 @@ def test_another_hosts_wish_stops_nobody_here_before_the_pause_is_over() -> None
     assert stopped(unpaused(h)) == {"12"}
 
 
-def test_what_happens_is_noted_as_ever() -> None:
+def test_events_are_noted_as_usual() -> None:
     h = paused(preempted())
     assert job_ids(release(h, "n1", "12"), "n1") == set()
     assert get_job(launch(claim(h, "p1", "14").host, "p1", "14"), "p1", "14").confirmed
     assert job_ids(listed(h, "n1", "12", "99"), "n1") == {"12", "99"}
 
 
-def test_a_job_that_an_agent_let_go_before_it_heard_of_the_pause_runs_and_is_stopped_after_it() -> None:
+def test_a_job_that_an_agent_continued_before_the_pause_reached_it_runs_and_is_stopped_afterwards() -> None:
     h = paused(preempted())
     runs = go_on(h, "n1", "12")
     assert stopped(runs) == set(), "it was seen to run: a fact"
@@ -152,7 +152,7 @@ def test_the_only_steps_are_the_stops_that_stand() -> None:
     assert steps(paused(h), told_so) == []
 
 
-def test_a_job_on_its_way_back_when_the_pause_comes_is_told_to_stay() -> None:
+def test_a_job_on_its_way_back_stays_stopped_when_the_pause_begins() -> None:
     h = release(preempted(), "p1", "13")
     lifted = {"n1": ActualDomain(orders={key("12"): Order.LIFT}), "p1": ActualDomain()}
     assert STOP_12 not in steps(h, lifted)
@@ -168,7 +168,7 @@ def test_a_domain_that_needs_more_than_it_has_lacks_it() -> None:
     assert lacks(paused(small), {"n1": ActualDomain(memory_mib=1_000), "n2": ActualDomain(memory_mib=0)}, "n1")
 
 
-def test_an_unpaused_host_says_of_what_it_stops_that_it_does() -> None:
+def test_an_unpaused_host_notes_the_jobs_that_it_stops() -> None:
     h = go_on(paused(preempted()), "n1", "12")
     _, decisions = handle(h, PauseEnded(h.now))
     assert told(decisions, "preempted") == ["12"]

@@ -104,7 +104,7 @@ def test_no_job_is_ready_while_it_is_wanted_stopped() -> None:
     assert not ready(h, {"n1": ActualDomain(None, 3_800, {key("1"): Order.LIFT})}, domain, key("1"))
 
 
-def test_a_domain_that_becomes_free_keeps_what_it_has_until_somebody_needs_it() -> None:
+def test_a_domain_that_becomes_free_keeps_cpu_and_memory_until_somebody_needs_them() -> None:
     h = release(pair(), "n1", "1")
     assert steps(h, BEFORE) == []
     h = claim(h, "n1", "2", cpus=4, memory=1_000).host
@@ -119,7 +119,7 @@ def test_an_idle_domain_does_not_keep_the_cap_of_a_preempted_one() -> None:
     assert SetCpu("n1", NO_CAP) in steps(h, {"n1": ActualDomain(10, 200), "p1": ActualDomain(None, 200)})
 
 
-def test_every_interrupted_switch_goes_on_to_the_same_end() -> None:
+def test_every_interrupted_switch_continues_to_the_same_end() -> None:
     h = claim(pair(), "p1", "9", cpus=4, memory=500).host
     end, done = carried_out(h, BEFORE)
     actual = BEFORE
@@ -139,12 +139,12 @@ def test_a_claim_during_a_switch_changes_the_target() -> None:
     assert end["n1"].cpu_percent is None
 
 
-def test_what_has_no_agent_gets_no_orders() -> None:
+def test_a_domain_without_an_agent_gets_no_orders() -> None:
     h = set_domain(claim(pair(), "p1", "9", cpus=4).host, "n1", agent_lost_at=1.0)
     assert not [s for s in steps(h, BEFORE) if isinstance(s, Orders)]
 
 
-def test_what_the_driver_cannot_move_gets_no_steps() -> None:
+def test_there_are_no_steps_for_what_the_driver_cannot_do() -> None:
     h = claim(pair(), "p1", "9", cpus=4).host
     done = steps(h, {"n1": ActualDomain(None, None), "p1": ActualDomain(None, None)})
     assert not [s for s in done if isinstance(s, SetMemory)]
@@ -199,7 +199,7 @@ def test_a_running_job_is_not_warned() -> None:
     assert warned_until(h, domain.jobs[0]) is None
 
 
-def test_what_is_to_be_saved_is_made_small_first_and_nobody_else_is() -> None:
+def test_only_a_domain_that_will_be_saved_is_made_small_first() -> None:
     h = host("exclusive", memory=4_000, n1="normal floor=200", p1="priority floor=300 saving")
     actual = {"n1": ActualDomain(None, 2_000), "p1": ActualDomain(None, 2_000)}
     assert carried_out(h, actual)[1] == [SetMemory("p1", 300)]
@@ -208,7 +208,7 @@ def test_what_is_to_be_saved_is_made_small_first_and_nobody_else_is() -> None:
     assert steps(run(h, "p1", "9"), busy) == [], "not while it has jobs"
 
 
-def test_counted_domains_get_the_memory_of_their_jobs_beside_their_floor() -> None:
+def test_counted_domains_get_their_floor_and_the_memory_of_their_jobs() -> None:
     h = host("counted", n1="normal floor=300", n2="normal floor=200")
     wants = desired(run(h, "n1", "1", cpus=3, memory=1_000))
     assert (wants["n1"].memory_mib, wants["n2"].memory_mib) == (1_300, 200)
@@ -284,7 +284,7 @@ def test_a_booked_job_is_ready_when_its_domain_has_all_back_and_its_agent_has_le
     assert not let_go(order=Order.STOP)
 
 
-def test_what_a_sibling_has_still_to_be_given_does_not_keep_a_job_from_being_ready() -> None:
+def test_a_job_can_be_ready_while_a_sibling_still_waits_for_memory() -> None:
     h = host("counted", n1="normal", n2="normal")
     h = run(stop(run(h, "n1", "1", cpus=2), "n1", "1", booked=True), "n2", "2", cpus=2)
     domain = h.domain("n1")

@@ -123,7 +123,7 @@ def test_a_stopped_job_that_is_deleted_is_not_continued_to_die(mode: str) -> Non
 
 
 @both
-def test_a_job_that_must_not_run_is_not_continued_whoever_says_so(mode: str) -> None:
+def test_a_job_that_must_not_run_is_not_continued_for_anybody(mode: str) -> None:
     h = launch(claim(busy(mode), "p1", "9").host, "p1", "9")
     assert go_on(h, "n1", "1") == h
     assert stopped(h) == {"1"}
@@ -192,7 +192,7 @@ def test_the_domain_keeps_the_seconds_of_a_job_that_ends_while_stopped(mode: str
 
 
 @both
-def test_a_preemption_is_told_once_for_each_job(mode: str) -> None:
+def test_a_preemption_is_noted_once_for_each_job(mode: str) -> None:
     h = run(busy(mode), "n1", "2", cpus=1)
     answer = claim(h, "p1", "9")
     assert sorted(told(answer.decisions, "preempted")) == ["1", "2"]
@@ -265,7 +265,7 @@ def test_a_held_job_keeps_no_cpus_from_other_preempted_domains() -> None:
 
 
 @both
-def test_a_job_stopped_longer_than_the_limit_is_still_stopped_and_the_rest_of_the_host_goes_on(mode: str) -> None:
+def test_a_job_stopped_longer_than_the_limit_is_still_stopped_and_the_rest_of_the_host_continues(mode: str) -> None:
     h = launch(claim(busy(mode, Limits(max_preempted_s=60)), "p1", "9").host, "p1", "9")
     h = later(h, 61)
     assert wanted(h) == {"1"}
@@ -291,7 +291,7 @@ def test_a_claim_of_class_preemptible_takes_part_like_any_other(mode: str) -> No
     assert h.code in ("accepted", "cpus"), "exclusive hosts may join within their CPUs"
 
 
-def test_a_domain_of_which_only_a_part_is_held_goes_on_with_the_rest_and_says_so() -> None:
+def test_a_domain_continues_the_jobs_that_are_not_held_and_reports_it() -> None:
     h = host("counted", cpus=4, n1="normal", n2="normal", p1="priority")
     h = run(run(run(run(h, "n1", "1"), "n1", "2", cpus=3), "n2", "3"), "p1", "9", cpus=3)
     h = stop(stop(stop(h, "n1", "1", since=90), "n1", "2", since=90, held_elsewhere=True), "n2", "3", since=50)
@@ -299,7 +299,7 @@ def test_a_domain_of_which_only_a_part_is_held_goes_on_with_the_rest_and_says_so
     assert wished(h) == {"2", "3"}, "and this is what the hub is told: 1 may go on"
 
 
-def test_two_hosts_do_not_wait_for_what_the_other_keeps_from_them() -> None:
+def test_two_hosts_do_not_block_each_other() -> None:
     """Either host has room for one of two jobs, and each host would take another job first."""
 
     def one(first: str, second: str) -> Host:

@@ -81,31 +81,31 @@ def test_the_reason_of_a_domain_alone(text: str, named: str) -> None:
     assert named in why(host("exclusive", n1=text), "n1")
 
 
-def test_a_domain_that_was_paused_by_others_says_so() -> None:
+def test_a_domain_that_was_paused_by_others_reports_it() -> None:
     h = set_domain(host("exclusive", n1="normal"), "n1", paused_externally=True)
     assert "paused" in why(h, "n1")
 
 
-def test_a_domain_with_jobs_names_those_that_cannot_be_stopped_or_says_how_many_run() -> None:
+def test_a_domain_with_jobs_names_those_that_cannot_be_stopped_or_counts_them() -> None:
     h = run(run(host("counted", n1="normal", p1="priority"), "n1", "1"), "n1", "2", ending=True)
     assert "2 (run 1)" in why(h, "n1") and "1 (run 1)" not in why(h, "n1").replace("2 (run 1)", "")
     assert why(run(host("counted", p1="priority"), "p1", "9"), "p1") == "1 running"
     assert why(run(host("counted", n1="normal"), "n1", "1"), "n1") == "1 running"
 
 
-def test_a_domain_with_stopped_jobs_says_what_stands_in_its_way() -> None:
+def test_a_domain_with_stopped_jobs_names_what_is_in_its_way() -> None:
     h = stop(run(run(host("exclusive", n1="normal", p1="priority"), "n1", "1"), "p1", "9"), "n1", "1")
     assert "n1 is preempted" in why(h, "n1")
 
 
-def test_a_lingering_domain_says_that_it_keeps_what_it_had() -> None:
+def test_a_lingering_domain_reports_that_it_keeps_its_cpus() -> None:
     h = host("exclusive", n1="normal", p1="priority", limits=Limits(linger_s=30.0))
     h = release(run(h, "p1", "9"), "p1", "9")
     assert "its last job" in why(h, "p1")
     assert "p1" in why(h, "n1")
 
 
-def test_an_idle_domain_names_whom_it_would_preempt_or_what_is_in_the_way() -> None:
+def test_an_idle_domain_names_its_victims_or_what_is_in_the_way() -> None:
     h = host("exclusive", n1="normal", p1="priority", p2="priority")
     assert why(h, "p1") == why(h, "n1") == "nothing in the way"
     assert "n1" in why(run(h, "n1", "1"), "p1")

@@ -10,7 +10,7 @@ from magrathea.core.readiness import UNHEARD_S, Unready, held_back, together, un
 COMING, SHORT, UNHEARD = (Unready(stage, f"{stage} on h2") for stage in Stage)
 
 
-def test_what_a_domain_lacks_says_how_far_the_part_is() -> None:
+def test_the_lack_of_a_domain_shows_the_progress_of_the_part() -> None:
     assert unready(None, "p2") is None
     assert unready(MemoryComing(), "p2 takes 1 of 9 MiB") == Unready(Stage.COMING, "p2 takes 1 of 9 MiB")
     assert unready(MemoryShort("p2 needs 9 MiB and can have 1"), "p2") == Unready(
@@ -22,13 +22,13 @@ def test_memory_on_its_way_is_waited_for() -> None:
     assert held_back((COMING,), 10 * UNHEARD_S, hub=True) is None
 
 
-def test_memory_that_does_not_come_is_not_waited_for_whatever_else_is_so() -> None:
+def test_memory_that_does_not_come_is_never_waited_for() -> None:
     refused = held_back((COMING, SHORT, UNHEARD), 0.0, hub=True)
     assert refused is not None and (refused.code, refused.text) == ("memory-short", SHORT.text)
 
 
 @pytest.mark.parametrize(("hub", "code"), [(True, "domain-unknown"), (False, "hub-lost")])
-def test_what_nothing_is_heard_of_is_waited_for_a_while(hub: bool, code: str) -> None:
+def test_silent_parts_are_waited_for_a_while(hub: bool, code: str) -> None:
     assert held_back((COMING, UNHEARD), UNHEARD_S - 1, hub=hub) is None
     refused = held_back((COMING, UNHEARD), UNHEARD_S, hub=hub)
     assert refused is not None and refused.code == code and UNHEARD.text in refused.text

@@ -156,7 +156,7 @@ def test_a_domain_that_nobody_configures_or_speaks_for_is_forgotten_with_its_job
     assert later(after(run(pair(), "n1", "1"), AgentLost(T, "n1")), 900).domain("n1"), "a configured one stays"
 
 
-def test_a_domain_with_jobs_keeps_its_kind_until_it_is_told_again_without_them() -> None:
+def test_a_domain_with_jobs_keeps_its_kind_until_a_reload_without_them() -> None:
     h = run(pair(), "n1", "1")
     event = with_changed(h, "n1", kind=Kind.SERVICE)
     h, decisions = handle(h, event)
@@ -189,7 +189,7 @@ def test_a_shorter_time_limit_ends_at_once_what_has_lasted_longer() -> None:
     assert not get(h, "n1").jobs
 
 
-def test_a_host_that_becomes_exclusive_stops_what_runs_beside_a_priority_job() -> None:
+def test_a_host_that_becomes_exclusive_stops_jobs_beside_a_priority_job() -> None:
     h = run(run(host("counted", n1="normal", p1="priority"), "n1", "1"), "p1", "9")
     h = after(h, as_it_is(h, mode=Mode.EXCLUSIVE))
     assert stopped(h) == wanted(h) == {"1"}

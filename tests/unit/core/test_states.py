@@ -113,7 +113,7 @@ def test_running_preemptible(mode: str) -> None:
 
 @both
 @pytest.mark.parametrize("contact", ["hub", "agent"])
-def test_running_preemptible_is_said_of_the_jobs_alone(mode: str, contact: str) -> None:
+def test_running_preemptible_depends_on_the_jobs_alone(mode: str, contact: str) -> None:
     """Whether hub and agent answer decides what a priority sibling may do, but not what this domain is."""
     h = run(host(mode, cpus=4, hub=contact == "agent", n1="normal", p1="priority"), "n1", "1", cpus=4)
     h = set_domain(h, "n1", agent_lost_at=None if contact == "hub" else T)
@@ -172,6 +172,6 @@ def test_a_state_is_never_stored_so_clearing_the_fact_ends_it(mode: str) -> None
 
 
 @both
-def test_a_host_without_domains_can_do_nothing_and_says_so(mode: str) -> None:
+def test_a_host_without_domains_accepts_nothing_and_reports_it(mode: str) -> None:
     assert claim(host(mode), "n1", "1").code == "unknown-domain"
     assert after(host(mode)) == host(mode)

@@ -72,7 +72,7 @@ def test_then_by_name() -> None:
     assert victims(full(4, 4, 4), 8) == ("n1", "n2")
 
 
-def test_what_is_free_is_used_before_anybody_is_stopped() -> None:
+def test_free_cpus_are_used_before_anybody_is_stopped() -> None:
     assert victims(full(4, 2, cpus=8), 2) == ()
     assert victims(full(4, 2, cpus=8), 4) == ("n2",)
     assert victims(full(4, 2, cpus=8), 5) == ("n1",)
@@ -112,7 +112,7 @@ def test_best_fit_beyond_a_dozen_gives_enough_quickly() -> None:
     assert len(chosen) == 17
 
 
-def test_best_fit_stops_nobody_whom_a_later_choice_makes_needless() -> None:
+def test_best_fit_stops_no_domain_that_a_later_choice_makes_unnecessary() -> None:
     """n1 is taken first for its CPUs. The memory that it lacks comes from n2 and n3, which also have enough CPUs."""
     names: dict[str, Any] = {f"n{i}": "normal swap=9999" for i in range(1, 15)}
     h = host("counted", cpus=20, memory=1_110, p1="priority", **names)
@@ -152,7 +152,7 @@ def overtaking(limit_s: float) -> Host:
     return later(stop(stop(h, "n1", "1", since=60), "n2", "2", since=50), 0)
 
 
-def test_one_passed_over_longer_than_a_limit_is_served_next() -> None:
+def test_a_domain_passed_over_longer_than_a_limit_is_next() -> None:
     h = overtaking(limit_s=30)
     assert wanted(h) == {"1"}
     h = later(h, 31)
@@ -161,7 +161,7 @@ def test_one_passed_over_longer_than_a_limit_is_served_next() -> None:
     assert wanted(h) == set()
 
 
-def test_a_domain_that_goes_on_takes_its_cpus_at_once() -> None:
+def test_a_domain_that_continues_takes_its_cpus_at_once() -> None:
     h = host("counted", n1="normal", n2="normal", p1="priority")
     h = run(run(run(h, "n1", "1", cpus=4), "n2", "2", cpus=4), "p1", "9", cpus=4)
     h = stop(stop(h, "n1", "1", since=60), "n2", "2", since=50)
@@ -207,7 +207,7 @@ def test_a_claim_that_leaves_less_room_lets_no_smaller_domain_pass() -> None:
     assert wanted(launch(h, "p1", "9")) == {"1"}, "later it may: that is not the claim's doing"
 
 
-def test_what_a_claim_has_stopped_stays_stopped_until_its_job_ends() -> None:
+def test_victims_of_a_claim_stay_stopped_until_its_job_ends() -> None:
     h = claim(full(8), "p1", "9", cpus=2).host
     h = launch(h, "p1", "9")
     assert wanted(later(h, 1_000)) == {"1"}, "8 CPUs do not fit beside 2 of 8"
@@ -236,7 +236,7 @@ def test_memory_that_adopted_jobs_overbooked_is_not_made_good_by_a_job_that_asks
     assert claim(h, "p1", "9", cpus=2, memory=10).code == "memory"
 
 
-def test_what_is_stopped_goes_on_although_services_have_come_up_that_leave_too_little_for_it() -> None:
+def test_a_stopped_job_continues_although_new_services_leave_too_little_for_it() -> None:
     h = host("counted", n1="normal", n2="normal", p1="priority")
     h = run(run(run(run(h, "n1", "1", cpus=4), "n1", "2", cpus=4), "n2", "3", cpus=8), "p1", "9", cpus=4)
     h = stop(stop(stop(h, "n1", "1", since=100), "n1", "2", since=100), "n2", "3", since=50)

@@ -99,7 +99,7 @@ def test_without_an_agent_configured_everything_is_accepted(tmp_path: Path, monk
     assert run("exechost_startup").accepted
 
 
-def test_a_claim_says_all_that_the_agent_must_know(agent: FakeAgent) -> None:
+def test_a_claim_has_everything_that_the_agent_needs(agent: FakeAgent) -> None:
     assert run("execjob_begin", a_job()).accepted
     [request] = agent.heard
     assert request.pop("deadline_s") <= 1.8
@@ -260,12 +260,12 @@ def test_the_list_has_every_job_with_its_substate(agent: FakeAgent) -> None:
     assert {j["owner"] for j in request["jobs"]} == {"alice"}
 
 
-def test_an_empty_list_is_told_too(agent: FakeAgent) -> None:
+def test_an_empty_list_is_sent_too(agent: FakeAgent) -> None:
     assert run("exechost_periodic").accepted
     assert agent.heard == [{"op": "jobs", "jobs": []}]
 
 
-def test_a_starting_mom_says_where_its_agent_is_missing(configured: Path) -> None:
+def test_a_starting_mom_reports_a_missing_agent(configured: Path) -> None:
     started = run("exechost_startup")
     assert started.accepted
     assert any("first contact" in line for line in started.log)
@@ -308,16 +308,14 @@ def test_very_many_parts_are_asked_for_in_turns(agent: FakeAgent) -> None:
 
 
 @pytest.mark.parametrize("code", ["hub-lost", "domain-unknown"])
-def test_parts_of_which_nothing_is_known_any_more_are_not_waited_for(agent: FakeAgent, code: str) -> None:
+def test_unknown_parts_are_not_waited_for(agent: FakeAgent, code: str) -> None:
     agent.answers["prepared"] = {"ok": False, "code": code, "text": "nothing was heard for 60 s", "retry_after_s": 5}
     refused = run("execjob_prologue", a_job(exec_vnode=SEVERAL))
     assert not refused.accepted and "nothing was heard" in refused.message
     assert len(agent.heard) == 1
 
 
-def test_what_the_prologue_waits_for_is_said_when_it_gives_up(
-    agent: FakeAgent, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_prologue_that_gives_up_names_what_it_waited_for(agent: FakeAgent, monkeypatch: pytest.MonkeyPatch) -> None:
     agent.answers["prepared"] = {"ok": True, "ready": False, "text": "waits for its memory: h2: n2"}
     slept = [0.0]
     clock = time.monotonic
@@ -359,7 +357,7 @@ def test_a_part_on_a_further_host_is_called_so(agent: FakeAgent) -> None:
     assert listed["jobs"][0]["sister"] is True
 
 
-def test_a_qdel_is_told(agent: FakeAgent) -> None:
+def test_a_qdel_is_reported(agent: FakeAgent) -> None:
     assert run("execjob_preterm", a_job()).accepted
     assert agent.heard == [{"op": "ending", "job": {"id": "12.srv", "run": 2}}]
 

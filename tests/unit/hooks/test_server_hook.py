@@ -170,7 +170,7 @@ def test_counted_a_job_in_two_domains_counts_with_both_and_once(run: Run) -> Non
     assert code(run(job("2.srv", "protected", "n1", "n2", cpus=2), counted(), other)) == "no-cpus"
 
 
-def test_counted_a_job_larger_than_the_host_is_told_so(run: Run) -> None:
+def test_counted_a_job_larger_than_the_host_is_refused_as_too_big(run: Run) -> None:
     assert code(run(job("2.srv", "priority", "p1", cpus=5), counted())) == "too-big"
 
 
@@ -186,7 +186,7 @@ def test_without_its_hub_nothing_preempts(run: Run, heartbeat: Path) -> None:
     assert code(run(job("2.srv", "priority", "p1"), counted(), full)) == "hub-lost"
 
 
-def test_without_its_hub_what_preempts_nobody_starts(run: Run, heartbeat: Path) -> None:
+def test_without_the_hub_a_job_that_preempts_nobody_starts(run: Run, heartbeat: Path) -> None:
     silence(heartbeat)
     assert run(job("2.srv", "priority", "p1"), exclusive()).accepted
     assert run(job("2.srv", "priority", "p1", cpus=2), counted(), job("1.srv", "preemptible", "n1", cpus=2)).accepted

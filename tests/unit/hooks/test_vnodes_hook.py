@@ -74,7 +74,7 @@ def test_the_database_gets_nobodys_name_and_then_the_memory_is_emptied(run: Call
 
 
 @pytest.mark.parametrize("asked", [{}, {"n1": [7, "free"]}, {"n1": [7, "stuck"]}])
-def test_what_a_former_hub_has_asked_for_is_not_left_half_done(run: Callable[..., Any], asked: dict[str, Any]) -> None:
+def test_a_former_hubs_request_is_not_left_half_done(run: Callable[..., Any], asked: dict[str, Any]) -> None:
     vnode = Vnode()
     assert run(vnode) == {"n1": [1, 1]}
     assert run(vnode, asked=asked) == {"n1": [1, 2]} and vnode.set == ["none", ""]

@@ -32,7 +32,7 @@ def kinds(actions: list[books.Action]) -> list[type]:
     return [type(action) for action in actions]
 
 
-def test_a_job_that_its_host_wants_stopped_is_admin_suspended_and_the_host_is_told(hub: SimHub) -> None:
+def test_a_job_that_its_host_wants_stopped_is_admin_suspended_and_the_books_have_it(hub: SimHub) -> None:
     hub.says("h1", domain("n1", [stopped()]))
     assert hub.actions() == [Suspend(KEY)]
     assert hub.books() == []
@@ -42,7 +42,7 @@ def test_a_job_that_its_host_wants_stopped_is_admin_suspended_and_the_host_is_to
     assert hub.books() == [("1.srv", True, False)]
 
 
-def test_a_job_that_is_ready_is_admin_resumed_and_only_then_told_as_not_booked(hub: SimHub) -> None:
+def test_a_job_that_is_ready_is_admin_resumed_and_only_then_leaves_the_books(hub: SimHub) -> None:
     hub.says("h1", domain("n1", [stopped()]))
     hub.settle(1)
     hub.says("h1", domain("n1", [given_back()]))
@@ -55,7 +55,7 @@ def test_a_job_that_is_ready_is_admin_resumed_and_only_then_told_as_not_booked(h
     assert hub.farm.entries == {}
 
 
-def test_what_is_not_ready_is_not_resumed(hub: SimHub) -> None:
+def test_a_job_that_is_not_ready_is_not_resumed(hub: SimHub) -> None:
     hub.says("h1", domain("n1", [stopped()]))
     hub.settle(1)
     hub.says("h1", domain("n1", [report(ready=False, stopped_since=NOW, booked=True)]))
@@ -117,7 +117,7 @@ def test_a_late_run_of_a_job_is_not_suspended_for_an_earlier_one(hub: SimHub, pb
     assert pbs.count("admin_suspend") == 0
 
 
-def test_a_hub_that_cannot_read_runs_because_it_is_no_manager_books_all_the_same(hub: SimHub, pbs: FakePbs) -> None:
+def test_a_hub_that_is_no_manager_books_without_run_versions(hub: SimHub, pbs: FakePbs) -> None:
     pbs.change("1.srv", run_version=0)
     hub.says("h1", domain("n1", [stopped(run=3)]))
     hub.settle(1)
@@ -272,7 +272,7 @@ def snapshot_ahead(seconds: float):  # type: ignore[no-untyped-def]
     return snapshot(at=NOW + seconds)
 
 
-def test_the_comment_says_who_preempts_and_is_restored_afterwards(hub: SimHub, pbs: FakePbs) -> None:
+def test_the_comment_names_the_preempting_job_and_is_restored_afterwards(hub: SimHub, pbs: FakePbs) -> None:
     hub.says("h1", domain("n1", [stopped()]))
     hub.settle(1)
     comment = pbs.jobs["1.srv"].comment
@@ -325,7 +325,7 @@ def test_a_job_stopped_longer_than_the_limit_is_requeued(hub: SimHub, pbs: FakeP
     assert hub.farm.entries == {}
 
 
-def test_a_job_that_forbids_it_is_not_requeued_but_told_once(hub: SimHub, pbs: FakePbs) -> None:
+def test_a_job_that_forbids_it_is_not_requeued_but_reported_once(hub: SimHub, pbs: FakePbs) -> None:
     pbs.change("1.srv", rerunnable=False)
     hub.says("h1", domain("n1", [report(stop=True, requeue=True, stopped_since=NOW)]))
     hub.after(300)
@@ -340,7 +340,7 @@ def test_a_job_that_is_ending_is_left_alone(hub: SimHub, pbs: FakePbs) -> None:
     assert pbs.count("admin_suspend") == 0
 
 
-def test_a_permission_that_lacks_is_told_and_rarely_tried(hub: SimHub, pbs: FakePbs) -> None:
+def test_a_missing_permission_is_reported_and_rarely_tried_again(hub: SimHub, pbs: FakePbs) -> None:
     def no(operation: str, subject: str) -> None:
         if operation == "admin_suspend":
             raise PbsError(Code.NO_PERMISSION, "Unauthorized Request")
@@ -358,7 +358,7 @@ class TestSeveralHosts:
         pbs.change("1.srv", vnodes=("n1", "n2"))
         hub.says("h2", domain("n2", [report()]))
 
-    def test_any_hosts_wish_suspends_it_and_the_others_are_told_that_it_is_held(self, hub: SimHub) -> None:
+    def test_any_hosts_wish_suspends_it_and_the_other_hosts_see_it_as_held(self, hub: SimHub) -> None:
         hub.says("h1", domain("n1", [stopped()]))
         hub.settle(1)
         assert hub.state() == "S"
@@ -378,7 +378,7 @@ class TestSeveralHosts:
         hub.settle(1)
         assert hub.state() == "R"
 
-    def test_a_host_whose_lease_is_over_keeps_its_wish_and_holds_a_resume_up(self, hub: SimHub) -> None:
+    def test_the_wish_of_a_host_without_a_lease_still_delays_a_resume(self, hub: SimHub) -> None:
         hub.says("h1", domain("n1", [stopped()]))
         hub.settle(1)
         hub.says("h1", domain("n1", [given_back()]))
@@ -390,7 +390,7 @@ class TestSeveralHosts:
         hub.settle(1)
         assert hub.state() == "R"
 
-    def test_a_host_that_is_heard_and_does_not_list_the_job_for_a_minute_holds_nothing_up(self, hub: SimHub) -> None:
+    def test_a_live_host_that_does_not_list_the_job_for_a_minute_delays_nothing(self, hub: SimHub) -> None:
         hub.says("h1", domain("n1", [stopped()]))
         hub.settle(1)
         hub.says("h2", domain("n2"))
@@ -402,7 +402,7 @@ class TestSeveralHosts:
 
 
 class TestAfterARestartOfTheHub:
-    def test_what_it_booked_is_resumed_by_its_successor(self, hub: SimHub, pbs: FakePbs) -> None:
+    def test_the_next_hub_resumes_what_the_last_one_booked(self, hub: SimHub, pbs: FakePbs) -> None:
         hub.says("h1", domain("n1", [stopped()]))
         hub.settle(1)
         second = SimHub(pbs, hub.farm.kept, hub.at)
@@ -420,7 +420,7 @@ class TestAfterARestartOfTheHub:
         second.settle(1)
         assert hub.state() == "R"
 
-    def test_without_its_file_it_takes_over_what_hosts_say_was_booked(self, pbs: FakePbs) -> None:
+    def test_without_its_file_it_takes_over_what_hosts_report_as_booked(self, pbs: FakePbs) -> None:
         pbs.suspend_by_admin("1.srv")
         hub = SimHub(pbs)
         hub.says("h1", domain("n1", [stopped(booked=True)]))
@@ -438,7 +438,7 @@ class TestAfterARestartOfTheHub:
         hub.after(120)
         assert hub.books() == []
 
-    def test_hosts_are_told_nothing_before_pbs_was_read(self, hub: SimHub, pbs: FakePbs) -> None:
+    def test_hosts_get_no_books_before_pbs_was_read(self, hub: SimHub, pbs: FakePbs) -> None:
         hub.says("h1", domain("n1", [stopped()]))
         hub.settle(1)
         second = SimHub(pbs, hub.farm.kept, hub.at, read=False)

@@ -53,7 +53,7 @@ def test_a_mistake_is_named_with_its_file(tmp_path: Path, text: str, told: str) 
     assert "hub.toml" in str(error.value)
 
 
-def test_what_a_kind_of_pbs_lacks_is_named_before_the_start(tmp_path: Path) -> None:
+def test_a_missing_setting_of_a_kind_is_named_before_the_start(tmp_path: Path) -> None:
     path = tmp_path / "hub.toml"
     path.write_text('[pbs]\nkind = "standin"')
     done = CliRunner().invoke(main, ["--config", str(path), "--check"])
@@ -67,7 +67,7 @@ def test_the_product_names_no_kind_but_finds_it(tmp_path: Path) -> None:
         connect()
 
 
-def test_tcp_without_keys_is_refused_and_says_what_to_do(tmp_path: Path) -> None:
+def test_tcp_without_keys_is_refused_with_the_fix(tmp_path: Path) -> None:
     text = f'[hub]\nlisten = ["tcp://*:17017"]\nkeys_dir = "{tmp_path}/keys"'
     with pytest.raises(ConfigurationError) as error:
         load(tmp_path, text)
@@ -194,7 +194,7 @@ def entries() -> list[LedgerEntry]:
     ]
 
 
-def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+def test_saved_data_is_loaded_unchanged(tmp_path: Path) -> None:
     assert ledger.load(tmp_path) == []
     ledger.save(tmp_path, entries())
     assert ledger.load(tmp_path) == entries()
@@ -211,7 +211,7 @@ def test_a_crash_while_it_is_written_leaves_the_old_one(tmp_path: Path) -> None:
     assert ledger.load(tmp_path) == entries()[:1]
 
 
-def test_a_damaged_one_is_put_aside_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_one_is_put_aside_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ledger.save(tmp_path, entries())
     path = tmp_path / ledger.NAME
     path.write_bytes(path.read_bytes()[:-10])

@@ -30,7 +30,7 @@ def told(host: str, id: int, trouble: str = "") -> HistoryTold:
     return HistoryTold(sender=host, id=id, entries=[] if trouble else [ENTRY], trouble=trouble)
 
 
-def test_each_host_is_asked_the_same_and_what_it_tells_comes_with_its_name() -> None:
+def test_each_host_is_asked_the_same_and_its_answer_comes_with_its_name() -> None:
     async def test(histories: Histories, sent: list[tuple[str, HistoryAsked]]) -> None:
         asking = asyncio.ensure_future(histories.ask(["h2", "h1"], "12", 5.0, 10))
         await asyncio.sleep(0)
@@ -48,7 +48,7 @@ def test_each_host_is_asked_the_same_and_what_it_tells_comes_with_its_name() -> 
     play(test)
 
 
-def test_who_is_away_or_does_not_answer_is_said_and_the_others_are_told() -> None:
+def test_silent_hosts_are_named_and_the_others_histories_are_shown() -> None:
     async def test(histories: Histories, sent: list[tuple[str, HistoryAsked]]) -> None:
         asking = asyncio.ensure_future(histories.ask(["h1", "h2", "h3"], "", 0.0, 10))
         await asyncio.sleep(0)

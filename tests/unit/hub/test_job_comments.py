@@ -26,7 +26,7 @@ def heard(waits: str, *, gone: bool = False, host: str = "h1") -> Snapshot:
     return snapshot(structs.replace(domain(), jobs=jobs), host=host)
 
 
-def test_it_is_told_at_once_then_now_and_then_and_when_it_is_over() -> None:
+def test_progress_is_shown_at_once_then_periodically_and_at_the_end() -> None:
     waits = JobComments()
     waits.heard(heard("waits: 10 of 100"), {"n1"}, 0.0)
     assert waits.waiting_due() == {KEY: told("magrathea: waits: 10 of 100")}
@@ -83,7 +83,7 @@ def test_a_host_can_cause_so_many_comments_and_no_more_and_another_host_has_its_
     assert comments.waiting_due() == {KEY: told("magrathea: waits")}
 
 
-def test_a_wait_that_is_over_while_the_host_has_caused_too_many_is_told_later() -> None:
+def test_the_end_of_a_wait_is_shown_later_if_the_host_caused_too_many_comments() -> None:
     comments = JobComments()
     many = refusing(*(f"{n}.srv" for n in range(64))).refused
     comments.heard(structs.replace(heard("waits"), refused=many), {"n1"}, 0.0)

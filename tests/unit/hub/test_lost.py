@@ -41,7 +41,7 @@ def resumes(pbs: FakePbs) -> int:
     return pbs.count("admin_resume") + pbs.count("resume")
 
 
-def test_while_no_mom_is_there_it_is_not_requeued_but_people_are_told(hub: SimHub, pbs: FakePbs) -> None:
+def test_while_all_moms_are_down_it_is_not_requeued_but_reported(hub: SimHub, pbs: FakePbs) -> None:
     """PBS would never start it again."""
     pbs.put_vnode("n1", "down")
     hub.says("h1", domain("n1", state=State.DOWN))
@@ -107,7 +107,7 @@ def test_a_job_with_another_mom_that_is_there_is_requeued_after_node_fail_requeu
     assert hub.state() == "Q" and pbs.never_again == set()
 
 
-def test_where_pbs_requeues_nothing_we_neither_requeue_nor_tell(hub: SimHub, pbs: FakePbs) -> None:
+def test_if_pbs_requeues_nothing_we_neither_requeue_nor_report(hub: SimHub, pbs: FakePbs) -> None:
     pbs.fail_requeue_s = 0
     pbs.put_vnode("n1", "down")
     hub.after(LONG_S)
@@ -132,7 +132,7 @@ def test_a_mom_that_goes_in_the_moment_of_the_rerun_is_noticed(hub: SimHub, pbs:
     assert hub.state() == "Q" and pbs.never_again == set()
 
 
-def test_a_rerun_whose_mom_never_answered_is_asked_for_again(hub: SimHub, pbs: FakePbs) -> None:
+def test_a_rerun_without_an_answer_of_mom_is_repeated(hub: SimHub, pbs: FakePbs) -> None:
     pbs.change("1.srv", substate=63)
     hub.says("h1", domain("n1", state=State.DOWN))
     hub.after(60)
@@ -156,7 +156,7 @@ def test_a_hub_that_was_away_learns_from_the_failed_resume(hub: SimHub, pbs: Fak
     assert [type(action) for action in new.done if not isinstance(action, Requeue)].count(Resume) == 1
 
 
-def test_of_one_that_may_not_be_rerun_an_admin_is_told_once(hub: SimHub, pbs: FakePbs) -> None:
+def test_an_admin_is_alerted_once_about_a_job_that_may_not_be_rerun(hub: SimHub, pbs: FakePbs) -> None:
     pbs.change("1.srv", rerunnable=False)
     hub.says("h1", domain("n1", state=State.DOWN))
     hub.after(60)
@@ -205,7 +205,7 @@ class TestJobsThatRan:
         hub.after(60)
         assert hub.farm.entries == {}
 
-    def test_one_that_its_guest_came_back_with_goes_on(self, hub: SimHub, pbs: FakePbs) -> None:
+    def test_one_that_its_guest_came_back_with_continues(self, hub: SimHub, pbs: FakePbs) -> None:
         hub.says("h1", domain("n1", state=State.DOWN))
         hub.after(60)
         hub.says("h1", domain("n1", [report()]))

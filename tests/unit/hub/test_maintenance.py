@@ -163,7 +163,7 @@ def test_a_hook_that_stays_half_through_holds_up_no_suspend_for_ever(hub: SimHub
     assert hub.state() == "S"
 
 
-def test_what_an_admin_has_suspended_is_never_cleaned_nor_touched(hub: SimHub, pbs: FakePbs) -> None:
+def test_vnodes_with_jobs_suspended_by_an_admin_are_never_touched(hub: SimHub, pbs: FakePbs) -> None:
     pbs.put(job("2.srv"))
     pbs.suspend_by_admin("2.srv")
     hub.after(10 * COMPARE_S)
@@ -201,7 +201,7 @@ def test_a_touch_that_is_interrupted_by_the_hubs_end_is_carried_on(hub: SimHub, 
     assert hub.state() == "R"
 
 
-def test_without_a_job_to_touch_an_admin_is_told_once(hub: SimHub, pbs: FakePbs) -> None:
+def test_without_a_job_to_touch_an_admin_is_alerted_once(hub: SimHub, pbs: FakePbs) -> None:
     pbs.end("1.srv")
     pbs.put(job("3.srv", vnodes=("p1",)))
     hub.says("h1", domain("n1"), domain("p1"))

@@ -94,7 +94,7 @@ def test_a_vnode_that_is_back_wakes_the_scheduler_if_it_accepts_something(publis
     assert seen("free", "priority") == 1
 
 
-def test_what_closes_goes_before_what_opens(publishing: Publishing, pbs: FakePbs) -> None:
+def test_closing_attributes_are_published_before_opening_ones(publishing: Publishing, pbs: FakePbs) -> None:
     publishing.publisher.want({"n3": {ACCEPTS: "priority"}})
     wait(lambda: pbs.count("wake_scheduler") == 1, "wake")
     publishing.publisher.want({"n1": {ACCEPTS: "priority"}, "n3": {ACCEPTS: "none"}})
@@ -120,7 +120,7 @@ def test_changes_that_come_faster_than_they_can_be_published_become_one(publishi
     assert pbs.count("set_vnode") <= 3
 
 
-def test_what_somebody_changed_is_fixed_at_the_next_comparison_and_told(
+def test_a_manual_change_is_corrected_at_the_next_comparison_and_reported(
     publishing: Publishing, pbs: FakePbs, caplog: pytest.LogCaptureFixture
 ) -> None:
     publishing.publisher.want({"n1": {ACCEPTS: "none"}})
@@ -170,7 +170,7 @@ def test_an_admin_who_makes_our_offline_his_own_keeps_it(publishing: Publishing,
     assert offline(pbs) and publishing.shown("n1", "comment") == "disk broken"
 
 
-def test_after_a_lost_connection_all_is_read_again_and_what_was_pending_is_published(
+def test_after_a_lost_connection_all_is_read_again_and_pending_changes_are_published(
     publishing: Publishing, pbs: FakePbs
 ) -> None:
     def away(operation: str, subject: str) -> None:
@@ -288,7 +288,7 @@ def test_an_old_connection_is_replaced_without_a_word(pbs: FakePbs) -> None:
     asyncio.run(run())
 
 
-def test_what_pbs_refuses_is_raised_and_asked_once(pbs: FakePbs) -> None:
+def test_a_refusal_of_pbs_is_raised_and_not_repeated(pbs: FakePbs) -> None:
     async def run() -> None:
         pool = CallPool(pbs.connect, 1, BOUND_S)
         with pytest.raises(PbsError) as error:

@@ -81,7 +81,7 @@ def test_services_are_no_siblings_and_their_cpus_are_not_the_hosts() -> None:
 @pytest.mark.parametrize(
     ("services", "others", "left"), [(2, 0, "14"), (12, 0, "4"), (0, 12, "4"), (10, 3, "3"), (10, 9, "0")]
 )
-def test_what_services_have_is_not_the_hosts_however_much_it_is(services: int, others: int, left: str) -> None:
+def test_the_cpus_of_services_are_subtracted_from_the_hosts(services: int, others: int, left: str) -> None:
     """For a whole host, as its daemon reports it: the server's hook counts with it."""
     n1 = Domain("n1", Kind.NORMAL, 16, lifecycle=Lifecycle.UP, agent_lost_at=None)
     domains = (n1, Domain("s1", Kind.SERVICE, services)) if services else (n1,)
@@ -96,13 +96,13 @@ def test_a_host_that_counts_no_longer_shows_its_cpus_no_longer() -> None:
     assert vnode_attributes.differences({HOST_NCPUS: wanted[HOST_NCPUS]}, {HOST_NCPUS: "8"}) == {HOST_NCPUS: ""}
 
 
-def test_ranks_beyond_what_a_priority_may_be_are_cut_there_only() -> None:
+def test_ranks_are_clipped_for_priority_only() -> None:
     shown = vnode_attributes.attributes_of(snapshot(last := domain("n1", rank=-5000)), last, frozenset())
     assert (shown[RANK], shown[PRIORITY]) == ("-5000", "-1024")
     assert PRIORITY not in vnode_attributes.attributes_of(snapshot(last), last, frozenset(), set_priority=False)
 
 
-def test_a_vnode_that_pbs_does_not_have_is_told() -> None:
+def test_a_vnode_that_pbs_does_not_have_is_reported() -> None:
     found = of_h1(vnode("n1"))
     assert set(found.wanted) == {"n1"}
     assert "p1" in found.alerts[0]
@@ -127,14 +127,14 @@ def test_a_vnode_of_nobody_takes_all_classes() -> None:
     }
 
 
-def test_a_vnode_whose_host_was_never_heard_is_unknown_after_a_grace() -> None:
+def test_a_vnode_of_a_host_that_was_always_silent_is_unknown_after_a_grace() -> None:
     had = {"n1": vnode("n1", magrathea_host="h1")}
     owner = vnode_attributes.owners(had, {}, UNBOUND)
     assert vnode_attributes.of_nobody(had, owner, {}, UNBOUND, grace=True).wanted == {}
     assert vnode_attributes.of_nobody(had, owner, {}, UNBOUND, grace=False).wanted == {"n1": LOST}
 
 
-def test_a_vnode_that_its_host_no_longer_reports_accepts_nothing_and_is_told() -> None:
+def test_a_vnode_that_its_host_no_longer_reports_accepts_nothing_and_is_reported() -> None:
     had = {"n1": vnode("n1", magrathea_host="h1"), "n9": vnode("n9", magrathea_host="h1")}
     hosts = {"h1": snapshot(domain("n1"))}
     found = vnode_attributes.of_nobody(had, vnode_attributes.owners(had, hosts, UNBOUND), hosts, UNBOUND, grace=False)
@@ -152,7 +152,7 @@ def test_a_vnode_that_its_host_no_longer_reports_accepts_nothing_and_is_told() -
         (NCPUS, "4", "4"),
     ],
 )
-def test_what_means_the_same_is_no_difference(attribute: str, wanted: str, have: str | None) -> None:
+def test_values_with_the_same_meaning_are_no_difference(attribute: str, wanted: str, have: str | None) -> None:
     assert vnode_attributes.same(attribute, wanted, have)
 
 
@@ -168,7 +168,7 @@ def test_what_means_the_same_is_no_difference(attribute: str, wanted: str, have:
         (NCPUS, "4", None),
     ],
 )
-def test_what_means_something_else_is(attribute: str, wanted: str, have: str | None) -> None:
+def test_values_with_another_meaning_are_a_difference(attribute: str, wanted: str, have: str | None) -> None:
     assert not vnode_attributes.same(attribute, wanted, have)
 
 
@@ -186,7 +186,7 @@ def test_what_means_something_else_is(attribute: str, wanted: str, have: str | N
         ({RANK: "7", STATE: "free"}, {ACCEPTS: "priority"}, False),
     ],
 )
-def test_the_scheduler_is_woken_only_by_what_lets_a_job_start(
+def test_only_changes_that_let_a_job_start_wake_the_scheduler(
     changes: dict[str, str], have: dict[str, str], opens: bool
 ) -> None:
     assert vnode_attributes.opens(changes, have) is opens
@@ -197,7 +197,7 @@ def test_no_attribute_is_ever_a_vnodes_state() -> None:
     assert not shown & {"state", "comment", "resv_enable"}
 
 
-def test_a_frozen_domains_vnode_is_to_be_offline_and_says_why() -> None:
+def test_a_frozen_domains_vnode_must_be_offline_with_the_reason() -> None:
     had = {"p1": vnode("p1")}
     made = snapshot(domain("p1", kind=Kind.PRIORITY, state=State.FROZEN, accepts=[]))
     owner = vnode_attributes.owners(had, {"h1": made}, UNBOUND)
@@ -216,7 +216,7 @@ def test_a_frozen_domains_vnode_is_to_be_offline_and_says_why() -> None:
         (["offline"], "", vnode_attributes.SOMEBODYS),
     ],
 )
-def test_whose_offline_it_is_is_told_by_its_comment(state: list[str], comment: str, expected: str) -> None:
+def test_the_comment_shows_who_set_a_vnode_offline(state: list[str], comment: str, expected: str) -> None:
     found = Vnode("p1", {"comment": comment} if comment else {}, frozenset(state))
     assert vnode_attributes.shown(found)[OFFLINE] == expected
     wishes = ("", "magrathea: p1 is saved to disk", "magrathea: another reason")
@@ -225,7 +225,7 @@ def test_whose_offline_it_is_is_told_by_its_comment(state: list[str], comment: s
 
 
 class TestLeases:
-    def test_a_host_silent_for_three_heartbeats_is_unknown_until_it_is_heard(self) -> None:
+    def test_a_host_silent_for_three_heartbeats_is_unknown_until_the_next_one(self) -> None:
         pbs = FakePbs("n1")
         hub = SimHub(pbs)
         hub.says("h1", domain("n1"))
@@ -242,7 +242,7 @@ class TestLeases:
         assert hub.farm.heartbeat("h1", "boot", 1, hub.at + 5)
         assert hub.farm.leases(hub.at + 10) == []
 
-    def test_a_heartbeat_that_speaks_of_what_we_lack_asks_for_it_and_keeps_no_lease(self) -> None:
+    def test_a_heartbeat_with_a_missing_revision_requests_it_and_renews_no_lease(self) -> None:
         hub = SimHub(FakePbs("n1"))
         assert not hub.farm.heartbeat("h1", "boot", 1, hub.at)
         hub.says("h1", domain("n1"))
@@ -263,7 +263,7 @@ def test_nothing_is_published_before_pbs_was_read() -> None:
     assert hub.farm.publication(hub.at) == ({}, [])
 
 
-def test_an_alert_is_told_once_as_long_as_it_lasts() -> None:
+def test_a_lasting_alert_is_logged_once() -> None:
     hub = SimHub(FakePbs("n1"))
     hub.says("h1", domain("n2"))
     assert hub.farm.publication(hub.at)[1] == []  # the snapshot itself has reported it

@@ -24,7 +24,7 @@ def test_the_suspend_waits_until_its_time_is_over(hub: SimHub) -> None:
     assert Suspend in [type(action) for action in hub.settle(0.2)]
 
 
-def test_the_time_counts_from_the_snapshot_whatever_the_hosts_clock_says(hub: SimHub) -> None:
+def test_the_time_counts_from_the_snapshot_not_from_the_hosts_clock(hub: SimHub) -> None:
     hub.at += 1000  # the host's clock is 1000 s behind
     made = [report(stop=True, stopped_since=NOW, warned_until=NOW + 2)]
     hub.at, late = NOW, hub.at

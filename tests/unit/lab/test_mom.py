@@ -36,7 +36,7 @@ def test_a_character_device_is_spoken_over_both_ways() -> None:
     assert asyncio.run(talk()) == (b"to the MoM\n", b"to the server\n")
 
 
-def test_what_goes_into_a_guest_needs_the_standard_library_only(tmp_path: Path) -> None:
+def test_programs_for_guests_need_the_standard_library_only(tmp_path: Path) -> None:
     copy_programs(tmp_path)
     program = f"import {', '.join(module.__name__ for module in MODULES)}"
     done = subprocess.run([sys.executable, "-S", "-E", "-c", program], cwd=tmp_path, capture_output=True, text=True)

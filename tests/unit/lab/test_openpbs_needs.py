@@ -44,12 +44,12 @@ def test_a_machine_that_has_everything_lacks_nothing(installed: Path) -> None:
     assert openpbs_needs.missing(str(installed)) is None
 
 
-def test_what_is_not_installed_is_not_broken(tmp_path: Path) -> None:
+def test_a_missing_installation_is_not_a_broken_one(tmp_path: Path) -> None:
     assert openpbs_needs.broken(str(tmp_path)) is None
     assert openpbs_needs.missing(str(tmp_path)) == f"OpenPBS is not installed in {tmp_path}"
 
 
-def test_somebody_else_than_root_is_told_so(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_users_than_root_are_told_that_it_needs_root(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     assert "needs root" in (openpbs_needs.missing(str(installed)) or "")
 
@@ -74,7 +74,7 @@ def test_a_library_that_is_missing_is_named(installed: Path, monkeypatch: pytest
     assert (openpbs_needs.missing(str(installed)) or "").endswith("not installed: libpq.so.5")
 
 
-def test_namespaces_that_are_not_permitted_are_told_with_the_kernels_words(
+def test_forbidden_namespaces_are_reported_with_the_kernels_message(
     installed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers(monkeypatch, ldd="", unshare="unshare: unshare failed: Operation not permitted\n")

@@ -69,12 +69,12 @@ def test_a_parameter_of_another_event_is_an_error(tmp_path: Path) -> None:
     assert not run(tmp_path, "e.job_list", job=job()).accepted
 
 
-def test_what_the_hook_sets_on_its_job_comes_back(tmp_path: Path) -> None:
+def test_attributes_that_the_hook_sets_on_its_job_are_returned(tmp_path: Path) -> None:
     outcome = run(tmp_path, "e.job.Execution_Time = 1234\ne.reject('later')", job=job())
     assert outcome.changes == {"Execution_Time": 1234}
 
 
-def test_what_pbs_does_not_let_a_hook_set_is_an_error(tmp_path: Path) -> None:
+def test_setting_an_attribute_that_pbs_protects_is_an_error(tmp_path: Path) -> None:
     assert not run(tmp_path, "e.job.euser = 'root'", job=job()).accepted
 
 
@@ -142,12 +142,14 @@ def test_the_server_hook_leaves_other_vnodes_alone(tmp_path: Path) -> None:
 # The real MoM hook
 
 
-def test_the_mom_hook_leaves_where_no_agent_is_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mom_hook_returns_at_once_if_no_agent_is_configured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MAGRATHEA_AGENT_CONF", str(tmp_path / "none.json"))
     assert Hook(*MOM_HOOK).run("execjob_begin", server=SERVER, vnode="n1", job=job(euser="al")).accepted
 
 
-def test_the_mom_hook_refuses_with_a_later_time_where_the_agent_is_away(
+def test_the_mom_hook_refuses_with_a_later_time_if_the_agent_is_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configured = tmp_path / "agent.json"

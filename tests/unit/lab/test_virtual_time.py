@@ -45,7 +45,7 @@ def test_time_stands_still_while_somebody_can_work() -> None:
     assert run(work()) == 0.0
 
 
-def test_what_is_sent_arrives_before_time_goes_on() -> None:
+def test_messages_arrive_before_time_moves() -> None:
     async def work() -> float:
         ours, theirs = socket.socketpair()
         reader, one = await asyncio.open_connection(sock=ours)
@@ -99,7 +99,7 @@ def test_a_deadlock_is_an_error_and_no_hang(monkeypatch: pytest.MonkeyPatch) -> 
         run(work())
 
 
-def test_what_is_left_running_is_cancelled() -> None:
+def test_tasks_that_are_left_running_are_cancelled() -> None:
     ended = []
 
     async def for_ever() -> None:

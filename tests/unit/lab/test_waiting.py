@@ -18,14 +18,16 @@ def virtually(condition: Callable[[], Any], what: str, bound_s: float = BOUND_S)
 
 
 @pytest.mark.parametrize("wait", [until, virtually])
-def test_what_the_condition_returns_comes_back(wait: Callable[..., Any]) -> None:
+def test_the_value_of_the_condition_is_returned(wait: Callable[..., Any]) -> None:
     numbers = itertools.count()
     assert wait(lambda: [n for n in (next(numbers),) if n == 3], "three") == [3]
 
 
 @pytest.mark.parametrize("wait", [until, virtually])
 @pytest.mark.parametrize(("seen", "shown"), [([], "; last seen: []"), (None, ""), (False, "")])
-def test_what_never_comes_is_named_with_what_was_last_seen(wait: Callable[..., Any], seen: object, shown: str) -> None:
+def test_a_wait_in_vain_names_the_condition_and_the_last_value(
+    wait: Callable[..., Any], seen: object, shown: str
+) -> None:
     with pytest.raises(NotInTime) as failure:
         wait(lambda: seen, "the end", 0.01)
     assert str(failure.value) == f"not within 0.01 s: the end{shown}"

@@ -56,13 +56,13 @@ def watched(*seen: tuple[str, int, int]) -> Watched:
     return job
 
 
-def test_a_job_that_stands_still_and_goes_on_is_proof() -> None:
+def test_a_job_that_stands_still_and_continues_is_proof() -> None:
     job = watched(("R", 3, 4), ("S", 4, 5), ("S", 5, 5), ("S", 5, 5), ("R", 5, 6), ("R", 9, 9))
     assert [stop.flaw() for stop in job.stops] == [""]
     assert (job.stops[0].at_step, job.stops[0].domain) == (5, "n1")
 
 
-def test_what_was_read_before_pbs_said_so_is_not_held_against_it() -> None:
+def test_values_read_before_pbs_reported_the_stop_do_not_count() -> None:
     assert watched(("R", 1, 2), ("S", 3, 7), ("S", 7, 7), ("R", 8, 8)).stops[0].at_step == 7
 
 
@@ -70,7 +70,7 @@ def test_a_job_that_is_still_stopped_has_not_been_continued() -> None:
     assert "never continued" in watched(("R", 1, 1), ("S", 2, 2)).stops[0].flaw()
 
 
-def test_a_job_that_does_not_go_on_is_seen() -> None:
+def test_a_job_that_does_not_continue_is_seen() -> None:
     assert "did not go on" in watched(("R", 1, 1), ("S", 2, 2), ("R", 2, 2)).stops[0].flaw()
 
 
@@ -79,7 +79,7 @@ def test_a_job_that_runs_on_while_preempted_is_seen() -> None:
     assert "went on to 6" in stop.flaw()
 
 
-def test_a_job_that_goes_on_shortly_before_pbs_says_so_is_right() -> None:
+def test_a_job_may_continue_shortly_before_pbs_reports_it() -> None:
     assert Stop("n1", 0.0, [(0.0, 5), (1.0, 5), (2.9, 6)], end=3.0, next_counter=9).flaw() == ""
 
 
@@ -106,7 +106,7 @@ def test_lost_or_wrong_work_is_seen(job: Watched) -> None:
     assert job.flaw()
 
 
-def test_waiting_for_what_does_not_come_fails_with_its_name() -> None:
+def test_a_wait_in_vain_fails_with_its_name() -> None:
     watch = Watch(Scripted(*[("Q", 0, 0)] * 50), lambda text: None, lambda watch: None)  # type: ignore[arg-type]
     with pytest.raises(Failed, match="spring"):
         watch.until("spring", lambda: False, 0.2)
@@ -121,7 +121,7 @@ def test_the_job_prints_what_a_sieve_finds_and_how_often_it_was_started(
     assert int((tmp_path / "1.s.count").read_text()) == 3
 
 
-def test_a_job_that_holds_memory_says_that_each_byte_is_as_it_was(
+def test_a_job_that_holds_memory_prints_that_each_byte_is_unchanged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     work(3, 0.0, tmp_path / "1.s.count", 2)

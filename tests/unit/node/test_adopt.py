@@ -65,7 +65,7 @@ def test_a_ceiling_leaves_reserve_services_and_the_siblings_floors() -> None:
     assert adopt.short_of(by_name.values(), 8192) == 0
 
 
-def test_what_does_not_fit_is_told_in_mib() -> None:
+def test_a_shortage_is_reported_in_mib() -> None:
     proposals = adopt.propose([found("n1"), found("high")], 8, 1024, {})
     assert adopt.short_of(proposals, 1024) == 512 + 2 * 512 - 1024
 
@@ -84,13 +84,13 @@ def test_what_does_not_fit_is_told_in_mib() -> None:
         (domain("n 1"), "virsh domrename"),
     ],
 )
-def test_what_cannot_be_handled_is_refused_with_the_fix(xml: str, says: str) -> None:
+def test_domains_that_cannot_be_handled_are_refused_with_the_fix(xml: str, says: str) -> None:
     why = adopt.obstacle(adopt.parse(xml))
     assert says in why
     assert "=service`" in why
 
 
-def test_what_pins_no_memory_is_adopted() -> None:
+def test_domains_without_pinned_memory_are_adopted() -> None:
     devices = "<hostdev mode='subsystem' type='usb'/><interface type='network'/><hostdev type='scsi'/>"
     assert adopt.obstacle(found(devices=devices)) == ""
 
@@ -108,7 +108,7 @@ def test_memory_is_understood_in_every_unit_of_libvirts() -> None:
 @pytest.mark.parametrize(
     "xml", ["<domain", "<domain><vcpu>x</vcpu></domain>", "<domain><memory unit='pt'>1</memory></domain>"]
 )
-def test_what_is_no_domain_is_told(xml: str) -> None:
+def test_xml_that_is_no_domain_is_reported(xml: str) -> None:
     with pytest.raises(adopt.NotAdoptable, match="cannot be understood"):
         adopt.parse(xml)
 
@@ -192,7 +192,7 @@ def test_without_apply_nothing_is_changed(libvirtd: Any, state: Path, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
-def test_what_it_writes_reads_back_as_this_host(libvirtd: Any, state: Path, tmp_path: Path) -> None:
+def test_the_written_file_is_read_as_this_host(libvirtd: Any, state: Path, tmp_path: Path) -> None:
     done = run(tmp_path, "--apply", "--name", "h1")
     assert done.exit_code == 0, done.output
     host = read(tmp_path / "noded.toml").reconfigured(0.0)

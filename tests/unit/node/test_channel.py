@@ -153,7 +153,7 @@ def test_both_greet_and_a_request_is_answered() -> None:
     run(test)
 
 
-def test_what_comes_before_the_first_newline_is_thrown_away() -> None:
+def test_bytes_before_the_first_newline_are_dropped() -> None:
     async def test(s: Scene) -> None:
         agent = await s.agent(greeting=False)
         agent.send(b'{"type":"request","id":1,"session":"' + b"x" * 200_000)
@@ -289,7 +289,7 @@ def test_without_an_agent_a_request_fails_at_once() -> None:
     run(test)
 
 
-def test_an_agent_that_goes_voids_what_was_asked_of_it() -> None:
+def test_requests_to_an_agent_that_goes_away_are_void() -> None:
     async def test(s: Scene) -> None:
         agent = await s.agent()
         asked = asyncio.create_task(s.channel.request("ping", 10))
@@ -317,7 +317,7 @@ def test_a_new_hello_on_the_same_connection_is_a_new_agent() -> None:
     run(test)
 
 
-def test_an_agent_that_says_nothing_is_given_up_and_found_again_on_the_same_connection() -> None:
+def test_a_silent_agent_is_given_up_and_found_again_on_the_same_connection() -> None:
     async def test(s: Scene) -> None:
         agent = await s.agent()
         asked = asyncio.create_task(s.channel.request("ping", 2 * channels.SILENT_S))
@@ -463,7 +463,7 @@ def test_a_guest_that_reads_nothing_loses_its_connection(monkeypatch: pytest.Mon
     run(test)
 
 
-def test_too_many_requests_at_once_are_told_so() -> None:
+def test_too_many_requests_at_once_are_refused() -> None:
     async def test(s: Scene) -> None:
         async def never(request: AnyRequest) -> dict[str, Any]:
             await asyncio.Event().wait()

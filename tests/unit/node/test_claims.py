@@ -139,7 +139,7 @@ def test_a_job_waits_as_long_as_its_prologue_asks_whatever_processes_of_it_are_s
     assert asked.waits() == {}
 
 
-def test_what_does_not_stop_in_time_refuses_the_claim_and_its_owner_is_told_why(owner: Owner) -> None:
+def test_a_claim_is_refused_with_the_reason_if_jobs_do_not_stop_in_time(owner: Owner) -> None:
     answer = asyncio.run(claims.Claims(owner).request("p1", CLAIM))
     assert (answer["ok"], answer["code"]) == (False, "stop-timeout")
     assert "1.srv" in answer["text"]

@@ -102,20 +102,20 @@ def test_a_mistake_is_named_with_line_and_fix(
     assert f"noded.toml, line {line}:" in matching[0]
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     text = GOOD.replace("cpus = 8", "cpu = 8").replace("linger_s = 3", "linger = 3").replace('"service"', '"servant"')
     assert len(problems(tmp_path, text)) == 3
 
 
 @pytest.mark.parametrize("text", ["[host", "x = \x00", '[host]\nname = "a"\nname = "b"\n', "\ud800"])
-def test_what_is_no_toml_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_toml_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "noded.toml"
     path.write_bytes(text.encode(errors="surrogatepass"))
     with pytest.raises(ConfigurationError):
         read(path)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"nowhere\.toml: cannot be read"):
         read(tmp_path / "nowhere.toml")
 
@@ -156,7 +156,7 @@ def with_job(c: NodedConfiguration, name: str) -> Host:
     return host.having(domain.having(Job(JobKey("1", 1), JobClass.PROTECTED, 1, 0, 1.0, 1.0)))
 
 
-def test_a_reload_takes_over_limits_and_says_what_needs_a_restart(tmp_path: Path) -> None:
+def test_a_reload_applies_limits_and_reports_what_needs_a_restart(tmp_path: Path) -> None:
     old = parsed(tmp_path, GOOD)
     new = parsed(tmp_path, GOOD.replace("linger_s = 3", "linger_s = 9").replace('"counted"', '"exclusive"'))
     change = changes(old, new, configured(old))
@@ -189,7 +189,7 @@ def noded(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=BOUND_S, check=False)
 
 
-def test_check_says_good_or_what_is_wrong(tmp_path: Path) -> None:
+def test_check_prints_good_or_the_mistakes(tmp_path: Path) -> None:
     path = tmp_path / "noded.toml"
     path.write_text(GOOD)
     good = noded("--config", str(path), "--check")

@@ -58,7 +58,7 @@ def test_everybody_may_ask_for_the_status() -> None:
     run(test)
 
 
-def test_the_daemons_own_user_may_change_something_and_is_told_what_failed() -> None:
+def test_the_daemons_own_user_may_change_something_and_gets_the_reason_of_a_failure() -> None:
     async def test(path: Path) -> None:
         assert json.loads(await ask(path, b'{"op":"drain","domain":"n1"}\n'))["ok"]
         answer = json.loads(await ask(path, b'{"op":"drain","domain":"n9"}\n'))

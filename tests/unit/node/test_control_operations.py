@@ -86,9 +86,7 @@ def facts() -> Host:
     return stop(run(run(host("exclusive", n1="normal", p1="priority"), "n1", "12"), "p1", "13"), "n1", "12")
 
 
-def test_what_changes_something_is_not_for_everybody_and_looking_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_everybody_may_look_but_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("magrathea.control.peer", lambda connection: NOBODY)
 
     async def test(owner: Owner, ask: Ask) -> None:
@@ -112,7 +110,7 @@ def test_the_listed_group_may_change_something(tmp_path: Path, monkeypatch: pyte
     play(tmp_path, facts(), test, group="operators")
 
 
-def test_a_pause_is_a_fact_with_its_reason_and_says_what_stays_stopped(tmp_path: Path) -> None:
+def test_a_pause_is_a_fact_with_its_reason_and_reports_what_stays_stopped(tmp_path: Path) -> None:
     async def test(owner: Owner, ask: Ask) -> None:
         said = (await ask(op="pause", reason="a look"))["said"]
         assert said == ["h1 is paused: nobody is stopped or continued, nothing is moved; 1 stopped job will stay so"]

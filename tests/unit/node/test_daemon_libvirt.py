@@ -86,9 +86,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("mode", ["exclusive", "counted"])
-def test_what_twelve_services_have_is_not_offered_to_jobs_whether_they_are_configured_or_not(
-    connection: Any, mode: str
-) -> None:
+def test_the_cpus_and_memory_of_twelve_services_are_not_offered_to_jobs(connection: Any, mode: str) -> None:
     async def test(daemon: Daemon) -> None:
         assert daemon.host.without_services.cpus == CPUS - SERVICES
         assert daemon.host.without_services.mib == MIB - SERVICES * SERVICE_MIB
@@ -104,7 +102,7 @@ def test_what_twelve_services_have_is_not_offered_to_jobs_whether_they_are_confi
     play(mode, test)
 
 
-def test_what_the_hypervisor_cannot_do_is_told_to_all_who_ask_and_logged_once(
+def test_missing_abilities_of_the_hypervisor_are_shown_in_the_status_and_logged_once(
     connection: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test(daemon: Daemon) -> None:
@@ -117,7 +115,7 @@ def test_what_the_hypervisor_cannot_do_is_told_to_all_who_ask_and_logged_once(
         play("exclusive", test)
 
 
-def test_what_it_cannot_do_is_logged_as_soon_as_it_can_be_asked(
+def test_missing_abilities_are_logged_as_soon_as_the_hypervisor_answers(
     connection: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test(daemon: Daemon) -> None:

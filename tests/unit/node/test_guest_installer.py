@@ -89,7 +89,7 @@ def test_a_module_that_a_new_agent_lacks_is_gone(script: str, tmp_path: Path) ->
     }
 
 
-def test_uninstalling_leaves_the_configuration_and_says_what_that_means(script: str, tmp_path: Path) -> None:
+def test_uninstalling_leaves_the_configuration_and_explains_that(script: str, tmp_path: Path) -> None:
     run("--root", str(tmp_path), script=script)
     done = run("--uninstall", "--root", str(tmp_path), script=script)
     assert done.returncode == 0, done.stderr
@@ -116,7 +116,7 @@ def test_a_wrong_wish_is_refused_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_broken_configuration_is_told_not_replaced(script: str, tmp_path: Path) -> None:
+def test_a_broken_configuration_is_reported_not_replaced(script: str, tmp_path: Path) -> None:
     file = tmp_path / "etc/magrathea/agent.json"
     file.parent.mkdir(parents=True)
     file.write_text('{"chanel": "port:/dev/x"}')

@@ -154,7 +154,7 @@ def test_a_hub_that_asks_is_sent_the_same_revision_again() -> None:
     run(test)
 
 
-def test_a_hub_that_asks_for_the_history_is_told_under_the_questions_number() -> None:
+def test_an_answer_with_the_history_has_the_questions_number() -> None:
     async def test(hub: FakeHub, host: DaemonsEnd) -> None:
         await hub.hear()
         await hub.say(encode(HistoryAsked(id=7, about="12")))
@@ -163,7 +163,7 @@ def test_a_hub_that_asks_for_the_history_is_told_under_the_questions_number() ->
     run(test)
 
 
-def test_a_hub_that_is_heard_is_asked_for_the_parts_of_a_job_on_other_hosts() -> None:
+def test_a_live_hub_is_asked_for_the_parts_of_a_job_on_other_hosts() -> None:
     part = UnreadyPart(stage=Stage.COMING, text="h2: n2")
 
     async def test(hub: FakeHub, host: DaemonsEnd) -> None:
@@ -184,7 +184,7 @@ def test_a_hub_that_is_heard_is_asked_for_the_parts_of_a_job_on_other_hosts() ->
     run(test)
 
 
-def test_a_hub_that_does_not_answer_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_answer_of_the_hub_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_client, "ANSWER_S", 0.05)
 
     async def test(hub: FakeHub, host: DaemonsEnd) -> None:
@@ -196,7 +196,7 @@ def test_a_hub_that_does_not_answer_says_nothing(monkeypatch: pytest.MonkeyPatch
     run(test)
 
 
-def test_a_guest_that_asks_without_end_is_not_heard_more_often_and_keeps_no_other_guest_waiting(
+def test_a_guest_that_asks_without_end_is_rationed_and_delays_no_other_guest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A hub that gets too much from a host ignores all of it."""

@@ -85,12 +85,12 @@ def test_preempted_seconds_written_twice_are_counted_once(journal: Journal) -> N
     assert journal.preempted_s() == {("n1", "1.srv", 1): 5.0}
 
 
-def test_what_a_job_was_preempted_for_is_found_again(journal: Journal) -> None:
+def test_the_preempting_job_is_found_again(journal: Journal) -> None:
     journal.commit(host(), None, (ev.Noted("n1", ev.Note.PREEMPTED, KEY, "9.srv (run 1)"),))
     assert again(journal).preempted_by("n1", KEY) == "9.srv (run 1)"
 
 
-def test_what_an_earlier_version_noted_is_read(journal: Journal) -> None:
+def test_notes_of_an_earlier_version_are_read(journal: Journal) -> None:
     """The words are those in all hosts' journals."""
     words = "preempted continued adopted boot-failed freeze-failed released expired missing domain-down newer-run"
     for word in words.split():
@@ -161,7 +161,7 @@ def test_a_damaged_journal_is_named_and_not_overwritten(tmp_path: Path) -> None:
     assert path.read_bytes() == bytes(data)
 
 
-def test_what_is_no_database_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     path.write_bytes(b"not a database, but long enough to look at it" * 100)
     with pytest.raises(JournalError, match="put it aside"):
@@ -169,7 +169,7 @@ def test_what_is_no_database_is_named(tmp_path: Path) -> None:
     assert salvage(path) is None
 
 
-def test_the_facts_of_a_damaged_journal_are_read_where_they_can_be(tmp_path: Path) -> None:
+def test_the_readable_facts_of_a_damaged_journal_are_read(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     data = bytearray(filled(path))
     pages = len(data) // 4096
@@ -216,7 +216,7 @@ def test_on_a_full_disk_a_commit_fails_clearly_and_the_facts_before_it_stay(jour
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
-def test_without_the_right_to_write_it_says_so(tmp_path: Path) -> None:
+def test_a_missing_right_to_write_is_reported(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(JournalError, match=r"may I write it|right to write"):
         open_journal(tmp_path / "journal.sqlite")

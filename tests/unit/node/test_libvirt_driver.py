@@ -67,7 +67,7 @@ async def refused(work: Awaitable[None]) -> str:
     return caught.value.code
 
 
-def test_it_tells_how_the_domains_are_found_and_when_they_come_and_go(connection: Any) -> None:
+def test_it_reports_each_domain_at_the_start_and_when_it_goes_up_or_down(connection: Any) -> None:
     async def work() -> None:
         connection.lookupByName("m2").destroy()
         async with started() as (driver, heard):
@@ -87,7 +87,7 @@ def test_it_tells_how_the_domains_are_found_and_when_they_come_and_go(connection
     run(work)
 
 
-def test_it_ends_domains_asks_them_to_end_and_refuses_what_needs_them_up(connection: Any) -> None:
+def test_it_destroys_and_shuts_down_domains_and_refuses_calls_for_domains_that_are_down(connection: Any) -> None:
     async def work() -> None:
         async with started() as (driver, heard):
             await driver.shutdown("n1")
@@ -116,7 +116,7 @@ def test_memory_is_set_and_read_and_impossible_figures_are_refused(connection: A
     run(work)
 
 
-def test_a_domain_whose_balloon_no_longer_answers_has_no_less_than_it_had_grown_to(connection: Any) -> None:
+def test_a_domain_with_a_silent_balloon_has_no_less_than_it_had_grown_to(connection: Any) -> None:
     """libvirt gets no figures from a QEMU that hangs: its own may be older than the balloon's move."""
 
     async def hangs(*asked: Any) -> Any:
@@ -167,7 +167,7 @@ def test_a_domain_that_somebody_pauses_is_up_and_paused_until_it_is_resumed(conn
     run(work)
 
 
-def test_a_domain_that_restarts_unseen_is_told_as_gone_and_come(connection: Any) -> None:
+def test_a_domain_that_restarts_unseen_is_reported_as_down_and_up(connection: Any) -> None:
     async def work() -> None:
         async with started() as (driver, heard):
             await driver.actual()
@@ -182,7 +182,7 @@ def test_a_domain_that_restarts_unseen_is_told_as_gone_and_come(connection: Any)
     run(work)
 
 
-def test_a_domain_that_libvirt_does_not_have_is_down_and_said(connection: Any) -> None:
+def test_a_domain_that_libvirt_does_not_have_is_down_and_reported(connection: Any) -> None:
     async def work() -> None:
         async with started({"n1": "m1", "n9": "nobody"}) as (driver, _):
             assert not (await driver.actual())["n9"].up
@@ -192,7 +192,7 @@ def test_a_domain_that_libvirt_does_not_have_is_down_and_said(connection: Any) -
     run(work)
 
 
-def test_twelve_services_beside_two_workers_are_counted_as_they_come_and_go_and_never_touched(connection: Any) -> None:
+def test_twelve_services_are_counted_while_they_run_and_never_touched(connection: Any) -> None:
     async def work() -> None:
         for number in range(12):
             connection.defineXML(xml(f"service{number}", 256, 1)).create()
@@ -226,7 +226,7 @@ def test_a_configured_service_is_counted_once_by_the_configuration_and_never_tou
     run(work)
 
 
-def test_the_test_hypervisor_offers_a_weight_or_nothing_and_says_so(connection: Any) -> None:
+def test_the_test_hypervisor_offers_a_weight_or_nothing_and_reports_it(connection: Any) -> None:
     async def work() -> None:
         async with started() as (driver, _):
             if CPU in driver.capabilities:
@@ -239,7 +239,7 @@ def test_the_test_hypervisor_offers_a_weight_or_nothing_and_says_so(connection: 
     run(work)
 
 
-def test_a_libvirtd_that_is_not_there_leaves_the_domains_unknown_and_is_said(tmp_path: Any) -> None:
+def test_without_libvirtd_the_domains_are_unknown_and_that_is_reported(tmp_path: Any) -> None:
     async def work() -> None:
         driver = LibvirtDriver("h1", f"qemu:///system?socket={tmp_path}/none", {"n1": "m1"})
         heard = Heard()
@@ -299,7 +299,7 @@ def test_xen_moves_memory_and_saves_to_disk(connection: Any, monkeypatch: pytest
     run(work)
 
 
-def test_where_there_is_only_a_weight_it_is_used_and_said(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_there_is_only_a_weight_it_is_used_and_reported(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work() -> None:
         fake = faked(monkeypatch, "Xen", {"weight": 256})
         async with started() as (driver, _):
@@ -422,7 +422,7 @@ def test_a_domain_that_is_undefined_while_it_is_read_is_down(connection: Any, mo
     run(work)
 
 
-def test_a_new_connection_can_what_the_old_one_could_until_it_says_otherwise(
+def test_a_new_connection_keeps_the_old_abilities_until_it_has_answered(
     connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If a driver had no abilities for a moment, there would be nothing to do: memory would seem to have moved."""
@@ -448,7 +448,7 @@ def test_a_new_connection_can_what_the_old_one_could_until_it_says_otherwise(
     run(work)
 
 
-def test_what_caps_cpu_is_found_although_the_domains_are_just_booting(
+def test_the_way_to_cap_cpu_is_found_while_domains_are_booting(
     connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work() -> None:

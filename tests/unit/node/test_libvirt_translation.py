@@ -39,7 +39,7 @@ KINDS: dict[str, tuple[str, dict[str, int], How]] = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("vcpus", [1, 2, 4])
 @pytest.mark.parametrize("percent", [None, 10, 25, 50, 100, 200])
-def test_what_is_set_reads_back_as_promised(kind: str, vcpus: int, percent: int | None) -> None:
+def test_set_values_are_read_back_as_promised(kind: str, vcpus: int, percent: int | None) -> None:
     name, parameters, how = KINDS[kind]
     control = cpu_control(name, parameters)
     assert control is not None
@@ -74,7 +74,7 @@ def test_a_weight_never_starves_a_domain() -> None:
     assert control.nearest(1) == 10
 
 
-def test_the_largest_quota_there_is_means_none() -> None:
+def test_the_largest_quota_means_none() -> None:
     control = cpu_control("QEMU", QEMU)
     assert control is not None
     for unlimited in (-1, 0, 17_592_186_044_415, 18_446_744_073_709_551):
@@ -85,7 +85,7 @@ def test_a_scheduler_without_any_of_it_cannot_cap() -> None:
     assert cpu_control("Test", {}) is None
 
 
-def test_paused_is_what_somebody_has_to_end() -> None:
+def test_only_pauses_that_somebody_must_end_count() -> None:
     assert is_paused(PAUSED, 1)  # by a user
     assert is_paused(PAUSED, 5)  # because of a disk error
     assert is_paused(PM_SUSPENDED, 0)
@@ -104,7 +104,7 @@ def test_paused_is_what_somebody_has_to_end() -> None:
         ("Xen", "", True),
     ],
 )
-def test_memory_moves_where_there_is_a_balloon(kind: str, devices: str, has: Any) -> None:
+def test_memory_moves_if_there_is_a_balloon(kind: str, devices: str, has: Any) -> None:
     assert has_balloon(kind, f"<domain><devices>{devices}</devices></domain>") is has
 
 

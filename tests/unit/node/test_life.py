@@ -173,7 +173,7 @@ def test_a_shutdown_waits_for_the_last_job_then_asks_the_agent() -> None:
     play(test)
 
 
-def test_a_guest_whose_agent_cannot_is_asked_by_the_hypervisor() -> None:
+def test_the_hypervisor_asks_a_guest_to_power_off_if_its_agent_cannot() -> None:
     def prepare(s: Scene) -> None:
         s.world["n1"].can = ()
 
@@ -225,7 +225,7 @@ def test_a_reboot_goes_down_comes_up_and_registers() -> None:
     play(test)
 
 
-def test_a_boot_whose_agent_never_registers_is_down_and_says_why() -> None:
+def test_a_boot_without_an_agent_is_down_with_the_reason() -> None:
     def prepare(s: Scene) -> None:
         s.world["n1"].up = s.world["n1"].registers = False
 
@@ -244,9 +244,7 @@ def test_a_boot_whose_agent_never_registers_is_down_and_says_why() -> None:
 
 
 @pytest.mark.parametrize(("code", "tries"), [("failed", 1), ("not-permitted", 1), ("timeout", 2), ("lost", 2)])
-def test_a_boot_that_fails_is_down_with_the_reason_and_tried_again_only_where_that_may_help(
-    code: str, tries: int
-) -> None:
+def test_a_failed_boot_is_down_with_the_reason_and_tried_again_only_if_that_may_help(code: str, tries: int) -> None:
     def prepare(s: Scene) -> None:
         s.world["n1"].up, s.world["n1"].fails = False, {"boot": code}
 
@@ -313,7 +311,7 @@ def test_a_freeze_saves_when_the_last_job_is_gone_and_a_defrost_sets_the_clock()
     play(test)
 
 
-def test_a_freeze_that_fails_leaves_the_domain_up_and_is_told() -> None:
+def test_a_failed_freeze_leaves_the_domain_up_and_is_reported() -> None:
     def prepare(s: Scene) -> None:
         s.world["p1"].fails = {"save": "failed"}
 
@@ -327,7 +325,7 @@ def test_a_freeze_that_fails_leaves_the_domain_up_and_is_told() -> None:
 
 
 @pytest.mark.parametrize("code", ["restore-failed", "failed"])
-def test_a_failed_restore_keeps_the_image_says_so_and_may_be_tried_again(code: str) -> None:
+def test_a_failed_restore_keeps_the_image_is_reported_and_may_be_tried_again(code: str) -> None:
     async def test(s: Scene) -> None:
         s.freeze("p1")
         await s.until_state("p1", State.FROZEN)
@@ -355,7 +353,7 @@ def test_an_image_that_is_gone_leaves_the_domain_simply_down() -> None:
     play(test)
 
 
-def test_a_restore_waits_until_what_borrowed_is_stopped() -> None:
+def test_a_restore_waits_until_the_borrowers_are_stopped() -> None:
     async def test(s: Scene) -> None:
         s.daemon.apply(ev.HubFound(s.daemon.now()))
         s.freeze("p1")
@@ -399,7 +397,7 @@ def test_a_fall_and_a_rise_between_two_looks_is_a_new_life() -> None:
 @pytest.mark.parametrize(
     "cut", ["power n1", "boot n1", "register n1", "commit ShutdownRequested", "commit DomainStopped"]
 )
-def test_a_daemon_that_ends_amid_a_reboot_goes_on_with_it_when_it_is_back(cut: str) -> None:
+def test_a_daemon_that_ends_amid_a_reboot_continues_with_it_when_it_is_back(cut: str) -> None:
     async def test(s: Scene) -> None:
         reached = asyncio.Event()
         s.daemon.observe = lambda name: reached.set() if name == cut.replace("power ", "power-off ") else None
@@ -413,7 +411,7 @@ def test_a_daemon_that_ends_amid_a_reboot_goes_on_with_it_when_it_is_back(cut: s
 
 
 @pytest.mark.parametrize("cut", ["save p1", "commit FreezeRequested", "commit FreezeEnded", "boot p1", "register p1"])
-def test_a_daemon_that_ends_amid_a_freeze_or_a_defrost_goes_on_with_it_when_it_is_back(cut: str) -> None:
+def test_a_daemon_that_ends_amid_a_freeze_or_a_defrost_continues_with_it_when_it_is_back(cut: str) -> None:
     async def test(s: Scene) -> None:
         reached = asyncio.Event()
 
@@ -438,7 +436,7 @@ def test_a_daemon_that_ends_amid_a_freeze_or_a_defrost_goes_on_with_it_when_it_i
     play(test)
 
 
-def test_scripts_run_at_every_turn_and_what_they_do_stops_nothing() -> None:
+def test_scripts_run_at_every_occasion_and_never_delay_anything() -> None:
     async def test(s: Scene) -> None:
         folder = s.folder / "scripts"
         folder.mkdir()
@@ -479,7 +477,7 @@ def test_a_script_that_hangs_costs_its_time_limit_only() -> None:
     play(test)
 
 
-def test_what_is_given_up_before_it_began_does_not_happen() -> None:
+def test_an_order_that_is_withdrawn_before_it_began_does_not_happen() -> None:
     async def test(s: Scene) -> None:
         (s.folder / "scripts").mkdir()
         script = s.folder / "scripts" / "before-shutdown"

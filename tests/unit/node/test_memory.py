@@ -91,7 +91,7 @@ def refused(o: Owner, domain: str, mib: int) -> DriverError:
     return caught.value
 
 
-def test_free_memory_is_given_at_once_where_no_job_runs() -> None:
+def test_free_memory_is_given_at_once_if_no_job_runs() -> None:
     guest = FakeGuest("n1", 2048)
     o = owner(guest)
     moved(o, "n1", 256)
@@ -109,7 +109,7 @@ def test_free_memory_is_given_in_steps_beside_a_running_job_which_may_want_it_me
     assert "push-out" not in guest.asked, "there was no need to"
 
 
-def test_what_a_stopped_job_holds_goes_out_until_guest_and_mom_can_live_on_their_floor() -> None:
+def test_a_stopped_jobs_memory_is_pushed_out_until_the_guest_is_at_its_floor() -> None:
     guest = FakeGuest("n1", 1024, job=600, swap_mib=1024)
     o = owner(guest)
 
@@ -140,7 +140,7 @@ def test_a_guest_is_relieved_no_longer_than_its_jobs_are_stopped() -> None:
         run(work())
 
 
-def test_what_keeps_a_guest_alive_stays_available() -> None:
+def test_the_memory_that_keeps_a_guest_alive_stays_available() -> None:
     guest = FakeGuest("n1", 1024, used=300, stopped=False)
     o = owner(guest)
     error = refused(o, "n1", 128)
@@ -158,13 +158,13 @@ def test_a_stopped_jobs_memory_is_pushed_out_before_the_balloon_takes_it() -> No
     assert o.mover.progress == {}
 
 
-def test_what_lies_in_memory_although_it_was_pushed_out_can_go() -> None:
+def test_pushed_out_memory_that_is_still_cached_can_go() -> None:
     guest = FakeGuest("n1", 2048, job=1800, swap_mib=4096, cached=True)
     moved(owner(guest), "n1", 256)
     assert guest.actual <= 258
 
 
-def test_of_a_large_move_the_balloon_takes_what_is_out_while_more_is_pushed_out() -> None:
+def test_in_a_large_move_the_balloon_takes_memory_while_more_is_pushed_out() -> None:
     guest = FakeGuest("n1", 8192, most=8192, job=7900, swap_mib=9000, push_rate=200, rate=400, cached=True)
     o = owner(guest, capacity_mib=9000)
     assert moved(o, "n1", 256) < 1.35 * 7800 / 200, "one after the other would take half as long again"
@@ -172,7 +172,7 @@ def test_of_a_large_move_the_balloon_takes_what_is_out_while_more_is_pushed_out(
     assert max(a - b for a, b in zip([8192, *goals], goals, strict=False)) < 2048
 
 
-def test_what_is_free_is_given_before_anything_is_pushed_out() -> None:
+def test_free_memory_is_given_before_anything_is_pushed_out() -> None:
     guest = FakeGuest("n1", 2048, job=1000, swap_mib=2048, push_rate=20)
     o = owner(guest)
 
@@ -222,7 +222,7 @@ def test_a_slow_guest_is_given_its_time_and_no_more() -> None:
     assert 1500 < guest.actual < 1900
 
 
-def test_an_agent_lost_in_the_middle_leaves_what_is_real_and_can_be_asked_again() -> None:
+def test_an_agent_lost_in_the_middle_leaves_true_figures_and_can_be_asked_again() -> None:
     guest = FakeGuest("n1", 2048, job=1500, swap_mib=4096)
     o = owner(guest)
 
@@ -261,7 +261,7 @@ def test_a_lie_within_bounds_harms_only_the_liar() -> None:
     assert o.driver.world.overbooked <= 0.5
 
 
-def test_a_hypervisor_that_does_not_answer_ends_the_move_and_the_next_one_goes_on() -> None:
+def test_a_hypervisor_that_does_not_answer_ends_the_move_and_the_next_one_continues() -> None:
     guest = FakeGuest("n1", 2048)
     o = owner(guest)
 
@@ -329,7 +329,7 @@ def test_a_lower_target_in_mid_move_is_gone_on_to() -> None:
     assert guest.actual <= 402
 
 
-def test_a_wish_that_is_withdrawn_leaves_what_is_real() -> None:
+def test_a_withdrawn_move_leaves_true_figures() -> None:
     guest = FakeGuest("n1", 2048, rate=100)
     o = owner(guest)
     changing(o, "n1", 256, 5.0, None)
@@ -337,7 +337,7 @@ def test_a_wish_that_is_withdrawn_leaves_what_is_real() -> None:
     assert guest.target == pytest.approx(guest.actual, abs=3)
 
 
-def test_a_wish_that_changes_while_a_move_begins_is_heard() -> None:
+def test_a_target_that_changes_at_the_start_of_a_move_counts() -> None:
     guest = FakeGuest("n1", 2048)
     o = owner(guest)
     changing(o, "n1", 256, 0.0005, 2000)  # its size is just being read
@@ -364,7 +364,7 @@ def test_a_wish_that_goes_to_and_fro_with_a_guests_own_figures_gives_it_no_more_
         assert run(ended())
 
 
-def test_a_balloon_that_could_not_be_told_to_turn_round_may_take_what_it_was_told_before() -> None:
+def test_a_balloon_that_did_not_get_its_new_target_may_still_take_the_old_one() -> None:
     one, other = FakeGuest("n1", 1000, rate=50), FakeGuest("p1", 1024)
     o = owner(one, other, needs_mib=2900)
     told = o.driver.set_memory
@@ -395,7 +395,7 @@ def test_a_balloon_that_could_not_be_told_to_turn_round_may_take_what_it_was_tol
 # Giving
 
 
-def test_nobody_is_given_what_the_other_still_has() -> None:
+def test_memory_is_not_given_while_the_other_domain_still_has_it() -> None:
     """The host is booked in full: what one domain gives goes to the other as it arrives."""
     one, other = FakeGuest("n1", 3072, job=2000, swap_mib=4096, rate=200), FakeGuest("p1", 1024)
     o = owner(one, other, needs_mib=2500)
@@ -415,7 +415,7 @@ def test_nobody_is_given_what_the_other_still_has() -> None:
     assert len({int(h) for h in heights}) > 4, "it got what there was, long before all was there"
 
 
-def test_a_domain_that_has_what_its_jobs_asked_for_is_content_with_what_there_is() -> None:
+def test_a_domain_with_its_jobs_memory_does_not_wait_for_more() -> None:
     one, other = FakeGuest("n1", 3072), FakeGuest("p1", 512)
     o = owner(one, other, needs_mib=800)
 
@@ -437,7 +437,7 @@ def test_a_domain_that_has_what_its_jobs_asked_for_is_content_with_what_there_is
     assert not run(later()), "there is more now"
 
 
-def test_one_that_lacks_what_its_jobs_asked_for_says_who_has_it() -> None:
+def test_a_domain_that_lacks_its_jobs_memory_names_who_has_it() -> None:
     one, other = FakeGuest("n1", 3072), FakeGuest("p1", 512)
     o = owner(one, other, needs_mib=2000)
     error = refused(o, "p1", 3000)
@@ -446,7 +446,7 @@ def test_one_that_lacks_what_its_jobs_asked_for_says_who_has_it() -> None:
         assert word in error.text
 
 
-def test_a_guest_that_takes_nothing_is_told_of() -> None:
+def test_a_guest_that_takes_nothing_is_reported() -> None:
     guest = FakeGuest("p1", 512, rate=0)
     assert refused(owner(guest), "p1", 1024).code == "failed"
 
@@ -462,7 +462,7 @@ def test_no_guest_is_given_more_than_it_can_have() -> None:
 # Fetching back
 
 
-def test_what_was_pushed_out_is_brought_back_whole() -> None:
+def test_pushed_out_memory_is_fetched_back_completely() -> None:
     guest = FakeGuest("n1", 2048, swapped=1500, swap_mib=4096)
     o = owner(guest)
     run(o.mover.fetch("n1", (KEY,)))
@@ -491,7 +491,7 @@ def test_a_failure_of_bringing_back_holds_no_job_up() -> None:
     assert o.mover.progress == {}
 
 
-def test_progress_is_told() -> None:
+def test_progress_is_reported() -> None:
     guest = FakeGuest("n1", 2048, job=1500, swap_mib=4096, push_rate=100)
     o = owner(guest)
     seen: list[tuple[str, int, int]] = []

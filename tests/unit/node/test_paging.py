@@ -54,7 +54,7 @@ def grown(guest: FakeGuest) -> tuple[Owner, float, float]:
         return (o, *run(work()))
 
 
-def test_what_was_pushed_out_comes_back_while_the_balloon_still_gives() -> None:
+def test_pushed_out_memory_comes_back_while_the_balloon_still_grows() -> None:
     guest = swapped_guest(rate=100, push_rate=100)
     _, has, back = grown(guest)
     assert guest.swapped == 0
@@ -81,7 +81,7 @@ def test_a_job_that_was_brought_back_ahead_is_not_brought_back_again() -> None:
     assert guest.asked.count("fetch") == asked
 
 
-def test_once_its_jobs_ran_or_more_was_pushed_out_it_is_brought_back_anew() -> None:
+def test_memory_is_fetched_back_again_after_its_jobs_ran_or_more_was_pushed_out() -> None:
     guest = swapped_guest()
     o, _, _ = grown(guest)
     o.mover.paging.went_on("n1")
@@ -149,7 +149,7 @@ def test_how_long_a_guest_has_been_relieved_is_known_and_the_switch_looks_when_i
 
 
 @pytest.mark.parametrize(("code", "op"), [("busy", "push-out"), ("timeout", "memory"), ("timeout", "push-out")])
-def test_relief_goes_on_after_an_agent_that_had_no_time_for_it(code: str, op: str) -> None:
+def test_relief_continues_after_an_agent_that_had_no_time_for_it(code: str, op: str) -> None:
     """A slice of the move may still be running there, and a guest under pressure is slow."""
     guest = FakeGuest("n1", 1024, job=600, swap_mib=1024)
     o = owner(guest)
@@ -173,7 +173,7 @@ def test_relief_goes_on_after_an_agent_that_had_no_time_for_it(code: str, op: st
     assert guest.available >= 128 // 2
 
 
-def test_what_an_agent_that_went_away_did_not_bring_back_ahead_is_brought_back_before_its_jobs_go_on() -> None:
+def test_after_a_loss_of_the_agent_memory_is_fetched_back_before_the_jobs_continue() -> None:
     guest = swapped_guest(rate=100, push_rate=100)
     o = owner(guest)
     o.__class__ = Continuing
@@ -194,7 +194,7 @@ def test_what_an_agent_that_went_away_did_not_bring_back_ahead_is_brought_back_b
     assert guest.swapped == 0
 
 
-def test_what_had_no_room_in_one_move_is_brought_back_after_the_next() -> None:
+def test_memory_without_room_in_one_move_is_fetched_back_after_the_next() -> None:
     guest = swapped_guest()
     o = owner(guest)
     o.__class__ = Continuing
@@ -212,7 +212,7 @@ def test_what_had_no_room_in_one_move_is_brought_back_after_the_next() -> None:
     assert guest.swapped == 0
 
 
-def test_a_job_that_waits_for_what_never_comes_back_waits_once() -> None:
+def test_a_job_waits_only_once_for_memory_that_never_comes_back() -> None:
     guest = swapped_guest()
     o = owner(guest)
 
@@ -226,7 +226,7 @@ def test_a_job_that_waits_for_what_never_comes_back_waits_once() -> None:
     assert guest.swapped > 0
 
 
-def test_an_agent_is_asked_for_one_slice_at_a_time_though_more_jobs_may_go_on_meanwhile() -> None:
+def test_an_agent_is_asked_for_one_slice_at_a_time_though_more_jobs_may_continue_meanwhile() -> None:
     guest = swapped_guest(rate=100, push_rate=100, actual=1000)
     o = owner(guest)
     both = (KEY, JobKey("2", 1))
@@ -258,7 +258,7 @@ def test_an_agent_is_asked_for_one_slice_at_a_time_though_more_jobs_may_go_on_me
     assert most[0] == 1
 
 
-def test_a_guest_whose_jobs_are_being_brought_back_is_not_relieved() -> None:
+def test_a_guest_that_is_fetching_back_is_not_relieved() -> None:
     """Its move first gave something, and was then reversed."""
     guest = FakeGuest("n1", 2048, used=1650, job=300, rate=10, swapped=500, swap_mib=1024)
     o = owner(guest)

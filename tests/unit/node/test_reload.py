@@ -67,7 +67,7 @@ class BrokenDriver(FakeDriver):
         raise DriverError(RefusalCode.FAILED, "this hypervisor does not answer")
 
 
-def test_a_reload_whose_domains_no_driver_takes_leaves_the_domains_as_they_were() -> None:
+def test_a_reload_with_domains_that_no_driver_accepts_changes_no_domain() -> None:
     async def test(scene: Scene) -> None:
         before = scene.daemon.host.domains
         driver = scene.daemon.driver

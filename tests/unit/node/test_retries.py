@@ -51,7 +51,7 @@ def test_since_when_it_fails_and_since_when_for_reasons_that_last() -> None:
     play(test)
 
 
-def test_what_is_over_is_forgotten_and_what_may_succeed_now_is_tried_now() -> None:
+def test_finished_work_is_forgotten_and_promising_work_is_tried_at_once() -> None:
     async def test(r: Retries) -> None:
         r.failed(CPU, "memory-short", "too little")
         r.failed(OTHER, "memory-short", "too little")
@@ -65,7 +65,7 @@ def test_what_is_over_is_forgotten_and_what_may_succeed_now_is_tried_now() -> No
     play(test)
 
 
-def test_a_failure_that_goes_on_is_logged_seldom(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_that_continues_is_logged_seldom(caplog: pytest.LogCaptureFixture) -> None:
     async def test(r: Retries) -> None:
         for _ in range(LOGGED_EVERY):
             r.failed(CPU, "lost", "no answer")

@@ -17,12 +17,12 @@ def jobs(made: Snapshot) -> dict[str, int]:
     return {d.name: len(d.jobs) for d in made.domains}
 
 
-def test_what_fits_stays_as_it_is() -> None:
+def test_a_snapshot_that_fits_is_unchanged() -> None:
     made = snapshot(domain("n1", talkative(100)), domain("p1", talkative(100)))
     assert fitting(made) is made
 
 
-def test_what_is_too_long_loses_jobs_of_the_domain_that_says_most() -> None:
+def test_a_snapshot_that_is_too_long_loses_jobs_of_the_longest_domain() -> None:
     made = snapshot(domain("n1", talkative(2000)), domain("n2", talkative(2000)), domain("p1", talkative(300)))
     fits = fitting(made)
     data = encode(fits)

@@ -222,7 +222,7 @@ COMING = Unready(Stage.COMING, "h2: n2 gives 10 of 900 MiB")
 SILENT = Unready(Stage.UNHEARD, "p2: its host h2 says nothing to the hub")
 
 
-def test_a_job_of_several_hosts_waits_for_the_others_memory_and_its_comment_says_how_far_that_is() -> None:
+def test_a_job_of_several_hosts_waits_for_the_others_memory_and_its_comment_shows_the_progress() -> None:
     w = world(busy_guest())
 
     async def work() -> None:
@@ -256,7 +256,7 @@ def test_memory_that_does_not_come_on_another_host_refuses_the_job_with_its_numb
 
 
 @pytest.mark.parametrize(("told", "code"), [(None, "hub-lost"), ((SILENT,), "domain-unknown")])
-def test_what_nobody_knows_is_waited_for_a_while_and_then_refused(told: tuple[Unready, ...] | None, code: str) -> None:
+def test_unknown_parts_are_waited_for_a_while_and_then_refused(told: tuple[Unready, ...] | None, code: str) -> None:
     """A restarted hub or host is back before that; a restarted daemon counts from the beginning."""
     w = world(busy_guest())
 
@@ -390,7 +390,7 @@ def test_a_preemption_does_not_remember_that_one_before_it_failed() -> None:
     played(w, work)
 
 
-def test_a_capped_domain_whose_agent_is_away_keeps_its_cap() -> None:
+def test_a_capped_domain_keeps_its_cap_while_its_agent_is_away() -> None:
     w = world(busy_guest(rate=100))
 
     async def work() -> None:
@@ -423,7 +423,7 @@ def test_the_cap_does_not_come_before_an_agent_is_back_that_its_daemon_has_just_
     played(w, work)
 
 
-def test_a_domain_whose_agent_stays_away_is_capped_all_the_same() -> None:
+def test_a_domain_is_capped_even_if_its_agent_stays_away() -> None:
     w = world(busy_guest(rate=100))
 
     async def work() -> None:
@@ -455,7 +455,7 @@ def test_a_capped_domain_that_is_to_give_has_its_cpu_for_it() -> None:
 
 
 @pytest.mark.parametrize("nth", range(1, 30))
-def test_a_daemon_killed_after_any_step_of_a_move_out_of_a_capped_domain_is_followed_by_one_that_goes_on(
+def test_a_daemon_killed_after_any_step_of_a_move_out_of_a_capped_domain_is_followed_by_one_that_continues(
     nth: int,
 ) -> None:
     """Lifting the cap for the move is an ordinary step of the plan."""
@@ -514,7 +514,7 @@ def test_memory_that_an_agent_could_not_be_asked_for_moves_as_soon_as_it_is_back
     played(w, work)
 
 
-def test_who_waited_in_vain_for_an_agent_is_not_refused_once_it_is_back() -> None:
+def test_a_claim_that_waited_in_vain_for_an_agent_is_not_refused_once_it_is_back() -> None:
     w = world(busy_guest(push_rate=2000), FakeGuest("p1", 384, used=60, rate=100))  # it takes memory slowly
 
     async def work() -> None:
@@ -530,7 +530,7 @@ def test_who_waited_in_vain_for_an_agent_is_not_refused_once_it_is_back() -> Non
     played(w, work)
 
 
-def test_how_far_it_is_is_published() -> None:
+def test_progress_is_published() -> None:
     w = world(busy_guest())
 
     async def work() -> None:
@@ -555,7 +555,7 @@ def test_a_claim_that_needs_no_memory_waits_for_none() -> None:
     assert played(w, work) < 0.1
 
 
-def test_what_cannot_be_had_is_refused_with_the_numbers_and_the_preempted_job_goes_on() -> None:
+def test_a_hopeless_claim_is_refused_with_the_numbers_and_the_preempted_job_continues() -> None:
     w = world(busy_guest(swap_mib=0))
 
     async def work() -> None:
@@ -586,7 +586,7 @@ def test_what_cannot_be_had_is_refused_with_the_numbers_and_the_preempted_job_go
     played(w, work)
 
 
-def test_what_a_guest_has_shown_to_keep_outlasts_its_reports_and_ends_with_its_jobs() -> None:
+def test_memory_that_a_guest_did_not_give_counts_until_its_jobs_end() -> None:
     w = world(busy_guest(swap_mib=0))
 
     async def work() -> None:
@@ -603,7 +603,7 @@ def test_what_a_guest_has_shown_to_keep_outlasts_its_reports_and_ends_with_its_j
     played(w, work)
 
 
-def test_without_swap_pbs_is_told_what_can_move() -> None:
+def test_without_swap_pbs_sees_only_the_memory_that_can_move() -> None:
     """By arithmetic alone, before any attempt: its jobs' requested memory stays, except the part that its swap
     takes."""
     w = world(busy_guest(swap_mib=0), swap_mib=0, low_mib=1500)
@@ -617,7 +617,7 @@ def test_without_swap_pbs_is_told_what_can_move() -> None:
     played(w, work)
 
 
-def test_a_guest_that_keeps_what_it_has_does_not_keep_the_preempted_job_waiting_for_ever() -> None:
+def test_a_guest_that_gives_nothing_back_does_not_keep_the_preempted_job_waiting_for_ever() -> None:
     """p1's job is gone and p1 gives nothing back: n1 continues with its present memory, if its job asked for no
     more."""
     w = world(busy_guest(), low_mib=700)
@@ -688,7 +688,7 @@ def test_a_paused_host_moves_nothing_any_more() -> None:
     played(w, work)
 
 
-def test_an_agent_lost_in_mid_move_is_waited_for_and_all_goes_on() -> None:
+def test_an_agent_lost_in_mid_move_is_waited_for_and_all_continues() -> None:
     w = world(busy_guest(push_rate=100))
     n1 = w.model.world.guests["n1"]
 
@@ -712,7 +712,7 @@ def test_an_agent_lost_in_mid_move_is_waited_for_and_all_goes_on() -> None:
 
 
 @pytest.mark.parametrize("nth", range(1, 70))
-def test_a_daemon_killed_after_any_step_is_followed_by_one_that_goes_on(nth: int) -> None:
+def test_a_daemon_killed_after_any_step_is_followed_by_one_that_continues(nth: int) -> None:
     w = world(busy_guest(push_rate=400))
     seen = [0]
 
@@ -755,7 +755,7 @@ def test_two_moves_and_back_leave_nothing_under_way() -> None:
     played(w, work)
 
 
-def test_an_agent_that_connects_anew_while_memory_is_brought_back_does_not_let_the_job_go_on_without_it() -> None:
+def test_an_agent_that_connects_anew_while_memory_is_brought_back_does_not_let_the_job_continue_without_it() -> None:
     w = world(busy_guest(push_rate=100))
     n1 = w.model.world.guests["n1"]
 

@@ -98,7 +98,7 @@ def test_a_domain_without_a_balloon_keeps_what_it_has() -> None:
     assert o.mover.bounds.room("p1") == o.host.memory_mib
 
 
-def test_without_its_hypervisor_a_job_goes_on_if_nothing_has_to_be_given_back() -> None:
+def test_without_its_hypervisor_a_job_continues_if_nothing_has_to_be_given_back() -> None:
     """libvirtd died before memory moved and a cap was set, so only the agent is needed."""
     w, driver = world(p1_mib=FLOOR_MIB)
 

@@ -45,7 +45,7 @@ def test_each_unit_with_b_and_w_and_neither_in_either_case(
         "1\u212a",  # the Kelvin sign becomes a k in lower case
     ],
 )
-def test_what_pbs_refuses_as_a_size_is_none(text: str) -> None:
+def test_sizes_that_pbs_refuses_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="size"):
         size_bytes(text)
 
@@ -55,7 +55,7 @@ def test_bytes_become_whole_mib_that_hold_them() -> None:
 
 
 @pytest.mark.parametrize("text", ["", " 1", "+1", "-1", "1e0", "1x", "1_0", "٣"])
-def test_what_is_no_whole_number(text: str) -> None:
+def test_texts_that_are_no_whole_number_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="whole number"):
         whole_number(text)
     assert whole_number("007") == 7
@@ -79,7 +79,7 @@ def test_durations(text: str, seconds: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", ":", "1:", ":1", "1:2:3:4", "1.x", "a", "-1", "1:-2"])
-def test_what_pbs_refuses_as_a_duration(text: str) -> None:
+def test_durations_that_pbs_refuses_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"duration|whole number"):
         duration_s(text)
 

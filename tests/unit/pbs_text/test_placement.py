@@ -36,7 +36,7 @@ def test_vnodes_once_each_in_their_order() -> None:
         "(n1:ncpus=1+(n2:ncpus=1))",
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_never_guessed(text: str) -> None:
+def test_text_that_cannot_be_parsed_is_never_guessed(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         placed(text)
 
@@ -62,7 +62,7 @@ pieces = st.lists(
 
 
 @given(st.lists(pieces, min_size=1, max_size=4))
-def test_what_pbs_would_write_is_read_back(chunks: list[list[tuple[str, dict[str, str]]]]) -> None:
+def test_text_as_pbs_writes_it_is_read_back(chunks: list[list[tuple[str, dict[str, str]]]]) -> None:
     texts = ["+".join(f"{v}" + "".join(f":{n}={a}" for n, a in has.items()) for v, has in chunk) for chunk in chunks]
     found = placed("+".join(f"({text})" for text in texts))
     assert found == [[(vnode, list(has.items())) for vnode, has in chunk] for chunk in chunks]

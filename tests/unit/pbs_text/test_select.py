@@ -40,7 +40,7 @@ def test_chunks(select: str, found: list[tuple[int, list[tuple[str, str]]]]) -> 
         "1:note=(a)", "(1:ncpus=1)", "-1:ncpus=1", "1:a b=1",
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_never_guessed(select: str) -> None:
+def test_text_that_cannot_be_parsed_is_never_guessed(select: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         chunks(select)
     assert job_class(select) is None
@@ -84,7 +84,7 @@ asked = st.dictionaries(st.from_regex(r"[a-z][a-z_]{0,5}", fullmatch=True), plai
 
 
 @given(st.lists(st.tuples(st.integers(0, 99), asked), min_size=1, max_size=4))
-def test_what_pbs_would_write_is_read_back(parts: list[tuple[int, dict[str, str]]]) -> None:
+def test_text_as_pbs_writes_it_is_read_back(parts: list[tuple[int, dict[str, str]]]) -> None:
     """Built as do_schedselect in vnparse.c does: with quotes if the value needs them."""
     text = "+".join(
         f"{count}" + "".join(f':{name}="{value}"' for name, value in asked.items()) for count, asked in parts
