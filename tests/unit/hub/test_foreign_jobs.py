@@ -253,7 +253,7 @@ class TestHonest:
         assert hub.state() == "S"
         assert hub.books("h1") == [("1.srv", True, False)]
 
-    def test_a_hub_that_starts_again_goes_on_with_what_is_booked(self, hub: SimHub, pbs: FakePbs) -> None:
+    def test_a_hub_that_starts_again_continues_with_what_is_booked(self, hub: SimHub, pbs: FakePbs) -> None:
         hub.says("h1", domain("n1", [stopped()]))
         hub.settle(1)
         second = SimHub(pbs, hub.farm.kept, hub.at)

@@ -40,7 +40,7 @@ def test_parts_that_have_their_memory_are_not_named_nor_are_vnodes_that_nobody_m
     assert told(several_hosts(), "n1", "n2", "n3", "free") == []
 
 
-def test_a_part_whose_memory_is_on_its_way_is_named_with_how_far_that_is() -> None:
+def test_a_part_with_memory_on_its_way_is_named_with_its_progress() -> None:
     hub = several_hosts()
     hub.says("h2", part("n2", ""))
     assert told(hub, "n1", "n2", "n3") == [(Stage.COMING, "h2: n2")]
@@ -50,7 +50,7 @@ def test_a_part_whose_memory_is_on_its_way_is_named_with_how_far_that_is() -> No
     assert told(hub, "n1", "n2", "n3") == []
 
 
-def test_a_part_whose_memory_does_not_come_is_named_with_its_numbers() -> None:
+def test_a_part_without_its_memory_is_named_with_its_numbers() -> None:
     hub = several_hosts()
     hub.says("h3", part("n3", "n3 needs 1692 MiB and can have 768"))
     assert told(hub, "n2", "n3") == [(Stage.SHORT, "h3: n3 needs 1692 MiB and can have 768")]
@@ -74,7 +74,7 @@ def test_nothing_counts_as_ready_that_no_host_has_spoken_of() -> None:
     assert stage is Stage.UNHEARD and "h2" in text
 
 
-def test_a_hub_that_has_just_begun_knows_nothing_before_it_has_read_pbs_and_heard_the_hosts() -> None:
+def test_a_new_hub_knows_nothing_before_it_has_read_pbs_and_has_snapshots() -> None:
     pbs = FakePbs("n1", "n2", "free")
     SimHub(pbs).says("h2", part("n2", None))  # registered by a hub that no longer exists
     pbs.put(job(vnodes=("n1", "n2", "free")))
@@ -106,14 +106,14 @@ def test_a_host_learns_nothing_about_vnodes_that_are_none_of_the_jobs() -> None:
     assert stage is Stage.UNHEARD and "1692" not in text
 
 
-def test_pbs_is_asked_for_a_host_so_often_and_no_more_and_for_another_host_all_the_same() -> None:
+def test_pbs_is_asked_for_a_host_so_often_and_no_more_and_for_another_host_nevertheless() -> None:
     hub = several_hosts()
     asked = sum(hub.farm.must_look("h1", JobKey(f"{n}.srv", 1), hub.at) for n in range(2000))
     assert asked == BURST
     assert hub.farm.must_look("h2", JobKey("2.srv", 1), hub.at)
 
 
-def test_a_host_of_an_older_version_says_nothing_of_memory_and_is_taken_as_ready() -> None:
+def test_a_host_of_an_older_version_counts_as_ready() -> None:
     hub = several_hosts()
     hub.says("h2", domain("n2", [report()]))
     assert told(hub, "n2") == []
