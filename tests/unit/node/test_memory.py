@@ -4,91 +4,19 @@ harmed."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Stopper
-from magrathea.core.refusals import RefusalCode
 from magrathea_lab.rigs.virtual_time import run
 from node_daemon.guest_channel.channel import AgentError
 from node_daemon.hypervisor.base import DomainReading, DriverError
-from node_daemon.switch.memory import STALL_S, Mover
+from node_daemon.switch.memory import STALL_S
 from node_daemon.switch.paging import MemorySettings
 from tests.fakes.guest import FakeGuest
-from tests.fakes.hypervisor import FakeDriver, balloons, harmless
+from tests.fakes.hypervisor import FakeDriver, harmless
 
-KEY = JobKey("1", 1)
-CAPACITY_MIB = 4096
-
-
-class Owner:
-    """Plays the switch for the mover."""
-
-    def __init__(self, driver: FakeDriver, limits: MemorySettings, needs_mib: int = 0, runs: bool = False) -> None:
-        self.memory_settings = limits
-        self.driver = driver
-        low = Job(KEY, JobClass.PREEMPTIBLE, 1, 0, 0.0, 0.0, True, True)
-        if not runs:
-            low = replace(low, stopped_since=0.0, stopper=Stopper.US)
-        high = Job(JobKey("9", 1), JobClass.PRIORITY, 1, needs_mib, 0.0, 0.0, True, True)
-        kinds = {"n1": (Kind.NORMAL, (low,)), "p1": (Kind.PRIORITY, (high,))}
-        domains = tuple(
-            Domain(name, kinds[name][0], 4, floor_mib=128, lifecycle=Lifecycle.UP, jobs=kinds[name][1])
-            for name in sorted(driver.world.guests)
-        )
-        self.host = Host("h1", Mode.EXCLUSIVE, 4, driver.world.capacity_mib, domains)
-        self.seen: list[str] = []
-        self.mover = Mover(self, driver, driver.world.guests)
-        self.reads = 0
-
-    def held_stopped(self, domain: str) -> tuple[JobKey, ...]:
-        return (KEY,) if domain == "n1" and self.driver.world.guests["n1"].stopped else ()
-
-    def memory_read(self, read: Mapping[str, DomainReading]) -> None:
-        self.reads += 1
-
-    def begins_to_give(self, domain: str) -> None:
-        self.seen.append(f"gives {domain}")
-
-    def to_continue(self, domain: str) -> tuple[JobKey, ...]:
-        return ()
-
-    def look_soon(self) -> None:
-        self.seen.append("look")
-
-    def observe(self, name: str) -> None:
-        self.seen.append(name)
-
-
-def owner(
-    *guests: FakeGuest, capacity_mib: int = CAPACITY_MIB, needs_mib: int = 0, runs: bool = False, **changes: Any
-) -> Owner:
-    return Owner(balloons(capacity_mib, *guests), replace(MemorySettings(), **changes), needs_mib, runs)
-
-
-def moved(o: Owner, domain: str, mib: int) -> float:
-    """Move it, and nothing else; return the virtual seconds that it took."""
-
-    async def work() -> float:
-        try:
-            await o.mover.move(domain, mib)
-            return asyncio.get_running_loop().time()
-        finally:
-            await o.mover.close()
-
-    with harmless(o.driver.world):
-        return run(work())
-
-
-def refused(o: Owner, domain: str, mib: int) -> DriverError:
-    with pytest.raises(DriverError) as caught:
-        moved(o, domain, mib)
-    return caught.value
+from .memory_owner import CAPACITY_MIB, KEY, moved, owner, refused
 
 
 def test_free_memory_is_given_at_once_if_no_job_runs() -> None:
@@ -300,98 +228,6 @@ def test_a_domain_halted_by_others_is_left_alone() -> None:
     assert o.driver.world.targets == []
 
 
-# The target changes
-
-
-def changing(o: Owner, domain: str, mib: int, at_s: float, new: int | None) -> None:
-    async def work() -> None:
-        move = asyncio.get_running_loop().create_task(o.mover.move(domain, mib))
-        await asyncio.sleep(at_s)
-        assert not move.done()
-        o.mover.aim(domain, new)
-        await move
-
-    with harmless(o.driver.world):
-        run(work())
-
-
-def test_a_new_target_turns_a_move_round_and_nothing_is_undone_twice() -> None:
-    guest = FakeGuest("n1", 2048, rate=100)
-    o = owner(guest)
-    changing(o, "n1", 256, 5.0, 2000)
-    assert guest.actual == 2000
-    assert [mib for _, mib in o.driver.world.targets] == [256, 2000]
-
-
-def test_a_lower_target_in_mid_move_is_gone_on_to() -> None:
-    guest = FakeGuest("n1", 2048, rate=100)
-    changing(owner(guest), "n1", 1500, 2.0, 400)
-    assert guest.actual <= 402
-
-
-def test_a_withdrawn_move_leaves_true_figures() -> None:
-    guest = FakeGuest("n1", 2048, rate=100)
-    o = owner(guest)
-    changing(o, "n1", 256, 5.0, None)
-    assert 1200 < guest.actual < 1900
-    assert guest.target == pytest.approx(guest.actual, abs=3)
-
-
-def test_a_target_that_changes_at_the_start_of_a_move_counts() -> None:
-    guest = FakeGuest("n1", 2048)
-    o = owner(guest)
-    changing(o, "n1", 256, 0.0005, 2000)  # its size is just being read
-    assert guest.actual == 2000
-    assert [mib for _, mib in o.driver.world.targets] == [2000]
-
-
-def test_a_wish_that_goes_to_and_fro_with_a_guests_own_figures_gives_it_no_more_time() -> None:
-    guest = FakeGuest("n1", 2048, rate=5)
-    o = owner(guest, time_limit_s=60)
-
-    async def ended() -> bool:
-        move = asyncio.get_running_loop().create_task(o.mover.move("n1", 256))
-        for number in range(9):
-            await asyncio.sleep(10)
-            o.mover.aim("n1", 256 if number % 2 else 272)
-        over = move.done()
-        move.cancel()
-        await asyncio.gather(move, return_exceptions=True)
-        await o.mover.close()
-        return over
-
-    with harmless(o.driver.world):
-        assert run(ended())
-
-
-def test_a_balloon_that_did_not_get_its_new_target_may_still_take_the_old_one() -> None:
-    one, other = FakeGuest("n1", 1000, rate=50), FakeGuest("p1", 1024)
-    o = owner(one, other, needs_mib=2900)
-    told = o.driver.set_memory
-
-    async def deaf(domain: str, mib: int) -> None:
-        if domain == "n1":
-            raise DriverError(RefusalCode.TIMEOUT, "setting the memory of n1 did not end")
-        await told(domain, mib)
-
-    async def work() -> None:
-        grow = asyncio.get_running_loop().create_task(o.mover.move("n1", 3072))
-        await asyncio.sleep(2)
-        o.driver.set_memory = deaf  # type: ignore[method-assign]
-        o.mover.aim("n1", 256)
-        with pytest.raises(DriverError):
-            await grow
-        with pytest.raises(DriverError):
-            await o.mover.move("p1", 3500)
-        o.driver.set_memory = told  # type: ignore[method-assign]
-        await o.mover.move("n1", 256)
-        await o.mover.move("p1", 3500)
-
-    with harmless(o.driver.world):
-        run(work())
-    assert other.actual >= 3498
-
-
 # Giving
 
 
@@ -513,91 +349,3 @@ def test_progress_is_reported() -> None:
     assert given == sorted(given) and len(set(given)) > 5
     assert {of for what, _, of in seen if what == "gives"} == {2048 - 256}
     assert any(what == "fetches" for what, _, _ in seen)
-
-
-# Whatever happens
-
-
-@st.composite
-def guests(draw: st.DrawFn, name: str) -> FakeGuest:
-    used = draw(st.integers(20, 200))
-    actual = draw(st.integers(256, 2048))
-    job = draw(st.integers(0, max(0, actual - used))) if name == "n1" else 0
-    return FakeGuest(
-        name,
-        actual,
-        most=draw(st.sampled_from([2048, 4096])),
-        used=used,
-        job=job,
-        swap_mib=draw(st.sampled_from([0, 100, 4096])),
-        rate=draw(st.sampled_from([0, 1, 50, 1000, 100000])),
-        push_rate=draw(st.sampled_from([1, 20, 500, 5000])),
-        stopped=draw(st.booleans()),
-        can=draw(st.sampled_from([("push-out", "fetch"), ()])),
-    )
-
-
-Wish = tuple[str, str, int, float]
-wishes = st.lists(
-    st.tuples(
-        st.sampled_from(["aim", "agent", "fail", "stop", "use", "down", "withdraw"]),
-        st.sampled_from(["n1", "p1"]),
-        st.integers(64, 3000),
-        st.floats(0.01, 20.0),
-    ),
-    max_size=12,
-)
-
-
-def happens(o: Owner, what: str, name: str, mib: int) -> None:
-    guest = o.driver.world.guests[name]
-    guest.pass_time()
-    if what == "aim":
-        o.mover.aim(name, mib)
-    elif what == "withdraw":
-        o.mover.aim(name, None)
-    elif what == "agent":
-        guest.connected = not guest.connected
-    elif what == "fail":
-        o.driver.world.unanswered = mib % 4
-    elif what == "stop":
-        guest.stopped = not guest.stopped
-    elif what == "use":  # a stray process takes the margin, which is there for that
-        guest.used += min(MemorySettings().margin_mib / 8, guest.available / 2)
-    elif guest.up:
-        o.driver.world.end(name)
-    else:
-        o.driver.world.start(name)
-
-
-async def moving(o: Owner, name: str, mib: Callable[[], int], over: asyncio.Event) -> None:
-    """Move as the switch does, with a bounded number of attempts."""
-    for _ in range(30):
-        try:
-            await o.mover.move(name, mib())
-        except (DriverError, AgentError):
-            await asyncio.sleep(1.0)
-        if over.is_set():
-            return
-        await asyncio.sleep(0.5)
-
-
-@given(guests("n1"), guests("p1"), st.integers(64, 3000), st.integers(64, 3000), wishes)
-def test_whatever_happens_no_balloon_kills_and_nothing_is_given_twice(
-    one: FakeGuest, other: FakeGuest, first: int, second: int, then: list[Wish]
-) -> None:
-    o = owner(one, other, capacity_mib=2560, time_limit_s=40)
-
-    async def work() -> None:
-        over = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        tasks = [loop.create_task(moving(o, n, lambda m=m: m, over)) for n, m in (("n1", first), ("p1", second))]  # type: ignore[misc]
-        for what, name, mib, pause in then:
-            await asyncio.sleep(pause)
-            happens(o, what, name, mib)
-        over.set()
-        await asyncio.wait_for(asyncio.gather(*tasks), 10_000)  # virtual time, so every wait is bounded
-
-    with harmless(o.driver.world):
-        run(work())
-    assert o.mover.progress == {}

@@ -15,7 +15,7 @@ from node_daemon.guest_channel.channel import AgentError
 from tests.fakes.guest import FakeGuest
 from tests.fakes.hypervisor import harmless
 
-from .test_memory import KEY, Owner, owner
+from .memory_owner import KEY, Owner, owner
 
 
 class Continuing(Owner):

@@ -10,7 +10,7 @@ from node_daemon.hypervisor.base import DriverError, OnChange
 from node_daemon.journal import Journal
 from tests.fakes.hypervisor import FakeDriver
 
-from .test_life import DOMAIN, Scene, guest, play
+from .life_scene import DOMAIN, Scene, guest, play
 
 
 def told(scene: Scene) -> list[str]:

@@ -1,7 +1,7 @@
 """What the hypervisor cannot report of one domain or of all: the unknown never counts.
 
 No domain gets memory, is told that memory has arrived, or is taken for down because of something unknown. The worlds of
-test_switch_memory.py: the real core, switch, mover and claims.
+switch_world.py: the real core, switch, mover and claims.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from node_daemon.hypervisor.base import DomainReading
 from tests.fakes.guest import FakeGuest
 from tests.fakes.hypervisor import FakeDriver, balloons
 
-from .test_memory import owner
-from .test_switch_memory import CAPACITY_MIB, FLOOR_MIB, HIGH, World, busy_guest, played
+from .memory_owner import owner
+from .switch_world import CAPACITY_MIB, FLOOR_MIB, HIGH, World, busy_guest, played
 
 MINE_MIB = 512
 
