@@ -59,7 +59,7 @@ class Kind(StrEnum):
     """A directory with all its content, or a symbolic link."""
 
 
-class Strange(Exception):
+class UntrustedRecords(Exception):
     """Another user can write to the folder of records, so none of them can be trusted."""
 
 
@@ -107,7 +107,7 @@ def this_process() -> Owner:
 
 
 def take(kind: Kind, what: str) -> Taken:
-    """Record that this process takes `what`. Raises Strange."""
+    """Record that this process takes `what`. Raises UntrustedRecords."""
     owner = this_process()
     taken = Taken(RECORDS / f"{owner.pid}-{secrets.token_hex(6)}.json", owner, kind, what)
     new = taken.record.with_suffix(".new")
@@ -125,7 +125,7 @@ def take_process(pid: int) -> Taken:
 
 
 def take_directory(prefix: str, base: str | Path | None = None) -> tuple[Path, Taken]:
-    """Make a new directory with a unique name, for this user only. Raises OSError, Strange."""
+    """Make a new directory with a unique name, for this user only. Raises OSError, UntrustedRecords."""
     path = Path(base or tempfile.gettempdir()) / f"{prefix}{secrets.token_hex(4)}"
     taken = take(Kind.DIRECTORY, str(path))
     path.mkdir(mode=0o700)
@@ -139,7 +139,7 @@ def undo_all(taken: Iterable[Taken]) -> None:
 
 
 def begin_run() -> tuple[Taken, list[str]]:
-    """Remove what other runs left, and mark all processes that this one starts from now on. Raises Strange.
+    """Remove what other runs left, and mark all processes that this one starts from now on. Raises UntrustedRecords.
 
     Returns what to undo at the end, and a line for each thing that was removed.
     """
@@ -155,7 +155,7 @@ def mark() -> dict[str, str]:
 
 
 def clear() -> list[str]:
-    """Undo everything left by owners that have ended; return a line for each thing. Raises Strange."""
+    """Undo everything left by owners that have ended; return a line for each thing. Raises UntrustedRecords."""
     cleared = []
     with _alone() as records:
         left = [taken for taken in records if taken.owner.has_ended()]
@@ -202,11 +202,13 @@ def _read() -> Iterator[Taken]:
 
 
 def _require_ours() -> None:
-    """Raise Strange if another user may write to the records: what they name is removed, perhaps by root."""
+    """Raise UntrustedRecords if another user may write to the records: what they name is removed, perhaps by root."""
     RECORDS.mkdir(mode=0o700, exist_ok=True)
     found = RECORDS.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise Strange(f"{RECORDS} must be a directory of user {os.getuid()} that nobody else may use; remove it")
+        raise UntrustedRecords(
+            f"{RECORDS} must be a directory of user {os.getuid()} that nobody else may use; remove it"
+        )
 
 
 def _boot() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from magrathea.cli import sources
-from magrathea.cli.host_actions import tell
+from magrathea.cli.host_actions import request
 
 _target = click.argument("domain", shell_complete=sources.names)
 _when_idle = click.option("--when-idle", is_flag=True, help="Keep taking jobs; go down as soon as there is none.")
@@ -46,7 +46,7 @@ def boot(domain: str, socket_option: str | None, form: str) -> None:
 
     Exit codes: 0 noted; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
     """
-    tell("domain", socket_option, form, do="boot", domain=domain)
+    request("domain", socket_option, form, do="boot", domain=domain)
 
 
 @domain.command(short_help="let a domain finish its jobs, then turn it off")
@@ -70,7 +70,7 @@ def shutdown(domain: str, when_idle: bool, now: bool, socket_option: str | None,
 
     Exit codes: 0 noted; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
     """
-    tell("domain", socket_option, form, do="shutdown", domain=domain, when_idle=when_idle, now=now)
+    request("domain", socket_option, form, do="shutdown", domain=domain, when_idle=when_idle, now=now)
 
 
 @domain.command(short_help="let a domain finish its jobs, then turn it off and start it again")
@@ -92,7 +92,7 @@ def reboot(domain: str, when_idle: bool, now: bool, socket_option: str | None, f
 
     Exit codes: 0 noted; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
     """
-    tell("domain", socket_option, form, do="reboot", domain=domain, when_idle=when_idle, now=now)
+    request("domain", socket_option, form, do="reboot", domain=domain, when_idle=when_idle, now=now)
 
 
 @domain.command(short_help="save a priority domain to disk; its CPUs stay reserved")
@@ -113,7 +113,7 @@ def freeze(domain: str, socket_option: str | None, form: str) -> None:
 
     Exit codes: 0 noted; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
     """
-    tell("domain", socket_option, form, do="freeze", domain=domain)
+    request("domain", socket_option, form, do="freeze", domain=domain)
 
 
 @domain.command(short_help="bring a domain back from disk; preempts what borrowed its CPUs")
@@ -134,4 +134,4 @@ def defrost(domain: str, socket_option: str | None, form: str) -> None:
 
     Exit codes: 0 noted; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
     """
-    tell("domain", socket_option, form, do="defrost", domain=domain)
+    request("domain", socket_option, form, do="defrost", domain=domain)

@@ -110,7 +110,7 @@ def as_json(guest: AgentStatus, now: float) -> str:
 FORMS: dict[str, Callable[[AgentStatus, float], str]] = {"table": table, "json": as_json, "plain": plain}
 
 
-def told(form: str) -> tuple[str, bool]:
+def page(form: str) -> tuple[str, bool]:
     """This guest as text, and whether its agent is connected. Raises client.Unreachable, client.RequestRefused."""
     guest = ask()
     return FORMS[form](guest, time.time()), guest.connected

@@ -18,7 +18,7 @@ class _Answer(msgspec.Struct):
     said: list[str] = []
 
 
-def tell(op: str, socket_option: str | None, form: str, **fields: object) -> None:
+def request(op: str, socket_option: str | None, form: str, **fields: object) -> None:
     """Ask the daemon and print its answer. If it refuses or does not answer, print why and end the command."""
     try:
         answer = client.ask(client.socket_path(socket_option), {"op": op, **fields})
@@ -57,7 +57,7 @@ def drain(target: str, reason: str, socket_option: str | None, form: str) -> Non
 
     Exit codes: 0 done; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
     """
-    tell("drain", socket_option, form, domain=target, reason=reason)
+    request("drain", socket_option, form, domain=target, reason=reason)
 
 
 @click.command(short_help="let a drained domain or host take jobs again")
@@ -76,7 +76,7 @@ def undrain(target: str, socket_option: str | None, form: str) -> None:
 
     Exit codes: 0 done; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
     """
-    tell("undrain", socket_option, form, domain=target)
+    request("undrain", socket_option, form, domain=target)
 
 
 @click.command(short_help="watch this host, but stop acting")
@@ -101,7 +101,7 @@ def pause(host: str, reason: str, socket_option: str | None, form: str) -> None:
 
     Exit codes: 0 done; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
     """
-    tell("pause", socket_option, form, domain=host, reason=reason)
+    request("pause", socket_option, form, domain=host, reason=reason)
 
 
 @click.command(short_help="let a paused host act again")
@@ -120,7 +120,7 @@ def unpause(host: str, socket_option: str | None, form: str) -> None:
 
     Exit codes: 0 done; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
     """
-    tell("unpause", socket_option, form, domain=host)
+    request("unpause", socket_option, form, domain=host)
 
 
 @click.command(short_help="end a domain's fault; the daemon tries again what failed")
@@ -139,7 +139,7 @@ def clear(domain: str, socket_option: str | None, form: str) -> None:
 
     Exit codes: 0 done; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
     """
-    tell("clear", socket_option, form, domain=domain)
+    request("clear", socket_option, form, domain=domain)
 
 
 @click.command(short_help="let the daemon read its configuration again")
@@ -158,4 +158,4 @@ def reload(socket_option: str | None, form: str) -> None:
 
     Exit codes: 0 done; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
     """
-    tell("reload", socket_option, form)
+    request("reload", socket_option, form)

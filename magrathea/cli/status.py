@@ -78,7 +78,7 @@ def _in_guest(form: str) -> StatusPage:
     """This guest's domain, as its agent reports it."""
     from magrathea.cli import guest_status
 
-    text, well = guest_status.told(form)
+    text, well = guest_status.page(form)
     return StatusPage(text, OK if well else TROUBLE)
 
 

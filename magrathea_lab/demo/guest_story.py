@@ -29,9 +29,9 @@ LOW_MIB, HIGH_MIB = 200, 200
 """
 SLOW_S = 2 * PATIENCE_S
 """Bound of each chapter: an emulated guest beside other work on two cores moves its memory ten times as slowly."""
-TOLD_MIB = 60
+LINE_MIB = 60
 """The smallest change of memory that gets a line."""
-WIDE_MIB = 48
+BAR_STEP_MIB = 48
 """MiB for each step of a domain's bar."""
 ASK_S = 0.5
 """Interval between questions about a guest's swap: each question costs a capped, emulated guest CPU time."""
@@ -71,11 +71,11 @@ class GuestStory:
 
     def __init__(self) -> None:
         self._ask_at = 0.0
-        self._told: dict[str, int] = {}
+        self._printed: dict[str, int] = {}
         self._swap: dict[str, int] = {}
         self._caps: dict[str, int | None] = {}
 
-    def looked(self, watch: Watch, screen: Screen) -> None:
+    def after_look(self, watch: Watch, screen: Screen) -> None:
         """Print what has moved: visible steps of memory, and every change of a cap."""
         cluster = _guests(watch)
         figures = cluster.figures()
@@ -88,12 +88,12 @@ class GuestStory:
             if name in self._caps and self._caps[name] != now.cpu_percent:
                 screen.event(f"CPU: {name} {_cap(self._caps[name])} -> {_cap(now.cpu_percent)}")
             self._caps[name] = now.cpu_percent
-        moved = any(abs(now.memory_mib - self._told.get(name, 0)) >= TOLD_MIB for name, now in figures.items())
+        moved = any(abs(now.memory_mib - self._printed.get(name, 0)) >= LINE_MIB for name, now in figures.items())
         if moved:
-            first = not self._told
-            self._told = {name: now.memory_mib for name, now in figures.items()}
+            first = not self._printed
+            self._printed = {name: now.memory_mib for name, now in figures.items()}
             if not first:
-                parts = [f"{name} {_memory(mib)}" for name, mib in self._told.items()]
+                parts = [f"{name} {_memory(mib)}" for name, mib in self._printed.items()]
                 screen.event(f"memory (MiB): {'  '.join(parts)}  in n1's swap {self._swap.get('n1', 0):3d}")
 
     def table(self, watch: Watch) -> Table:
@@ -212,7 +212,7 @@ def _submit(watch: Watch, queue: str, name: str, steps: int, memory_mib: int) ->
 
 def _memory(mib: int) -> str:
     """A bar and a figure."""
-    return f"{'█' * round(mib / WIDE_MIB):<8s} {mib:3d}"
+    return f"{'█' * round(mib / BAR_STEP_MIB):<8s} {mib:3d}"
 
 
 def _progress(job: Watched) -> str:

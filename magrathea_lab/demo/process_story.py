@@ -60,7 +60,7 @@ class ProcessStory:
             found.add_row("", "", "[dim]waiting in PBS[/dim]", ", ".join(waiting))
         return found
 
-    def looked(self, watch: Watch, screen: Screen) -> None:
+    def after_look(self, watch: Watch, screen: Screen) -> None:
         """Nothing to print: the table shows everything."""
 
     def tell(self, watch: Watch, screen: Screen) -> None:

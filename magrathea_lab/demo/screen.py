@@ -47,7 +47,7 @@ class Story(Protocol):
 
     def table(self, watch: Watch) -> Table: ...
 
-    def looked(self, watch: Watch, screen: Screen) -> None:
+    def after_look(self, watch: Watch, screen: Screen) -> None:
         """Called after each look at the cluster."""
 
     def tell(self, watch: Watch, screen: Screen) -> None:
@@ -85,7 +85,7 @@ class Screen:
             self.say(self.story.table(watch))
 
     def draw(self, watch: Watch) -> None:
-        self.story.looked(watch, self)
+        self.story.after_look(watch, self)
         if self._live is not None:
             self._live.update(self.story.table(watch))
 

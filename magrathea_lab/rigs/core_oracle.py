@@ -131,7 +131,7 @@ def in_the_way(h: Host, d: Domain) -> list[Domain]:
     return [s for s in siblings(h, d) if running(s)]
 
 
-def pushable(h: Host, d: Domain) -> bool:
+def can_preempt(h: Host, d: Domain) -> bool:
     """True if all blockers of a priority domain can be stopped and their remaining memory leaves the domain its
     floor."""
     return all(stoppable(h, s) for s in in_the_way(h, d)) and room_mib(h, d) >= d.floor_mib
@@ -163,7 +163,7 @@ def state(h: Host, d: Domain) -> State:
     if h.mode is Mode.EXCLUSIVE:
         if d.kind is not Kind.SERVICE and not in_the_way(h, d):
             return State.FREE
-        return State.WOULD_PREEMPT if d.kind is Kind.PRIORITY and pushable(h, d) else State.OCCUPIED
+        return State.WOULD_PREEMPT if d.kind is Kind.PRIORITY and can_preempt(h, d) else State.OCCUPIED
     if d.kind is Kind.PRIORITY:
         if free_for_priority(h, d) >= 1:
             return State.FREE
@@ -181,7 +181,7 @@ def accepts(h: Host, d: Domain) -> set[JobClass]:
     if h.mode is Mode.COUNTED:
         return classes
     if d.kind is Kind.PRIORITY:
-        return classes if pushable(h, d) else set()
+        return classes if can_preempt(h, d) else set()
     if in_the_way(h, d):
         return set()
     return classes - {PROTECTED} if any(saved(s) for s in siblings(h, d)) else classes
@@ -216,13 +216,13 @@ def _in_way(h: Host, d: Domain, j: Job) -> bool:
     if j.held_elsewhere:
         return True
     if h.mode is Mode.COUNTED:
-        return ours(j) and d.name not in going_on(h)
+        return ours(j) and d.name not in next_to_resume(h)
     priority_jobs = any(x.cls is HIGH for s in siblings(h, d) for x in s.jobs)
     kept = any(lingering(h, s) or is_restored(s) for s in siblings(h, d))
     return (d.kind is Kind.NORMAL and priority_jobs) or (ours(j) and kept)
 
 
-def going_on(h: Host) -> list[str]:
+def next_to_resume(h: Host) -> list[str]:
     """Preempted domains that fit and may continue, longest preempted first; none while a domain is being restored."""
     if any(is_restored(w) for w in workers(h)):
         return []

@@ -144,9 +144,9 @@ class Hypervisor:
             self.connect()
         except libvirt.libvirtError:
             self.libvirtd.start_libvirtd()
-        self.revive()
+        self.start_all()
         for name, guest in self.guests.items():
-            self.size_up(name, guest)
+            self.restore_size(name, guest)
             try:
                 guest.wait(10.0)
                 self._tidy(guest)
@@ -155,7 +155,7 @@ class Hypervisor:
                 guest.boot()
                 guest.wait(BOUND_S)
 
-    def revive(self) -> None:
+    def start_all(self) -> None:
         """Start or resume all guests."""
         for guest in self.guests.values():
             with contextlib.suppress(Exception):
@@ -164,7 +164,7 @@ class Hypervisor:
                 guest.domain.managedSaveRemove()
             guest.boot()
 
-    def size_up(self, name: str, guest: Guest) -> None:
+    def restore_size(self, name: str, guest: Guest) -> None:
         """Give the guest all its memory, and remove its cap."""
         guest.domain.setSchedulerParametersFlags({"global_quota": -1}, libvirt.VIR_DOMAIN_AFFECT_LIVE)
         guest.domain.setMemoryFlags(self.sizes[name].memory_mib * 1024, libvirt.VIR_DOMAIN_AFFECT_LIVE)

@@ -184,7 +184,7 @@ def reserve_mib(proposals: Iterable[Proposal]) -> int:
     return HOST_MIB + EMULATOR_MIB * sum(1 for p in proposals if p.found.type in ("kvm", "qemu"))
 
 
-def short_of(proposals: Iterable[Proposal], host_mib: int) -> int:
+def missing_mib(proposals: Iterable[Proposal], host_mib: int) -> int:
     """How many MiB reserve, services and floors together exceed the host's memory; 0 if they fit."""
     listed = [p for p in proposals if not p.refused]
     taken = sum(p.memory_mib if p.kind is Kind.SERVICE else p.floor_mib for p in listed)
@@ -202,7 +202,7 @@ def adopted_xml(found: Found, socket: str) -> str:
         devices = ET.SubElement(top, "devices")
     if found.type == "lxc":
         _add_directory(devices, socket)
-        return written(top)
+        return xml_text(top)
     _add_channel(devices, found, socket)
     if found.type != "xen":  # Xen's balloon is the kernel's own driver, and has no attributes
         balloon = devices.find("memballoon")
@@ -213,7 +213,7 @@ def adopted_xml(found: Found, socket: str) -> str:
                 balloon.remove(child)
         for key, value in BALLOON.items():
             balloon.set(key, value)
-    return written(top)
+    return xml_text(top)
 
 
 def _add_channel(devices: ET.Element, found: Found, socket: str) -> None:
@@ -249,15 +249,15 @@ def _add_directory(devices: ET.Element, socket: str) -> None:
     ET.SubElement(mount, "target", {"dir": GUEST_DIRECTORY})
 
 
-def written(top: ET.Element) -> str:
+def xml_text(top: ET.Element) -> str:
     """XML as text, always in the same layout, so that two versions can be compared line by line."""
     ET.indent(top)
     return ET.tostring(top, encoding="unicode") + "\n"
 
 
-def normal(xml: str) -> str:
+def normalized(xml: str) -> str:
     """`xml` in that layout."""
-    return written(ET.fromstring(xml))
+    return xml_text(ET.fromstring(xml))
 
 
 # The configuration

@@ -199,7 +199,7 @@ def command(
         changes, proposals = _changes(proposals, configuration)
         before = config.read_text() if configuration else ""
         after = _wanted(before, proposals, configuration, name, mode, uri)
-        _show(form, proposals, changes, config, before, after, adopt.short_of(proposals, mib), applying)
+        _show(form, proposals, changes, config, before, after, adopt.missing_mib(proposals, mib), applying)
         if applying:
             _apply(connection, changes, config, before, after, state, proposals)
     if any(p.refused for p in proposals):
@@ -222,7 +222,7 @@ def _changes(
             except NotAdoptable as error:
                 p = replace(p, refused=str(error))
             else:
-                if (before := adopt.normal(p.found.xml)) != after:
+                if (before := adopt.normalized(p.found.xml)) != after:
                     changes.append(XmlChange(p.found.name, before, after))
         checked.append(p)
     return changes, checked
@@ -342,7 +342,7 @@ def _present(connection: Any, name: str) -> str:
     import libvirt
 
     flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
-    return adopt.normal(connection.lookupByName(name).XMLDesc(flags))
+    return adopt.normalized(connection.lookupByName(name).XMLDesc(flags))
 
 
 def _undo(connection: Any, config: Path, state: Path) -> None:

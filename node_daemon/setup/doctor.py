@@ -104,10 +104,10 @@ def _daemon(configuration: NodedConfiguration) -> Iterator[Check]:
         fix = "find out what sets the clock in steps; it should be slewed"
         cause = f"they differ by {skew_s:.1f} s"
         yield Check(HOST, "daemon-clock", Status.WARN, "the daemon's time differs from this machine's", cause, fix)
-    yield from told(configuration, snapshot)
+    yield from of_snapshot(configuration, snapshot)
 
 
-def told(configuration: NodedConfiguration, snapshot: Snapshot) -> Iterator[Check]:
+def of_snapshot(configuration: NodedConfiguration, snapshot: Snapshot) -> Iterator[Check]:
     """Checks of what the daemon reports."""
     if snapshot.hub_connected:
         yield Check(HOST, "hub-connected", Status.OK, "the daemon is connected to its hub")

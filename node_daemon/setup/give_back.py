@@ -33,7 +33,7 @@ STOPPED = b"T"
 
 
 @dataclass(slots=True)
-class Given:
+class ContinuedProcesses:
     """How many processes of a job were continued, could not be continued, or belong to another user and were not
     touched."""
 
@@ -58,13 +58,13 @@ def owners(ids: Iterable[str]) -> tuple[dict[str, int], str]:
     return found, ""
 
 
-def give_back(ids: Iterable[str], uids: Mapping[str, int], proc: Path = Path("/proc")) -> dict[str, Given]:
+def give_back(ids: Iterable[str], uids: Mapping[str, int], proc: Path = Path("/proc")) -> dict[str, ContinuedProcesses]:
     """Send SIGCONT to every stopped process with one of the job ids in its environment; if the owner is known, only to
     his.
 
     It opens a pid file descriptor before it looks at the process, so a signal never hits a recycled pid.
     """
-    given = {id: Given() for id in ids}
+    given = {id: ContinuedProcesses() for id in ids}
     wanted = {f"PBS_JOBID={id}".encode(): id for id in given}
     for pid in sorted((int(entry.name) for entry in proc.iterdir() if entry.name.isdecimal()), reverse=True):
         with contextlib.ExitStack() as opened, contextlib.suppress(ProcessLookupError, FileNotFoundError):
@@ -167,14 +167,14 @@ def command(host: str, config: Path, yes: bool, form: str) -> None:
         _tell(jobs, given, booked)
     else:
         rows = [(domain, id, *astuple(given[id]), id in booked) for domain, id in jobs]
-        names = ("domain", "job", *(field.name for field in fields(Given)), "booked")
+        names = ("domain", "job", *(field.name for field in fields(ContinuedProcesses)), "booked")
         plain = [tuple("yes" if c is True else "no" if c is False else str(c) for c in row) for row in rows]
         view.show(form, names, plain, [dict(zip(names, row, strict=True)) for row in rows])
     if any(result.failed for result in given.values()):
         raise click.exceptions.Exit(PARTLY)
 
 
-def _tell(jobs: list[tuple[str, str]], given: Mapping[str, Given], booked: list[str]) -> None:
+def _tell(jobs: list[tuple[str, str]], given: Mapping[str, ContinuedProcesses], booked: list[str]) -> None:
     for domain, id in jobs:
         strange = f", {given[id].strange} of other users not touched" if given[id].strange else ""
         failed = f", {given[id].failed} failed: run this as root" if given[id].failed else ""

@@ -140,7 +140,7 @@ def install_command(
         )
         if both := set(priority) & set(preemptible):
             raise InstallError(f"queue {', '.join(sorted(both))}: either --priority or --preemptible, not both")
-        options = records.joined(old, new, set(now.vnodes))
+        options = records.merged(old, new, set(now.vnodes))
         todo = install.changes(now, options)
         if not dry_run:
             records.save(place.home, records.updated(record, now, options))
@@ -247,7 +247,7 @@ def uninstall_command(resume_jobs: bool, delete_history: bool, dry_run: bool, co
             if not dry_run:
                 resume(place, [job.id for job in jobs])
                 now = pbs_commands.present(place)
-        kept = uninstall.not_known(now, record)
+        kept = uninstall.unknown_values(now, record)
         todo = uninstall.changes(now, record, delete_history=delete_history)
         count, _ = _carry_out(place, todo, dry_run=dry_run, go_on=True)
         for sentence in kept:
@@ -256,7 +256,7 @@ def uninstall_command(resume_jobs: bool, delete_history: bool, dry_run: bool, co
             click.echo(_summary(count, dry_run))
             return
         now = pbs_commands.present(place)
-        left = uninstall.left(now, record)
+        left = uninstall.leftovers(now, record)
         if not left:
             _forget(place, now.sched_config)
     except InstallError as error:

@@ -48,7 +48,7 @@ class Record(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=Tr
         )
 
 
-def joined(old: InstallOptions, new: InstallOptions, vnodes: set[str]) -> InstallOptions:
+def merged(old: InstallOptions, new: InstallOptions, vnodes: set[str]) -> InstallOptions:
     """The old and the new options together. For a queue the newer option counts; vnodes not in `vnodes` no longer
     exist, and are dropped."""
     return InstallOptions(

@@ -118,7 +118,7 @@ def _vnode_changes(now: Present, record: Record | None, name: str) -> Iterator[S
             yield _plain(f"unset node {name} resources_available.{resource}")
 
 
-def not_known(now: Present, record: Record | None) -> list[str]:
+def unknown_values(now: Present, record: Record | None) -> list[str]:
     """Sentences about vnodes that keep the hub's values, because nobody knows their old ones."""
     known = record.vnodes if record else {}
     return [
@@ -140,7 +140,7 @@ def _sched_config(now: Present, record: Record | None) -> str:
     return without_resources(now.sched_config, RESOURCES)
 
 
-def left(now: Present, record: Record | None) -> list[str]:
+def leftovers(now: Present, record: Record | None) -> list[str]:
     """What still exists after all changes were tried: a sentence each, with what to do."""
     found = []
     for name in RESOURCES:

@@ -146,7 +146,7 @@ def test_a_leftover_that_cannot_be_cleared_is_reported_and_tried_again(
 def test_a_folder_of_records_that_others_may_write_to_is_not_trusted(records: Path) -> None:
     leftovers.take(Kind.DIRECTORY, "/nowhere")
     records.chmod(0o777)
-    with pytest.raises(leftovers.Strange, match="nobody else"):
+    with pytest.raises(leftovers.UntrustedRecords, match="nobody else"):
         leftovers.clear()
 
 

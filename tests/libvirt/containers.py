@@ -92,13 +92,13 @@ class Containers(Hypervisor):
             <console type='pty'/>
           </devices></domain>"""
 
-    def revive(self) -> None:
+    def start_all(self) -> None:
         for guest in self.guests.values():
             if not guest.up:
                 time.sleep(AFTER_END_S)
                 guest.boot()
 
-    def size_up(self, name: str, guest: Guest) -> None:
+    def restore_size(self, name: str, guest: Guest) -> None:
         guest.domain.setMemoryFlags(self.sizes[name].memory_mib * 1024, libvirt.VIR_DOMAIN_AFFECT_LIVE)
         guest.domain.setSchedulerParametersFlags({"vcpu_quota": -1}, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 

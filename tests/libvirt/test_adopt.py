@@ -101,7 +101,7 @@ scripts = ""
 kind = "normal"
 libvirt.name = "{stranger.name()}"
 """)
-    before = adopt.normal(stranger.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    before = adopt.normalized(stranger.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
 
     done = run(hypervisor, config, "--apply")
     assert done.exit_code == 0, done.output
@@ -126,4 +126,4 @@ libvirt.name = "{stranger.name()}"
 
     done = run(hypervisor, config, "--undo")
     assert done.exit_code == 0, done.output
-    assert adopt.normal(stranger.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)) == before
+    assert adopt.normalized(stranger.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)) == before

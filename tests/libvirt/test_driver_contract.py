@@ -29,7 +29,7 @@ class QemuSite:
         self.guests["p1"].end()
         self.guests["n1"].boot()
         self.guests["n1"].wait()
-        hypervisor.size_up("n1", self.guests["n1"])
+        hypervisor.restore_size("n1", self.guests["n1"])
 
     def driver(self) -> Driver:
         return LibvirtDriver("h1", self.uri, {name: guest.libvirt_name for name, guest in self.guests.items()})

@@ -18,7 +18,7 @@ from magrathea import qstat
 from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Mode, Stopper
 from magrathea_lab.waiting import until
 from node_daemon.journal import open_journal
-from node_daemon.setup.give_back import Given, command, give_back
+from node_daemon.setup.give_back import ContinuedProcesses, command, give_back
 from tests.fakes.control_socket import answering
 
 SERVER = f"s{os.getpid()}"
@@ -105,7 +105,7 @@ def test_another_hosts_name_is_wrong_usage(config: Path) -> None:
 
 
 def test_a_job_without_processes_is_no_error() -> None:
-    assert give_back([JOB.key.id + ".none"], {})[JOB.key.id + ".none"] == Given()
+    assert give_back([JOB.key.id + ".none"], {})[JOB.key.id + ".none"] == ContinuedProcesses()
 
 
 def owned_by(monkeypatch: pytest.MonkeyPatch, name: str) -> None:

@@ -20,7 +20,7 @@ from scheduler_plugin.setup.install import (
     with_resources,
     without_resources,
 )
-from scheduler_plugin.setup.records import Record, joined, updated
+from scheduler_plugin.setup.records import Record, merged, updated
 
 CONF = 'a: 1\nnode_sort_key: "sort_priority HIGH" ALL\nresources: "ncpus,  mem" ALL\nb: 2\n'
 OPTIONS = InstallOptions(priority=("high",), preemptible=("low",), vnodes=("n1",), heartbeat="/b")
@@ -124,13 +124,13 @@ def test_without_a_record_our_things_are_removed_too() -> None:
     assert [c.content for c in uninstall.changes(now, None) if c.content] == [
         without_resources(with_resources(CONF, RESOURCES), RESOURCES)
     ]
-    [sentence] = uninstall.not_known(now, None)
+    [sentence] = uninstall.unknown_values(now, None)
     assert "n1" in sentence
 
 
 def test_nothing_of_ours_nothing_to_do() -> None:
     assert uninstall.changes(BEFORE, None) == []
-    assert uninstall.left(BEFORE, None) == []
+    assert uninstall.leftovers(BEFORE, None) == []
 
 
 @pytest.mark.parametrize("state", list("QHWB"))
@@ -157,9 +157,11 @@ def test_history_is_deleted_on_request_and_arrays_as_a_whole() -> None:
 def test_leftovers_are_reported_with_the_fix() -> None:
     now, record = installed()
     only = Present(resources={"magrathea_accepts": now.resources["magrathea_accepts"]}, queues={"high": {}})
-    assert any("ended" in text for text in uninstall.left(replace(only, jobs=(job("7.srv", "R"),)), record))
-    assert any("--delete-history" in text for text in uninstall.left(replace(only, jobs=(job("7.srv", "F"),)), record))
-    assert any("queue high" in text for text in uninstall.left(only, record))
+    assert any("ended" in text for text in uninstall.leftovers(replace(only, jobs=(job("7.srv", "R"),)), record))
+    assert any(
+        "--delete-history" in text for text in uninstall.leftovers(replace(only, jobs=(job("7.srv", "F"),)), record)
+    )
+    assert any("queue high" in text for text in uninstall.leftovers(only, record))
 
 
 def test_jobs_suspended_on_managed_vnodes_are_ours_to_resume() -> None:
@@ -188,9 +190,9 @@ def test_a_site_that_took_our_words_out_itself_has_a_new_before() -> None:
 
 
 def test_earlier_options_are_remembered_and_the_last_one_for_a_queue_counts() -> None:
-    options = joined(OPTIONS, InstallOptions(priority=("low",), vnodes=("x",)), {"n1", "x"})
+    options = merged(OPTIONS, InstallOptions(priority=("low",), vnodes=("x",)), {"n1", "x"})
     assert (options.priority, options.preemptible, options.vnodes) == (("high", "low"), (), ("n1", "x"))
-    assert joined(OPTIONS, InstallOptions(), {"x"}).vnodes == ()
+    assert merged(OPTIONS, InstallOptions(), {"x"}).vnodes == ()
 
 
 def test_a_record_comes_back_from_its_file_and_a_damaged_one_is_refused(tmp_path: Path) -> None:

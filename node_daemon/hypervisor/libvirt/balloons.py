@@ -34,21 +34,21 @@ class Balloons:
         self._moving: dict[str, tuple[float, int | None, bool]] = {}  # read until, size before, grows
         self._silent: dict[str, int] = {}  # last known size of domains that were growing and then did not answer
 
-    def moves(self, domain: str) -> None:
+    def target_set(self, domain: str) -> None:
         """The domain's target has just been set: read its balloon for a while."""
         self._moving[domain] = (self._now() + MOVING_S, None, False)
         self._silent.pop(domain, None)
 
-    def at_least(self, domain: str, heard_mib: int | None) -> int | None:
+    def last_known(self, domain: str, libvirt_mib: int | None) -> int | None:
         """The size of a domain that was not read here: libvirt's figure, or the last known one if that is larger.
 
         A QEMU that hangs reports nothing to libvirt. If its domain has grown, libvirt's old figure would let the daemon
         give the same memory to others.
         """
-        if heard_mib is None:  # the domain is down
+        if libvirt_mib is None:  # the domain is down
             self._silent.pop(domain, None)
             return None
-        return max(heard_mib, self._silent.get(domain, 0))
+        return max(libvirt_mib, self._silent.get(domain, 0))
 
     async def mib(self) -> dict[str, int]:
         """The present size of each domain whose balloon may be moving and answers, in MiB."""

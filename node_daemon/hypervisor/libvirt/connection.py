@@ -233,7 +233,7 @@ class Link:
                 log.debug("closing the connection to %s: %s", self.uri, error)
 
 
-class Line:
+class ThreadConnection:
     """A connection for one thread alone, for calls that may hang.
 
     While one thread waits for a hanging call, libvirt 9.0 answers other threads' calls on the same connection only when
@@ -242,16 +242,16 @@ class Line:
 
     def __init__(self, link: Link) -> None:
         self._link = link
-        self._beside: Connection | None = None
+        self._link_connection: Connection | None = None
         self._connection: Connection | None = None
 
     def connection(self) -> Connection:
         """The thread's connection, in its own thread; a new one whenever the link has a new one. Raises libvirtError,
         or DriverError `lost`."""
-        beside = self._link.connection
-        if self._connection is None or self._beside is not beside or not self._connection.isAlive():
+        current = self._link.connection
+        if self._connection is None or self._link_connection is not current or not self._connection.isAlive():
             self.drop()
-            self._connection, self._beside = self._link.open(), beside
+            self._connection, self._link_connection = self._link.open(), current
         return self._connection
 
     def drop(self) -> None:

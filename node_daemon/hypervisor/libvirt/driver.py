@@ -33,7 +33,7 @@ from ..base import (
     Others,
 )
 from .balloons import Balloons
-from .connection import Connection, Line, Link, translated
+from .connection import Connection, Link, ThreadConnection, translated
 from .reading import DOWN, KIB, UNREAD, Abilities, AllReadings, LibvirtReading, Reader
 from .translation import CRASHED, is_paused, is_up
 from .worker_threads import Worker
@@ -66,7 +66,7 @@ class LibvirtDriver:
         self._link: Link | None = None
         self._reader = Worker("libvirt-read")
         self._workers = {name: Worker(f"libvirt-{name}") for name in names}
-        self._lines: dict[str, Line] = {}
+        self._connections: dict[str, ThreadConnection] = {}
         self._on_event: OnChange | None = None
         self._known: dict[str, LibvirtReading] = {}
         self._unread: Mapping[str, str] = {}
@@ -131,8 +131,8 @@ class LibvirtDriver:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for worker in (self._reader, *self._workers.values()):
             worker.close()
-        for line in self._lines.values():
-            line.drop()
+        for connection in self._connections.values():
+            connection.drop()
         if self._link is not None:
             await self._link.close()
 
@@ -158,7 +158,7 @@ class LibvirtDriver:
         return {
             name: replace(one.actual, memory_mib=balloons[name])
             if name in balloons and one.actual.memory_mib is not None
-            else replace(one.actual, memory_mib=self._balloons.at_least(name, one.actual.memory_mib))
+            else replace(one.actual, memory_mib=self._balloons.last_known(name, one.actual.memory_mib))
             for name, one in now.found.items()
         }
 
@@ -221,7 +221,7 @@ class LibvirtDriver:
 
         await self._change(domain, f"setting the memory of domain {domain}", work)
         if found.kind.upper() != "LXC":
-            self._balloons.moves(domain)
+            self._balloons.target_set(domain)
 
     async def boot(self, domain: str) -> None:
         def work(one: Any) -> None:
@@ -332,9 +332,9 @@ class LibvirtDriver:
         """Run `work` on the domain's libvirt object, in the domain's thread, and return its result."""
         link = self._linked()
         _ = link.connection  # raises at once if there is no connection
-        line = self._lines.setdefault(domain, Line(link))
+        own = self._connections.setdefault(domain, ThreadConnection(link))
         return await self._call(
-            self._workers[domain], what, lambda: work(line.connection().lookupByName(self._names[domain])), seconds
+            self._workers[domain], what, lambda: work(own.connection().lookupByName(self._names[domain])), seconds
         )
 
     async def _call(self, worker: Worker, what: str, work: Callable[[], T], seconds: float | None = None) -> T:

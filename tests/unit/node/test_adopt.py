@@ -62,12 +62,12 @@ def test_a_ceiling_leaves_reserve_services_and_the_siblings_floors() -> None:
     by_name = {p.found.name: p for p in adopt.propose(founds, 8, 8192, {})}
     assert by_name["dns"].memory_mib == 1000
     assert by_name["n1"].memory_mib == 8192 - 512 - 1000 - by_name["high"].floor_mib
-    assert adopt.short_of(by_name.values(), 8192) == 0
+    assert adopt.missing_mib(by_name.values(), 8192) == 0
 
 
 def test_a_shortage_is_reported_in_mib() -> None:
     proposals = adopt.propose([found("n1"), found("high")], 8, 1024, {})
-    assert adopt.short_of(proposals, 1024) == 512 + 2 * 512 - 1024
+    assert adopt.missing_mib(proposals, 1024) == 512 + 2 * 512 - 1024
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def xml_of(connection: Any, name: str) -> str:
-    return adopt.normal(connection.lookupByName(name).XMLDesc(2))
+    return adopt.normalized(connection.lookupByName(name).XMLDesc(2))
 
 
 def test_without_apply_nothing_is_changed(libvirtd: Any, state: Path, tmp_path: Path) -> None:

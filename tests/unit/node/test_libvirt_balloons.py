@@ -37,7 +37,7 @@ def test_a_balloon_is_asked_as_long_as_it_moves_and_a_while_after() -> None:
 
     async def work() -> None:
         assert await balloons.mib() == {}, "nobody has set it"
-        balloons.moves("n1")
+        balloons.target_set("n1")
         for qemu.mib in (500, 600, 700):
             assert await balloons.mib() == {"n1": qemu.mib}
             await asyncio.sleep(MOVING_S / 2)
@@ -52,7 +52,7 @@ def test_a_qemu_that_hangs_is_asked_once_and_has_no_less_than_it_had_grown_to() 
     balloons = Balloons(qemu.ask)
 
     async def work() -> None:
-        balloons.moves("n1")
+        balloons.target_set("n1")
         await balloons.mib()
         qemu.mib = 1800
         await balloons.mib()
@@ -63,13 +63,13 @@ def test_a_qemu_that_hangs_is_asked_once_and_has_no_less_than_it_had_grown_to() 
         asked = qemu.asked
         for _ in range(10):
             assert await balloons.mib() == {}
-            assert balloons.at_least("n1", 1000) == 1800, "libvirt has heard of less, and others would be given it"
+            assert balloons.last_known("n1", 1000) == 1800, "libvirt has heard of less, and others would be given it"
         assert qemu.asked == asked
-        assert balloons.at_least("n1", 2048) == 2048
+        assert balloons.last_known("n1", 2048) == 2048
         qemu.hung = False
-        balloons.moves("n1")
+        balloons.target_set("n1")
         assert await balloons.mib() == {"n1": 2048}
-        assert balloons.at_least("n1", 1000) == 1000, "it answers"
+        assert balloons.last_known("n1", 1000) == 1000, "it answers"
 
     run(work())
 
@@ -79,14 +79,14 @@ def test_a_domain_that_went_down_begins_anew() -> None:
     balloons = Balloons(qemu.ask)
 
     async def work() -> None:
-        balloons.moves("n1")
+        balloons.target_set("n1")
         await balloons.mib()
         qemu.mib = 1800
         await balloons.mib()
         qemu.hung = True
         await balloons.mib()
-        assert balloons.at_least("n1", None) is None
-        assert balloons.at_least("n1", 512) == 512
+        assert balloons.last_known("n1", None) is None
+        assert balloons.last_known("n1", 512) == 512
 
     run(work())
 
@@ -97,11 +97,11 @@ def test_a_balloon_that_gave_and_hangs_has_libvirts_figure() -> None:
     balloons = Balloons(qemu.ask)
 
     async def work() -> None:
-        balloons.moves("n1")
+        balloons.target_set("n1")
         for qemu.mib in (1800, 1500):
             await balloons.mib()
         qemu.hung = True
         await balloons.mib()
-        assert balloons.at_least("n1", 1000) == 1000
+        assert balloons.last_known("n1", 1000) == 1000
 
     run(work())
