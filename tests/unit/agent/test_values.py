@@ -10,12 +10,10 @@ import pytest
 
 from node_daemon.agent import VERSION
 from node_daemon.agent.configuration import CONFIG_VARIABLE, DEFAULT_CGROUPS, DEFAULT_CONFIG, Config
-from node_daemon.agent.jobs import Job
 from node_daemon.agent.lines import BadValue
 from node_daemon.agent.log import Log
 from node_daemon.agent.procfs import memory_report, read_file
 from node_daemon.agent.start import main, options
-from node_daemon.agent.state_file import StateFile
 from node_daemon.agent.values import Unusable, job_key, seconds
 
 
@@ -112,45 +110,6 @@ def test_check_help_and_version_are_for_people(tmp_path: Path, capsys: pytest.Ca
     assert "stay stopped" in capsys.readouterr().out
     assert main(["--version"]) == 0
     assert VERSION in capsys.readouterr().out
-
-
-# The state file
-
-
-def test_saved_data_is_loaded_unchanged(tmp_path: Path) -> None:
-    file = StateFile(str(tmp_path / "state"))
-    job = Job(("12.srv", 3), 0.0)
-    job.owner, job.uid, job.order, job.listed, job.seen = "alice", 1000, "stop", True, True
-    job.sessions, job.struck, job.groups = {5: 7}, {6: 8}, {5}
-    file.save([job])
-    (loaded,) = StateFile(str(tmp_path / "state")).load()
-    for name in ("key", "owner", "uid", "order", "listed", "seen", "sessions", "struck", "groups"):
-        assert getattr(loaded, name) == getattr(job, name), name
-
-
-def test_pids_of_another_boot_mean_nothing(tmp_path: Path) -> None:
-    file = StateFile(str(tmp_path / "state"))
-    job = Job(("12.srv", 3), 0.0)
-    job.order, job.sessions, job.struck = "stop", {5: 7}, {6: 8}
-    file.boot = "another"
-    file.save([job])
-    (loaded,) = StateFile(str(tmp_path / "state")).load()
-    assert (loaded.order, loaded.sessions, loaded.struck) == (None, {}, {})
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "{}", '{"version":2,"boot":"x","jobs":[]}', '{"version":1,"boot":"x","jobs":[1]}', "\0" * 100],
-)
-def test_a_damaged_state_file_is_put_aside(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "state"
-    path.write_text(text)
-    assert StateFile(str(path)).load() == []
-    assert (tmp_path / "state.bad").read_text() == text
-
-
-def test_a_state_file_that_cannot_be_written_ends_nothing(tmp_path: Path) -> None:
-    StateFile(str(tmp_path / "missing" / "state")).save([])
 
 
 # /proc
