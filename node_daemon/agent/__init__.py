@@ -33,7 +33,7 @@ Laws of this package:
 | `transports`, `channel` | the guest channel to the node daemon |
 | `mom_server`, `mom_requests`, `owners` | the socket for MoM's hooks, what they ask, who owns a job |
 | `daemon_requests`, `scripts`, `machine` | what the node daemon asks; the site's scripts; the guest's clock and power |
-| `table`, `state_file`, `reports` | the table of jobs, what survives the agent, what it tells by itself |
+| `table`, `state_file`, `private_files`, `reports` | the table of jobs, what survives the agent, what it tells |
 | `agent`, `start`, `__main__` | all parts together, and the command |
 
 Times are seconds, `now` is `time.monotonic()`. Memory is in MiB.

@@ -1,7 +1,7 @@
 """The agent's configuration file."""
 
 from .lines import BadValue, parse
-from .values import Unusable
+from .values import Unusable, is_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,15 +65,15 @@ class Config:
 
     def _text(self, doc: "Doc", name: str, default: str) -> str:
         value = doc.pop(name, default)
-        if not isinstance(value, str) or "\0" in value or not 0 < len(value) < 4096:
+        if not is_text(value) or not 0 < len(value) < 4096:
             raise Unusable("%s: %s is %.60r; give a path" % (self.path, name, value))
         if name != "channel" and not value.startswith("/"):
             raise Unusable("%s: %s is %.60r; give an absolute path" % (self.path, name, value))
-        return value
+        return str(value)
 
     def _cgroups(self, doc: "Doc") -> "Tuple[str, ...]":
         value = doc.pop("job_cgroups", list(DEFAULT_CGROUPS))
-        if not isinstance(value, list) or len(value) > 16 or not all(isinstance(v, str) for v in value):
+        if not isinstance(value, list) or len(value) > 16 or not all(is_text(v) for v in value):
             raise Unusable("%s: job_cgroups must be a list of at most 16 path templates" % self.path)
         for template in value:
             if not template.startswith("/") or template.rpartition("/")[2].count("{job}") != 1:
@@ -84,7 +84,7 @@ class Config:
 
     def _command(self, doc: "Doc", name: str) -> "List[str]":
         value = doc.pop(name, [])
-        if not isinstance(value, list) or len(value) > 16 or not all(isinstance(v, str) and v for v in value):
+        if not isinstance(value, list) or len(value) > 16 or not all(is_text(v) and v for v in value):
             raise Unusable("%s: %s must be a list of at most 16 words: a program and its arguments" % (self.path, name))
         if value and not value[0].startswith("/"):
             raise Unusable("%s: %s: %.100r is no absolute path" % (self.path, name, value[0]))
@@ -100,6 +100,6 @@ class Config:
         if not isinstance(value, dict) or len(value) > 8:
             raise Unusable("%s: environment must be an object of at most 8 variables" % self.path)
         for name, text in value.items():
-            if not isinstance(text, str) or "\0" in text or "=" in name or "\0" in name or not name:
+            if not is_text(text) or not is_text(name) or "=" in name or not name:
                 raise Unusable("%s: environment: %.60r=%.60r is no variable" % (self.path, name, text))
         return tuple(("%s=%s" % item).encode() for item in sorted(value.items()))

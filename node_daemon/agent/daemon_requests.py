@@ -13,7 +13,7 @@ from .procfs import memory_report
 from .refusals import NOT_STOPPED, SUPERSEDED, UNKNOWN_OP, refusal
 from .scripts import Scripts
 from .sweeper import ORDERS_S, Sweeper
-from .values import count, job_key, seconds
+from .values import count, is_text, job_key, seconds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class DaemonRequests:
             raise BadValue("%d variables for a script; at most 64" % len(given))
         environment = {}
         for name, value in given.items():
-            if not ENV_NAME.match(name) or not isinstance(value, str) or "\0" in value or len(value) > 4096:
+            if not ENV_NAME.match(name) or not is_text(value) or len(value) > 4096:
                 raise BadValue("variable %.60r of a script: a name in upper case and a text of 4096 at most" % name)
             environment[name if name.startswith("MAGRATHEA_") else "MAGRATHEA_" + name] = value
         if not field(doc, "wait", bool, False):

@@ -5,6 +5,7 @@ This module, `refusals`, `sessions` and `wire` import nothing else of the agent:
 
 import json
 import os
+import sys
 from collections import deque
 
 TYPE_CHECKING = False
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     Doc = Dict[str, Any]
 
 MAX_LINE_BYTES = 65536  # newline included
+MAX_DIGITS = 1000  # of an integer: before Python 3.11 reading one of a million takes minutes
+MAX_FLOAT = sys.float_info.max
 
 
 class BadValue(Exception):
@@ -25,7 +28,9 @@ def field(doc: "Doc", name: str, kind: type, default: "Any" = None) -> "Any":
     value = doc.get(name, default)
     if value is None and default is None:
         raise BadValue("field %s is missing" % name)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not -MAX_FLOAT <= value <= MAX_FLOAT:  # an int that no float can be, an infinity, or no number
+            raise BadValue("field %s is %.60r, it must be a number that fits" % (name, value))
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise BadValue("field %s is %.60r, it must be %s" % (name, value, kind.__name__))
@@ -35,12 +40,18 @@ def field(doc: "Doc", name: str, kind: type, default: "Any" = None) -> "Any":
 def parse(line: bytes) -> "Doc":
     """A line of JSON as an object. Raises BadValue."""
     try:
-        doc = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
+        doc = json.loads(line.decode("utf-8"), parse_int=_bounded_int, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise BadValue("no JSON: %s" % error) from error
     if not isinstance(doc, dict):
         raise BadValue("no JSON object")
     return doc
+
+
+def _bounded_int(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError("a number of %d digits" % len(digits))
+    return int(digits)
 
 
 def _no_constant(name: str) -> "NoReturn":

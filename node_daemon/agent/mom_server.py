@@ -11,6 +11,7 @@ import struct
 from .lines import BadValue, LineReader, encode, parse
 from .log import log
 from .loop import Loop
+from .private_files import open_regular
 from .refusals import AGENT_BUSY, BAD_REQUEST, NOT_PERMITTED, TOO_SLOW, refusal
 from .values import Unusable
 
@@ -79,7 +80,8 @@ class MomServer:
         """Raises Unusable."""
         try:
             os.makedirs(os.path.dirname(self.path), mode=0o755, exist_ok=True)
-            self.lock = os.open(self.path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self.lock = open_regular(self.path + ".lock", os.O_RDWR | os.O_CREAT)
+            os.fchmod(self.lock, 0o600)  # others could hold it, if they could open it
             try:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -96,7 +98,8 @@ class MomServer:
                 os.umask(before)
             self.sock.listen(MAX_CLIENTS)
         except OSError as error:
-            raise Unusable("%s: cannot be made: %s" % (self.path, error.strerror or error)) from error
+            where = error.filename or self.path
+            raise Unusable("%s: cannot be made: %s" % (where, error.strerror or error)) from error
         self._listen()
 
     def _listen(self) -> None:

@@ -6,6 +6,7 @@ import time
 
 from .lines import BadValue, field
 from .parts import MAX_JOBS
+from .values import is_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 def owner_of(doc: "Doc") -> str:
     """The user that a message names; empty where it names none. Raises BadValue."""
     owner = field(doc, "owner", str, "")
-    if len(owner) > 255 or "\0" in owner:
-        raise BadValue("owner %.60r is no user" % owner)
+    if len(owner) > 255 or not is_text(owner):
+        raise BadValue("field owner is %.60r, it must be the name of a user" % owner)
     return str(owner)
 
 

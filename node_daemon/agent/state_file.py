@@ -6,12 +6,16 @@ import time
 from .jobs import ORDERS, Job
 from .lines import BadValue, encode, field, parse
 from .log import log
+from .owners import owner_of
+from .private_files import open_regular
 from .procfs import boot_id
-from .values import count, job_key
+from .values import job_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Iterable, List, Tuple
+    from typing import Any, Dict, Iterable, List
+
+    from .lines import Doc
 
 MAX_STATE_BYTES = 16 << 20
 
@@ -48,24 +52,26 @@ class StateFile:
         if data == self.written:
             return
         try:
-            fd = os.open(self.path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with open(fd, "wb") as file:
+            new = self.path + ".new"
+            if os.path.lexists(new):
+                os.unlink(new)  # left by an agent that was killed, or not an agent's at all
+            with open(open_regular(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
                 file.write(data)
-            os.replace(self.path + ".new", self.path)
+            os.replace(new, self.path)
         except OSError as error:
             log.error("%s: not written: %s; a restart would forget what is stopped" % (self.path, error.strerror))
             return
         self.written = data
 
     def load(self) -> "List[Job]":
-        """The jobs of the agent before; none where there is no file. A damaged one is put aside."""
+        """The jobs of the agent before; none if there is no file. One that cannot be read is put aside."""
         try:
-            with open(self.path, "rb") as file:
+            with open(open_regular(self.path, os.O_RDONLY), "rb") as file:
                 data = file.read(MAX_STATE_BYTES + 1)
         except FileNotFoundError:
             return []
         except OSError as error:
-            log.error("%s: cannot be read: %s; beginning with nothing" % (self.path, error.strerror))
+            self._put_aside("cannot be read: %s" % error.strerror)
             return []
         try:
             if len(data) > MAX_STATE_BYTES:
@@ -76,20 +82,26 @@ class StateFile:
             same_boot = field(doc, "boot", str) == self.boot
             return [self._job(row, same_boot) for row in field(doc, "jobs", list)]
         except BadValue as error:
-            log.error("%s: %s; put aside as .bad, beginning with nothing" % (self.path, error))
-            try:
-                os.replace(self.path, self.path + ".bad")
-            except OSError as trouble:
-                log.error("%s: cannot be put aside: %s" % (self.path, trouble.strerror))
+            self._put_aside(str(error))
             return []
+
+    def _put_aside(self, why: str) -> None:
+        bad = self.path + ".bad"
+        log.error("%s: %s; put aside as %s, beginning with nothing" % (self.path, why, bad))
+        try:
+            if os.path.isdir(self.path) and os.path.lexists(bad):
+                bad += ".%d" % time.time()  # a folder takes no other's place
+            os.rename(self.path, bad)
+        except OSError as error:
+            log.error("%s: cannot be put aside: %s" % (self.path, error.strerror))
 
     @staticmethod
     def _job(row: "Any", same_boot: bool) -> Job:
         if not isinstance(row, dict):
             raise BadValue("job %.60r is no object" % (row,))
         job = Job(job_key(row), time.monotonic())
-        job.owner = field(row, "owner", str)
-        job.uid = None if row.get("uid") is None else count(row, "uid")
+        job.owner = owner_of(row)
+        job.uid = None if row.get("uid") is None else _within("uid", row["uid"], 0, 1 << 32)
         job.listed = field(row, "listed", bool)
         order = row.get("order")
         if order is not None and order not in ORDERS:
@@ -99,14 +111,25 @@ class StateFile:
             job.stopped_at = field(row, "stopped_at", float, None) if row.get("stopped_at") is not None else None
             job.seen = field(row, "seen", bool)
             job.deleted = field(row, "deleted", bool, False)
-            job.sessions = dict(_pairs(field(row, "sessions", list)))
-            job.struck = dict(_pairs(field(row, "struck", list)))
-            job.groups = {g for g in field(row, "groups", list) if isinstance(g, int)}
+            job.sessions = _processes("sessions", row)
+            job.struck = _processes("struck", row)
+            job.groups = {_pid("groups", number) for number in field(row, "groups", list)}
         return job
 
 
-def _pairs(rows: "List[Any]") -> "List[Tuple[int, int]]":
-    for row in rows:
-        if not (isinstance(row, list) and len(row) == 2 and all(type(v) is int for v in row)):
-            raise BadValue("%.60r is no pair of numbers" % (row,))
-    return [(row[0], row[1]) for row in rows]
+def _processes(name: str, row: "Doc") -> "Dict[int, int]":
+    """Field `name`: pids, each with its start time. Raises BadValue."""
+    pairs = field(row, name, list)
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise BadValue("field %s is %.60r, it must hold pairs of numbers" % (name, pairs))
+    return {_pid(name, pid): _within(name, start, 0, 1 << 63) for pid, start in pairs}
+
+
+def _pid(name: str, value: "Any") -> int:
+    return _within(name, value, 2, 1 << 31)  # no job is 1; 0 and below would mean groups
+
+
+def _within(name: str, value: "Any", low: int, end: int) -> int:
+    if type(value) is not int or not low <= value < end:
+        raise BadValue("field %s holds %.60r, it must be a number from %d to %d" % (name, value, low, end - 1))
+    return int(value)

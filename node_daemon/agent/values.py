@@ -6,7 +6,7 @@ from .lines import BadValue, field
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, List, Optional, Tuple
+    from typing import Any, Callable, List, Optional, Tuple
 
     from .lines import Doc
 
@@ -14,6 +14,17 @@ if TYPE_CHECKING:
     Reply = Callable[[Doc], None]
 
 JOB_ID = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.@:+\-\[\]]{0,254}\Z")
+
+
+def is_text(value: "Any") -> bool:
+    """Whether this is a text that the system takes as a name: without NUL, and no half of a character pair."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Unusable(Exception):
@@ -37,10 +48,14 @@ def job_key(doc: "Doc") -> "Key":
     return id, run
 
 
+def _is_word(value: "Any") -> bool:
+    return isinstance(value, str) and 0 < len(value) < 256 and value.isprintable()
+
+
 def words(doc: "Doc", name: str, most: int) -> "List[str]":
-    """A list of at most so many names; empty where there is none. Raises BadValue."""
+    """A list of at most `most` names; empty if the field is missing. Raises BadValue."""
     values = field(doc, name, list, [])
-    if len(values) > most or not all(isinstance(value, str) and 0 < len(value) < 256 for value in values):
+    if len(values) > most or not all(_is_word(value) for value in values):
         raise BadValue("field %s must be a list of up to %d names" % (name, most))
     return list(values)
 

@@ -1,0 +1,19 @@
+"""Files that are the agent's alone, and never what a link leads to."""
+
+import errno
+import os
+import stat
+
+
+def open_regular(path: str, flags: int) -> int:
+    """A descriptor of a regular file, made readable for its owner only. Raises OSError: for a link or a pipe, too."""
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "is a symbolic link, which is not followed", path) from error
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "is no regular file", path)
+    return fd
