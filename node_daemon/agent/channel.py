@@ -36,6 +36,7 @@ class Channel:
         self.end.on_greeted = self._greeted
         self.end.on_asked = self._asked
         self.end.on_trouble = lambda text: log.warning("channel: %s" % text)
+        self.end.on_defect = loop.defect
         self.fd: "Optional[int]" = None
         self.up = False  # bytes can flow
         self.host = self.domain = ""  # what the daemon called them, last

@@ -91,16 +91,20 @@ class Loop:
         try:
             action()
         except Exception as error:  # noqa: BLE001 (see above: a defect, logged, must not end standing orders)
-            place = error.__traceback__
-            where = []
-            while place is not None:
-                where.append("%s:%d" % (place.tb_frame.f_code.co_name, place.tb_lineno))
-                place = place.tb_next
-            log.error("defect: %s: %s at %s" % (type(error).__name__, error, " < ".join(reversed(where))))
-            now = time.monotonic()
-            self.faults.append(now)
-            while self.faults and now - self.faults[0] > self.FAULT_WINDOW_S:
-                self.faults.popleft()
-            if len(self.faults) >= self.MAX_FAULTS:
-                log.error("%d defects in %d s: ending, to be started anew" % (len(self.faults), self.FAULT_WINDOW_S))
-                self.stop(1)
+            self.defect(error)
+
+    def defect(self, error: Exception) -> None:
+        """Log a defect; end if there were too many."""
+        place = error.__traceback__
+        where = []
+        while place is not None:
+            where.append("%s:%d" % (place.tb_frame.f_code.co_name, place.tb_lineno))
+            place = place.tb_next
+        log.error("defect: %s: %s at %s" % (type(error).__name__, error, " < ".join(reversed(where))))
+        now = time.monotonic()
+        self.faults.append(now)
+        while self.faults and now - self.faults[0] > self.FAULT_WINDOW_S:
+            self.faults.popleft()
+        if len(self.faults) >= self.MAX_FAULTS:
+            log.error("%d defects in %d s: ending, to be started anew" % (len(self.faults), self.FAULT_WINDOW_S))
+            self.stop(1)

@@ -29,11 +29,15 @@ def new_session() -> str:
     return os.urandom(8).hex()
 
 
+def _raised(error: Exception) -> None:
+    raise error
+
+
 class Stream:
     """One end. `about`: what its hello tells beside protocol and session.
 
-    The shell sets `on_greeted` (the other end is there, or another than before; its hello) and `on_trouble` (for the
-    log). They may call this end.
+    The shell sets `on_greeted` (the other end is there, or another than before; its hello), `on_trouble` (for the log)
+    and `on_defect` (for what nobody thought of; it costs the line that caused it). They may call this end.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Stream:
         self.make_session = make_session
         self.on_greeted: "Callable[[Doc], None]" = lambda hello: None
         self.on_trouble: "Callable[[str], None]" = lambda text: None
+        self.on_defect: "Callable[[Exception], None]" = _raised
         self.broken = "not opened yet"  # why no bytes can flow; empty while they can
         self.session = self.peer = ""  # the other end's is empty until its hello
         self.past: "Deque[str]" = deque(maxlen=MAX_PAST)  # sessions that the other end had before on this stream
@@ -123,6 +128,8 @@ class Stream:
             self.on_trouble("bad line (%d so far): %.200s" % (self.bad_total, error))
             if self.bad_lines >= MAX_BAD_LINES:
                 self.broken = "%d bad lines in a row" % self.bad_lines
+        except Exception as error:  # noqa: BLE001 (a defect of this end; those of other guests, and later lines, go on)
+            self.on_defect(error)
 
     def _message(self, doc: "Doc", now: float) -> None:
         """One message of the other end. Raises BadValue."""

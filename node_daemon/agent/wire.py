@@ -250,7 +250,13 @@ class End(Stream):
             self._send(Message(self._answer(mark, refusal(BUSY, text))), now)
         else:
             self.at_work[mark] = False
-            self.on_asked(mark, op, doc)
+            try:
+                self.on_asked(mark, op, doc)
+            except Exception:
+                self.answer(
+                    mark, refusal(FAILED, "%.60s failed by a defect; the log of the other end says where" % op), now
+                )
+                raise
 
     def _is_known(self, mark: "Mark", now: float) -> bool:
         """Whether nothing is to be done for a request: it has its answer, or gets it, or a stranger asks."""

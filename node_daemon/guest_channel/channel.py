@@ -18,12 +18,15 @@ from typing import Any, Protocol
 
 from magrathea import files, supervision
 from magrathea.core.refusals import RefusalCode
+from magrathea.logs import RationedLog
 
 from ..agent.refusals import refusal
 from ..agent.wire import MAX_OUT_BYTES, HostEnd, TooLarge
 from .messages import Answer, AnyRequest, Hello, Said, Unknown, decode
 
 log = logging.getLogger(__name__)
+defects = RationedLog(log)
+"""One of each domain in a minute, with its traceback."""
 
 SILENT_S = 25.0
 """An agent of which nothing is heard that long is gone: it reports each 10 s, and a capped guest is slow, but not so.
@@ -177,6 +180,7 @@ class _Link(asyncio.Protocol):
         self.end.on_greeted = self._greeted
         self.end.on_asked = self._asked
         self.end.on_trouble = self._complain
+        self.end.on_defect = self._defect
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self._waiting: set[asyncio.Future[Answer | None]] = set()
@@ -265,6 +269,12 @@ class _Link(asyncio.Protocol):
             log.warning("%s: its agent: %s%s", self.channel.domain, what, more)
             self._complained_at = now
 
+    def _defect(self, error: Exception) -> None:
+        """A defect of ours, met by one line of this guest: the line is lost, everything else goes on."""
+        defects.say(
+            self.channel.domain, f"{self.channel.domain}: a line of its agent met a defect", error, logging.ERROR
+        )
+
     # What it is asked
 
     async def request(self, op: str, within_s: float, fields: dict[str, Any]) -> Answer | None:
@@ -282,6 +292,9 @@ class _Link(asyncio.Protocol):
             asked = self.end.ask(op, fields, now + within_s, answered, now)
         except TooLarge as error:
             raise AgentError(RefusalCode.TOO_LARGE, f"{self.channel.domain}: {error}") from error
+        except (TypeError, ValueError) as error:
+            defects.say(self.channel.domain, f"{self.channel.domain}: `{op}` is no JSON", error, logging.ERROR)
+            raise AgentError(RefusalCode.FAILED, f"{self.channel.domain}: `{op}` cannot be sent: {error}") from error
         if asked is None:
             raise AgentError(RefusalCode.BUSY, f"too many requests wait for the agent of {self.channel.domain}")
         self._waiting.add(future)
