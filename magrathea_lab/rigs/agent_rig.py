@@ -372,6 +372,14 @@ class Rig:
         self.close()
 
 
+def hook(rig: Rig) -> socket.socket:
+    """A connection to the agent, as a MoM hook makes it."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(BOUND_S)
+    sock.connect(str(rig.socket))
+    return sock
+
+
 @contextlib.contextmanager
 def running(**config: Any) -> Iterator[Rig]:
     """A rig with an agent that is connected."""
