@@ -1,7 +1,7 @@
 """The host's clock: Unix seconds that never go back and go on while the machine sleeps.
 
-It starts at the later of the wall clock and the journal's last time, and goes on by CLOCK_BOOTTIME: whoever sets the
-wall clock moves no deadline, and facts from before a restart are never in the future.
+It starts at the wall clock's time or the journal's last time, whichever is later, and goes on by CLOCK_BOOTTIME.
+Setting the wall clock moves no deadline, and facts from before a restart are never in the future.
 """
 
 from __future__ import annotations

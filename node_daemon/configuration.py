@@ -1,6 +1,6 @@
 """The node daemon's configuration: one strict TOML file (deploy/noded.toml shows it whole).
 
-`read` gives a `NodedConfiguration` or raises ConfigurationError with every mistake; `changes` says what a reload may
+`read` returns a `NodedConfiguration` or raises ConfigurationError with every mistake. `changes` tells what a reload may
 take over while jobs run, and what needs a restart.
 """
 
@@ -24,13 +24,13 @@ from .switch.paging import MemorySettings
 DEFAULT_PATH = Path("/etc/magrathea/noded.toml")
 
 SOCKET_PATH_BYTES = 107
-"""What Linux takes as the path of a unix socket (unix(7)), its closing zero taken off."""
+"""Longest path of a unix socket on Linux (unix(7)), without its closing zero."""
 
 MIN_RUN_S = 5.0
-"""Below it a stream of claims could keep a job from ever running (docs/rules.md, "Protection from thrashing")."""
+"""With less, a stream of claims could keep a job from ever running (docs/rules.md, "Protection from thrashing")."""
 
 MAX_WARN_S = 1.0
-"""A claim is answered within DAEMON_CLAIM_S (magrathea/deadlines.py); the stop itself needs some of it."""
+"""A claim is answered within DAEMON_CLAIM_S (magrathea/deadlines.py), and stopping takes some of that time."""
 
 Cpus = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 Mib = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
@@ -49,11 +49,11 @@ WarnSignal = Literal[
 class HostTable(msgspec.Struct, kw_only=True, frozen=True):
     """[host]. `cpus`, `memory_mib`: None for all that the machine has. `preempted_cpu_percent`: 100 is one CPU.
 
-    Of the libvirt driver: `uri`; `qemu_user`, name or number of the user that QEMU runs as, who is to reach the guest
-    channels (empty: libvirt-qemu or qemu, whichever there is; where neither is, the daemon's own user).
+    For the libvirt driver: `uri`, and `qemu_user`, name or number of the user that QEMU runs as, who must reach the
+    guest channels. If it is empty, that is libvirt-qemu or qemu if one of them exists, else the daemon's own user.
 
-    Moving memory: `memory_step_mib` at a time, leaving `memory_margin_mib` available in a guest that gives (what keeps
-    its MoM and agent alive), for at most `memory_time_limit_s` a move; what is not there by then is not waited for.
+    Memory moves in steps of `memory_step_mib`. A guest that gives keeps `memory_margin_mib` available for its MoM and
+    agent. A move takes at most `memory_time_limit_s`.
     """
 
     name: Name
@@ -71,7 +71,7 @@ class HostTable(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class LimitsTable(msgspec.Struct, kw_only=True, frozen=True):
-    """[limits]: see magrathea.core.model.Limits. `warn_signal`: only processes that handle it get it.
+    """[limits]: see magrathea.core.model.Limits. `warn_signal` is sent only to processes that handle it.
 
     `allow_short_min_run` is meant for tests and the demo.
     """
@@ -90,7 +90,7 @@ class LimitsTable(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class HubEndpointsTable(msgspec.Struct, kw_only=True, frozen=True):
-    """[hub]. No endpoints: no hub, and so no preemption."""
+    """[hub]. Without endpoints there is no hub, and so no preemption."""
 
     endpoints: list[Annotated[str, msgspec.Meta(pattern=r"^(ipc://.+|tcp://.+:[0-9]+)$")]] = []
     key_file: OptionalPath = ""
@@ -98,7 +98,7 @@ class HubEndpointsTable(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class PathsTable(msgspec.Struct, kw_only=True, frozen=True):
-    """[paths]. `scripts`: the site's own scripts, run beside a switch."""
+    """[paths]. `scripts`: the folder of the site's own scripts (docs/site-scripts.md)."""
 
     run_dir: AbsolutePath = "/run/magrathea"
     state_dir: AbsolutePath = "/var/lib/magrathea"
@@ -107,33 +107,33 @@ class PathsTable(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class JournalTable(msgspec.Struct, kw_only=True, frozen=True):
-    """[journal]. `keep_days`: history older than this is pruned; facts and preempted seconds are kept for good."""
+    """[journal]. History older than `keep_days` is pruned. Facts and preempted seconds are kept for good."""
 
     keep_days: Annotated[float, msgspec.Meta(gt=0, le=36500)] = 30.0
 
 
 class ControlTable(msgspec.Struct, kw_only=True, frozen=True):
-    """[control]. `group`: who, besides root and the daemon's own user, may send commands that change something."""
+    """[control]. Besides root and the daemon's own user, members of `group` may send commands that change something."""
 
     group: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class LocalTable(msgspec.Struct, kw_only=True, frozen=True):
-    """[domain.NAME.local]: of the local driver. `pid_file`: pid of the process that is the domain while it lives."""
+    """[domain.NAME.local], for the local driver. `pid_file` holds the pid of the process that is the domain."""
 
     pid_file: AbsolutePath
 
 
 class LibvirtTable(msgspec.Struct, kw_only=True, frozen=True):
-    """[domain.NAME.libvirt]: of the libvirt driver. `name`: what libvirt calls the domain, default NAME."""
+    """[domain.NAME.libvirt], for the libvirt driver. `name`: libvirt's name of the domain, default NAME."""
 
     name: Annotated[str, msgspec.Meta(max_length=255)] = ""
 
 
 class DomainTable(msgspec.Struct, kw_only=True, frozen=True):
-    """[domain.NAME]. `vnode`: its name in PBS, default NAME. `cpus`: default the host's. `boot_time_limit_s`: a boot
-    whose agent has not registered by then has failed. `shutdown_time_limit_s`: a guest that has not turned itself off
-    by then is ended.
+    """[domain.NAME]. `vnode`: its name in PBS, default NAME. `cpus`: default the host's. A boot has failed if the agent
+    has not registered within `boot_time_limit_s`. A guest that has not turned itself off within
+    `shutdown_time_limit_s` is ended.
     """
 
     kind: Kind
@@ -177,15 +177,15 @@ class NodedConfiguration(msgspec.Struct, kw_only=True, frozen=True):
 
     @property
     def memory_mib(self) -> int:
-        """What domains may have together: the host's memory without the reserve."""
+        """What all domains together may have: the host's memory without the reserve."""
         total = self.host.memory_mib if self.host.memory_mib is not None else psutil.virtual_memory().total // 2**20
         return max(0, total - self.host.reserve_mib)
 
     def guest_socket(self, domain: str) -> Path:
-        """Where the domain's agent, or the QEMU that speaks for it, connects.
+        """The socket to which the domain's agent connects, or QEMU in its place.
 
-        A container gets its own folder, to be bound into it: a bound socket would not outlive a restart of the daemon,
-        and the folder of all would let it speak for others.
+        A container gets a folder of its own, which is bound into it. A bound socket would not survive a restart of the
+        daemon, and a common folder would let the container speak for others.
         """
         if self.host.driver == "libvirt" and self.host.uri.startswith("lxc"):
             return self.run_dir / "guest" / domain / "agent.sock"
@@ -238,7 +238,7 @@ def read(path: Path) -> NodedConfiguration:
 
 
 def _check(c: NodedConfiguration, tables: dict[str, Any]) -> Iterable[Problem]:
-    """What no type can say."""
+    """Mistakes that no type can express."""
     yield from _check_host(c)
     yield from _check_hub(c)
     vnodes: dict[str, str] = {}
@@ -299,7 +299,7 @@ def _check_hub(c: NodedConfiguration) -> Iterable[Problem]:
             text = f"{spelled(('hub', key))} is missing: {tcp[0]} is never used without keys"
             yield Problem(("hub", "endpoints"), f"{text}; `magrathea keys` makes them")
     if len(set(c.hub.endpoints)) < len(c.hub.endpoints):
-        yield Problem(("hub", "endpoints"), "`endpoints` in [hub] names one twice; take it out")
+        yield Problem(("hub", "endpoints"), "`endpoints` in [hub] names one twice; remove it")
 
 
 FIXED: dict[str, tuple[str, ...]] = {
@@ -307,12 +307,12 @@ FIXED: dict[str, tuple[str, ...]] = {
     "hub": ("endpoints", "key_file", "hub_key_file"),
     "paths": ("run_dir", "state_dir"),
 }
-"""What needs a restart: it names sockets, files and connections that stand, or the law by which jobs were placed."""
+"""What needs a restart: sockets, files and connections in use, and the mode by which jobs were placed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a reload takes over (`configuration`), and a sentence for each thing that it does not."""
+    """What a reload takes over (`configuration`), and a sentence for each thing that it keeps (`kept`)."""
 
     configuration: NodedConfiguration
     kept: tuple[str, ...]

@@ -27,15 +27,15 @@ from .snapshot import fitting
 from .switch.switch import Switch
 
 MAX_ANSWER_BYTES = MAX_BYTES - 4096
-"""Of a history: what else is in the message is little."""
+"""Longest history in an answer. Everything else in the message is short."""
 MOST_CHUNKS = 1000
-"""Of a preview: each takes as long as a claim."""
+"""Largest number of chunks of a preview. Each costs as much as a claim."""
 PREVIEW_S = 4.0
-"""For a preview; who asks waits for 5 s."""
+"""Time limit of a preview. The command waits for 5 s."""
 
 
 class DaemonForControl(Protocol):
-    """What is needed of the daemon."""
+    """What the control socket needs of the daemon."""
 
     configuration: NodedConfiguration
     driver: Driver
@@ -58,7 +58,7 @@ class DaemonForControl(Protocol):
 
 
 class Admin:
-    """The operations, and the socket they are offered on."""
+    """The operations, and the socket that offers them."""
 
     def __init__(self, daemon: DaemonForControl) -> None:
         self._daemon = daemon
@@ -99,7 +99,7 @@ class Admin:
         return granted(entries=self._entries(request.about, request.since, request.limit))
 
     def tell_history(self, question: HistoryAsked) -> HistoryTold:
-        """For the hub, which was asked elsewhere."""
+        """The answer to a hub, which was asked elsewhere."""
         try:
             entries, trouble = self._entries(question.about, question.since, question.limit), ""
         except Denied as error:
@@ -107,7 +107,7 @@ class Admin:
         return HistoryTold(sender=self._daemon.host.name, id=question.id, entries=entries, trouble=trouble)
 
     def _entries(self, about: str, since: float, limit: int) -> list[HistoryEntry]:
-        """The newest entries about a job, a domain, or (by its own name) the host, as many as an answer holds."""
+        """The newest entries about a job, a domain or the host, as many as fit in an answer. Raises Denied."""
         journal = self._daemon.journal
         if not isinstance(journal, Journal):
             raise Denied(RefusalCode.JOURNAL, "the journal cannot be read; the status says why")
@@ -120,7 +120,7 @@ class Admin:
         return entries
 
     async def _preview(self, request: ControlRequest) -> bytes:
-        """What each domain would answer to such a submission now, and where it would go; nothing is changed."""
+        """What each domain would answer to such a submission now, and where it would go. Nothing is changed."""
         if (asked := sum(chunk.number for chunk in request.chunks)) > MOST_CHUNKS:
             raise Denied(RefusalCode.BAD_REQUEST, f"{asked} chunks are asked for; {MOST_CHUNKS} can be looked at")
         if self._previewing:
@@ -129,7 +129,7 @@ class Admin:
         vnodes = {name: self._daemon.configuration.vnode(name) for name in self._daemon.configuration.domain}
         end = time.monotonic() + PREVIEW_S
         self._previewing = True
-        try:  # in a thread: it computes for so long that no claim could be answered meanwhile
+        try:  # in a thread: it computes for so long that no claim could be answered in the meantime
             found = await asyncio.to_thread(
                 outlook, host, vnodes, request.cls, request.chunks, lambda: time.monotonic() > end
             )
@@ -177,7 +177,8 @@ class Admin:
         return granted(said=[f"{request.domain}{fault} what had failed is tried again now"])
 
     async def _life(self, request: ControlRequest) -> bytes:
-        """Boot, shutdown, reboot, freeze, defrost: a wish from now on; granted is not done."""
+        """Boot, shutdown, reboot, freeze or defrost. Granting makes it a wish; the answer does not wait until it is
+        done."""
         name, now = request.domain, self._daemon.now()
         if request.now and request.when_idle:
             raise Denied(RefusalCode.BAD_REQUEST, "`now` waits for no job and `when_idle` for all: give one of them")
@@ -219,12 +220,12 @@ class Admin:
         return self._daemon.host.domain(name)
 
     def _is_host(self, name: str) -> bool:
-        """A domain of the host's own name is meant before the host."""
+        """Whether the name means the host. If a domain has the host's name, the domain is meant."""
         host = self._daemon.host
         return name == host.name and host.domain(name) is None
 
     def _meant(self, name: str) -> list[str]:
-        """The domain of that name, or all that take jobs where it is the host's."""
+        """The domain of that name; if it is the host's name, all domains that take jobs."""
         host = self._daemon.host
         if self._is_host(name):
             return [domain.name for domain in host.workers if domain.configured]
@@ -238,7 +239,7 @@ class Admin:
             )
 
     def _event(self, event: ev.DomainEvent) -> tuple[str, ...]:
-        """Make it a fact; who is preempted for it. Raises Denied where the core refuses."""
+        """Make the event a fact. Returns who is preempted for it. Raises Denied if the core refuses."""
         victims: tuple[str, ...] = ()
         for decision in self._daemon.apply(event):
             if isinstance(decision, ev.Refused) and decision.domain == event.domain:

@@ -1,8 +1,8 @@
-"""A hook for crash tests: somebody is killed right after a certain step, commit or answer of the daemon.
+"""A hook for crash tests: it kills processes right after a certain step, commit or answer of the daemon.
 
-Nothing of it is there unless MAGRATHEA_CRASH_ARMED is set. While the file that it names exists, each step's name is
-appended to it with `.trace` added, and after the step that MAGRATHEA_CRASH_AFTER says (`NAME#2`: its second time) those
-whom the file holds are killed: pids, and `self` for the daemon.
+It does nothing unless MAGRATHEA_CRASH_ARMED names a file. While that file exists, the name of each step is appended to
+a second file, with the suffix `.trace`. After the step that MAGRATHEA_CRASH_AFTER names (`NAME#2`: its second time) the
+processes listed in the first file are killed: pids, and `self` for the daemon.
 """
 
 from __future__ import annotations

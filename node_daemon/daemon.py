@@ -47,22 +47,22 @@ from .switch.paging import MemorySettings
 from .switch.switch import REFRESH_S, Switch
 
 log = logging.getLogger(__name__)
-told = RationedLog(log, burst=100, period_s=1.0)
-"""Of each domain, whose guest says when something is decided."""
+limited_log = RationedLog(log, burst=100, period_s=1.0)
+"""Limited per domain: guests decide how often something about them is decided."""
 
 TICK_S = 5.0
-"""The journal is tried again (where it failed) and tidied that often."""
+"""If the journal has failed, it is tried again and tidied that often."""
 TIDY_TICKS = 12
-"""Without anything waiting, tidied each minute."""
+"""Otherwise the journal is tidied each minute."""
 RECONFIGURED = (ev.Note.KEPT, ev.Note.FORGOTTEN, ev.Note.RENAMED)
-"""What the core notes of a new configuration, for whoever has it read."""
+"""What the core notes about a new configuration, for the one who asked for the reload."""
 
 MakeDriver = Callable[[NodedConfiguration], Driver]
 Observe = Callable[[str], None]
 
 
 class Daemon:
-    """One host's daemon. `start` raises OSError, DriverError or HubError; whatever it holds `close` gives back."""
+    """One host's daemon. `close` gives back everything that it holds, even after a failed `start`."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Daemon:
         return applied.decisions
 
     def _decided(self, decision: ev.Decision) -> None:
-        """Say it, and let the site's scripts know."""
+        """Log the decision, and run the site's scripts that belong to it."""
         match decision:
             case ev.Accepted(domain=domain, key=key):
                 victims = f", preempting {', '.join(decision.victims)}" if decision.victims else ""
@@ -138,7 +138,7 @@ class Daemon:
                 text = f"{domain}: {key or ''} {decision.what} {decision.text}"
             case _:
                 assert_never(decision)
-        told.say(domain, text, level=logging.INFO)
+        limited_log.say(domain, text, level=logging.INFO)
         if isinstance(decision, ev.Noted) and decision.key is not None:
             self._noted_of_job(decision, domain, decision.key)
 
@@ -193,13 +193,13 @@ class Daemon:
         return snapshots.snapshot(self.host, self.beside(), revision)
 
     def refused(self, domain: str, key: JobKey, code: RefusalCode, text: str) -> None:
-        """A claim was refused: the hub tells the job's owner."""
-        told = RefusedClaim(id=key.id, run=key.run, domain=domain, code=code, text=text[:4096], at=self.host.now)
-        self._refused.append(told)
+        """A claim was refused. The hub writes it into the job's comment, for its owner."""
+        claim = RefusedClaim(id=key.id, run=key.run, domain=domain, code=code, text=text[:4096], at=self.host.now)
+        self._refused.append(claim)
         self.hub.publish()
 
     async def elsewhere(self, domain: str, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
-        """The job's parts in vnodes of other hosts that are not ready, as hubs know; None: none of them answers."""
+        """The job's parts in vnodes of other hosts that are not ready, by the hubs. None if no hub answers."""
         here = {self.configuration.vnode(name) for name in self.configuration.domain}
         there = [vnode for vnode in vnodes if vnode not in here]
         return await self.hub.unready(domain, key, there) if there else ()
@@ -208,7 +208,7 @@ class Daemon:
         self.hub.publish()
         self.life.look_soon()
 
-    # Switch's scripts
+    # Scripts beside a switch
 
     def step_begins(self, step: Step) -> None:
         if isinstance(step, Orders) and step.order is not Order.STOP:
@@ -251,18 +251,18 @@ class Daemon:
 
     def driver_lost(self, why: str) -> None:
         if self.host.driver_lost_at is None:
-            log.warning("the hypervisor does not answer, what it has cannot be read: %s", why)
+            log.warning("the hypervisor does not answer, so its domains cannot be read: %s", why)
             self.apply(ev.DriverLost(self.now()))
 
-    def _tell_notes(self) -> None:
-        """What the hypervisor cannot do, once; again where another one has been found meanwhile."""
+    def _log_notes(self) -> None:
+        """Log what the hypervisor cannot do, each sentence once, and again if it has changed."""
         before, self._noted = self._noted, self.driver.notes()
         for note in self._noted:
             if note not in before:
                 log.info("%s", note)
 
     def driver_read(self, others: Others) -> None:
-        self._tell_notes()
+        self._log_notes()
         if self.host.driver_lost_at is not None:
             log.info("the hypervisor answers again")
             self.apply(ev.DriverFound(self.now()))
@@ -274,7 +274,7 @@ class Daemon:
     # Domains
 
     async def _listen(self) -> None:
-        """A channel for each domain that there is, and none for others."""
+        """Open a channel for each domain, and close those of domains that are gone."""
         names = {d.name for d in self.host.domains}
         for name in [n for n in self.channels if n not in names]:
             await self.channels.pop(name).close()
@@ -285,19 +285,19 @@ class Daemon:
             self.channels[name] = channel
 
     def _channels_user(self) -> int | None:
-        """The user who is to reach the guest channels, beside the daemon's own: QEMU's. Raises OSError."""
+        """QEMU's user, who must reach the guest channels; None if only the daemon's own user must. Raises OSError."""
         host = self.configuration.host
         return qemu_user(host.qemu_user) if host.driver == "libvirt" and os.geteuid() == 0 else None
 
     # Starting, ending, reading the configuration again
 
     async def start(self) -> None:
-        """From here on it works. Raises OSError, DriverError, HubError."""
+        """Start all parts. Raises OSError, DriverError, HubError."""
         self._tick_task = supervision.start(self._tick())
         self._reconfigure()
         self.apply(ev.DaemonStarted(self.now()))
         await self.driver.start(self.life.noticed)
-        self._tell_notes()
+        self._log_notes()
         await self.switch.readings.refresh()
         await self._listen()
         await self.admin.start()
@@ -325,7 +325,10 @@ class Daemon:
         return ScriptRunner(Path(paths.scripts) if paths.scripts else None, paths.script_time_limit_s)
 
     async def reload(self) -> list[str]:
-        """Take over what can be taken over; what cannot, a sentence each. Raises ConfigurationError, keeps all then."""
+        """Read the configuration again and take over what can be. Returns a sentence for each thing that cannot.
+
+        Raises ConfigurationError; everything stays as it was then.
+        """
         change = changes(self.configuration, read(self.path), self.host)
         said = list(change.kept)
         configuration = change.configuration
@@ -353,13 +356,13 @@ class Daemon:
         return said
 
     def _reconfigure(self) -> list[str]:
-        """Let the configuration change the facts; a sentence for each thing that it did not change, or took away."""
+        """Let the configuration change the facts. Returns a sentence for each thing that it kept or removed."""
         decisions = self.apply(self.configuration.reconfigured(self.now()))
-        told = (d for d in decisions if isinstance(d, ev.Noted) and d.what in RECONFIGURED)
-        return [f"{note.domain or self.host.name} is {note.what}: {note.text}" for note in told]
+        notes = (d for d in decisions if isinstance(d, ev.Noted) and d.what in RECONFIGURED)
+        return [f"{note.domain or self.host.name} is {note.what}: {note.text}" for note in notes]
 
     async def reload_logged(self) -> None:
-        """For SIGHUP: the answer goes to the log."""
+        """Reload for SIGHUP, which gets its answer in the log."""
         try:
             said = await self.reload()
         except ConfigurationError as error:

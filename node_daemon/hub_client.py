@@ -1,8 +1,8 @@
 """The daemon's side of the channel to the hub: ZeroMQ DEALER, one socket per hub endpoint.
 
-Whole snapshots go out, coalesced, at most one every PUBLISH_S; books come in. A hub that says nothing for SILENT_S is
-lost; with the last one lost no new preemption begins. Nothing is queued for a hub that is not there: when it comes,
-it gets the snapshot of that moment.
+Whole snapshots go out, at most one every PUBLISH_S; books come in. A hub that is silent for SILENT_S is lost. When all
+hubs are lost, no new preemption begins. Nothing is queued for a hub that is away: when it comes back, it gets the
+snapshot of that moment.
 """
 
 from __future__ import annotations
@@ -48,25 +48,25 @@ from .snapshot import fitting, same
 log = logging.getLogger(__name__)
 
 PUBLISH_S = 0.02
-"""Between two snapshots at least: changes within it go out as one."""
+"""Shortest time between two snapshots. All changes within it go out together."""
 SILENT_S = 3 * HEARTBEAT_S
-"""A hub that is silent for three heartbeats is lost, as a host is that is silent so long to the hub."""
+"""A hub is lost after three missed heartbeats; hubs treat hosts in the same way."""
 KNOCK_S = 0.25
-"""To a hub that is not there the snapshot is offered that often (in vain this costs nothing)."""
+"""A snapshot is offered that often to a hub that is away. A vain attempt costs nothing."""
 ANSWER_S = 1.0
-"""For a hub to answer a question; who has asked asks again."""
+"""A hub has that long to answer a question. If it does not, the guest asks again."""
 PACE_S = 0.1
-"""Between two questions of one guest: what a hostile one asks must not use up the rate of its host's messages."""
+"""Shortest time between two questions of one guest. A hostile guest must not use up its host's rate of messages."""
 CURVE_KEY_BYTES = 4096
 
 
 class HubError(Exception):
-    """The connection cannot be set up: which file or endpoint, and what to do."""
+    """The connection cannot be set up. The text names the file or endpoint, and the fix."""
 
 
 @dataclass
 class _Hub:
-    """One endpoint. `heard_at`: loop time of its last message; `books`: its last ones."""
+    """One endpoint. `heard_at`: loop time of its last message; `books`: the last ones that it sent."""
 
     endpoint: str
     socket: zmq.asyncio.Socket
@@ -78,14 +78,14 @@ class _Hub:
 
 @dataclass
 class _Asking:
-    """A guest's questions: one at a time. `last`: loop time of the last one."""
+    """A guest's questions, one at a time. `last`: loop time of the last one."""
 
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     last: float = -math.inf
 
 
 class HubClient:
-    """`build` makes the snapshot of this moment, given its revision."""
+    """Speaks with all hubs. `build` makes the snapshot of this moment, with the given revision."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class HubClient:
         self._complaints = RationedLog(log)
 
     def start(self) -> None:
-        """Connect to all endpoints; they need not be there yet. Raises HubError."""
+        """Connect to all endpoints; no hub needs to be there yet. Raises HubError."""
         if not self._endpoints:
             return
         self._context = zmq.asyncio.Context(io_threads=1)
@@ -135,7 +135,7 @@ class HubClient:
     def _connect(self, endpoint: str) -> zmq.asyncio.Socket:
         assert self._context is not None
         socket: zmq.asyncio.Socket = self._context.socket(zmq.DEALER)
-        # On TCP the key says who we are; an identity that others can guess could be taken from us by them.
+        # On TCP the key identifies us. An identity that others can guess could be taken over by them.
         identity = f"{self.host[:200]}/{self.boot_id}" if endpoint.startswith("tcp://") else self.host
         socket.setsockopt(zmq.IDENTITY, identity.encode())
         socket.setsockopt(zmq.LINGER, 0)
@@ -163,7 +163,7 @@ class HubClient:
         return self._found
 
     def publish(self) -> None:
-        """What is published may have changed: send it, at once or PUBLISH_S after the last one."""
+        """The snapshot may have changed: send it at once, or PUBLISH_S after the last one."""
         if self._pending is not None or not self._hubs:
             return
         loop = asyncio.get_running_loop()
@@ -185,8 +185,8 @@ class HubClient:
                 hub.due = hub.due and not self._send(hub, data)
 
     def _send(self, hub: _Hub, data: bytes) -> bool:
-        """Whether a hub is there to take it."""
-        # With DONTWAIT the future is done at once. Not the synchronous `send`: it would eat the socket's wake-up.
+        """Send to a hub. Returns whether it is there to take the message."""
+        # With DONTWAIT the future is done at once. The synchronous `send` would swallow the socket's wake-up.
         sent = cast("asyncio.Future[object]", hub.socket.send(data, zmq.DONTWAIT))
         error = sent.exception()
         if error is not None and not isinstance(error, zmq.Again):
@@ -199,10 +199,10 @@ class HubClient:
             try:
                 self._received(hub, decode_to_host(frames[-1]))
             except BadMessage as error:
-                self._complaints.say("bad", f"hub {hub.endpoint} sent what is no message: {error}")
+                self._complaints.say("bad", f"hub {hub.endpoint} sent something that is not a message: {error}")
             except Exception as defect:  # noqa: BLE001  a door (supervision.py)
                 self._complaints.say("defect", f"a message of hub {hub.endpoint} could not be handled", defect)
-            await asyncio.sleep(0)  # the next one may be there already; then awaiting it lets nobody else run
+            await asyncio.sleep(0)  # if the next one is there already, awaiting it would let nothing else run
 
     def _received(self, hub: _Hub, message: ToHost) -> None:
         first = hub.heard_at is None
@@ -225,14 +225,14 @@ class HubClient:
             case Resend():
                 hub.due = True
             case Heartbeat():
-                pass  # that it was heard is all it says
+                pass  # it only shows that the hub is there
             case _:
                 assert_never(message)
         hub.due = hub.due or first
         self.publish()
 
     def _books(self) -> None:
-        """All hubs' books together: PBS holds a job if any of them says so."""
+        """Combine all hubs' books: PBS holds a job if any hub says so."""
         together: dict[JobKey, Booking] = {}
         for hub in self._hubs:
             for key, entry in hub.books.items():
@@ -241,8 +241,10 @@ class HubClient:
         self._on_books(tuple(together[key] for key in sorted(together)))
 
     async def unready(self, domain: str, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
-        """The job's parts in these vnodes, of other hosts, that are not ready, for a guest that asks. None: no hub says
-        anything."""
+        """The job's parts in these vnodes of other hosts that are not ready. None if no hub answers.
+
+        `domain`: the guest that asks.
+        """
         loop = asyncio.get_running_loop()
         asking = self._asking.setdefault(domain, _Asking())
         async with asking.turn:
@@ -309,8 +311,10 @@ def _load_key(path: Path) -> tuple[bytes, bytes | None]:
 
     try:
         if len(files.read(path, CURVE_KEY_BYTES + 1)) > CURVE_KEY_BYTES:
-            raise HubError(f"{path}: more than {CURVE_KEY_BYTES} bytes; a key file has a few hundred")
+            raise HubError(
+                f"{path}: more than {CURVE_KEY_BYTES} bytes; a key file has some hundred; give the right file"
+            )
         public, secret = load_certificate(path)
     except (OSError, ValueError) as error:
-        raise HubError(f"{path}: no key file: {error}; `magrathea keys` makes them") from error
+        raise HubError(f"{path}: not a key file: {error}; `magrathea keys` makes key files") from error
     return public, secret

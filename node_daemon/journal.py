@@ -1,15 +1,15 @@
 """The journal: the host's facts on disk, and a history for people.
 
-Rule 1: the facts are one row, the whole Host as JSON, replaced with each commit. After a restart they are the
-truth; events and decisions are history only and may be pruned.
-Rule 2: what `commit` has returned from is on disk (WAL, `synchronous=FULL`), so an answer that follows it holds.
-Rule 3: seconds that jobs were preempted are kept for good, per job and domain, by value and not by addition, so
-that writing them twice changes nothing.
-Rule 4: no failure here loses what runs. `commit` raises JournalError and leaves the facts on disk as they were; the
-daemon goes on with those in memory, refuses new claims, and tries again.
+Rule 1: the facts are one row, the whole Host as JSON, replaced by each commit. After a restart they are the truth.
+Events and decisions are only history and may be pruned.
+Rule 2: when `commit` returns, everything is on disk (WAL, `synchronous=FULL`). An answer given after it stays valid.
+Rule 3: the seconds that jobs were preempted are kept for good, per job and domain. The total is written, not added to,
+so that writing it twice changes nothing.
+Rule 4: a failing journal harms no running job. `commit` raises JournalError and leaves the facts on disk as they were.
+The daemon goes on with the facts in memory, refuses new claims, and tries again.
 
-A journal that is damaged is never overwritten: `open_journal` says so and what to do, and the daemon works with
-what facts can still be read, or none.
+A damaged journal is never overwritten. `open_journal` reports it with the fix. The daemon works with the facts that
+can still be read, or with none.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from magrathea.history import HistoryRow, Query, entry, matches, select
 from magrathea.messages import HistoryEntry
 
 SCHEMA = 3
-"""PRAGMA user_version of what this program writes; older ones are migrated at opening, newer ones refused."""
+"""PRAGMA user_version that this program writes. Older journals are migrated when opened, newer ones refused."""
 
 ALL = Query()
 
 MODE = 0o640
-"""The history names users' jobs: it is for root, and for a group that an admin gives the file to."""
+"""The history names users' jobs. Only root may read it, and a group to which an admin gives the file."""
 
 CHECKPOINT_PAGES = 512
-"""`tidy` writes the log back when it has more pages: at quiet times, so that a claim seldom pays for it."""
+"""`tidy` writes the log back when it has more pages. That happens at quiet times, so that claims seldom wait for it."""
 
 AUTOCHECKPOINT_PAGES = 8192
-"""Where nothing is ever quiet a commit does it itself (32 MiB of log)."""
+"""On a host that is never quiet, a commit writes the log back at this size (32 MiB)."""
 
 PRUNE_ROWS = 2000
-"""Rows of history that one `tidy` removes at most: about 10 ms."""
+"""One `tidy` removes at most so many rows of history, which takes about 10 ms."""
 
 _MIGRATIONS: dict[int, str] = {
     # 0 -> 1
@@ -58,7 +58,7 @@ _MIGRATIONS: dict[int, str] = {
         CREATE TABLE preempted (domain TEXT NOT NULL, job TEXT NOT NULL, run INTEGER NOT NULL,
                                 seconds REAL NOT NULL, at REAL NOT NULL, PRIMARY KEY (domain, job, run)) WITHOUT ROWID;
     """,
-    # 1 -> 2: since when a domain has been in its state is shown to people, and should survive a restart
+    # 1 -> 2: people see since when a domain has been in its state; that should survive a restart
     1: "CREATE TABLE states (domain TEXT PRIMARY KEY, state TEXT NOT NULL, since REAL NOT NULL) WITHOUT ROWID;",
     # 2 -> 3: a fact got the name that says what it is. Within a JSON text every quote is escaped, so this is the key.
     2: """UPDATE facts SET host = CAST(replace(host, '"halted":', '"paused_externally":') AS BLOB);""",
@@ -66,7 +66,7 @@ _MIGRATIONS: dict[int, str] = {
 
 
 class JournalError(Exception):
-    """The journal cannot be read or written: which file, why, and what to do."""
+    """The journal cannot be read or written. The text names the file, the cause and the fix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +83,16 @@ class JournalStore(Protocol):
     def commit(
         self, host: Host, event: Event | None, decisions: Sequence[Decision], states: dict[str, Since] | None = None
     ) -> None:
-        """Put it on disk. Raises JournalError."""
+        """Write the facts to disk, with what led to them. Raises JournalError."""
 
     def note(self, at: float, event: Event | None, decisions: Sequence[Decision]) -> None:
-        """Keep it for later."""
+        """Keep this for the history; it is written later."""
 
     def tidy(self, keep_since: float) -> bool:
-        """Prune and shorten. Raises JournalError."""
+        """Prune the history and shorten the log. Raises JournalError."""
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
 
 
 _facts = msgspec.json.Decoder(Host)
@@ -125,12 +125,12 @@ class Journal:
         return {row[0]: Since(row[1], row[2]) for row in self._all("SELECT domain, state, since FROM states")}
 
     def preempted_s(self) -> dict[tuple[str, str, int], float]:
-        """Seconds preempted by (domain, job id, run version), of every job that ever was."""
+        """How long each job that ever ran was preempted, by (domain, job id, run version)."""
         rows = self._all("SELECT domain, job, run, seconds FROM preempted")
         return {(row[0], row[1], row[2]): row[3] for row in rows}
 
     def history(self, query: Query = ALL) -> list[HistoryEntry]:
-        """The newest entries, oldest of them first. Raises JournalError."""
+        """The newest entries, in the order in which they happened. Raises JournalError."""
         try:
             entries = select(self._connection, query)
         except sqlite3.Error as error:
@@ -139,7 +139,7 @@ class Journal:
         return [*entries, *(e for e in waiting if matches(e, query))][-query.limit :]
 
     def preempted_by(self, domain: str, key: JobKey) -> str:
-        """What the job was last preempted for; empty where the history no longer knows."""
+        """What the job was last preempted for; empty if the history no longer has it."""
         rows = self._all(
             "SELECT data FROM history WHERE domain = ? AND job = ? AND name = 'Noted' ORDER BY id DESC LIMIT 100",
             (domain, key.id),
@@ -158,7 +158,7 @@ class Journal:
     def commit(
         self, host: Host, event: Event | None, decisions: Sequence[Decision], states: dict[str, Since] | None = None
     ) -> None:
-        """Facts, what led to them, and `states` that have changed, on disk. Raises JournalError."""
+        """Write the facts, what led to them, and the `states` that have changed, to disk. Raises JournalError."""
         rows = self._rows(host.now, event, decisions)
         try:
             with self._connection:  # a transaction: all or nothing
@@ -178,12 +178,12 @@ class Journal:
         self._waiting.clear()
 
     def note(self, at: float, event: Event | None, decisions: Sequence[Decision]) -> None:
-        """Keep for the next commit or `tidy` what changed no fact (a refusal): it is history, and no answer waits."""
+        """Keep something that changed no fact (a refusal) for the next commit or `tidy`. No answer waits for it."""
         self._waiting.extend(self._rows(at, event, decisions))
-        del self._waiting[:-1000]  # a flood of refusals leaves its last thousand
+        del self._waiting[:-1000]  # of a flood of refusals, the last thousand are kept
 
     def tidy(self, keep_since: float) -> bool:
-        """Write what waits, prune history older than `keep_since`, shorten the log. True if more is to be pruned.
+        """Write what waits, prune history older than `keep_since`, and shorten the log. True if there is more to prune.
 
         Raises JournalError.
         """
@@ -206,7 +206,7 @@ class Journal:
         return removed >= PRUNE_ROWS
 
     def close(self) -> None:
-        with suppress(sqlite3.Error):  # closing checkpoints; on a full disk the log simply stays
+        with suppress(sqlite3.Error):  # closing writes the log back; on a full disk it simply stays
             self._connection.close()
 
     # Within
@@ -236,7 +236,7 @@ class Journal:
                 continue
             domain = host.domain(decision.domain)
             job = domain.job(decision.key) if domain else None
-            # Of a job that is still here its facts have the sum; of one that is gone, the decision has.
+            # If the job is still here, its facts hold the total; if it is gone, the decision does.
             seconds = job.preempted_s if job else decision.preempted_s
             if seconds > 0:
                 self._connection.execute(
@@ -259,13 +259,13 @@ class Journal:
         return JournalError(f"{self.path}: {error}; {_fix(error)}")
 
 
-_USUAL_FIX = "put it aside or bring back a copy, then restart magrathea-noded; jobs are found again by MoM's list"
+_USUAL_FIX = "move it aside or restore a copy, then restart magrathea-noded; MoM's list brings the jobs back"
 
 
 def _fix(error: sqlite3.Error) -> str:
     text = str(error)
     if "full" in text or "disk I/O" in text:
-        return "make room on that file system; it is tried again every few seconds"
+        return "make room on that file system; magrathea-noded tries again every few seconds"
     if "readonly" in text or "unable to open" in text:
         return "give magrathea-noded's user the right to write there"
     if "locked" in text:
@@ -274,7 +274,10 @@ def _fix(error: sqlite3.Error) -> str:
 
 
 def open_journal(path: Path) -> Journal:
-    """Open or make it, and migrate it. Raises JournalError: damaged, no right, no room, or of a newer program."""
+    """Open the journal, create it if it is missing, and migrate it if it is old.
+
+    Raises JournalError: it is damaged, there is no right or no room, or a newer program has written it.
+    """
     try:
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         _make_private(path)
@@ -294,12 +297,12 @@ def open_journal(path: Path) -> Journal:
 
 
 def _make_private(path: Path) -> None:
-    """Make the file, or take back what others may do with it and with what lies beside it. Raises OSError.
+    """Create the file, or take other users' rights to it and its companions away. Raises OSError.
 
-    SQLite gives its `-wal` and `-shm` the mode that the database has when it makes them.
+    SQLite gives its `-wal` and `-shm` files the mode that the database has when it creates them.
     """
     for name in (path.name, path.name + "-wal", path.name + "-shm"):
-        with suppress(FileNotFoundError):  # of the two beside it
+        with suppress(FileNotFoundError):  # its companions need not be there
             flags = os.O_RDWR | (os.O_CREAT if name == path.name else 0)
             descriptor = files.open_regular(path.with_name(name), flags, MODE)
             try:
@@ -337,7 +340,7 @@ def _migrate(path: Path, connection: sqlite3.Connection) -> None:
 
 
 def salvage(path: Path) -> Host | None:
-    """The facts of a damaged journal, if they can still be read; the file is not touched."""
+    """The facts in a damaged journal, if they can still be read. The file is not changed."""
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1.0)) as connection:
             row = connection.execute("SELECT host FROM facts").fetchone()
@@ -347,7 +350,7 @@ def salvage(path: Path) -> Host | None:
 
 
 class NoJournal:
-    """Stands for a journal that cannot be opened: every commit fails with the reason, until a restart."""
+    """Replaces a journal that cannot be opened. Every commit fails with the reason, until a restart."""
 
     def __init__(self, error: JournalError) -> None:
         self._error = error
@@ -358,7 +361,7 @@ class NoJournal:
         raise self._error
 
     def note(self, at: float, event: Event | None, decisions: Sequence[Decision]) -> None:
-        """Nowhere to keep it: the log has it."""
+        """There is nowhere to keep it; the log has it."""
 
     def tidy(self, keep_since: float) -> bool:
         raise self._error

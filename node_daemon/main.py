@@ -23,15 +23,15 @@ log = logging.getLogger("magrathea-noded")
 OK, BAD_CONFIGURATION, CANNOT_START = 0, 2, 3
 
 EPILOG = """\
-SIGHUP reads the configuration again; what cannot change while running is said in the log.
-SIGTERM and SIGINT end it; jobs and domains stay as they are, and the next start goes on from the journal.
+SIGHUP reads the configuration again; the log says what cannot change while it runs.
+SIGTERM and SIGINT end it; jobs and domains stay as they are, and the next start continues from the journal.
 
 exit codes: 0 ended by a signal, 2 bad usage or configuration, 3 cannot start (the log says why), 1 a defect
 """
 
 
 class CannotStart(Exception):
-    """Why not, and what to do."""
+    """The daemon cannot start. The text says why, and how to fix it."""
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -42,7 +42,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help="default: %(default)s")
-    parser.add_argument("--check", action="store_true", help="check the configuration, say what is wrong, and end")
+    parser.add_argument("--check", action="store_true", help="check the configuration, print what is wrong, and exit")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser.parse_args(argv)
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def take_lock(state_dir: Path) -> int:
-    """Keep a second daemon of the same host out, until this process ends. Raises CannotStart."""
+    """Keep a second daemon of the same host from starting, until this process ends. Raises CannotStart."""
     path = state_dir / "noded.lock"
     try:
         state_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def take_lock(state_dir: Path) -> int:
 
 
 async def run(configuration: NodedConfiguration, path: Path) -> None:
-    """Until SIGTERM or SIGINT. Raises CannotStart."""
+    """Run until SIGTERM or SIGINT. Raises CannotStart."""
     from .crash_test_hook import from_environment
     from .daemon import Daemon
     from .hub_client import HubError
@@ -138,7 +138,8 @@ async def run(configuration: NodedConfiguration, path: Path) -> None:
 
 
 def group_name(host: str, run_dir: str) -> str:
-    """What the local driver's control groups are called: clusters for demo and tests have hosts of the same names."""
+    """The name of the local driver's control groups. It differs for each run_dir, because clusters of the demo and of
+    tests have hosts of the same names."""
     return host if run_dir == PathsTable().run_dir else f"{host}.{zlib.crc32(run_dir.encode()):08x}"
 
 

@@ -1,4 +1,4 @@
-"""The host as others see it: facts and what follows from them, as one message for hub and `magrathea status`."""
+"""The host as others see it: one message with the facts and what follows from them, for hubs and `magrathea status`."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from .journal import Since
 from .switch.paging import Progress
 
 NOTE_BYTES = 200
-"""For the note that something was left out."""
+"""Room for the note that something was left out."""
 REFUSED_S = 60.0
-"""So long a refused claim is told to the hub; PBS tries the job again before that."""
+"""A refused claim is reported to the hub for that long. PBS tries the job again before it is over."""
 
 
 @dataclass(frozen=True, slots=True)
 class Beside:
-    """What a snapshot says beside the facts. `actual`: what is so in the plan's figures, `read`: in the driver's own,
-    which may be coarser; `by`: what each stopped job was preempted for."""
+    """What a snapshot holds beside the facts. `actual`: the actual state in the plan's figures; `read`: the
+    same in the driver's figures, which may be coarser; `by`: what each stopped job was preempted for."""
 
     boot_id: str
     actual: Mapping[str, plan.ActualDomain] = field(default_factory=dict)
@@ -84,13 +84,14 @@ def _pause_notes(host: Host) -> list[str]:
 
 
 def _stopped_for(host: Host, by: str) -> str:
-    """What a job was stopped for, as the history has it, with the domain it is in."""
+    """What a job was stopped for, as the history has it, and in which domain that is."""
     where = {str(job.key): f"{job.key.id} in {domain.name}" for domain in host.domains for job in domain.jobs}
     return where.get(by) or by.removesuffix(" (run 1)")
 
 
 def _preempted_why(host: Host, domain: Domain, beside: Beside) -> str:
-    """By whom, and what of the domain. How long is in the report's figures: in the sentence it would always be news."""
+    """For whom the domain is preempted, and how many of its jobs are stopped. For how long is not in the sentence: it
+    would change with every snapshot."""
     wanted = wanted_stopped(host)
     by = {_stopped_for(host, beside.by.get((domain.name, job.key), "")) for job in domain.stopped} - {""}
     back = sum((domain.name, job.key) not in wanted for job in domain.stopped)
@@ -99,15 +100,15 @@ def _preempted_why(host: Host, domain: Domain, beside: Beside) -> str:
 
 
 def same(one: Snapshot, other: Snapshot) -> bool:
-    """Whether they say the same, whenever they were made."""
+    """Whether two snapshots differ in nothing but their time and number."""
     return msgspec.structs.replace(one, at=0, revision=0) == msgspec.structs.replace(other, at=0, revision=0)
 
 
 def fitting(snapshot: Snapshot) -> Snapshot:
-    """`snapshot` as a hub takes it: one that is too long loses the last jobs of the domains that take up most.
+    """The snapshot, shortened to what a hub accepts: domains that exceed their share lose their last jobs.
 
-    A guest has a say in how much is told of its jobs. So each domain has the same share of the message; what a guest
-    takes beyond it costs its own domain's jobs.
+    A guest influences how much its jobs take up. So each domain has the same share of the message, and whatever
+    exceeds it costs only that domain's jobs.
     """
     if len(encode(snapshot)) <= MAX_BYTES:
         return snapshot
@@ -116,12 +117,12 @@ def fitting(snapshot: Snapshot) -> Snapshot:
     share = rest // max(1, len(bare))
     domains = [structs.replace(domain, jobs=_first(domain.jobs, share)) for domain in snapshot.domains]
     left_out = sum(len(d.jobs) for d in snapshot.domains) - sum(len(d.jobs) for d in domains)
-    note = f"{left_out} jobs are not told to the hub: the message would be longer than {MAX_BYTES} bytes"
+    note = f"{left_out} jobs are not reported to the hub: the message would be longer than {MAX_BYTES} bytes"
     return structs.replace(snapshot, domains=domains, notes=[*snapshot.notes, note][:MOST_NOTES])
 
 
 def _first(jobs: list[JobReport], most_bytes: int) -> list[JobReport]:
-    """As many of the jobs as fit."""
+    """As many of the first jobs as fit."""
     ends = itertools.accumulate(len(encode(job)) + 1 for job in jobs)
     return [job for job, end in zip(jobs, ends, strict=True) if end <= most_bytes]
 
@@ -157,7 +158,7 @@ def _domain(
 
 
 def _lacks(lack: MemoryLack | None) -> str | None:
-    """As `DomainReport.lack` reads it."""
+    """The lack in the form that `DomainReport.lack` reads."""
     return lack.why[:4096] if isinstance(lack, MemoryShort) else None if lack is None else ""
 
 

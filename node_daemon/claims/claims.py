@@ -1,7 +1,8 @@
-"""What guests say, made into events, and what they are answered.
+"""Turns what guests say into events, and answers them.
 
-A claim is answered within DAEMON_CLAIM_S, because MoM does nothing else meanwhile: granted only when what had to be
-stopped has stopped and CPU has moved; else refused, its fact taken away, and the plan leads back.
+A claim is answered within DAEMON_CLAIM_S, because MoM does nothing else in the meantime. It is granted when all jobs
+that had to stop have stopped and CPU has moved. If they have not stopped in time, it is refused, its fact is taken
+away, and the plan leads back.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from ..hypervisor.base import Driver
 from ..switch.switch import Switch
 
 log = logging.getLogger(__name__)
-told = RationedLog(log, burst=100, period_s=1.0)
-"""Of each guest, who says when something of it is logged."""
+limited_log = RationedLog(log, burst=100, period_s=1.0)
+"""Limited per domain: guests decide how often something about them is logged."""
 
 MEMORY_STEP_MIB = 16
-"""Figures of unreclaimable memory are rounded up to it: a fact that changes with every report is none."""
+"""Unreclaimable memory is rounded up to a multiple of this. Otherwise each report would change the facts."""
 
 Reply = dict[str, Any]
 
 
 class DaemonForClaims(Protocol):
-    """What is needed of the daemon."""
+    """What claims need of the daemon."""
 
     switch: Switch
     driver: Driver
@@ -44,7 +45,7 @@ class DaemonForClaims(Protocol):
     def host(self) -> Host: ...
 
     async def elsewhere(self, domain: str, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
-        """The parts of that domain's job in vnodes of other hosts that are not ready; None: nobody knows."""
+        """The job's parts in vnodes of other hosts that are not ready. None if no hub answers."""
         ...
 
     def actual_changed(self) -> None: ...
@@ -73,12 +74,12 @@ class Claims:
 
     def connected(self, domain: str, hello: Hello) -> None:
         can = ", ".join(hello.can) or "no abilities"
-        told.say(domain, f"{domain}: agent {hello.agent} connected ({can})", level=logging.INFO)
+        limited_log.say(domain, f"{domain}: agent {hello.agent} connected ({can})", level=logging.INFO)
         self._daemon.apply(ev.AgentConnected(self._daemon.now(), domain))
         self._daemon.switch.agent_connected(domain)
 
     def lost(self, domain: str) -> None:
-        told.say(domain, f"{domain}: agent lost", level=logging.INFO)
+        limited_log.say(domain, f"{domain}: agent lost", level=logging.INFO)
         self._daemon.switch.agent_lost(domain)
         self._daemon.apply(ev.AgentLost(self._daemon.now(), domain))
 
@@ -122,7 +123,7 @@ class Claims:
         self._granted = {m for m in self._granted if self._job(m) is not None} | {mark}
         daemon.observe("answer")
         took_ms = (time.monotonic() - asked) * 1000
-        told.say(domain, f"{domain}: claim of {job.key} granted after {took_ms:.1f} ms", level=logging.INFO)
+        limited_log.say(domain, f"{domain}: claim of {job.key} granted after {took_ms:.1f} ms", level=logging.INFO)
         return {"ok": True}
 
     def _job(self, mark: tuple[str, JobKey]) -> Any:
@@ -130,7 +131,7 @@ class Claims:
         return found.job(mark[1]) if found else None
 
     async def _switched(self, mark: tuple[str, JobKey]) -> Reply | None:
-        """Wait until the switch for this claim is done; a refusal if it cannot be in time."""
+        """Wait until the switch for this claim is done. Returns a refusal if that takes too long."""
         progress = self._daemon.switch.progress
         try:
             async with asyncio.timeout(DAEMON_CLAIM_S):
@@ -145,23 +146,23 @@ class Claims:
         return refusal(RefusalCode.RELEASED, f"{mark[1]} was released while it was claimed")
 
     def _late(self, mark: tuple[str, JobKey]) -> Reply | None:
-        """No more time: what has not stopped refuses the claim, CPU that has not moved does not."""
+        """The time is over: a job that has not stopped refuses the claim. CPU that has not moved does not."""
         daemon = self._daemon
         pending = daemon.switch.progress.of(mark[0])
         late = sorted(f"{key} in {domain}" for domain, key in pending.unstopped)
         if not late:
             if pending.cpu_of:
                 text = f"{mark[0]}: claim of {mark[1]} granted although CPU has not moved within {DAEMON_CLAIM_S:g} s"
-                told.say(mark[0], text)
+                limited_log.say(mark[0], text)
             return None
         text = f"not stopped within {DAEMON_CLAIM_S:g} s: {', '.join(late)}; see that domain's agent"
-        told.say(mark[0], f"{mark[0]}: claim of {mark[1]} refused: {text}")
+        limited_log.say(mark[0], f"{mark[0]}: claim of {mark[1]} refused: {text}")
         daemon.apply(ev.Released(daemon.now(), *mark))
         daemon.refused(*mark, RefusalCode.STOP_TIMEOUT, text)
         return refusal(RefusalCode.STOP_TIMEOUT, text)
 
     async def _glance(self, mark: tuple[str, JobKey], lack: MemoryLack | None) -> Reply | None:
-        """Everything is there but perhaps memory: a refusal if that is known not to come."""
+        """Everything but memory is there. Returns a refusal if the memory is known not to come."""
         daemon = self._daemon
         progress = daemon.switch.progress
         with contextlib.suppress(TimeoutError):
@@ -171,13 +172,13 @@ class Claims:
                     lack = progress.of(mark[0]).lack
         if not isinstance(lack, MemoryShort):
             return None
-        told.say(mark[0], f"{mark[0]}: claim of {mark[1]} refused: {lack.why}")
+        limited_log.say(mark[0], f"{mark[0]}: claim of {mark[1]} refused: {lack.why}")
         daemon.apply(ev.Released(daemon.now(), *mark))
         daemon.refused(*mark, RefusalCode.MEMORY_SHORT, lack.why)
         return refusal(RefusalCode.MEMORY_SHORT, lack.why)
 
     def _paused(self, mark: tuple[str, JobKey]) -> Reply | None:
-        """On a paused host: a refusal where the domain would have to be given CPUs or memory first."""
+        """Returns a refusal if the host is paused and the domain would have to be given CPUs or memory first."""
         daemon = self._daemon
         pause = daemon.host.paused
         if pause is None or not plan.lacks(daemon.host, daemon.switch.actual(), mark[0]):
@@ -188,18 +189,18 @@ class Claims:
         return refusal(RefusalCode.PAUSED, text)
 
     async def _prepared(self, mark: tuple[str, JobKey], vnodes: list[str]) -> Reply:
-        """Whether the memory of all of the job's parts is there: the first one's prologue hook asks until it is."""
+        """Whether all parts of the job have their memory. The prologue hook of the first part asks until they have."""
         daemon, (domain, key) = self._daemon, mark
         gone = refusal(RefusalCode.UNKNOWN_JOB, f"{domain} has no {key}; it was released, or never claimed")
         if self._job(mark) is None:
             return gone
-        told = await daemon.elsewhere(domain, key, vnodes)
+        reported = await daemon.elsewhere(domain, key, vnodes)
         if self._job(mark) is None:
             return gone
-        silence = Unready(Stage.UNHEARD, "no hub answers, and it alone knows of the job's other hosts")
-        elsewhere = (silence,) if told is None else told
+        silence = Unready(Stage.UNHEARD, "no hub answers, and only a hub knows of the job's other hosts")
+        elsewhere = (silence,) if reported is None else reported
         parts = (*self._here(key), *elsewhere)
-        if (why := held_back(parts, self._unheard_s(mark, elsewhere), hub=told is not None)) is not None:
+        if (why := held_back(parts, self._unheard_s(mark, elsewhere), hub=reported is not None)) is not None:
             self._wait(mark, "")
             daemon.refused(domain, key, why.code, why.text)
             return refusal(why.code, why.text)
@@ -220,7 +221,7 @@ class Claims:
         return tuple(part for part in parts if part is not None)
 
     def _unheard_s(self, mark: tuple[str, JobKey], parts: tuple[Unready, ...]) -> float:
-        """For how long, from question to question, nothing has been known of one part or the other."""
+        """For how long, from question to question, nothing has been known about some part."""
         if all(part.stage is not Stage.UNHEARD for part in parts):
             self._unheard_since.pop(mark, None)
             return 0.0
@@ -228,7 +229,7 @@ class Claims:
         return now - self._unheard_since.setdefault(mark, now)
 
     def _wait(self, mark: tuple[str, JobKey], text: str) -> None:
-        """What its owner is told that the job waits for; empty: for nothing."""
+        """Note what the job waits for, for its owner; empty if for nothing."""
         before = self._waiting.pop(mark, "")
         if text:
             self._waiting[mark] = text
@@ -236,7 +237,7 @@ class Claims:
             self._daemon.actual_changed()
 
     def waits(self) -> dict[tuple[str, JobKey], str]:
-        """Jobs whose prologue waits for memory, and how far that is, for people."""
+        """Jobs whose prologue waits for memory, and how far the memory is, for people."""
         there = {m for m in self._waiting if self._job(m) is not None}
         self._waiting = {m: text for m, text in self._waiting.items() if m in there}
         self._unheard_since = {m: at for m, at in self._unheard_since.items() if m in there}

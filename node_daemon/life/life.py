@@ -1,14 +1,14 @@
-"""Leads the domains' lives: compares what is so with the facts, and takes the steps that the facts demand.
+"""Boots, shuts down, saves and restores domains: compares them with the facts and takes the steps that are due.
 
-What is learned and which step is next is the core's business (magrathea/core/life.py); here it is only carried out.
+The core decides what is learned and which step is next (magrathea/core/life.py). This module carries it out.
 
-Rule 1: at most one step per domain is under way; meanwhile, and until the hypervisor has been read anew after it,
-nothing is learned of that domain: an old look must not undo what was just done.
-Rule 2: nothing is remembered that a restart may not forget. A step that was cut off is computed and taken again;
-each may be repeated.
-Rule 3: a power-off that the guest does not heed within its time limit ends by pulling the plug; a boot that does not
-succeed in its own ends as a fact (magrathea/core/machine.py).
-Rule 4: a failed restore never costs the image.
+Rule 1: at most one step per domain is under way. Until it is done and the hypervisor has been read again, nothing is
+learned about that domain: an old reading must not undo what was just done.
+Rule 2: nothing is remembered that a restart may not forget. A step that was interrupted is computed and taken again;
+every step may be repeated.
+Rule 3: if a guest does not turn itself off within its time limit, its domain is ended. If a boot does not succeed
+within its own, the core makes a fact of that (magrathea/core/machine.py).
+Rule 4: a failed restore never loses the image.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from magrathea.core.refusals import RefusalCode
 from ..configuration import NodedConfiguration
 from ..guest_channel.channel import AgentError, GuestChannel
 from ..hypervisor.base import LIFE, SAVE, DomainChange, Driver, DriverError
-from ..retries import Retries, Slot, loop_time, told
+from ..retries import Retries, Slot, loop_time, sentence
 from ..switch.switch import Switch
 from .site_scripts import SiteScripts
 
@@ -37,11 +37,11 @@ log = logging.getLogger(__name__)
 RETRY_S = (0.5, 1.0, 2.0, 5.0)
 """Pauses after the first, second, ... failure of a step."""
 AGENT_S = 3.0
-"""For an agent to set its clock, or to say that it turns its guest off."""
+"""An agent has that long to set its clock, or to confirm that it turns its guest off."""
 
 
 class DaemonForLife(Protocol):
-    """What is needed of the daemon."""
+    """What the lives of domains need of the daemon."""
 
     configuration: NodedConfiguration
     driver: Driver
@@ -64,7 +64,7 @@ def _slot(name: str, kind: type[LifeStep]) -> Slot:
 
 
 class Life:
-    """See the module. `look_soon` after whatever may matter; it is cheap."""
+    """Leads the lives of one host's domains. Call `look_soon` after anything that may matter; it is cheap."""
 
     def __init__(self, daemon: DaemonForLife) -> None:
         self._daemon = daemon
@@ -72,19 +72,19 @@ class Life:
         self._was_up: dict[str, bool] = {}
         self._needs_read: dict[str, int] = {}
         self._fell: set[str] = set()
-        """Domains that the hypervisor said went down, since the last look."""
+        """Domains that went down since the last look, as the hypervisor reported."""
         self._asked: dict[str, float] = {}
-        """Domains asked to turn themselves off, and since when (the loop's time)."""
+        """Domains that were asked to turn themselves off, and when (the loop's time)."""
         self._heard: set[str] = set()
-        """Those of them whose agents have been asked."""
+        """Those of them whose agents were asked."""
         self._from_image: set[str] = set()
-        """Booted from an image, so that their clocks stood still."""
+        """Domains booted from an image. Their clocks have stood still."""
         self._retries = Retries(RETRY_S)
         self._wake: asyncio.Handle | None = None
         self._closed = False
 
     def noticed(self, event: DomainChange) -> None:
-        """The hypervisor tells of a domain: what needs no second look is a fact at once, the rest after a look."""
+        """The hypervisor reports a change. If it needs no second look it is a fact at once, else after the look."""
         daemon = self._daemon
         domain = daemon.host.domain(event.name)
         if domain is None:
@@ -94,7 +94,7 @@ class Life:
         if up and not event.up and event.name not in self._under_way:
             self._was_up[event.name] = False
             if SAVE in can:
-                self._fell.add(event.name)  # and may have been saved: the look tells
+                self._fell.add(event.name)  # it may have been saved: the next look shows
             else:
                 self._learn(domain, ev.DomainStopped(daemon.now(), event.name))
         elif not up and event.up and LIFE not in can:
@@ -103,10 +103,10 @@ class Life:
 
     def notes(self) -> list[str]:
         """What fails at present, for people."""
-        return [told(slot, failure) for slot, failure in self._retries.items()]
+        return [sentence(slot, failure) for slot, failure in self._retries.items()]
 
     def look_soon(self) -> None:
-        """Look in this round of the event loop."""
+        """Look at all domains, in this round of the event loop."""
         if not self._closed:
             if self._wake is not None:
                 self._wake.cancel()
@@ -132,7 +132,7 @@ class Life:
             self._wake = asyncio.get_running_loop().call_later(max(0.0, min(waits)) + 0.001, self._look)
 
     def _look_at(self, domain: Domain) -> float | None:
-        """Learn, or take a step; after how many seconds to look again, if nothing happens before."""
+        """Learn something or take a step. Returns after how many seconds to look again; None: at the next event."""
         name = domain.name
         if name in self._under_way or self._needs_read.get(name, 0) > self._daemon.switch.readings.number:
             return None
@@ -141,7 +141,7 @@ class Life:
             return None
         if name in self._fell:
             self._fell.discard(name)
-            if seen.up and domain.lifecycle is Lifecycle.UP:  # it fell and rose between two looks
+            if seen.up and domain.lifecycle is Lifecycle.UP:  # it went down and came up between two looks
                 self._learn(domain, ev.DomainStopped(self._daemon.now(), name))
                 return 0.0
         self._was_up[name] = seen.up
@@ -160,7 +160,7 @@ class Life:
         return self._retries.wait_s(_slot(name, type(step))) or self._take(domain, step, loop_time())
 
     def _seen(self, domain: Domain) -> Seen | None:
-        """The domain as it is, or None where that is not known."""
+        """The domain as it is; None if that is not known."""
         read = self._daemon.switch.readings.of(domain.name)
         channel = self._daemon.channels.get(domain.name)
         if read is None or not read.known:
@@ -179,14 +179,15 @@ class Life:
         went_down = isinstance(event, ev.DomainStopped) and domain.closing is not None
         self._daemon.apply(event)
         if isinstance(event, ev.DomainStopped | ev.FreezeEnded) and domain.name in self._daemon.channels:
-            self._daemon.channels[domain.name].drop()  # else it would seem to register when the domain comes back
+            self._daemon.channels[domain.name].drop()  # an old connection would look like a registration later
         if went_down:
             self._daemon.site_scripts.begin("after-shutdown", domain.name)
         if isinstance(event, ev.FreezeEnded):
             self._daemon.site_scripts.begin("after-freeze", domain.name)
 
     def _take(self, domain: Domain, step: LifeStep, now: float) -> float | None:
-        """Start it, if nothing has to be waited for; after how many seconds to look again."""
+        """Start the step, unless it has to wait. Returns after how many seconds to look again; None: at the next
+        event."""
         if isinstance(step, Boot | Save) and self._waits_for_memory(domain):
             return None
         match step:
@@ -212,8 +213,11 @@ class Life:
         return None
 
     def _waits_for_memory(self, domain: Domain) -> bool:
-        """A restore waits until what borrowed its CPUs is stopped, and until memory has been given back. What is saved
-        is made small first: that is quicker, and what comes back needs no more than its floor."""
+        """Whether a boot or a save must wait for memory, or for jobs to stop.
+
+        A restore waits until the jobs that borrowed its CPUs have stopped and its memory has been given back. A domain
+        is made small before it is saved: saving is quicker then, and the restore needs no more than its floor.
+        """
         pending = self._daemon.switch.progress.of(domain.name)
         if domain.lifecycle is Lifecycle.UP:
             return domain.name in pending.memory_of
@@ -251,7 +255,7 @@ class Life:
         self._read_anew(name)
 
     def _read_anew(self, name: str) -> None:
-        """What the hypervisor said before this moment is too old for this domain."""
+        """For this domain, only readings count that are begun from now on."""
         if not self._closed:
             self._needs_read[name] = self._daemon.switch.readings.begun + 1
             self._daemon.switch.readings.refresh_soon()
@@ -260,13 +264,13 @@ class Life:
         return self._daemon.host.domain(name)
 
     async def _boot(self, name: str) -> None:
-        """Raises DriverError where it is worth another try."""
+        """Boot or restore the domain. Raises DriverError if another try may help."""
         domain = self._domain(name)
         restores = domain is not None and domain.frozen
         await self._daemon.site_scripts.pass_by("before-defrost" if restores else "before-boot", name, guest=False)
         domain = self._domain(name)
         if domain is None or domain.lifecycle is not Lifecycle.BOOTING:
-            return  # given up meanwhile
+            return  # the wish was withdrawn in the meantime
         read = self._daemon.switch.readings.of(name)
         if read is not None and read.saved:
             self._from_image.add(name)
@@ -285,7 +289,8 @@ class Life:
         self._daemon.observe(f"boot {name}")
 
     async def _register(self, name: str) -> None:
-        """Its agent is there. A clock that stood still is set before it is up: its jobs are to see the right time."""
+        """The domain's agent is there, so it is up. If its clock stood still it is set first: jobs must see the right
+        time."""
         domain = self._domain(name)
         restored = domain is not None and domain.frozen
         if restored or name in self._from_image:
@@ -297,12 +302,12 @@ class Life:
 
     async def _set_clock(self, name: str) -> None:
         if not self._agent_can(name, "clock"):
-            log.info("%s: its agent cannot set its clock, which stood still; its own time service has to", name)
+            log.info("%s: its clock stood still and its agent cannot set it; the guest's time service has to", name)
             return
         try:
             await self._daemon.channels[name].request("clock", AGENT_S, unix_s=time.time())
         except AgentError as error:
-            log.warning("%s: its clock stood still and is not set: %s", name, error)
+            log.warning("%s: its clock stood still and could not be set: %s", name, error)
 
     async def _go_on(self, name: str) -> None:
         await self._daemon.driver.resume(name)
@@ -311,7 +316,7 @@ class Life:
         await self._daemon.site_scripts.pass_by("before-shutdown", name, guest=True)
         domain = self._domain(name)
         if domain is None or not domain.must_go_down:
-            return  # given up meanwhile
+            return  # the wish was withdrawn in the meantime
         self._daemon.observe(f"power-off {name}")
         if self._agent_can(name, "power"):
             self._heard.add(name)
@@ -319,15 +324,15 @@ class Life:
                 await self._daemon.channels[name].request("power", AGENT_S, what="off")
                 return
             except AgentError as error:
-                log.info("%s: its agent does not turn it off, so the hypervisor asks: %s", name, error)
+                log.info("%s: its agent does not turn it off, so the hypervisor asks it: %s", name, error)
         try:
             await self._daemon.driver.shutdown(name)
         except DriverError as error:
             left_s = self._power_limit_s(name)
-            log.warning("%s cannot be asked to turn itself off, it is ended in %g s: %s", name, left_s, error)
+            log.warning("%s cannot be asked to turn itself off; it is ended in %g s: %s", name, left_s, error)
 
     async def _pull_the_plug(self, name: str) -> None:
-        log.warning("%s has not turned itself off within %g s: it is ended", name, self._power_limit_s(name))
+        log.warning("%s has not turned itself off within %g s; it is ended", name, self._power_limit_s(name))
         await self._daemon.driver.destroy(name)
         self._daemon.observe(f"destroy {name}")
 
@@ -335,15 +340,15 @@ class Life:
         await self._daemon.site_scripts.pass_by("before-freeze", name, guest=True)
         domain = self._domain(name)
         if domain is None or not domain.saving or domain.jobs:
-            return  # given up meanwhile
+            return  # the wish was withdrawn in the meantime
         try:
             await self._daemon.driver.save(name)
         except DriverError as error:
             await self._daemon.switch.readings.refresh()
             read = self._daemon.switch.readings.of(name)
             if error.code == RefusalCode.LOST or read is None or not read.up:
-                raise  # it may have been saved all the same: the next look tells
-            log.error("%s is not saved and goes on: %s", name, error)
+                raise  # it may have been saved all the same: the next look shows
+            log.error("%s could not be saved and goes on: %s", name, error)
             self._daemon.apply(ev.FreezeEnded(self._daemon.now(), name, str(error)))
             return
         self._daemon.observe(f"save {name}")

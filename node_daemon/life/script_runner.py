@@ -1,9 +1,9 @@
-"""The site's own scripts beside a switch, on the host.
+"""Runs the site's own scripts on the host.
 
-In the folder `[paths] scripts`: an executable `before-preempt`, or several in `before-preempt.d/` (in order of their
-names); the same for the other names in NAMES. Each gets the environment of the daemon's service and MAGRATHEA_*
-variables, has a time limit, and its output goes to the log. No switch waits for a script, and none can stop anything:
-its exit code is logged, no more.
+The folder `[paths] scripts` holds an executable `before-preempt`, or several in `before-preempt.d/`, which run in the
+order of their names; the same for the other names in NAMES. A script gets the environment of the daemon's service and
+MAGRATHEA_* variables. It has a time limit, and its output goes to the log. Its exit code is logged and nothing more:
+no script can prevent anything, and no switch waits for one.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ NAMES = tuple(
 """A domain's jobs are stopped; are continued; it boots, is shut down, is saved, is restored (docs/site-scripts.md)."""
 
 OUTPUT_BYTES = 16384
-"""Of one script's output that much is logged."""
+"""So much of a script's output is logged."""
 
 AT_ONCE = 8
-"""Scripts that run at the same time; more are not started, and the log says so."""
+"""So many scripts run at the same time at most. Others are not started, which is logged."""
 
 
 class ScriptRunner:
-    """Starts scripts and forgets them; `close` ends those that still run."""
+    """Starts scripts. `close` ends those that still run."""
 
     def __init__(self, folder: Path | None, time_limit_s: float) -> None:
         self.folder = folder
@@ -42,7 +42,7 @@ class ScriptRunner:
         self._running: set[asyncio.Task[None]] = set()
 
     def run(self, name: str, environment: dict[str, str]) -> None:
-        """Start all scripts of that name, one after the other; returns at once."""
+        """Run all scripts of that name, one after the other, in the background."""
         found = self.find(name)
         if not found:
             return
@@ -54,7 +54,7 @@ class ScriptRunner:
         task.add_done_callback(self._running.discard)
 
     async def finish(self, name: str, environment: dict[str, str]) -> None:
-        """Run all scripts of that name, one after the other; returns after the last."""
+        """Run all scripts of that name, one after the other. Returns after the last one."""
         found = self.find(name)
         if found:
             await self._run_all(found, environment)
@@ -102,7 +102,7 @@ class ScriptRunner:
         else:
             log.log(logging.INFO if code == 0 else logging.WARNING, "script %s: exit code %d", path, code)
         finally:
-            with suppress(ProcessLookupError):  # its whole session: whoever holds the output open, too
+            with suppress(ProcessLookupError):  # its whole session, with every process that holds the output open
                 os.killpg(process.pid, signal.SIGKILL)
         for line in bytes(output).decode(errors="replace").splitlines():
             log.info("script %s: %s", path.name, line)

@@ -1,7 +1,7 @@
-"""The occasions at which the site's own scripts run, on the host and in the guest (docs/site-scripts.md).
+"""Runs the site's own scripts at their occasions, on the host and in the guest (docs/site-scripts.md).
 
-Rule: a script may be waited for, up to its time limit, but none can stop anything: whatever becomes of it, and of the
-guest that should run it, is logged, and what was to be done is done.
+Rule: some scripts are waited for, up to their time limit, but no script can prevent anything. If it fails, or if the
+guest cannot run it, that is logged and the daemon goes on.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from .script_runner import ScriptRunner
 log = logging.getLogger(__name__)
 
 TOLD_S = 5.0
-"""For an agent to say that it has started its scripts."""
+"""An agent has that long to confirm that it has started its scripts."""
 GUEST_MARGIN_S = 5.0
-"""Beyond the limit of one script: that a guest's agent notices, ends it and answers."""
+"""Added to the limit of one script, so that the guest's agent can notice it, end the script and answer."""
 
 
 class DaemonForScripts(Protocol):
-    """What is needed of the daemon."""
+    """What site scripts need of the daemon."""
 
     scripts: ScriptRunner
     channels: dict[str, GuestChannel]
@@ -36,21 +36,21 @@ class DaemonForScripts(Protocol):
 
 
 class SiteScripts:
-    """Runs scripts, of host and guest at the same time."""
+    """Runs the scripts of host and guest at the same time."""
 
     def __init__(self, daemon: DaemonForScripts) -> None:
         self._daemon = daemon
         self._background: set[asyncio.Task[None]] = set()
 
     def begin(self, name: str, domain: str, **variables: str) -> None:
-        """Start the scripts of this name, here and in the domain; nobody waits for them."""
+        """Start the scripts of this name, here and in the domain. Nothing waits for them."""
         environment = self._environment(name, domain, variables)
         self._daemon.scripts.run(name, environment)
         if self._reachable(domain):
             self._later(self._in_guest(name, domain, environment, wait=False))
 
     async def pass_by(self, name: str, domain: str, *, guest: bool, **variables: str) -> None:
-        """Run the scripts of this name, and return when they have ended or their time is over."""
+        """Run the scripts of this name. Returns when they have ended or their time is over."""
         environment = self._environment(name, domain, variables)
         work = [self._daemon.scripts.finish(name, environment)]
         if guest and self._reachable(domain):

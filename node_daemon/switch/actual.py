@@ -1,4 +1,4 @@
-"""What is so on the host, as the core's plan takes it: readings, confirmed orders, and how memory moves."""
+"""The actual state of the host in the plan's terms, from readings, confirmed orders and moves of memory."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""Memory that really moves: taken from a guest that can give it, given to another once it is there.
+"""Moves memory between domains: it is taken from a guest that can give it, and given to another once it is free.
 
-Rule 1: a balloon's target is never below what the guest can give at that moment, by its agent's figures of that
-moment: a target out of its reach makes a guest kill jobs. What its stopped jobs hold is pushed out to its swap first.
-Rule 2: nobody is given what is not known to be given back: the sum of what every domain has, or may yet take up to
-its target, stays within the host's. What a shrinking domain has given counts once guest and hypervisor have said so.
-Rule 3: a target may change while it is being moved to (`aim`). A move that ends early, for whatever reason, leaves
-the balloon's target at what is real. Nothing is remembered that a restart would need.
-Rule 4: every wait is bounded: one call by its deadline, a guest that does not move by STALL_S, a move by its limit.
+Rule 1: a balloon never takes more than the guest can give at that moment, by its agent's figures of that moment. If it
+did, the guest's kernel would kill jobs. What stopped jobs hold is pushed out to the guest's swap first.
+Rule 2: no domain is given memory before another one is known to have given it back (bounds.py). It counts as given
+back when guest and hypervisor both say so.
+Rule 3: a target may change during the move (`aim`). If a move ends early, the balloon's target is set to what the
+domain has at that moment. Nothing is remembered that a restart would need.
+Rule 4: every wait is bounded: a call by its deadline, a balloon that does not move by STALL_S, a move by its limit.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from .paging import ASK_S, BUSY_S, AgentChannel, Paging, Progress, SwitchForPagi
 log = logging.getLogger(__name__)
 
 LEAST_MIB = 4
-"""Less is not worth a step, unless it is all that is left."""
+"""A smaller step is not worth its cost, unless it is the last one."""
 STALL_S = 5.0
-"""A balloon that has not moved for so long does not move."""
+"""After that long without progress a balloon counts as stuck."""
 POLL_S = (0.01, 0.1)
-"""Between two looks at a balloon that moves: at first, and at most."""
+"""Pause between two looks at a moving balloon: the first one, and the longest one."""
 FREE_MIB = 128
-"""What the balloon leaves free while memory is being pushed out: with less the guest's kernel reclaims on its own."""
+"""The balloon leaves that much free while memory is pushed out. With less, the guest's kernel reclaims by itself."""
 AT_ONCE = 4
-"""Steps of what was pushed out that the balloon takes together, so that others need not wait for the whole move."""
+"""The balloon takes memory that was pushed out in batches of so many steps: others then wait for a batch at most."""
 PART_S = 0.4
-"""A balloon on its way is verified that often, so that the other domain grows meanwhile."""
+"""A moving balloon is verified that often, so that the other domain can grow in the meantime."""
 SETTLE_S = 0.3
-"""Before a guest that has nothing left to give is believed: what it has just written back counts a moment later."""
+"""Wait that long before believing that a guest can give no more: pages that it has just written out count later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Short:
-    """A domain has given less than it should: the numbers for people, what it kept, and its jobs at that time."""
+    """A domain has given less than it should: a sentence with the figures, what it kept, and its jobs at that time."""
 
     text: str
     kept_mib: int
@@ -55,14 +55,14 @@ class Short:
 
 
 class SwitchForMemory(SwitchForPaging, Protocol):
-    """What is needed of the switch."""
+    """What the mover needs of the switch."""
 
     def memory_read(self, read: Mapping[str, DomainReading]) -> None:
-        """What the driver has just said; progress may have been made."""
+        """The driver has just said this; memory may have moved."""
         ...
 
     def begins_to_give(self, domain: str) -> None:
-        """Its agent has answered, and its memory begins to leave."""
+        """The domain's agent has answered, and memory begins to leave."""
         ...
 
 
@@ -74,25 +74,27 @@ class _Move:
     start_mib: int
     has_mib: int
     verified_mib: int | None = None
-    """While it gives: what guest and hypervisor agree that it has, at most."""
+    """What guest and hypervisor agree that the domain has at most, while it gives; else None."""
     push: asyncio.Task[None] | None = None
     exhausted: str = ""
-    """Why nothing more is pushed out."""
+    """Why nothing more is pushed out; empty if something may be."""
     pushed_mib: int = 0
-    doubted: bool = False
+    asked_again: bool = False
+    """The guest has said that it can give no more, and is asked a second time."""
     gives: bool = False
-    """Its memory is being pushed out, or has begun to go."""
-    gave: bool = False
+    """Its memory is being pushed out, or has begun to leave."""
+    has_given: bool = False
     furthest: int | None = None
-    """The target that its time is for: one on the way there is given no more."""
+    """The target that the time limit counts for. A nearer one on the way there does not extend the limit."""
 
     def reaches(self, mib: int) -> bool:
-        """Whether a move to `furthest` comes by there: what jobs keep, their guest says, to and fro, for ever."""
+        """Whether `mib` lies on the way to `furthest`. A guest's figures fluctuate; a wobbling target must not extend
+        the time limit."""
         return self.furthest is not None and min(self.has_mib, self.furthest) <= mib <= max(self.has_mib, self.furthest)
 
 
 class _TooLittle(Exception):
-    """A guest cannot give what is wanted of it; the text says why."""
+    """A guest cannot give what it should; the text says why."""
 
 
 def _mib(read: DomainReading) -> int:
@@ -104,7 +106,7 @@ def _now() -> float:
 
 
 class Mover:
-    """Moves the memory of one host's domains; at most one move per domain at a time."""
+    """Moves the memory of one host's domains, with at most one move per domain at a time."""
 
     def __init__(self, switch: SwitchForMemory, driver: Driver, guests: Mapping[str, AgentChannel]) -> None:
         self._switch = switch
@@ -121,7 +123,7 @@ class Mover:
     def use(self, driver: Driver) -> None:
         self._driver = driver
 
-    # What is so
+    # What is known
 
     @property
     def progress(self) -> dict[str, Progress]:
@@ -134,12 +136,12 @@ class Mover:
         return found
 
     def leaves(self, domain: str) -> bool:
-        """Whether the domain's agent has answered and its memory is on its way out."""
+        """Whether the domain's agent has answered and memory is leaving."""
         move = self._moves.get(domain)
         return move is not None and move.gives
 
     def needs(self, domain: str) -> int:
-        """What the domain must have before its jobs may run: its floor, and what they asked for."""
+        """What the domain must have before its jobs may run: its floor and what the jobs asked for."""
         host = self._switch.host
         found = host.domain(domain)
         if found is None:
@@ -148,7 +150,7 @@ class Mover:
         return found.floor_mib + sum(j.memory_mib for j in found.jobs if (domain, j.key) not in wanted)
 
     def short(self, domain: str) -> Short | None:
-        """What the domain has lately shown that it cannot give, as long as its jobs are the same."""
+        """How the domain's last move fell short. Forgotten as soon as its jobs change."""
         found = self._switch.host.domain(domain)
         short = self._shorts.get(domain)
         if short is not None and (found is None or frozenset(j.key for j in found.jobs) != short.keys):
@@ -157,7 +159,7 @@ class Mover:
         return short
 
     def kept_mib(self, domain: str) -> int:
-        """Beyond its floor, what the domain's jobs have shown to keep in memory although they were stopped."""
+        """What the domain's stopped jobs have kept in memory beyond its floor, by the last move that fell short."""
         found, short = self._switch.host.domain(domain), self.short(domain)
         return max(0, short.kept_mib - found.floor_mib) if found is not None and short is not None and found.jobs else 0
 
@@ -172,7 +174,7 @@ class Mover:
     # Moving
 
     def aim(self, domain: str, mib: int | None) -> None:
-        """A new target for the move under way; None: leave it at what is real."""
+        """Set a new target for the move under way. None ends the move where it is."""
         move = self._moves.get(domain)
         if move is not None and move.target != mib:
             log.info("%s: memory is to be %s MiB instead of %s", domain, mib, move.target)
@@ -183,13 +185,13 @@ class Mover:
             self.bounds.changed.set()
 
     async def move(self, domain: str, mib: int) -> None:
-        """Bring the domain's memory to `mib`, or to what `aim` says meanwhile.
+        """Bring the domain's memory to `mib`, or to the target that `aim` sets in the meantime.
 
-        Returns when it is there, when it has all that can be had and its jobs' needs are met, or when the wish is
-        withdrawn. Raises DriverError, code `memory-short` with the numbers; AgentError where its agent is away.
+        Returns when the domain has that much, when it has all that can be had and its jobs' needs are met, or when
+        the wish is withdrawn. Raises DriverError: `memory-short` with the figures; AgentError: its agent is away.
         """
         has = self.bounds.of(domain)
-        # From here on it hears of another wish.
+        # From here on `aim` finds it.
         move = self._moves[domain] = _Move(domain, mib, _now(), has, has, furthest=mib)
         try:
             move.start_mib = move.has_mib = _mib(await self._read(domain))
@@ -215,7 +217,7 @@ class Mover:
                 await asyncio.gather(move.push, return_exceptions=True)
             del self._moves[domain]
             self.bounds.changed.set()
-            if move.gave and not move.exhausted:
+            if move.has_given and not move.exhausted:
                 self.paging.relieve(domain)
 
     async def _read(self, domain: str) -> DomainReading:
@@ -236,14 +238,14 @@ class Mover:
         self._switch.observe(f"memory {domain}")
 
     async def _to_what_is_real(self, move: _Move) -> None:
-        """The balloon no longer presses for what has not come."""
+        """Set the balloon's target to what the domain has, so that the balloon no longer presses for more."""
         try:
             has = _mib(await self._read(move.domain))
             target = self.bounds.target(move.domain)
             if target is not None and abs(target - has) > SLACK_MIB:
                 await self._set(move.domain, has)
         except DriverError as error:
-            log.warning("%s: its balloon's target cannot be set to what it has: %s", move.domain, error)
+            log.warning("%s: the balloon's target cannot be set to what the domain has: %s", move.domain, error)
 
     def _over(self, move: _Move) -> bool:
         return _now() - move.began > self._switch.memory_settings.time_limit_s
@@ -251,7 +253,7 @@ class Mover:
     # Taking
 
     async def _figures(self, move: _Move) -> tuple[int, GuestMemory]:
-        """(what the domain has at most, what its agent says of it), at one moment: the balloon may be moving."""
+        """What the domain has at most, and its agent's figures, of the same moment: the balloon may be moving."""
         guest = self._guests.get(move.domain)
         if guest is None or guest.hello is None:
             text = f"no agent of {move.domain} is connected; it alone knows what can be given"
@@ -269,7 +271,7 @@ class Mover:
         return has, memory
 
     async def _shrink(self, move: _Move) -> None:
-        """One step down, while a slice is pushed out. Raises _TooLittle."""
+        """Take one step down, and push one slice out beside it. Raises _TooLittle."""
         settings = self._switch.memory_settings
         await self.paging.end(move.domain)
         has, memory = await self._figures(move)
@@ -286,37 +288,37 @@ class Mover:
         if move.push is None and want > room and not move.exhausted:
             free = min(room, max(0, memory.free_mib - FREE_MIB))
             if free >= min(settings.step_mib, want // 2):
-                room = free  # first, so that who waits for it has it early
+                room = free  # what is free goes first, so that the other domain has it early
             else:
                 self._push_next(move, min(settings.step_mib, max(want - room, 4 * LEAST_MIB)))
         if move.push is not None and room < AT_ONCE * settings.step_mib:
-            room = 0  # an emulated guest does two things slower together than one after the other
+            room = 0  # an emulated guest does two things at once more slowly than one after the other
         take = min(room, want, settings.step_mib if self._runs(move.domain) else room)
         if (take >= min(want, LEAST_MIB) or move.push is not None) and not move.gives:
             move.gives = True
             self._switch.begins_to_give(move.domain)
         if take >= min(want, LEAST_MIB):
-            move.doubted = False
+            move.asked_again = False
             await self._take(move, has, has - take)
         elif move.push is not None:
             while not move.push.done() and move.target == target:
                 await asyncio.wait({move.push}, timeout=POLL_S[1])
-        elif not move.doubted:
-            move.doubted = True
+        elif not move.asked_again:
+            move.asked_again = True
             await asyncio.sleep(SETTLE_S)
         else:
             left = f"{memory.can_go_mib} MiB are available, {settings.margin_mib} of them stay"
             raise _TooLittle(f"{left}; {move.exhausted or 'nothing of it can be pushed out'}")
 
     def _runs(self, domain: str) -> bool:
-        """Whether a job runs there, whose use of memory may grow while the balloon takes."""
+        """Whether a job runs in the domain. Its use of memory may grow while the balloon takes memory away."""
         found = self._switch.host.domain(domain)
         return found is not None and bool(found.running)
 
     async def _take(self, move: _Move, has: int, goal: int) -> None:
-        """Let the balloon take it; returns when it has, or when something else is wanted."""
+        """Let the balloon take memory down to `goal`. Returns when it has, or when the target changes."""
         aimed = move.target
-        move.gave = True
+        move.has_given = True
         log.debug("%s: the balloon takes %d MiB", move.domain, has - goal)
         await self._set(move.domain, goal)
         last, since, pause = has, _now(), POLL_S[0]
@@ -327,7 +329,7 @@ class Mover:
             has = _mib(await self._read(move.domain))
             if has <= goal + SLACK_MIB or move.target != aimed or self._over(move):
                 return
-            if _now() - asked > PART_S:  # who waits for it gets what has been given so far
+            if _now() - asked > PART_S:  # from now on the other domain may have what was given so far
                 await self._figures(move)
                 asked = _now()
             if has < last:
@@ -336,7 +338,7 @@ class Mover:
                 raise _TooLittle(f"its balloon has not moved for {STALL_S:g} s although the guest says it could")
 
     async def _verify(self, move: _Move, most: int) -> None:
-        """It is there when the guest lives with it and the hypervisor, asked again, says the same."""
+        """The target is reached when guest and hypervisor, asked once more, agree on it."""
         has, _ = await self._figures(move)
         if has <= most + SLACK_MIB:
             move.verified_mib = None
@@ -352,7 +354,7 @@ class Mover:
         move.push = asyncio.get_running_loop().create_task(self._push(move, guest, keys, mib))
 
     async def _push(self, move: _Move, guest: AgentChannel, keys: tuple[JobKey, ...], mib: int) -> None:
-        """One slice out to the guest's swap. Raises AgentError where it may be another time."""
+        """Push one slice out to the guest's swap. Raises AgentError if a later try may succeed."""
         try:
             answer = await self.paging.slice(move.domain, guest, "push-out", keys, mib)
         except AgentError as error:
@@ -360,7 +362,7 @@ class Mover:
                 move.exhausted = str(error)
             elif error.code == RefusalCode.BUSY:
                 await asyncio.sleep(BUSY_S)
-            elif error.code != RefusalCode.TIMEOUT:  # a slice given up may have moved something: the next one tells
+            elif error.code != RefusalCode.TIMEOUT:  # an interrupted slice may have moved something; the next one shows
                 raise
             return
         move.pushed_mib += answer.pushed_mib
@@ -387,7 +389,7 @@ class Mover:
     # Giving
 
     async def _grow(self, move: _Move, has: int, most: int) -> bool:
-        """One step up, as far as there is memory. False: no more is to be had, and it is enough. Raises DriverError."""
+        """Take one step up, if there is memory. False if there is no more and it is enough. Raises DriverError."""
         goal = min(most, self.bounds.room(move.domain))
         if goal - has >= min(LEAST_MIB, most - has):
             await self._give(move, has, goal)
@@ -434,14 +436,14 @@ class Mover:
             await asyncio.sleep(pause)
             pause = min(2 * pause, POLL_S[1])
 
-    # Its stopped jobs' memory, beside the moves
+    # The memory of stopped jobs, beside the moves
 
     def relieve(self, domain: str) -> None:
-        """Its jobs are stopped, and it has given what it should: let its guest live well on what it has left."""
+        """The domain's jobs are stopped and it has given what it should: make room in what its guest has left."""
         if MEMORY in self._driver.capabilities and domain not in self._moves:
             self.paging.relieve(domain)
 
     async def fetch(self, domain: str, keys: tuple[JobKey, ...]) -> None:
-        """Bring back what was pushed out of these jobs, before they go on. Bounded, and never a reason not to."""
+        """Bring back what was pushed out of these jobs, within a time limit. Then they are continued in any case."""
         if MEMORY in self._driver.capabilities:
             await self.paging.fetch(domain, keys)

@@ -1,9 +1,9 @@
-"""What agents do with the memory of their stopped jobs: push it out to swap for the guest's own relief, bring it back.
+"""What agents do with the memory of stopped jobs: push it out to swap to relieve the guest, and bring it back.
 
-Rule 1: nobody waits for relief; the next move of the domain, or its jobs' return, ends it.
-Rule 2: what was pushed out is brought back while the domain still grows, as far as there is room for it already, and
-its jobs go on when all of it is back. Bounded, and never a reason not to go on.
-Rule 3: what was brought back counts as such until something of the domain is pushed out again, or its jobs run.
+Rule 1: nothing waits for relief. The domain's next move, or the return of its jobs, ends it.
+Rule 2: what was pushed out is brought back while the domain still grows, as far as there is room. The jobs are
+continued when all of it is back, or when the time limit is over: they are never kept stopped for it.
+Rule 3: what was brought back counts as such until something in the domain is pushed out again, or its jobs run.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ from ..guest_channel.messages import Answer, Hello
 log = logging.getLogger(__name__)
 
 LIVING_SHARE = 0.5
-"""Of a domain's floor: what stays available to guest, MoM and agent where its stopped jobs' memory can go instead.
-With all of it out a guest of 512 MiB had 277 to 292 left (QEMU 7.2), with a plain balloon none, and its MoM starved."""
+"""This share of a domain's floor is kept available for guest, MoM and agent, as long as stopped jobs' memory can be
+pushed out instead. A guest of 512 MiB then had 277 to 292 MiB left (QEMU 7.2). With a plain balloon it had none, and
+its MoM starved."""
 ASK_S = 3.0
-"""An agent's time to say its figures: a domain capped and under pressure takes up to 2 s."""
+"""An agent has that long to report its figures. In a capped domain under memory pressure it needs up to 2 s."""
 SLICE_S = 5.0
-"""Time of one slice of a job's memory, out or back; a slow disk ends it early, with what it has done until then."""
+"""One slice, out or back, takes that long at most. On a slow disk it ends then, with what it has moved so far."""
 SLICE_MARGIN_S = 3.0
-"""More for its answer to arrive."""
+"""The answer may arrive that much later."""
 BUSY_S = 0.2
-"""Until an agent is asked again that still ends an earlier slice, or whose guest has no room yet."""
+"""Pause before an agent is asked again that is still ending an earlier slice, or whose guest has no room yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemorySettings:
-    """The admin's choice. `step_mib`: of one step of a balloon, and of one slice of a job's memory. `margin_mib`: what
-    stays available in every guest that gives. `time_limit_s`: for a whole move, and for fetching before a job goes on.
+    """The admin's choice. `step_mib`: one step of a balloon, and one slice of a job's memory. `margin_mib`: what stays
+    available in every guest that gives. `time_limit_s`: for a whole move, and for fetching before a job is continued.
     """
 
     step_mib: int = 256
@@ -58,7 +59,7 @@ class Progress:
 
 
 class AgentChannel(Protocol):
-    """What is needed of a guest's channel."""
+    """What the mover needs of a guest's channel."""
 
     @property
     def hello(self) -> Hello | None: ...
@@ -67,7 +68,7 @@ class AgentChannel(Protocol):
 
 
 class SwitchForPaging(Protocol):
-    """What is needed of the switch."""
+    """What paging needs of the switch."""
 
     @property
     def host(self) -> Host: ...
@@ -76,11 +77,11 @@ class SwitchForPaging(Protocol):
     def memory_settings(self) -> MemorySettings: ...
 
     def held_stopped(self, domain: str) -> tuple[JobKey, ...]:
-        """The domain's jobs that its agent has confirmed to be stopped, on its present connection."""
+        """The domain's jobs that must stay stopped, and that its agent has confirmed on its present connection."""
         ...
 
     def to_continue(self, domain: str) -> tuple[JobKey, ...]:
-        """Those of them that need not be stopped any longer."""
+        """The domain's jobs that its agent has confirmed to be stopped, and that need not be stopped any longer."""
         ...
 
     def look_soon(self) -> None: ...
@@ -92,9 +93,9 @@ class SwitchForPaging(Protocol):
 class _Fetch:
     keys: frozenset[JobKey]
     task: asyncio.Task[bool]
-    """Whether all is back."""
+    """Its result: whether all of it is back."""
     waited: bool = False
-    """It was waited for to its end, which is as much as is done for jobs that are to go on."""
+    """A continuation has waited for its end. Nothing more is fetched for these jobs then."""
 
 
 @dataclass
@@ -108,7 +109,7 @@ def _now() -> float:
 
 
 class Paging:
-    """One host's. `grows`: whether a domain is just being given memory."""
+    """The paging of one host's domains. `grows`: whether a domain is just being given memory."""
 
     def __init__(
         self, switch: SwitchForPaging, guests: Mapping[str, AgentChannel], grows: Callable[[str], bool]
@@ -119,19 +120,19 @@ class Paging:
         self._fetches: dict[str, _Fetch] = {}
         self._reliefs: dict[str, _Relief] = {}
         self.progress: dict[str, Progress] = {}
-        """Of what is being brought back."""
+        """By domain, how much of its jobs' memory has been brought back."""
 
     async def close(self) -> None:
         for domain in {*self._reliefs, *self._fetches}:
             await self.end(domain)
 
     def able(self, domain: str, what: str) -> AgentChannel | None:
-        """The domain's guest, where its agent is connected and can do that."""
+        """The domain's channel, if its agent is connected and can do that."""
         guest = self._guests.get(domain)
         return guest if guest is not None and guest.hello is not None and what in guest.hello.can else None
 
     async def slice(self, domain: str, guest: AgentChannel, op: str, keys: tuple[JobKey, ...], mib: int) -> Answer:
-        """One slice of these jobs' memory, `push-out` or `fetch`. Raises AgentError."""
+        """Move one slice of these jobs' memory; `op` is `push-out` or `fetch`. Raises AgentError."""
         if op == "push-out":
             self._fetches.pop(domain, None)
         jobs = [{"id": key.id, "run": key.run} for key in keys]
@@ -143,9 +144,9 @@ class Paging:
     # Relief
 
     def relieve(self, domain: str) -> None:
-        """Push out more until the guest, which has given all that was wanted, can live well on what it has left."""
+        """Push out more, until a guest that has given all that was wanted has room in what it has left."""
         if (fetch := self._fetches.get(domain)) is not None and not fetch.task.done():
-            return  # its jobs are to go on
+            return  # its jobs are about to be continued
         if (relief := self._reliefs.get(domain)) is not None and not relief.task.done():
             return
         task = supervision.start(self._relieve(domain))
@@ -173,14 +174,14 @@ class Paging:
                 if answer.pushed_mib <= 0 and not answer.more:
                     return
             except AgentError as error:
-                # Busy: it ends a slice of the move. Timeout: it is slow because it lacks memory.
+                # Busy: the agent is still ending a slice of the move. Timeout: it is slow because it lacks memory.
                 if error.code not in (RefusalCode.BUSY, RefusalCode.TIMEOUT):
-                    log.info("%s: no more of its stopped jobs' memory is pushed out: %s", domain, error)
+                    log.info("%s: no more memory of stopped jobs is pushed out: %s", domain, error)
                     return
                 await asyncio.sleep(BUSY_S)
 
     async def end(self, domain: str) -> None:
-        """No relief of the domain any more, and nothing brought back ahead."""
+        """End the domain's relief, and what is being brought back ahead."""
         relief, fetch = self._reliefs.pop(domain, None), self._fetches.pop(domain, None)
         tasks = [one.task for one in (relief, fetch) if one is not None]
         for task in tasks:
@@ -190,15 +191,15 @@ class Paging:
     # Bringing back
 
     def fetch_ahead(self, domain: str) -> None:
-        """Begin to bring back what jobs that are to go on will need, while the domain is given its memory."""
+        """While the domain is given memory, begin to bring back what its jobs need when they are continued."""
         keys, fetch = self._switch.to_continue(domain), self._fetches.get(domain)
         if fetch is not None and not fetch.task.done():
-            return  # an agent works on one slice at a time; what is lacking is brought back by `fetch`
+            return  # an agent works on one slice at a time; `fetch` brings back the rest
         if keys and self.able(domain, "fetch") is not None and not self._is_fetched(domain, keys):
             self._begin(domain, keys)
 
     async def fetch(self, domain: str, keys: tuple[JobKey, ...]) -> None:
-        """Bring back what was pushed out of these jobs, before they go on."""
+        """Bring back what was pushed out of these jobs, before they are continued."""
         guest = self.able(domain, "fetch")
         if not keys or guest is None:
             return
@@ -209,11 +210,11 @@ class Paging:
         fetch.waited = guest.hello is hello
 
     def went_on(self, domain: str) -> None:
-        """Its jobs run, and what of their memory is where is their own affair again."""
+        """The domain's jobs run. What is in swap from now on is their own affair."""
         self._fetches.pop(domain, None)
 
     def _is_fetched(self, domain: str, keys: tuple[JobKey, ...]) -> bool:
-        """Or is being brought back."""
+        """Whether what was pushed out of these jobs is back, or is being brought back."""
         fetch = self._fetches.get(domain)
         if fetch is None or not fetch.keys >= set(keys):
             return False
@@ -260,7 +261,7 @@ class Paging:
                         break
                     await asyncio.sleep(BUSY_S)
         except AgentError as error:
-            log.warning("%s: not all that was pushed out is brought back before its jobs go on: %s", domain, error)
+            log.warning("%s: its jobs go on before all of their memory is back from swap: %s", domain, error)
         finally:
             self.progress.pop(domain, None)
         return False

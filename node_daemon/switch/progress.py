@@ -10,7 +10,7 @@ from magrathea.core import plan
 from magrathea.core.model import JobKey, MemoryComing, MemoryLack, MemoryShort
 from magrathea.core.plan import SetCpu, SetMemory, Step
 
-from ..retries import told
+from ..retries import sentence
 from .bounds import SLACK_MIB
 from .memory import Mover
 from .orders import AgentOrders, HasHost
@@ -36,7 +36,7 @@ class Pending:
 
 
 class SwitchProgress:
-    """Answers from what is so at this moment. `due`: the steps that are left to do."""
+    """Answers from the actual state at the moment of the question. `due`: the steps that are left to do."""
 
     def __init__(
         self,
@@ -108,4 +108,4 @@ class SwitchProgress:
     def notes(self) -> list[str]:
         """What fails at present, for people."""
         due = {slot_of(step) for step in self._due()}
-        return [told(slot, f) for slot, f in self._steps.retries.items() if f.times > 1 and slot in due]
+        return [sentence(slot, f) for slot, f in self._steps.retries.items() if f.times > 1 and slot in due]

@@ -50,7 +50,7 @@ class Readings:
         return MEMORY in self.driver.capabilities
 
     async def refresh(self) -> None:
-        """Ask the driver. If it does not answer, the daemon is told, and the next refresh asks again."""
+        """Ask the driver. If it does not answer, report that to the daemon; the next refresh asks again."""
         self.begun = number = self.begun + 1
         try:
             read = await self.driver.actual()

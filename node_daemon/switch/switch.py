@@ -1,4 +1,4 @@
-"""The switch: takes the steps that lead from what is to what the facts demand.
+"""The switch: takes the steps that lead from the actual state to the state that the facts demand.
 
 Rule 1: nothing is remembered of a switch. Each look computes the plan anew (magrathea/core/plan.py) and starts the
 steps that may start. A claim in the middle of a switch only changes the next plan.
@@ -25,7 +25,7 @@ from magrathea.core.refusals import RefusalCode
 
 from ..guest_channel.channel import AgentError, GuestChannel
 from ..hypervisor.base import DomainReading, Driver, DriverError
-from ..retries import Slot, loop_time, told
+from ..retries import Slot, loop_time, sentence
 from .actual import actual_domains
 from .memory import Mover
 from .orders import AgentOrders
@@ -56,7 +56,7 @@ class DaemonForSwitch(DaemonForReadings, Protocol):
         """The event is a fact from now on, and on disk."""
 
     def actual_changed(self) -> None:
-        """What is so has changed: publish it."""
+        """The actual state has changed: publish it."""
 
     def step_begins(self, step: Step) -> None: ...
 
@@ -90,7 +90,7 @@ class Switch:
         self._closed = False
 
     def actual(self) -> dict[str, plan.ActualDomain]:
-        """What is so, as the plan takes it."""
+        """The actual state, in the plan's terms."""
         return actual_domains(self._facts.host, self.readings, self._orders, self._steps, self.mover)
 
     def steps(self) -> list[Step]:
@@ -305,7 +305,7 @@ class Switch:
         domain = self._facts.host.domain(slot[1])
         lasts_s = loop_time() - failure.lasting_since
         if lasting and lasts_s > FAULT_AFTER_S and domain is not None and not domain.fault:
-            self._facts.apply(ev.Faulted(self._facts.now(), slot[1], told(slot, failure)))
+            self._facts.apply(ev.Faulted(self._facts.now(), slot[1], sentence(slot, failure)))
 
     async def close(self) -> None:
         self._closed = True

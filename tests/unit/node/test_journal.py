@@ -164,7 +164,7 @@ def test_a_damaged_journal_is_named_and_not_overwritten(tmp_path: Path) -> None:
 def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     path.write_bytes(b"not a database, but long enough to look at it" * 100)
-    with pytest.raises(JournalError, match="put it aside"):
+    with pytest.raises(JournalError, match="move it aside"):
         open_journal(path)
     assert salvage(path) is None
 

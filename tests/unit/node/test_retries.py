@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from magrathea_lab.rigs.virtual_time import run
-from node_daemon.retries import LOGGED_EVERY, Retries, told
+from node_daemon.retries import LOGGED_EVERY, Retries, sentence
 
 CPU, OTHER = ("SetCpu", "n1"), ("SetMemory", "n2")
 
@@ -60,7 +60,7 @@ def test_finished_work_is_forgotten_and_promising_work_is_tried_at_once() -> Non
         r.try_now("SetMemory", ("lost", "memory-short"))
         assert (r.wait_s(CPU), r.wait_s(OTHER)) == (1.0, 0.0)
         r.forget(lambda slot: slot[1] == "n1")
-        assert [told(slot, failure) for slot, failure in r.items()] == ["SetMemory of n2 fails: too little"]
+        assert [sentence(slot, failure) for slot, failure in r.items()] == ["SetMemory of n2 fails: too little"]
 
     play(test)
 

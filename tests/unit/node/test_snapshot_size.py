@@ -31,4 +31,4 @@ def test_a_snapshot_that_is_too_long_loses_jobs_of_the_longest_domain() -> None:
     left = jobs(fits)
     assert left["p1"] == 300 and 300 <= left["n1"] == left["n2"] < 400
     assert fits.domains[0].jobs == made.domains[0].jobs[: left["n1"]]
-    assert f"{4300 - sum(left.values())} jobs are not told" in fits.notes[-1]
+    assert f"{4300 - sum(left.values())} jobs are not reported" in fits.notes[-1]
