@@ -2,7 +2,7 @@
 #
 #   make setup PYTHON=python3.12     another interpreter
 #   make demo PBS=openpbs            on a real OpenPBS in /opt/pbs instead of the stand-in (root)
-#   make demo DRIVER=libvirt         in two real virtual machines, between which memory moves (root)
+#   make demo DRIVER=libvirt         in two real virtual machines that exchange memory (root)
 #   make test TESTS=tests/unit       a part of the tests
 #   make bench QUICK=1               fewer rounds
 #   make mutation MUTANTS=50         another number of mutants
@@ -43,7 +43,7 @@ packages:
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
 	else echo "tests/libvirt will not run; as root: apt-get install" $$missing; fi
 
-# libvirt's Python binding is built against the libraries of this machine, so only where they are.
+# libvirt's Python binding is built with this machine's libraries, so only if they are installed.
 BINDING = if pkg-config --exists libvirt 2>/dev/null && ! $(BIN)/python -c 'import libvirt' 2>/dev/null; then \
   PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check -e '.[libvirt]'; fi
 
@@ -60,15 +60,15 @@ lint: setup ## format, ruff, mypy --strict, and which way imports go
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
 
-# Most tests wait for processes more than they compute, hence two workers a core. A file stays with one worker, because its
-# tests share what they have started; the longest ones begin first (tests/conftest.py).
+# Most tests wait more than they compute, hence two workers per core. All tests of a file run in one worker, because they
+# share what they have started. The longest files begin first (tests/conftest.py).
 WORKERS ?= $(shell expr 2 \* $$(nproc))
 BESIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-# On OpenPBS each worker has a cluster of its own, of some 60 processes.
+# On OpenPBS each worker has its own cluster of some 60 processes.
 CLUSTERS ?= 3
 
-# On real servers and emulated guests a test may fail for want of time: it is run once more. .reruns.log keeps when, which
-# and why. `make test` runs nothing again.
+# On real servers and emulated guests a test may fail because it got too little CPU: then it is run once more.
+# .reruns.log keeps the time, the test and the reason. `make test` never repeats a test.
 AGAIN = --reruns 1
 
 check: lint ## before each commit, under a minute: lint, unit tests, properties with few examples
@@ -81,7 +81,7 @@ else
 	$(BIN)/pytest -rs $(TESTS)
 endif
 
-# REQUIRED= : where something is missing, the summary says what, and the run does not fail.
+# REQUIRED= : if something is missing, the summary names it and the run does not fail.
 REQUIRED ?= 1
 
 test-guests: libvirt ## the whole suite on real virtual machines and containers (root)

@@ -21,13 +21,13 @@ INTRODUCTIONS = {
         "The job's comment shows it (`qstat -s`): `magrathea: CODE: ...`.",
     ),
     Section.CLAIM: (
-        "Of a claim, in the domain",
+        "Claims, in the domain",
         "The answer to MoM's hook. The job waits with a later execution time (`W`), and PBS tries it again. "
         "`magrathea history` on the host lists each.",
     ),
-    Section.COMMAND: ("Of a command", "The command prints `refused (CODE): ...`."),
+    Section.COMMAND: ("Commands", "The command prints `refused (CODE): ...`."),
     Section.STEP: (
-        "Of drivers, agents and their channel",
+        "Drivers, agents and their channel",
         "The history, a domain's fault and the log show them.",
     ),
 }

@@ -103,7 +103,7 @@ def command(only: tuple[str, ...], form: str, pbs: Path, hub: Path, noded: Path,
       magrathea doctor --format plain | grep -v ^ok
       magrathea doctor --part server --format json
 
-    Columns of `plain`, tab-separated: status, part, check, what is so, cause, fix; `-` is none.
+    Columns of `plain`, tab-separated: status, part, check, result, cause, fix; `-` is none.
 
     Exit codes: 0 all ok; 1 a warning; 2 a failure, or wrong usage.
     """

@@ -35,7 +35,7 @@ def domain() -> None:
 def boot(domain: str, socket_option: str | None, form: str) -> None:
     """Start DOMAIN. It is `booting` until its agent has registered; until then its host takes no jobs.
 
-    After `boot_time_limit_s` (noded.toml) the domain counts as `down`, and status says why. The guest is left as it
+    After `boot_time_limit_s` (noded.toml) the domain counts as `down`, and status shows why. The guest is left as it
     is, so that you can look at it. If its agent registers later, the domain is up. A domain that is up stays up.
     Allowed for root, the daemon's own user, and the group in [control] of noded.toml.
 
@@ -103,7 +103,7 @@ def freeze(domain: str, socket_option: str | None, form: str) -> None:
     """Let DOMAIN, a priority domain, finish its jobs and take no more, then save it to disk.
 
     Then it is `frozen`. Its CPUs stay reserved, preemptible jobs may borrow them, and its vnode is offline in PBS with
-    a comment that says why. A frozen domain takes no jobs. Only `magrathea domain defrost` brings it back.
+    a comment with the reason. A frozen domain takes no jobs. Only `magrathea domain defrost` brings it back.
     Allowed for root, the daemon's own user, and the group in [control] of noded.toml.
 
     \b
@@ -116,15 +116,15 @@ def freeze(domain: str, socket_option: str | None, form: str) -> None:
     request("domain", socket_option, form, do="freeze", domain=domain)
 
 
-@domain.command(short_help="bring a domain back from disk; preempts what borrowed its CPUs")
+@domain.command(short_help="bring a domain back from disk; preempts jobs on its CPUs")
 @_target
 @sources.socket
 @sources.form_option
 def defrost(domain: str, socket_option: str | None, form: str) -> None:
-    """Bring DOMAIN back from disk as it was. What borrowed its CPUs is preempted first.
+    """Bring DOMAIN back from disk as it was. Jobs that borrowed its CPUs are preempted first.
 
     It is `booting` until its agent has registered. Its clock is set, and PBS gets its vnode back. If the restore
-    fails, the image is kept, the domain stays `frozen`, and status says why. Refused if nobody can make room.
+    fails, the image is kept, the domain stays `frozen`, and status shows why. Refused if not enough room can be made.
     Allowed for root, the daemon's own user, and the group in [control] of noded.toml.
 
     \b

@@ -72,7 +72,7 @@ def _rows(outlook: Outlook) -> list[tuple[str, ...]]:
 def _sum(outlook: Outlook) -> str:
     """All chunks together, in a sentence."""
     jobs = [job for place in outlook.placed for job in place.jobs]
-    would = f"; preempted would be {', '.join(jobs)}" if jobs else "; nobody would be preempted"
+    would = f"; it would preempt {', '.join(jobs)}" if jobs else "; it would preempt nothing"
     if outlook.fits:
         return f"it fits now{f', all {outlook.asked} chunks of it' if outlook.asked > 1 else ''}{would}"
     return f"it does not fit now: {len(outlook.placed)} of {outlook.asked} chunks find a place"
@@ -86,7 +86,7 @@ def _sum(outlook: Outlook) -> str:
 def explain(job: str, hub_option: str | None, socket_option: str | None, form: str) -> None:
     """Explain the state of JOB. For each host that has it: what it does there, who preempted it, and for how long.
 
-    If no host has it: what PBS says of it, what each domain would answer to each of its chunks now, and whether all
+    If no host has it: what PBS reports, what each domain would answer to each of its chunks now, and whether all
     chunks find a place. It needs no rights: it asks PBS by qstat as the calling user, so a job's owner may ask.
 
     \b
@@ -146,8 +146,8 @@ def _part(snapshot: Snapshot, domain: DomainReport, job: JobReport, now: float) 
 def preview(
     queue: str | None, cls: str | None, resources: str, hub_option: str | None, socket_option: str | None, form: str
 ) -> None:
-    """Show what each domain would answer now to each chunk of such a job, whom it would preempt, and where all chunks
-    together would go. It changes nothing.
+    """Show what each domain would answer now to each chunk of such a job, which jobs it would preempt, and where all
+    chunks together would go. It changes nothing.
 
     It puts the chunks one after another on the best vnode by rank, as PBS's scheduler does by default. It ignores
     `place` and the site's own resources. The hub knows exactly who accepts, but it chooses victims by CPUs only,

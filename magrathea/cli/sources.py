@@ -1,4 +1,4 @@
-"""Whom a command asks: the hub about all hosts, or the daemon of this host."""
+"""Who answers a command: the hub for all hosts, or the daemon of this host."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def _agent_here() -> bool:
 
 
 def _source(host: str | None, socket_option: str | None, hub_option: str | None) -> Callable[[str, bool], StatusPage]:
-    """Whom to ask: the one that an option names; otherwise the first that is here of daemon, hub and agent."""
+    """The source of the page: the one that an option names, else the first of daemon, hub and agent that is here."""
     path, hub = client.socket_path(socket_option), client.hub_path(hub_option)
     daemon_named = socket_option or os.environ.get(client.SOCKET_VARIABLE)
     if host or hub_option:
@@ -175,8 +175,8 @@ def status(host: str | None, socket_option: str | None, hub_option: str | None, 
     In a guest, one line for each job: host, domain, agent connected (yes or no), job, run, owner, order, processes,
     stopped processes, stopped since.
 
-    Exit codes: 0 all well; 1 a domain is in fault or unknown, a host is silent, or an agent is without its daemon;
-    2 wrong usage, or no such host; 3 nobody answers.
+    Exit codes: 0 all well; 1 a domain is in fault or unknown, a host is silent, or an agent has no daemon;
+    2 wrong usage, or no such host; 3 no answer.
     """
     source = _source(host, socket_option, hub_option)
     if watch is not None:

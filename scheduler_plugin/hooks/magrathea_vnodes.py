@@ -1,6 +1,6 @@
 """Magrathea's hook for vnodes, server event periodic: removes suspended jobs from the server's database when they end.
 
-The server stores in its database which jobs are admin-suspended on a vnode (`maintenance_jobs`), but it never removes
+The server stores in its database which jobs are admin-suspended on a vnode (`maintenance_jobs`). It never removes
 the last one, because it saves an attribute only if it has a value. After a restart of the server the vnode then stays
 in maintenance for good, if the server still knows a job with that name, even as history. Only the server itself may set
 that attribute, and what a periodic hook sets counts as set by it. So for each vnode that the hub asks for, in two runs:

@@ -111,7 +111,7 @@ def test_a_waiting_job_is_explained_by_the_answer_of_each_domain(path: Path, mon
     monkeypatch.setattr(qstat, "job", waiting)
     result = asked(path, ["explain", "30"], WOULD)
     assert result.exit_code == 0, result.output
-    assert "it fits now; preempted would be 20.srv" in result.stdout
+    assert "it fits now; it would preempt 20.srv" in result.stdout
     assert "30.srv: state Q, class priority, on no host; PBS: Not Running: wait" in result.stdout
     assert "accepts" in result.stdout
     assert "n1 (20.srv)" in result.stdout
@@ -204,8 +204,8 @@ def test_all_chunks_together_are_summed_up_in_a_sentence(path: Path) -> None:
     ask = ["preview", "--class", "priority", "-l"]
     for number, (select, code, sentence) in enumerate(
         (
-            ("select=1:ncpus=2", 0, "it fits now; preempted would be 20.srv"),
-            ("select=1:ncpus=1+1:ncpus=1", 0, "it fits now, all 2 chunks of it; preempted would be 20.srv"),
+            ("select=1:ncpus=2", 0, "it fits now; it would preempt 20.srv"),
+            ("select=1:ncpus=1+1:ncpus=1", 0, "it fits now, all 2 chunks of it; it would preempt 20.srv"),
             ("select=1:ncpus=1+1:ncpus=2", 1, "it does not fit now: 1 of 2 chunks find a place"),
         )
     ):
