@@ -98,7 +98,7 @@ class Admin:
     async def _history(self, request: ControlRequest) -> bytes:
         return granted(entries=self._entries(request.about, request.since, request.limit))
 
-    def tell_history(self, question: HistoryAsked) -> HistoryTold:
+    def answer_history(self, question: HistoryAsked) -> HistoryTold:
         """The answer to a hub, which was asked elsewhere."""
         try:
             entries, trouble = self._entries(question.about, question.since, question.limit), ""

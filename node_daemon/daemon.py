@@ -198,7 +198,7 @@ class Daemon:
         self._refused.append(claim)
         self.hub.publish()
 
-    async def elsewhere(self, domain: str, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
+    async def parts_elsewhere(self, domain: str, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
         """The job's parts in vnodes of other hosts that are not ready, by the hubs. None if no hub answers."""
         here = {self.configuration.vnode(name) for name in self.configuration.domain}
         there = [vnode for vnode in vnodes if vnode not in here]
@@ -237,7 +237,7 @@ class Daemon:
             on_lost=lambda: self._hub_event(ev.HubLost(self.now())),
             key_file=table.key_file,
             hub_key_file=table.hub_key_file,
-            on_history=lambda question: self.admin.tell_history(question),
+            on_history=lambda question: self.admin.answer_history(question),
         )
 
     def _books(self, jobs: tuple[ev.Booking, ...]) -> None:
@@ -345,7 +345,7 @@ class Daemon:
         said += self._reconfigure()
         if driver is not before:
             self.driver = driver
-            self.switch.use(driver)
+            self.switch.use_driver(driver)
             await before.close()
         await self._listen()
         self.scripts = self._make_scripts()

@@ -44,7 +44,7 @@ class DaemonForClaims(Protocol):
     @property
     def host(self) -> Host: ...
 
-    async def elsewhere(self, domain: str, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
+    async def parts_elsewhere(self, domain: str, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
         """The job's parts in vnodes of other hosts that are not ready. None if no hub answers."""
         ...
 
@@ -93,7 +93,7 @@ class Claims:
                 self._daemon.apply(ev.Released(now, domain, request.job.key))
             case Launched():
                 self._daemon.apply(ev.JobLaunched(now, domain, request.job.key))
-                self._wait((domain, request.job.key), "")  # if its prologue still waits, it asks again
+                self._note_waiting((domain, request.job.key), "")  # if its prologue still waits, it asks again
             case Jobs():
                 self._daemon.apply(ev.JobsReported(now, domain, tuple(j.reported() for j in request.jobs)))
             case Prepared():
@@ -138,14 +138,14 @@ class Claims:
                 while self._job(mark) is not None:
                     pending = progress.of(mark[0])
                     if not pending.unstopped and not pending.cpu_of:
-                        return await self._glance(mark, pending.lack)
+                        return await self._check_memory(mark, pending.lack)
                     await progress.changed()
         except TimeoutError:
             if self._job(mark) is not None:
-                return self._late(mark)
+                return self._time_is_over(mark)
         return refusal(RefusalCode.RELEASED, f"{mark[1]} was released while it was claimed")
 
-    def _late(self, mark: tuple[str, JobKey]) -> Reply | None:
+    def _time_is_over(self, mark: tuple[str, JobKey]) -> Reply | None:
         """The time is over: a job that has not stopped refuses the claim. CPU that has not moved does not."""
         daemon = self._daemon
         pending = daemon.switch.progress.of(mark[0])
@@ -161,7 +161,7 @@ class Claims:
         daemon.refused(*mark, RefusalCode.STOP_TIMEOUT, text)
         return refusal(RefusalCode.STOP_TIMEOUT, text)
 
-    async def _glance(self, mark: tuple[str, JobKey], lack: MemoryLack | None) -> Reply | None:
+    async def _check_memory(self, mark: tuple[str, JobKey], lack: MemoryLack | None) -> Reply | None:
         """Everything but memory is there. Returns a refusal if the memory is known not to come."""
         daemon = self._daemon
         progress = daemon.switch.progress
@@ -194,24 +194,24 @@ class Claims:
         gone = refusal(RefusalCode.UNKNOWN_JOB, f"{domain} has no {key}; it was released, or never claimed")
         if self._job(mark) is None:
             return gone
-        reported = await daemon.elsewhere(domain, key, vnodes)
+        reported = await daemon.parts_elsewhere(domain, key, vnodes)
         if self._job(mark) is None:
             return gone
         silence = Unready(Stage.UNHEARD, "no hub answers, and only a hub knows of the job's other hosts")
         elsewhere = (silence,) if reported is None else reported
-        parts = (*self._here(key), *elsewhere)
+        parts = (*self._parts_here(key), *elsewhere)
         if (why := held_back(parts, self._unheard_s(mark, elsewhere), hub=reported is not None)) is not None:
-            self._wait(mark, "")
+            self._note_waiting(mark, "")
             daemon.refused(domain, key, why.code, why.text)
             return refusal(why.code, why.text)
         if not parts:
-            self._wait(mark, "")
+            self._note_waiting(mark, "")
             return {"ok": True, "ready": True}
         text = f"waits for its memory: {', '.join(part.text for part in parts)}"[:4096]
-        self._wait(mark, text)
+        self._note_waiting(mark, text)
         return {"ok": True, "ready": False, "text": text}
 
-    def _here(self, key: JobKey) -> tuple[Unready, ...]:
+    def _parts_here(self, key: JobKey) -> tuple[Unready, ...]:
         """The job's parts on this host that are not ready."""
         progress = self._daemon.switch.progress
         moves = sorted(progress.moves().items())
@@ -228,7 +228,7 @@ class Claims:
         now = asyncio.get_running_loop().time()
         return now - self._unheard_since.setdefault(mark, now)
 
-    def _wait(self, mark: tuple[str, JobKey], text: str) -> None:
+    def _note_waiting(self, mark: tuple[str, JobKey], text: str) -> None:
         """Note what the job waits for, for its owner; empty if for nothing."""
         before = self._waiting.pop(mark, "")
         if text:

@@ -71,11 +71,11 @@ class Life:
         self._under_way: dict[str, asyncio.Task[None]] = {}
         self._was_up: dict[str, bool] = {}
         self._needs_read: dict[str, int] = {}
-        self._fell: set[str] = set()
+        self._went_down: set[str] = set()
         """Domains that went down since the last look, as the hypervisor reported."""
-        self._asked: dict[str, float] = {}
+        self._asked_to_end: dict[str, float] = {}
         """Domains that were asked to turn themselves off, and when (the loop's time)."""
-        self._heard: set[str] = set()
+        self._asked_agents: set[str] = set()
         """Those of them whose agents were asked."""
         self._from_image: set[str] = set()
         """Domains booted from an image. Their clocks have stood still."""
@@ -94,7 +94,7 @@ class Life:
         if up and not event.up and event.name not in self._under_way:
             self._was_up[event.name] = False
             if SAVE in can:
-                self._fell.add(event.name)  # it may have been saved: the next look shows
+                self._went_down.add(event.name)  # it may have been saved: the next look shows
             else:
                 self._learn(domain, ev.DomainStopped(daemon.now(), event.name))
         elif not up and event.up and LIFE not in can:
@@ -139,8 +139,8 @@ class Life:
         seen = self._seen(domain)
         if seen is None:
             return None
-        if name in self._fell:
-            self._fell.discard(name)
+        if name in self._went_down:
+            self._went_down.discard(name)
             if seen.up and domain.lifecycle is Lifecycle.UP:  # it went down and came up between two looks
                 self._learn(domain, ev.DomainStopped(self._daemon.now(), name))
                 return 0.0
@@ -192,11 +192,11 @@ class Life:
             return None
         match step:
             case PowerOff():
-                asked_before = domain.name in self._asked
-                asked_at = self._asked.setdefault(domain.name, now)
+                asked_before = domain.name in self._asked_to_end
+                asked_at = self._asked_to_end.setdefault(domain.name, now)
                 left_s = asked_at + self._power_limit_s(domain.name) - now
-                heard = domain.name in self._heard or not self._agent_can(domain.name, "power")
-                if asked_before and left_s > 0 and heard:
+                agent_asked = domain.name in self._asked_agents or not self._agent_can(domain.name, "power")
+                if asked_before and left_s > 0 and agent_asked:
                     return left_s
                 work = self._ask_to_end if left_s > 0 else self._pull_the_plug
             case Boot():
@@ -224,8 +224,8 @@ class Life:
         return domain.frozen and bool(pending.unstopped or pending.memory_of)
 
     def _forget_asking(self, name: str) -> None:
-        self._asked.pop(name, None)
-        self._heard.discard(name)
+        self._asked_to_end.pop(name, None)
+        self._asked_agents.discard(name)
 
     def _agent_can(self, name: str, what: str) -> bool:
         channel = self._daemon.channels.get(name)
@@ -267,7 +267,7 @@ class Life:
         """Boot or restore the domain. Raises DriverError if another try may help."""
         domain = self._domain(name)
         restores = domain is not None and domain.frozen
-        await self._daemon.site_scripts.pass_by("before-defrost" if restores else "before-boot", name, guest=False)
+        await self._daemon.site_scripts.run_and_wait("before-defrost" if restores else "before-boot", name, guest=False)
         domain = self._domain(name)
         if domain is None or domain.lifecycle is not Lifecycle.BOOTING:
             return  # the wish was withdrawn in the meantime
@@ -313,13 +313,13 @@ class Life:
         await self._daemon.driver.resume(name)
 
     async def _ask_to_end(self, name: str) -> None:
-        await self._daemon.site_scripts.pass_by("before-shutdown", name, guest=True)
+        await self._daemon.site_scripts.run_and_wait("before-shutdown", name, guest=True)
         domain = self._domain(name)
         if domain is None or not domain.must_go_down:
             return  # the wish was withdrawn in the meantime
         self._daemon.observe(f"power-off {name}")
         if self._agent_can(name, "power"):
-            self._heard.add(name)
+            self._asked_agents.add(name)
             try:
                 await self._daemon.channels[name].request("power", AGENT_S, what="off")
                 return
@@ -337,7 +337,7 @@ class Life:
         self._daemon.observe(f"destroy {name}")
 
     async def _save(self, name: str) -> None:
-        await self._daemon.site_scripts.pass_by("before-freeze", name, guest=True)
+        await self._daemon.site_scripts.run_and_wait("before-freeze", name, guest=True)
         domain = self._domain(name)
         if domain is None or not domain.saving or domain.jobs:
             return  # the wish was withdrawn in the meantime

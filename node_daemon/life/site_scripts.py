@@ -49,7 +49,7 @@ class SiteScripts:
         if self._reachable(domain):
             self._later(self._in_guest(name, domain, environment, wait=False))
 
-    async def pass_by(self, name: str, domain: str, *, guest: bool, **variables: str) -> None:
+    async def run_and_wait(self, name: str, domain: str, *, guest: bool, **variables: str) -> None:
         """Run the scripts of this name. Returns when they have ended or their time is over."""
         environment = self._environment(name, domain, variables)
         work = [self._daemon.scripts.finish(name, environment)]

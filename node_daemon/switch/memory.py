@@ -87,7 +87,7 @@ class _Move:
     furthest: int | None = None
     """The target that the time limit counts for. A nearer one on the way there does not extend the limit."""
 
-    def reaches(self, mib: int) -> bool:
+    def is_on_the_way(self, mib: int) -> bool:
         """Whether `mib` lies on the way to `furthest`. A guest's figures fluctuate; a wobbling target must not extend
         the time limit."""
         return self.furthest is not None and min(self.has_mib, self.furthest) <= mib <= max(self.has_mib, self.furthest)
@@ -120,7 +120,7 @@ class Mover:
     async def close(self) -> None:
         await self.paging.close()
 
-    def use(self, driver: Driver) -> None:
+    def use_driver(self, driver: Driver) -> None:
         self._driver = driver
 
     # What is known
@@ -178,7 +178,7 @@ class Mover:
         move = self._moves.get(domain)
         if move is not None and move.target != mib:
             log.info("%s: memory is to be %s MiB instead of %s", domain, mib, move.target)
-            if mib is None or not move.reaches(mib):
+            if mib is None or not move.is_on_the_way(mib):
                 move.began, move.furthest = _now(), mib
             move.target = mib
             move.start_mib = move.has_mib
@@ -348,7 +348,7 @@ class Mover:
         keys = self._switch.held_stopped(move.domain)
         if guest is None or guest.hello is None or not keys:
             return
-        if self.paging.able(move.domain, "push-out") is None:
+        if self.paging.agent_able_to(move.domain, "push-out") is None:
             move.exhausted = "its agent cannot push memory out to swap"
             return
         move.push = asyncio.get_running_loop().create_task(self._push(move, guest, keys, mib))

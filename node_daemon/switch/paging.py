@@ -126,7 +126,7 @@ class Paging:
         for domain in {*self._reliefs, *self._fetches}:
             await self.end(domain)
 
-    def able(self, domain: str, what: str) -> AgentChannel | None:
+    def agent_able_to(self, domain: str, what: str) -> AgentChannel | None:
         """The domain's channel, if its agent is connected and can do that."""
         guest = self._guests.get(domain)
         return guest if guest is not None and guest.hello is not None and what in guest.hello.can else None
@@ -161,7 +161,7 @@ class Paging:
 
     async def _relieve(self, domain: str) -> None:
         settings = self._switch.memory_settings
-        found, guest = self._switch.host.domain(domain), self.able(domain, "push-out")
+        found, guest = self._switch.host.domain(domain), self.agent_able_to(domain, "push-out")
         until = _now() + settings.time_limit_s
         while found is not None and guest is not None and guest.hello is not None and _now() < until:
             try:
@@ -195,12 +195,12 @@ class Paging:
         keys, fetch = self._switch.to_continue(domain), self._fetches.get(domain)
         if fetch is not None and not fetch.task.done():
             return  # an agent works on one slice at a time; `fetch` brings back the rest
-        if keys and self.able(domain, "fetch") is not None and not self._is_fetched(domain, keys):
+        if keys and self.agent_able_to(domain, "fetch") is not None and not self._is_fetched(domain, keys):
             self._begin(domain, keys)
 
     async def fetch(self, domain: str, keys: tuple[JobKey, ...]) -> None:
         """Bring back what was pushed out of these jobs, before they are continued."""
-        guest = self.able(domain, "fetch")
+        guest = self.agent_able_to(domain, "fetch")
         if not keys or guest is None:
             return
         if not self._is_fetched(domain, keys):
@@ -209,7 +209,7 @@ class Paging:
         await fetch.task
         fetch.waited = guest.hello is hello
 
-    def went_on(self, domain: str) -> None:
+    def jobs_run_again(self, domain: str) -> None:
         """The domain's jobs run. What is in swap from now on is their own affair."""
         self._fetches.pop(domain, None)
 
@@ -238,7 +238,7 @@ class Paging:
             done, of = 0, await self._swapped(domain, keys)
             if of <= 0:
                 return True
-            while (guest := self.able(domain, "fetch")) is not None:
+            while (guest := self.agent_able_to(domain, "fetch")) is not None:
                 grows = self._grows(domain)
                 if grows:
                     until = _now() + settings.time_limit_s
@@ -267,7 +267,7 @@ class Paging:
         return False
 
     async def _swapped(self, domain: str, keys: tuple[JobKey, ...]) -> int:
-        guest = self.able(domain, "fetch")
+        guest = self.agent_able_to(domain, "fetch")
         if guest is None:
             raise AgentError(RefusalCode.NO_AGENT, f"no agent of {domain} is connected that can do it")
         answer = await guest.request("memory", ASK_S)

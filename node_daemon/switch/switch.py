@@ -153,10 +153,10 @@ class Switch:
         """There is no order about this job any more: it is gone, or it runs again."""
         self._orders.forget(domain, key)
 
-    def use(self, driver: Driver) -> None:
+    def use_driver(self, driver: Driver) -> None:
         """Use this driver from now on: the configuration has changed."""
         self.readings.driver = driver
-        self.mover.use(driver)
+        self.mover.use_driver(driver)
         self.readings.refresh_soon()
 
     def clear(self, domain: str) -> None:
@@ -286,7 +286,7 @@ class Switch:
         if step.order is Order.STOP and not self._facts.host.paused and step.domain not in moves:
             self.mover.relieve(step.domain)  # an earlier daemon or agent may have been interrupted at it
         if step.order is Order.RUN:
-            self.mover.paging.went_on(step.domain)
+            self.mover.paging.jobs_run_again(step.domain)
             for key in step.keys:
                 self.forget(step.domain, key)  # it is a job like any other now
                 self._facts.apply(ev.JobContinued(self._facts.now(), step.domain, key))

@@ -238,7 +238,7 @@ def test_if_all_memory_has_arrived_the_other_host_costs_no_waiting(tmp_path: Pat
         await eventually(lambda: all(guest.actual > ASKED_MIB for guest in guests), "all is there")
         waited = []
         for daemon in site.daemons.values():
-            daemon.claims._wait = lambda mark, text: waited.append(text)  # type: ignore[method-assign]
+            daemon.claims._note_waiting = lambda mark, text: waited.append(text)  # type: ignore[method-assign]
         await accepted(asyncio.create_task(site.hook("execjob_prologue", "p1")))
         assert waited == [""]
 

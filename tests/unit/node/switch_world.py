@@ -67,7 +67,7 @@ class World:
         self.switch.look_soon()
         return decisions
 
-    async def elsewhere(self, domain: str, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
+    async def parts_elsewhere(self, domain: str, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
         return self.unready if vnodes else ()
 
     def actual_changed(self) -> None:

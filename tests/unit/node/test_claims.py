@@ -56,7 +56,7 @@ class Owner:
     def refused(self, domain: str, key: JobKey, code: str, text: str) -> None:
         self.told.append((domain, key, code))
 
-    async def elsewhere(self, domain: str, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
+    async def parts_elsewhere(self, domain: str, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
         return self.unready if "elsewhere" in vnodes else ()
 
     def actual_changed(self) -> None:

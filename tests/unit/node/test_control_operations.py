@@ -154,10 +154,10 @@ def test_the_history_is_asked_by_job_domain_and_host(tmp_path: Path) -> None:
         assert await names(about="h1") == ["Released", "Noted", "Claimed", "Accepted"]
         assert await names(about="h1", limit=1) == ["Accepted"]
         assert await names(since=owner.now()) == ["Claimed", "Accepted"]
-        told = Admin(owner).tell_history(HistoryAsked(id=7, about="14"))
+        told = Admin(owner).answer_history(HistoryAsked(id=7, about="14"))
         assert (told.sender, told.id, told.trouble) == ("h1", 7, "")
         assert [entry.name for entry in told.entries] == ["Claimed", "Accepted"]
         owner.journal = NoJournal(JournalError("the disk is full"))
-        assert "cannot be read" in Admin(owner).tell_history(HistoryAsked(id=8)).trouble
+        assert "cannot be read" in Admin(owner).answer_history(HistoryAsked(id=8)).trouble
 
     play(tmp_path, facts(), test)

@@ -84,7 +84,7 @@ def test_a_job_that_was_brought_back_ahead_is_not_brought_back_again() -> None:
 def test_memory_is_fetched_back_again_after_its_jobs_ran_or_more_was_pushed_out() -> None:
     guest = swapped_guest()
     o, _, _ = grown(guest)
-    o.mover.paging.went_on("n1")
+    o.mover.paging.jobs_run_again("n1")
     guest.swapped, guest.job = 500, 500
     run(o.mover.fetch("n1", (KEY,)))
     assert guest.swapped == 0, "they ran"
