@@ -126,7 +126,7 @@ def build(target: Path, trees: Sequence[Path], cache: Path | None = None, extra:
     with base.open("rb") as source, initrd.open("wb") as file:
         shutil.copyfileobj(source, file, 2**20)
         with Archive(file) as archive:
-            for path, mode, content in _own(trees, extra):
+            for path, mode, content in own_files(trees, extra):
                 archive.add(path, mode, content)
             if extra.tree is not None:
                 archive.tree(extra.tree)
@@ -135,7 +135,8 @@ def build(target: Path, trees: Sequence[Path], cache: Path | None = None, extra:
     return Image(copy, initrd)
 
 
-def _own(trees: Sequence[Path], extra: Extra) -> Iterator[tuple[str, int, bytes]]:
+def own_files(trees: Sequence[Path], extra: Extra = NOTHING_MORE) -> Iterator[tuple[str, int, bytes]]:
+    """Path, mode and content of each of this repository's files in an image."""
     for module in sorted(AGENT.glob("*.py")):
         yield f"usr/lib/magrathea-agent/{module.name}", 0o644, module.read_bytes()
     for tree in (HERE / "root", *trees):
