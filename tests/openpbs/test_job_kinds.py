@@ -66,9 +66,11 @@ def test_an_array_of_priority_jobs_preempts_once(fleet: OpenPbsCluster) -> None:
         low = fleet.submit("low", LONG)
         wait_running(fleet, low)
         wait_stoppable(fleet, "n1")
-        array = submit(fleet, "high", f"exec {command(fleet, 20)}", "-J", "0-3", "-l", "select=1:ncpus=1")
+        array = submit(fleet, "high", f"exec {command(fleet, LONG)}", "-J", "0-3", "-l", "select=1:ncpus=1")
         wait_state(fleet, low, "S")
         step = stands_still(fleet, low)
+        for number in range(4):
+            fleet.finish(array.replace("[]", f"[{number}]"))
         wait_state(fleet, array, "F")
         goes_on(fleet, low, step)
         finish(fleet, low)
