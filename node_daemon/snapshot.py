@@ -1,4 +1,7 @@
-"""The host as others see it: one message with the facts and what follows from them, for hubs and `magrathea status`."""
+"""The host as others see it: one message with the facts and what follows from them, for hubs and `magrathea status`.
+
+What concerns more than one domain or job is computed once for a snapshot (`_Whole`); the reports only look it up.
+"""
 
 from __future__ import annotations
 
@@ -53,9 +56,25 @@ class Beside:
     refused: tuple[RefusedClaim, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """What follows from the facts of the whole host. `ready`: PBS may resume these jobs; `where`: each job with its
+    domain, for people, by the key that the history has of it."""
+
+    host: Host
+    beside: Beside
+    ready: frozenset[tuple[str, JobKey]]
+    where: Mapping[str, str]
+
+
+def _whole(host: Host, beside: Beside) -> _Whole:
+    where = {str(job.key): f"{job.key.id} in {domain.name}" for domain in host.domains for job in domain.jobs}
+    return _Whole(host, beside, plan.ready(host, beside.actual), where)
+
+
 def snapshot(host: Host, beside: Beside, revision: int = 0) -> Snapshot:
     """Everything about the host. Only `at` and `revision` differ between two snapshots of the same facts."""
-    wanted, wants = wanted_here(host), plan.desired(host)
+    whole = _whole(host, beside)
     return Snapshot(
         host=host.name,
         boot_id=beside.boot_id,
@@ -65,7 +84,7 @@ def snapshot(host: Host, beside: Beside, revision: int = 0) -> Snapshot:
         cpus=host.cpus,
         memory_mib=host.memory_mib,
         services_cpus=min(host.cpus, host.cpus - host.without_services.cpus),
-        domains=[_domain(host, d, beside, wanted, wants.get(d.name)) for d in host.domains],
+        domains=[_domain(whole, d) for d in host.domains],
         driver=beside.driver,
         hub_connected=not host.hub_lost,
         paused=host.paused.reason[:4096] if host.paused else "",
@@ -83,17 +102,17 @@ def _pause_notes(host: Host) -> list[str]:
     return [f"paused: nobody is stopped or continued, nothing is moved, until `magrathea unpause`{stay}"]
 
 
-def _stopped_for(host: Host, by: str) -> str:
+def _stopped_for(whole: _Whole, domain: Domain, job: Job) -> str:
     """What a job was stopped for, as the history has it, and in which domain that is."""
-    where = {str(job.key): f"{job.key.id} in {domain.name}" for domain in host.domains for job in domain.jobs}
-    return where.get(by) or by.removesuffix(" (run 1)")
+    by = whole.beside.by.get((domain.name, job.key), "")
+    return whole.where.get(by) or by.removesuffix(" (run 1)")
 
 
-def _preempted_why(host: Host, domain: Domain, beside: Beside) -> str:
+def _preempted_why(whole: _Whole, domain: Domain) -> str:
     """For whom the domain is preempted, and how many of its jobs are stopped. For how long is not in the sentence: it
     would change with every snapshot."""
-    wanted = wanted_stopped(host)
-    by = {_stopped_for(host, beside.by.get((domain.name, job.key), "")) for job in domain.stopped} - {""}
+    wanted = wanted_stopped(whole.host)
+    by = {_stopped_for(whole, domain, job) for job in domain.stopped} - {""}
     back = sum((domain.name, job.key) not in wanted for job in domain.stopped)
     of = f"{len(domain.stopped)} of {len(domain.jobs)} jobs" if len(domain.jobs) > 1 else "its job"
     return f"{of} stopped for {', '.join(sorted(by)) or 'a priority job'}{', on the way back' if back else ''}"
@@ -127,9 +146,9 @@ def _first(jobs: list[JobReport], most_bytes: int) -> list[JobReport]:
     return [job for job, end in zip(jobs, ends, strict=True) if end <= most_bytes]
 
 
-def _domain(
-    host: Host, domain: Domain, beside: Beside, wanted: frozenset[tuple[str, JobKey]], want: plan.Want | None
-) -> DomainReport:
+def _domain(whole: _Whole, domain: Domain) -> DomainReport:
+    host, beside = whole.host, whole.beside
+    want = plan.desired(host).get(domain.name)
     size = published(host, domain)
     read = beside.read.get(domain.name)
     state = state_of(host, domain)
@@ -140,12 +159,12 @@ def _domain(
         kind=domain.kind,
         state=state,
         since=since.since if since else host.now,
-        why=(_preempted_why(host, domain, beside) if state is State.PREEMPTED else why(host, domain))[:4096],
+        why=(_preempted_why(whole, domain) if state is State.PREEMPTED else why(host, domain))[:4096],
         accepts=list(accepts(host, domain)),
         rank=rank(host, domain),
         ncpus=max(0, size.cpus),
         mem_mib=max(0, size.mib),
-        jobs=[_job(host, domain, job, beside, wanted) for job in domain.jobs],
+        jobs=[_job(whole, domain, job) for job in domain.jobs],
         cpu_percent=read.cpu_percent if read else None,
         want_cpu_percent=want.cap.percent if want else None,
         memory_mib=read.memory_mib if read else None,
@@ -168,7 +187,8 @@ def _move(progress: Progress | None) -> MemoryMove | None:
     return MemoryMove(what=progress.what, done_mib=max(0, progress.done_mib), of_mib=max(0, progress.of_mib))
 
 
-def _job(host: Host, domain: Domain, job: Job, beside: Beside, wanted: frozenset[tuple[str, JobKey]]) -> JobReport:
+def _job(whole: _Whole, domain: Domain, job: Job) -> JobReport:
+    host, this = whole.host, (domain.name, job.key)
     return JobReport(
         id=job.key.id,
         run=job.key.run,
@@ -177,17 +197,17 @@ def _job(host: Host, domain: Domain, job: Job, beside: Beside, wanted: frozenset
         memory_mib=max(0, job.memory_mib),
         claimed_at=job.claimed_at,
         confirmed=job.confirmed,
-        stop=(domain.name, job.key) in wanted,
-        ready=plan.ready(host, beside.actual, domain, job.key),
-        requeue=(domain.name, job.key) in to_requeue(host),
+        stop=this in wanted_here(host),
+        ready=this in whole.ready,
+        requeue=this in to_requeue(host),
         stopped_since=job.stopped_since,
         warned_until=plan.warned_until(host, job),
         stopper=job.stopper.value if job.stopper else None,
-        preempted_by=_stopped_for(host, beside.by.get((domain.name, job.key), ""))[:4096],
+        preempted_by=_stopped_for(whole, domain, job)[:4096],
         preempted_s=job.preempted_s,
         preemptions=job.preemptions,
         booked=job.booked,
         held_elsewhere=job.held_elsewhere,
         rerunnable=job.rerunnable,
-        waits=beside.waits.get((domain.name, job.key), "")[:4096],
+        waits=whole.beside.waits.get(this, "")[:4096],
     )

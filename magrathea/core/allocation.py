@@ -3,6 +3,9 @@
 Rule 1: everything here is a function of a Host. No clock, no I/O, no memory of how the Host came to be so.
 Rule 2: nothing here changes a fact; machine.py does.
 Rule 3: what is published and what a claim is answered come from one function, `verdict`.
+Rule 4: what concerns the whole host is computed once for it (`model.once`): sums over all domains (`_Sums`), which
+domains can be stopped, what is in the way, which sets of domains can be preempted. A question about one domain takes
+its own part from there. So it costs the same on a host of many domains and jobs as on a small one.
 
 The rules are those of docs/rules.md. Its formulas leave one thing open, decided here: preemptible jobs may sit on the
 CPUs reserved for frozen domains, whoever came first, so a priority job stops them only if the host is really full.
@@ -10,10 +13,12 @@ CPUs reserved for frozen domains, whoever came first, so a priority job stops th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import NamedTuple
 
-from .model import CLASSES_OF, NOTHING, Amount, Domain, Host, Job, JobClass, Kind, Lifecycle, Mode, Stopper
+from .model import CLASSES_OF, NOTHING, Amount, Domain, Host, Job, JobClass, Kind, Lifecycle, Mode, Stopper, once
 from .refusals import Refusal, RefusalCode
 
 EXACT_DOMAINS = 12
@@ -51,41 +56,102 @@ def young(host: Host, job: Job) -> bool:
 def obstacle(host: Host, domain: Domain, job: Job) -> str:
     """Why this job cannot be stopped now, for people; empty if it can ("stoppable" in docs/rules.md)."""
     limits = host.limits
+    if job.cls is not JobClass.PREEMPTIBLE:
+        return f"is of class {job.cls}"
+    if not job.launched:
+        return "has not started yet"
+    if job.ending:
+        return "is ending"
+    if job.stopper is Stopper.PBS:
+        return "is suspended by others"
+    if 0 < limits.max_preemptions <= job.preemptions:
+        return f"has been preempted {job.preemptions} times"
     youth_counts = domain.young_since is None or host.now < domain.young_since + limits.young_s
-    return next(
-        (
-            why
-            for holds, why in (
-                (job.cls is not JobClass.PREEMPTIBLE, f"is of class {job.cls}"),
-                (not job.launched, "has not started yet"),
-                (job.ending, "is ending"),
-                (job.stopper is Stopper.PBS, "is suspended by others"),
-                (0 < limits.max_preemptions <= job.preemptions, f"has been preempted {job.preemptions} times"),
-                (young(host, job) and youth_counts, f"has run for less than {limits.min_run_s:g} s"),
-            )
-            if holds
-        ),
-        "",
-    )
+    return f"has run for less than {limits.min_run_s:g} s" if youth_counts and young(host, job) else ""
+
+
+def all_stoppable(host: Host, domain: Domain) -> bool:
+    """Each of the domain's jobs is stoppable, or stopped by us already."""
+    return domain.name in once(host, _all_stoppable)
+
+
+def _all_stoppable(host: Host) -> frozenset[str]:
+    return frozenset(d.name for d in host.workers if not any(obstacle(host, d, j) for j in d.running))
 
 
 def stoppable_by_itself(host: Host, domain: Domain) -> bool:
     """Stoppable as far as the domain goes: the host may be paused or without its hub."""
     answers = domain.agent_lost_at is None and not domain.paused_externally
     reachable = domain.lifecycle is Lifecycle.UP and answers and not domain.fault
-    jobs_may = all(j.stopped_by_us or not obstacle(host, domain, j) for j in domain.jobs)
-    return domain.kind is Kind.NORMAL and reachable and jobs_may
+    return domain.kind is Kind.NORMAL and reachable and all_stoppable(host, domain)
 
 
 def stoppable(host: Host, domain: Domain) -> bool:
     return not host.hub_lost and not host.paused and stoppable_by_itself(host, domain)
 
 
+# What siblings do.
+
+
+def first_two(names: Iterable[str]) -> tuple[str, ...]:
+    """Enough to know whether a sibling of any domain is among them: one of the two may be the domain itself."""
+    return tuple(islice(names, 2))
+
+
+def sibling_among(names: tuple[str, ...], domain: Domain) -> bool:
+    return any(name != domain.name for name in names)
+
+
 # What is left: shares.
 
 
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """What a host's working domains have together.
+
+    `past_stopping`: their use if everything stoppable were stopped. `stay_mib`: on an exclusive host, what their jobs
+    keep of the memory if what can be stopped is stopped. `reserved`: for frozen domains. `held_back`: what lingering
+    domains and those being restored keep from others. `preempted`: jobs of one are stopped by us.
+    """
+
+    floors_mib: int
+    use: Amount
+    past_stopping: Amount
+    stay_mib: int
+    reserved: Amount
+    held_back: Amount
+    preempted: bool
+
+
+def _sums(host: Host) -> _Sums:
+    return _Sums(
+        floors_mib=sum(d.floor_mib for d in host.workers),
+        use=summed(d.use for d in host.workers),
+        past_stopping=summed(d.use_when_stopped if stoppable(host, d) else d.use for d in host.workers),
+        stay_mib=sum(_stays_mib(host, d) for d in host.workers),
+        reserved=summed(Amount(d.cpus, d.memory_mib) for d in host.workers if d.frozen and not restoring(d)),
+        held_back=summed(_holds_back(host, d) for d in host.workers),
+        preempted=any(d.stopped for d in host.workers),
+    )
+
+
 def summed(amounts: Iterable[Amount]) -> Amount:
-    return sum(amounts, NOTHING)
+    cpus = mib = 0
+    for amount in amounts:
+        cpus, mib = cpus + amount.cpus, mib + amount.mib
+    return Amount(cpus, mib)
+
+
+def _stays_mib(host: Host, domain: Domain) -> int:
+    """What the domain's jobs keep of the memory of an exclusive host, for a priority domain that pushes it aside."""
+    pushed_aside = stoppable(host, domain) or not domain.running
+    return domain.use_when_stopped.mib if pushed_aside else domain.use.mib
+
+
+def _holds_back(host: Host, domain: Domain) -> Amount:
+    """What the domain keeps from others while it lingers or is being restored."""
+    lingering = domain.linger_size if lingers(host, domain) else NOTHING
+    return lingering + Amount(domain.cpus, domain.memory_mib) if restoring(domain) else lingering
 
 
 def _room_mib(host: Host, domain: Domain) -> int:
@@ -93,12 +159,10 @@ def _room_mib(host: Host, domain: Domain) -> int:
 
     Negative where not even its floor is left.
     """
-    siblings = host.siblings(domain)
-    must_stay = 0
+    sums = once(host, _sums)
+    left = host.without_services.mib - sums.floors_mib
     if host.mode is Mode.EXCLUSIVE:
-        stay = (s.stuck_mib(s.jobs) if stoppable(host, s) or not s.running else s.use.mib for s in siblings)
-        must_stay = sum(stay)
-    left = host.without_services.mib - sum(d.floor_mib for d in host.workers) - must_stay
+        left -= sums.stay_mib - _stays_mib(host, domain)
     return min(left, domain.memory_mib - domain.floor_mib) if domain.memory_mib else left
 
 
@@ -107,52 +171,51 @@ def _ceiling(host: Host, domain: Domain) -> Amount:
     return Amount(max(0, min(host.without_services.cpus, domain.cpus)), max(0, _room_mib(host, domain)))
 
 
-def _counted(host: Host, domain: Domain) -> tuple[Amount, Amount, Amount]:
-    """(what there is, what is reserved for frozen domains, what `domain` finds taken), without floors."""
-    there = host.without_services - Amount(0, sum(d.floor_mib for d in host.workers))
-    reserved = summed(Amount(d.cpus, d.memory_mib) for d in host.workers if d.frozen and not restoring(d))
-    return there, reserved, summed(d.use for d in host.workers) + _held_back(host, domain)
-
-
-def _held_back(host: Host, domain: Domain | None) -> Amount:
-    """What lingering domains and those being restored keep from others."""
-    others = [d for d in host.workers if domain is None or d.name != domain.name]
-    lingering = summed(d.linger_size for d in others if lingers(host, d))
-    return lingering + summed(Amount(d.cpus, d.memory_mib) for d in others if restoring(d))
+def _there(host: Host) -> Amount:
+    """What a counted host has for jobs, without floors."""
+    return host.without_services - Amount(0, once(host, _sums).floors_mib)
 
 
 def unused(host: Host) -> Amount:
     """What nobody has and nobody keeps; negative where more is in use than there is."""
-    floors = Amount(0, sum(d.floor_mib for d in host.workers))
-    return host.without_services - floors - summed(d.use for d in host.workers) - _held_back(host, None)
+    sums = once(host, _sums)
+    return _there(host) - sums.use - sums.held_back
+
+
+def _taken(host: Host, domain: Domain) -> Amount:
+    """What the domain finds taken on a counted host. What it holds back itself is there for it."""
+    sums = once(host, _sums)
+    return sums.use + sums.held_back - _holds_back(host, domain)
 
 
 def _past_stopping(host: Host, domain: Domain) -> Amount:
-    """What stays taken, for `domain`, when everything stoppable is stopped."""
-    uses = summed(d.use_when_stopped if stoppable(host, d) else d.use for d in host.workers)
-    return uses + _held_back(host, domain)
+    """What stays taken, for the domain, when everything stoppable is stopped."""
+    sums = once(host, _sums)
+    return sums.past_stopping + sums.held_back - _holds_back(host, domain)
 
 
 def free(host: Host, domain: Domain) -> Amount:
     """What a priority job may have on a counted host without stopping anybody."""
-    there, reserved, taken = _counted(host, domain)
-    return (there - taken).least(there - reserved - _past_stopping(host, domain))
+    there, reserved = _there(host), once(host, _sums).reserved
+    return (there - _taken(host, domain)).least(there - reserved - _past_stopping(host, domain))
 
 
 def share(host: Host, domain: Domain, cls: JobClass) -> Amount:
     """What one more job of `cls` may have in this domain: CPUs, and memory in MiB. Never negative."""
     ceiling = _ceiling(host, domain) - domain.use
     if host.mode is Mode.COUNTED:
-        there, reserved, taken = _counted(host, domain)
-        left = {
-            JobClass.PROTECTED: there - reserved - taken,
-            JobClass.PREEMPTIBLE: there - taken,
-            JobClass.PRIORITY: there - reserved - _past_stopping(host, domain),
-        }[cls]
-        if cls is not JobClass.PRIORITY and any(d.stopped for d in host.workers):
-            left = NOTHING  # else small jobs would keep a preempted domain stopped for ever
-        ceiling = ceiling.least(left)
+        ceiling = ceiling.least(_left(host, domain, cls))
     return Amount(max(0, ceiling.cpus), max(0, ceiling.mib))
+
+
+def _left(host: Host, domain: Domain, cls: JobClass) -> Amount:
+    """What a counted host has left for one more job of `cls` in this domain (docs/rules.md, "Counted hosts")."""
+    sums, there = once(host, _sums), _there(host)
+    if cls is JobClass.PRIORITY:
+        return there - sums.reserved - _past_stopping(host, domain)
+    if sums.preempted:
+        return NOTHING  # else small jobs would keep a preempted domain stopped for ever
+    return there - _taken(host, domain) - (sums.reserved if cls is JobClass.PROTECTED else NOTHING)
 
 
 # Who may start.
@@ -165,41 +228,54 @@ def verdict(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal 
 
 def _gate(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | None:
     name, cpus, mib = domain.name, host.cpus, host.memory_mib
-    gates = (
+    gates: tuple[tuple[bool, RefusalCode, Callable[[], str]], ...] = (
         (
             size.cpus < 1 or size.mib < 0 or not size.within(Amount(cpus, mib)),
             RefusalCode.BAD_REQUEST,
-            f"no job here can have {size.cpus} CPUs and {size.mib} MiB; {host.name} has {cpus} and {mib}",
+            lambda: f"no job here can have {size.cpus} CPUs and {size.mib} MiB; {host.name} has {cpus} and {mib}",
         ),
         (
             cls not in CLASSES_OF[domain.kind],
             RefusalCode.WRONG_CLASS,
-            f"{name} is a {domain.kind} domain; send jobs of class {cls} elsewhere: their queue gives the class",
+            lambda: (
+                f"{name} is a {domain.kind} domain; send jobs of class {cls} elsewhere: their queue gives the class"
+            ),
         ),
         (
             domain.frozen and not restoring(domain),
             RefusalCode.DOMAIN_FROZEN,
-            _told(f"{name} is saved to disk", domain.down_why),
+            lambda: _told(f"{name} is saved to disk", domain.down_why),
         ),
-        (domain.lifecycle is Lifecycle.DOWN, RefusalCode.DOMAIN_DOWN, _told(f"{name} is down", domain.down_why)),
-        (domain.lifecycle is Lifecycle.BOOTING, RefusalCode.DOMAIN_BOOTING, f"{name} is booting"),
+        (
+            domain.lifecycle is Lifecycle.DOWN,
+            RefusalCode.DOMAIN_DOWN,
+            lambda: _told(f"{name} is down", domain.down_why),
+        ),
+        (domain.lifecycle is Lifecycle.BOOTING, RefusalCode.DOMAIN_BOOTING, lambda: f"{name} is booting"),
         (
             domain.paused_externally,
             RefusalCode.DOMAIN_UNKNOWN,
-            f"{name} is paused by somebody else; `virsh resume` or the like ends it",
+            lambda: f"{name} is paused by somebody else; `virsh resume` or the like ends it",
         ),
-        (silent(host, domain), RefusalCode.DOMAIN_UNKNOWN, _silence(host, domain)),
+        (silent(host, domain), RefusalCode.DOMAIN_UNKNOWN, lambda: _silence(host, domain)),
         (
             bool(domain.fault),
             RefusalCode.DOMAIN_FAULT,
-            f"{name}: {domain.fault}; fix it, then `magrathea clear {name}`",
+            lambda: f"{name}: {domain.fault}; fix it, then `magrathea clear {name}`",
         ),
-        (bool(domain.stopped), RefusalCode.DOMAIN_PREEMPTED, f"{name} is preempted"),
-        (bool(domain.drain_reason), RefusalCode.DOMAIN_DRAINING, f"{name} is draining: {domain.drain_reason}"),
-        *((d.lifecycle is Lifecycle.BOOTING, RefusalCode.HOST_BOOTING, f"{d.name} is booting") for d in host.domains),
-        *((bool(d.fault), RefusalCode.HOST_FAULT, f"{d.name}: {d.fault}") for d in host.domains),
+        (bool(domain.stopped), RefusalCode.DOMAIN_PREEMPTED, lambda: f"{name} is preempted"),
+        (bool(domain.drain_reason), RefusalCode.DOMAIN_DRAINING, lambda: f"{name} is draining: {domain.drain_reason}"),
     )
-    return next((Refusal(code, text) for holds, code, text in gates if holds), None)
+    found = next((Refusal(code, text()) for holds, code, text in gates if holds), None)
+    return found or once(host, _gate_of_host)
+
+
+def _gate_of_host(host: Host) -> Refusal | None:
+    """While any domain boots or is in fault, no domain of the host accepts a job."""
+    if booting := next((d for d in host.domains if d.lifecycle is Lifecycle.BOOTING), None):
+        return Refusal(RefusalCode.HOST_BOOTING, f"{booting.name} is booting")
+    faulty = next((d for d in host.domains if d.fault), None)
+    return Refusal(RefusalCode.HOST_FAULT, f"{faulty.name}: {faulty.fault}") if faulty else None
 
 
 def _told(what: str, why: str) -> str:
@@ -210,22 +286,53 @@ def blocked(host: Host, domain: Domain, cls: JobClass) -> Refusal | None:
     """On an exclusive host: a sibling in the way that cannot be pushed aside, or not far enough."""
     if host.mode is Mode.COUNTED:
         return None
-    for sibling in host.siblings(domain):
-        if domain.kind is Kind.NORMAL:
-            if sibling.jobs:
-                return Refusal(RefusalCode.HOST_BUSY, f"{sibling.name} on {host.name} has jobs")
-            if lingers(host, sibling):
-                return Refusal(RefusalCode.HOST_LINGERS, f"{sibling.name} keeps {host.name} for its next priority job")
-            if sibling.frozen and cls is not JobClass.PREEMPTIBLE:
-                return Refusal(
-                    RefusalCode.HOST_RESERVED, f"{sibling.name} is frozen; until it is back, only preemptible jobs"
-                )
-        elif sibling.running and not stoppable(host, sibling):
-            return _why_not_stoppable(host, sibling)
-    if domain.kind is Kind.PRIORITY and _room_mib(host, domain) < 0:
+    in_the_way = {
+        JobClass.PRIORITY: _not_stoppable,
+        JobClass.PREEMPTIBLE: _in_use,
+        JobClass.PROTECTED: _in_use_or_reserved,
+    }[cls]
+    first = next((refusal for name, refusal in once(host, in_the_way) if name != domain.name), None)
+    if first is None and domain.kind is Kind.PRIORITY and _room_mib(host, domain) < 0:
         return Refusal(
             RefusalCode.MEMORY, f"what cannot be moved out on {host.name} leaves {domain.name} less than its floor"
         )
+    return first
+
+
+_Refusals = tuple[tuple[str, Refusal], ...]
+"""The first two domains that are in the way of others, and what each says to them. Two, because the domain that asks
+may be one of them."""
+
+
+def _not_stoppable(host: Host) -> _Refusals:
+    found = (d for d in host.workers if d.running and not stoppable(host, d))
+    return tuple((d.name, _why_not_stoppable(host, d)) for d in islice(found, 2))
+
+
+def _in_use(host: Host) -> _Refusals:
+    found = ((d.name, _uses(host, d)) for d in host.workers)
+    return tuple(islice(((name, refusal) for name, refusal in found if refusal), 2))
+
+
+def _in_use_or_reserved(host: Host) -> _Refusals:
+    found = ((d.name, _uses(host, d) or _reserves(d)) for d in host.workers)
+    return tuple(islice(((name, refusal) for name, refusal in found if refusal), 2))
+
+
+def _uses(host: Host, sibling: Domain) -> Refusal | None:
+    """What keeps every job out of a normal domain."""
+    if sibling.jobs:
+        return Refusal(RefusalCode.HOST_BUSY, f"{sibling.name} on {host.name} has jobs")
+    if lingers(host, sibling):
+        return Refusal(RefusalCode.HOST_LINGERS, f"{sibling.name} keeps {host.name} for its next priority job")
+    return None
+
+
+def _reserves(sibling: Domain) -> Refusal | None:
+    """What keeps every job but a preemptible one out of a normal domain."""
+    if sibling.frozen:
+        text = f"{sibling.name} is frozen; until it is back, only preemptible jobs"
+        return Refusal(RefusalCode.HOST_RESERVED, text)
     return None
 
 
@@ -250,9 +357,9 @@ def _paused(host: Host, what: str) -> Refusal:
 def _sized(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | tuple[str, ...]:
     left = share(host, domain, cls)
     if not size.within(left):
-        if host.paused and size.within(share(replace(host, paused=None), domain, cls)):
+        if host.paused and size.within(share(once(host, _unpaused), domain, cls)):
             return _paused(host, "jobs would be preempted")
-        if host.hub_lost and size.within(share(replace(host, hub_lost=False), domain, cls)):
+        if host.hub_lost and size.within(share(once(host, _with_hub), domain, cls)):
             return Refusal(
                 RefusalCode.HUB_LOST, f"no hub answers, so nothing is preempted; without that {left.cpus} CPUs are left"
             )
@@ -264,10 +371,22 @@ def _sized(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal |
     if cls is not JobClass.PRIORITY:
         return ()
     if host.mode is Mode.EXCLUSIVE:
-        return tuple(s.name for s in host.siblings(domain) if s.running)
+        return tuple(name for name in once(host, with_running_jobs) if name != domain.name)
     need = size - free(host, domain)
     # MoM's lists may have overbooked the memory; a job that asks for none does not have to fix that
     return victims(host, need if size.mib else Amount(need.cpus, 0))
+
+
+def _unpaused(host: Host) -> Host:
+    return replace(host, paused=None)
+
+
+def _with_hub(host: Host) -> Host:
+    return replace(host, hub_lost=False)
+
+
+def with_running_jobs(host: Host) -> tuple[str, ...]:
+    return tuple(d.name for d in host.workers if d.running)
 
 
 def _of_services(has: int, left: int, unit: str) -> str:
@@ -302,28 +421,52 @@ def victims(host: Host, need: Amount) -> tuple[str, ...]:
     """
     if need.within(NOTHING):
         return ()
-    candidates = [d for d in host.workers if d.running and stoppable(host, d)]
-    gives = {d.name: d.use - d.use_when_stopped for d in candidates}
+    candidates = once(host, _candidates)
     if len(candidates) > EXACT_DOMAINS:
-        return _best_fit(gives, need)
+        return _best_fit({name: amount for name, amount, _ in candidates}, need)
+    return next(chosen.names for chosen in once(host, _sets) if need.within(Amount(chosen.cpus, chosen.mib)))
 
-    def cost(chosen: tuple[Domain, ...]) -> tuple[int, int, float, int, tuple[str, ...]]:
-        spare = summed(gives[d.name] for d in chosen) - need
-        return spare.cpus, len(chosen), sum(d.preempted_s for d in chosen), spare.mib, tuple(d.name for d in chosen)
 
-    sets = (tuple(d for i, d in enumerate(candidates) if mask >> i & 1) for mask in range(1 << len(candidates)))
-    return min(cost(chosen) for chosen in sets if need.within(summed(gives[d.name] for d in chosen)))[-1]
+def _candidates(host: Host) -> tuple[tuple[str, Amount, float], ...]:
+    """The domains that can be preempted: name, what it would give, for how long its jobs were preempted so far."""
+    found = (d for d in host.workers if d.running and stoppable(host, d))
+    return tuple((d.name, d.use - d.use_when_stopped, d.preempted_s) for d in found)
+
+
+class _Set(NamedTuple):
+    """Domains that may be preempted together, and what they give; the smaller one is preferred."""
+
+    cpus: int
+    domains: int
+    preempted_s: float
+    mib: int
+    names: tuple[str, ...]
+
+
+def _sets(host: Host) -> tuple[_Set, ...]:
+    """Every set of candidates, the preferred ones first. The order is the same for every need."""
+    sets = [_Set(0, 0, 0.0, 0, ())]
+    for name, amount, preempted_s in once(host, _candidates):
+        sets += [
+            _Set(s.cpus + amount.cpus, s.domains + 1, s.preempted_s + preempted_s, s.mib + amount.mib, (*s.names, name))
+            for s in sets
+        ]
+    return tuple(sorted(sets))
 
 
 def _best_fit(gives: dict[str, Amount], need: Amount) -> tuple[str, ...]:
+    """The smallest domain that gives enough; if there is none, the largest, and again for what is then missing."""
     chosen: list[str] = []
-    rest = dict(sorted(gives.items(), key=lambda item: (item[1].cpus, item[1].mib, item[0])))
-    while rest and not need.within(summed(gives[n] for n in chosen)):
-        missing = need - summed(gives[n] for n in chosen)
-        name = next((n for n, amount in rest.items() if missing.within(amount)), next(reversed(rest)))
+    got = NOTHING
+    rest = sorted(gives, key=lambda name: (gives[name].cpus, gives[name].mib, name))
+    while rest and not need.within(got):
+        missing = need - got
+        name = next((n for n in rest if missing.within(gives[n])), rest[-1])
         chosen.append(name)
-        del rest[name]
+        rest.remove(name)
+        got += gives[name]
     for name in tuple(chosen):  # the last one may make an earlier one needless
-        if need.within(summed(gives[n] for n in chosen if n != name)):
+        if need.within(got - gives[name]):
             chosen.remove(name)
+            got -= gives[name]
     return tuple(sorted(chosen))

@@ -1,4 +1,4 @@
-"""Changes of facts that several events share; each gives the new host and what there is to say about it."""
+"""Changes of facts that several events share. Each returns the new facts, and the notes about the change."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from .model import Domain, Ended, Host, Job, JobClass, JobKey, Lifecycle, Stoppe
 from .refusals import RefusalCode
 
 BOOTS: dict[str, Any] = {"lifecycle": Lifecycle.BOOTING, "paused_externally": False, "down_why": ""}
-"""The facts of every boot, whoever began it; its deadline comes beside."""
+"""What every boot sets, whoever began it. The deadline is set with it."""
 
 Result = tuple[Host, tuple[ev.Decision, ...]]
+ResultOfDomain = tuple[Domain, tuple[ev.Decision, ...]]
+"""For work on one domain after another: the host is put together once, when all are done."""
 
 
 def refuse(host: Host, event: ev.DomainEvent, code: RefusalCode, text: str) -> Result:
@@ -38,33 +40,46 @@ def stop(host: Host, job: Job) -> Job:
 
 
 def preempt(host: Host, names: tuple[str, ...], by: str) -> Result:
-    said: tuple[ev.Decision, ...] = ()
-    for name in names:
-        victim = host.domain(name)
-        for job in victim.running if victim else ():
-            host = host.having(job_in(host, name, job.key)[0].having(stop(host, job)))
-            said += (ev.Noted(name, ev.Note.PREEMPTED, job.key, by),)
-    return host, said
+    """`host` with every running job of these domains stopped."""
+    victims = [victim for name in names if (victim := host.domain(name))]
+    said = tuple(ev.Noted(v.name, ev.Note.PREEMPTED, job.key, by) for v in victims for job in v.running)
+    return host.having(*(v.having(*(stop(host, job) for job in v.running)) for v in victims)), said
 
 
 def remove_job(host: Host, name: str, key: JobKey, why: ev.JobGone) -> Result:
-    """The job taken away; its preempted seconds stay with the domain."""
     domain, job = job_in(host, name, key)
-    stopped_s = host.now - job.stopped_since if job.stopped_by_us and job.stopped_since is not None else 0.0
-    rest = tuple(j for j in domain.jobs if j.key != key)
-    # A domain that is down says nothing late; one saved behind our back comes back with its jobs.
-    ended = domain.ended if why is ev.Note.DOMAIN_DOWN else (*domain.ended, Ended(key, host.now))
-    left = replace(domain, jobs=rest, ended=ended, preempted_s=domain.preempted_s + stopped_s)
-    last_priority = job.cls is JobClass.PRIORITY and not rest and why in (ev.Note.RELEASED, ev.Note.MISSING)
+    left, said = without_jobs(host, domain, (job,), why)
+    return host.having(left), said
+
+
+def without_jobs(host: Host, domain: Domain, jobs: tuple[Job, ...], why: ev.JobGone) -> ResultOfDomain:
+    """`domain` after these jobs of it have ended, in this order. Their preempted seconds stay with the domain."""
+    if not jobs:
+        return domain, ()
+    gone, preempted_s = {job.key for job in jobs}, domain.preempted_s
+    said: list[ev.Decision] = []
+    for job in jobs:
+        stopped_s = host.now - job.stopped_since if job.stopped_by_us and job.stopped_since is not None else 0.0
+        preempted_s += stopped_s
+        said.append(ev.Noted(domain.name, why, job.key, "", job.preempted_s + stopped_s))
+    rest = tuple(j for j in domain.jobs if j.key not in gone)
+    # A domain that is down sends no late list. If somebody else has saved it, it comes back with its jobs.
+    ended = () if why is ev.Note.DOMAIN_DOWN else tuple(Ended(job.key, host.now) for job in jobs)
+    left = replace(domain, jobs=rest, ended=domain.ended + ended, preempted_s=preempted_s)
+    last = jobs[-1]
+    last_priority = last.cls is JobClass.PRIORITY and not rest and why in (ev.Note.RELEASED, ev.Note.MISSING)
     if last_priority and not domain.drain_reason and host.limits.linger_s > 0:
-        left = replace(left, linger_until=host.now + host.limits.linger_s, linger_size=job.size)
-    return host.having(left), (ev.Noted(name, why, key, "", job.preempted_s + stopped_s),)
+        left = replace(left, linger_until=host.now + host.limits.linger_s, linger_size=last.size)
+    return left, tuple(said)
 
 
 def bring_down(host: Host, domain: Domain, why: str) -> Result:
-    said: tuple[ev.Decision, ...] = ()
-    for job in domain.jobs:
-        host, more = remove_job(host, domain.name, job.key, ev.Note.DOMAIN_DOWN)
-        said += more
-    over = {"boot_until": None, "saving": False, "linger_until": None, "paused_externally": False}
-    return with_facts(host, domain.name, lifecycle=Lifecycle.DOWN, down_why=why, **over)[0], said
+    left, said = brought_down(host, domain, why)
+    return host.having(left), said
+
+
+def brought_down(host: Host, domain: Domain, why: str) -> ResultOfDomain:
+    """`domain` after it went down: its jobs have ended, and what depended on its running is over."""
+    left, said = without_jobs(host, domain, domain.jobs, ev.Note.DOMAIN_DOWN)
+    over: dict[str, Any] = {"boot_until": None, "saving": False, "linger_until": None, "paused_externally": False}
+    return replace(left, lifecycle=Lifecycle.DOWN, down_why=why, **over), said

@@ -121,14 +121,20 @@ def _confirmed(host: Host, job: Job, report: ev.ReportedJob) -> Job:
 
 def books_reported(host: Host, event: ev.BooksReported) -> Result:
     books = {b.key: b for b in event.jobs}
+    changed = []
     for domain in host.workers:
-        jobs = []
-        for job in domain.jobs:
-            book = books.get(job.key, ev.Booking(job.key, booked=False))
-            held = book.held and job.cls is JobClass.PREEMPTIBLE
-            jobs.append(replace(job, booked=book.booked, held_elsewhere=held))
-        host = host.having(replace(domain, jobs=tuple(jobs)))
-    return host, ()
+        jobs = [job for known in domain.jobs if (job := _as_in_books(known, books.get(known.key))) is not known]
+        if jobs:
+            changed.append(domain.having(*jobs))
+    return host.having(*changed), ()
+
+
+def _as_in_books(job: Job, book: ev.Booking | None) -> Job:
+    booked, held = (book.booked, book.held) if book else (False, False)
+    held = held and job.cls is JobClass.PREEMPTIBLE
+    if (job.booked, job.held_elsewhere) == (booked, held):
+        return job
+    return replace(job, booked=booked, held_elsewhere=held)
 
 
 def _keys(domain: Domain) -> Iterator[JobKey]:

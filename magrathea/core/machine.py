@@ -20,11 +20,11 @@ from typing import assert_never
 from . import domain_events, job_events
 from . import events as ev
 from .allocation import lingers, young
-from .changes import Result, bring_down, job_in, refuse, remove_job, stop, with_facts
-from .model import NOTHING, Amount, Domain, Host, Patience, Pause
+from .changes import Result, ResultOfDomain, brought_down, refuse, stop, with_facts, without_jobs
+from .model import NOTHING, Amount, Domain, Host, Patience, Pause, once
 from .reconfiguration import reconfigured, without_leftovers
 from .refusals import RefusalCode
-from .stopping import in_line, resuming, wanted_stopped
+from .stopping import in_line, resuming, to_stop
 
 
 def handle(host: Host, event: ev.Event) -> Result:
@@ -46,6 +46,10 @@ def handle(host: Host, event: ev.Event) -> Result:
 
 def next_deadline(host: Host) -> float | None:
     """When a `TimerFired` may next change something, or None."""
+    return once(host, _next_deadline)
+
+
+def _next_deadline(host: Host) -> float | None:
     return min((t for t in _deadlines(host) if t > host.now), default=None)
 
 
@@ -70,54 +74,75 @@ def _deadlines(host: Host) -> Iterator[float]:
 
 def _expired(host: Host) -> Result:
     """What the present time ends: boots, claims, lingering, the memory of ended jobs."""
+    changed: list[Domain] = []
+    said: list[ev.Decision] = []
+    for domain in host.domains:
+        left, more = _expired_in(host, domain)
+        changed.append(left)
+        said += more
+    return host.having(*changed), tuple(said)
+
+
+def _expired_in(host: Host, domain: Domain) -> ResultOfDomain:
+    limits, left = host.limits, domain
     said: tuple[ev.Decision, ...] = ()
-    silent_s = host.limits.agent_silent_s
-    for d in host.domains:
-        if d.boot_until is not None and d.boot_until <= host.now:
-            why = f"it did not register within its time limit for booting; {domain_events.image_or_console(d)}"
-            host, more = bring_down(host, d, why)
-            said += (ev.Noted(d.name, ev.Note.BOOT_FAILED, None, why), *more)
-        elif not d.configured and d.agent_lost_at is not None and d.agent_lost_at + silent_s <= host.now:
-            host, more = bring_down(host, d, "it is no longer configured, and its agent is silent")
-            said += more
-        for j in (host.domain(d.name) or d).jobs:
-            if not j.confirmed and j.claimed_at + host.limits.claim_s <= host.now:
-                host, more = remove_job(host, d.name, j.key, ev.Note.EXPIRED)
-                said += more
-    for d in host.domains:
-        ended = tuple(e for e in d.ended if e.at + host.limits.remember_s > host.now)
-        over = d.linger_until is not None and not lingers(host, d)
-        kept = replace(d, linger_until=None, linger_size=NOTHING) if over else d
-        host = host.having(replace(kept, ended=ended))
-    return host, said
+    silent = domain.agent_lost_at is not None and domain.agent_lost_at + limits.agent_silent_s <= host.now
+    if domain.boot_until is not None and domain.boot_until <= host.now:
+        why = f"it did not register within its time limit for booting; {domain_events.image_or_console(domain)}"
+        left, more = brought_down(host, domain, why)
+        said = (ev.Noted(domain.name, ev.Note.BOOT_FAILED, None, why), *more)
+    elif silent and not domain.configured:
+        left, said = brought_down(host, domain, "it is no longer configured, and its agent is silent")
+    expired = tuple(j for j in left.jobs if not j.confirmed and j.claimed_at + limits.claim_s <= host.now)
+    left, more = without_jobs(host, left, expired, ev.Note.EXPIRED)
+    if left.linger_until is not None and not lingers(host, left):
+        left = replace(left, linger_until=None, linger_size=NOTHING)
+    if any(e.at + limits.remember_s <= host.now for e in left.ended):
+        left = replace(left, ended=tuple(e for e in left.ended if e.at + limits.remember_s > host.now))
+    return left, said + more
 
 
 def _settled(host: Host, said: tuple[ev.Decision, ...], by: str) -> Result:
-    """Mark what must be stopped as stopped, and bring the facts that depend on other facts up to date."""
-    wanted = wanted_stopped(host)
-    for name, key in sorted(wanted):
-        domain, job = job_in(host, name, key)
-        if not job.stopped_by_us:
-            host = host.having(domain.having(stop(host, job)))
-            said += (
-                ev.Noted(name, ev.Note.PREEMPTED, key, by if not job.held_elsewhere else "another host of the job"),
-            )
-    fits, line = resuming(host), [d.name for d in in_line(host)]
-    overtakers = [i for i, name in enumerate(line) if name in fits]
-    for d in host.workers:
-        ahead = d.name in line and d.name not in fits and any(i > line.index(d.name) for i in overtakers)
-        overtaken = (host.now if d.overtaken_since is None else d.overtaken_since) if ahead else d.overtaken_since
-        has_young = any(young(host, j) for j in d.jobs)
-        since = (host.now if d.young_since is None else d.young_since) if has_young else None
-        closing = replace(d.closing, patience=Patience.DRAIN) if _idle_at_last(d) and d.closing else d.closing
-        overtaken = overtaken if d.name in line else None
-        host = host.having(replace(d, overtaken_since=overtaken, young_since=since, closing=closing))
-    host, more = without_leftovers(host)
-    return host, said + more
+    """Mark jobs that must not run as stopped, and update the facts that depend on other facts."""
+    host, stops = _stopped_where_wanted(host, by)
+    fits = resuming(host)
+    places = {d.name: place for place, d in enumerate(in_line(host))}
+    last_overtaker = max((places[name] for name in fits), default=-1)
+    changed = []
+    for domain in host.workers:
+        place = places.get(domain.name)
+        overtaken = place is not None and domain.name not in fits and place < last_overtaker
+        since = domain.overtaken_since if place is not None else None
+        settled = _with_dependent_facts(host, domain, host.now if overtaken and since is None else since)
+        if settled is not domain:
+            changed.append(settled)
+    host, more = without_leftovers(host.having(*changed) if changed else host)
+    return host, said + stops + more
 
 
-def _idle_at_last(domain: Domain) -> bool:
-    return domain.closing is not None and domain.closing.patience is Patience.IDLE and not domain.jobs
+def _stopped_where_wanted(host: Host, by: str) -> Result:
+    changed: list[Domain] = []
+    said: list[ev.Decision] = []
+    for domain in host.workers:
+        stopping = [job for job in to_stop(host, domain) if not job.stopped_by_us]
+        if stopping:
+            changed.append(domain.having(*(stop(host, job) for job in stopping)))
+        for job in stopping:
+            why = "another host of the job" if job.held_elsewhere else by
+            said.append(ev.Noted(domain.name, ev.Note.PREEMPTED, job.key, why))
+    return (host.having(*changed) if changed else host), tuple(said)
+
+
+def _with_dependent_facts(host: Host, domain: Domain, overtaken_since: float | None) -> Domain:
+    """`domain` itself if nothing changes: what was computed for it stays with it."""
+    has_young = any(young(host, j) for j in domain.jobs)
+    young_since = (host.now if domain.young_since is None else domain.young_since) if has_young else None
+    closing = domain.closing
+    if closing is not None and closing.patience is Patience.IDLE and not domain.jobs:
+        closing = replace(closing, patience=Patience.DRAIN)
+    if (overtaken_since, young_since, closing) == (domain.overtaken_since, domain.young_since, domain.closing):
+        return domain
+    return replace(domain, overtaken_since=overtaken_since, young_since=young_since, closing=closing)
 
 
 def _reconfigured(host: Host, event: ev.Reconfigured) -> Result:

@@ -2,6 +2,9 @@
 
 Order: stop jobs before their memory goes, take CPUs and memory before giving them, give memory back before
 continuing jobs. A domain whose agent is away or which the driver does not know gets no step that needs it.
+
+What is wanted follows from the facts alone and is computed once for them (`model.once`). The steps also depend on what
+is so; each function here goes once through the domains and jobs for its answer about all of them.
 """
 
 from __future__ import annotations
@@ -11,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from .caps import NO_CAP, NOT_ASKED, Cap, Giving, due_now, gives, is_preempted_cap, preempted_cap, share_cap
-from .model import Domain, Host, Job, JobKey, Lifecycle, Mode
-from .stopping import wanted_stopped
+from .model import Domain, Host, Job, JobKey, Lifecycle, Mode, once
+from .stopping import to_stop, wanted_stopped
 
 
 class Order(StrEnum):
@@ -71,12 +74,17 @@ class SetMemory:
 Step = Orders | SetCpu | SetMemory
 
 
-def desired(host: Host) -> dict[str, Want]:
+def desired(host: Host) -> Mapping[str, Want]:
     """What each working domain that is up should have."""
+    return once(host, _desired)
+
+
+def _desired(host: Host) -> dict[str, Want]:
     wanted = wanted_stopped(host)
     up = [d for d in host.workers if d.lifecycle is Lifecycle.UP]
     active = {d.name: tuple(j for j in d.jobs if (d.name, j.key) not in wanted) for d in up}
-    held = {d.name: d.floor_mib + _held_mib(d, active[d.name]) for d in up}
+    held = {d.name: d.floor_mib + _held_mib(host, d, active[d.name]) for d in up}
+    held_by_all = sum(held.values())
     alone = [name for name, jobs in active.items() if jobs] if host.mode is Mode.EXCLUSIVE else []
     away = sum(d.floor_mib for d in host.workers if d.name not in held)
     wants = {}
@@ -87,15 +95,14 @@ def desired(host: Host) -> dict[str, Want]:
         elif host.mode is Mode.COUNTED:
             wants[d.name] = Want(share_cap(sum(j.cpus for j in active[d.name])), held[d.name])
         else:
-            rest = host.without_services.mib - away - sum(m for name, m in held.items() if name != d.name)
+            rest = host.without_services.mib - away - (held_by_all - held[d.name])
             mib = rest if alone == [d.name] else held[d.name]
             wants[d.name] = Want(NO_CAP, min(mib, d.memory_mib) if d.memory_mib else mib)
     return wants
 
 
-def _held_mib(domain: Domain, active: tuple[Job, ...]) -> int:
-    stopped = tuple(j for j in domain.jobs if j not in active)
-    return sum(j.memory_mib for j in active) + domain.stuck_mib(stopped)
+def _held_mib(host: Host, domain: Domain, active: tuple[Job, ...]) -> int:
+    return sum(j.memory_mib for j in active) + domain.stuck_mib(to_stop(host, domain))
 
 
 def steps(host: Host, actual: Mapping[str, ActualDomain]) -> list[Step]:
@@ -103,24 +110,28 @@ def steps(host: Host, actual: Mapping[str, ActualDomain]) -> list[Step]:
 
     On a paused host nothing but the standing stops: an agent that comes back, or was just being told, hears of them.
     """
+    orders = _orders(host, actual)
     if host.paused:
-        return list(_orders(host, actual, Order.STOP))
+        return list(orders[Order.STOP])
     wants = {name: want for name, want in desired(host).items() if name in actual}
+    takes = list(_memory(wants, actual, giving=False))
+    to_give = {step.domain for step in takes}
     return [
-        *_orders(host, actual, Order.STOP),
-        *_cpus(host, wants, actual, giving=False),
-        *_memory(host, wants, actual, giving=False),
-        *_memory(host, wants, actual, giving=True),
-        *_cpus(host, wants, actual, giving=True),
-        *_orders(host, actual, Order.LIFT),
-        *_orders(host, actual, Order.RUN),
+        *orders[Order.STOP],
+        *_cpus(host, wants, actual, to_give, giving=False),
+        *takes,
+        *_memory(wants, actual, giving=True),
+        *_cpus(host, wants, actual, to_give, giving=True),
+        *orders[Order.LIFT],
+        *orders[Order.RUN],
     ]
 
 
 def lacks(host: Host, actual: Mapping[str, ActualDomain], name: str) -> bool:
-    """Whether a domain still has to be given CPUs or memory before its jobs have what they should; paused or not."""
+    """True if a domain still has to be given CPUs or memory before its jobs have what they should; paused or not."""
     has = actual.get(name, ActualDomain())
-    due = [s for s in steps(replace(host, paused=None), actual) if isinstance(s, SetCpu | SetMemory)]
+    acting = replace(host, paused=None) if host.paused else host
+    due = [s for s in steps(acting, actual) if isinstance(s, SetCpu | SetMemory)]
     return any(
         s.domain == name and (gives(has.cpu_percent, s.cap) if isinstance(s, SetCpu) else s.mib > (has.memory_mib or 0))
         for s in due
@@ -128,8 +139,8 @@ def lacks(host: Host, actual: Mapping[str, ActualDomain], name: str) -> bool:
 
 
 def warned_until(host: Host, job: Job) -> float | None:
-    """Until when a job that is to be stopped is only warned; None where nobody is warned. PBS suspends it no earlier:
-    its own SIGSTOP would cut the time short.
+    """Until when a job that is to be stopped is only warned; None if nobody is warned. PBS suspends it no earlier: its
+    own SIGSTOP would cut the time short.
     """
     if not host.limits.warn_signal or not job.stopped_by_us or job.stopped_since is None:
         return None
@@ -142,22 +153,29 @@ def _order_for(job: Job, wanted: bool) -> Order:
     return Order.LIFT if job.booked else Order.RUN
 
 
-def _orders(host: Host, actual: Mapping[str, ActualDomain], order: Order) -> Iterator[Orders]:
+def _orders(host: Host, actual: Mapping[str, ActualDomain]) -> dict[Order, list[Orders]]:
+    """What the agents that can be reached have not confirmed yet."""
     wanted = wanted_stopped(host)
+    orders: dict[Order, list[Orders]] = {order: [] for order in Order}
     for d in host.workers:
         if d.name not in actual or d.agent_lost_at is not None or d.paused_externally:
             continue
-        told = actual[d.name].orders
-        due = {j.key: _order_for(j, (d.name, j.key) in wanted) for j in d.jobs if j.stopped_by_us or j.key in told}
-        keys = tuple(key for key, o in due.items() if o is order and told.get(key) is not o)
-        if keys:
-            yield Orders(d.name, order, keys)
+        confirmed = actual[d.name].orders
+        keys: dict[Order, list[JobKey]] = {order: [] for order in Order}
+        for j in d.jobs:
+            if j.stopped_by_us or j.key in confirmed:
+                order = _order_for(j, (d.name, j.key) in wanted)
+                if confirmed.get(j.key) is not order:
+                    keys[order].append(j.key)
+        for order in Order:
+            if keys[order]:
+                orders[order].append(Orders(d.name, order, tuple(keys[order])))
+    return orders
 
 
 def _cpus(
-    host: Host, wants: Mapping[str, Want], actual: Mapping[str, ActualDomain], *, giving: bool
+    host: Host, wants: Mapping[str, Want], actual: Mapping[str, ActualDomain], to_give: set[str], *, giving: bool
 ) -> Iterator[SetCpu]:
-    to_give = {step.domain for step in _memory(host, wants, actual, giving=False)}
     for name, want in wants.items():
         has, cap = actual[name], _due_cap(host, want, actual[name], name in to_give)
         if has.can_cap and cap is not None and cap.percent != has.cpu_percent and gives(has.cpu_percent, cap) is giving:
@@ -171,9 +189,7 @@ def _due_cap(host: Host, want: Want, has: ActualDomain, is_to_give: bool) -> Cap
     return due_now(want.cap, has.cpu_percent, has.giving, is_to_give)
 
 
-def _memory(
-    host: Host, wants: Mapping[str, Want], actual: Mapping[str, ActualDomain], *, giving: bool
-) -> Iterator[SetMemory]:
+def _memory(wants: Mapping[str, Want], actual: Mapping[str, ActualDomain], *, giving: bool) -> Iterator[SetMemory]:
     needed = any(not w.idle for w in wants.values())
     for name, want in wants.items():
         has = actual[name].memory_mib
@@ -183,8 +199,10 @@ def _memory(
             yield SetMemory(name, want.memory_mib)
 
 
-def ready(host: Host, actual: Mapping[str, ActualDomain], domain: Domain, key: JobKey) -> bool:
-    """PBS may resume this booked job as far as this host goes: all is given back and its agent has let go."""
-    told = actual[domain.name].orders if domain.name in actual else {}
-    pending = any(isinstance(s, SetMemory | SetCpu) and s.domain == domain.name for s in steps(host, actual))
-    return (domain.name, key) not in wanted_stopped(host) and told.get(key) is Order.LIFT and not pending
+def ready(host: Host, actual: Mapping[str, ActualDomain]) -> frozenset[tuple[str, JobKey]]:
+    """(domain, job) of the booked jobs that PBS may resume as far as this host goes: their domain has everything back,
+    and its agent has let them go."""
+    pending = {s.domain for s in steps(host, actual) if isinstance(s, SetMemory | SetCpu)}
+    read = (d for d in host.domains if d.name in actual and d.name not in pending)
+    let_go = frozenset((d.name, j.key) for d in read for j in d.jobs if actual[d.name].orders.get(j.key) is Order.LIFT)
+    return let_go - wanted_stopped(host)

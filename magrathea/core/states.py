@@ -1,13 +1,26 @@
 """What a domain is in one word, what it accepts, and what PBS is told of it: all derived, never stored.
 
 The first row of the table that holds gives the state; docs/states.md is written from it. What is accepted
-comes from the very function that answers claims (allocation.verdict), asked for the smallest job.
+comes from the very function that answers claims (allocation.verdict), asked for the smallest job. It is asked once for
+each domain and class (`model.once`): what is accepted, published and told to people comes from this one answer.
 """
 
 from __future__ import annotations
 
-from .allocation import blocked, free, lingers, obstacle, restoring, share, silent, verdict
-from .model import CLASSES_OF, Amount, Domain, Host, JobClass, Kind, Lifecycle, Mode, State
+from .allocation import (
+    all_stoppable,
+    blocked,
+    free,
+    lingers,
+    obstacle,
+    restoring,
+    share,
+    sibling_among,
+    silent,
+    verdict,
+    with_running_jobs,
+)
+from .model import CLASSES_OF, Amount, Domain, Host, JobClass, Kind, Lifecycle, Mode, State, once
 from .refusals import Refusal, RefusalCode
 
 SMALLEST = Amount(1, 0)
@@ -18,8 +31,13 @@ RANK_RUNNING, RANK_FREE, RANK_WOULD_PREEMPT, RANK_NONE = 1000, 500, 400, -1024
 
 
 def state_of(host: Host, domain: Domain) -> State:
+    """The state of one of the host's domains."""
+    return once(host, _state_of, domain.name)
+
+
+def _state_of(host: Host, name: str) -> State:
+    domain = _known(host, name)
     normal, busy = domain.kind is Kind.NORMAL, bool(domain.jobs)
-    all_stoppable = not any(obstacle(host, domain, j) for j in domain.jobs)
     table = (
         (State.FROZEN, domain.frozen and not restoring(domain)),
         (State.DOWN, domain.lifecycle is Lifecycle.DOWN),
@@ -29,7 +47,7 @@ def state_of(host: Host, domain: Domain) -> State:
         (State.PREEMPTED, bool(domain.stopped)),
         (State.DRAINING, bool(domain.drain_reason)),
         (State.RUNNING_PRIORITY, busy and domain.kind is Kind.PRIORITY),
-        (State.RUNNING_PREEMPTIBLE, busy and normal and all_stoppable),
+        (State.RUNNING_PREEMPTIBLE, busy and normal and all_stoppable(host, domain)),
         (State.RUNNING, busy),
     )
     if state := next((state for state, holds in table if holds), None):
@@ -46,14 +64,28 @@ def _could_start(host: Host, domain: Domain, *, stopping: bool) -> bool:
         classes = CLASSES_OF[domain.kind]
         return any(not blocked(host, domain, c) and share(host, domain, c).cpus >= SMALLEST.cpus for c in classes)
     if host.mode is Mode.EXCLUSIVE:
-        return not any(s.running for s in host.siblings(domain))
+        return not sibling_among(once(host, with_running_jobs), domain)
     return min(free(host, domain).cpus, share(host, domain, JobClass.PRIORITY).cpus) >= SMALLEST.cpus
+
+
+def _known(host: Host, name: str) -> Domain:
+    domain = host.domain(name)
+    assert domain, f"{host.name} has no domain {name}"
+    return domain
+
+
+def _answer(host: Host, domain: Domain, cls: JobClass) -> Refusal | tuple[str, ...]:
+    """What a claim of the smallest job of that class would be answered."""
+    return once(host, _verdict_of_smallest, domain.name, cls)
+
+
+def _verdict_of_smallest(host: Host, name: str, cls: JobClass) -> Refusal | tuple[str, ...]:
+    return verdict(host, _known(host, name), cls, SMALLEST)
 
 
 def accepts(host: Host, domain: Domain) -> tuple[JobClass, ...]:
     """The classes of which one more job, if small enough, may start here now."""
-    answers = {c: verdict(host, domain, c, SMALLEST) for c in CLASSES_OF[domain.kind]}
-    return tuple(c for c, answer in answers.items() if not isinstance(answer, Refusal))
+    return tuple(c for c in CLASSES_OF[domain.kind] if not isinstance(_answer(host, domain, c), Refusal))
 
 
 def published(host: Host, domain: Domain) -> Amount:
@@ -78,16 +110,16 @@ def rank(host: Host, domain: Domain) -> int:
     state = state_of(host, domain)
     if state is not State.WOULD_PREEMPT:
         return RANK_FREE if state is State.FREE else RANK_RUNNING
-    answer = verdict(host, domain, JobClass.PRIORITY, SMALLEST)
+    answer = _answer(host, domain, JobClass.PRIORITY)
     names = () if isinstance(answer, Refusal) else answer
-    return RANK_WOULD_PREEMPT - min(1000, int(sum(d.preempted_s for d in host.workers if d.name in names) / 60))
+    return RANK_WOULD_PREEMPT - min(1000, int(sum(_known(host, name).preempted_s for name in names) / 60))
 
 
 def why(host: Host, domain: Domain) -> str:
     """One sentence for people: what makes the state what it is, or what keeps jobs out."""
     if domain.kind is Kind.SERVICE:
         return "a service: its CPUs and memory are set aside"
-    answer = verdict(host, domain, CLASSES_OF[domain.kind][0], SMALLEST)
+    answer = _answer(host, domain, CLASSES_OF[domain.kind][0])
     if isinstance(answer, Refusal) and answer.code in (RefusalCode.DOMAIN_FROZEN, RefusalCode.DOMAIN_DOWN):
         return answer.text
     if domain.fault or domain.drain_reason:
@@ -97,8 +129,9 @@ def why(host: Host, domain: Domain) -> str:
     if lingers(host, domain):
         return "keeps what its last job had for its next one"
     if domain.jobs and not domain.stopped:
-        whys = [f"{j.key} {text}" for j in domain.jobs if (text := obstacle(host, domain, j))]
-        return "; ".join(whys) if domain.kind is Kind.NORMAL and whys else f"{len(domain.jobs)} running"
+        if domain.kind is Kind.NORMAL and not all_stoppable(host, domain):
+            return "; ".join(f"{j.key} {text}" for j in domain.jobs if (text := obstacle(host, domain, j)))
+        return f"{len(domain.jobs)} running"
     if isinstance(answer, Refusal):
         return answer.text
     return f"a priority job would preempt {', '.join(answer)}" if answer else "nothing in the way"

@@ -1,111 +1,222 @@
 """Who is stopped, who goes on, and who is requeued.
 
-The rules are those of docs/rules.md, "Resuming" and "Rules for both". As in allocation.py, everything here is a
-function of a Host, and nothing here changes a fact.
+The rules are those of docs/rules.md, "Resuming" and "Rules for both".
+
+Rule 1: as in allocation.py, everything here is a function of a Host, and nothing here changes a fact.
+Rule 2: the answer about one domain or job is taken from an answer about the whole host, which is computed once
+(`model.once`). The preempted domains are visited once, in the order of their turns. A `_Turn` holds what is left then;
+it also tells what would happen if another host did not hold one of the domain's jobs.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from .allocation import lingers, restoring, summed, unused
-from .model import Amount, Domain, Host, Job, JobClass, JobKey, Kind, Mode, Stopper
+from .allocation import first_two, lingers, restoring, sibling_among, summed, unused
+from .model import Amount, Domain, Host, Job, JobClass, JobKey, Kind, Mode, Stopper, once
 
-
-def holds_host(domain: Domain) -> bool:
-    """A priority job runs here: on an exclusive host nobody else's preemptible job does."""
-    return any(j.cls is JobClass.PRIORITY for j in domain.jobs)
+# Who is stopped.
 
 
 def wanted_stopped(host: Host) -> frozenset[tuple[str, JobKey]]:
-    """(domain, job) of all jobs that must not run now. A job that is ending is neither stopped nor waited for; one
-    that was stopped before stays so: its end needs no CPU, and there is none for it. On a paused host: those that are
-    stopped.
-    """
-    to_stop = ((d, j) for d in host.workers for j in _to_stop(host, d))
-    return frozenset((d.name, j.key) for d, j in to_stop if j.stopped_by_us or not j.ending)
+    """(domain, job) of all jobs that must not run now. On a paused host: those that are stopped."""
+    return once(host, _wanted_stopped)
+
+
+def _wanted_stopped(host: Host) -> frozenset[tuple[str, JobKey]]:
+    return frozenset((d.name, j.key) for d in host.workers for j in to_stop(host, d))
 
 
 def wanted_here(host: Host) -> frozenset[tuple[str, JobKey]]:
     """What this host wants stopped on its own account: all that it may tell the hub.
 
-    Of a job that another host holds: what would be if only that were lifted. Told more, two hosts would hold a job
-    for each other for ever; told as if nothing were held, each could wait for what the other keeps from it.
+    If another host also wants the job stopped, this is what we would want without that wish; otherwise two hosts hold
+    the job for each other for ever. Wishes about other jobs stay; without them each host could wait for what the other
+    keeps from it.
     """
-    wanted = wanted_stopped(host)
-    for domain, job in ((d, j) for d in host.workers for j in d.jobs if j.held_elsewhere):
-        lifted = host.having(domain.having(replace(job, held_elsewhere=False)))
-        if (domain.name, job.key) not in wanted_stopped(lifted):
-            wanted -= {(domain.name, job.key)}
-    return wanted
+    return once(host, _wanted_here)
 
 
-def _to_stop(host: Host, domain: Domain) -> tuple[Job, ...]:
-    ours = tuple(j for j in domain.jobs if j.cls is JobClass.PREEMPTIBLE and j.stopper is not Stopper.PBS)
+def _wanted_here(host: Host) -> frozenset[tuple[str, JobKey]]:
+    held = ((d, j) for d in host.workers for j in d.jobs if j.held_elsewhere)
+    return wanted_stopped(host) - {(d.name, j.key) for d, j in held if not _wanted_without_wish(host, d, j)}
+
+
+def _wanted_without_wish(host: Host, domain: Domain, job: Job) -> bool:
+    stays = job.stopped_by_us and _keeps_stopped(host, domain, lifted=job)
+    return _may_be_stopped(job) and (stays or _pushed_aside(host, domain))
+
+
+def to_stop(host: Host, domain: Domain) -> tuple[Job, ...]:
+    """The domain's jobs that must not run now; none of a service."""
+    return once(host, _to_stop).get(domain.name, ())
+
+
+def _to_stop(host: Host) -> dict[str, tuple[Job, ...]]:
+    return {d.name: tuple(_to_stop_in(host, d)) for d in host.workers}
+
+
+def _to_stop_in(host: Host, domain: Domain) -> Iterator[Job]:
+    pushed_aside, keeps = _pushed_aside(host, domain), _keeps_stopped(host, domain)
+    for job in domain.jobs:
+        stays = keeps and job.stopped_by_us
+        held = job.held_elsewhere and not host.paused
+        if (stays or held or pushed_aside) and _may_be_stopped(job):
+            yield job
+
+
+def _may_be_stopped(job: Job) -> bool:
+    """A job that is ending is not stopped. If it was stopped before, it stays so: its end needs no CPU, and there is
+    none for it."""
+    ends = job.ending and not job.stopped_by_us
+    return job.cls is JobClass.PREEMPTIBLE and job.stopper is not Stopper.PBS and not ends
+
+
+def _pushed_aside(host: Host, domain: Domain) -> bool:
+    """On an exclusive host: a sibling runs a priority job, so no preemptible job of a normal domain may run."""
+    if host.paused or host.mode is not Mode.EXCLUSIVE or domain.kind is not Kind.NORMAL:
+        return False
+    return sibling_among(once(host, _with_priority_jobs), domain)
+
+
+def _with_priority_jobs(host: Host) -> tuple[str, ...]:
+    return first_two(d.name for d in host.workers if any(j.cls is JobClass.PRIORITY for j in d.jobs))
+
+
+def _keeps_stopped(host: Host, domain: Domain, lifted: Job | None = None) -> bool:
+    """What is stopped in the domain stays so, for this host's own sake. `lifted`: as if no other host held that job."""
     if host.paused:
-        return tuple(j for j in ours if j.stopped_by_us)
+        return True
     if host.mode is Mode.EXCLUSIVE:
-        siblings = host.siblings(domain)
-        if domain.kind is Kind.NORMAL and any(holds_host(s) for s in siblings):
-            return ours
-        waiting = any(lingers(host, s) or restoring(s) for s in siblings)
-    else:
-        waiting = domain.stopped_since is not None and domain.name not in resuming(host)
-    return tuple(j for j in ours if j.held_elsewhere or (waiting and j.stopped_by_us))
+        return sibling_among(once(host, _keeping_the_host), domain)
+    if lifted is None:
+        return domain.name not in resuming(host)
+    turn = once(host, _turns).get(domain.name)
+    return turn is None or not turn.fits(lifted)
+
+
+def _keeping_the_host(host: Host) -> tuple[str, ...]:
+    return first_two(d.name for d in host.workers if lingers(host, d) or restoring(d))
+
+
+# Who is requeued.
 
 
 def to_requeue(host: Host) -> frozenset[tuple[str, JobKey]]:
-    """(domain, job) of the jobs stopped by us for longer than the admin allows in one stop, and rerunnable."""
+    """(domain, job) of the rerunnable jobs that we have stopped for longer than the admin allows in one stop."""
+    return once(host, _to_requeue)
+
+
+def _to_requeue(host: Host) -> frozenset[tuple[str, JobKey]]:
     limit = host.limits.max_preempted_s
-    late = ((d, j) for d in host.workers for j in d.stopped if j.stopped_since is not None and j.rerunnable)
-    due = not host.paused and limit
-    return frozenset((d.name, j.key) for d, j in late if due and host.now >= (j.stopped_since or 0.0) + limit)
+    if host.paused or not limit:
+        return frozenset()
+    stopped = ((d, j) for d in host.workers for j in d.stopped if j.rerunnable)
+    return frozenset((d.name, j.key) for d, j in stopped if host.now >= (j.stopped_since or 0.0) + limit)
+
+
+# Who goes on.
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A preempted domain at its turn to resume. `left`: what it finds; `alone`: it goes on, whatever it needs.
+
+    `back`: the size of its stopped jobs that no other host holds. `held`, `held_mib`: number and memory of the others.
+    `stuck_mib`: what its stopped jobs keep of the host's memory now.
+    """
+
+    domain: Domain
+    left: Amount
+    alone: bool
+    back: Amount
+    held: int
+    held_mib: int
+    stuck_mib: int
+
+    def need(self, lifted: Job | None = None) -> Amount:
+        """What the domain needs to go on. `lifted`: as if no other host held that job of it."""
+        back, held, held_mib = self.back, self.held, self.held_mib
+        if lifted is not None:
+            back, held, held_mib = back + lifted.size, held - 1, held_mib - lifted.memory_mib
+        return back - Amount(0, self.stuck_mib - self.domain.stuck_of(held, held_mib))
+
+    def fits(self, lifted: Job | None = None) -> bool:
+        return self.alone or self.need(lifted).within(self.left)
+
+    @property
+    def in_line(self) -> bool:
+        """Not all of its stopped jobs are held for another host's sake."""
+        return self.held < len(self.domain.stopped)
 
 
 def in_line(host: Host) -> tuple[Domain, ...]:
     """Preempted domains, longest preempted first; those held for another host's sake only are not in this line."""
-    preempted = [d for d in host.workers if any(not j.held_elsewhere for j in d.stopped)]
-    return tuple(sorted(preempted, key=lambda d: (d.stopped_since or 0.0, d.name)))
+    return tuple(d for d in once(host, _preempted) if any(not j.held_elsewhere for j in d.stopped))
+
+
+def _preempted(host: Host) -> tuple[Domain, ...]:
+    return tuple(sorted((d for d in host.workers if d.stopped), key=lambda d: (d.stopped_since or 0.0, d.name)))
 
 
 def overdue(host: Host, domain: Domain) -> bool:
+    """Smaller domains have gone before it for longer than the admin allows: it goes next."""
     since = domain.overtaken_since
     return since is not None and host.now >= since + host.limits.overtaken_s
-
-
-def _has_host_to_itself(host: Host, domain: Domain) -> bool:
-    """Nothing runs in any other domain, and none is kept for others: what this one stopped goes on, whatever it needs.
-
-    Else a job would be stopped for ever on a host that has been made smaller since, or on which services have come up.
-    """
-    others = host.siblings(domain)
-    return not any(d.running for d in others) and not any(lingers(host, d) for d in others)
 
 
 def resuming(host: Host) -> frozenset[str]:
     """On a counted host: the preempted domains that fit now. They may use what is reserved for frozen ones.
 
-    A claim resumes nobody: while one is provisional nobody goes before a longer preempted domain that does not fit
-    (less room would else let a smaller one pass), and while one that had to stop somebody is, nobody goes on at all.
-    Nor does anybody while a domain is restored: what its victims had beyond its need goes to nobody before it is back.
-    On a paused host nobody goes on either.
+    An unconfirmed claim never resumes a domain. Until it is confirmed, domains resume strictly in the order of the
+    line; otherwise less room would let a smaller one pass. If it preempted somebody, none resumes. None resumes either
+    while a domain is restored: what its victims had beyond its need goes to nobody before it is back. On a paused host
+    none resumes.
     """
+    return once(host, _resuming)
+
+
+def _resuming(host: Host) -> frozenset[str]:
+    return frozenset(name for name, turn in once(host, _turns).items() if turn.in_line and turn.fits())
+
+
+def _turns(host: Host) -> dict[str, _Turn]:
+    """The preempted domains whose turn comes, in this order. Each that fits takes what it needs from the next."""
     if host.paused or any(restoring(d) for d in host.workers):
-        return frozenset()
+        return {}
     stops = {j.stopped_since for d in host.workers for j in d.stopped}
     claims = {j.claimed_at for d in host.workers for j in d.jobs if j.cls is JobClass.PRIORITY and not j.confirmed}
     if claims & stops:
-        return frozenset()
-    left = unused(host)
-    names: set[str] = set()
-    for domain in in_line(host):
-        back = [j for j in domain.stopped if not j.held_elsewhere]
-        staying = tuple(j for j in domain.stopped if j.held_elsewhere)
-        gives_up = domain.stuck_mib(domain.stopped) - domain.stuck_mib(staying)
-        need = summed(j.size for j in back) - Amount(0, gives_up)
-        if need.within(left) or (not names and _has_host_to_itself(host, domain)):
-            left -= need
-            names.add(domain.name)
+        return {}
+    left, anybody = unused(host), False
+    turns: dict[str, _Turn] = {}
+    for domain in once(host, _preempted):
+        turn = turns[domain.name] = _turn(domain, left, alone=not anybody and _has_host_to_itself(host, domain))
+        if not turn.in_line:
+            continue
+        if turn.fits():
+            left -= turn.need()
+            anybody = True
         elif claims or overdue(host, domain):
             break  # its turn has come: nobody goes before it any more
-    return frozenset(names)
+    return turns
+
+
+def _turn(domain: Domain, left: Amount, *, alone: bool) -> _Turn:
+    held = [j for j in domain.stopped if j.held_elsewhere]
+    back = summed(j.size for j in domain.stopped if not j.held_elsewhere)
+    stuck_mib = domain.stuck_mib(domain.stopped)
+    return _Turn(domain, left, alone, back, len(held), sum(j.memory_mib for j in held), stuck_mib)
+
+
+def _has_host_to_itself(host: Host, domain: Domain) -> bool:
+    """No sibling runs anything, and nothing is kept for one: what is stopped in this domain goes on, whatever it needs.
+
+    Otherwise a job would be stopped for ever if the host was made smaller, or services came up.
+    """
+    return not sibling_among(once(host, _running_or_lingering), domain)
+
+
+def _running_or_lingering(host: Host) -> tuple[str, ...]:
+    return first_two(d.name for d in host.workers if d.running or lingers(host, d))

@@ -88,20 +88,16 @@ def test_the_way_back_gives_memory_before_it_continues_jobs() -> None:
 def test_a_booked_job_is_let_go_and_only_pbs_continues_it() -> None:
     h = stop(pair(), "n1", "1", booked=True)
     actual: Actual = {"n1": ActualDomain(10, 200, {key("1"): Order.STOP}), "p1": ActualDomain(None, 3_800)}
-    domain = h.domain("n1")
-    assert domain is not None
-    assert not ready(h, actual, domain, key("1")), "its memory is not back"
+    assert ("n1", key("1")) not in ready(h, actual), "its memory is not back"
     actual, done = carried_out(h, actual)
     assert kinds(done)[-1] == "lift n1"
     assert "run n1" not in kinds(done)
-    assert ready(h, actual, domain, key("1"))
+    assert ("n1", key("1")) in ready(h, actual)
 
 
 def test_no_job_is_ready_while_it_is_wanted_stopped() -> None:
     h = run(stop(pair(), "n1", "1"), "p1", "9")
-    domain = h.domain("n1")
-    assert domain is not None
-    assert not ready(h, {"n1": ActualDomain(None, 3_800, {key("1"): Order.LIFT})}, domain, key("1"))
+    assert not ready(h, {"n1": ActualDomain(None, 3_800, {key("1"): Order.LIFT})})
 
 
 def test_a_domain_that_becomes_free_keeps_cpu_and_memory_until_somebody_needs_them() -> None:
@@ -271,10 +267,8 @@ def test_a_domain_lacks_only_what_it_still_has_to_be_given(has: ActualDomain, la
 def let_go(memory_mib: int = 3_800, order: Order = Order.LIFT, percent: int | None = None) -> bool:
     """True if the booked job of n1, which may run again, is ready to be resumed."""
     h = stop(pair(), "n1", "1", booked=True)
-    domain = h.domain("n1")
-    assert domain is not None
     actual: Actual = {"n1": ActualDomain(percent, memory_mib, {key("1"): order}), "p1": ActualDomain(None, 200)}
-    return ready(h, actual, domain, key("1"))
+    return ("n1", key("1")) in ready(h, actual)
 
 
 def test_a_booked_job_is_ready_when_its_domain_has_all_back_and_its_agent_has_let_go() -> None:
@@ -287,17 +281,13 @@ def test_a_booked_job_is_ready_when_its_domain_has_all_back_and_its_agent_has_le
 def test_a_job_can_be_ready_while_a_sibling_still_waits_for_memory() -> None:
     h = host("counted", n1="normal", n2="normal")
     h = run(stop(run(h, "n1", "1", cpus=2), "n1", "1", booked=True), "n2", "2", cpus=2)
-    domain = h.domain("n1")
-    assert domain is not None
     actual: Actual = {"n1": ActualDomain(200, None, {key("1"): Order.LIFT}), "n2": ActualDomain(100, None)}
-    assert ready(h, actual, domain, key("1"))
+    assert ("n1", key("1")) in ready(h, actual)
 
 
 def test_no_job_is_ready_in_a_domain_that_has_not_been_read() -> None:
     h = stop(pair(), "n1", "1", booked=True)
-    domain = h.domain("n1")
-    assert domain is not None
-    assert not ready(h, {}, domain, key("1"))
+    assert not ready(h, {})
 
 
 def test_a_job_that_pbs_has_suspended_for_its_own_reasons_is_not_warned() -> None:

@@ -118,7 +118,7 @@ class World:
             await asyncio.sleep(0.05)
             books = []
             for job in (d := self.domain("n1")).jobs:
-                wanted = job.stopped_by_us and not plan.ready(self.host, self.switch.actual(), d, job.key)
+                wanted = job.stopped_by_us and (d.name, job.key) not in plan.ready(self.host, self.switch.actual())
                 books.append(ev.Booking(job.key, booked=wanted))
             if books and {b.key for b in books if b.booked} != {j.key for j in d.jobs if j.booked}:
                 self.apply(ev.BooksReported(self.now(), tuple(books)))

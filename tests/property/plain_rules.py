@@ -1,0 +1,368 @@
+"""The rules of docs/rules.md for one domain and one job at a time, without a thought of how long it takes.
+
+The core computes once for a whole host what is asked for each domain and job (model.py, rule 4). This is the plain
+reference that it is compared with: every function looks at all facts anew. Of the core only the facts are read, and
+what a single domain or job knows of itself (`obstacle`, `lingers`, `restoring`, `silent`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from magrathea.core.allocation import EXACT_DOMAINS, lingers, obstacle, restoring, silent
+from magrathea.core.model import (
+    CLASSES_OF,
+    NOTHING,
+    Amount,
+    Domain,
+    Host,
+    Job,
+    JobClass,
+    JobKey,
+    Kind,
+    Lifecycle,
+    Mode,
+    State,
+    Stopper,
+)
+from magrathea.core.plan import ActualDomain, Order
+from magrathea.core.refusals import RefusalCode
+from magrathea_lab.rigs import core_oracle
+
+Keys = set[tuple[str, JobKey]]
+
+
+def workers(h: Host) -> list[Domain]:
+    return [d for d in h.domains if d.kind is not Kind.SERVICE]
+
+
+def siblings(h: Host, d: Domain) -> list[Domain]:
+    return [s for s in workers(h) if s.name != d.name]
+
+
+def ours(j: Job) -> bool:
+    return j.stopper is Stopper.US
+
+
+def running(d: Domain) -> list[Job]:
+    return [j for j in d.jobs if not ours(j)]
+
+
+def stopped(d: Domain) -> list[Job]:
+    return [j for j in d.jobs if ours(j)]
+
+
+def stoppable(h: Host, d: Domain) -> bool:
+    if h.hub_lost or h.paused or d.kind is not Kind.NORMAL or d.lifecycle is not Lifecycle.UP:
+        return False
+    if d.agent_lost_at is not None or d.paused_externally or d.fault:
+        return False
+    return all(ours(j) or not obstacle(h, d, j) for j in d.jobs)
+
+
+# Sums.
+
+
+def total(amounts: Iterable[Amount]) -> Amount:
+    return sum(amounts, NOTHING)
+
+
+def stuck_mib(d: Domain, jobs: list[Job]) -> int:
+    return max(0, sum(j.memory_mib for j in jobs) - d.swap_mib, d.unreclaimable_mib) if jobs else 0
+
+
+def use(d: Domain) -> Amount:
+    memory_mib = sum(j.memory_mib for j in running(d)) + stuck_mib(d, stopped(d))
+    return Amount(sum(j.cpus for j in running(d)), memory_mib)
+
+
+def use_when_stopped(d: Domain) -> Amount:
+    return Amount(0, stuck_mib(d, list(d.jobs)))
+
+
+def there(h: Host) -> Amount:
+    services = total(Amount(d.cpus, d.memory_mib) for d in h.domains if d.kind is Kind.SERVICE)
+    return Amount(h.cpus, h.memory_mib) - services - h.others
+
+
+def floors(h: Host) -> Amount:
+    return Amount(0, sum(d.floor_mib for d in workers(h)))
+
+
+def kept(h: Host, domains: list[Domain]) -> Amount:
+    lingering = total(d.linger_size for d in domains if lingers(h, d))
+    return lingering + total(Amount(d.cpus, d.memory_mib) for d in domains if restoring(d))
+
+
+def unused(h: Host) -> Amount:
+    return there(h) - floors(h) - total(use(d) for d in workers(h)) - kept(h, workers(h))
+
+
+def room_mib(h: Host, d: Domain) -> int:
+    left = there(h).mib - floors(h).mib
+    if h.mode is Mode.EXCLUSIVE:
+        for s in siblings(h, d):
+            pushed_aside = stoppable(h, s) or not running(s)
+            left -= use_when_stopped(s).mib if pushed_aside else use(s).mib
+    return min(left, d.memory_mib - d.floor_mib) if d.memory_mib else left
+
+
+def past_stopping(h: Host, d: Domain) -> Amount:
+    return total(use_when_stopped(w) if stoppable(h, w) else use(w) for w in workers(h)) + kept(h, siblings(h, d))
+
+
+def reserved(h: Host) -> Amount:
+    return total(Amount(d.cpus, d.memory_mib) for d in workers(h) if d.frozen and not restoring(d))
+
+
+def share(h: Host, d: Domain, cls: JobClass) -> Amount:
+    left = Amount(max(0, min(there(h).cpus, d.cpus)), max(0, room_mib(h, d))) - use(d)
+    if h.mode is Mode.COUNTED:
+        taken = total(use(w) for w in workers(h)) + kept(h, siblings(h, d))
+        counted = {
+            JobClass.PROTECTED: there(h) - floors(h) - reserved(h) - taken,
+            JobClass.PREEMPTIBLE: there(h) - floors(h) - taken,
+            JobClass.PRIORITY: there(h) - floors(h) - reserved(h) - past_stopping(h, d),
+        }[cls]
+        if cls is not JobClass.PRIORITY and any(stopped(w) for w in workers(h)):
+            counted = NOTHING
+        left = left.least(counted)
+    return Amount(max(0, left.cpus), max(0, left.mib))
+
+
+def free(h: Host, d: Domain) -> Amount:
+    taken = total(use(w) for w in workers(h)) + kept(h, siblings(h, d))
+    return (there(h) - floors(h) - taken).least(there(h) - floors(h) - reserved(h) - past_stopping(h, d))
+
+
+# Who may start: the code of the refusal, or who is preempted.
+
+Answer = RefusalCode | tuple[str, ...]
+
+
+def verdict(h: Host, d: Domain, cls: JobClass, size: Amount) -> Answer:
+    return _gate(h, d, cls, size) or blocked(h, d, cls) or _sized(h, d, cls, size)
+
+
+def _gate(h: Host, d: Domain, cls: JobClass, size: Amount) -> RefusalCode | None:
+    fits = 1 <= size.cpus <= max(0, h.cpus) and 0 <= size.mib <= max(0, h.memory_mib)
+    gates = (
+        (not fits, RefusalCode.BAD_REQUEST),
+        (cls not in CLASSES_OF[d.kind], RefusalCode.WRONG_CLASS),
+        (d.frozen and not restoring(d), RefusalCode.DOMAIN_FROZEN),
+        (d.lifecycle is Lifecycle.DOWN, RefusalCode.DOMAIN_DOWN),
+        (d.lifecycle is Lifecycle.BOOTING, RefusalCode.DOMAIN_BOOTING),
+        (silent(h, d), RefusalCode.DOMAIN_UNKNOWN),
+        (bool(d.fault), RefusalCode.DOMAIN_FAULT),
+        (bool(stopped(d)), RefusalCode.DOMAIN_PREEMPTED),
+        (bool(d.drain_reason), RefusalCode.DOMAIN_DRAINING),
+        (any(x.lifecycle is Lifecycle.BOOTING for x in h.domains), RefusalCode.HOST_BOOTING),
+        (any(x.fault for x in h.domains), RefusalCode.HOST_FAULT),
+    )
+    return next((code for holds, code in gates if holds), None)
+
+
+def blocked(h: Host, d: Domain, cls: JobClass) -> RefusalCode | None:
+    if h.mode is Mode.COUNTED:
+        return None
+    for s in siblings(h, d):
+        if d.kind is Kind.NORMAL:
+            if s.jobs:
+                return RefusalCode.HOST_BUSY
+            if lingers(h, s):
+                return RefusalCode.HOST_LINGERS
+            if s.frozen and cls is not JobClass.PREEMPTIBLE:
+                return RefusalCode.HOST_RESERVED
+        elif running(s) and not stoppable(h, s):
+            acting = replace(h, paused=None, hub_lost=False)
+            if not stoppable(acting, s):
+                return RefusalCode.HOST_BUSY
+            return RefusalCode.PAUSED if h.paused else RefusalCode.HUB_LOST
+    return RefusalCode.MEMORY if d.kind is Kind.PRIORITY and room_mib(h, d) < 0 else None
+
+
+def _sized(h: Host, d: Domain, cls: JobClass, size: Amount) -> Answer:
+    left = share(h, d, cls)
+    if not size.within(left):
+        if h.paused and size.within(share(replace(h, paused=None), d, cls)):
+            return RefusalCode.PAUSED
+        if h.hub_lost and size.within(share(replace(h, hub_lost=False), d, cls)):
+            return RefusalCode.HUB_LOST
+        return RefusalCode.CPUS if size.cpus > left.cpus else RefusalCode.MEMORY
+    if cls is not JobClass.PRIORITY:
+        return ()
+    if h.mode is Mode.EXCLUSIVE:
+        return tuple(s.name for s in siblings(h, d) if running(s))
+    need = size - free(h, d)
+    return victims(h, need if size.mib else Amount(need.cpus, 0))
+
+
+def victims(h: Host, need: Amount) -> tuple[str, ...]:
+    if need.within(NOTHING):
+        return ()
+    candidates = [d for d in workers(h) if running(d) and stoppable(h, d)]
+    gives = {d.name: use(d) - use_when_stopped(d) for d in candidates}
+    if len(candidates) > EXACT_DOMAINS:
+        return best_fit(gives, need)
+    found = []
+    for count in range(1, len(candidates) + 1):
+        for chosen in itertools.combinations(candidates, count):
+            spare = total(gives[d.name] for d in chosen) - need
+            if need.within(spare + need):
+                preempted_s = sum(d.preempted_s for d in chosen)
+                found.append((spare.cpus, count, preempted_s, spare.mib, tuple(d.name for d in chosen)))
+    return min(found)[-1]
+
+
+def best_fit(gives: dict[str, Amount], need: Amount) -> tuple[str, ...]:
+    chosen: list[str] = []
+    rest = sorted(gives, key=lambda name: (gives[name].cpus, gives[name].mib, name))
+    while rest and not need.within(total(gives[n] for n in chosen)):
+        missing = need - total(gives[n] for n in chosen)
+        chosen.append(next((n for n in rest if missing.within(gives[n])), rest[-1]))
+        rest = [n for n in rest if n not in chosen]
+    for name in tuple(chosen):
+        others = [n for n in chosen if n != name]
+        chosen = others if need.within(total(gives[n] for n in others)) else chosen
+    return tuple(sorted(chosen))
+
+
+# Who is stopped, and who goes on.
+
+
+def wanted_stopped(h: Host) -> Keys:
+    return {(d.name, j.key) for d in workers(h) for j in d.jobs if _must_not_run(h, d, j)}
+
+
+def _must_not_run(h: Host, d: Domain, j: Job) -> bool:
+    if j.cls is not JobClass.PREEMPTIBLE or j.stopper is Stopper.PBS or (j.ending and not ours(j)):
+        return False
+    if h.paused:
+        return ours(j)
+    if h.mode is Mode.EXCLUSIVE:
+        with_priority = any(x.cls is JobClass.PRIORITY for s in siblings(h, d) for x in s.jobs)
+        if d.kind is Kind.NORMAL and with_priority:
+            return True
+        waits = any(lingers(h, s) or restoring(s) for s in siblings(h, d))
+    else:
+        waits = d.name not in resuming(h)
+    return j.held_elsewhere or (waits and ours(j))
+
+
+def wanted_here(h: Host) -> Keys:
+    """Each wish of another host is lifted alone, and everything is asked again."""
+    wanted = wanted_stopped(h)
+    for d in workers(h):
+        for j in d.jobs:
+            lifted = replace(j, held_elsewhere=False)
+            without = replace(d, jobs=tuple(lifted if x.key == j.key else x for x in d.jobs))
+            h_without = replace(h, domains=tuple(without if x.name == d.name else x for x in h.domains))
+            if j.held_elsewhere and (d.name, j.key) not in wanted_stopped(h_without):
+                wanted.discard((d.name, j.key))
+    return wanted
+
+
+def in_line(h: Host) -> list[Domain]:
+    waiting = [d for d in workers(h) if any(not j.held_elsewhere for j in stopped(d))]
+    return sorted(waiting, key=lambda d: (min(j.stopped_since or 0.0 for j in stopped(d)), d.name))
+
+
+def resuming(h: Host) -> list[str]:
+    if h.paused or any(restoring(d) for d in workers(h)):
+        return []
+    claims = [j for d in workers(h) for j in d.jobs if j.cls is JobClass.PRIORITY and not j.confirmed]
+    if any(j.claimed_at == x.stopped_since for j in claims for d in workers(h) for x in stopped(d)):
+        return []
+    left = unused(h)
+    names: list[str] = []
+    for d in in_line(h):
+        back = [j for j in stopped(d) if not j.held_elsewhere]
+        staying = [j for j in stopped(d) if j.held_elsewhere]
+        need = total(j.size for j in back) - Amount(0, stuck_mib(d, stopped(d)) - stuck_mib(d, staying))
+        alone = not names and not any(running(s) or lingers(h, s) for s in siblings(h, d))
+        if need.within(left) or alone:
+            left -= need
+            names.append(d.name)
+        elif claims or (d.overtaken_since is not None and h.now >= d.overtaken_since + h.limits.overtaken_s):
+            break
+    return names
+
+
+# The plan.
+
+
+def memory_mib(h: Host, d: Domain) -> int:
+    """What a domain that is up should have."""
+    up = [w for w in workers(h) if w.lifecycle is Lifecycle.UP]
+    if h.mode is Mode.EXCLUSIVE and [w.name for w in up if active(h, w)] == [d.name]:
+        others = sum(held_mib(h, w) if w.lifecycle is Lifecycle.UP else w.floor_mib for w in siblings(h, d))
+        return min(there(h).mib - others, d.memory_mib or there(h).mib)
+    limited = h.mode is Mode.EXCLUSIVE and active(h, d) and d.memory_mib
+    return min(held_mib(h, d), d.memory_mib) if limited else held_mib(h, d)
+
+
+def active(h: Host, d: Domain) -> list[Job]:
+    return [j for j in d.jobs if (d.name, j.key) not in wanted_stopped(h)]
+
+
+def held_mib(h: Host, d: Domain) -> int:
+    rest = [j for j in d.jobs if (d.name, j.key) in wanted_stopped(h)]
+    return d.floor_mib + sum(j.memory_mib for j in active(h, d)) + stuck_mib(d, rest)
+
+
+def orders(h: Host, actual: Mapping[str, ActualDomain], order: Order) -> dict[str, tuple[JobKey, ...]]:
+    """For each domain, the jobs about which its agent has not confirmed this order yet."""
+    due: dict[str, tuple[JobKey, ...]] = {}
+    for d in workers(h):
+        if d.name in actual and d.agent_lost_at is None and not d.paused_externally:
+            has = actual[d.name].orders
+            jobs = [j for j in d.jobs if (ours(j) or j.key in has) and _order(h, d, j) is order]
+            due[d.name] = tuple(j.key for j in jobs if has.get(j.key) is not order)
+    return {name: keys for name, keys in due.items() if keys}
+
+
+def _order(h: Host, d: Domain, j: Job) -> Order:
+    if (d.name, j.key) in wanted_stopped(h):
+        return Order.STOP
+    return Order.LIFT if j.booked else Order.RUN
+
+
+# What is told of a domain.
+
+
+def state(h: Host, d: Domain) -> State:
+    """By the table of core_oracle.py, which counts CPUs; memory decides only about domains without jobs."""
+    found = core_oracle.state(h, d)
+    if found not in (State.FREE, State.WOULD_PREEMPT, State.OCCUPIED):
+        return found
+    starts = any(blocked(h, d, c) is None and share(h, d, c).cpus >= 1 for c in CLASSES_OF[d.kind])
+    if d.kind is Kind.NORMAL:
+        return State.FREE if starts else State.OCCUPIED
+    if h.mode is Mode.EXCLUSIVE:
+        beside = not any(running(s) for s in siblings(h, d))
+    else:
+        beside = min(free(h, d).cpus, share(h, d, JobClass.PRIORITY).cpus) >= 1
+    return State.FREE if beside else State.WOULD_PREEMPT if starts else State.OCCUPIED
+
+
+def accepts(h: Host, d: Domain) -> tuple[JobClass, ...]:
+    return tuple(c for c in CLASSES_OF[d.kind] if isinstance(verdict(h, d, c, Amount(1, 0)), tuple))
+
+
+def published(h: Host, d: Domain) -> Amount:
+    left = [share(h, d, c) for c in accepts(h, d)]
+    if not left:
+        return there(h).least(Amount(d.cpus, d.memory_mib or h.memory_mib))
+    return use(d) + Amount(min(s.cpus for s in left), min(s.mib for s in left))
+
+
+def rank(h: Host, d: Domain) -> int:
+    if not accepts(h, d):
+        return -1024
+    if state(h, d) is not State.WOULD_PREEMPT:
+        return 500 if state(h, d) is State.FREE else 1000
+    names = verdict(h, d, JobClass.PRIORITY, Amount(1, 0))
+    assert isinstance(names, tuple)
+    return 400 - min(1000, int(sum(s.preempted_s for s in workers(h) if s.name in names) / 60))

@@ -1,0 +1,218 @@
+"""What the core computes once for a host is what the rules say of each domain and job (plain_rules.py)."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from random import Random
+
+import hypothesis.strategies as st
+from hypothesis import given
+
+from magrathea.core import allocation, states, stopping
+from magrathea.core.machine import handle
+from magrathea.core.model import (
+    CLASSES_OF,
+    Amount,
+    Domain,
+    Host,
+    Job,
+    JobClass,
+    JobKey,
+    Kind,
+    Lifecycle,
+    Limits,
+    Mode,
+    Pause,
+    Stopper,
+)
+from magrathea.core.plan import ActualDomain, Order, Orders, SetCpu, SetMemory, desired, ready, steps
+from magrathea.core.refusals import Refusal
+from magrathea_lab.rigs.core_histories import a_host, an_event
+
+from . import plain_rules as plain
+
+NOW = 1_000.0
+SIZES = st.tuples(st.integers(0, 5), st.sampled_from((0, 0, 100, 700)), st.sampled_from((0.0, 60.0)))
+"""Of a domain: CPUs and memory of its job, and for how long it was preempted so far."""
+SINCE = st.sampled_from((900.0, 950.0, 990.0, 997.0, NOW))
+MIB = st.sampled_from((0, 0, 100, 700))
+ODD = ("frozen", "restoring", "lingering", "lingering", "away", "halted", "booting", "draining", "fault")
+LIMITS = st.sampled_from(
+    (Limits(), Limits(linger_s=30.0), Limits(max_preempted_s=60.0, max_preemptions=2, overtaken_s=50.0))
+)
+
+
+@st.composite
+def jobs(draw: st.DrawFn, id: str, kind: Kind, preempted: bool, flag: st.SearchStrategy[bool]) -> Job:
+    """Any facts of a job that may stand together; in a preempted domain most are stopped. `flag`: mostly true."""
+    usual = JobClass.PRIORITY if kind is Kind.PRIORITY else JobClass.PREEMPTIBLE
+    cls = draw(st.sampled_from((usual, usual, usual, JobClass.PROTECTED)))
+    job = Job(JobKey(id, 1), cls, draw(st.integers(0, 4)), draw(MIB), draw(SINCE), draw(SINCE))
+    stopper = None
+    if cls is JobClass.PREEMPTIBLE and preempted:
+        stopper = draw(st.sampled_from((Stopper.US, Stopper.US, Stopper.US, Stopper.PBS, None)))
+    return replace(
+        job,
+        confirmed=draw(flag),
+        launched=draw(flag),
+        ending=not draw(flag),
+        stopper=stopper,
+        stopped_since=draw(SINCE) if stopper else None,
+        booked=draw(st.booleans()),
+        held_elsewhere=cls is JobClass.PREEMPTIBLE and not draw(flag),
+        preemptions=draw(st.integers(0, 2)),
+        rerunnable=draw(flag),
+    )
+
+
+@st.composite
+def domains(draw: st.DrawFn, number: int, flag: st.SearchStrategy[bool], preempted: float) -> Domain:
+    kind = draw(st.sampled_from((Kind.NORMAL, Kind.NORMAL, Kind.NORMAL, Kind.PRIORITY, Kind.PRIORITY, Kind.SERVICE)))
+    domain = Domain(f"d{number:02d}", kind, draw(st.integers(1, 8)), lifecycle=Lifecycle.UP, agent_lost_at=None)
+    if kind is Kind.SERVICE:
+        return domain
+    odd = "" if draw(flag) or draw(flag) else draw(st.sampled_from(ODD))
+    domain = replace(
+        domain,
+        memory_mib=draw(st.sampled_from((0, 0, 1_000))),
+        floor_mib=draw(MIB),
+        swap_mib=draw(st.sampled_from((0, 100, 4_000))),
+        unreclaimable_mib=draw(MIB),
+        preempted_s=draw(st.sampled_from((0.0, 60.0, 120.0))),
+        young_since=draw(st.sampled_from((None, None, 900.0, 999.0))),
+        overtaken_since=draw(st.sampled_from((None, 900.0, 999.0))),
+        draining="for a test" if odd == "draining" else "",
+        fault="broken" if odd == "fault" else "",
+        agent_lost_at=NOW if odd == "away" else None,
+        paused_externally=odd == "halted",
+    )
+    if odd in ("frozen", "restoring", "booting"):
+        lifecycle = Lifecycle.DOWN if odd == "frozen" else Lifecycle.BOOTING
+        return replace(domain, frozen=odd != "booting", lifecycle=lifecycle)
+    if odd == "lingering":
+        return replace(domain, linger_until=NOW + 10, linger_size=Amount(draw(st.integers(1, 4)), draw(MIB)))
+    is_preempted = kind is Kind.NORMAL and number % 2 < 2 * preempted
+    count = draw(st.integers(0, 4)) if kind is Kind.NORMAL or preempted < 1 else 0
+    return replace(domain, jobs=tuple(draw(jobs(f"{number}{i}", kind, is_preempted, flag)) for i in range(count)))
+
+
+@st.composite
+def hosts(draw: st.DrawFn) -> Host:
+    """Hosts on which no, every second, or every normal domain is preempted. Some are in good order, some are odd."""
+    flag = draw(st.sampled_from((st.just(True), st.sampled_from((True, True, True, False)))))
+    preempted = draw(st.sampled_from((0.0, 0.5, 0.5, 1.0)))
+    built = tuple(draw(domains(number, flag, preempted)) for number in range(draw(st.integers(1, 7))))
+    return Host(
+        "h1",
+        draw(st.sampled_from(tuple(Mode))),
+        draw(st.sampled_from((2, 8, 16, 32))),
+        draw(st.sampled_from((1_000, 2_000, 4_000, 16_000))),
+        built,
+        draw(LIMITS),
+        hub_lost=not (draw(flag) or draw(flag)),
+        paused=None if draw(flag) or draw(flag) else Pause(NOW, "for a test"),
+        now=NOW,
+    )
+
+
+@st.composite
+def actuals(draw: st.DrawFn, h: Host) -> dict[str, ActualDomain]:
+    """As hypervisor and agents may have it, for most of the domains."""
+    read = {}
+    for d in h.workers:
+        if draw(st.sampled_from((True, True, True, False))):
+            orders = {j.key: draw(st.sampled_from(tuple(Order))) for j in d.jobs if draw(st.booleans())}
+            has = desired(h).get(d.name)
+            memory_mib = has.memory_mib if has and draw(st.booleans()) else draw(st.sampled_from((None, 100, 1_000)))
+            read[d.name] = ActualDomain(draw(st.sampled_from((None, 10, 100))), memory_mib, orders)
+    return read
+
+
+@given(hosts())
+def test_who_is_stopped_and_who_goes_on(h: Host) -> None:
+    assert stopping.wanted_stopped(h) == plain.wanted_stopped(h)
+    assert stopping.wanted_here(h) == plain.wanted_here(h)
+    assert stopping.in_line(h) == tuple(plain.in_line(h))
+    assert stopping.resuming(h) == set(plain.resuming(h))
+
+
+@given(hosts(), st.sampled_from((0, 1, 3, 8, 99)), st.sampled_from((0, 100, 2_000, -1)))
+def test_every_claim_is_answered_by_the_rules(h: Host, cpus: int, mib: int) -> None:
+    for d in h.workers:
+        assert allocation.stoppable(h, d) == plain.stoppable(h, d)
+        assert allocation.free(h, d) == plain.free(h, d)
+        for cls in CLASSES_OF[d.kind]:
+            assert allocation.share(h, d, cls) == plain.share(h, d, cls)
+            keeps_out = allocation.blocked(h, d, cls)
+            assert (keeps_out.code if keeps_out else None) == plain.blocked(h, d, cls)
+        for cls in JobClass:
+            answer = allocation.verdict(h, d, cls, Amount(cpus, mib))
+            expected = plain.verdict(h, d, cls, Amount(cpus, mib))
+            assert (answer.code if isinstance(answer, Refusal) else answer) == expected, f"{d.name}, {cls}: {answer}"
+
+
+@given(hosts())
+def test_what_is_told_of_each_domain(h: Host) -> None:
+    for d in h.workers:
+        assert states.state_of(h, d) == plain.state(h, d)
+        assert states.accepts(h, d) == plain.accepts(h, d)
+        assert states.published(h, d) == plain.published(h, d)
+        assert states.rank(h, d) == plain.rank(h, d)
+        assert states.why(h, d)
+
+
+@given(st.data())
+def test_the_plan(data: st.DataObject) -> None:
+    h = data.draw(hosts())
+    actual = data.draw(actuals(h))
+    for d in h.workers:
+        want = desired(h).get(d.name)
+        assert (want is None) == (d.lifecycle is not Lifecycle.UP)
+        assert want is None or want.memory_mib == plain.memory_mib(h, d)
+    due = steps(h, actual)
+    for order in Order:
+        given_orders = {s.domain: s.keys for s in due if isinstance(s, Orders) and s.order is order}
+        assert given_orders == ({} if h.paused and order is not Order.STOP else plain.orders(h, actual, order))
+    for d in h.domains:
+        pending = any(isinstance(s, SetCpu | SetMemory) and s.domain == d.name for s in due)
+        for j in d.jobs:
+            let_go = d.name in actual and actual[d.name].orders.get(j.key) is Order.LIFT
+            is_ready = let_go and not pending and (d.name, j.key) not in plain.wanted_stopped(h)
+            assert ((d.name, j.key) in ready(h, actual)) == is_ready
+
+
+@given(
+    st.sampled_from((0, 0, 13)).flatmap(lambda least: st.lists(SIZES, min_size=least, max_size=least + 6)),
+    st.sampled_from((0, 600)),
+    st.integers(1, 40),
+    st.sampled_from((0, 0, 100, 2_000)),
+)
+def test_victims_of_many_or_few_domains(sizes: list[tuple[int, int, float]], swap: int, cpus: int, mib: int) -> None:
+    h = Host("h1", Mode.COUNTED, 100, 10_000, now=NOW)
+    for number, (size, memory, preempted_s) in enumerate(sizes):
+        name = f"d{number:02d}"
+        job = Job(JobKey(name, 1), JobClass.PREEMPTIBLE, size, memory, 0.0, 0.0, True, True)
+        domain = Domain(name, Kind.NORMAL, 8, swap_mib=swap, lifecycle=Lifecycle.UP, agent_lost_at=None)
+        h = replace(h, domains=(*h.domains, replace(domain, jobs=(job,), preempted_s=preempted_s)))
+    gives = plain.total(plain.use(d) - plain.use_when_stopped(d) for d in h.domains)
+    need = Amount(cpus, mib).least(gives)
+    assert allocation.victims(h, need) == plain.victims(h, need)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 25))
+def test_what_was_computed_before_changes_no_answer(seed: int, events: int) -> None:
+    """A host of which everything was asked, and the same facts as they come from the journal, go the same way."""
+    random = Random(seed)
+    host = a_host(random)
+    for _ in range(events):
+        for d in host.domains:
+            states.rank(host, d), states.published(host, d), states.why(host, d), d.use, d.use_when_stopped
+        stopping.wanted_here(host), steps(host, {})
+        unseen = Host(**{name: getattr(host, name) for name in Host.__dataclass_fields__})
+        unseen = replace(unseen, domains=tuple(replace(d) for d in host.domains))
+        event = an_event(random, host)
+        after, said = handle(host, event)
+        assert (after, said) == handle(unseen, event)
+        assert pickle.loads(pickle.dumps(after)) == after
+        host = after
