@@ -5,6 +5,7 @@ To be read in this order; each file imports only from those above it (life.py fr
     model.py            the facts of a host
     refusals.py         every code of a refusal: its meaning, its fix, when it is tried again
     events.py           what can happen to the facts, and what is said about it
+    shares.py           what domains have, could give up, and have left
     allocation.py       who may start, and who is preempted for it
     stopping.py         who is stopped, who goes on, who is requeued
     states.py           what a domain is in one word, what it accepts, what PBS is told

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from . import events as ev
-from .allocation import defrost_verdict, restoring
+from .allocation import defrost_verdict
 from .changes import BOOTS, Result, bring_down, preempt, refuse, with_facts
 from .model import Amount, Closing, Domain, Host, Kind, Lifecycle
 from .refusals import Refusal, RefusalCode
+from .shares import restoring
 
 
 def booting(host: Host, domain: Domain, event: ev.DomainBooting) -> Result:

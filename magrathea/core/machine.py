@@ -5,7 +5,7 @@
 Rule 1: `handle` is a function; the same facts and the same event give the same facts and decisions.
 Rule 2: deadlines take effect in the order of their times, before the event itself.
 Rule 3: a refused or impossible event changes nothing but the time.
-Rule 4: there is no undo. What has to be done follows from the facts (allocation.py, plan.py), after every event anew.
+Rule 4: there is no undo. What has to be done follows from the facts (stopping.py, plan.py), after every event anew.
 
 A job's stop begins as a fact here, with the claim that needs it. It ends as a fact when it has ended in the world
 (`JobContinued`), so that a claim during a switch only changes what is wanted.
@@ -19,11 +19,11 @@ from typing import assert_never
 
 from . import domain_events, job_events
 from . import events as ev
-from .allocation import lingers, young
 from .changes import Result, ResultOfDomain, brought_down, refuse, stop, with_facts, without_jobs
 from .model import NOTHING, Amount, Domain, Host, Patience, Pause, once
 from .reconfiguration import reconfigured, without_leftovers
 from .refusals import RefusalCode
+from .shares import lingers, young
 from .stopping import in_line, resuming, to_stop
 
 

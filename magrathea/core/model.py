@@ -1,6 +1,6 @@
 """The facts of one host, as frozen data.
 
-Rule 1: only facts are stored here; states, shares, ranks and allocations are computed (states.py, allocation.py,
+Rule 1: only facts are stored here. States, shares, ranks and who is stopped are computed (states.py, shares.py,
 stopping.py).
 Rule 2: nothing here changes anything; `machine.handle` returns a new Host.
 Rule 3: every time is in seconds on the host's own clock; `Host.now` is the time of the last event, so that a

@@ -7,9 +7,11 @@ each domain and class (`model.once`): what is accepted, published and told to pe
 
 from __future__ import annotations
 
-from .allocation import (
+from .allocation import blocked, verdict
+from .model import CLASSES_OF, Amount, Domain, Host, JobClass, Kind, Lifecycle, Mode, State, once
+from .refusals import Refusal, RefusalCode
+from .shares import (
     all_stoppable,
-    blocked,
     free,
     lingers,
     obstacle,
@@ -17,11 +19,8 @@ from .allocation import (
     share,
     sibling_among,
     silent,
-    verdict,
     with_running_jobs,
 )
-from .model import CLASSES_OF, Amount, Domain, Host, JobClass, Kind, Lifecycle, Mode, State, once
-from .refusals import Refusal, RefusalCode
 
 SMALLEST = Amount(1, 0)
 """The smallest job there is: one CPU."""

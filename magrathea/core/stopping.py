@@ -2,7 +2,7 @@
 
 The rules are those of docs/rules.md, "Resuming" and "Rules for both".
 
-Rule 1: as in allocation.py, everything here is a function of a Host, and nothing here changes a fact.
+Rule 1: as in shares.py, everything here is a function of a Host, and nothing here changes a fact.
 Rule 2: the answer about one domain or job is taken from an answer about the whole host, which is computed once
 (`model.once`). The preempted domains are visited once, in the order of their turns. A `_Turn` holds what is left then;
 it also tells what would happen if another host did not hold one of the domain's jobs.
@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .allocation import first_two, lingers, restoring, sibling_among, summed, unused
 from .model import Amount, Domain, Host, Job, JobClass, JobKey, Kind, Mode, Stopper, once
+from .shares import first_two, lingers, restoring, sibling_among, summed, unused
 
 # Who is stopped.
 

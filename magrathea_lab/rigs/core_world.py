@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from magrathea.core import allocation, states, stopping
 from magrathea.core import events as ev
+from magrathea.core import shares, states, stopping
 from magrathea.core.caps import CapKind
 from magrathea.core.machine import handle, next_deadline
 from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Patience, State, Stopper
@@ -321,7 +321,7 @@ class World:
                 self._must(ok == (cls in accepts), f"{d.name} publishes {accepts}, a claim of {cls}: {decisions[-1]}")
                 self._must(ok or new == h, "a refused claim changes nothing")
             for cls in oracle.TAKES[d.kind]:
-                share = allocation.share(h, d, cls).cpus
+                share = shares.share(h, d, cls).cpus
                 self._must(share == oracle.share(h, d, cls), f"{d.name}: share {share} of {cls}")
             size = states.published(h, d)
             # an existing job may exceed the CPUs of a host that was made smaller

@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from magrathea.core.allocation import EXACT_DOMAINS, lingers, obstacle, restoring, silent
+from magrathea.core.allocation import EXACT_DOMAINS
 from magrathea.core.model import (
     CLASSES_OF,
     NOTHING,
@@ -29,6 +29,7 @@ from magrathea.core.model import (
 )
 from magrathea.core.plan import ActualDomain, Order
 from magrathea.core.refusals import RefusalCode
+from magrathea.core.shares import lingers, obstacle, restoring, silent
 from magrathea_lab.rigs import core_oracle
 
 Keys = set[tuple[str, JobKey]]

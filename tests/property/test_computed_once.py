@@ -9,7 +9,7 @@ from random import Random
 import hypothesis.strategies as st
 from hypothesis import given
 
-from magrathea.core import allocation, states, stopping
+from magrathea.core import allocation, shares, states, stopping
 from magrathea.core.machine import handle
 from magrathea.core.model import (
     CLASSES_OF,
@@ -140,10 +140,10 @@ def test_who_is_stopped_and_who_goes_on(h: Host) -> None:
 @given(hosts(), st.sampled_from((0, 1, 3, 8, 99)), st.sampled_from((0, 100, 2_000, -1)))
 def test_every_claim_is_answered_by_the_rules(h: Host, cpus: int, mib: int) -> None:
     for d in h.workers:
-        assert allocation.stoppable(h, d) == plain.stoppable(h, d)
-        assert allocation.free(h, d) == plain.free(h, d)
+        assert shares.stoppable(h, d) == plain.stoppable(h, d)
+        assert shares.free(h, d) == plain.free(h, d)
         for cls in CLASSES_OF[d.kind]:
-            assert allocation.share(h, d, cls) == plain.share(h, d, cls)
+            assert shares.share(h, d, cls) == plain.share(h, d, cls)
             keeps_out = allocation.blocked(h, d, cls)
             assert (keeps_out.code if keeps_out else None) == plain.blocked(h, d, cls)
         for cls in JobClass:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from magrathea.core import allocation
+from magrathea.core import shares
 from magrathea.core.model import Host, JobClass, Limits, State
 
 from .builders import (
@@ -27,7 +27,7 @@ from .builders import (
 
 
 def share(h: Host, domain: str, cls: JobClass) -> int:
-    return allocation.share(h, get(h, domain), cls).cpus
+    return shares.share(h, get(h, domain), cls).cpus
 
 
 def test_an_empty_host_is_shared_by_all() -> None:

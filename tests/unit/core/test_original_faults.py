@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 
-from magrathea.core import allocation, states
+from magrathea.core import states
 from magrathea.core.events import (
     AgentConnected,
     BooksReported,
@@ -25,6 +25,7 @@ from magrathea.core.events import (
 )
 from magrathea.core.machine import handle
 from magrathea.core.model import Lifecycle, Limits, State
+from magrathea.core.shares import share
 
 from .builders import (
     HIGH,
@@ -81,9 +82,9 @@ def test_fault_05_with_a_frozen_domain_the_same_facts_in_another_order_give_the_
             answer = claim(h, domain, id, cls=cls, cpus=cpus)
             assert answer.ok
             h = later(launch(answer.host, domain, id), 10)
-        shares = tuple(allocation.share(h, d, cls) for d in h.workers for cls in states.accepts(h, d))
+        left = tuple(share(h, d, cls) for d in h.workers for cls in states.accepts(h, d))
         defrosted = defrost(h, "p1")
-        ends.add((tuple(state(h, d.name) for d in h.domains), shares, defrosted.code, defrosted.victims))
+        ends.add((tuple(state(h, d.name) for d in h.domains), left, defrosted.code, defrosted.victims))
     assert len(ends) == 1
 
 

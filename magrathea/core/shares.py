@@ -1,0 +1,208 @@
+"""What the domains of a host have, what they could give up, and what is left for one more job.
+
+Rule 1: everything here is a function of a Host. No clock, no I/O, no memory of how the Host came to be so.
+Rule 2: what concerns the whole host is computed once for it (`model.once`): sums over all domains (`_Sums`), which
+domains can be stopped. A question about one domain takes its own part from there. So it costs the same on a host of
+many domains and jobs as on a small one.
+
+The rules are those of docs/rules.md. Its formulas leave one thing open, decided here: preemptible jobs may sit on the
+CPUs reserved for frozen domains, whoever came first, so a priority job stops them only if the host is really full.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+
+from .model import NOTHING, Amount, Domain, Host, Job, JobClass, Kind, Lifecycle, Mode, Stopper, once
+
+# What is so: small questions about one domain.
+
+
+def silent(host: Host, domain: Domain) -> bool:
+    """The agent, or the hypervisor, has been away longer than the grace time, or the agent cannot answer at all."""
+    lost = min((at for at in (domain.agent_lost_at, host.driver_lost_at) if at is not None), default=None)
+    return domain.paused_externally or (lost is not None and host.now >= lost + host.limits.agent_silent_s)
+
+
+def lingers(host: Host, domain: Domain) -> bool:
+    return domain.linger_until is not None and host.now < domain.linger_until and not domain.jobs
+
+
+def restoring(domain: Domain) -> bool:
+    return domain.frozen and domain.lifecycle is Lifecycle.BOOTING
+
+
+def young(host: Host, job: Job) -> bool:
+    """It has run for less than the minimum since it was started or continued."""
+    return not job.stopped_by_us and host.now < job.run_since + host.limits.min_run_s
+
+
+def obstacle(host: Host, domain: Domain, job: Job) -> str:
+    """Why this job cannot be stopped now, for people; empty if it can ("stoppable" in docs/rules.md)."""
+    limits = host.limits
+    if job.cls is not JobClass.PREEMPTIBLE:
+        return f"is of class {job.cls}"
+    if not job.launched:
+        return "has not started yet"
+    if job.ending:
+        return "is ending"
+    if job.stopper is Stopper.PBS:
+        return "is suspended by others"
+    if 0 < limits.max_preemptions <= job.preemptions:
+        return f"has been preempted {job.preemptions} times"
+    youth_counts = domain.young_since is None or host.now < domain.young_since + limits.young_s
+    return f"has run for less than {limits.min_run_s:g} s" if youth_counts and young(host, job) else ""
+
+
+def all_stoppable(host: Host, domain: Domain) -> bool:
+    """Each of the domain's jobs is stoppable, or stopped by us already."""
+    return domain.name in once(host, _all_stoppable)
+
+
+def _all_stoppable(host: Host) -> frozenset[str]:
+    return frozenset(d.name for d in host.workers if not any(obstacle(host, d, j) for j in d.running))
+
+
+def stoppable_by_itself(host: Host, domain: Domain) -> bool:
+    """Stoppable as far as the domain goes: the host may be paused or without its hub."""
+    answers = domain.agent_lost_at is None and not domain.paused_externally
+    reachable = domain.lifecycle is Lifecycle.UP and answers and not domain.fault
+    return domain.kind is Kind.NORMAL and reachable and all_stoppable(host, domain)
+
+
+def stoppable(host: Host, domain: Domain) -> bool:
+    return not host.hub_lost and not host.paused and stoppable_by_itself(host, domain)
+
+
+# What siblings do.
+
+
+def first_two(names: Iterable[str]) -> tuple[str, ...]:
+    """Enough to know whether a sibling of any domain is among them: one of the two may be the domain itself."""
+    return tuple(islice(names, 2))
+
+
+def sibling_among(names: tuple[str, ...], domain: Domain) -> bool:
+    return any(name != domain.name for name in names)
+
+
+def with_running_jobs(host: Host) -> tuple[str, ...]:
+    return tuple(d.name for d in host.workers if d.running)
+
+
+# What is left: shares.
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """What a host's working domains have together.
+
+    `past_stopping`: their use if everything stoppable were stopped. `stay_mib`: on an exclusive host, what their jobs
+    keep of the memory if what can be stopped is stopped. `reserved`: for frozen domains. `held_back`: what lingering
+    domains and those being restored keep from others. `preempted`: jobs of one are stopped by us.
+    """
+
+    floors_mib: int
+    use: Amount
+    past_stopping: Amount
+    stay_mib: int
+    reserved: Amount
+    held_back: Amount
+    preempted: bool
+
+
+def _sums(host: Host) -> _Sums:
+    return _Sums(
+        floors_mib=sum(d.floor_mib for d in host.workers),
+        use=summed(d.use for d in host.workers),
+        past_stopping=summed(d.use_when_stopped if stoppable(host, d) else d.use for d in host.workers),
+        stay_mib=sum(_stays_mib(host, d) for d in host.workers),
+        reserved=summed(Amount(d.cpus, d.memory_mib) for d in host.workers if d.frozen and not restoring(d)),
+        held_back=summed(_holds_back(host, d) for d in host.workers),
+        preempted=any(d.stopped for d in host.workers),
+    )
+
+
+def summed(amounts: Iterable[Amount]) -> Amount:
+    cpus = mib = 0
+    for amount in amounts:
+        cpus, mib = cpus + amount.cpus, mib + amount.mib
+    return Amount(cpus, mib)
+
+
+def _stays_mib(host: Host, domain: Domain) -> int:
+    """What the domain's jobs keep of the memory of an exclusive host, for a priority domain that pushes it aside."""
+    pushed_aside = stoppable(host, domain) or not domain.running
+    return domain.use_when_stopped.mib if pushed_aside else domain.use.mib
+
+
+def _holds_back(host: Host, domain: Domain) -> Amount:
+    """What the domain keeps from others while it lingers or is being restored."""
+    lingering = domain.linger_size if lingers(host, domain) else NOTHING
+    return lingering + Amount(domain.cpus, domain.memory_mib) if restoring(domain) else lingering
+
+
+def room_mib(host: Host, domain: Domain) -> int:
+    """What the domain's jobs may have in all: beyond every floor, its own too, and what its siblings' jobs keep.
+
+    Negative where not even its floor is left.
+    """
+    sums = once(host, _sums)
+    left = host.without_services.mib - sums.floors_mib
+    if host.mode is Mode.EXCLUSIVE:
+        left -= sums.stay_mib - _stays_mib(host, domain)
+    return min(left, domain.memory_mib - domain.floor_mib) if domain.memory_mib else left
+
+
+def _ceiling(host: Host, domain: Domain) -> Amount:
+    """What this domain's jobs may have in all: its configured size, and what floors and siblings' jobs leave."""
+    return Amount(max(0, min(host.without_services.cpus, domain.cpus)), max(0, room_mib(host, domain)))
+
+
+def _there(host: Host) -> Amount:
+    """What a counted host has for jobs, without floors."""
+    return host.without_services - Amount(0, once(host, _sums).floors_mib)
+
+
+def unused(host: Host) -> Amount:
+    """What nobody has and nobody keeps; negative where more is in use than there is."""
+    sums = once(host, _sums)
+    return _there(host) - sums.use - sums.held_back
+
+
+def _taken(host: Host, domain: Domain) -> Amount:
+    """What the domain finds taken on a counted host. What it holds back itself is there for it."""
+    sums = once(host, _sums)
+    return sums.use + sums.held_back - _holds_back(host, domain)
+
+
+def _past_stopping(host: Host, domain: Domain) -> Amount:
+    """What stays taken, for the domain, when everything stoppable is stopped."""
+    sums = once(host, _sums)
+    return sums.past_stopping + sums.held_back - _holds_back(host, domain)
+
+
+def free(host: Host, domain: Domain) -> Amount:
+    """What a priority job may have on a counted host without stopping anybody."""
+    there, reserved = _there(host), once(host, _sums).reserved
+    return (there - _taken(host, domain)).least(there - reserved - _past_stopping(host, domain))
+
+
+def share(host: Host, domain: Domain, cls: JobClass) -> Amount:
+    """What one more job of `cls` may have in this domain: CPUs, and memory in MiB. Never negative."""
+    ceiling = _ceiling(host, domain) - domain.use
+    if host.mode is Mode.COUNTED:
+        ceiling = ceiling.least(_left(host, domain, cls))
+    return Amount(max(0, ceiling.cpus), max(0, ceiling.mib))
+
+
+def _left(host: Host, domain: Domain, cls: JobClass) -> Amount:
+    """What a counted host has left for one more job of `cls` in this domain (docs/rules.md, "Counted hosts")."""
+    sums, there = once(host, _sums), _there(host)
+    if cls is JobClass.PRIORITY:
+        return there - sums.reserved - _past_stopping(host, domain)
+    if sums.preempted:
+        return NOTHING  # else small jobs would keep a preempted domain stopped for ever
+    return there - _taken(host, domain) - (sums.reserved if cls is JobClass.PROTECTED else NOTHING)
