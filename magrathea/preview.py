@@ -1,8 +1,8 @@
 """What a submission would find now, and what it would preempt: the core's own answers, without a claim.
 
 The daemon has all facts: it gives the answer that a claim would get at this moment. The hub has only snapshots. If a
-domain does not publish the class, it refuses, because its own daemon has computed that. The other hosts are rebuilt
-from their snapshots, which lack floors, swap, locked memory, how long jobs have run, and lingering. So the hub knows
+domain does not publish the class, it refuses, because its own daemon has computed that. For the rest, a host is rebuilt
+from its snapshot, which lacks floors, swap, locked memory, how long jobs have run, and lingering. So the hub knows
 exactly who accepts and, by CPUs, who is preempted. Only the daemon knows about memory.
 """
 

@@ -91,7 +91,7 @@ def pytest_runtest_makereport(
         error = call.excinfo.value
         first = FIRST_TIME.setdefault(error, item.nodeid)
         if first != item.nodeid:
-            report.longrepr = f"{type(error).__name__}, as told at {first}: {str(error).partition(chr(10))[0]}"
+            report.longrepr = f"{type(error).__name__}, reported at {first}: {str(error).partition(chr(10))[0]}"
     return report
 
 

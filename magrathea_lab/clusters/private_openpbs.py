@@ -131,7 +131,7 @@ class PrivateOpenPbs:
         try:
             self._bring_up()
         except (Timeout, RuntimeError, OSError, subprocess.SubprocessError) as error:
-            raise NoOpenPbs(f"OpenPBS in {self.exec_dir} does not come up: {error}") from error
+            raise NoOpenPbs(f"OpenPBS in {self.exec_dir} does not start: {error}") from error
 
     def _bring_up(self) -> None:
         self.base.chmod(0o755)

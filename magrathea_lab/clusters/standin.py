@@ -199,7 +199,7 @@ class StandInCluster:
             ended = [name for name, part in self.parts.items() if not part.running()]
             if ended or time.monotonic() > deadline:
                 why = f"{', '.join(ended)} ended at once" if ended else f"no {what} within {BOUND_S:g} s"
-                raise NotUp(f"the cluster does not come up: {why}\n{self.picture()}")
+                raise NotUp(f"the cluster does not start: {why}\n{self.picture()}")
             time.sleep(0.05)
 
     # The methods of cluster.Cluster

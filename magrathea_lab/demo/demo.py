@@ -75,7 +75,7 @@ def run(cluster: DemoCluster, screen: Screen) -> str:
     if not stops:
         wrong.append("nobody was preempted")
     elif not times:
-        wrong.append("no node daemon says how long a switch took")
+        wrong.append("no node daemon reported how long a switch took")
     if wrong:
         raise Failed("; ".join(wrong))
     screen.story.closing(cluster, screen)

@@ -41,11 +41,11 @@ INTRODUCTION = (
     'One machine ("host") with two virtual machines ("domains"): n1 runs ordinary jobs (queue [green]low[/green]), '
     "p1 those that cannot wait (queue [magenta]high[/magenta]). The host has not enough memory for a big job in each. "
     "When a high job comes, Magrathea stops the low one inside n1, pushes its memory out to n1's swap, gives memory "
-    "and CPU to p1, and brings all of it back afterwards: the low job finds each byte where it was.\n"
+    "and CPU to p1, and brings all of it back afterwards: the low job finds each byte unchanged.\n"
 )
 MEANINGS = (
-    "\n[dim]MEMORY: what the virtual machine has this moment, of the host's, as libvirt says. IN SWAP: MiB that the "
-    "guest has pushed out, as its kernel says. CPU: the cap that libvirt has set, of one CPU.[/dim]"
+    "\n[dim]MEMORY: the virtual machine's memory at this moment, from libvirt. IN SWAP: MiB that the guest has "
+    "pushed out, from its kernel. CPU: the cap from libvirt, in per cent of one CPU.[/dim]"
 )
 
 
@@ -57,7 +57,7 @@ def make() -> DemoCluster:
     """The demo's cluster of virtual machines, not started yet. Raises NoGuests."""
     if (why := needs.missing()) is not None:
         how = "" if os.geteuid() == 0 else "; as root: magrathea demo --driver libvirt"
-        raise NoGuests(f"virtual machines cannot be had here: {why}{how}")
+        raise NoGuests(f"virtual machines cannot run here: {why}{how}")
     from ..clusters.guests import GuestCluster
 
     return GuestCluster()
@@ -114,7 +114,7 @@ class GuestStory:
         cluster = _guests(watch)
         low = _submit(watch, "low", "low-1", LOW_STEPS, LOW_MIB)
         screen.chapter(
-            f"1. A low job in n1. It computes, and holds {low.holds_mib} MiB that it looks at again and again."
+            f"1. A low job in n1. It computes, and holds {low.holds_mib} MiB that it checks again and again."
         )
         watch.until(
             "the low job runs, and has run long enough to be pushed aside",
@@ -123,15 +123,17 @@ class GuestStory:
         )
         screen.show(watch)
 
-        screen.chapter(f"2. `qsub -q high -l select=1:ncpus=1:mem={HIGH_MIB}mb`: p1 has not so much. n1 gives it.")
+        screen.chapter(
+            f"2. `qsub -q high -l select=1:ncpus=1:mem={HIGH_MIB}mb`: p1 does not have that much. n1 gives it."
+        )
         high = runs(watch, _submit(watch, "high", "high-1", HIGH_STEPS, HIGH_MIB), SLOW_S)
         screen.show(watch)
 
-        screen.chapter("3. The high job ends: memory and CPU go back, then the low job goes on where it stood.")
+        screen.chapter("3. The high job ends: memory and CPU go back, then the low job continues where it stopped.")
         watch.until("the low job goes on", lambda: high.state == "F" and _goes_on(watch, low), SLOW_S)
         screen.show(watch)
 
-        screen.chapter("4. Once more, a high job that needs no more memory than p1 has: it waits for none.")
+        screen.chapter("4. Once more, a high job that needs no more memory than p1 has: it does not wait.")
         before = low.counter
         watch.until(
             "the low job may be pushed aside again",

@@ -21,7 +21,7 @@ INTRODUCTION = (
     "PBS, believes that every domain is a machine of its own. Ordinary jobs (queue [green]low[/green]) run in normal "
     "domains: n1, n2, n3. Jobs that cannot wait (queue [magenta]high[/magenta]) run in priority domains: p1, p2, p3. "
     "When a high job comes and a host is full, Magrathea stops low jobs beside it, gives their CPUs to the high job, "
-    "and lets them go on afterwards as if nothing had happened.\n"
+    "and continues them afterwards as if nothing had happened.\n"
 )
 
 MEANINGS = (
@@ -85,14 +85,14 @@ class ProcessStory:
         third = high_runs(watch, "high-3", 1)
         screen.show(watch)
 
-        screen.chapter("5. The high jobs end, everything is given back, the low jobs go on where they stood.")
+        screen.chapter("5. The high jobs end, everything is given back, the low jobs continue where they stopped.")
         highs = [first, second, third]
         watch.until(
             "the high jobs end and the low jobs go on",
             lambda: all(job.state == "F" for job in highs) and not any(job.stopped for job in lows),
             PATIENCE_S,
         )
-        screen.chapter("6. Once more, to the same jobs; then all are let run to their end.")
+        screen.chapter("6. Once more, with the same jobs; then all run to their end.")
         watch.until(
             "low jobs may be pushed aside again",
             lambda: (

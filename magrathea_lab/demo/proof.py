@@ -26,9 +26,9 @@ def proof(watch: Watch, screen: Screen) -> list[str]:
     screen.say(table)
     if not wrong:
         low, high = (result(next(j.steps for j in watch.jobs.values() if j.queue == q)) for q in ("low", "high"))
-        memory = " those that held memory found each byte of it as it was;" if watch.holding else ""
+        memory = " jobs that held memory found each byte unchanged;" if watch.holding else ""
         screen.say(
-            f"\n[dim]Right: a low job printed {low}, a high one {high}, as a sieve finds them, too;{memory} none was "
+            f"\n[dim]Right: a low job printed {low}, a high one {high}, as a sieve confirms;{memory} none was "
             "started twice, and no counter moved while its job was preempted.[/dim]"
         )
     return wrong

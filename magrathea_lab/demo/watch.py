@@ -80,7 +80,7 @@ class Watched:
         if STARTED_ONCE not in self.output:
             return f"was requeued while it ran, so its work was lost: {self.output!r}"
         if self.holds_mib and held(self.holds_mib) not in self.output:
-            return f"did not find its memory as it was: {self.output!r}"
+            return f"did not find its memory unchanged: {self.output!r}"
         return ""
 
 

@@ -105,7 +105,7 @@ def _kinds(given: tuple[str, ...], configuration: NodedConfiguration | None) -> 
         name, _, kind = word.partition("=")
         if kind not in tuple(Kind):
             raise _fail(f"--kind {word}: NAME=KIND, one of {', '.join(Kind)}")
-        kinds[name] = (Kind(kind), "as told")
+        kinds[name] = (Kind(kind), "set by --kind")
     return kinds
 
 

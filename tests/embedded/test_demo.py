@@ -148,7 +148,7 @@ def test_a_demo_that_cannot_work_shows_the_failed_parts_own_message() -> None:
     try:
         output, _ = (demo := start(directory)).communicate(timeout=BOUND_S)
         assert demo.returncode == 1
-        assert output.splitlines()[-1] == "demo: FAILED the cluster does not come up: server ended at once"
+        assert output.splitlines()[-1] == "demo: FAILED the cluster does not start: server ended at once"
         assert "AF_UNIX path too long" in output
         assert left_behind(directory) == []
     finally:

@@ -102,7 +102,7 @@ def test_a_system_that_does_not_start_is_tried_once_and_reported_once(tmp_path: 
     done = run_pytest(tmp_path, "--reruns", "1", "-o", "rerun_except=NoOpenPbs")
     assert done.returncode == 1 and "3 errors" in done.stdout, done.stdout
     assert done.stdout.count("def system():") == 1, "one whole report"
-    short = "NoOpenPbs, as told at test_it.py::test_0: it does not come up, try 1"
+    short = "NoOpenPbs, reported at test_it.py::test_0: it does not come up, try 1"
     assert done.stdout.count(short) >= 2 and "try 2" not in done.stdout, done.stdout
 
 
