@@ -1,10 +1,10 @@
 """The socket at which MoM's hooks ask."""
 
+import _socket  # as in `transports`
 import errno
 import fcntl
 import os
 import selectors
-import socket
 import stat
 import struct
 
@@ -30,7 +30,7 @@ CLIENT_S = 10.0  # a hook must have sent its line by then
 class Client:
     """A MoM hook at the socket: one line in, one line out."""
 
-    def __init__(self, loop: Loop, sock: socket.socket, on_end: "Callable[[Client], None]") -> None:
+    def __init__(self, loop: Loop, sock: _socket.socket, on_end: "Callable[[Client], None]") -> None:
         self.loop = loop
         self.sock = sock
         self.on_end = on_end
@@ -74,7 +74,7 @@ class MomServer:
         self.met = met
         self.clients: "Set[Client]" = set()
         self.lock = -1
-        self.sock: "Optional[socket.socket]" = None
+        self.sock: "Optional[_socket.socket]" = None
 
     def open(self) -> None:
         """Raises Unusable."""
@@ -90,7 +90,7 @@ class MomServer:
                 if not stat.S_ISSOCK(os.lstat(self.path).st_mode):
                     raise Unusable("%s: is in the way and no socket; remove it or name another" % self.path)
                 os.unlink(self.path)
-            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            self.sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK)
             before = os.umask(0o177)
             try:
                 self.sock.bind(self.path)
@@ -124,20 +124,20 @@ class MomServer:
             if self.sock is None:
                 return
             try:
-                sock, _ = self.sock.accept()
+                fd, _ = self.sock._accept()  # type: ignore[attr-defined]  # it is there since Python 3.4
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE):
                     log.error("%s: %s" % (self.path, error.strerror))
                     self.loop.unwatch(self.sock.fileno())
                     self.loop.after(1.0, self._listen)
                 return
-            self._welcome(sock)
+            self._welcome(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, fd))
 
-    def _welcome(self, sock: socket.socket) -> None:
+    def _welcome(self, sock: _socket.socket) -> None:
         sock.setblocking(False)
         client = Client(self.loop, sock, self.clients.discard)
         self.clients.add(client)
-        pid, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        pid, uid, _ = struct.unpack("3i", sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12))
         if uid not in (0, os.geteuid()):
             log.warning("%s: refused uid %d (pid %d)" % (self.path, uid, pid))
             client.answer(refusal(NOT_PERMITTED, "only root and uid %d may ask this agent" % os.geteuid()))

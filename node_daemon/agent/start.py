@@ -108,10 +108,10 @@ def main(arguments: "Optional[List[str]]" = None) -> int:
     except Unusable as error:
         log.error(str(error))
         return 2
-    gc.collect()
     freeze = getattr(gc, "freeze", None)  # since Python 3.7
     if freeze is not None:
-        freeze()
+        freeze()  # all that there is will stay; no collection has to look at it
+    gc.enable()  # disabled in __main__
     try:
         return agent.loop.run()
     finally:

@@ -41,7 +41,7 @@ def test_the_agent_does_not_import_modules_that_cost_memory() -> None:
     done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True)
     found = set(done.stdout.split())
     assert "agent.sweeper" in found
-    assert not {"asyncio", "subprocess", "logging", "typing", "argparse", "ctypes"} & found
+    assert not {"asyncio", "subprocess", "logging", "typing", "argparse", "ctypes", "socket"} & found
 
 
 def test_the_folder_runs_under_any_name_and_nothing_comes_from_the_working_directory(tmp_path: Path) -> None:
