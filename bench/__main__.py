@@ -15,7 +15,10 @@ from magrathea_lab import leftovers
 
 from .figure import Figure, as_json, missing, table
 
-SCRIPTS = ("core_events", "core_growth", "claim", "forkstorm", "openpbs", "idle", "status_time", "guests", "memory")
+SCRIPTS = (
+    *("core_events", "core_growth", "claim", "forkstorm", "openpbs", "idle", "agent_start", "status_time"),
+    *("guests", "memory"),
+)
 """In this order; each module has `figures(quick)`."""
 
 
