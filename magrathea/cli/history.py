@@ -57,7 +57,7 @@ def _since(ctx: click.Context, param: click.Parameter, value: str | None) -> flo
 
 
 def _by_hub(socket_option: str | None, hub_option: str | None) -> bool:
-    """Whether to ask the hub: an option names it, or there is a hub here and no sign of a host."""
+    """True if the hub should be asked: an option names it, or this machine has a hub and no sign of a host."""
     if hub_option or socket_option or os.environ.get(client.SOCKET_VARIABLE):
         return bool(hub_option)
     of_host = client.DEFAULT_SOCKET.exists() or host_history.DEFAULT_FILE.exists()

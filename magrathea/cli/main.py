@@ -31,7 +31,7 @@ SECTIONS = {
     "Look": ("status", "hosts", "explain", "preview", "history", "doctor"),
     "Act on a host": ("drain", "undrain", "pause", "unpause", "domain", "clear", "reload", "give-back"),
 }
-"""Of the list of commands. All other commands come last."""
+"""Sections of the list of commands. All other commands come last."""
 ENTRY_POINTS = "magrathea.commands"
 BROKEN = 70
 """Exit code of a sub-command that cannot be loaded (EX_SOFTWARE of sysexits.h)."""

@@ -55,7 +55,7 @@ def names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[s
 
 
 def by_hub(socket_option: str | None, hub_option: str | None) -> bool:
-    """Whether to ask the hub: an option or variable names it, or none names a daemon and a hub is here."""
+    """True if the hub should be asked: an option or variable names it, or none names a daemon and a hub is here."""
     if hub_option or socket_option:
         return bool(hub_option)
     if os.environ.get(client.HUB_VARIABLE):

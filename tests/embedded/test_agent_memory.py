@@ -128,7 +128,8 @@ def pushed_out(pid: int) -> int:
 
 
 def test_a_process_that_somebody_continued_is_not_pushed_out(rig: Rig) -> None:
-    """It can happen after the agent has agreed, so the agent checks each process again before it touches its memory."""
+    """A process can be continued after the agent has agreed, so the agent checks each process again before it touches
+    its memory."""
     assert rig.claim()["ok"]
     pid, _ = hold(rig)
     with swap():

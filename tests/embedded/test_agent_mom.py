@@ -1,4 +1,4 @@
-"""What MoM's hooks ask the agent, and who else gets no answer."""
+"""The questions of MoM's hooks to the agent; nobody else gets an answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the next agent knows of the one before."""
+"""What the next agent knows of its predecessor."""
 
 from __future__ import annotations
 

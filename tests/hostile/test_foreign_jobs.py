@@ -1,4 +1,4 @@
-"""A host with a valid key that reports jobs of others: it suspends, requeues and changes none, and comments on none."""
+"""A host with a valid key that reports other hosts' jobs: none is suspended, requeued, changed or given a comment."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ LIES = {
 
 
 async def preempts(hub: RealHub, host: FakeHost, id: str, vnode: str, *others: JobReport) -> list[BookEntry]:
-    """A job of the host's own is suspended and booked. By then the hub has worked through all that was said before.
+    """Suspend and book a job of the host's own; by then the hub has handled everything that was sent before.
 
-    Returns all that the host was told of jobs until then.
+    Returns all entries of jobs that the host got until then.
     """
     told: list[BookEntry] = []
 

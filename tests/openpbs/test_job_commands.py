@@ -123,8 +123,8 @@ if os.path.exists(%r):
 
 
 def test_an_admin_resume_that_a_hook_of_the_site_refuses_is_made_up_for(fleet: OpenPbsCluster) -> None:
-    """It costs the job its admin flag in PBS, and the vnode its maintenance. From then on only a plain `resume` works,
-    which goes through the scheduler, and the hub repeats it until it succeeds."""
+    """The refusal costs the job its admin flag in PBS, and the vnode its maintenance. Then only a plain `resume` works,
+    which goes through the scheduler. The hub repeats it until it succeeds."""
     veto = fleet.directory / "veto"
     with fleet.only(EXCLUSIVE), site_hook(fleet, "veto", "execjob_preresume", VETO % str(veto), "n1"):
         low, high = preempted(fleet, 50)

@@ -121,10 +121,10 @@ def terminal(fleet: OpenPbsCluster, queue: str) -> Iterator[Terminal]:
 
 
 def test_an_interactive_job_is_preempted_and_continues_at_its_terminal(fleet: OpenPbsCluster) -> None:
-    """What is typed meanwhile waits, and is executed afterwards.
+    """Input that is typed meanwhile waits, and is executed afterwards.
 
-    Without job control. A shell with job control may notice that its command was stopped, as with PBS's own suspend.
-    Then it prints that and a prompt, and the command continues in the background.
+    The shell has no job control. A shell with job control may notice that its command was stopped, as with PBS's own
+    suspend. Then it prints that and a prompt, and the command continues in the background.
     """
     with fleet.only(EXCLUSIVE), terminal(fleet, "low") as user:
         low = user.job()

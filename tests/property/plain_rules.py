@@ -1,8 +1,8 @@
-"""The rules of docs/rules.md for one domain and one job at a time, without a thought of how long it takes.
+"""The rules of docs/rules.md for one domain and one job at a time, without regard to speed.
 
-The core computes once for a whole host what is asked for each domain and job (model.py, rule 4). This is the plain
-reference that it is compared with: every function looks at all facts anew. Of the core only the facts are read, and
-what a single domain or job knows of itself (`obstacle`, `lingers`, `restoring`, `silent`).
+The core computes many answers once for a whole host (model.py, rule 4). It is compared with this plain reference, in
+which every function reads all facts anew. Of the core this file uses only the facts, and what a single domain or job
+knows of itself (`obstacle`, `lingers`, `restoring`, `silent`).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def stoppable(h: Host, d: Domain) -> bool:
     return all(ours(j) or not obstacle(h, d, j) for j in d.jobs)
 
 
-# Sums.
+# Sums
 
 
 def total(amounts: Iterable[Amount]) -> Amount:
@@ -138,7 +138,7 @@ def free(h: Host, d: Domain) -> Amount:
     return (there(h) - floors(h) - taken).least(there(h) - floors(h) - reserved(h) - past_stopping(h, d))
 
 
-# Who may start: the code of the refusal, or who is preempted.
+# Claims: the code of the refusal, or the victims
 
 Answer = RefusalCode | tuple[str, ...]
 
@@ -230,7 +230,7 @@ def best_fit(gives: dict[str, Amount], need: Amount) -> tuple[str, ...]:
     return tuple(sorted(chosen))
 
 
-# Who is stopped, and who goes on.
+# Stopping and resuming
 
 
 def wanted_stopped(h: Host) -> Keys:
@@ -253,7 +253,8 @@ def _must_not_run(h: Host, d: Domain, j: Job) -> bool:
 
 
 def wanted_here(h: Host) -> Keys:
-    """Each wish of another host is lifted alone, and everything is asked again."""
+    """The jobs that must stop for this host's own sake: lift each wish of another host alone, and ask everything
+    again."""
     wanted = wanted_stopped(h)
     for d in workers(h):
         for j in d.jobs:
@@ -291,11 +292,11 @@ def resuming(h: Host) -> list[str]:
     return names
 
 
-# The plan.
+# The plan
 
 
 def memory_mib(h: Host, d: Domain) -> int:
-    """What a domain that is up should have."""
+    """The memory that a domain that is up should have."""
     up = [w for w in workers(h) if w.lifecycle is Lifecycle.UP]
     if h.mode is Mode.EXCLUSIVE and [w.name for w in up if active(h, w)] == [d.name]:
         others = sum(held_mib(h, w) if w.lifecycle is Lifecycle.UP else w.floor_mib for w in siblings(h, d))
@@ -330,11 +331,11 @@ def _order(h: Host, d: Domain, j: Job) -> Order:
     return Order.LIFT if j.booked else Order.RUN
 
 
-# What is told of a domain.
+# What is published of a domain
 
 
 def state(h: Host, d: Domain) -> State:
-    """By the table of core_oracle.py, which counts CPUs; memory decides only about domains without jobs."""
+    """According to the table of core_oracle.py, which counts CPUs. Memory matters only for domains without jobs."""
     found = core_oracle.state(h, d)
     if found not in (State.FREE, State.WOULD_PREEMPT, State.OCCUPIED):
         return found

@@ -1,4 +1,4 @@
-"""What the core computes once for a host is what the rules say of each domain and job (plain_rules.py)."""
+"""The answers that the core computes once for a host agree with the rules for each domain and job (plain_rules.py)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from . import plain_rules as plain
 
 NOW = 1_000.0
 SIZES = st.tuples(st.integers(0, 5), st.sampled_from((0, 0, 100, 700)), st.sampled_from((0.0, 60.0)))
-"""Of a domain: CPUs and memory of its job, and for how long it was preempted so far."""
+"""For each domain: CPUs and memory of its job, and how long it was preempted so far."""
 SINCE = st.sampled_from((900.0, 950.0, 990.0, 997.0, NOW))
 MIB = st.sampled_from((0, 0, 100, 700))
 ODD = ("frozen", "restoring", "lingering", "lingering", "away", "halted", "booting", "draining", "fault")
@@ -45,7 +45,7 @@ LIMITS = st.sampled_from(
 
 @st.composite
 def jobs(draw: st.DrawFn, id: str, kind: Kind, preempted: bool, flag: st.SearchStrategy[bool]) -> Job:
-    """Any facts of a job that may stand together; in a preempted domain most are stopped. `flag`: mostly true."""
+    """A job with any consistent facts; in a preempted domain most jobs are stopped. `flag`: mostly true."""
     usual = JobClass.PRIORITY if kind is Kind.PRIORITY else JobClass.PREEMPTIBLE
     cls = draw(st.sampled_from((usual, usual, usual, JobClass.PROTECTED)))
     job = Job(JobKey(id, 1), cls, draw(st.integers(0, 4)), draw(MIB), draw(SINCE), draw(SINCE))
@@ -118,7 +118,7 @@ def hosts(draw: st.DrawFn) -> Host:
 
 @st.composite
 def actuals(draw: st.DrawFn, h: Host) -> dict[str, ActualDomain]:
-    """As hypervisor and agents may have it, for most of the domains."""
+    """Readings that hypervisor and agents may report, for most of the domains."""
     read = {}
     for d in h.workers:
         if draw(st.sampled_from((True, True, True, False))):
@@ -202,7 +202,7 @@ def test_victims_of_many_or_few_domains(sizes: list[tuple[int, int, float]], swa
 
 @given(st.integers(0, 2**32), st.integers(1, 25))
 def test_what_was_computed_before_changes_no_answer(seed: int, events: int) -> None:
-    """A host of which everything was asked, and the same facts as they come from the journal, go the same way."""
+    """A host with all answers computed and the same facts fresh from the journal behave alike."""
     random = Random(seed)
     host = a_host(random)
     for _ in range(events):

@@ -1,4 +1,4 @@
-"""What survives the agent, and what is done with a state file that is damaged or not one."""
+"""What survives the agent, and how it handles a state file that is damaged or is no state file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from node_daemon.agent.state_file import StateFile
 
 @pytest.fixture(autouse=True)
 def a_log_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lines of other tests count for its rate otherwise."""
+    """Otherwise the lines of other tests would count for its rate."""
     monkeypatch.setattr(state_file, "log", Log())
 
 
@@ -57,7 +57,7 @@ def test_a_state_file_that_cannot_be_written_ends_nothing(tmp_path: Path) -> Non
 
 
 def saved(path: Path, **changes: object) -> None:
-    """A file of one job, as an agent writes it, with these fields of the job changed."""
+    """A file with one job, as an agent writes it, with these fields of the job changed."""
     file = StateFile(str(path))
     job = Job(("12.srv", 3), 0.0)
     job.owner, job.uid, job.order, job.listed, job.stopped_at = "alice", 1000, "stop", True, 1.7e9
@@ -116,7 +116,7 @@ def test_a_state_file_with_a_number_that_is_none_is_put_aside(tmp_path: Path, nu
 
 
 def made(kind: str, path: Path, other: Path) -> None:
-    """Something that is no file of ours, where the state file should be."""
+    """Something other than our file, in the place of the state file."""
     match kind:
         case "link":
             path.symlink_to(other)

@@ -1,4 +1,4 @@
-"""What a host reports of a job counts only where PBS has that run of the job on a vnode of that host."""
+"""A host's report of a job counts only if PBS has that run of the job on a vnode of that host."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LIES = [
 
 @pytest.fixture
 def pbs() -> FakePbs:
-    """A job on n2, which is h2's; h1 has n1."""
+    """A job on n2, which belongs to h2; h1 has n1."""
     pbs = FakePbs("n1", "n2", "free")
     pbs.put(job(vnodes=("n2",), walltime_s=600))
     return pbs
@@ -107,7 +107,7 @@ def test_a_wrong_word_does_not_hold_up_the_resume_of_another_hosts_job(hub: SimH
 def test_a_foreign_job_in_a_domain_that_is_off_is_not_watched_or_requeued(hub: SimHub) -> None:
     hub.says("h1", domain("n1", [report()]))
     hub.says("h1", domain("n1", state=State.DOWN, accepts=[]))
-    hub.says("h2", domain("n2"))  # not yet, or no more: that is for its own host and PBS
+    hub.says("h2", domain("n2"))  # not yet or no longer there: its own host and PBS decide that
     hub.after(400)
     assert untouched(hub)
 
@@ -170,7 +170,7 @@ def test_a_jobs_own_guest_is_believed_about_it_and_its_sibling_on_the_same_host_
 class TestTimes:
     @pytest.fixture(autouse=True)
     def late(self, pbs: FakePbs) -> None:
-        """A suspend takes effect later than the host has stopped the job; it started 100 s ago."""
+        """A suspend that takes effect only after the host has stopped the job; the job started 100 s ago."""
         pbs.starting.add("1.srv")
 
     def given_s(self, hub: SimHub) -> int:

@@ -142,7 +142,7 @@ def test_a_rerun_without_an_answer_of_mom_is_repeated(hub: SimHub, pbs: FakePbs)
 
 
 def test_a_hub_that_was_away_learns_from_the_failed_resume(hub: SimHub, pbs: FakePbs) -> None:
-    """It has seen neither the guest's end nor PBS's reaction."""
+    """The hub has seen neither the guest's end nor PBS's reaction."""
 
     def unknown_to_mom(operation: str, subject: str) -> None:
         if operation == "admin_resume":

@@ -1,4 +1,4 @@
-"""What the guests of tests and demo are made of."""
+"""The content of the guests of tests and demo."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ def test_a_guest_has_each_program_that_its_services_start(trees: tuple[Path, ...
     files = {path: content for path, _, content in own_files(trees)}
     programs = re.findall(r"exec python3 .*?(/\S+)", files["sbin/service"].decode())
     assert "/usr/lib/magrathea-agent" in programs
-    # MoM's module and its options are written by whoever makes the guest.
+    # the program that makes the guest adds MoM's module and its options
     started = [program.lstrip("/") for program in programs if not program.startswith("/dev/")]
     assert [program for program in started if not {program, f"{program}/__main__.py"} & files.keys()] == []

@@ -1,4 +1,4 @@
-"""A host whose memory moves, for tests: the real core, switch, mover and claims; guests, agents and hypervisor are
+"""A host with memory that moves, for tests. Core, switch, mover and claims are real; guests, agents and hypervisor are
 fakes in virtual time (tests/fakes)."""
 
 from __future__ import annotations

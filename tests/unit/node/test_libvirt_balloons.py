@@ -92,7 +92,7 @@ def test_a_domain_that_went_down_begins_anew() -> None:
 
 
 def test_a_balloon_that_gave_and_hangs_has_libvirts_figure() -> None:
-    """It may have given more since. If its last known size counted, it would be told to take that back."""
+    """The balloon may have given more since. If its last known size counted, it would be told to take that back."""
     qemu = Qemu(1800)
     balloons = Balloons(qemu.ask)
 

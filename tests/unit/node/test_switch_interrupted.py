@@ -1,4 +1,4 @@
-"""Agents go away and daemons are killed while memory moves: all of it goes on afterwards."""
+"""Agents go away and daemons are killed while memory moves: everything continues afterwards."""
 
 from __future__ import annotations
 

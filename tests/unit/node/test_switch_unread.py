@@ -1,7 +1,7 @@
-"""What the hypervisor cannot report of one domain or of all: the unknown never counts.
+"""Unknown readings of the hypervisor, for one domain or for all, never count.
 
-No domain gets memory, is told that memory has arrived, or is taken for down because of something unknown. The worlds of
-switch_world.py: the real core, switch, mover and claims.
+No domain gets memory, is told that memory has arrived, or is taken for down because of something unknown. The worlds
+are those of the memory tests: the real core, switch, mover and claims.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def test_without_its_hypervisor_a_job_continues_if_nothing_has_to_be_given_back(
 
 
 def test_without_its_hypervisor_a_job_stays_stopped_as_long_as_its_cpu_and_memory_are_away() -> None:
-    """It would run with its domain's cap and in swap, and use up its walltime; stopped, it loses nothing."""
+    """The job would run with its domain's cap and in swap, and use up its walltime; stopped, it loses nothing."""
     w, driver = world()
 
     async def work() -> None:
