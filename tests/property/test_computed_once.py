@@ -38,6 +38,9 @@ SIZES = st.tuples(st.integers(0, 5), st.sampled_from((0, 0, 100, 700)), st.sampl
 SINCE = st.sampled_from((900.0, 950.0, 990.0, 997.0, NOW))
 MIB = st.sampled_from((0, 0, 100, 700))
 ODD = ("frozen", "restoring", "lingering", "lingering", "away", "halted", "booting", "draining", "fault")
+SMALL_MIB = st.sampled_from((0, 100, 200))
+HELD = st.sampled_from((False, False, True))
+SWAP_MIB = st.sampled_from((0, 100, 600))
 LIMITS = st.sampled_from(
     (Limits(), Limits(linger_s=30.0), Limits(max_preempted_s=60.0, max_preemptions=2, overtaken_s=50.0))
 )
@@ -135,6 +138,29 @@ def test_who_is_stopped_and_who_goes_on(h: Host) -> None:
     assert stopping.wanted_here(h) == plain.wanted_here(h)
     assert stopping.in_line(h) == tuple(plain.in_line(h))
     assert stopping.resuming(h) == set(plain.resuming(h))
+
+
+@st.composite
+def lines(draw: st.DrawFn) -> Host:
+    """Preempted domains that wait for memory beside a running job; other hosts hold some of their jobs."""
+    beside = Domain("p1", Kind.PRIORITY, 8, lifecycle=Lifecycle.UP, agent_lost_at=None)
+    built = [beside.having(Job(JobKey("9", 1), JobClass.PRIORITY, 1, 100, 0.0, 0.0, True, True))]
+    for number in range(draw(st.integers(1, 4))):
+        name = f"n{number}"
+        domain = Domain(name, Kind.NORMAL, 8, swap_mib=draw(SWAP_MIB), lifecycle=Lifecycle.UP, agent_lost_at=None)
+        for i, (mib, held) in enumerate(draw(st.lists(st.tuples(SMALL_MIB, HELD), min_size=1, max_size=3))):
+            job = Job(JobKey(f"{name}.{i}", 1), JobClass.PREEMPTIBLE, 1, mib, 0.0, 0.0, True, True)
+            stopped = replace(job, stopper=Stopper.US, stopped_since=900.0 + number, held_elsewhere=held)
+            domain = domain.having(stopped)
+        built.append(domain)
+    used_mib = sum(plain.use(d).mib for d in built)
+    return Host("h1", Mode.COUNTED, 32, used_mib + draw(st.integers(0, 4)) * 100, tuple(built), now=NOW)
+
+
+@given(lines())
+def test_a_line_that_waits_for_memory(h: Host) -> None:
+    assert stopping.resuming(h) == set(plain.resuming(h))
+    assert stopping.wanted_here(h) == plain.wanted_here(h)
 
 
 @given(hosts(), st.sampled_from((0, 1, 3, 8, 99)), st.sampled_from((0, 100, 2_000, -1)))
