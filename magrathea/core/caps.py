@@ -16,8 +16,8 @@ from enum import StrEnum
 from .model import Limits
 
 UNANSWERED_S = 10.0
-"""An agent is away for so long while a daemon or a guest's kernel is restarted. The look that follows the last retry
-comes up to 5 s later."""
+"""A restart of a daemon or of a guest's kernel takes an agent away for that long. The look after the last retry comes
+up to 5 s later."""
 RELIEF_S = 10.0
 """A guest is relieved for so long before it is capped: at a cap of 5 % the same takes minutes, and starves MoM."""
 ONE_CPU_PERCENT = 100
@@ -52,7 +52,7 @@ def preempted_cap(limits: Limits) -> Cap:
 
 @dataclass(frozen=True, slots=True)
 class Giving:
-    """How it goes with a domain that is to give memory.
+    """How far a domain is that is to give memory.
 
     `leaves`: its agent has answered and its memory is on its way out. `failed`: it has shown that it cannot give what
     it should. `unanswered_s`: for how long its agent has not answered; 0 if it does, or has not been asked.
@@ -69,7 +69,7 @@ NOT_ASKED = Giving()
 
 
 def due_now(wanted: Cap, has_percent: int | None, giving: Giving, is_to_give: bool) -> Cap | None:
-    """The cap that a domain with jobs should have at this moment; None: the one that it has."""
+    """The cap that a domain with jobs should have at this moment; None: it keeps the present one."""
     if wanted.kind is not CapKind.PREEMPTED:
         return wanted
     if giving.leaves and not giving.failed:
@@ -81,7 +81,7 @@ def due_now(wanted: Cap, has_percent: int | None, giving: Giving, is_to_give: bo
 
 
 def is_preempted_cap(configured_percent: int | None, has_percent: int | None) -> bool:
-    """Whether a cap that a domain has was set because it was preempted, by this configuration or an earlier one.
+    """True if a domain's cap was set because it was preempted, by this configuration or an earlier one.
 
     The share of a running job is at least one CPU.
     """
@@ -89,5 +89,5 @@ def is_preempted_cap(configured_percent: int | None, has_percent: int | None) ->
 
 
 def gives(has_percent: int | None, cap: Cap) -> bool:
-    """Whether `cap` leaves more CPU than the cap that a domain has."""
+    """True if `cap` leaves more CPU than the present one."""
     return has_percent is not None and (cap.percent is None or cap.percent > has_percent)

@@ -14,7 +14,7 @@ BOOTS: dict[str, Any] = {"lifecycle": Lifecycle.BOOTING, "paused_externally": Fa
 
 Result = tuple[Host, tuple[ev.Decision, ...]]
 ResultOfDomain = tuple[Domain, tuple[ev.Decision, ...]]
-"""For work on one domain after another: the host is put together once, when all are done."""
+"""For work on several domains: the host is built once, when all are done."""
 
 
 def refuse(host: Host, event: ev.DomainEvent, code: RefusalCode, text: str) -> Result:

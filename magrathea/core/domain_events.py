@@ -43,7 +43,7 @@ def shutdown_requested(host: Host, domain: Domain, event: ev.ShutdownRequested) 
 
 
 def _not_for_an_admin(host: Host, domain: Domain, *, but_closing: bool = False) -> Refusal | None:
-    """Why an admin's wish about a domain's life cannot be heard now."""
+    """Why an admin's request about a domain's life is refused now; None if it is not."""
     name = domain.name
     paused = host.paused.reason if host.paused else ""
     gates = (

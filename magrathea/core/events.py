@@ -115,7 +115,7 @@ class DriverFound(TimedEvent):
 
 @dataclass(frozen=True, slots=True)
 class OthersSeen(TimedEvent):
-    """What domains that are not configured have by now, all together: they run, and are services."""
+    """CPUs and memory of all running domains that nobody configured, together. They count as services."""
 
     cpus: int
     memory_mib: int
@@ -123,7 +123,7 @@ class OthersSeen(TimedEvent):
 
 @dataclass(frozen=True, slots=True)
 class ConfiguredDomain:
-    """What the configuration says of one domain; each field is the one of the same name of `model.Domain`."""
+    """One domain of the configuration. Each field is the one with this name in `model.Domain`."""
 
     name: str
     kind: Kind
@@ -136,7 +136,7 @@ class ConfiguredDomain:
 
 @dataclass(frozen=True, slots=True)
 class Reconfigured(TimedEvent):
-    """The configuration was read, at the daemon's start or later: all that it says of the host and its domains."""
+    """The configuration was read, at the daemon's start or later. It describes the host and all of its domains."""
 
     host: str
     mode: Mode
@@ -147,11 +147,11 @@ class Reconfigured(TimedEvent):
 
 
 class DaemonStarted(TimedEvent):
-    """The node daemon has just started: no contact to hub and agents yet, and a time of grace for the agents."""
+    """The node daemon has just started. It has no contact to hub and agents yet; the agents get a time of grace."""
 
 
 class AgentConnected(EventOfDomain):
-    """The domain's agent is there."""
+    """The domain's agent is connected."""
 
 
 class AgentLost(EventOfDomain):
@@ -160,7 +160,7 @@ class AgentLost(EventOfDomain):
 
 @dataclass(frozen=True, slots=True)
 class MemoryReported(EventOfDomain):
-    """The agent's figure of what no swap can take (locked, huge pages), in MiB."""
+    """How much memory no swap can take (locked, huge pages), as the agent reports it, in MiB."""
 
     unreclaimable_mib: int
 
@@ -180,7 +180,7 @@ class DomainStarted(EventOfDomain):
 class DomainStopped(EventOfDomain):
     """The domain is gone, or its boot or restore has failed; a frozen one stays frozen, its image is kept.
 
-    One that was to be rebooted boots from here on.
+    If it was to be rebooted, it boots from now on.
     """
 
     reason: str = ""
@@ -295,7 +295,7 @@ DomainEvent = (
 )
 
 Event = HostEvent | DomainEvent
-"""All that there are: wherever events are matched, mypy names the one that is forgotten."""
+"""All events. Where events are matched, mypy reports one that is missing."""
 
 
 # What the machine says. The daemon answers by the first two, writes all of them into the journal's history, and
@@ -313,7 +313,8 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """It is not, and nothing has changed. `code` is for programs and never changes, `text` for people."""
+    """A claim or request is refused, and nothing has changed. `code` is for programs and never changes, `text` is for
+    people."""
 
     domain: str
     code: RefusalCode
@@ -351,8 +352,8 @@ JobGone = Literal[Note.RELEASED, Note.EXPIRED, Note.MISSING, Note.DOMAIN_DOWN, N
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """For the history. `text`: for whom or why. `preempted_s`: how long the job was stopped by us, as far as that ended
-    now. `domain` is empty if it is about the host.
+    """For the history. `text`: for whom or why. `preempted_s`: for how long the job had been stopped by us, if that
+    ended now. `domain` is empty if the note is about the host.
     """
 
     domain: str

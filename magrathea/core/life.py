@@ -1,8 +1,8 @@
-"""A domain's life: what is learned from how the hypervisor has it, and the one step that its facts demand next.
+"""A domain's life: what the hypervisor's view adds to the facts, and the one step that the facts demand next.
 
 Rule 1: level-triggered. A wish (`Closing`, `saving`, a boot) is a fact; after any event and any restart the step is
 computed anew from the facts and from what is so, and the same step may be asked for again.
-Rule 2: what is so comes first: as long as something can be learned, no step is taken.
+Rule 2: the facts are brought up to date first. As long as something can be learned, no step is taken.
 Rule 3: a domain is up when its agent has registered, not when its machine runs: until then it boots. Where the
 hypervisor cannot boot domains (`Seen.leads`), it is up when it is there.
 """
@@ -17,7 +17,7 @@ from .model import Domain, Host, Kind, Lifecycle
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A domain as it is now. `was_up`: as it was at the look before, None at the first. `agent`: it is connected.
+    """A domain as it is now. `was_up`: it was up at the previous look; None at the first. `agent`: it is connected.
     `leads`: the hypervisor boots, ends and saves domains on request."""
 
     up: bool
@@ -34,11 +34,11 @@ class StepOfLife:
 
 
 class Boot(StepOfLife):
-    """Start the domain; from its image where there is one."""
+    """Start the domain, from its image if there is one."""
 
 
 class Register(StepOfLife):
-    """Its agent is there: welcome it, then it is up."""
+    """Its agent is connected: greet it; then the domain is up."""
 
 
 class GoOn(StepOfLife):
@@ -46,7 +46,7 @@ class GoOn(StepOfLife):
 
 
 class PowerOff(StepOfLife):
-    """Ask it to end itself; end it where it does not."""
+    """Ask it to shut down; power it off if it does not."""
 
 
 class Save(StepOfLife):
@@ -57,7 +57,7 @@ LifeStep = Boot | Register | GoOn | PowerOff | Save
 
 
 def learned(host: Host, domain: Domain, seen: Seen) -> ev.DomainEvent | None:
-    """What has happened, if what is so shows that the facts are old; None if they are right."""
+    """The event that brings the facts up to date; None if they are right."""
     if domain.lifecycle is Lifecycle.UP:
         return _learned_up(host, domain, seen)
     if not seen.leads:
@@ -104,7 +104,7 @@ def _learned_down(host: Host, domain: Domain, seen: Seen) -> ev.DomainEvent | No
 
 
 def step(host: Host, domain: Domain, seen: Seen) -> LifeStep | None:
-    """What is to be done next about this domain's life; None if nothing is, or nothing may be."""
+    """The next step in this domain's life; None if there is none, or none may be taken."""
     if not seen.leads or domain.kind is Kind.SERVICE:
         return None
     acts = host.paused is None

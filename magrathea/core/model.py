@@ -59,7 +59,7 @@ class Lifecycle(StrEnum):
 
 class Patience(StrEnum):
     """What a shutdown waits for: `DRAIN` takes no more jobs and waits for the present ones; `IDLE` takes jobs until
-    there happens to be none, and is `DRAIN` from then on; `NOW` waits for nothing."""
+    there are none, and then becomes `DRAIN`; `NOW` waits for nothing."""
 
     DRAIN = "drain"
     IDLE = "when-idle"
@@ -107,7 +107,7 @@ class MemoryComing:
 
 @dataclass(frozen=True, slots=True)
 class MemoryShort:
-    """It will not come. `why`: for people, with the numbers."""
+    """The memory will not come. `why`: for people, with the numbers."""
 
     why: str
 
@@ -142,7 +142,7 @@ class Amount:
         return Amount(self.cpus - other.cpus, self.mib - other.mib)
 
     def within(self, other: Amount) -> bool:
-        """Both parts are no more than the other's; a part that asks for nothing always is."""
+        """True if both parts are at most the other's. A part of 0 or less always fits."""
         return (self.cpus <= max(other.cpus, 0)) and (self.mib <= max(other.mib, 0))
 
     def least(self, other: Amount) -> Amount:
@@ -266,7 +266,7 @@ class Domain:
 
     @property
     def must_go_down(self) -> bool:
-        """It is to go down, and nothing has to be waited for any more."""
+        """True if it is to go down and nothing remains to wait for."""
         return self.closing is not None and (self.closing.patience is Patience.NOW or not self.jobs)
 
     @cached_property
@@ -333,7 +333,7 @@ class Limits:
     `claim_s`: an unconfirmed claim is released after it. `min_run_s`: a younger job is not stopped (at least 5).
     `young_s`: young jobs protect a domain no longer than this in a row. `linger_s`: a priority domain keeps the
     host after its last job. `max_preemptions`: a job stopped that often is not stopped again (0: no limit).
-    `max_preempted_s`: a job stopped that long in one stop is requeued if it allows it (0: no limit).
+    `max_preempted_s`: a job stopped that long in one stop is requeued if it is rerunnable (0: no limit).
     `overtaken_s`: a preempted domain passed over longer goes next. `remember_s`: how long an ended job is known.
     `warn_signal`, `warn_s`: what a job gets before its stop (empty: nothing), and for how long it then runs on.
     `preempted_cpu_percent`: a preempted domain's cap (100: one CPU); 10 keeps MoM answering.
@@ -355,7 +355,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """An admin's word that the host is only watched: what is stopped stays so, and nothing else is stopped or moved."""
+    """An admin has paused the host: what is stopped stays stopped, and nothing else is stopped or moved."""
 
     since: float
     reason: str
@@ -367,8 +367,8 @@ class Host:
 
     `memory_mib`: what domains may have together (the host's reserve already taken off). `hub_lost`: no hub
     answers; then nothing new is preempted. `paused`: None for not. `now`: the time of the last event. `domains`:
-    sorted by name. `driver_lost_at`: since when the hypervisor cannot be asked, None while it can. `others`: what the
-    hypervisor's domains that are not among `domains` have: services, subtracted like those that are.
+    sorted by name. `driver_lost_at`: since when the hypervisor cannot be asked, None while it can. `others`: CPUs and
+    memory of the hypervisor's domains that nobody configured; they are subtracted like services.
     """
 
     name: str

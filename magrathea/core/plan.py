@@ -19,7 +19,7 @@ from .stopping import to_stop, wanted_stopped
 
 
 class Order(StrEnum):
-    """What an agent was told about a job and has confirmed. LIFT: swept no more, but PBS is to continue it."""
+    """An order about a job. LIFT: the agent stops it no more, but PBS is to continue it."""
 
     STOP = "stop"
     LIFT = "lift"
@@ -28,8 +28,11 @@ class Order(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ActualDomain:
-    """A domain as driver and agent see it. None: not capped, or nothing can be said or moved. `can_cap`: its CPU can be
-    capped here; `giving`: how it goes with the memory that it is to give."""
+    """A domain as driver and agent see it.
+
+    `cpu_percent`: None if it is not capped. `memory_mib`: None if it is unknown or cannot be moved. `orders`: what its
+    agent has confirmed. `can_cap`: its CPU can be capped here. `giving`: how far it is with memory that it is to give.
+    """
 
     cpu_percent: int | None = None
     memory_mib: int | None = None
@@ -41,8 +44,8 @@ class ActualDomain:
 @dataclass(frozen=True, slots=True)
 class Want:
     """What a domain should have. `idle`: it has no jobs and keeps what it has (docs/rules.md, "Lazy"), except the cap
-    of a preempted domain. `shrink`: but no more memory than that: it is about to be saved to disk, and what comes back
-    is to find room."""
+    of a preempted domain. `shrink`: it has no jobs but gives memory back all the same, because it is about to be saved
+    to disk: when it comes back, it must find room."""
 
     cap: Cap = NO_CAP
     memory_mib: int | None = None
@@ -52,7 +55,7 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """Tell the domain's agent what is to be done about these jobs."""
+    """Give the domain's agent this order about these jobs."""
 
     domain: str
     order: Order
@@ -183,7 +186,7 @@ def _cpus(
 
 
 def _due_cap(host: Host, want: Want, has: ActualDomain, is_to_give: bool) -> Cap | None:
-    """None: the one that it has."""
+    """None: it keeps the present one."""
     if want.idle:
         return want.cap if is_preempted_cap(host.limits.preempted_cpu_percent, has.cpu_percent) else None
     return due_now(want.cap, has.cpu_percent, has.giving, is_to_give)

@@ -1,10 +1,10 @@
 """When a job of several parts may begin: not before each part has the memory that it asked for.
 
-The first part's host asks, for the prologue hook there; the others' hosts say what their parts lack, through the hub.
+The first part's host asks, for the prologue hook there. The other hosts report through the hub what their parts lack.
 
-Rule 1: what nobody has spoken of does not count as ready. It is waited for no longer than UNHEARD_S, because the job's
+Rule 1: a part that nobody has reported does not count as ready. The job waits for it for UNHEARD_S at most, because its
 other parts keep the jobs stopped that they have preempted.
-Rule 2: what is known not to come is not waited for.
+Rule 2: nobody waits for memory that is known not to come.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from .model import MemoryComing, MemoryLack, MemoryShort, Stage
 from .refusals import Refusal, RefusalCode
 
 UNHEARD_S = 60.0
-"""A hub that is restarted speaks again within seconds, a host a few heartbeats later."""
+"""After a restart a hub answers within seconds, and a host reports a few heartbeats later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unready:
-    """A part of a job that lacks memory. `text`: how far that is, or why, for people; it says where."""
+    """A part of a job that lacks memory. `text`, for people: where, and how far the move is or why it failed."""
 
     stage: Stage
     text: str
 
 
 def unready(lack: MemoryLack | None, how_far: str) -> Unready | None:
-    """The part of a job whose domain lacks that; None if it lacks nothing."""
+    """What to report about a part whose domain has this lack; None if it lacks nothing."""
     match lack:
         case None:
             return None
@@ -42,13 +42,13 @@ def unready(lack: MemoryLack | None, how_far: str) -> Unready | None:
 
 
 def together(told: Iterable[tuple[Unready, ...]]) -> tuple[Unready, ...] | None:
-    """What several hubs know of the same parts: of the one that knows most. None: no hub has spoken."""
+    """The answer with the fewest unknown parts; None if no hub answered."""
     return min(told, key=lambda parts: sum(p.stage is Stage.UNHEARD for p in parts), default=None)
 
 
 def held_back(parts: Iterable[Unready], unheard_s: float, *, hub: bool) -> Refusal | None:
-    """Why the job should not wait for these parts any longer. `unheard_s`: for how long nothing has been known of one
-    or the other; `hub`: whether any hub has spoken just now."""
+    """Why the job should not wait for these parts any longer. `unheard_s`: for how long one
+    of them has not been reported; `hub`: a hub has just answered."""
     whys: dict[Stage, list[str]] = {stage: [] for stage in Stage}
     for part in parts:
         whys[part.stage].append(part.text)

@@ -21,7 +21,7 @@ from .model import NOTHING, Amount, Domain, Host, Job, JobClass, Kind, Lifecycle
 
 
 def silent(host: Host, domain: Domain) -> bool:
-    """The agent, or the hypervisor, has been away longer than the grace time, or the agent cannot answer at all."""
+    """True if agent or hypervisor have been away for longer than the grace time, or the agent cannot answer at all."""
     lost = min((at for at in (domain.agent_lost_at, host.driver_lost_at) if at is not None), default=None)
     return domain.paused_externally or (lost is not None and host.now >= lost + host.limits.agent_silent_s)
 
@@ -35,7 +35,7 @@ def restoring(domain: Domain) -> bool:
 
 
 def young(host: Host, job: Job) -> bool:
-    """It has run for less than the minimum since it was started or continued."""
+    """True if it has run for less than the minimum since it was started or continued."""
     return not job.stopped_by_us and host.now < job.run_since + host.limits.min_run_s
 
 
@@ -57,7 +57,7 @@ def obstacle(host: Host, domain: Domain, job: Job) -> str:
 
 
 def all_stoppable(host: Host, domain: Domain) -> bool:
-    """Each of the domain's jobs is stoppable, or stopped by us already."""
+    """True if each of the domain's jobs is stoppable, or already stopped by us."""
     return domain.name in once(host, _all_stoppable)
 
 
@@ -66,7 +66,7 @@ def _all_stoppable(host: Host) -> frozenset[str]:
 
 
 def stoppable_by_itself(host: Host, domain: Domain) -> bool:
-    """Stoppable as far as the domain goes: the host may be paused or without its hub."""
+    """True if the domain itself can be stopped; its host may be paused or without its hub."""
     answers = domain.agent_lost_at is None and not domain.paused_externally
     reachable = domain.lifecycle is Lifecycle.UP and answers and not domain.fault
     return domain.kind is Kind.NORMAL and reachable and all_stoppable(host, domain)
@@ -147,7 +147,7 @@ def _holds_back(host: Host, domain: Domain) -> Amount:
 def room_mib(host: Host, domain: Domain) -> int:
     """What the domain's jobs may have in all: beyond every floor, its own too, and what its siblings' jobs keep.
 
-    Negative where not even its floor is left.
+    Negative if not even its floor is left.
     """
     sums = once(host, _sums)
     left = host.without_services.mib - sums.floors_mib

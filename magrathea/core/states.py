@@ -1,4 +1,4 @@
-"""What a domain is in one word, what it accepts, and what PBS is told of it: all derived, never stored.
+"""What a domain is in one word, what it accepts, and what is published of it in PBS: all derived, never stored.
 
 The first row of the table that holds gives the state; docs/states.md is written from it. What is accepted
 comes from the very function that answers claims (allocation.verdict), asked for the smallest job. It is asked once for
@@ -58,7 +58,7 @@ def _state_of(host: Host, name: str) -> State:
 
 
 def _could_start(host: Host, domain: Domain, *, stopping: bool) -> bool:
-    """Is there room for the smallest job, as far as siblings' jobs decide it; with or without stopping any?"""
+    """True if siblings' jobs leave room for the smallest job, with or without stopping any."""
     if domain.kind is not Kind.PRIORITY or stopping:
         classes = CLASSES_OF[domain.kind]
         return any(not blocked(host, domain, c) and share(host, domain, c).cpus >= SMALLEST.cpus for c in classes)
@@ -83,7 +83,7 @@ def _verdict_of_smallest(host: Host, name: str, cls: JobClass) -> Refusal | tupl
 
 
 def accepts(host: Host, domain: Domain) -> tuple[JobClass, ...]:
-    """The classes of which one more job, if small enough, may start here now."""
+    """The classes of which one more job may start here now, if it is small enough."""
     return tuple(c for c in CLASSES_OF[domain.kind] if not isinstance(_answer(host, domain, c), Refusal))
 
 
