@@ -37,7 +37,7 @@ def rig() -> Iterator[Rig]:
         ("script", '"name":"before-preempt","env":{"X":"a\\u0000b"}'),
     ],
 )
-def test_a_request_of_the_daemon_with_such_a_value_is_refused(rig: Rig, op: str, body: str) -> None:
+def test_a_request_of_the_daemon_with_a_bad_value_is_refused(rig: Rig, op: str, body: str) -> None:
     head = f'{{"type":"request","id":7,"session":"{rig.host.session}","op":"{op}",'
     rig.host.raw(head.encode() + body.replace("HUGE", HUGE).encode() + b"}\n")
     answer = rig.host.answer(7)
@@ -46,7 +46,7 @@ def test_a_request_of_the_daemon_with_such_a_value_is_refused(rig: Rig, op: str,
 
 
 @pytest.mark.parametrize("id", [HUGE, "9" * 5000, "1e999", "-1", "null", '"1"', "1.5"])
-def test_a_message_with_such_an_id_costs_one_line(rig: Rig, id: str) -> None:
+def test_a_message_with_a_bad_id_costs_one_line(rig: Rig, id: str) -> None:
     for kind in ("request", "answer", "part", "last"):
         rest = '"op":"ping","ok":true,"of":"request","message":1,"at":0,"text":""'
         rig.host.raw(f'{{"type":"{kind}","id":{id},"session":"{rig.host.session}",{rest}}}\n'.encode())
@@ -55,7 +55,7 @@ def test_a_message_with_such_an_id_costs_one_line(rig: Rig, id: str) -> None:
 
 
 @pytest.mark.parametrize("hello", ['"protocol":HUGE', '"protocol":1,"host":HUGE', '"protocol":1,"peer":[HUGE]'])
-def test_a_hello_with_such_a_value_costs_one_line(rig: Rig, hello: str) -> None:
+def test_a_hello_with_a_bad_value_costs_one_line(rig: Rig, hello: str) -> None:
     session = rig.host.session
     rig.host.raw(b'{"type":"hello","session":"%s",%s}\n' % (session.encode(), hello.replace("HUGE", HUGE).encode()))
     assert rig.host.request("ping")["ok"]
@@ -76,7 +76,7 @@ def test_a_hello_with_such_a_value_costs_one_line(rig: Rig, hello: str) -> None:
     ],
     ids=lambda line: line[:60],
 )
-def test_a_hooks_request_with_such_a_value_is_refused(rig: Rig, line: str) -> None:
+def test_a_hooks_request_with_a_bad_value_is_refused(rig: Rig, line: str) -> None:
     line = line.replace("HUGE", HUGE).replace("JOB", json.dumps(rig.job()))
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(BOUND_S)
@@ -86,7 +86,7 @@ def test_a_hooks_request_with_such_a_value_is_refused(rig: Rig, line: str) -> No
     assert rig.mom("ping") == {"ok": True, "connected": True}
 
 
-def test_a_state_file_with_such_a_value_is_put_aside_and_the_agent_goes_on(rig: Rig) -> None:
+def test_a_state_file_with_a_bad_value_is_put_aside_and_the_agent_continues(rig: Rig) -> None:
     rig.claim()
     job = rig.run_job(COUNT)
     rig.host.await_op("launched")

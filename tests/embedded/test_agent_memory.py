@@ -243,7 +243,7 @@ def test_nonsense_is_refused(rig: Rig) -> None:
     assert rig.host.request("push-out", jobs=[NAME], mib=1)["code"] == "not-stopped"
 
 
-def test_the_kernel_takes_others_before_the_agent_when_memory_runs_out(rig: Rig) -> None:
+def test_the_kernel_kills_others_before_the_agent_when_memory_runs_out(rig: Rig) -> None:
     assert rig.agent is not None
     lowered = Path(f"/proc/{rig.agent.pid}/oom_score_adj").read_text().strip() == "-1000"
     assert lowered != ("oom_score_adj may not be lowered here" in rig.log_text())

@@ -63,7 +63,7 @@ def test_a_script_that_floods_does_not_fill_the_log(rig: Rig) -> None:
     assert len(rig.log_text()) < 20000
 
 
-def test_who_wants_to_wait_for_scripts_is_answered_after_the_last(rig: Rig) -> None:
+def test_a_request_to_wait_for_scripts_is_answered_after_the_last(rig: Rig) -> None:
     script(rig, "before-freeze", "sleep 0.3; echo one")
     script(rig, "before-freeze.d/10-b", "sleep 0.3; echo two; exit 1")
     assert rig.host.request("script", name="before-freeze", wait=True)["ok"]

@@ -64,7 +64,7 @@ def test_it_has_the_time_to_do_something_and_is_stopped_then(rig: Rig) -> None:
     assert seconds >= 0.6
 
 
-def test_who_would_end_by_the_signal_does_not_get_it_and_waits_for_nothing(rig: Rig) -> None:
+def test_a_process_that_the_signal_would_kill_gets_no_warning(rig: Rig) -> None:
     rig.claim()
     job = rig.run_job("sleep 100 & while :; do sleep 0.1; done")
     until(lambda: len(rig.children()) >= 2, "its processes")
@@ -75,7 +75,7 @@ def test_who_would_end_by_the_signal_does_not_get_it_and_waits_for_nothing(rig: 
     assert job.poll() is None
 
 
-def test_a_stop_that_stands_is_not_announced_again(rig: Rig) -> None:
+def test_a_standing_stop_is_not_announced_again(rig: Rig) -> None:
     rig.claim()
     said = handler(rig)
     stop(rig, 0.2)

@@ -134,7 +134,7 @@ def test_on_a_full_disk_new_claims_are_refused_and_running_jobs_are_not_lost(tmp
     play(tmp_path, test)
 
 
-def test_with_a_damaged_journal_it_starts_finds_the_jobs_and_takes_no_new_ones(tmp_path: Path) -> None:
+def test_with_a_damaged_journal_the_daemon_starts_finds_the_jobs_and_accepts_no_new_ones(tmp_path: Path) -> None:
     async def test(r: Rig) -> None:
         low = await low_job(r)
         await r.stop_daemon()

@@ -91,7 +91,7 @@ def test_moms_list_is_the_truth_after_a_loss(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("do", ["boot", "shutdown", "reboot", "freeze", "defrost"])
-def test_what_the_local_driver_cannot_do_is_refused(tmp_path: Path, do: str) -> None:
+def test_calls_that_the_local_driver_cannot_do_are_refused(tmp_path: Path, do: str) -> None:
     async def test(r: Rig) -> None:
         answer = await control(r, op="domain", do=do, domain="p1")
         assert answer["code"] == "not-supported" and "local driver" in answer["text"]

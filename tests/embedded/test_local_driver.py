@@ -396,7 +396,7 @@ def test_a_call_that_hangs_ends_at_its_deadline(machine: Machine, monkeypatch: p
 
 
 @pytest.mark.parametrize("what", ["boot", "shutdown", "save", "resume"])
-def test_what_it_cannot_do_is_refused_and_not_among_its_capabilities(machine: Machine, what: str) -> None:
+def test_impossible_calls_are_refused_and_not_among_its_capabilities(machine: Machine, what: str) -> None:
     async def run() -> None:
         machine.start()
         async with driving(machine) as (driver, _):

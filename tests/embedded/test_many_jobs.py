@@ -150,7 +150,7 @@ def test_the_launch_of_each_is_reported_and_claims_are_answered_meanwhile(rig: R
     run(rig, case)
 
 
-def test_releases_that_nobody_takes_leave_a_place_for_claims(rig: Rig) -> None:
+def test_releases_that_nobody_answers_leave_room_for_claims(rig: Rig) -> None:
     async def case(site: Site) -> None:
         site.let_releases_go.clear()
         for number in range(MAX_PENDING + 10):

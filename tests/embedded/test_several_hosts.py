@@ -245,7 +245,7 @@ def test_if_all_memory_has_arrived_the_other_host_costs_no_waiting(tmp_path: Pat
     play(tmp_path, test)
 
 
-def test_memory_that_the_other_host_has_not_got_refuses_the_job_with_the_hosts_name_and_the_numbers(
+def test_the_job_is_refused_with_name_and_numbers_if_another_host_lacks_memory(
     tmp_path: Path,
 ) -> None:
     async def test(site: Site) -> None:

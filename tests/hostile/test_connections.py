@@ -125,7 +125,7 @@ def test_a_message_without_an_end_ends_its_connection(
     asyncio.run(test())
 
 
-def test_one_address_has_so_many_connections_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_connections_of_one_address_are_limited(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         listener = Listener(ConnectionLimits(1000, 8, 10**9))
         try:

@@ -124,7 +124,7 @@ def test_ten_thousand_refusals_cost_pbs_some_questions(tmp_path: Path) -> None:
     run(tmp_path, test, tcp=True)
 
 
-def test_one_snapshot_with_ten_thousand_refusals_is_none(tmp_path: Path) -> None:
+def test_a_snapshot_with_ten_thousand_refusals_is_invalid(tmp_path: Path) -> None:
     async def test(hub: RealHub) -> None:
         host = hub.host("h1", "p1")
         hub.start()

@@ -145,7 +145,9 @@ def test_a_connection_that_sends_nothing_is_closed(
     run(tmp_path, test)
 
 
-def test_who_does_not_take_the_answer_is_ended(tmp_path: Path, users: Users, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_does_not_read_its_answer_is_disconnected(
+    tmp_path: Path, users: Users, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(control, "TIME_LIMIT_S", 0.05)
 
     async def test(path: Path) -> None:

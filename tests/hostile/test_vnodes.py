@@ -9,7 +9,7 @@ from tests.embedded.real_hub import RealHub, run
 from tests.fakes.reports import domain
 
 
-def test_names_that_are_bound_to_another_host_are_not_to_be_had_by_coming_first(tmp_path: Path) -> None:
+def test_a_host_that_comes_first_does_not_get_names_bound_to_another(tmp_path: Path) -> None:
     async def test(hub: RealHub) -> None:
         hostile, honest = hub.host("h1", "p1"), hub.host("h2", "n1", "n2")
         hub.start()

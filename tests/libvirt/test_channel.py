@@ -51,7 +51,7 @@ def test_a_guest_that_writes_nonsense_disturbs_nobody_and_its_next_agent_connect
     machine.qsub_and_end("n1", Job("3", "preemptible"))
 
 
-def test_an_agent_that_is_killed_comes_back_and_heeds_no_order_of_before(anywhere: Machine) -> None:
+def test_a_killed_agent_restarts_and_ignores_earlier_orders(anywhere: Machine) -> None:
     machine = anywhere
     guest = machine["n1"]
     job = guest.qsub(Job("1", "preemptible"))

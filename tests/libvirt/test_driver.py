@@ -53,7 +53,7 @@ async def refused(work: Awaitable[None]) -> str:
     return caught.value.code
 
 
-def test_qemu_can_do_everything_and_nothing_is_to_be_noted(drive: Callable[[Work], None]) -> None:
+def test_qemu_can_do_everything_and_there_are_no_notes(drive: Callable[[Work], None]) -> None:
     async def work(driver: LibvirtDriver, events: list[DomainChange]) -> None:
         assert driver.capabilities == {CPU, MEMORY, LIFE, SAVE}
         assert driver.notes() == []
@@ -128,7 +128,7 @@ def test_pausing_ending_and_booting_are_seen(hypervisor: Hypervisor, drive: Call
     drive(work)
 
 
-def test_a_qemu_that_hangs_holds_up_its_own_changes_only(hypervisor: Hypervisor) -> None:
+def test_a_qemu_that_hangs_delays_only_its_own_changes(hypervisor: Hypervisor) -> None:
     async def work() -> None:
         names = {name: guest.libvirt_name for name, guest in hypervisor.guests.items()}
         driver = LibvirtDriver("h1", hypervisor.uri, names)

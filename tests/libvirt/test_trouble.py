@@ -136,7 +136,7 @@ def test_the_qemu_of_the_priority_domain_is_killed_and_the_stopped_job_continues
     machine.until_state("p1", "occupied-would-preempt")
 
 
-def test_the_qemu_of_a_preempted_domain_is_killed_and_it_comes_back_free(preempted: tuple[Machine, Job, Job]) -> None:
+def test_a_preempted_domain_is_free_after_its_qemu_was_killed(preempted: tuple[Machine, Job, Job]) -> None:
     machine, _, favoured = preempted
     os.kill(machine.hypervisor.libvirtd.qemu(machine["n1"].libvirt_name), signal.SIGKILL)
     machine.until_state("n1", "down")
@@ -148,7 +148,7 @@ def test_the_qemu_of_a_preempted_domain_is_killed_and_it_comes_back_free(preempt
     machine.until_state("n1", "free")
 
 
-def test_a_hanging_qemu_holds_up_its_own_domain_only(preempted: tuple[Machine, Job, Job]) -> None:
+def test_a_hanging_qemu_delays_only_its_own_domain(preempted: tuple[Machine, Job, Job]) -> None:
     machine, victim, favoured = preempted
     qemu = machine.hypervisor.libvirtd.qemu(machine["p1"].libvirt_name)
     os.kill(qemu, signal.SIGSTOP)

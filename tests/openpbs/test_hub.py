@@ -146,7 +146,7 @@ def job(site: Site) -> Iterator[str]:
     site.until_booked()
 
 
-def test_what_vnodes_show(site: Site) -> None:
+def test_the_attributes_of_vnodes(site: Site) -> None:
     site.says(mode=Mode.COUNTED)
     site.until(lambda: site.resources("n1").get("magrathea_host_ncpus") == 4, "publication")
     shown = site.resources("n1")
@@ -167,7 +167,7 @@ def test_a_new_vnode_that_nobody_manages_takes_every_class(site: Site) -> None:
         site.cluster.qmgr("delete node head")
 
 
-def test_an_admins_slip_is_fixed_and_his_offline_stands(site: Site) -> None:
+def test_an_admins_mistake_is_corrected_and_his_offline_stays(site: Site) -> None:
     site.cluster.run(HEAD, ["pbsnodes", "-o", "n1"])
     site.cluster.qmgr("set node n1 resources_available.magrathea_accepts=priority")
     site.until(lambda: "protected" in site.resources("n1")["magrathea_accepts"], "the repair")

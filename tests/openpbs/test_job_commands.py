@@ -122,7 +122,7 @@ if os.path.exists(%r):
 """
 
 
-def test_an_admin_resume_that_a_hook_of_the_site_refuses_is_made_up_for(fleet: OpenPbsCluster) -> None:
+def test_an_admin_resume_that_a_hook_of_the_site_refuses_is_repeated_until_it_works(fleet: OpenPbsCluster) -> None:
     """The refusal costs the job its admin flag in PBS, and the vnode its maintenance. Then only a plain `resume` works,
     which goes through the scheduler. The hub repeats it until it succeeds."""
     veto = fleet.directory / "veto"

@@ -73,7 +73,7 @@ def starts(fleet: OpenPbsCluster, job: str) -> int:
     return len(path.read_text().splitlines())
 
 
-def test_stopped_longer_than_the_limit_a_job_is_requeued_and_begins_anew(fleet: OpenPbsCluster) -> None:
+def test_a_job_stopped_longer_than_the_limit_is_requeued_and_starts_again(fleet: OpenPbsCluster) -> None:
     with fleet.only(EAGER), limits(fleet, EAGER, max_preempted_s=2.0):
         low, high = preempted(fleet)
         wait_state(fleet, low, "Q")

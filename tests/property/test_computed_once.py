@@ -133,7 +133,7 @@ def actuals(draw: st.DrawFn, h: Host) -> dict[str, ActualDomain]:
 
 
 @given(hosts())
-def test_who_is_stopped_and_who_goes_on(h: Host) -> None:
+def test_the_jobs_that_are_stopped_and_resumed(h: Host) -> None:
     assert stopping.wanted_stopped(h) == plain.wanted_stopped(h)
     assert stopping.wanted_here(h) == plain.wanted_here(h)
     assert stopping.in_line(h) == tuple(plain.in_line(h))
@@ -179,7 +179,7 @@ def test_every_claim_is_answered_by_the_rules(h: Host, cpus: int, mib: int) -> N
 
 
 @given(hosts())
-def test_what_is_told_of_each_domain(h: Host) -> None:
+def test_the_published_values_of_each_domain(h: Host) -> None:
     for d in h.workers:
         assert states.state_of(h, d) == plain.state(h, d)
         assert states.accepts(h, d) == plain.accepts(h, d)
@@ -227,7 +227,7 @@ def test_victims_of_many_or_few_domains(sizes: list[tuple[int, int, float]], swa
 
 
 @given(st.integers(0, 2**32), st.integers(1, 25))
-def test_what_was_computed_before_changes_no_answer(seed: int, events: int) -> None:
+def test_answers_do_not_depend_on_earlier_computations(seed: int, events: int) -> None:
     """A host with all answers computed and the same facts fresh from the journal behave alike."""
     random = Random(seed)
     host = a_host(random)

@@ -50,7 +50,7 @@ def test_the_table_shows_missed_goals_and_missing_measurements() -> None:
     assert lines[2].split() == ["b", "-", "s", "<=", "1", "no", "PBS", "here"]
 
 
-def test_json_holds_every_field() -> None:
+def test_json_has_every_field() -> None:
     [entry] = json.loads(figure.as_json([at_most("a", 1, "ms", 2)]))
     assert entry == {"name": "a", "value": 1, "unit": "ms", "target": "<= 2", "met": True, "note": ""}
 
@@ -101,7 +101,7 @@ RESULTS = """
 """
 
 
-def test_what_mutmut_prints_is_counted_by_module() -> None:
+def test_mutmuts_output_is_counted_by_module() -> None:
     found = core_mutation.mutants(RESULTS)
     assert [m.status for m in found] == ["killed", "survived", "timeout", "no tests"]
     lines = [

@@ -210,7 +210,9 @@ def hub_view(*hosts: Snapshot, live: bool = True) -> bytes:
     return encode(FarmView(at=AT, knows_pbs=True, hosts=views, booked=[])) + b"\n"
 
 
-def test_watch_is_for_all_hosts_and_for_one_by_the_hub_too(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watch_also_works_for_all_hosts_and_for_one_through_the_hub(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     looks: list[float] = []
 
     def sleep(seconds: float) -> None:
@@ -278,7 +280,7 @@ def in_a_guest(path: Path, form: str, **changes: object) -> Result:
         return magrathea("status", "--format", form)
 
 
-def test_in_a_guest_status_is_of_its_own_domain(in_guest: Path) -> None:
+def test_in_a_guest_status_shows_its_own_domain(in_guest: Path) -> None:
     result = in_a_guest(in_guest, "table")
     lines = result.stdout.splitlines()
     assert result.exit_code == 0, result.output

@@ -185,7 +185,7 @@ def test_a_host_is_preempted_once_for_all_chunks_that_it_takes() -> None:
     assert found.fits
 
 
-def test_who_need_not_preempt_is_taken_first() -> None:
+def test_domains_that_need_not_preempt_come_first() -> None:
     free = named("h2", domain("p1", kind=Kind.PRIORITY, accepts=[JobClass.PRIORITY], rank=500))
     assert places(outlook([would("h1", "20.srv"), free], Chunk(1, 1))) == [(0, "h2", "p1", [])]
 

@@ -20,7 +20,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "control.sock"
 
 
-def test_the_status_is_asked_for_in_one_line_and_comes_typed(path: Path) -> None:
+def test_the_status_is_requested_in_one_line_and_returned_typed(path: Path) -> None:
     with answering(path, encode(PREEMPTION) + b"\n") as questions:
         assert client.status(path) == PREEMPTION
     assert questions[0] == b'{"op":"status"}\n'

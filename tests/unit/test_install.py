@@ -118,7 +118,7 @@ def test_hooks_come_last_of_their_event(fresh: Present) -> None:
     assert 'set hook magrathea_mom order = "1000"' in commands(changes(fresh, OPTIONS))
 
 
-def test_the_prologue_hook_comes_and_goes_with_moving_memory(done: Present) -> None:
+def test_the_prologue_hook_exists_only_if_memory_moves(done: Present) -> None:
     moving = replace(OPTIONS, memory_moves=True)
     assert "create hook magrathea_prologue" in commands(changes(done, moving))
     with_it = replace(done, hooks={**done.hooks, "magrathea_prologue": {}})
@@ -225,7 +225,7 @@ def test_a_resources_line_that_is_not_understood_is_refused(fresh: Present, line
         changes(replace(fresh, sched_config=f"a: 1\n{line}\n"), OPTIONS)
 
 
-def test_of_several_resources_lines_the_last_gets_ours() -> None:
+def test_the_last_of_several_resources_lines_gets_our_words() -> None:
     text = 'resources: "ncpus, mem"\r\nb: 2\n  resources : "host"\tALL\r\nc: 3'
     new = with_resources(text, ["magrathea", "mem"])
     assert new == 'resources: "ncpus, mem"\r\nb: 2\n  resources : "host, magrathea"\tALL\r\nc: 3'

@@ -98,7 +98,7 @@ def test_messages_for_an_earlier_agent_are_dropped(desk: Desk) -> None:
     assert [doc for doc in desk.got if doc["type"] == "answer"] == []
 
 
-def test_a_host_that_goes_and_comes_back_is_met_on_the_same_descriptor(desk: Desk) -> None:
+def test_a_host_that_goes_and_comes_back_is_greeted_on_the_same_descriptor(desk: Desk) -> None:
     desk.channel.connect()
     desk.greet("a" * 16)
     asked: list[object] = []

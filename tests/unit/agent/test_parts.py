@@ -88,7 +88,7 @@ def test_a_finished_long_request_leaves_nothing_behind(pair: Pair) -> None:
     assert not pair.guest.pending
 
 
-def test_a_long_request_starts_again_with_a_host_that_begins_anew(pair: Pair) -> None:
+def test_a_long_request_starts_again_with_a_restarted_host(pair: Pair) -> None:
     pair.ask(pair.guest, deadline_s=60, filler=LONG)
     one_turn(pair)
     one_turn(pair)

@@ -175,7 +175,7 @@ def test_a_young_stranger_may_become_the_jobs_by_an_exec(standing: Standing, mon
     assert [standing.looks_of_a_glance() for _ in range(3)] == [1, 1, 1]
 
 
-def test_a_look_that_is_too_old_is_followed_by_another(standing: Standing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_look_that_is_too_old_is_repeated(standing: Standing, monkeypatch: pytest.MonkeyPatch) -> None:
     standing.settle()
     monkeypatch.setattr(sweeper, "WHOLE_LOOK_S", 0.0)
     assert standing.looks_of_a_glance() == 1

@@ -129,7 +129,7 @@ def made(kind: str, path: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "folder"])
-def test_what_is_no_state_file_is_put_aside_unread(
+def test_a_file_that_is_no_state_file_is_put_aside_unread(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str
 ) -> None:
     path, other = tmp_path / "state", tmp_path / "other"

@@ -124,7 +124,7 @@ def test_the_guests_hello_is_repeated_until_the_host_knows_it() -> None:
     assert pair.guest.take_output() == b"", "and no longer"
 
 
-def test_a_host_that_begins_anew_on_the_same_stream_is_met_and_asked_again(pair: Pair) -> None:
+def test_a_host_that_restarts_on_the_same_stream_is_greeted_and_asked_again(pair: Pair) -> None:
     answers = pair.ask(pair.guest, deadline_s=60)
     pair.talk()
     before = pair.guest.session

@@ -64,7 +64,7 @@ def test_a_defect_is_not_hidden_from_a_shell_that_does_not_ask_for_it(pair: Pair
         pair.talk()
 
 
-def test_what_the_shell_refuses_as_bad_is_a_bad_line(pair: Pair) -> None:
+def test_a_message_that_the_shell_refuses_is_a_bad_line(pair: Pair) -> None:
     def refusing(mark: tuple[str, int], op: str, doc: Doc) -> None:
         raise BadValue(op)
 

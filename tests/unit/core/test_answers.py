@@ -148,7 +148,7 @@ def test_a_job_that_mom_lists_as_running_stays_as_it_is() -> None:
     assert get_job(listed(h, "n1", "1"), "n1", "1") == get_job(h, "n1", "1")
 
 
-def test_a_job_that_pbs_has_suspended_counts_from_the_list_and_runs_anew_after_it() -> None:
+def test_a_job_suspended_by_pbs_counts_from_the_list_and_its_run_restarts_afterwards() -> None:
     h = listed(run(host("exclusive", n1="normal"), "n1", "1"), "n1", ev.ReportedJob(key("1"), suspended=True))
     assert get_job(h, "n1", "1").stopped_since == T
     h = listed(later(h, 60), "n1", "1")

@@ -27,7 +27,7 @@ def test_a_hypervisor_that_does_not_answer_makes_its_domains_unknown_after_a_whi
     assert state(found, "n1") == state(h, "n1")
 
 
-def test_losing_it_twice_does_not_begin_the_time_of_grace_anew() -> None:
+def test_losing_it_twice_does_not_restart_the_grace_time() -> None:
     h = after(host("exclusive", n1="normal"), DriverLost(T))
     h = after(later(h, 20), DriverLost(T + 20))
     assert h.driver_lost_at == T

@@ -51,7 +51,7 @@ def test_a_job_missing_from_two_lists_is_released(mode: str) -> None:
 
 
 @both
-def test_a_list_that_has_it_again_starts_the_count_anew(mode: str) -> None:
+def test_a_list_that_has_the_job_again_restarts_the_count(mode: str) -> None:
     h = run(host(mode, n1="normal"), "n1", "1")
     h = listed(listed(listed(h, "n1"), "n1", "1"), "n1")
     assert job_ids(h, "n1") == {"1"}
@@ -102,7 +102,7 @@ def test_a_job_that_is_still_listed_long_after_its_release_is_there(mode: str) -
 
 
 @both
-def test_a_newer_run_in_the_list_takes_the_place_of_the_older(mode: str) -> None:
+def test_a_newer_run_in_the_list_replaces_the_older_one(mode: str) -> None:
     h = run(host(mode, n1="normal"), "n1", "1")
     h = listed(h, "n1", ReportedJob(key("1", 2)))
     assert [j.key for j in get(h, "n1").jobs] == [key("1", 2)]

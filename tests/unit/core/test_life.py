@@ -286,7 +286,7 @@ def test_the_end_of_a_pause_becomes_an_event() -> None:
     assert type(learned(h, get(h, "p1"), UP)) is DomainWentOn
 
 
-def test_a_domain_that_is_down_and_is_to_be_rebooted_boots() -> None:
+def test_a_reboot_of_a_domain_that_is_down_boots_it() -> None:
     h = shutdown(host("exclusive", n1="normal down"), "n1", reboot=True)
     event = learned(h, get(h, "n1"), DOWN)
     assert isinstance(event, DomainStopped)

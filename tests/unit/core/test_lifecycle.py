@@ -74,7 +74,7 @@ def test_a_domain_boots_starts_and_takes_jobs_once_its_agent_is_there(mode: str)
 
 
 @both
-def test_a_started_domain_whose_agent_never_comes_is_unknown_after_its_grace(mode: str) -> None:
+def test_a_started_domain_without_an_agent_is_unknown_after_its_grace(mode: str) -> None:
     h = after(host(mode, n1="normal down"), DomainBooting(T, "n1", T + 300), DomainStarted(T + 20, "n1"))
     assert state(later(h, 10), "n1") is not State.UNKNOWN
     assert state(later(h, 31), "n1") is State.UNKNOWN
@@ -98,7 +98,7 @@ def test_an_agent_that_comes_back_within_the_grace_time_changes_nothing(mode: st
 
 
 @both
-def test_a_domain_whose_agent_is_away_is_not_stoppable(mode: str) -> None:
+def test_a_domain_without_a_connected_agent_is_not_stoppable(mode: str) -> None:
     h = run(host(mode, cpus=4, n1="normal", p1="priority"), "n1", "1", cpus=4)
     h = after(h, AgentLost(T, "n1"))
     assert state(h, "p1") is State.OCCUPIED
@@ -123,7 +123,7 @@ def test_an_agent_may_connect_before_the_driver_sees_its_domain_up(mode: str) ->
 
 
 @both
-def test_a_second_loss_of_the_agent_does_not_start_the_grace_time_anew(mode: str) -> None:
+def test_a_second_loss_of_the_agent_does_not_restart_the_grace_time(mode: str) -> None:
     h = after(host(mode, n1="normal"), AgentLost(T, "n1"), AgentLost(T + 20, "n1"))
     assert state(later(h, 15), "n1") is State.UNKNOWN
 

@@ -85,7 +85,7 @@ def test_the_way_back_gives_memory_before_it_continues_jobs() -> None:
     assert steps(go_on(h, "n1", "1"), actual) == []
 
 
-def test_a_booked_job_is_let_go_and_only_pbs_continues_it() -> None:
+def test_the_stop_of_a_booked_job_is_lifted_and_only_pbs_continues_it() -> None:
     h = stop(pair(), "n1", "1", booked=True)
     actual: Actual = {"n1": ActualDomain(10, 200, {key("1"): Order.STOP}), "p1": ActualDomain(None, 3_800)}
     assert ("n1", key("1")) not in ready(h, actual), "its memory is not back"
@@ -271,7 +271,7 @@ def let_go(memory_mib: int = 3_800, order: Order = Order.LIFT, percent: int | No
     return ("n1", key("1")) in ready(h, actual)
 
 
-def test_a_booked_job_is_ready_when_its_domain_has_all_back_and_its_agent_has_let_go() -> None:
+def test_a_booked_job_is_ready_when_its_domain_has_everything_back_and_its_stop_is_lifted() -> None:
     assert let_go()
     assert not let_go(memory_mib=3_000)
     assert not let_go(percent=10)

@@ -89,7 +89,7 @@ def test_young_jobs_protect_a_domain_for_a_limited_time_in_a_row(mode: str) -> N
 
 
 @both
-def test_a_gap_in_the_young_jobs_starts_the_time_anew(mode: str) -> None:
+def test_a_gap_in_the_young_jobs_restarts_the_time(mode: str) -> None:
     h = host(mode, cpus=4, n1="normal", p1="priority")
     for i in range(20):
         id = str(i)
@@ -235,7 +235,7 @@ def test_a_job_that_another_host_wants_stopped_is_preempted_here_too(mode: str) 
 
 
 @both
-def test_what_another_host_wants_is_not_this_hosts_own_wish(mode: str) -> None:
+def test_another_hosts_wish_is_not_this_hosts_own(mode: str) -> None:
     """Otherwise two hosts would hold the job for each other for ever."""
     h = books(busy(mode), Booking(key("1"), booked=True, held=True))
     assert wanted(h) == {"1"}
@@ -245,7 +245,7 @@ def test_what_another_host_wants_is_not_this_hosts_own_wish(mode: str) -> None:
 
 
 @both
-def test_two_hosts_that_both_wanted_it_let_go_of_it_one_after_the_other(mode: str) -> None:
+def test_two_hosts_that_wanted_it_stopped_lift_that_one_after_the_other(mode: str) -> None:
     h = books(claim(busy(mode), "p1", "9").host, Booking(key("1"), booked=True, held=True))
     assert wished(h) == wanted(h) == {"1"}
     h = release(h, "p1", "9")

@@ -31,7 +31,7 @@ def test_a_domain_shows_what_its_jobs_have_and_what_one_more_may_have() -> None:
     assert (size(h, "n1").cpus, size(h, "n2").cpus) == (8, 5)
 
 
-def test_of_several_classes_the_smallest_share_is_shown() -> None:
+def test_the_smallest_share_of_several_classes_is_shown() -> None:
     """Protected jobs must not use p1's reserve; preemptible ones may borrow it."""
     h = run(host("counted", n1="normal", n2="normal", p1="priority cpus=4 frozen"), "n1", "1", cpus=3)
     assert size(h, "n2").cpus == 8 - 4 - 3

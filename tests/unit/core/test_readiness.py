@@ -34,7 +34,7 @@ def test_silent_parts_are_waited_for_a_while(hub: bool, code: str) -> None:
     assert refused is not None and refused.code == code and UNHEARD.text in refused.text
 
 
-def test_of_several_hubs_the_one_that_knows_most_counts() -> None:
+def test_the_answer_of_the_hub_that_knows_most_counts() -> None:
     """Another hub may serve another PBS, or may have just started."""
     assert together([]) is None
     assert together([(UNHEARD,), ()]) == ()

@@ -44,7 +44,7 @@ def victims(h: Host, cpus: int, memory: int = 0) -> tuple[str, ...]:
     return answer.victims
 
 
-def test_fewest_cpus_too_many_first() -> None:
+def test_the_smallest_excess_of_cpus_counts_first() -> None:
     assert victims(full(4, 3, 3), 6) == ("n2", "n3")  # the original stopped 4 + 3
     assert victims(full(8, 1, 1, 1), 3) == ("n2", "n3", "n4")
     assert victims(full(8, 2, 5), 5) == ("n3",)
@@ -61,7 +61,7 @@ def test_then_the_least_preempted_so_far() -> None:
     assert victims(h, 4) == ("n1",)
 
 
-def test_then_the_fewest_mib_too_many() -> None:
+def test_then_the_smallest_excess_of_memory_counts() -> None:
     h = host("counted", cpus=4, memory=1_000, n1="normal swap=9999", n2="normal swap=9999", p1="priority")
     h = run(run(h, "n1", "1", cpus=2, memory=600), "n2", "2", cpus=2, memory=400)
     assert victims(h, 2, memory=300) == ("n2",)

@@ -209,7 +209,7 @@ def test_a_job_on_several_vnodes_claims_this_moms_part_only(
 @pytest.mark.parametrize(
     ("mem", "memory_mib"), [("100m", 100), ("100MB", 100), ("1gw", 8192), ("2097152w", 16), ("1", 1), ("1T", 2**20)]
 )
-def test_sizes_as_qrun_takes_them(agent: FakeAgent, mem: str, memory_mib: int) -> None:
+def test_sizes_as_qrun_accepts_them(agent: FakeAgent, mem: str, memory_mib: int) -> None:
     """`qrun -H` puts an administrator's text into exec_vnode unchanged; the scheduler itself writes kb only."""
     assert run("execjob_begin", a_job(exec_vnode=f"(n1:NCPUS=1:mem={mem})")).accepted
     claimed = agent.heard[0]["job"]
@@ -217,7 +217,7 @@ def test_sizes_as_qrun_takes_them(agent: FakeAgent, mem: str, memory_mib: int) -
 
 
 @pytest.mark.parametrize("exec_vnode", ["(n1:ncpus=1x)", "(n1:ncpus=1:mem=1.5gb)", "(n1:ncpus=1", "(n1:ncpus)"])
-def test_what_cannot_be_read_is_refused_and_never_guessed(agent: FakeAgent, exec_vnode: str) -> None:
+def test_text_that_cannot_be_parsed_is_refused_and_never_guessed(agent: FakeAgent, exec_vnode: str) -> None:
     refused = run("execjob_begin", a_job(exec_vnode=exec_vnode))
     assert not refused.accepted
     assert refused.changes["Execution_Time"] > time.time()

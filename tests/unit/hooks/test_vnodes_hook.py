@@ -101,7 +101,7 @@ def test_a_vnode_that_is_stuck_is_emptied_in_maintenance(run: Callable[..., Any]
 
 
 @pytest.mark.parametrize("vnode", [None, Vnode(siblings=None)], ids=["unknown", "not ours"])
-def test_of_other_vnodes_nothing_is_set(run: Callable[..., Any], vnode: Vnode | None) -> None:
+def test_other_vnodes_are_not_changed(run: Callable[..., Any], vnode: Vnode | None) -> None:
     assert run(vnode) == {}
     assert vnode is None or vnode.set == []
 

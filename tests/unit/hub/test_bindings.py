@@ -26,7 +26,7 @@ BOUND = Bindings({"h1": frozenset({"p1"}), "h2": frozenset({"n1", "n2"})})
         ("unbound", "n1", False),
     ],
 )
-def test_who_may_speak_of_what(host: str, name: str, permitted: bool) -> None:
+def test_which_host_may_report_which_vnode(host: str, name: str, permitted: bool) -> None:
     assert BOUND.permit(host, name) is permitted
     assert Bindings().permit(host, name)
 
@@ -60,7 +60,7 @@ def test_the_same_though_the_hub_reads_pbs_in_between() -> None:
     assert shown(made, "n1", HOST) == "h2"
 
 
-def test_a_service_takes_no_name() -> None:
+def test_a_service_does_not_use_up_a_name() -> None:
     made = hub(Bindings())
     made.says("h1", domain("n1", kind=Kind.SERVICE, accepts=[]), domain("p1"))
     made.says("h2", domain("n1"))
@@ -82,7 +82,7 @@ def test_siblings_that_belong_to_another_host_are_not_named_without_lists_either
     assert shown(made, "p1", SIBLINGS) == "none"
 
 
-def test_a_binding_that_comes_later_is_worth_more_than_a_report_and_a_record() -> None:
+def test_a_later_binding_overrides_a_report_and_a_record() -> None:
     made = hub(Bindings())
     made.says("h1", domain("n1"), domain("p1"))
     assert shown(made, "n1", HOST) == "h1"

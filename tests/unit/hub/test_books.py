@@ -259,7 +259,7 @@ def test_walltime_of_a_stop_that_an_admin_unbooked_is_given_back(hub: SimHub, pb
     assert 1 <= pbs.jobs["1.srv"].walltime_s - 600 <= 65  # type: ignore[operator]
 
 
-def test_a_host_whose_clock_is_ahead_gives_no_walltime_away(hub: SimHub, pbs: FakePbs) -> None:
+def test_a_hosts_fast_clock_gives_no_extra_walltime(hub: SimHub, pbs: FakePbs) -> None:
     pbs.change("1.srv", walltime_s=600)
     heard = job_wishes.Heard(snapshot_ahead(3600), True, NOW)
     wish = job_wishes.wish_of({"h1": stopped(since=NOW + 3597)}, {"h1": heard}, frozenset({"h1"}))
@@ -296,7 +296,7 @@ def test_a_comment_that_cannot_be_set_holds_nothing_up(hub: SimHub, pbs: FakePbs
     assert hub.farm.entries == {}
 
 
-def test_a_walltime_that_cannot_be_set_holds_no_resume_up_and_ends_in_an_alert(hub: SimHub, pbs: FakePbs) -> None:
+def test_a_walltime_that_cannot_be_set_delays_no_resume_and_ends_in_an_alert(hub: SimHub, pbs: FakePbs) -> None:
     def no(operation: str, subject: str) -> None:
         if operation == "set_walltime":
             raise PbsError(Code.NO_PERMISSION, "no")
@@ -420,7 +420,7 @@ class TestAfterARestartOfTheHub:
         second.settle(1)
         assert hub.state() == "R"
 
-    def test_without_its_file_it_takes_over_what_hosts_report_as_booked(self, pbs: FakePbs) -> None:
+    def test_without_its_file_the_hub_uses_the_hosts_reports_of_booked_jobs(self, pbs: FakePbs) -> None:
         pbs.suspend_by_admin("1.srv")
         hub = SimHub(pbs)
         hub.says("h1", domain("n1", [stopped(booked=True)]))

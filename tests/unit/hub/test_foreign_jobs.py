@@ -51,7 +51,7 @@ def untouched(hub: SimHub) -> bool:
 
 @pytest.mark.parametrize("lie", LIES)
 @pytest.mark.parametrize("where", ["n1", "n2", "free", "nowhere"])
-def test_a_job_on_another_hosts_vnode_is_not_touched_and_its_host_is_told_nothing(
+def test_a_job_on_another_hosts_vnode_is_not_touched_and_its_host_gets_no_entry(
     hub: SimHub, lie: JobReport, where: str
 ) -> None:
     hub.says("h1", domain("own", [lie], vnode=where))
@@ -140,9 +140,7 @@ def test_a_question_that_pbs_does_not_answer_is_asked_again(hub: SimHub, pbs: Fa
     assert hub.state("2.srv") == "S"
 
 
-def test_a_host_causes_so_many_questions_and_no_more_and_others_are_asked_for_meanwhile(
-    hub: SimHub, pbs: FakePbs
-) -> None:
+def test_each_host_has_its_own_limit_of_questions(hub: SimHub, pbs: FakePbs) -> None:
     hub.says("h1", domain("n1", [stopped(f"{n}.none") for n in range(3000)]))
     pbs.put(job("2.srv", vnodes=("n2",)))
     hub.says("h2", domain("n2", [report(), stopped("2.srv")]))

@@ -63,7 +63,7 @@ def test_a_job_on_a_vnode_of_another_host_gets_none() -> None:
     assert pbs.jobs["1.srv"].comment != "told"
 
 
-def test_what_a_host_says_of_vnodes_that_are_not_its_own_is_not_heard() -> None:
+def test_a_hosts_reports_about_other_hosts_vnodes_are_ignored() -> None:
     comments = JobComments()
     comments.heard(structs.replace(heard("waits"), refused=[claim("why")]), set(), 0.0)
     assert comments.waiting_due() == comments.refused_due() == {}
@@ -74,7 +74,7 @@ def refusing(*ids: str) -> Snapshot:
     return structs.replace(snapshot(domain()), refused=claims)
 
 
-def test_a_host_can_cause_so_many_comments_and_no_more_and_another_host_has_its_own() -> None:
+def test_each_host_has_its_own_limit_of_comments() -> None:
     comments = JobComments()
     for n in range(1000):
         comments.heard(refusing(*(f"{n}-{m}.srv" for m in range(64))), {"n1"}, now=10.0 + n * 0.01)

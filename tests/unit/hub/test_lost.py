@@ -85,7 +85,7 @@ def test_a_guest_that_is_back_with_its_job_has_it_resumed(hub: SimHub, pbs: Fake
     assert pbs.jobs["1.srv"].comment == job().comment
 
 
-def test_a_guest_without_an_agent_says_nothing_about_its_jobs(hub: SimHub, pbs: FakePbs) -> None:
+def test_without_its_agent_nothing_is_known_about_a_guests_jobs(hub: SimHub, pbs: FakePbs) -> None:
     hub.says("h1", domain("n1", state=State.DOWN))
     hub.after(60)
     for state in (State.BOOTING, State.UNKNOWN):
@@ -166,7 +166,7 @@ def test_an_admin_is_alerted_once_about_a_job_that_may_not_be_rerun(hub: SimHub,
     assert len(alerts(hub)) == 1 and "not rerunnable" in alerts(hub)[0]
 
 
-def test_one_that_may_not_be_rerun_is_booked_again_after_an_admins_resume_also_beyond_the_limit(
+def test_a_job_that_may_not_be_rerun_is_booked_again_after_an_admins_resume_even_beyond_the_limit(
     hub: SimHub, pbs: FakePbs
 ) -> None:
     pbs.change("1.srv", rerunnable=False)
@@ -190,7 +190,7 @@ class TestJobsThatRan:
         return hub
 
     @pytest.mark.parametrize("hub_restarts", [False, True])
-    def test_one_that_its_guest_came_back_without_is_requeued(
+    def test_a_job_is_requeued_if_its_guest_came_back_without_it(
         self, hub: SimHub, pbs: FakePbs, hub_restarts: bool
     ) -> None:
         hub.says("h1", domain("n1", state=State.DOWN))
@@ -205,7 +205,7 @@ class TestJobsThatRan:
         hub.after(60)
         assert hub.farm.entries == {}
 
-    def test_one_that_its_guest_came_back_with_continues(self, hub: SimHub, pbs: FakePbs) -> None:
+    def test_a_job_continues_if_its_guest_came_back_with_it(self, hub: SimHub, pbs: FakePbs) -> None:
         hub.says("h1", domain("n1", state=State.DOWN))
         hub.after(60)
         hub.says("h1", domain("n1", [report()]))
@@ -218,7 +218,7 @@ class TestJobsThatRan:
         hub.after(LONG_S)
         assert hub.state() == "R" and hub.done == [] and alerts(hub) == []
 
-    def test_one_that_was_deleted_meanwhile_is_forgotten(self, hub: SimHub, pbs: FakePbs) -> None:
+    def test_a_job_that_was_deleted_meanwhile_is_forgotten(self, hub: SimHub, pbs: FakePbs) -> None:
         hub.says("h1", domain("n1", state=State.DOWN))
         pbs.end("1.srv")
         hub.after(60)

@@ -134,7 +134,7 @@ def test_a_request_that_was_begun_in_the_moment_of_the_preemption_is_carried_on_
     assert hub.state() == "R"
 
 
-def test_an_admins_suspension_under_a_request_holds_the_hook_up(hub: SimHub, pbs: FakePbs) -> None:
+def test_an_admins_suspension_during_a_request_delays_the_hook(hub: SimHub, pbs: FakePbs) -> None:
     requested(hub)
     pbs.put(job("2.srv"))
     pbs.suspend_by_admin("2.srv")
@@ -155,7 +155,7 @@ def test_no_suspend_while_the_hook_is_half_through(hub: SimHub, pbs: FakePbs) ->
     assert hub.state() == "S"
 
 
-def test_a_hook_that_stays_half_through_holds_up_no_suspend_for_ever(hub: SimHub, pbs: FakePbs) -> None:
+def test_a_hook_that_stays_half_done_does_not_delay_a_suspend_for_ever(hub: SimHub, pbs: FakePbs) -> None:
     requested(hub)
     named(hub)
     hub.says("h1", domain("n1", [stopped()]), domain("p1"))

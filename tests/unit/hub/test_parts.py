@@ -106,7 +106,7 @@ def test_a_host_learns_nothing_about_vnodes_that_are_none_of_the_jobs() -> None:
     assert stage is Stage.UNHEARD and "1692" not in text
 
 
-def test_pbs_is_asked_for_a_host_so_often_and_no_more_and_for_another_host_nevertheless() -> None:
+def test_questions_to_pbs_are_limited_for_each_host_separately() -> None:
     hub = several_hosts()
     asked = sum(hub.farm.must_look("h1", JobKey(f"{n}.srv", 1), hub.at) for n in range(2000))
     assert asked == BURST

@@ -152,7 +152,7 @@ def test_a_frozen_vnode_is_put_offline_with_its_reason_and_taken_off_again(
 
 
 @pytest.mark.parametrize("wish", [FROZEN, ""])
-def test_an_admins_own_offline_stands_whatever_is_wanted(publishing: Publishing, pbs: FakePbs, wish: str) -> None:
+def test_an_admins_own_offline_always_stays(publishing: Publishing, pbs: FakePbs, wish: str) -> None:
     pbs.connect().set_offline("n1", "disk broken")  # after the comparison, so that the publisher does not know it yet
     publishing.publisher.want({"n1": {ACCEPTS: "none", OFFLINE: wish}})
     wait(lambda: publishing.shown("n1", ACCEPTS) == "none", "publication")
@@ -185,7 +185,7 @@ def test_after_a_lost_connection_all_is_read_again_and_pending_changes_are_publi
     assert publishing.publisher.healthy(10)
 
 
-def test_one_vnode_that_is_refused_keeps_no_other_back(publishing: Publishing, pbs: FakePbs) -> None:
+def test_a_refused_vnode_does_not_delay_the_others(publishing: Publishing, pbs: FakePbs) -> None:
     def refuse(operation: str, subject: str) -> None:
         if (operation, subject) == ("set_vnode", "n1"):
             raise PbsError(Code.BAD_VALUE, "no")

@@ -89,7 +89,7 @@ def test_no_pbs_module_stays_behind(tmp_path: Path) -> None:
     assert "pbs" not in sys.modules
 
 
-def test_as_a_program_it_is_a_process_per_event(tmp_path: Path) -> None:
+def test_as_a_program_it_handles_one_event_per_process(tmp_path: Path) -> None:
     path = tmp_path / "hook.py"
     path.write_text("import pbs\npbs.event().reject(pbs.get_local_nodename())\n", encoding="utf-8")
     given = {"hook": str(path), "event": "execjob_begin", "server": "srv", "vnode": "n1", "job": {"id": "1.srv"}}

@@ -83,7 +83,7 @@ def test_a_job_may_continue_shortly_before_pbs_reports_it() -> None:
     assert Stop("n1", 0.0, [(0.0, 5), (1.0, 5), (2.9, 6)], end=3.0, next_counter=9).flaw() == ""
 
 
-def test_each_stop_of_a_job_is_one_of_its_own() -> None:
+def test_each_stop_of_a_job_counts_separately() -> None:
     job = watched(("R", 1, 1), ("S", 2, 2), ("R", 3, 3), ("S", 4, 4), ("R", 5, 5))
     assert [stop.at_step for stop in job.stops] == [2, 4]
 

@@ -241,7 +241,7 @@ def test_a_new_domain_is_added_to_the_configuration_that_is_there(libvirtd: Any,
     assert not (tmp_path / "noded.toml").exists()
 
 
-def test_json_holds_all_of_it(libvirtd: Any, state: Path, tmp_path: Path) -> None:
+def test_json_has_everything(libvirtd: Any, state: Path, tmp_path: Path) -> None:
     told = json.loads(run(tmp_path, "--format", "json").output)
     assert [d["domain"] for d in told["domains"]] == ["dns", "high", "n1"]
     assert set(told["changes"]) == {"high", "n1"}

@@ -341,7 +341,7 @@ def test_a_silent_agent_is_given_up_and_found_again_on_the_same_connection() -> 
     run(test)
 
 
-def test_a_new_connection_takes_the_place_of_the_old_one_when_it_has_greeted() -> None:
+def test_a_new_connection_replaces_the_old_one_after_its_hello() -> None:
     async def test(s: Scene) -> None:
         old = await s.agent()
         silent = await s.agent(greeting=False)

@@ -42,7 +42,7 @@ def test_a_line_that_meets_a_defect_is_lost_and_the_next_ones_are_answered(
     assert len([record for record in caplog.records if "defect" in record.getMessage()]) == 1
 
 
-def test_who_is_told_of_a_hello_may_fail_without_ending_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_listener_of_hellos_does_not_end_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
     def defective(listener: Listener, domain: str, hello: Hello) -> None:
         raise ZeroDivisionError("of ours")
 

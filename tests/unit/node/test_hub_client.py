@@ -126,7 +126,7 @@ def test_a_hub_gets_the_whole_host_unasked_and_its_first_word_makes_it_found() -
     run(test)
 
 
-def test_changes_within_a_moment_go_out_as_one_and_the_same_goes_out_never() -> None:
+def test_changes_within_a_moment_are_sent_as_one_and_repetitions_never() -> None:
     async def test(hub: FakeHub, host: DaemonsEnd) -> None:
         await hub.hear()
         for _ in range(50):
@@ -226,7 +226,7 @@ def test_a_guest_that_asks_without_end_is_rationed_and_delays_no_other_guest(
     run(test)
 
 
-def test_books_come_as_bookings() -> None:
+def test_books_become_events_of_booking() -> None:
     async def test(hub: FakeHub, host: DaemonsEnd) -> None:
         await hub.hear()
         entry = BookEntry(id="1.srv", run=2, booked=True, held=False)
@@ -237,7 +237,7 @@ def test_books_come_as_bookings() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"nonsense", b'{"type":"books"}', encode(Resend())[:-1], b"[" * 5000])
-def test_what_is_no_message_is_dropped(data: bytes) -> None:
+def test_invalid_messages_are_dropped(data: bytes) -> None:
     async def test(hub: FakeHub, host: DaemonsEnd) -> None:
         await hub.hear()
         await hub.say(data)

@@ -74,7 +74,7 @@ def test_a_qemu_that_hangs_is_asked_once_and_has_no_less_than_it_had_grown_to() 
     run(work())
 
 
-def test_a_domain_that_went_down_begins_anew() -> None:
+def test_a_domain_that_went_down_forgets_its_old_size() -> None:
     qemu = Qemu(1500)
     balloons = Balloons(qemu.ask)
 

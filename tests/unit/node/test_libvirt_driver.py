@@ -314,7 +314,7 @@ def test_if_there_is_only_a_weight_it_is_used_and_reported(connection: Any, monk
     run(work)
 
 
-def test_a_hanging_domain_holds_up_neither_reading_nor_the_others_nor_the_loop(
+def test_a_hanging_domain_delays_neither_reading_nor_the_others_nor_the_loop(
     connection: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work() -> None:
@@ -340,7 +340,7 @@ QEMU = {"global_quota": -1, "global_period": 100000}
 
 
 @pytest.mark.parametrize(("number", "may_pass"), [(55, True), (84, False)])
-def test_how_cpu_is_capped_is_asked_again_while_the_answer_may_be_another(
+def test_the_way_to_cap_cpu_is_read_again_while_it_may_change(
     connection: Any, monkeypatch: pytest.MonkeyPatch, number: int, may_pass: bool
 ) -> None:
     """A libvirtd that has just started has not found its domains' control groups yet, and reports that it cannot

@@ -111,7 +111,7 @@ def test_memory_moves_if_there_is_a_balloon(kind: str, devices: str, has: Any) -
 @pytest.mark.parametrize(
     ("number", "origin", "code"), [(1, 7, "lost"), (38, 7, "lost"), (1, 10, "failed"), (55, 10, "domain-down")]
 )
-def test_a_libvirtd_that_went_away_during_a_call_is_lost_and_the_call_has_not_failed(
+def test_a_libvirtd_that_dies_during_a_call_is_lost_not_a_failure_of_the_call(
     number: int, origin: int, code: str
 ) -> None:
     assert error_code(number, origin) == code

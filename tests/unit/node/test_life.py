@@ -353,7 +353,7 @@ def test_an_order_that_is_withdrawn_before_it_began_does_not_happen() -> None:
     play(test)
 
 
-def test_an_agent_that_comes_while_the_hypervisor_asks_in_vain_is_asked_too() -> None:
+def test_an_agent_that_connects_during_a_vain_shutdown_by_the_hypervisor_is_asked_too() -> None:
     def prepare(s: Scene) -> None:
         s.world["n1"].registers = s.world["n1"].heeds = False
 

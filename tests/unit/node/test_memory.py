@@ -141,7 +141,7 @@ def test_a_guest_that_refuses_to_give_is_not_pressed_any_longer() -> None:
     assert guest.target == 2048
 
 
-def test_a_slow_guest_is_given_its_time_and_no_more() -> None:
+def test_a_slow_guest_gets_its_time_limit_and_no_more() -> None:
     guest = FakeGuest("n1", 2048, rate=10)
     o = owner(guest, time_limit_s=30)
     error = refused(o, "n1", 256)
@@ -316,7 +316,7 @@ def test_bringing_back_ends_in_time_however_slow_the_disk() -> None:
     assert run(work()) < 30
 
 
-def test_a_failure_of_bringing_back_holds_no_job_up() -> None:
+def test_a_failed_fetch_delays_no_job() -> None:
     guest = FakeGuest("n1", 2048, swapped=1500, swap_mib=4096)
     o = owner(guest)
     guest.connected = False

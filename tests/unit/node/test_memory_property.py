@@ -83,7 +83,7 @@ async def moving(o: Owner, name: str, mib: Callable[[], int], over: asyncio.Even
 
 
 @given(guests("n1"), guests("p1"), st.integers(64, 3000), st.integers(64, 3000), wishes)
-def test_whatever_happens_no_balloon_kills_and_nothing_is_given_twice(
+def test_no_balloon_ever_kills_a_job_and_no_memory_is_given_twice(
     one: FakeGuest, other: FakeGuest, first: int, second: int, then: list[Wish]
 ) -> None:
     o = owner(one, other, capacity_mib=2560, time_limit_s=40)

@@ -57,7 +57,7 @@ def test_a_target_that_changes_at_the_start_of_a_move_counts() -> None:
     assert [mib for _, mib in o.driver.world.targets] == [2000]
 
 
-def test_a_wish_that_goes_to_and_fro_with_a_guests_own_figures_gives_it_no_more_time() -> None:
+def test_a_target_that_wobbles_with_a_guests_figures_does_not_extend_the_time_limit() -> None:
     guest = FakeGuest("n1", 2048, rate=5)
     o = owner(guest, time_limit_s=60)
 

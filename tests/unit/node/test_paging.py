@@ -119,7 +119,7 @@ def test_a_claim_in_mid_return_ends_the_bringing_back() -> None:
     assert guest.actual <= 258
 
 
-def test_how_long_a_guest_has_been_relieved_is_known_and_the_switch_looks_when_it_may_be_capped() -> None:
+def test_the_time_of_relief_is_known_and_the_switch_looks_again_when_the_guest_may_be_capped() -> None:
     for push_rate, over_s, is_relieved in ((1000.0, 1.0, False), (1.0, RELIEF_S, True)):
         guest = FakeGuest("n1", 1024, job=900, swap_mib=1024, push_rate=500)
         o = owner(guest)

@@ -25,7 +25,7 @@ from .switch_world import (
 )
 
 
-def test_the_cap_comes_when_the_memory_is_out() -> None:
+def test_the_cap_is_set_when_the_memory_has_left() -> None:
     """With a tenth of a CPU it would be pushed out ten times as slowly."""
     w = world(busy_guest())
 
@@ -119,7 +119,7 @@ def test_a_capped_domain_keeps_its_cap_while_its_agent_is_away() -> None:
     played(w, work)
 
 
-def test_the_cap_does_not_come_before_an_agent_is_back_that_its_daemon_has_just_lost() -> None:
+def test_the_cap_waits_for_an_agent_that_was_just_lost() -> None:
     w = world(busy_guest(rate=100))
 
     async def work() -> None:
@@ -150,7 +150,7 @@ def test_a_domain_is_capped_even_if_its_agent_stays_away() -> None:
     played(w, work)
 
 
-def test_a_capped_domain_that_is_to_give_has_its_cpu_for_it() -> None:
+def test_a_capped_domain_that_must_give_memory_gets_its_cpu_for_that() -> None:
     """Another daemon had capped it, or it gave little before."""
     w = world(busy_guest())
 

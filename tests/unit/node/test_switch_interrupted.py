@@ -112,7 +112,7 @@ def test_two_moves_and_back_leave_nothing_under_way() -> None:
     played(w, work)
 
 
-def test_an_agent_that_connects_anew_while_memory_is_brought_back_does_not_let_the_job_continue_without_it() -> None:
+def test_an_agent_that_reconnects_during_a_fetch_does_not_continue_the_job_before_its_end() -> None:
     w = world(busy_guest(push_rate=100))
     n1 = w.model.world.guests["n1"]
 

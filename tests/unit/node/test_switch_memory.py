@@ -76,7 +76,7 @@ def test_a_job_of_several_hosts_waits_for_the_others_memory_and_its_comment_show
     played(w, work)
 
 
-def test_memory_that_does_not_come_on_another_host_refuses_the_job_with_its_numbers() -> None:
+def test_the_job_is_refused_with_numbers_if_memory_does_not_arrive_on_another_host() -> None:
     w = world(busy_guest())
 
     async def work() -> None:
