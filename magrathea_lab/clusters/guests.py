@@ -28,7 +28,7 @@ from ..guests.private_libvirtd import QEMU_USER, PrivateLibvirtd
 from ..guests.programs import copy_programs
 from ..guests.xml import guest_xml
 from ..pbs_standin import mom
-from ..pbs_standin.client import StandInClient
+from ..pbs_standin.client import reached
 from ..work import PAUSE_S
 from .standin import StandInCluster
 
@@ -99,9 +99,8 @@ class GuestCluster(StandInCluster):
         self._write_configuration()
         self.start_part("server")
         server = self.directory / "pbs.sock"
-        self._until("the stand-in's socket", server.exists)
+        self._client = self._until("server that listens", lambda: reached(server))
         shutil.chown(server, QEMU_USER)
-        self._client = StandInClient(server)
         for name in self.names():
             self._define(name, image)
         progress("the PBS stand-in's server, and the node daemon with its libvirt driver")

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from magrathea.client import status
 from node_daemon.main import group_name
@@ -25,10 +25,12 @@ from scheduler_plugin.setup.hook_texts import written
 from .. import fleet, leftovers, work
 from ..cluster import JobView, VnodeView
 from ..fleet import BOTH, HostSpec
-from ..pbs_standin.client import StandInClient
+from ..pbs_standin.client import StandInClient, reached
 from ..waiting import BOUND_S
 from ..work import PAUSE_S
 from .keeper import Keeper, KeptProcess
+
+T = TypeVar("T")
 
 PERIODIC_S = 2.0
 """Interval of MoM's lists of jobs, in seconds; 15 in production, where jobs last longer."""
@@ -93,8 +95,7 @@ class StandInCluster:
         self._write_configuration()
         progress("the PBS stand-in: a server with a scheduler, and a MoM in every domain")
         self.start_part("server")
-        self._until("the stand-in's socket", (self.directory / "pbs.sock").exists)
-        self._client = StandInClient(self.directory / "pbs.sock")
+        self._client = self._until("server that listens", lambda: reached(self.directory / "pbs.sock"))
         for host, domain in fleet.domains_of(self.hosts):
             self.start_part(f"mom-{domain.name}", host)
         everything = {domain.name for _, domain in fleet.domains_of(self.hosts)}
@@ -193,14 +194,16 @@ class StandInCluster:
     def _all_connected(self) -> bool:
         return all(d.agent for host in self.hosts for d in status(self.control_socket(host.name)).domains)
 
-    def _until(self, what: str, condition: Callable[[], bool]) -> None:
+    def _until(self, what: str, condition: Callable[[], T | None]) -> T:
+        """What `condition` returns as soon as that is true."""
         deadline = time.monotonic() + BOUND_S
-        while not condition():
+        while not (found := condition()):
             ended = [name for name, part in self.parts.items() if not part.running()]
             if ended or time.monotonic() > deadline:
                 why = f"{', '.join(ended)} ended at once" if ended else f"no {what} within {BOUND_S:g} s"
                 raise NotUp(f"the cluster does not start: {why}\n{self.picture()}")
             time.sleep(0.05)
+        return found
 
     # The methods of cluster.Cluster
 

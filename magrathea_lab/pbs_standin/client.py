@@ -26,6 +26,14 @@ def standin(settings: KindSettings) -> Connect:
     return lambda: StandInClient(Path(settings.socket))
 
 
+def reached(path: Path) -> StandInClient | None:
+    """A connection to the stand-in at `path`; None while nobody listens: its socket exists a moment before that."""
+    try:
+        return StandInClient(path)
+    except PbsError:
+        return None
+
+
 class StandInClient:
     """A connection to the stand-in. Raises PbsError as base.Pbs documents it."""
 

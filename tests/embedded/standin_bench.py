@@ -11,7 +11,7 @@ from typing import Any
 
 from magrathea_lab import fleet
 from magrathea_lab.clusters.keeper import Keeper, KeptProcess
-from magrathea_lab.pbs_standin.client import StandInClient
+from magrathea_lab.pbs_standin.client import StandInClient, reached
 from magrathea_lab.waiting import until
 
 COUNTING = "i=0; while [ $i -lt {steps} ]; do i=$((i+1)); echo $i > $PBS_JOBID.count; sleep 0.05; done; echo done\n"
@@ -44,12 +44,11 @@ class StandInBench:
         self.parts: dict[str, KeptProcess] = {}
         hook = ["--hook", str(self.hook), "--hook-config", str(directory / "hook.json")]
         self.start("server", ["--dir", str(directory), "--name", "t" + str(os.getpid()), *hook])
-        self.until(lambda: (directory / "pbs.sock").exists())
+        self.client: StandInClient = self.until(lambda: reached(directory / "pbs.sock"))
         for name in ("n1", "n2"):
             own = ["--server", str(directory / "pbs.sock"), "--vnode", name, "--ncpus", "2", "--periodic-s", "0.5"]
             own += ["--hook-events", "execjob_begin,execjob_epilogue,execjob_preterm,execjob_end,exechost_periodic"]
             self.start("mom", [*own, "--kill-delay-s", "0.5", *hook], name)
-        self.client = StandInClient(directory / "pbs.sock")
         self.until(lambda: len(self.client.vnodes()) == 2)
         self.offer()
 
