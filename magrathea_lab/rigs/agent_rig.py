@@ -182,12 +182,15 @@ class Host:
                     self.raw(self.line(type="answer", id=doc["id"], session=doc["session"], **answer))
         return found
 
+    def send(self, op: str, **body: Any) -> int:
+        """Send a request and return its id."""
+        self.ids += 1
+        self.raw(self.line(type="request", id=self.ids, session=self.session, op=op, **body))
+        return self.ids
+
     def request(self, op: str, bound_s: float = BOUND_S, **body: Any) -> Doc:
         """Send a request and return the agent's answer."""
-        self.ids += 1
-        mine = self.ids
-        self.raw(self.line(type="request", id=mine, session=self.session, op=op, **body))
-        return self.answer(mine, bound_s)
+        return self.answer(self.send(op, **body), bound_s)
 
     def answer(self, id: int, bound_s: float = BOUND_S) -> Doc:
         def come() -> Doc | None:

@@ -51,12 +51,12 @@ def test_without_a_daemon_the_hook_gets_a_refusal_at_once() -> None:
 
 def test_a_claim_without_an_answer_is_a_timeout_and_taken_back(rig: Rig) -> None:
     rig.host.answers["claim"] = lambda _: None
-    answer = rig.mom("claim", job=rig.job(), deadline_s=0.7)
+    answer = rig.mom("claim", job=rig.job(), deadline_s=2.0)
     assert answer["code"] == "timeout"
     assert rig.host.await_op("release")["job"] == {"id": "12.srv", "run": 1}
     asked = rig.host.seen("claim")
-    assert len(asked) == 2  # once at once, and again unchanged after 0.5 s
-    assert asked[0] == asked[1]
+    assert len(asked) >= 2  # at once, and again after each 0.5 s; a starved agent skips some
+    assert all(again == asked[0] for again in asked)
 
 
 def test_a_claim_is_taken_back_if_its_hook_has_gone(rig: Rig) -> None:

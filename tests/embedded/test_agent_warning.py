@@ -90,9 +90,7 @@ def test_a_warning_that_is_taken_back_stops_nobody(rig: Rig) -> None:
     rig.claim()
     said = handler(rig)
     order = {"id": "12.srv", "run": 1, "order": "stop", "warn_signal": "SIGUSR1", "warn_s": 30.0}
-    rig.host.raw(
-        rig.host.line(type="request", id=900, session=rig.host.session, op="orders", orders=[order], deadline_s=40.0)
-    )
+    rig.host.send("orders", orders=[order], deadline_s=40.0)
     until(said.exists, "the warning")
     row = rig.host.order("run")
     assert (row["processes"], row["stopped"]) == (1, 0)

@@ -148,7 +148,7 @@ def test_with_a_damaged_journal_the_daemon_starts_finds_the_jobs_and_accepts_no_
         assert (r.report("n1").jobs[0].id, r.report("n1").jobs[0].cls) == ("1.srv", "protected")
         assert (await r.claim("n1", Job("3.srv", 1, "preemptible")))["code"] == "journal"
         assert running(states_of(low.session)) and r.journal.read_bytes() == damaged
-        assert "put it aside" in log(r)
+        assert "move it aside" in log(r)
 
     play(tmp_path, test)
 
