@@ -81,8 +81,8 @@ def a_host(shape: Shape, domains: int, jobs: int) -> Host:
     if shape.half_preempted and domains > 1:
         first = Job(JobKey("9999999", 1), JobClass.PRIORITY, jobs, 10, START - 50, START - 50, True, True)
         built[-1] = replace(built[-1], jobs=(first,))
-    # Too small for the stopped jobs to go on beside the priority job.
-    cpus = 2 * jobs if shape.half_preempted else jobs + 4
+    # Full, so that a priority job preempts; or too small for the stopped jobs to go on beside the priority job.
+    cpus = 2 * jobs if shape.half_preempted else jobs
     limits = Limits(max_preempted_s=10**6, linger_s=30.0)
     return Host("h1", shape.mode, cpus, 10**7, tuple(built), limits, now=START)
 
