@@ -62,6 +62,7 @@ class RefusalCode(StrEnum):
     RELEASED = "released"
     RESTORE_FAILED = "restore-failed"
     RUN_ENDED = "run-ended"
+    SELECT_UNCLEAR = "select-unclear"
     STALE_RUN = "stale-run"
     STOP_TIMEOUT = "stop-timeout"
     SUPERSEDED = "superseded"
@@ -156,8 +157,14 @@ TABLE: tuple[Meaning, ...] = (
         ),
         (
             _C.OWN_CLASS,
-            "a `qalter` names a resource of Magrathea in the select, which PBS itself would accept",
-            "leave it out; `qmove` the job to a queue of the intended class",
+            "the select names a resource of Magrathea; PBS itself would accept that at `qalter`",
+            "leave it out; submit or `qmove` the job to a queue of the intended class",
+            Again.NOT,
+        ),
+        (
+            _C.SELECT_UNCLEAR,
+            "the select cannot be read, or a value in it has both kinds of quotes",
+            "write it anew as the text says; one kind of quotes in a value",
             Again.NOT,
         ),
         (

@@ -39,11 +39,12 @@ def resources(text: "str") -> "list[tuple[str, str]]":
         if left[:1] in ('"', "'"):
             quoted, quote, left = left[1:].partition(left[0])
             rest, colon, left = left.partition(":")
-            value = quoted + rest
             is_readable = is_readable and bool(quote)
         else:
-            value, colon, left = left.partition(":")
-            is_readable = is_readable and "(" not in value and ")" not in value  # PBS would end the chunk there
+            quoted = ""
+            rest, colon, left = left.partition(":")
+        value = quoted + rest
+        is_readable = is_readable and "(" not in rest and ")" not in rest  # PBS would end the chunk there
         if not is_readable or (colon and not left.strip()):
             raise ValueError(f"{text!r} is not of the form name=value:name=value")
         found.append((name.lower(), value.rstrip()))
@@ -65,6 +66,25 @@ def chunks(select: "str") -> "list[tuple[int, list[tuple[str, str]]]]":
             raise ValueError(f"{part!r} names a resource twice")
         found.append((whole_number(count.strip()), pairs))
     return found
+
+
+def trouble(select: "str") -> "str":
+    """Why a select that a user wrote is refused; empty if it is clear what it asks for.
+
+    The server writes it anew for the scheduler (`do_schedselect` in vnparse.c): strings with one kind of quotes around
+    them, everything else without any. A value that needs others is read differently afterwards, and what was within it
+    becomes a resource of its own. So no value has both kinds of quotes, or looks like a resource of Magrathea.
+    """
+    try:
+        values = [value for _, pairs in chunks(select) for _, value in pairs]
+    except ValueError as error:
+        return str(error)
+    for value in values:
+        if '"' in value and "'" in value:
+            return f"a value has both kinds of quotes: {value}"
+        if "=" in value and "magrathea" in value.lower():
+            return f"a value looks like a resource of Magrathea: {value}"
+    return ""
 
 
 def resource_names(select: "str") -> "set[str]":

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 EVENTS = {  # include/hook.h
+    "queuejob": 0x01,
     "modifyjob": 0x02,
+    "movejob": 0x08,
     "runjob": 0x10,
     "execjob_begin": 0x40,
     "execjob_prologue": 0x80,

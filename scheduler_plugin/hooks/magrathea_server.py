@@ -1,5 +1,5 @@
 """Magrathea's hook for the server. Event runjob: refuses jobs that may not start although the published states allow
-it. Event modifyjob: refuses a class that is not the one of the job's queue.
+it. Events queuejob, modifyjob, movejob: refuses a select that names a class, or that can be read in two ways.
 
 *runjob.* The scheduler decides by what the hub has published; between two publications jobs start and end. So this hook
 checks the jobs that the server itself has now on the chosen vnodes and on their siblings (the other domains of the same
@@ -11,7 +11,9 @@ host). It is the only place outside the core that repeats a rule:
                   preemptible) exceed the host's
   both            refuse a job without a class, and one that would preempt while the hub does not answer
 
-*modifyjob.* PBS forbids users our resources at qsub, but accepts them in the select of a qalter.
+*queuejob, modifyjob, movejob.* The class is the queue's: PBS adds it to each chunk that names none. PBS forbids users
+our resources at qsub, but accepts them in the select of a qalter. It also writes values anew without the quotes that
+they need, and then reads resources in them.
 
 Rule 1: a vnode without `magrathea_siblings` is not ours. It is accepted at once, and an error there stops nobody. On a
 vnode of ours an error refuses the job.
@@ -29,14 +31,14 @@ import pbs
 
 from magrathea.pbs_text.amounts import whole_number
 from magrathea.pbs_text.placement import placed
-from magrathea.pbs_text.select import job_class, resource_names
+from magrathea.pbs_text.select import job_class, resource_names, trouble
 from magrathea.pbs_text.words import job_ids, words
 
 DEFAULT_HEARTBEAT_MAX_AGE_S = 30.0
 
 # The product's table of codes is in magrathea/core/refusals.py; a test compares the two.
-CODES = ("hub-lost", "two-domains", "host-busy", "too-big", "no-cpus", "no-class", "own-class")
-HUB_LOST, TWO_DOMAINS, HOST_BUSY, TOO_BIG, NO_CPUS, NO_CLASS, OWN_CLASS = CODES
+CODES = ("hub-lost", "two-domains", "host-busy", "too-big", "no-cpus", "no-class", "own-class", "select-unclear")
+HUB_LOST, TWO_DOMAINS, HOST_BUSY, TOO_BIG, NO_CPUS, NO_CLASS, OWN_CLASS, SELECT_UNCLEAR = CODES
 
 
 class MayNotStart(Exception):
@@ -169,21 +171,27 @@ def check(server, job, managed):
             done.update(siblings)
 
 
-def check_modified(event):
-    """Refuse a class in the select, as PBS does at qsub. Users choose a class by choosing a queue."""
+def check_select(event):
+    """Refuse a class in the select, and a select that can be read in two ways. Users choose a class by choosing a
+    queue."""
     wanted = event.job.Resource_List
     asked = None if wanted is None else wanted["select"]
-    if not unset(asked) and any(name.startswith("magrathea") for name in resource_names(str(asked))):
+    if unset(asked):
+        return
+    if any(name.startswith("magrathea") for name in resource_names(str(asked))):
         event.reject(
-            "magrathea: %s: the select of %s names a resource of Magrathea's; the class of a job is its"
-            " queue's: leave it out, and qmove the job to the queue that is meant" % (OWN_CLASS, event.job.id)
+            "magrathea: %s: the select names a resource of Magrathea's; the class of a job is its queue's: leave it"
+            " out, and choose the queue that is meant (qsub -q, qmove)" % OWN_CLASS
         )
+    why = trouble(str(asked))
+    if why:
+        event.reject("magrathea: %s: the select can be read in more than one way: %s" % (SELECT_UNCLEAR, why))
 
 
 def main():
     event = pbs.event()
-    if event.type == pbs.MODIFYJOB:
-        check_modified(event)
+    if event.type != pbs.RUNJOB:
+        check_select(event)
         return
     managed = []
     try:

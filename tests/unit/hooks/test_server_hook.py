@@ -213,10 +213,13 @@ def test_an_error_elsewhere_stops_nobody(run: Run) -> None:
     assert any("hook failed" in line for line in accepted.log)
 
 
-def alter(**resources: str) -> HookOutcome:
-    """The hook's answer to a qalter of a queued job."""
+EVENTS = ("queuejob", "modifyjob", "movejob")
+
+
+def asks(event: str, **resources: str) -> HookOutcome:
+    """The hook's answer to a qsub, qalter or qmove."""
     asked = {"id": "7.srv", "Resource_List": resources}
-    return Hook(*HOOK).run("modifyjob", server=Server("srv", {}, {}), job=HookJob("7.srv", asked))
+    return Hook(*HOOK).run(event, server=Server("srv", {}, {}), job=HookJob("7.srv", asked))
 
 
 @pytest.mark.parametrize(
@@ -230,8 +233,28 @@ def alter(**resources: str) -> HookOutcome:
         "1:note=(unreadable):Magrathea_accepts=priority",
     ],
 )
-def test_a_qalter_that_names_a_resource_of_ours_is_refused(select: str) -> None:
-    assert code(alter(select=select)) == "own-class"
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_select_that_names_a_resource_of_ours_is_refused(event: str, select: str) -> None:
+    assert code(asks(event, select=select)) == "own-class"
+
+
+@pytest.mark.parametrize(
+    "select",
+    [
+        "1:note=(unreadable)",
+        "1:ncpus=1:NCPUS=2",
+        "1:note='open",
+        "1:note='x:magrathea_accepts=priority'",
+        "1:ngpus='1:Magrathea_Accepts =priority'",
+        '1:note="it\'s""said"',
+        """1:note="a':magrathea_accepts=priority:software='x"\"y\"""",
+    ],
+)
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_select_that_pbs_would_read_differently_once_it_has_written_it_anew_is_refused(
+    event: str, select: str
+) -> None:
+    assert code(asks(event, select=select)) == "select-unclear"
 
 
 @pytest.mark.parametrize(
@@ -240,9 +263,10 @@ def test_a_qalter_that_names_a_resource_of_ours_is_refused(select: str) -> None:
         {},
         {"walltime": "10"},
         {"select": "2:ncpus=1:host=magrathea"},
-        {"select": "1:note='x:magrathea_accepts=priority'"},
-        {"select": "1:note=(unreadable)"},
+        {"select": "1:note='x:y=magrathe_':host=magrathea"},
+        {"select": '1:ncpus=1:note="it\'s"+2'},
     ],
 )
-def test_any_other_qalter_is_none_of_ours(resources: dict[str, str]) -> None:
-    assert alter(**resources).accepted
+@pytest.mark.parametrize("event", EVENTS)
+def test_any_other_select_is_none_of_ours(event: str, resources: dict[str, str]) -> None:
+    assert asks(event, **resources).accepted
