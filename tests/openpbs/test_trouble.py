@@ -23,6 +23,8 @@ from magrathea_lab.scenarios.scenarios import (
     wait_stoppable,
 )
 
+from .test_cheating import SAY
+
 STEPS = 70
 """Enough for a job to be preempted long before its end."""
 
@@ -147,3 +149,29 @@ def test_users_cannot_ask_for_a_class(fleet: OpenPbsCluster) -> None:
     )
     assert refused.returncode != 0
     assert "magrathea_accepts" in refused.stderr
+
+
+def say(fleet: OpenPbsCluster, line: str) -> None:
+    """To h1's daemon, as root."""
+    told = fleet.pbs.run("n1", ["python3", "-c", SAY, f"{fleet.directory}/h1/run/control.sock", line]).stdout
+    assert '"ok":true' in told, told
+
+
+def test_a_start_that_only_the_host_refuses_has_a_comment_that_says_why(fleet: OpenPbsCluster) -> None:
+    """The hub must have seen the job in the host's hands, since PBS takes it back at once."""
+    with fleet.only(EXCLUSIVE):
+        say(fleet, '{"op":"drain","domain":"n1","reason":"the test"}')
+        try:
+            wait_domain(fleet, "n1", "draining")
+            low = fleet.submit("low", 10)
+
+            def refused() -> bool:  # the published state is what else keeps it away
+                fleet.pbs.qmgr("set node n1 resources_available.magrathea_accepts=preemptible")
+                fleet.pbs.qmgr("set server scheduling=true")
+                return "magrathea: domain-draining" in fleet.jobs()[low].comment
+
+            wait(fleet, "its comment says why", refused)
+        finally:
+            say(fleet, '{"op":"undrain","domain":"n1"}')
+        wait_state(fleet, low, "F")
+        wait_all_free(fleet, EXCLUSIVE)
