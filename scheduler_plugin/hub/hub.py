@@ -52,7 +52,7 @@ from .configuration import HubConfiguration
 from .connections import can_bear, raise_limit
 from .farm import Farm
 from .histories import MOST_HOSTS, Histories
-from .job_actions import Refusal, explain, perform, say
+from .job_actions import RefusalProgress, explain, perform, say
 from .job_comments import Comment
 from .keys import KeysError
 from .publisher import Publisher, Read
@@ -336,7 +336,7 @@ class Hub:
         self._kick.set()
 
     async def _explain(self, key: JobKey, comment: Comment) -> None:
-        so_far = Refusal.UNSEEN
+        so_far = RefusalProgress.UNSEEN
         for pause_s in EXPLAIN_S:
             await asyncio.sleep(pause_s)
             try:
@@ -344,7 +344,7 @@ class Hub:
             except PbsError as error:
                 log.info("job %s: comment not set: %s", key, error)
                 return
-            if so_far is Refusal.OVER:
+            if so_far is RefusalProgress.OVER:
                 return
 
     async def _say(self, key: JobKey, comment: Comment) -> None:

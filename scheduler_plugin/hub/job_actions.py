@@ -37,7 +37,7 @@ def perform(pbs: Pbs, action: Action) -> Outcome:
     return Outcome(action, error is None, True, before, after, time.time(), error)
 
 
-class Refusal(Enum):
+class RefusalProgress(Enum):
     """How far the explanation of a refused start is."""
 
     UNSEEN = auto()
@@ -47,7 +47,7 @@ class Refusal(Enum):
     OVER = auto()
 
 
-def explain(pbs: Pbs, key: JobKey, comment: Comment, so_far: Refusal) -> Refusal:
+def explain(pbs: Pbs, key: JobKey, comment: Comment, so_far: RefusalProgress) -> RefusalProgress:
     """Give a job whose start was refused its comment, as soon as PBS has taken it back from its MoM.
 
     PBS's own is "Execution server rejected request", which helps nobody. A waiting job does not show where it was: so
@@ -55,12 +55,12 @@ def explain(pbs: Pbs, key: JobKey, comment: Comment, so_far: Refusal) -> Refusal
     """
     job = pbs.job(key.id)
     if job is None or not job.is_run(key.run):
-        return Refusal.OVER
+        return RefusalProgress.OVER
     if job.state not in "WQ":
-        return Refusal.SEEN if comment.vnodes & set(job.vnodes) else so_far
-    if so_far is Refusal.SEEN:
+        return RefusalProgress.SEEN if comment.vnodes & set(job.vnodes) else so_far
+    if so_far is RefusalProgress.SEEN:
         pbs.set_comment(key.id, comment.text)
-    return Refusal.OVER
+    return RefusalProgress.OVER
 
 
 def say(pbs: Pbs, key: JobKey, comment: Comment) -> None:

@@ -9,7 +9,7 @@ from msgspec import structs
 
 from magrathea.core.model import JobKey
 from magrathea.messages import RefusedClaim
-from scheduler_plugin.hub.job_actions import Refusal, explain
+from scheduler_plugin.hub.job_actions import RefusalProgress, explain
 from scheduler_plugin.hub.job_comments import Comment
 from tests.fakes.pbs import FakePbs
 from tests.fakes.reports import NOW, domain, job, snapshot
@@ -42,14 +42,14 @@ def test_each_refusal_is_explained_once() -> None:
 def test_a_job_that_waits_gets_its_comment(state: str) -> None:
     pbs = FakePbs("n1")
     pbs.put(replace(job(), state=state))
-    assert explain(pbs.connect(), KEY, COMMENT, Refusal.SEEN) is Refusal.OVER
+    assert explain(pbs.connect(), KEY, COMMENT, RefusalProgress.SEEN) is RefusalProgress.OVER
     assert pbs.jobs["1.srv"].comment == TEXT
 
 
 def test_a_job_that_its_mom_still_has_is_looked_at_again() -> None:
     pbs = FakePbs("n1")
     pbs.put(job())
-    assert explain(pbs.connect(), KEY, COMMENT, Refusal.UNSEEN) is Refusal.SEEN
+    assert explain(pbs.connect(), KEY, COMMENT, RefusalProgress.UNSEEN) is RefusalProgress.SEEN
     assert pbs.jobs["1.srv"].comment != TEXT
 
 
@@ -57,9 +57,9 @@ def test_a_job_that_its_mom_still_has_is_looked_at_again() -> None:
 def test_a_job_that_was_never_on_a_vnode_of_the_refusing_host_gets_none(vnodes: tuple[str, ...]) -> None:
     pbs = FakePbs("n1", "n2")
     pbs.put(job(vnodes=vnodes))
-    so_far = explain(pbs.connect(), KEY, COMMENT, Refusal.UNSEEN)
+    so_far = explain(pbs.connect(), KEY, COMMENT, RefusalProgress.UNSEEN)
     pbs.change("1.srv", state="Q", vnodes=())
-    assert explain(pbs.connect(), KEY, COMMENT, so_far) is Refusal.OVER
+    assert explain(pbs.connect(), KEY, COMMENT, so_far) is RefusalProgress.OVER
     assert (pbs.jobs["1.srv"].comment == TEXT) is ("n1" in vnodes)
 
 
@@ -68,5 +68,5 @@ def test_a_later_run_and_a_job_that_is_gone_get_none(there: bool) -> None:
     pbs = FakePbs("n1")
     if there:
         pbs.put(replace(job(), state="Q", run_version=2))
-    assert explain(pbs.connect(), KEY, COMMENT, Refusal.SEEN) is Refusal.OVER
+    assert explain(pbs.connect(), KEY, COMMENT, RefusalProgress.SEEN) is RefusalProgress.OVER
     assert not there or pbs.jobs["1.srv"].comment != TEXT
