@@ -23,6 +23,7 @@ from magrathea.logs import RationedLog
 
 from ..guest_channel.messages import AnyRequest, Claim, Hello, Jobs, Launched, Prepared, Release, Report
 from ..hypervisor.base import Driver
+from ..switch.progress import CpuComing, Unstopped
 from ..switch.switch import Switch
 
 log = logging.getLogger(__name__)
@@ -136,9 +137,9 @@ class Claims:
         try:
             async with asyncio.timeout(DAEMON_CLAIM_S):
                 while self._job(mark) is not None:
-                    pending = progress.of(mark[0])
-                    if not pending.unstopped and not pending.cpu_of:
-                        return await self._check_memory(mark, pending.lack)
+                    pending = progress.pending(mark[0])
+                    if not isinstance(pending, Unstopped | CpuComing):
+                        return await self._check_memory(mark, pending)
                     await progress.changed()
         except TimeoutError:
             if self._job(mark) is not None:
@@ -148,13 +149,13 @@ class Claims:
     def _time_is_over(self, mark: tuple[str, JobKey]) -> Reply | None:
         """The time is over: a job that has not stopped refuses the claim. CPU that has not moved does not."""
         daemon = self._daemon
-        pending = daemon.switch.progress.of(mark[0])
-        late = sorted(f"{key} in {domain}" for domain, key in pending.unstopped)
-        if not late:
-            if pending.cpu_of:
-                text = f"{mark[0]}: claim of {mark[1]} granted although CPU has not moved within {DAEMON_CLAIM_S:g} s"
-                limited_log.say(mark[0], text)
+        pending = daemon.switch.progress.pending(mark[0])
+        if isinstance(pending, CpuComing):
+            text = f"{mark[0]}: claim of {mark[1]} granted although CPU has not moved within {DAEMON_CLAIM_S:g} s"
+            limited_log.say(mark[0], text)
+        if not isinstance(pending, Unstopped):
             return None
+        late = sorted(f"{key} in {domain}" for domain, key in pending.jobs)
         text = f"not stopped within {DAEMON_CLAIM_S:g} s: {', '.join(late)}; see that domain's agent"
         limited_log.say(mark[0], f"{mark[0]}: claim of {mark[1]} refused: {text}")
         daemon.apply(ev.Released(daemon.now(), *mark))
@@ -169,7 +170,7 @@ class Claims:
             async with asyncio.timeout(MEMORY_GLANCE_S):
                 while isinstance(lack, MemoryComing) and self._job(mark) is not None:
                     await progress.changed()
-                    lack = progress.of(mark[0]).lack
+                    lack = progress.lack(mark[0])
         if not isinstance(lack, MemoryShort):
             return None
         limited_log.say(mark[0], f"{mark[0]}: claim of {mark[1]} refused: {lack.why}")
@@ -217,7 +218,7 @@ class Claims:
         moves = sorted(progress.moves().items())
         how_far = ", ".join(f"{name} {p.what} {p.done_mib} of {p.of_mib} MiB" for name, p in moves)
         names = (d.name for d in self._daemon.host.domains if d.job(key) is not None)
-        parts = (unready(progress.of(name).lack, how_far or name) for name in names)
+        parts = (unready(progress.lack(name), how_far or name) for name in names)
         return tuple(part for part in parts if part is not None)
 
     def _unheard_s(self, mark: tuple[str, JobKey], parts: tuple[Unready, ...]) -> float:

@@ -218,10 +218,10 @@ class Life:
         A restore waits until the jobs that borrowed its CPUs have stopped and its memory has been given back. A domain
         is made small before it is saved: saving is quicker then, and the restore needs no more than its floor.
         """
-        pending = self._daemon.switch.progress.of(domain.name)
+        progress = self._daemon.switch.progress
         if domain.lifecycle is Lifecycle.UP:
-            return domain.name in pending.memory_of
-        return domain.frozen and bool(pending.unstopped or pending.memory_of)
+            return domain.name in progress.memory_moves()
+        return domain.frozen and (not progress.all_stopped() or bool(progress.memory_moves()))
 
     def _forget_asking(self, name: str) -> None:
         self._asked_to_end.pop(name, None)

@@ -20,19 +20,19 @@ from .steps import Steps, slot_of
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
-    """What is still to come on a host, and what one of its domains lacks.
+class Unstopped:
+    """Jobs that must not run, while no agent has confirmed that they do not."""
 
-    `unstopped`: jobs that must not run, while no agent has confirmed that they do not.
-    `cpu_of`, `memory_of`: domains whose CPU or memory is still to be moved. One whose step has failed is not among
-    them: nobody knows when it will move.
-    `lack`: what the domain lacks of the memory that its jobs asked for; None if it lacks nothing.
-    """
+    jobs: frozenset[tuple[str, JobKey]]
 
-    unstopped: frozenset[tuple[str, JobKey]]
-    cpu_of: frozenset[str]
-    memory_of: frozenset[str]
-    lack: MemoryLack | None
+
+@dataclass(frozen=True, slots=True)
+class CpuComing:
+    """CPU is still to be moved, and moving it has not failed."""
+
+
+Pending = Unstopped | CpuComing | MemoryLack
+"""What a domain's jobs still wait for: first for other jobs to stop, then for CPU, then for memory."""
 
 
 class SwitchProgress:
@@ -55,15 +55,25 @@ class SwitchProgress:
         self._due = due
         self._waiters: set[asyncio.Future[None]] = set()
 
-    def of(self, domain: str) -> Pending:
-        """What is still to come before the domain's jobs have all that they need."""
-        moving = [step for step in self._due() if slot_of(step) not in self._steps.retries]
-        return Pending(
-            unstopped=self._orders.unconfirmed_stops(),
-            cpu_of=frozenset(step.domain for step in moving if isinstance(step, SetCpu)),
-            memory_of=frozenset(step.domain for step in moving if isinstance(step, SetMemory)),
-            lack=self.lack(domain),
-        )
+    def pending(self, domain: str) -> Pending | None:
+        """The first thing that the domain's jobs still wait for; None if they have all that they need."""
+        if jobs := self._orders.unconfirmed_stops():
+            return Unstopped(jobs)
+        if any(isinstance(step, SetCpu) for step in self._moving()):
+            return CpuComing()
+        return self.lack(domain)
+
+    def memory_moves(self) -> frozenset[str]:
+        """Domains whose memory is still to be moved. One whose move has failed is not among them: nobody knows when it
+        will succeed."""
+        return frozenset(step.domain for step in self._moving() if isinstance(step, SetMemory))
+
+    def all_stopped(self) -> bool:
+        """Whether agents have confirmed that no job runs that must not."""
+        return not self._orders.unconfirmed_stops()
+
+    def _moving(self) -> list[Step]:
+        return [step for step in self._due() if slot_of(step) not in self._steps.retries]
 
     def lack(self, domain: str) -> MemoryLack | None:
         """What the domain lacks of the memory that its jobs asked for; None if it lacks nothing."""

@@ -14,7 +14,7 @@ from magrathea.core.readiness import Unready
 from node_daemon.claims import claims
 from node_daemon.guest_channel.messages import Claim, ClaimedJob, GuestJob, Launched, Prepared
 from node_daemon.switch.paging import Progress
-from node_daemon.switch.progress import Pending
+from node_daemon.switch.progress import Pending, Unstopped
 from tests.unit.core.builders import host, run
 
 
@@ -28,10 +28,10 @@ class NeverStops:
     def progress(self) -> NeverStops:
         return self
 
-    def of(self, domain: str) -> Pending:
+    def pending(self, domain: str) -> Pending | None:
         jobs = ((d.name, j.key) for d in self.owner.host.domains for j in d.stopped)
         claimed = self.owner.host.domain("p1").jobs  # type: ignore[union-attr]
-        return Pending(frozenset(jobs) if claimed else frozenset(), frozenset(), frozenset(), None)
+        return Unstopped(frozenset(jobs)) if claimed else None
 
     async def changed(self) -> None:
         await asyncio.sleep(10)
@@ -85,8 +85,8 @@ class Lacking:
         self.lacks = lacks
         self.progress = self
 
-    def of(self, domain: str) -> Pending:
-        return Pending(frozenset(), frozenset(), frozenset(), self.lacks[domain])
+    def lack(self, domain: str) -> MemoryLack | None:
+        return self.lacks[domain]
 
     def moves(self) -> dict[str, Progress]:
         return {"p1": Progress("takes", 10, 900)}
