@@ -3,37 +3,37 @@
 It stands between the domain's MoM (a unix socket for the MoM hook) and the host's node daemon (the guest channel: a
 virtio-serial port or a unix socket). It relays claims and releases, finds the processes of jobs, stops and continues
 them, reports memory, and runs the site's own scripts. One folder, standard library only, Python >= 3.6, because a
-guest is whatever its users need. The folder works under any name: `python3 -I -S FOLDER`.
+guest may run any system, old or new. The folder works under any name: `python3 -I -S FOLDER`.
 
 Laws of this package:
 
-1. Only processes of the job are ever touched. A process is known by pid *and* start time; a signal goes through a
-   pidfd whose process has been looked at after the pidfd was opened (before Python 3.9: looked at right before the
-   signal). So a recycled pid is never hit.
-2. A stop is a standing order: it is swept again every 0.5 s until the daemon lifts it. The agent decides nothing by
-   itself: when it ends (SIGTERM too), what is stopped stays stopped, and the next agent goes on from the state file.
-3. A job is found by PBS's job cgroup, and by session, descent and PBS_JOBID, of processes of the job's owner only.
-   Once found, a process is the job's as long as it lives: none can leave its job.
-4. A cgroup is frozen for some milliseconds only, as a barrier: freeze, SIGSTOP each process, thaw. What PBS sees are
-   plainly stopped processes, as after its own suspend: its SIGCONT continues them, its SIGKILL kills them (which a
-   process frozen by a v1 freezer would not notice), and nothing is left frozen that only the agent could thaw.
-5. Everything from outside is bounded and checked by type before it is used. No shell, anywhere.
-6. One thread. Nothing in here waits for anything but the selector (and a short freeze, bounded).
+1. The agent touches processes of jobs only. It knows a process by its pid *and* its start time. Signals go through
+   a pidfd, and the process is checked after the pidfd was opened (before Python 3.9: right before the signal). So a
+   signal never hits another process that has got the same pid.
+2. A stop is a standing order: the agent enforces it again every 0.5 s until the daemon lifts it. It decides nothing
+   itself. When it ends (by SIGTERM, too), stopped jobs stay stopped, and the next agent continues from the state file.
+3. The agent finds a job's processes by PBS's job cgroup, and by session, descent and PBS_JOBID among the processes of
+   the job's owner. A process that was found belongs to the job for its whole life: it cannot leave.
+4. A cgroup is frozen for some milliseconds only, as a barrier: freeze, SIGSTOP each process, thaw. Then PBS sees plain
+   stopped processes, as after its own suspend: its SIGCONT continues them, its SIGKILL kills them. A process in a v1
+   freezer would notice neither. Nothing stays frozen that only the agent could thaw.
+5. All input is bounded, and its types are checked, before it is used. No shell is ever started.
+6. There is one thread. It waits for the selector only, and for a short freeze, which is bounded.
 
 | module | for |
 | --- | --- |
-| `values`, `log`, `configuration` | what comes from outside, checked; lines on stderr; the configuration file |
-| `procfs`, `signals`, `own_process` | reading /proc; signals that hit nobody else; the agent's own process |
-| `jobs` | `Job` and `Proc`: what is known of a job and of a process |
-| `cgroups`, `changes`, `finder` | which processes are a job's, and whether anything has changed |
+| `values`, `log`, `configuration` | checks of input; lines on stderr; the configuration file |
+| `procfs`, `signals`, `own_process` | reading /proc; signals that hit the right process; the agent's own process |
+| `jobs` | `Job` and `Proc`: what the agent knows about a job and a process |
+| `cgroups`, `changes`, `finder` | which processes belong to a job, and whether anything has changed |
 | `loop`, `children` | the event loop; child processes |
 | `sweeper`, `stopper`, `ender` | standing orders: when to look; stopping and continuing; the end of stopped jobs |
 | `pager`, `advice` | memory of stopped jobs: out to swap and back |
-| `lines`, `refusals`, `sessions`, `parts`, `wire` | what is said on the guest channel, for both its ends |
+| `lines`, `refusals`, `sessions`, `parts`, `wire` | messages of the guest channel, for both ends |
 | `transports`, `channel` | the guest channel to the node daemon |
-| `mom_server`, `mom_requests`, `owners` | the socket for MoM's hooks, what they ask, who owns a job |
-| `daemon_requests`, `scripts`, `machine` | what the node daemon asks; the site's scripts; the guest's clock and power |
-| `table`, `state_file`, `private_files`, `reports` | the table of jobs, what survives the agent, what it tells |
+| `mom_server`, `mom_requests`, `owners` | the socket for MoM's hooks, their requests, owners of jobs |
+| `daemon_requests`, `scripts`, `machine` | the daemon's requests; the site's scripts; the guest's clock and power |
+| `table`, `state_file`, `private_files`, `reports` | the table of jobs, its file, reports to the daemon |
 | `agent`, `start`, `__main__` | all parts together, and the command |
 
 Times are seconds, `now` is `time.monotonic()`. Memory is in MiB.

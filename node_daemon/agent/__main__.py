@@ -1,4 +1,4 @@
-"""Starts the agent, as `python3 -m node_daemon.agent` or by the path of its folder: `python3 -I -S FOLDER`."""
+"""Start the agent, as `python3 -m node_daemon.agent` or by the path of its folder: `python3 -I -S FOLDER`."""
 
 import gc
 import importlib
@@ -10,7 +10,7 @@ NAME = "magrathea_agent"  # of the package when it is run by its path, whatever 
 
 
 def as_package(folder: str) -> str:
-    """Make the folder a package, and let nothing else be imported from it. Returns the package's name."""
+    """Make the folder a package from which nothing else is imported. Returns the package's name."""
     place = os.path.join(folder, "__init__.py")
     spec = importlib.util.spec_from_file_location(NAME, place, submodule_search_locations=[folder])
     assert spec is not None
@@ -23,6 +23,6 @@ def as_package(folder: str) -> str:
 
 
 if __name__ == "__main__":
-    gc.disable()  # next to nothing that imports make is garbage, and looking for it takes a tenth of the start
+    gc.disable()  # imports make hardly any garbage, and collecting it takes a tenth of the start
     name = __package__ or as_package(os.path.dirname(os.path.abspath(__file__)))
     sys.exit(importlib.import_module(name + ".start").main())

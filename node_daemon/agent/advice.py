@@ -1,4 +1,4 @@
-"""process_madvise(2), and one slice of memory that is moved by it. All of it runs in a child process of the pager."""
+"""process_madvise(2), and how it moves one slice of memory. All of it runs in a child process of the pager."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Advisor:
-    """process_madvise(2), which Python does not have, by its number; the same on all these machines."""
+    """process_madvise(2), which Python lacks, called by its number. The number is the same on all of MACHINES."""
 
     MACHINES = ("x86_64", "aarch64", "ppc64le")
     PIDFD_OPEN, PROCESS_MADVISE = 434, 440  # Linux 5.3, 5.10
@@ -25,7 +25,7 @@ class Advisor:
     PR_SET_PDEATHSIG = 1
 
     def __init__(self) -> None:
-        import ctypes  # 1 MiB, and only where memory is moved
+        import ctypes  # takes 1 MiB, so only if memory is moved
 
         self._c = ctypes
         self._call = ctypes.CDLL(None, use_errno=True).syscall
@@ -33,7 +33,7 @@ class Advisor:
 
     @classmethod
     def missing(cls) -> str:
-        """What this machine lacks, for people; empty if the calls should be there."""
+        """What this machine lacks, for people; empty if it should have the calls."""
         found = os.uname()
         if found.machine not in cls.MACHINES or sys.maxsize < 1 << 32:
             return "memory is pushed out on %s, with a Python of 64 bits, only" % ", ".join(cls.MACHINES)
@@ -53,8 +53,10 @@ class Advisor:
         return int(fd)
 
     def advise(self, fd: int, ranges: "List[Tuple[int, int]]", advice: int) -> None:
-        """Give the advice for these (begin, end) of the process. What does not take it (locked, huge pages) is passed
-        over. Raises OSError where the process has gone or the call is not permitted."""
+        """Give the advice for these ranges (begin, end) of the process. Locked and huge pages are skipped.
+
+        Raises OSError if the process has gone or the call is not permitted.
+        """
         todo = ranges
         while todo:
             part = todo[: self.MAX_RANGES]
@@ -79,12 +81,12 @@ class Advisor:
 class Slice:
     """One slice of the jobs' memory: pushed out to swap, or brought back ahead of use. Runs in a child process.
 
-    `procs`: (pid, start time) in the order of the walk. `cursor`: index among them and the address where to go on.
+    `procs`: (pid, start time) in the order of the walk. `cursor`: index among them, and where to continue.
     """
 
     PAGE = os.sysconf("SC_PAGE_SIZE")
     WINDOW_PAGES = 4096
-    BATCH_PAGES = 4096  # advised at once; time and amount are looked at between two
+    BATCH_PAGES = 4096  # advised at once; time and amount are checked after each
     TOP_BYTE = 7 if sys.byteorder == "little" else 0  # of an entry of pagemap: its flags
     PRESENT, SWAPPED, SHARED, EXCLUSIVE = 0x80, 0x40, 0x20, 0x01
     RUN = re.compile(b"1+")
@@ -102,7 +104,7 @@ class Slice:
         self.windows: "List[Tuple[int, int, bool]]" = []
         self.batched = 0
         out = advice == Advisor.PAGEOUT
-        # A page that others map, too, stays (the kernel passes it over); so does the page cache, which is free anyway.
+        # The kernel skips pages that others map, too. The page cache stays: it is free anyway.
         self.private = bytes(49 if self._counts(f, out) and not f & self.SHARED else 48 for f in range(256))
         self.common = bytes(49 if self._counts(f, out) else 48 for f in range(256))
 
@@ -112,8 +114,8 @@ class Slice:
         return bool(flags & self.SWAPPED and not flags & self.PRESENT)
 
     def run(self, cursor: "Tuple[int, int]") -> None:
-        """Move up to `pages` from the cursor on, which says afterwards where to go on: behind the last process at the
-        end. Raises OSError where that is not permitted."""
+        """Move up to `pages` from the cursor on. Afterwards the cursor is where to continue: behind the last process if
+        all is done. Raises OSError if it is not permitted."""
         index, address = cursor
         while index < len(self.procs):
             pid, start = self.procs[index]
@@ -130,7 +132,7 @@ class Slice:
         self.cursor = (index, 0)
 
     def _process(self, pid: int, start: int, address: int) -> bool:
-        """One process from the address on. False: the slice is full, or its time is over."""
+        """Move one process from the address on. False if the slice is full or its time is over."""
         fd = self.advisor.open(pid)
         try:
             fields = read_stat("/proc/%d/stat" % pid)[1]
@@ -157,7 +159,7 @@ class Slice:
         return True
 
     def _maps(self, pid: int) -> "Iterable[Tuple[int, int, bool]]":
-        """(begin, end, whether it is memory shared by name) of what can have pages that go to swap."""
+        """The mappings whose pages can go to swap: begin, end, and whether it is shared memory with a name."""
         for line in read_file("/proc/%d/maps" % pid, 64 << 20).decode("ascii", "replace").split("\n"):
             words = line.split(None, 5)
             if len(words) < 5 or (len(words) == 6 and words[5] in self.NO_MEMORY):
@@ -174,7 +176,7 @@ class Slice:
         return data[self.TOP_BYTE :: 8].translate(self.common if common else self.private)
 
     def _window(self, pagemap: int, low: int, high: int, common: bool) -> None:
-        if common and self.advice == Advisor.WILLNEED:  # what of it is in swap, pagemap does not say
+        if common and self.advice == Advisor.WILLNEED:  # pagemap does not show which of it is in swap
             self.batch.append((low, high))
             return
         flags = self._flags(pagemap, low, high, common)
@@ -188,17 +190,19 @@ class Slice:
     def _flush(self, fd: int, pagemap: int) -> None:
         self.advisor.advise(fd, self.batch, self.advice)
         left = 0
-        if self.advice == Advisor.PAGEOUT:  # what was brought back stays marked as swapped until it is touched
+        if (
+            self.advice == Advisor.PAGEOUT
+        ):  # pages that were brought back stay marked as swapped until somebody touches them
             left = sum(self._flags(pagemap, *window).count(b"1") for window in self.windows)
         self.moved += max(0, self.batched - left)
         self.batch, self.windows, self.batched = [], [], 0
 
 
-RECLAIM_BYTES = 16 << 20  # of one write, after which the time is looked at
+RECLAIM_BYTES = 16 << 20  # of one write; the time is checked after it
 
 
 def reclaim(directories: "List[str]", wanted: int, until: float) -> int:
-    """Bytes pushed out of v2 control groups by their own file; 0 where they have none. Runs in a child process."""
+    """Push memory of v2 control groups out by their own file; returns the bytes. Runs in a child process."""
     done = 0
     for path in directories:
         try:
@@ -213,7 +217,7 @@ def reclaim(directories: "List[str]", wanted: int, until: float) -> int:
                 os.write(fd, b"%d" % piece)
                 left -= piece
         except OSError:
-            pass  # EAGAIN: it got less than was asked for; what it got is seen below
+            pass  # EAGAIN: it got less than was asked for; how much is seen below
         finally:
             os.close(fd)
         try:

@@ -66,7 +66,7 @@ class Agent:
         try:
             os.makedirs(os.path.dirname(self.config.state), mode=0o755, exist_ok=True)
         except OSError as error:
-            raise Unusable("%s: its directory cannot be made: %s" % (self.config.state, error.strerror)) from error
+            raise Unusable("%s: its directory cannot be created: %s" % (self.config.state, error.strerror)) from error
         self.mom.open()
         self.table.load()
         self.sweeper.resume_standing()
@@ -74,7 +74,7 @@ class Agent:
         self.loop.after(REPORT_S, self.reports.report_again)
 
     def stop(self) -> None:
-        """Leave everything as it is: what is stopped stays stopped, the daemon decides."""
+        """End. Stopped jobs stay stopped: the daemon decides about them."""
         self.table.save()
         self.pager.stop()
         self.mom.close()

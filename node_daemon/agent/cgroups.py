@@ -11,14 +11,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Iterable, List, Optional, Set, Tuple
 
-BARRIER_S = 0.02  # longest time that a cgroup is waited for to freeze
+BARRIER_S = 0.02  # the longest wait for a cgroup to freeze
 
 
 class Cgroups:
     """PBS's job cgroups: the directories of a job, its processes, and a short freeze as a barrier (law 4)."""
 
     REFRESH_S = 30.0
-    ABSENT_S = 1.0  # the same where there is none: where PBS makes none, each look would search
+    ABSENT_S = 1.0  # the same if there is none: else each look would search where PBS creates none
 
     def __init__(self, templates: "Tuple[str, ...]") -> None:
         self.templates = [(t.rpartition("/")[0], t.rpartition("/")[2]) for t in templates]
@@ -44,7 +44,7 @@ class Cgroups:
         return [p for p in paths if os.path.isdir(p)]
 
     def refresh(self, now: float) -> None:
-        """Look again where PBS keeps its jobs: the directories come with the site's first job."""
+        """Search again for PBS's directories of jobs: PBS creates them with the first job."""
         if self.found_at is not None and now - self.found_at < (self.REFRESH_S if self.found else self.ABSENT_S):
             return
         self.found = [(parent, last) for pattern, last in self.templates for parent in self._expand(pattern)]
@@ -81,17 +81,17 @@ class Cgroups:
         return set()
 
     def freeze(self, id: str) -> "List[str]":
-        """Freeze the job, for a short time: the directories to give to `thaw`, only those frozen by this call."""
+        """Freeze the job for a short time. Returns the files for `thaw`: only those that this call has frozen."""
         frozen = []
         for path in self.directories(id):
             for name, word, done in (("cgroup.freeze", b"1", b"frozen 1"), ("freezer.state", b"FROZEN", b"FROZEN")):
                 file = os.path.join(path, name)
                 try:
                     if read_file(file).strip() in (b"1", b"FROZEN", b"FREEZING"):
-                        break  # by somebody else: not ours to thaw
+                        break  # somebody else has frozen it and will thaw it
                     self._write(file, word)
                 except OSError:
-                    continue  # no freezer here, or not for us
+                    continue  # it has no freezer, or we may not use it
                 frozen.append(file)
                 events = os.path.join(path, "cgroup.events") if name == "cgroup.freeze" else file
                 self._await(events, done)
@@ -108,7 +108,7 @@ class Cgroups:
                 log.error("%s: cannot be thawed: %s; write 0 or THAWED into it" % (file, error.strerror))
 
     def thaw_leftover(self, id: str) -> None:
-        """An agent killed between freeze and thaw leaves the job frozen: the next one thaws it at its start."""
+        """Thaw a job that an agent left frozen because it was killed between freeze and thaw."""
         for path in self.directories(id):
             for name in ("cgroup.freeze", "freezer.state"):
                 file = os.path.join(path, name)
@@ -117,7 +117,7 @@ class Cgroups:
                 except OSError:
                     continue
                 if frozen:
-                    log.warning("%s: found frozen; thawed" % file)
+                    log.warning("%s: was left frozen by an earlier agent; thawed" % file)
                     self.thaw([file])
 
     @staticmethod

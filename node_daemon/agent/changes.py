@@ -1,4 +1,4 @@
-"""Has anything changed since the last look? Two cheap answers that spare a look at all of /proc."""
+"""Has anything changed since the last look? Two cheap checks that make a look at all of /proc unnecessary."""
 
 import os
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
     from .jobs import Proc
 
-MAX_KEPT_FILES = 256  # of stopped processes; of others the file is opened each time
+MAX_KEPT_FILES = 256  # of stopped processes; for further ones the file is opened each time
 
 
 class Births:
-    """Whether any process or thread has been made: a number that each takes with it, in this pid namespace."""
+    """Whether any process or thread was created in this pid namespace: each takes the next number."""
 
     PATH = "/proc/sys/kernel/ns_last_pid"
 
@@ -25,7 +25,7 @@ class Births:
             self.fd = -1
 
     def last(self) -> "Optional[bytes]":
-        """The newest number; None where that cannot be said."""
+        """The newest number; None if it cannot be read."""
         if self.fd < 0:
             return None
         try:
@@ -35,9 +35,9 @@ class Births:
 
 
 class StoppedProcesses:
-    """Whether what was stopped still is: one small read for each process, from a file that is kept open.
+    """Whether stopped processes are still stopped: one small read for each, from a file that is kept open.
 
-    Such a file is of that process for ever, also when its pid is somebody else's.
+    An open file belongs to its process for ever, even after another process has got the pid.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class StoppedProcesses:
         self.others: "List[Proc]" = []
 
     def watch(self, procs: "Iterable[Proc]") -> None:
-        """These from now on, and no others."""
+        """Watch these processes from now on, and no others."""
         before, self.files, self.others = self.files, {}, []
         for proc in procs:
             fd = before.pop(proc, -1)
@@ -60,7 +60,7 @@ class StoppedProcesses:
 
     @staticmethod
     def _open(proc: "Proc") -> int:
-        """-1: it has gone, or cannot be kept."""
+        """A descriptor; -1 if the process has gone or the file cannot be kept open."""
         fd = -1
         try:
             fd = os.open("/proc/%d/stat" % proc.pid, os.O_RDONLY)
@@ -72,7 +72,7 @@ class StoppedProcesses:
         return fd if same else -1
 
     def still(self) -> bool:
-        """False: one is not, or has gone."""
+        """Whether all are stopped; False also if one has gone."""
         try:
             for fd in self.files.values():
                 line = os.pread(fd, STAT_BYTES, 0)

@@ -23,7 +23,7 @@ RECONNECT_S = (0.2, 2.0)
 
 
 class Channel:
-    """Requests to the daemon and from it, over a stream that may break, lose bytes, or carry stale ones."""
+    """Requests to the daemon and from it, over a stream that may break, lose bytes, or bring old ones."""
 
     def __init__(
         self, loop: Loop, transport: Transport, can: "List[str]", serve: "Callable[[str, Doc, Reply], None]"
@@ -39,7 +39,7 @@ class Channel:
         self.end.on_defect = loop.defect
         self.fd: "Optional[int]" = None
         self.up = False  # bytes can flow
-        self.host = self.domain = ""  # what the daemon called them, last
+        self.host = self.domain = ""  # as the daemon last named them
         self.delay = RECONNECT_S[0]
         self.writer = LineWriter()
         self.complained = ""
@@ -52,13 +52,13 @@ class Channel:
 
     @property
     def has_room(self) -> bool:
-        """Whether claims still find a place if one more request that can do without an answer waits for it."""
+        """Whether one more request that is not urgent leaves enough places for claims."""
         return len(self.end.pending) < MAX_PENDING // 2
 
     # the connection
 
     def connect(self) -> None:
-        """Open, or, where the descriptor stays, see whether the host is back. Tried again until it works."""
+        """Open the stream; if the descriptor stays, check whether the host is back. Repeats itself until that works."""
         try:
             if self.fd is None:
                 self.fd = self.transport.open()
@@ -78,7 +78,7 @@ class Channel:
         self._go_on()
 
     def _drain(self, fd: int) -> bool:
-        """Throw away what was meant for whoever had the port before. False: the host is away."""
+        """Drop bytes that were meant for an earlier agent. False if the host is away."""
         if not self.transport.stays:
             return True
         for _ in range(1024):
@@ -96,7 +96,7 @@ class Channel:
             self.fd = None
 
     def lost(self, why: str, close: bool = True) -> None:
-        """The stream is broken: forget what was half done, and begin anew."""
+        """The stream is broken: forget half lines, and connect again."""
         if self.fd is not None:
             self.loop.unwatch(self.fd)
         if close or not self.transport.stays:
@@ -115,7 +115,7 @@ class Channel:
             log.warning("no node daemon: %s; trying again" % why)
 
     def shut(self) -> None:
-        """The end: let out what can go out at once."""
+        """End: send what the stream takes at once."""
         if self.fd is not None and self.up:
             try:
                 self.writer.flush(self.fd)
@@ -151,7 +151,7 @@ class Channel:
         self._go_on()
 
     def _go_on(self) -> None:
-        """After anything at the end: write what it says, wait for what can come, and look at it again in time."""
+        """After each call of the end: write its output, wait for input, and set the timer for its next tick."""
         if self.up and self.fd is not None:
             self._write(self.fd)
         at = self.end.next_at()
@@ -177,7 +177,7 @@ class Channel:
         else:
             self.loop.unwatch(fd)
 
-    # what is said
+    # messages
 
     def _greeted(self, hello: "Doc") -> None:
         self.complained = ""
@@ -186,15 +186,17 @@ class Channel:
         self.on_ready()
 
     def ask(self, op: str, body: "Doc", deadline_s: float, on_answer: "Callable[[Optional[Doc]], object]") -> bool:
-        """Ask the daemon; `on_answer` is called later, never from within. False: too much is unanswered already.
-        Raises TooLarge."""
+        """Ask the daemon. `on_answer` is called later, never during this call. False if too many requests wait already.
+
+        Raises TooLarge.
+        """
         now = time.monotonic()
         asked = self.end.ask(op, body, now + deadline_s, on_answer, now)
         self._go_on()
         return asked is not None
 
     def withdraw(self, op: str, body: "Doc") -> None:
-        """No longer ask this."""
+        """Withdraw this request if it waits for its answer."""
         for request in list(self.end.pending.values()):
             if request.op == op and request.body == body:
                 self.end.withdraw(request)

@@ -11,18 +11,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, NoReturn, Optional
 
-POLL_S = (0.02, 0.5)  # how often a child is looked at: at first, at most; each pause is twice the one before
-ENDING_S = 0.005  # the same once it has closed its output
-DRAIN_READS = 64  # of READ_BYTES: more than a pipe holds, so that all that the child itself has written is read
+POLL_S = (0.02, 0.5)  # between two checks of a child: the first pause, the longest one; each is twice the one before
+ENDING_S = 0.005  # the first pause after it has closed its output
+DRAIN_READS = 64  # of READ_BYTES: more than a pipe holds, so all output of the child itself is read
 READ_BYTES = 4096
 
 
 class Child:
-    """A child process. What it needs is given back with it; the loop goes on meanwhile.
+    """A child process. Its memory is freed when it ends, and the loop continues meanwhile.
 
     `name` is for people. `become` runs in the child, with the writing end of its output (-1 without `on_output`), and
-    may exec. `on_output` gets what the child and its own children write to it. `on_end` gets the wait status, after all
-    that the child wrote.
+    may exec. `on_output` gets what the child and its own children write. `on_end` gets the wait status, after all
+    output of the child.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class Child:
         self.timer = loop.after(self.pause, self._poll)
 
     def signal(self, number: int) -> None:
-        """To the child and its process group. Until it is reaped both numbers are certainly its own."""
+        """Signal the child and its process group. Until the child is reaped, nobody else can have these numbers."""
         if self.over:
             return
         try:
             os.killpg(self.pid, number)
         except ProcessLookupError:
-            os.kill(self.pid, number)  # it has not come to lead its group yet
+            os.kill(self.pid, number)  # it does not lead its group yet
 
     def _readable(self) -> None:
         if not self._read():
@@ -64,7 +64,7 @@ class Child:
             self._poll()
 
     def _read(self) -> bool:
-        """False: the output is closed, or has nothing more now."""
+        """Read once. False if the output is closed or has nothing more now."""
         try:
             data = os.read(self.output, READ_BYTES)
         except (BlockingIOError, InterruptedError):
@@ -92,12 +92,12 @@ class Child:
         for _ in range(DRAIN_READS):
             if self.output < 0 or not self._read():
                 break
-        self._close()  # its own children may still hold it
+        self._close()  # its own children may still have it open
         self.on_end(status)
 
 
 def _live(name: str, become: "Callable[[int], None]", output: int) -> "NoReturn":
-    """In the child: a process with a session of its own, which neither the OOM killer nor the scheduler favours."""
+    """In the child: become a process of a session of its own, with ordinary priority and OOM score."""
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)

@@ -91,10 +91,10 @@ class Config:
         return value
 
     def _environment(self, doc: "Doc") -> "Tuple[bytes, ...]":
-        """Variables that a job's process must carry beside PBS_JOBID, as `NAME=value`.
+        """Variables that a job's process must have beside PBS_JOBID, as `NAME=value`.
 
-        For several domains on one machine that do not hide their processes from each other: a job on two of them
-        has the same PBS_JOBID in both.
+        They tell the domains of one machine apart if these can see each other's processes: a job on two domains has
+        the same PBS_JOBID in both.
         """
         value = doc.pop("environment", {})
         if not isinstance(value, dict) or len(value) > 8:

@@ -1,4 +1,4 @@
-"""What the node daemon asks: orders, memory, scripts, clock and power."""
+"""Requests of the node daemon: orders, memory, scripts, clock and power."""
 
 import re
 import signal
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .lines import Doc
     from .values import Key, Reply
 
-SLICE_S = 5.0  # for one slice of memory, where the daemon does not say
+SLICE_S = 5.0  # for one slice of memory, if the daemon names no time
 MAX_WARN_S = 60.0  # the longest time between a job's warning and its stop
 WARN_SIGNALS = (
     *("SIGHUP", "SIGINT", "SIGTERM", "SIGTSTP"),
@@ -45,7 +45,7 @@ class DaemonRequests:
         self.newest = "", 0  # session and id of the newest orders
 
     def serve(self, op: str, doc: "Doc", reply: "Reply") -> None:
-        """Carry out one request; `reply` gets the answer, now or later. Raises BadValue."""
+        """Carry out one request. `reply` gets the answer, now or later. Raises BadValue."""
         if op == "orders":
             self._orders(doc, reply)
         elif op == "ping":
@@ -136,5 +136,5 @@ class DaemonRequests:
     def _power(self, doc: "Doc", reply: "Reply") -> None:
         what = field(doc, "what", str)
         if what != "off":
-            raise BadValue("what is %.60r, it must be off: who wants it up again boots it from outside" % what)
+            raise BadValue("what is %.60r, it must be off; the daemon boots the guest again from outside" % what)
         reply(self.machine.power_off())

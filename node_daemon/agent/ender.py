@@ -14,14 +14,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Dict
 
-DELETE_S = 0.05  # so long after its hook MoM has sent its SIGTERM
-LEADER_S = 2.0  # a session's leader waits so long for what else has got SIGTERM
+DELETE_S = 0.05  # MoM sends SIGTERM within this time after its hook
+LEADER_S = 2.0  # the longest wait of a session leader for the other processes that got SIGTERM
 KILL_ROUNDS = 10
 KILL_PAUSE_S = 0.2
 
 
 class Ender:
-    """Lets stopped jobs end that PBS deletes, and kills what it stopped of jobs that have ended.
+    """Lets stopped jobs end if PBS deletes them, and kills stopped processes of jobs that have ended.
 
     `sweep`: the sweeper's, to look again soon.
     """
@@ -33,11 +33,12 @@ class Ender:
         self.sweep = sweep
 
     def let_end(self, job: Job) -> None:
-        """MoM's SIGTERM waits behind the stop: the sessions that it was sent to go on, and end as those of any deleted
-        job. What has left them stays stopped until the job is over (`kill`), for no signal of MoM's gets there.
+        """Continue the sessions to which MoM sent SIGTERM: the signal waits behind the stop. They end as in any deleted
+        job. MoM's signals do not reach processes outside these sessions, so those stay stopped until the job is over
+        (`kill`).
 
-        A session's leader goes on last, when the others have ended, or have had their time: MoM that finds them alive
-        when it has ended does not look again before the kill delay is over.
+        Session leaders are continued last, after the others have ended or had their time. If MoM sees other processes
+        alive when the leader exits, it waits for the whole kill delay.
         """
         now = time.monotonic()
         stopped = [p for p in job.procs.values() if p.state == "T"]
@@ -52,8 +53,7 @@ class Ender:
             self.loop.after(DELETE_S, self.sweep)
 
     def kill(self, name: str, left: "Dict[int, int]", rounds: int = KILL_ROUNDS) -> None:
-        """SIGKILL to these processes (pid -> start time) of an ended job: stopped as they are, nothing else would end
-        them."""
+        """Kill these processes (pid -> start time) of an ended job. Nothing else would end them: they are stopped."""
         killed = 0
         for pid, start in list(left.items()):
             try:
@@ -64,7 +64,7 @@ class Ender:
                 log.warning("process %d of ended job %s cannot be killed: %s" % (pid, name, error.strerror))
             del left[pid]
         if rounds == KILL_ROUNDS and killed:
-            log.info("job %s has ended: killed %d of its processes that were stopped" % (name, killed))
+            log.info("job %s has ended: killed its %d stopped processes" % (name, killed))
         if left and rounds > 0:
             self.loop.after(KILL_PAUSE_S, lambda: self.kill(name, left, rounds - 1))
         elif left:

@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from .values import Key
 
 PF_KTHREAD = 0x00200000
-EXEC_S = 0.05  # so long a new process may show no environment because it is in the midst of an exec
-ENVIRON_BUDGET_S = 0.02  # and the longest time that one look spends on them
-SETTLED_S = 5.0  # a process seen as no job's for so long is read again only every REREAD_S
+EXEC_S = 0.05  # a new process may show no environment for so long, because its exec is not done
+ENVIRON_BUDGET_S = 0.02  # the longest time that one look spends on environments
+SETTLED_S = 5.0  # a process that belonged to no job for so long is read again only every REREAD_S
 REREAD_S = 2.0
-UNBORN_S = 0.3  # by then a process that has got its number is to be seen in /proc
+UNBORN_S = 0.3  # by then /proc shows a process that has got its number
 
 
 class Finder:
     """Which process belongs to which job.
 
-    `look` reads /proc once. What has been read stays in `procs`; a process whose /proc inode is unchanged is read
-    again only where something about it can matter: a stranger can become a job's process only by an exec (MoM's
-    child on its way to be the job's shell), so strangers are read again in a thorough look only.
+    `look` reads /proc once, and keeps what it has read in `procs`. If the /proc inode of a process is unchanged, the
+    process is read again only if that can matter. A stranger can become a job's process only by an exec (as MoM's
+    child becomes the job's shell), so only a thorough look reads strangers again.
     """
 
     def __init__(self, cgroups: Cgroups, marks: "Tuple[bytes, ...]") -> None:
@@ -37,18 +37,18 @@ class Finder:
         self.never = (0, 1, 2, os.getpid())
         self.spared: "Dict[int, Tuple[int, Optional[Tuple[bytes, bytes]]]]" = {}
         self.asked: "Set[Tuple[Key, Optional[int]]]" = set()
-        self.unfinished = False  # the last look has not read all environments that it should
+        self.unfinished = False  # the last look had no time for all environments
         self.births = Births()
-        self.newest: "Optional[bytes]" = None  # number when the last whole look began; None: that was not whole
-        self.newest_at = 0.0  # and when a whole look first began with it
+        self.newest: "Optional[bytes]" = None  # number when the last look began; None if that look was not whole
+        self.newest_at = 0.0  # when a whole look first began with that number
         self.whole_at = 0.0  # when the last whole look began
-        self.young_until = 0.0  # until then a process that it has seen may yet become a job's by an exec
-        self.grouped: "Dict[Key, Set[int]]" = {}  # what it has found in the jobs' cgroups
+        self.young_until = 0.0  # until then a process that it saw may become a job's by an exec
+        self.grouped: "Dict[Key, Set[int]]" = {}  # pids that it found in the jobs' cgroups
 
     def spare(self, pid: int) -> None:
-        """Never touch this process and its ancestors: MoM, as whose hook it has spoken to us.
+        """Never touch this process and its ancestors: it is a hook that asked us, so they are MoM.
 
-        As long as they are what they are now: the prologue hook's parent is about to become the job by an exec.
+        An exec ends this, because the parent of the prologue hook becomes the job by one.
         """
         for _ in range(64):
             if pid in self.never:
@@ -63,7 +63,7 @@ class Finder:
             self.spared[pid] = (start, image)
             known = self.procs.get(pid)
             if known is not None and known.start == start:
-                known.image = image  # an exec may have been half done when it was read
+                known.image = image  # it may have been read during an exec
                 if known.job is not None:
                     known.job.procs.pop(pid, None)
                     known.job = None
@@ -73,15 +73,15 @@ class Finder:
         return proc.pid in self.never or self.spared.get(proc.pid) == (proc.start, proc.image)
 
     def look(self, jobs: "List[Job]", thorough: bool, since: float, environ: bool = True) -> "Set[Proc]":
-        """Read /proc and give each process to its job. Returns those newly found.
+        """Read /proc and assign each process to its job. Returns the processes that were not assigned before.
 
-        `thorough`: strangers, too. Members seen stopped after the time `since` are not read again. `environ`: else no
-        environments are read: that waits for a lock of its process, which in the midst of a fork waits for a CPU.
+        `thorough`: read strangers, too. Members that were seen stopped after the time `since` are not read again.
+        `environ`: read environments. That waits for a lock of the process, which a fork holds while it waits for a CPU.
         """
         now = time.monotonic()
-        newest = self.births.last()  # before anything is read: what is made from here on may be missed
+        newest = self.births.last()  # before anything is read: a process created after this may be missed
         asked = {(job.key, job.uid) for job in jobs}
-        if asked != self.asked:  # a stranger may be a job's process now
+        if asked != self.asked:  # a stranger may belong to one of the new jobs
             self.asked = asked
             self.newest = None
             self.procs = {pid: p for pid, p in self.procs.items() if p.job is not None or p.kthread}
@@ -89,7 +89,7 @@ class Finder:
         by_id: "Dict[str, Job]" = {}
         for job in jobs:
             if job.id not in by_id or by_id[job.id].run < job.run:
-                by_id[job.id] = job  # an earlier run has no processes any more
+                by_id[job.id] = job  # an earlier run has no processes left
         current = set(by_id.values())
         members: "Dict[int, Proc]" = {}
         for proc in self.procs.values():
@@ -112,7 +112,7 @@ class Finder:
         return found
 
     def _looked(self, newest: "Optional[bytes]", began: float) -> None:
-        """A look is over. `newest`: the number of births when it began, None if it was not whole."""
+        """Note that a look is over. `newest`: the number of births when it began; None if it was not whole."""
         if newest is None:
             self.newest = None
             return
@@ -123,13 +123,12 @@ class Finder:
         self.young_until = max(strangers or [0.0]) + SETTLED_S
 
     def unchanged(self, jobs: "Iterable[Job]", patience_s: float) -> bool:
-        """Whether a look would find of these jobs what the last one has found, and nothing more. Costs next to nothing.
+        """Whether another look would find the same processes of these jobs as the last one. Costs next to nothing.
 
-        A process comes to a job by its birth, which is counted; by an exec (or a change of its user) soon after it; or
-        by being put into the job's cgroup. A process has its number before /proc shows it: so the last look must have
-        begun some time after the number was first seen. What comes in no such way (a process of old that execs; a
-        number set by root, as for a restored process) is found by the next look that is whole, after `patience_s` in
-        any case.
+        A process comes to a job by its birth, which is counted; by an exec or a change of its user soon after that; or
+        by the job's cgroup. A process has its number before /proc shows it, so the last look must have begun some time
+        after the number was first seen. Other ways are rare: an old process that execs, or a number that root has set,
+        as for a restored process. The next whole look finds these, after `patience_s` at the latest.
         """
         now = time.monotonic()
         return (
@@ -142,7 +141,7 @@ class Finder:
         )
 
     def _read(self, now: float, thorough: bool, since: float) -> "List[Proc]":
-        """Bring `procs` up to date; those (re)read, in order of pid."""
+        """Bring `procs` up to date. Returns the processes that were read, in order of pid."""
         before, after, fresh = self.procs, {}, []
         with os.scandir("/proc") as entries:
             for entry in entries:
@@ -203,7 +202,7 @@ class Finder:
 
     @staticmethod
     def _fits(proc: Proc, job: Job, uids: "Tuple[int, ...]") -> bool:
-        """By its uids it can be the job's. A job of root's: MoM's own children run as root, too, and are not."""
+        """Whether its uids allow that it is the job's. MoM's own children run as root, but belong to no job of root."""
         return job.uid in uids and (job.uid != 0 or proc.image is None or proc.image[1] not in MOM_NAMES)
 
     def _uids(self, proc: Proc) -> "Tuple[int, ...]":
@@ -213,7 +212,7 @@ class Finder:
             return ()
         if uid != 0:
             return (uid,)
-        if proc.uids is None:  # root, or it shows as root because nobody may read its memory
+        if proc.uids is None:  # it is root, or /proc shows root because nobody may read its memory
             proc.uids = uids_of(proc.pid)
         return proc.uids
 
@@ -254,7 +253,7 @@ class Finder:
                 proc.env_job = self._job_of_environ(proc.pid)
                 proc.judged = proc.env_job is not None
                 if not proc.judged and time.monotonic() - proc.first_seen < EXEC_S:
-                    self.unfinished = True  # in the midst of an exec: it has an environment soon, or really none
+                    self.unfinished = True  # perhaps during an exec: it will have an environment soon, or has none
             owner = by_id.get(proc.env_job) if proc.env_job else None
             if owner is None:
                 continue
@@ -265,7 +264,7 @@ class Finder:
         return found
 
     def _job_of_environ(self, pid: int) -> "Optional[str]":
-        """PBS_JOBID of a process; "" for none; None where that cannot be said yet (in the midst of an exec)."""
+        """PBS_JOBID of a process; "" for none; None if it is not known yet (during an exec)."""
         try:
             data = read_environ(pid)
         except PermissionError:
@@ -279,14 +278,14 @@ class Finder:
         return data[at + 11 : data.index(b"\0", at + 11)].decode("utf-8", "replace")
 
     def _by_descent(self, by_id: "Dict[str, Job]", members: "Dict[int, Proc]", fresh: "List[Proc]") -> "Set[Proc]":
-        """Children of a job's process, and processes of a session whose leader is (or was) the job's."""
+        """Find children of a job's process, and processes of a session whose leader belongs or belonged to the job."""
         found: "Set[Proc]" = set()
         sessions: "Dict[int, Tuple[Job, int]]" = {}
         for job in by_id.values():
             for sid, start in list(job.sessions.items()):
                 leader = self.procs.get(sid)
                 if leader is not None and leader.start != start:
-                    del job.sessions[sid]  # that session has ended, and its number is somebody else's
+                    del job.sessions[sid]  # that session has ended, and another process has its number
                 else:
                     sessions[sid] = (job, start)
         for proc in members.values():
@@ -316,7 +315,7 @@ class Finder:
         self.procs[proc.pid] = members[proc.pid] = proc
         found.add(proc)
         if job.struck.get(proc.pid) == proc.start and proc.struck_at is None:
-            proc.struck_at = proc.read_at  # by this agent's predecessor
+            proc.struck_at = proc.read_at  # by an earlier agent
         if proc.pid == proc.sid:
             job.sessions[proc.sid] = proc.start
 

@@ -1,4 +1,4 @@
-"""A job and a process, as far as the agent knows them."""
+"""What the agent knows about a job and about a process."""
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,11 +14,13 @@ MOM_NAMES = (b"pbs_mom", b"pbs_python")
 class Proc:
     """A process as it was when last read.
 
-    `start`: its start time in clock ticks since boot; with the pid its identity. `inode`: of its /proc directory: as
-    long as that is the same, so is the process (procfs makes a new one for each). `image`: changes with each exec
-    (where its stack begins, its name). `env_job`: PBS_JOBID of its environment, "" for none, None for not yet known.
-    `job`: whose it is; `judged`: nobody's, unless it execs. `struck_at`: when SIGSTOP was first sent to it and no
-    SIGCONT since, `hit_at`: when last. `pending_since`: seen in uninterruptible sleep with that SIGSTOP pending.
+    - `start`: start time in clock ticks since boot; together with the pid its identity.
+    - `inode`: of its /proc directory. While this is the same, so is the process: procfs creates one for each.
+    - `image`: where its stack begins, and its name; changes with each exec.
+    - `env_job`: PBS_JOBID of its environment; "" for none, None if not known yet.
+    - `job`: the job it belongs to. `judged`: it belongs to none, unless it execs.
+    - `struck_at`: when we first sent SIGSTOP, if no SIGCONT followed. `hit_at`: when we last sent it.
+    - `pending_since`: when it was first seen in uninterruptible sleep with that SIGSTOP pending.
     """
 
     __slots__ = (
@@ -69,19 +71,22 @@ class Proc:
 class Job:
     """A job of this domain's MoM.
 
-    `uid`: of its owner, None while not known (then none of its processes is touched). `order`: what the daemon wants,
-    None for nothing. `stopped_at`: when it was told to stop, as long as it is (Unix seconds, for people). `sessions`:
-    session id -> start time of its leader. `struck`: pid -> start time of what the agent stopped, `groups`: process
-    groups signalled as a whole. `seen`: a process of it has been seen (or it begins on another host, and may never have
-    one here); `telling`, `told`: and the daemon is being told, or knows. `deleted`: MoM is about to kill it,
-    `leaders_at`: when its shells get their SIGTERM at the latest; `ending`: MoM's list says so. `listed`: claimed, or
-    in MoM's list; else it is known from the daemon's orders only. `missing`: from how many of MoM's lists in a row.
-    `procs`: its living processes at the last look; `doubtful`: how many carry its id but cannot be judged, because its
-    owner is not known. `stopped`, `pending` (in uninterruptible sleep with the stop pending), `running`: as of the last
-    pass; `calm`: how many passes in a row found all stopped and none new; `settled`: the order is carried out.
-    `barrier`: the next pass freezes first. `wake_all`: the next continues what others stopped, too. `warning`: the
-    signal to send before the stop, 0 for none (left); `warned_until`: until then it is not stopped yet. `told_at`: when
-    it was last told that others continue it.
+    - `uid`: of its owner; None while not known, and then none of its processes is touched.
+    - `order`: what the daemon wants; None for nothing. `stopped_at`: since when a stop stands, in Unix seconds.
+    - `sessions`: session id -> start time of its leader.
+    - `struck`: pid -> start time of each process that the agent stopped. `groups`: groups signalled as a whole.
+    - `seen`: it has shown a process, or begins on another host and may never have one here.
+    - `telling`, `told`: the daemon is being told of that, or knows it.
+    - `deleted`: MoM is about to kill it. `leaders_at`: when its session leaders get SIGTERM at the latest.
+    - `ending`: MoM's list shows it as ending. `listed`: it was claimed or is in MoM's list, not only in orders.
+    - `missing`: how many of MoM's lists in a row did not have it.
+    - `procs`: its living processes at the last look. `doubtful`: how many processes have its id, but cannot be
+      assigned because its owner is not known.
+    - `stopped`, `pending`, `running`: processes at the last pass; `pending` are in uninterruptible sleep with the stop
+      pending. `calm`: how many passes in a row found all stopped and none new. `settled`: the order is carried out.
+    - `barrier`: the next pass freezes first. `wake_all`: the next pass also continues what others stopped.
+    - `warning`: the signal to send before the stop, 0 for none. `warned_until`: it is not stopped before that.
+    - `told_at`: when the log last reported that somebody else continued it.
     """
 
     def __init__(self, key: "Key", now: float) -> None:
@@ -121,7 +126,7 @@ class Job:
 
     @property
     def leaving(self) -> bool:
-        """It is neither stopped nor waited for: PBS is killing it."""
+        """Whether PBS is killing it. Then it is neither stopped nor waited for."""
         return self.ending or self.deleted
 
     def name(self) -> "Doc":

@@ -1,6 +1,6 @@
 """Bytes as lines, and lines of JSON as values whose types are checked.
 
-This module, `refusals`, `sessions` and `wire` import nothing else of the agent: the node daemon uses them, too.
+This module, `refusals`, `sessions`, `parts` and `wire` import nothing else of the agent: the node daemon uses them too.
 """
 
 import json
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     Doc = Dict[str, Any]
 
 MAX_LINE_BYTES = 65536  # newline included
-MAX_DIGITS = 1000  # of an integer: before Python 3.11 reading one of a million takes minutes
+MAX_DIGITS = 1000  # of an integer: before Python 3.11, reading a million digits takes minutes
 MAX_FLOAT = sys.float_info.max
 
 
 class BadValue(Exception):
-    """Something from outside is not what it must be; the text names the field, its value and what is allowed."""
+    """Input is wrong. The text names the field, its value and what is allowed."""
 
 
 def field(doc: "Doc", name: str, kind: type, default: "Any" = None) -> "Any":
-    """`doc[name]`, which must be of `kind` (bool is no int). Without a default it must be there. Raises BadValue."""
+    """`doc[name]`, which must be of `kind` (bool is no int). Required if there is no default. Raises BadValue."""
     value = doc.get(name, default)
     if value is None and default is None:
         raise BadValue("field %s is missing" % name)
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not -MAX_FLOAT <= value <= MAX_FLOAT:  # an int that no float can be, an infinity, or no number
-            raise BadValue("field %s is %.60r, it must be a number that fits" % (name, value))
+        if not -MAX_FLOAT <= value <= MAX_FLOAT:  # too large an integer, infinity, or NaN
+            raise BadValue("field %s is %.60r, it must be a finite number" % (name, value))
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise BadValue("field %s is %.60r, it must be %s" % (name, value, kind.__name__))
@@ -64,12 +64,12 @@ def encode(doc: "Doc") -> bytes:
 
 
 class LineReader:
-    """Cuts a stream into lines, given one after another. A line that is too long is dropped up to its newline."""
+    """Cuts a stream into lines. A line that is too long is dropped up to its newline."""
 
     def __init__(self, skip_first: bool, most_bytes: int = MAX_LINE_BYTES) -> None:
         self.most_bytes = most_bytes
         self.buffer = bytearray()
-        self.begin = 0  # of what is not given yet
+        self.begin = 0  # of the bytes that were not returned yet
         self.searched = 0
         self.skipping = skip_first
         self.oversize = False
@@ -94,7 +94,7 @@ class LineReader:
         self.begin = self.searched = 0
 
     def next_line(self) -> "Optional[bytes]":
-        """The next line without its newline; empty where nothing counts, None where it was too long."""
+        """The next line without its newline; empty if it is to be skipped, None if it was too long."""
         line = bytes(self.buffer[self.begin : self.searched])
         self.begin = self.searched = self.searched + 1
         oversize = not self.skipping and (self.oversize or len(line) >= self.most_bytes)
@@ -103,7 +103,7 @@ class LineReader:
 
 
 class LineWriter:
-    """Bytes waiting to be written to a descriptor that may not take them now."""
+    """Bytes that wait until a descriptor takes them."""
 
     def __init__(self) -> None:
         self.pieces: "Deque[bytes]" = deque()
@@ -115,7 +115,7 @@ class LineWriter:
             self.size += len(data)
 
     def flush(self, fd: int) -> bool:
-        """True when nothing is left. Raises OSError where the peer has gone."""
+        """Write what can be written. True if nothing is left. Raises OSError if the peer has gone."""
         while self.pieces:
             piece = self.pieces[0]
             try:

@@ -5,7 +5,7 @@ import time
 
 
 class Log:
-    """Lines on stderr, with journald's priority in front where journald reads them; at most some a second."""
+    """Lines on stderr, with a priority in front if journald reads them. Their rate is limited."""
 
     BURST = 40
     PER_S = 5.0
@@ -32,7 +32,7 @@ class Log:
         try:
             os.write(2, (head + printable + "\n").encode("utf-8", "replace"))
         except OSError:
-            self.suppressed += 1  # stderr is full or gone: nobody to tell
+            self.suppressed += 1  # stderr is full or gone: there is nobody to report it to
 
     def error(self, text: str) -> None:
         self._write(3, "error", text)

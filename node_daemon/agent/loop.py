@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Timer:
-    """Something to do at a time, unless cancelled."""
+    """An action for a time, unless cancelled."""
 
     __slots__ = ("action", "when")
 
@@ -28,8 +28,8 @@ class Timer:
 class Loop:
     """Files and times, in one thread. Sleeps until the next of them.
 
-    An exception in a handler is a defect of the agent, but not a reason to give up standing orders: it is logged with
-    its place; when that happens again and again the agent ends, and its service manager starts it anew.
+    An exception in a handler is a defect of the agent, but no reason to give up standing orders. It is logged with its
+    place. After too many of them the agent ends, and its service manager restarts it.
     """
 
     MAX_FAULTS = 20  # within FAULT_WINDOW_S
@@ -53,7 +53,7 @@ class Loop:
         return timer
 
     def watch(self, fd: int, events: int, action: "Callable[[int], None]") -> None:
-        """Call `action` with the events that came, until `unwatch`."""
+        """Call `action` with the events of this descriptor, until `unwatch`."""
         try:
             self.selector.modify(fd, events, action)
         except KeyError:
@@ -77,7 +77,7 @@ class Loop:
             heapq.heappop(self.timers)
         timeout = max(0.0, self.timers[0][0] - time.monotonic()) if self.timers else None
         for key, events in self.selector.select(timeout):
-            if key.fd in self.selector.get_map():  # not taken away by an earlier one
+            if key.fd in self.selector.get_map():  # unless an earlier action has removed it
                 self._guard(lambda key=key, events=events: key.data(events))  # type: ignore[misc]
         now = time.monotonic()
         due = []
@@ -90,7 +90,7 @@ class Loop:
     def _guard(self, action: "Callable[[], None]") -> None:
         try:
             action()
-        except Exception as error:  # noqa: BLE001 (see above: a defect, logged, must not end standing orders)
+        except Exception as error:  # noqa: BLE001 (a defect must not end standing orders)
             self.defect(error)
 
     def defect(self, error: Exception) -> None:
@@ -106,5 +106,8 @@ class Loop:
         while self.faults and now - self.faults[0] > self.FAULT_WINDOW_S:
             self.faults.popleft()
         if len(self.faults) >= self.MAX_FAULTS:
-            log.error("%d defects in %d s: ending, to be started anew" % (len(self.faults), self.FAULT_WINDOW_S))
+            log.error(
+                "%d defects in %d s: ending; the service manager restarts the agent"
+                % (len(self.faults), self.FAULT_WINDOW_S)
+            )
             self.stop(1)

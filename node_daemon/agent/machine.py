@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
     from .lines import Doc
 
-CLOCK_S = 0.5  # a clock less wrong than this is left alone: the message itself took time
-MADE_UNIX_S = 1.7e9  # before this program was made
-POWER_AGAIN_S = 10.0  # so long after a power-off that nobody heeds it is forced
+CLOCK_S = 0.5  # a smaller error is left alone: the message itself took time
+MADE_UNIX_S = 1.7e9  # a date before this program existed
+POWER_AGAIN_S = 10.0  # if a power-off has no effect for so long, it is forced
 
 
 class Machine:
     """The guest as a machine: its clock, and its power.
 
-    Only where it is certain that this is a guest: the channel is a virtio-serial port, or the configuration says how
-    power goes off. On any other machine the agent would turn off the host.
+    The agent changes them only if it is certain to be in a guest: its channel is a virtio-serial port, or the
+    configuration has a command for power-off. Anywhere else it would turn off the host.
     """
 
     WAYS = (["shutdown", "-h", "now"], ["poweroff"], ["halt", "-p"])
@@ -42,14 +42,14 @@ class Machine:
         return (["clock"] if self.is_guest else []) + (["power"] if self.is_guest or self.configured else [])
 
     def set_clock(self, unix_s: float) -> "Doc":
-        """Make the clock right where it is clearly wrong: it stood still while the guest was saved to disk."""
+        """Set the clock if it is clearly wrong: it stood still while the guest was saved to disk."""
         if not MADE_UNIX_S <= unix_s <= 2.0**33:
-            raise BadValue("unix_s %.60r is no time of today" % unix_s)
+            raise BadValue("unix_s is %.60r, which is no present time" % unix_s)
         wrong_s = unix_s - time.time()
         if abs(wrong_s) <= CLOCK_S:
             return {"ok": True, "set": False}
         if not self.is_guest:
-            return refusal(NOT_PERMITTED, "this agent's clock is not a guest's own; it is left alone")
+            return refusal(NOT_PERMITTED, "this agent may not be in a guest, so it leaves the clock alone")
         try:
             time.clock_settime(time.CLOCK_REALTIME, unix_s)
         except PermissionError:
@@ -58,7 +58,7 @@ class Machine:
         return {"ok": True, "set": True}
 
     def power_off(self) -> "Doc":
-        """Turn this guest off, soon after the answer."""
+        """Turn this guest off soon after the answer."""
         command = self._command() if "power" in self.can() else []
         if not command:
             why = "the agent is not root, or not in a virtual machine; `power_off` in its configuration may say how"
@@ -81,7 +81,7 @@ class Machine:
         return next((found for found in map(self._found, ways) if found), [])
 
     def _found(self, command: "List[str]") -> "List[str]":
-        """The command with the whole path of its program; empty where there is none."""
+        """The command with the full path of its program; empty if the program is not installed."""
         paths = (os.path.join(place, command[0]) for place in self.PLACES)
         path = next((p for p in paths if os.access(p, os.X_OK)), "")
         return [path, *command[1:]] if path else []

@@ -1,4 +1,4 @@
-"""What MoM's hooks ask."""
+"""Requests of MoM's hooks."""
 
 import os
 import time
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from .lines import Doc
     from .values import Key
 
-MAX_PARTS = 200  # of a job, in one question of the prologue hook
+MAX_PARTS = 200  # of a job, in one request of the prologue hook
 CLASSES = ("priority", "preemptible", "protected")
-ENDING_SUBSTATE = 50  # PBS: from here on a job is exiting
-STATUS_BYTES = 100_000  # of jobs in one status: the kernel takes that much at once
-CLAIM_S = 1.8  # for a hook that does not say: all that MoM's hook waits (magrathea/deadlines.py has the whole table)
+ENDING_SUBSTATE = 50  # PBS: from this number on, a job is exiting
+STATUS_BYTES = 100_000  # of jobs in one status: the kernel takes this much at once
+CLAIM_S = 1.8  # if the hook names no time: the longest that MoM's hook waits (see magrathea/deadlines.py)
 
 
 class MomRequests:
-    """Answers MoM's hooks, most of them after asking the node daemon."""
+    """Answers MoM's hooks, usually after asking the node daemon."""
 
     def __init__(self, loop: Loop, channel: Channel, table: Table, sweeper: Sweeper, reports: Reports) -> None:
         self.loop = loop
@@ -75,7 +75,7 @@ class MomRequests:
             raise BadValue("op %.60r is none of claim, release, ending, jobs, prepared, status, ping" % op)
 
     def _status(self) -> "Doc":
-        """What this guest knows of itself, for `magrathea status`. `since`: Unix seconds of a stop that stands."""
+        """What this guest knows about itself, for `magrathea status`. `since`: when its stop began, in Unix seconds."""
         rows: "List[Doc]" = []
         room = STATUS_BYTES
         for job in self.jobs.values():
@@ -108,7 +108,7 @@ class MomRequests:
 
     @staticmethod
     def _pass_on(op: str, answer: "Optional[Doc]", client: Client) -> bool:
-        """The daemon's answer to the hook, without the channel's own fields. False: the hook has gone."""
+        """Pass the daemon's answer to the hook, without fields of the channel. False if the hook has gone."""
         if answer is None:
             return client.answer(refusal(TIMEOUT, "the node daemon did not answer the %s in time" % op))
         names = ("ok", "ready", "text") if answer["ok"] else ("ok", "code", "text", "retry_after_s")
@@ -148,7 +148,7 @@ class MomRequests:
             if answer is not None and not answer["ok"]:
                 return
             if answer is None or not delivered:
-                self.reports.tell_release(key)  # the hook does not know of a claim that may stand
+                self.reports.tell_release(key)  # the hook does not know that the claim may have been granted
                 return
             self.table.know(key, owner, uid).seen |= sister
             self.reports.tell_launched()
@@ -169,7 +169,7 @@ class MomRequests:
         self.reports.tell_release(key)
 
     def _deleted(self, key: "Key", client: Client) -> None:
-        """A qdel: MoM sends SIGTERM when its hook has ended, and SIGKILL after the kill delay."""
+        """The job is being deleted: MoM sends SIGTERM after its hook has ended, and SIGKILL after the kill delay."""
         job = self.jobs.get(key)
         if job is not None and not job.deleted:
             log.info("job %s: is being deleted" % job)
@@ -179,7 +179,7 @@ class MomRequests:
         client.answer({"ok": True})
 
     def _list(self, doc: "Doc", client: Client) -> None:
-        """MoM's own list, the truth about jobs: into the table, and on to the daemon."""
+        """Enter MoM's own list, the truth about jobs, into the table, and pass it on to the daemon."""
         rows = field(doc, "jobs", list)
         if len(rows) > MAX_JOBS:
             raise BadValue("a list of %d jobs; at most %d" % (len(rows), MAX_JOBS))

@@ -1,4 +1,4 @@
-"""The socket at which MoM's hooks ask."""
+"""The socket for MoM's hooks."""
 
 import _socket  # as in `transports`
 import errno
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     from .lines import Doc
 
-MAX_CLIENTS = 32  # MoM hooks at the same moment
-MAX_REQUEST_BYTES = 8 << 20  # 2 KiB for each of MAX_JOBS jobs of a list: the hook names owners, too, and may escape all
-READ_BYTES = 1 << 16  # at a time: others get their turn between
-CLIENT_S = 10.0  # a hook must have sent its line by then
+MAX_CLIENTS = 32  # hooks at the same time
+MAX_REQUEST_BYTES = 8 << 20  # 2 KiB for each of MAX_JOBS jobs: a row has the owner, too, and names may be escaped
+READ_BYTES = 1 << 16  # at once; others get their turn after it
+CLIENT_S = 10.0  # a hook must send its line within this time
 
 
 class Client:
-    """A MoM hook at the socket: one line in, one line out."""
+    """A connection of a MoM hook: one line in, one line out."""
 
     def __init__(self, loop: Loop, sock: _socket.socket, on_end: "Callable[[Client], None]") -> None:
         self.loop = loop
@@ -43,7 +43,7 @@ class Client:
             self.answer(refusal(TOO_SLOW, "no request within %d s" % CLIENT_S))
 
     def answer(self, doc: "Doc") -> bool:
-        """Send the answer and close. False: nobody is there to read it."""
+        """Send the answer and close. False if nobody is there to read it."""
         if self.sock.fileno() < 0:
             return False
         try:
@@ -81,14 +81,17 @@ class MomServer:
         try:
             os.makedirs(os.path.dirname(self.path), mode=0o755, exist_ok=True)
             self.lock = open_regular(self.path + ".lock", os.O_RDWR | os.O_CREAT)
-            os.fchmod(self.lock, 0o600)  # others could hold it, if they could open it
+            os.fchmod(self.lock, 0o600)  # whoever can open it could also hold the lock
             try:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise Unusable("%s: another agent serves this socket" % self.path) from error
             if os.path.lexists(self.path):
                 if not stat.S_ISSOCK(os.lstat(self.path).st_mode):
-                    raise Unusable("%s: is in the way and no socket; remove it or name another" % self.path)
+                    raise Unusable(
+                        "%s: something that is no socket is in the way; remove it, or configure another path"
+                        % self.path
+                    )
                 os.unlink(self.path)
             self.sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK)
             before = os.umask(0o177)
@@ -99,7 +102,7 @@ class MomServer:
             self.sock.listen(MAX_CLIENTS)
         except OSError as error:
             where = error.filename or self.path
-            raise Unusable("%s: cannot be made: %s" % (where, error.strerror or error)) from error
+            raise Unusable("%s: cannot be created: %s" % (where, error.strerror or error)) from error
         self._listen()
 
     def _listen(self) -> None:
@@ -156,7 +159,7 @@ class MomServer:
         except OSError:
             data = b""
         if not data:
-            if client.asked:  # it may have closed its writing side only
+            if client.asked:  # it may have closed only its writing side
                 self.loop.unwatch(client.sock.fileno())
             else:
                 client.close()

@@ -1,4 +1,4 @@
-"""What the agent asks of the kernel for its own process."""
+"""Settings of the kernel for the agent's own process."""
 
 import os
 
@@ -6,12 +6,14 @@ from .log import log
 
 
 def raise_priority() -> bool:
-    """The real-time class, as far as it is permitted: a storm of a thousand processes would else leave the agent a
-    thousandth of a CPU, and an order would wait for its turn. False: an ordinary process, where root is missing."""
+    """Take the real-time class if that is permitted. False if not, as without root.
+
+    Otherwise a job of a thousand processes leaves the agent a thousandth of a CPU, and an order waits for its turn.
+    """
     if os.geteuid() != 0:
         return False
     try:
-        # children (the site's scripts) begin as ordinary processes again
+        # children, the site's scripts, are ordinary processes again
         os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
         return True
     except OSError as error:
@@ -24,7 +26,7 @@ def raise_priority() -> bool:
 
 
 def set_oom_score(value: int) -> bool:
-    """Whether the kernel took it (root may lower it): the agent must survive when memory runs out."""
+    """Set it, so that the agent survives when memory runs out. False if the kernel refuses: only root may lower it."""
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("%d\n" % value)

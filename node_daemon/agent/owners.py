@@ -1,4 +1,4 @@
-"""Owners of jobs: their names in messages, and their uids here."""
+"""Owners of jobs: their names in messages, and their uids in this guest."""
 
 import os
 import pwd
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def owner_of(doc: "Doc") -> str:
-    """The user that a message names; empty where it names none. Raises BadValue."""
+    """The user that a message names; empty if it names none. Raises BadValue."""
     owner = field(doc, "owner", str, "")
     if len(owner) > 255 or not is_text(owner):
         raise BadValue("field owner is %.60r, it must be the name of a user" % owner)
@@ -27,16 +27,16 @@ class Owners:
     """The uids of jobs' owners."""
 
     KNOWN_S = 600.0  # how long a user's uid is remembered: asking a directory server may take long
-    UNKNOWN_S = 60.0  # and that there is no such user
+    UNKNOWN_S = 60.0  # the same for a name without a user
     MOST = 2 * MAX_JOBS
 
     def __init__(self) -> None:
         self.known: "Dict[str, Tuple[Optional[int], float]]" = {}  # uid, and until when it counts
 
     def uid_of(self, owner: str, new: bool = False) -> "Optional[int]":
-        """uid of a job's owner; None for no user. `new`: the user may have been made a moment ago.
+        """The uid of a job's owner; None if there is no such user. `new`: the user may have been created just now.
 
-        As an ordinary user the agent sees its own processes only: then all jobs are its.
+        An agent of an ordinary user sees only its own processes, so it takes all jobs for that user's.
         """
         if os.geteuid() != 0:
             return os.geteuid()
@@ -49,6 +49,6 @@ class Owners:
         try:
             uid: "Optional[int]" = pwd.getpwnam(owner).pw_uid
         except (KeyError, ValueError):
-            uid = None  # no such user here, or no name of one
+            uid = None  # no such user here, or no valid name
         self.known[owner] = uid, now + (self.UNKNOWN_S if uid is None else self.KNOWN_S)
         return uid

@@ -24,25 +24,25 @@ if TYPE_CHECKING:
 
 
 class Pager:
-    """Moves memory of stopped jobs out to swap and back, a slice at a time, each in a child process of its own.
+    """Moves memory of stopped jobs out to swap and back in slices. Each slice runs in a child process of its own.
 
-    So the loop goes on answering while the kernel writes, what a slice needs is given back with its child, and a slice
-    that takes too long is killed between two pages.
+    So the loop answers while the kernel writes, the memory that a slice needs is freed with its child, and a slice
+    that takes too long can be killed between two pages.
     """
 
     MAX_MIB = 4096
     SPARE_MIB = 4  # of swap
-    KEEP_MIB = 32  # available memory that is never filled by bringing back
-    LATE_S = 1.0  # after a slice's own time, until its child is killed
+    KEEP_MIB = 32  # available memory that fetching never fills
+    LATE_S = 1.0  # from the end of a slice's time until its child is killed
 
     def __init__(self, loop: Loop, cgroups: Cgroups) -> None:
         self.loop = loop
         self.cgroups = cgroups
         self.advisor: "Optional[Advisor]" = None
         self.child: "Optional[Child]" = None
-        self.said = b""  # by the child, so far
+        self.said = b""  # output of the child so far
         self.timer: "Optional[Timer]" = None
-        self.walk: "Tuple[str, Tuple[Key, ...]]" = ("", ())  # whose cursor it is
+        self.walk: "Tuple[str, Tuple[Key, ...]]" = ("", ())  # the operation and jobs that the cursor belongs to
         self.cursor = (0, 0)
         self.fetched = 0  # pages, in this walk
         self.sums: "Dict[Key, Tuple[float, int, int]]" = {}
@@ -52,7 +52,7 @@ class Pager:
         return ["push-out", "fetch"] if os.geteuid() == 0 and not Advisor.missing() else []
 
     def sum_of(self, job: Job) -> "Tuple[int, int]":
-        """MiB of the job's own memory in RAM and in swap, a second old at most. Shared memory counts for each."""
+        """MiB of the job's own memory in RAM and in swap, at most a second old. Shared memory counts for each."""
         now = time.monotonic()
         known = self.sums.get(job.key)
         if known is not None and now - known[0] < 1.0:
@@ -75,13 +75,13 @@ class Pager:
         return resident >> 10, swapped >> 10
 
     def start(self, op: str, jobs: "List[Job]", mib: int, deadline_s: float, reply: "Reply") -> None:
-        """One slice; `reply` gets the answer. One that is under way is given up: whoever asked it asks anew."""
+        """Begin one slice; `reply` gets the answer. A slice under way is ended: whoever asked for it asks again."""
         if os.geteuid() != 0:
             reply(refusal(NOT_PERMITTED, "only root may move jobs' memory; this agent is uid %d" % os.geteuid()))
             return
         if self.child is not None:
             self._kill()
-            reply(refusal(BUSY, "the slice before is just being ended"))
+            reply(refusal(BUSY, "the slice before is being ended; ask again"))
             return
         walk = (op, tuple(sorted(job.key for job in jobs)))
         if walk != self.walk:
@@ -120,7 +120,7 @@ class Pager:
     def _become(
         self, op: str, procs: "List[Tuple[int, int]]", directories: "List[str]", mib: int, limit_s: float, output: int
     ) -> None:
-        """In the child: move and tell. It holds nothing of the agent's, or a next agent could not have it."""
+        """In the child: move memory and report. An open descriptor would keep the lock from the next agent."""
         os.closerange(3, output)
         os.closerange(output + 1, 4096)
         try:
@@ -128,7 +128,7 @@ class Pager:
         except OSError as error:
             code = NOT_PERMITTED if error.errno in (errno.EPERM, errno.EACCES) else FAILED
             said = refusal(NOT_SUPPORTED if error.errno == errno.ENOSYS else code, "%s: %s" % (op, error.strerror))
-        except Exception as error:  # noqa: BLE001 (told to the daemon; the child ends here in any case)
+        except Exception as error:  # noqa: BLE001 (reported to the daemon; the child ends here in any case)
             said = refusal(FAILED, "%s: %s: %s" % (op, type(error).__name__, error))
         os.write(output, encode(said))
 
@@ -173,7 +173,7 @@ class Pager:
             self.child.signal(signal.SIGKILL)
 
     def _answer(self, op: str, jobs: "List[Job]", moved_mib: int, more: bool, no_room: bool = False) -> "Doc":
-        """`more`: the walk through their memory is not over, and goes on; `no_room`: it is not over, and cannot."""
+        """`more`: the walk through their memory continues. `no_room`: it is not done, but cannot continue."""
         resident = swapped = 0
         for job in jobs:
             resident, swapped = resident + self.sum_of(job)[0], swapped + self.sum_of(job)[1]

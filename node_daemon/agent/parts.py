@@ -1,7 +1,7 @@
-"""Messages that are too long for one line: cut into parts here, and put together again. Without input or output.
+"""Cut messages that are too long for one line into parts, and join them again. Without input or output.
 
-`wire` sends one part at a time and waits until it is acknowledged. So at most one part of a message is ever ahead of
-another message on the stream, however long the message is.
+`wire` sends one part and waits until it is acknowledged. So other messages wait for one part at most, however long the
+message is.
 """
 
 from collections import OrderedDict
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 MAX_JOBS = 4096  # of one list or order, and in an agent's table; both ends use this number
 MAX_MESSAGE_BYTES = 2 << 20  # in parts: 512 bytes for each of MAX_JOBS jobs, with names of 255 characters
-MAX_KEPT_BYTES = 2 * MAX_MESSAGE_BYTES  # of messages of one peer that have not come whole yet
-MAX_VALUES = 16 * MAX_JOBS  # in a message: reading very many small ones takes long, and much memory
-PART_BYTES = 64  # what keeping a part takes beside its text
-PART_CHARS = 16384  # half a line: each quote and backslash takes two characters there
+MAX_KEPT_BYTES = 2 * MAX_MESSAGE_BYTES  # of incomplete messages of one peer
+MAX_VALUES = 16 * MAX_JOBS  # in a message: very many small values take long to read, and much memory
+PART_BYTES = 64  # memory for a part beside its text
+PART_CHARS = 16384  # at most half a line: each quote and backslash becomes two characters
 
 
 class Cut:
     """A message on its way in parts. `of`: its type; `mark`: the session and the id that it carries.
 
-    `number`: what its parts are known by; `next`: the part that is to be sent now.
+    `number`: identifies the message in its parts. `next`: index of the part to send now.
     """
 
     def __init__(self, of: str, mark: "Tuple[str, int]", number: int, line: bytes) -> None:
@@ -36,12 +36,12 @@ class Cut:
 
     @property
     def at_last(self) -> bool:
-        """Only the last part is left."""
+        """Whether only the last part is left."""
         return self.next == len(self.texts) - 1
 
 
 class Parts:
-    """The parts that have come from the other end. The oldest message is dropped when they become too many."""
+    """Parts that came from the other end. If they become too many, the oldest message is dropped."""
 
     def __init__(self) -> None:
         self.kept: "OrderedDict[int, List[str]]" = OrderedDict()
@@ -52,7 +52,7 @@ class Parts:
         self.size = 0
 
     def add(self, number: int, at: int, text: str) -> bool:
-        """Keep part `at` of a message. False: a part before it is missing, or there are too many."""
+        """Keep part `at` of a message. False if a part before it is missing, or the message has become too long."""
         if at == 0 and number not in self.kept:
             self.kept[number] = []
         texts = self.kept.get(number)
@@ -67,10 +67,7 @@ class Parts:
         return number in self.kept
 
     def take(self, number: int, at: int, text: str) -> "Optional[bytes]":
-        """The whole message, whose last part is `at`; it is no longer kept. None: a part is missing.
-
-        Raises BadValue.
-        """
+        """The whole message, no longer kept. `at` is its last part. None if a part is missing. Raises BadValue."""
         texts = self.kept.get(number)
         if texts is None or at != len(texts):
             return None

@@ -1,4 +1,4 @@
-"""Files that are the agent's alone, and never what a link leads to."""
+"""Open files that only the agent may use, without following links."""
 
 import errno
 import os
@@ -6,7 +6,7 @@ import stat
 
 
 def open_regular(path: str, flags: int) -> int:
-    """A descriptor of a regular file, made readable for its owner only. Raises OSError: for a link or a pipe, too."""
+    """A descriptor of a regular file. A new file is private. Raises OSError, also for a link or a pipe."""
     try:
         fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     except OSError as error:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from typing import Dict, List, Optional, Tuple
 
 MAX_ENVIRON_BYTES = 1 << 20
-STAT_BYTES = 2048  # of /proc/PID/stat: always the whole line
+STAT_BYTES = 2048  # more than /proc/PID/stat ever has
 FORK_WCHANS = (b"wait_for_vfork_done", b"kernel_clone", b"_do_fork", b"do_fork")  # by version of the kernel
 
 
@@ -18,7 +18,7 @@ def read_file(path: str, limit: int = 65536) -> bytes:
     try:
         pieces = []
         while limit > 0:
-            data = os.read(fd, min(65536, limit))  # many of these files come in pieces of a page, or less
+            data = os.read(fd, min(65536, limit))  # many of these files come in pieces of a page or less
             if not data:
                 break
             pieces.append(data)
@@ -29,7 +29,7 @@ def read_file(path: str, limit: int = 65536) -> bytes:
 
 
 def read_stat(path: str) -> "Tuple[bytes, List[bytes]]":
-    """(name, fields from the third on) of a /proc stat file. Raises OSError, also where the process has just gone."""
+    """Name, and fields from the third on, of a /proc stat file. Raises OSError, also if the process has just gone."""
     fd = os.open(path, os.O_RDONLY)
     try:
         return stat_fields(os.read(fd, STAT_BYTES))  # this is the most frequent call of all
@@ -38,7 +38,7 @@ def read_stat(path: str) -> "Tuple[bytes, List[bytes]]":
 
 
 def stat_fields(line: bytes) -> "Tuple[bytes, List[bytes]]":
-    """As `read_stat`, of what has been read."""
+    """The same from a line that was read already."""
     end = line.rfind(b")")
     fields = line[end + 2 :].split(None, 26)
     if end < 0 or len(fields) < 26:
@@ -47,7 +47,7 @@ def stat_fields(line: bytes) -> "Tuple[bytes, List[bytes]]":
 
 
 def start_of(pid: int) -> "Optional[int]":
-    """Start time of a process (clock ticks since boot), or None where there is none."""
+    """Start time of a process in clock ticks since boot; None if there is no such process."""
     try:
         return int(read_stat("/proc/%d/stat" % pid)[1][19])
     except OSError:
@@ -65,7 +65,7 @@ def status_of(pid: int, names: "Tuple[bytes, ...]") -> "Dict[bytes, List[bytes]]
 
 
 def uids_of(pid: int) -> "Tuple[int, ...]":
-    """Real, effective and saved uid; empty where the process has gone."""
+    """Real, effective and saved uid; empty if the process has gone."""
     try:
         return tuple(int(u) for u in status_of(pid, (b"Uid",)).get(b"Uid", [])[:3])
     except OSError:
@@ -73,11 +73,11 @@ def uids_of(pid: int) -> "Tuple[int, ...]":
 
 
 def read_environ(pid: int) -> bytes:
-    """Environment of a process; empty where it has none (yet, in the midst of an exec). Raises PermissionError."""
+    """Environment of a process; empty if it has none, as during an exec. Raises PermissionError."""
     denied = None
     for place in ("", "task"):
         try:
-            if place:  # the main thread may have ended: then a later one has the memory
+            if place:  # if the main thread has ended, a later one has the memory
                 place = "task/%d/" % max(int(t) for t in os.listdir("/proc/%d/task" % pid))
             data = read_file("/proc/%d/%senviron" % (pid, place), MAX_ENVIRON_BYTES)
         except PermissionError as error:
@@ -93,7 +93,7 @@ def read_environ(pid: int) -> bytes:
 
 
 def catches(pid: int, number: int) -> bool:
-    """Whether the process has a handler for the signal and lets it through: else it might end by it."""
+    """Whether the process handles the signal and does not block it. Otherwise the signal might end it."""
     bit = 1 << (number - 1)
     try:
         masks = {name: int(words[0], 16) for name, words in status_of(pid, (b"SigCgt", b"SigBlk")).items()}
@@ -112,7 +112,7 @@ def is_pending(pid: int, signal_bit: int) -> bool:
 
 
 def waits_for_vfork(pid: int) -> bool:
-    """Whether the process waits within fork or vfork: in the latter for a child that has its memory, and is stopped."""
+    """Whether the process waits in fork or vfork. In vfork it waits for its child, which may be stopped."""
     try:
         return read_file("/proc/%d/wchan" % pid) in FORK_WCHANS
     except OSError:
@@ -132,7 +132,7 @@ def thread_state(pid: int) -> str:
 
 
 def boot_id() -> str:
-    """This boot of this kernel: pids and start times mean nothing in another."""
+    """Identifies this boot: pids and start times mean nothing in another."""
     try:
         return read_file("/proc/sys/kernel/random/boot_id").decode().strip()
     except OSError:
@@ -140,8 +140,11 @@ def boot_id() -> str:
 
 
 def memory_report() -> "Dict[str, int]":
-    """Memory of the machine, in MiB. Unreclaimable: locked pages and huge pages. Swap cached: in memory still although
-    it has been written to swap; free for the asking, and yet not counted as available by the kernel."""
+    """Memory of the machine in MiB.
+
+    Unreclaimable are locked and huge pages. Swap cached are pages that were written to swap but are still in memory:
+    they can be freed at once, but the kernel does not count them as available.
+    """
     values = {}
     for line in read_file("/proc/meminfo").decode("ascii", "replace").split("\n"):
         name, _, rest = line.partition(":")

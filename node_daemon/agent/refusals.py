@@ -1,7 +1,7 @@
-"""Every code that the agent and the guest channel refuse with, and after how many seconds PBS is to try again.
+"""Codes of refusals by the agent and the guest channel, and after how many seconds PBS should try again.
 
 The product's table of codes is magrathea/core/refusals.py, which a guest's Python cannot import; a test compares the
-two. Like `lines` and `wire` this is used by the node daemon, too.
+two. Like `lines` and `wire`, the node daemon uses this module too.
 """
 
 TYPE_CHECKING = False
@@ -26,9 +26,9 @@ UNKNOWN_OP = "unknown-op"
 CODES = {word for name, word in list(globals().items()) if name.isupper() and isinstance(word, str)}
 
 RETRY_AFTER_S = {AGENT_BUSY: 5, BUSY: 5, NO_DAEMON: 5, TIMEOUT: 5}
-"""A refusal of a claim without one is tried again when the hook thinks it right."""
+"""For other refusals of a claim the hook decides when to try again."""
 FULL_RETRY_AFTER_S = 60
-"""An agent that knows as many jobs as it can has to see some of them end first."""
+"""For an agent whose table is full: some jobs must end first."""
 
 
 def refusal(code: str, text: str, retry_after_s: "Optional[int]" = None) -> "Dict[str, Any]":

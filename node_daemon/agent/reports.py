@@ -1,4 +1,4 @@
-"""What the agent tells the node daemon by itself."""
+"""Reports that the agent sends to the node daemon unasked."""
 
 import os
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from .lines import Doc
     from .values import Key
 
-MAX_TELLING = 32  # launches without an answer: half of what the daemon works on, so that claims are never refused
-TELLING_S = 0.2  # between so many launches: below MAX_LINES_PER_S, so that nothing else waits for reading to go on
+MAX_TELLING = 32  # launches without an answer: half of what the daemon works on at once, so that claims find a place
+TELLING_S = 0.2  # between two such groups: stays below MAX_LINES_PER_S, so that reading never pauses for them
 REPORT_S = 10.0
-RELEASE_S = 60.0  # a release is offered to the daemon for so long
+RELEASE_S = 60.0  # a release is repeated for so long
 
 
 class Reports:
-    """What the agent tells the node daemon by itself: launches, ends, and every some seconds how things are."""
+    """Reports that the agent sends to the node daemon unasked: launches, ends, and memory every REPORT_S."""
 
     def __init__(self, loop: Loop, channel: Channel, table: Table, sweeper: Sweeper) -> None:
         self.loop = loop
@@ -37,14 +37,14 @@ class Reports:
         self.telling = 0  # launches without an answer
 
     def greeted(self) -> None:
-        """A node daemon is there, perhaps another than before."""
+        """A node daemon has connected, perhaps another one than before."""
         for job in self.jobs.values():
             job.told = False
         self.tell_launched()
         self._report()
 
     def tell_launched(self) -> None:
-        """Tell of each job of which a process has been seen, once."""
+        """Report each job that has shown a process, once."""
         self.table.save()
         self._tell_launched()
 
@@ -64,18 +64,18 @@ class Reports:
             job.telling = False
             job.told = answer is not None and answer.get("code") != BUSY
             if job.told and not self.telling:
-                self.loop.after(
-                    TELLING_S, self._tell_launched
-                )  # the next ones; a daemon that is busy is told with the next report
+                self.loop.after(TELLING_S, self._tell_launched)  # if the daemon was busy, the next report does it
 
         return answered
 
     def tell_release(self, key: "Key") -> None:
-        """Tell that a job is over."""
+        """Report that a job is over."""
         body = {"job": {"id": key[0], "run": key[1]}}
         self.channel.withdraw("release", body)
         if not self.channel.has_room or not self.channel.ask("release", body, RELEASE_S, lambda answer: None):
-            log.warning("release of job %s not told: too many requests wait; MoM's list will tell it" % key[0])
+            log.warning(
+                "release of job %s not reported: too many requests wait; MoM's next lists will show it" % key[0]
+            )
 
     def report_again(self) -> None:
         """Report now and every REPORT_S from now on."""
@@ -87,7 +87,7 @@ class Reports:
         if not self.channel.ready or self.reporting:
             return
         if any(job.order != "stop" for job in self.jobs.values()):
-            self.sweeper.sweep()  # what runs may have ended
+            self.sweeper.sweep()  # running jobs may have ended
         elif self.jobs:
             self.sweeper.glance()
         body = {"memory": memory_report(), "load1": round(os.getloadavg()[0], 2)}

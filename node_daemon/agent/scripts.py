@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Dict, List, Set
 
-MAX_SCRIPTS = 8  # running at the same moment
+MAX_SCRIPTS = 8  # running at the same time
 SCRIPT_GRACE_S = 2.0  # from SIGTERM to SIGKILL
 MAX_SCRIPT_OUTPUT_BYTES = 65536  # of each, in the log
 SCRIPT_NAME = re.compile(r"[a-z0-9][a-z0-9\-]{0,63}\Z")
@@ -22,7 +22,7 @@ SCRIPT_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}\Z")
 
 
 class Script:
-    """One running script. Its output goes to the log; when its time is over, it is ended."""
+    """One running script. Its output goes to the log. It is ended if it takes too long."""
 
     def __init__(
         self, loop: Loop, path: str, environment: "Dict[str, str]", limit_s: float, on_end: "Callable[[Script], None]"
@@ -38,7 +38,7 @@ class Script:
         self.timer = loop.after(limit_s, lambda: self._over_time(signal.SIGTERM))
 
     def _become(self, output: int) -> None:
-        """In the child: be the script, with nothing of the agent's."""
+        """In the child: exec the script, with a clean environment."""
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.dup2(output, 1)
@@ -63,7 +63,7 @@ class Script:
         log.info("script %s: %s" % (self.path, line.decode("utf-8", "replace")))
 
     def _over_time(self, number: int) -> None:
-        log.warning("script %s: over its %g s: signal %d" % (self.path, self.limit_s, number))
+        log.warning("script %s: took longer than %g s: signal %d" % (self.path, self.limit_s, number))
         self.child.signal(number)
         self.timer = self.loop.after(SCRIPT_GRACE_S, lambda: self._over_time(signal.SIGKILL))
 
@@ -79,9 +79,9 @@ class Script:
 
 
 class Scripts:
-    """The site's own scripts: `<name>`, and what is in `<name>.d` in order, one after another.
+    """The site's own scripts: `<name>`, then the files of `<name>.d` in order, one after another.
 
-    They run beside everything else, and can stop nothing.
+    They run beside everything else, and cannot hold up the agent.
     """
 
     def __init__(self, loop: Loop, directory: str, limit_s: float) -> None:
@@ -91,7 +91,7 @@ class Scripts:
         self.running: "Set[Script]" = set()
 
     def run(self, name: str, environment: "Dict[str, str]", over: "Callable[[], None]" = lambda: None) -> int:
-        """Start the scripts of this name; how many there are. `over` is called after the last. Raises BadValue."""
+        """Start the scripts of this name, and return their number. `over` is called after the last. Raises BadValue."""
         if not SCRIPT_NAME.match(name):
             raise BadValue("script name %.80r must be lower case letters, digits and hyphens" % name)
         files = [f for f in self._files(name) if self._trusted(f)]
@@ -107,12 +107,12 @@ class Scripts:
         try:
             names = sorted(os.listdir(top + ".d"))
         except OSError:
-            names = []  # there need be none
+            names = []  # the folder is optional
         return files + [os.path.join(top + ".d", n) for n in names if SCRIPT_FILE.match(n)]
 
     @staticmethod
     def _trusted(path: str) -> bool:
-        """Executable, and nobody but root or the agent's own user can have written it."""
+        """Whether it is executable, and only root or the agent's own user could write it."""
         try:
             for where in (os.path.dirname(path), path):
                 found = os.stat(where)

@@ -1,6 +1,6 @@
-"""One end of the guest channel as a stream: bytes, lines, how fast they may come, and who is at the other end.
+"""One end of the guest channel as a stream: bytes, lines, their rate, and who is at the other end.
 
-What the messages are about is in `wire`, the module of both ends that says what holds for the whole.
+The messages themselves are in `wire`, which states the rules for the whole.
 """
 
 import os
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 PROTOCOL = 1
 
-MAX_BAD_LINES = 10  # in a row: then the stream is given up
-MAX_LINES_PER_S = 200  # of the other end, averaged over RATE_WINDOW_S
+MAX_BAD_LINES = 10  # in a row; then the stream is closed
+MAX_LINES_PER_S = 200  # from the other end, averaged over RATE_WINDOW_S
 RATE_WINDOW_S = 5.0
-MAX_PAST = 8  # sessions of the other end that are remembered, so that a late hello of theirs is none
+MAX_PAST = 8  # earlier sessions of the other end that are remembered, to ignore their late hellos
 
 SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}\Z")
 
@@ -34,10 +34,11 @@ def _raised(error: Exception) -> None:
 
 
 class Stream:
-    """One end. `about`: what its hello tells beside protocol and session.
+    """One end. `about`: what its hello contains beside protocol and session.
 
-    The shell sets `on_greeted` (the other end is there, or another than before; its hello), `on_trouble` (for the log)
-    and `on_defect` (for what nobody thought of; it costs the line that caused it). They may call this end.
+    The shell sets `on_greeted`, called with the hello of the other end if that is new; `on_trouble`, called with a text
+    for the log; `on_defect`, called with an unexpected exception, which costs the line that caused it. They may call
+    this end.
     """
 
     def __init__(
@@ -52,16 +53,16 @@ class Stream:
         self.on_greeted: "Callable[[Doc], None]" = lambda hello: None
         self.on_trouble: "Callable[[str], None]" = lambda text: None
         self.on_defect: "Callable[[Exception], None]" = _raised
-        self.broken = "not opened yet"  # why no bytes can flow; empty while they can
-        self.session = self.peer = ""  # the other end's is empty until its hello
-        self.past: "Deque[str]" = deque(maxlen=MAX_PAST)  # sessions that the other end had before on this stream
+        self.broken = "not opened yet"  # why no bytes can flow; empty if they can
+        self.session = self.peer = ""  # `peer`: of the other end, empty until its hello
+        self.past: "Deque[str]" = deque(maxlen=MAX_PAST)  # earlier ones of the other end on this stream
         self.reader = LineReader(True)
         self.output: "List[bytes]" = []
         self.bad_lines = self.bad_total = 0
         self.allowance = MAX_LINES_PER_S * RATE_WINDOW_S
         self.allowed_at = 0.0
         self.read_on_at: "Optional[float]" = None
-        self.hello_at = 0.0  # when it was last said
+        self.hello_at = 0.0  # when it was last sent
 
     # the stream
 
@@ -71,11 +72,11 @@ class Stream:
 
     @property
     def paused(self) -> bool:
-        """No more may be read now."""
+        """Whether the shell must stop reading for now."""
         return self.read_on_at is not None
 
     def opened(self, now: float) -> None:
-        """There is a stream, a new one."""
+        """Begin with a new stream."""
         self._forget_peer()
         self.past.clear()
         self.output.clear()
@@ -87,7 +88,7 @@ class Stream:
         self.say_hello(now)
 
     def closed(self, why: str) -> None:
-        """The stream is no more. What is asked stays asked."""
+        """The stream has ended. Requests without an answer stay."""
         self._forget_peer()
         self.output.clear()
         self.broken = why
@@ -98,7 +99,7 @@ class Stream:
         return data
 
     def receive(self, data: bytes, now: float) -> None:
-        """These bytes have come."""
+        """Take bytes of the other end."""
         self.reader.add(data)
         self._consume(now)
 
@@ -128,11 +129,11 @@ class Stream:
             self.on_trouble("bad line (%d so far): %.200s" % (self.bad_total, error))
             if self.bad_lines >= MAX_BAD_LINES:
                 self.broken = "%d bad lines in a row" % self.bad_lines
-        except Exception as error:  # noqa: BLE001 (a defect of this end; those of other guests, and later lines, go on)
+        except Exception as error:  # noqa: BLE001 (a defect costs one line, not the process)
             self.on_defect(error)
 
     def _message(self, doc: "Doc", now: float) -> None:
-        """One message of the other end. Raises BadValue."""
+        """Handle one message of the other end. Raises BadValue."""
         raise NotImplementedError
 
     # hellos
@@ -144,14 +145,14 @@ class Stream:
         self.output.append(b"\n" + encode(hello))
 
     def _greeting(self, hello: "Doc", now: float) -> None:
-        """A hello of the other end. Raises BadValue."""
+        """Handle a hello of the other end. Raises BadValue."""
         raise NotImplementedError
 
     def _stranger(self, now: float) -> None:
-        """Somebody speaks who is not the other end as this one knows it."""
+        """Handle a message of a session that is not the other end's present one."""
 
     def _met(self, hello: "Doc") -> None:
-        """The other end is there, another than before."""
+        """Take the sender of this hello as the other end."""
         self._forget_peer()
         self.peer = hello["session"]
 
@@ -166,4 +167,4 @@ def check_hello(hello: "Doc") -> None:
     if field(hello, "protocol", int) != PROTOCOL:
         raise BadValue("protocol %r; this end speaks %d: update the older one" % (hello["protocol"], PROTOCOL))
     if not SESSION.match(field(hello, "session", str)):
-        raise BadValue("session %.60r is no word" % hello["session"])
+        raise BadValue("session %.60r is no identifier" % hello["session"])

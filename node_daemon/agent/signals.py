@@ -1,4 +1,4 @@
-"""Signals that never hit a recycled pid (law 1)."""
+"""Signals that never hit another process with the same pid (law 1)."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ class Signaller:
     """Sends signals to processes known by pid and start time."""
 
     def __init__(self) -> None:
-        # by name, for these exist since Python 3.9 only
+        # by name, because they exist only since Python 3.9
         self._open: "Optional[Callable[..., int]]" = getattr(os, "pidfd_open", None)
         self._send: "Optional[Callable[..., None]]" = getattr(signal, "pidfd_send_signal", None)
         self.pidfd = self._works()
@@ -30,7 +30,7 @@ class Signaller:
             return False
         try:
             fd = self._open(os.getpid())
-        except OSError:  # a kernel before 5.3, or a container's filter
+        except OSError:  # a kernel before 5.3, or a filter of a container
             return False
         try:
             self._send(fd, 0)
@@ -41,7 +41,7 @@ class Signaller:
         return True
 
     def send(self, pid: int, start: int, number: int) -> bool:
-        """True: sent. False: that process no longer exists. Raises PermissionError."""
+        """Send it. False if that process no longer exists. Raises PermissionError."""
         if not self.pidfd or self._open is None or self._send is None:
             if start_of(pid) != start:
                 return False
@@ -65,7 +65,7 @@ class Signaller:
         return True
 
     def send_group(self, leader: int, start: int, number: int) -> bool:
-        """To a whole process group in one call, so that nothing forked in it is missed. False: could not."""
+        """Signal a whole process group in one call, so that no fork escapes. False if that is not possible."""
         if not self.groups or self._open is None or self._send is None:
             return False
         try:

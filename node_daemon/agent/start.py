@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 USAGE = """usage: magrathea-agent [--config FILE] [--check] [--version] [--help]
 
-The agent of a domain: relays MoM's hooks to the host's node daemon, stops and continues the processes of jobs.
+The agent of a domain: relays requests of MoM's hooks to the host's node daemon, stops and continues jobs.
 
   --config FILE  configuration (JSON); else $%s, else %s
-  --check        read the configuration, say what is wrong with it, and end
+  --check        read the configuration, report what is wrong with it, and end
   --version      print the version and end
 
-SIGTERM or SIGINT ends it. Jobs that it holds stopped stay stopped: the node daemon decides about them, and the next
-agent goes on where this one left off.
+SIGTERM or SIGINT ends it. Stopped jobs stay stopped: the node daemon decides about them, and the next agent continues
+where this one left off.
 """ % (CONFIG_VARIABLE, DEFAULT_CONFIG)
 
 
@@ -52,7 +52,7 @@ def options(arguments: "List[str]") -> "Tuple[str, str]":
 
 
 def check(config: Config) -> "List[str]":
-    """What would go wrong on this machine with a configuration that is right in itself."""
+    """What would fail on this machine although the configuration itself is valid."""
     found = []
     for name, path in (("socket", config.socket), ("state", config.state)):
         directory = os.path.dirname(path)
@@ -66,13 +66,13 @@ def check(config: Config) -> "List[str]":
 
 
 def watch_signals(loop: Loop) -> None:
-    """SIGTERM and SIGINT end the loop; SIGHUP changes nothing (a terminal that is closed does not end an agent)."""
+    """Let SIGTERM and SIGINT end the loop. SIGHUP is ignored: closing a terminal does not end an agent."""
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     os.set_blocking(writing, False)
 
     def noted(number: int, frame: "Optional[FrameType]") -> None:
-        """The byte in the pipe is what tells the loop."""
+        """Nothing to do: the byte in the pipe wakes the loop."""
 
     def arrived(events: int) -> None:
         if set(os.read(reading, 64)) & {signal.SIGTERM, signal.SIGINT}:
@@ -85,7 +85,7 @@ def watch_signals(loop: Loop) -> None:
 
 
 def main(arguments: "Optional[List[str]]" = None) -> int:
-    """The command; its exit code: 0 for an orderly end, 1 for trouble while running, 2 for a wrong set-up."""
+    """Run the command. Returns 0 after an orderly end, 1 after trouble, 2 for a wrong configuration."""
     try:
         what, path = options(sys.argv[1:] if arguments is None else arguments)
         if what == "help":
@@ -102,7 +102,7 @@ def main(arguments: "Optional[List[str]]" = None) -> int:
         agent = Agent(config)
         watch_signals(agent.loop)
         if os.geteuid() == 0 and not set_oom_score(-1000):
-            log.info("oom_score_adj may not be lowered here: without memory the kernel may end this agent first")
+            log.info("oom_score_adj may not be lowered here: if memory runs out, the kernel may kill this agent first")
         raise_priority()
         agent.start()
     except Unusable as error:
@@ -110,7 +110,7 @@ def main(arguments: "Optional[List[str]]" = None) -> int:
         return 2
     freeze = getattr(gc, "freeze", None)  # since Python 3.7
     if freeze is not None:
-        freeze()  # all that there is will stay; no collection has to look at it
+        freeze()  # what exists now stays, so no collection needs to look at it
     gc.enable()  # disabled in __main__
     try:
         return agent.loop.run()

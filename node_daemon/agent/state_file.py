@@ -21,9 +21,9 @@ MAX_STATE_BYTES = 16 << 20
 
 
 class StateFile:
-    """What must survive the agent: its jobs, their owners, the orders, and what it has stopped. JSON, replaced whole.
+    """What must survive the agent: its jobs, their owners, the orders, and the stopped processes. JSON, replaced whole.
 
-    Not synced to disk: it has to survive the agent's end; the machine's end leaves nothing to be continued.
+    It is not synced to disk: after a crash of the machine there is nothing left to continue.
     """
 
     def __init__(self, path: str) -> None:
@@ -54,17 +54,20 @@ class StateFile:
         try:
             new = self.path + ".new"
             if os.path.lexists(new):
-                os.unlink(new)  # left by an agent that was killed, or not an agent's at all
+                os.unlink(new)  # left by an agent that was killed, or by somebody else
             with open(open_regular(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
                 file.write(data)
             os.replace(new, self.path)
         except OSError as error:
-            log.error("%s: not written: %s; a restart would forget what is stopped" % (self.path, error.strerror))
+            log.error(
+                "%s: not written: %s; after a restart the agent would not know what it has stopped"
+                % (self.path, error.strerror)
+            )
             return
         self.written = data
 
     def load(self) -> "List[Job]":
-        """The jobs of the agent before; none if there is no file. One that cannot be read is put aside."""
+        """The jobs of the earlier agent; none if there is no file. A file that cannot be read is put aside."""
         try:
             with open(open_regular(self.path, os.O_RDONLY), "rb") as file:
                 data = file.read(MAX_STATE_BYTES + 1)
@@ -87,10 +90,10 @@ class StateFile:
 
     def _put_aside(self, why: str) -> None:
         bad = self.path + ".bad"
-        log.error("%s: %s; put aside as %s, beginning with nothing" % (self.path, why, bad))
+        log.error("%s: %s; put aside as %s, the agent starts without it" % (self.path, why, bad))
         try:
             if os.path.isdir(self.path) and os.path.lexists(bad):
-                bad += ".%d" % time.time()  # a folder takes no other's place
+                bad += ".%d" % time.time()  # a folder cannot replace anything
             os.rename(self.path, bad)
         except OSError as error:
             log.error("%s: cannot be put aside: %s" % (self.path, error.strerror))
@@ -118,7 +121,7 @@ class StateFile:
 
 
 def _processes(name: str, row: "Doc") -> "Dict[int, int]":
-    """Field `name`: pids, each with its start time. Raises BadValue."""
+    """The pids of this field, each with its start time. Raises BadValue."""
     pairs = field(row, name, list)
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise BadValue("field %s is %.60r, it must hold pairs of numbers" % (name, pairs))
@@ -126,7 +129,7 @@ def _processes(name: str, row: "Doc") -> "Dict[int, int]":
 
 
 def _pid(name: str, value: "Any") -> int:
-    return _within(name, value, 2, 1 << 31)  # no job is 1; 0 and below would mean groups
+    return _within(name, value, 2, 1 << 31)  # 1 is never a job's; 0 and below would mean groups
 
 
 def _within(name: str, value: "Any", low: int, end: int) -> int:

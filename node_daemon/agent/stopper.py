@@ -1,4 +1,4 @@
-"""Stopping the processes of a job, and continuing them."""
+"""Stop and continue the processes of a job."""
 
 import os
 import signal
@@ -14,15 +14,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Dict, List, Set, Tuple
 
-PENDING_COUNTS_S = 1.0  # in uninterruptible sleep with the stop pending: counts as stopped after it
-VFORK_COUNTS_S = 0.05  # the same where it waits for its vfork child: long enough for any plain fork to be over
-STRIKE_AGAIN_S = 0.05  # a process that is not stopped so long after its SIGSTOP gets another
-TELL_AGAIN_S = 10.0  # what happens again and again is told once in it
-GROUP_WORTH = 4  # a process group is signalled as a whole from this many unstopped members on
+PENDING_COUNTS_S = 1.0  # a process in uninterruptible sleep with the stop pending counts as stopped after this
+VFORK_COUNTS_S = 0.05  # the same if it waits for its vfork child: any plain fork is over by then
+STRIKE_AGAIN_S = 0.05  # a process that still runs so long after its SIGSTOP gets another
+TELL_AGAIN_S = 10.0  # repeated events are logged once in this time
+GROUP_WORTH = 4  # with so many unstopped members a process group is signalled as a whole
 
 
 class Stopper:
-    """Stops and continues the processes of one job, as far as the last look has found them."""
+    """Stops and continues the processes of one job that the last look has found."""
 
     def __init__(self, finder: Finder, signaller: Signaller) -> None:
         self.finder = finder
@@ -32,10 +32,10 @@ class Stopper:
     # stopping
 
     def warned(self, job: Job) -> bool:
-        """Whether the job still has time before its stop; its warning is sent now, if it was not yet.
+        """Whether the job still has time before its stop. Sends its warning if that was not done yet.
 
-        To those that handle the signal only: its default might end the others. Who has no such process waits for
-        nothing.
+        Only processes that handle the signal get it: its default might end the others. A job without such a process
+        is stopped at once.
         """
         number, job.warning = job.warning, 0
         if number:
@@ -47,7 +47,7 @@ class Stopper:
         return time.monotonic() < job.warned_until
 
     def stop(self, job: Job, grown: bool) -> None:
-        """One pass's part for a job that is not leaving; `grown`: there is, or may be, more of it than before."""
+        """One pass for a job that is not leaving. `grown`: it has, or may have, more processes than before."""
         now = time.monotonic()
         running = [p for p in job.procs.values() if not self._is_stopped(p, now)]
         again = sum(p.struck_at is not None and not p.hit_at for p in running)
@@ -56,7 +56,7 @@ class Stopper:
             log.info("job %s: somebody has continued %d of its processes; stopped again" % (job, again))
         for proc in job.procs.values():
             if proc.state == "T" and proc.struck_at is None and proc.pgrp in job.groups:
-                self._note(proc, job, now)  # forked while its group was signalled
+                self._note(proc, job, now)  # it was forked while its group was signalled
         self.strike(job, running, now)
         asleep = sum(p.pending_since is not None for p in job.procs.values())
         job.pending = asleep - sum(p.pending_since is not None for p in running)
@@ -68,12 +68,12 @@ class Stopper:
     def _is_stopped(self, proc: Proc, now: float) -> bool:
         if proc.state == "T":
             proc.pending_since = None
-            proc.hit_at = 0.0  # if it runs again, somebody has continued it
+            proc.hit_at = 0.0  # if it runs later, somebody has continued it
             return True
         if proc.struck_at is None:
             return False
         if proc.state == "t":
-            return True  # its tracer holds it, and the stop is waiting
+            return True  # its tracer holds it, and the stop is pending
         if proc.state != "D" or not is_pending(proc.pid, SIGSTOP_BIT):
             proc.pending_since = None
             return False
@@ -90,7 +90,7 @@ class Stopper:
         job.struck[proc.pid] = proc.start
 
     def strike(self, job: Job, running: "List[Proc]", now: float) -> None:
-        """SIGSTOP to each; to a whole process group at once where it pays. Parents first."""
+        """Send SIGSTOP to each, parents first. Large process groups get it at once."""
         todo = [p for p in running if p.pending_since is None and now - p.hit_at > STRIKE_AGAIN_S]
         todo = self._strike_groups(job, todo, now)
         todo.sort(key=lambda p: (p.start, p.pid))
@@ -99,9 +99,9 @@ class Stopper:
                 self._note(proc, job, now)
 
     def _strike_groups(self, job: Job, todo: "List[Proc]", now: float) -> "List[Proc]":
-        """Signal the groups of sessions that are the job's; what is left to do.
+        """Signal groups in sessions of the job. Returns the processes that were not signalled.
 
-        A group lies within one session. One in another session may hold others than the job's processes.
+        A group lies within one session. In other sessions it may have processes that are not the job's.
         """
         if len(todo) < GROUP_WORTH or not self.signaller.groups:
             return todo
@@ -137,7 +137,7 @@ class Stopper:
     # continuing
 
     def continue_job(self, job: Job) -> None:
-        """SIGCONT to what the agent stopped, and, at the first time, to all that is stopped."""
+        """Send SIGCONT to the processes that the agent stopped, and in the first pass to all that are stopped."""
         stopped = []
         for proc in job.procs.values():
             ours = proc.struck_at is not None or job.struck.get(proc.pid) == proc.start
@@ -153,10 +153,10 @@ class Stopper:
             job.groups.clear()
 
     def wake(self, job: Job, stopped: "List[Proc]") -> None:
-        """Children first."""
+        """Continue these processes, children first."""
         for proc in sorted(stopped, key=lambda p: (-p.start, -p.pid)):
             if self._signal(proc, signal.SIGCONT):
                 proc.struck_at = proc.pending_since = None
                 proc.hit_at = 0.0
-                proc.read_at = 0.0  # not as it was read: read again
+                proc.read_at = 0.0  # its state has changed: read it again
                 job.struck.pop(proc.pid, None)

@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from .values import Key, Reply
 
 LAUNCH_POLL_S = 0.2
-LAUNCH_PATIENCE_S = 60.0  # then a job that shows no process is looked for with the reports only
+LAUNCH_PATIENCE_S = 60.0  # after this, a job without a process is only looked for with each report
 SWEEP_S = 0.5
-ENVIRON_S = 0.05  # so long environments wait for what is known to be stopped
-PASSES_AT_ONCE = 4  # looks at /proc in a row before other work gets its turn
-GIVE_WAY_S = (0.0002, 0.00002, 0.01)  # for processes to come to their stop: at least, for each, at most
+ENVIRON_S = 0.05  # environments are read after known processes have stopped, or after this time
+PASSES_AT_ONCE = 4  # looks at /proc in a row; then other work gets its turn
+GIVE_WAY_S = (0.0002, 0.00002, 0.01)  # for processes to stop: at least, for each process, at most
 PASS_PAUSE_S = (0.001, 0.05)
-WHOLE_LOOK_S = 5.0  # so old a whole look may be while nothing but the stopped processes is looked at
-CALM_AFTER_S = 30.0  # a stop that has stood so long without a disturbance is looked after less often:
+WHOLE_LOOK_S = 5.0  # a whole look may be so old while only stopped processes are checked
+CALM_AFTER_S = 30.0  # a stop undisturbed for so long is checked less often:
 CALM_SWEEP_S = 1.0  # instead of SWEEP_S; an emulated guest pays 0.1 % of a core for each wake-up a second
 CALM_LOOK_S = 15.0  # instead of WHOLE_LOOK_S
 ORDERS_S = 1.5
 
 
 class Effort:
-    """One `orders` request being carried out: which jobs, until when, and who is to be told."""
+    """One `orders` request under way: its jobs, its deadline, and where its answer goes."""
 
     def __init__(self, keys: "List[Key]", began: float, deadline: float, reply: "Reply") -> None:
         self.keys = keys
@@ -44,10 +44,10 @@ class Effort:
 
 
 class Sweeper:
-    """Carries out orders: looks, signals, looks again, until all is as ordered; and again while a stop stands.
+    """Carries out orders: looks, signals, and looks again until all is as ordered. Repeats that while a stop stands.
 
-    A stop is complete when two looks in a row have found every process of the job stopped and none new: what forked
-    before it was stopped is in the second look's list.
+    A stop is complete when two looks in a row have found every process of the job stopped and none new. A process
+    that was forked before its parent stopped is found by the second look.
     """
 
     def __init__(self, loop: Loop, jobs: "Dict[Key, Job]", finder: Finder, signaller: Signaller) -> None:
@@ -59,13 +59,13 @@ class Sweeper:
         self.on_seen: "Callable[[], None]" = lambda: None
         self.on_done: "Callable[[], None]" = lambda: None
         self.effort: "Optional[Effort]" = None
-        self.since = 0.0  # when the present run of passes began
-        self.until = 0.0  # and when it gives way to the slow sweeps
+        self.since = 0.0  # when the present series of passes began
+        self.until = 0.0  # when slow sweeps follow it
         self.pause = PASS_PAUSE_S[0]
         self.timer: "Optional[Timer]" = None
         self.stopped = StoppedProcesses()
-        self.watched_at: "Optional[float]" = None  # the look that it knows them from
-        self.disturbed_at = 0.0  # when something was last to be stopped
+        self.watched_at: "Optional[float]" = None  # the look that found them
+        self.disturbed_at = 0.0  # when a process last had to be stopped
 
     # orders
     def order(
@@ -75,9 +75,9 @@ class Sweeper:
         reply: "Reply",
         warnings: "Optional[Dict[Key, Tuple[int, float]]]" = None,
     ) -> None:
-        """The full set of orders; `reply` gets the answer when they are carried out, or at the deadline.
+        """Take the full set of orders. `reply` gets the answer when they are carried out, or at the deadline.
 
-        `warnings`: signal and seconds that a job gets before its stop begins; a stop that stands has none again.
+        `warnings`: signal and seconds before a job's stop begins. A stop that stands already has no second warning.
         """
         now = time.monotonic()
         self._unwatch()
@@ -120,7 +120,7 @@ class Sweeper:
         self.jobs.pop(job.key, None)
 
     def bury(self, job: Job) -> None:
-        """SIGKILL to what the agent stopped of a job that has ended: stopped as it is, nothing else would end it."""
+        """Kill the stopped processes of a job that has ended: nothing else would end them."""
         left = dict(job.struck)
         self.forget(job)
         if left:
@@ -131,7 +131,7 @@ class Sweeper:
         self.watched_at = None
 
     def resume_standing(self) -> None:
-        """At the agent's start: what stood before stands again."""
+        """Enforce the standing orders of the earlier agent."""
         now = time.monotonic()
         for job in self.jobs.values():
             self.finder.cgroups.refresh(now)
@@ -148,7 +148,7 @@ class Sweeper:
         struck = 0
         for job in self.jobs.values():
             if job.order == "stop" and not job.leaving and not job.settled and now >= job.warned_until:
-                # what the last look has shown, at once: looking for the rest takes longer while all that runs
+                # first those of the last look: while they run, looking for the rest takes longer
                 running = [p for p in job.procs.values() if p.state != "T"]
                 self.stopper.strike(job, running, now)
                 struck += len(running)
@@ -157,16 +157,18 @@ class Sweeper:
 
     @staticmethod
     def _give_way(running: int, since: float) -> None:
-        """A process needs a CPU to come to its stop, and waits for ours if that is where it last ran: so the CPU is
-        left alone for about as long as it was taken, since the time `since`."""
+        """Leave the CPU alone for about as long as it was used since `since`.
+
+        A process needs a CPU in order to stop, and waits for ours if it last ran there.
+        """
         if running:
             took = time.monotonic() - since
             time.sleep(min(max(took, GIVE_WAY_S[0] + running * GIVE_WAY_S[1]), GIVE_WAY_S[2]))
 
     def _drive(self, first: bool = False) -> None:
-        """Some passes; then an answer, or a pause."""
+        """Make some passes; then answer, or pause."""
         for _ in range(PASSES_AT_ONCE):
-            # what is known is stopped before environments are read; within bounds, for it may hang in the kernel
+            # known processes stop before environments are read; not for ever, because one may hang in the kernel
             known = any(job.procs and not job.settled for job in self.jobs.values())
             running = sum(job.running for job in self.jobs.values())
             began = time.monotonic()
@@ -189,7 +191,7 @@ class Sweeper:
     def _finish(self, now: float) -> None:
         for job in self.jobs.values():
             if job.order == "run":
-                job.settled = True  # a continue is not standing: what is stopped again is somebody else's
+                job.settled = True  # a continue does not stand: if it is stopped again, that was somebody else
         effort, self.effort = self.effort, None
         self.on_done()
         if effort is not None:
@@ -197,7 +199,7 @@ class Sweeper:
             effort.reply({"ok": True, "jobs": rows, "ms": round((now - effort.began) * 1000, 2)})
 
     def row(self, job: Job) -> "Doc":
-        # Out of time with processes not looked at yet: one of them may be the job's, so not all are said to be stopped.
+        # Out of time with processes not read yet: one may be the job's, so not all can be reported as stopped.
         unknown = int(job.order == "stop" and self.finder.unfinished and not job.settled)
         leaving = job.order == "stop" and job.leaving
         return {
@@ -227,14 +229,14 @@ class Sweeper:
         return now - self.disturbed_at > CALM_AFTER_S and not ends
 
     def glance(self) -> None:
-        """As `sweep`, for one small read per stopped process where nothing can have come to the jobs since then."""
+        """Like `sweep`, but with one small read for each stopped process if the jobs cannot have got new ones."""
         if self.effort is None and self._stands():
             self._schedule()
         else:
             self.sweep()
 
     def _stands(self) -> bool:
-        """Whether every stop is as the last look has left it."""
+        """Whether every stop still is as the last look left it."""
         jobs = self.jobs.values()
         stops = [job for job in jobs if job.order == "stop"]
         if any(j.leaving or j.pending or j.barrier or not j.settled for j in stops):
@@ -250,10 +252,10 @@ class Sweeper:
         return self.stopped.still()
 
     def sweep(self) -> None:
-        """A thorough look, and whatever stands is made true again.
+        """Look thoroughly, and enforce every standing order again.
 
-        Environments are read where they are needed: to find what hides while a stop stands, or a job's first process.
-        Reading one may wait for a process that is just forking, and a job in full run is not worth that.
+        Environments are read only if a stop stands or a job has shown no process. Reading one may wait for a process
+        that is forking, and a running job is not worth that.
         """
         now = time.monotonic()
         if self.effort is not None:
@@ -300,7 +302,7 @@ class Sweeper:
             self.on_seen()
 
     def _stop(self, job: Job, grown: bool) -> None:
-        """One pass's part for a job; `grown`: there is, or may be, more of it than before."""
+        """One pass for a job. `grown`: it has, or may have, more processes than before."""
         if not job.leaving:
             self.stopper.stop(job, grown)
             return

@@ -1,4 +1,4 @@
-"""The table of jobs: who comes to it, who leaves it."""
+"""The table of jobs: how they enter and leave it."""
 
 import time
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from .values import Key
 
-MISSING_AGE_S = 20.0  # a list may have been made before the claim
+MISSING_AGE_S = 20.0  # MoM may have made its list before the claim
 
 
 class Table:
@@ -25,16 +25,16 @@ class Table:
         self.state = state
 
     def load(self) -> None:
-        """The jobs of the agent before."""
+        """Enter the jobs of the earlier agent."""
         for job in self.state.load():
             self.jobs[job.key] = job
 
     def save(self) -> None:
-        """Write the state file, if it has changed."""
+        """Write the state file if its content has changed."""
         self.state.save(self.jobs.values())
 
     def know(self, key: "Key", owner: str, uid: "Optional[int]") -> Job:
-        """The job of this key in the table; an earlier run of it has ended."""
+        """The job of this key in the table. Earlier runs of it are ended."""
         self.end_earlier([key])
         return self.enter(key, owner, uid)
 
@@ -48,7 +48,7 @@ class Table:
                 self.end(job)
 
     def enter(self, key: "Key", owner: str, uid: "Optional[int]") -> Job:
-        """The job of this key in the table, put there if it was not."""
+        """The job of this key in the table; a new one is entered."""
         if key not in self.jobs:
             self.jobs[key] = Job(key, time.monotonic())
         job = self.jobs[key]
@@ -59,14 +59,14 @@ class Table:
         return job
 
     def end(self, job: Job) -> None:
-        """The job is over. Under a stop, what MoM's kill could not end is ended."""
+        """The job is over. If it was stopped, kill its processes: MoM's kill may have missed some."""
         if job.order == "stop":
             self.sweeper.bury(job)
         else:
             self.sweeper.forget(job)
 
     def miss(self, present: "Set[Key]", now: float) -> None:
-        """What is missing from two lists of MoM's has ended; under an order the daemon must have let it go first."""
+        """Forget jobs that are missing from two of MoM's lists, unless the daemon still has an order for them."""
         for job in list(self.jobs.values()):
             if job.key in present or not job.listed:
                 continue

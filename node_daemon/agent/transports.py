@@ -1,6 +1,6 @@
-"""The byte streams that a guest channel can be."""
+"""The byte streams that can be a guest channel."""
 
-import _socket  # `socket` makes enumerations of all its constants: 2 ms at each start
+import _socket  # importing `socket` costs 2 ms: it turns its constants into enumerations
 import errno
 import os
 import stat
@@ -9,9 +9,9 @@ from .lines import MAX_LINE_BYTES
 
 
 class Transport:
-    """A byte stream to the host: `open` gives a descriptor, `read` b"" when the host has gone."""
+    """A byte stream to the host. `open` returns a descriptor; `read` returns b"" if the host has gone."""
 
-    stays = False  # the same descriptor works again when the host is back
+    stays = False  # whether the same descriptor works again when the host is back
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -42,7 +42,7 @@ class UnixTransport(Transport):
 
 
 class PortTransport(Transport):
-    """A virtio-serial port: with the host away it reads as ended and polls as hung up, and works again later."""
+    """A virtio-serial port. While the host is away, reads return nothing and polls report a hang-up."""
 
     stays = True
 
@@ -59,7 +59,7 @@ class PortTransport(Transport):
 
     @staticmethod
     def _raw(fd: int) -> None:
-        """Where it is a terminal (a serial line): no echo, no translation."""
+        """If it is a terminal, as a serial line is: switch echo and translation off."""
         if os.isatty(fd):
             import tty
 

@@ -1,4 +1,4 @@
-"""Values from outside, checked by type and bounds before anything uses them."""
+"""Check types and bounds of input before anything uses it."""
 
 import re
 
@@ -17,7 +17,7 @@ JOB_ID = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.@:+\-\[\]]{0,254}\Z")
 
 
 def is_text(value: "Any") -> bool:
-    """Whether this is a text that the system takes as a name: without NUL, and no half of a character pair."""
+    """Whether the system takes this as a name: a text without NUL that can be encoded."""
     if not isinstance(value, str) or "\0" in value:
         return False
     try:
@@ -28,21 +28,21 @@ def is_text(value: "Any") -> bool:
 
 
 class Unusable(Exception):
-    """The agent cannot start like this; the text says what to fix."""
+    """The agent cannot start; the text explains what to fix."""
 
 
 def seconds(doc: "Doc", name: str, default: float, low: float, high: float) -> float:
-    """A time within bounds; one outside them is brought to the nearest bound."""
+    """A time; one that is out of bounds becomes the nearest bound. Raises BadValue."""
     value = field(doc, name, float, default)
     return float(max(low, min(high, value)))
 
 
 def job_key(doc: "Doc") -> "Key":
-    """(job id, run version) of a message. Raises BadValue."""
+    """Job id and run version of a message. Raises BadValue."""
     id = field(doc, "id", str)
     run = field(doc, "run", int)
     if not JOB_ID.match(id) or ".." in id:
-        raise BadValue("job id %.80r is none of PBS's" % id)
+        raise BadValue("job id %.80r is no valid id of PBS" % id)
     if not 0 <= run < 1 << 31:
         raise BadValue("run %r of job %s must be from 0 to 2^31-1" % (run, id))
     return id, run
@@ -61,7 +61,7 @@ def words(doc: "Doc", name: str, most: int) -> "List[str]":
 
 
 def count(doc: "Doc", name: str, default: "Optional[int]" = None) -> int:
-    """An integer that fits a message; whether it makes sense is decided by the daemon's core. Raises BadValue."""
+    """An integer that fits in a message. The daemon's core decides whether it makes sense. Raises BadValue."""
     value = field(doc, name, int, default)
     if not -(1 << 40) < value < 1 << 40:
         raise BadValue("field %s is %r, it must fit in 40 bits" % (name, value))

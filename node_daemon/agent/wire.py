@@ -1,22 +1,22 @@
 """Both ends of the guest channel: lines, sessions, requests and their answers, without any input or output.
 
-The agent and the node daemon use this one module, each in a shell that has the stream and the clock: `GuestEnd` there,
-`HostEnd` here. It imports nothing of either, so the daemon imports it and the guest gets it as it is.
+The agent and the node daemon use this one module, each in a shell that has the stream and the clock. The agent uses
+`GuestEnd`, the daemon `HostEnd`. The module imports nothing of either, so the guest gets a plain copy of it.
 
-1. A message is a JSON object on one line of at most MAX_LINE_BYTES. What comes before the first newline of a stream is
-   thrown away, and each hello begins with a newline: such a channel loses bytes when its other side restarts.
-2. Each end has a session, a new one whenever it begins anew. A request carries the session of who asks, its answer the
-   same. What belongs to another session than the present ones is dropped.
-3. A request is repeated unchanged until its answer or its deadline. The other end works on it once: what is repeated
-   meanwhile is ignored, what is repeated later gets the answer of the first time (the last MAX_ANSWERS are kept).
+1. A message is a JSON object on one line of at most MAX_LINE_BYTES. Bytes before the first newline of a stream are
+   dropped, and each hello begins with a newline, because such a channel loses bytes when one side restarts.
+2. Each end has a session, and a new one each time it starts again. A request carries the session of its sender, and its
+   answer carries the same. Messages of any other session are dropped.
+3. A request is repeated unchanged until its answer or its deadline. The other end works on it once. While it works,
+   repetitions are ignored; later ones get the same answer again (the last MAX_ANSWERS are kept).
 4. A message that is longer than a line goes in parts, if the other end's hello says that it takes them. The last part
    carries session and id of the whole message, and is repeated like it. Each part before it has an id of its own, and
    the next one is sent when it is acknowledged. So nothing else waits behind a long message.
-5. Nothing is unbounded: neither lines, nor what is asked, worked on or kept at one time. A flood makes reading pause,
-   bad lines in a row break the stream.
+5. Everything is bounded: lines, and the requests and answers that wait, are worked on or kept. Reading pauses if lines
+   come too fast. Several bad lines in a row break the stream.
 
-Times are seconds of the shell's clock, given as `now`. After each call the shell writes what `take_output` gives, looks
-at `broken` and `paused`, and calls `tick` at `next_at`.
+Times are seconds of the shell's clock, given as `now`. After each call the shell writes what `take_output` returns,
+checks `broken` and `paused`, and calls `tick` at `next_at`.
 """
 
 from collections import OrderedDict
@@ -35,24 +35,24 @@ if TYPE_CHECKING:
     Mark = Tuple[str, int]
 
 MAX_PENDING = 256  # requests of this end without an answer
-MAX_AT_WORK = 64  # requests of the other end that are worked on; the next ones are refused as busy
-MAX_ANSWERS = 64  # kept to be repeated
-MAX_OUT_BYTES = 1 << 20  # unsent, for a peer that does not read; then the stream is given up
-ANSWER_S = 30.0  # a long answer is sent for so long: whoever asked waits no longer for any
-REPEAT_S = 0.5  # a request without an answer is sent again after it
-HELLO_S = 2.0  # a guest without the host's hello says its own again after it
-HELLO_AGAIN_S = 1.0  # a host says its hello at most that often to who speaks under a session of before
+MAX_AT_WORK = 64  # requests of the other end under way; further ones are refused as busy
+MAX_ANSWERS = 64  # kept for repeated requests
+MAX_OUT_BYTES = 1 << 20  # unsent, because the other end does not read; then the stream is closed
+ANSWER_S = 30.0  # the longest time for sending a long answer; no request waits longer
+REPEAT_S = 0.5  # after this, a request without an answer is sent again
+HELLO_S = 2.0  # after this, a guest without the host's hello sends its own again
+HELLO_AGAIN_S = 1.0  # between two hellos of a host to a guest that still uses an old session
 
 
 class TooLarge(Exception):
-    """A message that the other end cannot take."""
+    """The other end cannot take a message of this size."""
 
 
 # Messages
 
 
 class Message:
-    """A line on its way, sent again at `again_at`."""
+    """A line that is sent again at `again_at`."""
 
     def __init__(self, line: bytes) -> None:
         self.line = line
@@ -60,10 +60,10 @@ class Message:
 
 
 class Request:
-    """Something asked of the other end: repeated unchanged until its answer or its deadline.
+    """A request to the other end, repeated unchanged until its answer or its deadline.
 
-    `on_answer` gets the answer, or None when the deadline has passed, or the other end cannot take the request.
-    `message`: what is sent for it now, under `id`; `cut`: it goes in parts, and this one is of them.
+    `on_answer` gets the answer; None if the deadline has passed or the other end cannot take the request.
+    `message`: the line that is sent for it now, under `id`. `cut`: its parts, if it is too long for a line.
     """
 
     def __init__(self, op: str, body: "Doc", deadline: float, on_answer: "Callable[[Optional[Doc]], object]") -> None:
@@ -77,7 +77,7 @@ class Request:
 
     @property
     def is_answer(self) -> bool:
-        """Not a request, but an answer of this end that goes in parts."""
+        """Whether this is no request, but an answer of this end that is sent in parts."""
         return self.cut is not None and self.cut.of == "answer"
 
 
@@ -85,9 +85,10 @@ class Request:
 
 
 class End(Stream):
-    """One end, and what goes on over its stream.
+    """One end: its stream, and the requests both ways.
 
-    The shell sets `on_asked` (work on this and call `answer`), beside what it sets of a `Stream`; it may call this end.
+    Beside the callbacks of a `Stream` the shell sets `on_asked`, called with each new request; the shell works on it
+    and calls `answer`. It may call this end.
     """
 
     def __init__(
@@ -100,8 +101,8 @@ class End(Stream):
         self.on_asked: "Callable[[Mark, str, Doc], None]" = lambda mark, op, doc: None
         self.ids = 0
         self.pending: "OrderedDict[int, Request]" = OrderedDict()
-        self.at_work: "Dict[Mark, bool]" = {}  # True: its answer is on its way in parts
-        self.takes_parts = False  # the other end does
+        self.at_work: "Dict[Mark, bool]" = {}  # True if its answer is being sent in parts
+        self.takes_parts = False  # as the hello of the other end says
         self.parts = Parts()
         self.answers: "OrderedDict[Mark, Message]" = OrderedDict()
 
@@ -136,7 +137,7 @@ class End(Stream):
     # time
 
     def next_at(self) -> "Optional[float]":
-        """When `tick` is to be called; None: not before something else happens."""
+        """When to call `tick`; None if not before the next other call."""
         times = [request.deadline for request in self.pending.values()]
         if self.ready:
             times += [message.again_at for message in self._on_their_way()]
@@ -145,7 +146,7 @@ class End(Stream):
         return min(times) if times else None
 
     def tick(self, now: float) -> None:
-        """Time has passed."""
+        """Do what is due at this time."""
         if self.read_on_at is not None and now >= self.read_on_at:
             self.read_on_at = None
             self._consume(now)
@@ -169,8 +170,10 @@ class End(Stream):
     def ask(
         self, op: str, body: "Doc", deadline: float, on_answer: "Callable[[Optional[Doc]], object]", now: float
     ) -> "Optional[Request]":
-        """Ask; `on_answer` is called later, never from within. None: too much is unanswered already. Raises TooLarge,
-        and then nothing of it is left."""
+        """Send a request. `on_answer` is called later, never during this call. None if too many wait already.
+
+        Raises TooLarge; TypeError or ValueError for what is no JSON. Then nothing is left of the request.
+        """
         if len(self.pending) >= MAX_PENDING:
             return None
         request = Request(op, body, deadline, on_answer)
@@ -178,7 +181,7 @@ class End(Stream):
         return request
 
     def _begin(self, request: Request, now: float) -> None:
-        """Send it under a new id, if the other end is there. Raises TooLarge."""
+        """Send the request under a new id, if the other end is there. Raises TooLarge."""
         doc = {"type": "request", "id": self.ids + 1, "session": self.session, "op": request.op}
         doc.update(request.body)
         line = encode(doc)
@@ -193,14 +196,14 @@ class End(Stream):
             self._put(request, self.ids, line, now)
 
     def _put(self, request: Request, id: int, line: bytes, now: float) -> None:
-        """This line is on its way for the request."""
+        """Send this line for the request, and repeat it."""
         request.id, request.message = id, Message(line)
         self.pending[id] = request
         if self.ready:
             self._send(request.message, now)
 
     def renew(self, now: float) -> None:
-        """Ask all that is unanswered again of the other end that is there now."""
+        """Send all requests without an answer to the present other end."""
         requests = list(self.pending.values())
         self.pending.clear()
         for request in requests:
@@ -211,11 +214,11 @@ class End(Stream):
                 request.on_answer(None)
 
     def withdraw(self, request: Request) -> None:
-        """No longer ask this."""
+        """Stop repeating this request. Its answer is ignored."""
         self.pending.pop(request.id, None)
 
     def withdraw_all(self) -> "List[Request]":
-        """Ask nothing any more; what was unanswered."""
+        """Withdraw all requests. Returns them."""
         requests = [request for request in self.pending.values() if not request.is_answer]
         for request in requests:
             self.withdraw(request)
@@ -245,7 +248,7 @@ class End(Stream):
         mark, op = (field(doc, "session", str), field(doc, "id", int)), field(doc, "op", str)
         if self._is_known(mark, now):
             return
-        if len(self.at_work) >= MAX_AT_WORK:  # not kept: when repeated it may be worked on
+        if len(self.at_work) >= MAX_AT_WORK:  # this answer is not kept, so a repetition may be worked on
             text = "%d requests are being worked on; ask again later" % MAX_AT_WORK
             self._send(Message(self._answer(mark, refusal(BUSY, text))), now)
         else:
@@ -254,12 +257,14 @@ class End(Stream):
                 self.on_asked(mark, op, doc)
             except Exception:
                 self.answer(
-                    mark, refusal(FAILED, "%.60s failed by a defect; the log of the other end says where" % op), now
+                    mark,
+                    refusal(FAILED, "a defect made %.60s fail; the log of the end that was asked shows where" % op),
+                    now,
                 )
                 raise
 
     def _is_known(self, mark: "Mark", now: float) -> bool:
-        """Whether nothing is to be done for a request: it has its answer, or gets it, or a stranger asks."""
+        """Whether a request needs no work: it has its answer, or will get it, or belongs to another session."""
         if not self.peer or mark[0] != self.peer:
             self._stranger(now)
         elif mark in self.answers:
@@ -269,7 +274,7 @@ class End(Stream):
         return True
 
     def answer(self, mark: "Mark", body: "Doc", now: float) -> None:
-        """The answer to what `on_asked` was called with; nothing happens if nobody waits for it any more."""
+        """Answer a request that `on_asked` was called with. Nothing happens if nobody waits for it any more."""
         if self.at_work.get(mark, True):
             return
         try:
@@ -297,7 +302,7 @@ class End(Stream):
             self._answer_with(mark, self._answer(mark, refusal(BUSY, "the parts of the answer were not taken")), now)
 
     def _answer_with(self, mark: "Mark", line: bytes, now: float) -> None:
-        """This line is the answer, now and when it is asked for again."""
+        """Send this line as the answer, and keep it for repetitions."""
         del self.at_work[mark]
         message = self.answers[mark] = Message(line)
         while len(self.answers) > MAX_ANSWERS:
@@ -313,7 +318,7 @@ class End(Stream):
     # messages in parts
 
     def _check_parts(self, what: str, line: bytes) -> None:
-        """Raises TooLarge if this line cannot go in parts, as far as the other end is known."""
+        """Raise TooLarge if this line cannot be sent in parts. An other end that is not there yet is checked later."""
         if len(line) > MAX_MESSAGE_BYTES:
             raise TooLarge("%s of %d bytes is longer than %d" % (what, len(line), MAX_MESSAGE_BYTES))
         if self.peer and not self.takes_parts:
@@ -321,7 +326,7 @@ class End(Stream):
             raise TooLarge("%s of %d bytes does not fit a line of %d, and the other end is too old for parts" % size)
 
     def _send_part(self, request: Request, now: float) -> None:
-        """Send the part whose turn it is."""
+        """Send the next part."""
         cut = request.cut
         assert cut is not None
         doc: "Doc" = {"message": cut.number, "at": cut.next, "text": cut.texts[cut.next]}
@@ -336,7 +341,7 @@ class End(Stream):
         self._put(request, doc["id"], encode(doc), now)
 
     def _part(self, doc: "Doc", now: float) -> None:
-        """A part that is not the last: kept and acknowledged."""
+        """Keep and acknowledge a part that is not the last."""
         mark = field(doc, "session", str), field(doc, "id", int)
         part = field(doc, "message", int), field(doc, "at", int), field(doc, "text", str)
         if not self.peer or mark[0] != self.peer:
@@ -347,7 +352,7 @@ class End(Stream):
         self._send(Message(self._answer(mark, {"ok": True} if kept else refusal(BUSY, text))), now)
 
     def _last_part(self, doc: "Doc", now: float) -> None:
-        """The message is whole now, and counts like one that came on a line of its own."""
+        """Join the message, and handle it like one that came on a line."""
         mark, of = (field(doc, "session", str), field(doc, "id", int)), field(doc, "of", str)
         part = field(doc, "message", int), field(doc, "at", int), field(doc, "text", str)
         if of == "answer":
@@ -370,10 +375,12 @@ class End(Stream):
 
 
 class GuestEnd(End):
-    """The agent's end. It says its hello until the host has shown that it knows it, and again to a host that has begun
-    anew."""
+    """The agent's end.
 
-    known = False  # the host has answered the hello of this session, or asked or answered something
+    It repeats its hello until the host has shown that it knows this session, and greets a host that has restarted.
+    """
+
+    known = False  # the host has shown that it knows this session
 
     def opened(self, now: float) -> None:
         self.known = False
@@ -396,9 +403,9 @@ class GuestEnd(End):
     def _greeting(self, hello: "Doc", now: float) -> None:
         check_hello(hello)
         if hello.get("peer", self.session) != self.session or hello["session"] in (self.peer, *self.past):
-            return  # meant for an agent before this one, or said again, or by a host of before
+            return  # for an earlier agent, or repeated, or from an earlier host
         if self.peer:
-            # The host side came back without a hang-up between: it waits for a hello, and what was out is void.
+            # The host side restarted without a hang-up: it waits for a hello, and has lost all requests.
             self.session, self.known = self.make_session(), False
             self.say_hello(now)
         self._met(hello)
@@ -409,15 +416,15 @@ class GuestEnd(End):
 class HostEnd(End):
     """The node daemon's end. It answers each hello.
 
-    A virtio-serial port is connected by QEMU, often long before an agent opens it, and stays so when the agent is
-    restarted: the hello of the stream's beginning was not read, or by another one.
+    QEMU connects a virtio-serial port long before an agent opens it, and keeps it connected when the agent restarts.
+    So an agent has usually not read the hello that the stream began with.
     """
 
     def _greeting(self, hello: "Doc", now: float) -> None:
         try:
             check_hello(hello)
         except BadValue as error:
-            self.broken = str(error)  # it would go on saying it
+            self.broken = str(error)  # it would repeat it
             return
         if hello["session"] in self.past:
             self._stranger(now)
@@ -432,7 +439,7 @@ class HostEnd(End):
             self.say_hello(now)
 
     def give_up(self, now: float) -> None:
-        """The other end says nothing any more. Should it live after all, it hears a new session and greets anew."""
+        """Give up an other end that is silent. If it still lives, it sees a new session and greets again."""
         self._forget_peer()
         self.session = self.make_session()
         self.say_hello(now)

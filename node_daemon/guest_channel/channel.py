@@ -1,8 +1,7 @@
 """The guest channel, host's side: one unix socket per domain, the agent connects to it.
 
-Who speaks is known by the socket, so a guest can only ever speak for itself. What is said, and what is refused to a
-guest that says too much, is in `agent.wire`, which the agent uses as well; here are its streams, its clock, and who is
-asked and told.
+The socket shows which guest is speaking, so a guest can only ever speak for itself. Messages and their bounds are in
+`agent.wire`, which the agent uses as well. This module adds streams and a clock, and calls the handler.
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ from .messages import Answer, AnyRequest, Hello, Said, Unknown, decode
 
 log = logging.getLogger(__name__)
 defects = RationedLog(log)
-"""One of each domain in a minute, with its traceback."""
+"""At most one of each domain in a minute, with its traceback."""
 
 SILENT_S = 25.0
-"""An agent of which nothing is heard that long is gone: it reports each 10 s, and a capped guest is slow, but not so.
-Behind a virtio-serial port nothing else tells that an agent has died: QEMU, which holds the connection, lives."""
+"""An agent that is silent for so long counts as gone: it reports every 10 s, and a capped guest is not that slow.
+Nothing else shows that an agent behind a virtio-serial port has died, because QEMU holds the connection."""
 LOG_EVERY_S = 10.0
-"""Bad input is logged that often at most, with how much of it there was."""
+"""Bad input is logged at most once in this time, with its number."""
 
 
 def qemu_user(configured: str) -> int | None:
-    """The number of the user that libvirt's QEMU runs as; None where no such user is known: then the daemon's own.
+    """The uid that libvirt's QEMU runs as; None, meaning the daemon's own, if no such user is known.
 
-    `configured`: name or number, or empty for what distributions call it. Raises OSError for a user that is not there.
+    `configured`: name or number, or empty for the names that distributions use. Raises OSError for an unknown user.
     """
     if configured.isdecimal():
         return int(configured)
@@ -62,7 +61,7 @@ class AgentError(Exception):
 
 
 class Handler(Protocol):
-    """Who is told what a guest says. Called in the event loop; `connected` and `lost` alternate."""
+    """Handles connections and requests of guests. Called in the event loop; `connected` and `lost` alternate."""
 
     def connected(self, domain: str, hello: Hello) -> None: ...
 
@@ -72,7 +71,7 @@ class Handler(Protocol):
 
 
 class GuestChannel:
-    """The channel of one domain: listens, keeps at most one agent, sends it requests."""
+    """The channel of one domain: listens, keeps one agent at most, and sends it requests."""
 
     def __init__(self, host: str, domain: str, path: Path, handler: Handler, owner: int | None = None) -> None:
         self.host = host
@@ -80,9 +79,9 @@ class GuestChannel:
         self.path = path
         self.handler = handler
         self.owner = owner
-        """The user who may connect, beside root; None: the daemon's own."""
+        """The user who may connect beside root; None for the daemon's own."""
         self.hello: Hello | None = None
-        """The agent's, while one is connected."""
+        """The hello of the connected agent; None if none is connected."""
         self._link: _Link | None = None
         self._links: set[_Link] = set()
         self._server: asyncio.Server | None = None
@@ -109,7 +108,7 @@ class GuestChannel:
             self._server.close()
         for link in list(self._links):
             link.close()
-        # The socket stays, though nobody listens: libvirt starts no domain whose channel's path is not there.
+        # The socket file stays: libvirt starts no domain if the path of its channel is missing.
 
     @property
     def connected(self) -> bool:
@@ -137,13 +136,13 @@ class GuestChannel:
 
     def _made(self, link: _Link) -> None:
         self._links.add(link)
-        while len(self._links) > 4:  # the present one, its successor, and some that are just going
+        while len(self._links) > 4:  # the present one, its successor, and some that are closing
             oldest = next(one for one in self._links if one is not self._link and one is not link)
             self._links.discard(oldest)
             oldest.close()
 
     def _greeted(self, link: _Link, hello: Hello) -> None:
-        """The newest hello wins: an agent that was restarted may be here before the end of the old one is seen."""
+        """The newest hello wins: a restarted agent may connect before the end of the old connection is noticed."""
         previous, self._link = self._link, link
         if previous is not None:
             previous.void("the agent has connected anew")
@@ -158,7 +157,7 @@ class GuestChannel:
         self._lost(link)
 
     def drop(self) -> None:
-        """Its domain has gone down: who spoke from in there is no more, even where its end is not seen yet."""
+        """The domain has gone down, and its agent with it, even if the connection still looks alive."""
         if (link := self._link) is not None:
             link.void("its domain has gone down")
             self._lost(link)
@@ -216,13 +215,13 @@ class _Link(asyncio.Protocol):
         self._go_on()
 
     def _look(self) -> None:
-        """Give an agent up that has been silent too long."""
+        """Give up an agent that has been silent too long."""
         silent_s = self._loop.time() - self._heard_at
         self._watch = self._loop.call_later(max(SILENT_S - silent_s, SILENT_S / 10), self._look)
         if silent_s < SILENT_S or not self.end.peer:
             return
-        self._complain(f"has said nothing for {silent_s:.0f} s and counts as gone")
-        self.void("its agent says nothing any more")
+        self._complain(f"has been silent for {silent_s:.0f} s and counts as gone")
+        self.void("its agent is silent")
         self._cancel_work()
         self.end.give_up(self._loop.time())
         self.channel._lost(self)
@@ -234,7 +233,7 @@ class _Link(asyncio.Protocol):
         self._go_on()
 
     def _go_on(self) -> None:
-        """After anything at the end: write what it says, read on or not, and look at it again in time."""
+        """After each call of the end: write its output, pause or resume reading, and set the timer of its tick."""
         transport = self._transport
         if transport is None or transport.is_closing():
             return
@@ -270,15 +269,15 @@ class _Link(asyncio.Protocol):
             self._complained_at = now
 
     def _defect(self, error: Exception) -> None:
-        """A defect of ours, met by one line of this guest: the line is lost, everything else goes on."""
+        """Log a defect that a line of this guest has met. Only the line is lost."""
         defects.say(
             self.channel.domain, f"{self.channel.domain}: a line of its agent met a defect", error, logging.ERROR
         )
 
-    # What it is asked
+    # Requests to it
 
     async def request(self, op: str, within_s: float, fields: dict[str, Any]) -> Answer | None:
-        """Its answer; None when there is none in time. Raises AgentError."""
+        """Its answer; None if there is none in time. Raises AgentError."""
         future: asyncio.Future[Answer | None] = self._loop.create_future()
 
         def answered(said: dict[str, Any] | None) -> None:
@@ -306,14 +305,14 @@ class _Link(asyncio.Protocol):
             self.end.withdraw(asked)
 
     def void(self, why: str) -> None:
-        """Whoever waits for an answer of this agent is told that none comes."""
+        """End all waiting for answers of this agent."""
         self.end.withdraw_all()
         for future in self._waiting:
             if not future.done():
                 future.set_exception(AgentError(RefusalCode.NO_AGENT, f"{self.channel.domain}: {why}"))
         self._waiting.clear()
 
-    # What it asks
+    # Requests of it
 
     def _asked(self, mark: tuple[str, int], op: str, said: dict[str, Any]) -> None:
         assert isinstance(said, Said)
@@ -330,7 +329,7 @@ class _Link(asyncio.Protocol):
     async def _work(self, mark: tuple[str, int], request: AnyRequest) -> None:
         try:
             answer = await self.channel.handler.request(self.channel.domain, request)
-        except Exception:  # a defect of ours must not leave MoM waiting; it is logged whole
+        except Exception:  # a defect must not leave MoM waiting; it is logged with its traceback
             log.exception("%s: request %s failed", self.channel.domain, type(request).__name__)
             answer = refusal(RefusalCode.INTERNAL, "the node daemon failed; its log says why")
         self.end.answer(mark, answer, self._loop.time())

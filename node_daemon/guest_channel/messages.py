@@ -1,7 +1,7 @@
-"""What the agent in a domain may say to the node daemon, as types (the agent's own side is agent/, without msgspec).
+"""Messages of agents as types. The agent's own side is in agent/, without msgspec.
 
-A guest is hostile until shown otherwise: every field has a bound. Unknown fields are let through, because an agent in
-an old or new flavour may be of another version; unknown operations are answered with a code.
+A guest may be hostile, so every field has a bound. Unknown fields are ignored and unknown operations are refused with a
+code, because an agent may be of another version.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Session = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$")]
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Run = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 Number = Annotated[int, msgspec.Meta(ge=-(2**40), le=2**40)]
-"""Negative numbers get through: the core refuses them with a code and a sentence."""
+"""Negative numbers are allowed here: the core refuses them with a code and a sentence."""
 
 
 class GuestJob(msgspec.Struct, frozen=True):
@@ -72,7 +72,7 @@ class GuestMemory(msgspec.Struct, frozen=True):
 
     @property
     def can_go_mib(self) -> int:
-        """What the guest can give up at once: what was just pushed out lies in memory until somebody asks for it."""
+        """What the guest can give up at once. Pages just written to swap still lie in memory, but can be freed."""
         return self.available_mib + self.swap_cached_mib
 
 
@@ -84,8 +84,8 @@ class Hello(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """To a request of ours. `jobs`: what `orders` and `memory` give back. `memory` and all after it: of `memory`,
-    `push-out` and `fetch`; `more` says that the slice was ended before all of the jobs' memory was looked at."""
+    """An answer to a request of ours. `jobs`: of `orders` and `memory`. `memory` and all that follow: of `memory`,
+    `push-out` and `fetch`. `more`: the slice ended before it had walked through all of the jobs' memory."""
 
     id: Id
     session: Session
@@ -101,8 +101,8 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class OrderedJob(GuestJob, frozen=True):
-    """What an order has done. `pending`: in uninterruptible sleep with the stop pending. Of `memory`: what of the
-    job's own memory is where, and only whether it is stopped."""
+    """The effect of an order. `pending`: processes in uninterruptible sleep with the stop pending. In an answer to
+    `memory`: where the job's own memory is, and `stopped` is a bool."""
 
     order: Annotated[str, msgspec.Meta(max_length=16)] = ""
     processes: Number = 0
@@ -113,7 +113,7 @@ class OrderedJob(GuestJob, frozen=True):
 
     @property
     def done(self) -> bool:
-        """Whether a stop holds: no process of the job runs on."""
+        """Whether a stop holds: no process of the job runs."""
         return self.order != "stop" or self.stopped + self.pending >= self.processes
 
 
@@ -135,7 +135,7 @@ class Launched(GuestRequest, frozen=True):
 
 
 class Prepared(GuestRequest, frozen=True):
-    """`vnodes`: of the job's parts, its own and others (some of them, if it has very many)."""
+    """`vnodes`: of the job's parts, or some of them if it has very many."""
 
     job: GuestJob
     vnodes: Vnodes = []
@@ -154,7 +154,7 @@ AnyRequest = Claim | Release | Launched | Prepared | Jobs | Report
 
 
 class Unknown(msgspec.Struct, frozen=True):
-    """A request with an operation of another version: answered, so that the other side need not wait."""
+    """A request whose operation this version does not know. It is refused, so that nobody waits."""
 
     id: Id
     session: Session
@@ -162,7 +162,7 @@ class Unknown(msgspec.Struct, frozen=True):
 
 
 class Said(dict[str, Any]):
-    """A message as the wire reads it. `message`: the same as a type, None for what the wire alone understands."""
+    """A message as the wire reads it. `message`: the same as a type; None for types that only the wire knows."""
 
     message: Hello | Answer | AnyRequest | Unknown | None = None
 
@@ -173,7 +173,7 @@ _decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 def decode(line: bytes) -> Said:
-    """One line, its newline taken off. Raises BadValue."""
+    """Decode one line without its newline. Raises BadValue."""
     try:
         said = Said(_decoder.decode(line))
         kind = said.get("type")
