@@ -1,8 +1,9 @@
 """What one event costs a host of many domains and jobs, and how that grows.
 
 Four kinds of host: exclusive and counted, each with all jobs running and with half of the domains preempted. Each is
-built with 1 to 64 domains and 1 to 2,000 jobs. Measured are the parts that the daemon does after every event in its
-one thread: the event itself (of several kinds, the dearest counts), the plan, the snapshot; and one list of MoM.
+built with 1 to 64 domains and 1 to 2,000 jobs. The daemon's one thread does three things after every event, which are
+measured: the event itself (the most expensive of several kinds counts), the plan, the snapshot. One list of MoM is
+measured too.
 
 Rule 1: every measurement begins with facts that nobody has looked at yet, so that nothing is computed beforehand.
 Rule 2: CPU time is measured, because nothing here waits; so other work on the machine disturbs little.

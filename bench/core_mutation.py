@@ -1,10 +1,10 @@
 """How many small faults in the pure core its tests notice: `python -m bench.core_mutation`.
 
 mutmut makes the mutants (one operator, constant or argument changed in each) and runs, for each of them, the tests
-that reach the changed function. This script chooses a sample by `--seed`, lets mutmut test it in a copy of the tree,
-first with the unit tests alone, then what they missed with the property tests, too (`small` profile). It prints a table
-and the change that each survivor made. A survivor is either a gap in the tests or a change without an effect. Exit code
-1 if less than `--at-least` per cent were noticed.
+that reach the changed function. This script chooses a sample by `--seed` and lets mutmut test it in a copy of the tree.
+The unit tests come first; the property tests (`small` profile) then try the mutants that these missed. The script
+prints a table and the change that each survivor made. A survivor is a gap in the tests, or a change without an effect.
+Exit code 1 if less than `--at-least` per cent were noticed.
 """
 
 from __future__ import annotations

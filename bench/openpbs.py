@@ -1,8 +1,8 @@
 """What Magrathea costs and gains on a real OpenPBS, beside OpenPBS alone, on the same machine at the same time.
 
 Two private clusters run side by side, one with Magrathea and one without. Their rounds alternate, so other load of the
-machine hits both. Times are taken inside: by the shell that becomes `qsub`, right before it does; by the first and the
-last line of the job's script; by the preempted job's own clock, which ticks every 2 ms.
+machine hits both. Times are taken inside: by the shell right before it becomes `qsub`, and by the first and the last
+line of the job's script. The preempted job has its own clock, which ticks every 2 ms.
 
 The rival of a preemption is OpenPBS's own: an express queue whose jobs suspend others in the same operating system.
 """

@@ -1,7 +1,7 @@
 """The output of `qmgr` lists and of `qstat -f -w`: a heading for each object, a line for each attribute.
 
 The product does not read `qstat -F json`, because it changes the types of values (`pbs_json_insert_parsed` in
-pbs_cjson.c): a queue named `null` loses its name, and one named `007` becomes a 7.
+pbs_cjson.c). A queue named `null` loses its name there, and one named `007` becomes a 7.
 
 Rule 1: bytes that are not UTF-8 survive (`decoded`), so that a value can be given back to PBS unchanged.
 Rule 2: a line ends with a newline and nothing else. PBS prints a newline inside a value as `\\n`, or continues the

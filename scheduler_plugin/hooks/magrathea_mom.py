@@ -1,9 +1,9 @@
 """Magrathea's hook for MoM: it asks the agent before a job starts, and reports ends and MoM's own list of jobs to it.
 
-Events: execjob_begin (claim), execjob_prologue (waits until the job's memory has arrived; registered only if memory
-moves), execjob_preterm (a qdel: a stopped job must get its SIGTERM; a job in its prologue must not start any more),
-execjob_abort and execjob_end (release), exechost_periodic (the list), exechost_startup. execjob_epilogue would come a
-second before the end, but is not used: a MoM with a hook for it no longer runs the site's own epilogue script.
+Events: execjob_begin is a claim. execjob_prologue waits until the job's memory has arrived; it is registered only if
+memory moves. execjob_preterm is a qdel: a stopped job must get its SIGTERM, and a job in its prologue must not start.
+execjob_abort and execjob_end are releases. exechost_periodic sends the list, exechost_startup reports a missing agent.
+execjob_epilogue would come a second earlier, but a MoM with a hook for it never runs the site's own epilogue script.
 
 Rule 1: if no agent is configured on this machine (no agent.json), return at once. Jobs start as without Magrathea.
 Rule 2: if the configured agent does not answer, or anything else fails, a claim is refused, never accepted. A refusal

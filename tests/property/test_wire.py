@@ -1,6 +1,6 @@
 """Two ends of a guest channel over a stream that loses, cuts, repeats and delays, in virtual time; also long messages.
 
-The stream behaves like a virtio-serial port (with `fresh`, like a unix socket): when one side restarts, a part of the
+The stream behaves like a virtio-serial port (with `fresh`, like a unix socket). When one side restarts, a part of the
 bytes under way is lost, and the rest reaches the next process. Whatever happens, a request is executed at most once,
 gets its own answer or none, and ends. When the stream works again, both ends understand each other.
 """

@@ -56,8 +56,8 @@ BURST_US = 2_500
 """The CPU time that a capped domain may use in one burst.
 
 Under emulation the agent's answer costs 1.5 to 2.5 ms; if it does not fit into one quota, it waits for several periods.
-99th percentile measured at 5 %, one question every 0.2 s: 112 ms with 1 ms per 20 ms, 40 ms with 2.5 ms per 50 ms, 3 ms
-with 5 ms per 100 ms. But beside a process that takes all CPU the longest wait grows with the period.
+Measured at 5 %, one question every 0.2 s, 99th percentile of the answers: 112 ms with 1 ms per 20 ms; 40 ms with 2.5 ms
+per 50 ms; 3 ms with 5 ms per 100 ms. But beside a process that takes all CPU the longest wait grows with the period.
 """
 LONGEST_PERIOD_US = 1_000_000
 """The kernel's maximum; only a small share of many virtual CPUs needs it."""
