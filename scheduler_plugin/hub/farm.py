@@ -36,12 +36,14 @@ from .books import (
 )
 from .job_comments import JobComments
 from .job_parts import unready_part
-from .job_reports import JobReports, Questions
+from .job_reports import JobReports, Questions, Shares
 from .job_wishes import Heard, JobWish, wish_of
 from .maintenance import Maintenance
 
 LEASE_S = 3 * HEARTBEAT_S
 PUT_OFF_S = 0.2
+OVER_S = 1.0
+"""A suspension waits that long before it is tried again, if its host has caused too many."""
 PUT_OFF_MOST_S = 90.0
 """Three runs of the hook of vnodes at its slowest."""
 
@@ -70,6 +72,7 @@ class Farm:
         self._owner: dict[str, str] = {}
         self._reports = JobReports()
         self._questions = Questions()
+        self._suspensions = Shares()
         self._seen: dict[JobKey, _Seen] = {}
         self._busy: set[JobKey] = set()
         self._touched: dict[JobKey, float] = {}
@@ -256,9 +259,14 @@ class Farm:
             # an entry's own actions and each comparison ask PBS about it anyhow
             asking = self._reports.asking(key, self._counted(key)) if result.entry is None else ()
             action = result.action or (Look(key) if self._questions.ask(key, asking, now) else None)
+            put_off_s = 0.0
             if isinstance(action, Suspend | Resume) and self._to_be_put_off(key, now):
+                put_off_s = PUT_OFF_S
+            elif isinstance(action, Suspend) and wish.stop and not self._suspensions.take(wish.stoppers, now):
+                put_off_s = OVER_S
+            if put_off_s:
                 entry = before or LedgerEntry(id=key.id, run=key.run)
-                self._store(key, structs.replace(entry, not_before=now + PUT_OFF_S), now)
+                self._store(key, structs.replace(entry, not_before=now + put_off_s), now)
                 continue
             self._store(key, result.entry, now)
             notes += result.notes

@@ -4,7 +4,8 @@ Rule 1: no clock and no I/O.
 Rule 2: hosts, and guests through them, name any job they like. What they report of it changes nothing until PBS has
 been asked about the job. The farm (farm.py) brings PBS's answer and decides which vnodes are whose.
 Rule 3: PBS is asked only if a report would change something. Each question costs the host that caused it, and a host
-has PER_S of them, and BURST at once: as many as it can have jobs that are stopped in one moment.
+has PER_S of them, and BURST at once: as many as it can have jobs that are stopped in one moment. The same holds for the
+suspensions that a host may cause: each is a call to MoM, followed by a resume and two comments.
 """
 
 from __future__ import annotations
@@ -113,17 +114,28 @@ class JobReports:
         return true
 
 
+class Shares:
+    """How often each host may cause something at the PBS server."""
+
+    def __init__(self) -> None:
+        self._budgets: dict[str, Budget] = {}
+
+    def take(self, hosts: Collection[str], now: float) -> bool:
+        """Take one from a host that has one left; False if none has."""
+        return any(self._budgets.setdefault(host, Budget(PER_S, BURST, now)).take(now) for host in sorted(hosts))
+
+
 class Questions:
     """When PBS is asked about jobs of which hosts report what does not count yet."""
 
     def __init__(self) -> None:
-        self._budgets: dict[str, Budget] = {}
+        self._shares = Shares()
         self._next: dict[JobKey, tuple[float, float]] = {}
         """When it may be asked again, and the pause after that."""
 
     def may_ask(self, host: str, now: float) -> bool:
         """Take one question from a host's share, if there is one."""
-        return self._budgets.setdefault(host, Budget(PER_S, BURST, now)).take(now)
+        return self._shares.take((host,), now)
 
     def ask(self, key: JobKey, hosts: Collection[str], now: float) -> bool:
         """Whether to ask now, for these hosts' sake; without hosts there is nothing to ask."""
@@ -133,7 +145,7 @@ class Questions:
         at, pause_s = self._next.get(key, (now, AGAIN_FIRST_S))
         if now < at:
             return False
-        asked = any(self.may_ask(host, now) for host in sorted(hosts))
+        asked = self._shares.take(hosts, now)
         self._next[key] = (
             (now + pause_s, min(AGAIN_MOST_S, 2 * pause_s)) if asked else (now + AGAIN_MOST_S / 10, pause_s)
         )

@@ -153,6 +153,28 @@ def test_each_host_has_its_own_limit_of_questions(hub: SimHub, pbs: FakePbs) -> 
     assert len(hub.farm.entries) == 1
 
 
+def test_a_host_that_changes_its_mind_all_the_time_causes_so_many_suspensions_and_no_more(
+    hub: SimHub, pbs: FakePbs
+) -> None:
+    ids = [f"{n}.own" for n in range(40)]
+    for id in ids:
+        pbs.put(job(id, vnodes=("n1",)))
+    began = hub.at
+    for _ in range(30):
+        hub.says("h1", domain("n1", [stopped(id) for id in ids]))
+        hub.settle(0.3)
+        hub.says("h1", domain("n1", [report(id) for id in ids]))
+        hub.settle(0.3)
+    assert pbs.count("admin_suspend") <= BURST + PER_S * (hub.at - began) + 1
+    assert pbs.count("admin_suspend") < 30 * len(ids)
+    hub.says("h2", domain("n2", [stopped()]))
+    hub.settle(0.5)
+    assert hub.state() == "S", "another host has its own share"
+    hub.says("h1", domain("n1", [stopped(id) for id in ids]))
+    hub.settle(60)
+    assert {hub.state(id) for id in ids} == {"S"}, "what is over is late, not lost"
+
+
 def test_a_jobs_own_guest_is_believed_about_it_and_its_sibling_on_the_same_host_is_not(
     hub: SimHub, pbs: FakePbs
 ) -> None:
