@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import groupby
 
 from . import events as ev
 from .allocation import verdict
-from .changes import Result, preempt, refuse, remove_job
+from .changes import Result, preempt, refuse, remove_job, without_jobs
 from .model import NOTHING, Amount, Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Stopper
 from .refusals import Refusal, RefusalCode
 from .stopping import wanted_stopped
@@ -63,23 +64,26 @@ def continued(host: Host, domain: Domain, event: ev.JobContinued) -> Result:
 
 
 def jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result:
-    """One pass: what the list says of a job depends on that job, and on the runs of its id, alone."""
+    """Enter MoM's list in one pass: what it means for a job depends only on that job and the runs of its id."""
     if domain.lifecycle is not Lifecycle.UP or domain.kind is Kind.SERVICE:
         return refuse(host, event, RefusalCode.NO_JOBS_HERE, f"{domain.name} ({domain.kind}) is {domain.lifecycle}")
-    said: tuple[ev.Decision, ...] = ()
+    said: list[ev.Decision] = []
     listed = {r.key: r for r in event.jobs}
     newest = _newest_runs(listed)
     missing: dict[JobKey, Job] = {}
+    gone: list[tuple[Job, ev.JobGone]] = []
     for job in domain.jobs:
         if job.key in listed:
             continue
         newer = newest.get(job.key.id, job.key.run) > job.key.run
         if newer or job.missing >= 1:
-            host, more = remove_job(host, domain.name, job.key, ev.Note.NEWER_RUN if newer else ev.Note.MISSING)
-            said += more
+            gone.append((job, ev.Note.NEWER_RUN if newer else ev.Note.MISSING))
         else:
             missing[job.key] = replace(job, missing=job.missing + 1)
-    here = host.domain(domain.name) or domain
+    here = domain
+    for why, some in groupby(gone, key=lambda one: one[1]):
+        here, more = without_jobs(host, here, tuple(job for job, _ in some), why)
+        said += more
     jobs = {job.key: missing.get(job.key, job) for job in here.jobs}
     ids = {key.id for key in jobs}
     had = _newest_runs(_keys(here))
@@ -91,8 +95,8 @@ def jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result:
         elif key.id not in ids and had.get(key.id, -1) < key.run:
             jobs[key] = _adopted(host, key, report)
             ids.add(key.id)
-            said += (ev.Noted(domain.name, ev.Note.ADOPTED, key, "nobody claimed it; it is protected"),)
-    return host.having(replace(here, jobs=tuple(jobs[key] for key in sorted(jobs)))), said
+            said.append(ev.Noted(domain.name, ev.Note.ADOPTED, key, "nobody claimed it; it is protected"))
+    return host.having(replace(here, jobs=tuple(jobs[key] for key in sorted(jobs)))), tuple(said)
 
 
 def _adopted(host: Host, key: JobKey, report: ev.ReportedJob) -> Job:
