@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
 import os
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from magrathea_lab.rigs.agent_rig import Doc, Rig
+from magrathea_lab.rigs.local_host import one_host
 from magrathea_lab.waiting import BOUND_S
 from node_daemon.agent.parts import MAX_JOBS
 from node_daemon.agent.wire import MAX_PENDING
@@ -189,3 +192,14 @@ def test_a_successor_knows_them_all(rig: Rig) -> None:
         assert len((await site.channel.request("memory", BOUND_S)).jobs) == JOBS
 
     run(rig, case)
+
+
+def test_the_whole_daemon_knows_them_all_and_answers_claims_of_a_sibling_meanwhile() -> None:
+    with one_host() as host, ThreadPoolExecutor(1) as pool:
+        listed = [{**job(number), "owner": getpass.getuser()} for number in range(JOBS)]
+        assert host.ask_agent("n1", op="jobs", jobs=listed) == {"ok": True}
+        again = pool.submit(host.ask_agent, "n1", op="jobs", jobs=listed)
+        assert host.claim("p1", "12.srv", "priority")["code"] == "host-busy"
+        assert again.result(BOUND_S) == {"ok": True}
+        (domain,) = (domain for domain in host.status().domains if domain.name == "n1")
+        assert {found.id for found in domain.jobs} == {row["id"] for row in listed}
