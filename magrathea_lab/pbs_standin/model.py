@@ -184,11 +184,14 @@ class StandInVnode:
         return [word for word, holds in words if holds] or ["job-busy" if self.free(jobs)[0] <= 0 else "free"]
 
     def for_hook(self, jobs: Iterable[StandInJob]) -> Json:
-        here = [f"{job.id}/{index}" for index, (job, _) in enumerate(self.jobs_here(jobs))]
+        there = self.jobs_here(jobs)
+        here = [f"{job.id}/{index}" for index, (job, _) in enumerate(there)]
+        assigned = {"ncpus": sum(int(chunk["ncpus"]) for _, chunk in there)}
         prefix = "resources_available."
         available = {n.removeprefix(prefix): v for n, v in self.attributes.items() if n.startswith(prefix)}
         others = {n: v for n, v in self.attributes.items() if not n.startswith(prefix)}
-        return {**others, "resources_available": available, "jobs": ", ".join(here) or None, "state": 0}
+        resources = {"resources_available": available, "resources_assigned": assigned}
+        return {**others, **resources, "jobs": ", ".join(here) or None, "state": 0}
 
     def shown(self, jobs: Iterable[StandInJob]) -> Json:
         """The vnode's attributes as `pbsnodes` shows them."""

@@ -17,7 +17,8 @@ they need, and then reads resources in them.
 
 Rule 1: a vnode without `magrathea_siblings` is not ours. It is accepted at once, and an error there stops nobody. On a
 vnode of ours an error refuses the job.
-Rule 2: the hook runs in the server's only thread (0.3-0.5 ms, measured), so it stops at the first conflict.
+Rule 2: the hook runs in the server's only thread. Measured: 0.5 ms for each job that it looks at, 0.1 ms for each
+vnode. So it stops at the first conflict, takes the server's own sums for CPUs, and looks at jobs only if they decide.
 Rule 3: suspended jobs are not in a vnode's list, so this hook does not see them; the node daemon refuses the claim.
 
 The server's own Python runs this, 3.6 or later; standard library only.
@@ -69,6 +70,12 @@ def value_of(vnode, name):
     except (KeyError, AttributeError, pbs.UnsetResourceNameError):
         return None
     return None if unset(value) else str(value)
+
+
+def assigned_cpus(vnode):
+    """CPUs that the server has given to the running jobs of a vnode; it keeps this sum itself."""
+    value = None if vnode is None else vnode.resources_assigned["ncpus"]
+    return 0 if unset(value) else int(str(value))
 
 
 def jobs_on(server, vnode, seen):
@@ -125,22 +132,23 @@ def check_counted(server, job, cls, name, siblings, wanted, host_cpus):
     mine = sum(wanted.get(domain, 0) for domain in domains)
     if mine > host_cpus:
         raise MayNotStart(TOO_BIG, "its %d CPUs on the host of %s exceed the host's %d" % (mine, name, host_cpus))
-    taken, stoppable_cpus, stoppable = mine, 0, []
+    vnodes = [server.vnode(domain) for domain in domains]
+    missing = mine + sum(assigned_cpus(vnode) for vnode in vnodes) - host_cpus
+    if missing <= 0:
+        return
+    stoppable = []
     seen = {str(job.id)}
-    for domain in domains:
-        for other in jobs_on(server, server.vnode(domain), seen):
-            theirs = cpus_by_vnode(other.exec_vnode)
-            cpus = sum(theirs.get(one, 0) for one in domains)
-            if cls == "priority" and job_class(str(other.schedselect)) == "preemptible":
-                stoppable_cpus += cpus
+    for vnode in vnodes if cls == "priority" else ():
+        for other in jobs_on(server, vnode, seen):
+            if job_class(str(other.schedselect)) == "preemptible":
+                theirs = cpus_by_vnode(other.exec_vnode)
+                missing -= sum(theirs.get(one, 0) for one in domains)
                 stoppable.append(str(other.id))
-                continue
-            taken += cpus
-            if taken > host_cpus:
-                what = "its %d CPUs on the host of %s" % (mine, name)
-                raise MayNotStart(NO_CPUS, "%s and those of jobs there exceed the host's %d" % (what, host_cpus))
-    if taken + stoppable_cpus > host_cpus:
-        may_preempt(name, ", ".join(stoppable))
+            if missing <= 0:
+                may_preempt(name, ", ".join(stoppable))
+                return
+    what = "its %d CPUs on the host of %s" % (mine, name)
+    raise MayNotStart(NO_CPUS, "%s and those of jobs there exceed the host's %d" % (what, host_cpus))
 
 
 def check(server, job, managed):

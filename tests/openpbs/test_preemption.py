@@ -171,17 +171,25 @@ def test_a_job_on_two_hosts_is_stopped_on_both_and_continues(fleet: OpenPbsClust
         wait_all_free(fleet, EAGER)
 
 
+def assigned_cpus(fleet: OpenPbsCluster, vnode: str) -> int:
+    """The server's own sum, on which the runjob hook relies."""
+    return int(fleet.pbs.vnode(vnode).get("resources_assigned", {}).get("ncpus", 0))
+
+
 def test_counted_a_priority_job_that_fits_stops_nobody_and_one_that_does_not_stops_one(fleet: OpenPbsCluster) -> None:
     with fleet.only(COUNTED):
         low = fleet.submit("low", LONG, cpus=2)
         wait_running(fleet, low)
         wait_stoppable(fleet, fleet.jobs()[low].vnodes[0])
+        [where] = fleet.jobs()[low].vnodes
+        assert assigned_cpus(fleet, where) == 2
         first = fleet.submit("high", LONG, cpus=2)
         wait_running(fleet, first)
         assert fleet.jobs()[low].state == "R"
         second = fleet.submit("high", LONG, cpus=1)
         wait_running(fleet, second)
         wait_state(fleet, low, "S")
+        assert assigned_cpus(fleet, where) == 0, "a suspended job is in no vnode's list and in no sum"
         step = stands_still(fleet, low)
         fleet.delete(second)
         goes_on(fleet, low, step)
