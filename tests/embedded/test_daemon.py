@@ -57,7 +57,7 @@ def test_a_job_of_another_test_with_the_same_id_is_left_alone(tmp_path: Path) ->
         other = subprocess.Popen(["sleep", "1000"], env={"PATH": os.environ["PATH"], "PBS_JOBID": "1.srv"})
         try:
             low = await low_job(r)
-            assert (await r.claim("p1", Job("2.srv", 1, "priority")))["ok"]
+            await r.start_job("p1", Job("2.srv", 1, "priority"), 1)
             assert stopped(states_of(low.session)) and state(other.pid) == "S"
         finally:
             other.kill()
