@@ -65,6 +65,11 @@ _MIGRATIONS: dict[int, str] = {
 }
 
 
+_DAMAGED = (sqlite3.Error, UnicodeDecodeError)
+"""What sqlite3 raises for a damaged file. SQLite's message may quote bytes of the file that are not UTF-8, and then
+Python cannot even make its own error of it."""
+
+
 class JournalError(Exception):
     """The journal cannot be read or written. The text names the file, the cause and the fix."""
 
@@ -133,7 +138,7 @@ class Journal:
         """The newest entries, in the order in which they happened. Raises JournalError."""
         try:
             entries = select(self._connection, query)
-        except sqlite3.Error as error:
+        except _DAMAGED as error:
             raise self._failed(error) from error
         waiting = (entry(row) for row in self._waiting)
         return [*entries, *(e for e in waiting if matches(e, query))][-query.limit :]
@@ -173,7 +178,7 @@ class Journal:
                     self._connection.execute(
                         "INSERT OR REPLACE INTO states VALUES (?, ?, ?)", (domain, since.state, since.since)
                     )
-        except sqlite3.Error as error:
+        except _DAMAGED as error:
             raise self._failed(error) from error
         self._waiting.clear()
 
@@ -201,12 +206,12 @@ class Journal:
             wal = self.path.with_name(self.path.name + "-wal")
             if wal.exists() and wal.stat().st_size > CHECKPOINT_PAGES * 4096:
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except sqlite3.Error as error:
+        except _DAMAGED as error:
             raise self._failed(error) from error
         return removed >= PRUNE_ROWS
 
     def close(self) -> None:
-        with suppress(sqlite3.Error):  # closing writes the log back; on a full disk it simply stays
+        with suppress(*_DAMAGED):  # closing writes the log back; on a full disk it simply stays
             self._connection.close()
 
     # Within
@@ -252,17 +257,17 @@ class Journal:
     def _all(self, statement: str, values: Sequence[object] = ()) -> list[tuple]:  # type: ignore[type-arg]
         try:
             return self._connection.execute(statement, values).fetchall()
-        except sqlite3.Error as error:
+        except _DAMAGED as error:
             raise self._failed(error) from error
 
-    def _failed(self, error: sqlite3.Error) -> JournalError:
+    def _failed(self, error: Exception) -> JournalError:
         return JournalError(f"{self.path}: {error}; {_fix(error)}")
 
 
 _USUAL_FIX = "move it aside or restore a copy, then restart magrathea-noded; MoM's list brings the jobs back"
 
 
-def _fix(error: sqlite3.Error) -> str:
+def _fix(error: Exception) -> str:
     text = str(error)
     if "full" in text or "disk I/O" in text:
         return "make room on that file system; magrathea-noded tries again every few seconds"
@@ -287,7 +292,7 @@ def open_journal(path: Path) -> Journal:
     try:
         _prepare(connection)
         _migrate(path, connection)
-    except sqlite3.Error as error:
+    except _DAMAGED as error:
         connection.close()
         raise JournalError(f"{path}: {error}; {_fix(error)}") from error
     except JournalError:
@@ -333,7 +338,7 @@ def _migrate(path: Path, connection: sqlite3.Connection) -> None:
         version += 1
         try:
             connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {version}; COMMIT;")
-        except sqlite3.Error:
+        except _DAMAGED:
             if connection.in_transaction:
                 connection.rollback()
             raise

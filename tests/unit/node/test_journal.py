@@ -231,3 +231,14 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_no_journal_refuses_every_commit_with_the_reason() -> None:
     with pytest.raises(JournalError, match="why"):
         NoJournal(JournalError("why")).commit(host(), None, ())
+
+
+def test_a_damaged_schema_whose_message_is_no_utf_8_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    open_journal(path).close()
+    row = b"tablestatesstates"  # type, name and table, before the statement
+    data = path.read_bytes().replace(row, b"table\xff\xfeatesstates")
+    path.write_bytes(data.replace(b"CREATE TABLE states", b"CREATE TABLE ((ates"))
+    with pytest.raises(JournalError, match=r"journal\.sqlite: "):
+        open_journal(path)
+    assert salvage(path) is None
