@@ -91,6 +91,8 @@ def _check(value: Any, schema: Any, where: tuple[str, ...]) -> Iterable[Problem]
             return
         for key, one in value.items():
             yield from _check(one, get_args(schema)[1], (*where, key))
+    elif any(isinstance(one, str) and "\0" in one for one in (value if isinstance(value, list) else [value])):
+        yield Problem(where, f"{spelled(where)} = {value!r}: NUL (\\u0000) is in no path and no name; remove it")
     else:
         try:
             msgspec.convert(value, schema)

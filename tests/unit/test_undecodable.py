@@ -155,3 +155,11 @@ def test_the_name_of_a_job_that_is_no_utf_8_spoils_qstat_in_words(
 def test_a_configuration_is_refused_with_its_name(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"noded\.toml: not TOML"):
         parse(text, NodedConfiguration, "noded.toml")
+
+
+@pytest.mark.parametrize("value", ['"/run/\\u0000"', '["ipc:///run/x", "ipc:///\\u0000"]'])
+def test_nul_in_a_configuration_is_refused_with_its_line(value: str) -> None:
+    key, table = ("endpoints", "hub") if value.startswith("[") else ("run_dir", "paths")
+    with pytest.raises(ConfigurationError, match=rf"noded\.toml, line 5: `{key}` in \[{table}\] .*NUL"):
+        text = f'[host]\nname = "h1"\nmode = "counted"\n[{table}]\n{key} = {value}\n'
+        parse(text, NodedConfiguration, "noded.toml")
