@@ -31,7 +31,8 @@ SILENT_S = 25.0
 """An agent that is silent for so long counts as gone: it reports every 10 s, and a capped guest is not that slow.
 Nothing else shows that an agent behind a virtio-serial port has died, because QEMU holds the connection."""
 LOG_EVERY_S = 10.0
-"""Bad input is logged at most once in this time, with its number."""
+"""A guest's bad input, and the end of its connections for that reason, are each logged at most once in this time, with
+the number of lines left out."""
 
 
 def qemu_user(configured: str) -> int | None:
@@ -85,6 +86,8 @@ class GuestChannel:
         self._link: _Link | None = None
         self._links: set[_Link] = set()
         self._server: asyncio.Server | None = None
+        self.complaints = RationedLog(log, period_s=LOG_EVERY_S)
+        """About this guest. A new connection gets no new ration."""
 
     async def start(self) -> None:
         """Listen. Raises OSError."""
@@ -186,8 +189,6 @@ class _Link(asyncio.Protocol):
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.TimerHandle | None = None
         self._watch: asyncio.TimerHandle | None = None
-        self._complaints = 0
-        self._complained_at = -LOG_EVERY_S
         self._heard_at = self._loop.time()
 
     # asyncio.Protocol
@@ -238,12 +239,12 @@ class _Link(asyncio.Protocol):
         if transport is None or transport.is_closing():
             return
         if self.end.broken:
-            log.warning("%s: its agent: %s; connection closed", self.channel.domain, self.end.broken)
+            self._complain(f"{self.end.broken}; connection closed", "closed")
             transport.close()
             return
         if data := self.end.take_output():
             if transport.get_write_buffer_size() > MAX_OUT_BYTES:
-                self._complain("reads nothing; connection closed")
+                self._complain("reads nothing; connection closed", "closed")
                 transport.abort()
                 return
             transport.write(data)
@@ -260,13 +261,8 @@ class _Link(asyncio.Protocol):
         assert isinstance(said, Said) and isinstance(said.message, Hello)
         self.channel._greeted(self, said.message)
 
-    def _complain(self, what: str) -> None:
-        self._complaints += 1
-        now = self._loop.time()
-        if now - self._complained_at >= LOG_EVERY_S:
-            more = f" ({self._complaints} complaints so far)" if self._complaints > 1 else ""
-            log.warning("%s: its agent: %s%s", self.channel.domain, what, more)
-            self._complained_at = now
+    def _complain(self, what: str, kind: str = "") -> None:
+        self.channel.complaints.say(kind, f"{self.channel.domain}: its agent: {what}")
 
     def _defect(self, error: Exception) -> None:
         """Log a defect that a line of this guest has met. Only the line is lost."""

@@ -12,7 +12,7 @@ from node_daemon.guest_channel import channel as channels
 from node_daemon.guest_channel.channel import AgentError
 from node_daemon.guest_channel.messages import Hello, Said, decode
 
-from .test_channel import Listener, Scene, release, run
+from .test_channel import Listener, Scene, release, run, until
 
 
 @pytest.fixture(autouse=True)
@@ -68,3 +68,15 @@ def test_a_request_that_cannot_be_written_is_refused_and_leaves_nothing(value: A
         assert not link.end.pending and not link._waiting
 
     run(test)
+
+
+def test_a_guest_that_connects_anew_for_each_bad_line_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(s: Scene) -> None:
+        for _ in range(50):
+            agent = await s.agent()
+            agent.send(*[b"no JSON\n"] * 20)
+            await until(lambda: not s.channel.connected)
+
+    with caplog.at_level(logging.WARNING):
+        run(test)
+    assert 1 <= len(caplog.records) <= 2, [record.getMessage() for record in caplog.records]
