@@ -6,6 +6,7 @@
 #   make test TESTS=tests/unit       a part of the tests
 #   make bench QUICK=1               fewer rounds
 #   make mutation MUTANTS=50         another number of mutants
+#   make fuzz TARGETS=pbs-select     only this reader; also INPUTS=1000000, SEED=2
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -14,13 +15,16 @@ PBS ?=
 DRIVER ?=
 QUICK ?=
 MUTANTS ?=
+INPUTS ?=
+TARGETS ?=
+SEED ?=
 BIN = .venv/bin
 # What real virtual machines need; tests/libvirt builds its guests from more packages, which it only downloads.
 PACKAGES = libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-driver-lxc libvirt-clients libvirt-dev \
   qemu-system-x86 qemu-utils gcc pkg-config cpio e2fsprogs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages libvirt demo check test test-guests test-openpbs bench lint coverage mutation clean
+.PHONY: help setup packages libvirt demo check test test-guests test-openpbs bench lint coverage mutation fuzz clean
 
 help: ## this text
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -105,5 +109,8 @@ mutation: setup ## how many of 300 small faults in the core its tests notice, fi
 	@$(QUALITY)
 	$(BIN)/python -m bench.core_mutation $(if $(MUTANTS),--mutants $(MUTANTS))
 
+fuzz: setup ## mutated samples for whatever reads foreign bytes, a few minutes
+	$(BIN)/python -m tests.fuzz $(if $(INPUTS),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED)) $(if $(TARGETS),--targets "$(TARGETS)")
+
 clean: ## remove what was built
-	rm -rf .venv .coverage .reruns.log build dist
+	rm -rf .venv .coverage .fuzz .reruns.log build dist

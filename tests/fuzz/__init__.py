@@ -1,0 +1,12 @@
+"""`make fuzz`: whatever reads bytes of somebody else gets mutated samples.
+
+| file | what it has |
+| --- | --- |
+| `targets` | the table: each entry point, and the errors by which it refuses input |
+| `mutations` | how an input is made of a sample |
+| `driver` | feeds a target, and notices crashes, slowness, growth and floods of log lines |
+| `__main__` | the command |
+
+The samples are in tests/hostile/corpus/TARGET/. A sample named `valid-...` must be accepted; all others are attacks.
+`tests/hostile/test_corpus.py` replays them in each `make test`.
+"""

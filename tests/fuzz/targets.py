@@ -1,0 +1,240 @@
+"""The table: every entry point that reads bytes or text of somebody else, and the errors by which it refuses them.
+
+A new reader of foreign bytes gets a row, and a folder of samples in tests/hostile/corpus/.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from magrathea import control
+from magrathea.configuration import ConfigurationError
+from magrathea.control import Control, ControlRequest
+from magrathea.core.refusals import RefusalCode
+from magrathea.messages import BadMessage, decode_to_host, decode_to_hub, encode
+from magrathea.pbs_text import amounts, conf, listing, placement, select, words
+from node_daemon import configuration as noded
+from node_daemon.agent.lines import BadValue
+from node_daemon.agent.values import Unusable
+from node_daemon.journal import JournalError, open_journal, salvage
+from scheduler_plugin.hub import configuration as hub
+from scheduler_plugin.hub import ledger
+
+from .driver import Reader, Target
+from .guest_targets import (
+    agent_configuration,
+    agent_state,
+    daemon_to_agent,
+    guest_to_daemon,
+    mom_to_agent,
+)
+
+
+class Aside(Exception):
+    """The reader has put a damaged file aside."""
+
+
+# Messages
+
+
+def host_to_hub(folder: Path) -> Reader:
+    def read(data: bytes) -> None:
+        encode(decode_to_hub(data))
+
+    return read
+
+
+def hub_to_daemon(folder: Path) -> Reader:
+    def read(data: bytes) -> None:
+        encode(decode_to_host(data))
+
+    return read
+
+
+def control_socket(folder: Path) -> Reader:
+    """One line of a user to a control socket; a defect there is answered with a code of its own."""
+
+    async def operation(request: ControlRequest) -> bytes:
+        return control.granted(reason=request.reason, about=request.about, chunks=request.chunks)
+
+    here = Control(folder / "sock", {"status": operation, "preview": operation}, {"drain": operation})
+    defects = []
+    here._complaints.say = lambda kind, text, error=None, level=0: defects.append(error)  # type: ignore[method-assign]
+
+    def read(data: bytes) -> None:
+        for is_entitled in (True, False):
+            _, answer = _now(here._answer(data, os.getuid(), entitled=is_entitled))
+            if defects:
+                raise defects.pop() or AssertionError(answer)
+            assert b"\n" not in answer
+        if f'"code":"{RefusalCode.BAD_REQUEST}"'.encode() in answer:
+            raise BadMessage("refused")
+
+    return read
+
+
+def _now(work: Coroutine[Any, Any, tuple[str, bytes]]) -> tuple[str, bytes]:
+    """The result of a coroutine that never waits."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    raise AssertionError("it waits")
+
+
+# Text of PBS and of its users
+
+
+def pbs_select(folder: Path) -> Reader:
+    def read(data: bytes) -> None:
+        text = listing.decoded(data)
+        trouble = select.trouble(text)
+        names, cls = select.resource_names(text), select.job_class(text)
+        assert cls is None or cls in select.CLASSES
+        found = select.chunks(text)
+        assert names == {name for _, pairs in found for name, _ in pairs}
+        if trouble:
+            raise ValueError(trouble)
+
+    return read
+
+
+def pbs_amounts(folder: Path) -> Reader:
+    readers: list[Callable[[str], object]] = [
+        *(amounts.size_bytes, amounts.whole_number, amounts.duration_s, words.is_true),
+    ]
+
+    def read(data: bytes) -> None:
+        text = listing.decoded(data)
+        words.words(text), words.job_ids(text), words.user_of(text)
+        refused = 0
+        for reader in readers:
+            try:
+                reader(text)
+            except ValueError:
+                refused += 1
+        if refused == len(readers):
+            raise ValueError(text)
+
+    return read
+
+
+def pbs_placement(folder: Path) -> Reader:
+    def read(data: bytes) -> None:
+        text = listing.decoded(data)
+        placement.hosts_of(text)
+        assert all(chunk for chunk in placement.placed(text))
+        placement.vnodes_of(text)
+
+    return read
+
+
+def pbs_listing(folder: Path) -> Reader:
+    def read(data: bytes) -> None:
+        listing.listed(listing.decoded(data), (listing.QSTAT_JOB, listing.QSTAT_QUEUE, "Node"))
+
+    return read
+
+
+def pbs_conf(folder: Path) -> Reader:
+    path = folder / "pbs.conf"
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        conf.read_conf(path)
+
+    return read
+
+
+# Files
+
+
+def noded_configuration(folder: Path) -> Reader:
+    path = folder / "noded.toml"
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        found = noded.read(path)
+        found.reconfigured(1.0), found.memory_settings()
+
+    return read
+
+
+def hub_configuration(folder: Path) -> Reader:
+    path = folder / "hub.toml"
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        hub.load(path)
+
+    return read
+
+
+def journal_file(folder: Path) -> Reader:
+    """A damaged database: it is opened, read and written, and what can be read is salvaged."""
+    path = folder / "journal.sqlite"
+
+    def read(data: bytes) -> None:
+        for companion in ("-wal", "-shm", "-journal"):
+            path.with_name(path.name + companion).unlink(missing_ok=True)
+        path.write_bytes(data)
+        salvage(path)
+        journal = open_journal(path)
+        try:
+            journal.states(), journal.preempted_s(), journal.history()
+            if (facts := journal.facts()) is not None:
+                journal.commit(facts, None, ())
+            journal.tidy(1e12)
+        finally:
+            journal.close()
+
+    return read
+
+
+def journal_facts(folder: Path) -> Reader:
+    """The one row of facts, in a database that is sound."""
+    journal = open_journal(folder / "journal.sqlite")
+    journal._connection.execute("PRAGMA synchronous = OFF")
+
+    def read(data: bytes) -> None:
+        journal._connection.execute("INSERT OR REPLACE INTO facts VALUES (1, 0, ?)", (data,))
+        journal.facts()
+
+    return read
+
+
+def hub_ledger(folder: Path) -> Reader:
+    path = folder / ledger.NAME
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        ledger.load(folder)
+        if not path.exists():
+            raise Aside(path)
+
+    return read
+
+
+TARGETS = (
+    Target("guest-to-daemon", guest_to_daemon),
+    Target("daemon-to-agent", daemon_to_agent),
+    Target("mom-to-agent", mom_to_agent),
+    Target("host-to-hub", host_to_hub, (BadMessage,)),
+    Target("hub-to-daemon", hub_to_daemon, (BadMessage,)),
+    Target("control-socket", control_socket, (BadMessage,)),
+    Target("pbs-select", pbs_select, (ValueError,)),
+    Target("pbs-amounts", pbs_amounts, (ValueError,)),
+    Target("pbs-placement", pbs_placement, (ValueError,)),
+    Target("pbs-listing", pbs_listing),
+    Target("pbs-conf", pbs_conf),
+    Target("noded-toml", noded_configuration, (ConfigurationError,)),
+    Target("hub-toml", hub_configuration, (ConfigurationError,)),
+    Target("agent-json", agent_configuration, (Unusable,)),
+    Target("agent-state", agent_state, (BadValue,), lines=1),
+    Target("journal-file", journal_file, (JournalError,)),
+    Target("journal-facts", journal_facts, (JournalError,)),
+    Target("hub-ledger", hub_ledger, (Aside,), lines=1),
+)

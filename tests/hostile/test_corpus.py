@@ -1,0 +1,137 @@
+"""Attacks that are known, and mutations of them, against whatever reads foreign bytes (tests/fuzz). `make fuzz` tries
+more."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import count, repeat
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz import __main__ as command
+from tests.fuzz.driver import CORPUS, Outcome, Reader, Target, inputs, run
+from tests.fuzz.targets import TARGETS
+
+each = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+
+MUTATIONS = 200
+"""Of each target's samples: all of them together take some seconds."""
+
+
+def told(outcome: Outcome) -> str:
+    return "\n".join(f"{failure.kind}\n{failure.text}\n{failure.data!r:.500}" for failure in outcome.failures.values())
+
+
+@each
+def test_no_known_attack_is_more_than_refused(target: Target) -> None:
+    outcome = run(target, (data for _, data in target.samples()))
+    assert not outcome.failures, told(outcome)
+
+
+@each
+def test_valid_samples_are_accepted(target: Target) -> None:
+    valid = [data for name, data in target.samples() if name.startswith("valid")]
+    assert valid
+    assert run(target, valid).refused == 0
+
+
+@each
+def test_mutations_of_the_samples_are_no_more_than_refused(target: Target) -> None:
+    outcome = run(target, inputs([data for _, data in target.samples()], MUTATIONS, seed=1))
+    assert outcome.inputs == MUTATIONS
+    assert not outcome.failures, told(outcome)
+
+
+def test_each_folder_of_samples_has_its_target() -> None:
+    assert {path.name for path in CORPUS.iterdir()} == {target.name for target in TARGETS}
+
+
+# The driver itself
+
+
+def against(read: Reader, number: int = 300, growth_mib: float = 64.0, slow_s: float = 2.0) -> Outcome:
+    return run(Target("itself", lambda folder: read, (ValueError,)), repeat(b"x", number), growth_mib, slow_s)
+
+
+def test_the_driver_counts_refusals_and_reports_nothing_else() -> None:
+    def read(data: bytes) -> None:
+        raise ValueError(data)
+
+    outcome = against(read)
+    assert (outcome.inputs, outcome.refused, outcome.failures) == (300, 300, {})
+
+
+def test_the_driver_notices_a_crash_and_keeps_its_input() -> None:
+    def read(data: bytes) -> None:
+        raise KeyError(data)
+
+    (failure,) = against(read).failures.values()
+    assert failure.kind.startswith("KeyError at test_corpus.py:")
+    assert failure.data == b"x"
+
+
+def test_the_driver_notices_growth() -> None:
+    kept = []
+    outcome = against(lambda data: kept.append(bytearray(b"x" * 2**17)), number=2000, growth_mib=8.0)
+    assert list(outcome.failures) == ["growth"]
+    assert outcome.inputs < 2000
+
+
+def writes_to_the_log(data: bytes) -> None:
+    logging.getLogger("magrathea.anything").warning("%r is bad", data)
+
+
+def writes_to_stderr(data: bytes) -> None:
+    os.write(2, b"bad\n")
+
+
+@pytest.mark.parametrize("read", [writes_to_the_log, writes_to_stderr])
+def test_the_driver_notices_a_flood_of_lines(read: Callable[[bytes], None]) -> None:
+    assert list(against(read, number=1000).failures) == ["flood"]
+
+
+def test_the_driver_notices_an_input_that_takes_long() -> None:
+    def read(data: bytes) -> None:
+        for number in count():
+            if number == 200_000:
+                return
+
+    assert list(against(read, number=1, slow_s=0.0001).failures) == ["slow"]
+
+
+def test_a_seed_repeats_its_inputs() -> None:
+    samples = [b'{"a":1}', b"text"]
+    assert list(inputs(samples, 50, seed=3)) == list(inputs(samples, 50, seed=3))
+    assert list(inputs(samples, 50, seed=3)) != list(inputs(samples, 50, seed=4))
+
+
+def test_the_command_writes_what_failed_to_a_file_and_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def crashes(folder: Path) -> Reader:
+        def read(data: bytes) -> None:
+            raise KeyError(data)
+
+        return read
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "TARGETS", (Target("pbs-conf", crashes),))
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--inputs", "10"])
+    assert command.main() == 1
+    (found,) = (tmp_path / ".fuzz").iterdir()
+    printed = capsys.readouterr().out
+    assert f"cp .fuzz/{found.name} " in printed and "KeyError at test_corpus.py" in printed
+
+
+def test_the_command_prints_a_row_for_each_target_that_was_asked_for() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz", "--inputs", "50", "--targets", "pbs-conf,host-to-hub"],
+        cwd=CORPUS.parents[2], capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["seed", "target", "pbs-conf", "host-to-hub"]
