@@ -14,38 +14,48 @@ def plus_parts(text: "str") -> "list[str]":
     """The texts between the + signs; a + within quotes of either kind does not separate. Raises ValueError."""
     if "'" not in text and '"' not in text:
         return text.split("+")
-    parts, quote = [""], ""
-    for letter in text:
-        if letter == "+" and not quote:
-            parts.append("")
-            continue
-        parts[-1] += letter
+    parts, begin, quote = [], 0, ""
+    for at, letter in enumerate(text):
         if letter == quote:
             quote = ""
-        elif letter in "\"'" and not quote:
+        elif quote:
+            continue
+        elif letter == "+":
+            parts.append(text[begin:at])
+            begin = at + 1
+        elif letter in "\"'":
             quote = letter
     if quote:
         raise ValueError(f"{text!r} has a quote without its end")
-    return parts
+    return [*parts, text[begin:]]
+
+
+def _up_to(text: "str", sign: "str", begin: "int") -> "tuple[str, bool, int]":
+    """The text from `begin` up to this sign or the end, whether the sign is there, and where the rest begins.
+
+    A user may write megabytes, and the server has one thread: no reader here copies the rest again and again.
+    """
+    at = text.find(sign, begin)
+    return (text[begin:], False, len(text)) if at < 0 else (text[begin:at], True, at + 1)
 
 
 def resources(text: "str") -> "list[tuple[str, str]]":
     """Names and values of `ncpus=2:mem=1gb`, values without their quotes. Raises ValueError."""
-    found, left = [], text
-    while left:
-        name, equals, left = left.partition("=")
-        name, left = name.strip(), left.lstrip()
-        is_readable = bool(equals) and name[:1].isalpha() and name.replace("_", "").replace("-", "").isalnum()
-        if left[:1] in ('"', "'"):
-            quoted, quote, left = left[1:].partition(left[0])
-            rest, colon, left = left.partition(":")
-            is_readable = is_readable and bool(quote)
-        else:
-            quoted = ""
-            rest, colon, left = left.partition(":")
+    found, at, end = [], 0, len(text.rstrip())
+    while at < len(text):
+        name, is_readable, at = _up_to(text, "=", at)
+        name = name.strip()
+        is_readable = is_readable and name[:1].isalpha() and name.replace("_", "").replace("-", "").isalnum()
+        while text[at : at + 1].isspace():
+            at += 1
+        quoted = ""
+        if text[at : at + 1] in ('"', "'"):
+            quoted, is_closed, at = _up_to(text, text[at], at + 1)
+            is_readable = is_readable and is_closed
+        rest, colon, at = _up_to(text, ":", at)
         value = quoted + rest
         is_readable = is_readable and "(" not in rest and ")" not in rest  # PBS would end the chunk there
-        if not is_readable or (colon and not left.strip()):
+        if not is_readable or (colon and at >= end):
             raise ValueError(f"{text!r} is not of the form name=value:name=value")
         found.append((name.lower(), value.rstrip()))
     return found

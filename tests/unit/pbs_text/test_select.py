@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from magrathea.core.model import JobClass
-from magrathea.pbs_text.select import CLASSES, chunks, job_class, plus_parts, resource_names
+from magrathea.pbs_text.select import CLASSES, chunks, job_class, plus_parts, resource_names, resources, trouble
 
 
 @pytest.mark.parametrize(
@@ -101,3 +103,10 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     except ValueError:
         return
     assert len(found) == len(plus_parts(text))
+
+
+def test_a_select_of_a_megabyte_is_read_in_one_pass() -> None:
+    began_s = time.process_time()
+    assert trouble("1:a='" + "x" * 1_000_000 + "'") == ""
+    assert len(resources("a=1" + ":a=1" * 250_000)) == 250_001
+    assert time.process_time() - began_s < 5
