@@ -1,7 +1,7 @@
-"""Which host may speak of which vnode: what `magrathea keys enrol --vnode` has bound.
+"""Which host may report which vnode: the lists given to `magrathea keys enrol --vnode`.
 
-A host that is bound to a list may name these vnodes and no others. A vnode on any list is for the hosts that have it
-on theirs. A host without a list may name what is on none: so hosts that are not trusted get lists, all of them.
+A host with a list may report only the vnodes on it. A listed vnode belongs to the hosts that list it. A host without a
+list may report only unlisted vnodes, so give every untrusted host a list.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 
 class Bindings:
-    """`lists`: vnodes by host, of the hosts that have a list."""
+    """`lists`: the listed vnodes of each host that has a list."""
 
     def __init__(self, lists: Mapping[str, frozenset[str]] = MappingProxyType({})) -> None:
         self._lists = dict(lists)
@@ -24,7 +24,7 @@ class Bindings:
         return hash(self._listed)
 
     def bound(self, vnode: str) -> str:
-        """The host that a vnode is bound to, the first by name; empty if it is bound to none."""
+        """The first host (by name) that lists the vnode; empty if none does."""
         if vnode not in self._listed:
             return ""
         return next(host for host, vnodes in sorted(self._lists.items()) if vnode in vnodes)

@@ -44,9 +44,9 @@ REQUEUE_AGAIN_S = 30.0
 LATE_S = 1.0
 """The hub gives walltime back if a late booking cost the job at least this much."""
 MOST_BY = 200
-"""Characters of who preempts, in a job's comment: a host's words."""
+"""Longest text, as a host reports it, that a job's comment shows as the reason."""
 DEFAULT_NODE_FAIL_REQUEUE_S = 310.0
-"""PBS's own, if the server does not set it."""
+"""PBS's default if the server attribute is not set."""
 
 
 class LedgerEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -56,8 +56,8 @@ class LedgerEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     `seen_at`: when we last saw that. `stopped_at`: since when it is stopped but not booked, so that its walltime runs.
     `walltime_s`: the new limit that makes up for it. `comment`: the job's comment before ours. `plain`: the admin flag
     is lost, so `resume` is the right call. `doubt_until`: until then a call without an answer may still take effect.
-    `touch`: suspend it and resume it at once, which ends its vnode's maintenance (maintenance.py). `away`: one of its
-    guests was off, or PBS lost it, and no host has listed the job since: it may be gone.
+    `touch`: suspend it and resume it at once, which ends its vnode's maintenance (maintenance.py). `away`: the job may
+    be gone, because one of its guests was off or lost to PBS and no host has listed the job since.
     """
 
     id: str
@@ -86,7 +86,7 @@ class LedgerEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What PBS has. `job`: None if PBS does not know it. `maintenance`, `dead`: true of at least one of its vnodes.
+    """What PBS has. `job`: None if PBS does not know it. `maintenance`, `dead`: at least one of its vnodes is.
 
     `off`: a host reports that one of the job's domains is off, which PBS may notice a minute later. `silent`: each of
     the job's vnodes is dead or off, so that no MoM can answer.
@@ -102,7 +102,7 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class _Action:
-    """`only_on`: the job must be on one of these vnodes when it is done; empty: wherever it is. PBS shows no runs to an
+    """`only_on`: act only if the job is on one of these vnodes; empty: on any. PBS does not show run versions to an
     operator, and it may have sent the job to another host meanwhile."""
 
     key: JobKey
@@ -158,7 +158,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class BookStep:
-    """`notes` are for the log."""
+    """A job's new entry and the next action. `notes` are for the log."""
 
     entry: LedgerEntry | None
     action: Action | None = None
@@ -173,8 +173,11 @@ def step(
     now: float,
     node_fail_requeue_s: float = DEFAULT_NODE_FAIL_REQUEUE_S,
 ) -> BookStep:
-    """See the module. `node_fail_requeue_s`: the server's; 0 or less: PBS requeues nothing when a host dies, so nor do
-    we."""
+    """The job's new entry and at most one action.
+
+    `node_fail_requeue_s`: the server's attribute. If it is 0 or less, PBS requeues nothing when a host dies. The hub
+    then does not either.
+    """
     job = truth.job if truth else None
     if entry is None:
         taken_over = wish.booked and truth is not None and truth.maintenance and _suspended(key, job)
@@ -188,7 +191,7 @@ def step(
         if _gone(key, job):
             if not wish.stop:
                 return BookStep(None)
-            # a host that has not heard of the end yet, or a job that we have not heard of yet
+            # the host has not learned of the job's end yet, or we have not learned of the job yet
             entry = LedgerEntry(id=key.id, run=key.run, not_before=entry.not_before, tries=entry.tries)
         else:
             entry = _observed(entry, wish, truth, now)
@@ -198,7 +201,7 @@ def step(
         return lost
     if entry.booked:
         found = _while_booked(entry, wish, job, now)
-        # a resume that fails loses the suspension's flag, and there is nothing to go on
+        # a resume that fails loses the suspension's flag, and no MoM is there to continue the job
         in_vain = isinstance(found.action, Resume) and truth is not None and (truth.dead or truth.off)
         return BookStep(entry) if in_vain else found
     return _while_not_booked(entry, wish, job, now)
@@ -209,7 +212,7 @@ def _suspended(key: JobKey, job: PbsJob | None) -> bool:
 
 
 def _gone(key: JobKey, job: PbsJob | None) -> bool:
-    """No job, or another run of it, or not in a MoM's hands. A run that PBS has not got to yet is not gone."""
+    """True if PBS has no such job, has a newer run of it, or no MoM has it. A run newer than PBS's own is not gone."""
     return job is None or job.run_version > key.run or (job.is_run(key.run) and job.state not in "RSUE")
 
 
@@ -228,7 +231,7 @@ def _observed(entry: LedgerEntry, wish: JobWish, truth: Truth, now: float) -> Le
         return entry
     if job.suspended:
         if entry.asked_at is None:
-            return entry  # somebody else's
+            return entry  # somebody else suspended it
         if not entry.booked and entry.stopped_at is None:
             entry = replace(entry, stopped_at=wish.stopped_at)
         entry = replace(entry, booked=True, seen_at=max(entry.seen_at, truth.at))
@@ -243,7 +246,7 @@ def _observed(entry: LedgerEntry, wish: JobWish, truth: Truth, now: float) -> Le
 
 
 def _owed(entry: LedgerEntry, job: PbsJob, until: float) -> LedgerEntry:
-    """The walltime that ran while the job was stopped and not booked becomes a limit to set."""
+    """If walltime ran while the job was stopped but not booked: the entry with a new limit that makes up for it."""
     if entry.stopped_at is None:
         return entry
     lost_s = until - entry.stopped_at
@@ -268,7 +271,7 @@ def _lost(entry: LedgerEntry, wish: JobWish, job: PbsJob, now: float, node_fail_
 def _requeued(
     entry: LedgerEntry, wish: JobWish, truth: Truth, job: PbsJob, now: float, node_fail_requeue_s: float
 ) -> BookStep | None:
-    """None if there is no reason to requeue, or if an alert has said that it is impossible: then nothing changes."""
+    """None if there is no reason to requeue, or if an alert has already reported that it is impossible."""
     if not (reason := _lost(entry, wish, job, now, node_fail_requeue_s)):
         return None
     if job.rerunnable and not truth.silent:
@@ -334,7 +337,7 @@ def learned(entry: LedgerEntry, outcome: Outcome) -> BookStep:
     if error is None:
         wait_until = entry.not_before if isinstance(action, Look) else now + _pause_s(outcome)
         if isinstance(action, Look) and now >= entry.doubt_until and outcome.after and outcome.after.state == "R":
-            wait_until = now  # whoever had suspended it has resumed it
+            wait_until = now  # somebody else had suspended the job and has resumed it
         entry = replace(entry, tries=0, not_before=wait_until)
     match action:
         case Suspend():
@@ -344,10 +347,10 @@ def learned(entry: LedgerEntry, outcome: Outcome) -> BookStep:
                 replace(entry, plain=not entry.plain, tries=entry.tries + 1, not_before=now + RETRY_FIRST_S)
             )
         case Resume() if error is not None and error.code == Code.INTERNAL and entry.unlisted_since is not None:
-            # what PBS makes of a MoM that does not know the job
+            # how PBS reports a MoM that does not know the job
             return BookStep(replace(_later(entry, error, now), away=True), None, (f"job {entry.key}: {error}",))
         case SetComment():
-            # restored, or set, or not worth another try: the comment is for people
+            # also after an error: a comment is not worth another try
             restored = action.text == entry.comment and not entry.booked
             entry = replace(entry, comment="" if restored else entry.comment, commented=not restored)
             notes = (f"job {entry.key}: comment not set: {error}",) if error else ()
@@ -368,7 +371,7 @@ def learned(entry: LedgerEntry, outcome: Outcome) -> BookStep:
 
 
 def _pause_s(outcome: Outcome) -> float:
-    """Pause after an action without an error: none if the next action cannot be the same one."""
+    """Seconds to wait after an action without an error; 0 if the next action cannot be the same one."""
     if isinstance(outcome.action, SetComment | SetWalltime):
         return 0.0
     return RETRY_FIRST_S if outcome.done else RETRY_STARTING_S
@@ -382,7 +385,7 @@ def _suspend_learned(entry: LedgerEntry, outcome: Outcome) -> BookStep:
     if outcome.done:
         return BookStep(replace(entry, not_before=now + RETRY_FIRST_S))
     if not entry.booked and now >= entry.doubt_until:
-        entry = replace(entry, asked_at=None)  # refused, or not tried: whatever suspends it now is not ours
+        entry = replace(entry, asked_at=None)  # refused or not tried: if the job is suspended now, somebody else did it
     if error is None:
         return BookStep(replace(entry, not_before=now + WATCH_S))
     if error.code == Code.BAD_STATE:
@@ -392,7 +395,7 @@ def _suspend_learned(entry: LedgerEntry, outcome: Outcome) -> BookStep:
 
 
 def _later(entry: LedgerEntry, error: PbsError, now: float) -> LedgerEntry:
-    """Try again later: soon if that may help, rarely if PBS refused."""
+    """The entry with the time of the next try: soon if that may help, later if PBS refused."""
     soon_s = min(RETRY_MOST_S, 5 * RETRY_FIRST_S * 2 ** min(entry.tries, 10))
     wait_s = soon_s if error.transient or error.code == Code.BAD_STATE else RETRY_REFUSED_S
     return replace(entry, tries=entry.tries + 1, not_before=now + wait_s)

@@ -1,8 +1,8 @@
-"""Threads for calls that may hang: each with a connection of its own, opened when first needed.
+"""Threads for calls that may hang. Each thread has its own connection and opens it when it first needs it.
 
-A call that is over its deadline is given up: its caller gets a transient PbsError, its thread is left to itself and a
-new one takes its place, as long as no more than `SPARE` times the size of the pool are lost that way. What was asked
-for may still happen; callers look at the truth before they ask again. A lost thread that comes back ends.
+The pool gives up a call that is over its deadline: the caller gets a transient PbsError, and a new thread replaces the
+one that hangs. At most `SPARE` times the size of the pool are replaced. The call may still take effect, so callers look
+at what PBS has before they ask again. A lost thread ends as soon as its call returns.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Worker:
 
 
 class CallPool:
-    """Made and used in an event loop; `task`s run in its threads. `deadline_s` counts from a task's start."""
+    """Create and use it in an event loop; each `task` runs in a thread. `deadline_s` counts from the task's start."""
 
     def __init__(self, connect: Connect, size: int, deadline_s: float) -> None:
         self._connect = connect
@@ -53,7 +53,7 @@ class CallPool:
         self._fill()
 
     def _fill(self) -> None:
-        """As many threads as should be, unless too many are lost."""
+        """Start the threads that are missing, unless too many are lost."""
         while self._serving < self._size and self._lost <= SPARE * self._size:
             worker = _Worker()
             worker.thread = threading.Thread(target=self._work, args=(worker,), name="pbs-worker", daemon=True)
@@ -63,14 +63,14 @@ class CallPool:
 
     @property
     def exhausted(self) -> bool:
-        """Whether so many calls hang that no thread is left for the next one."""
+        """True if so many calls hang that no thread is left for the next one."""
         return self._serving == 0
 
     async def run(self, task: Callable[[Pbs], T]) -> T:
-        """Its result. Raises PbsError: the task's own, the connection's, or a transient one at the deadline.
+        """The task's result. Raises PbsError: the task's own, the connection's, or a transient one at the deadline.
 
-        A task that fails as transient before it has asked for anything may be run a second time, on a new
-        connection: tasks begin with a look.
+        A task that fails with a transient error may run a second time, on a new connection. That is safe, because
+        each task begins with a look.
         """
         call = _Call(task, self._loop.create_future())
         self._calls.put(call)
@@ -111,7 +111,7 @@ class CallPool:
             call.future.set_exception(error)
 
     def close(self) -> None:
-        """End the threads that are free; the others end with the process."""
+        """End the idle threads. The others end with the process."""
         for _ in self._workers:
             self._calls.put(None)
 
@@ -145,7 +145,7 @@ class CallPool:
         self._workers.discard(worker)
 
     def _tell(self, function: Callable[..., None], *arguments: Any) -> bool:
-        """Call in the event loop; False when it has ended."""
+        """Call `function` in the event loop; False if the loop has ended."""
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:
@@ -155,5 +155,5 @@ class CallPool:
 
 def _close(pbs: Pbs | None) -> None:
     if pbs is not None:
-        with contextlib.suppress(OSError):  # the other end has gone already
+        with contextlib.suppress(OSError):  # the other end is closed already
             pbs.close()

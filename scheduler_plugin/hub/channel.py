@@ -1,15 +1,15 @@
 """The hub's side of the channel to the node daemons: ZeroMQ ROUTER, one socket for ipc and one for TCP.
 
-Who speaks is known by the channel, never by the message:
-  ipc  the peer's identity is its host's name; the socket's file is for the hub's own user only
-  tcp  CURVE on both sides; the peer's key says which host it is (keys.py). A revoked key is heard no more at once,
-       although ZeroMQ cannot end its connection: each message's key is looked up anew. The identity there is only an
-       address: an enrolled host that takes another's can cut it off for moments (ROUTER_HANDOVER), never speak for
-       it; a daemon whose identity cannot be guessed ("h1/<random>" is taken, too) is safe from that as well.
+The channel identifies the sender, never the message:
+  ipc  the peer's identity is its host's name; only the hub's own user can open the socket's file
+  tcp  CURVE on both sides; the peer's key identifies the host (keys.py). Messages signed with a revoked key are dropped
+       at once. ZeroMQ cannot close the connection, so each message's key is checked. The identity is only an address.
+       An enrolled host that uses another's identity can interrupt it for moments (ROUTER_HANDOVER), but not send
+       in its name. Nor can it interrupt a daemon whose identity cannot be guessed: "h1/<random>" is accepted, too.
 
-What is too large is never read (MAXMSGSIZE), what comes too often or makes no sense is dropped and told in the log.
-Whatever a message does, it costs that message only. Each host may use a share of this process's one loop: once that is
-used up, the newest of its messages waits, and a newer one takes its place, since a snapshot replaces all before it.
+ZeroMQ never reads a message that is too large (MAXMSGSIZE). Messages that come too often or make no sense are dropped
+and logged. A bad message harms no other message. Each host may use a share of this process's one loop. When a host has
+used its share, only its newest message waits. A newer one replaces it: a snapshot holds everything.
 """
 
 from __future__ import annotations
@@ -49,23 +49,24 @@ RATE_PER_S = 200
 """Messages of one host, averaged over `RATE_OVER_S`; a daemon sends 50 snapshots a second at most."""
 RATE_OVER_S = 5.0
 LOOP_SHARE, LOOP_BURST_S = 0.1, 0.5
-"""Of the loop's time, for one host's messages, saved up to so much. A snapshot of 2,000 jobs takes some 20 ms."""
+"""The share of the loop's time for one host, and how much of it a host can save up. A snapshot of 2,000 jobs takes
+some 20 ms."""
 SHORT_BYTES = 1024
-"""Such a message never waits: a heartbeat must not come late because its host's snapshots are many."""
+"""A message this short never waits: a heartbeat must not be late because its host sends many snapshots."""
 QUEUE = 16
-"""Messages of one host that wait here; with more, ZeroMQ reads no further and the host waits itself."""
+"""Messages of one host that wait here. If there are more, ZeroMQ stops reading and the host has to wait."""
 ZAP_DOMAIN = b"magrathea"
 ZAP = "inproc://zeromq.zap.01"
-"""Where ZeroMQ asks whether a client may connect (rfc.zeromq.org/spec/27)."""
+"""The address at which ZeroMQ asks whether a client may connect (rfc.zeromq.org/spec/27)."""
 
 
 class ChannelError(Exception):
-    """An endpoint cannot be used: which, why, and what to do."""
+    """An endpoint cannot be used. The text names it, the cause and the fix."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Peer:
-    """`key`: by which it was known; None on ipc."""
+    """Where a host's messages come from. `key`: the key that identified the host; None on ipc."""
 
     socket: zmq.asyncio.Socket
     identity: bytes
@@ -148,8 +149,8 @@ class HubChannel:
             (zmq.MAXMSGSIZE, MAX_BYTES),
             (zmq.RCVHWM, QUEUE),
             (zmq.SNDHWM, 100),
-            (zmq.ROUTER_MANDATORY, 1),  # a host that is away is an error, not a silence
-            (zmq.ROUTER_HANDOVER, 1),  # a host that comes back takes its old place
+            (zmq.ROUTER_MANDATORY, 1),  # otherwise a message to an absent host vanishes silently
+            (zmq.ROUTER_HANDOVER, 1),  # a host that reconnects replaces its old connection
             (zmq.HEARTBEAT_IVL, 2000),
             (zmq.HEARTBEAT_TIMEOUT, 6000),
             (zmq.HANDSHAKE_IVL, 5000),
@@ -166,7 +167,7 @@ class HubChannel:
             raise ChannelError(f"cannot listen at {endpoint}: {error.strerror}; fix `listen` in [hub]") from error
 
     def reload_keys(self) -> None:
-        """Who is enrolled may have changed. Raises KeysError; then what was known stands."""
+        """Read again which hosts are enrolled. Raises KeysError; then the former keys stay valid."""
         if self._tcp:
             enrolled = keys.enrolled(self._keys_dir)
             self._host_of_key = {one.public: one.host for one in enrolled}
@@ -200,11 +201,11 @@ class HubChannel:
                 host = self._host_of(peer)
                 with self._door(host):
                     self._received(host, peer, frames[1:])
-            await asyncio.sleep(0)  # the next one may be there already; then awaiting it lets nobody else run
+            await asyncio.sleep(0)  # if the next question is there already, awaiting it lets no other task run
 
     @contextlib.contextmanager
     def _door(self, host: str) -> Iterator[None]:
-        """See supervision.py, Rule 3."""
+        """Log what a message raises instead of passing it on (supervision.py, Rule 3)."""
         try:
             yield
         except BadMessage as error:
@@ -217,7 +218,7 @@ class HubChannel:
         return _Peer(socket, frames[0].bytes, str(frames[-1].get("User-Id")) if by_key else None)
 
     def _host_of(self, peer: _Peer) -> str:
-        """Empty for a key that is not enrolled (any more)."""
+        """The name of the peer's host; empty if its key is not enrolled (any more)."""
         if peer.key is not None:
             return self._host_of_key.get(peer.key, "")
         return peer.identity.partition(b"/")[0].decode(errors="replace")
@@ -242,9 +243,9 @@ class HubChannel:
         return self._budgets.setdefault(host, Budget(LOOP_SHARE, LOOP_BURST_S, asyncio.get_running_loop().time()))
 
     def _its_turn(self, host: str) -> None:
-        """The host's message that waits is worked on, unless its key was revoked meanwhile."""
+        """Handle the host's waiting message, unless the key was revoked meanwhile."""
         if host not in self._waiting:
-            return  # closed meanwhile
+            return  # the channel was closed meanwhile
         peer, frame = self._waiting.pop(host)
         if self._host_of(peer) == host:
             with self._door(host):
@@ -272,11 +273,11 @@ class HubChannel:
         return list(self._peers)
 
     def send(self, host: str, message: Message) -> bool:
-        """Whether it is on its way: not to a host that is away, or does not read."""
+        """True if the message was queued; False if the host is away or does not read."""
         peer = self._peers.get(host)
         if peer is None:
             return False
-        # with DONTWAIT it is a future that is done already
+        # with DONTWAIT the future is already done
         sent = asyncio.ensure_future(peer.socket.send_multipart([peer.identity, encode(message)], zmq.DONTWAIT))
         error = sent.exception()
         if error is None:

@@ -1,4 +1,4 @@
-"""The hub's file (hub.toml), strict: see magrathea/configuration.py."""
+"""The hub's configuration file (hub.toml). It is read strictly, see magrathea/configuration.py."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class LogLevel(StrEnum):
 class HubTable(msgspec.Struct, kw_only=True, frozen=True):
     """[hub]. `heartbeat_file`: touched every two seconds while PBS answers; the runjob hook looks at its age.
 
-    `control_socket`: where everybody on this machine may ask what the hub knows; nothing can be changed there.
-    `connections_per_address`: by TCP; a host has one.
+    `control_socket`: everybody on this machine may ask there what the hub knows; nothing can be changed there.
+    `connections_per_address`: most TCP connections of one address; a host needs one.
     """
 
     listen: Annotated[list[_Endpoint], msgspec.Meta(min_length=1)] = msgspec.field(
@@ -46,13 +46,13 @@ class HubTable(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class PbsTable(msgspec.Struct, kw_only=True, frozen=True):
-    """[pbs]. `kind`: see pbs/kinds.py. `conf`: of openpbs, default $PBS_CONF_FILE or /etc/pbs.conf; `socket`: of kinds
-    that are reached by a unix socket.
+    """[pbs]. `kind`: see pbs/kinds.py. `conf`: for openpbs, default $PBS_CONF_FILE or /etc/pbs.conf. `socket`: for
+    kinds that are reached by a unix socket.
 
-    `workers`: calls side by side that PBS relays to MoMs. `call_deadline_s`: longer ones are given up and looked
-    after. `compare_s`: how often all is compared with what PBS has. `publish_budget`: share of the PBS server's one
-    thread that publishing may take, saved up to `publish_burst_s`. `set_priority`: publish ranks as the vnode's
-    Priority, too (off where the site uses Priority itself).
+    `workers`: how many calls that PBS relays to MoMs may run at once. `call_deadline_s`: the hub gives up a longer call
+    and then looks what has become of it. `compare_s`: pause between two comparisons of everything with PBS.
+    `publish_budget`: share of the PBS server's one thread that publishing may take; up to `publish_burst_s` of it can
+    be saved up. `set_priority`: also publish ranks as the vnode's Priority (turn it off if the site uses Priority).
     """
 
     kind: str = "openpbs"

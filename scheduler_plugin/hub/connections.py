@@ -1,17 +1,17 @@
-"""Connections to the hub by TCP: how many it can bear, and whose are ended.
+"""Limits the number of TCP connections to the hub, and chooses which to close.
 
-Each connection takes a file descriptor, and ZeroMQ takes connections until there is none left; then nothing in this
-process can open a file any more. So this module counts them, by ZeroMQ's own monitor of the listening socket.
+Each connection takes a file descriptor. ZeroMQ accepts connections until no descriptor is left; then nothing in this
+process can open a file any more. So this module counts them, using ZeroMQ's own monitor of the listening socket.
 
-Rule 1: the limit of open files is raised as far as the system lets us; what the rest of the hub needs is kept free.
-Rule 2: beyond that the newest connection of the address that has most is ended, and an admin is told. (Not to listen
-for a while is no way: then ZeroMQ ends the connections that it has, too.)
-Rule 3: one address has at most so many, whether it has a key or not: what comes beyond is ended at once.
-Rule 4: a connection that has sent more than what a host may have waiting here, without a whole message among it, is
-ended: ZeroMQ itself keeps the parts of a message that never ends without a bound.
+Rule 1: raise the limit of open files as far as the system allows. Keep free what the rest of the hub needs.
+Rule 2: if there are too many, close the newest connection of the address with the most, and alert the admin. Pausing
+the listener does not help: ZeroMQ then closes existing connections, too.
+Rule 3: an address may have `of_one` connections, with or without a key. Further ones are closed at once.
+Rule 4: close a connection that has sent more than `waiting_bytes` without completing a message. ZeroMQ itself sets no
+limit.
 
-ZeroMQ's descriptors are read and shut down, never closed: it notices, and closes them itself. Should one have gone to
-another use meanwhile, the checks here or the other use's own new connection make that harmless.
+This module reads and shuts down ZeroMQ's descriptors, but never closes them: ZeroMQ notices the end and closes them. If
+a descriptor was reused meanwhile, no harm is done: it is checked first, or its new owner reconnects.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from magrathea.logs import RationedLog
 log = logging.getLogger(__name__)
 
 RESERVED_FILES = 200
-"""For all but hosts: connections to PBS, the control socket's clients, keys and other files that are read."""
+"""Files for everything but hosts: connections to PBS, clients of the control socket, keys and other files."""
 LEAST = 16
-"""Connections that are tried even where too few files may be open."""
+"""The hub accepts this many connections even if the limit of open files is too low for them."""
 LOOK_S = 1.0
 _RECEIVED = 128
-"""Where tcp_info (linux/tcp.h) has tcpi_bytes_received."""
+"""Offset of tcpi_bytes_received in tcp_info (linux/tcp.h)."""
 
 
 def raise_limit() -> int:
-    """Allow this process as many open files as the system lets it; how many these are."""
+    """Raise this process's limit of open files as far as the system allows. Returns the new limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
 
 
 def can_bear(files: int) -> int:
-    """How many connections of hosts this process can bear with so many open files; told in the log."""
+    """The number of connections of hosts that fit into a limit of `files` open files. Logs it."""
     connections = files - RESERVED_FILES
     if connections < RESERVED_FILES:
         log.error("ALERT the limit of open files is %d, too few for a farm; raise LimitNOFILE of magrathea-hub", files)
@@ -60,7 +60,7 @@ def can_bear(files: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """`connections`: in all; `of_one`: of one address; `waiting_bytes`: see Rule 4."""
+    """`connections`: of all addresses together; `of_one`: of one address; `waiting_bytes`: see Rule 4."""
 
     connections: int
     of_one: int
@@ -68,7 +68,7 @@ class ConnectionLimits:
 
 
 class Connections:
-    """Of one listening socket, which belongs to `context`."""
+    """The connections of one listening socket of `context`."""
 
     def __init__(
         self,
@@ -81,31 +81,31 @@ class Connections:
         self._limits = limits
         self._complaints = complaints
         self._monitor: zmq.asyncio.Socket = context.socket(zmq.PAIR)
-        self._monitor.setsockopt(zmq.RCVHWM, 0)  # else ZeroMQ's own thread waits for us
+        self._monitor.setsockopt(zmq.RCVHWM, 0)  # otherwise ZeroMQ's own thread waits for us
         name = f"inproc://connections-{id(self)}"
         listener.monitor(name, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
         self._monitor.connect(name)
         self._address_of: dict[int, str] = {}
         self._of: dict[str, dict[int, int]] = {}
-        """By address, its connections, oldest first, with the bytes that each had sent at its last whole message."""
+        """The connections of each address, oldest first. The value: bytes received by its last complete message."""
 
     def __len__(self) -> int:
         return len(self._address_of)
 
     def heard(self, descriptor: int) -> None:
-        """A whole message has come from there."""
+        """Note that this connection has completed a message."""
         if (address := self._address_of.get(descriptor)) is not None:
             self._of[address][descriptor] = _received(descriptor)
 
     async def watch(self) -> None:
-        """Count them as they come and go, for ever."""
+        """Count connections as they open and close. Never returns."""
         while True:
             event = parse_monitor_message(await self._monitor.recv_multipart())
             self._happened(event["event"], event["value"])
-            await asyncio.sleep(0)  # the next one may be there already; then awaiting it lets nobody else run
+            await asyncio.sleep(0)  # if the next event is there already, awaiting it lets no other task run
 
     async def look(self) -> None:
-        """End those that send what has no end, for ever."""
+        """Every LOOK_S, close connections whose message never ends. Never returns."""
         while True:
             await asyncio.sleep(LOOK_S)
             self._end_the_endless()
@@ -142,7 +142,7 @@ class Connections:
 
     def _end(self, descriptor: int) -> None:
         self._gone(descriptor)
-        with contextlib.suppress(OSError), _borrowed(descriptor) as connection:  # it has gone already
+        with contextlib.suppress(OSError), _borrowed(descriptor) as connection:  # it is closed already
             connection.shutdown(socket.SHUT_RDWR)
 
     def _end_the_endless(self) -> None:
@@ -153,14 +153,14 @@ class Connections:
                 self._end(descriptor)
 
     def close(self) -> None:
-        """Before the listening socket is closed."""
+        """Stop monitoring. To be called before the listening socket is closed."""
         self._listener.monitor(None, 0)
         self._monitor.close(linger=0)
 
 
 @contextlib.contextmanager
 def _borrowed(descriptor: int) -> Iterator[socket.socket]:
-    """ZeroMQ's connection, by its own descriptor: there may be no other one left. Raises OSError: it has gone."""
+    """ZeroMQ's connection by its descriptor, without a duplicate: none may be left. Raises OSError if it is closed."""
     connection = socket.socket(fileno=descriptor)
     try:
         yield connection
@@ -169,7 +169,7 @@ def _borrowed(descriptor: int) -> Iterator[socket.socket]:
 
 
 def _address(descriptor: int) -> str:
-    """The other end's; empty if it has gone already."""
+    """The address of the other end; empty if the connection is closed already."""
     try:
         with _borrowed(descriptor) as connection:
             return str(connection.getpeername()[0])
@@ -178,7 +178,7 @@ def _address(descriptor: int) -> str:
 
 
 def _received(descriptor: int) -> int:
-    """Bytes since it was made; 0 if it has gone."""
+    """Bytes received since the connection was opened; 0 if it is closed already."""
     try:
         with _borrowed(descriptor) as connection:
             info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED + 8)

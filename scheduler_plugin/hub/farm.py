@@ -1,7 +1,7 @@
-"""All that the hub knows: what hosts reported, what PBS has, what we did to jobs; and what follows from that.
+"""All that the hub knows: what hosts reported, what PBS has, and what the hub did to jobs. And what follows from it.
 
 Rule 1: no I/O and no clock. The hub's shell (hub.py) feeds it and carries out its results.
-Rule 2: times are Unix seconds on the hub's clock. Leases are measured on `mono`, a clock that nobody sets.
+Rule 2: times are Unix seconds on the hub's clock. Leases are measured on `mono`, the monotonic clock.
 Rule 3: before it has read PBS's vnodes and jobs once, it reports nothing about jobs to hosts and does nothing to jobs.
 A hub that has just started would otherwise report that nothing is booked.
 Rule 4: a report of a job counts only if PBS itself has that job on a vnode of the host that reports it. PBS is asked
@@ -43,9 +43,9 @@ from .maintenance import Maintenance
 LEASE_S = 3 * HEARTBEAT_S
 PUT_OFF_S = 0.2
 OVER_S = 1.0
-"""A suspension waits that long before it is tried again, if its host has caused too many."""
+"""If a host has caused too many suspensions, the next one waits this long before it is tried again."""
 PUT_OFF_MOST_S = 90.0
-"""Three runs of the hook of vnodes at its slowest."""
+"""Three runs of the vnodes hook at its lowest frequency."""
 
 _NO_LISTS = frozenset({State.DOWN, State.BOOTING, State.UNKNOWN, State.FROZEN})
 """States of a domain in which no list of jobs from its MoM arrives."""
@@ -58,7 +58,7 @@ class _Seen:
 
 
 class Farm:
-    """See the module. `entries`: what the ledger has of earlier runs. Methods return sentences for the log, if any."""
+    """See the module. `entries`: the ledger of earlier runs. If a method returns sentences, they are for the log."""
 
     def __init__(self, entries: Iterable[LedgerEntry], started: float, *, set_priority: bool = True) -> None:
         self.vnodes: dict[str, Vnode] = {}
@@ -77,7 +77,7 @@ class Farm:
         self._busy: set[JobKey] = set()
         self._touched: dict[JobKey, float] = {}
         self._paid: dict[JobKey, float] = {}
-        """Until when a job's walltime was given back, or did not run: a host cannot have the same time again."""
+        """Walltime before this time was given back or did not run: a host cannot claim the same time twice."""
         self._dirty: set[JobKey] = set(self.entries)
         self._put_off: dict[JobKey, float] = {}
         self._node_fail_requeue_s = DEFAULT_NODE_FAIL_REQUEUE_S
@@ -91,10 +91,10 @@ class Farm:
     def knows_pbs(self) -> bool:
         return self._vnodes_read and self._jobs_read
 
-    # What hosts say
+    # What hosts report
 
     def snapshot(self, snapshot: Snapshot, now: float, mono: float) -> bool:
-        """Take a host's snapshot; True if it is news (a late one of the same daemon is not)."""
+        """Take a host's snapshot. True if it is new; False if it is a late one of the same daemon."""
         name = snapshot.host
         before = self.hosts.get(name)
         self._heard_at[name] = mono
@@ -106,7 +106,7 @@ class Farm:
         self.hosts[name] = Heard(snapshot, True, now)
         for vnode in vnode_attributes.reported(snapshot, self._bindings):
             self._owner.setdefault(vnode, name)
-        if self._vnodes_read:  # before, nobody knows whose vnodes are
+        if self._vnodes_read:  # before that nobody knows which host owns a vnode
             self.comments.heard(snapshot, {d.vnode for d in snapshot.domains if self._speaks(name, d.vnode)}, mono)
         self._dirty |= {key for key, entry in self.entries.items() if entry.away}
         self._dirty |= self._reports.take(before.snapshot if before else None, snapshot, now)
@@ -116,7 +116,7 @@ class Farm:
         return self._owner.get(vnode) == host and self._bindings.permit(host, vnode)
 
     def heartbeat(self, host: str, boot_id: str, revision: int, mono: float) -> bool:
-        """True if we have that host's snapshot of this revision, which renews its lease; if not, ask for it."""
+        """Renew the host's lease and return True if we have its snapshot of this revision; if False, ask for it."""
         heard = self.hosts.get(host)
         if heard is None or heard.snapshot.boot_id != boot_id or heard.snapshot.revision < revision:
             return False
@@ -130,7 +130,7 @@ class Farm:
         self._machines[host] = (ahead_s, version)
 
     def leases(self, mono: float) -> list[str]:
-        """Hosts whose lease has just run out."""
+        """Mark hosts whose lease has run out as silent, and report them."""
         late = [h for h, heard in self.hosts.items() if heard.live and mono - self._heard_at[h] > LEASE_S]
         for host in late:
             self._set_live(host, False)
@@ -143,7 +143,7 @@ class Farm:
         self._dirty |= set(self.entries)
 
     def bind(self, bindings: Bindings) -> None:
-        """Which host may speak of which vnode, from now on."""
+        """Set which host may report which vnode from now on."""
         if bindings != self._bindings:
             self._bindings = bindings
             self._own()
@@ -163,7 +163,7 @@ class Farm:
         self._dirty |= set(self.entries)
 
     def read_jobs(self, jobs: Iterable[PbsJob], asked_at: float) -> list[str]:
-        """All jobs in MoMs' hands, as they were at `asked_at` or later. What we touched since is newer than that.
+        """Take all jobs that MoMs have, as they were at `asked_at` or later. What we touched since then is newer.
 
         Returns alerts and notes about vnodes that are in maintenance for no job.
         """
@@ -218,7 +218,7 @@ class Farm:
     # What follows: vnodes
 
     def publication(self, mono: float, host: str | None = None) -> tuple[dict[str, Attributes], list[str]]:
-        """What vnodes should show, of one host or of all; and alerts that are new. Empty before PBS was read."""
+        """What the vnodes of one host, or of all, should show, and new alerts. Empty until PBS has been read."""
         if not self._vnodes_read:
             return {}, []
         alerts: list[str] = []
@@ -245,7 +245,7 @@ class Farm:
     # What follows: jobs
 
     def actions(self, now: float) -> tuple[list[Action], list[str]]:
-        """What is to be done in PBS, each for another job, and notes. Each must be followed by `outcome`."""
+        """Actions to carry out in PBS, at most one for each job, and notes. Each must be followed by `outcome`."""
         if not self.knows_pbs:
             return [], []
         due = {key for key, e in self.entries.items() if 0.0 < e.not_before <= now} | self._questions.due(now)
@@ -256,7 +256,7 @@ class Farm:
             before = self.entries.get(key)
             wish = self._wish(key, now)
             result = step(key, before, wish, self._truth(key), now, self._node_fail_requeue_s)
-            # an entry's own actions and each comparison ask PBS about it anyhow
+            # a job with an entry needs no question: its own actions and each comparison ask PBS about it
             asking = self._reports.asking(key, self._counted(key)) if result.entry is None else ()
             action = result.action or (Look(key) if self._questions.ask(key, asking, now) else None)
             put_off_s = 0.0
@@ -286,15 +286,15 @@ class Farm:
             self.entries.setdefault(key, LedgerEntry(id=key.id, run=key.run, away=True))
 
     def _grounds(self, key: JobKey, wish: JobWish) -> frozenset[str]:
-        """The vnodes of those who want it, or all of the job's if the reason is our own."""
+        """The job's vnodes on the hosts that want the action; all of its vnodes if the hub itself wants it."""
         vnodes = self._vnodes_of(key)
         return frozenset(v for v in vnodes if self._owner.get(v) in wish.stoppers) or frozenset(vnodes)
 
     def _to_be_put_off(self, key: JobKey, now: float) -> bool:
-        """True while the hook of vnodes is half way through with one of the job's vnodes (maintenance.py).
+        """True while the vnodes hook is half way through with one of the job's vnodes (maintenance.py).
 
-        A suspend waits for it. So does a resume, if the hook began at the very moment of the suspend. The wait has a
-        limit, because a hook that was taken away half way would never end it.
+        A suspend waits for the hook. So does a resume, if the hook began at the very moment of the suspend. The wait is
+        limited, because a hook that was removed half way would never end it.
         """
         if not self.maintenance.named.intersection(self._vnodes_of(key)):
             self._put_off.pop(key, None)
@@ -327,11 +327,11 @@ class Farm:
         if entry is None:
             self.entries.pop(key, None)
             return
-        # 0 means: nothing to wait for, so that `next_due` and `actions` look only at what has a time
+        # 0: nothing to wait for. `next_due` and `actions` look only at entries with a time
         self.entries[key] = entry if entry.not_before > now else structs.replace(entry, not_before=0.0)
 
     def _counted(self, key: JobKey) -> dict[str, JobReport]:
-        """By host, the reports of the job that count."""
+        """The reports of the job that count, by host."""
         seen = self._seen.get(key)
         return self._reports.counted(key, seen.job if seen else None, self._speaks)
 
@@ -360,18 +360,18 @@ class Farm:
         )
 
     def _is_off(self, vnode: str) -> bool:
-        """True if its host reports that. A killed guest closes no connection, so PBS notices only after a minute."""
+        """True if the host reports the vnode's domain as down. PBS notices a killed guest only after a minute."""
         return self._state(vnode) is State.DOWN
 
     def _state(self, vnode: str) -> State | None:
-        """The state of its domain as the host reports it; None if the host is not heard."""
+        """The state of the vnode's domain as the host reports it; None if the host is silent."""
         heard = self.hosts.get(self._owner.get(vnode, ""))
         if heard is None or not heard.live:
             return None
         return next((d.state for d in heard.snapshot.domains if d.vnode == vnode), None)
 
     def next_due(self) -> float | None:
-        """When to call `actions` even if nothing has happened."""
+        """When to call `actions` again even if nothing happens; None if nothing is due."""
         times = [e.not_before for k, e in self.entries.items() if e.not_before and k not in self._busy]
         times += [at for key, at in self._questions.times.items() if key not in self._busy]
         return min(times, default=None)
@@ -385,7 +385,7 @@ class Farm:
     # What hosts are told
 
     def books(self, host: str) -> list[BookEntry] | None:
-        """All jobs of a host that are booked or held; None while that cannot be known."""
+        """All jobs of a host that are booked or held; None until PBS has been read or if the host is unknown."""
         if not self.knows_pbs or host not in self.hosts:
             return None
         told = []
@@ -412,7 +412,7 @@ class Farm:
         ]
 
     def must_look(self, asking: str, key: JobKey, now: float) -> bool:
-        """True if PBS is to be asked first whether it has the job on a vnode of the host that asks about its parts."""
+        """True if PBS must be asked first whether the job is on a vnode of the host that asks about its parts."""
         return not self._has_part(asking, key) and self._questions.may_ask(asking, now)
 
     def _has_part(self, host: str, key: JobKey) -> bool:
@@ -421,7 +421,7 @@ class Farm:
         return here and any(self._speaks(host, vnode) for vnode in self._vnodes_of(key))
 
     def looked(self, key: JobKey, job: PbsJob | None, at: float) -> None:
-        """PBS's answer about one job, asked for at that time."""
+        """Take PBS's answer about one job, which was asked for at `at`."""
         if key not in self._busy and self._touched.get(key, 0.0) < at:
             self._seen[key] = _Seen(job, at)
             self._dirty.add(key)
@@ -445,7 +445,7 @@ class Farm:
         return unready_part(key, vnode, host, self.hosts.get(host))
 
     def view(self, now: float) -> FarmView:
-        """All of it, for people."""
+        """Everything that the hub knows about hosts, for people."""
         hosts = []
         for name, heard in sorted(self.hosts.items()):
             ahead_s, version = self._machines.get(name, (None, ""))

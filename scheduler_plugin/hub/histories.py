@@ -1,4 +1,4 @@
-"""Questions to hosts about their histories, on behalf of somebody who asks the hub."""
+"""Asks hosts for their histories on behalf of somebody who asks the hub."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable
 from magrathea.messages import HistoryAsked, HistoryTold, HostHistory, Message
 
 ANSWER_S = 3.0
-"""For all hosts to answer; who asks the hub waits for 5 s."""
+"""Time for all hosts to answer. The client of the hub waits for 5 s."""
 MOST_HOSTS = 64
-"""Asked for one question: more histories than that nobody reads."""
+"""Most hosts that are asked for one question. Nobody reads more histories."""
 
 
 class Histories:
-    """`send`: gives a message to a host; whether it is on its way."""
+    """Asks hosts and collects their answers. `send` returns True if it has queued the message for the host."""
 
     def __init__(self, send: Callable[[str, Message], bool], answer_s: float = ANSWER_S) -> None:
         self._send = send
@@ -24,7 +24,7 @@ class Histories:
         self._asked: dict[tuple[str, int], asyncio.Future[HistoryTold]] = {}
 
     async def ask(self, hosts: Iterable[str], about: str, since: float, limit: int) -> list[HostHistory]:
-        """What each of these hosts has; of one that does not answer, that."""
+        """The history of each of these hosts, or its trouble if the host does not answer."""
         question = HistoryAsked(id=next(self._ids), about=about[:255], since=max(0.0, since), limit=max(1, limit))
         loop = asyncio.get_running_loop()
         waiting = {host: loop.create_future() for host in sorted(hosts) if self._send(host, question)}
@@ -45,7 +45,7 @@ class Histories:
         return HostHistory(host=host, entries=future.result().entries, trouble=future.result().trouble)
 
     def told(self, host: str, message: HistoryTold) -> None:
-        """A host's answer; a late one is nobody's any more."""
+        """Take a host's answer. A late answer is dropped."""
         future = self._asked.get((host, message.id))
         if future is not None and not future.done():
             future.set_result(message)

@@ -1,9 +1,9 @@
-"""The hub's shell: feeds the farm (farm.py) with what hosts say and PBS has, and carries out what it says.
+"""The hub's shell: feeds the farm (farm.py) with reports of hosts and facts of PBS, and carries out its actions.
 
     node daemons <-> channel.py    publisher.py -> vnodes    call_pool.py + job_actions.py -> jobs    ledger.py -> disk
 
-Everything here runs in one event loop; only the publisher and the pool's workers are threads, and they touch nothing
-of it except by call_soon_threadsafe.
+Everything here runs in one event loop. Only the publisher and the pool's workers are threads; they reach the loop by
+call_soon_threadsafe only.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ from .publisher import Publisher, Read
 log = logging.getLogger(__name__)
 
 GRACE_S = 5.0
-"""A worker's thread is given up that much after the connection should have cut its call itself."""
+"""The connection should end a call at its deadline. If it does not, the pool gives up the thread this much later."""
 CLOSE_S = 3.0
 HISTORY_COST_S = 0.1
-"""What a question about histories costs: each host that is asked works on it."""
+"""A question about histories is charged this much, because it makes work for each host that is asked."""
 EXPLAIN_S = (0.0, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0)
-"""Pauses before a look whether PBS has a refused job back, so that its comment can be set. The first look is to see it
-still where it was refused."""
+"""Pauses between looks whether PBS has taken back a refused job, so that its comment can be set. The first look should
+still find the job on the host that refused it."""
 
 
 class Hub:
@@ -117,12 +117,12 @@ class Hub:
         )
         try:
             await control.start()
-        except OSError as error:  # people only look there: no reason to leave PBS without a hub
+        except OSError as error:  # the socket is only for people who look; PBS still needs the hub
             log.error("ALERT nobody can ask this hub at %s: %s; fix `control_socket` in [hub]", control.path, error)
         log.info("listening at %s; %d jobs in the books", ", ".join(self._configuration.hub.listen), len(kept))
         supervision.notify("READY=1")
         self._publisher.start()
-        # of these only the last ends by itself, the others by an error
+        # only the last of these ends normally; the others end only with an error
         parts: list[asyncio.Future[Any]] = [
             asyncio.create_task(self._beat()),
             asyncio.create_task(self._work()),
@@ -149,11 +149,11 @@ class Hub:
         self._publisher.compare()
 
     async def _status(self, request: ControlRequest) -> bytes:
-        """What hosts said last, and what is booked."""
+        """The hosts' last snapshots, and which jobs are booked."""
         return encode(self.farm.view(time.time()))
 
     async def _history(self, request: ControlRequest) -> bytes:
-        """What hosts have in their histories: those that have what is asked about, else all."""
+        """The histories of the hosts that now have the job or domain in question, or of all hosts if none has."""
         live = {name: heard.snapshot for name, heard in self.farm.hosts.items() if heard.live}
         hosts = [name for name, snapshot in live.items() if is_about(snapshot, request.about)] or list(live)
         if len(hosts) > MOST_HOSTS:
@@ -164,7 +164,7 @@ class Hub:
         told = await self._histories.ask(hosts, request.about, request.since, limit)
         return granted(hosts=told)
 
-    # From hosts
+    # Messages of hosts
 
     def _on_message(self, host: str, message: ToHub, new: bool) -> None:
         if new:
@@ -174,7 +174,7 @@ class Hub:
         match message:
             case Snapshot():
                 if self.farm.snapshot(message, time.time(), self._loop.time()):
-                    # others of its jobs' hosts may be told of its wishes, too
+                    # the other hosts of its jobs may have to learn what it wants
                     self._stale |= {host} | self.farm.others(host)
                     self._publish(host)
                     self._kick.set()
@@ -213,7 +213,7 @@ class Hub:
         return Heartbeat(sender="hub", boot_id=self._id, revision=0)
 
     def _tell_books(self, hosts: Iterable[str], again: bool = False) -> None:
-        """Send hosts their books, where they have changed; `again`: where the host does not show them, too."""
+        """Send hosts their books if these have changed; `again`: also if the host's snapshot does not show them."""
         for host in hosts:
             told = self.farm.books(host)
             if told is None or (told == self._told.get(host) and not (again and told != self.farm.believes(host))):
@@ -232,15 +232,15 @@ class Hub:
             self._publisher.want(wanted)
 
     def _on_read(self, read: Read) -> None:
-        """In the publisher's thread."""
+        """Runs in the publisher's thread."""
         self._loop.call_soon_threadsafe(self._read, read)
 
     def _on_failed(self, error: Exception) -> None:
-        """In the publisher's thread."""
+        """Runs in the publisher's thread."""
         self._loop.call_soon_threadsafe(self._failed.set_exception, error)
 
     def _read(self, read: Read) -> None:
-        self._touch()  # before anything is published: a job refused for want of it waits for PBS's next cycle
+        self._touch()  # before publishing: the runjob hook refuses jobs without it
         self.farm.read_vnodes(read.vnodes, read.server)
         self._publish()
         self._start(self._read_jobs())
@@ -256,13 +256,13 @@ class Hub:
             return
         self.farm.maintenance.answered(self._forgotten())
         self._log(self.farm.read_jobs(jobs, asked_at))
-        self._asked = b""  # whatever has become of the file since
+        self._asked = b""  # so that the file is checked again: it may have changed
         self._ask_to_forget()
         self._stale |= self.farm.hosts.keys()
         self._kick.set()
 
     def _forgotten(self) -> maintenance.Answers:
-        """What the hook magrathea_vnodes has done."""
+        """The answers of the hook magrathea_vnodes; empty if there are none or they cannot be read."""
         try:
             answers = maintenance.decode_answers(
                 files.read(Path(f"{self._heartbeat}{maintenance.FORGOTTEN}"), MAX_BYTES)
@@ -275,7 +275,7 @@ class Hub:
         return answers
 
     def _ask_to_forget(self) -> None:
-        """Tell the hook magrathea_vnodes."""
+        """Write the requests for the hook magrathea_vnodes if they have changed."""
         wanted = msgspec.json.encode(self.farm.maintenance.requests)
         if wanted == self._asked:
             return
@@ -313,7 +313,7 @@ class Hub:
             if any(isinstance(action, Suspend) for action in actions):
                 await asyncio.to_thread(self._save)
             for action in actions:
-                level = logging.DEBUG if isinstance(action, Look) else logging.INFO  # strangers can cause looks
+                level = logging.DEBUG if isinstance(action, Look) else logging.INFO  # any host can cause looks
                 log.log(level, "job %s: %s", action.key, _spelled(action))
                 self._start(self._do(action))
             for key, comment in self.farm.comments.refused_due().items():
@@ -398,8 +398,10 @@ class Hub:
         self.farm.bind(self._channel.bindings)
 
     def _touch(self) -> None:
-        """The runjob hook preempts nothing once this file is old. So it is touched only while PBS answers us, and while
-        what hosts want stopped is booked: not if that hangs, on a disk or in calls that PBS never answers."""
+        """Touch the heartbeat file, unless PBS does not answer or the work on bookings hangs (disk, calls to PBS).
+
+        The runjob hook preempts nothing once this file is old.
+        """
         limit_s = self._configuration.pbs.call_deadline_s
         hangs = self._working_since is not None and self._loop.time() - self._working_since > limit_s
         if hangs or self._pool.exhausted or not self._publisher.healthy(limit_s):
@@ -416,6 +418,6 @@ class Hub:
 
 
 def _spelled(action: Action) -> str:
-    """An action for the log: its name and what it has beside the job."""
+    """An action for the log: its name, and all its fields but the job."""
     rest = [f"{name}={getattr(action, name)}" for name in action.__slots__ if name != "key"]
     return " ".join([type(action).__name__, *rest])

@@ -1,7 +1,7 @@
-"""One action of the books, on a connection: look, act if it still makes sense, look again.
+"""Carries out one action of the books on a connection: look, act if it still makes sense, look again.
 
-The look before makes every action safe to repeat and safe against what has changed since it was decided: another run
-of the job, a job that is ending, a job that somebody else has suspended or resumed. Blocking; runs in a worker.
+The first look makes every action safe to repeat. It also notices what has changed since the decision: another run of
+the job, a job that is ending, a job that somebody else has suspended or resumed. Blocking; runs in a worker.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .job_comments import Comment
 
 
 def perform(pbs: Pbs, action: Action) -> Outcome:
-    """Never raises PbsError, except from the very first look (then nothing was asked for)."""
+    """The outcome of the action. Raises PbsError only if the first look fails; then nothing was asked for."""
     before = pbs.job(action.key.id)
     if isinstance(action, Look) or before is None or not _sensible(action, before):
         return Outcome(action, isinstance(action, Look), True, before, before, time.time())
@@ -28,7 +28,7 @@ def perform(pbs: Pbs, action: Action) -> Outcome:
         _ask(pbs, action, before)
     except PbsError as refusal:
         error = refusal
-    if isinstance(action, SetComment):  # changes nothing that matters
+    if isinstance(action, SetComment):  # no decision depends on a comment
         return Outcome(action, error is None, False, before, None, time.time(), error)
     try:
         after = pbs.job(action.key.id)
@@ -38,20 +38,20 @@ def perform(pbs: Pbs, action: Action) -> Outcome:
 
 
 class RefusalProgress(Enum):
-    """How far the explanation of a refused start is."""
+    """The progress of the explanation of a refused start."""
 
     UNSEEN = auto()
-    """PBS was not asked yet whether it has sent that run of the job to the host that refused it."""
+    """PBS has not yet shown that run of the job on the host that refused it."""
     SEEN = auto()
-    """It has; it will take the job back from its MoM."""
+    """PBS has shown it there. PBS will take the job back from its MoM."""
     OVER = auto()
 
 
 def explain(pbs: Pbs, key: JobKey, comment: Comment, so_far: RefusalProgress) -> RefusalProgress:
-    """Give a job whose start was refused its comment, as soon as PBS has taken it back from its MoM.
+    """Explain a refused start in the job's comment, as soon as PBS has taken the job back from its MoM.
 
-    PBS's own is "Execution server rejected request", which helps nobody. A waiting job does not show where it was: so
-    it must have been seen there. Raises PbsError.
+    PBS's own comment is "Execution server rejected request", which helps nobody. A waiting job does not show where it
+    was, so it must have been seen there before. Raises PbsError.
     """
     job = pbs.job(key.id)
     if job is None or not job.is_run(key.run):
@@ -64,7 +64,7 @@ def explain(pbs: Pbs, key: JobKey, comment: Comment, so_far: RefusalProgress) ->
 
 
 def say(pbs: Pbs, key: JobKey, comment: Comment) -> None:
-    """Give a job that has been started there, and is not suspended, a comment. Raises PbsError."""
+    """Set the comment of a job that runs on one of the comment's vnodes. Raises PbsError."""
     job = pbs.job(key.id)
     if job is not None and job.is_run(key.run) and job.state == "R" and comment.vnodes & set(job.vnodes):
         pbs.set_comment(key.id, comment.text)
@@ -74,7 +74,7 @@ def _sensible(action: Action, job: PbsJob) -> bool:
     if not job.is_run(action.key.run) or (action.only_on and not action.only_on & set(job.vnodes)):
         return False
     if isinstance(action, Requeue) and job.substate == REQUEUING_SUBSTATE:
-        return job.state in "RS"  # its MoM was gone when it was asked, unknown to PBS: only asking again helps
+        return job.state in "RS"  # its MoM was gone when PBS asked it, and PBS did not notice: only asking again helps
     if job.substate >= ENDING_SUBSTATE:
         return False
     match action:
@@ -89,7 +89,7 @@ def _sensible(action: Action, job: PbsJob) -> bool:
 
 
 def _require_a_mom(pbs: Pbs, job: PbsJob) -> None:
-    """Asked right before a rerun by force, which without any MoM does harm (Pbs.rerun)."""
+    """Raise PbsError if all MoMs of the job are dead. Then a rerun by force would do harm (Pbs.rerun)."""
     if all(vnode.state & DEAD_STATES for vnode in pbs.vnodes() if vnode.name in job.vnodes):
         where = ", ".join(job.vnodes)
         raise PbsError(Code.NO_MOM, f"rerun of job {job.id}: no MoM of {where} is there to answer", transient=True)
@@ -102,7 +102,7 @@ def _ask(pbs: Pbs, action: Action, job: PbsJob) -> None:
             pbs.admin_suspend(id)
         case Resume(plain=True):
             pbs.resume(id)
-            pbs.wake_scheduler()  # it resumes it
+            pbs.wake_scheduler()  # the scheduler resumes the job
         case Resume():
             pbs.admin_resume(id)
         case Requeue():
@@ -113,6 +113,6 @@ def _ask(pbs: Pbs, action: Action, job: PbsJob) -> None:
         case SetComment():
             pbs.set_comment(id, action.text)
         case Look():
-            pass  # the job is read before and after in any case
+            pass  # `perform` has read the job already
         case _:
             assert_never(action)

@@ -1,13 +1,13 @@
-"""What hosts say of jobs that their owners should see in `qstat`: why a start was refused, and for what one waits.
+"""Comments that the owners of jobs see in `qstat`: why a start was refused, or what a job waits for.
 
 A job whose prologue waits for memory gets its comment when it begins to wait, then at most every TOLD_AGAIN_S, and when
 it is over. A refused start is explained once for each run.
 
-A comment is for a job that PBS itself has, or had when it was refused, on a vnode of the host that speaks of it.
-job_actions.py looks, since it reads the job in any case.
+A host may comment only on a job that PBS itself has on a vnode of that host, or had when it was refused.
+job_actions.py checks this, because it reads the job in any case.
 
-Each comment is a question and a call to PBS, so a host may cause PER_S of them, and BURST at once. What is over that is
-left out: then the job keeps the comment that PBS gave it.
+Each comment costs PBS a question and a call. So a host may cause PER_S of them in a second, and BURST at once. Further
+ones are left out; then the job keeps the comment that PBS gave it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ OVER = "its memory is there"
 PER_S = 4.0
 BURST = 64.0
 MOST = 250
-"""Characters of a comment; PBS's own are shorter."""
+"""Longest comment in characters; PBS's own are shorter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comment:
-    """`text`, for a job on one of `vnodes`."""
+    """A comment for a job on one of `vnodes`."""
 
     text: str
     vnodes: frozenset[str]
@@ -47,7 +47,7 @@ class JobComments:
         self._waiting_due: dict[JobKey, Comment] = {}
 
     def heard(self, snapshot: Snapshot, own: Container[str], now: float) -> None:
-        """`own`: the vnodes that the host may speak of."""
+        """Note what a snapshot reports about refused and waiting jobs. `own`: the vnodes that the host may report."""
         budget = self._budgets.setdefault(snapshot.host, Budget(PER_S, BURST, now))
         domains = [domain for domain in snapshot.domains if domain.vnode in own]
         self._refusals(snapshot, {domain.name: domain.vnode for domain in domains}, now, budget)
@@ -77,16 +77,16 @@ class JobComments:
                 if budget.take(now):
                     self._waiting_due[key] = comment(OVER, vnode)
                 else:
-                    waiting[key] = told[key]  # tried again with the host's next snapshot
+                    waiting[key] = told[key]  # try again with the host's next snapshot
         self._waiting[host] = waiting
 
     def refused_due(self) -> dict[JobKey, Comment]:
-        """Comments of jobs that were refused, each once: to be set as soon as PBS has the job back from its MoM."""
+        """New comments of refused jobs, each returned once. Set them as soon as PBS has the job back from its MoM."""
         due, self._refused_due = self._refused_due, {}
         return due
 
     def waiting_due(self) -> dict[JobKey, Comment]:
-        """Comments of jobs that have been started, each once."""
+        """New comments of started jobs, each returned once."""
         due, self._waiting_due = self._waiting_due, {}
         return due
 

@@ -1,4 +1,4 @@
-"""What a job's first host is told of a part of the job on another host."""
+"""What the hub tells a job's first host about a part of the job on another host."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Whose word about a job counts: a host's, about a run of a job that PBS itself has on a vnode of that host.
+"""Decides which reports about a job count: PBS itself must have that run of the job on a vnode of the reporting host.
 
 Rule 1: no clock and no I/O.
-Rule 2: hosts, and guests through them, name any job they like. What they report of it changes nothing until PBS has
-been asked about the job. The farm (farm.py) brings PBS's answer and decides which vnodes are whose.
+Rule 2: hosts, and guests through them, can name any job. Their report changes nothing until PBS has been asked about
+the job. The farm (farm.py) brings PBS's answer and decides which host owns a vnode.
 Rule 3: PBS is asked only if a report would change something. Each question costs the host that caused it, and a host
 has PER_S of them, and BURST at once: as many as it can have jobs that are stopped in one moment. The same holds for the
 suspensions that a host may cause: each is a call to MoM, followed by a resume and two comments.
@@ -21,26 +21,26 @@ from scheduler_plugin.pbs.base import PbsJob
 PER_S = 20.0
 BURST = 512.0
 AGAIN_FIRST_S, AGAIN_MOST_S = 0.5, 60.0
-"""Pauses between questions about one job: PBS may have failed to answer, or a vnode may have got another owner."""
+"""Pauses between questions about one job. Another question may help: PBS had failed, or a vnode has a new owner."""
 MOST_DARK = 8192
-"""Jobs of one host's domains that are off, about which PBS was not asked yet. More are forgotten: PBS, too, notices
-that their MoMs are gone."""
+"""How many jobs of switched-off domains are remembered for each host until PBS is asked. The hub forgets further ones;
+PBS itself notices that their MoMs are gone."""
 
 Speaks = Callable[[str, str], bool]
 """True if this host may speak of that vnode."""
 
 
 class JobReports:
-    """What the hosts' last snapshots contain of jobs, by job, host and vnode."""
+    """The job reports of the hosts' last snapshots, by job, host and vnode."""
 
     def __init__(self) -> None:
         self._reports: dict[JobKey, dict[str, dict[str, JobReport]]] = {}
         self._dark: dict[JobKey, dict[str, tuple[str, float]]] = {}
-        """By host: the vnode, and when its domain was reported as off."""
+        """For each job and host: the vnode, and when its domain was reported as off."""
         self._dark_of: Counter[str] = Counter()
 
     def take(self, before: Snapshot | None, after: Snapshot, now: float) -> set[JobKey]:
-        """Replace a host's reports; the jobs that it reported before or reports now."""
+        """Replace a host's reports. Returns the jobs that it reported before or reports now."""
         host = after.host
         off = {domain.name for domain in after.domains if domain.state is State.DOWN}
         concerned: set[JobKey] = set()
@@ -68,11 +68,14 @@ class JobReports:
         return iter(self._reports)
 
     def hosts(self, key: JobKey) -> Collection[str]:
-        """All that report the job, whether it counts or not."""
+        """The hosts that report the job, even if their reports do not count."""
         return self._reports.get(key, {}).keys()
 
     def counted(self, key: JobKey, job: PbsJob | None, speaks: Speaks) -> dict[str, JobReport]:
-        """The reports that count, by host. `job`: what PBS has. Of a host's several parts, the one that asks most."""
+        """The reports that count, by host. If a host has several parts of the job: the one with the strongest demand.
+
+        `job`: what PBS has.
+        """
         if job is None or not job.is_run(key.run):
             return {}
         found: dict[str, JobReport] = {}
@@ -83,12 +86,12 @@ class JobReports:
         return found
 
     def asking(self, key: JobKey, counted: Collection[str]) -> set[str]:
-        """Hosts whose report would change something, and does not count yet. `counted`: those whose report does."""
+        """Hosts whose report would change something but does not count yet. `counted`: hosts whose report counts."""
         parts = self._reports.get(key, {}).items()
         wanting = {host for host, found in parts if any(r.stop or r.booked or r.requeue for r in found.values())}
         return (wanting - set(counted)) | self._dark.get(key, {}).keys()
 
-    # Jobs of domains that went off. A MoM that comes back without the job reports nothing of it to PBS.
+    # Jobs of domains that went off. When their MoM comes back without such a job, it reports nothing about it to PBS.
 
     def _goes_dark(self, host: str, key: JobKey, vnode: str, now: float) -> None:
         if self._dark_of[host] < MOST_DARK:
@@ -97,9 +100,9 @@ class JobReports:
             by_host[host] = (vnode, now)
 
     def went_dark(self, key: JobKey, job: PbsJob | None, seen_at: float, speaks: Speaks) -> bool:
-        """True if PBS has that run on a vnode of a host that reported its domain as off. Then the report is used up.
+        """True if PBS has that run on a vnode of a host that reported its domain as off. Uses up that report.
 
-        `seen_at`: when PBS was asked. If that was after the report, and PBS has no such run there, it is dropped.
+        `seen_at`: when PBS was asked. If that was after the report and PBS has no such run there, the report goes.
         """
         true = False
         by_host = self._dark.get(key, {})
@@ -115,30 +118,30 @@ class JobReports:
 
 
 class Shares:
-    """How often each host may cause something at the PBS server."""
+    """Limits how often each host may cause work for the PBS server."""
 
     def __init__(self) -> None:
         self._budgets: dict[str, Budget] = {}
 
     def take(self, hosts: Collection[str], now: float) -> bool:
-        """Take one from a host that has one left; False if none has."""
+        """Charge the first of `hosts` that has something left. False if none has."""
         return any(self._budgets.setdefault(host, Budget(PER_S, BURST, now)).take(now) for host in sorted(hosts))
 
 
 class Questions:
-    """When PBS is asked about jobs of which hosts report what does not count yet."""
+    """Decides when to ask PBS about a job whose reports do not count yet."""
 
     def __init__(self) -> None:
         self._shares = Shares()
         self._next: dict[JobKey, tuple[float, float]] = {}
-        """When it may be asked again, and the pause after that."""
+        """For each job: when to ask again, and the pause after that."""
 
     def may_ask(self, host: str, now: float) -> bool:
-        """Take one question from a host's share, if there is one."""
+        """Take one question from the host's share. False if none is left."""
         return self._shares.take((host,), now)
 
     def ask(self, key: JobKey, hosts: Collection[str], now: float) -> bool:
-        """Whether to ask now, for these hosts' sake; without hosts there is nothing to ask."""
+        """True if PBS should be asked now on behalf of these hosts; without hosts there is nothing to ask."""
         if not hosts:
             self._next.pop(key, None)
             return False

@@ -1,6 +1,6 @@
-"""What all hosts report of one job, combined: who wants it stopped, who is not ready yet, who does not have it.
+"""Combines what all hosts report about one job: who wants it stopped, who is not ready yet, who does not have it.
 
-Rule 1: no clock, no I/O. Only here a host's times become times on the hub's clock.
+Rule 1: no clock, no I/O. Only this file converts a host's times to times on the hub's clock.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class JobWish:
-    """What the hosts want of a job.
+    """What the hosts want to happen to a job.
 
     `stoppers`: hosts that want it stopped. `waiting`: hosts that must be heard, or must report it ready, before it may
     be resumed. `unlisted`: live hosts whose agents run and do not list it. `listed`: all of its hosts list it.
@@ -58,10 +58,10 @@ def wish_of(
 ) -> JobWish:
     """Combine the reports of this job.
 
-    `reports`: those that count, by host, from the last snapshots, also of hosts whose lease has run out: their last
-    wish stands. `running`: between these times the job may have been stopped; what hosts say is bounded by them.
-    `concerned`: the hosts of the vnodes on which PBS runs it, heard or not. `without_lists`: those where a domain of
-    the job is in a state in which no list from MoM arrives.
+    `reports`: the reports that count, by host, from the last snapshots. If a host's lease has run out, its last wish
+    stands. `running`: the job can have been stopped only between these times; times that hosts report are clamped to
+    them. `concerned`: the hosts of the vnodes on which PBS runs the job, even silent ones. `without_lists`: the hosts
+    with a domain of the job whose state lets no list from MoM arrive.
     """
     stops = [(host, r) for host, r in reports.items() if r.stop]
     since = [_hub_time(hosts[host], r.stopped_since) + _warn_s(r) for host, r in stops if r.stopped_since is not None]
@@ -83,7 +83,7 @@ def wish_of(
 
 
 def _ready(report: JobReport) -> bool:
-    """True if this host allows a resume: it has given everything back, or it never stopped the job itself."""
+    """True if this host allows a resume: it has given everything back, or it has never stopped the job itself."""
     ours = report.stopped_since is not None and report.stopper != Stopper.PBS
     return not report.stop and (report.ready or not ours)
 
@@ -102,5 +102,5 @@ def _to_come(heard: Heard, at: float) -> float:
 
 
 def _warn_s(report: JobReport) -> float:
-    """How long the job ran on after its stop was decided."""
+    """Seconds for which the job ran on after its stop was decided."""
     return (report.warned_until or 0.0) - (report.stopped_since or 0.0) if report.warned_until is not None else 0.0

@@ -4,10 +4,10 @@
     DIR/hub.key               its public half: every host has a copy
     DIR/hosts/HOST.key        public halves of hosts that may connect; metadata: host, vnodes (optional)
     DIR/to-hosts/HOST.key_secret   a host's pair, 0600, to be carried to the host and then removed here
-    DIR/revoked/HOST.TIME.key      public halves of hosts that may connect no more
+    DIR/revoked/HOST.TIME.key      public halves of hosts that may no longer connect
 
-A host's name is bound to its key: the hub takes the name of whoever speaks from the key, never from the message.
-All files are written atomically and never over another one.
+A host's name is bound to its key: the hub takes a sender's name from its key, never from the message.
+All files are written atomically; none overwrites another.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ HUB_PUBLIC = "hub.key"
 HOSTS, TO_HOSTS, REVOKED = "hosts", "to-hosts", "revoked"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
-_MAX_BYTES = 64 * 1024  # of a certificate; vnodes of a host are far fewer
+_MAX_BYTES = 64 * 1024  # of one certificate; even the longest list of vnodes is far shorter
 _LINE = re.compile(r'\s*([a-z-]+)\s*=\s*"([^"]*)"\s*')
 
 
 class KeysError(Exception):
-    """What is wrong with which file, and what to do."""
+    """A key or its file cannot be used. The text names the file, the cause and the fix."""
 
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """`secret` is empty in a public half. Keys are Z85 text of 40 characters."""
+    """A certificate. `secret` is empty in a public half. Keys are Z85 text of 40 characters."""
 
     public: str
     secret: str = ""
@@ -46,7 +46,7 @@ class Certificate:
 
 @dataclass(frozen=True, slots=True)
 class Enrolled:
-    """A host that may connect. `vnodes`: those that it may report; None: any that belongs to no other host."""
+    """A host that may connect. `vnodes`: the vnodes that it may report; None: any that belongs to no other host."""
 
     host: str
     public: str
@@ -55,14 +55,14 @@ class Enrolled:
 
 
 def checked_name(name: str) -> str:
-    """A host's or vnode's name that can be a file's, too. Raises KeysError."""
+    """The name of a host or vnode if it can also be a file's name. Raises KeysError."""
     if not _NAME.fullmatch(name):
         raise KeysError(f"{name!r} is no name of a host or vnode: letters, digits, dots, dashes, underscores")
     return name
 
 
 def read(path: Path) -> Certificate:
-    """A certificate file. Raises KeysError."""
+    """Read a certificate file. Raises KeysError."""
     try:
         data = files.read(path, _MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
@@ -78,7 +78,7 @@ def read(path: Path) -> Certificate:
 
 
 def read_secret(path: Path) -> Certificate:
-    """A pair; refused where others may read it. Raises KeysError."""
+    """Read a key pair. Raises KeysError, also if others may read the file."""
     certificate = read(path)
     if not certificate.secret:
         raise KeysError(f"{path}: holds no secret key")
@@ -88,7 +88,7 @@ def read_secret(path: Path) -> Certificate:
 
 
 def enrolled(directory: Path) -> list[Enrolled]:
-    """All hosts that may connect, by name. Raises KeysError."""
+    """All hosts that may connect, sorted by name. Raises KeysError."""
     found = []
     try:
         paths = sorted((directory / HOSTS).glob("*.key"))
@@ -134,13 +134,13 @@ def enrol(directory: Path, host: str, vnodes: Sequence[str] = ()) -> Path:
     try:
         _write(directory / HOSTS / f"{host}.key", _text(public, "", metadata))
     except KeysError:
-        pair.unlink()  # enrolled by somebody else this very moment
+        pair.unlink()  # somebody else has enrolled the host at this very moment
         raise
     return pair
 
 
 def revoke(directory: Path, host: str) -> Path:
-    """A host may connect no more; returns where its public key is kept. Raises KeysError if it is not enrolled."""
+    """Forbid a host to connect. Returns the path of its kept public key. Raises KeysError if it is not enrolled."""
     path = directory / HOSTS / f"{checked_name(host)}.key"
     kept = directory / REVOKED / f"{host}.{time.time_ns() // 1000}.key"
     try:
@@ -152,7 +152,7 @@ def revoke(directory: Path, host: str) -> Path:
 
 
 def _pair() -> tuple[str, str]:
-    import zmq  # `magrathea keys list` does without
+    import zmq  # `magrathea keys list` does not need it
 
     public, secret = zmq.curve_keypair()
     return public.decode(), secret.decode()
@@ -168,14 +168,14 @@ def _text(public: str, secret: str, metadata: Mapping[str, str]) -> str:
 
 
 def _write(path: Path, text: str, mode: int = 0o600) -> None:
-    """A new file, all of it or nothing. Raises KeysError if there is one of that name."""
+    """Write a new file, completely or not at all. Raises KeysError if the file exists."""
     new = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with os.fdopen(files.open_regular(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        new.chmod(mode)  # whatever the umask
+        new.chmod(mode)  # the umask must not change the mode
         path.hardlink_to(new)  # unlike a rename it fails if the name is taken
     except FileExistsError as error:
         raise KeysError(f"{path} exists already and is not overwritten") from error

@@ -1,4 +1,4 @@
-"""`magrathea keys`: who may connect to the hub by TCP."""
+"""`magrathea keys`: manages which hosts may connect to the hub by TCP."""
 
 from __future__ import annotations
 

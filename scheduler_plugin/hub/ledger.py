@@ -1,7 +1,7 @@
-"""The file that says what we have suspended in PBS, so that after a restart only that is resumed.
+"""The file that records which jobs the hub has suspended in PBS, so that after a restart it resumes only those.
 
-Written whole, by atomic rename, flushed to disk before a suspend is asked for. A file that cannot be read is put
-aside: then only what hosts say was booked is taken over (books.py), and an admin is told.
+The whole file is written at once, by atomic rename, and flushed to disk before the hub asks for a suspend. A file that
+cannot be read is moved aside with an alert. Then the hub takes over only jobs that hosts report as booked (books.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 NAME = "books.json"
 MAX_BYTES = 256 * 1024 * 1024
-"""A million jobs take less."""
+"""A million jobs need less."""
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -29,7 +29,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 def load(directory: Path) -> list[LedgerEntry]:
-    """What was kept; [] for the first start. Raises OSError if the directory cannot be used."""
+    """The entries that were saved; [] at the first start. Raises OSError if the directory cannot be used."""
     path = directory / NAME
     try:
         data = files.read(path, MAX_BYTES + 1)
@@ -49,6 +49,6 @@ def load(directory: Path) -> list[LedgerEntry]:
 
 
 def save(directory: Path, entries: list[LedgerEntry]) -> None:
-    """Raises OSError."""
+    """Write the entries to disk. Raises OSError."""
     path = directory / NAME
     files.replace(path, msgspec.json.encode(_File(entries=entries)), sync=True)

@@ -1,7 +1,7 @@
 """`magrathea-hub --config F [--check]`.
 
-Exit codes: 0 stopped by SIGTERM or SIGINT, 2 the configuration (or pbs.conf, or a key) cannot be used, 1 it cannot
-start or had to end for another reason, which its last line says. SIGHUP: compare everything with PBS now, read keys.
+Exit codes: 0 stopped by SIGTERM or SIGINT; 2 the configuration, pbs.conf or a key cannot be used; 1 the hub cannot
+start or has failed, and its last line names the reason. SIGHUP: compare everything with PBS now, and read the keys.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FAILED = 1
 
 
 def lock(state_dir: Path) -> int:
-    """Take the state directory; its descriptor must stay open. Raises OSError (BlockingIOError: another hub has it)."""
+    """Lock the state directory; the descriptor must stay open. Raises OSError (BlockingIOError: another hub has it)."""
     state_dir.mkdir(parents=True, mode=0o700, exist_ok=True)
     return files.lock(state_dir / "lock")
 

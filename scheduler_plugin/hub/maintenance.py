@@ -1,4 +1,4 @@
-"""Two troubles of PBS's server: it does not forget suspended jobs, and it starts vnodes in maintenance for no job.
+"""Works round two faults of PBS's server: it does not forget suspended jobs, and starts vnodes in needless maintenance.
 
 The server never removes the last name from a vnode's `maintenance_jobs` in its database. After the server's restart
 such a vnode is in maintenance for no job. Only the server may set that attribute, so the hook magrathea_vnodes fixes
@@ -6,7 +6,7 @@ the database; the hub asks it through a file. If a vnode has already come up in 
 attribute in the server's memory, and the state ends with the next admin-resume on that vnode. So the hub suspends and
 resumes a job there.
 
-Rule 1: no I/O and no clock. `look` takes what PBS has at each comparison, and the time of it.
+Rule 1: no I/O and no clock. `look` takes what PBS has at each comparison, and the time of the comparison.
 Rule 2: no suspension begins while the hook is half way through (see Maintenance.named). Preemptions come in bursts, so
 a vnode with a preemptible job waits until it has been quiet for QUIET_S. A vnode without one cannot be preempted within
 the hook's two runs, so the hub asks at once; after a restart of the server nothing could end its maintenance.
@@ -24,27 +24,27 @@ from scheduler_plugin.pbs.base import Vnode
 
 MAINTENANCE = "maintenance"
 STUCK_LOOKS = 2
-"""Vnodes and jobs are read one after the other, so what is seen once may just have been changing."""
+"""The hub reads vnodes and jobs one after the other. What it sees only once may have been changing."""
 QUIET_S = 60.0
-"""A request that is half done delays the next preemption of its vnode. So none is made while one may follow soon."""
+"""A request that is half done delays the next preemption of its vnode. So the hub waits until none is likely."""
 ALERT_LOOKS = 6
-"""By then two runs of the hook and a job's suspend are over."""
+"""Two runs of the hook and a job's suspend take fewer looks than this."""
 
 FORGET, FORGOTTEN = ".forget", ".forgotten"
-"""Files beside the heartbeat: the hub's and the hook's."""
+"""Suffixes of files beside the heartbeat: the hub's requests and the hook's answers."""
 NAMED, EMPTIED = 1, 2
 
 When = Literal["free", "ours", "stuck"]
 """See the hook."""
 
 Answers = dict[str, tuple[int, int]]
-"""What the hook has done: by vnode, the request's number and how far it is."""
+"""What the hook has done, by vnode: the request's number, and its phase."""
 
 decode_answers = msgspec.json.Decoder(Answers).decode
 
 
 class Maintenance:
-    """`requests`: what to ask the hook for, by vnode: the request's number, and when it may be carried out.
+    """Decides what to ask the hook for. `requests`, by vnode: the request's number, and when it may be carried out.
 
     `named`: vnodes whose attribute names no job in the server's memory either, until the hook's next run. If a job were
     suspended there now and ended before that run, its vnode would stay in maintenance for good.
@@ -62,7 +62,7 @@ class Maintenance:
         self._number = 0
 
     def mark(self, vnodes: Iterable[str]) -> None:
-        """We admin-suspend something on these vnodes: when that is over, the database needs the fix."""
+        """Note that the hub admin-suspends a job on these vnodes. Afterwards the database needs the fix."""
         for name in vnodes:
             self._marked.add(name)
             self._quiet_since.pop(name, None)
@@ -72,9 +72,9 @@ class Maintenance:
                 self.requests[name] = (self.requests[name][0], "ours")
 
     def answered(self, answers: Answers) -> None:
-        """Numbers go on from a former hub's, whose answers may still lie there."""
+        """Take the hook's answers. New numbers continue those of a former hub, whose answers may still be there."""
         self._number = max([self._number, *(number for number, _ in answers.values())])
-        self.named = frozenset(vnode for vnode, (_, phase) in answers.items() if phase == NAMED)  # a former hub's, too
+        self.named = frozenset(vnode for vnode, (_, phase) in answers.items() if phase == NAMED)  # also a former hub's
         for vnode, (number, phase) in answers.items():
             asked, when = self.requests.get(vnode, (0, "free"))
             if (number, phase) == (asked, EMPTIED):
@@ -82,7 +82,7 @@ class Maintenance:
                 if when == "stuck":
                     self._emptied.add(vnode)
             elif phase == NAMED and vnode not in self.requests:
-                # begun in the moment in which it was withdrawn: to be carried on, also under our own suspension
+                # the hook began when the hub withdrew the request: complete it, even during our own suspension
                 self.requests[vnode] = (number, "free" if vnode in self._others else "ours")
 
     def look(
@@ -94,11 +94,14 @@ class Maintenance:
         preemptible: set[str],
         at: float,
     ) -> list[str]:
-        """`ours`, `others`: vnodes with jobs suspended by the hub, and by somebody else. `preemptible`: those with
-        jobs that may be. Returns alerts."""
+        """Update the requests after a comparison. Returns alerts.
+
+        `ours`, `others`: vnodes with jobs suspended by the hub, and by somebody else. `preemptible`: vnodes with jobs
+        that may be suspended.
+        """
         here = {name for name in vnodes if name in managed}
         busy = {name for name in here if MAINTENANCE in vnodes[name].state}
-        self._marked |= (here - self._known) | busy  # a new one may have had a life before us
+        self._marked |= (here - self._known) | busy  # a new vnode may have been used before this hub started
         self._known = here
         self._others = others
         resting = here - busy - ours - others
@@ -116,7 +119,7 @@ class Maintenance:
             if looks >= STUCK_LOOKS and name not in self._emptied:
                 if name not in self.requests:
                     self._ask(name, "stuck")
-                else:  # one that is under way is carried on
+                else:  # a request that is under way continues
                     self.requests[name] = (self.requests[name][0], "stuck")
         for name in [name for name in self.requests if name not in here]:
             del self.requests[name]

@@ -1,12 +1,12 @@
 """The thread that publishes: one kept connection, only differences, one call per vnode with all its attributes.
 
 A new wish for a vnode replaces the one before, so changes that come faster than they can be published become one. If
-a batch lets a job start that could not start before, one wake of the scheduler ends it. Every `compare_s`, and after
-each new connection, the publisher reads what PBS really has and fixes it.
+a batch lets a job start that could not start before, the publisher wakes the scheduler once at its end. Every
+`compare_s`, and after each new connection, it reads what PBS really has and fixes it.
 
 The calls cost the server's only thread 0.4 to 2.6 ms each (measured, up to 8,000 vnodes), so they have a budget: a
-share of that thread's time. When it is spent, what decides a placement goes first, and the rest waits. Among hosts, the
-one that has used least of it lately goes first: a host that changes all the time delays nobody but itself.
+share of that thread's time. When it is short, changes that decide a placement go first, and the rest waits. Among
+hosts, the one that has used least of it lately goes first: a host that changes all the time delays only itself.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RETRY_FIRST_S = 0.2
 RETRY_MOST_S = 5.0
 LATELY_S = 10.0
 COSMETIC_RESERVE = 0.5
-"""Changes that decide no placement leave half of what is saved up to those that do."""
+"""Changes that decide no placement must leave half of the saved budget to those that do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,10 @@ class Read:
 
 
 class Publisher:
-    """`on_read` is called in this thread after each comparison, `on_failed` when it ends by a defect.
+    """Its thread calls `on_read` after each comparison, and `on_failed` if it ends because of a defect.
 
-    Neither is called any more once `close` has been called: the event loop that they call may have ended before a call
-    to PBS that hangs.
+    Once `close` has been called, neither is called any more: a call to PBS may hang for longer than their event loop
+    lives.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class Publisher:
         self._changed = threading.Event()
         self._stopped = threading.Event()
         self._reporting = threading.Lock()
-        """Held while one of the two is called, and by `close` to begin."""
+        """Held during each such call, and by `close` while it forbids them."""
         self._wake_due = False
         self._wanted: dict[str, Attributes] = {}
         self._pending: set[str] = set()
         self._shown: dict[str, dict[str, str]] = {}
         self._away: set[str] = set()
         self._used: dict[str, float] = {}
-        """Seconds of the server's thread, by host, used lately."""
+        """Seconds of the server's thread that each host has used lately."""
         self._used_at = 0.0
         self._pbs: Pbs | None = None
         self._compare_at = 0.0
@@ -87,24 +87,24 @@ class Publisher:
         self._thread.start()
 
     def want(self, wanted: Mapping[str, Attributes]) -> None:
-        """What these vnodes should show from now on. From any thread."""
+        """Set what these vnodes should show from now on. May be called from any thread."""
         with self._lock:
             self._wanted.update(wanted)
             self._pending |= wanted.keys()
         self._changed.set()
 
     def compare(self) -> None:
-        """Read what PBS has, now. From any thread."""
+        """Let the thread read now what PBS has. May be called from any thread."""
         self._compare_at = 0.0
         self._changed.set()
 
     def healthy(self, within_s: float) -> bool:
-        """Whether PBS is connected and no call has been without an answer for longer than that."""
+        """True if PBS is connected and no call has waited for its answer longer than `within_s`."""
         since = self._calling_since
         return self._pbs is not None and (since is None or time.monotonic() - since < within_s)
 
     def close(self, timeout_s: float) -> None:
-        """Publish what is pending, then end; gives up after `timeout_s`."""
+        """Let the thread publish what is pending and end. Stops waiting after `timeout_s`."""
         with self._reporting:
             self._stopped.set()
         self._changed.set()
@@ -115,14 +115,14 @@ class Publisher:
     def _run(self) -> None:
         try:
             self._turns()
-        except Exception as error:  # raised in the hub's main task, which ends by it
+        except Exception as error:  # raised again in the hub's main task, which then ends
             if not self._report(self._on_failed, error):
                 log.exception("the publisher failed at the hub's end")
         finally:
             self._drop()
 
     def _report(self, function: Callable[[T], None], what: T) -> bool:
-        """Whether somebody still wants to know."""
+        """Call `function(what)` unless `close` has been called. True if it was called."""
         with self._reporting:
             wanted = not self._stopped.is_set()
             if wanted:
@@ -156,11 +156,11 @@ class Publisher:
         pbs, self._pbs = self._pbs, None
         self._calling_since = None
         if pbs is not None:
-            with contextlib.suppress(OSError):  # the other end has gone already
+            with contextlib.suppress(OSError):  # the other end is closed already
                 pbs.close()
 
     def _turn(self, pbs: Pbs) -> float:
-        """Do what is due; how long nothing is (seconds)."""
+        """Do what is due. Returns the seconds until something is due again."""
         self._calling_since = time.monotonic()
         try:
             if time.monotonic() >= self._compare_at:
@@ -180,7 +180,7 @@ class Publisher:
                 self._tell_fixed(name, before, found.get(name))
         self._shown = found
         away = {vnode.name for vnode in vnodes if vnode.state & DEAD_STATES}
-        # PBS starts no scheduling cycle when a MoM comes back; what waits for it would wait for up to 10 minutes
+        # PBS starts no scheduling cycle when a MoM comes back; its jobs would wait for up to 10 minutes
         self._wake_due |= any(found[name].get(ACCEPTS, NONE) != NONE for name in self._away - away if name in found)
         self._away = away
         with self._lock:
@@ -227,7 +227,7 @@ class Publisher:
         return wait_s
 
     def _turn_of(self, name: str, change: Attributes) -> tuple[bool, float, bool, str]:
-        """Closing before opening: between two calls no vnode of a host may accept that should not. Cosmetics last."""
+        """Sort key. Closing comes before opening: no vnode may accept in between what it should not. Cosmetics last."""
         used_s = self._used.get(self._host_of(name), 0.0)
         return change.keys() <= COSMETIC, used_s, opens(change, self._shown[name]), name
 
@@ -241,7 +241,7 @@ class Publisher:
 
     @staticmethod
     def _still_ours(pbs: Pbs, name: str, wanted: str) -> bool:
-        """Asked right before: an admin who has put it offline since the last comparison is not overruled."""
+        """Checked just before the change, so that an admin's newer `offline` stays."""
         return any(vnode.name == name and not same(OFFLINE, wanted, shown(vnode)[OFFLINE]) for vnode in pbs.vnodes())
 
     def _set(self, pbs: Pbs, name: str, change: Attributes) -> None:
@@ -263,5 +263,5 @@ class Publisher:
             self._used[host] = self._used.get(host, 0.0) + took_s
         self._shown[name].update(change)
         if OFFLINE in change:
-            self._compare_at = 0.0  # somebody may have been quicker
+            self._compare_at = 0.0  # somebody else may have changed it first: compare soon
         log.debug("vnode %s: %s", name, change)

@@ -2,8 +2,8 @@
 
 Rule 1: functions of what hosts reported and of what PBS has; no clock, no I/O.
 Rule 2: the hub sets these attributes and no others. Of a vnode's state it sets only `offline`, only for a frozen
-domain, with a comment that begins with OURS, and takes it off again. An admin's own `offline` stands.
-Rule 3: if a host's lease runs out, its vnodes become `unknown` and accept nothing; all else stays as published.
+domain, with a comment that begins with OURS, and later clears it. An admin's own `offline` stays.
+Rule 3: if a host's lease runs out, its vnodes become `unknown` and accept nothing; everything else stays as published.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ MEM = "resources_available.mem"
 PRIORITY = "Priority"
 
 OFFLINE = "offline"
-"""No attribute of PBS: the comment with which the hub keeps a vnode offline; empty if it does not."""
+"""Not a PBS attribute: the hub's comment on a vnode that it keeps offline; empty for others."""
 OURS = "magrathea: "
-"""How that comment begins, and no admin's."""
+"""Prefix of that comment. It tells the hub's `offline` from an admin's."""
 SOMEBODYS = "somebody's"
-"""A vnode that somebody else has put offline: it is left so, and its comment, too."""
+"""Stands for an `offline` that somebody else has set. The hub leaves it and its comment alone."""
 
 UNSET = ""
 
 NONE = "none"
-"""In a string_array: no element. PBS cannot hold an empty one."""
+"""Stands for an empty string_array, which PBS cannot hold."""
 
 ALL_CLASSES = ",".join(JobClass)
 
 COSMETIC = frozenset({STATE, RANK, PRIORITY, OFFLINE})
-"""These alone decide no placement, so they come last when the budget is short."""
+"""These attributes alone decide no placement, so they are published last if the budget is short."""
 
 LOST = {STATE: State.UNKNOWN.value, ACCEPTS: NONE}
-"""Of a managed vnode whose host is not heard."""
+"""What a managed vnode shows while its host is silent."""
 
 _ARRAYS = frozenset({ACCEPTS, SIBLINGS})
 _RANKS = (-1024, 1023)  # limits of a vnode's Priority
@@ -56,16 +56,16 @@ _RANKS = (-1024, 1023)  # limits of a vnode's Priority
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """`wanted`: attributes by vnode, of vnodes that PBS has. `alerts`: what an admin should fix, a sentence each."""
+    """`wanted`: attributes by vnode, for vnodes that PBS has. `alerts`: what an admin should fix, a sentence each."""
 
     wanted: dict[str, Attributes]
     alerts: tuple[str, ...]
 
 
 def owners(vnodes: Mapping[str, Vnode], hosts: Mapping[str, Snapshot], bindings: Bindings) -> dict[str, str]:
-    """Which host each managed vnode belongs to: what PBS has on record, else the first (by name) that reports it.
+    """The host of each managed vnode: the one that PBS has on record, otherwise the first (by name) that reports it.
 
-    A record of another host than the one that a vnode is bound to is out of date.
+    If PBS has another host on record than the one that the vnode is bound to, the record is out of date.
     """
     on_record = ((name, vnode.attributes.get(HOST, "")) for name, vnode in vnodes.items())
     found = {
@@ -78,7 +78,7 @@ def owners(vnodes: Mapping[str, Vnode], hosts: Mapping[str, Snapshot], bindings:
 
 
 def reported(snapshot: Snapshot, bindings: Bindings) -> Iterator[str]:
-    """The vnodes that a host speaks of and may own. Services have none in PBS."""
+    """The vnodes that a host reports and may own. Services have no vnode in PBS."""
     for domain in snapshot.domains:
         if domain.kind is not Kind.SERVICE and bindings.permit(snapshot.host, domain.vnode):
             yield domain.vnode
@@ -115,9 +115,9 @@ def of_nobody(
     *,
     grace: bool,
 ) -> Published:
-    """What the vnodes that no heard host reports should show.
+    """What vnodes should show if no host that is heard reports them.
 
-    `grace`: the hub has just started, and a host that was not heard yet may still come.
+    `grace`: the hub has just started, and silent hosts may still report.
     """
     seen = {v for name, host in hosts.items() for v in reported(host, bindings) if owner.get(v) == name}
     wanted: dict[str, Attributes] = {}
@@ -143,7 +143,7 @@ def _refusal(
     owner: Mapping[str, str],
     bindings: Bindings,
 ) -> str:
-    """Why a host's domain is not published; empty if it is."""
+    """Why the hub does not publish this domain of a host; empty if it does."""
     name = domain.vnode
     if not bindings.permit(host, name):
         return f"host {host} reports vnode {name}, for which it is not enrolled; ignored"
@@ -157,7 +157,7 @@ def _refusal(
 def attributes_of(
     snapshot: Snapshot, domain: DomainReport, own: frozenset[str], *, set_priority: bool = True
 ) -> Attributes:
-    """All that is published of a domain whose host is heard. `own`: the vnodes that are the host's."""
+    """All attributes published for a domain while its host is heard. `own`: the host's vnodes."""
     rank = max(_RANKS[0], min(_RANKS[1], domain.rank))
     siblings = own - {domain.vnode}
     found = {
@@ -168,7 +168,7 @@ def attributes_of(
         MEM: f"{domain.mem_mib}mb",
         HOST: snapshot.host,
         SIBLINGS: ",".join(sorted(siblings)) or NONE,
-        HOST_NCPUS: UNSET,  # which says to the runjob hook: exclusive
+        HOST_NCPUS: UNSET,  # unset tells the runjob hook that the host is exclusive
     }
     if set_priority:
         found[PRIORITY] = str(rank)
@@ -178,7 +178,7 @@ def attributes_of(
 
 
 def offline_of(snapshot: Snapshot, domain: DomainReport) -> str:
-    """Why its vnode is to be offline; empty if it is not. A frozen domain's MoM is silent, and PBS calls that down."""
+    """Why the vnode must be offline; empty if it need not. Without it PBS would call a frozen domain's vnode down."""
     if domain.state is not State.FROZEN:
         return ""
     how = f"`magrathea domain defrost {one_line(domain.name, 100)}` on {snapshot.host} brings it back"
@@ -186,14 +186,14 @@ def offline_of(snapshot: Snapshot, domain: DomainReport) -> str:
 
 
 def shown(vnode: Vnode) -> dict[str, str]:
-    """What a vnode shows, `OFFLINE` among it."""
+    """What a vnode shows, including `OFFLINE`."""
     comment = vnode.attributes.get("comment", "")
     mine = comment if comment.startswith(OURS) else SOMEBODYS
     return {**vnode.attributes, OFFLINE: mine if "offline" in vnode.state else ""}
 
 
 def differences(wanted: Attributes, have: Attributes) -> dict[str, str]:
-    """Those of `wanted` that a vnode does not show yet; values are compared by meaning (2gb is 2048mb)."""
+    """The part of `wanted` that a vnode does not show yet. Values are compared by meaning (2gb is 2048mb)."""
     return {name: value for name, value in wanted.items() if not same(name, value, have.get(name))}
 
 
@@ -210,7 +210,7 @@ def same(attribute: str, wanted: str, have: str | None) -> bool:
 
 
 def _read(amount: Callable[[str], int], text: str) -> int | None:
-    """An amount; None for what an admin has set, and is none."""
+    """The amount; None if the text is not one (an admin may have set anything)."""
     try:
         return amount(text.strip())
     except ValueError:
@@ -218,7 +218,7 @@ def _read(amount: Callable[[str], int], text: str) -> int | None:
 
 
 def opens(changes: Attributes, have: Attributes) -> bool:
-    """Whether a job may start after these changes that could not before: then the scheduler is to be woken."""
+    """True if a job may start after these changes that could not start before. Then the scheduler should be woken."""
     accepted = set(words(have.get(ACCEPTS, "")))
     after = set(words(changes[ACCEPTS])) if ACCEPTS in changes else accepted
     if (after - accepted) - {NONE}:
