@@ -224,7 +224,7 @@ TARGETS = (
     Target("mom-to-agent", mom_to_agent),
     Target("host-to-hub", host_to_hub, (BadMessage,)),
     Target("hub-to-daemon", hub_to_daemon, (BadMessage,)),
-    Target("control-socket", control_socket, (BadMessage,)),
+    Target("control-socket", control_socket, (BadMessage,), lines=1),  # a command of an entitled user is logged
     Target("pbs-select", pbs_select, (ValueError,)),
     Target("pbs-amounts", pbs_amounts, (ValueError,)),
     Target("pbs-placement", pbs_placement, (ValueError,)),
