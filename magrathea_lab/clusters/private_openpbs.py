@@ -394,7 +394,7 @@ class PrivateOpenPbs:
     def output(self, user: str, job_id: str, kind: str = "o", name: str = "STDIN") -> str:
         """A job's output. Waits for the file, because PBS copies it after the job's end."""
         path = self.base / "home" / user / f"{name}.{kind}{job_id.split('.')[0]}"
-        self.wait(path.exists, f"the output file {path.name}", 20)
+        self.wait(path.exists, f"the output file {path.name}")
         return path.read_text()
 
     # Waiting

@@ -39,6 +39,10 @@ for line in sys.stdin:
 """
 
 
+LIST_S = 4.0
+"""A list is given up after this time; the next one says the same."""
+
+
 @dataclass
 class Job:
     id: str
@@ -229,9 +233,9 @@ scripts = ""
 
     # MoM's part
 
-    async def ask_agent(self, domain: DomainRig, message: dict[str, Any]) -> dict[str, Any]:
+    async def ask_agent(self, domain: DomainRig, message: dict[str, Any], seconds: float = BOUND_S) -> dict[str, Any]:
         try:
-            return await ask(domain.socket, message)
+            return await ask(domain.socket, message, seconds)
         except (OSError, ValueError, asyncio.IncompleteReadError) as error:
             return {"ok": False, "code": "no-agent", "text": str(error)}
 
@@ -267,10 +271,11 @@ scripts = ""
         return await self.ask_agent(self.domains[name], {"op": "release", "job": job.key()})
 
     async def _lists(self) -> None:
-        """Send MoM's list every 0.4 s instead of every 15 s."""
+        """Send MoM's list every 0.4 s instead of every 15 s. An agent that hangs delays the others by LIST_S."""
         while True:
             for domain in self.domains.values():
-                await self.ask_agent(domain, {"op": "jobs", "jobs": [self._listed(j) for j in domain.jobs.values()]})
+                jobs = [self._listed(j) for j in domain.jobs.values()]
+                await self.ask_agent(domain, {"op": "jobs", "jobs": jobs}, LIST_S)
             await asyncio.sleep(0.4)
 
     def _listed(self, job: Job) -> dict[str, Any]:
@@ -290,7 +295,7 @@ def kill_session(session: int) -> None:
                     os.kill(int(entry.name), signal.SIGKILL)
 
 
-async def ask(path: Path, message: dict[str, Any], seconds: float = 4.0) -> dict[str, Any]:
+async def ask(path: Path, message: dict[str, Any], seconds: float = BOUND_S) -> dict[str, Any]:
     """Send one line to a unix socket, and return the line that comes back."""
     async with asyncio.timeout(seconds):
         reader, writer = await asyncio.open_unix_connection(path, limit=2**22)

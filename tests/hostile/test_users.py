@@ -19,7 +19,7 @@ import pytest
 
 from magrathea import client, control
 from magrathea.control import PER_USER, STRANGERS, Control, ControlRequest, Operation, granted
-from magrathea_lab.waiting import BOUND_S, until
+from magrathea_lab.waiting import BOUND_S, eventually, until
 
 STRANGER = 4711
 
@@ -31,14 +31,21 @@ class Users:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.uid = 0
-        monkeypatch.setattr(control, "peer", lambda connection: (self.uid, self.uid))
+        self.accepted = 0
+        monkeypatch.setattr(control, "peer", self.peer)
         monkeypatch.setattr(control, "LINE_S", BOUND_S)
 
+    def peer(self, connection: socket.socket) -> tuple[int, int]:
+        self.accepted += 1
+        return self.uid, self.uid
+
     async def connect(self, path: Path, uid: int) -> Connection:
-        """A connection of that user; it sends nothing."""
-        self.uid = uid
+        """A connection of that user, which has been accepted; it sends nothing."""
+        self.uid, before = uid, self.accepted
         connection = await asyncio.open_unix_connection(path)
-        await asyncio.sleep(0.01)  # it is accepted in this same loop
+        await eventually(lambda: self.accepted > before, "the connection is accepted")
+        for _ in range(3):  # turns of the loop in which a refusal and the end after it are read, before a write fails
+            await asyncio.sleep(0)
         return connection
 
     async def ask(self, path: Path, uid: int, line: bytes) -> bytes:

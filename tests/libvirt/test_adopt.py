@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from magrathea.cli.main import cli
 from magrathea_lab.guests.private_libvirtd import QEMU_USER
 from magrathea_lab.rigs.guest_host import Hypervisor, ask
-from magrathea_lab.waiting import until
+from magrathea_lab.waiting import BOUND_S, until
 from node_daemon.setup import adopt
 
 SERVICES = ("--kind", "{0}n1=service", "--kind", "{0}p1=service")
@@ -73,10 +73,10 @@ def noded(config: Path) -> Iterator[None]:
     finally:
         daemon.terminate()
         try:
-            daemon.wait(10)
+            daemon.wait(BOUND_S)
         except subprocess.TimeoutExpired:
             daemon.kill()
-            daemon.wait(10)
+            daemon.wait(BOUND_S)
 
 
 def test_a_domain_is_adopted_boots_connects_and_is_restored(

@@ -11,6 +11,7 @@ from magrathea.core import events as ev
 from magrathea.core import machine
 from magrathea.core.model import Host, JobClass, JobKey, MemoryComing, MemoryLack, MemoryShort
 from magrathea.core.readiness import Unready
+from magrathea_lab.rigs import virtual_time
 from node_daemon.claims import claims
 from node_daemon.guest_channel.messages import Claim, ClaimedJob, GuestJob, Launched, Prepared
 from node_daemon.switch.paging import Progress
@@ -70,8 +71,7 @@ CLAIM = Claim(id=1, session="0" * 16, job=ClaimedJob(id="9.srv", run=1, cls=JobC
 
 
 @pytest.fixture
-def owner(monkeypatch: pytest.MonkeyPatch) -> Owner:
-    monkeypatch.setattr(claims, "DAEMON_CLAIM_S", 0.05)
+def owner() -> Owner:
     return Owner(run(host("exclusive", cpus=4, n1="normal", p1="priority"), "n1", "1.srv", cpus=4))
 
 
@@ -102,7 +102,7 @@ def test_a_job_waits_for_its_parts_in_all_domains_of_its_host() -> None:
     def asked(vnodes: list[str], **lacks: MemoryLack | None) -> dict[str, Any]:
         owner.switch = Lacking(**lacks)
         request = Prepared(id=1, session="0" * 16, job=GuestJob(id="9.srv", run=1), vnodes=vnodes)
-        return asyncio.run(claims.Claims(owner).request("p1", request))
+        return virtual_time.run(claims.Claims(owner).request("p1", request))
 
     told = "waits for its memory: p1 takes 10 of 900 MiB"
     for vnodes in ([], ["p1", "p2"]):
@@ -126,21 +126,21 @@ def test_a_job_waits_as_long_as_its_prologue_asks_whatever_processes_of_it_are_s
     told = "waits for its memory: p1 takes 10 of 900 MiB"
 
     owner.switch = Lacking(n1=None, p1=COMING)
-    asyncio.run(asked.request("p1", prepared))
+    virtual_time.run(asked.request("p1", prepared))
     assert asked.waits() == {("p1", key): told}
 
-    asyncio.run(asked.request("p1", Launched(id=2, session="0" * 16, job=GuestJob(id="9.srv", run=1))))
+    virtual_time.run(asked.request("p1", Launched(id=2, session="0" * 16, job=GuestJob(id="9.srv", run=1))))
     assert asked.waits() == {}, "as far as is known its prologue is over"
-    asyncio.run(asked.request("p1", prepared))
+    virtual_time.run(asked.request("p1", prepared))
     assert asked.waits() == {("p1", key): told}, "it is not: it asks again"
 
     owner.switch = Lacking(n1=None, p1=None)
-    asyncio.run(asked.request("p1", prepared))
+    virtual_time.run(asked.request("p1", prepared))
     assert asked.waits() == {}
 
 
 def test_a_claim_is_refused_with_the_reason_if_jobs_do_not_stop_in_time(owner: Owner) -> None:
-    answer = asyncio.run(claims.Claims(owner).request("p1", CLAIM))
+    answer = virtual_time.run(claims.Claims(owner).request("p1", CLAIM))
     assert (answer["ok"], answer["code"]) == (False, "stop-timeout")
     assert "1.srv" in answer["text"]
     assert owner.told == [("p1", JobKey("9.srv", 1), "stop-timeout")]
@@ -149,9 +149,9 @@ def test_a_claim_is_refused_with_the_reason_if_jobs_do_not_stop_in_time(owner: O
 def test_a_claim_that_was_taken_back_meanwhile_is_not_granted(owner: Owner) -> None:
     async def claim() -> dict[str, Any]:
         asked = asyncio.create_task(claims.Claims(owner).request("p1", CLAIM))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # of virtual time: the claim waits now
         owner.apply(ev.Released(owner.now(), "p1", JobKey("9.srv", 1)))
         return await asked
 
-    answer = asyncio.run(claim())
+    answer = virtual_time.run(claim())
     assert (answer["ok"], answer["code"]) == (False, "released")

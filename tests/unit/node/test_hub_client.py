@@ -50,7 +50,7 @@ class FakeHub:
             self.socket.curve_server = True
         self.socket.bind(endpoint)
 
-    async def hear(self, kind: type = Snapshot, seconds: float = 5) -> ToHub:
+    async def hear(self, kind: type = Snapshot, seconds: float = BOUND_S) -> ToHub:
         async with asyncio.timeout(seconds):
             while True:
                 peer, data = await self.socket.recv_multipart()
