@@ -25,7 +25,16 @@ from magrathea_lab.scenarios.scenarios import (
 from .conftest import EAGER
 from .jobs import LONG
 
-RESOURCES = ("", "_accepts", "_rank", "_host", "_siblings", "_host_ncpus")
+RESOURCES = {
+    "": "free",
+    "_accepts": "priority",
+    "_rank": "9",
+    "_host": "h1",
+    "_siblings": "p1",
+    "_host_ncpus": "9",
+}
+"""With a value of each one's type. PBS drops what is no number for a numeric resource, without a word, if a `queuejob`
+hook reads the job's resources."""
 
 SAY = """
 import socket, sys
@@ -64,11 +73,11 @@ def held(fleet: OpenPbsCluster, queue: str = "low", select: str = "1:ncpus=1") -
         fleet.pbs.run(HEAD, ["qdel", "-W", "force", job], check=False)
 
 
-@pytest.mark.parametrize("name", RESOURCES)
-def test_a_resource_of_ours_in_a_submission_is_refused(fleet: OpenPbsCluster, name: str) -> None:
-    said = tries(fleet, "qsub", "-q", "low", "-l", f"select=1:ncpus=1:magrathea{name}=priority", "--", "/bin/true")
+@pytest.mark.parametrize(("name", "value"), RESOURCES.items())
+def test_a_resource_of_ours_in_a_submission_is_refused(fleet: OpenPbsCluster, name: str, value: str) -> None:
+    said = tries(fleet, "qsub", "-q", "low", "-l", f"select=1:ncpus=1:magrathea{name}={value}", "--", "/bin/true")
     assert f'Resource invalid in "select" specification: magrathea{name}' in said
-    said = tries(fleet, "qsub", "-q", "low", "-l", f"magrathea{name}=priority", "--", "/bin/true")
+    said = tries(fleet, "qsub", "-q", "low", "-l", f"magrathea{name}={value}", "--", "/bin/true")
     assert "read only or insufficient permission" in said
 
 
