@@ -3,8 +3,8 @@
 The agent counts as started once its socket takes a connection. CPU time and memory (the largest resident set) are read
 when it has come to rest after that. Ratios are of CPU time, which other work on the machine changes least.
 
-A bare Python is started by turns with it, and with `--before PATH` another tree's agent: a folder, or the single file
-that it once was (`git show 0e59ef2:node_daemon/agent.py >agent.py`).
+The agent and a bare Python start by turns. With `--before PATH`, another tree's agent takes part: PATH is its folder,
+or the single file that the agent once was (`git show 0e59ef2:node_daemon/agent.py >agent.py`).
 """
 
 from __future__ import annotations

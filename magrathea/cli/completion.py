@@ -1,4 +1,4 @@
-"""`magrathea completion`: a shell's code for completing commands, options, and names of domains, hosts and jobs."""
+"""`magrathea completion`: prints shell code that completes commands, options, and names of domains, hosts and jobs."""
 
 from __future__ import annotations
 

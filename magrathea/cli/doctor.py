@@ -20,7 +20,7 @@ COLOURS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "bright_red"}
 
 
 def parts() -> list[Part]:
-    """The parts that a machine may have, found by entry points of the installed packages."""
+    """The parts that a machine may have, from the entry points of the installed packages."""
     from importlib.metadata import entry_points
 
     found = [point.load() for point in entry_points(group=doctor.ENTRY_POINTS)]
@@ -28,7 +28,7 @@ def parts() -> list[Part]:
 
 
 def checks_of(known: Iterable[Part], paths: Paths, only: tuple[str, ...] = ()) -> list[Check]:
-    """The results of all checks of the parts that are here; with `only`, of those parts, here or not."""
+    """The results of all checks of the parts that this machine has. `only`: of these parts, even if missing."""
     found: list[Check] = []
     for part in known:
         why = part.here(paths)

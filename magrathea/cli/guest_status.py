@@ -1,4 +1,4 @@
-"""`magrathea status` inside a guest: its own domain, as its agent knows it."""
+"""`magrathea status` inside a guest: shows the guest's own domain as its agent knows it."""
 
 from __future__ import annotations
 

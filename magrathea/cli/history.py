@@ -1,4 +1,4 @@
-"""`magrathea history`: what happened on this host, and what was decided."""
+"""`magrathea history`: shows what happened on a host, and what was decided."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _table(rows: list[EntryOfHost]) -> None:
 
 
 def _indented(entry: HistoryEntry) -> str:
-    """The sentence, indented if it is a decision: it stands below the event that led to it."""
+    """The entry's sentence. A decision is indented, because it stands below the event that led to it."""
     return ("  " if entry.kind == "decision" else "") + sentence(entry)
 
 

@@ -38,7 +38,7 @@ BROKEN = 70
 
 
 def _entry_points() -> Iterable[EntryPoint]:
-    from importlib.metadata import entry_points  # 30 ms
+    from importlib.metadata import entry_points  # takes 30 ms
 
     return entry_points(group=ENTRY_POINTS)
 
@@ -73,7 +73,7 @@ class Commands(click.Group):
         return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write sections, each in the order in which one needs its commands."""
+        """Write the sections. Each lists its commands in the order in which a user needs them."""
         names = self.list_commands(ctx)
         sectioned = {name for section in SECTIONS.values() for name in section}
         rest = tuple(name for name in names if name not in sectioned)

@@ -1,4 +1,4 @@
-"""Who answers a command: the hub for all hosts, or the daemon of this host."""
+"""Chooses who answers a command: the hub for all hosts, or the daemon of this host."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from magrathea.messages import FarmView, HostView
 
 NOT_REACHABLE = 3
 COMPLETION_S = 1.0
-"""For one answer while a user waits for completion."""
+"""Longest wait for an answer while a user waits for completion."""
 
 socket = click.option(
     "--socket",
@@ -38,7 +38,7 @@ form_option = click.option(
 
 
 def names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """For shell completion: this host, its domains and jobs, or those of all hosts; empty if nobody answers."""
+    """Names for shell completion: hosts, domains and jobs of this host or of all hosts; empty if nobody answers."""
     try:
         snapshots = [client.status(client.socket_path(ctx.params.get("socket_option")), COMPLETION_S)]
     except (client.Unreachable, client.RequestRefused):

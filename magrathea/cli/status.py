@@ -1,4 +1,4 @@
-"""`magrathea status`: a host's domains and jobs, as they are and as they should be; all hosts', or a guest's own."""
+"""`magrathea status`: shows the domains and jobs of one or all hosts, or of a guest, as they are and should be."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ OK, TROUBLE, NOT_REACHABLE = 0, 1, 3
 BAD_STATES = (State.FAULT, State.UNKNOWN)
 WATCH_S = 2.0
 FRAME = "\x1b[?7l\x1b[H{}\x1b[J\x1b[?7h"
-"""One look on a terminal: written over the last one from the top left corner, long lines cut, the rest erased. A screen
-that is erased first would flicker."""
+"""One look on a terminal. It overwrites the last one from the top left corner, cuts long lines, and erases the rest. If
+the screen was erased first, it would flicker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def _of_hub(host: str | None, path: Path, form: str, compact: bool) -> StatusPag
 
 
 def _tables(snapshots: list[Snapshot]) -> list[str]:
-    """A table for each host. A note that all of them have comes once, at the end."""
+    """A table for each host. A note that all hosts have is printed once, at the end."""
     shared = [note for note in snapshots[0].notes if all(note in s.notes for s in snapshots)] if snapshots else []
     if len(snapshots) < 2 or not shared:
         return [view.table(snapshot) for snapshot in snapshots]
@@ -87,7 +87,7 @@ def _agent_here() -> bool:
 
 
 def _source(host: str | None, socket_option: str | None, hub_option: str | None) -> Callable[[str, bool], StatusPage]:
-    """The source of the page: the one that an option names, else the first of daemon, hub and agent that is here."""
+    """The source of the page: the one that an option names, otherwise the first of daemon, hub and agent here."""
     path, hub = client.socket_path(socket_option), client.hub_path(hub_option)
     daemon_named = socket_option or os.environ.get(client.SOCKET_VARIABLE)
     if host or hub_option:
@@ -113,7 +113,7 @@ def _say(beside: tuple[str, ...]) -> None:
 
 
 def _watch(source: Callable[[str, bool], StatusPage], form: str, seconds: float) -> int:
-    """Look again and again until interrupted. Returns the exit code of the last look."""
+    """Repeat the look until interrupted. Returns the exit code of the last look."""
     code, screen = OK, form == "table" and sys.stdout.isatty()
     if screen:
         click.echo("\x1b[2J", nl=False)

@@ -1,6 +1,6 @@
 """The pure core: facts in, decisions and steps out. No I/O, no clock, no logging.
 
-To be read in this order; each file imports only from those above it (life.py from the first three).
+Read the files in this order; each imports only from those above it.
 
     model.py            the facts of a host
     refusals.py         every code of a refusal: its meaning, its fix, when it is tried again
@@ -16,6 +16,6 @@ To be read in this order; each file imports only from those above it (life.py fr
     machine.py          takes an event to what handles it: the only door to the facts
     caps.py             how much CPU a domain should be able to use, and when a preempted one is capped
     plan.py             the steps from what is to what should be: orders, CPUs, memory
+    life.py             the next step in a domain's life: boot, shutdown, saving
     readiness.py        when a job of several parts may begin
-    life.py             the same for a domain's life: boot, shutdown, saving
 """

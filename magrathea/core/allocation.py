@@ -1,12 +1,12 @@
-"""What must be, given what is: the only place that decides who may start, and who is preempted for it.
+"""Decides which jobs may start, and which domains are preempted for them. Nothing else decides it.
 
 Rule 1: everything here is a function of a Host. No clock, no I/O, no memory of how the Host came to be so.
 Rule 2: nothing here changes a fact; machine.py does.
 Rule 3: what is published and what a claim is answered come from one function, `verdict`.
-Rule 4: what concerns the whole host is computed once for it (`model.once`): what is in the way of its domains, which
-sets of domains can be preempted. A question about one domain takes its own part from there.
+Rule 4: what concerns the whole host is computed once for it (`model.once`): what is in the way of its domains, and
+which sets of domains can be preempted. An answer about one domain is taken from that.
 
-The rules are those of docs/rules.md; the shares of which they speak are in shares.py.
+The rules are those of docs/rules.md; shares.py computes the shares that they mention.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .shares import (
 )
 
 EXACT_DOMAINS = 12
-"""Up to so many stoppable domains every set of them is compared (4,096 sets); beyond, best fit."""
+"""Up to this many stoppable domains, all sets of them are compared (4,096 sets); with more, best fit decides."""
 
 
 # Who may start.
@@ -90,7 +90,7 @@ def _gate(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | 
 
 
 def _gate_of_host(host: Host) -> Refusal | None:
-    """While any domain boots or is in fault, no domain of the host accepts a job."""
+    """Why no domain of the host accepts a job: a domain boots or is in fault. None if none does."""
     if booting := next((d for d in host.domains if d.lifecycle is Lifecycle.BOOTING), None):
         return Refusal(RefusalCode.HOST_BOOTING, f"{booting.name} is booting")
     faulty = next((d for d in host.domains if d.fault), None)
@@ -108,7 +108,7 @@ def _told(what: str, why: str) -> str:
 
 
 def blocked(host: Host, domain: Domain, cls: JobClass) -> Refusal | None:
-    """On an exclusive host: a sibling in the way that cannot be pushed aside, or not far enough."""
+    """On an exclusive host: the refusal if a sibling cannot be pushed aside, or not far enough. None otherwise."""
     if host.mode is Mode.COUNTED:
         return None
     in_the_way = {
@@ -125,8 +125,8 @@ def blocked(host: Host, domain: Domain, cls: JobClass) -> Refusal | None:
 
 
 _Refusals = tuple[tuple[str, Refusal], ...]
-"""The first two domains that are in the way of others, and what each says to them. Two, because the domain that asks
-may be one of them."""
+"""The first two domains that are in the way of others, each with its refusal. Two, because the domain in question may
+be one of them."""
 
 
 def _not_stoppable(host: Host) -> _Refusals:
@@ -145,7 +145,7 @@ def _in_use_or_reserved(host: Host) -> _Refusals:
 
 
 def _uses(host: Host, sibling: Domain) -> Refusal | None:
-    """What keeps every job out of a normal domain."""
+    """The refusal if this sibling keeps every job out of a normal domain."""
     if sibling.jobs:
         return Refusal(RefusalCode.HOST_BUSY, f"{sibling.name} on {host.name} has jobs")
     if lingers(host, sibling):
@@ -154,7 +154,7 @@ def _uses(host: Host, sibling: Domain) -> Refusal | None:
 
 
 def _reserves(sibling: Domain) -> Refusal | None:
-    """What keeps every job but a preemptible one out of a normal domain."""
+    """The refusal if this sibling keeps all but preemptible jobs out of a normal domain."""
     if sibling.frozen:
         text = f"{sibling.name} is frozen; until it is back, only preemptible jobs"
         return Refusal(RefusalCode.HOST_RESERVED, text)
@@ -211,12 +211,12 @@ def _with_hub(host: Host) -> Host:
 
 
 def _of_services(has: int, left: int, unit: str) -> str:
-    """What services take of the host, for people; empty where there are none."""
+    """How much of the host services take, for people; empty if there are no services."""
     return f"; of its {has} {unit} services have {has - left}" if left < has else ""
 
 
 def defrost_verdict(host: Host, domain: Domain, until: float) -> Refusal | tuple[str, ...]:
-    """May a frozen domain come back now, and which domains that borrowed its CPUs are preempted for it?"""
+    """The answer to a defrost: a refusal, or the domains that borrowed its CPUs and are preempted for it."""
     if host.paused:
         return _paused(host, f"{domain.name} would be restored")
     if not domain.frozen or domain.lifecycle is not Lifecycle.DOWN or until <= host.now:
@@ -238,7 +238,7 @@ def defrost_verdict(host: Host, domain: Domain, until: float) -> Refusal | tuple
 def victims(host: Host, need: Amount) -> tuple[str, ...]:
     """The stoppable domains to preempt for `need` more, best fitting first (docs/rules.md, "Victims").
 
-    All of them together suffice: the caller has made sure.
+    The caller guarantees that all of them together suffice.
     """
     if need.within(NOTHING):
         return ()
@@ -249,13 +249,13 @@ def victims(host: Host, need: Amount) -> tuple[str, ...]:
 
 
 def _candidates(host: Host) -> tuple[tuple[str, Amount, float], ...]:
-    """The domains that can be preempted: name, what it would give, for how long its jobs were preempted so far."""
+    """The domains that can be preempted. For each: its name, what it would give, its job-seconds preempted so far."""
     found = (d for d in host.workers if d.running and stoppable(host, d))
     return tuple((d.name, d.use - d.use_when_stopped, d.preempted_s) for d in found)
 
 
 class _Set(NamedTuple):
-    """Domains that may be preempted together, and what they give; the smaller one is preferred."""
+    """Domains that may be preempted together, and what they give. A smaller tuple is preferred."""
 
     cpus: int
     domains: int
@@ -276,7 +276,7 @@ def _sets(host: Host) -> tuple[_Set, ...]:
 
 
 def _best_fit(gives: dict[str, Amount], need: Amount) -> tuple[str, ...]:
-    """The smallest domain that gives enough; if there is none, the largest, and again for what is then missing."""
+    """The smallest domain that gives enough. If none does: the largest, and so on for what is still missing."""
     chosen: list[str] = []
     got = NOTHING
     rest = sorted(gives, key=lambda name: (gives[name].cpus, gives[name].mib, name))
@@ -286,7 +286,7 @@ def _best_fit(gives: dict[str, Amount], need: Amount) -> tuple[str, ...]:
         chosen.append(name)
         rest.remove(name)
         got += gives[name]
-    for name in tuple(chosen):  # the last one may make an earlier one needless
+    for name in tuple(chosen):  # the last one may make an earlier one unnecessary
         if need.within(got - gives[name]):
             chosen.remove(name)
             got -= gives[name]

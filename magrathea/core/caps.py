@@ -1,11 +1,11 @@
 """How much CPU time a domain should be able to use, and when a preempted one is capped.
 
-Rule 1: a wanted cap is one of three: none, the CPUs of the domain's jobs (counted hosts), or that of a preempted
-domain, which keeps guest, MoM and agent alive.
+Rule 1: there are three wanted caps: none, the CPUs of the domain's jobs (counted hosts), and the cap of a preempted
+domain, which leaves enough CPU for guest, MoM and agent.
 Rule 2: a preempted domain is capped only after its memory has been moved out, because pushing memory out takes CPU
 time: on a tenth of a CPU it takes ten times as long. An existing cap is lifted for the move once the agent answers.
-Rule 3: the cap comes at once if the domain has shown that it cannot give; if its agent does not answer, after
-UNANSWERED_S; if its guest is still being relieved after the move, after RELIEF_S.
+Rule 3: the domain is capped at once if it has shown that it cannot give memory. If its agent does not answer, it is
+capped after UNANSWERED_S; if its guest is still being relieved after the move, after RELIEF_S.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from enum import StrEnum
 from .model import Limits
 
 UNANSWERED_S = 10.0
-"""A restart of a daemon or of a guest's kernel takes an agent away for that long. The look after the last retry comes
+"""A restart of the daemon or of a guest's kernel silences an agent for this long. The daemon may notice the last retry
 up to 5 s later."""
 RELIEF_S = 10.0
-"""A guest is relieved for so long before it is capped: at a cap of 5 % the same takes minutes, and starves MoM."""
+"""A guest is relieved for this long before it is capped. At a cap of 5 % relieving takes minutes and starves MoM."""
 ONE_CPU_PERCENT = 100
 
 
@@ -52,11 +52,11 @@ def preempted_cap(limits: Limits) -> Cap:
 
 @dataclass(frozen=True, slots=True)
 class Giving:
-    """How far a domain is that is to give memory.
+    """The progress of a domain that must give memory.
 
-    `leaves`: its agent has answered and its memory is on its way out. `failed`: it has shown that it cannot give what
-    it should. `unanswered_s`: for how long its agent has not answered; 0 if it does, or has not been asked.
-    `relieved_s`: for how long its guest has been relieved after the move; None if it is not being relieved.
+    `leaves`: its agent has answered and its memory is being moved out. `failed`: it has shown that it cannot give what
+    it should. `unanswered_s`: seconds without an answer of its agent; 0 if it answers or has not been asked.
+    `relieved_s`: seconds for which its guest has been relieved after the move; None if it is not being relieved.
     """
 
     leaves: bool = False
@@ -69,7 +69,7 @@ NOT_ASKED = Giving()
 
 
 def due_now(wanted: Cap, has_percent: int | None, giving: Giving, is_to_give: bool) -> Cap | None:
-    """The cap that a domain with jobs should have at this moment; None: it keeps the present one."""
+    """The cap that a domain with jobs should have now; None if it should keep its present one."""
     if wanted.kind is not CapKind.PREEMPTED:
         return wanted
     if giving.leaves and not giving.failed:

@@ -10,11 +10,11 @@ from .model import Domain, Ended, Host, Job, JobClass, JobKey, Lifecycle, Stoppe
 from .refusals import RefusalCode
 
 BOOTS: dict[str, Any] = {"lifecycle": Lifecycle.BOOTING, "paused_externally": False, "down_why": ""}
-"""What every boot sets, whoever began it. The deadline is set with it."""
+"""What every boot sets, no matter who began it. Whoever applies it also sets the deadline."""
 
 Result = tuple[Host, tuple[ev.Decision, ...]]
 ResultOfDomain = tuple[Domain, tuple[ev.Decision, ...]]
-"""For work on several domains: the host is built once, when all are done."""
+"""For changes of several domains: the caller builds the new host once, at the end."""
 
 
 def refuse(host: Host, event: ev.DomainEvent, code: RefusalCode, text: str) -> Result:
@@ -40,7 +40,7 @@ def stop(host: Host, job: Job) -> Job:
 
 
 def preempt(host: Host, names: tuple[str, ...], by: str) -> Result:
-    """`host` with every running job of these domains stopped."""
+    """`host` with all running jobs of these domains stopped."""
     victims = [victim for name in names if (victim := host.domain(name))]
     said = tuple(ev.Noted(v.name, ev.Note.PREEMPTED, job.key, by) for v in victims for job in v.running)
     return host.having(*(v.having(*(stop(host, job) for job in v.running)) for v in victims)), said
@@ -53,7 +53,7 @@ def remove_job(host: Host, name: str, key: JobKey, why: ev.JobGone) -> Result:
 
 
 def without_jobs(host: Host, domain: Domain, jobs: tuple[Job, ...], why: ev.JobGone) -> ResultOfDomain:
-    """`domain` after these jobs of it have ended, in this order. Their preempted seconds stay with the domain."""
+    """`domain` after these of its jobs have ended, in this order. Their preempted seconds stay with the domain."""
     if not jobs:
         return domain, ()
     gone, preempted_s = {job.key for job in jobs}, domain.preempted_s
@@ -79,7 +79,7 @@ def bring_down(host: Host, domain: Domain, why: str) -> Result:
 
 
 def brought_down(host: Host, domain: Domain, why: str) -> ResultOfDomain:
-    """`domain` after it went down: its jobs have ended, and what depended on its running is over."""
+    """`domain` after it went down: its jobs have ended, and facts about a running domain are cleared."""
     left, said = without_jobs(host, domain, domain.jobs, ev.Note.DOMAIN_DOWN)
     over: dict[str, Any] = {"boot_until": None, "saving": False, "linger_until": None, "paused_externally": False}
     return replace(left, lifecycle=Lifecycle.DOWN, down_why=why, **over), said

@@ -1,7 +1,7 @@
-"""What can happen to a host, and what the machine says about it.
+"""What can happen to a host, and what the machine answers and notes.
 
-Every event has its time `at`, in seconds on the host's clock; most speak of one domain. An event that makes no
-sense (an unknown domain, an impossible number) changes nothing but the time; a claim gets its refusal.
+Every event has its time `at`, in seconds on the host's clock; most concern one domain. An event that makes no sense (an
+unknown domain, an impossible number) changes only the time; a claim is then refused.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Released(EventOfJob):
 
 
 class JobLaunched(EventOfJob):
-    """The agent sees a process of the job: it is confirmed, and can be stopped."""
+    """The agent sees a process of the job. The job is now confirmed and can be stopped."""
 
 
 class JobContinued(EventOfJob):
@@ -65,7 +65,7 @@ class ReportedJob:
 
 @dataclass(frozen=True, slots=True)
 class JobsReported(EventOfDomain):
-    """MoM's own list of the domain's jobs, which is the truth."""
+    """MoM's own list of the domain's jobs. It overrules what we believe."""
 
     jobs: tuple[ReportedJob, ...]
 
@@ -81,7 +81,7 @@ class Booking:
 
 @dataclass(frozen=True, slots=True)
 class BooksReported(TimedEvent):
-    """The hub's books about this host's jobs, all of them: a job that is not named is neither booked nor held."""
+    """The hub's books about all jobs of this host. A job that is not named is neither booked nor held."""
 
     jobs: tuple[Booking, ...]
 
@@ -96,26 +96,26 @@ class HubFound(TimedEvent):
 
 @dataclass(frozen=True, slots=True)
 class PauseRequested(TimedEvent):
-    """Watch the host, and act no more: nobody is stopped, continued, saved or restored, and nothing is moved."""
+    """Watch the host but stop acting: nothing is stopped, continued, saved, restored or moved."""
 
     reason: str
 
 
 class PauseEnded(TimedEvent):
-    """Act again: what has to be done follows from the facts of this moment."""
+    """Act again, according to the facts of this moment."""
 
 
 class DriverLost(TimedEvent):
-    """The hypervisor cannot be asked any more; after `agent_silent_s` its domains are `unknown`."""
+    """The hypervisor no longer answers. After `agent_silent_s` its domains are `unknown`."""
 
 
 class DriverFound(TimedEvent):
-    """The hypervisor can be asked again."""
+    """The hypervisor answers again."""
 
 
 @dataclass(frozen=True, slots=True)
 class OthersSeen(TimedEvent):
-    """CPUs and memory of all running domains that nobody configured, together. They count as services."""
+    """CPUs and memory of all running domains that are not configured, in total. They count as services."""
 
     cpus: int
     memory_mib: int
@@ -155,7 +155,7 @@ class AgentConnected(EventOfDomain):
 
 
 class AgentLost(EventOfDomain):
-    """The domain's agent is gone; after `agent_silent_s` the domain is `unknown`."""
+    """The domain's agent is gone. After `agent_silent_s` the domain is `unknown`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,27 +167,27 @@ class MemoryReported(EventOfDomain):
 
 @dataclass(frozen=True, slots=True)
 class DomainBooting(EventOfDomain):
-    """The domain boots; after `until` that has failed. Its jobs stay until it is down or MoM's list lacks them."""
+    """The domain boots. After `until` that has failed. Its jobs stay until it is down or MoM's list lacks them."""
 
     until: float
 
 
 class DomainStarted(EventOfDomain):
-    """The domain is up. If it was frozen its restore has succeeded."""
+    """The domain is up. If it was frozen, its restore has succeeded."""
 
 
 @dataclass(frozen=True, slots=True)
 class DomainStopped(EventOfDomain):
-    """The domain is gone, or its boot or restore has failed; a frozen one stays frozen, its image is kept.
+    """The domain is gone, or its boot or restore has failed. A frozen domain stays frozen, and its image is kept.
 
-    If it was to be rebooted, it boots from now on.
+    If a reboot was requested, the domain boots from now on.
     """
 
     reason: str = ""
 
 
 class DomainHalted(EventOfDomain):
-    """Somebody else has paused the domain: nothing in it runs, its agent included."""
+    """Somebody else has paused the domain: nothing in it runs, not even its agent."""
 
 
 class DomainWentOn(EventOfDomain):
@@ -207,25 +207,25 @@ class ShutdownRequested(EventOfDomain):
 
 
 class FreezeRequested(EventOfDomain):
-    """Save a priority domain to disk: it drains, and is saved when its last job has ended."""
+    """Save a priority domain to disk. It drains first and is saved when its last job has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class FreezeEnded(EventOfDomain):
-    """The saving is over: done, or failed for the reason given."""
+    """The saving has ended: it is done, or has failed for the given reason."""
 
     failed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class DefrostRequested(EventOfDomain):
-    """Restore a frozen domain until then, preempting what borrowed its CPUs. Answered like a claim."""
+    """Restore a frozen domain by `until`, preempting the jobs that borrowed its CPUs. Answered like a claim."""
 
     until: float
 
 
 class ImageLost(EventOfDomain):
-    """A frozen domain's image is gone: it is simply down."""
+    """A frozen domain's image is gone, so the domain is no longer frozen but down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,22 +236,22 @@ class DrainRequested(EventOfDomain):
 
 
 class DrainEnded(EventOfDomain):
-    """Take jobs again; a freeze or shutdown that has not begun is given up."""
+    """Take jobs again. A freeze or shutdown that has not begun is cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Faulted(EventOfDomain):
-    """A step for this domain failed beyond retry."""
+    """A step for this domain has failed, and all retries, too."""
 
     reason: str
 
 
 class FaultCleared(EventOfDomain):
-    """An admin has fixed what had failed."""
+    """An admin has fixed the cause of the fault."""
 
 
 class TimerFired(TimedEvent):
-    """Time has come to `at`: every deadline until then takes effect."""
+    """It is now `at`. Every deadline until then takes effect."""
 
 
 HostEvent = (
@@ -298,8 +298,8 @@ Event = HostEvent | DomainEvent
 """All events. Where events are matched, mypy reports one that is missing."""
 
 
-# What the machine says. The daemon answers by the first two, writes all of them into the journal's history, and
-# acts on none: what is to be done follows from the facts alone (plan.py).
+# What the machine answers and notes. The daemon answers with the first two and writes all of them into the journal's
+# history. It acts on none: what it must do follows from the facts alone (plan.py).
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,12 +323,12 @@ class Refused:
 
 
 class Note(StrEnum):
-    """What is noted. The words are in the journals of all hosts: none changes.
+    """The kinds of notes. The words are in the journals of all hosts, so none of them ever changes.
 
-    Of a job: it is stopped for another, runs again, or was found in MoM's list without a claim; it is gone because it
-    ended (`RELEASED`), was never confirmed (`EXPIRED`), is in no list any more (`MISSING`), its domain went down, or a
-    newer run of it came. Of a domain: a boot or freeze failed; a new configuration left something as it was (`KEPT`)
-    or took the domain away (`FORGOTTEN`). Of the host: it got another name.
+    About a job: it is stopped for another, runs again, or was found in MoM's list without a claim. Or it is gone:
+    it ended (`RELEASED`), was never confirmed (`EXPIRED`), is in no list any more (`MISSING`), its domain went down, or
+    a newer run of it came. About a domain: a boot or freeze failed; a new configuration left something as it was
+    (`KEPT`) or removed the domain (`FORGOTTEN`). About the host: it got another name.
     """
 
     PREEMPTED = "preempted"

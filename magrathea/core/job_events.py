@@ -14,7 +14,7 @@ from .refusals import Refusal, RefusalCode
 from .stopping import wanted_stopped
 
 LIST_AGE_S = 5.0
-"""MoM's list may be that old (its hook runs in the background): it does not overrule a newer stop or continuation."""
+"""MoM's list may be this old (its hook runs in the background), so it does not overrule a newer stop or resume."""
 
 
 def claimed(host: Host, domain: Domain, event: ev.Claimed) -> Result:
@@ -64,7 +64,7 @@ def continued(host: Host, domain: Domain, event: ev.JobContinued) -> Result:
 
 
 def jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result:
-    """Enter MoM's list in one pass: what it means for a job depends only on that job and the runs of its id."""
+    """Enter MoM's list in one pass. Each job's change depends only on that job and on the other runs of its id."""
     if domain.lifecycle is not Lifecycle.UP or domain.kind is Kind.SERVICE:
         return refuse(host, event, RefusalCode.NO_JOBS_HERE, f"{domain.name} ({domain.kind}) is {domain.lifecycle}")
     said: list[ev.Decision] = []
@@ -91,7 +91,7 @@ def jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result:
         if key in jobs:
             jobs[key] = _confirmed(host, jobs[key], report)
         elif report.ending and key.id not in ids:
-            continue  # a MoM may list for ever what has ended on several hosts: a sister's answer was lost (seen)
+            continue  # seen: if a sister's answer is lost, a MoM lists an ended job of several hosts for ever
         elif key.id not in ids and had.get(key.id, -1) < key.run:
             jobs[key] = _adopted(host, key, report)
             ids.add(key.id)

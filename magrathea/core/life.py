@@ -1,10 +1,10 @@
-"""A domain's life: what the hypervisor's view adds to the facts, and the one step that the facts demand next.
+"""A domain's life: which event the hypervisor's view implies, and which one step the facts demand next.
 
-Rule 1: level-triggered. A wish (`Closing`, `saving`, a boot) is a fact; after any event and any restart the step is
-computed anew from the facts and from what is so, and the same step may be asked for again.
+Rule 1: level-triggered. A wish (`Closing`, `saving`, a boot) is a fact. After each event and restart the step is
+computed anew from the facts and the hypervisor's view, so the same step may be requested again.
 Rule 2: the facts are brought up to date first. As long as something can be learned, no step is taken.
-Rule 3: a domain is up when its agent has registered, not when its machine runs: until then it boots. Where the
-hypervisor cannot boot domains (`Seen.leads`), it is up when it is there.
+Rule 3: a domain is up when its agent has registered. While only its machine runs, it boots. If the hypervisor cannot
+boot domains (`Seen.leads`), a domain is up as soon as it exists.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .model import Domain, Host, Kind, Lifecycle
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A domain as it is now. `was_up`: it was up at the previous look; None at the first. `agent`: it is connected.
-    `leads`: the hypervisor boots, ends and saves domains on request."""
+    """A domain as it is now. `was_up`: it was up at the previous look; None at the first. `agent`: its agent is
+    connected. `leads`: the hypervisor boots, ends and saves domains on request."""
 
     up: bool
     was_up: bool | None = None
@@ -38,15 +38,15 @@ class Boot(StepOfLife):
 
 
 class Register(StepOfLife):
-    """Its agent is connected: greet it; then the domain is up."""
+    """Greet its agent, which is connected. Then the domain is up."""
 
 
 class GoOn(StepOfLife):
-    """It was restored as it had been saved: paused. Let it run."""
+    """Let it run: it was saved while paused, so it was restored paused."""
 
 
 class PowerOff(StepOfLife):
-    """Ask it to shut down; power it off if it does not."""
+    """Ask it to shut down. Power it off if it does not."""
 
 
 class Save(StepOfLife):
@@ -57,7 +57,7 @@ LifeStep = Boot | Register | GoOn | PowerOff | Save
 
 
 def learned(host: Host, domain: Domain, seen: Seen) -> ev.DomainEvent | None:
-    """The event that brings the facts up to date; None if they are right."""
+    """The event that brings the facts up to date; None if they are up to date."""
     if domain.lifecycle is Lifecycle.UP:
         return _learned_up(host, domain, seen)
     if not seen.leads:
@@ -93,7 +93,7 @@ def _learned_booting(host: Host, domain: Domain, seen: Seen) -> ev.DomainEvent |
 def _learned_down(host: Host, domain: Domain, seen: Seen) -> ev.DomainEvent | None:
     now, name = host.now, domain.name
     if seen.up and seen.was_up is None:
-        return ev.DomainStarted(now, name)  # found so at the daemon's start: nobody knows since when
+        return ev.DomainStarted(now, name)  # the daemon found it up at its own start; nobody knows since when
     if seen.up and not seen.was_up and not seen.agent:
         return ev.DomainBooting(now, name, now + domain.boot_limit_s)
     if domain.frozen and not seen.saved:
@@ -104,7 +104,7 @@ def _learned_down(host: Host, domain: Domain, seen: Seen) -> ev.DomainEvent | No
 
 
 def step(host: Host, domain: Domain, seen: Seen) -> LifeStep | None:
-    """The next step in this domain's life; None if there is none, or none may be taken."""
+    """The next step in this domain's life; None if none is needed or allowed."""
     if not seen.leads or domain.kind is Kind.SERVICE:
         return None
     acts = host.paused is None

@@ -1,14 +1,14 @@
-"""What an event does to the facts of a host: the only door to them.
+"""Changes the facts of a host when an event comes. Nothing else changes them.
 
-`handle` takes an event to the function that changes facts for it: job_events.py, domain_events.py, reconfiguration.py.
+`handle` passes an event to what changes facts for it: job_events.py, domain_events.py or reconfiguration.py.
 
 Rule 1: `handle` is a function; the same facts and the same event give the same facts and decisions.
 Rule 2: deadlines take effect in the order of their times, before the event itself.
-Rule 3: a refused or impossible event changes nothing but the time.
-Rule 4: there is no undo. What has to be done follows from the facts (stopping.py, plan.py), after every event anew.
+Rule 3: a refused or impossible event changes only the time.
+Rule 4: there is no undo. After every event, what must be done follows anew from the facts (stopping.py, plan.py).
 
-A job's stop begins as a fact here, with the claim that needs it. It ends as a fact when it has ended in the world
-(`JobContinued`), so that a claim during a switch only changes what is wanted.
+A stop becomes a fact with the claim that needs it. It stops being one only when the job really runs again
+(`JobContinued`). So a claim during a switch only changes what is wanted.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _deadlines(host: Host) -> Iterator[float]:
 
 
 def _expired(host: Host) -> Result:
-    """What the present time ends: boots, claims, lingering, the memory of ended jobs."""
+    """`host` without what has expired by now: boots, claims, lingering, remembered jobs."""
     changed: list[Domain] = []
     said: list[ev.Decision] = []
     for domain in host.domains:
@@ -134,7 +134,7 @@ def _stopped_where_wanted(host: Host, by: str) -> Result:
 
 
 def _with_dependent_facts(host: Host, domain: Domain, overtaken_since: float | None) -> Domain:
-    """`domain` itself if nothing changes: what was computed for it stays with it."""
+    """`domain` with its dependent facts updated. It is the same object if nothing changes, so its answers remain."""
     has_young = any(young(host, j) for j in domain.jobs)
     young_since = (host.now if domain.young_since is None else domain.young_since) if has_young else None
     closing = domain.closing
@@ -147,7 +147,7 @@ def _with_dependent_facts(host: Host, domain: Domain, overtaken_since: float | N
 
 def _reconfigured(host: Host, event: ev.Reconfigured) -> Result:
     host, said = reconfigured(host, event)
-    host, more = _expired(host)  # shorter limits end at once what has lasted longer
+    host, more = _expired(host)  # with shorter limits, what has lasted longer expires at once
     return host, said + more
 
 

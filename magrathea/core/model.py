@@ -3,13 +3,13 @@
 Rule 1: only facts are stored here. States, shares, ranks and who is stopped are computed (states.py, shares.py,
 stopping.py).
 Rule 2: nothing here changes anything; `machine.handle` returns a new Host.
-Rule 3: every time is in seconds on the host's own clock; `Host.now` is the time of the last event, so that a
-deadline takes effect by an event (`TimerFired`, or whichever comes first) and no rule needs a clock.
+Rule 3: every time is in seconds on the host's own clock. `Host.now` is the time of the last event. So a deadline takes
+effect with an event (`TimerFired`, or an earlier one), and no rule needs a clock.
 Rule 4: what follows from facts is computed once for them, at the first question. Facts are frozen, so an answer stays
 right as long as they exist. A Domain keeps what follows from its own facts (`cached_property`), a Host what follows
-from all of them (`once`). Otherwise each domain asks about all domains, and each job about all jobs: the work on a host
-of 64 domains and 2,000 jobs would grow with a power of both, in the thread that answers claims. An event replaces only
-the domains that it changes, so the answers of the others remain.
+from all of them (`once`). Without this, each domain would ask about all domains, and each job about all jobs. On a host
+of 64 domains and 2,000 jobs that is too much work for the thread that answers claims. An event replaces only the
+domains that it changes, so the answers of the others remain.
 
 CPUs are whole numbers, memory is in MiB. Words: docs/rules.md.
 """
@@ -27,7 +27,7 @@ About = TypeVarTuple("About")
 
 
 class Kind(StrEnum):
-    """What a domain is for; the admin gives it, it never changes."""
+    """What a domain is for. The admin configures it; it changes only while the domain is empty (reconfiguration.py)."""
 
     NORMAL = "normal"
     PRIORITY = "priority"
@@ -35,7 +35,7 @@ class Kind(StrEnum):
 
 
 class JobClass(StrEnum):
-    """What may be done to a job; its queue gives it."""
+    """What may be done to a job. Its queue sets the class."""
 
     PRIORITY = "priority"
     PREEMPTIBLE = "preemptible"
@@ -50,7 +50,7 @@ class Mode(StrEnum):
 
 
 class Lifecycle(StrEnum):
-    """Whether the domain exists as a running machine. A restore from disk is `BOOTING`, too."""
+    """Whether the domain exists as a running machine. A restore from disk also counts as `BOOTING`."""
 
     DOWN = "down"
     BOOTING = "booting"
@@ -67,7 +67,7 @@ class Patience(StrEnum):
 
 
 class Stopper(StrEnum):
-    """Who stopped a job: Magrathea, or PBS for reasons of its own (such a job counts as running)."""
+    """Who stopped a job: Magrathea, or PBS for its own reasons (then the job counts as running)."""
 
     US = "us"
     PBS = "pbs"
@@ -92,8 +92,8 @@ class State(StrEnum):
 
 
 class Stage(StrEnum):
-    """Why a part of a job is not ready (readiness.py): its memory is on its way, or will not come, or nobody reports
-    the part."""
+    """Why a part of a job is not ready (readiness.py): its memory is being moved, will not come, or nobody reports the
+    part."""
 
     COMING = "coming"
     SHORT = "short"
@@ -102,7 +102,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MemoryComing:
-    """Memory that a domain's jobs asked for is not there yet, and may still come."""
+    """The memory that a domain's jobs asked for is not there yet but may still come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class JobKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """CPUs and memory (MiB), counted side by side."""
+    """CPUs and memory (MiB), counted together."""
 
     cpus: int
     mib: int
@@ -193,7 +193,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A job that was released a short while ago: a late list or a late claim must not bring it back."""
+    """A job that was released a short while ago. A late list or claim must not bring it back."""
 
     key: JobKey
     at: float
@@ -201,7 +201,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Closing:
-    """An admin's wish that a domain goes down, and with `reboot` comes up again."""
+    """An admin's wish that a domain goes down and, with `reboot`, comes up again."""
 
     reboot: bool
     patience: Patience
@@ -255,7 +255,7 @@ class Domain:
 
     @property
     def drain_reason(self) -> str:
-        """Why it takes no more jobs while it finishes those it has; empty if it does take jobs."""
+        """Why the domain finishes its jobs but takes no more; empty if it takes jobs."""
         if not self.configured:
             return "no longer configured"
         if self.draining or self.saving:
@@ -266,7 +266,7 @@ class Domain:
 
     @property
     def must_go_down(self) -> bool:
-        """True if it is to go down and nothing remains to wait for."""
+        """True if the domain must go down and there is nothing left to wait for."""
         return self.closing is not None and (self.closing.patience is Patience.NOW or not self.jobs)
 
     @cached_property
@@ -281,11 +281,11 @@ class Domain:
         return self._by_key.get(key)
 
     def job_of(self, id: str) -> Job | None:
-        """The oldest run of that job here."""
+        """The oldest run of that job in the domain; None if there is none."""
         return self._by_id.get(id)
 
     def having(self, *jobs: Job) -> Domain:
-        """This domain with each of `jobs` in the place of the one with its key, or added; jobs stay sorted by key."""
+        """This domain with each of `jobs` added, or replacing the one with its key. Jobs stay sorted by key."""
         changed = self._by_key | {j.key: j for j in jobs}
         return replace(self, jobs=tuple(changed[key] for key in sorted(changed)))
 
@@ -300,16 +300,16 @@ class Domain:
         return tuple(j for j in self.jobs if j.stopper is Stopper.US)
 
     def stuck_mib(self, jobs: tuple[Job, ...]) -> int:
-        """How much of these jobs' memory stays in the host's if they are stopped: it has no swap, or is locked."""
+        """How much of these jobs' memory stays in the host's if they are stopped: swap is short, or it is locked."""
         return self.stuck_of(len(jobs), sum(j.memory_mib for j in jobs))
 
     def stuck_of(self, jobs: int, mib: int) -> int:
-        """The same for a number of jobs that have so much memory together."""
+        """The same for several jobs with this much memory in total."""
         return max(0, mib - self.swap_mib, self.unreclaimable_mib) if jobs else 0
 
     @cached_property
     def use(self) -> Amount:
-        """What its jobs hold now: the running ones all, the stopped ones the memory that cannot go."""
+        """What its jobs hold now: the running ones everything, the stopped ones the memory that cannot leave."""
         running = self.running
         memory_mib = sum(j.memory_mib for j in running) + self.stuck_mib(self.stopped)
         return Amount(sum(j.cpus for j in running), memory_mib)
@@ -327,7 +327,7 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The admin's times (seconds) and counts. What they protect: docs/rules.md.
+    """The admin's times (seconds) and counts. docs/rules.md describes what they protect.
 
     `agent_silent_s`: an agent away longer makes its domain `unknown`; the daemon's start counts as contact lost.
     `claim_s`: an unconfirmed claim is released after it. `min_run_s`: a younger job is not stopped (at least 5).
@@ -363,12 +363,12 @@ class Pause:
 
 @dataclass(frozen=True)
 class Host:
-    """A physical machine with one node daemon, and all that is known of it.
+    """A physical machine with one node daemon, and everything known about it.
 
-    `memory_mib`: what domains may have together (the host's reserve already taken off). `hub_lost`: no hub
-    answers; then nothing new is preempted. `paused`: None for not. `now`: the time of the last event. `domains`:
-    sorted by name. `driver_lost_at`: since when the hypervisor cannot be asked, None while it can. `others`: CPUs and
-    memory of the hypervisor's domains that nobody configured; they are subtracted like services.
+    `memory_mib`: memory of all domains together, without the host's reserve. `hub_lost`: no hub answers, so nothing new
+    is preempted. `paused`: None if it is not paused. `now`: the time of the last event. `domains`: sorted by name.
+    `driver_lost_at`: when the hypervisor stopped answering; None while it answers. `others`: CPUs and memory of the
+    hypervisor's domains that are not configured; they are subtracted like services.
     """
 
     name: str
@@ -389,14 +389,14 @@ class Host:
 
     @cached_property
     def answers(self) -> dict[tuple[Callable[..., Any], tuple[Any, ...]], Any]:
-        """What `once` has computed for this host: by function and what it was asked about."""
+        """The answers that `once` has computed for this host, by function and arguments."""
         return {}
 
     def domain(self, name: str) -> Domain | None:
         return self._by_name.get(name)
 
     def having(self, *domains: Domain) -> Host:
-        """This host with each of `domains` in the place of the one of its name."""
+        """This host with each of `domains` replacing the one with its name."""
         changed = {d.name: d for d in domains}
         return replace(self, domains=tuple(changed.get(d.name, d) for d in self.domains))
 
@@ -407,7 +407,7 @@ class Host:
 
     @cached_property
     def without_services(self) -> Amount:
-        """What the host has for its working domains (N of docs/rules.md)."""
+        """What the host has for the domains that take jobs (N of docs/rules.md)."""
         services = [d for d in self.domains if d.kind is Kind.SERVICE]
         cpus, mib = sum(d.cpus for d in services), sum(d.memory_mib for d in services)
         return Amount(self.cpus - cpus, self.memory_mib - mib) - self.others

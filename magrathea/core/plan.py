@@ -1,10 +1,10 @@
-"""The steps from what is to what should be: ordered, idempotent, computed anew after each.
+"""The steps from what is to what should be. They are ordered and idempotent, and computed anew after each step.
 
 Order: stop jobs before their memory goes, take CPUs and memory before giving them, give memory back before
-continuing jobs. A domain whose agent is away or which the driver does not know gets no step that needs it.
+continuing jobs. If a domain's agent is away or the driver does not know the domain, it gets no step that needs them.
 
-What is wanted follows from the facts alone and is computed once for them (`model.once`). The steps also depend on what
-is so; each function here goes once through the domains and jobs for its answer about all of them.
+What is wanted follows from the facts alone and is computed once for them (`model.once`). The steps also depend on the
+actual state. Each function here goes through the domains and jobs once and answers for all of them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .stopping import to_stop, wanted_stopped
 
 
 class Order(StrEnum):
-    """An order about a job. LIFT: the agent stops it no more, but PBS is to continue it."""
+    """An order about a job. LIFT: the agent no longer stops it, but leaves it to PBS to continue it."""
 
     STOP = "stop"
     LIFT = "lift"
@@ -31,7 +31,7 @@ class ActualDomain:
     """A domain as driver and agent see it.
 
     `cpu_percent`: None if it is not capped. `memory_mib`: None if it is unknown or cannot be moved. `orders`: what its
-    agent has confirmed. `can_cap`: its CPU can be capped here. `giving`: how far it is with memory that it is to give.
+    agent has confirmed. `can_cap`: its CPU can be capped here. `giving`: its progress with memory that it must give.
     """
 
     cpu_percent: int | None = None
@@ -43,9 +43,12 @@ class ActualDomain:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """What a domain should have. `idle`: it has no jobs and keeps what it has (docs/rules.md, "Lazy"), except the cap
-    of a preempted domain. `shrink`: it has no jobs but gives memory back all the same, because it is about to be saved
-    to disk: when it comes back, it must find room."""
+    """What a domain should have.
+
+    `idle`: it has no jobs and keeps what it has (docs/rules.md, "Lazy"), except the cap of a preempted domain.
+    `shrink`: it has no jobs but still gives memory back, because it is about to be saved to disk. When it comes back,
+    it must find room.
+    """
 
     cap: Cap = NO_CAP
     memory_mib: int | None = None
@@ -55,7 +58,7 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """Give the domain's agent this order about these jobs."""
+    """Give this order about these jobs to the domain's agent."""
 
     domain: str
     order: Order
@@ -109,9 +112,9 @@ def _held_mib(host: Host, domain: Domain, active: tuple[Job, ...]) -> int:
 
 
 def steps(host: Host, actual: Mapping[str, ActualDomain]) -> list[Step]:
-    """What is left to do, in order; empty when all is as it should be.
+    """What is left to do, in order; empty if everything is as it should be.
 
-    On a paused host nothing but the standing stops: an agent that comes back, or was just being told, hears of them.
+    On a paused host only the standing stops remain, for agents that come back or have not confirmed them yet.
     """
     orders = _orders(host, actual)
     if host.paused:
@@ -131,7 +134,7 @@ def steps(host: Host, actual: Mapping[str, ActualDomain]) -> list[Step]:
 
 
 def lacks(host: Host, actual: Mapping[str, ActualDomain], name: str) -> bool:
-    """True if a domain still has to be given CPUs or memory before its jobs have what they should; paused or not."""
+    """True if a domain must still get CPUs or memory for its jobs, even if the host is paused."""
     has = actual.get(name, ActualDomain())
     acting = replace(host, paused=None) if host.paused else host
     due = [s for s in steps(acting, actual) if isinstance(s, SetCpu | SetMemory)]
@@ -142,8 +145,9 @@ def lacks(host: Host, actual: Mapping[str, ActualDomain], name: str) -> bool:
 
 
 def warned_until(host: Host, job: Job) -> float | None:
-    """Until when a job that is to be stopped is only warned; None if nobody is warned. PBS suspends it no earlier: its
-    own SIGSTOP would cut the time short.
+    """The time until which a job that must be stopped is only warned; None if jobs are not warned.
+
+    PBS must not suspend it earlier: its own SIGSTOP would cut the time short.
     """
     if not host.limits.warn_signal or not job.stopped_by_us or job.stopped_since is None:
         return None
@@ -157,7 +161,7 @@ def _order_for(job: Job, wanted: bool) -> Order:
 
 
 def _orders(host: Host, actual: Mapping[str, ActualDomain]) -> dict[Order, list[Orders]]:
-    """What the agents that can be reached have not confirmed yet."""
+    """The orders that reachable agents have not confirmed yet."""
     wanted = wanted_stopped(host)
     orders: dict[Order, list[Orders]] = {order: [] for order in Order}
     for d in host.workers:
@@ -186,7 +190,7 @@ def _cpus(
 
 
 def _due_cap(host: Host, want: Want, has: ActualDomain, is_to_give: bool) -> Cap | None:
-    """None: it keeps the present one."""
+    """The cap that the domain should have now; None if it should keep its present one."""
     if want.idle:
         return want.cap if is_preempted_cap(host.limits.preempted_cpu_percent, has.cpu_percent) else None
     return due_now(want.cap, has.cpu_percent, has.giving, is_to_give)
@@ -203,8 +207,10 @@ def _memory(wants: Mapping[str, Want], actual: Mapping[str, ActualDomain], *, gi
 
 
 def ready(host: Host, actual: Mapping[str, ActualDomain]) -> frozenset[tuple[str, JobKey]]:
-    """(domain, job) of the booked jobs that PBS may resume as far as this host goes: their domain has everything back,
-    and its agent has let them go."""
+    """(domain, job) of the booked jobs that PBS may resume from this host's point of view.
+
+    Their domain has everything back, and its agent has let them go.
+    """
     pending = {s.domain for s in steps(host, actual) if isinstance(s, SetMemory | SetCpu)}
     read = (d for d in host.domains if d.name in actual and d.name not in pending)
     let_go = frozenset((d.name, j.key) for d in read for j in d.jobs if actual[d.name].orders.get(j.key) is Order.LIFT)

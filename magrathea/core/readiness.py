@@ -1,10 +1,10 @@
-"""When a job of several parts may begin: not before each part has the memory that it asked for.
+"""Decides when a job of several parts may begin: when each part has the memory that it asked for.
 
 The first part's host asks, for the prologue hook there. The other hosts report through the hub what their parts lack.
 
-Rule 1: a part that nobody has reported does not count as ready. The job waits for it for UNHEARD_S at most, because its
-other parts keep the jobs stopped that they have preempted.
-Rule 2: nobody waits for memory that is known not to come.
+Rule 1: a part that nobody has reported does not count as ready. The job waits at most UNHEARD_S for it, because the
+jobs that its other parts have preempted stay stopped meanwhile.
+Rule 2: no job waits for memory that is known not to come.
 """
 
 from __future__ import annotations
@@ -47,8 +47,10 @@ def together(told: Iterable[tuple[Unready, ...]]) -> tuple[Unready, ...] | None:
 
 
 def held_back(parts: Iterable[Unready], unheard_s: float, *, hub: bool) -> Refusal | None:
-    """Why the job should not wait for these parts any longer. `unheard_s`: for how long one
-    of them has not been reported; `hub`: a hub has just answered."""
+    """Why the job should no longer wait for these parts; None if it should.
+
+    `unheard_s`: for how long one of them has not been reported. `hub`: a hub has just answered.
+    """
     whys: dict[Stage, list[str]] = {stage: [] for stage in Stage}
     for part in parts:
         whys[part.stage].append(part.text)

@@ -1,10 +1,11 @@
-"""What a newly read configuration changes in the facts.
+"""Changes the facts according to a newly read configuration.
 
-Rule 1: the configuration says what was meant, the facts say what is. A new domain starts without facts; a known one
-keeps all of its facts and takes over its new size.
-Rule 2: no job is forgotten because a line was taken out of a file. A domain that is no longer configured drains, and is
+Rule 1: the configuration states the intention, the facts state what is. A new domain starts without facts; a known
+one keeps all of its facts and gets its new size.
+Rule 2: no job is forgotten because a line was removed from a file. A domain that is no longer configured drains, and is
 forgotten with its last job.
-Rule 3: a domain changes its kind only while it has no jobs and is not saved to disk: both belong to the old kind.
+Rule 3: a domain changes its kind only while it has no jobs and is not saved to disk, because jobs and image belong to
+the old kind.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def _fitted(known: Domain | None, meant: ConfiguredDomain, said: list[Decision])
 
 
 def _keeps_kind(domain: Domain) -> str:
-    """Why its kind cannot change now; empty if it can."""
+    """Why the domain's kind cannot change now; empty if it can."""
     if domain.jobs:
         return f"has jobs ({', '.join(str(job.key) for job in domain.jobs)}); drain it, then reload"
     return "is saved to disk, or is being saved; defrost it, then reload" if domain.frozen or domain.saving else ""

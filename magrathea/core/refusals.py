@@ -1,10 +1,10 @@
 """Every code that a refusal or a failed call can have: what it means, how to fix it, when it is tried again.
 
 Rule 1: a code is for programs. It never changes and never gets another meaning; the sentence beside it is for people.
-Rule 2: whoever refuses names the member of `RefusalCode`. The tables of docs/admin-guide.md are written from `TABLE`
+Rule 2: every refusal uses a member of `RefusalCode`. The tables of docs/admin-guide.md are written from `TABLE`
 (tools/refusals_page.py), and a test finds a code without a row.
-Rule 3: the agent and the hooks run on Pythons that cannot import this. Their codes stand in one table each, which a
-test compares with this one: node_daemon/agent/refusals.py, and `CODES` of each hook.
+Rule 3: the agent and the hooks run on Pythons that cannot import this. Their codes stand in one table each, and a
+test compares each with this one: node_daemon/agent/refusals.py, and `CODES` of each hook.
 """
 
 from __future__ import annotations
@@ -83,14 +83,14 @@ class RefusalCode(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why not. `text` names cause and fix, for people."""
+    """Why a request is refused. `text` names cause and fix, for people."""
 
     code: RefusalCode
     text: str
 
 
 class Section(StrEnum):
-    """Who refuses what. Each is a section of the guide."""
+    """The parts of Magrathea that refuse. Each is a section of the guide."""
 
     SERVER_HOOK = "server-hook"
     CLAIM = "claim"
@@ -99,11 +99,11 @@ class Section(StrEnum):
 
 
 _SOON_S, _UNTOLD_S, _LATER_S = 5, 10, 60
-"""`_UNTOLD_S`: what MoM's hook uses if the refusal names no time."""
+"""`_UNTOLD_S`: the time that MoM's hook uses if the refusal names none."""
 
 
 class Again(Enum):
-    """When it is tried again without help, in words; for a claim also the seconds until PBS tries."""
+    """When the request is tried again without help, in words; for a claim also the seconds until PBS tries again."""
 
     NEXT_CYCLE = "in PBS's next cycle", None
     SOON = f"after {_SOON_S} s", _SOON_S
@@ -336,6 +336,8 @@ _RETRY_AFTER_S = {m.code: m.again.seconds for m in TABLE if m.section is Section
 
 
 def retry_after_s(code: RefusalCode) -> int:
-    """Seconds until PBS tries a refused job again. Never at once, because OpenPBS holds a job after 21 refusals.
-    Longer if the cause does not change within seconds."""
+    """Seconds until PBS tries a refused job again; longer if the cause does not change within seconds.
+
+    Never 0, because OpenPBS holds a job after 21 refusals.
+    """
     return _RETRY_AFTER_S.get(code, _SOON_S)

@@ -2,11 +2,12 @@
 
 Rule 1: everything here is a function of a Host. No clock, no I/O, no memory of how the Host came to be so.
 Rule 2: what concerns the whole host is computed once for it (`model.once`): sums over all domains (`_Sums`), which
-domains can be stopped. A question about one domain takes its own part from there. So it costs the same on a host of
-many domains and jobs as on a small one.
+domains can be stopped. An answer about one domain is taken from that. So it costs the same on a host of many domains
+and jobs as on a small one.
 
-The rules are those of docs/rules.md. Its formulas leave one thing open, decided here: preemptible jobs may sit on the
-CPUs reserved for frozen domains, whoever came first, so a priority job stops them only if the host is really full.
+The rules are those of docs/rules.md. This file decides one question that its formulas leave open. Preemptible jobs may
+use the CPUs reserved for frozen domains, no matter which came first. So a priority job stops them only if the host is
+really full.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from itertools import islice
 
 from .model import NOTHING, Amount, Domain, Host, Job, JobClass, Kind, Lifecycle, Mode, Stopper, once
 
-# What is so: small questions about one domain.
+# Small questions about one domain.
 
 
 def silent(host: Host, domain: Domain) -> bool:
@@ -35,7 +36,7 @@ def restoring(domain: Domain) -> bool:
 
 
 def young(host: Host, job: Job) -> bool:
-    """True if it has run for less than the minimum since it was started or continued."""
+    """True if the job has run for less than the minimum since it was started or continued."""
     return not job.stopped_by_us and host.now < job.run_since + host.limits.min_run_s
 
 
@@ -76,11 +77,11 @@ def stoppable(host: Host, domain: Domain) -> bool:
     return not host.hub_lost and not host.paused and stoppable_by_itself(host, domain)
 
 
-# What siblings do.
+# What siblings are doing.
 
 
 def first_two(names: Iterable[str]) -> tuple[str, ...]:
-    """Enough to know whether a sibling of any domain is among them: one of the two may be the domain itself."""
+    """The first two names. Two are enough to know whether a sibling is among them: one may be the domain itself."""
     return tuple(islice(names, 2))
 
 
@@ -157,7 +158,7 @@ def room_mib(host: Host, domain: Domain) -> int:
 
 
 def _ceiling(host: Host, domain: Domain) -> Amount:
-    """What this domain's jobs may have in all: its configured size, and what floors and siblings' jobs leave."""
+    """What this domain's jobs may have in all: limited by its size, and by what floors and siblings' jobs leave."""
     return Amount(max(0, min(host.without_services.cpus, domain.cpus)), max(0, room_mib(host, domain)))
 
 
@@ -167,19 +168,19 @@ def _there(host: Host) -> Amount:
 
 
 def unused(host: Host) -> Amount:
-    """What nobody has and nobody keeps; negative where more is in use than there is."""
+    """What nobody uses and nobody keeps; negative if more is in use than there is."""
     sums = once(host, _sums)
     return _there(host) - sums.use - sums.held_back
 
 
 def _taken(host: Host, domain: Domain) -> Amount:
-    """What the domain finds taken on a counted host. What it holds back itself is there for it."""
+    """What is taken on a counted host, for this domain. What the domain itself holds back is not counted."""
     sums = once(host, _sums)
     return sums.use + sums.held_back - _holds_back(host, domain)
 
 
 def _past_stopping(host: Host, domain: Domain) -> Amount:
-    """What stays taken, for the domain, when everything stoppable is stopped."""
+    """What stays taken, for this domain, if everything stoppable is stopped."""
     sums = once(host, _sums)
     return sums.past_stopping + sums.held_back - _holds_back(host, domain)
 
@@ -204,5 +205,5 @@ def _left(host: Host, domain: Domain, cls: JobClass) -> Amount:
     if cls is JobClass.PRIORITY:
         return there - sums.reserved - _past_stopping(host, domain)
     if sums.preempted:
-        return NOTHING  # else small jobs would keep a preempted domain stopped for ever
+        return NOTHING  # otherwise small jobs would keep a preempted domain stopped for ever
     return there - _taken(host, domain) - (sums.reserved if cls is JobClass.PROTECTED else NOTHING)

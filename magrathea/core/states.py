@@ -1,8 +1,8 @@
-"""What a domain is in one word, what it accepts, and what is published of it in PBS: all derived, never stored.
+"""A domain's state in one word, what it accepts, and what PBS shows of it. All is derived, never stored.
 
-The first row of the table that holds gives the state; docs/states.md is written from it. What is accepted
-comes from the very function that answers claims (allocation.verdict), asked for the smallest job. It is asked once for
-each domain and class (`model.once`): what is accepted, published and told to people comes from this one answer.
+The state is that of the first table row whose condition is true; docs/states.md is generated from the table. What a
+domain accepts comes from the function that answers claims (allocation.verdict), asked about the smallest job. It is
+asked once for each domain and class (`model.once`). What is accepted, published and shown to people is this one answer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SMALLEST = Amount(1, 0)
 """The smallest job there is: one CPU."""
 
 RANK_RUNNING, RANK_FREE, RANK_WOULD_PREEMPT, RANK_NONE = 1000, 500, 400, -1024
-"""Ordinals within the -1024 to 1023 of a vnode's `Priority`; each minute preempted so far takes 1 off the third."""
+"""Ranks fit into -1024 to 1023, the range of a vnode's `Priority`. Each minute preempted takes 1 off the third."""
 
 
 def state_of(host: Host, domain: Domain) -> State:
@@ -51,7 +51,7 @@ def _state_of(host: Host, name: str) -> State:
     )
     if state := next((state for state, holds in table if holds), None):
         return state
-    if _could_start(host, domain, stopping=False):  # asked last: it looks at the whole host
+    if _could_start(host, domain, stopping=False):  # last, because it looks at the whole host
         return State.FREE
     could_preempt = domain.kind is Kind.PRIORITY and _could_start(host, domain, stopping=True)
     return State.WOULD_PREEMPT if could_preempt else State.OCCUPIED
@@ -74,7 +74,7 @@ def _known(host: Host, name: str) -> Domain:
 
 
 def _answer(host: Host, domain: Domain, cls: JobClass) -> Refusal | tuple[str, ...]:
-    """What a claim of the smallest job of that class would be answered."""
+    """The answer that a claim of the smallest job of that class would get."""
     return once(host, _verdict_of_smallest, domain.name, cls)
 
 
@@ -83,14 +83,14 @@ def _verdict_of_smallest(host: Host, name: str, cls: JobClass) -> Refusal | tupl
 
 
 def accepts(host: Host, domain: Domain) -> tuple[JobClass, ...]:
-    """The classes of which one more job may start here now, if it is small enough."""
+    """The classes of which one more small job may start here now."""
     return tuple(c for c in CLASSES_OF[domain.kind] if not isinstance(_answer(host, domain, c), Refusal))
 
 
 def published(host: Host, domain: Domain) -> Amount:
     """`ncpus` and `mem` for PBS: what its jobs have and what one more of any accepted class may have.
 
-    While nothing is accepted it is the domain's size, so that PBS does not call a waiting job impossible.
+    If nothing is accepted it is the domain's size, so that PBS does not call a waiting job impossible.
     """
     classes = accepts(host, domain)
     most = host.without_services.least(Amount(domain.cpus, domain.memory_mib or host.memory_mib))
@@ -103,7 +103,7 @@ def published(host: Host, domain: Domain) -> Amount:
 
 
 def rank(host: Host, domain: Domain) -> int:
-    """Where PBS should look first: running domains (packing), free ones, then the least preempted victims."""
+    """The rank. PBS should try running domains first (packing), then free ones, then least preempted victims."""
     if not accepts(host, domain):
         return RANK_NONE
     state = state_of(host, domain)
@@ -115,7 +115,7 @@ def rank(host: Host, domain: Domain) -> int:
 
 
 def why(host: Host, domain: Domain) -> str:
-    """One sentence for people: what makes the state what it is, or what keeps jobs out."""
+    """One sentence for people: the reason for the state, or what keeps jobs out."""
     if domain.kind is Kind.SERVICE:
         return "a service: its CPUs and memory are set aside"
     answer = _answer(host, domain, CLASSES_OF[domain.kind][0])

@@ -1,11 +1,11 @@
-"""Who is stopped, who goes on, and who is requeued.
+"""Decides which jobs are stopped, which continue, and which are requeued.
 
 The rules are those of docs/rules.md, "Resuming" and "Rules for both".
 
 Rule 1: as in shares.py, everything here is a function of a Host, and nothing here changes a fact.
 Rule 2: the answer about one domain or job is taken from an answer about the whole host, which is computed once
-(`model.once`). The preempted domains are visited once, in the order of their turns. A `_Turn` holds what is left then;
-it also tells what would happen if another host did not hold one of the domain's jobs.
+(`model.once`). The preempted domains are visited once, in the order of their turns. A `_Turn` holds what is left at
+that point. It can also tell what would happen if another host did not hold one of the domain's jobs.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from .model import Amount, Domain, Host, Job, JobClass, JobKey, Kind, Mode, Stopper, once
 from .shares import first_two, lingers, restoring, sibling_among, summed, unused
 
-# Who is stopped.
+# Which jobs are stopped.
 
 
 def wanted_stopped(host: Host) -> frozenset[tuple[str, JobKey]]:
-    """(domain, job) of all jobs that must not run now. On a paused host: those that are stopped."""
+    """(domain, job) of all jobs that must not run now. On a paused host: the jobs that are stopped."""
     return once(host, _wanted_stopped)
 
 
@@ -29,7 +29,7 @@ def _wanted_stopped(host: Host) -> frozenset[tuple[str, JobKey]]:
 
 
 def wanted_here(host: Host) -> frozenset[tuple[str, JobKey]]:
-    """What this host wants stopped on its own account: all that it may tell the hub.
+    """What this host itself wants stopped. It may report only this to the hub.
 
     If another host also wants the job stopped, this is what we would want without that wish; otherwise two hosts hold
     the job for each other for ever. Wishes about other jobs stay; without them each host could wait for what the other
@@ -67,14 +67,16 @@ def _to_stop_in(host: Host, domain: Domain) -> Iterator[Job]:
 
 
 def _may_be_stopped(job: Job) -> bool:
-    """A job that is ending is not stopped. If it was stopped before, it stays so: its end needs no CPU, and there is
-    none for it."""
+    """False for a job that is ending, unless we had stopped it before.
+
+    Such a job stays stopped: its end needs no CPU, and there is none for it.
+    """
     ends = job.ending and not job.stopped_by_us
     return job.cls is JobClass.PREEMPTIBLE and job.stopper is not Stopper.PBS and not ends
 
 
 def _pushed_aside(host: Host, domain: Domain) -> bool:
-    """On an exclusive host: a sibling runs a priority job, so no preemptible job of a normal domain may run."""
+    """True if a sibling on an exclusive host runs a priority job: no preemptible job of a normal domain may run."""
     if host.paused or host.mode is not Mode.EXCLUSIVE or domain.kind is not Kind.NORMAL:
         return False
     return sibling_among(once(host, _with_priority_jobs), domain)
@@ -85,7 +87,7 @@ def _with_priority_jobs(host: Host) -> tuple[str, ...]:
 
 
 def _keeps_stopped(host: Host, domain: Domain, lifted: Job | None = None) -> bool:
-    """What is stopped in the domain stays so, for this host's own sake. `lifted`: as if no other host held that job."""
+    """True if this host itself keeps the domain's stopped jobs so. `lifted`: as if no other host held that job."""
     if host.paused:
         return True
     if host.mode is Mode.EXCLUSIVE:
@@ -100,7 +102,7 @@ def _keeping_the_host(host: Host) -> tuple[str, ...]:
     return first_two(d.name for d in host.workers if lingers(host, d) or restoring(d))
 
 
-# Who is requeued.
+# Which jobs are requeued.
 
 
 def to_requeue(host: Host) -> frozenset[tuple[str, JobKey]]:
@@ -116,12 +118,12 @@ def _to_requeue(host: Host) -> frozenset[tuple[str, JobKey]]:
     return frozenset((d.name, j.key) for d, j in stopped if host.now >= (j.stopped_since or 0.0) + limit)
 
 
-# Who goes on.
+# Which domains continue.
 
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """A preempted domain at its turn to resume. `left`: what it finds; `alone`: it goes on, whatever it needs.
+    """A preempted domain at its turn to resume. `left`: what is free for it. `alone`: it continues whatever it needs.
 
     `back`: the size of its stopped jobs that no other host holds. `held`, `held_mib`: number and memory of the others.
     `stuck_mib`: what its stopped jobs keep of the host's memory now.
@@ -136,7 +138,7 @@ class _Turn:
     stuck_mib: int
 
     def need(self, lifted: Job | None = None) -> Amount:
-        """What the domain needs to go on. `lifted`: as if no other host held that job of it."""
+        """What the domain needs to continue. `lifted`: as if no other host held that job of it."""
         back, held, held_mib = self.back, self.held, self.held_mib
         if lifted is not None:
             back, held, held_mib = back + lifted.size, held - 1, held_mib - lifted.memory_mib
@@ -147,12 +149,12 @@ class _Turn:
 
     @property
     def in_line(self) -> bool:
-        """Not all of its stopped jobs are held for another host's sake."""
+        """True if other hosts hold not all of its stopped jobs."""
         return self.held < len(self.domain.stopped)
 
 
 def in_line(host: Host) -> tuple[Domain, ...]:
-    """Preempted domains, longest preempted first; those held for another host's sake only are not in this line."""
+    """Preempted domains, longest preempted first. Domains that only other hosts hold are not in this line."""
     return tuple(d for d in once(host, _preempted) if any(not j.held_elsewhere for j in d.stopped))
 
 
@@ -161,7 +163,7 @@ def _preempted(host: Host) -> tuple[Domain, ...]:
 
 
 def overdue(host: Host, domain: Domain) -> bool:
-    """Smaller domains have gone before it for longer than the admin allows: it goes next."""
+    """True if smaller domains have gone before it for longer than the admin allows. Then it goes next."""
     since = domain.overtaken_since
     return since is not None and host.now >= since + host.limits.overtaken_s
 
@@ -170,9 +172,9 @@ def resuming(host: Host) -> frozenset[str]:
     """On a counted host: the preempted domains that fit now. They may use what is reserved for frozen ones.
 
     An unconfirmed claim never resumes a domain. Until it is confirmed, domains resume strictly in the order of the
-    line; otherwise less room would let a smaller one pass. If it preempted somebody, none resumes. None resumes either
-    while a domain is restored: what its victims had beyond its need goes to nobody before it is back. On a paused host
-    none resumes.
+    line; otherwise less room would let a smaller one pass. If it preempted somebody, none resumes. None resumes while a
+    domain is being restored: what its victims had beyond its need stays free until it is back. On a paused host none
+    resumes.
     """
     return once(host, _resuming)
 
@@ -182,7 +184,7 @@ def _resuming(host: Host) -> frozenset[str]:
 
 
 def _turns(host: Host) -> dict[str, _Turn]:
-    """The preempted domains whose turn comes, in this order. Each that fits takes what it needs from the next."""
+    """The preempted domains whose turn comes, in order. Each one that fits takes what it needs before the next."""
     if host.paused or any(restoring(d) for d in host.workers):
         return {}
     stops = {j.stopped_since for d in host.workers for j in d.stopped}
@@ -199,7 +201,7 @@ def _turns(host: Host) -> dict[str, _Turn]:
             left -= turn.need()
             anybody = True
         elif claims or overdue(host, domain):
-            break  # its turn has come: nobody goes before it any more
+            break  # its turn has come: no other domain may go before it
     return turns
 
 
@@ -211,9 +213,9 @@ def _turn(domain: Domain, left: Amount, *, alone: bool) -> _Turn:
 
 
 def _has_host_to_itself(host: Host, domain: Domain) -> bool:
-    """No sibling runs anything, and nothing is kept for one: what is stopped in this domain goes on, whatever it needs.
+    """True if no sibling runs anything or keeps anything. Then this domain continues whatever it needs.
 
-    Otherwise a job would be stopped for ever if the host was made smaller, or services came up.
+    Otherwise a job would stay stopped for ever if the host was made smaller or services came up.
     """
     return not sibling_among(once(host, _running_or_lingering), domain)
 
