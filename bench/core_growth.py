@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 from magrathea.core import events as ev
 from magrathea.core.machine import handle
-from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Limits, Mode, Stopper
+from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Limits, Mode, StoppedBy
 from magrathea.core.plan import ActualDomain, Order, steps
 from node_daemon.snapshot import Beside, snapshot
 
@@ -93,7 +93,7 @@ def _job(number: int, index: int, stopped: bool) -> Job:
     job = Job(key, JobClass.PREEMPTIBLE, 1, 10, START - 100, START - 100, True, True)
     if not stopped:
         return job
-    return replace(job, stopped_since=START - 50, stopper=Stopper.US, booked=True, preemptions=1)
+    return replace(job, stopped_since=START - 50, stopper=StoppedBy.US, booked=True, preemptions=1)
 
 
 def unseen(host: Host) -> Host:

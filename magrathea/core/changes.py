@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from . import events as ev
-from .model import Domain, Ended, Host, Job, JobClass, JobKey, Lifecycle, Stopper
+from .model import Domain, Ended, Host, Job, JobClass, JobKey, Lifecycle, StoppedBy
 from .refusals import RefusalCode
 
 BOOTS: dict[str, Any] = {"lifecycle": Lifecycle.BOOTING, "paused_externally": False, "down_why": ""}
@@ -36,7 +36,7 @@ def job_in(host: Host, name: str, key: JobKey) -> tuple[Domain, Job]:
 
 
 def stop(host: Host, job: Job) -> Job:
-    return replace(job, stopped_since=host.now, stopper=Stopper.US, preemptions=job.preemptions + 1)
+    return replace(job, stopped_since=host.now, stopper=StoppedBy.US, preemptions=job.preemptions + 1)
 
 
 def preempt(host: Host, names: tuple[str, ...], by: str) -> Result:

@@ -9,7 +9,7 @@ from itertools import groupby
 from . import events as ev
 from .allocation import verdict
 from .changes import Result, preempt, refuse, remove_job, without_jobs
-from .model import NOTHING, Amount, Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Stopper
+from .model import NOTHING, Amount, Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, StoppedBy
 from .refusals import Refusal, RefusalCode
 from .stopping import wanted_stopped
 
@@ -117,8 +117,8 @@ def _confirmed(host: Host, job: Job, report: ev.ReportedJob) -> Job:
     if job.stopped_by_us or job.booked or host.now < job.run_since + LIST_AGE_S:
         return job
     if report.suspended and job.stopper is None:
-        return replace(job, stopper=Stopper.PBS, stopped_since=host.now)
-    if not report.suspended and job.stopper is Stopper.PBS:
+        return replace(job, stopper=StoppedBy.PBS, stopped_since=host.now)
+    if not report.suspended and job.stopper is StoppedBy.PBS:
         return replace(job, stopper=None, stopped_since=None, run_since=host.now)
     return job
 

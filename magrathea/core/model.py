@@ -66,7 +66,7 @@ class Patience(StrEnum):
     NOW = "now"
 
 
-class Stopper(StrEnum):
+class StoppedBy(StrEnum):
     """Who stopped a job: Magrathea, or PBS for its own reasons (then the job counts as running)."""
 
     US = "us"
@@ -174,7 +174,7 @@ class Job:
     launched: bool = False
     ending: bool = False
     stopped_since: float | None = None
-    stopper: Stopper | None = None
+    stopper: StoppedBy | None = None
     booked: bool = False
     held_elsewhere: bool = False
     missing: int = 0
@@ -188,7 +188,7 @@ class Job:
 
     @property
     def stopped_by_us(self) -> bool:
-        return self.stopper is Stopper.US
+        return self.stopper is StoppedBy.US
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,12 +292,12 @@ class Domain:
     @cached_property
     def running(self) -> tuple[Job, ...]:
         """Jobs that are not stopped by us."""
-        return tuple(j for j in self.jobs if j.stopper is not Stopper.US)
+        return tuple(j for j in self.jobs if j.stopper is not StoppedBy.US)
 
     @cached_property
     def stopped(self) -> tuple[Job, ...]:
         """Jobs stopped by us."""
-        return tuple(j for j in self.jobs if j.stopper is Stopper.US)
+        return tuple(j for j in self.jobs if j.stopper is StoppedBy.US)
 
     def stuck_mib(self, jobs: tuple[Job, ...]) -> int:
         """How much of these jobs' memory stays in the host's if they are stopped: swap is short, or it is locked."""

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
-from .model import NOTHING, Amount, Domain, Host, Job, JobClass, Kind, Lifecycle, Mode, Stopper, once
+from .model import NOTHING, Amount, Domain, Host, Job, JobClass, Kind, Lifecycle, Mode, StoppedBy, once
 
 # Small questions about one domain.
 
@@ -49,7 +49,7 @@ def obstacle(host: Host, domain: Domain, job: Job) -> str:
         return "has not started yet"
     if job.ending:
         return "is ending"
-    if job.stopper is Stopper.PBS:
+    if job.stopper is StoppedBy.PBS:
         return "is suspended by others"
     if 0 < limits.max_preemptions <= job.preemptions:
         return f"has been preempted {job.preemptions} times"

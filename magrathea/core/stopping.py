@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .model import Amount, Domain, Host, Job, JobClass, JobKey, Kind, Mode, Stopper, once
+from .model import Amount, Domain, Host, Job, JobClass, JobKey, Kind, Mode, StoppedBy, once
 from .shares import first_two, lingers, restoring, sibling_among, summed, unused
 
 # Which jobs are stopped.
@@ -72,7 +72,7 @@ def _may_be_stopped(job: Job) -> bool:
     Such a job stays stopped: its end needs no CPU, and there is none for it.
     """
     ends = job.ending and not job.stopped_by_us
-    return job.cls is JobClass.PREEMPTIBLE and job.stopper is not Stopper.PBS and not ends
+    return job.cls is JobClass.PREEMPTIBLE and job.stopper is not StoppedBy.PBS and not ends
 
 
 def _pushed_aside(host: Host, domain: Domain) -> bool:

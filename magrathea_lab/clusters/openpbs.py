@@ -33,7 +33,7 @@ from .private_openpbs import HEAD, HOST, PBS_HOME, MachineProcess, PrivateOpenPb
 USER = "alice"
 PERIODIC_S = 5
 """Interval of MoM's lists of jobs; 15 s in production, where jobs last longer."""
-UPKEEP_S = 2
+VNODES_HOOK_S = 2
 """How often the server's hook does its periodic work; 30 s in production."""
 COMPARE_S = 3
 """How often the hub compares its books with PBS; a minute in production."""
@@ -116,7 +116,7 @@ class OpenPbsCluster:
         # for an enabled MoM hook PBS's server would also start its own timer (install._disabled)
         lines = [
             f"set hook {hook} {setting}"
-            for hook, freq_s in (("magrathea_mom", PERIODIC_S), ("magrathea_vnodes", UPKEEP_S))
+            for hook, freq_s in (("magrathea_mom", PERIODIC_S), ("magrathea_vnodes", VNODES_HOOK_S))
             for setting in ("enabled=false", f"freq={freq_s}", "enabled=true")
         ]
         lines += ["create queue normal queue_type=Execution"]

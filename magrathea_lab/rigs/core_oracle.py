@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 
-from magrathea.core.model import Domain, Host, Job, JobClass, Kind, Lifecycle, Mode, Patience, State, Stopper
+from magrathea.core.model import Domain, Host, Job, JobClass, Kind, Lifecycle, Mode, Patience, State, StoppedBy
 
 LOW, PROTECTED, HIGH = JobClass.PREEMPTIBLE, JobClass.PROTECTED, JobClass.PRIORITY
 
@@ -15,7 +15,7 @@ TAKES = {Kind.NORMAL: (LOW, PROTECTED), Kind.PRIORITY: (HIGH,), Kind.SERVICE: ()
 
 
 def ours(job: Job) -> bool:
-    return job.stopper is Stopper.US
+    return job.stopper is StoppedBy.US
 
 
 def workers(h: Host) -> list[Domain]:
@@ -205,7 +205,7 @@ def must_not_run(h: Host) -> set[tuple[str, str]]:
     found = set()
     for d in workers(h):
         for j in d.jobs:
-            if j.cls is LOW and j.stopper is not Stopper.PBS and (ours(j) or not j.ending) and _in_way(h, d, j):
+            if j.cls is LOW and j.stopper is not StoppedBy.PBS and (ours(j) or not j.ending) and _in_way(h, d, j):
                 found.add((d.name, j.key.id))
     return found
 

@@ -16,7 +16,7 @@ from magrathea.core import events as ev
 from magrathea.core import shares, states, stopping
 from magrathea.core.caps import CapKind
 from magrathea.core.machine import handle, next_deadline
-from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Patience, State, Stopper
+from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Patience, State, StoppedBy
 from magrathea.core.plan import desired
 
 from . import core_oracle as oracle
@@ -133,7 +133,7 @@ class World:
             self._must(len({j.key.id for j in d.jobs}) == len(d.jobs), "one run of a job at a time")
             for j in d.jobs:
                 self._must((j.stopper is None) == (j.stopped_since is None), "stopped by somebody since some time")
-                self._must(j.stopper is not Stopper.US or j.cls is LOW, "only preemptible jobs are stopped by us")
+                self._must(j.stopper is not StoppedBy.US or j.cls is LOW, "only preemptible jobs are stopped by us")
                 self._must(j.confirmed or h.now < j.claimed_at + h.limits.claim_s, "no claim outlives its time")
                 self._must(j.cpus >= 0 and j.memory_mib >= 0, "no negative job")
             self._must(not d.jobs or d.lifecycle is not Lifecycle.DOWN, "a domain that is down has no jobs")

@@ -51,7 +51,7 @@ class TooLarge(Exception):
 # Messages
 
 
-class Message:
+class SentLine:
     """A line that is sent again at `again_at`."""
 
     def __init__(self, line: bytes) -> None:
@@ -72,7 +72,7 @@ class Request:
         self.deadline = deadline
         self.on_answer = on_answer
         self.id = 0
-        self.message: "Optional[Message]" = None
+        self.message: "Optional[SentLine]" = None
         self.cut: "Optional[Cut]" = None
 
     @property
@@ -104,7 +104,7 @@ class End(Stream):
         self.at_work: "Dict[Mark, bool]" = {}  # True if its answer is being sent in parts
         self.takes_parts = False  # as the hello of the other end says
         self.parts = Parts()
-        self.answers: "OrderedDict[Mark, Message]" = OrderedDict()
+        self.answers: "OrderedDict[Mark, SentLine]" = OrderedDict()
 
     def _message(self, doc: "Doc", now: float) -> None:
         kind = field(doc, "type", str)
@@ -157,10 +157,10 @@ class End(Stream):
             if now >= message.again_at:
                 self._send(message, now)
 
-    def _on_their_way(self) -> "List[Message]":
+    def _on_their_way(self) -> "List[SentLine]":
         return [request.message for request in self.pending.values() if request.message is not None]
 
-    def _send(self, message: Message, now: float) -> None:
+    def _send(self, message: SentLine, now: float) -> None:
         if not self.broken:
             self.output.append(message.line)
             message.again_at = now + REPEAT_S
@@ -197,7 +197,7 @@ class End(Stream):
 
     def _put(self, request: Request, id: int, line: bytes, now: float) -> None:
         """Send this line for the request, and repeat it."""
-        request.id, request.message = id, Message(line)
+        request.id, request.message = id, SentLine(line)
         self.pending[id] = request
         if self.ready:
             self._send(request.message, now)
@@ -250,7 +250,7 @@ class End(Stream):
             return
         if len(self.at_work) >= MAX_AT_WORK:  # this answer is not kept, so a repetition may be worked on
             text = "%d requests are being worked on; ask again later" % MAX_AT_WORK
-            self._send(Message(self._answer(mark, refusal(BUSY, text))), now)
+            self._send(SentLine(self._answer(mark, refusal(BUSY, text))), now)
         else:
             self.at_work[mark] = False
             try:
@@ -304,7 +304,7 @@ class End(Stream):
     def _answer_with(self, mark: "Mark", line: bytes, now: float) -> None:
         """Send this line as the answer, and keep it for repetitions."""
         del self.at_work[mark]
-        message = self.answers[mark] = Message(line)
+        message = self.answers[mark] = SentLine(line)
         while len(self.answers) > MAX_ANSWERS:
             self.answers.popitem(last=False)
         self._send(message, now)
@@ -349,7 +349,7 @@ class End(Stream):
             return
         kept = self.parts.add(*part)
         text = "part %d of a message came without those before it; send it again" % part[1]
-        self._send(Message(self._answer(mark, {"ok": True} if kept else refusal(BUSY, text))), now)
+        self._send(SentLine(self._answer(mark, {"ok": True} if kept else refusal(BUSY, text))), now)
 
     def _last_part(self, doc: "Doc", now: float) -> None:
         """Join the message, and handle it like one that came on a line."""
@@ -366,7 +366,7 @@ class End(Stream):
         if line is None:
             if of == "request":
                 text = "the parts before the last one are missing; send the request again"
-                self._send(Message(self._answer(mark, refusal(BUSY, text))), now)
+                self._send(SentLine(self._answer(mark, refusal(BUSY, text))), now)
             return
         whole = self.decode(line)
         if (whole.get("type"), whole.get("session"), whole.get("id")) != (of, *mark):

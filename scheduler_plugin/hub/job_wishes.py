@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from magrathea.core.model import Stopper
+from magrathea.core.model import StoppedBy
 from magrathea.messages import JobReport, Snapshot
 
 MOST_WARNING_S = 60.0
@@ -84,7 +84,7 @@ def wish_of(
 
 def _ready(report: JobReport) -> bool:
     """True if this host allows a resume: it has given everything back, or it has never stopped the job itself."""
-    ours = report.stopped_since is not None and report.stopper != Stopper.PBS
+    ours = report.stopped_since is not None and report.stopper != StoppedBy.PBS
     return not report.stop and (report.ready or not ours)
 
 

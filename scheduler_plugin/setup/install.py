@@ -176,19 +176,19 @@ def without_resources(sched_config: str, names: Iterable[str]) -> str:
     return sched_config
 
 
-UPKEEP_FREQ_S = ((100, 2), (250, 5), (500, 10))
+VNODES_HOOK_FREQ_S = ((100, 2), (250, 5), (500, 10))
 """(vnodes, seconds): on a server with up to so many vnodes the vnodes hook runs at this interval; else
-UPKEEP_SLOWEST_S.
+VNODES_HOOK_SLOWEST_S.
 
 A run costs a process beside the server 9 ms and 0.28 ms a vnode (measured). So it takes 2 % of one core, and less than
 0.2 % of the server's own thread. A preemption that coincides with a run is booked one run later.
 """
-UPKEEP_SLOWEST_S = 30
+VNODES_HOOK_SLOWEST_S = 30
 
 
 def maintenance_freq_s(vnodes: int) -> int:
     """Interval of the vnodes hook, for a server with so many vnodes."""
-    return next((freq_s for most, freq_s in UPKEEP_FREQ_S if vnodes <= most), UPKEEP_SLOWEST_S)
+    return next((freq_s for most, freq_s in VNODES_HOOK_FREQ_S if vnodes <= most), VNODES_HOOK_SLOWEST_S)
 
 
 def wanted_hooks(options: InstallOptions, vnodes: int = 0) -> dict[str, tuple[dict[str, str], str, str | None]]:

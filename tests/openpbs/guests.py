@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from magrathea_lab import fleet
-from magrathea_lab.clusters.openpbs import KILL_DELAY_S, UPKEEP_S, USER, OpenPbsCluster
+from magrathea_lab.clusters.openpbs import KILL_DELAY_S, USER, VNODES_HOOK_S, OpenPbsCluster
 from magrathea_lab.clusters.private_openpbs import FIRST_UID, HEAD, PrivateOpenPbs
 from magrathea_lab.fleet import DomainSpec, HostSpec
 from magrathea_lab.guests.image import NETWORK_MODULES, Extra
@@ -190,7 +190,9 @@ class Fleet(OpenPbsCluster):
 
     def _for_short_jobs(self) -> None:
         lines = [f"set queue {name} kill_delay={KILL_DELAY_S}" for name in ("high", "low")]
-        lines += [f"set hook magrathea_vnodes {what}" for what in ("enabled=false", f"freq={UPKEEP_S}", "enabled=true")]
+        lines += [
+            f"set hook magrathea_vnodes {what}" for what in ("enabled=false", f"freq={VNODES_HOOK_S}", "enabled=true")
+        ]
         self.pbs.qmgr("\n".join(lines))
         for mom in self.pbs.moms:
             wanted = [f"/{PBS_HOME}/mom_priv/hooks/magrathea_{name}.PY" for name in ("mom", "prologue")]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from magrathea_lab.clusters.openpbs import UPKEEP_S, OpenPbsCluster
+from magrathea_lab.clusters.openpbs import VNODES_HOOK_S, OpenPbsCluster
 from magrathea_lab.fleet import EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
     goes_on,
@@ -19,7 +19,7 @@ from magrathea_lab.scenarios.scenarios import (
     wait_state,
     wait_stoppable,
 )
-from scheduler_plugin.setup.install import UPKEEP_SLOWEST_S
+from scheduler_plugin.setup.install import VNODES_HOOK_SLOWEST_S
 
 from .jobs import LONG
 from .test_preemption import walltime_s
@@ -41,11 +41,11 @@ def slowest_hook(fleet: OpenPbsCluster) -> Iterator[None]:
         settings = ("enabled=false", f"freq={seconds}", "enabled=true")
         fleet.pbs.qmgr("\n".join(f"set hook magrathea_vnodes {setting}" for setting in settings))
 
-    every(UPKEEP_SLOWEST_S)
+    every(VNODES_HOOK_SLOWEST_S)
     try:
         yield
     finally:
-        every(UPKEEP_S)
+        every(VNODES_HOOK_S)
 
 
 def test_preemptions_in_close_succession_are_all_booked_at_once(fleet: OpenPbsCluster) -> None:

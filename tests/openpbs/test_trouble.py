@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from magrathea_lab.clusters.openpbs import PERIODIC_S, UPKEEP_S, OpenPbsCluster
+from magrathea_lab.clusters.openpbs import PERIODIC_S, VNODES_HOOK_S, OpenPbsCluster
 from magrathea_lab.clusters.private_openpbs import HEAD
 from magrathea_lab.fleet import EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
@@ -137,7 +137,7 @@ def test_the_set_up_can_be_repeated(fleet: OpenPbsCluster) -> None:
         fleet.pbs.qmgr(
             "\n".join(
                 f"set hook {hook} {setting}"
-                for hook, freq_s in (("magrathea_mom", PERIODIC_S), ("magrathea_vnodes", UPKEEP_S))
+                for hook, freq_s in (("magrathea_mom", PERIODIC_S), ("magrathea_vnodes", VNODES_HOOK_S))
                 for setting in ("enabled=false", f"freq={freq_s}", "enabled=true")
             )
         )

@@ -25,7 +25,7 @@ from magrathea.core.model import (
     Lifecycle,
     Mode,
     State,
-    Stopper,
+    StoppedBy,
 )
 from magrathea.core.plan import ActualDomain, Order
 from magrathea.core.refusals import RefusalCode
@@ -44,7 +44,7 @@ def siblings(h: Host, d: Domain) -> list[Domain]:
 
 
 def ours(j: Job) -> bool:
-    return j.stopper is Stopper.US
+    return j.stopper is StoppedBy.US
 
 
 def running(d: Domain) -> list[Job]:
@@ -238,7 +238,7 @@ def wanted_stopped(h: Host) -> Keys:
 
 
 def _must_not_run(h: Host, d: Domain, j: Job) -> bool:
-    if j.cls is not JobClass.PREEMPTIBLE or j.stopper is Stopper.PBS or (j.ending and not ours(j)):
+    if j.cls is not JobClass.PREEMPTIBLE or j.stopper is StoppedBy.PBS or (j.ending and not ours(j)):
         return False
     if h.paused:
         return ours(j)

@@ -24,7 +24,7 @@ from magrathea.core.model import (
     Limits,
     Mode,
     Pause,
-    Stopper,
+    StoppedBy,
 )
 from magrathea.core.plan import ActualDomain, Order, Orders, SetCpu, SetMemory, desired, ready, steps
 from magrathea.core.refusals import Refusal
@@ -54,7 +54,7 @@ def jobs(draw: st.DrawFn, id: str, kind: Kind, preempted: bool, flag: st.SearchS
     job = Job(JobKey(id, 1), cls, draw(st.integers(0, 4)), draw(MIB), draw(SINCE), draw(SINCE))
     stopper = None
     if cls is JobClass.PREEMPTIBLE and preempted:
-        stopper = draw(st.sampled_from((Stopper.US, Stopper.US, Stopper.US, Stopper.PBS, None)))
+        stopper = draw(st.sampled_from((StoppedBy.US, StoppedBy.US, StoppedBy.US, StoppedBy.PBS, None)))
     return replace(
         job,
         confirmed=draw(flag),
@@ -150,7 +150,7 @@ def lines(draw: st.DrawFn) -> Host:
         domain = Domain(name, Kind.NORMAL, 8, swap_mib=draw(SWAP_MIB), lifecycle=Lifecycle.UP, agent_lost_at=None)
         for i, (mib, held) in enumerate(draw(st.lists(st.tuples(SMALL_MIB, HELD), min_size=1, max_size=3))):
             job = Job(JobKey(f"{name}.{i}", 1), JobClass.PREEMPTIBLE, 1, mib, 0.0, 0.0, True, True)
-            stopped = replace(job, stopper=Stopper.US, stopped_since=900.0 + number, held_elsewhere=held)
+            stopped = replace(job, stopper=StoppedBy.US, stopped_since=900.0 + number, held_elsewhere=held)
             domain = domain.having(stopped)
         built.append(domain)
     used_mib = sum(plain.use(d).mib for d in built)

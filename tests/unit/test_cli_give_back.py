@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from magrathea import qstat
-from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Mode, Stopper
+from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Mode, StoppedBy
 from magrathea_lab.waiting import until
 from node_daemon.journal import open_journal
 from node_daemon.setup.give_back import ContinuedProcesses, command, give_back
@@ -24,7 +24,7 @@ from tests.fakes.control_socket import answering
 SERVER = f"s{os.getpid()}"
 """Unique for this run: `give-back` searches all processes of the machine, and another run may have some."""
 OURS, OTHER = f"12.{SERVER}", f"99.{SERVER}"
-JOB = Job(JobKey(OURS, 1), JobClass.PREEMPTIBLE, 1, 0, 0.0, 0.0, stopped_since=1.0, stopper=Stopper.US, booked=True)
+JOB = Job(JobKey(OURS, 1), JobClass.PREEMPTIBLE, 1, 0, 0.0, 0.0, stopped_since=1.0, stopper=StoppedBy.US, booked=True)
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ from magrathea.core.model import (
     Limits,
     Mode,
     State,
-    Stopper,
+    StoppedBy,
 )
 
 T = 10_000.0
@@ -159,7 +159,9 @@ def run(
 
 def stop(h: Host, domain: str, id: str, *, since: float = 100.0, booked: bool = True, **facts: object) -> Host:
     """`h` with the job stopped by us for `since` seconds, also in PBS's books."""
-    job = replace(get_job(h, domain, id), stopped_since=h.now - since, stopper=Stopper.US, booked=booked, preemptions=1)
+    job = replace(
+        get_job(h, domain, id), stopped_since=h.now - since, stopper=StoppedBy.US, booked=booked, preemptions=1
+    )
     return h.having(get(h, domain).having(replace(job, **facts)))  # type: ignore[arg-type]
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from magrathea.core import states
-from magrathea.core.model import Limits, State, Stopper
+from magrathea.core.model import Limits, State, StoppedBy
 
 from .builders import (
     HIGH,
@@ -53,7 +53,7 @@ def test_a_sibling_with_only_jobs_stopped_by_us_does_not_block_a_priority_domain
 
 
 def test_a_sibling_with_jobs_stopped_by_pbs_blocks_a_priority_domain() -> None:
-    h = run(host("exclusive", n1="normal", p1="priority"), "n1", "1", stopped_since=T - 9, stopper=Stopper.PBS)
+    h = run(host("exclusive", n1="normal", p1="priority"), "n1", "1", stopped_since=T - 9, stopper=StoppedBy.PBS)
     assert state(h, "p1") is State.OCCUPIED
     assert claim(h, "p1", "9").code == "host-busy"
 
@@ -108,7 +108,7 @@ def test_a_priority_claim_stops_every_job_of_every_blocker() -> None:
     assert answer.victims == ("n1", "n2")
     assert stopped(answer.host) == wanted(answer.host) == {"1", "2", "3"}
     job = get_job(answer.host, "n1", "1")
-    assert (job.stopped_since, job.stopper, job.booked) == (T, Stopper.US, False)
+    assert (job.stopped_since, job.stopper, job.booked) == (T, StoppedBy.US, False)
 
 
 def test_the_other_domains_of_a_host_are_occupied_while_a_priority_job_runs() -> None:

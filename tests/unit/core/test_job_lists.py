@@ -9,7 +9,7 @@ import pytest
 from magrathea.core.events import JobsReported, ReportedJob
 from magrathea.core.job_events import jobs_reported
 from magrathea.core.machine import handle
-from magrathea.core.model import JobClass, State, Stopper
+from magrathea.core.model import JobClass, State, StoppedBy
 from magrathea_lab.waiting import BOUND_S
 
 from .builders import (
@@ -119,7 +119,7 @@ def test_an_older_run_in_the_list_is_not_adopted(mode: str) -> None:
 def test_a_job_that_pbs_suspended_counts_as_running_and_is_not_stoppable(mode: str) -> None:
     h = run(host(mode, n1="normal", p1="priority"), "n1", "1")
     h = listed(h, "n1", ReportedJob(key("1"), suspended=True))
-    assert get_job(h, "n1", "1").stopper is Stopper.PBS
+    assert get_job(h, "n1", "1").stopper is StoppedBy.PBS
     assert state(h, "n1") is State.RUNNING
     h = later(listed(h, "n1", "1"), 10)
     assert get_job(h, "n1", "1").stopper is None
@@ -128,7 +128,7 @@ def test_a_job_that_pbs_suspended_counts_as_running_and_is_not_stoppable(mode: s
 
 @both
 def test_a_job_that_pbs_continued_is_young_again(mode: str) -> None:
-    h = run(host(mode, n1="normal"), "n1", "1", stopped_since=T - 100, stopper=Stopper.PBS)
+    h = run(host(mode, n1="normal"), "n1", "1", stopped_since=T - 100, stopper=StoppedBy.PBS)
     h = listed(h, "n1", "1")
     assert get_job(h, "n1", "1").run_since == T
     assert get_job(h, "n1", "1").preempted_s == 0, "not ours"
@@ -138,14 +138,14 @@ def test_a_job_that_pbs_continued_is_young_again(mode: str) -> None:
 def test_a_job_that_we_stopped_stays_ours_when_pbs_lists_it_as_suspended(mode: str) -> None:
     h = stop(run(host(mode, n1="normal"), "n1", "1"), "n1", "1")
     h = listed(h, "n1", ReportedJob(key("1"), suspended=True))
-    assert get_job(h, "n1", "1").stopper is Stopper.US
+    assert get_job(h, "n1", "1").stopper is StoppedBy.US
     assert get_job(h, "n1", "1").stopped_since == T - 100
 
 
 @both
 def test_a_job_that_we_stopped_stays_stopped_when_the_list_is_older_than_the_suspend(mode: str) -> None:
     h = stop(run(host(mode, n1="normal"), "n1", "1"), "n1", "1", since=0.1, booked=False)
-    assert get_job(listed(h, "n1", "1"), "n1", "1").stopper is Stopper.US
+    assert get_job(listed(h, "n1", "1"), "n1", "1").stopper is StoppedBy.US
 
 
 @both

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from magrathea.core.caps import NO_CAP, preempted_cap, share_cap
-from magrathea.core.model import Host, JobKey, Limits, Stopper
+from magrathea.core.model import Host, JobKey, Limits, StoppedBy
 from magrathea.core.plan import (
     ActualDomain,
     Order,
@@ -292,7 +292,7 @@ def test_no_job_is_ready_in_a_domain_that_has_not_been_read() -> None:
 
 def test_a_job_that_pbs_has_suspended_for_its_own_reasons_is_not_warned() -> None:
     h = host("exclusive", limits=Limits(warn_signal="SIGUSR1"), n1="normal")
-    h = run(h, "n1", "1", stopper=Stopper.PBS, stopped_since=9_000.0)
+    h = run(h, "n1", "1", stopper=StoppedBy.PBS, stopped_since=9_000.0)
     domain = h.domain("n1")
     assert domain
     assert warned_until(h, domain.jobs[0]) is None

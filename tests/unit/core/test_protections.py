@@ -9,7 +9,7 @@ import pytest
 from magrathea.core.caps import preempted_cap
 from magrathea.core.events import Booking, JobContinued, Noted, ReportedJob
 from magrathea.core.machine import handle, next_deadline
-from magrathea.core.model import Host, Limits, State, Stopper
+from magrathea.core.model import Host, Limits, State, StoppedBy
 from magrathea.core.plan import desired
 
 from .builders import (
@@ -207,7 +207,7 @@ def test_continuing_a_job_that_runs_changes_nothing(mode: str) -> None:
 
 @both
 def test_a_job_that_pbs_suspended_is_never_continued_by_us(mode: str) -> None:
-    h = busy(mode, stopped_since=T - 9, stopper=Stopper.PBS)
+    h = busy(mode, stopped_since=T - 9, stopper=StoppedBy.PBS)
     assert go_on(h, "n1", "1") == h
     assert wanted(h) == set()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from magrathea.core.model import State, Stopper
+from magrathea.core.model import State, StoppedBy
 
 from .builders import (
     HIGH,
@@ -93,7 +93,7 @@ def test_a_domain_is_preempted_although_some_of_its_jobs_run(mode: str) -> None:
 
 @both
 def test_a_job_suspended_by_pbs_itself_does_not_make_a_domain_preempted(mode: str) -> None:
-    h = run(host(mode, n1="normal"), "n1", "1", stopped_since=T - 10, stopper=Stopper.PBS)
+    h = run(host(mode, n1="normal"), "n1", "1", stopped_since=T - 10, stopper=StoppedBy.PBS)
     assert state(h, "n1") is State.RUNNING
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Stopper
+from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, StoppedBy
 from magrathea_lab.rigs.virtual_time import run
 from node_daemon.hypervisor.base import DomainReading, DriverError
 from node_daemon.switch.memory import Mover
@@ -29,7 +29,7 @@ class Owner:
         self.driver = driver
         low = Job(KEY, JobClass.PREEMPTIBLE, 1, 0, 0.0, 0.0, True, True)
         if not runs:
-            low = replace(low, stopped_since=0.0, stopper=Stopper.US)
+            low = replace(low, stopped_since=0.0, stopper=StoppedBy.US)
         high = Job(JobKey("9", 1), JobClass.PRIORITY, 1, needs_mib, 0.0, 0.0, True, True)
         kinds = {"n1": (Kind.NORMAL, (low,)), "p1": (Kind.PRIORITY, (high,))}
         domains = tuple(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from magrathea.core import events as ev
-from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Stopper
+from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, StoppedBy
 from magrathea.history import Query
 from magrathea.history_sentences import sentence
 from node_daemon.journal import SCHEMA, Journal, JournalError, NoJournal, Since, open_journal, salvage
@@ -45,7 +45,7 @@ def test_a_new_journal_has_no_facts(journal: Journal) -> None:
 
 
 def test_the_facts_come_back_as_they_were(journal: Journal) -> None:
-    facts = host(stopped_since=4.0, stopper=Stopper.US, booked=True, preempted_s=1.25)
+    facts = host(stopped_since=4.0, stopper=StoppedBy.US, booked=True, preempted_s=1.25)
     journal.commit(facts, None, ())
     assert again(journal).facts() == facts
 
