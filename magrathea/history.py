@@ -8,15 +8,27 @@ sentence of each entry.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from magrathea.messages import MOST_ENTRIES, HistoryEntry, Snapshot
+import msgspec
+
+from magrathea.core import events as ev
+from magrathea.messages import MAX_BYTES, MOST_ENTRIES, HistoryEntry, Snapshot
 
 DEFAULT_FILE = Path("/var/lib/magrathea/journal.sqlite")
 MOST = MOST_ENTRIES
 """The largest number of entries in an answer."""
+MAX_ANSWER_BYTES = MAX_BYTES - 4096
+"""Longest entries in an answer, all together. Everything else in the message is short."""
+MAX_DATA_BYTES = 16 * 1024
+"""Data of an entry that is longer is shortened. Nobody reads more of one line, and a guest decides how long it is."""
+BEGIN_BYTES = 1000
+"""So much is left of it."""
+LISTED_IDS = 10
+"""Of a list of jobs, so many ids are kept: enough for people. Decisions name each job that was added or is gone."""
 
 
 HistoryRow = tuple[float, str, str, str, str, bytes]
@@ -41,6 +53,47 @@ _SELECT = """
 """
 
 
+class Shortened(msgspec.Struct, frozen=True):
+    """Data of an entry that was too long."""
+
+    shortened_from_bytes: int
+    begin: str
+
+
+class JobsListed(msgspec.Struct, frozen=True):
+    """MoM's list as the history has it. The facts hold the jobs themselves."""
+
+    at: float
+    domain: str
+    jobs: int
+    suspended: int
+    ending: int
+    ids: list[str]
+
+
+def recorded(what: ev.Event | ev.Decision) -> object:
+    """What the history keeps of it."""
+    if not isinstance(what, ev.JobsReported):
+        return what
+    suspended, ending = sum(job.suspended for job in what.jobs), sum(job.ending for job in what.jobs)
+    ids = [job.key.id for job in what.jobs[:LISTED_IDS]]
+    return JobsListed(what.at, what.domain, len(what.jobs), suspended, ending, ids)
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def row_data(what: object) -> bytes:
+    """The data of an entry, with its length bounded."""
+    return _fitting(_encode(what))
+
+
+def _fitting(data: bytes) -> bytes:
+    if len(data) <= MAX_DATA_BYTES:
+        return data
+    return _encode(Shortened(len(data), data[:BEGIN_BYTES].decode(errors="replace")))
+
+
 class Unreadable(Exception):
     """The file cannot be read: the text says which, why, and how to fix it."""
 
@@ -53,8 +106,19 @@ def select(connection: sqlite3.Connection, query: Query) -> list[HistoryEntry]:
 
 
 def entry(row: HistoryRow) -> HistoryEntry:
-    data = bytes(row[5]).decode(errors="replace")
+    data = _fitting(bytes(row[5])).decode(errors="replace")
     return HistoryEntry(at=row[0], kind=row[1], name=row[2], domain=row[3], job=row[4], data=data)
+
+
+def newest_within(newest_first: Iterable[HistoryEntry], most_bytes: int) -> list[HistoryEntry]:
+    """As many of the newest entries as fit in so many bytes, oldest first."""
+    found, size = [], 0
+    for one in newest_first:
+        size += len(_encode(one)) + 1  # the comma
+        if size > most_bytes:
+            break
+        found.append(one)
+    return found[::-1]
 
 
 def matches(entry: HistoryEntry, query: Query) -> bool:

@@ -17,10 +17,13 @@ from magrathea.core import events as ev
 from magrathea.core.events import Note
 from magrathea.core.model import Patience
 from magrathea.decoding import UNDECODABLE
+from magrathea.history import JobsListed, Shortened
 from magrathea.messages import HistoryEntry
 
 KINDS: Mapping[str, type] = {kind.__name__: kind for kind in get_args(ev.Event | ev.Decision)}
 """Types by the name in an entry."""
+
+SHORTENED = '{"shortened_from_bytes":'
 
 NOTES: Mapping[Note, str] = {
     Note.PREEMPTED: "stopped{by}",
@@ -49,12 +52,25 @@ CLOSES_WHEN: Mapping[Patience, str] = {
 def sentence(entry: HistoryEntry) -> str:
     """What happened or was decided; for an unknown kind, its name and its data."""
     try:
+        if entry.data.startswith(SHORTENED):
+            left = msgspec.json.decode(entry.data, type=Shortened)
+            return f"{entry.name}, shortened from {left.shortened_from_bytes} bytes: {left.begin}"
+        if entry.name == JobsListed.__name__:
+            return _list(msgspec.json.decode(entry.data, type=JobsListed))
         if entry.name not in KINDS:
             return _unknown(entry.name, msgspec.json.decode(entry.data, type=dict[str, Any]))
         what = _decoder(entry.name).decode(entry.data)
     except UNDECODABLE:
         return f"{entry.name} {entry.data}"
     return _decision(what) if isinstance(what, ev.Decision) else _event(what)
+
+
+def _list(said: JobsListed) -> str:
+    if not said.jobs:
+        return "MoM lists no jobs"
+    more = f" and {said.jobs - len(said.ids)} more" if said.jobs > len(said.ids) else ""
+    counts = [f"{n} {word}" for n, word in ((said.suspended, "suspended"), (said.ending, "ending")) if n]
+    return f"MoM lists {', '.join(said.ids)}{more}" + (f" ({', '.join(counts)})" if counts else "")
 
 
 def seconds(value: float) -> str:

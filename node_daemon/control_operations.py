@@ -15,8 +15,8 @@ from magrathea.core import events as ev
 from magrathea.core import states
 from magrathea.core.model import Domain, Host, Patience
 from magrathea.core.refusals import RefusalCode
-from magrathea.history import MOST, Query
-from magrathea.messages import MAX_BYTES, HistoryAsked, HistoryEntry, HistoryTold, Snapshot, encode
+from magrathea.history import MAX_ANSWER_BYTES, MOST, Query, newest_within
+from magrathea.messages import HistoryAsked, HistoryEntry, HistoryTold, Snapshot, encode
 from magrathea.preview import TooLong, outlook
 
 from .configuration import NodedConfiguration
@@ -26,8 +26,6 @@ from .journal import Journal, JournalError, JournalStore
 from .snapshot import fitting
 from .switch.switch import Switch
 
-MAX_ANSWER_BYTES = MAX_BYTES - 4096
-"""Longest history in an answer. Everything else in the message is short."""
 MOST_CHUNKS = 1000
 """Largest number of chunks of a preview. Each costs as much as a claim."""
 PREVIEW_S = 4.0
@@ -115,9 +113,7 @@ class Admin:
             entries = journal.history(Query("" if self._is_host(about) else about, since, max(1, min(limit, MOST))))
         except JournalError as error:
             raise Denied(RefusalCode.JOURNAL, str(error)) from error
-        while len(granted(entries=entries)) > MAX_ANSWER_BYTES:
-            entries = entries[len(entries) // 2 :]
-        return entries
+        return newest_within(reversed(entries), MAX_ANSWER_BYTES)
 
     async def _preview(self, request: ControlRequest) -> bytes:
         """What each domain would answer to such a submission now, and where it would go. Nothing is changed."""

@@ -28,7 +28,7 @@ from magrathea import files
 from magrathea.core.events import Decision, Event, Note, Noted
 from magrathea.core.model import Host, JobKey
 from magrathea.decoding import UNDECODABLE
-from magrathea.history import HistoryRow, Query, entry, matches, select
+from magrathea.history import HistoryRow, Query, entry, matches, recorded, row_data, select
 from magrathea.messages import HistoryEntry
 
 SCHEMA = 3
@@ -225,9 +225,12 @@ class Journal:
                 type(what).__name__,
                 getattr(what, "domain", ""),
                 key.id if (key := getattr(what, "key", None)) is not None else "",
-                _encode(what),
+                row_data(what),
             )
-            for kind, what in [*happened, *(("decision", d) for d in decisions)]
+            for kind, what in [
+                *((kind, recorded(one)) for kind, one in happened),
+                *(("decision", d) for d in decisions),
+            ]
         ]
 
     def _write_history(self, rows: Sequence[HistoryRow]) -> None:

@@ -17,7 +17,7 @@ from magrathea.cli.history import moment
 from magrathea.core import events as ev
 from magrathea.core.model import Host, JobClass, JobKey, Mode, Patience
 from magrathea.core.refusals import RefusalCode
-from magrathea.history import Query
+from magrathea.history import Query, recorded
 from magrathea.history_sentences import sentence
 from magrathea.messages import HistoryEntry
 from node_daemon.journal import Journal, open_journal
@@ -223,6 +223,12 @@ def entry(what: Any, kind: str = "event") -> HistoryEntry:
         (ev.Claimed(0, "n1", KEY, JobClass.PRIORITY, 2, 100), "asked for: a job of class priority, CPUs: 2, 100 MiB"),
         (ev.JobsReported(0, "n1", (ev.ReportedJob(KEY),)), "MoM lists 12.srv"),
         (ev.JobsReported(0, "n1", ()), "MoM lists no jobs"),
+        (recorded(ev.JobsReported(0, "n1", (ev.ReportedJob(KEY),))), "MoM lists 12.srv"),
+        (recorded(ev.JobsReported(0, "n1", ())), "MoM lists no jobs"),
+        (
+            recorded(ev.JobsReported(0, "n1", tuple(ev.ReportedJob(KEY, ending=True) for _ in range(4000)))),
+            f"MoM lists {', '.join(['12.srv'] * 10)} and 3990 more (4000 ending)",
+        ),
         (ev.BooksReported(0, (ev.Booking(KEY, True, True),)), "suspended in PBS's books: 12.srv; another host wants"),
         (ev.DrainRequested(0, "n1", "new disk"), "drains: new disk"),
         (ev.FreezeEnded(0, "p1", "disk full"), "could not be saved: disk full"),

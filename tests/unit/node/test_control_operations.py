@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from magrathea import client
 from magrathea.core import events as ev
 from magrathea.core.machine import handle
 from magrathea.core.model import Host, JobClass, JobKey
-from magrathea.messages import HistoryAsked
+from magrathea.history_sentences import sentence
+from magrathea.messages import HistoryAsked, HistoryEntry
 from magrathea_lab.waiting import BOUND_S
 from node_daemon.control_operations import Admin
 from node_daemon.journal import JournalError, JournalStore, NoJournal, open_journal
@@ -159,5 +162,42 @@ def test_the_history_is_asked_by_job_domain_and_host(tmp_path: Path) -> None:
         assert [entry.name for entry in told.entries] == ["Claimed", "Accepted"]
         owner.journal = NoJournal(JournalError("the disk is full"))
         assert "cannot be read" in Admin(owner).answer_history(HistoryAsked(id=8)).trouble
+
+    play(tmp_path, facts(), test)
+
+
+def test_a_guests_long_list_is_no_long_history(tmp_path: Path) -> None:
+    async def test(owner: Owner, ask: Ask) -> None:
+        jobs = tuple(ev.ReportedJob(JobKey(f"{n:0240}.srv", 1)) for n in range(20_000))
+        owner.journal.commit(owner.host, ev.JobsReported(owner.now(), "n1", jobs), ())
+        owner.journal.commit(owner.host, ev.DrainRequested(owner.now(), "n1", "x" * 5_000_000), ())
+        owner.journal.commit(owner.host, None, (ev.Noted("n1", ev.Note.RELEASED, JobKey("12", 1), "y" * 5_000_000),))
+        listed, drained, noted = (await ask(op="history"))["entries"]
+        assert json.loads(listed["data"])["jobs"] == 20_000
+        assert json.loads(drained["data"])["shortened_from_bytes"] > 5_000_000
+        assert len(listed["data"]) + len(drained["data"]) + len(noted["data"]) < 10_000
+
+    play(tmp_path, facts(), test)
+
+
+def test_one_row_of_an_older_version_that_is_too_long_for_an_answer_is_shortened(tmp_path: Path) -> None:
+    async def test(owner: Owner, ask: Ask) -> None:
+        row = (1.0, "event", "JobsReported", "n1", "", b'{"jobs":["' + b"x" * 5_000_000 + b'"]}')
+        with sqlite3.connect(tmp_path / "journal.sqlite") as connection:
+            connection.execute("INSERT INTO history (at, kind, name, domain, job, data) VALUES (?, ?, ?, ?, ?, ?)", row)
+        connection.close()
+        (found,) = (await ask(op="history"))["entries"]
+        assert sentence(msgspec.convert(found, HistoryEntry)).startswith("JobsReported, shortened from 5000013 bytes: ")
+
+    play(tmp_path, facts(), test)
+
+
+def test_the_newest_entries_that_fit_are_the_answer(tmp_path: Path) -> None:
+    async def test(owner: Owner, ask: Ask) -> None:
+        for n in range(400):
+            owner.journal.commit(owner.host, ev.DrainRequested(float(n), "n1", "x" * 15_000), ())
+        entries = (await ask(op="history", limit=400))["entries"]
+        assert 200 < len(entries) < 400
+        assert json.loads(entries[-1]["data"])["at"] == 399.0
 
     play(tmp_path, facts(), test)
