@@ -3,9 +3,9 @@
 Rule 1: no clock and no I/O.
 Rule 2: hosts, and guests through them, can name any job. Their report changes nothing until PBS has been asked about
 the job. The farm (farm.py) brings PBS's answer and decides which host owns a vnode.
-Rule 3: PBS is asked only if a report would change something. Each question costs the host that caused it, and a host
-has PER_S of them, and BURST at once: as many as it can have jobs that are stopped in one moment. The same holds for the
-suspensions that a host may cause: each is a call to MoM, followed by a resume and two comments.
+Rule 3: PBS is asked only if a report would change something. Each question costs the host that causes it: a host has
+PER_S of them on average, and BURST at once. The same holds for the suspensions that a host may cause: each is a call to
+MoM, followed by a resume and two comments.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from magrathea.messages import JobReport, Snapshot
 from scheduler_plugin.pbs.base import PbsJob
 
 PER_S = 20.0
-BURST = 512.0
+BURST = 4096.0
+"""The most jobs that a domain can have (MAX_JOBS of the agent's parts.py). When the domain is preempted, each needs one
+question and one suspension. A host that lies can cause as much work once, then PER_S on average."""
 AGAIN_FIRST_S, AGAIN_MOST_S = 0.5, 60.0
 """Pauses between questions about one job. Another question may help: PBS had failed, or a vnode has a new owner."""
 MOST_DARK = 8192

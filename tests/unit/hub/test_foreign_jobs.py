@@ -6,6 +6,7 @@ import pytest
 
 from magrathea.core.model import JobKey, State
 from magrathea.messages import JobReport
+from node_daemon.agent import parts
 from scheduler_plugin.hub.bindings import Bindings
 from scheduler_plugin.hub.books import Look, Requeue, Suspend
 from scheduler_plugin.hub.job_reports import BURST, PER_S
@@ -156,7 +157,7 @@ def test_each_host_has_its_own_limit_of_questions(hub: SimHub, pbs: FakePbs) -> 
 def test_a_host_that_changes_its_mind_all_the_time_causes_so_many_suspensions_and_no_more(
     hub: SimHub, pbs: FakePbs
 ) -> None:
-    ids = [f"{n}.own" for n in range(40)]
+    ids = [f"{n}.own" for n in range(200)]
     for id in ids:
         pbs.put(job(id, vnodes=("n1",)))
     began = hub.at
@@ -173,6 +174,18 @@ def test_a_host_that_changes_its_mind_all_the_time_causes_so_many_suspensions_an
     hub.says("h1", domain("n1", [stopped(id) for id in ids]))
     hub.settle(60)
     assert {hub.state(id) for id in ids} == {"S"}, "what is over is late, not lost"
+
+
+def test_the_largest_domain_is_suspended_at_once(hub: SimHub, pbs: FakePbs) -> None:
+    ids = [f"{n}.own" for n in range(parts.MAX_JOBS)]
+    for id in ids:
+        pbs.put(job(id, vnodes=("n1",)))
+    hub.says("h1", domain("n1", [stopped(id) for id in ids]))
+    asked = [action for action in hub.farm.actions(hub.at)[0] if isinstance(action, Look)]
+    for action in asked:
+        hub.tell(hub.carry_out(action))
+    suspends = [action for action in hub.farm.actions(hub.at)[0] if isinstance(action, Suspend)]
+    assert len(asked) == len(suspends) == parts.MAX_JOBS == BURST
 
 
 def test_a_jobs_own_guest_is_believed_about_it_and_its_sibling_on_the_same_host_is_not(

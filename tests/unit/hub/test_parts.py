@@ -108,7 +108,7 @@ def test_a_host_learns_nothing_about_vnodes_that_are_none_of_the_jobs() -> None:
 
 def test_questions_to_pbs_are_limited_for_each_host_separately() -> None:
     hub = several_hosts()
-    asked = sum(hub.farm.must_look("h1", JobKey(f"{n}.srv", 1), hub.at) for n in range(2000))
+    asked = sum(hub.farm.must_look("h1", JobKey(f"{n}.srv", 1), hub.at) for n in range(5000))
     assert asked == BURST
     assert hub.farm.must_look("h2", JobKey("2.srv", 1), hub.at)
 
