@@ -108,6 +108,11 @@ class Site:
     def until_booked(self, *jobs: str) -> None:
         self.until(lambda: self.booked == {*jobs}, f"books that name {jobs}")
 
+    def until_compared(self) -> None:
+        """Wait until the hub has compared everything with PBS: until it has corrected a mistake made now."""
+        self.cluster.qmgr("set node n1 resources_available.magrathea=mistake")
+        self.until(lambda: self.resources("n1").get("magrathea") != "mistake", "the hub's comparison")
+
     def job(self, id: str) -> dict[str, Any]:
         return self.cluster.job(id)
 
@@ -224,9 +229,10 @@ def test_an_admins_own_suspend_is_never_undone(site: Site, job: str) -> None:
         lambda: site.cluster.run(HEAD, ["qsig", "-s", "admin-suspend", job], check=False).returncode == 0, "suspend"
     )
     site.says(site.stopped(job))
-    time.sleep(3)
+    site.until_compared()
     site.says(report(job, ready=True, stopped_since=time.time()))
-    time.sleep(5)  # two comparisons
+    for _ in range(2):
+        site.until_compared()
     assert site.job(job)["job_state"] == "S"
     site.says()
 

@@ -4,11 +4,10 @@ back."""
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 
-from magrathea_lab.clusters.openpbs import COMPARE_S, OpenPbsCluster
+from magrathea_lab.clusters.openpbs import OpenPbsCluster
 from magrathea_lab.clusters.private_openpbs import HEAD
 from magrathea_lab.fleet import EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
@@ -45,6 +44,12 @@ def is_clean(fleet: OpenPbsCluster) -> bool:
     """True if PBS's server has nothing left that it must be made to forget."""
     asked = fleet.pbs.pbs_home(HEAD) / "magrathea.heartbeat.forget"
     return asked.exists() and json.loads(asked.read_text()) == {}
+
+
+def compared(fleet: OpenPbsCluster) -> None:
+    """Wait until the hub has compared everything with PBS: until it has corrected a mistake made now."""
+    fleet.pbs.qmgr("set node n1 resources_available.magrathea=mistake")
+    wait(fleet, "the hub has compared", lambda: fleet.vnodes()["n1"].magrathea != "mistake")
 
 
 def test_after_a_restart_of_the_server_a_vnode_preempted_before_is_usable(fleet: OpenPbsCluster) -> None:
@@ -86,7 +91,7 @@ def test_a_vnode_that_comes_up_in_maintenance_for_a_job_that_runs_is_fixed(fleet
 
 def test_an_admins_maintenance_and_offline_survive_restarts_and_all_repairs(fleet: OpenPbsCluster) -> None:
     with fleet.only(EXCLUSIVE):
-        time.sleep(COMPARE_S + 1)  # the hub has handled what the previous test left
+        compared(fleet)  # and the hub has handled what the previous test left
         wait(fleet, "what was before is forgotten", lambda: is_clean(fleet), LOOK_S)
         job = fleet.submit("normal", LONG)
         wait_running(fleet, job)

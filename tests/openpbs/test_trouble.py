@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from magrathea_lab.clusters.openpbs import PERIODIC_S, VNODES_HOOK_S, OpenPbsCluster
@@ -112,13 +110,13 @@ def test_a_stale_publication_is_caught_by_the_runjob_hook(fleet: OpenPbsCluster)
         wait_domain(fleet, "n1", "running")
         wait(fleet, "p1 accepts none", lambda: fleet.vnodes()["p1"].accepts == ("none",))
         high = fleet.submit("high", 10)
-        for _ in range(20):  # the hub may correct it before the scheduler has looked
-            fleet.pbs.qmgr("set node p1 resources_available.magrathea_accepts=priority")
-            fleet.pbs.qmgr("set server scheduling=true")
-            time.sleep(0.5)
-            if "host-busy" in fleet.jobs()[high].comment:
-                break
-        assert "host-busy" in fleet.jobs()[high].comment
+
+        def refused() -> bool:
+            """Make the mistake again: the hub may have corrected it before the scheduler looked."""
+            fleet.pbs.qmgr("set node p1 resources_available.magrathea_accepts=priority\nset server scheduling=true")
+            return "host-busy" in fleet.jobs()[high].comment
+
+        wait(fleet, "the hook has refused it", refused)
         assert fleet.jobs()[high].state == "Q"
         assert fleet.jobs()[high].run_version == 0
         assert fleet.jobs()[protected].state == "R"
