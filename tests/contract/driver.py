@@ -114,8 +114,9 @@ async def nothing_is_reported_after_its_end(site: DriverSite) -> None:
     async with driven(site) as d:
         pass
     d.told.clear()
-    await site.end("n1")
-    await asyncio.sleep(0.5)
+    async with driven(site) as later:
+        await site.end("n1")
+        await later.until_told(DomainChange("n1", up=False))
     assert d.told == []
 
 

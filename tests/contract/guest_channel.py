@@ -94,7 +94,7 @@ async def a_request_without_an_agent_fails_at_once(site: GuestSite) -> None:
 async def a_request_fails_if_the_agent_ends(site: GuestSite) -> None:
     await site.hang()
     asked = asyncio.ensure_future(failure(site.guest.request("memory", WITHIN_S)))
-    await asyncio.sleep(SOON_S)
+    await asyncio.sleep(SOON_S)  # a fixed time: an agent that hangs does nothing that could be waited for
     assert not asked.done()
     await site.lose()
     assert await asked == RefusalCode.NO_AGENT

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,15 +75,18 @@ def test_ten_processes_of_a_shell_are_stopped_and_continued(rig: Rig) -> None:
     assert job.poll() is None
 
 
-def test_lift_touches_nothing_and_ends_the_sweeps(rig: Rig) -> None:
+def test_lift_touches_nothing_and_ends_the_sweeps_of_that_job(rig: Rig) -> None:
     rig.claim()
-    job = rig.run_job(COUNT)
-    rig.host.await_op("launched")
-    rig.host.order("stop")
-    rig.host.order("lift")
+    rig.claim("13.srv")
+    job, other = rig.run_job(COUNT), rig.run_job(COUNT, id="13.srv")
+    until(lambda: len(rig.host.seen("launched")) >= 2, "both jobs")
+    rig.host.orders(j12="stop", j13="stop")
+    rig.host.orders(j12="lift", j13="stop")
     assert state(job.pid) == "T"
     job.send_signal(signal.SIGCONT)  # as PBS does for a resume
-    time.sleep(0.8)  # longer than a sweep
+    for _ in range(2):  # sweeps, which stop the other job again
+        other.send_signal(signal.SIGCONT)
+        until(lambda: state(other.pid) == "T", "the next sweep")
     assert state(job.pid) == "R"
 
 
@@ -192,11 +194,11 @@ def test_a_process_that_forks_during_the_stop_does_not_escape(rig: Rig) -> None:
         row = rig.host.order("stop")
         assert row["stopped"] == row["processes"] > 0
         first = rig.children()
-        time.sleep(0.03)
+        rig.host.order("stop")  # answered after two more looks
         assert rig.children() == first
         assert set(first.values()) == {"T"}
         rig.host.order("run")
-        time.sleep(0.02)
+        until(lambda before=set(first): not before >= rig.children().keys(), "new processes")  # type: ignore[misc]
 
 
 def test_a_users_own_continue_is_undone(rig: Rig) -> None:
@@ -325,12 +327,14 @@ def test_a_running_job_that_is_deleted_is_neither_stopped_nor_waited_for(rig: Ri
 
 def test_a_released_job_that_runs_is_left_to_mom(rig: Rig) -> None:
     rig.claim()
-    job = rig.run_job(COUNT)
-    rig.host.await_op("launched")
-    rig.host.order("stop")
-    rig.host.order("run")
+    rig.claim("13.srv")
+    job, other = rig.run_job(COUNT), rig.run_job(COUNT, id="13.srv")
+    until(lambda: len(rig.host.seen("launched")) >= 2, "both jobs")
+    rig.host.orders(j12="stop", j13="stop")
+    rig.host.orders(j12="run", j13="stop")
     rig.mom("release", job={"id": "12.srv", "run": 1})
-    time.sleep(0.5)
+    rig.mom("release", job={"id": "13.srv", "run": 1})
+    until(lambda: state(other.pid) in ("", "Z"), "the end of one that was released later, and is stopped")
     assert state(job.pid) == "R"
 
 

@@ -22,6 +22,7 @@ def told(*_):
 signal.signal(signal.SIGUSR1, told)
 open(sys.argv[1] + ".ready", "w").close()
 while True:
+    open(sys.argv[1] + ".beat", "w").close()
     time.sleep(0.01)
 """
 
@@ -82,7 +83,10 @@ def test_a_standing_stop_is_not_announced_again(rig: Rig) -> None:
     _, seconds = stop(rig, LONG_S)
     assert seconds < LONG_S
     rig.host.order("run")
-    time.sleep(0.1)
+    beat = said.with_name("said.beat")
+    for _ in range(2):  # the handler of a second signal would have run before the second one
+        beat.unlink()
+        until(beat.exists, "the job's next step")
     assert said.read_text() == "told\n"
 
 

@@ -41,6 +41,8 @@ class Heard:
         return self.messages.pop(0)
 
     async def nothing(self) -> None:
+        """A fixed time: no event follows what is refused. Connections have no order among each other, and a refused
+        one gets no further message through."""
         await asyncio.sleep(SILENT_S)
         assert self.messages == []
 

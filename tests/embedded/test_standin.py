@@ -61,7 +61,7 @@ def test_an_admin_suspended_job_stands_still_with_its_walltime_and_its_vnode_tak
     before = bench.count(job)
     other = bench.running(steps=5)
     assert bench.shown(other)["vnodes"] == ["n2"]
-    time.sleep(1)
+    bench.until_state(other, "F")  # after five steps
     assert bench.count(job) == before
     suspended_s = time.monotonic() - suspended
     bench.client.admin_resume(job)
@@ -98,7 +98,7 @@ def test_deleting_a_suspended_job_ends_its_processes_and_the_maintenance(bench: 
     bench.until_state(job, "F")
     assert bench.vnode("n1").maintenance_jobs == ()
     before = bench.count(job)
-    time.sleep(0.2)
+    bench.until_state(bench.submit(steps=3), "F")
     assert bench.count(job) == before
 
 
@@ -128,7 +128,7 @@ def test_nothing_starts_while_scheduling_is_off_and_nobody_wakes_it(bench: Stand
     bench.client.ask("set_scheduling", value=False)
     job = bench.submit()
     assert not bench.client.wake_scheduler()
-    time.sleep(0.3)
+    time.sleep(0.3)  # a fixed time: a server that does not schedule does nothing that could be waited for
     assert bench.shown(job)["state"] == "Q"
     bench.client.ask("set_scheduling", value=True)
     bench.until_state(job, "R")

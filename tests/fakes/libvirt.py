@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,6 +60,8 @@ class FakeLibvirt:
         self.set: list[int] = []
         self.fails: dict[str, int] = {}
         """"domain.call" -> the number of the error with which the call fails."""
+        self.raised: Counter[str] = Counter()
+        """How often each call has failed so."""
         self.listing = threading.Event()
         """If clear, listing the domains blocks."""
         self.listing.set()
@@ -94,7 +97,8 @@ class FakeLibvirtDomain:
         self._fake, self._real = fake, real
 
     def __getattr__(self, name: str) -> Any:
-        if number := self._fake.fails.get(f"{self._real.name()}.{name}"):
+        if number := self._fake.fails.get(call := f"{self._real.name()}.{name}"):
+            self._fake.raised[call] += 1
             raise failure(number)
         return getattr(self._real, name)
 
