@@ -13,8 +13,8 @@ part that waits for it. So the waiting part still gets a reason, not silence:
           its way back  ORDER_MARGIN_S     0.2
             a process   UNINTERRUPTIBLE_S  1.0          in uninterruptible sleep then counts as stopped
 
-The hook and the agent cannot import this module, and repeat some of these numbers under their own names. A test adds
-all of them up and compares them.
+The hook and the agent cannot import this module, and repeat some of these numbers. A test adds all of them up and
+compares them.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ SOCKET_PATH_BYTES = 107
 MIN_RUN_S = 5.0
 """With less, a stream of claims could keep a job from ever running (docs/rules.md, "Protection from thrashing")."""
 
-MAX_WARN_S = 1.0
+MAX_CONFIGURED_WARN_S = 1.0
 """A claim is answered within DAEMON_CLAIM_S (magrathea/deadlines.py), and stopping takes some of that time."""
 
 Cpus = Annotated[int, msgspec.Meta(ge=1, le=65536)]
@@ -85,7 +85,7 @@ class LimitsTable(msgspec.Struct, kw_only=True, frozen=True):
     max_preempted_s: Seconds = 0.0
     overtaken_s: PositiveSeconds = 600.0
     warn_signal: WarnSignal = ""
-    warn_s: Annotated[float, msgspec.Meta(gt=0, le=MAX_WARN_S)] = MAX_WARN_S
+    warn_s: Annotated[float, msgspec.Meta(gt=0, le=MAX_CONFIGURED_WARN_S)] = MAX_CONFIGURED_WARN_S
     allow_short_min_run: bool = False
 
 

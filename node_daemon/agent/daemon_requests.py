@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .values import Key, Reply
 
 SLICE_S = 5.0  # for one slice of memory, if the daemon names no time
-MAX_WARN_S = 60.0  # the longest time between a job's warning and its stop
+MAX_ORDERED_WARN_S = 60.0  # the longest time between a job's warning and its stop that an order may name
 WARN_SIGNALS = (
     *("SIGHUP", "SIGINT", "SIGTERM", "SIGTSTP"),
     *("SIGURG", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGXCPU"),
@@ -84,11 +84,11 @@ class DaemonRequests:
                 name = field(row, "warn_signal", str)
                 if name not in WARN_SIGNALS:
                     raise BadValue("warn_signal %.60r is none of %s" % (name, ", ".join(WARN_SIGNALS)))
-                warnings[job_key(row)] = int(getattr(signal, name)), seconds(row, "warn_s", 1.0, 0, MAX_WARN_S)
+                warnings[job_key(row)] = int(getattr(signal, name)), seconds(row, "warn_s", 1.0, 0, MAX_ORDERED_WARN_S)
         if len({key for key, _ in wanted}) != len(wanted):
             raise BadValue("a job is named twice")
         self.newest = session, id
-        self.sweeper.order(wanted, seconds(doc, "deadline_s", ORDERS_S, 0.01, MAX_WARN_S + 30), reply, warnings)
+        self.sweeper.order(wanted, seconds(doc, "deadline_s", ORDERS_S, 0.01, MAX_ORDERED_WARN_S + 30), reply, warnings)
 
     def _memory(self, reply: "Reply") -> None:
         rows = []

@@ -30,7 +30,7 @@ MAX_PARTS = 200  # of a job, in one request of the prologue hook
 CLASSES = ("priority", "preemptible", "protected")
 ENDING_SUBSTATE = 50  # PBS: from this number on, a job is exiting
 STATUS_BYTES = 100_000  # of jobs in one status: the kernel takes this much at once
-CLAIM_S = 1.8  # if the hook names no time: the longest that MoM's hook waits (see magrathea/deadlines.py)
+HOOK_WAITS_S = 1.8  # MoM's hook waits this long for an answer (see magrathea/deadlines.py), if it names no time
 
 
 class MomRequests:
@@ -68,7 +68,7 @@ class MomRequests:
             self._relay(
                 "prepared",
                 {"job": {"id": key[0], "run": key[1]}, "vnodes": words(doc, "vnodes", MAX_PARTS)},
-                seconds(doc, "deadline_s", CLAIM_S, 0.05, 30),
+                seconds(doc, "deadline_s", HOOK_WAITS_S, 0.05, 30),
                 client,
             )
         else:
@@ -133,7 +133,7 @@ class MomRequests:
                 "rerunnable": field(job, "rerunnable", bool),
             }
         }
-        deadline_s = seconds(doc, "deadline_s", CLAIM_S, 0.05, 10)
+        deadline_s = seconds(doc, "deadline_s", HOOK_WAITS_S, 0.05, 10)
         sister = field(job, "sister", bool, False)
         if len(self.jobs) >= MAX_JOBS:
             client.answer(refusal(AGENT_BUSY, "the agent knows %d jobs already" % len(self.jobs), FULL_RETRY_AFTER_S))
@@ -214,4 +214,4 @@ class MomRequests:
         self.table.miss({entry[0] for entry in entries}, now)
         self.reports.tell_launched()
         self.sweeper.sweep()
-        self._relay("jobs", {"jobs": clean}, CLAIM_S, client)
+        self._relay("jobs", {"jobs": clean}, HOOK_WAITS_S, client)

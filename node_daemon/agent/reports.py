@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MAX_TELLING = 32  # launches without an answer: half of what the daemon works on at once, so that claims find a place
 TELLING_S = 0.2  # between two such groups: stays below MAX_LINES_PER_S, so that reading never pauses for them
 REPORT_S = 10.0
-RELEASE_S = 60.0  # a release is repeated for so long
+REPEATED_S = 60.0  # a launch or a release is reported again and again for this long
 
 
 class Reports:
@@ -53,7 +53,7 @@ class Reports:
             return
         for job in self.jobs.values():
             if job.seen and job.listed and not job.told and not job.telling:
-                job.telling = self.channel.ask("launched", {"job": job.name()}, RELEASE_S, self._told(job))
+                job.telling = self.channel.ask("launched", {"job": job.name()}, REPEATED_S, self._told(job))
                 self.telling += job.telling
                 if not job.telling or self.telling >= MAX_TELLING:
                     return
@@ -72,7 +72,7 @@ class Reports:
         """Report that a job is over."""
         body = {"job": {"id": key[0], "run": key[1]}}
         self.channel.withdraw("release", body)
-        if not self.channel.has_room or not self.channel.ask("release", body, RELEASE_S, lambda answer: None):
+        if not self.channel.has_room or not self.channel.ask("release", body, REPEATED_S, lambda answer: None):
             log.warning(
                 "release of job %s not reported: too many requests wait; MoM's next lists will show it" % key[0]
             )

@@ -26,13 +26,13 @@ from magrathea.pbs_text.words import is_true
 
 DEFAULT_CONFIGURATION = "/etc/magrathea/agent.json"
 DEFAULT_SOCKET = "/run/magrathea/agent.sock"
-CLAIM_S = 1.6  # the agent's time; with the next two 2.0 s in all (magrathea/deadlines.py has the whole table)
-MARGIN_S = 0.2  # added for the answer's way back
-RELEASE_S = 0.2  # to take back a claim that got no answer
+AGENT_CLAIM_S = 1.6  # the agent's time; with the next two 2.0 s in all (magrathea/deadlines.py has the whole table)
+HOOK_MARGIN_S = 0.2  # added for the answer's way back
+TAKE_BACK_S = 0.2  # to take back a claim that got no answer
 TELL_S = 2.0  # for releases and lists; nothing waits for them
 PREPARED_S = 5.0  # for one question of the prologue, which asks again
 WAIT_S = 585.0  # for all questions of the prologue: less than its alarm (install.py), which the hook cannot read
-MOST_PARTS = 200  # of a job's parts in one question
+MAX_PARTS = 200  # of a job's parts in one question
 RETRY_S = 10  # if the refusal has no time
 
 # The hook acts on these codes of magrathea/core/refusals.py; a test compares the two.
@@ -155,9 +155,9 @@ def claim(event, path):
     job = event.job
     cls = job_class(str(job.schedselect)) or "protected"
     about = '%s,"class":"%s"' % (description(job, pbs.get_local_nodename()), cls)
-    request = '{"op":"claim","job":{%s},"deadline_s":%s}' % (about, CLAIM_S)
+    request = '{"op":"claim","job":{%s},"deadline_s":%s}' % (about, AGENT_CLAIM_S)
     try:
-        answer = ask(path, request, CLAIM_S + MARGIN_S)
+        answer = ask(path, request, AGENT_CLAIM_S + HOOK_MARGIN_S)
     except NoAnswer as error:
         take_back(path, job)
         return refuse(event, str(error), RETRY_S)
@@ -175,7 +175,7 @@ def claim(event, path):
 def take_back(path, job):
     """Release a claim that got no answer: it may have been granted. If this fails too, the claim expires."""
     try:
-        ask(path, '{"op":"release","job":{%s}}' % identity(job), RELEASE_S)
+        ask(path, '{"op":"release","job":{%s}}' % identity(job), TAKE_BACK_S)
     except NoAnswer as error:
         pbs.logmsg(pbs.EVENT_DEBUG, "magrathea: claim of %s not taken back: %s" % (job.id, error))
 
@@ -193,11 +193,11 @@ def wait_for_memory(event, path):
     while vnodes and time.monotonic() < until:
         asked = time.monotonic()
         try:
-            said = json.loads(ask(path, request + json.dumps(vnodes[:MOST_PARTS]) + "}", PREPARED_S + MARGIN_S))
+            said = json.loads(ask(path, request + json.dumps(vnodes[:MAX_PARTS]) + "}", PREPARED_S + HOOK_MARGIN_S))
         except NoAnswer as error:
             said = {"text": str(error)}
         if said.get("ok") and said.get("ready"):
-            del vnodes[:MOST_PARTS]
+            del vnodes[:MAX_PARTS]
             continue
         if said.get("code") == DELETED:  # PBS loses a qdel that comes now, and would start the job
             job.delete()

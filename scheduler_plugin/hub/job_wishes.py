@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from magrathea.core.model import StoppedBy
 from magrathea.messages import JobReport, Snapshot
 
-MOST_WARNING_S = 60.0
-"""No agent warns a job for longer."""
+MAX_REPORTED_WARN_S = 60.0
+"""No agent warns a job for longer (MAX_ORDERED_WARN_S of its daemon_requests.py), whatever a host reports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def _hub_time(heard: Heard, at: float) -> float:
 
 def _to_come(heard: Heard, at: float) -> float:
     """A future time of a host on the hub's clock, computed from what was left of it in the snapshot."""
-    return heard.received_at + min(MOST_WARNING_S, max(0.0, at - heard.snapshot.at))
+    return heard.received_at + min(MAX_REPORTED_WARN_S, max(0.0, at - heard.snapshot.at))
 
 
 def _warn_s(report: JobReport) -> float:

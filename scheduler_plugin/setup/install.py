@@ -16,13 +16,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from magrathea.pbs_text.select import CLASS_RESOURCE, job_class, resource_names
+from magrathea.pbs_text.select import CLASS_RESOURCE, CLASSES, job_class, resource_names
 from magrathea.pbs_text.words import words
 
 from ..pbs.base import Attributes
 from .hook_texts import hook_text
-
-CLASSES = "priority,preemptible,protected"
 
 RESOURCES = {  # flag h: of a vnode; r: queues set it, users cannot ask for it
     "magrathea": "string",
@@ -343,7 +341,7 @@ def changes(now: Present, options: InstallOptions) -> list[SetupChange]:
     found += _hook_changes(now, options)
     for name, have in now.vnodes.items():
         if ACCEPTS not in have:
-            found += _setting(f"node {name}", have, ACCEPTS, CLASSES)
+            found += _setting(f"node {name}", have, ACCEPTS, ",".join(CLASSES))
         if name in options.vnodes or HOST in have:
             found += _setting(f"node {name}", have, "resv_enable", "False")
     for cls, queues in (("priority", options.priority), ("preemptible", options.preemptible)):

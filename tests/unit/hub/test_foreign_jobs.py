@@ -10,7 +10,7 @@ from node_daemon.agent import parts
 from scheduler_plugin.hub.bindings import Bindings
 from scheduler_plugin.hub.books import Look, Requeue, Suspend
 from scheduler_plugin.hub.job_reports import BURST, PER_S
-from scheduler_plugin.hub.job_wishes import MOST_WARNING_S
+from scheduler_plugin.hub.job_wishes import MAX_REPORTED_WARN_S
 from tests.fakes.pbs import FakePbs
 from tests.fakes.reports import NOW, domain, given_back, job, report, stopped
 
@@ -243,7 +243,7 @@ class TestTimes:
     def test_a_warning_that_never_ends_delays_a_suspend_by_a_minute_at_most(self, hub: SimHub) -> None:
         hub.pbs.starting.clear()
         hub.says("h2", domain("n2", [report(stop=True, stopped_since=NOW, warned_until=NOW + 1e9)]))
-        hub.after(MOST_WARNING_S + 5)
+        hub.after(MAX_REPORTED_WARN_S + 5)
         assert hub.state() == "S"
 
 
