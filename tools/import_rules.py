@@ -1,4 +1,4 @@
-"""A rule for import-linter (pyproject.toml, [tool.importlinter]): a package imports only itself and what is listed.
+"""A rule for import-linter (pyproject.toml, [tool.importlinter]): packages import only each other and what is listed.
 
 A list of forbidden libraries would miss the next one, and the core and the agent must not get any.
 """
@@ -14,16 +14,16 @@ STANDARD_LIBRARY = "the standard library"
 
 
 class OnlyContract(Contract):
-    """`package` imports nothing but itself and `allowed`: names of modules, or "the standard library"."""
+    """`packages` (or modules) import only each other and `allowed`: names of modules, or "the standard library"."""
 
-    package = fields.StringField()
+    packages = fields.SetField(subfield=fields.StringField())
     allowed = fields.SetField(subfield=fields.StringField())
 
     def check(self, graph: ImportGraph, verbose: bool) -> ContractCheck:
-        package, allowed = str(self.package), set(self.allowed)  # type: ignore[call-overload]
+        packages, allowed = set(self.packages), set(self.allowed)  # type: ignore[call-overload]
         if STANDARD_LIBRARY in allowed:
             allowed |= sys.stdlib_module_names
-        own = {package, *graph.find_descendants(package)}
+        own = packages.union(*(graph.find_descendants(package) for package in packages))
         foreign = [
             f"{importer} -> {imported}"
             for importer in sorted(own)
