@@ -7,10 +7,13 @@ sentence of each entry.
 
 from __future__ import annotations
 
+import heapq
 import sqlite3
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain, groupby, islice
 from pathlib import Path
 
 import msgspec
@@ -46,11 +49,24 @@ class Query:
     limit: int = 100
 
 
-_SELECT = """
-    SELECT at, kind, name, domain, job, data FROM history
-    WHERE at >= ?1 AND (?2 = '' OR domain = ?2 OR job = ?2 OR substr(job, 1, length(?2) + 1) = ?2 || '.')
-    ORDER BY id DESC LIMIT ?3
+_ALL = ("SELECT id FROM history WHERE id <= ?1 ORDER BY id DESC",)
+_ABOUT = (
+    "SELECT id FROM history WHERE domain = ?2 AND id <= ?1 ORDER BY id DESC",
+    "SELECT id FROM history WHERE job = ?2 AND id <= ?1 ORDER BY id DESC",
+    "SELECT id FROM history WHERE job >= ?2 || '.' AND job < ?2 || '/' AND +id <= ?1 ORDER BY +id DESC",
+)
+"""Each finds its rows by an index. The last one: jobs whose id begins with the words and a dot; the next sign is /. The
++ keeps SQLite from reading all rows in the order of their ids."""
+_ROW = """
+    SELECT at, kind, name, domain, job, CASE WHEN length(data) <= ?2 THEN data END, length(data)
+    FROM history WHERE id = ?1
 """
+READ_S = 2.0
+"""Time limit for reading an answer. A client waits for 5 s."""
+CHECK_STEPS = 10_000
+"""Steps of SQLite between two looks at the clock; about 1 ms."""
+NEWEST = 2**63 - 1
+"""The largest id that SQLite may give."""
 
 
 class Shortened(msgspec.Struct, frozen=True):
@@ -98,11 +114,37 @@ class Unreadable(Exception):
     """The file cannot be read: the text says which, why, and how to fix it."""
 
 
-def select(connection: sqlite3.Connection, query: Query) -> list[HistoryEntry]:
-    """The matching entries, oldest first. Raises sqlite3.Error."""
-    values = (query.since, query.about, max(1, min(query.limit, MOST)))
-    rows = connection.execute(_SELECT, values).fetchall()
-    return [entry(row) for row in reversed(rows)]
+def newest_first(connection: sqlite3.Connection, query: Query, last: int = NEWEST) -> Iterator[HistoryEntry]:
+    """The matching entries up to this id. Raises sqlite3.Error, TimeoutError.
+
+    Rows are written in the order of their time, so the first one that is too old is the end.
+    """
+    end = time.monotonic() + READ_S
+    connection.set_progress_handler(lambda: time.monotonic() > end, CHECK_STEPS)
+    try:
+        connection.execute("BEGIN")  # all statements see the same rows
+        values = (last, query.about) if query.about else (last,)
+        found = [connection.execute(ids, values) for ids in (_ABOUT if query.about else _ALL)]
+        for id, _ in groupby(heapq.merge(*((row[0] for row in ids) for ids in found), reverse=True)):
+            one = _entry_of(connection, id)
+            if time.monotonic() > end:
+                raise TimeoutError
+            if one.at < query.since:
+                return
+            yield one
+    except sqlite3.OperationalError as error:
+        if time.monotonic() > end:
+            raise TimeoutError from error
+        raise
+
+
+def _entry_of(connection: sqlite3.Connection, id: int) -> HistoryEntry:
+    """Reads no more of a row than is shown: an older version may have written megabytes."""
+    *row, data, length = connection.execute(_ROW, (id, MAX_DATA_BYTES)).fetchone()
+    if data is None and length is not None:
+        with connection.blobopen("history", "data", id, readonly=True) as blob:
+            data = _encode(Shortened(length, blob.read(BEGIN_BYTES).decode(errors="replace")))
+    return entry((*row, data if isinstance(data, bytes) else str(data).encode(errors="replace")))
 
 
 def entry(row: HistoryRow) -> HistoryEntry:
@@ -122,18 +164,28 @@ def newest_within(newest_first: Iterable[HistoryEntry], most_bytes: int) -> list
 
 
 def matches(entry: HistoryEntry, query: Query) -> bool:
-    """The same test as `select`, for entries that are not in the file yet."""
+    """The same test as `newest_first`, for entries that are not in the file yet."""
     about = ("", entry.domain, entry.job, entry.job.partition(".")[0])
     return entry.at >= query.since and query.about in about
 
 
-def read_file(path: Path, query: Query) -> list[HistoryEntry]:
-    """The matching entries of a journal that no daemon has open. Raises Unreadable."""
+def read_file(path: Path, query: Query, last: int = NEWEST, unwritten: Sequence[HistoryRow] = ()) -> list[HistoryEntry]:
+    """The newest matching entries of a journal, as many as an answer holds, oldest first. Raises Unreadable.
+
+    Works in any thread, also while a daemon has the file open: then `last` is the last row that counts, and `unwritten`
+    come after it.
+    """
+    limit = max(1, min(query.limit, MOST))
+    waiting = (one for row in reversed(unwritten) if matches(one := entry(row), query))
     try:
         path.stat()  # sqlite does not report why it cannot open a file
         with path.open("rb"), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
-            return select(connection, query)
-    except (OSError, sqlite3.Error) as error:
+            connection.isolation_level = None
+            found = chain(waiting, newest_first(connection, query, last))
+            return newest_within(islice(found, limit), MAX_ANSWER_BYTES)
+    except TimeoutError as error:
+        raise Unreadable(f"{path}: not read within {READ_S:g} s; ask for less with --limit, or try again") from error
+    except (OSError, sqlite3.Error, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise Unreadable(f"{path}: {why}; run this as root, or name the file with --journal") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from magrathea.core import events as ev
 from magrathea.core import states
 from magrathea.core.model import Domain, Host, Patience
 from magrathea.core.refusals import RefusalCode
-from magrathea.history import MAX_ANSWER_BYTES, MOST, Query, newest_within
+from magrathea.history import Query
 from magrathea.messages import HistoryAsked, HistoryEntry, HistoryTold, Snapshot, encode
 from magrathea.preview import TooLong, outlook
 
@@ -28,6 +29,12 @@ from .switch.switch import Switch
 
 MOST_CHUNKS = 1000
 """Largest number of chunks of a preview. Each costs as much as a claim."""
+READERS = 2
+"""Histories that are read at once, each in a thread."""
+HISTORY_WAIT_S = 2.0
+"""How long a question waits for others to be read."""
+HISTORY_COST_S = 0.05
+"""A stranger's question about the history is charged this much beside what it takes of the loop: other threads read."""
 PREVIEW_S = 4.0
 """Time limit of a preview. The command waits for 5 s."""
 
@@ -61,6 +68,7 @@ class Admin:
     def __init__(self, daemon: DaemonForControl) -> None:
         self._daemon = daemon
         self._previewing = False
+        self._readers = asyncio.Semaphore(READERS)
         self._control = Control(
             daemon.configuration.control_socket,
             reading={"status": self._status, "ping": self._ping, "history": self._history, "preview": self._preview},
@@ -74,6 +82,7 @@ class Admin:
                 "reload": self._reload,
             },
             group=daemon.configuration.control.group,
+            costs={"history": HISTORY_COST_S},
         )
 
     async def start(self) -> None:
@@ -94,26 +103,44 @@ class Admin:
         return granted()
 
     async def _history(self, request: ControlRequest) -> bytes:
-        return granted(entries=self._entries(request.about, request.since, request.limit))
+        return await self._in_thread(self._entries(request.about, request.since, request.limit), _granted_entries)
 
-    def answer_history(self, question: HistoryAsked) -> HistoryTold:
-        """The answer to a hub, which was asked elsewhere."""
+    async def answer_history(self, question: HistoryAsked) -> bytes:
+        """The answer to a hub, which was asked elsewhere: an encoded HistoryTold."""
+
+        def told(entries: list[HistoryEntry], trouble: str = "") -> bytes:
+            return encode(HistoryTold(sender=self._daemon.host.name, id=question.id, entries=entries, trouble=trouble))
+
         try:
-            entries, trouble = self._entries(question.about, question.since, question.limit), ""
+            return await self._in_thread(self._entries(question.about, question.since, question.limit), told)
         except Denied as error:
-            entries, trouble = [], str(error)
-        return HistoryTold(sender=self._daemon.host.name, id=question.id, entries=entries, trouble=trouble)
+            return told([], str(error))
 
-    def _entries(self, about: str, since: float, limit: int) -> list[HistoryEntry]:
-        """The newest entries about a job, a domain or the host, as many as fit in an answer. Raises Denied."""
+    def _entries(self, about: str, since: float, limit: int) -> Callable[[], list[HistoryEntry]]:
+        """Reads the newest entries about a job, a domain or the host, as many as fit in an answer. Raises Denied."""
         journal = self._daemon.journal
         if not isinstance(journal, Journal):
             raise Denied(RefusalCode.JOURNAL, "the journal cannot be read; the status says why")
         try:
-            entries = journal.history(Query("" if self._is_host(about) else about, since, max(1, min(limit, MOST))))
+            return journal.reading(Query("" if self._is_host(about) else about, since, limit))
         except JournalError as error:
             raise Denied(RefusalCode.JOURNAL, str(error)) from error
-        return newest_within(reversed(entries), MAX_ANSWER_BYTES)
+
+    async def _in_thread(
+        self, read: Callable[[], list[HistoryEntry]], encoded: Callable[[list[HistoryEntry]], bytes]
+    ) -> bytes:
+        """Read and encode a history while the loop goes on. Raises Denied."""
+        try:
+            async with asyncio.timeout(HISTORY_WAIT_S):
+                await self._readers.acquire()
+        except TimeoutError as error:
+            raise Denied(RefusalCode.BUSY, "too many histories are asked for; try again in some seconds") from error
+        try:
+            return await asyncio.to_thread(lambda: encoded(read()))
+        except JournalError as error:
+            raise Denied(RefusalCode.JOURNAL, str(error)) from error
+        finally:
+            self._readers.release()
 
     async def _preview(self, request: ControlRequest) -> bytes:
         """What each domain would answer to such a submission now, and where it would go. Nothing is changed."""
@@ -243,6 +270,10 @@ class Admin:
             if isinstance(decision, ev.Accepted) and decision.domain == event.domain:
                 victims = decision.victims
         return victims
+
+
+def _granted_entries(entries: list[HistoryEntry]) -> bytes:
+    return granted(entries=entries)
 
 
 def _left(domain: Domain | None) -> str:

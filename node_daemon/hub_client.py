@@ -13,7 +13,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never, cast
@@ -33,7 +33,6 @@ from magrathea.messages import (
     Books,
     Heartbeat,
     HistoryAsked,
-    HistoryTold,
     PartsAsked,
     PartsTold,
     Resend,
@@ -98,7 +97,7 @@ class HubClient:
         on_lost: Callable[[], None],
         key_file: str = "",
         hub_key_file: str = "",
-        on_history: Callable[[HistoryAsked], HistoryTold] | None = None,
+        on_history: Callable[[HistoryAsked], Awaitable[bytes]] | None = None,
     ) -> None:
         self.host = host
         self._on_history = on_history
@@ -113,6 +112,7 @@ class HubClient:
         self._context: zmq.asyncio.Context | None = None
         self._hubs: list[_Hub] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._answers: set[asyncio.Task[None]] = set()
         self._found = False
         self._last: Snapshot | None = None
         self._sent_at = 0.0
@@ -218,7 +218,7 @@ class HubClient:
                 self._books()
             case HistoryAsked():
                 if self._on_history is not None:
-                    self._send(hub, encode(self._on_history(message)))
+                    self._tell(hub, self._on_history(message))
             case PartsTold():
                 if (asked := hub.asked.pop(message.id, None)) is not None:
                     asked.set_result(message)
@@ -230,6 +230,19 @@ class HubClient:
                 assert_never(message)
         hub.due = hub.due or first
         self.publish()
+
+    def _tell(self, hub: _Hub, answer: Awaitable[bytes]) -> None:
+        """Send an answer when it is there."""
+
+        async def tell() -> None:
+            try:
+                self._send(hub, await answer)
+            except Exception as defect:  # noqa: BLE001  a door (supervision.py)
+                self._complaints.say("defect", f"a question of hub {hub.endpoint} could not be answered", defect)
+
+        task = supervision.start(tell())
+        self._answers.add(task)
+        task.add_done_callback(self._answers.discard)
 
     def _books(self) -> None:
         """Combine all hubs' books: PBS holds a job if any hub says so."""
@@ -294,9 +307,10 @@ class HubClient:
     async def close(self) -> None:
         if self._pending is not None:
             self._pending.cancel()
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._answers]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         hubs, self._hubs = self._hubs, []  # nothing is published from here on
         for hub in hubs:
             hub.socket.close(linger=0)

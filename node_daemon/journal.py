@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +28,10 @@ from magrathea import files
 from magrathea.core.events import Decision, Event, Note, Noted
 from magrathea.core.model import Host, JobKey
 from magrathea.decoding import UNDECODABLE
-from magrathea.history import HistoryRow, Query, entry, matches, recorded, row_data, select
+from magrathea.history import HistoryRow, Query, Unreadable, read_file, recorded, row_data
 from magrathea.messages import HistoryEntry
 
-SCHEMA = 3
+SCHEMA = 4
 """PRAGMA user_version that this program writes. Older journals are migrated when opened, newer ones refused."""
 
 ALL = Query()
@@ -48,6 +48,9 @@ AUTOCHECKPOINT_PAGES = 8192
 PRUNE_ROWS = 2000
 """One `tidy` removes at most so many rows of history, which takes about 10 ms."""
 
+BUSY_MS = 1000
+"""How long a statement waits for another program that has the file open."""
+
 _MIGRATIONS: dict[int, str] = {
     # 0 -> 1
     0: """
@@ -62,6 +65,11 @@ _MIGRATIONS: dict[int, str] = {
     1: "CREATE TABLE states (domain TEXT PRIMARY KEY, state TEXT NOT NULL, since REAL NOT NULL) WITHOUT ROWID;",
     # 2 -> 3: a fact got the name that says what it is. Within a JSON text every quote is escaped, so this is the key.
     2: """UPDATE facts SET host = CAST(replace(host, '"halted":', '"paused_externally":') AS BLOB);""",
+    # 3 -> 4: everybody may ask for the history of a job or domain; without an index each question reads all rows
+    3: """
+        CREATE INDEX IF NOT EXISTS history_domain ON history (domain);
+        CREATE INDEX IF NOT EXISTS history_job ON history (job);
+    """,
 }
 
 
@@ -136,17 +144,28 @@ class Journal:
 
     def history(self, query: Query = ALL) -> list[HistoryEntry]:
         """The newest entries, in the order in which they happened. Raises JournalError."""
-        try:
-            entries = select(self._connection, query)
-        except _DAMAGED as error:
-            raise self._failed(error) from error
-        waiting = (entry(row) for row in self._waiting)
-        return [*entries, *(e for e in waiting if matches(e, query))][-query.limit :]
+        return self.reading(query)()
+
+    def reading(self, query: Query) -> Callable[[], list[HistoryEntry]]:
+        """A function that reads the history as it is now, for another thread. It, too, raises JournalError.
+
+        It has a connection of its own: the daemon's loop never waits for somebody who looks.
+        """
+        last = self._all("SELECT max(id) FROM history")[0][0] or 0
+        unwritten = tuple(self._waiting)
+
+        def read() -> list[HistoryEntry]:
+            try:
+                return read_file(self.path, query, last, unwritten)
+            except Unreadable as error:
+                raise JournalError(str(error)) from error
+
+        return read
 
     def preempted_by(self, domain: str, key: JobKey) -> str:
         """What the job was last preempted for; empty if the history no longer has it."""
         rows = self._all(
-            "SELECT data FROM history WHERE domain = ? AND job = ? AND name = 'Noted' ORDER BY id DESC LIMIT 100",
+            "SELECT data FROM history WHERE +domain = ? AND job = ? AND name = 'Noted' ORDER BY id DESC LIMIT 100",
             (domain, key.id),
         )
         for (data,) in rows:
@@ -205,10 +224,18 @@ class Journal:
                 ).rowcount
             wal = self.path.with_name(self.path.name + "-wal")
             if wal.exists() and wal.stat().st_size > CHECKPOINT_PAGES * 4096:
-                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._checkpoint()
         except _DAMAGED as error:
             raise self._failed(error) from error
         return removed >= PRUNE_ROWS
+
+    def _checkpoint(self) -> None:
+        """Shorten the log, unless somebody reads: then the next `tidy` does. The loop waits for no reader."""
+        self._connection.execute("PRAGMA busy_timeout = 0")
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            self._connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
 
     def close(self) -> None:
         with suppress(*_DAMAGED):  # closing writes the log back; on a full disk it simply stays
@@ -289,7 +316,7 @@ def open_journal(path: Path) -> Journal:
     try:
         path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         _make_private(path)
-        connection = sqlite3.connect(path, timeout=1.0, isolation_level=None, cached_statements=32)
+        connection = sqlite3.connect(path, timeout=BUSY_MS / 1000, isolation_level=None, cached_statements=32)
     except (OSError, sqlite3.Error) as error:
         raise JournalError(f"{path}: cannot be opened: {error}; is its folder there, and may I write it?") from error
     try:

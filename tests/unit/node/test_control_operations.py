@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,8 +19,9 @@ from magrathea.core import events as ev
 from magrathea.core.machine import handle
 from magrathea.core.model import Host, JobClass, JobKey
 from magrathea.history_sentences import sentence
-from magrathea.messages import HistoryAsked, HistoryEntry
+from magrathea.messages import HistoryAsked, HistoryEntry, HistoryTold, decode_to_hub
 from magrathea_lab.waiting import BOUND_S
+from node_daemon import journal
 from node_daemon.control_operations import Admin
 from node_daemon.journal import JournalError, JournalStore, NoJournal, open_journal
 
@@ -157,11 +159,12 @@ def test_the_history_is_asked_by_job_domain_and_host(tmp_path: Path) -> None:
         assert await names(about="h1") == ["Released", "Noted", "Claimed", "Accepted"]
         assert await names(about="h1", limit=1) == ["Accepted"]
         assert await names(since=owner.now()) == ["Claimed", "Accepted"]
-        told = Admin(owner).answer_history(HistoryAsked(id=7, about="14"))
+        told = decode_to_hub(await Admin(owner).answer_history(HistoryAsked(id=7, about="14")))
+        assert isinstance(told, HistoryTold)
         assert (told.sender, told.id, told.trouble) == ("h1", 7, "")
         assert [entry.name for entry in told.entries] == ["Claimed", "Accepted"]
         owner.journal = NoJournal(JournalError("the disk is full"))
-        assert "cannot be read" in Admin(owner).answer_history(HistoryAsked(id=8)).trouble
+        assert b"cannot be read" in await Admin(owner).answer_history(HistoryAsked(id=8))
 
     play(tmp_path, facts(), test)
 
@@ -199,5 +202,35 @@ def test_the_newest_entries_that_fit_are_the_answer(tmp_path: Path) -> None:
         entries = (await ask(op="history", limit=400))["entries"]
         assert 200 < len(entries) < 400
         assert json.loads(entries[-1]["data"])["at"] == 399.0
+
+    play(tmp_path, facts(), test)
+
+
+def test_who_reads_the_history_delays_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, others_answered = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> list[HistoryEntry]:
+        reading.set()
+        assert others_answered.wait(BOUND_S / 2)
+        return []
+
+    monkeypatch.setattr(journal, "read_file", slow)
+
+    async def test(owner: Owner, ask: Ask) -> None:
+        asked = asyncio.ensure_future(ask(op="history"))
+        assert await asyncio.to_thread(reading.wait, BOUND_S)
+        assert (await ask(op="ping"))["ok"]
+        others_answered.set()
+        assert (await asked)["ok"]
+
+    play(tmp_path, facts(), test)
+
+
+def test_a_history_that_takes_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("magrathea.history.READ_S", -1.0)
+
+    async def test(owner: Owner, ask: Ask) -> None:
+        owner.apply(ev.Released(owner.now(), "n1", JobKey("12", 1)))
+        assert "not read within" in (await ask(op="history"))["text"]
 
     play(tmp_path, facts(), test)

@@ -82,11 +82,14 @@ class DaemonsEnd:
             on_books=self.told.append,
             on_found=lambda: self.told.append("found"),
             on_lost=lambda: self.told.append("lost"),
-            on_history=lambda asked: HistoryTold(sender="h1", id=asked.id, entries=[], trouble=asked.about),
+            on_history=self.history,
             key_file=keys.get("key_file", ""),
             hub_key_file=keys.get("hub_key_file", ""),
         )
         self.note = 0
+
+    async def history(self, asked: HistoryAsked) -> bytes:
+        return encode(HistoryTold(sender="h1", id=asked.id, entries=[], trouble=asked.about))
 
     async def until_told(self, what: object) -> None:
         async with asyncio.timeout(BOUND_S):

@@ -6,7 +6,9 @@ import os
 import resource
 import signal
 import sqlite3
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +16,19 @@ import pytest
 
 from magrathea.core import events as ev
 from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, StoppedBy
-from magrathea.history import Query
+from magrathea.history import Query, newest_first
 from magrathea.history_sentences import sentence
-from node_daemon.journal import SCHEMA, Journal, JournalError, NoJournal, Since, open_journal, salvage
+from node_daemon.journal import (
+    BUSY_MS,
+    CHECKPOINT_PAGES,
+    SCHEMA,
+    Journal,
+    JournalError,
+    NoJournal,
+    Since,
+    open_journal,
+    salvage,
+)
 
 KEY = JobKey("1.srv", 1)
 
@@ -69,6 +81,60 @@ def test_the_history_names_event_decision_domain_and_job(journal: Journal) -> No
     assert [e.name for e in journal.history(Query(about="p1"))] == ["Released"]
 
 
+def steps(journal: Journal, query: Query) -> int:
+    """How many hundreds of steps SQLite takes for it."""
+    count = 0
+
+    def step() -> int:
+        nonlocal count
+        count += 1
+        return 0
+
+    class Counted(sqlite3.Connection):
+        def set_progress_handler(self, handler: object, n: int) -> None:
+            super().set_progress_handler(step, 100)
+
+    with closing(sqlite3.connect(journal.path, factory=Counted)) as connection:
+        list(newest_first(connection, query))
+    return count
+
+
+def test_a_question_about_few_rows_reads_few_rows(journal: Journal) -> None:
+    """Everybody on the host may ask, for names that are not there, too."""
+    decisions = [ev.Accepted("n1", JobKey(f"{n}.srv", 1)) for n in range(20_000)]
+    journal.commit(host(), None, decisions)
+    journal.commit(host(20.0), None, [ev.Accepted("p1", JobKey("7.other", 1))])
+    for query, found in {
+        Query("nosuch"): 0, Query("p1"): 1, Query("7"): 2, Query("7.srv"): 1, Query("19"): 1, Query(since=15.0): 1,
+        Query("n1", since=1e9): 0, Query("n1", limit=3): 3, Query(limit=3): 3,
+    }.items():  # fmt: skip
+        assert len(journal.history(query)) == found, query
+    for query in (Query("nosuch"), Query("p1"), Query("7"), Query("7.srv"), Query(since=15.0), Query("n1", since=1e9)):
+        assert steps(journal, query) < 10, query
+
+
+def test_a_reader_sees_the_history_of_the_moment_in_which_he_asked(journal: Journal) -> None:
+    journal.commit(host(), None, (ev.Accepted("n1", KEY),))
+    journal.note(11.0, ev.Released(11.0, "p1", KEY), ())
+    read = journal.reading(Query())
+    journal.commit(host(12.0), None, (ev.Accepted("n1", JobKey("2.srv", 1)),))
+    assert [entry.name for entry in read()] == ["Accepted", "Released"]
+
+
+def test_who_reads_the_file_does_not_delay_the_shortening_of_the_log(journal: Journal) -> None:
+    journal.commit(host(), None, [ev.Accepted("n1", JobKey(f"{n}.srv", 1)) for n in range(40_000)])
+    assert journal.path.with_name("journal.sqlite-wal").stat().st_size > CHECKPOINT_PAGES * 4096
+    with closing(sqlite3.connect(journal.path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM history").fetchone()
+        journal.commit(host(12.0), None, ())
+        began = time.monotonic()
+        journal.tidy(0.0)
+        assert time.monotonic() - began < BUSY_MS / 1000
+    journal.tidy(0.0)
+    assert journal.path.with_name("journal.sqlite-wal").stat().st_size == 0
+
+
 def test_history_is_pruned_and_preempted_seconds_are_kept_for_good(journal: Journal) -> None:
     journal.commit(host(10.0), None, (ev.Noted("n1", ev.Note.RELEASED, KEY, "", 7.5),))
     # if the facts still have the job, they count; else the decision does
@@ -118,7 +184,7 @@ def test_an_old_journal_is_migrated_and_keeps_its_facts(tmp_path: Path) -> None:
     journal.commit(paused, None, ())
     journal.close()
     with sqlite3.connect(path) as connection:  # as version 1 left it
-        connection.execute("DROP TABLE states")
+        connection.executescript("DROP TABLE states; DROP INDEX history_domain; DROP INDEX history_job")
         facts = connection.execute("SELECT host FROM facts").fetchone()[0]
         old = facts.replace(b'"paused_externally":', b'"halted":')
         assert old != facts
@@ -130,6 +196,8 @@ def test_an_old_journal_is_migrated_and_keeps_its_facts(tmp_path: Path) -> None:
     migrated.close()
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA user_version").fetchone()[0] == SCHEMA
+        indexes = {row[1] for row in connection.execute("PRAGMA index_list(history)")}
+        assert indexes == {"history_at", "history_domain", "history_job"}
     connection.close()
 
 
