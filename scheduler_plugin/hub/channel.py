@@ -262,7 +262,7 @@ class HubChannel:
         message = decode_to_hub(data)
         sender = message.host if isinstance(message, Snapshot) else message.sender
         if sender != host:
-            raise BadMessage(f"it speaks for host {sender}")
+            raise BadMessage(f"it is in the name of host {sender}")
         new = self._peers.get(host) != peer
         self._peers[host] = peer
         self._on_message(host, message, new)

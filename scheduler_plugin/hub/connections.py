@@ -54,7 +54,7 @@ def can_bear(files: int) -> int:
     connections = files - RESERVED_FILES
     if connections < RESERVED_FILES:
         log.error("ALERT the limit of open files is %d, too few for a farm; raise LimitNOFILE of magrathea-hub", files)
-    log.info("can bear %d connections of hosts (limit of open files: %d)", max(LEAST, connections), files)
+    log.info("room for %d connections of hosts (limit of open files: %d)", max(LEAST, connections), files)
     return max(LEAST, connections)
 
 
@@ -122,14 +122,14 @@ class Connections:
         self._of.setdefault(address, {})[descriptor] = 0
         self._address_of[descriptor] = address
         if len(self._of[address]) > self._limits.of_one:
-            text = f"{address} has {self._limits.of_one} connections; a further one is ended"
+            text = f"{address} has {self._limits.of_one} connections; closed a further one"
             self._complaints.say("too many of one", text)
             self._end(descriptor)
         elif len(self) > self._limits.connections:
             most = max(self._of, key=lambda one: (len(self._of[one]), one == address))
             text = (
-                f"ALERT {self._limits.connections} connections, no more can be borne: one of {most}, which has "
-                f"{len(self._of[most])}, is ended; raise LimitNOFILE of magrathea-hub, or end what connects"
+                f"ALERT {self._limits.connections} connections are the limit; closed one of {most}, which has "
+                f"{len(self._of[most])}; raise LimitNOFILE of magrathea-hub, or stop what connects so often"
             )
             self._complaints.say("too many", text, level=logging.ERROR)
             self._end(next(reversed(self._of[most])))
@@ -148,7 +148,7 @@ class Connections:
     def _end_the_endless(self) -> None:
         for descriptor, address in list(self._address_of.items()):
             if _received(descriptor) - self._of[address][descriptor] > self._limits.waiting_bytes:
-                text = f"{address} sends a message without an end; its connection is ended"
+                text = f"{address} sends a message without an end; closed its connection"
                 self._complaints.say("endless", text)
                 self._end(descriptor)
 

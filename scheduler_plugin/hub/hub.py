@@ -168,7 +168,7 @@ class Hub:
 
     def _on_message(self, host: str, message: ToHub, new: bool) -> None:
         if new:
-            self._of_hosts.say(host, f"host {host} speaks", level=logging.INFO)
+            self._of_hosts.say(host, f"host {host} is connected", level=logging.INFO)
             self._told.pop(host, None)
             self._channel.send(host, self._greeting())
         match message:
@@ -194,7 +194,7 @@ class Hub:
                 job = await self._pool.run(lambda pbs: pbs.job(key.id))
                 self.farm.looked(key, job, at)
             except PbsError as error:
-                log.info("job %s: cannot be looked at: %s", key, error)
+                log.info("job %s: PBS cannot be asked: %s", key, error)
         unready = self.farm.unready(host, key, asked.vnodes)
         self._channel.send(host, PartsTold(id=asked.id, parts=unready))
 

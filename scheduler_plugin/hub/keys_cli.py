@@ -15,11 +15,11 @@ T = TypeVar("T")
 DEFAULT_DIRECTORY = "/etc/magrathea/keys"
 
 
-@click.group(short_help="who may connect to the hub by TCP")
+@click.group(short_help="manage which hosts may connect to the hub by TCP")
 @click.option("--dir", "directory", type=click.Path(path_type=Path), default=DEFAULT_DIRECTORY, show_default=True)
 @click.pass_context
 def keys(context: click.Context, directory: Path) -> None:
-    """Keys of the hub and of the hosts. To be used on the hub's machine, as the hub's user.
+    """Manage the keys of the hub and of the hosts. Run it on the hub's machine, as the hub's user.
 
     \b
     Examples:
@@ -33,7 +33,7 @@ def keys(context: click.Context, directory: Path) -> None:
 @keys.command(short_help="make the hub's key pair")
 @click.pass_obj
 def init(directory: Path) -> None:
-    """Make the hub's key pair. Refused if there is one.
+    """Make the hub's key pair. Refused if it exists already.
 
     \b
     Examples:
@@ -47,10 +47,10 @@ def init(directory: Path) -> None:
 
 @keys.command(short_help="make a host's key pair")
 @click.argument("host")
-@click.option("--vnode", "vnodes", multiple=True, help="A vnode that it may report. None: any that no other host has.")
+@click.option("--vnode", "vnodes", multiple=True, help="A vnode that HOST may report. Default: any of no other host.")
 @click.pass_obj
 def enrol(directory: Path, host: str, vnodes: tuple[str, ...]) -> None:
-    """Make HOST's key pair and let it connect under that name. A running hub knows it within two seconds.
+    """Make HOST's key pair and let the host connect under that name. A running hub accepts it within two seconds.
 
     \b
     Examples:
@@ -65,16 +65,16 @@ def enrol(directory: Path, host: str, vnodes: tuple[str, ...]) -> None:
     click.echo(f"  {directory / files.HUB_PUBLIC}  (hub_key_file; stays here, too)")
 
 
-@keys.command("list", short_help="the hosts that may connect")
+@keys.command("list", short_help="list the hosts that may connect")
 @click.pass_obj
 def list_(directory: Path) -> None:
-    """The hosts that may connect: name, public key, vnodes; `key still here` if its secret was not removed.
+    """List the hosts that may connect: name, public key, vnodes; `key still here` if the secret was not removed.
 
     \b
     Examples:
       magrathea keys list
 
-    Exit codes: 0 told; 1 the keys cannot be read; 2 wrong usage.
+    Exit codes: 0 listed; 1 the keys cannot be read; 2 wrong usage.
     """
     for one in _told(files.enrolled, directory):
         vnodes = "any vnode" if one.vnodes is None else ",".join(sorted(one.vnodes))
@@ -82,11 +82,11 @@ def list_(directory: Path) -> None:
         click.echo(f"{one.host}  {one.public}  {vnodes}{'  key still here' if here else ''}")
 
 
-@keys.command(short_help="let a host connect no more")
+@keys.command(short_help="forbid a host to connect")
 @click.argument("host")
 @click.pass_obj
 def revoke(directory: Path, host: str) -> None:
-    """HOST may connect no more. A running hub hears it no longer within two seconds.
+    """Forbid HOST to connect. A running hub drops its messages within two seconds.
 
     \b
     Examples:
@@ -99,7 +99,7 @@ def revoke(directory: Path, host: str) -> None:
 
 
 def _told(function: Callable[..., T], *arguments: object) -> T:
-    """The function's result; its KeysError becomes the command's message and exit code 1."""
+    """The function's result. Its KeysError or OSError becomes the command's message and exit code 1."""
     try:
         return function(*arguments)
     except (files.KeysError, OSError) as error:

@@ -51,9 +51,9 @@ async def serve(configuration: HubConfiguration, connect: Connect) -> None:
 
 @click.command()
 @click.option("--config", type=click.Path(path_type=Path), default=DEFAULT_FILE, show_default=True)
-@click.option("--check", is_flag=True, help="Say whether the configuration can be used, and end.")
+@click.option("--check", is_flag=True, help="Check whether the configuration can be used, and end.")
 def main(config: Path, check: bool) -> None:
-    """The process beside the PBS server that publishes all hosts' states and books what they stop."""
+    """Run the hub beside the PBS server: publish the states of all hosts, and book in PBS the jobs that they stop."""
     try:
         configuration = load(config)
         connect = kinds.connector(configuration.pbs.kind, configuration.pbs)

@@ -134,7 +134,7 @@ def test_on_ipc_a_host_cannot_speak_for_another(tmp_path: Path, caplog: pytest.L
     async def test(line: Line) -> None:
         await line.client(line.ipc, "h1").send(beat("h2"))
         await line.heard.nothing()
-        assert "host h1: message refused: it speaks for host h2" in caplog.text
+        assert "host h1: message refused: it is in the name of host h2" in caplog.text
 
     run(tmp_path, test)
 
