@@ -157,7 +157,7 @@ class Job:
     """A PBS job's part in one domain.
 
     `claimed_at`: when it was claimed or found. `confirmed`: its launch or MoM's list has shown it; until then the
-    claim is provisional. `launched`: the agent has seen a process of it. `run_since`: since it last started or was
+    claim is provisional. `launched`: the agent has seen a process of it. `run_since`: when it last started or was
     continued. `ending`: PBS reports it as exiting. `stopped_since`, `stopper`: both set or both None. `booked`: PBS
     holds it as admin-suspended by the hub. `held_elsewhere`: another of the job's hosts wants it stopped.
     `missing`: how many of MoM's lists in a row lacked it. `preemptions`, `preempted_s`: times and seconds stopped
@@ -212,18 +212,17 @@ class Closing:
 class Domain:
     """A VM or container of a host: one MoM, one PBS vnode.
 
-    `cpus`: configured size (a frozen domain reserves it, a service takes it). `memory_mib`: configured ceiling, 0
-    for none (a service takes it). `floor_mib`: what keeps guest, MoM and agent alive. `swap_mib`: how much of its
+    `cpus`: configured size; a frozen domain reserves it, a service takes it. `memory_mib`: configured ceiling, 0 if
+    there is none; a service takes it. `floor_mib`: memory that guest, MoM and agent need. `swap_mib`: how much of its
     jobs' memory can leave the host's memory. `unreclaimable_mib`: what its agent last reported as locked or huge.
-    `boot_until`: after that a boot has failed. `agent_lost_at`: None while the agent is connected. `frozen`:
-    saved to disk. `saving`: being saved. `draining`: reason, empty for not. `fault`: what failed, empty for
-    nothing. `linger_until`, `linger_size`: after its last priority job a priority domain keeps that
-    much to itself until then. `young_since`: since when young jobs have protected it without a gap.
-    `overtaken_since`: since when smaller preempted domains go before it. `preempted_s`: job-seconds stopped by us,
-    of all jobs that ever ran here, ended stops only. `ended`: recently released jobs. `boot_limit_s`: configured, how
-    long a boot may take. `configured`: False once the configuration no longer names it. `closing`: it is to go down.
-    `paused_externally`: somebody else has paused it: it is up, but nothing in it runs. `down_why`: why it went down,
-    or did not come up, for people.
+    `boot_until`: after this time a boot has failed. `agent_lost_at`: None while the agent is connected. `frozen`: saved
+    to disk. `saving`: being saved. `draining`: the reason; empty if it does not drain. `fault`: what failed; empty if
+    nothing did. `linger_until`, `linger_size`: after its last priority job, a priority domain keeps this size to itself
+    until this time. `young_since`: young jobs have protected it without a gap since then. `overtaken_since`: smaller
+    preempted domains have gone before it since then. `preempted_s`: job-seconds of ended stops by us, of all jobs that
+    ever ran here. `ended`: recently released jobs. `boot_limit_s`: configured limit of a boot. `configured`: False once
+    the configuration no longer names it. `closing`: it must go down. `paused_externally`: somebody else has paused it,
+    so it is up but nothing in it runs. `down_why`: for people, why it went down or did not come up.
     """
 
     name: str

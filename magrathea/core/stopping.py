@@ -149,7 +149,7 @@ class _Turn:
 
     @property
     def in_line(self) -> bool:
-        """True if other hosts hold not all of its stopped jobs."""
+        """True if at least one of its stopped jobs is not held by another host."""
         return self.held < len(self.domain.stopped)
 
 

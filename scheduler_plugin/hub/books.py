@@ -8,7 +8,7 @@ Rule 3: the hub resumes only what it suspended. It writes the entry to disk befo
 
     a host wants it stopped     admin-suspend until PBS shows S or the job is gone; give walltime back; set the comment
     no host does, all are ready admin-resume, or plain resume if a failed one has lost the flag; restore the comment
-    requeue, or its host died   rerun by force if the job allows it, else one alert
+    requeue, or its host died   rerun by force if the job allows it, otherwise one alert
     its guest ended             the same, as soon as its MoM is back without the job. Never while all of the job's MoMs
                                 are away: PBS would not start it again (Pbs.rerun). Then an alert tells an admin.
 """

@@ -208,14 +208,14 @@ class Farm:
         return any(report.cls is JobClass.PREEMPTIBLE for report in reports)
 
     def _touchable(self, job: PbsJob, keys: Iterable[JobKey]) -> JobKey | None:
-        """The job's key, if we may suspend it for a moment: a preemptible one that we have nothing else to do with."""
+        """The job's key if the hub may suspend it for a moment: it is preemptible and has no entry. None otherwise."""
         for key in keys:
             reports = self._reports.counted(key, job, self._speaks).values()
             if reports and key not in self.entries:
                 return key if all(r.cls is JobClass.PREEMPTIBLE and not r.stop for r in reports) else None
         return None
 
-    # What follows: vnodes
+    # Results: vnodes
 
     def publication(self, mono: float, host: str | None = None) -> tuple[dict[str, Attributes], list[str]]:
         """What the vnodes of one host, or of all, should show, and new alerts. Empty until PBS has been read."""
@@ -242,7 +242,7 @@ class Farm:
             self._alerts |= frozenset(alerts)
         return wanted, new
 
-    # What follows: jobs
+    # Results: jobs
 
     def actions(self, now: float) -> tuple[list[Action], list[str]]:
         """Actions to carry out in PBS, at most one for each job, and notes. Each must be followed by `outcome`."""
@@ -280,7 +280,7 @@ class Farm:
         return todo, notes
 
     def _believe_dark(self, key: JobKey) -> None:
-        """Watch a job whose domain went off, if PBS has it there: its MoM may come back without it."""
+        """If PBS has the job in a domain that went off, watch it: its MoM may come back without it."""
         seen = self._seen.get(key)
         if seen is not None and self._reports.went_dark(key, seen.job, seen.at, self._speaks):
             self.entries.setdefault(key, LedgerEntry(id=key.id, run=key.run, away=True))
@@ -382,7 +382,7 @@ class Farm:
         entries = [entry for _, entry in sorted(self.entries.items())]
         return [e for e in entries if e.asked_at is not None or e.walltime_s is not None or e.away]
 
-    # What hosts are told
+    # Answers to hosts
 
     def books(self, host: str) -> list[BookEntry] | None:
         """All jobs of a host that are booked or held; None until PBS has been read or if the host is unknown."""

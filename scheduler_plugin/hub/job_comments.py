@@ -1,7 +1,7 @@
 """Comments that the owners of jobs see in `qstat`: why a start was refused, or what a job waits for.
 
-A job whose prologue waits for memory gets its comment when it begins to wait, then at most every TOLD_AGAIN_S, and when
-it is over. A refused start is explained once for each run.
+If a job's prologue waits for memory, the job gets a comment when the wait begins, then at most every TOLD_AGAIN_S, and
+when the wait is over. A refused start is explained once for each run.
 
 A host may comment only on a job that PBS itself has on a vnode of that host, or had when it was refused.
 job_actions.py checks this, because it reads the job in any case.

@@ -46,7 +46,7 @@ decode_answers = msgspec.json.Decoder(Answers).decode
 class Maintenance:
     """Decides what to ask the hook for. `requests`, by vnode: the request's number, and when it may be carried out.
 
-    `named`: vnodes whose attribute names no job in the server's memory either, until the hook's next run. If a job were
+    `named`: until the hook's next run, the attribute of these vnodes names no job, even in memory. If a job were
     suspended there now and ended before that run, its vnode would stay in maintenance for good.
     """
 
@@ -138,5 +138,5 @@ class Maintenance:
 
     @property
     def to_touch(self) -> list[str]:
-        """Vnodes whose maintenance ends when a job of theirs is admin-suspended and resumed."""
+        """The vnodes on which admin-suspending and resuming a job would end the maintenance."""
         return sorted(self._emptied)
