@@ -163,7 +163,7 @@ TABLE: tuple[Meaning, ...] = (
         ),
         (
             _C.SELECT_UNCLEAR,
-            "the select cannot be read, or a value in it has both kinds of quotes",
+            "the select cannot be read, is longer than 64 KiB, or a value in it has both kinds of quotes",
             "write it anew as the text says; one kind of quotes in a value",
             Again.NOT,
         ),

@@ -8,6 +8,8 @@ from magrathea.pbs_text.amounts import DIGITS, whole_number
 
 CLASS_RESOURCE = "magrathea_accepts"
 CLASSES = ("priority", "preemptible", "protected")
+MAX_SELECT = 64 * 1024
+"""Most signs in a select that a user writes. It takes the server's one thread 0.05 s to read so much."""
 
 
 def plus_parts(text: "str") -> "list[str]":
@@ -78,23 +80,26 @@ def chunks(select: "str") -> "list[tuple[int, list[tuple[str, str]]]]":
     return found
 
 
-def trouble(select: "str") -> "str":
-    """Why a select that a user wrote is refused; empty if it is clear what it asks for.
+def examined(select: "str") -> "tuple[set[str], str]":
+    """Names of all resources in a select that a user wrote, and why it is refused; "" if it is clear what it asks for.
 
     The server writes it anew for the scheduler (`do_schedselect` in vnparse.c): strings with one kind of quotes around
     them, everything else without any. A value that needs others is read differently afterwards, and what was within it
     becomes a resource of its own. So no value has both kinds of quotes, or looks like a resource of Magrathea.
     """
+    if len(select) > MAX_SELECT:
+        return set(), f"it is longer than {MAX_SELECT} signs"
     try:
-        values = [value for _, pairs in chunks(select) for _, value in pairs]
+        pairs = [pair for _, pairs in chunks(select) for pair in pairs]
     except ValueError as error:
-        return str(error)
-    for value in values:
+        return _words_of(select), str(error)
+    names = {name for name, _ in pairs}
+    for _, value in pairs:
         if '"' in value and "'" in value:
-            return f"a value has both kinds of quotes: {value}"
+            return names, f"a value has both kinds of quotes: {value}"
         if "=" in value and "magrathea" in value.lower():
-            return f"a value looks like a resource of Magrathea: {value}"
-    return ""
+            return names, f"a value looks like a resource of Magrathea: {value}"
+    return names, ""
 
 
 def resource_names(select: "str") -> "set[str]":
@@ -102,7 +107,11 @@ def resource_names(select: "str") -> "set[str]":
     try:
         return {name for _, pairs in chunks(select) for name, _ in pairs}
     except ValueError:
-        return {word.strip("\"' ").lower() for word in select.replace("+", ":").replace("=", ":").split(":")}
+        return _words_of(select)
+
+
+def _words_of(select: "str") -> "set[str]":
+    return {word.strip("\"' ").lower() for word in select.replace("+", ":").replace("=", ":").split(":")}
 
 
 def job_class(schedselect: "str") -> "str | None":

@@ -32,10 +32,11 @@ import pbs
 
 from magrathea.pbs_text.amounts import whole_number
 from magrathea.pbs_text.placement import placed
-from magrathea.pbs_text.select import job_class, resource_names, trouble
+from magrathea.pbs_text.select import examined, job_class
 from magrathea.pbs_text.words import job_ids, words
 
 DEFAULT_HEARTBEAT_MAX_AGE_S = 30.0
+MAX_WHY = 400
 
 # The product's table of codes is in magrathea/core/refusals.py; a test compares the two.
 CODES = ("hub-lost", "two-domains", "host-busy", "too-big", "no-cpus", "no-class", "own-class", "select-unclear")
@@ -186,14 +187,15 @@ def check_select(event):
     asked = None if wanted is None else wanted["select"]
     if unset(asked):
         return
-    if any(name.startswith("magrathea") for name in resource_names(str(asked))):
+    names, why = examined(str(asked))
+    if any(name.startswith("magrathea") for name in names):
         event.reject(
             "magrathea: %s: the select names a resource of Magrathea's; the class of a job is its queue's: leave it"
             " out, and choose the queue that is meant (qsub -q, qmove)" % OWN_CLASS
         )
-    why = trouble(str(asked))
     if why:
-        event.reject("magrathea: %s: the select can be read in more than one way: %s" % (SELECT_UNCLEAR, why))
+        why = why if len(why) <= MAX_WHY else why[: MAX_WHY // 2] + " ... " + why[-MAX_WHY // 2 :]
+        event.reject("magrathea: %s: the select is not clear: %s" % (SELECT_UNCLEAR, why))
 
 
 def main():

@@ -91,7 +91,7 @@ def _now(work: Coroutine[Any, Any, tuple[str, bytes]]) -> tuple[str, bytes]:
 def pbs_select(folder: Path) -> Reader:
     def read(data: bytes) -> None:
         text = listing.decoded(data)
-        trouble = select.trouble(text)
+        trouble = select.examined(text)[1]
         names, cls = select.resource_names(text), select.job_class(text)
         assert cls is None or cls in select.CLASSES
         found = select.chunks(text)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from magrathea.pbs_text.select import chunks, job_class, resource_names, trouble
+from magrathea.pbs_text.select import chunks, examined, job_class, resource_names
 
 Chunks = list[tuple[int, list[tuple[str, str]]]]
 
@@ -120,7 +120,7 @@ def test_what_the_hook_lets_through_has_its_queues_class_for_pbs_and_for_us(pbs:
     if theirs is None or any(name.startswith("magrathea") for name in resource_names(select)):
         return
     again = written_by_the_server(theirs)
-    if trouble(select):
+    if examined(select)[1]:
         assert job_class(again) in ("preemptible", None), "not refused in time, it starts nowhere"
         return
     with_class = [(count, [*pairs, ("magrathea_accepts", "preemptible")]) for count, pairs in theirs]
@@ -136,4 +136,4 @@ def test_a_value_with_both_kinds_of_quotes_is_what_pbs_reads_differently_afterwa
     again = pbs.chunks(written_by_the_server(theirs))
     assert again is not None
     assert [name for name, _ in again[0][1]] == ["note", "magrathea_accepts", "software", "magrathea_accepts"]
-    assert trouble(select)
+    assert examined(select)[1]

@@ -295,3 +295,19 @@ def test_a_select_that_pbs_would_read_differently_once_it_has_written_it_anew_is
 @pytest.mark.parametrize("event", EVENTS)
 def test_any_other_select_is_none_of_ours(event: str, resources: dict[str, str]) -> None:
     assert asks(event, **resources).accepted
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_select_of_megabytes_is_refused_at_once_and_with_a_short_text(event: str) -> None:
+    """The hook has the server's one thread."""
+    for select in (
+        "1" + ":a=1" * 300_000,
+        "1:a='" + "x" * 60_000,
+        "1+" * 500_000,
+        '1:ncpus=1:a="' + "x" * 1_000_000 + '"',
+    ):
+        began_s = time.process_time()
+        outcome = asks(event, select=select)
+        assert code(outcome) == "select-unclear"
+        assert time.process_time() - began_s < 0.5
+        assert len(outcome.message) < 1000

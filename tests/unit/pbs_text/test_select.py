@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magrathea.core.model import JobClass
-from magrathea.pbs_text.select import CLASSES, chunks, job_class, plus_parts, resource_names, resources, trouble
+from magrathea.pbs_text.select import (
+    CLASSES,
+    MAX_SELECT,
+    chunks,
+    examined,
+    job_class,
+    plus_parts,
+    resource_names,
+    resources,
+)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +116,36 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 def test_a_select_of_a_megabyte_is_read_in_one_pass() -> None:
     began_s = time.process_time()
-    assert trouble("1:a='" + "x" * 1_000_000 + "'") == ""
+    assert len(chunks("1:a='" + "x" * 1_000_000 + "'")) == 1
     assert len(resources("a=1" + ":a=1" * 250_000)) == 250_001
     assert time.process_time() - began_s < 5
+
+
+LONGEST = {
+    "text within quotes": "1:a='" + "x" * (MAX_SELECT - 6) + "'",
+    "open quote": "1:a='" + "x" * (MAX_SELECT - 5),
+    "resources": ("1" + ":a=1" * MAX_SELECT)[:MAX_SELECT],
+    "different resources": ("1" + "".join(f":a{chr(97 + n % 26)}{n}=1" for n in range(MAX_SELECT)))[:MAX_SELECT],
+    "chunks": ("1+" * MAX_SELECT)[: MAX_SELECT - 1],
+    "chunks with quotes": ("1:a='x'+" * MAX_SELECT)[: MAX_SELECT - 1],
+    "plus signs": "+" * MAX_SELECT,
+    "colons": ":" * MAX_SELECT,
+    "equals": "1:a" + "=" * (MAX_SELECT - 3),
+    "spaces": "1:a=" + " " * (MAX_SELECT - 4),
+    "spaces and quotes": ("1:a= ' ' " * MAX_SELECT)[:MAX_SELECT],
+    "digits": "9" * MAX_SELECT,
+    "brackets": "1:a=" + "(" * (MAX_SELECT - 4),
+}
+
+
+@pytest.mark.parametrize("select", LONGEST.values(), ids=LONGEST)
+def test_no_select_of_the_largest_size_takes_long(select: str) -> None:
+    assert len(select) <= MAX_SELECT
+    began_s = time.process_time()
+    examined(select)
+    assert time.process_time() - began_s < 0.5
+
+
+def test_a_longer_select_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("magrathea.pbs_text.select.chunks", None)
+    assert "longer" in examined("1:a='" + "x" * MAX_SELECT + "'")[1]
