@@ -6,10 +6,12 @@ tests/libvirt and tests/openpbs run the same cases on real systems.
 
 | contract | protocol | implementations |
 | --- | --- | --- |
-| `driver` | `node_daemon.hypervisor.base.Driver` | local, libvirt's (also on QEMU), `tests.fakes.hypervisor` |
+| `driver` | `node_daemon.hypervisor.base.Driver` | local, libvirt's (also on QEMU, LXC), `tests.fakes.hypervisor` |
 | `guest_channel` | `GuestChannel` (`node_daemon.guest_channel`) | it, with agent and fake agent; `tests.fakes.guest` |
 | `hub` | a hub's messages (`magrathea.messages`) | the hub, `magrathea_lab.rigs.hub_rig` |
 | `pbs` | `scheduler_plugin.pbs.base.Pbs` | libpbs on a real server, the stand-in's client, `tests.fakes.pbs` |
+
+An end that a test plays by hand (`HubsEnd`, `Agent`, `FakeHost`) has no behaviour of its own, so it has no contract.
 
 If a case fails on the real system, the case is wrong. If it fails only elsewhere, the fake is wrong.
 """

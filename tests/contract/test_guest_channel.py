@@ -9,7 +9,6 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,10 +16,10 @@ from magrathea_lab.rigs import virtual_time
 from magrathea_lab.rigs.agent_rig import MARK
 from magrathea_lab.waiting import BOUND_S, eventually
 from node_daemon.guest_channel.channel import GuestChannel
-from node_daemon.guest_channel.messages import AnyRequest, Hello
 
 from ..fakes.guest import FakeGuest
 from ..fakes.hypervisor import FakeHypervisor
+from ..fakes.listener import Listener
 from .guest_channel import CASES, Case
 
 FOREVER_S = 1e6
@@ -52,19 +51,6 @@ class FakeSite:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_the_fake_guest(case: Case) -> None:
     FakeSite().run(case)
-
-
-class Listener:
-    """The daemon's listener; it agrees to everything."""
-
-    def connected(self, domain: str, hello: Hello) -> None:
-        return
-
-    def lost(self, domain: str) -> None:
-        return
-
-    async def request(self, domain: str, request: AnyRequest) -> dict[str, Any]:
-        return {"ok": True}
 
 
 class ChannelSite(ABC):

@@ -1,8 +1,9 @@
-"""libvirt's driver on a real QEMU passes the contract of drivers."""
+"""libvirt's driver passes the contract of drivers on a real QEMU, and on LXC."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
@@ -14,11 +15,12 @@ from node_daemon.hypervisor.base import Driver
 from node_daemon.hypervisor.libvirt.driver import LibvirtDriver
 
 from ..contract.driver import CASES, Case
+from .containers import AFTER_END_S, Containers
 
 MOST_MIB, LESS_MIB = 256, 192
 
 
-class QemuSite:
+class LibvirtSite:
     """See DriverSite."""
 
     less_mib = LESS_MIB
@@ -57,5 +59,19 @@ def hypervisor() -> Iterator[Hypervisor]:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_libvirts_driver(hypervisor: Hypervisor, case: Case) -> None:
-    site = QemuSite(hypervisor)
+    site = LibvirtSite(hypervisor)
+    site.run(case(site))
+
+
+class ContainerSite(LibvirtSite):
+    async def start(self, name: str) -> None:
+        time.sleep(AFTER_END_S)
+        await super().start(name)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_libvirts_driver_of_containers(containers: Containers, case: Case) -> None:
+    containers.guests["n1"].end()
+    time.sleep(AFTER_END_S)
+    site = ContainerSite(containers)
     site.run(case(site))

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import mmap
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from magrathea_lab.rigs.agent_rig import state
+from magrathea_lab.waiting import until
 from node_daemon.agent import VERSION
 from node_daemon.agent.configuration import CONFIG_VARIABLE, DEFAULT_CGROUPS, DEFAULT_CONFIG, Config
 from node_daemon.agent.lines import BadValue
@@ -122,7 +127,15 @@ def test_the_memory_report_is_in_mib_and_adds_up() -> None:
 
 
 def test_a_file_longer_than_a_page_is_read_whole() -> None:
-    assert read_file("/proc/self/smaps", 1 << 20).count(b"\n") > 200
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)  # its memory does not change
+    try:
+        until(lambda: state(other.pid) == "S", "it waits")
+        path = f"/proc/{other.pid}/smaps"
+        found = read_file(path, 1 << 20)
+        assert len(found) > mmap.PAGESIZE
+        assert found == Path(path).read_bytes()
+    finally:
+        other.communicate(b"\n")
 
 
 def test_the_log_is_bounded_and_counts_omitted_lines(capfd: pytest.CaptureFixture[str]) -> None:

@@ -28,11 +28,6 @@ def test_there_are_the_three_of_them() -> None:
     assert NAMES == ["magrathea_mom", "magrathea_server", "magrathea_vnodes"]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_a_hook_is_read_in_one_sitting(file: Path) -> None:
-    assert len(file.read_text().splitlines()) < 270
-
-
 @each_hook
 def test_a_hook_runs_on_python_3_6(name: str, tmp_path: Path) -> None:
     program = [tool("vermin"), "-q", "-t=3.6-", "--no-tips", str(written(name, tmp_path))]

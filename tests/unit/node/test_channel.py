@@ -19,32 +19,12 @@ from node_daemon.agent.lines import MAX_LINE_BYTES
 from node_daemon.agent.wire import HostEnd
 from node_daemon.guest_channel import channel as channels
 from node_daemon.guest_channel.channel import AgentError, GuestChannel
-from node_daemon.guest_channel.messages import AnyRequest, Hello, decode
+from node_daemon.guest_channel.messages import AnyRequest, decode
+
+from ...fakes.listener import Listener
 
 SESSION = "0123456789abcdef"
 OTHER = "fedcba9876543210"
-
-
-class Listener:
-    """Records what it gets, and gives the test's answers."""
-
-    def __init__(self) -> None:
-        self.events: list[str] = []
-        self.requests: list[AnyRequest] = []
-        self.answer: Callable[[AnyRequest], Awaitable[dict[str, Any]]] = self.agree
-
-    async def agree(self, request: AnyRequest) -> dict[str, Any]:
-        return {"ok": True}
-
-    def connected(self, domain: str, hello: Hello) -> None:
-        self.events.append(f"connected {hello.session[:2]}")
-
-    def lost(self, domain: str) -> None:
-        self.events.append("lost")
-
-    async def request(self, domain: str, request: AnyRequest) -> dict[str, Any]:
-        self.requests.append(request)
-        return await self.answer(request)
 
 
 class Agent:

@@ -12,7 +12,8 @@ from node_daemon.guest_channel import channel as channels
 from node_daemon.guest_channel.channel import AgentError
 from node_daemon.guest_channel.messages import Hello, Said, decode
 
-from .test_channel import Listener, Scene, release, run, until
+from ...fakes.listener import Listener
+from .test_channel import Scene, release, run, until
 
 
 @pytest.fixture(autouse=True)

@@ -39,7 +39,9 @@ from node_daemon.snapshot import Beside, snapshot
 BEAT = encode(Heartbeat(sender="hub", boot_id="b", revision=0))
 
 
-class FakeHub:
+class HubsEnd:
+    """The hub's end of the channel, played by the test: it sends nothing by itself."""
+
     def __init__(self, endpoint: str, server_key: bytes | None = None) -> None:
         self.context = zmq.asyncio.Context()
         self.peer = b"h1"
@@ -98,10 +100,10 @@ class DaemonsEnd:
 
 
 @contextlib.asynccontextmanager
-async def pair() -> AsyncIterator[tuple[FakeHub, DaemonsEnd]]:
+async def pair() -> AsyncIterator[tuple[HubsEnd, DaemonsEnd]]:
     with tempfile.TemporaryDirectory() as folder:
         endpoint = f"ipc://{folder}/hub"
-        hub, host = FakeHub(endpoint), DaemonsEnd([endpoint])
+        hub, host = HubsEnd(endpoint), DaemonsEnd([endpoint])
         host.client.start()
         try:
             yield hub, host
@@ -110,7 +112,7 @@ async def pair() -> AsyncIterator[tuple[FakeHub, DaemonsEnd]]:
             hub.close()
 
 
-def run(test: Callable[[FakeHub, DaemonsEnd], Awaitable[None]]) -> None:
+def run(test: Callable[[HubsEnd, DaemonsEnd], Awaitable[None]]) -> None:
     async def all_of_it() -> None:
         async with pair() as (hub, host):
             await test(hub, host)
@@ -119,7 +121,7 @@ def run(test: Callable[[FakeHub, DaemonsEnd], Awaitable[None]]) -> None:
 
 
 def test_a_hub_gets_the_whole_host_unasked_and_its_first_word_makes_it_found() -> None:
-    async def test(hub: FakeHub, host: DaemonsEnd) -> None:
+    async def test(hub: HubsEnd, host: DaemonsEnd) -> None:
         first = await hub.hear()
         assert isinstance(first, Snapshot) and (first.host, first.revision) == ("h1", 1)
         assert host.told == []
@@ -130,7 +132,7 @@ def test_a_hub_gets_the_whole_host_unasked_and_its_first_word_makes_it_found() -
 
 
 def test_changes_within_a_moment_are_sent_as_one_and_repetitions_never() -> None:
-    async def test(hub: FakeHub, host: DaemonsEnd) -> None:
+    async def test(hub: HubsEnd, host: DaemonsEnd) -> None:
         await hub.hear()
         for _ in range(50):
             host.note += 1
@@ -145,7 +147,7 @@ def test_changes_within_a_moment_are_sent_as_one_and_repetitions_never() -> None
 
 
 def test_a_hub_that_asks_is_sent_the_same_revision_again() -> None:
-    async def test(hub: FakeHub, host: DaemonsEnd) -> None:
+    async def test(hub: HubsEnd, host: DaemonsEnd) -> None:
         first = await hub.hear()
         await hub.say(BEAT)
         await hub.hear()  # a hub that has just been found gets it too
@@ -158,7 +160,7 @@ def test_a_hub_that_asks_is_sent_the_same_revision_again() -> None:
 
 
 def test_an_answer_with_the_history_has_the_questions_number() -> None:
-    async def test(hub: FakeHub, host: DaemonsEnd) -> None:
+    async def test(hub: HubsEnd, host: DaemonsEnd) -> None:
         await hub.hear()
         await hub.say(encode(HistoryAsked(id=7, about="12")))
         assert await hub.hear(HistoryTold) == HistoryTold(sender="h1", id=7, entries=[], trouble="12")
@@ -169,7 +171,7 @@ def test_an_answer_with_the_history_has_the_questions_number() -> None:
 def test_a_live_hub_is_asked_for_the_parts_of_a_job_on_other_hosts() -> None:
     part = UnreadyPart(stage=Stage.COMING, text="h2: n2")
 
-    async def test(hub: FakeHub, host: DaemonsEnd) -> None:
+    async def test(hub: HubsEnd, host: DaemonsEnd) -> None:
         await hub.hear()
         assert await host.client.unready("n1", JobKey("7.srv", 2), ["n2"]) is None, "none is heard yet"
         await hub.say(BEAT)
@@ -190,7 +192,7 @@ def test_a_live_hub_is_asked_for_the_parts_of_a_job_on_other_hosts() -> None:
 def test_without_an_answer_of_the_hub_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_client, "ANSWER_S", 0.05)
 
-    async def test(hub: FakeHub, host: DaemonsEnd) -> None:
+    async def test(hub: HubsEnd, host: DaemonsEnd) -> None:
         await hub.hear()
         await hub.say(BEAT)
         await host.until_told("found")
@@ -206,14 +208,14 @@ def test_a_guest_that_asks_without_end_is_rationed_and_delays_no_other_guest(
     monkeypatch.setattr(hub_client, "PACE_S", 600.0)
     heard = []
 
-    async def answer(hub: FakeHub) -> None:
+    async def answer(hub: HubsEnd) -> None:
         while True:
             asked = await hub.hear(PartsAsked)
             assert isinstance(asked, PartsAsked)
             heard.append(asked.job)
             await hub.say(encode(PartsTold(id=asked.id, parts=[])))
 
-    async def test(hub: FakeHub, host: DaemonsEnd) -> None:
+    async def test(hub: HubsEnd, host: DaemonsEnd) -> None:
         await hub.hear()
         await hub.say(BEAT)
         await host.until_told("found")
@@ -230,7 +232,7 @@ def test_a_guest_that_asks_without_end_is_rationed_and_delays_no_other_guest(
 
 
 def test_books_become_events_of_booking() -> None:
-    async def test(hub: FakeHub, host: DaemonsEnd) -> None:
+    async def test(hub: HubsEnd, host: DaemonsEnd) -> None:
         await hub.hear()
         entry = BookEntry(id="1.srv", run=2, booked=True, held=False)
         await hub.say(encode(Books(hub_id="hub", acked_revision=1, jobs=[entry])))
@@ -241,7 +243,7 @@ def test_books_become_events_of_booking() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"nonsense", b'{"type":"books"}', encode(Resend())[:-1], b"[" * 5000])
 def test_invalid_messages_are_dropped(data: bytes) -> None:
-    async def test(hub: FakeHub, host: DaemonsEnd) -> None:
+    async def test(hub: HubsEnd, host: DaemonsEnd) -> None:
         await hub.hear()
         await hub.say(data)
         await hub.say(BEAT)
@@ -255,7 +257,7 @@ def test_a_silent_hub_is_lost_and_found_again(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(hub_client, "HEARTBEAT_S", 0.05)
     monkeypatch.setattr(hub_client, "SILENT_S", 0.2)
 
-    async def test(hub: FakeHub, host: DaemonsEnd) -> None:
+    async def test(hub: HubsEnd, host: DaemonsEnd) -> None:
         await hub.hear()
         await hub.say(BEAT)
         await host.until_told("lost")
@@ -279,7 +281,7 @@ def test_over_tcp_both_sides_have_keys(tmp_path: Path) -> None:
         probe.close(linger=0)
         context.term()
         endpoint = f"tcp://127.0.0.1:{port}"
-        hub = FakeHub(endpoint, server_key)
+        hub = HubsEnd(endpoint, server_key)
         host = DaemonsEnd([endpoint], key_file=str(secret), hub_key_file=str(hub_public))
         host.client.start()
         try:
