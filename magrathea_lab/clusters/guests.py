@@ -18,6 +18,8 @@ from typing import Any
 
 import libvirt
 
+from magrathea.pbs_text.amounts import size_bytes, whole_mib
+from magrathea.pbs_text.select import chunks
 from node_daemon.hypervisor.libvirt.translation import CpuControl, How
 from scheduler_plugin.setup.hook_texts import written
 
@@ -235,10 +237,11 @@ class GuestCluster(StandInCluster):
         self, queue: str, steps: int, *, cpus: int = 1, select: str = "", walltime_s: int | None = None,
         rerunnable: bool = True, name: str = "job",
     ) -> str:  # fmt: skip
-        """See Cluster.submit. A job that asks for memory (`select` with mem=...mb) holds nearly all of it."""
+        """See Cluster.submit. A job that asks for memory (`mem` in `select`) holds nearly all of it."""
         wanted = select or f"1:ncpus={cpus}"
-        memory = wanted.partition("mem=")[2].partition("mb")[0]
-        sizes = {"STEPS": str(steps), "PAUSE_S": str(PAUSE_S), "HOLD_MIB": str(held_mib(int(memory or 0)))}
+        asked = dict(resource for _, resources in chunks(wanted) for resource in resources)
+        memory_mib = whole_mib(size_bytes(asked.get("mem", "0")))
+        sizes = {"STEPS": str(steps), "PAUSE_S": str(PAUSE_S), "HOLD_MIB": str(held_mib(memory_mib))}
         output = Path("/var/spool") / f"out.{time.monotonic_ns()}"
         return self.client.submit(
             queue, Path("/") / PROGRAMS / "job.sh", output, Path("/var/spool"), select=wanted, variables=sizes,

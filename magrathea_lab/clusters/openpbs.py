@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from magrathea.pbs_text.placement import vnodes_of
@@ -28,6 +27,7 @@ from ..cluster import JobView, VnodeView
 from ..fleet import BOTH, HostSpec
 from ..waiting import BOUND_S
 from ..work import PAUSE_S
+from .parts import PartsCluster
 from .private_openpbs import HEAD, HOST, PBS_HOME, MachineProcess, PrivateOpenPbs, Timeout
 
 USER = "alice"
@@ -39,10 +39,9 @@ COMPARE_S = 3
 """How often the hub compares its books with PBS; a minute in production."""
 KILL_DELAY_S = 2
 """Time from SIGTERM to SIGKILL of a deleted job; 10 s in production."""
-LAST_LINES = 15
 
 
-class OpenPbsCluster:
+class OpenPbsCluster(PartsCluster[MachineProcess]):
     """See the module's docstring and cluster.Cluster.
 
     `pbs`: the private OpenPBS cluster, which has the MoMs and PBS's server. `parts`: Magrathea's parts by name ("hub",
@@ -63,17 +62,6 @@ class OpenPbsCluster:
         self.parts: dict[str, MachineProcess] = {}
         self._groups: list[leftovers.Taken] = []
         self.environment = {"PYTHONPATH": str(fleet.ROOT), "PYTHONUNBUFFERED": "1"}
-
-    def __enter__(self) -> OpenPbsCluster:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
     # Up and down
 
@@ -302,25 +290,6 @@ class OpenPbsCluster:
     def delete(self, job: str) -> None:
         self.pbs.run(HEAD, ["qdel", job], user=USER, timeout=BOUND_S)
 
-    def crash(self, part: str) -> None:
-        self.parts[part].kill()
-        self.start_part(part)
-
-    def control_socket(self, host: str) -> Path:
-        """The control socket of a host's node daemon, for `magrathea status`."""
-        return self.directory / host / "run" / "control.sock"
-
-    def journal(self, host: str) -> Path:
-        return self.directory / host / "state" / "journal.sqlite"
-
-    def log(self, part: str) -> str:
-        """All that a part has printed."""
-        return self.parts[part].log.read_text(encoding="utf-8", errors="replace")
-
     def picture(self) -> str:
         """Jobs, vnodes and the last lines of every part's log."""
-        lines = [time.strftime("%H:%M:%S"), self.pbs.picture()]
-        for name, part in self.parts.items():
-            lines.append(f"--- {name}{'' if part.running() else ' (has ended)'}:")
-            lines += part.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
-        return "\n".join(lines)
+        return "\n".join([time.strftime("%H:%M:%S"), self.pbs.picture(), *self.last_lines()])

@@ -379,17 +379,21 @@ class PrivateOpenPbs:
         """All attributes of a job from qstat's JSON, also of a finished one; {} if PBS does not know it."""
         return self.jobs(job_id).get(job_id, {})
 
-    def jobs(self, *job_ids: str) -> dict[str, dict[str, Any]]:
-        done = self.run(HEAD, ["qstat", "-x", "-f", "-F", "json", *job_ids], check=False)
-        return dict(json.loads(done.stdout or "{}").get("Jobs", {}))
+    def jobs(self, *words: str) -> dict[str, dict[str, Any]]:
+        """Attributes of jobs by id. `words`: ids (none: all jobs), or more of qstat's options before them."""
+        return self._listed("Jobs", "qstat", "-x", "-f", "-F", "json", *words)
 
     def vnode(self, name: str) -> dict[str, Any]:
         """All attributes of a vnode from pbsnodes' JSON; {} if PBS does not know it."""
         return self.vnodes().get(name, {})
 
     def vnodes(self) -> dict[str, dict[str, Any]]:
-        done = self.run(HEAD, ["pbsnodes", "-av", "-F", "json"], check=False)
-        return dict(json.loads(done.stdout or "{}").get("nodes", {}))
+        return self._listed("nodes", "pbsnodes", "-av", "-F", "json")
+
+    def _listed(self, kind: str, *argv: str) -> dict[str, dict[str, Any]]:
+        """What a command prints as JSON; {} if PBS knows none of what was asked for."""
+        done = self.run(HEAD, argv, check=False)
+        return dict(json.loads(done.stdout or "{}").get(kind, {}))
 
     def output(self, user: str, job_id: str, kind: str = "o", name: str = "STDIN") -> str:
         """A job's output. Waits for the file, because PBS copies it after the job's end."""

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 from magrathea.client import status
@@ -29,6 +28,7 @@ from ..pbs_standin.client import StandInClient, reached
 from ..waiting import BOUND_S
 from ..work import PAUSE_S
 from .keeper import Keeper, KeptProcess
+from .parts import PartsCluster
 
 T = TypeVar("T")
 
@@ -36,14 +36,13 @@ PERIODIC_S = 2.0
 """Interval of MoM's lists of jobs, in seconds; 15 in production, where jobs last longer."""
 KILL_DELAY_S = 2.0
 """Time from SIGTERM to SIGKILL of a deleted job; 10 s in PBS."""
-LAST_LINES = 15
 
 
 class NotUp(Exception):
     """The cluster did not start; the text says which part is missing, and shows each part's last output."""
 
 
-class StandInCluster:
+class StandInCluster(PartsCluster[KeptProcess]):
     """See the module's docstring and cluster.Cluster. `parts`: by name ("hub", "noded-h1", "agent-n1", "mom-n1",
     "server")."""
 
@@ -74,17 +73,6 @@ class StandInCluster:
             *(leftovers.take(leftovers.Kind.GROUP, name) for name in groups),
         ]
         self._client: StandInClient | None = None
-
-    def __enter__(self) -> StandInCluster:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
     # Up and down
 
@@ -254,21 +242,6 @@ class StandInCluster:
     def delete(self, job: str) -> None:
         self.client.delete(job)
 
-    def crash(self, part: str) -> None:
-        self.parts[part].kill()
-        self.start_part(part)
-
-    def control_socket(self, host: str) -> Path:
-        """The control socket of a host's node daemon, for `magrathea status`."""
-        return self.directory / host / "run" / "control.sock"
-
-    def journal(self, host: str) -> Path:
-        return self.directory / host / "state" / "journal.sqlite"
-
-    def log(self, part: str) -> str:
-        """All that a part has printed."""
-        return self.parts[part].log.read_text(encoding="utf-8", errors="replace")
-
     def picture(self) -> str:
         """Jobs, vnodes and the last lines of every part's log."""
         lines: list[str] = []
@@ -278,11 +251,4 @@ class StandInCluster:
                 lines += [json.dumps(vnode) for vnode in self.client.ask("vnodes")]
             except PbsError as error:
                 lines.append(str(error))
-        for name, part in self.parts.items():
-            lines.append(f"--- {name}{'' if part.running() else ' (has ended)'}:")
-            lines += _last_lines(part.log)
-        return "\n".join(lines)
-
-
-def _last_lines(path: Path) -> list[Any]:
-    return path.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:] if path.exists() else []
+        return "\n".join([*lines, *self.last_lines()])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -77,9 +76,7 @@ def refused(fleet: OpenPbsCluster, *argv: str, user: str = "root") -> str:
 
 def subjobs(fleet: OpenPbsCluster, array: str) -> Mapping[str, str]:
     """State of each subjob of an array."""
-    found = pbs(fleet, "qstat", "-x", "-t", "-f", "-F", "json", array)
-    jobs = json.loads(found.stdout or "{}").get("Jobs", {})
-    return {id: str(job["job_state"]) for id, job in jobs.items() if "[]" not in id}
+    return {id: str(job["job_state"]) for id, job in fleet.pbs.jobs("-t", array).items() if "[]" not in id}
 
 
 def all_stand_still(fleet: OpenPbsCluster, files: list[Path]) -> list[str]:
