@@ -13,6 +13,8 @@ tests/libvirt and tests/openpbs run the same cases on real systems.
 
 An end that a test plays by hand (`HubsEnd`, `Agent`, `FakeHost`) has no behaviour of its own, so it has no contract.
 
+One case is not run on LXC; `tests/libvirt/test_driver_contract.py` says which one, and why.
+
 If a case fails on the real system, the case is wrong. If it fails only elsewhere, the fake is wrong.
 """
 

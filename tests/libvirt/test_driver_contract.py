@@ -14,7 +14,7 @@ from magrathea_lab.waiting import BOUND_S
 from node_daemon.hypervisor.base import Driver
 from node_daemon.hypervisor.libvirt.driver import LibvirtDriver
 
-from ..contract.driver import CASES, Case
+from ..contract.driver import CASES, Case, a_domain_that_is_asked_to_shut_down_ends
 from .containers import AFTER_END_S, Containers
 
 MOST_MIB, LESS_MIB = 256, 192
@@ -63,13 +63,17 @@ def test_libvirts_driver(hypervisor: Hypervisor, case: Case) -> None:
     site.run(case(site))
 
 
+CONTAINER_CASES = [case for case in CASES if case is not a_domain_that_is_asked_to_shut_down_ends]
+"""libvirt 9.0's request to shut down does not reach the first process of these containers, so it ends none."""
+
+
 class ContainerSite(LibvirtSite):
     async def start(self, name: str) -> None:
         time.sleep(AFTER_END_S)
         await super().start(name)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+@pytest.mark.parametrize("case", CONTAINER_CASES, ids=lambda case: case.__name__)
 def test_libvirts_driver_of_containers(containers: Containers, case: Case) -> None:
     containers.guests["n1"].end()
     time.sleep(AFTER_END_S)
