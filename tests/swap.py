@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from magrathea_lab.leftovers import Kind, swap_alone, take
+from magrathea_lab.waiting import BOUND_S
 
 ZRAM = Path("/sys/block/zram0")
 DEVICE = Path("/dev/zram0")
@@ -34,8 +35,8 @@ def swap() -> Iterator[None]:
         taken = take(Kind.SWAP, str(DEVICE))
         try:
             (ZRAM / "disksize").write_text(f"{SIZE_MIB}M")
-            subprocess.run(["mkswap", "-q", str(DEVICE)], check=True, capture_output=True, timeout=30)
-            subprocess.run(["swapon", str(DEVICE)], check=True, capture_output=True, timeout=30)
+            subprocess.run(["mkswap", "-q", str(DEVICE)], check=True, capture_output=True, timeout=BOUND_S)
+            subprocess.run(["swapon", str(DEVICE)], check=True, capture_output=True, timeout=BOUND_S)
             yield
         finally:
             taken.undo()

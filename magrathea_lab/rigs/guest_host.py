@@ -313,7 +313,7 @@ scripts = "{self.folder}/scripts"
                 self.daemon.kill()
                 self.daemon.wait(BOUND_S)
         for thread in self._lists.values():
-            thread.join(10)
+            thread.join(BOUND_S)
         self.hub.close()
 
     # What the daemon reports

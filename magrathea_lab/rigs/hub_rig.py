@@ -23,6 +23,8 @@ from magrathea.messages import (
     encode,
 )
 
+from ..waiting import BOUND_S
+
 T = TypeVar("T")
 
 
@@ -116,7 +118,7 @@ class HubThread:
         self._hub = self._do(make())
 
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(15)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(BOUND_S)
 
     @property
     def last(self) -> Any:
@@ -132,5 +134,5 @@ class HubThread:
             self._hub = None
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(10)
+            self._thread.join(BOUND_S)
         self._loop.close()

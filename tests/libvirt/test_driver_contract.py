@@ -64,7 +64,8 @@ def test_libvirts_driver(hypervisor: Hypervisor, case: Case) -> None:
 
 
 CONTAINER_CASES = [case for case in CASES if case is not a_domain_that_is_asked_to_shut_down_ends]
-"""libvirt 9.0's request to shut down does not reach the first process of these containers, so it ends none."""
+"""libvirt 9.0 reports success for a plain request to shut down, but these containers never get one. A signal
+(`VIR_DOMAIN_SHUTDOWN_SIGNAL`) does reach them."""
 
 
 class ContainerSite(LibvirtSite):
