@@ -315,6 +315,7 @@ class Daemon:
         await self.hub.close()
         for channel in self.channels.values():
             await channel.close()
+        self.claims.close()
         await self.site_scripts.close()
         await self.scripts.close()
         await self.driver.close()

@@ -25,6 +25,7 @@ from ..guest_channel.messages import AnyRequest, Claim, Hello, Jobs, Launched, P
 from ..hypervisor.base import Driver
 from ..switch.progress import CpuComing, Unstopped
 from ..switch.switch import Switch
+from .pace import LISTS_S, REPORTS_S, Pace
 
 log = logging.getLogger(__name__)
 limited_log = RationedLog(log, burst=100, period_s=1.0)
@@ -72,6 +73,13 @@ class Claims:
         self._granted: set[tuple[str, JobKey]] = set()
         self._waiting: dict[tuple[str, JobKey], str] = {}
         self._unheard_since: dict[tuple[str, JobKey], float] = {}
+        self._lists = Pace(LISTS_S)
+        self._reports = Pace(REPORTS_S)
+
+    def close(self) -> None:
+        """Enter no more reports."""
+        self._lists.close()
+        self._reports.close()
 
     def connected(self, domain: str, hello: Hello) -> None:
         can = ", ".join(hello.can) or "no abilities"
@@ -81,6 +89,8 @@ class Claims:
 
     def lost(self, domain: str) -> None:
         limited_log.say(domain, f"{domain}: agent lost", level=logging.INFO)
+        self._lists.lost(domain)
+        self._reports.lost(domain)
         self._daemon.switch.agent_lost(domain)
         self._daemon.apply(ev.AgentLost(self._daemon.now(), domain))
 
@@ -96,11 +106,11 @@ class Claims:
                 self._daemon.apply(ev.JobLaunched(now, domain, request.job.key))
                 self._note_waiting((domain, request.job.key), "")  # if its prologue still waits, it asks again
             case Jobs():
-                self._daemon.apply(ev.JobsReported(now, domain, tuple(j.reported() for j in request.jobs)))
+                self._lists.enter(domain, lambda: self._list(domain, request))
             case Prepared():
                 return await self._prepared((domain, request.job.key), request.vnodes)
             case Report():
-                self._report(domain, request)
+                self._reports.enter(domain, lambda: self._report(domain, request))
             case _:
                 assert_never(request)
         return {"ok": True}
@@ -244,9 +254,18 @@ class Claims:
         self._unheard_since = {m: at for m, at in self._unheard_since.items() if m in there}
         return dict(self._waiting)
 
-    def _report(self, domain: str, report: Report) -> None:
+    def _list(self, domain: str, said: Jobs) -> bool:
+        """Enter MoM's list. Always True: even a list that changes nothing is compared with all jobs."""
+        jobs = tuple(job.reported() for job in said.jobs)
+        self._daemon.apply(ev.JobsReported(self._daemon.now(), domain, jobs))
+        return True
+
+    def _report(self, domain: str, report: Report) -> bool:
+        """Enter what the guest says about its memory. Returns False if that is known."""
         found = self._daemon.host.domain(domain)
         mib = -(-max(0, report.memory.unreclaimable_mib) // MEMORY_STEP_MIB) * MEMORY_STEP_MIB
         mib = max(mib, self._daemon.switch.mover.kept_mib(domain))
-        if found is not None and found.unreclaimable_mib != mib:
-            self._daemon.apply(ev.MemoryReported(self._daemon.now(), domain, mib))
+        if found is None or found.unreclaimable_mib == mib:
+            return False
+        self._daemon.apply(ev.MemoryReported(self._daemon.now(), domain, mib))
+        return True

@@ -1,0 +1,103 @@
+"""Root in one guest sends legal messages as fast as the channel takes them; its siblings are served meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from magrathea_lab.waiting import BOUND_S, eventually
+from tests.embedded.rig import Job, Rig, rig
+from tests.embedded.test_crash import short
+
+SESSION = "0123456789abcdef"
+CLAIMS = 30
+MAX_GROWTH_BYTES_PER_S = 1_000_000
+"""Of the journal, with its log."""
+
+
+def lists() -> Iterator[dict[str, Any]]:
+    """Two lists of 100 jobs in turn. Entering each of them changes all jobs."""
+    both = [[{"id": f"{n}.{half}", "run": 1} for n in range(100)] for half in "ab"]
+    return ({"op": "jobs", "jobs": jobs} for jobs in itertools.cycle(both))
+
+
+def reports() -> Iterator[dict[str, Any]]:
+    return ({"op": "report", "memory": {"unreclaimable_mib": mib}} for mib in itertools.cycle((16, 64)))
+
+
+@contextlib.asynccontextmanager
+async def flood(r: Rig, name: str, messages: Iterator[dict[str, Any]]) -> AsyncIterator[None]:
+    """Be the guest's agent, and send."""
+    agent = r.domains[name].agent
+    assert agent is not None
+    agent.kill()
+    await agent.wait()
+    reader, writer = await asyncio.open_unix_connection(r.folder / "run" / "guest" / f"{name}.sock")
+    writer.write(b"\n" + json.dumps({"type": "hello", "protocol": 1, "session": SESSION}).encode() + b"\n")
+    answered = 0
+
+    async def send() -> None:
+        nonlocal answered
+        while b'"hello"' not in await reader.readline():
+            pass
+        for number in itertools.count(1):
+            message = {"type": "request", "id": number, "session": SESSION, **next(messages)}
+            writer.write(json.dumps(message).encode() + b"\n")
+            await writer.drain()
+            answered += b'"ok":true' in await reader.readline()
+
+    task = asyncio.create_task(send())
+    try:
+        await eventually(lambda: answered > 10, "the flood")
+        yield
+        assert not task.done(), "the flood went on"
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        writer.close()
+
+
+def size(r: Rig) -> int:
+    return sum(path.stat().st_size for path in r.journal.parent.glob("journal.sqlite*"))
+
+
+@pytest.mark.parametrize("messages", [lists, reports])
+def test_a_guests_legal_flood_delays_no_sibling_and_fills_no_disk(tmp_path: Path, messages: Any) -> None:
+    link = short(tmp_path)
+
+    numbers = itertools.count()
+
+    async def claims(r: Rig) -> list[float]:
+        took = []
+        for _ in range(CLAIMS):
+            job = Job(f"{next(numbers)}.srv", 1, "protected")
+            began = time.monotonic()
+            assert (answer := await r.claim("n2", job))["ok"], answer
+            took.append(time.monotonic() - began)
+            await r.end_job("n2", job)
+        return sorted(took)
+
+    async def all_of_it() -> None:
+        async with rig(link, "counted", {"n1": "normal", "n2": "normal"}, cpus=400) as r:
+            await claims(r)
+            calm = await claims(r)
+            async with flood(r, "n1", messages()):
+                before, began = size(r), time.monotonic()
+                await asyncio.sleep(5.0)
+                growth = (size(r) - before) / (time.monotonic() - began)
+                busy = await claims(r)
+            assert growth < MAX_GROWTH_BYTES_PER_S
+            assert busy[CLAIMS // 2] < 0.1 + 3 * calm[CLAIMS // 2]
+
+    try:
+        asyncio.run(asyncio.wait_for(all_of_it(), 4 * BOUND_S))
+    finally:
+        link.unlink()
