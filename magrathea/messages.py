@@ -16,13 +16,16 @@ import msgspec
 
 from magrathea.decoding import UNDECODABLE
 
+from . import job_ids
 from .core.model import JobClass, Kind, MemoryComing, MemoryLack, MemoryShort, Mode, Stage, State
 
 MAX_BYTES = 4 * 1024 * 1024
 """A larger message is refused unread: 64 domains of 200 jobs are about 3 MiB."""
 
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
-"""Names of hosts, domains, vnodes and jobs; 255 is PBS's limit for a vnode's and a job's name."""
+"""Names of hosts, domains and vnodes; 255 is PBS's limit for a vnode's name."""
+
+JobId = Annotated[str, msgspec.Meta(pattern=job_ids.PATTERN, max_length=job_ids.MOST)]
 
 Sentence = Annotated[str, msgspec.Meta(max_length=4096)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
@@ -51,7 +54,7 @@ class JobReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen
     `warned_until`: PBS must not suspend it before. Times are Unix seconds.
     """
 
-    id: Word
+    id: JobId
     run: Count
     cls: JobClass
     cpus: Count
@@ -122,7 +125,7 @@ class DomainReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
 class RefusedClaim(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """A start of a job that was refused lately, and why. Its owner sees the reason as the job's comment."""
 
-    id: Word
+    id: JobId
     run: Count
     domain: Word
     code: Word
@@ -174,7 +177,7 @@ class Resend(Message, frozen=True, tag="resend"):
 class BookEntry(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """A job in PBS's books. `booked`: admin-suspended by the hub. `held`: another of its hosts wants it stopped."""
 
-    id: Word
+    id: JobId
     run: Count
     booked: bool
     held: bool
@@ -233,7 +236,7 @@ class PartsAsked(Message, frozen=True, tag="parts-asked"):
 
     sender: Word
     id: Count
-    job: Word
+    job: JobId
     run: Count
     vnodes: Vnodes
 

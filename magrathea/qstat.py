@@ -7,6 +7,7 @@ import shutil
 import subprocess
 
 from .core.model import JobClass
+from .job_ids import is_typed_id
 from .messages import Chunk
 from .pbs_text.amounts import size_bytes, whole_mib, whole_number
 from .pbs_text.listing import QSTAT_ENVIRONMENT, QSTAT_JOB, QSTAT_QUEUE, decoded, listed
@@ -40,6 +41,8 @@ def _ask(*arguments: str) -> str:
 
 def job(id: str) -> tuple[str, dict[str, str]]:
     """A job's full id and attributes, resources as "Resource_List.select". Raises NoQstat."""
+    if not is_typed_id(id):
+        raise NoQstat(f"{printable(id, 80)!r} is no id of a job; write it as 12, 12[3] or 12.server")
     for name, attributes in listed(_ask("--", id), [QSTAT_JOB]).items():
         return name, attributes
     raise NoQstat(f"qstat reports nothing about {printable(id)}")

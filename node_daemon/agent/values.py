@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     Key = Tuple[str, int]
     Reply = Callable[[Doc], None]
 
-JOB_ID = re.compile(r"[0-9A-Za-z_][0-9A-Za-z_.@:+\-\[\]]{0,254}\Z")
+JOB_ID = re.compile(
+    r"\A[0-9]{1,12}(\[[0-9]{1,10}\])?\.[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*(:[0-9]{1,5})?\Z"
+)  # magrathea/job_ids.py
+LONGEST_JOB_ID = 255
 
 
 def is_text(value: "Any") -> bool:
@@ -41,7 +44,7 @@ def job_key(doc: "Doc") -> "Key":
     """Job id and run version of a message. Raises BadValue."""
     id = field(doc, "id", str)
     run = field(doc, "run", int)
-    if not JOB_ID.match(id) or ".." in id:
+    if len(id) > LONGEST_JOB_ID or not JOB_ID.match(id):
         raise BadValue("job id %.80r is no valid id of PBS" % id)
     if not 0 <= run < 1 << 31:
         raise BadValue("run %r of job %s must be from 0 to 2^31-1" % (run, id))

@@ -13,15 +13,14 @@ import msgspec
 from magrathea.core.events import ReportedJob
 from magrathea.core.model import JobClass, JobKey
 from magrathea.decoding import UNDECODABLE
-from magrathea.messages import Vnodes
+from magrathea.messages import JobId, Vnodes
 from magrathea.pbs_text.states import ENDING_SUBSTATE, RUNNING_SUBSTATE, SUSPENDED_SUBSTATE
 
 from ..agent.lines import BadValue
 from ..agent.parts import MAX_JOBS
 
-Word = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
-Session = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$")]
+Session = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{16}\Z")]
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Run = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 Number = Annotated[int, msgspec.Meta(ge=-(2**40), le=2**40)]
@@ -29,7 +28,7 @@ Number = Annotated[int, msgspec.Meta(ge=-(2**40), le=2**40)]
 
 
 class GuestJob(msgspec.Struct, frozen=True):
-    id: Word
+    id: JobId
     run: Run
 
     @property

@@ -76,8 +76,9 @@ class Farm:
         self._seen: dict[JobKey, _Seen] = {}
         self._busy: set[JobKey] = set()
         self._touched: dict[JobKey, float] = {}
-        self._paid: dict[JobKey, float] = {}
-        """Walltime before this time was given back or did not run: a host cannot claim the same time twice."""
+        self._paid: dict[str, tuple[float, int]] = {}
+        """By job id: walltime before this time was given back or did not run, and by which run's entry that was. A host
+        cannot claim the same time twice, even as another run. PBS may not show the hub which run a job is in."""
         self._dirty: set[JobKey] = set(self.entries)
         self._put_off: dict[JobKey, float] = {}
         self._node_fail_requeue_s = DEFAULT_NODE_FAIL_REQUEUE_S
@@ -175,7 +176,7 @@ class Farm:
         self._seen = {key: seen for key, seen in self._seen.items() if key in keys}
         self._touched = {key: at for key, at in self._touched.items() if key in keys}
         self._put_off = {key: at for key, at in self._put_off.items() if key in keys}
-        self._paid = {key: at for key, at in self._paid.items() if key.id in found}
+        self._paid = {id: at for id, at in self._paid.items() if id in found}
         self._jobs_read = True
         self._dirty |= keys
         return self._keep_up(found.values(), asked_at)
@@ -253,7 +254,7 @@ class Farm:
         notes: list[str] = []
         for key in sorted((self._dirty | due) - self._busy):
             self._believe_dark(key)
-            before = self.entries.get(key)
+            before = self._unpaid(key)
             wish = self._wish(key, now)
             result = step(key, before, wish, self._truth(key), now, self._node_fail_requeue_s)
             # a job with an entry needs no question: its own actions and each comparison ask PBS about it
@@ -278,6 +279,14 @@ class Farm:
                 self._touched[key] = now
         self._dirty &= self._busy
         return todo, notes
+
+    def _unpaid(self, key: JobKey) -> LedgerEntry | None:
+        """The job's entry, without the time that was paid since: by the entry of another run of that job."""
+        entry = self.entries.get(key)
+        until, run = self._paid.get(key.id, (0.0, key.run))
+        if entry is None or entry.stopped_at is None or run == key.run:
+            return entry
+        return structs.replace(entry, stopped_at=max(entry.stopped_at, until))
 
     def _believe_dark(self, key: JobKey) -> None:
         """If PBS has the job in a domain that went off, watch it: its MoM may come back without it."""
@@ -323,7 +332,7 @@ class Farm:
     def _store(self, key: JobKey, entry: LedgerEntry | None, now: float) -> None:
         before = self.entries.get(key)
         if before is not None and (before.booked or (before.stopped_at and (entry is None or not entry.stopped_at))):
-            self._paid[key] = now
+            self._paid[key.id] = (now, key.run)
         if entry is None:
             self.entries.pop(key, None)
             return
@@ -341,7 +350,7 @@ class Farm:
         started_at = (seen.job.started_at if seen and seen.job else 0.0) or now
         concerned = frozenset(self._owner[v] for v in vnodes if v in self._owner)
         without_lists = frozenset(self._owner[v] for v in vnodes if v in self._owner and self._state(v) in _NO_LISTS)
-        running = (min(now, max(started_at, self._paid.get(key, 0.0))), now)
+        running = (min(now, max(started_at, self._paid.get(key.id, (0.0, 0))[0])), now)
         return wish_of(self._counted(key), self.hosts, concerned, without_lists, running)
 
     def _truth(self, key: JobKey) -> Truth | None:
@@ -417,7 +426,7 @@ class Farm:
 
     def _has_part(self, host: str, key: JobKey) -> bool:
         seen = self._seen.get(key)
-        here = seen is not None and seen.job is not None and seen.job.is_run(key.run)
+        here = seen is not None and seen.job is not None and seen.job.id == key.id and seen.job.is_run(key.run)
         return here and any(self._speaks(host, vnode) for vnode in self._vnodes_of(key))
 
     def looked(self, key: JobKey, job: PbsJob | None, at: float) -> None:

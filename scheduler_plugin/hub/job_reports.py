@@ -32,6 +32,11 @@ Speaks = Callable[[str, str], bool]
 """True if this host may speak of that vnode."""
 
 
+def _is(job: PbsJob, key: JobKey) -> bool:
+    """True if PBS's answer is about this run of this job. PBS also answers to other names of a job."""
+    return job.id == key.id and job.is_run(key.run)
+
+
 class JobReports:
     """The job reports of the hosts' last snapshots, by job, host and vnode."""
 
@@ -42,7 +47,10 @@ class JobReports:
         self._dark_of: Counter[str] = Counter()
 
     def take(self, before: Snapshot | None, after: Snapshot, now: float) -> set[JobKey]:
-        """Replace a host's reports. Returns the jobs that it reported before or reports now."""
+        """Replace a host's reports. Returns the jobs that it reported before or reports now.
+
+        A host has one run of a job: if it reports several, only the newest is taken.
+        """
         host = after.host
         off = {domain.name for domain in after.domains if domain.state is State.DOWN}
         concerned: set[JobKey] = set()
@@ -56,8 +64,14 @@ class JobReports:
                         del self._reports[key]
                 if domain.name in off:
                     self._goes_dark(host, key, domain.vnode, now)
+        newest: dict[str, int] = {}
         for domain in after.domains:
             for job in domain.jobs:
+                newest[job.id] = max(job.run, newest.get(job.id, job.run))
+        for domain in after.domains:
+            for job in domain.jobs:
+                if job.run < newest[job.id]:
+                    continue
                 key = JobKey(job.id, job.run)
                 concerned.add(key)
                 self._reports.setdefault(key, {}).setdefault(host, {})[domain.vnode] = job
@@ -78,7 +92,7 @@ class JobReports:
 
         `job`: what PBS has.
         """
-        if job is None or not job.is_run(key.run):
+        if job is None or not _is(job, key):
             return {}
         found: dict[str, JobReport] = {}
         for host, parts in self._reports.get(key, {}).items():
@@ -109,7 +123,7 @@ class JobReports:
         true = False
         by_host = self._dark.get(key, {})
         for host, (vnode, at) in list(by_host.items()):
-            here = job is not None and job.is_run(key.run) and vnode in job.vnodes and speaks(host, vnode)
+            here = job is not None and _is(job, key) and vnode in job.vnodes and speaks(host, vnode)
             if here or seen_at >= at:
                 del by_host[host]
                 self._dark_of[host] -= 1

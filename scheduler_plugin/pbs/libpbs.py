@@ -21,10 +21,12 @@ from ctypes import POINTER, c_char_p, c_int, c_void_p
 from pathlib import Path
 from typing import Any
 
+from magrathea.job_ids import is_job_id
 from magrathea.pbs_text.amounts import duration_s
 from magrathea.pbs_text.conf import DEFAULT_CONF, read_conf
 from magrathea.pbs_text.placement import vnodes_of
 from magrathea.pbs_text.words import is_true, words
+from magrathea.text import printable
 
 from .base import Code, Connect, PbsError, PbsJob, Vnode
 from .kinds import KindSettings
@@ -249,13 +251,15 @@ class LibPbs:
         return [_job(*s) for s in found]
 
     def job(self, job: str) -> PbsJob | None:
+        name = _job_name(job)
         try:
-            found = self._statuses(f"job {job}", "pbs_statjob", job.encode(), _job_attributes(), None)
+            found = self._statuses(f"job {job}", "pbs_statjob", name, _job_attributes(), None)
         except PbsError as error:
             if error.code in (Code.UNKNOWN_JOB, Code.FINISHED_JOB):
                 return None
             raise
-        return next((_job(*s) for s in found), None)
+        # PBS also finds a job by other names, and more than one by some: those are not the job of this id
+        return _job(*found[0]) if len(found) == 1 and found[0][0] == job else None
 
     def server(self) -> Mapping[str, str]:
         wanted = _chained([(name, None, None, _SET) for name in _SERVER_ATTRIBUTES])
@@ -278,7 +282,7 @@ class LibPbs:
         return True
 
     def _signal(self, job: str, signal: str) -> None:
-        self._call(f"{signal} of job {job}", "pbs_sigjob", job.encode(), signal.encode(), None)
+        self._call(f"{signal} of job {job}", "pbs_sigjob", _job_name(job), signal.encode(), None)
 
     def admin_suspend(self, job: str) -> None:
         self._signal(job, "admin-suspend")
@@ -290,7 +294,7 @@ class LibPbs:
         self._signal(job, "resume")
 
     def rerun(self, job: str, force: bool = False) -> None:
-        self._call(f"rerun of job {job}", "pbs_rerunjob", job.encode(), b"force" if force else None)
+        self._call(f"rerun of job {job}", "pbs_rerunjob", _job_name(job), b"force" if force else None)
 
     def set_walltime(self, job: str, seconds: int) -> None:
         self._alter(job, "Resource_List", "walltime", str(seconds))
@@ -300,7 +304,7 @@ class LibPbs:
 
     def _alter(self, job: str, attribute: str, resource: str | None, value: str) -> None:
         changed = _chained([(attribute, resource, value, _SET)])
-        self._call(f"{resource or attribute} of job {job}", "pbs_alterjob", job.encode(), changed, None)
+        self._call(f"{resource or attribute} of job {job}", "pbs_alterjob", _job_name(job), changed, None)
 
 
 def connector(conf: Path | None = None, deadline_s: float = 20.0) -> Connect:
@@ -323,6 +327,13 @@ def connector(conf: Path | None = None, deadline_s: float = 20.0) -> Connect:
 def openpbs(settings: KindSettings) -> Connect:
     """The connector for `kind = "openpbs"` in [pbs]."""
     return connector(Path(settings.conf) if settings.conf else None, settings.call_deadline_s)
+
+
+def _job_name(job: str) -> bytes:
+    """The id for a call. PBS reads some other texts as several jobs, or as all. Raises PbsError for those."""
+    if not is_job_id(job):
+        raise PbsError(Code.UNKNOWN_JOB, f"{printable(job, 80)!r} is no id of a job, so PBS is not asked about it")
+    return job.encode()
 
 
 def _chained(parts: Sequence[tuple[str, str | None, str | None, int]]) -> Any:

@@ -137,7 +137,7 @@ class FakeGuest:
     async def answer(self, op: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         """The agent's answer without its head. Raises AgentError."""
         if op == "memory":
-            row = {"id": "1", "run": 1, "resident_mib": int(self.job), "swapped_mib": int(self.swapped)}
+            row = {"id": "1.srv", "run": 1, "resident_mib": int(self.job), "swapped_mib": int(self.swapped)}
             return {"memory": msgspec.to_builtins(self.memory()), "jobs": [{**row, "stopped": self.stopped}]}
         if op == "push-out":
             return await self._push_out(fields["mib"], fields["deadline_s"])

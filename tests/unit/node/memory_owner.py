@@ -17,7 +17,7 @@ from node_daemon.switch.paging import MemorySettings
 from tests.fakes.guest import FakeGuest
 from tests.fakes.hypervisor import FakeDriver, balloons, harmless
 
-KEY = JobKey("1", 1)
+KEY = JobKey("1.srv", 1)
 CAPACITY_MIB = 4096
 
 
@@ -30,7 +30,7 @@ class Owner:
         low = Job(KEY, JobClass.PREEMPTIBLE, 1, 0, 0.0, 0.0, True, True)
         if not runs:
             low = replace(low, stopped_since=0.0, stopper=StoppedBy.US)
-        high = Job(JobKey("9", 1), JobClass.PRIORITY, 1, needs_mib, 0.0, 0.0, True, True)
+        high = Job(JobKey("9.srv", 1), JobClass.PRIORITY, 1, needs_mib, 0.0, 0.0, True, True)
         kinds = {"n1": (Kind.NORMAL, (low,)), "p1": (Kind.PRIORITY, (high,))}
         domains = tuple(
             Domain(name, kinds[name][0], 4, floor_mib=128, lifecycle=Lifecycle.UP, jobs=kinds[name][1])

@@ -23,7 +23,7 @@ from tests.fakes.guest import SESSION, FakeGuest
 from tests.fakes.hypervisor import FakeDriver, balloons, harmless
 
 T = TypeVar("T")
-LOW, HIGH = JobKey("1", 1), JobKey("9", 1)
+LOW, HIGH = JobKey("1.srv", 1), JobKey("9.srv", 1)
 CAPACITY_MIB = 2560
 FLOOR_MIB = 192
 

@@ -17,7 +17,7 @@ from node_daemon.switch.orders import AgentOrders
 from tests.fakes.guest import FakeGuest
 from tests.unit.core.builders import host, run, stop
 
-ONE, TWO = JobKey("1", 1), JobKey("2", 1)
+ONE, TWO = JobKey("1.srv", 1), JobKey("2.srv", 1)
 STOP = Orders("n1", Order.STOP, (ONE,))
 
 
@@ -25,8 +25,8 @@ class Host:
     """Two jobs in n1 are stopped for a priority job in p1. The agent of n1 is connected."""
 
     def __init__(self) -> None:
-        facts = run(run(host("exclusive", n1="normal", p1="priority"), "n1", "1"), "n1", "2")
-        self.without_priority = stop(stop(facts, "n1", "1"), "n1", "2")
+        facts = run(run(host("exclusive", n1="normal", p1="priority"), "n1", "1.srv"), "n1", "2.srv")
+        self.without_priority = stop(stop(facts, "n1", "1.srv"), "n1", "2.srv")
         self.facts = SimpleNamespace(host=run(self.without_priority, "p1", "9"))
         self.agent = FakeGuest("n1")
         self.seen: list[str] = []
@@ -49,11 +49,11 @@ def h() -> Host:
 
 def test_every_message_holds_all_orders_of_the_domain(h: Host) -> None:
     h.send(STOP)
-    assert h.agent.orders == {("1", 1): "stop", ("2", 1): "stop"}, "2 must not run either"
+    assert h.agent.orders == {("1.srv", 1): "stop", ("2.srv", 1): "stop"}, "2 must not run either"
     assert h.seen == ["stop n1"]
     h.facts.host = h.without_priority
     h.send(Orders("n1", Order.LIFT, (ONE,)), Orders("n1", Order.LIFT, (TWO,)))
-    assert h.agent.orders == {("1", 1): "lift", ("2", 1): "lift"}, "the order for 1 stands"
+    assert h.agent.orders == {("1.srv", 1): "lift", ("2.srv", 1): "lift"}, "the order for 1 stands"
 
 
 def test_a_stop_is_confirmed_for_the_jobs_of_the_order(h: Host) -> None:
@@ -107,7 +107,7 @@ def test_an_answer_over_a_connection_that_was_replaced_confirms_nothing(h: Host)
         connection = h.orders.connection("n1")
         sending = asyncio.create_task(h.orders.send(STOP, connection))
         await asyncio.sleep(0.001)
-        h.agent._hello = Hello(session="1" * 16, protocol=1)
+        h.agent._hello = Hello(session="1.srv" * 16, protocol=1)
         h.orders.connected("n1")
         with pytest.raises(AgentError, match="connected anew"):
             await sending

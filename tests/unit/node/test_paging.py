@@ -229,7 +229,7 @@ def test_a_job_waits_only_once_for_memory_that_never_comes_back() -> None:
 def test_an_agent_is_asked_for_one_slice_at_a_time_though_more_jobs_may_continue_meanwhile() -> None:
     guest = swapped_guest(rate=100, push_rate=100, actual=1000)
     o = owner(guest)
-    both = (KEY, JobKey("2", 1))
+    both = (KEY, JobKey("2.srv", 1))
     o.to_continue = lambda domain: both  # type: ignore[method-assign]
     o.held_stopped = lambda domain: ()  # type: ignore[method-assign]
     at_once, most = [0], [0]
@@ -263,7 +263,7 @@ def test_a_guest_that_is_fetching_back_is_not_relieved() -> None:
     guest = FakeGuest("n1", 2048, used=1650, job=300, rate=10, swapped=500, swap_mib=1024)
     o = owner(guest)
     o.to_continue = lambda domain: (KEY,)  # type: ignore[method-assign]
-    o.held_stopped = lambda domain: (JobKey("2", 1),)  # type: ignore[method-assign]
+    o.held_stopped = lambda domain: (JobKey("2.srv", 1),)  # type: ignore[method-assign]
 
     async def work() -> None:
         move = asyncio.get_running_loop().create_task(o.mover.move("n1", 2000))

@@ -13,7 +13,7 @@ from magrathea.core.refusals import RefusalCode
 from magrathea_lab.rigs.virtual_time import run
 from node_daemon.switch.steps import Steps, replaces, slot_of, waits
 
-ONE, TWO = JobKey("1", 1), JobKey("2", 1)
+ONE, TWO = JobKey("1.srv", 1), JobKey("2.srv", 1)
 STOP, RUN, LIFT = (Orders("n1", order, (ONE,)) for order in (Order.STOP, Order.RUN, Order.LIFT))
 CPU, MEMORY = SetCpu("n1", NO_CAP), SetMemory("n1", 512)
 OTHERS = Orders("p1", Order.RUN, (TWO,)), SetCpu("p1", NO_CAP), SetMemory("p1", 512)

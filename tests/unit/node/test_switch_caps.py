@@ -95,7 +95,7 @@ def test_a_preemption_does_not_remember_that_one_before_it_failed() -> None:
         await asyncio.sleep(600)
         w.apply(ev.TimerFired(w.now()))
         w.log.clear()
-        assert (await w.claim(1000, JobKey("10", 1)))["ok"]
+        assert (await w.claim(1000, JobKey("10.srv", 1)))["ok"]
         await w.until(lambda: w.model.world["n1"].cpu_percent == 10)
         assert w.has("n1") <= FLOOR_MIB + 2
         assert len(caps(w)) == 1

@@ -100,7 +100,7 @@ def test_two_moves_and_back_leave_nothing_under_way() -> None:
 
     async def work() -> None:
         for number in (1, 2):
-            key = JobKey("9", number)
+            key = JobKey("9.srv", number)
             assert (await w.claim(1000, key))["ok"]
             await w.until(lambda: w.has("p1") >= CAPACITY_MIB - FLOOR_MIB - 2)
             w.apply(ev.Released(w.now(), "p1", key))

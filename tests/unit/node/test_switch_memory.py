@@ -165,11 +165,11 @@ def test_a_hopeless_claim_is_refused_with_the_numbers_and_the_preempted_job_cont
         w.apply(ev.TimerFired(w.now()))
         # the figures of the first preemption answer the next claim: nobody is stopped in vain again
         stops = w.log.count("stop n1")
-        again = await w.claim(1500, JobKey("9", 2))
+        again = await w.claim(1500, JobKey("9.srv", 2))
         assert again["code"] == "memory"
         assert w.log.count("stop n1") == stops
         assert published(w.host, w.domain("p1")).mib < 1500, "and PBS knows"
-        assert (await w.claim(300, JobKey("9", 3)))["ok"], "what there is can be had"
+        assert (await w.claim(300, JobKey("9.srv", 3)))["ok"], "what there is can be had"
 
     played(w, work)
 
@@ -231,10 +231,10 @@ def test_a_claim_in_mid_return_turns_the_move_round() -> None:
         w.apply(ev.Released(w.now(), "p1", HIGH))
         await w.until(lambda: w.has("n1") > 600)
         assert not w.low_runs()
-        assert (await w.claim(1000, JobKey("9", 2)))["ok"]
+        assert (await w.claim(1000, JobKey("9.srv", 2)))["ok"]
         await w.until(lambda: w.has("p1") >= CAPACITY_MIB - FLOOR_MIB - 2)
         assert not w.low_runs()
-        w.apply(ev.Released(w.now(), "p1", JobKey("9", 2)))
+        w.apply(ev.Released(w.now(), "p1", JobKey("9.srv", 2)))
         await w.until(w.low_runs)
         assert w.model.world.guests["n1"].swapped == 0
 
