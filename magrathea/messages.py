@@ -28,7 +28,8 @@ Word = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 JobId = Annotated[str, msgspec.Meta(pattern=job_ids.PATTERN, max_length=job_ids.MOST)]
 
 Sentence = Annotated[str, msgspec.Meta(max_length=4096)]
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+MOST_COUNT = 2**40
+Count = Annotated[int, msgspec.Meta(ge=0, le=MOST_COUNT)]
 Rank = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31)]
 Time = Annotated[float, msgspec.Meta(ge=0, le=2**36)]
 """Seconds. 2**36 as a date is in the year 4147, which all of Python's calendars can still handle."""

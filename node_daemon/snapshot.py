@@ -1,6 +1,8 @@
 """The host as others see it: one message with the facts and what follows from them, for hubs and `magrathea status`.
 
 What concerns more than one domain or job is computed once for a snapshot (`_Whole`); the reports only look it up.
+Guests influence figures and the number of jobs. So figures are brought into the bounds of the message (`_figure`), and
+`fitting` leaves out jobs: a snapshot that the hub refuses would cost the whole host.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from magrathea.core.states import accepts, published, rank, state_of, why
 from magrathea.core.stopping import to_requeue, wanted_here, wanted_stopped
 from magrathea.messages import (
     MAX_BYTES,
+    MOST_COUNT,
+    MOST_JOBS,
     MOST_NOTES,
     DomainReport,
     JobReport,
@@ -129,14 +133,15 @@ def fitting(snapshot: Snapshot) -> Snapshot:
     A guest influences how much its jobs take up. So each domain has the same share of the message, and whatever
     exceeds it costs only that domain's jobs.
     """
-    if len(encode(snapshot)) <= MAX_BYTES:
+    few = all(len(domain.jobs) <= MOST_JOBS for domain in snapshot.domains)
+    if few and len(encode(snapshot)) <= MAX_BYTES:
         return snapshot
     bare = [structs.replace(domain, jobs=[]) for domain in snapshot.domains]
     rest = MAX_BYTES - NOTE_BYTES - len(encode(structs.replace(snapshot, domains=bare)))
     share = rest // max(1, len(bare))
-    domains = [structs.replace(domain, jobs=_first(domain.jobs, share)) for domain in snapshot.domains]
+    domains = [structs.replace(domain, jobs=_first(domain.jobs[:MOST_JOBS], share)) for domain in snapshot.domains]
     left_out = sum(len(d.jobs) for d in snapshot.domains) - sum(len(d.jobs) for d in domains)
-    note = f"{left_out} jobs are not reported to the hub: the message would be longer than {MAX_BYTES} bytes"
+    note = f"{left_out} jobs are not reported to the hub: there are too many for one message"
     return structs.replace(snapshot, domains=domains, notes=[*snapshot.notes, note][:MOST_NOTES])
 
 
@@ -144,6 +149,15 @@ def _first(jobs: list[JobReport], most_bytes: int) -> list[JobReport]:
     """As many of the first jobs as fit."""
     ends = itertools.accumulate(len(encode(job)) + 1 for job in jobs)
     return [job for job, end in zip(jobs, ends, strict=True) if end <= most_bytes]
+
+
+def _figure(value: int) -> int:
+    """The value within the bounds of a message."""
+    return max(0, min(value, MOST_COUNT))
+
+
+def _known(value: int | None) -> int | None:
+    return None if value is None else _figure(value)
 
 
 def _domain(whole: _Whole, domain: Domain) -> DomainReport:
@@ -162,13 +176,13 @@ def _domain(whole: _Whole, domain: Domain) -> DomainReport:
         why=(_preempted_why(whole, domain) if state is State.PREEMPTED else why(host, domain))[:4096],
         accepts=list(accepts(host, domain)),
         rank=rank(host, domain),
-        ncpus=max(0, size.cpus),
-        mem_mib=max(0, size.mib),
+        ncpus=_figure(size.cpus),
+        mem_mib=_figure(size.mib),
         jobs=[_job(whole, domain, job) for job in domain.jobs],
-        cpu_percent=read.cpu_percent if read else None,
-        want_cpu_percent=want.cap.percent if want else None,
-        memory_mib=read.memory_mib if read else None,
-        want_memory_mib=max(0, want.memory_mib) if want and want.memory_mib is not None else None,
+        cpu_percent=_known(read.cpu_percent) if read else None,
+        want_cpu_percent=_known(want.cap.percent) if want else None,
+        memory_mib=_known(read.memory_mib) if read else None,
+        want_memory_mib=_known(want.memory_mib) if want else None,
         move=_move(beside.moves.get(domain.name)),
         preempted_s=domain.preempted_s,
         agent=domain.agent_lost_at is None,
@@ -184,7 +198,7 @@ def _lacks(lack: MemoryLack | None) -> str | None:
 def _move(progress: Progress | None) -> MemoryMove | None:
     if progress is None:
         return None
-    return MemoryMove(what=progress.what, done_mib=max(0, progress.done_mib), of_mib=max(0, progress.of_mib))
+    return MemoryMove(what=progress.what, done_mib=_figure(progress.done_mib), of_mib=_figure(progress.of_mib))
 
 
 def _job(whole: _Whole, domain: Domain, job: Job) -> JobReport:
@@ -193,8 +207,8 @@ def _job(whole: _Whole, domain: Domain, job: Job) -> JobReport:
         id=job.key.id,
         run=job.key.run,
         cls=job.cls,
-        cpus=max(0, job.cpus),
-        memory_mib=max(0, job.memory_mib),
+        cpus=_figure(job.cpus),
+        memory_mib=_figure(job.memory_mib),
         claimed_at=job.claimed_at,
         confirmed=job.confirmed,
         stop=this in wanted_here(host),

@@ -100,7 +100,8 @@ def jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result:
 
 
 def _adopted(host: Host, key: JobKey, report: ev.ReportedJob) -> Job:
-    size = (max(0, report.cpus), max(0, report.memory_mib))
+    """A job that nobody claimed. The list comes from a guest, and no job is larger than its host."""
+    size = (max(0, min(report.cpus, host.cpus)), max(0, min(report.memory_mib, host.memory_mib)))
     return Job(key, JobClass.PROTECTED, *size, host.now, host.now, True, True, rerunnable=report.rerunnable)
 
 

@@ -271,4 +271,4 @@ class Paging:
         if guest is None:
             raise AgentError(RefusalCode.NO_AGENT, f"no agent of {domain} is connected that can do it")
         answer = await guest.request("memory", ASK_S)
-        return sum(row.swapped_mib for row in answer.jobs if row.key in keys)
+        return sum(max(0, row.swapped_mib) for row in answer.jobs if row.key in keys)
