@@ -64,7 +64,7 @@ def victim(machine: Machine) -> Job:
     from magrathea_lab.rigs.guest import Job
 
     script = f"for i in $(seq {PROCESSES - 1}); do sleep 3600 & done; wait"
-    job = machine["n1"].qsub(Job("1", "preemptible", script))
+    job = machine["n1"].qsub(Job("1.srv", "preemptible", script))
     machine.until(lambda: len(machine["n1"].states(job)) >= PROCESSES, "all processes of the job", 20)
     machine.until_state("p1", "occupied-would-preempt")
     return job
@@ -209,7 +209,7 @@ def _preempted(made: Machine, count: int, questions: int, look_s: float) -> list
 
     idle = cpu_percent(made["n1"], look_s)
     job = victim(made)
-    made["p1"].qsub(Job("2", "priority"))
+    made["p1"].qsub(Job("2.srv", "priority"))
     made.until_states("n1", job, "T")
     made.until(lambda: made.report("n1").cpu_percent == CAP_PERCENT, "n1 capped", 10)
     time.sleep(SETTLED_S)

@@ -147,7 +147,7 @@ def priority(made: Machine) -> tuple[Job, float]:
     """Start a priority job that needs all that n1 can give. Returns it and the seconds until it had its memory."""
     from magrathea_lab.rigs.guest import Job
 
-    job = Job("2", "priority", "sleep 3600", memory_mib=BIG_MIB - FLOOR_MIB)
+    job = Job("2.srv", "priority", "sleep 3600", memory_mib=BIG_MIB - FLOOR_MIB)
 
     def begin() -> None:
         end = time.monotonic() + LIMIT_S
@@ -177,7 +177,7 @@ def ours(hypervisor: Hypervisor) -> tuple[float, Way]:
     balloon(p1, FLOOR_MIB)
     balloon(n1, BIG_MIB)
     with machine(hypervisor, **settings(FLOOR_MIB)) as made:
-        job = n1.qsub(Job("1", "preemptible", TOUCH.format(mib=HELD_MIB, pause=PAUSE_S)))
+        job = n1.qsub(Job("1.srv", "preemptible", TOUCH.format(mib=HELD_MIB, pause=PAUSE_S)))
         made.until(lambda: touched(n1) >= 2, "the job's memory filled", LIMIT_S)
         made.until_state("p1", "occupied-would-preempt")
         high, out_s = priority(made)
@@ -257,7 +257,7 @@ def lost_jobs(count: int) -> tuple[int, int, list[float]]:
         with machine(hypervisor, memory_mib=SMALL_MIB + SMALL_FLOOR_MIB + 16, domain=domain) as made:
             for share in SHARES:
                 progress(f"{each} preemptions of a job that holds {share} % of its guest")
-                job = n1.qsub(Job(f"{share}", "preemptible", holding(total * share // 100)))
+                job = n1.qsub(Job(f"{share}.srv", "preemptible", holding(total * share // 100)))
                 made.until(partial(_output_has, n1, job, "round 1 "), "memory filled", LIMIT_S)
                 for _ in range(min(each, count - done)):
                     made.until_state("p1", "occupied-would-preempt")

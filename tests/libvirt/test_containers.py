@@ -79,7 +79,7 @@ def rounds(guest: Guest, job: Job) -> int:
 
 
 def hold(machine: Machine, mib: int) -> Job:
-    job = machine["n1"].qsub(Job("1", "preemptible", holding(mib)))
+    job = machine["n1"].qsub(Job("1.srv", "preemptible", holding(mib)))
     machine.until(lambda: rounds(machine["n1"], job) >= 1, f"{mib} MiB filled and checked")
     return job
 
@@ -92,7 +92,7 @@ def goes_on(machine: Machine, job: Job) -> None:
 def test_an_idle_containers_memory_goes_to_the_priority_job_and_its_limit_is_kept(machine: Machine) -> None:
     n1, p1 = machine["n1"], machine["p1"]
     assert n1.memory()["MemTotal"] == SIZE_MIB, "the agent's figures are the container's, not the machine's"
-    favoured = p1.qsub(Job("2", "priority", holding(100), memory_mib=NEEDS_MIB))
+    favoured = p1.qsub(Job("2.srv", "priority", holding(100), memory_mib=NEEDS_MIB))
     assert has_mib(p1) >= FLOOR_MIB + NEEDS_MIB - 2
     assert has_mib(n1) + has_mib(p1) <= CAPACITY_MIB + 2
     machine.until(lambda: rounds(p1, favoured) >= 1, "the priority job uses it")
@@ -105,11 +105,11 @@ def test_a_stopped_jobs_memory_is_pushed_out_of_its_container_and_comes_back_byt
     n1, p1 = machine["n1"], machine["p1"]
     with swap():
         job = hold(machine, 150)
-        favoured = p1.qsub(Job("2", "priority", holding(100), memory_mib=NEEDS_MIB))
+        favoured = p1.qsub(Job("2.srv", "priority", holding(100), memory_mib=NEEDS_MIB))
         machine.until_states("n1", job, "T")
         assert has_mib(p1) >= FLOOR_MIB + NEEDS_MIB - 2
         assert has_mib(n1) + has_mib(p1) <= CAPACITY_MIB + 2
-        assert n1.jobs()["1"]["swapped_mib"] >= 40
+        assert n1.jobs()["1.srv"]["swapped_mib"] >= 40
         machine.until(lambda: rounds(p1, favoured) >= 1, "the priority job uses it")
         p1.qdel(favoured)
         goes_on(machine, job)
@@ -119,7 +119,7 @@ def test_a_stopped_jobs_memory_is_pushed_out_of_its_container_and_comes_back_byt
 
 def test_a_container_is_shut_down_when_its_job_has_ended_and_boots_again(containers: Containers) -> None:
     with context(containers, domain={"n1": "shutdown_time_limit_s = 2"}) as m:
-        job = m["n1"].qsub(Job("1"))
+        job = m["n1"].qsub(Job("1.srv"))
         assert m.ask(op="domain", do="shutdown", domain="n1")["ok"]
         m.until_state("n1", "draining")
         m.until_states("n1", job, "RSD")
@@ -129,15 +129,15 @@ def test_a_container_is_shut_down_when_its_job_has_ended_and_boots_again(contain
         time.sleep(AFTER_END_S)
         assert m.ask(op="domain", do="boot", domain="n1")["ok"]
         m.until_state("n1", "free")
-        m["n1"].qdel(m["n1"].qsub(Job("2")))
+        m["n1"].qdel(m["n1"].qsub(Job("2.srv")))
         assert m.ask(op="domain", do="freeze", domain="p1")["code"] == "not-supported"
         assert any("does not save" in note for note in m.status()["notes"]), "and why"
 
 
 def test_an_ended_container_is_down_and_its_jobs_are_gone(machine: Machine) -> None:
     """Runs last: libvirtd 9.0 may crash, and the node daemon then finds the one that is started again."""
-    machine["n1"].qsub(Job("1"))
-    machine.until(lambda: [j.id for j in machine.report("n1").jobs] == ["1"], "the hub has heard of the job")
+    machine["n1"].qsub(Job("1.srv"))
+    machine.until(lambda: [j.id for j in machine.report("n1").jobs] == ["1.srv"], "the hub has heard of the job")
     assert machine.report("p1").jobs == [], "nobody can speak for another"
     machine["n1"].end()
     machine.until_state("n1", "down")

@@ -28,9 +28,9 @@ def capped(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 def test_a_hungry_process_in_a_preempted_domain_gets_its_cap_and_mom_and_agent_answer(capped: Machine) -> None:
     n1, p1 = capped["n1"], capped["p1"]
-    victim = n1.qsub(Job("1", "preemptible"))
+    victim = n1.qsub(Job("1.srv", "preemptible"))
     n1.stray()
-    busy = p1.qsub(Job("2", "priority", script="while :; do :; done"))
+    busy = p1.qsub(Job("2.srv", "priority", script="while :; do :; done"))
     capped.until_states("n1", victim, "T")
     capped.until(lambda: capped.report("n1").cpu_percent == CAP_PERCENT, "n1 is capped")
 

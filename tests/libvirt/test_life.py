@@ -63,10 +63,10 @@ def hasty(hypervisor: Hypervisor) -> Iterator[Machine]:
 
 
 def test_a_domain_is_shut_down_when_its_jobs_have_ended_and_boots_again(machine: Machine) -> None:
-    job = machine["n1"].qsub(Job("1"))
+    job = machine["n1"].qsub(Job("1.srv"))
     assert "to be shut down" in order(machine, "shutdown", "n1")
     machine.until_state("n1", "draining")
-    assert machine["n1"].claim(Job("2"))["code"] == "domain-draining"
+    assert machine["n1"].claim(Job("2.srv"))["code"] == "domain-draining"
     machine.until_states("n1", job, "RSD")
     machine["n1"].qdel(job)
     machine.until_state("n1", "down")
@@ -78,13 +78,13 @@ def test_a_domain_is_shut_down_when_its_jobs_have_ended_and_boots_again(machine:
     assert machine.report("p1").accepts == []
     machine.until_state("n1", "free")
     machine["n1"].wait()
-    machine["n1"].qdel(machine["n1"].qsub(Job("3")))
+    machine["n1"].qdel(machine["n1"].qsub(Job("3.srv")))
 
 
 def test_a_shutdown_when_idle_takes_jobs_until_there_is_none(machine: Machine) -> None:
-    first = machine["n1"].qsub(Job("1"))
+    first = machine["n1"].qsub(Job("1.srv"))
     order(machine, "shutdown", "n1", when_idle=True)
-    second = machine["n1"].qsub(Job("2"))
+    second = machine["n1"].qsub(Job("2.srv"))
     machine["n1"].qdel(first)
     machine.until_states("n1", second, "RSD")
     machine["n1"].qdel(second)
@@ -92,7 +92,7 @@ def test_a_shutdown_when_idle_takes_jobs_until_there_is_none(machine: Machine) -
 
 
 def test_a_shutdown_now_ends_a_guest_that_hears_nobody_with_its_jobs(hasty: Machine) -> None:
-    hasty["n1"].qsub(Job("1"))
+    hasty["n1"].qsub(Job("1.srv"))
     hasty["n1"].stop_agent()
     order(hasty, "shutdown", "n1", now=True)
     hasty.until_state("n1", "down")
@@ -108,15 +108,15 @@ def test_a_reboot_is_a_new_life_without_a_second_wish(machine: Machine) -> None:
     machine.until_state("n1", "free")
     machine["n1"].wait()
     assert boot_id(machine["n1"]) != before
-    machine["n1"].qdel(machine["n1"].qsub(Job("1")))
+    machine["n1"].qdel(machine["n1"].qsub(Job("1.srv")))
 
 
 def test_a_shutdown_is_given_up_by_undrain(machine: Machine) -> None:
-    job = machine["n1"].qsub(Job("1"))
+    job = machine["n1"].qsub(Job("1.srv"))
     order(machine, "shutdown", "n1")
     assert machine.ask(op="undrain", domain="n1")["ok"]
     machine["n1"].qdel(job)
-    machine["n1"].qdel(machine["n1"].qsub(Job("2")))
+    machine["n1"].qdel(machine["n1"].qsub(Job("2.srv")))
     assert machine["n1"].up
 
 
@@ -131,7 +131,7 @@ def test_a_boot_that_does_not_register_in_time_is_down_and_up_when_it_does_after
 
 def test_a_frozen_domain_lends_its_cpus_and_its_restore_preempts_the_borrowers(counted: Machine) -> None:
     m = counted
-    last = m["p1"].qsub(Job("1", "priority"))
+    last = m["p1"].qsub(Job("1.srv", "priority"))
     order(m, "freeze", "p1")
     m.until_state("p1", "draining")
     m["p1"].qdel(last)
@@ -139,14 +139,14 @@ def test_a_frozen_domain_lends_its_cpus_and_its_restore_preempts_the_borrowers(c
     assert not m["p1"].up and m["p1"].domain.hasManagedSaveImage()
     assert m.report("p1").accepts == []
 
-    borrower = m["n1"].qsub(Job("2", "preemptible", cpus=2))
+    borrower = m["n1"].qsub(Job("2.srv", "preemptible", cpus=2))
     time.sleep(1.5)  # the saved guest's clock must be wrong by at least this
     assert "preempted for it: n1" in order(m, "defrost", "p1")
     m.until(lambda: m.state("p1") not in ("frozen", "booting"), "p1 is back")
     m["p1"].wait()
     assert clock_error_s(m["p1"]) < 1.5
     m.until_states("n1", borrower, "RSD")
-    favoured = m["p1"].qsub(Job("3", "priority", cpus=2))
+    favoured = m["p1"].qsub(Job("3.srv", "priority", cpus=2))
     m.until_states("n1", borrower, "T")
     m["p1"].qdel(favoured)
     m.until_states("n1", borrower, "RSD")
@@ -170,8 +170,8 @@ def test_a_failed_restore_keeps_the_image_is_reported_and_can_be_tried_again(mac
 
 
 def test_a_killed_qemu_is_down_its_jobs_are_gone_and_its_host_is_free(machine: Machine) -> None:
-    machine["n1"].qsub(Job("1"))
-    favoured = machine["p1"].qsub(Job("2", "priority"))
+    machine["n1"].qsub(Job("1.srv"))
+    favoured = machine["p1"].qsub(Job("2.srv", "priority"))
     os.kill(machine.hypervisor.libvirtd.qemu(machine["n1"].libvirt_name), signal.SIGKILL)
     machine.until_state("n1", "down")
     assert machine.report("n1").jobs == [] and told(machine, "n1")
@@ -182,40 +182,40 @@ def test_a_killed_qemu_is_down_its_jobs_are_gone_and_its_host_is_free(machine: M
 
 
 def test_a_domain_paused_by_an_admin_is_unknown_until_it_continues(machine: Machine) -> None:
-    job = machine["n1"].qsub(Job("1"))
+    job = machine["n1"].qsub(Job("1.srv"))
     machine["n1"].domain.suspend()
     machine.until_state("n1", "unknown")
     assert "paused by somebody else" in told(machine, "n1")
-    assert [j.id for j in machine.report("n1").jobs] == ["1"]
-    assert machine["p1"].claim(Job("2", "priority"))["code"] == "host-busy"
+    assert [j.id for j in machine.report("n1").jobs] == ["1.srv"]
+    assert machine["p1"].claim(Job("2.srv", "priority"))["code"] == "host-busy"
     machine["n1"].domain.resume()
     machine.until_state("n1", "running-preemptible")
-    favoured = machine["p1"].qsub(Job("3", "priority"))
+    favoured = machine["p1"].qsub(Job("3.srv", "priority"))
     machine.until_states("n1", job, "T")
     machine["p1"].qdel(favoured)
 
 
 def test_a_domain_saved_behind_our_back_is_down_and_a_boot_brings_it_back_with_its_job(machine: Machine) -> None:
-    job = machine["n1"].qsub(Job("1"))
+    job = machine["n1"].qsub(Job("1.srv"))
     machine["n1"].domain.managedSave()
     machine.until_state("n1", "down")
     machine.until(lambda: "somebody else saved it" in told(machine, "n1"), "why it is down")
     order(machine, "boot", "n1")
     machine.until(lambda: machine.state("n1") not in ("down", "booting"), "n1 is back")
     machine.until_states("n1", job, "RSD")
-    machine.until(lambda: [j.id for j in machine.report("n1").jobs] == ["1"], "MoM's list is the truth")
+    machine.until(lambda: [j.id for j in machine.report("n1").jobs] == ["1.srv"], "MoM's list is the truth")
     assert clock_error_s(machine["n1"]) < 1.5
 
 
 def test_after_a_loss_of_the_agent_the_right_jobs_are_stopped_and_the_others_run(hasty: Machine) -> None:
     m = hasty
-    victim = m["n1"].qsub(Job("1"))
-    favoured = m["p1"].qsub(Job("2", "priority"))
+    victim = m["n1"].qsub(Job("1.srv"))
+    favoured = m["p1"].qsub(Job("2.srv", "priority"))
     m.until_states("n1", victim, "T")
     m["n1"].stop_agent()
     m.until_state("n1", "unknown")  # although nothing was closed
     assert not m.report("n1").agent
-    assert [j.id for j in m.report("n1").jobs] == ["1"], "kept and counted"
+    assert [j.id for j in m.report("n1").jobs] == ["1.srv"], "kept and counted"
     m["n1"].sh("for p in $(grep -lz PBS_JOBID=1 /proc/[0-9]*/environ | cut -d/ -f3); do kill -CONT $p; done; true")
     m.until_states("n1", victim, "RSD")
     m["n1"].start_agent()
@@ -306,7 +306,7 @@ def test_a_daemon_killed_at_any_step_of_freezing_and_defrosting_continues(machin
         killed_after(machine, back, "defrost")
         machine.until(lambda: status(machine) == "free", "p1 is back")
     machine["p1"].wait()
-    machine["p1"].qdel(machine["p1"].qsub(Job("9", "priority")))
+    machine["p1"].qdel(machine["p1"].qsub(Job("9.srv", "priority")))
 
 
 @pytest.mark.parametrize("step", REBOOT)

@@ -71,7 +71,7 @@ def rounds(guest: Guest, job: Job) -> int:
 
 def hold(machine: Machine, mib: int, cgroup: bool = False) -> Job:
     """A preemptible job in n1 that holds so much memory, and has checked it once."""
-    job = machine["n1"].qsub(Job("1", "preemptible", holding(mib), cgroup=cgroup))
+    job = machine["n1"].qsub(Job("1.srv", "preemptible", holding(mib), cgroup=cgroup))
     machine.until(lambda: rounds(machine["n1"], job) >= 1, f"{mib} MiB filled and checked")
     return job
 
@@ -138,7 +138,7 @@ def test_a_job_holding_nine_tenths_of_its_guest_gives_way_and_finds_every_byte_a
     n1, p1 = machine["n1"], machine["p1"]
     mib = n1.memory()["MemTotal"] * 9 // 10
     job = hold(machine, mib, cgroup)
-    favoured = granted(machine, Job("2", "priority", holding(150)))
+    favoured = granted(machine, Job("2.srv", "priority", holding(150)))
     moves: list[Any] = []
 
     def there() -> bool:
@@ -153,7 +153,7 @@ def test_a_job_holding_nine_tenths_of_its_guest_gives_way_and_finds_every_byte_a
     machine.until(lambda: rounds(p1, favoured) >= 1, "the priority job uses it")
     left = n1.memory()
     assert left["MemAvailable"] + left["SwapCached"] >= 24, "what keeps the guest alive stays"
-    assert n1.jobs()["1"]["swapped_mib"] >= mib // 3
+    assert n1.jobs()["1.srv"]["swapped_mib"] >= mib // 3
     assert has_mib(n1) + has_mib(p1) <= CAPACITY_MIB + 4
     p1.qdel(favoured)
     goes_on(machine, job)
@@ -166,7 +166,7 @@ def test_a_guest_that_refuses_to_give_is_reported_with_numbers_and_its_job_conti
     job = hold(machine, 60)
     n1.sh("rmmod virtio_balloon")
     try:
-        refused = until_refused(machine, Job("2", "priority"), NEEDS_MIB)
+        refused = until_refused(machine, Job("2.srv", "priority"), NEEDS_MIB)
         assert refused["code"] == "memory-short"
         assert "n1" in refused["text"] and str(FLOOR_MIB + NEEDS_MIB) in refused["text"], refused
         goes_on(machine, job)
@@ -201,10 +201,10 @@ def test_without_swap_only_free_memory_moves(machine: Machine) -> None:
     n1.sh("swapoff /dev/vda")
     try:
         job = hold(machine, 180)
-        refused = until_refused(machine, Job("2", "priority"), NEEDS_MIB + 60)
+        refused = until_refused(machine, Job("2.srv", "priority"), NEEDS_MIB + 60)
         assert refused["code"] == "memory-short", refused
         goes_on(machine, job)
-        assert n1.jobs()["1"]["swapped_mib"] == 0
+        assert n1.jobs()["1.srv"]["swapped_mib"] == 0
         assert n1.memory()["MemAvailable"] > 12
     finally:
         n1.sh("swapon /dev/vda")
@@ -215,14 +215,14 @@ def test_without_swap_only_free_memory_moves(machine: Machine) -> None:
 def test_an_agent_killed_while_memory_moves_is_followed_by_one_that_continues(machine: Machine, moment: str) -> None:
     n1 = machine["n1"]
     job = hold(machine, 200)
-    favoured = granted(machine, Job("2", "priority"))
+    favoured = granted(machine, Job("2.srv", "priority"))
 
     def kill_when(condition: Callable[[], bool]) -> None:
         machine.until(condition, "the moment to kill the agent")
         n1.sh("pkill -9 -f magrathea-agent; true")
 
     if moment == "out":
-        kill_when(lambda: n1.jobs()["1"]["swapped_mib"] > 10 or has_mib(n1) < SIZE_MIB - 60)
+        kill_when(lambda: n1.jobs()["1.srv"]["swapped_mib"] > 10 or has_mib(n1) < SIZE_MIB - 60)
     machine.until(lambda: prepared(machine, favoured), "the priority job's memory is there")
     machine.until_states("n1", job, "T")
     machine["p1"].start(favoured)
@@ -236,7 +236,7 @@ def test_an_agent_killed_while_memory_moves_is_followed_by_one_that_continues(ma
 @pytest.mark.parametrize("victim", ["n1", "p1"])
 def test_a_qemu_killed_while_memory_moves_leaves_a_host_that_works(machine: Machine, victim: str) -> None:
     job = hold(machine, 120)
-    favoured = granted(machine, Job("2", "priority"))
+    favoured = granted(machine, Job("2.srv", "priority"))
     machine.until(lambda: has_mib(machine["n1"]) < SIZE_MIB - 30, "memory moves")
     os.kill(machine.hypervisor.libvirtd.qemu(machine[victim].libvirt_name), signal.SIGKILL)
     machine.until_state(victim, "down")
@@ -278,7 +278,7 @@ def cycle(machine: Machine, n: int, step: str, job: Job) -> list[str]:
     machine.until(lambda: machine.settled() and calm(machine), f"{step}: calm before it")
     armed.write_text("self")
     try:
-        favoured = granted(machine, Job(f"{100 + n}", "priority"))
+        favoured = granted(machine, Job(f"{100 + n}.srv", "priority"))
         machine.until(lambda: prepared(machine, favoured), f"{step}: the priority job's memory is there")
         machine.until_states("n1", job, "T")
         machine["p1"].start(favoured)

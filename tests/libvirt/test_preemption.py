@@ -11,10 +11,10 @@ from magrathea_lab.rigs.guest_host import Machine
 @pytest.mark.first
 def test_a_priority_job_stops_the_preemptible_one_which_continues_after_it(anywhere: Machine) -> None:
     machine = anywhere
-    victim = machine["n1"].qsub(Job("1", "preemptible"))
+    victim = machine["n1"].qsub(Job("1.srv", "preemptible"))
     machine.until_states("n1", victim, "RSD")
 
-    favoured = machine["p1"].qsub(Job("2", "priority"))
+    favoured = machine["p1"].qsub(Job("2.srv", "priority"))
     machine.until_states("n1", victim, "T")
     machine.until_state("n1", "preempted")
     machine.until(lambda: machine.report("n1").cpu_percent == 10, "n1 is capped")

@@ -36,8 +36,8 @@ def preempted_anywhere(request: pytest.FixtureRequest) -> Iterator[tuple[Machine
 
 
 def preempting(machine: Machine) -> tuple[Machine, Job, Job]:
-    victim = machine["n1"].qsub(Job("1", "preemptible"))
-    favoured = machine["p1"].qsub(Job("2", "priority"))
+    victim = machine["n1"].qsub(Job("1.srv", "preemptible"))
+    favoured = machine["p1"].qsub(Job("2.srv", "priority"))
     machine.until_states("n1", victim, "T")
     machine.until(lambda: machine.report("n1").cpu_percent == 10, "n1 is capped")
     return machine, victim, favoured
@@ -58,7 +58,7 @@ def test_domains_are_unknown_while_libvirtd_is_dead(
     machine.until_state("n1", "unknown")
     assert any("cannot be reached" in note for note in machine.status()["notes"])
     assert [len(machine.report(name).jobs) for name in ("n1", "p1")] == [1, 1]
-    assert machine["p1"].claim(Job("3", "priority"))["code"] == "domain-unknown"
+    assert machine["p1"].claim(Job("3.srv", "priority"))["code"] == "domain-unknown"
 
     machine.hypervisor.libvirtd.start_libvirtd()
     machine.until_state("n1", "preempted")
@@ -117,7 +117,7 @@ def test_libvirtd_hangs_and_neither_the_daemon_nor_a_claim_waits_for_it(preempte
     machine.hypervisor.libvirtd.kill_libvirtd(signal.SIGSTOP)
     # calls that wait for libvirtd get no answer until this test continues it
     machine.until(lambda: machine.status() and machine.state("n1") == "unknown", "n1 is unknown")
-    assert machine["p1"].claim(Job("3", "priority"))["code"] == "domain-unknown"
+    assert machine["p1"].claim(Job("3.srv", "priority"))["code"] == "domain-unknown"
     machine.hypervisor.libvirtd.kill_libvirtd(signal.SIGCONT)
     machine.until_state("n1", "preempted")
     machine["p1"].qdel(favoured)
@@ -190,7 +190,7 @@ def test_a_reset_guest_loses_its_job_according_to_moms_list(preempted: tuple[Mac
     machine["p1"].wait()
     goes_on(machine, victim)
     machine.until(lambda: not machine.report("p1").jobs, "p1 has no job any more")
-    again = machine["p1"].qsub(Job("3", "priority"))
+    again = machine["p1"].qsub(Job("3.srv", "priority"))
     machine.until_states("n1", victim, "T")
     machine["p1"].qdel(again)
     goes_on(machine, victim)
