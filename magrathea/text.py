@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 MOST = 1000
 """Characters of one text in a log or an answer: longer than any sentence of ours."""
 
@@ -16,6 +18,13 @@ def printable(text: str, most: int = MOST) -> str:
     if cut.isprintable():
         return cut
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
+
+
+def printable_json(text: str) -> str:
+    """The same JSON in which all that `printable` would escape is escaped as JSON has it. Only line ends are left."""
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def one_line(text: str, most: int) -> str:

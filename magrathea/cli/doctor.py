@@ -55,16 +55,20 @@ def table(found: list[Check]) -> str:
     lines = []
     for check in found:
         told = view.styled(f"{check.status.value:<4}", COLOURS[check.status])
-        lines.append(f"{told}  {check.part:<6}  {check.name:<{width}}  {check.text}")
+        lines.append(f"{told}  {check.part:<6}  {check.name:<{width}}  {view.clean(check.text)}")
         indent = " " * (4 + 2 + 6 + 2 + width + 2)
-        lines += [f"{indent}{title}: {text}" for title, text in (("cause", check.cause), ("fix", check.fix)) if text]
+        lines += [
+            f"{indent}{title}: {view.clean(text)}"
+            for title, text in (("cause", check.cause), ("fix", check.fix))
+            if text
+        ]
     count = {status: sum(check.status is status for check in found) for status in Status}
     return "\n".join([*lines, "", ", ".join(f"{number} {status.value}" for status, number in count.items())])
 
 
 def plain(found: list[Check]) -> str:
     rows = ((c.status.value, c.part, c.name, c.text, c.cause or "-", c.fix or "-") for c in found)
-    return "\n".join("\t".join(" ".join(cell.split()) for cell in row) for row in rows)
+    return "\n".join(view.tabs(row) for row in rows)
 
 
 def as_json(found: list[Check]) -> str:

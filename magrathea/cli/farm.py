@@ -117,14 +117,15 @@ def explain(job: str, hub_option: str | None, socket_option: str | None, form: s
         select = attributes.get("schedselect") or attributes.get("Resource_List.select", "1")
         asked = qstat.chunks(select)
     except (qstat.NoQstat, ValueError) as error:
-        click.echo(f"magrathea explain: no host has {job}, and PBS cannot explain it: {error}", err=True)
+        view.say(f"magrathea explain: no host has {job}, and PBS cannot explain it: {error}", err=True)
         raise click.exceptions.Exit(NOT_WELL) from error
     outlook = outlook_farm(known.hosts, qstat.class_of_select(select), asked)
     facts = {name: printable(attributes.get(name, "")) for name in ("job_state", "queue", "comment")}
     if form == "table":
         comment = facts["comment"] or "no comment"
-        click.echo(f"{id}: state {facts['job_state']}, class {outlook.cls.value}, on no host; PBS: {comment}")
-        click.echo(f"{_sum(outlook)}\n")
+        view.say(f"{id}: state {facts['job_state']}, class {outlook.cls.value}, on no host; PBS: {comment}")
+        view.say(_sum(outlook))
+        click.echo()
     view.show(form, ANSWERS, _rows(outlook), {"job": id, **facts, "fits": outlook.fits, **to_builtins(outlook)})
 
 
@@ -172,11 +173,12 @@ def preview(
         asked = qstat.chunks(select)
         job_class = JobClass(cls) if cls else qstat.class_of_queue(str(queue))
     except (ValueError, qstat.NoQstat) as error:
-        click.echo(f"magrathea preview: {error}; see `magrathea preview --help`", err=True)
+        view.say(f"magrathea preview: {error}; see `magrathea preview --help`", err=True)
         raise click.exceptions.Exit(USAGE) from error
     outlook = _outlook(job_class, asked, socket_option, hub_option)
     if form == "table":
-        click.echo(f"class {job_class.value}; {_sum(outlook)}\n")
+        view.say(f"class {job_class.value}; {_sum(outlook)}")
+        click.echo()
     view.show(form, ANSWERS, _rows(outlook), {"fits": outlook.fits, **to_builtins(outlook)})
     raise click.exceptions.Exit(0 if outlook.fits else NOT_WELL)
 
@@ -188,5 +190,5 @@ def _outlook(cls: JobClass, asked: list[Chunk], socket_option: str | None, hub_o
     try:
         return msgspec.json.decode(client.ask(client.socket_path(socket_option), request), type=Outlook)
     except (client.Unreachable, client.RequestRefused, *UNDECODABLE) as error:
-        click.echo(f"magrathea preview: {error}", err=True)
+        view.say(f"magrathea preview: {error}", err=True)
         raise click.exceptions.Exit(sources.NOT_REACHABLE) from error

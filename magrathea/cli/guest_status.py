@@ -80,8 +80,10 @@ def _doing(job: AgentStatusJob, now: float) -> str:
 def table(guest: AgentStatus, now: float) -> str:
     word = "connected to" if guest.connected else "NOT connected to"
     lines = [
-        f"domain {guest.domain or 'not known yet'} of host {guest.host or 'not known yet'}: agent {guest.agent}, "
-        f"{word} its host's daemon",
+        view.clean(
+            f"domain {guest.domain or 'not known yet'} of host {guest.host or 'not known yet'}: agent {guest.agent}, "
+            f"{word} its host's daemon"
+        ),
         f"memory {guest.memory.total_mib} MiB, {guest.memory.available_mib} MiB available; load {guest.load1:.2f}",
     ]
     rows = [(job.id, job.owner, str(job.processes), str(job.stopped), _doing(job, now)) for job in guest.jobs]
@@ -96,7 +98,7 @@ def plain(guest: AgentStatus, now: float) -> str:
         [*own, job.id, job.run, job.owner, job.order or "-", job.processes, job.stopped, _whole(job.since)]
         for job in guest.jobs
     ]
-    return "".join("\t".join(map(str, line)) + "\n" for line in lines or [[*own, *("-" * 7)]])
+    return "".join(view.tabs(line) + "\n" for line in lines or [[*own, *("-" * 7)]])
 
 
 def _whole(seconds: float | None) -> str:
@@ -104,7 +106,7 @@ def _whole(seconds: float | None) -> str:
 
 
 def as_json(guest: AgentStatus, now: float) -> str:
-    return msgspec.json.format(msgspec.json.encode(guest), indent=2).decode() + "\n"
+    return view.json_text(guest) + "\n"
 
 
 FORMS: dict[str, Callable[[AgentStatus, float], str]] = {"table": table, "json": as_json, "plain": plain}

@@ -71,7 +71,7 @@ def _of_hub(path: Path, query: Query) -> list[EntryOfHost]:
     hosts = _decoded(path, answer, _OfHub).hosts
     for host in hosts:
         if host.trouble:
-            click.echo(f"magrathea history: {host.host}: {host.trouble}", err=True)
+            view.say(f"magrathea history: {host.host}: {host.trouble}", err=True)
     rows = [(host.host, entry) for host in hosts for entry in host.entries]
     return sorted(rows, key=lambda row: row[1].at)[-query.limit :]
 
@@ -85,7 +85,7 @@ def _of_host(socket_option: str | None, query: Query) -> list[EntryOfHost]:
     except client.Unreachable as error:
         if socket_option or os.environ.get(client.SOCKET_VARIABLE) or not host_history.DEFAULT_FILE.exists():
             raise
-        click.echo(f"magrathea history: {error.cause}; read from {host_history.DEFAULT_FILE}", err=True)
+        view.say(f"magrathea history: {error.cause}; read from {host_history.DEFAULT_FILE}", err=True)
         return [("", entry) for entry in host_history.read_file(host_history.DEFAULT_FILE, query)]
 
 
@@ -116,7 +116,7 @@ def _indented(entry: HistoryEntry) -> str:
 def _plain(rows: list[EntryOfHost]) -> None:
     for host, e in rows:
         at = _at(e.at, "%Y-%m-%dT%H:%M:%S")
-        click.echo("\t".join((at, e.kind, e.name, e.domain or "-", e.job or "-", e.data, host or "-")))
+        click.echo(view.tabs((at, e.kind, e.name, e.domain, e.job, e.data, host)))
 
 
 def _json(rows: list[EntryOfHost]) -> None:
@@ -187,10 +187,10 @@ def history(
         else:
             rows = _of_host(socket_option, query)
     except (client.RequestRefused, host_history.Unreadable) as error:
-        click.echo(f"magrathea history: {error}", err=True)
+        view.say(f"magrathea history: {error}", err=True)
         raise click.exceptions.Exit(REFUSED) from error
     except client.Unreachable as error:
-        click.echo(
+        view.say(
             f"magrathea history: {error}; each host keeps its own history: run this there, or beside the hub", err=True
         )
         raise click.exceptions.Exit(sources.NOT_REACHABLE) from error

@@ -8,7 +8,7 @@ import click
 import msgspec
 
 from magrathea import client
-from magrathea.cli import sources
+from magrathea.cli import sources, view
 from magrathea.decoding import UNDECODABLE
 
 REFUSED = 1
@@ -24,16 +24,16 @@ def request(op: str, socket_option: str | None, form: str, **fields: object) -> 
         answer = client.ask(client.socket_path(socket_option), {"op": op, **fields})
         said = msgspec.json.decode(answer, type=_Answer).said
     except client.RequestRefused as error:
-        click.echo(f"magrathea {op}: refused ({error.code}): {error}", err=True)
+        view.say(f"magrathea {op}: refused ({error.code}): {error}", err=True)
         raise click.exceptions.Exit(REFUSED) from error
     except (client.Unreachable, *UNDECODABLE) as error:
-        click.echo(f"magrathea {op}: {error}", err=True)
+        view.say(f"magrathea {op}: {error}", err=True)
         raise click.exceptions.Exit(sources.NOT_REACHABLE) from error
     if form == "json":
         click.echo(json.dumps({"said": said}))
     else:
         for sentence in said:
-            click.echo(sentence)
+            view.say(sentence)
 
 
 _reason = click.option("--reason", default="by the admin", show_default=True, help="Shown by status.")

@@ -7,6 +7,7 @@ import os
 import click
 
 from magrathea import client
+from magrathea.cli import view
 from magrathea.messages import FarmView, HostView
 
 NOT_REACHABLE = 3
@@ -70,6 +71,6 @@ def farm(command: str, socket_option: str | None, hub_option: str | None) -> Far
             return client.farm(client.hub_path(hub_option))
         snapshot = client.status(client.socket_path(socket_option))
     except (client.Unreachable, client.RequestRefused) as error:
-        click.echo(f"magrathea {command}: {error}", err=True)
+        view.say(f"magrathea {command}: {error}", err=True)
         raise click.exceptions.Exit(NOT_REACHABLE) from error
     return FarmView(at=snapshot.at, knows_pbs=False, hosts=[HostView(live=True, snapshot=snapshot)], booked=[])

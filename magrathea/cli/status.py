@@ -109,7 +109,7 @@ def _look(source: Callable[[str, bool], StatusPage], form: str, compact: bool) -
 
 def _say(beside: tuple[str, ...]) -> None:
     for sentence in beside:
-        click.echo(f"magrathea status: {sentence}", err=True)
+        view.say(f"magrathea status: {sentence}", err=True)
 
 
 def _watch(source: Callable[[str, bool], StatusPage], form: str, seconds: float) -> int:
@@ -122,7 +122,8 @@ def _watch(source: Callable[[str, bool], StatusPage], form: str, seconds: float)
             look = _look(source, form, True)
             code = look.code
             if screen:
-                lines = [*(f"magrathea status: {sentence}" for sentence in look.beside), *look.text.splitlines()]
+                beside = (view.clean(f"magrathea status: {sentence}") for sentence in look.beside)
+                lines = [*beside, *look.text.splitlines()]
                 lines += ["", f"{time.strftime('%H:%M:%S')}, every {seconds:g} s; Ctrl-C ends it"]
                 click.echo(FRAME.format("".join(f"{line}\x1b[K\n" for line in lines)), nl=False)
             else:

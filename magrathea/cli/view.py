@@ -1,11 +1,15 @@
-"""A host's snapshot as text: a table for people, tab-separated lines for scripts, JSON for programs."""
+"""A host's snapshot as text: a table for people, tab-separated lines for scripts, JSON for programs.
+
+Rule 1: hosts and guests have a part in nearly every text that a command prints, and the reader's terminal may be
+root's. So commands print by `say` and `show`, and build lines by `grid`, `tabs` and `json_text`. No control character
+of a stranger's text comes through these.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -14,6 +18,7 @@ import msgspec
 
 from magrathea.core.model import State
 from magrathea.messages import DomainReport, JobReport, Snapshot
+from magrathea.text import printable, printable_json
 
 COLOURS = {
     State.FAULT: "bright_red",
@@ -75,10 +80,12 @@ def job_state(job: JobReport, now: float) -> str:
     return "running" if job.confirmed else "claimed"
 
 
-def plain(snapshot: Snapshot, compact: bool = False) -> str:
-    def text(value: object) -> str:
-        return "-" if value is None or value == "" else " ".join(str(value).split())
+def tabs(cells: Iterable[object]) -> str:
+    """The cells in a line of `plain`, without its end; `-` is none."""
+    return "\t".join("-" if cell is None or cell == "" else clean(" ".join(str(cell).split())) for cell in cells)
 
+
+def plain(snapshot: Snapshot, compact: bool = False) -> str:
     def line(domain: DomainReport) -> str:
         columns = (
             snapshot.host,
@@ -101,19 +108,28 @@ def plain(snapshot: Snapshot, compact: bool = False) -> str:
             domain.why,
             "no" if snapshot.paused_since is None else "yes",
         )
-        return "\t".join(text(column) for column in columns) + "\n"
+        return tabs(columns) + "\n"
 
     return "".join(line(domain) for domain in snapshot.domains)
 
 
 def as_json(snapshot: Snapshot, compact: bool = False) -> str:
-    data = msgspec.json.encode(snapshot)
-    return (data if compact else msgspec.json.format(data, indent=2)).decode() + "\n"
+    return json_text(snapshot, compact) + "\n"
 
 
-def _clean(text: str) -> str:
-    """Text from outside as one line, without characters that could control a terminal."""
-    return "".join(c if unicodedata.category(c) not in ("Cc", "Cf") else " " for c in text)
+def clean(text: str) -> str:
+    """Text from outside as one line of the same content, without characters that could control a terminal."""
+    return printable(text, len(text))
+
+
+def json_text(data: object, compact: bool = False) -> str:
+    encoded = msgspec.json.encode(data)
+    return printable_json((encoded if compact else msgspec.json.format(encoded, indent=2)).decode())
+
+
+def say(text: str, err: bool = False) -> None:
+    """Print a line, whatever stands in it."""
+    click.echo(clean(text), err=err)
 
 
 def styled(text: str, colour: str | None, bold: bool = False) -> str:
@@ -125,10 +141,10 @@ def styled(text: str, colour: str | None, bold: bool = False) -> str:
 def show(form: str, header: tuple[str, ...], rows: Sequence[tuple[str, ...]], data: object) -> None:
     """Rows for people and scripts, data for programs."""
     if form == "json":
-        click.echo(msgspec.json.format(msgspec.json.encode(data), indent=2).decode())
+        click.echo(json_text(data))
     elif form == "plain":
         for row in rows:
-            click.echo("\t".join(" ".join(cell.split()) or "-" for cell in row))
+            click.echo(tabs(row))
     else:
         for line in grid(header, rows):
             click.echo(line.rstrip())
@@ -138,7 +154,7 @@ def grid(header: tuple[str, ...], rows: Iterable[tuple[str | Cell, ...]]) -> lis
     """Aligned lines. Importing rich's table would take a quarter of the time that `status` may take."""
     cells = [[cell if isinstance(cell, tuple) else (cell, None) for cell in row] for row in rows]
     table: list[list[Cell]] = [[(title, None) for title in header]]
-    table += [[(_clean(text), colour) for text, colour in row] for row in cells]
+    table += [[(clean(text), colour) for text, colour in row] for row in cells]
     widths = [max(len(row[i][0]) for row in table) for i in range(len(header))]
 
     def line(row: list[Cell], bold: bool) -> str:
@@ -205,10 +221,10 @@ def _jobs(snapshot: Snapshot) -> list[str]:
 def table(snapshot: Snapshot, compact: bool = False) -> str:
     hub = "hub connected" if snapshot.hub_connected else "no hub: nothing new is preempted"
     size = f"{snapshot.cpus} CPUs, {snapshot.memory_mib} MiB"
-    lines = [f"host {snapshot.host}: {snapshot.mode.value}, {size}, driver {snapshot.driver}, {hub}"]
+    lines = [clean(f"host {snapshot.host}: {snapshot.mode.value}, {size}, driver {snapshot.driver}, {hub}")]
     if snapshot.paused_since is not None:
         since = duration(snapshot.at - snapshot.paused_since)
-        lines += [styled(f"paused for {since}: {_clean(snapshot.paused)}", "yellow")]
+        lines += [styled(f"paused for {since}: {clean(snapshot.paused)}", "yellow")]
     lines += ["", *_domains(snapshot)]
     if any(domain.jobs for domain in snapshot.domains):
         lines += ["", *_jobs(snapshot)]
@@ -218,7 +234,7 @@ def table(snapshot: Snapshot, compact: bool = False) -> str:
 
 
 def notes(texts: Iterable[str], title: str) -> str:
-    return "".join(f"{title}: {_clean(text)}\n" for text in texts)
+    return "".join(f"{title}: {clean(text)}\n" for text in texts)
 
 
 FORMS: dict[str, Form] = {"table": table, "json": as_json, "plain": plain}

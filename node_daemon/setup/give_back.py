@@ -97,7 +97,7 @@ def _uid(process: Path) -> int:
 
 
 def _fail(text: str, code: int) -> click.exceptions.Exit:
-    click.echo(f"magrathea give-back: {text}", err=True)
+    view.say(f"magrathea give-back: {text}", err=True)
     return click.exceptions.Exit(code)
 
 
@@ -158,9 +158,7 @@ def command(host: str, config: Path, yes: bool, form: str) -> None:
         click.confirm(f"continue {', '.join(f'{id} in {domain}' for domain, id in jobs)}?", abort=True, err=True)
     uids, unknown = owners(id for _, id in jobs)
     if unknown:
-        click.echo(
-            f"magrathea give-back: {unknown}; stopped processes of all users with the id are continued", err=True
-        )
+        view.say(f"magrathea give-back: {unknown}; stopped processes of all users with the id are continued", err=True)
     given = give_back([id for _, id in jobs], uids)
     booked = [job.key.id for domain in facts.domains for job in domain.stopped if job.booked]
     if form == "table":
@@ -178,6 +176,6 @@ def _tell(jobs: list[tuple[str, str]], given: Mapping[str, ContinuedProcesses], 
     for domain, id in jobs:
         strange = f", {given[id].strange} of other users not touched" if given[id].strange else ""
         failed = f", {given[id].failed} failed: run this as root" if given[id].failed else ""
-        click.echo(f"{id} in {domain}: {given[id].continued} processes continued{strange}{failed}")
+        view.say(f"{id} in {domain}: {given[id].continued} processes continued{strange}{failed}")
     if booked:
-        click.echo(f"still suspended in PBS; on its server: qsig -s admin-resume {' '.join(booked)}")
+        view.say(f"still suspended in PBS; on its server: qsig -s admin-resume {' '.join(booked)}")
