@@ -89,7 +89,7 @@ class ScriptRunner:
                 env=environment,
                 start_new_session=True,
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a null byte, or text that cannot be encoded
             log.warning("script %s: %s", path, error)
             return
         output = bytearray()

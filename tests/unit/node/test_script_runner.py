@@ -55,6 +55,22 @@ def test_a_script_has_a_time_limit_and_its_children_too(tmp_path: Path, caplog: 
     assert not child.exists() or " Z " in child.read_text()
 
 
+@pytest.mark.parametrize("value", ["12.srv\0", "\ud800"])
+def test_a_value_that_no_process_can_be_given_costs_that_script_and_not_the_daemon(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, value: str
+) -> None:
+    script(tmp_path / "before-preempt", f"echo $MAGRATHEA_JOBS >> {tmp_path}/out")
+
+    async def test() -> None:
+        scripts = ScriptRunner(tmp_path, 10)
+        await scripts.finish("before-preempt", {"MAGRATHEA_JOBS": value})
+        await scripts.finish("before-preempt", {"MAGRATHEA_JOBS": "13.srv"})
+
+    asyncio.run(test())
+    assert (tmp_path / "out").read_text() == "13.srv\n"
+    assert caplog.text.count("WARNING") == 1
+
+
 def test_a_flood_of_output_is_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     script(tmp_path / "before-preempt", "yes | head -c 1000000")
 
