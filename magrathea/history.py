@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -31,7 +32,9 @@ MAX_DATA_BYTES = 16 * 1024
 BEGIN_BYTES = 1000
 """So much is left of it."""
 LISTED_IDS = 10
-"""Of a list of jobs, so many ids are kept: enough for people. Decisions name each job that was added or is gone."""
+LIST_DECISIONS = 100
+"""Of a list of jobs, so many ids are kept, and so many decisions, which name the jobs added or gone: enough for people.
+"""
 
 
 HistoryRow = tuple[float, str, str, str, str, bytes]
@@ -85,15 +88,29 @@ class JobsListed(msgspec.Struct, frozen=True):
     suspended: int
     ending: int
     ids: list[str]
+    added: int = 0
+    gone: int = 0
 
 
-def recorded(what: ev.Event | ev.Decision) -> object:
-    """What the history keeps of it."""
-    if not isinstance(what, ev.JobsReported):
-        return what
-    suspended, ending = sum(job.suspended for job in what.jobs), sum(job.ending for job in what.jobs)
-    ids = [job.key.id for job in what.jobs[:LISTED_IDS]]
-    return JobsListed(what.at, what.domain, len(what.jobs), suspended, ending, ids)
+def recorded(event: ev.Event | None, decisions: Sequence[ev.Decision]) -> list[tuple[str, object]]:
+    """What the history keeps of an event and of what was decided, each with its kind.
+
+    A guest may list thousands of new jobs each time. Of a list the first decisions are kept, and the numbers of all.
+    """
+    if not isinstance(event, ev.JobsReported):
+        return [("event", one) for one in (event,) if one is not None] + [("decision", one) for one in decisions]
+    notes = Counter(one.what for one in decisions if isinstance(one, ev.Noted))
+    listed = JobsListed(
+        at=event.at,
+        domain=event.domain,
+        jobs=len(event.jobs),
+        suspended=sum(job.suspended for job in event.jobs),
+        ending=sum(job.ending for job in event.jobs),
+        added=notes[ev.Note.ADOPTED],
+        gone=notes[ev.Note.MISSING] + notes[ev.Note.NEWER_RUN],
+        ids=[job.key.id for job in event.jobs[:LISTED_IDS]],
+    )
+    return [("event", listed), *(("decision", one) for one in decisions[:LIST_DECISIONS])]
 
 
 _encode = msgspec.json.Encoder().encode

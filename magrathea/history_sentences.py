@@ -66,11 +66,9 @@ def sentence(entry: HistoryEntry) -> str:
 
 
 def _list(said: JobsListed) -> str:
-    if not said.jobs:
-        return "MoM lists no jobs"
     more = f" and {said.jobs - len(said.ids)} more" if said.jobs > len(said.ids) else ""
-    counts = [f"{n} {word}" for n, word in ((said.suspended, "suspended"), (said.ending, "ending")) if n]
-    return f"MoM lists {', '.join(said.ids)}{more}" + (f" ({', '.join(counts)})" if counts else "")
+    counts = [f"{n} {word}" for word in ("suspended", "ending", "added", "gone") if (n := getattr(said, word))]
+    return f"MoM lists {', '.join(said.ids) or 'no jobs'}{more}" + (f" ({', '.join(counts)})" if counts else "")
 
 
 def seconds(value: float) -> str:

@@ -25,6 +25,7 @@ from typing import Protocol
 import msgspec
 
 from magrathea import files
+from magrathea.budget import Budget
 from magrathea.core.events import Decision, Event, Note, Noted
 from magrathea.core.model import Host, JobKey
 from magrathea.decoding import UNDECODABLE
@@ -50,6 +51,9 @@ PRUNE_ROWS = 2000
 
 BUSY_MS = 1000
 """How long a statement waits for another program that has the file open."""
+
+NOTES_PER_S, NOTES_BURST = 1.0, 100.0
+"""Refusals and the like that the history has of one domain. Honest guests cause some each minute."""
 
 _MIGRATIONS: dict[int, str] = {
     # 0 -> 1
@@ -120,6 +124,7 @@ class Journal:
         self.path = path
         self._connection = connection
         self._waiting: list[HistoryRow] = []
+        self._rations: dict[str, Budget] = {}
 
     # Reading
 
@@ -202,9 +207,14 @@ class Journal:
         self._waiting.clear()
 
     def note(self, at: float, event: Event | None, decisions: Sequence[Decision]) -> None:
-        """Keep something that changed no fact (a refusal) for the next commit or `tidy`. No answer waits for it."""
-        self._waiting.extend(self._rows(at, event, decisions))
-        del self._waiting[:-1000]  # of a flood of refusals, the last thousand are kept
+        """Keep something that changed no fact (a refusal) for the next commit or `tidy`. No answer waits for it.
+
+        A guest may cause as many as it likes; of those of one domain, the history has NOTES_PER_S. The log counts all.
+        """
+        ration = self._rations.setdefault(getattr(event, "domain", ""), Budget(NOTES_PER_S, NOTES_BURST, at))
+        if ration.take(at):
+            self._waiting.extend(self._rows(at, event, decisions))
+            del self._waiting[:-1000]
 
     def tidy(self, keep_since: float) -> bool:
         """Write what waits, prune history older than `keep_since`, and shorten the log. True if there is more to prune.
@@ -244,7 +254,6 @@ class Journal:
     # Within
 
     def _rows(self, at: float, event: Event | None, decisions: Sequence[Decision]) -> list[HistoryRow]:
-        happened = [("event", event)] if event is not None else []
         return [
             (
                 at,
@@ -254,10 +263,7 @@ class Journal:
                 key.id if (key := getattr(what, "key", None)) is not None else "",
                 row_data(what),
             )
-            for kind, what in [
-                *((kind, recorded(one)) for kind, one in happened),
-                *(("decision", d) for d in decisions),
-            ]
+            for kind, what in recorded(event, decisions)
         ]
 
     def _write_history(self, rows: Sequence[HistoryRow]) -> None:

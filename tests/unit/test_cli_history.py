@@ -217,16 +217,24 @@ def entry(what: Any, kind: str = "event") -> HistoryEntry:
     return HistoryEntry(0.0, kind, type(what).__name__, data=msgspec.json.encode(what).decode())
 
 
+def kept(event: ev.Event, *decisions: ev.Decision) -> object:
+    """What the history has of the event."""
+    return recorded(event, decisions)[0][1]
+
+
 @pytest.mark.parametrize(
     ("what", "told"),
     [
         (ev.Claimed(0, "n1", KEY, JobClass.PRIORITY, 2, 100), "asked for: a job of class priority, CPUs: 2, 100 MiB"),
         (ev.JobsReported(0, "n1", (ev.ReportedJob(KEY),)), "MoM lists 12.srv"),
         (ev.JobsReported(0, "n1", ()), "MoM lists no jobs"),
-        (recorded(ev.JobsReported(0, "n1", (ev.ReportedJob(KEY),))), "MoM lists 12.srv"),
-        (recorded(ev.JobsReported(0, "n1", ())), "MoM lists no jobs"),
+        (kept(ev.JobsReported(0, "n1", (ev.ReportedJob(KEY),))), "MoM lists 12.srv"),
         (
-            recorded(ev.JobsReported(0, "n1", tuple(ev.ReportedJob(KEY, ending=True) for _ in range(4000)))),
+            kept(ev.JobsReported(0, "n1", ()), ev.Noted("n1", ev.Note.MISSING, KEY)),
+            "MoM lists no jobs (1 gone)",
+        ),
+        (
+            kept(ev.JobsReported(0, "n1", tuple(ev.ReportedJob(KEY, ending=True) for _ in range(4000)))),
             f"MoM lists {', '.join(['12.srv'] * 10)} and 3990 more (4000 ending)",
         ),
         (ev.BooksReported(0, (ev.Booking(KEY, True, True),)), "suspended in PBS's books: 12.srv; another host wants"),

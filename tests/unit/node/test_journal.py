@@ -7,6 +7,7 @@ import resource
 import signal
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -16,11 +17,14 @@ import pytest
 
 from magrathea.core import events as ev
 from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, StoppedBy
+from magrathea.core.refusals import RefusalCode
 from magrathea.history import Query, newest_first
 from magrathea.history_sentences import sentence
 from node_daemon.journal import (
     BUSY_MS,
     CHECKPOINT_PAGES,
+    NOTES_BURST,
+    NOTES_PER_S,
     SCHEMA,
     Journal,
     JournalError,
@@ -133,6 +137,29 @@ def test_who_reads_the_file_does_not_delay_the_shortening_of_the_log(journal: Jo
         assert time.monotonic() - began < BUSY_MS / 1000
     journal.tidy(0.0)
     assert journal.path.with_name("journal.sqlite-wal").stat().st_size == 0
+
+
+def test_a_list_of_thousands_of_new_jobs_is_a_hundred_rows(journal: Journal) -> None:
+    keys = [JobKey(f"{n}.srv", 1) for n in range(4000)]
+    for at in (10.0, 12.0):
+        decisions = [*(ev.Noted("n1", ev.Note.ADOPTED, key) for key in keys), ev.Noted("n1", ev.Note.MISSING, KEY)]
+        journal.commit(host(at), ev.JobsReported(at, "n1", tuple(map(ev.ReportedJob, keys))), decisions)
+    entries = journal.history(Query(limit=10_000))
+    assert len(entries) == 202
+    assert sentence(entries[0]).endswith("and 3990 more (4000 added, 1 gone)")
+
+
+def test_a_flood_of_refusals_is_rationed_by_domain(journal: Journal) -> None:
+    """The channel lets 200 lines a second through."""
+    for n in range(5000):
+        at = 10.0 + n / 200
+        journal.note(at, ev.Released(at, "n1", KEY), (ev.Refused("n1", RefusalCode.UNKNOWN_JOB, "no", KEY),))
+        if n % 20 == 0:
+            journal.commit(host(at), None, ())
+    journal.note(40.0, ev.Released(40.0, "p1", KEY), (ev.Refused("p1", RefusalCode.UNKNOWN_JOB, "no", KEY),))
+    rows = Counter(entry.domain for entry in journal.history(Query(limit=10_000)))
+    assert 200 <= rows["n1"] <= 2 * (NOTES_BURST + 5000 / 200 * NOTES_PER_S)
+    assert rows["p1"] == 2
 
 
 def test_history_is_pruned_and_preempted_seconds_are_kept_for_good(journal: Journal) -> None:
