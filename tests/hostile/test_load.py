@@ -116,7 +116,7 @@ def test_ten_thousand_refusals_cost_pbs_some_questions(tmp_path: Path) -> None:
         await hub.until(lambda: hub.shown("p1", RANK) == "0", "PBS was read")
         for number in range(200):
             made = snapshot(domain("p1"), host="h1", revision=number + 2)
-            claims = [refused(f"{number}-{n}.srv") for n in range(50)]
+            claims = [refused(f"{number}{n:02}.srv") for n in range(50)]
             await host.sends(encode(structs.replace(made, refused=claims)))
             await asyncio.sleep(0.006)
         await host.says(domain("p1", rank=7), revision=1000)
