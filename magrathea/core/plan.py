@@ -99,12 +99,21 @@ def _desired(host: Host) -> dict[str, Want]:
             cap = preempted_cap(host.limits) if d.jobs else NO_CAP
             wants[d.name] = Want(cap, held[d.name], idle=not d.jobs, shrink=d.saving and not d.jobs)
         elif host.mode is Mode.COUNTED:
-            wants[d.name] = Want(share_cap(sum(j.cpus for j in active[d.name])), held[d.name])
+            wants[d.name] = Want(share_cap(_share_cpus(host, active[d.name])), held[d.name])
         else:
             rest = host.without_services.mib - away - (held_by_all - held[d.name])
             mib = rest if alone == [d.name] else held[d.name]
             wants[d.name] = Want(NO_CAP, min(mib, d.memory_mib) if d.memory_mib else mib)
     return wants
+
+
+def _share_cpus(host: Host, active: tuple[Job, ...]) -> int:
+    """The CPUs of the domain's jobs, at most what the host has without its services.
+
+    Jobs can have more: MoM's list adds some that nobody claimed, and a reload can make the host smaller. The share of
+    such a domain must not reach into the CPUs of services. It is one CPU at least.
+    """
+    return max(1, min(sum(j.cpus for j in active), host.without_services.cpus))
 
 
 def _held_mib(host: Host, domain: Domain, active: tuple[Job, ...]) -> int:

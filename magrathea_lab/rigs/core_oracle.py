@@ -113,8 +113,8 @@ def unswappable(d: Domain, jobs: list[Job]) -> int:
     return max(0, sum(j.memory_mib for j in jobs) - d.swap_mib, d.unreclaimable_mib)
 
 
-def room_mib(h: Host, d: Domain) -> int:
-    """memory(domain) of the design: what the siblings' floors and unswappable memory leave."""
+def left_mib(h: Host, d: Domain) -> int:
+    """What the siblings' floors and unswappable memory leave; negative if they need more than the host has."""
     left = h.memory_mib - sum(s.memory_mib for s in h.domains if s.kind is Kind.SERVICE)
     for s in siblings(h, d):
         if stoppable(h, s) or not running(s):
@@ -122,7 +122,7 @@ def room_mib(h: Host, d: Domain) -> int:
         else:
             left -= s.floor_mib + sum(j.memory_mib for j in running(s))
             left -= unswappable(s, [j for j in s.jobs if ours(j)])
-    return max(0, min(left, d.memory_mib) if d.memory_mib else left)
+    return min(left, d.memory_mib) if d.memory_mib else left
 
 
 def in_the_way(h: Host, d: Domain) -> list[Domain]:
@@ -134,7 +134,7 @@ def in_the_way(h: Host, d: Domain) -> list[Domain]:
 def can_preempt(h: Host, d: Domain) -> bool:
     """True if all blockers of a priority domain can be stopped and their remaining memory leaves the domain its
     floor."""
-    return all(stoppable(h, s) for s in in_the_way(h, d)) and room_mib(h, d) >= d.floor_mib
+    return all(stoppable(h, s) for s in in_the_way(h, d)) and left_mib(h, d) >= d.floor_mib
 
 
 # The table.

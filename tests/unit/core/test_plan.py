@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from magrathea.core.caps import NO_CAP, preempted_cap, share_cap
+from magrathea.core.events import ReportedJob
 from magrathea.core.model import Host, JobKey, Limits, StoppedBy
 from magrathea.core.plan import (
     ActualDomain,
@@ -20,7 +21,7 @@ from magrathea.core.plan import (
     warned_until,
 )
 
-from .builders import claim, go_on, host, key, later, launch, release, run, set_domain, stop
+from .builders import claim, go_on, host, key, later, launch, listed, release, run, set_domain, stop
 
 Actual = dict[str, ActualDomain]
 
@@ -239,6 +240,13 @@ def test_an_idle_domain_does_not_keep_a_cap_from_the_next() -> None:
     h = run(host("counted", n1="normal", n2="normal"), "n2", "2", cpus=2)
     actual: Actual = {"n1": ActualDomain(400, None), "n2": ActualDomain(400, None)}
     assert steps(h, actual) == [SetCpu("n2", share_cap(2))]
+
+
+def test_a_share_does_not_reach_into_the_cpus_of_services() -> None:
+    """MoM's list may hold more than the host has: nobody claimed those jobs."""
+    h = run(host("counted", cpus=8, n1="normal", s1="service cpus=3"), "n1", "1", cpus=4)
+    h = listed(h, "n1", ReportedJob(key("1"), cpus=4), ReportedJob(key("2"), cpus=4))
+    assert desired(h)["n1"].cap == share_cap(5)
 
 
 def test_cpus_are_taken_before_others_get_them() -> None:
