@@ -10,7 +10,7 @@ import pytest
 
 from scheduler_plugin.pbs.base import Code, Pbs, PbsError, Vnode
 
-UNKNOWN = "99999"
+UNKNOWN = "99999.srv"
 
 
 class PbsSite(Protocol):
