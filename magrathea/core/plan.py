@@ -111,9 +111,9 @@ def _share_cpus(host: Host, active: tuple[Job, ...]) -> int:
     """The CPUs of the domain's jobs, at most what the host has without its services.
 
     Jobs can have more: MoM's list adds some that nobody claimed, and a reload can make the host smaller. The share of
-    such a domain must not reach into the CPUs of services. It is one CPU at least.
+    such a domain must not reach into the CPUs of services.
     """
-    return max(1, min(sum(j.cpus for j in active), host.without_services.cpus))
+    return min(sum(j.cpus for j in active), host.without_services.cpus)
 
 
 def _held_mib(host: Host, domain: Domain, active: tuple[Job, ...]) -> int:

@@ -204,14 +204,15 @@ class World:
 
     @staticmethod
     def _as_they_go_on(h: Host) -> tuple[Domain, ...]:
-        """The domains of an exclusive host after all jobs that may continue have been continued.
+        """The domains after all jobs that may continue have been continued.
 
-        Only differs from now if several domains have jobs to run. A claim cannot cause that, but MoM's list can, if
-        jobs are on their way back.
+        On an exclusive host this only differs from now if several domains have jobs to run. A claim cannot cause that,
+        but MoM's list can, if jobs are on their way back. On a counted host that has become too small for a stopped
+        job, the job continues nevertheless, alone.
         """
         wanted = stopping.wanted_stopped(h)
         active = [d for d in h.workers if any((d.name, j.key) not in wanted for j in d.jobs)]
-        if h.mode is Mode.COUNTED or len(active) <= 1:
+        if h.mode is Mode.EXCLUSIVE and len(active) <= 1:
             return h.workers
         return tuple(
             replace(d, jobs=tuple(j if (d.name, j.key) in wanted else _continued(j) for j in d.jobs)) for d in h.workers
