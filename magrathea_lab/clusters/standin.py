@@ -207,7 +207,8 @@ class StandInCluster(PartsCluster[KeptProcess]):
         jobs = self.directory / "jobs"
         command = f'exec "{sys.executable}" -S "{work.__file__}" {{steps}} {PAUSE_S} "{jobs}/$PBS_JOBID.count"\n'
         script = jobs / f"{steps}.sh"
-        script.write_text(command.format(steps=steps), encoding="utf-8")
+        if not script.exists():  # writing it again would empty it while a job that has just started reads it
+            script.write_text(command.format(steps=steps), encoding="utf-8")
         output = jobs / f"out.{time.monotonic_ns()}"
         return self.client.submit(
             queue, script, output, jobs,
