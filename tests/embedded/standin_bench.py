@@ -76,7 +76,8 @@ class StandInBench:
 
     def submit(self, steps: int = 1000, **more: Any) -> str:
         script = self.directory / f"{steps}.sh"
-        script.write_text(COUNTING.format(steps=steps), encoding="utf-8")
+        if not script.exists():  # a job that has just started may be reading it
+            script.write_text(COUNTING.format(steps=steps), encoding="utf-8")
         output = self.directory / f"out.{time.monotonic_ns()}"
         return self.client.submit("low", script, output, self.directory, **more)
 
