@@ -6,7 +6,7 @@
 #   make test TESTS=tests/unit       a part of the tests
 #   make bench QUICK=1               fewer rounds
 #   make mutation MUTANTS=50         another number of mutants
-#   make fuzz TARGETS=pbs-select     only this reader; also INPUTS=1000000, SEED=2
+#   make fuzz TARGETS=pbs-select     only this reader; also INPUTS=1000000, LONGEST_S=600, SEED=2
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -16,6 +16,7 @@ DRIVER ?=
 QUICK ?=
 MUTANTS ?=
 INPUTS ?=
+LONGEST_S ?=
 TARGETS ?=
 SEED ?=
 BIN = .venv/bin
@@ -110,7 +111,8 @@ mutation: setup ## how many of 300 small faults in the core its tests notice, fi
 	$(BIN)/python -m bench.core_mutation $(if $(MUTANTS),--mutants $(MUTANTS))
 
 fuzz: setup ## mutated samples for whatever reads foreign bytes, a few minutes
-	$(BIN)/python -m tests.fuzz $(if $(INPUTS),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED)) $(if $(TARGETS),--targets "$(TARGETS)")
+	$(BIN)/python -m tests.fuzz $(if $(INPUTS),--inputs $(INPUTS)) $(if $(LONGEST_S),--seconds $(LONGEST_S)) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(TARGETS),--targets "$(TARGETS)")
 
 clean: ## remove what was built
 	rm -rf .venv .coverage .fuzz .reruns.log build dist

@@ -23,6 +23,7 @@ from node_daemon.journal import JournalError, open_journal, salvage
 from scheduler_plugin.hub import configuration as hub
 from scheduler_plugin.hub import ledger
 
+from .daemon_targets import lines_to_daemon, requests_to_daemon
 from .driver import Reader, Target
 from .guest_targets import (
     agent_configuration,
@@ -31,6 +32,8 @@ from .guest_targets import (
     guest_to_daemon,
     mom_to_agent,
 )
+from .hook_targets import NotPbs, mom_hook, server_hook, vnodes_hook
+from .hub_targets import messages_to_hub
 
 
 class Aside(Exception):
@@ -237,4 +240,10 @@ TARGETS = (
     Target("journal-file", journal_file, (JournalError,)),
     Target("journal-facts", journal_facts, (JournalError,)),
     Target("hub-ledger", hub_ledger, (Aside,), lines=1),
+    Target("messages-to-hub", messages_to_hub, (BadMessage,), lines=8, share=0.5),
+    Target("lines-to-daemon", lines_to_daemon, lines=32, share=0.1),
+    Target("requests-to-daemon", requests_to_daemon, (BadMessage,), lines=64, share=0.2),
+    Target("server-hook", server_hook, (NotPbs,)),
+    Target("mom-hook", mom_hook, (NotPbs,)),
+    Target("vnodes-hook", vnodes_hook, (NotPbs,)),
 )
