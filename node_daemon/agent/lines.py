@@ -82,6 +82,7 @@ class LineReader:
         self.searched = 0
         self.skipping = skip_first
         self.oversize = False
+        self.dropped = 0  # bytes in all that were thrown away without a line's end
 
     def add(self, data: bytes) -> None:
         self.buffer += data
@@ -99,6 +100,7 @@ class LineReader:
         return end >= 0
 
     def _clear(self) -> None:
+        self.dropped += len(self.buffer) - self.begin
         self.buffer.clear()
         self.begin = self.searched = 0
 

@@ -24,7 +24,7 @@ from collections import OrderedDict
 from .lines import MAX_LINE_BYTES, BadValue, encode, field, natural, parse
 from .parts import MAX_MESSAGE_BYTES, Cut, Parts, read_part
 from .refusals import BUSY, FAILED, TOO_LARGE, refusal
-from .sessions import Stream, check_hello, new_session
+from .sessions import Allowance, Stream, check_hello, new_session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,8 +96,9 @@ class End(Stream):
         about: "Doc",
         decode: "Callable[[bytes], Doc]" = parse,
         make_session: "Callable[[], str]" = new_session,
+        allowance: "Optional[Allowance]" = None,
     ) -> None:
-        super().__init__(dict(about, parts=True), decode, make_session)
+        super().__init__(dict(about, parts=True), decode, make_session, allowance)
         self.on_asked: "Callable[[Mark, str, Doc], None]" = lambda mark, op, doc: None
         self.ids = 0
         self.pending: "OrderedDict[int, Request]" = OrderedDict()
