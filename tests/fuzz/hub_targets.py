@@ -1,12 +1,14 @@
 """Messages of hosts against the whole hub, with a PBS in memory.
 
-An input is a line for each message, in the name of the host that the message itself names. A line `@N` lets N seconds
-pass. One hub lives through all inputs, as in reality; PBS's jobs are the same at the start of each.
+An input is a line for each message, in the name of the host that the message itself names. A line after `? ` is a
+user's request to the control socket. A line `@N` lets N seconds pass. One hub lives through all inputs, as in reality;
+PBS's jobs are the same at the start of each.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +16,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+from magrathea import control
+from magrathea.core.refusals import RefusalCode
 from magrathea.messages import BadMessage, Message, Snapshot, ToHub, decode_to_hub, encode
 from magrathea_lab.rigs.virtual_time import SOME_DAY, VirtualTimeLoop
 from scheduler_plugin.hub import configuration, hub, job_actions
@@ -117,15 +121,15 @@ class _Publisher:
     def close(self, timeout_s: float) -> None: ...
 
 
-class _Control(_Pool):
-    path = ""
+class _Control(control.Control):
+    """Its requests come without a socket. `newest`: the hub's, as long as a hub is being started."""
 
-    def __init__(self, path: Path, operations: Mapping[str, Any], *_: Any, **__: Any) -> None:
-        self.status = operations["status"]
+    newest: _Control
 
-    async def start(self) -> None: ...
+    async def start(self) -> None:
+        _Control.newest = self
 
-    async def close(self) -> None: ...  # type: ignore[override]
+    async def close(self) -> None: ...
 
 
 class _RunningHub:
@@ -141,9 +145,14 @@ class _RunningHub:
         )
         self.hub = hub.Hub(configuration.HubConfiguration(hub=table), self.pbs.connect)
         self.task = self.do(self._start())
+        self.control = _Control.newest
+        self.control._complaints.say = self._complained  # type: ignore[method-assign]
 
     def _defect(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.defects.append(context.get("exception") or AssertionError(context["message"]))
+
+    def _complained(self, kind: object, text: str, error: BaseException | None = None, level: int = 0) -> None:
+        self.defects.append(error or AssertionError(text))
 
     async def _start(self) -> asyncio.Task[None]:
         self.stop = asyncio.Event()
@@ -186,6 +195,11 @@ def messages_to_hub(folder: Path) -> Reader:
         for line in lines:
             if line.startswith(b"@") and line[1:].isdigit():
                 await asyncio.sleep(min(60, int(line[1:3])))
+                continue
+            if line.startswith(b"? "):
+                _, answer = await here.control._answer(line[2:], os.getuid(), entitled=False)
+                assert b"\n" not in answer
+                refused += f'"code":"{RefusalCode.BAD_REQUEST}"'.encode() in answer
                 continue
             try:
                 channel.receive(line)
