@@ -17,6 +17,7 @@ from magrathea.core.model import Lifecycle
 from magrathea.core.refusals import RefusalCode
 from magrathea.messages import BadMessage, decode_to_hub, encode
 from magrathea_lab.rigs.virtual_time import LoopClock, VirtualTimeLoop
+from node_daemon.agent.sessions import Allowance
 from node_daemon.configuration import read as read_configuration
 from node_daemon.daemon import Daemon
 from node_daemon.guest_channel.channel import _Link
@@ -120,7 +121,9 @@ class _Guest:
     def open(self) -> None:
         if self._link is not None:
             self._link.connection_lost(None)
-        self._link, self.stream = _Link(self._here.daemon.channels[self._name]), _Stream()
+        channel = self._here.daemon.channels[self._name]
+        channel.allowance = Allowance()
+        self._link, self.stream = _Link(channel), _Stream()
         self._link.end.make_session = lambda: HOST
         self._link.end.on_defect = self._here.defects.append
         self._link.connection_made(self.stream)

@@ -19,6 +19,7 @@ from node_daemon.agent.lines import BadValue, encode
 from node_daemon.agent.mom_requests import MomRequests
 from node_daemon.agent.mom_server import Client, MomServer
 from node_daemon.agent.refusals import refusal
+from node_daemon.agent.sessions import Allowance
 from node_daemon.agent.state_file import StateFile
 from node_daemon.agent.table import Table
 from node_daemon.agent.wire import GuestEnd
@@ -92,6 +93,7 @@ def guest_to_daemon(folder: Path) -> Reader:
 
     async def connection(data: bytes) -> None:
         defects: list[Exception] = []
+        channel.allowance = Allowance()  # else only the first thousand lines of all inputs would be read
         link, stream = _Link(channel), _Stream()
         link.end.make_session = lambda: HOST
         link.end.on_defect = defects.append
