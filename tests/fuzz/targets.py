@@ -10,6 +10,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from zmq.utils import z85
+
 from magrathea import control
 from magrathea.configuration import ConfigurationError
 from magrathea.control import Control, ControlRequest
@@ -21,7 +23,7 @@ from node_daemon.agent.lines import BadValue
 from node_daemon.agent.values import Unusable
 from node_daemon.journal import JournalError, open_journal, salvage
 from scheduler_plugin.hub import configuration as hub
-from scheduler_plugin.hub import ledger
+from scheduler_plugin.hub import keys, ledger
 
 from .daemon_targets import lines_to_daemon, requests_to_daemon
 from .driver import Reader, Target
@@ -176,6 +178,19 @@ def hub_configuration(folder: Path) -> Reader:
     return read
 
 
+def key_file(folder: Path) -> Reader:
+    """A key of the hub or of a host: what is accepted is a key for ZeroMQ, too."""
+    path = folder / "h1.key"
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        found = keys.read(path)
+        assert len(z85.decode(found.public)) == 32
+        assert not found.secret or len(z85.decode(found.secret)) == 32
+
+    return read
+
+
 def journal_file(folder: Path) -> Reader:
     """A damaged database: it is opened, read and written, and what can be read is salvaged."""
     path = folder / "journal.sqlite"
@@ -235,6 +250,7 @@ TARGETS = (
     Target("pbs-conf", pbs_conf),
     Target("noded-toml", noded_configuration, (ConfigurationError,)),
     Target("hub-toml", hub_configuration, (ConfigurationError,)),
+    Target("key-file", key_file, (keys.KeysError,)),
     Target("agent-json", agent_configuration, (Unusable,)),
     Target("agent-state", agent_state, (BadValue,), lines=1),
     Target("journal-file", journal_file, (JournalError,)),
