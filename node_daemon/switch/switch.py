@@ -289,7 +289,7 @@ class Switch:
             self.mover.paging.jobs_run_again(step.domain)
             for key in step.keys:
                 self.forget(step.domain, key)  # it is a job like any other now
-                self._facts.apply(ev.JobContinued(self._facts.now(), step.domain, key))
+            self._facts.apply(ev.JobsContinued(self._facts.now(), step.domain, tuple(step.keys)))
 
     def _learn(self, domain: str) -> None:
         """Make a fact of what stopped jobs have kept in memory: the next claim is refused before anybody is stopped."""
