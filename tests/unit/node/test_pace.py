@@ -1,4 +1,4 @@
-"""However often a guest reports something, it is entered rarely; claims and releases are never delayed."""
+"""However often a guest reports something, it is entered rarely; claims and releases are not delayed by it."""
 
 from __future__ import annotations
 
@@ -58,6 +58,10 @@ class Owner:
 
     def _observed(self, name: str) -> None:
         self.commits[name] += 1
+
+    @property
+    def changes(self) -> int:
+        return self.commits.total()
 
     @property
     def host(self) -> Host:
