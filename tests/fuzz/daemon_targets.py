@@ -27,7 +27,7 @@ from tests.fakes.guest import FakeGuest
 from tests.fakes.hypervisor import FakeDriver, FakeHypervisor
 
 from .driver import Reader
-from .guest_targets import GREETING, GUEST, HOST, MOST_ANSWERED, _Stream
+from .guest_targets import FIRST, GREETING, GUEST, HOST, MOST_ANSWERED, _Stream
 
 T = TypeVar("T")
 
@@ -142,7 +142,10 @@ def lines_to_daemon(folder: Path) -> Reader:
         here.begin()
         for guest in guests.values():
             guest.open()
-        await asyncio.sleep(0.1)
+            greeted = guest.stream.written
+            guest.send((FIRST % GUEST.encode()).rstrip())
+            await asyncio.sleep(0.1)
+            assert guest.stream.written > greeted, "nobody listens to this guest"
         for line in data.split(b"\n")[:MOST_LINES]:
             if line.startswith(b"@") and line[1:].isdigit():
                 await asyncio.sleep(min(60, int(line[1:3])))

@@ -33,6 +33,8 @@ Doc = dict[str, Any]
 HOST, GUEST = "0123456789abcdef", "fedcba9876543210"
 """The ends' sessions: samples name them."""
 GREETING = b'\n{"type":"hello","protocol":1,"session":"%s","parts":true,"host":"h1","domain":"n1","agent":"1"}\n'
+FIRST = b'{"type":"request","id":9007199254740992,"session":"%s","op":"report"}\n'
+"""A request that must be answered before each input: it shows that the daemon still listens to this guest."""
 BOOT = "a-boot-of-the-corpus"
 MOST_ANSWERED = 16 * 1024 * 1024
 """Of one input; MAX_ANSWERS repetitions of a short answer are far less."""
@@ -101,6 +103,10 @@ def guest_to_daemon(folder: Path) -> Reader:
         link.data_received(GREETING % GUEST.encode())
         asked = supervision.start(_asks(channel))
         await asyncio.sleep(0)
+        before = stream.written
+        link.data_received(FIRST % GUEST.encode())
+        await asyncio.sleep(0)
+        assert stream.written > before, "nobody listens to this guest"
         link.data_received(data)
         for _ in range(3):
             await asyncio.sleep(0)
