@@ -25,6 +25,7 @@ from magrathea.logs import RationedLog
 from ..facts import differs
 from ..guest_channel.messages import AnyRequest, Claim, Hello, Jobs, Launched, Prepared, Release, Report
 from ..hypervisor.base import Driver
+from ..switch.bounds import lockable_mib
 from ..switch.progress import CpuComing, Unstopped
 from ..switch.switch import Switch
 from .pace import LISTS_S, REPORTS_S, UNCHANGED, Pace, Turns
@@ -285,11 +286,21 @@ class Claims:
         return True
 
     def _report(self, domain: str, report: Report) -> bool:
-        """Enter what the guest says about its memory. Returns False if that is known."""
-        found = self._daemon.host.domain(domain)
+        """Enter what the guest says about its memory. Returns False if that is known.
+
+        No guest can have more locked than it has. Stopped jobs lock nothing: while all are stopped, the figure only
+        falls.
+        """
+        found, switch = self._daemon.host.domain(domain), self._daemon.switch
+        if found is None:
+            return False
         mib = -(-max(0, report.memory.unreclaimable_mib) // MEMORY_STEP_MIB) * MEMORY_STEP_MIB
-        mib = max(mib, self._daemon.switch.mover.kept_mib(domain))
-        if found is None or found.unreclaimable_mib == mib:
+        if found.stopped and not found.running:
+            mib = min(mib, found.unreclaimable_mib)
+        mib = max(mib, switch.mover.kept_mib(domain))
+        if (most := lockable_mib(self._daemon.host, domain, switch.readings.of(domain))) is not None:
+            mib = min(mib, most)
+        if found.unreclaimable_mib == mib:
             return False
         self._daemon.apply(ev.MemoryReported(self._daemon.now(), domain, mib))
         return True

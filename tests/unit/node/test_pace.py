@@ -53,7 +53,12 @@ class Owner:
         silent = lambda domain: None  # noqa: E731
         mover = SimpleNamespace(kept_mib=lambda domain: 0)
         self.switch: Any = SimpleNamespace(
-            agent_lost=silent, agent_connected=silent, mover=mover, progress=progress, actual=dict
+            agent_lost=silent,
+            agent_connected=silent,
+            mover=mover,
+            progress=progress,
+            actual=dict,
+            readings=SimpleNamespace(of=silent),
         )
 
     def _observed(self, name: str) -> None:
