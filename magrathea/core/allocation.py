@@ -49,9 +49,12 @@ def _gate(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | 
     name, cpus, mib = domain.name, host.cpus, host.memory_mib
     gates: tuple[tuple[bool, RefusalCode, Callable[[], str]], ...] = (
         (
-            size.cpus < 1 or size.mib < 0 or not size.within(Amount(cpus, mib)),
+            size.cpus < 0 or size.mib < 0 or not size.within(Amount(cpus, mib)),
             RefusalCode.BAD_REQUEST,
-            lambda: f"no job here can have {size.cpus} CPUs and {size.mib} MiB; {host.name} has {cpus} and {mib}",
+            lambda: (
+                f"no job here can have {size.cpus} CPUs and {size.mib} MiB; {host.name} has {cpus} and {mib}: ask for"
+                " less (qalter -l select=...)"
+            ),
         ),
         (
             cls not in CLASSES_OF[domain.kind],
@@ -198,8 +201,8 @@ def _sized(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal |
     if host.mode is Mode.EXCLUSIVE:
         return tuple(name for name in once(host, with_running_jobs) if name != domain.name)
     need = size - free(host, domain)
-    # MoM's lists may have overbooked the memory; a job that asks for none does not have to fix that
-    return victims(host, need if size.mib else Amount(need.cpus, 0))
+    # MoM's lists may have overbooked CPUs or memory; a job that asks for none does not have to fix that
+    return victims(host, Amount(need.cpus if size.cpus else 0, need.mib if size.mib else 0))
 
 
 def _unpaused(host: Host) -> Host:

@@ -148,7 +148,7 @@ def verdict(h: Host, d: Domain, cls: JobClass, size: Amount) -> Answer:
 
 
 def _gate(h: Host, d: Domain, cls: JobClass, size: Amount) -> RefusalCode | None:
-    fits = 1 <= size.cpus <= max(0, h.cpus) and 0 <= size.mib <= max(0, h.memory_mib)
+    fits = 0 <= size.cpus <= max(0, h.cpus) and 0 <= size.mib <= max(0, h.memory_mib)
     gates = (
         (not fits, RefusalCode.BAD_REQUEST),
         (cls not in CLASSES_OF[d.kind], RefusalCode.WRONG_CLASS),
@@ -197,7 +197,7 @@ def _sized(h: Host, d: Domain, cls: JobClass, size: Amount) -> Answer:
     if h.mode is Mode.EXCLUSIVE:
         return tuple(s.name for s in siblings(h, d) if running(s))
     need = size - free(h, d)
-    return victims(h, need if size.mib else Amount(need.cpus, 0))
+    return victims(h, Amount(need.cpus if size.cpus else 0, need.mib if size.mib else 0))
 
 
 def victims(h: Host, need: Amount) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from magrathea.core.changes import MOST_ENDED, MOST_ENDED_PER_CPU
 from magrathea.core.events import Claimed, Refused, Released, ReportedJob, TimerFired
 from magrathea.core.machine import handle
 from magrathea.core.model import Lifecycle, Limits
@@ -30,6 +29,7 @@ from .builders import (
     set_domain,
     stopped,
     told,
+    wanted,
 )
 
 both = pytest.mark.parametrize("mode", ["exclusive", "counted"])
@@ -71,13 +71,42 @@ def test_a_preempted_domain_refuses(mode: str) -> None:
 
 
 @both
-@pytest.mark.parametrize(("cpus", "memory"), [(0, 0), (-1, 0), (-4, 100), (9, 0), (10**9, 0), (1, -1), (0, -1)])
+@pytest.mark.parametrize(("cpus", "memory"), [(-1, 0), (-4, 100), (9, 0), (10**9, 0), (1, -1), (0, -1)])
 def test_impossible_numbers_are_refused(mode: str, cpus: int, memory: int) -> None:
     h = host(mode, n1="normal", p1="priority")
     for domain in ("n1", "p1"):
         answer = claim(h, domain, "1", cpus=cpus, memory=memory)
         assert answer.code == "bad-request"
         assert answer.host == h
+
+
+@both
+def test_a_job_without_cpus_runs_and_takes_none(mode: str) -> None:
+    h = host(mode, cpus=4, n1="normal", p1="priority")
+    h = run(h, "n1", "1", cpus=4)
+    answer = claim(h, "n1", "2", cpus=0)
+    assert answer.ok
+    assert get(answer.host, "n1").use.cpus == 4
+    assert claim(answer.host, "n1", "3", cpus=0).ok
+    assert claim(host(mode, n1="normal", p1="priority"), "p1", "4", cpus=0).ok
+
+
+@both
+def test_a_job_without_cpus_is_stopped_with_its_domain(mode: str) -> None:
+    h = run(run(host(mode, cpus=4, n1="normal", p1="priority"), "n1", "1", cpus=4), "n1", "2", cpus=0)
+    answer = claim(h, "p1", "9", cpus=4)
+    assert answer.ok
+    assert wanted(answer.host) == {"1", "2"}
+
+
+def test_a_priority_job_without_cpus_stops_nobody_on_a_counted_host() -> None:
+    """Not even if MoM's lists have brought more CPUs than the host has."""
+    h = run(host("counted", cpus=4, n1="normal", p1="priority"), "n1", "1", cpus=4)
+    overbooked = listed(h, "n1", "1", ReportedJob(key("2"), cpus=4))
+    for full in (h, overbooked):
+        answer = claim(full, "p1", "9", cpus=0)
+        assert answer.ok
+        assert wanted(answer.host) == set()
 
 
 @both
@@ -272,11 +301,3 @@ def test_hundreds_of_claims_and_releases_leave_nothing_behind(mode: str) -> None
     assert get(h, "n1").jobs == () and get(h, "n1").ended == ()
     assert get(h, "n1").lifecycle is Lifecycle.UP
     assert stopped(h) == set()
-
-
-def test_a_guest_that_ends_job_after_job_fills_no_facts() -> None:
-    h = host("counted", n1="normal", cpus=8)
-    for number in range(500):
-        h = release(after(h, Claimed(h.now, "n1", key(f"{number}"), PROTECTED, 1)), "n1", f"{number}")
-    assert len(get(h, "n1").ended) == MOST_ENDED + MOST_ENDED_PER_CPU * 8
-    assert claim(h, "n1", "499").code == "run-ended", "the latest are remembered"
