@@ -26,6 +26,7 @@ from magrathea.core.model import (
     Limits,
     Pause,
     State,
+    StoppedBy,
 )
 from magrathea.core.refusals import Refusal, RefusalCode
 from magrathea.core.states import rank
@@ -216,7 +217,7 @@ def _job(report: JobReport) -> Job:
         confirmed=report.confirmed,
         launched=report.confirmed,
         stopped_since=report.stopped_since,
-        stopper=report.stopper,
+        stopper=StoppedBy(report.stopper) if report.stopper else None,
         booked=report.booked,
         held_elsewhere=report.held_elsewhere,
         preemptions=report.preemptions,

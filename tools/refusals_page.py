@@ -22,8 +22,8 @@ INTRODUCTIONS = {
     ),
     Section.CLAIM: (
         "Claims, in the domain",
-        "The answer to MoM's hook. The job waits with a later execution time (`W`), and PBS tries it again. "
-        "`magrathea history` on the host lists each.",
+        "The answer to MoM's hook. The job waits with a later execution time (`W`; a subjob in `Q`), and PBS tries it"
+        " again, however often. `magrathea history` on the host lists each.",
     ),
     Section.COMMAND: ("Commands", "The command prints `refused (CODE): ...`."),
     Section.STEP: (

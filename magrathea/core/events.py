@@ -47,13 +47,8 @@ class JobLaunched(EventOfJob):
     """The agent sees a process of the job. The job is now confirmed and can be stopped."""
 
 
-@dataclass(frozen=True, slots=True)
-class JobsContinued(EventOfDomain):
-    """Jobs stopped by us run again: their agent has lifted the stop and PBS no longer holds them.
-
-    One event for all jobs of an order, because a domain may have thousands."""
-
-    keys: tuple[JobKey, ...]
+class JobContinued(EventOfJob):
+    """A job stopped by us runs again: its agent has lifted the stop and PBS no longer holds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +272,7 @@ DomainEvent = (
     Claimed
     | Released
     | JobLaunched
-    | JobsContinued
+    | JobContinued
     | JobsReported
     | AgentConnected
     | AgentLost

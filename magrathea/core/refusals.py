@@ -63,6 +63,7 @@ class RefusalCode(StrEnum):
     RESTORE_FAILED = "restore-failed"
     RUN_ENDED = "run-ended"
     SELECT_UNCLEAR = "select-unclear"
+    SENT_BACK = "sent-back"
     STALE_RUN = "stale-run"
     STOP_TIMEOUT = "stop-timeout"
     SUPERSEDED = "superseded"
@@ -98,8 +99,8 @@ class Section(StrEnum):
     STEP = "step"
 
 
-_SOON_S, _UNTOLD_S, _LATER_S = 5, 10, 60
-"""`_UNTOLD_S`: the time that MoM's hook uses if the refusal names none."""
+_SOON_S, _UNTOLD_S, _LATER_S, _RARELY_S = 5, 10, 60, 600
+"""`_UNTOLD_S`: the time that MoM's hook uses if the refusal names none. `_RARELY_S`: somebody must fix it first."""
 
 
 class Again(Enum):
@@ -109,6 +110,7 @@ class Again(Enum):
     SOON = f"after {_SOON_S} s", _SOON_S
     UNTOLD = f"after {_UNTOLD_S} s", _UNTOLD_S
     LATER = f"after {_LATER_S} s", _LATER_S
+    RARELY = f"after {_RARELY_S // 60} min", _RARELY_S
     BY_THE_DAEMON = "by the daemon, within 5 s", None
     NOT = "no", None
 
@@ -168,6 +170,11 @@ TABLE: tuple[Meaning, ...] = (
             Again.NOT,
         ),
         (
+            _C.SENT_BACK,
+            "a domain has refused this subjob a moment ago; PBS would try it again without a pause",
+            "wait; `magrathea explain` has the refusal",
+        ),
+        (
             _C.HUB_LOST,
             "the job would preempt, and the hub's heartbeat file is old",
             "`systemctl start magrathea-hub`; see its journal",
@@ -219,8 +226,9 @@ TABLE: tuple[Meaning, ...] = (
         ),
         (
             _C.BAD_REQUEST,
-            "impossible numbers: no CPUs, negative, or more than the host has",
-            "check the job's select, or the command's arguments",
+            "impossible numbers: negative, or more than the host has; or the job's owner is no user of the domain",
+            "ask for less (`qalter -l select=...`), or create the account; check the command's arguments",
+            Again.RARELY,
         ),
         (_C.DOMAIN_DOWN, "the domain is down", "`magrathea domain boot DOMAIN`"),
         (_C.DOMAIN_BOOTING, "the domain is booting", "wait"),

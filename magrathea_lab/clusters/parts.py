@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
-
-from ..opened import Opened
+from types import TracebackType
+from typing import Generic, Protocol, Self, TypeVar
 
 LAST_LINES = 15
 
@@ -26,7 +25,7 @@ class Part(Protocol):
 P = TypeVar("P", bound=Part)
 
 
-class PartsCluster(Opened, Generic[P]):
+class PartsCluster(ABC, Generic[P]):
     """Starts at the beginning of a `with`, and ends with it. `parts`: by name ("hub", "noded-h1", "agent-n1")."""
 
     directory: Path
@@ -36,7 +35,21 @@ class PartsCluster(Opened, Generic[P]):
     def start(self, progress: Callable[[str], None] = lambda text: None) -> None: ...
 
     @abstractmethod
+    def close(self) -> None: ...
+
+    @abstractmethod
     def start_part(self, name: str) -> P: ...
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
 
     def crash(self, part: str) -> None:
         self.parts[part].kill()

@@ -54,7 +54,8 @@ def chunks_of(select: str) -> list[dict[str, str]]:
 class StandInJob:
     """A job. `deleted`, `requeued`: what happens to it at its end.
 
-    `begins`: how often in a row its begin was refused. `everywhere`: its script also runs on the sister MoMs.
+    `run_count`: how often it was started; MoM's hook may change it. `everywhere`: its script also runs on the sister
+    MoMs.
     """
 
     GIVEN: ClassVar[set[str]] = {
@@ -80,7 +81,7 @@ class StandInJob:
     execution_time: float = 0.0
     comment: str = ""
     started_at: float = 0.0
-    begins: int = 0
+    run_count: int = 0
     rejections: int = 0
     admin_suspended: bool = False
     deleted: bool = False
@@ -88,8 +89,6 @@ class StandInJob:
     exit_status: int | None = None
     why: str = ""
     used_s: float = 0.0
-    launching: set[str] = field(default_factory=set)
-    """Its vnodes whose MoM has not said yet that the job is there. Until none is left, it cannot be suspended."""
     history: list[tuple[float, str, int]] = field(default_factory=list)
 
     def moved(self, state: str, substate: int) -> None:
@@ -115,7 +114,8 @@ class StandInJob:
         totals = {"ncpus": sum(int(c["ncpus"]) for c in chunks_of(self.schedselect)), "place": self.place}
         return {
             "id": self.id, "Job_Name": self.name, "queue": self.queue, "schedselect": self.schedselect,
-            "exec_vnode": self.exec_vnode or None, "run_version": self.run_version, "substate": self.substate,
+            "exec_vnode": self.exec_vnode or None, "run_version": self.run_version, "run_count": self.run_count,
+            "substate": self.substate,
             "euser": getpass.getuser(), "Job_Owner": f"{getpass.getuser()}@localhost", "Rerunable": self.rerunnable,
             "Resource_List": {**totals, "select": self.schedselect, "walltime": self.walltime_s},
             "comment": self.comment,
@@ -124,7 +124,7 @@ class StandInJob:
     def shown(self) -> Json:
         """The job's attributes as `qstat -f` shows them."""
         names = ("id", "state", "substate", "run_version", "queue", "vnodes", "rerunnable", "walltime_s", "comment")
-        more = ("started_at", "name", "exit_status", "why", "used_s", "history", "rejections", "output")
+        more = ("run_count", "started_at", "name", "exit_status", "why", "used_s", "history", "rejections", "output")
         return {name: getattr(self, name) for name in (*names, *more)}
 
 

@@ -189,11 +189,15 @@ class HookOutcome:
 
 
 class Hook:
-    """One hook's source, compiled once, with its configuration file (`import hook ... application/x-config`)."""
+    """One hook's source, compiled once, with its configuration file (`import hook ... application/x-config`).
 
-    def __init__(self, name: str, text: str, config: Path | None = None) -> None:
+    `pbs_home`: where the hook would find MoM's log.
+    """
+
+    def __init__(self, name: str, text: str, config: Path | None = None, pbs_home: Path | None = None) -> None:
         self.name = name
         self.config = None if config is None else str(config)
+        self._pbs_conf = {} if pbs_home is None else {"PBS_HOME": str(pbs_home)}
         self._code = compile(text, name, "exec")
 
     @classmethod
@@ -246,7 +250,7 @@ class Hook:
             "logjobmsg": lambda id, message: log(f"{id};{message}"),
             "get_local_nodename": lambda: vnode,
             "hook_config_filename": self.config,
-            "pbs_conf": {},
+            "pbs_conf": self._pbs_conf,
             "UnsetAttributeNameError": AttributeError,
             "UnsetResourceNameError": AttributeError,
             "EventIncompatibleError": AttributeError,

@@ -32,8 +32,8 @@ from .pbs_module import Entity, Hook, HookJob, Server
 
 Json = dict[str, Any]
 
-MOST_BEGINS = 21
-"""After so many rejected begins a job is held for good."""
+MOST_RUNS = 20
+"""A job whose begin is rejected is held if it has been started more often."""
 LINE_LIMIT = 4 << 20
 
 
@@ -232,25 +232,28 @@ class StandIn:
                 if not answer["ok"]:
                     for other in begun:
                         await self.moms[other].call("abort", job=self.sent(job, other))
-                    self.requeue(job, "job not started, Execution server rejected request", answer["changes"])
+                    self.requeue(
+                        job, "job not started, Execution server rejected request", answer["changes"], rejected=True
+                    )
                     return
                 begun.append(name)
             await self.relay(job, "launch")
         except StandInError as error:
-            self.requeue(job, f"job not started, {error.text}", {})
+            self.requeue(job, f"job not started, {error.text}", {}, rejected=True)
 
-    def requeue(self, job: StandInJob, comment: str, changes: Json) -> None:
+    def requeue(self, job: StandInJob, comment: str, changes: Json, *, rejected: bool) -> None:
+        """Requeue a job. `changes`: what MoM's hook set on it. `rejected`: its start was rejected."""
         self.end_maintenance(job)
         job.exec_vnode, job.comment, job.requeued = "", comment, False
-        job.begins += 1
+        job.run_count = int(changes.get("run_count", job.run_count))
         job.execution_time = float(changes.get("Execution_Time", 0))
         if job.deleted:
             self.finish(job, None, "deleted")
+        elif rejected and job.run_count > MOST_RUNS:
+            job.moved("H", 20)
         elif job.execution_time > time.time():
             job.moved("W", 30)
             asyncio.get_running_loop().call_later(job.execution_time - time.time(), self.waited, job)
-        elif job.begins >= MOST_BEGINS:
-            job.moved("H", 20)
         else:
             job.moved("Q", 10)
         self._wake.set()
@@ -272,25 +275,20 @@ class StandIn:
             vnode.maintenance_jobs = [id for id in vnode.maintenance_jobs if id != job.id]
 
     def heard(self, vnode: str, note: Json) -> None:
-        """Handle a MoM's event. Events of earlier runs change nothing; the mother superior alone tells its end."""
+        """Handle a MoM's event. Events of earlier runs, and of sisters, change nothing."""
         job = self.jobs[note["job"]]
-        if job.run_version != note["run"] or not job.vnodes:
+        if job.run_version != note["run"] or not job.vnodes or vnode != job.vnodes[0]:
             return
-        is_mother = vnode == job.vnodes[0]
-        if note["event"] == "running" or not is_mother:
-            job.launching.discard(vnode)
-            if is_mother:
-                job.started_at = time.time()
-            if not job.launching and job.substate == PRERUN_SUBSTATE:
-                job.begins = 0
-                job.moved("R", RUNNING_SUBSTATE)
+        if note["event"] == "running":
+            job.started_at = time.time()
+            job.moved("R", RUNNING_SUBSTATE)
             return
         job.used_s = note["used_s"]
         for sister in job.vnodes[1:]:
             if sister in self.moms:
                 self.spawn(self.moms[sister].call("signal", job=self.sent(job, sister), wanted="kill"))
         if job.requeued or note["code"] is None:
-            self.requeue(job, "job requeued", note["changes"])
+            self.requeue(job, "job requeued", note["changes"], rejected=not job.requeued)
         else:
             self.finish(job, note["code"], note["why"])
 
@@ -334,7 +332,7 @@ class StandIn:
                 return f"Not Running: PBS Error: {outcome.message}"
         job.exec_vnode, job.comment = exec_vnode, "Job run"
         job.run_version += 1
-        job.launching = set(job.vnodes)
+        job.run_count += 1
         job.moved("R", PRERUN_SUBSTATE)
         self.spawn(self.start(job))
         return ""

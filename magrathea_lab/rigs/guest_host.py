@@ -23,7 +23,6 @@ import libvirt
 from ..guests.image import NOTHING_MORE, Extra, Image, build
 from ..guests.private_libvirtd import QEMU_USER, PrivateLibvirtd
 from ..guests.xml import guest_xml
-from ..opened import Opened
 from ..waiting import BOUND_S, until
 from .guest import Guest, GuestError, Job
 from .hub_rig import HubThread
@@ -52,7 +51,7 @@ class Size:
     """Additional XML."""
 
 
-class Hypervisor(Opened):
+class Hypervisor:
     """A private libvirtd and its guests. `run_dir`: the node daemon's; the guests' channels lead to it. `enter`: see
     PrivateLibvirtd."""
 
@@ -67,6 +66,17 @@ class Hypervisor(Opened):
         self.guests: dict[str, Guest] = {}
         self._extra = extra
         self._connection: Any = None
+
+    def __enter__(self) -> Hypervisor:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     @property
     def uri(self) -> str:
@@ -179,7 +189,7 @@ class Hypervisor(Opened):
 
 
 @dataclass
-class Machine(Opened):
+class Machine:
     """A host: the hypervisor's guests under a real node daemon. `kinds`: each guest's kind (p*: priority, others:
     normal).
 
@@ -206,6 +216,17 @@ class Machine(Opened):
         self.hub = HubThread(f"ipc://{self.folder}/hub.ipc")
         self._lists: dict[str, threading.Thread] = {}
         self._over = threading.Event()
+
+    def __enter__(self) -> Machine:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     def __getitem__(self, name: str) -> Guest:
         return self.guests[name]

@@ -119,7 +119,7 @@ class MomRequests:
         key, owner = job_key(job), owner_of(job)
         uid = self.owners.uid_of(owner, new=True)
         if uid is None:
-            raise BadValue("owner %.60r of job %s is no user of this domain" % (owner, key[0]))
+            raise BadValue("owner %.60r of job %s is no user of this domain: create the account here" % (owner, key[0]))
         cls = field(job, "class", str)
         if cls not in CLASSES:
             raise BadValue("class %.60r of job %s is none of %s" % (cls, key[0], ", ".join(CLASSES)))

@@ -25,7 +25,7 @@ UNKNOWN_OP = "unknown-op"
 
 CODES = {word for name, word in list(globals().items()) if name.isupper() and isinstance(word, str)}
 
-RETRY_AFTER_S = {AGENT_BUSY: 5, BUSY: 5, NO_DAEMON: 5, TIMEOUT: 5}
+RETRY_AFTER_S = {AGENT_BUSY: 5, BUSY: 5, NO_DAEMON: 5, TIMEOUT: 5, BAD_REQUEST: 600}
 """For other refusals of a claim the hook decides when to try again."""
 FULL_RETRY_AFTER_S = 60
 """For an agent whose table is full: some jobs must end first."""

@@ -7,7 +7,8 @@ execjob_epilogue would come a second earlier, but a MoM with a hook for it never
 
 Rule 1: if no agent is configured on this machine (no agent.json), return at once. Jobs start as without Magrathea.
 Rule 2: if the configured agent does not answer, or anything else fails, a claim is refused, never accepted. A refusal
-sets a later execution time on the job. Without it PBS would try again at once, and hold the job after 21 times, in 3 s.
+sets a later execution time on the job, because PBS would try again at once, and takes back the start that PBS has
+counted (`refuse`), because PBS holds a job after 21 failed starts, however far apart they are.
 Rule 3: execjob_begin blocks MoM's main loop, so it ends within 2 s. Every job's start pays for the imports (json 5.5
 ms, socket 1.8 ms, _socket 0.6 ms), so the common path avoids them.
 
@@ -34,6 +35,11 @@ PREPARED_S = 5.0  # for one question of the prologue, which asks again
 WAIT_S = 585.0  # for all questions of the prologue: less than its alarm (install.py), which the hook cannot read
 MAX_PARTS = 200  # of a job's parts in one question
 RETRY_S = 10  # if the refusal has no time
+SHORTEST_WAIT_S = 1
+DEFECT_RETRY_S = 60  # after a defect, which is rarely over soon
+PBS_HOLDS_ABOVE = 20  # PBS holds a job if a start fails and its run_count is more (check_failed_attempts)
+SISTER_REJECTED = " 15169 from node "  # MoM's log on a sister's hook that rejected the job (PBSE_HOOK_REJECT)
+LOG_TAIL_BYTES = 16384
 
 # The hook acts on these codes of magrathea/core/refusals.py; a test compares the two.
 CODES = ("timeout", "deleted", "memory-short", "hub-lost", "domain-unknown")
@@ -89,7 +95,7 @@ def ask(path, request, timeout_s):
 
 def is_ok(answer):
     """True if the answer has `"ok": true`. The common form is recognised without a parser."""
-    if answer.replace(" ", "").startswith(('{"ok":true,', '{"ok":true}')):
+    if answer.replace(" ", "").startswith('{"ok":true'):
         return True
     import json
 
@@ -99,7 +105,7 @@ def is_ok(answer):
 def quoted(value):
     """A JSON string."""
     text = str(value)
-    if text.isalnum() or text.replace(".", "").replace("-", "").replace("_", "").encode("ascii", "replace").isalnum():
+    if text.isalnum() or text.replace(".", "").replace("-", "").replace("_", "").encode("ascii", "ignore").isalnum():
         return '"%s"' % text
     import json  # a subjob's brackets, or an unusual user name
 
@@ -147,8 +153,24 @@ def description(job, here):
 
 
 def refuse(event, text, retry_after_s):
-    event.job.Execution_Time = int(time.time() + max(1, retry_after_s) + 0.5)
+    """Reject the job for now, without a trace that adds up.
+
+    An array whose last subjobs all wait (W) is finished by PBS: a subjob gets no later execution time, and the server's
+    hook keeps PBS from trying it again at once.
+    """
+    uncount(event.job)
+    if not is_subjob(event.job):
+        event.job.Execution_Time = int(time.time() + max(SHORTEST_WAIT_S, retry_after_s) + 0.5)
     event.reject("magrathea: " + text)
+
+
+def uncount(job):
+    """Take back the start that PBS has counted. Other reruns may have brought the count above PBS's limit already."""
+    job.run_count = min(max(0, int(str(job.run_count or 0)) - 1), PBS_HOLDS_ABOVE)
+
+
+def is_subjob(job):
+    return "[" in str(job.id)
 
 
 def claim(event, path):
@@ -224,6 +246,32 @@ def release(event, path):
     tell(path, '{"op":"release","job":{%s}}' % identity(event.job), "release of %s" % event.job.id)
 
 
+def abort(event, path):
+    """Release the job, and take its start back if the hook of another host rejected it.
+
+    That host's own correction does not last: this MoM, the job's first, sends its count to the server afterwards.
+    """
+    release(event, path)
+    job = event.job
+    if job.in_ms_mom() and len(set(hosts_of(str(job.exec_host2 or "")))) > 1 and was_rejected_by_sister(str(job.id)):
+        uncount(job)
+
+
+def was_rejected_by_sister(id):
+    """True if MoM's log says so. PBS tells it to the hook in no other way; MoM writes it just before the abort."""
+    path = os.path.join(str(pbs.pbs_conf.get("PBS_HOME")), "mom_logs", time.strftime("%Y%m%d"))
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError as error:
+        pbs.logmsg(pbs.EVENT_DEBUG, "magrathea: who rejected %s? %s" % (id, error))
+        return False
+    start = ";%s;job_start_error" % id
+    last = [line for line in lines if start in line][-1:]
+    return bool(last) and SISTER_REJECTED in last[0]
+
+
 def ending(event, path):
     tell(path, '{"op":"ending","job":{%s}}' % identity(event.job), "qdel of %s" % event.job.id)
 
@@ -251,7 +299,7 @@ def main():
         pbs.EXECJOB_BEGIN: claim,
         pbs.EXECJOB_PROLOGUE: wait_for_memory,
         pbs.EXECJOB_PRETERM: ending,
-        pbs.EXECJOB_ABORT: release,
+        pbs.EXECJOB_ABORT: abort,
         pbs.EXECJOB_END: release,
         pbs.EXECHOST_PERIODIC: report,
         pbs.EXECHOST_STARTUP: look,
@@ -260,7 +308,7 @@ def main():
         todo(event, path)
     except Exception as error:  # rule 2: whatever the error, no job starts without an accepted claim
         if todo in (claim, wait_for_memory):
-            refuse(event, "hook failed: %r" % error, RETRY_S)
+            refuse(event, "hook failed: %r; please report it" % error, DEFECT_RETRY_S)
         raise
 
 

@@ -9,7 +9,8 @@ host). It is the only place outside the core that repeats a rule:
                   preemptible; also refuse chunks in two domains of the host
   counted host    refuse if the CPUs of this job and of the host's jobs (for a priority job: only jobs that are not
                   preemptible) exceed the host's
-  both            refuse a job without a class, and one that would preempt while the hub does not answer
+  both            refuse a job without a class, one that would preempt while the hub does not answer, and for some
+                  seconds a subjob, or a job on several hosts, that its MoM has just sent back
 
 *queuejob, modifyjob, movejob.* The class is the queue's: PBS adds it to each chunk that names none. PBS forbids users
 our resources at qsub, but accepts them in the select of a qalter. It also writes values anew without the quotes that
@@ -26,6 +27,7 @@ The server's own Python runs this, 3.6 or later; standard library only.
 
 import json
 import os
+import sys
 import time
 
 import pbs
@@ -37,10 +39,16 @@ from magrathea.pbs_text.words import job_ids, words
 
 DEFAULT_HEARTBEAT_MAX_AGE_S = 30.0
 MAX_WHY = 400
+AGAIN_S = 4.0  # less than the shortest wait of another refused job; for a subjob twice as long each time
+AGAIN_MOST_S = 64.0
+MEMORY = "magrathea_server_memory"
 
 # The product's table of codes is in magrathea/core/refusals.py; a test compares the two.
-CODES = ("hub-lost", "two-domains", "host-busy", "too-big", "no-cpus", "no-class", "own-class", "select-unclear")
-HUB_LOST, TWO_DOMAINS, HOST_BUSY, TOO_BIG, NO_CPUS, NO_CLASS, OWN_CLASS, SELECT_UNCLEAR = CODES
+CODES = (
+    "hub-lost", "two-domains", "host-busy", "too-big", "no-cpus", "no-class", "own-class", "select-unclear",
+    "sent-back",
+)  # fmt: skip
+HUB_LOST, TWO_DOMAINS, HOST_BUSY, TOO_BIG, NO_CPUS, NO_CLASS, OWN_CLASS, SELECT_UNCLEAR, SENT_BACK = CODES
 
 
 class MayNotStart(Exception):
@@ -135,7 +143,7 @@ def check_counted(server, job, cls, name, siblings, wanted, host_cpus):
         raise MayNotStart(TOO_BIG, "its %d CPUs on the host of %s exceed the host's %d" % (mine, name, host_cpus))
     vnodes = [server.vnode(domain) for domain in domains]
     missing = mine + sum(assigned_cpus(vnode) for vnode in vnodes) - host_cpus
-    if missing <= 0:
+    if missing <= 0 or not mine:
         return
     stoppable = []
     seen = {str(job.id)}
@@ -150,6 +158,44 @@ def check_counted(server, job, cls, name, siblings, wanted, host_cpus):
                 return
     what = "its %d CPUs on the host of %s" % (mine, name)
     raise MayNotStart(NO_CPUS, "%s and those of jobs there exceed the host's %d" % (what, host_cpus))
+
+
+def started_lately():
+    """The runs that were let through lately, oldest first. By job id: run version, time, and wait after a refusal.
+
+    The interpreter keeps it from one event to the next. When PBS starts a new interpreter it is lost, without harm.
+    """
+    memory = sys.modules.setdefault(MEMORY, type(sys)(MEMORY))
+    if not hasattr(memory, "started"):
+        memory.started = {}
+    started, now = memory.started, time.monotonic()
+    for id in list(started):
+        if now - started[id][1] < 2 * AGAIN_MOST_S:
+            break
+        del started[id]
+    return started
+
+
+def wait_after_refusal(job, vnodes):
+    """Raises MayNotStart if a MoM has just refused this job, and PBS would try it again at once, without end.
+
+    Other refused jobs have a later execution time. A subjob cannot have one (magrathea_mom.py), and a job on several
+    hosts has none if it was another hook that rejected it on a host of ours.
+    """
+    id = str(job.id)
+    is_subjob = "[" in id
+    if not is_subjob and len(vnodes) < 2:
+        return
+    run, now, wait_s = int(str(job.run_version or 0)), time.monotonic(), AGAIN_S
+    started = started_lately()
+    if id in started and started[id][0] < run:
+        _, since, wait_s = started[id]
+        if now - since < wait_s:
+            where = ", ".join(sorted(vnodes))
+            raise MayNotStart(SENT_BACK, "%s refused it a moment ago; tried again after %d s" % (where, wait_s))
+        wait_s = min(2 * wait_s, AGAIN_MOST_S) if is_subjob else AGAIN_S
+    started.pop(id, None)  # to keep the order
+    started[id] = (run, now, wait_s)
 
 
 def check(server, job, managed):
@@ -178,6 +224,8 @@ def check(server, job, managed):
         else:
             check_counted(server, job, cls, name, siblings, wanted, int(host_cpus))
             done.update(siblings)
+    if managed:
+        wait_after_refusal(job, wanted)
 
 
 def check_select(event):

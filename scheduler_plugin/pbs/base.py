@@ -110,9 +110,6 @@ class Pbs(Protocol):
     def vnodes(self) -> list[Vnode]:
         """All vnodes."""
 
-    def vnode(self, name: str) -> Vnode | None:
-        """One vnode as in `vnodes`; None if PBS does not have it (any more)."""
-
     def jobs(self) -> list[PbsJob]:
         """All jobs that start, run, are suspended or exit, also subjobs of arrays. Waiting jobs may be missing."""
 
@@ -120,7 +117,8 @@ class Pbs(Protocol):
         """One job as in `jobs`; None if PBS does not know it (any more) or it has finished."""
 
     def server(self) -> Mapping[str, str]:
-        """The server's attributes: at least "scheduling" ("True"/"False"), and "node_fail_requeue" if it is set."""
+        """The server's attributes: at least "scheduling" ("True"/"False"), and if they are set "node_fail_requeue" and
+        "state_count" ("Queued:0 Begun:1 ...")."""
 
     def set_vnode(self, name: str, attributes: Mapping[str, str]) -> None:
         """Set all these attributes of a vnode in one call, or none of them; an empty value unsets."""

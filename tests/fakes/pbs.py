@@ -28,6 +28,7 @@ class FakePbs:
         self.never_again: set[str] = set()
         """Jobs that were rerun by force while all their MoMs were down: the server never starts them again."""
         self.scheduling = True
+        self.begun_arrays = 0
         self.fail_requeue_s = 310
         self.calls: list[tuple[str, str]] = []
         self.connections = 0
@@ -123,9 +124,6 @@ class Connection:
     def vnodes(self) -> list[Vnode]:
         return list(self._do("vnodes").vnodes.values())
 
-    def vnode(self, name: str) -> Vnode | None:
-        return self._do("vnode", name).vnodes.get(name)
-
     def jobs(self) -> list[PbsJob]:
         return [job for job in self._do("jobs").jobs.values() if job.state in "RSUE"]
 
@@ -134,7 +132,12 @@ class Connection:
 
     def server(self) -> Mapping[str, str]:
         world = self._do("server")
-        return {"scheduling": str(world.scheduling), "node_fail_requeue": str(world.fail_requeue_s)}
+        counts = f"Transit:0 Queued:3 Running:2 Begun:{world.begun_arrays} "
+        return {
+            "scheduling": str(world.scheduling),
+            "node_fail_requeue": str(world.fail_requeue_s),
+            "state_count": counts,
+        }
 
     def set_vnode(self, name: str, attributes: Mapping[str, str]) -> None:
         world = self._do("set_vnode", name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections import Counter
 from typing import Any
 
@@ -35,7 +34,9 @@ def test_the_agents_codes_are_of_the_table_with_the_same_times() -> None:
 
 def constant(hook: str, name: str) -> Any:
     """The literal that a hook's text assigns to this name."""
-    [found] = re.findall(rf"^{name} = (.*?)(?:  #.*)?$", hook_text(hook), re.MULTILINE)
+    tree = ast.parse(hook_text(hook))
+    assigned = [node for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)]
+    [found] = [node.value for node in assigned if ast.unparse(node.targets[0]) == name]
     return ast.literal_eval(found)
 
 

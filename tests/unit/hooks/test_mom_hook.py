@@ -85,10 +85,17 @@ def a_job(**changes: Any) -> HookJob:
     return HookJob(changes.pop("id", "12.srv"), {**attributes, **changes})
 
 
-def run(event: str, job: HookJob | None = None, jobs: tuple[HookJob, ...] = (), here: str = "n1") -> HookOutcome:
+def run(
+    event: str,
+    job: HookJob | None = None,
+    jobs: tuple[HookJob, ...] = (),
+    here: str = "n1",
+    pbs_home: Path = Path("/nowhere"),
+) -> HookOutcome:
     own = {here: Entity("name", here, {})}
     listed = {job.id: job for job in jobs} if event == "exechost_periodic" else None
-    return Hook(*HOOK).run(event, server=Server("srv", {}, {}), vnode=here, job=job, vnode_list=own, job_list=listed)
+    hook = Hook(*HOOK, pbs_home=pbs_home)
+    return hook.run(event, server=Server("srv", {}, {}), vnode=here, job=job, vnode_list=own, job_list=listed)
 
 
 def test_without_an_agent_configured_everything_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +140,52 @@ def test_a_refusal_sets_a_later_execution_time(agent: FakeAgent) -> None:
     assert not refused.accepted
     assert "n2 runs 3.srv (host-busy)" in refused.message
     assert before + 6 <= refused.changes["Execution_Time"] <= time.time() + 9
+
+
+@pytest.mark.parametrize(("counted", "left"), [(1, 0), (7, 6), (21, 20), (1000, 20), (0, 0), (None, 0)])
+def test_a_refusal_takes_back_the_start_that_pbs_counted(configured: Path, counted: int | None, left: int) -> None:
+    """PBS holds a job if a start fails and its count is above 20, however that came to be."""
+    refused = run("execjob_begin", a_job(run_count=counted))
+    assert not refused.accepted
+    assert refused.changes["run_count"] == left
+
+
+def test_a_granted_start_counts(agent: FakeAgent) -> None:
+    assert run("execjob_begin", a_job(run_count=3)).changes == {}
+
+
+def test_a_refused_subjob_does_not_wait_because_pbs_finishes_an_array_whose_last_subjobs_wait(configured: Path) -> None:
+    refused = run("execjob_begin", a_job(id="12[3].srv", run_count=1))
+    assert not refused.accepted
+    assert refused.changes == {"run_count": 0}
+
+
+LOG = "11/30/2026 22:40:57.3;0008;pbs_mom;Job;12.srv;job_start_error {code} from node 10.0.0.2:15003 could not JOIN_JOB"
+
+
+@pytest.mark.parametrize(
+    ("lines", "left"),
+    [
+        ([LOG.format(code=15169)], 4),  # a hook there rejected it
+        ([LOG.format(code=15023)], None),  # another failure, which PBS may count
+        ([LOG.format(code=15169), LOG.format(code=15023)], None),  # the last one counts
+        ([LOG.format(code=15169).replace("12.srv", "112.srv")], None),
+        ([], None),
+        (["x" * 20000, LOG.format(code=15169), "\xff"], 4),
+    ],
+)
+def test_the_first_mom_takes_back_the_start_of_a_job_that_another_host_refused(
+    agent: FakeAgent, tmp_path: Path, lines: list[str], left: int | None
+) -> None:
+    (tmp_path / "mom_logs").mkdir()
+    (tmp_path / "mom_logs" / time.strftime("%Y%m%d")).write_text("\n".join(lines), encoding="latin-1")
+    both = {"exec_vnode": "(n1:ncpus=2)+(n4:ncpus=2)", "exec_host2": "n1:15002/0*2+n4:15002/0*2"}
+    done = run("execjob_abort", a_job(run_count=5, **both), pbs_home=tmp_path)
+    assert [request["op"] for request in agent.heard] == ["release"]
+    assert done.changes.get("run_count") == left
+    alone = run("execjob_abort", a_job(run_count=5), pbs_home=tmp_path)
+    sister = run("execjob_abort", a_job(run_count=5, mother_superior=False, **both), pbs_home=tmp_path)
+    assert (alone.changes, sister.changes) == ({}, {})
 
 
 def test_an_agent_that_is_not_there_refuses_with_a_later_execution_time(configured: Path) -> None:

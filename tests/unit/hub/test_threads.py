@@ -94,6 +94,20 @@ def test_a_vnode_that_is_back_wakes_the_scheduler_if_it_accepts_something(publis
     assert seen("free", "priority") == 1
 
 
+def test_each_comparison_wakes_the_scheduler_if_an_array_has_begun(publishing: Publishing, pbs: FakePbs) -> None:
+    """A refused subjob is in state Q, and PBS starts no scheduling cycle for it."""
+    pbs.begun_arrays = 2
+    for times in (1, 2):
+        publishing.publisher.compare()
+        wait(lambda times=times: pbs.count("wake_scheduler") == times, "wake")  # type: ignore[misc]
+    pbs.begun_arrays = 0
+    reads = pbs.count("server")
+    publishing.publisher.compare()
+    wait(lambda: pbs.count("server") > reads, "another comparison")
+    publishing.publisher.close(BOUND_S)
+    assert pbs.count("wake_scheduler") == 2
+
+
 def test_closing_attributes_are_published_before_opening_ones(publishing: Publishing, pbs: FakePbs) -> None:
     publishing.publisher.want({"n3": {ACCEPTS: "priority"}})
     wait(lambda: pbs.count("wake_scheduler") == 1, "wake")
@@ -181,7 +195,7 @@ def test_after_a_lost_connection_all_is_read_again_and_pending_changes_are_publi
     wait(lambda: not publishing.publisher.healthy(10), "the loss is noticed")
     pbs.breaks = nothing_breaks
     wait(lambda: publishing.shown("n1", ACCEPTS) == "none", "publication after the loss")
-    wait(lambda: len(publishing.reads) == 2, "all is read again")
+    assert len(publishing.reads) == 2
     assert publishing.publisher.healthy(10)
 
 
