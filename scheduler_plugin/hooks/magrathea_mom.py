@@ -50,6 +50,10 @@ class NoAnswer(Exception):
     """There is no agent, or it did not answer in time."""
 
 
+class NotHere(Exception):
+    """None of the job's hosts can be this MoM; the text says how to fix it."""
+
+
 def agent_socket():
     """Path of the agent's socket; None if no agent is configured on this machine."""
     path = os.environ.get("MAGRATHEA_AGENT_CONF") or DEFAULT_CONFIGURATION
@@ -113,29 +117,72 @@ def quoted(value):
 
 
 def own_part(job, here):
-    """(CPUs, MiB of memory) of the job's chunks on the vnodes of this MoM. `here`: this MoM's name."""
-    chunks = placed(str(job.exec_vnode))
-    hosts = hosts_of(str(job.exec_host2 or ""))
+    """(CPUs, MiB of memory) of the job's chunks on this MoM. `here`: its name. Raises NotHere."""
+    own, by_chunk = own_host(job, here), hosts(job)
     cpus, memory_bytes = 0, 0
-    for number, chunk in enumerate(chunks):
-        host = hosts[number] if len(hosts) == len(chunks) else ""
-        for vnode, resources in chunk:
-            if not is_here(here, vnode, host):
-                continue
+    for number, chunk in enumerate(placed(str(job.exec_vnode))):
+        for _, resources in chunk if by_chunk[number] == own else ():
             cpus += sum(whole_number(value) for name, value in resources if name == "ncpus")
             memory_bytes += sum(size_bytes(value) for name, value in resources if name == "mem")
     return cpus, whole_mib(memory_bytes)
 
 
-def is_here(here, vnode, host):
-    """True if that vnode of that host belongs to this MoM. `here` may be a short name."""
-    return here in (vnode, vnode.split("[")[0], host, host.split(".")[0])
+def hosts(job):
+    """The host of each chunk, in PBS's words for it: those of exec_host2, or if that is missing the vnodes' names."""
+    chunks = placed(str(job.exec_vnode))
+    found = hosts_of(str(job.exec_host2 or ""))
+    return found if len(found) == len(chunks) else [chunk[0][0].split("[")[0] for chunk in chunks]
 
 
-def is_sister(job, here):
-    """True if the job's first host is another one: here the job may never have a process."""
-    hosts = hosts_of(str(job.exec_host2 or ""))
-    return bool(hosts) and not is_here(here, vnodes_of(str(job.exec_vnode))[0], hosts[0])
+def own_host(job, here):
+    """Which of the job's hosts is this MoM. Raises NotHere.
+
+    A vnode may be created by an alias, an address, or a name in other case than MoM's own. If no name tells, the first
+    host is the mother superior's, and another is the one that has an address of this machine.
+    """
+    every = list(dict.fromkeys(hosts(job)))
+    named = [host for host in every if is_name_of(here, host)]
+    if len(named) == 1:
+        return named[0]
+    if job.in_ms_mom():
+        return every[0]
+    others = [host for host in named or every if host != every[0]]
+    if len(others) != 1:
+        others = [host for host in others if is_local(host)]
+    if len(others) != 1:
+        raise NotHere(
+            "none of the job's hosts (%s) is known as this one, %s; set PBS_MOM_NODE_NAME in this machine's pbs.conf to"
+            " its name among them, and restart pbs_mom" % (", ".join(every)[:200], here)
+        )
+    return others[0]
+
+
+def is_name_of(here, host):
+    """True if both may name one machine: in any case of letters, and if either has no domain, without it."""
+    ours, theirs = here.lower(), host.lower()
+    short = "." not in ours or "." not in theirs
+    return ours == theirs or (short and ours.split(".")[0] == theirs.split(".")[0])
+
+
+def is_local(host):
+    """True if the host's name leads to an address of this machine."""
+    import _socket
+
+    try:
+        found = _socket.getaddrinfo(host, 0, 0, _socket.SOCK_DGRAM)
+    except OSError:
+        return False
+    return any(can_bind(_socket.socket(*entry[:3]), entry[4]) for entry in found)
+
+
+def can_bind(probe, address):
+    try:
+        probe.bind(address)
+    except OSError:
+        return False
+    finally:
+        probe.close()
+    return True
 
 
 def identity(job):
@@ -143,12 +190,12 @@ def identity(job):
 
 
 def description(job, here):
-    """The part of a claim and of a list that describes the job."""
+    """The part of a claim and of a list that describes the job. Raises NotHere."""
     cpus, memory_mib = own_part(job, here)
     told = str(job.Rerunable)
     rerunnable = "true" if told in ("", "None") or is_true(told) else "false"  # unset means y
     sizes = '"cpus":%d,"memory_mib":%d,"rerunnable":%s' % (cpus, memory_mib, rerunnable)
-    sister = ',"sister":true' if is_sister(job, here) else ""
+    sister = "" if own_host(job, here) == hosts(job)[0] else ',"sister":true'  # it may never have a process here
     return '%s,%s,"owner":%s%s' % (identity(job), sizes, quoted(job.euser), sister)
 
 
@@ -253,7 +300,7 @@ def abort(event, path):
     """
     release(event, path)
     job = event.job
-    if job.in_ms_mom() and len(set(hosts_of(str(job.exec_host2 or "")))) > 1 and was_rejected_by_sister(str(job.id)):
+    if job.in_ms_mom() and len(set(hosts(job))) > 1 and was_rejected_by_sister(str(job.id)):
         uncount(job)
 
 
@@ -280,8 +327,13 @@ def report(event, path):
     here = pbs.get_local_nodename()
     jobs = []
     for job in event.job_list.values():
+        try:
+            about = description(job, here)
+        except NotHere as error:  # then its claim was refused
+            pbs.logmsg(pbs.EVENT_ERROR, "magrathea: job %s: %s" % (job.id, error))
+            continue
         session = '"session_id":%d,' % int(str(job.session_id)) if job.session_id else ""
-        jobs.append('{%s"substate":%d,%s}' % (session, int(str(job.substate or 0)), description(job, here)))
+        jobs.append('{%s"substate":%d,%s}' % (session, int(str(job.substate or 0)), about))
     tell(path, '{"op":"jobs","jobs":[%s]}' % ",".join(jobs), "list of %d jobs" % len(jobs))
 
 
@@ -306,6 +358,8 @@ def main():
     }[event.type]
     try:
         todo(event, path)
+    except NotHere as error:
+        refuse(event, str(error), DEFECT_RETRY_S)
     except Exception as error:  # rule 2: whatever the error, no job starts without an accepted claim
         if todo in (claim, wait_for_memory):
             refuse(event, "hook failed: %r; please report it" % error, DEFECT_RETRY_S)

@@ -282,6 +282,50 @@ def test_vnodes_of_another_name_than_their_mom_are_found_by_host(agent: FakeAgen
     assert agent.heard[0]["job"]["cpus"] == 5
 
 
+@pytest.mark.parametrize("name", ["n1", "N1", "n1.cluster.example", "N1.Cluster.Example", "n1-ib", "192.0.2.11"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_vnode_may_have_another_name_than_its_mom(agent: FakeAgent, name: str, first: bool) -> None:
+    vnodes, hosts = [f"({name}:ncpus=5)", "(x:ncpus=1)"], [f"{name}:15002/0*5", "n9:15002/0"]
+    order = slice(None) if first else slice(None, None, -1)
+    job = a_job(exec_vnode="+".join(vnodes[order]), exec_host2="+".join(hosts[order]), mother_superior=first)
+    assert run("execjob_begin", job).accepted
+    assert (agent.heard[0]["job"]["cpus"], agent.heard[0]["job"].get("sister", False)) == (5, not first)
+    run("exechost_periodic", jobs=(job,))
+    assert agent.heard[1]["jobs"][0]["cpus"] == 5
+
+
+def test_a_sister_of_unknown_name_among_several_is_known_by_its_address(agent: FakeAgent) -> None:
+    hosts = "n8:15002/0+n9:15002/0+127.0.0.1:15002/0"
+    job = a_job(exec_vnode="(a:ncpus=1)+(b:ncpus=2)+(c:ncpus=4)", exec_host2=hosts, mother_superior=False)
+    assert run("execjob_begin", job).accepted
+    assert agent.heard[0]["job"]["cpus"] == 4
+
+
+def test_two_hosts_of_one_short_name_are_not_counted_as_one(agent: FakeAgent) -> None:
+    hosts = "n1.a.example:15002/0+n1.b.example:15002/0"
+    for superior, cpus in ((True, 1), (False, 2)):
+        job = a_job(exec_vnode="(a:ncpus=1)+(b:ncpus=2)", exec_host2=hosts, mother_superior=superior)
+        run("execjob_begin", job)
+        assert agent.heard[-1]["job"]["cpus"] == cpus
+
+
+def test_a_job_none_of_whose_hosts_is_this_one_is_refused_with_the_fix(agent: FakeAgent) -> None:
+    hosts = "n7:15002/0+n8.invalid:15002/0+n9.invalid:15002/0"
+    job = a_job(exec_vnode="(a:ncpus=1)+(b:ncpus=2)+(c:ncpus=4)", exec_host2=hosts, mother_superior=False)
+    refused = run("execjob_begin", job)
+    assert not refused.accepted
+    assert "PBS_MOM_NODE_NAME" in refused.message
+    assert refused.changes["Execution_Time"] > time.time() + 50
+    assert run("exechost_periodic", jobs=(job, a_job(id="13.srv"))).accepted
+    assert [job["id"] for job in agent.heard[-1]["jobs"]] == ["13.srv"]
+
+
+@pytest.mark.parametrize("chunk", ["n1:ncpus=0", "n1:mem=1mb", "n1"])
+def test_a_chunk_without_cpus_claims_none(agent: FakeAgent, chunk: str) -> None:
+    assert run("execjob_begin", a_job(exec_vnode=f"({chunk})")).accepted
+    assert agent.heard[0]["job"]["cpus"] == 0
+
+
 def test_a_subjobs_brackets_and_a_strange_owner_arrive_whole(agent: FakeAgent) -> None:
     run("execjob_begin", a_job(id="12[3].srv", euser='o"brian', Rerunable="False"))
     claimed = agent.heard[0]["job"]
