@@ -6,7 +6,7 @@
 #   make test TESTS=tests/unit       a part of the tests
 #   make bench QUICK=1               fewer rounds
 #   make mutation MUTANTS=50         another number of mutants
-#   make fuzz TARGETS=pbs-select     only this reader; also INPUTS=1000000, SEED=2
+#   make fuzz TARGETS=pbs-select     only this reader; also INPUTS=1000000, LONGEST_S=600, SEED=2
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -16,6 +16,7 @@ DRIVER ?=
 QUICK ?=
 MUTANTS ?=
 INPUTS ?=
+LONGEST_S ?=
 TARGETS ?=
 SEED ?=
 BIN = .venv/bin
@@ -24,7 +25,8 @@ PACKAGES = libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-driver-lxc l
   qemu-system-x86 qemu-utils gcc pkg-config cpio e2fsprogs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages libvirt demo check test test-guests test-openpbs bench lint coverage mutation fuzz clean
+.PHONY: help setup packages libvirt demo check test test-guests test-openpbs bench lint coverage mutation fuzz \
+  requirements clean
 
 help: ## this text
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
@@ -110,7 +112,18 @@ mutation: setup ## how many of 300 small faults in the core its tests notice, fi
 	$(BIN)/python -m bench.core_mutation $(if $(MUTANTS),--mutants $(MUTANTS))
 
 fuzz: setup ## mutated samples for whatever reads foreign bytes, a few minutes
-	$(BIN)/python -m tests.fuzz $(if $(INPUTS),--inputs $(INPUTS)) $(if $(SEED),--seed $(SEED)) $(if $(TARGETS),--targets "$(TARGETS)")
+	$(BIN)/python -m tests.fuzz $(if $(INPUTS),--inputs $(INPUTS)) $(if $(LONGEST_S),--seconds $(LONGEST_S)) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(TARGETS),--targets "$(TARGETS)")
+
+# For CPython on every platform. Of the package itself and what builds it, only wheels are taken: a source package would
+# bring requirements of its own, without hashes. libvirt's binding exists as source only.
+HASHED = UV_CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+  --generate-hashes --no-annotate --constraints constraints.txt --no-emit-package cffi --no-emit-package pycparser
+
+requirements: setup ## deploy/requirements*.txt anew, with hashes; after a change of pyproject.toml or constraints.txt
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check -e '.[requirements]'
+	$(HASHED) --only-binary :all: --emit-build-options pyproject.toml deploy/build.in --output-file deploy/requirements.txt
+	$(HASHED) deploy/libvirt.in --output-file deploy/requirements-libvirt.txt
 
 clean: ## remove what was built
 	rm -rf .venv .coverage .fuzz .reruns.log build dist

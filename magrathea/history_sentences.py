@@ -148,8 +148,8 @@ def _of_domain(event: ev.DomainEvent) -> str:
             return "ended or was given up"
         case ev.JobLaunched():
             return "its first process is there"
-        case ev.JobContinued():
-            return "its agent has continued it"
+        case ev.JobsContinued(keys=keys):
+            return f"its agent has continued {', '.join(map(str, keys))}"
         case ev.JobsReported(jobs=jobs):
             return f"MoM lists {', '.join(job.key.id for job in jobs) or 'no jobs'}"
         case ev.AgentConnected():

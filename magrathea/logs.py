@@ -11,6 +11,7 @@ messages are exempt.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import time
@@ -26,6 +27,8 @@ PERIOD_S = 60.0
 SITE_BURST, SITE_PERIOD_S = 1000.0, 0.02
 MOST_KINDS = 1000
 """Different kinds within one period; all further kinds share one."""
+TIDY_S = 1.0
+"""Least time between two searches for kinds that may be forgotten: a stranger who makes up kinds causes no more."""
 
 
 def configure(level: str, form: str) -> None:
@@ -72,12 +75,13 @@ class Rations:
         self._burst, self._period_s = burst, period_s
         self._clock = clock
         self._kinds: dict[Hashable, _Kind] = {}
+        self._tidied_at = -math.inf
 
     def take(self, kind: Hashable) -> str | None:
         """Text about omitted lines, to add to this one; None if this line must be omitted too."""
         now = self._clock()
         if kind not in self._kinds and len(self._kinds) >= MOST_KINDS:
-            self._kinds = {k: known for k, known in self._kinds.items() if not known.budget.is_full(now)}
+            self._tidy(now)
             if len(self._kinds) >= MOST_KINDS:
                 kind = "too many kinds to count each"
         if kind not in self._kinds:
@@ -88,6 +92,11 @@ class Rations:
             return None
         left_out, known.left_out = known.left_out, 0
         return f" (and {left_out} more like this since)" if left_out else ""
+
+    def _tidy(self, now: float) -> None:
+        if now - self._tidied_at >= TIDY_S:
+            self._tidied_at = now
+            self._kinds = {k: known for k, known in self._kinds.items() if not known.budget.is_full(now)}
 
 
 class RationedLog:

@@ -17,7 +17,7 @@ import msgspec
 from magrathea.decoding import UNDECODABLE
 
 from . import job_ids
-from .core.model import JobClass, Kind, MemoryComing, MemoryLack, MemoryShort, Mode, Stage, State
+from .core.model import JobClass, Kind, MemoryComing, MemoryLack, MemoryShort, Mode, Stage, State, StoppedBy
 
 MAX_BYTES = 4 * 1024 * 1024
 """A larger message is refused unread: 64 domains of 200 jobs are about 3 MiB."""
@@ -67,7 +67,7 @@ class JobReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen
     requeue: bool = False
     stopped_since: Time | None = None
     warned_until: Time | None = None
-    stopper: Word | None = None
+    stopper: StoppedBy | None = None
     preempted_by: Sentence = ""
     preempted_s: Time = 0.0
     preemptions: Count = 0

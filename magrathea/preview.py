@@ -26,7 +26,6 @@ from magrathea.core.model import (
     Limits,
     Pause,
     State,
-    StoppedBy,
 )
 from magrathea.core.refusals import Refusal, RefusalCode
 from magrathea.core.states import rank
@@ -217,7 +216,7 @@ def _job(report: JobReport) -> Job:
         confirmed=report.confirmed,
         launched=report.confirmed,
         stopped_since=report.stopped_since,
-        stopper=StoppedBy(report.stopper) if report.stopper else None,
+        stopper=report.stopper,
         booked=report.booked,
         held_elsewhere=report.held_elsewhere,
         preemptions=report.preemptions,

@@ -149,7 +149,12 @@ class HubClient:
             (public, secret), (hub_public, _) = (_load_key(Path(name)) for name in self._keys)
             if secret is None:
                 raise HubError(f"{self._keys[0]}: holds no secret key; take the file that `magrathea keys enrol` made")
-            socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = public, secret, hub_public
+            try:
+                socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = public, secret, hub_public
+            except zmq.ZMQError as error:
+                raise HubError(
+                    f"{' or '.join(self._keys)}: not a key file; `magrathea keys` makes key files"
+                ) from error
             for option, value in ((zmq.HEARTBEAT_IVL, 2000), (zmq.HEARTBEAT_TIMEOUT, 6000)):
                 socket.setsockopt(option, value)
         try:

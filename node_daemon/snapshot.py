@@ -216,7 +216,7 @@ def _job(whole: _Whole, domain: Domain, job: Job) -> JobReport:
         requeue=this in to_requeue(host),
         stopped_since=job.stopped_since,
         warned_until=plan.warned_until(host, job),
-        stopper=job.stopper.value if job.stopper else None,
+        stopper=job.stopper,
         preempted_by=_stopped_for(whole, domain, job)[:4096],
         preempted_s=job.preempted_s,
         preemptions=job.preemptions,

@@ -67,7 +67,7 @@ WORDS = {
     ev.Claimed: "claim",
     ev.Released: "job ends",
     ev.JobLaunched: "job launched",
-    ev.JobContinued: "job continued",
+    ev.JobsContinued: "job continued",
     ev.JobsReported: "MoM's list",
     ev.BooksReported: "hub's books",
     ev.HubLost: "hub lost",
@@ -183,7 +183,7 @@ def events(host: Host) -> Iterator[ev.Event]:
             if not j.launched:
                 yield ev.JobLaunched(NOW, d.name, j.key)
             if j.stopped_by_us:
-                yield ev.JobContinued(NOW, d.name, j.key)
+                yield ev.JobsContinued(NOW, d.name, (j.key,))
             elif j.cls is JobClass.PREEMPTIBLE and j.launched:
                 yield ev.BooksReported(NOW, (ev.Booking(j.key, booked=True, held=True),))
         if d.stopped:

@@ -10,7 +10,7 @@ from msgspec import to_builtins
 
 from magrathea import client, qstat
 from magrathea.cli import sources, view
-from magrathea.core.model import JobClass, State
+from magrathea.core.model import JobClass, State, StoppedBy
 from magrathea.decoding import UNDECODABLE
 from magrathea.messages import Chunk, DomainReport, JobReport, Outlook, Snapshot
 from magrathea.name_folding import fold
@@ -131,7 +131,7 @@ def explain(job: str, hub_option: str | None, socket_option: str | None, form: s
 
 def _part(snapshot: Snapshot, domain: DomainReport, job: JobReport, now: float) -> tuple[str, ...]:
     seconds = job.preempted_s
-    if job.stopped_since is not None and job.stopper != "pbs":
+    if job.stopped_since is not None and job.stopper != StoppedBy.PBS:
         seconds += max(0.0, now - job.stopped_since)
     state = view.job_state(job, now)
     return snapshot.host, domain.name, domain.vnode, job.cls.value, state, f"{seconds:.0f}", str(job.preemptions)

@@ -16,7 +16,7 @@ from typing import Protocol
 import click
 import msgspec
 
-from magrathea.core.model import State
+from magrathea.core.model import State, StoppedBy
 from magrathea.messages import DomainReport, JobReport, Snapshot
 from magrathea.text import printable, printable_json
 
@@ -71,8 +71,8 @@ def _towards(now: int | None, wanted: int | None, say: Callable[[int | None], st
 def job_state(job: JobReport, now: float) -> str:
     """What a job is doing, in a few words."""
     if job.stopped_since is not None:
-        whom = "by PBS" if job.stopper == "pbs" else f"for {job.preempted_by}" if job.preempted_by else "by us"
-        booked = "" if job.booked or job.stopper == "pbs" else ", not yet booked in PBS"
+        whom = "by PBS" if job.stopper == StoppedBy.PBS else f"for {job.preempted_by}" if job.preempted_by else "by us"
+        booked = "" if job.booked or job.stopper == StoppedBy.PBS else ", not yet booked in PBS"
         leaving = ", PBS is about to resume it" if job.booked and job.ready else ""
         return f"stopped {duration(now - job.stopped_since)} {whom}{booked}{leaving}"
     if job.stop:
@@ -96,7 +96,7 @@ def plain(snapshot: Snapshot, compact: bool = False) -> str:
             ",".join(c.value for c in domain.accepts),
             len(domain.jobs),
             ",".join(job.id for job in domain.jobs),
-            sum(job.stopped_since is not None and job.stopper != "pbs" for job in domain.jobs),
+            sum(job.stopped_since is not None and job.stopper != StoppedBy.PBS for job in domain.jobs),
             domain.cpu_percent,
             domain.want_cpu_percent,
             domain.memory_mib,
@@ -183,7 +183,7 @@ def _domains(snapshot: Snapshot) -> list[str]:
 
 def _why(domain: DomainReport, now: float) -> str:
     """The host's sentence; for a preempted domain also since when, and how long its jobs were preempted."""
-    stops = [job.stopped_since for job in domain.jobs if job.stopped_since is not None and job.stopper != "pbs"]
+    stops = [job.stopped_since for job in domain.jobs if job.stopped_since is not None and job.stopper != StoppedBy.PBS]
     if domain.state is not State.PREEMPTED or not stops:
         return domain.why
     so_far = domain.preempted_s + sum(max(0.0, now - since) for since in stops)
@@ -200,7 +200,7 @@ def clock(at: float, now: float) -> str:
 def _jobs(snapshot: Snapshot) -> list[str]:
     def row(domain: DomainReport, job: JobReport) -> tuple[str | Cell, ...]:
         preempted_s = job.preempted_s
-        if job.stopped_since is not None and job.stopper != "pbs":
+        if job.stopped_since is not None and job.stopper != StoppedBy.PBS:
             preempted_s += max(0.0, snapshot.at - job.stopped_since)
         return (
             f"{job.id} (run {job.run})" if job.run > 1 else job.id,

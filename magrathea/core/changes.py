@@ -12,6 +12,10 @@ from .refusals import RefusalCode
 BOOTS: dict[str, Any] = {"lifecycle": Lifecycle.BOOTING, "paused_externally": False, "down_why": ""}
 """What every boot sets, no matter who began it. Whoever applies it also sets the deadline."""
 
+MOST_ENDED, MOST_ENDED_PER_CPU = 100, 2
+"""So many ended jobs of a domain are remembered, the second for each CPU of its host. A guest decides how many of its
+jobs end, and each commit writes all that are remembered."""
+
 Result = tuple[Host, tuple[ev.Decision, ...]]
 ResultOfDomain = tuple[Domain, tuple[ev.Decision, ...]]
 """For changes of several domains: the caller builds the new host once, at the end."""
@@ -65,7 +69,8 @@ def without_jobs(host: Host, domain: Domain, jobs: tuple[Job, ...], why: ev.JobG
     rest = tuple(j for j in domain.jobs if j.key not in gone)
     # A domain that is down sends no late list. If somebody else has saved it, it comes back with its jobs.
     ended = () if why is ev.Note.DOMAIN_DOWN else tuple(Ended(job.key, host.now) for job in jobs)
-    left = replace(domain, jobs=rest, ended=domain.ended + ended, preempted_s=preempted_s)
+    most = MOST_ENDED + MOST_ENDED_PER_CPU * host.cpus
+    left = replace(domain, jobs=rest, ended=(domain.ended + ended)[-most:], preempted_s=preempted_s)
     last = jobs[-1]
     last_priority = last.cls is JobClass.PRIORITY and not rest and why in (ev.Note.RELEASED, ev.Note.MISSING)
     if last_priority and not domain.drain_reason and host.limits.linger_s > 0:

@@ -148,4 +148,5 @@ def drain_requested(host: Host, domain: Domain, event: ev.DrainRequested) -> Res
 def memory_reported(host: Host, domain: Domain, event: ev.MemoryReported) -> Result:
     if event.unreclaimable_mib < 0:
         return refuse(host, event, RefusalCode.BAD_REQUEST, f"{event.unreclaimable_mib} MiB is no amount of memory")
-    return with_facts(host, domain.name, unreclaimable_mib=event.unreclaimable_mib)
+    most = max(0, (domain.memory_mib or host.memory_mib) - domain.floor_mib)
+    return with_facts(host, domain.name, unreclaimable_mib=min(event.unreclaimable_mib, most))

@@ -47,8 +47,13 @@ class JobLaunched(EventOfJob):
     """The agent sees a process of the job. The job is now confirmed and can be stopped."""
 
 
-class JobContinued(EventOfJob):
-    """A job stopped by us runs again: its agent has lifted the stop and PBS no longer holds it."""
+@dataclass(frozen=True, slots=True)
+class JobsContinued(EventOfDomain):
+    """Jobs stopped by us run again: their agent has lifted the stop and PBS no longer holds them.
+
+    One event for all jobs of an order, because a domain may have thousands."""
+
+    keys: tuple[JobKey, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +277,7 @@ DomainEvent = (
     Claimed
     | Released
     | JobLaunched
-    | JobContinued
+    | JobsContinued
     | JobsReported
     | AgentConnected
     | AgentLost

@@ -52,15 +52,30 @@ def launched(host: Host, domain: Domain, event: ev.JobLaunched) -> Result:
     return host.having(domain.having(replace(job, launched=True, confirmed=True, run_since=since))), ()
 
 
-def continued(host: Host, domain: Domain, event: ev.JobContinued) -> Result:
-    if not (job := domain.job(event.key)) or not job.stopped_by_us or job.stopped_since is None:
-        return refuse(host, event, RefusalCode.NOT_STOPPED, f"{event.key} in {domain.name} is not stopped by us")
-    if not host.paused and (domain.name, event.key) in wanted_stopped(host):
-        return refuse(host, event, RefusalCode.WANTED_STOPPED, f"{event.key} must not run now: it is stopped again")
-    seconds = host.now - job.stopped_since
-    runs = replace(job, stopped_since=None, stopper=None, run_since=host.now, preempted_s=job.preempted_s + seconds)
-    host = host.having(replace(domain.having(runs), preempted_s=domain.preempted_s + seconds))
-    return host, (ev.Noted(domain.name, ev.Note.CONTINUED, event.key, "", seconds),)
+def continued(host: Host, domain: Domain, event: ev.JobsContinued) -> Result:
+    """Each job is judged by itself."""
+    running: list[Job] = []
+    said: list[ev.Decision] = []
+    total_s = 0.0
+    jobs = {job.key: job for job in domain.jobs}
+    for key in dict.fromkeys(event.keys):
+        job = jobs.get(key)
+        if not job or not job.stopped_by_us or job.stopped_since is None:
+            text = f"{key} in {domain.name} is not stopped by us"
+            said.append(ev.Refused(domain.name, RefusalCode.NOT_STOPPED, text, key))
+        elif not host.paused and (domain.name, key) in wanted_stopped(host):
+            text = f"{key} must not run now: it is stopped again"
+            said.append(ev.Refused(domain.name, RefusalCode.WANTED_STOPPED, text, key))
+        else:
+            seconds = host.now - job.stopped_since
+            total_s += seconds
+            preempted_s = job.preempted_s + seconds
+            running.append(replace(job, stopped_since=None, stopper=None, run_since=host.now, preempted_s=preempted_s))
+            said.append(ev.Noted(domain.name, ev.Note.CONTINUED, key, "", seconds))
+    if not running:
+        return host, tuple(said)
+    changed = replace(domain.having(*running), preempted_s=domain.preempted_s + total_s)
+    return host.having(changed), tuple(said)
 
 
 def jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result:

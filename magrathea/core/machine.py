@@ -8,7 +8,7 @@ Rule 3: a refused or impossible event changes only the time.
 Rule 4: there is no undo. After every event, what must be done follows anew from the facts (stopping.py, plan.py).
 
 A stop becomes a fact with the claim that needs it. It stops being one only when the job really runs again
-(`JobContinued`). So a claim during a switch only changes what is wanted.
+(`JobsContinued`). So a claim during a switch only changes what is wanted.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _of_domain(host: Host, domain: Domain, event: ev.DomainEvent) -> Result:
             return job_events.released(host, domain, event)
         case ev.JobLaunched():
             return job_events.launched(host, domain, event)
-        case ev.JobContinued():
+        case ev.JobsContinued():
             return job_events.continued(host, domain, event)
         case ev.JobsReported():
             return job_events.jobs_reported(host, domain, event)

@@ -45,6 +45,9 @@ class ActualDomain:
 class Want:
     """What a domain should have.
 
+    `grows_to_mib`: the most that it is given. `keeps_mib`: up to this much it keeps if it has it; of more, it keeps
+    `shrinks_to_mib`. All three are `memory_mib`, except where stopped jobs hold memory, or say so: no domain is given
+    memory for that, and none with running jobs loses any.
     `idle`: it has no jobs and keeps what it has (docs/rules.md, "Lazy"), except the cap of a preempted domain.
     `shrink`: it has no jobs but still gives memory back, because it is about to be saved to disk. When it comes back,
     it must find room.
@@ -54,6 +57,20 @@ class Want:
     memory_mib: int | None = None
     idle: bool = False
     shrink: bool = False
+    grows_to_mib: int | None = None
+    keeps_mib: int | None = None
+    shrinks_to_mib: int | None = None
+
+    def target_mib(self, has_mib: int) -> int | None:
+        """The memory that a domain that has so much should get; None if it keeps what it has."""
+        mib = self.memory_mib
+        if mib is None:
+            return None
+        if has_mib < (grows_to := mib if self.grows_to_mib is None else self.grows_to_mib):
+            return None if self.idle else grows_to
+        if has_mib > (mib if self.keeps_mib is None else self.keeps_mib):
+            return mib if self.shrinks_to_mib is None else self.shrinks_to_mib
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +107,31 @@ def _desired(host: Host) -> dict[str, Want]:
     up = [d for d in host.workers if d.lifecycle is Lifecycle.UP]
     active = {d.name: tuple(j for j in d.jobs if (d.name, j.key) not in wanted) for d in up}
     held = {d.name: d.floor_mib + _held_mib(host, d, active[d.name]) for d in up}
-    held_by_all = sum(held.values())
+    held_by_all, floors = sum(held.values()), sum(d.floor_mib for d in up)
     alone = [name for name, jobs in active.items() if jobs] if host.mode is Mode.EXCLUSIVE else []
     away = sum(d.floor_mib for d in host.workers if d.name not in held)
     wants = {}
     for d in up:
         if not active[d.name]:
             cap = preempted_cap(host.limits) if d.jobs else NO_CAP
-            wants[d.name] = Want(cap, held[d.name], idle=not d.jobs, shrink=d.saving and not d.jobs)
+            shrink = d.saving and not d.jobs
+            wants[d.name] = Want(cap, held[d.name], idle=not d.jobs, shrink=shrink, grows_to_mib=d.floor_mib)
         elif host.mode is Mode.COUNTED:
             wants[d.name] = Want(share_cap(_share_cpus(host, active[d.name])), held[d.name])
         else:
-            rest = host.without_services.mib - away - (held_by_all - held[d.name])
-            mib = rest if alone == [d.name] else held[d.name]
-            wants[d.name] = Want(NO_CAP, min(mib, d.memory_mib) if d.memory_mib else mib)
+            wants[d.name] = Want(NO_CAP, _at_most(d, held[d.name]))
+            if alone == [d.name]:
+                needs, others = held[d.name], held_by_all - held[d.name]
+                rest = host.without_services.mib - away - others
+                stuck = others - (floors - d.floor_mib)
+                keeps, shrinks_to = _at_most(d, max(rest + stuck, needs)), _at_most(d, max(rest, needs))
+                wants[d.name] = Want(NO_CAP, _at_most(d, rest), keeps_mib=keeps, shrinks_to_mib=shrinks_to)
     return wants
+
+
+def _at_most(domain: Domain, mib: int) -> int:
+    """`mib`, but not more than the domain may have."""
+    return min(mib, domain.memory_mib) if domain.memory_mib else mib
 
 
 def _share_cpus(host: Host, active: tuple[Job, ...]) -> int:
@@ -210,10 +237,9 @@ def _memory(wants: Mapping[str, Want], actual: Mapping[str, ActualDomain], *, gi
     needed = any(not w.idle for w in wants.values())
     for name, want in wants.items():
         has = actual[name].memory_mib
-        if has is None or want.memory_mib is None or has == want.memory_mib or not (needed or want.shrink):
-            continue
-        if (want.memory_mib > has) is giving and not (want.idle and giving):
-            yield SetMemory(name, want.memory_mib)
+        target = want.target_mib(has) if has is not None and (needed or want.shrink) else None
+        if has is not None and target is not None and (target > has) is giving:
+            yield SetMemory(name, target)
 
 
 def ready(host: Host, actual: Mapping[str, ActualDomain]) -> frozenset[tuple[str, JobKey]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, TypeVar
+
+from ..opened import Opened
 
 LAST_LINES = 15
 
@@ -25,7 +26,7 @@ class Part(Protocol):
 P = TypeVar("P", bound=Part)
 
 
-class PartsCluster(ABC, Generic[P]):
+class PartsCluster(Opened, Generic[P]):
     """Starts at the beginning of a `with`, and ends with it. `parts`: by name ("hub", "noded-h1", "agent-n1")."""
 
     directory: Path
@@ -35,21 +36,7 @@ class PartsCluster(ABC, Generic[P]):
     def start(self, progress: Callable[[str], None] = lambda text: None) -> None: ...
 
     @abstractmethod
-    def close(self) -> None: ...
-
-    @abstractmethod
     def start_part(self, name: str) -> P: ...
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
 
     def crash(self, part: str) -> None:
         self.parts[part].kill()

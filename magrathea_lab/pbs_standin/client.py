@@ -81,6 +81,9 @@ class StandInClient:
             for v in self.ask("vnodes")
         ]
 
+    def vnode(self, name: str) -> Vnode | None:
+        return next((vnode for vnode in self.vnodes() if vnode.name == name), None)
+
     def jobs(self) -> list[PbsJob]:
         return [_job(found) for found in self.ask("jobs")]
 

@@ -89,6 +89,8 @@ class StandInJob:
     exit_status: int | None = None
     why: str = ""
     used_s: float = 0.0
+    launching: set[str] = field(default_factory=set)
+    """Its vnodes whose MoM has not said yet that the job is there. Until none is left, it cannot be suspended."""
     history: list[tuple[float, str, int]] = field(default_factory=list)
 
     def moved(self, state: str, substate: int) -> None:

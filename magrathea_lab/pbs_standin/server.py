@@ -275,13 +275,17 @@ class StandIn:
             vnode.maintenance_jobs = [id for id in vnode.maintenance_jobs if id != job.id]
 
     def heard(self, vnode: str, note: Json) -> None:
-        """Handle a MoM's event. Events of earlier runs, and of sisters, change nothing."""
+        """Handle a MoM's event. Events of earlier runs change nothing; the mother superior alone tells its end."""
         job = self.jobs[note["job"]]
-        if job.run_version != note["run"] or not job.vnodes or vnode != job.vnodes[0]:
+        if job.run_version != note["run"] or not job.vnodes:
             return
-        if note["event"] == "running":
-            job.started_at = time.time()
-            job.moved("R", RUNNING_SUBSTATE)
+        is_mother = vnode == job.vnodes[0]
+        if note["event"] == "running" or not is_mother:
+            job.launching.discard(vnode)
+            if is_mother:
+                job.started_at = time.time()
+            if not job.launching and job.substate == PRERUN_SUBSTATE:
+                job.moved("R", RUNNING_SUBSTATE)
             return
         job.used_s = note["used_s"]
         for sister in job.vnodes[1:]:
@@ -333,6 +337,7 @@ class StandIn:
         job.exec_vnode, job.comment = exec_vnode, "Job run"
         job.run_version += 1
         job.run_count += 1
+        job.launching = set(job.vnodes)
         job.moved("R", PRERUN_SUBSTATE)
         self.spawn(self.start(job))
         return ""

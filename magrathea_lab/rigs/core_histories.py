@@ -145,8 +145,12 @@ def _continue(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
     wanted = stopping.wanted_stopped(h)
     may = [(d.name, j.key) for d in h.domains for j in d.stopped if (d.name, j.key) not in wanted]
     if random.random() < 0.9:
-        return ev.JobContinued(when, *random.choice(may)) if may else _claim(random, h, domain, when)
-    return ev.JobContinued(when, domain.name, _some_key(random, domain))
+        if not may:
+            return _claim(random, h, domain, when)
+        name, key = random.choice(may)
+        of_domain = tuple(key for other, key in may if other == name)
+        return ev.JobsContinued(when, name, random.choice(((key,), of_domain)))
+    return ev.JobsContinued(when, domain.name, (_some_key(random, domain),))
 
 
 def _list(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:

@@ -224,11 +224,11 @@ class World:
         if after.paused:
             stopped = self._stopped(after) - self._stopped(calm)
             self._must(not stopped, f"on a paused host nobody is stopped: {stopped}")
-        let_go = after.paused and isinstance(event, ev.JobContinued)
+        let_go = after.paused and isinstance(event, ev.JobsContinued)
         if after.mode is Mode.COUNTED and not isinstance(event, ev.JobsReported) and not let_go:
             most = max(oracle.cpus_for_jobs(after), oracle.cpus_in_use(oracle.workers(calm)))
             # A job that was stopped continues even if the host is now too small for it, but then alone
-            alone = isinstance(event, ev.JobContinued) and sum(bool(d.running) for d in after.workers) == 1
+            alone = isinstance(event, ev.JobsContinued) and sum(bool(d.running) for d in after.workers) == 1
             self._must(alone or oracle.cpus_in_use(oracle.workers(after)) <= most, "more CPUs run than there are")
             memory = after.without_services.mib - sum(d.floor_mib for d in after.workers)
             was = sum(d.use.mib for d in calm.workers)
@@ -400,7 +400,7 @@ class World:
                 return
             self._must(wanted < stopped, f"{wanted} are stopped for ever")
             for name, key in sorted(stopped - wanted):
-                h, said = handle(h, ev.JobContinued(h.now, name, key))
+                h, said = handle(h, ev.JobsContinued(h.now, name, (key,)))
                 self._must(not any(isinstance(d, ev.Refused) for d in said), f"{key} may go on and may not: {said}")
         self._must(not self._stopped(h), "somebody is stopped for ever")
 

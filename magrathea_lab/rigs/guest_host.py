@@ -23,6 +23,7 @@ import libvirt
 from ..guests.image import NOTHING_MORE, Extra, Image, build
 from ..guests.private_libvirtd import QEMU_USER, PrivateLibvirtd
 from ..guests.xml import guest_xml
+from ..opened import Opened
 from ..waiting import BOUND_S, until
 from .guest import Guest, GuestError, Job
 from .hub_rig import HubThread
@@ -51,7 +52,7 @@ class Size:
     """Additional XML."""
 
 
-class Hypervisor:
+class Hypervisor(Opened):
     """A private libvirtd and its guests. `run_dir`: the node daemon's; the guests' channels lead to it. `enter`: see
     PrivateLibvirtd."""
 
@@ -66,17 +67,6 @@ class Hypervisor:
         self.guests: dict[str, Guest] = {}
         self._extra = extra
         self._connection: Any = None
-
-    def __enter__(self) -> Hypervisor:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     @property
     def uri(self) -> str:
@@ -189,7 +179,7 @@ class Hypervisor:
 
 
 @dataclass
-class Machine:
+class Machine(Opened):
     """A host: the hypervisor's guests under a real node daemon. `kinds`: each guest's kind (p*: priority, others:
     normal).
 
@@ -216,17 +206,6 @@ class Machine:
         self.hub = HubThread(f"ipc://{self.folder}/hub.ipc")
         self._lists: dict[str, threading.Thread] = {}
         self._over = threading.Event()
-
-    def __enter__(self) -> Machine:
-        try:
-            self.start()
-        except BaseException:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
 
     def __getitem__(self, name: str) -> Guest:
         return self.guests[name]

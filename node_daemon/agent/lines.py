@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MAX_LINE_BYTES = 65536  # newline included
 MAX_DIGITS = 1000  # of an integer: before Python 3.11, reading a million digits takes minutes
 MAX_FLOAT = sys.float_info.max
+MAX_NATURAL = 1 << 53  # of ids and the like: other programs read larger integers as floats
 
 
 class BadValue(Exception):
@@ -35,6 +36,14 @@ def field(doc: "Doc", name: str, kind: type, default: "Any" = None) -> "Any":
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise BadValue("field %s is %.60r, it must be %s" % (name, value, kind.__name__))
     return value
+
+
+def natural(doc: "Doc", name: str, most: int = MAX_NATURAL) -> int:
+    """`doc[name]`, an integer from 0 to `most`. Raises BadValue."""
+    value = field(doc, name, int)
+    if not 0 <= value <= most:
+        raise BadValue("field %s is %.60r, it must be from 0 to %d" % (name, value, most))
+    return int(value)
 
 
 def parse(line: bytes) -> "Doc":
@@ -73,6 +82,7 @@ class LineReader:
         self.searched = 0
         self.skipping = skip_first
         self.oversize = False
+        self.dropped = 0  # bytes in all that were thrown away without a line's end
 
     def add(self, data: bytes) -> None:
         self.buffer += data
@@ -90,6 +100,7 @@ class LineReader:
         return end >= 0
 
     def _clear(self) -> None:
+        self.dropped += len(self.buffer) - self.begin
         self.buffer.clear()
         self.begin = self.searched = 0
 

@@ -4,20 +4,25 @@
 message is.
 """
 
+import sys
 from collections import OrderedDict
 
-from .lines import BadValue
+from .lines import BadValue, field, natural
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import List, Optional, Tuple
 
+    from .lines import Doc
+
 MAX_JOBS = 4096  # of one list or order, and in an agent's table; both ends use this number
 MAX_MESSAGE_BYTES = 2 << 20  # in parts: 512 bytes for each of MAX_JOBS jobs, with names of 255 characters
 MAX_KEPT_BYTES = 2 * MAX_MESSAGE_BYTES  # of incomplete messages of one peer
 MAX_VALUES = 16 * MAX_JOBS  # in a message: very many small values take long to read, and much memory
-PART_BYTES = 64  # memory for a part beside its text
+MESSAGE_BYTES = 512  # memory for a message beside its parts: its list, and its place in a dictionary that grows
+PART_BYTES = 24  # memory for a part beside its text
 PART_CHARS = 16384  # at most half a line: each quote and backslash becomes two characters
+MAX_PARTS = 1024  # of a message; this version sends at most 129
 
 
 class Cut:
@@ -40,8 +45,20 @@ class Cut:
         return self.next == len(self.texts) - 1
 
 
+def read_part(doc: "Doc") -> "Tuple[int, int, str]":
+    """Number of the message, index of the part, and its text. Raises BadValue."""
+    text = field(doc, "text", str)
+    if not text:
+        raise BadValue("field text is empty; no part is")
+    return natural(doc, "message"), natural(doc, "at", MAX_PARTS - 1), text
+
+
 class Parts:
-    """Parts that came from the other end. If they become too many, the oldest message is dropped."""
+    """Parts that came from the other end. If they become too many, the oldest message is dropped.
+
+    `size`: the memory that they take. It counts what Python really needs for each: a text of one wide character needs
+    four bytes for each of its characters, and a very short text needs 50 bytes.
+    """
 
     def __init__(self) -> None:
         self.kept: "OrderedDict[int, List[str]]" = OrderedDict()
@@ -55,13 +72,14 @@ class Parts:
         """Keep part `at` of a message. False if a part before it is missing, or the message has become too long."""
         if at == 0 and number not in self.kept:
             self.kept[number] = []
+            self.size += MESSAGE_BYTES
         texts = self.kept.get(number)
         if texts is None or at > len(texts):
             return False
         if at < len(texts):
             return True  # repeated
         texts.append(text)
-        self.size += len(text) + PART_BYTES
+        self.size += _memory(text)
         while self.size > MAX_KEPT_BYTES:
             self._drop(next(iter(self.kept)))
         return number in self.kept
@@ -78,4 +96,8 @@ class Parts:
         return line
 
     def _drop(self, number: int) -> None:
-        self.size -= sum(len(text) + PART_BYTES for text in self.kept.pop(number))
+        self.size -= MESSAGE_BYTES + sum(_memory(text) for text in self.kept.pop(number))
+
+
+def _memory(text: str) -> int:
+    return sys.getsizeof(text) + PART_BYTES

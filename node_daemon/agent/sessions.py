@@ -20,6 +20,7 @@ PROTOCOL = 1
 MAX_BAD_LINES = 10  # in a row; then the stream is closed
 MAX_LINES_PER_S = 200  # from the other end, averaged over RATE_WINDOW_S
 RATE_WINDOW_S = 5.0
+LONG_BYTES = 8192  # a longer line counts as several: once more for each time that it has this length
 MAX_PAST = 8  # earlier sessions of the other end that are remembered, to ignore their late hellos
 
 SESSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}\Z")
@@ -33,8 +34,27 @@ def _raised(error: Exception) -> None:
     raise error
 
 
+class Allowance:
+    """How many lines may still come from the other end. It belongs to that end, whatever streams it opens."""
+
+    def __init__(self) -> None:
+        self.lines = MAX_LINES_PER_S * RATE_WINDOW_S
+        self.at = 0.0
+
+    def left(self, now: float) -> float:
+        """The lines that may come now; negative if more was spent than there was."""
+        refilled = self.lines + max(0.0, now - self.at) * MAX_LINES_PER_S
+        self.lines = min(MAX_LINES_PER_S * RATE_WINDOW_S, refilled)
+        self.at = now
+        return self.lines
+
+    def spend(self, lines: float) -> None:
+        self.lines -= lines
+
+
 class Stream:
-    """One end. `about`: what its hello contains beside protocol and session.
+    """One end. `about`: what its hello contains beside protocol and session. `allowance`: of the other end, if it can
+    open several streams.
 
     The shell sets `on_greeted`, called with the hello of the other end if that is new; `on_trouble`, called with a text
     for the log; `on_defect`, called with an unexpected exception, which costs the line that caused it. They may call
@@ -46,6 +66,7 @@ class Stream:
         about: "Doc",
         decode: "Callable[[bytes], Doc]" = parse,
         make_session: "Callable[[], str]" = new_session,
+        allowance: "Optional[Allowance]" = None,
     ) -> None:
         self.about = about
         self.decode = decode
@@ -59,8 +80,7 @@ class Stream:
         self.reader = LineReader(True)
         self.output: "List[bytes]" = []
         self.bad_lines = self.bad_total = 0
-        self.allowance = MAX_LINES_PER_S * RATE_WINDOW_S
-        self.allowed_at = 0.0
+        self.allowance = allowance or Allowance()
         self.read_on_at: "Optional[float]" = None
         self.hello_at = 0.0  # when it was last sent
 
@@ -83,7 +103,7 @@ class Stream:
         self.broken = ""
         self.reader = LineReader(True)
         self.bad_lines = 0
-        self.allowance, self.allowed_at, self.read_on_at = MAX_LINES_PER_S * RATE_WINDOW_S, now, None
+        self.read_on_at = None
         self.session = self.make_session()
         self.say_hello(now)
 
@@ -104,16 +124,19 @@ class Stream:
         self._consume(now)
 
     def _consume(self, now: float) -> None:
-        while not self.broken and not self.paused and self.reader.has_line():
-            most = MAX_LINES_PER_S * RATE_WINDOW_S
-            self.allowance = min(most, self.allowance + (now - self.allowed_at) * MAX_LINES_PER_S)
-            self.allowed_at = now
-            if self.allowance < 1:
+        while not self.broken and not self.paused:
+            dropped = self.reader.dropped
+            has_line = self.reader.has_line()
+            self.allowance.spend((self.reader.dropped - dropped) / LONG_BYTES)
+            if self.allowance.left(now) < 1:
                 self.read_on_at = now + RATE_WINDOW_S / 20
                 self.on_trouble("more than %d lines a second: reading pauses" % MAX_LINES_PER_S)
+            elif has_line:
+                line = self.reader.next_line()
+                self.allowance.spend(1 + len(line or b"") // LONG_BYTES)
+                self._line(line, now)
+            else:
                 return
-            self.allowance -= 1
-            self._line(self.reader.next_line(), now)
 
     def _line(self, line: "Optional[bytes]", now: float) -> None:
         if line is not None and not line.strip():

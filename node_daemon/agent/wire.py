@@ -21,10 +21,10 @@ checks `broken` and `paused`, and calls `tick` at `next_at`.
 
 from collections import OrderedDict
 
-from .lines import MAX_LINE_BYTES, BadValue, encode, field, parse
-from .parts import MAX_MESSAGE_BYTES, Cut, Parts
+from .lines import MAX_LINE_BYTES, BadValue, encode, field, natural, parse
+from .parts import MAX_MESSAGE_BYTES, Cut, Parts, read_part
 from .refusals import BUSY, FAILED, TOO_LARGE, refusal
-from .sessions import Stream, check_hello, new_session
+from .sessions import Allowance, Stream, check_hello, new_session
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,8 +96,9 @@ class End(Stream):
         about: "Doc",
         decode: "Callable[[bytes], Doc]" = parse,
         make_session: "Callable[[], str]" = new_session,
+        allowance: "Optional[Allowance]" = None,
     ) -> None:
-        super().__init__(dict(about, parts=True), decode, make_session)
+        super().__init__(dict(about, parts=True), decode, make_session, allowance)
         self.on_asked: "Callable[[Mark, str, Doc], None]" = lambda mark, op, doc: None
         self.ids = 0
         self.pending: "OrderedDict[int, Request]" = OrderedDict()
@@ -245,7 +246,7 @@ class End(Stream):
     # requests of the other end
 
     def _asked(self, doc: "Doc", now: float) -> None:
-        mark, op = (field(doc, "session", str), field(doc, "id", int)), field(doc, "op", str)
+        mark, op = (field(doc, "session", str), natural(doc, "id")), field(doc, "op", str)
         if self._is_known(mark, now):
             return
         if len(self.at_work) >= MAX_AT_WORK:  # this answer is not kept, so a repetition may be worked on
@@ -342,8 +343,7 @@ class End(Stream):
 
     def _part(self, doc: "Doc", now: float) -> None:
         """Keep and acknowledge a part that is not the last."""
-        mark = field(doc, "session", str), field(doc, "id", int)
-        part = field(doc, "message", int), field(doc, "at", int), field(doc, "text", str)
+        mark, part = (field(doc, "session", str), natural(doc, "id")), read_part(doc)
         if not self.peer or mark[0] != self.peer:
             self._stranger(now)
             return
@@ -353,8 +353,7 @@ class End(Stream):
 
     def _last_part(self, doc: "Doc", now: float) -> None:
         """Join the message, and handle it like one that came on a line."""
-        mark, of = (field(doc, "session", str), field(doc, "id", int)), field(doc, "of", str)
-        part = field(doc, "message", int), field(doc, "at", int), field(doc, "text", str)
+        mark, of, part = (field(doc, "session", str), natural(doc, "id")), field(doc, "of", str), read_part(doc)
         if of == "answer":
             if not self.peer or mark[0] != self.session or mark[1] not in self.pending:
                 return  # answered before, or too late

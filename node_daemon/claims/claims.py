@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable
 from typing import Any, Protocol, assert_never
 
 from magrathea.core import events as ev
@@ -21,11 +22,13 @@ from magrathea.core.refusals import RefusalCode, retry_after_s
 from magrathea.deadlines import DAEMON_CLAIM_S, MEMORY_GLANCE_S
 from magrathea.logs import RationedLog
 
+from ..facts import differs
 from ..guest_channel.messages import AnyRequest, Claim, Hello, Jobs, Launched, Prepared, Release, Report
 from ..hypervisor.base import Driver
+from ..switch.bounds import lockable_mib
 from ..switch.progress import CpuComing, Unstopped
 from ..switch.switch import Switch
-from .pace import LISTS_S, REPORTS_S, Pace
+from .pace import LISTS_S, REPORTS_S, UNCHANGED, Pace, Turns
 
 log = logging.getLogger(__name__)
 limited_log = RationedLog(log, burst=100, period_s=1.0)
@@ -75,6 +78,7 @@ class Claims:
         self._unheard_since: dict[tuple[str, JobKey], float] = {}
         self._lists = Pace(LISTS_S)
         self._reports = Pace(REPORTS_S)
+        self._turns = Turns(lambda: daemon.host.cpus)
 
     def close(self) -> None:
         """Enter no more reports."""
@@ -84,6 +88,7 @@ class Claims:
     def connected(self, domain: str, hello: Hello) -> None:
         can = ", ".join(hello.can) or "no abilities"
         limited_log.say(domain, f"{domain}: agent {hello.agent} connected ({can})", level=logging.INFO)
+        self._turns.spend(domain, 1)
         self._daemon.apply(ev.AgentConnected(self._daemon.now(), domain))
         self._daemon.switch.agent_connected(domain)
 
@@ -91,23 +96,25 @@ class Claims:
         limited_log.say(domain, f"{domain}: agent lost", level=logging.INFO)
         self._lists.lost(domain)
         self._reports.lost(domain)
+        self._turns.spend(domain, 1)
         self._daemon.switch.agent_lost(domain)
         self._daemon.apply(ev.AgentLost(self._daemon.now(), domain))
 
     async def request(self, domain: str, request: AnyRequest) -> Reply:
-        now = self._daemon.now()
         match request:
             case Claim():
                 return await self._claim(domain, request)
             case Release():
                 self._granted.discard((domain, request.job.key))
-                self._daemon.apply(ev.Released(now, domain, request.job.key))
+                await self._enter(domain, lambda now: ev.Released(now, domain, request.job.key))
             case Launched():
-                self._daemon.apply(ev.JobLaunched(now, domain, request.job.key))
+                await self._enter(domain, lambda now: ev.JobLaunched(now, domain, request.job.key))
                 self._note_waiting((domain, request.job.key), "")  # if its prologue still waits, it asks again
             case Jobs():
                 self._lists.enter(domain, lambda: self._list(domain, request))
             case Prepared():
+                async with self._turns.turn(domain) as spend:
+                    spend(1)  # it asks a hub, and may change what is published
                 return await self._prepared((domain, request.job.key), request.vnodes)
             case Report():
                 self._reports.enter(domain, lambda: self._report(domain, request))
@@ -115,12 +122,30 @@ class Claims:
                 assert_never(request)
         return {"ok": True}
 
+    async def _enter(
+        self, domain: str, event: Callable[[float], ev.Event], least: float = UNCHANGED
+    ) -> tuple[ev.Decision, ...]:
+        """Make what happened at that time a fact, in the domain's turn. `least`: changes that it counts as."""
+        daemon = self._daemon
+        async with self._turns.turn(domain) as spend:
+            before = daemon.host
+            decisions = daemon.apply(event(daemon.now()))
+            spend(1 if differs(before, daemon.host) else least)
+        return decisions
+
     async def _claim(self, domain: str, request: Claim) -> Reply:
-        job, daemon = request.job, self._daemon
         asked = time.monotonic()
-        mark = (domain, job.key)
-        event = ev.Claimed(daemon.now(), domain, job.key, job.cls, job.cpus, job.memory_mib, job.rerunnable)
-        decisions = daemon.apply(event)
+        end = asyncio.get_running_loop().time() + DAEMON_CLAIM_S
+        job, daemon, mark = request.job, self._daemon, (domain, request.job.key)
+        try:
+            async with asyncio.timeout_at(end):
+                decisions = await self._enter(
+                    domain,
+                    lambda now: ev.Claimed(now, domain, job.key, job.cls, job.cpus, job.memory_mib, job.rerunnable),
+                    least=1,  # a refusal is published
+                )
+        except TimeoutError:
+            return refusal(RefusalCode.BUSY, f"{domain} claims and releases too many jobs; ask again later")
         for decision in decisions:
             if isinstance(decision, ev.Refused) and decision.key == job.key:
                 daemon.refused(domain, job.key, decision.code, decision.text)
@@ -129,7 +154,7 @@ class Claims:
         if known is None:
             return refusal(RefusalCode.RELEASED, f"{job.key} was released while it was claimed")
         granted = mark in self._granted or known.launched or known.confirmed
-        if not granted and (refused := await self._switched(mark) or self._paused(mark)) is not None:
+        if not granted and (refused := await self._switched(mark, end) or self._paused(mark)) is not None:
             return refused
         self._granted = {m for m in self._granted if self._job(m) is not None} | {mark}
         daemon.observe("answer")
@@ -141,11 +166,11 @@ class Claims:
         found = self._daemon.host.domain(mark[0])
         return found.job(mark[1]) if found else None
 
-    async def _switched(self, mark: tuple[str, JobKey]) -> Reply | None:
-        """Wait until the switch for this claim is done. Returns a refusal if that takes too long."""
+    async def _switched(self, mark: tuple[str, JobKey], end: float) -> Reply | None:
+        """Wait until the switch for this claim is done. Returns a refusal if that lasts beyond `end` (loop's time)."""
         progress = self._daemon.switch.progress
         try:
-            async with asyncio.timeout(DAEMON_CLAIM_S):
+            async with asyncio.timeout_at(end):
                 while self._job(mark) is not None:
                     pending = progress.pending(mark[0])
                     if not isinstance(pending, Unstopped | CpuComing):
@@ -261,11 +286,21 @@ class Claims:
         return True
 
     def _report(self, domain: str, report: Report) -> bool:
-        """Enter what the guest says about its memory. Returns False if that is known."""
-        found = self._daemon.host.domain(domain)
+        """Enter what the guest says about its memory. Returns False if that is known.
+
+        No guest can have more locked than it has. Stopped jobs lock nothing: while all are stopped, the figure only
+        falls.
+        """
+        found, switch = self._daemon.host.domain(domain), self._daemon.switch
+        if found is None:
+            return False
         mib = -(-max(0, report.memory.unreclaimable_mib) // MEMORY_STEP_MIB) * MEMORY_STEP_MIB
-        mib = max(mib, self._daemon.switch.mover.kept_mib(domain))
-        if found is None or found.unreclaimable_mib == mib:
+        if found.stopped and not found.running:
+            mib = min(mib, found.unreclaimable_mib)
+        mib = max(mib, switch.mover.kept_mib(domain))
+        if (most := lockable_mib(self._daemon.host, domain, switch.readings.of(domain))) is not None:
+            mib = min(mib, most)
+        if found.unreclaimable_mib == mib:
             return False
         self._daemon.apply(ev.MemoryReported(self._daemon.now(), domain, mib))
         return True

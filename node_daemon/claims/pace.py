@@ -1,15 +1,22 @@
-"""How often what a guest reports is entered.
+"""How often what a guest says is entered.
 
-Entering a report costs the host's one loop, and a write to disk that claims of siblings wait for. A guest decides how
-often it reports, so that has a bound; only the newest report counts anyway. Claims and releases are never paced.
+Entering it costs the host's one loop, and a write to disk that claims of siblings wait for. A guest decides how much it
+says, so that has a bound.
+
+Rule 1: of lists and reports only the newest counts (`Pace`).
+Rule 2: claims, launches and ends change facts one after the other, and after each one other guests get their turn
+(`Turns`). A guest that has used up its changes waits for the next one; nobody else waits for it. Its changes suffice
+for what an honest guest does: end and start a job on each CPU of its host at once, and then one in 30 s.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
+from magrathea.budget import Budget
 from magrathea.logs import RationedLog
 
 log = logging.getLogger(__name__)
@@ -19,6 +26,48 @@ LISTS_S = 2.0
 """For MoM's list, which comes every 15 s. It must not grow much older here than MoM's own hook lets it (LIST_AGE_S)."""
 REPORTS_S = 1.0
 """For a report about memory, which comes every 10 s."""
+CHANGES_PER_S, CHANGES_PER_CPU_S = 5.0, 0.1
+"""Changes of facts by claims, launches and ends of one guest, for ever. The second is for each CPU of the host: a job
+makes three changes, so jobs of 30 s on all CPUs need so many."""
+CHANGES_BURST, CHANGES_PER_CPU = 100.0, 4.0
+"""And so many at once: each CPU may end a job and start another one, which makes three changes."""
+UNCHANGED = 0.1
+"""What a request counts that changes no fact: it costs no write."""
+
+
+class Turns:
+    """Lets each guest change facts when its turn comes. `cpus`: of the host."""
+
+    def __init__(self, cpus: Callable[[], int]) -> None:
+        self._cpus = cpus
+        self._guests: dict[str, tuple[asyncio.Lock, Budget]] = {}
+
+    @contextlib.asynccontextmanager
+    async def turn(self, domain: str) -> AsyncIterator[Callable[[float], None]]:
+        """Wait for the domain's turn. The caller gets a function, and calls it with the number of its changes.
+
+        The turns of one domain come in the order in which they were asked for. After the wait nothing is awaited here:
+        a time limit either ends the wait, or comes too late.
+        """
+        lock, budget = self._of(domain)
+        loop = asyncio.get_running_loop()
+        async with lock:
+            while wait_s := budget.wait_s(loop.time()):
+                await asyncio.sleep(wait_s + 0.001)  # rounded up: a sleep may end a little early
+            await asyncio.sleep(0)  # what others have asked in the meantime comes first
+            yield budget.spend
+
+    def spend(self, domain: str, changes: float) -> None:
+        """Count changes that waited for no turn."""
+        self._of(domain)[1].spend(changes)
+
+    def _of(self, domain: str) -> tuple[asyncio.Lock, Budget]:
+        if domain not in self._guests:
+            per_s = CHANGES_PER_S + CHANGES_PER_CPU_S * self._cpus()
+            burst = CHANGES_BURST + CHANGES_PER_CPU * self._cpus()
+            budget = Budget(per_s, burst, asyncio.get_running_loop().time())
+            self._guests[domain] = asyncio.Lock(), budget
+        return self._guests[domain]
 
 
 class Pace:

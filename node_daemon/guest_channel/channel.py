@@ -20,6 +20,7 @@ from magrathea.core.refusals import RefusalCode
 from magrathea.logs import RationedLog
 
 from ..agent.refusals import refusal
+from ..agent.sessions import MAX_LINES_PER_S, Allowance
 from ..agent.wire import MAX_OUT_BYTES, HostEnd, TooLarge
 from .messages import Answer, AnyRequest, Hello, Said, Unknown, decode
 
@@ -33,6 +34,11 @@ Nothing else shows that an agent behind a virtio-serial port has died, because Q
 LOG_EVERY_S = 10.0
 """A guest's bad input, and the end of its connections for that reason, are each logged at most once in this time, with
 the number of lines left out."""
+CONNECTION_LINES, HELLO_LINES = 10, 40
+"""A connection, and an agent that greets anew, count as so many lines of their guest: each new agent costs two writes
+to disk. So a guest may have 20 of them at once, and then 4 in a second."""
+ACCEPT_AGAIN_S = 1.0
+"""Pause after the system could not accept a connection, mostly because too many files are open."""
 
 
 def qemu_user(configured: str) -> int | None:
@@ -85,7 +91,10 @@ class GuestChannel:
         """The hello of the connected agent; None if none is connected."""
         self._link: _Link | None = None
         self._links: set[_Link] = set()
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self.allowance = Allowance()
+        """Of this guest. A new connection gets no new one."""
         self.complaints = RationedLog(log, period_s=LOG_EVERY_S)
         """About this guest. A new connection gets no new ration."""
 
@@ -93,22 +102,40 @@ class GuestChannel:
         """Listen. Raises OSError."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path.unlink(missing_ok=True)
-        loop = asyncio.get_running_loop()
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             with files.private_sockets():
                 listener.bind(str(self.path))
-            self._server = await loop.create_unix_server(lambda: _Link(self), sock=listener, backlog=4)
+            listener.listen(4)
         except OSError:
             listener.close()
             raise
+        self._listener = listener
+        self._accepting = supervision.start(self._accept(listener))
         if self.owner is not None:
             os.chown(self.path, self.owner, -1)
             self.path.parent.chmod(0o711)
 
+    async def _accept(self, listener: socket.socket) -> None:
+        """Accept connections, as far as the guest's allowance goes."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+                await loop.connect_accepted_socket(lambda: _Link(self), connection)
+            except OSError as error:
+                self.complaints.say("accept", f"{self.domain}: its agent's connection cannot be accepted: {error}")
+                await asyncio.sleep(ACCEPT_AGAIN_S)
+            self.allowance.spend(CONNECTION_LINES)
+            while (missing := -self.allowance.left(loop.time())) > 0:
+                await asyncio.sleep(missing / MAX_LINES_PER_S + 0.001)
+
     async def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.gather(self._accepting, return_exceptions=True)
+        if self._listener is not None:
+            self._listener.close()
         for link in list(self._links):
             link.close()
         # The socket file stays: libvirt starts no domain if the path of its channel is missing.
@@ -146,6 +173,7 @@ class GuestChannel:
 
     def _greeted(self, link: _Link, hello: Hello) -> None:
         """The newest hello wins: a restarted agent may connect before the end of the old connection is noticed."""
+        self.allowance.spend(HELLO_LINES)
         previous, self._link = self._link, link
         if previous is not None:
             previous.void("the agent has connected anew")
@@ -178,7 +206,7 @@ class _Link(asyncio.Protocol):
 
     def __init__(self, channel: GuestChannel) -> None:
         self.channel = channel
-        self.end = HostEnd({"host": channel.host, "domain": channel.domain}, decode)
+        self.end = HostEnd({"host": channel.host, "domain": channel.domain}, decode, allowance=channel.allowance)
         self.end.on_greeted = self._greeted
         self.end.on_asked = self._asked
         self.end.on_trouble = self._complain
@@ -325,8 +353,9 @@ class _Link(asyncio.Protocol):
     async def _work(self, mark: tuple[str, int], request: AnyRequest) -> None:
         try:
             answer = await self.channel.handler.request(self.channel.domain, request)
-        except Exception:  # a defect must not leave MoM waiting; it is logged with its traceback
-            log.exception("%s: request %s failed", self.channel.domain, type(request).__name__)
+        except Exception as error:  # noqa: BLE001 (a defect must not leave MoM waiting)
+            domain, op = self.channel.domain, type(request).__name__.lower()
+            defects.say((domain, op), f"{domain}: request {op} of its agent met a defect", error, logging.ERROR)
             answer = refusal(RefusalCode.INTERNAL, "the node daemon failed; its log says why")
         self.end.answer(mark, answer, self._loop.time())
         self._go_on()

@@ -58,6 +58,11 @@ class DriverError(Exception):
         return f"{self.code}: {self.text}"
 
 
+class GuestFails(DriverError):
+    """The same, but the reason is the guest. Root there can cause it at will, so it never makes a domain faulty: a
+    fault keeps jobs out of the whole host."""
+
+
 @dataclass(frozen=True, slots=True)
 class DomainChange:
     """A domain went up or down; or something else about it changed, and `up` is as before. Read it again.

@@ -18,6 +18,15 @@ SLACK_MIB = 2
 """A target counts as reached if it is so near: hypervisors count in pages of their own."""
 
 
+def lockable_mib(host: Host, name: str, read: DomainReading | None) -> int | None:
+    """The most that can be locked in a domain beyond its floor, whatever its guest says: a domain cannot hold more than
+    it has. None if that is not known."""
+    domain = host.domain(name)
+    if domain is None or read is None or not read.up or not read.known or read.memory_mib is None:
+        return None
+    return max(0, read.memory_mib - domain.floor_mib)
+
+
 class Bounds:
     """The bounds of one host's domains; `host` returns its facts. `changed` is set whenever a bound changes."""
 

@@ -23,9 +23,9 @@ from magrathea.core.stopping import wanted_stopped
 
 from ..guest_channel.channel import AgentError
 from ..guest_channel.messages import GuestMemory
-from ..hypervisor.base import MEMORY, DomainReading, Driver, DriverError
+from ..hypervisor.base import MEMORY, DomainReading, Driver, DriverError, GuestFails
 from .bounds import SLACK_MIB, Bounds
-from .paging import ASK_S, BUSY_S, AgentChannel, Paging, Progress, SwitchForPaging
+from .paging import ASK_S, BUSY_S, SLICE_MARGIN_S, SLICE_S, AgentChannel, Paging, Progress, SwitchForPaging
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ LEAST_MIB = 4
 """A smaller step is not worth its cost, unless it is the last one."""
 STALL_S = 5.0
 """After that long without progress a balloon counts as stuck."""
+PUSH_STALL_S = 3 * (SLICE_S + SLICE_MARGIN_S)
+"""If an agent pushes out for so long and the guest can give no more than before, nothing more is pushed out."""
 POLL_S = (0.01, 0.1)
 """Pause between two looks at a moving balloon: the first one, and the longest one."""
 FREE_MIB = 128
@@ -79,6 +81,8 @@ class _Move:
     exhausted: str = ""
     """Why nothing more is pushed out; empty if something may be."""
     pushed_mib: int = 0
+    best_push: tuple[int, float] | None = None
+    """After the last slice that was of use: what could go, less what the domain had; and when that was."""
     asked_again: bool = False
     """The guest has said that it can give no more, and is asked a second time."""
     gives: bool = False
@@ -91,6 +95,14 @@ class _Move:
         """Whether `mib` lies on the way to `furthest`. A guest's figures fluctuate; a wobbling target must not extend
         the time limit."""
         return self.furthest is not None and min(self.has_mib, self.furthest) <= mib <= max(self.has_mib, self.furthest)
+
+    def check_push(self, could_go_mib: int) -> None:
+        """A slice has ended. Push nothing more if slices have long been of no use, whatever the agent says of them."""
+        best, since = self.best_push or (could_go_mib - 1, _now())
+        if could_go_mib > best:
+            self.best_push = could_go_mib, _now()
+        elif _now() - since > PUSH_STALL_S:
+            self.exhausted = self.exhausted or f"for {PUSH_STALL_S:g} s its agent has pushed out nothing that can go"
 
 
 class _TooLittle(Exception):
@@ -124,6 +136,10 @@ class Mover:
         self._driver = driver
 
     # What is known
+
+    @property
+    def time_limit_s(self) -> float:
+        return self._switch.memory_settings.time_limit_s
 
     @property
     def progress(self) -> dict[str, Progress]:
@@ -248,7 +264,7 @@ class Mover:
             log.warning("%s: the balloon's target cannot be set to what the domain has: %s", move.domain, error)
 
     def _over(self, move: _Move) -> bool:
-        return _now() - move.began > self._switch.memory_settings.time_limit_s
+        return _now() - move.began > self.time_limit_s
 
     # Taking
 
@@ -263,9 +279,8 @@ class Mover:
         has = max(has, _mib(await self._read(move.domain)))
         if memory.can_go_mib > has or memory.total_mib <= 0:
             text = f"the agent of {move.domain} says {memory.can_go_mib} MiB are available of {memory.total_mib}"
-            raise DriverError(
-                RefusalCode.BAD_FIGURES, f"{text}, but it has {has} in all; nothing is taken by such figures"
-            )
+            text = f"{text}, but it has {has} in all; nothing is taken by such figures"
+            raise GuestFails(RefusalCode.BAD_FIGURES, self._noted_short(move, text))
         move.verified_mib = has
         self.bounds.given(move.domain, has)
         return has, memory
@@ -285,6 +300,7 @@ class Mover:
         if move.push is not None and move.push.done():
             move.push.result()
             move.push = None
+            move.check_push(room - has)
         if move.push is None and want > room and not move.exhausted:
             free = min(room, max(0, memory.free_mib - FREE_MIB))
             if free >= min(settings.step_mib, want // 2):
@@ -365,7 +381,7 @@ class Mover:
             elif error.code != RefusalCode.TIMEOUT:  # an interrupted slice may have moved something; the next one shows
                 raise
             return
-        move.pushed_mib += answer.pushed_mib
+        move.pushed_mib += min(max(0, answer.pushed_mib), mib)
         if answer.pushed_mib <= 0 and not answer.more:
             swap = answer.memory
             move.exhausted = (
@@ -375,8 +391,11 @@ class Mover:
         self._switch.observe(f"push {move.domain}")
 
     def _refused(self, move: _Move, why: str) -> DriverError:
-        host = self._switch.host
-        found = host.domain(move.domain)
+        return DriverError(RefusalCode.MEMORY_SHORT, self._noted_short(move, why))
+
+    def _noted_short(self, move: _Move, why: str) -> str:
+        """Note that the domain gives too little, and return that as a sentence with the figures."""
+        found = self._switch.host.domain(move.domain)
         wanted = 0 if move.target is None else move.start_mib - move.target
         text = (
             f"{move.domain} has given {move.start_mib - move.has_mib} of {wanted} MiB and keeps {move.has_mib}: {why} "
@@ -384,7 +403,7 @@ class Mover:
         )
         keys = frozenset(j.key for j in found.jobs) if found else frozenset()
         self._shorts[move.domain] = Short(text, move.has_mib, keys)
-        return DriverError(RefusalCode.MEMORY_SHORT, text)
+        return text
 
     # Giving
 
@@ -432,7 +451,7 @@ class Mover:
                 last, since = has, _now()
             elif _now() - since > STALL_S:
                 text = f"{move.domain} takes nothing of the {goal} MiB that it may have for {STALL_S:g} s; it has {has}"
-                raise DriverError(RefusalCode.FAILED, f"{text}: does its balloon driver run?")
+                raise GuestFails(RefusalCode.FAILED, f"{text}: does its balloon driver run?")
             await asyncio.sleep(pause)
             pause = min(2 * pause, POLL_S[1])
 

@@ -92,8 +92,8 @@ class SwitchProgress:
             whys = "; ".join(short.text for short in shorts if short is not None)
             return MemoryShort(f"{domain} needs {needs} MiB and can have {want}" + (f": {whys}" if whys else ""))
         givers = [s.domain for s in self._due() if isinstance(s, SetMemory) and s.domain != domain]
-        shortage = self._steps.memory_shortage
-        why = shortage(domain) if all(shortage(giver) for giver in givers) else None
+        shortages = [self._steps.memory_shortage(name, self._mover.time_limit_s) for name in (domain, *givers)]
+        why = "; ".join(shortage for shortage in shortages if shortage) if all(shortages) else ""
         return MemoryShort(why) if why else MemoryComing()
 
     def moves(self) -> Mapping[str, Progress]:

@@ -12,7 +12,7 @@ from typing import assert_never
 from magrathea.core.plan import Order, Orders, SetCpu, SetMemory, Step
 from magrathea.core.refusals import RefusalCode
 
-from ..retries import Retries, Slot
+from ..retries import Retries, Slot, loop_time
 
 RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Pauses after the first, second, ... failure of a step."""
@@ -111,13 +111,18 @@ class Steps:
         slots = {slot_of(step) for step in due} | set(self._under_way)
         self.retries.forget(lambda slot: slot[0] != "Orders" and slot not in slots)
 
-    def memory_shortage(self, domain: str) -> str | None:
-        """Why the domain's last move fell short; None while it may still give or take more."""
+    def memory_shortage(self, domain: str, patience_s: float) -> str | None:
+        """Why the domain's last move fell short; None while it may still give or take more.
+
+        Any other failure counts as the end of it after `patience_s`: an agent may never answer.
+        """
         slot = ("SetMemory", domain)
         failure = self.retries.of(slot)
-        if failure is None or failure.code != RefusalCode.MEMORY_SHORT or slot in self._under_way:
+        if failure is None:
             return None
-        return failure.text
+        if failure.code in (RefusalCode.MEMORY_SHORT, RefusalCode.BAD_FIGURES):
+            return None if slot in self._under_way else failure.text
+        return failure.text if loop_time() - failure.since > patience_s else None
 
     async def close(self) -> None:
         tasks = [task for _, task in self._under_way.values()]

@@ -24,9 +24,10 @@ from magrathea.core.plan import Order, Orders, SetCpu, SetMemory, Step
 from magrathea.core.refusals import RefusalCode
 
 from ..guest_channel.channel import AgentError, GuestChannel
-from ..hypervisor.base import DomainReading, Driver, DriverError
+from ..hypervisor.base import DomainReading, Driver, DriverError, GuestFails
 from ..retries import Slot, loop_time, sentence
 from .actual import actual_domains
+from .bounds import lockable_mib
 from .memory import Mover
 from .orders import AgentOrders
 from .paging import MemorySettings
@@ -135,6 +136,10 @@ class Switch:
 
     def _was_read(self, read: Mapping[str, DomainReading]) -> None:
         self.mover.note(read)
+        for d in self._facts.host.workers:  # what is no longer there is not locked, whatever its guest has said
+            most = lockable_mib(self._facts.host, d.name, read.get(d.name))
+            if most is not None and most < d.unreclaimable_mib:
+                self._facts.apply(ev.MemoryReported(self._facts.now(), d.name, most))
         self._facts.actual_changed()
         self.look_soon()
 
@@ -261,13 +266,15 @@ class Switch:
         except AgentError as error:
             if isinstance(step, SetMemory):
                 self.readings.refresh_soon()
-            away = error.code in AGENT_AWAY
-            self._failed(slot, error.code, str(error), lasting=not away, away=away)
+            # Never lasting: root in the guest lets its agent answer as it likes, and a fault keeps jobs out of the
+            # whole host. If an agent does not do its part, the claims that need it are refused.
+            self._failed(slot, error.code, str(error), lasting=False, away=error.code in AGENT_AWAY)
             return
         except DriverError as error:
             self.readings.refresh_soon()
-            self._failed(slot, error.code, str(error), lasting=error.code not in NOT_NOW)
-            if error.code == RefusalCode.MEMORY_SHORT:
+            lasting = error.code not in NOT_NOW and not isinstance(error, GuestFails)
+            self._failed(slot, error.code, str(error), lasting=lasting)
+            if error.code in (RefusalCode.MEMORY_SHORT, RefusalCode.BAD_FIGURES):
                 self._learn(slot[1])
             return
         took_ms = 1000 * (loop_time() - began)
@@ -289,7 +296,7 @@ class Switch:
             self.mover.paging.jobs_run_again(step.domain)
             for key in step.keys:
                 self.forget(step.domain, key)  # it is a job like any other now
-                self._facts.apply(ev.JobContinued(self._facts.now(), step.domain, key))
+            self._facts.apply(ev.JobsContinued(self._facts.now(), step.domain, tuple(step.keys)))
 
     def _learn(self, domain: str) -> None:
         """Make a fact of what stopped jobs have kept in memory: the next claim is refused before anybody is stopped."""

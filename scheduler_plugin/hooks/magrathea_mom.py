@@ -99,7 +99,7 @@ def ask(path, request, timeout_s):
 
 def is_ok(answer):
     """True if the answer has `"ok": true`. The common form is recognised without a parser."""
-    if answer.replace(" ", "").startswith('{"ok":true'):
+    if answer.replace(" ", "").startswith(('{"ok":true,', '{"ok":true}')):
         return True
     import json
 
@@ -109,7 +109,7 @@ def is_ok(answer):
 def quoted(value):
     """A JSON string."""
     text = str(value)
-    if text.isalnum() or text.replace(".", "").replace("-", "").replace("_", "").encode("ascii", "ignore").isalnum():
+    if text.isalnum() or text.replace(".", "").replace("-", "").replace("_", "").encode("ascii", "replace").isalnum():
         return '"%s"' % text
     import json  # a subjob's brackets, or an unusual user name
 

@@ -19,6 +19,7 @@ The server's own Python runs this as root, in a process of its own; 3.6 or later
 
 import json
 import os
+import stat
 
 import pbs
 
@@ -29,13 +30,22 @@ NAMED, EMPTIED = 1, 2
 
 
 def load(path):
-    """A file's JSON; {} if there is no such file."""
+    """What can be read of a file: by vnode, a whole number and one thing more. {} if there is no such file.
+
+    The folder is the hub's. Whatever lies there under this name, a link or a pipe too, costs only what it holds.
+    """
     try:
-        with open(path, encoding="utf-8") as file:
-            found = json.loads(file.read(MAX_BYTES))
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ValueError("it is no regular file")
+            found = json.loads(file.read(MAX_BYTES).decode("utf-8"))
     except FileNotFoundError:
         return {}
-    return found if isinstance(found, dict) else {}
+    except (OSError, ValueError, RecursionError) as error:
+        pbs.logmsg(pbs.EVENT_ERROR, "magrathea: %s cannot be read: %s" % (path, error))
+        return {}
+    rows = found.items() if isinstance(found, dict) else ()
+    return {name: row for name, row in rows if isinstance(row, list) and len(row) == 2 and type(row[0]) is int}
 
 
 def save(path, content):
@@ -80,8 +90,7 @@ def step(vnode, number, when, before):
     return [number, NAMED]
 
 
-def main():
-    event = pbs.event()
+def work(event):
     with open(pbs.hook_config_filename, encoding="utf-8") as file:
         heartbeat = json.load(file)["heartbeat"]
     asked, before = load(heartbeat + ".forget"), load(heartbeat + ".forgotten")
@@ -94,13 +103,22 @@ def main():
         vnode = event.vnode_list.get(name)
         if vnode is None or not is_ours(vnode):
             continue
-        after = step(vnode, int(number), str(when), before.get(name))
+        after = step(vnode, number, str(when), before.get(name))
         if after is not None:
             now[name] = after
     if now != before:
         save(heartbeat + ".forgotten", now)
-    # Accept explicitly: this process has inherited the outcome of the server's last event. If that was a rejection, PBS
-    # would write to the database over the server's own connection, and the server would wait for the answer for ever.
+
+
+def main():
+    event = pbs.event()
+    try:
+        work(event)
+    except Exception as error:  # noqa: BLE001
+        pbs.logmsg(pbs.EVENT_ERROR, "magrathea: hook magrathea_vnodes failed: %r" % error)
+    # Accept explicitly, also after an error: this process has inherited the outcome of the server's last event. If that
+    # was a rejection, PBS would write to the database over the server's own connection, and the server would wait for
+    # the answer for ever.
     event.accept()
 
 

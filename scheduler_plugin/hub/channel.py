@@ -245,7 +245,7 @@ class HubChannel:
     def _its_turn(self, host: str) -> None:
         """Handle the host's waiting message, unless the key was revoked meanwhile."""
         if host not in self._waiting:
-            return  # the channel was closed meanwhile
+            return  # a short snapshot overtook it, or the channel was closed
         peer, frame = self._waiting.pop(host)
         if self._host_of(peer) == host:
             with self._door(host):
@@ -265,6 +265,8 @@ class HubChannel:
             raise BadMessage(f"it is in the name of host {sender}")
         new = self._peers.get(host) != peer
         self._peers[host] = peer
+        if isinstance(message, Snapshot):
+            self._waiting.pop(host, None)  # this one is newer, whichever daemon has sent the other
         self._on_message(host, message, new)
 
     @property

@@ -87,6 +87,8 @@ class Hub:
         self._of_hosts = RationedLog(log, burst=50, period_s=10)
         self._working_since: float | None = None
         self._asked = b""
+        self._reading_jobs = False
+        self._read_jobs_again = False
 
     async def run(self, stop: asyncio.Event) -> None:
         settings = self._configuration.pbs
@@ -243,7 +245,22 @@ class Hub:
         self._touch()  # before publishing: the runjob hook refuses jobs without it
         self.farm.read_vnodes(read.vnodes, read.server)
         self._publish()
-        self._start(self._read_jobs())
+        self._start_reading_jobs()
+
+    def _start_reading_jobs(self) -> None:
+        """Read all jobs: now, or once more when the present reading has ended. Never twice at a time."""
+        self._read_jobs_again = self._reading_jobs
+        if not self._reading_jobs:
+            self._reading_jobs = True
+            self._start(self._jobs_in_turn())
+
+    async def _jobs_in_turn(self) -> None:
+        try:
+            await self._read_jobs()
+        finally:
+            self._reading_jobs = False
+        if self._read_jobs_again:
+            self._start_reading_jobs()
 
     async def _read_jobs(self) -> None:
         asked_at = time.time()
@@ -290,9 +307,6 @@ class Hub:
             log.error(
                 "ALERT %s cannot be written: %s; vnodes may be in maintenance after a restart of PBS", path, error
             )
-
-    def _start_reading_jobs(self) -> None:
-        self._start(self._read_jobs())
 
     # Jobs
 

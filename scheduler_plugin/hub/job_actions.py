@@ -90,7 +90,8 @@ def _sensible(action: Action, job: PbsJob) -> bool:
 
 def _require_a_mom(pbs: Pbs, job: PbsJob) -> None:
     """Raise PbsError if all MoMs of the job are dead. Then a rerun by force would do harm (Pbs.rerun)."""
-    if all(vnode.state & DEAD_STATES for vnode in pbs.vnodes() if vnode.name in job.vnodes):
+    # one by one: the first is usually there, and a host may cause many requeues
+    if all(vnode.state & DEAD_STATES for vnode in map(pbs.vnode, job.vnodes) if vnode is not None):
         where = ", ".join(job.vnodes)
         raise PbsError(Code.NO_MOM, f"rerun of job {job.id}: no MoM of {where} is there to answer", transient=True)
 

@@ -28,6 +28,8 @@ HOSTS, TO_HOSTS, REVOKED = "hosts", "to-hosts", "revoked"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
 _MAX_BYTES = 64 * 1024  # of one certificate; even the longest list of vnodes is far shorter
+_Z85 = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
+"""Digits of Z85 (rfc.zeromq.org/spec/32), by their value."""
 _LINE = re.compile(r'\s*([a-z-]+)\s*=\s*"([^"]*)"\s*')
 
 
@@ -72,9 +74,17 @@ def read(path: Path) -> Certificate:
         raise KeysError(f"{path}: cannot be read: {error}") from error
     found = {m.group(1): m.group(2) for line in lines if (m := _LINE.fullmatch(line))}
     public, secret = found.pop("public-key", ""), found.pop("secret-key", "")
-    if len(public) != 40 or len(secret) not in (0, 40):
+    if not _is_key(public) or (secret and not _is_key(secret)):
         raise KeysError(f"{path}: no ZeroMQ certificate; `magrathea keys` makes them")
     return Certificate(public, secret, found)
+
+
+def _is_key(text: str) -> bool:
+    """True if ZeroMQ takes it as a key: 40 digits, each 5 of them a number of 32 bits."""
+    if len(text) != 40 or not set(text) <= set(_Z85):
+        return False
+    groups = (text[at : at + 5] for at in range(0, 40, 5))
+    return all(sum(_Z85.index(digit) * 85**place for place, digit in enumerate(reversed(g))) < 2**32 for g in groups)
 
 
 def read_secret(path: Path) -> Certificate:

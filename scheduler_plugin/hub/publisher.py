@@ -2,7 +2,8 @@
 
 A new wish for a vnode replaces the one before, so changes that come faster than they can be published become one. If
 a batch lets a job start that could not start before, the publisher wakes the scheduler once at its end. Every
-`compare_s`, and after each new connection, it reads what PBS really has and fixes it.
+`compare_s`, and after each new connection, it reads what PBS really has and fixes it. No change that a host causes
+makes it read more than one vnode: a comparison costs the server, and this hub, time for each vnode and job of the farm.
 
 The calls cost the server's only thread 0.4 to 2.6 ms each (measured, up to 8,000 vnodes), so they have a budget: a
 share of that thread's time. When it is short, changes that decide a placement go first, and the rest waits. Among
@@ -33,6 +34,10 @@ T = TypeVar("T")
 RETRY_FIRST_S = 0.2
 RETRY_MOST_S = 5.0
 LATELY_S = 10.0
+LEAST_PAUSE_S = 1.0
+COMPARED_SHARE = 0.1
+"""After each new connection there is a comparison. If connections break all the time, there is a pause between two
+comparisons: LEAST_PAUSE_S, or longer, so that they take at most this share of the time."""
 COSMETIC_RESERVE = 0.5
 """Changes that decide no placement must leave half of the saved budget to those that do."""
 
@@ -86,6 +91,8 @@ class Publisher:
         self._used_at = 0.0
         self._pbs: Pbs | None = None
         self._compare_at = 0.0
+        self._compare_after = 0.0
+        """No comparison before this time, unless an admin asks for it."""
         self._calling_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
 
@@ -142,7 +149,7 @@ class Publisher:
                 if self._pbs is None:
                     self._pbs = self._connect()
                     log.info("connected to PBS")
-                    self._compare_at = 0.0
+                    self._compare_at = min(self._compare_at, self._compare_after)
                 self._changed.clear()
                 wait_s = self._turn(self._pbs)
                 retry_s = RETRY_FIRST_S
@@ -177,8 +184,13 @@ class Publisher:
         return min(wait_s, max(0.0, self._compare_at - time.monotonic()))
 
     def _read(self, pbs: Pbs) -> None:
-        vnodes, server = pbs.vnodes(), pbs.server()
-        self._compare_at = time.monotonic() + self._compare_s
+        started = time.monotonic()
+        try:
+            vnodes, server = pbs.vnodes(), pbs.server()
+        finally:
+            now = time.monotonic()
+            self._compare_after = now + max(LEAST_PAUSE_S, (now - started) / COMPARED_SHARE)
+        self._compare_at = now + self._compare_s
         first = not self._shown
         found = {vnode.name: shown(vnode) for vnode in vnodes}
         if not first:
@@ -247,18 +259,27 @@ class Publisher:
         self._used = {host: used * share for host, used in self._used.items() if used * share > 1e-6}
         self._used_at = now
 
-    @staticmethod
-    def _still_ours(pbs: Pbs, name: str, wanted: str) -> bool:
-        """Checked just before the change, so that an admin's newer `offline` stays."""
-        return any(vnode.name == name and not same(OFFLINE, wanted, shown(vnode)[OFFLINE]) for vnode in pbs.vnodes())
+    def _set_offline(self, pbs: Pbs, name: str, wanted: str) -> None:
+        """Change `offline`, unless it is an admin's own by now; then read what the vnode shows."""
+        vnode = pbs.vnode(name)
+        if vnode is None:
+            return  # the next comparison reports it
+        if not same(OFFLINE, wanted, shown(vnode)[OFFLINE]):
+            pbs.set_offline(name, wanted)
+            vnode = pbs.vnode(name) or vnode
+        self._shown[name] = shown(vnode)
+        if not vnode.state & DEAD_STATES and name in self._away:
+            self._away.discard(name)
+            self._wake_due |= self._shown[name].get(ACCEPTS, NONE) != NONE
 
     def _set(self, pbs: Pbs, name: str, change: Attributes) -> None:
         started = time.monotonic()
         try:
             if attributes := {key: value for key, value in change.items() if key != OFFLINE}:
                 pbs.set_vnode(name, attributes)
-            if OFFLINE in change and self._still_ours(pbs, name, change[OFFLINE]):
-                pbs.set_offline(name, change[OFFLINE])
+                self._shown[name].update(attributes)
+            if OFFLINE in change:
+                self._set_offline(pbs, name, change[OFFLINE])
         except PbsError as error:
             if error.transient:
                 raise
@@ -269,7 +290,4 @@ class Publisher:
             self._budget.spend(took_s)
             host = self._host_of(name)
             self._used[host] = self._used.get(host, 0.0) + took_s
-        self._shown[name].update(change)
-        if OFFLINE in change:
-            self._compare_at = 0.0  # somebody else may have changed it first: compare soon
         log.debug("vnode %s: %s", name, change)

@@ -110,6 +110,9 @@ class Pbs(Protocol):
     def vnodes(self) -> list[Vnode]:
         """All vnodes."""
 
+    def vnode(self, name: str) -> Vnode | None:
+        """One vnode as in `vnodes`; None if PBS does not have it (any more)."""
+
     def jobs(self) -> list[PbsJob]:
         """All jobs that start, run, are suspended or exit, also subjobs of arrays. Waiting jobs may be missing."""
 

@@ -244,6 +244,16 @@ class LibPbs:
         wanted = _chained([(name, None, None, _SET) for name in _VNODE_ATTRIBUTES])
         return [_vnode(*s) for s in self._statuses("vnodes", "pbs_statvnode", None, wanted, None)]
 
+    def vnode(self, name: str) -> Vnode | None:
+        wanted = _chained([(attribute, None, None, _SET) for attribute in _VNODE_ATTRIBUTES])
+        try:
+            found = self._statuses(f"vnode {name}", "pbs_statvnode", name.encode(), wanted, None)
+        except PbsError as error:
+            if error.code == Code.UNKNOWN_VNODE:
+                return None
+            raise
+        return next((_vnode(*s) for s in found if s[0] == name), None)
+
     def jobs(self) -> list[PbsJob]:
         # S must come first: only then does the server include suspended jobs, which it counts as R (req_select.c)
         states = _chained([("job_state", None, "SRUE", _EQ)])

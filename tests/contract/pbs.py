@@ -119,6 +119,13 @@ def a_vnode_that_pbs_does_not_have_is_refused(site: PbsSite) -> None:
     assert refusal(lambda: site.connect().set_vnode("nosuch", {"Priority": "8"})) == Code.UNKNOWN_VNODE
 
 
+def one_vnode_is_read_as_among_all_of_them(site: PbsSite) -> None:
+    pbs = site.connect()
+    pbs.set_vnode("n2", {"Priority": "7"})
+    assert pbs.vnode("n2") == vnode(pbs, "n2")
+    assert pbs.vnode("nosuch") is None
+
+
 def a_vnode_is_put_offline_with_a_comment_and_back(site: PbsSite) -> None:
     pbs = site.connect()
     pbs.set_offline("n2", "magrathea: saved to disk")
@@ -267,6 +274,7 @@ CASES: tuple[Callable[[PbsSite], None], ...] = (
     an_empty_value_unsets_an_attribute,
     one_bad_value_changes_nothing,
     a_vnode_that_pbs_does_not_have_is_refused,
+    one_vnode_is_read_as_among_all_of_them,
     a_vnode_is_put_offline_with_a_comment_and_back,
     a_job_is_shown_as_it_runs,
     jobs_are_those_that_moms_have,

@@ -22,6 +22,9 @@ here = os.path.dirname(pbs.hook_config_filename)
 if e.type == pbs.EXECJOB_BEGIN:
     while os.path.exists(here + "/slow"):
         time.sleep(0.02)
+if e.type == pbs.EXECJOB_PROLOGUE and not e.job.in_ms_mom():
+    while os.path.exists(here + "/slow-sister"):
+        time.sleep(0.02)
 if e.type == pbs.EXECJOB_BEGIN and os.path.exists(here + "/refuse"):
     if os.path.exists(here + "/later"):
         e.job.Execution_Time = int(time.time() + 2)
@@ -47,7 +50,10 @@ class StandInBench:
         self.client: StandInClient = self.until(lambda: reached(directory / "pbs.sock"))
         for name in ("n1", "n2"):
             own = ["--server", str(directory / "pbs.sock"), "--vnode", name, "--ncpus", "2", "--periodic-s", "0.5"]
-            own += ["--hook-events", "execjob_begin,execjob_epilogue,execjob_preterm,execjob_end,exechost_periodic"]
+            own += [
+                "--hook-events",
+                "execjob_begin,execjob_prologue,execjob_epilogue,execjob_preterm,execjob_end,exechost_periodic",
+            ]
             self.start("mom", [*own, "--kill-delay-s", "0.5", *hook], name)
         self.until(lambda: len(self.client.vnodes()) == 2)
         self.offer()

@@ -27,7 +27,7 @@ SWITCH = {
     f"{step}#1"
     for step in (
         *("commit Claimed", "stop n1", "cpu n1", "answer", "commit BooksReported"),
-        *("commit Released", "lift n1", "run n1", "commit JobContinued"),
+        *("commit Released", "lift n1", "run n1", "commit JobsContinued"),
     )
 }
 """The parts of every preemption and resumption."""

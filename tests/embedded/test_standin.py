@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from magrathea.pbs_text.states import PRERUN_SUBSTATE, RUNNING_SUBSTATE
 from magrathea_lab.processes import of_session
 from scheduler_plugin.pbs.base import Code, PbsError
 
@@ -142,6 +143,18 @@ def test_a_job_on_two_vnodes_is_suspended_on_both(bench: StandInBench) -> None:
     bench.client.delete(job)
     bench.until_state(job, "F")
     assert [bench.vnode(name).state for name in ("n1", "n2")] == [{"free"}] * 2
+
+
+def test_a_job_runs_when_it_is_there_on_all_its_vnodes(bench: StandInBench) -> None:
+    bench.tell("slow-sister")
+    job = bench.submit(select="2:ncpus=2")
+    bench.until(lambda: bench.count(job))
+    assert bench.shown(job)["substate"] == PRERUN_SUBSTATE, "its sister could not be suspended yet"
+    (bench.directory / "slow-sister").unlink()
+    bench.until_state(job, "R", RUNNING_SUBSTATE)
+    bench.client.admin_suspend(job)
+    bench.client.delete(job)
+    bench.until_state(job, "F")
 
 
 def test_hooks_see_begin_epilogue_end_and_the_periodic_event(bench: StandInBench) -> None:

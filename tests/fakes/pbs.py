@@ -124,6 +124,9 @@ class Connection:
     def vnodes(self) -> list[Vnode]:
         return list(self._do("vnodes").vnodes.values())
 
+    def vnode(self, name: str) -> Vnode | None:
+        return self._do("vnode", name).vnodes.get(name)
+
     def jobs(self) -> list[PbsJob]:
         return [job for job in self._do("jobs").jobs.values() if job.state in "RSUE"]
 

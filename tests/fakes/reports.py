@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from magrathea.core.model import JobClass, Kind, Mode, State
+from magrathea.core.model import JobClass, Kind, Mode, State, StoppedBy
 from magrathea.messages import DomainReport, JobReport, Snapshot
 from scheduler_plugin.pbs.base import PbsJob, Vnode
 
@@ -20,12 +20,12 @@ def report(
     stopped_since: float | None = None,
     booked: bool = False,
     requeue: bool = False,
-    stopper: str | None = None,
+    stopper: StoppedBy | None = None,
     held_elsewhere: bool = False,
     warned_until: float | None = None,
 ) -> JobReport:
     if stopper is None and stopped_since is not None:
-        stopper = "us"
+        stopper = StoppedBy.US
     return JobReport(
         id=id,
         run=run,

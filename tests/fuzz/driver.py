@@ -10,6 +10,7 @@ FLOOD_LINES and FLOOD_LINES_PER_S. The product's loggers write there, before the
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
 import time
@@ -39,6 +40,7 @@ MOST_FAILURES = 20
 """Different ones of a target; then its run ends."""
 
 Reader = Callable[[bytes], None]
+"""It may have an attribute `close`, which is called at the end."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,15 @@ class Target:
     """`make`: opens the entry point, with a folder that it may use. `refusals`: the errors that mean "no".
 
     `lines`: how many lines of the log each input may cause. 0 is right for whatever can come again and again; what is
-    read once in a program's life may report its damage.
+    read once in a program's life may report its damage, and a whole program logs what it does. `share`: how many of the
+    usual inputs it gets, because it is slow.
     """
 
     name: str
     make: Callable[[Path], Reader]
     refusals: tuple[type[Exception], ...] = ()
     lines: int = 0
+    share: float = 1.0
 
     @property
     def corpus(self) -> Path:
@@ -85,9 +89,12 @@ class Outcome:
         self.failures.setdefault(failure.kind, failure)
 
 
-def inputs(samples: Sequence[bytes], number: int, seed: int) -> Iterator[bytes]:
-    random = Random(seed)
+def inputs(samples: Sequence[bytes], number: int, seed: int, within_s: float = math.inf) -> Iterator[bytes]:
+    """So many inputs, or fewer if `within_s` seconds have passed."""
+    random, end = Random(seed), time.monotonic() + within_s
     for _ in range(number):
+        if time.monotonic() > end:
+            return
         yield mutated(samples, random)
 
 
@@ -107,6 +114,7 @@ def run(target: Target, data: Iterable[bytes], growth_mib: float = GROWTH_MIB, s
                 if len(outcome.failures) >= MOST_FAILURES or {"growth", "flood"} & set(outcome.failures):
                     break
         _look(target, outcome, new_lines, first_mib, began, growth_mib)
+        getattr(read, "close", lambda: None)()
     return outcome
 
 

@@ -19,6 +19,7 @@ from node_daemon.agent.lines import BadValue, encode
 from node_daemon.agent.mom_requests import MomRequests
 from node_daemon.agent.mom_server import Client, MomServer
 from node_daemon.agent.refusals import refusal
+from node_daemon.agent.sessions import Allowance
 from node_daemon.agent.state_file import StateFile
 from node_daemon.agent.table import Table
 from node_daemon.agent.wire import GuestEnd
@@ -32,6 +33,8 @@ Doc = dict[str, Any]
 HOST, GUEST = "0123456789abcdef", "fedcba9876543210"
 """The ends' sessions: samples name them."""
 GREETING = b'\n{"type":"hello","protocol":1,"session":"%s","parts":true,"host":"h1","domain":"n1","agent":"1"}\n'
+FIRST = b'{"type":"request","id":9007199254740992,"session":"%s","op":"report"}\n'
+"""A request that must be answered before each input: it shows that the daemon still listens to this guest."""
 BOOT = "a-boot-of-the-corpus"
 MOST_ANSWERED = 16 * 1024 * 1024
 """Of one input; MAX_ANSWERS repetitions of a short answer are far less."""
@@ -92,6 +95,7 @@ def guest_to_daemon(folder: Path) -> Reader:
 
     async def connection(data: bytes) -> None:
         defects: list[Exception] = []
+        channel.allowance = Allowance()  # else only the first thousand lines of all inputs would be read
         link, stream = _Link(channel), _Stream()
         link.end.make_session = lambda: HOST
         link.end.on_defect = defects.append
@@ -99,6 +103,10 @@ def guest_to_daemon(folder: Path) -> Reader:
         link.data_received(GREETING % GUEST.encode())
         asked = supervision.start(_asks(channel))
         await asyncio.sleep(0)
+        before = stream.written
+        link.data_received(FIRST % GUEST.encode())
+        await asyncio.sleep(0)
+        assert stream.written > before, "nobody listens to this guest"
         link.data_received(data)
         for _ in range(3):
             await asyncio.sleep(0)

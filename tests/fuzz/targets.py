@@ -10,6 +10,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from zmq.utils import z85
+
 from magrathea import control
 from magrathea.configuration import ConfigurationError
 from magrathea.control import Control, ControlRequest
@@ -21,8 +23,9 @@ from node_daemon.agent.lines import BadValue
 from node_daemon.agent.values import Unusable
 from node_daemon.journal import JournalError, open_journal, salvage
 from scheduler_plugin.hub import configuration as hub
-from scheduler_plugin.hub import ledger
+from scheduler_plugin.hub import keys, ledger
 
+from .daemon_targets import lines_to_daemon, requests_to_daemon
 from .driver import Reader, Target
 from .guest_targets import (
     agent_configuration,
@@ -31,6 +34,8 @@ from .guest_targets import (
     guest_to_daemon,
     mom_to_agent,
 )
+from .hook_targets import NotPbs, mom_hook, server_hook, vnodes_hook
+from .hub_targets import messages_to_hub
 
 
 class Aside(Exception):
@@ -173,6 +178,19 @@ def hub_configuration(folder: Path) -> Reader:
     return read
 
 
+def key_file(folder: Path) -> Reader:
+    """A key of the hub or of a host: what is accepted is a key for ZeroMQ, too."""
+    path = folder / "h1.key"
+
+    def read(data: bytes) -> None:
+        path.write_bytes(data)
+        found = keys.read(path)
+        assert len(z85.decode(found.public)) == 32
+        assert not found.secret or len(z85.decode(found.secret)) == 32
+
+    return read
+
+
 def journal_file(folder: Path) -> Reader:
     """A damaged database: it is opened, read and written, and what can be read is salvaged."""
     path = folder / "journal.sqlite"
@@ -232,9 +250,16 @@ TARGETS = (
     Target("pbs-conf", pbs_conf),
     Target("noded-toml", noded_configuration, (ConfigurationError,)),
     Target("hub-toml", hub_configuration, (ConfigurationError,)),
+    Target("key-file", key_file, (keys.KeysError,)),
     Target("agent-json", agent_configuration, (Unusable,)),
     Target("agent-state", agent_state, (BadValue,), lines=1),
     Target("journal-file", journal_file, (JournalError,)),
     Target("journal-facts", journal_facts, (JournalError,)),
     Target("hub-ledger", hub_ledger, (Aside,), lines=1),
+    Target("messages-to-hub", messages_to_hub, (BadMessage,), lines=8, share=0.5),
+    Target("lines-to-daemon", lines_to_daemon, lines=32, share=0.1),
+    Target("requests-to-daemon", requests_to_daemon, (BadMessage,), lines=64, share=0.2),
+    Target("server-hook", server_hook, (NotPbs,)),
+    Target("mom-hook", mom_hook, (NotPbs,)),
+    Target("vnodes-hook", vnodes_hook, (NotPbs,)),
 )

@@ -20,11 +20,17 @@ from tests.fuzz.targets import TARGETS
 each = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 
 MUTATIONS = 200
-"""Of each target's samples: all of them together take some seconds."""
+"""Of each target's samples; fewer of slow targets."""
+MOST_INPUTS = 6000
+"""Of all these tests together: on an idle machine they take under 30 s."""
 
 
 def told(outcome: Outcome) -> str:
     return "\n".join(f"{failure.kind}\n{failure.text}\n{failure.data!r:.500}" for failure in outcome.failures.values())
+
+
+def mutations(target: Target) -> int:
+    return int(MUTATIONS * target.share)
 
 
 @each
@@ -42,13 +48,20 @@ def test_valid_samples_are_accepted(target: Target) -> None:
 
 @each
 def test_mutations_of_the_samples_are_no_more_than_refused(target: Target) -> None:
-    outcome = run(target, inputs([data for _, data in target.samples()], MUTATIONS, seed=1))
-    assert outcome.inputs == MUTATIONS
+    number = mutations(target)
+    outcome = run(target, inputs([data for _, data in target.samples()], number, seed=1))
+    assert outcome.inputs == number
     assert not outcome.failures, told(outcome)
 
 
 def test_each_folder_of_samples_has_its_target() -> None:
     assert {path.name for path in CORPUS.iterdir()} == {target.name for target in TARGETS}
+
+
+def test_a_run_of_all_tests_feeds_no_more_than_it_has_time_for() -> None:
+    fed = [target.samples() for target in TARGETS]
+    valid = sum(name.startswith("valid") for samples in fed for name, _ in samples)
+    assert sum(len(samples) for samples in fed) + valid + sum(map(mutations, TARGETS)) < MOST_INPUTS
 
 
 # The driver itself

@@ -77,6 +77,10 @@ class RemotePbs:
     def vnodes(self) -> list[Vnode]:
         return [_vnode(found) for found in self._remote("vnodes")]
 
+    def vnode(self, name: str) -> Vnode | None:
+        found = self._remote("vnode", name)
+        return None if found is None else _vnode(found)
+
     def jobs(self) -> list[PbsJob]:
         return [_job(found) for found in self._remote("jobs")]
 

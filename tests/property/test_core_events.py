@@ -127,7 +127,7 @@ class AnyEvents(RuleBasedStateMachine):
         h = self.world.host
         wanted = stopping.wanted_stopped(h)
         for name, key in [(d.name, j.key) for d in h.domains for j in d.stopped if (d.name, j.key) not in wanted]:
-            self.world.do(ev.JobContinued(self.now + step, name, key))
+            self.world.do(ev.JobsContinued(self.now + step, name, (key,)))
 
     @precondition(lambda self: self.jobs())
     @rule(index=INDEX)
@@ -135,7 +135,7 @@ class AnyEvents(RuleBasedStateMachine):
         name, key = self.jobs()[index % len(self.jobs())]
         if not self.world.host.paused and (name, key) in stopping.wanted_stopped(self.world.host):
             before = self.world.host
-            self.world.do(ev.JobContinued(self.now, name, key))
+            self.world.do(ev.JobsContinued(self.now, name, (key,)))
             assert self.world.host == before
 
     @rule(step=STEP_S, index=INDEX, lacks=INDEX, odd=st.sampled_from(("", "", "ending", "suspended", "stranger")))
@@ -262,7 +262,8 @@ class AnyEvents(RuleBasedStateMachine):
         """End the pause. `let_go`: an agent had continued a job before it knew of the pause."""
         stopped = [(d.name, j.key) for d in self.world.host.domains for j in d.stopped]
         if stopped and let_go:
-            self.world.do(ev.JobContinued(self.now, *stopped[index % len(stopped)]))
+            name, key = stopped[index % len(stopped)]
+            self.world.do(ev.JobsContinued(self.now, name, (key,)))
         self.world.do(ev.PauseEnded(self.now + step))
 
     @rule(index=INDEX, mib=st.sampled_from((0, 50, 300, -1)))

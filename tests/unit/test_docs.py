@@ -27,6 +27,16 @@ def test_files_and_links_of_a_document_exist(document: Path) -> None:
     assert not {link for link in links - {""} if not (document.parent / link).exists()}
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_tests_that_a_document_names_exist(document: Path) -> None:
+    named = set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", document.read_text()))
+    assert not {f"{file}::{name}" for file, name in named if not _has_test(ROOT / file, name)}
+
+
+def _has_test(file: Path, name: str) -> bool:
+    return file.exists() and re.search(rf"^(async )?def {name}\(", file.read_text(), re.MULTILINE) is not None
+
+
 def test_the_folders_of_the_map_for_contributors_exist() -> None:
     rooms = re.findall(r"^\| `([\w/]+/)`", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
     assert "magrathea/core/" in rooms

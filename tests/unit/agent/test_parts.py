@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import tracemalloc
 
 import pytest
 
@@ -159,12 +161,35 @@ def test_parts_without_an_end_are_kept_within_bounds() -> None:
             kept.add(number, at, "x" * 32_000)
             assert kept.size <= parts.MAX_KEPT_BYTES
     for at in range(100_000):
-        kept.add(11, at, "")
+        kept.add(11, at, "x")
     assert kept.size <= parts.MAX_KEPT_BYTES
     for number in range(12, 200_000):
-        kept.add(number, 0, "")
+        kept.add(number, 0, "x")
     assert kept.size <= parts.MAX_KEPT_BYTES
-    assert len(kept.kept) <= parts.MAX_KEPT_BYTES // parts.PART_BYTES
+    kept.clear()
+    assert kept.size == 0
+
+
+@pytest.mark.parametrize("text", ["", "x", "\u20ac", "\U0001f600", "x" * 9_000 + "\U0001f600"], ids=ascii)
+@pytest.mark.parametrize("number", [0, 2**52, 10**900])
+@pytest.mark.parametrize("of_one_message", [False, True])
+def test_parts_take_no_more_memory_than_is_counted(pair: Pair, text: str, number: int, of_one_message: bool) -> None:
+    lines = (
+        encode(part(pair, id, message=number + (id // 1000 if of_one_message else id), at=at, text=text))
+        for id in range(10_000 if len(text) < 10 else 1_000)
+        for at in [id % 1000 if of_one_message else 0]
+    )
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for line in itertools.takewhile(lambda line: not pair.host.broken, lines):
+            pair.host.receive(line, pair.now)
+            pair.host.take_output()
+            pair.wait(0.1)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < parts.MAX_KEPT_BYTES + 200_000
 
 
 def test_a_message_of_too_many_values_is_not_read() -> None:
@@ -182,7 +207,7 @@ def test_a_message_of_too_many_values_is_not_read() -> None:
         {"type": "hello", "protocol": 1, "session": "c" * 16},
         {"type": "request", "id": 99, "op": "do"},
         {"type": "request", "id": 9, "session": "c" * 16, "op": "do"},
-        {"type": "last", "of": "request", "id": 9, "message": 7, "at": 1, "text": ""},
+        {"type": "last", "of": "request", "id": 9, "message": 7, "at": 1, "text": " "},
         {"type": "request", "id": 9, "op": 5},
         [],
     ],
@@ -191,7 +216,7 @@ def test_parts_that_make_another_message_are_a_bad_line(pair: Pair, other: Doc |
     if isinstance(other, dict):
         other = {"session": pair.guest.session, **other}
     pair.host.receive(encode(part(pair, 8, text=json.dumps(other))), pair.now)
-    pair.host.receive(encode(part(pair, 9, type="last", of="request", at=1, text="")), pair.now)
+    pair.host.receive(encode(part(pair, 9, type="last", of="request", at=1, text=" ")), pair.now)
     assert pair.host.bad_lines == 1
     assert pair.asked["host"] == []
     pair.ask(pair.guest)
@@ -199,7 +224,23 @@ def test_parts_that_make_another_message_are_a_bad_line(pair: Pair, other: Doc |
     assert len(pair.asked["host"]) == 1
 
 
-@pytest.mark.parametrize("wrong", [{"at": -1}, {"at": "0"}, {"text": 5}, {"message": None}, {"id": True}, {"of": "x"}])
+WRONG: list[Doc] = [
+    {"at": -1},
+    {"at": parts.MAX_PARTS},
+    {"at": "0"},
+    {"text": 5},
+    {"text": ""},
+    {"message": None},
+    {"message": -1},
+    {"message": 2**53 + 1},
+    {"id": True},
+    {"id": -1},
+    {"id": 10**900},
+    {"of": "x"},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: ascii(wrong)[:40])
 def test_parts_with_a_wrong_field_do_no_harm(pair: Pair, wrong: Doc) -> None:
     for kind in ("part", "last"):
         pair.host.receive(encode({**part(pair, 8), "type": kind, "of": "request", **wrong}), pair.now)

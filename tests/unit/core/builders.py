@@ -21,8 +21,8 @@ from magrathea.core.events import (
     Decision,
     DefrostRequested,
     Event,
-    JobContinued,
     JobLaunched,
+    JobsContinued,
     JobsReported,
     Noted,
     Refused,
@@ -237,7 +237,7 @@ def launch(h: Host, domain: str, id: str, run: int = 1) -> Host:
 
 def go_on(h: Host, domain: str, id: str, run: int = 1) -> Host:
     """The job really runs again: the agent has lifted the stop, and PBS no longer has it suspended."""
-    return after(h, JobContinued(h.now, domain, key(id, run)))
+    return after(h, JobsContinued(h.now, domain, (key(id, run),)))
 
 
 def listed(h: Host, domain: str, *jobs: str | ReportedJob) -> Host:

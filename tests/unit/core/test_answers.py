@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 
 from magrathea.core import events as ev
 from magrathea.core.events import Note
 from magrathea.core.machine import handle
-from magrathea.core.model import Host, JobKey, Limits
+from magrathea.core.model import Host, JobKey, Limits, StoppedBy
 from magrathea.core.refusals import RefusalCode
+from tests.steps import lines_run
 
 from .builders import T, ask, defrost, get, get_job, host, key, later, listed, run, set_domain, stop
 
@@ -23,8 +27,8 @@ STOPPED = stop(run(run(QUIET, "n1", "1", cpus=8), "p1", "9", cpus=8), "n1", "1")
     ("before", "event", "code"),
     [
         (HOST, ev.JobLaunched(T, "n1", key("7")), RefusalCode.UNKNOWN_JOB),
-        (HOST, ev.JobContinued(T, "n1", key("7")), RefusalCode.NOT_STOPPED),
-        (STOPPED, ev.JobContinued(T, "n1", key("1")), RefusalCode.WANTED_STOPPED),
+        (HOST, ev.JobsContinued(T, "n1", (key("7"),)), RefusalCode.NOT_STOPPED),
+        (STOPPED, ev.JobsContinued(T, "n1", (key("1"),)), RefusalCode.WANTED_STOPPED),
         (HOST, ev.JobsReported(T, "n2", ()), RefusalCode.NO_JOBS_HERE),
         (HOST, ev.JobsReported(T, "s1", ()), RefusalCode.NO_JOBS_HERE),
         (HOST, ev.DomainHalted(T, "n2"), RefusalCode.DOMAIN_DOWN),
@@ -49,7 +53,8 @@ def test_impossible_requests_are_refused_with_code_and_sentence(
     refused = [d for d in said if isinstance(d, ev.Refused)]
     assert [(d.domain, d.code) for d in refused] == [(event.domain, code)]
     assert refused[0].text
-    assert refused[0].key == (event.key if isinstance(event, ev.EventOfJob) else None)
+    keys = event.keys if isinstance(event, ev.JobsContinued) else (getattr(event, "key", None),)
+    assert [one.key for one in refused] == list(keys)
     assert after == before
 
 
@@ -101,8 +106,36 @@ def test_each_change_about_jobs_is_noted_with_domain_and_job() -> None:
 
 def test_a_continuation_is_noted_with_its_seconds() -> None:
     h = stop(run(host("counted", n1="normal"), "n1", "1"), "n1", "1", since=70.0)
-    said = handle(h, ev.JobContinued(T, "n1", key("1")))[1]
+    said = handle(h, ev.JobsContinued(T, "n1", (key("1"),)))[1]
     assert said == (ev.Noted("n1", Note.CONTINUED, key("1"), "", 70.0),)
+
+
+def test_each_job_of_a_continuation_is_judged_by_itself() -> None:
+    h = host("counted", n1="normal")
+    for id, since in (("1", 70.0), ("3", 20.0)):
+        h = stop(run(h, "n1", id), "n1", id, since=since)
+    h, said = handle(h, ev.JobsContinued(T, "n1", (key("1"), key("2"), key("3"), key("1"))))
+    assert [(type(one), one.key) for one in said] == [
+        (ev.Noted, key("1")),
+        (ev.Refused, key("2")),
+        (ev.Noted, key("3")),
+    ]
+    assert not get(h, "n1").stopped
+    assert get(h, "n1").preempted_s == 90.0
+
+
+def test_very_many_jobs_continue_in_one_pass() -> None:
+    most = 1000
+    h = host("counted", n1="normal")
+    ids = [str(number) for number in range(most)]
+    for id in ids:
+        h = run(h, "n1", id, cpus=0)
+    stopped = h.having(
+        replace(get(h, "n1"), jobs=tuple(replace(j, stopped_since=T, stopper=StoppedBy.US) for j in get(h, "n1").jobs))
+    )
+    (h, said), lines = lines_run(partial(handle, stopped, ev.JobsContinued(T, "n1", tuple(map(key, ids)))))
+    assert len(said) == most
+    assert lines < most * 400  # each with an event of its own: half a million for each
 
 
 def test_the_end_of_a_job_is_noted_with_all_its_preempted_seconds() -> None:

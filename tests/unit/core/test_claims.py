@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from magrathea.core.changes import MOST_ENDED, MOST_ENDED_PER_CPU
 from magrathea.core.events import Claimed, Refused, Released, ReportedJob, TimerFired
 from magrathea.core.machine import handle
 from magrathea.core.model import Lifecycle, Limits
@@ -301,3 +302,11 @@ def test_hundreds_of_claims_and_releases_leave_nothing_behind(mode: str) -> None
     assert get(h, "n1").jobs == () and get(h, "n1").ended == ()
     assert get(h, "n1").lifecycle is Lifecycle.UP
     assert stopped(h) == set()
+
+
+def test_a_guest_that_ends_job_after_job_fills_no_facts() -> None:
+    h = host("counted", n1="normal", cpus=8)
+    for number in range(500):
+        h = release(after(h, Claimed(h.now, "n1", key(f"{number}"), PROTECTED, 1)), "n1", f"{number}")
+    assert len(get(h, "n1").ended) == MOST_ENDED + MOST_ENDED_PER_CPU * 8
+    assert claim(h, "n1", "499").code == "run-ended", "the latest are remembered"

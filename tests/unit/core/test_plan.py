@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from magrathea.core.caps import NO_CAP, preempted_cap, share_cap
@@ -171,6 +173,31 @@ def test_memory_that_cannot_leave_stays_with_its_domain() -> None:
     wants = desired(h)
     assert wants["n1"].memory_mib == 200 + 700
     assert wants["p1"].memory_mib == 4_000 - 900
+
+
+def beside_a_stuck_domain(unreclaimable: int, needs: int = 0, memory: int = 4_000, **has: int) -> list[Step]:
+    """The steps for memory while p1's job, which asked for `needs`, has preempted n1's; of n1 so much is stuck."""
+    h = host("exclusive", cpus=4, memory=4_000, n1="normal floor=200 swap=4000", p1="priority floor=200")
+    h = claim(run(h, "n1", "1", cpus=4, memory=1_000), "p1", "9", cpus=4, memory=needs).host
+    h = replace(set_domain(h, "n1", unreclaimable_mib=unreclaimable), memory_mib=memory)
+    actual = {name: ActualDomain(10 if name == "n1" else None, mib) for name, mib in has.items()}
+    return [step for step in steps(h, actual) if isinstance(step, SetMemory)]
+
+
+def test_a_domain_with_a_running_job_loses_no_memory_for_what_is_stuck_in_a_preempted_one() -> None:
+    assert beside_a_stuck_domain(3_000, n1=200, p1=3_800) == []
+    assert beside_a_stuck_domain(10**12, n1=200, p1=3_800) == []
+
+
+def test_a_preempted_domain_is_given_no_memory_beyond_its_floor() -> None:
+    assert beside_a_stuck_domain(1_000, n1=200, p1=2_000) == [SetMemory("p1", 2_800)]
+    assert beside_a_stuck_domain(1_000, n1=150, p1=2_800) == [SetMemory("n1", 200)]
+    assert beside_a_stuck_domain(1_000, n1=2_000, p1=2_000) == [SetMemory("n1", 1_200), SetMemory("p1", 2_800)]
+
+
+def test_memory_that_the_host_no_longer_has_is_taken_but_never_what_the_running_job_needs() -> None:
+    assert beside_a_stuck_domain(0, memory=3_000, n1=200, p1=3_800) == [SetMemory("p1", 2_800)]
+    assert beside_a_stuck_domain(10**12, needs=700, memory=3_000, n1=200, p1=3_800) == [SetMemory("p1", 900)]
 
 
 def test_orders_name_each_job_once_with_its_run() -> None:

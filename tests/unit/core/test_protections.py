@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from magrathea.core.caps import preempted_cap
-from magrathea.core.events import Booking, JobContinued, Noted, ReportedJob
+from magrathea.core.events import Booking, JobsContinued, Noted, ReportedJob
 from magrathea.core.machine import handle, next_deadline
 from magrathea.core.model import Host, Limits, State, StoppedBy
 from magrathea.core.plan import desired
@@ -175,7 +175,7 @@ def test_a_new_claim_ends_the_lingering_of_its_domain(mode: str) -> None:
 def test_seconds_are_kept_per_job_and_domain(mode: str) -> None:
     h = launch(claim(busy(mode), "p1", "9").host, "p1", "9")
     h = release(later(h, 30), "p1", "9")
-    h, decisions = handle(h, JobContinued(T + 31, "n1", key("1")))
+    h, decisions = handle(h, JobsContinued(T + 31, "n1", (key("1"),)))
     assert get_job(h, "n1", "1").preempted_s == pytest.approx(31)
     assert get_job(h, "n1", "1").stopped_since is None
     assert get(h, "n1").preempted_s == pytest.approx(31)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from scheduler_plugin.setup.hook_texts import hook_text
 
 IN_MAINTENANCE = 0x20000
+LEFT = {"the request": "as it lies there"}
 
 
 class Vnode:
@@ -51,11 +53,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[s
             "hook_config_filename": str(config),
             "logmsg": lambda level, text: None,
             "EVENT_DEBUG3": 0,
+            "EVENT_ERROR": 0,
             "UnsetResourceNameError": type("UnsetResourceNameError", (Exception,), {}),
         }.items():
             setattr(pbs, name, value)
         monkeypatch.setitem(sys.modules, "pbs", pbs)
-        (tmp_path / "heartbeat.forget").write_text(json.dumps({"n1": [number, when]} if asked is None else asked))
+        if asked is None or asked != LEFT:
+            (tmp_path / "heartbeat.forget").write_text(json.dumps({"n1": [number, when]} if asked is None else asked))
         exec(compile(hook_text("magrathea_vnodes"), "magrathea_vnodes", "exec"), {"__name__": "hook"})
         assert accepted, "a rejection inherited from another event would hang the server"
         answers = tmp_path / "heartbeat.forgotten"
@@ -114,3 +118,36 @@ def test_a_link_in_the_hubs_folder_is_replaced_and_never_followed(run: Callable[
     assert run(Vnode()) == {"n1": [1, 1]}
     assert precious.read_text() == "{}"
     assert not (tmp_path / "heartbeat.forgotten").is_symlink()
+
+
+UNREADABLE = ('{"n1":[1,', "[" * 3000, "7", '{"n1":7}', '{"n1":[1e999,"free"]}', '{"n1":[null,"free"]}', "\xff")
+
+
+@pytest.mark.parametrize("text", UNREADABLE)
+@pytest.mark.parametrize("name", ["heartbeat.forget", "heartbeat.forgotten"])
+def test_a_file_that_cannot_be_read_is_answered_like_none(
+    run: Callable[..., Any], tmp_path: Path, text: str, name: str
+) -> None:
+    """`run` requires that the event is accepted: without an answer the server would hang."""
+    (tmp_path / name).write_bytes(text.encode("latin-1"))
+    asked = LEFT if name.endswith("forget") else None
+    assert run(vnode := Vnode(), asked=asked) == ({} if asked else {"n1": [1, 1]})
+    assert vnode.set == ([] if asked else ["none"])
+
+
+def test_a_pipe_in_the_hubs_folder_keeps_nobody_waiting(run: Callable[..., Any], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "heartbeat.forget")
+    assert run(vnode := Vnode(), asked=LEFT) == {}
+    assert vnode.set == []
+
+
+def test_a_link_in_the_hubs_folder_is_not_read(run: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text('{"n1":[1,"free"]}')
+    (tmp_path / "heartbeat.forget").symlink_to(tmp_path / "precious")
+    assert run(vnode := Vnode(), asked=LEFT) == {}
+    assert vnode.set == []
+
+
+def test_the_event_is_accepted_although_the_answer_cannot_be_written(run: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "heartbeat.forgotten.new").mkdir()
+    run(Vnode())

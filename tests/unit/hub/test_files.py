@@ -153,7 +153,8 @@ def test_a_key_file_under_another_hosts_name_is_refused(tmp_path: Path) -> None:
 
 def test_garbage_is_no_key(tmp_path: Path) -> None:
     keys.init(tmp_path)
-    for garbage in (b"", b"\xff", b'public-key = "short"', b"x" * 100_000):
+    no_z85, too_large = (b'public-key = "%s"' % (digit * 40) for digit in (b"~", b"#"))
+    for garbage in (b"", b"\xff", b'public-key = "short"', no_z85, too_large, b"x" * 100_000):
         (tmp_path / "hosts" / "h1.key").write_bytes(garbage)
         with pytest.raises(keys.KeysError, match=r"h1\.key"):
             keys.enrolled(tmp_path)

@@ -195,7 +195,7 @@ def test_after_a_lost_connection_all_is_read_again_and_pending_changes_are_publi
     wait(lambda: not publishing.publisher.healthy(10), "the loss is noticed")
     pbs.breaks = nothing_breaks
     wait(lambda: publishing.shown("n1", ACCEPTS) == "none", "publication after the loss")
-    assert len(publishing.reads) == 2
+    wait(lambda: len(publishing.reads) == 2, "all is read again")
     assert publishing.publisher.healthy(10)
 
 

@@ -294,11 +294,13 @@ def test_over_tcp_both_sides_have_keys(tmp_path: Path) -> None:
     asyncio.run(test())
 
 
-def test_a_key_file_that_is_none_is_named(tmp_path: Path) -> None:
-    (tmp_path / "key").write_text("no key")
+@pytest.mark.parametrize("text", ["no key", 'public-key = "{0}"\nsecret-key = "{0}"\n'.format("~" * 40)])
+def test_a_key_file_that_is_none_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "key").write_text(text)
 
     async def test() -> None:
-        host = DaemonsEnd(["tcp://127.0.0.1:1"], key_file=str(tmp_path / "key"), hub_key_file=str(tmp_path / "nowhere"))
+        key = str(tmp_path / "key")
+        host = DaemonsEnd(["tcp://127.0.0.1:1"], key_file=key, hub_key_file=key)
         with pytest.raises(HubError, match="not a key file"):
             host.client.start()
         await host.client.close()

@@ -1,4 +1,4 @@
-"""However often a guest reports something, it is entered rarely; claims and releases are never delayed."""
+"""However often a guest reports something, it is entered rarely; claims and releases are not delayed by it."""
 
 from __future__ import annotations
 
@@ -53,11 +53,20 @@ class Owner:
         silent = lambda domain: None  # noqa: E731
         mover = SimpleNamespace(kept_mib=lambda domain: 0)
         self.switch: Any = SimpleNamespace(
-            agent_lost=silent, agent_connected=silent, mover=mover, progress=progress, actual=dict
+            agent_lost=silent,
+            agent_connected=silent,
+            mover=mover,
+            progress=progress,
+            actual=dict,
+            readings=SimpleNamespace(of=silent),
         )
 
     def _observed(self, name: str) -> None:
         self.commits[name] += 1
+
+    @property
+    def changes(self) -> int:
+        return self.commits.total()
 
     @property
     def host(self) -> Host:

@@ -63,11 +63,27 @@ def test_a_failure_is_forgotten_when_its_step_is_no_longer_due_but_orders_keep_t
     run(work())
 
 
+PATIENCE_S = 10.0
+
+
+def test_a_failure_of_another_kind_counts_as_a_shortage_if_it_lasts() -> None:
+    async def work() -> None:
+        steps = Steps()
+        for _ in range(6):
+            steps.retries.failed(slot_of(MEMORY), RefusalCode.TIMEOUT, "no answer", lasting=False, away=True)
+            assert steps.memory_shortage("n1", PATIENCE_S) is None
+            await asyncio.sleep(PATIENCE_S / 6)
+        await asyncio.sleep(1)
+        assert steps.memory_shortage("n1", PATIENCE_S) == "no answer"
+
+    run(work())
+
+
 def test_a_shortage_of_memory_counts_when_the_move_has_ended() -> None:
     async def work() -> None:
         steps = Steps()
         steps.retries.failed(slot_of(MEMORY), RefusalCode.MEMORY_SHORT, "n1 keeps 900 MiB")
-        assert steps.memory_shortage("n1") == "n1 keeps 900 MiB"
+        assert steps.memory_shortage("n1", PATIENCE_S) == "n1 keeps 900 MiB"
         go = asyncio.Event()
 
         async def move() -> None:
@@ -75,7 +91,7 @@ def test_a_shortage_of_memory_counts_when_the_move_has_ended() -> None:
 
         ended: list[str] = []
         steps.start(MEMORY, move(), lambda slot, task: ended.append(slot[1]))
-        assert steps.memory_shortage("n1") is None, "it is tried again, and may give more"
+        assert steps.memory_shortage("n1", PATIENCE_S) is None, "it is tried again, and may give more"
         assert steps.moves() == [MEMORY] and steps.under_way(slot_of(MEMORY)) == MEMORY
         go.set()
         await asyncio.sleep(1)

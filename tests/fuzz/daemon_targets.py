@@ -1,0 +1,201 @@
+"""Lines of guests and requests of users against a whole node daemon, with a hypervisor in memory and virtual time.
+
+Lines of guests: each line goes to the guest channel of n1; after `p1 ` to that of p1; a line `@N` lets N seconds pass.
+One daemon lives through all inputs, as in reality. A domain that has jobs or is down starts anew before each input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from magrathea.core import events as ev
+from magrathea.core.model import Lifecycle
+from magrathea.core.refusals import RefusalCode
+from magrathea.messages import BadMessage, decode_to_hub, encode
+from magrathea_lab.rigs.virtual_time import LoopClock, VirtualTimeLoop
+from node_daemon.agent.sessions import Allowance
+from node_daemon.configuration import read as read_configuration
+from node_daemon.daemon import Daemon
+from node_daemon.guest_channel.channel import _Link
+from node_daemon.hypervisor.base import CPU, LIFE, SAVE
+from node_daemon.snapshot import fitting
+from tests.fakes.guest import FakeGuest
+from tests.fakes.hypervisor import FakeDriver, FakeHypervisor
+
+from .driver import Reader
+from .guest_targets import FIRST, GREETING, GUEST, HOST, MOST_ANSWERED, _Stream
+
+T = TypeVar("T")
+
+DOMAINS = {"n1": "normal", "n2": "normal", "p1": "priority"}
+TEXT = """
+[host]
+name = "h1"
+mode = "exclusive"
+cpus = 4
+memory_mib = 4096
+[limits]
+min_run_s = 0.0
+allow_short_min_run = true
+[paths]
+run_dir = "{folder}/run"
+state_dir = "{folder}/state"
+"""
+DOMAIN = """
+[domain.{name}]
+kind = "{kind}"
+local.pid_file = "/none"
+"""
+MOST_LINES = 32
+"""Of one input; more only repeat."""
+TIDY_INPUTS = 500
+"""The journal's history is emptied that often."""
+
+
+class _RunningDaemon:
+    def __init__(self, folder: Path) -> None:
+        path = folder / "noded.toml"
+        text = TEXT.format(folder=folder)
+        path.write_text(text + "".join(DOMAIN.format(name=name, kind=kind) for name, kind in DOMAINS.items()))
+        configuration = read_configuration(path)
+        guests = [FakeGuest(name, registers=False) for name in DOMAINS]
+        world = FakeHypervisor(*guests, run_dir=None, capabilities=frozenset({CPU, LIFE, SAVE}))
+        self.loop = VirtualTimeLoop()
+        self.loop.set_exception_handler(self._defect)
+        self.defects: list[BaseException] = []
+        self.world = world
+        self.inputs = 0
+        self.daemon = self.do(self._start(configuration, path))
+
+    async def _start(self, configuration: Any, path: Path) -> Daemon:
+        daemon = Daemon(configuration, path, lambda _: FakeDriver(self.world), make_clock=LoopClock)
+        await daemon.start()
+        return daemon
+
+    def _defect(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self.defects.append(context.get("exception") or AssertionError(context["message"]))
+
+    def do(self, work: Awaitable[T]) -> T:
+        return self.loop.run_until_complete(work)
+
+    def begin(self) -> None:
+        daemon, now = self.daemon, self.daemon.now()
+        for name, guest in self.world.guests.items():
+            guest.up, guest.paused, guest.saved = True, False, False
+            domain = daemon.host.domain(name)
+            if domain is None or domain.jobs or domain.lifecycle is not Lifecycle.UP:
+                daemon.apply(ev.DomainStopped(now, name))
+                daemon.apply(ev.DomainStarted(now, name))
+        if daemon.host.hub_lost:
+            daemon.apply(ev.HubFound(now))
+        self.inputs += 1
+        if self.inputs % TIDY_INPUTS == 0:
+            daemon.facts.tidy(0.0)
+
+    def check(self) -> None:
+        """The hub can read what this daemon reports, and nothing met a defect."""
+        report = fitting(self.daemon.snapshot(1))
+        decode_to_hub(encode(report))
+        if self.defects:
+            raise self.defects.pop()
+        assert not self.daemon.facts.trouble, self.daemon.facts.trouble
+
+    def close(self) -> None:
+        self.do(self.daemon.close())
+        self.do(self.loop.shutdown_default_executor())
+        self.loop.close()
+
+
+class _Guest:
+    """A guest's connection. Each input has its own, because requests that were answered are not heard twice."""
+
+    def __init__(self, here: _RunningDaemon, name: str) -> None:
+        self._here, self._name = here, name
+        self._link: _Link | None = None
+        self.stream = _Stream()
+
+    def open(self) -> None:
+        if self._link is not None:
+            self._link.connection_lost(None)
+        channel = self._here.daemon.channels[self._name]
+        channel.allowance = Allowance()
+        self._link, self.stream = _Link(channel), _Stream()
+        self._link.end.make_session = lambda: HOST
+        self._link.end.on_defect = self._here.defects.append
+        self._link.connection_made(self.stream)
+        self._link.data_received(GREETING % GUEST.encode())
+
+    def send(self, line: bytes) -> None:
+        if self._link is not None and not self.stream.closed:
+            self._link.data_received(line + b"\n")
+
+
+def lines_to_daemon(folder: Path) -> Reader:
+    here = _RunningDaemon(folder)
+    guests = {name: _Guest(here, name) for name in ("n1", "p1")}
+
+    async def lines(data: bytes) -> None:
+        here.begin()
+        for guest in guests.values():
+            guest.open()
+            greeted = guest.stream.written
+            guest.send((FIRST % GUEST.encode()).rstrip())
+            await asyncio.sleep(0.1)
+            assert guest.stream.written > greeted, "nobody listens to this guest"
+        for line in data.split(b"\n")[:MOST_LINES]:
+            if line.startswith(b"@") and line[1:].isdigit():
+                await asyncio.sleep(min(60, int(line[1:3])))
+                continue
+            guests["p1" if line.startswith(b"p1 ") else "n1"].send(line.removeprefix(b"p1 "))
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(3)
+        silent = here.daemon.host.domain("n2")
+        assert silent is not None and not silent.jobs, "a guest has spoken for its sibling"
+        for guest in guests.values():
+            assert guest.stream.written < MOST_ANSWERED, f"{guest.stream.written} bytes in answer"
+
+    def read(data: bytes) -> None:
+        here.do(lines(data))
+        here.check()
+
+    read.close = here.close  # type: ignore[attr-defined]
+    return read
+
+
+def requests_to_daemon(folder: Path) -> Reader:
+    """Each line is a request of a user to the control socket, and then the same of an admin."""
+    here = _RunningDaemon(folder)
+    control = here.daemon.admin._control
+
+    def say(kind: object, text: str, error: BaseException | None = None, level: int = 0) -> None:
+        here.defects.append(error or AssertionError(text))
+
+    control._complaints.say = say  # type: ignore[method-assign]
+
+    async def user(data: bytes) -> int:
+        refused = 0
+        here.begin()
+        before = here.daemon.host
+        for is_entitled in (False, True):
+            for line in data.split(b"\n")[:MOST_LINES]:
+                _, answer = await control._answer(line, os.getuid(), entitled=is_entitled)
+                assert b"\n" not in answer and len(answer) < MOST_ANSWERED
+                refused += f'"code":"{RefusalCode.BAD_REQUEST}"'.encode() in answer
+            if not is_entitled:
+                assert here.daemon.host.domains == before.domains, "a user has changed something"
+                assert here.daemon.host.paused == before.paused, "a user has paused the host"
+        await asyncio.sleep(5)
+        return refused
+
+    def read(data: bytes) -> None:
+        refused = here.do(user(data))
+        here.check()
+        if refused:
+            raise BadMessage(f"{refused} lines")
+
+    read.close = here.close  # type: ignore[attr-defined]
+    return read
