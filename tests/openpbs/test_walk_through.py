@@ -1,7 +1,7 @@
 """docs/walk-through.md, followed line by line on a real OpenPBS without Magrathea.
 
 Three things of a real site are replaced. `systemctl` starts what the unit files name (a namespace has no systemd).
-`scp` copies between the machines' directories. `pip install .` is a copy of the files (there is no network). Files
+`scp` copies between the machines' directories. `pip install` is a copy of the files (there is no network). Files
 outside /etc and /run are written to overlays that vanish afterwards.
 """
 
@@ -34,7 +34,8 @@ GUIDES_JOB = "explain 12"
 MACHINES = {"server": HEAD, "host": HOST, "user": HEAD, "n1": "n1", "p1": "p1"}
 DOMAINS = ("n1", "p1")
 PATIENCE_S = BOUND_S
-PIP = "/opt/magrathea/bin/pip install --quiet ."
+PIP = """/opt/magrathea/bin/pip install --quiet --require-hashes -r deploy/requirements.txt
+/opt/magrathea/bin/pip install --quiet --no-deps --no-build-isolation ."""
 PYTHON = f"python{sys.version_info.major}.{sys.version_info.minor}"
 
 SCP = """#!/bin/sh
@@ -96,7 +97,7 @@ def _own(cluster: PrivateOpenPbs, name: str) -> None:
 
 
 def _site_packages(where: Path) -> None:
-    """The `lib` and `bin` that `pip install .` would put into a virtual environment."""
+    """The `lib` and `bin` that `pip install` would put into a virtual environment."""
     library = where / "lib"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for package in ("magrathea", "magrathea_lab", "node_daemon", "scheduler_plugin"):
