@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol, assert_never
 
@@ -79,6 +80,8 @@ class Claims:
         self._lists = Pace(LISTS_S)
         self._reports = Pace(REPORTS_S)
         self._turns = Turns(lambda: daemon.host.cpus)
+        self._to_enter: Counter[tuple[str, JobKey]] = Counter()
+        """Claims that wait for their turn, in which they will be judged."""
 
     def close(self) -> None:
         """Enter no more reports."""
@@ -137,6 +140,7 @@ class Claims:
         asked = time.monotonic()
         end = asyncio.get_running_loop().time() + DAEMON_CLAIM_S
         job, daemon, mark = request.job, self._daemon, (domain, request.job.key)
+        self._to_enter[mark] += 1
         try:
             async with asyncio.timeout_at(end):
                 decisions = await self._enter(
@@ -146,6 +150,8 @@ class Claims:
                 )
         except TimeoutError:
             return refusal(RefusalCode.BUSY, f"{domain} claims and releases too many jobs; ask again later")
+        finally:
+            self._to_enter -= Counter([mark])
         for decision in decisions:
             if isinstance(decision, ev.Refused) and decision.key == job.key:
                 daemon.refused(domain, job.key, decision.code, decision.text)
@@ -280,8 +286,12 @@ class Claims:
         return dict(self._waiting)
 
     def _list(self, domain: str, said: Jobs) -> bool:
-        """Enter MoM's list. Always True: even a list that changes nothing is compared with all jobs."""
-        jobs = tuple(job.reported() for job in said.jobs)
+        """Enter MoM's list. Always True: even a list that changes nothing is compared with all jobs.
+
+        A list that overtakes a claim does not make it a job that nobody has claimed: that would run at once.
+        """
+        reported = (job.reported() for job in said.jobs)
+        jobs = tuple(job for job in reported if (domain, job.key) not in self._to_enter)
         self._daemon.apply(ev.JobsReported(self._daemon.now(), domain, jobs))
         return True
 

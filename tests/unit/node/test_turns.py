@@ -13,9 +13,9 @@ from magrathea_lab.rigs import virtual_time
 from node_daemon.claims.claims import Claims
 from node_daemon.claims.pace import CHANGES_BURST, CHANGES_PER_CPU, CHANGES_PER_CPU_S, CHANGES_PER_S, Turns
 from node_daemon.guest_channel.messages import AnyRequest, Claim, ClaimedJob, GuestJob, Hello, Launched, Release
-from tests.unit.core.builders import get, job_ids
+from tests.unit.core.builders import get, get_job, job_ids
 
-from .test_pace import SESSION, Owner, play
+from .test_pace import SESSION, Owner, listed, play
 
 CPUS = 8  # of the host of `play`
 BURST = CHANGES_BURST + CHANGES_PER_CPU * CPUS
@@ -131,6 +131,19 @@ def test_what_one_guest_says_is_entered_in_its_order(tmp_path: Path) -> None:
         answers = await asyncio.gather(*(claims.request("n1", one) for one in [*asked, claim(99)]))
         assert all(answer["ok"] for answer in answers)
         assert job_ids(owner.host, "n1") == {"99.srv"}
+
+    play(tmp_path, test)
+
+
+def test_a_list_that_overtakes_a_claim_does_not_answer_it(tmp_path: Path) -> None:
+    async def test(owner: Owner, claims: Claims) -> None:
+        job = ClaimedJob(id="1.srv", run=1, cls=JobClass.PREEMPTIBLE, cpus=1)
+        asked = asyncio.create_task(claims.request("n1", Claim(id=1, session=SESSION, job=job)))
+        await asyncio.sleep(0)
+        await claims.request("n1", listed("1.srv", "2.srv"))
+        assert job_ids(owner.host, "n1") == {"2.srv"}
+        assert (await asked)["ok"]
+        assert get_job(owner.host, "n1", "1.srv").cls is JobClass.PREEMPTIBLE, "no job that nobody has claimed"
 
     play(tmp_path, test)
 
