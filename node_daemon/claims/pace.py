@@ -6,7 +6,8 @@ says, so that has a bound.
 Rule 1: of lists and reports only the newest counts (`Pace`).
 Rule 2: claims, launches and ends change facts one after the other, and after each one other guests get their turn
 (`Turns`). A guest that has used up its changes waits for the next one; nobody else waits for it. Its changes suffice
-for what an honest guest does: end and start a job on each CPU of its host at once, and then one in 30 s.
+for what an honest guest does: end and start a job on each CPU of its host at once, and then five jobs a second and one
+more in 30 s on each CPU.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ LISTS_S = 2.0
 """For MoM's list, which comes every 15 s. It must not grow much older here than MoM's own hook lets it (LIST_AGE_S)."""
 REPORTS_S = 1.0
 """For a report about memory, which comes every 10 s."""
-CHANGES_PER_S, CHANGES_PER_CPU_S = 5.0, 0.1
-"""Changes of facts by claims, launches and ends of one guest, for ever. The second is for each CPU of the host: a job
-makes three changes, so jobs of 30 s on all CPUs need so many."""
+CHANGES_PER_S, CHANGES_PER_CPU_S = 15.0, 0.1
+"""Changes of facts by claims, launches and ends of one guest, for ever. A job makes three. The first is enough for five
+jobs a second, the second, for each CPU of the host, for jobs of 30 s on all CPUs."""
 CHANGES_BURST, CHANGES_PER_CPU = 100.0, 4.0
 """And so many at once: each CPU may end a job and start another one, which makes three changes."""
 UNCHANGED = 0.1
