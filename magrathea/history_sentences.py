@@ -39,6 +39,7 @@ NOTES: Mapping[Note, str] = {
     Note.KEPT: "kept{why}",
     Note.FORGOTTEN: "forgotten{why}",
     Note.RENAMED: "renamed{why}",
+    Note.LEFT_OUT: "left out{why}",
 }
 """`by`, `why`: the note's text, that is who or why. `after`, `in_all`: how long the job was preempted."""
 

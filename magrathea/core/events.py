@@ -333,7 +333,8 @@ class Note(StrEnum):
     About a job: it is stopped for another, runs again, or was found in MoM's list without a claim. Or it is gone:
     it ended (`RELEASED`), was never confirmed (`EXPIRED`), is in no list any more (`MISSING`), its domain went down, or
     a newer run of it came. About a domain: a boot or freeze failed; a new configuration left something as it was
-    (`KEPT`) or removed the domain (`FORGOTTEN`). About the host: it got another name.
+    (`KEPT`) or removed the domain (`FORGOTTEN`); its guest did too much for facts or history to hold all (`LEFT_OUT`).
+    About the host: it got another name.
     """
 
     PREEMPTED = "preempted"
@@ -349,6 +350,7 @@ class Note(StrEnum):
     KEPT = "kept"
     FORGOTTEN = "forgotten"
     RENAMED = "renamed"
+    LEFT_OUT = "left-out"
 
 
 JobGone = Literal[Note.RELEASED, Note.EXPIRED, Note.MISSING, Note.DOMAIN_DOWN, Note.NEWER_RUN]

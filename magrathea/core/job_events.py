@@ -16,6 +16,10 @@ from .stopping import wanted_stopped
 LIST_AGE_S = 5.0
 """MoM's list may be this old (its hook runs in the background), so it does not overrule a newer stop or resume."""
 
+MOST_LISTED, MOST_LISTED_PER_CPU = 256, 4
+"""A domain with so many jobs, the second for each CPU of its host, gets no more from a list. A job has a CPU, as a
+rule; some have none, and an admin may have told PBS of more CPUs than there are."""
+
 
 def claimed(host: Host, domain: Domain, event: ev.Claimed) -> Result:
     known, before = domain.job_of(event.key.id), host
@@ -102,15 +106,21 @@ def jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result:
     jobs = {job.key: missing.get(job.key, job) for job in here.jobs}
     ids = {key.id for key in jobs}
     had = _newest_runs(_keys(here))
+    most, left_out = MOST_LISTED + MOST_LISTED_PER_CPU * host.cpus, 0
     for key, report in sorted(listed.items()):
         if key in jobs:
             jobs[key] = _confirmed(host, jobs[key], report)
         elif report.ending and key.id not in ids:
             continue  # seen: if a sister's answer is lost, a MoM lists an ended job of several hosts for ever
+        elif key.id not in ids and had.get(key.id, -1) < key.run and len(jobs) >= most:
+            left_out += 1
         elif key.id not in ids and had.get(key.id, -1) < key.run:
             jobs[key] = _adopted(host, key, report)
             ids.add(key.id)
             said.append(ev.Noted(domain.name, ev.Note.ADOPTED, key, "nobody claimed it; it is protected"))
+    if left_out:
+        text = f"{left_out} jobs of its list: with {len(jobs)} it has more than {host.name} could run"
+        said.append(ev.Noted(domain.name, ev.Note.LEFT_OUT, None, text))
     return host.having(replace(here, jobs=tuple(jobs[key] for key in sorted(jobs)))), tuple(said)
 
 

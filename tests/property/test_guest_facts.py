@@ -94,7 +94,7 @@ def test_a_listed_job_is_no_larger_than_its_host() -> None:
 
 
 def test_a_host_with_more_jobs_than_a_message_takes_is_not_lost() -> None:
-    h = host("exclusive", n1="normal", n2="normal")
+    h = host("exclusive", cpus=4096, n1="normal", n2="normal")
     h = listed(h, "n1", *(ev.ReportedJob(key(f"{n}.srv"), 0) for n in range(MAX_JOBS)))
     h, _ = handle(h, ev.Claimed(h.now, "n1", key("99999.srv"), JobClass.PROTECTED, 1))
     h = listed(h, "n1", *(ev.ReportedJob(key(f"{MAX_JOBS + n}.srv"), 0) for n in range(MAX_JOBS)))

@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
-from magrathea.core.events import JobsReported, ReportedJob
-from magrathea.core.job_events import jobs_reported
+from magrathea.core.events import Claimed, JobsReported, Note, Noted, ReportedJob
+from magrathea.core.job_events import MOST_LISTED, MOST_LISTED_PER_CPU, jobs_reported
 from magrathea.core.machine import handle
 from magrathea.core.model import JobClass, State, StoppedBy
 from tests.steps import lines_run
@@ -186,8 +186,29 @@ def test_the_list_of_one_domain_does_not_affect_another(mode: str) -> None:
 
 def test_a_list_of_very_many_jobs_is_entered_in_one_pass() -> None:
     jobs = tuple(ReportedJob(key(str(number))) for number in range(2000))
-    h = host("counted", n1="normal")
+    h = host("counted", cpus=512, n1="normal")
     for at in (T, T + 15):
         (h, _), lines = lines_run(partial(jobs_reported, h, get(h, "n1"), JobsReported(at, "n1", jobs)))
         assert lines < len(jobs) * 500  # each entry compared with all others: 2,000 comparisons
     assert len(get(h, "n1").jobs) == len(jobs)
+
+
+@both
+def test_a_domain_has_no_more_jobs_than_its_host_could_run(mode: str) -> None:
+    h = host(mode, cpus=8, n1="normal", n2="normal")
+    most = MOST_LISTED + MOST_LISTED_PER_CPU * 8
+    for number in range(3):
+        jobs = tuple(ReportedJob(key(f"{number}{n:04}"), 0) for n in range(4000))
+        h, decisions = handle(h, JobsReported(h.now + 15, "n1", jobs))
+        assert len(get(h, "n1").jobs) <= most
+        assert any(d.what is Note.LEFT_OUT for d in decisions if isinstance(d, Noted))
+    h, decisions = handle(h, JobsReported(h.now + 15, "n1", tuple(ReportedJob(j.key) for j in get(h, "n1").jobs)))
+    assert decisions == (), "those that it has are not left out"
+
+
+@both
+def test_claims_make_no_more_jobs_than_cpus(mode: str) -> None:
+    h = host(mode, cpus=8, n1="normal", n2="normal")
+    for number in range(20):
+        h = after(h, Claimed(h.now, "n1", key(f"{number}"), PROTECTED, 1))
+    assert len(get(h, "n1").jobs) == 8
