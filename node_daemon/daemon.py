@@ -53,7 +53,7 @@ limited_log = RationedLog(log, burst=100, period_s=1.0)
 TICK_S = 5.0
 """If the journal has failed, it is tried again and tidied that often."""
 TIDY_TICKS = 12
-"""Otherwise the journal is tidied each minute."""
+"""Otherwise the journal is tidied each minute, and more often while there is more to prune than it prunes at once."""
 RECONFIGURED = (ev.Note.KEPT, ev.Note.FORGOTTEN, ev.Note.RENAMED)
 """What the core notes about a new configuration, for the one who asked for the reload."""
 
@@ -375,13 +375,13 @@ class Daemon:
             log.warning("configuration: %s", sentence)
 
     async def _tick(self) -> None:
-        ticks = 0
+        ticks, untidy = 0, False
         while True:
             await asyncio.sleep(TICK_S)
             ticks += 1
             self.facts.write_again()
-            if ticks % TIDY_TICKS == 0 or self.facts.trouble:
-                self.facts.tidy(self.configuration.journal.keep_days * 86400)
+            if ticks % TIDY_TICKS == 0 or self.facts.trouble or untidy:
+                untidy = self.facts.tidy(self.configuration.journal.keep_days * 86400)
             if ticks % round(REFRESH_S / TICK_S) == 0:
                 self.switch.readings.refresh_soon()
             await self._listen()

@@ -119,13 +119,14 @@ class Facts:
         if self._dirty:
             self._commit(self.host, None, (), {})
 
-    def tidy(self, keep_s: float) -> None:
-        """Remove what is older from the journal's history."""
+    def tidy(self, keep_s: float) -> bool:
+        """Remove what is older from the journal's history. True if there is more to remove."""
         try:
-            self.journal.tidy(self.now() - keep_s)
+            return self.journal.tidy(self.now() - keep_s)
         except JournalError as error:
             if not self.trouble:
                 log.error("%s", error)
+            return False
 
     def preempted_by(self) -> dict[tuple[str, JobKey], str]:
         """What each stopped job was preempted for, as the history has it. Only people see it."""

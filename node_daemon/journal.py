@@ -55,6 +55,13 @@ BUSY_MS = 1000
 NOTES_PER_S, NOTES_BURST = 1.0, 100.0
 """Refusals and the like that the history has of one domain. Honest guests cause some each minute."""
 
+ROWS_PER_S, ROWS_BURST = 5.0, 10_000.0
+"""Rows of the history that one domain may cause by changes of facts, for ever and at once: a job makes five. What
+happens to jobs of other domains is always kept."""
+
+READMITTED = 0.01
+"""Share of ROWS_BURST that must be free again before more of that domain is kept: each gap costs a row."""
+
 _MIGRATIONS: dict[int, str] = {
     # 0 -> 1
     0: """
@@ -125,6 +132,8 @@ class Journal:
         self._connection = connection
         self._waiting: list[HistoryRow] = []
         self._rations: dict[str, Budget] = {}
+        self._kept: dict[str, Budget] = {}
+        self._left_out: dict[str, int] = {}
 
     # Reading
 
@@ -188,7 +197,7 @@ class Journal:
         self, host: Host, event: Event | None, decisions: Sequence[Decision], states: dict[str, Since] | None = None
     ) -> None:
         """Write the facts, what led to them, and the `states` that have changed, to disk. Raises JournalError."""
-        rows = self._rows(host.now, event, decisions)
+        rows = self._rationed(host.now, event, decisions)
         try:
             with self._connection:  # a transaction: all or nothing
                 self._connection.execute("BEGIN IMMEDIATE")
@@ -265,6 +274,21 @@ class Journal:
             )
             for kind, what in recorded(event, decisions)
         ]
+
+    def _rationed(self, at: float, event: Event | None, decisions: Sequence[Decision]) -> list[HistoryRow]:
+        """The rows of a commit, as many as the domain that caused it may have."""
+        rows, cause = self._rows(at, event, decisions), getattr(event, "domain", "")
+        if not cause:
+            return rows
+        budget = self._kept.setdefault(cause, Budget(ROWS_PER_S, ROWS_BURST, at))
+        if budget.wait_s(at, reserve=READMITTED if cause in self._left_out else 0.0):
+            others = [row for row in rows if row[3] != cause]
+            self._left_out[cause] = self._left_out.get(cause, 0) + len(rows) - len(others)
+            return others
+        if left_out := self._left_out.pop(cause, 0):
+            rows = self._rows(at, None, [Noted(cause, Note.LEFT_OUT, None, f"{left_out} entries of it")]) + rows
+        budget.spend(len(rows))
+        return rows
 
     def _write_history(self, rows: Sequence[HistoryRow]) -> None:
         self._connection.executemany(

@@ -11,7 +11,7 @@ from magrathea.core.model import JobClass, JobKey
 from magrathea.core.refusals import RefusalCode
 from node_daemon.clock import Clock
 from node_daemon.facts import Facts
-from node_daemon.journal import JournalError, JournalStore
+from node_daemon.journal import PRUNE_ROWS, JournalError, JournalStore
 from tests.unit.core.builders import T, host, run
 
 KEY = JobKey("1", 1)
@@ -93,3 +93,13 @@ def test_what_changes_nothing_is_not_committed(facts: Facts) -> None:
     committed.clear()
     applied = facts.apply(ev.TimerFired(T + 1))
     assert not applied.changed and committed == []
+
+
+def test_tidying_goes_on_while_there_is_more_to_prune(tmp_path: Path) -> None:
+    facts = Facts(tmp_path / "journal.sqlite", Clock, lambda name: None, lambda: None)
+    for _ in range(2):
+        facts.journal.commit(facts.host, ev.HubLost(1.0), [ev.Noted("n1", ev.Note.RELEASED)] * (PRUNE_ROWS - 1))
+    assert facts.tidy(keep_s=0.0)
+    assert facts.tidy(keep_s=0.0)
+    assert not facts.tidy(keep_s=0.0)
+    facts.close()

@@ -21,10 +21,12 @@ from magrathea.core.refusals import RefusalCode
 from magrathea.history import Query, newest_first
 from magrathea.history_sentences import sentence
 from magrathea_lab.waiting import BOUND_S
+from node_daemon import journal as journals
 from node_daemon.journal import (
     CHECKPOINT_PAGES,
     NOTES_BURST,
     NOTES_PER_S,
+    ROWS_PER_S,
     SCHEMA,
     Journal,
     JournalError,
@@ -165,6 +167,23 @@ def test_a_flood_of_refusals_is_rationed_by_domain(journal: Journal) -> None:
     rows = Counter(entry.domain for entry in journal.history(Query(limit=10_000)))
     assert 200 <= rows["n1"] <= 2 * (NOTES_BURST + 5000 / 200 * NOTES_PER_S)
     assert rows["p1"] == 2
+
+
+def test_a_flood_of_changes_is_rationed_by_the_domain_that_causes_it(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it does to its siblings' jobs is kept, and how much was left out."""
+    monkeypatch.setattr(journals, "ROWS_BURST", 1000.0)
+    for n in range(3000):
+        at = 10.0 + n / 20
+        stops = (ev.Noted("p1", ev.Note.PREEMPTED, KEY, "for n1"),) if n % 500 == 0 else ()
+        journal.commit(host(at), ev.Released(at, "n1", KEY), (ev.Noted("n1", ev.Note.RELEASED, KEY), *stops))
+    rows = Counter(entry.domain for entry in journal.history(Query(limit=20_000)))
+    assert 1000 <= rows["n1"] <= 1000 + 150 * ROWS_PER_S + 10
+    assert rows["p1"] == 6
+    journal.commit(host(1000.0), ev.Released(1000.0, "n1", KEY), ())
+    told = [sentence(entry) for entry in journal.history(Query(limit=2))]
+    assert "left out" in told[0] and "entries of it" in told[0]
 
 
 def test_history_is_pruned_and_preempted_seconds_are_kept_for_good(journal: Journal) -> None:
