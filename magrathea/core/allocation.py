@@ -21,6 +21,7 @@ from .refusals import Refusal, RefusalCode
 from .shares import (
     free,
     lingers,
+    most_jobs,
     obstacle,
     restoring,
     room_mib,
@@ -87,6 +88,11 @@ def _gate(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | 
         ),
         (bool(domain.stopped), RefusalCode.DOMAIN_PREEMPTED, lambda: f"{name} is preempted"),
         (bool(domain.drain_reason), RefusalCode.DOMAIN_DRAINING, lambda: f"{name} is draining: {domain.drain_reason}"),
+        (
+            len(domain.jobs) >= most_jobs(host),
+            RefusalCode.CPUS,
+            lambda: f"{name} has {len(domain.jobs)} jobs; {host.name} could run no more",
+        ),
     )
     found = next((Refusal(code, text()) for holds, code, text in gates if holds), None)
     return found or once(host, _gate_of_host)

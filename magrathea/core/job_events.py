@@ -11,14 +11,11 @@ from .allocation import verdict
 from .changes import Result, preempt, refuse, remove_job, without_jobs
 from .model import NOTHING, Amount, Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, StoppedBy
 from .refusals import Refusal, RefusalCode
+from .shares import most_jobs
 from .stopping import wanted_stopped
 
 LIST_AGE_S = 5.0
 """MoM's list may be this old (its hook runs in the background), so it does not overrule a newer stop or resume."""
-
-MOST_LISTED, MOST_LISTED_PER_CPU = 256, 4
-"""A domain with so many jobs, the second for each CPU of its host, gets no more from a list. A job has a CPU, as a
-rule; some have none, and an admin may have told PBS of more CPUs than there are."""
 
 
 def claimed(host: Host, domain: Domain, event: ev.Claimed) -> Result:
@@ -106,7 +103,7 @@ def jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result:
     jobs = {job.key: missing.get(job.key, job) for job in here.jobs}
     ids = {key.id for key in jobs}
     had = _newest_runs(_keys(here))
-    most, left_out = MOST_LISTED + MOST_LISTED_PER_CPU * host.cpus, 0
+    most, left_out = most_jobs(host), 0
     for key, report in sorted(listed.items()):
         if key in jobs:
             jobs[key] = _confirmed(host, jobs[key], report)

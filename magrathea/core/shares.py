@@ -18,6 +18,10 @@ from itertools import islice
 
 from .model import NOTHING, Amount, Domain, Host, Job, JobClass, Kind, Lifecycle, Mode, StoppedBy, once
 
+MOST_JOBS, MOST_JOBS_PER_CPU = 256, 4
+"""So many jobs a domain may have, the second for each CPU of its host. A job has a CPU, as a rule; some have none, and
+an admin may have told PBS of more CPUs than there are."""
+
 # Small questions about one domain.
 
 
@@ -55,6 +59,11 @@ def obstacle(host: Host, domain: Domain, job: Job) -> str:
         return f"has been preempted {job.preemptions} times"
     youth_counts = domain.young_since is None or host.now < domain.young_since + limits.young_s
     return f"has run for less than {limits.min_run_s:g} s" if youth_counts and young(host, job) else ""
+
+
+def most_jobs(host: Host) -> int:
+    """How many jobs a domain may have. A guest decides how many there are that need no CPU."""
+    return MOST_JOBS + MOST_JOBS_PER_CPU * host.cpus
 
 
 def all_stoppable(host: Host, domain: Domain) -> bool:

@@ -7,14 +7,17 @@ from functools import partial
 import pytest
 
 from magrathea.core.events import Claimed, JobsReported, Note, Noted, ReportedJob
-from magrathea.core.job_events import MOST_LISTED, MOST_LISTED_PER_CPU, jobs_reported
+from magrathea.core.job_events import jobs_reported
 from magrathea.core.machine import handle
 from magrathea.core.model import JobClass, State, StoppedBy
+from magrathea.core.shares import MOST_JOBS, MOST_JOBS_PER_CPU
 from tests.steps import lines_run
 
 from .builders import (
+    LOW,
     PROTECTED,
     T,
+    accepts,
     after,
     claim,
     get,
@@ -196,7 +199,7 @@ def test_a_list_of_very_many_jobs_is_entered_in_one_pass() -> None:
 @both
 def test_a_domain_has_no_more_jobs_than_its_host_could_run(mode: str) -> None:
     h = host(mode, cpus=8, n1="normal", n2="normal")
-    most = MOST_LISTED + MOST_LISTED_PER_CPU * 8
+    most = MOST_JOBS + MOST_JOBS_PER_CPU * 8
     for number in range(3):
         jobs = tuple(ReportedJob(key(f"{number}{n:04}"), 0) for n in range(4000))
         h, decisions = handle(h, JobsReported(h.now + 15, "n1", jobs))
@@ -204,6 +207,11 @@ def test_a_domain_has_no_more_jobs_than_its_host_could_run(mode: str) -> None:
         assert any(d.what is Note.LEFT_OUT for d in decisions if isinstance(d, Noted))
     h, decisions = handle(h, JobsReported(h.now + 15, "n1", tuple(ReportedJob(j.key) for j in get(h, "n1").jobs)))
     assert decisions == (), "those that it has are not left out"
+    assert len(get(h, "n1").jobs) == most
+    assert claim(h, "n1", "9").code == "cpus"
+    assert accepts(h, "n1") == set()
+    h = listed(listed(h, "n1"), "n1")
+    assert accepts(h, "n1") == {LOW, PROTECTED}
 
 
 @both
