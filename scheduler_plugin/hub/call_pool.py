@@ -12,11 +12,13 @@ import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from scheduler_plugin.pbs.base import Code, Connect, Pbs, PbsError
+
+from .turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ SPARE = 4
 class _Call:
     task: Callable[[Pbs], Any]
     future: asyncio.Future[Any]
+    host: str | None
     timer: asyncio.TimerHandle | None = None
 
 
@@ -47,6 +50,7 @@ class CallPool:
         self._deadline_s = deadline_s
         self._loop = asyncio.get_running_loop()
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._turns = Turns(max(1, size - 1))
         self._lost = 0
         self._serving = 0
         self._workers: set[_Worker] = set()
@@ -66,13 +70,16 @@ class CallPool:
         """True if so many calls hang that no thread is left for the next one."""
         return self._serving == 0
 
-    async def run(self, task: Callable[[Pbs], T]) -> T:
+    async def run(self, task: Callable[[Pbs], T], hosts: Collection[str] = ()) -> T:
         """The task's result. Raises PbsError: the task's own, the connection's, or a transient one at the deadline.
+
+        `hosts`: it is done on behalf of one of these. The hub's own calls have no limit.
 
         A task that fails with a transient error may run a second time, on a new connection. That is safe, because
         each task begins with a look.
         """
-        call = _Call(task, self._loop.create_future())
+        host = await self._turns.take(hosts) if hosts else None
+        call = _Call(task, self._loop.create_future(), host)
         self._calls.put(call)
         result: T = await call.future
         return result
@@ -97,6 +104,8 @@ class CallPool:
             log.error("%d calls to PBS hang; no more threads are added: restart the PBS server or this hub", self._lost)
 
     def _finished(self, call: _Call, worker: _Worker, result: Any, error: BaseException | None) -> None:
+        if call.host is not None:
+            self._turns.give_back(call.host)
         if call.timer is not None:
             call.timer.cancel()
         if worker.lost:

@@ -8,8 +8,7 @@ The channel identifies the sender, never the message:
        in its name. Nor can it interrupt a daemon whose identity cannot be guessed: "h1/<random>" is accepted, too.
 
 ZeroMQ never reads a message that is too large (MAXMSGSIZE). Messages that come too often or make no sense are dropped
-and logged. A bad message harms no other message. Each host may use a share of this process's one loop. When a host has
-used its share, only its newest message waits. A newer one replaces it: a snapshot holds everything.
+and logged. A bad message harms no other message. Each host may use a share of this process's one loop (lanes.py).
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ import zmq.asyncio
 from zmq.utils import z85
 
 from magrathea import files, supervision
-from magrathea.budget import Budget
 from magrathea.logs import RationedLog
 from magrathea.messages import (
     MAX_BYTES,
@@ -42,19 +40,18 @@ from magrathea.messages import (
 from . import keys
 from .bindings import Bindings
 from .connections import ConnectionLimits, Connections
+from .lanes import Lane, Lanes, kind_of
 
 log = logging.getLogger(__name__)
 
-RATE_PER_S = 200
-"""Messages of one host, averaged over `RATE_OVER_S`; a daemon sends 50 snapshots a second at most."""
-RATE_OVER_S = 5.0
-LOOP_SHARE, LOOP_BURST_S = 0.1, 0.5
-"""The share of the loop's time for one host, and how much of it a host can save up. A snapshot of 2,000 jobs takes
-some 20 ms."""
-SHORT_BYTES = 1024
-"""A message this short never waits: a heartbeat must not be late because its host sends many snapshots."""
-QUEUE = 16
-"""Messages of one host that wait here. If there are more, ZeroMQ stops reading and the host has to wait."""
+QUEUE = 4
+"""Messages of one connection that ZeroMQ holds. If there are more, it stops reading and the host has to wait."""
+ANSWERS = 16
+"""Messages to one host that ZeroMQ holds while the host reads nothing. Further ones are not sent."""
+UNREAD_BYTES = 512 * 1024 * 1024
+"""What all connections together may send without completing a message: 128 hosts at once, each the largest."""
+SOCKET_BYTES = 256 * 1024
+"""What the kernel holds for one connection in each direction."""
 ZAP_DOMAIN = b"magrathea"
 ZAP = "inproc://zeromq.zap.01"
 """The address at which ZeroMQ asks whether a client may connect (rfc.zeromq.org/spec/27)."""
@@ -73,18 +70,13 @@ class _Peer:
     key: str | None = None
 
 
-class _Rate:
-    """Counts one host's messages."""
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A message that is not decoded yet. `type`: what it begins with."""
 
-    def __init__(self) -> None:
-        self.since = 0.0
-        self.count = 0
-
-    def too_many(self, now: float) -> bool:
-        if now - self.since > RATE_OVER_S:
-            self.since, self.count = now, 0
-        self.count += 1
-        return self.count > RATE_PER_S * RATE_OVER_S
+    peer: _Peer
+    frame: zmq.Frame
+    type: type[ToHub]
 
 
 class HubChannel:
@@ -100,7 +92,7 @@ class HubChannel:
         of_one_address: int = 64,
     ) -> None:
         self._ipc, self._tcp, self._keys_dir = ipc, tcp, keys_dir
-        self._limits = ConnectionLimits(connections, of_one_address, (QUEUE + 2) * MAX_BYTES)
+        self._limits = ConnectionLimits(connections, of_one_address, (QUEUE + 2) * MAX_BYTES, UNREAD_BYTES)
         self._connections: Connections | None = None
         self._on_message = on_message
         self._context = zmq.asyncio.Context(io_threads=1)
@@ -108,14 +100,13 @@ class HubChannel:
         self._tasks: list[asyncio.Task[None]] = []
         self._peers: dict[str, _Peer] = {}
         self._host_of_key: dict[str, str] = {}
-        self._rates: dict[str, _Rate] = {}
-        self._budgets: dict[str, Budget] = {}
-        self._waiting: dict[str, tuple[_Peer, zmq.Frame]] = {}
         self._complaints = RationedLog(log)
         self.bindings = Bindings()
 
     def start(self) -> None:
         """Listen. Raises ChannelError, KeysError."""
+        loop = asyncio.get_running_loop()
+        self._lanes: Lanes[_Waiting] = Lanes(self._turn_of, loop.call_later, loop.time)
         if self._ipc:
             socket = self._router()
             for endpoint in self._ipc:
@@ -148,7 +139,9 @@ class HubChannel:
             (zmq.LINGER, 0),
             (zmq.MAXMSGSIZE, MAX_BYTES),
             (zmq.RCVHWM, QUEUE),
-            (zmq.SNDHWM, 100),
+            (zmq.SNDHWM, ANSWERS),
+            (zmq.RCVBUF, SOCKET_BYTES),
+            (zmq.SNDBUF, SOCKET_BYTES),
             (zmq.ROUTER_MANDATORY, 1),  # otherwise a message to an absent host vanishes silently
             (zmq.ROUTER_HANDOVER, 1),  # a host that reconnects replaces its old connection
             (zmq.HEARTBEAT_IVL, 2000),
@@ -195,9 +188,9 @@ class HubChannel:
         while True:
             frames = await socket.recv_multipart(copy=False)
             with self._door(""):
-                if self._connections is not None and by_key:
-                    self._connections.heard(int(frames[-1].get(zmq.SRCFD)))
                 peer = self._peer(socket, frames, by_key)
+                if self._connections is not None and peer.key is not None:
+                    self._connections.heard(int(frames[-1].get(zmq.SRCFD)), peer.key)
                 host = self._host_of(peer)
                 with self._door(host):
                     self._received(host, peer, frames[1:])
@@ -226,47 +219,36 @@ class HubChannel:
     def _received(self, host: str, peer: _Peer, frames: list[zmq.Frame]) -> None:
         if not host:
             raise BadMessage("its key belongs to no enrolled host (any more)")
-        loop = asyncio.get_running_loop()
-        if self._rates.setdefault(host, _Rate()).too_many(loop.time()):
-            raise BadMessage(f"more than {RATE_PER_S} messages a second")
         if len(frames) != 1:
             raise BadMessage(f"{len(frames)} frames instead of one")
-        wait_s = self._budget(host).wait_s(loop.time())
-        if len(frames[0]) <= SHORT_BYTES or not wait_s:
-            self._work_on(host, peer, frames[0])
+        kind = kind_of(frames[0].buffer)
+        self._lanes.count(host, kind.lane)
+        self._lanes.take(host, kind, _Waiting(peer, frames[0], kind.type), len(frames[0]))
+
+    def _turn_of(self, host: str, lane: Lane, waiting: _Waiting) -> None:
+        """Handle a message, unless the host's key was revoked while it waited."""
+        if self._host_of(waiting.peer) != host:
             return
-        if host not in self._waiting:
-            loop.call_later(wait_s, self._its_turn, host)
-        self._waiting[host] = (peer, frames[0])
+        with self._door(host):
+            began = time.perf_counter()
+            try:
+                self._understand(host, waiting)
+            finally:
+                self.charge(host, time.perf_counter() - began, lane)
 
-    def _budget(self, host: str) -> Budget:
-        return self._budgets.setdefault(host, Budget(LOOP_SHARE, LOOP_BURST_S, asyncio.get_running_loop().time()))
+    def charge(self, host: str, seconds: float, lane: Lane = Lane.REST) -> None:
+        """Charge the host with time of the loop that its messages have cost."""
+        self._lanes.charge(host, seconds, lane)
 
-    def _its_turn(self, host: str) -> None:
-        """Handle the host's waiting message, unless the key was revoked meanwhile."""
-        if host not in self._waiting:
-            return  # a short snapshot overtook it, or the channel was closed
-        peer, frame = self._waiting.pop(host)
-        if self._host_of(peer) == host:
-            with self._door(host):
-                self._work_on(host, peer, frame)
-
-    def _work_on(self, host: str, peer: _Peer, frame: zmq.Frame) -> None:
-        began = time.perf_counter()
-        try:
-            self._understand(host, peer, frame.bytes)
-        finally:
-            self._budget(host).spend(time.perf_counter() - began)
-
-    def _understand(self, host: str, peer: _Peer, data: bytes) -> None:
-        message = decode_to_hub(data)
+    def _understand(self, host: str, waiting: _Waiting) -> None:
+        message = decode_to_hub(waiting.frame.bytes)
+        if type(message) is not waiting.type:
+            raise BadMessage("it begins with another type than its own")
         sender = message.host if isinstance(message, Snapshot) else message.sender
         if sender != host:
             raise BadMessage(f"it is in the name of host {sender}")
-        new = self._peers.get(host) != peer
-        self._peers[host] = peer
-        if isinstance(message, Snapshot):
-            self._waiting.pop(host, None)  # this one is newer, whichever daemon has sent the other
+        new = self._peers.get(host) != waiting.peer
+        self._peers[host] = waiting.peer
         self._on_message(host, message, new)
 
     @property
@@ -291,7 +273,7 @@ class HubChannel:
         return False
 
     async def close(self) -> None:
-        self._waiting.clear()
+        self._lanes.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -10,12 +10,14 @@ about a job (Look) before anything follows from a report (job_reports.py).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from msgspec import structs
 
-from magrathea.core.model import JobClass, JobKey, Stage, State
+from magrathea.core.model import JobClass, JobKey, State
 from magrathea.messages import HEARTBEAT_S, BookEntry, FarmView, HostView, JobReport, Snapshot, UnreadyPart
 from magrathea.pbs_text.states import DEAD_STATES, RUNNING_SUBSTATE
 from scheduler_plugin.pbs.base import Attributes, PbsJob, Vnode
@@ -35,10 +37,12 @@ from .books import (
     step,
 )
 from .job_comments import JobComments
-from .job_parts import unready_part
-from .job_reports import JobReports, Questions, Shares
+from .job_parts import QUESTIONS_BURST, QUESTIONS_OWN_BURST, QUESTIONS_PER_S, unheard, unready_part
+from .job_reports import BURST, OWN_BURST, PER_S, JobReports, Questions
 from .job_wishes import Heard, JobWish, wish_of
 from .maintenance import Maintenance
+from .publications import Publications
+from .shares import Cause, Shares
 
 LEASE_S = 3 * HEARTBEAT_S
 PUT_OFF_S = 0.2
@@ -51,10 +55,14 @@ _NO_LISTS = frozenset({State.DOWN, State.BOOTING, State.UNKNOWN, State.FROZEN})
 """States of a domain in which no list of jobs from its MoM arrives."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Seen:
     job: PbsJob | None
     at: float
+
+    @cached_property
+    def vnodes(self) -> frozenset[str]:
+        return frozenset(self.job.vnodes) if self.job else frozenset()
 
 
 class Farm:
@@ -65,14 +73,17 @@ class Farm:
         self.hosts: dict[str, Heard] = {}
         self.entries: dict[JobKey, LedgerEntry] = {entry.key: entry for entry in entries}
         self._bindings = Bindings()
-        self._set_priority = set_priority
+        self._publications = Publications(set_priority=set_priority)
         self.started = started
         self._heard_at: dict[str, float] = {}
         self._machines: dict[str, tuple[float, str]] = {}
         self._owner: dict[str, str] = {}
         self._reports = JobReports()
         self._questions = Questions()
-        self._suspensions = Shares()
+        self._suspensions = Shares(PER_S, BURST, OWN_BURST)
+        self._part_questions = Shares(QUESTIONS_PER_S, QUESTIONS_BURST, QUESTIONS_OWN_BURST)
+        self.caused: Counter[str] = Counter()
+        """How much of the next `actions` each host causes, in jobs to look at. Whoever calls `actions` clears it."""
         self._seen: dict[JobKey, _Seen] = {}
         self._busy: set[JobKey] = set()
         self._touched: dict[JobKey, float] = {}
@@ -84,7 +95,6 @@ class Farm:
         self._node_fail_requeue_s = DEFAULT_NODE_FAIL_REQUEUE_S
         self._vnodes_read = False
         self._jobs_read = False
-        self._alerts: frozenset[str] = frozenset()
         self.maintenance = Maintenance()
         self.comments = JobComments()
 
@@ -105,13 +115,24 @@ class Farm:
             if snapshot.revision == before.snapshot.revision and before.live:
                 return False
         self.hosts[name] = Heard(snapshot, True, now)
+        for vnode in before.by_vnode if before else ():
+            if vnode not in self.vnodes and self._owner.get(vnode) == name:
+                del self._owner[vnode]  # else a host that makes up names would fill the memory
         for vnode in vnode_attributes.reported(snapshot, self._bindings):
             self._owner.setdefault(vnode, name)
         if self._vnodes_read:  # before that nobody knows which host owns a vnode
             self.comments.heard(snapshot, {d.vnode for d in snapshot.domains if self._speaks(name, d.vnode)}, mono)
-        self._dirty |= {key for key, entry in self.entries.items() if entry.away}
-        self._dirty |= self._reports.take(before.snapshot if before else None, snapshot, now)
+        concerned = self._reports.take(before.snapshot if before else None, snapshot, now)
+        concerned |= {k for k, e in self.entries.items() if e.away and any(map(self._by(name), self._vnodes_of(k)))}
+        self.caused[name] += 1 + len(concerned)
+        self._dirty |= concerned
         return True
+
+    def _by(self, host: str) -> Callable[[str], bool]:
+        return lambda vnode: self._owner.get(vnode) == host
+
+    def _cause(self, host: str, vnode: str) -> Cause:
+        return host, vnode if vnode in self.vnodes and self._speaks(host, vnode) else ""
 
     def _speaks(self, host: str, vnode: str) -> bool:
         return self._owner.get(vnode) == host and self._bindings.permit(host, vnode)
@@ -222,34 +243,21 @@ class Farm:
         """What the vnodes of one host, or of all, should show, and new alerts. Empty until PBS has been read."""
         if not self._vnodes_read:
             return {}, []
-        alerts: list[str] = []
-        wanted: dict[str, Attributes] = {}
-        for heard in [self.hosts[host]] if host else self.hosts.values():
-            part = vnode_attributes.of_host(
-                heard.snapshot, heard.live, self.vnodes, self._owner, self._bindings, set_priority=self._set_priority
-            )
-            wanted.update(part.wanted)
-            alerts += part.alerts
-        if host is None:
-            snapshots = {name: heard.snapshot for name, heard in self.hosts.items()}
-            grace = mono - self.started < LEASE_S
-            rest = vnode_attributes.of_nobody(self.vnodes, self._owner, snapshots, self._bindings, grace=grace)
-            wanted.update(rest.wanted)
-            alerts += rest.alerts
-            new = [alert for alert in alerts if alert not in self._alerts]
-            self._alerts = frozenset(alerts)
-        else:
-            new = [alert for alert in alerts if alert not in self._alerts]
-            self._alerts |= frozenset(alerts)
-        return wanted, new
+        facts = self.vnodes, self._owner, self._bindings
+        if host is not None:
+            return self._publications.of_host(self.hosts[host], *facts)
+        return self._publications.of_all(self.hosts, *facts, grace=mono - self.started < LEASE_S)
 
     # Results: jobs
 
     def actions(self, now: float) -> tuple[list[Action], list[str]]:
         """Actions to carry out in PBS, at most one for each job, and notes. Each must be followed by `outcome`."""
         if not self.knows_pbs:
+            self._dirty = self._reports.known(self._dirty) | (self._dirty & self.entries.keys())
             return [], []
-        due = {key for key, e in self.entries.items() if 0.0 < e.not_before <= now} | self._questions.due(now)
+        asked = self._questions.due(now)
+        self.caused.update(host for key in asked for host in self._reports.hosts(key))
+        due = {key for key, e in self.entries.items() if 0.0 < e.not_before <= now} | asked
         todo: list[Action] = []
         notes: list[str] = []
         for key in sorted((self._dirty | due) - self._busy):
@@ -259,11 +267,12 @@ class Farm:
             result = step(key, before, wish, self._truth(key), now, self._node_fail_requeue_s)
             # a job with an entry needs no question: its own actions and each comparison ask PBS about it
             asking = self._reports.asking(key, self._counted(key)) if result.entry is None else ()
-            action = result.action or (Look(key) if self._questions.ask(key, asking, now) else None)
+            causes = {self._cause(host, vnode) for host, vnode in asking}
+            action = result.action or (Look(key) if self._questions.ask(key, causes, now) else None)
             put_off_s = 0.0
             if isinstance(action, Suspend | Resume) and self._to_be_put_off(key, now):
                 put_off_s = PUT_OFF_S
-            elif isinstance(action, Suspend) and wish.stop and not self._suspensions.take(wish.stoppers, now):
+            elif isinstance(action, Suspend) and wish.stop and not self._suspensions.take(self._stops(key, wish), now):
                 put_off_s = OVER_S
             if put_off_s:
                 entry = before or LedgerEntry(id=key.id, run=key.run)
@@ -279,6 +288,10 @@ class Farm:
                 self._touched[key] = now
         self._dirty &= self._busy
         return todo, notes
+
+    def _stops(self, key: JobKey, wish: JobWish) -> set[Cause]:
+        """The hosts that want the job stopped, each with one of the job's vnodes."""
+        return {self._cause(host, next(iter(self._reports.vnodes(key, host)), "")) for host in wish.stoppers}
 
     def _unpaid(self, key: JobKey) -> LedgerEntry | None:
         """The job's entry, without the time that was paid since: by the entry of another run of that job."""
@@ -297,7 +310,7 @@ class Farm:
     def _grounds(self, key: JobKey, wish: JobWish) -> frozenset[str]:
         """The job's vnodes on the hosts that want the action; all of its vnodes if the hub itself wants it."""
         vnodes = self._vnodes_of(key)
-        return frozenset(v for v in vnodes if self._owner.get(v) in wish.stoppers) or frozenset(vnodes)
+        return frozenset(v for v in vnodes if self._owner.get(v) in wish.stoppers) or vnodes
 
     def _to_be_put_off(self, key: JobKey, now: float) -> bool:
         """True while the vnodes hook is half way through with one of the job's vnodes (maintenance.py).
@@ -310,16 +323,17 @@ class Farm:
             return False
         return now < self._put_off.setdefault(key, now) + PUT_OFF_MOST_S
 
-    def _vnodes_of(self, key: JobKey) -> set[str]:
+    def _vnodes_of(self, key: JobKey) -> frozenset[str]:
         """The job's vnodes as PBS has them."""
         seen = self._seen.get(key)
-        return set(seen.job.vnodes) if seen and seen.job else set()
+        return seen.vnodes if seen else frozenset()
 
     def outcome(self, outcome: Outcome) -> tuple[str, ...]:
         key = outcome.action.key
         self._busy.discard(key)
         self._touched[key] = outcome.at
         self._dirty.add(key)
+        self.caused.update(self.payers(outcome.action))
         if outcome.looked:
             self._seen[key] = _Seen(outcome.after, outcome.at)
         entry = self.entries.get(key)
@@ -348,7 +362,7 @@ class Farm:
         seen = self._seen.get(key)
         vnodes = seen.job.vnodes if seen and seen.job else ()
         started_at = (seen.job.started_at if seen and seen.job else 0.0) or now
-        concerned = frozenset(self._owner[v] for v in vnodes if v in self._owner)
+        concerned = frozenset(self.owners(vnodes))
         without_lists = frozenset(self._owner[v] for v in vnodes if v in self._owner and self._state(v) in _NO_LISTS)
         running = (min(now, max(started_at, self._paid.get(key.id, (0.0, 0))[0])), now)
         return wish_of(self._counted(key), self.hosts, concerned, without_lists, running)
@@ -377,7 +391,8 @@ class Farm:
         heard = self.hosts.get(self._owner.get(vnode, ""))
         if heard is None or not heard.live:
             return None
-        return next((d.state for d in heard.snapshot.domains if d.vnode == vnode), None)
+        domain = heard.by_vnode.get(vnode)
+        return domain.state if domain else None
 
     def next_due(self) -> float | None:
         """When to call `actions` again even if nothing happens; None if nothing is due."""
@@ -411,18 +426,12 @@ class Farm:
                     told.append(BookEntry(id=key.id, run=key.run, booked=booked, held=held))
         return told
 
-    def believes(self, host: str) -> list[BookEntry]:
-        """The books as the host's last snapshot shows them."""
-        return [
-            BookEntry(id=job.id, run=job.run, booked=job.booked, held=job.held_elsewhere)
-            for domain in self.hosts[host].snapshot.domains
-            for job in domain.jobs
-            if job.booked or job.held_elsewhere
-        ]
-
     def must_look(self, asking: str, key: JobKey, now: float) -> bool:
         """True if PBS must be asked first whether the job is on a vnode of the host that asks about its parts."""
-        return not self._has_part(asking, key) and self._questions.may_ask(asking, now)
+        if self._has_part(asking, key):
+            return False
+        vnode = next(iter(self._reports.vnodes(key, asking)), "")
+        return self._part_questions.take([self._cause(asking, vnode)], now)
 
     def _has_part(self, host: str, key: JobKey) -> bool:
         seen = self._seen.get(key)
@@ -438,20 +447,20 @@ class Farm:
     def unready(self, asking: str, key: JobKey, vnodes: Iterable[str]) -> list[UnreadyPart]:
         """The job's parts in these vnodes of other hosts that are not ready, or about which nothing is known."""
         if not self._has_part(asking, key):
-            text = f"PBS does not have run {key.run} of {key.id} on a vnode of {asking} (yet)"
-            return [UnreadyPart(stage=Stage.UNHEARD, text=text)]
-        parts = (self._unready(asking, key, vnode) for vnode in vnodes)
+            return [unheard(f"PBS does not have run {key.run} of {key.id} on a vnode of {asking} (yet)")]
+        of_job = self._vnodes_of(key)
+        parts = (self._unready(asking, key, vnode, of_job) for vnode in dict.fromkeys(vnodes))
         return [part for part in parts if part is not None]
 
-    def _unready(self, asking: str, key: JobKey, vnode: str) -> UnreadyPart | None:
+    def _unready(self, asking: str, key: JobKey, vnode: str, of_job: Container[str]) -> UnreadyPart | None:
         host = self._owner.get(vnode)
-        if vnode not in self._vnodes_of(key):
-            return UnreadyPart(stage=Stage.UNHEARD, text=f"PBS does not have {key.id} on {vnode}")
+        if vnode not in of_job:
+            return unheard(f"PBS does not have {key.id} on {vnode}")
         if host == asking or (host is None and vnode in self.vnodes):
             return None  # the asking host knows that itself, or nobody manages the vnode
         if host is None:
-            return UnreadyPart(stage=Stage.UNHEARD, text=f"the hub does not know the vnode {vnode} (yet)")
-        return unready_part(key, vnode, host, self.hosts.get(host))
+            return unheard(f"the hub does not know the vnode {vnode} (yet)")
+        return unready_part(vnode, host, self.hosts.get(host), reported=vnode in self._reports.vnodes(key, host))
 
     def view(self, now: float) -> FarmView:
         """Everything that the hub knows about hosts, for people."""
@@ -467,6 +476,13 @@ class Farm:
         keys = (JobKey(j.id, j.run) for d in self.hosts[host].snapshot.domains for j in d.jobs)
         shared = (self._counted(key) for key in keys if len(self._reports.hosts(key)) > 1)
         return {other for reports in shared if host in reports for other in reports} - {host}
+
+    def owners(self, vnodes: Iterable[str]) -> set[str]:
+        return {self._owner[vnode] for vnode in vnodes if vnode in self._owner}
+
+    def payers(self, action: Action) -> set[str]:
+        """The hosts on whose account an action is: those that have the job, else those that report it."""
+        return self.owners(action.only_on) or self.hosts_of([action.key])
 
     def hosts_of(self, keys: Iterable[JobKey]) -> set[str]:
         return {host for key in keys for host in self._reports.hosts(key)}

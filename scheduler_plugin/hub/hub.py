@@ -13,7 +13,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
@@ -45,7 +45,7 @@ from magrathea.messages import (
 from scheduler_plugin.pbs.base import Connect, PbsError
 
 from . import ledger, maintenance
-from .books import Action, Look, Outcome, Suspend
+from .books import Action, LedgerEntry, Look, Outcome, Suspend
 from .call_pool import CallPool
 from .channel import HubChannel
 from .configuration import HubConfiguration
@@ -55,6 +55,7 @@ from .histories import MOST_HOSTS, Histories
 from .job_actions import RefusalProgress, explain, perform, say
 from .job_comments import Comment
 from .keys import KeysError
+from .lanes import Lane
 from .publisher import Publisher, Read
 
 log = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class Hub:
         self._kick = asyncio.Event()
         self._told: dict[str, list[BookEntry]] = {}
         self._stale: set[str] = set()
-        self._saved: list[object] = []
+        self._saved: list[LedgerEntry] = []
         self._calls: set[asyncio.Task[None]] = set()
         self._graced = False
         self._heartbeat = Path(configuration.hub.heartbeat_file)
@@ -139,7 +140,7 @@ class Hub:
             for part in [*parts, *self._calls]:
                 part.cancel()
             await asyncio.gather(*parts, *self._calls, return_exceptions=True)
-            self._save()
+            self._save(self.farm.kept)
             await control.close()
             await self._channel.close()
             self._pool.close()
@@ -193,12 +194,25 @@ class Hub:
         key, at = JobKey(asked.job, asked.run), time.time()
         if self.farm.must_look(host, key, at):
             try:
-                job = await self._pool.run(lambda pbs: pbs.job(key.id))
+                job = await self._pool.run(lambda pbs: pbs.job(key.id), [host])
                 self.farm.looked(key, job, at)
             except PbsError as error:
                 log.info("job %s: PBS cannot be asked: %s", key, error)
-        unready = self.farm.unready(host, key, asked.vnodes)
-        self._channel.send(host, PartsTold(id=asked.id, parts=unready))
+        with self._charged({host: 1}, Lane.PARTS):
+            unready = self.farm.unready(host, key, asked.vnodes)
+            self._channel.send(host, PartsTold(id=asked.id, parts=unready))
+
+    @contextlib.contextmanager
+    def _charged(self, causes: Mapping[str, int], lane: Lane = Lane.REST) -> Iterator[None]:
+        """Charge the time that the block takes to these hosts, in proportion. It must not await anything."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            took_s = time.perf_counter() - began
+            whole = sum(causes.values())
+            for host, part in causes.items():
+                self._channel.charge(host, took_s * part / whole, lane)
 
     def _beat_heard(self, host: str, beat: Heartbeat) -> None:
         if beat.at:
@@ -217,12 +231,16 @@ class Hub:
     def _tell_books(self, hosts: Iterable[str], again: bool = False) -> None:
         """Send hosts their books if these have changed; `again`: also if the host's snapshot does not show them."""
         for host in hosts:
-            told = self.farm.books(host)
-            if told is None or (told == self._told.get(host) and not (again and told != self.farm.believes(host))):
-                continue
-            revision = self.farm.hosts[host].snapshot.revision
-            if self._channel.send(host, Books(hub_id=self._id, acked_revision=revision, jobs=told)):
-                self._told[host] = told
+            with self._charged({host: 1}):
+                told = self.farm.books(host)
+                heard = self.farm.hosts.get(host)
+                if told is None or heard is None:
+                    continue
+                if told == self._told.get(host) and not (again and told != heard.believed_books):
+                    continue
+                books = Books(hub_id=self._id, acked_revision=heard.snapshot.revision, jobs=told)
+                if self._channel.send(host, books):
+                    self._told[host] = told
 
     # Vnodes
 
@@ -319,30 +337,33 @@ class Hub:
                     await self._kick.wait()
             self._kick.clear()
             self._working_since = self._loop.time()
-            self.farm.maintenance.answered(self._forgotten())
-            actions, notes = self.farm.actions(time.time())
-            self._log(notes)
-            if self.farm.knows_pbs:
-                self._ask_to_forget()
-            if any(isinstance(action, Suspend) for action in actions):
-                await asyncio.to_thread(self._save)
-            for action in actions:
-                level = logging.DEBUG if isinstance(action, Look) else logging.INFO  # any host can cause looks
-                log.log(level, "job %s: %s", action.key, _spelled(action))
-                self._start(self._do(action))
-            for key, comment in self.farm.comments.refused_due().items():
-                self._start(self._explain(key, comment))
-            for key, comment in self.farm.comments.waiting_due().items():
-                self._start(self._say(key, comment))
+            causes = dict(self.farm.caused)
+            with self._charged(causes):
+                self.farm.maintenance.answered(self._forgotten())
+                actions, notes = self.farm.actions(time.time())
+                self.farm.caused.clear()
+                self._log(notes)
+                if self.farm.knows_pbs:
+                    self._ask_to_forget()
+                kept = self.farm.kept
+            if kept != self._saved and (not actions or any(isinstance(action, Suspend) for action in actions)):
+                await asyncio.to_thread(self._save, kept)
+            with self._charged(causes):
+                for action in actions:
+                    level = logging.DEBUG if isinstance(action, Look) else logging.INFO  # any host can cause looks
+                    log.log(level, "job %s: %s", action.key, _spelled(action))
+                    self._start(self._do(action))
+                for key, comment in self.farm.comments.refused_due().items():
+                    self._start(self._explain(key, comment))
+                for key, comment in self.farm.comments.waiting_due().items():
+                    self._start(self._say(key, comment))
             stale, self._stale = self._stale, set()
             self._tell_books(stale)
-            if not actions:
-                self._save()
             self._working_since = None
 
     async def _do(self, action: Action) -> None:
         try:
-            outcome = await self._pool.run(lambda pbs: perform(pbs, action))
+            outcome = await self._pool.run(lambda pbs: perform(pbs, action), self.farm.payers(action))
         except PbsError as error:
             outcome = Outcome(action, False, False, None, None, time.time(), error)
         self._log(self.farm.outcome(outcome))
@@ -354,7 +375,8 @@ class Hub:
         for pause_s in EXPLAIN_S:
             await asyncio.sleep(pause_s)
             try:
-                so_far = await self._pool.run(partial(explain, key=key, comment=comment, so_far=so_far))
+                task = partial(explain, key=key, comment=comment, so_far=so_far)
+                so_far = await self._pool.run(task, self.farm.owners(comment.vnodes))
             except PbsError as error:
                 log.info("job %s: comment not set: %s", key, error)
                 return
@@ -363,7 +385,7 @@ class Hub:
 
     async def _say(self, key: JobKey, comment: Comment) -> None:
         try:
-            await self._pool.run(lambda pbs: say(pbs, key, comment))
+            await self._pool.run(lambda pbs: say(pbs, key, comment), self.farm.owners(comment.vnodes))
         except PbsError as error:
             log.info("job %s: comment not set: %s", key, error)
 
@@ -372,8 +394,8 @@ class Hub:
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
 
-    def _save(self) -> None:
-        kept = self.farm.kept
+    def _save(self, kept: list[LedgerEntry]) -> None:
+        """Write the books to disk if they have changed. May run in a thread: nothing else saves meanwhile."""
         if kept == self._saved:
             return
         try:

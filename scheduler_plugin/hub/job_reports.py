@@ -3,9 +3,9 @@
 Rule 1: no clock and no I/O.
 Rule 2: hosts, and guests through them, can name any job. Their report changes nothing until PBS has been asked about
 the job. The farm (farm.py) brings PBS's answer and decides which host owns a vnode.
-Rule 3: PBS is asked only if a report would change something. Each question costs the host that causes it: a host has
-PER_S of them on average, and BURST at once. The same holds for the suspensions that a host may cause: each is a call to
-MoM, followed by a resume and two comments.
+Rule 3: PBS is asked only if a report would change something. Each question is taken from the share of the host and the
+vnode that cause it (shares.py). The same holds for the suspensions that a host may cause: each is a call to MoM,
+followed by a resume and two comments.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 
-from magrathea.budget import Budget
 from magrathea.core.model import JobKey, State
 from magrathea.messages import JobReport, Snapshot
 from scheduler_plugin.pbs.base import PbsJob
+
+from .shares import Cause, Shares
 
 PER_S = 20.0
 BURST = 4096.0
 """The most jobs that a domain can have (MAX_JOBS of the agent's parts.py). When the domain is preempted, each needs one
 question and one suspension. A host that lies can cause as much work once, then PER_S on average."""
+OWN_BURST = 64.0
+"""The questions and suspensions that are left for a domain after its siblings have used up their host's share."""
 AGAIN_FIRST_S, AGAIN_MOST_S = 0.5, 60.0
 """Pauses between questions about one job. Another question may help: PBS had failed, or a vnode has a new owner."""
 MOST_DARK = 8192
@@ -87,6 +90,14 @@ class JobReports:
         """The hosts that report the job, even if their reports do not count."""
         return self._reports.get(key, {}).keys()
 
+    def vnodes(self, key: JobKey, host: str) -> Collection[str]:
+        """The vnodes on which this host reports the job, even if its reports do not count."""
+        return self._reports.get(key, {}).get(host, {}).keys()
+
+    def known(self, keys: set[JobKey]) -> set[JobKey]:
+        """Those of `keys` that a host reports, or has reported in a domain that went off."""
+        return {key for key in keys if key in self._reports or key in self._dark}
+
     def counted(self, key: JobKey, job: PbsJob | None, speaks: Speaks) -> dict[str, JobReport]:
         """The reports that count, by host. If a host has several parts of the job: the one with the strongest demand.
 
@@ -95,17 +106,27 @@ class JobReports:
         if job is None or not _is(job, key):
             return {}
         found: dict[str, JobReport] = {}
+        here = frozenset(job.vnodes)
         for host, parts in self._reports.get(key, {}).items():
-            own = [report for vnode, report in parts.items() if vnode in job.vnodes and speaks(host, vnode)]
+            own = [report for vnode, report in parts.items() if vnode in here and speaks(host, vnode)]
             if own:
                 found[host] = min(own, key=lambda report: (not report.stop, report.ready))
         return found
 
-    def asking(self, key: JobKey, counted: Collection[str]) -> set[str]:
-        """Hosts whose report would change something but does not count yet. `counted`: hosts whose report counts."""
+    def asking(self, key: JobKey, counted: Collection[str]) -> set[Cause]:
+        """Hosts whose report would change something but does not count yet, and the vnodes on which they report it.
+
+        `counted`: hosts whose report counts.
+        """
         parts = self._reports.get(key, {}).items()
-        wanting = {host for host, found in parts if any(r.stop or r.booked or r.requeue for r in found.values())}
-        return (wanting - set(counted)) | self._dark.get(key, {}).keys()
+        wanting = {
+            (host, vnode)
+            for host, found in parts
+            if host not in counted
+            for vnode, report in found.items()
+            if report.stop or report.booked or report.requeue
+        }
+        return wanting | {(host, vnode) for host, (vnode, _) in self._dark.get(key, {}).items()}
 
     # Jobs of domains that went off. When their MoM comes back without such a job, it reports nothing about it to PBS.
 
@@ -133,38 +154,23 @@ class JobReports:
         return true
 
 
-class Shares:
-    """Limits how often each host may cause work for the PBS server."""
-
-    def __init__(self) -> None:
-        self._budgets: dict[str, Budget] = {}
-
-    def take(self, hosts: Collection[str], now: float) -> bool:
-        """Charge the first of `hosts` that has something left. False if none has."""
-        return any(self._budgets.setdefault(host, Budget(PER_S, BURST, now)).take(now) for host in sorted(hosts))
-
-
 class Questions:
     """Decides when to ask PBS about a job whose reports do not count yet."""
 
     def __init__(self) -> None:
-        self._shares = Shares()
+        self._shares = Shares(PER_S, BURST, OWN_BURST)
         self._next: dict[JobKey, tuple[float, float]] = {}
         """For each job: when to ask again, and the pause after that."""
 
-    def may_ask(self, host: str, now: float) -> bool:
-        """Take one question from the host's share. False if none is left."""
-        return self._shares.take((host,), now)
-
-    def ask(self, key: JobKey, hosts: Collection[str], now: float) -> bool:
-        """True if PBS should be asked now on behalf of these hosts; without hosts there is nothing to ask."""
-        if not hosts:
+    def ask(self, key: JobKey, causes: Collection[Cause], now: float) -> bool:
+        """True if PBS should be asked now because of these; without causes there is nothing to ask."""
+        if not causes:
             self._next.pop(key, None)
             return False
         at, pause_s = self._next.get(key, (now, AGAIN_FIRST_S))
         if now < at:
             return False
-        asked = self._shares.take(hosts, now)
+        asked = self._shares.take(causes, now)
         self._next[key] = (
             (now + pause_s, min(AGAIN_MOST_S, 2 * pause_s)) if asked else (now + AGAIN_MOST_S / 10, pause_s)
         )

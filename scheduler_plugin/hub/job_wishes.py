@@ -8,21 +8,46 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from magrathea.core.model import StoppedBy
-from magrathea.messages import JobReport, Snapshot
+from magrathea.messages import BookEntry, DomainReport, JobReport, Snapshot
 
 MAX_REPORTED_WARN_S = 60.0
 """No agent warns a job for longer (MAX_ORDERED_WARN_S of its daemon_requests.py), whatever a host reports."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Heard:
-    """A host's last snapshot. `live`: its lease has not run out. `received_at`: on the hub's clock."""
+    """A host's last snapshot. `live`: its lease has not run out. `received_at`: on the hub's clock.
+
+    What follows from the snapshot alone is computed once, when it is needed.
+    """
 
     snapshot: Snapshot
     live: bool
     received_at: float
+
+    @cached_property
+    def by_vnode(self) -> Mapping[str, DomainReport]:
+        """The domains by vnode: the first if there are several."""
+        return {domain.vnode: domain for domain in reversed(self.snapshot.domains)}
+
+    @cached_property
+    def moves(self) -> str:
+        """How far the host's memory has moved, for people; empty if none is moving."""
+        moving = ((d.name, d.move) for d in self.snapshot.domains if d.move)
+        return ", ".join(f"{name} {move.what} {move.done_mib} of {move.of_mib} MiB" for name, move in moving)
+
+    @cached_property
+    def believed_books(self) -> list[BookEntry]:
+        """The books as the snapshot shows them."""
+        return [
+            BookEntry(id=job.id, run=job.run, booked=job.booked, held=job.held_elsewhere)
+            for domain in self.snapshot.domains
+            for job in domain.jobs
+            if job.booked or job.held_elsewhere
+        ]
 
 
 @dataclass(frozen=True, slots=True)

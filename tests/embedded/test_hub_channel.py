@@ -15,7 +15,7 @@ import zmq.asyncio
 
 from magrathea.messages import MAX_BYTES, Heartbeat, Resend, ToHub, decode_to_host, encode
 from magrathea_lab.waiting import BOUND_S
-from scheduler_plugin.hub import channel, keys
+from scheduler_plugin.hub import keys, lanes
 from scheduler_plugin.hub.channel import ChannelError, HubChannel
 from tests.embedded.real_hub import free_port
 
@@ -263,8 +263,8 @@ def test_garbage_is_dropped_and_the_next_message_is_accepted(tmp_path: Path, fra
 def test_a_host_that_sends_too_much_is_dropped_and_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel, "RATE_PER_S", 10)
-    monkeypatch.setattr(channel, "RATE_OVER_S", 60.0)
+    monkeypatch.setattr(lanes, "RATE_PER_S", 10)
+    monkeypatch.setattr(lanes, "RATE_OVER_S", 60.0)
 
     async def test(line: Line) -> None:
         host = line.client(line.ipc, "h1")
@@ -273,7 +273,7 @@ def test_a_host_that_sends_too_much_is_dropped_and_reported_once(
         for _ in range(600):
             await line.heard.next()
         await line.heard.nothing()
-        assert caplog.text.count("more than 10 messages a second") == 1
+        assert caplog.text.count("more than 10 heartbeats a second") == 1
 
     with caplog.at_level(logging.WARNING):
         run(tmp_path, test)

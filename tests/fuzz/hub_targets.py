@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +22,7 @@ from magrathea.messages import BadMessage, Message, Snapshot, ToHub, decode_to_h
 from magrathea_lab.rigs.virtual_time import SOME_DAY, VirtualTimeLoop
 from scheduler_plugin.hub import configuration, hub, job_actions
 from scheduler_plugin.hub.bindings import Bindings
+from scheduler_plugin.hub.lanes import Lane, kind_of
 from scheduler_plugin.hub.publisher import Read
 from scheduler_plugin.hub.vnode_attributes import OFFLINE
 from scheduler_plugin.pbs.base import Attributes, Code, PbsError, PbsJob
@@ -67,9 +68,14 @@ class _Channel:
         self.sent += 1
         return host in self.hosts
 
+    def charge(self, host: str, seconds: float, lane: Lane) -> None: ...
+
     def receive(self, data: bytes) -> None:
         """Raises BadMessage."""
+        kind = kind_of(memoryview(data))
         message = decode_to_hub(data)
+        if type(message) is not kind.type:
+            raise BadMessage("it begins with another type than its own")
         host = message.host if isinstance(message, Snapshot) else message.sender
         if host not in ("h1", "h2"):
             raise BadMessage("no such host has a key")
@@ -87,7 +93,7 @@ class _Pool:
     def __init__(self, connect: Callable[[], Any], size: int, deadline_s: float) -> None:
         self._connect = connect
 
-    async def run(self, task: Callable[[Any], Any]) -> Any:
+    async def run(self, task: Callable[[Any], Any], hosts: Collection[str] = ()) -> Any:
         await asyncio.sleep(0.001)
         return task(self._connect())
 
@@ -168,7 +174,9 @@ class _RunningHub:
         self.loop.close()
 
     def do(self, work: Any) -> Any:
-        clock = SimpleNamespace(time=lambda: SOME_DAY + self.loop.time(), monotonic=time.monotonic)
+        clock = SimpleNamespace(
+            time=lambda: SOME_DAY + self.loop.time(), monotonic=time.monotonic, perf_counter=time.perf_counter
+        )
         parts: dict[str, Any] = {
             "HubChannel": _Channel,
             "CallPool": _Pool,

@@ -102,7 +102,7 @@ def test_a_message_without_an_end_ends_its_connection(
     monkeypatch.setattr(connections, "LOOK_S", 0.1)
 
     async def test() -> None:
-        listener = Listener(ConnectionLimits(1000, 64, 1_000_000))
+        listener = Listener(ConnectionLimits(1000, 64, 1_000_000, 10**9))
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
             async with asyncio.timeout(BOUND_S):
@@ -111,7 +111,7 @@ def test_a_message_without_an_end_ends_its_connection(
                 await reader.readuntil(b"ROUTER")
                 writer.write(b"\x00\x01x")
                 frames = await listener.router.recv_multipart(copy=False)
-                listener.connections.heard(int(frames[-1].get(zmq.SRCFD)))
+                listener.connections.heard(int(frames[-1].get(zmq.SRCFD)), "key")
                 assert len(listener.connections) == 1
                 part = b"\x01\xff" + b"x" * 255  # more will come
                 while "a message without an end" not in caplog.text:
@@ -127,7 +127,7 @@ def test_a_message_without_an_end_ends_its_connection(
 
 def test_the_connections_of_one_address_are_limited(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
-        listener = Listener(ConnectionLimits(1000, 8, 10**9))
+        listener = Listener(ConnectionLimits(1000, 8, 10**9, 10**9))
         try:
             held = [await asyncio.open_connection("127.0.0.1", listener.port) for _ in range(8)]
             for _ in range(20):

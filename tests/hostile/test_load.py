@@ -15,7 +15,7 @@ import zmq
 from msgspec import structs
 
 from magrathea.messages import MAX_BYTES, Heartbeat, RefusedClaim, encode
-from scheduler_plugin.hub import channel, job_comments, keys
+from scheduler_plugin.hub import job_comments, keys, lanes
 from scheduler_plugin.hub.vnode_attributes import RANK
 from tests.embedded.real_hub import RealHub, run
 from tests.fakes.host import FakeHost
@@ -89,8 +89,7 @@ def test_an_honest_host_is_published_while_another_floods(tmp_path: Path, messag
 
 
 def test_the_newest_snapshot_of_a_flood_counts_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel, "LOOP_BURST_S", 0.001)
-    monkeypatch.setattr(channel, "SHORT_BYTES", 200)
+    monkeypatch.setattr(lanes, "LOOP_BURST_S", 0.001)
 
     async def test(hub: RealHub) -> None:
         host = hub.host("h1", "p1")

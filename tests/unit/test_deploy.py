@@ -119,6 +119,10 @@ def test_units_are_understood_by_systemd(unit: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
+def test_the_hub_cannot_take_the_memory_of_the_server_beside_it() -> None:
+    assert re.search(r"^MemoryMax=\d+G$", (DEPLOY / "systemd" / "magrathea-hub.service").read_text(), re.MULTILINE)
+
+
 def test_units_start_programs_of_the_package() -> None:
     project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]
     commands = re.findall(r"^Exec\w+=/opt/magrathea/bin/(\S+)", "".join(u.read_text() for u in UNITS), re.MULTILINE)

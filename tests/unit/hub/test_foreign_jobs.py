@@ -9,8 +9,9 @@ from magrathea.messages import JobReport
 from node_daemon.agent import parts
 from scheduler_plugin.hub.bindings import Bindings
 from scheduler_plugin.hub.books import Look, Requeue, Suspend
-from scheduler_plugin.hub.job_reports import BURST, PER_S
+from scheduler_plugin.hub.job_reports import BURST, OWN_BURST, PER_S
 from scheduler_plugin.hub.job_wishes import MAX_REPORTED_WARN_S
+from scheduler_plugin.hub.shares import OWN_PER_S
 from tests.fakes.pbs import FakePbs
 from tests.fakes.reports import NOW, domain, given_back, job, report, stopped
 
@@ -150,7 +151,7 @@ def test_each_host_has_its_own_limit_of_questions(hub: SimHub, pbs: FakePbs) -> 
     for _ in range(20):
         hub.says("h1", domain("n1", [stopped(f"{n}.none") for n in range(3000)]))
         hub.settle(1)
-    assert pbs.count("job") <= BURST + 21 * PER_S + 10
+    assert pbs.count("job") <= BURST + OWN_BURST + 21 * (PER_S + OWN_PER_S) + 10
     assert len(hub.farm.entries) == 1
 
 
@@ -166,7 +167,7 @@ def test_a_host_that_changes_its_mind_all_the_time_causes_so_many_suspensions_an
         hub.settle(0.3)
         hub.says("h1", domain("n1", [report(id) for id in ids]))
         hub.settle(0.3)
-    assert pbs.count("admin_suspend") <= BURST + PER_S * (hub.at - began) + 1
+    assert pbs.count("admin_suspend") <= BURST + OWN_BURST + (PER_S + OWN_PER_S) * (hub.at - began) + 2
     assert pbs.count("admin_suspend") < 30 * len(ids)
     hub.says("h2", domain("n2", [stopped()]))
     hub.settle(0.5)

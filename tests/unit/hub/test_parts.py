@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 from msgspec import structs
 
 from magrathea.core.model import JobKey, Stage
 from magrathea.messages import DomainReport, MemoryMove, PartsTold, UnreadyPart, decode_to_host, encode
-from scheduler_plugin.hub.job_reports import BURST
+from scheduler_plugin.hub.job_parts import MOST_TEXT, QUESTIONS_BURST, QUESTIONS_OWN_BURST
 from tests.fakes.pbs import FakePbs
-from tests.fakes.reports import domain, job, report
+from tests.fakes.reports import domain, job, report, stopped, vnode
 
 from .simulated_hub import SimHub
 
@@ -109,7 +112,7 @@ def test_a_host_learns_nothing_about_vnodes_that_are_none_of_the_jobs() -> None:
 def test_questions_to_pbs_are_limited_for_each_host_separately() -> None:
     hub = several_hosts()
     asked = sum(hub.farm.must_look("h1", JobKey(f"{n}.srv", 1), hub.at) for n in range(5000))
-    assert asked == BURST
+    assert asked == QUESTIONS_BURST
     assert hub.farm.must_look("h2", JobKey("2.srv", 1), hub.at)
 
 
@@ -124,4 +127,53 @@ def test_a_very_long_reason_fits_the_message() -> None:
     hub.says("h2", part("n2", "x" * 4096))
     told(hub, "n2")
     [found] = hub.farm.unready("h1", KEY, ["n2"])
-    assert found == UnreadyPart(stage=Stage.SHORT, text=("h2: " + "x" * 4096)[:4096])
+    assert found == UnreadyPart(stage=Stage.SHORT, text=("h2: " + "x" * 4096)[:MOST_TEXT])
+
+
+def test_a_guest_that_asks_all_the_time_leaves_questions_for_its_siblings() -> None:
+    hub = several_hosts()
+    pbs = hub.pbs
+    pbs.vnodes["n4"] = vnode("n4")
+    hub.read()
+    hub.says("h1", domain("n1", [report("8.srv")]), domain("n4", [report("9.srv")]))
+    for _ in range(5000):
+        hub.farm.must_look("h1", JobKey("8.srv", 1), hub.at)
+    assert not hub.farm.must_look("h1", JobKey("8.srv", 1), hub.at)
+    asked = sum(hub.farm.must_look("h1", JobKey("9.srv", 1), hub.at) for _ in range(100))
+    assert asked == QUESTIONS_OWN_BURST
+
+
+def test_questions_about_parts_use_up_no_share_of_stops() -> None:
+    hub = several_hosts()
+    for n in range(10_000):
+        hub.farm.must_look("h1", JobKey(f"{n}.srv", 1), hub.at)
+    hub.pbs.put(job("7.srv", vnodes=("n1",)))
+    hub.says("h1", domain("n1", [report(), stopped("7.srv")]))
+    hub.settle(1)
+    assert hub.state("7.srv") == "S"
+
+
+class Counted(tuple[str, ...]):
+    """Counts how often it is read from beginning to end."""
+
+    reads = 0
+
+    def __iter__(self) -> Iterator[str]:
+        type(self).reads += 1
+        return super().__iter__()
+
+    def __contains__(self, name: object) -> bool:
+        type(self).reads += 1
+        return super().__contains__(name)
+
+
+def test_the_vnodes_of_a_large_job_are_read_once_for_a_question_and_each_vnode_is_answered_once() -> None:
+    pbs = FakePbs("n1", *(f"m{n}" for n in range(200)))
+    pbs.put(replace(job(), vnodes=Counted(pbs.vnodes)))
+    hub = SimHub(pbs)
+    hub.says("h1", part("n1", None))
+    hub.says("h2", *(structs.replace(part(f"m{n}", "short"), vnode=f"m{n}") for n in range(200)))
+    Counted.reads = 0
+    assert len(told(hub, *(f"m{n % 100}" for n in range(200)))) == 100
+    assert len(told(hub, "m1")) == 1
+    assert Counted.reads <= 2
