@@ -14,11 +14,12 @@ can still be read, or with none.
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -30,7 +31,11 @@ from magrathea.core.events import Decision, Event, Note, Noted
 from magrathea.core.model import Host, JobKey
 from magrathea.decoding import UNDECODABLE
 from magrathea.history import HistoryRow, Query, Unreadable, read_file, recorded, row_data
+from magrathea.job_ids import is_job_id
 from magrathea.messages import HistoryEntry
+from magrathea.text import printable
+
+log = logging.getLogger(__name__)
 
 SCHEMA = 4
 """PRAGMA user_version that this program writes. Older journals are migrated when opened, newer ones refused."""
@@ -143,7 +148,7 @@ class Journal:
         if row is None:
             return None
         try:
-            return _facts.decode(row[0])
+            return _with_good_ids(self.path, _facts.decode(row[0]))
         except (*UNDECODABLE, TypeError) as error:  # TypeError: neither text nor bytes
             raise JournalError(f"{self.path}: the facts in it cannot be read: {error}; {_USUAL_FIX}") from error
 
@@ -409,9 +414,24 @@ def salvage(path: Path) -> Host | None:
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1.0)) as connection:
             row = connection.execute("SELECT host FROM facts").fetchone()
-        return None if row is None else _facts.decode(row[0])
+        return None if row is None else _with_good_ids(path, _facts.decode(row[0]))
     except (sqlite3.Error, *UNDECODABLE, TypeError):
         return None
+
+
+def _with_good_ids(path: Path, host: Host) -> Host:
+    """Without jobs that PBS cannot have: an older daemon may have taken them from a guest, and the hub refuses them."""
+    bad = [job.key.id for domain in host.domains for job in domain.jobs if not is_job_id(job.key.id)]
+    if not bad:
+        return host
+    first = printable(repr(bad[0]), 80)
+    log.error(
+        "%s names %d jobs by ids that PBS never makes (the first: %s); they are dropped", path, len(bad), first
+    )  # fmt: skip
+    domains = (
+        replace(domain, jobs=tuple(job for job in domain.jobs if is_job_id(job.key.id))) for domain in host.domains
+    )
+    return replace(host, domains=tuple(domains))
 
 
 class NoJournal:

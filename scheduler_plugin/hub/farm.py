@@ -40,6 +40,7 @@ from .job_comments import JobComments
 from .job_parts import QUESTIONS_BURST, QUESTIONS_OWN_BURST, QUESTIONS_PER_S, unheard, unready_part
 from .job_reports import BURST, OWN_BURST, PER_S, JobReports, Questions
 from .job_wishes import Heard, JobWish, wish_of
+from .ledger import Kept, Paid
 from .maintenance import Maintenance
 from .publications import Publications
 from .shares import Cause, Shares
@@ -66,12 +67,12 @@ class _Seen:
 
 
 class Farm:
-    """See the module. `entries`: the ledger of earlier runs. If a method returns sentences, they are for the log."""
+    """See the module. `kept`: the ledger of earlier runs. If a method returns sentences, they are for the log."""
 
-    def __init__(self, entries: Iterable[LedgerEntry], started: float, *, set_priority: bool = True) -> None:
+    def __init__(self, kept: Kept, started: float, *, set_priority: bool = True) -> None:
         self.vnodes: dict[str, Vnode] = {}
         self.hosts: dict[str, Heard] = {}
-        self.entries: dict[JobKey, LedgerEntry] = {entry.key: entry for entry in entries}
+        self.entries: dict[JobKey, LedgerEntry] = {entry.key: entry for entry in kept.entries}
         self._bindings = Bindings()
         self._publications = Publications(set_priority=set_priority)
         self.started = started
@@ -87,9 +88,9 @@ class Farm:
         self._seen: dict[JobKey, _Seen] = {}
         self._busy: set[JobKey] = set()
         self._touched: dict[JobKey, float] = {}
-        self._paid: dict[str, tuple[float, int]] = {}
-        """By job id: walltime before this time was given back or did not run, and by which run's entry that was. A host
-        cannot claim the same time twice, even as another run. PBS may not show the hub which run a job is in."""
+        self._paid: Paid = dict(kept.paid)
+        """A host cannot claim the same time twice, even as another run. PBS may not show the hub which run a job is
+        in."""
         self._dirty: set[JobKey] = set(self.entries)
         self._put_off: dict[JobKey, float] = {}
         self._node_fail_requeue_s = DEFAULT_NODE_FAIL_REQUEUE_S
@@ -401,10 +402,14 @@ class Farm:
         return min(times, default=None)
 
     @property
-    def kept(self) -> list[LedgerEntry]:
-        """The entries that must survive a restart of the hub."""
+    def kept(self) -> Kept:
+        """What must survive a restart of the hub. As long as a job is booked, its entry says so and is enough."""
         entries = [entry for _, entry in sorted(self.entries.items())]
-        return [e for e in entries if e.asked_at is not None or e.walltime_s is not None or e.away]
+        booked = {entry.id for entry in entries if entry.booked}
+        return Kept(
+            [e for e in entries if e.asked_at is not None or e.walltime_s is not None or e.away],
+            {id: paid for id, paid in self._paid.items() if id not in booked},
+        )
 
     # Answers to hosts
 

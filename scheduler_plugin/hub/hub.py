@@ -45,7 +45,7 @@ from magrathea.messages import (
 from scheduler_plugin.pbs.base import Connect, PbsError
 
 from . import ledger, maintenance
-from .books import Action, LedgerEntry, Look, Outcome, Suspend
+from .books import Action, Look, Outcome, Suspend
 from .call_pool import CallPool
 from .channel import HubChannel
 from .configuration import HubConfiguration
@@ -80,7 +80,7 @@ class Hub:
         self._kick = asyncio.Event()
         self._told: dict[str, list[BookEntry]] = {}
         self._stale: set[str] = set()
-        self._saved: list[LedgerEntry] = []
+        self._saved = ledger.Kept([], {})
         self._calls: set[asyncio.Task[None]] = set()
         self._graced = False
         self._heartbeat = Path(configuration.hub.heartbeat_file)
@@ -95,7 +95,7 @@ class Hub:
         settings = self._configuration.pbs
         self._loop = asyncio.get_running_loop()
         kept = ledger.load(self._configuration.state_dir)
-        self._saved = list(kept)
+        self._saved = kept
         self.farm = Farm(kept, self._loop.time(), set_priority=settings.set_priority)
         self._channel = HubChannel(
             self._configuration.ipc,
@@ -122,7 +122,7 @@ class Hub:
             await control.start()
         except OSError as error:  # the socket is only for people who look; PBS still needs the hub
             log.error("ALERT nobody can ask this hub at %s: %s; fix `control_socket` in [hub]", control.path, error)
-        log.info("listening at %s; %d jobs in the books", ", ".join(self._configuration.hub.listen), len(kept))
+        log.info("listening at %s; %d jobs in the books", ", ".join(self._configuration.hub.listen), len(kept.entries))
         supervision.notify("READY=1")
         self._publisher.start()
         # only the last of these ends normally; the others end only with an error
@@ -394,13 +394,13 @@ class Hub:
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
 
-    def _save(self, kept: list[LedgerEntry]) -> None:
+    def _save(self, kept: ledger.Kept) -> None:
         """Write the books to disk if they have changed. May run in a thread: nothing else saves meanwhile."""
         if kept == self._saved:
             return
         try:
             ledger.save(self._configuration.state_dir, kept)
-            self._saved = list(kept)
+            self._saved = kept
         except OSError as error:
             log.error("ALERT the books cannot be written to %s: %s", self._configuration.hub.state_dir, error)
 

@@ -113,9 +113,9 @@ def test_no_link_is_followed_and_no_pipe_waited_for(
 
 def test_a_planted_file_is_replaced_and_not_written_to(tmp_path: Path, precious: Path) -> None:
     (tmp_path / "books.json.new").symlink_to(precious)
-    ledger.save(tmp_path, [])
+    ledger.save(tmp_path, ledger.Kept([], {}))
     assert precious.read_bytes() == PRECIOUS
-    assert ledger.load(tmp_path) == []
+    assert ledger.load(tmp_path) == ledger.Kept([], {})
     assert mode(tmp_path / ledger.NAME) == 0o600
 
 

@@ -87,7 +87,7 @@ def test_anything_is_a_message_or_none(data: bytes) -> None:
 @bad
 def test_the_ledger_is_put_aside(tmp_path: Path, data: bytes) -> None:
     (tmp_path / ledger.NAME).write_bytes(data)
-    assert ledger.load(tmp_path) == []
+    assert ledger.load(tmp_path) == ledger.Kept([], {})
     assert (tmp_path / "books.damaged").read_bytes() == data
 
 

@@ -8,6 +8,7 @@ from magrathea.messages import BookEntry, DomainReport
 from scheduler_plugin.hub.books import Action, LedgerEntry, Look, Outcome
 from scheduler_plugin.hub.farm import Farm
 from scheduler_plugin.hub.job_actions import perform
+from scheduler_plugin.hub.ledger import Kept
 from scheduler_plugin.hub.vnode_attributes import OFFLINE
 from scheduler_plugin.pbs.base import PbsError
 from tests.fakes.pbs import FakePbs
@@ -18,11 +19,11 @@ class SimHub:
     """`at`: the time on both clocks. `settle` carries out actions at once; a test can carry them out one by one."""
 
     def __init__(
-        self, pbs: FakePbs, entries: Iterable[LedgerEntry] = (), at: float = NOW, *, read: bool = True
+        self, pbs: FakePbs, kept: Kept | Iterable[LedgerEntry] = (), at: float = NOW, *, read: bool = True
     ) -> None:
         self.pbs = pbs
         self.at = at
-        self.farm = Farm(entries, at)
+        self.farm = Farm(kept if isinstance(kept, Kept) else Kept(list(kept), {}), at)
         self.notes: list[str] = []
         self.done: list[Action] = []
         self.revisions: dict[str, int] = {}

@@ -195,27 +195,46 @@ def entries() -> list[LedgerEntry]:
     ]
 
 
+def kept(most: int = 2) -> ledger.Kept:
+    return ledger.Kept(entries()[:most], {"3.srv": (7.5, 2)})
+
+
+def test_a_file_of_before_times_were_recorded_is_read(tmp_path: Path) -> None:
+    (tmp_path / ledger.NAME).write_text('{"version":1,"entries":[{"id":"1.srv","run":2}]}')
+    assert ledger.load(tmp_path) == ledger.Kept([LedgerEntry(id="1.srv", run=2)], {})
+
+
+def test_a_job_by_an_id_that_pbs_never_makes_is_dropped_and_nothing_else_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = LedgerEntry(id="5[900,1-1000]@,7\n<3>x", run=1, booked=True)
+    ledger.save(tmp_path, ledger.Kept([bad, *entries()], {"@": (1.0, 1), "3.srv": (7.5, 2)}))
+    assert ledger.load(tmp_path) == kept()
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith("ALERT") and "ids that PBS never makes" in line and line.isprintable()
+
+
 def test_saved_data_is_loaded_unchanged(tmp_path: Path) -> None:
-    assert ledger.load(tmp_path) == []
-    ledger.save(tmp_path, entries())
-    assert ledger.load(tmp_path) == entries()
-    ledger.save(tmp_path, [])
-    assert ledger.load(tmp_path) == []
+    assert ledger.load(tmp_path) == ledger.Kept([], {})
+    ledger.save(tmp_path, kept())
+    assert ledger.load(tmp_path) == kept()
+    ledger.save(tmp_path, ledger.Kept([], {}))
+    assert ledger.load(tmp_path) == ledger.Kept([], {})
     assert mode(tmp_path / ledger.NAME) == 0o600
 
 
 def test_a_crash_while_it_is_written_leaves_the_old_one(tmp_path: Path) -> None:
-    ledger.save(tmp_path, entries())
+    ledger.save(tmp_path, kept())
     (tmp_path / "books.new").write_text('{"version": 1, "entr')
-    assert ledger.load(tmp_path) == entries()
-    ledger.save(tmp_path, entries()[:1])
-    assert ledger.load(tmp_path) == entries()[:1]
+    assert ledger.load(tmp_path) == kept()
+    ledger.save(tmp_path, kept(1))
+    assert ledger.load(tmp_path) == kept(1)
 
 
 def test_a_damaged_one_is_put_aside_and_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    ledger.save(tmp_path, entries())
+    ledger.save(tmp_path, kept())
     path = tmp_path / ledger.NAME
     path.write_bytes(path.read_bytes()[:-10])
-    assert ledger.load(tmp_path) == []
+    assert ledger.load(tmp_path) == ledger.Kept([], {})
     assert "ALERT" in caplog.text
     assert (tmp_path / "books.damaged").exists()

@@ -231,6 +231,21 @@ class TestTimes:
         assert hub.state() == "R"
         assert 100 <= self.given_s(hub) <= 100 + 20 * 81
 
+    def test_it_gets_the_same_time_back_once_though_the_hub_is_restarted(self, hub: SimHub, pbs: FakePbs) -> None:
+        pbs.starting.clear()
+        began = hub.at
+        for _ in range(10):
+            hub.says("h2", domain("n2", [stopped(since=1.0)]))
+            hub.after(10)
+            hub.says("h2", domain("n2", [given_back()]))
+            hub.after(10)
+            hub.says("h2", domain("n2"))
+            hub.after(70)
+            hub = SimHub(pbs, hub.farm.kept, hub.at)
+            hub.farm.bind(Bindings({"h1": frozenset({"n1"}), "h2": frozenset({"n2"})}))
+        assert hub.state() == "R"
+        assert 100 <= self.given_s(hub) <= 100 + hub.at - began
+
     @pytest.mark.parametrize("since", [NOW + 1e9, 0.0, 2.0**36])
     def test_no_time_makes_the_hub_stumble(self, hub: SimHub, since: float) -> None:
         hub.says("h2", domain("n2", [stopped(since=since)]))

@@ -58,6 +58,17 @@ def again(journal: Journal) -> Journal:
     return open_journal(journal.path)
 
 
+def test_a_job_by_an_id_that_pbs_never_makes_is_dropped_and_nothing_else_is(
+    journal: Journal, caplog: pytest.LogCaptureFixture
+) -> None:
+    facts = host()
+    n1 = facts.domains[0]
+    evil = replace(n1.jobs[0], key=JobKey("5[900,1-1000]@,7\n<3>x", 1))
+    journal.commit(replace(facts, domains=(n1.having(evil), facts.domains[1])), None, [])
+    assert again(journal).facts() == salvage(journal.path) == facts
+    assert "names 1 jobs by ids that PBS never makes" in caplog.text
+
+
 def test_a_new_journal_has_no_facts(journal: Journal) -> None:
     assert journal.facts() is None and journal.history() == [] and journal.states() == {}
 
