@@ -164,6 +164,15 @@ class BookStep:
     action: Action | None = None
     notes: tuple[str, ...] = ()
 
+    def is_charged(self, *, new: bool) -> bool:
+        """True if a host that changes its mind all the time could cause this step again and again.
+
+        `new`: the job had no entry. It has none any more when no host wants it stopped, so even a look or an alert
+        could be repeated.
+        """
+        repeated = new and (self.action is not None or bool(self.notes))
+        return repeated or isinstance(self.action, Suspend | Requeue)
+
 
 def step(
     key: JobKey,

@@ -273,8 +273,8 @@ class Farm:
             put_off_s = 0.0
             if isinstance(action, Suspend | Resume) and self._to_be_put_off(key, now):
                 put_off_s = PUT_OFF_S
-            elif isinstance(action, Suspend) and wish.stop and not self._suspensions.take(self._stops(key, wish), now):
-                put_off_s = OVER_S
+            elif wish.stop and result.is_charged(new=before is None):
+                put_off_s = 0.0 if self._suspensions.take(self._stops(key, wish), now) else OVER_S
             if put_off_s:
                 entry = before or LedgerEntry(id=key.id, run=key.run)
                 self._store(key, structs.replace(entry, not_before=now + put_off_s), now)

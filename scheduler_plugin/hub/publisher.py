@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from magrathea.budget import Budget
+from magrathea.logs import RationedLog
 from magrathea.pbs_text.states import DEAD_STATES
 from scheduler_plugin.pbs.base import Attributes, Connect, Pbs, PbsError, Vnode
 
@@ -89,6 +90,7 @@ class Publisher:
         self._used: dict[str, float] = {}
         """Seconds of the server's thread that each host has used lately."""
         self._used_at = 0.0
+        self._complaints = RationedLog(log, burst=10)
         self._pbs: Pbs | None = None
         self._compare_at = 0.0
         self._compare_after = 0.0
@@ -283,7 +285,8 @@ class Publisher:
         except PbsError as error:
             if error.transient:
                 raise
-            log.error("vnode %s: %s; tried again at the next comparison", name, error)
+            text = f"vnode {name}: {error}; tried again at the next comparison"
+            self._complaints.say(self._host_of(name), text, level=logging.ERROR)
             return
         finally:
             took_s = time.monotonic() - started

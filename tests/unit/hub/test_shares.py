@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from scheduler_plugin.hub.job_reports import BURST, OWN_BURST, PER_S
 from scheduler_plugin.hub.shares import OWN_PER_S, Shares
 from scheduler_plugin.hub.turns import Turns
 from tests.fakes.pbs import FakePbs
@@ -72,6 +73,36 @@ def test_jobs_that_a_host_names_and_then_forgets_fill_no_memory_while_pbs_is_awa
         hub.farm.snapshot(made, hub.at, hub.at)
         hub.farm.actions(hub.at)
     assert len(hub.farm._dirty) <= 200
+
+
+def test_jobs_that_somebody_else_has_suspended_are_looked_at_within_the_hosts_share() -> None:
+    pbs = FakePbs("n1")
+    ids = [f"{n}.srv" for n in range(100)]
+    for id in ids:
+        pbs.put(job(id, state="S"))
+    hub = SimHub(pbs)
+    began = hub.at
+    for _ in range(100):
+        hub.says("h1", domain("n1", [stopped(id) for id in ids]))
+        hub.settle(0.1)
+        hub.says("h1", domain("n1", [report(id) for id in ids]))
+        hub.settle(0.1)
+    assert pbs.count("job") <= 2 * (BURST + OWN_BURST + (PER_S + OWN_PER_S) * (hub.at - began)) + 10 < 10_000
+
+
+def test_alerts_that_a_host_causes_are_limited() -> None:
+    pbs = FakePbs("n1")
+    ids = [f"{n}.srv" for n in range(100)]
+    for id in ids:
+        pbs.put(job(id, rerunnable=False))
+    hub = SimHub(pbs)
+    lost = [report(id, stop=True, requeue=True, stopped_since=hub.at) for id in ids]
+    for _ in range(100):
+        hub.says("h1", domain("n1", lost))
+        hub.actions()
+        hub.says("h1", domain("n1"))
+        hub.actions()
+    assert 100 <= len(hub.notes) <= BURST + OWN_BURST + 10
 
 
 def test_each_host_pays_for_the_jobs_that_it_reports() -> None:
