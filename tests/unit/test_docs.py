@@ -33,6 +33,16 @@ def test_tests_that_a_document_names_exist(document: Path) -> None:
     assert not {f"{file}::{name}" for file, name in named if not _has_test(ROOT / file, name)}
 
 
+def test_each_attack_of_the_threat_model_has_its_test() -> None:
+    """A row of its tables is an attack, what it gets, and the test; so the page promises nothing that is not shown."""
+    lines = (ROOT / "docs" / "security.md").read_text().splitlines()
+    heads = {number for number, line in enumerate(lines[1:]) if line == "| --- | --- | --- |"}
+    rows = [line for number, line in enumerate(lines) if number not in heads and line.count(" | ") == 2]
+    rows = [line for line in rows if line.startswith("| ") and line != "| --- | --- | --- |"]
+    assert len(rows) > 40
+    assert not [row for row in rows if "`tests/" not in row.rpartition(" | ")[2]]
+
+
 def _has_test(file: Path, name: str) -> bool:
     return file.exists() and re.search(rf"^(async )?def {name}\(", file.read_text(), re.MULTILINE) is not None
 
