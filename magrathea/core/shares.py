@@ -18,9 +18,9 @@ from itertools import islice
 
 from .model import NOTHING, Amount, Domain, Host, Job, JobClass, Kind, Lifecycle, Mode, StoppedBy, once
 
-MOST_JOBS, MOST_JOBS_PER_CPU = 256, 4
-"""So many jobs a domain may have, the second for each CPU of its host. A job has a CPU, as a rule; some have none, and
-an admin may have told PBS of more CPUs than there are."""
+MOST_JOBS, MOST_JOBS_PER_CPU = 4096, 4
+"""So many jobs a domain may have, the second for each CPU of its host: no fewer than a message of a guest can list
+(`MAX_JOBS`). Jobs without CPUs run, too, and an admin may have told PBS of more CPUs than there are."""
 
 # Small questions about one domain.
 

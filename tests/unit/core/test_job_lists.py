@@ -201,7 +201,7 @@ def test_a_domain_has_no_more_jobs_than_its_host_could_run(mode: str) -> None:
     h = host(mode, cpus=8, n1="normal", n2="normal")
     most = MOST_JOBS + MOST_JOBS_PER_CPU * 8
     for number in range(3):
-        jobs = tuple(ReportedJob(key(f"{number}{n:04}"), 0) for n in range(4000))
+        jobs = tuple(ReportedJob(key(f"{number}{n:04}"), 0) for n in range(5000))
         h, decisions = handle(h, JobsReported(h.now + 15, "n1", jobs))
         assert len(get(h, "n1").jobs) <= most
         assert any(d.what is Note.LEFT_OUT for d in decisions if isinstance(d, Noted))
