@@ -161,7 +161,7 @@ class Heartbeat(Message, frozen=True, tag="heartbeat", omit_defaults=True):
     """In both directions, every `HEARTBEAT_S`.
 
     From a host it has the last revision, so that the hub can ask for a missing one. It also has the host's clock and
-    version, for `magrathea doctor`.
+    version, for `magrathea doctor`. A hub sends its version, too: without one it does not know `GivenAsked`.
     """
 
     sender: Word
@@ -256,6 +256,26 @@ class PartsTold(Message, frozen=True, tag="parts-told"):
     parts: list[UnreadyPart]
 
 
+class GivenAsked(Message, frozen=True, tag="given-asked"):
+    """Host to hub: has PBS given this run of the job to this vnode of mine? `id`: also the answer's.
+
+    Only a hub that sends its version with its heartbeats knows this question.
+    """
+
+    sender: Word
+    id: Count
+    job: JobId
+    run: Count
+    vnode: Word
+
+
+class GivenTold(Message, frozen=True, tag="given-told"):
+    """Hub to host. `given`: PBS's answer; None if PBS could not be asked, or the hub does not know the vnode yet."""
+
+    id: Count
+    given: bool | None
+
+
 class HostHistory(msgspec.Struct, kw_only=True, frozen=True):
     """One host's history, or why it sent none."""
 
@@ -345,8 +365,8 @@ class Outlook(msgspec.Struct, kw_only=True, frozen=True):
 HEARTBEAT_S = 2.0
 """Seconds between heartbeats. After three missing ones a host is `unknown` to PBS."""
 
-ToHub = Snapshot | Heartbeat | HistoryTold | PartsAsked
-ToHost = Books | Heartbeat | Resend | HistoryAsked | PartsTold
+ToHub = Snapshot | Heartbeat | HistoryTold | PartsAsked | GivenAsked
+ToHost = Books | Heartbeat | Resend | HistoryAsked | PartsTold | GivenTold
 
 _to_hub = msgspec.json.Decoder(ToHub)
 _to_host = msgspec.json.Decoder(ToHost)

@@ -118,7 +118,8 @@ class Daemon:
         if not applied.taken:
             return applied.decisions
         for decision in applied.decisions:
-            self._decided(decision)
+            if not ev.is_question(decision):
+                self._decided(decision)
         if applied.changed:
             self.hub.publish()
             self.switch.look_soon()
@@ -203,6 +204,13 @@ class Daemon:
         here = {self.configuration.vnode(name) for name in self.configuration.domain}
         there = [vnode for vnode in vnodes if vnode not in here]
         return await self.hub.unready(domain, key, there) if there else ()
+
+    async def given(self, domain: str, key: JobKey, within_s: float) -> bool | None:
+        """Whether PBS has given the job to the domain, by the hubs. None if none could say; True if all are too old."""
+        if self.hub.too_old_to_ask:
+            limited_log.say("hub", "no hub can ask PBS about claimed jobs; upgrade it: until then guests are believed")
+            return True
+        return await self.hub.given(key, self.configuration.vnode(domain), within_s)
 
     def actual_changed(self) -> None:
         self.hub.publish()

@@ -70,15 +70,16 @@ class Facts:
         """Make `event` a fact, and write it to disk. If the disk fails, a claim is refused; anything else counts."""
         before = self.host
         after, decisions = machine.handle(before, event)
+        told = tuple(d for d in decisions if not ev.is_question(d))
         changed = differs(before, after)
         states = self._new_states(after) if changed or isinstance(event, ev.TimerFired) else {}
         if changed or states:
-            if not self._commit(after, event, decisions, states) and isinstance(event, REFUSED_WITHOUT_JOURNAL):
+            if not self._commit(after, event, told, states) and isinstance(event, REFUSED_WITHOUT_JOURNAL):
                 text = f"{self.trouble}; without its journal this host takes no new jobs"
                 refusal = ev.Refused(event.domain, RefusalCode.JOURNAL, text, getattr(event, "key", None))
                 return Applied((refusal,), taken=False)
-        elif decisions:
-            self.journal.note(after.now, event, decisions)
+        elif told:
+            self.journal.note(after.now, event, told)
         self.host = after
         self.since.update(states)
         return Applied(decisions, changed=bool(changed or states))

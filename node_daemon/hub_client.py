@@ -31,6 +31,8 @@ from magrathea.messages import (
     MAX_BYTES,
     BadMessage,
     Books,
+    GivenAsked,
+    GivenTold,
     Heartbeat,
     HistoryAsked,
     PartsAsked,
@@ -73,6 +75,9 @@ class _Hub:
     due: bool = True
     books: dict[JobKey, Booking] = field(default_factory=dict)
     asked: dict[int, asyncio.Future[PartsTold]] = field(default_factory=dict)
+    asked_given: dict[int, asyncio.Future[GivenTold]] = field(default_factory=dict)
+    version: str | None = None
+    """Its release; empty if it is so old that it does not say it, None before its first heartbeat."""
 
 
 @dataclass
@@ -227,10 +232,13 @@ class HubClient:
             case PartsTold():
                 if (asked := hub.asked.pop(message.id, None)) is not None:
                     asked.set_result(message)
+            case GivenTold():
+                if (given := hub.asked_given.pop(message.id, None)) is not None:
+                    given.set_result(message)
             case Resend():
                 hub.due = True
-            case Heartbeat():
-                pass  # it only shows that the hub is there
+            case Heartbeat(version=version):
+                hub.version = version
             case _:
                 assert_never(message)
         hub.due = hub.due or first
@@ -283,6 +291,39 @@ class HubClient:
                     hub.asked.pop(number, None)
             return together(tuple(Unready(p.stage, p.text) for p in answer.result().parts) for answer in done)
 
+    @property
+    def too_old_to_ask(self) -> bool:
+        """True if a hub answers, and each that does is of a release that cannot be asked about a job."""
+        there = [hub for hub in self._hubs if hub.heard_at is not None]
+        return bool(there) and all(hub.version == "" for hub in there)
+
+    async def given(self, key: JobKey, vnode: str, within_s: float) -> bool | None:
+        """Whether PBS has given the job to this vnode: True if one hub's PBS has, False if none has.
+
+        None if it is not known: no hub answers in time, or one that would have to be asked cannot ask its PBS.
+        """
+        loop = asyncio.get_running_loop()
+        number = next(self._ids)
+        question = encode(GivenAsked(sender=self.host, id=number, job=key.id, run=key.run, vnode=vnode))
+        for hub in self._hubs:
+            if hub.heard_at is not None and hub.version and self._send(hub, question):
+                hub.asked_given[number] = loop.create_future()
+        waiting = {asked for hub in self._hubs if (asked := hub.asked_given.get(number)) is not None}
+        answers: list[bool | None] = []
+        try:
+            async with asyncio.timeout(within_s):
+                while waiting:
+                    done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                    answers += [answer.result().given for answer in done]
+                    if True in answers:
+                        return True
+        except TimeoutError:
+            return None
+        finally:
+            for hub in self._hubs:
+                hub.asked_given.pop(number, None)
+        return False if answers and None not in answers else None
+
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
@@ -304,6 +345,7 @@ class HubClient:
                 if hub.heard_at is not None and loop.time() - hub.heard_at > SILENT_S:
                     log.warning("hub %s has been silent for %g s: lost", hub.endpoint, SILENT_S)
                     hub.heard_at = None
+                    hub.version = None
                     hub.due = True
             if self._found and all(hub.heard_at is None for hub in self._hubs):
                 self._found = False

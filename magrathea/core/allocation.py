@@ -46,6 +46,14 @@ def verdict(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal 
     return _gate(host, domain, cls, size) or blocked(host, domain, cls) or _sized(host, domain, cls, size)
 
 
+def costs_siblings(host: Host, domain: Domain, victims: tuple[str, ...]) -> bool:
+    """True if a job that `verdict` lets in costs siblings something: it stops their jobs, or keeps stopped ones so.
+
+    Such a claim counts only if PBS itself has given the job to the domain (docs/rules.md, "Who is believed").
+    """
+    return bool(victims) or any(d.stopped for d in host.workers if d.name != domain.name)
+
+
 def _gate(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | None:
     name, cpus, mib = domain.name, host.cpus, host.memory_mib
     gates: tuple[tuple[bool, RefusalCode, Callable[[], str]], ...] = (

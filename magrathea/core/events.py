@@ -31,12 +31,17 @@ class EventOfJob(EventOfDomain):
 
 @dataclass(frozen=True, slots=True)
 class Claimed(EventOfJob):
-    """A MoM hook asks, before a job starts, whether it may start here. Answered by `Accepted` or `Refused`."""
+    """A MoM hook asks, before a job starts, whether it may start here. Answered by `Accepted` or `Refused`.
+
+    `given`: PBS has given this job to the domain, as a hub said. False: nobody has asked yet. Then a claim that would
+    cost a sibling something is refused (`UNCONFIRMED`), and the caller asks a hub and claims again.
+    """
 
     cls: JobClass
     cpus: int
     memory_mib: int = 0
     rerunnable: bool = True
+    given: bool = True
 
 
 class Released(EventOfJob):
@@ -325,6 +330,11 @@ class Refused:
     code: RefusalCode
     text: str
     key: JobKey | None = None
+
+
+def is_question(decision: Accepted | Refused | Noted) -> bool:
+    """True if the claim has no answer yet, because a hub must be asked first. The answer is another decision."""
+    return isinstance(decision, Refused) and decision.code is RefusalCode.UNCONFIRMED
 
 
 class Note(StrEnum):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from . import events as ev
-from .allocation import verdict
+from .allocation import costs_siblings, verdict
 from .changes import Result, preempt, refuse, remove_job, without_jobs
 from .model import NOTHING, Amount, Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, StoppedBy
 from .refusals import Refusal, RefusalCode
@@ -36,8 +36,12 @@ def claimed(host: Host, domain: Domain, event: ev.Claimed) -> Result:
     answer = verdict(host, here, event.cls, Amount(event.cpus, event.memory_mib))
     if isinstance(answer, Refusal):
         return refuse(before, event, answer.code, answer.text)
+    if not event.given and costs_siblings(host, here, answer):
+        text = f"{event.key} would cost siblings of {domain.name} something, and PBS has not been asked about it"
+        return refuse(before, event, RefusalCode.UNCONFIRMED, text)
     host, more = preempt(host, answer, str(event.key))
     new = Job(event.key, event.cls, event.cpus, event.memory_mib, host.now, host.now, rerunnable=event.rerunnable)
+    new = replace(new, given=event.given)
     host = host.having(replace(here.having(new), linger_until=None, linger_size=NOTHING))
     return host, (*said, *more, ev.Accepted(domain.name, event.key, answer))
 

@@ -161,7 +161,8 @@ class Job:
     continued. `ending`: PBS reports it as exiting. `stopped_since`, `stopper`: both set or both None. `booked`: PBS
     holds it as admin-suspended by the hub. `held_elsewhere`: another of the job's hosts wants it stopped.
     `missing`: how many of MoM's lists in a row lacked it. `preemptions`, `preempted_s`: times and seconds stopped
-    by us so far, the present stop's seconds not included. `rerunnable`: PBS may requeue it.
+    by us so far, the present stop's seconds not included. `rerunnable`: PBS may requeue it. `given`: a hub has said
+    that PBS gave the job to this domain.
     """
 
     key: JobKey
@@ -181,6 +182,7 @@ class Job:
     preemptions: int = 0
     preempted_s: float = 0.0
     rerunnable: bool = True
+    given: bool = False
 
     @property
     def size(self) -> Amount:

@@ -53,6 +53,7 @@ class RefusalCode(StrEnum):
     NO_JOBS_HERE = "no-jobs-here"
     NOT_FREEZABLE = "not-freezable"
     NOT_FROZEN = "not-frozen"
+    NOT_GIVEN = "not-given"
     NOT_PERMITTED = "not-permitted"
     NOT_SAVING = "not-saving"
     NOT_STOPPED = "not-stopped"
@@ -73,6 +74,7 @@ class RefusalCode(StrEnum):
     TOO_MANY = "too-many"
     TOO_SLOW = "too-slow"
     TWO_DOMAINS = "two-domains"
+    UNCONFIRMED = "unconfirmed"
     UNKNOWN_DOMAIN = "unknown-domain"
     UNKNOWN_JOB = "unknown-job"
     UNKNOWN_OP = "unknown-op"
@@ -217,6 +219,19 @@ TABLE: tuple[Meaning, ...] = (
             _C.HUB_LOST,
             "no hub answers, and the job would preempt or has parts on other hosts",
             "start the hub; see `[hub]` in `noded.toml`",
+        ),
+        (
+            _C.UNCONFIRMED,
+            "the job would preempt, or keep preempted jobs stopped, and no hub could ask PBS in time whether it has "
+            "given the job to this domain",
+            "see the hub's log: does PBS answer it?",
+        ),
+        (
+            _C.NOT_GIVEN,
+            "the job would preempt, or keep preempted jobs stopped, and PBS has not given it to this domain",
+            "nothing, if PBS took the job back; otherwise somebody in that guest claims jobs that are not there: look "
+            "after the guest, and at the vnode of the domain in `noded.toml`",
+            Again.LATER,
         ),
         (_C.PAUSED, "the host is paused, and the job needs something stopped or moved", "`magrathea unpause`"),
         (

@@ -121,7 +121,7 @@ def _claim(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
         memory = 0
     name = domain.name if random.random() < 0.99 else "nowhere"
     key = JobKey(random.choice(IDS), random.choice((1, 1, 1, 2, 3)))
-    return ev.Claimed(when, name, key, cls, cpus, memory, random.random() < 0.8)
+    return ev.Claimed(when, name, key, cls, cpus, memory, random.random() < 0.8, given=random.random() < 0.8)
 
 
 def _release(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:

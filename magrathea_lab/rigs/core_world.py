@@ -258,10 +258,26 @@ class World:
                 self._must(False, what)
         if isinstance(event, ev.Claimed) and accepted:
             self._accepted(calm, after, event, accepted[0])
+        if isinstance(event, ev.Claimed):
+            self._costs_siblings(calm, event, decisions)
         gone = {(d.name, j.key) for d in calm.domains for j in d.jobs}
         gone -= {(d.name, j.key) for d in after.domains for j in d.jobs}
         noted = {(d.domain, d.key) for d in decisions if isinstance(d, ev.Noted) and d.key}
         self._must(gone <= noted, f"the end of {gone - noted} is not told")
+
+    def _costs_siblings(self, calm: Host, event: ev.Claimed, decisions: tuple[ev.Decision, ...]) -> None:
+        """A claim that PBS was not asked about is refused if, and only if, it would cost a sibling something."""
+        was = calm.domain(event.domain)
+        if was is None or was.job(event.key) is not None:
+            return
+        unconfirmed = any(ev.is_question(d) for d in decisions)
+        self._must(not (event.given and unconfirmed), "what PBS has given needs no question")
+        if event.given:
+            return
+        asked = next((d for d in handle(calm, replace(event, given=True))[1] if isinstance(d, ev.Accepted)), None)
+        siblings_stopped = any(oracle.ours(j) for s in oracle.siblings(calm, was) for j in s.jobs)
+        costs = asked is not None and bool(asked.victims or siblings_stopped)
+        self._must(unconfirmed == costs, f"it would cost siblings {costs}, and must be confirmed: {unconfirmed}")
 
     def _accepted(self, calm: Host, after: Host, event: ev.Claimed, answer: ev.Accepted) -> None:
         here, was = after.domain(event.domain), calm.domain(event.domain)

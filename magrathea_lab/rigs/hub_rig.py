@@ -1,21 +1,24 @@
-"""Replaces the hub for one host, without PBS: it answers snapshots over ZeroMQ and books what the host wants
-stopped."""
+"""Replaces the hub for one host, without PBS: it answers snapshots and questions over ZeroMQ, and books what the host
+wants stopped."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import zmq
 import zmq.asyncio
 
+from magrathea import __version__
 from magrathea.messages import (
     HEARTBEAT_S,
     BadMessage,
     BookEntry,
     Books,
+    GivenAsked,
+    GivenTold,
     Heartbeat,
     Resend,
     Snapshot,
@@ -35,6 +38,11 @@ class HubRig:
     def __init__(self, endpoint: str, *, books: bool = True) -> None:
         self.endpoint = endpoint
         self.books = books
+        self.version = __version__
+        """Empty: it is a hub of the release before, which knows no questions about jobs."""
+        self.given: Callable[[GivenAsked], bool | None] = lambda asked: True
+        """What PBS would answer."""
+        self.asked: list[GivenAsked] = []
         self.snapshots: list[Snapshot] = []
         self.booked: dict[tuple[str, int], bool] = {}
         self._context = zmq.asyncio.Context()
@@ -66,9 +74,13 @@ class HubRig:
             if isinstance(message, Snapshot):
                 self.snapshots.append(message)
                 await self._answer(peer, message)
+            elif isinstance(message, GivenAsked):
+                if self.version:  # an older hub does not know the question
+                    self.asked.append(message)
+                    told = GivenTold(id=message.id, given=self.given(message))
+                    await self._socket.send_multipart([peer, encode(told)])
             else:
-                beat = Heartbeat(sender="hub", boot_id="hub", revision=0)
-                await self._socket.send_multipart([peer, encode(beat)])
+                await self._socket.send_multipart([peer, encode(self._heartbeat())])
 
     async def _answer(self, peer: bytes, snapshot: Snapshot) -> None:
         jobs = {(j.id, j.run): j for d in snapshot.domains for j in d.jobs}
@@ -83,11 +95,13 @@ class HubRig:
         books = Books(hub_id="hub", acked_revision=snapshot.revision, jobs=entries)
         await self._socket.send_multipart([peer, encode(books)])
 
+    def _heartbeat(self) -> Heartbeat:
+        return Heartbeat(sender="hub", boot_id="hub", revision=0, version=self.version)
+
     async def _beat(self) -> None:
         while True:
             for peer in self._peers:
-                beat = Heartbeat(sender="hub", boot_id="hub", revision=0)
-                await self._socket.send_multipart([peer, encode(beat)])
+                await self._socket.send_multipart([peer, encode(self._heartbeat())])
             await asyncio.sleep(HEARTBEAT_S / 2)
 
     async def close(self) -> None:

@@ -1,7 +1,8 @@
 """Turns what guests say into events, and answers them.
 
-A claim is answered within DAEMON_CLAIM_S, because MoM does nothing else in the meantime. It is granted when all jobs
-that had to stop have stopped and CPU has moved. If they have not stopped in time, it is refused, its fact is taken
+A claim is answered within DAEMON_CLAIM_S, because MoM does nothing else in the meantime. If it would cost a sibling
+something, a hub is asked first whether PBS has given the job to the domain (confirmation.py). It is granted when all
+jobs that had to stop have stopped and CPU has moved. If they have not stopped in time, it is refused, its fact is taken
 away, and the plan leads back.
 """
 
@@ -19,16 +20,17 @@ from magrathea.core import events as ev
 from magrathea.core import plan
 from magrathea.core.model import Host, JobKey, MemoryComing, MemoryLack, MemoryShort, Stage
 from magrathea.core.readiness import Unready, held_back, unready
-from magrathea.core.refusals import RefusalCode, retry_after_s
+from magrathea.core.refusals import Refusal, RefusalCode, retry_after_s
 from magrathea.deadlines import DAEMON_CLAIM_S, MEMORY_GLANCE_S
 from magrathea.logs import RationedLog
 
 from ..facts import differs
-from ..guest_channel.messages import AnyRequest, Claim, Hello, Jobs, Launched, Prepared, Release, Report
+from ..guest_channel.messages import AnyRequest, Claim, ClaimedJob, Hello, Jobs, Launched, Prepared, Release, Report
 from ..hypervisor.base import Driver
 from ..switch.bounds import lockable_mib
 from ..switch.progress import CpuComing, Unstopped
 from ..switch.switch import Switch
+from .confirmation import Confirmation, Given, Mark
 from .pace import LISTS_S, REPORTS_S, UNCHANGED, Pace, Turns
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,10 @@ class DaemonForClaims(Protocol):
         """The job's parts in vnodes of other hosts that are not ready. None if no hub answers."""
         ...
 
+    async def given(self, domain: str, key: JobKey, within_s: float) -> bool | None:
+        """Whether PBS has given the job to the domain; None if no hub could say. True if all hubs are too old."""
+        ...
+
     def actual_changed(self) -> None: ...
 
     def now(self) -> float: ...
@@ -77,6 +83,7 @@ class Claims:
         self._granted: set[tuple[str, JobKey]] = set()
         self._waiting: dict[tuple[str, JobKey], str] = {}
         self._unheard_since: dict[tuple[str, JobKey], float] = {}
+        self._confirmation = Confirmation(daemon)
         self._lists = Pace(LISTS_S)
         self._reports = Pace(REPORTS_S)
         self._turns = Turns(lambda: daemon.host.cpus)
@@ -109,7 +116,7 @@ class Claims:
                 return await self._claim(domain, request)
             case Release():
                 self._granted.discard((domain, request.job.key))
-                await self._enter(domain, lambda now: ev.Released(now, domain, request.job.key))
+                await self._release((domain, request.job.key))
             case Launched():
                 await self._enter(domain, lambda now: ev.JobLaunched(now, domain, request.job.key))
                 self._note_waiting((domain, request.job.key), "")  # if its prologue still waits, it asks again
@@ -125,15 +132,13 @@ class Claims:
                 assert_never(request)
         return {"ok": True}
 
-    async def _enter(
-        self, domain: str, event: Callable[[float], ev.Event], least: float = UNCHANGED
-    ) -> tuple[ev.Decision, ...]:
-        """Make what happened at that time a fact, in the domain's turn. `least`: changes that it counts as."""
+    async def _enter(self, domain: str, event: Callable[[float], ev.Event]) -> tuple[ev.Decision, ...]:
+        """Make what happened at that time a fact, in the domain's turn."""
         daemon = self._daemon
         async with self._turns.turn(domain) as spend:
             before = daemon.host
             decisions = daemon.apply(event(daemon.now()))
-            spend(1 if differs(before, daemon.host) else least)
+            spend(1 if differs(before, daemon.host) else UNCHANGED)
         return decisions
 
     async def _claim(self, domain: str, request: Claim) -> Reply:
@@ -143,30 +148,64 @@ class Claims:
         self._to_enter[mark] += 1
         try:
             async with asyncio.timeout_at(end):
-                decisions = await self._enter(
-                    domain,
-                    lambda now: ev.Claimed(now, domain, job.key, job.cls, job.cpus, job.memory_mib, job.rerunnable),
-                    least=1,  # a refusal is published
-                )
+                refused = await self._claimed(domain, job)
         except TimeoutError:
             return refusal(RefusalCode.BUSY, f"{domain} claims and releases too many jobs; ask again later")
         finally:
             self._to_enter -= Counter([mark])
-        for decision in decisions:
-            if isinstance(decision, ev.Refused) and decision.key == job.key:
-                daemon.refused(domain, job.key, decision.code, decision.text)
-                return refusal(decision.code, decision.text)
+        if refused is not None:
+            if refused.code is not RefusalCode.RELEASED:
+                daemon.refused(domain, job.key, refused.code, refused.text)
+            return refusal(refused.code, refused.text)
         known = self._job(mark)
         if known is None:
             return refusal(RefusalCode.RELEASED, f"{job.key} was released while it was claimed")
         granted = mark in self._granted or known.launched or known.confirmed
-        if not granted and (refused := await self._switched(mark, end) or self._paused(mark)) is not None:
-            return refused
+        if not granted and (answer := await self._switched(mark, end) or self._paused(mark)) is not None:
+            return answer
         self._granted = {m for m in self._granted if self._job(m) is not None} | {mark}
         daemon.observe("answer")
         took_ms = (time.monotonic() - asked) * 1000
         limited_log.say(domain, f"{domain}: claim of {job.key} granted after {took_ms:.1f} ms", level=logging.INFO)
         return {"ok": True}
+
+    async def _claimed(self, domain: str, job: ClaimedJob) -> Refusal | None:
+        """Make the claim a fact, after a question to a hub if that is needed. Returns a refusal if it is none."""
+        refused = await self._try(domain, job, given=False)
+        if refused is not None and refused.code is RefusalCode.UNCONFIRMED:
+            refused = await self._unconfirmed((domain, job.key)) or await self._try(domain, job, given=True)
+        if refused is not None:
+            self._turns.spend(domain, 1)  # it is published
+        return refused
+
+    async def _try(self, domain: str, job: ClaimedJob, *, given: bool) -> Refusal | None:
+        size = (job.cpus, job.memory_mib, job.rerunnable)
+        decisions = await self._enter(domain, lambda now: ev.Claimed(now, domain, job.key, job.cls, *size, given))
+        refused = (d for d in decisions if isinstance(d, ev.Refused) and d.key == job.key)
+        return next((Refusal(d.code, d.text) for d in refused), None)
+
+    async def _release(self, mark: Mark) -> None:
+        """End the job, and a claim of it that waits for a hub: one that waits now, and one whose turn came before."""
+        self._confirmation.withdraw(mark)
+        await self._enter(mark[0], lambda now: ev.Released(now, *mark))
+        self._confirmation.withdraw(mark)
+
+    async def _unconfirmed(self, mark: Mark) -> Refusal | None:
+        """Ask whether PBS has given the job to the domain. Returns a refusal if that is not known to be so."""
+        domain, key = mark
+        match await self._confirmation.given(mark):
+            case Given.YES:
+                return None
+            case Given.WITHDRAWN:
+                return Refusal(RefusalCode.RELEASED, f"{key} was released while it was claimed")
+            case Given.NO:
+                text = f"PBS has not given {key} to {domain}, so no job is stopped for it"
+                limited_log.say(domain, f"{domain}: claim of {key} refused: {text}")
+                return Refusal(RefusalCode.NOT_GIVEN, text)
+            case Given.UNKNOWN:
+                text = f"no hub could ask PBS whether {key} is {domain}'s, so no job is stopped for it"
+                limited_log.say(domain, f"{domain}: claim of {key} refused: {text}")
+                return Refusal(RefusalCode.UNCONFIRMED, text)
 
     def _job(self, mark: tuple[str, JobKey]) -> Any:
         found = self._daemon.host.domain(mark[0])

@@ -38,7 +38,7 @@ from .books import (
 )
 from .job_comments import JobComments
 from .job_parts import QUESTIONS_BURST, QUESTIONS_OWN_BURST, QUESTIONS_PER_S, unheard, unready_part
-from .job_reports import BURST, OWN_BURST, PER_S, JobReports, Questions
+from .job_reports import BURST, OWN_BURST, PER_S, JobReports, Questions, is_given
 from .job_wishes import Heard, JobWish, wish_of
 from .ledger import Kept, Paid
 from .maintenance import Maintenance
@@ -89,15 +89,13 @@ class Farm:
         self._busy: set[JobKey] = set()
         self._touched: dict[JobKey, float] = {}
         self._paid: Paid = dict(kept.paid)
-        """A host cannot claim the same time twice, even as another run. PBS may not show the hub which run a job is
-        in."""
+        """A host cannot claim the same time twice, even as another run: PBS may not show which run a job is in."""
         self._dirty: set[JobKey] = set(self.entries)
         self._put_off: dict[JobKey, float] = {}
         self._node_fail_requeue_s = DEFAULT_NODE_FAIL_REQUEUE_S
         self._vnodes_read = False
         self._jobs_read = False
-        self.maintenance = Maintenance()
-        self.comments = JobComments()
+        self.maintenance, self.comments = Maintenance(), JobComments()
 
     @property
     def knows_pbs(self) -> bool:
@@ -437,6 +435,15 @@ class Farm:
             return False
         vnode = next(iter(self._reports.vnodes(key, asking)), "")
         return self._part_questions.take([self._cause(asking, vnode)], now)
+
+    def has_given(self, host: str, key: JobKey, vnode: str) -> bool:
+        """True if PBS has said that it gave the job to this vnode of the host; if not, PBS must be asked."""
+        return key in self._seen and self._speaks(host, vnode) and is_given(key, vnode, self._seen[key].job)
+
+    def may_ask(self, host: str, vnode: str, now: float) -> bool:
+        """True if PBS may be asked about a job of this vnode for the host. It takes one of the host's questions."""
+        mine, causes = self._vnodes_read and self._speaks(host, vnode), [self._cause(host, vnode)]
+        return mine and self._part_questions.take(causes, now)
 
     def _has_part(self, host: str, key: JobKey) -> bool:
         seen = self._seen.get(key)

@@ -20,7 +20,7 @@ from typing import Any, assert_never
 
 import msgspec
 
-from magrathea import files, supervision
+from magrathea import __version__, files, supervision
 from magrathea.budget import Budget
 from magrathea.control import Control, ControlRequest, Denied, granted
 from magrathea.core.model import JobKey
@@ -33,6 +33,8 @@ from magrathea.messages import (
     MAX_BYTES,
     BookEntry,
     Books,
+    GivenAsked,
+    GivenTold,
     Heartbeat,
     HistoryTold,
     PartsAsked,
@@ -54,6 +56,7 @@ from .farm import Farm
 from .histories import MOST_HOSTS, Histories
 from .job_actions import RefusalProgress, explain, perform, say
 from .job_comments import Comment
+from .job_reports import is_given
 from .keys import KeysError
 from .lanes import Lane
 from .publisher import Publisher, Read
@@ -109,6 +112,8 @@ class Hub:
         self._histories = Histories(self._channel.send)
         self.farm.bind(self._channel.bindings)
         self._pool = CallPool(self._connect, settings.workers, settings.call_deadline_s + GRACE_S)
+        # a claim waits for its answer, and the pool's threads may all wait for MoMs
+        self._questions = CallPool(self._connect, 1, settings.call_deadline_s + GRACE_S)
         budget = Budget(settings.publish_budget, settings.publish_burst_s, time.monotonic())
         self._failed: asyncio.Future[None] = self._loop.create_future()
         self._publisher = Publisher(self._connect, self._on_read, self._on_failed, budget, settings.compare_s)
@@ -144,6 +149,7 @@ class Hub:
             await control.close()
             await self._channel.close()
             self._pool.close()
+            self._questions.close()
             await asyncio.to_thread(self._publisher.close, CLOSE_S)
 
     def compare(self) -> None:
@@ -185,6 +191,8 @@ class Hub:
                 self._histories.told(host, message)
             case PartsAsked():
                 self._start(self._tell_parts(host, message))
+            case GivenAsked():
+                self._start(self._tell_given(host, message))
             case Heartbeat():
                 self._beat_heard(host, message)
             case _:
@@ -214,6 +222,19 @@ class Hub:
             for host, part in causes.items():
                 self._channel.charge(host, took_s * part / whole, lane)
 
+    async def _tell_given(self, host: str, asked: GivenAsked) -> None:
+        """Answer a claim that waits for it: by what PBS has said before, otherwise by asking PBS now."""
+        key, at = JobKey(asked.job, asked.run), time.time()
+        given = True if self.farm.has_given(host, key, asked.vnode) else None
+        if given is None and self.farm.may_ask(host, asked.vnode, at):
+            try:
+                job = await self._questions.run(lambda pbs: pbs.job(key.id), [host])
+                self.farm.looked(key, job, at)
+                given = is_given(key, asked.vnode, job)
+            except PbsError as error:
+                log.info("job %s: PBS cannot be asked: %s", key, error)
+        self._channel.send(host, GivenTold(id=asked.id, given=given))
+
     def _beat_heard(self, host: str, beat: Heartbeat) -> None:
         if beat.at:
             self.farm.machine(host, beat.at - time.time(), beat.version)
@@ -226,7 +247,7 @@ class Hub:
             self._kick.set()
 
     def _greeting(self) -> Heartbeat:
-        return Heartbeat(sender="hub", boot_id=self._id, revision=0)
+        return Heartbeat(sender="hub", boot_id=self._id, revision=0, version=__version__)
 
     def _tell_books(self, hosts: Iterable[str], again: bool = False) -> None:
         """Send hosts their books if these have changed; `again`: also if the host's snapshot does not show them."""

@@ -40,6 +40,11 @@ def _is(job: PbsJob, key: JobKey) -> bool:
     return job.id == key.id and job.is_run(key.run)
 
 
+def is_given(key: JobKey, vnode: str, job: PbsJob | None) -> bool:
+    """True if PBS has given this run of the job to the vnode. `job`: PBS's answer to the job's id."""
+    return job is not None and _is(job, key) and vnode in job.vnodes
+
+
 class JobReports:
     """The job reports of the hosts' last snapshots, by job, host and vnode."""
 

@@ -19,7 +19,7 @@ from enum import Enum
 from typing import Generic, TypeVar
 
 from magrathea.budget import Budget
-from magrathea.messages import MAX_BYTES, BadMessage, Heartbeat, HistoryTold, PartsAsked, Snapshot, ToHub
+from magrathea.messages import MAX_BYTES, BadMessage, GivenAsked, Heartbeat, HistoryTold, PartsAsked, Snapshot, ToHub
 
 RATE_PER_S = 200
 """Messages of one host in one lane, averaged over `RATE_OVER_S`; a daemon sends 50 snapshots a second at most."""
@@ -28,7 +28,7 @@ LOOP_SHARE, LOOP_BURST_S = 0.1, 0.5
 """The share of the loop's time for one host, and how much of it a host can save up. A snapshot of 2,000 jobs takes
 some 20 ms."""
 PARTS_SHARE, PARTS_BURST_S = 0.05, 0.25
-"""The same for questions about parts of jobs. The largest takes less than 1 ms."""
+"""The same for questions, about parts of jobs and about claimed jobs. The largest takes less than 1 ms."""
 SHORT_BYTES = 4096
 """No heartbeat is longer."""
 QUESTION_BYTES = 64 * 1024
@@ -44,12 +44,14 @@ T = TypeVar("T")
 class Lane(Enum):
     BEATS = "heartbeats"
     PARTS = "questions about parts of jobs"
+    CLAIMS = "questions about claimed jobs"
     REST = "snapshots"
 
 
 _KINDS: dict[bytes, tuple[type[ToHub], Lane, int]] = {
     b"heartbeat": (Heartbeat, Lane.BEATS, SHORT_BYTES),
     b"parts-asked": (PartsAsked, Lane.PARTS, QUESTION_BYTES),
+    b"given-asked": (GivenAsked, Lane.CLAIMS, SHORT_BYTES),
     b"snapshot": (Snapshot, Lane.REST, MAX_BYTES),
     b"history-told": (HistoryTold, Lane.REST, MAX_BYTES),
 }
@@ -85,6 +87,10 @@ def kind_of(data: memoryview) -> Kind:
     made, lane, largest = _KINDS[found[1]]
     if len(data) > largest:
         raise BadMessage(f"{len(data)} bytes; the limit for its type is {largest}")
+    if lane is Lane.CLAIMS:
+        return Kind(
+            made, lane, head
+        )  # each waits for itself: guests that claim the same job are no obstacle to another
     job = _JOB.search(head) if lane is Lane.PARTS else None
     return Kind(made, lane, (made, job[1] if job else b""))
 
@@ -130,7 +136,8 @@ class Lanes(Generic[T]):
 
     def _lane(self, host: str, lane: Lane) -> _LaneOfHost[T]:
         if (host, lane) not in self._lanes:
-            share, burst_s = (PARTS_SHARE, PARTS_BURST_S) if lane is Lane.PARTS else (LOOP_SHARE, LOOP_BURST_S)
+            questions = lane in (Lane.PARTS, Lane.CLAIMS)
+            share, burst_s = (PARTS_SHARE, PARTS_BURST_S) if questions else (LOOP_SHARE, LOOP_BURST_S)
             self._lanes[host, lane] = _LaneOfHost(Budget(share, burst_s, self._clock()))
         return self._lanes[host, lane]
 

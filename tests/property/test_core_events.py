@@ -30,6 +30,8 @@ STEP_S = st.sampled_from((0.0, 0.5, 3.0, 5.0, 16.0, 31.0, 61.0, 300.0))
 JOB_ID = st.sampled_from(("1", "2", "3", "4"))
 RUN = st.sampled_from((1, 1, 1, 2, 3))
 CPUS = st.sampled_from((1, 2, 3, 4, 8, 0, -1, 99))
+GIVEN = st.sampled_from((True, True, False))
+"""Whether PBS has been asked about a claimed job."""
 MIB = st.sampled_from((0, 0, 100, 700, 2_000, -5))
 
 
@@ -82,21 +84,23 @@ class AnyEvents(RuleBasedStateMachine):
 
     # Jobs
 
-    @rule(step=STEP_S, index=INDEX, id=JOB_ID, run=RUN, cpus=CPUS, mib=MIB, protected=st.booleans())
-    def claim(self, step: float, index: int, id: str, run: int, cpus: int, mib: int, protected: bool) -> None:
+    @rule(step=STEP_S, index=INDEX, id=JOB_ID, run=RUN, cpus=CPUS, mib=MIB, protected=st.booleans(), given=GIVEN)
+    def claim(
+        self, step: float, index: int, id: str, run: int, cpus: int, mib: int, protected: bool, given: bool
+    ) -> None:
         domain = self.domain(index)
         classes = CLASS_FOR[domain.kind]
         cls = classes[-1] if protected else classes[0]
-        self.world.do(ev.Claimed(self.now + step, domain.name, JobKey(id, run), cls, cpus, mib))
+        self.world.do(ev.Claimed(self.now + step, domain.name, JobKey(id, run), cls, cpus, mib, given=given))
 
-    @rule(index=INDEX, id=JOB_ID, cpus=st.integers(1, 4))
-    def claim_where_it_is_invited(self, index: int, id: str, cpus: int) -> None:
+    @rule(index=INDEX, id=JOB_ID, cpus=st.integers(1, 4), given=GIVEN)
+    def claim_where_it_is_invited(self, index: int, id: str, cpus: int, given: bool) -> None:
         h = self.world.host
         inviting = [(d, c) for d in h.domains for c in states.accepts(h, d)]
         inviting = [(d, c) for d, c in inviting if states.state_of(h, d) is State.WOULD_PREEMPT] or inviting
         if inviting:
             domain, cls = inviting[index % len(inviting)]
-            self.world.do(ev.Claimed(self.now, domain.name, JobKey(id, 1), cls, cpus))
+            self.world.do(ev.Claimed(self.now, domain.name, JobKey(id, 1), cls, cpus, given=given))
 
     @rule(index=INDEX, cls=st.sampled_from(tuple(JobClass)), name=st.sampled_from(("nowhere", *NAMES)))
     def absurd_claim(self, index: int, cls: JobClass, name: str) -> None:

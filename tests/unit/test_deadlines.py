@@ -48,7 +48,7 @@ def test_each_gives_up_before_the_one_that_waits_for_it() -> None:
     assert all(inner < outer for inner, outer in itertools.pairwise(waiting))
     assert deadlines.ORDER_S + deadlines.ORDER_MARGIN_S <= deadlines.DAEMON_CLAIM_S + 1e-9
     assert deadlines.AGENT_CLAIM_S - deadlines.DAEMON_CLAIM_S >= 0.2 - 1e-9, "for the guest channel, to and fro"
-    assert max(deadlines.MEMORY_GLANCE_S, MAX_CONFIGURED_WARN_S) < deadlines.DAEMON_CLAIM_S
+    assert max(deadlines.CONFIRM_S, deadlines.MEMORY_GLANCE_S, MAX_CONFIGURED_WARN_S) < deadlines.DAEMON_CLAIM_S
 
 
 def test_the_hook_has_the_same_numbers() -> None:

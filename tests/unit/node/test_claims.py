@@ -46,6 +46,8 @@ class Owner:
         self.switch: Any = NeverStops(self)
         self.told: list[tuple[str, JobKey, str]] = []
         self.unready: tuple[Unready, ...] | None = ()
+        self.asked: list[tuple[str, JobKey]] = []
+        self.pbs_gave: bool | None = True
 
     def now(self) -> float:
         return self.host.now
@@ -59,6 +61,10 @@ class Owner:
 
     async def parts_elsewhere(self, domain: str, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
         return self.unready if "elsewhere" in vnodes else ()
+
+    async def given(self, domain: str, key: JobKey, within_s: float) -> bool | None:
+        self.asked.append((domain, key))
+        return self.pbs_gave
 
     def actual_changed(self) -> None:
         return

@@ -84,6 +84,9 @@ class Owner:
     async def parts_elsewhere(self, domain: str, key: JobKey, vnodes: list[str]) -> Any:
         raise NotImplementedError
 
+    async def given(self, domain: str, key: JobKey, within_s: float) -> bool | None:
+        raise NotImplementedError
+
     def actual_changed(self) -> None:
         raise NotImplementedError
 

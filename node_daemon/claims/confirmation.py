@@ -1,0 +1,100 @@
+"""Whether PBS has given a job to the domain whose guest claims it.
+
+Rule 1: what a guest says about a job costs its siblings nothing until a hub has asked PBS. Which claims need that is
+decided in the core (`allocation.costs_siblings`); all others are granted without a question.
+Rule 2: each domain has its own share of the questions that the hubs answer to this host. A guest that claims jobs that
+are not there uses up its own share only.
+Rule 3: a hub of the release before this one cannot be asked. Then claims are granted as that release granted them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from enum import Enum, auto
+from typing import Protocol
+
+from magrathea.budget import Budget
+from magrathea.core.model import Host, JobKey
+from magrathea.deadlines import CONFIRM_S
+from magrathea.logs import RationedLog
+
+log = logging.getLogger(__name__)
+limited_log = RationedLog(log)
+
+QUESTIONS_PER_S, QUESTIONS_BURST = 20.0, 256.0
+"""How many questions about jobs a hub asks PBS for one host: on average, and at once (the hub's job_parts.py). The
+domains divide them."""
+
+Mark = tuple[str, JobKey]
+
+
+class Given(Enum):
+    """The answer about a claimed job."""
+
+    YES = auto()
+    NO = auto()
+    UNKNOWN = auto()
+    """No hub could ask PBS in time, or the domain has used up its questions."""
+    WITHDRAWN = auto()
+    """The claim was taken back meanwhile."""
+
+
+class DaemonForQuestions(Protocol):
+    """What questions need of the daemon."""
+
+    @property
+    def host(self) -> Host: ...
+
+    async def given(self, domain: str, key: JobKey, within_s: float) -> bool | None:
+        """Whether PBS has given the job to the domain; None if no hub could say. True if all hubs are too old."""
+        ...
+
+
+class Confirmation:
+    """Asks for claims that wait for the answer."""
+
+    def __init__(self, daemon: DaemonForQuestions) -> None:
+        self._daemon = daemon
+        self._budgets: dict[str, tuple[int, Budget]] = {}
+        self._waiting: Counter[Mark] = Counter()
+        self._withdrawn: set[Mark] = set()
+
+    def withdraw(self, mark: Mark) -> None:
+        """The claim is taken back. If it waits for an answer, it is not granted any more."""
+        if mark in self._waiting:
+            self._withdrawn.add(mark)
+
+    async def given(self, mark: Mark) -> Given:
+        domain, key = mark
+        if not self._may_ask(domain):
+            limited_log.say(domain, f"{domain}: it claims too many jobs that would preempt; PBS is not asked")
+            return Given.UNKNOWN
+        with self._wait(mark):
+            said = await self._daemon.given(domain, key, CONFIRM_S)
+            if mark in self._withdrawn:
+                return Given.WITHDRAWN
+        return Given.UNKNOWN if said is None else Given.YES if said else Given.NO
+
+    @contextlib.contextmanager
+    def _wait(self, mark: Mark) -> Iterator[None]:
+        self._waiting[mark] += 1
+        try:
+            yield
+        finally:
+            self._waiting[mark] -= 1
+            if not self._waiting[mark]:
+                del self._waiting[mark]
+                self._withdrawn.discard(mark)
+
+    def _may_ask(self, domain: str) -> bool:
+        """Take one of the domain's questions. False if none is left."""
+        now, domains = asyncio.get_running_loop().time(), len(self._daemon.host.workers)
+        known = self._budgets.get(domain)
+        if known is None or known[0] != domains:
+            share = Budget(QUESTIONS_PER_S / domains, QUESTIONS_BURST / domains, now)
+            known = self._budgets[domain] = (domains, share)
+        return known[1].take(now)
