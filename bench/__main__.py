@@ -16,7 +16,17 @@ from magrathea_lab import leftovers
 from .figure import Figure, as_json, missing, table
 
 SCRIPTS = (
-    *("core_events", "core_growth", "claim", "forkstorm", "openpbs", "idle", "agent_start", "status_time"),
+    *(
+        "core_events",
+        "core_growth",
+        "claim",
+        "forkstorm",
+        "openpbs",
+        "runjob_hook",
+        "idle",
+        "agent_start",
+        "status_time",
+    ),
     *("guests", "memory"),
 )
 """In this order; each module has `figures(quick)`."""

@@ -21,6 +21,7 @@ class RefusalCode(StrEnum):
     BAD_REQUEST = "bad-request"
     BAD_VALUE = "bad-value"
     BUSY = "busy"
+    CLASS_DIFFERS = "class-differs"
     CONFIGURATION = "configuration"
     CPUS = "cpus"
     DELETED = "deleted"
@@ -51,6 +52,7 @@ class RefusalCode(StrEnum):
     NO_DAEMON = "no-daemon"
     NO_DOMAIN = "no-domain"
     NO_JOBS_HERE = "no-jobs-here"
+    NO_RESERVATION = "no-reservation"
     NOT_FREEZABLE = "not-freezable"
     NOT_FROZEN = "not-frozen"
     NOT_GIVEN = "not-given"
@@ -158,6 +160,16 @@ TABLE: tuple[Meaning, ...] = (
             _C.NO_CLASS,
             "the job has no class, and Magrathea manages the vnode",
             "give its queue a class (`magrathea pbs install`), then `qmove` the job to the same queue",
+        ),
+        (
+            _C.CLASS_DIFFERS,
+            "the job's select names another class than its queue gives, or more than one",
+            "`qalter -l select=...` without a class, or `qmove` to a queue of the intended class; submit an array anew",
+        ),
+        (
+            _C.NO_RESERVATION,
+            "the job is in a user's reservation; or a reservation would be made from a job that runs in a domain",
+            "use an ordinary queue; reserve only vnodes that Magrathea does not manage",
         ),
         (
             _C.OWN_CLASS,

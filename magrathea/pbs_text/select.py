@@ -114,6 +114,14 @@ def _words_of(select: "str") -> "set[str]":
     return {word.strip("\"' ").lower() for word in select.replace("+", ":").replace("=", ":").split(":")}
 
 
+def classes_in(select: "str") -> "set[str]":
+    """All classes that a select names. If it cannot be parsed and names any, "unclear"."""
+    try:
+        return {value for _, pairs in chunks(select) for name, value in pairs if name == CLASS_RESOURCE}
+    except ValueError:
+        return {"unclear"} if CLASS_RESOURCE in _words_of(select) else set()
+
+
 def job_class(schedselect: "str") -> "str | None":
     """The class in the job's chunks, which its queue has set. None if a chunk has none, if they differ, or if the text
     cannot be parsed."""

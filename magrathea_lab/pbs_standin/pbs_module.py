@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 EVENTS = {  # include/hook.h
     "queuejob": 0x01,
     "modifyjob": 0x02,
+    "resvsub": 0x04,
     "movejob": 0x08,
     "runjob": 0x10,
     "execjob_begin": 0x40,
@@ -57,6 +58,8 @@ class Text:
 def _value(name: str, value: Any) -> Any:
     if name in WHOLE_NUMBERS:
         return int(value)
+    if name == "Variable_List":
+        return value  # a hook may add to it
     if isinstance(value, dict):
         return Resources(value)
     return Text(str(value))
@@ -111,10 +114,12 @@ class Entity:
 
 
 class HookJob(Entity):
-    def __init__(self, name: str, attributes: Mapping[str, Any]) -> None:
+    """A job. `queue_gives`: its queue's default_chunk."""
+
+    def __init__(self, id: str, attributes: Mapping[str, Any], queue_gives: Mapping[str, str] | None = None) -> None:
         rest = {n: v for n, v in attributes.items() if n not in ("queue", "mother_superior")}
-        super().__init__("id", name, rest)
-        self.__dict__["queue"] = Entity("name", attributes.get("queue", ""), {})
+        super().__init__("id", id, rest)
+        self.__dict__["queue"] = Entity("name", attributes.get("queue", ""), {"default_chunk": queue_gives})
         self.__dict__["_superior"] = bool(attributes.get("mother_superior", True))
 
     def in_ms_mom(self) -> bool:
@@ -128,12 +133,20 @@ class HookJob(Entity):
 
 
 class Server:
-    """`pbs.server()`: looks jobs and vnodes up in the stand-in server's current data (empty in a MoM)."""
+    """`pbs.server()`: looks jobs and vnodes up in the stand-in server's current data (empty in a MoM).
+
+    `gives`: its default_chunk.
+    """
 
     def __init__(
-        self, name: str, vnodes: Mapping[str, Mapping[str, Any]], jobs: Mapping[str, Mapping[str, Any]]
+        self,
+        name: str,
+        vnodes: Mapping[str, Mapping[str, Any]],
+        jobs: Mapping[str, Mapping[str, Any]],
+        gives: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
+        self.default_chunk = Resources(gives or {})
         self._vnodes, self._jobs = vnodes, jobs
 
     def vnode(self, name: str) -> Entity | None:
@@ -213,9 +226,10 @@ class Hook:
         job: HookJob | None = None,
         vnode_list: Mapping[str, Entity] | None = None,
         job_list: Mapping[str, HookJob] | None = None,
+        resv: Entity | None = None,
     ) -> HookOutcome:
         """Run the hook for one event. An exception in the hook counts as a reject, as in PBS."""
-        given = {"job": job, "vnode_list": vnode_list, "job_list": job_list}
+        given = {"job": job, "vnode_list": vnode_list, "job_list": job_list, "resv": resv}
         current = HookEvent(event, self.name, {n: v for n, v in given.items() if v is not None})
         outcome = HookOutcome(True)
         begun = time.monotonic()

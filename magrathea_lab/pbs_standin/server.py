@@ -35,6 +35,8 @@ Json = dict[str, Any]
 MOST_RUNS = 20
 """A job whose begin is rejected is held if it has been started more often."""
 LINE_LIMIT = 4 << 20
+SERVER_GIVES = "protected"
+"""The class in the server's default chunk, as `magrathea pbs install` sets it."""
 
 
 def say(text: str) -> None:
@@ -100,7 +102,7 @@ class StandIn:
             raise StandInError(
                 Code.BAD_VALUE, "Resource invalid in select: magrathea resources are the queue's to give"
             )
-        wanted = self.queues[queue] or "protected"
+        wanted = self.queues[queue] or SERVER_GIVES
         id = f"{len(self.jobs) + 1}.{self.name}"
         schedselect = "+".join(f"{part}:{CLASS_RESOURCE}={wanted}" for part in plus_parts(select))
         job = StandInJob(
@@ -325,9 +327,11 @@ class StandIn:
         if self.hook is not None:
             vnodes = {v.name: v.for_hook(self.jobs.values()) for v in self.vnodes.values()}
             jobs = {j.id: j.attributes() for j in self.jobs.values() if j.state != "F"}
-            asked = HookJob(job.id, {**job.attributes(), "exec_vnode": exec_vnode})
+            gives = {CLASS_RESOURCE: self.queues[job.queue]} if self.queues[job.queue] else {}
+            asked = HookJob(job.id, {**job.attributes(), "exec_vnode": exec_vnode}, gives)
             lists = {name: Entity("name", name, vnodes[name]) for name in vnodes_of(exec_vnode)}
-            outcome = self.hook.run("runjob", server=Server(self.name, vnodes, jobs), job=asked, vnode_list=lists)
+            server = Server(self.name, vnodes, jobs, {CLASS_RESOURCE: SERVER_GIVES})
+            outcome = self.hook.run("runjob", server=server, job=asked, vnode_list=lists)
             for line in outcome.log:
                 say(f"runjob {job.id}: {line}")
             if not outcome.accepted:

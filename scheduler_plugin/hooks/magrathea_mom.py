@@ -40,6 +40,7 @@ DEFECT_RETRY_S = 60  # after a defect, which is rarely over soon
 PBS_HOLDS_ABOVE = 20  # PBS holds a job if a start fails and its run_count is more (check_failed_attempts)
 SISTER_REJECTED = " 15169 from node "  # MoM's log on a sister's hook that rejected the job (PBSE_HOOK_REJECT)
 LOG_TAIL_BYTES = 16384
+REFUSED = "MAGRATHEA_REFUSED"  # variable that the server's hook sets for a subjob that may never start as it is
 
 # The hook acts on these codes of magrathea/core/refusals.py; a test compares the two.
 CODES = ("timeout", "deleted", "memory-short", "hub-lost", "domain-unknown")
@@ -222,6 +223,10 @@ def is_subjob(job):
 
 def claim(event, path):
     job = event.job
+    refused = job.Variable_List.get(REFUSED) if job.Variable_List else None
+    if refused:  # by the server's hook, for good: without a later execution time, so that PBS holds the array soon
+        code = refused if len(refused) < 40 and refused.replace("-", "").isalnum() else "refused"  # a user may set it
+        return event.reject("magrathea: %s; the server's log has the details" % code)
     cls = job_class(str(job.schedselect)) or "protected"
     about = '%s,"class":"%s"' % (description(job, pbs.get_local_nodename()), cls)
     request = '{"op":"claim","job":{%s},"deadline_s":%s}' % (about, AGENT_CLAIM_S)

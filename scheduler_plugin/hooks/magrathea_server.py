@@ -1,5 +1,5 @@
 """Magrathea's hook for the server. Event runjob: refuses jobs that may not start although the published states allow
-it. Events queuejob, modifyjob, movejob: refuses a select that names a class, or that can be read in two ways.
+it. Events queuejob, modifyjob, movejob, resvsub: refuses a select that names a class, or that can be read in two ways.
 
 *runjob.* The scheduler decides by what the hub has published; between two publications jobs start and end. So this hook
 checks the jobs that the server itself has now on the chosen vnodes and on their siblings (the other domains of the same
@@ -9,18 +9,27 @@ host). It is the only place outside the core that repeats a rule:
                   preemptible; also refuse chunks in two domains of the host
   counted host    refuse if the CPUs of this job and of the host's jobs (for a priority job: only jobs that are not
                   preemptible) exceed the host's
-  both            refuse a job without a class, one that would preempt while the hub does not answer, and for some
-                  seconds a subjob, or a job on several hosts, that its MoM has just sent back
+  both            refuse a job whose class is not its queue's, one in a reservation that is not for maintenance, one
+                  that would preempt while the hub does not answer, and for some seconds a subjob, or a job on several
+                  hosts, that its MoM has just sent back
 
-*queuejob, modifyjob, movejob.* The class is the queue's: PBS adds it to each chunk that names none. PBS forbids users
-our resources at qsub, but accepts them in the select of a qalter. It also writes values anew without the quotes that
-they need, and then reads resources in them.
+*queuejob, modifyjob, movejob, resvsub.* The class is the queue's: PBS adds it to each chunk that names none. PBS
+forbids users our resources at qsub, but accepts them in the select of a qalter. It also writes values anew without the
+quotes that they need, and then reads resources in them. These events do not see everything: PBS runs no modifyjob hook
+for pbs_asyalterjob, and other hooks may run later. So runjob compares the final class with the queue's.
+
+*resvsub.* A reservation made from a running job (pbs_rsub --job) ignores the vnode's resv_enable, and moves the job to
+the reservation's queue, where its class would be the server's default. On our vnodes it is refused.
 
 Rule 1: a vnode without `magrathea_siblings` is not ours. It is accepted at once, and an error there stops nobody. On a
 vnode of ours an error refuses the job.
 Rule 2: the hook runs in the server's only thread. Measured: 0.5 ms for each job that it looks at, 0.1 ms for each
 vnode. So it stops at the first conflict, takes the server's own sums for CPUs, and looks at jobs only if they decide.
-Rule 3: suspended jobs are not in a vnode's list, so this hook does not see them; the node daemon refuses the claim.
+Rule 3: PBS's scheduler tries a refused subjob again at once, and looks at no other job until it is let through or the
+cycle is over (seen; run_job in fifo.cpp: the array stays runnable). So a subjob that has to wait is sent on, and the
+node daemon refuses its claim; only the pause after that is a refusal here. For one that could never start, a mark in
+its environment tells MoM's hook to refuse it until PBS holds the array.
+Rule 4: suspended jobs are not in a vnode's list, so this hook does not see them; the node daemon refuses the claim.
 
 The server's own Python runs this, 3.6 or later; standard library only.
 """
@@ -33,8 +42,8 @@ import time
 import pbs
 
 from magrathea.pbs_text.amounts import whole_number
-from magrathea.pbs_text.placement import placed
-from magrathea.pbs_text.select import examined, job_class
+from magrathea.pbs_text.placement import placed, vnodes_of
+from magrathea.pbs_text.select import CLASS_RESOURCE, classes_in, examined, job_class, resource_names
 from magrathea.pbs_text.words import job_ids, words
 
 DEFAULT_HEARTBEAT_MAX_AGE_S = 30.0
@@ -45,10 +54,25 @@ MEMORY = "magrathea_server_memory"
 
 # The product's table of codes is in magrathea/core/refusals.py; a test compares the two.
 CODES = (
-    "hub-lost", "two-domains", "host-busy", "too-big", "no-cpus", "no-class", "own-class", "select-unclear",
+    "hub-lost",
+    "two-domains",
+    "host-busy",
+    "too-big",
+    "no-cpus",
+    "no-class",
+    "class-differs",
+    "no-reservation",
+    "own-class",
+    "select-unclear",
     "sent-back",
-)  # fmt: skip
-HUB_LOST, TWO_DOMAINS, HOST_BUSY, TOO_BIG, NO_CPUS, NO_CLASS, OWN_CLASS, SELECT_UNCLEAR, SENT_BACK = CODES
+)
+HUB_LOST, TWO_DOMAINS, HOST_BUSY, TOO_BIG, NO_CPUS, NO_CLASS, CLASS_DIFFERS, NO_RESERVATION, *_OTHERS = CODES
+OWN_CLASS, SELECT_UNCLEAR, SENT_BACK = _OTHERS
+
+PASSING = frozenset({HUB_LOST, HOST_BUSY, NO_CPUS})  # reasons that go away without anybody changing the job
+REFUSED = "MAGRATHEA_REFUSED"  # variable of a subjob that MoM's hook refuses; a user who sets it stops only himself
+
+MAINTENANCE_RESERVATION = "M"  # first letter of the ids of those that only operators make (pbs_rsub --hosts)
 
 
 class MayNotStart(Exception):
@@ -56,6 +80,7 @@ class MayNotStart(Exception):
 
     def __init__(self, code, text):
         super().__init__("%s: %s" % (code, text))
+        self.code = code
 
 
 def cpus_by_vnode(exec_vnode):
@@ -72,13 +97,19 @@ def unset(text):
     return text is None or str(text) in ("", "None")
 
 
-def value_of(vnode, name):
-    """A resource of a vnode as text; None if it is unset or unknown to this server."""
+def resource(resources, name):
+    """A resource of a list such as resources_available, as text; None if it is unset or unknown to this server."""
+    if resources is None:
+        return None
     try:
-        value = vnode.resources_available[name]
+        value = resources[name]
     except (KeyError, AttributeError, pbs.UnsetResourceNameError):
         return None
     return None if unset(value) else str(value)
+
+
+def value_of(vnode, name):
+    return resource(vnode.resources_available, name)
 
 
 def assigned_cpus(vnode):
@@ -198,6 +229,40 @@ def wait_after_refusal(job, vnodes):
     started[id] = (run, now, wait_s)
 
 
+def check_class(server, job, cls, name):
+    """Raises MayNotStart unless the job's class is its queue's. `cls`: the class in its schedselect, None if there is
+    not exactly one.
+
+    Its own select may name that class, but no other: a subjob keeps the select of its last start, and MoM gets its
+    class from there.
+    """
+    given = resource(job.queue.default_chunk, CLASS_RESOURCE) or resource(server.default_chunk, CLASS_RESOURCE)
+    if cls is None and CLASS_RESOURCE not in resource_names(str(job.schedselect)):
+        raise MayNotStart(
+            NO_CLASS,
+            "%s takes jobs of a class only, which the queue's or the server's"
+            " default_chunk.magrathea_accepts gives; set it, then qmove the job to its queue" % name,
+        )
+    named = classes_in(resource(job.Resource_List, "select") or "")
+    if cls is None or named - {given} or cls != given:
+        others = ", ".join(sorted((named | {cls or "not exactly one"}) - {given}))
+        what = "its select names class %s" % others
+        raise MayNotStart(
+            CLASS_DIFFERS,
+            "%s, and its queue %s gives %s; `qalter -l select=...` without a class gives it the queue's, an array has"
+            " to be submitted anew" % (what, job.queue.name, given or "none"),
+        )
+
+
+def check_reserved(job, name):
+    """Raises MayNotStart if the job is in a reservation of a user, whose queue would give it another class."""
+    id = job.reserve_ID
+    if not unset(id) and not str(id).startswith(MAINTENANCE_RESERVATION):
+        raise MayNotStart(
+            NO_RESERVATION, "%s takes no jobs of reservation %s; qmove the job to an ordinary queue" % (name, id)
+        )
+
+
 def check(server, job, managed):
     """Raises MayNotStart. Adds vnodes of ours to `managed` as soon as they are recognised."""
     wanted = cpus_by_vnode(job.exec_vnode)
@@ -209,12 +274,8 @@ def check(server, job, managed):
         if known is None:
             continue
         managed.append(name)
-        if cls is None:
-            raise MayNotStart(
-                NO_CLASS,
-                "%s takes jobs of a class only, which the queue's or the server's"
-                " default_chunk.magrathea_accepts gives; set it, then qmove the job to its queue" % name,
-            )
+        check_class(server, job, cls, name)
+        check_reserved(job, name)
         if name in done:
             continue  # already checked as a sibling, and with it the whole host
         siblings = [word for word in words(known) if word != "none"]
@@ -228,15 +289,14 @@ def check(server, job, managed):
         wait_after_refusal(job, wanted)
 
 
-def check_select(event):
-    """Refuse a class in the select, and a select that can be read in two ways. Users choose a class by choosing a
-    queue."""
-    wanted = event.job.Resource_List
-    asked = None if wanted is None else wanted["select"]
-    if unset(asked):
+def check_select(event, wanted):
+    """Refuse a class in `wanted` (a Resource_List), and a select that can be read in two ways.
+    Users choose a class by choosing a queue."""
+    if wanted is None:
         return
-    names, why = examined(str(asked))
-    if any(name.startswith("magrathea") for name in names):
+    asked = wanted["select"]
+    names, why = (set(), "") if unset(asked) else examined(str(asked))
+    if any(name.lower().startswith("magrathea") for name in (*names, *wanted.keys())):
         event.reject(
             "magrathea: %s: the select names a resource of Magrathea's; the class of a job is its queue's: leave it"
             " out, and choose the queue that is meant (qsub -q, qmove)" % OWN_CLASS
@@ -246,21 +306,55 @@ def check_select(event):
         event.reject("magrathea: %s: the select is not clear: %s" % (SELECT_UNCLEAR, why))
 
 
+def check_origin(event, server):
+    """Refuse a reservation that takes over a running job's place on a vnode of ours."""
+    if unset(event.resv.reserve_job):
+        return
+    job = server.job(str(event.resv.reserve_job))
+    for name in vnodes_of(str(job.exec_vnode)) if job is not None and not unset(job.exec_vnode) else ():
+        vnode = server.vnode(name)
+        if vnode is not None and value_of(vnode, "magrathea_siblings") is not None:
+            event.reject(
+                "magrathea: %s: %s, where job %s runs, takes no reservations; reserve vnodes that Magrathea does not"
+                " manage" % (NO_RESERVATION, name, job.id)
+            )
+
+
+def refuse(event, code, text):
+    """Refuse a job; send a subjob on to where it is refused (rule 3)."""
+    if "[" not in str(event.job.id) or code == SENT_BACK:
+        event.reject("magrathea: %s" % text)
+        return
+    pbs.logmsg(pbs.EVENT_ADMIN, "magrathea: subjob %s is sent on, to be refused there: %s" % (event.job.id, text))
+    if code not in PASSING:
+        event.job.Variable_List.clear()  # a value that ends with a backslash would hide the mark behind it
+        event.job.Variable_List[REFUSED] = code
+        return
+    try:
+        wait_after_refusal(event.job, cpus_by_vnode(event.job.exec_vnode))
+    except MayNotStart as pause:
+        event.reject("magrathea: %s" % pause)
+
+
 def main():
     event = pbs.event()
+    if event.type == pbs.RESVSUB:
+        check_select(event, event.resv.Resource_List)
+        check_origin(event, pbs.server())
+        return
     if event.type != pbs.RUNJOB:
-        check_select(event)
+        check_select(event, event.job.Resource_List)
         return
     managed = []
     try:
         check(pbs.server(), event.job, managed)
     except MayNotStart as refusal:
-        event.reject("magrathea: %s" % refusal)
+        refuse(event, refusal.code, refusal)
     except Exception as error:  # noqa: BLE001  rule 1
         where = ", ".join(managed)
         pbs.logmsg(pbs.EVENT_ERROR, "magrathea: hook failed for %s on %s: %r" % (event.job.id, where or "-", error))
         if managed:
-            event.reject("magrathea: hook failed on %s: %r" % (where, error))
+            refuse(event, "hook-failed", "hook failed on %s: %r" % (where, error))
 
 
 main()

@@ -195,7 +195,7 @@ def wanted_hooks(options: InstallOptions, vnodes: int = 0) -> dict[str, tuple[di
     config = {"heartbeat": options.heartbeat, "heartbeat_max_age_s": options.heartbeat_max_age_s}
     hooks: dict[str, tuple[dict[str, str], str, str | None]] = {
         "magrathea_server": (
-            {"event": "runjob,queuejob,modifyjob,movejob", "alarm": "10"},
+            {"event": "runjob,queuejob,modifyjob,movejob,resvsub", "alarm": "10"},
             hook_text("magrathea_server"),
             json.dumps(config, indent=1) + "\n",
         ),

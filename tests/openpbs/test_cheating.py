@@ -78,7 +78,7 @@ def test_a_resource_of_ours_in_a_submission_is_refused(fleet: OpenPbsCluster, na
     said = tries(fleet, "qsub", "-q", "low", "-l", f"select=1:ncpus=1:magrathea{name}={value}", "--", "/bin/true")
     assert f'Resource invalid in "select" specification: magrathea{name}' in said
     said = tries(fleet, "qsub", "-q", "low", "-l", f"magrathea{name}={value}", "--", "/bin/true")
-    assert "read only or insufficient permission" in said
+    assert "own-class" in said
 
 
 @pytest.mark.parametrize("wish", ["select=1:ncpus=1:vnode=p1", "select=1:ncpus=1:host=p1", "nodes=p1"])
@@ -100,7 +100,7 @@ def test_a_queued_job_is_not_altered_to_another_class(fleet: OpenPbsCluster) -> 
             assert "qmove" in said
         assert "own-class" in tries(fleet, "qalter", "-l", "select=1:ncpus=1+1:ncpus=1:magrathea_rank=9", job)
         said = tries(fleet, "qalter", "-l", "magrathea_accepts=priority", job)
-        assert 'cannot be used with "select"' in said
+        assert "own-class" in said
         may(fleet, "qalter", "-l", "select=1:ncpus=2:vnode=p1", "-l", "walltime=100", job)
         assert class_of(fleet, job) == "preemptible"
 

@@ -11,31 +11,7 @@ from magrathea_lab.clusters.openpbs import OpenPbsCluster
 from magrathea_lab.clusters.private_openpbs import HEAD
 from magrathea_lab.scenarios.scenarios import wait
 
-CALL = """
-import ctypes, sys
-class Attribute(ctypes.Structure):
-    pass
-Attribute._fields_ = [
-    ("next", ctypes.POINTER(Attribute)), ("name", ctypes.c_char_p), ("resource", ctypes.c_char_p),
-    ("value", ctypes.c_char_p), ("op", ctypes.c_int),
-]
-pbs = ctypes.CDLL("/opt/pbs/lib/libpbs.so")
-unchecked = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 0)
-pbs.pbs_submit.restype = pbs.pbs_geterrmsg.restype = ctypes.c_char_p
-link = pbs.pbs_connect(None)
-check = ctypes.c_void_p.in_dll(pbs, "pfn_pbs_verify_attributes")  # the library's own, which an attacker leaves out
-check.value = ctypes.cast(unchecked, ctypes.c_void_p).value
-what, select, whom = sys.argv[1:]
-wish = Attribute(None, b"Resource_List", b"select", select.encode(), 0)
-if what == "submit":
-    held = Attribute(ctypes.pointer(wish), b"Hold_Types", None, b"u", 0)
-    done = pbs.pbs_submit(link, ctypes.byref(held), b"/dev/null", whom.encode(), None)
-    print((done or b"").decode())
-else:
-    done = not pbs.pbs_alterjob(link, whom.encode(), ctypes.byref(wish), None)
-if not done:
-    sys.exit((pbs.pbs_geterrmsg(link) or b"refused without a word").decode())
-"""
+from . import library
 
 OLDER = "1:ncpus=1:naccelerators='1:magrathea_accepts=priority'"
 TWO_WAYS = [
@@ -66,8 +42,8 @@ HARMLESS = [
 
 def call(fleet: OpenPbsCluster, what: str, select: str, whom: str) -> tuple[str, str]:
     """(job, error): one of them is empty."""
-    done = fleet.pbs.run(HEAD, ["python3", "-c", CALL, what, select, whom], user="alice", check=False)
-    return (done.stdout.strip() or whom, "") if done.returncode == 0 else ("", done.stderr.strip())
+    held = [library.HELD] if what == "submit" else []
+    return library.call(fleet, what, whom, *held, library.select(select))
 
 
 def schedselect(fleet: OpenPbsCluster, job: str) -> str:

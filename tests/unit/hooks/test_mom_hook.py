@@ -133,6 +133,16 @@ def test_a_job_that_starts_pays_for_no_parser(agent: FakeAgent, monkeypatch: pyt
     assert set(imported) & {"json", "socket", "re", "subprocess"} == set()
 
 
+def test_a_subjob_that_the_servers_hook_has_marked_is_refused_without_a_claim_and_at_once(agent: FakeAgent) -> None:
+    """Without a later execution time PBS tries it again at once, and soon holds the array."""
+    refused = run("execjob_begin", a_job(id="12[3].srv", Variable_List={"MAGRATHEA_REFUSED": "class-differs"}))
+    assert not refused.accepted and "class-differs" in refused.message
+    assert "Execution_Time" not in refused.changes and agent.heard == []
+    forged = run("execjob_begin", a_job(Variable_List={"MAGRATHEA_REFUSED": "x\n\x1b[2J"}))
+    assert not forged.accepted and forged.message.isprintable()
+    assert run("execjob_begin", a_job(Variable_List={"HOME": "/"})).accepted
+
+
 def test_a_refusal_sets_a_later_execution_time(agent: FakeAgent) -> None:
     agent.answers["claim"] = {"ok": False, "code": "host-busy", "text": "n2 runs 3.srv", "retry_after_s": 7}
     before = time.time()

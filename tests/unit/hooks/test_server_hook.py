@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from magrathea.pbs_text.select import MAX_SELECT
-from magrathea_lab.pbs_standin.pbs_module import Hook, HookJob, HookOutcome, Server
+from magrathea.pbs_text.select import CLASS_RESOURCE, MAX_SELECT
+from magrathea_lab.pbs_standin.pbs_module import Entity, Hook, HookJob, HookOutcome, Server
 from scheduler_plugin.setup.hook_texts import hook_text
 from tests.steps import lines_run
 
@@ -23,10 +23,12 @@ Run = Callable[..., HookOutcome]
 
 
 def job(id: str, cls: str | None, *vnodes: str, cpus: int = 1) -> dict[str, Any]:
-    """A job's attributes; each vnode has a chunk of `cpus` CPUs."""
+    """A job's attributes; each vnode has a chunk of `cpus` CPUs. `gives`: the class of its queue."""
     asks = f"1:ncpus={cpus}" + (f":magrathea_accepts={cls}" if cls else "")
     return {
         "id": id,
+        "queue": "q",
+        "gives": cls,
         "schedselect": "+".join([asks] * max(1, len(vnodes))),
         "exec_vnode": "+".join(f"({name}:ncpus={cpus})" for name in vnodes),
     }
@@ -59,15 +61,21 @@ def run(tmp_path: Path, heartbeat: Path) -> Run:
     config = tmp_path / "hook.json"
     config.write_text(json.dumps({"heartbeat": str(heartbeat), "heartbeat_max_age_s": 30}))
 
-    def run(new: dict[str, Any], vnodes: dict[str, dict[str, Any]], *others: dict[str, Any]) -> HookOutcome:
+    def run(
+        new: dict[str, Any],
+        vnodes: dict[str, dict[str, Any]],
+        *others: dict[str, Any],
+        server_gives: dict[str, str] | None = None,
+    ) -> HookOutcome:
         for other in others:
             for name in vnodes:
                 if f"({name}:" in other["exec_vnode"]:
                     have = vnodes[name]["jobs"]
                     vnodes[name]["jobs"] = f"{have}, {other['id']}/0" if have else f"{other['id']}/0"
                     vnodes[name]["resources_assigned"]["ncpus"] += cpus_by_vnode(other["exec_vnode"])[name]
-        server = Server("srv", vnodes, {other["id"]: other for other in others})
-        return Hook(*HOOK, config).run("runjob", server=server, job=HookJob(new["id"], new))
+        server = Server("srv", vnodes, {other["id"]: other for other in others}, server_gives)
+        gives = {CLASS_RESOURCE: new["gives"]} if new["gives"] else {}
+        return Hook(*HOOK, config).run("runjob", server=server, job=HookJob(new["id"], new, gives))
 
     return run
 
@@ -148,6 +156,116 @@ def test_without_a_class_on_a_managed_vnode_the_fix_is_named(run: Run) -> None:
     refused = run(job("2.srv", None, "n1"), exclusive())
     assert code(refused) == "no-class"
     assert "default_chunk.magrathea_accepts" in refused.message
+
+
+@pytest.mark.parametrize("cls", ["priority", "protected", "preemptible"])
+@pytest.mark.parametrize("gives", ["priority", "protected", "preemptible", None])
+def test_a_job_starts_only_with_the_class_that_its_queue_gives(run: Run, cls: str, gives: str | None) -> None:
+    outcome = run({**job("2.srv", cls, "n1"), "gives": gives}, {"n1": vnode("none")})
+    assert outcome.accepted or code(outcome) == "class-differs"
+    assert outcome.accepted == (cls == gives)
+
+
+def test_the_server_gives_a_class_to_jobs_of_queues_that_give_none(run: Run) -> None:
+    server_gives = {CLASS_RESOURCE: "protected"}
+    for cls in ("priority", "protected"):
+        new = {**job("2.srv", cls, "n1"), "gives": None}
+        assert run(new, {"n1": vnode("none")}, server_gives=server_gives).accepted == (cls == "protected")
+    new = {**job("2.srv", "protected", "n1"), "gives": "priority"}
+    assert code(run(new, {"n1": vnode("none")}, server_gives=server_gives)) == "class-differs", (
+        "the queue's comes first"
+    )
+
+
+def test_a_job_with_two_classes_starts_nowhere(run: Run) -> None:
+    for select in (
+        "1:ncpus=1:magrathea_accepts=priority+1:ncpus=1:magrathea_accepts=protected",
+        "1:ncpus=1:magrathea_accepts=priority+1:ncpus=1",
+        "1:ncpus=1:magrathea_accepts=priority:magrathea_accepts=priority",
+    ):
+        new = {**job("2.srv", "priority", "n1"), "schedselect": select}
+        assert code(run(new, {"n1": vnode("none")})) == "class-differs"
+
+
+@pytest.mark.parametrize(
+    ("select", "is_accepted"),
+    [
+        ("1:ncpus=1", True),
+        ("1:ncpus=1:magrathea_accepts=priority", True),  # PBS writes it so if the job gives vnodes back
+        ("1:ncpus=1:MAGRATHEA_ACCEPTS=protected", False),
+        ("1:ncpus=1+1:ncpus=1:magrathea_accepts=protected", False),
+        ("1:note=(unreadable):magrathea_accepts=priority", False),
+        ("1:ncpus=1:", True),
+    ],
+)
+def test_a_jobs_own_select_names_no_other_class(run: Run, select: str, is_accepted: bool) -> None:
+    """MoM takes a subjob's class from there."""
+    new = {**job("2.srv", "priority", "n1"), "Resource_List": {"select": select}}
+    outcome = run(new, {"n1": vnode("none")})
+    assert outcome.accepted == is_accepted
+    assert outcome.accepted or code(outcome) == "class-differs"
+
+
+def test_a_job_in_a_users_reservation_is_refused_and_in_one_for_maintenance_it_is_not(run: Run) -> None:
+    for id, is_accepted in (("R7.srv", False), ("S7.srv", False), ("M7.srv", True)):
+        new = {**job("2.srv", "protected", "n1"), "reserve_ID": id}
+        outcome = run(new, {"n1": vnode("none")})
+        assert outcome.accepted == is_accepted
+        assert outcome.accepted or code(outcome) == "no-reservation"
+    elsewhere = {**job("2.srv", "protected", "plain"), "reserve_ID": "R7.srv"}
+    assert run(elsewhere, exclusive()).accepted
+
+
+def reserves(vnodes: dict[str, dict[str, Any]], *jobs: dict[str, Any], **attributes: Any) -> HookOutcome:
+    """The hook's answer to a pbs_rsub."""
+    server = Server("srv", vnodes, {one["id"]: one for one in jobs})
+    return Hook(*HOOK).run("resvsub", server=server, resv=Entity("resvid", "", attributes))
+
+
+def test_a_reservation_is_not_made_from_a_job_on_a_vnode_of_ours() -> None:
+    here, plain = job("1.srv", "preemptible", "plain", "n1"), job("2.srv", "preemptible", "plain")
+    assert code(reserves(exclusive(), here, plain, reserve_job="1.srv")) == "no-reservation"
+    assert code(reserves(exclusive(), here, plain, reserve_job="1")) == "no-reservation"
+    assert reserves(exclusive(), here, plain, reserve_job="2.srv").accepted
+    assert reserves(exclusive(), here, plain, reserve_job="9.srv").accepted, "PBS refuses an unknown job itself"
+    assert reserves(exclusive(), here, plain, Resource_List={"select": "1:ncpus=1", "walltime": "60"}).accepted
+
+
+def test_a_reservation_names_no_resource_of_ours() -> None:
+    for resources in ({"select": "1:Magrathea_accepts=priority"}, {"select": "1", "magrathea_rank": "9"}):
+        assert code(reserves({}, Resource_List=resources)) == "own-class"
+    assert code(reserves({}, Resource_List={"select": "1:ngpus='1:magrathea_accepts=priority'"})) == "select-unclear"
+
+
+SUBJOB = "2[7].srv"
+
+
+@pytest.mark.parametrize("id", [SUBJOB, "2.srv"])
+def test_a_subjob_that_has_to_wait_is_sent_on_and_its_claim_refused(run: Run, id: str) -> None:
+    """PBS's scheduler tries a refused subjob again at once and for ever."""
+    is_subjob = id == SUBJOB
+    new = {**job(id, "protected", "n1"), "Variable_List": {}}
+    assert run(new, exclusive(), job("1.srv", "priority", "p1")).accepted == is_subjob
+    assert new["Variable_List"] == {}
+    new = {**job(id, "protected", "n1", cpus=4), "Variable_List": {}}
+    assert run(new, counted(), job("1.srv", "priority", "p1")).accepted == is_subjob
+    assert new["Variable_List"] == {}
+
+
+def test_a_subjob_that_can_never_start_as_it_is_is_marked_for_moms_hook(run: Run) -> None:
+    for code, change in (
+        ("class-differs", {"gives": "priority"}),
+        ("no-class", {"schedselect": "1:ncpus=1"}),
+        ("no-reservation", {"reserve_ID": "R7.srv"}),
+        ("two-domains", {"exec_vnode": "(n1:ncpus=1)+(p1:ncpus=1)"}),
+    ):
+        new = {**job(SUBJOB, "protected", "n1"), "Variable_List": {"HOME": "/"}, **change}
+        assert run(new, exclusive()).accepted
+        assert new["Variable_List"] == {"MAGRATHEA_REFUSED": code}, "nothing of the user's beside it"
+    vnodes = counted()
+    vnodes["n1"]["resources_available"]["magrathea_host_ncpus"] = "four"
+    new = {**job(SUBJOB, "protected", "n1"), "Variable_List": {}}
+    assert run(new, vnodes).accepted and new["Variable_List"] == {"MAGRATHEA_REFUSED": "hook-failed"}
 
 
 def test_a_class_within_a_quoted_value_is_not_a_class(run: Run) -> None:

@@ -114,7 +114,8 @@ def ask_runjob(tmp_path: Path, cls: str, other: str | None, managed: bool = True
     config.write_text(fleet.hook_json(tmp_path / "heartbeat"), encoding="utf-8")
     vnodes = {"p1": vnode("n1" if managed else None), "n1": vnode("p1", None if other is None else "7.srv/0")}
     present = {} if other is None else {"7.srv": {"schedselect": f"1:ncpus=1:magrathea_accepts={other}"}}
-    asked = job(schedselect=f"1:ncpus=1:magrathea_accepts={cls}", exec_vnode="(p1:ncpus=1)")
+    attributes = {"schedselect": f"1:ncpus=1:magrathea_accepts={cls}", "exec_vnode": "(p1:ncpus=1)"}
+    asked = HookJob("12.srv", attributes, {"magrathea_accepts": cls})
     return Hook(*SERVER_HOOK, config).run("runjob", server=Server("srv", vnodes, present), job=asked)
 
 
