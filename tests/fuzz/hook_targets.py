@@ -75,9 +75,12 @@ def server_hook(folder: Path) -> Reader:
         vnodes, jobs = given.get("vnodes", {}), given.get("jobs", {})
         _objects(lambda name, found: Entity("name", name, found), vnodes)
         _objects(HookJob, jobs)
-        job = _objects(HookJob, {str(given.get("id", "9.srv")): given.get("job", {})}).popitem()[1]
-        if not isinstance(given.get("job", {}).get("Resource_List"), dict | None):
+        told = given.get("job", {})
+        if not isinstance(told, dict) or not isinstance(told.get("Resource_List"), dict | None):
             raise NotPbs
+        if not isinstance(told.get("Variable_List"), dict):
+            told = {**told, "Variable_List": {"HOME": "/"}}  # each job of PBS has one
+        job = _objects(HookJob, {str(given.get("id", "9.srv")): told}).popitem()[1]
         outcome = hook.run(event, server=Server("srv", vnodes, jobs), job=job)
         _bounded(outcome)
         for line in outcome.log:
