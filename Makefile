@@ -22,7 +22,7 @@ SEED ?=
 BIN = .venv/bin
 # What real virtual machines need; tests/libvirt builds its guests from more packages, which it only downloads.
 PACKAGES = libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-driver-lxc libvirt-clients libvirt-dev \
-  qemu-system-x86 qemu-utils gcc pkg-config cpio e2fsprogs
+  qemu-system-x86 qemu-utils gcc pkg-config cpio e2fsprogs mmdebstrap
 
 .DEFAULT_GOAL := help
 .PHONY: help setup packages libvirt demo check test test-guests test-openpbs bench lint coverage mutation fuzz \
