@@ -144,27 +144,24 @@ def _enable_cpu(group: Path) -> None:
 
 def _vacate(own: Path) -> Path:
     """Version 2: return the group to build in, with the CPU controller for its children. The daemon moves into a leaf
-    of it.
+    of it first: the kernel lets a group with processes have this controller, but its children are of no use then.
 
     Raises OSError, NoGroups; then nothing has changed.
     """
     if own.name == DAEMON_LEAF:  # from an earlier start of this process, or systemd's DelegateSubgroup
         _enable_cpu(own.parent)
         return own.parent
+    leaf = own / DAEMON_LEAF
+    leaf.mkdir(exist_ok=True)
+    write(leaf / "cgroup.procs", str(os.getpid()))
     try:
+        if pids_in(own):
+            raise NoGroups(f"{own} has other processes, too")
         _enable_cpu(own)
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        leaf = own / DAEMON_LEAF
-        leaf.mkdir(exist_ok=True)
-        write(leaf / "cgroup.procs", str(os.getpid()))
-        try:
-            _enable_cpu(own)
-        except OSError:
-            write(own / "cgroup.procs", str(os.getpid()))
-            remove_if_empty(leaf)
-            raise
+    except (OSError, NoGroups):
+        write(own / "cgroup.procs", str(os.getpid()))
+        remove_if_empty(leaf)
+        raise
     return own
 
 
