@@ -24,6 +24,8 @@ PACKAGES = ("systemd-sysv", "python3-minimal", "libpython3-stdlib", "linux-image
 DISK_MIB = 1024
 MEMORY_MIB = 768
 BUILD_S = 600
+NO_GETTY = "systemd.mask=serial-getty@ttyS0.service"
+"""A getty hangs the console up when it starts, and what run.sh prints from then on is lost."""
 SERVICE = """[Unit]
 Description=What this run is for
 After=multi-user.target
@@ -116,7 +118,7 @@ def boot(disk: Disk, folder: Path, content: Path, mib: int) -> subprocess.Popen[
         *("qemu-system-x86_64", "-accel", f"tcg,tb-size={CODE_CACHE_MIB}", "-smp", "2", "-m", str(MEMORY_MIB)),
         *("-nodefaults", "-display", "none", "-no-reboot", "-rtc", "base=2026-01-01T00:00:00"),
         *("-kernel", str(disk.kernel), "-initrd", str(disk.initrd)),
-        *("-append", "root=/dev/vda rw console=ttyS0 quiet no_timer_check systemd.show_status=0"),
+        *("-append", f"root=/dev/vda rw console=ttyS0 quiet no_timer_check systemd.show_status=0 {NO_GETTY}"),
         *("-serial", f"file:{folder / 'console'}"),
         *("-drive", f"file={disk.root},format=raw,if=virtio,snapshot=on"),
         *("-drive", f"file={folder / 'second'},format=raw,if=virtio"),
