@@ -199,7 +199,11 @@ class World:
             away = sum(d.floor_mib for d in h.workers if d.name not in wants)
             self._must(given + away <= total.mib, f"{given} + {away} MiB are handed out of {total.mib}")
         if h.mode is Mode.COUNTED and sum(u.cpus for u in used) <= total.cpus:
-            share = sum(w.cap.percent or 0 for w in wants.values() if w.cap.kind is CapKind.SHARE)
+            # A domain whose jobs have no CPUs may use one, and takes it from nobody's share
+            need = {d.name for d in h.workers if any(j.cpus for j in d.jobs)}
+            shares = {name: w.cap.percent or 0 for name, w in wants.items() if w.cap.kind is CapKind.SHARE}
+            self._must(all(shares[name] <= 100 for name in shares.keys() - need), f"of no use: {shares}")
+            share = sum(percent for name, percent in shares.items() if name in need)
             self._must(share <= 100 * total.cpus, f"{share} % are handed out of {total.cpus} CPUs")
 
     @staticmethod
@@ -286,7 +290,7 @@ class World:
         if was.job(event.key):
             self._must(after == calm, "a repeated claim changes nothing")
             return
-        self._must(event.cpus >= 1 and event.memory_mib >= 0, "impossible numbers are refused")
+        self._must(event.cpus >= 0 and event.memory_mib >= 0, "impossible numbers are refused")
         self._must(event.cls in oracle.TAKES[was.kind], "a domain takes classes of its kind")
         for name in answer.victims:
             victim = calm.domain(name)

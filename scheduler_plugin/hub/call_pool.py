@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from scheduler_plugin.pbs.base import Code, Connect, Pbs, PbsError
 
-from .turns import Turns
+from .call_places import CallPlaces
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class CallPool:
         self._deadline_s = deadline_s
         self._loop = asyncio.get_running_loop()
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._turns = Turns(max(1, size - 1))
+        self._places = CallPlaces(max(1, size - 1))
         self._lost = 0
         self._serving = 0
         self._workers: set[_Worker] = set()
@@ -78,7 +78,7 @@ class CallPool:
         A task that fails with a transient error may run a second time, on a new connection. That is safe, because
         each task begins with a look.
         """
-        host = await self._turns.take(hosts) if hosts else None
+        host = await self._places.take(hosts) if hosts else None
         call = _Call(task, self._loop.create_future(), host)
         self._calls.put(call)
         result: T = await call.future
@@ -105,7 +105,7 @@ class CallPool:
 
     def _finished(self, call: _Call, worker: _Worker, result: Any, error: BaseException | None) -> None:
         if call.host is not None:
-            self._turns.give_back(call.host)
+            self._places.give_back(call.host)
         if call.timer is not None:
             call.timer.cancel()
         if worker.lost:

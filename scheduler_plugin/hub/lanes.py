@@ -64,7 +64,7 @@ _HEAD = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class MessageKind:
     """What a message is, by its first bytes; the channel compares `type` with what it really is.
 
     `place`: a message that waits in the same place is replaced.
@@ -75,7 +75,7 @@ class Kind:
     place: Hashable
 
 
-def kind_of(data: memoryview) -> Kind:
+def kind_of(data: memoryview) -> MessageKind:
     """Raises BadMessage: it does not begin like a message, or is too large for one of its kind.
 
     Daemons write the type first, so the hub need not decode a message in order to let it wait.
@@ -88,11 +88,11 @@ def kind_of(data: memoryview) -> Kind:
     if len(data) > largest:
         raise BadMessage(f"{len(data)} bytes; the limit for its type is {largest}")
     if lane is Lane.CLAIMS:
-        return Kind(
+        return MessageKind(
             made, lane, head
         )  # each waits for itself: guests that claim the same job are no obstacle to another
     job = _JOB.search(head) if lane is Lane.PARTS else None
-    return Kind(made, lane, (made, job[1] if job else b""))
+    return MessageKind(made, lane, (made, job[1] if job else b""))
 
 
 class _Rate:
@@ -150,7 +150,7 @@ class Lanes(Generic[T]):
         """Charge the host with time of the loop. Heartbeats have no share of their own."""
         self._lane(host, Lane.REST if lane is Lane.BEATS else lane).budget.spend(seconds)
 
-    def take(self, host: str, kind: Kind, message: T, size: int) -> None:
+    def take(self, host: str, kind: MessageKind, message: T, size: int) -> None:
         """Handle the message now or when its turn comes. Raises BadMessage if it finds no place."""
         lane = self._lane(host, kind.lane)
         wait_s = lane.budget.wait_s(self._clock())

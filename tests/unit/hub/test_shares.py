@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from scheduler_plugin.hub.call_places import CallPlaces
 from scheduler_plugin.hub.job_reports import BURST, OWN_BURST
 from scheduler_plugin.hub.shares import OWN_PER_S, Shares
-from scheduler_plugin.hub.turns import Turns
 from tests.fakes.pbs import FakePbs
 from tests.fakes.reports import domain, job, report, snapshot, stopped
 
@@ -106,29 +106,29 @@ def test_each_host_pays_for_the_jobs_that_it_reports() -> None:
     assert set(hub.farm.caused) == {"h1"}, "and for what is done in PBS because of it"
 
 
-class TestTurns:
+class TestCallPlaces:
     def test_calls_of_one_host_that_hang_leave_room_for_another(self) -> None:
         async def test() -> None:
-            turns = Turns(2)
+            places = CallPlaces(2)
             over = asyncio.Event()
             running = 0
 
             async def hang() -> None:
                 nonlocal running
-                host = await turns.take(["h1"])
+                host = await places.take(["h1"])
                 running += 1
                 await over.wait()
-                turns.give_back(host)
+                places.give_back(host)
 
             calls = [asyncio.create_task(hang()) for _ in range(10)]
             await asyncio.sleep(0)
-            assert [await turns.take(["h2"]), await turns.take(["h1", "h2"])] == ["h2", "h2"]
+            assert [await places.take(["h2"]), await places.take(["h1", "h2"])] == ["h2", "h2"]
             calls.pop().cancel()
             assert running == 2
             over.set()
             await asyncio.gather(*calls)
-            turns.give_back("h2")
-            turns.give_back("h2")
-            assert running == 9 and not turns._places
+            places.give_back("h2")
+            places.give_back("h2")
+            assert running == 9 and not places._places
 
         asyncio.run(test())

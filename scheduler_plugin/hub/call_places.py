@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection
 
 
-class Turns:
+class CallPlaces:
     """At most `most` calls at once for each host; further ones wait in order. Use it in one event loop."""
 
     def __init__(self, most: int) -> None:
