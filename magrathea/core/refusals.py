@@ -185,7 +185,7 @@ TABLE: tuple[Meaning, ...] = (
         ),
         (
             _C.SENT_BACK,
-            "a domain has refused this subjob a moment ago; PBS would try it again without a pause",
+            "a host has refused this job on several hosts a moment ago; PBS would try it again without a pause",
             "wait; `magrathea explain` has the refusal",
         ),
         (

@@ -203,8 +203,8 @@ def description(job, here):
 def refuse(event, text, retry_after_s):
     """Reject the job for now, without a trace that adds up.
 
-    An array whose last subjobs all wait (W) is finished by PBS: a subjob gets no later execution time, and the server's
-    hook keeps PBS from trying it again at once.
+    An array whose last subjobs all wait (W) is finished by PBS, so a subjob gets no later execution time. It waits in
+    state Q for PBS's next cycle.
     """
     uncount(event.job)
     if not is_subjob(event.job):

@@ -10,8 +10,8 @@ host). It is the only place outside the core that repeats a rule:
   counted host    refuse if the CPUs of this job and of the host's jobs (for a priority job: only jobs that are not
                   preemptible) exceed the host's
   both            refuse a job whose class is not its queue's, one in a reservation that is not for maintenance, one
-                  that would preempt while the hub does not answer, and for some seconds a subjob, or a job on several
-                  hosts, that its MoM has just sent back
+                  that would preempt while the hub does not answer, and for some seconds a job on several hosts that
+                  its MoM has just sent back
 
 *queuejob, modifyjob, movejob, resvsub.* The class is the queue's: PBS adds it to each chunk that names none. PBS
 forbids users our resources at qsub, but accepts them in the select of a qalter. It also writes values anew without the
@@ -26,9 +26,9 @@ vnode of ours an error refuses the job.
 Rule 2: the hook runs in the server's only thread. Measured: 0.5 ms for each job that it looks at, 0.1 ms for each
 vnode. So it stops at the first conflict, takes the server's own sums for CPUs, and looks at jobs only if they decide.
 Rule 3: PBS's scheduler tries a refused subjob again at once, and looks at no other job until it is let through or the
-cycle is over (seen; run_job in fifo.cpp: the array stays runnable). So a subjob that has to wait is sent on, and the
-node daemon refuses its claim; only the pause after that is a refusal here. For one that could never start, a mark in
-its environment tells MoM's hook to refuse it until PBS holds the array.
+cycle is over (seen; run_job in fifo.cpp: the array stays runnable). So no subjob is refused here. One that has to wait
+is sent on, and the node daemon refuses its claim. For one that could never start, a mark in its environment tells MoM's
+hook to refuse it until PBS holds the array.
 Rule 4: suspended jobs are not in a vnode's list, so this hook does not see them; the node daemon refuses the claim.
 
 The server's own Python runs this, 3.6 or later; standard library only.
@@ -48,8 +48,7 @@ from magrathea.pbs_text.words import job_ids, words
 
 DEFAULT_HEARTBEAT_MAX_AGE_S = 30.0
 MAX_WHY = 400
-AGAIN_S = 4.0  # less than the shortest wait of another refused job; for a subjob twice as long each time
-AGAIN_MOST_S = 64.0
+AGAIN_S = 4.0  # less than the shortest wait of another refused job
 MEMORY = "magrathea_server_memory"
 
 # The product's table of codes is in magrathea/core/refusals.py; a test compares the two.
@@ -192,7 +191,7 @@ def check_counted(server, job, cls, name, siblings, wanted, host_cpus):
 
 
 def started_lately():
-    """The runs that were let through lately, oldest first. By job id: run version, time, and wait after a refusal.
+    """The runs of jobs on several hosts that were let through lately, oldest first. By job id: run version and time.
 
     The interpreter keeps it from one event to the next. When PBS starts a new interpreter it is lost, without harm.
     """
@@ -201,32 +200,32 @@ def started_lately():
         memory.started = {}
     started, now = memory.started, time.monotonic()
     for id in list(started):
-        if now - started[id][1] < 2 * AGAIN_MOST_S:
+        if now - started[id][1] < AGAIN_S:
             break
         del started[id]
     return started
 
 
 def wait_after_refusal(job, vnodes):
-    """Raises MayNotStart if a MoM has just refused this job, and PBS would try it again at once, without end.
+    """Raises MayNotStart if a MoM has just refused this job on several hosts, and PBS would try it again at once.
 
-    Other refused jobs have a later execution time. A subjob cannot have one (magrathea_mom.py), and a job on several
-    hosts has none if it was another hook that rejected it on a host of ours.
+    Other refused jobs have a later execution time. This one has none if it was another hook that rejected it on a host
+    of ours.
     """
     id = str(job.id)
-    is_subjob = "[" in id
-    if not is_subjob and len(vnodes) < 2:
+    if is_subjob(id) or len(vnodes) < 2:
         return
-    run, now, wait_s = int(str(job.run_version or 0)), time.monotonic(), AGAIN_S
+    run, now = int(str(job.run_version or 0)), time.monotonic()
     started = started_lately()
     if id in started and started[id][0] < run:
-        _, since, wait_s = started[id]
-        if now - since < wait_s:
-            where = ", ".join(sorted(vnodes))
-            raise MayNotStart(SENT_BACK, "%s refused it a moment ago; tried again after %d s" % (where, wait_s))
-        wait_s = min(2 * wait_s, AGAIN_MOST_S) if is_subjob else AGAIN_S
+        where = ", ".join(sorted(vnodes))
+        raise MayNotStart(SENT_BACK, "%s refused it a moment ago; tried again after %d s" % (where, AGAIN_S))
     started.pop(id, None)  # to keep the order
-    started[id] = (run, now, wait_s)
+    started[id] = (run, now)
+
+
+def is_subjob(id):
+    return "[" in id
 
 
 def check_class(server, job, cls, name):
@@ -322,18 +321,13 @@ def check_origin(event, server):
 
 def refuse(event, code, text):
     """Refuse a job; send a subjob on to where it is refused (rule 3)."""
-    if "[" not in str(event.job.id) or code == SENT_BACK:
+    if not is_subjob(str(event.job.id)):
         event.reject("magrathea: %s" % text)
         return
     pbs.logmsg(pbs.EVENT_ADMIN, "magrathea: subjob %s is sent on, to be refused there: %s" % (event.job.id, text))
     if code not in PASSING:
         event.job.Variable_List.clear()  # a value that ends with a backslash would hide the mark behind it
         event.job.Variable_List[REFUSED] = code
-        return
-    try:
-        wait_after_refusal(event.job, cpus_by_vnode(event.job.exec_vnode))
-    except MayNotStart as pause:
-        event.reject("magrathea: %s" % pause)
 
 
 def main():

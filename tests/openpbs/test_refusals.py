@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 from magrathea_lab.clusters.openpbs import USER, OpenPbsCluster
 from magrathea_lab.clusters.private_openpbs import HEAD
@@ -16,35 +16,32 @@ from .jobs import LONG, command, site_hook, submit
 REFUSALS = 200
 MANY_STARTS_S = 600.0
 """Bound for so many starts on a busy machine; they take less than a minute."""
-MOM_WAIT = {"RETRY_S = 10 ": "RETRY_S = 0 ", "SHORTEST_WAIT_S = 1\n": "SHORTEST_WAIT_S = 0\n"}
-SERVER_WAIT = {"AGAIN_S = 4.0 ": "AGAIN_S = 0.0 "}
+N1 = "select=1:ncpus=1:host=n1"
+NO_WAIT = {"RETRY_S = 10 ": "RETRY_S = 0 ", "SHORTEST_WAIT_S = 1\n": "SHORTEST_WAIT_S = 0\n"}
 
 
 @contextmanager
 def without_waits(fleet: OpenPbsCluster) -> Iterator[None]:
     """Inside the `with` a refused job may start again at once. Otherwise these tests would take an hour."""
-    with ExitStack() as after:
-        for hook, changes, moms in (
-            ("magrathea_mom", MOM_WAIT, tuple(fleet.pbs.moms)),
-            ("magrathea_server", SERVER_WAIT, ()),
-        ):
-            text = hook_text(hook)
-            quick = text
-            for old, new in changes.items():
-                assert quick.count(old) == 1
-                quick = quick.replace(old, new)
-            after.callback(take, fleet, hook, text, moms)
-            take(fleet, hook, quick, moms)
+    text = hook_text("magrathea_mom")
+    quick = text
+    for old, new in NO_WAIT.items():
+        assert quick.count(old) == 1
+        quick = quick.replace(old, new)
+    take(fleet, "magrathea_mom", quick)
+    try:
         yield
+    finally:
+        take(fleet, "magrathea_mom", text)
 
 
-def take(fleet: OpenPbsCluster, hook: str, text: str, moms: tuple[str, ...]) -> None:
-    """Give PBS this text of one of our hooks; returns when these MoMs have it."""
+def take(fleet: OpenPbsCluster, hook: str, text: str) -> None:
+    """Give PBS this text of one of our hooks; returns when all MoMs have it."""
     file = fleet.directory / f"{hook}.text"
     file.write_text(text, encoding="utf-8")
     fleet.pbs.run(HEAD, ["qmgr", "-c", f"import hook {hook} application/x-python default {file}"])
-    paths = [fleet.pbs.pbs_home(mom) / "mom_priv/hooks" / f"{hook}.PY" for mom in moms]
-    wait(fleet, f"{moms} have the new {hook}", lambda: all(path.read_text() == text for path in paths))
+    paths = [fleet.pbs.pbs_home(mom) / "mom_priv/hooks" / f"{hook}.PY" for mom in fleet.pbs.moms]
+    wait(fleet, f"all MoMs have the new {hook}", lambda: all(path.read_text() == text for path in paths))
 
 
 @contextmanager
@@ -104,7 +101,7 @@ def test_two_hundred_refusals_in_a_row_and_then_the_job_runs(fleet: OpenPbsClust
 def test_so_do_the_subjobs_of_an_array_and_the_array_does_not_end_without_them(fleet: OpenPbsCluster) -> None:
     with fleet.only(EXCLUSIVE), without_waits(fleet):
         with nobody_answers(fleet, "n1"):
-            asked = ["-J", "0-1", "-l", "select=1:ncpus=1:host=n1"]
+            asked = ["-J", "0-1", "-l", N1]
             array = submit(fleet, "low", f"exec {command(fleet, LONG)}", *asked)
             both = [array.replace("[]", f"[{number}]") for number in range(2)]
             start_again_and_again(fleet, *both)
@@ -136,22 +133,19 @@ def test_a_hold_that_is_not_ours_is_set_and_stays(fleet: OpenPbsCluster) -> None
         fleet.pbs.run(HEAD, ["qdel", rejected, job])
 
 
-def test_a_refused_subjob_is_not_tried_again_without_a_pause(fleet: OpenPbsCluster) -> None:
-    """It waits in state Q, and the hub wakes the scheduler for it."""
-    with fleet.only(EXCLUSIVE):
-        fleet.parts["agent-n1"].kill()
-        wait(fleet, "PBS knows it", lambda: fleet.vnodes()["n1"].accepts == ("none",))
-        fleet.pbs.qmgr("set server scheduling=False")
-        asked = ["-J", "0-1", "-l", "select=1:ncpus=1:host=n1"]
-        array = submit(fleet, "low", f"exec {command(fleet, LONG)}", *asked)
-        first = array.replace("[]", "[0]")
-        refused = fleet.pbs.run(HEAD, ["qrun", "-H", "n1", first], check=False)
-        assert "no agent" in refused.stderr
-        wait(fleet, "it comes back", lambda: fleet.pbs.jobs("-t", array)[first]["job_state"] == "Q")
-        again = fleet.pbs.run(HEAD, ["qrun", "-H", "n1", first], check=False)
-        assert "sent-back" in again.stderr
-        fleet.start_part("agent-n1")
-        fleet.pbs.qmgr("set server scheduling=True")
-        wait(fleet, "it computes", lambda: fleet.counter(first) > 0)
-        fleet.pbs.run(HEAD, ["qdel", array], user=USER)
-        wait_all_free(fleet, EXCLUSIVE)
+def test_a_refused_subjob_is_tried_again_and_keeps_the_scheduler_from_nothing(fleet: OpenPbsCluster) -> None:
+    """Not even if its array is deleted. It waits in state Q, and the hub wakes the scheduler for it."""
+    with nobody_answers(fleet, "n1"):
+        arrays = [submit(fleet, "low", f"exec {command(fleet, LONG)}", "-J", "0-1", "-l", N1) for _ in range(2)]
+        first = arrays[0].replace("[]", "[0]")
+        wait(fleet, f"{first} is refused", lambda: sent(fleet, first) > 0)
+        beside = fleet.submit("low", LONG, select="1:ncpus=1:host=n2")
+        wait(fleet, f"{beside} computes", lambda: fleet.counter(beside) > 0)
+        finish(fleet, beside)
+        fleet.pbs.run(HEAD, ["qdel", arrays[1]], user=USER)
+        beside = fleet.submit("low", LONG, select="1:ncpus=1:host=n2")
+        wait(fleet, f"{beside} computes", lambda: fleet.counter(beside) > 0)
+        finish(fleet, beside)
+    wait(fleet, f"{first} computes", lambda: fleet.counter(first) > 0)
+    fleet.pbs.run(HEAD, ["qdel", arrays[0]], user=USER)
+    wait_all_free(fleet, EXCLUSIVE)
