@@ -8,7 +8,7 @@ part that waits for it. So the waiting part still gets a reason, not silence:
       the agent's time  AGENT_CLAIM_S      1.6    sent with the claim
       the way back      HOOK_MARGIN_S      0.2    to the hook, added to the agent's time
         node daemon     DAEMON_CLAIM_S     1.4      until its answer; 0.2 are left for the guest channel
-          a question    CONFIRM_S          0.6        of these, at most, to a hub, before anything is stopped
+          a question    CONFIRM_S          1.0        of these, at most, to a hub, before anything is stopped
           memory        MEMORY_GLANCE_S    0.4        of these, at most, to notice a shortage
           an order      ORDER_S            1.2        sent with it to the agent of each preempted domain
           its way back  ORDER_MARGIN_S     0.2
@@ -36,9 +36,9 @@ DAEMON_CLAIM_S = 1.4
 """After this time the daemon refuses, or grants although CPU has not moved yet. The agent would reject a later
 answer."""
 
-CONFIRM_S = 0.6
+CONFIRM_S = 1.0
 """For a hub to answer whether PBS has given the job to the domain, if a claim would cost a sibling something. PBS
-answers it in a millisecond; a claim without an answer is refused."""
+answers it in a millisecond; on a busy machine more is on the way. A claim without an answer is refused."""
 
 MEMORY_GLANCE_S = 0.4
 """How long a claim also waits for memory; most shortages show by then. The prologue waits for the rest, because MoM

@@ -63,13 +63,17 @@ def test_the_heartbeat_file_grows_old_while_no_call_to_pbs_comes_back(
             go.wait(BOUND_S)
 
     async def test(hub: RealHub) -> None:
-        for n in range(8):
-            hub.pbs.put(job(f"{n}.srv"))
-        host = hub.host("h1", "n1")
+        """Of two hosts, because one alone cannot take all threads."""
+        hosts = {"n1": hub.host("h1", "n1"), "n2": hub.host("h2", "n2")}
+        jobs = {vnode: [f"{n}.{vnode}" for n in range(8)] for vnode in hosts}
+        for vnode, ids in jobs.items():
+            for id in ids:
+                hub.pbs.put(job(id, vnodes=(vnode,)))
         hub.pbs.breaks = hangs
         hub.start()
         await hub.until(lambda: hub.heartbeat.exists() and age_s(hub) < BEAT_S, "a fresh file")
-        await host.says(domain("n1", [stopped(f"{n}.srv", since=time.time()) for n in range(8)]))
+        for vnode, host in hosts.items():
+            await host.says(domain(vnode, [stopped(id, since=time.time()) for id in jobs[vnode]]))
         await hub.until(lambda: age_s(hub) > 10 * BEAT_S, "an old file")
         go.set()
         await hub.until(lambda: age_s(hub) < BEAT_S, "a fresh file again")
