@@ -104,7 +104,7 @@ def test_a_hub_that_cannot_ask_pbs_leaves_every_job_as_it_is(tmp_path: Path) -> 
         await r.start_job("n1", low)
         await eventually(lambda: r.report("p1").state == "occupied-would-preempt", "the job can be stopped")
         r.hub.given = lambda asked: None
-        assert (await r.claim("p1", high))["code"] == "unconfirmed"
+        assert (await r.claim("p1", high, if_unconfirmed=True))["code"] == "unconfirmed"
         assert running(states_of(low.session))
         r.hub.given = lambda asked: True
         await r.start_job("p1", high)
