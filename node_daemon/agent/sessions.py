@@ -176,7 +176,8 @@ class Stream:
 
     def _met(self, hello: "Doc") -> None:
         """Take the sender of this hello as the other end."""
-        self._forget_peer()
+        if self.peer != hello["session"]:
+            self._forget_peer()
         self.peer = hello["session"]
 
     def _forget_peer(self) -> None:

@@ -401,10 +401,13 @@ class GuestEnd(End):
 
     def _greeting(self, hello: "Doc", now: float) -> None:
         check_hello(hello)
-        if hello.get("peer", self.session) != self.session or hello["session"] in (self.peer, *self.past):
-            return  # for an earlier agent, or repeated, or from an earlier host
+        if hello.get("peer", self.session) != self.session or hello["session"] in self.past:
+            return  # for an earlier agent, or from an earlier host
+        if hello["session"] == self.peer and ("peer" in hello or not self.known or now - self.hello_at < HELLO_S):
+            return  # repeated
         if self.peer:
-            # The host side restarted without a hang-up: it waits for a hello, and has lost all requests.
+            # The host side restarted without a hang-up: it waits for a hello, and has lost all requests. Or it takes
+            # this session for an earlier one, and greets whoever is there.
             self.session, self.known = self.make_session(), False
             self.say_hello(now)
         self._met(hello)
