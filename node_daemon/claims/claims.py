@@ -31,7 +31,7 @@ from ..switch.bounds import lockable_mib
 from ..switch.progress import CpuComing, Unstopped
 from ..switch.switch import Switch
 from .confirmation import Confirmation, Given, Mark
-from .pace import LISTS_S, REPORTS_S, UNCHANGED, Pace, Turns
+from .pace import JOBS_PER_CHANGE, LISTS_S, REPORTS_S, UNCHANGED, Pace, Turns
 
 log = logging.getLogger(__name__)
 limited_log = RationedLog(log, burst=100, period_s=1.0)
@@ -138,8 +138,13 @@ class Claims:
         async with self._turns.turn(domain) as spend:
             before = daemon.host
             decisions = daemon.apply(event(daemon.now()))
-            spend(1 if differs(before, daemon.host) else UNCHANGED)
+            spend(self._cost(domain) if differs(before, daemon.host) else UNCHANGED)
         return decisions
+
+    def _cost(self, domain: str) -> float:
+        """What a change of its facts counts. All of the domain's jobs are written with each."""
+        found = self._daemon.host.domain(domain)
+        return max(1.0, len(found.jobs) / JOBS_PER_CHANGE) if found is not None else 1.0
 
     async def _claim(self, domain: str, request: Claim) -> Reply:
         asked = time.monotonic()

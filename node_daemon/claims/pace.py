@@ -34,6 +34,8 @@ CHANGES_BURST, CHANGES_PER_CPU = 100.0, 4.0
 """And so many at once: each CPU may end a job and start another one, which makes three changes."""
 UNCHANGED = 0.1
 """What a request counts that changes no fact: it costs no write."""
+JOBS_PER_CHANGE = 512
+"""With more jobs than this in its domain, a change counts as several: each writes them all, 600 bytes for each job."""
 
 
 class Turns:

@@ -12,7 +12,14 @@ from magrathea.core.model import JobClass
 from magrathea.deadlines import DAEMON_CLAIM_S
 from magrathea_lab.rigs import virtual_time
 from node_daemon.claims.claims import Claims
-from node_daemon.claims.pace import CHANGES_BURST, CHANGES_PER_CPU, CHANGES_PER_CPU_S, CHANGES_PER_S, Turns
+from node_daemon.claims.pace import (
+    CHANGES_BURST,
+    CHANGES_PER_CPU,
+    CHANGES_PER_CPU_S,
+    CHANGES_PER_S,
+    JOBS_PER_CHANGE,
+    Turns,
+)
 from node_daemon.guest_channel.messages import AnyRequest, Claim, ClaimedJob, GuestJob, Hello, Launched, Release
 from tests.unit.core.builders import get, get_job, job_ids
 
@@ -70,6 +77,17 @@ def test_a_flood_of_claims_and_ends_changes_facts_rarely(tmp_path: Path) -> None
 
     commits = play(tmp_path, test)
     assert BURST <= commits.total() <= BURST + SECONDS * PER_S + 2
+
+
+def test_a_change_counts_for_more_in_a_domain_of_very_many_jobs(tmp_path: Path) -> None:
+    most = 4 * JOBS_PER_CHANGE
+
+    async def test(owner: Owner, claims: Claims) -> None:
+        await claims.request("n1", listed(*(f"{number}.srv" for number in range(1_000_000, 1_000_000 + most))))
+        await flooded(claims, map(release, range(1_000_000, 1_000_000 + most)), at_once=1)
+
+    commits = play(tmp_path, test)
+    assert BURST / 4 <= commits["commit Released"] <= (BURST + SECONDS * PER_S) / 3
 
 
 def test_refused_claims_and_agents_that_greet_anew_count_too(tmp_path: Path) -> None:
