@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from magrathea import __version__, files, logs, supervision
+from magrathea import __version__, files, logs, output, supervision
 from magrathea.configuration import ConfigurationError
 from magrathea.core.model import Kind
 
@@ -26,7 +26,8 @@ EPILOG = """\
 SIGHUP reads the configuration again; the log says what cannot change while it runs.
 SIGTERM and SIGINT end it; jobs and domains stay as they are, and the next start continues from the journal.
 
-exit codes: 0 ended by a signal, 2 bad usage or configuration, 3 cannot start (the log says why), 1 a defect
+exit codes: 0 ended by a signal, 2 bad usage or configuration, 3 cannot start (the log says why), 1 a defect,
+74 the output cannot be written
 """
 
 
@@ -34,7 +35,7 @@ class CannotStart(Exception):
     """The daemon cannot start. The text says why, and how to fix it."""
 
 
-def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="magrathea-noded",
         description="The node daemon of a host: moves CPU and memory between its domains, stops and continues jobs.",
@@ -49,6 +50,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    if argv is None:
+        output.run("magrathea-noded", lambda: main(sys.argv[1:]))
     options = arguments(argv)
     logs.configure(options.log_level, "%(levelname)s %(message)s")
     try:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from magrathea import __version__
+from magrathea import __version__, output
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -112,8 +112,11 @@ def cli() -> None:
       magrathea explain 12             why job 12 waits, or who preempted it
       magrathea preview -q high        what a job of that queue would preempt now
       magrathea demo                   see it work: no root, no PBS needed
+
+    Exit codes: each command's help lists its own. Of all commands: 70 the installation is damaged; 74 done, but the
+    output or another file cannot be written. A full or closed output stops no command.
     """
 
 
-def main() -> None:
-    cli(prog_name="magrathea")
+def main() -> NoReturn:
+    output.run("magrathea", lambda: cli(prog_name="magrathea"))

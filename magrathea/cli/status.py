@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from msgspec.structs import replace
 
-from magrathea import client
+from magrathea import client, output
 from magrathea.cli import sources, view
 from magrathea.core.model import State
 from magrathea.messages import Snapshot
@@ -118,7 +118,7 @@ def _watch(source: Callable[[str, bool], StatusPage], form: str, seconds: float)
     if screen:
         click.echo("\x1b[2J", nl=False)
     try:
-        while True:
+        while not output.is_lost():
             look = _look(source, form, True)
             code = look.code
             if screen:
@@ -131,7 +131,8 @@ def _watch(source: Callable[[str, bool], StatusPage], form: str, seconds: float)
                 click.echo(look.text, nl=False)
             time.sleep(seconds)
     except KeyboardInterrupt:
-        return code
+        pass
+    return code
 
 
 @click.command(short_help="a host's domains, jobs, CPU and memory")

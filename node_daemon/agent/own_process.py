@@ -5,6 +5,16 @@ import os
 from .log import log
 
 
+def keep_standard_descriptors() -> None:
+    """Let descriptors 0 to 2 be in use. If one is closed, the next file or socket would get its number, and what the
+    log writes to 2 would go there."""
+    for descriptor, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, flags)  # the lowest free number
+
+
 def raise_priority() -> bool:
     """Take the real-time class if that is permitted. False if not, as without root.
 

@@ -11,7 +11,7 @@ from .agent import Agent
 from .configuration import CONFIG_VARIABLE, DEFAULT_CONFIG, Config
 from .log import log
 from .loop import Loop
-from .own_process import raise_priority, set_oom_score
+from .own_process import keep_standard_descriptors, raise_priority, set_oom_score
 from .values import Unusable
 
 TYPE_CHECKING = False
@@ -27,9 +27,32 @@ The agent of a domain: relays requests of MoM's hooks to the host's node daemon,
   --check        read the configuration, report what is wrong with it, and end
   --version      print the version and end
 
+exit codes: 0 ended by a signal, or the configuration is good, 1 --check found something that would fail,
+2 bad usage or configuration, 74 the output cannot be written
+
 SIGTERM or SIGINT ends it. Stopped jobs stay stopped: the node daemon decides about them, and the next agent continues
 where this one left off.
 """ % (CONFIG_VARIABLE, DEFAULT_CONFIG)
+
+
+LOST = 74  # exit code if the output cannot be written, as of the other programs
+
+
+def say(text: str) -> bool:
+    """Print the text. False, with a line on stderr, if the output is full or closed."""
+    if sys.stdout is None:
+        log.error("the output cannot be written: it is closed")
+        return False
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except OSError as error:
+        log.error("the output cannot be written: %s" % error.strerror)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)  # for what Python writes at its end
+        return False
+    return True
 
 
 def options(arguments: "List[str]") -> "Tuple[str, str]":
@@ -86,19 +109,18 @@ def watch_signals(loop: Loop) -> None:
 
 def main(arguments: "Optional[List[str]]" = None) -> int:
     """Run the command. Returns 0 after an orderly end, 1 after trouble, 2 for a wrong configuration."""
+    keep_standard_descriptors()
     try:
         what, path = options(sys.argv[1:] if arguments is None else arguments)
         if what == "help":
-            sys.stdout.write(USAGE)
-            return 0
+            return 0 if say(USAGE) else LOST
         if what == "version":
-            sys.stdout.write("magrathea-agent %s\n" % VERSION)
-            return 0
+            return 0 if say("magrathea-agent %s\n" % VERSION) else LOST
         config = Config(path)
         if what == "check":
             found = check(config)
-            sys.stdout.write("".join("%s: %s\n" % (path, line) for line in found) or "%s: ok\n" % path)
-            return 1 if found else 0
+            is_told = say("".join("%s: %s\n" % (path, line) for line in found) or "%s: ok\n" % path)
+            return 1 if found else 0 if is_told else LOST
         agent = Agent(config)
         watch_signals(agent.loop)
         if os.geteuid() == 0 and not set_oom_score(-1000):

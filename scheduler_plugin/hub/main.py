@@ -1,8 +1,4 @@
-"""`magrathea-hub --config F [--check]`.
-
-Exit codes: 0 stopped by SIGTERM or SIGINT; 2 the configuration, pbs.conf or a key cannot be used; 1 the hub cannot
-start or has failed, and its last line names the reason. SIGHUP: compare everything with PBS now, and read the keys.
-"""
+"""`magrathea-hub`: arguments, logging, signals, exit codes."""
 
 from __future__ import annotations
 
@@ -12,10 +8,11 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from magrathea import files, logs, supervision
+from magrathea import __version__, files, logs, output, supervision
 from magrathea.configuration import ConfigurationError
 from scheduler_plugin.pbs import kinds
 from scheduler_plugin.pbs.base import Connect, PbsError
@@ -49,11 +46,40 @@ async def serve(configuration: HubConfiguration, connect: Connect) -> None:
     await hub.run(stop)
 
 
-@click.command()
-@click.option("--config", type=click.Path(path_type=Path), default=DEFAULT_FILE, show_default=True)
+class _Program(click.Command):
+    """The whole program, if it is called without arguments of its own: see output.py."""
+
+    def main(self, args: Any = None, prog_name: str | None = None, *more: Any, **extra: Any) -> Any:
+        if args is None:
+            output.run("magrathea-hub", lambda: super(_Program, self).main(sys.argv[1:], "magrathea-hub"))
+        return super().main(args, prog_name, *more, **extra)
+
+
+@click.command(cls=_Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_FILE,
+    show_default=True,
+    metavar="FILE",
+    help="The configuration.",
+)
 @click.option("--check", is_flag=True, help="Check whether the configuration can be used, and end.")
+@click.version_option(__version__)
 def main(config: Path, check: bool) -> None:
-    """Run the hub beside the PBS server: publish the states of all hosts, and book in PBS the jobs that they stop."""
+    """Run the hub beside the PBS server: publish the states of all hosts, and book in PBS the jobs that they stop.
+
+    SIGHUP lets it compare everything with PBS now and read the keys again. SIGTERM and SIGINT end it.
+
+    \b
+    Examples:
+      magrathea-hub --check
+      magrathea-hub --config /etc/magrathea/hub.toml
+
+    Exit codes: 0 ended by a signal, or the configuration is good; 1 the hub cannot start or has failed, and its last
+    line names the reason; 2 wrong usage, or the configuration, pbs.conf or a key cannot be used; 74 the output cannot
+    be written.
+    """
     try:
         configuration = load(config)
         connect = kinds.connector(configuration.pbs.kind, configuration.pbs)

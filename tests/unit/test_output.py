@@ -1,0 +1,131 @@
+"""Full, closed and narrow outputs: each program does its work to the end, and its exit code tells that the result is
+lost. Each program runs as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from magrathea.output import LOST
+from magrathea_lab.waiting import BOUND_S
+from tests.fakes.control_socket import PREEMPTION, answering
+
+PROGRAMS = {
+    "magrathea": "magrathea.cli",
+    "magrathea-noded": "node_daemon.main",
+    "magrathea-hub": "scheduler_plugin.hub.main",
+    "magrathea-agent": "node_daemon.agent",
+}
+programs = pytest.mark.parametrize("program", PROGRAMS)
+
+
+def ended(
+    program: str, *arguments: str | bytes, shell: str = "", **environment: str
+) -> subprocess.CompletedProcess[bytes]:
+    """The program after its end. `shell`: redirections, as in a shell."""
+    command = [sys.executable, "-m", PROGRAMS[program], *arguments]
+    return subprocess.run(
+        ["sh", "-c", f'exec "$@" {shell}', "sh", *command],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        timeout=BOUND_S,
+        env={**os.environ, **environment},
+    )
+
+
+@programs
+@pytest.mark.parametrize("word", ["-h", "--help", "--version"])
+def test_help_and_version(program: str, word: str) -> None:
+    done = ended(program, word)
+    assert (done.returncode, done.stderr) == (0, b"")
+    if word == "--version":
+        assert done.stdout.split()[-1][:1].isdigit()
+    else:
+        assert b"xit codes: " in done.stdout and b"74" in done.stdout
+
+
+@programs
+@pytest.mark.parametrize("shell", ["> /dev/full", ">&-", ">&- 2>&-", ">&- <&-"])
+def test_an_output_that_is_full_or_closed_is_told_in_a_line(program: str, shell: str) -> None:
+    done = ended(program, "--help", shell=shell)
+    assert done.returncode == LOST
+    lines = done.stderr.decode().splitlines()
+    assert len(lines) == (0 if "2>&-" in shell else 1)
+    assert all(line.startswith(program) and "output cannot be written" in line for line in lines)
+
+
+@programs
+@pytest.mark.parametrize("shell", ["> /dev/full 2> /dev/full", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_mistake_keeps_its_exit_code_if_nothing_can_be_printed(program: str, shell: str) -> None:
+    assert ended(program, "--no-such-option", shell=shell).returncode == 2
+
+
+@programs
+@pytest.mark.parametrize("arguments", [[b"--\xff"], [b"\xff"], [b"--config", b"/tmp/\xff"]])
+def test_arguments_that_are_not_utf_8_are_wrong_usage(program: str, arguments: list[bytes]) -> None:
+    done = ended(program, *arguments)
+    assert done.returncode == 2 and done.stderr and b"Traceback" not in done.stderr
+
+
+@programs
+def test_a_working_directory_that_is_gone(program: str, tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    command = (
+        f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && exec {sys.executable} -P -m {PROGRAMS[program]} --version"
+    )
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        ["sh", "-c", command], capture_output=True, timeout=BOUND_S, env={**os.environ, "PYTHONPATH": root}
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("descriptor", [0, 1, 2])
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        "from magrathea.output import _prepare; _prepare('x')",
+        "from node_daemon.agent import own_process as o; o.keep_standard_descriptors()",
+    ],
+    ids=["programs", "agent"],
+)
+def test_no_file_of_a_daemon_gets_the_number_of_a_standard_stream(prepare: str, descriptor: int) -> None:
+    program = f"import os; {prepare}; found = os.open('/dev/zero', os.O_RDONLY); os._exit(found)"
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {descriptor}>&-', "sh", sys.executable, "-c", program], timeout=BOUND_S
+    )
+    assert done.returncode > 2
+
+
+@pytest.fixture
+def status(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    """`magrathea status` against a daemon whose answer has an arrow."""
+
+    def status(*arguments: str, shell: str = "", **environment: str) -> subprocess.CompletedProcess[bytes]:
+        from magrathea.messages import encode
+
+        path = tmp_path / "c.sock"
+        with answering(path, encode(PREEMPTION) + b"\n"):
+            return ended("magrathea", "status", "--socket", str(path), *arguments, shell=shell, **environment)
+
+    return status
+
+
+def test_letters_that_the_output_does_not_have_are_escaped(
+    status: Callable[..., subprocess.CompletedProcess[bytes]],
+) -> None:
+    done = status(PYTHONIOENCODING="latin-1")
+    assert done.returncode == 0 and b"all \\u2192 10 %" in done.stdout
+
+
+@pytest.mark.parametrize(("shell", "told"), [("> /dev/full", 1), ("| true", 0)])
+def test_a_watch_ends_with_its_reader(
+    status: Callable[..., subprocess.CompletedProcess[bytes]], shell: str, told: int
+) -> None:
+    done = status("--watch", "0.1", shell=shell)
+    assert len(done.stderr.splitlines()) == told and b"Traceback" not in done.stderr
