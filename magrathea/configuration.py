@@ -9,22 +9,32 @@ express everything (sums, names that must match); the caller checks the rest and
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from . import files
+from .schema_words import wanted
+from .text import printable
+
 T = TypeVar("T", bound=msgspec.Struct)
 
 MAX_BYTES = 1024 * 1024
 """A larger file is no configuration; a thousand domains take a tenth of it."""
+MOST_SHOWN = 80
+"""Characters of a wrong value that are shown."""
+
+
+BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""Some editors put one before the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +56,15 @@ class ConfigurationError(Exception):
 def read_text(path: Path) -> str:
     """The file's text. Raises ConfigurationError."""
     try:
-        data = path.read_bytes()
+        data = files.read_named(path, MAX_BYTES + 1)
     except OSError as error:
         raise ConfigurationError([f"{path}: cannot be read: {error.strerror}; give its name with --config"]) from error
     if len(data) > MAX_BYTES:
-        raise ConfigurationError([f"{path}: {len(data)} bytes; a configuration has at most {MAX_BYTES}"])
+        raise ConfigurationError([f"{path}: too long; a configuration has at most {MAX_BYTES} bytes"])
+    if data.startswith(BYTE_ORDER_MARKS):
+        raise ConfigurationError(
+            [f"{path}: begins with a byte order mark; save the file as UTF-8 without one (no BOM)"]
+        )
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -64,10 +78,14 @@ def parse(text: str, schema: type[T], name: str) -> tuple[T, dict[str, Any]]:
     # TOMLDecodeError is a ValueError; so is the error for an integer of 5,000 digits
     except (ValueError, RecursionError) as error:
         raise ConfigurationError([f"{name}: not TOML: {error}"]) from error
-    problems = list(_check(tables, schema, ()))
-    if problems:
+    if problems := mistakes(tables, schema):
         raise configuration_error(problems, text, name)
     return msgspec.convert(tables, schema), tables
+
+
+def mistakes(value: Any, schema: Any) -> list[Problem]:
+    """All mistakes in a value that should become a `schema`."""
+    return list(_check(value, schema, ()))
 
 
 def configuration_error(problems: Iterable[Problem], text: str, name: str) -> ConfigurationError:
@@ -96,9 +114,8 @@ def _check(value: Any, schema: Any, where: tuple[str, ...]) -> Iterable[Problem]
     else:
         try:
             msgspec.convert(value, schema)
-        except msgspec.ValidationError as error:
-            choice = f"; one of {', '.join(schema)}" if isinstance(schema, type) and issubclass(schema, StrEnum) else ""
-            yield Problem(where, f"{spelled(where)} = {value!r}: {_complaint(str(error))}{choice}")
+        except msgspec.ValidationError:
+            yield Problem(where, f"{spelled(where)} = {printable(repr(value), MOST_SHOWN)}: give {wanted(schema)}")
 
 
 def _check_table(value: Any, schema: type[msgspec.Struct], where: tuple[str, ...]) -> Iterable[Problem]:
@@ -124,12 +141,6 @@ def spelled(where: tuple[str, ...]) -> str:
     if len(where) < 2:
         return f"`{'.'.join(where)}`" if where else "the file"
     return f"`{where[-1]}` in [{'.'.join(where[:-1])}]"
-
-
-def _complaint(error: str) -> str:
-    """msgspec's sentence without its path; ours is better."""
-    told = re.sub(r" - at `\$.*`$", "", error)
-    return told[:1].lower() + told[1:]
 
 
 _HEADER = re.compile(r"^\s*\[{1,2}\s*([^\]]+?)\s*\]{1,2}")

@@ -36,6 +36,29 @@ def open_regular(path: Path, flags: int, mode: int = PRIVATE) -> int:
     return descriptor
 
 
+def read_named(path: Path, most: int) -> bytes:
+    """The first `most` bytes of a file that people name; links are followed. Raises OSError.
+
+    A pipe, a socket or a device is an error at once; nobody waits for its other end.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError(errno.EINVAL, "it is a socket or a device, not a file", path) from error
+        raise
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise OSError(errno.EISDIR, "it is a directory, not a file", path)
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", path)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(most)
+    finally:
+        os.close(descriptor)
+
+
 def read(path: Path, most: int) -> bytes:
     """The first `most` bytes of a file. Raises OSError."""
     with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:

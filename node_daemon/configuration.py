@@ -6,6 +6,7 @@ take over while jobs run, and what needs a restart.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -36,9 +37,33 @@ Cpus = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 Mib = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=10 * 365 * 86400)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0, le=10 * 365 * 86400)]
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-AbsolutePath = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=4096)]
-OptionalPath = Annotated[str, msgspec.Meta(pattern=r"^(/|$)", max_length=4096)]
+Name = Annotated[
+    str,
+    msgspec.Meta(
+        min_length=1,
+        max_length=64,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        description="a name in quotes: at most 64 letters, digits, `_`, `.`, `-`, first a letter or digit",
+    ),
+]
+AbsolutePath = Annotated[
+    str, msgspec.Meta(pattern=r"^/", max_length=4096, description="a path in quotes that begins with /")
+]
+OptionalPath = Annotated[
+    str, msgspec.Meta(pattern=r"^(/|$)", max_length=4096, description='a path in quotes that begins with /, or ""')
+]
+Endpoint = Annotated[
+    str,
+    msgspec.Meta(pattern=r"^(ipc://.+|tcp://.+:[0-9]+)$", description='"ipc:///PATH" or "tcp://HOST:PORT" of a hub'),
+]
+Uri = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^(qemu|lxc|xen|test)(\+[a-z]+)?://",
+        max_length=4096,
+        description="libvirt's URI in quotes, which begins with qemu://, xen:// or lxc://",
+    ),
+]
 
 
 WarnSignal = Literal[
@@ -62,7 +87,7 @@ class HostTable(msgspec.Struct, kw_only=True, frozen=True):
     memory_mib: Mib | None = None
     reserve_mib: Mib = 512
     driver: Literal["local", "libvirt"] = "local"
-    uri: Annotated[str, msgspec.Meta(pattern=r"^(qemu|lxc|xen|test)(\+[a-z]+)?://", max_length=4096)] = "qemu:///system"
+    uri: Uri = "qemu:///system"
     qemu_user: Annotated[str, msgspec.Meta(max_length=64)] = ""
     preempted_cpu_percent: Annotated[int, msgspec.Meta(ge=1, le=100 * 65536)] = 10
     memory_step_mib: Annotated[int, msgspec.Meta(ge=16, le=65536)] = 256
@@ -92,7 +117,7 @@ class LimitsTable(msgspec.Struct, kw_only=True, frozen=True):
 class HubEndpointsTable(msgspec.Struct, kw_only=True, frozen=True):
     """[hub]. Without endpoints there is no hub, and so no preemption."""
 
-    endpoints: list[Annotated[str, msgspec.Meta(pattern=r"^(ipc://.+|tcp://.+:[0-9]+)$")]] = []
+    endpoints: list[Endpoint] = []
     key_file: OptionalPath = ""
     hub_key_file: OptionalPath = ""
 
@@ -241,8 +266,7 @@ def _check(c: NodedConfiguration, tables: dict[str, Any]) -> Iterable[Problem]:
     """Mistakes that no type can express."""
     yield from _check_host(c)
     yield from _check_hub(c)
-    vnodes: dict[str, str] = {}
-    machines: dict[str, str] = {}
+    yield from _check_own(c)
     for name, table in c.domain.items():
         where = ("domain", name)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
@@ -263,12 +287,24 @@ def _check(c: NodedConfiguration, tables: dict[str, Any]) -> Iterable[Problem]:
         if c.host.driver == "local" and table.local is None and table.kind is not Kind.SERVICE:
             text = f"{spelled((*where, 'local.pid_file'))} is missing; the local driver finds the domain by it"
             yield Problem(where, text)
-        if c.host.driver == "libvirt" and (other := machines.setdefault(c.libvirt_name(name), name)) != name:
-            text = f"domains {other} and {name} both are libvirt's {c.libvirt_name(name)!r}; give each its own"
-            yield Problem((*where, "libvirt.name"), text)
-        if (other := vnodes.setdefault(c.vnode(name), name)) != name:
-            text = f"domains {other} and {name} have the same vnode {c.vnode(name)!r}; give each its own"
-            yield Problem((*where, "vnode"), text)
+
+
+def _check_own(c: NodedConfiguration) -> Iterable[Problem]:
+    """What belongs to one domain must not be another's, in whichever way it is written."""
+    owners: dict[tuple[str, str], str] = {}
+    for name, table in c.domain.items():
+        own = [
+            ("vnode", "have the same vnode", c.vnode(name), c.vnode(name).lower())
+        ]  # MoMs' hosts, so case is ignored
+        if c.host.driver == "libvirt":
+            own.append(("libvirt.name", "both are libvirt's", c.libvirt_name(name), c.libvirt_name(name)))
+        elif table.local is not None:
+            path = table.local.pid_file
+            own.append(("local.pid_file", "have the same pid file", path, os.path.realpath(path)))
+        for key, words, shown, compared in own:
+            if (other := owners.setdefault((key, compared), name)) != name:
+                text = f"domains {other} and {name} {words} {shown!r}; give each its own"
+                yield Problem(("domain", name, *key.split(".")), text)
 
 
 def _check_host(c: NodedConfiguration) -> Iterable[Problem]:
@@ -298,6 +334,11 @@ def _check_hub(c: NodedConfiguration) -> Iterable[Problem]:
         if tcp and not value:
             text = f"{spelled(('hub', key))} is missing: {tcp[0]} is never used without keys"
             yield Problem(("hub", "endpoints"), f"{text}; `magrathea keys` makes them")
+    if c.hub.key_file and c.hub.key_file == c.hub.hub_key_file:
+        text = (
+            "`key_file` and `hub_key_file` in [hub] are the same file; the first is this host's, the second the hub's"
+        )
+        yield Problem(("hub", "hub_key_file"), text)
     if len(set(c.hub.endpoints)) < len(c.hub.endpoints):
         yield Problem(("hub", "endpoints"), "`endpoints` in [hub] names one twice; remove it")
 

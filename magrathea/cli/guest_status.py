@@ -12,6 +12,7 @@ import msgspec
 
 from magrathea import client
 from magrathea.cli import view
+from magrathea.configuration import ConfigurationError, read_text
 from magrathea.decoding import UNDECODABLE
 
 DEFAULT_FILE = Path("/etc/magrathea/agent.json")
@@ -58,9 +59,10 @@ def ask() -> AgentStatus:
     """The status of this guest's agent. Raises client.Unreachable, client.RequestRefused."""
     file = agent_file()
     try:
-        path = Path(json.loads(file.read_text(encoding="utf-8")).get("socket", DEFAULT_SOCKET))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise client.Unreachable(file, str(error), "fix that file, or ask as root", client.AGENT) from error
+        path = Path(json.loads(read_text(file)).get("socket", DEFAULT_SOCKET))
+    except (ConfigurationError, ValueError, AttributeError, TypeError, RecursionError) as error:
+        fix = "`magrathea-agent --check` shows what to fix in that file, as root"
+        raise client.Unreachable(file, str(error), fix, client.AGENT) from error
     answer = client.ask(path, {"op": "status"}, owner=client.AGENT)
     try:
         return msgspec.json.decode(answer, type=AgentStatus)

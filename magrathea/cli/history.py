@@ -51,8 +51,8 @@ def moment(text: str, now: float) -> float:
 
 def _since(ctx: click.Context, param: click.Parameter, value: str | None) -> float:
     try:
-        return moment(value, time.time()) if value else 0.0
-    except ValueError as error:
+        return max(0.0, moment(value, time.time())) if value else 0.0
+    except (ValueError, OverflowError) as error:
         raise click.BadParameter(f"{value!r} is not a time like 90s, 15min, 2h, 3d, 08:30, 2026-11-21T08:30") from error
 
 

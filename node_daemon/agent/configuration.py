@@ -1,5 +1,9 @@
 """The agent's configuration file."""
 
+import codecs
+import os
+import stat
+
 from .lines import BadValue, parse
 from .values import Unusable, is_text
 
@@ -17,6 +21,14 @@ DEFAULT_CGROUPS = (
     "/sys/fs/cgroup/pbs_jobs.service/jobid/{job}",
     "/sys/fs/cgroup/*/pbs_jobs.service/jobid/{job}",
 )
+
+
+BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe, too, opens at once."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 class Config:
@@ -50,7 +62,9 @@ class Config:
     @staticmethod
     def _read(path: str) -> "Doc":
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=_without_waiting) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise Unusable("%s: cannot be read: it is a pipe or a device, not a file" % path)
                 text = file.read(MAX_CONFIG_BYTES + 1)
         except OSError as error:
             raise Unusable(
@@ -58,6 +72,8 @@ class Config:
             ) from error
         if len(text) > MAX_CONFIG_BYTES:
             raise Unusable("%s: longer than %d bytes" % (path, MAX_CONFIG_BYTES))
+        if text.startswith(BYTE_ORDER_MARKS):
+            raise Unusable("%s: begins with a byte order mark; save the file as UTF-8 without one (no BOM)" % path)
         try:
             return parse(text)
         except BadValue as error:

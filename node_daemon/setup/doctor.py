@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from magrathea import client
+from magrathea import client, files
 from magrathea.configuration import ConfigurationError
 from magrathea.core.model import Kind, Mode, State
 from magrathea.doctor import CONNECT_S, Check, Part, Paths, Status, endpoint, of_pbs_conf, private, writable
@@ -29,6 +29,7 @@ CLOCK_S = 1.0
 """Daemon and command run on the same machine. A larger difference of their times means that a clock jumps."""
 
 MAX_ANSWER_BYTES = 65536
+MAX_LOCK_BYTES = 100
 
 
 # A host
@@ -277,9 +278,9 @@ def _mom(paths: Paths) -> Iterator[Check]:
         return
     home = Path(conf.get("PBS_HOME", "/var/spool/pbs")) / "mom_priv"
     try:
-        pid = int((home / "mom.lock").read_text().strip())
+        pid = int(files.read_named(home / "mom.lock", MAX_LOCK_BYTES).strip())
         running = psutil.pid_exists(pid)
-    except (OSError, ValueError):
+    except (OSError, ValueError, OverflowError):
         running = False
     if running:
         yield Check(GUEST, "mom", Status.OK, "pbs_mom runs")

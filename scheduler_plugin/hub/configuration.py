@@ -16,9 +16,18 @@ from . import keys
 
 DEFAULT_FILE = "/etc/magrathea/hub.toml"
 
-_PathText = Annotated[str, msgspec.Meta(pattern=r"^/", max_length=4096)]
-_OptionalPathText = Annotated[str, msgspec.Meta(pattern=r"^(/.*)?$", max_length=4096)]
-_Endpoint = Annotated[str, msgspec.Meta(pattern=r"^(ipc:///.+|tcp://.+:[0-9]+)$")]
+_PathText = Annotated[
+    str, msgspec.Meta(pattern=r"^/", max_length=4096, description="a path in quotes that begins with /")
+]
+_OptionalPathText = Annotated[
+    str, msgspec.Meta(pattern=r"^(/.*)?$", max_length=4096, description='a path in quotes that begins with /, or ""')
+]
+_Endpoint = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^(ipc:///.+|tcp://.+:[0-9]+)$", description='"ipc:///PATH" or "tcp://ADDRESS:PORT" to listen on'
+    ),
+]
 
 
 class LogLevel(StrEnum):

@@ -15,7 +15,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
+from magrathea import files
+
 PROC = Path("/proc")
+MAX_PID_FILE_BYTES = 100
 
 PID_FILE_SLACK_S = 2.0
 """A root process may seem this much younger than its pid file.
@@ -75,7 +78,7 @@ def root_of(pid_file: Path) -> Process | None:
     """
     try:
         written = pid_file.stat().st_mtime
-        text = pid_file.read_text(encoding="ascii", errors="replace").strip()
+        text = files.read_named(pid_file, MAX_PID_FILE_BYTES).decode("ascii", "replace").strip()
     except FileNotFoundError:
         return None
     if not text:

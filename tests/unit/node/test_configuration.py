@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
+import msgspec
 import pytest
 
 from magrathea.configuration import ConfigurationError, line_of
@@ -13,7 +18,13 @@ from magrathea.core.machine import handle
 from magrathea.core.model import Host, Job, JobClass, JobKey, Kind, Mode
 from magrathea.core.reconfiguration import UNKNOWN_HOST
 from magrathea_lab.waiting import BOUND_S
+from node_daemon.agent.configuration import Config as AgentConfiguration
+from node_daemon.agent.values import Unusable
 from node_daemon.configuration import NodedConfiguration, changes, read
+from scheduler_plugin.hub.configuration import HubConfiguration
+from scheduler_plugin.hub.configuration import load as read_hub
+from scheduler_plugin.setup.install import InstallError
+from scheduler_plugin.setup.pbs_commands import find_pbs
 
 GOOD = """\
 [host]
@@ -87,6 +98,9 @@ def test_a_good_file_becomes_a_host(tmp_path: Path) -> None:
         ('local.pid_file = "/run/n1.pid"', 'local.pid_fil = "/run/n1.pid"', 12, ("did you mean `pid_file`",)),
         ('local.pid_file = "/run/n1.pid"', "floor_mib = 1", 9, ("local.pid_file", "missing")),
         ('vnode = "p1.cluster"', 'vnode = "n1"', 15, ("n1 and p1 have the same vnode",)),
+        ('vnode = "p1.cluster"', 'vnode = "N1"', 15, ("n1 and p1 have the same vnode",)),
+        ('"/run/p1.pid"', '"/run/n1.pid"', 17, ("n1 and p1 have the same pid file",)),
+        ('"/run/p1.pid"', '"/run/x/..//n1.pid"', 17, ("n1 and p1 have the same pid file",)),
         ("cpus = 2", "cpus = 8", 4, ("services take all",)),
         ("cpus = 2", "swap_mib = 2", 9, ("service domain needs its own `cpus`",)),
         ("memory_mib = 1024", "memory_mib = 1000000", 21, ("`memory_mib` in [domain.backup]", "7680 MiB")),
@@ -100,6 +114,76 @@ def test_a_mistake_is_named_with_line_and_fix(
     matching = [p for p in found if all(w in p for w in words)]
     assert matching, found
     assert f"noded.toml, line {line}:" in matching[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("linger_s = -3", "a number, at least 0 and at most"),
+        ('linger_s = "3"', "a number, at least 0"),
+        ("warn_s = 2", "a number, above 0 and at most 1"),
+        ('warn_signal = "SIGKILL"', "one of SIGHUP, SIGINT,"),
+        ("max_preemptions = 1.5", "a whole number, at least 0"),
+        ("allow_short_min_run = 1", "true or false"),
+        ('[paths]\nrun_dir = "run"', "a path in quotes that begins with /"),
+        ('[hub]\nendpoints = ["hub:17017"]', 'each entry is "ipc:///PATH" or "tcp://HOST:PORT"'),
+        ("[hub]\nendpoints = 3", "a list; each entry is"),
+        ("[control]\ngroup = 0", "a text in quotes, with at most 64 letters"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_what_it_may_be(tmp_path: Path, key: str, words: str) -> None:
+    [problem] = problems(tmp_path, GOOD.replace("linger_s = 3", key))
+    assert words in problem and "regex" not in problem
+
+
+def _types(schema: Any) -> Iterator[Any]:
+    yield schema
+    for one in get_args(schema):
+        yield from _types(one)
+    if isinstance(schema, type) and issubclass(schema, msgspec.Struct):
+        for hint in get_type_hints(schema, include_extras=True).values():
+            yield from _types(hint)
+
+
+@pytest.mark.parametrize("schema", [NodedConfiguration, HubConfiguration])
+def test_a_pattern_has_words_for_people(schema: Any) -> None:
+    metas = [one for one in _types(schema) if isinstance(one, msgspec.Meta)]
+    assert metas and all(meta.description for meta in metas if meta.pattern)
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "node daemon": read,
+    "hub": read_hub,
+    "agent": lambda path: AgentConfiguration(str(path)),
+    "pbs.conf": lambda path: find_pbs(path),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_directory_a_pipe_and_a_device_are_refused_at_once(tmp_path: Path, reader: str) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "socket"))
+        for path, words in (("folder", "directory"), ("pipe", "pipe"), ("/dev/zero", "device"), ("socket", ".")):
+            with pytest.raises((ConfigurationError, Unusable, InstallError), match=words) as caught:
+                READERS[reader](tmp_path / path)
+            assert str(tmp_path / path) in str(caught.value)
+
+
+@pytest.mark.parametrize("reader", ["node daemon", "hub", "agent"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_named(tmp_path: Path, reader: str, encoding: str) -> None:
+    path = tmp_path / "configuration"
+    path.write_text(GOOD, encoding=encoding)
+    with pytest.raises((ConfigurationError, Unusable), match="byte order mark; save the file as UTF-8 without one"):
+        READERS[reader](path)
+
+
+def test_the_two_keys_of_a_host_are_two_files(tmp_path: Path) -> None:
+    text = GOOD + '[hub]\nendpoints = ["tcp://hub:17017"]\nkey_file = "/etc/k"\nhub_key_file = "/etc/k"\n'
+    [problem] = problems(tmp_path, text)
+    assert "`key_file` and `hub_key_file`" in problem
 
 
 def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
