@@ -2,7 +2,7 @@
 # Installs Magrathea's agent in a guest: one folder for the guest's own Python (3.6 or later), its configuration, and a
 # systemd unit or, without systemd, an init script. Nothing else is needed; PBS distributes the hook by itself.
 #
-#   sh install.sh [--channel port:PATH|unix:PATH] [--python PROGRAM] [--root DIRECTORY] [--no-start]
+#   sh install.sh [--channel port:PATH|unix:PATH] [--python PATH] [--root DIRECTORY] [--no-start]
 #   sh install.sh --uninstall [--root DIRECTORY]
 #
 # Beside it lie agent/, magrathea-agent.service and magrathea-agent.init (`magrathea guest script` packs all in one).
@@ -48,6 +48,13 @@ esac
 case $channel in
 *[!A-Za-z0-9/._:@-]*) fail "--channel $channel: only letters, digits and / . _ : @ -" 2 ;;
 esac
+case $python in
+'' | /*) ;;
+*) fail "--python $python: give a path like /usr/bin/python3" 2 ;;
+esac
+case $python in
+*[!A-Za-z0-9/._+-]*) fail "--python $python: only letters, digits and / . _ + -" 2 ;;
+esac
 [ -n "$root" ] || [ "$(id -u)" = 0 ] || fail "must be root: the agent stops other users' processes"
 [ -z "$root" ] || start=no
 
@@ -83,8 +90,8 @@ if [ -z "$python" ]; then
         fi
     done
 fi
-[ -n "$python" ] || fail "no Python found; install python3 (3.6 or later), or name it: --python PROGRAM"
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 6))' || fail "$python is older than 3.6; name another: --python PROGRAM"
+[ -n "$python" ] || fail "no Python found; install python3 (3.6 or later), or name it: --python PATH"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 6))' || fail "$python is older than 3.6; name another: --python PATH"
 "$python" -c 'import json, selectors, socket' || fail "$python lacks its standard library (Debian: libpython3-stdlib)"
 
 # The new file replaces the old one in one step, so a reader finds one of them. Nothing is written beside this script:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import gzip
 import io
+import re
 import shlex
 import tarfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import click
 
 from .. import agent
+from ..configuration import SOCKET_PATH_BYTES
 
 HERE = Path(__file__).resolve().parents[1]
 AGENT = HERE / "agent"
@@ -91,6 +93,38 @@ runcmd:
 """
 
 
+def _channel(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """The channel, if the guest's installer would take it. Raises BadParameter."""
+    if not re.fullmatch(r"(port|unix):/[A-Za-z0-9/._:@-]*", value):
+        raise click.BadParameter(f"{value!r}: give port:/PATH or unix:/PATH of letters, digits and / . _ : @ -")
+    if value.startswith("unix:") and len(value.removeprefix("unix:")) > SOCKET_PATH_BYTES:
+        raise click.BadParameter(f"{value!r}: the path of a socket has at most {SOCKET_PATH_BYTES} letters")
+    return value
+
+
+def _python(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """The path of the guest's Python, if the guest's installer would take it. Raises BadParameter."""
+    if value and not re.fullmatch(r"/[A-Za-z0-9/._+-]+", value):
+        raise click.BadParameter(f"{value!r}: give a path like /usr/bin/python3 of letters, digits and / . _ + -")
+    return value
+
+
+_channel_option = click.option(
+    "--channel",
+    callback=_channel,
+    default=CHANNEL,
+    show_default=True,
+    help="The guest's channel to its host: port:/PATH or unix:/PATH.",
+)
+_python_option = click.option(
+    "--python",
+    callback=_python,
+    default="",
+    metavar="PATH",
+    help="The guest's Python; default: the first that is found.",
+)
+
+
 def _arguments(channel: str, python: str) -> tuple[str, ...]:
     return (
         *(("--channel", channel) if channel != CHANNEL else ()),
@@ -119,8 +153,8 @@ def _tell(make: str, channel: str, python: str) -> None:
 
 
 @guest.command("script", short_help="print one shell script with everything in it")
-@click.option("--channel", default=CHANNEL, show_default=True, help="The guest's channel to its host.")
-@click.option("--python", default="", help="The guest's Python; default: the first that is found.")
+@_channel_option
+@_python_option
 def script_command(channel: str, python: str) -> None:
     """Print a shell script that installs the agent in a guest. Run it there as root; run it again to replace the agent.
 
@@ -131,14 +165,15 @@ def script_command(channel: str, python: str) -> None:
       magrathea guest script --channel unix:/run/magrathea-host/n1.sock > install-agent.sh
 
     In the guest `sh install-agent.sh --uninstall` removes the agent, `--root DIRECTORY` installs into an image.
+
     Exit codes: 0 done; 1 this package is incomplete; 2 wrong usage.
     """
     _tell("script", channel, python)
 
 
 @guest.command("cloud-init", short_help="print the same as user data for cloud-init")
-@click.option("--channel", default=CHANNEL, show_default=True, help="The guest's channel to its host.")
-@click.option("--python", default="", help="The guest's Python; default: the first that is found.")
+@_channel_option
+@_python_option
 def cloud_init_command(channel: str, python: str) -> None:
     """Print a cloud-init fragment that installs the agent at the guest's first boot.
 

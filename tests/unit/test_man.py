@@ -48,6 +48,12 @@ def test_a_page_names_every_option_of_its_command(name: str, command: click.Comm
     assert page.what and page.synopsis.startswith("magrathea ") and page.description
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_lists_the_exit_codes_if_the_command_does_something(name: str) -> None:
+    if name == "magrathea" or not PAGES[name].commands:
+        assert PAGES[name].sections[man.EXIT_STATUS]
+
+
 @pytest.mark.parametrize("name", ["magrathea-noded", "magrathea-agent", "magrathea-hub"])
 def test_a_daemons_page_has_its_options_with_their_meaning(name: str) -> None:
     options = dict(PAGES[name].options)

@@ -105,6 +105,8 @@ def test_uninstalling_leaves_the_configuration_and_explains_that(script: str, tm
         (["--channel"], 2, "needs a value"),
         (["--colour"], 2, "not known"),
         (["--python", "/bin/false"], 1, "older than 3.6"),
+        (["--python", "python3"], 2, "give a path"),
+        (["--python", "/bin/a|b"], 2, "only letters"),
     ],
 )
 def test_a_wrong_wish_is_refused_before_anything_is_written(
@@ -114,6 +116,29 @@ def test_a_wrong_wish_is_refused_before_anything_is_written(
     assert done.returncode == code
     assert says in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("make", ["script", "cloud-init"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--channel", "tcp:host"],
+        ["--channel", "port:dev/x"],
+        ["--channel", "unix:/a b"],
+        ["--channel", 'port:/"'],
+        ["--channel", f"unix:/{'x' * 107}"],
+        ["--channel", "port:/x\n"],
+        ["--channel", "port:/\udcff"],
+        ["--python", "python3"],
+        ["--python", "/usr/bin/python3 -u"],
+        ["--python", "/a|b"],
+    ],
+)
+def test_an_option_that_the_guest_would_refuse_makes_no_script(make: str, words: list[str]) -> None:
+    done = CliRunner().invoke(cli, ["guest", make, *words])
+    assert done.exit_code == 2
+    assert re.search("give (a path|port:)|at most 107", done.stderr)
+    assert done.stdout == ""
 
 
 def test_a_broken_configuration_is_reported_not_replaced(script: str, tmp_path: Path) -> None:
