@@ -31,11 +31,13 @@ import msgspec
 
 from magrathea import supervision
 from magrathea.budget import Budget
+from magrathea.configuration import mistakes
 from magrathea.core.model import JobClass
 from magrathea.core.refusals import RefusalCode
 from magrathea.decoding import UNDECODABLE
 from magrathea.logs import RationedLog
 from magrathea.messages import Chunk, Time
+from magrathea.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +57,16 @@ MEMBERS_S = 10.0
 MOST_USERS = 1000
 """At most so many users have an entry in memory."""
 
-_Text = Annotated[str, msgspec.Meta(max_length=MAX_LINE)]
+MOST_REASON = 1000
+"""Letters of a reason; it is shown in one line."""
+
+_Text = Annotated[str, msgspec.Meta(max_length=255)]
 
 
 class ControlRequest(msgspec.Struct, forbid_unknown_fields=True):
     op: _Text
     domain: _Text = ""
-    reason: _Text = ""
+    reason: Annotated[str, msgspec.Meta(max_length=MOST_REASON)] = ""
     about: _Text = ""
     since: Time = 0.0
     limit: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 100
@@ -208,7 +213,7 @@ class Control:
         writer.transport.set_write_buffer_limits(0)  # `drain` returns when everything is sent
         try:
             async with asyncio.timeout(LINE_S):
-                line = await reader.readuntil(b"\n")
+                line = await _line(reader)
             began_s = time.thread_time()
             op, answer = await self._answer(line, uid, entitled=place is None)
             if place is not None:
@@ -218,20 +223,24 @@ class Control:
             async with asyncio.timeout(TIME_LIMIT_S):
                 writer.write(answer + b"\n")
                 await writer.drain()
-        except (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError) as error:
+        except (TimeoutError, asyncio.IncompleteReadError, OSError) as error:
             log.debug("control: a client of uid %d was dropped: %r", uid, error)
         finally:
             writer.transport.abort()
 
-    async def _answer(self, line: bytes, uid: int, *, entitled: bool) -> tuple[str, bytes]:
+    async def _answer(self, line: bytes | None, uid: int, *, entitled: bool) -> tuple[str, bytes]:
         """The operation's name and its answer. Never raises."""
         op = ""
+        if line is None:
+            return op, refusal(
+                RefusalCode.BAD_REQUEST, f"the request is longer than {MAX_LINE} bytes; shorten its texts"
+            )
         try:
             request = _request.decode(line)
             op = request.op
             return op, await self._operation(request, uid, entitled)(request)
         except UNDECODABLE as error:
-            return op, refusal(RefusalCode.BAD_REQUEST, str(error))
+            return op, refusal(RefusalCode.BAD_REQUEST, _mistakes(line) or printable(str(error)))
         except Denied as error:
             return op, refusal(error.code, str(error))
         except Exception as defect:  # noqa: BLE001  a door (supervision.py)
@@ -250,7 +259,9 @@ class Control:
 
     def _check(self, request: ControlRequest, uid: int, entitled: bool) -> None:
         if entitled:
-            log.info("control: `%s` %s by uid %d", request.op, request.domain, uid)
+            when = " --now" if request.now else " --when-idle" if request.when_idle else ""
+            order = f"{request.op} {request.do}".rstrip() + when
+            log.info("control: `%s` %s by uid %d", order, request.domain, uid)
             return
         who = f"root, {pwd_name(os.getuid())}" + (f" or the group {self.group}" if self.group else "")
         raise Denied(RefusalCode.NOT_PERMITTED, f"`{request.op}` is for {who}; uid {uid} may only ask for the status")
@@ -267,6 +278,23 @@ class Control:
                 self._members.clear()
             self._members[key] = (now, _in_group(uid, gid, self.group))
         return self._members[key][1]
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes | None:
+    """A client's line; None if it is too long. Raises IncompleteReadError, OSError."""
+    try:
+        return await reader.readuntil(b"\n")
+    except asyncio.LimitOverrunError:
+        return None
+
+
+def _mistakes(line: bytes) -> str:
+    """What is wrong with a request, in words; empty if it is no JSON object."""
+    try:
+        value = msgspec.json.decode(line)
+    except UNDECODABLE:
+        return ""
+    return "; ".join(problem.text for problem in mistakes(value, ControlRequest)) if isinstance(value, dict) else ""
 
 
 def refusal(code: RefusalCode, text: str) -> bytes:

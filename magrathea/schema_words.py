@@ -29,7 +29,7 @@ def wanted(schema: Any) -> str:
     return _NAMES.get(schema, "a table of keys and values")
 
 
-_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text in quotes"}
+_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
 def _choice(values: Any) -> str:

@@ -136,7 +136,7 @@ FORMS = {"table": _table, "json": _json, "plain": _plain}
 @click.option(
     "-n",
     "--limit",
-    type=click.IntRange(1, host_history.MOST),
+    type=sources.Number(int, 1, host_history.MOST),
     default=100,
     show_default=True,
     help="Only the newest.",

@@ -38,6 +38,24 @@ form_option = click.option(
 )
 
 
+class Number(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
+    """A number within bounds. A mistake is answered with the bounds in words."""
+
+    def __init__(self, kind: type[int] | type[float], least: float, most: float) -> None:
+        self.name = "number"
+        self._kind, self._least, self._most = kind, least, most
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = self._kind(str(value))
+        except ValueError:
+            number = self._kind(self._least - 1)
+        if not self._least <= number <= self._most:
+            what = "a whole number" if self._kind is int else "a number"
+            self.fail(f"{str(value)!r}: give {what} from {self._least:g} to {self._most:g}", param, ctx)
+        return number
+
+
 def names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Names for shell completion: hosts, domains and jobs of this host or of all hosts; empty if nobody answers."""
     try:

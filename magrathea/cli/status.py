@@ -143,7 +143,7 @@ def _watch(source: Callable[[str, bool], StatusPage], form: str, seconds: float)
 @click.option(
     "--watch",
     metavar="[SECONDS]",
-    type=click.FloatRange(min=0.1),
+    type=sources.Number(float, 0.1, 86400),
     is_flag=False,
     flag_value=WATCH_S,
     help=f"Repeat every SECONDS (default: {WATCH_S:g}) until interrupted.",

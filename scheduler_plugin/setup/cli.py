@@ -89,7 +89,7 @@ def _carry_out(place: Place, todo: Iterable[SetupChange], *, dry_run: bool, go_o
 )
 @click.option(
     "--heartbeat-max-age",
-    type=float,
+    type=sources.Number(float, 1, 86400),
     metavar="S",
     help="Treat the hub as down if the heartbeat file is older than S seconds.  [default: 30]",
 )

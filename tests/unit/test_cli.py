@@ -450,3 +450,24 @@ def test_the_list_of_commands_is_in_sections_and_names_each_once() -> None:
     context = click.Context(main.cli)
     assert sorted(listed) == main.cli.list_commands(context)
     assert listed[0] == "status"
+
+
+@pytest.mark.parametrize(
+    ("words", "right"),
+    [
+        (["status", "--watch", "0.01"], "give a number from 0.1 to 86400"),
+        (["status", "--watch", "nan"], "give a number from 0.1 to 86400"),
+        (["status", "--watch", "soon"], "give a number from 0.1 to 86400"),
+        (["history", "-n", "0"], "give a whole number from 1 to "),
+        (["history", "-n", "1.5"], "give a whole number from 1 to "),
+        (["history", "-n", "9" * 5000], "give a whole number from 1 to "),
+        (["history", "--since", "0001-01-01"], "is not a time like"),
+        (["history", "--since", f"{'9' * 400}d"], ""),
+        (["pbs", "install", "--heartbeat-max-age", "-1"], "give a number from 1 to 86400"),
+        (["pbs", "check", "--format", "xml"], "'table', 'json', 'plain'"),
+    ],
+)
+def test_a_number_out_of_bounds_is_answered_with_the_bounds(words: list[str], right: str) -> None:
+    result = magrathea(*words)
+    assert result.exit_code == (2 if right else 3), result.output
+    assert right in result.stderr and "range" not in result.stderr

@@ -128,7 +128,7 @@ def test_a_mistake_is_named_with_line_and_fix(
         ('[paths]\nrun_dir = "run"', "a path in quotes that begins with /"),
         ('[hub]\nendpoints = ["hub:17017"]', 'each entry is "ipc:///PATH" or "tcp://HOST:PORT"'),
         ("[hub]\nendpoints = 3", "a list; each entry is"),
-        ("[control]\ngroup = 0", "a text in quotes, with at most 64 letters"),
+        ("[control]\ngroup = 0", "a text, with at most 64 letters"),
     ],
 )
 def test_a_wrong_value_is_answered_with_what_it_may_be(tmp_path: Path, key: str, words: str) -> None:

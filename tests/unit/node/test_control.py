@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from magrathea import client
 from magrathea import control as controls
 from magrathea.control import Control, ControlRequest, Denied, granted
 from magrathea.core.refusals import RefusalCode
@@ -100,12 +101,58 @@ def test_an_unknown_operation_names_the_known_ones() -> None:
     run(test)
 
 
-def test_a_client_that_is_slow_or_long_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("request_", "wrong", "right"),
+    [
+        ({"op": "drain", "domain": "n1", "reason": "x" * 1001}, "`reason` = 'xxx", "a text, with at most 1000 letters"),
+        ({"op": "drain", "domain": "n1", "reason": "x" * 5000}, "longer than 4096 bytes", "shorten"),
+        ({"op": "drain", "domain": "n1", "reason": "x" * 1_000_000}, "longer than 4096 bytes", "shorten"),
+        ({"op": "drain", "domain": "n" * 256}, "`domain` = 'nnn", "a text, with at most 255 letters"),
+        ({"op": "status", "limit": -1}, "`limit` = -1", "a whole number, at least 0 and at most"),
+        ({"op": "status", "cls": "high"}, "`cls` = 'high'", "one of priority, preemptible, protected"),
+        ({"op": "status", "now": 1}, "`now` = 1", "true or false"),
+        ({"op": "status", "limt": 1}, "`limt` is not known", "did you mean `limit`"),
+        ({}, "`op` is missing", "add it"),
+    ],
+)
+def test_bounds_and_choices_of_a_request_are_told_in_words(request_: dict[str, object], wrong: str, right: str) -> None:
+    async def test(path: Path) -> None:
+        with pytest.raises(client.RequestRefused) as caught:
+            await asyncio.to_thread(client.ask, path, request_)
+        assert caught.value.code == "bad-request"
+        assert wrong in str(caught.value) and right in str(caught.value) and len(str(caught.value)) < 400
+
+    run(test)
+
+
+def test_the_longest_reason_is_taken() -> None:
+    async def test(path: Path) -> None:
+        assert await asyncio.to_thread(client.ask, path, {"op": "drain", "domain": "n1", "reason": "ü" * 1000})
+
+    run(test)
+
+
+def test_the_audit_line_says_which_order(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+
+    async def test(path: Path) -> None:
+        for more in ({"do": "shutdown", "now": True}, {"do": "reboot", "when_idle": True}, {}):
+            await asyncio.to_thread(client.ask, path, {"op": "drain", "domain": "n1", **more})
+
+    run(test)
+    said = [record.getMessage() for record in caplog.records if record.name == "magrathea.control"]
+    assert [line.partition("by")[0] for line in said] == [
+        "control: `drain shutdown --now` n1 ",
+        "control: `drain reboot --when-idle` n1 ",
+        "control: `drain` n1 ",
+    ]
+
+
+def test_a_client_that_is_slow_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controls, "LINE_S", 0.05)
 
     async def test(path: Path) -> None:
         assert await ask(path, b'{"op":') == b""
-        assert await ask(path, b"x" * 100_000) == b""
         assert json.loads(await ask(path, b'{"op":"status"}\n'))["ok"]
 
     run(test)
