@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from magrathea import files
 from magrathea.core import events as ev
 from magrathea.messages import MAX_BYTES, MOST_ENTRIES, HistoryEntry, Snapshot
 
@@ -195,8 +196,8 @@ def read_file(path: Path, query: Query, last: int = NEWEST, unwritten: Sequence[
     limit = max(1, min(query.limit, MOST))
     waiting = (one for row in reversed(unwritten) if matches(one := entry(row), query))
     try:
-        path.stat()  # sqlite does not report why it cannot open a file
-        with path.open("rb"), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        files.read_named(path, 0)  # sqlite does not report why it cannot open a file, and waits for a pipe
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             connection.isolation_level = None
             found = chain(waiting, newest_first(connection, query, last))
             return newest_within(islice(found, limit), MAX_ANSWER_BYTES)

@@ -122,7 +122,8 @@ def _is_harmless(context: dict[str, Any]) -> bool:
 
 async def _watchdog() -> None:
     """Report to systemd that this loop works, as often as the unit's WatchdogSec requires (sd_watchdog_enabled(3))."""
-    limit_s = int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6
+    given = os.environ.get("WATCHDOG_USEC", "0")
+    limit_s = int(given) / 1e6 if given.isdecimal() and len(given) < 20 else 0.0
     while limit_s > 0:
         notify("WATCHDOG=1")
         await asyncio.sleep(limit_s / 3)

@@ -412,10 +412,11 @@ def _migrate(path: Path, connection: sqlite3.Connection) -> None:
 def salvage(path: Path) -> Host | None:
     """The facts in a damaged journal, if they can still be read. The file is not changed."""
     try:
+        files.read_named(path, 0)  # sqlite waits for a pipe
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1.0)) as connection:
             row = connection.execute("SELECT host FROM facts").fetchone()
         return None if row is None else _with_good_ids(path, _facts.decode(row[0]))
-    except (sqlite3.Error, *UNDECODABLE, TypeError):
+    except (OSError, sqlite3.Error, *UNDECODABLE, TypeError):
         return None
 
 

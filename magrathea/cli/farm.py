@@ -113,7 +113,8 @@ def explain(job: str, hub_option: str | None, socket_option: str | None, form: s
         view.show(form, ("HOST", "DOMAIN", "VNODE", "CLASS", "STATE", "PREEMPTED S", "TIMES"), rows, data)
         return
     try:
-        id, attributes = qstat.job(job)
+        name, attributes = qstat.job(job)
+        id = printable(name)
         select = attributes.get("schedselect") or attributes.get("Resource_List.select", "1")
         asked = qstat.chunks(select)
     except (qstat.NoQstat, ValueError) as error:

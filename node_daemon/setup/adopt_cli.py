@@ -197,7 +197,7 @@ def command(
         cpus, mib = _machine(configuration)
         proposals = adopt.propose(found, cpus, mib, kinds)
         changes, proposals = _changes(proposals, configuration)
-        before = config.read_text() if configuration else ""
+        before = config.read_text("utf-8") if configuration else ""
         after = _wanted(before, proposals, configuration, name, mode, uri)
         _show(form, proposals, changes, config, before, after, adopt.missing_mib(proposals, mib), applying)
         if applying:
@@ -359,20 +359,20 @@ def _undo(connection: Any, config: Path, state: Path) -> None:
         except libvirt.libvirtError:
             kept.append(f"{name} no longer exists; its old XML: {backup}")
             continue
-        if adopted.exists() and present != adopted.read_text():
+        if adopted.exists() and present != adopted.read_text("utf-8"):
             kept.append(f"{name} has been changed since; compare with {backup} and `virsh edit {name}`")
             continue
-        connection.defineXML(backup.read_text())
+        connection.defineXML(backup.read_text("utf-8"))
         backup.unlink()
         adopted.unlink(missing_ok=True)
         click.echo(f"{name}: restored")
         done += 1
     former, written = state / "noded.toml", state / "noded.adopted.toml"
     if former.exists():
-        if config.exists() and config.read_text() != written.read_text():
+        if config.exists() and config.read_text("utf-8") != written.read_text("utf-8"):
             kept.append(f"{config} has been changed since; its old text: {former}")
         else:
-            text = former.read_text()
+            text = former.read_text("utf-8")
             if text:
                 files.replace(config, text.encode(), 0o644)
             else:

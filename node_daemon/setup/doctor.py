@@ -232,7 +232,7 @@ def agent_socket(path: Path) -> Iterator[Check]:
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
         answer = _ping(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         cause = "no answer" if isinstance(error, TimeoutError) else str(error)
         yield Check(GUEST, "agent", Status.FAIL, "the agent does not answer: jobs are refused here", cause, start)
         return

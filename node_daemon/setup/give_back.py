@@ -53,7 +53,11 @@ def owners(ids: Iterable[str]) -> tuple[dict[str, int], str]:
     for id in ids:
         try:
             found[id] = pwd.getpwnam(user_of(qstat.job(id)[1].get("Job_Owner", ""))).pw_uid
-        except (qstat.NoQstat, KeyError) as error:  # the next ones would fail in the same way, and each may take long
+        except (
+            qstat.NoQstat,
+            KeyError,
+            ValueError,
+        ) as error:  # the next ones would fail in the same way, and each may take long
             return found, f"PBS does not report the owner of {id}: {error}"
     return found, ""
 

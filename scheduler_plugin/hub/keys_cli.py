@@ -76,7 +76,7 @@ def list_(directory: Path) -> None:
 
     Exit codes: 0 listed; 1 the keys cannot be read; 2 wrong usage.
     """
-    for one in _told(files.enrolled, directory):
+    for one in _told(_enrolled, directory):
         vnodes = "any vnode" if one.vnodes is None else ",".join(sorted(one.vnodes))
         here = (directory / files.TO_HOSTS / f"{one.host}.key_secret").exists()
         click.echo(f"{one.host}  {one.public}  {vnodes}{'  key still here' if here else ''}")
@@ -96,6 +96,12 @@ def revoke(directory: Path, host: str) -> None:
     """
     kept = _told(files.revoke, directory, host)
     click.echo(f"{host} is revoked; its public key is kept as {kept}")
+
+
+def _enrolled(directory: Path) -> list[files.Enrolled]:
+    if not (directory / files.HOSTS).is_dir():
+        raise files.KeysError(f"{directory}: no keys there; first: magrathea keys init, or name their folder: --dir")
+    return files.enrolled(directory)
 
 
 def _told(function: Callable[..., T], *arguments: object) -> T:

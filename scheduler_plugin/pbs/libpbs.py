@@ -235,7 +235,7 @@ class LibPbs:
     def _statuses(self, what: str, function: str, *arguments: Any) -> list[tuple[str, dict[str, str]]]:
         head = self._call(what, function, *arguments)
         try:
-            return [(s.name.decode(), _attributes(s.attribs)) for s in _chain(head)]
+            return [(s.name.decode(errors="replace"), _attributes(s.attribs)) for s in _chain(head)]
         finally:
             if head:
                 self._library.pbs_statfree(ctypes.cast(head, c_void_p))
@@ -371,9 +371,9 @@ def _attributes(first: Any) -> dict[str, str]:
     """Attributes by name; a resource as "Attribute.resource"; values in several parts are joined by commas."""
     found: dict[str, str] = {}
     for link in _chain(first):
-        name = link.name.decode()
+        name = link.name.decode(errors="replace")
         if link.resource:
-            name = f"{name}.{link.resource.decode()}"
+            name = f"{name}.{link.resource.decode(errors='replace')}"
         value = (link.value or b"").decode(errors="replace")
         found[name] = f"{found[name]},{value}" if name in found else value
     return found

@@ -69,6 +69,8 @@ def run(place: Place, argv: Sequence[str], text: str | None = None) -> str:
         )
     except FileNotFoundError as error:
         raise InstallError(f"{place.exec_dir}/bin/{argv[0]} does not exist; is PBS_EXEC in pbs.conf right?") from error
+    except (OSError, ValueError) as error:  # an argument that is too long or has a null byte, or no program
+        raise InstallError(f"{printable(told)}: cannot be run: {error}") from error
     except subprocess.TimeoutExpired as error:
         raise InstallError(f"{told}: no answer within {COMMAND_S:.0f} s; does pbs_server run?") from error
     said = decoded(done.stderr)
