@@ -57,6 +57,14 @@ def start_time(pid: int) -> int:
     return int(fields[19])
 
 
+def is_same_program(pid: int, other: int) -> bool:
+    """True if both processes have the same command line."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() == Path(f"/proc/{other}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def descendants(pid: int) -> dict[int, str]:
     """pid -> state of all living descendants."""
     parents: dict[int, tuple[int, str]] = {}
@@ -333,10 +341,17 @@ class Rig:
         return self.log.read_text(errors="replace")
 
     def children(self) -> dict[int, str]:
-        """pid -> state of all that was started here, except the agent."""
+        """pid -> state of all that was started here, except the agent and its readers of environments."""
         found = descendants(os.getpid())
-        gone = self.before | ({self.agent.pid} if self.agent else set())
+        gone = self.before | ({self.agent.pid} if self.agent else set()) | set(self.readers())
         return {pid: letter for pid, letter in found.items() if pid not in gone}
+
+    def readers(self) -> list[int]:
+        """The agent's own children that are still the agent's program."""
+        if self.agent is None:
+            return []
+        agent = self.agent.pid
+        return [pid for pid in descendants(agent) if is_same_program(pid, agent)]
 
     def close(self) -> None:
         end = time.monotonic() + BOUND_S

@@ -18,14 +18,15 @@ Laws of this package:
    stopped processes, as after its own suspend: its SIGCONT continues them, its SIGKILL kills them. A process in a v1
    freezer would notice neither. Nothing stays frozen that only the agent could thaw.
 5. All input is bounded, and its types are checked, before it is used. No shell is ever started.
-6. There is one thread. It waits for the selector only, and for a short freeze, which is bounded.
+6. There is one thread. It waits for the selector, for a short freeze, and for a look's environments. Each of these is
+   bounded. What reads memory of other processes, and so may hang in the kernel, runs in a child process.
 
 | module | for |
 | --- | --- |
 | `values`, `log`, `configuration` | checks of input; lines on stderr; the configuration file |
 | `procfs`, `signals`, `own_process` | reading /proc; signals that hit the right process; the agent's own process |
 | `jobs` | `Job` and `Proc`: what the agent knows about a job and a process |
-| `cgroups`, `changes`, `finder` | which processes belong to a job, and whether anything has changed |
+| `cgroups`, `changes`, `environments`, `finder` | which processes belong to a job, and whether anything has changed |
 | `loop`, `children` | the event loop; child processes |
 | `sweeper`, `stopper`, `ender` | standing orders: when to look; stopping and continuing; the end of stopped jobs |
 | `pager`, `advice` | memory of stopped jobs: out to swap and back |

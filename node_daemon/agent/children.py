@@ -39,7 +39,7 @@ class Child:
         self.output, writing = os.pipe() if on_output is not None else (-1, -1)  # both closed by an exec
         self.pid = os.fork()
         if self.pid == 0:
-            _live(name, become, writing)
+            live(name, become, writing)
         self.over = False
         if on_output is not None:
             os.close(writing)
@@ -96,7 +96,7 @@ class Child:
         self.on_end(status)
 
 
-def _live(name: str, become: "Callable[[int], None]", output: int) -> "NoReturn":
+def live(name: str, become: "Callable[[int], None]", output: int) -> "NoReturn":
     """In the child: become a process of a session of its own, with ordinary priority and OOM score."""
     try:
         os.setsid()

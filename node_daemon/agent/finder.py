@@ -5,8 +5,9 @@ import time
 
 from .cgroups import Cgroups
 from .changes import Births
+from .environments import Environments
 from .jobs import MOM_NAMES, Job, Proc
-from .procfs import read_environ, read_stat, thread_state, uids_of
+from .procfs import read_stat, thread_state, uids_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,12 +33,13 @@ class Finder:
 
     def __init__(self, cgroups: Cgroups, marks: "Tuple[bytes, ...]") -> None:
         self.cgroups = cgroups
-        self.marks = [b"\0" + m + b"\0" for m in marks]
+        self.environments = Environments([b"\0" + m + b"\0" for m in marks])
         self.procs: "Dict[int, Proc]" = {}
         self.never = (0, 1, 2, os.getpid())
         self.spared: "Dict[int, Tuple[int, Optional[Tuple[bytes, bytes]]]]" = {}
         self.asked: "Set[Tuple[Key, Optional[int]]]" = set()
         self.unfinished = False  # the last look had no time for all environments
+        self.unread: "Set[int]" = set()  # the users of those that it left
         self.births = Births()
         self.newest: "Optional[bytes]" = None  # number when the last look began; None if that look was not whole
         self.newest_at = 0.0  # when a whole look first began with that number
@@ -70,7 +72,9 @@ class Finder:
             pid = int(fields[1])
 
     def _is_spared(self, proc: Proc) -> bool:
-        return proc.pid in self.never or self.spared.get(proc.pid) == (proc.start, proc.image)
+        if proc.pid in self.never or proc.pid in self.environments.pids:
+            return True
+        return self.spared.get(proc.pid) == (proc.start, proc.image)
 
     def look(self, jobs: "List[Job]", thorough: bool, since: float, environ: bool = True) -> "Set[Proc]":
         """Read /proc and assign each process to its job. Returns the processes that were not assigned before.
@@ -86,6 +90,7 @@ class Finder:
             self.newest = None
             self.procs = {pid: p for pid, p in self.procs.items() if p.job is not None or p.kthread}
         fresh = self._read(now, thorough, since)
+        self.environments.tidy(self.procs)
         by_id: "Dict[str, Job]" = {}
         for job in jobs:
             if job.id not in by_id or by_id[job.id].run < job.run:
@@ -100,6 +105,7 @@ class Finder:
                     proc.job = None
         found = self._by_cgroup(by_id, members, now) | self._by_descent(by_id, members, fresh)
         self.unfinished = not environ
+        self.unread = set()
         seeds = self._by_environment(by_id, members, fresh) if environ else None
         if seeds:
             found |= seeds | self._by_descent(by_id, members, fresh)
@@ -121,6 +127,10 @@ class Finder:
         self.whole_at = began
         strangers = [p.first_seen for p in self.procs.values() if p.job is None and not p.kthread and not p.dead]
         self.young_until = max(strangers or [0.0]) + SETTLED_S
+
+    def may_miss(self, job: Job) -> bool:
+        """Whether the last look may have left out a process of this job."""
+        return self.unfinished and (job.uid is None or not self.unread or job.uid in self.unread)
 
     def unchanged(self, jobs: "Iterable[Job]", patience_s: float) -> bool:
         """Whether another look would find the same processes of these jobs as the last one. Costs next to nothing.
@@ -238,6 +248,8 @@ class Finder:
         owners = {job.uid for job in by_id.values()}
         for job in by_id.values():
             job.doubtful = 0
+        candidates: "List[Tuple[Proc, Tuple[int, ...]]]" = []
+        unread: "List[Tuple[Proc, int]]" = []
         for proc in fresh:
             if proc.job is not None or proc.dead:
                 continue
@@ -245,15 +257,17 @@ class Finder:
             proc.judged = True
             if self._is_spared(proc) or not (any(uids) if None in owners else owners.intersection(uids)):
                 continue
+            candidates.append((proc, uids))
             if proc.env_job is None:
-                if time.monotonic() > until:
-                    self.unfinished = True  # the next look goes on
-                    proc.judged = False
-                    continue
-                proc.env_job = self._job_of_environ(proc.pid)
-                proc.judged = proc.env_job is not None
-                if not proc.judged and time.monotonic() - proc.first_seen < EXEC_S:
-                    self.unfinished = True  # perhaps during an exec: it will have an environment soon, or has none
+                self._ask(proc, uids[0], unread)
+        complete = not unread or self.environments.read(unread, until)
+        for proc, uid in unread:
+            proc.judged = proc.env_job is not None or self.environments.rests(proc, uid)
+            # It may be in the midst of an exec: then it will have an environment soon, or has none.
+            if not proc.judged and (not complete or time.monotonic() - proc.first_seen < EXEC_S):
+                self.unread.update(self._uids(proc))
+        self.unfinished = self.unfinished or bool(self.unread)
+        for proc, uids in candidates:
             owner = by_id.get(proc.env_job) if proc.env_job else None
             if owner is None:
                 continue
@@ -263,19 +277,13 @@ class Finder:
                 self._take(proc, owner, members, found)
         return found
 
-    def _job_of_environ(self, pid: int) -> "Optional[str]":
-        """PBS_JOBID of a process; "" for none; None if it is not known yet (during an exec)."""
-        try:
-            data = read_environ(pid)
-        except PermissionError:
-            return ""
-        if not data:
-            return None
-        data = b"\0" + data + b"\0"
-        at = data.find(b"\0PBS_JOBID=")
-        if at < 0 or not all(mark in data for mark in self.marks):
-            return ""
-        return data[at + 11 : data.index(b"\0", at + 11)].decode("utf-8", "replace")
+    def _ask(self, proc: Proc, uid: int, unread: "List[Tuple[Proc, int]]") -> None:
+        """Add a process to those whose environment is to be read now, unless that read hangs or hung."""
+        if self.environments.is_being_read(proc):
+            proc.judged = False
+            self.unread.update(self._uids(proc))
+        elif not self.environments.rests(proc, uid):
+            unread.append((proc, uid))
 
     def _by_descent(self, by_id: "Dict[str, Job]", members: "Dict[int, Proc]", fresh: "List[Proc]") -> "Set[Proc]":
         """Find children of a job's process, and processes of a session whose leader belongs or belonged to the job."""

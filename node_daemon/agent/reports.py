@@ -80,6 +80,10 @@ class Reports:
     def report_again(self) -> None:
         """Report now and every REPORT_S from now on."""
         self.loop.after(REPORT_S, self.report_again)
+        if self.jobs:
+            self.sweeper.finder.environments.relax()
+        else:
+            self.sweeper.finder.environments.rest()
         self._report()
         self.tell_launched()
 

@@ -200,7 +200,7 @@ class Sweeper:
 
     def row(self, job: Job) -> "Doc":
         # Out of time with processes not read yet: one may be the job's, so not all can be reported as stopped.
-        unknown = int(job.order == "stop" and self.finder.unfinished and not job.settled)
+        unknown = int(job.order == "stop" and self.finder.may_miss(job) and not job.settled)
         leaving = job.order == "stop" and job.leaving
         return {
             "id": job.id,
@@ -284,7 +284,7 @@ class Sweeper:
                     job.stopped = sum(p.state in "Tt" for p in job.procs.values())
                     job.pending, job.running, job.calm = 0, len(job.procs) - job.stopped, 0
                 elif job.order == "stop":
-                    self._stop(job, job in grown or self.finder.unfinished)
+                    self._stop(job, job in grown or self.finder.may_miss(job))
                 elif job.order == "run" and not job.settled:
                     self.stopper.continue_job(job)
                 else:

@@ -1,0 +1,165 @@
+"""Memory that does not answer, and processes that no signal wakes, hold up nobody's stop.
+
+A file server that never answers a read stands for a dead one, and for a user's own FUSE program.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from magrathea_lab.rigs.agent_rig import Rig, descendants, owner, running, start_time, state
+from magrathea_lab.waiting import BOUND_S, until
+
+ATTACKER = "games"
+"""Its processes are read by no agent but ours: all other tests have jobs of another user."""
+DEAD_FILE = r"""
+import ctypes, mmap, os, signal, struct, sys, threading, time
+signal.alarm(600)
+shared, uid, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+c = ctypes.CDLL(None, use_errno=True)
+assert c.unshare(0x20000) == 0 and c.mount(b"none", b"/", None, 0x44000, None) == 0  # mounts of its own
+file = shared + "/file"
+open(file, "w").close()
+device = os.open("/dev/fuse", os.O_RDWR)
+options = "fd=%d,rootmode=100644,user_id=%d,group_id=%d" % (device, uid, uid)
+assert c.mount(b"none", file.encode(), b"fuse", 6, options.encode()) == 0, ctypes.get_errno()
+
+def serve():
+    attributes = struct.pack("QII6Q10I", 600, 0, 0, 1, 65536, 128, 0, 0, 0, 0, 0, 0, 0o100644, 1, uid, uid, 0, 4096, 0)
+    answers = {
+        26: struct.pack("4I2H2I2H8I", 7, 31, 0, 0, 9, 9, 4096, 1, 1, 0, *[0] * 8),  # init
+        3: attributes,
+        14: struct.pack("QII", 0, 0, 0),  # open
+    }
+    while True:
+        request = os.read(device, 1 << 17)
+        _, number, unique = struct.unpack("IIQ", request[:16])
+        if number in answers:
+            os.write(device, struct.pack("IiQ", 16 + len(answers[number]), 0, unique) + answers[number])
+        elif number not in (2, 15, 36):  # a read is never answered
+            os.write(device, struct.pack("IiQ", 16, -38, unique))
+
+server = os.fork()
+if server == 0:
+    signal.alarm(600)
+    serve()
+os.close(device)
+os.setgid(uid)
+os.setuid(uid)
+c.prctl(4, 1, 0, 0, 0)  # dumpable
+
+def hang():
+    pages = mmap.mmap(os.open(file, os.O_RDONLY), 65536, mmap.MAP_PRIVATE, mmap.PROT_READ)
+    address = int(next(line for line in open("/proc/self/maps") if line.rstrip().endswith(file)).split("-")[0], 16)
+    memory = os.open("/proc/self/mem", os.O_RDONLY)
+    threading.Thread(target=os.pread, args=(memory, 1, address), daemon=True).start()
+    while True:
+        mmap.mmap(-1, 4096).close()  # hangs once the thread reads
+
+for _ in range(count - 1):
+    if os.fork() == 0:
+        signal.alarm(600)
+        break
+while not os.path.exists(shared + "/go"):
+    time.sleep(0.01)
+hang()
+"""
+"""A process with a thread that waits for a page of a dead file, and so keeps its address space locked."""
+
+
+def may_mount() -> bool:
+    """True if this process may mount, and so bring its own file server."""
+    status = Path("/proc/self/status").read_text().partition("CapEff:")[2].split()[0]
+    return bool(int(status, 16) >> 21 & 1) and os.access("/dev/fuse", os.R_OK | os.W_OK)
+
+
+pytestmark = pytest.mark.skipif(not may_mount(), reason="a file server needs root and /dev/fuse")
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    with running() as found:
+        yield found
+
+
+def prepare(rig: Rig, count: int = 1, id: str | None = None) -> int:
+    """Start processes of the attacker that will hang. Returns the first; all others descend from it."""
+    shared = rig.directory / "shared"
+    shared.mkdir()
+    uid = pwd.getpwnam(ATTACKER).pw_uid
+    return rig.run_job([sys.executable, "-c", DEAD_FILE, str(shared), str(uid), str(count)], id=id, uid=0).pid
+
+
+def hang(rig: Rig, top: int, count: int = 1) -> list[int]:
+    (rig.directory / "shared" / "go").touch()
+
+    def there() -> list[int]:
+        found = [pid for pid in (top, *descendants(top)) if state(pid) == "D"]
+        return found if len(found) == count else []
+
+    pids: list[int] = until(there, f"{count} processes that hang")
+    return pids
+
+
+def attackers_job(rig: Rig) -> int:
+    rig.claim("13.srv", owner=ATTACKER)
+    return rig.run_job("sleep 600", id="13.srv", uid=pwd.getpwnam(ATTACKER).pw_uid).pid
+
+
+def test_a_users_process_whose_memory_does_not_answer_holds_up_no_stop(rig: Rig) -> None:
+    hang(rig, prepare(rig, 6), 6)
+    mine, his = rig.run_job("sleep 600").pid, attackers_job(rig)
+    rig.claim()
+    answer = rig.host.orders(j12="stop", j13="stop", deadline_s=BOUND_S)
+    assert answer["ok"]
+    assert [(row["processes"], row["stopped"]) for row in answer["jobs"]] == [(1, 1), (1, 1)]
+    assert (state(mine), state(his)) == ("T", "T")
+    assert rig.host.orders(j12="run", j13="run", deadline_s=BOUND_S)["ok"]
+    assert (state(mine), state(his)) != ("T", "T")
+
+
+def test_it_is_told_once_and_the_agent_leaves_no_reader_behind(rig: Rig) -> None:
+    (pid,) = hang(rig, prepare(rig))
+    attackers_job(rig)
+    for word in ("stop", "run", "stop"):
+        assert rig.host.orders(j13=word, deadline_s=BOUND_S)["ok"]
+    assert rig.log_text().count(f"process {pid} of uid") == 1
+    readers = {reader: start_time(reader) for reader in rig.readers()}
+    assert readers
+    rig.kill(signal.SIGKILL)
+    until(lambda: not set(readers) & set(descendants(os.getpid())), "the end of its readers")
+
+
+def test_a_reader_that_hangs_ends_with_the_agent(rig: Rig) -> None:
+    attackers_job(rig)
+    (pid,) = hang(rig, prepare(rig))
+    rig.host.send("orders", orders=[{"id": "13.srv", "run": 1, "order": "stop"}], deadline_s=BOUND_S)
+    readers = until(lambda: [reader for reader in rig.readers() if state(reader) == "D"], "a reader that hangs")
+    rig.kill(signal.SIGKILL)
+    until(lambda: not set(readers) & set(descendants(os.getpid())), "its end")
+    assert state(pid)
+
+
+def test_twenty_processes_in_uninterruptible_sleep_hold_up_no_stop(rig: Rig) -> None:
+    rig.claim("13.srv", owner=ATTACKER)
+    top = prepare(rig, 20, "13.srv")
+    rig.host.await_op("launched")
+    hang(rig, top, 20)
+    mine = rig.run_job("sleep 600").pid
+    rig.claim()
+    answer = rig.host.orders(j12="stop", j13="stop", deadline_s=BOUND_S)
+    assert answer["ok"]
+    rows = [(row["processes"], row["stopped"], row["pending"]) for row in answer["jobs"]]
+    assert rows == [(1, 1, 0), (20, 0, 20)]
+    assert state(mine) == "T"
+
+
+def test_the_owner_of_other_tests_jobs_is_not_the_attacker() -> None:
+    assert owner().pw_uid != pwd.getpwnam(ATTACKER).pw_uid
