@@ -51,24 +51,34 @@ class NoAnswer(Exception):
     """There is no agent, or it did not answer in time."""
 
 
+class Unreadable(Exception):
+    """The agent's configuration cannot be read; the text says how to fix it."""
+
+
 class NotHere(Exception):
     """None of the job's hosts can be this MoM; the text says how to fix it."""
 
 
 def agent_socket():
-    """Path of the agent's socket; None if no agent is configured on this machine."""
+    """Path of the agent's socket; None if no agent is configured on this machine. Raises Unreadable."""
     path = os.environ.get("MAGRATHEA_AGENT_CONF") or DEFAULT_CONFIGURATION
     try:
-        with open(path, encoding="utf-8") as file:
+        # O_NONBLOCK: a pipe in the place of the file must not stop MoM
+        with open(path, encoding="utf-8", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             text = file.read()
     except FileNotFoundError:
         return None
+    except (OSError, ValueError) as error:
+        raise Unreadable("%s cannot be read: %s; see magrathea-agent --check" % (path, error)) from None
     after = text.partition('"socket"')[2].split('"', 2)
     if len(after) == 3 and after[0].strip() == ":" and "\\" not in after[1] and '"socket"' not in after[2]:
         return after[1]
     import json  # the common form was not found
 
-    return json.loads(text).get("socket", DEFAULT_SOCKET)
+    try:
+        return str(json.loads(text).get("socket", DEFAULT_SOCKET))
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise Unreadable("%s is no JSON object: %s; see magrathea-agent --check" % (path, error)) from None
 
 
 def ask(path, request, timeout_s):
@@ -349,9 +359,6 @@ def look(event, path):
 
 def main():
     event = pbs.event()
-    path = agent_socket()
-    if path is None:
-        return
     todo = {
         pbs.EXECJOB_BEGIN: claim,
         pbs.EXECJOB_PROLOGUE: wait_for_memory,
@@ -362,7 +369,14 @@ def main():
         pbs.EXECHOST_STARTUP: look,
     }[event.type]
     try:
-        todo(event, path)
+        path = agent_socket()
+        if path is not None:
+            todo(event, path)
+    except Unreadable as error:
+        if todo in (claim, wait_for_memory):
+            refuse(event, str(error), DEFECT_RETRY_S)
+        else:
+            pbs.logmsg(pbs.EVENT_ERROR, "magrathea: %s" % error)
     except NotHere as error:
         refuse(event, str(error), DEFECT_RETRY_S)
     except Exception as error:  # rule 2: whatever the error, no job starts without an accepted claim
