@@ -20,7 +20,7 @@ import click
 import psutil
 
 from magrathea import files
-from magrathea.cli import sources
+from magrathea.cli import sources, view
 from magrathea.configuration import ConfigurationError
 from magrathea.core.model import Kind
 
@@ -54,6 +54,16 @@ class XmlChange:
 def _diff(before: str, after: str, name: str) -> str:
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), f"{name} now", f"{name} adopted", lineterm="")
     return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _files() -> Iterator[None]:
+    """A file or folder that cannot be read or written becomes the command's message."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise _fail(f"{where}{error.strerror}; run this as root, with folders that can be written", REFUSED) from error
 
 
 @contextlib.contextmanager
@@ -178,7 +188,7 @@ def command(
         raise _fail("--apply and --undo exclude each other")
     state = STATE / BACKUP
     if undoing:
-        with _connected(uri) as connection:
+        with _connected(uri) as connection, _files():
             _undo(connection, config, state)
         return
     configuration = None
@@ -189,7 +199,7 @@ def command(
             raise _fail(str(error)) from error
         if configuration.host.driver != "libvirt":
             raise _fail(f"{config} uses the driver {configuration.host.driver!r}; give another file with --config")
-    with _connected(uri) as connection:
+    with _connected(uri) as connection, _files():
         found = _domains(connection)
         kinds = _kinds(given, configuration)
         if unknown := sorted(set(kinds) - {f.name for f in found}):
@@ -267,12 +277,13 @@ def _show(
         return
     if form == "plain":
         for row in rows:
-            click.echo("\t".join(str(value) for value in row.values()))
+            click.echo("\t".join(view.clean(" ".join(str(value).split())) for value in row.values()))
         return
     _table(rows)
     for row in rows:
         if row["refused"]:
-            click.echo(f"\n{row['domain']} cannot be adopted: {row['refused']}")
+            click.echo()
+            view.say(f"{row['domain']} cannot be adopted: {row['refused']}")
     if short:
         click.echo(f"\nmemory: reserve, services and floors exceed this host's memory by {short} MiB; lower the floors")
     for change in changes:
@@ -288,6 +299,7 @@ def _show(
 def _table(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text  # a [ of a name is no markup
 
     table = Table(box=None, pad_edge=False)
     for column in ("DOMAIN", "KIND", "CPUS", "MEMORY", "FLOOR", "WHY"):
@@ -295,7 +307,8 @@ def _table(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         kind = "-" if row["refused"] else row["kind"]
         floor = f"{row['floor_mib']} MiB" if row["floor_mib"] else "-"
-        table.add_row(row["domain"], kind, str(row["cpus"]), f"{row['memory_mib']} MiB", floor, row["why"])
+        cells = (row["domain"], kind, str(row["cpus"]), f"{row['memory_mib']} MiB", floor, row["why"])
+        table.add_row(*(Text(view.clean(cell)) for cell in cells))
     Console(highlight=False).print(table)
 
 

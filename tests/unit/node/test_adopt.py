@@ -281,3 +281,23 @@ def uuid_of(connection: Any, name: str) -> str:
     uuid = connection.lookupByName(name).UUIDString()
     assert isinstance(uuid, str)
     return uuid
+
+
+@pytest.mark.parametrize("form", ["table", "json", "plain"])
+def test_names_and_descriptions_of_any_letters_are_shown_as_they_are(
+    libvirtd: Any, state: Path, tmp_path: Path, form: str
+) -> None:
+    name = "high [b]é'\"&amp;\\"
+    libvirtd.defineXML(domain(name, inside="<description>[/] priority\nof Jürgen\t[red]</description>"))
+    done = run(tmp_path, "--format", form)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    assert done.exit_code in (0, 1)
+    assert "[b]é" in done.output or form == "json"
+    done = run(tmp_path, "--apply", "--format", form)
+    assert isinstance(done.exception, SystemExit | None), done.exception
+
+
+def test_a_folder_that_cannot_be_made_is_told(libvirtd: Any, state: Path, tmp_path: Path) -> None:
+    state.write_text("a file in the folder's place")
+    done = run(tmp_path, "--apply")
+    assert done.exit_code == 1 and str(state) in done.stderr and "run this as root" in done.stderr
