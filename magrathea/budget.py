@@ -19,6 +19,11 @@ class Budget:
         self._at = now
         return max(0.0, (reserve * self._burst - self._left) / self._share)
 
+    @property
+    def left(self) -> float:
+        """What was left when the budget was asked last; negative if more was spent."""
+        return self._left
+
     def spend(self, amount: float) -> None:
         self._left -= amount
 

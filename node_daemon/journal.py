@@ -27,7 +27,20 @@ import msgspec
 
 from magrathea import files
 from magrathea.budget import Budget
-from magrathea.core.events import Decision, Event, Note, Noted
+from magrathea.core.events import (
+    AgentConnected,
+    AgentLost,
+    Claimed,
+    Decision,
+    Event,
+    JobLaunched,
+    JobsContinued,
+    JobsReported,
+    MemoryReported,
+    Note,
+    Noted,
+    Released,
+)
 from magrathea.core.model import Host, JobKey
 from magrathea.decoding import UNDECODABLE
 from magrathea.history import HistoryRow, Query, Unreadable, read_file, recorded, row_data
@@ -60,9 +73,11 @@ BUSY_MS = 1000
 NOTES_PER_S, NOTES_BURST = 1.0, 100.0
 """Refusals and the like that the history has of one domain. Honest guests cause some each minute."""
 
-ROWS_PER_S, ROWS_BURST = 5.0, 10_000.0
-"""Rows of the history that one domain may cause by changes of facts, for ever and at once: a job makes five. What
-happens to jobs of other domains is always kept."""
+ROWS_PER_S, ROWS_BURST = 15.0, 50_000.0
+"""Rows of the history that one guest may cause, for ever and at once: a job makes five. What happens to jobs of other
+domains is always kept, and so is what admins do."""
+OF_GUESTS = (Claimed, JobLaunched, Released, JobsReported, JobsContinued, MemoryReported, AgentConnected, AgentLost)
+"""Events that a guest can cause as often as it likes."""
 
 READMITTED = 0.01
 """Share of ROWS_BURST that must be free again before more of that domain is kept: each gap costs a row."""
@@ -283,7 +298,7 @@ class Journal:
     def _rationed(self, at: float, event: Event | None, decisions: Sequence[Decision]) -> list[HistoryRow]:
         """The rows of a commit, as many as the domain that caused it may have."""
         rows, cause = self._rows(at, event, decisions), getattr(event, "domain", "")
-        if not cause:
+        if not cause or not isinstance(event, OF_GUESTS):
             return rows
         budget = self._kept.setdefault(cause, Budget(ROWS_PER_S, ROWS_BURST, at))
         if budget.wait_s(at, reserve=READMITTED if cause in self._left_out else 0.0):

@@ -13,7 +13,16 @@ from .mom_server import Client
 from .owners import Owners, owner_of
 from .parts import MAX_JOBS
 from .procfs import memory_report, start_of
-from .refusals import AGENT_BUSY, DELETED, FULL_RETRY_AFTER_S, NO_DAEMON, TIMEOUT, refusal
+from .refusals import (
+    AGENT_BUSY,
+    BAD_REQUEST,
+    DELETED,
+    FULL_RETRY_AFTER_S,
+    NO_DAEMON,
+    OWNER_RETRY_AFTER_S,
+    TIMEOUT,
+    refusal,
+)
 from .reports import Reports
 from .sweeper import Sweeper
 from .table import Table
@@ -119,7 +128,9 @@ class MomRequests:
         key, owner = job_key(job), owner_of(job)
         uid = self.owners.uid_of(owner, new=True)
         if uid is None:
-            raise BadValue("owner %.60r of job %s is no user of this domain: create the account here" % (owner, key[0]))
+            text = "owner %.60r of job %s is no user of this domain: create the account here" % (owner, key[0])
+            client.answer(refusal(BAD_REQUEST, text, OWNER_RETRY_AFTER_S))
+            return
         cls = field(job, "class", str)
         if cls not in CLASSES:
             raise BadValue("class %.60r of job %s is none of %s" % (cls, key[0], ", ".join(CLASSES)))

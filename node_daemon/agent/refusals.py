@@ -27,6 +27,8 @@ CODES = {word for name, word in list(globals().items()) if name.isupper() and is
 
 RETRY_AFTER_S = {AGENT_BUSY: 5, BUSY: 5, NO_DAEMON: 5, TIMEOUT: 5, BAD_REQUEST: 600}
 """For other refusals of a claim the hook decides when to try again."""
+OWNER_RETRY_AFTER_S = 60
+"""For a job whose owner is no user of the domain: the directory of users may have been away for a moment."""
 FULL_RETRY_AFTER_S = 60
 """For an agent whose table is full: some jobs must end first."""
 

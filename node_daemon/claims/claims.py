@@ -122,9 +122,7 @@ class Claims:
                 self._note_waiting((domain, request.job.key), "")  # if its prologue still waits, it asks again
             case Jobs():
                 self._lists.enter(domain, lambda: self._list(domain, request))
-            case Prepared():
-                async with self._turns.turn(domain) as spend:
-                    spend(1)  # it asks a hub, and may change what is published
+            case Prepared():  # takes no turn: each job that waits for memory asks twice a second
                 return await self._prepared((domain, request.job.key), request.vnodes)
             case Report():
                 self._reports.enter(domain, lambda: self._report(domain, request))
@@ -207,6 +205,10 @@ class Claims:
                 text = f"PBS has not given {key} to {domain}, so no job is stopped for it"
                 limited_log.say(domain, f"{domain}: claim of {key} refused: {text}")
                 return Refusal(RefusalCode.NOT_GIVEN, text)
+            case Given.TOO_MANY:
+                text = f"{domain} claims too many jobs at once that would preempt"
+                limited_log.say(domain, f"{domain}: claim of {key} refused: {text}; PBS is not asked")
+                return Refusal(RefusalCode.UNCONFIRMED, text)
             case Given.UNKNOWN:
                 text = f"no hub could ask PBS whether {key} is {domain}'s, so no job is stopped for it"
                 limited_log.say(domain, f"{domain}: claim of {key} refused: {text}")

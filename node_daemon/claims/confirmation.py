@@ -2,8 +2,8 @@
 
 Rule 1: what a guest says about a job costs its siblings nothing until a hub has asked PBS. Which claims need that is
 decided in the core (`allocation.costs_siblings`); all others are granted without a question.
-Rule 2: each domain has its own share of the questions that the hubs answer to this host. A guest that claims jobs that
-are not there uses up its own share only.
+Rule 2: half of the questions that the hubs answer to this host are for all domains, half are divided among them. A
+guest that claims jobs that are not there leaves each sibling its share, and an honest one may start many jobs at once.
 Rule 3: a hub of the release before this one cannot be asked. Then claims are granted as that release granted them.
 """
 
@@ -27,7 +27,7 @@ limited_log = RationedLog(log)
 
 QUESTIONS_PER_S, QUESTIONS_BURST = 20.0, 256.0
 """How many questions about jobs a hub asks PBS for one host: on average, and at once (the hub's job_parts.py). The
-domains divide them."""
+domains divide half of them."""
 
 Mark = tuple[str, JobKey]
 
@@ -38,7 +38,9 @@ class Given(Enum):
     YES = auto()
     NO = auto()
     UNKNOWN = auto()
-    """No hub could ask PBS in time, or the domain has used up its questions."""
+    """No hub could ask PBS in time."""
+    TOO_MANY = auto()
+    """The domain has used up its questions, and those that are for all."""
     WITHDRAWN = auto()
     """The claim was taken back meanwhile."""
 
@@ -60,6 +62,7 @@ class Confirmation:
     def __init__(self, daemon: DaemonForQuestions) -> None:
         self._daemon = daemon
         self._budgets: dict[str, tuple[int, Budget]] = {}
+        self._for_all: Budget | None = None
         self._waiting: Counter[Mark] = Counter()
         self._withdrawn: set[Mark] = set()
 
@@ -71,8 +74,7 @@ class Confirmation:
     async def given(self, mark: Mark) -> Given:
         domain, key = mark
         if not self._may_ask(domain):
-            limited_log.say(domain, f"{domain}: it claims too many jobs that would preempt; PBS is not asked")
-            return Given.UNKNOWN
+            return Given.TOO_MANY
         with self._wait(mark):
             said = await self._daemon.given(domain, key, CONFIRM_S)
             if mark in self._withdrawn:
@@ -91,10 +93,12 @@ class Confirmation:
                 self._withdrawn.discard(mark)
 
     def _may_ask(self, domain: str) -> bool:
-        """Take one of the domain's questions. False if none is left."""
-        now, domains = asyncio.get_running_loop().time(), len(self._daemon.host.workers)
+        """Take one of the domain's questions, or one of those for all. False if none is left."""
+        now, shares = asyncio.get_running_loop().time(), 2 * len(self._daemon.host.workers)
+        if self._for_all is None:
+            self._for_all = Budget(QUESTIONS_PER_S / 2, QUESTIONS_BURST / 2, now)
         known = self._budgets.get(domain)
-        if known is None or known[0] != domains:
-            share = Budget(QUESTIONS_PER_S / domains, QUESTIONS_BURST / domains, now)
-            known = self._budgets[domain] = (domains, share)
-        return known[1].take(now)
+        if known is None or known[0] != shares:
+            share = Budget(QUESTIONS_PER_S / shares, max(1.0, QUESTIONS_BURST / shares), now)
+            known = self._budgets[domain] = (shares, share)
+        return known[1].take(now) or self._for_all.take(now)

@@ -45,6 +45,7 @@ REFUSED = "MAGRATHEA_REFUSED"  # variable that the server's hook sets for a subj
 # The hook acts on these codes of magrathea/core/refusals.py; a test compares the two.
 CODES = ("timeout", "deleted", "memory-short", "hub-lost", "domain-unknown")
 TIMEOUT, DELETED, MEMORY_SHORT, HUB_LOST, DOMAIN_UNKNOWN = CODES
+FOR_GOOD = ("class-differs", "no-class", "no-reservation")  # of the server's hook: no other place would help the job
 
 
 class NoAnswer(Exception):
@@ -234,9 +235,11 @@ def is_subjob(job):
 def claim(event, path):
     job = event.job
     refused = job.Variable_List.get(REFUSED) if job.Variable_List else None
-    if refused:  # by the server's hook, for good: without a later execution time, so that PBS holds the array soon
+    if refused:  # by the server's hook
         code = refused if len(refused) < 40 and refused.replace("-", "").isalnum() else "refused"  # a user may set it
-        return event.reject("magrathea: %s; the server's log has the details" % code)
+        if code in FOR_GOOD:  # counted and without a later execution time, so that PBS holds the array soon
+            return event.reject("magrathea: %s; the server's log has the details" % code)
+        return refuse(event, "%s; the server's log has the details" % code, RETRY_S)
     cls = job_class(str(job.schedselect)) or "protected"
     about = '%s,"class":"%s"' % (description(job, pbs.get_local_nodename()), cls)
     request = '{"op":"claim","job":{%s},"deadline_s":%s}' % (about, AGENT_CLAIM_S)

@@ -334,7 +334,10 @@ def main():
     event = pbs.event()
     if event.type == pbs.RESVSUB:
         check_select(event, event.resv.Resource_List)
-        check_origin(event, pbs.server())
+        try:
+            check_origin(event, pbs.server())
+        except Exception as error:  # noqa: BLE001  rule 1: no vnode of ours was recognised
+            pbs.logmsg(pbs.EVENT_ERROR, "magrathea: hook failed for a reservation: %r" % error)
         return
     if event.type != pbs.RUNJOB:
         check_select(event, event.job.Resource_List)

@@ -234,11 +234,11 @@ class HubChannel:
             try:
                 self._understand(host, waiting)
             finally:
-                self.charge(host, time.perf_counter() - began, lane)
+                self._lanes.charge(host, time.perf_counter() - began, lane)
 
     def charge(self, host: str, seconds: float, lane: Lane = Lane.REST) -> None:
-        """Charge the host with time of the loop that its messages have cost."""
-        self._lanes.charge(host, seconds, lane)
+        """Charge the host with time of the loop that its messages have cost later."""
+        self._lanes.charge_later(host, seconds, lane)
 
     def _understand(self, host: str, waiting: _Waiting) -> None:
         message = decode_to_hub(waiting.frame.bytes)

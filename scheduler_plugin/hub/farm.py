@@ -37,7 +37,7 @@ from .books import (
     step,
 )
 from .job_comments import JobComments
-from .job_parts import QUESTIONS_BURST, QUESTIONS_OWN_BURST, QUESTIONS_PER_S, unheard, unready_part
+from .job_parts import QUESTIONS, unheard, unready_part
 from .job_reports import BURST, OWN_BURST, PER_S, JobReports, Questions, is_given
 from .job_wishes import Heard, JobWish, wish_of
 from .ledger import Kept, Paid
@@ -82,14 +82,14 @@ class Farm:
         self._reports = JobReports()
         self._questions = Questions()
         self._suspensions = Shares(PER_S, BURST, OWN_BURST)
-        self._part_questions = Shares(QUESTIONS_PER_S, QUESTIONS_BURST, QUESTIONS_OWN_BURST)
+        self._part_questions, self._claim_questions = Shares(*QUESTIONS), Shares(*QUESTIONS)
         self.caused: Counter[str] = Counter()
         """How much of the next `actions` each host causes, in jobs to look at. Whoever calls `actions` clears it."""
         self._seen: dict[JobKey, _Seen] = {}
         self._busy: set[JobKey] = set()
         self._touched: dict[JobKey, float] = {}
         self._paid: Paid = dict(kept.paid)
-        """A host cannot claim the same time twice, even as another run: PBS may not show which run a job is in."""
+        """The same time is paid once, even for another run: PBS may not show which run a job is in."""
         self._dirty: set[JobKey] = set(self.entries)
         self._put_off: dict[JobKey, float] = {}
         self._node_fail_requeue_s = DEFAULT_NODE_FAIL_REQUEUE_S
@@ -442,8 +442,8 @@ class Farm:
 
     def may_ask(self, host: str, vnode: str, now: float) -> bool:
         """True if PBS may be asked about a job of this vnode for the host. It takes one of the host's questions."""
-        mine, causes = self._vnodes_read and self._speaks(host, vnode), [self._cause(host, vnode)]
-        return mine and self._part_questions.take(causes, now)
+        mine = self._vnodes_read and self._speaks(host, vnode)
+        return mine and self._claim_questions.take([self._cause(host, vnode)], now)
 
     def _has_part(self, host: str, key: JobKey) -> bool:
         seen = self._seen.get(key)
@@ -493,7 +493,7 @@ class Farm:
         return {self._owner[vnode] for vnode in vnodes if vnode in self._owner}
 
     def payers(self, action: Action) -> set[str]:
-        """The hosts on whose account an action is: those that have the job, else those that report it."""
+        """The hosts that an action is charged to: those that have the job, else those that report it."""
         return self.owners(action.only_on) or self.hosts_of([action.key])
 
     def hosts_of(self, keys: Iterable[JobKey]) -> set[str]:

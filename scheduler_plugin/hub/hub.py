@@ -225,6 +225,9 @@ class Hub:
     async def _tell_given(self, host: str, asked: GivenAsked) -> None:
         """Answer a claim that waits for it: by what PBS has said before, otherwise by asking PBS now."""
         key, at = JobKey(asked.job, asked.run), time.time()
+        if not self._works():  # no preemption could be booked
+            self._channel.send(host, GivenTold(id=asked.id, given=None))
+            return
         given = True if self.farm.has_given(host, key, asked.vnode) else None
         if given is None and self.farm.may_ask(host, asked.vnode, at):
             try:
@@ -454,14 +457,16 @@ class Hub:
             log.error("ALERT keys: %s; those read before stay valid", error)
         self.farm.bind(self._channel.bindings)
 
-    def _touch(self) -> None:
-        """Touch the heartbeat file, unless PBS does not answer or the work on bookings hangs (disk, calls to PBS).
-
-        The runjob hook preempts nothing once this file is old.
-        """
+    def _works(self) -> bool:
+        """False if PBS does not answer or the work on bookings hangs (disk, calls to PBS)."""
         limit_s = self._configuration.pbs.call_deadline_s
         hangs = self._working_since is not None and self._loop.time() - self._working_since > limit_s
-        if hangs or self._pool.exhausted or not self._publisher.healthy(limit_s):
+        exhausted = self._pool.exhausted or self._questions.exhausted
+        return not (hangs or exhausted) and self._publisher.healthy(limit_s)
+
+    def _touch(self) -> None:
+        """Touch the heartbeat file if the hub works. The runjob hook preempts nothing once this file is old."""
+        if not self._works():
             return
         try:
             files.touch(self._heartbeat, 0o644)

@@ -8,7 +8,7 @@ from magrathea.messages import UnreadyPart
 
 from .job_wishes import Heard
 
-QUESTIONS_PER_S, QUESTIONS_BURST, QUESTIONS_OWN_BURST = 20.0, 256.0, 16.0
+QUESTIONS = QUESTIONS_PER_S, QUESTIONS_BURST, QUESTIONS_OWN_BURST = 20.0, 256.0, 16.0
 """The hub asks PBS for a host that asks about parts of a job: see shares.py. That is seldom needed, and only until PBS
 shows the job on that host."""
 MOST_TEXT = 500

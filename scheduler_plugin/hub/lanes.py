@@ -33,6 +33,9 @@ SHORT_BYTES = 4096
 """No heartbeat is longer."""
 QUESTION_BYTES = 64 * 1024
 """No question about parts is longer: 200 vnodes with names of 255 characters."""
+MOST_DEBT_S = 1.0
+"""A message waits no longer than this for work that others have caused as well: bookings, books, answers. One job on
+two hosts makes both pay for it."""
 MOST_QUESTIONS = 64
 """Questions of one host that wait; the daemon of a host asks one for each guest at a time."""
 MOST_WAITING_BYTES = 256 * 1024 * 1024
@@ -147,8 +150,15 @@ class Lanes(Generic[T]):
             raise BadMessage(f"more than {RATE_PER_S} {lane.value} a second")
 
     def charge(self, host: str, seconds: float, lane: Lane = Lane.REST) -> None:
-        """Charge the host with time of the loop. Heartbeats have no share of their own."""
+        """Charge the host with the time that a message of its own has taken. Heartbeats have no share of their own."""
         self._lane(host, Lane.REST if lane is Lane.BEATS else lane).budget.spend(seconds)
+
+    def charge_later(self, host: str, seconds: float, lane: Lane = Lane.REST) -> None:
+        """Charge the host with time that work took which followed from its messages, as far as MOST_DEBT_S allows."""
+        budget = self._lane(host, lane).budget
+        room_s = MOST_DEBT_S - budget.wait_s(self._clock())
+        share = PARTS_SHARE if lane in (Lane.PARTS, Lane.CLAIMS) else LOOP_SHARE
+        budget.spend(min(seconds, max(0.0, room_s) * share + max(0.0, budget.left)))
 
     def take(self, host: str, kind: MessageKind, message: T, size: int) -> None:
         """Handle the message now or when its turn comes. Raises BadMessage if it finds no place."""

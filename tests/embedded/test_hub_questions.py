@@ -111,9 +111,7 @@ def test_calls_that_hang_at_moms_delay_no_answer(tmp_path: Path) -> None:
 
 
 def test_a_host_that_asks_without_end_uses_up_its_own_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(farm, "QUESTIONS_BURST", 20.0)
-    monkeypatch.setattr(farm, "QUESTIONS_PER_S", 1e-9)
-    monkeypatch.setattr(farm, "QUESTIONS_OWN_BURST", 0.0)
+    monkeypatch.setattr(farm, "QUESTIONS", (1e-9, 20.0, 0.0))
 
     async def test(world: RealHub) -> None:
         world.pbs.put(job("9.srv", vnodes=("n2",)))

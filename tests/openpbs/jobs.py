@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from magrathea_lab.clusters.openpbs import USER, OpenPbsCluster
-from magrathea_lab.clusters.private_openpbs import HEAD
+from magrathea_lab.clusters.private_openpbs import HEAD, LOCKS
 from magrathea_lab.scenarios.scenarios import STILL_S, require, wait, wait_running, wait_state, wait_stoppable
 from magrathea_lab.work import PAUSE_S
 
@@ -107,3 +107,14 @@ def site_hook(fleet: OpenPbsCluster, name: str, event: str, script: str, *moms: 
     finally:
         fleet.pbs.qmgr(f"delete hook {name}")
         wait(fleet, f"hook {name} has gone from {moms}", lambda: not any(path.exists() for path in wanted))
+
+
+@contextmanager
+def hanging_mom(fleet: OpenPbsCluster, machine: str) -> Iterator[None]:
+    """Inside the `with` the machine's MoM answers nothing, so the hub books nothing there. Its jobs and agent go on."""
+    pid = (fleet.pbs.pbs_home(machine) / LOCKS["mom"]).read_text().strip()
+    fleet.pbs.run(machine, ["kill", "-STOP", pid])
+    try:
+        yield
+    finally:
+        fleet.pbs.run(machine, ["kill", "-CONT", pid])

@@ -6,7 +6,6 @@ import os
 import pty
 import re
 import select
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from magrathea_lab.scenarios.scenarios import (
 )
 from magrathea_lab.waiting import BOUND_S
 
-from .jobs import LONG, all_go_on, all_stand_still, command, end, home, pbs, preempt, subjobs, submit
+from .jobs import LONG, all_go_on, all_stand_still, command, end, hanging_mom, home, pbs, preempt, subjobs, submit
 
 STAGING = 15
 """Substate of a job while its files are copied, before it is sent to its MoM (JOB_SUBSTATE_STAGEGO)."""
@@ -163,19 +162,13 @@ def test_a_job_that_ends_by_itself_while_it_is_being_stopped(fleet: OpenPbsClust
         low = submit(fleet, "low", f"echo $$ > $HOME/$PBS_JOBID.pid; exec {command(fleet, LONG)}")
         wait_running(fleet, low)
         wait_stoppable(fleet, "n1")
-        hub = fleet.parts["hub"]
-        os.kill(hub.pid, signal.SIGSTOP)
-        try:
+        with hanging_mom(fleet, "n1"):
             high = fleet.submit("high", LONG, select="1:ncpus=1:host=p1")
             wait_running(fleet, high)
             stands_still(fleet, low)
             assert fleet.jobs()[low].state == "R"
             fleet.pbs.run("n1", ["kill", "-KILL", (home(fleet) / f"{low}.pid").read_text().strip()])
             fleet.finish(high)
-            wait_state(fleet, low, "EF")
-        finally:
-            for pid in (hub.pid, hub.popen.pid):  # nsenter stops itself with its child
-                os.kill(pid, signal.SIGCONT)
         wait_state(fleet, low, "F")
         wait_right_end(fleet, high)
         wait_all_free(fleet, EXCLUSIVE)

@@ -146,3 +146,15 @@ def test_each_lane_has_its_own_rate(loop: Loop) -> None:
         loop.lanes.count("h1", Lane.PARTS)
     loop.lanes.count("h1", Lane.BEATS)
     loop.lanes.count("h1", Lane.REST)
+
+
+def test_work_that_others_have_caused_as_well_makes_nobody_wait_longer_than_a_second(loop: Loop) -> None:
+    """A thousand bookings of one job's host, say, or the books after each snapshot of another host of its job."""
+    for _ in range(100):
+        loop.lanes.charge_later("h1", 6.0)
+    loop.send(SNAPSHOT)
+    assert loop.handled == []
+    assert loop.after(lanes.MOST_DEBT_S + 0.01) == [SNAPSHOT]
+    loop.lanes.charge("h1", 6.0)
+    loop.send(SNAPSHOT)
+    assert loop.after(lanes.MOST_DEBT_S + 0.01) == [], "what its own messages take it pays as a whole"

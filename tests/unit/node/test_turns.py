@@ -20,7 +20,16 @@ from node_daemon.claims.pace import (
     JOBS_PER_CHANGE,
     Turns,
 )
-from node_daemon.guest_channel.messages import AnyRequest, Claim, ClaimedJob, GuestJob, Hello, Launched, Release
+from node_daemon.guest_channel.messages import (
+    AnyRequest,
+    Claim,
+    ClaimedJob,
+    GuestJob,
+    Hello,
+    Launched,
+    Prepared,
+    Release,
+)
 from tests.unit.core.builders import get, get_job, job_ids
 
 from .test_pace import SESSION, Owner, listed, play
@@ -150,6 +159,19 @@ def test_what_one_guest_says_is_entered_in_its_order(tmp_path: Path) -> None:
         answers = await asyncio.gather(*(claims.request("n1", one) for one in [*asked, claim(99)]))
         assert all(answer["ok"] for answer in answers)
         assert job_ids(owner.host, "n1") == {"99.srv"}
+
+    play(tmp_path, test)
+
+
+def test_jobs_that_wait_for_their_memory_delay_no_claim(tmp_path: Path) -> None:
+    """Each of their prologues asks twice a second."""
+
+    async def test(owner: Owner, claims: Claims) -> None:
+        question = Prepared(id=1, session=SESSION, job=GuestJob(id="9.srv", run=1), vnodes=[])
+        await asyncio.gather(*(claims.request("n1", question) for _ in range(10 * int(BURST))))
+        began = now()
+        assert (await claims.request("n1", claim(1)))["ok"]
+        assert now() == began
 
     play(tmp_path, test)
 
