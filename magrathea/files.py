@@ -36,6 +36,14 @@ def open_regular(path: Path, flags: int, mode: int = PRIVATE) -> int:
     return descriptor
 
 
+def exists(path: Path) -> bool:
+    """True if the file is there and this user may look at it. Path.exists raises if a folder is closed to him."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def read_named(path: Path, most: int) -> bytes:
     """The first `most` bytes of a file that people name; links are followed. Raises OSError.
 

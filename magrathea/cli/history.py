@@ -13,7 +13,7 @@ from typing import TypeVar
 import click
 import msgspec
 
-from magrathea import client
+from magrathea import client, files
 from magrathea import history as host_history
 from magrathea.cli import sources, view
 from magrathea.decoding import UNDECODABLE
@@ -60,8 +60,8 @@ def _by_hub(socket_option: str | None, hub_option: str | None) -> bool:
     """True if the hub should be asked: an option names it, or this machine has a hub and no sign of a host."""
     if hub_option or socket_option or os.environ.get(client.SOCKET_VARIABLE):
         return bool(hub_option)
-    of_host = client.DEFAULT_SOCKET.exists() or host_history.DEFAULT_FILE.exists()
-    return not of_host and bool(os.environ.get(client.HUB_VARIABLE) or client.HUB_SOCKET.exists())
+    of_host = files.exists(client.DEFAULT_SOCKET) or files.exists(host_history.DEFAULT_FILE)
+    return not of_host and bool(os.environ.get(client.HUB_VARIABLE) or files.exists(client.HUB_SOCKET))
 
 
 def _of_hub(path: Path, query: Query) -> list[EntryOfHost]:
@@ -83,7 +83,7 @@ def _of_host(socket_option: str | None, query: Query) -> list[EntryOfHost]:
     try:
         return [("", entry) for entry in _decoded(path, client.ask(path, request), _OfHost).entries]
     except client.Unreachable as error:
-        if socket_option or os.environ.get(client.SOCKET_VARIABLE) or not host_history.DEFAULT_FILE.exists():
+        if socket_option or os.environ.get(client.SOCKET_VARIABLE) or not files.exists(host_history.DEFAULT_FILE):
             raise
         view.say(f"magrathea history: {error.cause}; read from {host_history.DEFAULT_FILE}", err=True)
         return [("", entry) for entry in host_history.read_file(host_history.DEFAULT_FILE, query)]

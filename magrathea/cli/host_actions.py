@@ -36,7 +36,9 @@ def request(op: str, socket_option: str | None, form: str, **fields: object) -> 
             view.say(sentence)
 
 
-_reason = click.option("--reason", default="by the admin", show_default=True, help="Shown by status.")
+_reason = click.option(
+    "--reason", default="by the admin", show_default=True, help="Shown by status; at most 1000 letters."
+)
 
 
 @click.command(short_help="let a domain or the host finish its jobs and take no more")

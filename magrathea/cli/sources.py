@@ -6,7 +6,7 @@ import os
 
 import click
 
-from magrathea import client
+from magrathea import client, files
 from magrathea.cli import view
 from magrathea.messages import FarmView, HostView
 
@@ -79,7 +79,7 @@ def by_hub(socket_option: str | None, hub_option: str | None) -> bool:
         return bool(hub_option)
     if os.environ.get(client.HUB_VARIABLE):
         return True
-    return not os.environ.get(client.SOCKET_VARIABLE) and client.HUB_SOCKET.exists()
+    return not os.environ.get(client.SOCKET_VARIABLE) and files.exists(client.HUB_SOCKET)
 
 
 def farm(command: str, socket_option: str | None, hub_option: str | None) -> FarmView:

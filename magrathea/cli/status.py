@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from msgspec.structs import replace
 
-from magrathea import client, output
+from magrathea import client, files, output
 from magrathea.cli import sources, view
 from magrathea.core.model import State
 from magrathea.messages import Snapshot
@@ -83,7 +83,7 @@ def _in_guest(form: str) -> StatusPage:
 
 
 def _agent_here() -> bool:
-    return Path(os.environ.get("MAGRATHEA_AGENT_CONF") or "/etc/magrathea/agent.json").exists()
+    return files.exists(Path(os.environ.get("MAGRATHEA_AGENT_CONF") or "/etc/magrathea/agent.json"))
 
 
 def _source(host: str | None, socket_option: str | None, hub_option: str | None) -> Callable[[str, bool], StatusPage]:
@@ -92,8 +92,8 @@ def _source(host: str | None, socket_option: str | None, hub_option: str | None)
     daemon_named = socket_option or os.environ.get(client.SOCKET_VARIABLE)
     if host or hub_option:
         return lambda form, compact: _of_hub(host, hub, form, compact)
-    if not daemon_named and not path.exists():
-        if os.environ.get(client.HUB_VARIABLE) or hub.exists():
+    if not daemon_named and not files.exists(path):
+        if os.environ.get(client.HUB_VARIABLE) or files.exists(hub):
             return lambda form, compact: _of_hub(None, hub, form, compact)
         if _agent_here():
             return lambda form, compact: _in_guest(form)

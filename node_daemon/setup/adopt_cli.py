@@ -192,7 +192,7 @@ def command(
             _undo(connection, config, state)
         return
     configuration = None
-    if config.exists():
+    if files.exists(config):
         try:
             configuration = read(config)
         except ConfigurationError as error:

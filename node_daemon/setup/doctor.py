@@ -36,7 +36,7 @@ MAX_LOCK_BYTES = 100
 
 
 def _host_here(paths: Paths) -> str:
-    return f"{paths.noded} is here" if paths.noded.exists() else ""
+    return f"{paths.noded} is here" if files.exists(paths.noded) else ""
 
 
 def _host(paths: Paths) -> Iterator[Check]:
@@ -65,7 +65,7 @@ def _host(paths: Paths) -> Iterator[Check]:
 
 def _host_sockets(configuration: NodedConfiguration) -> Iterator[Check]:
     directory = configuration.run_dir / "guest"
-    if not directory.is_dir():
+    if not files.exists(directory):
         cause = f"{directory} does not exist"
         yield Check(HOST, "guest-sockets", Status.FAIL, "no guest can reach the daemon", cause, START)
         return
@@ -194,7 +194,7 @@ def swap(c: NodedConfiguration) -> Iterator[Check]:
 
 
 def _guest_here(paths: Paths) -> str:
-    return f"{paths.agent} is here" if paths.agent.exists() else ""
+    return f"{paths.agent} is here" if files.exists(paths.agent) else ""
 
 
 def _guest(paths: Paths) -> Iterator[Check]:
@@ -214,7 +214,7 @@ def _guest(paths: Paths) -> Iterator[Check]:
 
 def channel(config: Config) -> Check:
     path = Path(config.channel_path)
-    if not path.exists():
+    if not files.exists(path):
         what = "socket" if config.channel_kind == "unix" else "port"
         fix = "is magrathea-noded up on the host?" if what == "socket" else "add the port to the domain's definition"
         return Check(GUEST, "channel", Status.FAIL, "there is no channel to the host", f"no {what} {path}", fix)
@@ -286,7 +286,7 @@ def _mom(paths: Paths) -> Iterator[Check]:
         yield Check(GUEST, "mom", Status.OK, "pbs_mom runs")
     else:
         yield Check(GUEST, "mom", Status.FAIL, "pbs_mom does not run", f"{home}/mom.lock names no process", "start PBS")
-    if (home / "hooks/magrathea_mom.PY").exists():
+    if files.exists(home / "hooks/magrathea_mom.PY"):
         yield Check(GUEST, "mom-hook", Status.OK, "MoM has the hook")
     else:
         cause = f"{home}/hooks/magrathea_mom.PY does not exist (or you are not root)"

@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import click
 
+from magrathea.files import exists
+
 from . import keys as files
 
 T = TypeVar("T")
@@ -78,7 +80,7 @@ def list_(directory: Path) -> None:
     """
     for one in _told(_enrolled, directory):
         vnodes = "any vnode" if one.vnodes is None else ",".join(sorted(one.vnodes))
-        here = (directory / files.TO_HOSTS / f"{one.host}.key_secret").exists()
+        here = exists(directory / files.TO_HOSTS / f"{one.host}.key_secret")
         click.echo(f"{one.host}  {one.public}  {vnodes}{'  key still here' if here else ''}")
 
 

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from magrathea import __version__, client
+from magrathea import __version__, client, files
 from magrathea.configuration import ConfigurationError
 from magrathea.doctor import Check, Part, Paths, Status, endpoint, of_pbs_conf, private, writable
 from magrathea.messages import FarmView
@@ -34,7 +34,7 @@ CLOCKS_S = 2.0
 
 
 def _here(paths: Paths) -> str:
-    if paths.hub.exists():
+    if files.exists(paths.hub):
         return f"{paths.hub} is here"
     return f"{paths.pbs} starts a PBS server" if of_pbs_conf(paths.pbs).get("PBS_START_SERVER") == "1" else ""
 
@@ -126,7 +126,7 @@ def _hub(paths: Paths, record: records.Record | None, now: Present | None) -> It
     if configuration.tcp:
         yield private(SERVER, "hub-key", configuration.keys_dir / keys.HUB_SECRET)
         yield enrolled(now, keys.enrolled(configuration.keys_dir))
-    if now is not None and configuration.state_dir.exists():
+    if now is not None and files.exists(configuration.state_dir):
         yield operator(pwd.getpwuid(configuration.state_dir.stat().st_uid).pw_name, now.server)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from click.testing import CliRunner, Result
 from magrathea import client
 from magrathea.cli.main import cli
 from magrathea.messages import encode
+from magrathea_lab.waiting import BOUND_S
 from node_daemon.journal import salvage
 from node_daemon.setup import give_back
 from scheduler_plugin.pbs import libpbs
@@ -159,6 +162,33 @@ def test_a_journal_that_is_no_file_is_told_at_once(tmp_path: Path, make: Callabl
     assert salvage(path) is None
     done = magrathea("history", "--journal", str(path))
     assert done.exit_code == 1 and str(path) in done.stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="it becomes another user")
+def test_folders_that_are_closed_to_the_user(tmp_path: Path) -> None:
+    """A user of the machine, while the daemon is down: its files are root's."""
+    (tmp_path / "closed").mkdir(mode=0o700)
+    inside = tmp_path / "closed" / "file"
+    inside.touch()
+    program = f"""if True:
+        import os, sys
+        from pathlib import Path
+        from click.testing import CliRunner
+        from magrathea import client, history
+        from magrathea.cli.main import cli
+        client.DEFAULT_SOCKET = client.HUB_SOCKET = history.DEFAULT_FILE = Path({str(inside)!r})
+        os.environ["MAGRATHEA_AGENT_CONF"] = {str(inside)!r}
+        commands = ["status", "hosts", "history", "doctor --hub F --noded F --agent F --pbs F", "keys --dir F list"]
+        for command in commands:  # so that everything is imported: this user may not read Python's folders either
+            CliRunner().invoke(cli, command.replace("F", {str(inside)!r}).split())
+        os.setuid(65534)
+        for command in commands:
+            result = CliRunner().invoke(cli, command.replace("F", {str(inside)!r}).split())
+            assert isinstance(result.exception, SystemExit), (command, result.exception)
+            print(command.split()[0], result.exit_code)
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=BOUND_S)
+    assert done.stdout.split() == ["status", "3", "hosts", "3", "history", "3", "doctor", "2", "keys", "1"], done.stderr
 
 
 def test_keys_of_a_folder_that_is_not_there(tmp_path: Path) -> None:

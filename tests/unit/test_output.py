@@ -72,6 +72,15 @@ def test_arguments_that_are_not_utf_8_are_wrong_usage(program: str, arguments: l
     assert done.returncode == 2 and done.stderr and b"Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("words", [["drain"], ["history"], ["domain", "boot"], ["clear"]], ids=" ".join)
+def test_a_request_that_is_not_utf_8_is_wrong_usage(tmp_path: Path, words: list[str]) -> None:
+    path = tmp_path / "c.sock"
+    with answering(path, b'{"ok":true}\n') as questions:
+        done = ended("magrathea", *words, b"n\xff", "--socket", str(path))
+    assert done.returncode == 2 and not any(questions)
+    assert done.stderr == b"magrathea: an argument is not UTF-8; write it in UTF-8\n"
+
+
 @programs
 def test_a_working_directory_that_is_gone(program: str, tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
