@@ -11,7 +11,7 @@ from .procfs import read_file, read_stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Iterable, List, Tuple
+    from typing import Callable, Iterable, List, Tuple
 
 
 class Advisor:
@@ -78,10 +78,15 @@ class Advisor:
             todo = todo[taken + (taken < len(part)) :]
 
 
+LOCKED_S = 2.0  # a process keeps its address space locked for so long only if one of its threads hangs
+
+
 class Slice:
     """One slice of the jobs' memory: pushed out to swap, or brought back ahead of use. Runs in a child process.
 
     `procs`: (pid, start time) in the order of the walk. `cursor`: index among them, and where to continue.
+    `on_process`: called with the index of each process before its memory is looked at. If this look hangs, SIGALRM ends
+    this child.
     """
 
     PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -100,6 +105,7 @@ class Slice:
         self.until = until
         self.moved = 0
         self.cursor = (0, 0)
+        self.on_process: "Callable[[int], None]" = lambda index: None
         self.batch: "List[Tuple[int, int]]" = []
         self.windows: "List[Tuple[int, int, bool]]" = []
         self.batched = 0
@@ -138,9 +144,13 @@ class Slice:
             fields = read_stat("/proc/%d/stat" % pid)[1]
             if int(fields[19]) != start or (self.advice == Advisor.PAGEOUT and fields[0] not in (b"T", b"t")):
                 return True
+            self.on_process(self.cursor[0])
+            signal.setitimer(signal.ITIMER_REAL, LOCKED_S)
             pagemap = os.open("/proc/%d/pagemap" % pid, os.O_RDONLY)
             try:
-                for begin, end, common in self._maps(pid):
+                maps = read_file("/proc/%d/maps" % pid, 64 << 20)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                for begin, end, common in self._ranges(maps):
                     for low in range(max(begin, address), end, self.WINDOW_PAGES * self.PAGE):
                         high = min(end, low + self.WINDOW_PAGES * self.PAGE)
                         self._window(pagemap, low, high, common)
@@ -155,12 +165,13 @@ class Slice:
             finally:
                 os.close(pagemap)
         finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             os.close(fd)
         return True
 
-    def _maps(self, pid: int) -> "Iterable[Tuple[int, int, bool]]":
+    def _ranges(self, maps: bytes) -> "Iterable[Tuple[int, int, bool]]":
         """The mappings whose pages can go to swap: begin, end, and whether it is shared memory with a name."""
-        for line in read_file("/proc/%d/maps" % pid, 64 << 20).decode("ascii", "replace").split("\n"):
+        for line in maps.decode("ascii", "replace").split("\n"):
             words = line.split(None, 5)
             if len(words) < 5 or (len(words) == 6 and words[5] in self.NO_MEMORY):
                 continue
@@ -172,7 +183,9 @@ class Slice:
 
     def _flags(self, pagemap: int, low: int, high: int, common: bool) -> bytes:
         """A "1" for each page that counts, a "0" for each other."""
+        signal.setitimer(signal.ITIMER_REAL, LOCKED_S)
         data = os.pread(pagemap, (high - low) // self.PAGE * 8, low // self.PAGE * 8)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         return data[self.TOP_BYTE :: 8].translate(self.common if common else self.private)
 
     def _window(self, pagemap: int, low: int, high: int, common: bool) -> None:

@@ -1,15 +1,17 @@
 """Memory of stopped jobs: out to swap and back."""
 
 import errno
+import mmap
 import os
 import signal
 import time
 
-from .advice import Advisor, Slice, reclaim
+from .advice import LOCKED_S, Advisor, Slice, reclaim
 from .cgroups import Cgroups
 from .children import Child
 from .jobs import Job
 from .lines import BadValue, encode, parse
+from .log import log
 from .loop import Loop, Timer
 from .parts import MAX_JOBS
 from .procfs import memory_report, status_of
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from .lines import Doc
     from .values import Key, Reply
 
+INDEX_BYTES = 8
+
 
 class Pager:
     """Moves memory of stopped jobs out to swap and back in slices. Each slice runs in a child process of its own.
@@ -33,6 +37,7 @@ class Pager:
     MAX_MIB = 4096
     SPARE_MIB = 4  # of swap
     KEEP_MIB = 32  # available memory that fetching never fills
+    LOCKED_REST_S = 60.0  # for so long a process whose address space is locked is left out
     LATE_S = 1.0  # from the end of a slice's time until its child is killed
 
     def __init__(self, loop: Loop, cgroups: Cgroups) -> None:
@@ -45,6 +50,7 @@ class Pager:
         self.walk: "Tuple[str, Tuple[Key, ...]]" = ("", ())  # the operation and jobs that the cursor belongs to
         self.cursor = (0, 0)
         self.fetched = 0  # pages, in this walk
+        self.locked: "Dict[Tuple[int, int], float]" = {}  # pid and start time: until when it is left out
         self.sums: "Dict[Key, Tuple[float, int, int]]" = {}
 
     @staticmethod
@@ -104,13 +110,29 @@ class Pager:
 
     def _fork(self, op: str, jobs: "List[Job]", mib: int, deadline_s: float, reply: "Reply") -> None:
         pairs = sorted((proc.start, proc.pid) for job in jobs for proc in job.procs.values())
-        procs = [(pid, start) for start, pid in pairs]
+        now = time.monotonic()
+        self.locked = {proc: until for proc, until in self.locked.items() if now < until}
+        procs = [(pid, start) for start, pid in pairs if (pid, start) not in self.locked]
         directories = [path for job in jobs for path in self.cgroups.directories(job.id)] if op == "push-out" else []
 
+        at = mmap.mmap(-1, INDEX_BYTES)  # shared with the child
+
         def become(output: int) -> None:
-            self._become(op, procs, directories, mib, deadline_s, output)
+            self._become(op, procs, directories, mib, deadline_s, output, at)
 
         def ended(status: int) -> None:
+            index = int.from_bytes(at[:INDEX_BYTES], "little")
+            at.close()
+            if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
+                self._leave_out(procs[index])
+                left_s = now + deadline_s - time.monotonic()
+                self._stop_timer()
+                self.child = None
+                if left_s > LOCKED_S:
+                    self._fork(op, jobs, mib, left_s, reply)
+                else:
+                    reply(self._answer(op, jobs, 0, True))
+                return
             self._ended(op, jobs, len(procs), reply)
 
         self.said = b""
@@ -118,13 +140,20 @@ class Pager:
         self.timer = self.loop.after(deadline_s + self.LATE_S, self._kill)
 
     def _become(
-        self, op: str, procs: "List[Tuple[int, int]]", directories: "List[str]", mib: int, limit_s: float, output: int
+        self,
+        op: str,
+        procs: "List[Tuple[int, int]]",
+        directories: "List[str]",
+        mib: int,
+        limit_s: float,
+        output: int,
+        at: "mmap.mmap",
     ) -> None:
         """In the child: move memory and report. An open descriptor would keep the lock from the next agent."""
         os.closerange(3, output)
         os.closerange(output + 1, 4096)
         try:
-            said = self._move(op, procs, directories, mib << 20, time.monotonic() + limit_s)
+            said = self._move(op, procs, directories, mib << 20, time.monotonic() + limit_s, at)
         except OSError as error:
             code = NOT_PERMITTED if error.errno in (errno.EPERM, errno.EACCES) else FAILED
             said = refusal(NOT_SUPPORTED if error.errno == errno.ENOSYS else code, "%s: %s" % (op, error.strerror))
@@ -133,7 +162,13 @@ class Pager:
         os.write(output, encode(said))
 
     def _move(
-        self, op: str, procs: "List[Tuple[int, int]]", directories: "List[str]", wanted: int, until: float
+        self,
+        op: str,
+        procs: "List[Tuple[int, int]]",
+        directories: "List[str]",
+        wanted: int,
+        until: float,
+        at: "mmap.mmap",
     ) -> "Doc":
         reclaimed = reclaim(directories, wanted, until)
         if reclaimed >= 1 << 20:
@@ -142,6 +177,11 @@ class Pager:
         self.advisor.die_with_parent()
         advice = Advisor.PAGEOUT if op == "push-out" else Advisor.WILLNEED
         work = Slice(self.advisor, advice, procs, wanted // Slice.PAGE, until)
+
+        def note(index: int) -> None:
+            at[:INDEX_BYTES] = index.to_bytes(INDEX_BYTES, "little")
+
+        work.on_process = note
         work.run(self.cursor)
         return {"ok": True, "pages": work.moved, "cursor": work.cursor}
 
@@ -150,10 +190,20 @@ class Pager:
     def _output(self, data: bytes) -> None:
         self.said += data
 
-    def _ended(self, op: str, jobs: "List[Job]", procs: int, reply: "Reply") -> None:
-        self.child = None
+    def _leave_out(self, proc: "Tuple[int, int]") -> None:
+        self.locked[proc] = time.monotonic() + self.LOCKED_REST_S
+        log.warning(
+            "process %d: its memory cannot be moved, because one of its threads hangs and keeps the address space "
+            "locked; a dead file server or a FUSE program? It is left out for %d s" % (proc[0], self.LOCKED_REST_S)
+        )
+
+    def _stop_timer(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
+
+    def _ended(self, op: str, jobs: "List[Job]", procs: int, reply: "Reply") -> None:
+        self.child = None
+        self._stop_timer()
         self.sums.clear()
         try:
             said = parse(self.said)

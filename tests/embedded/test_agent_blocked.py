@@ -16,13 +16,15 @@ import pytest
 
 from magrathea_lab.rigs.agent_rig import Rig, descendants, owner, running, start_time, state
 from magrathea_lab.waiting import BOUND_S, until
+from tests.embedded.test_agent_memory import NAME, ROOM_MIB, hold, kib, slices
+from tests.swap import swap
 
 ATTACKER = "games"
 """Its processes are read by no agent but ours: all other tests have jobs of another user."""
 DEAD_FILE = r"""
 import ctypes, mmap, os, signal, struct, sys, threading, time
 signal.alarm(600)
-shared, uid, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+shared, uid, count, idle = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 c = ctypes.CDLL(None, use_errno=True)
 assert c.unshare(0x20000) == 0 and c.mount(b"none", b"/", None, 0x44000, None) == 0  # mounts of its own
 file = shared + "/file"
@@ -59,7 +61,14 @@ def hang():
     pages = mmap.mmap(os.open(file, os.O_RDONLY), 65536, mmap.MAP_PRIVATE, mmap.PROT_READ)
     address = int(next(line for line in open("/proc/self/maps") if line.rstrip().endswith(file)).split("-")[0], 16)
     memory = os.open("/proc/self/mem", os.O_RDONLY)
+    if idle:
+        threading.Thread(target=hang_mapping, daemon=True).start()
     threading.Thread(target=os.pread, args=(memory, 1, address), daemon=True).start()
+    if idle:
+        signal.pause()
+    hang_mapping()
+
+def hang_mapping():
     while True:
         mmap.mmap(-1, 4096).close()  # hangs once the thread reads
 
@@ -89,12 +98,14 @@ def rig() -> Iterator[Rig]:
         yield found
 
 
-def prepare(rig: Rig, count: int = 1, id: str | None = None) -> int:
-    """Start processes of the attacker that will hang. Returns the first; all others descend from it."""
+def prepare(rig: Rig, count: int = 1, id: str | None = None, idle: bool = False) -> int:
+    """Start processes of the attacker that will hang. Returns the first; all others descend from it. `idle`: their main
+    thread does not hang."""
     shared = rig.directory / "shared"
     shared.mkdir()
     uid = pwd.getpwnam(ATTACKER).pw_uid
-    return rig.run_job([sys.executable, "-c", DEAD_FILE, str(shared), str(uid), str(count)], id=id, uid=0).pid
+    argv = [sys.executable, "-c", DEAD_FILE, str(shared), str(uid), str(count), str(int(idle))]
+    return rig.run_job(argv, id=id, uid=0).pid
 
 
 def hang(rig: Rig, top: int, count: int = 1) -> list[int]:
@@ -159,6 +170,26 @@ def test_twenty_processes_in_uninterruptible_sleep_hold_up_no_stop(rig: Rig) -> 
     rows = [(row["processes"], row["stopped"], row["pending"]) for row in answer["jobs"]]
     assert rows == [(1, 1, 0), (20, 0, 20)]
     assert state(mine) == "T"
+
+
+def test_a_process_that_keeps_its_memory_locked_keeps_no_other_memory_from_going_out(rig: Rig) -> None:
+    with swap():
+        rig.claim("13.srv", owner=ATTACKER)
+        top = prepare(rig, 1, "13.srv", idle=True)
+        rig.host.await_op("launched")
+        (rig.directory / "shared" / "go").touch()
+        until(lambda: len(thread_states(top)) == 3 and "D" in thread_states(top), "a thread that hangs")
+        rig.claim()
+        pid, _ = hold(rig)
+        assert rig.host.orders(j12="stop", j13="stop", deadline_s=BOUND_S)["ok"]
+        assert state(top) == "T"
+        slices(rig, "push-out", jobs=[NAME, {**NAME, "id": "13.srv"}])
+        assert kib(pid, "VmSwap") >= (ROOM_MIB - 4) * 1024
+    assert rig.log_text().count(f"process {top}: its memory cannot be moved") == 1
+
+
+def thread_states(pid: int) -> list[str]:
+    return [(path / "stat").read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").iterdir()]
 
 
 def test_the_owner_of_other_tests_jobs_is_not_the_attacker() -> None:
