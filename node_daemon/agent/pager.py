@@ -19,7 +19,7 @@ from .refusals import BUSY, FAILED, NOT_PERMITTED, NOT_SUPPORTED, TIMEOUT, refus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, List, Optional, Tuple
+    from typing import Dict, List, Optional, Set, Tuple
 
     from .lines import Doc
     from .values import Key, Reply
@@ -38,6 +38,8 @@ class Pager:
     SPARE_MIB = 4  # of swap
     KEEP_MIB = 32  # available memory that fetching never fills
     LOCKED_REST_S = 60.0  # for so long a process whose address space is locked is left out
+    IMMORTAL_S = 1.0  # a killed child that lives for so long waits in the kernel, and is left alone
+    MOST_IMMORTAL = 4
     LATE_S = 1.0  # from the end of a slice's time until its child is killed
 
     def __init__(self, loop: Loop, cgroups: Cgroups) -> None:
@@ -45,6 +47,7 @@ class Pager:
         self.cgroups = cgroups
         self.advisor: "Optional[Advisor]" = None
         self.child: "Optional[Child]" = None
+        self.immortal: "Set[Child]" = set()
         self.said = b""  # output of the child so far
         self.timer: "Optional[Timer]" = None
         self.walk: "Tuple[str, Tuple[Key, ...]]" = ("", ())  # the operation and jobs that the cursor belongs to
@@ -89,6 +92,9 @@ class Pager:
             self._kill()
             reply(refusal(BUSY, "the slice before is being ended; ask again"))
             return
+        if len(self.immortal) >= self.MOST_IMMORTAL:
+            reply(refusal(BUSY, "%d slices hang in the kernel and cannot be ended" % len(self.immortal)))
+            return
         walk = (op, tuple(sorted(job.key for job in jobs)))
         if walk != self.walk:
             self.walk, self.cursor, self.fetched = walk, (0, 0), 0
@@ -115,13 +121,13 @@ class Pager:
         procs = [(pid, start) for start, pid in pairs if (pid, start) not in self.locked]
         directories = [path for job in jobs for path in self.cgroups.directories(job.id)] if op == "push-out" else []
 
-        at = mmap.mmap(-1, INDEX_BYTES)  # shared with the child
+        at = mmap.mmap(-1, INDEX_BYTES)  # shared with the child: the number of the process at hand, from 1
 
         def become(output: int) -> None:
             self._become(op, procs, directories, mib, deadline_s, output, at)
 
         def ended(status: int) -> None:
-            index = int.from_bytes(at[:INDEX_BYTES], "little")
+            index = int.from_bytes(at[:INDEX_BYTES], "little") - 1
             at.close()
             if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
                 self._leave_out(procs[index])
@@ -135,9 +141,23 @@ class Pager:
                 return
             self._ended(op, jobs, len(procs), reply)
 
+        def late() -> None:
+            self._kill()
+            self.timer = self.loop.after(self.IMMORTAL_S, leave)
+
+        def leave() -> None:
+            index = int.from_bytes(at[:INDEX_BYTES], "little") - 1
+            if index >= 0:
+                self._leave_out(procs[index])
+            self.immortal.add(child)
+            child.on_end = lambda status: self.immortal.discard(child)
+            child.on_output = lambda data: None
+            self.child = None
+            reply(refusal(TIMEOUT, "the slice hangs in the kernel and was given up"))
+
         self.said = b""
-        self.child = Child(self.loop, op, become, ended, self._output)
-        self.timer = self.loop.after(deadline_s + self.LATE_S, self._kill)
+        child = self.child = Child(self.loop, op, become, ended, self._output)
+        self.timer = self.loop.after(deadline_s + self.LATE_S, late)
 
     def _become(
         self,
@@ -179,7 +199,7 @@ class Pager:
         work = Slice(self.advisor, advice, procs, wanted // Slice.PAGE, until)
 
         def note(index: int) -> None:
-            at[:INDEX_BYTES] = index.to_bytes(INDEX_BYTES, "little")
+            at[:INDEX_BYTES] = (index + 1).to_bytes(INDEX_BYTES, "little")
 
         work.on_process = note
         work.run(self.cursor)
