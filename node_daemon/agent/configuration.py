@@ -58,6 +58,8 @@ class Config:
                 % (path, self.channel)
             )
         self.channel_kind, self.channel_path = kind, where
+        if len({os.path.normpath(one) for one in (self.socket, self.state, where)}) < 3:
+            raise Unusable("%s: socket, state and channel must be three different files" % path)
 
     @staticmethod
     def _read(path: str) -> "Doc":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
@@ -110,6 +111,12 @@ def load(path: Path) -> HubConfiguration:
 def _problems(c: HubConfiguration) -> Iterable[Problem]:
     if len(set(c.hub.listen)) < len(c.hub.listen):
         yield Problem(("hub", "listen"), "`listen` in [hub] names an endpoint twice; take one out")
+    places: dict[str, str] = {}
+    paths = [("heartbeat_file", c.hub.heartbeat_file), ("control_socket", c.hub.control_socket)]
+    for key, path in [*paths, *(("listen", endpoint.removeprefix("ipc://")) for endpoint in c.ipc)]:
+        if (other := places.setdefault(os.path.normpath(path), key)) != key:
+            text = f"`{other}` and `{key}` in [hub] are the same file {path}; give each its own"
+            yield Problem(("hub", key), text)
     if c.pbs.kind not in (known := kinds.known()):
         yield Problem(("pbs", "kind"), f"`kind` in [pbs] is {c.pbs.kind!r}; known here: {', '.join(known) or 'none'}")
     if c.tcp:

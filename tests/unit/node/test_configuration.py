@@ -186,6 +186,18 @@ def test_the_two_keys_of_a_host_are_two_files(tmp_path: Path) -> None:
     assert "`key_file` and `hub_key_file`" in problem
 
 
+def test_the_hubs_and_the_agents_files_are_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "hub.toml"
+    path.write_text('[hub]\nlisten = ["ipc:///run/x/../hub"]\ncontrol_socket = "/run/hub"\n')
+    with pytest.raises(ConfigurationError, match=r"hub\.toml, line 2: `control_socket` and `listen` .* same file"):
+        read_hub(path)
+    path = tmp_path / "agent.json"
+    for text in ('{"socket": "/a", "state": "/a"}', '{"socket": "/a", "channel": "unix:/b/../a"}'):
+        path.write_text(text)
+        with pytest.raises(Unusable, match="three different files"):
+            AgentConfiguration(str(path))
+
+
 def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     text = GOOD.replace("cpus = 8", "cpu = 8").replace("linger_s = 3", "linger = 3").replace('"service"', '"servant"')
     assert len(problems(tmp_path, text)) == 3
