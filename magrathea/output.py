@@ -22,6 +22,8 @@ LOST = 74
 """Exit code if the output, or a file that no command expects to fail, cannot be written or read (EX_IOERR of
 sysexits.h)."""
 USAGE = 2
+INTERRUPTED = 130
+"""As a shell reports the end by SIGINT."""
 
 _lost = False
 
@@ -117,6 +119,8 @@ def run(program: str, main: Callable[[], Any]) -> NoReturn:
         code = main()
     except SystemExit as end:
         code = end.code
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     except OSError as error:
         print(f"{program}: {printable(str(error))}", file=sys.stderr)  # noqa: T201
         code = LOST

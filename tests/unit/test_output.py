@@ -94,6 +94,22 @@ def test_a_working_directory_that_is_gone(program: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize(
+    ("main", "code", "told"),
+    [
+        ("open('/no' + chr(27) + 'where')", LOST, "x: [Errno 2] No such file or directory: '/no\\x1bwhere'\n"),
+        ("(_ for _ in ()).throw(KeyboardInterrupt())", 130, ""),
+        ("sys.exit(3)", 3, ""),
+        ("print('\\udcff') or 4", 4, ""),
+        ("None", 0, ""),
+    ],
+)
+def test_what_no_command_expects_ends_it_in_a_line(main: str, code: int, told: str) -> None:
+    program = f"import sys; from magrathea.output import run; run('x', lambda: {main})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=BOUND_S)
+    assert (done.returncode, done.stderr) == (code, told)
+
+
 @pytest.mark.parametrize("descriptor", [0, 1, 2])
 @pytest.mark.parametrize(
     "prepare",
