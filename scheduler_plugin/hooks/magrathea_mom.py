@@ -347,7 +347,7 @@ def report(event, path):
     for job in event.job_list.values():
         try:
             about = description(job, here)
-        except NotHere as error:  # then its claim was refused
+        except (NotHere, ValueError) as error:  # then its claim was refused; the others are listed
             pbs.logmsg(pbs.EVENT_ERROR, "magrathea: job %s: %s" % (job.id, error))
             continue
         session = '"session_id":%d,' % int(str(job.session_id)) if job.session_id else ""

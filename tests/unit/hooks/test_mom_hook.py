@@ -464,6 +464,13 @@ def test_a_part_on_a_further_host_is_called_so(agent: FakeAgent) -> None:
     assert listed["jobs"][0]["sister"] is True
 
 
+@pytest.mark.parametrize("odd", [{"exec_vnode": "(n1:ncpus=2"}, {"exec_vnode": "(n1:ncpus=x)"}, {"Rerunable": "maybe"}])
+def test_a_job_that_cannot_be_described_keeps_no_other_from_the_list(agent: FakeAgent, odd: dict[str, str]) -> None:
+    assert run("exechost_periodic", jobs=(a_job(id="11.srv", **odd), a_job())).accepted
+    [listed] = agent.heard
+    assert [job["id"] for job in listed["jobs"]] == ["12.srv"]
+
+
 def test_a_qdel_is_reported(agent: FakeAgent) -> None:
     assert run("execjob_preterm", a_job()).accepted
     assert agent.heard == [{"op": "ending", "job": {"id": "12.srv", "run": 2}}]
