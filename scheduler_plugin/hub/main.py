@@ -65,7 +65,7 @@ class _Program(click.Command):
     help="The configuration.",
 )
 @click.option("--check", is_flag=True, help="Check whether the configuration can be used, and end.")
-@click.version_option(__version__)
+@click.version_option(__version__, message="%(prog)s %(version)s")
 def main(config: Path, check: bool) -> None:
     """Run the hub beside the PBS server: publish the states of all hosts, and book in PBS the jobs that they stop.
 
