@@ -48,7 +48,7 @@ state_dir = "{folder}/state"
 DOMAIN = """
 [domain.{name}]
 kind = "{kind}"
-local.pid_file = "/none"
+local.pid_file = "/none/{name}"
 """
 MOST_LINES = 32
 """Of one input; more only repeat."""

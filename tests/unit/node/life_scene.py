@@ -109,7 +109,7 @@ script_time_limit_s = 2.0
 DOMAIN = """
 [domain.{name}]
 kind = "{kind}"
-local.pid_file = "/none"
+local.pid_file = "/none/{name}"
 boot_time_limit_s = {boot_s}
 shutdown_time_limit_s = {end_s}
 """
