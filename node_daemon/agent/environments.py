@@ -31,6 +31,7 @@ REST_S = (
 )  # until a process that hung is read again: the first time, the longest; each twice the one before
 MOST_OF_USER = 4  # processes of one user that hang; a further one is given up after QUICK_S, and his come last
 QUICK_S = 0.01
+MOST_LATE = 16  # readers at work for all users; only on a machine without free CPUs there are so many
 MOST_IMMORTAL = 4  # readers for one user that do not even die; no further process of his is read meanwhile
 DYING_S = 0.005  # the longest wait for the end of a killed reader
 BATCH = 64  # processes of one request
@@ -227,6 +228,8 @@ class Environments:
         """Set `env_job` of these processes, each with its user. Users of whom many processes hang come last. False if
         there was no time for all of them."""
         last = []
+        if len(self.late) >= MOST_LATE:
+            return False
         if self.late or self.hung:
             hanging = {uid for uid in {uid for _, uid in procs} if self._hangs(uid)}
             last = [(proc, uid) for proc, uid in procs if uid in hanging]
@@ -238,7 +241,7 @@ class Environments:
             late = len(self.late)
             if self._read(last[:BATCH], min(until, time.monotonic() + QUICK_S)):
                 last = last[BATCH:]
-            elif len(self.late) == late:
+            elif len(self.late) == late or not self.late[-1].waits_for_memory():
                 return False
             else:
                 reader = self.late.pop()

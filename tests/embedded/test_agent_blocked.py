@@ -149,8 +149,8 @@ def test_it_is_told_once_and_the_agent_leaves_no_reader_behind(rig: Rig) -> None
 
 
 def test_a_reader_that_hangs_ends_with_the_agent(rig: Rig) -> None:
-    attackers_job(rig)
     (pid,) = hang(rig, prepare(rig))
+    attackers_job(rig)
     rig.host.send("orders", orders=[{"id": "13.srv", "run": 1, "order": "stop"}], deadline_s=BOUND_S)
     readers = until(lambda: [reader for reader in rig.readers() if state(reader) == "D"], "a reader that hangs")
     rig.kill(signal.SIGKILL)
