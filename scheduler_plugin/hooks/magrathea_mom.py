@@ -45,7 +45,8 @@ REFUSED = "MAGRATHEA_REFUSED"  # variable that the server's hook sets for a subj
 # The hook acts on these codes of magrathea/core/refusals.py; a test compares the two.
 CODES = ("timeout", "deleted", "memory-short", "hub-lost", "domain-unknown")
 TIMEOUT, DELETED, MEMORY_SHORT, HUB_LOST, DOMAIN_UNKNOWN = CODES
-FOR_GOOD = ("class-differs", "no-class", "no-reservation")  # of the server's hook: no other place would help the job
+# Of the server's hook. Tried without an end, such a subjob would take its vnodes from others several times a second.
+FOR_GOOD = ("class-differs", "no-class", "no-reservation", "two-domains", "too-big")
 
 
 class NoAnswer(Exception):
