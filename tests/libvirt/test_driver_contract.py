@@ -74,9 +74,16 @@ class ContainerSite(LibvirtSite):
         await super().start(name)
 
 
+@pytest.fixture(scope="module")
+def lent(containers: Containers) -> Iterator[Containers]:
+    """Other files use them, too, and need all of them up."""
+    yield containers
+    containers.restore()
+
+
 @pytest.mark.parametrize("case", CONTAINER_CASES, ids=lambda case: case.__name__)
-def test_libvirts_driver_of_containers(containers: Containers, case: Case) -> None:
-    containers.guests["n1"].end()
+def test_libvirts_driver_of_containers(lent: Containers, case: Case) -> None:
+    lent.guests["n1"].end()
     time.sleep(AFTER_END_S)
-    site = ContainerSite(containers)
+    site = ContainerSite(lent)
     site.run(case(site))
