@@ -48,10 +48,10 @@ class Hung:
         self.uid = uid
         self.rest_s = 0.0
         self.until = 0.0
-        self.reader: "Optional[Reader]" = None
+        self.reader: "Optional[ReaderChild]" = None
 
 
-class Reader:
+class ReaderChild:
     """A child process that reads environments, one after the other.
 
     `asked`: the processes whose answers are missing, with their images, in the order of reading. `since`: when it began
@@ -128,9 +128,9 @@ class Environments:
 
     def __init__(self, marks: "List[bytes]") -> None:
         self.marks = marks
-        self.reader: "Optional[Reader]" = None  # the one that is free
-        self.late: "List[Reader]" = []  # those whose read takes longer than a look
-        self.ending: "List[Reader]" = []  # killed, but not reaped yet
+        self.reader: "Optional[ReaderChild]" = None  # the one that is free
+        self.late: "List[ReaderChild]" = []  # those whose read takes longer than a look
+        self.ending: "List[ReaderChild]" = []  # killed, but not reaped yet
         self.pids: "Set[int]" = set()  # of all these
         self.hung: "Dict[Tuple[int, int], Hung]" = {}
         self.told: "Dict[int, float]" = {}  # when each user's process was last logged
@@ -171,7 +171,7 @@ class Environments:
                 self.ending.remove(reader)
                 self.pids.discard(reader.pid)
 
-    def _give_up(self, reader: Reader, now: float) -> None:
+    def _give_up(self, reader: ReaderChild, now: float) -> None:
         proc, _, uid = reader.asked[0]
         known = self.hung.get((proc.pid, proc.start))
         if known is None:
@@ -194,7 +194,7 @@ class Environments:
             "control group. Others of this user may be like it" % (pid, uid)
         )
 
-    def _end(self, reader: Reader) -> None:
+    def _end(self, reader: ReaderChild) -> None:
         reader.kill()
         until = time.monotonic() + DYING_S
         while not reader.has_ended():
@@ -256,7 +256,7 @@ class Environments:
         self.used = True
         try:
             if reader is None:
-                reader = self.reader = Reader(self.marks)
+                reader = self.reader = ReaderChild(self.marks)
                 self.pids.add(reader.pid)
             reader.ask(procs)
             while reader.asked and reader.take(until - time.monotonic()):
