@@ -9,6 +9,7 @@ import os
 import pwd
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,7 +153,10 @@ def test_a_reader_that_hangs_ends_with_the_agent(rig: Rig) -> None:
     (pid,) = hang(rig, prepare(rig))
     attackers_job(rig)
     rig.host.send("orders", orders=[{"id": "13.srv", "run": 1, "order": "stop"}], deadline_s=BOUND_S)
-    readers = until(lambda: [reader for reader in rig.readers() if state(reader) == "D"], "a reader that hangs")
+    end, readers = time.monotonic() + BOUND_S, list[int]()
+    while not readers:  # without a pause: the agent kills it after half a second
+        assert time.monotonic() < end, f"no reader hangs\n{rig.log_text()}"
+        readers = [reader for reader in rig.readers() if state(reader) == "D"]
     rig.kill(signal.SIGKILL)
     until(lambda: not set(readers) & set(descendants(os.getpid())), "its end")
     assert state(pid)

@@ -343,7 +343,8 @@ def test_an_order_with_an_unknown_owner_touches_nothing_and_reports_it(rig: Rig)
         pytest.skip("NOT RUN: without root only our own user can be the owner")
     job = rig.run_job(COUNT)
     row = rig.host.orders(deadline_s=0.3, j12="stop")["jobs"][0]
-    assert (row["processes"], row["stopped"]) == (1, 0)
+    assert row["processes"] >= 1, "and one more if not all processes of the machine were read in that time"
+    assert row["stopped"] == 0
     assert state(job.pid) == "R"
     rig.mom("jobs", jobs=[{**rig.job(), "substate": 42}])
     until(lambda: state(job.pid) == "T", "the stop, once MoM has named the owner")
