@@ -19,13 +19,13 @@ class Budget:
         self._at = now
         return max(0.0, (reserve * self._burst - self._left) / self._share)
 
-    @property
-    def left(self) -> float:
-        """What was left when the budget was asked last; negative if more was spent."""
-        return self._left
-
     def spend(self, amount: float) -> None:
         self._left -= amount
+
+    def spend_for(self, amount: float, now: float, most_wait_s: float) -> None:
+        """Spend it, but no more than lets somebody wait for this time."""
+        self.wait_s(now)
+        self._left = max(self._left - amount, min(self._left, -most_wait_s * self._share))
 
     def take(self, now: float) -> bool:
         """Spend one if there is one; return True if there was."""

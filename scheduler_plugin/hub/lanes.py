@@ -90,10 +90,8 @@ def kind_of(data: memoryview) -> MessageKind:
     made, lane, largest = _KINDS[found[1]]
     if len(data) > largest:
         raise BadMessage(f"{len(data)} bytes; the limit for its type is {largest}")
-    if lane is Lane.CLAIMS:
-        return MessageKind(
-            made, lane, head
-        )  # each waits for itself: guests that claim the same job are no obstacle to another
+    if lane is Lane.CLAIMS:  # each waits for itself: guests that claim the same job are no obstacle to another
+        return MessageKind(made, lane, head)
     job = _JOB.search(head) if lane is Lane.PARTS else None
     return MessageKind(made, lane, (made, job[1] if job else b""))
 
@@ -155,10 +153,7 @@ class Lanes(Generic[T]):
 
     def charge_later(self, host: str, seconds: float, lane: Lane = Lane.REST) -> None:
         """Charge the host with time that work took which followed from its messages, as far as MOST_DEBT_S allows."""
-        budget = self._lane(host, lane).budget
-        room_s = MOST_DEBT_S - budget.wait_s(self._clock())
-        share = PARTS_SHARE if lane in (Lane.PARTS, Lane.CLAIMS) else LOOP_SHARE
-        budget.spend(min(seconds, max(0.0, room_s) * share + max(0.0, budget.left)))
+        self._lane(host, lane).budget.spend_for(seconds, self._clock(), MOST_DEBT_S)
 
     def take(self, host: str, kind: MessageKind, message: T, size: int) -> None:
         """Handle the message now or when its turn comes. Raises BadMessage if it finds no place."""
