@@ -369,8 +369,9 @@ class Hub:
                 self._log(notes)
                 if self.farm.knows_pbs:
                     self._ask_to_forget()
-                kept = self.farm.kept
-            if kept != self._saved and (not actions or any(isinstance(action, Suspend) for action in actions)):
+                must_save = not actions or any(isinstance(action, Suspend) for action in actions)
+                kept = self.farm.kept if must_save else self._saved
+            if kept != self._saved:
                 await asyncio.to_thread(self._save, kept)
             with self._charged(causes):
                 for action in actions:
