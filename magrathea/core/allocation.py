@@ -99,7 +99,7 @@ def _gate(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | 
         (
             len(domain.jobs) >= most_jobs(host),
             RefusalCode.CPUS,
-            lambda: f"{name} has {len(domain.jobs)} jobs; {host.name} could run no more",
+            lambda: f"{name} has {len(domain.jobs)} jobs, and a domain of {host.name} at most {most_jobs(host)}",
         ),
     )
     found = next((Refusal(code, text()) for holds, code, text in gates if holds), None)

@@ -40,8 +40,8 @@ def claimed(host: Host, domain: Domain, event: ev.Claimed) -> Result:
         text = f"{event.key} would cost siblings of {domain.name} something, and PBS has not been asked about it"
         return refuse(before, event, RefusalCode.UNCONFIRMED, text)
     host, more = preempt(host, answer, str(event.key))
-    new = Job(event.key, event.cls, event.cpus, event.memory_mib, host.now, host.now, rerunnable=event.rerunnable)
-    new = replace(new, given=event.given)
+    size = (event.cpus, event.memory_mib)
+    new = Job(event.key, event.cls, *size, host.now, host.now, rerunnable=event.rerunnable, given=event.given)
     host = host.having(replace(here.having(new), linger_until=None, linger_size=NOTHING))
     return host, (*said, *more, ev.Accepted(domain.name, event.key, answer))
 
@@ -113,14 +113,16 @@ def jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result:
             jobs[key] = _confirmed(host, jobs[key], report)
         elif report.ending and key.id not in ids:
             continue  # seen: if a sister's answer is lost, a MoM lists an ended job of several hosts for ever
-        elif key.id not in ids and had.get(key.id, -1) < key.run and len(jobs) >= most:
+        elif key.id in ids or had.get(key.id, -1) >= key.run:
+            continue
+        elif len(jobs) >= most:
             left_out += 1
-        elif key.id not in ids and had.get(key.id, -1) < key.run:
+        else:
             jobs[key] = _adopted(host, key, report)
             ids.add(key.id)
             said.append(ev.Noted(domain.name, ev.Note.ADOPTED, key, "nobody claimed it; it is protected"))
     if left_out:
-        text = f"{left_out} jobs of its list: with {len(jobs)} it has more than {host.name} could run"
+        text = f"{left_out} jobs of its list: it has {len(jobs)}, and a domain of {host.name} has at most {most}"
         said.append(ev.Noted(domain.name, ev.Note.LEFT_OUT, None, text))
     return host.having(replace(here, jobs=tuple(jobs[key] for key in sorted(jobs)))), tuple(said)
 
