@@ -116,6 +116,8 @@ def _words_of(select: "str") -> "set[str]":
 
 def classes_in(select: "str") -> "set[str]":
     """All classes that a select names. If it cannot be parsed and names any, "unclear"."""
+    if CLASS_RESOURCE not in select.lower():
+        return set()  # most selects name none, and the server has one thread
     try:
         return {value for _, pairs in chunks(select) for name, value in pairs if name == CLASS_RESOURCE}
     except ValueError:

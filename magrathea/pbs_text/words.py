@@ -1,4 +1,4 @@
-"""Lists with commas, booleans, owners of jobs.
+"""Lists with commas, booleans, ids and owners of jobs.
 
 Also part of the hooks: see the package.
 """
@@ -22,6 +22,11 @@ def is_true(text: "str") -> "bool":
 def job_ids(jobs: "str") -> "list[str]":
     """Each job of a vnode's `jobs` ("12.srv/0, 12.srv/1, 13.srv/2") once, in their order."""
     return list(dict.fromkeys(word.partition("/")[0] for word in words(jobs)))
+
+
+def is_subjob(id: "str") -> "bool":
+    """True for a subjob of an array ("12[3].srv"), and for the array itself."""
+    return "[" in id
 
 
 def user_of(owner: "str") -> "str":

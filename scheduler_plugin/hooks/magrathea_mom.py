@@ -23,7 +23,7 @@ import pbs
 from magrathea.pbs_text.amounts import size_bytes, whole_mib, whole_number
 from magrathea.pbs_text.placement import hosts_of, placed, vnodes_of
 from magrathea.pbs_text.select import job_class
-from magrathea.pbs_text.words import is_true
+from magrathea.pbs_text.words import is_subjob, is_true
 
 DEFAULT_CONFIGURATION = "/etc/magrathea/agent.json"
 DEFAULT_SOCKET = "/run/magrathea/agent.sock"
@@ -219,7 +219,7 @@ def refuse(event, text, retry_after_s):
     state Q for PBS's next cycle.
     """
     uncount(event.job)
-    if not is_subjob(event.job):
+    if not is_subjob(str(event.job.id)):
         event.job.Execution_Time = int(time.time() + max(SHORTEST_WAIT_S, retry_after_s) + 0.5)
     event.reject("magrathea: " + text)
 
@@ -227,10 +227,6 @@ def refuse(event, text, retry_after_s):
 def uncount(job):
     """Take back the start that PBS has counted. Other reruns may have brought the count above PBS's limit already."""
     job.run_count = min(max(0, int(str(job.run_count or 0)) - 1), PBS_HOLDS_ABOVE)
-
-
-def is_subjob(job):
-    return "[" in str(job.id)
 
 
 def claim(event, path):

@@ -44,7 +44,7 @@ import pbs
 from magrathea.pbs_text.amounts import whole_number
 from magrathea.pbs_text.placement import placed, vnodes_of
 from magrathea.pbs_text.select import CLASS_RESOURCE, classes_in, examined, job_class, resource_names
-from magrathea.pbs_text.words import job_ids, words
+from magrathea.pbs_text.words import is_subjob, job_ids, words
 
 DEFAULT_HEARTBEAT_MAX_AGE_S = 30.0
 MAX_WHY = 400
@@ -222,10 +222,6 @@ def wait_after_refusal(job, vnodes):
         raise MayNotStart(SENT_BACK, "%s refused it a moment ago; tried again after %d s" % (where, AGAIN_S))
     started.pop(id, None)  # to keep the order
     started[id] = (run, now)
-
-
-def is_subjob(id):
-    return "[" in id
 
 
 def check_class(server, job, cls, name):
