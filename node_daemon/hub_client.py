@@ -13,10 +13,10 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import assert_never, cast
+from typing import Any, TypeVar, assert_never, cast
 
 import zmq
 import zmq.asyncio
@@ -60,6 +60,8 @@ PACE_S = 0.1
 """Shortest time between two questions of one guest. A hostile guest must not use up its host's rate of messages."""
 CURVE_KEY_BYTES = 4096
 
+A = TypeVar("A", PartsTold, GivenTold)
+
 
 class HubError(Exception):
     """The connection cannot be set up. The text names the file or endpoint, and the fix."""
@@ -74,8 +76,8 @@ class _Hub:
     heard_at: float | None = None
     due: bool = True
     books: dict[JobKey, Booking] = field(default_factory=dict)
-    asked: dict[int, asyncio.Future[PartsTold]] = field(default_factory=dict)
-    asked_given: dict[int, asyncio.Future[GivenTold]] = field(default_factory=dict)
+    asked: dict[tuple[type, int], asyncio.Future[Any]] = field(default_factory=dict)
+    """Answers to come, by their type and number."""
     version: str | None = None
     """Its release; empty if it is so old that it does not say it, None before its first heartbeat."""
 
@@ -229,12 +231,9 @@ class HubClient:
             case HistoryAsked():
                 if self._on_history is not None:
                     self._tell(hub, self._on_history(message))
-            case PartsTold():
-                if (asked := hub.asked.pop(message.id, None)) is not None:
+            case PartsTold() | GivenTold():
+                if (asked := hub.asked.pop((type(message), message.id), None)) is not None:
                     asked.set_result(message)
-            case GivenTold():
-                if (given := hub.asked_given.pop(message.id, None)) is not None:
-                    given.set_result(message)
             case Resend():
                 hub.due = True
             case Heartbeat(version=version):
@@ -276,20 +275,27 @@ class HubClient:
         async with asking.turn:
             await asyncio.sleep(asking.last + PACE_S - loop.time())
             asking.last = loop.time()
-            number = next(self._ids)
-            question = encode(PartsAsked(sender=self.host, id=number, job=key.id, run=key.run, vnodes=vnodes))
-            for hub in self._hubs:
-                if hub.heard_at is not None and self._send(hub, question):
-                    hub.asked[number] = loop.create_future()
-            waiting = [asked for hub in self._hubs if (asked := hub.asked.get(number)) is not None]
-            if not waiting:
-                return None
-            try:
+            question = PartsAsked(sender=self.host, id=next(self._ids), job=key.id, run=key.run, vnodes=vnodes)
+            with self._put_to(PartsTold, question, [hub for hub in self._hubs if hub.heard_at is not None]) as waiting:
+                if not waiting:
+                    return None
                 done, _ = await asyncio.wait(waiting, timeout=ANSWER_S)
-            finally:
-                for hub in self._hubs:
-                    hub.asked.pop(number, None)
             return together(tuple(Unready(p.stage, p.text) for p in answer.result().parts) for answer in done)
+
+    @contextlib.contextmanager
+    def _put_to(
+        self, kind: type[A], question: PartsAsked | GivenAsked, hubs: Sequence[_Hub]
+    ) -> Iterator[set[asyncio.Future[A]]]:
+        """Send the question to these hubs. Inside the `with` their answers may come."""
+        data, place = encode(question), (kind, question.id)
+        for hub in hubs:
+            if self._send(hub, data):
+                hub.asked[place] = asyncio.get_running_loop().create_future()
+        try:
+            yield {hub.asked[place] for hub in hubs if place in hub.asked}
+        finally:
+            for hub in hubs:
+                hub.asked.pop(place, None)
 
     @property
     def too_old_to_ask(self) -> bool:
@@ -302,27 +308,18 @@ class HubClient:
 
         None if it is not known: no hub answers in time, or one that would have to be asked cannot ask its PBS.
         """
-        loop = asyncio.get_running_loop()
-        number = next(self._ids)
-        question = encode(GivenAsked(sender=self.host, id=number, job=key.id, run=key.run, vnode=vnode))
-        for hub in self._hubs:
-            if hub.heard_at is not None and hub.version and self._send(hub, question):
-                hub.asked_given[number] = loop.create_future()
-        waiting = {asked for hub in self._hubs if (asked := hub.asked_given.get(number)) is not None}
+        question = GivenAsked(sender=self.host, id=next(self._ids), job=key.id, run=key.run, vnode=vnode)
+        hubs = [hub for hub in self._hubs if hub.heard_at is not None and hub.version]
         answers: list[bool | None] = []
-        try:
+        with self._put_to(GivenTold, question, hubs) as waiting, contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 while waiting:
                     done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                     answers += [answer.result().given for answer in done]
                     if True in answers:
                         return True
-        except TimeoutError:
-            return None
-        finally:
-            for hub in self._hubs:
-                hub.asked_given.pop(number, None)
-        return False if answers and None not in answers else None
+                return False if answers and None not in answers else None
+        return None
 
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()
