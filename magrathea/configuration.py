@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -26,6 +26,10 @@ from .schema_words import wanted
 from .text import printable
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+AbsolutePath = Annotated[
+    str, msgspec.Meta(pattern=r"^/", max_length=4096, description="a path in quotes that begins with /")
+]
 
 MAX_BYTES = 1024 * 1024
 """A larger file is no configuration; a thousand domains take a tenth of it."""

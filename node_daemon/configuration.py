@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import psutil
 
-from magrathea.configuration import Problem, configuration_error, parse, read_text, spelled
+from magrathea.configuration import AbsolutePath, Problem, configuration_error, parse, read_text, spelled
 from magrathea.core import events as ev
 from magrathea.core.model import Host, Kind, Limits, Mode
 
@@ -45,9 +45,6 @@ Name = Annotated[
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
         description="a name in quotes: at most 64 letters, digits, `_`, `.`, `-`, first a letter or digit",
     ),
-]
-AbsolutePath = Annotated[
-    str, msgspec.Meta(pattern=r"^/", max_length=4096, description="a path in quotes that begins with /")
 ]
 OptionalPath = Annotated[
     str, msgspec.Meta(pattern=r"^(/|$)", max_length=4096, description='a path in quotes that begins with /, or ""')

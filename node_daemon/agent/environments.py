@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 
 LIMIT_S = 0.5  # a read that hangs for so long is given up. An order must be carried out in three times that
 STARVED_S = 5.0  # the same if the reader waits for a CPU instead
-REST_S = (
-    10.0,
-    600.0,
-)  # until a process that hung is read again: the first time, the longest; each twice the one before
+# Until a process that hung is read again: the first time, the longest; each twice the one before.
+REST_S = (10.0, 600.0)
 MOST_OF_USER = 4  # processes of one user that hang; a further one is given up after QUICK_S, and his come last
 QUICK_S = 0.01
 MOST_LATE = 16  # readers at work for all users; only on a machine without free CPUs there are so many

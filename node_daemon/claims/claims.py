@@ -87,7 +87,7 @@ class Claims:
         self._lists = Pace(LISTS_S)
         self._reports = Pace(REPORTS_S)
         self._turns = Turns(lambda: daemon.host.cpus)
-        self._to_enter: Counter[tuple[str, JobKey]] = Counter()
+        self._to_enter: Counter[Mark] = Counter()
         """Claims that wait for their turn, in which they will be judged."""
 
     def close(self) -> None:

@@ -10,16 +10,13 @@ from typing import Annotated
 
 import msgspec
 
-from magrathea.configuration import Problem, configuration_error, parse, read_text
+from magrathea.configuration import AbsolutePath, Problem, configuration_error, parse, read_text
 
 from ..pbs import kinds
 from . import keys
 
 DEFAULT_FILE = "/etc/magrathea/hub.toml"
 
-_PathText = Annotated[
-    str, msgspec.Meta(pattern=r"^/", max_length=4096, description="a path in quotes that begins with /")
-]
 _OptionalPathText = Annotated[
     str, msgspec.Meta(pattern=r"^(/.*)?$", max_length=4096, description='a path in quotes that begins with /, or ""')
 ]
@@ -47,10 +44,10 @@ class HubTable(msgspec.Struct, kw_only=True, frozen=True):
     listen: Annotated[list[_Endpoint], msgspec.Meta(min_length=1)] = msgspec.field(
         default_factory=lambda: ["ipc:///run/magrathea/hub.ipc"]
     )
-    state_dir: _PathText = "/var/lib/magrathea/hub"
-    keys_dir: _PathText = "/etc/magrathea/keys"
-    heartbeat_file: _PathText = "/var/spool/pbs/magrathea.heartbeat"
-    control_socket: _PathText = "/run/magrathea-hub/control.sock"
+    state_dir: AbsolutePath = "/var/lib/magrathea/hub"
+    keys_dir: AbsolutePath = "/etc/magrathea/keys"
+    heartbeat_file: AbsolutePath = "/var/spool/pbs/magrathea.heartbeat"
+    control_socket: AbsolutePath = "/run/magrathea-hub/control.sock"
     connections_per_address: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 64
     log_level: LogLevel = LogLevel.INFO
 
