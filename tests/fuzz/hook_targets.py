@@ -18,6 +18,7 @@ from unittest.mock import patch
 
 from magrathea_lab.pbs_standin.pbs_module import Entity, Hook, HookJob, HookOutcome, Server
 from scheduler_plugin.setup.hook_texts import hook_text
+from tests.fakes.hook_vnode import HookVnode
 
 from .driver import Reader
 
@@ -227,23 +228,12 @@ def _is_told(outcome: HookOutcome, agent: _Agent) -> None:
 # The hook for vnodes
 
 
-class _Vnode:
-    """Accepts every text for `maintenance_jobs`, and raises for an empty one, as PBS's module does."""
-
+class _Vnode(HookVnode):
     def __init__(self, name: str, found: Any) -> None:
         if not isinstance(found, dict) or not isinstance(found.get("state", 0), int):
             raise TypeError(name)
-        self.name, self.state = name, found.get("state", 0)
+        super().__init__(name, found.get("state", 0), found.get("siblings"))
         self.siblings = found.get("siblings")
-        self.resources_available = {"magrathea_siblings": self.siblings}
-        self.set: list[str] = []
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name == "maintenance_jobs":
-            self.set.append(value)
-            if not value:
-                raise AssertionError("mark_vnode_set: bad parameter!")
 
 
 def vnodes_hook(folder: Path) -> Reader:

@@ -98,7 +98,7 @@ def site_hook(fleet: OpenPbsCluster, name: str, event: str, script: str, *moms: 
     """Inside the `with` these MoMs have a MoM hook of the site, which runs before ours by default."""
     file = fleet.directory / f"{name}.py"
     file.write_text(script, encoding="utf-8")
-    lines = [f"create hook {name}", f"set hook {name} event={event}", f"set hook {name} order={order}"]
+    lines = [f"create hook {name}", f'set hook {name} event="{event}"', f"set hook {name} order={order}"]
     fleet.pbs.qmgr("\n".join([*lines, f"import hook {name} application/x-python default {file}"]))
     wanted = [fleet.pbs.pbs_home(mom) / "mom_priv/hooks" / f"{name}.PY" for mom in moms]
     try:
@@ -107,6 +107,16 @@ def site_hook(fleet: OpenPbsCluster, name: str, event: str, script: str, *moms: 
     finally:
         fleet.pbs.qmgr(f"delete hook {name}")
         wait(fleet, f"hook {name} has gone from {moms}", lambda: not any(path.exists() for path in wanted))
+
+
+@contextmanager
+def configured(fleet: OpenPbsCluster, inside: str, afterwards: str) -> Iterator[None]:
+    """Inside the `with` PBS is configured by the first line for qmgr, afterwards by the second."""
+    fleet.pbs.qmgr(inside)
+    try:
+        yield
+    finally:
+        fleet.pbs.qmgr(afterwards)
 
 
 @contextmanager

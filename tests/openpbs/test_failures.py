@@ -7,8 +7,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -29,6 +28,7 @@ from magrathea_lab.scenarios.scenarios import (
 )
 from magrathea_lab.waiting import BOUND_S
 
+from .jobs import configured, site_hook
 from .test_trouble import STEPS, preempted
 
 FAIL_REQUEUE_S = 5
@@ -37,25 +37,9 @@ BACK_S = 2 * BOUND_S
 """Bound until a job is requeued if its MoM came back without it: a minute of MoM's lists, and a refused claim."""
 
 
-@contextmanager
-def hook(fleet: OpenPbsCluster, name: str, event: str, script: str, order: int = 1) -> Iterator[None]:
+def hook(fleet: OpenPbsCluster, name: str, event: str, script: str, order: int = 1) -> AbstractContextManager[None]:
     """Inside the `with` all MoMs have this hook of the site."""
-    file = fleet.directory / f"{name}.py"
-    file.write_text(script)
-    fleet.pbs.qmgr(
-        f'create hook {name}\nset hook {name} event="{event}"\nset hook {name} order={order}\n'
-        f"import hook {name} application/x-python default {file}"
-    )
-
-    def there() -> list[bool]:
-        homes = (fleet.pbs.pbs_home(domain.name) for domain in EXCLUSIVE.domains)
-        return [(home / f"mom_priv/hooks/{name}.PY").exists() for home in homes]
-
-    try:
-        wait(fleet, f"hook {name} is on the MoMs", lambda: all(there()))
-        yield
-    finally:
-        fleet.pbs.qmgr(f"delete hook {name}")
+    return site_hook(fleet, name, event, script, *(domain.name for domain in EXCLUSIVE.domains), order=order)
 
 
 def said(fleet: OpenPbsCluster, part: str, text: str) -> int:
@@ -147,13 +131,8 @@ def test_another_hooks_refusal_after_ours_accepted_gives_the_victim_back(fleet: 
         wait_all_free(fleet, EXCLUSIVE)
 
 
-@contextmanager
-def quick_requeue(fleet: OpenPbsCluster) -> Iterator[None]:
-    fleet.pbs.qmgr(f"set server node_fail_requeue={FAIL_REQUEUE_S}")
-    try:
-        yield
-    finally:
-        fleet.pbs.qmgr("unset server node_fail_requeue")
+def quick_requeue(fleet: OpenPbsCluster) -> AbstractContextManager[None]:
+    return configured(fleet, f"set server node_fail_requeue={FAIL_REQUEUE_S}", "unset server node_fail_requeue")
 
 
 def revive(fleet: OpenPbsCluster, machine: str, *, files: bool = True) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -22,20 +21,15 @@ from magrathea_lab.scenarios.scenarios import (
 )
 from scheduler_plugin.setup.hook_texts import hook_text
 
-from .jobs import LONG, command, end, home, lives, pbs, preempt, preempted, refused, site_hook, submit
+from .jobs import LONG, command, configured, end, home, lives, pbs, preempt, preempted, refused, site_hook, submit
 
 PATIENT_S = 20
 """A kill delay that a test would notice."""
 
 
-@contextmanager
-def kill_delay(fleet: OpenPbsCluster, seconds: int) -> Iterator[None]:
+def kill_delay(fleet: OpenPbsCluster, seconds: int) -> AbstractContextManager[None]:
     """Set the kill delay of the queue of preemptible jobs."""
-    fleet.pbs.qmgr(f"set queue low kill_delay={seconds}")
-    try:
-        yield
-    finally:
-        fleet.pbs.qmgr(f"set queue low kill_delay={KILL_DELAY_S}")
+    return configured(fleet, f"set queue low kill_delay={seconds}", f"set queue low kill_delay={KILL_DELAY_S}")
 
 
 def test_a_qdel_of_a_preempted_job_does_not_wait_for_the_kill_delay(fleet: OpenPbsCluster) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -15,7 +15,7 @@ from magrathea_lab.clusters.private_openpbs import HEAD
 from magrathea_lab.fleet import EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import wait, wait_running
 
-from .jobs import LONG, pbs, refused
+from .jobs import LONG, configured, pbs, refused
 from .library import HELD, Attribute, call, select
 
 NAMED = "1:ncpus=1:magrathea_accepts=priority"
@@ -103,14 +103,9 @@ def test_a_reservation_names_no_class(fleet: OpenPbsCluster, wish: Attribute, fo
     assert "own-class" in call(fleet, "reserve", "", *more, *window(60), wish)[1]
 
 
-@contextmanager
-def reservable(fleet: OpenPbsCluster, vnode: str) -> Iterator[None]:
+def reservable(fleet: OpenPbsCluster, vnode: str) -> AbstractContextManager[None]:
     """Inside the `with` this vnode takes reservations, as one does that is managed since the last `pbs install`."""
-    fleet.pbs.qmgr(f"set node {vnode} resv_enable=True")
-    try:
-        yield
-    finally:
-        fleet.pbs.qmgr(f"set node {vnode} resv_enable=False")
+    return configured(fleet, f"set node {vnode} resv_enable=True", f"set node {vnode} resv_enable=False")
 
 
 def test_a_job_in_a_users_reservation_starts_in_no_domain(fleet: OpenPbsCluster) -> None:

@@ -13,26 +13,15 @@ from typing import Any
 import pytest
 
 from scheduler_plugin.setup.hook_texts import hook_text
+from tests.fakes.hook_vnode import HookVnode
 
 IN_MAINTENANCE = 0x20000
 LEFT = {"the request": "as it lies there"}
 
 
-class Vnode:
-    """Like a vnode of PBS's module: accepts an empty text, then raises."""
-
+class Vnode(HookVnode):
     def __init__(self, state: int = 0, siblings: str | None = "p1") -> None:
-        self.name = "n1"
-        self.state = state
-        self.resources_available = {"magrathea_siblings": siblings}
-        self.set: list[str] = []
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name == "maintenance_jobs":
-            self.set.append(value)
-            if not value:
-                raise AssertionError("mark_vnode_set: bad parameter!")
+        super().__init__("n1", state, siblings)
 
 
 @pytest.fixture

@@ -212,6 +212,15 @@ class TestTimes:
         assert found is not None
         return found - 600
 
+    @staticmethod
+    def stopped_and_given_back(hub: SimHub) -> None:
+        hub.says("h2", domain("n2", [stopped(since=1.0)]))
+        hub.after(10)
+        hub.says("h2", domain("n2", [given_back()]))
+        hub.after(10)
+        hub.says("h2", domain("n2"))
+        hub.after(70)
+
     def test_a_job_gets_no_more_walltime_back_than_it_has_run(self, hub: SimHub) -> None:
         hub.says("h2", domain("n2", [stopped(since=1.0)]))
         hub.settle(10)
@@ -222,12 +231,7 @@ class TestTimes:
     def test_it_gets_the_same_time_back_once(self, hub: SimHub) -> None:
         hub.pbs.starting.clear()
         for _ in range(20):
-            hub.says("h2", domain("n2", [stopped(since=1.0)]))
-            hub.after(10)
-            hub.says("h2", domain("n2", [given_back()]))
-            hub.after(10)
-            hub.says("h2", domain("n2"))
-            hub.after(70)
+            self.stopped_and_given_back(hub)
         assert hub.state() == "R"
         assert 100 <= self.given_s(hub) <= 100 + 20 * 81
 
@@ -235,12 +239,7 @@ class TestTimes:
         pbs.starting.clear()
         began = hub.at
         for _ in range(10):
-            hub.says("h2", domain("n2", [stopped(since=1.0)]))
-            hub.after(10)
-            hub.says("h2", domain("n2", [given_back()]))
-            hub.after(10)
-            hub.says("h2", domain("n2"))
-            hub.after(70)
+            self.stopped_and_given_back(hub)
             hub = SimHub(pbs, hub.farm.kept, hub.at)
             hub.farm.bind(Bindings({"h1": frozenset({"n1"}), "h2": frozenset({"n2"})}))
         assert hub.state() == "R"
