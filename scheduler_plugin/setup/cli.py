@@ -14,8 +14,9 @@ import click
 from magrathea.cli import sources
 
 from . import checks, install, pbs_commands, records, uninstall
-from .install import InstallError, InstallOptions, SetupChange
+from .install import InstallOptions, SetupChange
 from .pbs_commands import Place
+from .sched_config import InstallError
 
 FAILED = 1
 LEFT = 3

@@ -18,7 +18,8 @@ from ..hub import keys
 from ..pbs.base import Attributes
 from . import checks, pbs_commands, records
 from .install import HOST as HOST_RESOURCE
-from .install import InstallError, InstallOptions, Present
+from .install import InstallOptions, Present
+from .sched_config import InstallError
 
 SERVER = "server"
 STATUS = {

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from magrathea.pbs_text.select import CLASS_RESOURCE, CLASSES, job_class, resource_names
@@ -21,6 +21,7 @@ from magrathea.pbs_text.words import words
 
 from ..pbs.base import Attributes
 from .hook_texts import hook_text
+from .sched_config import InstallError, resources_lines, with_resources
 
 RESOURCES = {  # flag h: of a vnode; r: queues set it, users cannot ask for it
     "magrathea": "string",
@@ -49,10 +50,6 @@ WAITING = frozenset("QHWB")
 
 PBS adds a default chunk at submission, at a move, and when the job's select is set, even to the same value.
 """
-
-
-class InstallError(Exception):
-    """PBS cannot be set up; the text says what, where and how to fix it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,51 +124,6 @@ class SetupChange:
     missing: bool = False
     command: tuple[str, ...] = ()
     about_job: str = ""
-
-
-_RESOURCES_LINE = re.compile(r"(?m)^[ \t]*resources[ \t]*:.*$")
-_UNDERSTOOD = re.compile(r'([ \t]*resources[ \t]*:[ \t]*")([^"\\\n]*)("[ \t]*(?:(?:all|ALL)[ \t]*)?\r?)')
-
-
-def resources_lines(sched_config: str) -> list[re.Match[str]]:
-    """The valid `resources:` lines: prefix, value, rest. Raises InstallError if one cannot be parsed."""
-    found = []
-    for line in _RESOURCES_LINE.finditer(sched_config):
-        match = _UNDERSTOOD.fullmatch(sched_config, line.start(), line.end())
-        if match is None:
-            number = sched_config.count("\n", 0, line.start()) + 1
-            raise InstallError(
-                f"sched_config, line {number}: {line[0].strip()!r} cannot be parsed, so nothing is changed;"
-                ' write it as resources: "ncpus, mem, ..." on one line'
-            )
-        found.append(match)
-    return found
-
-
-def with_resources(sched_config: str, names: Iterable[str]) -> str:
-    """The scheduler's configuration with `names` in its last `resources:` line; unchanged if they are all there.
-
-    The scheduler silently ignores a resource that is not in this line, even a host-level one. Without any such line it
-    uses all resources (seen on a real server): then no line is added, since it would exclude the others.
-    """
-    lines = resources_lines(sched_config)
-    have = {word for line in lines for word in words(line[2])}
-    lacking = [name for name in names if name not in have]
-    if not lines or not lacking:
-        return sched_config
-    last = lines[-1]
-    value = ", ".join([last[2].rstrip(" ,\t"), *lacking]) if words(last[2]) else ", ".join(lacking)
-    return sched_config[: last.start()] + last[1] + value + last[3] + sched_config[last.end() :]
-
-
-def without_resources(sched_config: str, names: Iterable[str]) -> str:
-    """The scheduler's configuration without `names` in its `resources:` lines; other lines stay byte for byte."""
-    unwanted = set(names)
-    for line in reversed(resources_lines(sched_config)):
-        if unwanted & set(words(line[2])):
-            value = ", ".join(word for word in words(line[2]) if word not in unwanted)
-            sched_config = sched_config[: line.start()] + line[1] + value + line[3] + sched_config[line.end() :]
-    return sched_config
 
 
 VNODES_HOOK_FREQ_S = ((100, 2), (250, 5), (500, 10))

@@ -21,7 +21,14 @@ from magrathea.pbs_text.conf import read_conf
 from magrathea.pbs_text.listing import QSTAT_ENVIRONMENT, QSTAT_JOB, decoded, listed
 from magrathea.text import printable
 
-from .install import CONFIG, SCRIPT, InstallError, Present, SetupChange, SubmittedJob
+from .install import (
+    CONFIG,
+    SCRIPT,
+    Present,
+    SetupChange,
+    SubmittedJob,
+)
+from .sched_config import InstallError
 
 COMMAND_S = 60.0
 NO_TROUBLE = "' contents overwritten"

@@ -15,7 +15,8 @@ import msgspec
 from magrathea import files
 from magrathea.decoding import UNDECODABLE
 
-from .install import RESOURCES, InstallError, InstallOptions, Present, resources_lines
+from .install import RESOURCES, InstallOptions, Present
+from .sched_config import InstallError, resources_lines
 
 NAME = "server_priv/magrathea-install.json"
 RESTORED = ("resources_available.ncpus", "resources_available.mem", "Priority", "resv_enable")

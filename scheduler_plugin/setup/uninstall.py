@@ -25,11 +25,9 @@ from .install import (
     SetupChange,
     SubmittedJob,
     altered,
-    resources_lines,
-    with_resources,
-    without_resources,
 )
 from .records import RESTORED, Record
+from .sched_config import resources_lines, with_resources, without_resources
 
 OUR_HOOKS = ("magrathea_server", "magrathea_vnodes", "magrathea_mom", "magrathea_prologue")
 FINISHED = frozenset("FXM")

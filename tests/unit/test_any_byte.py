@@ -23,7 +23,7 @@ from node_daemon.journal import salvage
 from node_daemon.setup import give_back
 from scheduler_plugin.pbs import libpbs
 from scheduler_plugin.setup import pbs_commands
-from scheduler_plugin.setup.install import InstallError
+from scheduler_plugin.setup.sched_config import InstallError
 from tests.fakes.control_socket import PREEMPTION, answering
 
 JOB = (

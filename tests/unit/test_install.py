@@ -10,16 +10,14 @@ from scheduler_plugin.setup.install import (
     CONFIG,
     RESOURCES,
     SCRIPT,
-    InstallError,
     InstallOptions,
     Present,
     SetupChange,
     SubmittedJob,
     changes,
     wanted_hooks,
-    with_resources,
-    without_resources,
 )
+from scheduler_plugin.setup.sched_config import InstallError, with_resources, without_resources
 
 SHIPPED = 'a: 1\nresources: "ncpus, mem, arch, host, vnode, aoe, eoe"\nb: 2\n'
 OPTIONS = InstallOptions(priority=("high",), preemptible=("low",))

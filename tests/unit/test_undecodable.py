@@ -24,7 +24,7 @@ from node_daemon.guest_channel import messages as guest_messages
 from node_daemon.journal import JournalError, open_journal, salvage
 from scheduler_plugin.hub import ledger
 from scheduler_plugin.setup import records
-from scheduler_plugin.setup.install import InstallError
+from scheduler_plugin.setup.sched_config import InstallError
 from tests.fakes.control_socket import answering
 
 BAD = {

@@ -12,15 +12,13 @@ from scheduler_plugin.setup.install import (
     CONFIG,
     RESOURCES,
     SCRIPT,
-    InstallError,
     InstallOptions,
     Present,
     SubmittedJob,
     wanted_hooks,
-    with_resources,
-    without_resources,
 )
 from scheduler_plugin.setup.records import Record, merged, updated
+from scheduler_plugin.setup.sched_config import InstallError, with_resources, without_resources
 
 CONF = 'a: 1\nnode_sort_key: "sort_priority HIGH" ALL\nresources: "ncpus,  mem" ALL\nb: 2\n'
 OPTIONS = InstallOptions(priority=("high",), preemptible=("low",), vnodes=("n1",), heartbeat="/b")

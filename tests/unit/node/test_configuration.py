@@ -23,8 +23,8 @@ from node_daemon.agent.values import Unusable
 from node_daemon.configuration import NodedConfiguration, changes, read
 from scheduler_plugin.hub.configuration import HubConfiguration
 from scheduler_plugin.hub.configuration import load as read_hub
-from scheduler_plugin.setup.install import InstallError
 from scheduler_plugin.setup.pbs_commands import find_pbs
+from scheduler_plugin.setup.sched_config import InstallError
 
 GOOD = """\
 [host]
