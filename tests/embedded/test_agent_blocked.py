@@ -140,9 +140,12 @@ def test_a_users_process_whose_memory_does_not_answer_holds_up_no_stop(rig: Rig)
 def test_it_is_told_once_and_the_agent_leaves_no_reader_behind(rig: Rig) -> None:
     (pid,) = hang(rig, prepare(rig))
     attackers_job(rig)
-    for word in ("stop", "run", "stop"):
+    told = f"process {pid} of uid"
+    assert rig.host.orders(j13="stop", deadline_s=BOUND_S)["ok"]
+    until(lambda: told in rig.log_text(), "a line about the process that hangs")
+    for word in ("run", "stop"):
         assert rig.host.orders(j13=word, deadline_s=BOUND_S)["ok"]
-    assert rig.log_text().count(f"process {pid} of uid") == 1
+    assert rig.log_text().count(told) == 1
     readers = {reader: start_time(reader) for reader in rig.readers()}
     assert readers
     rig.kill(signal.SIGKILL)
