@@ -13,16 +13,9 @@ from dataclasses import dataclass
 
 from magrathea.pbs_text.words import is_true, words
 
-from .install import (
-    RESOURCES,
-    SITE_HOOKS_LAST,
-    InstallOptions,
-    Present,
-    changes,
-    conflicts,
-    targets,
-)
+from .install import RESOURCES, SITE_HOOKS_LAST, changes, conflicts, targets
 from .sched_config import InstallError
+from .setup_model import InstallOptions, Present
 
 OK, MISSING, DIFFERENT, WARNING = "ok", "missing", "different", "warning"
 FIX = "magrathea pbs install"

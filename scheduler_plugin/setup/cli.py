@@ -14,9 +14,9 @@ import click
 from magrathea.cli import sources
 
 from . import checks, install, pbs_commands, records, uninstall
-from .install import InstallOptions, SetupChange
 from .pbs_commands import Place
 from .sched_config import InstallError
+from .setup_model import InstallOptions, SetupChange
 
 FAILED = 1
 LEFT = 3

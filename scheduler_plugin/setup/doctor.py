@@ -17,9 +17,9 @@ from ..hub import configuration as hub_configuration
 from ..hub import keys
 from ..pbs.base import Attributes
 from . import checks, pbs_commands, records
-from .install import HOST as HOST_RESOURCE
-from .install import InstallOptions, Present
 from .sched_config import InstallError
+from .setup_model import HOST as HOST_RESOURCE
+from .setup_model import InstallOptions, Present
 
 SERVER = "server"
 STATUS = {

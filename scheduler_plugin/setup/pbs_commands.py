@@ -21,14 +21,9 @@ from magrathea.pbs_text.conf import read_conf
 from magrathea.pbs_text.listing import QSTAT_ENVIRONMENT, QSTAT_JOB, decoded, listed
 from magrathea.text import printable
 
-from .install import (
-    CONFIG,
-    SCRIPT,
-    Present,
-    SetupChange,
-    SubmittedJob,
-)
+from .install import CONFIG, SCRIPT
 from .sched_config import InstallError
+from .setup_model import Present, SetupChange, SubmittedJob
 
 COMMAND_S = 60.0
 NO_TROUBLE = "' contents overwritten"

@@ -15,8 +15,9 @@ import msgspec
 from magrathea import files
 from magrathea.decoding import UNDECODABLE
 
-from .install import RESOURCES, InstallOptions, Present
+from .install import RESOURCES
 from .sched_config import InstallError, resources_lines
+from .setup_model import InstallOptions, Present
 
 NAME = "server_priv/magrathea-install.json"
 RESTORED = ("resources_available.ncpus", "resources_available.mem", "Priority", "resv_enable")
@@ -24,7 +25,7 @@ RESTORED = ("resources_available.ncpus", "resources_available.mem", "Priority", 
 
 class Record(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """`sched_config`: the whole old file, one character a byte. `queues`: those that install created. `vnodes`: old
-    attributes, by vnode. `at`: Unix seconds of the first install. The rest: see install.InstallOptions."""
+    attributes, by vnode. `at`: Unix seconds of the first install. The rest: see InstallOptions."""
 
     version: int = 1
     at: float

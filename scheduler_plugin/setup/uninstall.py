@@ -16,18 +16,10 @@ from collections.abc import Iterator
 from magrathea.pbs_text.select import CLASS_RESOURCE, resource_names
 from magrathea.pbs_text.words import words
 
-from .install import (
-    ACCEPTS,
-    DEFAULT_CHUNK,
-    RESOURCES,
-    WAITING,
-    Present,
-    SetupChange,
-    SubmittedJob,
-    altered,
-)
+from .install import ACCEPTS, DEFAULT_CHUNK, RESOURCES, WAITING, altered
 from .records import RESTORED, Record
 from .sched_config import resources_lines, with_resources, without_resources
+from .setup_model import Present, SetupChange, SubmittedJob
 
 OUR_HOOKS = ("magrathea_server", "magrathea_vnodes", "magrathea_mom", "magrathea_prologue")
 FINISHED = frozenset("FXM")

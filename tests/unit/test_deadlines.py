@@ -14,7 +14,8 @@ from node_daemon.agent import daemon_requests, mom_requests, parts, stopper, swe
 from node_daemon.configuration import MAX_CONFIGURED_WARN_S
 from scheduler_plugin.hub import job_reports, job_wishes
 from scheduler_plugin.setup.hook_texts import hook_text
-from scheduler_plugin.setup.install import InstallOptions, wanted_hooks
+from scheduler_plugin.setup.install import wanted_hooks
+from scheduler_plugin.setup.setup_model import InstallOptions
 
 
 def constants(text: str) -> dict[str, float]:

@@ -21,7 +21,7 @@ from magrathea_lab.waiting import BOUND_S
 from node_daemon.configuration import NodedConfiguration, read
 from node_daemon.setup import doctor as node
 from scheduler_plugin.setup import doctor as server
-from scheduler_plugin.setup.install import InstallOptions, Present
+from scheduler_plugin.setup.setup_model import InstallOptions, Present
 
 AGENT = {"socket": "{0}/agent.sock", "channel": "unix:{0}/channel.sock", "state": "{0}/state/agent.json"}
 

@@ -21,7 +21,8 @@ from node_daemon import configuration as noded
 from node_daemon.agent.configuration import Config
 from node_daemon.agent.values import Unusable
 from scheduler_plugin.hub import configuration as hub
-from scheduler_plugin.setup.install import RESOURCES, InstallOptions, wanted_hooks
+from scheduler_plugin.setup.install import RESOURCES, wanted_hooks
+from scheduler_plugin.setup.setup_model import InstallOptions
 from tests.documents import ROOT
 
 GUIDE = (ROOT / "docs/admin-guide.md").read_text()

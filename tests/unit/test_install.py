@@ -6,18 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from scheduler_plugin.setup.install import (
-    CONFIG,
-    RESOURCES,
-    SCRIPT,
-    InstallOptions,
-    Present,
-    SetupChange,
-    SubmittedJob,
-    changes,
-    wanted_hooks,
-)
+from scheduler_plugin.setup.install import CONFIG, RESOURCES, SCRIPT, changes, wanted_hooks
 from scheduler_plugin.setup.sched_config import InstallError, with_resources, without_resources
+from scheduler_plugin.setup.setup_model import InstallOptions, Present, SetupChange, SubmittedJob
 
 SHIPPED = 'a: 1\nresources: "ncpus, mem, arch, host, vnode, aoe, eoe"\nb: 2\n'
 OPTIONS = InstallOptions(priority=("high",), preemptible=("low",))

@@ -8,17 +8,10 @@ from pathlib import Path
 import pytest
 
 from scheduler_plugin.setup import checks, records, uninstall
-from scheduler_plugin.setup.install import (
-    CONFIG,
-    RESOURCES,
-    SCRIPT,
-    InstallOptions,
-    Present,
-    SubmittedJob,
-    wanted_hooks,
-)
+from scheduler_plugin.setup.install import CONFIG, RESOURCES, SCRIPT, wanted_hooks
 from scheduler_plugin.setup.records import Record, merged, updated
 from scheduler_plugin.setup.sched_config import InstallError, with_resources, without_resources
+from scheduler_plugin.setup.setup_model import InstallOptions, Present, SubmittedJob
 
 CONF = 'a: 1\nnode_sort_key: "sort_priority HIGH" ALL\nresources: "ncpus,  mem" ALL\nb: 2\n'
 OPTIONS = InstallOptions(priority=("high",), preemptible=("low",), vnodes=("n1",), heartbeat="/b")

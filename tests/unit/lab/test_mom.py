@@ -13,7 +13,8 @@ from magrathea_lab.guests.programs import MODULES, copy_programs
 from magrathea_lab.pbs_standin import mom
 from magrathea_lab.pbs_standin.mom import connect
 from magrathea_lab.waiting import BOUND_S
-from scheduler_plugin.setup.install import InstallOptions, wanted_hooks
+from scheduler_plugin.setup.install import wanted_hooks
+from scheduler_plugin.setup.setup_model import InstallOptions
 
 
 def test_a_character_device_is_spoken_over_both_ways() -> None:
