@@ -56,10 +56,12 @@ def test_the_journal_is_private_before_anything_is_in_it(tmp_path: Path, monkeyp
 
 
 def test_a_journal_that_was_open_to_all_becomes_private(tmp_path: Path) -> None:
-    for name in ("journal.sqlite", "journal.sqlite-wal"):
-        (tmp_path / name).touch(0o644)
-    open_journal(tmp_path / "journal.sqlite").close()
-    assert all(mode(path) == 0o640 for path in tmp_path.iterdir())
+    database, log = tmp_path / "journal.sqlite", tmp_path / "journal.sqlite-wal"
+    for path in (database, log):
+        path.touch(0o644)
+    journal = open_journal(database)
+    assert {path: mode(path) for path in (database, log)} == {database: 0o640, log: 0o640}
+    journal.close()
 
 
 def _journal(path: Path) -> None:

@@ -170,7 +170,7 @@ def test_a_domain_that_cannot_have_jobs_gets_none_from_a_list(mode: str, text: s
 def test_impossible_numbers_in_a_list_change_nothing_for_the_worse(mode: str) -> None:
     h = host(mode, n1="normal")
     h = listed(h, "n1", ReportedJob(key("1"), cpus=-5, memory_mib=-7))
-    assert all(j.cpus >= 0 and j.memory_mib >= 0 for j in get(h, "n1").jobs)
+    assert [(j.cpus >= 0, j.memory_mib >= 0) for j in get(h, "n1").jobs] == [(True, True)]
 
 
 @both

@@ -101,7 +101,9 @@ def test_a_comment_is_one_short_line_of_ascii_whatever_a_host_says() -> None:
     evil = "x\nResource_List.walltime = 1\x1b[2J\u202e\u017e \0" + "y" * 4000
     comments.heard(structs.replace(refusing("1.srv"), refused=[claim(evil)]), {"n1"}, 0.0)
     comments.heard(heard(evil), {"n1"}, 0.0)
-    for text in (c.text for c in (*comments.refused_due().values(), *comments.waiting_due().values())):
+    texts = [c.text for c in (*comments.refused_due().values(), *comments.waiting_due().values())]
+    assert len(texts) == 2, "one of each kind"
+    for text in texts:
         assert text.isascii() and text.isprintable() and len(text) == MOST, text
 
 
