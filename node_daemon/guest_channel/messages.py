@@ -20,6 +20,8 @@ from ..agent.lines import BadValue
 from ..agent.parts import MAX_JOBS
 
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
+Word = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9._+-]*\Z", max_length=64)]
+"""A name or a version of ours: other signs are somebody's attempt to have them printed or compared."""
 Session = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{16}\Z")]
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Run = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
@@ -78,8 +80,8 @@ class GuestMemory(msgspec.Struct, frozen=True):
 class Hello(msgspec.Struct, frozen=True):
     session: Session
     protocol: int
-    agent: Annotated[str, msgspec.Meta(max_length=64)] = ""
-    can: Annotated[list[Annotated[str, msgspec.Meta(max_length=64)]], msgspec.Meta(max_length=64)] = []
+    agent: Word = ""
+    can: Annotated[list[Word], msgspec.Meta(max_length=64)] = []
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -89,7 +91,7 @@ class Answer(msgspec.Struct, frozen=True):
     id: Id
     session: Session
     ok: bool
-    code: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    code: Word = ""
     text: Text = ""
     jobs: Annotated[list[OrderedJob], msgspec.Meta(max_length=MAX_JOBS)] = []
     memory: GuestMemory = GuestMemory()
@@ -103,7 +105,7 @@ class OrderedJob(GuestJob, frozen=True):
     """The effect of an order. `pending`: processes in uninterruptible sleep with the stop pending. In an answer to
     `memory`: where the job's own memory is, and `stopped` is a bool."""
 
-    order: Annotated[str, msgspec.Meta(max_length=16)] = ""
+    order: Word = ""
     processes: Number = 0
     stopped: Number | bool = 0
     pending: Number = 0
@@ -157,7 +159,7 @@ class Unknown(msgspec.Struct, frozen=True):
 
     id: Id
     session: Session
-    op: Annotated[str, msgspec.Meta(max_length=64)]
+    op: Word
 
 
 class Said(dict[str, Any]):
