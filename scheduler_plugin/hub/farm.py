@@ -120,7 +120,7 @@ class Farm:
         for vnode in vnode_attributes.reported(snapshot, self._bindings):
             self._owner.setdefault(vnode, name)
         if self._vnodes_read:  # before that nobody knows which host owns a vnode
-            self.comments.heard(snapshot, {d.vnode for d in snapshot.domains if self._speaks(name, d.vnode)}, mono)
+            self.comments.heard(snapshot, {d.vnode for d in snapshot.domains if self._cause(name, d.vnode)[1]}, mono)
         concerned = self._reports.take(before.snapshot if before else None, snapshot, now)
         concerned |= {k for k, e in self.entries.items() if e.away and any(map(self._by(name), self._vnodes_of(k)))}
         self.caused[name] += 1 + len(concerned)

@@ -6,8 +6,9 @@ when the wait is over. A refused start is explained once for each run.
 A host may comment only on a job that PBS itself has on a vnode of that host, or had when it was refused.
 job_actions.py checks this, because it reads the job in any case.
 
-Each comment costs PBS a question and a call. So a host may cause PER_S of them in a second, and BURST at once. Further
-ones are left out; then the job keeps the comment that PBS gave it.
+Each comment costs PBS a question and a call. So a host may cause PER_S of them in a second, and BURST at once. After
+that each of its vnodes has a small share of its own (shares.py), so that no guest uses up its siblings' comments.
+Further ones are left out; then the job keeps the comment that PBS gave it.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
-from magrathea.budget import Budget
 from magrathea.core.model import JobKey
 from magrathea.messages import DomainReport, Snapshot
 from magrathea.text import one_line
+
+from .shares import Shares
 
 TOLD_AGAIN_S = 10.0
 OVER = "its memory is there"
 PER_S = 4.0
 BURST = 64.0
+OWN_BURST = 8.0
+"""Of one vnode, when its host's share is used up."""
 MOST = 250
 """Longest comment in characters; PBS's own are shorter."""
 
@@ -42,27 +46,30 @@ class JobComments:
     def __init__(self) -> None:
         self._refused: dict[str, frozenset[JobKey]] = {}
         self._waiting: dict[str, dict[JobKey, float]] = {}
-        self._budgets: dict[str, Budget] = {}
+        self._shares = Shares(PER_S, BURST, OWN_BURST)
         self._refused_due: dict[JobKey, Comment] = {}
         self._waiting_due: dict[JobKey, Comment] = {}
 
     def heard(self, snapshot: Snapshot, own: Container[str], now: float) -> None:
-        """Note what a snapshot reports about refused and waiting jobs. `own`: the vnodes that the host may report."""
-        budget = self._budgets.setdefault(snapshot.host, Budget(PER_S, BURST, now))
+        """Note what a snapshot reports about refused and waiting jobs. `own`: the vnodes of PBS that the host may
+        report."""
         domains = [domain for domain in snapshot.domains if domain.vnode in own]
-        self._refusals(snapshot, {domain.name: domain.vnode for domain in domains}, now, budget)
-        self._waits(snapshot.host, domains, now, budget)
+        self._refusals(snapshot, {domain.name: domain.vnode for domain in domains}, now)
+        self._waits(snapshot.host, domains, now)
 
-    def _refusals(self, snapshot: Snapshot, vnodes: Mapping[str, str], now: float, budget: Budget) -> None:
+    def _may(self, host: str, vnode: str, now: float) -> bool:
+        return self._shares.take([(host, vnode)], now)
+
+    def _refusals(self, snapshot: Snapshot, vnodes: Mapping[str, str], now: float) -> None:
         known = self._refused.get(snapshot.host, frozenset())
         for refused in snapshot.refused:
-            key = JobKey(refused.id, refused.run)
-            if key not in known and refused.domain in vnodes and budget.take(now):
+            key, vnode = JobKey(refused.id, refused.run), vnodes.get(refused.domain)
+            if key not in known and vnode is not None and self._may(snapshot.host, vnode, now):
                 text = f"{refused.code}: {refused.text}; tried again soon"
-                self._refused_due[key] = comment(text, vnodes[refused.domain])
+                self._refused_due[key] = comment(text, vnode)
         self._refused[snapshot.host] = frozenset(JobKey(r.id, r.run) for r in snapshot.refused)
 
-    def _waits(self, host: str, domains: Iterable[DomainReport], now: float, budget: Budget) -> None:
+    def _waits(self, host: str, domains: Iterable[DomainReport], now: float) -> None:
         told = self._waiting.get(host, {})
         waiting: dict[JobKey, float] = {}
         for vnode, job in ((domain.vnode, job) for domain in domains for job in domain.jobs):
@@ -70,11 +77,11 @@ class JobComments:
             if job.waits:
                 if key in told and now - told[key] < TOLD_AGAIN_S:
                     waiting[key] = told[key]
-                elif budget.take(now):
+                elif self._may(host, vnode, now):
                     waiting[key] = now
                     self._waiting_due[key] = comment(job.waits, vnode)
             elif key in told:
-                if budget.take(now):
+                if self._may(host, vnode, now):
                     self._waiting_due[key] = comment(OVER, vnode)
                 else:
                     waiting[key] = told[key]  # try again with the host's next snapshot

@@ -10,7 +10,17 @@ from msgspec import structs
 from magrathea.core.model import JobKey
 from magrathea.messages import RefusedClaim, Snapshot
 from scheduler_plugin.hub.job_actions import say
-from scheduler_plugin.hub.job_comments import BURST, MOST, OVER, PER_S, TOLD_AGAIN_S, Comment, JobComments
+from scheduler_plugin.hub.job_comments import (
+    BURST,
+    MOST,
+    OVER,
+    OWN_BURST,
+    PER_S,
+    TOLD_AGAIN_S,
+    Comment,
+    JobComments,
+)
+from scheduler_plugin.hub.shares import OWN_PER_S
 from tests.fakes.pbs import FakePbs
 from tests.fakes.reports import NOW, domain, job, report, snapshot
 
@@ -69,23 +79,32 @@ def test_a_hosts_reports_about_other_hosts_vnodes_are_ignored() -> None:
     assert comments.waiting_due() == comments.refused_due() == {}
 
 
-def refusing(*ids: str) -> Snapshot:
-    claims = [RefusedClaim(id=id, run=1, domain="n1", code="busy", text="why", at=NOW) for id in ids]
-    return structs.replace(snapshot(domain()), refused=claims)
+def refusing(*ids: str, by: str = "n1") -> Snapshot:
+    claims = [RefusedClaim(id=id, run=1, domain=by, code="busy", text="why", at=NOW) for id in ids]
+    return structs.replace(snapshot(domain(), domain("n2")), refused=claims)
 
 
 def test_each_host_has_its_own_limit_of_comments() -> None:
     comments = JobComments()
     for n in range(1000):
         comments.heard(refusing(*(f"{n}-{m}.srv" for m in range(64))), {"n1"}, now=10.0 + n * 0.01)
-    assert len(comments.refused_due()) <= BURST + 10 * PER_S + 1
+    assert len(comments.refused_due()) <= BURST + 10 * PER_S + OWN_BURST + 10 * OWN_PER_S + 1
     comments.heard(heard("waits", host="h2"), {"n1"}, 20.0)
     assert comments.waiting_due() == {KEY: told("magrathea: waits")}
 
 
+def test_a_guest_that_causes_as_many_as_it_can_leaves_some_to_its_siblings() -> None:
+    comments = JobComments()
+    for n in range(100):
+        comments.heard(refusing(*(f"{n}-{m}.srv" for m in range(64))), {"n1", "n2"}, now=10.0 + n * 0.01)
+    assert len(comments.refused_due()) > BURST
+    comments.heard(refusing(*(f"{m}.own" for m in range(3)), by="n2"), {"n1", "n2"}, now=11.0)
+    assert set(comments.refused_due()) == {JobKey(f"{m}.own", 1) for m in range(3)}
+
+
 def test_the_end_of_a_wait_is_shown_later_if_the_host_caused_too_many_comments() -> None:
     comments = JobComments()
-    many = refusing(*(f"{n}.srv" for n in range(64))).refused
+    many = refusing(*(f"{n}.srv" for n in range(80))).refused
     comments.heard(structs.replace(heard("waits"), refused=many), {"n1"}, 0.0)
     comments.heard(structs.replace(heard("waits"), refused=[]), {"n1"}, 15.0)
     comments.heard(structs.replace(heard("waits"), refused=many), {"n1"}, 15.0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from msgspec import structs
+
 from scheduler_plugin.hub.call_places import CallPlaces
 from scheduler_plugin.hub.job_reports import BURST, OWN_BURST
 from scheduler_plugin.hub.shares import OWN_PER_S, Shares
@@ -58,12 +60,14 @@ def test_a_vnode_has_its_own_share_after_its_hosts_and_no_name_is_one() -> None:
 def test_names_of_vnodes_that_a_host_makes_up_fill_no_memory_and_are_no_shares() -> None:
     hub = SimHub(FakePbs("n1"))
     for number in range(50):
-        made_up = [domain(f"x{number}-{n}", [stopped(f"{number}{n}.none")]) for n in range(100)]
+        waits = [structs.replace(stopped(f"{number}{n}.none"), waits="memory") for n in range(100)]
+        made_up = [domain(f"x{number}-{n}", [job]) for n, job in enumerate(waits)]
         hub.says("h1", domain("n1"), *made_up)
         hub.settle(0.1)
     assert len(hub.farm._owner) <= 101
     assert sum(map(len, hub.farm._publications._alerts.values())) <= 101
     assert not hub.farm._questions._shares._of_vnode
+    assert not hub.farm.comments._shares._of_vnode
 
 
 def test_jobs_that_a_host_names_and_then_forgets_fill_no_memory_while_pbs_is_away() -> None:
