@@ -59,6 +59,7 @@ class Channel:
 
     def connect(self) -> None:
         """Open the stream; if the descriptor stays, check whether the host is back. Repeats itself until that works."""
+        self._connect_later()
         try:
             if self.fd is None:
                 self.fd = self.transport.open()
@@ -68,14 +69,23 @@ class Channel:
             self._close()
             there = False
         if not there:
-            self.timer = self.loop.after(self.delay, self.connect)
             self.delay = min(self.delay * 1.5, RECONNECT_S[1])
             return
+        self._no_more_tries()
         self.up = True
         self.delay = RECONNECT_S[0]
         self.writer = LineWriter()
         self.end.opened(time.monotonic())
         self._go_on()
+
+    def _connect_later(self) -> None:
+        self._no_more_tries()
+        self.timer = self.loop.after(self.delay, self.connect)
+
+    def _no_more_tries(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
     def _drain(self, fd: int) -> bool:
         """Drop bytes that were meant for an earlier agent. False if the host is away."""
@@ -104,10 +114,8 @@ class Channel:
         if self.up:
             self._complain("%s: %s" % (self.transport.path, why))
         self.up = False
+        self._connect_later()
         self.end.closed(why)
-        if self.timer is not None:
-            self.timer.cancel()
-        self.timer = self.loop.after(self.delay, self.connect)
 
     def _complain(self, why: str) -> None:
         if why != self.complained:
@@ -147,8 +155,10 @@ class Channel:
 
     def _tick(self) -> None:
         self.ticker = None
-        self.end.tick(time.monotonic())
-        self._go_on()
+        try:
+            self.end.tick(time.monotonic())
+        finally:
+            self._go_on()
 
     def _go_on(self) -> None:
         """After each call of the end: write its output, wait for input, and set the timer for its next tick."""

@@ -64,8 +64,8 @@ class Script:
 
     def _over_time(self, number: int) -> None:
         log.warning("script %s: took longer than %g s: signal %d" % (self.path, self.limit_s, number))
-        self.child.signal(number)
         self.timer = self.loop.after(SCRIPT_GRACE_S, lambda: self._over_time(signal.SIGKILL))
+        self.child.signal(number)
 
     def _ended(self, status: int) -> None:
         self.timer.cancel()

@@ -167,6 +167,7 @@ class Sweeper:
 
     def _drive(self, first: bool = False) -> None:
         """Make some passes; then answer, or pause."""
+        self._arm(SWEEP_S, self._drive)  # for the case that these passes meet a defect
         for _ in range(PASSES_AT_ONCE):
             # known processes stop before environments are read; not for ever, because one may hang in the kernel
             known = any(job.procs and not job.settled for job in self.jobs.values())
@@ -211,18 +212,25 @@ class Sweeper:
             "pending": job.pending,
         }
 
-    def _schedule(self, delay: "Optional[float]" = None) -> None:
+    def _arm(self, delay: float, action: "Callable[[], None]") -> None:
+        self._disarm()
+        self.timer = self.loop.after(delay, action)
+
+    def _disarm(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+
+    def _schedule(self, delay: "Optional[float]" = None) -> None:
+        self._disarm()
         if delay is not None:
-            self.timer = self.loop.after(delay, self._drive)
+            self._arm(delay, self._drive)
             return
         now = time.monotonic()
         if any(not j.seen and j.listed and now - j.known_at < LAUNCH_PATIENCE_S for j in self.jobs.values()):
-            self.timer = self.loop.after(LAUNCH_POLL_S, self.glance)
+            self._arm(LAUNCH_POLL_S, self.glance)
         elif any(job.order == "stop" for job in self.jobs.values()):
-            self.timer = self.loop.after(CALM_SWEEP_S if self._calm(now) else SWEEP_S, self.glance)
+            self._arm(CALM_SWEEP_S if self._calm(now) else SWEEP_S, self.glance)
 
     def _calm(self, now: float) -> bool:
         ends = any(job.leaving or job.pending for job in self.jobs.values())
@@ -230,7 +238,10 @@ class Sweeper:
 
     def glance(self) -> None:
         """Like `sweep`, but with one small read for each stopped process if the jobs cannot have got new ones."""
-        if self.effort is None and self._stands():
+        if self.effort is not None:
+            return  # its passes are under way
+        self._arm(SWEEP_S, self.glance)  # for the case that this look meets a defect
+        if self._stands():
             self._schedule()
         else:
             self.sweep()

@@ -164,3 +164,23 @@ def test_a_flood_makes_reading_pause(desk: Desk) -> None:
     assert desk.channel.end.paused
     assert desk.port.guest.fileno() not in desk.loop.selector.get_map()
     desk.turn_until(lambda: desk.port.guest.fileno() in desk.loop.selector.get_map())
+
+
+def test_a_try_to_connect_that_meets_a_defect_is_followed_by_another(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk.port, "open", lambda: int("a defect"))
+    desk.loop.after(0.0, desk.channel.connect)
+    desk.turn_until(lambda: desk.loop.faults)
+    monkeypatch.undo()
+    desk.turn_until(lambda: desk.channel.up)
+
+
+def test_the_end_ticks_on_after_a_defect(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.channel.connect()
+    desk.turn_until(desk.hellos)
+    monkeypatch.setattr(desk.channel.end, "tick", lambda now: int("a defect"))
+    desk.turn_until(lambda: desk.loop.faults)
+    monkeypatch.undo()
+    before = len(desk.hellos())
+    desk.turn_until(lambda: len(desk.hellos()) > before)

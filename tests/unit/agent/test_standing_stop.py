@@ -295,3 +295,40 @@ def test_a_file_of_a_process_is_never_another_ones(standing: Standing) -> None:
     stopped.watch([other])
     assert not stopped.files
     assert not stopped.still()
+
+
+def fail_once(monkeypatch: pytest.MonkeyPatch, part: object, name: str) -> Callable[[], bool]:
+    """Let the next call of this method meet a defect. Returns a function that tells whether it has."""
+    called: list[bool] = []
+
+    def defect(*given: Any) -> Any:
+        monkeypatch.undo()
+        called.append(True)
+        raise AssertionError("a defect")
+
+    monkeypatch.setattr(part, name, defect)
+    return lambda: bool(called)
+
+
+def stopped_again_by_the_loop_alone(standing: Standing, has_failed: Callable[[], bool]) -> None:
+    end = time.monotonic() + BOUND_S
+    while not (has_failed() and state(standing.process.pid) == "T"):
+        assert time.monotonic() < end, "the stop is not enforced any more"
+        standing.loop.after(0.05, lambda: None)
+        standing.loop.turn()
+
+
+@pytest.mark.parametrize("place", ["glance", "sweep", "drive"])
+def test_a_look_that_meets_a_defect_is_followed_by_others(standing: Standing, place: str) -> None:
+    """Also while no node daemon is there, whose orders and reports would make the agent look."""
+    standing.settle()
+    with pytest.MonkeyPatch.context() as patch:
+        if place == "glance":
+            has_failed = fail_once(patch, standing.finder, "unchanged")
+        else:
+            standing.finder.counter.now = b"1001"
+            has_failed = fail_once(patch, standing.sweeper.stopper, "stop")
+        if place == "drive":
+            standing.sweeper._schedule(0.0)
+        os.kill(standing.process.pid, signal.SIGCONT)
+        stopped_again_by_the_loop_alone(standing, has_failed)
