@@ -42,12 +42,18 @@ class _Worker:
 
 
 class CallPool:
-    """Create and use it in an event loop; each `task` runs in a thread. `deadline_s` counts from the task's start."""
+    """Create and use it in an event loop; each `task` runs in a thread. `deadline_s` counts from the task's start.
 
-    def __init__(self, connect: Connect, size: int, deadline_s: float) -> None:
+    A host whose calls hang keeps their places until they return, because its MoMs make them hang. `asks_server`: the
+    server answers all calls of this pool by itself, so no host is to blame, and each gets its place back at the
+    deadline. Otherwise one lost answer would silence a host for ever, and the pool would never count as exhausted.
+    """
+
+    def __init__(self, connect: Connect, size: int, deadline_s: float, asks_server: bool = False) -> None:
         self._connect = connect
         self._size = size
         self._deadline_s = deadline_s
+        self._asks_server = asks_server
         self._loop = asyncio.get_running_loop()
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._places = CallPlaces(max(1, size - 1))
@@ -96,6 +102,8 @@ class CallPool:
         call.future.set_exception(
             PbsError(Code.NO_CONNECTION, f"no answer from PBS within {self._deadline_s:g} s", transient=True)
         )
+        if self._asks_server:
+            self._give_back(call)
         worker.lost = True
         self._lost += 1
         self._serving -= 1
@@ -104,8 +112,7 @@ class CallPool:
             log.error("%d calls to PBS hang; no more threads are added: restart the PBS server or this hub", self._lost)
 
     def _finished(self, call: _Call, worker: _Worker, result: Any, error: BaseException | None) -> None:
-        if call.host is not None:
-            self._places.give_back(call.host)
+        self._give_back(call)
         if call.timer is not None:
             call.timer.cancel()
         if worker.lost:
@@ -118,6 +125,12 @@ class CallPool:
             call.future.set_result(result)
         else:
             call.future.set_exception(error)
+
+    def _give_back(self, call: _Call) -> None:
+        """Give back its host's place, once."""
+        host, call.host = call.host, None
+        if host is not None:
+            self._places.give_back(host)
 
     def close(self) -> None:
         """End the idle threads. The others end with the process."""

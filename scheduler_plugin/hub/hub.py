@@ -113,7 +113,7 @@ class Hub:
         self.farm.bind(self._channel.bindings)
         self._pool = CallPool(self._connect, settings.workers, settings.call_deadline_s + GRACE_S)
         # a claim waits for its answer, and the pool's threads may all wait for MoMs
-        self._questions = CallPool(self._connect, 1, settings.call_deadline_s + GRACE_S)
+        self._questions = CallPool(self._connect, 1, settings.call_deadline_s + GRACE_S, asks_server=True)
         budget = Budget(settings.publish_budget, settings.publish_burst_s, time.monotonic())
         self._failed: asyncio.Future[None] = self._loop.create_future()
         self._publisher = Publisher(self._connect, self._on_read, self._on_failed, budget, settings.compare_s)

@@ -364,3 +364,44 @@ def test_a_pool_works_on_after_a_hanging_call(pbs: FakePbs) -> None:
         asyncio.run(run())
     finally:
         go.set()
+
+
+def test_a_host_whose_questions_hang_may_ask_again_until_the_pool_is_exhausted_and_after_that(pbs: FakePbs) -> None:
+    go = threading.Event()
+
+    async def run() -> None:
+        pool = CallPool(pbs.connect, 1, 0.05, asks_server=True)
+        for _ in range(SPARE + 1):
+            assert not pool.exhausted
+            with pytest.raises(PbsError):
+                await asyncio.wait_for(pool.run(lambda c: go.wait(BOUND_S), ["h1"]), BOUND_S)
+        assert pool.exhausted, "so the hub's heartbeat shows that PBS answers nothing"
+        go.set()
+        assert await asyncio.wait_for(pool.run(lambda c: 1, ["h1"]), BOUND_S) == 1
+        assert not pool._places._places
+        pool.close()
+
+    try:
+        asyncio.run(run())
+    finally:
+        go.set()
+
+
+def test_a_host_whose_moms_hang_keeps_the_places_of_its_calls(pbs: FakePbs) -> None:
+    go = threading.Event()
+
+    async def run() -> None:
+        pool = CallPool(pbs.connect, 2, LONG_ENOUGH_S)
+        with pytest.raises(PbsError):
+            await pool.run(lambda c: go.wait(BOUND_S), ["h1"])
+        second = asyncio.ensure_future(pool.run(lambda c: 2, ["h1"]))
+        assert await pool.run(lambda c: 1, ["h2"]) == 1
+        assert not second.done()
+        go.set()
+        assert await asyncio.wait_for(second, BOUND_S) == 2
+        pool.close()
+
+    try:
+        asyncio.run(run())
+    finally:
+        go.set()
