@@ -26,6 +26,10 @@ from .refusals import RefusalCode
 from .shares import lingers, young
 from .stopping import in_line, resuming, to_stop
 
+FORGET_S = 30.0
+"""Ended jobs of a domain are forgotten together, after this time at the earliest: each time is a write to disk, and a
+guest decides how many of its jobs end."""
+
 
 def handle(host: Host, event: ev.Event) -> Result:
     """The host after `event`, and what was decided. A time before the host's own counts as now."""
@@ -63,7 +67,8 @@ def _deadlines(host: Host) -> Iterator[float]:
         for since, span in (*after, (d.overtaken_since, limits.overtaken_s)):
             if since is not None:
                 yield since + span
-        yield from (e.at + limits.remember_s for e in d.ended)
+        if d.ended:
+            yield min(e.at for e in d.ended) + limits.remember_s + FORGET_S
         for j in d.jobs:
             if not j.confirmed:
                 yield j.claimed_at + limits.claim_s
@@ -97,7 +102,7 @@ def _expired_in(host: Host, domain: Domain) -> ResultOfDomain:
     left, more = without_jobs(host, left, expired, ev.Note.EXPIRED)
     if left.linger_until is not None and not lingers(host, left):
         left = replace(left, linger_until=None, linger_size=NOTHING)
-    if any(e.at + limits.remember_s <= host.now for e in left.ended):
+    if any(e.at + limits.remember_s + FORGET_S <= host.now for e in left.ended):
         left = replace(left, ended=tuple(e for e in left.ended if e.at + limits.remember_s > host.now))
     return left, said + more
 

@@ -335,7 +335,7 @@ class Limits:
     `young_s`: young jobs protect a domain no longer than this in a row. `linger_s`: a priority domain keeps the
     host after its last job. `max_preemptions`: a job stopped that often is not stopped again (0: no limit).
     `max_preempted_s`: a job stopped that long in one stop is requeued if it is rerunnable (0: no limit).
-    `overtaken_s`: a preempted domain passed over longer goes next. `remember_s`: how long an ended job is known.
+    `overtaken_s`: a preempted domain passed over longer goes next. `remember_s`: an ended job is known for so long.
     `warn_signal`, `warn_s`: what a job gets before its stop (empty: nothing), and for how long it then runs on.
     `preempted_cpu_percent`: a preempted domain's cap (100: one CPU); 10 keeps MoM answering.
     """

@@ -6,7 +6,7 @@ import pytest
 
 from magrathea.core.changes import MOST_ENDED, MOST_ENDED_PER_CPU
 from magrathea.core.events import Claimed, Refused, Released, ReportedJob, TimerFired
-from magrathea.core.machine import handle
+from magrathea.core.machine import FORGET_S, handle, next_deadline
 from magrathea.core.model import Lifecycle, Limits
 
 from .builders import (
@@ -310,3 +310,22 @@ def test_a_guest_that_ends_job_after_job_fills_no_facts() -> None:
         h = release(after(h, Claimed(h.now, "n1", key(f"{number}"), PROTECTED, 1)), "n1", f"{number}")
     assert len(get(h, "n1").ended) == MOST_ENDED + MOST_ENDED_PER_CPU * 8
     assert claim(h, "n1", "499").code == "run-ended", "the latest are remembered"
+
+
+def test_ended_jobs_are_forgotten_together_however_many_there_are() -> None:
+    """Each forgetting is a write to disk, and a guest decides how many of its jobs end."""
+    h = host("counted", n1="normal", cpus=8)
+    for number in range(60):
+        h = after(h, Claimed(h.now + 0.5, "n1", key(f"{number}"), PROTECTED, 1))
+        h = after(h, Released(h.now + 0.5, "n1", key(f"{number}")))
+    began, last = h.now, h.limits.remember_s
+    changes = 0
+    while get(h, "n1").ended:
+        due = next_deadline(h)
+        assert due is not None
+        before = get(h, "n1").ended
+        h = after(h, TimerFired(due))
+        changes += get(h, "n1").ended != before
+        assert h.now >= began + last or get(h, "n1").ended, "none is forgotten before its time"
+    assert changes <= 1 + 60 / FORGET_S
+    assert h.now <= began + last + FORGET_S
