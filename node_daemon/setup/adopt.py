@@ -1,8 +1,10 @@
 """Which of a host's libvirt domains Magrathea can use, and what must change for that: pure, on XML text and figures.
 
-Rule 1: a guess is shown with its reason. What the administrator says (`--kind`, or the configuration) overrides it.
+Rule 1: a guess is shown with its reason. What the administrator says (`--kind`, or the configuration) overrides it. A
+guess is made of names and sizes; titles and descriptions are prose, and mean nothing here.
 Rule 2: a domain that Magrathea cannot handle is refused with the reason and the fix; as a service it is never touched.
-Rule 3: in a domain's XML only one channel and the balloon's attributes are changed.
+Rule 3: sizes are what the guest has now: processors that are plugged in, memory that is plugged in.
+What changes in a domain's XML: domain_xml.py.
 """
 
 from __future__ import annotations
@@ -14,12 +16,7 @@ from dataclasses import dataclass, replace
 
 from magrathea.core.model import Kind
 
-CHANNEL = "org.magrathea.0"
-"""The port's name; in the guest it is /dev/virtio-ports/org.magrathea.0 (deploy/agent.json)."""
-
-BALLOON = {"model": "virtio", "autodeflate": "on", "freePageReporting": "on"}
-"""Without autodeflate a target that the guest cannot reach kills its jobs. Free page reporting returns the memory of
-ended jobs to the host. Seen with libvirt 9.0 and QEMU 7.2: a guest of 2 GiB, balloon to 512 MiB."""
+from .domain_xml import NotAdoptable
 
 EMULATOR_MIB = 300
 """What QEMU itself uses besides its guest's memory: 257 to 283 MiB were seen (QEMU 7.2)."""
@@ -46,32 +43,24 @@ it."""
 QEMU_TYPES = ("kvm", "qemu", "test")
 TYPES = (*QEMU_TYPES, "xen", "lxc")
 
-ET.register_namespace("qemu", "http://libvirt.org/schemas/domain/qemu/1.0")
-ET.register_namespace("xen", "http://libvirt.org/schemas/domain/xen/1.0")
-ET.register_namespace("lxc", "http://libvirt.org/schemas/domain/lxc/1.0")
-
 _PRIORITY = re.compile(r"(^|[^a-z])(prio|priority|high|express|urgent)([^a-z]|$)", re.IGNORECASE)
 _SERVICE = re.compile(
     r"(^|[^a-z])(service|server|login|mgmt|dns|dhcp|ldap|nfs|db|web|mail|infra)([^a-z]|$)", re.IGNORECASE
 )
 
 
-class NotAdoptable(Exception):
-    """Magrathea cannot handle this domain; the text says why, and how to fix it."""
-
-
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A domain as libvirt has it. `memory_mib`: its maximum.
+    """A domain as libvirt has it. `cpus`, `memory_mib`: what is plugged in now, or at its next start if it is down.
 
-    `used_mib`: what the host and the guest use of that without any job; None if the domain does not run.
+    `xml`: its definition. `used_mib`: what the host and the guest use of its memory without any job; None if the domain
+    does not run.
     """
 
     name: str
     type: str
     cpus: int
     memory_mib: int
-    words: str
     xml: str
     persistent: bool = True
     used_mib: int | None = None
@@ -91,6 +80,9 @@ class Proposal:
     refused: str = ""
 
 
+NO_RAM = ("nvdimm", "virtio-pmem", "sgx-epc")
+"""Models of memory devices that are files or enclaves. libvirt counts them in the domain's memory."""
+
 _UNITS = {
     "b": 2**-20,
     "bytes": 2**-20,
@@ -104,25 +96,44 @@ _UNITS = {
 _UNITS |= {"gb": 1e9 / 2**20, "g": 2**10, "gib": 2**10, "tb": 1e12 / 2**20, "t": 2**20, "tib": 2**20}
 
 
-def parse(xml: str, *, persistent: bool = True, used_mib: int | None = None) -> Found:
-    """The domain that `xml` describes. Raises NotAdoptable if it is not libvirt's XML of a domain."""
+def parse(xml: str, *, persistent: bool = True, used_mib: int | None = None, live: str = "") -> Found:
+    """The domain that `xml` defines, with the sizes that `live` has, its XML of now, if it runs. Raises NotAdoptable if
+    it is not libvirt's XML of a domain."""
     try:
         top = ET.fromstring(xml)
-        name, memory = top.findtext("name", ""), top.find("memory")
-        cpus = int(top.findtext("vcpu", "1"))
-        mib = float(memory.text or "") * _UNITS[memory.get("unit", "KiB").lower()] if memory is not None else 0.0
+        cpus, mib = sizes(ET.fromstring(live) if live else top)
     except (ET.ParseError, ValueError, KeyError) as error:
         raise NotAdoptable(f"its XML cannot be understood ({error!r}); see `virsh dumpxml`") from error
-    words = " ".join(filter(None, (name, top.findtext("title"), top.findtext("description"))))
-    return Found(name, top.get("type", ""), cpus, int(mib), words, xml, persistent, used_mib)
+    return Found(top.findtext("name", ""), top.get("type", ""), cpus, mib, xml, persistent, used_mib)
+
+
+def sizes(top: ET.Element) -> tuple[int, int]:
+    """CPUs and MiB that are plugged in. Raises ValueError, KeyError."""
+    vcpu = top.find("vcpu")
+    cpus = int((vcpu.get("current") or vcpu.text or "") if vcpu is not None else "1")
+    mib = _mib(top.find("memory"))
+    for device in top.findall("devices/memory"):
+        size = _mib(device.find("target/size"))
+        if device.get("model") == "virtio-mem":  # it can have `size`, and has what `current` or `requested` says
+            now = device.find("target/current")
+            mib -= size - _mib(now if now is not None else device.find("target/requested"))
+        elif device.get("model") in NO_RAM:
+            mib -= size
+    return cpus, int(mib)
+
+
+def _mib(element: ET.Element | None) -> float:
+    if element is None:
+        return 0.0
+    return float((element.text or "").strip()) * _UNITS[element.get("unit", "KiB").lower()]
 
 
 def guess(found: Found, host_cpus: int) -> tuple[Kind, str]:
     """The domain's probable kind, and the reason for that guess."""
-    if match := _PRIORITY.search(found.words):
-        return Kind.PRIORITY, f"its name or description has {match.group(2)!r}"
-    if match := _SERVICE.search(found.words):
-        return Kind.SERVICE, f"its name or description has {match.group(2)!r}"
+    if match := _PRIORITY.search(found.name):
+        return Kind.PRIORITY, f"its name has {match.group(2)!r}"
+    if match := _SERVICE.search(found.name):
+        return Kind.SERVICE, f"its name has {match.group(2)!r}"
     if 2 * found.cpus >= host_cpus:
         return Kind.NORMAL, f"it has {found.cpus} of the host's {host_cpus} CPUs: a worker"
     return Kind.SERVICE, f"it has {found.cpus} of the host's {host_cpus} CPUs: less than half"
@@ -189,75 +200,6 @@ def missing_mib(proposals: Iterable[Proposal], host_mib: int) -> int:
     listed = [p for p in proposals if not p.refused]
     taken = sum(p.memory_mib if p.kind is Kind.SERVICE else p.floor_mib for p in listed)
     return max(0, reserve_mib(listed) + taken - host_mib)
-
-
-# The XML
-
-
-def adopted_xml(found: Found, socket: str) -> str:
-    """The domain's XML with the channel to `socket` and the right balloon attributes. Raises NotAdoptable."""
-    top = ET.fromstring(found.xml)
-    devices = top.find("devices")
-    if devices is None:
-        devices = ET.SubElement(top, "devices")
-    if found.type == "lxc":
-        _add_directory(devices, socket)
-        return xml_text(top)
-    _add_channel(devices, found, socket)
-    if found.type != "xen":  # Xen's balloon is the kernel's own driver, and has no attributes
-        balloon = devices.find("memballoon")
-        if balloon is None:
-            balloon = ET.SubElement(devices, "memballoon")
-        if balloon.get("model") != BALLOON["model"]:
-            for child in list(balloon):  # the address belongs to the former model's bus
-                balloon.remove(child)
-        for key, value in BALLOON.items():
-            balloon.set(key, value)
-    return xml_text(top)
-
-
-def _add_channel(devices: ET.Element, found: Found, socket: str) -> None:
-    port = "xen" if found.type == "xen" else "virtio"
-    for channel in devices.findall("channel"):
-        target, source = channel.find("target"), channel.find("source")
-        if target is None or target.get("name") != CHANNEL:
-            continue
-        if source is not None and source.get("path") == socket and source.get("mode") == "connect":
-            return
-        path = source.get("path") if source is not None else None
-        raise NotAdoptable(f"its channel {CHANNEL} goes to {path}, not {socket}; remove that <channel> first")
-    channel = ET.SubElement(devices, "channel", {"type": "unix"})
-    source = ET.SubElement(channel, "source", {"mode": "connect", "path": socket})
-    ET.SubElement(source, "reconnect", {"enabled": "yes", "timeout": "1"})
-    ET.SubElement(channel, "target", {"type": port, "name": CHANNEL})
-
-
-GUEST_DIRECTORY = "/run/magrathea-host"
-"""Where a container finds the directory of the host's socket."""
-
-
-def _add_directory(devices: ET.Element, socket: str) -> None:
-    directory = socket.rpartition("/")[0]
-    for mount in devices.findall("filesystem"):
-        target, source = mount.find("target"), mount.find("source")
-        if target is not None and target.get("dir") == GUEST_DIRECTORY:
-            if source is not None and source.get("dir") == directory:
-                return
-            raise NotAdoptable(f"something else is mounted on {GUEST_DIRECTORY}; remove that <filesystem> first")
-    mount = ET.SubElement(devices, "filesystem", {"type": "mount", "accessmode": "passthrough"})
-    ET.SubElement(mount, "source", {"dir": directory})
-    ET.SubElement(mount, "target", {"dir": GUEST_DIRECTORY})
-
-
-def xml_text(top: ET.Element) -> str:
-    """XML as text, always in the same layout, so that two versions can be compared line by line."""
-    ET.indent(top)
-    return ET.tostring(top, encoding="unicode") + "\n"
-
-
-def normalized(xml: str) -> str:
-    """`xml` in that layout."""
-    return xml_text(ET.fromstring(xml))
 
 
 # The configuration

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import os
 import socket
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,12 +28,15 @@ from magrathea.core.model import Kind
 
 from ..configuration import DEFAULT_PATH, NodedConfiguration, read
 from . import adopt
-from .adopt import Found, NotAdoptable, Proposal
+from .adopt import Found, Proposal
+from .domain_xml import NotAdoptable, adopted_xml
 
 REFUSED, USAGE = 1, 2
 STATE = Path("/var/lib/magrathea")
 BACKUP = "adopt"
 """A directory below the state directory: the old XML of each domain, and the old configuration."""
+ADOPTED = "adopted"
+"""A directory below that one: the same as `--apply` has left them."""
 
 
 def _fail(text: str, code: int = USAGE) -> click.exceptions.Exit:
@@ -99,8 +104,9 @@ def _domains(connection: Any) -> list[Found]:
                 if {"actual", "usable"} <= stats.keys():
                     used = (stats["actual"] - stats["usable"]) // 1024
         xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE if persistent else 0)
+        live = domain.XMLDesc(0) if domain.isActive() else ""
         with contextlib.suppress(NotAdoptable):
-            founds.append(adopt.parse(xml, persistent=persistent, used_mib=used))
+            founds.append(adopt.parse(xml, persistent=persistent, used_mib=used, live=live))
             continue
         click.echo(f"{domain.name()}: not changed: its XML cannot be understood", err=True)
     return founds
@@ -169,7 +175,7 @@ def command(
     """Read this host's libvirt domains and propose a kind for each, the changes of its XML, and the node daemon's
     configuration. Nothing is changed without --apply.
 
-    Kinds are guessed from names, descriptions and sizes, and shown with the reason; --kind or the configuration
+    Kinds are guessed from names and sizes, and shown with the reason; --kind or the configuration
     overrides a guess. A floor is what a guest uses now plus a margin, so run this while the guests are up and idle. A
     running domain gets its new channel and balloon at its next start (`virsh shutdown`, `virsh start`; a reboot inside
     the guest is not enough).
@@ -207,7 +213,7 @@ def command(
         cpus, mib = _machine(configuration)
         proposals = adopt.propose(found, cpus, mib, kinds)
         changes, proposals = _changes(proposals, configuration)
-        before = config.read_text("utf-8") if configuration else ""
+        before = config.read_bytes().decode() if configuration else ""
         after = _wanted(before, proposals, configuration, name, mode, uri)
         _show(form, proposals, changes, config, before, after, adopt.missing_mib(proposals, mib), applying)
         if applying:
@@ -228,12 +234,12 @@ def _changes(
                 # A container gets a folder of its own, because the folder is mounted in it
                 # (NodedConfiguration.guest_socket).
                 socket = f"{name}/agent.sock" if p.found.type == "lxc" else f"{name}.sock"
-                after = adopt.adopted_xml(p.found, str(run_dir / "guest" / socket))
+                after = adopted_xml(p.found.xml, p.found.type, str(run_dir / "guest" / socket))
             except NotAdoptable as error:
                 p = replace(p, refused=str(error))
             else:
-                if (before := adopt.normalized(p.found.xml)) != after:
-                    changes.append(XmlChange(p.found.name, before, after))
+                if p.found.xml != after:
+                    changes.append(XmlChange(p.found.name, p.found.xml, after))
         checked.append(p)
     return changes, checked
 
@@ -324,10 +330,11 @@ def _apply(
     if not [p for p in proposals if p.kind is not Kind.SERVICE and not p.refused]:
         raise _fail("none of the domains could take jobs; nothing has been changed", REFUSED)
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (state / ADOPTED).mkdir(exist_ok=True, mode=0o700)
     new = config.with_name(config.name + ".new")
     if before != after:
         config.parent.mkdir(parents=True, exist_ok=True)
-        files.replace(new, after.encode(), 0o644)
+        _write_as(config, new, after)
         try:
             read(new)
         except ConfigurationError as error:
@@ -335,13 +342,13 @@ def _apply(
     for change in changes:
         _keep(state / f"{change.name}.xml", change.before)
         connection.defineXML(change.after)
-        files.replace(state / f"{change.name}.adopted.xml", _present(connection, change.name).encode())
+        files.replace(state / ADOPTED / f"{change.name}.xml", _present(connection, change.name).encode())
         running = connection.lookupByName(change.name).isActive()
         click.echo(f"{change.name}: defined{'; it gets the channel at its next start' if running else ''}")
     if before != after:
         _keep(state / "noded.toml", before)
         new.replace(config)
-        files.replace(state / "noded.adopted.toml", after.encode())
+        files.replace(state / ADOPTED / "noded.toml", after.encode())
         click.echo(f"{config}: written; `magrathea-noded --check`, then start it")
 
 
@@ -355,7 +362,15 @@ def _present(connection: Any, name: str) -> str:
     import libvirt
 
     flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
-    return adopt.normalized(connection.lookupByName(name).XMLDesc(flags))
+    return str(connection.lookupByName(name).XMLDesc(flags))
+
+
+def _write_as(config: Path, path: Path, text: str) -> None:
+    """Write `path` with the owner and mode that `config` has, if it is there."""
+    former = config.stat() if config.exists() else None
+    files.replace(path, text.encode(), stat.S_IMODE(former.st_mode) if former else 0o644)
+    if former is not None and (former.st_uid, former.st_gid) != (os.geteuid(), os.getegid()):
+        os.chown(path, former.st_uid, former.st_gid)
 
 
 def _undo(connection: Any, config: Path, state: Path) -> None:
@@ -364,30 +379,30 @@ def _undo(connection: Any, config: Path, state: Path) -> None:
     kept, done = [], 0
     for backup in sorted(state.glob("*.xml")):
         name = backup.name.removesuffix(".xml")
-        if name.endswith(".adopted"):
-            continue
-        adopted = state / f"{name}.adopted.xml"
+        adopted = state / ADOPTED / backup.name
         try:
             present = _present(connection, name)
         except libvirt.libvirtError:
             kept.append(f"{name} no longer exists; its old XML: {backup}")
             continue
-        if adopted.exists() and present != adopted.read_text("utf-8"):
+        if adopted.exists() and present.encode() != adopted.read_bytes():
             kept.append(f"{name} has been changed since; compare with {backup} and `virsh edit {name}`")
             continue
-        connection.defineXML(backup.read_text("utf-8"))
+        connection.defineXML(backup.read_bytes().decode())
         backup.unlink()
         adopted.unlink(missing_ok=True)
         click.echo(f"{name}: restored")
         done += 1
-    former, written = state / "noded.toml", state / "noded.adopted.toml"
+    former, written = state / "noded.toml", state / ADOPTED / "noded.toml"
     if former.exists():
-        if config.exists() and config.read_text("utf-8") != written.read_text("utf-8"):
+        if config.exists() and config.read_bytes() != written.read_bytes():
             kept.append(f"{config} has been changed since; its old text: {former}")
         else:
-            text = former.read_text("utf-8")
+            text = former.read_bytes().decode()
             if text:
-                files.replace(config, text.encode(), 0o644)
+                new = config.with_name(config.name + ".new")
+                _write_as(config, new, text)
+                new.replace(config)
             else:
                 config.unlink(missing_ok=True)
             former.unlink()

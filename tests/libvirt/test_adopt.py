@@ -19,7 +19,6 @@ from magrathea.cli.main import cli
 from magrathea_lab.guests.private_libvirtd import QEMU_USER
 from magrathea_lab.rigs.guest_host import Hypervisor, ask
 from magrathea_lab.waiting import BOUND_S, until
-from node_daemon.setup import adopt
 
 SERVICES = ("--kind", "{0}n1=service", "--kind", "{0}p1=service")
 """The other tests' guests count as services here."""
@@ -101,7 +100,7 @@ scripts = ""
 kind = "normal"
 libvirt.name = "{stranger.name()}"
 """)
-    before = adopt.normalized(stranger.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    before = stranger.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
 
     done = run(hypervisor, config, "--apply")
     assert done.exit_code == 0, done.output
@@ -126,4 +125,4 @@ libvirt.name = "{stranger.name()}"
 
     done = run(hypervisor, config, "--undo")
     assert done.exit_code == 0, done.output
-    assert adopt.normalized(stranger.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)) == before
+    assert stranger.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) == before, "byte for byte"
