@@ -36,11 +36,13 @@ class NoLibvirt(Exception):
 class PrivateLibvirtd:
     """One libvirtd in its own folder. `prefix`: the names of all its domains begin with it.
 
-    `enter`: a command that runs another one in the network namespace that has the bridges of its guests.
+    `enter`: a command that runs another one in the network namespace that has the bridges of its guests. `may_lock`:
+    QEMU runs as root with all capabilities, so that it may lock its memory.
     """
 
-    def __init__(self, enter: Sequence[str] = ()) -> None:
+    def __init__(self, enter: Sequence[str] = (), may_lock: bool = False) -> None:
         self._enter = tuple(enter)
+        self._may_lock = may_lock
         base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.folder, taken = leftovers.take_directory("magrathea-libvirt-", base)
         self.folder.chmod(0o711)
@@ -64,9 +66,10 @@ class PrivateLibvirtd:
         (self.folder / "etc" / "libvirtd.conf").write_text(
             'auth_unix_rw = "none"\nauth_unix_ro = "none"\nunix_sock_rw_perms = "0700"\nlog_level = 3\n'
         )
+        user = "root" if self._may_lock else QEMU_USER
         (self.folder / "etc" / "qemu.conf").write_text(
-            f'user = "{QEMU_USER}"\ngroup = "nogroup"\nstdio_handler = "file"\nsecurity_driver = "none"\n'
-            "dynamic_ownership = 1\nremember_owner = 0\n"
+            f'user = "{user}"\ngroup = "nogroup"\nstdio_handler = "file"\nsecurity_driver = "none"\n'
+            f"dynamic_ownership = 1\nremember_owner = 0\nclear_emulator_capabilities = {int(not self._may_lock)}\n"
         )
         known = cache_dir() / "libvirt"
         if known.is_dir():

@@ -53,13 +53,18 @@ class Size:
 
 
 class Hypervisor(Opened):
-    """A private libvirtd and its guests. `run_dir`: the node daemon's; the guests' channels lead to it. `enter`: see
-    PrivateLibvirtd."""
+    """A private libvirtd and its guests. `run_dir`: the node daemon's; the guests' channels lead to it. `enter`,
+    `may_lock`: see PrivateLibvirtd."""
 
     def __init__(
-        self, sizes: Mapping[str, Size], extra: Extra = NOTHING_MORE, kind: str = "qemu", enter: Sequence[str] = ()
+        self,
+        sizes: Mapping[str, Size],
+        extra: Extra = NOTHING_MORE,
+        kind: str = "qemu",
+        enter: Sequence[str] = (),
+        may_lock: bool = False,
     ) -> None:
-        self.libvirtd = PrivateLibvirtd(enter)
+        self.libvirtd = PrivateLibvirtd(enter, may_lock)
         self.folder = self.libvirtd.folder / "host"
         self.run_dir = self.folder / "run"
         self.sizes = dict(sizes)

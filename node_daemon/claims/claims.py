@@ -353,7 +353,7 @@ class Claims:
         mib = -(-max(0, report.memory.unreclaimable_mib) // MEMORY_STEP_MIB) * MEMORY_STEP_MIB
         if found.stopped and not found.running:
             mib = min(mib, found.unreclaimable_mib)
-        mib = max(mib, switch.mover.kept_mib(domain))
+        mib = max(mib, switch.mover.kept_mib(domain), switch.immovable_mib(domain))
         if (most := lockable_mib(self._daemon.host, domain, switch.readings.of(domain))) is not None:
             mib = min(mib, most)
         if found.unreclaimable_mib == mib:

@@ -16,10 +16,9 @@ from dataclasses import dataclass, replace
 
 from magrathea.core.model import Kind
 
+from ..hypervisor.libvirt.pinning import OWN_MIB
 from .domain_xml import NotAdoptable
 
-EMULATOR_MIB = 300
-"""What QEMU itself uses besides its guest's memory: 257 to 283 MiB were seen (QEMU 7.2)."""
 HOST_MIB = 512
 """For the host itself; the default of `reserve_mib`."""
 FLOOR_MARGIN_MIB = 96
@@ -29,16 +28,6 @@ LEAST_FLOOR_MIB = 128
 UNKNOWN_FLOOR_MIB = 512
 """The floor proposed for a domain that does not run: nobody knows what it uses."""
 STEP_MIB = 16
-
-PINNING = {
-    "devices/hostdev[@type='pci']": "a passed-through PCI device",
-    "devices/hostdev[@type='mdev']": "a mediated device (a share of a GPU, say)",
-    "devices/interface[@type='hostdev']": "a passed-through network device",
-    "devices/interface[@type='vdpa']": "a vDPA network device",
-    "launchSecurity": "encryption of its memory",
-}
-"""Parts of a domain's XML that let devices or the processor access its memory at fixed places. A balloon cannot take
-it."""
 
 QEMU_TYPES = ("kvm", "qemu", "test")
 TYPES = (*QEMU_TYPES, "xen", "lxc")
@@ -54,7 +43,7 @@ class Found:
     """A domain as libvirt has it. `cpus`, `memory_mib`: what is plugged in now, or at its next start if it is down.
 
     `xml`: its definition. `used_mib`: what the host and the guest use of its memory without any job; None if the domain
-    does not run.
+    does not run. `pinned`: why its memory cannot be moved (hypervisor/libvirt/pinning.py); empty if it can.
     """
 
     name: str
@@ -64,6 +53,7 @@ class Found:
     xml: str
     persistent: bool = True
     used_mib: int | None = None
+    pinned: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +139,6 @@ def floor_mib(found: Found) -> int:
 
 def obstacle(found: Found) -> str:
     """Why the domain cannot run jobs, with the fix; empty if it can."""
-    top = ET.fromstring(found.xml)
     service = f"or keep it out: `--kind {found.name}=service`"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", found.name):
         return f"a domain's name has at most 64 letters, digits, `_`, `.`, `-`; `virsh domrename` it, {service}"
@@ -157,14 +146,7 @@ def obstacle(found: Found) -> str:
         return f"domains of type {found.type!r} are not supported (known: {', '.join(TYPES)}); {service}"
     if not found.persistent:
         return f"it is transient, so libvirt would forget it once saved; `virsh define` it, {service}"
-    for path, what in PINNING.items():
-        if top.find(path) is not None:
-            return f"{what} pins all its memory; remove the <{path.rpartition('/')[2].partition('[')[0]}>, {service}"
-    if top.find("memoryBacking/locked") is not None:
-        return f"its memory is locked, so it cannot move; remove <locked/> from <memoryBacking>, {service}"
-    if top.find("memoryBacking/hugepages") is not None:
-        return f"a balloon cannot take huge pages; remove <hugepages/> from <memoryBacking>, {service}"
-    return ""
+    return f"{found.pinned}, {service}" if found.pinned else ""
 
 
 def propose(
@@ -192,7 +174,7 @@ def propose(
 
 def reserve_mib(proposals: Iterable[Proposal]) -> int:
     """Memory that domains never get, in MiB: the host's own, and what each QEMU uses itself."""
-    return HOST_MIB + EMULATOR_MIB * sum(1 for p in proposals if p.found.type in ("kvm", "qemu"))
+    return HOST_MIB + OWN_MIB * sum(1 for p in proposals if p.found.type in ("kvm", "qemu"))
 
 
 def missing_mib(proposals: Iterable[Proposal], host_mib: int) -> int:
@@ -232,7 +214,7 @@ def file(proposals: Iterable[Proposal], host: str, mode: str, uri: str) -> str:
         f'mode = "{mode}"',
         'driver = "libvirt"',
         f'uri = "{uri}"',
-        f"reserve_mib = {reserve_mib(listed)}  # the host's {HOST_MIB}, and {EMULATOR_MIB} for each QEMU itself",
+        f"reserve_mib = {reserve_mib(listed)}  # the host's {HOST_MIB}, and {OWN_MIB} for each QEMU itself",
         "",
         "[hub]",
         "endpoints = []  # no hub yet, so nothing is preempted; then: tcp://SERVER:17017 and the two key files",

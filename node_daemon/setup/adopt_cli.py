@@ -27,6 +27,8 @@ from magrathea.configuration import ConfigurationError
 from magrathea.core.model import Kind
 
 from ..configuration import DEFAULT_PATH, NodedConfiguration, read
+from ..hypervisor.libvirt.movable import networks, pinned_now
+from ..hypervisor.libvirt.pinning import QemuProcesses, pinned
 from . import adopt
 from .adopt import Found, Proposal
 from .domain_xml import NotAdoptable, adopted_xml
@@ -96,6 +98,7 @@ def _domains(connection: Any) -> list[Found]:
     import libvirt
 
     founds = []
+    network, processes = networks(libvirt.libvirtError, connection), QemuProcesses()
     for domain in connection.listAllDomains():
         persistent, used = bool(domain.isPersistent()), None
         if domain.isActive():
@@ -106,7 +109,9 @@ def _domains(connection: Any) -> list[Found]:
         xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE if persistent else 0)
         live = domain.XMLDesc(0) if domain.isActive() else ""
         with contextlib.suppress(NotAdoptable):
-            founds.append(adopt.parse(xml, persistent=persistent, used_mib=used, live=live))
+            found = adopt.parse(xml, persistent=persistent, used_mib=used, live=live)
+            why = pinned(xml, network) or pinned_now(live or xml, network, domain, processes)
+            founds.append(replace(found, pinned=why))
             continue
         click.echo(f"{domain.name()}: not changed: its XML cannot be understood", err=True)
     return founds

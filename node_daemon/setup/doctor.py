@@ -22,6 +22,7 @@ from magrathea.messages import Snapshot
 from ..agent.configuration import Config
 from ..agent.values import Unusable
 from ..configuration import DomainTable, NodedConfiguration, read
+from . import doctor_domains
 
 HOST, GUEST = "host", "guest"
 START = "systemctl start magrathea-noded, then journalctl -u magrathea-noded"
@@ -49,6 +50,8 @@ def _host(paths: Paths) -> Iterator[Check]:
     yield Check(HOST, "configuration", Status.OK, f"{paths.noded}: {len(configuration.domain)} domains")
     yield from memory(configuration, psutil.virtual_memory().total // 2**20)
     yield from swap(configuration)
+    if configuration.host.driver == "libvirt":
+        yield from doctor_domains.domains(configuration)
     yield writable(HOST, "state", Path(configuration.paths.state_dir))
     yield from _host_sockets(configuration)
     for number, address in enumerate(configuration.hub.endpoints):

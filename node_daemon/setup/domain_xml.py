@@ -147,7 +147,7 @@ def adopted_xml(xml: str, type: str, socket: str) -> str:
     else:
         if type != "xen":  # Xen's balloon is the kernel's own driver, and has no attributes
             add += _balloon(edits, top, devices)
-        if not _has_channel(top, type, socket):
+        if not check_channel(top, type, socket):
             add.append(_channel(type, socket))
     if not add:
         return edits.result()
@@ -184,7 +184,7 @@ def _balloon(edits: TextEdits, top: ET.Element, devices: Element | None) -> list
 # The channel
 
 
-def _has_channel(top: ET.Element, type: str, socket: str) -> bool:
+def check_channel(top: ET.Element, type: str, socket: str) -> bool:
     """True if the right channel is there, False if none of that name is. Raises NotAdoptable."""
     found = [c for c in top.findall("devices/channel") if _name(c) == CHANNEL]
     others = [c for c in top.findall("devices/channel") if _name(c) != CHANNEL and _source(c).get("path") == socket]

@@ -27,6 +27,15 @@ def lockable_mib(host: Host, name: str, read: DomainReading | None) -> int | Non
     return max(0, read.memory_mib - domain.floor_mib)
 
 
+def immovable_mib(host: Host, name: str, read: DomainReading | None) -> int:
+    """What a domain beyond its floor has for good, because its memory cannot be moved (pinned, or without a balloon): 0
+    if it can, or if that is not known."""
+    domain = host.domain(name)
+    if domain is None or read is None or not read.up or not read.known or read.memory_mib is not None:
+        return 0
+    return max(0, (read.max_memory_mib or 0) - domain.floor_mib)
+
+
 class Bounds:
     """The bounds of one host's domains; `host` returns its facts. `changed` is set whenever a bound changes."""
 

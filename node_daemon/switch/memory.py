@@ -241,6 +241,8 @@ class Mover:
         self.note(read)
         self._switch.memory_read(read)
         found = read.get(domain)
+        if found is not None and found.up and found.known and found.memory_mib is None:
+            raise DriverError(RefusalCode.MEMORY_SHORT, f"the memory of {domain} cannot be moved; it keeps all it has")
         if found is None or not found.up or found.memory_mib is None:
             raise DriverError(RefusalCode.DOMAIN_DOWN, f"{domain} is down, or its memory is not known")
         if found.paused_externally:

@@ -27,7 +27,7 @@ from ..guest_channel.channel import AgentError, GuestChannel
 from ..hypervisor.base import DomainReading, Driver, DriverError, GuestFails
 from ..retries import Slot, loop_time, sentence
 from .actual import actual_domains
-from .bounds import lockable_mib
+from .bounds import immovable_mib, lockable_mib
 from .memory import Mover
 from .orders import AgentOrders
 from .paging import MemorySettings
@@ -132,6 +132,14 @@ class Switch:
     def observe(self, name: str) -> None:
         self._observe(name)
 
+    def immovable_mib(self, domain: str) -> int:
+        """See `bounds.immovable_mib`. 0 also if no memory moves on this host, or the domain's is not counted."""
+        found = self._facts.host.domain(domain)
+        if not self.readings.has_movable_memory or found is None:
+            return 0
+        kept = immovable_mib(self._facts.host, domain, self.readings.of(domain))
+        return min(kept, max(0, found.memory_mib - found.floor_mib))
+
     # What happens
 
     def _was_read(self, read: Mapping[str, DomainReading]) -> None:
@@ -140,6 +148,9 @@ class Switch:
             most = lockable_mib(self._facts.host, d.name, read.get(d.name))
             if most is not None and most < d.unreclaimable_mib:
                 self._facts.apply(ev.MemoryReported(self._facts.now(), d.name, most))
+            kept = self.immovable_mib(d.name)
+            if kept > d.unreclaimable_mib:
+                self._facts.apply(ev.MemoryReported(self._facts.now(), d.name, kept))
         self._facts.actual_changed()
         self.look_soon()
 

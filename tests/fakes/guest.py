@@ -29,8 +29,8 @@ class FakeGuest:
     of its swap. `lie_mib`: MiB that it reports as available beyond the truth. `cached`: memory that is pushed out stays
     until the balloon needs it, as with swap on a disk. `heeds`: it powers off on request. `registers`: its agent starts
     with it.
-    `readable`: the hypervisor can report more than that it is up. `fails`: driver's call -> the code with which it
-    fails.
+    `readable`: the hypervisor can report more than that it is up. `pinned`: its memory cannot be moved. `fails`:
+    driver's call -> the code with which it fails.
     """
 
     name: str
@@ -48,6 +48,7 @@ class FakeGuest:
     saved: bool = False
     paused: bool = False
     readable: bool = True
+    pinned: bool = False
     heeds: bool = True
     cpu_percent: int | None = None
     target: float | None = None

@@ -229,7 +229,8 @@ class FakeDriver:
         found = DomainReading(guest.up, guest.cpu_percent, saved=guest.saved, paused_externally=guest.paused)
         if MEMORY not in self.capabilities:
             return found
-        return replace(found, memory_mib=int(guest.actual) if guest.up else None, max_memory_mib=guest.most)
+        mib = int(guest.actual) if guest.up and not guest.pinned else None
+        return replace(found, memory_mib=mib, max_memory_mib=guest.most)
 
     async def set_cpu(self, domain: str, percent: int | None) -> None:
         guest = await self._call(CPU, f"cpu {domain} {percent}", domain)

@@ -54,6 +54,8 @@ class FakeLibvirt:
     def __init__(self, kind: str, scheduler: dict[str, int], *names: str) -> None:
         self.kind = kind
         self.schedulers = {name: dict(scheduler) for name in names}
+        self.defined = {name: dict(scheduler) for name in names}
+        """The same in the domains' definitions."""
         self.hung = threading.Event()
         """If set, changes of m1's memory hang until `free`."""
         self.free = threading.Event()
@@ -66,6 +68,10 @@ class FakeLibvirt:
         """If clear, listing the domains blocks."""
         self.listing.set()
         self.ids: dict[str, int] = {}
+        self.plugged: dict[str, str] = {}
+        """XML of devices that domains have in addition."""
+        self.held_mib: dict[str, int] = {}
+        """What a domain's QEMU holds of the host's memory whatever its balloon takes."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(libvirt, name)
@@ -102,6 +108,14 @@ class FakeLibvirtDomain:
             raise failure(number)
         return getattr(self._real, name)
 
+    def XMLDesc(self, flags: int) -> str:
+        plugged = self._fake.plugged.get(self._real.name(), "")
+        return str(self._real.XMLDesc(flags)).replace("</devices>", f"{plugged}</devices>")
+
+    def memoryStats(self) -> dict[str, int]:
+        kib = self._real.info()[2]
+        return {"actual": kib, "rss": self._fake.held_mib.get(self._real.name(), kib // KIB) * KIB}
+
     def ID(self) -> int:
         return self._fake.ids.get(self._real.name(), int(self._real.ID()))
 
@@ -109,7 +123,7 @@ class FakeLibvirtDomain:
         word = "live" if flags == libvirt.VIR_DOMAIN_AFFECT_LIVE else "config"
         if number := self._fake.fails.get(f"{self._real.name()}.{word}"):
             raise failure(number)
-        return self._fake.schedulers[self._real.name()]
+        return (self._fake.schedulers if word == "live" else self._fake.defined)[self._real.name()]
 
     def setSchedulerParametersFlags(self, parameters: dict[str, int], flags: int) -> None:
         self._fake.schedulers[self._real.name()].update(parameters)

@@ -40,6 +40,8 @@ WATCHED = (
     "TUNABLE",
     "WATCHDOG",
     "IO_ERROR",
+    "DEVICE_ADDED",
+    "DEVICE_REMOVED",
 )
 """The domain events after which the domain is read again. A hypervisor that does not know one refuses it; polling
 remains."""

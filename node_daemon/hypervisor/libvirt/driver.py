@@ -5,14 +5,15 @@ its own connection (connection.py), and each call a deadline (worker_threads.py)
 Rule 2: a reading is what libvirt reports now (reading.py). Without a connection `actual` raises `lost`; nothing is
 guessed.
 Rule 3: only configured domains are changed. All others are services, which are only counted (`others`).
-Rule 4: settings apply to the running domain only, so a domain always boots without a cap.
+Rule 4: settings apply to the running domain only, so a domain always boots with what its definition says. A cap there
+is the site's own: it is a ceiling, and "no cap" comes back to it (own_caps.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -34,6 +35,9 @@ from ..base import (
 )
 from .balloons import Balloons
 from .connection import Connection, Link, ThreadConnection, translated
+from .movable import DomainMemory, MovableMemory
+from .own_caps import OwnCaps
+from .pinning import OWN_MIB
 from .reading import DOWN, KIB, UNREAD, Abilities, AllReadings, LibvirtReading, Reader
 from .translation import CRASHED, is_paused, is_up
 from .worker_threads import Worker
@@ -81,7 +85,10 @@ class LibvirtDriver:
         """
         self._others = Others()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._balloons = Balloons(self._of_domain)
+        self._own_caps: OwnCaps | None = None
+        self._movable = MovableMemory()
+        self._memory: Mapping[str, DomainMemory] = {}
+        self._balloons = Balloons(self._of_domain, self._kept)
 
     # Capabilities
 
@@ -95,7 +102,7 @@ class LibvirtDriver:
             able.add(CPU)
         if found.save:
             able.add(SAVE)
-        if not self._names.keys() - self._services <= found.without_balloon:
+        if any(not memory.why for memory in self._memory.values()) or not self._memory:
             able.add(MEMORY)
         return frozenset(able)
 
@@ -107,6 +114,8 @@ class LibvirtDriver:
             except DriverError as error:
                 said.append(error.text)
         said += [f"domain {name} cannot be read at present: {why}" for name, why in sorted(self._unread.items())]
+        rest = "Its memory is not moved until then, so its `floor_mib` should be all of it"
+        said += [f"domain {name}: {memory.why}. {rest}" for name, memory in sorted(self._memory.items()) if memory.why]
         return [*said, *(self._abilities.said if self._abilities is not None else ())]
 
     def others(self) -> Others:
@@ -142,7 +151,7 @@ class LibvirtDriver:
         link = self._linked()
         connection = link.connection
         known = self._abilities if self._abilities_of is connection else None
-        reader = Reader(link.libvirt, self._uri, self._names, self._services)
+        reader = Reader(link.libvirt, self._uri, self._names, self._services, self._movable, self._caps(link))
 
         def read() -> tuple[Abilities, AllReadings]:
             abilities = known or reader.ask(connection, silent="LIFECYCLE" in link.unwatched)
@@ -156,15 +165,21 @@ class LibvirtDriver:
         self._others = now.others or self._others
         self._take(now, events)
         return {
-            name: replace(one.actual, memory_mib=balloons[name])
-            if name in balloons and one.actual.memory_mib is not None
-            else replace(one.actual, memory_mib=self._balloons.last_known(name, one.actual.memory_mib))
+            name: replace(one.actual, memory_mib=self._memory_mib(name, one, balloons))
             for name, one in now.found.items()
         }
+
+    def _memory_mib(self, name: str, one: LibvirtReading, balloons: Mapping[str, int]) -> int | None:
+        memory = self._memory.get(name)
+        if one.actual.memory_mib is None or (memory is not None and memory.why):
+            return self._balloons.last_known(name, None)
+        return balloons[name] if name in balloons else self._balloons.last_known(name, one.actual.memory_mib)
 
     def _take(self, now: AllReadings, events: Mapping[str, int]) -> None:
         """Report what has changed. `events`: the number of each domain's events before the reading."""
         before, self._known = self._known, dict(now.found)
+        memory = {n: self._movable.unless_kept(n, now.found[n].id, m) for n, m in now.memory.items()}
+        self._memory = {**self._memory, **memory} if now.unread else memory
         unread, self._unread = self._unread, now.unread
         for name, why in now.unread.items():
             self._known[name] = before.get(name, UNREAD)
@@ -195,9 +210,20 @@ class LibvirtDriver:
 
         def work(one: Any) -> None:
             self._must_run(domain, one)
-            one.setSchedulerParametersFlags(control.parameters(percent, one.info()[3]), self._live)
+            own, vcpus = own_caps.of(domain, one, fresh=True), one.info()[3]
+            parameters = control.parameters(percent, vcpus, own)
+            one.setSchedulerParametersFlags(parameters, self._live)
+            own_caps.covered.pop(domain, None)
+            if percent is not None and control.percent(parameters, vcpus, own) is None:
+                own_caps.covered[domain] = percent
 
+        own_caps = self._caps(self._linked())
         await self._change(domain, f"capping the CPU of domain {domain}", work)
+
+    def _caps(self, link: Link) -> OwnCaps:
+        if self._own_caps is None:
+            self._own_caps = OwnCaps(link.libvirt.libvirtError, int(link.libvirt.VIR_DOMAIN_AFFECT_CONFIG))
+        return self._own_caps
 
     def nearest_cpu(self, percent: int | None) -> int | None:
         if self._abilities is None or self._abilities.cpu is None:
@@ -207,8 +233,9 @@ class LibvirtDriver:
     async def set_memory(self, domain: str, mib: int) -> None:
         self._check(domain)
         found = await self._known_abilities()
-        if domain in found.without_balloon:
-            raise DriverError(RefusalCode.NOT_SUPPORTED, f"domain {domain} has no balloon: its memory cannot be moved")
+        memory = self._memory.get(domain)
+        if memory is not None and memory.why:
+            raise DriverError(RefusalCode.NOT_SUPPORTED, f"domain {domain}: {memory.why}; its memory is not moved")
 
         def work(one: Any) -> None:
             self._must_run(domain, one)
@@ -217,11 +244,38 @@ class LibvirtDriver:
                 raise DriverError(
                     RefusalCode.BAD_VALUE, f"domain {domain}: {mib} MiB asked; it can have 1 to {most} MiB"
                 )
+            if is_qemu:
+                own_mib = memory.own_mib if memory is not None else OWN_MIB
+                self._balloons.about_to_set(domain, self._memory_stats(one), own_mib)
             one.setMemoryFlags(mib * KIB, self._live)
 
+        is_qemu = found.kind.upper() == "QEMU"
         await self._change(domain, f"setting the memory of domain {domain}", work)
         if found.kind.upper() != "LXC":
             self._balloons.target_set(domain)
+
+    def _memory_stats(self, one: Any) -> dict[str, int]:
+        try:
+            return dict(one.memoryStats())
+        except self._error:
+            return {}
+
+    def _kept(self, domain: str, text: str) -> None:
+        """QEMU has kept what the balloon took. It counts as pinned until the domain's next start, and the guest gets
+        back what nobody else can have."""
+        self._movable.keeps(domain, self._known[domain].id, text)
+        log.error("domain %s: %s; its memory is not moved any more", domain, text)
+
+        def deflate(one: Any) -> None:
+            one.setMemoryFlags(one.maxMemory(), self._live)
+
+        self._in_background(self._try(domain, f"giving domain {domain} its memory back", deflate))
+
+    async def _try(self, domain: str, what: str, work: Callable[[Any], None]) -> None:
+        try:
+            await self._change(domain, what, work)
+        except DriverError as error:
+            log.warning("%s", error)
 
     async def boot(self, domain: str) -> None:
         def work(one: Any) -> None:
@@ -358,6 +412,8 @@ class LibvirtDriver:
         name = self._ours.get(libvirt_name)
         if name is not None:
             self._events[name] += 1
+            if event in ("LIFECYCLE", "DEVICE_ADDED", "DEVICE_REMOVED"):
+                self._movable.changed(name)
         if name is None:
             self._look_soon()  # a service has started or ended
         elif event == "LIFECYCLE" and detail in (STOPPED, CRASHED_EVENT):
@@ -375,7 +431,10 @@ class LibvirtDriver:
             self._on_event(DomainChange(name, up))
 
     def _look_soon(self, always_report: bool = False) -> None:
-        task = supervision.start(self._look(always_report))
+        self._in_background(self._look(always_report))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = supervision.start(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

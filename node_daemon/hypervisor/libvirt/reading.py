@@ -16,7 +16,9 @@ from magrathea.core.refusals import RefusalCode
 
 from ..base import DomainReading, Others
 from .connection import Connection
-from .translation import ERROR_CODES, NO_DOMAIN, CpuControl, cpu_control, has_balloon, is_paused, is_up
+from .movable import DomainMemory, MovableMemory
+from .own_caps import OwnCaps
+from .translation import ERROR_CODES, NO_DOMAIN, CpuControl, cpu_control, is_paused, is_up
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,6 @@ class Abilities:
     kind: str
     cpu: CpuControl | None
     save: bool
-    without_balloon: frozenset[str]
     undefined: frozenset[str]
     said: tuple[str, ...]
     sure: bool = True
@@ -57,19 +58,30 @@ class Abilities:
 @dataclass(frozen=True, slots=True)
 class AllReadings:
     """All readings. `others`: None if one of the services could not be read. `unread`: the reason, by the domain's
-    name."""
+    name. `memory`: of each working domain that exists and could be read."""
 
     found: Mapping[str, LibvirtReading]
     others: Others | None
     unread: Mapping[str, str] = field(default_factory=dict)
+    memory: Mapping[str, DomainMemory] = field(default_factory=dict)
 
 
 class Reader:
     """`libvirt`: its binding. `names`: libvirt's name of each configured domain. `services`: domains that are never
     changed."""
 
-    def __init__(self, libvirt: Any, uri: str, names: Mapping[str, str], services: frozenset[str]) -> None:
+    def __init__(
+        self,
+        libvirt: Any,
+        uri: str,
+        names: Mapping[str, str],
+        services: frozenset[str],
+        movable: MovableMemory,
+        own_caps: OwnCaps,
+    ) -> None:
         self._uri = uri
+        self._own_caps = own_caps
+        self._movable = movable
         self._names = names
         self._ours = {own: name for name, own in names.items()}
         self._services = services
@@ -81,13 +93,16 @@ class Reader:
         """Read all domains. Raises libvirtError."""
         found = dict.fromkeys(self._names, DOWN)
         unread: dict[str, str] = {}
+        memory: dict[str, DomainMemory] = {}
         all_counted = True
         count = cpus = mib = 0
         for domain in connection.listAllDomains(0):
             name = self._ours.get(domain.name())
             try:
                 if name is not None:
-                    found[name] = self._one(name, domain, abilities)
+                    if name not in self._services:
+                        memory[name] = self._movable.of(self._error, connection, abilities.kind, name, domain)
+                    found[name] = self._one(name, domain, abilities, memory.get(name))
                 elif is_up((info := domain.info())[0]) and not (abilities.kind == "Xen" and domain.ID() == XEN_HOST):
                     count, cpus, mib = count + 1, cpus + info[3], mib + info[1] // KIB
             except self._error as error:
@@ -98,17 +113,20 @@ class Reader:
                     all_counted = False
                 else:
                     found[name], unread[name] = UNREAD, str(error)
-        return AllReadings(found, Others(count, cpus, mib) if all_counted else None, unread)
+        return AllReadings(found, Others(count, cpus, mib) if all_counted else None, unread, memory)
 
-    def _one(self, name: str, domain: Any, abilities: Abilities) -> LibvirtReading:
+    def _one(self, name: str, domain: Any, abilities: Abilities, memory: DomainMemory | None) -> LibvirtReading:
         state, reason = domain.state()
         info = domain.info()
         saved = abilities.save and bool(domain.hasManagedSaveImage())
-        movable = name not in abilities.without_balloon
+        movable = memory is None or not memory.why
         up = is_up(state)
         percent = None
         if up and abilities.cpu is not None:
-            percent = abilities.cpu.percent(domain.schedulerParametersFlags(self._live), info[3])
+            own = self._own_caps.of(name, domain)
+            percent = abilities.cpu.percent(domain.schedulerParametersFlags(self._live), info[3], own)
+            if percent is None and abilities.cpu.percent(own, info[3]) is not None:
+                percent = self._own_caps.covered.get(name)
         actual = DomainReading(
             up=up,
             cpu_percent=percent,
@@ -147,7 +165,6 @@ class Reader:
         domains = {name: present[own] for name, own in self._names.items() if own in present}
         workers = {name: domain for name, domain in domains.items() if name not in self._services}
         undefined = frozenset(self._names.keys() - domains.keys())
-        without = frozenset(n for n, d in workers.items() if not has_balloon(kind, d.XMLDesc(0)))
         cpu, said, sure = self._ask_cpu(kind, workers)
         save, why = bool(workers) and kind.upper() != "LXC", "libvirt's containers have none"
         for domain in workers.values() if save else ():
@@ -158,14 +175,11 @@ class Reader:
                     save, why = False, str(error)
         if workers and not save:
             said.append(f"{kind} does not save domains to disk, so they cannot be frozen: {why}")
-        for name in sorted(without):
-            text = "its memory is not moved: its `floor_mib` should be all of it"
-            said.append(f"domain {name} has no balloon, {text}, or let `magrathea host adopt` add one")
         for name in sorted(undefined):
             said.append(f"domain {name}: libvirt at {self._uri} has no domain {self._names[name]}; define it there")
         if silent:
             said.append(f"{kind} does not report when its domains start or stop; Magrathea polls them")
-        return Abilities(kind, cpu, save, without, undefined, tuple(said), sure)
+        return Abilities(kind, cpu, save, undefined, tuple(said), sure)
 
     def _ask_cpu(self, kind: str, domains: Mapping[str, Any]) -> tuple[CpuControl | None, list[str], bool]:
         """Returns how CPU is capped, notes for people, and whether the answer is final."""

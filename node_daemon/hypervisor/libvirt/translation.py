@@ -85,19 +85,30 @@ class How(Enum):
     WEIGHT = "weight"
 
 
+NOTHING_OWN: Mapping[str, object] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class CpuControl:
-    """How this hypervisor limits a domain's CPU. `full`: the weight of an uncapped domain."""
+    """How this hypervisor limits a domain's CPU. `full`: the weight of an uncapped domain.
+
+    `own`: the parameters of the domain's definition, in which the site may have set a cap or a weight of its own. That
+    is the domain's ceiling: it is never raised, and what "no cap" comes back to.
+    """
 
     how: How
     name: str
     period: str = ""
     full: int = 0
 
-    def parameters(self, percent: int | None, vcpus: int) -> dict[str, int]:
-        """The parameters that limit the domain to `percent` of one CPU (None: no cap)."""
+    def parameters(self, percent: int | None, vcpus: int, own: Mapping[str, object] = NOTHING_OWN) -> dict[str, int]:
+        """The parameters that limit the domain to `percent` of one CPU (None: no cap but its own)."""
         if self.how is How.WEIGHT:
-            return {self.name: self.full if percent is None else self._weight(percent)}
+            full = self._full(own)
+            return {self.name: full if percent is None else self._weight(percent, full)}
+        ceiling = self._limit(own, vcpus)
+        if ceiling is not None and (percent is None or percent >= ceiling):
+            return {name: value for name in (self.period, self.name) if isinstance(value := own.get(name), int)}
         if self.how is How.CAP:
             return {self.name: percent or 0}
         if percent is None:
@@ -109,13 +120,21 @@ class CpuControl:
                 break
         return {self.period: period, self.name: max(quota, LEAST_QUOTA_US)}
 
-    def percent(self, parameters: Mapping[str, object], vcpus: int) -> int | None:
-        """The limit in per cent of one CPU that the parameters mean; None: no cap, or unknown."""
+    def percent(
+        self, parameters: Mapping[str, object], vcpus: int, own: Mapping[str, object] = NOTHING_OWN
+    ) -> int | None:
+        """The limit in per cent of one CPU that the parameters mean; None: no cap but its own, or unknown."""
         value = parameters.get(self.name)
-        if not isinstance(value, int):
-            return None
         if self.how is How.WEIGHT:
-            return None if value >= self.full else max(1, round(value * 100 / self.full))
+            full = self._full(own)
+            return None if not isinstance(value, int) or value >= full else max(1, round(value * 100 / full))
+        limit, ceiling = self._limit(parameters, vcpus), self._limit(own, vcpus)
+        return None if limit is not None and ceiling is not None and limit >= ceiling else limit
+
+    def _limit(self, parameters: Mapping[str, object], vcpus: int) -> int | None:
+        value = parameters.get(self.name)
+        if not isinstance(value, int) or self.how is How.WEIGHT:
+            return None
         if self.how is How.CAP:
             return value or None
         period = parameters.get(self.period)
@@ -128,10 +147,15 @@ class CpuControl:
         """What `percent` will return after `parameters(percent)` were set."""
         if self.how is not How.WEIGHT or percent is None:
             return percent
-        return self.percent({self.name: self._weight(percent)}, 1)
+        return self.percent({self.name: self._weight(percent, self.full)}, 1)
 
-    def _weight(self, percent: int) -> int:
-        return round(self.full * min(100, max(LEAST_SHARE, percent)) / 100)
+    def _full(self, own: Mapping[str, object]) -> int:
+        value = own.get(self.name)
+        return value if isinstance(value, int) and value > 0 else self.full
+
+    @staticmethod
+    def _weight(percent: int, full: int) -> int:
+        return round(full * min(100, max(LEAST_SHARE, percent)) / 100)
 
 
 FULL_CPU_SHARES = 1024

@@ -466,15 +466,21 @@ def test_the_way_to_cap_cpu_is_found_while_domains_are_booting(
     run(work)
 
 
-def test_a_domain_without_a_balloon_has_all_that_it_may_have(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sites_own_cap_is_what_a_switch_comes_back_to(connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work() -> None:
-        faked(monkeypatch, "QEMU", QEMU)
-        connection.lookupByName("m1").destroy()
-        connection.lookupByName("m1").undefine()
-        connection.defineXML(xml("m1").replace("model='virtio'", "model='none'")).create()
+        fake = faked(monkeypatch, "QEMU", {"global_period": 100_000, "global_quota": 400_000})
+        own = dict(fake.defined["m1"])
         async with started() as (driver, _):
-            assert (await driver.actual())["n1"] == DomainReading(True, None, None, max_memory_mib=1024)
-            assert await refused(driver.set_memory("n1", 512)) == "not-supported"
-            assert any("floor_mib" in note for note in driver.notes())
+            assert (await driver.actual())["n1"].cpu_percent is None
+            for percent in (10, 700):
+                await driver.set_cpu("n1", percent)
+                assert (await driver.actual())["n1"].cpu_percent == percent == driver.nearest_cpu(percent)
+            assert fake.schedulers["m1"] == own, "a cap above the site's own is the site's own"
+            await driver.set_cpu("n1", 10)
+        async with started() as (driver, _):  # another daemon, after a crash
+            assert (await driver.actual())["n1"].cpu_percent == 10
+            await driver.set_cpu("n1", None)
+            assert fake.schedulers["m1"] == own == fake.defined["m1"]
+            assert (await driver.actual())["n1"].cpu_percent is None
 
     run(work)

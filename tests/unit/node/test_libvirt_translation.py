@@ -67,6 +67,32 @@ def test_a_small_share_of_many_virtual_cpus_is_no_less_than_the_kernel_takes() -
     assert control.parameters(1, 8) == {"vcpu_period": 1_000_000, "vcpu_quota": 1_250}
 
 
+OWN: dict[str, dict[str, int]] = {
+    "qemu": {"global_period": 100_000, "global_quota": 400_000, "vcpu_period": 100_000, "vcpu_quota": 50_000},
+    "qemu-old": {"vcpu_period": 100_000, "vcpu_quota": 50_000},
+    "lxc": {"vcpu_period": 100_000, "vcpu_quota": 200_000},
+    "xen": {"cap": 200},
+    "xen-credit2": {"weight": 512},
+    "shares": {"cpu_shares": 8192},
+}
+"""What a site has set itself in a domain of four virtual CPUs."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_site_has_set_itself_is_a_ceiling_that_no_cap_comes_back_to(kind: str) -> None:
+    name, parameters, how = KINDS[kind]
+    own = {**parameters, **OWN[kind]}
+    control = cpu_control(name, own)
+    assert control is not None
+    assert control.percent(own, 4, own) is None, "nobody has capped it but the site"
+    capped = {**own, **control.parameters(10, 4, own)}
+    assert control.percent(capped, 4, own) == 10
+    assert {**capped, **control.parameters(None, 4, own)} == own
+    if how is not How.WEIGHT:
+        assert {**own, **control.parameters(1000, 4, own)} == own, "a cap above it does not raise it"
+        assert control.percent({**own, **control.parameters(None, 4)}, 4, own) is None
+
+
 def test_a_weight_never_starves_a_domain() -> None:
     control = cpu_control("Xen", XEN_CREDIT2)
     assert control is not None
