@@ -343,8 +343,16 @@ class Rig:
     def children(self) -> dict[int, str]:
         """pid -> state of all that was started here, except the agent and its readers of environments."""
         found = descendants(os.getpid())
-        gone = self.before | ({self.agent.pid} if self.agent else set()) | set(self.readers())
-        return {pid: letter for pid, letter in found.items() if pid not in gone}
+        apart = self.before | ({self.agent.pid} if self.agent else set())
+        return {pid: letter for pid, letter in found.items() if pid not in apart and not self._is_reader(pid)}
+
+    def _is_reader(self, pid: int) -> bool:
+        """Whether it is, or was, a reader of the agent. One that has ended since leaves no command line."""
+        fields = stat_of(pid)
+        if fields is None:
+            return True
+        agent = self.agent.pid if self.agent else 0
+        return int(fields[1]) == agent and (fields[0] in "ZX" or is_same_program(pid, agent))
 
     def readers(self) -> list[int]:
         """The agent's own children that are still the agent's program."""
