@@ -20,6 +20,7 @@ SCRIPTS = (
         "core_events",
         "core_growth",
         "claim",
+        "guest_flood",
         "forkstorm",
         "openpbs",
         "runjob_hook",

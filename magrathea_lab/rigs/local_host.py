@@ -51,7 +51,7 @@ COMPUTE = "n = 0\nwhile True: n += 1"
 CONFIGURATION = """
 [host]
 name = "bench"
-mode = "exclusive"
+{mode}
 reserve_mib = 0
 [limits]
 min_run_s = 0
@@ -140,8 +140,11 @@ def stopped(process: psutil.Process) -> bool:
 
 
 @contextlib.contextmanager
-def one_host(program: str = "", agents: tuple[str, ...] = ("n1", "p1")) -> Iterator[Host]:
-    """A host with its daemon and the agents of `agents`, all connected. `program`: what the job's processes run."""
+def one_host(
+    program: str = "", agents: tuple[str, ...] = ("n1", "p1"), mode: str = 'mode = "exclusive"'
+) -> Iterator[Host]:
+    """A host with its daemon and the agents of `agents`, all connected. `program`: what the job's processes run.
+    `mode`: the line of the configuration, with the host's CPUs if they matter."""
     job = f"{os.getpid()}.bench"
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="magrathea-bench-")))
@@ -161,7 +164,7 @@ def one_host(program: str = "", agents: tuple[str, ...] = ("n1", "p1")) -> Itera
             roots[name] = root
             stack.callback(_end_root, root)
             (place / f"{name}.pid").write_text(f"{root.pid}\n")
-        (place / "noded.toml").write_text(CONFIGURATION.format(place=place))
+        (place / "noded.toml").write_text(CONFIGURATION.format(place=place, mode=mode))
         log = stack.enter_context((place / "log").open("wb"))
         command = [sys.executable, "-m", "node_daemon.main", "--config", str(place / "noded.toml")]
         # as its unit does (deploy/systemd); without root it gets no higher priority
