@@ -17,13 +17,14 @@ from pathlib import Path
 
 import msgspec
 
+from magrathea import places
 from magrathea.decoding import UNDECODABLE
 
 from .messages import MAX_BYTES, BadMessage, FarmView, Snapshot, decode_to_hub
 
-DEFAULT_SOCKET = Path("/run/magrathea/control.sock")
+DEFAULT_SOCKET = Path(places.NODED_CONTROL)
 SOCKET_VARIABLE = "MAGRATHEA_CONTROL"
-HUB_SOCKET = Path("/run/magrathea-hub/control.sock")
+HUB_SOCKET = Path(places.HUB_CONTROL)
 HUB_VARIABLE = "MAGRATHEA_HUB_CONTROL"
 MAX_FARM_BYTES = 64 * MAX_BYTES
 """For a hub's answer, which has all hosts' snapshots."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from magrathea import places
 from magrathea.pbs_text.conf import DEFAULT_CONF, read_conf
 
 ENTRY_POINTS = "magrathea.doctor"
@@ -49,8 +50,8 @@ class Paths:
     """The parts' files on this machine."""
 
     pbs: Path = Path(DEFAULT_CONF)
-    hub: Path = Path("/etc/magrathea/hub.toml")
-    noded: Path = Path("/etc/magrathea/noded.toml")
+    hub: Path = Path(places.HUB_CONFIGURATION)
+    noded: Path = Path(places.NODED_CONFIGURATION)
     agent: Path = Path("/etc/magrathea/agent.json")
 
 

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import msgspec
 
-from magrathea import files
+from magrathea import files, places
 from magrathea.core import events as ev
 from magrathea.messages import MAX_BYTES, MOST_ENTRIES, HistoryEntry, Snapshot
 
-DEFAULT_FILE = Path("/var/lib/magrathea/journal.sqlite")
+DEFAULT_FILE = Path(places.NODED_STATE_DIR, places.JOURNAL)
 MOST = MOST_ENTRIES
 """The largest number of entries in an answer."""
 MAX_ANSWER_BYTES = MAX_BYTES - 4096

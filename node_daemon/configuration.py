@@ -16,13 +16,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 import psutil
 
+from magrathea import places
 from magrathea.configuration import AbsolutePath, Problem, configuration_error, parse, read_text, spelled
 from magrathea.core import events as ev
 from magrathea.core.model import Host, Kind, Limits, Mode
 
 from .switch.paging import MemorySettings
 
-DEFAULT_PATH = Path("/etc/magrathea/noded.toml")
+DEFAULT_PATH = Path(places.NODED_CONFIGURATION)
 
 SOCKET_PATH_BYTES = 107
 """Longest path of a unix socket on Linux (unix(7)), without its closing zero."""
@@ -122,8 +123,8 @@ class HubEndpointsTable(msgspec.Struct, kw_only=True, frozen=True):
 class PathsTable(msgspec.Struct, kw_only=True, frozen=True):
     """[paths]. `scripts`: the folder of the site's own scripts (docs/site-scripts.md)."""
 
-    run_dir: AbsolutePath = "/run/magrathea"
-    state_dir: AbsolutePath = "/var/lib/magrathea"
+    run_dir: AbsolutePath = places.NODED_RUN_DIR
+    state_dir: AbsolutePath = places.NODED_STATE_DIR
     scripts: OptionalPath = "/etc/magrathea/hooks.d/host"
     script_time_limit_s: PositiveSeconds = 30.0
 
@@ -187,7 +188,7 @@ class NodedConfiguration(msgspec.Struct, kw_only=True, frozen=True):
 
     @property
     def journal_path(self) -> Path:
-        return Path(self.paths.state_dir) / "journal.sqlite"
+        return Path(self.paths.state_dir) / places.JOURNAL
 
     @property
     def control_socket(self) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from magrathea import __version__, doctor
+from magrathea import __version__, doctor, places
 from magrathea.cli import sources, view
 from magrathea.doctor import Check, Part, Paths, Status
 
@@ -94,8 +94,8 @@ FORMS = {"table": table, "json": as_json, "plain": plain}
 )
 @sources.form_option
 @_file("--pbs", "/etc/pbs.conf", "PBS's own configuration.", "PBS_CONF_FILE")
-@_file("--hub", "/etc/magrathea/hub.toml", "The hub's configuration.")
-@_file("--noded", "/etc/magrathea/noded.toml", "The node daemon's configuration.")
+@_file("--hub", places.HUB_CONFIGURATION, "The hub's configuration.")
+@_file("--noded", places.NODED_CONFIGURATION, "The node daemon's configuration.")
 @_file("--agent", "/etc/magrathea/agent.json", "The agent's configuration.", "MAGRATHEA_AGENT_CONF")
 def command(only: tuple[str, ...], form: str, pbs: Path, hub: Path, noded: Path, agent: Path) -> None:
     """Check this machine. It may be the PBS server's (with hub.toml or a PBS server), a host (noded.toml), a guest

@@ -95,7 +95,8 @@ class OpenPbsCluster(PartsCluster[MachineProcess]):
         repeated."""
         code = "from scheduler_plugin.setup.cli import pbs; pbs()"
         argv = [sys.executable, "-c", code, "install", "--priority", "high", "--preemptible", "low"]
-        argv += [*more, *(word for domain in self.pbs.moms for word in ("--vnode", domain))]
+        argv += ["--heartbeat", f"{PBS_HOME}/magrathea.heartbeat", *more]
+        argv += [*(word for domain in self.pbs.moms for word in ("--vnode", domain))]
         return self.pbs.run(HEAD, argv, env=self.environment, timeout=BOUND_S).stdout
 
     def _for_short_jobs(self) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import click
 import psutil
 
-from magrathea import files
+from magrathea import files, places
 from magrathea.cli import sources, view
 from magrathea.configuration import ConfigurationError
 from magrathea.core.model import Kind
@@ -34,7 +34,7 @@ from .adopt import Found, Proposal
 from .domain_xml import NotAdoptable, adopted_xml
 
 REFUSED, USAGE = 1, 2
-STATE = Path("/var/lib/magrathea")
+STATE = Path(places.NODED_STATE_DIR)
 BACKUP = "adopt"
 """A directory below the state directory: the old XML of each domain, and the old configuration."""
 ADOPTED = "adopted"
@@ -230,7 +230,7 @@ def command(
 def _changes(
     proposals: list[Proposal], configuration: NodedConfiguration | None
 ) -> tuple[list[XmlChange], list[Proposal]]:
-    run_dir = Path(configuration.paths.run_dir if configuration else "/run/magrathea")
+    run_dir = Path(configuration.paths.run_dir if configuration else places.NODED_RUN_DIR)
     changes, checked, ours = [], [], _configured(configuration)
     for p in proposals:
         if p.kind is not Kind.SERVICE and not p.refused:

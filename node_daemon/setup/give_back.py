@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 
-from magrathea import client, qstat
+from magrathea import client, places, qstat
 from magrathea.cli import sources, view
 from magrathea.configuration import ConfigurationError
 from magrathea.control import entitled
@@ -27,7 +27,7 @@ from magrathea.pbs_text.words import user_of
 from ..configuration import NodedConfiguration, read
 from ..journal import salvage
 
-DEFAULT_FILE = "/etc/magrathea/noded.toml"
+DEFAULT_FILE = places.NODED_CONFIGURATION
 PARTLY, USAGE = 1, 2
 STOPPED = b"T"
 

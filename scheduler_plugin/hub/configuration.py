@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
+from magrathea import places
 from magrathea.configuration import AbsolutePath, Problem, configuration_error, parse, read_text
 
 from ..pbs import kinds
 from . import keys
 
-DEFAULT_FILE = "/etc/magrathea/hub.toml"
+DEFAULT_FILE = places.HUB_CONFIGURATION
 
 _OptionalPathText = Annotated[
     str, msgspec.Meta(pattern=r"^(/.*)?$", max_length=4096, description='a path in quotes that begins with /, or ""')
@@ -42,12 +43,12 @@ class HubTable(msgspec.Struct, kw_only=True, frozen=True):
     """
 
     listen: Annotated[list[_Endpoint], msgspec.Meta(min_length=1)] = msgspec.field(
-        default_factory=lambda: ["ipc:///run/magrathea/hub.ipc"]
+        default_factory=lambda: [places.HUB_ENDPOINT]
     )
-    state_dir: AbsolutePath = "/var/lib/magrathea/hub"
-    keys_dir: AbsolutePath = "/etc/magrathea/keys"
-    heartbeat_file: AbsolutePath = "/var/spool/pbs/magrathea.heartbeat"
-    control_socket: AbsolutePath = "/run/magrathea-hub/control.sock"
+    state_dir: AbsolutePath = places.HUB_STATE_DIR
+    keys_dir: AbsolutePath = places.KEYS_DIR
+    heartbeat_file: AbsolutePath = places.HEARTBEAT
+    control_socket: AbsolutePath = places.HUB_CONTROL
     connections_per_address: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 64
     log_level: LogLevel = LogLevel.INFO
 
@@ -97,10 +98,19 @@ class HubConfiguration(msgspec.Struct, kw_only=True, frozen=True):
 
 
 def load(path: Path) -> HubConfiguration:
-    """The file at `path`. Raises ConfigurationError with every mistake in it."""
+    """The file at `path`, with the keys that it needs. Raises ConfigurationError with every mistake."""
+    return _load(path, lambda c: [*_problems(c), *_without_keys(c)])
+
+
+def load_alone(path: Path) -> HubConfiguration:
+    """The file at `path`, for those who do not need its keys. Raises ConfigurationError with every mistake in it."""
+    return _load(path, _problems)
+
+
+def _load(path: Path, problems_of: Callable[[HubConfiguration], Iterable[Problem]]) -> HubConfiguration:
     text = read_text(path)
     configuration, _ = parse(text, HubConfiguration, str(path))
-    if problems := list(_problems(configuration)):
+    if problems := list(problems_of(configuration)):
         raise configuration_error(problems, text, str(path))
     return configuration
 
@@ -116,6 +126,9 @@ def _problems(c: HubConfiguration) -> Iterable[Problem]:
             yield Problem(("hub", key), text)
     if c.pbs.kind not in (known := kinds.known()):
         yield Problem(("pbs", "kind"), f"`kind` in [pbs] is {c.pbs.kind!r}; known here: {', '.join(known) or 'none'}")
+
+
+def _without_keys(c: HubConfiguration) -> Iterable[Problem]:
     if c.tcp:
         try:
             keys.read_secret(c.keys_dir / keys.HUB_SECRET)

@@ -11,9 +11,11 @@ from typing import Any, NoReturn
 
 import click
 
+from magrathea import places
 from magrathea.cli import sources
 
 from . import checks, install, pbs_commands, records, uninstall
+from . import heartbeat as heartbeats
 from .pbs_commands import Place
 from .sched_config import InstallError
 from .setup_model import InstallOptions, SetupChange
@@ -31,6 +33,14 @@ _conf = click.option(
     show_default=True,
     envvar="PBS_CONF_FILE",
     help="PBS's configuration file on this machine; also from $PBS_CONF_FILE.",
+)
+_hub_config = click.option(
+    "--hub-config",
+    type=click.Path(path_type=Path),
+    default=places.HUB_CONFIGURATION,
+    show_default=True,
+    metavar="FILE",
+    help="The hub's configuration, which names the heartbeat file.",
 )
 _dry_run = click.option("--dry-run", is_flag=True, help="Print every change, and make none.")
 
@@ -86,8 +96,12 @@ def _carry_out(place: Place, todo: Iterable[SetupChange], *, dry_run: bool, go_o
     "--vnode", "vnodes", multiple=True, metavar="VNODE", help="A vnode that Magrathea will manage: no reservations."
 )
 @click.option(
-    "--heartbeat", metavar="FILE", help="The file that the hub touches.  [default: PBS_HOME/magrathea.heartbeat]"
+    "--heartbeat",
+    metavar="FILE",
+    help="The file that the hub touches.  [default: as in the hub's configuration; without one, that of the last"
+    f" install, else {places.HEARTBEAT}]",
 )
+@_hub_config
 @click.option(
     "--heartbeat-max-age",
     type=sources.Number(float, 1, 86400),
@@ -106,6 +120,7 @@ def install_command(
     preemptible: tuple[str, ...],
     vnodes: tuple[str, ...],
     heartbeat: str | None,
+    hub_config: Path,
     heartbeat_max_age: float | None,
     memory_moves: bool | None,
     dry_run: bool,
@@ -135,7 +150,7 @@ def install_command(
             priority=priority,
             preemptible=preemptible,
             vnodes=vnodes,
-            heartbeat=heartbeat or (old.heartbeat if record else str(place.home / "magrathea.heartbeat")),
+            heartbeat=heartbeats.chosen(heartbeat, hub_config, old.heartbeat),
             heartbeat_max_age_s=heartbeat_max_age if heartbeat_max_age is not None else old.heartbeat_max_age_s,
             memory_moves=memory_moves if memory_moves is not None else old.memory_moves,
         )
@@ -164,8 +179,9 @@ def _summary(count: int, dry_run: bool) -> str:
 
 @pbs.command("check", short_help="check every item; exit code for monitoring")
 @sources.form_option
+@_hub_config
 @_conf
-def check_command(form: str, conf: Path) -> None:
+def check_command(form: str, hub_config: Path, conf: Path) -> None:
     """Compare PBS with what `install` has set up, and print each item as ok, missing or different, with its fix.
 
     Afterwards print warnings about settings of the site that conflict with Magrathea.
@@ -184,8 +200,11 @@ def check_command(form: str, conf: Path) -> None:
     try:
         place = pbs_commands.find_pbs(conf)
         record = records.load(place.home)
-        options = record.options() if record else InstallOptions(heartbeat=str(place.home / "magrathea.heartbeat"))
-        items = checks.check(pbs_commands.present(place), options)
+        options = record.options() if record else InstallOptions()
+        items = [
+            *checks.check(pbs_commands.present(place), options),
+            *heartbeats.check(hub_config, options.heartbeat),
+        ]
     except InstallError as error:
         fail(error)
     if form == "json":

@@ -51,7 +51,7 @@ def _checks(paths: Paths) -> Iterator[Check]:
         yield Check(SERVER, "pbs", Status.FAIL, "PBS does not answer", str(error), fix)
     if now is not None:
         yield from of_pbs(now)
-        options = record.options() if record else InstallOptions(heartbeat=str(place.home / "magrathea.heartbeat"))
+        options = record.options() if record else InstallOptions()
         yield from of_installation(now, options, installed=record is not None)
     yield from _hub(paths, record, now)
 
@@ -108,7 +108,7 @@ def _hub(paths: Paths, record: records.Record | None, now: Present | None) -> It
     heartbeat = Path(configuration.hub.heartbeat_file)
     if record is not None and record.heartbeat != str(heartbeat):
         cause = f"the server's hook reads {record.heartbeat}, the hub touches {heartbeat}"
-        fix = f"magrathea pbs install --heartbeat {heartbeat}"
+        fix = f"magrathea pbs install --hub-config {paths.hub}"
         yield Check(SERVER, "heartbeat-file", Status.FAIL, "jobs that would preempt are always refused", cause, fix)
     yield beat(heartbeat, pbs_commands.age_s(heartbeat), record.heartbeat_max_age_s if record else 30.0)
     yield writable(SERVER, "hub-state", configuration.state_dir)

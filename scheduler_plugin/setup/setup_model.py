@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from magrathea import places
+
 from ..pbs.base import Attributes
 
 HOST = "resources_available.magrathea_host"
@@ -21,7 +23,7 @@ class InstallOptions:
     priority: tuple[str, ...] = ()
     preemptible: tuple[str, ...] = ()
     vnodes: tuple[str, ...] = ()
-    heartbeat: str = "/var/spool/pbs/magrathea.heartbeat"
+    heartbeat: str = places.HEARTBEAT
     heartbeat_max_age_s: float = 30.0
     memory_moves: bool = False
 

@@ -29,7 +29,7 @@ def load(directory: Path, text: str) -> configuration.HubConfiguration:
 def test_an_empty_file_is_a_configuration_without_tcp(tmp_path: Path) -> None:
     found = load(tmp_path, "")
     assert found.tcp == []
-    assert found.ipc == ["ipc:///run/magrathea/hub.ipc"]
+    assert found.ipc == ["ipc:///run/magrathea-hub/hub.ipc"]
 
 
 @pytest.mark.parametrize(
