@@ -20,13 +20,11 @@ from magrathea import places
 from magrathea.configuration import AbsolutePath, Problem, configuration_error, parse, read_text, spelled
 from magrathea.core import events as ev
 from magrathea.core.model import Host, Kind, Limits, Mode
+from magrathea.surroundings import SOCKET_PATH_BYTES
 
 from .switch.paging import MemorySettings
 
 DEFAULT_PATH = Path(places.NODED_CONFIGURATION)
-
-SOCKET_PATH_BYTES = 107
-"""Longest path of a unix socket on Linux (unix(7)), without its closing zero."""
 
 MIN_RUN_S = 5.0
 """With less, a stream of claims could keep a job from ever running (docs/rules.md, "Protection from thrashing")."""

@@ -12,16 +12,16 @@ import contextlib
 import itertools
 import logging
 import math
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar, assert_never, cast
 
 import zmq
 import zmq.asyncio
 
-from magrathea import __version__, files, supervision
+from magrathea import __version__, supervision
 from magrathea.core.events import Booking
 from magrathea.core.model import JobKey
 from magrathea.core.readiness import Unready, together
@@ -44,6 +44,8 @@ from magrathea.messages import (
     encode,
 )
 
+from .hub_keys import HubError, load_pair
+from .hub_silence import sentence, why_silent
 from .snapshot import fitting, same
 
 log = logging.getLogger(__name__)
@@ -52,19 +54,16 @@ PUBLISH_S = 0.02
 """Shortest time between two snapshots. All changes within it go out together."""
 SILENT_S = 3 * HEARTBEAT_S
 """A hub is lost after three missed heartbeats; hubs treat hosts in the same way."""
+SAID_AGAIN_S = 600.0
+"""The log repeats that often that a hub is silent."""
 KNOCK_S = 0.25
 """A snapshot is offered that often to a hub that is away. A vain attempt costs nothing."""
 ANSWER_S = 1.0
 """A hub has that long to answer a question. If it does not, the guest asks again."""
 PACE_S = 0.1
 """Shortest time between two questions of one guest. A hostile guest must not use up its host's rate of messages."""
-CURVE_KEY_BYTES = 4096
 
 A = TypeVar("A", PartsTold, GivenTold)
-
-
-class HubError(Exception):
-    """The connection cannot be set up. The text names the file or endpoint, and the fix."""
 
 
 @dataclass
@@ -80,6 +79,12 @@ class _Hub:
     """Answers to come, by their type and number."""
     version: str | None = None
     """Its release; empty if it is so old that it does not say it, None before its first heartbeat."""
+    silent_since: float = field(default_factory=time.time)
+    """Unix seconds; only of use while `heard_at` is None."""
+    say_at: float | None = None
+    """Loop time at which its silence is worth a sentence."""
+    silence: str = ""
+    """That sentence, as long as it is silent."""
 
 
 @dataclass
@@ -134,13 +139,15 @@ class HubClient:
             return
         self._context = zmq.asyncio.Context(io_threads=1)
         for endpoint in self._endpoints:
-            hub = _Hub(endpoint, self._connect(endpoint))
+            hub = _Hub(endpoint, self._connect(endpoint), say_at=asyncio.get_running_loop().time() + SILENT_S)
             self._hubs.append(hub)
             self._tasks.append(supervision.start(self._receive(hub)))
         self._tasks.append(supervision.start(self._beat()))
 
     def _connect(self, endpoint: str) -> zmq.asyncio.Socket:
         assert self._context is not None
+        # before there is a socket: a context that is left with one never ends
+        own = load_pair(*self._keys) if endpoint.startswith("tcp://") else None
         socket: zmq.asyncio.Socket = self._context.socket(zmq.DEALER)
         # On TCP the key identifies us. An identity that others can guess could be taken over by them.
         identity = f"{self.host[:200]}/{self.boot_id}" if endpoint.startswith("tcp://") else self.host
@@ -152,27 +159,41 @@ class HubClient:
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
         socket.setsockopt(zmq.RECONNECT_IVL, 200)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
-        if endpoint.startswith("tcp://"):
-            (public, secret), (hub_public, _) = (_load_key(Path(name)) for name in self._keys)
-            if secret is None:
-                raise HubError(f"{self._keys[0]}: holds no secret key; take the file that `magrathea keys enrol` made")
-            try:
-                socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = public, secret, hub_public
-            except zmq.ZMQError as error:
-                raise HubError(
-                    f"{' or '.join(self._keys)}: not a key file; `magrathea keys` makes key files"
-                ) from error
+        if own is not None:
+            socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = own
             for option, value in ((zmq.HEARTBEAT_IVL, 2000), (zmq.HEARTBEAT_TIMEOUT, 6000)):
                 socket.setsockopt(option, value)
         try:
             socket.connect(endpoint)
         except zmq.ZMQError as error:
+            socket.close(linger=0)
             raise HubError(f"endpoint {endpoint}: {error.strerror}; fix it in [hub] endpoints") from error
         return socket
 
     @property
     def connected(self) -> bool:
         return self._found
+
+    def silent(self) -> list[str]:
+        """A sentence for each hub that has been silent for some seconds: where it was looked for, and what to check."""
+        return [hub.silence for hub in self._hubs if hub.silence]
+
+    def _look_why_silent(self, hub: _Hub) -> None:
+        """Find out in a thread, because names may take long to resolve, and log it."""
+        loop, endpoint, since = asyncio.get_running_loop(), hub.endpoint, hub.silent_since
+
+        def look() -> None:
+            text = sentence(endpoint, since, why_silent(endpoint))
+            with contextlib.suppress(RuntimeError):  # the daemon has ended meanwhile
+                loop.call_soon_threadsafe(self._is_silent, hub, since, text)
+
+        threading.Thread(target=look, name="hub-silence", daemon=True).start()
+
+    def _is_silent(self, hub: _Hub, since: float, text: str) -> None:
+        if hub.heard_at is None and hub.silent_since == since:
+            log.warning("%s", text)
+            hub.silence = text
+            self.publish()
 
     def publish(self) -> None:
         """The snapshot may have changed: send it at once, or PUBLISH_S after the last one."""
@@ -221,6 +242,7 @@ class HubClient:
         hub.heard_at = asyncio.get_running_loop().time()
         if first:
             log.info("hub %s answers", hub.endpoint)
+            hub.silence, hub.say_at = "", None
         if not self._found:
             self._found = True
             self._on_found()
@@ -344,6 +366,10 @@ class HubClient:
                     hub.heard_at = None
                     hub.version = None
                     hub.due = True
+                    hub.silent_since, hub.say_at = time.time(), loop.time()
+                if hub.heard_at is None and loop.time() >= (hub.say_at or math.inf):
+                    hub.say_at = loop.time() + SAID_AGAIN_S
+                    self._look_why_silent(hub)
             if self._found and all(hub.heard_at is None for hub in self._hubs):
                 self._found = False
                 self._on_lost()
@@ -361,18 +387,3 @@ class HubClient:
         if self._context is not None:
             with contextlib.suppress(zmq.ZMQError):  # its sockets are closed already
                 self._context.term()
-
-
-def _load_key(path: Path) -> tuple[bytes, bytes | None]:
-    """(public, secret) of a ZeroMQ certificate file. Raises HubError."""
-    from zmq.auth import load_certificate  # only with CURVE: it costs 3 MB
-
-    try:
-        if len(files.read(path, CURVE_KEY_BYTES + 1)) > CURVE_KEY_BYTES:
-            raise HubError(
-                f"{path}: more than {CURVE_KEY_BYTES} bytes; a key file has some hundred; give the right file"
-            )
-        public, secret = load_certificate(path)
-    except (OSError, ValueError) as error:
-        raise HubError(f"{path}: not a key file: {error}; `magrathea keys` makes key files") from error
-    return public, secret

@@ -26,8 +26,8 @@ EPILOG = """\
 SIGHUP reads the configuration again; the log says what cannot change while it runs.
 SIGTERM and SIGINT end it; jobs and domains stay as they are, and the next start continues from the journal.
 
-exit codes: 0 ended by a signal, 2 bad usage or configuration, 3 cannot start (the log says why), 1 a defect,
-74 the output cannot be written
+exit codes: 0 ended by a signal, or --check found nothing, 2 bad usage or configuration,
+3 cannot start here (the log says why; --check, too), 1 a defect, 74 the output cannot be written
 """
 
 
@@ -43,7 +43,11 @@ def arguments(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help="default: %(default)s")
-    parser.add_argument("--check", action="store_true", help="check the configuration, print what is wrong, and exit")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="check configuration, keys and machine, and exit",
+    )
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser.parse_args(argv)
@@ -59,6 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return BAD_CONFIGURATION
+    from .startable import obstacles
+
+    if found := obstacles(configuration):
+        for sentence in found:
+            log.error("%s: %s", options.config, sentence)
+        return CANNOT_START
     if options.check:
         print(f"{options.config}: good; {len(configuration.domain)} domains of {configuration.host.name}")  # noqa: T201
         return OK
@@ -92,7 +102,7 @@ async def run(configuration: NodedConfiguration, path: Path) -> None:
     """Run until SIGTERM or SIGINT. Raises CannotStart."""
     from .crash_test_hook import from_environment
     from .daemon import Daemon
-    from .hub_client import HubError
+    from .hub_keys import HubError
     from .hypervisor.base import Driver, DriverError
     from .hypervisor.local.driver import LocalDriver
 

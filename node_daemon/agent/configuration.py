@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 DEFAULT_CONFIG = "/etc/magrathea/agent.json"
 CONFIG_VARIABLE = "MAGRATHEA_AGENT_CONF"
 MAX_CONFIG_BYTES = 65536
+SOCKET_PATH_BYTES = 107  # unix(7), without the closing zero
 DEFAULT_CGROUPS = (
     # OpenPBS's pbs_cgroups: <mount>/<cgroup_prefix>.service/jobid/<job id>, one mount per v1 controller, or v2.
     "/sys/fs/cgroup/pbs_jobs.service/jobid/{job}",
@@ -58,6 +59,12 @@ class Config:
                 % (path, self.channel)
             )
         self.channel_kind, self.channel_path = kind, where
+        for name, one in (("socket", self.socket), ("channel", where if kind == "unix" else "")):
+            if len(os.fsencode(one)) > SOCKET_PATH_BYTES:
+                raise Unusable(
+                    "%s: the path of %s has %d bytes; a socket's has at most %d"
+                    % (path, name, len(os.fsencode(one)), SOCKET_PATH_BYTES)
+                )
         if len({os.path.normpath(one) for one in (self.socket, self.state, where)}) < 3:
             raise Unusable("%s: socket, state and channel must be three different files" % path)
 

@@ -74,15 +74,25 @@ def options(arguments: "List[str]") -> "Tuple[str, str]":
     return what, path
 
 
-def check(config: Config) -> "List[str]":
-    """What would fail on this machine although the configuration itself is valid."""
+def obstacles(config: Config) -> "List[str]":
+    """What would keep the agent from starting on this machine although the configuration itself is valid."""
     found = []
     for name, path in (("socket", config.socket), ("state", config.state)):
         directory = os.path.dirname(path)
-        while not os.path.exists(directory):
+        while not os.path.lexists(directory):
             directory = os.path.dirname(directory)
-        if not os.access(directory, os.W_OK | os.X_OK):
+        if not os.path.isdir(directory):
+            found.append("%s: %s is no directory; remove it, or name another path" % (name, directory))
+        elif not os.access(directory, os.W_OK | os.X_OK):
             found.append("%s: %s cannot be written by uid %d" % (name, directory, os.geteuid()))
+        if os.path.isdir(path):
+            found.append("%s: %s is a directory; name a file in it" % (name, path))
+    return found
+
+
+def check(config: Config) -> "List[str]":
+    """What would fail on this machine although the configuration itself is valid."""
+    found = obstacles(config)
     if not os.path.exists(config.channel_path):
         found.append("channel: %s does not exist (yet): is the port in the domain's definition?" % config.channel_path)
     return found
@@ -121,6 +131,9 @@ def main(arguments: "Optional[List[str]]" = None) -> int:
             found = check(config)
             is_told = say("".join("%s: %s\n" % (path, line) for line in found) or "%s: ok\n" % path)
             return 1 if found else 0 if is_told else LOST
+        in_the_way = obstacles(config)
+        if in_the_way:
+            raise Unusable("; ".join("%s: %s" % (path, line) for line in in_the_way))
         agent = Agent(config)
         watch_signals(agent.loop)
         if os.geteuid() == 0 and not set_oom_score(-1000):

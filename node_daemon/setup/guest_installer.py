@@ -16,8 +16,9 @@ from pathlib import Path
 
 import click
 
+from magrathea.surroundings import SOCKET_PATH_BYTES
+
 from .. import agent
-from ..configuration import SOCKET_PATH_BYTES
 
 HERE = Path(__file__).resolve().parents[1]
 AGENT = HERE / "agent"

@@ -20,6 +20,7 @@ from scheduler_plugin.pbs.base import Connect, PbsError
 from .channel import ChannelError
 from .configuration import DEFAULT_FILE, HubConfiguration, load
 from .keys import KeysError
+from .startable import LOCK, obstacles
 
 log = logging.getLogger("magrathea-hub")
 
@@ -30,7 +31,7 @@ FAILED = 1
 def lock(state_dir: Path) -> int:
     """Lock the state directory; the descriptor must stay open. Raises OSError (BlockingIOError: another hub has it)."""
     state_dir.mkdir(parents=True, mode=0o700, exist_ok=True)
-    return files.lock(state_dir / "lock")
+    return files.lock(state_dir / LOCK)
 
 
 async def serve(configuration: HubConfiguration, connect: Connect) -> None:
@@ -64,7 +65,7 @@ class _Program(click.Command):
     metavar="FILE",
     help="The configuration.",
 )
-@click.option("--check", is_flag=True, help="Check whether the configuration can be used, and end.")
+@click.option("--check", is_flag=True, help="Check configuration, keys, directories and ports, and end.")
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def main(config: Path, check: bool) -> None:
     """Run the hub beside the PBS server: publish the states of all hosts, and book in PBS the jobs that they stop.
@@ -76,9 +77,9 @@ def main(config: Path, check: bool) -> None:
       magrathea-hub --check
       magrathea-hub --config /etc/magrathea/hub.toml
 
-    Exit codes: 0 ended by a signal, or the configuration is good; 1 the hub cannot start or has failed, and its last
-    line names the reason; 2 wrong usage, or the configuration, pbs.conf or a key cannot be used; 74 the output cannot
-    be written.
+    Exit codes: 0 ended by a signal, or --check found nothing; 1 the hub cannot start here (--check, too) or has failed,
+    and its last lines name the reason; 2 wrong usage, or the configuration, pbs.conf or a key cannot be used; 74 the
+    output cannot be written.
     """
     try:
         configuration = load(config)
@@ -86,6 +87,10 @@ def main(config: Path, check: bool) -> None:
     except (ConfigurationError, PbsError) as error:
         click.echo(f"magrathea-hub: {error}", err=True)
         sys.exit(BAD_CONFIGURATION)
+    if found := obstacles(configuration):
+        for sentence in found:
+            click.echo(f"magrathea-hub: {config}: {sentence}", err=True)
+        sys.exit(FAILED)
     if check:
         click.echo(f"{config}: ok")
         return

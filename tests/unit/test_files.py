@@ -11,7 +11,7 @@ import pytest
 
 from magrathea import files
 from magrathea.core.model import Host, Mode
-from node_daemon.hub_client import HubError, _load_key
+from node_daemon.hub_keys import HubError, load_pair
 from node_daemon.journal import JournalError, open_journal
 from node_daemon.main import CannotStart, take_lock
 from scheduler_plugin.hub import keys, ledger
@@ -92,7 +92,7 @@ def _books(path: Path) -> None:
         _books,
         lambda path: files.touch(path / "file", 0o644),
         lambda path: keys.read(path / "file"),
-        lambda path: _load_key(path / "file"),
+        lambda path: load_pair(str(path / "file"), str(path / "file")),
     ],
     ids=["journal", "daemon's lock", "hub's lock", "books", "heartbeat", "hub's key", "daemon's key"],
 )

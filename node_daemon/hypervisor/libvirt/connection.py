@@ -53,15 +53,20 @@ _loop_lock = threading.Lock()
 _loop_runs = False
 
 
-def binding() -> Any:
-    """libvirt's Python binding, with its event thread running. Raises DriverError if it is not installed."""
-    global _loop_runs
+def binding_module() -> Any:
+    """libvirt's Python binding. Raises DriverError if it is not installed."""
     try:
-        libvirt: Any = importlib.import_module("libvirt")
+        return importlib.import_module("libvirt")
     except ImportError as error:
         text = "the libvirt driver needs libvirt's Python binding, which this Python does not find"
         fix = "install magrathea[libvirt], or Debian's python3-libvirt for the system's own Python"
         raise DriverError(RefusalCode.NOT_SUPPORTED, f"{text} ({error}); {fix}") from error
+
+
+def binding() -> Any:
+    """libvirt's Python binding, with its event thread running. Raises DriverError if it is not installed."""
+    global _loop_runs
+    libvirt = binding_module()
     with _loop_lock:
         if not _loop_runs:
             # errors are raised, so do not print them too

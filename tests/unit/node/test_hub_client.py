@@ -33,7 +33,8 @@ from magrathea.messages import (
 )
 from magrathea_lab.waiting import BOUND_S
 from node_daemon import hub_client
-from node_daemon.hub_client import HubClient, HubError
+from node_daemon.hub_client import HubClient
+from node_daemon.hub_keys import HubError
 from node_daemon.snapshot import Beside, snapshot
 
 BEAT = encode(Heartbeat(sender="hub", boot_id="b", revision=0))

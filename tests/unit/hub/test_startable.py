@@ -1,0 +1,87 @@
+"""`magrathea-hub --check` knows all that a start needs, and a start that cannot succeed ends at once with the cause."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from scheduler_plugin.hub import keys
+from scheduler_plugin.hub.main import FAILED, lock, main
+
+BASE = """\
+[hub]
+listen = [{listen}]
+state_dir = "{folder}/state"
+keys_dir = "{folder}/keys"
+heartbeat_file = "{heartbeat}"
+control_socket = "{control}"
+[pbs]
+kind = "standin"
+socket = "{folder}/pbs.sock"
+"""
+
+
+def file(folder: Path, *, listen: str = "", heartbeat: str = "", control: str = "") -> Path:
+    path = folder / "hub.toml"
+    text = BASE.format(
+        folder=folder,
+        listen=f'"{listen or f"ipc://{folder}/hub.ipc"}"',
+        heartbeat=heartbeat or f"{folder}/heartbeat",
+        control=control or f"{folder}/control.sock",
+    )
+    path.write_text(text)
+    return path
+
+
+def check(path: Path) -> tuple[int, str]:
+    done = CliRunner().invoke(main, ["--config", str(path), "--check"])
+    return done.exit_code, done.output
+
+
+def test_a_good_configuration_on_a_good_machine_is_ok(tmp_path: Path) -> None:
+    assert check(file(tmp_path)) == (0, f"{tmp_path}/hub.toml: ok\n")
+
+
+LONG = "FOLDER/" + 120 * "x"
+OBSTACLES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+    "heartbeat": ({"heartbeat": "FOLDER/plain/beat"}, ("FOLDER/plain", "`heartbeat_file` in [hub]")),
+    "control": ({"control": "FOLDER/plain/sock"}, ("FOLDER/plain", "`control_socket` in [hub]")),
+    "long control": ({"control": LONG}, ("107", "`control_socket` in [hub]")),
+    "long ipc": ({"listen": f"ipc://{LONG}"}, ("107", "`listen` in [hub]")),
+}
+
+
+@pytest.mark.parametrize("arguments", [["--check"], []], ids=["check", "start"])
+@pytest.mark.parametrize("name", OBSTACLES)
+def test_each_obstacle_is_named_with_its_value_and_its_fix(tmp_path: Path, name: str, arguments: list[str]) -> None:
+    (tmp_path / "plain").write_text("")
+    wrong, words = OBSTACLES[name]
+    path = file(tmp_path, **{key: value.replace("FOLDER", str(tmp_path)) for key, value in wrong.items()})
+    done = CliRunner().invoke(main, ["--config", str(path), *arguments])
+    assert done.exit_code == FAILED, done.output
+    for word in words:
+        assert word.replace("FOLDER", str(tmp_path)) in done.output
+
+
+def test_a_port_that_somebody_else_has_is_told_but_not_that_of_the_hub_that_runs(tmp_path: Path) -> None:
+    keys.init(tmp_path / "keys")
+    keys.enrol(tmp_path / "keys", "h1")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        path = file(tmp_path, listen=f"tcp://127.0.0.1:{other.getsockname()[1]}")
+        code, said = check(path)
+        assert code == FAILED
+        assert f"127.0.0.1:{other.getsockname()[1]}" in said
+        assert "ss -ltnp" in said
+        held = lock(tmp_path / "state")
+        assert check(path)[0] == 0
+        os.close(held)
+
+
+def test_a_port_that_is_none_is_told(tmp_path: Path) -> None:
+    keys.init(tmp_path / "keys")
+    code, said = check(file(tmp_path, listen="tcp://*:70000"))
+    assert (code, "65535" in said) == (FAILED, True)
