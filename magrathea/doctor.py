@@ -5,6 +5,7 @@ The parts bring their own checks (entry-point group `magrathea.doctor`, objects 
 
 Rule 1: a check changes nothing, ends by a deadline, and never raises; a failure is a `Check` too.
 Rule 2: whatever is not ok has a cause and a fix.
+Rule 3: what only root may look at is `skip` for others, never a failure. What is so for good is a `note`, no warning.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ TIMEX_BYTES = 208
 
 
 class Status(StrEnum):
+    """Only WARN and FAIL count for the exit code."""
+
     OK = "ok"
+    NOTE = "note"
+    SKIP = "skip"
     WARN = "warn"
     FAIL = "fail"
 
@@ -64,6 +69,17 @@ class Part:
     checks: Callable[[Paths], Iterator[Check]] = field(repr=False)
 
 
+def is_closed(error: OSError) -> bool:
+    """True if root could have looked."""
+    return isinstance(error, PermissionError) and os.geteuid() != 0
+
+
+def unseen(part: str, name: str, what: object) -> Check:
+    """The result of a check that this user may not make."""
+    cause = f"only root and its owner may look at {what}; this is uid {os.geteuid()}"
+    return Check(part, name, Status.SKIP, "not looked at", cause, "run this as root to see it, too")
+
+
 def of_pbs_conf(path: Path) -> Mapping[str, str]:
     """This machine's PBS configuration; {} if there is none."""
     try:
@@ -86,6 +102,8 @@ def endpoint(part: str, name: str, address: str, fix: str) -> Check:
     try:
         _connect(address)
     except OSError as error:
+        if is_closed(error):
+            return unseen(part, name, address)
         cause = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
         return Check(part, name, Status.FAIL, f"nobody answers at {address}", cause, fix)
     return Check(part, name, Status.OK, f"{address} is open")
@@ -107,6 +125,8 @@ def private(part: str, name: str, path: Path) -> Check:
     try:
         mode = path.stat().st_mode
     except OSError as error:
+        if is_closed(error):
+            return unseen(part, name, path)
         fix = "make keys with `magrathea keys`, and copy this one here"
         return Check(part, name, Status.FAIL, f"{path} cannot be used", error.strerror or str(error), fix)
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
@@ -122,6 +142,8 @@ def writable(part: str, name: str, directory: Path, least_mib: int = 100) -> Che
     try:
         room = os.statvfs(directory)
     except OSError as error:
+        if is_closed(error):
+            return unseen(part, name, directory)
         fix = f"install -d {directory}, for the daemon's user"
         return Check(part, name, Status.FAIL, f"{directory} cannot be used", error.strerror or str(error), fix)
     mib = room.f_bavail * room.f_frsize // 2**20

@@ -137,7 +137,8 @@ class RefusedClaim(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
 class Snapshot(Message, frozen=True, tag="snapshot"):
     """From a node daemon to its hub: everything about the host. `boot_id` changes with each start of the daemon.
 
-    `services_cpus`: how many of the host's `cpus` services use, configured ones and others.
+    `services_cpus`: how many of the host's `cpus` services use, configured ones and others. `limits`: those of the
+    `notes` that are about the driver itself, and that nobody needs to fix.
     """
 
     host: Word
@@ -154,6 +155,7 @@ class Snapshot(Message, frozen=True, tag="snapshot"):
     paused: Sentence = ""
     paused_since: Time | None = None
     notes: Annotated[list[Sentence], msgspec.Meta(max_length=MOST_NOTES)] = []
+    limits: Annotated[list[Sentence], msgspec.Meta(max_length=MOST_NOTES)] = []
     refused: Annotated[list[RefusedClaim], msgspec.Meta(max_length=MOST_REFUSED)] = []
 
 

@@ -172,7 +172,7 @@ class Daemon:
     # What is published
 
     def beside(self) -> snapshots.Beside:
-        notes = [*self.driver.notes(), *self.switch.progress.notes(), *self.life.notes()]
+        notes = [*self.hub.silent(), *self.driver.notes(), *self.switch.progress.notes(), *self.life.notes()]
         if self.facts.trouble:
             notes.append(f"the journal fails, no new jobs are taken: {self.facts.trouble}")
         return snapshots.Beside(
@@ -187,6 +187,7 @@ class Daemon:
             lacks={d.name: self.switch.progress.lack(d.name) for d in self.host.domains if d.jobs},
             driver=self.configuration.host.driver,
             notes=tuple(notes),
+            limits=tuple(self.driver.limits()),
             refused=tuple(self._refused),
         )
 

@@ -57,6 +57,7 @@ class Beside:
     lacks: Mapping[str, MemoryLack | None] = field(default_factory=dict)
     driver: str = "local"
     notes: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
     refused: tuple[RefusedClaim, ...] = ()
 
 
@@ -94,6 +95,7 @@ def snapshot(host: Host, beside: Beside, revision: int = 0) -> Snapshot:
         paused=host.paused.reason[:4096] if host.paused else "",
         paused_since=host.paused.since if host.paused else None,
         notes=[note[:4096] for note in (*_pause_notes(host), *beside.notes)],
+        limits=[note[:4096] for note in beside.limits],
         refused=[claim for claim in beside.refused if host.now - claim.at < REFUSED_S],
     )
 

@@ -15,8 +15,8 @@ from magrathea import __version__, doctor, places
 from magrathea.cli import sources, view
 from magrathea.doctor import Check, Part, Paths, Status
 
-CODES = {Status.OK: 0, Status.WARN: 1, Status.FAIL: 2}
-COLOURS = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "bright_red"}
+CODES = {Status.OK: 0, Status.NOTE: 0, Status.SKIP: 0, Status.WARN: 1, Status.FAIL: 2}
+COLOURS = {Status.OK: "green", Status.NOTE: "", Status.SKIP: "cyan", Status.WARN: "yellow", Status.FAIL: "bright_red"}
 
 
 def parts() -> list[Part]:
@@ -99,7 +99,8 @@ FORMS = {"table": table, "json": as_json, "plain": plain}
 @_file("--agent", "/etc/magrathea/agent.json", "The agent's configuration.", "MAGRATHEA_AGENT_CONF")
 def command(only: tuple[str, ...], form: str, pbs: Path, hub: Path, noded: Path, agent: Path) -> None:
     """Check this machine. It may be the PBS server's (with hub.toml or a PBS server), a host (noded.toml), a guest
-    (agent.json), or several of these. It changes nothing. Run it as root; otherwise some checks may not look.
+    (agent.json), or several of these. It changes nothing. Run it as root: what only root may look at is `skip` for
+    others. A `note` is so for good, and nobody has to fix it.
 
     \b
     Examples:
@@ -109,7 +110,8 @@ def command(only: tuple[str, ...], form: str, pbs: Path, hub: Path, noded: Path,
 
     Columns of `plain`, tab-separated: status, part, check, result, cause, fix; `-` is none.
 
-    Exit codes: 0 all ok; 1 a warning; 2 a failure, or wrong usage.
+    Exit codes: 0 no warning and no failure (notes and what was skipped do not count); 1 a warning; 2 a failure, or
+    wrong usage.
     """
     found = checks_of(parts(), Paths(pbs=pbs, hub=hub, noded=noded, agent=agent), only)
     click.echo(FORMS[form](found))

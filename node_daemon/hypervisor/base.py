@@ -173,6 +173,10 @@ class Driver(Protocol):
         """Other domains that run here, as of the last `actual`."""
         ...
 
+    def limits(self) -> list[str]:
+        """Those of the notes that are true wherever this driver or hypervisor is used; there is nothing to fix."""
+        ...
+
     def notes(self) -> list[str]:
         """What the driver cannot do here, a sentence each, for the log at the start and for `magrathea status`."""
         ...

@@ -16,7 +16,19 @@ import psutil
 from magrathea import client, files
 from magrathea.configuration import ConfigurationError
 from magrathea.core.model import Kind, Mode, State
-from magrathea.doctor import CONNECT_S, Check, Part, Paths, Status, endpoint, of_pbs_conf, private, writable
+from magrathea.doctor import (
+    CONNECT_S,
+    Check,
+    Part,
+    Paths,
+    Status,
+    endpoint,
+    is_closed,
+    of_pbs_conf,
+    private,
+    unseen,
+    writable,
+)
 from magrathea.messages import Snapshot
 
 from ..agent.configuration import Config
@@ -44,13 +56,16 @@ def _host(paths: Paths) -> Iterator[Check]:
     try:
         configuration = read(paths.noded)
     except ConfigurationError as error:
+        if _is_hidden(paths.noded):
+            yield unseen(HOST, "configuration", paths.noded)
+            return
         fix = f"fix {paths.noded}; magrathea-noded --check --config {paths.noded}"
         yield Check(HOST, "configuration", Status.FAIL, f"{paths.noded} cannot be used", str(error), fix)
         return
     yield Check(HOST, "configuration", Status.OK, f"{paths.noded}: {len(configuration.domain)} domains")
     yield from memory(configuration, psutil.virtual_memory().total // 2**20)
-    yield from swap(configuration)
-    if configuration.host.driver == "libvirt":
+    if configuration.host.driver == "libvirt":  # the local driver moves no memory
+        yield from swap(configuration)
         yield from doctor_domains.domains(configuration)
     yield writable(HOST, "state", Path(configuration.paths.state_dir))
     yield from _host_sockets(configuration)
@@ -68,8 +83,15 @@ def _host(paths: Paths) -> Iterator[Check]:
 
 def _host_sockets(configuration: NodedConfiguration) -> Iterator[Check]:
     directory = configuration.run_dir / "guest"
-    if not files.exists(directory):
-        cause = f"{directory} does not exist"
+    try:
+        is_there = stat.S_ISDIR(directory.stat().st_mode)
+    except OSError as error:
+        if is_closed(error):
+            yield unseen(HOST, "guest-sockets", directory)
+            return
+        is_there = False
+    if not is_there:
+        cause = f"{directory} is no directory" if files.exists(directory) else f"{directory} does not exist"
         yield Check(HOST, "guest-sockets", Status.FAIL, "no guest can reach the daemon", cause, START)
         return
     mode = stat.S_IMODE(directory.stat().st_mode)
@@ -85,6 +107,11 @@ def _host_sockets(configuration: NodedConfiguration) -> Iterator[Check]:
         yield Check(HOST, "guest-sockets", Status.FAIL, "guests cannot reach the daemon", cause, START)
     else:
         yield Check(HOST, "guest-sockets", Status.OK, f"{directory} has one for each domain")
+
+
+def _is_hidden(file: Path) -> bool:
+    """True if root could read the file and this user cannot."""
+    return os.geteuid() != 0 and files.exists(file) and not os.access(file, os.R_OK)
 
 
 def _is_socket(path: Path) -> bool:
@@ -143,7 +170,11 @@ def of_snapshot(configuration: NodedConfiguration, snapshot: Snapshot) -> Iterat
         else:
             yield Check(HOST, name, Status.OK, said)
     for number, note in enumerate(snapshot.notes):
-        yield Check(HOST, f"note-{number}", Status.WARN, "the daemon reports:", note, "fix it, or see the docs")
+        if note in snapshot.limits:
+            fix = "nothing; that is so with this driver"
+            yield Check(HOST, f"note-{number}", Status.NOTE, f"the driver {snapshot.driver}:", note, fix)
+        else:
+            yield Check(HOST, f"note-{number}", Status.WARN, "the daemon reports:", note, "fix it, or see the docs")
 
 
 def _workers(configuration: NodedConfiguration) -> dict[str, DomainTable]:
@@ -204,6 +235,9 @@ def _guest(paths: Paths) -> Iterator[Check]:
     try:
         config = Config(str(paths.agent))
     except Unusable as error:
+        if _is_hidden(paths.agent):
+            yield unseen(GUEST, "configuration", paths.agent)
+            return
         fix = f"fix {paths.agent}; magrathea-agent --check --config {paths.agent}"
         yield Check(GUEST, "configuration", Status.FAIL, "the agent's file cannot be used", str(error), fix)
         return
@@ -222,6 +256,8 @@ def channel(config: Config) -> Check:
         fix = "is magrathea-noded up on the host?" if what == "socket" else "add the port to the domain's definition"
         return Check(GUEST, "channel", Status.FAIL, "there is no channel to the host", f"no {what} {path}", fix)
     if not os.access(path, os.R_OK | os.W_OK):
+        if os.geteuid() != 0:
+            return unseen(GUEST, "channel", path)
         fix = "run this as root, or fix its mode"
         return Check(
             GUEST, "channel", Status.FAIL, f"{path} cannot be used", f"not permitted for uid {os.geteuid()}", fix
@@ -236,6 +272,9 @@ def agent_socket(path: Path) -> Iterator[Check]:
         mode = stat.S_IMODE(path.stat().st_mode)
         answer = _ping(path)
     except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, OSError) and is_closed(error):
+            yield unseen(GUEST, "agent", path)
+            return
         cause = "no answer" if isinstance(error, TimeoutError) else str(error)
         yield Check(GUEST, "agent", Status.FAIL, "the agent does not answer: jobs are refused here", cause, start)
         return
@@ -280,6 +319,9 @@ def _mom(paths: Paths) -> Iterator[Check]:
         )
         return
     home = Path(conf.get("PBS_HOME", "/var/spool/pbs")) / "mom_priv"
+    if os.geteuid() != 0 and not os.access(home, os.R_OK | os.X_OK):
+        yield unseen(GUEST, "mom", home)
+        return
     try:
         pid = int(files.read_named(home / "mom.lock", MAX_LOCK_BYTES).strip())
         running = psutil.pid_exists(pid)
@@ -292,7 +334,7 @@ def _mom(paths: Paths) -> Iterator[Check]:
     if files.exists(home / "hooks/magrathea_mom.PY"):
         yield Check(GUEST, "mom-hook", Status.OK, "MoM has the hook")
     else:
-        cause = f"{home}/hooks/magrathea_mom.PY does not exist (or you are not root)"
+        cause = f"{home}/hooks/magrathea_mom.PY does not exist"
         fix = "on the server: magrathea pbs check; a new hook comes within a minute"
         yield Check(GUEST, "mom-hook", Status.FAIL, "MoM has no hook: jobs start without a claim", cause, fix)
 
@@ -301,7 +343,7 @@ def guest_swap(memory_mib: int, swap_mib: int) -> Check:
     if swap_mib == 0:
         cause = "this guest has no swap"
         fix = "a swap device (on fast storage, or zram), and `swap_mib` in noded.toml; not needed if memory never moves"
-        return Check(GUEST, "swap", Status.WARN, "stopped jobs keep their memory", cause, fix)
+        return Check(GUEST, "swap", Status.NOTE, "stopped jobs keep their memory", cause, fix)
     return Check(GUEST, "swap", Status.OK, f"{swap_mib} MiB of swap beside {memory_mib} MiB of memory")
 
 

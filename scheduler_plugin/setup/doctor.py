@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pwd
 import socket
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from magrathea import __version__, client, files
 from magrathea.configuration import ConfigurationError
-from magrathea.doctor import Check, Part, Paths, Status, endpoint, of_pbs_conf, private, writable
+from magrathea.doctor import Check, Part, Paths, Status, endpoint, of_pbs_conf, private, unseen, writable
 from magrathea.messages import FarmView
 from magrathea.pbs_text.words import is_true, user_of, words
 
@@ -43,9 +44,13 @@ def _here(paths: Paths) -> str:
 def _checks(paths: Paths) -> Iterator[Check]:
     record, now = None, None
     try:
+        if os.geteuid() != 0:
+            raise PermissionError
         place = pbs_commands.find_pbs(paths.pbs)
         record = records.load(place.home)
         now = pbs_commands.present(place)
+    except PermissionError:
+        yield unseen(SERVER, "pbs", "PBS's hooks, sched_config and the record of the installation")
     except InstallError as error:
         fix = "run this as root on the PBS server's machine; is pbs_server up (qstat -B)?"
         yield Check(SERVER, "pbs", Status.FAIL, "PBS does not answer", str(error), fix)
@@ -99,8 +104,11 @@ def of_installation(now: Present, options: InstallOptions, *, installed: bool) -
 
 def _hub(paths: Paths, record: records.Record | None, now: Present | None) -> Iterator[Check]:
     try:
-        configuration = hub_configuration.load(paths.hub)
+        configuration = hub_configuration.load_alone(paths.hub)
     except ConfigurationError as error:
+        if os.geteuid() != 0 and files.exists(paths.hub) and not os.access(paths.hub, os.R_OK):
+            yield unseen(SERVER, "hub-configuration", paths.hub)
+            return
         fix = f"fix {paths.hub}; magrathea-hub --check --config {paths.hub}"
         yield Check(SERVER, "hub-configuration", Status.FAIL, "the hub's file cannot be used", str(error), fix)
         return
@@ -110,7 +118,10 @@ def _hub(paths: Paths, record: records.Record | None, now: Present | None) -> It
         cause = f"the server's hook reads {record.heartbeat}, the hub touches {heartbeat}"
         fix = f"magrathea pbs install --hub-config {paths.hub}"
         yield Check(SERVER, "heartbeat-file", Status.FAIL, "jobs that would preempt are always refused", cause, fix)
-    yield beat(heartbeat, pbs_commands.age_s(heartbeat), record.heartbeat_max_age_s if record else 30.0)
+    try:
+        yield beat(heartbeat, pbs_commands.age_s(heartbeat), record.heartbeat_max_age_s if record else 30.0)
+    except PermissionError:
+        yield unseen(SERVER, "heartbeat", heartbeat)
     yield writable(SERVER, "hub-state", configuration.state_dir)
     try:
         yield from of_hosts(client.farm(Path(configuration.hub.control_socket)))
@@ -126,9 +137,26 @@ def _hub(paths: Paths, record: records.Record | None, now: Present | None) -> It
         )
     if configuration.tcp:
         yield private(SERVER, "hub-key", configuration.keys_dir / keys.HUB_SECRET)
-        yield enrolled(now, keys.enrolled(configuration.keys_dir))
+        yield _enrolled(now, configuration.keys_dir)
     if now is not None and files.exists(configuration.state_dir):
-        yield operator(pwd.getpwuid(configuration.state_dir.stat().st_uid).pw_name, now.server)
+        yield operator(_user(configuration.state_dir.stat().st_uid), now.server)
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _enrolled(now: Present | None, keys_dir: Path) -> Check:
+    if os.geteuid() != 0 and not os.access(keys_dir / keys.HOSTS, os.R_OK | os.X_OK):
+        return unseen(SERVER, "hosts-keys", keys_dir)
+    try:
+        return enrolled(now, keys.enrolled(keys_dir))
+    except keys.KeysError as error:
+        fix = f"magrathea keys --dir {keys_dir} list"
+        return Check(SERVER, "hosts-keys", Status.FAIL, "the hub cannot use its keys", str(error), fix)
 
 
 def of_hosts(farm: FarmView) -> Iterator[Check]:
@@ -177,13 +205,35 @@ def enrolled(now: Present | None, known: list[keys.Enrolled]) -> Check:
     return Check(SERVER, "hosts-keys", Status.OK, f"{len(hosts)} hosts are enrolled")
 
 
-def operator(user: str, server: Attributes) -> Check:
-    """Checks that the hub's user is an operator (or manager) of PBS."""
-    named = {user_of(entry) for key in ("operators", "managers") for entry in words(server.get(key, ""))}
-    if user == "root" or user in named:
+def is_listed(user: str, hosts: set[str], entries: list[str]) -> bool:
+    """True if PBS takes the user of one of these hosts for one of the entries (user_match in attr_fn_acl.c).
+
+    An entry without a host is of every host, `*` at the beginning of a host stands for anything, case counts in users.
+    """
+    for entry in entries:
+        name, at, where = entry.rpartition("@") if "@" in entry else (entry, "", "")
+        tail = where.removeprefix("*").lower()
+        for host in map(str.lower, hosts):
+            matches = host.endswith(tail) if where.startswith("*") else host == tail
+            if name == user and (not at or matches):
+                return True
+    return False
+
+
+def operator(user: str, server: Attributes, hosts: set[str] | None = None) -> Check:
+    """Checks that the hub's user is an operator (or manager) of PBS, from this machine.
+
+    `hosts`: the names that PBS may know this machine by.
+    """
+    if hosts is None:
+        hosts = {socket.gethostname(), socket.getfqdn(), server.get("server_host", "")} - {""}
+    entries = [entry for key in ("operators", "managers") for entry in words(server.get(key, ""))]
+    if user == "root" or is_listed(user, hosts, entries):
         return Check(SERVER, "operator", Status.OK, f"the hub's user {user} has the rights that it needs")
     fix = f'qmgr -c "set server operators += {user}@{socket.gethostname()}"'
-    cause = f"{user}, the owner of the hub's state, is neither operator nor manager of PBS"
+    elsewhere = [entry for entry in entries if user_of(entry) == user]
+    only = f" from here, only {', '.join(elsewhere)}" if elsewhere else ""
+    cause = f"{user}, the owner of the hub's state, is neither operator nor manager of PBS{only}"
     return Check(SERVER, "operator", Status.FAIL, "the hub cannot publish or suspend", cause, fix)
 
 

@@ -194,6 +194,9 @@ class FakeDriver:
     def capabilities(self) -> frozenset[str]:
         return self.world.capabilities
 
+    def limits(self) -> list[str]:
+        return []
+
     def notes(self) -> list[str]:
         lacking = {
             CPU: "CPU is not capped",

@@ -116,7 +116,10 @@ class LibvirtDriver:
         said += [f"domain {name} cannot be read at present: {why}" for name, why in sorted(self._unread.items())]
         rest = "Its memory is not moved until then, so its `floor_mib` should be all of it"
         said += [f"domain {name}: {memory.why}. {rest}" for name, memory in sorted(self._memory.items()) if memory.why]
-        return [*said, *(self._abilities.said if self._abilities is not None else ())]
+        return [*said, *(self._abilities.said if self._abilities is not None else ()), *self.limits()]
+
+    def limits(self) -> list[str]:
+        return list(self._abilities.limits) if self._abilities is not None else []
 
     def others(self) -> Others:
         return self._others

@@ -44,7 +44,7 @@ class Abilities:
     """What the hypervisor behind the connection can do.
 
     `sure`: False if no domain could tell how CPU is capped, for reasons that may pass. For example, a libvirtd that has
-    just started has not found its domains yet.
+    just started has not found its domains yet. `limits`: what nobody can fix; `said`: the rest.
     """
 
     kind: str
@@ -52,6 +52,7 @@ class Abilities:
     save: bool
     undefined: frozenset[str]
     said: tuple[str, ...]
+    limits: tuple[str, ...]
     sure: bool = True
 
 
@@ -166,6 +167,7 @@ class Reader:
         workers = {name: domain for name, domain in domains.items() if name not in self._services}
         undefined = frozenset(self._names.keys() - domains.keys())
         cpu, said, sure = self._ask_cpu(kind, workers)
+        limits: list[str] = []
         save, why = bool(workers) and kind.upper() != "LXC", "libvirt's containers have none"
         for domain in workers.values() if save else ():
             try:
@@ -174,12 +176,12 @@ class Reader:
                 if ERROR_CODES.get(error.get_error_code()) == RefusalCode.NOT_SUPPORTED:
                     save, why = False, str(error)
         if workers and not save:
-            said.append(f"{kind} does not save domains to disk, so they cannot be frozen: {why}")
+            limits.append(f"{kind} does not save domains to disk, so they cannot be frozen: {why}")
         for name in sorted(undefined):
             said.append(f"domain {name}: libvirt at {self._uri} has no domain {self._names[name]}; define it there")
         if silent:
-            said.append(f"{kind} does not report when its domains start or stop; Magrathea polls them")
-        return Abilities(kind, cpu, save, undefined, tuple(said), sure)
+            limits.append(f"{kind} does not report when its domains start or stop; Magrathea polls them")
+        return Abilities(kind, cpu, save, undefined, tuple(said), tuple(limits), sure)
 
     def _ask_cpu(self, kind: str, domains: Mapping[str, Any]) -> tuple[CpuControl | None, list[str], bool]:
         """Returns how CPU is capped, notes for people, and whether the answer is final."""

@@ -200,6 +200,12 @@ def _pidfd_of(pid: int) -> int | None:
         return None
 
 
+LIMITS = (
+    "memory is not moved: the domains of the local driver share the machine's",
+    "domains are not booted, shut down or saved: whoever starts their processes ends them",
+)
+
+
 class LocalDriver:
     """See `base.Driver`. `pid_files`: by domain. Only tests replace `choose`."""
 
@@ -232,8 +238,10 @@ class LocalDriver:
 
     def notes(self) -> list[str]:
         said = [] if self._capper is None else self._capper.notes
-        shared = "memory is not moved: the domains of the local driver share the machine's"
-        return [*said, shared, "domains are not booted, shut down or saved: whoever starts their processes ends them"]
+        return [*said, *LIMITS]
+
+    def limits(self) -> list[str]:
+        return list(LIMITS)
 
     def others(self) -> Others:
         return Others()
