@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from magrathea import places
+from magrathea import files, places
 from magrathea.decoding import UNDECODABLE
 
 from .messages import MAX_BYTES, BadMessage, FarmView, Snapshot, decode_to_hub
@@ -40,14 +40,23 @@ class SocketOwner:
     unit: str
     option: str
     root_only: bool = False
+    configuration: str = ""
+    """The file that is on each machine that should have it; empty if that is not known."""
+
+    @property
+    def elsewhere(self) -> str:
+        """What to do on a machine that is not meant to have it."""
+        return f"this machine has none; run the command where {self.configuration} is, or name a socket: {self.option}"
 
     @property
     def start(self) -> str:
         return f"start it with `systemctl start {self.unit}`, or name another socket with {self.option}"
 
 
-DAEMON = SocketOwner("the node daemon", "magrathea-noded", f"--socket or ${SOCKET_VARIABLE}")
-HUB = SocketOwner("the hub", "magrathea-hub", f"--hub or ${HUB_VARIABLE}")
+DAEMON = SocketOwner(
+    "the node daemon", "magrathea-noded", f"--socket or ${SOCKET_VARIABLE}", configuration=places.NODED_CONFIGURATION
+)
+HUB = SocketOwner("the hub", "magrathea-hub", f"--hub or ${HUB_VARIABLE}", configuration=places.HUB_CONFIGURATION)
 AGENT = SocketOwner("this guest's agent", "magrathea-agent", "`socket` in agent.json", root_only=True)
 
 
@@ -114,7 +123,9 @@ def ask(
                 connection.sendall(question)
             answer = _line(connection, path, until, most, owner)
     except FileNotFoundError as error:
-        raise Unreachable(path, "there is no such socket", f"is it running there? {owner.start}", owner) from error
+        here = path not in (DEFAULT_SOCKET, HUB_SOCKET) or files.exists(Path(owner.configuration))
+        fix = f"is it running there? {owner.start}" if here else owner.elsewhere
+        raise Unreachable(path, "there is no such socket", fix, owner) from error
     except ConnectionRefusedError as error:
         fix = f"it ended and left its socket behind: see `journalctl -u {owner.unit}`, then {owner.start}"
         raise Unreachable(path, "nobody listens there", fix, owner) from error

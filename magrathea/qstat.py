@@ -1,4 +1,5 @@
-"""What PBS reports about a job or a queue, through its own `qstat`: no library, no rights beyond the user's."""
+"""What PBS reports about a job, a queue or its vnodes, through its own `qstat` and `pbsnodes`: no library, no rights
+beyond the user's."""
 
 from __future__ import annotations
 
@@ -10,13 +11,14 @@ from .core.model import JobClass
 from .job_ids import is_typed_id
 from .messages import Chunk
 from .pbs_text.amounts import size_bytes, whole_mib, whole_number
-from .pbs_text.listing import QSTAT_ENVIRONMENT, QSTAT_JOB, QSTAT_QUEUE, decoded, listed
+from .pbs_text.listing import QSTAT_ENVIRONMENT, QSTAT_JOB, QSTAT_QUEUE, decoded, listed, listed_vnodes
 from .pbs_text.select import CLASS_RESOURCE, job_class
 from .pbs_text.select import chunks as chunks_of
 from .text import printable
 
 DEADLINE_S = 10.0
-DEFAULT = "/opt/pbs/bin/qstat"
+FOLDER = "/opt/pbs/bin"
+"""Where PBS's commands are if they are not on PATH."""
 
 
 class NoQstat(Exception):
@@ -24,10 +26,14 @@ class NoQstat(Exception):
 
 
 def _ask(*arguments: str) -> str:
-    program = shutil.which("qstat") or (DEFAULT if os.access(DEFAULT, os.X_OK) else None)
+    return _run("qstat", "-f", "-w", *arguments)
+
+
+def _run(name: str, *arguments: str) -> str:
+    program = shutil.which(name) or shutil.which(name, path=FOLDER)
     if program is None:
-        raise NoQstat("there is no `qstat` here; put PBS's commands on PATH")
-    command = [program, "-f", "-w", *arguments]
+        raise NoQstat(f"there is no `{name}` here; put PBS's commands on PATH")
+    command = [program, *arguments]
     told = printable(" ".join(command))
     environment = {**os.environ, **QSTAT_ENVIRONMENT}
     try:
@@ -46,6 +52,11 @@ def job(id: str) -> tuple[str, dict[str, str]]:
     for name, attributes in listed(_ask("--", id), [QSTAT_JOB]).items():
         return name, attributes
     raise NoQstat(f"qstat reports nothing about {printable(id)}")
+
+
+def vnodes() -> dict[str, dict[str, str]]:
+    """The attributes of all vnodes, by name. Raises NoQstat."""
+    return listed_vnodes(_run("pbsnodes", "-av"))
 
 
 def class_of_queue(queue: str) -> JobClass:

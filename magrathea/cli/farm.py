@@ -8,8 +8,8 @@ import click
 import msgspec
 from msgspec import to_builtins
 
-from magrathea import client, qstat
-from magrathea.cli import sources, view
+from magrathea import client, pbs_view, qstat
+from magrathea.cli import login, sources, view
 from magrathea.core.model import JobClass, State, StoppedBy
 from magrathea.decoding import UNDECODABLE
 from magrathea.messages import Chunk, DomainReport, JobReport, Outlook, Snapshot
@@ -26,6 +26,7 @@ NOT_WELL, USAGE = 1, 2
 @sources.form_option
 def hosts(hub_option: str | None, socket_option: str | None, form: str) -> None:
     """Show all hosts and their domains (by vnode) by state, with names folded. It asks the hub; without one, this host.
+    On a machine with neither (a login node) it shows what PBS shows.
 
     \b
     Examples:
@@ -35,10 +36,13 @@ def hosts(hub_option: str | None, socket_option: str | None, form: str) -> None:
     Columns of `plain`: `host` or `domain`; the state (of a host: live, paused or silent); how many; names.
 
     Exit codes: 0 all well; 1 a host is silent, or a domain is in fault or unknown; 2 wrong usage; 3 neither hub nor
-    daemon answers.
+    daemon answers, nor PBS if there is neither.
     """
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for host in sources.farm("hosts", socket_option, hub_option).hosts:
+    alone = sources.by_pbs(socket_option, hub_option)
+    if alone:
+        groups = login.groups("hosts")
+    for host in [] if alone else sources.farm("hosts", socket_option, hub_option).hosts:
         if host.live and host.snapshot.paused_since is not None:
             groups["host", "paused"].append(host.snapshot.host)
         else:
@@ -49,6 +53,8 @@ def hosts(hub_option: str | None, socket_option: str | None, form: str) -> None:
     rows = [(what, state, str(len(groups[what, state])), fold(groups[what, state])) for what, state in keys]
     data = [{"what": w, "state": s, "count": len(groups[w, s]), "names": sorted(groups[w, s])} for w, s in keys]
     view.show(form, ("WHAT", "STATE", "COUNT", "NAMES"), rows, data)
+    if alone:
+        login.say_source(form)
     bad = {("host", "silent"), ("domain", State.FAULT.value), ("domain", State.UNKNOWN.value)}
     raise click.exceptions.Exit(NOT_WELL if bad & groups.keys() else 0)
 
@@ -87,7 +93,8 @@ def explain(job: str, hub_option: str | None, socket_option: str | None, form: s
     """Explain the state of JOB. For each host that has it: what it does there, who preempted it, and for how long.
 
     If no host has it: what PBS reports, what each domain would answer to each of its chunks now, and whether all
-    chunks find a place. It needs no rights: it asks PBS by qstat as the calling user, so a job's owner may ask.
+    chunks find a place. It needs no rights: it asks PBS by qstat as the calling user, so a job's owner may ask. On a
+    machine with neither hub nor daemon (a login node) PBS answers alone; `-` stands for what only these know.
 
     \b
     Examples:
@@ -99,6 +106,9 @@ def explain(job: str, hub_option: str | None, socket_option: str | None, form: s
 
     Exit codes: 0 explained; 1 neither a host nor PBS knows the job; 2 wrong usage; 3 neither hub nor daemon answers.
     """
+    if sources.by_pbs(socket_option, hub_option):
+        _explain_by_pbs(job, form)
+        return
     known = sources.farm("explain", socket_option, hub_option)
     parts = [
         (host.snapshot, domain, report)
@@ -110,7 +120,7 @@ def explain(job: str, hub_option: str | None, socket_option: str | None, form: s
     if parts:
         rows = [_part(*part, now=known.at) for part in parts]
         data = [{"host": s.host, "domain": d.name, "job": msgspec.to_builtins(j)} for s, d, j in parts]
-        view.show(form, ("HOST", "DOMAIN", "VNODE", "CLASS", "STATE", "PREEMPTED S", "TIMES"), rows, data)
+        view.show(form, PARTS, rows, data)
         return
     try:
         name, attributes = qstat.job(job)
@@ -120,7 +130,13 @@ def explain(job: str, hub_option: str | None, socket_option: str | None, form: s
     except (qstat.NoQstat, ValueError) as error:
         view.say(f"magrathea explain: no host has {job}, and PBS cannot explain it: {error}", err=True)
         raise click.exceptions.Exit(NOT_WELL) from error
-    outlook = outlook_farm(known.hosts, qstat.class_of_select(select), asked)
+    _explain_waiting(form, id, attributes, outlook_farm(known.hosts, qstat.class_of_select(select), asked))
+
+
+PARTS = ("HOST", "DOMAIN", "VNODE", "CLASS", "STATE", "PREEMPTED S", "TIMES")
+
+
+def _explain_waiting(form: str, id: str, attributes: dict[str, str], outlook: Outlook) -> None:
     facts = {name: printable(attributes.get(name, "")) for name in ("job_state", "queue", "comment")}
     if form == "table":
         comment = facts["comment"] or "no comment"
@@ -128,6 +144,22 @@ def explain(job: str, hub_option: str | None, socket_option: str | None, form: s
         view.say(_sum(outlook))
         click.echo()
     view.show(form, ANSWERS, _rows(outlook), {"job": id, **facts, "fits": outlook.fits, **to_builtins(outlook)})
+
+
+def _explain_by_pbs(job: str, form: str) -> None:
+    """For a user on a login node: where the job is, or which vnodes would take it, as PBS shows it."""
+    try:
+        name, attributes = qstat.job(job)
+        asked = qstat.chunks(attributes.get("schedselect") or attributes.get("Resource_List.select", "1"))
+    except (qstat.NoQstat, ValueError) as error:
+        view.say(f"magrathea explain: PBS cannot explain {job}: {error}", err=True)
+        raise click.exceptions.Exit(NOT_WELL) from error
+    if on := login.placed_parts(attributes):
+        login.explain_placed(form, PARTS, printable(name), attributes, on)
+        return
+    cls = qstat.class_of_select(attributes.get("schedselect", ""))
+    outlook = pbs_view.outlook(login.vnodes("explain"), cls, asked)
+    _explain_waiting(form, printable(name), attributes, outlook)
 
 
 def _part(snapshot: Snapshot, domain: DomainReport, job: JobReport, now: float) -> tuple[str, ...]:
@@ -154,7 +186,8 @@ def preview(
     It puts the chunks one after another on the best vnode by rank, as PBS's scheduler does by default. It ignores
     `place` and the site's own resources. The hub knows exactly who accepts, but it chooses victims by CPUs only,
     because snapshots do not contain everything about memory. The host's own daemon (--socket) gives the answer that a
-    claim would get at this moment.
+    claim would get at this moment. On a machine with neither (a login node) it answers by what is published in PBS, and
+    names all jobs that may be preempted.
 
     \b
     Examples:
@@ -185,6 +218,8 @@ def preview(
 
 
 def _outlook(cls: JobClass, asked: list[Chunk], socket_option: str | None, hub_option: str | None) -> Outlook:
+    if sources.by_pbs(socket_option, hub_option):
+        return pbs_view.outlook(login.vnodes("preview"), cls, asked)
     if sources.by_hub(socket_option, hub_option):
         return outlook_farm(sources.farm("preview", None, hub_option).hosts, cls, asked)
     request = {"op": "preview", "cls": cls.value, "chunks": asked}

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import click
 
-from magrathea import client, files
+from magrathea import client, files, places
 from magrathea.cli import view
 from magrathea.messages import FarmView, HostView
 
 NOT_REACHABLE = 3
+NODED_CONFIGURATION = Path(places.NODED_CONFIGURATION)
+HUB_CONFIGURATION = Path(places.HUB_CONFIGURATION)
+"""They are on the machines that have a daemon or a hub, whether it runs or not."""
 COMPLETION_S = 1.0
 """Longest wait for an answer while a user waits for completion."""
 
@@ -71,6 +75,13 @@ def names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[s
     jobs = {job.id for snapshot in snapshots for domain in snapshot.domains for job in domain.jobs}
     wanted = {"host": hosts, "domain": domains, "job": jobs, "target": domains | hosts, "about": domains | hosts | jobs}
     return sorted(name for name in wanted[param.name or "about"] if name.startswith(incomplete))
+
+
+def by_pbs(socket_option: str | None, hub_option: str | None) -> bool:
+    """True if only PBS can be asked: nobody names a daemon or hub, and this is no machine of theirs (a login node)."""
+    named = socket_option or hub_option or os.environ.get(client.HUB_VARIABLE) or os.environ.get(client.SOCKET_VARIABLE)
+    theirs = (client.DEFAULT_SOCKET, client.HUB_SOCKET, NODED_CONFIGURATION, HUB_CONFIGURATION)
+    return not named and not any(files.exists(path) for path in theirs)
 
 
 def by_hub(socket_option: str | None, hub_option: str | None) -> bool:

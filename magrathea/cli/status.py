@@ -82,6 +82,13 @@ def _in_guest(form: str) -> StatusPage:
     return StatusPage(text, OK if well else TROUBLE)
 
 
+def _of_pbs(host: str | None) -> Callable[[str, bool], StatusPage]:
+    """What PBS shows, for a machine with neither hub nor daemon nor agent."""
+    from magrathea.cli import login
+
+    return lambda form, compact: StatusPage(*login.status(form, host))
+
+
 def _agent_here() -> bool:
     return files.exists(Path(os.environ.get("MAGRATHEA_AGENT_CONF") or "/etc/magrathea/agent.json"))
 
@@ -153,7 +160,8 @@ def status(host: str | None, socket_option: str | None, hub_option: str | None, 
 
     It shows each domain with its kind, its state, since when and why, and its jobs. CPU and memory are shown as they
     are and, after an arrow, as they should be. On a machine without a daemon it asks the hub for all its hosts (JSON
-    is then a list). In a guest, as root, it asks the agent about the guest's own domain.
+    is then a list). In a guest, as root, it asks the agent about the guest's own domain. On a machine with none of them
+    (a login node) it shows what PBS shows of all hosts, or of HOST.
 
     \b
     Examples:
@@ -174,6 +182,8 @@ def status(host: str | None, socket_option: str | None, hub_option: str | None, 
        6 accepted classes    13 as it should be
        7 number of jobs      14 rank
 
+    On a login node: host, vnode, state, accepted classes, free CPUs, job ids, PBS's own state.
+
     In a guest, one line for each job: host, domain, agent connected (yes or no), job, run, owner, order, processes,
     stopped processes, stopped since.
 
@@ -181,6 +191,8 @@ def status(host: str | None, socket_option: str | None, hub_option: str | None, 
     2 wrong usage, or no such host; 3 no answer.
     """
     source = _source(host, socket_option, hub_option)
+    if sources.by_pbs(socket_option, hub_option) and not _agent_here():
+        source = _of_pbs(host)
     if watch is not None:
         raise click.exceptions.Exit(_watch(source, form, watch))
     look = _look(source, form, False)

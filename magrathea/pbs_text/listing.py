@@ -30,7 +30,15 @@ def listed(text: str, headings: Iterable[str]) -> dict[str, dict[str, str]]:
 
     Long values continue in lines that begin with a tab.
     """
-    heading = re.compile(rf"(?:{'|'.join(map(re.escape, headings))}) (\S+)")
+    return _listed(text, re.compile(rf"(?:{'|'.join(map(re.escape, headings))}) (\S+)"))
+
+
+def listed_vnodes(text: str) -> dict[str, dict[str, str]]:
+    """Attributes by vnode, of `pbsnodes -av`: its heading is the name alone."""
+    return _listed(text, re.compile(r"(\S+)"))
+
+
+def _listed(text: str, heading: re.Pattern[str]) -> dict[str, dict[str, str]]:
     objects: dict[str, dict[str, str]] = {}
     attributes: dict[str, str] = {}
     last = ""

@@ -171,16 +171,18 @@ def test_folders_that_are_closed_to_the_user(tmp_path: Path) -> None:
     inside = tmp_path / "closed" / "file"
     inside.touch()
     program = f"""if True:
-        import os, sys
+        import codecs, os, sys
         from pathlib import Path
         from click.testing import CliRunner
         from magrathea import client, history
+        import magrathea.cli.login
         from magrathea.cli.main import cli
         client.DEFAULT_SOCKET = client.HUB_SOCKET = history.DEFAULT_FILE = Path({str(inside)!r})
         os.environ["MAGRATHEA_AGENT_CONF"] = {str(inside)!r}
         commands = ["status", "hosts", "history", "doctor --hub F --noded F --agent F --pbs F", "keys --dir F list"]
         for command in commands:  # so that everything is imported: this user may not read Python's folders either
             CliRunner().invoke(cli, command.replace("F", {str(inside)!r}).split())
+        codecs.lookup("unicode_escape")
         os.setuid(65534)
         for command in commands:
             result = CliRunner().invoke(cli, command.replace("F", {str(inside)!r}).split())
