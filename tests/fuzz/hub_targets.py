@@ -90,7 +90,7 @@ class _Pool:
 
     exhausted = False
 
-    def __init__(self, connect: Callable[[], Any], size: int, deadline_s: float) -> None:
+    def __init__(self, connect: Callable[[], Any], size: int, deadline_s: float, asks_server: bool = False) -> None:
         self._connect = connect
 
     async def run(self, task: Callable[[Any], Any], hosts: Collection[str] = ()) -> Any:
