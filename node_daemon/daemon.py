@@ -172,7 +172,8 @@ class Daemon:
     # What is published
 
     def beside(self) -> snapshots.Beside:
-        notes = [*self.hub.silent(), *self.driver.notes(), *self.switch.progress.notes(), *self.life.notes()]
+        switch = [*self.switch.progress.notes(), *self.switch.interference.notes()]
+        notes = [*self.hub.silent(), *self.driver.notes(), *switch, *self.life.notes()]
         if self.facts.trouble:
             notes.append(f"the journal fails, no new jobs are taken: {self.facts.trouble}")
         return snapshots.Beside(

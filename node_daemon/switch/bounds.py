@@ -27,13 +27,14 @@ def lockable_mib(host: Host, name: str, read: DomainReading | None) -> int | Non
     return max(0, read.memory_mib - domain.floor_mib)
 
 
-def immovable_mib(host: Host, name: str, read: DomainReading | None) -> int:
-    """What a domain beyond its floor has for good, because its memory cannot be moved (pinned, or without a balloon): 0
-    if it can, or if that is not known."""
+def immovable_mib(host: Host, name: str, read: DomainReading | None, contested_mib: int) -> int:
+    """What a domain beyond its floor has for good, because its memory cannot be moved (pinned, without a balloon, or
+    contested): 0 if it can, or if that is not known."""
     domain = host.domain(name)
-    if domain is None or read is None or not read.up or not read.known or read.memory_mib is not None:
+    if domain is None or read is None or not read.up or not read.known:
         return 0
-    return max(0, (read.max_memory_mib or 0) - domain.floor_mib)
+    kept = contested_mib if read.memory_mib is not None else read.max_memory_mib or 0
+    return max(0, kept - domain.floor_mib)
 
 
 class Bounds:
@@ -55,9 +56,14 @@ class Bounds:
         """The balloon's target, if it is not reached yet."""
         return self._targets.get(domain)
 
-    def note(self, read: Mapping[str, DomainReading], moves: Mapping[str, int | None]) -> None:
+    def note(
+        self,
+        read: Mapping[str, DomainReading],
+        moves: Mapping[str, int | None],
+        contested_mib: Callable[[str], int] = lambda name: 0,
+    ) -> None:
         """Take over what the driver says. `moves`: the domains whose memory is being moved; of each, what guest and
-        driver agree that it has at most, or None if it gives nothing."""
+        driver agree that it has at most, or None if it gives nothing. `contested_mib`: see interference.py."""
         before = dict(self._bounds)
         self._bounds = {}
         for name, domain in read.items():
@@ -72,7 +78,7 @@ class Bounds:
             target = self._targets.get(name)
             if target is not None and abs(target - domain.memory_mib) <= SLACK_MIB and name not in moves:
                 del self._targets[name]
-            self._bounds[name] = max(domain.memory_mib, target or 0, moves.get(name) or 0)
+            self._bounds[name] = max(domain.memory_mib, target or 0, moves.get(name) or 0, contested_mib(name))
         if any(self._bounds.get(name, 0) < mib for name, mib in before.items()):
             self._content.clear()
         if before != self._bounds:

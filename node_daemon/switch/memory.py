@@ -25,6 +25,7 @@ from ..guest_channel.channel import AgentError
 from ..guest_channel.messages import GuestMemory
 from ..hypervisor.base import MEMORY, DomainReading, Driver, DriverError, GuestFails
 from .bounds import SLACK_MIB, Bounds
+from .interference import Interference
 from .paging import ASK_S, BUSY_S, SLICE_MARGIN_S, SLICE_S, AgentChannel, Paging, Progress, SwitchForPaging
 
 log = logging.getLogger(__name__)
@@ -120,8 +121,15 @@ def _now() -> float:
 class Mover:
     """Moves the memory of one host's domains, with at most one move per domain at a time."""
 
-    def __init__(self, switch: SwitchForMemory, driver: Driver, guests: Mapping[str, AgentChannel]) -> None:
+    def __init__(
+        self,
+        switch: SwitchForMemory,
+        driver: Driver,
+        guests: Mapping[str, AgentChannel],
+        interference: Interference | None = None,
+    ) -> None:
         self._switch = switch
+        self.interference = interference or Interference(_now)
         self._driver = driver
         self._guests = guests
         self._moves: dict[str, _Move] = {}
@@ -181,11 +189,15 @@ class Mover:
 
     def note(self, read: Mapping[str, DomainReading]) -> None:
         """Take over what the driver says."""
-        self.bounds.note(read, {name: move.verified_mib for name, move in self._moves.items()})
+        moves = {name: move.verified_mib for name, move in self._moves.items()}
+        self.bounds.note(read, moves, self.interference.contested_mib)
         for name, move in self._moves.items():
             domain = read.get(name)
             if domain is not None and domain.up and domain.known and domain.memory_mib is not None:
-                move.has_mib = domain.memory_mib
+                target, had, has = self.bounds.target(name), move.has_mib, domain.memory_mib
+                if target is not None and abs(has - target) > abs(had - target):
+                    self.interference.moved_back(name, had, has)
+                move.has_mib = has
 
     # Moving
 
@@ -284,7 +296,7 @@ class Mover:
             text = f"{text}, but it has {has} in all; nothing is taken by such figures"
             raise GuestFails(RefusalCode.BAD_FIGURES, self._noted_short(move, text))
         move.verified_mib = has
-        self.bounds.given(move.domain, has)
+        self.bounds.given(move.domain, max(has, self.interference.contested_mib(move.domain)))
         return has, memory
 
     async def _shrink(self, move: _Move) -> None:

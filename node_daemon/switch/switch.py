@@ -84,6 +84,7 @@ class Switch:
         self._observe = observe
         self.readings = Readings(driver, facts, self._was_read)
         self.mover = Mover(self, driver, channels)
+        self.interference = self.mover.interference
         self._orders = AgentOrders(facts, channels, observe)
         self._steps = Steps()
         self.progress = SwitchProgress(facts, self.readings, self._orders, self._steps, self.mover, self.steps)
@@ -137,12 +138,14 @@ class Switch:
         found = self._facts.host.domain(domain)
         if not self.readings.has_movable_memory or found is None:
             return 0
-        kept = immovable_mib(self._facts.host, domain, self.readings.of(domain))
+        contested = self.interference.contested_mib(domain)
+        kept = immovable_mib(self._facts.host, domain, self.readings.of(domain), contested)
         return min(kept, max(0, found.memory_mib - found.floor_mib))
 
     # What happens
 
     def _was_read(self, read: Mapping[str, DomainReading]) -> None:
+        self.interference.note(read, self.readings.number)
         self.mover.note(read)
         for d in self._facts.host.workers:  # what is no longer there is not locked, whatever its guest has said
             most = lockable_mib(self._facts.host, d.name, read.get(d.name))
@@ -268,9 +271,11 @@ class Switch:
                     driver = self.readings.driver
                     await driver.set_cpu(step.domain, step.cap.percent)
                     self._observe(f"cpu {step.domain}")
-                    self.readings.note(step.domain, cpu_percent=driver.nearest_cpu(step.cap.percent))
+                    nearest = driver.nearest_cpu(step.cap.percent)
+                    self.readings.note(step.domain, cpu_percent=nearest)
+                    self.interference.cpu_set(step.domain, nearest, self.readings.begun)
                 case SetMemory():
-                    await self.mover.move(step.domain, step.mib)
+                    await self._move(step)
                     self.readings.refresh_soon()
                 case _:
                     assert_never(step)
@@ -293,6 +298,13 @@ class Switch:
         self._steps.retries.succeeded(slot)
         self._facts.step_done(step)
         self._facts.actual_changed()
+
+    async def _move(self, step: SetMemory) -> None:
+        self.interference.memory_moves(step.domain)
+        try:
+            await self.mover.move(step.domain, step.mib)
+        finally:
+            self.interference.memory_rests(step.domain, self.readings.begun)
 
     async def _order(self, step: Orders) -> None:
         connection = self._orders.connection(step.domain)
