@@ -173,7 +173,7 @@ class Daemon:
 
     def beside(self) -> snapshots.Beside:
         switch = [*self.switch.progress.notes(), *self.switch.interference.notes()]
-        notes = [*self.hub.silent(), *self.driver.notes(), *switch, *self.life.notes()]
+        notes = [*self.hub.silent(), *self.driver.notes(), *switch, *self.claims.notes(), *self.life.notes()]
         if self.facts.trouble:
             notes.append(f"the journal fails, no new jobs are taken: {self.facts.trouble}")
         return snapshots.Beside(

@@ -7,6 +7,7 @@ from .log import log
 from .loop import Loop
 from .procfs import memory_report
 from .refusals import BUSY
+from .swaps import swap
 from .sweeper import Sweeper
 from .table import Table
 
@@ -94,7 +95,7 @@ class Reports:
             self.sweeper.sweep()  # running jobs may have ended
         elif self.jobs:
             self.sweeper.glance()
-        body = {"memory": memory_report(), "load1": round(os.getloadavg()[0], 2)}
+        body = {"memory": dict(memory_report(), **swap().report()), "load1": round(os.getloadavg()[0], 2)}
         self.reporting = self.channel.ask("report", body, REPORT_S / 2, self._reported)
 
     def _reported(self, answer: "Optional[Doc]") -> None:

@@ -25,13 +25,25 @@ from magrathea.deadlines import DAEMON_CLAIM_S, MEMORY_GLANCE_S
 from magrathea.logs import RationedLog
 
 from ..facts import differs
-from ..guest_channel.messages import AnyRequest, Claim, ClaimedJob, Hello, Jobs, Launched, Prepared, Release, Report
+from ..guest_channel.messages import (
+    AnyRequest,
+    Claim,
+    ClaimedJob,
+    GuestMemory,
+    Hello,
+    Jobs,
+    Launched,
+    Prepared,
+    Release,
+    Report,
+)
 from ..hypervisor.base import Driver
 from ..switch.bounds import lockable_mib
 from ..switch.progress import CpuComing, Unstopped
 from ..switch.switch import Switch
 from .confirmation import Confirmation, Given, Mark
 from .pace import JOBS_PER_CHANGE, LISTS_S, REPORTS_S, UNCHANGED, Pace, Turns
+from .swap import keeps_mib, swap_notes
 
 log = logging.getLogger(__name__)
 limited_log = RationedLog(log, burst=100, period_s=1.0)
@@ -87,6 +99,8 @@ class Claims:
         self._lists = Pace(LISTS_S)
         self._reports = Pace(REPORTS_S)
         self._turns = Turns(lambda: daemon.host.cpus)
+        self._swap: dict[str, GuestMemory] = {}
+        """What each domain's guest has last reported of its memory."""
         self._to_enter: Counter[Mark] = Counter()
         """Claims that wait for their turn, in which they will be judged."""
 
@@ -341,6 +355,10 @@ class Claims:
         self._daemon.apply(ev.JobsReported(self._daemon.now(), domain, jobs))
         return True
 
+    def notes(self) -> list[str]:
+        """What guests report that does not fit the configuration, for people."""
+        return swap_notes(self._daemon.host.workers, self._swap)
+
     def _report(self, domain: str, report: Report) -> bool:
         """Enter what the guest says about its memory. Returns False if that is known.
 
@@ -353,7 +371,8 @@ class Claims:
         mib = -(-max(0, report.memory.unreclaimable_mib) // MEMORY_STEP_MIB) * MEMORY_STEP_MIB
         if found.stopped and not found.running:
             mib = min(mib, found.unreclaimable_mib)
-        mib = max(mib, switch.mover.kept_mib(domain), switch.immovable_mib(domain))
+        self._swap[domain] = report.memory
+        mib = max(mib, keeps_mib(found, report.memory), switch.mover.kept_mib(domain), switch.immovable_mib(domain))
         if (most := lockable_mib(self._daemon.host, domain, switch.readings.of(domain))) is not None:
             mib = min(mib, most)
         if found.unreclaimable_mib == mib:

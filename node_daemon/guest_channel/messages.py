@@ -70,6 +70,11 @@ class GuestMemory(msgspec.Struct, frozen=True):
     swap_total_mib: Number = 0
     free_mib: Number = 0
     swap_cached_mib: Number = 0
+    zram_mib: Number = 0
+    """How much of its swap is zram."""
+    zram_used_mib: Number = 0
+    swap_takes_mib: Number | None = None
+    """How much memory can leave the guest for its swap: what goes to zram stays, compressed. None: an older agent."""
 
     @property
     def can_go_mib(self) -> int:

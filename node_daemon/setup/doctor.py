@@ -32,6 +32,8 @@ from magrathea.doctor import (
 from magrathea.messages import Snapshot
 
 from ..agent.configuration import Config
+from ..agent.swaps import TELLING_BYTES, Swap
+from ..agent.swaps import swap as swap_of_guest
 from ..agent.values import Unusable
 from ..configuration import DomainTable, NodedConfiguration, read
 from . import doctor_domains
@@ -246,7 +248,7 @@ def _guest(paths: Paths) -> Iterator[Check]:
     yield from agent_socket(Path(config.socket))
     yield writable(GUEST, "state", Path(config.state).parent, least_mib=10)
     yield from _mom(paths)
-    yield guest_swap(psutil.virtual_memory().total // 2**20, psutil.swap_memory().total // 2**20)
+    yield guest_swap(psutil.virtual_memory().total // 2**20, swap_of_guest())
 
 
 def channel(config: Config) -> Check:
@@ -339,12 +341,21 @@ def _mom(paths: Paths) -> Iterator[Check]:
         yield Check(GUEST, "mom-hook", Status.FAIL, "MoM has no hook: jobs start without a claim", cause, fix)
 
 
-def guest_swap(memory_mib: int, swap_mib: int) -> Check:
-    if swap_mib == 0:
+def guest_swap(memory_mib: int, found: Swap) -> Check:
+    if found.real + found.zram == 0:
         cause = "this guest has no swap"
-        fix = "a swap device (on fast storage, or zram), and `swap_mib` in noded.toml; not needed if memory never moves"
+        fix = "a swap device on fast storage, and `swap_mib` in noded.toml; not needed if memory never moves"
         return Check(GUEST, "swap", Status.NOTE, "stopped jobs keep their memory", cause, fix)
-    return Check(GUEST, "swap", Status.OK, f"{swap_mib} MiB of swap beside {memory_mib} MiB of memory")
+    beside = f"beside {memory_mib} MiB of memory"
+    if found.real == 0:
+        share = f"{round(100 * found.share())} % of it stays in memory"
+        known = "by what it holds now" if found.zram_holds << 20 >= TELLING_BYTES else "assumed, it is nearly empty"
+        cause = f"all {found.zram} MiB of its swap are zram, in its own memory: {share} ({known}), more if jobs' data"
+        cause = f"{cause} cannot be compressed"
+        fix = f"a swap disk; with zram alone `swap_mib` of this domain in noded.toml is at most {found.takes()}"
+        return Check(GUEST, "swap", Status.WARN, "stopped jobs keep a part of their memory", cause, fix)
+    zram = f" and {found.zram} MiB of zram, of which at most {found.takes() - found.real} count" if found.zram else ""
+    return Check(GUEST, "swap", Status.OK, f"{found.real} MiB of swap{zram} {beside}")
 
 
 host = Part(HOST, _host_here, _host)

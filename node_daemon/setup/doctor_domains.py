@@ -3,13 +3,14 @@ does its channel lead to the daemon? It judges by the same functions as `magrath
 
 from __future__ import annotations
 
+import os
 import threading
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from typing import Any
 
 from magrathea.core.model import Kind
-from magrathea.doctor import Check, Status
+from magrathea.doctor import Check, Status, unseen
 
 from ..configuration import DomainTable, NodedConfiguration
 from ..hypervisor.libvirt.movable import networks, pinned_now
@@ -49,6 +50,8 @@ def _look(c: NodedConfiguration) -> list[Check]:
     try:
         connection = libvirt.openReadOnly(c.host.uri)
     except libvirt.libvirtError as error:
+        if os.geteuid() != 0:
+            return [unseen(HOST, "libvirt", f"libvirt at {c.host.uri}")]
         fix = "is libvirtd running, is `uri` in [host] right, may you use it?"
         return [Check(HOST, "libvirt", Status.WARN, "the domains could not be looked at", str(error), fix)]
     processes, checks = QemuProcesses(), []

@@ -16,6 +16,7 @@ from magrathea.cli import doctor as cli
 from magrathea.core.model import Mode
 from magrathea.doctor import Check, Paths, Status
 from magrathea.messages import Snapshot
+from node_daemon.agent.swaps import Swap
 from node_daemon.configuration import read
 from node_daemon.hypervisor.local.driver import LIMITS
 from node_daemon.setup import doctor as node
@@ -115,7 +116,7 @@ def test_what_the_local_driver_cannot_do_is_no_warning(tmp_path: Path) -> None:
     checks = {check.cause: check.status for check in node.of_snapshot(read(file), snapshot) if check.cause}
     assert [checks[note] for note in LIMITS] == [Status.NOTE] * len(LIMITS)
     assert checks["SetCpu of n1 fails"] is Status.WARN
-    assert node.guest_swap(100, 0).status is Status.NOTE
+    assert node.guest_swap(100, Swap(0, 0, 0, 0)).status is Status.NOTE
 
 
 @pytest.mark.parametrize(("status", "code"), [("note", 0), ("skip", 0), ("ok", 0), ("warn", 1), ("fail", 2)])

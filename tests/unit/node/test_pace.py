@@ -56,6 +56,7 @@ class Owner:
             agent_lost=silent,
             agent_connected=silent,
             mover=mover,
+            immovable_mib=lambda domain: 0,
             progress=progress,
             actual=dict,
             readings=SimpleNamespace(of=silent),
