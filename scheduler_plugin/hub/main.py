@@ -101,7 +101,7 @@ def main(config: Path, check: bool) -> None:
         click.echo(f"magrathea-hub: {configuration.state_dir} is in use by another hub; stop that one first", err=True)
         sys.exit(FAILED)
     except OSError as error:
-        click.echo(f"magrathea-hub: {configuration.state_dir}: {error}; fix `state_dir` in [hub]", err=True)
+        click.echo(f"magrathea-hub: {configuration.state_dir}: {error}; fix the paths in [hub]", err=True)
         sys.exit(FAILED)
     try:
         supervision.run(serve(configuration, connect))

@@ -21,16 +21,27 @@ def obstacles(c: HubConfiguration) -> list[str]:
 
 def _obstacles(c: HubConfiguration) -> Iterator[str]:
     yield no_directory(c.state_dir, "`state_dir` in [hub]")
-    for key, path in (("control_socket", c.hub.control_socket), ("heartbeat_file", c.hub.heartbeat_file)):
-        yield no_directory(Path(path).parent, f"`{key}` in [hub]")
+    yield no_directory(Path(c.hub.control_socket).parent, "`control_socket` in [hub]")
+    yield _no_place(c, c.hub.heartbeat_file, "`heartbeat_file` in [hub]")
     yield no_socket_path(c.hub.control_socket, "`control_socket` in [hub]")
     for endpoint in c.ipc:
         path = endpoint.removeprefix("ipc://")
         yield no_socket_path(path, "`listen` in [hub]")
-        yield no_directory(Path(path).parent, "`listen` in [hub]")
+        yield _no_place(c, path, "`listen` in [hub]")
     if not runs(c.state_dir):  # the hub that runs has the ports
         for endpoint in c.tcp:
             yield cannot_listen(endpoint, "`listen` in [hub]")
+
+
+def _no_place(c: HubConfiguration, path: str, where: str) -> str:
+    """Why there can be no file `path`. The hub makes directories for its state and its control socket, and no other."""
+    made = {
+        one for directory in (c.state_dir, Path(c.hub.control_socket).parent) for one in (directory, *directory.parents)
+    }
+    directory = Path(path).parent
+    if directory not in made and not os.path.lexists(directory):
+        return f"{directory} does not exist; install -d -o USER {directory}, or fix {where}"
+    return no_directory(directory, where)
 
 
 def runs(state_dir: Path) -> bool:

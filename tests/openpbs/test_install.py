@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from magrathea import places
 from magrathea_lab.clusters.private_openpbs import HEAD, PrivateOpenPbs
 from magrathea_lab.fleet import ROOT
 
@@ -233,7 +234,8 @@ def test_it_warns_of_conflicting_settings(pbs: PrivateOpenPbs) -> None:
 
 def test_a_running_hub_is_stopped_first(pbs: PrivateOpenPbs) -> None:
     well(magrathea(pbs, *INSTALL))
-    beat = pbs.pbs_home(HEAD) / "magrathea.heartbeat"
+    beat = pbs.base / "m" / HEAD / places.HEARTBEAT.removeprefix("/")
+    beat.parent.mkdir(exist_ok=True)
     beat.touch()
     seen = well(magrathea(pbs, "--part", "server", "--format", "plain", of="doctor"), 2)
     statuses = {line.split("\t")[2]: line.split("\t")[0] for line in seen.splitlines()}

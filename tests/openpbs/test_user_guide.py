@@ -26,7 +26,9 @@ def test_the_guides_job_is_stopped_for_the_urgent_one_names_it_and_continues(fle
         pbs.wait(lambda: fleet.vnodes()["p1"].magrathea == "occupied-would-preempt", "a job that may be stopped", 20)
         high = typed(second)
         pbs.wait(lambda: high.partition(".")[0] in stopped(), "a stop whose comment says for whom", 20)
-        assert low.partition(".")[0] in typed(look)
+        shown = typed(look)
+        assert low.partition(".")[0] in shown
+        assert f"preempted by {high}" in " ".join(shown.split()), "the command shows comments"
         assert pbs.wait_job(low, "F", 40)["Exit_status"] == 0
     assert pbs.output(USER, low, name="job.sh") == "begun\ndone\n"
     asked = ["qsub", "-l", "select=1:ncpus=1:magrathea_accepts=priority", "--", "/bin/true"]

@@ -9,10 +9,13 @@ import pytest
 from click.testing import CliRunner
 
 from magrathea import client, doctor, history, places
+from magrathea.cli import guest_status
 from node_daemon import configuration as noded
+from node_daemon.agent.configuration import Config
 from scheduler_plugin.hub import configuration as hub
 from scheduler_plugin.setup import checks, heartbeat
 from scheduler_plugin.setup import cli as setup
+from scheduler_plugin.setup.hook_texts import hook_text
 from scheduler_plugin.setup.sched_config import InstallError
 from scheduler_plugin.setup.setup_model import InstallOptions
 from tests.documents import DOCUMENTS, ROOT, blocks
@@ -52,6 +55,16 @@ def test_commands_look_where_the_daemons_are() -> None:
     assert Path(paths.state_dir, "journal.sqlite") == history.DEFAULT_FILE
     assert doctor.Paths().hub == Path(hub.DEFAULT_FILE)
     assert doctor.Paths().noded == noded.DEFAULT_PATH
+
+
+def test_mom_hook_agent_and_status_mean_the_same_socket_of_an_agent(tmp_path: Path) -> None:
+    (tmp_path / "agent.json").write_text("{}")
+    agent = Config(str(tmp_path / "agent.json"))
+    assert f'DEFAULT_SOCKET = "{agent.socket}"' in hook_text("magrathea_mom")
+    assert agent.socket == guest_status.DEFAULT_SOCKET
+    run = unit("agent", "RuntimeDirectory")
+    assert agent.socket.startswith(f"/run/{run}/")
+    assert agent.state.startswith(f"/var/lib/{unit('agent', 'StateDirectory')}/")
 
 
 def test_the_unit_reads_the_configuration_that_install_reads() -> None:

@@ -49,6 +49,8 @@ def test_a_good_configuration_on_a_good_machine_is_ok(tmp_path: Path) -> None:
 LONG = "FOLDER/" + 120 * "x"
 OBSTACLES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "heartbeat": ({"heartbeat": "FOLDER/plain/beat"}, ("FOLDER/plain", "`heartbeat_file` in [hub]")),
+    "no folder of the heartbeat": ({"heartbeat": "FOLDER/none/beat"}, ("FOLDER/none does not exist", "install -d")),
+    "no folder of the socket": ({"listen": "ipc://FOLDER/none/h"}, ("FOLDER/none does not exist", "`listen` in [hub]")),
     "control": ({"control": "FOLDER/plain/sock"}, ("FOLDER/plain", "`control_socket` in [hub]")),
     "long control": ({"control": LONG}, ("107", "`control_socket` in [hub]")),
     "long ipc": ({"listen": f"ipc://{LONG}"}, ("107", "`listen` in [hub]")),
