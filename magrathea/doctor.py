@@ -140,6 +140,10 @@ def private(part: str, name: str, path: Path) -> Check:
 def writable(part: str, name: str, directory: Path, least_mib: int = 100) -> Check:
     """Checks that a directory for state exists and has room. For root nothing can be said about permissions."""
     try:
+        if not stat.S_ISDIR(directory.stat().st_mode):
+            return Check(
+                part, name, Status.FAIL, f"{directory} cannot be used", "it is no directory", "remove the file"
+            )
         room = os.statvfs(directory)
     except OSError as error:
         if is_closed(error):

@@ -257,6 +257,11 @@ def channel(config: Config) -> Check:
         what = "socket" if config.channel_kind == "unix" else "port"
         fix = "is magrathea-noded up on the host?" if what == "socket" else "add the port to the domain's definition"
         return Check(GUEST, "channel", Status.FAIL, "there is no channel to the host", f"no {what} {path}", fix)
+    if config.channel_kind == "unix" and not _is_socket(path):
+        fix = (
+            "remove it, then restart magrathea-noded on the host; for a container: is the host's directory bound there?"
+        )
+        return Check(GUEST, "channel", Status.FAIL, "there is no channel to the host", f"{path} is no socket", fix)
     if not os.access(path, os.R_OK | os.W_OK):
         if os.geteuid() != 0:
             return unseen(GUEST, "channel", path)

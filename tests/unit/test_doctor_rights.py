@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from magrathea.cli import doctor as cli
 from magrathea.core.model import Mode
 from magrathea.doctor import Check, Paths, Status
 from magrathea.messages import Snapshot
+from node_daemon.agent.configuration import Config
 from node_daemon.agent.swaps import Swap
 from node_daemon.configuration import read
 from node_daemon.hypervisor.local.driver import LIMITS
@@ -79,7 +81,8 @@ def test_without_root_a_guest_and_a_server_say_so_too(place: Path) -> None:
         "state": f"{place}/closed/state/s.json",
     }
     agent.write_text(json.dumps(at))
-    (place / "c.sock").write_text("")
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.bind(str(place / "c.sock"))
     (place / "c.sock").chmod(0o600)
     (place / "pbs.conf").write_text(f"PBS_START_MOM=1\nPBS_HOME={place}/closed\nPBS_EXEC=/opt/pbs\n")
     said = as_nobody(lambda: node.guest.checks(Paths(agent=agent, pbs=place / "pbs.conf")))
@@ -134,6 +137,15 @@ def test_a_file_in_the_place_of_the_sockets_folder_is_told(tmp_path: Path) -> No
     [check] = [one for one in node.host.checks(Paths(noded=file)) if one.name == "guest-sockets"]
     assert check.status is Status.FAIL
     assert check.cause == f"{tmp_path}/guest is no directory"
+
+
+def test_a_file_in_the_place_of_a_socket_or_of_a_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert doctor.writable("host", "state", tmp_path / "file", least_mib=0).cause == "it is no directory"
+    at = {"socket": "/a.sock", "channel": f"unix:{tmp_path}/file", "state": "/s.json"}
+    (tmp_path / "agent.json").write_text(json.dumps(at))
+    check = node.channel(Config(str(tmp_path / "agent.json")))
+    assert (check.status, check.cause) == (Status.FAIL, f"{tmp_path}/file is no socket")
 
 
 @pytest.mark.parametrize(
