@@ -27,7 +27,7 @@ from magrathea.configuration import ConfigurationError
 from magrathea.core.model import Kind
 
 from ..configuration import DEFAULT_PATH, NodedConfiguration, read
-from ..hypervisor.libvirt.movable import networks, pinned_now
+from ..hypervisor.libvirt.movable import networks, pinned_now, process_of
 from ..hypervisor.libvirt.pinning import QemuProcesses, pinned
 from . import adopt
 from .adopt import Found, Proposal
@@ -110,7 +110,7 @@ def _domains(connection: Any) -> list[Found]:
         live = domain.XMLDesc(0) if domain.isActive() else ""
         with contextlib.suppress(NotAdoptable):
             found = adopt.parse(xml, persistent=persistent, used_mib=used, live=live)
-            why = pinned(xml, network) or pinned_now(live or xml, network, domain, processes)
+            why = pinned(xml, network) or pinned_now(live or xml, network, domain, process_of(domain, processes))
             founds.append(replace(found, pinned=why))
             continue
         click.echo(f"{domain.name()}: not changed: its XML cannot be understood", err=True)

@@ -13,7 +13,7 @@ from magrathea.core.model import Kind
 from magrathea.doctor import Check, Status, unseen
 
 from ..configuration import DomainTable, NodedConfiguration
-from ..hypervisor.libvirt.movable import networks, pinned_now
+from ..hypervisor.libvirt.movable import networks, pinned_now, process_of
 from ..hypervisor.libvirt.pinning import QemuProcesses
 from ..hypervisor.libvirt.translation import has_balloon
 from .domain_xml import NotAdoptable, check_channel
@@ -76,7 +76,7 @@ def _domain(
     try:
         domain = connection.lookupByName(own)
         xml, kind = domain.XMLDesc(0), connection.getType()
-        why = pinned_now(xml, networks(error, connection), domain, processes)
+        why = pinned_now(xml, networks(error, connection), domain, process_of(domain, processes))
     except error as problem:
         fix = f"`virsh list --all` shows what libvirt has; `libvirt.name` in [domain.{name}] names it"
         return [Check(HOST, f"libvirt-{name}", Status.FAIL, f"{name} could not be looked at", str(problem), fix)]

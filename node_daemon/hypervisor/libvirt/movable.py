@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from .connection import Connection
-from .pinning import CODE_CACHE_MIB, OWN_MIB, Network, QemuProcesses, pinned
+from .pinning import CODE_CACHE_MIB, OWN_MIB, Network, QemuProcess, QemuProcesses, pinned
 from .translation import has_balloon
 
 REREAD_S = 30.0
+AGAIN_S = 2.0
+"""A domain whose QEMU runs and was not seen is judged again so soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +41,15 @@ def networks(error: type[Exception], connection: Connection) -> Network:
     return network
 
 
-def pinned_now(xml: str, network: Network, domain: Any, processes: QemuProcesses) -> str:
-    """Why the domain's memory is pinned, by its XML and, if it runs, by its QEMU; empty if nothing shows that.
+def process_of(domain: Any, processes: QemuProcesses) -> QemuProcess | None:
+    """The domain's QEMU, if it runs and can be seen. Raises libvirtError."""
+    return processes.of(domain.UUIDString()) if domain.isActive() else None
 
-    Raises libvirtError.
-    """
+
+def pinned_now(xml: str, network: Network, domain: Any, process: QemuProcess | None) -> str:
+    """Why the domain's memory is pinned, by its XML and its QEMU; empty if nothing shows it. Raises libvirtError."""
     if why := pinned(xml, network):
         return why
-    process = processes.of(domain.UUIDString()) if domain.isActive() else None
     return process.pins(domain.info()[1] // 1024) if process is not None else ""
 
 
@@ -64,21 +67,25 @@ class MovableMemory:
         run, now = domain.ID(), time.monotonic()
         version = (run, self._changes.get(name, 0))
         known = self._known.get(name)
-        if known is None or known[0] != version or now - known[1] > REREAD_S:
-            known = self._known[name] = (version, now, self._read(error, connection, kind, domain))
+        if known is None or known[0] != version or now >= known[1]:
+            memory, is_whole = self._read(error, connection, kind, domain)
+            known = self._known[name] = (version, now + (REREAD_S if is_whole else AGAIN_S), memory)
         return self.unless_kept(name, run, known[2])
 
-    def _read(self, error: type[Exception], connection: Connection, kind: str, domain: Any) -> DomainMemory:
+    def _read(
+        self, error: type[Exception], connection: Connection, kind: str, domain: Any
+    ) -> tuple[DomainMemory, bool]:
+        """The domain's memory, and whether its QEMU could be seen if it runs."""
         xml = domain.XMLDesc(0)
         if not has_balloon(kind, xml):
-            return DomainMemory("it has no balloon: let `magrathea host adopt` add one")
+            return DomainMemory("it has no balloon: let `magrathea host adopt` add one"), True
         if kind.upper() != "QEMU":
-            return DomainMemory("")
-        why = pinned_now(xml, networks(error, connection), domain, self._processes)
-        process = self._processes.of(domain.UUIDString()) if domain.isActive() else None
+            return DomainMemory(""), True
+        process = process_of(domain, self._processes)
+        why = pinned_now(xml, networks(error, connection), domain, process)
         emulates = ET.fromstring(xml).get("type") == "qemu"
         own = process.own_mib if process is not None else OWN_MIB + (CODE_CACHE_MIB if emulates else 0)
-        return DomainMemory(why, own)
+        return DomainMemory(why, own), process is not None or not domain.isActive()
 
     def changed(self, name: str) -> None:
         """The domain's devices have changed, or it has started or ended."""

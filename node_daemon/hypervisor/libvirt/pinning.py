@@ -20,6 +20,7 @@ import contextlib
 import itertools
 import json
 import re
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -50,6 +51,9 @@ OWN_MIB = 300
 """What QEMU itself uses besides its guest's memory: 257 to 283 MiB were seen (QEMU 7.2)."""
 CODE_CACHE_MIB = 1500
 """An emulating QEMU without `tb-size` grows by its code cache as well: 1.4 GiB were seen."""
+
+LOOK_S = 1.0
+"""A QEMU that starts meanwhile is found when its domain's memory is judged the next time."""
 
 Network = Callable[[str], str | None]
 """The XML of the network with that name; None if it cannot be had."""
@@ -179,9 +183,14 @@ class QemuProcesses:
     def __init__(self, proc: Path = Path("/proc")) -> None:
         self._proc = proc
         self._pids: dict[bytes, list[str]] = {}
+        self._looked: float | None = None
 
     def _look(self) -> None:
-        """Look for all of them; takes about 20 us for each process of the machine."""
+        """Look for all of them, once in LOOK_S at most; takes about 20 us for each process of the machine."""
+        now = time.monotonic()
+        if self._looked is not None and now - self._looked < LOOK_S:
+            return
+        self._looked = now
         self._pids = {}
         for entry in self._proc.iterdir():
             if entry.name.isdecimal():

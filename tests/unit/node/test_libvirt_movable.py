@@ -74,6 +74,7 @@ def test_a_device_that_is_plugged_in_later_pins_memory_from_then_on(fake: FakeLi
 
 def test_a_change_without_an_event_is_seen_in_time(fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(movable, "REREAD_S", 0.0)
+    monkeypatch.setattr(movable, "AGAIN_S", 0.0)
 
     async def work() -> None:
         async with started() as (driver, _):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from node_daemon.hypervisor.libvirt import pinning
 from node_daemon.hypervisor.libvirt.balloons import QemuMemory
 from node_daemon.hypervisor.libvirt.pinning import CODE_CACHE_MIB, OWN_MIB, QemuProcess, QemuProcesses, pinned
 
@@ -138,7 +139,10 @@ def test_another_process_that_names_the_uuid_hides_no_locked_memory(tmp_path: Pa
     assert found is not None and found.locked_mib == 4096
 
 
-def test_a_qemu_that_starts_later_is_found_and_one_that_ended_is_not(tmp_path: Path) -> None:
+def test_a_qemu_that_starts_later_is_found_and_one_that_ended_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pinning, "LOOK_S", 0.0)
     processes = QemuProcesses(tmp_path)
     assert processes.of(UUID) is None
     a_process(tmp_path, 7, "qemu-system-x86_64", "-uuid", UUID)
