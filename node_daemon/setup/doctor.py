@@ -36,7 +36,7 @@ from ..agent.swaps import TELLING_BYTES, Swap
 from ..agent.swaps import swap as swap_of_guest
 from ..agent.values import Unusable
 from ..configuration import DomainTable, NodedConfiguration, read
-from . import doctor_domains
+from . import doctor_domains, oom_killers
 
 HOST, GUEST = "host", "guest"
 START = "systemctl start magrathea-noded, then journalctl -u magrathea-noded"
@@ -249,6 +249,7 @@ def _guest(paths: Paths) -> Iterator[Check]:
     yield writable(GUEST, "state", Path(config.state).parent, least_mib=10)
     yield from _mom(paths)
     yield guest_swap(psutil.virtual_memory().total // 2**20, swap_of_guest())
+    yield oom_killers.check()
 
 
 def channel(config: Config) -> Check:
