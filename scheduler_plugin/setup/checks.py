@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from magrathea.pbs_text.words import is_true, words
 
+from . import kept_resources
 from .install import RESOURCES, SITE_HOOKS_LAST, changes, conflicts, targets
 from .sched_config import InstallError
 from .setup_model import InstallOptions, Present
@@ -31,21 +32,24 @@ class Item:
     fix: str = ""
 
 
-def check(now: Present, options: InstallOptions) -> list[Item]:
-    """Every item, in the order of the installation, then the warnings."""
+def check(now: Present, options: InstallOptions, unfinished: str = "") -> list[Item]:
+    """Every item, in the order of the installation, then the warnings. `unfinished`: see records.Record."""
     in_the_way = dict(conflicts(now, options))
     try:
         todo = changes(now, options)
     except InstallError:  # `conflicts` reports it item by item; compare the rest without the items that conflict
         todo = []
-    items = []
+    again = "run it again as it was, or magrathea pbs uninstall"
+    items = [Item("install", DIFFERENT, unfinished, again)] if unfinished else []
     for target in dict.fromkeys([*targets(now, options), *in_the_way]):
         mine = [change for change in todo if change.target == target]
         if target in in_the_way:
             items.append(Item(target, DIFFERENT, in_the_way[target], "fix that, then " + FIX))
         elif mine:
             status = MISSING if mine[0].missing else DIFFERENT
-            items.append(Item(target, status, "; ".join(change.text for change in mine), FIX))
+            gone = mine[0].qmgr.startswith("create queue ")
+            fix = f"{FIX}; or, if it is not wanted any more, magrathea pbs uninstall --{target}"
+            items.append(Item(target, status, "; ".join(change.text for change in mine), fix if gone else FIX))
         else:
             items.append(Item(target, OK))
     if in_the_way:  # nothing else could be compared
@@ -72,6 +76,7 @@ def warnings(now: Present, options: InstallOptions) -> Iterator[Item]:
                 f"add to its resources: line: {', '.join(RESOURCES)}",
             )
     yield from _many_vnodes(now, options)
+    yield from (Item(kept_resources.TARGET, WARNING, *told) for told in kept_resources.warnings(now, options))
     yield from _orders(now)
     if not re.search(r"(?m)^[ \t]*node_sort_key[ \t]*:.*(sort_priority|magrathea_rank)", now.sched_config):
         yield Item(

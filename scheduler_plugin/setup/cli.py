@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
+import msgspec
 
 from magrathea import places
 from magrathea.cli import sources
+from magrathea.text import printable
 
-from . import checks, install, pbs_commands, records, uninstall
+from . import checks, install, kept_resources, pbs_commands, records, uninstall
 from . import heartbeat as heartbeats
 from .pbs_commands import Place
 from .sched_config import InstallError
-from .setup_model import InstallOptions, SetupChange
+from .setup_model import InstallOptions, Present, SetupChange
 
 FAILED = 1
 LEFT = 3
@@ -113,6 +115,22 @@ def _carry_out(place: Place, todo: Iterable[SetupChange], *, dry_run: bool, go_o
     default=None,
     help="Let jobs wait in execjob_prologue until their memory has arrived.  [default: no]",
 )
+@click.option(
+    "--keep-consumables/--no-keep-consumables",
+    default=None,
+    help="Let stopped jobs keep their licences and other consumables of server and queues: sets the server's"
+    " restrict_res_to_release_on_suspend to what a stop gives back, ncpus and mem.  [default: leave it alone]",
+)
+@click.option(
+    "--release",
+    "released",
+    multiple=True,
+    metavar="RESOURCE",
+    help="With --keep-consumables: a resource that a stopped job gives back, too, because the site sees to it.",
+)
+@click.option(
+    "--protect", "protecting", multiple=True, metavar="RESOURCE", help="A job that has this resource is never stopped."
+)
 @_dry_run
 @_conf
 def install_command(
@@ -123,6 +141,9 @@ def install_command(
     hub_config: Path,
     heartbeat_max_age: float | None,
     memory_moves: bool | None,
+    keep_consumables: bool | None,
+    released: tuple[str, ...],
+    protecting: tuple[str, ...],
     dry_run: bool,
     conf: Path,
 ) -> None:
@@ -130,13 +151,15 @@ def install_command(
 
     Run it as root on the PBS server's machine. It is safe to repeat; repeat it after each upgrade of Magrathea. It
     remembers the options of earlier runs. Waiting jobs get their queue's class and keep their place in the queue. If
-    something of the site is in the way, it refuses and changes nothing. It saves the old state for `uninstall` in
+    something of the site is in the way, it refuses and changes nothing. If a step fails, it remembers only what it has
+    reached; `check` reports that, and it can be run again. It saves the old state for `uninstall` in
     PBS_HOME/server_priv/magrathea-install.json and sched_priv/sched_config.before-magrathea.
 
     \b
     Examples:
       magrathea pbs install --priority high --preemptible low --vnode n1 --vnode p1 --dry-run
       magrathea pbs install --priority high --preemptible low --vnode n1 --vnode p1
+      magrathea pbs install --keep-consumables --protect lic_a
 
     Exit codes: 0 done, or nothing to do; 1 refused or failed; 2 wrong usage.
     """
@@ -153,14 +176,21 @@ def install_command(
             heartbeat=heartbeats.chosen(heartbeat, hub_config, old.heartbeat),
             heartbeat_max_age_s=heartbeat_max_age if heartbeat_max_age is not None else old.heartbeat_max_age_s,
             memory_moves=memory_moves if memory_moves is not None else old.memory_moves,
+            keep_consumables=keep_consumables if keep_consumables is not None else old.keep_consumables,
+            released=released,
+            protecting=protecting,
         )
+        _check_words(new)
         if both := set(priority) & set(preemptible):
             raise InstallError(f"queue {', '.join(sorted(both))}: either --priority or --preemptible, not both")
-        options = records.merged(old, new, set(now.vnodes))
+        options = records.merged(old, new, set(now.vnodes), set(now.resources))
         todo = install.changes(now, options)
-        if not dry_run:
-            records.save(place.home, records.updated(record, now, options))
-        count, refused = _carry_out(place, todo, dry_run=dry_run, go_on=False)
+        if record is not None and not options.keep_consumables:
+            todo += kept_resources.restored(now, record.release_before, record.release_ours)
+        if dry_run:
+            count, refused = _carry_out(place, todo, dry_run=True, go_on=False)
+        else:
+            count, refused = _installed(place, record, now, options, todo)
         for item in checks.warnings(now, options):
             click.echo(f"warning: {item.name}: {item.text}; fix: {item.fix}", err=True)
     except InstallError as error:
@@ -169,6 +199,37 @@ def install_command(
     if refused:
         click.echo(f"magrathea pbs install: {len(refused)} jobs got no class; run it again", err=True)
         raise click.exceptions.Exit(FAILED)
+
+
+def _check_words(options: InstallOptions) -> None:
+    """Raises InstallError if the options cannot be kept in the record, or mean nothing."""
+    if not Path(options.heartbeat).is_absolute():
+        raise InstallError(
+            f"--heartbeat {printable(options.heartbeat)}: give the whole path, as in hub.toml (heartbeat_file)"
+        )
+    for option, word in (("--heartbeat", options.heartbeat), *(("--vnode", vnode) for vnode in options.vnodes)):
+        if not word.isprintable():
+            raise InstallError(f"{option} {printable(word)}: has a character that cannot be printed; use another name")
+    if options.released and not options.keep_consumables:
+        raise InstallError("--release has an effect only together with --keep-consumables; add that")
+
+
+def _installed(
+    place: Place, record: records.Record | None, now: Present, options: InstallOptions, todo: list[SetupChange]
+) -> tuple[int, list[str]]:
+    """Carry out an install, with its record before and after. Returns as `_carry_out`. Raises InstallError."""
+    begun = records.begun(record, now, options)
+    records.save(place.home, begun)
+    try:
+        done = _carry_out(place, todo, dry_run=False, go_on=False)
+    except InstallError as error:
+        try:
+            records.save(place.home, records.failed(begun, pbs_commands.present(place), options, str(error)))
+        except InstallError as second:  # then the record says that it was interrupted
+            click.echo(f"note: what was reached cannot be read ({second})", err=True)
+        raise
+    records.save(place.home, records.updated(begun, now, options))
+    return done
 
 
 def _summary(count: int, dry_run: bool) -> str:
@@ -202,7 +263,7 @@ def check_command(form: str, hub_config: Path, conf: Path) -> None:
         record = records.load(place.home)
         options = record.options() if record else InstallOptions()
         items = [
-            *checks.check(pbs_commands.present(place), options),
+            *checks.check(pbs_commands.present(place), options, record.unfinished if record else ""),
             *heartbeats.check(hub_config, options.heartbeat),
         ]
     except InstallError as error:
@@ -232,19 +293,40 @@ def check_command(form: str, hub_config: Path, conf: Path) -> None:
     is_flag=True,
     help="Delete finished jobs with a class from PBS's history; until then one resource cannot be deleted.",
 )
+@click.option(
+    "--queue", "queues", multiple=True, metavar="QUEUE", help="Only take this queue out; delete it if install made it."
+)
+@click.option(
+    "--resource",
+    "resources",
+    multiple=True,
+    metavar="RESOURCE",
+    help="Only take back what --release and --protect of install said about this resource.",
+)
 @_dry_run
 @_conf
-def uninstall_command(resume_jobs: bool, delete_history: bool, dry_run: bool, conf: Path) -> None:
+def uninstall_command(
+    resume_jobs: bool,
+    delete_history: bool,
+    queues: tuple[str, ...],
+    resources: tuple[str, ...],
+    dry_run: bool,
+    conf: Path,
+) -> None:
     """Remove hooks, resources, defaults and vnode attributes, and restore the values from before.
 
     Stop magrathea-hub first. While jobs are suspended by Magrathea, the command refuses. Either let the priority jobs
     end while Magrathea still runs. Or stop magrathea-noded on the hosts and magrathea-agent in the domains, and use
     --resume-jobs: then PBS resumes the jobs. If PBS cannot remove something yet, that is reported; run it again later.
 
+    With --queue or --resource the installation stays, and the hub may run. Waiting jobs of the queue get the server's
+    class, `protected`.
+
     \b
     Examples:
       magrathea pbs uninstall --dry-run
       magrathea pbs uninstall --resume-jobs
+      magrathea pbs uninstall --queue low
 
     Exit codes: 0 everything is removed; 1 refused or failed; 2 wrong usage; 3 something is left, see the last lines.
     """
@@ -253,6 +335,9 @@ def uninstall_command(resume_jobs: bool, delete_history: bool, dry_run: bool, co
         place = pbs_commands.find_pbs(conf)
         record = records.load(place.home)
         now = pbs_commands.present(place)
+        if queues or resources:
+            _take_out(place, record, now, queues, resources, dry_run=dry_run)
+            return
         _refuse_with_hub(place, record)
         if jobs := uninstall.preempted(now):
             if not resume_jobs:
@@ -285,6 +370,41 @@ def uninstall_command(resume_jobs: bool, delete_history: bool, dry_run: bool, co
         click.echo(f"left: {sentence}", err=True)
     click.echo(_summary(count, dry_run))
     raise click.exceptions.Exit(LEFT if left else 0)
+
+
+def _take_out(
+    place: Place,
+    record: records.Record | None,
+    now: Present,
+    queues: tuple[str, ...],
+    resources: tuple[str, ...],
+    *,
+    dry_run: bool,
+) -> None:
+    """Take single queues and resources out of the installation. Raises InstallError; Exit if something is left."""
+    if record is None:
+        raise InstallError("there is no record of an installation, so there is nothing to take out")
+    if unknown := [name for name in resources if name not in (*record.released, *record.protecting)]:
+        raise InstallError(f"resource {unknown[0]}: neither --release nor --protect of install has named it")
+    todo = [change for name in queues for change in uninstall.queue_changes(now, record, name)]
+    for name in resources:
+        record = records.without_resource(record, name)
+    if resources:
+        todo += install.changes(now, record.options())
+    count, _ = _carry_out(place, todo, dry_run=dry_run, go_on=True)
+    left: list[str] = []
+    if not dry_run:
+        now = pbs_commands.present(place)
+        for name in queues:
+            left += uninstall.queue_leftovers(now, record, name)
+            record = records.without_queue(record, name, now)
+        ours = kept_resources.value(record.options()) if record.keep_consumables else record.release_ours
+        records.save(place.home, msgspec.structs.replace(record, release_ours=ours))
+    for sentence in left:
+        click.echo(f"left: {sentence}", err=True)
+    click.echo(_summary(count, dry_run))
+    if left:
+        raise click.exceptions.Exit(LEFT)
 
 
 def _refuse_with_hub(place: Place, record: records.Record | None) -> None:
@@ -326,6 +446,8 @@ def _forget(place: Place, sched_config: str) -> None:
             click.echo(f"note: {backup} is kept, because others have changed sched_config too", err=True)
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise InstallError(f"{backup}: {error.strerror}; remove it yourself: nothing else is left") from error
 
 
 if __name__ == "__main__":

@@ -57,7 +57,8 @@ def _checks(paths: Paths) -> Iterator[Check]:
     if now is not None:
         yield from of_pbs(now)
         options = record.options() if record else InstallOptions()
-        yield from of_installation(now, options, installed=record is not None)
+        unfinished = record.unfinished if record else ""
+        yield from of_installation(now, options, installed=record is not None, unfinished=unfinished)
     yield from _hub(paths, record, now)
 
 
@@ -88,14 +89,14 @@ def of_pbs(now: Present) -> Iterator[Check]:
         yield Check(SERVER, "vnodes", Status.WARN, "no vnode is managed by Magrathea", cause, fix)
 
 
-def of_installation(now: Present, options: InstallOptions, *, installed: bool) -> Iterator[Check]:
+def of_installation(now: Present, options: InstallOptions, *, installed: bool, unfinished: str = "") -> Iterator[Check]:
     """The items of `magrathea pbs check`: resources, sched_config, hooks and their order, classes, warnings."""
     if not installed:
         fix = "magrathea pbs install --priority QUEUE --preemptible QUEUE"
         cause = "there is no record of an installation"
         yield Check(SERVER, "install", Status.FAIL, "PBS is not set up for Magrathea", cause, fix)
         return
-    for item in checks.check(now, options):
+    for item in checks.check(now, options, unfinished):
         kind = "site-" if item.status == checks.WARNING else ""
         name = kind + item.name.replace(" ", "-")
         text = f"{item.name} is correct" if item.status == checks.OK else f"{item.name}: {item.status}"

@@ -12,11 +12,14 @@ uninstall.py undoes it all, records.py keeps the old state, checks.py reports wh
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from typing import Any
 
 from magrathea.pbs_text.select import CLASS_RESOURCE, CLASSES, job_class, resource_names
 from magrathea.pbs_text.words import words
 
 from ..pbs.base import Attributes
+from . import kept_resources, queue_names
 from .hook_texts import hook_text
 from .sched_config import InstallError, resources_lines, with_resources
 from .setup_model import HOST, InstallOptions, Present, SetupChange, SubmittedJob
@@ -67,12 +70,13 @@ def maintenance_freq_s(vnodes: int) -> int:
 def wanted_hooks(options: InstallOptions, vnodes: int = 0) -> dict[str, tuple[dict[str, str], str, str | None]]:
     """Hooks by name: attributes, script, configuration. `vnodes`: the number of the server's vnodes."""
     mom = hook_text("magrathea_mom")
-    config = {"heartbeat": options.heartbeat, "heartbeat_max_age_s": options.heartbeat_max_age_s}
+    config: dict[str, Any] = {"heartbeat": options.heartbeat, "heartbeat_max_age_s": options.heartbeat_max_age_s}
+    protecting = {"protecting": list(options.protecting)} if options.protecting else {}
     hooks: dict[str, tuple[dict[str, str], str, str | None]] = {
         "magrathea_server": (
             {"event": "runjob,queuejob,modifyjob,movejob,resvsub", "alarm": "10"},
             hook_text("magrathea_server"),
-            json.dumps(config, indent=1) + "\n",
+            json.dumps(config | protecting, indent=1) + "\n",
         ),
         "magrathea_vnodes": (
             {"event": "periodic", "alarm": "30", "freq": str(maintenance_freq_s(vnodes))},
@@ -167,9 +171,8 @@ def conflicts(now: Present, options: InstallOptions) -> list[tuple[str, str]]:
             text = f"vnode {name} does not exist in PBS; create it first (qmgr: create node)"
             found.append((f"node {name}", text))
     for name in (*options.priority, *options.preemptible):
-        if (kind := now.queues.get(name, {}).get("queue_type", "Execution")) != "Execution":
-            text = f"queue {name} is a {kind} queue, and only an Execution queue can give a class"
-            found.append((f"queue {name}", f"{text}; name the queues that it routes to"))
+        found += ((f"queue {name}", text) for text in _queue_fault(now, name))
+    found += kept_resources.conflicts(now, options)
     for name, kind in RESOURCES.items():
         have = now.resources.get(name)
         if have is not None and (have.get("type"), have.get("flag")) != (kind, FLAG):
@@ -187,6 +190,18 @@ def conflicts(now: Present, options: InstallOptions) -> list[tuple[str, str]]:
     return found
 
 
+def _queue_fault(now: Present, name: str) -> Iterator[str]:
+    """Why this queue can give no class, and the fix."""
+    if fault := queue_names.fault(name):
+        yield f"queue {name!r}: its name {fault}"
+    elif name in now.queues and (kind := now.queues[name].get("queue_type", "")) != "Execution":
+        if kind:
+            text = f"is a {kind} queue, and only an Execution queue can give a class; name the queues that it routes to"
+        else:
+            text = f"has no type yet, so that it can have no jobs; qmgr -c 'set queue {name} queue_type = Execution'"
+        yield f"queue {name} {text}"
+
+
 def targets(now: Present, options: InstallOptions) -> list[str]:
     """All items that must be right, in the order of their installation."""
     return [
@@ -196,6 +211,7 @@ def targets(now: Present, options: InstallOptions) -> list[str]:
         *(f"node {name}" for name in now.vnodes),
         *(f"queue {name}" for name in (*options.priority, *options.preemptible)),
         "server",
+        *kept_resources.targets(options),
         "jobs",
     ]
 
@@ -231,6 +247,7 @@ def changes(now: Present, options: InstallOptions) -> list[SetupChange]:
                 found += _setting(target, have, "enabled", "True")
                 found += _setting(target, have, "started", "True")
     found += _setting("server", now.server, DEFAULT_CHUNK, "protected")
+    found += kept_resources.changes(now, options)
     return found + _job_changes(now, options)
 
 

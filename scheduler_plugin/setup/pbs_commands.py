@@ -22,6 +22,7 @@ from magrathea.pbs_text.listing import QSTAT_ENVIRONMENT, QSTAT_JOB, decoded, li
 from magrathea.text import printable
 
 from .install import CONFIG, SCRIPT
+from .kept_resources import KEEPS
 from .sched_config import InstallError
 from .setup_model import Present, SetupChange, SubmittedJob
 
@@ -100,6 +101,7 @@ def jobs(place: Place) -> tuple[SubmittedJob, ...]:
             queue=job.get("queue", ""),
             select=job.get("Resource_List.select", ""),
             schedselect=job.get("schedselect", ""),
+            keeps=f"Resource_List.{KEEPS}" in job,
         )
         for id, job in known.items()
     )
@@ -175,10 +177,23 @@ def apply(place: Place, step: Sequence[SetupChange]) -> None:
         write_sched_config(place, change.content)
     else:
         assert change.content is not None
-        with tempfile.NamedTemporaryFile("w", suffix=".magrathea", encoding="utf-8") as file:
-            file.write(change.content)
-            file.flush()
-            qmgr(place, change.qmgr.replace("{file}", file.name))
+        try:
+            with tempfile.NamedTemporaryFile("w", suffix=".magrathea", encoding="utf-8") as file:
+                file.write(change.content)
+                file.flush()
+                qmgr(place, change.qmgr.replace("{file}", file.name))
+        except OSError as error:  # no space, or no folder for temporary files
+            raise InstallError(f"{change.text}: no temporary file ({error.strerror}); see $TMPDIR") from error
+
+
+def _write_config(path: Path, text: str) -> None:
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(files.open_regular(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+        file.write(text.encode("latin-1"))
+    shutil.copymode(path, new)
+    os.chown(new, path.stat().st_uid, path.stat().st_gid)
+    new.rename(path)
 
 
 def backup_of(place: Place) -> Path:
@@ -189,25 +204,34 @@ def backup_of(place: Place) -> Path:
 def write_sched_config(place: Place, text: str) -> None:
     """Replace the file atomically, keep the first version as its backup, and send the scheduler SIGHUP.
 
-    `text`: one character a byte.
+    `text`: one character a byte. Raises InstallError; then the file is as it was, so that another try does all of it.
     """
-    path = place.sched_config
-    if not backup_of(place).exists():
-        shutil.copy2(path, backup_of(place))
-    new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)
-    with os.fdopen(files.open_regular(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
-        file.write(text.encode("latin-1"))
-    shutil.copymode(path, new)
-    os.chown(new, path.stat().st_uid, path.stat().st_gid)
-    new.rename(path)
-    lock = path.with_name("sched.lock")
+    path, backup = place.sched_config, backup_of(place)
+    try:
+        before = path.read_bytes().decode("latin-1")
+        if not backup.exists():
+            half = backup.with_name(backup.name + ".new")
+            shutil.copy2(path, half)
+            half.rename(backup)
+        _write_config(path, text)
+    except OSError as error:
+        raise InstallError(f"{error.filename or path}: {error.strerror}; the scheduler's file is as it was") from error
+    try:
+        _hang_up(path.with_name("sched.lock"))
+    except (OSError, ValueError) as error:
+        _write_config(path, before)
+        raise InstallError(
+            f"the scheduler of {path.with_name('sched.lock')} got no signal ({error}), so {path} is as it was; is"
+            " pbs_sched well? Stop it, or start it again"
+        ) from error
+
+
+def _hang_up(lock: Path) -> None:
+    """Let the scheduler read its file again. If none runs, it will when it starts. Raises OSError, ValueError."""
     try:
         os.kill(int(lock.read_text().strip()), signal.SIGHUP)
-    except (OSError, ValueError) as error:
-        raise InstallError(
-            f"{path} is written, but the scheduler of {lock} got no signal ({error}); send it SIGHUP"
-        ) from error
+    except (FileNotFoundError, ProcessLookupError):
+        return
 
 
 def age_s(file: Path) -> float | None:

@@ -17,7 +17,8 @@ HOST = "resources_available.magrathea_host"
 class InstallOptions:
     """The administrator's options. Queues by class. `vnodes`: those that Magrathea will manage.
 
-    `memory_moves`: the prologue hook waits for memory (costs 20 ms at each start of a job).
+    `memory_moves`: the prologue hook waits for memory (costs 20 ms at each start of a job). `keep_consumables`,
+    `released`, `protecting`: what stopped jobs keep, give back, and what protects a job (kept_resources.py).
     """
 
     priority: tuple[str, ...] = ()
@@ -26,17 +27,22 @@ class InstallOptions:
     heartbeat: str = places.HEARTBEAT
     heartbeat_max_age_s: float = 30.0
     memory_moves: bool = False
+    keep_consumables: bool = False
+    released: tuple[str, ...] = ()
+    protecting: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class SubmittedJob:
-    """A job's data about its class. `select`: its request; `schedselect`: the request with the defaults added."""
+    """A job's data about its class. `select`: its request; `schedselect`: the request with the
+    defaults added. `keeps`: it has the resource of kept_resources.py."""
 
     id: str
     state: str
     queue: str
     select: str
     schedselect: str
+    keeps: bool = False
 
     @property
     def array(self) -> str:

@@ -16,12 +16,14 @@ from collections.abc import Iterator
 from magrathea.pbs_text.select import CLASS_RESOURCE, resource_names
 from magrathea.pbs_text.words import words
 
+from . import kept_resources
 from .install import ACCEPTS, DEFAULT_CHUNK, RESOURCES, WAITING, altered
 from .records import RESTORED, Record
-from .sched_config import resources_lines, with_resources, without_resources
+from .sched_config import InstallError, resources_lines, with_resources, without_resources
 from .setup_model import Present, SetupChange, SubmittedJob
 
 OUR_HOOKS = ("magrathea_server", "magrathea_vnodes", "magrathea_mom", "magrathea_prologue")
+OUR_RESOURCES = (*RESOURCES, kept_resources.KEEPS)
 FINISHED = frozenset("FXM")
 
 
@@ -48,6 +50,8 @@ def changes(now: Present, record: Record | None, *, delete_history: bool = False
             found += _hook_changes(name)
     for name in now.vnodes:
         found += _vnode_changes(now, record, name)
+    if record:
+        found += kept_resources.restored(now, record.release_before, record.release_ours)
     config = _sched_config(now, record)
     if config != now.sched_config:
         text = "sched_config: restore the resources: line; the scheduler reads it again"
@@ -59,8 +63,37 @@ def changes(now: Present, record: Record | None, *, delete_history: bool = False
         for id in dict.fromkeys(job.array for job in now.jobs if _remembered(job)):
             text = f"delete the finished job {id} from PBS's history: it names magrathea_accepts"
             found.append(SetupChange(text, command=("qdel", "-x", id), about_job=id))
-    found += [_plain(f"delete resource {name}") for name in RESOURCES if name in now.resources]
+    found += [_plain(f"delete resource {name}") for name in OUR_RESOURCES if name in now.resources]
     return found
+
+
+def queue_changes(now: Present, record: Record, name: str) -> list[SetupChange]:
+    """The steps that take one queue out again. It is deleted if install created it; other queues stay. Raises
+    InstallError."""
+    known = [*record.priority, *record.preemptible, *record.queues]
+    have = now.queues.get(name, {})
+    if name not in known and DEFAULT_CHUNK not in have:
+        told = ", ".join(dict.fromkeys(known)) or "none"
+        raise InstallError(f"queue {name} has no class from Magrathea; install knows these: {told}")
+    found = [_plain(f"unset queue {name} {DEFAULT_CHUNK}")] if DEFAULT_CHUNK in have else []
+    for job in now.jobs if found else ():
+        if (
+            job.queue == name
+            and job.state in WAITING
+            and job.id == job.array
+            and CLASS_RESOURCE not in resource_names(job.select)
+        ):
+            found.append(altered(job, f"job {job.id} gets the server's class"))
+    if name in record.queues and name in now.queues:
+        found.append(_plain(f"delete queue {name}"))
+    return found
+
+
+def queue_leftovers(now: Present, record: Record, name: str) -> list[str]:
+    """Why one queue could not be taken out whole: a sentence each, with what to do."""
+    have = now.queues.get(name, {})
+    found = [f"queue {name} still has its class; run this again"] if DEFAULT_CHUNK in have else []
+    return found + (_kept_queue(now, name) if name in record.queues else [])
 
 
 def _hook_changes(name: str) -> list[SetupChange]:
@@ -82,7 +115,11 @@ def _plain(command: str) -> SetupChange:
 
 def _remembered(job: SubmittedJob) -> bool:
     """True for a finished job that PBS still knows: it prevents the deletion of a resource."""
-    return job.state in FINISHED and CLASS_RESOURCE in resource_names(job.schedselect)
+    return job.state in FINISHED and (_names(job, CLASS_RESOURCE) or _names(job, kept_resources.KEEPS))
+
+
+def _names(job: SubmittedJob, resource: str) -> bool:
+    return job.keeps if resource == kept_resources.KEEPS else resource in resource_names(job.schedselect)
 
 
 def _job_changes(now: Present) -> Iterator[SetupChange]:
@@ -133,9 +170,9 @@ def _sched_config(now: Present, record: Record | None) -> str:
 def leftovers(now: Present, record: Record | None) -> list[str]:
     """What still exists after all changes were tried: a sentence each, with what to do."""
     found = []
-    for name in RESOURCES:
+    for name in OUR_RESOURCES:
         if name in now.resources:
-            users = [job for job in now.jobs if name in resource_names(job.schedselect)]
+            users = [job for job in now.jobs if _names(job, name)]
             alive = [job.id for job in users if job.state not in FINISHED]
             dead = [job.id for job in users if job.state in FINISHED]
             why = "something still uses it"
@@ -145,13 +182,21 @@ def leftovers(now: Present, record: Record | None) -> list[str]:
                 why = f"PBS remembers {_some(dead)}, which name it; remove them with --delete-history"
             found.append(f"resource {name}: {why}")
     for name in record.queues if record else []:
-        if name in now.queues:
-            jobs = [job.id for job in now.jobs if job.queue == name and job.state not in FINISHED]
-            why = f"it has {_some(jobs)}" if jobs else "PBS keeps it"
-            found.append(f"queue {name}, which install created: {why}; move them (qmove), or run this again later")
+        found += _kept_queue(now, name)
     if DEFAULT_CHUNK in now.server or any(ACCEPTS in vnode for vnode in now.vnodes.values()):
         found.append("a default chunk or values on vnodes have come back: does another install or a hub run?")
-    return found
+    told = ("delete resource ", "delete queue ", f"unset server {DEFAULT_CHUNK}")
+    undone = [one.text for one in changes(now, record) if not one.text.startswith(told) and ACCEPTS not in one.text]
+    return found + [f"not done: {text}; see what was refused above, then run this again" for text in undone]
+
+
+def _kept_queue(now: Present, name: str) -> list[str]:
+    """Why PBS still has a queue that install created."""
+    if name not in now.queues:
+        return []
+    jobs = [job.id for job in now.jobs if job.queue == name and job.state not in FINISHED]
+    why = f"it has {_some(jobs)}" if jobs else "PBS keeps it"
+    return [f"queue {name}, which install created: {why}; move them (qmove), or run this again later"]
 
 
 def _some(ids: list[str]) -> str:

@@ -181,9 +181,9 @@ def test_a_site_that_took_our_words_out_itself_has_a_new_before() -> None:
 
 
 def test_earlier_options_are_remembered_and_the_last_one_for_a_queue_counts() -> None:
-    options = merged(OPTIONS, InstallOptions(priority=("low",), vnodes=("x",)), {"n1", "x"})
+    options = merged(OPTIONS, InstallOptions(priority=("low",), vnodes=("x",)), {"n1", "x"}, set())
     assert (options.priority, options.preemptible, options.vnodes) == (("high", "low"), (), ("n1", "x"))
-    assert merged(OPTIONS, InstallOptions(), {"x"}).vnodes == ()
+    assert merged(OPTIONS, InstallOptions(), {"x"}, set()).vnodes == ()
 
 
 def test_a_record_comes_back_from_its_file_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
