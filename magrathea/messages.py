@@ -51,7 +51,7 @@ class JobReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen
 
     `stop`: this host wants it stopped. `ready`: this host no longer wants that and has given everything back, so PBS
     may resume it. `waits`: what its start still waits for; empty if nothing. `requeue`: it was stopped longer than the
-    limit.
+    limit. `keeps`: protected resources that it has, for which it is never stopped.
     `warned_until`: PBS must not suspend it before. Times are Unix seconds.
     """
 
@@ -75,6 +75,7 @@ class JobReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen
     held_elsewhere: bool = False
     rerunnable: bool = True
     waits: Sentence = ""
+    keeps: Sentence = ""
 
 
 class MemoryMove(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):

@@ -222,4 +222,5 @@ def _job(report: JobReport) -> Job:
         preemptions=report.preemptions,
         preempted_s=report.preempted_s,
         rerunnable=report.rerunnable,
+        keeps=report.keeps,
     )

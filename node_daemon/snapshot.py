@@ -226,4 +226,5 @@ def _job(whole: _Whole, domain: Domain, job: Job) -> JobReport:
         held_elsewhere=job.held_elsewhere,
         rerunnable=job.rerunnable,
         waits=whole.beside.waits.get(this, "")[:4096],
+        keeps=job.keeps,
     )

@@ -34,7 +34,8 @@ class Claimed(EventOfJob):
     """A MoM hook asks, before a job starts, whether it may start here. Answered by `Accepted` or `Refused`.
 
     `given`: PBS has given this job to the domain, as a hub said. False: nobody has asked yet. Then a claim that would
-    cost a sibling something is refused (`UNCONFIRMED`), and the caller asks a hub and claims again.
+    cost a sibling something is refused (`UNCONFIRMED`), and the caller asks a hub and claims again. `keeps`: see
+    `model.Job`.
     """
 
     cls: JobClass
@@ -42,6 +43,7 @@ class Claimed(EventOfJob):
     memory_mib: int = 0
     rerunnable: bool = True
     given: bool = True
+    keeps: str = ""
 
 
 class Released(EventOfJob):

@@ -41,7 +41,8 @@ def claimed(host: Host, domain: Domain, event: ev.Claimed) -> Result:
         return refuse(before, event, RefusalCode.UNCONFIRMED, text)
     host, more = preempt(host, answer, str(event.key))
     size = (event.cpus, event.memory_mib)
-    new = Job(event.key, event.cls, *size, host.now, host.now, rerunnable=event.rerunnable, given=event.given)
+    new = Job(event.key, event.cls, *size, host.now, host.now)
+    new = replace(new, rerunnable=event.rerunnable, given=event.given, keeps=event.keeps)
     host = host.having(replace(here.having(new), linger_until=None, linger_size=NOTHING))
     return host, (*said, *more, ev.Accepted(domain.name, event.key, answer))
 
@@ -164,7 +165,7 @@ def books_reported(host: Host, event: ev.BooksReported) -> Result:
 
 def _as_in_books(job: Job, book: ev.Booking | None) -> Job:
     booked, held = (book.booked, book.held) if book else (False, False)
-    held = held and job.cls is JobClass.PREEMPTIBLE
+    held = held and job.cls is JobClass.PREEMPTIBLE and not job.keeps
     if (job.booked, job.held_elsewhere) == (booked, held):
         return job
     return replace(job, booked=booked, held_elsewhere=held)

@@ -162,7 +162,7 @@ class Job:
     holds it as admin-suspended by the hub. `held_elsewhere`: another of the job's hosts wants it stopped.
     `missing`: how many of MoM's lists in a row lacked it. `preemptions`, `preempted_s`: times and seconds stopped
     by us so far, the present stop's seconds not included. `rerunnable`: PBS may requeue it. `given`: a hub has said
-    that PBS gave the job to this domain.
+    that PBS gave the job to this domain. `keeps`: resources that the admin protects and a stop would not give back.
     """
 
     key: JobKey
@@ -183,6 +183,7 @@ class Job:
     preempted_s: float = 0.0
     rerunnable: bool = True
     given: bool = False
+    keeps: str = ""
 
     @property
     def size(self) -> Amount:

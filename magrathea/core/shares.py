@@ -49,6 +49,8 @@ def obstacle(host: Host, domain: Domain, job: Job) -> str:
     limits = host.limits
     if job.cls is not JobClass.PREEMPTIBLE:
         return f"is of class {job.cls}"
+    if job.keeps:
+        return f"has {job.keeps}, which a stop would not give back"
     if not job.launched:
         return "has not started yet"
     if job.ending:

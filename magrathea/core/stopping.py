@@ -72,7 +72,7 @@ def _may_be_stopped(job: Job) -> bool:
     Such a job stays stopped: its end needs no CPU, and there is none for it.
     """
     ends = job.ending and not job.stopped_by_us
-    return job.cls is JobClass.PREEMPTIBLE and job.stopper is not StoppedBy.PBS and not ends
+    return job.cls is JobClass.PREEMPTIBLE and not job.keeps and job.stopper is not StoppedBy.PBS and not ends
 
 
 def _pushed_aside(host: Host, domain: Domain) -> bool:

@@ -75,6 +75,9 @@ class Resources:
         value = self._values.get(name)
         return value if value is None or isinstance(value, int) else Text(str(value))
 
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._values[name] = value
+
     def __getattr__(self, name: str) -> Any:
         return self[name]
 

@@ -121,7 +121,8 @@ def _claim(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
         memory = 0
     name = domain.name if random.random() < 0.99 else "nowhere"
     key = JobKey(random.choice(IDS), random.choice((1, 1, 1, 2, 3)))
-    return ev.Claimed(when, name, key, cls, cpus, memory, random.random() < 0.8, given=random.random() < 0.8)
+    keeps = "lic_a" if random.random() < 0.05 else ""
+    return ev.Claimed(when, name, key, cls, cpus, memory, random.random() < 0.8, random.random() < 0.8, keeps)
 
 
 def _release(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:

@@ -34,9 +34,8 @@ def job_stoppable(h: Host, d: Domain, j: Job) -> bool:
     old = h.now >= j.run_since + h.limits.min_run_s
     shielded_too_long = d.young_since is not None and h.now >= d.young_since + h.limits.young_s
     capped = h.limits.max_preemptions > 0 and j.preemptions >= h.limits.max_preemptions
-    return (
-        j.cls is LOW and j.launched and (old or shielded_too_long) and not j.ending and j.stopper is None and not capped
-    )
+    ripe = j.launched and (old or shielded_too_long) and not j.ending
+    return j.cls is LOW and not j.keeps and ripe and j.stopper is None and not capped
 
 
 def stoppable(h: Host, d: Domain) -> bool:
@@ -205,7 +204,8 @@ def must_not_run(h: Host) -> set[tuple[str, str]]:
     found = set()
     for d in workers(h):
         for j in d.jobs:
-            if j.cls is LOW and j.stopper is not StoppedBy.PBS and (ours(j) or not j.ending) and _in_way(h, d, j):
+            may = j.cls is LOW and not j.keeps and j.stopper is not StoppedBy.PBS
+            if may and (ours(j) or not j.ending) and _in_way(h, d, j):
                 found.add((d.name, j.key.id))
     return found
 

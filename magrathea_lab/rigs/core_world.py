@@ -134,6 +134,7 @@ class World:
             for j in d.jobs:
                 self._must((j.stopper is None) == (j.stopped_since is None), "stopped by somebody since some time")
                 self._must(j.stopper is not StoppedBy.US or j.cls is LOW, "only preemptible jobs are stopped by us")
+                self._must(j.stopper is not StoppedBy.US or not j.keeps, "nor those that keep what is protected")
                 self._must(j.confirmed or h.now < j.claimed_at + h.limits.claim_s, "no claim outlives its time")
                 self._must(j.cpus >= 0 and j.memory_mib >= 0, "no negative job")
             self._must(not d.jobs or d.lifecycle is not Lifecycle.DOWN, "a domain that is down has no jobs")

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .lines import Doc
     from .values import Key
 
+MAX_KEEPS = 200  # letters: names of protected resources
 MAX_PARTS = 200  # of a job, in one request of the prologue hook
 CLASSES = ("priority", "preemptible", "protected")
 ENDING_SUBSTATE = 50  # PBS: from this number on, a job is exiting
@@ -144,6 +145,8 @@ class MomRequests:
                 "rerunnable": field(job, "rerunnable", bool),
             }
         }
+        if "keeps" in job:
+            body["job"]["keeps"] = field(job, "keeps", str)[:MAX_KEEPS]
         deadline_s = seconds(doc, "deadline_s", HOOK_WAITS_S, 0.05, 10)
         sister = field(job, "sister", bool, False)
         if len(self.jobs) >= MAX_JOBS:

@@ -196,8 +196,8 @@ class Claims:
         return refused
 
     async def _try(self, domain: str, job: ClaimedJob, *, given: bool) -> Refusal | None:
-        size = (job.cpus, job.memory_mib, job.rerunnable)
-        decisions = await self._enter(domain, lambda now: ev.Claimed(now, domain, job.key, job.cls, *size, given))
+        about = (job.cpus, job.memory_mib, job.rerunnable, given, job.keeps)
+        decisions = await self._enter(domain, lambda now: ev.Claimed(now, domain, job.key, job.cls, *about))
         refused = (d for d in decisions if isinstance(d, ev.Refused) and d.key == job.key)
         return next((Refusal(d.code, d.text) for d in refused), None)
 

@@ -28,6 +28,9 @@ Run = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 Number = Annotated[int, msgspec.Meta(ge=-(2**40), le=2**40)]
 """Negative numbers are allowed here: the core refuses them with a code and a sentence."""
 
+Names = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_.,-]{0,200}\Z")]
+"""Resources of PBS."""
+
 
 class GuestJob(msgspec.Struct, frozen=True):
     id: JobId
@@ -43,6 +46,7 @@ class ClaimedJob(GuestJob, frozen=True, rename={"cls": "class"}):
     cpus: Number
     memory_mib: Number = 0
     rerunnable: bool = True
+    keeps: Names = ""
 
 
 class ListedJob(GuestJob, frozen=True):

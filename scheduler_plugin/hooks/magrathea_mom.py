@@ -40,6 +40,7 @@ DEFECT_RETRY_S = 60  # after a defect, which is rarely over soon
 PBS_HOLDS_ABOVE = 20  # PBS holds a job if a start fails and its run_count is more (check_failed_attempts)
 SISTER_REJECTED = " 15169 from node "  # MoM's log on a sister's hook that rejected the job (PBSE_HOOK_REJECT)
 LOG_TAIL_BYTES = 16384
+KEEPS, NOTHING = "magrathea_keeps", "none"  # a resource of the job, set by the server's hook
 REFUSED = "MAGRATHEA_REFUSED"  # variable that the server's hook sets for a subjob that may never start as it is
 
 # The hook acts on these codes of magrathea/core/refusals.py; a test compares the two.
@@ -238,7 +239,7 @@ def claim(event, path):
             return event.reject("magrathea: %s; the server's log has the details" % code)
         return refuse(event, "%s; the server's log has the details" % code, RETRY_S)
     cls = job_class(str(job.schedselect)) or "protected"
-    about = '%s,"class":"%s"' % (description(job, pbs.get_local_nodename()), cls)
+    about = '%s,"class":"%s"%s' % (description(job, pbs.get_local_nodename()), cls, protected_by(job))
     request = '{"op":"claim","job":{%s},"deadline_s":%s}' % (about, AGENT_CLAIM_S)
     try:
         answer = ask(path, request, AGENT_CLAIM_S + HOOK_MARGIN_S)
@@ -254,6 +255,16 @@ def claim(event, path):
         take_back(path, job)
     text = "%s (%s)" % (said.get("text", "refused without a reason"), said.get("code", "no code"))
     return refuse(event, text, said.get("retry_after_s", RETRY_S))
+
+
+def protected_by(job):
+    """The part of a claim with the protected resources that the job has, as the server's hook has set them."""
+    try:
+        kept = job.Resource_List[KEEPS]
+    except (KeyError, AttributeError, TypeError, pbs.UnsetResourceNameError):
+        return ""  # the resource exists only if the administrator protects any
+    kept = "" if kept is None else str(kept)
+    return "" if kept in ("", NOTHING) else ',"keeps":%s' % quoted(kept)
 
 
 def take_back(path, job):

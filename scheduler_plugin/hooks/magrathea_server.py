@@ -44,7 +44,7 @@ import pbs
 from magrathea.pbs_text.amounts import whole_number
 from magrathea.pbs_text.placement import placed, vnodes_of
 from magrathea.pbs_text.select import CLASS_RESOURCE, classes_in, examined, job_class, resource_names
-from magrathea.pbs_text.words import is_subjob, job_ids, words
+from magrathea.pbs_text.words import FALSE, is_subjob, job_ids, words
 
 DEFAULT_HEARTBEAT_MAX_AGE_S = 30.0
 MAX_WHY = 400
@@ -71,6 +71,7 @@ OWN_CLASS, SELECT_UNCLEAR, SENT_BACK = _OTHERS
 PASSING = frozenset({HUB_LOST, HOST_BUSY, NO_CPUS})  # reasons that go away without anybody changing the job
 REFUSED = "MAGRATHEA_REFUSED"  # variable of a subjob that MoM's hook refuses; a user who sets it stops only himself
 
+KEEPS, NOTHING = "magrathea_keeps", "none"  # a resource of the job, for MoM's hook; users cannot set it
 MAINTENANCE_RESERVATION = "M"  # first letter of the ids of those that only operators make (pbs_rsub --hosts)
 
 
@@ -130,10 +131,14 @@ def jobs_on(server, vnode, seen):
             yield job
 
 
+def configuration():
+    with open(pbs.hook_config_filename, encoding="utf-8") as file:
+        return json.load(file)
+
+
 def hub_silent_s():
     """How long the hub has not answered, in seconds, if that is too long; None if the hub works."""
-    with open(pbs.hook_config_filename, encoding="utf-8") as file:
-        config = json.load(file)
+    config = configuration()
     try:
         age_s = time.time() - os.stat(config["heartbeat"]).st_mtime
     except FileNotFoundError:
@@ -282,6 +287,31 @@ def check(server, job, managed):
             done.update(siblings)
     if managed:
         wait_after_refusal(job, wanted)
+        tell_kept(job)
+
+
+def tell_kept(job):
+    """Tell MoM's hook which protected resources the job has: MoM does not see the resources of server and queues.
+
+    Set at each start, because a user might have set it for a job of before.
+    """
+    have = resource(job.Resource_List, KEEPS)
+    protecting = configuration().get("protecting", [])
+    kept = ",".join(name for name in protecting if has(job, name)) or NOTHING
+    if kept != (have or NOTHING):
+        job.Resource_List[KEEPS] = kept
+
+
+def has(job, name):
+    """True if the job asks for some of this resource: in all, or in a chunk."""
+    asked = resource(job.Resource_List, name)
+    if asked is None:
+        return name in resource_names(str(job.schedselect))
+    number = asked.rstrip("bBwWkKmMgGtTpP")
+    try:
+        return float(number) != 0
+    except ValueError:
+        return asked not in FALSE
 
 
 def check_select(event, wanted):
@@ -291,7 +321,8 @@ def check_select(event, wanted):
         return
     asked = wanted["select"]
     names, why = (set(), "") if unset(asked) else examined(str(asked))
-    if any(name.lower().startswith("magrathea") for name in (*names, *wanted.keys())):
+    ours = [name for name in (*names, *wanted.keys()) if name.lower().startswith("magrathea")]
+    if any(name != KEEPS for name in ours):  # a job that has started has that; PBS lets no user set it
         event.reject(
             "magrathea: %s: the select names a resource of Magrathea's; the class of a job is its queue's: leave it"
             " out, and choose the queue that is meant (qsub -q, qmove)" % OWN_CLASS

@@ -229,11 +229,11 @@ class Farm:
         return any(report.cls is JobClass.PREEMPTIBLE for report in reports)
 
     def _touchable(self, job: PbsJob, keys: Iterable[JobKey]) -> JobKey | None:
-        """The job's key if the hub may suspend it for a moment: it is preemptible and has no entry. None otherwise."""
+        """The job's key if the hub may suspend it for a moment: it is preemptible, keeps nothing and has no entry."""
         for key in keys:
             reports = self._reports.counted(key, job, self._speaks).values()
             if reports and key not in self.entries:
-                return key if all(r.cls is JobClass.PREEMPTIBLE and not r.stop for r in reports) else None
+                return key if all(r.cls is JobClass.PREEMPTIBLE and not (r.stop or r.keeps) for r in reports) else None
         return None
 
     # Results: vnodes

@@ -481,3 +481,11 @@ def test_the_prologue_gives_up_a_job_that_was_deleted_meanwhile(agent: FakeAgent
     refused = run("execjob_prologue", a_job())
     assert not refused.accepted
     assert refused.changes == {"delete": True}
+
+
+@pytest.mark.parametrize(("kept", "expected"), [("lic_a,lic_b", "lic_a,lic_b"), ("none", None), (None, None)])
+def test_a_claim_tells_the_protected_resources_that_the_servers_hook_has_named(
+    agent: FakeAgent, kept: str | None, expected: str | None
+) -> None:
+    assert run("execjob_begin", a_job(Resource_List={"magrathea_keeps": kept})).accepted
+    assert agent.heard[-1]["job"].get("keeps") == expected
