@@ -274,8 +274,9 @@ def check(server, job, managed):
         if known is None:
             continue
         managed.append(name)
-        check_class(server, job, cls, name)
-        check_reserved(job, name)
+        if len(managed) == 1:  # both depend on the job alone, and a long select takes the server's thread 0.06 s
+            check_class(server, job, cls, name)
+            check_reserved(job, name)
         if name in done:
             continue  # already checked as a sibling, and with it the whole host
         siblings = [word for word in words(known) if word != "none"]

@@ -433,6 +433,18 @@ def test_a_select_of_megabytes_is_refused_after_few_steps_and_with_a_short_text(
         assert len(outcome.message) < 1000
 
 
+def test_a_long_select_is_read_once_and_not_for_each_vnode(run: Run) -> None:
+    def lines(hosts: int) -> int:
+        vnodes = [f"v{n}" for n in range(hosts)]
+        wide = job("9.srv", "protected", *vnodes)
+        wide["Resource_List"] = {"select": "+".join(["1:ncpus=1:magrathea_accepts=protected"] * 500)}
+        outcome, number = lines_run(partial(run, wide, {n: vnode("none") for n in vnodes}))
+        assert outcome.accepted
+        return number
+
+    assert lines(20) - lines(2) < lines(2)
+
+
 def sent_back(run: Run, id: str, runs: int, *vnodes: str) -> HookOutcome:
     return run({**job(id, "protected", *vnodes), "run_version": runs}, {n: vnode("none") for n in vnodes})
 
