@@ -1,7 +1,8 @@
 """Lines of guests and requests of users against a whole node daemon, with a hypervisor in memory and virtual time.
 
 Lines of guests: each line goes to the guest channel of n1; after `p1 ` to that of p1; a line `@N` lets N seconds pass.
-One daemon lives through all inputs, as in reality. A domain that has jobs or is down starts anew before each input.
+An input that begins with a line `counted` is for the daemon of a counted host, any other for that of an exclusive one.
+Both live through all inputs, as in reality. A domain that has jobs or is down starts anew before each input.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from magrathea.core import events as ev
-from magrathea.core.model import Lifecycle
+from magrathea.core.model import Lifecycle, Mode
 from magrathea.core.refusals import RefusalCode
 from magrathea.messages import BadMessage, decode_to_hub, encode
 from magrathea_lab.rigs.virtual_time import LoopClock, VirtualTimeLoop
@@ -35,7 +36,7 @@ DOMAINS = {"n1": "normal", "n2": "normal", "p1": "priority"}
 TEXT = """
 [host]
 name = "h1"
-mode = "exclusive"
+mode = "{mode}"
 cpus = 4
 memory_mib = 4096
 [limits]
@@ -50,6 +51,7 @@ DOMAIN = """
 kind = "{kind}"
 local.pid_file = "/none/{name}"
 """
+COUNTED = b"counted"
 MOST_LINES = 32
 """Of one input; more only repeat."""
 TIDY_INPUTS = 500
@@ -57,9 +59,10 @@ TIDY_INPUTS = 500
 
 
 class _RunningDaemon:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mode: Mode = Mode.EXCLUSIVE) -> None:
+        folder.mkdir(exist_ok=True)
         path = folder / "noded.toml"
-        text = TEXT.format(folder=folder)
+        text = TEXT.format(folder=folder, mode=mode)
         path.write_text(text + "".join(DOMAIN.format(name=name, kind=kind) for name, kind in DOMAINS.items()))
         configuration = read_configuration(path)
         guests = [FakeGuest(name, registers=False) for name in DOMAINS]
@@ -135,7 +138,22 @@ class _Guest:
 
 
 def lines_to_daemon(folder: Path) -> Reader:
-    here = _RunningDaemon(folder)
+    hosts = {mode: _lines_to(_RunningDaemon(folder / mode, mode)) for mode in Mode}
+
+    def read(data: bytes) -> None:
+        first, end, rest = data.partition(b"\n")
+        counted = bool(end) and first == COUNTED
+        hosts[Mode.COUNTED if counted else Mode.EXCLUSIVE](rest if counted else data)
+
+    def close() -> None:
+        for host in hosts.values():
+            host.close()  # type: ignore[attr-defined]
+
+    read.close = close  # type: ignore[attr-defined]
+    return read
+
+
+def _lines_to(here: _RunningDaemon) -> Reader:
     guests = {name: _Guest(here, name) for name in ("n1", "p1")}
 
     async def lines(data: bytes) -> None:
