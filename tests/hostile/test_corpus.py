@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from magrathea.core.events import Note
+from node_daemon.journal import open_journal
 from tests.fuzz import __main__ as command
+from tests.fuzz.daemon_targets import lines_to_daemon
 from tests.fuzz.driver import CORPUS, Outcome, Reader, Target, inputs, run
 from tests.fuzz.targets import TARGETS
 
@@ -52,6 +55,19 @@ def test_mutations_of_the_samples_are_no_more_than_refused(target: Target) -> No
     outcome = run(target, inputs([data for _, data in target.samples()], number, seed=1))
     assert outcome.inputs == number
     assert not outcome.failures, told(outcome)
+
+
+@pytest.mark.parametrize(("name", "mode"), [("valid-preemption", "exclusive"), ("valid-counted-preemption", "counted")])
+def test_the_samples_of_preemptions_preempt(name: str, mode: str, tmp_path: Path) -> None:
+    """Otherwise nothing behind a preemption would be reached by their mutations."""
+    read = lines_to_daemon(tmp_path)
+    try:
+        read((CORPUS / "lines-to-daemon" / name).read_bytes())
+    finally:
+        read.close()  # type: ignore[attr-defined]
+    journal = open_journal(tmp_path / mode / "state" / "journal.sqlite")
+    assert any(f'"what":"{Note.PREEMPTED}"' in entry.data for entry in journal.history())
+    journal.close()
 
 
 def test_each_folder_of_samples_has_its_target() -> None:
