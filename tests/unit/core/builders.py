@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from magrathea.core import states, stopping
+from magrathea.core import shares, states, stopping
 from magrathea.core.events import (
     Accepted,
     Booking,
@@ -125,6 +125,11 @@ def get(h: Host, domain: str) -> Domain:
     return found
 
 
+def share(h: Host, domain: str, cls: JobClass) -> int:
+    """CPUs that one more job of the class may have in the domain."""
+    return shares.share(h, get(h, domain), cls).cpus
+
+
 def get_job(h: Host, domain: str, id: str) -> Job:
     found = get(h, domain).job_of(id)
     assert found is not None, f"no job {id} in {domain}"
@@ -153,6 +158,7 @@ def run(
         run_since=start,
         confirmed=True,
         launched=True,
+        given=True,
     )
     return h.having(get(h, domain).having(replace(job, **facts)))  # type: ignore[arg-type]
 

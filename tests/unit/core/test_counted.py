@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from magrathea.core import shares
-from magrathea.core.model import Host, JobClass, Limits, State
+from magrathea.core.model import Limits, State
 
 from .builders import (
     HIGH,
@@ -19,15 +18,12 @@ from .builders import (
     launch,
     release,
     run,
+    share,
     state,
     stop,
     stopped,
     wanted,
 )
-
-
-def share(h: Host, domain: str, cls: JobClass) -> int:
-    return shares.share(h, get(h, domain), cls).cpus
 
 
 def test_an_empty_host_is_shared_by_all() -> None:
