@@ -260,7 +260,8 @@ class PartsTold(Message, frozen=True, tag="parts-told"):
 
 
 class GivenAsked(Message, frozen=True, tag="given-asked"):
-    """Host to hub: has PBS given this run of the job to this vnode of mine? `id`: also the answer's.
+    """Host to hub: has PBS given this run of the job to this vnode of mine? `id`: also the answer's. `claim`: a claim
+    waits for the answer.
 
     Only a hub that sends its version with its heartbeats knows this question.
     """
@@ -270,13 +271,19 @@ class GivenAsked(Message, frozen=True, tag="given-asked"):
     job: JobId
     run: Count
     vnode: Word
+    claim: bool = True
 
 
 class GivenTold(Message, frozen=True, tag="given-told"):
-    """Hub to host. `given`: PBS's answer; None if PBS could not be asked, or the hub does not know the vnode yet."""
+    """Hub to host. `given`: PBS's answer; None if PBS could not be asked, or the hub does not know the vnode yet.
+
+    `cpus`, `memory_mib`: what PBS has given the job on that vnode; None if that is unknown.
+    """
 
     id: Count
     given: bool | None
+    cpus: Count | None = None
+    memory_mib: Count | None = None
 
 
 class HostHistory(msgspec.Struct, kw_only=True, frozen=True):

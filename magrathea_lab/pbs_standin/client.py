@@ -159,4 +159,5 @@ def _job(found: dict[str, Any]) -> PbsJob:
         walltime_s=None if found["walltime_s"] is None else int(found["walltime_s"]),
         comment=found["comment"],
         started_at=found["started_at"],
+        exec_vnode=found["exec_vnode"],
     )

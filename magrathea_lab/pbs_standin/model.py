@@ -126,7 +126,8 @@ class StandInJob:
     def shown(self) -> Json:
         """The job's attributes as `qstat -f` shows them."""
         names = ("id", "state", "substate", "run_version", "queue", "vnodes", "rerunnable", "walltime_s", "comment")
-        more = ("run_count", "started_at", "name", "exit_status", "why", "used_s", "history", "rejections", "output")
+        more = ("run_count", "started_at", "name", "exit_status", "why", "used_s", "history", "rejections", "output",
+                "exec_vnode")  # fmt: skip
         return {name: getattr(self, name) for name in (*names, *more)}
 
 

@@ -38,10 +38,11 @@ from .books import (
 )
 from .job_comments import JobComments
 from .job_parts import QUESTIONS, unheard, unready_part
-from .job_reports import BURST, OWN_BURST, PER_S, JobReports, Questions, is_given
+from .job_reports import BURST, OWN_BURST, PER_S, JobReports, Questions
 from .job_wishes import Heard, JobWish, wish_of
 from .ledger import Kept, Paid
 from .maintenance import Maintenance
+from .placements import Placements
 from .publications import Publications
 from .shares import Cause, Shares
 
@@ -82,7 +83,8 @@ class Farm:
         self._reports = JobReports()
         self._questions = Questions()
         self._suspensions = Shares(PER_S, BURST, OWN_BURST)
-        self._part_questions, self._claim_questions = Shares(*QUESTIONS), Shares(*QUESTIONS)
+        self._part_questions = Shares(*QUESTIONS)
+        self.placements = Placements(lambda host, vnode: self._vnodes_read and self._speaks(host, vnode), self._cause)
         self.caused: Counter[str] = Counter()
         """How much of the next `actions` each host causes, in jobs to look at. Whoever calls `actions` clears it."""
         self._seen: dict[JobKey, _Seen] = {}
@@ -189,6 +191,7 @@ class Farm:
         Returns alerts and notes about vnodes that are in maintenance for no job.
         """
         found = {job.id: job for job in jobs}
+        self.placements.read(found, asked_at)
         keys = {key for key in self._reports if key in self._seen or self._reports.asking(key, ())} | set(self.entries)
         for key in keys:
             if key not in self._busy and self._touched.get(key, 0.0) < asked_at:
@@ -435,15 +438,6 @@ class Farm:
             return False
         vnode = next(iter(self._reports.vnodes(key, asking)), "")
         return self._part_questions.take([self._cause(asking, vnode)], now)
-
-    def has_given(self, host: str, key: JobKey, vnode: str) -> bool:
-        """True if PBS has said that it gave the job to this vnode of the host; if not, PBS must be asked."""
-        return key in self._seen and self._speaks(host, vnode) and is_given(key, vnode, self._seen[key].job)
-
-    def may_ask(self, host: str, vnode: str, now: float) -> bool:
-        """True if PBS may be asked about a job of this vnode for the host. It takes one of the host's questions."""
-        mine = self._vnodes_read and self._speaks(host, vnode)
-        return mine and self._claim_questions.take([self._cause(host, vnode)], now)
 
     def _has_part(self, host: str, key: JobKey) -> bool:
         seen = self._seen.get(key)

@@ -56,9 +56,9 @@ from .farm import Farm
 from .histories import MOST_HOSTS, Histories
 from .job_actions import RefusalProgress, explain, perform, say
 from .job_comments import Comment
-from .job_reports import is_given
 from .keys import KeysError
 from .lanes import Lane
+from .placements import told
 from .publisher import Publisher, Read
 
 log = logging.getLogger(__name__)
@@ -223,20 +223,23 @@ class Hub:
                 self._channel.charge(host, took_s * part / whole, lane)
 
     async def _tell_given(self, host: str, asked: GivenAsked) -> None:
-        """Answer a claim that waits for it: by what PBS has said before, otherwise by asking PBS now."""
-        key, at = JobKey(asked.job, asked.run), time.time()
+        """Answer by what PBS has said lately, otherwise by asking PBS now."""
+        key, at, placements = JobKey(asked.job, asked.run), time.time(), self.farm.placements
+        unknown = GivenTold(id=asked.id, given=None)
         if not self._works():  # no preemption could be booked
-            self._channel.send(host, GivenTold(id=asked.id, given=None))
+            self._channel.send(host, unknown)
             return
-        given = True if self.farm.has_given(host, key, asked.vnode) else None
-        if given is None and self.farm.may_ask(host, asked.vnode, at):
+        answer = placements.known(host, asked, at)
+        if answer is None and placements.may_ask(host, asked, at):
             try:
-                job = await self._questions.run(lambda pbs: pbs.job(key.id), [host])
-                self.farm.looked(key, job, at)
-                given = is_given(key, asked.vnode, job)
+                job = await (self._questions if asked.claim else self._pool).run(lambda pbs: pbs.job(key.id), [host])
+                placements.answered(key.id, job, at)
+                if asked.claim:  # its victims will be reported in a moment
+                    self.farm.looked(key, job, at)
+                answer = told(asked, job)
             except PbsError as error:
                 log.info("job %s: PBS cannot be asked: %s", key, error)
-        self._channel.send(host, GivenTold(id=asked.id, given=given))
+        self._channel.send(host, answer or unknown)
 
     def _beat_heard(self, host: str, beat: Heartbeat) -> None:
         if beat.at:

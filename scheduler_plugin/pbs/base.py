@@ -82,6 +82,7 @@ class PbsJob:
     `vnodes`: those of `exec_vnode`, each once, in its order; empty while the job waits.
     `walltime_s`: its limit; None: no limit. `rerunnable`: PBS may requeue it. `comment`: empty if it has none.
     `started_at`: Unix seconds on the server's clock; 0 while it has not started.
+    `exec_vnode`: where it runs and what it has there, as PBS prints it; empty while the job waits.
     """
 
     id: str
@@ -94,6 +95,7 @@ class PbsJob:
     walltime_s: int | None = None
     comment: str = ""
     started_at: float = 0.0
+    exec_vnode: str = ""
 
     @property
     def suspended(self) -> bool:

@@ -416,4 +416,5 @@ def _job(id: str, attributes: dict[str, str]) -> PbsJob:
         walltime_s=None if walltime is None else duration_s(walltime),
         comment=attributes.get("comment", ""),
         started_at=float(attributes.get("stime", "0")),
+        exec_vnode=attributes.get("exec_vnode", ""),
     )

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import pytest
 
+from magrathea.core.model import Amount
+from scheduler_plugin.hub.placements import size_on
 from scheduler_plugin.pbs.base import Code, Pbs, PbsError, Vnode
 
 UNKNOWN = "99999.srv"
@@ -144,6 +146,7 @@ def a_job_is_shown_as_it_runs(site: PbsSite) -> None:
     assert found is not None
     assert before <= found.started_at <= time.time()
     assert (found.id, found.state, found.run_version, found.vnodes) == (job, "R", 1, ("n1",))
+    assert size_on("n1", found.exec_vnode) == Amount(1, 0)
     assert (found.walltime_s, found.rerunnable) == (500, True)
     assert found in pbs.jobs()
 

@@ -34,7 +34,18 @@ class FakeSite:
     def submit(self, *vnodes: str, walltime_s: int | None = None, rerunnable: bool = True) -> str:
         id = f"{next(self._numbers)}.srv"
         return self._put(
-            PbsJob(id, "R", 42, 1, "low", vnodes or ("n1",), rerunnable, walltime_s, started_at=time.time())
+            PbsJob(
+                id,
+                "R",
+                42,
+                1,
+                "low",
+                vnodes or ("n1",),
+                rerunnable,
+                walltime_s,
+                started_at=time.time(),
+                exec_vnode="+".join(f"({vnode}:ncpus=1)" for vnode in vnodes or ("n1",)),
+            )
         )
 
     def submit_for_later(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from magrathea import __version__
 from magrathea.messages import GivenAsked, GivenTold, Heartbeat, encode
 from magrathea_lab.waiting import BOUND_S
-from scheduler_plugin.hub import farm
+from scheduler_plugin.hub import placements
 from scheduler_plugin.hub.configuration import PbsTable
 from scheduler_plugin.hub.vnode_attributes import STATE
 from scheduler_plugin.pbs.base import Code, PbsError
@@ -22,12 +23,18 @@ from tests.fakes.reports import domain, job, stopped
 numbers = itertools.count(1)
 
 
-async def given(host: FakeHost, id: str = "1.srv", vnode: str = "n1", run: int = 1) -> bool | None:
+async def answer(
+    host: FakeHost, id: str = "1.srv", vnode: str = "n1", run: int = 1, *, claim: bool = True
+) -> GivenTold:
     number = next(numbers)
-    await host.sends(encode(GivenAsked(sender=host.name, id=number, job=id, run=run, vnode=vnode)))
+    await host.sends(encode(GivenAsked(sender=host.name, id=number, job=id, run=run, vnode=vnode, claim=claim)))
     told = await host.hears(lambda message: isinstance(message, GivenTold) and message.id == number)
     assert isinstance(told, GivenTold)
-    return told.given
+    return told
+
+
+async def given(host: FakeHost, id: str = "1.srv", vnode: str = "n1", run: int = 1) -> bool | None:
+    return (await answer(host, id, vnode, run)).given
 
 
 async def heard(world: RealHub, *names: str) -> list[FakeHost]:
@@ -111,7 +118,7 @@ def test_calls_that_hang_at_moms_delay_no_answer(tmp_path: Path) -> None:
 
 
 def test_a_host_that_asks_without_end_uses_up_its_own_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(farm, "QUESTIONS", (1e-9, 20.0, 0.0))
+    monkeypatch.setattr(placements, "QUESTIONS", (1e-9, 20.0, 0.0))
 
     async def test(world: RealHub) -> None:
         world.pbs.put(job("9.srv", vnodes=("n2",)))
@@ -121,6 +128,51 @@ def test_a_host_that_asks_without_end_uses_up_its_own_share(tmp_path: Path, monk
         assert await given(other, "9.srv", vnode="n2") is True
 
     run(tmp_path, test, "n1", "n2")
+
+
+def test_what_pbs_has_said_is_not_repeated_for_another_claim_when_the_job_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placements, "MOMENT_S", 0.0)
+
+    async def test(world: RealHub) -> None:
+        world.pbs.put(job(vnodes=("n1",)))
+        (host,) = await heard(world, "n1")
+        await host.says(domain("n1", [stopped()]))
+        await world.until(lambda: world.pbs.count("admin_suspend") > 0, "the hub knows the job")
+        assert await given(host) is True
+        world.pbs.end("1.srv")
+        assert await given(host) is False
+
+    run(tmp_path, test, "n1")
+
+
+def test_a_host_that_asks_about_its_running_jobs_is_answered_without_pbs_until_one_is_missing(tmp_path: Path) -> None:
+    async def test(world: RealHub) -> None:
+        world.pbs.put(replace(job(vnodes=("n1",)), exec_vnode="(n1:ncpus=2:mem=5mb+n2:ncpus=1)+(n1:ncpus=1)"))
+        (host,) = await heard(world, "n1")
+        told = await answer(host, claim=False)
+        assert (told.given, told.cpus, told.memory_mib) == (True, 3, 5)
+        assert ("job", "1.srv") not in world.pbs.calls, "it was among all jobs that the hub has read"
+        assert (await answer(host, "2.srv", claim=False)).given is False
+        world.pbs.put(job("2.srv", vnodes=("n1",)))
+        assert (await answer(host, "2.srv", claim=False)).given is True, "it is younger than the reading"
+
+    run(tmp_path, test, "n1")
+
+
+def test_questions_without_a_claim_take_none_of_those_for_claims(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placements, "WITHOUT_HURRY", (1e-9, 3.0, 0.0))
+
+    async def test(world: RealHub) -> None:
+        (host,) = await heard(world, "n1")
+        said = [(await answer(host, f"{number}.ghost", claim=False)).given for number in range(5)]
+        assert said == [False] * 3 + [None] * 2
+        assert await given(host, "9.ghost") is False
+
+    run(tmp_path, test, "n1")
 
 
 def test_a_hubs_first_word_has_its_version_so_that_hosts_know_that_it_can_be_asked(tmp_path: Path) -> None:
