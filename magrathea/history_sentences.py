@@ -34,6 +34,8 @@ NOTES: Mapping[Note, str] = {
     Note.MISSING: "missing{why}{in_all}",
     Note.DOMAIN_DOWN: "domain down{why}{in_all}",
     Note.NEWER_RUN: "newer run{why}{in_all}",
+    Note.NOT_GIVEN: "not given by PBS{why}{in_all}",
+    Note.OVER: "over in PBS{why}{in_all}",
     Note.BOOT_FAILED: "boot failed{why}",
     Note.FREEZE_FAILED: "freeze failed{why}",
     Note.KEPT: "kept{why}",
@@ -140,6 +142,12 @@ def _of_host(event: ev.HostEvent) -> str:
             assert_never(event)
 
 
+def _as_pbs_says(job: ev.GivenJob) -> str:
+    size = [f"CPUs: {job.cpus}"] if job.cpus is not None else []
+    size += [f"{job.memory_mib} MiB"] if job.memory_mib else []
+    return f"{job.key}" + (f" with {', '.join(size)}" if size else "")
+
+
 def _of_domain(event: ev.DomainEvent) -> str:
     match event:
         case ev.Claimed():
@@ -153,6 +161,10 @@ def _of_domain(event: ev.DomainEvent) -> str:
             return f"its agent has continued {', '.join(map(str, keys))}"
         case ev.JobsReported(jobs=jobs):
             return f"MoM lists {', '.join(job.key.id for job in jobs) or 'no jobs'}"
+        case ev.JobsGiven(jobs=jobs):
+            return f"PBS has given it {', '.join(map(_as_pbs_says, jobs))}"
+        case ev.JobsDenied(keys=keys):
+            return f"PBS has there none of {', '.join(map(str, keys))}"
         case ev.AgentConnected():
             return "its agent is there"
         case ev.AgentLost():

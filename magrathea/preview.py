@@ -223,4 +223,5 @@ def _job(report: JobReport) -> Job:
         preempted_s=report.preempted_s,
         rerunnable=report.rerunnable,
         keeps=report.keeps,
+        given=True,
     )

@@ -32,6 +32,7 @@ from magrathea.messages import MOST_REFUSED, RefusedClaim, Snapshot
 
 from . import snapshot as snapshots
 from .claims.claims import Claims
+from .claims.pbs_says import PbsSays
 from .clock import Clock
 from .configuration import NodedConfiguration, changes, read
 from .control_operations import Admin
@@ -124,6 +125,7 @@ class Daemon:
             self.hub.publish()
             self.switch.look_soon()
             self.life.look_soon()
+            self.claims.inquirer.look_soon()
         self._arm()
         return applied.decisions
 
@@ -207,12 +209,15 @@ class Daemon:
         there = [vnode for vnode in vnodes if vnode not in here]
         return await self.hub.unready(domain, key, there) if there else ()
 
-    async def given(self, domain: str, key: JobKey, within_s: float) -> bool | None:
-        """Whether PBS has given the job to the domain, by the hubs. None if none could say; True if all are too old."""
+    async def given(self, domain: str, key: JobKey, within_s: float, *, claim: bool = True) -> PbsSays:
+        """Whether PBS has given the job to the domain, by the hubs. It has if all hubs are too old to be asked.
+
+        `claim`: a claim waits for the answer.
+        """
         if self.hub.too_old_to_ask:
             limited_log.say("hub", "no hub can ask PBS about claimed jobs; upgrade it: until then guests are believed")
-            return True
-        return await self.hub.given(key, self.configuration.vnode(domain), within_s)
+            return PbsSays(True)
+        return await self.hub.given(key, self.configuration.vnode(domain), within_s, claim=claim)
 
     def actual_changed(self) -> None:
         self.hub.publish()
@@ -312,6 +317,7 @@ class Daemon:
         await self._listen()
         await self.admin.start()
         self.hub.start()
+        self.claims.inquirer.start()
         self.switch.look_soon()
 
     async def close(self) -> None:

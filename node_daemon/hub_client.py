@@ -23,7 +23,7 @@ import zmq.asyncio
 
 from magrathea import __version__, supervision
 from magrathea.core.events import Booking
-from magrathea.core.model import JobKey
+from magrathea.core.model import Amount, JobKey
 from magrathea.core.readiness import Unready, together
 from magrathea.logs import RationedLog
 from magrathea.messages import (
@@ -44,6 +44,7 @@ from magrathea.messages import (
     encode,
 )
 
+from .claims.pbs_says import PbsSays
 from .hub_keys import HubError, load_pair
 from .hub_silence import sentence, why_silent
 from .snapshot import fitting, same
@@ -325,23 +326,26 @@ class HubClient:
         there = [hub for hub in self._hubs if hub.heard_at is not None]
         return bool(there) and all(hub.version == "" for hub in there)
 
-    async def given(self, key: JobKey, vnode: str, within_s: float) -> bool | None:
-        """Whether PBS has given the job to this vnode: True if one hub's PBS has, False if none has.
+    async def given(self, key: JobKey, vnode: str, within_s: float, *, claim: bool = True) -> PbsSays:
+        """Whether PBS has given the job to this vnode: it has if one hub's PBS has, and not if none has.
 
-        None if it is not known: no hub answers in time, or one that would have to be asked cannot ask its PBS.
+        Unknown if no hub answers in time, or one that would have to be asked cannot ask its PBS. `claim`: a claim waits
+        for the answer.
         """
-        question = GivenAsked(sender=self.host, id=next(self._ids), job=key.id, run=key.run, vnode=vnode)
+        number = next(self._ids)
+        question = GivenAsked(sender=self.host, id=number, job=key.id, run=key.run, vnode=vnode, claim=claim)
         hubs = [hub for hub in self._hubs if hub.heard_at is not None and hub.version]
         answers: list[bool | None] = []
         with self._put_to(GivenTold, question, hubs) as waiting, contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
                 while waiting:
                     done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                    answers += [answer.result().given for answer in done]
-                    if True in answers:
-                        return True
-                return False if answers and None not in answers else None
-        return None
+                    for said in (answer.result() for answer in done):
+                        if said.given:
+                            return PbsSays(True, _size(said))
+                        answers.append(said.given)
+                return PbsSays(False if answers and None not in answers else None)
+        return PbsSays(None)
 
     async def _beat(self) -> None:
         loop = asyncio.get_running_loop()
@@ -387,3 +391,7 @@ class HubClient:
         if self._context is not None:
             with contextlib.suppress(zmq.ZMQError):  # its sockets are closed already
                 self._context.term()
+
+
+def _size(said: GivenTold) -> Amount | None:
+    return None if said.cpus is None or said.memory_mib is None else Amount(said.cpus, said.memory_mib)

@@ -35,6 +35,8 @@ from magrathea.core.events import (
     Event,
     JobLaunched,
     JobsContinued,
+    JobsDenied,
+    JobsGiven,
     JobsReported,
     MemoryReported,
     Note,
@@ -76,7 +78,18 @@ NOTES_PER_S, NOTES_BURST = 1.0, 100.0
 ROWS_PER_S, ROWS_BURST = 15.0, 50_000.0
 """Rows of the history that one guest may cause, for ever and at once: a job makes five. What happens to jobs of other
 domains is always kept, and so is what admins do."""
-OF_GUESTS = (Claimed, JobLaunched, Released, JobsReported, JobsContinued, MemoryReported, AgentConnected, AgentLost)
+OF_GUESTS = (
+    Claimed,
+    JobLaunched,
+    Released,
+    JobsReported,
+    JobsGiven,
+    JobsDenied,
+    JobsContinued,
+    MemoryReported,
+    AgentConnected,
+    AgentLost,
+)
 """Events that a guest can cause as often as it likes."""
 
 READMITTED = 0.01

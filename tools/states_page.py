@@ -69,6 +69,8 @@ WORDS = {
     ev.JobLaunched: "job launched",
     ev.JobsContinued: "job continued",
     ev.JobsReported: "MoM's list",
+    ev.JobsGiven: "PBS has given a job",
+    ev.JobsDenied: "PBS has no such job",
     ev.BooksReported: "hub's books",
     ev.HubLost: "hub lost",
     ev.HubFound: "hub found",
@@ -153,6 +155,7 @@ def _normal_job(host: Host, job: Job) -> Job:
         preemptions=0,
         preempted_s=0.0,
         missing=0,
+        given=True,
     )
 
 
@@ -180,6 +183,7 @@ def events(host: Host) -> Iterator[ev.Event]:
                 yield ev.Claimed(NOW, d.name, JobKey(free, 1), cls, JOB_CPUS)
         for j in d.jobs:
             yield ev.Released(NOW, d.name, j.key)
+            yield ev.JobsDenied(NOW, d.name, (j.key,))
             if not j.launched:
                 yield ev.JobLaunched(NOW, d.name, j.key)
             if j.stopped_by_us:

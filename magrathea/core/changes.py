@@ -16,6 +16,9 @@ MOST_ENDED, MOST_ENDED_PER_CPU = 100, 2
 """So many ended jobs of a domain are remembered, the second for each CPU of its host. A guest decides how many of its
 jobs end, and each commit writes all that are remembered."""
 
+_LINGER_AFTER = (ev.Note.RELEASED, ev.Note.MISSING, ev.Note.OVER)
+"""How a domain's last priority job must have ended if the domain is to linger."""
+
 Result = tuple[Host, tuple[ev.Decision, ...]]
 ResultOfDomain = tuple[Domain, tuple[ev.Decision, ...]]
 """For changes of several domains: the caller builds the new host once, at the end."""
@@ -72,7 +75,8 @@ def without_jobs(host: Host, domain: Domain, jobs: tuple[Job, ...], why: ev.JobG
     most = MOST_ENDED + MOST_ENDED_PER_CPU * host.cpus
     left = replace(domain, jobs=rest, ended=(domain.ended + ended)[-most:], preempted_s=preempted_s)
     last = jobs[-1]
-    last_priority = last.cls is JobClass.PRIORITY and not rest and why in (ev.Note.RELEASED, ev.Note.MISSING)
+    believed = last.given or host.hub_lost
+    last_priority = last.cls is JobClass.PRIORITY and not rest and why in _LINGER_AFTER and believed
     if last_priority and not domain.drain_reason and host.limits.linger_s > 0:
         left = replace(left, linger_until=host.now + host.limits.linger_s, linger_size=last.size)
     return left, tuple(said)

@@ -83,6 +83,31 @@ class JobsReported(EventOfDomain):
 
 
 @dataclass(frozen=True, slots=True)
+class GivenJob:
+    """A job that PBS has given to the domain. `cpus`, `memory_mib`: what PBS has given it there; None: unreadable."""
+
+    key: JobKey
+    cpus: int | None = None
+    memory_mib: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobsGiven(EventOfDomain):
+    """PBS has given these jobs to the domain, as a hub said. What PBS says of their size overrules the guest.
+
+    One event for many jobs, because each event is a write to disk, and a domain may have thousands."""
+
+    jobs: tuple[GivenJob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobsDenied(EventOfDomain):
+    """PBS does not have these jobs on the domain, as a hub said: it never gave them to it, or they have ended."""
+
+    keys: tuple[JobKey, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Booking:
     """What the hub knows of one job. `booked`: PBS has it admin-suspended; `held`: another host wants it stopped."""
 
@@ -286,6 +311,8 @@ DomainEvent = (
     | JobLaunched
     | JobsContinued
     | JobsReported
+    | JobsGiven
+    | JobsDenied
     | AgentConnected
     | AgentLost
     | MemoryReported
@@ -343,8 +370,9 @@ class Note(StrEnum):
     """The kinds of notes. The words are in the journals of all hosts, so none of them ever changes.
 
     About a job: it is stopped for another, runs again, or was found in MoM's list without a claim. Or it is gone:
-    it ended (`RELEASED`), was never confirmed (`EXPIRED`), is in no list any more (`MISSING`), its domain went down, or
-    a newer run of it came. About a domain: a boot or freeze failed; a new configuration left something as it was
+    it ended (`RELEASED`), was never confirmed (`EXPIRED`), is in no list any more (`MISSING`), its domain went down,
+    a newer run of it came, PBS has not given it to the domain (`NOT_GIVEN`), or had given it and no longer has it
+    there (`OVER`). About a domain: a boot or freeze failed; a new configuration left something as it was
     (`KEPT`) or removed the domain (`FORGOTTEN`); its guest did too much for facts or history to hold all (`LEFT_OUT`).
     About the host: it got another name.
     """
@@ -357,6 +385,8 @@ class Note(StrEnum):
     MISSING = "missing"
     DOMAIN_DOWN = "domain-down"
     NEWER_RUN = "newer-run"
+    NOT_GIVEN = "not-given"
+    OVER = "over"
     BOOT_FAILED = "boot-failed"
     FREEZE_FAILED = "freeze-failed"
     KEPT = "kept"
@@ -365,7 +395,9 @@ class Note(StrEnum):
     LEFT_OUT = "left-out"
 
 
-JobGone = Literal[Note.RELEASED, Note.EXPIRED, Note.MISSING, Note.DOMAIN_DOWN, Note.NEWER_RUN]
+JobGone = Literal[
+    Note.RELEASED, Note.EXPIRED, Note.MISSING, Note.DOMAIN_DOWN, Note.NEWER_RUN, Note.NOT_GIVEN, Note.OVER
+]
 """Why a job is no longer there."""
 
 

@@ -84,6 +84,28 @@ def continued(host: Host, domain: Domain, event: ev.JobsContinued) -> Result:
     return host.having(changed), tuple(said)
 
 
+def given(host: Host, domain: Domain, event: ev.JobsGiven) -> Result:
+    """What has ended meanwhile stays so."""
+    found = ((job, one) for one in event.jobs if (job := domain.job(one.key)) is not None)
+    changed = [new for job, one in found if (new := _as_given(host, job, one)) != job]
+    return (host.having(domain.having(*changed)) if changed else host), ()
+
+
+def _as_given(host: Host, job: Job, one: ev.GivenJob) -> Job:
+    cpus = job.cpus if one.cpus is None else one.cpus
+    memory_mib = job.memory_mib if one.memory_mib is None else one.memory_mib
+    size = _within(host, cpus, memory_mib)
+    return replace(job, given=True, cpus=size.cpus, memory_mib=size.mib)
+
+
+def denied(host: Host, domain: Domain, event: ev.JobsDenied) -> Result:
+    """Remove jobs that PBS does not have there. A list or claim does not bring them back while they are remembered."""
+    jobs = [job for key in dict.fromkeys(event.keys) if (job := domain.job(key)) is not None]
+    left, said = without_jobs(host, domain, tuple(job for job in jobs if not job.given), ev.Note.NOT_GIVEN)
+    left, more = without_jobs(host, left, tuple(job for job in jobs if job.given), ev.Note.OVER)
+    return (host.having(left) if jobs else host), (*said, *more)
+
+
 def jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result:
     """Enter MoM's list in one pass. Each job's change depends only on that job and on the other runs of its id."""
     if domain.lifecycle is not Lifecycle.UP or domain.kind is Kind.SERVICE:
@@ -130,8 +152,13 @@ def jobs_reported(host: Host, domain: Domain, event: ev.JobsReported) -> Result:
 
 def _adopted(host: Host, key: JobKey, report: ev.ReportedJob) -> Job:
     """A job that nobody claimed. The list comes from a guest, and no job is larger than its host."""
-    size = (max(0, min(report.cpus, host.cpus)), max(0, min(report.memory_mib, host.memory_mib)))
-    return Job(key, JobClass.PROTECTED, *size, host.now, host.now, True, True, rerunnable=report.rerunnable)
+    size = _within(host, report.cpus, report.memory_mib)
+    at = host.now
+    return Job(key, JobClass.PROTECTED, size.cpus, size.mib, at, at, True, True, rerunnable=report.rerunnable)
+
+
+def _within(host: Host, cpus: int, memory_mib: int) -> Amount:
+    return Amount(max(0, min(cpus, host.cpus)), max(0, min(memory_mib, host.memory_mib)))
 
 
 def _newest_runs(keys: Iterable[JobKey]) -> dict[str, int]:

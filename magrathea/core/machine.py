@@ -168,6 +168,10 @@ def _of_domain(host: Host, domain: Domain, event: ev.DomainEvent) -> Result:
             return job_events.continued(host, domain, event)
         case ev.JobsReported():
             return job_events.jobs_reported(host, domain, event)
+        case ev.JobsGiven():
+            return job_events.given(host, domain, event)
+        case ev.JobsDenied():
+            return job_events.denied(host, domain, event)
         case ev.AgentConnected():
             return with_facts(host, domain.name, agent_lost_at=None)
         case ev.AgentLost():

@@ -162,7 +162,8 @@ class Job:
     holds it as admin-suspended by the hub. `held_elsewhere`: another of the job's hosts wants it stopped.
     `missing`: how many of MoM's lists in a row lacked it. `preemptions`, `preempted_s`: times and seconds stopped
     by us so far, the present stop's seconds not included. `rerunnable`: PBS may requeue it. `given`: a hub has said
-    that PBS gave the job to this domain. `keeps`: resources that the admin protects and a stop would not give back.
+    that PBS gave the job to this domain; without that, and while a hub answers, the domain does not linger after it.
+    `keeps`: resources that the admin protects and a stop would not give back.
     """
 
     key: JobKey

@@ -234,13 +234,14 @@ TABLE: tuple[Meaning, ...] = (
         ),
         (
             _C.UNCONFIRMED,
-            "the job would preempt, or keep preempted jobs stopped, and no hub could ask PBS in time whether it has "
-            "given the job to this domain",
+            "the job would preempt, or keep preempted jobs stopped, or the guest has named jobs that are not there, "
+            "and no hub could ask PBS in time whether it has given the job to this domain",
             "see the hub's log: does PBS answer it?",
         ),
         (
             _C.NOT_GIVEN,
-            "the job would preempt, or keep preempted jobs stopped, and PBS has not given it to this domain",
+            "PBS has not given the job to this domain; it would preempt, or keep preempted jobs stopped, or the guest "
+            "has named such jobs before",
             "nothing, if PBS took the job back; otherwise somebody in that guest claims jobs that are not there: look "
             "after the guest, and at the vnode of the domain in `noded.toml`",
             Again.LATER,

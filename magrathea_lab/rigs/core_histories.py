@@ -173,6 +173,24 @@ def _list(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
     return ev.JobsReported(when, domain.name, tuple(jobs))
 
 
+def _given(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    """PBS has given some jobs to the domain, now and then with another size than the guest has said."""
+    domain = _with_jobs(random, h, domain)
+    keys = [j.key for j in domain.jobs if random.random() < 0.8] or [_some_key(random, domain)]
+    sizes = [(None, None)] * 5 + [(1, 0), (2, 100), (99, 0)]
+    return ev.JobsGiven(when, domain.name, tuple(ev.GivenJob(key, *random.choice(sizes)) for key in keys))
+
+
+def _denied(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    domain = _with_jobs(random, h, domain)
+    return ev.JobsDenied(when, domain.name, tuple(_some_key(random, domain) for _ in range(random.randint(1, 2))))
+
+
+def _with_jobs(random: Random, h: Host, domain: Domain) -> Domain:
+    busy = [d for d in h.domains if d.jobs]
+    return random.choice(busy) if busy and random.random() < 0.9 else domain
+
+
 def _books(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
     jobs = [j for d in h.domains for j in d.jobs if j.stopped_by_us or random.random() < 0.1]
     entries = [ev.Booking(j.key, booked=random.random() < 0.8, held=random.random() < 0.15) for j in jobs]
@@ -263,6 +281,8 @@ _HOW_OFTEN: dict[_Maker, float] = {
     _release: 12,
     _continue: 12,
     _list: 8,
+    _given: 4,
+    _denied: 1,
     _books: 4,
     _on_host(ev.TimerFired): 8,
     _on_host(ev.HubLost): 0.5,

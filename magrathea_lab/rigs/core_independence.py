@@ -12,6 +12,8 @@ OWN_DOMAIN_ONLY = (
     ev.Released,
     ev.JobLaunched,
     ev.JobsReported,
+    ev.JobsGiven,
+    ev.JobsDenied,
     ev.AgentConnected,
     ev.AgentLost,
     ev.MemoryReported,

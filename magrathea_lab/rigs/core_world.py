@@ -54,6 +54,8 @@ REPEATABLE = (
     ev.Reconfigured,
     ev.TimerFired,
     ev.MemoryReported,
+    ev.JobsGiven,
+    ev.JobsDenied,
 )
 """Events that change nothing when they are repeated. MoM's list is none of them: it counts missing jobs."""
 
@@ -230,7 +232,8 @@ class World:
             stopped = self._stopped(after) - self._stopped(calm)
             self._must(not stopped, f"on a paused host nobody is stopped: {stopped}")
         let_go = after.paused and isinstance(event, ev.JobsContinued)
-        if after.mode is Mode.COUNTED and not isinstance(event, ev.JobsReported) and not let_go:
+        told_of_sizes = isinstance(event, ev.JobsReported | ev.JobsGiven)
+        if after.mode is Mode.COUNTED and not told_of_sizes and not let_go:
             most = max(oracle.cpus_for_jobs(after), oracle.cpus_in_use(oracle.workers(calm)))
             # A job that was stopped continues even if the host is now too small for it, but then alone
             alone = isinstance(event, ev.JobsContinued) and sum(bool(d.running) for d in after.workers) == 1

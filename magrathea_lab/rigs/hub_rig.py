@@ -12,6 +12,7 @@ import zmq
 import zmq.asyncio
 
 from magrathea import __version__
+from magrathea.core.model import Amount
 from magrathea.messages import (
     HEARTBEAT_S,
     BadMessage,
@@ -42,6 +43,8 @@ class HubRig:
         """Empty: it is a hub of the release before, which knows no questions about jobs."""
         self.given: Callable[[GivenAsked], bool | None] = lambda asked: True
         """What PBS would answer."""
+        self.sizes: dict[str, Amount] = {}
+        """What PBS would say that it has given these jobs."""
         self.asked: list[GivenAsked] = []
         self.snapshots: list[Snapshot] = []
         self.booked: dict[tuple[str, int], bool] = {}
@@ -77,10 +80,15 @@ class HubRig:
             elif isinstance(message, GivenAsked):
                 if self.version:  # an older hub does not know the question
                     self.asked.append(message)
-                    told = GivenTold(id=message.id, given=self.given(message))
-                    await self._socket.send_multipart([peer, encode(told)])
+                    await self._socket.send_multipart([peer, encode(self._told(message))])
             else:
                 await self._socket.send_multipart([peer, encode(self._heartbeat())])
+
+    def _told(self, asked: GivenAsked) -> GivenTold:
+        size, given = self.sizes.get(asked.job), self.given(asked)
+        if size is None or not given:
+            return GivenTold(id=asked.id, given=given)
+        return GivenTold(id=asked.id, given=True, cpus=size.cpus, memory_mib=size.mib)
 
     async def _answer(self, peer: bytes, snapshot: Snapshot) -> None:
         jobs = {(j.id, j.run): j for d in snapshot.domains for j in d.jobs}

@@ -3,7 +3,7 @@
 A claim is answered within DAEMON_CLAIM_S, because MoM does nothing else in the meantime. If it would cost a sibling
 something, a hub is asked first whether PBS has given the job to the domain (confirmation.py). It is granted when all
 jobs that had to stop have stopped and CPU has moved. If they have not stopped in time, it is refused, its fact is taken
-away, and the plan leads back.
+away, and the plan leads back. PBS is asked about all other jobs afterwards (inquirer.py).
 """
 
 from __future__ import annotations
@@ -41,8 +41,11 @@ from ..hypervisor.base import Driver
 from ..switch.bounds import lockable_mib
 from ..switch.progress import CpuComing, Unstopped
 from ..switch.switch import Switch
-from .confirmation import Confirmation, Given, Mark
+from .confirmation import Confirmation, Confirmed, Given, Mark
+from .inquirer import Inquirer
+from .inquiries import Inquiries
 from .pace import JOBS_PER_CHANGE, LISTS_S, REPORTS_S, UNCHANGED, Pace, Turns
+from .pbs_says import PbsSays
 from .swap import keeps_mib, swap_notes
 
 log = logging.getLogger(__name__)
@@ -68,8 +71,8 @@ class DaemonForClaims(Protocol):
         """The job's parts in vnodes of other hosts that are not ready. None if no hub answers."""
         ...
 
-    async def given(self, domain: str, key: JobKey, within_s: float) -> bool | None:
-        """Whether PBS has given the job to the domain; None if no hub could say. True if all hubs are too old."""
+    async def given(self, domain: str, key: JobKey, within_s: float, *, claim: bool = True) -> PbsSays:
+        """Whether PBS has given the job to the domain. It has if all hubs are too old to be asked."""
         ...
 
     def actual_changed(self) -> None: ...
@@ -96,6 +99,8 @@ class Claims:
         self._waiting: dict[tuple[str, JobKey], str] = {}
         self._unheard_since: dict[tuple[str, JobKey], float] = {}
         self._confirmation = Confirmation(daemon)
+        self._inquiries = Inquiries()
+        self.inquirer = Inquirer(daemon, self._inquiries)
         self._lists = Pace(LISTS_S)
         self._reports = Pace(REPORTS_S)
         self._turns = Turns(lambda: daemon.host.cpus)
@@ -105,7 +110,8 @@ class Claims:
         """Claims that wait for their turn, in which they will be judged."""
 
     def close(self) -> None:
-        """Enter no more reports."""
+        """Enter no more reports, and ask nothing more."""
+        self.inquirer.close()
         self._lists.close()
         self._reports.close()
 
@@ -188,16 +194,28 @@ class Claims:
 
     async def _claimed(self, domain: str, job: ClaimedJob) -> Refusal | None:
         """Make the claim a fact, after a question to a hub if that is needed. Returns a refusal if it is none."""
-        refused = await self._try(domain, job, given=False)
+        daemon, mark = self._daemon, (domain, job.key)
+        if self._inquiries.is_trusted(daemon.host, domain, daemon.now()) or self._job(mark) is not None:
+            refused = await self._try(domain, job)
+        else:
+            refused = Refusal(RefusalCode.UNCONFIRMED, f"{domain} has claimed or listed jobs that are not there")
         if refused is not None and refused.code is RefusalCode.UNCONFIRMED:
-            refused = await self._unconfirmed((domain, job.key)) or await self._try(domain, job, given=True)
+            confirmed = await self._confirmation.given(mark)
+            refused = self._unconfirmed(mark, confirmed.answer) or await self._try(domain, job, confirmed)
         if refused is not None:
             self._turns.spend(domain, 1)  # it is published
         return refused
 
-    async def _try(self, domain: str, job: ClaimedJob, *, given: bool) -> Refusal | None:
-        about = (job.cpus, job.memory_mib, job.rerunnable, given, job.keeps)
-        decisions = await self._enter(domain, lambda now: ev.Claimed(now, domain, job.key, job.cls, *about))
+    async def _try(self, domain: str, job: ClaimedJob, confirmed: Confirmed | None = None) -> Refusal | None:
+        """Claim the job, with the size that PBS has confirmed, otherwise with the one that the guest says."""
+        told = confirmed.size if confirmed is not None else None
+        size = (job.cpus, job.memory_mib) if told is None else (told.cpus, told.mib)
+        given = confirmed is not None
+
+        def claim(now: float) -> ev.Event:
+            return ev.Claimed(now, domain, job.key, job.cls, *size, job.rerunnable, given, job.keeps)
+
+        decisions = await self._enter(domain, claim)
         refused = (d for d in decisions if isinstance(d, ev.Refused) and d.key == job.key)
         return next((Refusal(d.code, d.text) for d in refused), None)
 
@@ -207,24 +225,24 @@ class Claims:
         await self._enter(mark[0], lambda now: ev.Released(now, *mark))
         self._confirmation.withdraw(mark)
 
-    async def _unconfirmed(self, mark: Mark) -> Refusal | None:
-        """Ask whether PBS has given the job to the domain. Returns a refusal if that is not known to be so."""
+    def _unconfirmed(self, mark: Mark, answer: Given) -> Refusal | None:
+        """The refusal if PBS is not known to have given the job to the domain."""
         domain, key = mark
-        match await self._confirmation.given(mark):
+        match answer:
             case Given.YES:
                 return None
             case Given.WITHDRAWN:
                 return Refusal(RefusalCode.RELEASED, f"{key} was released while it was claimed")
             case Given.NO:
-                text = f"PBS has not given {key} to {domain}, so no job is stopped for it"
+                text = f"PBS has not given {key} to {domain}"
                 limited_log.say(domain, f"{domain}: claim of {key} refused: {text}")
                 return Refusal(RefusalCode.NOT_GIVEN, text)
             case Given.TOO_MANY:
-                text = f"{domain} claims too many jobs at once that would preempt"
+                text = f"{domain} claims too many jobs at once about which PBS must be asked"
                 limited_log.say(domain, f"{domain}: claim of {key} refused: {text}; PBS is not asked")
                 return Refusal(RefusalCode.UNCONFIRMED, text)
             case Given.UNKNOWN:
-                text = f"no hub could ask PBS whether {key} is {domain}'s, so no job is stopped for it"
+                text = f"no hub could ask PBS whether it has given {key} to {domain}"
                 limited_log.say(domain, f"{domain}: claim of {key} refused: {text}")
                 return Refusal(RefusalCode.UNCONFIRMED, text)
 
@@ -348,11 +366,16 @@ class Claims:
     def _list(self, domain: str, said: Jobs) -> bool:
         """Enter MoM's list. Always True: even a list that changes nothing is compared with all jobs.
 
-        A list that overtakes a claim does not make it a job that nobody has claimed: that would run at once.
+        A list that overtakes a claim does not make it a job that nobody has claimed: that would run at once. Nor does
+        a list make a job of what PBS has denied.
         """
-        reported = (job.reported() for job in said.jobs)
+        daemon = self._daemon
+        out = self._inquiries.left_out(daemon.host, domain, [job.key for job in said.jobs], daemon.now())
+        reported = (job.reported() for job in said.jobs if job.key not in out)
         jobs = tuple(job for job in reported if (domain, job.key) not in self._to_enter)
-        self._daemon.apply(ev.JobsReported(self._daemon.now(), domain, jobs))
+        daemon.apply(ev.JobsReported(daemon.now(), domain, jobs))
+        if out:
+            self.inquirer.look_soon()
         return True
 
     def notes(self) -> list[str]:

@@ -1,7 +1,7 @@
 """Whether PBS has given a job to the domain whose guest claims it.
 
 Rule 1: what a guest says about a job costs its siblings nothing until a hub has asked PBS. Which claims need that is
-decided in the core (`allocation.costs_siblings`); all others are granted without a question.
+decided in the core (`allocation.costs_siblings`); all others are granted, and PBS is asked afterwards (inquiries.py).
 Rule 2: half of the questions that the hubs answer to this host are for all domains, half are divided among them. A
 guest that claims jobs that are not there leaves each sibling its share, and an honest one may start many jobs at once.
 Rule 3: a hub of the release before this one cannot be asked. Then claims are granted as that release granted them.
@@ -15,12 +15,14 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from enum import Enum, auto
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from magrathea.budget import Budget
-from magrathea.core.model import Host, JobKey
+from magrathea.core.model import Amount, Host, JobKey
 from magrathea.deadlines import CONFIRM_S
 from magrathea.logs import RationedLog
+
+from .pbs_says import PbsSays
 
 log = logging.getLogger(__name__)
 limited_log = RationedLog(log)
@@ -45,14 +47,21 @@ class Given(Enum):
     """The claim was taken back meanwhile."""
 
 
+class Confirmed(NamedTuple):
+    """An answer, and if it is YES what PBS has given the job; None if that is unknown."""
+
+    answer: Given
+    size: Amount | None = None
+
+
 class DaemonForQuestions(Protocol):
     """What questions need of the daemon."""
 
     @property
     def host(self) -> Host: ...
 
-    async def given(self, domain: str, key: JobKey, within_s: float) -> bool | None:
-        """Whether PBS has given the job to the domain; None if no hub could say. True if all hubs are too old."""
+    async def given(self, domain: str, key: JobKey, within_s: float) -> PbsSays:
+        """Whether PBS has given the job to the domain. It has if all hubs are too old to be asked."""
         ...
 
 
@@ -71,15 +80,17 @@ class Confirmation:
         if mark in self._waiting:
             self._withdrawn.add(mark)
 
-    async def given(self, mark: Mark) -> Given:
+    async def given(self, mark: Mark) -> Confirmed:
         domain, key = mark
         if not self._may_ask(domain):
-            return Given.TOO_MANY
+            return Confirmed(Given.TOO_MANY)
         with self._wait(mark):
             said = await self._daemon.given(domain, key, CONFIRM_S)
             if mark in self._withdrawn:
-                return Given.WITHDRAWN
-        return Given.UNKNOWN if said is None else Given.YES if said else Given.NO
+                return Confirmed(Given.WITHDRAWN)
+        if said.given is None:
+            return Confirmed(Given.UNKNOWN)
+        return Confirmed(Given.YES, said.size) if said.given else Confirmed(Given.NO)
 
     @contextlib.contextmanager
     def _wait(self, mark: Mark) -> Iterator[None]:

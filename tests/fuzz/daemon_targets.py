@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from magrathea.core import events as ev
-from magrathea.core.model import JobKey, Lifecycle, Mode
+from magrathea.core.model import Amount, JobClass, JobKey, Lifecycle, Mode
 from magrathea.core.refusals import RefusalCode
+from magrathea.core.stopping import wanted_stopped
 from magrathea.messages import BadMessage, decode_to_hub, encode
 from magrathea_lab.rigs.virtual_time import LoopClock, VirtualTimeLoop
 from node_daemon.agent.sessions import Allowance
+from node_daemon.claims.pbs_says import PbsSays
 from node_daemon.configuration import read as read_configuration
 from node_daemon.daemon import Daemon
 from node_daemon.guest_channel.channel import _Link
@@ -58,9 +60,19 @@ TIDY_INPUTS = 500
 """The journal's history is emptied that often."""
 
 
-async def _given(domain: str, key: JobKey, within_s: float) -> bool:
-    """The answer of a hub whose PBS has given each job of its own to the domain that asks."""
-    return key.id.endswith(".srv")
+async def _given(domain: str, key: JobKey, within_s: float, *, claim: bool = True) -> PbsSays:
+    """The answer of a hub whose PBS has given each job of its own to the domain that asks.
+
+    What is called `N.large` has an absurd size, and about `N.unknown` PBS cannot be asked.
+    """
+    match key.id.partition(".")[2]:
+        case "srv":
+            return PbsSays(True)
+        case "large":
+            return PbsSays(True, Amount(2**40, 2**40))
+        case "unknown":
+            return PbsSays(None)
+    return PbsSays(False)
 
 
 class _RunningDaemon:
@@ -177,8 +189,12 @@ def _lines_to(here: _RunningDaemon) -> Reader:
             guests["p1" if line.startswith(b"p1 ") else "n1"].send(line.removeprefix(b"p1 "))
             await asyncio.sleep(0.01)
         await asyncio.sleep(3)
-        silent = here.daemon.host.domain("n2")
+        host = here.daemon.host
+        silent = host.domain("n2")
         assert silent is not None and not silent.jobs, "a guest has spoken for its sibling"
+        preempting = [job for domain in host.domains for job in domain.running if job.cls is JobClass.PRIORITY]
+        believed = host.hub_lost or any(job.given for job in preempting)
+        assert host.mode is Mode.COUNTED or believed or not wanted_stopped(host), "stopped for none that PBS has given"
         for guest in guests.values():
             assert guest.stream.written < MOST_ANSWERED, f"{guest.stream.written} bytes in answer"
 

@@ -8,8 +8,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from magrathea_lab.clusters.standin import StandInCluster
-from magrathea_lab.fleet import EXCLUSIVE
+from magrathea_lab.fleet import COUNTED, EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
     LONG,
     finish,
@@ -57,11 +59,41 @@ def test_no_job_is_stopped_for_one_that_pbs_has_not_given_to_the_guest_that_clai
         finish(cluster, low)
 
 
-def play(folder: Path, test: Callable[[Rig], Awaitable[None]]) -> None:
+def test_on_a_counted_host_either_no_job_is_stopped_for_one_that_pbs_has_not_given() -> None:
+    with StandInCluster([COUNTED]) as cluster:
+        lows = [cluster.submit("low", LONG, cpus=2) for _ in range(2)]
+        for low in lows:
+            wait_running(cluster, low)
+        for name in ("n2", "n3"):
+            wait_stoppable(cluster, name)
+        wait_domain(cluster, "p3", "occupied-would-preempt")
+        waiting = cluster.submit("low", LONG, cpus=2)
+        server = waiting.partition(".")[2]
+        for ghost in (f"999.{server}", f"999[3].{server}", lows[0], waiting):
+            answer = claim(cluster, "p3", ghost)
+            assert (answer["ok"], answer["code"]) == (False, "not-given"), (ghost, answer)
+            assert {cluster.vnodes()[name].magrathea for name in ("n2", "n3")} == {"running-preemptible"}
+        for low in lows:
+            goes_on(cluster, low, cluster.counter(low))
+        high = cluster.submit("high", LONG, cpus=3)
+        wait_running(cluster, high)
+        for low in lows:
+            wait_state(cluster, low, "S")
+        assert claim(cluster, "p3", f"888.{server}")["code"] == "not-given", "it would keep them stopped"
+        for job in (waiting, high):
+            cluster.delete(job)
+        for low in lows:
+            finish(cluster, low)
+
+
+both = pytest.mark.parametrize("mode", ["exclusive", "counted"])
+
+
+def play(folder: Path, test: Callable[[Rig], Awaitable[None]], mode: str = "exclusive") -> None:
     link = short(folder)
 
     async def all_of_it() -> None:
-        async with rig(link, "exclusive", {"n1": "normal", "p1": "priority"}) as r:
+        async with rig(link, mode, {"n1": "normal", "p1": "priority", "p2": "priority"}) as r:
             await test(r)
 
     try:
@@ -77,11 +109,16 @@ async def restart(r: Rig) -> None:
     await eventually(r.settled, "the daemon up again, its agents and the hub connected")
 
 
+@both
 def test_what_is_confirmed_is_in_the_journal_and_what_is_not_stops_nobody_after_a_restart_either(
-    tmp_path: Path,
+    tmp_path: Path, mode: str
 ) -> None:
     async def test(r: Rig) -> None:
-        low, high, ghost = Job("1.srv", 1, "preemptible"), Job("2.srv", 1, "priority"), Job("3.srv", 1, "priority")
+        low, high, ghost = (
+            Job("1.srv", 1, "preemptible", cpus=4),
+            Job("2.srv", 1, "priority", cpus=2),
+            Job("3.srv", 1, "priority"),
+        )
         r.hub.given = lambda asked: asked.job != ghost.id
         await r.start_job("n1", low)
         await eventually(lambda: r.report("p1").state == "occupied-would-preempt", "the job can be stopped")
@@ -95,12 +132,13 @@ def test_what_is_confirmed_is_in_the_journal_and_what_is_not_stops_nobody_after_
         assert not [asked for asked in r.hub.asked if asked.job == high.id]
         assert (await r.claim("p1", ghost))["code"] == "not-given"
 
-    play(tmp_path, test)
+    play(tmp_path, test, mode)
 
 
-def test_a_hub_that_cannot_ask_pbs_leaves_every_job_as_it_is(tmp_path: Path) -> None:
+@both
+def test_a_hub_that_cannot_ask_pbs_leaves_every_job_as_it_is(tmp_path: Path, mode: str) -> None:
     async def test(r: Rig) -> None:
-        low, high = Job("1.srv", 1, "preemptible"), Job("2.srv", 1, "priority")
+        low, high = Job("1.srv", 1, "preemptible", cpus=4), Job("2.srv", 1, "priority", cpus=4)
         await r.start_job("n1", low)
         await eventually(lambda: r.report("p1").state == "occupied-would-preempt", "the job can be stopped")
         r.hub.given = lambda asked: None
@@ -110,12 +148,13 @@ def test_a_hub_that_cannot_ask_pbs_leaves_every_job_as_it_is(tmp_path: Path) -> 
         await r.start_job("p1", high)
         assert stopped(states_of(low.session))
 
-    play(tmp_path, test)
+    play(tmp_path, test, mode)
 
 
-def test_with_a_hub_of_the_release_before_jobs_preempt_as_they_did_then(tmp_path: Path) -> None:
+@both
+def test_with_a_hub_of_the_release_before_jobs_preempt_as_they_did_then(tmp_path: Path, mode: str) -> None:
     async def test(r: Rig) -> None:
-        low, high = Job("1.srv", 1, "preemptible"), Job("2.srv", 1, "priority")
+        low, high = Job("1.srv", 1, "preemptible", cpus=4), Job("2.srv", 1, "priority", cpus=4)
         r.hub.version = ""
         await restart(r)
         await r.start_job("n1", low)
@@ -123,4 +162,4 @@ def test_with_a_hub_of_the_release_before_jobs_preempt_as_they_did_then(tmp_path
         assert (await r.claim("p1", high))["ok"]
         assert stopped(states_of(low.session)) and r.hub.asked == []
 
-    play(tmp_path, test)
+    play(tmp_path, test, mode)

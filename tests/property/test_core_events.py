@@ -156,6 +156,17 @@ class AnyEvents(RuleBasedStateMachine):
             listed.append(ev.ReportedJob(JobKey("stranger", 1), 2, 50))
         self.world.do(ev.JobsReported(self.now + step, domain.name, tuple(listed)))
 
+    @rule(index=INDEX, size=st.sampled_from(((None, None), (None, None), (1, 0), (3, 100), (99, 9_999))))
+    def pbs_has_given(self, index: int, size: tuple[int | None, int | None]) -> None:
+        domain = self.domain(index)
+        self.world.do(ev.JobsGiven(self.now, domain.name, tuple(ev.GivenJob(j.key, *size) for j in domain.jobs)))
+
+    @rule(index=INDEX, every=st.booleans(), id=JOB_ID)
+    def pbs_denies(self, index: int, every: bool, id: str) -> None:
+        domain = self.domain(index)
+        keys = [j.key for j in domain.jobs if every or j.key.id == id] or [JobKey(id, 1)]
+        self.world.do(ev.JobsDenied(self.now, domain.name, tuple(keys)))
+
     @rule(booked=st.booleans(), held=st.sampled_from((False, False, True)), index=INDEX)
     def books(self, booked: bool, held: bool, index: int) -> None:
         jobs = self.jobs()

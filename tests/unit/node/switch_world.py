@@ -14,6 +14,7 @@ from magrathea.core.plan import Step
 from magrathea.core.readiness import Unready
 from magrathea_lab.rigs.virtual_time import run
 from node_daemon.claims.claims import Claims
+from node_daemon.claims.pbs_says import PbsSays
 from node_daemon.guest_channel.channel import AgentError, GuestChannel
 from node_daemon.guest_channel.messages import Claim, ClaimedJob, GuestJob, Prepared
 from node_daemon.hypervisor.base import Driver, Others
@@ -70,8 +71,8 @@ class World:
     async def parts_elsewhere(self, domain: str, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
         return self.unready if vnodes else ()
 
-    async def given(self, domain: str, key: JobKey, within_s: float) -> bool | None:
-        return True
+    async def given(self, domain: str, key: JobKey, within_s: float, *, claim: bool = True) -> PbsSays:
+        return PbsSays(True)
 
     def actual_changed(self) -> None:
         return

@@ -9,10 +9,11 @@ import pytest
 
 from magrathea.core import events as ev
 from magrathea.core import machine
-from magrathea.core.model import Host, JobClass, JobKey, MemoryComing, MemoryLack, MemoryShort
+from magrathea.core.model import Amount, Host, JobClass, JobKey, MemoryComing, MemoryLack, MemoryShort
 from magrathea.core.readiness import Unready
 from magrathea_lab.rigs import virtual_time
 from node_daemon.claims import claims
+from node_daemon.claims.pbs_says import PbsSays
 from node_daemon.guest_channel.messages import Claim, ClaimedJob, GuestJob, Launched, Prepared
 from node_daemon.switch.paging import Progress
 from node_daemon.switch.progress import Pending, Unstopped
@@ -48,6 +49,7 @@ class Owner:
         self.unready: tuple[Unready, ...] | None = ()
         self.asked: list[tuple[str, JobKey]] = []
         self.pbs_gave: bool | None = True
+        self.pbs_size: Amount | None = None
 
     def now(self) -> float:
         return self.host.now
@@ -62,9 +64,9 @@ class Owner:
     async def parts_elsewhere(self, domain: str, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
         return self.unready if "elsewhere" in vnodes else ()
 
-    async def given(self, domain: str, key: JobKey, within_s: float) -> bool | None:
+    async def given(self, domain: str, key: JobKey, within_s: float, *, claim: bool = True) -> PbsSays:
         self.asked.append((domain, key))
-        return self.pbs_gave
+        return PbsSays(self.pbs_gave, self.pbs_size)
 
     def actual_changed(self) -> None:
         return

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from magrathea.core.model import Host, JobClass, JobKey
+from magrathea.core.model import Amount, Host, JobClass, JobKey
 from magrathea_lab.rigs import virtual_time
 from node_daemon.claims.claims import Claims
 from node_daemon.claims.confirmation import QUESTIONS_BURST, Confirmation, Given
-from node_daemon.guest_channel.messages import Claim, ClaimedJob, GuestJob, Release
-from tests.unit.core.builders import host, job_ids, run, stopped
+from node_daemon.claims.inquiries import Verdict
+from node_daemon.claims.pbs_says import PbsSays
+from node_daemon.guest_channel.messages import Claim, ClaimedJob, GuestJob, Jobs, ListedJob, Release
+from tests.unit.core.builders import host, job_ids, run, set_domain, stopped
 
 from .test_claims import CLAIM, Owner
 
@@ -34,7 +36,7 @@ class Granted(Owner):
 class Slow(Owner):
     """Its hub answers after a second of virtual time."""
 
-    async def given(self, domain: str, key: JobKey, within_s: float) -> bool | None:
+    async def given(self, domain: str, key: JobKey, within_s: float, *, claim: bool = True) -> PbsSays:
         await asyncio.sleep(1.0)
         return await super().given(domain, key, within_s)
 
@@ -59,12 +61,61 @@ def test_a_job_that_pbs_has_given_preempts() -> None:
     assert stopped(owner.host) == {"1.srv"} and owner.asked == [("p1", KEY)]
 
 
+def test_victims_are_chosen_for_the_size_that_pbs_says() -> None:
+    owner = Owner(
+        run(run(host("counted", n1="normal", n2="normal", p1="priority"), "n1", "1.srv", cpus=4), "n2", "2.srv", cpus=4)
+    )
+    owner.pbs_size = Amount(5, 0)
+    virtual_time.run(Claims(owner).request("p1", CLAIM))
+    assert stopped(owner.host) == {"1.srv", "2.srv"}, "the guest has said one CPU"
+
+
 def test_a_claim_that_costs_nobody_anything_is_not_asked_about() -> None:
     owner = Granted(host("exclusive", cpus=4, n1="normal", p1="priority"))
     owner.switch = Idle()
     owner.pbs_gave = None
     assert virtual_time.run(Claims(owner).request("p1", CLAIM)) == {"ok": True}
     assert owner.asked == []
+
+
+def caught(owner: Owner) -> Claims:
+    """Claims of a host whose p1 has claimed a job that PBS has not given to it."""
+    claims, ghost = Claims(owner), ("p1", JobKey("8.srv", 1))
+    owner.host = run(owner.host, "p1", "8.srv", given=False)
+    for verdict in (Verdict.NOTHING, Verdict.DENIED):
+        assert claims._inquiries.answered(owner.host, ghost, False, owner.now()) is verdict
+    owner.host = set_domain(owner.host, "p1", jobs=())
+    return claims
+
+
+@pytest.mark.parametrize(("pbs_says", "code"), [(False, "not-given"), (None, "unconfirmed"), (True, "")])
+def test_a_guest_that_was_caught_waits_for_pbs_with_each_claim(pbs_says: bool | None, code: str) -> None:
+    owner = Granted(host("exclusive", cpus=4, n1="normal", p1="priority"))
+    owner.switch, owner.pbs_gave = Idle(), pbs_says
+    claims = caught(owner)
+    assert virtual_time.run(claims.request("p1", CLAIM)).get("code", "") == code
+    assert job_ids(owner.host, "p1") == (set() if code else {"9.srv"}) and owner.asked == [("p1", KEY)]
+    other = Claim(id=2, session="0" * 16, job=ClaimedJob("7.srv", 1, JobClass.PREEMPTIBLE, 1))
+    if code:
+        assert virtual_time.run(claims.request("n1", other)) == {"ok": True}, "its sibling is believed"
+
+
+def test_without_a_hub_even_a_guest_that_was_caught_is_believed() -> None:
+    owner = Granted(host("exclusive", cpus=4, hub=False, n1="normal", p1="priority"))
+    owner.switch = Idle()
+    assert virtual_time.run(caught(owner).request("p1", CLAIM)) == {"ok": True}
+    assert owner.asked == []
+
+
+def test_a_list_of_a_guest_that_was_caught_makes_no_jobs_until_pbs_has_given_them() -> None:
+    owner = Granted(host("exclusive", cpus=4, n1="normal", p1="priority"))
+    claims = caught(owner)
+    listed = Jobs(3, "0" * 16, [ListedJob(id="8.srv", run=1), ListedJob(id="7.srv", run=1)])
+    virtual_time.run(claims.request("p1", listed))
+    assert job_ids(owner.host, "p1") == set()
+    claims._inquiries.answered(owner.host, ("p1", JobKey("7.srv", 1)), True, owner.now())
+    claims._list("p1", listed)
+    assert job_ids(owner.host, "p1") == {"7.srv"}
 
 
 class Idle:
@@ -130,9 +181,9 @@ def test_a_claim_after_one_that_was_taken_back_is_a_new_one() -> None:
         first = asyncio.create_task(confirmation.given(("p1", KEY)))
         await asyncio.sleep(0.5)
         confirmation.withdraw(("p1", KEY))
-        assert await first is Given.WITHDRAWN
+        assert (await first).answer is Given.WITHDRAWN
         confirmation.withdraw(("p1", KEY))
-        assert await confirmation.given(("p1", KEY)) is Given.YES
+        assert (await confirmation.given(("p1", KEY))).answer is Given.YES
 
     owner = Slow(busy())
     virtual_time.run(claims_twice())
@@ -142,11 +193,11 @@ def test_a_guest_that_claims_jobs_that_are_not_there_leaves_its_siblings_their_q
     async def flood() -> None:
         confirmation = Confirmation(owner)
         most = int(QUESTIONS_BURST) // 2 + int(QUESTIONS_BURST) // 6
-        said = [await confirmation.given(("p1", JobKey(f"{n}.srv", 1))) for n in range(most + 10)]
+        said = [(await confirmation.given(("p1", JobKey(f"{n}.srv", 1)))).answer for n in range(most + 10)]
         assert said == [Given.NO] * most + [Given.TOO_MANY] * 10
         assert len(owner.asked) == most
         owner.pbs_gave = True
-        assert await confirmation.given(("p2", KEY)) is Given.YES
+        assert (await confirmation.given(("p2", KEY))).answer is Given.YES
 
     owner = Owner(host("exclusive", n1="normal", p1="priority", p2="priority"))
     owner.pbs_gave = False

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import tempfile
 
-from magrathea.core.model import JobKey
+from magrathea.core.model import Amount, JobKey
 from magrathea.messages import GivenAsked, GivenTold, Heartbeat, encode
 from magrathea_lab.waiting import BOUND_S, eventually
+from node_daemon.claims.pbs_says import PbsSays
 
 from .test_hub_client import BEAT, DaemonsEnd, HubsEnd, run
 
@@ -37,8 +38,21 @@ def test_a_hub_is_asked_and_its_answer_counts() -> None:
             asking = asyncio.create_task(host.client.given(KEY, "v7", BOUND_S))
             asked = await answer(hub, given)
             assert (asked.sender, asked.job, asked.run, asked.vnode) == ("h1", "7.srv", 1, "v7")
-            assert await asking is given
+            assert (await asking).given is given
         assert not host.client.too_old_to_ask
+
+    run(test)
+
+
+def test_what_pbs_has_given_there_is_passed_on() -> None:
+    async def test(hub: HubsEnd, host: DaemonsEnd) -> None:
+        await found(hub, host)
+        for cpus, expected in ((3, Amount(3, 100)), (None, None)):
+            asking = asyncio.create_task(host.client.given(KEY, "v7", BOUND_S, claim=False))
+            asked = await hub.hear(GivenAsked)
+            assert isinstance(asked, GivenAsked) and not asked.claim
+            await hub.say(encode(GivenTold(id=asked.id, given=True, cpus=cpus, memory_mib=100)))
+            assert await asking == PbsSays(True, expected)
 
     run(test)
 
@@ -46,20 +60,20 @@ def test_a_hub_is_asked_and_its_answer_counts() -> None:
 def test_a_hub_that_does_not_answer_leaves_it_unknown() -> None:
     async def test(hub: HubsEnd, host: DaemonsEnd) -> None:
         await found(hub, host)
-        assert await host.client.given(KEY, "v7", SHORT_S) is None
+        assert (await host.client.given(KEY, "v7", SHORT_S)).given is None
         asked = await hub.hear(GivenAsked)
         assert isinstance(asked, GivenAsked)
         asking = asyncio.create_task(host.client.given(JobKey("8.srv", 1), "v7", BOUND_S))
         await hub.say(encode(GivenTold(id=asked.id, given=True)))  # too late, and about another job
         await answer(hub, False)
-        assert await asking is False
+        assert (await asking).given is False
 
     run(test)
 
 
 def test_without_a_hub_it_is_unknown() -> None:
     async def test(hub: HubsEnd, host: DaemonsEnd) -> None:
-        assert await host.client.given(KEY, "v7", BOUND_S) is None
+        assert (await host.client.given(KEY, "v7", BOUND_S)).given is None
         assert not host.client.too_old_to_ask, "nobody knows yet what it can"
 
     run(test)
@@ -69,7 +83,7 @@ def test_a_hub_of_the_release_before_is_not_asked_and_the_daemon_knows() -> None
     async def test(hub: HubsEnd, host: DaemonsEnd) -> None:
         await found(hub, host, BEAT)
         assert host.client.too_old_to_ask
-        assert await host.client.given(KEY, "v7", BOUND_S) is None
+        assert (await host.client.given(KEY, "v7", BOUND_S)).given is None
         await hub.say(NEW_BEAT)
         await eventually(lambda: not host.client.too_old_to_ask, "the upgraded hub is known")
 
@@ -91,7 +105,7 @@ def test_of_several_hubs_one_that_knows_the_job_is_enough_and_a_no_needs_them_al
                     asking = asyncio.create_task(host.client.given(KEY, "v7", BOUND_S))
                     await answer(hubs[0], first)
                     await answer(hubs[1], second)
-                    assert await asking is known
+                    assert (await asking).given is known
             finally:
                 await host.client.close()
                 for hub in hubs:

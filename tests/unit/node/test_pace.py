@@ -17,6 +17,7 @@ from magrathea.core.model import Host, JobClass, JobKey
 from magrathea_lab.rigs import virtual_time
 from node_daemon.claims.claims import Claims
 from node_daemon.claims.pace import LISTS_S, REPORTS_S, Pace
+from node_daemon.claims.pbs_says import PbsSays
 from node_daemon.clock import Clock
 from node_daemon.facts import Facts
 from node_daemon.guest_channel.messages import (
@@ -85,7 +86,7 @@ class Owner:
     async def parts_elsewhere(self, domain: str, key: JobKey, vnodes: list[str]) -> Any:
         raise NotImplementedError
 
-    async def given(self, domain: str, key: JobKey, within_s: float) -> bool | None:
+    async def given(self, domain: str, key: JobKey, within_s: float, *, claim: bool = True) -> PbsSays:
         raise NotImplementedError
 
     def actual_changed(self) -> None:
