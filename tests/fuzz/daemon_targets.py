@@ -17,7 +17,7 @@ from magrathea.core import events as ev
 from magrathea.core.model import Amount, JobClass, JobKey, Lifecycle, Mode
 from magrathea.core.refusals import RefusalCode
 from magrathea.core.stopping import wanted_stopped
-from magrathea.messages import BadMessage, decode_to_hub, encode
+from magrathea.messages import BadMessage, Snapshot, decode_to_hub, encode
 from magrathea_lab.rigs.virtual_time import LoopClock, VirtualTimeLoop
 from node_daemon.agent.sessions import Allowance
 from node_daemon.claims.pbs_says import PbsSays
@@ -119,11 +119,14 @@ class _RunningDaemon:
 
     def check(self) -> None:
         """The hub can read what this daemon reports, and nothing met a defect."""
-        report = fitting(self.daemon.snapshot(1))
-        decode_to_hub(encode(report))
+        decode_to_hub(encode(fitting(self.do(self._snapshot()))))
         if self.defects:
             raise self.defects.pop()
         assert not self.daemon.facts.trouble, self.daemon.facts.trouble
+
+    async def _snapshot(self) -> Snapshot:
+        """As the daemon makes it: in its loop, because some notes depend on the loop's time."""
+        return self.daemon.snapshot(1)
 
     def close(self) -> None:
         self.do(self.daemon.close())
