@@ -35,6 +35,11 @@ SAVE = "save"
 """Words of `Driver.capabilities`: it can cap CPU; move memory; boot, shut down and destroy; save to disk."""
 
 
+FLOOR_ADVICE = "Its memory is not moved until then, so its `floor_mib` should be all of it"
+"""The end of a driver's note about a domain whose memory cannot be moved. Once the floor is all of it, nothing is left
+to do."""
+
+
 class DriverError(Exception):
     """A call failed. `code` is for programs and never changes; `text` is for people and explains what to do.
 

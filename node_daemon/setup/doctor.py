@@ -36,6 +36,7 @@ from ..agent.swaps import TELLING_BYTES, Swap
 from ..agent.swaps import swap as swap_of_guest
 from ..agent.values import Unusable
 from ..configuration import DomainTable, NodedConfiguration, read
+from ..hypervisor.base import FLOOR_ADVICE
 from . import doctor_domains, oom_killers
 
 HOST, GUEST = "host", "guest"
@@ -175,8 +176,18 @@ def of_snapshot(configuration: NodedConfiguration, snapshot: Snapshot) -> Iterat
         if note in snapshot.limits:
             fix = "nothing; that is so with this driver"
             yield Check(HOST, f"note-{number}", Status.NOTE, f"the driver {snapshot.driver}:", note, fix)
+        elif _is_advice_taken(configuration, note):
+            fix = "nothing; its `floor_mib` is all of its memory"
+            yield Check(HOST, f"note-{number}", Status.NOTE, "the daemon reports:", note, fix)
         else:
             yield Check(HOST, f"note-{number}", Status.WARN, "the daemon reports:", note, "fix it, or see the docs")
+
+
+def _is_advice_taken(configuration: NodedConfiguration, note: str) -> bool:
+    """True if the note says that a domain's memory cannot be moved, and the configuration counts on none of it."""
+    tables = configuration.domain.items()
+    whole = [name for name, table in tables if table.memory_mib and table.floor_mib >= table.memory_mib]
+    return note.endswith(FLOOR_ADVICE) and any(note.startswith(f"domain {name}: ") for name in whole)
 
 
 def _workers(configuration: NodedConfiguration) -> dict[str, DomainTable]:

@@ -1,4 +1,4 @@
-"""Guests as sites have them: locked memory, processors that are not plugged in."""
+"""Guests as sites have them: locked memory, processors that are not plugged in, caps of their own, other managers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from magrathea_lab.rigs.guest import Guest
 from magrathea_lab.rigs.guest_host import Hypervisor, Size
+from magrathea_lab.rigs.guest_host import machine as context
 from magrathea_lab.waiting import BOUND_S, until
 from node_daemon.hypervisor.base import DriverError
 from node_daemon.hypervisor.libvirt import movable, pinning
@@ -141,3 +142,42 @@ def test_a_guest_with_half_its_processors_counts_these(
     until(lambda: guest.domain.info()[3] == 2, "the second processor is plugged in")
     found = adopt.parse(guest.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), live=guest.domain.XMLDesc(0))
     assert found.cpus == 2
+
+
+def test_a_cap_of_the_sites_own_is_what_a_switch_comes_back_to(
+    site_hypervisor: Hypervisor, changed: Callable[..., Guest]
+) -> None:
+    """Also if the daemon is killed in between: the next one finds it in the definition."""
+    tune = "<cputune><global_period>50000</global_period><global_quota>60000</global_quota></cputune>"
+    guest = changed(capped=("<os>", f"{tune}<os>"))
+    own = guest.domain.schedulerParametersFlags(libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    assert own["global_quota"] == 60000
+
+    async def work() -> None:
+        async with driver_of(site_hypervisor) as driver:
+            assert (await driver.actual())["n1"].cpu_percent is None
+            await driver.set_cpu("n1", 20)
+            assert (await driver.actual())["n1"].cpu_percent == 20
+        async with driver_of(site_hypervisor) as driver:
+            assert (await driver.actual())["n1"].cpu_percent == 20
+            await driver.set_cpu("n1", None)
+            assert (await driver.actual())["n1"].cpu_percent is None
+
+    run(work)
+    assert guest.domain.schedulerParametersFlags(libvirt.VIR_DOMAIN_AFFECT_LIVE) == own
+    assert guest.domain.schedulerParametersFlags(libvirt.VIR_DOMAIN_AFFECT_CONFIG) == own
+
+
+def test_a_balloon_that_somebody_else_sets_is_named_and_set_again(site_hypervisor: Hypervisor) -> None:
+    with context(site_hypervisor, memory_mib=SIZE_MIB) as machine:
+        domain = machine["n1"].domain
+
+        def noted() -> bool:
+            """As by `virsh setmem` every now and then."""
+            if domain.memoryStats()["actual"] >> 10 == SIZE_MIB:
+                domain.setMemoryFlags(SMALL_MIB * 1024, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            return any("virsh setmem" in note and "n1" in note for note in machine.status()["notes"])
+
+        machine.until(noted, "a note names the domain")
+        machine.until(lambda: domain.memoryStats()["actual"] >> 10 == SIZE_MIB, "it has its memory again")
+        machine.until_state("n1", "free")

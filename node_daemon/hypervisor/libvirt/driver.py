@@ -23,6 +23,7 @@ from magrathea.core.refusals import RefusalCode
 from ..base import (
     CALL_DEADLINE_S,
     CPU,
+    FLOOR_ADVICE,
     LIFE,
     MEMORY,
     SAVE,
@@ -114,8 +115,8 @@ class LibvirtDriver:
             except DriverError as error:
                 said.append(error.text)
         said += [f"domain {name} cannot be read at present: {why}" for name, why in sorted(self._unread.items())]
-        rest = "Its memory is not moved until then, so its `floor_mib` should be all of it"
-        said += [f"domain {name}: {memory.why}. {rest}" for name, memory in sorted(self._memory.items()) if memory.why]
+        pinned = [(name, memory.why) for name, memory in sorted(self._memory.items()) if memory.why]
+        said += [f"domain {name}: {why}. {FLOOR_ADVICE}" for name, why in pinned]
         return [*said, *(self._abilities.said if self._abilities is not None else ()), *self.limits()]
 
     def limits(self) -> list[str]:

@@ -79,13 +79,12 @@ class MovableMemory:
         xml = domain.XMLDesc(0)
         if not has_balloon(kind, xml):
             return DomainMemory("it has no balloon: let `magrathea host adopt` add one"), True
-        if kind.upper() != "QEMU":
-            return DomainMemory(""), True
-        process = process_of(domain, self._processes)
+        is_qemu = kind.upper() == "QEMU"
+        process = process_of(domain, self._processes) if is_qemu else None
         why = pinned_now(xml, networks(error, connection), domain, process)
         emulates = ET.fromstring(xml).get("type") == "qemu"
         own = process.own_mib if process is not None else OWN_MIB + (CODE_CACHE_MIB if emulates else 0)
-        return DomainMemory(why, own), process is not None or not domain.isActive()
+        return DomainMemory(why, own), process is not None or not is_qemu or not domain.isActive()
 
     def changed(self, name: str) -> None:
         """The domain's devices have changed, or it has started or ended."""

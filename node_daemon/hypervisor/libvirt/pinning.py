@@ -44,6 +44,8 @@ QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 
 GUESTS = ("sev-guest", "sev-snp-guest", "tdx-guest", "s390-pv-guest", "pef-guest", "arm-rme-guest")
 """QEMU's objects that encrypt a guest's memory."""
+DEVICES = ("vfio-", "vhost-vdpa-", "pvrdma", "pci-assign", "kvm-pci-assign")
+"""How the names of QEMU's devices begin that pin its guest's memory."""
 LEAST_LOCKED_MIB = 64
 """A QEMU that locks nothing of its guest may still lock a few MiB, for io_uring say."""
 
@@ -113,7 +115,7 @@ def _pins(option: str, first: str, settings: dict[str, str]) -> bool:
         case "-realtime":
             return settings.get("mlock", "off") != "off"
         case "-device":
-            return (settings.get("driver") or first).startswith(("vfio-", "vhost-vdpa-"))
+            return (settings.get("driver") or first).startswith(DEVICES)
         case "-netdev":
             return (settings.get("type") or first) == "vhost-vdpa"
         case "-drive" | "-blockdev":

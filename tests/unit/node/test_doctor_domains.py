@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from magrathea.core.model import Mode
 from magrathea.doctor import Status
+from magrathea.messages import Snapshot
 from node_daemon.configuration import NodedConfiguration, read
-from node_daemon.setup import doctor_domains
+from node_daemon.hypervisor.base import FLOOR_ADVICE
+from node_daemon.setup import doctor, doctor_domains
 from node_daemon.setup.domain_xml import adopted_xml
 from tests.fakes.libvirt import URI, only_domains, xml
 
@@ -68,3 +71,13 @@ def test_a_domain_that_libvirt_does_not_have_and_a_libvirt_that_is_not_there_are
     assert found(configured(tmp_path), xml("other"))["libvirt-n1"][0] is Status.FAIL
     nowhere = configured(tmp_path, uri=f"qemu:///system?socket={tmp_path}/none")
     assert [check.status for check in doctor_domains.domains(nowhere)] == [Status.WARN]
+
+
+@pytest.mark.parametrize(("floor_mib", "status"), [(128, Status.WARN), (1024, Status.NOTE)])
+def test_the_daemons_note_is_no_warning_once_nobody_counts_on_the_memory(
+    tmp_path: Path, floor_mib: int, status: Status
+) -> None:
+    note = f"domain n1: its memory is locked. {FLOOR_ADVICE}"
+    snapshot = Snapshot("h1", "b", 1, 0, Mode.EXCLUSIVE, 4, 4096, [], hub_connected=True, notes=[note])
+    [check] = [c for c in doctor.of_snapshot(configured(tmp_path, floor_mib), snapshot) if c.cause == note]
+    assert check.status is status

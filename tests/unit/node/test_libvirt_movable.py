@@ -58,6 +58,19 @@ def test_a_domain_with_a_device_has_all_that_it_may_have(fake: FakeLibvirt) -> N
     run(work)
 
 
+@pytest.mark.parametrize("kind", ["Xen", "LXC"])
+def test_other_hypervisors_domains_are_judged_as_adopt_does(
+    connection: Any, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    async def work() -> None:
+        fake = faked(monkeypatch, kind, {"weight": 256, "cap": 0})
+        fake.plugged["m1"] = FUNCTION
+        async with started() as (driver, _):
+            assert any("domain n1: a passed-through PCI device" in note for note in driver.notes())
+
+    run(work)
+
+
 def test_a_device_that_is_plugged_in_later_pins_memory_from_then_on(fake: FakeLibvirt) -> None:
     async def work() -> None:
         async with started() as (driver, _):
