@@ -16,13 +16,23 @@ SLACK_MIB = 16
 """A swap device is a little smaller than its disk."""
 
 
+STEP_MIB = 64
+"""Figures of zram fluctuate. A change within such a step is none, and is not published."""
+
+
 def keeps_mib(domain: Domain, memory: GuestMemory) -> int:
     """How much of its jobs' memory would stay in the domain because its swap takes less than configured; 0 if it takes
     that."""
-    takes = memory.swap_takes_mib
+    takes = _too_little(domain, memory)
+    return 0 if takes is None else max(0, sum(job.memory_mib for job in domain.jobs) - takes)
+
+
+def _too_little(domain: Domain, memory: GuestMemory | None) -> int | None:
+    """What its swap takes, in steps, if that is less than configured."""
+    takes = memory.swap_takes_mib if memory is not None else None
     if takes is None or takes + SLACK_MIB >= domain.swap_mib:
-        return 0
-    return max(0, sum(job.memory_mib for job in domain.jobs) - max(0, takes))
+        return None
+    return max(0, takes) // STEP_MIB * STEP_MIB
 
 
 def swap_notes(domains: tuple[Domain, ...], reported: Mapping[str, GuestMemory]) -> list[str]:
@@ -30,12 +40,10 @@ def swap_notes(domains: tuple[Domain, ...], reported: Mapping[str, GuestMemory])
     notes = []
     for domain in domains:
         memory = reported.get(domain.name)
-        if memory is None or memory.swap_takes_mib is None or memory.swap_takes_mib + SLACK_MIB >= domain.swap_mib:
+        if memory is None or (takes := _too_little(domain, memory)) is None:
             continue
         zram = f" ({memory.zram_mib} MiB of it are zram, which keeps memory compressed)" if memory.zram_mib > 0 else ""
-        text = (
-            f"domain {domain.name}: `swap_mib` is {domain.swap_mib}, but its swap{zram} takes {memory.swap_takes_mib}"
-        )
-        text = f"{text} takes {memory.swap_takes_mib} MiB out of its memory"
+        text = f"domain {domain.name}: `swap_mib` is {domain.swap_mib}, but its swap{zram}"
+        text = f"{text} takes {takes} MiB out of its memory"
         notes.append(f"{text}. The smaller figure counts; add a swap disk, or lower `swap_mib`")
     return notes

@@ -54,6 +54,18 @@ def test_swap_that_takes_what_is_configured_changes_nothing(takes_mib: int | Non
     played(w, work)
 
 
+def test_figures_that_fluctuate_change_nothing() -> None:
+    w = world()
+
+    async def work() -> None:
+        await w.claims.request("n1", report(900, zram_mib=2048))
+        before = w.host, w.claims.notes()
+        await w.claims.request("n1", report(930, zram_mib=2048))
+        assert (w.host, w.claims.notes()) == before
+
+    played(w, work)
+
+
 @pytest.mark.parametrize("takes_mib", [-(2**40), 2**40])
 def test_a_guest_that_lies_keeps_no_more_than_it_has(takes_mib: int) -> None:
     w = world()
