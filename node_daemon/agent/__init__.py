@@ -29,7 +29,7 @@ Laws of this package:
 | `cgroups`, `changes`, `environments`, `finder` | which processes belong to a job, and whether anything has changed |
 | `loop`, `children` | the event loop; child processes |
 | `sweeper`, `stopper`, `ender` | standing orders: when to look; stopping and continuing; the end of stopped jobs |
-| `pager`, `advice` | memory of stopped jobs: out to swap and back |
+| `pager`, `advice`, `swaps` | memory of stopped jobs: out to swap and back; what the swap can take |
 | `lines`, `refusals`, `sessions`, `parts`, `wire` | messages of the guest channel, for both ends |
 | `transports`, `channel` | the guest channel to the node daemon |
 | `mom_server`, `mom_requests`, `owners` | the socket for MoM's hooks, their requests, owners of jobs |

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from magrathea_lab.waiting import BOUND_S
 from node_daemon.hypervisor.libvirt import pinning
 from node_daemon.hypervisor.libvirt.balloons import QemuMemory
 from node_daemon.hypervisor.libvirt.pinning import CODE_CACHE_MIB, OWN_MIB, QemuProcess, QemuProcesses, pinned
@@ -102,8 +104,10 @@ def test_a_function_of_a_networks_pool_is_found_by_the_network() -> None:
 UUID = "00000000-0000-4000-8000-000000000885"
 
 
-def a_process(proc: Path, pid: int, *words: str, locked_kib: int = 0, pinned_kib: int = 0) -> None:
-    (proc / str(pid)).mkdir()
+def a_process(proc: Path, pid: int, *words: str, locked_kib: int = 0, pinned_kib: int = 0, start: int = 5) -> None:
+    (proc / str(pid)).mkdir(exist_ok=True)
+    (proc / str(pid) / "comm").write_text(words[0][:15] + "\n")
+    (proc / str(pid) / "stat").write_text(f"{pid} (a )b) S {'0 ' * 18}{start} 0 0\n")
     (proc / str(pid) / "cmdline").write_bytes(b"".join(word.encode() + b"\0" for word in words))
     status = f"Name:\tqemu\nVmLck:\t{locked_kib:8} kB\nVmPin:\t{pinned_kib:8} kB\nVmRSS:\t  900000 kB\n"
     (proc / str(pid) / "status").write_text(status)
@@ -133,8 +137,8 @@ def test_a_running_qemu_shows_its_own_arguments(tmp_path: Path) -> None:
 
 def test_another_process_that_names_the_uuid_hides_no_locked_memory(tmp_path: Path) -> None:
     a_process(tmp_path, 7, "qemu-system-x86_64", "-uuid", UUID, locked_kib=4 << 20)
-    a_process(tmp_path, 6, "sleep", "-uuid", UUID)
-    a_process(tmp_path, 9, "sleep", "-uuid", UUID)
+    a_process(tmp_path, 6, "qemu-fake", "-uuid", UUID)
+    a_process(tmp_path, 9, "sleep", "-uuid", UUID, locked_kib=5 << 20)
     found = QemuProcesses(tmp_path).of(UUID)
     assert found is not None and found.locked_mib == 4096
 
@@ -147,8 +151,26 @@ def test_a_qemu_that_starts_later_is_found_and_one_that_ended_is_not(
     assert processes.of(UUID) is None
     a_process(tmp_path, 7, "qemu-system-x86_64", "-uuid", UUID)
     assert processes.of(UUID) is not None
-    (tmp_path / "7" / "cmdline").write_bytes(b"bash\0")
+    a_process(tmp_path, 7, "bash", start=6)
     assert processes.of(UUID) is None
+
+
+def test_a_process_that_hangs_is_waited_for_by_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its command line cannot be read while it hangs with its memory map locked."""
+    monkeypatch.setattr(pinning, "LOOK_WAIT_S", 0.0)
+    monkeypatch.setattr(pinning, "LOOK_S", 0.0)
+    hung = tmp_path / "7"
+    a_process(tmp_path, 7, "qemu-system-x86_64")
+    (hung / "cmdline").unlink()
+    os.mkfifo(hung / "cmdline")  # reading it waits for a writer
+    processes = QemuProcesses(tmp_path)
+    assert processes.of(UUID) is None
+    search = processes._search
+    assert search is not None and search.is_alive()
+    assert processes.of(UUID) is None and processes._search is search, "no second one beside it"
+    (hung / "cmdline").write_bytes(b"qemu-system-x86_64\0-uuid\0" + UUID.encode() + b"\0")
+    search.join(BOUND_S)
+    assert processes.of(UUID) is not None
 
 
 def test_what_a_qemu_needs_for_itself_includes_its_code_cache() -> None:
