@@ -134,7 +134,8 @@ class GuestCluster(StandInCluster):
         hook = written("magrathea_mom", tree / PROGRAMS)
         events = "execjob_prologue," + mom.EVENTS  # the prologue is where memory moves
         options = {"--server": "/dev/virtio-ports/org.magrathea.mom", "--hook": f"/{PROGRAMS}/{hook.name}"}
-        options |= {"--hook-events": events, "--periodic-s": f"{LIST_S}", "--mem-mib": f"{GUEST_MIB}"}
+        options |= {"--home": "/run/pbs", "--hook-events": events}
+        options |= {"--periodic-s": f"{LIST_S}", "--mem-mib": f"{GUEST_MIB}"}
         text = " ".join(f"{name} {value}" for name, value in options.items())
         (tree / PROGRAMS / "mom.options").write_text(text + "\n", encoding="utf-8")
         return build(self.directory / "guests", (HERE / "guests" / "demo", tree))

@@ -168,7 +168,7 @@ class StandInCluster(PartsCluster[KeptProcess]):
                 str(here / "magrathea_mom.py"),
             ]
             module += ["--pid-file", str(here / of / "pid"), "--periodic-s", str(PERIODIC_S)]
-            module += ["--kill-delay-s", str(KILL_DELAY_S)]
+            module += ["--kill-delay-s", str(KILL_DELAY_S), "--home", str(here / of / "pbs")]
         log = here / "log" / f"{name}.log"
         part = self._keeper.start(name, [sys.executable, "-m", *module], environment, log)
         self.parts[name] = part

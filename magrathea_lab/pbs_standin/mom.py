@@ -6,7 +6,8 @@ Inside a virtual machine `--server` is a virtio-serial port that leads to the sa
 no files, so the server asks for a job's files (`read`).
 
 Rule 1: it blocks where OpenPBS's MoM blocks. `execjob_begin` runs in the main loop, and everything else waits; the
-prologue runs beside the loop; `execjob_end` and `exechost_periodic` run in the background.
+prologue runs beside the loop; `execjob_end` and `exechost_periodic` run in the background. Like OpenPBS's MoM it keeps
+a file for each of its jobs, `mom_priv/jobs/ID.JB` in its PBS_HOME.
 Rule 2: it signals a job's session only, so that processes which escape PBS escape here too.
 Rule 3: standard library only, like the two modules that it imports: a guest has nothing more.
 """
@@ -17,6 +18,7 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,7 +69,7 @@ class Task:
 
 
 class Mom:
-    """One MoM. `hook_events`: the events for which its hook is registered."""
+    """One MoM. `hook_events`: the events for which its hook is registered. `home`: its PBS_HOME."""
 
     def __init__(
         self,
@@ -77,9 +79,14 @@ class Mom:
         hook_events: set[str],
         period_s: float,
         kill_delay_s: float,
+        home: Path | None = None,
     ) -> None:
         self.vnode, self.hook, self.config, self.hook_events = vnode, hook, config, hook_events
         self.period_s, self.kill_delay_s = period_s, kill_delay_s
+        self.home = home
+        if home is not None:
+            shutil.rmtree(home / "mom_priv/jobs", ignore_errors=True)  # of a MoM that was killed
+            (home / "mom_priv/jobs").mkdir(parents=True)
         self.server_name = ""
         self.tasks: dict[str, Task] = {}
         self._children: dict[int, Callable[[int], None]] = {}
@@ -90,6 +97,7 @@ class Mom:
 
     def _hook_process(self, event: str, task: Task | None) -> subprocess.Popen[str]:
         given = {"hook": str(self.hook), "config": str(self.config) if self.config else None, "event": event}
+        given |= {"home": str(self.home) if self.home else None}
         jobs = [t.attributes() for t in self.tasks.values()] if event == "exechost_periodic" else None
         given |= {"server": self.server_name, "vnode": self.vnode, "jobs": jobs}  # type: ignore[dict-item]
         given["job"] = None if task is None else task.attributes()  # type: ignore[assignment]
@@ -142,10 +150,20 @@ class Mom:
         outcome = self.hook_now("execjob_begin", task)
         if outcome["accepted"]:
             self.tasks[job["id"]] = task
+            if (file := self._file(job)) is not None:
+                file.touch()
         return {"ok": outcome["accepted"], "text": outcome["message"], "changes": outcome["changes"]}
+
+    def _file(self, job: Json) -> Path | None:
+        return None if self.home is None else self.home / "mom_priv/jobs" / f"{job['id']}.JB"
+
+    def _forget(self, job: Json) -> None:
+        if (file := self._file(job)) is not None:
+            file.unlink(missing_ok=True)
 
     def abort(self, job: Json) -> Json:
         task = self.tasks.pop(job["id"], None) or Task(job)
+        self._forget(job)
         self.in_background(self.hook_beside("execjob_abort", task), "execjob_abort")
         return {"ok": True}
 
@@ -191,6 +209,7 @@ class Mom:
         task.exited.set()
         if self.tasks.get(job["id"]) is task:
             del self.tasks[job["id"]]
+            self._forget(job)
 
     def signal(self, job: Json, wanted: str) -> Json:
         """`suspend`, `resume`, `delete` (SIGTERM, and SIGKILL after the kill delay) or `kill`."""
@@ -320,7 +339,7 @@ async def connect(server: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWri
     return reader, asyncio.StreamWriter(transport, flow, reader, loop)
 
 
-EVENTS = "execjob_begin,execjob_preterm,execjob_abort,execjob_end,exechost_periodic,exechost_startup"
+EVENTS = "execjob_begin,execjob_preterm,execjob_abort,exechost_periodic,exechost_startup"
 
 
 def options() -> argparse.Namespace:
@@ -332,6 +351,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--hook", type=Path, help="the MoM hook file")
     parser.add_argument("--hook-config", type=Path)
     parser.add_argument("--hook-events", default=EVENTS)
+    parser.add_argument("--home", type=Path, help="PBS_HOME; the agent finds the files of the jobs there")
     parser.add_argument("--pid-file", type=Path, help="for the local hypervisor driver")
     parser.add_argument("--periodic-s", type=float, default=15.0, help="seconds between exechost_periodic events")
     parser.add_argument("--kill-delay-s", type=float, default=10.0, help="from SIGTERM to SIGKILL of a deleted job")
@@ -343,7 +363,7 @@ def main() -> None:
     become_subreaper()
     die_with_parent(signal.SIGTERM)
     events = set(given.hook_events.split(","))
-    mom = Mom(given.vnode, given.hook, given.hook_config, events, given.periodic_s, given.kill_delay_s)
+    mom = Mom(given.vnode, given.hook, given.hook_config, events, given.periodic_s, given.kill_delay_s, given.home)
     pid_file: Path | None = given.pid_file
     if pid_file is not None:
         pid_file.write_text(f"{os.getpid()}\n", encoding="utf-8")

@@ -207,7 +207,7 @@ class HookOutcome:
 class Hook:
     """One hook's source, compiled once, with its configuration file (`import hook ... application/x-config`).
 
-    `pbs_home`: where the hook would find MoM's log.
+    `pbs_home`: where the hook would find MoM's log and the files about its jobs.
     """
 
     def __init__(self, name: str, text: str, config: Path | None = None, pbs_home: Path | None = None) -> None:
@@ -217,8 +217,8 @@ class Hook:
         self._code = compile(text, name, "exec")
 
     @classmethod
-    def of_file(cls, path: Path, config: Path | None = None) -> Hook:
-        return cls(path.stem, path.read_text(encoding="utf-8"), config)
+    def of_file(cls, path: Path, config: Path | None = None, pbs_home: Path | None = None) -> Hook:
+        return cls(path.stem, path.read_text(encoding="utf-8"), config, pbs_home)
 
     def run(
         self,
@@ -277,10 +277,11 @@ class Hook:
 
 
 def main() -> None:
-    """Run one MoM event: JSON {hook, config, event, server, vnode, job, jobs} in, JSON outcome out."""
+    """Run one MoM event: JSON {hook, config, home, event, server, vnode, job, jobs} in, JSON outcome out."""
     given = json.load(sys.stdin)
     answer, sys.stdout = sys.stdout, sys.stderr
-    hook = Hook.of_file(Path(given["hook"]), Path(given["config"]) if given.get("config") else None)
+    config, home = (Path(given[name]) if given.get(name) else None for name in ("config", "home"))
+    hook = Hook.of_file(Path(given["hook"]), config, home)
     job = HookJob(given["job"]["id"], given["job"]) if given.get("job") else None
     jobs = None if given.get("jobs") is None else {j["id"]: HookJob(j["id"], j) for j in given["jobs"]}
     own = {given["vnode"]: Entity("name", given["vnode"], {})}

@@ -20,6 +20,9 @@ Laws of this package:
 5. All input is bounded, and its types are checked, before it is used. No shell is ever started.
 6. There is one thread. It waits for the selector, for a short freeze, and for a look's environments. Each of these is
    bounded. What reads memory of other processes, and so may hang in the kernel, runs in a child process.
+7. A job is over here when its top process has ended and none of its processes lives, or when MoM has deleted its file
+   about the job. The agent reports that without a hook of PBS. A job that MoM's list shows later as running is a job
+   again.
 
 | module | for |
 | --- | --- |
@@ -29,6 +32,7 @@ Laws of this package:
 | `cgroups`, `changes`, `environments`, `finder` | which processes belong to a job, and whether anything has changed |
 | `loop`, `children` | the event loop; child processes |
 | `sweeper`, `stopper`, `ender` | standing orders: when to look; stopping and continuing; the end of stopped jobs |
+| `ends` | when a job is over |
 | `pager`, `advice`, `swaps` | memory of stopped jobs: out to swap and back; what the swap can take |
 | `lines`, `refusals`, `sessions`, `parts`, `wire` | messages of the guest channel, for both ends |
 | `transports`, `channel` | the guest channel to the node daemon |

@@ -6,6 +6,7 @@ from .cgroups import Cgroups
 from .channel import Channel
 from .configuration import Config
 from .daemon_requests import DaemonRequests
+from .ends import Ends
 from .finder import Finder
 from .log import log
 from .loop import Loop
@@ -49,10 +50,12 @@ class Agent:
         transport = UnixTransport if config.channel_kind == "unix" else PortTransport
         self.channel = Channel(self.loop, transport(config.channel_path), self.can(), daemon.serve)
         self.reports = Reports(self.loop, self.channel, self.table, self.sweeper)
-        mom = MomRequests(self.loop, self.channel, self.table, self.sweeper, self.reports)
+        self.ends = Ends(self.loop, self.jobs, self.sweeper, self.ended)
+        mom = MomRequests(self.loop, self.channel, self.table, self.sweeper, self.reports, self.ends)
         self.mom = MomServer(self.loop, config.socket, mom.serve, self.finder.spare)
         self.sweeper.on_seen = self.reports.tell_launched
         self.sweeper.on_done = self.table.save
+        self.sweeper.on_looked = self.ends.looked
         self.channel.on_ready = self.reports.greeted
 
     def can(self) -> "List[str]":
@@ -60,6 +63,12 @@ class Agent:
         if os.geteuid() == 0:
             words += ["all-users", "cgroup-freezer"]
         return words + self.pager.can() + self.machine.can()
+
+    def ended(self, job: "Job") -> None:
+        """A job is over."""
+        self.table.end(job)
+        self.table.save()
+        self.reports.tell_release(job.key)
 
     def start(self) -> None:
         """Raises Unusable."""

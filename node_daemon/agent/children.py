@@ -101,7 +101,7 @@ def live(name: str, become: "Callable[[int], None]", output: int) -> "NoReturn":
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGIO):
             signal.signal(number, signal.SIG_DFL)
         set_oom_score(0)
         if os.getpriority(os.PRIO_PROCESS, 0) < 0:

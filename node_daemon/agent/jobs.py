@@ -75,7 +75,10 @@ class Job:
     - `order`: what the daemon wants; None for nothing. `stopped_at`: since when a stop stands, in Unix seconds.
     - `sessions`: session id -> start time of its leader.
     - `struck`: pid -> start time of each process that the agent stopped. `groups`: groups signalled as a whole.
-    - `seen`: it has shown a process, or begins on another host and may never have one here.
+    - `top`: pid and start time of the process that MoM started, and whose end is the job's; None if not known.
+    - `sister`: the job begins on another host, so that MoM may start tasks here at any time, or none.
+    - `filed`: MoM's file about it has been seen.
+    - `seen`: it has shown a process, or is a sister's part and may never have one.
     - `telling`, `told`: the daemon is being told of that, or knows it.
     - `deleted`: MoM is about to kill it. `leaders_at`: when its session leaders get SIGTERM at the latest.
     - `ending`: MoM's list shows it as ending. `listed`: it was claimed or is in MoM's list, not only in orders.
@@ -98,6 +101,9 @@ class Job:
         self.stopped_at: "Optional[float]" = None
         self.settled = True
         self.seen = False
+        self.sister = False
+        self.filed = False
+        self.top: "Optional[Tuple[int, int]]" = None
         self.told = False
         self.telling = False
         self.ending = False

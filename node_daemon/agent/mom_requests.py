@@ -6,6 +6,7 @@ import time
 from . import VERSION
 from .channel import Channel
 from .ender import DELETE_S
+from .ends import Ends
 from .lines import BadValue, encode, field
 from .log import log
 from .loop import Loop
@@ -26,7 +27,7 @@ from .refusals import (
 from .reports import Reports
 from .sweeper import Sweeper
 from .table import Table
-from .values import count, job_key, seconds, words
+from .values import count, directory, job_key, seconds, words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,18 +47,23 @@ HOOK_WAITS_S = 1.8  # MoM's hook waits this long for an answer (see magrathea/de
 class MomRequests:
     """Answers MoM's hooks, usually after asking the node daemon."""
 
-    def __init__(self, loop: Loop, channel: Channel, table: Table, sweeper: Sweeper, reports: Reports) -> None:
+    def __init__(
+        self, loop: Loop, channel: Channel, table: Table, sweeper: Sweeper, reports: Reports, ends: Ends
+    ) -> None:
         self.loop = loop
         self.channel = channel
         self.table = table
         self.jobs = table.jobs
         self.sweeper = sweeper
         self.reports = reports
+        self.ends = ends
         self.owners = Owners()
 
     def serve(self, doc: "Doc", client: Client) -> None:
         """Answer one request, now or later. Raises BadValue."""
         op = field(doc, "op", str)
+        if "home" in doc:
+            self.ends.learn_home(directory(doc, "home"))
         if op == "ping":
             client.answer({"ok": True, "connected": self.channel.ready})
         elif op == "status":
@@ -164,7 +170,9 @@ class MomRequests:
             if answer is None or not delivered:
                 self.reports.tell_release(key)  # the hook does not know that the claim may have been granted
                 return
-            self.table.know(key, owner, uid).seen |= sister
+            entered = self.table.know(key, owner, uid)
+            entered.sister = sister
+            entered.seen |= sister
             self.reports.tell_launched()
             self.sweeper.sweep()
 
@@ -219,12 +227,17 @@ class MomRequests:
         now = time.monotonic()
         self.table.end_earlier([entry[0] for entry in entries])
         for key, owner, substate, session, sister in entries:
+            ending = substate >= ENDING_SUBSTATE
+            if key not in self.jobs and self.table.has_ended(key, ending, now):
+                continue
             job = self.table.enter(key, owner, self.owners.uid_of(owner) if owner else None)
+            job.sister = sister
             job.seen |= sister
-            job.ending = substate >= ENDING_SUBSTATE
+            job.ending = ending
             start = start_of(session) if 1 < session < 1 << 31 else None
             if start is not None:
                 job.sessions.setdefault(session, start)
+                job.top = job.top or (session, start)
         self.table.miss({entry[0] for entry in entries}, now)
         self.reports.tell_launched()
         self.sweeper.sweep()

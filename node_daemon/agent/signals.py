@@ -40,6 +40,19 @@ class Signaller:
             os.close(fd)
         return True
 
+    def open(self, pid: int, start: int) -> int:
+        """A pidfd of this process, which becomes readable when the process ends; -1 if there is none."""
+        if not self.pidfd or self._open is None:
+            return -1
+        try:
+            fd = self._open(pid)
+        except OSError:
+            return -1
+        if start_of(pid) != start:
+            os.close(fd)
+            return -1
+        return fd
+
     def send(self, pid: int, start: int, number: int) -> bool:
         """Send it. False if that process no longer exists. Raises PermissionError."""
         if not self.pidfd or self._open is None or self._send is None:

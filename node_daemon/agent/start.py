@@ -9,6 +9,7 @@ import sys
 from . import VERSION
 from .agent import Agent
 from .configuration import CONFIG_VARIABLE, DEFAULT_CONFIG, Config
+from .ends import Ends
 from .log import log
 from .loop import Loop
 from .own_process import keep_standard_descriptors, raise_priority, set_oom_score
@@ -98,8 +99,9 @@ def check(config: Config) -> "List[str]":
     return found
 
 
-def watch_signals(loop: Loop) -> None:
-    """Let SIGTERM and SIGINT end the loop. SIGHUP is ignored: closing a terminal does not end an agent."""
+def watch_signals(loop: Loop, ends: Ends) -> None:
+    """Let SIGTERM and SIGINT end the loop. SIGHUP is ignored: closing a terminal does not end an agent. SIGIO reports a
+    change of MoM's directory."""
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     os.set_blocking(writing, False)
@@ -108,13 +110,17 @@ def watch_signals(loop: Loop) -> None:
         """Nothing to do: the byte in the pipe wakes the loop."""
 
     def arrived(events: int) -> None:
-        if set(os.read(reading, 64)) & {signal.SIGTERM, signal.SIGINT}:
+        numbers = set(os.read(reading, 64))
+        if numbers & {signal.SIGTERM, signal.SIGINT}:
             loop.stop()
+        elif signal.SIGIO in numbers:
+            ends.directory_changed()
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGIO):
         signal.signal(number, noted)
     signal.set_wakeup_fd(writing)
     loop.watch(reading, selectors.EVENT_READ, arrived)
+    ends.signalled = True
 
 
 def main(arguments: "Optional[List[str]]" = None) -> int:
@@ -135,7 +141,7 @@ def main(arguments: "Optional[List[str]]" = None) -> int:
         if in_the_way:
             raise Unusable("; ".join("%s: %s" % (path, line) for line in in_the_way))
         agent = Agent(config)
-        watch_signals(agent.loop)
+        watch_signals(agent.loop, agent.ends)
         if os.geteuid() == 0 and not set_oom_score(-1000):
             log.info("oom_score_adj may not be lowered here: if memory runs out, the kernel may kill this agent first")
         raise_priority()

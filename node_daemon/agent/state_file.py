@@ -41,6 +41,8 @@ class StateFile:
                 order=job.order,
                 stopped_at=job.stopped_at,
                 seen=job.seen,
+                sister=job.sister,
+                top=job.top,
                 deleted=job.deleted,
                 listed=job.listed,
                 sessions=sorted(job.sessions.items()),
@@ -113,6 +115,10 @@ class StateFile:
             job.order = order
             job.stopped_at = field(row, "stopped_at", float, None) if row.get("stopped_at") is not None else None
             job.seen = field(row, "seen", bool)
+            job.sister = field(row, "sister", bool, True)  # older agents did not write it; MoM's next list tells
+            if row.get("top") is not None:
+                ((pid, start),) = _processes("top", {"top": [row["top"]]}).items()
+                job.top = pid, start
             job.deleted = field(row, "deleted", bool, False)
             job.sessions = _processes("sessions", row)
             job.struck = _processes("struck", row)

@@ -58,6 +58,7 @@ class Sweeper:
         self.ender = Ender(loop, self.stopper, signaller, self.sweep)
         self.on_seen: "Callable[[], None]" = lambda: None
         self.on_done: "Callable[[], None]" = lambda: None
+        self.on_looked: "Callable[[], None]" = lambda: None
         self.effort: "Optional[Effort]" = None
         self.since = 0.0  # when the present series of passes began
         self.until = 0.0  # when slow sweeps follow it
@@ -262,17 +263,18 @@ class Sweeper:
             self.watched_at = self.finder.whole_at
         return self.stopped.still()
 
-    def sweep(self) -> None:
+    def sweep(self, whole: bool = False) -> None:
         """Look thoroughly, and enforce every standing order again.
 
-        Environments are read only if a stop stands or a job has shown no process. Reading one may wait for a process
-        that is forking, and a running job is not worth that.
+        Environments are read only if a stop stands, a job has shown no process, or the look must be `whole`. Reading
+        one may wait for a process that is forking, and a running job is not worth that.
         """
         now = time.monotonic()
         if self.effort is not None:
             return  # its passes are under way
         self.since = now
-        self._pass(thorough=True, environ=any(j.order == "stop" or not j.procs for j in self.jobs.values()))
+        environ = whole or any(j.order == "stop" or not j.procs for j in self.jobs.values())
+        self._pass(thorough=True, environ=environ)
         if any(j.order == "stop" and j.running for j in self.jobs.values()):
             self.until = now + SWEEP_S
             self.pause = PASS_PAUSE_S[0]
@@ -309,6 +311,7 @@ class Sweeper:
         for job in jobs:
             if job.procs and not job.seen:
                 job.seen = seen = True
+        self.on_looked()
         if seen:
             self.on_seen()
 

@@ -1,6 +1,7 @@
 """The table of jobs: how they enter and leave it."""
 
 import time
+from collections import OrderedDict
 
 from .jobs import Job
 from .log import log
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from .values import Key
 
 MISSING_AGE_S = 20.0  # MoM may have made its list before the claim
+LIST_AGE_S = 5.0  # MoM's list may be this old, because its hook runs in the background
+ENDED_S = 600.0  # for so long MoM may list a job that is over: its epilogue, copying output, a server that is away
+MAX_ENDED = 4096
 
 
 class Table:
@@ -23,6 +27,7 @@ class Table:
         self.jobs = jobs
         self.sweeper = sweeper
         self.state = state
+        self.ended: "OrderedDict[Key, float]" = OrderedDict()  # when jobs ended a short while ago
 
     def load(self) -> None:
         """Enter the jobs of the earlier agent."""
@@ -51,6 +56,7 @@ class Table:
         """The job of this key in the table; a new one is entered."""
         if key not in self.jobs:
             self.jobs[key] = Job(key, time.monotonic())
+        self.ended.pop(key, None)
         job = self.jobs[key]
         job.listed = True
         job.missing = 0
@@ -60,10 +66,22 @@ class Table:
 
     def end(self, job: Job) -> None:
         """The job is over. If it was stopped, kill its processes: MoM's kill may have missed some."""
+        self.ended[job.key] = time.monotonic()
+        self.ended.move_to_end(job.key)
+        if len(self.ended) > MAX_ENDED:
+            self.ended.popitem(last=False)
         if job.order == "stop":
             self.sweeper.bury(job)
         else:
             self.sweeper.forget(job)
+
+    def has_ended(self, key: "Key", ending: bool, now: float) -> bool:
+        """Whether a job of MoM's list is over, and the list is only late or shows what MoM does after a job's end.
+
+        `ending`: the list itself shows it as ending. A job that still runs by a list made after its end has not ended.
+        """
+        at = self.ended.get(key)
+        return at is not None and now - at < (ENDED_S if ending else LIST_AGE_S)
 
     def miss(self, present: "Set[Key]", now: float) -> None:
         """Forget jobs that are missing from two of MoM's lists, unless the daemon still has an order for them."""

@@ -51,6 +51,14 @@ def job_key(doc: "Doc") -> "Key":
     return id, run
 
 
+def directory(doc: "Doc", name: str) -> str:
+    """An absolute path. Raises BadValue."""
+    value = field(doc, name, str)
+    if not is_text(value) or not value.startswith("/") or len(value) >= 4096:
+        raise BadValue("field %s is %.60r, it must be an absolute path" % (name, value))
+    return str(value)
+
+
 def _is_word(value: "Any") -> bool:
     return isinstance(value, str) and 0 < len(value) < 256 and value.isprintable()
 

@@ -2,8 +2,9 @@
 
 Events: execjob_begin is a claim. execjob_prologue waits until the job's memory has arrived; it is registered only if
 memory moves. execjob_preterm is a qdel: a stopped job must get its SIGTERM, and a job in its prologue must not start.
-execjob_abort and execjob_end are releases. exechost_periodic sends the list, exechost_startup reports a missing agent.
-execjob_epilogue would come a second earlier, but a MoM with a hook for it never runs the site's own epilogue script.
+execjob_abort is a release. exechost_periodic sends the list, exechost_startup reports a missing agent. The agent itself
+finds the end of a job: with a hook for execjob_end each job ends a second later, because MoM looks only once a second
+whether the hook is ready, and a MoM with a hook for execjob_epilogue never runs the site's own epilogue script.
 
 Rule 1: if no agent is configured on this machine (no agent.json), return at once. Jobs start as without Magrathea.
 Rule 2: if the configured agent does not answer, or anything else fails, a claim is refused, never accepted. A refusal
@@ -123,7 +124,8 @@ def is_ok(answer):
 def quoted(value):
     """A JSON string."""
     text = str(value)
-    if text.isalnum() or text.replace(".", "").replace("-", "").replace("_", "").encode("ascii", "replace").isalnum():
+    plain = text.replace(".", "").replace("-", "").replace("_", "").replace("/", "")
+    if text.isalnum() or plain.encode("ascii", "replace").isalnum():
         return '"%s"' % text
     import json  # a subjob's brackets, or an unusual user name
 
@@ -203,6 +205,12 @@ def identity(job):
     return '"id":%s,"run":%d' % (quoted(job.id), int(str(job.run_version or 0)))
 
 
+def home():
+    """Where MoM keeps its files. The agent finds there which jobs MoM has."""
+    path = str(pbs.pbs_conf.get("PBS_HOME") or "")
+    return ',"home":%s' % quoted(path) if path.startswith("/") else ""
+
+
 def description(job, here):
     """The part of a claim and of a list that describes the job. Raises NotHere."""
     cpus, memory_mib = own_part(job, here)
@@ -240,7 +248,7 @@ def claim(event, path):
         return refuse(event, "%s; the server's log has the details" % code, RETRY_S)
     cls = job_class(str(job.schedselect)) or "protected"
     about = '%s,"class":"%s"%s' % (description(job, pbs.get_local_nodename()), cls, protected_by(job))
-    request = '{"op":"claim","job":{%s},"deadline_s":%s}' % (about, AGENT_CLAIM_S)
+    request = '{"op":"claim","job":{%s}%s,"deadline_s":%s}' % (about, home(), AGENT_CLAIM_S)
     try:
         answer = ask(path, request, AGENT_CLAIM_S + HOOK_MARGIN_S)
     except NoAnswer as error:
@@ -360,7 +368,7 @@ def report(event, path):
             continue
         session = '"session_id":%d,' % int(str(job.session_id)) if job.session_id else ""
         jobs.append('{%s"substate":%d,%s}' % (session, int(str(job.substate or 0)), about))
-    tell(path, '{"op":"jobs","jobs":[%s]}' % ",".join(jobs), "list of %d jobs" % len(jobs))
+    tell(path, '{"op":"jobs","jobs":[%s]%s}' % (",".join(jobs), home()), "list of %d jobs" % len(jobs))
 
 
 def look(event, path):
@@ -375,7 +383,7 @@ def main():
         pbs.EXECJOB_PROLOGUE: wait_for_memory,
         pbs.EXECJOB_PRETERM: ending,
         pbs.EXECJOB_ABORT: abort,
-        pbs.EXECJOB_END: release,
+        pbs.EXECJOB_END: release,  # until `magrathea pbs install` has set the events anew
         pbs.EXECHOST_PERIODIC: report,
         pbs.EXECHOST_STARTUP: look,
     }[event.type]

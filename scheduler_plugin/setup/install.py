@@ -85,10 +85,9 @@ def wanted_hooks(options: InstallOptions, vnodes: int = 0) -> dict[str, tuple[di
         ),
         "magrathea_mom": (
             {
-                # Not execjob_epilogue, although it comes 1 s before the end: a MoM with a hook for it no longer runs
-                # the site's
-                # epilogue script.
-                "event": "execjob_begin,execjob_preterm,execjob_abort,execjob_end,exechost_periodic,exechost_startup",
+                # Neither execjob_end nor execjob_epilogue: the first costs each job a second at its end, and a MoM with
+                # a hook for the second no longer runs the site's epilogue script. The agent finds the end itself.
+                "event": "execjob_begin,execjob_preterm,execjob_abort,exechost_periodic,exechost_startup",
                 # a claim never takes so long; if the alarm killed a begin hook, PBS would try the job again at once
                 "alarm": "30",
                 "freq": "15",

@@ -251,7 +251,9 @@ def mom_to_agent(folder: Path) -> Reader:
     def connections(data: bytes) -> None:
         jobs: dict[tuple[str, int], Job] = {}
         sweeper = cast(Any, _Sweeper(jobs))
-        requests = MomRequests(loop, channel, Table(jobs, sweeper, state), sweeper, cast(Any, _Idle()))
+        requests = MomRequests(
+            loop, channel, Table(jobs, sweeper, state), sweeper, cast(Any, _Idle()), cast(Any, _Idle())
+        )
         server = MomServer(loop, str(folder / "sock"), requests.serve, lambda pid: None)
         for line in data.split(b"\n"):
             hook = _Socket(line + b"\n")

@@ -86,6 +86,16 @@ def test_uninstall_leaves_no_trace_and_may_be_repeated(pbs: PrivateOpenPbs) -> N
     assert "nothing to change" in well(magrathea(pbs, "uninstall"))
 
 
+def test_an_earlier_set_of_events_is_reported_and_taken_away(pbs: PrivateOpenPbs) -> None:
+    """An earlier release had a hook at the end of each job, which cost the job a second."""
+    well(magrathea(pbs, *INSTALL))
+    pbs.qmgr("set hook magrathea_mom event += execjob_end")
+    assert "execjob_end" in well(magrathea(pbs, "check"), 1)
+    well(magrathea(pbs, "install"))
+    assert "execjob_end" not in pbs.qmgr("list hook magrathea_mom")
+    well(magrathea(pbs, "check"))
+
+
 def test_a_dry_run_prints_every_change_and_makes_none(pbs: PrivateOpenPbs) -> None:
     before = picture(pbs)
     said = well(magrathea(pbs, *INSTALL, "--dry-run"))

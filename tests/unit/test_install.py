@@ -114,6 +114,15 @@ def test_the_prologue_hook_exists_only_if_memory_moves(done: Present) -> None:
     assert commands(changes(with_it, OPTIONS)) == ["delete hook magrathea_prologue"]
 
 
+def test_events_at_the_end_of_a_job_are_taken_away(done: Present) -> None:
+    """A hook for one of them costs each job a second, or the site its epilogue script."""
+    mine = done.hooks["magrathea_mom"]
+    assert not {"execjob_end", "execjob_epilogue"} & set(mine["event"].split(","))
+    earlier = {**mine, "event": mine["event"] + ",execjob_end"}
+    [change] = changes(replace(done, hooks={**done.hooks, "magrathea_mom": earlier}), OPTIONS)
+    assert change.qmgr == f'set hook magrathea_mom event = "{mine["event"]}"'
+
+
 def test_an_old_script_is_replaced(done: Present) -> None:
     script = '"""Magrathea\'s hook for MoM: an older one."""\nimport pbs\n'
     old = replace(done, contents={**done.contents, ("magrathea_mom", SCRIPT): script})

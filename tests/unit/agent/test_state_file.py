@@ -24,10 +24,10 @@ def test_saved_data_is_loaded_unchanged(tmp_path: Path) -> None:
     file = StateFile(str(tmp_path / "state"))
     job = Job(("12.srv", 3), 0.0)
     job.owner, job.uid, job.order, job.listed, job.seen = "alice", 1000, "stop", True, True
-    job.sessions, job.struck, job.groups = {5: 7}, {6: 8}, {5}
+    job.sessions, job.struck, job.groups, job.top = {5: 7}, {6: 8}, {5}, (5, 7)
     file.save([job])
     (loaded,) = StateFile(str(tmp_path / "state")).load()
-    for name in ("key", "owner", "uid", "order", "listed", "seen", "sessions", "struck", "groups"):
+    for name in ("key", "owner", "uid", "order", "listed", "seen", "sister", "top", "sessions", "struck", "groups"):
         assert getattr(loaded, name) == getattr(job, name), name
 
 
@@ -87,6 +87,10 @@ def saved(path: Path, **changes: object) -> None:
         {"groups": [0]},
         {"groups": [-1]},
         {"groups": ["5"]},
+        {"top": 5},
+        {"top": [5]},
+        {"top": [1, 7]},
+        {"sister": 1},
         {"owner": "x" * 300},
         {"owner": "a\0b"},
         {"order": ["stop"]},

@@ -116,6 +116,7 @@ def test_a_claim_has_everything_that_the_agent_needs(agent: FakeAgent) -> None:
             "id": "12.srv", "run": 2, "class": "preemptible", "cpus": 2, "memory_mib": 100,
             "rerunnable": True, "owner": "alice",
         },
+        "home": "/nowhere",
     }  # fmt: skip
 
 
@@ -358,7 +359,7 @@ def test_the_list_has_every_job_with_its_substate(agent: FakeAgent) -> None:
     jobs = (a_job(id="1.srv", session_id=77), a_job(id="2.srv", substate=43, Rerunable="0"))
     assert run("exechost_periodic", jobs=jobs).accepted
     [request] = agent.heard
-    assert request["op"] == "jobs"
+    assert (request["op"], request["home"]) == ("jobs", "/nowhere")
     assert [(j["id"], j["run"], j["substate"], j["rerunnable"]) for j in request["jobs"]] == [
         ("1.srv", 2, 42, True),
         ("2.srv", 2, 43, False),
@@ -369,7 +370,7 @@ def test_the_list_has_every_job_with_its_substate(agent: FakeAgent) -> None:
 
 def test_an_empty_list_is_sent_too(agent: FakeAgent) -> None:
     assert run("exechost_periodic").accepted
-    assert agent.heard == [{"op": "jobs", "jobs": []}]
+    assert agent.heard == [{"op": "jobs", "jobs": [], "home": "/nowhere"}]
 
 
 def test_a_starting_mom_reports_a_missing_agent(configured: Path) -> None:
