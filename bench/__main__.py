@@ -23,6 +23,7 @@ SCRIPTS = (
         "guest_flood",
         "forkstorm",
         "openpbs",
+        "job_end",
         "runjob_hook",
         "idle",
         "agent_start",

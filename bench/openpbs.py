@@ -44,7 +44,7 @@ with open(sys.argv[1], "w") as file:
 NAMES = {
     "start": ("qsub to first line, idle domain: with Magrathea / without", 1.3),
     "preempt": ("qsub -q high to first line, preempting a sibling / OpenPBS's own suspension", 1.0),
-    "resume": ("end of the priority job to the preempted one computing / OpenPBS's own", 1.0),
+    "resume": ("end of the priority job to the preempted one computing / OpenPBS's own", 0.15),
 }
 
 
