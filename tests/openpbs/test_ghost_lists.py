@@ -18,8 +18,10 @@ from magrathea_lab.scenarios.scenarios import (
     wait_state,
     wait_stoppable,
 )
+from node_daemon.journal import salvage
 
 from .conftest import EAGER
+from .jobs import command, submit
 from .test_cheating import SAY, held
 from .test_ghost_claims import claim
 
@@ -99,3 +101,18 @@ def test_a_job_has_the_size_that_pbs_says_whatever_its_guest_claims(fleet: OpenP
         wait(fleet, "three of four CPUs are taken", lambda: ncpus("n2") == 1)
         finish(fleet, high)
     wait_all_free(fleet, COUNTED)
+
+
+def test_honest_jobs_are_known_as_given_subjobs_and_parts_of_a_job_on_two_hosts_too(fleet: OpenPbsCluster) -> None:
+    def given(host: str, *ids: str) -> bool:
+        facts = salvage(fleet.directory / host / "state" / "journal.sqlite")
+        assert facts is not None
+        return {job.key.id for domain in facts.domains for job in domain.jobs if job.given} == set(ids)
+
+    array = submit(fleet, "low", f"exec {command(fleet, LONG)}", "-J", "0-1", "-l", "select=1:ncpus=1:host=n1")
+    both = fleet.submit("low", LONG, select="1:ncpus=1:host=n2+1:ncpus=1:mem=10mb:host=n4")
+    wait(fleet, "PBS was asked about the subjobs", lambda: given("h1", *(array.replace("[]", f"[{n}]") for n in "01")))
+    for host in ("h2", "h3"):
+        wait(fleet, f"PBS was asked about the part on {host}", lambda host=host: given(host, both))  # type: ignore[misc]
+    for id in (array, both):
+        fleet.delete(id)
