@@ -48,6 +48,8 @@ def test_a_cluster_that_is_well_has_no_failure_anywhere(fleet: OpenPbsCluster) -
     assert {"heartbeat", "hub-ipc", "operator", "hook-magrathea_mom", "sched_config", "scheduling"} <= set(seen)
     seen = host(fleet, "h1")
     assert bad(seen) == {} and {"daemon", "hub-connected", "domain-n1", "guest-sockets", "memory"} <= set(seen)
+    assert "note" in seen.values()
+    assert "warn" not in seen.values(), "a healthy host with the local driver ends with 0"
     seen = guest(fleet, "n1")
     assert bad(seen) == {} and {"agent", "connected", "channel", "mom", "mom-hook", "swap"} <= set(seen)
 
