@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from magrathea.core.reconfiguration import UNKNOWN_HOST
 from magrathea_lab.waiting import BOUND_S
 from node_daemon.configuration import read
 from scheduler_plugin.setup.cli import pbs
+from tests.samples import on_a_host
 from tests.unit.core.builders import HIGH, LOW, PROTECTED, T, accepts, claim, defrost, run, set_domain, wanted
 
 WAYS = Path(__file__).parents[2] / "deploy/ways"
@@ -36,10 +38,14 @@ def test_there_is_a_file_for_each_way() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_the_daemon_takes_it(file: Path) -> None:
-    argv = [sys.executable, "-m", "node_daemon.main", "--check", "--config", str(file)]
+def test_the_daemon_takes_it(file: Path, tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "node_daemon.main", "--check", "--config", str(on_a_host(file, tmp_path))]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=BOUND_S)
-    assert done.returncode == 0, done.stderr
+    if read(file).host.driver == "libvirt" and find_spec("libvirt") is None:
+        assert "magrathea[libvirt]" in done.stderr, "all that it lacks here"
+        assert done.stderr.count("ERROR") == 1
+    else:
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
