@@ -143,6 +143,24 @@ def test_a_stopped_job_that_ends_gives_back_what_it_kept(
         wait(fleet, "the licence is free", lambda: assigned(fleet) == 0)
 
 
+def test_a_stopped_job_that_is_killed_leaves_its_licence_taken_until_the_server_is_restarted(
+    licensed: OpenPbsCluster,
+) -> None:
+    """A limit of OpenPBS (docs/known-limits.md): `on_job_exit` gives nothing back of what a suspended job has kept."""
+    fleet = licensed
+    fleet.pbs.qmgr(f'set server {ATTRIBUTE} = "{value(InstallOptions())}"')
+    with fleet.only(EXCLUSIVE):
+        low, high = preempted(fleet)
+        fleet.pbs.run("n1", ["kill", "-9", "--", f"-{fleet.pbs.job(low)['session_id']}"])
+        fleet.pbs.wait_job(low, "F")
+        fleet.delete(high)
+        fleet.wait_free([EXCLUSIVE])
+        assert assigned(fleet) == 1
+        fleet.pbs.kill_server()
+        fleet.pbs.start_server()
+        wait(fleet, "the licence is free", lambda: assigned(fleet) == 0)
+
+
 @pytest.fixture
 def protecting(licensed: OpenPbsCluster) -> Iterator[OpenPbsCluster]:
     """What `magrathea pbs install --protect lic_a` adds."""
@@ -195,6 +213,16 @@ def test_a_job_without_it_is_preempted_as_before(protecting: OpenPbsCluster) -> 
         wait_stoppable(fleet, "n1")
         wait_running(fleet, fleet.submit("high", LONG))
         wait_state(fleet, low, "S")
+
+
+def test_a_user_cannot_mark_a_job_as_protected(protecting: OpenPbsCluster) -> None:
+    pbs, mark = protecting.pbs, f"{KEEPS}={LICENCE}"
+    with pbs.stopped_scheduling():
+        job = protecting.submit("low", LONG)
+        for argv in (["qsub", "-q", "low", "-l", mark, "--", "/bin/true"], ["qalter", "-l", mark, job]):
+            assert pbs.run(HEAD, argv, user=USER, check=False).returncode != 0
+        assert KEEPS not in pbs.job(job)["Resource_List"]
+        protecting.delete(job)
 
 
 def _with(word: str, text: str) -> str:
