@@ -18,19 +18,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
 
-import msgspec
-
-from magrathea import __version__, files, supervision
+from magrathea import __version__, supervision
 from magrathea.budget import Budget
 from magrathea.control import Control, ControlRequest, Denied, granted
 from magrathea.core.model import JobKey
 from magrathea.core.refusals import RefusalCode
-from magrathea.decoding import UNDECODABLE
 from magrathea.history import MOST, is_about
 from magrathea.logs import RationedLog
 from magrathea.messages import (
     HEARTBEAT_S,
-    MAX_BYTES,
     BookEntry,
     Books,
     GivenAsked,
@@ -46,7 +42,7 @@ from magrathea.messages import (
 )
 from scheduler_plugin.pbs.base import Connect, PbsError
 
-from . import ledger, maintenance
+from . import ledger
 from .books import Action, Look, Outcome, Suspend
 from .call_pool import CallPool
 from .channel import HubChannel
@@ -54,6 +50,7 @@ from .configuration import HubConfiguration
 from .connections import can_bear, raise_limit
 from .farm import Farm
 from .histories import MOST_HOSTS, Histories
+from .hook_files import HookFiles
 from .job_actions import RefusalProgress, explain, perform, say
 from .job_comments import Comment
 from .keys import KeysError
@@ -86,11 +83,9 @@ class Hub:
         self._saved = ledger.Kept([], {})
         self._calls: set[asyncio.Task[None]] = set()
         self._graced = False
-        self._heartbeat = Path(configuration.hub.heartbeat_file)
-        self._heartbeat_failed = False
+        self._files = HookFiles(Path(configuration.hub.heartbeat_file))
         self._of_hosts = RationedLog(log, burst=50, period_s=10)
         self._working_since: float | None = None
-        self._asked = b""
         self._reading_jobs = False
         self._read_jobs_again = False
 
@@ -316,42 +311,11 @@ class Hub:
             if not self.farm.knows_pbs:
                 self._loop.call_later(HEARTBEAT_S, self._start_reading_jobs)
             return
-        self.farm.maintenance.answered(self._forgotten())
+        self.farm.maintenance.answered(self._files.forgotten())
         self._log(self.farm.read_jobs(jobs, asked_at))
-        self._asked = b""  # so that the file is checked again: it may have changed
-        self._ask_to_forget()
+        self._files.ask_to_forget(self.farm.maintenance.requests, again=True)
         self._stale |= self.farm.hosts.keys()
         self._kick.set()
-
-    def _forgotten(self) -> maintenance.Answers:
-        """The answers of the hook magrathea_vnodes; empty if there are none or they cannot be read."""
-        try:
-            answers = maintenance.decode_answers(
-                files.read(Path(f"{self._heartbeat}{maintenance.FORGOTTEN}"), MAX_BYTES)
-            )
-        except FileNotFoundError:
-            return {}
-        except (OSError, *UNDECODABLE) as error:
-            log.error("ALERT the answers of the hook magrathea_vnodes cannot be read: %s", error)
-            return {}
-        return answers
-
-    def _ask_to_forget(self) -> None:
-        """Write the requests for the hook magrathea_vnodes if they have changed."""
-        wanted = msgspec.json.encode(self.farm.maintenance.requests)
-        if wanted == self._asked:
-            return
-        self._asked = wanted
-        path = Path(f"{self._heartbeat}{maintenance.FORGET}")
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                if files.read(path, len(wanted) + 1) == wanted:
-                    return
-            files.replace(path, wanted)
-        except OSError as error:
-            log.error(
-                "ALERT %s cannot be written: %s; vnodes may be in maintenance after a restart of PBS", path, error
-            )
 
     # Jobs
 
@@ -366,12 +330,12 @@ class Hub:
             self._working_since = self._loop.time()
             causes = dict(self.farm.caused)
             with self._charged(causes):
-                self.farm.maintenance.answered(self._forgotten())
+                self.farm.maintenance.answered(self._files.forgotten())
                 actions, notes = self.farm.actions(time.time())
                 self.farm.caused.clear()
                 self._log(notes)
                 if self.farm.knows_pbs:
-                    self._ask_to_forget()
+                    self._files.ask_to_forget(self.farm.maintenance.requests)
                 must_save = not actions or any(isinstance(action, Suspend) for action in actions)
                 kept = self.farm.kept if must_save else self._saved
             if kept != self._saved:
@@ -470,17 +434,8 @@ class Hub:
 
     def _touch(self) -> None:
         """Touch the heartbeat file if the hub works. The runjob hook preempts nothing once this file is old."""
-        if not self._works():
-            return
-        try:
-            files.touch(self._heartbeat, 0o644)
-            self._heartbeat_failed = False
-        except OSError as error:
-            if not self._heartbeat_failed:
-                log.error(
-                    "ALERT %s cannot be touched: %s; the runjob hook will refuse to preempt", self._heartbeat, error
-                )
-            self._heartbeat_failed = True
+        if self._works():
+            self._files.touch()
 
 
 def _spelled(action: Action) -> str:
