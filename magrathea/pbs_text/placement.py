@@ -3,6 +3,7 @@
 Also part of the hooks: see the package.
 """
 
+from magrathea.pbs_text.amounts import whole_number
 from magrathea.pbs_text.select import plus_parts, resources
 
 
@@ -31,6 +32,16 @@ def placed(exec_vnode: "str") -> "list[list[tuple[str, list[tuple[str, str]]]]]"
 def vnodes_of(exec_vnode: "str") -> "list[str]":
     """Each vnode once, in the order of the chunks. Raises ValueError."""
     return list(dict.fromkeys(vnode for chunk in placed(exec_vnode) for vnode, _ in chunk))
+
+
+def cpus_by_vnode(exec_vnode: "str") -> "dict[str, int]":
+    """The CPUs on each vnode, in the order of the chunks. Raises ValueError."""
+    cpus = {}  # type: dict[str, int]
+    for chunk in placed(exec_vnode):
+        for vnode, given in chunk:
+            asked = sum(whole_number(value) for name, value in given if name == "ncpus")
+            cpus[vnode] = cpus.get(vnode, 0) + asked
+    return cpus
 
 
 def hosts_of(exec_host: "str") -> "list[str]":

@@ -41,8 +41,7 @@ import time
 
 import pbs
 
-from magrathea.pbs_text.amounts import whole_number
-from magrathea.pbs_text.placement import placed, vnodes_of
+from magrathea.pbs_text.placement import cpus_by_vnode, vnodes_of
 from magrathea.pbs_text.select import CLASS_RESOURCE, classes_in, examined, job_class, resource_names
 from magrathea.pbs_text.words import FALSE, is_subjob, job_ids, words
 
@@ -81,16 +80,6 @@ class MayNotStart(Exception):
     def __init__(self, code, text):
         super().__init__("%s: %s" % (code, text))
         self.code = code
-
-
-def cpus_by_vnode(exec_vnode):
-    """CPUs of each vnode of an exec_vnode."""
-    cpus = {}
-    for chunk in placed(str(exec_vnode)):
-        for vnode, resources in chunk:
-            asked = sum(whole_number(value) for name, value in resources if name == "ncpus")
-            cpus[vnode] = cpus.get(vnode, 0) + asked
-    return cpus
 
 
 def unset(text):
@@ -185,7 +174,7 @@ def check_counted(server, job, cls, name, siblings, wanted, host_cpus):
     for vnode in vnodes if cls == "priority" else ():
         for other in jobs_on(server, vnode, seen):
             if job_class(str(other.schedselect)) == "preemptible":
-                theirs = cpus_by_vnode(other.exec_vnode)
+                theirs = cpus_by_vnode(str(other.exec_vnode))
                 missing -= sum(theirs.get(one, 0) for one in domains)
                 stoppable.append(str(other.id))
             if missing <= 0:
@@ -265,7 +254,7 @@ def check_reserved(job, name):
 
 def check(server, job, managed):
     """Raises MayNotStart. Adds vnodes of ours to `managed` as soon as they are recognised."""
-    wanted = cpus_by_vnode(job.exec_vnode)
+    wanted = cpus_by_vnode(str(job.exec_vnode))
     cls = job_class(str(job.schedselect))
     done = set()
     for name in wanted:
