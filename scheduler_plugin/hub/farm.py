@@ -36,11 +36,12 @@ from .books import (
     learned,
     step,
 )
+from .entries import Entries
 from .job_comments import JobComments
 from .job_parts import QUESTIONS, unheard, unready_part
 from .job_reports import BURST, OWN_BURST, PER_S, JobReports, Questions
 from .job_wishes import Heard, JobWish, wish_of
-from .ledger import Kept, Paid
+from .ledger import Kept
 from .maintenance import Maintenance
 from .placements import Placements
 from .publications import Publications
@@ -73,7 +74,7 @@ class Farm:
     def __init__(self, kept: Kept, started: float, *, set_priority: bool = True) -> None:
         self.vnodes: dict[str, Vnode] = {}
         self.hosts: dict[str, Heard] = {}
-        self.entries: dict[JobKey, LedgerEntry] = {entry.key: entry for entry in kept.entries}
+        self.entries = Entries(kept)
         self._bindings = Bindings()
         self._publications = Publications(set_priority=set_priority)
         self.started = started
@@ -90,8 +91,6 @@ class Farm:
         self._seen: dict[JobKey, _Seen] = {}
         self._busy: set[JobKey] = set()
         self._touched: dict[JobKey, float] = {}
-        self._paid: Paid = dict(kept.paid)
-        """The same time is paid once, even for another run: PBS may not show which run a job is in."""
         self._dirty: set[JobKey] = set(self.entries)
         self._put_off: dict[JobKey, float] = {}
         self._node_fail_requeue_s = DEFAULT_NODE_FAIL_REQUEUE_S
@@ -199,7 +198,7 @@ class Farm:
         self._seen = {key: seen for key, seen in self._seen.items() if key in keys}
         self._touched = {key: at for key, at in self._touched.items() if key in keys}
         self._put_off = {key: at for key, at in self._put_off.items() if key in keys}
-        self._paid = {id: at for id, at in self._paid.items() if id in found}
+        self.entries.paid = {id: at for id, at in self.entries.paid.items() if id in found}
         self._jobs_read = True
         self._dirty |= keys
         return self._keep_up(found.values(), asked_at)
@@ -257,9 +256,9 @@ class Farm:
         if not self.knows_pbs:
             self._dirty = self._reports.known(self._dirty) | (self._dirty & self.entries.keys())
             return [], []
-        asked = self._questions.due(now)
+        asked = self._questions.due.due(now)
         self.caused.update(host for key in asked for host in self._reports.hosts(key))
-        due = {key for key, e in self.entries.items() if 0.0 < e.not_before <= now} | asked
+        due = self.entries.due.due(now) | asked
         todo: list[Action] = []
         notes: list[str] = []
         for key in sorted((self._dirty | due) - self._busy):
@@ -286,10 +285,16 @@ class Farm:
                 if isinstance(action, Suspend):
                     self.maintenance.mark(self._vnodes_of(key))
                 todo.append(replace(action, only_on=self._grounds(key, wish)))
-                self._busy.add(key)
+                self._hold(key)
                 self._touched[key] = now
         self._dirty &= self._busy
         return todo, notes
+
+    def _hold(self, key: JobKey) -> None:
+        """Keep the job from being due until the outcome of its action."""
+        self._busy.add(key)
+        for due in (self.entries.due, self._questions.due):
+            due.hold(key)
 
     def _stops(self, key: JobKey, wish: JobWish) -> set[Cause]:
         """The hosts that want the job stopped, each with one of the job's vnodes."""
@@ -298,7 +303,7 @@ class Farm:
     def _unpaid(self, key: JobKey) -> LedgerEntry | None:
         """The job's entry, without the time that was paid since: by the entry of another run of that job."""
         entry = self.entries.get(key)
-        until, run = self._paid.get(key.id, (0.0, key.run))
+        until, run = self.entries.paid.get(key.id, (0.0, key.run))
         if entry is None or entry.stopped_at is None or run == key.run:
             return entry
         return structs.replace(entry, stopped_at=max(entry.stopped_at, until))
@@ -333,6 +338,8 @@ class Farm:
     def outcome(self, outcome: Outcome) -> tuple[str, ...]:
         key = outcome.action.key
         self._busy.discard(key)
+        for due in (self.entries.due, self._questions.due):
+            due.release(key)
         self._touched[key] = outcome.at
         self._dirty.add(key)
         self.caused.update(self.payers(outcome.action))
@@ -348,11 +355,11 @@ class Farm:
     def _store(self, key: JobKey, entry: LedgerEntry | None, now: float) -> None:
         before = self.entries.get(key)
         if before is not None and (before.booked or (before.stopped_at and (entry is None or not entry.stopped_at))):
-            self._paid[key.id] = (now, key.run)
+            self.entries.paid[key.id] = (now, key.run)
         if entry is None:
             self.entries.pop(key, None)
             return
-        # 0: nothing to wait for. `next_due` and `actions` look only at entries with a time
+        # 0: nothing to wait for. Only entries with a time are due
         self.entries[key] = entry if entry.not_before > now else structs.replace(entry, not_before=0.0)
 
     def _counted(self, key: JobKey) -> dict[str, JobReport]:
@@ -366,7 +373,7 @@ class Farm:
         started_at = (seen.job.started_at if seen and seen.job else 0.0) or now
         concerned = frozenset(self.owners(vnodes))
         without_lists = frozenset(self._owner[v] for v in vnodes if v in self._owner and self._state(v) in _NO_LISTS)
-        running = (min(now, max(started_at, self._paid.get(key.id, (0.0, 0))[0])), now)
+        running = (min(now, max(started_at, self.entries.paid.get(key.id, (0.0, 0))[0])), now)
         return wish_of(self._counted(key), self.hosts, concerned, without_lists, running)
 
     def _truth(self, key: JobKey) -> Truth | None:
@@ -398,19 +405,8 @@ class Farm:
 
     def next_due(self) -> float | None:
         """When to call `actions` again even if nothing happens; None if nothing is due."""
-        times = [e.not_before for k, e in self.entries.items() if e.not_before and k not in self._busy]
-        times += [at for key, at in self._questions.times.items() if key not in self._busy]
-        return min(times, default=None)
-
-    @property
-    def kept(self) -> Kept:
-        """What must survive a restart of the hub. As long as a job is booked, its entry says so and is enough."""
-        entries = [entry for _, entry in sorted(self.entries.items())]
-        booked = {entry.id for entry in entries if entry.booked}
-        return Kept(
-            [e for e in entries if e.asked_at is not None or e.walltime_s is not None or e.away],
-            {id: paid for id, paid in self._paid.items() if id not in booked},
-        )
+        times = self.entries.due.next(), self._questions.due.next()
+        return min((at for at in times if at is not None), default=None)
 
     # Answers to hosts
 

@@ -140,7 +140,7 @@ class Hub:
             for part in [*parts, *self._calls]:
                 part.cancel()
             await asyncio.gather(*parts, *self._calls, return_exceptions=True)
-            self._save(self.farm.kept)
+            self._save(self.farm.entries.kept)
             await control.close()
             await self._channel.close()
             self._pool.close()
@@ -337,7 +337,7 @@ class Hub:
                 if self.farm.knows_pbs:
                     self._files.ask_to_forget(self.farm.maintenance.requests)
                 must_save = not actions or any(isinstance(action, Suspend) for action in actions)
-                kept = self.farm.kept if must_save else self._saved
+                kept = self.farm.entries.kept if must_save else self._saved
             if kept != self._saved:
                 await asyncio.to_thread(self._save, kept)
             with self._charged(causes):

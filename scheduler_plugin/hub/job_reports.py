@@ -11,12 +11,13 @@ followed by a resume and two comments.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 
 from magrathea.core.model import JobKey, State
 from magrathea.messages import JobReport, Snapshot
 from scheduler_plugin.pbs.base import PbsJob
 
+from .due_times import DueTimes
 from .shares import Cause, Shares
 
 PER_S = 20.0
@@ -164,13 +165,16 @@ class Questions:
 
     def __init__(self) -> None:
         self._shares = Shares(PER_S, BURST, OWN_BURST)
+        self.due = DueTimes()
+        """When to ask again about which job."""
         self._next: dict[JobKey, tuple[float, float]] = {}
-        """For each job: when to ask again, and the pause after that."""
+        """For each job the same, and the pause after that."""
 
     def ask(self, key: JobKey, causes: Collection[Cause], now: float) -> bool:
         """True if PBS should be asked now because of these; without causes there is nothing to ask."""
         if not causes:
             self._next.pop(key, None)
+            self.due.drop(key)
             return False
         at, pause_s = self._next.get(key, (now, AGAIN_FIRST_S))
         if now < at:
@@ -179,11 +183,5 @@ class Questions:
         self._next[key] = (
             (now + pause_s, min(AGAIN_MOST_S, 2 * pause_s)) if asked else (now + AGAIN_MOST_S / 10, pause_s)
         )
+        self.due.set(key, self._next[key][0])
         return asked
-
-    def due(self, now: float) -> set[JobKey]:
-        return {key for key, (at, _) in self._next.items() if at <= now}
-
-    @property
-    def times(self) -> Mapping[JobKey, float]:
-        return {key: at for key, (at, _) in self._next.items()}

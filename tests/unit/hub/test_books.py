@@ -383,7 +383,7 @@ class TestSeveralHosts:
         hub.settle(1)
         hub.says("h1", domain("n1", [given_back()]))
         assert hub.actions() != []
-        hub = SimHub(hub.pbs, hub.farm.kept, hub.at)
+        hub = SimHub(hub.pbs, hub.farm.entries.kept, hub.at)
         hub.says("h1", domain("n1", [given_back()]))
         assert hub.after(300) == [], "h2 was never heard by this hub"
         hub.says("h2", domain("n2", [report()]))
@@ -405,7 +405,7 @@ class TestAfterARestartOfTheHub:
     def test_the_next_hub_resumes_what_the_last_one_booked(self, hub: SimHub, pbs: FakePbs) -> None:
         hub.says("h1", domain("n1", [stopped()]))
         hub.settle(1)
-        second = SimHub(pbs, hub.farm.kept, hub.at)
+        second = SimHub(pbs, hub.farm.entries.kept, hub.at)
         second.says("h1", domain("n1", [given_back()]))
         second.settle(1)
         assert hub.state() == "R"
@@ -413,7 +413,7 @@ class TestAfterARestartOfTheHub:
     def test_a_suspend_that_was_asked_for_in_the_moment_of_the_crash_is_ours(self, hub: SimHub, pbs: FakePbs) -> None:
         hub.says("h1", domain("n1", [stopped()]))
         [suspend] = hub.actions()
-        kept = hub.farm.kept  # on disk before the call
+        kept = hub.farm.entries.kept  # on disk before the call
         hub.carry_out(suspend)
         second = SimHub(pbs, kept, hub.at)
         second.says("h1", domain("n1", [report(stopped_since=NOW, ready=True)]))
@@ -441,7 +441,7 @@ class TestAfterARestartOfTheHub:
     def test_hosts_get_no_books_before_pbs_was_read(self, hub: SimHub, pbs: FakePbs) -> None:
         hub.says("h1", domain("n1", [stopped()]))
         hub.settle(1)
-        second = SimHub(pbs, hub.farm.kept, hub.at, read=False)
+        second = SimHub(pbs, hub.farm.entries.kept, hub.at, read=False)
         second.says("h1", domain("n1", [given_back()]))
         assert second.farm.books("h1") is None
         assert second.actions() == []

@@ -127,7 +127,7 @@ class Books(RuleBasedStateMachine):
         self.unclear |= self.foreign & asked
         self.foreign -= asked
         self.under_way = []
-        self.hub = SimHub(self.pbs, self.hub.farm.kept, at)
+        self.hub = SimHub(self.pbs, self.hub.farm.entries.kept, at)
         self.hub.revisions = revisions
         for host in HOSTS:
             self.speak(host)

@@ -240,7 +240,7 @@ class TestTimes:
         began = hub.at
         for _ in range(10):
             self.stopped_and_given_back(hub)
-            hub = SimHub(pbs, hub.farm.kept, hub.at)
+            hub = SimHub(pbs, hub.farm.entries.kept, hub.at)
             hub.farm.bind(Bindings({"h1": frozenset({"n1"}), "h2": frozenset({"n2"})}))
         assert hub.state() == "R"
         assert 100 <= self.given_s(hub) <= 100 + hub.at - began
@@ -304,7 +304,7 @@ class TestHonest:
     def test_a_hub_that_starts_again_continues_with_what_is_booked(self, hub: SimHub, pbs: FakePbs) -> None:
         hub.says("h1", domain("n1", [stopped()]))
         hub.settle(1)
-        second = SimHub(pbs, hub.farm.kept, hub.at)
+        second = SimHub(pbs, hub.farm.entries.kept, hub.at)
         second.says("h1", domain("n1", [stopped(booked=True)]))
         second.says("h2", domain("n2", [report(held_elsewhere=True, booked=True)]))
         second.settle(1)

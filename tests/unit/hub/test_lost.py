@@ -148,7 +148,7 @@ def test_a_hub_that_was_away_learns_from_the_failed_resume(hub: SimHub, pbs: Fak
         if operation == "admin_resume":
             raise PbsError(Code.INTERNAL, "admin-resume of job 1.srv: System error occurred")
 
-    new = SimHub(pbs, hub.farm.kept, hub.at)
+    new = SimHub(pbs, hub.farm.entries.kept, hub.at)
     new.says("h1", domain("n1"))
     pbs.breaks = unknown_to_mom
     new.after(300)
@@ -196,7 +196,7 @@ class TestJobsThatRan:
         hub.says("h1", domain("n1", state=State.DOWN))
         hub.after(5)
         assert hub.state() == "R" and hub.done == []
-        hub = SimHub(pbs, hub.farm.kept, hub.at) if hub_restarts else hub
+        hub = SimHub(pbs, hub.farm.entries.kept, hub.at) if hub_restarts else hub
         hub.says("h1", domain("n1"))
         hub.after(UNLISTED_S - 1)
         assert hub.state() == "R"

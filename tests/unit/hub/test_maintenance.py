@@ -192,7 +192,7 @@ def test_a_touch_that_is_interrupted_by_the_hubs_end_is_carried_on(hub: SimHub, 
     hook(hub)
     hub.read()
     (action,) = hub.actions()
-    kept = hub.farm.kept
+    kept = hub.farm.entries.kept
     hub.carry_out(action)
     assert hub.state() == "S"
     new = SimHub(pbs, kept, hub.at)
