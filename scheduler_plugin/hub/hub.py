@@ -55,6 +55,7 @@ from .job_actions import RefusalProgress, explain, perform, say
 from .job_comments import Comment
 from .keys import KeysError
 from .lanes import Lane
+from .pace import Pace
 from .placements import told
 from .publisher import Publisher, Read
 
@@ -65,6 +66,10 @@ GRACE_S = 5.0
 CLOSE_S = 3.0
 HISTORY_COST_S = 0.1
 """A question about histories is charged this much, because it makes work for each host that is asked."""
+SAVE_PER_ENTRY_S = 0.0003
+"""The pause between two savings of the books, for each entry. One costs 9 us, so that saving takes 3 % of the time."""
+TELL_PER_JOB_S = 0.0001
+"""The pause between two messages to a host about its jobs, for each job."""
 EXPLAIN_S = (0.0, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0)
 """Pauses between looks whether PBS has taken back a refused job, so that its comment can be set. The first look should
 still find the job on the host that refused it."""
@@ -81,6 +86,12 @@ class Hub:
         self._told: dict[str, list[BookEntry]] = {}
         self._stale: set[str] = set()
         self._saved = ledger.Kept([], {})
+        self._asked_on_disk: set[JobKey] = set()
+        self._save_due = False
+        self._to_book: list[Action] = []
+        """Suspensions that wait until they are on disk."""
+        self._save_pace = Pace(SAVE_PER_ENTRY_S)
+        self._tell_paces: dict[str, Pace] = {}
         self._calls: set[asyncio.Task[None]] = set()
         self._graced = False
         self._files = HookFiles(Path(configuration.hub.heartbeat_file))
@@ -93,7 +104,7 @@ class Hub:
         settings = self._configuration.pbs
         self._loop = asyncio.get_running_loop()
         kept = ledger.load(self._configuration.state_dir)
-        self._saved = kept
+        self._take_saved(kept)
         self.farm = Farm(kept, self._loop.time(), set_priority=settings.set_priority)
         self._channel = HubChannel(
             self._configuration.ipc,
@@ -258,6 +269,7 @@ class Hub:
                 heard = self.farm.hosts.get(host)
                 if told is None or heard is None:
                     continue
+                self._tell_pace(host).took_turn(self._loop.time(), sum(len(d.jobs) for d in heard.snapshot.domains))
                 if told == self._told.get(host) and not (again and told != heard.believed_books):
                     continue
                 books = Books(hub_id=self._id, acked_revision=heard.snapshot.revision, jobs=told)
@@ -321,10 +333,9 @@ class Hub:
 
     async def _work(self) -> None:
         while True:
-            due = self.farm.next_due()
             with contextlib.suppress(TimeoutError):  # then something is due
                 # Not `wait_for`: before Python 3.12 it swallows a cancellation that comes with the kick.
-                async with asyncio.timeout(None if due is None else max(0.0, due - time.time())):
+                async with asyncio.timeout(self._idle_s()):
                     await self._kick.wait()
             self._kick.clear()
             self._working_since = self._loop.time()
@@ -336,22 +347,56 @@ class Hub:
                 self._log(notes)
                 if self.farm.knows_pbs:
                     self._files.ask_to_forget(self.farm.maintenance.requests)
-                must_save = not actions or any(isinstance(action, Suspend) for action in actions)
-                kept = self.farm.entries.kept if must_save else self._saved
-            if kept != self._saved:
-                await asyncio.to_thread(self._save, kept)
-            with self._charged(causes):
+                self._to_book += [action for action in actions if self._must_save_before(action)]
                 for action in actions:
-                    level = logging.DEBUG if isinstance(action, Look) else logging.INFO  # any host can cause looks
-                    log.log(level, "job %s: %s", action.key, _spelled(action))
-                    self._start(self._do(action))
+                    if not self._must_save_before(action):
+                        self._act(action)
+            self._save_due = bool(self._to_book) or (self._save_due or not actions)
+            if self._save_due and not self._save_pace.wait_s(self._loop.time()):
+                await self._book()
+            with self._charged(causes):
                 for key, comment in self.farm.comments.refused_due().items():
                     self._start(self._explain(key, comment))
                 for key, comment in self.farm.comments.waiting_due().items():
                     self._start(self._say(key, comment))
-            stale, self._stale = self._stale, set()
+            now = self._loop.time()
+            stale = {host for host in self._stale if not self._tell_pace(host).wait_s(now)}
+            self._stale -= stale
             self._tell_books(stale)
             self._working_since = None
+
+    def _idle_s(self) -> float | None:
+        """How long there is nothing to do unless something happens; None: for ever."""
+        now, due = self._loop.time(), self.farm.next_due()
+        waits = [self._tell_pace(host).wait_s(now) for host in self._stale]
+        if due is not None:
+            waits.append(max(0.0, due - time.time()))
+        if self._save_due:
+            waits.append(self._save_pace.wait_s(now))
+        return min(waits, default=None)
+
+    def _must_save_before(self, action: Action) -> bool:
+        """True if it must be on disk first that we do this, and it is not there yet."""
+        return isinstance(action, Suspend) and action.key not in self._asked_on_disk
+
+    async def _book(self) -> None:
+        """Save the books, then do what had to wait for that."""
+        self._save_due = False
+        actions, self._to_book = self._to_book, []
+        kept = self.farm.entries.kept
+        if kept != self._saved:
+            await asyncio.to_thread(self._save, kept)
+        self._save_pace.took_turn(self._loop.time(), len(kept.entries) + len(kept.paid))
+        for action in actions:
+            self._act(action)
+
+    def _act(self, action: Action) -> None:
+        level = logging.DEBUG if isinstance(action, Look) else logging.INFO  # any host can cause looks
+        log.log(level, "job %s: %s", action.key, _spelled(action))
+        self._start(self._do(action))
+
+    def _tell_pace(self, host: str) -> Pace:
+        return self._tell_paces.setdefault(host, Pace(TELL_PER_JOB_S))
 
     async def _do(self, action: Action) -> None:
         try:
@@ -392,9 +437,13 @@ class Hub:
             return
         try:
             ledger.save(self._configuration.state_dir, kept)
-            self._saved = kept
+            self._take_saved(kept)
         except OSError as error:
             log.error("ALERT the books cannot be written to %s: %s", self._configuration.hub.state_dir, error)
+
+    def _take_saved(self, kept: ledger.Kept) -> None:
+        self._saved = kept
+        self._asked_on_disk = {entry.key for entry in kept.entries if entry.asked_at is not None}
 
     def _log(self, notes: Iterable[str]) -> None:
         for note in notes:
