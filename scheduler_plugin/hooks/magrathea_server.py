@@ -25,6 +25,9 @@ Rule 1: a vnode without `magrathea_siblings` is not ours. It is accepted at once
 vnode of ours an error refuses the job.
 Rule 2: the hook runs in the server's only thread. Measured: 0.5 ms for each job that it looks at, 0.1 ms for each
 vnode. So it stops at the first conflict, takes the server's own sums for CPUs, and looks at jobs only if they decide.
+On a counted host it asks for no sum that the hub's file about the host replaces (`cpus_at_most`). From that file it
+concludes only that a job fits: what the file shows, and what the hook has let through and the file does not show yet,
+is never less than the server's own sum. If that is too much, it reads the server's sums of all vnodes.
 Rule 3: PBS's scheduler tries a refused subjob again at once, and looks at no other job until it is let through or the
 cycle is over (seen; run_job in fifo.cpp: the array stays runnable). So no subjob is refused here. One that has to wait
 is sent on, and the node daemon refuses its claim. For one that could never start, a mark in its environment tells MoM's
@@ -36,11 +39,13 @@ The server's own Python runs this, 3.6 or later; standard library only.
 
 import json
 import os
+import stat
 import sys
 import time
 
 import pbs
 
+from magrathea.pbs_text.host_loads import MOST_LOAD_BYTES, load_path
 from magrathea.pbs_text.placement import cpus_by_vnode, vnodes_of
 from magrathea.pbs_text.select import CLASS_RESOURCE, classes_in, examined, job_class, resource_names
 from magrathea.pbs_text.words import FALSE, is_subjob, job_ids, words
@@ -49,6 +54,8 @@ DEFAULT_HEARTBEAT_MAX_AGE_S = 30.0
 MAX_WHY = 400
 AGAIN_S = 4.0  # less than the shortest wait of another refused job
 MEMORY = "magrathea_server_memory"
+MOST_STARTS = 10000  # remembered of one host until the hub's next comparison with PBS (a minute)
+UNSEEN_S = 5.0  # a start is not remembered once the hub has compared so much later
 
 # The product's table of codes is in magrathea/core/refusals.py; a test compares the two.
 CODES = (
@@ -125,9 +132,8 @@ def configuration():
         return json.load(file)
 
 
-def hub_silent_s():
+def hub_silent_s(config):
     """How long the hub has not answered, in seconds, if that is too long; None if the hub works."""
-    config = configuration()
     try:
         age_s = time.time() - os.stat(config["heartbeat"]).st_mtime
     except FileNotFoundError:
@@ -137,7 +143,7 @@ def hub_silent_s():
 
 def may_preempt(vnode, victim):
     """Raises MayNotStart if no hub can book a preemption in PBS."""
-    silent_s = hub_silent_s()
+    silent_s = hub_silent_s(configuration())
     if silent_s is not None:
         since = "was never there" if silent_s == float("inf") else "has been silent for %d s" % silent_s
         raise MayNotStart(
@@ -160,14 +166,98 @@ def check_exclusive(server, job, cls, name, siblings, wanted):
             may_preempt(name, other.id)
 
 
-def check_counted(server, job, cls, name, siblings, wanted, host_cpus):
+def memory():
+    """What the interpreter keeps from one event to the next. When PBS starts a new interpreter it is lost.
+
+    `starts`: by host and job id, starts that were let through: time, run version, CPUs by vnode. `complete_since`:
+    all later starts are there. `started`: see started_lately.
+    """
+    kept = sys.modules.setdefault(MEMORY, type(sys)(MEMORY))
+    if not hasattr(kept, "starts"):
+        kept.starts, kept.complete_since = {}, time.monotonic()
+    if not hasattr(kept, "started"):
+        kept.started = {}
+    return kept
+
+
+def remember(job, wanted, ours):
+    """Remember that a job is let through. `ours`: see recognise."""
+    kept, now, started = memory(), time.monotonic(), set()
+    for name, (vnode, _) in ours.items():
+        host = value_of(vnode, "magrathea_host")
+        starts = kept.starts.setdefault(host, {})
+        if len(starts) >= MOST_STARTS:
+            starts.clear()
+            kept.complete_since = now
+        if host not in started:
+            started.add(host)
+            starts[str(job.id)] = (now, int(str(job.run_version or 0)), {})
+        starts[str(job.id)][2][name] = wanted[name]
+
+
+def host_load(host):
+    """What the hub has written about a counted host: the time of its last comparison with PBS, and the jobs of some of
+    its vnodes, [run version, CPUs] by id. None if there is nothing, or it cannot be used."""
+    try:
+        config = configuration()
+        path = load_path(config["heartbeat"], host)
+        if path is None or hub_silent_s(config) is not None:
+            return None
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            about, owner = os.fstat(file.fileno()), os.stat(config["heartbeat"]).st_uid
+            foreign = about.st_uid not in (0, owner) or about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            if foreign or not stat.S_ISREG(about.st_mode) or about.st_size > MOST_LOAD_BYTES:
+                return None
+            told = json.loads(file.read(MOST_LOAD_BYTES).decode("utf-8"))
+        compared, vnodes = float(told["compared"]), told["vnodes"]
+        if any(cpus < 0 or run < 0 for jobs in vnodes.values() for run, cpus in jobs.values()):
+            return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    # a later comparison was made before this machine was booted
+    return (compared, vnodes) if memory().complete_since < compared <= time.monotonic() else None
+
+
+def cpus_at_most(server, host, domains):
+    """At least as many CPUs as the server has given on these vnodes of a counted host; None if that is unknown.
+
+    Starts before the hub's last comparison are in the file if they are in PBS. One that the file has shown since has
+    ended when the file shows it no longer.
+    """
+    load = None if host is None else host_load(host)
+    if load is None:
+        return None
+    compared, vnodes = load
+    total = 0
+    for domain in domains:
+        if domain in vnodes:
+            total += sum(cpus for _, cpus in vnodes[domain].values())
+        else:
+            total += assigned_cpus(server.vnode(domain))
+    starts = memory().starts.get(host, {})
+    for id, (at, run, places) in list(starts.items()):
+        for vnode in [vnode for vnode in places if vnode in vnodes and vnodes[vnode].get(id, (-1, 0))[0] > run]:
+            del places[vnode]
+        if not places or at < compared - UNSEEN_S:
+            del starts[id]
+        else:
+            total += sum(cpus for vnode, cpus in places.items() if vnode in vnodes)
+    return total
+
+
+def check_counted(server, job, cls, name, host, siblings, wanted, host_cpus):
     domains = [name, *siblings]
     mine = sum(wanted.get(domain, 0) for domain in domains)
     if mine > host_cpus:
         raise MayNotStart(TOO_BIG, "its %d CPUs on the host of %s exceed the host's %d" % (mine, name, host_cpus))
+    if not mine:
+        return
+    known = cpus_at_most(server, host, domains)
+    if known is not None and mine + known <= host_cpus:
+        return
     vnodes = [server.vnode(domain) for domain in domains]
     missing = mine + sum(assigned_cpus(vnode) for vnode in vnodes) - host_cpus
-    if missing <= 0 or not mine:
+    if missing <= 0:
         return
     stoppable = []
     seen = {str(job.id)}
@@ -187,12 +277,9 @@ def check_counted(server, job, cls, name, siblings, wanted, host_cpus):
 def started_lately():
     """The runs of jobs on several hosts that were let through lately, oldest first. By job id: run version and time.
 
-    The interpreter keeps it from one event to the next. When PBS starts a new interpreter it is lost, without harm.
+    If it is lost, that does no harm.
     """
-    memory = sys.modules.setdefault(MEMORY, type(sys)(MEMORY))
-    if not hasattr(memory, "started"):
-        memory.started = {}
-    started, now = memory.started, time.monotonic()
+    started, now = memory().started, time.monotonic()
     for id in list(started):
         if now - started[id][1] < AGAIN_S:
             break
@@ -252,30 +339,33 @@ def check_reserved(job, name):
         )
 
 
-def check(server, job, managed):
-    """Raises MayNotStart. Adds vnodes of ours to `managed` as soon as they are recognised."""
-    wanted = cpus_by_vnode(str(job.exec_vnode))
+def recognise(server, names, ours):
+    """Add those of these vnodes that are ours to `ours`, as soon as they are recognised, each with its siblings."""
+    for name in names:
+        vnode = server.vnode(name)
+        siblings = None if vnode is None else value_of(vnode, "magrathea_siblings")
+        if siblings is not None:
+            ours[name] = (vnode, [word for word in words(siblings) if word != "none"])
+
+
+def check(server, job, wanted, ours):
+    """Raises MayNotStart. `ours`: see recognise."""
     cls = job_class(str(job.schedselect))
     done = set()
-    for name in wanted:
-        vnode = server.vnode(name)
-        known = None if vnode is None else value_of(vnode, "magrathea_siblings")
-        if known is None:
-            continue
-        managed.append(name)
-        if len(managed) == 1:  # both depend on the job alone, and a long select takes the server's thread 0.06 s
+    for number, (name, (vnode, siblings)) in enumerate(ours.items()):
+        if number == 0:  # both depend on the job alone, and a long select takes the server's thread 0.06 s
             check_class(server, job, cls, name)
             check_reserved(job, name)
         if name in done:
             continue  # already checked as a sibling, and with it the whole host
-        siblings = [word for word in words(known) if word != "none"]
         host_cpus = value_of(vnode, "magrathea_host_ncpus")
         if host_cpus is None:
             check_exclusive(server, job, cls, name, siblings, wanted)
         else:
-            check_counted(server, job, cls, name, siblings, wanted, int(host_cpus))
+            host = value_of(vnode, "magrathea_host")
+            check_counted(server, job, cls, name, host, siblings, wanted, int(host_cpus))
             done.update(siblings)
-    if managed:
+    if ours:
         wait_after_refusal(job, wanted)
         tell_kept(job)
 
@@ -359,16 +449,20 @@ def main():
     if event.type != pbs.RUNJOB:
         check_select(event, event.job.Resource_List)
         return
-    managed = []
+    wanted, ours = {}, {}
     try:
-        check(pbs.server(), event.job, managed)
+        wanted = cpus_by_vnode(str(event.job.exec_vnode))
+        recognise(pbs.server(), wanted, ours)
+        check(pbs.server(), event.job, wanted, ours)
     except MayNotStart as refusal:
         refuse(event, refusal.code, refusal)
     except Exception as error:  # noqa: BLE001  rule 1
-        where = ", ".join(managed)
+        where = ", ".join(ours)
         pbs.logmsg(pbs.EVENT_ERROR, "magrathea: hook failed for %s on %s: %r" % (event.job.id, where or "-", error))
-        if managed:
+        if ours:
             refuse(event, "hook-failed", "hook failed on %s: %r" % (where, error))
+        memory().complete_since = time.monotonic()
+    remember(event.job, wanted, ours)
 
 
 main()

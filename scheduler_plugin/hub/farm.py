@@ -37,6 +37,7 @@ from .books import (
     step,
 )
 from .entries import Entries
+from .host_loads import NO_LISTS, HostLoads
 from .job_comments import JobComments
 from .job_parts import QUESTIONS, unheard, unready_part
 from .job_reports import BURST, OWN_BURST, PER_S, JobReports, Questions
@@ -53,9 +54,6 @@ OVER_S = 1.0
 """If a host has caused too many suspensions, the next one waits this long before it is tried again."""
 PUT_OFF_MOST_S = 90.0
 """Three runs of the vnodes hook at its lowest frequency."""
-
-_NO_LISTS = frozenset({State.DOWN, State.BOOTING, State.UNKNOWN, State.FROZEN})
-"""States of a domain in which no list of jobs from its MoM arrives."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class Farm:
         self._node_fail_requeue_s = DEFAULT_NODE_FAIL_REQUEUE_S
         self._vnodes_read = False
         self._jobs_read = False
-        self.maintenance, self.comments = Maintenance(), JobComments()
+        self.maintenance, self.comments, self._loads = Maintenance(), JobComments(), HostLoads()
 
     @property
     def knows_pbs(self) -> bool:
@@ -122,6 +120,7 @@ class Farm:
             self._owner.setdefault(vnode, name)
         if self._vnodes_read:  # before that nobody knows which host owns a vnode
             self.comments.heard(snapshot, {d.vnode for d in snapshot.domains if self._cause(name, d.vnode)[1]}, mono)
+        self._loads.heard(before.snapshot if before else None, snapshot)
         concerned = self._reports.take(before.snapshot if before else None, snapshot, now)
         concerned |= {k for k, e in self.entries.items() if e.away and any(map(self._by(name), self._vnodes_of(k)))}
         self.caused[name] += 1 + len(concerned)
@@ -184,13 +183,14 @@ class Farm:
         self._node_fail_requeue_s = float(server.get("node_fail_requeue", DEFAULT_NODE_FAIL_REQUEUE_S))
         self._dirty |= set(self.entries)
 
-    def read_jobs(self, jobs: Iterable[PbsJob], asked_at: float) -> list[str]:
+    def read_jobs(self, jobs: Iterable[PbsJob], asked_at: float, mono: float) -> list[str]:
         """Take all jobs that MoMs have, as they were at `asked_at` or later. What we touched since then is newer.
 
-        Returns alerts and notes about vnodes that are in maintenance for no job.
+        `mono`: the same time. Returns alerts and notes about vnodes that are in maintenance for no job.
         """
         found = {job.id: job for job in jobs}
         self.placements.read(found, asked_at)
+        self._loads.compared(self.hosts, self.vnodes, found.values(), self._speaks, mono)
         keys = {key for key in self._reports if key in self._seen or self._reports.asking(key, ())} | set(self.entries)
         for key in keys:
             if key not in self._busy and self._touched.get(key, 0.0) < asked_at:
@@ -248,6 +248,10 @@ class Farm:
         if host is not None:
             return self._publications.of_host(self.hosts[host], *facts)
         return self._publications.of_all(self.hosts, *facts, grace=mono - self.started < LEASE_S)
+
+    def load(self, host: str) -> bytes:
+        """What the runjob hook may know of a counted host's load (host_loads.py); empty if nothing."""
+        return self._loads.file(self.hosts.get(host), self._speaks)
 
     # Results: jobs
 
@@ -372,7 +376,7 @@ class Farm:
         vnodes = seen.job.vnodes if seen and seen.job else ()
         started_at = (seen.job.started_at if seen and seen.job else 0.0) or now
         concerned = frozenset(self.owners(vnodes))
-        without_lists = frozenset(self._owner[v] for v in vnodes if v in self._owner and self._state(v) in _NO_LISTS)
+        without_lists = frozenset(self._owner[v] for v in vnodes if v in self._owner and self._state(v) in NO_LISTS)
         running = (min(now, max(started_at, self.entries.paid.get(key.id, (0.0, 0))[0])), now)
         return wish_of(self._counted(key), self.hosts, concerned, without_lists, running)
 

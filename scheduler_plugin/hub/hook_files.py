@@ -15,6 +15,7 @@ import msgspec
 from magrathea import files
 from magrathea.decoding import UNDECODABLE
 from magrathea.messages import MAX_BYTES
+from magrathea.pbs_text.host_loads import LOADS, load_path
 
 from . import maintenance
 
@@ -28,6 +29,8 @@ class HookFiles:
         self._heartbeat = heartbeat
         self._heartbeat_failed = False
         self._asked = b""
+        self._loads: dict[str, bytes] = {}
+        self._loads_failed = False
 
     def touch(self) -> None:
         """Touch the heartbeat file. The runjob hook preempts nothing once this file is old."""
@@ -73,3 +76,37 @@ class HookFiles:
             log.error(
                 "ALERT %s cannot be written: %s; vnodes may be in maintenance after a restart of PBS", path, error
             )
+
+    def remove_loads(self) -> None:
+        """Remove all files about hosts' loads. A former hub wrote them."""
+        self._loads.clear()
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                for path in Path(f"{self._heartbeat}{LOADS}").iterdir():
+                    path.unlink()
+        except OSError as error:
+            self._load_failed(error)
+
+    def write_load(self, host: str, data: bytes) -> None:
+        """Write what the runjob hook may know of a host's load (host_loads.py); if that is empty, remove the file."""
+        name = load_path(str(self._heartbeat), host)
+        if name is None or data == self._loads.get(host, b""):
+            return
+        path = Path(name)
+        try:
+            if data:
+                path.parent.mkdir(mode=0o755, exist_ok=True)
+                files.replace(path, data, 0o644)
+                self._loads[host] = data
+            else:
+                path.unlink(missing_ok=True)
+                self._loads.pop(host, None)
+            self._loads_failed = False
+        except OSError as error:
+            self._load_failed(error)
+
+    def _load_failed(self, error: OSError) -> None:
+        """Report it once. An old file does no harm: the hook adds what it has let through since that comparison."""
+        if not self._loads_failed:
+            log.error("ALERT %s; the runjob hook reads PBS's own sums instead, which takes longer", error)
+        self._loads_failed = True

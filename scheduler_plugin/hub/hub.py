@@ -70,6 +70,8 @@ SAVE_PER_ENTRY_S = 0.0003
 """The pause between two savings of the books, for each entry. One costs 9 us, so that saving takes 3 % of the time."""
 TELL_PER_JOB_S = 0.0001
 """The pause between two messages to a host about its jobs, for each job."""
+LOADS_AT_ONCE = 32
+"""So many files of hosts' loads are written before other work has its turn: some milliseconds."""
 EXPLAIN_S = (0.0, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0)
 """Pauses between looks whether PBS has taken back a refused job, so that its comment can be set. The first look should
 still find the job on the host that refused it."""
@@ -103,6 +105,7 @@ class Hub:
     async def run(self, stop: asyncio.Event) -> None:
         settings = self._configuration.pbs
         self._loop = asyncio.get_running_loop()
+        self._files.remove_loads()
         kept = ledger.load(self._configuration.state_dir)
         self._take_saved(kept)
         self.farm = Farm(kept, self._loop.time(), set_priority=settings.set_priority)
@@ -191,6 +194,7 @@ class Hub:
                 if self.farm.snapshot(message, time.time(), self._loop.time()):
                     # the other hosts of its jobs may have to learn what it wants
                     self._stale |= {host} | self.farm.others(host)
+                    self._files.write_load(host, self.farm.load(host))  # before a job may start because of it
                     self._publish(host)
                     self._kick.set()
             case HistoryTold():
@@ -315,7 +319,7 @@ class Hub:
             self._start_reading_jobs()
 
     async def _read_jobs(self) -> None:
-        asked_at = time.time()
+        asked_at, mono = time.time(), self._loop.time()
         try:
             jobs = await self._pool.run(lambda pbs: pbs.jobs())
         except PbsError as error:
@@ -324,10 +328,14 @@ class Hub:
                 self._loop.call_later(HEARTBEAT_S, self._start_reading_jobs)
             return
         self.farm.maintenance.answered(self._files.forgotten())
-        self._log(self.farm.read_jobs(jobs, asked_at))
+        self._log(self.farm.read_jobs(jobs, asked_at, mono))
         self._files.ask_to_forget(self.farm.maintenance.requests, again=True)
         self._stale |= self.farm.hosts.keys()
         self._kick.set()
+        for number, host in enumerate(list(self.farm.hosts)):
+            self._files.write_load(host, self.farm.load(host))
+            if number % LOADS_AT_ONCE == 0:
+                await asyncio.sleep(0)
 
     # Jobs
 
@@ -457,6 +465,7 @@ class Hub:
             self._reload_keys()
             for host in self.farm.leases(self._loop.time()):
                 log.warning("host %s has not been heard for three heartbeats: its vnodes accept nothing", host)
+                self._files.write_load(host, b"")
                 self._publish(host)
                 self._kick.set()
             if not self._graced and self._loop.time() - self.farm.started >= 3 * HEARTBEAT_S:

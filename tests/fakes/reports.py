@@ -120,7 +120,8 @@ def job(
 ) -> PbsJob:
     if substate is None:
         substate = {"R": 42, "S": 43, "E": 51, "Q": 10}[state]
-    return PbsJob(id, state, substate, run, "low", tuple(vnodes), rerunnable, walltime_s, comment, started_at)
+    there = "+".join(f"({vnode}:ncpus=1)" for vnode in vnodes)
+    return PbsJob(id, state, substate, run, "low", tuple(vnodes), rerunnable, walltime_s, comment, started_at, there)
 
 
 def vnode(name: str = "n1", *state: str, **resources: str) -> Vnode:

@@ -34,7 +34,7 @@ class SimHub:
         """Compare with PBS."""
         connection = self.pbs.connect()
         self.farm.read_vnodes(connection.vnodes(), connection.server())
-        self.notes += self.farm.read_jobs(connection.jobs(), self.at)
+        self.notes += self.farm.read_jobs(connection.jobs(), self.at, self.at)
 
     def says(self, host: str, *domains: DomainReport) -> None:
         """Send a host's next snapshot."""

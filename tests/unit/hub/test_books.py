@@ -456,7 +456,7 @@ def test_a_reading_that_was_asked_for_before_a_suspend_does_not_undo_what_is_kno
     hub.says("h1", domain("n1", [stopped()]))
     hub.settle()
     assert hub.books() == [("1.srv", True, False)]
-    hub.farm.read_jobs(early, asked_at)
+    hub.farm.read_jobs(early, asked_at, asked_at)
     hub.actions()
     assert hub.books() == [("1.srv", True, False)]
 
