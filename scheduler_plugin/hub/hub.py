@@ -49,13 +49,13 @@ from .channel import HubChannel
 from .configuration import HubConfiguration
 from .connections import can_bear, raise_limit
 from .farm import Farm
+from .growing_pause import GrowingPause
 from .histories import MOST_HOSTS, Histories
 from .hook_files import HookFiles
 from .job_actions import RefusalProgress, explain, perform, say
 from .job_comments import Comment
 from .keys import KeysError
 from .lanes import Lane
-from .pace import Pace
 from .placements import told
 from .publisher import Publisher, Read
 
@@ -92,8 +92,8 @@ class Hub:
         self._save_due = False
         self._to_book: list[Action] = []
         """Suspensions that wait until they are on disk."""
-        self._save_pace = Pace(SAVE_PER_ENTRY_S)
-        self._tell_paces: dict[str, Pace] = {}
+        self._save_pace = GrowingPause(SAVE_PER_ENTRY_S)
+        self._tell_paces: dict[str, GrowingPause] = {}
         self._calls: set[asyncio.Task[None]] = set()
         self._graced = False
         self._files = HookFiles(Path(configuration.hub.heartbeat_file))
@@ -403,8 +403,8 @@ class Hub:
         log.log(level, "job %s: %s", action.key, _spelled(action))
         self._start(self._do(action))
 
-    def _tell_pace(self, host: str) -> Pace:
-        return self._tell_paces.setdefault(host, Pace(TELL_PER_JOB_S))
+    def _tell_pace(self, host: str) -> GrowingPause:
+        return self._tell_paces.setdefault(host, GrowingPause(TELL_PER_JOB_S))
 
     async def _do(self, action: Action) -> None:
         try:

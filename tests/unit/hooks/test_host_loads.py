@@ -36,7 +36,7 @@ class CountingServer(Server):
         return super().vnode(name)
 
 
-class Site:
+class LoadSite:
     """A counted host, the server's sums for it, and the hub's file. All jobs are of one CPU unless told otherwise."""
 
     def __init__(self, directory: Path) -> None:
@@ -90,22 +90,22 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+def site(tmp_path: Path) -> Iterator[LoadSite]:
     sys.modules.pop(MEMORY, None)
-    made = Site(tmp_path)
+    made = LoadSite(tmp_path)
     assert made.run("0.srv", cpus=0).accepted  # from now on the hook remembers what it lets through
     yield made
     sys.modules.pop(MEMORY, None)
 
 
-def test_with_the_hubs_file_it_asks_for_the_jobs_own_vnode_only(site: Site) -> None:
+def test_with_the_hubs_file_it_asks_for_the_jobs_own_vnode_only(site: LoadSite) -> None:
     site.assigned["n2"] = 3
     site.write({"n1": {}, "n2": {"7.srv": [1, 3]}, "n3": {}})
     assert site.run("1.srv", cpus=5).accepted
     assert site.asked == ["n1"]
 
 
-def test_what_the_file_says_is_too_much_is_decided_by_the_servers_sums(site: Site) -> None:
+def test_what_the_file_says_is_too_much_is_decided_by_the_servers_sums(site: LoadSite) -> None:
     site.write({"n1": {}, "n2": {"7.srv": [1, 8]}, "n3": {}})  # the server knows already that it has ended
     assert site.run("1.srv").accepted
     assert site.asked_for_all
@@ -115,7 +115,7 @@ def test_what_the_file_says_is_too_much_is_decided_by_the_servers_sums(site: Sit
     assert "no-cpus" in refused.message
 
 
-def test_a_start_that_the_file_does_not_show_yet_counts(site: Site) -> None:
+def test_a_start_that_the_file_does_not_show_yet_counts(site: LoadSite) -> None:
     site.write({"n1": {}, "n2": {}, "n3": {}})
     assert site.run("1.srv", "n1", cpus=5).accepted
     assert not site.run("2.srv", "n2", cpus=4).accepted
@@ -124,7 +124,7 @@ def test_a_start_that_the_file_does_not_show_yet_counts(site: Site) -> None:
     assert site.asked == ["n2"]
 
 
-def test_a_start_that_the_file_has_shown_is_over_when_the_file_shows_it_no_longer(site: Site) -> None:
+def test_a_start_that_the_file_has_shown_is_over_when_the_file_shows_it_no_longer(site: LoadSite) -> None:
     site.write({"n1": {}, "n2": {}, "n3": {}}, ago_s=0)
     assert site.run("1.srv", "n1", cpus=5).accepted
     site.write({"n1": {"1.srv": [1, 5]}, "n2": {}, "n3": {}})
@@ -134,14 +134,14 @@ def test_a_start_that_the_file_has_shown_is_over_when_the_file_shows_it_no_longe
     assert site.asked == ["n3"]
 
 
-def test_an_older_run_in_the_file_does_not_stand_for_a_new_start(site: Site) -> None:
+def test_an_older_run_in_the_file_does_not_stand_for_a_new_start(site: LoadSite) -> None:
     site.write({"n1": {"1.srv": [3, 1]}, "n2": {}, "n3": {}})
     assert site.run("1.srv", "n1", cpus=7, run=3).accepted
     site.run("2.srv", "n2")
     assert site.asked_for_all
 
 
-def test_a_vnode_that_the_file_leaves_out_is_asked_about(site: Site) -> None:
+def test_a_vnode_that_the_file_leaves_out_is_asked_about(site: LoadSite) -> None:
     site.assigned["n3"] = 6
     site.write({"n1": {}, "n2": {}})
     assert site.run("1.srv", cpus=2).accepted
@@ -149,7 +149,7 @@ def test_a_vnode_that_the_file_leaves_out_is_asked_about(site: Site) -> None:
     assert not site.run("2.srv", cpus=1).accepted
 
 
-def test_a_file_from_before_the_hooks_memory_is_not_used(site: Site) -> None:
+def test_a_file_from_before_the_hooks_memory_is_not_used(site: LoadSite) -> None:
     """PBS starts a new interpreter now and then. What it let through before is forgotten."""
     site.write({"n1": {}, "n2": {}, "n3": {}})
     assert site.run("1.srv", "n1", cpus=8).accepted
@@ -167,7 +167,7 @@ def test_a_file_from_before_the_hooks_memory_is_not_used(site: Site) -> None:
         '{"compared": NOW, "vnodes": {"n2": {}}, "x": "\xff"}', "[" * 100_000,
     ],
 )  # fmt: skip
-def test_a_file_that_cannot_be_read_is_as_good_as_none(site: Site, content: str) -> None:
+def test_a_file_that_cannot_be_read_is_as_good_as_none(site: LoadSite, content: str) -> None:
     site.assigned["n2"] = 8
     site.file.write_bytes(content.replace("NOW", str(time.monotonic())).encode("latin-1"))
     assert not site.run("1.srv").accepted
@@ -175,7 +175,7 @@ def test_a_file_that_cannot_be_read_is_as_good_as_none(site: Site, content: str)
     assert site.run("1.srv").accepted
 
 
-def test_a_file_that_others_may_write_that_is_a_link_a_pipe_or_too_long_is_not_used(site: Site, tmp_path: Path) -> None:
+def test_a_file_that_others_may_write_a_link_a_pipe_and_a_long_one_are_not_used(site: LoadSite, tmp_path: Path) -> None:
     site.assigned["n2"] = 8
 
     def used() -> bool:
@@ -199,7 +199,7 @@ def test_a_file_that_others_may_write_that_is_a_link_a_pipe_or_too_long_is_not_u
     assert used(), "otherwise none of the above shows anything"
 
 
-def test_without_a_hub_that_answers_the_file_is_not_used(site: Site) -> None:
+def test_without_a_hub_that_answers_the_file_is_not_used(site: LoadSite) -> None:
     site.assigned["n2"] = 8
     site.write({"n1": {}, "n2": {}, "n3": {}})
     os.utime(site.heartbeat, (time.time() - 60, time.time() - 60))
@@ -211,7 +211,7 @@ def test_a_host_with_an_unsafe_name_has_no_file(host: str) -> None:
     assert load_path("/run/heartbeat", host) is None
 
 
-def test_the_hook_remembers_a_bounded_number_of_starts(site: Site) -> None:
+def test_the_hook_remembers_a_bounded_number_of_starts(site: LoadSite) -> None:
     site.hook = Hook(
         "magrathea_server",
         hook_text("magrathea_server").replace("MOST_STARTS = 10000 ", "MOST_STARTS = 3 "),

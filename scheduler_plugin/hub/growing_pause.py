@@ -9,7 +9,7 @@ from __future__ import annotations
 MOST_PAUSE_S = 5.0
 
 
-class Pace:
+class GrowingPause:
     """`per_item_s`: the pause for each item of the last turn."""
 
     def __init__(self, per_item_s: float) -> None:
