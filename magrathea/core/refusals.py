@@ -104,13 +104,15 @@ class Section(StrEnum):
 
 
 _SOON_S, _UNTOLD_S, _LATER_S, _RARELY_S = 5, 10, 60, 600
-"""`_UNTOLD_S`: the time that MoM's hook uses if the refusal names none. `_RARELY_S`: somebody must fix it first."""
+"""`_UNTOLD_S`: the time that MoM's hook uses if the refusal names none. `_RARELY_S`: somebody must fix it first. The
+server's hook waits from the first to the last of these for what stays until it is fixed."""
 
 
 class Again(Enum):
     """When the request is tried again without help, in words; for a claim also the seconds until PBS tries again."""
 
     NEXT_CYCLE = "in PBS's next cycle", None
+    EVER_LATER = f"after {_SOON_S} s, then each time twice as long, up to {_RARELY_S // 60} min", None
     SOON = f"after {_SOON_S} s", _SOON_S
     UNTOLD = f"after {_UNTOLD_S} s", _UNTOLD_S
     LATER = f"after {_LATER_S} s", _LATER_S
@@ -150,26 +152,30 @@ TABLE: tuple[Meaning, ...] = (
         Again.NEXT_CYCLE,
         (_C.HOST_BUSY, "a sibling domain has a job that may not be stopped for this one", "wait"),
         (_C.NO_CPUS, "the CPUs of this job and of the jobs there exceed the host's", "wait"),
-        (_C.TOO_BIG, "the CPUs of this job alone exceed the host's", "ask for fewer"),
+        (_C.TOO_BIG, "the CPUs of this job alone exceed the host's", "ask for fewer", Again.EVER_LATER),
         (
             _C.TWO_DOMAINS,
             "its chunks are in two domains of one exclusive host, which never run together",
             "`-l place=pack`, or one chunk",
+            Again.EVER_LATER,
         ),
         (
             _C.NO_CLASS,
             "the job has no class, and Magrathea manages the vnode",
             "give its queue a class (`magrathea pbs install`), then `qmove` the job to the same queue",
+            Again.EVER_LATER,
         ),
         (
             _C.CLASS_DIFFERS,
             "the job's select names another class than its queue gives, or more than one",
             "`qalter -l select=...` without a class, or `qmove` to a queue of the intended class; submit an array anew",
+            Again.EVER_LATER,
         ),
         (
             _C.NO_RESERVATION,
             "the job is in a user's reservation; or a reservation would be made from a job that runs in a domain",
             "use an ordinary queue; reserve only vnodes that Magrathea does not manage",
+            Again.EVER_LATER,
         ),
         (
             _C.OWN_CLASS,
@@ -251,6 +257,7 @@ TABLE: tuple[Meaning, ...] = (
             _C.WRONG_CLASS,
             "a priority job in a normal domain, or the reverse",
             "check the queue's default chunk: `magrathea pbs check`",
+            Again.LATER,
         ),
         (
             _C.BAD_REQUEST,

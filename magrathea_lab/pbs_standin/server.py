@@ -248,17 +248,21 @@ class StandIn:
         self.end_maintenance(job)
         job.exec_vnode, job.comment, job.requeued = "", comment, False
         job.run_count = int(changes.get("run_count", job.run_count))
-        job.execution_time = float(changes.get("Execution_Time", 0))
         if job.deleted:
             self.finish(job, None, "deleted")
         elif rejected and job.run_count > MOST_RUNS:
             job.moved("H", 20)
-        elif job.execution_time > time.time():
-            job.moved("W", 30)
-            asyncio.get_running_loop().call_later(job.execution_time - time.time(), self.waited, job)
         else:
             job.moved("Q", 10)
+            self.wait_until(job, float(changes.get("Execution_Time", 0)))
         self._wake.set()
+
+    def wait_until(self, job: StandInJob, at: float) -> None:
+        """Let a job wait for its execution time, if that is to come."""
+        job.execution_time = at
+        if at > time.time():
+            job.moved("W", 30)
+            asyncio.get_running_loop().call_later(at - time.time(), self.waited, job)
 
     def waited(self, job: StandInJob) -> None:
         if job.state == "W":
@@ -337,6 +341,7 @@ class StandIn:
             if not outcome.accepted:
                 job.rejections += 1
                 say(f"runjob {job.id} rejected: {outcome.message}")
+                self.wait_until(job, float(outcome.changes.get("Execution_Time", 0)))
                 return f"Not Running: PBS Error: {outcome.message}"
         job.exec_vnode, job.comment = exec_vnode, "Job run"
         job.run_version += 1

@@ -75,6 +75,10 @@ HUB_LOST, TWO_DOMAINS, HOST_BUSY, TOO_BIG, NO_CPUS, NO_CLASS, CLASS_DIFFERS, NO_
 OWN_CLASS, SELECT_UNCLEAR, SENT_BACK = _OTHERS
 
 PASSING = frozenset({HUB_LOST, HOST_BUSY, NO_CPUS})  # reasons that go away without anybody changing the job
+# Reasons that stay until somebody changes the job, its queue or the host. It is tried again ever later.
+UNTIL_FIXED = frozenset({TWO_DOMAINS, TOO_BIG, NO_CLASS, CLASS_DIFFERS, NO_RESERVATION})
+FIRST_LATER_S, MOST_LATER_S = 5, 600
+MOST_TRIED = 10000  # jobs whose refusals are counted
 REFUSED = "MAGRATHEA_REFUSED"  # variable of a subjob that MoM's hook refuses; a user who sets it stops only himself
 
 KEEPS, NOTHING = "magrathea_keeps", "none"  # a resource of the job, for MoM's hook; users cannot set it
@@ -170,19 +174,23 @@ def memory():
     """What the interpreter keeps from one event to the next. When PBS starts a new interpreter it is lost.
 
     `starts`: by host and job id, starts that were let through: time, run version, CPUs by vnode. `complete_since`:
-    all later starts are there. `started`: see started_lately.
+    all later starts are there. `started`: see started_lately. `tried`: by job id, how often it was refused for a reason
+    in UNTIL_FIXED.
     """
     kept = sys.modules.setdefault(MEMORY, type(sys)(MEMORY))
     if not hasattr(kept, "starts"):
         kept.starts, kept.complete_since = {}, time.monotonic()
     if not hasattr(kept, "started"):
         kept.started = {}
+    if not hasattr(kept, "tried"):
+        kept.tried = {}
     return kept
 
 
 def remember(job, wanted, ours):
     """Remember that a job is let through. `ours`: see recognise."""
     kept, now, started = memory(), time.monotonic(), set()
+    kept.tried.pop(str(job.id), None)
     for name, (vnode, _) in ours.items():
         host = value_of(vnode, "magrathea_host")
         starts = kept.starts.setdefault(host, {})
@@ -426,9 +434,22 @@ def check_origin(event, server):
             )
 
 
+def later_s(id):
+    """How long to wait before this job is tried again; each time twice as long."""
+    tried = memory().tried
+    times = tried.pop(id, 0)
+    if len(tried) >= MOST_TRIED:
+        del tried[next(iter(tried))]
+    tried[id] = times + 1
+    return min(MOST_LATER_S, FIRST_LATER_S << min(times, 10))
+
+
 def refuse(event, code, text):
     """Refuse a job; send a subjob on to where it is refused (rule 3)."""
-    if not is_subjob(str(event.job.id)):
+    id = str(event.job.id)
+    if not is_subjob(id):
+        if code in UNTIL_FIXED:
+            event.job.Execution_Time = int(time.time() + later_s(id) + 0.5)
         event.reject("magrathea: %s" % text)
         return
     pbs.logmsg(pbs.EVENT_ADMIN, "magrathea: subjob %s is sent on, to be refused there: %s" % (event.job.id, text))

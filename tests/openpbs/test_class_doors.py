@@ -37,7 +37,8 @@ def released(fleet: OpenPbsCluster, job: str) -> None:
 
 def starts_nowhere(fleet: OpenPbsCluster, job: str) -> None:
     wait(fleet, "the hook has refused it", lambda: "magrathea: class-differs" in fleet.jobs()[job].comment)
-    assert fleet.jobs()[job].state == "Q" and fleet.jobs()[job].run_version == 0
+    wait_state(fleet, job, "W")
+    assert fleet.jobs()[job].run_version == 0
 
 
 def altered_past_the_hook(fleet: OpenPbsCluster, job: str, cls: str) -> None:
