@@ -26,6 +26,8 @@ Doc = dict[str, Any]
 
 SERVER_EVENTS = ("runjob", "queuejob", "modifyjob", "movejob")
 SELECT_RULES = ("own-class", "select-unclear")
+MOST_LATER_S = 600
+"""What the server's hook lets a job wait that cannot start until something is changed."""
 MOST_MESSAGE = 8192
 """Characters of a refusal. PBS cuts what is longer than its reply."""
 
@@ -86,7 +88,8 @@ def server_hook(folder: Path) -> Reader:
         _bounded(outcome)
         for line in outcome.log:
             assert not line.startswith("Traceback"), line
-        assert not outcome.changes
+        later_s = outcome.changes.pop("Execution_Time", time.time()) - time.time()
+        assert -1 <= later_s <= MOST_LATER_S + 1 and not outcome.changes and not (outcome.accepted and later_s > 0)
         ours = any(_is_ours(found) for found in vnodes.values())
         if event == "runjob" and not outcome.accepted:
             assert ours, f"a job on vnodes that are not ours was refused: {outcome.message}"
