@@ -13,6 +13,7 @@ import contextlib
 import logging
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -93,7 +94,7 @@ class Hub:
         self._to_book: list[Action] = []
         """Suspensions that wait until they are on disk."""
         self._save_pace = GrowingPause(SAVE_PER_ENTRY_S)
-        self._tell_paces: dict[str, GrowingPause] = {}
+        self._tell_paces = defaultdict[str, GrowingPause](lambda: GrowingPause(TELL_PER_JOB_S))
         self._calls: set[asyncio.Task[None]] = set()
         self._graced = False
         self._files = HookFiles(Path(configuration.hub.heartbeat_file))
@@ -273,7 +274,7 @@ class Hub:
                 heard = self.farm.hosts.get(host)
                 if told is None or heard is None:
                     continue
-                self._tell_pace(host).took_turn(self._loop.time(), sum(len(d.jobs) for d in heard.snapshot.domains))
+                self._tell_paces[host].took_turn(self._loop.time(), sum(len(d.jobs) for d in heard.snapshot.domains))
                 if told == self._told.get(host) and not (again and told != heard.believed_books):
                     continue
                 books = Books(hub_id=self._id, acked_revision=heard.snapshot.revision, jobs=told)
@@ -368,7 +369,7 @@ class Hub:
                 for key, comment in self.farm.comments.waiting_due().items():
                     self._start(self._say(key, comment))
             now = self._loop.time()
-            stale = {host for host in self._stale if not self._tell_pace(host).wait_s(now)}
+            stale = {host for host in self._stale if not self._tell_paces[host].wait_s(now)}
             self._stale -= stale
             self._tell_books(stale)
             self._working_since = None
@@ -376,7 +377,7 @@ class Hub:
     def _idle_s(self) -> float | None:
         """How long there is nothing to do unless something happens; None: for ever."""
         now, due = self._loop.time(), self.farm.next_due()
-        waits = [self._tell_pace(host).wait_s(now) for host in self._stale]
+        waits = [self._tell_paces[host].wait_s(now) for host in self._stale]
         if due is not None:
             waits.append(max(0.0, due - time.time()))
         if self._save_due:
@@ -402,9 +403,6 @@ class Hub:
         level = logging.DEBUG if isinstance(action, Look) else logging.INFO  # any host can cause looks
         log.log(level, "job %s: %s", action.key, _spelled(action))
         self._start(self._do(action))
-
-    def _tell_pace(self, host: str) -> GrowingPause:
-        return self._tell_paces.setdefault(host, GrowingPause(TELL_PER_JOB_S))
 
     async def _do(self, action: Action) -> None:
         try:
