@@ -120,8 +120,7 @@ def job(
 ) -> PbsJob:
     if substate is None:
         substate = {"R": 42, "S": 43, "E": 51, "Q": 10}[state]
-    there = "+".join(f"({vnode}:ncpus=1)" for vnode in vnodes)
-    return PbsJob(id, state, substate, run, "low", tuple(vnodes), rerunnable, walltime_s, comment, started_at, there)
+    return PbsJob(id, state, substate, run, "low", tuple(vnodes), rerunnable, walltime_s, comment, started_at)
 
 
 def vnode(name: str = "n1", *state: str, **resources: str) -> Vnode:

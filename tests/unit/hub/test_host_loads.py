@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from magrathea.messages import DomainReport
 from magrathea.pbs_text.host_loads import MOST_LOAD_BYTES
 from scheduler_plugin.hub.farm import LEASE_S
 from scheduler_plugin.hub.vnode_attributes import HOST
+from scheduler_plugin.pbs.base import PbsJob
 from tests.fakes.pbs import FakePbs
 from tests.fakes.reports import domain, job, report, snapshot
 from tests.unit.hub.simulated_hub import SimHub
@@ -20,6 +22,11 @@ from tests.unit.hub.simulated_hub import SimHub
 @pytest.fixture
 def pbs() -> FakePbs:
     return FakePbs("n1", "n2", "n3")
+
+
+def running(id: str, state: str = "R", vnode: str = "n1") -> PbsJob:
+    """A job of one CPU on that vnode."""
+    return replace(job(id, state, vnodes=(vnode,)), exec_vnode=f"({vnode}:ncpus=1)")
 
 
 class CountedHost:
@@ -48,7 +55,7 @@ class CountedHost:
 def host(pbs: FakePbs) -> CountedHost:
     """Its vnodes n1 and n2 are published. n1 has a job."""
     made = CountedHost(pbs)
-    pbs.put(job("1.srv"))
+    pbs.put(running("1.srv"))
     made.says(domain("n1", [report("1.srv", 4)]), domain("n2"))
     assert made.shown == {}, "nothing was compared yet"
     made.hub.read()
@@ -66,7 +73,7 @@ def test_the_file_follows_the_hosts_reports(host: CountedHost) -> None:
 
 
 def test_a_vnode_with_a_job_that_its_host_does_not_report_is_left_out(host: CountedHost, pbs: FakePbs) -> None:
-    pbs.put(job("5.srv", vnodes=("n2",)))
+    pbs.put(running("5.srv", vnode="n2"))
     host.hub.read()
     assert host.shown == {"n1": {"1.srv": [4, 1]}}
     host.says(domain("n1", [report("1.srv", 4)]), domain("n2", [report("5.srv")]))
@@ -82,8 +89,8 @@ def test_so_is_one_with_a_job_that_has_more_cpus_in_pbs(host: CountedHost, pbs: 
 
 
 def test_a_job_that_ends_or_is_suspended_in_pbs_need_not_be_reported(host: CountedHost, pbs: FakePbs) -> None:
-    pbs.put(job("5.srv", "E", vnodes=("n2",)))
-    pbs.put(job("6.srv", "S", vnodes=("n2",)))
+    pbs.put(running("5.srv", "E", "n2"))
+    pbs.put(running("6.srv", "S", "n2"))
     host.hub.read()
     assert host.shown.keys() == {"n1", "n2"}
 
