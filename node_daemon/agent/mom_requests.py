@@ -205,6 +205,7 @@ class MomRequests:
         rows = field(doc, "jobs", list)
         if len(rows) > MAX_JOBS:
             raise BadValue("a list of %d jobs; at most %d" % (len(rows), MAX_JOBS))
+        now = time.monotonic()
         clean = []
         entries = []
         for row in rows:
@@ -213,28 +214,28 @@ class MomRequests:
             key, owner = job_key(row), owner_of(row)
             substate = count(row, "substate")
             session = count(row, "session_id", 0)
+            start = start_of(session) if 1 < session < 1 << 31 else None
+            has_gone = substate >= ENDING_SUBSTATE or (session > 1 and start is None)
+            over = key not in self.jobs and self.table.has_ended(key, has_gone, now)
             clean.append(
                 {
                     "id": key[0],
                     "run": key[1],
                     "cpus": count(row, "cpus"),
                     "memory_mib": count(row, "memory_mib"),
-                    "substate": substate,
+                    "substate": max(substate, ENDING_SUBSTATE) if over else substate,
                     "rerunnable": field(row, "rerunnable", bool),
                 }
             )
-            entries.append((key, owner, substate, session, field(row, "sister", bool, False)))
-        now = time.monotonic()
+            entries.append((key, owner, substate, session, start, field(row, "sister", bool, False), over))
         self.table.end_earlier([entry[0] for entry in entries])
-        for key, owner, substate, session, sister in entries:
-            ending = substate >= ENDING_SUBSTATE
-            if key not in self.jobs and self.table.has_ended(key, ending, now):
+        for key, owner, substate, session, start, sister, over in entries:
+            if over:
                 continue
             job = self.table.enter(key, owner, self.owners.uid_of(owner) if owner else None)
             job.sister = sister
             job.seen |= sister
-            job.ending = ending
-            start = start_of(session) if 1 < session < 1 << 31 else None
+            job.ending = substate >= ENDING_SUBSTATE
             if start is not None:
                 job.sessions.setdefault(session, start)
                 job.top = job.top or (session, start)

@@ -75,13 +75,14 @@ class Table:
         else:
             self.sweeper.forget(job)
 
-    def has_ended(self, key: "Key", ending: bool, now: float) -> bool:
+    def has_ended(self, key: "Key", has_gone: bool, now: float) -> bool:
         """Whether a job of MoM's list is over, and the list is only late or shows what MoM does after a job's end.
 
-        `ending`: the list itself shows it as ending. A job that still runs by a list made after its end has not ended.
+        `has_gone`: the list itself shows it as ending, or its session's process does not exist. A job that still runs
+        by a list made after its end has not ended.
         """
         at = self.ended.get(key)
-        return at is not None and now - at < (ENDED_S if ending else LIST_AGE_S)
+        return at is not None and now - at < (ENDED_S if has_gone else LIST_AGE_S)
 
     def miss(self, present: "Set[Key]", now: float) -> None:
         """Forget jobs that are missing from two of MoM's lists, unless the daemon still has an order for them."""

@@ -197,6 +197,7 @@ def test_moms_list_brings_no_ended_job_back_while_it_ends_there(rig: Rig, files:
     rig.host.await_op("release")
     for substate in (42, 51, 57, 58):  # a list from before the end, the epilogue, the obit, copying
         assert rig.mom("jobs", jobs=[job_of_list(rig, substate)])["ok"]
+        assert rig.host.seen("jobs")[-1]["jobs"][0]["substate"] >= 50  # the daemon is told that it ends
     assert known(rig) == []
     rig.mom("jobs", jobs=[job_of_list(rig, 42, "14.srv")])
     assert known(rig) == ["14.srv"]
