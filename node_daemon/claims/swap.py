@@ -16,7 +16,7 @@ SLACK_MIB = 16
 """A swap device is a little smaller than its disk."""
 
 
-STEP_MIB = 64
+STEP_MIB = 16
 """Figures of zram fluctuate. A change within such a step is none, and is not published."""
 
 

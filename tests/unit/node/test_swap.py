@@ -60,7 +60,7 @@ def test_figures_that_fluctuate_change_nothing() -> None:
     async def work() -> None:
         await w.claims.request("n1", report(900, zram_mib=2048))
         before = w.host, w.claims.notes()
-        await w.claims.request("n1", report(930, zram_mib=2048))
+        await w.claims.request("n1", report(910, zram_mib=2048))
         assert (w.host, w.claims.notes()) == before
 
     played(w, work)
