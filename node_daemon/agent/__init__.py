@@ -12,8 +12,10 @@ Laws of this package:
    signal never hits another process that has got the same pid.
 2. A stop is a standing order: the agent enforces it again every 0.5 s until the daemon lifts it. It decides nothing
    itself. When it ends (by SIGTERM, too), stopped jobs stay stopped, and the next agent continues from the state file.
-3. The agent finds a job's processes by PBS's job cgroup, and by session, descent and PBS_JOBID among the processes of
-   the job's owner. A process that was found belongs to the job for its whole life: it cannot leave.
+3. The agent finds a job's processes by PBS's job cgroup, and by PBS_JOBID among the processes of the job's owner. What
+   descends from these or is in a session of theirs is the job's, too, whoever it runs as; so is what has inherited the
+   job's PBS_JOBCOOKIE. MoM, its hooks and their programs are not. A process that was found belongs to the job for its
+   whole life: it cannot leave.
 4. A cgroup is frozen for some milliseconds only, as a barrier: freeze, SIGSTOP each process, thaw. Then PBS sees plain
    stopped processes, as after its own suspend: its SIGCONT continues them, its SIGKILL kills them. A process in a v1
    freezer would notice neither. Nothing stays frozen that only the agent could thaw.

@@ -36,6 +36,8 @@ BATCH = 64  # processes of one request
 TELL_AGAIN_S = 60.0  # a user's processes are logged once in this time
 MAX_TOLD = 256
 MAX_ID_BYTES = 1024  # no job has a longer id
+MAX_COOKIE_BYTES = 128  # PBS's has 32
+ANSWER_BYTES = 2 + MAX_ID_BYTES + MAX_COOKIE_BYTES
 DESCRIPTORS = 4096  # more than the agent ever has open
 
 
@@ -88,7 +90,7 @@ class ReaderChild:
         has ended."""
         self.sock.settimeout(max(0.0, wait_s))
         try:
-            answer = self.sock.recv(MAX_ID_BYTES + 1)
+            answer = self.sock.recv(ANSWER_BYTES)
         except (BlockingIOError, _socket.timeout):
             return False
         if not answer:
@@ -96,7 +98,8 @@ class ReaderChild:
         proc, image, _ = self.asked.popleft()
         self.since = time.monotonic()
         if proc.image == image and answer[:1] == b"=":
-            proc.env_job = answer[1:].decode("utf-8", "replace")
+            name, _, proc.cookie = answer[1:].partition(b"\0")
+            proc.env_job = name.decode("utf-8", "replace")
         return True
 
     def waits_for_memory(self) -> bool:
@@ -223,8 +226,8 @@ class Environments:
         return hanging >= MOST_OF_USER
 
     def read(self, procs: "List[Tuple[Proc, int]]", until: float) -> bool:
-        """Set `env_job` of these processes, each with its user. Users of whom many processes hang come last. False if
-        there was no time for all of them."""
+        """Set `env_job` and `cookie` of these processes, each with its user. Users of whom many processes hang come
+        last. False if there was no time for all of them."""
         last = []
         if len(self.late) >= MOST_LATE:
             return False
@@ -311,21 +314,30 @@ def _serve(sock: _socket.socket, life: int, marks: "List[bytes]", policy: int, n
         if not request:
             return
         for pid in request.split():
-            name = job_of_environ(int(pid), marks)
-            sock.send(b"?" if name is None else b"=" + name)
+            found = job_of_environ(int(pid), marks)
+            sock.send(b"?" if found is None else b"=" + b"\0".join(found))
 
 
-def job_of_environ(pid: int, marks: "List[bytes]") -> "Optional[bytes]":
-    """PBS_JOBID of a process; empty for none; None if it is not known yet (during an exec)."""
+def job_of_environ(pid: int, marks: "List[bytes]") -> "Optional[Tuple[bytes, bytes]]":
+    """PBS_JOBID and PBS_JOBCOOKIE of a process, empty for none; None if it is not known yet (during an exec)."""
     try:
         data = read_environ(pid)
     except PermissionError:
-        return b""
+        return b"", b""
     if not data:
         return None
     data = b"\0" + data + b"\0"
-    at = data.find(b"\0PBS_JOBID=")
-    if at < 0 or not all(mark in data for mark in marks):
+    if not all(mark in data for mark in marks):
+        return b"", b""
+    return _value(data, b"PBS_JOBID", MAX_ID_BYTES - 1), _value(data, b"PBS_JOBCOOKIE", MAX_COOKIE_BYTES)
+
+
+def _value(data: bytes, name: bytes, most: int) -> bytes:
+    """A variable of an environment that begins and ends with a NUL; empty if it is not there, or too long."""
+    begins = b"\0" + name + b"="
+    at = data.find(begins)
+    if at < 0:
         return b""
-    value = data[at + 11 : data.index(b"\0", at + 11)]
-    return value if len(value) <= MAX_ID_BYTES - 1 else b""
+    at += len(begins)
+    value = data[at : data.index(b"\0", at)]
+    return value if len(value) <= most else b""

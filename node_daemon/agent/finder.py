@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 PF_KTHREAD = 0x00200000
 EXEC_S = 0.05  # a new process may show no environment for so long, because its exec is not done
 ENVIRON_BUDGET_S = 0.02  # the longest time that one look spends on environments
+STRANGERS_BUDGET_S = 0.005  # of these, the longest time for processes of users who own no job
+MOST_ANCESTORS = 16  # between a process of a hook and MoM
 SETTLED_S = 5.0  # a process that belonged to no job for so long is read again only every REREAD_S
 REREAD_S = 2.0
 UNBORN_S = 0.3  # by then /proc shows a process that has got its number
@@ -36,6 +38,7 @@ class Finder:
         self.environments = Environments([b"\0" + m + b"\0" for m in marks])
         self.procs: "Dict[int, Proc]" = {}
         self.never = (0, 1, 2, os.getpid())
+        self.all_users = os.geteuid() == 0  # else the agent may signal its own user's processes only
         self.spared: "Dict[int, Tuple[int, Optional[Tuple[bytes, bytes]]]]" = {}
         self.asked: "Set[Tuple[Key, Optional[int]]]" = set()
         self.unfinished = False  # the last look had no time for all environments
@@ -207,8 +210,31 @@ class Finder:
             proc.judged = False
         return proc
 
-    def _owned(self, proc: Proc, job: Job) -> bool:
-        return job.uid is not None and not self._is_spared(proc) and self._fits(proc, job, self._uids(proc))
+    def _inherits(self, proc: Proc, job: Job) -> bool:
+        """Whether a child of the job's, or a process in one of its sessions, is the job's. It may run as any user,
+        because only a fork leads there. PBS itself stops whatever is in a job's session, too."""
+        if job.uid is None or self._is_spared(proc):
+            return False
+        if not self.all_users:
+            return self._fits(proc, job, self._uids(proc))
+        if job.uid == 0:
+            return proc.image is None or proc.image[1] not in MOM_NAMES
+        return not self._is_moms(proc)
+
+    def _is_moms(self, proc: Proc) -> bool:
+        """Whether it is MoM, a hook of MoM, or was started by these as root. Such processes are in the job's session
+        until the job's shell begins. A name alone is no proof, because a user may give it to any program."""
+        for _ in range(MOST_ANCESTORS):
+            parent = self.procs.get(proc.ppid)
+            named = proc.image is not None and proc.image[1] in MOM_NAMES
+            if not named and (parent is None or parent.pid == 1 or parent.job is not None):
+                return False
+            if any(self._uids(proc)):
+                return False
+            if named or parent is None:
+                return True
+            proc = parent
+        return False
 
     @staticmethod
     def _fits(proc: Proc, job: Job, uids: "Tuple[int, ...]") -> bool:
@@ -250,12 +276,16 @@ class Finder:
             job.doubtful = 0
         candidates: "List[Tuple[Proc, Tuple[int, ...]]]" = []
         unread: "List[Tuple[Proc, int]]" = []
+        strangers: "List[Tuple[Proc, int]]" = []
         for proc in fresh:
             if proc.job is not None or proc.dead:
                 continue
             uids = self._uids(proc)
             proc.judged = True
-            if self._is_spared(proc) or not (any(uids) if None in owners else owners.intersection(uids)):
+            if self._is_spared(proc):
+                continue
+            if not (any(uids) if None in owners else owners.intersection(uids)):
+                strangers += [(proc, uids[0])] if uids else []
                 continue
             candidates.append((proc, uids))
             if proc.env_job is None:
@@ -274,8 +304,38 @@ class Finder:
             if owner.uid is None:
                 owner.doubtful += 1
             elif self._fits(proc, owner, uids):
+                owner.cookie = owner.cookie or proc.cookie
                 self._take(proc, owner, members, found)
+        self._by_cookie(by_id, members, strangers, found)
         return found
+
+    def _by_cookie(
+        self,
+        by_id: "Dict[str, Job]",
+        members: "Dict[int, Proc]",
+        strangers: "List[Tuple[Proc, int]]",
+        found: "Set[Proc]",
+    ) -> None:
+        """Find processes of other users that have inherited the environment of a job and nothing else of it. Its cookie
+        shows that, because nobody else knows it. No stop waits for them: another user's memory may not answer."""
+        if not self.all_users:
+            return
+        leaders = [members[sid] for job in by_id.values() for sid in job.sessions if sid in members and not job.cookie]
+        sessions = [start for job in by_id.values() if job.cookie for start in job.sessions.values()]
+        strangers = [(p, u) for p, u in strangers if sessions and p.start >= min(sessions) and not self._is_moms(p)]
+        unread = [(p, u) for p, u in strangers if p.env_job is None]
+        unread += [(p, uids[0]) for p in leaders if p.env_job is None for uids in [self._uids(p)] if uids]
+        unread = [(p, u) for p, u in unread if not self.environments.rests(p, u)]
+        if unread and not self.environments.late:
+            self.environments.read(unread, time.monotonic() + STRANGERS_BUDGET_S)
+        for proc in leaders:
+            if proc.job is not None and proc.env_job == proc.job.id:
+                proc.job.cookie = proc.cookie
+        for proc, _ in strangers:
+            proc.judged = proc.env_job is not None
+            job = by_id.get(proc.env_job) if proc.env_job else None
+            if job is not None and job.uid is not None and proc.cookie and proc.cookie == job.cookie:
+                self._take(proc, job, members, found)
 
     def _ask(self, proc: Proc, uid: int, unread: "List[Tuple[Proc, int]]") -> None:
         """Add a process to those whose environment is to be read now, unless that read hangs or hung."""
@@ -307,7 +367,7 @@ class Finder:
                 its = parent.job if parent is not None else None
                 if its is None and proc.sid in sessions and proc.start >= sessions[proc.sid][1]:
                     its = sessions[proc.sid][0]
-                if its is not None and self._owned(proc, its):
+                if its is not None and self._inherits(proc, its):
                     self._take(proc, its, members, found)
                     if proc.pid == proc.sid:
                         sessions[proc.sid] = (its, proc.start)

@@ -17,13 +17,14 @@ class Proc:
     - `start`: start time in clock ticks since boot; together with the pid its identity.
     - `inode`: of its /proc directory. While this is the same, so is the process: procfs creates one for each.
     - `image`: where its stack begins, and its name; changes with each exec.
-    - `env_job`: PBS_JOBID of its environment; "" for none, None if not known yet.
+    - `env_job`: PBS_JOBID of its environment; "" for none, None if not known yet. `cookie`: PBS_JOBCOOKIE of it.
     - `job`: the job it belongs to. `judged`: it belongs to none, unless it execs.
     - `struck_at`: when we first sent SIGSTOP, if no SIGCONT followed. `hit_at`: when we last sent it.
     - `pending_since`: when it was first seen in uninterruptible sleep with that SIGSTOP pending.
     """
 
     __slots__ = (
+        "cookie",
         "env_job",
         "first_seen",
         "hit_at",
@@ -52,6 +53,7 @@ class Proc:
         self.first_seen = now
         self.image: "Optional[Tuple[bytes, bytes]]" = None
         self.env_job: "Optional[str]" = None
+        self.cookie = b""
         self.uids: "Optional[Tuple[int, ...]]" = None
         self.job: "Optional[Job]" = None
         self.struck_at: "Optional[float]" = None
@@ -73,7 +75,8 @@ class Job:
 
     - `uid`: of its owner; None while not known, and then none of its processes is touched.
     - `order`: what the daemon wants; None for nothing. `stopped_at`: since when a stop stands, in Unix seconds.
-    - `sessions`: session id -> start time of its leader.
+    - `sessions`: session id -> start time of its leader. `cookie`: what PBS has put into the environment of the job's
+      first processes, and nobody else knows; empty if not seen.
     - `struck`: pid -> start time of each process that the agent stopped. `groups`: groups signalled as a whole.
     - `top`: pid and start time of the process that MoM started, and whose end is the job's; None if not known.
     - `sister`: the job begins on another host, so that MoM may start tasks here at any time, or none.
@@ -112,6 +115,7 @@ class Job:
         self.listed = False
         self.missing = 0
         self.sessions: "Dict[int, int]" = {}
+        self.cookie = b""
         self.struck: "Dict[int, int]" = {}
         self.procs: "Dict[int, Proc]" = {}
         self.groups: "Set[int]" = set()
