@@ -128,9 +128,12 @@ def _check_table(value: Any, schema: type[msgspec.Struct], where: tuple[str, ...
         return
     hints = get_type_hints(schema, include_extras=True)
     fields = {field.encode_name: field for field in msgspec.structs.fields(schema)}
+    former: Mapping[str, str] = getattr(schema, "FORMER", {})
     for key, one in value.items():
         if key in fields:
             yield from _check(one, hints[fields[key].name], (*where, key))
+        elif key in former:
+            yield Problem((*where, key), f"{spelled((*where, key))} no longer exists: {former[key]}")
         else:
             near = difflib.get_close_matches(key, fields, n=1)
             fix = f"did you mean `{near[0]}`?" if near else "remove it."

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import psutil
@@ -20,6 +20,7 @@ from magrathea import places
 from magrathea.configuration import AbsolutePath, Problem, configuration_error, parse, read_text, spelled
 from magrathea.core import events as ev
 from magrathea.core.model import Host, Kind, Limits, Mode
+from magrathea.stop_warnings import LONGEST_S, WITHOUT_PROLOGUE_S
 from magrathea.surroundings import SOCKET_PATH_BYTES
 
 from .switch.paging import MemorySettings
@@ -28,9 +29,6 @@ DEFAULT_PATH = Path(places.NODED_CONFIGURATION)
 
 MIN_RUN_S = 5.0
 """With less, a stream of claims could keep a job from ever running (docs/rules.md, "Protection from thrashing")."""
-
-MAX_CONFIGURED_WARN_S = 1.0
-"""A claim is answered within DAEMON_CLAIM_S (magrathea/deadlines.py), and stopping takes some of that time."""
 
 Cpus = Annotated[int, msgspec.Meta(ge=1, le=65536)]
 Mib = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
@@ -62,11 +60,6 @@ Uri = Annotated[
 ]
 
 
-WarnSignal = Literal[
-    "", "SIGHUP", "SIGINT", "SIGTERM", "SIGTSTP", "SIGURG", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGXCPU"
-]
-
-
 class HostTable(msgspec.Struct, kw_only=True, frozen=True):
     """[host]. `cpus`, `memory_mib`: None for all that the machine has. `preempted_cpu_percent`: 100 is one CPU.
 
@@ -92,10 +85,14 @@ class HostTable(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class LimitsTable(msgspec.Struct, kw_only=True, frozen=True):
-    """[limits]: see magrathea.core.model.Limits. `warn_signal` is sent only to processes that handle it.
-
-    `allow_short_min_run` is meant for tests and the demo.
+    """[limits]: see magrathea.core.model.Limits. `allow_short_min_run` is meant for tests and the demo.
+    `FORMER`: keys of earlier snapshots, and what to do about each.
     """
+
+    FORMER: ClassVar[dict[str, str]] = {
+        "warn_signal": "it killed jobs that had not asked for a signal. Remove it; a job asks by MAGRATHEA_SIGNAL",
+        "warn_s": "a job itself asks how long it wants to be warned. Remove it, or grant more by `longest_warning_s`",
+    }
 
     agent_silent_s: PositiveSeconds = 30.0
     claim_s: PositiveSeconds = 60.0
@@ -105,8 +102,7 @@ class LimitsTable(msgspec.Struct, kw_only=True, frozen=True):
     max_preemptions: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0
     max_preempted_s: Seconds = 0.0
     overtaken_s: PositiveSeconds = 600.0
-    warn_signal: WarnSignal = ""
-    warn_s: Annotated[float, msgspec.Meta(gt=0, le=MAX_CONFIGURED_WARN_S)] = MAX_CONFIGURED_WARN_S
+    longest_warning_s: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_S)] = WITHOUT_PROLOGUE_S
     allow_short_min_run: bool = False
 
 

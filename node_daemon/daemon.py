@@ -187,6 +187,7 @@ class Daemon:
             by=self._by,
             moves=self.switch.progress.moves(),
             waits=self.claims.waits(),
+            stopped_at=self.switch.progress.stopped_at(),
             lacks={d.name: self.switch.progress.lack(d.name) for d in self.host.domains if d.jobs},
             driver=self.configuration.host.driver,
             notes=tuple(notes),

@@ -55,6 +55,7 @@ class Beside:
     moves: Mapping[str, Progress] = field(default_factory=dict)
     waits: Mapping[tuple[str, JobKey], str] = field(default_factory=dict)
     lacks: Mapping[str, MemoryLack | None] = field(default_factory=dict)
+    stopped_at: Mapping[tuple[str, JobKey], float] = field(default_factory=dict)
     driver: str = "local"
     notes: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
@@ -203,6 +204,14 @@ def _move(progress: Progress | None) -> MemoryMove | None:
     return MemoryMove(what=progress.what, done_mib=_figure(progress.done_mib), of_mib=_figure(progress.of_mib))
 
 
+def _warned_until(whole: _Whole, domain: Domain, job: Job) -> float | None:
+    """A job whose processes did not handle the signal, or have ended, has stopped earlier."""
+    until = plan.warned_until(whole.host, job)
+    if until is None:
+        return None
+    return min(until, whole.beside.stopped_at.get((domain.name, job.key), until))
+
+
 def _job(whole: _Whole, domain: Domain, job: Job) -> JobReport:
     host, this = whole.host, (domain.name, job.key)
     return JobReport(
@@ -217,7 +226,7 @@ def _job(whole: _Whole, domain: Domain, job: Job) -> JobReport:
         ready=this in whole.ready,
         requeue=this in to_requeue(host),
         stopped_since=job.stopped_since,
-        warned_until=plan.warned_until(host, job),
+        warned_until=_warned_until(whole, domain, job),
         stopper=job.stopper,
         preempted_by=_stopped_for(whole, domain, job)[:4096],
         preempted_s=job.preempted_s,

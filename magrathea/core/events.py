@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from .model import JobClass, JobKey, Kind, Limits, Mode, Patience
+from .model import JobClass, JobKey, Kind, Limits, Mode, Patience, StopWarning
 from .refusals import RefusalCode
 
 
@@ -44,6 +44,7 @@ class Claimed(EventOfJob):
     rerunnable: bool = True
     given: bool = True
     keeps: str = ""
+    warning: StopWarning | None = None
 
 
 class Released(EventOfJob):
@@ -73,6 +74,7 @@ class ReportedJob:
     suspended: bool = False
     ending: bool = False
     rerunnable: bool = True
+    warning: StopWarning | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ def claimed(host: Host, domain: Domain, event: ev.Claimed) -> Result:
     host, more = preempt(host, answer, str(event.key))
     size = (event.cpus, event.memory_mib)
     new = Job(event.key, event.cls, *size, host.now, host.now)
-    new = replace(new, rerunnable=event.rerunnable, given=event.given, keeps=event.keeps)
+    new = replace(new, rerunnable=event.rerunnable, given=event.given, keeps=event.keeps, warning=event.warning)
     host = host.having(replace(here.having(new), linger_until=None, linger_size=NOTHING))
     return host, (*said, *more, ev.Accepted(domain.name, event.key, answer))
 
@@ -154,7 +154,8 @@ def _adopted(host: Host, key: JobKey, report: ev.ReportedJob) -> Job:
     """A job that nobody claimed. The list comes from a guest, and no job is larger than its host."""
     size = _within(host, report.cpus, report.memory_mib)
     at = host.now
-    return Job(key, JobClass.PROTECTED, size.cpus, size.mib, at, at, True, True, rerunnable=report.rerunnable)
+    job = Job(key, JobClass.PROTECTED, size.cpus, size.mib, at, at, True, True, rerunnable=report.rerunnable)
+    return replace(job, warning=report.warning)
 
 
 def _within(host: Host, cpus: int, memory_mib: int) -> Amount:
@@ -170,7 +171,8 @@ def _newest_runs(keys: Iterable[JobKey]) -> dict[str, int]:
 
 
 def _confirmed(host: Host, job: Job, report: ev.ReportedJob) -> Job:
-    job = replace(job, confirmed=True, missing=0, ending=report.ending, rerunnable=report.rerunnable)
+    warning = job.warning if job.stopped_by_us else report.warning  # a warning under way is not changed
+    job = replace(job, confirmed=True, missing=0, ending=report.ending, rerunnable=report.rerunnable, warning=warning)
     if job.stopped_by_us or job.booked or host.now < job.run_since + LIST_AGE_S:
         return job
     if report.suspended and job.stopper is None:

@@ -153,6 +153,19 @@ NOTHING = Amount(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
+class StopWarning:
+    """What a job has asked for: this signal before its stop, and so much time after the signal.
+
+    `first_only`: the signal goes to the job's first process, its shell. Otherwise it goes to all of its processes that
+    handle it.
+    """
+
+    signal: str
+    seconds: float
+    first_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A PBS job's part in one domain.
 
@@ -163,7 +176,8 @@ class Job:
     `missing`: how many of MoM's lists in a row lacked it. `preemptions`, `preempted_s`: times and seconds stopped
     by us so far, the present stop's seconds not included. `rerunnable`: PBS may requeue it. `given`: a hub has said
     that PBS gave the job to this domain; without that, and while a hub answers, the domain does not linger after it.
-    `keeps`: resources that the admin protects and a stop would not give back.
+    `keeps`: resources that the admin protects and a stop would not give back. `warning`: what it wants before
+    a stop; None if nothing.
     """
 
     key: JobKey
@@ -185,6 +199,7 @@ class Job:
     rerunnable: bool = True
     given: bool = False
     keeps: str = ""
+    warning: StopWarning | None = None
 
     @property
     def size(self) -> Amount:
@@ -338,7 +353,7 @@ class Limits:
     host after its last job. `max_preemptions`: a job stopped that often is not stopped again (0: no limit).
     `max_preempted_s`: a job stopped that long in one stop is requeued if it is rerunnable (0: no limit).
     `overtaken_s`: a preempted domain passed over longer goes next. `remember_s`: an ended job is known for so long.
-    `warn_signal`, `warn_s`: what a job gets before its stop (empty: nothing), and for how long it then runs on.
+    `longest_warning_s`: a job that has asked for a warning runs on after it for no longer than this.
     `preempted_cpu_percent`: a preempted domain's cap (100: one CPU); 10 keeps MoM answering.
     """
 
@@ -351,8 +366,7 @@ class Limits:
     max_preempted_s: float = 0.0
     overtaken_s: float = 600.0
     remember_s: float = 60.0
-    warn_signal: str = ""
-    warn_s: float = 1.0
+    longest_warning_s: float = 1.0
     preempted_cpu_percent: int = 10
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from .caps import NO_CAP, NOT_ASKED, Cap, Giving, due_now, gives, is_preempted_cap, preempted_cap, share_cap
-from .model import Domain, Host, Job, JobKey, Lifecycle, Mode, once
+from .model import Domain, Host, Job, JobKey, Lifecycle, Mode, StopWarning, once
 from .stopping import to_stop, wanted_stopped
 
 
@@ -182,13 +182,18 @@ def lacks(host: Host, actual: Mapping[str, ActualDomain], name: str) -> bool:
 
 
 def warned_until(host: Host, job: Job) -> float | None:
-    """The time until which a job that must be stopped is only warned; None if jobs are not warned.
+    """The time until which a job that must be stopped is only warned; None if it has asked for no warning.
 
     PBS must not suspend it earlier: its own SIGSTOP would cut the time short.
     """
-    if not host.limits.warn_signal or not job.stopped_by_us or job.stopped_since is None:
+    if job.warning is None or not job.stopped_by_us or job.stopped_since is None:
         return None
-    return job.stopped_since + host.limits.warn_s
+    return job.stopped_since + warned_s(host, job.warning)
+
+
+def warned_s(host: Host, warning: StopWarning) -> float:
+    """For how long a job runs on after its warning: as long as it has asked for, but at most what the site grants."""
+    return min(warning.seconds, host.limits.longest_warning_s)
 
 
 def _order_for(job: Job, wanted: bool) -> Order:

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from typing import Dict, List, Tuple
 
     from .lines import Doc
+    from .sweeper import Warned
     from .values import Key, Reply
 
 SLICE_S = 5.0  # for one slice of memory, if the daemon names no time
-MAX_ORDERED_WARN_S = 60.0  # the longest time between a job's warning and its stop that an order may name
+MAX_ORDERED_WARN_S = 300.0  # the longest time between a job's warning and its stop that an order may name
 WARN_SIGNALS = (
     *("SIGHUP", "SIGINT", "SIGTERM", "SIGTSTP"),
     *("SIGURG", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGXCPU"),
@@ -69,7 +70,7 @@ class DaemonRequests:
             reply(refusal(SUPERSEDED, "newer orders have come before these"))
             return
         wanted: "List[Tuple[Key, str]]" = []
-        warnings: "Dict[Key, Tuple[int, float]]" = {}
+        warnings: "Dict[Key, Warned]" = {}
         rows = field(doc, "orders", list)
         if len(rows) > MAX_JOBS:
             raise BadValue("%d orders; at most %d" % (len(rows), MAX_JOBS))
@@ -84,7 +85,9 @@ class DaemonRequests:
                 name = field(row, "warn_signal", str)
                 if name not in WARN_SIGNALS:
                     raise BadValue("warn_signal %.60r is none of %s" % (name, ", ".join(WARN_SIGNALS)))
-                warnings[job_key(row)] = int(getattr(signal, name)), seconds(row, "warn_s", 1.0, 0, MAX_ORDERED_WARN_S)
+                warn_s = seconds(row, "warn_s", 1.0, 0, MAX_ORDERED_WARN_S)
+                first_only = field(row, "warn_first_only", bool, False)
+                warnings[job_key(row)] = int(getattr(signal, name)), warn_s, first_only
         if len({key for key, _ in wanted}) != len(wanted):
             raise BadValue("a job is named twice")
         self.newest = session, id

@@ -91,7 +91,8 @@ class Job:
     - `stopped`, `pending`, `running`: processes at the last pass; `pending` are in uninterruptible sleep with the stop
       pending. `calm`: how many passes in a row found all stopped and none new. `settled`: the order is carried out.
     - `barrier`: the next pass freezes first. `wake_all`: the next pass also continues what others stopped.
-    - `warning`: the signal to send before the stop, 0 for none. `warned_until`: it is not stopped before that.
+    - `warning`: the signal to send before the stop, 0 for none; with `warn_first_only` to the job's first process only.
+      `warned_until`: it is not stopped before that.
     - `told_at`: when the log last reported that somebody else continued it.
     """
 
@@ -127,6 +128,7 @@ class Job:
         self.barrier = False
         self.wake_all = False
         self.warning = 0
+        self.warn_first_only = False
         self.warned_until = 0.0
         self.told_at = 0.0
 

@@ -41,6 +41,7 @@ MAX_PARTS = 200  # of a job, in one request of the prologue hook
 CLASSES = ("priority", "preemptible", "protected")
 ENDING_SUBSTATE = 50  # PBS: from this number on, a job is exiting
 STATUS_BYTES = 100_000  # of jobs in one status: the kernel takes this much at once
+WARNING_CHARS = 64  # of what a job asks for before its stop (magrathea/stop_warnings.py)
 HOOK_WAITS_S = 1.8  # MoM's hook waits this long for an answer (see magrathea/deadlines.py), if it names no time
 
 
@@ -149,6 +150,7 @@ class MomRequests:
                 "cpus": count(job, "cpus"),
                 "memory_mib": count(job, "memory_mib"),
                 "rerunnable": field(job, "rerunnable", bool),
+                **_warning(job),
             }
         }
         if "keeps" in job:
@@ -225,6 +227,7 @@ class MomRequests:
                     "memory_mib": count(row, "memory_mib"),
                     "substate": max(substate, ENDING_SUBSTATE) if over else substate,
                     "rerunnable": field(row, "rerunnable", bool),
+                    **_warning(row),
                 }
             )
             entries.append((key, owner, substate, session, start, field(row, "sister", bool, False), over))
@@ -243,3 +246,11 @@ class MomRequests:
         self.reports.tell_launched()
         self.sweeper.sweep()
         self._relay("jobs", {"jobs": clean}, HOOK_WAITS_S, client)
+
+
+def _warning(row: "Doc") -> "Doc":
+    """What a job has asked for before its stop. The daemon reads the text; one that is too long is none."""
+    text = field(row, "warning", str, "")
+    if not text or len(text) > WARNING_CHARS or not text.isprintable():
+        return {}
+    return {"warning": text, "prologue": field(row, "prologue", bool, False)}

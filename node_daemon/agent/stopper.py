@@ -35,11 +35,14 @@ class Stopper:
         """Whether the job still has time before its stop. Sends its warning if that was not done yet.
 
         Only processes that handle the signal get it: its default might end the others. A job without such a process
-        is stopped at once.
+        is stopped at once. A job's first process, its shell, is its oldest one that leads a session.
         """
         number, job.warning = job.warning, 0
         if number:
             running = [p for p in job.procs.values() if p.state not in "Tt"]
+            if job.warn_first_only:
+                leaders = [p for p in job.procs.values() if p.pid == p.sid]
+                running = sorted(leaders, key=lambda p: (p.start, p.pid))[:1]
             told = sum(catches(p.pid, number) and self._signal(p, number) for p in running)
             log.info("job %s: %d of %d processes warned by signal %d" % (job, told, len(running), number))
             if not told:

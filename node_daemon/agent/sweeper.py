@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .lines import Doc
     from .values import Key, Reply
 
+    Warned = Tuple[int, float, bool]  # signal, seconds before the stop, to the first process only
+
 LAUNCH_POLL_S = 0.2
 LAUNCH_PATIENCE_S = 60.0  # after this, a job without a process is only looked for with each report
 SWEEP_S = 0.5
@@ -74,11 +76,11 @@ class Sweeper:
         wanted: "List[Tuple[Key, str]]",
         deadline_s: float,
         reply: "Reply",
-        warnings: "Optional[Dict[Key, Tuple[int, float]]]" = None,
+        warnings: "Optional[Dict[Key, Warned]]" = None,
     ) -> None:
         """Take the full set of orders. `reply` gets the answer when they are carried out, or at the deadline.
 
-        `warnings`: signal and seconds before a job's stop begins. A stop that stands already has no second warning.
+        `warnings`: what comes before a job's stop. A stop that stands already has no second warning.
         """
         now = time.monotonic()
         self._unwatch()
@@ -98,7 +100,7 @@ class Sweeper:
             begins = word == "stop" and job.order != "stop"
             self._set(job, word)
             if begins and warnings and key in warnings:
-                job.warning, warn_s = warnings[key]
+                job.warning, warn_s, job.warn_first_only = warnings[key]
                 job.warned_until = now + warn_s
         self.effort = Effort([key for key, _ in wanted], now, now + deadline_s, reply)
         self._begin(now, now + deadline_s)

@@ -21,8 +21,9 @@ from magrathea.core import plan
 from magrathea.core.model import Host, JobKey, MemoryComing, MemoryLack, MemoryShort, Stage
 from magrathea.core.readiness import Unready, held_back, unready
 from magrathea.core.refusals import Refusal, RefusalCode, retry_after_s
-from magrathea.deadlines import DAEMON_CLAIM_S, MEMORY_GLANCE_S
+from magrathea.deadlines import DAEMON_CLAIM_S, MEMORY_GLANCE_S, ORDER_S
 from magrathea.logs import RationedLog
+from magrathea.stop_warnings import WITHOUT_PROLOGUE_S
 
 from ..facts import differs
 from ..guest_channel.messages import (
@@ -213,7 +214,8 @@ class Claims:
         given = confirmed is not None
 
         def claim(now: float) -> ev.Event:
-            return ev.Claimed(now, domain, job.key, job.cls, *size, job.rerunnable, given, job.keeps)
+            about = (job.rerunnable, given, job.keeps, job.wants)
+            return ev.Claimed(now, domain, job.key, job.cls, *size, *about)
 
         decisions = await self._enter(domain, claim)
         refused = (d for d in decisions if isinstance(d, ev.Refused) and d.key == job.key)
@@ -266,7 +268,8 @@ class Claims:
         return refusal(RefusalCode.RELEASED, f"{mark[1]} was released while it was claimed")
 
     def _time_is_over(self, mark: tuple[str, JobKey]) -> Reply | None:
-        """The time is over: a job that has not stopped refuses the claim. CPU that has not moved does not."""
+        """The time is over: a job that has not stopped refuses the claim. CPU that has not moved does not, nor do jobs
+        that still have time after their warning: the prologue waits for them."""
         daemon = self._daemon
         pending = daemon.switch.progress.pending(mark[0])
         if isinstance(pending, CpuComing):
@@ -274,12 +277,25 @@ class Claims:
             limited_log.say(mark[0], text)
         if not isinstance(pending, Unstopped):
             return None
+        if self._warned(pending) == pending.jobs:
+            text = f"{mark[0]}: claim of {mark[1]} granted while {len(pending.jobs)} jobs have time after a warning"
+            limited_log.say(mark[0], text, level=logging.INFO)
+            return None
         late = sorted(f"{key} in {domain}" for domain, key in pending.jobs)
         text = f"not stopped within {DAEMON_CLAIM_S:g} s: {', '.join(late)}; see that domain's agent"
         limited_log.say(mark[0], f"{mark[0]}: claim of {mark[1]} refused: {text}")
         daemon.apply(ev.Released(daemon.now(), *mark))
         daemon.refused(*mark, RefusalCode.STOP_TIMEOUT, text)
         return refusal(RefusalCode.STOP_TIMEOUT, text)
+
+    def _warned(self, pending: Unstopped) -> frozenset[tuple[str, JobKey]]:
+        """Those of these jobs that still have time after a long warning: their MoM has the prologue hook."""
+        host, now = self._daemon.host, self._daemon.now()
+        known = {mark: self._job(mark) for mark in pending.jobs}
+        asked = {mark: job for mark, job in known.items() if job is not None and job.warning is not None}
+        long = {mark: job for mark, job in asked.items() if plan.warned_s(host, job.warning) > WITHOUT_PROLOGUE_S}
+        untils = {mark: plan.warned_until(host, job) for mark, job in long.items()}
+        return frozenset(mark for mark, until in untils.items() if until is not None and now < until + ORDER_S)
 
     async def _check_memory(self, mark: tuple[str, JobKey], lack: MemoryLack | None) -> Reply | None:
         """Everything but memory is there. Returns a refusal if the memory is known not to come."""
@@ -327,7 +343,8 @@ class Claims:
         if not parts:
             self._note_waiting(mark, "")
             return {"ok": True, "ready": True}
-        text = f"waits for its memory: {', '.join(part.text for part in parts)}"[:4096]
+        what = "waits" if self._warnings() else "waits for its memory"
+        text = f"{what}: {', '.join(part.text for part in parts)}"[:4096]
         self._note_waiting(mark, text)
         return {"ok": True, "ready": False, "text": text}
 
@@ -337,8 +354,17 @@ class Claims:
         moves = sorted(progress.moves().items())
         how_far = ", ".join(f"{name} {p.what} {p.done_mib} of {p.of_mib} MiB" for name, p in moves)
         names = (d.name for d in self._daemon.host.domains if d.job(key) is not None)
-        parts = (unready(progress.lack(name), how_far or name) for name in names)
+        parts = [*self._warnings(), *(unready(progress.lack(name), how_far or name) for name in names)]
         return tuple(part for part in parts if part is not None)
+
+    def _warnings(self) -> tuple[Unready, ...]:
+        """What a job waits for if jobs that must stop have been warned first."""
+        host, pending = self._daemon.host, self._daemon.switch.progress.unstopped()
+        asked = [job for mark in pending.jobs if (job := self._job(mark)) is not None and job.warning is not None]
+        if not asked:
+            return ()
+        left_s = max(0.0, *((plan.warned_until(host, job) or 0.0) - self._daemon.now() for job in asked))
+        return (Unready(Stage.COMING, f"{len(asked)} jobs that were warned stop within {left_s:.0f} s"),)
 
     def _unheard_s(self, mark: tuple[str, JobKey], parts: tuple[Unready, ...]) -> float:
         """For how long, from question to question, nothing has been known about some part."""

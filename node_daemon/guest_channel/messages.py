@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import msgspec
 
+from magrathea import stop_warnings
 from magrathea.core.events import ReportedJob
-from magrathea.core.model import JobClass, JobKey
+from magrathea.core.model import JobClass, JobKey, StopWarning
 from magrathea.decoding import UNDECODABLE
 from magrathea.messages import JobId, Vnodes
 from magrathea.pbs_text.states import ENDING_SUBSTATE, RUNNING_SUBSTATE, SUSPENDED_SUBSTATE
@@ -22,6 +23,7 @@ from ..agent.parts import MAX_JOBS
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 Word = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9._+-]*\Z", max_length=64)]
 """A name or a version of ours: other signs are somebody's attempt to have them printed or compared."""
+WarningText = Annotated[str, msgspec.Meta(max_length=stop_warnings.LONGEST_TEXT)]
 Session = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{16}\Z")]
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Run = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
@@ -47,6 +49,12 @@ class ClaimedJob(GuestJob, frozen=True, rename={"cls": "class"}):
     memory_mib: Number = 0
     rerunnable: bool = True
     keeps: Names = ""
+    warning: WarningText = ""
+    prologue: bool = False
+
+    @property
+    def wants(self) -> StopWarning | None:
+        return stop_warnings.asked(self.warning, prologue=self.prologue)
 
 
 class ListedJob(GuestJob, frozen=True):
@@ -54,6 +62,8 @@ class ListedJob(GuestJob, frozen=True):
     memory_mib: Number = 0
     substate: Number = RUNNING_SUBSTATE
     rerunnable: bool = True
+    warning: WarningText = ""
+    prologue: bool = False
 
     def reported(self) -> ReportedJob:
         return ReportedJob(
@@ -63,6 +73,7 @@ class ListedJob(GuestJob, frozen=True):
             suspended=self.substate == SUSPENDED_SUBSTATE,
             ending=self.substate >= ENDING_SUBSTATE,
             rerunnable=self.rerunnable,
+            warning=stop_warnings.asked(self.warning, prologue=self.prologue),
         )
 
 

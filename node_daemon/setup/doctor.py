@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import stat
 import time
@@ -46,6 +47,7 @@ CLOCK_S = 1.0
 
 MAX_ANSWER_BYTES = 65536
 MAX_LOCK_BYTES = 100
+MAX_MOM_CONFIG_BYTES = 1 << 20
 
 
 # A host
@@ -350,12 +352,43 @@ def _mom(paths: Paths) -> Iterator[Check]:
         yield Check(GUEST, "mom", Status.OK, "pbs_mom runs")
     else:
         yield Check(GUEST, "mom", Status.FAIL, "pbs_mom does not run", f"{home}/mom.lock names no process", "start PBS")
+    yield from suspend_signal(home / "config")
     if files.exists(home / "hooks/magrathea_mom.PY"):
         yield Check(GUEST, "mom-hook", Status.OK, "MoM has the hook")
     else:
         cause = f"{home}/hooks/magrathea_mom.PY does not exist"
         fix = "on the server: magrathea pbs check; a new hook comes within a minute"
         yield Check(GUEST, "mom-hook", Status.FAIL, "MoM has no hook: jobs start without a claim", cause, fix)
+
+
+STOPS, CONTINUES = ("STOP", "TSTP", "TTIN", "TTOU"), ("CONT",)
+
+
+def suspend_signal(path: Path) -> Iterator[Check]:
+    """Whether MoM's own signals for suspend and resume go well with a job that the agent has stopped."""
+    try:
+        lines = files.read_named(path, MAX_MOM_CONFIG_BYTES).decode("utf-8", "replace").splitlines()
+    except OSError:
+        return  # MoM runs without one, and then suspends by SIGSTOP
+    given = next((words[1:3] for line in reversed(lines) if (words := line.split())[:1] == ["$suspendsig"]), None)
+    if given is None:
+        return
+    names = [_signal_name(word) for word in given]
+    if names[:1] and names[0] in STOPS and all(name in CONTINUES for name in names[1:]):
+        yield Check(GUEST, "suspendsig", Status.OK, f"MoM suspends by SIG{names[0]}")
+        return
+    cause = f"{path}: $suspendsig {' '.join(given)}. The agent has stopped the job already, so such a signal waits"
+    cause += " behind the stop, and reaches the job when it continues; a program that does not handle it dies then"
+    fix = f"remove $suspendsig from {path} and restart pbs_mom; a job asks for a signal by MAGRATHEA_SIGNAL"
+    yield Check(GUEST, "suspendsig", Status.WARN, "MoM suspends by a signal that may end jobs", cause, fix)
+
+
+def _signal_name(word: str) -> str:
+    """A signal as MoM's configuration names it: with or without SIG, or a number."""
+    try:
+        return signal.Signals(int(word)).name[3:]
+    except ValueError:
+        return word.upper().removeprefix("SIG")
 
 
 def guest_swap(memory_mib: int, found: Swap) -> Check:

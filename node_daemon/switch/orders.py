@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from magrathea.core.model import Host, JobKey
-from magrathea.core.plan import Order, Orders
+from magrathea.core.plan import Order, Orders, warned_s, warned_until
 from magrathea.core.refusals import RefusalCode
 from magrathea.core.stopping import wanted_stopped
 from magrathea.deadlines import ORDER_MARGIN_S, ORDER_S
@@ -26,6 +26,8 @@ class HasHost(Protocol):
     @property
     def host(self) -> Host: ...
 
+    def now(self) -> float: ...
+
 
 class AgentOrders:
     """The orders of one host's agents. `observe` is called with an order's name as soon as the agent has answered."""
@@ -38,8 +40,8 @@ class AgentOrders:
         """By domain, what its agent has confirmed on its present connection."""
         self._has_full_orders: set[str] = set()
         """Domains whose agents have had the full set on their present connection."""
-        self._confirmed_stops: set[tuple[str, JobKey]] = set()
-        """On this connection or an earlier one; see `unconfirmed_stops`."""
+        self._confirmed_stops: dict[tuple[str, JobKey], float] = {}
+        """When it was confirmed, on this connection or an earlier one; see `unconfirmed_stops`."""
 
     # Agents come and go
 
@@ -54,7 +56,7 @@ class AgentOrders:
     def forget(self, domain: str, key: JobKey) -> None:
         """There is no order about this job any more: it is gone, or it runs again."""
         self._confirmed.get(domain, {}).pop(key, None)
-        self._confirmed_stops.discard((domain, key))
+        self._confirmed_stops.pop((domain, key), None)
 
     # What is known
 
@@ -121,23 +123,34 @@ class AgentOrders:
         Raises AgentError.
         """
         if step.order is not Order.STOP:  # from here on somebody may continue these jobs
-            self._confirmed_stops -= {(step.domain, key) for key in step.keys}
-        limits = self._daemon.host.limits
-        warning: dict[str, Any] = {}
-        deadline_s = ORDER_S
-        if limits.warn_signal and step.order is Order.STOP:
-            warning = {"warn_signal": limits.warn_signal, "warn_s": limits.warn_s}
-            deadline_s += limits.warn_s
-        orders = [
-            {"id": k.id, "run": k.run, "order": o.value, **(warning if o is Order.STOP else {})}
-            for k, o in self._full_set(step).items()
-        ]
+            for key in step.keys:
+                self._confirmed_stops.pop((step.domain, key), None)
+        wanted = self._full_set(step)
+        warnings = {key: self._warning(step.domain, key) for key, order in wanted.items() if order is Order.STOP}
+        deadline_s = ORDER_S + max((float(warning.get("warn_s", 0.0)) for warning in warnings.values()), default=0.0)
+        orders = [{"id": k.id, "run": k.run, "order": o.value, **warnings.get(k, {})} for k, o in wanted.items()]
         channel = self._channels[step.domain]
         answer = await channel.request("orders", deadline_s + ORDER_MARGIN_S, orders=orders, deadline_s=deadline_s)
         self._observe(f"{step.order.value} {step.domain}")
         self.check_same(step.domain, connection, "has connected anew")
         self._has_full_orders.add(step.domain)
         self._note_confirmed(step, answer)
+
+    def _warning(self, domain: str, key: JobKey) -> dict[str, Any]:
+        """The part of a stop's order that says how the job is warned. The time counts from the decision to stop it."""
+        host = self._daemon.host
+        found = host.domain(domain)
+        job = found.job(key) if found is not None else None
+        if job is None or job.warning is None or (until := warned_until(host, job)) is None:
+            return {}
+        left_s = min(until - self._daemon.now(), warned_s(host, job.warning))
+        if left_s <= 0 or (domain, key) in self._confirmed_stops:
+            return {}
+        return {"warn_signal": job.warning.signal, "warn_s": left_s, "warn_first_only": job.warning.first_only}
+
+    def stopped_at(self) -> Mapping[tuple[str, JobKey], float]:
+        """When agents confirmed that jobs are stopped."""
+        return self._confirmed_stops
 
     def _full_set(self, step: Orders) -> dict[JobKey, Order]:
         """The step's orders, those that stand, and a stop for every job that must not run."""
@@ -168,5 +181,5 @@ class AgentOrders:
                         else "the agent does not know it"
                     )
                     raise AgentError(RefusalCode.NOT_STOPPED, f"{key} in {step.domain}: {how}")
-                self._confirmed_stops.add((step.domain, key))
+                self._confirmed_stops.setdefault((step.domain, key), self._daemon.now())
             confirmed[key] = step.order

@@ -68,6 +68,14 @@ class SwitchProgress:
         will succeed."""
         return frozenset(step.domain for step in self._moving() if isinstance(step, SetMemory))
 
+    def unstopped(self) -> Unstopped:
+        """Jobs that must not run, while no agent has confirmed that they do not."""
+        return Unstopped(self._orders.unconfirmed_stops())
+
+    def stopped_at(self) -> Mapping[tuple[str, JobKey], float]:
+        """When agents confirmed that jobs are stopped."""
+        return self._orders.stopped_at()
+
     def all_stopped(self) -> bool:
         """Whether agents have confirmed that no job runs that must not."""
         return not self._orders.unconfirmed_stops()

@@ -44,6 +44,10 @@ LOG_TAIL_BYTES = 16384
 KEEPS, NOTHING = "magrathea_keeps", "none"  # a resource of the job, set by the server's hook
 REFUSED = "MAGRATHEA_REFUSED"  # variable that the server's hook sets for a subjob that may never start as it is
 
+WARNING = "MAGRATHEA_SIGNAL"  # variable of a job that wants a warning, as for qsub -v
+WARNING_RESOURCE = "magrathea_signal"  # the same as a resource, for a queue's resources_default; a site may create it
+WARNING_CHARS = 64
+
 # The hook acts on these codes of magrathea/core/refusals.py; a test compares the two.
 CODES = ("timeout", "deleted", "memory-short", "hub-lost", "domain-unknown")
 TIMEOUT, DELETED, MEMORY_SHORT, HUB_LOST, DOMAIN_UNKNOWN = CODES
@@ -218,7 +222,25 @@ def description(job, here):
     rerunnable = "true" if told in ("", "None") or is_true(told) else "false"  # unset means y
     sizes = '"cpus":%d,"memory_mib":%d,"rerunnable":%s' % (cpus, memory_mib, rerunnable)
     sister = "" if own_host(job, here) == hosts(job)[0] else ',"sister":true'  # it may never have a process here
-    return '%s,%s,"owner":%s%s' % (identity(job), sizes, quoted(job.euser), sister)
+    return '%s,%s,"owner":%s%s%s' % (identity(job), sizes, quoted(job.euser), sister, warning(job))
+
+
+def warning(job):
+    """What the job, or its queue, asks for before a stop; the node daemon reads it. A longer warning than a second
+    needs the prologue hook, which makes the preempting job wait."""
+    asked = job.Variable_List.get(WARNING) if job.Variable_List else None
+    if not asked:
+        try:
+            asked = str(job.Resource_List[WARNING_RESOURCE] or "")
+        except (AttributeError, KeyError, TypeError):  # the site has not created it
+            return ""
+    if not asked or len(asked) > WARNING_CHARS:
+        return ""
+    return ',"warning":%s,"prologue":%s' % (quoted(asked), "true" if os.path.exists(prologue_hook()) else "false")
+
+
+def prologue_hook():
+    return os.path.join(str(pbs.pbs_conf.get("PBS_HOME")), "mom_priv", "hooks", "magrathea_prologue.HK")
 
 
 def refuse(event, text, retry_after_s):

@@ -13,7 +13,7 @@ from functools import cached_property
 from magrathea.core.model import StoppedBy
 from magrathea.messages import BookEntry, DomainReport, JobReport, Snapshot
 
-MAX_REPORTED_WARN_S = 60.0
+MAX_REPORTED_WARN_S = 300.0
 """No agent warns a job for longer (MAX_ORDERED_WARN_S of its daemon_requests.py), whatever a host reports."""
 
 

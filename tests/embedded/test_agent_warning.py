@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -74,6 +75,51 @@ def test_a_process_that_the_signal_would_kill_gets_no_warning(rig: Rig) -> None:
     assert seconds < LONG_S
     rig.host.order("run")
     assert job.poll() is None
+
+
+FIRST_AND_OTHERS = """
+trap 'echo told > "$0.shell"' USR1
+%s "$0" &
+: > "$0.shell.ready"
+while :; do sleep 0.05; done
+"""
+
+
+@pytest.mark.parametrize("first_only", [True, False])
+def test_the_signal_goes_to_the_jobs_first_process_alone_if_the_job_wants_that(rig: Rig, first_only: bool) -> None:
+    rig.claim()
+    shared = rig.directory / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    said = shared / "said"
+    script = FIRST_AND_OTHERS % f"{job_python()} -c {shlex.quote(WARNED)}"
+    rig.run_job(["/bin/bash", "-c", script, str(said)])
+    until(lambda: (shared / "said.ready").exists() and (shared / "said.shell.ready").exists(), "both handlers")
+    order = {"id": "12.srv", "run": 1, "order": "stop", "warn_signal": "SIGUSR1", "warn_s": LONG_S}
+    rig.host.send("orders", orders=[{**order, "warn_first_only": first_only}], deadline_s=LONG_S + 2)
+    until((shared / "said.shell").exists, "the shell's handler")
+    row = rig.host.order("run")
+    assert row["stopped"] == 0
+    assert first_only or until(said.exists, "the other's handler")
+    beat = said.with_name("said.beat")
+    for _ in range(2):  # the other's handler would have run before the second step
+        beat.unlink()
+        until(beat.exists, "the other's next step")
+    assert said.exists() is not first_only
+
+
+def test_a_first_process_that_does_not_handle_the_signal_is_not_killed_by_it(rig: Rig) -> None:
+    rig.claim()
+    said = handler(rig)
+    job = rig.run_job("while :; do sleep 0.05; done", id="13.srv")
+    rig.claim("13.srv")
+    order = {"id": "13.srv", "run": 1, "order": "stop", "warn_signal": "SIGUSR1", "warn_s": LONG_S}
+    began = time.monotonic()
+    answer = rig.host.request("orders", orders=[{**order, "warn_first_only": True}], deadline_s=LONG_S + 2)
+    assert answer["jobs"][0]["stopped"] == answer["jobs"][0]["processes"]
+    assert time.monotonic() - began < LONG_S
+    assert job.poll() is None
+    assert not said.exists()
 
 
 def test_a_standing_stop_is_not_announced_again(rig: Rig) -> None:

@@ -140,39 +140,3 @@ def test_after_its_last_job_a_priority_domain_keeps_the_host_for_the_next_one(fl
         goes_on(fleet, low, step)
         assert time.monotonic() - ended >= 5.0
         end(fleet, low)
-
-
-WARNED = """exec python3 -S -c '
-import os, signal, time
-home = os.environ["HOME"] + "/" + os.environ["PBS_JOBID"]
-def told(*_):
-    with open(home + ".warned", "a") as file:
-        file.write("%f\\n" % time.time())
-signal.signal(signal.SIGUSR1, told)
-while True:
-    with open(home + ".new", "w") as file:
-        file.write("%f" % time.time())
-    os.replace(home + ".new", home + ".seen")
-    time.sleep(0.02)
-'
-"""
-
-
-def test_a_job_is_warned_by_a_signal_and_has_its_time_before_it_is_stopped(fleet: OpenPbsCluster) -> None:
-    with fleet.only(EAGER), limits(fleet, EAGER, warn_signal="SIGUSR1", warn_s=0.8):
-        low = fleet.pbs.qsub("alice", "-q", "low", "-l", "select=1:ncpus=1", script=WARNED)
-        home = fleet.directory / "home/alice"
-        wait(fleet, "it runs", (home / f"{low}.seen").exists)
-        wait_stoppable(fleet, "n4")
-        high = fleet.submit("high", LONG)
-        wait_state(fleet, low, "S")
-        wait_running(fleet, high)
-        (warned,) = (float(line) for line in (home / f"{low}.warned").read_text().splitlines())
-        last = float((home / f"{low}.seen").read_text())
-        assert 0.6 <= last - warned <= 2.0  # it was warned 0.8 s before; a step may be missing at either end
-        time.sleep(STILL_S)
-        assert float((home / f"{low}.seen").read_text()) == last
-        fleet.delete(high)
-        wait(fleet, "it goes on", lambda: float((home / f"{low}.seen").read_text()) > last)
-        wait_state(fleet, low, "R")
-        end(fleet, low)

@@ -7,11 +7,10 @@ import itertools
 
 import pytest
 
-from magrathea import deadlines, messages
+from magrathea import deadlines, messages, stop_warnings
 from magrathea.core.model import JobClass
 from magrathea.pbs_text import select
 from node_daemon.agent import daemon_requests, mom_requests, parts, stopper, sweeper
-from node_daemon.configuration import MAX_CONFIGURED_WARN_S
 from scheduler_plugin.hub import job_reports, job_wishes
 from scheduler_plugin.setup.hook_texts import hook_text
 from scheduler_plugin.setup.install import wanted_hooks
@@ -49,7 +48,9 @@ def test_each_gives_up_before_the_one_that_waits_for_it() -> None:
     assert all(inner < outer for inner, outer in itertools.pairwise(waiting))
     assert deadlines.ORDER_S + deadlines.ORDER_MARGIN_S <= deadlines.DAEMON_CLAIM_S + 1e-9
     assert deadlines.AGENT_CLAIM_S - deadlines.DAEMON_CLAIM_S >= 0.2 - 1e-9, "for the guest channel, to and fro"
-    assert max(deadlines.CONFIRM_S, deadlines.MEMORY_GLANCE_S, MAX_CONFIGURED_WARN_S) < deadlines.DAEMON_CLAIM_S
+    assert (
+        max(deadlines.CONFIRM_S, deadlines.MEMORY_GLANCE_S, stop_warnings.WITHOUT_PROLOGUE_S) < deadlines.DAEMON_CLAIM_S
+    )
 
 
 def test_the_hook_has_the_same_numbers() -> None:
@@ -73,8 +74,10 @@ def test_pbs_kills_no_hook_before_it_has_given_up() -> None:
 
 
 def test_a_warning_may_be_configured_ordered_and_reported_by_limits_that_fit() -> None:
-    assert MAX_CONFIGURED_WARN_S <= daemon_requests.MAX_ORDERED_WARN_S
-    assert daemon_requests.MAX_ORDERED_WARN_S == job_wishes.MAX_REPORTED_WARN_S
+    assert stop_warnings.LONGEST_S == daemon_requests.MAX_ORDERED_WARN_S == job_wishes.MAX_REPORTED_WARN_S
+    assert HOOK["WAIT_S"] > stop_warnings.LONGEST_S, "the prologue of the job that preempts waits for it"
+    assert {f"SIG{name}" for name in stop_warnings.SIGNALS} == set(daemon_requests.WARN_SIGNALS)
+    assert HOOK["WARNING_CHARS"] == mom_requests.WARNING_CHARS == stop_warnings.LONGEST_TEXT
 
 
 def test_hook_agent_and_hub_take_the_same_number_of_parts_in_one_question() -> None:

@@ -102,6 +102,25 @@ def test_a_guest_without_agent_or_mom_reports_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("$clienthost srv\n", []),
+        ("$suspendsig STOP\n", ["ok"]),
+        ("$suspendsig SIGTSTP SIGCONT\n", ["ok"]),
+        ("$suspendsig 19\n", ["ok"]),
+        ("$suspendsig USR1\n", ["warn"]),
+        ("$suspendsig 10 18\n", ["warn"]),
+        ("$suspendsig STOP USR2\n", ["warn"]),
+        ("$suspendsig\n", ["warn"]),
+    ],
+)
+def test_moms_own_signal_for_a_suspend_is_judged(tmp_path: Path, config: str, expected: list[str]) -> None:
+    (tmp_path / "config").write_text(config)
+    assert [check.status.value for check in node.suspend_signal(tmp_path / "config")] == expected
+    assert list(node.suspend_signal(tmp_path / "none")) == []
+
+
+@pytest.mark.parametrize(
     ("answer", "mode", "expected"),
     [
         (b'{"ok":true,"connected":true}\n', 0o600, {"agent": "ok", "agent-socket": "ok", "connected": "ok"}),

@@ -8,7 +8,7 @@ import pytest
 
 from magrathea.core.caps import NO_CAP, preempted_cap, share_cap
 from magrathea.core.events import ReportedJob
-from magrathea.core.model import Host, JobKey, Limits, StoppedBy
+from magrathea.core.model import Host, JobKey, Limits, StoppedBy, StopWarning
 from magrathea.core.plan import (
     ActualDomain,
     Order,
@@ -208,10 +208,10 @@ def test_orders_name_each_job_once_with_its_run() -> None:
     assert h.limits == Limits()
 
 
-def warned(signal: str) -> float | None:
+def warned(warning: StopWarning | None, granted_s: float = 1.0) -> float | None:
     """The end of the warning of n1's stopped job, in seconds from its stop."""
-    h = host("exclusive", cpus=4, limits=Limits(warn_signal=signal, warn_s=0.5), n1="normal", p1="priority")
-    h = claim(run(h, "n1", "1", cpus=4), "p1", "9", cpus=4).host
+    h = host("exclusive", cpus=4, limits=Limits(longest_warning_s=granted_s), n1="normal", p1="priority")
+    h = claim(asking(run(h, "n1", "1", cpus=4), warning), "p1", "9", cpus=4).host
     domain = h.domain("n1")
     assert domain
     (job,) = domain.stopped
@@ -220,13 +220,26 @@ def warned(signal: str) -> float | None:
     return None if until is None else until - job.stopped_since
 
 
-def test_a_job_that_is_warned_is_booked_after_its_time() -> None:
-    assert warned("SIGUSR1") == 0.5
-    assert warned("") is None
+def asking(h: Host, warning: StopWarning | None) -> Host:
+    """The host, with n1's jobs asking for this warning."""
+    domain = h.domain("n1")
+    assert domain
+    return h.having(domain.having(*(replace(job, warning=warning) for job in domain.jobs)))
+
+
+def test_a_job_that_asked_for_a_warning_is_booked_after_its_time() -> None:
+    assert warned(StopWarning("SIGUSR1", 0.5)) == 0.5
+    assert warned(None) is None
+
+
+def test_a_job_has_the_time_that_it_asked_for_as_far_as_the_site_grants_it() -> None:
+    assert warned(StopWarning("SIGUSR1", 60), granted_s=120) == 60
+    assert warned(StopWarning("SIGUSR1", 600), granted_s=120) == 120
+    assert warned(StopWarning("SIGUSR1", 60), granted_s=0) == 0
 
 
 def test_a_running_job_is_not_warned() -> None:
-    h = run(host("exclusive", limits=Limits(warn_signal="SIGUSR1"), n1="normal"), "n1", "1")
+    h = asking(run(host("exclusive", n1="normal"), "n1", "1"), StopWarning("SIGUSR1", 1))
     domain = h.domain("n1")
     assert domain
     assert warned_until(h, domain.jobs[0]) is None
@@ -335,8 +348,8 @@ def test_no_job_is_ready_in_a_domain_that_has_not_been_read() -> None:
 
 
 def test_a_job_that_pbs_has_suspended_for_its_own_reasons_is_not_warned() -> None:
-    h = host("exclusive", limits=Limits(warn_signal="SIGUSR1"), n1="normal")
-    h = run(h, "n1", "1", stopper=StoppedBy.PBS, stopped_since=9_000.0)
+    h = host("exclusive", n1="normal")
+    h = asking(run(h, "n1", "1", stopper=StoppedBy.PBS, stopped_since=9_000.0), StopWarning("SIGUSR1", 1))
     domain = h.domain("n1")
     assert domain
     assert warned_until(h, domain.jobs[0]) is None

@@ -120,6 +120,29 @@ def test_a_claim_has_everything_that_the_agent_needs(agent: FakeAgent) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("changes", "asked"),
+    [
+        ({"Variable_List": {"MAGRATHEA_SIGNAL": "B:USR1@30"}}, "B:USR1@30"),
+        ({"Resource_List": {"magrathea_signal": "USR2"}}, "USR2"),
+        ({"Variable_List": {"MAGRATHEA_SIGNAL": "USR1"}, "Resource_List": {"magrathea_signal": "USR2"}}, "USR1"),
+        ({"Variable_List": {"MAGRATHEA_SIGNAL": "USR1@" + "9" * 60}}, None),
+        ({"Resource_List": {"select": "1"}}, None),
+    ],
+)
+def test_a_claim_and_a_list_say_which_warning_the_job_or_its_queue_asks_for(
+    agent: FakeAgent, tmp_path: Path, changes: dict[str, Any], asked: str | None
+) -> None:
+    hooks = tmp_path / "mom_priv" / "hooks"
+    hooks.mkdir(parents=True)
+    assert run("execjob_begin", a_job(**changes), pbs_home=tmp_path).accepted
+    (hooks / "magrathea_prologue.HK").touch()
+    assert run("exechost_periodic", jobs=(a_job(**changes),), pbs_home=tmp_path).accepted
+    claim, listed = agent.heard[0]["job"], agent.heard[1]["jobs"][0]
+    assert (claim.get("warning"), listed.get("warning")) == (asked, asked)
+    assert asked is None or (claim["prologue"], listed["prologue"]) == (False, True)
+
+
 def test_a_job_that_starts_pays_for_no_parser(agent: FakeAgent, monkeypatch: pytest.MonkeyPatch) -> None:
     """json and socket cost 7 ms of PBS's own interpreter at each start of a job."""
     imported: list[str] = []

@@ -255,7 +255,7 @@ class TestTimes:
         assert hub.pbs.jobs["1.srv"].comment.startswith("preempted by ")
         assert 0 <= self.given_s(hub) <= 113
 
-    def test_a_warning_that_never_ends_delays_a_suspend_by_a_minute_at_most(self, hub: SimHub) -> None:
+    def test_a_warning_that_never_ends_delays_a_suspend_by_five_minutes_at_most(self, hub: SimHub) -> None:
         hub.pbs.starting.clear()
         hub.says("h2", domain("n2", [report(stop=True, stopped_since=NOW, warned_until=NOW + 1e9)]))
         hub.after(MAX_REPORTED_WARN_S + 5)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from magrathea.core import events as ev
 from magrathea.core import machine
-from magrathea.core.model import Amount, Host, JobClass, JobKey, MemoryComing, MemoryLack, MemoryShort
+from magrathea.core.model import Amount, Host, JobClass, JobKey, MemoryComing, MemoryLack, MemoryShort, StopWarning
 from magrathea.core.readiness import Unready
 from magrathea_lab.rigs import virtual_time
 from node_daemon.claims import claims
@@ -91,10 +92,14 @@ class Lacking:
 
     def __init__(self, **lacks: MemoryLack | None) -> None:
         self.lacks = lacks
+        self.warned: frozenset[tuple[str, JobKey]] = frozenset()
         self.progress = self
 
     def lack(self, domain: str) -> MemoryLack | None:
         return self.lacks[domain]
+
+    def unstopped(self) -> Unstopped:
+        return Unstopped(self.warned)
 
     def moves(self) -> dict[str, Progress]:
         return {"p1": Progress("takes", 10, 900)}
@@ -121,6 +126,40 @@ def test_a_job_waits_for_its_parts_in_all_domains_of_its_host() -> None:
         assert (short["code"], short["text"]) == ("memory-short", "p2 needs 9 MiB and can have 1")
     owner.unready = None
     assert "no hub answers" in asked(["p1", "p2", "elsewhere"], n1=None, p1=None, p2=None)["text"]
+
+
+def warned(owner: Owner, seconds: float, granted_s: float) -> None:
+    """Let n1's job ask for a warning of so many seconds, at a site that grants so many."""
+    domain = owner.host.domain("n1")
+    assert domain is not None
+    jobs = (replace(job, warning=StopWarning("SIGUSR1", seconds)) for job in domain.jobs)
+    limits = replace(owner.host.limits, longest_warning_s=granted_s)
+    owner.host = replace(owner.host.having(domain.having(*jobs)), limits=limits)
+
+
+@pytest.mark.parametrize(("asked_s", "granted_s", "ok"), [(60, 120, True), (60, 1, False), (1, 120, False)])
+def test_a_claim_waits_for_no_long_warning_that_the_prologue_waits_for(
+    owner: Owner, asked_s: float, granted_s: float, ok: bool
+) -> None:
+    warned(owner, asked_s, granted_s)
+    owner.observe = lambda name: None  # type: ignore[method-assign]
+    answer = virtual_time.run(claims.Claims(owner).request("p1", CLAIM))
+    assert answer["ok"] is ok
+    assert ok or answer["code"] == "stop-timeout"
+
+
+def test_the_prologue_waits_until_warned_jobs_have_stopped(owner: Owner) -> None:
+    warned(owner, 60, 120)
+    owner.observe = lambda name: None  # type: ignore[method-assign]
+    asked = claims.Claims(owner)
+    virtual_time.run(asked.request("p1", CLAIM))
+    switch = owner.switch = Lacking(p1=None)
+    prepared = Prepared(id=1, session="0" * 16, job=GuestJob(id="9.srv", run=1), vnodes=[])
+    switch.warned = frozenset({("n1", JobKey("1.srv", 1))})
+    told = "waits: 1 jobs that were warned stop within 60 s"
+    assert virtual_time.run(asked.request("p1", prepared)) == {"ok": True, "ready": False, "text": told}
+    switch.warned = frozenset()
+    assert virtual_time.run(asked.request("p1", prepared)) == {"ok": True, "ready": True}
 
 
 def test_a_job_waits_as_long_as_its_prologue_asks_whatever_processes_of_it_are_seen() -> None:

@@ -27,7 +27,7 @@ class Host:
     def __init__(self) -> None:
         facts = run(run(host("exclusive", n1="normal", p1="priority"), "n1", "1.srv"), "n1", "2.srv")
         self.without_priority = stop(stop(facts, "n1", "1.srv"), "n1", "2.srv")
-        self.facts = SimpleNamespace(host=run(self.without_priority, "p1", "9"))
+        self.facts = SimpleNamespace(host=run(self.without_priority, "p1", "9"), now=lambda: 1_000.0)
         self.agent = FakeGuest("n1")
         self.seen: list[str] = []
         channels: Any = {"n1": self.agent}

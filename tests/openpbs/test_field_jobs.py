@@ -1,0 +1,195 @@
+"""Jobs as users have them: launchers, statistics packages, set-uid helpers. None escapes, and none dies."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from magrathea_lab.clusters.openpbs import OpenPbsCluster
+from magrathea_lab.fleet import EXCLUSIVE
+from magrathea_lab.scenarios.scenarios import LONG, STILL_S, wait, wait_all_free, wait_running, wait_state
+from magrathea_lab.work import PAUSE_S
+
+from .conftest import EAGER
+from .jobs import all_go_on, all_stand_still, command, configured, end, home, pbs, preempt, submit
+from .test_limits import limits
+
+HELPER = Path(__file__).with_name("other_uid_child.c")
+
+
+@pytest.fixture
+def helper() -> Iterator[Path]:
+    """A set-uid program: where the cluster's own files are, set-uid bits may have no effect."""
+    if shutil.which("cc") is None:
+        pytest.skip("a set-uid program needs a C compiler")
+    with tempfile.TemporaryDirectory(prefix="magrathea-helper-", dir="/var/tmp") as name:
+        Path(name).chmod(0o755)
+        program = Path(name) / "other_uid_child"
+        subprocess.run(["cc", "-o", program, HELPER], check=True)
+        program.chmod(0o4755)
+        yield program
+
+
+def test_a_child_under_another_user_in_a_session_of_its_own_is_stopped_with_its_job(
+    fleet: OpenPbsCluster, helper: Path
+) -> None:
+    """With a living parent, and as an orphan; PBS's own signals reach neither."""
+    counts = fleet.directory / "counts"
+    counts.mkdir(exist_ok=True)
+    counts.chmod(0o777)
+    runs = f'{helper} /usr/bin/setsid /usr/bin/python3 -S "{fleet.directory}/work.py" {LONG} {PAUSE_S}'
+    with fleet.only(EXCLUSIVE):
+        lines = [f'{runs} "{counts}/child" &', f'( ( {runs} "{counts}/orphan" & ) & )']
+        low = submit(fleet, "low", "\n".join([*lines, command(fleet, LONG)]))
+        wait_running(fleet, low)
+        files = [counts / "child", counts / "orphan", home(fleet) / f"{low}.count"]
+        wait(fleet, "all of them compute", lambda: all(f.exists() and f.read_text().strip() for f in files))
+        owners = {file.stat().st_uid for file in files[:2]}
+        assert owners == {65533}
+        high = preempt(fleet, low)
+        before = all_stand_still(fleet, files)
+        end(fleet, high)
+        all_go_on(fleet, files, before)
+        wait_state(fleet, low, "R")
+        high = preempt(fleet, low)
+        fleet.delete(low)
+        wait_state(fleet, low, "F")
+        wait(fleet, "the end of what PBS does not find", lambda: not running_as(fleet, 65533))
+        end(fleet, high)
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+def running_as(fleet: OpenPbsCluster, uid: int) -> list[int]:
+    """Processes of this user that work for this cluster."""
+    mark = str(fleet.directory).encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if path.stat().st_uid == uid and mark in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+        except OSError:
+            continue  # it has just gone
+    return found
+
+
+FORWARDS = """exec python3 -S -c '
+import os, signal, subprocess, sys
+rank = subprocess.Popen([sys.executable, "-S", "-c", "import time\nwhile True: time.sleep(0.2)"])
+signal.signal(signal.SIGUSR1, lambda number, frame: os.kill(rank.pid, number))
+open(os.environ["HOME"] + "/" + os.environ["PBS_JOBID"] + ".ready", "w").close()
+sys.exit(rank.wait())
+'
+"""
+"""Like a launcher of parallel jobs: it passes SIGUSR1 on to a rank that has no handler for it."""
+QUITS = """exec python3 -S -c '
+import os, signal, sys, time
+signal.signal(signal.SIGUSR1, lambda number, frame: sys.exit(0))
+open(os.environ["HOME"] + "/" + os.environ["PBS_JOBID"] + ".ready", "w").close()
+while True:
+    time.sleep(0.2)
+'
+"""
+"""Like a statistics package or a workflow engine: SIGUSR1 means save and quit."""
+
+
+def ready(fleet: OpenPbsCluster, script: str, *argv: str) -> str:
+    """A job in n4 that is ready for signals."""
+    low = submit(fleet, "low", script, "-l", "select=1:ncpus=1:host=n4", *argv)
+    wait(fleet, f"{low} is ready", (home(fleet) / f"{low}.ready").exists)
+    return low
+
+
+def test_nobody_gets_a_signal_that_he_has_not_asked_for(fleet: OpenPbsCluster) -> None:
+    with fleet.only(EAGER), limits(fleet, EAGER, longest_warning_s=60.0):
+        lows = [ready(fleet, script) for script in (FORWARDS, QUITS)]
+        high = preempt(fleet, *lows, domain="n4", by="p4")
+        end(fleet, high)
+        for low in lows:
+            wait_state(fleet, low, "R")
+        time.sleep(STILL_S)  # a signal that waited behind the stop would have ended them
+        assert [fleet.jobs()[low].state for low in lows] == ["R", "R"]
+        for low in lows:
+            end(fleet, low)
+        wait_all_free(fleet, EAGER)
+
+
+WARNED = """
+trap 'date +%s.%N >> "$HOME/$PBS_JOBID.shell"' USR1
+python3 -S -c '
+import os, signal, time
+home = os.environ["HOME"] + "/" + os.environ["PBS_JOBID"]
+def told(*_):
+    with open(home + ".child", "a") as file:
+        file.write("%f\n" % time.time())
+signal.signal(signal.SIGUSR1, told)
+open(home + ".ready", "w").close()
+while True:
+    with open(home + ".new", "w") as file:
+        file.write("%f" % time.time())
+    os.replace(home + ".new", home + ".seen")
+    time.sleep(0.02)
+' &
+while :; do wait; done
+"""
+RESOURCE = "create resource magrathea_signal type=string"
+ASKS = {
+    "all of the job": (["-v", "MAGRATHEA_SIGNAL=USR1"], {"shell", "child"}),
+    "its shell": (["-v", "MAGRATHEA_SIGNAL=B:USR1@1"], {"shell"}),
+    "a resource": (["-l", "magrathea_signal=B:SIGUSR1"], {"shell"}),
+    "nobody": ([], set()),
+    "a wrong text": (["-v", "MAGRATHEA_SIGNAL=KILL"], set()),
+}
+
+
+def test_a_job_is_warned_as_it_has_asked_for_and_has_its_time_before_it_is_stopped(fleet: OpenPbsCluster) -> None:
+    with fleet.only(EAGER), configured(fleet, RESOURCE, "delete resource magrathea_signal"):
+        lows = {}
+        for name, (argv, _) in ASKS.items():
+            lows[name] = ready(fleet, WARNED, *argv)
+        high = preempt(fleet, *lows.values(), domain="n4", by="p4")
+        seen = {}
+        for name, low in lows.items():
+            files = {part: home(fleet) / f"{low}.{part}" for part in ("shell", "child")}
+            told = {part for part, file in files.items() if file.exists()}
+            assert told == ASKS[name][1], name
+            seen[low] = float((home(fleet) / f"{low}.seen").read_text())
+            for part in told:
+                (at,) = (float(line) for line in files[part].read_text().splitlines())
+                assert seen[low] - at >= 0.8, name  # a step may be missing at either end
+        time.sleep(STILL_S)
+        assert {low: float((home(fleet) / f"{low}.seen").read_text()) for low in lows.values()} == seen
+        end(fleet, high)
+        for low in lows.values():
+            wait_state(fleet, low, "R")
+            end(fleet, low)
+        for low in lows.values():
+            wait_state(fleet, low, "F")
+            pbs(fleet, "qdel", "-x", low)
+        wait_all_free(fleet, EAGER)
+
+
+def test_a_queue_asks_for_a_warning_of_its_jobs(fleet: OpenPbsCluster) -> None:
+    with (
+        fleet.only(EAGER),
+        configured(fleet, RESOURCE, "delete resource magrathea_signal"),
+        configured(
+            fleet,
+            "set queue low resources_default.magrathea_signal=USR1",
+            "unset queue low resources_default.magrathea_signal",
+        ),
+    ):
+        low = ready(fleet, WARNED)
+        high = preempt(fleet, low, domain="n4", by="p4")
+        assert (home(fleet) / f"{low}.child").exists()
+        end(fleet, high)
+        wait_state(fleet, low, "R")
+        end(fleet, low)
+        wait_state(fleet, low, "F")
+        pbs(fleet, "qdel", "-x", low)
+        wait_all_free(fleet, EAGER)
