@@ -40,7 +40,8 @@ class AgentStatusMemory(msgspec.Struct):
 
 
 class AgentStatus(msgspec.Struct):
-    """The agent's answer. `connected`: to its host's daemon; if not, `host` and `domain` are the last known names."""
+    """The agent's answer. `connected`: to its host's daemon; if not, `host` and `domain` are the last known names.
+    `unread`: processes whose memory does not answer, so nobody knows by their environment whose job's they are."""
 
     connected: bool
     host: str
@@ -49,6 +50,7 @@ class AgentStatus(msgspec.Struct):
     jobs: list[AgentStatusJob]
     memory: AgentStatusMemory
     load1: float
+    unread: int = 0
 
 
 def agent_file() -> Path:
@@ -88,6 +90,9 @@ def table(guest: AgentStatus, now: float) -> str:
         ),
         f"memory {guest.memory.total_mib} MiB, {guest.memory.available_mib} MiB available; load {guest.load1:.2f}",
     ]
+    if guest.unread:
+        text = f"{guest.unread} processes cannot be read, because their memory does not answer"
+        lines.append(f"{text}; they belong to a job only by session, parent or control group (see the agent's log)")
     rows = [(job.id, job.owner, str(job.processes), str(job.stopped), _doing(job, now)) for job in guest.jobs]
     if rows:
         lines += ["", *view.grid(("JOB", "OWNER", "PROCESSES", "STOPPED", "STATE"), rows)]

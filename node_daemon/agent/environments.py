@@ -208,6 +208,10 @@ class Environments:
     def is_being_read(self, proc: Proc) -> bool:
         return any((r.asked[0][0].pid, r.asked[0][0].start) == (proc.pid, proc.start) for r in self.late)
 
+    def unreadable(self) -> int:
+        """How many processes are known whose environment could not be read."""
+        return len(self.hung)
+
     def rests(self, proc: Proc, uid: int) -> bool:
         """Whether the process is not to be read now, because it hung, or because its user's readers do not die."""
         if not self.hung:

@@ -109,6 +109,7 @@ class MomRequests:
             "host": self.channel.host,
             "domain": self.channel.domain,
             "jobs": rows,
+            "unread": self.sweeper.finder.environments.unreadable(),
             "memory": memory_report(),
             "load1": round(os.getloadavg()[0], 2),
         }
@@ -136,7 +137,10 @@ class MomRequests:
         key, owner = job_key(job), owner_of(job)
         uid = self.owners.uid_of(owner, new=True)
         if uid is None:
-            text = "owner %.60r of job %s is no user of this domain: create the account here" % (owner, key[0])
+            text = "owner %.60r of job %s is no user here, or the directory of users is silent" % (
+                owner,
+                key[0],
+            )
             client.answer(refusal(BAD_REQUEST, text, OWNER_RETRY_AFTER_S))
             return
         cls = field(job, "class", str)

@@ -2,10 +2,15 @@
 
 import os
 import pwd
+import select
+import signal
 import time
 
+from .children import live
 from .lines import BadValue, field
+from .log import log
 from .parts import MAX_JOBS
+from .procfs import read_file
 from .values import is_text
 
 TYPE_CHECKING = False
@@ -13,6 +18,8 @@ if TYPE_CHECKING:
     from typing import Dict, Optional, Tuple
 
     from .lines import Doc
+
+MAX_PASSWD_BYTES = 1 << 22
 
 
 def owner_of(doc: "Doc") -> str:
@@ -23,15 +30,64 @@ def owner_of(doc: "Doc") -> str:
     return str(owner)
 
 
+def local_uid(owner: str, path: str = "/etc/passwd") -> "Optional[int]":
+    """The uid of a user of this machine's own file; None if he is not in it."""
+    try:
+        lines = read_file(path, MAX_PASSWD_BYTES).split(b"\n")
+        begins = owner.encode() + b":"
+        fields = next((line.split(b":") for line in lines if line.startswith(begins)), [])
+        return int(fields[2]) if len(fields) > 2 else None
+    except (OSError, ValueError):
+        return None
+
+
+class Silence(Exception):
+    """The directory of users did not answer in time."""
+
+
+def looked_up(owner: str, wait_s: float) -> "Optional[int]":
+    """The uid of a user as the system knows it; None if there is no such user. Raises Silence.
+
+    A child process asks, because a directory server that is away may keep it waiting for minutes.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        live("look-up of a user", lambda _: _tell_uid(owner, writing), -1)
+    os.close(writing)
+    try:
+        if not select.select([reading], [], [], wait_s)[0]:
+            raise Silence
+        answer = os.read(reading, 32)
+    finally:
+        os.close(reading)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    if not answer:
+        raise Silence
+    return int(answer) if answer != b"-" else None
+
+
+def _tell_uid(owner: str, writing: int) -> None:
+    try:
+        answer = b"%d" % pwd.getpwnam(owner).pw_uid
+    except (KeyError, ValueError):
+        answer = b"-"  # no such user here, or no valid name
+    os.write(writing, answer)
+
+
 class Owners:
     """The uids of jobs' owners."""
 
+    LOOK_UP_S = 0.5  # the longest wait for the directory of users: a claim has 1.6 s
+    SILENT_S = 10.0  # after it was silent it is not asked for so long
     KNOWN_S = 600.0  # how long a user's uid is remembered: asking a directory server may take long
     UNKNOWN_S = 60.0  # the same for a name without a user
     MOST = 2 * MAX_JOBS
 
     def __init__(self) -> None:
         self.known: "Dict[str, Tuple[Optional[int], float]]" = {}  # uid, and until when it counts
+        self.silent_until = 0.0
 
     def uid_of(self, owner: str, new: bool = False) -> "Optional[int]":
         """The uid of a job's owner; None if there is no such user. `new`: the user may have been created just now.
@@ -46,9 +102,15 @@ class Owners:
             return known[0]
         if len(self.known) >= self.MOST:
             self.known.clear()
-        try:
-            uid: "Optional[int]" = pwd.getpwnam(owner).pw_uid
-        except (KeyError, ValueError):
-            uid = None  # no such user here, or no valid name
+        uid = local_uid(owner)
+        if uid is None:
+            if now < self.silent_until:
+                return None if known is None else known[0]
+            try:
+                uid = looked_up(owner, self.LOOK_UP_S)
+            except (Silence, OSError):
+                self.silent_until = time.monotonic() + self.SILENT_S
+                log.warning("the directory of users does not answer about %.60r: asked again in 10 s" % owner)
+                return None if known is None else known[0]
         self.known[owner] = uid, now + (self.UNKNOWN_S if uid is None else self.KNOWN_S)
         return uid

@@ -45,7 +45,7 @@ KEEPS, NOTHING = "magrathea_keeps", "none"  # a resource of the job, set by the 
 REFUSED = "MAGRATHEA_REFUSED"  # variable that the server's hook sets for a subjob that may never start as it is
 
 WARNING = "MAGRATHEA_SIGNAL"  # variable of a job that wants a warning, as for qsub -v
-WARNING_RESOURCE = "magrathea_signal"  # the same as a resource, for a queue's resources_default; a site may create it
+WARNING_RESOURCE = "stop_signal"  # the same as a resource, for a queue's resources_default; a site may create it
 WARNING_CHARS = 64
 
 # The hook acts on these codes of magrathea/core/refusals.py; a test compares the two.

@@ -146,6 +146,7 @@ def test_it_is_told_once_and_the_agent_leaves_no_reader_behind(rig: Rig) -> None
     for word in ("run", "stop"):
         assert rig.host.orders(j13=word, deadline_s=BOUND_S)["ok"]
     assert rig.log_text().count(told) == 1
+    assert rig.mom("status")["unread"] == 1
     readers = {reader: start_time(reader) for reader in rig.readers()}
     assert readers
     rig.kill(signal.SIGKILL)

@@ -292,6 +292,11 @@ def test_in_a_guest_status_shows_its_own_domain(in_guest: Path) -> None:
     ]
 
 
+def test_in_a_guest_status_tells_of_processes_that_cannot_be_read(in_guest: Path) -> None:
+    line = in_a_guest(in_guest, "table", unread=3).stdout.splitlines()[2]
+    assert line.startswith("3 processes cannot be read")
+
+
 @pytest.mark.parametrize(
     ("stopped", "pending", "state"), [(4, 0, "stopped"), (3, 1, "stopped"), (2, 1, "being stopped")]
 )

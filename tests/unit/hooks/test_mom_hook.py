@@ -124,8 +124,8 @@ def test_a_claim_has_everything_that_the_agent_needs(agent: FakeAgent) -> None:
     ("changes", "asked"),
     [
         ({"Variable_List": {"MAGRATHEA_SIGNAL": "B:USR1@30"}}, "B:USR1@30"),
-        ({"Resource_List": {"magrathea_signal": "USR2"}}, "USR2"),
-        ({"Variable_List": {"MAGRATHEA_SIGNAL": "USR1"}, "Resource_List": {"magrathea_signal": "USR2"}}, "USR1"),
+        ({"Resource_List": {"stop_signal": "USR2"}}, "USR2"),
+        ({"Variable_List": {"MAGRATHEA_SIGNAL": "USR1"}, "Resource_List": {"stop_signal": "USR2"}}, "USR1"),
         ({"Variable_List": {"MAGRATHEA_SIGNAL": "USR1@" + "9" * 60}}, None),
         ({"Resource_List": {"select": "1"}}, None),
     ],

@@ -1,0 +1,51 @@
+"""The uid of a job's owner, whatever the directory of users does."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import time
+from pathlib import Path
+
+import pytest
+
+from magrathea_lab.waiting import BOUND_S
+from node_daemon.agent import owners
+from node_daemon.agent.owners import Owners, Silence, local_uid, looked_up
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="an agent without root takes all jobs for its own user's")
+
+
+def test_a_user_of_the_machine_itself_needs_no_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owners, "looked_up", lambda owner, wait_s: pytest.fail("asked"))
+    assert Owners().uid_of("nobody") == pwd.getpwnam("nobody").pw_uid
+
+
+def test_others_are_looked_up_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owners, "local_uid", lambda owner: None)
+    found = Owners()
+    assert found.uid_of("games") == pwd.getpwnam("games").pw_uid
+    assert found.uid_of("no such user") is None
+    monkeypatch.setattr(owners, "looked_up", lambda owner, wait_s: pytest.fail("asked again"))
+    assert found.uid_of("games") == pwd.getpwnam("games").pw_uid
+
+
+def test_a_directory_that_hangs_holds_up_nothing_and_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owners, "local_uid", lambda owner: None)
+    found = Owners()
+    assert found.uid_of("games") is not None
+    found.known = {name: (uid, 0.0) for name, (uid, _) in found.known.items()}  # it has expired
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: time.sleep(100 * BOUND_S))
+    with pytest.raises(Silence):
+        looked_up("games", 0.01)
+    assert found.uid_of("games") is not None
+    assert found.uid_of("alice") is None
+    monkeypatch.setattr(owners, "looked_up", lambda owner, wait_s: pytest.fail("asked at once"))
+    assert found.uid_of("bob") is None
+    assert found.uid_of("games") is not None
+
+
+@pytest.mark.parametrize("line", ["", "alice", "alice:x", "alice:x:one:", "alice2:x:7:7", "# alice:x:7"])
+def test_a_line_that_is_no_user_is_none(tmp_path: Path, line: str) -> None:
+    (tmp_path / "passwd").write_text(line + "\n")
+    assert local_uid("alice", str(tmp_path / "passwd")) is None
