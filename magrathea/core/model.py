@@ -156,7 +156,7 @@ NOTHING = Amount(0, 0)
 class StopWarning:
     """What a job has asked for: this signal before its stop, and so much time after the signal.
 
-    `first_only`: the signal goes to the job's first process, its shell. Otherwise it goes to all of its processes that
+    `first_only`: the signal goes to the job's script. Otherwise it goes to all of its processes that
     handle it.
     """
 

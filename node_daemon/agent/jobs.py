@@ -91,7 +91,7 @@ class Job:
     - `stopped`, `pending`, `running`: processes at the last pass; `pending` are in uninterruptible sleep with the stop
       pending. `calm`: how many passes in a row found all stopped and none new. `settled`: the order is carried out.
     - `barrier`: the next pass freezes first. `wake_all`: the next pass also continues what others stopped.
-    - `warning`: the signal to send before the stop, 0 for none; with `warn_first_only` to the job's first process only.
+    - `warning`: the signal to send before the stop, 0 for none; with `warn_first_only` to the job's script only.
       `warned_until`: it is not stopped before that.
     - `told_at`: when the log last reported that somebody else continued it.
     """

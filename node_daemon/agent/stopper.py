@@ -18,6 +18,7 @@ PENDING_COUNTS_S = 1.0  # a process in uninterruptible sleep with the stop pendi
 VFORK_COUNTS_S = 0.05  # the same if it waits for its vfork child: any plain fork is over by then
 STRIKE_AGAIN_S = 0.05  # a process that still runs so long after its SIGSTOP gets another
 TELL_AGAIN_S = 10.0  # repeated events are logged once in this time
+MOST_SHELLS = 8  # between a job's first process and its script
 GROUP_WORTH = 4  # with so many unstopped members a process group is signalled as a whole
 
 
@@ -35,19 +36,30 @@ class Stopper:
         """Whether the job still has time before its stop. Sends its warning if that was not done yet.
 
         Only processes that handle the signal get it: its default might end the others. A job without such a process
-        is stopped at once. A job's first process, its shell, is its oldest one that leads a session.
+        is stopped at once.
         """
         number, job.warning = job.warning, 0
         if number:
             running = [p for p in job.procs.values() if p.state not in "Tt"]
             if job.warn_first_only:
-                leaders = [p for p in job.procs.values() if p.pid == p.sid]
-                running = sorted(leaders, key=lambda p: (p.start, p.pid))[:1]
+                running = self._script(job, number)
             told = sum(catches(p.pid, number) and self._signal(p, number) for p in running)
             log.info("job %s: %d of %d processes warned by signal %d" % (job, told, len(running), number))
             if not told:
                 job.warned_until = 0.0
         return time.monotonic() < job.warned_until
+
+    @staticmethod
+    def _script(job: Job, number: int) -> "List[Proc]":
+        """The job's script, if it handles the signal. Its session's leader may be a login shell that waits for the
+        script; the script's shell may wait for a program in its turn."""
+        leaders = [p for p in job.procs.values() if p.pid == p.sid]
+        some = sorted(leaders, key=lambda p: (p.start, p.pid))[:1]
+        for _ in range(MOST_SHELLS):
+            if len(some) != 1 or catches(some[0].pid, number):
+                break
+            some = [p for p in job.procs.values() if p.ppid == some[0].pid]
+        return some if len(some) == 1 else []
 
     def stop(self, job: Job, grown: bool) -> None:
         """One pass for a job that is not leaving. `grown`: it has, or may have, more processes than before."""

@@ -14,6 +14,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol, assert_never
 
 from magrathea.core import events as ev
@@ -214,8 +215,8 @@ class Claims:
         given = confirmed is not None
 
         def claim(now: float) -> ev.Event:
-            about = (job.rerunnable, given, job.keeps, job.wants)
-            return ev.Claimed(now, domain, job.key, job.cls, *size, *about)
+            asked = ev.Claimed(now, domain, job.key, job.cls, *size, job.rerunnable, given, job.keeps)
+            return replace(asked, warning=job.wants)
 
         decisions = await self._enter(domain, claim)
         refused = (d for d in decisions if isinstance(d, ev.Refused) and d.key == job.key)

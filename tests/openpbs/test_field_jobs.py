@@ -149,36 +149,33 @@ ASKS = {
 def have_resource(fleet: OpenPbsCluster) -> None:
     """The site's own resource for warnings, known to PBS and to n4's MoM."""
     if "stop_signal" not in pbs(fleet, "qmgr", "-c", "list resource").stdout:
-        fleet.pbs.qmgr("create resource stop_signal type=string")
+        fleet.pbs.qmgr("create resource stop_signal type=string,flag=m")
     known = fleet.pbs.pbs_home("n4") / "mom_priv/hooks/resourcedef"
     wait(fleet, "n4's MoM knows it", lambda: known.exists() and "stop_signal" in known.read_text())
 
 
-def test_a_job_is_warned_as_it_has_asked_for_and_has_its_time_before_it_is_stopped(fleet: OpenPbsCluster) -> None:
+@pytest.mark.parametrize("kind", ASKS)
+def test_a_job_is_warned_as_it_has_asked_for_and_has_its_time_before_it_is_stopped(
+    fleet: OpenPbsCluster, kind: str
+) -> None:
+    argv, expected = ASKS[kind]
     have_resource(fleet)
     with fleet.only(EAGER):
-        lows = {}
-        for name, (argv, _) in ASKS.items():
-            lows[name] = ready(fleet, WARNED, *argv)
-        high = preempt(fleet, *lows.values(), domain="n4", by="p4")
-        seen = {}
-        for name, low in lows.items():
-            files = {part: home(fleet) / f"{low}.{part}" for part in ("shell", "child")}
-            told = {part for part, file in files.items() if file.exists()}
-            assert told == ASKS[name][1], name
-            seen[low] = float((home(fleet) / f"{low}.seen").read_text())
-            for part in told:
-                (at,) = (float(line) for line in files[part].read_text().splitlines())
-                assert seen[low] - at >= 0.8, name  # a step may be missing at either end
+        low = ready(fleet, WARNED, *argv)
+        high = preempt(fleet, low, domain="n4", by="p4")
+        files = {part: home(fleet) / f"{low}.{part}" for part in ("shell", "child")}
+        told = {part for part, file in files.items() if file.exists()}
+        assert told == expected
+        seen = float((home(fleet) / f"{low}.seen").read_text())
+        for part in told:
+            (at,) = (float(line) for line in files[part].read_text().splitlines())
+            assert seen - at >= 0.8  # a step may be missing at either end
         time.sleep(STILL_S)
-        assert {low: float((home(fleet) / f"{low}.seen").read_text()) for low in lows.values()} == seen
+        assert float((home(fleet) / f"{low}.seen").read_text()) == seen
         end(fleet, high)
-        for low in lows.values():
-            wait_state(fleet, low, "R")
-            end(fleet, low)
-        for low in lows.values():
-            wait_state(fleet, low, "F")
-            wait_all_free(fleet, EAGER)
+        wait_state(fleet, low, "R")
+        end(fleet, low)
+        wait_all_free(fleet, EAGER)
 
 
 def test_a_queue_asks_for_a_warning_of_its_jobs(fleet: OpenPbsCluster) -> None:

@@ -23,6 +23,7 @@ def test_a_user_of_the_machine_itself_needs_no_directory(monkeypatch: pytest.Mon
 
 def test_others_are_looked_up_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owners, "local_uid", lambda owner: None)
+    monkeypatch.setattr(Owners, "LOOK_UP_S", BOUND_S)
     found = Owners()
     assert found.uid_of("games") == pwd.getpwnam("games").pw_uid
     assert found.uid_of("no such user") is None
@@ -32,12 +33,14 @@ def test_others_are_looked_up_and_remembered(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_directory_that_hangs_holds_up_nothing_and_is_left_alone_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owners, "local_uid", lambda owner: None)
+    monkeypatch.setattr(Owners, "LOOK_UP_S", BOUND_S)
     found = Owners()
     assert found.uid_of("games") is not None
     found.known = {name: (uid, 0.0) for name, (uid, _) in found.known.items()}  # it has expired
     monkeypatch.setattr(pwd, "getpwnam", lambda name: time.sleep(100 * BOUND_S))
     with pytest.raises(Silence):
         looked_up("games", 0.01)
+    monkeypatch.setattr(Owners, "LOOK_UP_S", 0.01)
     assert found.uid_of("games") is not None
     assert found.uid_of("alice") is None
     monkeypatch.setattr(owners, "looked_up", lambda owner, wait_s: pytest.fail("asked at once"))
