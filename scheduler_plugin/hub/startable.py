@@ -6,12 +6,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from magrathea import files
+from magrathea import files, places
 from magrathea.surroundings import cannot_listen, no_directory, no_socket_path
 
 from .configuration import HubConfiguration
+from .ledger import NAME as BOOKS
 
 LOCK = "lock"
+FORMER_STATE_DIR = Path("/var/lib/magrathea/hub")
+"""The default before; a hub that begins with empty books does not know which jobs it has suspended."""
 
 
 def obstacles(c: HubConfiguration) -> list[str]:
@@ -21,6 +24,7 @@ def obstacles(c: HubConfiguration) -> list[str]:
 
 def _obstacles(c: HubConfiguration) -> Iterator[str]:
     yield no_directory(c.state_dir, "`state_dir` in [hub]")
+    yield _left_behind(c.state_dir)
     yield no_directory(Path(c.hub.control_socket).parent, "`control_socket` in [hub]")
     yield _no_place(c, c.hub.heartbeat_file, "`heartbeat_file` in [hub]")
     yield no_socket_path(c.hub.control_socket, "`control_socket` in [hub]")
@@ -31,6 +35,17 @@ def _obstacles(c: HubConfiguration) -> Iterator[str]:
     if not runs(c.state_dir):  # the hub that runs has the ports
         for endpoint in c.tcp:
             yield cannot_listen(endpoint, "`listen` in [hub]")
+
+
+def _left_behind(state_dir: Path) -> str:
+    """Why the books of a hub that had the former default would be missed; empty if there are none, or new ones."""
+    former = FORMER_STATE_DIR
+    if state_dir != Path(places.HUB_STATE_DIR) or files.exists(state_dir / BOOKS) or not files.exists(former / BOOKS):
+        return ""
+    return (
+        f"{former} holds the books of a hub, and {state_dir}, the default of `state_dir` in [hub] now, holds none; "
+        f'write state_dir = "{former}" in [hub], or move {former / BOOKS} to {state_dir}'
+    )
 
 
 def _no_place(c: HubConfiguration, path: str, where: str) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from scheduler_plugin.hub import keys
+from magrathea import places
+from scheduler_plugin.hub import keys, startable
 from scheduler_plugin.hub.main import FAILED, lock, main
 
 BASE = """\
@@ -87,3 +88,19 @@ def test_a_port_that_is_none_is_told(tmp_path: Path) -> None:
     keys.init(tmp_path / "keys")
     code, said = check(file(tmp_path, listen="tcp://*:70000"))
     assert (code, "65535" in said) == (FAILED, True)
+
+
+def test_books_at_the_former_default_place_are_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    former = tmp_path / "former"
+    former.mkdir()
+    monkeypatch.setattr(startable, "FORMER_STATE_DIR", former)
+    monkeypatch.setattr(places, "HUB_STATE_DIR", f"{tmp_path}/state")
+    path = file(tmp_path)
+    assert check(path)[0] == 0
+    (former / "books.json").write_text("{}")
+    code, said = check(path)
+    assert code == FAILED
+    assert f'write state_dir = "{former}" in [hub]' in said
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "books.json").write_text("{}")
+    assert check(path)[0] == 0
