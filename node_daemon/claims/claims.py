@@ -55,6 +55,8 @@ limited_log = RationedLog(log, burst=100, period_s=1.0)
 """Limited per domain: guests decide how often something about them is logged."""
 
 MEMORY_STEP_MIB = 16
+WAITS = ("waits for its memory", "waits for jobs that were warned")
+"""What a job that has been granted its place may still wait for, as its comment says it."""
 """Unreclaimable memory is rounded up to a multiple of this. Otherwise each report would change the facts."""
 
 Reply = dict[str, Any]
@@ -344,8 +346,7 @@ class Claims:
         if not parts:
             self._note_waiting(mark, "")
             return {"ok": True, "ready": True}
-        what = "waits" if self._warnings() else "waits for its memory"
-        text = f"{what}: {', '.join(part.text for part in parts)}"[:4096]
+        text = f"{WAITS[bool(self._warnings())]}: {', '.join(part.text for part in parts)}"[:4096]
         self._note_waiting(mark, text)
         return {"ok": True, "ready": False, "text": text}
 
@@ -365,7 +366,7 @@ class Claims:
         if not asked:
             return ()
         left_s = max(0.0, *((plan.warned_until(host, job) or 0.0) - self._daemon.now() for job in asked))
-        return (Unready(Stage.COMING, f"{len(asked)} jobs that were warned stop within {left_s:.0f} s"),)
+        return (Unready(Stage.COMING, f"{len(asked)} of them stop within {left_s:.0f} s"),)
 
     def _unheard_s(self, mark: tuple[str, JobKey], parts: tuple[Unready, ...]) -> float:
         """For how long, from question to question, nothing has been known about some part."""

@@ -156,7 +156,7 @@ def test_the_prologue_waits_until_warned_jobs_have_stopped(owner: Owner) -> None
     switch = owner.switch = Lacking(p1=None)
     prepared = Prepared(id=1, session="0" * 16, job=GuestJob(id="9.srv", run=1), vnodes=[])
     switch.warned = frozenset({("n1", JobKey("1.srv", 1))})
-    told = "waits: 1 jobs that were warned stop within 60 s"
+    told = "waits for jobs that were warned: 1 of them stop within 60 s"
     assert virtual_time.run(asked.request("p1", prepared)) == {"ok": True, "ready": False, "text": told}
     switch.warned = frozenset()
     assert virtual_time.run(asked.request("p1", prepared)) == {"ok": True, "ready": True}
