@@ -33,6 +33,7 @@ PARTS = {
     "devices/interface[@type='hostdev']": "a passed-through network device",
     "devices/interface[@type='vdpa']": "a vDPA network device",
     "devices/disk[@type='nvme']": "an NVMe disk that QEMU drives itself",
+    "devices/disk//backingStore[@type='nvme']": "an NVMe disk that QEMU drives itself",
     "devices/disk[@type='vhostvdpa']": "a vDPA disk",
     "launchSecurity": "encryption of its memory",
 }
@@ -40,6 +41,7 @@ PARTS = {
 BACKING = {
     "memoryBacking/locked": "its memory is locked: remove <locked/> from <memoryBacking>",
     "memoryBacking/hugepages": "a balloon cannot take huge pages: remove <hugepages/> from <memoryBacking>",
+    "devices/memory/source/pagesize": "a balloon cannot take huge pages: remove <pagesize> from the <memory> device",
 }
 QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 
@@ -47,6 +49,10 @@ GUESTS = ("sev-guest", "sev-snp-guest", "tdx-guest", "s390-pv-guest", "pef-guest
 """QEMU's objects that encrypt a guest's memory."""
 DEVICES = ("vfio-", "vhost-vdpa-", "pvrdma", "pci-assign", "kvm-pci-assign")
 """How the names of QEMU's devices begin that pin its guest's memory."""
+DISK = re.compile(
+    r"""(^|["'.])driver["']?[=:]\s*["']?(nvme|virtio-blk-vhost-vdpa)\b|^(file|filename|file\.filename)=nvme://"""
+)
+"""A disk that QEMU drives itself, also below a format's driver: of `file.driver=nvme` and of JSON."""
 LEAST_LOCKED_MIB = 64
 """A QEMU that locks nothing of its guest may still lock a few MiB, for io_uring say."""
 
@@ -116,22 +122,20 @@ def by_arguments(arguments: Iterable[str]) -> Iterator[str]:
 def _pins(option: str, first: str, settings: dict[str, str]) -> bool:
     match option:
         case "-overcommit":
-            return settings.get("mem-lock", "off") != "off"
+            return _is_on("mem-lock", first, settings)
         case "-realtime":
-            return settings.get("mlock", "off") != "off"
+            return _is_on("mlock", first, settings)
         case "-device":
             return (settings.get("driver") or first).startswith(DEVICES)
-        case "-netdev":
+        case "-netdev" | "-nic":
             return (settings.get("type") or first) == "vhost-vdpa"
         case "-drive" | "-blockdev":
-            driver = settings.get("driver", "")
-            file = settings.get("file", "")
-            return driver in ("nvme", "virtio-blk-vhost-vdpa") or file.startswith("nvme://")
+            return any(DISK.search(f"{name}={value}") for name, value in settings.items())
         case "-object":
             kind = settings.get("qom-type") or first
             path = settings.get("mem-path", "")
-            huge = settings.get("hugetlb", "off") not in ("off", "false") or _is_huge(path)
-            return kind in GUESTS or (kind.startswith("memory-backend-") and huge)
+            huge = _is_on("hugetlb", first, settings) or _is_huge(path)
+            return kind in (*GUESTS, "iommufd") or (kind.startswith("memory-backend-") and huge)
         case "-machine" | "-M":
             return "memory-encryption" in settings or "confidential-guest-support" in settings
         case "-mem-path":
@@ -144,15 +148,22 @@ def _is_huge(path: str) -> bool:
     return "huge" in path
 
 
+def _is_on(name: str, first: str, settings: dict[str, str]) -> bool:
+    """QEMU takes a name without a value for `on`."""
+    return settings.get(name, "on" if name == first else "off") not in ("off", "no", "false", "n")
+
+
 def _settings(word: str) -> tuple[str, dict[str, str]]:
-    """The first part of an argument's value, and its settings: of `a,b=c` and of JSON alike."""
+    """The first part of an argument's value, and its settings: of `a,b=c` and of JSON alike. A name without a value
+    that is not the first is `on`."""
     if word.startswith("{"):
         with contextlib.suppress(ValueError, RecursionError):
             found = json.loads(word)
             if isinstance(found, dict):
                 return "", {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in found.items()}
     parts = [part.partition("=") for part in word.split(",")]
-    return parts[0][0] if not parts[0][1] else "", {name: value for name, equals, value in parts if equals}
+    settings = {name: value if equals else "on" for name, equals, value in parts[bool(not parts[0][1]) :]}
+    return parts[0][0] if not parts[0][1] else "", settings
 
 
 # The running QEMU
@@ -160,7 +171,7 @@ def _settings(word: str) -> tuple[str, dict[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class QemuProcess:
-    """A domain's QEMU. `locked_mib`: what of its memory the kernel counts as locked or pinned."""
+    """A domain's QEMU. `locked_mib`: what of its memory the kernel counts as locked or pinned, or is huge pages."""
 
     arguments: tuple[str, ...]
     locked_mib: int
@@ -170,7 +181,8 @@ class QemuProcess:
         for what in by_arguments(self.arguments):
             return f"an argument of its QEMU pins its memory: {what}"
         if self.locked_mib > max(LEAST_LOCKED_MIB, memory_mib // 8):
-            return f"its QEMU has {self.locked_mib} MiB locked or pinned (VmLck, VmPin): find the device or option"
+            what = f"{self.locked_mib} MiB locked or pinned, or in huge pages (VmLck, VmPin, HugetlbPages)"
+            return f"its QEMU has {what}: find the device or option"
         return ""
 
     @property
@@ -258,6 +270,9 @@ class QemuProcesses:
 
 
 def _locked_kib(status: str) -> int:
-    """Locked and pinned pages are counted apart by the kernel, and a page may be both."""
-    figures = dict(re.findall(r"(?m)^(VmLck|VmPin):\s*(\d+) kB$", status))
+    """Locked, pinned and huge pages are counted apart by the kernel, and a page may be all of it.
+
+    What a process holds (VmRSS) has no huge pages, so the first move of memory would not show them.
+    """
+    figures = dict(re.findall(r"(?m)^(VmLck|VmPin|HugetlbPages):\s*(\d+) kB$", status))
     return max((int(figure) for figure in figures.values()), default=0)

@@ -43,12 +43,15 @@ def nothing(name: str) -> str | None:
         (domain(devices="<interface type='vdpa'/>"), "vDPA"),
         (domain(devices="<disk type='nvme'/>"), "remove the <disk>"),
         (domain(devices="<disk type='vhostvdpa'/>"), "vDPA disk"),
+        (domain(devices="<disk type='file'><backingStore type='nvme'/></disk>"), "remove the <backingStore>"),
+        (domain(devices="<memory model='dimm'><source><pagesize>2048</pagesize></source></memory>"), "huge pages"),
         (domain("<launchSecurity type='sev'/>"), "remove the <launchSecurity>"),
         (domain("<launchSecurity type='tdx'/>"), "encryption"),
         (domain("<memoryBacking><locked/></memoryBacking>"), "<locked/>"),
         (domain("<memoryBacking><hugepages/></memoryBacking>"), "huge pages"),
         (with_arguments("-overcommit", "mem-lock=on"), "-overcommit mem-lock=on"),
         (with_arguments("-overcommit", "cpu-pm=on,mem-lock=on-fault"), "mem-lock=on-fault"),
+        (with_arguments("-overcommit", "mem-lock"), "-overcommit mem-lock"),
         (with_arguments("-realtime", "mlock=on"), "mlock"),
         (with_arguments("-device", "vfio-pci,host=3b:00.1"), "-device vfio-pci"),
         (with_arguments("--device", "driver=vfio-pci-nohotplug,host=3b:00.1"), "vfio"),
@@ -56,11 +59,16 @@ def nothing(name: str) -> str | None:
         (with_arguments("-device", "vhost-vdpa-device-pci,vhostdev=/dev/vhost-vdpa-0"), "vdpa"),
         (with_arguments("-netdev", "vhost-vdpa,id=a,vhostdev=/dev/vhost-vdpa-0"), "vdpa"),
         (with_arguments("-netdev", "type=vhost-vdpa,id=a"), "vdpa"),
+        (with_arguments("-nic", "vhost-vdpa,vhostdev=/dev/vhost-vdpa-0"), "vdpa"),
         (with_arguments("-blockdev", "driver=nvme,device=0000:01:00.0,namespace=1"), "nvme"),
+        (with_arguments("-blockdev", "driver=raw,file.driver=nvme,file.device=0000:01:00.0"), "nvme"),
+        (with_arguments("-blockdev", json.dumps({"driver": "raw", "file": {"driver": "nvme"}})), "nvme"),
         (with_arguments("-drive", "file=nvme://0000:01:00.0/1,if=none"), "nvme"),
         (with_arguments("-object", "memory-backend-file,id=a,mem-path=/dev/hugepages/a,size=4G"), "hugepages"),
         (with_arguments("-object", "memory-backend-memfd,id=a,hugetlb=on,size=4G"), "hugetlb"),
         (with_arguments("-object", json.dumps({"qom-type": "memory-backend-memfd", "hugetlb": True})), "hugetlb"),
+        (with_arguments("-object", "memory-backend-memfd,id=a,size=4G,hugetlb"), "hugetlb"),
+        (with_arguments("-object", "iommufd,id=a"), "iommufd"),
         (with_arguments("-object", "sev-guest,id=sev0"), "sev-guest"),
         (with_arguments("-object", json.dumps({"qom-type": "tdx-guest"})), "tdx"),
         (with_arguments("-machine", "q35,confidential-guest-support=sev0"), "confidential"),
@@ -82,6 +90,7 @@ def test_every_way_of_pinning_memory_in_the_xml_is_found(xml: str, says: str) ->
         domain("<memtune><hard_limit unit='GiB'>4</hard_limit></memtune>", "<interface type='vhostuser'/>"),
         with_arguments("-overcommit", "mem-lock=off", "-device", "virtio-net-pci,netdev=vfio-pci"),
         with_arguments("-object", "memory-backend-ram,id=a,size=4G", "-machine", "q35,accel=tcg", "-accel"),
+        with_arguments("-object", "memory-backend-memfd,id=a,size=4G,hugetlb=no", "-drive", "file=/nvme/a,driver=raw"),
         with_arguments("-device", "{", "-object", "[1]", "vfio-pci", "-name", "vfio-pci"),
         data("half-plugged"),
         data("own-quota"),
@@ -104,22 +113,25 @@ def test_a_function_of_a_networks_pool_is_found_by_the_network() -> None:
 UUID = "00000000-0000-4000-8000-000000000885"
 
 
-def a_process(proc: Path, pid: int, *words: str, locked_kib: int = 0, pinned_kib: int = 0, start: int = 5) -> None:
+def a_process(
+    proc: Path, pid: int, *words: str, locked_kib: int = 0, pinned_kib: int = 0, huge_kib: int = 0, start: int = 5
+) -> None:
     (proc / str(pid)).mkdir(exist_ok=True)
     (proc / str(pid) / "comm").write_text(words[0][:15] + "\n")
     (proc / str(pid) / "stat").write_text(f"{pid} (a )b) S {'0 ' * 18}{start} 0 0\n")
     (proc / str(pid) / "cmdline").write_bytes(b"".join(word.encode() + b"\0" for word in words))
     status = f"Name:\tqemu\nVmLck:\t{locked_kib:8} kB\nVmPin:\t{pinned_kib:8} kB\nVmRSS:\t  900000 kB\n"
+    status += f"HugetlbPages:\t{huge_kib:8} kB\n"
     (proc / str(pid) / "status").write_text(status)
 
 
-@pytest.mark.parametrize("figure", ["locked_kib", "pinned_kib"])
+@pytest.mark.parametrize("figure", ["locked_kib", "pinned_kib", "huge_kib"])
 def test_a_running_qemu_shows_what_the_kernel_counts_as_locked_or_pinned(tmp_path: Path, figure: str) -> None:
     a_process(tmp_path, 7, "qemu-system-x86_64", "-uuid", UUID, **{figure: 4 << 20})
     a_process(tmp_path, 8, "bash")
     found = QemuProcesses(tmp_path).of(UUID)
     assert found is not None and found.locked_mib == 4096
-    assert "4096 MiB locked or pinned" in found.pins(4096)
+    assert "4096 MiB locked or pinned, or in huge pages" in found.pins(4096)
 
 
 def test_a_little_locked_memory_is_qemus_own(tmp_path: Path) -> None:
