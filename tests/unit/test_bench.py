@@ -149,4 +149,7 @@ def test_every_kind_of_host_has_as_many_jobs_as_its_row_says(shape: core_growth.
     assert len(of_normals) == 16
     assert bool([j for j in of_normals if j.stopped_by_us]) is shape.half_preempted
     assert core_growth.unseen(host) == host
-    assert core_growth.cost(host, 1).together > 0
+
+
+def test_the_cost_of_a_host_is_measured() -> None:
+    assert core_growth.cost(core_growth.a_host(core_growth.SHAPES[0], 2, 2), 1).together > 0

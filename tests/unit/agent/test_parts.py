@@ -170,8 +170,8 @@ def test_parts_without_an_end_are_kept_within_bounds() -> None:
     assert kept.size == 0
 
 
-@pytest.mark.parametrize("text", ["", "x", "\u20ac", "\U0001f600", "x" * 9_000 + "\U0001f600"], ids=ascii)
-@pytest.mark.parametrize("number", [0, 2**52, 10**900])
+@pytest.mark.parametrize("text", ["", "\u20ac", "x" * 9_000 + "\U0001f600"], ids=ascii)
+@pytest.mark.parametrize("number", [0, 10**900])
 @pytest.mark.parametrize("of_one_message", [False, True])
 def test_parts_take_no_more_memory_than_is_counted(pair: Pair, text: str, number: int, of_one_message: bool) -> None:
     lines = (

@@ -143,13 +143,13 @@ def test_a_question_that_pbs_does_not_answer_is_asked_again(hub: SimHub, pbs: Fa
 
 
 def test_each_host_has_its_own_limit_of_questions(hub: SimHub, pbs: FakePbs) -> None:
-    hub.says("h1", domain("n1", [stopped(f"{n}.none") for n in range(3000)]))
+    hub.says("h1", domain("n1", [stopped(f"{n}.none") for n in range(1000)]))
     pbs.put(job("2.srv", vnodes=("n2",)))
     hub.says("h2", domain("n2", [report(), stopped("2.srv")]))
     hub.settle(1)
     assert hub.state("2.srv") == "S"
     for _ in range(20):
-        hub.says("h1", domain("n1", [stopped(f"{n}.none") for n in range(3000)]))
+        hub.says("h1", domain("n1", [stopped(f"{n}.none") for n in range(1000)]))
         hub.settle(1)
     assert pbs.count("job") <= BURST + OWN_BURST + 21 * (PER_S + OWN_PER_S) + 10
     assert len(hub.farm.entries) == 1
