@@ -261,7 +261,7 @@ class PartsTold(Message, frozen=True, tag="parts-told"):
 
 class GivenAsked(Message, frozen=True, tag="given-asked"):
     """Host to hub: has PBS given this run of the job to this vnode of mine? `id`: also the answer's. `claim`: a claim
-    waits for the answer.
+    waits for the answer; None: a host that does not say it, asks for claims only, and understands no size.
 
     Only a hub that sends its version with its heartbeats knows this question.
     """
@@ -271,13 +271,18 @@ class GivenAsked(Message, frozen=True, tag="given-asked"):
     job: JobId
     run: Count
     vnode: Word
-    claim: bool = True
+    claim: bool | None = None
+
+    @property
+    def urgent(self) -> bool:
+        return self.claim is not False
 
 
-class GivenTold(Message, frozen=True, tag="given-told"):
-    """Hub to host. `given`: PBS's answer; None if PBS could not be asked, or the hub does not know the vnode yet.
+class GivenTold(Message, frozen=True, tag="given-told", omit_defaults=True):
+    """Hub to host. `given`: PBS's answer; None if PBS could not be asked, or if it has no such vnode (yet).
 
-    `cpus`, `memory_mib`: what PBS has given the job on that vnode; None if that is unknown.
+    `cpus`, `memory_mib`: what PBS has given the job on that vnode; left out if that is unknown, because older hosts
+    understand no message that has them.
     """
 
     id: Count

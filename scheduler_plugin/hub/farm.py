@@ -83,7 +83,7 @@ class Farm:
         self._questions = Questions()
         self._suspensions = Shares(PER_S, BURST, OWN_BURST)
         self._part_questions = Shares(*QUESTIONS)
-        self.placements = Placements(lambda host, vnode: self._vnodes_read and self._speaks(host, vnode), self._cause)
+        self.placements = Placements(lambda host, vnode: bool(self._cause(host, vnode)[1]), self._cause)
         self.caused: Counter[str] = Counter()
         """How much of the next `actions` each host causes, in jobs to look at. Whoever calls `actions` clears it."""
         self._seen: dict[JobKey, _Seen] = {}

@@ -243,9 +243,9 @@ class Hub:
         answer = placements.known(host, asked, at)
         if answer is None and placements.may_ask(host, asked, at):
             try:
-                job = await (self._questions if asked.claim else self._pool).run(lambda pbs: pbs.job(key.id), [host])
+                job = await (self._questions if asked.urgent else self._pool).run(lambda pbs: pbs.job(key.id), [host])
                 placements.answered(key.id, job, at)
-                if asked.claim:  # its victims will be reported in a moment
+                if asked.urgent:  # its victims will be reported in a moment
                     self.farm.looked(key, job, at)
                 answer = told(asked, job)
             except PbsError as error:

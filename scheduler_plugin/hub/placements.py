@@ -49,15 +49,15 @@ def told(asked: GivenAsked, job: PbsJob | None) -> GivenTold:
     """The answer to the question. `job`: what PBS has under the job's id."""
     if job is None or not is_given(JobKey(asked.job, asked.run), asked.vnode, job):
         return GivenTold(id=asked.id, given=False)
-    size = size_on(asked.vnode, job.exec_vnode) if job.exec_vnode else None
+    size = size_on(asked.vnode, job.exec_vnode) if job.exec_vnode and asked.claim is not None else None
     if size is None:
         return GivenTold(id=asked.id, given=True)
     return GivenTold(id=asked.id, given=True, cpus=size.cpus, memory_mib=size.mib)
 
 
 class Placements:
-    """What PBS has said lately. `speaks`: whether this host may speak of that vnode; `cause`: whom a question is
-    charged to."""
+    """What PBS has said lately. `speaks`: whether PBS has that vnode and this host may speak of it; `cause`: whom a
+    question is charged to. About a vnode that this PBS does not have it can say nothing: its jobs may be another's."""
 
     def __init__(self, speaks: Callable[[str, str], bool], cause: Callable[[str, str], Cause]) -> None:
         self._speaks, self._cause = speaks, cause
@@ -83,11 +83,11 @@ class Placements:
             return None
         job, at = self._answers.get(asked.job, (None, float("-inf")))
         answer = told(asked, job) if now < at + MOMENT_S else None
-        if (answer is None or not answer.given) and not asked.claim and now < self._read_at + READING_S:
+        if (answer is None or not answer.given) and not asked.urgent and now < self._read_at + READING_S:
             answer = told(asked, self._reading.get(asked.job))
         return answer if answer is not None and answer.given else None
 
     def may_ask(self, host: str, asked: GivenAsked, now: float) -> bool:
         """True if PBS may be asked for the host. It takes one of the host's questions."""
-        shares = self._claims if asked.claim else self._others
+        shares = self._claims if asked.urgent else self._others
         return self._speaks(host, asked.vnode) and shares.take([self._cause(host, asked.vnode)], now)

@@ -77,6 +77,20 @@ def test_a_host_learns_nothing_about_vnodes_of_others_and_pbs_is_not_asked(tmp_p
     run(tmp_path, test, "n1", "n2")
 
 
+def test_about_a_vnode_that_this_pbs_does_not_have_nothing_is_known(tmp_path: Path) -> None:
+    """`vnode` in the host's configuration may be wrong, or another PBS has it. A no would take real jobs away."""
+
+    async def test(world: RealHub) -> None:
+        world.pbs.put(job(vnodes=("n1",)))
+        (host,) = await heard(world, "n1")
+        await host.says(domain("n1"), domain("nowhere"))
+        for claim in (True, False):
+            assert (await answer(host, vnode="nowhere", claim=claim)).given is None
+        assert await given(host) is True
+
+    run(tmp_path, test, "n1")
+
+
 def test_if_pbs_does_not_answer_it_is_unknown(tmp_path: Path) -> None:
     async def test(world: RealHub) -> None:
         (host,) = await heard(world, "n1")

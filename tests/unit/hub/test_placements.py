@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from magrathea.core.model import Amount
-from magrathea.messages import MOST_COUNT, GivenAsked
-from scheduler_plugin.hub.placements import MOMENT_S, MOST_REMEMBERED, READING_S, Placements, size_on
+from magrathea.messages import MOST_COUNT, GivenAsked, decode_to_hub, encode
+from scheduler_plugin.hub.placements import MOMENT_S, MOST_REMEMBERED, READING_S, Placements, size_on, told
 from tests.fakes.reports import NOW, job
 
 
@@ -53,6 +54,15 @@ def test_an_answer_counts_for_a_moment_and_only_a_yes(claim: bool) -> None:
     assert placements.known("h1", asked(claim=claim), NOW) is not None
     assert placements.known("h1", asked(claim=claim), NOW + MOMENT_S) is None
     assert placements.known("h1", asked("2.srv", claim=claim), NOW) is None
+
+
+def test_a_host_that_knows_no_sizes_is_told_none_and_its_questions_are_for_claims() -> None:
+    """Hosts are upgraded after their hub. Until then they understand an answer without new fields only."""
+    old = decode_to_hub(b'{"type":"given-asked","sender":"h1","id":7,"job":"1.srv","run":1,"vnode":"n1"}')
+    assert isinstance(old, GivenAsked) and old.urgent
+    given = replace(job(), exec_vnode="(n1:ncpus=2:mem=5mb)")
+    assert json.loads(encode(told(old, given))) == {"type": "given-told", "id": 7, "given": True}
+    assert set(json.loads(encode(told(asked(claim=True), given)))) == {"type", "id", "given", "cpus", "memory_mib"}
 
 
 def test_a_newer_reading_replaces_the_one_before() -> None:
