@@ -40,7 +40,6 @@ from ..guest_channel.messages import (
     Report,
 )
 from ..hypervisor.base import Driver
-from ..switch.bounds import lockable_mib
 from ..switch.progress import CpuComing, Unstopped
 from ..switch.switch import Switch
 from .confirmation import Confirmation, Confirmed, Given, Mark
@@ -413,8 +412,7 @@ class Claims:
     def _report(self, domain: str, report: Report) -> bool:
         """Enter what the guest says about its memory. Returns False if that is known.
 
-        No guest can have more locked than it has. Stopped jobs lock nothing: while all are stopped, the figure only
-        falls.
+        Stopped jobs lock nothing: while all are stopped, the figure only falls.
         """
         found, switch = self._daemon.host.domain(domain), self._daemon.switch
         if found is None:
@@ -423,9 +421,7 @@ class Claims:
         if found.stopped and not found.running:
             mib = min(mib, found.unreclaimable_mib)
         self._swap[domain] = report.memory
-        mib = max(mib, keeps_mib(found, report.memory), switch.mover.kept_mib(domain), switch.immovable_mib(domain))
-        if (most := lockable_mib(self._daemon.host, domain, switch.readings.of(domain))) is not None:
-            mib = min(mib, most)
+        mib = switch.stays_mib(domain, max(mib, keeps_mib(found, report.memory), switch.mover.kept_mib(domain)))
         if found.unreclaimable_mib == mib:
             return False
         self._daemon.apply(ev.MemoryReported(self._daemon.now(), domain, mib))

@@ -142,18 +142,24 @@ class Switch:
         kept = immovable_mib(self._facts.host, domain, self.readings.of(domain), contested)
         return min(kept, max(0, found.memory_mib - found.floor_mib))
 
+    def stays_mib(self, domain: str, said_mib: int) -> int:
+        """What stays in the domain, of what its guest says that cannot leave it (`said_mib`).
+
+        No guest has more locked than it has. What cannot be moved counts, even if it is not there now: another may
+        bring it back.
+        """
+        most = lockable_mib(self._facts.host, domain, self.readings.of(domain))
+        return max(said_mib if most is None else min(said_mib, most), self.immovable_mib(domain))
+
     # What happens
 
     def _was_read(self, read: Mapping[str, DomainReading]) -> None:
         self.interference.note(read, self.readings.number)
         self.mover.note(read)
         for d in self._facts.host.workers:  # what is no longer there is not locked, whatever its guest has said
-            most = lockable_mib(self._facts.host, d.name, read.get(d.name))
-            if most is not None and most < d.unreclaimable_mib:
-                self._facts.apply(ev.MemoryReported(self._facts.now(), d.name, most))
-            kept = self.immovable_mib(d.name)
-            if kept > d.unreclaimable_mib:
-                self._facts.apply(ev.MemoryReported(self._facts.now(), d.name, kept))
+            mib = self.stays_mib(d.name, d.unreclaimable_mib)
+            if mib != d.unreclaimable_mib:
+                self._facts.apply(ev.MemoryReported(self._facts.now(), d.name, mib))
         self._facts.actual_changed()
         self.look_soon()
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from magrathea.core import events as ev
+from node_daemon.guest_channel.messages import GuestMemory, Report
 from node_daemon.hypervisor.base import DomainReading
 from node_daemon.switch.interference import CONTESTED, COUNTED_S, NOTED_S, Interference
-from tests.fakes.guest import FakeGuest
+from tests.fakes.guest import SESSION, FakeGuest
 
 from .switch_world import CAPACITY_MIB, HIGH, World, busy_guest, played, world
 
@@ -125,23 +126,54 @@ def test_while_somebody_sets_a_balloon_each_second_no_memory_is_given_twice() ->
     played(w, work)
 
 
-def test_nobody_is_stopped_for_the_memory_of_a_contested_domain() -> None:
-    n1 = busy_guest(actual=2048, most=2048)
-    w = world(n1, FakeGuest("p1", 384, used=60))
+async def contest(w: World) -> None:
+    """Somebody else sets n1's balloon until Magrathea has noticed it; it ends low."""
+    for _ in range(10 * CONTESTED):
+        w.switch.interference.memory_rests("n1", w.switch.readings.begun)
+        for mib in (2048, 1900):
+            w.model.world.guests["n1"].actual = mib
+            await w.switch.readings.refresh()
+        await asyncio.sleep(1)
+        if w.switch.interference.contested_mib("n1"):
+            return
+
+
+def large() -> World:
+    """Each domain may have nearly the whole host, and n1 has."""
+    w = world(busy_guest(actual=2048, most=2048), FakeGuest("p1", 384, used=60))
     sizes = {"n1": 2048, "p1": CAPACITY_MIB}
     w.host = replace(w.host, domains=tuple(replace(d, memory_mib=sizes[d.name]) for d in w.host.domains))
+    return w
+
+
+def test_nobody_is_stopped_for_the_memory_of_a_contested_domain() -> None:
+    w = large()
 
     async def work() -> None:
-        for _ in range(10 * CONTESTED):
-            w.switch.interference.memory_rests("n1", w.switch.readings.begun)
-            for mib in (2048, 1900):
-                n1.actual = mib
-                await w.switch.readings.refresh()
-            await asyncio.sleep(1)
-            if w.switch.interference.contested_mib("n1"):
-                break
+        await contest(w)
         w.apply(ev.TimerFired(w.now()))
         assert (await w.claim(1000))["code"] == "memory"
         assert w.low_runs()
+
+    played(w, work)
+
+
+def test_what_a_contested_domain_has_at_most_stays_a_fact_while_its_balloon_is_low() -> None:
+    w = large()
+
+    async def work() -> None:
+        await contest(w)
+        assert w.switch.interference.contested_mib("n1") == 2048
+        facts = set()
+        for _ in range(4):
+            w.model.world.set_memory("n1", 1900)
+            await asyncio.sleep(1)
+            await w.switch.readings.refresh()
+            assert w.has("n1") < 2048
+            facts.add(w.domain("n1").unreclaimable_mib)
+            await w.claims.request("n1", Report(1, SESSION, GuestMemory(2048, 10, 0, 0, 0, 2000)))
+            facts.add(w.domain("n1").unreclaimable_mib)
+            await asyncio.sleep(1)
+        assert facts == {2048 - w.domain("n1").floor_mib}
 
     played(w, work)
