@@ -229,8 +229,8 @@ def host_load(host):
 def cpus_at_most(server, host, domains):
     """At least as many CPUs as the server has given on these vnodes of a counted host; None if that is unknown.
 
-    Starts before the hub's last comparison are in the file if they are in PBS. One that the file has shown since has
-    ended when the file shows it no longer.
+    Starts before the hub's last comparison are in the file if they are in PBS. One that the file has shown since, with
+    all of its CPUs, has ended when the file shows it no longer.
     """
     load = None if host is None else host_load(host)
     if load is None:
@@ -244,8 +244,10 @@ def cpus_at_most(server, host, domains):
             total += assigned_cpus(server.vnode(domain))
     starts = memory().starts.get(host, {})
     for id, (at, run, places) in list(starts.items()):
-        for vnode in [vnode for vnode in places if vnode in vnodes and vnodes[vnode].get(id, (-1, 0))[0] > run]:
-            del places[vnode]
+        for vnode in [vnode for vnode in places if vnode in vnodes]:
+            shown_run, shown_cpus = vnodes[vnode].get(id, (-1, 0))
+            if shown_run > run and shown_cpus >= places[vnode]:
+                del places[vnode]
         if not places or at < compared - UNSEEN_S:
             del starts[id]
         else:

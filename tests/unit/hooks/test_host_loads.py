@@ -141,6 +141,14 @@ def test_an_older_run_in_the_file_does_not_stand_for_a_new_start(site: LoadSite)
     assert site.asked_for_all
 
 
+def test_a_guest_that_makes_its_job_smaller_makes_no_room(site: LoadSite) -> None:
+    """The file has what the guest has claimed, until the host has asked PBS."""
+    site.write({"n1": {}, "n2": {}, "n3": {}})
+    assert site.run("1.srv", "n1", cpus=5).accepted
+    site.write({"n1": {"1.srv": [1, 0]}, "n2": {}, "n3": {}})
+    assert not site.run("2.srv", "n2", cpus=4).accepted
+
+
 def test_a_vnode_that_the_file_leaves_out_is_asked_about(site: LoadSite) -> None:
     site.assigned["n3"] = 6
     site.write({"n1": {}, "n2": {}})
