@@ -9,11 +9,13 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 from magrathea import supervision
 from node_daemon.agent.configuration import Config
 from node_daemon.agent.daemon_requests import DaemonRequests
+from node_daemon.agent.environments import Environments
 from node_daemon.agent.jobs import Job
 from node_daemon.agent.lines import BadValue, encode
 from node_daemon.agent.mom_requests import MomRequests
@@ -138,6 +140,7 @@ class _Idle:
 class _Sweeper(_Idle):
     def __init__(self, jobs: dict[tuple[str, int], Job]) -> None:
         self.jobs = jobs
+        self.finder = SimpleNamespace(environments=Environments([]))
 
     def order(self, wanted: Any, deadline_s: float, reply: Callable[[Doc], None], warnings: Any) -> None:
         reply({"ok": True, "jobs": [{"id": key[0], "run": key[1], "order": word} for key, word in wanted]})
