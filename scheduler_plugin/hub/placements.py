@@ -47,6 +47,8 @@ def size_on(vnode: str, exec_vnode: str) -> Amount | None:
 
 def told(asked: GivenAsked, job: PbsJob | None) -> GivenTold:
     """The answer to the question. `job`: what PBS has under the job's id."""
+    if job is not None and job.exec_vnode and not job.vnodes:  # it runs, but where cannot be read
+        return GivenTold(id=asked.id, given=None)
     if job is None or not is_given(JobKey(asked.job, asked.run), asked.vnode, job):
         return GivenTold(id=asked.id, given=False)
     size = size_on(asked.vnode, job.exec_vnode) if job.exec_vnode and asked.claim is not None else None

@@ -65,6 +65,12 @@ def test_a_host_that_knows_no_sizes_is_told_none_and_its_questions_are_for_claim
     assert set(json.loads(encode(told(asked(claim=True), given)))) == {"type", "id", "given", "cpus", "memory_mib"}
 
 
+def test_of_a_job_that_runs_nobody_can_read_where_nothing_is_known() -> None:
+    unreadable = replace(job(), vnodes=(), exec_vnode="(n1:ncpus=1")
+    assert told(asked(claim=False), unreadable).given is None
+    assert told(asked(claim=False), replace(unreadable, exec_vnode="")).given is False, "it waits"
+
+
 def test_a_newer_reading_replaces_the_one_before() -> None:
     placements = made()
     placements.read({"1.srv": job()}, NOW)
