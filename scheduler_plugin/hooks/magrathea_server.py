@@ -396,7 +396,7 @@ def has(job, name):
     """True if the job asks for some of this resource: in all, or in a chunk."""
     asked = resource(job.Resource_List, name)
     if asked is None:
-        return name in resource_names(str(job.schedselect))
+        return name.lower() in resource_names(str(job.schedselect))
     number = asked.rstrip("bBwWkKmMgGtTpP")
     try:
         return float(number) != 0

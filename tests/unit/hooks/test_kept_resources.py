@@ -53,6 +53,10 @@ def test_all_of_them_are_told_and_one_of_a_chunk_too(tmp_path: Path) -> None:
     assert told(tmp_path, {"lic_a": "1"}, "lic_a", "os", chunk=":os=deb") == "lic_a,os"
 
 
+def test_letters_may_have_either_case_as_in_pbs(tmp_path: Path) -> None:
+    assert told(tmp_path, {}, "Os", chunk=":Os=deb") == told(tmp_path, {}, "Os", chunk=":OS=deb") == "Os"
+
+
 def test_a_mark_that_a_user_has_set_is_taken_back(tmp_path: Path) -> None:
     assert told(tmp_path, {KEEPS: "lic_a"}, "lic_a") == "none"
     assert told(tmp_path, {KEEPS: "lic_a"}) == "none", "also if nothing is protected any more"
