@@ -76,6 +76,11 @@ class _Guest:
     turn: float = -math.inf
 
 
+def _runs(job: Job) -> bool:
+    """True if the guest says so: it has seen a process of the job, or its MoM lists it."""
+    return job.launched or job.confirmed
+
+
 class Inquiries:
     def __init__(self) -> None:
         self._guests: dict[str, _Guest] = {}
@@ -193,12 +198,16 @@ class Inquiries:
     def to_remove(self, host: Host, domain: str, denied: Collection[JobKey], now: float) -> tuple[JobKey, ...]:
         """All of the domain's jobs that count no longer, now that PBS has denied these. `Inquiries` asks about them.
 
-        A list can have thousands of them. A claim of a priority or preemptible job found room, so there are few.
+        A list can have thousands of them. A claim of a priority or preemptible job found room, so there are few. Nor
+        does a claim take others away as long as nobody has said that its job runs: PBS takes a job back if another hook
+        rejects it, or if MoM cannot start it, and no event may tell.
         """
         found = host.domain(domain)
         if found is None or self.is_trusted(host, domain, now):
             return tuple(denied)
-        doubtful = {j.key for j in found.jobs if not j.given and j.cls is JobClass.PROTECTED}
+        ran = any(_runs(job) for job in found.jobs if job.key in denied)
+        young = (j for j in found.jobs if not j.given and j.cls is JobClass.PROTECTED)
+        doubtful = {j.key for j in young if ran or not _runs(j)}
         guest = self._guest(domain)
         guest.doubted, guest.listed_at = guest.doubted | (doubtful - frozenset(denied)), now
         return tuple(sorted(doubtful | frozenset(denied)))

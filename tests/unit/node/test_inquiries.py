@@ -184,6 +184,21 @@ def test_a_job_that_pbs_has_given_after_all_counts_although_it_was_denied() -> N
     assert inquiries.left_out(run(h, "p1", "9"), "p1", [GHOST], now) == set(), "its claim has waited for PBS"
 
 
+@pytest.mark.parametrize("ran", [True, False])
+def test_a_claim_whose_start_fails_takes_no_running_jobs_away(ran: bool) -> None:
+    """PBS takes the job back, and if another hook has rejected it, no event tells. Others have just begun."""
+    inquiries, h = Inquiries(), with_ghost(cls=PROTECTED, launched=ran, confirmed=ran)
+    h = run(h, "p1", "10", cls=PROTECTED, given=False)
+    h = run(h, "p1", "11", cls=PROTECTED, given=False, launched=False, confirmed=False)
+    now = T
+    assert inquiries.answered(h, ("p1", GHOST), False, now) is Verdict.NOTHING
+    now += AGAIN_S
+    assert inquiries.answered(h, ("p1", GHOST), False, now) is Verdict.DENIED
+    assert not inquiries.is_trusted(h, "p1", now)
+    here = {key("10")} if ran else set()
+    assert set(inquiries.to_remove(h, "p1", [GHOST], now)) == {GHOST, key("11"), *here}
+
+
 def test_domains_take_turns() -> None:
     h = host("counted", n1="normal", n2="normal", p1="priority")
     for number in range(50):
