@@ -11,6 +11,8 @@ import errno
 import grp
 import os
 import socket
+import stat
+from collections.abc import Callable
 from pathlib import Path
 
 SOCKET_PATH_BYTES = 107
@@ -48,6 +50,35 @@ def no_socket_path(path: str, where: str) -> str:
     return ""
 
 
+def no_place_for_socket(path: str, where: str) -> str:
+    """Why no unix socket can be made with this path: its length, or something else there. Only an old socket is
+    replaced, because another file has been named by mistake."""
+    return no_socket_path(path, where) or _in_the_way(Path(path), stat.S_ISSOCK, "a socket", where)
+
+
+def no_place_for_file(path: Path, where: str) -> str:
+    """Why a daemon cannot keep a file with this path: something else is there."""
+    return _in_the_way(path, stat.S_ISREG, "a file", where)
+
+
+def _in_the_way(path: Path, is_right: Callable[[int], bool], wanted: str, where: str) -> str:
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return ""  # nothing is there; no_directory knows the rest
+    found = next((name for test, name in _KINDS if test(mode)), "no file")
+    return "" if is_right(mode) else f"{path} is {found}, and {wanted} has to be there; remove it, or fix {where}"
+
+
+_KINDS = (
+    (stat.S_ISREG, "a file"),
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISLNK, "a symbolic link"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
 def host_and_port(endpoint: str) -> tuple[str, int]:
     """Of `tcp://HOST:PORT`; IPv6 addresses without their brackets."""
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
@@ -72,8 +103,11 @@ def cannot_listen(endpoint: str, where: str) -> str:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             one.bind(("" if address == "*" else address, port))
             one.listen(1)
-    except socket.gaierror:
-        return ""  # an interface's name, or a name that resolves later; ZeroMQ knows more
+    except socket.gaierror as error:
+        if address in (name for _, name in socket.if_nameindex()):
+            return ""
+        what = f"{address} is no interface of this machine, and no address is known for it ({error.strerror})"
+        return f"nobody can listen at {endpoint}: {what}; fix {where}"
     except OSError as error:
         fix = f"find out who has it: ss -ltnp 'sport = :{port}'" if error.errno == errno.EADDRINUSE else f"fix {where}"
         return f"nobody can listen at {endpoint}: {os.strerror(error.errno or 0)}; {fix}"

@@ -88,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def take_lock(state_dir: Path) -> int:
     """Keep a second daemon of the same host from starting, until this process ends. Raises CannotStart."""
-    path = state_dir / "noded.lock"
+    from .startable import LOCK
+
+    path = state_dir / LOCK
     try:
         state_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
         return files.lock(path)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from magrathea import files, places
-from magrathea.surroundings import cannot_listen, no_directory, no_socket_path
+from magrathea.surroundings import cannot_listen, no_directory, no_place_for_file, no_place_for_socket
 
 from .configuration import HubConfiguration
 from .ledger import NAME as BOOKS
@@ -27,10 +27,13 @@ def _obstacles(c: HubConfiguration) -> Iterator[str]:
     yield _left_behind(c.state_dir)
     yield no_directory(Path(c.hub.control_socket).parent, "`control_socket` in [hub]")
     yield _no_place(c, c.hub.heartbeat_file, "`heartbeat_file` in [hub]")
-    yield no_socket_path(c.hub.control_socket, "`control_socket` in [hub]")
+    yield no_place_for_file(Path(c.hub.heartbeat_file), "`heartbeat_file` in [hub]")
+    for name in (LOCK, BOOKS):
+        yield no_place_for_file(c.state_dir / name, "`state_dir` in [hub]")
+    yield no_place_for_socket(c.hub.control_socket, "`control_socket` in [hub]")
     for endpoint in c.ipc:
         path = endpoint.removeprefix("ipc://")
-        yield no_socket_path(path, "`listen` in [hub]")
+        yield no_place_for_socket(path, "`listen` in [hub]")
         yield _no_place(c, path, "`listen` in [hub]")
     if not runs(c.state_dir):  # the hub that runs has the ports
         for endpoint in c.tcp:

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from magrathea import places
+from magrathea.surroundings import cannot_listen
 from scheduler_plugin.hub import keys, startable
 from scheduler_plugin.hub.main import FAILED, lock, main
 
@@ -53,6 +54,10 @@ OBSTACLES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "no folder of the heartbeat": ({"heartbeat": "FOLDER/none/beat"}, ("FOLDER/none does not exist", "install -d")),
     "no folder of the socket": ({"listen": "ipc://FOLDER/none/h"}, ("FOLDER/none does not exist", "`listen` in [hub]")),
     "control": ({"control": "FOLDER/plain/sock"}, ("FOLDER/plain", "`control_socket` in [hub]")),
+    "socket is a file": ({"control": "FOLDER/plain"}, ("FOLDER/plain is a file", "`control_socket` in [hub]")),
+    "ipc is a file": ({"listen": "ipc://FOLDER/plain"}, ("FOLDER/plain is a file", "`listen` in [hub]")),
+    "heartbeat is a folder": ({"heartbeat": "FOLDER/folder"}, ("is a directory", "`heartbeat_file` in [hub]")),
+    "heartbeat is a pipe": ({"heartbeat": "FOLDER/pipe"}, ("is a pipe", "`heartbeat_file` in [hub]")),
     "long control": ({"control": LONG}, ("107", "`control_socket` in [hub]")),
     "long ipc": ({"listen": f"ipc://{LONG}"}, ("107", "`listen` in [hub]")),
 }
@@ -62,12 +67,15 @@ OBSTACLES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
 @pytest.mark.parametrize("name", OBSTACLES)
 def test_each_obstacle_is_named_with_its_value_and_its_fix(tmp_path: Path, name: str, arguments: list[str]) -> None:
     (tmp_path / "plain").write_text("")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     wrong, words = OBSTACLES[name]
     path = file(tmp_path, **{key: value.replace("FOLDER", str(tmp_path)) for key, value in wrong.items()})
     done = CliRunner().invoke(main, ["--config", str(path), *arguments])
     assert done.exit_code == FAILED, done.output
     for word in words:
         assert word.replace("FOLDER", str(tmp_path)) in done.output
+    assert (tmp_path / "plain").is_file() and (tmp_path / "folder").is_dir(), "nobody has removed it"
 
 
 def test_a_port_that_somebody_else_has_is_told_but_not_that_of_the_hub_that_runs(tmp_path: Path) -> None:
@@ -88,6 +96,21 @@ def test_a_port_that_is_none_is_told(tmp_path: Path) -> None:
     keys.init(tmp_path / "keys")
     code, said = check(file(tmp_path, listen="tcp://*:70000"))
     assert (code, "65535" in said) == (FAILED, True)
+
+
+def test_a_name_at_which_nobody_can_listen_is_told(tmp_path: Path) -> None:
+    keys.init(tmp_path / "keys")
+    code, said = check(file(tmp_path, listen="tcp://nosuch.invalid:17017"))
+    assert (code, "nosuch.invalid is no interface of this machine" in said) == (FAILED, True)
+    for name in ("lo", "localhost"):
+        assert "interface" not in cannot_listen(f"tcp://{name}:17017", "")
+
+
+@pytest.mark.parametrize("name", ["books.json", "lock"])
+def test_books_and_lock_are_files(tmp_path: Path, name: str) -> None:
+    (tmp_path / "state" / name).mkdir(parents=True)
+    code, said = check(file(tmp_path))
+    assert (code, f"{tmp_path}/state/{name} is a directory" in said) == (FAILED, True)
 
 
 def test_books_at_the_former_default_place_are_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

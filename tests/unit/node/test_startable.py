@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,7 @@ OBSTACLES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "state": ({"state": "FOLDER/plain/state"}, ("FOLDER/plain is none", "`state_dir` in [paths]")),
     "no key": ({"key": "gone"}, ("FOLDER/gone", "magrathea keys enrol")),
     "bad key": ({"key": "plain"}, ("FOLDER/plain", "not a key file")),
+    "long ipc": ({"endpoint": f"ipc:///{120 * 'x'}"}, ("107", "`endpoints` in [hub]")),
     "port": ({"endpoint": "tcp://head:70000"}, ("70000", "65535", "`endpoints` in [hub]")),
 }
 
@@ -75,6 +77,29 @@ def test_each_obstacle_is_named_with_its_value_and_its_fix(tmp_path: Path, name:
     assert done.returncode == noded.CANNOT_START
     for word in words:
         assert word.replace("FOLDER", str(tmp_path)) in done.stderr
+
+
+@pytest.mark.parametrize("name", ["run/control.sock", "run/guest/n1.sock", "state/noded.lock"])
+def test_what_is_in_the_way_is_named_and_stays(tmp_path: Path, name: str) -> None:
+    path = file(tmp_path)
+    in_the_way = read(path).run_dir / name.removeprefix("run/") if name.startswith("run/") else tmp_path / name
+    in_the_way.parent.mkdir(parents=True, exist_ok=True)
+    in_the_way.mkdir()
+    [sentence] = obstacles(read(path))
+    assert f"{in_the_way} is a directory" in sentence and "in [paths]" in sentence
+    in_the_way.rmdir()
+    if name.endswith(".sock"):
+        in_the_way.write_text("a file that somebody needs")
+        [sentence] = obstacles(read(path))
+        assert f"{in_the_way} is a file, and a socket has to be there" in sentence
+
+
+def test_an_old_socket_is_in_nobodys_way(tmp_path: Path) -> None:
+    path = file(tmp_path)
+    read(path).control_socket.parent.mkdir(parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as old:
+        old.bind(str(read(path).control_socket))
+    assert obstacles(read(path)) == []
 
 
 def test_a_missing_binding_of_libvirt_is_found_by_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
