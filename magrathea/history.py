@@ -96,8 +96,11 @@ class JobsListed(msgspec.Struct, frozen=True):
 def recorded(event: ev.Event | None, decisions: Sequence[ev.Decision]) -> list[tuple[str, object]]:
     """What the history keeps of an event and of what was decided, each with its kind.
 
-    A guest may list thousands of new jobs each time. Of a list the first decisions are kept, and the numbers of all.
+    A guest may list thousands of new jobs each time. Of a list the first decisions about its jobs are kept, and the
+    numbers of all; of those that PBS has denied, too. What happens to other domains is always kept.
     """
+    if isinstance(event, ev.JobsDenied):
+        return [("event", event), *(("decision", one) for one in _first(event.domain, decisions))]
     if not isinstance(event, ev.JobsReported):
         return [("event", one) for one in (event,) if one is not None] + [("decision", one) for one in decisions]
     notes = Counter(one.what for one in decisions if isinstance(one, ev.Noted))
@@ -111,7 +114,16 @@ def recorded(event: ev.Event | None, decisions: Sequence[ev.Decision]) -> list[t
         gone=notes[ev.Note.MISSING] + notes[ev.Note.NEWER_RUN],
         ids=[job.key.id for job in event.jobs[:LISTED_IDS]],
     )
-    return [("event", listed), *(("decision", one) for one in decisions[:LIST_DECISIONS])]
+    return [("event", listed), *(("decision", one) for one in _first(event.domain, decisions))]
+
+
+def _first(domain: str, decisions: Sequence[ev.Decision]) -> Iterator[ev.Decision]:
+    """The first decisions about this domain, and all others."""
+    left = LIST_DECISIONS
+    for one in decisions:
+        left -= one.domain == domain
+        if left >= 0 or one.domain != domain:
+            yield one
 
 
 _encode = msgspec.json.Encoder().encode

@@ -256,6 +256,16 @@ def test_an_entry_is_shown_as_a_sentence(what: Any, told: str) -> None:
     assert sentence(entry(what)).startswith(told)
 
 
+@pytest.mark.parametrize(
+    "event", [ev.JobsReported(0, "n1", ()), ev.JobsDenied(0, "n1", tuple(JobKey(f"{n}", 1) for n in range(4000)))]
+)
+def test_of_thousands_of_jobs_that_go_the_first_are_kept_and_all_that_happens_to_other_domains(event: ev.Event) -> None:
+    gone = [ev.Noted("n1", ev.Note.MISSING, JobKey(f"{number}", 1)) for number in range(4000)]
+    others = [ev.Noted("n2", ev.Note.CONTINUED, KEY)] * 3
+    told = [what for kind, what in recorded(event, (*gone, *others)) if kind == "decision"]
+    assert told == [*gone[:100], *others]
+
+
 @pytest.mark.parametrize("note", ev.Note)
 def test_every_note_has_a_sentence_with_its_text(note: ev.Note) -> None:
     told = sentence(entry(ev.Noted("n1", note, KEY, "the reason", 35.0), "decision"))
