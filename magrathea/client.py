@@ -127,6 +127,8 @@ def ask(
         fix = f"is it running there? {owner.start}" if here else owner.elsewhere
         raise Unreachable(path, "there is no such socket", fix, owner) from error
     except ConnectionRefusedError as error:
+        if not path.is_socket():
+            raise Unreachable(path, "it is no socket", f"name the socket: {owner.option}", owner) from error
         fix = f"it ended and left its socket behind: see `journalctl -u {owner.unit}`, then {owner.start}"
         raise Unreachable(path, "nobody listens there", fix, owner) from error
     except PermissionError as error:

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,13 @@ def test_a_socket_that_nobody_serves(path: Path) -> None:
         dead.bind(str(path))
     with pytest.raises(client.Unreachable, match="nobody listens"):
         client.status(path)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch, os.mkfifo])
+def test_what_is_no_socket_is_told_and_no_daemon_is_blamed(path: Path, make: Callable[[Path], None]) -> None:
+    make(path)
+    with pytest.raises(client.Unreachable, match="it is no socket; name the socket: --socket"):
+        client.ask(path, {"op": "status"})
 
 
 def test_a_daemon_that_hangs_is_given_up_at_the_deadline(path: Path) -> None:
