@@ -193,6 +193,32 @@ def test_waiting_jobs_get_their_class_and_keep_their_place(pbs: PrivateOpenPbs) 
     pbs.qmgr("delete queue low")
 
 
+def with_a_latin_letter(pbs: PrivateOpenPbs) -> tuple[str, str]:
+    """A job whose environment has a byte that is not UTF-8, and what PBS shows of it."""
+    submit = "CONTACT=$(printf 'J\\374rgen') exec qsub -v CONTACT -- /bin/sleep 100"
+    job = pbs.run(HEAD, ["bash", "-c", submit], user="alice").stdout.strip()
+    return job, pbs.run(HEAD, ["qstat", "-f", "-w", job]).stdout
+
+
+def test_bytes_of_a_user_that_are_not_utf_8_spoil_no_command(pbs: PrivateOpenPbs) -> None:
+    job, shown = with_a_latin_letter(pbs)
+    assert "CONTACT=J\udcfcrgen" in shown
+    well(magrathea(pbs, *INSTALL))
+    well(magrathea(pbs, "check"))
+    for words in (["--format", "json"], []):
+        assert job in well(magrathea(pbs, "explain", job, *words, of=""))
+        checked = magrathea(pbs, "doctor", "--part", "server", *words, of="")
+        assert checked.returncode == 2 and checked.stdout and not checked.stderr, "there is no hub"
+    well(magrathea(pbs, "uninstall", "--dry-run"))
+
+
+def test_any_queuejob_hook_costs_such_a_job_its_environment(pbs: PrivateOpenPbs) -> None:
+    """OpenPBS's own doing (docs/known-limits.md). If this fails, it has been corrected there."""
+    well(magrathea(pbs, *INSTALL))
+    _, shown = with_a_latin_letter(pbs)
+    assert "CONTACT=" not in shown and "PBS_O_HOME" not in shown
+
+
 def test_with_a_preempted_job_it_refuses_or_resumes_it_first(pbs: PrivateOpenPbs) -> None:
     before = picture(pbs)
     well(magrathea(pbs, *INSTALL))
