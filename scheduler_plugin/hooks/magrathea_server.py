@@ -55,6 +55,7 @@ MAX_WHY = 400
 AGAIN_S = 4.0  # less than the shortest wait of another refused job
 MEMORY = "magrathea_server_memory"
 MOST_STARTS = 10000  # remembered of one host until the hub's next comparison with PBS (a minute)
+KEPT_S = 900.0  # a start is remembered so long, on hosts of every kind; a comparison before that is of no use
 UNSEEN_S = 5.0  # a start is not remembered once the hub has compared so much later
 
 # The product's table of codes is in magrathea/core/refusals.py; a test compares the two.
@@ -199,6 +200,9 @@ def remember(job, wanted, ours):
             kept.complete_since = now
         if host not in started:
             started.add(host)
+            starts.pop(str(job.id), None)  # to keep the order
+            while starts and now - starts[next(iter(starts))][0] > KEPT_S:
+                del starts[next(iter(starts))]
             starts[str(job.id)] = (now, int(str(job.run_version or 0)), {})
         starts[str(job.id)][2][name] = wanted[name]
 
@@ -222,8 +226,8 @@ def host_load(host):
             return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    # a later comparison was made before this machine was booted
-    return (compared, vnodes) if memory().complete_since < compared <= time.monotonic() else None
+    now = time.monotonic()  # a later comparison was made before this machine was booted
+    return (compared, vnodes) if max(memory().complete_since, now - KEPT_S + UNSEEN_S) < compared <= now else None
 
 
 def cpus_at_most(server, host, domains):

@@ -230,3 +230,16 @@ def test_the_hook_remembers_a_bounded_number_of_starts(site: LoadSite) -> None:
         assert site.run(f"{number}.srv").accepted
         assert len(sys.modules[MEMORY].starts["h1"]) <= 3
     assert not site.run("9.srv", "n2").accepted
+
+
+def test_the_hook_forgets_old_starts_and_then_uses_no_comparison_from_before(site: LoadSite) -> None:
+    """PBS may keep its interpreter for months, and remembers starts on all hosts."""
+    text = hook_text("magrathea_server")
+    assert text.count("KEPT_S = 900.0 ") == 1
+    site.hook = Hook("magrathea_server", text.replace("KEPT_S = 900.0 ", "KEPT_S = 0.0 "), Path(str(site.hook.config)))
+    for number in range(1, HOST_CPUS):
+        assert site.run(f"{number}.srv").accepted
+        assert len(sys.modules[MEMORY].starts["h1"]) == 1
+    site.write({"n1": {}, "n2": {}, "n3": {}})
+    assert site.run("8.srv").accepted
+    assert site.asked_for_all
