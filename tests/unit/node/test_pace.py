@@ -57,10 +57,9 @@ class Owner:
             agent_lost=silent,
             agent_connected=silent,
             mover=mover,
-            immovable_mib=lambda domain: 0,
+            stays_mib=lambda domain, said_mib: said_mib,
             progress=progress,
             actual=dict,
-            readings=SimpleNamespace(of=silent),
         )
 
     def _observed(self, name: str) -> None:
