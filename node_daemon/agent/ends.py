@@ -208,7 +208,7 @@ class Ends:
 
         A look may miss a process that is created meanwhile, if its parent has ended. Then a second look decides.
         """
-        if self.sweeper.effort is not None:
+        if self.sweeper.is_busy():
             return []  # its looks may leave out environments
         births = self.finder.births.last()
         over = self._empty(ended)

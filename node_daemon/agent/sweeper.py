@@ -189,8 +189,22 @@ class Sweeper:
         if not busy:
             self._finish(now)
         warned_s = min([job.warned_until - now for job in left] or [0.0])
-        self._schedule(max(self.pause, warned_s) if busy else None)
+        if busy and warned_s > SWEEP_S:
+            self._arm(SWEEP_S, self._meanwhile)
+        else:
+            self._schedule(max(self.pause, warned_s) if busy else None)
         self.pause = min(2 * self.pause, PASS_PAUSE_S[1])
+
+    def _meanwhile(self) -> None:
+        """Enforce the other orders, and find ends, while jobs have their time before a stop."""
+        self._arm(SWEEP_S, self._meanwhile)  # for the case that this look meets a defect
+        self.sweep(whole=True)
+        self._drive()
+
+    def is_busy(self) -> bool:
+        """Whether an order is being carried out at this moment, and not only waits for the end of a warning."""
+        now = time.monotonic()
+        return self.effort is not None and any(now >= job.warned_until for job in self.jobs.values() if not job.settled)
 
     def _finish(self, now: float) -> None:
         for job in self.jobs.values():
@@ -272,11 +286,13 @@ class Sweeper:
         one may wait for a process that is forking, and a running job is not worth that.
         """
         now = time.monotonic()
-        if self.effort is not None:
+        if self.is_busy():
             return  # its passes are under way
         self.since = now
         environ = whole or any(j.order == "stop" or not j.procs for j in self.jobs.values())
         self._pass(thorough=True, environ=environ)
+        if self.effort is not None:
+            return  # its next pass has its time
         if any(j.order == "stop" and j.running for j in self.jobs.values()):
             self.until = now + SWEEP_S
             self.pause = PASS_PAUSE_S[0]

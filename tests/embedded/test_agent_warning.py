@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from magrathea_lab.rigs.agent_rig import Rig, job_python, running
+from magrathea_lab.rigs.agent_rig import Rig, job_python, running, state
 from magrathea_lab.waiting import until
 
 WARNED = """
@@ -161,3 +161,43 @@ def test_continuing_a_stopped_job_by_hand_is_reported(rig: Rig) -> None:
     for pid in rig.children():
         os.kill(pid, signal.SIGCONT)
     until(lambda: set(rig.children().values()) == {"T"} and "stopped again" in rig.log_text(), "the next sweep")
+
+
+def warn(rig: Rig, **others: str) -> int:
+    """Order a stop of job 12 with a long warning, and other orders beside it. Returns the request's id."""
+    rows = [{"id": "12.srv", "run": 1, "order": "stop", "warn_signal": "SIGUSR1", "warn_s": LONG_S}]
+    rows += [{"id": f"{name[1:]}.srv", "run": 1, "order": word} for name, word in others.items()]
+    return rig.host.send("orders", orders=rows, deadline_s=LONG_S + 2)
+
+
+def test_other_stops_are_enforced_while_a_job_has_its_time(rig: Rig) -> None:
+    """It may be of the same user, and continue them."""
+    rig.claim()
+    said = handler(rig)
+    rig.claim("13.srv")
+    other = rig.run_job("while :; do sleep 0.05; done", id="13.srv")
+    until(lambda: rig.host.orders(j13="stop")["jobs"][0]["stopped"] >= 1, "the other one's stop")
+    began = time.monotonic()
+    warn(rig, j13="stop")
+    until(said.exists, "the warning")
+    for _ in range(3):
+        until(lambda: rig.host.turn() or state(other.pid) == "T", "the stop, again")
+        os.kill(other.pid, signal.SIGCONT)
+    until(lambda: state(other.pid) == "T", "the stop, again")
+    assert time.monotonic() - began < LONG_S
+
+
+def test_the_end_of_a_warned_job_is_reported_at_once(rig: Rig, tmp_path: Path) -> None:
+    """It has saved what it needs, and ends before its time is over. Its file stays while MoM copies its output."""
+    (tmp_path / "mom_priv/jobs").mkdir(parents=True)
+    (tmp_path / "mom_priv/jobs/12.srv.JB").touch()
+    assert rig.mom("claim", job=rig.job(), deadline_s=5, home=str(tmp_path)) == {"ok": True}
+    said = handler(rig)
+    rig.host.await_op("launched")
+    began = time.monotonic()
+    warn(rig)
+    until(said.exists, "the warning")
+    [pid] = rig.children()
+    os.kill(pid, signal.SIGKILL)
+    assert rig.host.await_op("release")["job"] == {"id": "12.srv", "run": 1}
+    assert time.monotonic() - began < LONG_S
