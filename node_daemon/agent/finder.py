@@ -210,16 +210,21 @@ class Finder:
             proc.judged = False
         return proc
 
-    def _inherits(self, proc: Proc, job: Job) -> bool:
-        """Whether a child of the job's, or a process in one of its sessions, is the job's. It may run as any user,
-        because only a fork leads there. PBS itself stops whatever is in a job's session, too."""
+    def _inherits(self, proc: Proc, job: Job, is_sure: bool) -> bool:
+        """Whether a child of the job's, or a process in one of its sessions, is the job's. If that `is_sure`, it may
+        run as any user, because only a fork leads there. PBS itself stops whatever is in a job's session, too."""
         if job.uid is None or self._is_spared(proc):
             return False
-        if not self.all_users:
+        if not self.all_users or not is_sure:
             return self._fits(proc, job, self._uids(proc))
         if job.uid == 0:
             return proc.image is None or proc.image[1] not in MOM_NAMES
         return not self._is_moms(proc)
+
+    def is_mom(self, proc: Proc) -> bool:
+        """Whether it is MoM or a hook of MoM, by its name. Any user may give this name to a program of his own."""
+        named = proc.image is not None and proc.image[1] in MOM_NAMES
+        return named and not (self.all_users and any(self._uids(proc)))
 
     def _is_moms(self, proc: Proc) -> bool:
         """Whether it is MoM, a hook of MoM, or was started by these as root. Such processes are in the job's session
@@ -346,9 +351,14 @@ class Finder:
             unread.append((proc, uid))
 
     def _by_descent(self, by_id: "Dict[str, Job]", members: "Dict[int, Proc]", fresh: "List[Proc]") -> "Set[Proc]":
-        """Find children of a job's process, and processes of a session whose leader belongs or belonged to the job."""
+        """Find children of a job's process, and processes of a session whose leader belongs or belonged to the job.
+
+        A session's number is free once no process of it is left. Daemons of any user may then get it. So processes of
+        other users are the job's only if one of the session's processes is still there that is known as the job's.
+        """
         found: "Set[Proc]" = set()
         sessions: "Dict[int, Tuple[Job, int]]" = {}
+        held: "Set[int]" = set()
         for job in by_id.values():
             for sid, start in list(job.sessions.items()):
                 leader = self.procs.get(sid)
@@ -356,21 +366,28 @@ class Finder:
                     del job.sessions[sid]  # that session has ended, and another process has its number
                 else:
                     sessions[sid] = (job, start)
+                    if leader is not None:
+                        held.add(sid)
         for proc in members.values():
             if proc.pid == proc.sid and proc.job is not None:
                 sessions[proc.sid] = (proc.job, proc.start)
+            if proc.sid in sessions and sessions[proc.sid][0] is proc.job:
+                held.add(proc.sid)
         rest = [p for p in fresh if p.job is None and not p.dead]
         while rest:
             left = []
             for proc in rest:
                 parent = members.get(proc.ppid)
                 its = parent.job if parent is not None else None
+                is_sure = its is not None or proc.sid in held
                 if its is None and proc.sid in sessions and proc.start >= sessions[proc.sid][1]:
                     its = sessions[proc.sid][0]
-                if its is not None and self._inherits(proc, its):
+                if its is not None and self._inherits(proc, its, is_sure):
                     self._take(proc, its, members, found)
                     if proc.pid == proc.sid:
                         sessions[proc.sid] = (its, proc.start)
+                    if proc.sid in sessions and sessions[proc.sid][0] is its:
+                        held.add(proc.sid)
                 else:
                     left.append(proc)
             if len(left) == len(rest):

@@ -166,3 +166,33 @@ def test_mom_and_what_its_hooks_start_in_the_jobs_session_stay_out(rig: Rig) -> 
     session = [pid for pid in rig.children() if os.getsid(pid) == mom.pid]
     assert len(session) == 3
     assert not {state(pid) for pid in session} & {"T", "t"}
+
+
+ENDING_LEADER = """
+import os, sys, time
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.01)
+if os.fork() == 0:
+    open(sys.argv[1] + ".it", "w").write(str(os.getpid()))
+    while True:
+        time.sleep(0.01)
+os._exit(0)
+"""
+
+
+def test_a_session_of_which_no_process_is_left_counts_for_no_other_user(rig: Rig) -> None:
+    """Its number is free again. A daemon of root may get it: the process that begins its session ends at once."""
+    rig.claim()
+    job = rig.run_job("while :; do sleep 0.05; done")
+    rig.host.await_op("launched")
+    go = rig.directory / "go"
+    leader = subprocess.Popen([sys.executable, "-c", ENDING_LEADER, str(go)], start_new_session=True)
+    assert rig.mom("jobs", jobs=[{**rig.job(), "substate": 42, "session_id": leader.pid}])["ok"]
+    go.touch()
+    leader.wait()
+    it = go.with_name("go.it")
+    until(lambda: it.exists() and it.read_text(), "the process in question")
+    rig.host.order("stop")
+    assert state(job.pid) == "T"
+    assert state(int(it.read_text())) not in "Tt"
+    assert state(int(it.read_text()))
