@@ -42,6 +42,7 @@ CLASSES = ("priority", "preemptible", "protected")
 ENDING_SUBSTATE = 50  # PBS: from this number on, a job is exiting
 STATUS_BYTES = 100_000  # of jobs in one status: the kernel takes this much at once
 WARNING_CHARS = 64  # of what a job asks for before its stop (magrathea/stop_warnings.py)
+LIST_LOOK_UP_S = 0.5  # for all owners of a list; others are looked up with MoM's next list
 HOOK_WAITS_S = 1.8  # MoM's hook waits this long for an answer (see magrathea/deadlines.py), if it names no time
 
 
@@ -236,10 +237,11 @@ class MomRequests:
             )
             entries.append((key, owner, substate, session, start, field(row, "sister", bool, False), over))
         self.table.end_earlier([entry[0] for entry in entries])
+        until = now + LIST_LOOK_UP_S
         for key, owner, substate, session, start, sister, over in entries:
             if over:
                 continue
-            job = self.table.enter(key, owner, self.owners.uid_of(owner) if owner else None)
+            job = self.table.enter(key, owner, self.owners.uid_of(owner, until=until) if owner else None)
             job.sister = sister
             job.seen |= sister
             job.ending = substate >= ENDING_SUBSTATE

@@ -15,11 +15,13 @@ from .values import is_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Dict, Optional, Tuple
+    from typing import Dict, List, Optional, Tuple
 
     from .lines import Doc
 
 MAX_PASSWD_BYTES = 1 << 22
+DYING_S = 0.05  # the longest wait for the end of a killed look-up: it may hang in the kernel, so that no signal ends it
+MOST_DYING = 4  # with so many of them nobody is looked up
 
 
 def owner_of(doc: "Doc") -> str:
@@ -50,6 +52,9 @@ def looked_up(owner: str, wait_s: float) -> "Optional[int]":
 
     A child process asks, because a directory server that is away may keep it waiting for minutes.
     """
+    _reap()
+    if len(dying) >= MOST_DYING:
+        raise Silence
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -62,10 +67,23 @@ def looked_up(owner: str, wait_s: float) -> "Optional[int]":
     finally:
         os.close(reading)
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        dying.append(pid)
+        until = time.monotonic() + DYING_S
+        while _reap() and time.monotonic() < until:
+            time.sleep(DYING_S / 50)
     if not answer:
         raise Silence
     return int(answer) if answer != b"-" else None
+
+
+dying: "List[int]" = []  # killed look-ups that have not ended yet
+
+
+def _reap() -> bool:
+    """Whether the last one that was killed has not ended yet."""
+    last = dying[-1:]
+    dying[:] = [pid for pid in dying if not os.waitpid(pid, os.WNOHANG)[0]]
+    return bool(last) and dying[-1:] == last
 
 
 def _tell_uid(owner: str, writing: int) -> None:
@@ -89,8 +107,9 @@ class Owners:
         self.known: "Dict[str, Tuple[Optional[int], float]]" = {}  # uid, and until when it counts
         self.silent_until = 0.0
 
-    def uid_of(self, owner: str, new: bool = False) -> "Optional[int]":
+    def uid_of(self, owner: str, new: bool = False, until: "Optional[float]" = None) -> "Optional[int]":
         """The uid of a job's owner; None if there is no such user. `new`: the user may have been created just now.
+        `until`: the directory of users is not asked after this.
 
         An agent of an ordinary user sees only its own processes, so it takes all jobs for that user's.
         """
@@ -104,10 +123,11 @@ class Owners:
             self.known.clear()
         uid = local_uid(owner)
         if uid is None:
-            if now < self.silent_until:
+            wait_s = self.LOOK_UP_S if until is None else min(self.LOOK_UP_S, until - now)
+            if now < self.silent_until or wait_s <= 0:
                 return None if known is None else known[0]
             try:
-                uid = looked_up(owner, self.LOOK_UP_S)
+                uid = looked_up(owner, wait_s)
             except (Silence, OSError):
                 self.silent_until = time.monotonic() + self.SILENT_S
                 log.warning("the directory of users does not answer about %.60r: asked again in 10 s" % owner)

@@ -61,7 +61,9 @@ class Table:
         job.listed = True
         job.missing = 0
         if owner:
-            job.owner, job.uid = owner, uid
+            if uid is not None or owner != job.owner:  # else the directory of users is silent
+                job.uid = uid
+            job.owner = owner
         return job
 
     def end(self, job: Job) -> None:
