@@ -73,6 +73,8 @@ class Ends:
             os.close(self.directory_fd)
             self.directory_fd = -1
         known, self.directory = self.directory == directory, directory
+        for job in self.jobs.values():
+            job.filed = job.filed and known  # its file was in the former one
         if not self.signalled:
             return
         events = fcntl.DN_DELETE | fcntl.DN_MULTISHOT
@@ -135,8 +137,10 @@ class Ends:
         self._poll()
 
     def _top_of(self, job: Job) -> "Optional[Tuple[int, int]]":
-        """Pid and start time of the oldest process that MoM itself has started; None if there is none."""
-        started = [proc for proc in job.procs.values() if self._is_mom(self.finder.procs.get(proc.ppid))]
+        """Pid and start time of the oldest process that MoM itself has started; None if there is none. A hook of MoM
+        that runs as the job's owner is none."""
+        procs = [proc for proc in job.procs.values() if proc.image is None or proc.image[1] not in MOM_NAMES]
+        started = [proc for proc in procs if self._is_mom(self.finder.procs.get(proc.ppid))]
         found = min(started, key=lambda proc: proc.start) if started else None
         return (found.pid, found.start) if found is not None else None
 
@@ -144,7 +148,7 @@ class Ends:
         if proc is None or proc.job is not None:
             return False
         is_ancestor_of_hook = self.finder.spared.get(proc.pid) == (proc.start, proc.image)
-        return is_ancestor_of_hook or (proc.image is not None and proc.image[1] in MOM_NAMES)
+        return is_ancestor_of_hook or self.finder.is_mom(proc)
 
     def _watch(self, job: Job, pid: int, start: int) -> bool:
         """Let a pidfd report the end of this process. False if there is none for it."""
@@ -218,7 +222,12 @@ class Ends:
 
     def _empty(self, jobs: "List[Job]") -> "List[Job]":
         self.sweeper.sweep(whole=True)
-        return [job for job in jobs if not (job.procs or job.doubtful or self.finder.may_miss(job))]
+        return [job for job in jobs if not (job.procs or job.doubtful or self._may_live(job))]
+
+    def _may_live(self, job: Job) -> bool:
+        """Whether a process of this job may live that was not found: it was not read yet, or hangs when it is read."""
+        unread = [self.finder.procs.get(pid) for pid in self.finder.environments.unread_of(job.uid)]
+        return self.finder.may_miss(job) or any(p is not None and p.job is None and not p.dead for p in unread)
 
     def _watch_oldest(self, job: Job) -> bool:
         """Wait for the end of what is left of a job. False if no pidfd reports it."""

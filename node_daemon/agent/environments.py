@@ -212,6 +212,10 @@ class Environments:
         """How many processes are known whose environment could not be read."""
         return len(self.hung)
 
+    def unread_of(self, uid: "Optional[int]") -> "List[int]":
+        """The pids of this user's processes that could not be read."""
+        return [pid for (pid, _), hung in self.hung.items() if hung.uid == uid]
+
     def rests(self, proc: Proc, uid: int) -> bool:
         """Whether the process is not to be read now, because it hung, or because its user's readers do not die."""
         if not self.hung:

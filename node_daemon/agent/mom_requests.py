@@ -245,7 +245,7 @@ class MomRequests:
             job.sister = sister
             job.seen |= sister
             job.ending = substate >= ENDING_SUBSTATE
-            if start is not None:
+            if start is not None and not job.ending:  # else its session may be over, and another has the number
                 job.sessions.setdefault(session, start)
                 job.top = job.top or (session, start)
         self.table.miss({entry[0] for entry in entries}, now)

@@ -202,3 +202,20 @@ def thread_states(pid: int) -> list[str]:
 
 def test_the_owner_of_other_tests_jobs_is_not_the_attacker() -> None:
     assert owner().pw_uid != pwd.getpwnam(ATTACKER).pw_uid
+
+
+def test_a_job_is_not_over_while_a_process_of_its_owner_cannot_be_read(rig: Rig) -> None:
+    """It may be the job's: this one is."""
+    (pid,) = hang(rig, prepare(rig, id="13.srv"))
+    his = attackers_job(rig)
+    rig.host.await_op("launched")
+    until(lambda: rig.mom("status")["unread"] == 1, "the agent has given it up")
+    os.kill(his, signal.SIGKILL)
+    until(lambda: state(his) in "Z", "its end")
+    for _ in range(3):
+        assert rig.host.orders(j13="lift", deadline_s=BOUND_S)["ok"]
+        assert [row["id"] for row in rig.mom("status")["jobs"]] == ["13.srv"]
+    assert rig.host.seen("release") == []
+    for each in (pid, *descendants(pid)):  # a thread of it waits for the file server
+        os.kill(each, signal.SIGKILL)
+    rig.host.await_op("release")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from magrathea_lab.rigs.agent_rig import Doc, Rig, running, state
+from magrathea_lab.rigs.agent_rig import Doc, Rig, job_python, running, state
 from magrathea_lab.waiting import BOUND_S, until
 
 COUNT = "while :; do :; done"
@@ -242,3 +242,54 @@ def test_a_program_of_a_prologue_that_runs_as_the_user_is_not_the_job(rig: Rig, 
     job.kill()
     job.wait(BOUND_S)
     rig.host.await_op("release")
+
+
+FAKE_MOM = """
+import os, subprocess, time
+job = subprocess.Popen(["sleep", "600"], env={**os.environ, "PBS_JOBID": "12.srv"}, start_new_session=True)
+print(job.pid, flush=True)
+job.wait()
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="without root, MoM is the user's own")
+def test_no_user_can_end_his_job_with_a_program_that_he_has_named_like_mom(rig: Rig, files: Path) -> None:
+    """He starts it while the job waits in its prologue. Afterwards the job would be unknown, and so protected."""
+    claim(rig, files)
+    names = rig.directory / "names"
+    names.mkdir()
+    (names / "pbs_mom").symlink_to(os.path.realpath(job_python()))
+    fake = rig.run_job([str(names / "pbs_mom"), "-c", FAKE_MOM], id=None)
+    rig.host.await_op("launched")
+    [program] = rig.children().keys() - {fake.pid}
+    os.kill(program, signal.SIGKILL)
+    until(lambda: state(program) in ("", "Z"), "its end")
+    assert known(rig) == ["12.srv"]
+    assert rig.host.order("stop")["processes"] == 0, "the agent has looked again"
+    assert known(rig) == ["12.srv"]
+    assert released(rig) == []
+
+
+def test_another_home_of_mom_ends_no_job_whose_file_is_in_the_former_one(rig: Rig, files: Path, tmp_path: Path) -> None:
+    """As if two MoMs asked one agent, or an administrator has moved PBS_HOME."""
+    claim(rig, files)
+    assert known(rig) == ["12.srv"]
+    other = tmp_path / "other/mom_priv/jobs"
+    other.mkdir(parents=True)
+    file = claim(rig, other, "13.srv")
+    assert known(rig) == ["12.srv", "13.srv"]
+    file.unlink()
+    until(lambda: "13.srv" in released(rig), "the end of the other job")
+    assert known(rig) == ["12.srv"]
+    assert released(rig) == ["13.srv"]
+
+
+def test_the_session_of_a_job_that_ends_is_not_looked_for(rig: Rig, files: Path) -> None:
+    """MoM may list the job for long, as while a server is away. Its session's number may be another's by then."""
+    claim(rig, files)
+    other = rig.run_job(COUNT, id=None)
+    assert rig.mom("jobs", jobs=[{**job_of_list(rig, 57), "session_id": other.pid}])["ok"]
+    assert rig.host.order("lift")["processes"] == 0
+    assert rig.mom("jobs", jobs=[{**job_of_list(rig, 42), "session_id": other.pid}])["ok"]
+    assert rig.host.order("lift")["processes"] == 1
