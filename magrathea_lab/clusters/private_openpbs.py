@@ -179,6 +179,7 @@ class PrivateOpenPbs:
         here = self.base / "m" / name
         here.mkdir(parents=True)
         machine.command("cp", "-a", "/etc", str(here))
+        shutil.rmtree(here / "etc/magrathea", ignore_errors=True)  # keys and configuration of this machine
         for directory, mode in (("run/postgresql", 0o1777), ("tmp", 0o1777), ("etc/magrathea", 0o755)):
             (here / directory).mkdir(parents=True, exist_ok=True)
             (here / directory).chmod(mode)

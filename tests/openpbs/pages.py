@@ -64,6 +64,7 @@ def _host(cluster: PrivateOpenPbs) -> None:
     here = cluster.base / "m/host"
     (here / "run").mkdir(parents=True)
     openpbs_machine.command("cp", "-a", "/etc", str(here))
+    shutil.rmtree(here / "etc/magrathea", ignore_errors=True)
     shutil.copy(cluster.base / "etc/hosts", here / "etc/hosts")
     shutil.copy(cluster.base / "m" / HEAD / "etc/nsswitch.conf", here / "etc/nsswitch.conf")
     for directory in ("etc", "run"):

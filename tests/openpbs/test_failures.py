@@ -118,7 +118,7 @@ def test_another_hooks_refusal_after_ours_accepted_gives_the_victim_back(fleet: 
         wait_state(fleet, low, "S")
         if hub == "away":
             fleet.parts["hub"].kill()
-            wait(fleet, "its next claim is refused", lambda: f"whether {high} " in fleet.log("noded-h1"))
+            wait(fleet, "its next claim is refused", lambda: f"whether it has given {high} " in fleet.log("noded-h1"))
         else:
             wait_state(fleet, high, "H")  # PBS tries it 21 times at once
         fleet.delete(high)

@@ -151,7 +151,8 @@ def test_a_stopped_job_that_is_killed_leaves_its_licence_taken_until_the_server_
     fleet.pbs.qmgr(f'set server {ATTRIBUTE} = "{value(InstallOptions())}"')
     with fleet.only(EXCLUSIVE):
         low, high = preempted(fleet)
-        fleet.pbs.run("n1", ["kill", "-9", "--", f"-{fleet.pbs.job(low)['session_id']}"])
+        session = wait(fleet, "PBS knows its session", lambda: fleet.pbs.job(low).get("session_id"))
+        fleet.pbs.run("n1", ["kill", "-9", "--", f"-{session}"])
         fleet.pbs.wait_job(low, "F")
         fleet.delete(high)
         fleet.wait_free([EXCLUSIVE])
