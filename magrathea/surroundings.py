@@ -51,23 +51,32 @@ def no_socket_path(path: str, where: str) -> str:
 
 
 def no_place_for_socket(path: str, where: str) -> str:
-    """Why no unix socket can be made with this path: its length, or something else there. Only an old socket is
-    replaced, because another file has been named by mistake."""
-    return no_socket_path(path, where) or _in_the_way(Path(path), stat.S_ISSOCK, "a socket", where)
+    """Why no unix socket can be made with this path: its length, or something else there.
+
+    Only an old socket is replaced, or an empty file: libvirt wants a file in the place of a guest's socket when it
+    starts the guest before the daemon. Any other file has been named by mistake.
+    """
+    return no_socket_path(path, where) or _in_the_way(Path(path), _may_become_socket, "a socket", where)
+
+
+def _may_become_socket(found: os.stat_result) -> bool:
+    return stat.S_ISSOCK(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_size == 0)
 
 
 def no_place_for_file(path: Path, where: str) -> str:
     """Why a daemon cannot keep a file with this path: something else is there."""
-    return _in_the_way(path, stat.S_ISREG, "a file", where)
+    return _in_the_way(path, lambda found: stat.S_ISREG(found.st_mode), "a file", where)
 
 
-def _in_the_way(path: Path, is_right: Callable[[int], bool], wanted: str, where: str) -> str:
+def _in_the_way(path: Path, is_right: Callable[[os.stat_result], bool], wanted: str, where: str) -> str:
     try:
-        mode = path.lstat().st_mode
+        found = path.lstat()
     except OSError:
         return ""  # nothing is there; no_directory knows the rest
-    found = next((name for test, name in _KINDS if test(mode)), "no file")
-    return "" if is_right(mode) else f"{path} is {found}, and {wanted} has to be there; remove it, or fix {where}"
+    if is_right(found):
+        return ""
+    kind = next((name for test, name in _KINDS if test(found.st_mode)), "no file")
+    return f"{path} is {kind}, and {wanted} has to be there; remove it, or fix {where}"
 
 
 _KINDS = (

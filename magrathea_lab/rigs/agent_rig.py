@@ -57,12 +57,17 @@ def start_time(pid: int) -> int:
     return int(fields[19])
 
 
-def is_same_program(pid: int, other: int) -> bool:
-    """True if both processes have the same command line."""
+def command_line(pid: int) -> bytes:
+    """Empty for a process that ends or has gone."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes() == Path(f"/proc/{other}/cmdline").read_bytes()
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return b""
+
+
+def is_same_program(pid: int, other: int) -> bool:
+    """True if both processes live and have the same command line."""
+    return bool(mine := command_line(pid)) and mine == command_line(other)
 
 
 def descendants(pid: int) -> dict[int, str]:
@@ -347,12 +352,13 @@ class Rig:
         return {pid: letter for pid, letter in found.items() if pid not in apart and not self._is_reader(pid)}
 
     def _is_reader(self, pid: int) -> bool:
-        """Whether it is, or was, a reader of the agent. One that has ended since leaves no command line."""
+        """Whether it is, or was, a reader of the agent. One that ends has no command line any more, even before it is
+        a zombie."""
         fields = stat_of(pid)
         if fields is None:
             return True
         agent = self.agent.pid if self.agent else 0
-        return int(fields[1]) == agent and (fields[0] in "ZX" or is_same_program(pid, agent))
+        return int(fields[1]) == agent and (not command_line(pid) or is_same_program(pid, agent))
 
     def readers(self) -> list[int]:
         """The agent's own children that are still the agent's program."""

@@ -66,7 +66,7 @@ OBSTACLES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
 @pytest.mark.parametrize("arguments", [["--check"], []], ids=["check", "start"])
 @pytest.mark.parametrize("name", OBSTACLES)
 def test_each_obstacle_is_named_with_its_value_and_its_fix(tmp_path: Path, name: str, arguments: list[str]) -> None:
-    (tmp_path / "plain").write_text("")
+    (tmp_path / "plain").write_text("of somebody else")
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     wrong, words = OBSTACLES[name]

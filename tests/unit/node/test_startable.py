@@ -68,7 +68,7 @@ OBSTACLES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("name", OBSTACLES)
 def test_each_obstacle_is_named_with_its_value_and_its_fix(tmp_path: Path, name: str) -> None:
-    (tmp_path / "plain").write_text("")
+    (tmp_path / "plain").write_text("of somebody else")
     make_keys(tmp_path)
     wrong, words = OBSTACLES[name]
     wrong = {key: value.replace("FOLDER", str(tmp_path)) for key, value in wrong.items()}
@@ -92,6 +92,14 @@ def test_what_is_in_the_way_is_named_and_stays(tmp_path: Path, name: str) -> Non
         in_the_way.write_text("a file that somebody needs")
         [sentence] = obstacles(read(path))
         assert f"{in_the_way} is a file, and a socket has to be there" in sentence
+
+
+def test_an_empty_file_that_libvirt_wants_there_is_in_nobodys_way(tmp_path: Path) -> None:
+    path = file(tmp_path)
+    channel = read(path).guest_socket("n1")
+    channel.parent.mkdir(parents=True)
+    channel.touch()
+    assert obstacles(read(path)) == []
 
 
 def test_an_old_socket_is_in_nobodys_way(tmp_path: Path) -> None:
