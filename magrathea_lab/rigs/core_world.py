@@ -183,13 +183,14 @@ class World:
 
     def _exclusive_use(self, h: Host) -> None:
         """On an exclusive host no preemptible job runs beside a priority job, unless an agent continued one during a
-        pause."""
+        pause. What keeps a protected resource is never stopped, even if the host has become exclusive meanwhile."""
         if h.mode is Mode.COUNTED or h.paused:
             return
         for p in oracle.workers(h):
             if any(j.cls is HIGH for j in p.jobs):
                 beside = [j for s in oracle.siblings(h, p) if s.kind is Kind.NORMAL for j in oracle.running(s)]
-                free_running = [j for j in beside if j.cls is LOW and j.stopper is None and not j.ending]
+                stoppable = [j for j in beside if j.cls is LOW and not j.keeps]
+                free_running = [j for j in stoppable if j.stopper is None and not j.ending]
                 self._must(not free_running, f"beside a priority job in {p.name} run {free_running}")
 
     def _desired_fits(self, h: Host) -> None:
@@ -202,8 +203,8 @@ class World:
             away = sum(d.floor_mib for d in h.workers if d.name not in wants)
             self._must(given + away <= total.mib, f"{given} + {away} MiB are handed out of {total.mib}")
         if h.mode is Mode.COUNTED and sum(u.cpus for u in used) <= total.cpus:
-            # A domain whose jobs have no CPUs may use one, and takes it from nobody's share
-            need = {d.name for d in h.workers if any(j.cpus for j in d.jobs)}
+            # A domain whose running jobs have no CPUs may use one, and takes it from nobody's share
+            need = {d.name for d, use in zip(h.workers, used, strict=True) if use.cpus}
             shares = {name: w.cap.percent or 0 for name, w in wants.items() if w.cap.kind is CapKind.SHARE}
             self._must(all(shares[name] <= 100 for name in shares.keys() - need), f"of no use: {shares}")
             share = sum(percent for name, percent in shares.items() if name in need)
@@ -307,8 +308,9 @@ class World:
             self._must(not beside, f"{event.key} was let in beside {beside}")
             return
         n, run = oracle.cpus_for_jobs(after), oracle.cpus_in_use(oracle.workers(after)) + oracle.kept_from(after, here)
-        self._must(run <= n, f"{run} of {n} CPUs are taken after a claim")
-        if event.cls is PROTECTED:
+        # A job without CPUs takes nothing, and may start where jobs have more than there is, by PBS's word
+        self._must(run <= n or not event.cpus, f"{run} of {n} CPUs are taken after a claim")
+        if event.cls is PROTECTED and event.cpus:
             self._must(run + oracle.reserved(after) <= n, "a protected job does not borrow")
         plain = all(d.floor_mib == d.swap_mib == d.unreclaimable_mib == d.memory_mib == 0 for d in calm.domains)
         if plain and not any(j.memory_mib for d in calm.domains for j in d.jobs) and event.memory_mib == 0:
