@@ -316,7 +316,7 @@ class World:
         if plain and not any(j.memory_mib for d in calm.domains for j in d.jobs) and event.memory_mib == 0:
             known = was.job_of(event.key.id)
             if known is None:
-                best = oracle.best_victims(calm, was, event.cpus) if event.cls is HIGH else ()
+                best = oracle.best_victims(calm, was, event.cpus) if event.cls is HIGH and event.cpus else ()
                 self._must(answer.victims == best, f"victims {answer.victims}, best are {best}")
 
     def _twice(self, calm: Host, after: Host, event: ev.Event, decisions: tuple[ev.Decision, ...]) -> None:
@@ -425,7 +425,8 @@ class World:
             if not stopped:
                 return
             self._must(wanted < stopped, f"{wanted} are stopped for ever")
-            for name, key in sorted(stopped - wanted):
+            line = [d.name for d in stopping.in_line(h)]  # where memory is short, the first may go on alone
+            for name, key in sorted(stopped - wanted, key=lambda one: (line.index(one[0]), one[1])):
                 h, said = handle(h, ev.JobsContinued(h.now, name, (key,)))
                 self._must(not any(isinstance(d, ev.Refused) for d in said), f"{key} may go on and may not: {said}")
         self._must(not self._stopped(h), "somebody is stopped for ever")
