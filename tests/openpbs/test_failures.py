@@ -139,6 +139,8 @@ def revive(fleet: OpenPbsCluster, machine: str, *, files: bool = True) -> None:
     """Start the machine again. `files`: its MoM still has its files about jobs, as on a disk; False: as if all was in
     memory."""
     if not files:
+        # an agent that still lives would see the files go, and take the job for over
+        wait(fleet, "its agent has ended", lambda: not fleet.parts[f"agent-{machine}"].running())
         for path in (fleet.pbs.pbs_home(machine) / "mom_priv/jobs").iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     fleet.pbs.start_machine(machine)

@@ -127,7 +127,7 @@ def test_a_job_that_has_just_started_runs_for_its_minimum_first(fleet: OpenPbsCl
 
 
 def test_after_its_last_job_a_priority_domain_keeps_the_host_for_the_next_one(fleet: OpenPbsCluster) -> None:
-    with fleet.only(EAGER), limits(fleet, EAGER, linger_s=5.0):
+    with fleet.only(EAGER), limits(fleet, EAGER, linger_s=20.0):  # the next job must come within it
         low, high = preempted(fleet)
         step = fleet.counter(low)
         fleet.delete(high)
@@ -138,5 +138,5 @@ def test_after_its_last_job_a_priority_domain_keeps_the_host_for_the_next_one(fl
         ended = time.monotonic()
         fleet.delete(second)
         goes_on(fleet, low, step)
-        assert time.monotonic() - ended >= 5.0
+        assert time.monotonic() - ended >= 20.0
         end(fleet, low)
