@@ -13,10 +13,10 @@ from magrathea.core.model import Kind
 from magrathea.doctor import Check, Status, unseen
 
 from ..configuration import DomainTable, NodedConfiguration
-from ..hypervisor.libvirt.movable import networks, pinned_now, process_of
+from ..hypervisor.libvirt.movable import NO_BALLOON, networks, pinned_now, process_of
 from ..hypervisor.libvirt.pinning import QemuProcesses
 from ..hypervisor.libvirt.translation import has_balloon
-from .domain_xml import NotAdoptable, check_channel
+from .domain_xml import CHANNEL, NotAdoptable, check_channel
 
 HOST = "host"
 LIBVIRT_S = 5.0
@@ -86,7 +86,7 @@ def _domain(
 def _memory(name: str, table: DomainTable, kind: str, xml: str, why: str) -> Check:
     where = f"movable-{name}"
     if not has_balloon(kind, xml):
-        why = "it has no balloon: let `magrathea host adopt` add one"
+        why = NO_BALLOON
     if why and table.memory_mib and table.floor_mib < table.memory_mib:
         fix = f"that, or set `floor_mib` in [domain.{name}] to {table.memory_mib}: then nobody counts on its memory"
         return Check(HOST, where, Status.FAIL, f"the memory of {name} cannot be moved", why, fix)
@@ -115,5 +115,5 @@ def _channel(c: NodedConfiguration, name: str, xml: str) -> Iterator[Check]:
         yield Check(HOST, where, Status.OK, f"the channel of {name} leads to {socket}")
     else:
         fix = "magrathea host adopt --apply, then shut the domain down and start it"
-        cause = "its XML has no channel org.magrathea.0"
+        cause = f"its XML has no channel {CHANNEL}"
         yield Check(HOST, where, Status.FAIL, f"the agent of {name} cannot reach the daemon", cause, fix)

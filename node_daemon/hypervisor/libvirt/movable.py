@@ -19,6 +19,9 @@ REREAD_S = 30.0
 AGAIN_S = 2.0
 """A domain whose QEMU runs and was not seen is judged again so soon."""
 
+NO_BALLOON = "it has no balloon: let `magrathea host adopt` add one"
+"""Why the memory of a domain without a balloon is not moved."""
+
 
 @dataclass(frozen=True, slots=True)
 class DomainMemory:
@@ -78,7 +81,7 @@ class MovableMemory:
         """The domain's memory, and whether its QEMU could be seen if it runs."""
         xml = domain.XMLDesc(0)
         if not has_balloon(kind, xml):
-            return DomainMemory("it has no balloon: let `magrathea host adopt` add one"), True
+            return DomainMemory(NO_BALLOON), True
         is_qemu = kind.upper() == "QEMU"
         process = process_of(domain, self._processes) if is_qemu else None
         why = pinned_now(xml, networks(error, connection), domain, process)
