@@ -122,15 +122,8 @@ def explain(job: str, hub_option: str | None, socket_option: str | None, form: s
         data = [{"host": s.host, "domain": d.name, "job": msgspec.to_builtins(j)} for s, d, j in parts]
         view.show(form, PARTS, rows, data)
         return
-    try:
-        name, attributes = qstat.job(job)
-        id = printable(name)
-        select = attributes.get("schedselect") or attributes.get("Resource_List.select", "1")
-        asked = qstat.chunks(select)
-    except (qstat.NoQstat, ValueError) as error:
-        view.say(f"magrathea explain: no host has {job}, and PBS cannot explain it: {error}", err=True)
-        raise click.exceptions.Exit(NOT_WELL) from error
-    _explain_waiting(form, id, attributes, outlook_farm(known.hosts, qstat.class_of_select(select), asked))
+    id, attributes, cls, asked = _in_pbs(job, f"no host has {job}, and PBS cannot explain it")
+    _explain_waiting(form, id, attributes, outlook_farm(known.hosts, cls, asked))
 
 
 PARTS = ("HOST", "DOMAIN", "VNODE", "CLASS", "STATE", "PREEMPTED S", "TIMES")
@@ -148,18 +141,22 @@ def _explain_waiting(form: str, id: str, attributes: dict[str, str], outlook: Ou
 
 def _explain_by_pbs(job: str, form: str) -> None:
     """For a user on a login node: where the job is, or which vnodes would take it, as PBS shows it."""
+    id, attributes, cls, asked = _in_pbs(job, f"PBS cannot explain {job}")
+    if on := login.placed_parts(attributes):
+        login.explain_placed(form, PARTS, id, attributes, on)
+        return
+    _explain_waiting(form, id, attributes, pbs_view.outlook(login.vnodes("explain"), cls, asked))
+
+
+def _in_pbs(job: str, otherwise: str) -> tuple[str, dict[str, str], JobClass, list[Chunk]]:
+    """The job's id, attributes, class and chunks by PBS. If it cannot tell them, print why and end the command."""
     try:
         name, attributes = qstat.job(job)
-        asked = qstat.chunks(attributes.get("schedselect") or attributes.get("Resource_List.select", "1"))
+        select = attributes.get("schedselect") or attributes.get("Resource_List.select", "1")
+        return printable(name), attributes, qstat.class_of_select(select), qstat.chunks(select)
     except (qstat.NoQstat, ValueError) as error:
-        view.say(f"magrathea explain: PBS cannot explain {job}: {error}", err=True)
+        view.say(f"magrathea explain: {otherwise}: {error}", err=True)
         raise click.exceptions.Exit(NOT_WELL) from error
-    if on := login.placed_parts(attributes):
-        login.explain_placed(form, PARTS, printable(name), attributes, on)
-        return
-    cls = qstat.class_of_select(attributes.get("schedselect", ""))
-    outlook = pbs_view.outlook(login.vnodes("explain"), cls, asked)
-    _explain_waiting(form, printable(name), attributes, outlook)
 
 
 def _part(snapshot: Snapshot, domain: DomainReport, job: JobReport, now: float) -> tuple[str, ...]:

@@ -74,17 +74,18 @@ def status(form: str, host: str | None) -> tuple[str, int]:
     return "\n".join([*(line.rstrip() for line in view.grid(STATUS, rows)), "", SOURCE, ""]), code
 
 
+WORDS = {"R": "running", "S": "stopped", "E": "ending", "U": "suspended", "T": "moving"}
+"""By the states in which a job has a place."""
+
+
 def placed_parts(attributes: dict[str, str]) -> list[str]:
     """The vnodes on which the job is, or is suspended."""
-    if attributes.get("job_state") not in ("R", "S", "E", "U", "T"):
+    if attributes.get("job_state") not in WORDS:
         return []
     try:
         return list(dict.fromkeys(vnodes_of(attributes.get("exec_vnode", ""))))
     except ValueError:
         return []
-
-
-WORDS = {"R": "running", "S": "stopped", "E": "ending", "U": "suspended", "T": "moving"}
 
 
 def explain_placed(form: str, headings: tuple[str, ...], id: str, job: dict[str, str], on: list[str]) -> None:
