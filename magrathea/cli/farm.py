@@ -104,7 +104,8 @@ def explain(job: str, hub_option: str | None, socket_option: str | None, form: s
     Columns of `plain` if a host has the job: host, domain, vnode, class, what it does, seconds preempted so far, times
     preempted. If it waits: those of `magrathea preview`.
 
-    Exit codes: 0 explained; 1 neither a host nor PBS knows the job; 2 wrong usage; 3 neither hub nor daemon answers.
+    Exit codes: 0 explained; 1 neither a host nor PBS knows the job; 2 wrong usage; 3 neither hub nor daemon answers,
+    nor PBS about its vnodes if there is neither.
     """
     if sources.by_pbs(socket_option, hub_option):
         _explain_by_pbs(job, form)
@@ -195,7 +196,7 @@ def preview(
     would preempt, how many such chunks would go there, why.
 
     Exit codes: 0 all chunks find a place; 1 not all do; 2 wrong usage, or PBS does not know the class; 3 neither hub
-    nor daemon answers.
+    nor daemon answers, nor PBS if there is neither.
     """
     name, _, select = resources.partition("=")
     try:
