@@ -10,7 +10,7 @@ Rule 1: pure. qstat.py asks PBS, as the calling user.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from magrathea.core.model import JobClass, State
 from magrathea.core.refusals import RefusalCode
@@ -37,7 +37,7 @@ class PublishedVnode:
     rank: int = 0
     siblings: tuple[str, ...] = ()
     counted: bool = False
-    jobs: tuple[str, ...] = field(default=())
+    jobs: tuple[str, ...] = ()
 
 
 def published(vnodes: Mapping[str, Attributes]) -> list[PublishedVnode]:
