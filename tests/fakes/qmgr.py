@@ -14,8 +14,13 @@ import copy
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
+
+import pytest
+from click.testing import CliRunner, Result
 
 from scheduler_plugin.setup import pbs_commands
+from scheduler_plugin.setup.cli import pbs
 from scheduler_plugin.setup.pbs_commands import Place
 from scheduler_plugin.setup.sched_config import InstallError
 
@@ -23,9 +28,8 @@ REFUSED, LOST, KILLED = "refused", "lost", "killed"
 
 Attributes = dict[str, str]
 KINDS = {"resource": "Resource", "hook": "Hook", "queue": "Queue", "node": "Node", "server": "Server", "sched": "Sched"}
-
-
 NEW_HOOK = {"type": "site", "enabled": "true", "event": '""', "order": "1", "alarm": "30"}
+SCHED_CONFIG = 'node_sort_key: "sort_priority HIGH" ALL\nresources: "ncpus, mem" ALL\n'
 
 
 class Killed(BaseException):
@@ -45,10 +49,17 @@ class FakeQmgr:
         self.conf = directory / "pbs.conf"
         self.conf.write_text(f"PBS_EXEC=/nowhere\nPBS_HOME={self.home}\n")
         self.sched_config = self.home / "sched_priv/sched_config"
+        self.sched_config.write_text(SCHED_CONFIG)
         self.steps: list[str] = []
         self.fail_at: int | None = None
         self.how = REFUSED
         self._write = pbs_commands.write_sched_config
+
+    def serving(self, monkeypatch: pytest.MonkeyPatch) -> Self:
+        """It answers the commands from now on."""
+        monkeypatch.setattr(pbs_commands, "run", self.run)
+        monkeypatch.setattr(pbs_commands, "write_sched_config", self.write_sched_config)
+        return self
 
     def picture(self) -> object:
         """All that PBS has, to be compared."""
@@ -127,6 +138,13 @@ class FakeQmgr:
         chunk = "default_chunk.magrathea_accepts"
         cls = self.objects["queue"][job["queue"]].get(chunk, server.get(chunk))
         job["schedselect"] = job["Resource_List.select"] + (f":magrathea_accepts={cls}" if cls else "")
+
+
+def magrathea(server: FakeQmgr, *args: str) -> Result:
+    """Run a command of `magrathea pbs` on this server; a traceback is a failure."""
+    done = CliRunner().invoke(pbs, [*args, "--conf", str(server.conf)])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done
 
 
 def _listing(heading: str, objects: dict[str, Attributes]) -> str:

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from click.testing import CliRunner, Result
 
-from scheduler_plugin.setup import pbs_commands, queue_names, records
-from scheduler_plugin.setup.cli import pbs
+from scheduler_plugin.setup import queue_names, records
 from scheduler_plugin.setup.sched_config import InstallError
-from tests.fakes.qmgr import FakeQmgr
+from tests.fakes.qmgr import FakeQmgr, magrathea
 
 CLASS = "default_chunk.magrathea_accepts"
 
@@ -19,19 +17,10 @@ CLASS = "default_chunk.magrathea_accepts"
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeQmgr:
     one = FakeQmgr(tmp_path)
-    one.sched_config.write_text('node_sort_key: "sort_priority HIGH" ALL\nresources: "ncpus, mem" ALL\n')
     one.objects["server"]["srv"] = {"default_queue": "workq"}
     one.objects["queue"]["workq"] = {"queue_type": "Execution"}
     one.objects["node"]["n1"] = {"resv_enable": "True"}
-    monkeypatch.setattr(pbs_commands, "run", one.run)
-    monkeypatch.setattr(pbs_commands, "write_sched_config", one.write_sched_config)
-    return one
-
-
-def magrathea(server: FakeQmgr, *args: str) -> Result:
-    done = CliRunner().invoke(pbs, [*args, "--conf", str(server.conf)])
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return done
+    return one.serving(monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["low", "L", "a-b_c9", "priorities", "R12x", "Rx1", "x" * 15, "s1"])

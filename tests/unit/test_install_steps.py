@@ -6,15 +6,13 @@ import functools
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from scheduler_plugin.setup import install, pbs_commands, records
-from scheduler_plugin.setup.cli import pbs
+from scheduler_plugin.setup import install, records
 from scheduler_plugin.setup.hook_texts import hook_text
 from scheduler_plugin.setup.sched_config import InstallError
-from tests.fakes.qmgr import KILLED, LOST, REFUSED, FakeQmgr, Killed
+from tests.fakes.qmgr import KILLED, LOST, REFUSED, FakeQmgr, Killed, magrathea
 
-CONFIG = 'node_sort_key: "sort_priority HIGH" ALL\nresources: "ncpus, mem" ALL\n'
 INSTALL: tuple[str, ...] = ("install", "--priority", "high", "--preemptible", "low", "--vnode", "n1", "--memory-moves")
 INSTALL += ("--keep-consumables", "--protect", "lic_a")
 INSTALL_STEPS, UNINSTALL_STEPS = 50, 29
@@ -26,7 +24,6 @@ HOWS = (REFUSED, LOST, KILLED)
 def site(directory: Path) -> FakeQmgr:
     """A server with a queue, a licence and a waiting job of its own."""
     one = FakeQmgr(directory)
-    one.sched_config.write_text(CONFIG)
     one.objects["server"]["srv"] = {"default_queue": "workq", "resources_available.lic_a": "1"}
     one.objects["queue"]["low"] = {"queue_type": "Execution", "enabled": "True"}
     one.objects["queue"]["workq"] = {"queue_type": "Execution", "enabled": "True"}
@@ -41,16 +38,8 @@ def site(directory: Path) -> FakeQmgr:
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeQmgr:
     one = site(tmp_path)
-    monkeypatch.setattr(pbs_commands, "run", one.run)
     monkeypatch.setattr(install, "hook_text", TEXTS)  # to parse them once for all tests
-    monkeypatch.setattr(pbs_commands, "write_sched_config", one.write_sched_config)
-    return one
-
-
-def magrathea(server: FakeQmgr, *args: str) -> Result:
-    done = CliRunner().invoke(pbs, [*args, "--conf", str(server.conf)])
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return done
+    return one.serving(monkeypatch)
 
 
 def failing(server: FakeQmgr, at: int, how: str, *args: str) -> Result | None:

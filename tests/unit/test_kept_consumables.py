@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from scheduler_plugin.setup import kept_resources, pbs_commands
-from scheduler_plugin.setup.cli import pbs
+from scheduler_plugin.setup import kept_resources
 from scheduler_plugin.setup.kept_resources import ATTRIBUTE, KEEPS, TARGET
 from scheduler_plugin.setup.setup_model import InstallOptions, Present
-from tests.fakes.qmgr import FakeQmgr
+from tests.fakes.qmgr import FakeQmgr, magrathea
 
 LICENCE = {"lic_a": {"type": "long", "flag": "q"}}
 AVAILABLE = "resources_available.lic_a"
@@ -21,19 +19,10 @@ AVAILABLE = "resources_available.lic_a"
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeQmgr:
     """A server with a licence."""
     one = FakeQmgr(tmp_path)
-    one.sched_config.write_text('node_sort_key: "sort_priority HIGH" ALL\nresources: "ncpus, mem" ALL\n')
     one.objects["server"]["srv"] = {"default_queue": "workq", AVAILABLE: "1"}
     one.objects["queue"]["workq"] = {"queue_type": "Execution"}
     one.objects["resource"] |= {name: dict(resource) for name, resource in LICENCE.items()}
-    monkeypatch.setattr(pbs_commands, "run", one.run)
-    monkeypatch.setattr(pbs_commands, "write_sched_config", one.write_sched_config)
-    return one
-
-
-def magrathea(server: FakeQmgr, *args: str) -> Result:
-    done = CliRunner().invoke(pbs, [*args, "--conf", str(server.conf)])
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return done
+    return one.serving(monkeypatch)
 
 
 def attribute(server: FakeQmgr) -> str | None:
