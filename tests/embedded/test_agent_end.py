@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,19 @@ def claim(rig: Rig, files: Path, id: str = "12.srv", **more: object) -> Path:
     return file
 
 
+def computing(rig: Rig, files: Path) -> subprocess.Popen[bytes]:
+    """Claim a job, and start it; the agent has found its first process."""
+    claim(rig, files)
+    job = rig.run_job(COUNT)
+    rig.host.await_op("launched")
+    return job
+
+
+def end(job: subprocess.Popen[bytes]) -> None:
+    job.kill()
+    job.wait(BOUND_S)
+
+
 def job_of_list(rig: Rig, substate: int, id: str = "12.srv") -> Doc:
     return {**rig.job(id), "substate": substate}
 
@@ -58,11 +72,8 @@ def released(rig: Rig) -> list[str]:
 
 
 def test_a_job_is_over_when_its_last_process_has_ended(rig: Rig, files: Path) -> None:
-    claim(rig, files)
-    job = rig.run_job(COUNT)
-    rig.host.await_op("launched")
-    job.kill()
-    job.wait(BOUND_S)
+    job = computing(rig, files)
+    end(job)
     assert rig.host.await_op("release")["job"] == {"id": "12.srv", "run": 1}
     (files / "12.srv.JB").unlink()
     assert known(rig) == []
@@ -79,8 +90,7 @@ def test_without_pidfds_the_agent_looks_when_mom_writes_its_file(files: Path, tm
         file = claim(rig, files)
         job = rig.run_job(COUNT)
         rig.host.await_op("launched")
-        job.kill()
-        job.wait(BOUND_S)
+        end(job)
         file.write_text("it has ended")
         rig.host.await_op("release")
         assert released(rig) == ["12.srv"]
@@ -108,8 +118,7 @@ def test_a_child_that_computes_after_its_leader_keeps_the_job(rig: Rig, files: P
     rig.host.await_op("launched")
     until(lambda: rig.host.order("lift")["processes"] == 2, "the child computes")
     [child] = rig.children().keys() - {job.pid}
-    job.kill()
-    job.wait(BOUND_S)
+    end(job)
     assert known(rig) == ["12.srv"]
     assert rig.host.order("stop")["stopped"] == 1  # it is the job's as before
     assert state(child) == "T"
@@ -152,8 +161,7 @@ def test_a_stopped_job_that_mom_forgets_is_killed(rig: Rig, files: Path) -> None
     job = rig.run_job(f"setsid bash -c '{COUNT}' & {COUNT}")
     rig.host.await_op("launched")
     until(lambda: rig.host.order("stop")["stopped"] == 2, "both are stopped")
-    job.kill()
-    job.wait(BOUND_S)
+    end(job)
     assert set(rig.children().values()) == {"T"}
     file.unlink()
     rig.host.await_op("release")
@@ -189,11 +197,8 @@ def test_a_mom_that_reads_its_files_again_has_forgotten_no_job(rig: Rig, files: 
 
 
 def test_moms_list_brings_no_ended_job_back_while_it_ends_there(rig: Rig, files: Path) -> None:
-    claim(rig, files)
-    job = rig.run_job(COUNT)
-    rig.host.await_op("launched")
-    job.kill()
-    job.wait(BOUND_S)
+    job = computing(rig, files)
+    end(job)
     rig.host.await_op("release")
     for substate in (42, 51, 57, 58):  # a list from before the end, the epilogue, the obit, copying
         assert rig.mom("jobs", jobs=[job_of_list(rig, substate)])["ok"]
@@ -204,26 +209,20 @@ def test_moms_list_brings_no_ended_job_back_while_it_ends_there(rig: Rig, files:
 
 
 def test_a_job_that_ended_while_no_agent_was_there_is_reported_by_the_next(rig: Rig, files: Path) -> None:
-    claim(rig, files)
-    job = rig.run_job(COUNT)
-    rig.host.await_op("launched")
+    job = computing(rig, files)
     rig.kill()
-    job.kill()
-    job.wait(BOUND_S)
+    end(job)
     rig.start()
     assert rig.host.await_op("release")["job"] == {"id": "12.srv", "run": 1}
 
 
 def test_the_next_agent_keeps_a_running_job_and_finds_its_end(rig: Rig, files: Path) -> None:
-    claim(rig, files)
-    job = rig.run_job(COUNT)
-    rig.host.await_op("launched")
+    job = computing(rig, files)
     rig.kill()
     rig.start()
     assert known(rig) == ["12.srv"]
     assert released(rig) == []
-    job.kill()
-    job.wait(BOUND_S)
+    end(job)
     rig.host.await_op("release")
 
 
@@ -239,8 +238,7 @@ def test_a_program_of_a_prologue_that_runs_as_the_user_is_not_the_job(rig: Rig, 
     job = rig.run_job(COUNT)
     until(lambda: rig.host.order("lift")["processes"] == 1, "the job itself")
     assert released(rig) == []
-    job.kill()
-    job.wait(BOUND_S)
+    end(job)
     rig.host.await_op("release")
 
 
