@@ -23,7 +23,7 @@ from magrathea_lab.scenarios.scenarios import (
 )
 
 from .conftest import EAGER
-from .jobs import LONG
+from .jobs import LONG, preempt
 
 RESOURCES = {
     "": "free",
@@ -157,10 +157,7 @@ def test_processes_that_their_owner_continues_are_stopped_by_the_next_sweep(flee
     with fleet.only(EAGER):
         low = fleet.submit("low", LONG)
         wait_running(fleet, low)
-        wait_stoppable(fleet, "n4")
-        high = fleet.submit("high", LONG)
-        wait_running(fleet, high)
-        wait_state(fleet, low, "S")
+        high = preempt(fleet, low, domain="n4", by="p4")
         stands_still(fleet, low)
         fleet.pbs.run("n4", ["sh", "-c", "kill -CONT -1"], user="alice")  # all of her processes
         said = f"job {low} (run 1): somebody has continued"

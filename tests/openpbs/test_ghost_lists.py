@@ -15,13 +15,11 @@ from magrathea_lab.scenarios.scenarios import (
     wait,
     wait_all_free,
     wait_running,
-    wait_state,
-    wait_stoppable,
 )
 from node_daemon.journal import salvage
 
 from .conftest import EAGER
-from .jobs import command, submit
+from .jobs import command, preempt, submit
 from .test_cheating import SAY, held
 from .test_ghost_claims import claim
 
@@ -73,10 +71,7 @@ def test_a_job_that_has_ended_in_pbs_and_is_listed_on_keeps_nobody_stopped(fleet
     with fleet.only(EAGER):
         low = fleet.submit("low", LONG)
         wait_running(fleet, low)
-        wait_stoppable(fleet, "n4")
-        high = fleet.submit("high", LONG)
-        wait_running(fleet, high)
-        wait_state(fleet, low, "S")
+        high = preempt(fleet, low, domain="n4", by="p4")
         with silent_hooks(fleet, "p4"):
             fleet.delete(high)
 

@@ -16,13 +16,14 @@ from magrathea_lab import work
 from magrathea_lab.clusters.openpbs import USER, OpenPbsCluster
 from magrathea_lab.clusters.private_openpbs import HEAD, PBS_HOME
 from magrathea_lab.fleet import EXCLUSIVE
-from magrathea_lab.scenarios.scenarios import LONG, wait, wait_domain, wait_running, wait_state, wait_stoppable
+from magrathea_lab.scenarios.scenarios import LONG, wait, wait_domain, wait_running, wait_state
 from scheduler_plugin.setup.install import wanted_hooks
 from scheduler_plugin.setup.kept_resources import ATTRIBUTE, KEEPS, KEEPS_FLAG, KEEPS_TYPE, value
 from scheduler_plugin.setup.sched_config import with_resources
 from scheduler_plugin.setup.setup_model import InstallOptions
 
 from .conftest import EAGER
+from .jobs import preempt
 
 LICENCE = "lic_a"
 
@@ -74,11 +75,7 @@ def preempted(fleet: OpenPbsCluster) -> tuple[str, str]:
     low = submit(fleet, "low")
     wait_running(fleet, low)
     assert assigned(fleet) == 1
-    wait_stoppable(fleet, "n1")
-    high = fleet.submit("high", LONG)
-    wait_running(fleet, high)
-    wait_state(fleet, low, "S")
-    return low, high
+    return low, preempt(fleet, low)
 
 
 def test_without_the_attribute_a_stopped_jobs_licence_is_given_away(licensed: OpenPbsCluster) -> None:
@@ -211,9 +208,7 @@ def test_a_job_without_it_is_preempted_as_before(protecting: OpenPbsCluster) -> 
     with fleet.only(EXCLUSIVE):
         low = fleet.submit("low", LONG)
         wait_running(fleet, low)
-        wait_stoppable(fleet, "n1")
-        wait_running(fleet, fleet.submit("high", LONG))
-        wait_state(fleet, low, "S")
+        preempt(fleet, low)
 
 
 def test_a_user_cannot_mark_a_job_as_protected(protecting: OpenPbsCluster) -> None:

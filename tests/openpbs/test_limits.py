@@ -21,10 +21,10 @@ from magrathea_lab.scenarios.scenarios import (
     wait_domain,
     wait_running,
     wait_state,
-    wait_stoppable,
 )
 
 from .conftest import EAGER
+from .jobs import preempt
 
 
 @contextmanager
@@ -55,11 +55,7 @@ def preempted(fleet: OpenPbsCluster, *, rerunnable: bool = True) -> tuple[str, s
     """A preempted low job (state S), and the priority job that preempted it."""
     low = fleet.submit("low", LONG, rerunnable=rerunnable)
     wait_running(fleet, low)
-    wait_stoppable(fleet, "n4")
-    high = fleet.submit("high", LONG)
-    wait_running(fleet, high)
-    wait_state(fleet, low, "S")
-    return low, high
+    return low, preempt(fleet, low, domain="n4", by="p4")
 
 
 def end(fleet: OpenPbsCluster, *jobs: str) -> None:

@@ -21,6 +21,7 @@ from magrathea_lab.scenarios.scenarios import (
     wait_stoppable,
 )
 
+from .jobs import preempt
 from .test_cheating import SAY
 
 STEPS = 70
@@ -31,11 +32,7 @@ def preempted(fleet: OpenPbsCluster, *, rerunnable: bool = True) -> tuple[str, s
     """A preempted low job (state S), and the priority job that preempted it."""
     low = fleet.submit("low", STEPS, rerunnable=rerunnable)
     wait_running(fleet, low)
-    wait_stoppable(fleet, "n1")
-    high = fleet.submit("high", LONG)
-    wait_running(fleet, high)
-    wait_state(fleet, low, "S")
-    return low, high
+    return low, preempt(fleet, low)
 
 
 def test_the_hub_is_killed_while_a_job_is_preempted(fleet: OpenPbsCluster) -> None:
