@@ -20,8 +20,9 @@ Laws of this package:
    stopped processes, as after its own suspend: its SIGCONT continues them, its SIGKILL kills them. A process in a v1
    freezer would notice neither. Nothing stays frozen that only the agent could thaw.
 5. All input is bounded, and its types are checked, before it is used. No shell is ever started.
-6. There is one thread. It waits for the selector, for a short freeze, and for a look's environments. Each of these is
-   bounded. What reads memory of other processes, and so may hang in the kernel, runs in a child process.
+6. There is one thread. It waits for the selector, for a short freeze, for a look's environments, and for the directory
+   of users. Each of these is bounded. What reads memory of other processes, and so may hang in the kernel, runs in a
+   child process. So does the question to the directory of users, which may be away for minutes.
 7. A job is over here when its top process has ended and none of its processes lives, or when MoM has deleted its file
    about the job. The agent reports that without a hook of PBS. A job that MoM's list shows later as running is a job
    again.

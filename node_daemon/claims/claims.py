@@ -54,9 +54,9 @@ limited_log = RationedLog(log, burst=100, period_s=1.0)
 """Limited per domain: guests decide how often something about them is logged."""
 
 MEMORY_STEP_MIB = 16
+"""Unreclaimable memory is rounded up to a multiple of this. Otherwise each report would change the facts."""
 WAITS = ("waits for its memory", "waits for jobs that were warned")
 """What a job that has been granted its place may still wait for, as its comment says it."""
-"""Unreclaimable memory is rounded up to a multiple of this. Otherwise each report would change the facts."""
 
 Reply = dict[str, Any]
 
