@@ -79,15 +79,12 @@ class Signaller:
 
     def send_group(self, leader: int, start: int, number: int) -> bool:
         """Signal a whole process group in one call, so that no fork escapes. False if that is not possible."""
-        if not self.groups or self._open is None or self._send is None:
+        if not self.groups or self._send is None:
+            return False
+        fd = self.open(leader, start)
+        if fd < 0:
             return False
         try:
-            fd = self._open(leader)
-        except OSError:
-            return False
-        try:
-            if start_of(leader) != start:
-                return False
             self._send(fd, number, None, PIDFD_SIGNAL_PROCESS_GROUP)
         except OSError as error:
             if error.errno == errno.EINVAL:  # a kernel before 6.9
