@@ -130,7 +130,9 @@ class Owners:
                 uid = looked_up(owner, wait_s)
             except (Silence, OSError):
                 self.silent_until = time.monotonic() + self.SILENT_S
-                log.warning("the directory of users does not answer about %.60r: asked again in 10 s" % owner)
+                log.warning(
+                    "the directory of users does not answer about %.60r: asked again in %g s" % (owner, self.SILENT_S)
+                )
                 return None if known is None else known[0]
         self.known[owner] = uid, now + (self.UNKNOWN_S if uid is None else self.KNOWN_S)
         return uid
