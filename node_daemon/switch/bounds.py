@@ -15,7 +15,8 @@ from magrathea.core.model import Host
 from ..hypervisor.base import DomainReading
 
 SLACK_MIB = 2
-"""A target counts as reached if it is so near: hypervisors count in pages of their own."""
+"""A target counts as reached if it is so near, and so small a change as none: hypervisors count in pages of their
+own."""
 
 
 def lockable_mib(host: Host, name: str, read: DomainReading | None) -> int | None:
@@ -60,7 +61,7 @@ class Bounds:
         self,
         read: Mapping[str, DomainReading],
         moves: Mapping[str, int | None],
-        contested_mib: Callable[[str], int] = lambda name: 0,
+        contested_mib: Callable[[str], int],
     ) -> None:
         """Take over what the driver says. `moves`: the domains whose memory is being moved; of each, what guest and
         driver agree that it has at most, or None if it gives nothing. `contested_mib`: see interference.py."""

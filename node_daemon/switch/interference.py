@@ -14,11 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from ..hypervisor.base import DomainReading
+from .bounds import SLACK_MIB
 
 log = logging.getLogger(__name__)
 
-SLACK_MIB = 2
-"""Hypervisors count in pages of their own."""
 COUNTED_S = 60.0
 CONTESTED = 5
 """So many changes within COUNTED_S make a domain contested. A guest's reboot, or one short of memory, makes fewer."""

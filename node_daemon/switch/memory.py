@@ -121,15 +121,9 @@ def _now() -> float:
 class Mover:
     """Moves the memory of one host's domains, with at most one move per domain at a time."""
 
-    def __init__(
-        self,
-        switch: SwitchForMemory,
-        driver: Driver,
-        guests: Mapping[str, AgentChannel],
-        interference: Interference | None = None,
-    ) -> None:
+    def __init__(self, switch: SwitchForMemory, driver: Driver, guests: Mapping[str, AgentChannel]) -> None:
         self._switch = switch
-        self.interference = interference or Interference(_now)
+        self.interference = Interference(_now)
         self._driver = driver
         self._guests = guests
         self._moves: dict[str, _Move] = {}
