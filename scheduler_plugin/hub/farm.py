@@ -83,7 +83,7 @@ class Farm:
         self._questions = Questions()
         self._suspensions = Shares(PER_S, BURST, OWN_BURST)
         self._part_questions = Shares(*QUESTIONS)
-        self.placements = Placements(lambda host, vnode: bool(self._cause(host, vnode)[1]), self._cause)
+        self.placements = Placements(self._speaks_in_pbs, self._cause)
         self.caused: Counter[str] = Counter()
         """How much of the next `actions` each host causes, in jobs to look at. Whoever calls `actions` clears it."""
         self._seen: dict[JobKey, _Seen] = {}
@@ -119,7 +119,9 @@ class Farm:
         for vnode in vnode_attributes.reported(snapshot, self._bindings):
             self._owner.setdefault(vnode, name)
         if self._vnodes_read:  # before that nobody knows which host owns a vnode
-            self.comments.heard(snapshot, {d.vnode for d in snapshot.domains if self._cause(name, d.vnode)[1]}, mono)
+            self.comments.heard(
+                snapshot, {d.vnode for d in snapshot.domains if self._speaks_in_pbs(name, d.vnode)}, mono
+            )
         self._loads.heard(before.snapshot if before else None, snapshot)
         concerned = self._reports.take(before.snapshot if before else None, snapshot, now)
         concerned |= {k for k, e in self.entries.items() if e.away and any(map(self._by(name), self._vnodes_of(k)))}
@@ -131,7 +133,10 @@ class Farm:
         return lambda vnode: self._owner.get(vnode) == host
 
     def _cause(self, host: str, vnode: str) -> Cause:
-        return host, vnode if vnode in self.vnodes and self._speaks(host, vnode) else ""
+        return host, vnode if self._speaks_in_pbs(host, vnode) else ""
+
+    def _speaks_in_pbs(self, host: str, vnode: str) -> bool:
+        return vnode in self.vnodes and self._speaks(host, vnode)
 
     def _speaks(self, host: str, vnode: str) -> bool:
         return self._owner.get(vnode) == host and self._bindings.permit(host, vnode)
