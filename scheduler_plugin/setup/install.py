@@ -261,14 +261,19 @@ def _job_changes(now: Present, options: InstallOptions) -> list[SetupChange]:
     found = []
     for job in now.jobs:
         executes = now.queues.get(job.queue, {}).get("queue_type", "Execution") == "Execution"
-        if job.state not in WAITING or job.id != job.array or not executes or not job.schedselect:
-            continue  # subjobs follow their array
+        if not can_be_altered(job) or not executes or not job.schedselect:
+            continue
         if CLASS_RESOURCE in resource_names(job.select):
             continue  # a manager has named a class in the select on purpose
         cls = given.get(job.queue, "protected")
         if (have := job_class(job.schedselect)) != cls:
             found.append(altered(job, f"job {job.id} gets class {cls} (was {have or 'none'})", missing=have is None))
     return found
+
+
+def can_be_altered(job: SubmittedJob) -> bool:
+    """True for a job that can still get a class; subjobs follow their array."""
+    return job.state in WAITING and job.id == job.array
 
 
 def altered(job: SubmittedJob, text: str, *, missing: bool = False) -> SetupChange:

@@ -17,7 +17,7 @@ from magrathea.pbs_text.select import CLASS_RESOURCE, resource_names
 from magrathea.pbs_text.words import words
 
 from . import kept_resources
-from .install import ACCEPTS, DEFAULT_CHUNK, RESOURCES, WAITING, altered
+from .install import ACCEPTS, DEFAULT_CHUNK, RESOURCES, altered, can_be_altered
 from .records import RESTORED, Record
 from .sched_config import InstallError, resources_lines, with_resources, without_resources
 from .setup_model import Present, SetupChange, SubmittedJob
@@ -77,12 +77,7 @@ def queue_changes(now: Present, record: Record, name: str) -> list[SetupChange]:
         raise InstallError(f"queue {name} has no class from Magrathea; install knows these: {told}")
     found = [_plain(f"unset queue {name} {DEFAULT_CHUNK}")] if DEFAULT_CHUNK in have else []
     for job in now.jobs if found else ():
-        if (
-            job.queue == name
-            and job.state in WAITING
-            and job.id == job.array
-            and CLASS_RESOURCE not in resource_names(job.select)
-        ):
+        if job.queue == name and can_be_altered(job) and CLASS_RESOURCE not in resource_names(job.select):
             found.append(altered(job, f"job {job.id} gets the server's class"))
     if name in record.queues and name in now.queues:
         found.append(_plain(f"delete queue {name}"))
@@ -115,7 +110,7 @@ def _plain(command: str) -> SetupChange:
 
 def _remembered(job: SubmittedJob) -> bool:
     """True for a finished job that PBS still knows: it prevents the deletion of a resource."""
-    return job.state in FINISHED and (_names(job, CLASS_RESOURCE) or _names(job, kept_resources.KEEPS))
+    return job.state in FINISHED and (job.keeps or _names(job, CLASS_RESOURCE))
 
 
 def _names(job: SubmittedJob, resource: str) -> bool:
@@ -124,9 +119,7 @@ def _names(job: SubmittedJob, resource: str) -> bool:
 
 def _job_changes(now: Present) -> Iterator[SetupChange]:
     for job in now.jobs:
-        if job.state not in WAITING or job.id != job.array:
-            continue
-        if CLASS_RESOURCE in resource_names(job.schedselect) - resource_names(job.select):
+        if can_be_altered(job) and CLASS_RESOURCE in resource_names(job.schedselect) - resource_names(job.select):
             yield altered(job, f"job {job.id} loses its class")
 
 
