@@ -82,19 +82,19 @@ check: lint ## before each commit, under a minute: lint, unit tests, properties 
 
 test: lint libvirt ## all suites in ten minutes, and the first tests of those on real systems
 ifeq ($(TESTS),tests)
-	$(BIN)/pytest -rs $(BESIDE) -m 'first or not real' tests
+	$(BIN)/pytest -rfEs $(BESIDE) -m 'first or not real' tests
 else
-	$(BIN)/pytest -rs $(TESTS)
+	$(BIN)/pytest -rfEs $(TESTS)
 endif
 
 # REQUIRED= : if something is missing, the summary names it and the run does not fail.
 REQUIRED ?= 1
 
 test-guests: libvirt ## the whole suite on real virtual machines and containers (root)
-	MAGRATHEA_REQUIRE_LIBVIRT=$(REQUIRED) $(BIN)/pytest -rs $(AGAIN) tests/libvirt
+	MAGRATHEA_REQUIRE_LIBVIRT=$(REQUIRED) $(BIN)/pytest -rfEs $(AGAIN) tests/libvirt
 
 test-openpbs: libvirt ## the whole suite on a real OpenPBS in /opt/pbs (root)
-	MAGRATHEA_REQUIRE_OPENPBS=$(REQUIRED) $(BIN)/pytest -rs $(AGAIN) -n $(CLUSTERS) --dist loadfile --no-loadscope-reorder tests/openpbs
+	MAGRATHEA_REQUIRE_OPENPBS=$(REQUIRED) $(BIN)/pytest -rfEs $(AGAIN) -n $(CLUSTERS) --dist loadfile --no-loadscope-reorder tests/openpbs
 
 bench: libvirt ## all figures, one table
 	$(BIN)/python -m bench $(if $(QUICK),--quick)
@@ -126,4 +126,4 @@ requirements: setup ## deploy/requirements*.txt anew, with hashes; after a chang
 	$(HASHED) deploy/libvirt.in --output-file deploy/requirements-libvirt.txt
 
 clean: ## remove what was built
-	rm -rf .venv .coverage .fuzz .reruns.log build dist
+	rm -rf .venv .coverage .fuzz .reruns.log .failures.log build dist

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 
 from magrathea_lab import leftovers
 
-from . import real_systems, reruns
+from . import kept_reports, real_systems
 
 HERE = Path(__file__).parent
 LONGEST_FIRST = ("openpbs", "libvirt", "embedded")
@@ -42,7 +42,7 @@ RUN = pytest.StashKey[tuple[leftovers.Taken, list[str]]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    reruns.pytest_configure(config)
+    kept_reports.pytest_configure(config)
     config.stash[RUN] = leftovers.begin_run()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests import reruns
+from tests import kept_reports
 from tests.real_systems import HERE, RealSuite
 
 ROOT = HERE.parent
@@ -45,11 +45,23 @@ def run_pytest(folder: Path, *arguments: str, **environment: str) -> subprocess.
 @pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "with workers"])
 def test_a_rerun_is_written_down_with_its_reason(tmp_path: Path, workers: list[str]) -> None:
     (tmp_path / "test_flaky.py").write_text(FLAKY, encoding="utf-8")
-    done = run_pytest(tmp_path, "-p", "tests.reruns", "--reruns", "1", *workers)
+    done = run_pytest(tmp_path, "-p", "tests.kept_reports", "--reruns", "1", *workers)
     assert done.returncode == 0, done.stdout
-    head, *why = (tmp_path / reruns.NAME).read_text(encoding="utf-8").splitlines()
+    head, *why = (tmp_path / kept_reports.FILES["rerun"]).read_text(encoding="utf-8").splitlines()
     assert head.startswith("== 20") and head.endswith("test_flaky.py::test_that_needs_two_runs (call)")
     assert any("the first run fails" in line for line in why)
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "with workers"])
+def test_failures_are_written_down_also_those_before_a_test_begins(tmp_path: Path, workers: list[str]) -> None:
+    (tmp_path / "test_wrong.py").write_text("def test_it():\n    assert 1 == 2\n", encoding="utf-8")
+    (tmp_path / "test_missing.py").write_text("import a_binding_that_is_missing\n", encoding="utf-8")
+    done = run_pytest(tmp_path, "-p", "tests.kept_reports", "--continue-on-collection-errors", *workers)
+    assert done.returncode == 1, done.stdout
+    kept = (tmp_path / kept_reports.FILES["failed"]).read_text(encoding="utf-8")
+    heads = sorted(line.split()[2] for line in kept.splitlines() if line.startswith("== "))
+    assert heads == ["test_missing.py", "test_wrong.py::test_it"]
+    assert "E   ModuleNotFoundError" in kept and "assert 1 == 2" in kept
 
 
 @pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["alone", "with workers"])
