@@ -9,7 +9,8 @@ Laws of this package:
 
 1. The agent touches processes of jobs only. It knows a process by its pid *and* its start time. Signals go through
    a pidfd, and the process is checked after the pidfd was opened (before Python 3.9: right before the signal). So a
-   signal never hits another process that has got the same pid.
+   signal never hits another process that has got the same pid. One exception: after the guest was saved to disk, the
+   agent ends MoM's connections to PBS, which have no other end any more (`mom_connections`). It sends MoM no signal.
 2. A stop is a standing order: the agent enforces it again every 0.5 s until the daemon lifts it. It decides nothing
    itself. When it ends (by SIGTERM, too), stopped jobs stay stopped, and the next agent continues from the state file.
 3. The agent finds a job's processes by PBS's job cgroup, and by PBS_JOBID among the processes of the job's owner. What
@@ -41,6 +42,7 @@ Laws of this package:
 | `transports`, `channel` | the guest channel to the node daemon |
 | `mom_server`, `mom_requests`, `owners` | the socket for MoM's hooks, their requests, owners of jobs |
 | `daemon_requests`, `scripts`, `machine` | the daemon's requests; the site's scripts; the guest's clock and power |
+| `mom_connections` | MoM's connections to PBS after the guest was saved to disk |
 | `table`, `state_file`, `private_files`, `reports` | the table of jobs, its file, reports to the daemon |
 | `agent`, `start`, `__main__` | all parts together, and the command |
 

@@ -11,6 +11,7 @@ from .finder import Finder
 from .log import log
 from .loop import Loop
 from .machine import Machine
+from .mom_connections import MomConnections
 from .mom_requests import MomRequests
 from .mom_server import MomServer
 from .pager import Pager
@@ -45,8 +46,10 @@ class Agent:
         self.table = Table(self.jobs, self.sweeper, StateFile(config.state))
         self.scripts = Scripts(self.loop, config.scripts, config.script_time_limit_s)
         self.pager = Pager(self.loop, cgroups)
-        self.machine = Machine(self.loop, config.channel_kind == "port", config.power_off)
-        daemon = DaemonRequests(self.jobs, self.sweeper, self.pager, self.scripts, self.machine)
+        is_guest = config.channel_kind == "port"
+        self.machine = Machine(self.loop, is_guest, config.power_off)
+        self.mom_connections = MomConnections(self.loop, is_guest)
+        daemon = DaemonRequests(self.jobs, self.sweeper, self.pager, self.scripts, self.machine, self.mom_connections)
         transport = UnixTransport if config.channel_kind == "unix" else PortTransport
         self.channel = Channel(self.loop, transport(config.channel_path), self.can(), daemon.serve)
         self.reports = Reports(self.loop, self.channel, self.table, self.sweeper)
@@ -62,7 +65,7 @@ class Agent:
         words = ["pidfd"] if self.signaller.pidfd else []
         if os.geteuid() == 0:
             words += ["all-users", "cgroup-freezer"]
-        return words + self.pager.can() + self.machine.can()
+        return words + self.pager.can() + self.machine.can() + self.mom_connections.can()
 
     def ended(self, job: "Job") -> None:
         """A job is over."""

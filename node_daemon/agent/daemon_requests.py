@@ -1,4 +1,4 @@
-"""Requests of the node daemon: orders, memory, scripts, clock and power."""
+"""Requests of the node daemon: orders, memory, scripts, clock, MoM's connections and power."""
 
 import re
 import signal
@@ -7,6 +7,7 @@ from . import VERSION
 from .jobs import ORDERS, Job
 from .lines import BadValue, field
 from .machine import Machine
+from .mom_connections import MomConnections
 from .pager import Pager
 from .parts import MAX_JOBS
 from .procfs import memory_report
@@ -36,13 +37,20 @@ class DaemonRequests:
     """Carries out what the node daemon asks."""
 
     def __init__(
-        self, jobs: "Dict[Key, Job]", sweeper: Sweeper, pager: Pager, scripts: Scripts, machine: Machine
+        self,
+        jobs: "Dict[Key, Job]",
+        sweeper: Sweeper,
+        pager: Pager,
+        scripts: Scripts,
+        machine: Machine,
+        mom_connections: MomConnections,
     ) -> None:
         self.jobs = jobs
         self.sweeper = sweeper
         self.pager = pager
         self.scripts = scripts
         self.machine = machine
+        self.mom_connections = mom_connections
         self.newest = "", 0  # session and id of the newest orders
 
     def serve(self, op: str, doc: "Doc", reply: "Reply") -> None:
@@ -57,6 +65,8 @@ class DaemonRequests:
             self._memory(reply)
         elif op == "clock":
             reply(self.machine.set_clock(field(doc, "unix_s", float)))
+        elif op == "reconnect":
+            self.mom_connections.reconnect(reply)
         elif op == "power":
             self._power(doc, reply)
         elif op in ("push-out", "fetch"):

@@ -289,12 +289,13 @@ class Life:
         self._daemon.observe(f"boot {name}")
 
     async def _register(self, name: str) -> None:
-        """The domain's agent is there, so it is up. If its clock stood still it is set first: jobs must see the right
-        time."""
+        """The domain's agent is there, so it is up. If it comes from an image, its clock is set first: jobs must see
+        the right time. And MoM's connection to PBS has no other end any more, which MoM alone would notice late."""
         domain = self._domain(name)
         restored = domain is not None and domain.frozen
         if restored or name in self._from_image:
             await self._set_clock(name)
+            await self._reconnect_mom(name)
         self._from_image.discard(name)
         self._daemon.observe(f"register {name}")
         self._daemon.apply(ev.DomainStarted(self._daemon.now(), name))
@@ -308,6 +309,15 @@ class Life:
             await self._daemon.channels[name].request("clock", AGENT_S, unix_s=time.time())
         except AgentError as error:
             log.warning("%s: its clock stood still and could not be set: %s", name, error)
+
+    async def _reconnect_mom(self, name: str) -> None:
+        if not self._agent_can(name, "reconnect"):
+            log.info("%s: MoM notices by itself that its connection to PBS is dead; a newer agent would tell it", name)
+            return
+        try:
+            await self._daemon.channels[name].request("reconnect", AGENT_S)
+        except AgentError as error:
+            log.warning("%s: MoM notices by itself that its connection to PBS is dead: %s", name, error)
 
     async def _go_on(self, name: str) -> None:
         await self._daemon.driver.resume(name)

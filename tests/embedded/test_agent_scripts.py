@@ -76,6 +76,7 @@ def test_power_goes_off_as_configured_and_on_no_machine_that_is_not_known_to_be_
     assert rig.host.request("power", what="off")["code"] == "not-supported"
     assert rig.host.request("power", what="reboot")["code"] == "bad-request"
     assert rig.host.request("clock", unix_s=time.time() + 3600)["code"] == "not-permitted"
+    assert rig.host.request("reconnect")["code"] == "not-permitted"
     with running(power_off=["/bin/sh", "-c", "kill $PPID"]) as other:
         assert "power" in other.host.agent["can"]
         assert other.host.request("power", what="off")["ok"]

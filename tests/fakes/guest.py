@@ -30,7 +30,7 @@ class FakeGuest:
     until the balloon needs it, as with swap on a disk. `heeds`: it powers off on request. `registers`: its agent starts
     with it.
     `readable`: the hypervisor can report more than that it is up. `pinned`: its memory cannot be moved. `fails`:
-    driver's call -> the code with which it fails.
+    driver's call, or one of its agent's plain requests -> the code with which it fails.
     """
 
     name: str
@@ -56,7 +56,7 @@ class FakeGuest:
     fails: dict[str, str] = field(default_factory=dict)
     registers: bool = True
     connected: bool = True
-    can: tuple[str, ...] = ("clock", "fetch", "power", "push-out")
+    can: tuple[str, ...] = ("clock", "fetch", "power", "push-out", "reconnect")
     stopped: bool = True
     asked: list[str] = field(default_factory=list)
     orders: dict[tuple[str, int], str] = field(default_factory=dict)
@@ -148,7 +148,9 @@ class FakeGuest:
             self.orders = {(o["id"], o["run"]): o["order"] for o in fields["orders"]}
             self.stopped = "stop" in self.orders.values() or (self.stopped and "run" not in self.orders.values())
             return {"jobs": [{**o, "processes": 1, "stopped": 1, "pending": 0} for o in fields["orders"]]}
-        if op in ("clock", "power", "script"):
+        if op in ("clock", "power", "reconnect", "script"):
+            if code := self.fails.get(op):
+                raise AgentError(RefusalCode(code), f"{self.name}: {op} fails, as the test wants")
             return {}
         raise AgentError(RefusalCode.UNKNOWN_OP, f"this agent does not know {op}")
 

@@ -178,7 +178,7 @@ def daemon_to_agent(folder: Path) -> Reader:
         stopped.order = "stop"
         jobs = {stopped.key: stopped}
         parts = cast(Any, _Actions())
-        requests = DaemonRequests(jobs, cast(Any, _Sweeper(jobs)), parts, parts, parts)
+        requests = DaemonRequests(jobs, cast(Any, _Sweeper(jobs)), parts, parts, parts, parts)
         end = GuestEnd({"agent": "1", "can": ["pidfd"]}, make_session=lambda: GUEST)
 
         def asked(mark: tuple[str, int], op: str, doc: Doc) -> None:

@@ -143,6 +143,7 @@ async def served(folder: Path, told: Told) -> None:
         await host.ask("memory")
         await host.ask("fetch", jobs=[JOB], mib=64, deadline_s=20.0)
         await host.ask("clock", unix_s=time.time())
+        await host.ask("reconnect")
         await host.ask("orders", orders=[{**JOB, "order": "run"}])
         console = folder / "console"
         end = "== end"
@@ -228,7 +229,7 @@ def test_the_agent_runs_as_installed_and_its_unit_refuses_nothing(told: Told) ->
 
 
 def test_the_agent_announces_all_that_it_can_do_as_root_in_a_guest(told: Told) -> None:
-    assert {"clock", "fetch", "power", "push-out"} <= set(told.can)
+    assert {"clock", "fetch", "power", "push-out", "reconnect"} <= set(told.can)
 
 
 def test_the_agent_is_in_the_real_time_class_and_safe_from_the_oom_killer(told: Told) -> None:
@@ -240,6 +241,12 @@ def test_the_agent_is_in_the_real_time_class_and_safe_from_the_oom_killer(told: 
 def test_the_agent_sets_the_clock(told: Told) -> None:
     assert told.answers["clock"] == {**told.answers["clock"], "ok": True, "set": True}
     assert "the clock was" in told.section("agent")
+
+
+def test_the_agent_ends_moms_connection_to_pbs(told: Told) -> None:
+    answer = told.answers["reconnect"]
+    assert answer == {**answer, "ok": True, "found": 1, "ended": 1}
+    assert "connection ended" in told.section("mom")
 
 
 def test_the_agent_stops_moves_and_continues_the_job_of_another_user(told: Told) -> None:

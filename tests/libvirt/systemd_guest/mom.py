@@ -33,6 +33,13 @@ def state(process: "subprocess.Popen[bytes]") -> str:
     return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+def connected() -> "tuple[socket.socket, socket.socket]":
+    """Both ends of a connection as MoM has one to pbs_comm."""
+    with socket.create_server(("127.0.0.1", 17001)) as comm:
+        mine = socket.create_connection(comm.getsockname())
+        return mine, comm.accept()[0]
+
+
 def wait_for(letters: str, process: "subprocess.Popen[bytes]") -> None:
     end = time.monotonic() + BOUND_S
     while state(process) not in letters and time.monotonic() < end:
@@ -52,9 +59,13 @@ def main() -> None:
     assert process.stdout is not None
     process.stdout.readline()
     listed = {**JOB, "substate": 42, "session_id": process.pid}
+    Path("/proc/self/comm").write_text("pbs_mom")
+    mine, _theirs = connected()
     print("list", ask({"op": "jobs", "jobs": [listed]}), flush=True)
     wait_for("T", process)
     wait_for("RS", process)
+    mine.settimeout(0.0)
+    print("connection", "ended" if mine.recv(1) == b"" else "lives", flush=True)
     process.kill()
     print("release", ask({"op": "release", "job": JOB}), flush=True)
 

@@ -23,7 +23,7 @@ KEY = JobKey("1.srv", 1)
 
 def guest(name: str) -> FakeGuest:
     """A guest without memory to move."""
-    return FakeGuest(name, can=("power", "clock"))
+    return FakeGuest(name, can=("power", "clock", "reconnect"))
 
 
 class Scene:

@@ -80,7 +80,7 @@ def test_a_reboot_goes_down_comes_up_and_registers() -> None:
         await s.until(lambda: s.world.asked("boot n1") == 1, "the boot")
         await s.until_state("n1", State.FREE)
         assert s.world.calls.index("power n1") < s.world.calls.index("boot n1")
-        assert "clock n1" not in s.world.calls, "its clock never stood still"
+        assert not {"clock n1", "reconnect n1"} & set(s.world.calls), "its clock never stood still"
 
     play(test)
 
@@ -154,7 +154,7 @@ def test_a_domain_that_others_start_boots_until_its_agent_registers() -> None:
     play(test, prepare=prepare)
 
 
-def test_a_freeze_saves_when_the_last_job_is_gone_and_a_defrost_sets_the_clock() -> None:
+def test_a_freeze_saves_when_the_last_job_is_gone_and_a_defrost_sets_the_clock_and_wakes_mom() -> None:
     async def test(s: Scene) -> None:
         await s.job("p1", JobClass.PRIORITY)
         s.freeze("p1")
@@ -165,8 +165,22 @@ def test_a_freeze_saves_when_the_last_job_is_gone_and_a_defrost_sets_the_clock()
         await s.until_state("p1", State.FROZEN)
         s.defrost("p1")
         await s.until_state("p1", State.FREE)
-        order = [s.world.calls.index(call) for call in ("save p1", "boot p1", "clock p1")]
+        order = [s.world.calls.index(call) for call in ("save p1", "boot p1", "clock p1", "reconnect p1")]
         assert order == sorted(order)
+
+    play(test)
+
+
+@pytest.mark.parametrize("can", [("power", "clock"), ("power", "clock", "reconnect")])
+def test_a_domain_comes_back_although_its_agent_is_old_or_fails_to_wake_mom(can: tuple[str, ...]) -> None:
+    async def test(s: Scene) -> None:
+        s.world["p1"].can = can
+        s.world["p1"].fails = {"reconnect": "failed"}
+        s.freeze("p1")
+        await s.until_state("p1", State.FROZEN)
+        s.defrost("p1")
+        await s.until_state("p1", State.FREE)
+        assert s.world.asked("reconnect p1") == ("reconnect" in can)
 
     play(test)
 
