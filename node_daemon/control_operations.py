@@ -14,7 +14,7 @@ from magrathea.configuration import ConfigurationError
 from magrathea.control import Control, ControlRequest, Denied, granted
 from magrathea.core import events as ev
 from magrathea.core import states
-from magrathea.core.model import Domain, Host, Patience
+from magrathea.core.model import Domain, Host, Lifecycle, Patience
 from magrathea.core.refusals import RefusalCode
 from magrathea.history import Query
 from magrathea.messages import HistoryAsked, HistoryEntry, HistoryTold, Snapshot, encode
@@ -24,6 +24,7 @@ from .configuration import NodedConfiguration
 from .hub_client import HubClient
 from .hypervisor.base import LIFE, SAVE, Driver
 from .journal import Journal, JournalError, JournalStore
+from .life.saves import Saves
 from .snapshot import fitting
 from .switch.switch import Switch
 
@@ -45,6 +46,7 @@ class DaemonForControl(Protocol):
     configuration: NodedConfiguration
     driver: Driver
     switch: Switch
+    saves: Saves
     hub: HubClient
 
     @property
@@ -227,11 +229,18 @@ class Admin:
                 f"the {driver} driver of {self._daemon.host.name} cannot {request.do} domains; see its notes in status"
             )
             raise Denied(RefusalCode.NOT_SUPPORTED, text)
+        if request.do == "freeze" and before is not None and before.lifecycle is Lifecycle.UP:
+            await self._needs_room(name)
         victims = self._event(event)
         host, after = self._daemon.host, self._domain(name)
         assert after is not None, "an unknown domain is refused"
         beside = f"; preempted for it: {', '.join(victims)}" if victims else ""
         return granted(said=[f"{name} is {states.state_of(host, after)}: {states.why(host, after)}{beside}"])
+
+    async def _needs_room(self, name: str) -> None:
+        """Raises Denied if the domain cannot be saved to disk now."""
+        if refusal := await self._daemon.saves.refusal(name):
+            raise Denied(refusal.code, refusal.text)
 
     async def _reload(self, request: ControlRequest) -> bytes:
         try:

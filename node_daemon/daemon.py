@@ -42,6 +42,7 @@ from .hub_client import HubClient
 from .hypervisor.base import Driver, DriverError, Others
 from .journal import JournalStore
 from .life.life import Life
+from .life.saves import Saves
 from .life.script_runner import ScriptRunner
 from .life.site_scripts import SiteScripts
 from .switch.paging import MemorySettings
@@ -89,6 +90,7 @@ class Daemon:
         self.claims = Claims(self)
         self.scripts = self._make_scripts()
         self.site_scripts = SiteScripts(self)
+        self.saves = Saves(self)
         self.life = Life(self)
         self.hub: HubClient = self._make_hub()
         self.admin = Admin(self)

@@ -25,6 +25,7 @@ class RefusalCode(StrEnum):
     CONFIGURATION = "configuration"
     CPUS = "cpus"
     DELETED = "deleted"
+    DEVICES = "devices"
     DOMAIN_BOOTING = "domain-booting"
     DOMAIN_CLOSING = "domain-closing"
     DOMAIN_DOWN = "domain-down"
@@ -53,6 +54,7 @@ class RefusalCode(StrEnum):
     NO_DOMAIN = "no-domain"
     NO_JOBS_HERE = "no-jobs-here"
     NO_RESERVATION = "no-reservation"
+    NO_SPACE = "no-space"
     NOT_FREEZABLE = "not-freezable"
     NOT_FROZEN = "not-frozen"
     NOT_GIVEN = "not-given"
@@ -331,6 +333,16 @@ TABLE: tuple[Meaning, ...] = (
         (_C.NOT_FREEZABLE, "only a priority domain that is up can be frozen", "boot it first"),
         (_C.NOT_FROZEN, "the domain is not saved to disk, or is on its way back", "nothing"),
         (_C.NOT_SAVING, "the domain is not being saved", "nothing"),
+        (
+            _C.NO_SPACE,
+            "the folder for images of saved domains has no room for the domain's memory",
+            "make room there, or mount a larger disk there; the text names the folder",
+        ),
+        (
+            _C.DEVICES,
+            "the domain has a device that cannot be saved to disk",
+            "drain the domain instead, or remove the device from its definition",
+        ),
         (
             _C.NO_JOBS_HERE,
             "a list of jobs came for a domain that can have none",

@@ -26,7 +26,10 @@ CALL_DEADLINE_S = 2.0
 ms."""
 
 SAVE_DEADLINE_S = 120.0
-"""For `save`, and for a `boot` that restores: both write or read the domain's whole memory on a disk."""
+"""For `save`, and for a `boot` that restores: both write or read the domain's whole memory on a disk. More for a large
+domain (`save_deadline_s`)."""
+SLOWEST_MIB_PER_S = 30
+"""The slowest disk for images that anybody should have."""
 
 CPU = "cpu"
 MEMORY = "memory"
@@ -86,7 +89,7 @@ class DomainReading:
     `cpu_percent`: the cap, 100 is one CPU; None: no cap, or unknown. `memory_mib`: None: no limit, or unknown.
     `saved`: an image on disk, from which the next boot restores the domain. `paused_externally`: somebody else has
     paused the domain; it is up, but nothing in it runs. `max_memory_mib`: the largest size it can get; None: no bound,
-    or unknown.
+    or unknown. `image_fault`: why the image is not what was saved; empty if nothing shows that.
     `known`: False if the domain is up but could not be read. Then the other fields mean nothing. The driver soon reads
     it again, and reports that with an event.
     """
@@ -98,6 +101,21 @@ class DomainReading:
     paused_externally: bool = False
     max_memory_mib: int | None = None
     known: bool = True
+    image_fault: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SaveNeeds:
+    """What saving a running domain to disk takes.
+
+    `obstacle`: why it can never be saved as it is, for people; empty if it can. `mib`: the largest size of its image.
+    `place`: the folder for images. `free_mib`: the room there. None: unknown.
+    """
+
+    mib: int
+    obstacle: str = ""
+    place: str = ""
+    free_mib: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +184,17 @@ class Driver(Protocol):
         ...
 
     async def save(self, domain: str) -> None:
-        """Save the domain to disk and end it, within SAVE_DEADLINE_S. Raises DriverError; then the domain keeps
-        running."""
+        """Save the domain to disk and end it. Raises DriverError; then the domain keeps running, and no image remains.
+        After `timeout` or `lost` it may still be being saved."""
+        ...
+
+    async def save_needs(self, domain: str) -> SaveNeeds:
+        """What saving the domain would take now. Changes nothing. Raises DriverError."""
+        ...
+
+    async def image_fault(self, domain: str) -> str:
+        """Why a domain that is down has no image, or none that can be what was saved, as far as that can be told
+        without restoring it. Empty if nothing is wrong, or if the domain is up. Raises DriverError."""
         ...
 
     async def resume(self, domain: str) -> None:
@@ -189,6 +216,11 @@ class Driver(Protocol):
     async def close(self) -> None:
         """Stop watching and remove what the driver made for itself. Domains and their caps stay as they are."""
         ...
+
+
+def save_deadline_s(mib: int) -> float:
+    """How long writing or reading an image of that size may take."""
+    return max(SAVE_DEADLINE_S, mib / SLOWEST_MIB_PER_S)
 
 
 async def within(seconds: float, what: str, work: Awaitable[T]) -> T:

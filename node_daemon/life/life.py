@@ -30,6 +30,7 @@ from ..guest_channel.channel import AgentError, GuestChannel
 from ..hypervisor.base import LIFE, SAVE, DomainChange, Driver, DriverError
 from ..retries import Retries, Slot, loop_time, sentence
 from ..switch.switch import Switch
+from .saves import Saves
 from .site_scripts import SiteScripts
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class DaemonForLife(Protocol):
     driver: Driver
     switch: Switch
     site_scripts: SiteScripts
+    saves: Saves
     channels: dict[str, GuestChannel]
 
     @property
@@ -149,7 +151,7 @@ class Life:
             self._forget_asking(name)
         event = life.learned(self._daemon.host, domain, seen)
         if event is not None:
-            self._learn(domain, event)
+            self._learn(domain, self._with_image_fault(event))
             return 0.0
         step = life.step(self._daemon.host, domain, seen)
         self._retries.forget(lambda slot: slot[1] == name and (step is None or slot != _slot(name, type(step))))
@@ -169,10 +171,20 @@ class Life:
             up=read.up,
             was_up=self._was_up.get(domain.name),
             agent=channel is not None and channel.connected,
-            saved=read.saved,
+            # a power cut in the midst of a save leaves half an image
+            saved=read.saved and not (read.image_fault and domain.lifecycle is Lifecycle.UP),
             paused_externally=read.paused_externally,
             leads=LIFE in self._daemon.driver.capabilities,
         )
+
+    def _with_image_fault(self, event: ev.DomainEvent) -> ev.DomainEvent:
+        """The event; if the domain went down in the midst of a save, with that as the reason."""
+        read = self._daemon.switch.readings.of(event.domain)
+        if not isinstance(event, ev.DomainStopped) or read is None or not read.image_fault or event.reason:
+            return event
+        why = f"it went down before it was saved completely, so its image is of no use: {read.image_fault}"
+        log.error("%s: %s", event.domain, why)
+        return ev.DomainStopped(event.at, event.domain, why)
 
     def _learn(self, domain: Domain, event: ev.DomainEvent) -> None:
         log.info("%s: %s", domain.name, type(event).__name__)
@@ -275,6 +287,8 @@ class Life:
         if read is not None and read.saved:
             self._from_image.add(name)
         try:
+            if restores and (fault := await self._daemon.driver.image_fault(name)):
+                raise DriverError(RefusalCode.RESTORE_FAILED, f"domain {name}: its image cannot be used: {fault}")
             await self._daemon.driver.boot(name)
         except DriverError as error:
             if error.code in (RefusalCode.TIMEOUT, RefusalCode.LOST):
@@ -351,14 +365,20 @@ class Life:
         domain = self._domain(name)
         if domain is None or not domain.saving or domain.jobs:
             return  # the wish was withdrawn in the meantime
+        if refusal := await self._daemon.saves.refusal(name):
+            self._not_saved(name, f"{refusal.code}: {refusal.text}")
+            return
         try:
             await self._daemon.driver.save(name)
         except DriverError as error:
             await self._daemon.switch.readings.refresh()
             read = self._daemon.switch.readings.of(name)
-            if error.code == RefusalCode.LOST or read is None or not read.up:
-                raise  # it may have been saved all the same: the next look shows
-            log.error("%s could not be saved and goes on: %s", name, error)
-            self._daemon.apply(ev.FreezeEnded(self._daemon.now(), name, str(error)))
+            if error.code in (RefusalCode.LOST, RefusalCode.TIMEOUT) or read is None or not read.up:
+                raise  # it may be saved all the same, now or later: the next look shows
+            self._not_saved(name, str(error))
             return
         self._daemon.observe(f"save {name}")
+
+    def _not_saved(self, name: str, why: str) -> None:
+        log.error("%s could not be saved and goes on: %s", name, why)
+        self._daemon.apply(ev.FreezeEnded(self._daemon.now(), name, why))

@@ -78,7 +78,7 @@ async def driven(site: DriverSite) -> AsyncIterator[Driven]:
         await made.driver.close()
 
 
-async def refusal(call: Awaitable[None]) -> RefusalCode:
+async def refusal(call: Awaitable[object]) -> RefusalCode:
     with pytest.raises(DriverError) as refused:
         await call
     assert refused.value.text
@@ -169,7 +169,9 @@ async def impossible_figures_are_refused(site: DriverSite) -> None:
 
 async def a_domain_that_nobody_configured_is_refused(site: DriverSite) -> None:
     async with driven(site) as d:
+        calls: list[Callable[[str], Awaitable[object]]]
         calls = [d.driver.boot, d.driver.shutdown, d.driver.destroy, d.driver.save, d.driver.resume]
+        calls += [d.driver.save_needs, d.driver.image_fault]
         for call in calls:
             assert await refusal(call("n9")) == RefusalCode.NO_DOMAIN
         assert await refusal(d.driver.set_cpu("n9", 10)) == RefusalCode.NO_DOMAIN
@@ -178,9 +180,9 @@ async def a_domain_that_nobody_configured_is_refused(site: DriverSite) -> None:
 
 async def calls_that_it_cannot_do_are_refused_and_noted(site: DriverSite) -> None:
     async with driven(site) as d:
-        lacking = {
+        lacking: dict[str, tuple[Callable[[str], Awaitable[object]], ...]] = {
             LIFE: (d.driver.boot, d.driver.shutdown, d.driver.resume),
-            SAVE: (d.driver.save,),
+            SAVE: (d.driver.save, d.driver.save_needs, d.driver.image_fault),
         }
         for capability, calls in lacking.items():
             for call in () if d.can(capability) else calls:
@@ -191,12 +193,13 @@ async def calls_that_it_cannot_do_are_refused_and_noted(site: DriverSite) -> Non
 
 async def calls_for_running_domains_are_refused_if_the_domain_is_down(site: DriverSite) -> None:
     async with driven(site) as d:
-        needed: list[tuple[str, Callable[[], Awaitable[None]]]] = [
+        needed: list[tuple[str, Callable[[], Awaitable[object]]]] = [
             (CPU, lambda: d.driver.set_cpu("p1", 10)),
             (MEMORY, lambda: d.driver.set_memory("p1", site.less_mib)),
             (LIFE, lambda: d.driver.shutdown("p1")),
             (LIFE, lambda: d.driver.resume("p1")),
             (SAVE, lambda: d.driver.save("p1")),
+            (SAVE, lambda: d.driver.save_needs("p1")),
         ]
         for capability, call in needed:
             if d.can(capability):
@@ -233,9 +236,13 @@ async def a_domain_is_saved_to_disk_and_restored(site: DriverSite) -> None:
     async with driven(site) as d:
         if not d.can(SAVE, LIFE):
             return
+        needs = await d.driver.save_needs("n1")
+        assert needs.mib > 0 and not needs.obstacle
+        assert await d.driver.image_fault("n1") == "", "it is up"
         await d.driver.save("n1")
         found = await d.reading("n1")
-        assert (found.up, found.saved) == (False, True)
+        assert (found.up, found.saved, found.image_fault) == (False, True, "")
+        assert await d.driver.image_fault("n1") == ""
         await d.driver.boot("n1")
         found = await d.reading("n1")
         assert (found.up, found.saved, found.paused_externally) == (True, False, False)

@@ -29,6 +29,7 @@ class FakeGuest:
     of its swap. `lie_mib`: MiB that it reports as available beyond the truth. `cached`: memory that is pushed out stays
     until the balloon needs it, as with swap on a disk. `heeds`: it powers off on request. `registers`: its agent starts
     with it.
+    `obstacle`: why it cannot be saved. `image_fault`: what is wrong with its image.
     `readable`: the hypervisor can report more than that it is up. `pinned`: its memory cannot be moved. `fails`:
     driver's call, or one of its agent's plain requests -> the code with which it fails.
     """
@@ -46,6 +47,8 @@ class FakeGuest:
     cached: bool = False
     up: bool = True
     saved: bool = False
+    obstacle: str = ""
+    image_fault: str = ""
     paused: bool = False
     readable: bool = True
     pinned: bool = False

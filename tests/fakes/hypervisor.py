@@ -27,6 +27,7 @@ from node_daemon.hypervisor.base import (
     DriverError,
     OnChange,
     Others,
+    SaveNeeds,
 )
 
 from .guest import FakeGuest
@@ -39,7 +40,8 @@ class FakeHypervisor:
 
     `capacity_mib`: its memory for guests; a guest that gets more is `overbooked`. `run_dir`: the daemon's, where agents
     find their channels; None: no agents come, and the test asks the guests directly. `calls`: requests to it and to
-    agents, in order. `unanswered`: so many further calls time out. `targets`: every amount of memory that was set.
+    agents, in order. `image_room_mib`: for images of saved guests. `unanswered`: so many further calls time out.
+    `targets`: every amount of memory that was set.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class FakeHypervisor:
         self.calls: list[str] = []
         self.targets: list[tuple[str, int]] = []
         self.unanswered = 0
+        self.image_room_mib: int | None = 1 << 20
         self.listeners: list[OnChange] = []
         self.overbooked = 0.0
         self._tolerated = max(0.0, self._booked() - capacity_mib)
@@ -229,7 +232,10 @@ class FakeDriver:
         guest.pass_time()
         if guest.up and not guest.readable:
             return DomainReading(up=True, known=False)
-        found = DomainReading(guest.up, guest.cpu_percent, saved=guest.saved, paused_externally=guest.paused)
+        fault = guest.image_fault if guest.saved and not guest.up else ""
+        found = DomainReading(
+            guest.up, guest.cpu_percent, saved=guest.saved, paused_externally=guest.paused, image_fault=fault
+        )
         if MEMORY not in self.capabilities:
             return found
         mib = int(guest.actual) if guest.up and not guest.pinned else None
@@ -265,6 +271,14 @@ class FakeDriver:
     async def save(self, domain: str) -> None:
         self._up(await self._call(SAVE, f"save {domain}", domain))
         self.world.end(domain, saved=True)
+
+    async def save_needs(self, domain: str) -> SaveNeeds:
+        guest = self._up(await self._call(SAVE, f"save-needs {domain}", domain))
+        return SaveNeeds(int(guest.actual), guest.obstacle, "/images", self.world.image_room_mib)
+
+    async def image_fault(self, domain: str) -> str:
+        guest = await self._call(SAVE, f"image-fault {domain}", domain)
+        return "" if guest.up else guest.image_fault if guest.saved else "there is none"
 
     async def resume(self, domain: str) -> None:
         self._up(await self._call(LIFE, f"resume {domain}", domain)).paused = False

@@ -27,13 +27,15 @@ from ..base import (
     LIFE,
     MEMORY,
     SAVE,
-    SAVE_DEADLINE_S,
     DomainChange,
     DomainReading,
     DriverError,
     OnChange,
     Others,
+    SaveNeeds,
+    save_deadline_s,
 )
+from . import images
 from .balloons import Balloons
 from .connection import Connection, Link, ThreadConnection, translated
 from .movable import DomainMemory, MovableMemory
@@ -288,20 +290,11 @@ class LibvirtDriver:
                 return
             if state == CRASHED:  # libvirt keeps a crashed domain for people to look at
                 one.destroy()
-            saved = self._abilities is not None and self._abilities.save and bool(one.hasManagedSaveImage())
-            try:
-                one.create()
-            except self._error as error:
-                if one.isActive():
-                    return  # somebody else has already started it
-                if saved:
-                    text = f"domain {domain} did not come back from its image, which is kept: {error}"
-                    raise DriverError(
-                        RefusalCode.RESTORE_FAILED, f"{text}; to give the image up: `virsh managedsave-remove`"
-                    ) from error
-                raise
+            images.start(self._error, one, domain, self._abilities is not None and self._abilities.save)
 
-        await self._change(domain, f"booting domain {domain}", work, SAVE_DEADLINE_S)
+        known = self._known.get(domain)
+        most_mib = (known.actual.max_memory_mib if known is not None else None) or 0
+        await self._change(domain, f"booting domain {domain}", work, save_deadline_s(most_mib))
 
     async def shutdown(self, domain: str) -> None:
         def work(one: Any) -> None:
@@ -329,12 +322,27 @@ class LibvirtDriver:
 
         def work(one: Any) -> None:
             self._must_run(domain, one)
-            if not one.isPersistent():
-                text = f"domain {domain} is transient: libvirt would forget it once saved; `virsh define` it"
-                raise DriverError(RefusalCode.NOT_SUPPORTED, text)
-            one.managedSave(self._link_constant("VIR_DOMAIN_SAVE_RUNNING"))
+            images.save(self._error, one, domain, self._link_constant("VIR_DOMAIN_SAVE_RUNNING"))
 
-        await self._change(domain, f"saving domain {domain}", work, SAVE_DEADLINE_S)
+        seconds = save_deadline_s((await self.save_needs(domain)).mib)
+        await self._change(domain, f"saving domain {domain}", work, seconds)
+
+    async def save_needs(self, domain: str) -> SaveNeeds:
+        self._check(domain)
+        found = await self._known_abilities()
+
+        def work(one: Any) -> SaveNeeds:
+            self._must_run(domain, one)
+            connection = self._connections[domain].connection()
+            pid = self._movable.pid_of(one.UUIDString())
+            return images.needs(self._error, connection, found.kind, self._uri, one, pid)
+
+        return await self._of_domain(domain, f"looking what saving domain {domain} takes", work, CALL_DEADLINE_S)
+
+    async def image_fault(self, domain: str) -> str:
+        self._check(domain)
+        what = f"looking at the image of domain {domain}"
+        return await self._of_domain(domain, what, lambda one: images.fault(self._error, one), CALL_DEADLINE_S)
 
     async def resume(self, domain: str) -> None:
         def work(one: Any) -> None:
@@ -402,6 +410,8 @@ class LibvirtDriver:
         except link.libvirt.libvirtError as error:
             _ = link.connection  # if the connection is the cause, this raises `lost`
             raise translated(error, what) from error
+        except SystemError as error:
+            raise DriverError(RefusalCode.FAILED, f"{what} failed: {images.UNREADABLE}") from error
 
     # Events
 

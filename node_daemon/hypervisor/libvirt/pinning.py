@@ -85,15 +85,21 @@ def _by_xml(top: ET.Element, network: Network) -> Iterator[str]:
     for path, what in BACKING.items():
         if top.find(path) is not None:
             yield what
+    for name in pools_of_functions(top, network):
+        what = f"its interface gets a device's function from the network {name!r}, which pins all its memory"
+        yield f"{what}: use another network"
+    arguments = [arg.get("value", "") for arg in top.findall(f"{QEMU}commandline/{QEMU}arg")]
+    for what in by_arguments(arguments):
+        yield f"an argument of its <qemu:commandline> pins its memory: {what}"
+
+
+def pools_of_functions(top: ET.Element, network: Network) -> Iterator[str]:
+    """The networks from which an interface of the domain gets a device's function."""
     for interface in top.findall("devices/interface[@type='network']"):
         source = interface.find("source")
         name = source.get("network", "") if source is not None else ""
         if (text := network(name) if name else None) is not None and _gives_functions(text):
-            what = f"its interface gets a device's function from the network {name!r}, which pins all its memory"
-            yield f"{what}: use another network"
-    arguments = [arg.get("value", "") for arg in top.findall(f"{QEMU}commandline/{QEMU}arg")]
-    for what in by_arguments(arguments):
-        yield f"an argument of its <qemu:commandline> pins its memory: {what}"
+            yield name
 
 
 def _gives_functions(network_xml: str) -> bool:
@@ -215,6 +221,12 @@ class QemuProcesses:
         self._found: dict[str, list[_FoundQemu]] = {}
         self._looked: float | None = None
         self._search: threading.Thread | None = None
+
+    def pid_of(self, uuid: str) -> str | None:
+        """The pid of the domain's QEMU; None if there is none here, or it cannot be seen."""
+        if not self._living(uuid):
+            self._look()
+        return next((qemu.pid for qemu in self._living(uuid)), None)
 
     def of(self, uuid: str) -> QemuProcess | None:
         """The QEMU of the domain; None if there is none here, or it cannot be seen.

@@ -15,6 +15,7 @@ from typing import Any
 from magrathea.core.refusals import RefusalCode
 
 from ..base import DomainReading, Others
+from . import images
 from .connection import Connection
 from .movable import DomainMemory, MovableMemory
 from .own_caps import OwnCaps
@@ -122,6 +123,7 @@ class Reader:
         saved = abilities.save and bool(domain.hasManagedSaveImage())
         movable = memory is None or not memory.why
         up = is_up(state)
+        image_fault = images.fault(self._error, domain) if saved and not up else ""
         percent = None
         if up and abilities.cpu is not None:
             own = self._own_caps.of(name, domain)
@@ -135,6 +137,7 @@ class Reader:
             saved=saved,
             paused_externally=is_paused(state, reason),
             max_memory_mib=info[1] // KIB,
+            image_fault=image_fault,
         )
         return LibvirtReading(actual, domain.ID() if up else -1)
 

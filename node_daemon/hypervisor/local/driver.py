@@ -22,12 +22,12 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 from magrathea import supervision
 from magrathea.core.refusals import RefusalCode
 
-from ..base import CALL_DEADLINE_S, CPU, DomainChange, DomainReading, DriverError, OnChange, Others, within
+from ..base import CALL_DEADLINE_S, CPU, DomainChange, DomainReading, DriverError, OnChange, Others, SaveNeeds, within
 from . import cgroups, processes
 from .processes import Members
 
@@ -296,6 +296,12 @@ class LocalDriver:
     async def save(self, domain: str) -> None:
         self._unable(domain, "save", "use a driver that can, such as libvirt")
 
+    async def save_needs(self, domain: str) -> SaveNeeds:
+        self._unable(domain, "save", "use a driver that can, such as libvirt")
+
+    async def image_fault(self, domain: str) -> str:
+        self._unable(domain, "save", "use a driver that can, such as libvirt")
+
     async def resume(self, domain: str) -> None:
         self._unable(
             domain, "resume", "it never pauses a domain: send SIGCONT to processes that somebody else has stopped"
@@ -308,7 +314,7 @@ class LocalDriver:
         if members is not None:
             await self._call(f"ending domain {domain}", lambda: _kill(domain, members))
 
-    def _unable(self, domain: str, what: str, fix: str) -> None:
+    def _unable(self, domain: str, what: str, fix: str) -> NoReturn:
         self._check(domain)
         raise DriverError(RefusalCode.NOT_SUPPORTED, f"domain {domain}: the local driver cannot {what} it; {fix}")
 

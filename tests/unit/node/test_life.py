@@ -185,6 +185,98 @@ def test_a_domain_comes_back_although_its_agent_is_old_or_fails_to_wake_mom(can:
     play(test)
 
 
+def test_without_room_for_the_image_nothing_is_saved_and_the_domain_stays_up() -> None:
+    async def test(s: Scene) -> None:
+        s.world.image_room_mib = int(s.world["p1"].actual) - 1
+        s.freeze("p1")
+        await s.until(lambda: s.world.asked("save-needs p1") == 1, "the look at the disk")
+        await s.until_state("p1", State.FREE)
+        assert not s.world.asked("save p1")
+        s.world.image_room_mib += 1
+        s.freeze("p1")
+        await s.until_state("p1", State.FROZEN)
+
+    play(test)
+
+
+def test_room_promised_to_another_domain_is_not_promised_twice() -> None:
+    def prepare(s: Scene) -> None:
+        s.world["p1"].fails = {"save": "timeout"}
+
+    async def test(s: Scene) -> None:
+        each = int(s.world["p1"].actual)
+        s.world.image_room_mib = 2 * each - 1
+        assert await s.daemon.saves.refusal("n1") is None
+        s.freeze("p1")
+        await s.until(lambda: s.world.asked("save p1") >= 1, "p1 is being saved")
+        refusal = await s.daemon.saves.refusal("n1")
+        assert refusal is not None and refusal.code == "no-space"
+        assert f"{each} MiB for other domains" in refusal.text and "/images" in refusal.text
+        s.world.image_room_mib = None
+        assert await s.daemon.saves.refusal("n1") is None, "what is unknown forbids nothing"
+
+    play(test, prepare=prepare)
+
+
+def test_a_domain_with_a_device_that_cannot_be_saved_is_refused() -> None:
+    async def test(s: Scene) -> None:
+        s.world["p1"].obstacle = "it has a passed-through PCI device"
+        refusal = await s.daemon.saves.refusal("p1")
+        assert refusal is not None and refusal.code == "devices" and "PCI" in refusal.text
+        s.world["p1"].fails = {"save-needs": "lost"}
+        refusal = await s.daemon.saves.refusal("p1")
+        assert refusal is not None and refusal.code == "lost"
+
+    play(test)
+
+
+def test_a_save_that_takes_too_long_is_waited_for() -> None:
+    def prepare(s: Scene) -> None:
+        s.world["p1"].fails = {"save": "timeout"}
+
+    async def test(s: Scene) -> None:
+        s.freeze("p1")
+        await s.until(lambda: s.world.asked("save p1") >= 3, "tries")
+        assert s.domain("p1").saving, "it is not given up"
+        s.world.end("p1", saved=True)  # the first try comes to its end
+        await s.until_state("p1", State.FROZEN)
+
+    play(test, prepare=prepare)
+
+
+def test_half_an_image_is_none_and_is_reported() -> None:
+    def prepare(s: Scene) -> None:
+        s.world["p1"].fails = {"save": "timeout"}
+
+    async def test(s: Scene) -> None:
+        s.freeze("p1")
+        await s.until(lambda: s.world.asked("save p1") >= 1, "it is being saved")
+        s.world["p1"].image_fault = "save image is incomplete"
+        s.world.end("p1", saved=True)
+        await s.until_state("p1", State.DOWN)
+        assert "before it was saved completely" in s.why("p1") and "incomplete" in s.why("p1")
+
+    play(test, prepare=prepare)
+
+
+def test_an_image_that_is_damaged_is_never_started_from() -> None:
+    """libvirt would start the domain anew, without a word, and delete the image."""
+
+    async def test(s: Scene) -> None:
+        s.freeze("p1")
+        await s.until_state("p1", State.FROZEN)
+        s.world["p1"].image_fault = "failed to read qemu header"
+        s.defrost("p1")
+        await s.until(lambda: "image is kept" in s.why("p1"), "it is said")
+        assert s.state("p1") is State.FROZEN and s.world["p1"].saved and not s.world.asked("boot p1")
+        assert "failed to read qemu header" in s.why("p1")
+        s.world["p1"].image_fault = ""
+        s.defrost("p1")
+        await s.until_state("p1", State.FREE)
+
+    play(test)
+
+
 def test_a_failed_freeze_leaves_the_domain_up_and_is_reported() -> None:
     def prepare(s: Scene) -> None:
         s.world["p1"].fails = {"save": "failed"}
