@@ -16,8 +16,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-BOUND_S = 120.0
-"""An event of one or two seconds on an idle machine takes twenty beside eight busy processes on two cores."""
+BOUND_S = 300.0
+"""An event of one or two seconds on an idle machine takes twenty beside eight busy processes on two cores. What an
+emulated guest computes for ten takes two minutes there."""
 FIRST_PAUSE_S, LAST_PAUSE_S, GROWTH = 0.005, 0.2, 1.2
 """Pauses grow, because each check takes CPU time from the processes that the wait is for."""
 SHOWN = 500
