@@ -224,7 +224,7 @@ def host_load(host):
         compared, vnodes = float(told["compared"]), told["vnodes"]
         if any(cpus < 0 or run < 0 for jobs in vnodes.values() for run, cpus in jobs.values()):
             return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, ArithmeticError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     now = time.monotonic()  # a later comparison was made before this machine was booted
     return (compared, vnodes) if max(memory().complete_since, now - KEPT_S + UNSEEN_S) < compared <= now else None

@@ -16,6 +16,7 @@ from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+from magrathea.pbs_text.host_loads import load_path
 from magrathea_lab.pbs_standin.pbs_module import Entity, Hook, HookJob, HookOutcome, Server
 from scheduler_plugin.setup.hook_texts import hook_text
 from tests.fakes.hook_vnode import HookVnode
@@ -102,6 +103,58 @@ def server_hook(folder: Path) -> Reader:
 def _is_ours(vnode: Doc) -> bool:
     available = vnode.get("resources_available")
     return isinstance(available, dict) and available.get("magrathea_siblings") not in (None, "", "None")
+
+
+# The file about a counted host's load, which the server's hook reads
+
+
+FULL = {"n1": 3, "p1": 1}
+"""CPUs of the host's vnodes by the server's own sums; the host has 4. So only the file can make a job fit."""
+COMPARED_AFTER, NOW = 900.0, 1000.0
+"""On the monotonic clock: the hook takes a file that was compared in between."""
+
+
+class _StandingClock:
+    """Replaces the module `time` for the hook: the machine was booted NOW seconds ago."""
+
+    monotonic = staticmethod(lambda: NOW)
+    time = staticmethod(time.time)
+
+
+def host_load(folder: Path) -> Reader:
+    """The file either shows that the job fits, or it is as if there were none."""
+    config, heartbeat = folder / "hook.json", folder / "heartbeat"
+    config.write_text(json.dumps({"heartbeat": str(heartbeat), "heartbeat_max_age_s": 30}))
+    hook = Hook("magrathea_server", hook_text("magrathea_server"), config)
+    path = Path(load_path(str(heartbeat), "h1") or "")
+    path.parent.mkdir()
+    vnodes: Doc = {
+        name: {
+            "resources_available": {
+                "magrathea_host": "h1",
+                "magrathea_host_ncpus": 4,
+                "ncpus": 4,
+                "magrathea_siblings": ",".join(FULL.keys() - {name}),
+            },
+            "resources_assigned": {"ncpus": cpus},
+            "jobs": None,
+        }
+        for name, cpus in FULL.items()
+    }
+    about = {"queue": "q", "schedselect": "1:ncpus=1:magrathea_accepts=protected", "exec_vnode": "(n1:ncpus=1)"}
+
+    def read(data: bytes) -> None:
+        heartbeat.touch()
+        path.write_bytes(data)
+        server = Server("srv", vnodes, {}, {"magrathea_accepts": "protected"})
+        remembered = SimpleNamespace(starts={}, complete_since=COMPARED_AFTER, started={}, tried={})
+        with patch.dict("sys.modules", {"time": _StandingClock, "magrathea_server_memory": remembered}):
+            outcome = hook.run("runjob", server=server, job=HookJob("9.srv", about, {}))
+        if not outcome.accepted:
+            assert "no-cpus" in outcome.message, f"refused for another reason: {outcome.message}"
+            raise NotPbs
+
+    return read
 
 
 # MoM's hook

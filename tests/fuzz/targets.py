@@ -34,7 +34,7 @@ from .guest_targets import (
     guest_to_daemon,
     mom_to_agent,
 )
-from .hook_targets import NotPbs, mom_hook, server_hook, vnodes_hook
+from .hook_targets import NotPbs, host_load, mom_hook, server_hook, vnodes_hook
 from .hub_targets import messages_to_hub
 
 
@@ -260,6 +260,7 @@ TARGETS = (
     Target("lines-to-daemon", lines_to_daemon, lines=32, share=0.1),
     Target("requests-to-daemon", requests_to_daemon, (BadMessage,), lines=64, share=0.2),
     Target("server-hook", server_hook, (NotPbs,)),
+    Target("host-load", host_load, (NotPbs,)),
     Target("mom-hook", mom_hook, (NotPbs,)),
     Target("vnodes-hook", vnodes_hook, (NotPbs,)),
 )
