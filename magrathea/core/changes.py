@@ -71,7 +71,8 @@ def without_jobs(host: Host, domain: Domain, jobs: tuple[Job, ...], why: ev.JobG
         said.append(ev.Noted(domain.name, why, job.key, "", job.preempted_s + stopped_s))
     rest = tuple(j for j in domain.jobs if j.key not in gone)
     # A domain that is down sends no late list. If somebody else has saved it, it comes back with its jobs.
-    ended = () if why is ev.Note.DOMAIN_DOWN else tuple(Ended(job.key, host.now) for job in jobs)
+    denied = why is ev.Note.NOT_GIVEN
+    ended = () if why is ev.Note.DOMAIN_DOWN else tuple(Ended(job.key, host.now, denied) for job in jobs)
     most = MOST_ENDED + MOST_ENDED_PER_CPU * host.cpus
     left = replace(domain, jobs=rest, ended=(domain.ended + ended)[-most:], preempted_s=preempted_s)
     last = jobs[-1]

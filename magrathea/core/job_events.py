@@ -85,10 +85,15 @@ def continued(host: Host, domain: Domain, event: ev.JobsContinued) -> Result:
 
 
 def given(host: Host, domain: Domain, event: ev.JobsGiven) -> Result:
-    """What has ended meanwhile stays so."""
+    """What has ended meanwhile stays so. What was removed only because PBS had not given it may be claimed and listed."""
     found = ((job, one) for one in event.jobs if (job := domain.job(one.key)) is not None)
     changed = [new for job, one in found if (new := _as_given(host, job, one)) != job]
-    return (host.having(domain.having(*changed)) if changed else host), ()
+    keys = {one.key for one in event.jobs}
+    if any(e.denied and e.key in keys for e in domain.ended):
+        domain = replace(domain, ended=tuple(e for e in domain.ended if not (e.denied and e.key in keys)))
+    elif not changed:
+        return host, ()
+    return host.having(domain.having(*changed)), ()
 
 
 def _as_given(host: Host, job: Job, one: ev.GivenJob) -> Job:

@@ -212,10 +212,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A job that was released a short while ago. A late list or claim must not bring it back."""
+    """A job that was released a short while ago. A late list or claim must not bring it back. `denied`: it was removed
+    because PBS had not given it. If PBS gives it after all, it may come back at once."""
 
     key: JobKey
     at: float
+    denied: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,7 +187,7 @@ class Inquiries:
         if given:
             asked.noes = 0
             self._vouch(domain, key)
-            return Verdict.GIVEN if job is not None else Verdict.NOTHING
+            return Verdict.GIVEN  # also of a job that was removed: then it may come back
         asked.noes += 1
         if asked.noes < 2 and job is not None:
             return Verdict.NOTHING

@@ -71,6 +71,19 @@ def test_the_same_list_does_not_bring_back_what_pbs_has_denied_nor_does_a_claim(
     assert claim(h, "p1", "9").code == "run-ended"
 
 
+def test_what_pbs_gives_after_it_was_denied_comes_back_with_the_next_list_or_claim() -> None:
+    free = host("counted", n1="normal", p1="priority")
+    h = after(free, lists("9"), denies("9"), gives("9"))
+    assert job_ids(after(h, lists("9")), "p1") == {"9"}
+    assert claim(h, "p1", "9").ok
+
+
+def test_what_has_ended_does_not_come_back_because_pbs_has_not_heard_of_its_end() -> None:
+    h = release(run(host("counted", n1="normal", p1="priority"), "p1", "9", cpus=4), "p1", "9")
+    assert after(h, gives("9")) == h
+    assert job_ids(after(h, gives("9"), lists("9")), "p1") == set()
+
+
 def test_what_pbs_has_given_has_the_size_that_pbs_says_and_no_more_than_the_host() -> None:
     h = after(host("counted", memory=1_000, n1="normal", p1="priority"), lists("9", cpus=1))
     for cpus, mib, expected in ((None, None, (1, 0)), (3, 100, (3, 100)), (99, 9_999, (8, 1_000)), (None, 5, (8, 5))):

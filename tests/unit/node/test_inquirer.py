@@ -14,7 +14,10 @@ from magrathea_lab.rigs import virtual_time
 from node_daemon.claims.inquirer import ANSWER_S, BURST, PER_S, TOGETHER_S, Inquirer
 from node_daemon.claims.inquiries import AGAIN_S, CHECK_S, YOUNG_S, Inquiries
 from node_daemon.claims.pbs_says import PbsSays
-from tests.unit.core.builders import PROTECTED, T, get_job, host, job_ids, run
+from tests.unit.core.builders import PROTECTED, T, get_job, host, job_ids, key, run
+
+LIST_S = 15.0
+"""MoM's list comes that often."""
 
 Pbs = Callable[[str, JobKey], PbsSays]
 
@@ -96,6 +99,29 @@ def test_questions_have_a_rate_and_answers_are_entered_together(said: bool | Non
 def test_all_of_a_long_list_is_removed_as_soon_as_its_guest_is_caught() -> None:
     made = play(ghosts(400), lambda domain, key: PbsSays(False), 2 * AGAIN_S)
     assert job_ids(made.host, "p1") == set()
+
+
+def test_an_honest_job_of_a_guest_that_was_caught_is_back_with_the_next_list_after_pbs_has_given_it() -> None:
+    """It was removed with the others, and would be remembered as ended for a minute."""
+    ghost, honest = key("0.srv"), key("99.srv")
+
+    async def scene() -> Asked:
+        made = Asked(ghosts(200), lambda domain, key: PbsSays(key == honest))
+        made.inquirer.close()
+        inquiries = Inquiries()
+        made.inquirer = Inquirer(made, inquiries)
+        made.inquirer.start()
+        for _ in range(2):
+            await asyncio.sleep(LIST_S)
+            out = inquiries.left_out(made.host, "p1", [ghost, honest], made.now())
+            jobs = tuple(ev.ReportedJob(key, 1) for key in (ghost, honest) if key not in out)
+            made.host = machine.handle(made.host, ev.JobsReported(made.now(), "p1", jobs))[0]
+        made.inquirer.close()
+        return made
+
+    made = virtual_time.run(scene())
+    assert any(isinstance(event, ev.JobsDenied) and honest in event.keys for event in made.events)
+    assert job_ids(made.host, "p1") == {honest.id}
 
 
 def test_a_domain_about_which_no_hub_can_say_anything_does_not_delay_its_sibling() -> None:

@@ -99,7 +99,7 @@ def test_what_pbs_has_denied_stays_out_as_long_as_it_is_listed_and_is_asked_abou
     for later_s in (0.0, REMEMBER_S, 10 * REMEMBER_S, 2 * DISTRUST_S):
         assert inquiries.left_out(h, "p1", [GHOST], now + later_s) == {GHOST}
     assert asked_at(inquiries, h, now) == pytest.approx(DENIED_S)
-    assert inquiries.answered(h, ("p1", GHOST), True, now + DENIED_S) is Verdict.NOTHING
+    assert inquiries.answered(h, ("p1", GHOST), True, now + DENIED_S) is Verdict.GIVEN
     assert inquiries.left_out(h, "p1", [GHOST], now + DENIED_S) == set(), "PBS has changed its mind"
 
 
