@@ -8,6 +8,7 @@ pbs install` writes this text, `pbs check` compares with it, and the laboratory 
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,9 +20,11 @@ Needed = dict[str, set[str]]
 """Names of definitions by module of magrathea.pbs_text."""
 
 
+@functools.cache
 def hook_text(name: str) -> str:
     """The full text of hook `name`, a file in hooks/. Its docstring stays at the top: `pbs install` recognises our
-    hooks by it."""
+    hooks by it. It is put together once: the files do not change while a program runs.
+    """
     source = (HOOKS / f"{name}.py").read_text(encoding="utf-8")
     imports = list(_shared_imports(ast.parse(source)))
     needed: Needed = {}

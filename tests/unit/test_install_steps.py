@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import pytest
 from click.testing import Result
 
-from scheduler_plugin.setup import install, records
-from scheduler_plugin.setup.hook_texts import hook_text
+from scheduler_plugin.setup import records
 from scheduler_plugin.setup.sched_config import InstallError
 from tests.fakes.qmgr import KILLED, LOST, REFUSED, FakeQmgr, Killed, magrathea
 
@@ -17,7 +15,6 @@ INSTALL: tuple[str, ...] = ("install", "--priority", "high", "--preemptible", "l
 INSTALL += ("--keep-consumables", "--protect", "lic_a")
 INSTALL_STEPS, UNINSTALL_STEPS = 50, 29
 """How many changes the commands make on the server below."""
-TEXTS = functools.cache(hook_text)
 HOWS = (REFUSED, LOST, KILLED)
 
 
@@ -38,7 +35,6 @@ def site(directory: Path) -> FakeQmgr:
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeQmgr:
     one = site(tmp_path)
-    monkeypatch.setattr(install, "hook_text", TEXTS)  # to parse them once for all tests
     return one.serving(monkeypatch)
 
 
