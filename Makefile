@@ -24,6 +24,9 @@ BIN = .venv/bin
 PACKAGES = libvirt-daemon libvirt-daemon-driver-qemu libvirt-daemon-driver-lxc libvirt-clients libvirt-dev \
   qemu-system-x86 qemu-utils gcc pkg-config cpio e2fsprogs mmdebstrap
 
+# Without Python's compiled files each test process compiles all modules and rewrites all tests anew: 7 s each.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup packages libvirt demo check test test-guests test-openpbs bench lint coverage mutation fuzz \
   requirements clean
