@@ -18,86 +18,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 
+from .words import JobClass as JobClass
+from .words import Kind as Kind
+from .words import Lifecycle as Lifecycle
+from .words import Mode as Mode
+from .words import Patience as Patience
+from .words import Stage as Stage
+from .words import State as State
+from .words import StoppedBy as StoppedBy
+
 Answer = TypeVar("Answer")
 About = TypeVarTuple("About")
-
-
-class Kind(StrEnum):
-    """What a domain is for. The admin configures it; it changes only while the domain is empty (reconfiguration.py)."""
-
-    NORMAL = "normal"
-    PRIORITY = "priority"
-    SERVICE = "service"
-
-
-class JobClass(StrEnum):
-    """What may be done to a job. Its queue sets the class."""
-
-    PRIORITY = "priority"
-    PREEMPTIBLE = "preemptible"
-    PROTECTED = "protected"
-
-
-class Mode(StrEnum):
-    """How the domains of a host share it: one at a time, or by counting CPUs."""
-
-    EXCLUSIVE = "exclusive"
-    COUNTED = "counted"
-
-
-class Lifecycle(StrEnum):
-    """Whether the domain exists as a running machine. A restore from disk also counts as `BOOTING`."""
-
-    DOWN = "down"
-    BOOTING = "booting"
-    UP = "up"
-
-
-class Patience(StrEnum):
-    """What a shutdown waits for: `DRAIN` takes no more jobs and waits for the present ones; `IDLE` takes jobs until
-    there are none, and then becomes `DRAIN`; `NOW` waits for nothing."""
-
-    DRAIN = "drain"
-    IDLE = "when-idle"
-    NOW = "now"
-
-
-class StoppedBy(StrEnum):
-    """Who stopped a job: Magrathea, or PBS for its own reasons (then the job counts as running)."""
-
-    US = "us"
-    PBS = "pbs"
-
-
-class State(StrEnum):
-    """What a domain is, in one word, for people and for PBS. Derived by `states.state_of`, never stored."""
-
-    FROZEN = "frozen"
-    DOWN = "down"
-    BOOTING = "booting"
-    UNKNOWN = "unknown"
-    FAULT = "fault"
-    PREEMPTED = "preempted"
-    DRAINING = "draining"
-    RUNNING_PRIORITY = "running-priority"
-    RUNNING_PREEMPTIBLE = "running-preemptible"
-    RUNNING = "running"
-    FREE = "free"
-    WOULD_PREEMPT = "occupied-would-preempt"
-    OCCUPIED = "occupied"
-
-
-class Stage(StrEnum):
-    """Why a part of a job is not ready (readiness.py): its memory is being moved, will not come, or nobody reports the
-    part."""
-
-    COMING = "coming"
-    SHORT = "short"
-    UNHEARD = "unheard"
 
 
 @dataclass(frozen=True, slots=True)
