@@ -50,10 +50,11 @@ from magrathea.job_ids import is_job_id
 from magrathea.messages import HistoryEntry
 from magrathea.text import printable
 
-log = logging.getLogger(__name__)
+from .journal_schema import DAMAGED, migrate
+from .journal_schema import JournalError as JournalError
+from .journal_schema import SCHEMA as SCHEMA
 
-SCHEMA = 4
-"""PRAGMA user_version that this program writes. Older journals are migrated when opened, newer ones refused."""
+log = logging.getLogger(__name__)
 
 ALL = Query()
 
@@ -94,36 +95,6 @@ OF_GUESTS = (
 
 READMITTED = 0.01
 """Share of ROWS_BURST that must be free again before more of that domain is kept: each gap costs a row."""
-
-_MIGRATIONS: dict[int, str] = {
-    # 0 -> 1
-    0: """
-        CREATE TABLE facts (one INTEGER PRIMARY KEY CHECK (one = 1), at REAL NOT NULL, host BLOB NOT NULL);
-        CREATE TABLE history (id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL,
-                              domain TEXT NOT NULL, job TEXT NOT NULL, data BLOB NOT NULL);
-        CREATE INDEX history_at ON history (at);
-        CREATE TABLE preempted (domain TEXT NOT NULL, job TEXT NOT NULL, run INTEGER NOT NULL,
-                                seconds REAL NOT NULL, at REAL NOT NULL, PRIMARY KEY (domain, job, run)) WITHOUT ROWID;
-    """,
-    # 1 -> 2: people see since when a domain has been in its state; that should survive a restart
-    1: "CREATE TABLE states (domain TEXT PRIMARY KEY, state TEXT NOT NULL, since REAL NOT NULL) WITHOUT ROWID;",
-    # 2 -> 3: a fact got the name that says what it is. Within a JSON text every quote is escaped, so this is the key.
-    2: """UPDATE facts SET host = CAST(replace(host, '"halted":', '"paused_externally":') AS BLOB);""",
-    # 3 -> 4: everybody may ask for the history of a job or domain; without an index each question reads all rows
-    3: """
-        CREATE INDEX IF NOT EXISTS history_domain ON history (domain);
-        CREATE INDEX IF NOT EXISTS history_job ON history (job);
-    """,
-}
-
-
-_DAMAGED = (sqlite3.Error, UnicodeDecodeError)
-"""What sqlite3 raises for a damaged file. SQLite's message may quote bytes of the file that are not UTF-8, and then
-Python cannot even make its own error of it."""
-
-
-class JournalError(Exception):
-    """The journal cannot be read or written. The text names the file, the cause and the fix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +215,7 @@ class Journal:
                     self._connection.execute(
                         "INSERT OR REPLACE INTO states VALUES (?, ?, ?)", (domain, since.state, since.since)
                     )
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise self._failed(error) from error
         self._waiting.clear()
 
@@ -277,7 +248,7 @@ class Journal:
             wal = self.path.with_name(self.path.name + "-wal")
             if wal.exists() and wal.stat().st_size > CHECKPOINT_PAGES * 4096:
                 self._checkpoint()
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise self._failed(error) from error
         return removed >= PRUNE_ROWS
 
@@ -290,7 +261,7 @@ class Journal:
             self._connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
 
     def close(self) -> None:
-        with suppress(*_DAMAGED):  # closing writes the log back; on a full disk it simply stays
+        with suppress(*DAMAGED):  # closing writes the log back; on a full disk it simply stays
             self._connection.close()
 
     # Within
@@ -350,7 +321,7 @@ class Journal:
     def _all(self, statement: str, values: Sequence[object] = ()) -> list[tuple]:  # type: ignore[type-arg]
         try:
             return self._connection.execute(statement, values).fetchall()
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> JournalError:
@@ -384,8 +355,8 @@ def open_journal(path: Path) -> Journal:
         raise JournalError(f"{path}: cannot be opened: {error}; is its folder there, and may I write it?") from error
     try:
         _prepare(connection)
-        _migrate(path, connection)
-    except _DAMAGED as error:
+        migrate(path, connection)
+    except DAMAGED as error:
         connection.close()
         raise JournalError(f"{path}: {error}; {_fix(error)}") from error
     except JournalError:
@@ -418,23 +389,6 @@ def _prepare(connection: sqlite3.Connection) -> None:
     problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if problem != "ok":
         raise sqlite3.DatabaseError(f"damaged: {problem}")
-
-
-def _migrate(path: Path, connection: sqlite3.Connection) -> None:
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > SCHEMA:
-        raise JournalError(
-            f"{path}: its schema is {version}, this magrathea-noded knows {SCHEMA}; install the newer one again"
-        )
-    while version < SCHEMA:
-        script = _MIGRATIONS[version]
-        version += 1
-        try:
-            connection.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version = {version}; COMMIT;")
-        except _DAMAGED:
-            if connection.in_transaction:
-                connection.rollback()
-            raise
 
 
 def salvage(path: Path) -> Host | None:
