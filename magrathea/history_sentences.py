@@ -15,7 +15,7 @@ import msgspec
 
 from magrathea.core import events as ev
 from magrathea.core.events import Note
-from magrathea.core.model import Patience
+from magrathea.core.model import Patience, SleepCause
 from magrathea.decoding import UNDECODABLE
 from magrathea.history import JobsListed, Shortened
 from magrathea.messages import HistoryEntry
@@ -42,6 +42,7 @@ NOTES: Mapping[Note, str] = {
     Note.FORGOTTEN: "forgotten{why}",
     Note.RENAMED: "renamed{why}",
     Note.LEFT_OUT: "left out{why}",
+    Note.WAKES: "comes back from its sleep{why}",
 }
 """`by`, `why`: the note's text, that is who or why. `after`, `in_all`: how long the job was preempted."""
 
@@ -49,6 +50,14 @@ CLOSES_WHEN: Mapping[Patience, str] = {
     Patience.DRAIN: "when its jobs have ended",
     Patience.IDLE: "when it happens to have no jobs",
     Patience.NOW: "at once",
+}
+
+
+SLEEPS_FOR: Mapping[SleepCause, str] = {
+    SleepCause.ADMIN: "",
+    SleepCause.SHUTDOWN: ", because its host shuts down",
+    SleepCause.GIVE_WAY: ", because its memory must give way",
+    SleepCause.EVACUATION: ", because its host is evacuated",
 }
 
 
@@ -187,10 +196,14 @@ def _of_domain(event: ev.DomainEvent) -> str:
             return f"is to be {'rebooted' if event.reboot else 'shut down'} {CLOSES_WHEN[event.patience]}"
         case ev.FreezeRequested():
             return "is to be saved to disk"
+        case ev.SleepRequested(reason=reason, cause=cause):
+            return f"is to be put to sleep with its jobs{SLEEPS_FOR[cause]}: {reason}"
+        case ev.SleepEnded():
+            return "stays awake: it was to come back before it was saved"
         case ev.FreezeEnded(failed=failed):
             return f"could not be saved: {failed}" if failed else "is saved to disk"
         case ev.DefrostRequested():
-            return "is to be restored"
+            return "is to be restored, or to stay awake"
         case ev.ImageLost():
             return "its saved image is gone"
         case ev.DrainRequested():

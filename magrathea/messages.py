@@ -17,7 +17,18 @@ import msgspec
 from magrathea.decoding import UNDECODABLE
 
 from . import job_ids
-from .core.model import JobClass, Kind, MemoryComing, MemoryLack, MemoryShort, Mode, Stage, State, StoppedBy
+from .core.model import (
+    JobClass,
+    Kind,
+    MemoryComing,
+    MemoryLack,
+    MemoryShort,
+    Mode,
+    SleepCause,
+    Stage,
+    State,
+    StoppedBy,
+)
 
 MAX_BYTES = 4 * 1024 * 1024
 """A larger message is refused unread: 64 domains of 200 jobs are about 3 MiB."""
@@ -86,11 +97,22 @@ class MemoryMove(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froze
     of_mib: Count
 
 
+class SleepReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """A domain that sleeps on disk with its jobs, or is about to: since when, why, and whether it is to come back as
+    soon as there is room (core/model.py, `Sleep`)."""
+
+    since: Time
+    reason: Sentence
+    cause: SleepCause
+    wakes: bool
+
+
 class DomainReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """A domain, derived and ready to publish. `ncpus`, `mem_mib`: what PBS may use of its vnode, running jobs included.
 
     `cpu_percent`, `want_cpu_percent`: the present and the wanted cap (100 is one CPU; None: no cap, or unknown).
-    `since`: start of its present state. `why`: a sentence for people. `lacks`: see `lack`.
+    `since`: start of its present state. `why`: a sentence for people. `lacks`: see `lack`. `sleep`: unset if it is
+    awake; it is not in the message then, so that a hub that does not know of sleep yet understands it.
     """
 
     name: Word
@@ -112,6 +134,7 @@ class DomainReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
     preempted_s: Time = 0.0
     agent: bool = False
     lacks: Sentence | None = None
+    sleep: SleepReport | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def lack(self) -> MemoryLack | None:

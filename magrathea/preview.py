@@ -25,6 +25,7 @@ from magrathea.core.model import (
     Lifecycle,
     Limits,
     Pause,
+    Sleep,
     State,
 )
 from magrathea.core.refusals import Refusal, RefusalCode
@@ -38,10 +39,16 @@ from magrathea.messages import (
     Outlook,
     Placement,
     Preview,
+    SleepReport,
     Snapshot,
 )
 
-_LIFECYCLES = {State.DOWN: Lifecycle.DOWN, State.FROZEN: Lifecycle.DOWN, State.BOOTING: Lifecycle.BOOTING}
+_LIFECYCLES = {
+    State.DOWN: Lifecycle.DOWN,
+    State.FROZEN: Lifecycle.DOWN,
+    State.ASLEEP: Lifecycle.DOWN,
+    State.BOOTING: Lifecycle.BOOTING,
+}
 
 
 class TooLong(Exception):
@@ -199,10 +206,15 @@ def _domain(report: DomainReport) -> Domain:
         agent_lost_at=None if report.agent else 0.0,
         frozen=report.state is State.FROZEN,
         draining=report.why if report.state is State.DRAINING else "",
+        sleep=_sleep(report.sleep) if isinstance(report.sleep, SleepReport) else None,
         fault=report.why if report.state is State.FAULT else "",
         preempted_s=report.preempted_s,
         jobs=tuple(_job(job) for job in sorted(report.jobs, key=lambda job: (job.id, job.run))),
     )
+
+
+def _sleep(report: SleepReport) -> Sleep:
+    return Sleep(since=report.since, reason=report.reason, cause=report.cause, wakes=report.wakes)
 
 
 def _job(report: JobReport) -> Job:

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 MAX_UNSAVED = 10_000
 """Decisions kept for a journal that fails."""
-REFUSED_WITHOUT_JOURNAL = ev.Claimed | ev.DefrostRequested
+REFUSED_WITHOUT_JOURNAL = ev.Claimed | ev.DefrostRequested | ev.SleepRequested
 """Events that bind the host to something new."""
 
 

@@ -51,8 +51,8 @@ from magrathea.messages import HistoryEntry
 from magrathea.text import printable
 
 from .journal_schema import DAMAGED, migrate
-from .journal_schema import JournalError as JournalError
 from .journal_schema import SCHEMA as SCHEMA
+from .journal_schema import JournalError as JournalError
 
 log = logging.getLogger(__name__)
 

@@ -27,6 +27,7 @@ from magrathea.messages import (
     JobReport,
     MemoryMove,
     RefusedClaim,
+    SleepReport,
     Snapshot,
     encode,
 )
@@ -190,7 +191,15 @@ def _domain(whole: _Whole, domain: Domain) -> DomainReport:
         preempted_s=domain.preempted_s,
         agent=domain.agent_lost_at is None,
         lacks=_lacks(beside.lacks.get(domain.name)),
+        sleep=_sleep(domain),
     )
+
+
+def _sleep(domain: Domain) -> SleepReport | msgspec.UnsetType:
+    sleep = domain.sleep
+    if sleep is None:
+        return msgspec.UNSET
+    return SleepReport(since=sleep.since, reason=sleep.reason[:4096], cause=sleep.cause, wakes=sleep.wakes)
 
 
 def _lacks(lack: MemoryLack | None) -> str | None:

@@ -29,6 +29,7 @@ from magrathea.core.model import (
     Limits,
     Mode,
     Pause,
+    SleepCause,
     State,
 )
 
@@ -49,12 +50,13 @@ transitions.
 
 WHEN = {
     State.FROZEN: "priority; saved to disk, until the restore begins or the image is lost",
+    State.ASLEEP: "saved to disk with its jobs, which hold nothing; until its restore begins or the image is lost",
     State.DOWN: "not running; its jobs are released",
     State.BOOTING: "boots or is restored from disk, at most for its time limit",
     State.UNKNOWN: "up, but its agent has been silent too long, or somebody else has paused it; its jobs stay counted",
     State.FAULT: "a step failed beyond retry; `magrathea clear` ends it",
     State.PREEMPTED: "has jobs that Magrathea stopped, because of this host or another host of the job",
-    State.DRAINING: "finishes its jobs and takes no more; also while it is being saved to disk",
+    State.DRAINING: "finishes its jobs and takes no more; also until it is saved to disk, with its jobs or without",
     State.RUNNING_PRIORITY: "priority, has jobs",
     State.RUNNING_PREEMPTIBLE: "normal, has jobs, and all of them can be stopped now",
     State.RUNNING: "normal, has jobs, and at least one cannot be stopped now",
@@ -87,6 +89,8 @@ WORDS = {
     ev.BootRequested: "boot requested",
     ev.ShutdownRequested: "shutdown requested",
     ev.FreezeRequested: "freeze",
+    ev.SleepRequested: "sleep",
+    ev.SleepEnded: "sleep given up",
     ev.FreezeEnded: "saved",
     ev.DefrostRequested: "restore",
     ev.ImageLost: "image lost",
@@ -142,6 +146,8 @@ def _normal_domain(host: Host, d: Domain) -> Domain:
         jobs=jobs,
         closing=replace(d.closing, since=NOW) if d.closing else None,
         down_why="",
+        sleep=replace(d.sleep, since=LONG_AGO) if d.sleep else None,
+        woken_at=None if d.woken_at is None else NOW,
     )
 
 
@@ -165,7 +171,7 @@ def key(host: Host) -> Key:
 
 
 def _facts(d: Domain) -> tuple[str, ...]:
-    odd = (d.frozen, d.saving, bool(d.draining), bool(d.fault), d.closing, d.paused_externally)
+    odd = (d.frozen, d.saving, bool(d.draining), bool(d.fault), d.closing, d.paused_externally, d.sleep, d.woken_at)
     flags = (*odd, d.linger_until, d.linger_size.cpus, d.agent_lost_at)
     jobs = sorted(
         f"{j.cls} {j.run_since} {j.confirmed} {j.launched} {j.stopper} {j.booked} {j.held_elsewhere}" for j in d.jobs
@@ -214,7 +220,7 @@ def _configured(host: Host, without: str = "") -> ev.Reconfigured:
 
 
 def _disturbed(d: Domain) -> bool:
-    odd = d.frozen or d.drain_reason or d.fault or d.paused_externally or d.agent_lost_at is not None
+    odd = d.frozen or d.sleep or d.drain_reason or d.fault or d.paused_externally or d.agent_lost_at is not None
     return bool(odd) or d.lifecycle is not Lifecycle.UP
 
 
@@ -225,6 +231,7 @@ def _disturbances(d: Domain) -> Iterator[ev.Event]:
     yield ev.DrainRequested(NOW, d.name, "drain")
     yield ev.ShutdownRequested(NOW, d.name)
     yield ev.Faulted(NOW, d.name, "fault")
+    yield ev.SleepRequested(NOW, d.name, "sleep", SleepCause.ADMIN)
     if d.kind is Kind.PRIORITY:
         yield ev.FreezeRequested(NOW, d.name)
     if not d.jobs:
@@ -236,7 +243,9 @@ def _recoveries(d: Domain) -> Iterator[ev.Event]:
         yield ev.AgentConnected(NOW, d.name)
     if d.fault:
         yield ev.FaultCleared(NOW, d.name)
-    if d.saving and not d.jobs:
+    if d.sleep is not None:
+        yield from _ends_of_sleep(d)
+    elif d.saving and not d.jobs:
         yield ev.FreezeEnded(NOW, d.name)
     elif d.drain_reason:
         yield ev.DrainEnded(NOW, d.name)
@@ -249,9 +258,24 @@ def _recoveries(d: Domain) -> Iterator[ev.Event]:
     elif d.frozen:
         yield ev.DefrostRequested(NOW, d.name, NOW + 100.0)
         yield ev.ImageLost(NOW, d.name)
-    elif d.lifecycle is Lifecycle.DOWN:
+    elif d.lifecycle is Lifecycle.DOWN and d.sleep is None:
         yield ev.DomainBooting(NOW, d.name, NOW + 100.0)
         yield ev.BootRequested(NOW, d.name)
+
+
+def _ends_of_sleep(d: Domain) -> Iterator[ev.Event]:
+    yield ev.DefrostRequested(NOW, d.name, NOW + 100.0)
+    if d.away:
+        yield ev.ImageLost(NOW, d.name)
+        yield ev.DomainStopped(NOW, d.name)
+        return
+    yield ev.BooksReported(NOW, tuple(ev.Booking(j.key, booked=True) for j in d.stopped))
+    yield ev.DrainEnded(NOW, d.name)
+    if all(j.confirmed and j.booked for j in d.jobs):
+        yield ev.FreezeEnded(NOW, d.name)
+        yield ev.FreezeEnded(NOW, d.name, "disk full")
+    if d.sleep is not None and d.sleep.wakes:
+        yield ev.SleepEnded(NOW, d.name)
 
 
 def explore(first: Host, found: Found, most_hosts: int = MOST_HOSTS) -> None:

@@ -33,6 +33,7 @@ from .shares import (
     unused,
     with_running_jobs,
 )
+from .sleeping import why_asleep
 
 EXACT_DOMAINS = 12
 """Up to this many stoppable domains, all sets of them are compared (4,096 sets); with more, best fit decides."""
@@ -51,7 +52,7 @@ def costs_siblings(host: Host, domain: Domain, victims: tuple[str, ...]) -> bool
 
     Such a claim counts only if PBS itself has given the job to the domain (docs/rules.md, "Who is believed").
     """
-    return bool(victims) or any(d.stopped for d in host.workers if d.name != domain.name)
+    return bool(victims) or any(d.wants_to_continue for d in host.workers if d.name != domain.name)
 
 
 def _gate(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | None:
@@ -72,6 +73,7 @@ def _gate(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | 
                 f"{name} is a {domain.kind} domain; send jobs of class {cls} elsewhere: their queue gives the class"
             ),
         ),
+        (domain.asleep, RefusalCode.DOMAIN_ASLEEP, lambda: why_asleep(host, domain)),
         (
             domain.frozen and not restoring(domain),
             RefusalCode.DOMAIN_FROZEN,
@@ -94,7 +96,11 @@ def _gate(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | 
             RefusalCode.DOMAIN_FAULT,
             lambda: f"{name}: {domain.fault}; fix it, then `magrathea clear {name}`",
         ),
-        (bool(domain.stopped), RefusalCode.DOMAIN_PREEMPTED, lambda: f"{name} is preempted"),
+        (
+            bool(domain.stopped) and domain.sleep is None,
+            RefusalCode.DOMAIN_PREEMPTED,
+            lambda: f"{name} is preempted",
+        ),
         (bool(domain.drain_reason), RefusalCode.DOMAIN_DRAINING, lambda: f"{name} is draining: {domain.drain_reason}"),
         (
             len(domain.jobs) >= most_jobs(host),
@@ -107,10 +113,13 @@ def _gate(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal | 
 
 
 def _gate_of_host(host: Host) -> Refusal | None:
-    """Why no domain of the host accepts a job: a domain boots or is in fault. None if none does."""
+    """Why no domain of the host accepts a job: a domain boots or is in fault. None if none does.
+
+    The fault of a sleeping domain is in nobody's way.
+    """
     if booting := next((d for d in host.domains if d.lifecycle is Lifecycle.BOOTING), None):
         return Refusal(RefusalCode.HOST_BOOTING, f"{booting.name} is booting")
-    faulty = next((d for d in host.domains if d.fault), None)
+    faulty = next((d for d in host.domains if d.fault and not d.asleep), None)
     return Refusal(RefusalCode.HOST_FAULT, f"{faulty.name}: {faulty.fault}") if faulty else None
 
 
@@ -147,7 +156,7 @@ be one of them."""
 
 
 def _not_stoppable(host: Host) -> _Refusals:
-    found = (d for d in host.workers if d.running and not stoppable(host, d))
+    found = (d for d in host.workers if (d.running or d.keeps_its_place) and not stoppable(host, d))
     return tuple((d.name, _why_not_stoppable(host, d)) for d in islice(found, 2))
 
 
@@ -163,8 +172,11 @@ def _in_use_or_reserved(host: Host) -> _Refusals:
 
 def _uses(host: Host, sibling: Domain) -> Refusal | None:
     """The refusal if this sibling keeps every job out of a normal domain."""
-    if sibling.jobs:
+    if sibling.jobs and not sibling.asleep:
         return Refusal(RefusalCode.HOST_BUSY, f"{sibling.name} on {host.name} has jobs")
+    if sibling.jobs and sibling.in_line_to_wake:
+        text = f"{sibling.name} on {host.name} has jobs, and comes back from its sleep when there is room"
+        return Refusal(RefusalCode.HOST_BUSY, text)
     if lingers(host, sibling):
         return Refusal(RefusalCode.HOST_LINGERS, f"{sibling.name} keeps {host.name} for its next priority job")
     return None
@@ -183,6 +195,9 @@ def _why_not_stoppable(host: Host, sibling: Domain) -> Refusal:
         if host.paused:
             return _paused(host, f"{sibling.name} would be preempted")
         return Refusal(RefusalCode.HUB_LOST, f"{sibling.name} would be preempted, but no hub answers to book it in PBS")
+    if sibling.keeps_its_place:
+        text = f"{sibling.name} on {host.name} is put to sleep, or has come back and its jobs are about to go on"
+        return Refusal(RefusalCode.HOST_BUSY, text)
     whys = [f"{j.key} {why}" for j in sibling.jobs if not j.stopped_by_us and (why := obstacle(host, sibling, j))]
     return Refusal(
         RefusalCode.HOST_BUSY, f"{sibling.name} on {host.name} cannot be preempted: {'; '.join(whys) or 'no contact'}"
@@ -238,7 +253,8 @@ def defrost_verdict(host: Host, domain: Domain, until: float) -> Refusal | tuple
         return _paused(host, f"{domain.name} would be restored")
     if not domain.frozen or domain.lifecycle is not Lifecycle.DOWN or until <= host.now:
         return Refusal(RefusalCode.NOT_FROZEN, f"{domain.name} is not saved to disk, or would have to be back already")
-    if other := next((d for d in host.domains if d.fault or d.lifecycle is Lifecycle.BOOTING), None):
+    in_the_way = (d for d in host.domains if d.lifecycle is Lifecycle.BOOTING or (d.fault and not d.asleep))
+    if other := next(in_the_way, None):
         return Refusal(RefusalCode.HOST_BOOTING, f"{other.name} is booting or in fault; wait or fix it")
     if host.mode is Mode.EXCLUSIVE:
         return ()

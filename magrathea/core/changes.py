@@ -78,7 +78,7 @@ def without_jobs(host: Host, domain: Domain, jobs: tuple[Job, ...], why: ev.JobG
     last = jobs[-1]
     believed = last.given or host.hub_lost
     last_priority = last.cls is JobClass.PRIORITY and not rest and why in _LINGER_AFTER and believed
-    if last_priority and not domain.drain_reason and host.limits.linger_s > 0:
+    if last_priority and domain.sleep is None and not domain.drain_reason and host.limits.linger_s > 0:
         left = replace(left, linger_until=host.now + host.limits.linger_s, linger_size=last.size)
     return left, tuple(said)
 
@@ -92,4 +92,4 @@ def brought_down(host: Host, domain: Domain, why: str) -> ResultOfDomain:
     """`domain` after it went down: its jobs have ended, and facts about a running domain are cleared."""
     left, said = without_jobs(host, domain, domain.jobs, ev.Note.DOMAIN_DOWN)
     over: dict[str, Any] = {"boot_until": None, "saving": False, "linger_until": None, "paused_externally": False}
-    return replace(left, lifecycle=Lifecycle.DOWN, down_why=why, **over), said
+    return replace(left, lifecycle=Lifecycle.DOWN, down_why=why, sleep=None, woken_at=None, **over), said

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from . import events as ev
+from . import sleep_events
 from .allocation import defrost_verdict
-from .changes import BOOTS, Result, bring_down, preempt, refuse, with_facts
+from .changes import BOOTS, Result, ResultOfDomain, bring_down, brought_down, preempt, refuse, with_facts
 from .model import Amount, Closing, Domain, Host, Kind, Lifecycle
 from .refusals import Refusal, RefusalCode
 from .shares import restoring
+from .sleeping import jobs_can_be_saved
 
 
 def booting(host: Host, domain: Domain, event: ev.DomainBooting) -> Result:
@@ -17,12 +19,17 @@ def booting(host: Host, domain: Domain, event: ev.DomainBooting) -> Result:
         return refuse(
             host, event, RefusalCode.BAD_REQUEST, f"a boot of {domain.name} until {event.until} is over already"
         )
-    return with_facts(host, domain.name, boot_until=event.until, saving=False, **BOOTS)
+    if domain.falls_asleep:
+        domain = replace(domain, sleep=None, woken_at=host.now)
+    return host.having(replace(domain, boot_until=event.until, saving=False, **BOOTS)), ()
 
 
 def boot_requested(host: Host, domain: Domain, event: ev.BootRequested) -> Result:
     if no := _not_for_an_admin(host, domain):
         return refuse(host, event, no.code, no.text)
+    if domain.asleep:
+        text = f"{domain.name} sleeps with its jobs; `magrathea domain defrost {domain.name}` brings it back"
+        return refuse(host, event, RefusalCode.DOMAIN_ASLEEP, text)
     if domain.frozen and not restoring(domain):
         text = f"{domain.name} is saved to disk; `magrathea domain defrost {domain.name}` brings it back as it was"
         return refuse(host, event, RefusalCode.DOMAIN_FROZEN, text)
@@ -34,12 +41,25 @@ def boot_requested(host: Host, domain: Domain, event: ev.BootRequested) -> Resul
 def shutdown_requested(host: Host, domain: Domain, event: ev.ShutdownRequested) -> Result:
     if no := _not_for_an_admin(host, domain, but_closing=True):
         return refuse(host, event, no.code, no.text)
+    if domain.sleep is not None:
+        return refuse(host, event, RefusalCode.DOMAIN_ASLEEP, _no_shutdown_of_a_sleeper(domain))
     if domain.frozen or domain.saving:
         text = f"{domain.name} is saved to disk, or is just being saved or restored; defrost it first, or wait"
         return refuse(host, event, RefusalCode.DOMAIN_FROZEN, text)
     since = domain.closing.since if domain.closing else host.now
     host, _ = with_facts(host, domain.name, closing=Closing(event.reboot, event.patience, since))
     return host, (ev.Accepted(domain.name),)
+
+
+def _no_shutdown_of_a_sleeper(domain: Domain) -> str:
+    if domain.falls_asleep:
+        return f"{domain.name} is to be put to sleep; wait, or give that up by `magrathea undrain {domain.name}`"
+    if domain.waking:
+        return f"{domain.name} is coming back from its sleep; wait until it is up"
+    return (
+        f"{domain.name} sleeps with its jobs; `magrathea domain defrost {domain.name}` first. To give up its jobs,"
+        " delete its image (`virsh managedsave-remove`)"
+    )
 
 
 def _not_for_an_admin(host: Host, domain: Domain, *, but_closing: bool = False) -> Refusal | None:
@@ -69,12 +89,19 @@ def stopped(host: Host, domain: Domain, event: ev.DomainStopped) -> Result:
         why = "it was shut down on request"
     elif domain.lifecycle is Lifecycle.DOWN:
         why = domain.down_why
-    why = event.reason or why
-    host, said = bring_down(host, domain, why)
+    left, said = gone(host, domain, event.reason or why)
+    host = host.having(left)
     host, _ = with_facts(host, domain.name, closing=None)
     if closing and closing.reboot and not domain.frozen:
         host, _ = with_facts(host, domain.name, boot_until=host.now + domain.boot_limit_s, **BOOTS)
     return host, said
+
+
+def gone(host: Host, domain: Domain, why: str) -> ResultOfDomain:
+    """`domain` after it went down, or could not be restored. If it sleeps, it sleeps on, with its jobs."""
+    if domain.asleep:
+        return domain, ()
+    return (sleep_events.sleeps_on(domain, why), ()) if domain.waking else brought_down(host, domain, why)
 
 
 def halted(host: Host, domain: Domain, event: ev.DomainHalted) -> Result:
@@ -89,10 +116,18 @@ def started(host: Host, domain: Domain, event: ev.DomainStarted) -> Result:
     up = replace(domain, lifecycle=Lifecycle.UP, boot_until=None, frozen=False, paused_externally=False, down_why="")
     if up.agent_lost_at is not None:
         up = replace(up, agent_lost_at=host.now)
+    if domain.sleep is not None:
+        up = replace(up, sleep=None, woken_at=host.now if domain.stopped else None)
     if domain.frozen and host.limits.linger_s > 0:
         until = host.now + host.limits.linger_s
         up = replace(up, linger_until=until, linger_size=Amount(domain.cpus, domain.memory_mib))
     return host.having(up), ()
+
+
+def sleep_requested(host: Host, domain: Domain, event: ev.SleepRequested) -> Result:
+    if no := _not_for_an_admin(host, domain):
+        return refuse(host, event, no.code, no.text)
+    return sleep_events.sleep_requested(host, domain, event)
 
 
 def freeze_requested(host: Host, domain: Domain, event: ev.FreezeRequested) -> Result:
@@ -102,10 +137,16 @@ def freeze_requested(host: Host, domain: Domain, event: ev.FreezeRequested) -> R
         return refuse(
             host, event, RefusalCode.NOT_FREEZABLE, f"only a priority domain that is up is frozen, not {domain.name}"
         )
+    if domain.sleep is not None:
+        text = f"{domain.name} is to be put to sleep with its jobs; `magrathea undrain {domain.name}` gives that up"
+        return refuse(host, event, RefusalCode.DOMAIN_ASLEEP, text)
     return with_facts(host, domain.name, saving=True)
 
 
 def freeze_ended(host: Host, domain: Domain, event: ev.FreezeEnded) -> Result:
+    stands_still = domain.lifecycle is Lifecycle.UP and domain.jobs and jobs_can_be_saved(host, domain)
+    if domain.falls_asleep or (stands_still and not event.failed):
+        return sleep_events.saved(host, domain, event)
     if not domain.saving or domain.jobs:
         return refuse(host, event, RefusalCode.NOT_SAVING, f"{domain.name} is not being saved")
     host, _ = with_facts(host, domain.name, saving=False, frozen=not event.failed)
@@ -116,8 +157,10 @@ def freeze_ended(host: Host, domain: Domain, event: ev.FreezeEnded) -> Result:
 
 
 def defrost_requested(host: Host, domain: Domain, event: ev.DefrostRequested) -> Result:
-    if restoring(domain):
+    if restoring(domain) or domain.waking:
         return host, (ev.Accepted(domain.name),)
+    if domain.sleep is not None:
+        return sleep_events.wake_requested(host, domain)
     answer = defrost_verdict(host, domain, event.until)
     if isinstance(answer, Refusal):
         return refuse(host, event, answer.code, answer.text)
@@ -127,14 +170,14 @@ def defrost_requested(host: Host, domain: Domain, event: ev.DefrostRequested) ->
 
 
 def image_lost(host: Host, domain: Domain, event: ev.ImageLost) -> Result:
-    if not domain.frozen:
+    if not domain.frozen and not domain.away:
         return host, ()
     host, said = bring_down(host, domain, "its image on disk is gone")
     return host.having(replace(host.domain(domain.name) or domain, frozen=False)), said
 
 
 def image_or_console(domain: Domain) -> str:
-    if domain.frozen:
+    if domain.frozen or domain.sleep is not None:
         return f"its image is kept: look at its console, then `magrathea domain defrost {domain.name}`"
     return f"look at its console and at its agent, then `magrathea domain boot {domain.name}`"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from .model import JobClass, JobKey, Kind, Limits, Mode, Patience, StopWarning
+from .model import JobClass, JobKey, Kind, Limits, Mode, Patience, SleepCause, StopWarning
 from .refusals import RefusalCode
 
 
@@ -212,12 +212,13 @@ class DomainBooting(EventOfDomain):
 
 
 class DomainStarted(EventOfDomain):
-    """The domain is up. If it was frozen, its restore has succeeded."""
+    """The domain is up. If it was frozen or asleep, its restore has succeeded, whoever began it."""
 
 
 @dataclass(frozen=True, slots=True)
 class DomainStopped(EventOfDomain):
-    """The domain is gone, or its boot or restore has failed. A frozen domain stays frozen, and its image is kept.
+    """The domain is gone, or its boot or restore has failed. A frozen domain stays frozen and a sleeping one asleep,
+    and its image is kept.
 
     If a reboot was requested, the domain boots from now on.
     """
@@ -250,21 +251,41 @@ class FreezeRequested(EventOfDomain):
 
 
 @dataclass(frozen=True, slots=True)
+class SleepRequested(EventOfDomain):
+    """Save the domain to disk with its jobs, when all of them are stopped and suspended in PBS. Answered like a claim.
+
+    `book_within_s`: wait no longer than that for PBS; None: for ever.
+    """
+
+    reason: str
+    cause: SleepCause
+    book_within_s: float | None = None
+
+
+class SleepEnded(EventOfDomain):
+    """The domain, which was to come back before it was saved, has not been saved: its jobs go on."""
+
+
+@dataclass(frozen=True, slots=True)
 class FreezeEnded(EventOfDomain):
-    """The saving has ended: it is done, or has failed for the given reason."""
+    """The saving has ended: it is done, or has failed for the given reason. Its jobs, if any, are saved with it."""
 
     failed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class DefrostRequested(EventOfDomain):
-    """Restore a frozen domain by `until`, preempting the jobs that borrowed its CPUs. Answered like a claim."""
+    """Restore a frozen domain by `until`, preempting the jobs that borrowed its CPUs. Answered like a claim.
+
+    A domain that sleeps with its jobs comes back when its turn has come; it preempts nobody. One that was to be put to
+    sleep stays awake.
+    """
 
     until: float
 
 
 class ImageLost(EventOfDomain):
-    """A frozen domain's image is gone, so the domain is no longer frozen but down."""
+    """A frozen or sleeping domain's image is gone, so the domain is down, and its jobs are released."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +296,7 @@ class DrainRequested(EventOfDomain):
 
 
 class DrainEnded(EventOfDomain):
-    """Take jobs again. A freeze or shutdown that has not begun is cancelled."""
+    """Take jobs again. A freeze, sleep or shutdown that has not begun is cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +347,8 @@ DomainEvent = (
     | BootRequested
     | ShutdownRequested
     | FreezeRequested
+    | SleepRequested
+    | SleepEnded
     | FreezeEnded
     | DefrostRequested
     | ImageLost
@@ -374,9 +397,9 @@ class Note(StrEnum):
     About a job: it is stopped for another, runs again, or was found in MoM's list without a claim. Or it is gone:
     it ended (`RELEASED`), was never confirmed (`EXPIRED`), is in no list any more (`MISSING`), its domain went down,
     a newer run of it came, PBS has not given it to the domain (`NOT_GIVEN`), or had given it and no longer has it
-    there (`OVER`). About a domain: a boot or freeze failed; a new configuration left something as it was
-    (`KEPT`) or removed the domain (`FORGOTTEN`); its guest did too much for facts or history to hold all (`LEFT_OUT`).
-    About the host: it got another name.
+    there (`OVER`). About a domain: a boot or freeze failed; it comes back from its sleep (`WAKES`); a new configuration
+    left something as it was (`KEPT`) or removed the domain (`FORGOTTEN`); its guest did too much for facts or history
+    to hold all (`LEFT_OUT`). About the host: it got another name.
     """
 
     PREEMPTED = "preempted"
@@ -395,6 +418,7 @@ class Note(StrEnum):
     FORGOTTEN = "forgotten"
     RENAMED = "renamed"
     LEFT_OUT = "left-out"
+    WAKES = "wakes"
 
 
 JobGone = Literal[

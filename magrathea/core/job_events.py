@@ -69,7 +69,7 @@ def continued(host: Host, domain: Domain, event: ev.JobsContinued) -> Result:
         if not job or not job.stopped_by_us or job.stopped_since is None:
             text = f"{key} in {domain.name} is not stopped by us"
             said.append(ev.Refused(domain.name, RefusalCode.NOT_STOPPED, text, key))
-        elif not host.paused and (domain.name, key) in wanted_stopped(host):
+        elif domain.away or (not host.paused and (domain.name, key) in wanted_stopped(host)):
             text = f"{key} must not run now: it is stopped again"
             said.append(ev.Refused(domain.name, RefusalCode.WANTED_STOPPED, text, key))
         else:

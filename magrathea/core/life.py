@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from . import events as ev
 from .model import Domain, Host, Kind, Lifecycle
+from .sleeping import jobs_can_be_saved, to_be_saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class PowerOff(StepOfLife):
 
 
 class Save(StepOfLife):
-    """Save it to disk."""
+    """Save it to disk, with its jobs if it has any."""
 
 
 LifeStep = Boot | Register | GoOn | PowerOff | Save
@@ -70,20 +71,34 @@ def learned(host: Host, domain: Domain, seen: Seen) -> ev.DomainEvent | None:
 def _learned_up(host: Host, domain: Domain, seen: Seen) -> ev.DomainEvent | None:
     now, name = host.now, domain.name
     if not seen.up:
-        if domain.saving and seen.saved and not domain.jobs:
+        if seen.saved and _nothing_is_lost(host, domain):
             return ev.FreezeEnded(now, name)
         saved = f"somebody else saved it to disk; `magrathea domain boot {name}` brings it back as it was"
         return ev.DomainStopped(now, name, saved if seen.saved else "")
+    if domain.sleep is not None and domain.sleep.wakes and not seen.paused_externally:
+        return ev.SleepEnded(now, name)
     # The hypervisor itself pauses what it saves.
-    if seen.paused_externally != domain.paused_externally and not domain.saving:
+    if seen.paused_externally != domain.paused_externally and not _may_be_being_saved(host, domain):
         return ev.DomainHalted(now, name) if seen.paused_externally else ev.DomainWentOn(now, name)
     return None
+
+
+def _may_be_being_saved(host: Host, domain: Domain) -> bool:
+    given_up = domain.sleep is not None and domain.sleep.wakes
+    return domain.saving or given_up or to_be_saved(host, domain)
+
+
+def _nothing_is_lost(host: Host, domain: Domain) -> bool:
+    """True if the domain, which is saved, was to be saved, or has jobs that stood still in PBS's eyes, too."""
+    if domain.jobs and domain.sleep is None:
+        return jobs_can_be_saved(host, domain)
+    return domain.saving or domain.sleep is not None
 
 
 def _learned_booting(host: Host, domain: Domain, seen: Seen) -> ev.DomainEvent | None:
     if seen.up:
         return None
-    if domain.frozen and not seen.saved:
+    if (domain.frozen or domain.sleep is not None) and not seen.saved:
         return ev.ImageLost(host.now, domain.name)
     if seen.was_up:
         return ev.DomainStopped(host.now, domain.name, "it went down while it booted; look at its console")
@@ -96,7 +111,8 @@ def _learned_down(host: Host, domain: Domain, seen: Seen) -> ev.DomainEvent | No
         return ev.DomainStarted(now, name)  # the daemon found it up at its own start; nobody knows since when
     if seen.up and not seen.was_up and not seen.agent:
         return ev.DomainBooting(now, name, now + domain.boot_limit_s)
-    if domain.frozen and not seen.saved:
+    # A sleeping domain that runs has been restored, and has not registered in time: its jobs are in there.
+    if not seen.saved and (domain.frozen or (domain.asleep and not seen.up)):
         return ev.ImageLost(now, name)
     if domain.closing and not seen.up:
         return ev.DomainStopped(now, name)
@@ -113,7 +129,7 @@ def step(host: Host, domain: Domain, seen: Seen) -> LifeStep | None:
         (acts and seen.up and domain.must_go_down, PowerOff),
         (seen.up and seen.agent and not up, Register),
         (acts and seen.up and booting and seen.paused_externally, GoOn),
-        (acts and seen.up and up and domain.saving and not domain.jobs, Save),
+        (acts and seen.up and up and to_be_saved(host, domain), Save),
         (acts and not seen.up and booting, Boot),
     )
     return next((kind(domain.name) for holds, kind in table if holds), None)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import assert_never
 
-from . import domain_events, job_events
+from . import domain_events, job_events, sleep_events
 from . import events as ev
 from .changes import Result, ResultOfDomain, brought_down, refuse, stop, with_facts, without_jobs
 from .model import NOTHING, Amount, Domain, Host, Patience, Pause, once
@@ -62,7 +62,8 @@ def _deadlines(host: Host) -> Iterator[float]:
     if host.driver_lost_at is not None:
         yield host.driver_lost_at + limits.agent_silent_s
     for d in host.domains:
-        yield from (t for t in (d.boot_until, d.linger_until) if t is not None)
+        books_until = d.sleep.books_until if d.sleep is not None else None
+        yield from (t for t in (d.boot_until, d.linger_until, books_until) if t is not None)
         after = ((d.agent_lost_at, limits.agent_silent_s), (d.young_since, limits.young_s))
         for since, span in (*after, (d.overtaken_since, limits.overtaken_s)):
             if since is not None:
@@ -74,7 +75,7 @@ def _deadlines(host: Host) -> Iterator[float]:
                 yield j.claimed_at + limits.claim_s
             yield j.run_since + limits.min_run_s
             if j.stopped_since is not None and limits.max_preempted_s:
-                yield j.stopped_since + limits.max_preempted_s
+                yield max(j.stopped_since, d.woken_at or 0.0) + limits.max_preempted_s
 
 
 def _expired(host: Host) -> Result:
@@ -94,9 +95,9 @@ def _expired_in(host: Host, domain: Domain) -> ResultOfDomain:
     silent = domain.agent_lost_at is not None and domain.agent_lost_at + limits.agent_silent_s <= host.now
     if domain.boot_until is not None and domain.boot_until <= host.now:
         why = f"it did not register within its time limit for booting; {domain_events.image_or_console(domain)}"
-        left, more = brought_down(host, domain, why)
+        left, more = domain_events.gone(host, domain, why)
         said = (ev.Noted(domain.name, ev.Note.BOOT_FAILED, None, why), *more)
-    elif silent and not domain.configured:
+    elif silent and not domain.configured and not domain.away:
         left, said = brought_down(host, domain, "it is no longer configured, and its agent is silent")
     expired = tuple(j for j in left.jobs if not j.confirmed and j.claimed_at + limits.claim_s <= host.now)
     left, more = without_jobs(host, left, expired, ev.Note.EXPIRED)
@@ -122,7 +123,8 @@ def _settled(host: Host, said: tuple[ev.Decision, ...], by: str) -> Result:
         if settled is not domain:
             changed.append(settled)
     host, more = without_leftovers(host.having(*changed) if changed else host)
-    return host, said + stops + more
+    host, wakes = sleep_events.woken(host)
+    return host, said + stops + more + wakes
 
 
 def _stopped_where_wanted(host: Host, by: str) -> Result:
@@ -134,6 +136,7 @@ def _stopped_where_wanted(host: Host, by: str) -> Result:
             changed.append(domain.having(*(stop(host, job) for job in stopping)))
         for job in stopping:
             why = "another host of the job" if job.held_elsewhere else by
+            why = "its domain's sleep" if domain.falls_asleep else why
             said.append(ev.Noted(domain.name, ev.Note.PREEMPTED, job.key, why))
     return (host.having(*changed) if changed else host), tuple(said)
 
@@ -145,9 +148,12 @@ def _with_dependent_facts(host: Host, domain: Domain, overtaken_since: float | N
     closing = domain.closing
     if closing is not None and closing.patience is Patience.IDLE and not domain.jobs:
         closing = replace(closing, patience=Patience.DRAIN)
-    if (overtaken_since, young_since, closing) == (domain.overtaken_since, domain.young_since, domain.closing):
+    woken_at = domain.woken_at if domain.stopped else None
+    facts = (overtaken_since, young_since, closing, woken_at)
+    if facts == (domain.overtaken_since, domain.young_since, domain.closing, domain.woken_at):
         return domain
-    return replace(domain, overtaken_since=overtaken_since, young_since=young_since, closing=closing)
+    changes = {"overtaken_since": overtaken_since, "young_since": young_since, "closing": closing, "woken_at": woken_at}
+    return replace(domain, **changes)
 
 
 def _reconfigured(host: Host, event: ev.Reconfigured) -> Result:
@@ -195,6 +201,10 @@ def _of_domain(host: Host, domain: Domain, event: ev.DomainEvent) -> Result:
             return domain_events.shutdown_requested(host, domain, event)
         case ev.FreezeRequested():
             return domain_events.freeze_requested(host, domain, event)
+        case ev.SleepRequested():
+            return domain_events.sleep_requested(host, domain, event)
+        case ev.SleepEnded():
+            return sleep_events.awake_after_all(host, domain, event)
         case ev.FreezeEnded():
             return domain_events.freeze_ended(host, domain, event)
         case ev.DefrostRequested():
@@ -204,7 +214,8 @@ def _of_domain(host: Host, domain: Domain, event: ev.DomainEvent) -> Result:
         case ev.DrainRequested():
             return domain_events.drain_requested(host, domain, event)
         case ev.DrainEnded():
-            return with_facts(host, domain.name, draining="", saving=False, closing=None)
+            awake = sleep_events.given_up(host, domain)
+            return host.having(replace(awake, draining="", saving=False, closing=None)), ()
         case ev.Faulted():
             return with_facts(host, domain.name, fault=event.reason or "no reason given")
         case ev.FaultCleared():

@@ -26,6 +26,7 @@ from .words import Kind as Kind
 from .words import Lifecycle as Lifecycle
 from .words import Mode as Mode
 from .words import Patience as Patience
+from .words import SleepCause as SleepCause
 from .words import Stage as Stage
 from .words import State as State
 from .words import StoppedBy as StoppedBy
@@ -163,6 +164,21 @@ class Closing:
     since: float
 
 
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """A domain is saved to disk with its jobs, or is about to be (docs/rules.md, "Sleep").
+
+    `wakes`: somebody wants it back; it waits for its turn. `books_until`: from this time on it is saved although PBS
+    has not suspended all of its jobs; None: never.
+    """
+
+    since: float
+    reason: str
+    cause: SleepCause
+    wakes: bool = False
+    books_until: float | None = None
+
+
 @dataclass(frozen=True)
 class Domain:
     """A VM or container of a host: one MoM, one PBS vnode.
@@ -177,7 +193,8 @@ class Domain:
     preempted domains have gone before it since then. `preempted_s`: job-seconds of ended stops by us, of all jobs that
     ever ran here. `ended`: recently released jobs. `boot_limit_s`: configured limit of a boot. `configured`: False once
     the configuration no longer names it. `closing`: it must go down. `paused_externally`: somebody else has paused it,
-    so it is up but nothing in it runs. `down_why`: for people, why it went down or did not come up.
+    so it is up but nothing in it runs. `down_why`: for people, why it went down or did not come up. `sleep`: None if it
+    is awake. `woken_at`: its sleep ended then, and some of its jobs have not continued yet.
     """
 
     name: str
@@ -206,10 +223,38 @@ class Domain:
     closing: Closing | None = None
     paused_externally: bool = False
     down_why: str = ""
+    sleep: Sleep | None = None
+    woken_at: float | None = None
+
+    @property
+    def falls_asleep(self) -> bool:
+        """True if it is up, and its jobs are being stopped so that it can be saved with them."""
+        return self.sleep is not None and self.lifecycle is Lifecycle.UP
+
+    @property
+    def away(self) -> bool:
+        """True if it sleeps or is being restored from its sleep. Its jobs hold nothing."""
+        return self.sleep is not None and self.lifecycle is not Lifecycle.UP
+
+    @property
+    def asleep(self) -> bool:
+        """True if it is saved to disk with its jobs."""
+        return self.sleep is not None and self.lifecycle is Lifecycle.DOWN
+
+    @property
+    def waking(self) -> bool:
+        """True if it is being restored with its jobs."""
+        return self.sleep is not None and self.lifecycle is Lifecycle.BOOTING
+
+    @property
+    def in_line_to_wake(self) -> bool:
+        return self.asleep and self.sleep is not None and self.sleep.wakes
 
     @property
     def drain_reason(self) -> str:
         """Why the domain finishes its jobs but takes no more; empty if it takes jobs."""
+        if self.sleep is not None and self.lifecycle is Lifecycle.UP:
+            return f"to be put to sleep: {self.sleep.reason}"
         if not self.configured:
             return "no longer configured"
         if self.draining or self.saving:
@@ -245,7 +290,9 @@ class Domain:
 
     @cached_property
     def running(self) -> tuple[Job, ...]:
-        """Jobs that are not stopped by us."""
+        """Jobs that are not stopped by us; none of a domain that sleeps or is being woken."""
+        if self.away:
+            return ()
         return tuple(j for j in self.jobs if j.stopper is not StoppedBy.US)
 
     @cached_property
@@ -262,8 +309,30 @@ class Domain:
         return max(0, mib - self.swap_mib, self.unreclaimable_mib) if jobs else 0
 
     @cached_property
+    def to_continue(self) -> tuple[Job, ...]:
+        """Its jobs that continue when its turn has come: stopped by us, and no other host holds them. When a domain
+        comes back from its sleep, what PBS itself has suspended comes back with it, and counts as running."""
+        if self.away:
+            return tuple(j for j in self.jobs if not (j.stopped_by_us and j.held_elsewhere))
+        return tuple(j for j in self.stopped if not j.held_elsewhere)
+
+    @property
+    def keeps_its_place(self) -> bool:
+        """True if what its jobs need is kept for them: until it is saved, while it wakes, and until they continue."""
+        return (self.falls_asleep or self.waking or self.woken_at is not None) and bool(self.to_continue)
+
+    @property
+    def wants_to_continue(self) -> bool:
+        """True if jobs of it are stopped, or sleep, and are to go on as soon as there is room."""
+        if self.sleep is None:
+            return bool(self.stopped)
+        return bool(self.jobs) and (self.waking or self.sleep.wakes)
+
+    @cached_property
     def use(self) -> Amount:
         """What its jobs hold now: the running ones everything, the stopped ones the memory that cannot leave."""
+        if self.away:
+            return NOTHING
         running = self.running
         memory_mib = sum(j.memory_mib for j in running) + self.stuck_mib(self.stopped)
         return Amount(sum(j.cpus for j in running), memory_mib)
@@ -271,7 +340,7 @@ class Domain:
     @cached_property
     def use_when_stopped(self) -> Amount:
         """What its jobs would hold if all of them were stopped."""
-        return Amount(0, self.stuck_mib(self.jobs))
+        return NOTHING if self.away else Amount(0, self.stuck_mib(self.jobs))
 
     @cached_property
     def stopped_since(self) -> float | None:

@@ -114,7 +114,7 @@ def _desired(host: Host) -> dict[str, Want]:
     for d in up:
         if not active[d.name]:
             cap = preempted_cap(host.limits) if d.jobs else NO_CAP
-            shrink = d.saving and not d.jobs
+            shrink = (d.saving or d.falls_asleep) and not d.jobs
             wants[d.name] = Want(cap, held[d.name], idle=not d.jobs, shrink=shrink, grows_to_mib=d.floor_mib)
         elif host.mode is Mode.COUNTED:
             wants[d.name] = Want(share_cap(_share_cpus(host, active[d.name])), held[d.name])

@@ -3,7 +3,7 @@
 Rule 1: the configuration states the intention, the facts state what is. A new domain starts without facts; a known
 one keeps all of its facts and gets its new size.
 Rule 2: no job is forgotten because a line was removed from a file. A domain that is no longer configured drains, and is
-forgotten with its last job.
+forgotten with its last job. One that sleeps on disk stays until it has been woken.
 Rule 3: a domain changes its kind only while it has no jobs and is not saved to disk, because jobs and image belong to
 the old kind.
 """
@@ -29,7 +29,10 @@ def reconfigured(host: Host, event: Reconfigured) -> Result:
     for domain in host.domains:
         if domain.name not in domains:
             domains[domain.name] = replace(domain, configured=False)
-            if domain.jobs and domain.configured:
+            if domain.sleep is not None and domain.configured:
+                text = "no longer configured, but it sleeps on disk; configure it again, then defrost it"
+                said.append(Noted(domain.name, Note.KEPT, None, text))
+            elif domain.jobs and domain.configured:
                 jobs = ", ".join(str(job.key) for job in domain.jobs)
                 said.append(
                     Noted(domain.name, Note.KEPT, None, f"no longer configured, it drains: it still has {jobs}")
@@ -69,14 +72,16 @@ def _fitted(known: Domain | None, meant: ConfiguredDomain, said: list[Decision])
 
 def _keeps_kind(domain: Domain) -> str:
     """Why the domain's kind cannot change now; empty if it can."""
+    if domain.sleep is not None:
+        return "sleeps on disk, or is to; defrost it, then reload"
     if domain.jobs:
         return f"has jobs ({', '.join(str(job.key) for job in domain.jobs)}); drain it, then reload"
     return "is saved to disk, or is being saved; defrost it, then reload" if domain.frozen or domain.saving else ""
 
 
 def without_leftovers(host: Host) -> Result:
-    """Forget the domains that are no longer configured and have no jobs."""
-    left = [d.name for d in host.domains if not d.configured and not d.jobs]
+    """Forget the domains that are no longer configured, have no jobs and do not sleep."""
+    left = [d.name for d in host.domains if not d.configured and not d.jobs and d.sleep is None]
     if not left:
         return host, ()
     said = tuple(Noted(name, Note.FORGOTTEN, None, "no longer configured, and it has no jobs") for name in left)

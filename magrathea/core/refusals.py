@@ -26,6 +26,7 @@ class RefusalCode(StrEnum):
     CPUS = "cpus"
     DELETED = "deleted"
     DEVICES = "devices"
+    DOMAIN_ASLEEP = "domain-asleep"
     DOMAIN_BOOTING = "domain-booting"
     DOMAIN_CLOSING = "domain-closing"
     DOMAIN_DOWN = "domain-down"
@@ -271,6 +272,7 @@ TABLE: tuple[Meaning, ...] = (
         (_C.DOMAIN_BOOTING, "the domain is booting", "wait"),
         (_C.DOMAIN_CLOSING, "the domain is about to shut down or reboot", "wait, or `magrathea undrain DOMAIN`"),
         (_C.DOMAIN_FROZEN, "the domain is saved to disk", "`magrathea domain defrost DOMAIN`"),
+        (_C.DOMAIN_ASLEEP, "the domain sleeps on disk with its jobs", "`magrathea domain defrost DOMAIN`, then wait"),
         (_C.DOMAIN_DRAINING, "the domain finishes its jobs and takes no more", "`magrathea undrain DOMAIN`"),
         (_C.DOMAIN_PREEMPTED, "the domain's jobs are stopped", "wait"),
         (
@@ -330,7 +332,11 @@ TABLE: tuple[Meaning, ...] = (
             "the file cannot be used; the former one stays",
             "fix what the text names, then `magrathea reload`",
         ),
-        (_C.NOT_FREEZABLE, "only a priority domain that is up can be frozen", "boot it first"),
+        (
+            _C.NOT_FREEZABLE,
+            "only a priority domain that is up can be frozen without jobs; none that is no longer configured with them",
+            "boot it, or configure it again; `--with-jobs` freezes a domain of any kind",
+        ),
         (_C.NOT_FROZEN, "the domain is not saved to disk, or is on its way back", "nothing"),
         (_C.NOT_SAVING, "the domain is not being saved", "nothing"),
         (

@@ -39,6 +39,19 @@ def restoring(domain: Domain) -> bool:
     return domain.frozen and domain.lifecycle is Lifecycle.BOOTING
 
 
+def need_to_continue(domain: Domain) -> Amount:
+    """What the domain needs, beyond what its jobs hold now, for all jobs that no other host holds."""
+    held = [j for j in domain.stopped if j.held_elsewhere]
+    staying_mib = domain.stuck_of(len(held), sum(j.memory_mib for j in held))
+    now_mib = 0 if domain.away else domain.stuck_mib(domain.stopped)
+    return summed(j.size for j in domain.to_continue) + Amount(0, staying_mib - now_mib)
+
+
+def place_kept(domain: Domain) -> Amount:
+    """What is kept for a domain that falls asleep or wakes, until it is saved or its jobs continue."""
+    return need_to_continue(domain) if domain.keeps_its_place else NOTHING
+
+
 def young(host: Host, job: Job) -> bool:
     """True if the job has run for less than the minimum since it was started or continued."""
     return not job.stopped_by_us and host.now < job.run_since + host.limits.min_run_s
@@ -81,7 +94,8 @@ def stoppable_by_itself(host: Host, domain: Domain) -> bool:
     """True if the domain itself can be stopped; its host may be paused or without its hub."""
     answers = domain.agent_lost_at is None and not domain.paused_externally
     reachable = domain.lifecycle is Lifecycle.UP and answers and not domain.fault
-    return domain.kind is Kind.NORMAL and reachable and all_stoppable(host, domain)
+    may_be = domain.kind is Kind.NORMAL and not domain.keeps_its_place
+    return may_be and reachable and all_stoppable(host, domain)
 
 
 def stoppable(host: Host, domain: Domain) -> bool:
@@ -101,7 +115,8 @@ def sibling_among(names: tuple[str, ...], domain: Domain) -> bool:
 
 
 def with_running_jobs(host: Host) -> tuple[str, ...]:
-    return tuple(d.name for d in host.workers if d.running)
+    """The domains with jobs that run, or that fall asleep or come back from their sleep."""
+    return tuple(d.name for d in host.workers if d.running or d.keeps_its_place)
 
 
 # What is left: shares.
@@ -112,8 +127,9 @@ class _Sums:
     """What a host's working domains have together.
 
     `past_stopping`: their use if everything stoppable were stopped. `stay_mib`: on an exclusive host, what their jobs
-    keep of the memory if what can be stopped is stopped. `reserved`: for frozen domains. `held_back`: what lingering
-    domains and those being restored keep from others. `preempted`: jobs of one are stopped by us.
+    keep of the memory if what can be stopped is stopped. `reserved`: for frozen domains. `held_back`: what domains keep
+    from others while they linger, are restored, fall asleep or wake. `preempted`: jobs of one are stopped by us, or
+    sleep, and are to go on when there is room.
     """
 
     floors_mib: int
@@ -133,7 +149,7 @@ def _sums(host: Host) -> _Sums:
         stay_mib=sum(_stays_mib(host, d) for d in host.workers),
         reserved=summed(Amount(d.cpus, d.memory_mib) for d in host.workers if d.frozen and not restoring(d)),
         held_back=summed(_holds_back(host, d) for d in host.workers),
-        preempted=any(d.stopped for d in host.workers),
+        preempted=any(d.wants_to_continue for d in host.workers),
     )
 
 
@@ -151,8 +167,8 @@ def _stays_mib(host: Host, domain: Domain) -> int:
 
 
 def _holds_back(host: Host, domain: Domain) -> Amount:
-    """What the domain keeps from others while it lingers or is being restored."""
-    lingering = domain.linger_size if lingers(host, domain) else NOTHING
+    """What the domain keeps from others while it lingers, is being restored, falls asleep or wakes."""
+    lingering = (domain.linger_size if lingers(host, domain) else NOTHING) + place_kept(domain)
     return lingering + Amount(domain.cpus, domain.memory_mib) if restoring(domain) else lingering
 
 
@@ -176,6 +192,11 @@ def _ceiling(host: Host, domain: Domain) -> Amount:
 def _there(host: Host) -> Amount:
     """What a counted host has for jobs, without floors."""
     return host.without_services - Amount(0, once(host, _sums).floors_mib)
+
+
+def reserved(host: Host) -> Amount:
+    """What is reserved for frozen domains."""
+    return once(host, _sums).reserved
 
 
 def unused(host: Host) -> Amount:

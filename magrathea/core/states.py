@@ -21,9 +21,13 @@ from .shares import (
     silent,
     with_running_jobs,
 )
+from .sleeping import why_awake
 
 SMALLEST = Amount(1, 0)
 """The smallest job there is: one CPU."""
+
+_SAYS_ALL = (RefusalCode.DOMAIN_FROZEN, RefusalCode.DOMAIN_ASLEEP, RefusalCode.DOMAIN_DOWN)
+"""Refusals whose text is the reason for the state."""
 
 RANK_RUNNING, RANK_FREE, RANK_WOULD_PREEMPT, RANK_NONE = 1000, 500, 400, -1024
 """Ranks fit into -1024 to 1023, the range of a vnode's `Priority`. Each minute preempted takes 1 off the third."""
@@ -39,11 +43,12 @@ def _state_of(host: Host, name: str) -> State:
     normal, busy = domain.kind is Kind.NORMAL, bool(domain.jobs)
     table = (
         (State.FROZEN, domain.frozen and not restoring(domain)),
+        (State.ASLEEP, domain.asleep),
         (State.DOWN, domain.lifecycle is Lifecycle.DOWN),
         (State.BOOTING, domain.lifecycle is Lifecycle.BOOTING),
         (State.UNKNOWN, silent(host, domain)),
         (State.FAULT, bool(domain.fault)),
-        (State.PREEMPTED, bool(domain.stopped)),
+        (State.PREEMPTED, bool(domain.stopped) and domain.sleep is None),
         (State.DRAINING, bool(domain.drain_reason)),
         (State.RUNNING_PRIORITY, busy and domain.kind is Kind.PRIORITY),
         (State.RUNNING_PREEMPTIBLE, busy and normal and all_stoppable(host, domain)),
@@ -119,8 +124,11 @@ def why(host: Host, domain: Domain) -> str:
     if domain.kind is Kind.SERVICE:
         return "a service: its CPUs and memory are set aside"
     answer = _answer(host, domain, CLASSES_OF[domain.kind][0])
-    if isinstance(answer, Refusal) and answer.code in (RefusalCode.DOMAIN_FROZEN, RefusalCode.DOMAIN_DOWN):
+    if isinstance(answer, Refusal) and answer.code in _SAYS_ALL:
         return answer.text
+    if domain.falls_asleep and not domain.fault:
+        waits = why_awake(host, domain)
+        return f"{domain.drain_reason}; waits: {waits}" if waits else domain.drain_reason
     if domain.fault or domain.drain_reason:
         return domain.fault or domain.drain_reason
     if domain.paused_externally and isinstance(answer, Refusal):

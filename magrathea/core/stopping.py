@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .model import Amount, Domain, Host, Job, JobClass, JobKey, Kind, Mode, StoppedBy, once
-from .shares import first_two, lingers, restoring, sibling_among, summed, unused
+from .model import NOTHING, Amount, Domain, Host, Job, JobClass, JobKey, Kind, Mode, StoppedBy, once
+from .shares import first_two, lingers, place_kept, reserved, restoring, sibling_among, summed, unused
 
 # Which jobs are stopped.
 
@@ -44,6 +44,8 @@ def _wanted_here(host: Host) -> frozenset[tuple[str, JobKey]]:
 
 
 def _wanted_without_wish(host: Host, domain: Domain, job: Job) -> bool:
+    if domain.sleep is not None:
+        return True
     stays = job.stopped_by_us and _keeps_stopped(host, domain, lifted=job)
     return _may_be_stopped(job) and (stays or _pushed_aside(host, domain))
 
@@ -58,6 +60,10 @@ def _to_stop(host: Host) -> dict[str, tuple[Job, ...]]:
 
 
 def _to_stop_in(host: Host, domain: Domain) -> Iterator[Job]:
+    if domain.sleep is not None:
+        stops = domain.falls_asleep and not host.paused
+        yield from (j for j in domain.jobs if j.stopped_by_us or (stops and j.stopper is None and not j.ending))
+        return
     pushed_aside, keeps = _pushed_aside(host, domain), _keeps_stopped(host, domain)
     for job in domain.jobs:
         stays = keeps and job.stopped_by_us
@@ -67,12 +73,11 @@ def _to_stop_in(host: Host, domain: Domain) -> Iterator[Job]:
 
 
 def _may_be_stopped(job: Job) -> bool:
-    """False for a job that is ending, unless we had stopped it before.
-
-    Such a job stays stopped: its end needs no CPU, and there is none for it.
-    """
-    ends = job.ending and not job.stopped_by_us
-    return job.cls is JobClass.PREEMPTIBLE and not job.keeps and job.stopper is not StoppedBy.PBS and not ends
+    """True if we have stopped the job already, for whatever reason: until it is its turn it stays stopped, also if it
+    is ending, because its end needs no CPU. Otherwise only a preemptible job is stopped, and not while it is ending."""
+    if job.stopped_by_us:
+        return True
+    return job.cls is JobClass.PREEMPTIBLE and not job.keeps and job.stopper is not StoppedBy.PBS and not job.ending
 
 
 def _pushed_aside(host: Host, domain: Domain) -> bool:
@@ -83,7 +88,11 @@ def _pushed_aside(host: Host, domain: Domain) -> bool:
 
 
 def _with_priority_jobs(host: Host) -> tuple[str, ...]:
-    return first_two(d.name for d in host.workers if any(j.cls is JobClass.PRIORITY for j in d.jobs))
+    return first_two(d.name for d in host.workers if any(j.cls is JobClass.PRIORITY for j in _jobs_with_a_place(d)))
+
+
+def _jobs_with_a_place(domain: Domain) -> tuple[Job, ...]:
+    return (*domain.running, *domain.to_continue) if domain.keeps_its_place else domain.running
 
 
 def _keeps_stopped(host: Host, domain: Domain, lifted: Job | None = None) -> bool:
@@ -106,7 +115,10 @@ def _keeping_the_host(host: Host) -> tuple[str, ...]:
 
 
 def to_requeue(host: Host) -> frozenset[tuple[str, JobKey]]:
-    """(domain, job) of the rerunnable jobs that we have stopped for longer than the admin allows in one stop."""
+    """(domain, job) of the rerunnable jobs that we have stopped for longer than the admin allows in one stop.
+
+    A sleep does not count, neither while it lasts nor afterwards.
+    """
     return once(host, _to_requeue)
 
 
@@ -114,8 +126,10 @@ def _to_requeue(host: Host) -> frozenset[tuple[str, JobKey]]:
     limit = host.limits.max_preempted_s
     if host.paused or not limit:
         return frozenset()
-    stopped = ((d, j) for d in host.workers for j in d.stopped if j.rerunnable)
-    return frozenset((d.name, j.key) for d, j in stopped if host.now >= (j.stopped_since or 0.0) + limit)
+    stopped = ((d, j) for d in host.workers if d.sleep is None for j in d.stopped if j.rerunnable)
+    return frozenset(
+        (d.name, j.key) for d, j in stopped if host.now >= max(j.stopped_since or 0.0, d.woken_at or 0.0) + limit
+    )
 
 
 # Which domains continue.
@@ -123,7 +137,8 @@ def _to_requeue(host: Host) -> frozenset[tuple[str, JobKey]]:
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """A preempted domain at its turn to resume. `left`: what is free for it. `alone`: it continues whatever it needs.
+    """A preempted domain, or a sleeping one that wants back, at its turn to resume. `left`: what is free for it.
+    `alone`: it continues whatever it needs.
 
     `back`: the size of its stopped jobs that no other host holds. `held`, `held_mib`: number and memory of the others.
     `stuck_mib`: what its stopped jobs keep of the host's memory now.
@@ -150,16 +165,23 @@ class _Turn:
     @property
     def in_line(self) -> bool:
         """True if at least one of its stopped jobs is not held by another host."""
-        return self.held < len(self.domain.stopped)
+        return self.domain.in_line_to_wake or self.held < len(self.domain.stopped)
 
 
 def in_line(host: Host) -> tuple[Domain, ...]:
-    """Preempted domains, longest preempted first. Domains that only other hosts hold are not in this line."""
-    return tuple(d for d in once(host, _preempted) if any(not j.held_elsewhere for j in d.stopped))
+    """Preempted domains and sleeping ones that want back: first those for which a place is kept, then the longest
+    preempted. Preempted domains that only other hosts hold are not in this line."""
+    return tuple(d for d in once(host, _preempted) if d.in_line_to_wake or any(not j.held_elsewhere for j in d.stopped))
 
 
 def _preempted(host: Host) -> tuple[Domain, ...]:
-    return tuple(sorted((d for d in host.workers if d.stopped), key=lambda d: (d.stopped_since or 0.0, d.name)))
+    waiting = (d for d in host.workers if d.in_line_to_wake or (d.sleep is None and d.stopped))
+    return tuple(sorted(waiting, key=lambda d: (not d.keeps_its_place, _waits_since(d), d.name)))
+
+
+def _waits_since(domain: Domain) -> float:
+    asleep_since = domain.sleep.since if domain.sleep is not None else 0.0
+    return asleep_since if domain.stopped_since is None else domain.stopped_since
 
 
 def overdue(host: Host, domain: Domain) -> bool:
@@ -194,31 +216,75 @@ def _turns(host: Host) -> dict[str, _Turn]:
     left, anybody = unused(host), False
     turns: dict[str, _Turn] = {}
     for domain in once(host, _preempted):
-        turn = turns[domain.name] = _turn(domain, left, alone=not anybody and _has_host_to_itself(host, domain))
+        kept = place_kept(domain)
+        there = left + kept - (reserved(host) if _may_not_borrow(domain) else NOTHING)
+        turn = turns[domain.name] = _turn(domain, there, alone=not anybody and _has_host_to_itself(host, domain))
         if not turn.in_line:
             continue
         if turn.fits():
-            left -= turn.need()
+            left -= turn.need() - kept
             anybody = True
         elif claims or overdue(host, domain):
             break  # its turn has come: no other domain may go before it
     return turns
 
 
+def _may_not_borrow(domain: Domain) -> bool:
+    """True if a restore could not stop the domain's jobs again: before it wakes, it finds room beside the reserve."""
+    return domain.asleep and any(j.cls is not JobClass.PREEMPTIBLE or j.keeps for j in domain.jobs)
+
+
 def _turn(domain: Domain, left: Amount, *, alone: bool) -> _Turn:
     held = [j for j in domain.stopped if j.held_elsewhere]
-    back = summed(j.size for j in domain.stopped if not j.held_elsewhere)
-    stuck_mib = domain.stuck_mib(domain.stopped)
+    back = summed(j.size for j in domain.to_continue)
+    stuck_mib = 0 if domain.away else domain.stuck_mib(domain.stopped)
     return _Turn(domain, left, alone, back, len(held), sum(j.memory_mib for j in held), stuck_mib)
 
 
 def _has_host_to_itself(host: Host, domain: Domain) -> bool:
     """True if no sibling runs anything or keeps anything. Then this domain continues whatever it needs.
 
-    Otherwise a job would stay stopped for ever if the host was made smaller or services came up.
+    Otherwise a job would stay stopped for ever if the host was made smaller or services came up. Among domains for
+    which a place is kept, the first in line is alone: otherwise two would wait for each other.
     """
-    return not sibling_among(once(host, _running_or_lingering), domain)
+    if domain.keeps_its_place:
+        return not sibling_among(once(host, _running_or_lingering), domain)
+    return not sibling_among(once(host, _running_or_with_a_place), domain)
 
 
 def _running_or_lingering(host: Host) -> tuple[str, ...]:
-    return first_two(d.name for d in host.workers if d.running or lingers(host, d))
+    return first_two(d.name for d in host.workers if d.running or d.waking or lingers(host, d))
+
+
+def _running_or_with_a_place(host: Host) -> tuple[str, ...]:
+    return first_two(d.name for d in host.workers if d.running or d.waking or d.keeps_its_place or lingers(host, d))
+
+
+# Which sleeping domains come back.
+
+
+def to_wake(host: Host) -> tuple[str, ...]:
+    """The sleeping domains that want back, and for which it is time: they are restored now. It stops nobody.
+
+    On an exclusive host one comes back when no sibling runs a job or is about to. A domain without jobs needs no room.
+    """
+    return once(host, _to_wake)
+
+
+def _to_wake(host: Host) -> tuple[str, ...]:
+    waiting = [d for d in once(host, _preempted) if d.in_line_to_wake]
+    if not waiting or host.paused or host.driver_lost_at is not None:
+        return ()
+    if host.mode is Mode.COUNTED:
+        return tuple(d.name for d in waiting if d.name in resuming(host))
+    with_jobs = [d.name for d in waiting if d.jobs]
+    next_one = () if once(host, in_the_way_of_sleepers) else tuple(with_jobs[:1])
+    return (*next_one, *(d.name for d in waiting if not d.jobs))
+
+
+def in_the_way_of_sleepers(host: Host) -> tuple[str, ...]:
+    """On an exclusive host: the first two domains that have jobs to run, or keep the host for some. What only another
+    host holds is in nobody's way: otherwise two hosts would wait for each other."""
+    awake = (d for d in host.workers if not d.asleep)
+    busy = (d for d in awake if d.running or d.to_continue or d.waking or lingers(host, d) or restoring(d))
+    return first_two(d.name for d in busy)

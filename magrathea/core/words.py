@@ -55,10 +55,21 @@ class StoppedBy(StrEnum):
     PBS = "pbs"
 
 
+class SleepCause(StrEnum):
+    """Why a domain sleeps on disk with its jobs: an admin asked for it, the host shuts down, its memory had nowhere
+    else to go, or its host is evacuated. The words are in journals, so none of them ever changes."""
+
+    ADMIN = "admin"
+    SHUTDOWN = "shutdown"
+    GIVE_WAY = "give-way"
+    EVACUATION = "evacuation"
+
+
 class State(StrEnum):
     """What a domain is, in one word, for people and for PBS. Derived by `states.state_of`, never stored."""
 
     FROZEN = "frozen"
+    ASLEEP = "asleep"
     DOWN = "down"
     BOOTING = "booting"
     UNKNOWN = "unknown"

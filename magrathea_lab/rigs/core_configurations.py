@@ -145,4 +145,4 @@ _OVERDUE = (ev.Note.EXPIRED, ev.Note.DOMAIN_DOWN)
 
 
 def _in_use(domain: Domain | None) -> bool:
-    return domain is not None and (bool(domain.jobs) or domain.frozen or domain.saving)
+    return domain is not None and (bool(domain.jobs) or domain.frozen or domain.saving or domain.sleep is not None)

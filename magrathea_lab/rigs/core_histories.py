@@ -11,7 +11,7 @@ from random import Random
 
 from magrathea.core import events as ev
 from magrathea.core import states, stopping
-from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Lifecycle, Mode, Patience, State
+from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Lifecycle, Mode, Patience, SleepCause, State
 
 from .core_configurations import LIMITS, NAMES, a_reload, configuration, configured, sane
 
@@ -89,10 +89,12 @@ def _recoveries(h: Host) -> tuple[tuple[bool, _Maker], ...]:
         (any(d.fault for d in h.domains), _cleared),
         (any(d.draining or d.closing for d in h.domains), _undrained),
         (any(d.paused_externally for d in h.domains), _went_on),
-        (any(d.saving for d in h.domains), _saved),
+        (any(d.saving or d.falls_asleep for d in h.domains), _saved),
+        (any(d.falls_asleep for d in h.domains), _booked),
+        (any(d.asleep for d in h.domains), _wake),
         (any(d.frozen for d in h.domains), _defrost),
         (any(d.lifecycle is Lifecycle.BOOTING for d in h.domains), _started),
-        (any(d.lifecycle is Lifecycle.DOWN and not d.frozen for d in h.domains), _boot),
+        (any(d.lifecycle is Lifecycle.DOWN and not d.frozen and not d.sleep for d in h.domains), _boot),
         (any(d.agent_lost_at is not None and d.lifecycle is Lifecycle.UP for d in h.domains), _connected),
     )
 
@@ -218,6 +220,29 @@ def _defrost(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
     return ev.DefrostRequested(when, name, when + random.choice((30.0, 300.0, 300.0, -1.0)))
 
 
+def _sleep(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    if random.random() < 0.7:
+        domain = _with_jobs(random, h, domain)
+    within_s = random.choice((None, None, 30.0))
+    return ev.SleepRequested(when, domain.name, "for a test", random.choice(tuple(SleepCause)), within_s)
+
+
+def _booked(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    """PBS has suspended what must not run."""
+    return ev.BooksReported(when, tuple(ev.Booking(j.key, booked=True) for d in h.domains for j in d.stopped))
+
+
+def _wake(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    asleep = [d for d in h.domains if d.sleep]
+    name = random.choice(asleep).name if asleep else domain.name
+    return ev.DefrostRequested(when, name, when + 300.0)
+
+
+def _sleep_ended(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    given_up = [d for d in h.domains if d.falls_asleep and d.sleep and d.sleep.wakes]
+    return ev.SleepEnded(when, random.choice(given_up).name if given_up else domain.name)
+
+
 def _connected(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
     away = [d for d in h.domains if d.agent_lost_at is not None and d.lifecycle is Lifecycle.UP]
     return ev.AgentConnected(when, random.choice(away).name if away else domain.name)
@@ -243,7 +268,7 @@ def _shutdown(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
 
 
 def _saved(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
-    saving = [d for d in h.domains if d.saving]
+    saving = [d for d in h.domains if d.saving or d.falls_asleep]
     name = random.choice(saving).name if saving else domain.name
     return ev.FreezeEnded(when, name, failed=random.choice(("", "", "disk full")))
 
@@ -302,6 +327,10 @@ _HOW_OFTEN: dict[_Maker, float] = {
     _saved: 0.2,
     _defrost: 0.3,
     _unit(ev.ImageLost): 0.3,
+    _sleep: 1.5,
+    _booked: 0.3,
+    _wake: 0.5,
+    _sleep_ended: 0.3,
     _with_reason(ev.DrainRequested): 0.5,
     _undrained: 0.2,
     _with_reason(ev.Faulted): 0.5,

@@ -41,6 +41,8 @@ def independent(h: Host, one: ev.Event, two: ev.Event) -> bool:
         return False
     if one.domain == two.domain or one.at != two.at:
         return False
+    if any(oracle.wants_back(d) for d in h.domains):  # whatever frees something may wake it
+        return False
     if isinstance(one, OWN_DOMAIN_ONLY) and isinstance(two, OWN_DOMAIN_ONLY):
         return True
     claims = [e for e in (one, two) if isinstance(e, ev.Claimed)]

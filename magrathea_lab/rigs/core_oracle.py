@@ -27,7 +27,47 @@ def siblings(h: Host, d: Domain) -> list[Domain]:
 
 
 def running(d: Domain) -> list[Job]:
-    return [j for j in d.jobs if not ours(j)]
+    return [] if away(d) else [j for j in d.jobs if not ours(j)]
+
+
+def away(d: Domain) -> bool:
+    """It sleeps on disk, or is being restored from there."""
+    return d.sleep is not None and d.lifecycle is not Lifecycle.UP
+
+
+def asleep(d: Domain) -> bool:
+    return d.sleep is not None and d.lifecycle is Lifecycle.DOWN
+
+
+def falling(d: Domain) -> bool:
+    return d.sleep is not None and d.lifecycle is Lifecycle.UP
+
+
+def wants_back(d: Domain) -> bool:
+    return asleep(d) and d.sleep is not None and d.sleep.wakes
+
+
+def going_on(d: Domain) -> list[Job]:
+    """The jobs for which a domain that falls asleep, wakes or has woken has its place: what no other host holds."""
+    if away(d):
+        return [j for j in d.jobs if not (ours(j) and j.held_elsewhere)]
+    return [j for j in d.jobs if ours(j) and not j.held_elsewhere]
+
+
+def with_a_place(d: Domain) -> list[Job]:
+    """Jobs that do not run, but whose place nobody else gets."""
+    waking = away(d) and not asleep(d)
+    return going_on(d) if waking or falling(d) or (d.woken_at is not None and d.sleep is None) else []
+
+
+def line_closed(h: Host) -> bool:
+    """Jobs of some domain are stopped, or sleep, and are to go on as soon as there is room."""
+    return any(
+        (bool(d.jobs) and (wants_back(d) or (away(d) and not asleep(d)) or (falling(d) and d.sleep.wakes)))  # type: ignore[union-attr]
+        if d.sleep is not None
+        else any(ours(j) for j in d.jobs)
+        for d in workers(h)
+    )
 
 
 def job_stoppable(h: Host, d: Domain, j: Job) -> bool:
@@ -41,7 +81,7 @@ def job_stoppable(h: Host, d: Domain, j: Job) -> bool:
 def stoppable(h: Host, d: Domain) -> bool:
     if d.kind is not Kind.NORMAL or h.hub_lost or h.paused or d.agent_lost_at is not None:
         return False
-    if d.lifecycle is not Lifecycle.UP or d.fault or d.paused_externally:
+    if d.lifecycle is not Lifecycle.UP or d.fault or d.paused_externally or with_a_place(d):
         return False
     return all(ours(j) or job_stoppable(h, d, j) for j in d.jobs)
 
@@ -79,10 +119,11 @@ def reserved(h: Host) -> int:
 
 
 def kept_from(h: Host, d: Domain) -> int:
-    """CPUs kept for lingering siblings and for siblings that are being restored."""
-    return sum(
+    """CPUs kept for siblings that linger, are being restored, fall asleep or wake."""
+    kept = sum(
         s.linger_size.cpus if lingering(h, s) else s.cpus for s in siblings(h, d) if lingering(h, s) or is_restored(s)
     )
+    return kept + sum(j.cpus for s in siblings(h, d) for j in with_a_place(s))
 
 
 def share(h: Host, d: Domain, cls: JobClass) -> int:
@@ -93,7 +134,7 @@ def share(h: Host, d: Domain, cls: JobClass) -> int:
     stay = cpus_in_use([w for w in workers(h) if not stoppable(h, w)]) + kept_from(h, d)
     n, r = cpus_for_jobs(h), reserved(h)
     left = {PROTECTED: n - r - run, LOW: n - run, HIGH: n - r - stay}[cls]
-    if cls is not HIGH and any(ours(j) for w in workers(h) for j in w.jobs):
+    if cls is not HIGH and line_closed(h):
         left = 0
     return max(0, min(own, left))
 
@@ -116,7 +157,9 @@ def left_mib(h: Host, d: Domain) -> int:
     """What the siblings' floors and unswappable memory leave; negative if they need more than the host has."""
     left = h.memory_mib - sum(s.memory_mib for s in h.domains if s.kind is Kind.SERVICE)
     for s in siblings(h, d):
-        if stoppable(h, s) or not running(s):
+        if away(s):
+            left -= s.floor_mib
+        elif stoppable(h, s) or not running(s):
             left -= s.floor_mib + unswappable(s, list(s.jobs))
         else:
             left -= s.floor_mib + sum(j.memory_mib for j in running(s))
@@ -126,8 +169,8 @@ def left_mib(h: Host, d: Domain) -> int:
 
 def in_the_way(h: Host, d: Domain) -> list[Domain]:
     if d.kind is Kind.NORMAL:
-        return [s for s in siblings(h, d) if s.jobs or lingering(h, s)]
-    return [s for s in siblings(h, d) if running(s)]
+        return [s for s in siblings(h, d) if (s.jobs and (not asleep(s) or wants_back(s))) or lingering(h, s)]
+    return [s for s in siblings(h, d) if running(s) or with_a_place(s)]
 
 
 def can_preempt(h: Host, d: Domain) -> bool:
@@ -142,6 +185,8 @@ def can_preempt(h: Host, d: Domain) -> bool:
 def state(h: Host, d: Domain) -> State:
     if saved(d):
         return State.FROZEN
+    if asleep(d):
+        return State.ASLEEP
     if d.lifecycle is Lifecycle.DOWN:
         return State.DOWN
     if d.lifecycle is Lifecycle.BOOTING:
@@ -150,10 +195,10 @@ def state(h: Host, d: Domain) -> State:
         return State.UNKNOWN
     if d.fault:
         return State.FAULT
-    if any(ours(j) for j in d.jobs):
+    if any(ours(j) for j in d.jobs) and not falling(d):
         return State.PREEMPTED
     going_down = d.closing is not None and d.closing.patience is not Patience.IDLE
-    if d.draining or d.saving or going_down or not d.configured:
+    if d.draining or d.saving or going_down or not d.configured or falling(d):
         return State.DRAINING
     if d.jobs and d.kind is Kind.PRIORITY:
         return State.RUNNING_PRIORITY
@@ -174,7 +219,8 @@ OPEN = {State.RUNNING_PRIORITY, State.RUNNING_PREEMPTIBLE, State.RUNNING, State.
 
 
 def accepts(h: Host, d: Domain) -> set[JobClass]:
-    if any(x.lifecycle is Lifecycle.BOOTING or x.fault for x in h.domains) or state(h, d) not in OPEN:
+    broken = any(x.lifecycle is Lifecycle.BOOTING or (x.fault and not asleep(x)) for x in h.domains)
+    if broken or state(h, d) not in OPEN:
         return set()
     classes = {c for c in TAKES[d.kind] if share(h, d, c) >= 1}
     if h.mode is Mode.COUNTED:
@@ -204,8 +250,12 @@ def must_not_run(h: Host) -> set[tuple[str, str]]:
     found = set()
     for d in workers(h):
         for j in d.jobs:
-            may = j.cls is LOW and not j.keeps and j.stopper is not StoppedBy.PBS
-            if may and (ours(j) or not j.ending) and _in_way(h, d, j):
+            if d.sleep is not None:
+                due = falling(d) and not h.paused and j.stopper is None and not j.ending
+                found |= {(d.name, j.key.id)} if ours(j) or due else set()
+                continue
+            may = ours(j) or (j.cls is LOW and j.stopper is not StoppedBy.PBS)
+            if may and (ours(j) or (not j.ending and not j.keeps)) and _in_way(h, d, j):
                 found.add((d.name, j.key.id))
     return found
 
@@ -217,13 +267,14 @@ def _in_way(h: Host, d: Domain, j: Job) -> bool:
         return True
     if h.mode is Mode.COUNTED:
         return ours(j) and d.name not in next_to_resume(h)
-    priority_jobs = any(x.cls is HIGH for s in siblings(h, d) for x in s.jobs)
+    priority_jobs = any(x.cls is HIGH for s in siblings(h, d) for x in (*running(s), *with_a_place(s)))
     kept = any(lingering(h, s) or is_restored(s) for s in siblings(h, d))
     return (d.kind is Kind.NORMAL and priority_jobs) or (ours(j) and kept)
 
 
 def next_to_resume(h: Host) -> list[str]:
-    """Preempted domains that fit and may continue, longest preempted first; none while a domain is being restored."""
+    """Preempted domains that fit and may continue, and sleeping ones that fit and may come back: first those for which
+    a place is kept, then the longest preempted; none while a domain is being restored."""
     if any(is_restored(w) for w in workers(h)):
         return []
     provisional = [j for w in workers(h) for j in w.jobs if j.cls is HIGH and not j.confirmed]
@@ -231,19 +282,26 @@ def next_to_resume(h: Host) -> list[str]:
     if any(j.claimed_at in stops for j in provisional):
         return []
     kept = sum(w.linger_size.cpus for w in workers(h) if lingering(h, w))
+    kept += sum(j.cpus for w in workers(h) for j in with_a_place(w))
     left = cpus_for_jobs(h) - cpus_in_use(workers(h)) - kept
     waiting = []
     for w in workers(h):
         mine = [j for j in w.jobs if ours(j)]
-        if any(not j.held_elsewhere for j in mine):
-            size = sum(j.cpus for j in mine if not j.held_elsewhere)
-            waiting.append((min(j.stopped_since or 0.0 for j in mine), w.name, size, w.overtaken_since))
+        if wants_back(w) or (w.sleep is None and any(not j.held_elsewhere for j in mine)):
+            since = min((j.stopped_since or 0.0 for j in mine), default=w.sleep.since if w.sleep else 0.0)
+            waiting.append((not with_a_place(w), since, w.name, w))
     names: list[str] = []
-    for _, name, size, overtaken in sorted(waiting, key=lambda row: row[:2]):
-        others = [w for w in workers(h) if w.name != name]
-        alone = not names and not any(running(w) or lingering(h, w) for w in others)
-        if size <= max(0, left) or alone:
-            left -= size
+    for _, _, name, w in sorted(waiting, key=lambda row: row[:3]):
+        others = [s for s in workers(h) if s.name != name]
+        alone = not names and not any(
+            running(s) or (with_a_place(s) and not with_a_place(w)) or (away(s) and not asleep(s)) or lingering(h, s)
+            for s in others
+        )
+        size, own = sum(j.cpus for j in going_on(w)), sum(j.cpus for j in with_a_place(w))
+        beside_reserve = asleep(w) and any(j.cls is not LOW or j.keeps for j in w.jobs)
+        overtaken = w.overtaken_since
+        if size <= max(0, left + own - (reserved(h) if beside_reserve else 0)) or alone:
+            left -= size - own
             names.append(name)
         elif provisional or (overtaken is not None and h.now >= overtaken + h.limits.overtaken_s):
             break

@@ -13,10 +13,23 @@ from dataclasses import replace
 from pathlib import Path
 
 from magrathea.core import events as ev
-from magrathea.core import shares, states, stopping
+from magrathea.core import life, shares, states, stopping
 from magrathea.core.caps import CapKind
 from magrathea.core.machine import handle, next_deadline
-from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Patience, State, StoppedBy
+from magrathea.core.model import (
+    Amount,
+    Domain,
+    Host,
+    Job,
+    JobClass,
+    JobKey,
+    Kind,
+    Lifecycle,
+    Mode,
+    Patience,
+    State,
+    StoppedBy,
+)
 from magrathea.core.plan import desired
 
 from . import core_oracle as oracle
@@ -39,6 +52,8 @@ REPEATABLE = (
     ev.BootRequested,
     ev.ShutdownRequested,
     ev.FreezeRequested,
+    ev.SleepRequested,
+    ev.SleepEnded,
     ev.ImageLost,
     ev.DrainRequested,
     ev.DrainEnded,
@@ -135,22 +150,27 @@ class World:
             self._must(len({j.key.id for j in d.jobs}) == len(d.jobs), "one run of a job at a time")
             for j in d.jobs:
                 self._must((j.stopper is None) == (j.stopped_since is None), "stopped by somebody since some time")
-                self._must(j.stopper is not StoppedBy.US or j.cls is LOW, "only preemptible jobs are stopped by us")
-                self._must(j.stopper is not StoppedBy.US or not j.keeps, "nor those that keep what is protected")
+                sleeps = d.sleep is not None or d.woken_at is not None
+                ours = j.stopper is StoppedBy.US
+                self._must(not ours or sleeps or j.cls is LOW, "only preemptible jobs are stopped by us")
+                self._must(not ours or sleeps or not j.keeps, "nor those that keep what is protected")
                 self._must(j.confirmed or h.now < j.claimed_at + h.limits.claim_s, "no claim outlives its time")
                 self._must(j.cpus >= 0 and j.memory_mib >= 0, "no negative job")
-            self._must(not d.jobs or d.lifecycle is not Lifecycle.DOWN, "a domain that is down has no jobs")
+            down = d.lifecycle is Lifecycle.DOWN and d.sleep is None
+            self._must(not d.jobs or not down, "a domain that is down and does not sleep has no jobs")
+            self._sleep_makes_sense(h, d)
             self._must(not d.jobs or not d.frozen, "a frozen domain has no jobs")
             self._must(not d.jobs or d.kind is not Kind.SERVICE, "a service has no jobs")
             self._must(not d.frozen or d.kind is Kind.PRIORITY, "only priority domains are frozen")
             self._must(d.lifecycle is not Lifecycle.BOOTING or h.now < (d.boot_until or 0), "no boot for ever")
             self._must((d.lifecycle is Lifecycle.BOOTING) == (d.boot_until is not None), "only boots have a limit")
-            self._must(d.configured or bool(d.jobs), "what is not configured is there for its jobs' sake")
+            needed = bool(d.jobs) or d.sleep is not None
+            self._must(d.configured or needed, "what is not configured is there for its jobs' sake, or sleeps")
             self._must(d.linger_until is None or d.kind is Kind.PRIORITY, "only priority domains linger")
             self._must(not d.saving or d.lifecycle is Lifecycle.UP, "only what is up is being saved")
             self._must(not d.paused_externally or d.lifecycle is Lifecycle.UP, "only what is up is paused")
             if d.closing:
-                self._must(not d.saving and not d.frozen, "nothing goes down and is saved")
+                self._must(not d.saving and not d.frozen and d.sleep is None, "nothing goes down and is saved")
                 idle = d.closing.patience is Patience.IDLE
                 self._must(not idle or bool(d.jobs), "what waits for an idle moment has jobs")
                 self._must(d.kind is not Kind.SERVICE, "services are left alone")
@@ -172,10 +192,14 @@ class World:
         if h.paused:
             self._must({k for _, k in wanted} == {k for _, k in self._stopped(h)}, "paused: what is stopped stays so")
             return
-        jobs = [j for d in oracle.workers(h) for j in d.jobs]
-        in_the_way = any(j.held_elsewhere or not oracle.ours(j) for j in jobs) or any(
-            oracle.lingering(h, d) or oracle.is_restored(d) for d in h.domains
-        )
+        jobs = [j for d in oracle.workers(h) if d.sleep is None for j in d.jobs]
+        keeping = any(oracle.lingering(h, d) or oracle.is_restored(d) for d in h.domains)
+        keeping = keeping or any(d.sleep is not None and not oracle.asleep(d) for d in h.domains)
+        in_the_way = keeping or any(j.held_elsewhere or not oracle.ours(j) for j in jobs)
+        wanted = frozenset(one for one in wanted if (h.domain(one[0]) or h.domains[0]).sleep is None)
+        waiting = [d.name for d in h.domains if oracle.wants_back(d)]
+        if not jobs and not keeping and h.driver_lost_at is None:
+            self._must(not waiting, f"with nothing in the way {waiting} sleep on")
         if jobs and not in_the_way:
             self._must(len(wanted) < len(jobs), "with nothing in the way somebody goes on")
             if h.mode is Mode.EXCLUSIVE:
@@ -187,7 +211,7 @@ class World:
         if h.mode is Mode.COUNTED or h.paused:
             return
         for p in oracle.workers(h):
-            if any(j.cls is HIGH for j in p.jobs):
+            if any(j.cls is HIGH for j in (*oracle.running(p), *oracle.with_a_place(p))):
                 beside = [j for s in oracle.siblings(h, p) if s.kind is Kind.NORMAL for j in oracle.running(s)]
                 stoppable = [j for j in beside if j.cls is LOW and not j.keeps]
                 free_running = [j for j in stoppable if j.stopper is None and not j.ending]
@@ -226,6 +250,24 @@ class World:
             replace(d, jobs=tuple(j if (d.name, j.key) in wanted else _continued(j) for j in d.jobs)) for d in h.workers
         )
 
+    def _sleep_makes_sense(self, h: Host, d: Domain) -> None:
+        if d.sleep is None:
+            self._must(d.woken_at is None or any(oracle.ours(j) for j in d.jobs), "what has woken has jobs to continue")
+            return
+        self._must(d.kind is not Kind.SERVICE, "a service does not sleep")
+        self._must(not d.frozen and not d.saving, "a domain is frozen or sleeps")
+        self._must(d.woken_at is None, "a domain sleeps or has woken")
+        if oracle.away(d):
+            self._must(all(j.stopper for j in d.jobs), "a sleeping job is stopped")
+            self._must(all(j.confirmed for j in d.jobs), "nothing provisional sleeps")
+            self._must(d.use == d.use_when_stopped == Amount(0, 0), "what sleeps holds nothing")
+        step = life.step(h, d, life.Seen(up=True, was_up=True, agent=True))
+        if isinstance(step, life.Save):
+            past = d.sleep.books_until is not None and h.now >= d.sleep.books_until
+            safe = (j.stopper is StoppedBy.PBS or (oracle.ours(j) and (j.booked or past)) for j in d.jobs)
+            self._must(oracle.falling(d) and all(safe), "what is saved is stopped, and PBS has it suspended")
+            self._must(not any(j.ending or not j.confirmed for j in d.jobs), "nothing is saved that starts or ends")
+
     # What an event may do
 
     def _handed_out(self, calm: Host, after: Host, event: ev.Event) -> None:
@@ -243,10 +285,26 @@ class World:
             was = sum(d.use.mib for d in calm.workers)
             if not alone and not isinstance(event, ev.MemoryReported | ev.BooksReported | ev.Reconfigured):
                 self._must(sum(d.use.mib for d in after.workers) <= max(memory, was), "more memory than there is")
-        if isinstance(event, ev.Claimed | ev.DefrostRequested) and not gives_back(calm, event):
+        woken = [d for d in after.domains if oracle.away(d) and not oracle.asleep(d) and self._slept(calm, d.name)]
+        if woken and after.mode is Mode.COUNTED and not isinstance(event, ev.DomainBooting):
+            busy = [d for d in after.workers if oracle.running(d) or oracle.with_a_place(d)]
+            taken = sum(j.cpus for d in busy for j in (*oracle.running(d), *oracle.with_a_place(d)))
+            self._must(taken <= oracle.cpus_for_jobs(after) or len(busy) <= 1, f"no room for {woken[0].name} to wake")
+        if woken and after.mode is Mode.EXCLUSIVE and not isinstance(event, ev.DomainBooting):
+            busy = [d for d in after.workers if oracle.running(d) or oracle.with_a_place(d)]
+            self._must(len(busy) <= 1, f"{woken[0].name} wakes beside jobs")
+        gives_up_sleep = isinstance(event, ev.DefrostRequested) and any(
+            oracle.falling(d) for d in calm.domains if d.name == event.domain
+        )
+        if isinstance(event, ev.Claimed | ev.DefrostRequested) and not gives_up_sleep and not gives_back(calm, event):
             going_on = {k for k in self._stopped(calm) if k not in stopping.wanted_stopped(calm)}
             now_on = {k for k in self._stopped(after) if k not in stopping.wanted_stopped(after)}
             self._must(now_on <= going_on, f"a claim resumes nobody: {now_on - going_on}")
+
+    @staticmethod
+    def _slept(h: Host, name: str) -> bool:
+        domain = h.domain(name)
+        return domain is not None and oracle.asleep(domain)
 
     @staticmethod
     def _stopped(h: Host) -> set[tuple[str, JobKey]]:
@@ -255,7 +313,8 @@ class World:
     def _answer(self, calm: Host, after: Host, event: ev.Event, decisions: tuple[ev.Decision, ...]) -> None:
         refused = [d for d in decisions if isinstance(d, ev.Refused)]
         accepted = [d for d in decisions if isinstance(d, ev.Accepted)]
-        if isinstance(event, ev.Claimed | ev.DefrostRequested | ev.BootRequested | ev.ShutdownRequested):
+        asks = ev.Claimed | ev.DefrostRequested | ev.BootRequested | ev.ShutdownRequested | ev.SleepRequested
+        if isinstance(event, asks):
             self._must(len(refused) + len(accepted) == 1, "a claim or an admin's wish has one answer")
         if refused:
             self._must(after == calm, f"what is refused ({refused[0].code}) changes nothing but the time")
@@ -273,6 +332,9 @@ class World:
         gone -= {(d.name, j.key) for d in after.domains for j in d.jobs}
         noted = {(d.domain, d.key) for d in decisions if isinstance(d, ev.Noted) and d.key}
         self._must(gone <= noted, f"the end of {gone - noted} is not told")
+        if not isinstance(event, ev.Released | ev.JobsDenied | ev.ImageLost):
+            slept = {name for name, _ in gone if oracle.away(calm.domain(name) or calm.domains[0])}
+            self._must(not slept, f"sleeping jobs of {slept} are released by {type(event).__name__}")
 
     def _costs_siblings(self, calm: Host, event: ev.Claimed, decisions: tuple[ev.Decision, ...]) -> None:
         """A claim that PBS was not asked about is refused if, and only if, it would cost a sibling something."""
@@ -284,7 +346,8 @@ class World:
         if event.given:
             return
         asked = next((d for d in handle(calm, replace(event, given=True))[1] if isinstance(d, ev.Accepted)), None)
-        siblings_stopped = any(oracle.ours(j) for s in oracle.siblings(calm, was) for j in s.jobs)
+        others = replace(calm, domains=tuple(s for s in calm.domains if s.name != was.name))
+        siblings_stopped = oracle.line_closed(others)
         costs = asked is not None and bool(asked.victims or siblings_stopped)
         self._must(unconfirmed == costs, f"it would cost siblings {costs}, and must be confirmed: {unconfirmed}")
 
@@ -304,7 +367,7 @@ class World:
         stopped_now = {name for name, _ in self._stopped(after) - self._stopped(calm)}
         self._must(stopped_now <= set(answer.victims), "only victims are stopped")
         if after.mode is Mode.EXCLUSIVE:
-            beside = [j for s in oracle.siblings(after, here) for j in s.jobs if not oracle.ours(j)]
+            beside = [j for s in oracle.siblings(after, here) for j in oracle.running(s)]
             self._must(not beside, f"{event.key} was let in beside {beside}")
             return
         n, run = oracle.cpus_for_jobs(after), oracle.cpus_in_use(oracle.workers(after)) + oracle.kept_from(after, here)
@@ -414,22 +477,37 @@ class World:
     def calm_down(self) -> None:
         """End every running job, lift all holds, let every deadline pass: then every stopped job must continue."""
         h = at(handle(self.host, ev.PauseEnded(self.host.now))[0], self.host.now + 100_000)
-        h = handle(h, ev.BooksReported(h.now, ()))[0]
-        for _ in range(1 + sum(len(d.jobs) for d in h.domains)):
+        h = handle(handle(h, ev.BooksReported(h.now, ()))[0], ev.DriverFound(h.now))[0]
+        for _ in range(1 + sum(1 + len(d.jobs) for d in h.domains)):
+            h = self._woken(h)
             for d in h.domains:
                 for j in oracle.running(d):
                     h = handle(h, ev.Released(h.now, d.name, j.key))[0]
             h = at(h, h.now + 100_000)
             stopped = self._stopped(h)
             wanted = stopping.wanted_stopped(h)
-            if not stopped:
+            if not stopped and not any(d.sleep for d in h.domains):
                 return
-            self._must(wanted < stopped, f"{wanted} are stopped for ever")
+            h = self._woken(h)
+            awake = [(name, key) for name, key in stopped if (h.domain(name) or h.domains[0]).sleep is None]
+            wanted = stopping.wanted_stopped(h)
+            self._must(not stopped or wanted < stopped or len(awake) < len(stopped), f"{wanted} are stopped for ever")
             line = [d.name for d in stopping.in_line(h)]  # where memory is short, the first may go on alone
             for name, key in sorted(stopped - wanted, key=lambda one: (line.index(one[0]), one[1])):
                 h, said = handle(h, ev.JobsContinued(h.now, name, (key,)))
                 self._must(not any(isinstance(d, ev.Refused) for d in said), f"{key} may go on and may not: {said}")
         self._must(not self._stopped(h), "somebody is stopped for ever")
+        self._must(not any(d.sleep for d in h.domains), "somebody sleeps for ever")
+
+    @staticmethod
+    def _woken(h: Host) -> Host:
+        """Everybody is asked to come back; whose turn it is, does."""
+        for name in [d.name for d in h.domains if d.sleep is not None]:
+            h = handle(h, ev.DefrostRequested(h.now, name, h.now + 60))[0]
+            h = handle(h, ev.SleepEnded(h.now, name))[0]
+            if (h.domain(name) or h.domains[0]).waking:
+                h = handle(h, ev.DomainStarted(h.now, name))[0]
+        return h
 
 
 def _continued(j: Job) -> Job:

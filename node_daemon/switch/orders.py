@@ -92,10 +92,14 @@ class AgentOrders:
 
         If the agent is away, its earlier confirmation counts: it has left the job stopped. If it is away and never
         confirmed (it was killed during the preemption, or the daemon was), the job may run. If it is connected, it
-        must have confirmed on this connection.
+        must have confirmed on this connection. What sleeps on disk runs nowhere.
         """
+        host = self._daemon.host
+        away = {domain.name for domain in host.workers if domain.away}
         waiting = set()
-        for domain, key in wanted_stopped(self._daemon.host):
+        for domain, key in wanted_stopped(host):
+            if domain in away:
+                continue
             present = (channel := self._channels.get(domain)) is not None and channel.connected
             confirmed = self.confirmed(domain).get(key) is Order.STOP
             if not (confirmed if present else (domain, key) in self._confirmed_stops):

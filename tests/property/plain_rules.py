@@ -48,7 +48,7 @@ def ours(j: Job) -> bool:
 
 
 def running(d: Domain) -> list[Job]:
-    return [j for j in d.jobs if not ours(j)]
+    return core_oracle.running(d)
 
 
 def stopped(d: Domain) -> list[Job]:
@@ -58,7 +58,7 @@ def stopped(d: Domain) -> list[Job]:
 def stoppable(h: Host, d: Domain) -> bool:
     if h.hub_lost or h.paused or d.kind is not Kind.NORMAL or d.lifecycle is not Lifecycle.UP:
         return False
-    if d.agent_lost_at is not None or d.paused_externally or d.fault:
+    if d.agent_lost_at is not None or d.paused_externally or d.fault or core_oracle.with_a_place(d):
         return False
     return all(ours(j) or not obstacle(h, d, j) for j in d.jobs)
 
@@ -75,12 +75,25 @@ def stuck_mib(d: Domain, jobs: list[Job]) -> int:
 
 
 def use(d: Domain) -> Amount:
+    if core_oracle.away(d):
+        return NOTHING
     memory_mib = sum(j.memory_mib for j in running(d)) + stuck_mib(d, stopped(d))
     return Amount(sum(j.cpus for j in running(d)), memory_mib)
 
 
 def use_when_stopped(d: Domain) -> Amount:
-    return Amount(0, stuck_mib(d, list(d.jobs)))
+    return NOTHING if core_oracle.away(d) else Amount(0, stuck_mib(d, list(d.jobs)))
+
+
+def need(d: Domain) -> Amount:
+    """What the domain needs, beyond what it has, for all its jobs that no other host holds."""
+    staying = stuck_mib(d, [j for j in stopped(d) if j.held_elsewhere])
+    now = 0 if core_oracle.away(d) else stuck_mib(d, stopped(d))
+    return total(j.size for j in core_oracle.going_on(d)) + Amount(0, staying - now)
+
+
+def place(d: Domain) -> Amount:
+    return need(d) if core_oracle.with_a_place(d) else NOTHING
 
 
 def there(h: Host) -> Amount:
@@ -94,7 +107,8 @@ def floors(h: Host) -> Amount:
 
 def kept(h: Host, domains: list[Domain]) -> Amount:
     lingering = total(d.linger_size for d in domains if lingers(h, d))
-    return lingering + total(Amount(d.cpus, d.memory_mib) for d in domains if restoring(d))
+    restored = total(Amount(d.cpus, d.memory_mib) for d in domains if restoring(d))
+    return lingering + restored + total(place(d) for d in domains)
 
 
 def unused(h: Host) -> Amount:
@@ -127,7 +141,7 @@ def share(h: Host, d: Domain, cls: JobClass) -> Amount:
             JobClass.PREEMPTIBLE: there(h) - floors(h) - taken,
             JobClass.PRIORITY: there(h) - floors(h) - reserved(h) - past_stopping(h, d),
         }[cls]
-        if cls is not JobClass.PRIORITY and any(stopped(w) for w in workers(h)):
+        if cls is not JobClass.PRIORITY and core_oracle.line_closed(h):
             counted = NOTHING
         left = left.least(counted)
     return Amount(max(0, left.cpus), max(0, left.mib))
@@ -152,15 +166,16 @@ def _gate(h: Host, d: Domain, cls: JobClass, size: Amount) -> RefusalCode | None
     gates = (
         (not fits, RefusalCode.BAD_REQUEST),
         (cls not in CLASSES_OF[d.kind], RefusalCode.WRONG_CLASS),
+        (core_oracle.asleep(d), RefusalCode.DOMAIN_ASLEEP),
         (d.frozen and not restoring(d), RefusalCode.DOMAIN_FROZEN),
         (d.lifecycle is Lifecycle.DOWN, RefusalCode.DOMAIN_DOWN),
         (d.lifecycle is Lifecycle.BOOTING, RefusalCode.DOMAIN_BOOTING),
         (silent(h, d), RefusalCode.DOMAIN_UNKNOWN),
         (bool(d.fault), RefusalCode.DOMAIN_FAULT),
-        (bool(stopped(d)), RefusalCode.DOMAIN_PREEMPTED),
+        (bool(stopped(d)) and d.sleep is None, RefusalCode.DOMAIN_PREEMPTED),
         (bool(d.drain_reason), RefusalCode.DOMAIN_DRAINING),
         (any(x.lifecycle is Lifecycle.BOOTING for x in h.domains), RefusalCode.HOST_BOOTING),
-        (any(x.fault for x in h.domains), RefusalCode.HOST_FAULT),
+        (any(x.fault and not core_oracle.asleep(x) for x in h.domains), RefusalCode.HOST_FAULT),
     )
     return next((code for holds, code in gates if holds), None)
 
@@ -170,13 +185,13 @@ def blocked(h: Host, d: Domain, cls: JobClass) -> RefusalCode | None:
         return None
     for s in siblings(h, d):
         if d.kind is Kind.NORMAL:
-            if s.jobs:
+            if s.jobs and (not core_oracle.asleep(s) or core_oracle.wants_back(s)):
                 return RefusalCode.HOST_BUSY
             if lingers(h, s):
                 return RefusalCode.HOST_LINGERS
             if s.frozen and cls is not JobClass.PREEMPTIBLE:
                 return RefusalCode.HOST_RESERVED
-        elif running(s) and not stoppable(h, s):
+        elif (running(s) or core_oracle.with_a_place(s)) and not stoppable(h, s):
             acting = replace(h, paused=None, hub_lost=False)
             if not stoppable(acting, s):
                 return RefusalCode.HOST_BUSY
@@ -238,12 +253,16 @@ def wanted_stopped(h: Host) -> Keys:
 
 
 def _must_not_run(h: Host, d: Domain, j: Job) -> bool:
-    if j.cls is not JobClass.PREEMPTIBLE or j.stopper is StoppedBy.PBS or (j.ending and not ours(j)):
+    if d.sleep is not None:
+        return ours(j) or (core_oracle.falling(d) and not h.paused and j.stopper is None and not j.ending)
+    may = j.cls is JobClass.PREEMPTIBLE and j.stopper is not StoppedBy.PBS and not j.ending and not j.keeps
+    if not may and not ours(j):
         return False
     if h.paused:
         return ours(j)
     if h.mode is Mode.EXCLUSIVE:
-        with_priority = any(x.cls is JobClass.PRIORITY for s in siblings(h, d) for x in s.jobs)
+        placed = ((*running(s), *core_oracle.with_a_place(s)) for s in siblings(h, d))
+        with_priority = any(x.cls is JobClass.PRIORITY for jobs in placed for x in jobs)
         if d.kind is Kind.NORMAL and with_priority:
             return True
         waits = any(lingers(h, s) or restoring(s) for s in siblings(h, d))
@@ -267,8 +286,13 @@ def wanted_here(h: Host) -> Keys:
 
 
 def in_line(h: Host) -> list[Domain]:
-    waiting = [d for d in workers(h) if any(not j.held_elsewhere for j in stopped(d))]
-    return sorted(waiting, key=lambda d: (min(j.stopped_since or 0.0 for j in stopped(d)), d.name))
+    awake = [d for d in workers(h) if d.sleep is None and any(not j.held_elsewhere for j in stopped(d))]
+    waiting = [*awake, *(d for d in workers(h) if core_oracle.wants_back(d))]
+    return sorted(waiting, key=lambda d: (not core_oracle.with_a_place(d), _waits_since(d), d.name))
+
+
+def _waits_since(d: Domain) -> float:
+    return min((j.stopped_since or 0.0 for j in stopped(d)), default=d.sleep.since if d.sleep else 0.0)
 
 
 def resuming(h: Host) -> list[str]:
@@ -280,16 +304,21 @@ def resuming(h: Host) -> list[str]:
     left = unused(h)
     names: list[str] = []
     for d in in_line(h):
-        back = [j for j in stopped(d) if not j.held_elsewhere]
-        staying = [j for j in stopped(d) if j.held_elsewhere]
-        need = total(j.size for j in back) - Amount(0, stuck_mib(d, stopped(d)) - stuck_mib(d, staying))
-        alone = not names and not any(running(s) or lingers(h, s) for s in siblings(h, d))
-        if need.within(left) or alone:
-            left -= need
+        beside_reserve = core_oracle.asleep(d) and any(j.cls is not JobClass.PREEMPTIBLE or j.keeps for j in d.jobs)
+        there = left + place(d) - (reserved(h) if beside_reserve else NOTHING)
+        alone = not names and not any(_busy(h, s, beside=d) for s in siblings(h, d))
+        if need(d).within(there) or alone:
+            left -= need(d) - place(d)
             names.append(d.name)
         elif claims or (d.overtaken_since is not None and h.now >= d.overtaken_since + h.limits.overtaken_s):
             break
     return names
+
+
+def _busy(h: Host, d: Domain, *, beside: Domain) -> bool:
+    wakes = core_oracle.away(d) and not core_oracle.asleep(d)
+    place = core_oracle.with_a_place(d) and not core_oracle.with_a_place(beside)
+    return bool(running(d) or place) or wakes or lingers(h, d)
 
 
 # The plan
@@ -343,7 +372,7 @@ def state(h: Host, d: Domain) -> State:
     if d.kind is Kind.NORMAL:
         return State.FREE if starts else State.OCCUPIED
     if h.mode is Mode.EXCLUSIVE:
-        beside = not any(running(s) for s in siblings(h, d))
+        beside = not any(running(s) or core_oracle.with_a_place(s) for s in siblings(h, d))
     else:
         beside = min(free(h, d).cpus, share(h, d, JobClass.PRIORITY).cpus) >= 1
     return State.FREE if beside else State.WOULD_PREEMPT if starts else State.OCCUPIED

@@ -24,6 +24,8 @@ from magrathea.core.model import (
     Limits,
     Mode,
     Pause,
+    Sleep,
+    SleepCause,
     StoppedBy,
 )
 from magrathea.core.plan import ActualDomain, Order, Orders, SetCpu, SetMemory, desired, ready, steps
@@ -38,6 +40,7 @@ SIZES = st.tuples(st.integers(0, 5), st.sampled_from((0, 0, 100, 700)), st.sampl
 SINCE = st.sampled_from((900.0, 950.0, 990.0, 997.0, NOW))
 MIB = st.sampled_from((0, 0, 100, 700))
 ODD = ("frozen", "restoring", "lingering", "lingering", "away", "halted", "booting", "draining", "fault")
+SLEEPING = ("falls", "falls", "given up", "asleep", "asleep", "in line", "in line", "in line", "wakes", "woken")
 SMALL_MIB = st.sampled_from((0, 100, 200))
 HELD = st.sampled_from((False, False, True))
 SWAP_MIB = st.sampled_from((0, 100, 600))
@@ -95,9 +98,25 @@ def domains(draw: st.DrawFn, number: int, flag: st.SearchStrategy[bool], preempt
         return replace(domain, frozen=odd != "booting", lifecycle=lifecycle)
     if odd == "lingering":
         return replace(domain, linger_until=NOW + 10, linger_size=Amount(draw(st.integers(1, 4)), draw(MIB)))
+    if not draw(st.integers(0, 4)):
+        count, sleeping = draw(st.integers(0, 3)), draw(st.sampled_from(SLEEPING))
+        return _sleeping(domain, sleeping, tuple(draw(jobs(f"{number}{i}", kind, True, flag)) for i in range(count)))
     is_preempted = kind is Kind.NORMAL and number % 2 < 2 * preempted
     count = draw(st.integers(0, 4)) if kind is Kind.NORMAL or preempted < 1 else 0
     return replace(domain, jobs=tuple(draw(jobs(f"{number}{i}", kind, is_preempted, flag)) for i in range(count)))
+
+
+def _sleeping(domain: Domain, how: str, its_jobs: tuple[Job, ...]) -> Domain:
+    """A domain in a stage of its sleep. Except in one that falls asleep, all jobs are stopped."""
+    if how != "falls":
+        stopped = (j if j.stopper else replace(j, stopper=StoppedBy.US, stopped_since=900.0) for j in its_jobs)
+        its_jobs = tuple(replace(j, confirmed=True) for j in stopped)
+    domain = replace(domain, jobs=its_jobs)
+    if how == "woken":
+        return replace(domain, woken_at=NOW - 10 if domain.stopped else None)
+    lifecycle = {"asleep": Lifecycle.DOWN, "in line": Lifecycle.DOWN, "wakes": Lifecycle.BOOTING}.get(how, Lifecycle.UP)
+    sleep = Sleep(950.0, "for a test", SleepCause.ADMIN, wakes=how in ("given up", "in line", "wakes"))
+    return replace(domain, sleep=sleep, lifecycle=lifecycle)
 
 
 @st.composite

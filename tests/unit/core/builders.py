@@ -42,6 +42,8 @@ from magrathea.core.model import (
     Lifecycle,
     Limits,
     Mode,
+    Sleep,
+    SleepCause,
     State,
     StoppedBy,
 )
@@ -94,6 +96,15 @@ def _domain(name: str, text: str, host_cpus: int) -> Domain:
                 domain = replace(domain, draining="maintenance")
             case "saving":
                 domain = replace(domain, saving=True)
+            case "falling":
+                domain = replace(domain, sleep=Sleep(T - OLD_S, "a new disk", SleepCause.ADMIN))
+            case "asleep" | "wakes":
+                sleep = Sleep(T - OLD_S, "a new disk", SleepCause.ADMIN, wakes=word == "wakes")
+                domain = replace(domain, sleep=sleep, lifecycle=Lifecycle.DOWN, agent_lost_at=T - OLD_S)
+            case "waking":
+                sleep = Sleep(T - OLD_S, "a new disk", SleepCause.ADMIN, wakes=True)
+                domain = replace(domain, sleep=sleep, lifecycle=Lifecycle.BOOTING, boot_until=T + 300)
+                domain = replace(domain, agent_lost_at=T - OLD_S)
             case "fault":
                 domain = replace(domain, fault="cannot set CPUs")
             case "lingering":

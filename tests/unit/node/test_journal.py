@@ -16,7 +16,19 @@ from pathlib import Path
 import pytest
 
 from magrathea.core import events as ev
-from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, StoppedBy
+from magrathea.core.model import (
+    Domain,
+    Host,
+    Job,
+    JobClass,
+    JobKey,
+    Kind,
+    Lifecycle,
+    Mode,
+    Sleep,
+    SleepCause,
+    StoppedBy,
+)
 from magrathea.core.refusals import RefusalCode
 from magrathea.history import Query, newest_first
 from magrathea.history_sentences import sentence
@@ -262,6 +274,19 @@ def test_an_old_journal_is_migrated_and_keeps_its_facts(tmp_path: Path) -> None:
         assert connection.execute("PRAGMA user_version").fetchone()[0] == SCHEMA
         indexes = {row[1] for row in connection.execute("PRAGMA index_list(history)")}
         assert indexes == {"history_at", "history_domain", "history_job"}
+    connection.close()
+
+
+def test_a_sleep_comes_back_as_it_was_and_no_older_program_takes_the_sleeper_for_down(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    sleep = Sleep(1_000.0, "a new disk", SleepCause.SHUTDOWN, wakes=True, books_until=1_020.0)
+    facts = host(stopped_since=2.0, stopper=StoppedBy.US)
+    asleep = facts.having(replace(facts.domains[0], sleep=sleep, lifecycle=Lifecycle.DOWN))
+    journal = open_journal(path)
+    journal.commit(asleep, ev.SleepRequested(1_000.0, "n1", "a new disk", SleepCause.SHUTDOWN, 20.0), ())
+    assert again(journal).facts() == asleep
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone()[0] > 4
     connection.close()
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from magrathea.core.model import JobKey
+from magrathea.core.model import JobKey, Lifecycle, Sleep, SleepCause
 from magrathea.core.plan import Order, Orders
 from magrathea_lab.rigs.virtual_time import run as in_virtual_time
 from node_daemon.guest_channel.channel import AgentError
 from node_daemon.guest_channel.messages import Hello
 from node_daemon.switch.orders import AgentOrders
 from tests.fakes.guest import FakeGuest
-from tests.unit.core.builders import host, run, stop
+from tests.unit.core.builders import host, run, set_domain, stop
 
 ONE, TWO = JobKey("1.srv", 1), JobKey("2.srv", 1)
 STOP = Orders("n1", Order.STOP, (ONE,))
@@ -54,6 +54,13 @@ def test_every_message_holds_all_orders_of_the_domain(h: Host) -> None:
     h.facts.host = h.without_priority
     h.send(Orders("n1", Order.LIFT, (ONE,)), Orders("n1", Order.LIFT, (TWO,)))
     assert h.agent.orders == {("1.srv", 1): "lift", ("2.srv", 1): "lift"}, "the order for 1 stands"
+
+
+def test_what_sleeps_on_disk_needs_no_confirmation(h: Host) -> None:
+    """After a restart no agent can give it, and a frozen domain waits for it before it is restored."""
+    sleep = Sleep(900.0, "a new disk", SleepCause.ADMIN)
+    h.facts.host = set_domain(h.without_priority, "n1", sleep=sleep, lifecycle=Lifecycle.DOWN)
+    assert h.orders.unconfirmed_stops() == frozenset()
 
 
 def test_a_stop_is_confirmed_for_the_jobs_of_the_order(h: Host) -> None:
