@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 
+from .words import CLASSES_OF as CLASSES_OF
 from .words import JobClass as JobClass
 from .words import Kind as Kind
 from .words import Lifecycle as Lifecycle
@@ -442,11 +443,3 @@ def once(host: Host, follows: Callable[[Host, *About], Answer], *about: *About) 
         host.answers[question] = follows(host, *about)
     answer: Answer = host.answers[question]
     return answer
-
-
-CLASSES_OF: dict[Kind, tuple[JobClass, ...]] = {
-    Kind.NORMAL: (JobClass.PREEMPTIBLE, JobClass.PROTECTED),
-    Kind.PRIORITY: (JobClass.PRIORITY,),
-    Kind.SERVICE: (),
-}
-"""Which classes of jobs a domain of a kind takes (docs/rules.md)."""

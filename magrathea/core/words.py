@@ -91,3 +91,11 @@ class Stage(StrEnum):
     COMING = "coming"
     SHORT = "short"
     UNHEARD = "unheard"
+
+
+CLASSES_OF: dict[Kind, tuple[JobClass, ...]] = {
+    Kind.NORMAL: (JobClass.PREEMPTIBLE, JobClass.PROTECTED),
+    Kind.PRIORITY: (JobClass.PRIORITY,),
+    Kind.SERVICE: (),
+}
+"""Which classes of jobs a domain of a kind takes (docs/rules.md)."""
