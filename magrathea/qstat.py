@@ -25,6 +25,14 @@ class NoQstat(Exception):
     """PBS does not answer or does not know the object; the text says why, and how to fix it."""
 
 
+class NoAnswer(NoQstat):
+    """PBS does not answer here, whatever it is asked."""
+
+
+NOT_CONNECTED = "cannot connect to server"
+"""Of qstat and pbsnodes; their exit code is then one of many."""
+
+
 def _ask(*arguments: str) -> str:
     return _run("qstat", "-f", "-w", *arguments)
 
@@ -32,16 +40,19 @@ def _ask(*arguments: str) -> str:
 def _run(name: str, *arguments: str) -> str:
     program = shutil.which(name) or shutil.which(name, path=FOLDER)
     if program is None:
-        raise NoQstat(f"there is no `{name}` here; put PBS's commands on PATH")
+        raise NoAnswer(f"there is no `{name}` here; put PBS's commands on PATH")
     command = [program, *arguments]
     told = printable(" ".join(command))
     environment = {**os.environ, **QSTAT_ENVIRONMENT}
     try:
         done = subprocess.run(command, capture_output=True, timeout=DEADLINE_S, check=False, env=environment)
-    except (OSError, ValueError, subprocess.TimeoutExpired) as error:  # ValueError: a null byte in an argument
+    except ValueError as error:  # a null byte in an argument
         raise NoQstat(f"`{told}`: {error}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NoAnswer(f"`{told}`: {error}") from error
     if done.returncode != 0:
-        raise NoQstat(printable(decoded(done.stderr).strip()) or f"`{told}` ended with {done.returncode}")
+        said = printable(decoded(done.stderr).strip()) or f"`{told}` ended with {done.returncode}"
+        raise NoAnswer(said) if NOT_CONNECTED in said else NoQstat(said)
     return decoded(done.stdout)
 
 

@@ -104,8 +104,8 @@ def explain(job: str, hub_option: str | None, socket_option: str | None, form: s
     Columns of `plain` if a host has the job: host, domain, vnode, class, what it does, seconds preempted so far, times
     preempted. If it waits: those of `magrathea preview`.
 
-    Exit codes: 0 explained; 1 neither a host nor PBS knows the job; 2 wrong usage; 3 neither hub nor daemon answers,
-    nor PBS about its vnodes if there is neither.
+    Exit codes: 0 explained; 1 neither a host nor PBS knows the job; 2 wrong usage; 3 neither hub nor daemon answers, or
+    PBS is needed and does not answer.
     """
     if sources.by_pbs(socket_option, hub_option):
         _explain_by_pbs(job, form)
@@ -142,11 +142,12 @@ def _explain_waiting(form: str, id: str, attributes: dict[str, str], outlook: Ou
 
 def _explain_by_pbs(job: str, form: str) -> None:
     """For a user on a login node: where the job is, or which vnodes would take it, as PBS shows it."""
+    known = login.vnodes("explain")
     id, attributes, cls, asked = _in_pbs(job, f"PBS cannot explain {job}")
     if on := login.placed_parts(attributes):
         login.explain_placed(form, PARTS, id, attributes, on)
         return
-    _explain_waiting(form, id, attributes, pbs_view.outlook(login.vnodes("explain"), cls, asked))
+    _explain_waiting(form, id, attributes, pbs_view.outlook(known, cls, asked))
 
 
 def _in_pbs(job: str, otherwise: str) -> tuple[str, dict[str, str], JobClass, list[Chunk]]:
@@ -157,7 +158,7 @@ def _in_pbs(job: str, otherwise: str) -> tuple[str, dict[str, str], JobClass, li
         return printable(name), attributes, qstat.class_of_select(select), qstat.chunks(select)
     except (qstat.NoQstat, ValueError) as error:
         view.say(f"magrathea explain: {otherwise}: {error}", err=True)
-        raise click.exceptions.Exit(NOT_WELL) from error
+        raise click.exceptions.Exit(sources.NOT_REACHABLE if isinstance(error, qstat.NoAnswer) else NOT_WELL) from error
 
 
 def _part(snapshot: Snapshot, domain: DomainReport, job: JobReport, now: float) -> tuple[str, ...]:
@@ -196,7 +197,7 @@ def preview(
     would preempt, how many such chunks would go there, why.
 
     Exit codes: 0 all chunks find a place; 1 not all do; 2 wrong usage, or PBS does not know the class; 3 neither hub
-    nor daemon answers, nor PBS if there is neither.
+    nor daemon answers, or PBS is needed and does not answer.
     """
     name, _, select = resources.partition("=")
     try:
@@ -204,6 +205,9 @@ def preview(
             raise ValueError("it needs -q QUEUE or --class, and -l select=...")
         asked = qstat.chunks(select)
         job_class = JobClass(cls) if cls else qstat.class_of_queue(str(queue))
+    except qstat.NoAnswer as error:
+        view.say(f"magrathea preview: {error}; name the class (--class) to do without PBS", err=True)
+        raise click.exceptions.Exit(sources.NOT_REACHABLE) from error
     except (ValueError, qstat.NoQstat) as error:
         view.say(f"magrathea preview: {error}; see `magrathea preview --help`", err=True)
         raise click.exceptions.Exit(USAGE) from error

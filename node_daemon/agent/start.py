@@ -4,6 +4,7 @@ import gc
 import os
 import selectors
 import signal
+import stat
 import sys
 
 from . import VERSION
@@ -18,7 +19,7 @@ from .values import Unusable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
-    from typing import List, Optional, Tuple
+    from typing import Callable, List, Optional, Tuple
 
 USAGE = """usage: magrathea-agent [--config FILE] [--check] [--version] [--help]
 
@@ -28,15 +29,15 @@ The agent of a domain: relays requests of MoM's hooks to the host's node daemon,
   --check        read the configuration, report what is wrong with it, and end
   --version      print the version and end
 
-exit codes: 0 ended by a signal, or the configuration is good, 1 --check found something that would fail,
-2 bad usage or configuration, 74 the output cannot be written
+exit codes: 0 ended by a signal, or --check found nothing, 1 a defect, 2 bad usage or configuration,
+3 cannot start here (the last line says why; --check, too), 74 the output cannot be written
 
 SIGTERM or SIGINT ends it. Stopped jobs stay stopped: the node daemon decides about them, and the next agent continues
 where this one left off.
 """ % (CONFIG_VARIABLE, DEFAULT_CONFIG)
 
 
-LOST = 74  # exit code if the output cannot be written, as of the other programs
+BAD_CONFIGURATION, CANNOT_START, LOST = 2, 3, 74  # exit codes, as of the other programs
 
 
 def say(text: str) -> bool:
@@ -88,14 +89,27 @@ def obstacles(config: Config) -> "List[str]":
             found.append("%s: %s cannot be written by uid %d" % (name, directory, os.geteuid()))
         if os.path.isdir(path):
             found.append("%s: %s is a directory; name a file in it" % (name, path))
+    if os.path.lexists(config.socket) and not _is(stat.S_ISSOCK, config.socket) and not os.path.isdir(config.socket):
+        found.append("socket: %s is no socket; remove it, or name another path" % config.socket)
     return found
+
+
+def _is(kind: "Callable[[int], bool]", path: str) -> bool:
+    return kind(os.lstat(path).st_mode)
 
 
 def check(config: Config) -> "List[str]":
     """What would fail on this machine although the configuration itself is valid."""
     found = obstacles(config)
-    if not os.path.exists(config.channel_path):
+    path = os.path.realpath(config.channel_path)
+    if not os.path.exists(path):
         found.append("channel: %s does not exist (yet): is the port in the domain's definition?" % config.channel_path)
+    elif config.channel_kind == "unix" and not _is(stat.S_ISSOCK, path):
+        found.append("channel: %s is no socket; name the socket of the node daemon" % config.channel_path)
+    elif config.channel_kind == "port" and not _is(stat.S_ISCHR, path):
+        found.append(
+            "channel: %s is no device; name the port of the domain's definition, or unix:PATH" % config.channel_path
+        )
     return found
 
 
@@ -124,7 +138,7 @@ def watch_signals(loop: Loop, ends: Ends) -> None:
 
 
 def main(arguments: "Optional[List[str]]" = None) -> int:
-    """Run the command. Returns 0 after an orderly end, 1 after trouble, 2 for a wrong configuration."""
+    """Run the command. Returns one of the exit codes that its help lists."""
     keep_standard_descriptors()
     try:
         what, path = options(sys.argv[1:] if arguments is None else arguments)
@@ -133,10 +147,14 @@ def main(arguments: "Optional[List[str]]" = None) -> int:
         if what == "version":
             return 0 if say("magrathea-agent %s\n" % VERSION) else LOST
         config = Config(path)
-        if what == "check":
-            found = check(config)
-            is_told = say("".join("%s: %s\n" % (path, line) for line in found) or "%s: ok\n" % path)
-            return 1 if found else 0 if is_told else LOST
+    except Unusable as error:
+        log.error(str(error))
+        return BAD_CONFIGURATION
+    if what == "check":
+        found = check(config)
+        is_told = say("".join("%s: %s\n" % (path, line) for line in found) or "%s: ok\n" % path)
+        return CANNOT_START if found else 0 if is_told else LOST
+    try:
         in_the_way = obstacles(config)
         if in_the_way:
             raise Unusable("; ".join("%s: %s" % (path, line) for line in in_the_way))
@@ -148,7 +166,7 @@ def main(arguments: "Optional[List[str]]" = None) -> int:
         agent.start()
     except Unusable as error:
         log.error(str(error))
-        return 2
+        return CANNOT_START
     freeze = getattr(gc, "freeze", None)  # since Python 3.7
     if freeze is not None:
         freeze()  # what exists now stays, so no collection needs to look at it

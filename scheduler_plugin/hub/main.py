@@ -24,8 +24,7 @@ from .startable import LOCK, obstacles
 
 log = logging.getLogger("magrathea-hub")
 
-BAD_CONFIGURATION = 2
-FAILED = 1
+BAD_CONFIGURATION, CANNOT_START = 2, 3
 
 
 def lock(state_dir: Path) -> int:
@@ -77,9 +76,9 @@ def main(config: Path, check: bool) -> None:
       magrathea-hub --check
       magrathea-hub --config /etc/magrathea/hub.toml
 
-    Exit codes: 0 ended by a signal, or --check found nothing; 1 the hub cannot start here (--check, too) or has failed,
-    and its last lines name the reason; 2 wrong usage, or the configuration, pbs.conf or a key cannot be used; 74 the
-    output cannot be written.
+    Exit codes: 0 ended by a signal, or --check found nothing; 1 a defect; 2 wrong usage, or the configuration, pbs.conf
+    or a key cannot be used; 3 the hub cannot start here (its last lines name the reason; --check, too); 74 the output
+    cannot be written.
     """
     try:
         configuration = load(config)
@@ -90,7 +89,7 @@ def main(config: Path, check: bool) -> None:
     if found := obstacles(configuration):
         for sentence in found:
             click.echo(f"magrathea-hub: {config}: {sentence}", err=True)
-        sys.exit(FAILED)
+        sys.exit(CANNOT_START)
     if check:
         click.echo(f"{config}: ok")
         return
@@ -99,10 +98,10 @@ def main(config: Path, check: bool) -> None:
         held = lock(configuration.state_dir)
     except BlockingIOError:
         click.echo(f"magrathea-hub: {configuration.state_dir} is in use by another hub; stop that one first", err=True)
-        sys.exit(FAILED)
+        sys.exit(CANNOT_START)
     except OSError as error:
         click.echo(f"magrathea-hub: {configuration.state_dir}: {error}; fix the paths in [hub]", err=True)
-        sys.exit(FAILED)
+        sys.exit(CANNOT_START)
     try:
         supervision.run(serve(configuration, connect))
     except KeysError as error:
@@ -110,7 +109,7 @@ def main(config: Path, check: bool) -> None:
         sys.exit(BAD_CONFIGURATION)
     except (ChannelError, OSError) as error:
         click.echo(f"magrathea-hub: {error}", err=True)
-        sys.exit(FAILED)
+        sys.exit(CANNOT_START)
     except supervision.Defect:
         supervision.end()
     finally:

@@ -268,7 +268,7 @@ def test_a_second_hub_with_the_same_state_is_refused(tmp_path: Path) -> None:
     first = started(hub_toml(tmp_path))
     try:
         second = subprocess.run(command(hub_toml(tmp_path)), capture_output=True, text=True, timeout=BOUND_S)
-        assert second.returncode == 1
+        assert second.returncode == 3
         assert "another hub" in second.stderr
     finally:
         first.terminate()

@@ -181,6 +181,20 @@ def test_a_preview_answers_by_what_is_published(select: str, code: int, sentence
     assert (result.exit_code, sentence in result.stdout) == (code, True), result.output
 
 
+@pytest.mark.parametrize("command", [["explain", "12"], ["preview", "-q", "high"]])
+@pytest.mark.parametrize("missing", ["qstat", "pbsnodes"])
+def test_a_pbs_that_cannot_be_asked_has_one_exit_code_whichever_program_misses_it(
+    site: Site, missing: str, command: list[str]
+) -> None:
+    if command[0] == "explain":
+        site.prints("qstat", WAITING)
+    (site.folder / missing).unlink()
+    assert magrathea(*command).exit_code == sources.NOT_REACHABLE
+    (site.folder / missing).write_text("#!/bin/sh\necho 'cannot connect to server head (errno=111)' >&2\nexit 1\n")
+    (site.folder / missing).chmod(0o755)
+    assert magrathea(*command).exit_code == sources.NOT_REACHABLE
+
+
 @pytest.mark.parametrize(
     "command", [["hosts"], ["status"], ["explain", "12"], ["preview", "-q", "high"], ["drain", "n1"]]
 )

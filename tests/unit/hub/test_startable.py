@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from magrathea import places
 from magrathea.surroundings import cannot_listen
 from scheduler_plugin.hub import keys, startable
-from scheduler_plugin.hub.main import FAILED, lock, main
+from scheduler_plugin.hub.main import CANNOT_START, lock, main
 
 BASE = """\
 [hub]
@@ -72,7 +72,7 @@ def test_each_obstacle_is_named_with_its_value_and_its_fix(tmp_path: Path, name:
     wrong, words = OBSTACLES[name]
     path = file(tmp_path, **{key: value.replace("FOLDER", str(tmp_path)) for key, value in wrong.items()})
     done = CliRunner().invoke(main, ["--config", str(path), *arguments])
-    assert done.exit_code == FAILED, done.output
+    assert done.exit_code == CANNOT_START, done.output
     for word in words:
         assert word.replace("FOLDER", str(tmp_path)) in done.output
     assert (tmp_path / "plain").is_file() and (tmp_path / "folder").is_dir(), "nobody has removed it"
@@ -84,7 +84,7 @@ def test_a_port_that_somebody_else_has_is_told_but_not_that_of_the_hub_that_runs
     with socket.create_server(("127.0.0.1", 0)) as other:
         path = file(tmp_path, listen=f"tcp://127.0.0.1:{other.getsockname()[1]}")
         code, said = check(path)
-        assert code == FAILED
+        assert code == CANNOT_START
         assert f"127.0.0.1:{other.getsockname()[1]}" in said
         assert "ss -ltnp" in said
         held = lock(tmp_path / "state")
@@ -95,13 +95,13 @@ def test_a_port_that_somebody_else_has_is_told_but_not_that_of_the_hub_that_runs
 def test_a_port_that_is_none_is_told(tmp_path: Path) -> None:
     keys.init(tmp_path / "keys")
     code, said = check(file(tmp_path, listen="tcp://*:70000"))
-    assert (code, "65535" in said) == (FAILED, True)
+    assert (code, "65535" in said) == (CANNOT_START, True)
 
 
 def test_a_name_at_which_nobody_can_listen_is_told(tmp_path: Path) -> None:
     keys.init(tmp_path / "keys")
     code, said = check(file(tmp_path, listen="tcp://nosuch.invalid:17017"))
-    assert (code, "nosuch.invalid is no interface of this machine" in said) == (FAILED, True)
+    assert (code, "nosuch.invalid is no interface of this machine" in said) == (CANNOT_START, True)
     for name in ("lo", "localhost"):
         assert "interface" not in cannot_listen(f"tcp://{name}:17017", "")
 
@@ -110,7 +110,7 @@ def test_a_name_at_which_nobody_can_listen_is_told(tmp_path: Path) -> None:
 def test_books_and_lock_are_files(tmp_path: Path, name: str) -> None:
     (tmp_path / "state" / name).mkdir(parents=True)
     code, said = check(file(tmp_path))
-    assert (code, f"{tmp_path}/state/{name} is a directory" in said) == (FAILED, True)
+    assert (code, f"{tmp_path}/state/{name} is a directory" in said) == (CANNOT_START, True)
 
 
 def test_books_at_the_former_default_place_are_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_books_at_the_former_default_place_are_not_left_behind(tmp_path: Path, m
     assert check(path)[0] == 0
     (former / "books.json").write_text("{}")
     code, said = check(path)
-    assert code == FAILED
+    assert code == CANNOT_START
     assert f'write state_dir = "{former}" in [hub]' in said
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "books.json").write_text("{}")
