@@ -33,6 +33,7 @@ class RefusalCode(StrEnum):
     DOMAIN_DRAINING = "domain-draining"
     DOMAIN_FAULT = "domain-fault"
     DOMAIN_FROZEN = "domain-frozen"
+    DOMAIN_MOVING = "domain-moving"
     DOMAIN_PREEMPTED = "domain-preempted"
     DOMAIN_UNKNOWN = "domain-unknown"
     FAILED = "failed"
@@ -56,9 +57,11 @@ class RefusalCode(StrEnum):
     NO_JOBS_HERE = "no-jobs-here"
     NO_RESERVATION = "no-reservation"
     NO_SPACE = "no-space"
+    NO_VISITORS = "no-visitors"
     NOT_FREEZABLE = "not-freezable"
     NOT_FROZEN = "not-frozen"
     NOT_GIVEN = "not-given"
+    NOT_MOVABLE = "not-movable"
     NOT_PERMITTED = "not-permitted"
     NOT_SAVING = "not-saving"
     NOT_STOPPED = "not-stopped"
@@ -274,6 +277,7 @@ TABLE: tuple[Meaning, ...] = (
         (_C.DOMAIN_FROZEN, "the domain is saved to disk", "`magrathea domain defrost DOMAIN`"),
         (_C.DOMAIN_ASLEEP, "the domain sleeps on disk with its jobs", "`magrathea domain defrost DOMAIN`, then wait"),
         (_C.DOMAIN_DRAINING, "the domain finishes its jobs and takes no more", "`magrathea undrain DOMAIN`"),
+        (_C.DOMAIN_MOVING, "the domain is on its way to or from another host", "wait; `magrathea status` shows it"),
         (_C.DOMAIN_PREEMPTED, "the domain's jobs are stopped", "wait"),
         (
             _C.DOMAIN_UNKNOWN,
@@ -336,6 +340,12 @@ TABLE: tuple[Meaning, ...] = (
             _C.NOT_FREEZABLE,
             "only a priority domain that is up can be frozen without jobs; none that is no longer configured with them",
             "boot it, or configure it again; `--with-jobs` freezes a domain of any kind",
+        ),
+        (_C.NOT_MOVABLE, "only a domain that is up can be moved to another host", "boot or defrost it first"),
+        (
+            _C.NO_VISITORS,
+            "the host does not take domains from that host",
+            "name another host, or permit it in that host's configuration",
         ),
         (_C.NOT_FROZEN, "the domain is not saved to disk, or is on its way back", "nothing"),
         (_C.NOT_SAVING, "the domain is not being saved", "nothing"),

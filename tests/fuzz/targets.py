@@ -23,7 +23,7 @@ from node_daemon.agent.lines import BadValue
 from node_daemon.agent.values import Unusable
 from node_daemon.journal import JournalError, open_journal, salvage
 from scheduler_plugin.hub import configuration as hub
-from scheduler_plugin.hub import keys, ledger
+from scheduler_plugin.hub import keys, ledger, ownership
 
 from .daemon_targets import lines_to_daemon, requests_to_daemon
 from .driver import Reader, Target
@@ -236,6 +236,13 @@ def hub_ledger(folder: Path) -> Reader:
     return read
 
 
+def hub_ownership(folder: Path) -> Reader:
+    def read(data: bytes) -> None:
+        ownership.encoded(ownership.decoded(data))
+
+    return read
+
+
 TARGETS = (
     Target("guest-to-daemon", guest_to_daemon),
     Target("daemon-to-agent", daemon_to_agent),
@@ -256,6 +263,7 @@ TARGETS = (
     Target("journal-file", journal_file, (JournalError,)),
     Target("journal-facts", journal_facts, (JournalError,)),
     Target("hub-ledger", hub_ledger, (Aside,), lines=1),
+    Target("hub-ownership", hub_ownership, (ownership.BadLedger,)),
     Target("messages-to-hub", messages_to_hub, (BadMessage,), lines=8, share=0.5),
     Target("lines-to-daemon", lines_to_daemon, lines=32, share=0.1),
     Target("requests-to-daemon", requests_to_daemon, (BadMessage,), lines=64, share=0.2),

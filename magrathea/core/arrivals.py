@@ -1,0 +1,253 @@
+"""The target's side of a move: what it expects, has, and lacks. Called by migration.py, which states the rules.
+
+Rule 1: nothing here trusts the source. It must be named in the configuration, the hub must have granted the move under
+this number, and the domain must fit. Else the move is declined, which binds nobody: what runs here anyway is here.
+Rule 2: an arrived copy runs only when the hub says that this host owns the domain. So a copy that is left over from a
+failed attempt never runs; it is discarded when the hub has cancelled its number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from .model import Amount, Closing, Domain, Ended, Host, Job, Kind, Lifecycle, Mode, Sleep
+from .moves import Arriving, Moves, Ownership, Parcel, Place, Says, Where, Word
+from .shares import summed, unused
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Which visitors a host takes. `welcome`: the hosts they may come from. `most`: at once.
+
+    `patience_s`: how long room is kept for a domain that does not come. `facts_s`: how long a domain that is here waits
+    for the last facts; then those count that came before, because its source may be lost for good.
+    """
+
+    welcome: frozenset[str] = frozenset()
+    most: int = 2
+    patience_s: float = 600.0
+    facts_s: float = 120.0
+
+
+NO_VISITORS = Rules()
+
+
+Fact = TypeVar("Fact", Domain, Job, Ended, Closing, Sleep)
+
+
+def told(place: Place, record: Ownership) -> Place:
+    """Follow the hub's record of a domain that arrives."""
+    arriving = place.moves.arriving_of(record.domain)
+    if arriving is None:
+        return place
+    transfer, mine = record.transfer, record.owner == place.name
+    if transfer is not None and transfer.number == arriving.number:
+        changed = replace(arriving, owner=mine)
+        if transfer.letting is not arriving.letting:  # what was seen before may be older than the copy
+            changed = replace(changed, letting=transfer.letting, where=None)
+    elif mine and record.number >= arriving.number:
+        changed = replace(arriving, owner=True)
+    elif record.number > arriving.number:
+        changed = replace(arriving, cancelled=not (arriving.ran or arriving.owner))
+    else:
+        changed = arriving
+    return replace(place, moves=place.moves.with_arriving(record.domain, changed))
+
+
+def expected(place: Place, rules: Rules) -> Place:
+    """Expect the domains that the hub's records send here, once nothing is left of their earlier moves."""
+    moves = place.moves
+    for record in moves.records:
+        transfer, name = record.transfer, record.domain
+        if transfer is None or transfer.target != place.name or moves.arriving_of(name) or moves.leaving_of(name):
+            continue
+        until = place.host.now + rules.patience_s
+        new = Arriving(name, transfer.number, transfer.source, until, owner=record.owner == place.name)
+        awaited = sum(not (x.adopted or x.cancelled or x.declined) for x in moves.arriving)
+        new = replace(new, letting=transfer.letting, declined=_unwelcome(place.host, new, awaited, rules))
+        moves = moves.with_arriving(name, new)
+    return replace(place, moves=moves)
+
+
+def _unwelcome(host: Host, arriving: Arriving, awaited: int, rules: Rules) -> str:
+    """Why the domain is not taken, before anything is known of it; empty if it is welcome."""
+    own = host.domain(arriving.domain)
+    if arriving.source not in rules.welcome:
+        return f"it takes no domains from {arriving.source}"
+    if own is not None and (own.lifecycle is not Lifecycle.DOWN or own.jobs or own.frozen):
+        return "it has a domain of this name that is not down and empty"
+    return "as many domains as may move at once are arriving already" if awaited >= rules.most else ""
+
+
+def parcel_told(place: Place, parcel: Parcel) -> Place:
+    """Keep the newest facts of a domain that is expected, with their times by this host's clock."""
+    arriving = place.moves.arriving_of(parcel.facts.name)
+    if arriving is None or arriving.adopted or arriving.cancelled:
+        return place
+    if (parcel.number, parcel.source) != (arriving.number, arriving.source):
+        return place
+    old = arriving.parcel
+    if old is not None and (old.final, old.at) >= (parcel.final, parcel.at):
+        return place
+    here = replace(parcel, facts=shifted(parcel.facts, place.host.now - parcel.at))
+    changed = replace(arriving, parcel=here)
+    if old is None and not arriving.declined and not arriving.here:
+        changed = replace(changed, declined=no_room(place.host, parcel.facts, place.moves))
+    return replace(place, moves=place.moves.with_arriving(arriving.domain, changed))
+
+
+def no_room(host: Host, domain: Domain, moves: Moves) -> str:
+    """Why the domain does not fit now, without stopping anybody; empty if it fits. What is expected already counts."""
+    whole, left = host.without_services, unused(host) - reserved(moves)
+    if domain.kind is Kind.SERVICE:
+        need = Amount(domain.cpus, domain.memory_mib)
+    elif domain.cpus > whole.cpus:
+        return f"it has {domain.cpus} CPUs, and {host.name} has {whole.cpus} for domains that take jobs"
+    elif host.mode is Mode.EXCLUSIVE:
+        busy = [d.name for d in host.workers if d.jobs and d.name != domain.name]
+        busy += [x.domain for x in moves.arriving if x.parcel and x.parcel.facts.jobs and not x.adopted]
+        if domain.jobs and busy:
+            return f"only one domain of {host.name} runs jobs at a time, and {busy[0]} has some"
+        need = Amount(0, domain.use.mib + domain.floor_mib)
+    else:
+        need = domain.use + Amount(0, domain.floor_mib)
+    if need.within(left):
+        return ""
+    return f"it needs {need.cpus} CPUs and {need.mib} MiB, and {max(0, left.cpus)} and {max(0, left.mib)} are free"
+
+
+def reserved(moves: Moves) -> Amount:
+    """What the host keeps for domains that it expects and does not have yet."""
+    awaited = (x.parcel.facts for x in moves.arriving if x.parcel and not (x.adopted or x.cancelled or x.declined))
+    return summed(_held(facts) for facts in awaited)
+
+
+def _held(domain: Domain) -> Amount:
+    if domain.kind is Kind.SERVICE:
+        return Amount(domain.cpus, domain.memory_mib)
+    return domain.use + Amount(0, domain.floor_mib)
+
+
+def prepared(place: Place, name: str, number: int, failed: str) -> Place:
+    arriving = place.moves.arriving_of(name)
+    if arriving is None or arriving.number != number or arriving.cancelled or arriving.declined:
+        return place
+    if failed:
+        changed = replace(arriving, declined=failed)
+    else:
+        # What an earlier copy has left would pass for this one. Only a look since then says that there is nothing.
+        changed = replace(arriving, ready=arriving.ready or arriving.where is Where.ABSENT)
+    return replace(place, moves=place.moves.with_arriving(name, changed))
+
+
+def seen(place: Place, arriving: Arriving, where: Where) -> Place:
+    """The hypervisor shows the domain. A cancelled arrival ends as soon as nothing is left of it."""
+    name = arriving.domain
+    if arriving.cancelled and where is Where.ABSENT:
+        return replace(place, moves=place.moves.with_arriving(name, None))
+    changed = replace(arriving, where=where, ran=arriving.ran or where is Where.RUNNING)
+    foreign = where is not Where.ABSENT and not (changed.ready or changed.here or changed.cancelled)
+    if foreign and not changed.declined:
+        changed = replace(changed, declined="its hypervisor has a domain of this name already")
+    return replace(place, moves=place.moves.with_arriving(name, changed))
+
+
+def settled(place: Place, name: str, rules: Rules) -> Place:
+    """What follows for an arrival from its facts and the time."""
+    arriving, record, now = place.moves.arriving_of(name), place.moves.record(name), place.host.now
+    if arriving is None:
+        return place
+    mine = record is not None and record.owner == place.name and record.number >= arriving.number
+    if arriving.adopted and arriving.runs and record is not None and mine:
+        owed = record.transfer is not None and record.transfer.number == arriving.number
+        return place if owed else replace(place, moves=place.moves.with_arriving(name, None))
+    waits = not (arriving.here or arriving.cancelled or arriving.declined)
+    if waits and arriving.until <= now and arriving.where not in (Where.INCOMING, Where.ARRIVED):
+        late = replace(arriving, declined=f"it did not come within {rules.patience_s:g} s")
+        return replace(place, moves=place.moves.with_arriving(name, late))
+    return place
+
+
+def with_time_for_facts(before: Arriving | None, now: Arriving, at: float, rules: Rules) -> Arriving:
+    """`now`; if the domain is here only since now, its last facts have `facts_s` to come."""
+    came = now.here and not (before is not None and before.here)
+    return replace(now, until=at + rules.facts_s) if came else now
+
+
+def adoptable(arriving: Arriving, now: float) -> Domain | None:
+    """The facts that become the host's own now; None if they do not.
+
+    Not while the copy has neither run nor been given to this host: it could still be lost, and the source go on.
+    """
+    parcel = arriving.parcel
+    if arriving.adopted or arriving.cancelled or parcel is None or not (arriving.ran or arriving.owner):
+        return None
+    return parcel.facts if parcel.final or arriving.until <= now else None
+
+
+def as_arrived(domain: Domain, now: float) -> Domain:
+    """The domain's facts at its new host: it is up, and its agent gets the time of grace to connect."""
+    return replace(
+        domain,
+        lifecycle=Lifecycle.UP,
+        agent_lost_at=now,
+        boot_until=None,
+        saving=False,
+        paused_externally=False,
+        configured=True,
+    )
+
+
+def says(arriving: Arriving) -> Word | None:
+    """What the target says of the arrival; None if nothing."""
+    table = (
+        (arriving.cancelled, None, ""),
+        (arriving.adopted, Says.ADOPTED, ""),
+        (arriving.here, Says.HERE, ""),
+        (arriving.lacks, Says.LACKS, ""),
+        (bool(arriving.declined), Says.DECLINES, arriving.declined),
+        (arriving.ready, Says.READY, ""),
+    )
+    what, about = next(((what, about) for holds, what, about in table if holds), (None, ""))
+    return Word(arriving.domain, arriving.number, what, about) if what else None
+
+
+def discards(arriving: Arriving, where: Where) -> bool:
+    """True if what is here of the domain must go: its move is off, and it never ran here."""
+    return arriving.cancelled and where in (Where.INCOMING, Where.ARRIVED, Where.OFF)
+
+
+def prepares(arriving: Arriving, where: Where) -> bool:
+    """True if the arrival must be prepared."""
+    over = arriving.ready or arriving.declined or arriving.cancelled or arriving.here or arriving.letting is not None
+    return not over and arriving.parcel is not None and where is Where.ABSENT
+
+
+# Times are those of a host's own clock.
+
+TIMES = {
+    Domain: ("boot_until", "agent_lost_at", "linger_until", "young_since", "overtaken_since", "woken_at"),
+    Job: ("claimed_at", "run_since", "stopped_since"),
+    Ended: ("at",),
+    Closing: ("since",),
+    Sleep: ("since", "books_until"),
+}
+"""The facts that are times. All other numbers are the same on every clock."""
+
+
+def shifted(domain: Domain, by: float) -> Domain:
+    """The domain's facts by a clock that is `by` seconds ahead."""
+    moved = _shifted(domain, by)
+    return replace(
+        moved,
+        jobs=tuple(_shifted(job, by) for job in domain.jobs),
+        ended=tuple(_shifted(ended, by) for ended in domain.ended),
+        closing=None if domain.closing is None else _shifted(domain.closing, by),
+        sleep=None if domain.sleep is None else _shifted(domain.sleep, by),
+    )
+
+
+def _shifted(fact: Fact, by: float) -> Fact:
+    times = {name: at + by for name in TIMES[type(fact)] if (at := getattr(fact, name)) is not None}
+    return replace(fact, **times)

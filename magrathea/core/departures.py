@@ -1,0 +1,171 @@
+"""The source's side of a move: asking, copying, letting go, turning back. Called by migration.py; the rules are there.
+
+Rule 1: a move is begun as a fact before the hypervisor is asked to copy. After a crash the copy is over as soon as the
+hypervisor shows none, and what it shows of the domain decides.
+Rule 2: once the domain has ceased to run here, nothing here lets it run again until the hub has said so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import assert_never
+
+from . import events as ev
+from .model import Lifecycle
+from .move_events import MoveDenied, MoveNote, MoveNoted, MoveRequested, Result, Seen
+from .moves import Leaving, Letting, MoveStage, Ownership, Place, Says, Where, Word, with_domain, without_domain
+from .refusals import Refusal, RefusalCode
+
+MOST_ATTEMPTS = 3
+"""Copies that may fail before the domain stays where it is."""
+
+
+def with_change(place: Place, domain: str, change: Callable[[Leaving], Leaving]) -> Place:
+    leaving = place.moves.leaving_of(domain)
+    if leaving is None:
+        return place
+    return replace(place, moves=place.moves.with_leaving(domain, change(leaving)))
+
+
+def requested(place: Place, event: MoveRequested) -> Result:
+    wanted = "" if event.to == place.name else event.to
+    leaving = place.moves.leaving_of(event.domain)
+    if leaving is None and (no := _no_move(place, event.domain, wanted)):
+        return place, (ev.Refused(event.domain, no.code, no.text),)
+    if leaving and leaving.stage in (MoveStage.HANDED, MoveStage.RESUMING):
+        text = f"{event.domain} no longer runs here; wait until the hub has said which host has it"
+        return place, (ev.Refused(event.domain, RefusalCode.DOMAIN_MOVING, text),)
+    accepted = (ev.Accepted(event.domain),)
+    if leaving:
+        changed = replace(leaving, wanted=wanted, until=event.until, attempts=0, why="somebody asked for it")
+        return replace(place, moves=place.moves.with_leaving(event.domain, changed)), accepted
+    if not wanted:
+        return place, accepted
+    record = place.moves.record(event.domain)
+    assert record
+    new = Leaving(event.domain, record.number, wanted, wanted, place.host.now, event.until)
+    return replace(place, moves=place.moves.with_leaving(event.domain, new)), accepted
+
+
+def _no_move(place: Place, name: str, wanted: str) -> Refusal | None:
+    """Why no move of the domain may begin now; None if it may."""
+    host, record = place.host, place.moves.record(name)
+    domain = host.domain(name)
+    if domain is None:
+        return Refusal(RefusalCode.UNKNOWN_DOMAIN, f"{host.name} has no domain {name}")
+    if not wanted:
+        return None
+    up = domain.lifecycle is Lifecycle.UP and not (domain.frozen or domain.saving or domain.sleep)
+    gates = (
+        (place.moves.arriving_of(name) is not None, RefusalCode.DOMAIN_MOVING, f"{name} is just arriving; wait"),
+        (host.paused is not None, RefusalCode.PAUSED, f"{host.name} is paused; `magrathea unpause` there first"),
+        (domain.closing is not None, RefusalCode.DOMAIN_CLOSING, f"{name} is to go down; wait, or undrain it"),
+        (not up, RefusalCode.NOT_MOVABLE, f"only a domain that is up can be moved, and {name} is not"),
+        (
+            host.hub_lost or record is None or record.owner != host.name,
+            RefusalCode.HUB_LOST,
+            f"no hub has confirmed that {name} is {host.name}'s; without the hub's books no domain moves",
+        ),
+    )
+    return next((Refusal(code, text) for holds, code, text in gates if holds), None)
+
+
+def denied(leaving: Leaving, event: MoveDenied) -> Leaving:
+    if leaving.stage is not MoveStage.ASKING or event.number != leaving.number:
+        return leaving
+    return replace(leaving, wanted="", why=event.why)
+
+
+def copy_over(leaving: Leaving, failed: str) -> Leaving:
+    if leaving.stage is not MoveStage.COPYING or leaving.tried:
+        return leaving
+    return replace(leaving, tried=True, letting=None if failed else Letting.GONE, why=failed)
+
+
+def restarted(leaving: Leaving) -> Leaving:
+    return copy_over(leaving, "the daemon was restarted while it copied")
+
+
+def granted(place: Place, leaving: Leaving, record: Ownership) -> Result:
+    """The hub's record still has this host as owner under the number of the move."""
+    transfer = record.transfer
+    if transfer is None or leaving.stage not in (MoveStage.ASKING, MoveStage.PREPARING, MoveStage.COPYING):
+        return place, ()
+    if leaving.stage is MoveStage.ASKING:
+        leaving = replace(leaving, stage=MoveStage.PREPARING, granted=transfer.number, to=transfer.target)
+    if transfer.declined and not leaving.turns_back:
+        leaving = replace(leaving, wanted="", why=f"{transfer.target}: {transfer.declined}")
+    if leaving.stage is MoveStage.PREPARING and transfer.ready and not leaving.turns_back:
+        leaving = replace(leaving, stage=MoveStage.COPYING)
+    return replace(place, moves=place.moves.with_leaving(leaving.domain, leaving)), ()
+
+
+def kept(place: Place, leaving: Leaving, record: Ownership) -> Result:
+    """The hub says that the domain stays this host's. Its facts are the host's again, if they were not."""
+    name, moves = leaving.domain, place.moves
+    if leaving.stage is MoveStage.HANDED:
+        host = with_domain(place.host, leaving.sealed) if leaving.sealed else place.host
+        resuming = replace(leaving, stage=MoveStage.RESUMING, number=record.number, granted=0, sealed=None, wanted="")
+        return Place(host, moves.with_leaving(name, resuming)), ()
+    if leaving.stage is MoveStage.RESUMING:
+        return place, ()
+    domain = place.host.domain(name)
+    up = domain is not None and domain.lifecycle is Lifecycle.UP
+    if not (leaving.wanted and leaving.attempts < MOST_ATTEMPTS and up):
+        noted = MoveNoted(name, MoveNote.STAYED, leaving.why)
+        return replace(place, moves=moves.with_leaving(name, None)), (noted,)
+    to, attempts = leaving.wanted, leaving.attempts
+    asks = Leaving(name, record.number, to, to, leaving.since, leaving.until, attempts=attempts, why=leaving.why)
+    return replace(place, moves=moves.with_leaving(name, asks)), ()
+
+
+def seen(place: Place, leaving: Leaving, event: Seen) -> Result:
+    """The hypervisor shows the domain while it leaves."""
+    moves, name, where = place.moves, leaving.domain, event.where
+    if leaving.stage is MoveStage.COPYING and leaving.tried and not event.copying:
+        if where is Where.RUNNING:  # the copy failed: it goes on here
+            back = replace(leaving, stage=MoveStage.STAYING, letting=None, attempts=leaving.attempts + 1)
+            return replace(place, moves=moves.with_leaving(name, back)), ()
+        gone = leaving.letting is Letting.GONE or where in (Where.ABSENT, Where.LEFT)
+        letting = Letting.GONE if gone else Letting.ENDED
+        sealed = place.host.domain(name)
+        handed = replace(leaving, stage=MoveStage.HANDED, letting=letting, sealed=sealed)
+        return Place(without_domain(place.host, name), moves.with_leaving(name, handed)), ()
+    if leaving.stage in (MoveStage.ASKING, MoveStage.PREPARING) and where is not Where.RUNNING:
+        ended = replace(leaving, wanted="", why="it ended here")
+        return replace(place, moves=moves.with_leaving(name, ended)), ()
+    if leaving.stage is MoveStage.RESUMING and where is not Where.LEFT:
+        noted = MoveNoted(name, MoveNote.STAYED, leaving.why or "its copy did not arrive")
+        return replace(place, moves=moves.with_leaving(name, None)), (noted,)
+    record = moves.record(name)
+    if leaving.stage is MoveStage.HANDED and where is Where.ABSENT and record and closed(place, leaving, record):
+        noted = MoveNoted(name, MoveNote.LEFT, record.owner)
+        left = tuple(v for v in moves.visitors if v != name)
+        return replace(place, moves=replace(moves.with_leaving(name, None), visitors=left)), (noted,)
+    return place, ()
+
+
+def closed(place: Place, leaving: Leaving, record: Ownership) -> bool:
+    """True if another host owns the domain and has its facts. It may be on its way from there already."""
+    owed = record.transfer is not None and record.transfer.number <= record.number
+    return record.number > leaving.number and record.owner != place.name and not owed
+
+
+def says(leaving: Leaving) -> Word | None:
+    """What the source says of the move; None if nothing."""
+    name, number = leaving.domain, leaving.number
+    match leaving.stage:
+        case MoveStage.ASKING | MoveStage.PREPARING:  # also when it is granted: the hub's books may have been lost
+            return Word(name, number, Says.ASKS, leaving.to)
+        case MoveStage.STAYING:
+            return Word(name, number, Says.STAYS)
+        case MoveStage.HANDED:
+            gone = leaving.letting is Letting.GONE
+            return Word(name, leaving.granted, Says.GONE if gone else Says.ENDED, leaving.to)
+        case MoveStage.COPYING:
+            return None
+        case MoveStage.RESUMING:
+            return Word(name, number, Says.OWNS)
+        case _:
+            assert_never(leaving.stage)

@@ -1,0 +1,109 @@
+"""What can happen to a host's moves, and what is answered and noted. See migration.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from . import events as ev
+from .moves import Ownership, Parcel, Place, Where
+
+
+@dataclass(frozen=True, slots=True)
+class TimedMoveEvent:
+    """`at`: the time on the host's clock."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class MoveRequested(TimedMoveEvent):
+    """An admin wants the domain on host `to`; empty: here. Answered by `Accepted` or `Refused`.
+
+    `until`: a move that is not granted and prepared by then turns back.
+    """
+
+    domain: str
+    to: str
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
+class MoveDenied(TimedMoveEvent):
+    """The hub does not grant the move that was asked for under this `number`."""
+
+    domain: str
+    number: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordsTold(TimedMoveEvent):
+    """What the hub's books have of this host's domains. A domain that is not named is as before."""
+
+    records: tuple[Ownership, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ParcelTold(TimedMoveEvent):
+    """The source's facts of a domain that arrives here."""
+
+    parcel: Parcel
+
+
+@dataclass(frozen=True, slots=True)
+class Seen(TimedMoveEvent):
+    """What the hypervisor shows of the domain now. `copying`: a copy from here has not ended yet."""
+
+    domain: str
+    where: Where
+    copying: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared(TimedMoveEvent):
+    """The target has prepared the arrival under this `number`. `failed`: why it could not; empty if it could."""
+
+    domain: str
+    number: int
+    failed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyOver(TimedMoveEvent):
+    """The copy's call has returned. `failed`: why; empty if the hypervisor reported success."""
+
+    domain: str
+    failed: str = ""
+
+
+class Restarted(TimedMoveEvent):
+    """The daemon has started. Copies that it had begun are over as soon as the hypervisor shows none."""
+
+
+class Ticked(TimedMoveEvent):
+    """It is now `at`: deadlines take effect."""
+
+
+MoveEvent = MoveRequested | MoveDenied | RecordsTold | ParcelTold | Seen | Prepared | CopyOver | Restarted | Ticked
+
+
+class MoveNote(StrEnum):
+    """For the history. The words are in journals, so none of them ever changes."""
+
+    LEFT = "moved-away"
+    STAYED = "move-ended"
+    ARRIVED = "moved-here"
+    OLD_FACTS = "moved-here-with-old-facts"
+    SUPERSEDED = "owned-elsewhere"
+
+
+@dataclass(frozen=True, slots=True)
+class MoveNoted:
+    domain: str
+    what: MoveNote
+    text: str = ""
+
+
+Decision = ev.Accepted | ev.Refused | MoveNoted
+Result = tuple[Place, tuple[Decision, ...]]

@@ -1,0 +1,161 @@
+"""Moves between hosts, with any part failing after any step: one owner, one running copy, no fact lost or doubled.
+
+`move_world` says what the parts can do and how they fail. Short histories with one fault are all tried, long ones with
+many faults at random. After each step the world is checked as it is, and it is checked that it settles by itself once
+everything works again: then the domain runs on its owner, if any copy of it could.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import ModuleType
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from magrathea.core import arrivals
+from magrathea.core import migration as mg
+from magrathea.core.moves import MoveStage, Place, Where
+
+from . import move_world as mw
+
+LANDINGS = pytest.mark.parametrize("paused", [True, False], ids=["arrives-paused", "arrives-running"])
+
+
+def begun(*, paused: bool) -> mw.World:
+    """An admin has just asked for a move from a to b."""
+    return mw.requested(mw.new_world(paused=paused), "a", "b")
+
+
+def explored(first: mw.World, most: int) -> tuple[Counter[str], bool]:
+    """Where the domain ends after every order of steps and messages with at most one fault, and if all were tried.
+
+    Raises AssertionError, with the history that leads there.
+    """
+    known: dict[mw.World, str] = {}
+    outcomes: Counter[str] = Counter()
+    story = {(first, 1): ""}
+    todo = [(first, 1)]
+    for world, left in todo:
+        told = story[world, left]
+        try:
+            mw.check(world)
+            outcomes[mw.outcome(world, known)] += 1
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{told}") from error
+        for cost, steps in ((0, mw.ordinary(world)), (1, mw.faults(world) if left else ())):
+            for label, step in steps:
+                after = step(), left - cost
+                if after[0] != world and after not in story:
+                    story[after] = f"{told}\n{label}"
+                    todo.append(after)
+        if len(todo) > most:
+            return outcomes, False
+    return outcomes, True
+
+
+@LANDINGS
+@pytest.mark.timeout(1800)  # some 10,000 worlds, each checked to its end; a minute on a busy machine
+def test_a_move_with_any_one_fault_at_any_step(paused: bool) -> None:
+    outcomes, complete = explored(begun(paused=paused), 80 * settings().max_examples)
+    assert complete or settings().max_examples < 200, "the limit is too low: not all histories were tried"
+    assert outcomes["b"], "no move has succeeded"
+    assert not complete or outcomes["a"], "no move has failed"
+
+
+def copied(world: mw.World) -> mw.World:
+    """Until the hypervisors have begun the copy."""
+    while world.copy is None:
+        world = mw.one_round(world)
+    return world
+
+
+def test_a_copy_that_may_be_too_old_never_runs() -> None:
+    """The target's answer is lost, so its source runs on, and ends before anybody looks. What arrived is older."""
+    world = mw.progressed(copied(begun(paused=True)))
+    world = mw.failed(world, Where.RUNNING, Where.ARRIVED)
+    (world,) = mw.died(world, "a")
+    assert world.at("b").stale
+    assert mw.outcome(world, {}) == "", "it has ended"
+
+
+def test_what_changes_during_the_copy_arrives_with_the_domain() -> None:
+    world = mw.changed(mw.changed(copied(begun(paused=True)), "a"), "a")
+    while world.node("b").place.host.domain(mw.NAME) is None:
+        world = mw.one_round(world)
+    domain = world.node("b").place.host.domain(mw.NAME)
+    assert domain and domain.jobs[0].key.run == 3
+
+
+def test_a_host_that_is_lost_for_good_does_not_keep_the_domain_from_its_new_host() -> None:
+    """It runs there, and counts with the facts that came before, as soon as their time is over."""
+    world = mw.progressed(mw.progressed(copied(begun(paused=False))))
+    assert world.at("b").where is Where.RUNNING
+    world = mw.expired(mw.looked(mw.crashed(world, "a"), "b"), "b")
+    assert mg.may_act(world.node("b").place, mw.NAME)
+
+
+def run_at_once(place: Place, name: str, where: Where, *, copying: bool = False) -> mg.MoveStep | None:
+    """Runs what has arrived without asking whose it is."""
+    arriving = place.moves.arriving_of(name)
+    if arriving is not None and where is Where.ARRIVED and not arriving.cancelled:
+        return mg.MoveStep.RUN
+    return STEP(place, name, where, copying=copying)
+
+
+def go_on_at_once(place: Place, name: str, where: Where, *, copying: bool = False) -> mg.MoveStep | None:
+    """Lets the source go on without asking whether the target runs."""
+    leaving = place.moves.leaving_of(name)
+    if leaving is not None and leaving.stage is MoveStage.HANDED and where is Where.LEFT:
+        return mg.MoveStep.GO_ON
+    return STEP(place, name, where, copying=copying)
+
+
+STEP = mg.step
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "broken"),
+    [
+        (mg, "step", run_at_once),
+        (mg, "step", go_on_at_once),
+        (arrivals, "discards", lambda arriving, where: False),
+    ],
+    ids=["run-at-once", "go-on-at-once", "discard-nothing"],
+)
+def test_the_world_shows_a_rule_that_is_broken(
+    where: ModuleType, name: str, broken: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(where, name, broken)
+    with pytest.raises(AssertionError):
+        explored(begun(paused=True), 2_000)
+
+
+@settings(
+    max_examples=2 * settings().max_examples,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example, HealthCheck.data_too_large],
+)
+@given(
+    hosts=st.sampled_from((2, 3)),
+    paused=st.booleans(),
+    choices=st.lists(st.integers(0, 2**16), min_size=20, max_size=120),
+)
+def test_long_histories_with_many_faults_and_wishes(hosts: int, paused: bool, choices: list[int]) -> None:
+    world = mw.requested(mw.new_world(hosts, paused=paused), "a", "b")
+    known: dict[mw.World, str] = {}
+    told: list[str] = []
+    for choice in choices:
+        kind, index = choice % 16, choice // 16
+        source = mw.faults if kind == 0 else mw.wishes if kind == 1 else mw.ordinary
+        steps = list(source(world))
+        if not steps:
+            continue
+        label, step = steps[index % len(steps)]
+        told.append(label)
+        world = step()
+        try:
+            mw.check(world)
+            mw.outcome(world, known)
+        except AssertionError as error:
+            raise AssertionError("\n".join((str(error), *told))) from error
