@@ -85,7 +85,7 @@ def continued(host: Host, domain: Domain, event: ev.JobsContinued) -> Result:
 
 
 def given(host: Host, domain: Domain, event: ev.JobsGiven) -> Result:
-    """What has ended meanwhile stays so. What was removed only because PBS had not given it may be claimed and listed."""
+    """What has ended meanwhile stays so. What was removed because PBS had not given it may be claimed and listed."""
     found = ((job, one) for one in event.jobs if (job := domain.job(one.key)) is not None)
     changed = [new for job, one in found if (new := _as_given(host, job, one)) != job]
     keys = {one.key for one in event.jobs}

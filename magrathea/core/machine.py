@@ -152,8 +152,8 @@ def _with_dependent_facts(host: Host, domain: Domain, overtaken_since: float | N
     facts = (overtaken_since, young_since, closing, woken_at)
     if facts == (domain.overtaken_since, domain.young_since, domain.closing, domain.woken_at):
         return domain
-    changes = {"overtaken_since": overtaken_since, "young_since": young_since, "closing": closing, "woken_at": woken_at}
-    return replace(domain, **changes)
+    left = replace(domain, overtaken_since=overtaken_since, young_since=young_since)
+    return replace(left, closing=closing, woken_at=woken_at)
 
 
 def _reconfigured(host: Host, event: ev.Reconfigured) -> Result:

@@ -63,7 +63,7 @@ def with_a_place(d: Domain) -> list[Job]:
 def line_closed(h: Host) -> bool:
     """Jobs of some domain are stopped, or sleep, and are to go on as soon as there is room."""
     return any(
-        (bool(d.jobs) and (wants_back(d) or (away(d) and not asleep(d)) or (falling(d) and d.sleep.wakes)))  # type: ignore[union-attr]
+        (bool(d.jobs) and (wants_back(d) or (away(d) and not asleep(d)) or (falling(d) and d.sleep.wakes)))
         if d.sleep is not None
         else any(ours(j) for j in d.jobs)
         for d in workers(h)
