@@ -11,7 +11,7 @@ about a job (Look) before anything follows from a report (job_reports.py).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -22,7 +22,6 @@ from magrathea.messages import HEARTBEAT_S, BookEntry, FarmView, HostView, JobRe
 from magrathea.pbs_text.states import DEAD_STATES, RUNNING_SUBSTATE
 from scheduler_plugin.pbs.base import Attributes, PbsJob, Vnode
 
-from . import vnode_attributes
 from .bindings import Bindings
 from .books import (
     DEFAULT_NODE_FAIL_REQUEUE_S,
@@ -44,6 +43,7 @@ from .job_reports import BURST, OWN_BURST, PER_S, JobReports, Questions
 from .job_wishes import Heard, JobWish, wish_of
 from .ledger import Kept
 from .maintenance import Maintenance
+from .managed_vnodes import ManagedVnodes
 from .placements import Placements
 from .publications import Publications
 from .shares import Cause, Shares
@@ -70,20 +70,18 @@ class Farm:
     """See the module. `kept`: the ledger of earlier runs. If a method returns sentences, they are for the log."""
 
     def __init__(self, kept: Kept, started: float, *, set_priority: bool = True) -> None:
-        self.vnodes: dict[str, Vnode] = {}
+        self._vnodes = ManagedVnodes()
         self.hosts: dict[str, Heard] = {}
         self.entries = Entries(kept)
-        self._bindings = Bindings()
         self._publications = Publications(set_priority=set_priority)
         self.started = started
         self._heard_at: dict[str, float] = {}
         self._machines: dict[str, tuple[float, str]] = {}
-        self._owner: dict[str, str] = {}
         self._reports = JobReports()
         self._questions = Questions()
         self._suspensions = Shares(PER_S, BURST, OWN_BURST)
         self._part_questions = Shares(*QUESTIONS)
-        self.placements = Placements(self._speaks_in_pbs, self._cause)
+        self.placements = Placements(self._vnodes.speaks_in_pbs, self._vnodes.cause)
         self.caused: Counter[str] = Counter()
         """How much of the next `actions` each host causes, in jobs to look at. Whoever calls `actions` clears it."""
         self._seen: dict[JobKey, _Seen] = {}
@@ -113,33 +111,19 @@ class Farm:
             if snapshot.revision == before.snapshot.revision and before.live:
                 return False
         self.hosts[name] = Heard(snapshot, True, now)
-        for vnode in before.by_vnode if before else ():
-            if vnode not in self.vnodes and self._owner.get(vnode) == name:
-                del self._owner[vnode]  # else a host that makes up names would fill the memory
-        for vnode in vnode_attributes.reported(snapshot, self._bindings):
-            self._owner.setdefault(vnode, name)
+        self._vnodes.heard(before.snapshot if before else None, snapshot)
         if self._vnodes_read:  # before that nobody knows which host owns a vnode
             self.comments.heard(
-                snapshot, {d.vnode for d in snapshot.domains if self._speaks_in_pbs(name, d.vnode)}, mono
+                snapshot, {d.vnode for d in snapshot.domains if self._vnodes.speaks_in_pbs(name, d.vnode)}, mono
             )
         self._loads.heard(before.snapshot if before else None, snapshot)
         concerned = self._reports.take(before.snapshot if before else None, snapshot, now)
-        concerned |= {k for k, e in self.entries.items() if e.away and any(map(self._by(name), self._vnodes_of(k)))}
+        concerned |= {
+            k for k, e in self.entries.items() if e.away and any(map(self._vnodes.by(name), self._vnodes_of(k)))
+        }
         self.caused[name] += 1 + len(concerned)
         self._dirty |= concerned
         return True
-
-    def _by(self, host: str) -> Callable[[str], bool]:
-        return lambda vnode: self._owner.get(vnode) == host
-
-    def _cause(self, host: str, vnode: str) -> Cause:
-        return host, vnode if self._speaks_in_pbs(host, vnode) else ""
-
-    def _speaks_in_pbs(self, host: str, vnode: str) -> bool:
-        return vnode in self.vnodes and self._speaks(host, vnode)
-
-    def _speaks(self, host: str, vnode: str) -> bool:
-        return self._owner.get(vnode) == host and self._bindings.permit(host, vnode)
 
     def heartbeat(self, host: str, boot_id: str, revision: int, mono: float) -> bool:
         """Renew the host's lease and return True if we have its snapshot of this revision; if False, ask for it."""
@@ -170,19 +154,18 @@ class Farm:
 
     def bind(self, bindings: Bindings) -> None:
         """Set which host may report which vnode from now on."""
-        if bindings != self._bindings:
-            self._bindings = bindings
+        if bindings != self._vnodes.bindings:
+            self._vnodes.bindings = bindings
             self._own()
             self._dirty |= self.entries.keys() | set(self._reports)
 
     def _own(self) -> None:
-        snapshots = {name: heard.snapshot for name, heard in self.hosts.items()}
-        self._owner = vnode_attributes.owners(self.vnodes, snapshots, self._bindings)
+        self._vnodes.settle({name: heard.snapshot for name, heard in self.hosts.items()})
 
     # What PBS has
 
     def read_vnodes(self, vnodes: Iterable[Vnode], server: Mapping[str, str]) -> None:
-        self.vnodes = {vnode.name: vnode for vnode in vnodes}
+        self._vnodes.pbs = {vnode.name: vnode for vnode in vnodes}
         self._own()
         self._vnodes_read = True
         self._node_fail_requeue_s = float(server.get("node_fail_requeue", DEFAULT_NODE_FAIL_REQUEUE_S))
@@ -195,7 +178,7 @@ class Farm:
         """
         found = {job.id: job for job in jobs}
         self.placements.read(found, asked_at)
-        self._loads.compared(self.hosts, self.vnodes, found.values(), self._speaks, mono)
+        self._loads.compared(self.hosts, self._vnodes.pbs, found.values(), self._vnodes.speaks, mono)
         keys = {key for key in self._reports if key in self._seen or self._reports.asking(key, ())} | set(self.entries)
         for key in keys:
             if key not in self._busy and self._touched.get(key, 0.0) < asked_at:
@@ -218,7 +201,7 @@ class Farm:
             by_id.setdefault(key.id, []).append(key)
         mild = [job for job in jobs if any(self._is_preemptible(key, job) for key in by_id.get(job.id, ()))]
         preemptible = {name for job in mild for name in job.vnodes}
-        said = self.maintenance.look(self.vnodes, self._owner, ours, others, preemptible, at)
+        said = self.maintenance.look(self._vnodes.pbs, self._vnodes.owner, ours, others, preemptible, at)
         for vnode in self.maintenance.to_touch:
             for job in (job for job in jobs if vnode in job.vnodes and job.substate == RUNNING_SUBSTATE):
                 if (free := self._touchable(job, by_id.get(job.id, ()))) is not None:
@@ -232,13 +215,13 @@ class Farm:
         return said
 
     def _is_preemptible(self, key: JobKey, job: PbsJob) -> bool:
-        reports = self._reports.counted(key, job, self._speaks).values()
+        reports = self._reports.counted(key, job, self._vnodes.speaks).values()
         return any(report.cls is JobClass.PREEMPTIBLE for report in reports)
 
     def _touchable(self, job: PbsJob, keys: Iterable[JobKey]) -> JobKey | None:
         """The job's key if the hub may suspend it for a moment: it is preemptible, keeps nothing and has no entry."""
         for key in keys:
-            reports = self._reports.counted(key, job, self._speaks).values()
+            reports = self._reports.counted(key, job, self._vnodes.speaks).values()
             if reports and key not in self.entries:
                 return key if all(r.cls is JobClass.PREEMPTIBLE and not (r.stop or r.keeps) for r in reports) else None
         return None
@@ -249,14 +232,14 @@ class Farm:
         """What the vnodes of one host, or of all, should show, and new alerts. Empty until PBS has been read."""
         if not self._vnodes_read:
             return {}, []
-        facts = self.vnodes, self._owner, self._bindings
+        facts = self._vnodes.pbs, self._vnodes.owner, self._vnodes.bindings
         if host is not None:
             return self._publications.of_host(self.hosts[host], *facts)
         return self._publications.of_all(self.hosts, *facts, grace=mono - self.started < LEASE_S)
 
     def load(self, host: str) -> bytes:
         """What the runjob hook may know of a counted host's load (host_loads.py); empty if nothing."""
-        return self._loads.file(self.hosts.get(host), self._speaks)
+        return self._loads.file(self.hosts.get(host), self._vnodes.speaks)
 
     # Results: jobs
 
@@ -277,7 +260,7 @@ class Farm:
             result = step(key, before, wish, self._truth(key), now, self._node_fail_requeue_s)
             # a job with an entry needs no question: its own actions and each comparison ask PBS about it
             asking = self._reports.asking(key, self._counted(key)) if result.entry is None else ()
-            causes = {self._cause(host, vnode) for host, vnode in asking}
+            causes = {self._vnodes.cause(host, vnode) for host, vnode in asking}
             action = result.action or (Look(key) if self._questions.ask(key, causes, now) else None)
             put_off_s = 0.0
             if isinstance(action, Suspend | Resume) and self._to_be_put_off(key, now):
@@ -307,7 +290,7 @@ class Farm:
 
     def _stops(self, key: JobKey, wish: JobWish) -> set[Cause]:
         """The hosts that want the job stopped, each with one of the job's vnodes."""
-        return {self._cause(host, next(iter(self._reports.vnodes(key, host)), "")) for host in wish.stoppers}
+        return {self._vnodes.cause(host, next(iter(self._reports.vnodes(key, host)), "")) for host in wish.stoppers}
 
     def _unpaid(self, key: JobKey) -> LedgerEntry | None:
         """The job's entry, without the time that was paid since: by the entry of another run of that job."""
@@ -320,13 +303,13 @@ class Farm:
     def _believe_dark(self, key: JobKey) -> None:
         """If PBS has the job in a domain that went off, watch it: its MoM may come back without it."""
         seen = self._seen.get(key)
-        if seen is not None and self._reports.went_dark(key, seen.job, seen.at, self._speaks):
+        if seen is not None and self._reports.went_dark(key, seen.job, seen.at, self._vnodes.speaks):
             self.entries.setdefault(key, LedgerEntry(id=key.id, run=key.run, away=True))
 
     def _grounds(self, key: JobKey, wish: JobWish) -> frozenset[str]:
         """The job's vnodes on the hosts that want the action; all of its vnodes if the hub itself wants it."""
         vnodes = self._vnodes_of(key)
-        return frozenset(v for v in vnodes if self._owner.get(v) in wish.stoppers) or vnodes
+        return frozenset(v for v in vnodes if self._vnodes.owner.get(v) in wish.stoppers) or vnodes
 
     def _to_be_put_off(self, key: JobKey, now: float) -> bool:
         """True while the vnodes hook is half way through with one of the job's vnodes (maintenance.py).
@@ -374,14 +357,16 @@ class Farm:
     def _counted(self, key: JobKey) -> dict[str, JobReport]:
         """The reports of the job that count, by host."""
         seen = self._seen.get(key)
-        return self._reports.counted(key, seen.job if seen else None, self._speaks)
+        return self._reports.counted(key, seen.job if seen else None, self._vnodes.speaks)
 
     def _wish(self, key: JobKey, now: float) -> JobWish:
         seen = self._seen.get(key)
         vnodes = seen.job.vnodes if seen and seen.job else ()
         started_at = (seen.job.started_at if seen and seen.job else 0.0) or now
         concerned = frozenset(self.owners(vnodes))
-        without_lists = frozenset(self._owner[v] for v in vnodes if v in self._owner and self._state(v) in NO_LISTS)
+        without_lists = frozenset(
+            self._vnodes.owner[v] for v in vnodes if v in self._vnodes.owner and self._state(v) in NO_LISTS
+        )
         running = (min(now, max(started_at, self.entries.paid.get(key.id, (0.0, 0))[0])), now)
         return wish_of(self._counted(key), self.hosts, concerned, without_lists, running)
 
@@ -389,7 +374,7 @@ class Farm:
         seen = self._seen.get(key)
         if seen is None:
             return None
-        states = [self.vnodes[v] for v in (seen.job.vnodes if seen.job else ()) if v in self.vnodes]
+        states = [self._vnodes.pbs[v] for v in (seen.job.vnodes if seen.job else ()) if v in self._vnodes.pbs]
         ours = [v for v in states if v.maintenance_jobs is None or key.id in v.maintenance_jobs]
         return Truth(
             job=seen.job,
@@ -406,7 +391,7 @@ class Farm:
 
     def _state(self, vnode: str) -> State | None:
         """The state of the vnode's domain as the host reports it; None if the host is silent."""
-        heard = self.hosts.get(self._owner.get(vnode, ""))
+        heard = self.hosts.get(self._vnodes.owner.get(vnode, ""))
         if heard is None or not heard.live:
             return None
         domain = heard.by_vnode.get(vnode)
@@ -442,12 +427,12 @@ class Farm:
         if self._has_part(asking, key):
             return False
         vnode = next(iter(self._reports.vnodes(key, asking)), "")
-        return self._part_questions.take([self._cause(asking, vnode)], now)
+        return self._part_questions.take([self._vnodes.cause(asking, vnode)], now)
 
     def _has_part(self, host: str, key: JobKey) -> bool:
         seen = self._seen.get(key)
         here = seen is not None and seen.job is not None and seen.job.id == key.id and seen.job.is_run(key.run)
-        return here and any(self._speaks(host, vnode) for vnode in self._vnodes_of(key))
+        return here and any(self._vnodes.speaks(host, vnode) for vnode in self._vnodes_of(key))
 
     def looked(self, key: JobKey, job: PbsJob | None, at: float) -> None:
         """Take PBS's answer about one job, which was asked for at `at`."""
@@ -464,10 +449,10 @@ class Farm:
         return [part for part in parts if part is not None]
 
     def _unready(self, asking: str, key: JobKey, vnode: str, of_job: Container[str]) -> UnreadyPart | None:
-        host = self._owner.get(vnode)
+        host = self._vnodes.owner.get(vnode)
         if vnode not in of_job:
             return unheard(f"PBS does not have {key.id} on {vnode}")
-        if host == asking or (host is None and vnode in self.vnodes):
+        if host == asking or (host is None and vnode in self._vnodes.pbs):
             return None  # the asking host knows that itself, or nobody manages the vnode
         if host is None:
             return unheard(f"the hub does not know the vnode {vnode} (yet)")
@@ -489,7 +474,7 @@ class Farm:
         return {other for reports in shared if host in reports for other in reports} - {host}
 
     def owners(self, vnodes: Iterable[str]) -> set[str]:
-        return {self._owner[vnode] for vnode in vnodes if vnode in self._owner}
+        return self._vnodes.of(vnodes)
 
     def payers(self, action: Action) -> set[str]:
         """The hosts that an action is charged to: those that have the job, else those that report it."""

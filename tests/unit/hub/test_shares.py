@@ -64,7 +64,7 @@ def test_names_of_vnodes_that_a_host_makes_up_fill_no_memory_and_are_no_shares()
         made_up = [domain(f"x{number}-{n}", [job]) for n, job in enumerate(waits)]
         hub.says("h1", domain("n1"), *made_up)
         hub.settle(0.1)
-    assert len(hub.farm._owner) <= 101
+    assert len(hub.farm._vnodes.owner) <= 101
     assert sum(map(len, hub.farm._publications._alerts.values())) <= 101
     assert not hub.farm._questions._shares._of_vnode
     assert not hub.farm.comments._shares._of_vnode

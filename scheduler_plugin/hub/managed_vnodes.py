@@ -1,0 +1,51 @@
+"""Which host each vnode of PBS belongs to, and which host may speak of it. No I/O, no clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from magrathea.messages import Snapshot
+from scheduler_plugin.pbs.base import Vnode
+
+from . import vnode_attributes
+from .bindings import Bindings
+from .shares import Cause
+
+
+class ManagedVnodes:
+    """`pbs`: the vnodes that PBS has. `owner`: each managed vnode's host. `bindings`: which host is enrolled for which
+    vnodes."""
+
+    def __init__(self) -> None:
+        self.pbs: dict[str, Vnode] = {}
+        self.owner: dict[str, str] = {}
+        self.bindings = Bindings()
+
+    def heard(self, before: Snapshot | None, after: Snapshot) -> None:
+        """Take a host's new snapshot; `before`: its last one."""
+        name = after.host
+        for domain in before.domains if before else ():
+            if domain.vnode not in self.pbs and self.owner.get(domain.vnode) == name:
+                del self.owner[domain.vnode]  # else a host that makes up names would fill the memory
+        for vnode in vnode_attributes.reported(after, self.bindings):
+            self.owner.setdefault(vnode, name)
+
+    def settle(self, hosts: Mapping[str, Snapshot]) -> None:
+        """Decide again who owns which vnode: PBS's vnodes or the bindings have changed. `hosts`: all snapshots."""
+        self.owner = vnode_attributes.owners(self.pbs, hosts, self.bindings)
+
+    def by(self, host: str) -> Callable[[str], bool]:
+        return lambda vnode: self.owner.get(vnode) == host
+
+    def of(self, vnodes: Iterable[str]) -> set[str]:
+        """The hosts of these vnodes."""
+        return {self.owner[vnode] for vnode in vnodes if vnode in self.owner}
+
+    def cause(self, host: str, vnode: str) -> Cause:
+        return host, vnode if self.speaks_in_pbs(host, vnode) else ""
+
+    def speaks_in_pbs(self, host: str, vnode: str) -> bool:
+        return vnode in self.pbs and self.speaks(host, vnode)
+
+    def speaks(self, host: str, vnode: str) -> bool:
+        return self.owner.get(vnode) == host and self.bindings.permit(host, vnode)
