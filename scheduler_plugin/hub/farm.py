@@ -11,14 +11,13 @@ about a job (Look) before anything follows from a report (job_reports.py).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Container, Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
 from msgspec import structs
 
 from magrathea.core.model import JobClass, JobKey, State
-from magrathea.messages import HEARTBEAT_S, BookEntry, FarmView, HostView, JobReport, Snapshot, UnreadyPart
+from magrathea.messages import HEARTBEAT_S, BookEntry, FarmView, HostView, JobReport, Snapshot
 from magrathea.pbs_text.states import DEAD_STATES, RUNNING_SUBSTATE
 from scheduler_plugin.pbs.base import Attributes, PbsJob, Vnode
 
@@ -38,8 +37,8 @@ from .books import (
 from .entries import Entries
 from .host_loads import NO_LISTS, HostLoads
 from .job_comments import JobComments
-from .job_parts import QUESTIONS, unheard, unready_part
-from .job_reports import BURST, OWN_BURST, PER_S, JobReports, Questions
+from .job_parts import JobParts
+from .job_reports import BURST, OWN_BURST, PER_S, JobReports, Questions, SeenJob
 from .job_wishes import Heard, JobWish, wish_of
 from .ledger import Kept
 from .maintenance import Maintenance
@@ -56,16 +55,6 @@ PUT_OFF_MOST_S = 90.0
 """Three runs of the vnodes hook at its lowest frequency."""
 
 
-@dataclass(frozen=True)
-class _Seen:
-    job: PbsJob | None
-    at: float
-
-    @cached_property
-    def vnodes(self) -> frozenset[str]:
-        return frozenset(self.job.vnodes) if self.job else frozenset()
-
-
 class Farm:
     """See the module. `kept`: the ledger of earlier runs. If a method returns sentences, they are for the log."""
 
@@ -80,11 +69,11 @@ class Farm:
         self._reports = JobReports()
         self._questions = Questions()
         self._suspensions = Shares(PER_S, BURST, OWN_BURST)
-        self._part_questions = Shares(*QUESTIONS)
         self.placements = Placements(self._vnodes.speaks_in_pbs, self._vnodes.cause)
         self.caused: Counter[str] = Counter()
         """How much of the next `actions` each host causes, in jobs to look at. Whoever calls `actions` clears it."""
-        self._seen: dict[JobKey, _Seen] = {}
+        self._seen: dict[JobKey, SeenJob] = {}
+        self.parts = JobParts(self._vnodes, self._reports, self.hosts, self._seen)
         self._busy: set[JobKey] = set()
         self._touched: dict[JobKey, float] = {}
         self._dirty: set[JobKey] = set(self.entries)
@@ -182,8 +171,9 @@ class Farm:
         keys = {key for key in self._reports if key in self._seen or self._reports.asking(key, ())} | set(self.entries)
         for key in keys:
             if key not in self._busy and self._touched.get(key, 0.0) < asked_at:
-                self._seen[key] = _Seen(found.get(key.id), asked_at)
-        self._seen = {key: seen for key, seen in self._seen.items() if key in keys}
+                self._seen[key] = SeenJob(found.get(key.id), asked_at)
+        for key in self._seen.keys() - keys:
+            del self._seen[key]
         self._touched = {key: at for key, at in self._touched.items() if key in keys}
         self._put_off = {key: at for key, at in self._put_off.items() if key in keys}
         self.entries.paid = {id: at for id, at in self.entries.paid.items() if id in found}
@@ -206,7 +196,7 @@ class Farm:
             for job in (job for job in jobs if vnode in job.vnodes and job.substate == RUNNING_SUBSTATE):
                 if (free := self._touchable(job, by_id.get(job.id, ()))) is not None:
                     self.entries[free] = LedgerEntry(id=free.id, run=free.run, touch=True)
-                    self._seen[free] = _Seen(job, at)
+                    self._seen[free] = SeenJob(job, at)
                     self._dirty.add(free)
                     said.append(
                         f"vnode {vnode} is in maintenance for no job: {free} is suspended and resumed to end it"
@@ -336,7 +326,7 @@ class Farm:
         self._dirty.add(key)
         self.caused.update(self.payers(outcome.action))
         if outcome.looked:
-            self._seen[key] = _Seen(outcome.after, outcome.at)
+            self._seen[key] = SeenJob(outcome.after, outcome.at)
         entry = self.entries.get(key)
         if entry is None:
             return ()
@@ -422,41 +412,11 @@ class Farm:
                     told.append(BookEntry(id=key.id, run=key.run, booked=booked, held=held))
         return told
 
-    def must_look(self, asking: str, key: JobKey, now: float) -> bool:
-        """True if PBS must be asked first whether the job is on a vnode of the host that asks about its parts."""
-        if self._has_part(asking, key):
-            return False
-        vnode = next(iter(self._reports.vnodes(key, asking)), "")
-        return self._part_questions.take([self._vnodes.cause(asking, vnode)], now)
-
-    def _has_part(self, host: str, key: JobKey) -> bool:
-        seen = self._seen.get(key)
-        here = seen is not None and seen.job is not None and seen.job.id == key.id and seen.job.is_run(key.run)
-        return here and any(self._vnodes.speaks(host, vnode) for vnode in self._vnodes_of(key))
-
     def looked(self, key: JobKey, job: PbsJob | None, at: float) -> None:
         """Take PBS's answer about one job, which was asked for at `at`."""
         if key not in self._busy and self._touched.get(key, 0.0) < at:
-            self._seen[key] = _Seen(job, at)
+            self._seen[key] = SeenJob(job, at)
             self._dirty.add(key)
-
-    def unready(self, asking: str, key: JobKey, vnodes: Iterable[str]) -> list[UnreadyPart]:
-        """The job's parts in these vnodes of other hosts that are not ready, or about which nothing is known."""
-        if not self._has_part(asking, key):
-            return [unheard(f"PBS does not have run {key.run} of {key.id} on a vnode of {asking} (yet)")]
-        of_job = self._vnodes_of(key)
-        parts = (self._unready(asking, key, vnode, of_job) for vnode in dict.fromkeys(vnodes))
-        return [part for part in parts if part is not None]
-
-    def _unready(self, asking: str, key: JobKey, vnode: str, of_job: Container[str]) -> UnreadyPart | None:
-        host = self._vnodes.owner.get(vnode)
-        if vnode not in of_job:
-            return unheard(f"PBS does not have {key.id} on {vnode}")
-        if host == asking or (host is None and vnode in self._vnodes.pbs):
-            return None  # the asking host knows that itself, or nobody manages the vnode
-        if host is None:
-            return unheard(f"the hub does not know the vnode {vnode} (yet)")
-        return unready_part(vnode, host, self.hosts.get(host), reported=vnode in self._reports.vnodes(key, host))
 
     def view(self, now: float) -> FarmView:
         """Everything that the hub knows about hosts, for people."""

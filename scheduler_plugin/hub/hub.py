@@ -211,14 +211,14 @@ class Hub:
 
     async def _tell_parts(self, host: str, asked: PartsAsked) -> None:
         key, at = JobKey(asked.job, asked.run), time.time()
-        if self.farm.must_look(host, key, at):
+        if self.farm.parts.must_look(host, key, at):
             try:
                 job = await self._pool.run(lambda pbs: pbs.job(key.id), [host])
                 self.farm.looked(key, job, at)
             except PbsError as error:
                 log.info("job %s: PBS cannot be asked: %s", key, error)
         with self._charged({host: 1}, Lane.PARTS):
-            unready = self.farm.unready(host, key, asked.vnodes)
+            unready = self.farm.parts.unready(host, key, asked.vnodes)
             self._channel.send(host, PartsTold(id=asked.id, parts=unready))
 
     @contextlib.contextmanager

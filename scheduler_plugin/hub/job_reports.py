@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 
 from magrathea.core.model import JobKey, State
 from magrathea.messages import JobReport, Snapshot
@@ -44,6 +46,18 @@ def _is(job: PbsJob, key: JobKey) -> bool:
 def is_given(key: JobKey, vnode: str, job: PbsJob | None) -> bool:
     """True if PBS has given this run of the job to the vnode. `job`: PBS's answer to the job's id."""
     return job is not None and _is(job, key) and vnode in job.vnodes
+
+
+@dataclass(frozen=True)
+class SeenJob:
+    """What PBS had under a job's id at that time."""
+
+    job: PbsJob | None
+    at: float
+
+    @cached_property
+    def vnodes(self) -> frozenset[str]:
+        return frozenset(self.job.vnodes) if self.job else frozenset()
 
 
 class JobReports:

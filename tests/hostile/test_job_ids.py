@@ -224,7 +224,7 @@ def test_an_answer_about_a_job_of_another_name_makes_no_report_count(hub: SimHub
     hub.says("h1", domain("n1", [stopped("1.other")]))
     hub.after(100)
     assert pbs.count("job") > 0 and pbs.count("admin_suspend") == 0 and not hub.farm.entries
-    assert hub.farm.unready("h1", JobKey("1.other", 1), ["n2"])[0].text.startswith("PBS does not have")
+    assert hub.farm.parts.unready("h1", JobKey("1.other", 1), ["n2"])[0].text.startswith("PBS does not have")
 
 
 def given_s(found: PbsJob) -> int:

@@ -23,9 +23,9 @@ def part(name: str, lacks: str | None, *, run: int = 1, move: MemoryMove | None 
 
 
 def told(hub: SimHub, *vnodes: str) -> list[tuple[Stage, str]]:
-    if hub.farm.must_look("h1", KEY, hub.at):
+    if hub.farm.parts.must_look("h1", KEY, hub.at):
         hub.farm.looked(KEY, hub.pbs.connect().job(KEY.id), hub.at)
-    unready = hub.farm.unready("h1", KEY, vnodes)
+    unready = hub.farm.parts.unready("h1", KEY, vnodes)
     assert decode_to_host(encode(PartsTold(id=1, parts=unready))) == PartsTold(id=1, parts=unready)
     return [(p.stage, p.text) for p in unready]
 
@@ -111,9 +111,9 @@ def test_a_host_learns_nothing_about_vnodes_that_are_none_of_the_jobs() -> None:
 
 def test_questions_to_pbs_are_limited_for_each_host_separately() -> None:
     hub = several_hosts()
-    asked = sum(hub.farm.must_look("h1", JobKey(f"{n}.srv", 1), hub.at) for n in range(5000))
+    asked = sum(hub.farm.parts.must_look("h1", JobKey(f"{n}.srv", 1), hub.at) for n in range(5000))
     assert asked == QUESTIONS_BURST
-    assert hub.farm.must_look("h2", JobKey("2.srv", 1), hub.at)
+    assert hub.farm.parts.must_look("h2", JobKey("2.srv", 1), hub.at)
 
 
 def test_a_host_of_an_older_version_counts_as_ready() -> None:
@@ -126,7 +126,7 @@ def test_a_very_long_reason_fits_the_message() -> None:
     hub = several_hosts()
     hub.says("h2", part("n2", "x" * 4096))
     told(hub, "n2")
-    [found] = hub.farm.unready("h1", KEY, ["n2"])
+    [found] = hub.farm.parts.unready("h1", KEY, ["n2"])
     assert found == UnreadyPart(stage=Stage.SHORT, text=("h2: " + "x" * 4096)[:MOST_TEXT])
 
 
@@ -137,16 +137,16 @@ def test_a_guest_that_asks_all_the_time_leaves_questions_for_its_siblings() -> N
     hub.read()
     hub.says("h1", domain("n1", [report("8.srv")]), domain("n4", [report("9.srv")]))
     for _ in range(5000):
-        hub.farm.must_look("h1", JobKey("8.srv", 1), hub.at)
-    assert not hub.farm.must_look("h1", JobKey("8.srv", 1), hub.at)
-    asked = sum(hub.farm.must_look("h1", JobKey("9.srv", 1), hub.at) for _ in range(100))
+        hub.farm.parts.must_look("h1", JobKey("8.srv", 1), hub.at)
+    assert not hub.farm.parts.must_look("h1", JobKey("8.srv", 1), hub.at)
+    asked = sum(hub.farm.parts.must_look("h1", JobKey("9.srv", 1), hub.at) for _ in range(100))
     assert asked == QUESTIONS_OWN_BURST
 
 
 def test_questions_about_parts_use_up_no_share_of_stops() -> None:
     hub = several_hosts()
     for n in range(10_000):
-        hub.farm.must_look("h1", JobKey(f"{n}.srv", 1), hub.at)
+        hub.farm.parts.must_look("h1", JobKey(f"{n}.srv", 1), hub.at)
     hub.pbs.put(job("7.srv", vnodes=("n1",)))
     hub.says("h1", domain("n1", [report(), stopped("7.srv")]))
     hub.settle(1)
