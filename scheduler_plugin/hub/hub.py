@@ -15,7 +15,6 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -47,14 +46,14 @@ from . import ledger
 from .books import Action, Look, Outcome, Suspend
 from .call_pool import CallPool
 from .channel import HubChannel
+from .comment_calls import comment_on, explain_in_time
 from .configuration import HubConfiguration
 from .connections import can_bear, raise_limit
 from .farm import Farm
 from .growing_pause import GrowingPause
 from .histories import MOST_HOSTS, Histories
 from .hook_files import HookFiles
-from .job_actions import RefusalProgress, explain, perform, say
-from .job_comments import Comment
+from .job_actions import perform
 from .keys import KeysError
 from .lanes import Lane
 from .placements import told
@@ -73,9 +72,6 @@ TELL_PER_JOB_S = 0.0001
 """The pause between two messages to a host about its jobs, for each job."""
 LOADS_AT_ONCE = 32
 """So many files of hosts' loads are written before other work has its turn: some milliseconds."""
-EXPLAIN_S = (0.0, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0)
-"""Pauses between looks whether PBS has taken back a refused job, so that its comment can be set. The first look should
-still find the job on the host that refused it."""
 
 
 class Hub:
@@ -365,9 +361,9 @@ class Hub:
                 await self._book()
             with self._charged(causes):
                 for key, comment in self.farm.comments.refused_due().items():
-                    self._start(self._explain(key, comment))
+                    self._start(explain_in_time(self._pool, self.farm.owners(comment.vnodes), key, comment))
                 for key, comment in self.farm.comments.waiting_due().items():
-                    self._start(self._say(key, comment))
+                    self._start(comment_on(self._pool, self.farm.owners(comment.vnodes), key, comment))
             now = self._loop.time()
             stale = {host for host in self._stale if not self._tell_paces[host].wait_s(now)}
             self._stale -= stale
@@ -412,25 +408,6 @@ class Hub:
         self._log(self.farm.outcome(outcome))
         self._stale |= self.farm.hosts_of([action.key])
         self._kick.set()
-
-    async def _explain(self, key: JobKey, comment: Comment) -> None:
-        so_far = RefusalProgress.UNSEEN
-        for pause_s in EXPLAIN_S:
-            await asyncio.sleep(pause_s)
-            try:
-                task = partial(explain, key=key, comment=comment, so_far=so_far)
-                so_far = await self._pool.run(task, self.farm.owners(comment.vnodes))
-            except PbsError as error:
-                log.info("job %s: comment not set: %s", key, error)
-                return
-            if so_far is RefusalProgress.OVER:
-                return
-
-    async def _say(self, key: JobKey, comment: Comment) -> None:
-        try:
-            await self._pool.run(lambda pbs: say(pbs, key, comment), self.farm.owners(comment.vnodes))
-        except PbsError as error:
-            log.info("job %s: comment not set: %s", key, error)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = supervision.start(work)
