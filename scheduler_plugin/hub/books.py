@@ -8,6 +8,7 @@ Rule 3: the hub resumes only what it suspended. It writes the entry to disk befo
 
     a host wants it stopped     admin-suspend until PBS shows S or the job is gone; give walltime back; set the comment
     no host does, all are ready admin-resume, or plain resume if a failed one has lost the flag; restore the comment
+    a domain of it sleeps       it stays suspended, however long; set the comment (sleepers.py)
     requeue, or its host died   rerun by force if the job allows it, otherwise one alert
     its guest ended             the same, as soon as its MoM is back without the job. Never while all of the job's MoMs
                                 are away: PBS would not start it again (Pbs.rerun). Then an alert tells an admin.
@@ -28,6 +29,7 @@ from magrathea.text import one_line
 from scheduler_plugin.pbs.base import Code, PbsError, PbsJob
 
 from .job_wishes import JobWish
+from .sleepers import ASLEEP, Sleeper
 
 RETRY_FIRST_S = 0.1
 RETRY_STARTING_S = 1.0
@@ -45,6 +47,7 @@ LATE_S = 1.0
 """The hub gives walltime back if a late booking cost the job at least this much."""
 MOST_BY = 200
 """Longest text, as a host reports it, that a job's comment shows as the reason."""
+MOST_COMMENT = 250
 DEFAULT_NODE_FAIL_REQUEUE_S = 310.0
 """PBS's default if the server attribute is not set."""
 
@@ -57,7 +60,8 @@ class LedgerEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     `walltime_s`: the new limit that makes up for it. `comment`: the job's comment before ours. `plain`: the admin flag
     is lost, so `resume` is the right call. `doubt_until`: until then a call without an answer may still take effect.
     `touch`: suspend it and resume it at once, which ends its vnode's maintenance (maintenance.py). `away`: the job may
-    be gone, because one of its guests was off or lost to PBS and no host has listed the job since.
+    be gone, because one of its guests was off or lost to PBS and no host has listed the job since. `asleep_at`: when
+    we wrote into its comment that it sleeps; 0: we have not.
     """
 
     id: str
@@ -78,6 +82,7 @@ class LedgerEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     alerted: bool = False
     touch: bool = False
     away: bool = False
+    asleep_at: float = 0.0
 
     @property
     def key(self) -> JobKey:
@@ -89,7 +94,9 @@ class Truth:
     """What PBS has. `job`: None if PBS does not know it. `maintenance`, `dead`: at least one of its vnodes is.
 
     `off`: a host reports that one of the job's domains is off, which PBS may notice a minute later. `silent`: each of
-    the job's vnodes is dead or off, so that no MoM can answer.
+    the job's vnodes is dead or off, so that no MoM can answer. `sleeper`: one of the job's domains that sleeps.
+    `waking`: one has just come back, and PBS
+    has not shown yet that its MoM is there (sleepers.py).
     """
 
     job: PbsJob | None
@@ -98,6 +105,8 @@ class Truth:
     dead: bool = False
     off: bool = False
     silent: bool = False
+    sleeper: Sleeper | None = None
+    waking: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,12 +215,14 @@ def step(
             entry = _observed(entry, wish, truth, now)
     if now < entry.not_before:
         return BookStep(entry)
+    if truth is not None and truth.sleeper is not None:
+        return _while_asleep(entry, truth.sleeper, truth, now)
     if truth is not None and job is not None and (lost := _requeued(entry, wish, truth, job, now, node_fail_requeue_s)):
         return lost
     if entry.booked:
         found = _while_booked(entry, wish, job, now)
         # a resume that fails loses the suspension's flag, and no MoM is there to continue the job
-        in_vain = isinstance(found.action, Resume) and truth is not None and (truth.dead or truth.off)
+        in_vain = isinstance(found.action, Resume) and truth is not None and (truth.dead or truth.off or truth.waking)
         return BookStep(entry) if in_vain else found
     return _while_not_booked(entry, wish, job, now)
 
@@ -225,6 +236,11 @@ def _gone(key: JobKey, job: PbsJob | None) -> bool:
     return job is None or job.run_version > key.run or (job.is_run(key.run) and job.state not in "RSUE")
 
 
+def _is_lost(truth: Truth) -> bool:
+    """True if a MoM of the job is away, and should not be."""
+    return truth.dead and truth.sleeper is None and not truth.waking
+
+
 def _observed(entry: LedgerEntry, wish: JobWish, truth: Truth, now: float) -> LedgerEntry:
     """The entry after a look at what PBS has."""
     job = truth.job
@@ -233,7 +249,7 @@ def _observed(entry: LedgerEntry, wish: JobWish, truth: Truth, now: float) -> Le
     entry = replace(
         entry,
         unlisted_since=(entry.unlisted_since or now) if unlisted else None,
-        dead_since=(entry.dead_since or now) if truth.dead and entry.asked_at is not None else None,
+        dead_since=(entry.dead_since or now) if _is_lost(truth) and entry.asked_at is not None else None,
         away=truth.dead or truth.off or (entry.away and not wish.listed),
     )
     if not job.is_run(entry.run) or job.substate >= ENDING_SUBSTATE:
@@ -246,7 +262,7 @@ def _observed(entry: LedgerEntry, wish: JobWish, truth: Truth, now: float) -> Le
         entry = replace(entry, booked=True, seen_at=max(entry.seen_at, truth.at))
         return _owed(entry, job, truth.at)
     if entry.booked:  # resumed, by us or by somebody
-        entry = replace(entry, booked=False, plain=False, tries=0, not_before=0.0)
+        entry = replace(entry, booked=False, plain=False, tries=0, not_before=0.0, asleep_at=0.0)
         if wish.stop:
             return replace(entry, stopped_at=max(entry.seen_at, wish.stopped_at or 0.0))
     if wish.stop:
@@ -299,18 +315,34 @@ def _requeued(
     )
     text = f"magrathea: {where} is down; requeued once it is back, since PBS would not start it again before"
     original = entry.comment if entry.commented else job.comment
-    return BookStep(replace(entry, comment=original), SetComment(entry.key, text[:250]), (note,))
+    return BookStep(replace(entry, comment=original), SetComment(entry.key, text[:MOST_COMMENT]), (note,))
+
+
+def _while_asleep(entry: LedgerEntry, sleeper: Sleeper, truth: Truth, now: float) -> BookStep:
+    """Its MoM cannot be asked for anything, and nobody may start it elsewhere: its memory is in the image.
+
+    PBS replaces the comment, for example if the job is held; then it is set again.
+    """
+    job = truth.job
+    if job is None or not job.is_run(entry.run) or job.state not in "RS":
+        return BookStep(entry)
+    if entry.asleep_at and (truth.at <= entry.asleep_at or job.comment.startswith(ASLEEP)):
+        return BookStep(entry)
+    text = f"{sleeper.sentence}; {sleeper.return_}; to delete the job before that: qdel -W force"
+    original = entry.comment if entry.commented else job.comment
+    return BookStep(replace(entry, comment=original, asleep_at=now), SetComment(entry.key, text[:MOST_COMMENT]))
 
 
 def _while_booked(entry: LedgerEntry, wish: JobWish, job: PbsJob | None, now: float) -> BookStep:
     if entry.walltime_s is not None and (wish.stop or not entry.tries):  # a resume does not wait for a second try
         return BookStep(entry, SetWalltime(entry.key, entry.walltime_s))
     if wish.stop:
-        if entry.commented or job is None:
+        if (entry.commented and not entry.asleep_at) or job is None:
             return BookStep(entry)
         since = time.strftime("%b %d %H:%M:%S", time.localtime(wish.stopped_at or now))
         text = f"preempted by {one_line(wish.by, MOST_BY)} since {since}"
-        return BookStep(replace(entry, comment=job.comment), SetComment(entry.key, text))
+        original = entry.comment if entry.commented else job.comment
+        return BookStep(replace(entry, comment=original, asleep_at=0.0), SetComment(entry.key, text))
     if wish.waiting or (entry.away and not wish.listed):
         return BookStep(entry)
     if wish.unlisted and (entry.unlisted_since is None or now - entry.unlisted_since < UNLISTED_S):

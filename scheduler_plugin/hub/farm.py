@@ -21,6 +21,7 @@ from magrathea.messages import HEARTBEAT_S, BookEntry, FarmView, HostView, JobRe
 from magrathea.pbs_text.states import DEAD_STATES, RUNNING_SUBSTATE
 from scheduler_plugin.pbs.base import Attributes, PbsJob, Vnode
 
+from . import vnode_attributes
 from .bindings import Bindings
 from .books import (
     DEFAULT_NODE_FAIL_REQUEUE_S,
@@ -105,11 +106,15 @@ class Farm:
             self.comments.heard(
                 snapshot, {d.vnode for d in snapshot.domains if self._vnodes.speaks_in_pbs(name, d.vnode)}, mono
             )
+        own = [d.vnode for d in snapshot.domains if self._vnodes.speaks(name, d.vnode)]
+        turned = self.entries.sleepers.heard(snapshot, own, now)
         self._loads.heard(before.snapshot if before else None, snapshot)
         concerned = self._reports.take(before.snapshot if before else None, snapshot, now)
         concerned |= {
             k for k, e in self.entries.items() if e.away and any(map(self._vnodes.by(name), self._vnodes_of(k)))
         }
+        if turned:
+            concerned |= {key for key in self.entries if turned & self._vnodes_of(key)}
         self.caused[name] += 1 + len(concerned)
         self._dirty |= concerned
         return True
@@ -156,6 +161,9 @@ class Farm:
     def read_vnodes(self, vnodes: Iterable[Vnode], server: Mapping[str, str]) -> None:
         self._vnodes.pbs = {vnode.name: vnode for vnode in vnodes}
         self._own()
+        self.entries.sleepers.keep(
+            {name: host for name, host in self._vnodes.owner.items() if name in self._vnodes.pbs}
+        )
         self._vnodes_read = True
         self._node_fail_requeue_s = float(server.get("node_fail_requeue", DEFAULT_NODE_FAIL_REQUEUE_S))
         self._dirty |= set(self.entries)
@@ -180,6 +188,16 @@ class Farm:
         self._jobs_read = True
         self._dirty |= keys
         return self._keep_up(found.values(), asked_at)
+
+    def look_at_waking(self, now: float) -> list[str]:
+        """Vnodes that PBS should be asked about now: their domains have come back from their sleep."""
+        return self.entries.sleepers.to_look_at(now)
+
+    def read_waking(self, vnodes: Collection[Vnode], at: float) -> None:
+        """Take what PBS has shown of some vnodes, which it was asked for at `at`."""
+        self._vnodes.pbs.update({vnode.name: vnode for vnode in vnodes if vnode.name in self._vnodes.pbs})
+        back = self.entries.sleepers.looked(vnodes, at)
+        self._dirty |= {key for key in self.entries if back & self._vnodes_of(key)}
 
     def _keep_up(self, jobs: Collection[PbsJob], at: float) -> list[str]:
         """See maintenance.py."""
@@ -224,8 +242,13 @@ class Farm:
             return {}, []
         facts = self._vnodes.pbs, self._vnodes.owner, self._vnodes.bindings
         if host is not None:
-            return self._publications.of_host(self.hosts[host], *facts)
-        return self._publications.of_all(self.hosts, *facts, grace=mono - self.started < LEASE_S)
+            wanted, alerts = self._publications.of_host(self.hosts[host], *facts)
+        else:
+            wanted, alerts = self._publications.of_all(self.hosts, *facts, grace=mono - self.started < LEASE_S)
+        for sleeper in self.entries.sleepers:
+            if sleeper.vnode in wanted:
+                wanted[sleeper.vnode] = vnode_attributes.of_sleeper(wanted[sleeper.vnode], sleeper)
+        return wanted, alerts
 
     def load(self, host: str) -> bytes:
         """What the runjob hook may know of a counted host's load (host_loads.py); empty if nothing."""
@@ -241,13 +264,14 @@ class Farm:
         asked = self._questions.due.due(now)
         self.caused.update(host for key in asked for host in self._reports.hosts(key))
         due = self.entries.due.due(now) | asked
+        waking = self.entries.sleepers.waking(now)
         todo: list[Action] = []
         notes: list[str] = []
         for key in sorted((self._dirty | due) - self._busy):
             self._believe_dark(key)
             before = self._unpaid(key)
             wish = self._wish(key, now)
-            result = step(key, before, wish, self._truth(key), now, self._node_fail_requeue_s)
+            result = step(key, before, wish, self._truth(key, waking), now, self._node_fail_requeue_s)
             # a job with an entry needs no question: its own actions and each comparison ask PBS about it
             asking = self._reports.asking(key, self._counted(key)) if result.entry is None else ()
             causes = {self._vnodes.cause(host, vnode) for host, vnode in asking}
@@ -360,7 +384,7 @@ class Farm:
         running = (min(now, max(started_at, self.entries.paid.get(key.id, (0.0, 0))[0])), now)
         return wish_of(self._counted(key), self.hosts, concerned, without_lists, running)
 
-    def _truth(self, key: JobKey) -> Truth | None:
+    def _truth(self, key: JobKey, waking: frozenset[str]) -> Truth | None:
         seen = self._seen.get(key)
         if seen is None:
             return None
@@ -373,6 +397,8 @@ class Farm:
             dead=any(v.state & DEAD_STATES for v in states),
             off=any(self._is_off(v.name) for v in states),
             silent=bool(states) and all(v.state & DEAD_STATES or self._is_off(v.name) for v in states),
+            sleeper=self.entries.sleepers.of(v.name for v in states),
+            waking=any(v.name in waking for v in states),
         )
 
     def _is_off(self, vnode: str) -> bool:

@@ -98,6 +98,7 @@ class Hub:
         self._working_since: float | None = None
         self._reading_jobs = False
         self._read_jobs_again = False
+        self._looking_at_waking = False
 
     async def run(self, stop: asyncio.Event) -> None:
         settings = self._configuration.pbs
@@ -449,7 +450,22 @@ class Hub:
             for host in self._channel.hosts:
                 self._channel.send(host, self._greeting())
             self._tell_books(self._channel.hosts, again=True)
+            if not self._looking_at_waking and (names := self.farm.look_at_waking(time.time())):
+                self._looking_at_waking = True
+                self._start(self._look_at_waking(names))
             await asyncio.sleep(HEARTBEAT_S)
+
+    async def _look_at_waking(self, names: list[str]) -> None:
+        """Ask PBS about vnodes whose domains have just come back: their jobs wait for their MoMs."""
+        at = time.time()
+        try:
+            found = await self._pool.run(lambda pbs: [pbs.vnode(name) for name in names], self.farm.owners(names))
+            self.farm.read_waking([vnode for vnode in found if vnode is not None], at)
+            self._kick.set()
+        except PbsError as error:
+            log.info("vnodes %s: PBS cannot be asked: %s; again soon", ", ".join(names), error)
+        finally:
+            self._looking_at_waking = False
 
     def _reload_keys(self) -> None:
         try:

@@ -1,7 +1,7 @@
 """The file that records which jobs the hub has suspended in PBS, so that after a restart it resumes only those.
 
-It also records until when each job's walltime was given back or did not run: else a host could have it given back again
-after each restart.
+It also records which domains sleep with their jobs: their hosts may be off while the hub restarts. And it records until
+when each job's walltime was given back or did not run: else a host could have it given back again after each restart.
 
 The whole file is written at once, by atomic rename, and flushed to disk before the hub asks for a suspend. A file that
 cannot be read is moved aside with an alert. Then the hub takes over only jobs that hosts report as booked (books.py).
@@ -21,6 +21,7 @@ from magrathea.job_ids import is_job_id
 from magrathea.text import printable
 
 from .books import LedgerEntry
+from .sleepers import Sleeper
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +39,14 @@ class Kept(NamedTuple):
 
     entries: list[LedgerEntry]
     paid: Paid
+    sleepers: tuple[Sleeper, ...] = ()
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     version: int = 1
     entries: list[LedgerEntry] = []
     paid: Paid = {}
+    sleepers: tuple[Sleeper, ...] = ()
 
 
 def load(directory: Path) -> Kept:
@@ -77,10 +80,13 @@ def _with_good_ids(path: Path, file: _File) -> Kept:
     return Kept(
         [entry for entry in file.entries if is_job_id(entry.id)],
         {id: paid for id, paid in file.paid.items() if is_job_id(id)},
+        file.sleepers,
     )
 
 
 def save(directory: Path, kept: Kept) -> None:
     """Write it to disk. Raises OSError."""
     path = directory / NAME
-    files.replace(path, msgspec.json.encode(_File(entries=kept.entries, paid=kept.paid)), sync=True)
+    files.replace(
+        path, msgspec.json.encode(_File(entries=kept.entries, paid=kept.paid, sleepers=kept.sleepers)), sync=True
+    )

@@ -1,9 +1,10 @@
 """The attributes that PBS's vnodes should show, and how they differ from what they do show.
 
 Rule 1: functions of what hosts reported and of what PBS has; no clock, no I/O.
-Rule 2: the hub sets these attributes and no others. Of a vnode's state it sets only `offline`, only for a frozen
-domain, with a comment that begins with OURS, and later clears it. An admin's own `offline` stays.
+Rule 2: the hub sets these attributes and no others. Of a vnode's state it sets only `offline`, only for a frozen or
+sleeping domain, with a comment that begins with OURS, and later clears it. An admin's own `offline` stays.
 Rule 3: if a host's lease runs out, its vnodes become `unknown` and accept nothing; everything else stays as published.
+A domain that slept then is still `asleep`: nothing but its host can have woken it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from magrathea.text import one_line
 from scheduler_plugin.pbs.base import Attributes, Vnode
 
 from .bindings import Bindings
+from .sleepers import Sleeper
 
 STATE = "resources_available.magrathea"
 ACCEPTS = "resources_available.magrathea_accepts"
@@ -183,6 +185,13 @@ def offline_of(snapshot: Snapshot, domain: DomainReport) -> str:
         return ""
     how = f"`magrathea domain defrost {one_line(domain.name, 100)}` on {snapshot.host} brings it back"
     return f"{OURS}{one_line(domain.why, 200)}; {how}"
+
+
+def of_sleeper(wanted: Attributes, sleeper: Sleeper) -> Attributes:
+    """What the vnode of a sleeping domain shows. `wanted`: what it would show otherwise."""
+    offline = f"{OURS}{sleeper.sentence}; {sleeper.return_}"
+    state = State.ASLEEP.value if wanted == LOST else wanted[STATE]
+    return {**wanted, STATE: state, OFFLINE: offline}
 
 
 def shown(vnode: Vnode) -> dict[str, str]:

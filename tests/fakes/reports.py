@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from magrathea.core.model import JobClass, Kind, Mode, State, StoppedBy
-from magrathea.messages import DomainReport, JobReport, Snapshot
+import msgspec
+
+from magrathea.core.model import JobClass, Kind, Mode, SleepCause, State, StoppedBy
+from magrathea.messages import DomainReport, JobReport, SleepReport, Snapshot
 from scheduler_plugin.pbs.base import PbsJob, Vnode
 
 NOW = 1_800_000_000.0
@@ -67,6 +69,7 @@ def domain(
     ncpus: int = 4,
     mem_mib: int = 2048,
     vnode: str = "",
+    sleep: SleepReport | msgspec.UnsetType = msgspec.UNSET,
 ) -> DomainReport:
     return DomainReport(
         name=name,
@@ -80,7 +83,22 @@ def domain(
         ncpus=ncpus,
         mem_mib=mem_mib,
         jobs=list(jobs),
+        sleep=sleep,
     )
+
+
+def asleep(
+    name: str = "n1",
+    jobs: Sequence[JobReport] = (),
+    *,
+    since: float = NOW,
+    reason: str = "a new disk",
+    wakes: bool = False,
+    state: State = State.ASLEEP,
+) -> DomainReport:
+    """A domain that sleeps on disk with these jobs."""
+    sleep = SleepReport(since=since, reason=reason, cause=SleepCause.ADMIN, wakes=wakes)
+    return domain(name, jobs, state=state, accepts=[], sleep=sleep)
 
 
 def snapshot(

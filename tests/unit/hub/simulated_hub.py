@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from magrathea.messages import BookEntry, DomainReport
+from magrathea.messages import HEARTBEAT_S, BookEntry, DomainReport
 from scheduler_plugin.hub.books import Action, LedgerEntry, Look, Outcome
 from scheduler_plugin.hub.farm import Farm
 from scheduler_plugin.hub.job_actions import perform
@@ -91,12 +91,22 @@ class SimHub:
             self.at = max(self.at, due)
         raise AssertionError(f"never at rest: {self.done[-5:]}")
 
+    def look_at_waking(self) -> None:
+        """Ask PBS about the vnodes that are waking, as the hub does with each of its heartbeats."""
+        connection = self.pbs.connect()
+        found = [connection.vnode(name) for name in self.farm.look_at_waking(self.at)]
+        self.farm.read_waking([vnode for vnode in found if vnode is not None], self.at)
+
     def after(self, seconds: float) -> list[Action]:
         """Let time pass, with comparisons as in the hub; return the actions."""
         before = len(self.done)
         end = self.at + seconds
         while self.at < end:
-            self.settle(min(60.0, end - self.at))
+            compare_at = min(self.at + 60.0, end)
+            while self.at < compare_at and self.farm.entries.sleepers.waking(self.at):
+                self.settle(min(HEARTBEAT_S, compare_at - self.at))
+                self.look_at_waking()
+            self.settle(compare_at - self.at)
             for host, heard in self.farm.hosts.items():
                 if heard.live:
                     self.farm.heartbeat(host, heard.snapshot.boot_id, heard.snapshot.revision, self.at)
