@@ -134,7 +134,7 @@ class CallPool:
 
     def close(self) -> None:
         """End the idle threads. The others end with the process."""
-        for _ in self._workers:
+        for _ in range(len(self._workers)):  # each leaves the set when it ends
             self._calls.put(None)
 
     # In the threads

@@ -350,6 +350,29 @@ def test_hanging_calls_are_given_up_and_replaced_up_to_a_bound(pbs: FakePbs) -> 
         go.set()
 
 
+def test_a_pool_is_closed_while_its_threads_end_one_after_another(
+    pbs: FakePbs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        pool = CallPool(pbs.connect, 3, BOUND_S)
+        calls = pool._calls
+
+        class UntilOneHasEnded:
+            get = calls.get
+
+            @staticmethod
+            def put(call: None) -> None:
+                before = len(pool._workers)
+                calls.put(call)
+                wait(lambda: len(pool._workers) < before, "a thread's end")
+
+        monkeypatch.setattr(pool, "_calls", UntilOneHasEnded)
+        pool.close()
+        assert not pool._workers
+
+    asyncio.run(run())
+
+
 def test_a_pool_works_on_after_a_hanging_call(pbs: FakePbs) -> None:
     go = threading.Event()
 
