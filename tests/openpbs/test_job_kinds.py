@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from magrathea_lab.clusters.openpbs import USER, OpenPbsCluster
 from magrathea_lab.clusters.private_openpbs import HEAD
 from magrathea_lab.fleet import EXCLUSIVE
@@ -52,6 +54,22 @@ def test_an_array_is_preempted_subjob_by_subjob_and_one_of_them_deleted(fleet: O
         wait(fleet, f"{third} has its turn", lambda: (home(fleet) / f"{third}.count").exists())
         wait_state(fleet, array, "F")
         assert [int(file.read_text()) for file in (files[1], home(fleet) / f"{third}.count")] == [120, 120]
+        wait_all_free(fleet, EXCLUSIVE)
+
+
+@pytest.mark.parametrize("chunk", ["1:ncpus=0", "1:mem=10mb", "1:ncpus=1+1:ncpus=0"])
+def test_a_job_without_cpus_is_preempted_and_continues(fleet: OpenPbsCluster, chunk: str) -> None:
+    """Also one that gets none because its chunk names none, and one with such a chunk beside another."""
+    with fleet.only(EXCLUSIVE):
+        low = submit(fleet, "low", f"exec {command(fleet, 80)}", "-l", f"select={chunk}")
+        wait_running(fleet, low)
+        high = preempt(fleet, low)
+        step = stands_still(fleet, low)
+        end(fleet, high)
+        goes_on(fleet, low, step)
+        wait_state(fleet, low, "F")
+        assert fleet.counter(low) == 80
+        assert str(fleet.pbs.jobs("-x", low)[low]["Exit_status"]) == "0"
         wait_all_free(fleet, EXCLUSIVE)
 
 
