@@ -13,11 +13,20 @@ import pytest
 
 from magrathea_lab.clusters.openpbs import OpenPbsCluster
 from magrathea_lab.fleet import EXCLUSIVE
-from magrathea_lab.scenarios.scenarios import LONG, STILL_S, wait, wait_all_free, wait_running, wait_state
+from magrathea_lab.scenarios.scenarios import (
+    LONG,
+    STILL_S,
+    wait,
+    wait_all_free,
+    wait_running,
+    wait_state,
+    wait_stoppable,
+)
 from magrathea_lab.work import PAUSE_S
+from scheduler_plugin.setup.hook_texts import hook_text
 
 from .conftest import EAGER
-from .jobs import all_go_on, all_stand_still, command, configured, end, home, pbs, preempt, submit
+from .jobs import all_go_on, all_stand_still, command, configured, end, home, pbs, preempt, site_hook, submit
 from .test_limits import limits
 
 HELPER = Path(__file__).with_name("other_uid_child.c")
@@ -172,6 +181,30 @@ def test_a_job_is_warned_as_it_has_asked_for_and_has_its_time_before_it_is_stopp
             assert seen - at >= 0.8  # a step may be missing at either end
         time.sleep(STILL_S)
         assert float((home(fleet) / f"{low}.seen").read_text()) == seen
+        end(fleet, high)
+        wait_state(fleet, low, "R")
+        end(fleet, low)
+        wait_all_free(fleet, EAGER)
+
+
+def test_with_the_prologue_hook_a_warning_lasts_for_seconds_and_the_preempting_job_waits(
+    fleet: OpenPbsCluster,
+) -> None:
+    """Its claim is granted meanwhile: a claim has two seconds."""
+    moms = ("n4", "p4")
+    prologue = site_hook(fleet, "magrathea_prologue", "execjob_prologue", hook_text("magrathea_mom"), *moms)
+    with fleet.only(EAGER), limits(fleet, EAGER, longest_warning_s=60.0), prologue:
+        low = ready(fleet, WARNED, "-v", "MAGRATHEA_SIGNAL=B:USR1@5")
+        wait_stoppable(fleet, "n4")
+        first = f'date +%s.%N > "$HOME/$PBS_JOBID.first"; exec {command(fleet, LONG)}'
+        high = submit(fleet, "high", first, "-l", "select=1:ncpus=1:host=p4")
+        wait_running(fleet, high)
+        wait_state(fleet, low, "S")
+        (at,) = (float(line) for line in (home(fleet) / f"{low}.shell").read_text().splitlines())
+        seen = float((home(fleet) / f"{low}.seen").read_text())
+        assert seen - at >= 4.5  # a step may be missing at either end
+        assert float((home(fleet) / f"{high}.first").read_text()) >= seen
+        assert fleet.jobs()[high].run_version == 1, "no start was refused"
         end(fleet, high)
         wait_state(fleet, low, "R")
         end(fleet, low)
