@@ -123,7 +123,7 @@ else
     printf '{\n  "channel": "%s"\n}\n' "$channel" | put "$root/etc/magrathea/agent.json" 0644
 fi
 said=$("$python" -I -S "$lib/agent" --check --config "$root/etc/magrathea/agent.json" 2>&1) || {
-    [ $? = 1 ] || fail "$said"
+    [ $? = 3 ] || fail "$said"
     [ -n "$root" ] || echo "$said" >&2 # what the guest still lacks, for example a channel; the agent waits for it
 }
 
