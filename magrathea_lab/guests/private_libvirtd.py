@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,6 +66,7 @@ class PrivateLibvirtd:
             (self.folder / name).mkdir(mode=0o755)
         (self.folder / "etc" / "libvirtd.conf").write_text(
             'auth_unix_rw = "none"\nauth_unix_ro = "none"\nunix_sock_rw_perms = "0700"\nlog_level = 3\n'
+            f'host_uuid = "{uuid.uuid4()}"\n'  # two libvirtds of one machine are two hosts
         )
         user = "root" if self._may_lock else QEMU_USER
         (self.folder / "etc" / "qemu.conf").write_text(
