@@ -35,7 +35,9 @@ CPU = "cpu"
 MEMORY = "memory"
 LIFE = "life"
 SAVE = "save"
-"""Words of `Driver.capabilities`: it can cap CPU; move memory; boot, shut down and destroy; save to disk."""
+MOVE = "move"
+"""Words of `Driver.capabilities`: it can cap CPU; move memory; boot, shut down and destroy; save to disk; move running
+domains to other hosts (moving.py)."""
 
 
 FLOOR_ADVICE = "Its memory is not moved until then, so its `floor_mib` should be all of it"
@@ -136,7 +138,7 @@ class Driver(Protocol):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """What this driver can do on this machine (`CPU`, `MEMORY`, `LIFE`, `SAVE`); constant once `start` has
+        """What this driver can do on this machine (`CPU`, `MEMORY`, `LIFE`, `SAVE`, `MOVE`); constant once `start` has
         returned."""
         ...
 

@@ -35,7 +35,8 @@ def test_the_driver_caps_and_limits_containers_and_notes_what_they_lack(containe
         try:
             await driver.start(lambda event: None)
             assert driver.capabilities == {CPU, MEMORY, LIFE}
-            assert [note for note in driver.notes() if "does not save" in note]
+            for lack in ("does not save", "not moved"):
+                assert [note for note in driver.limits() if lack in note]
             assert all(domain.up for domain in (await driver.actual()).values())
             await driver.set_cpu("n1", 10)
             assert (await driver.actual())["n1"].cpu_percent == 10

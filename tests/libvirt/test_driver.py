@@ -13,7 +13,7 @@ import pytest
 
 from magrathea_lab.rigs.guest_host import Hypervisor
 from magrathea_lab.waiting import BOUND_S
-from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, SAVE, DomainChange, DomainReading, DriverError, Others
+from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, MOVE, SAVE, DomainChange, DomainReading, DriverError, Others
 from node_daemon.hypervisor.libvirt import driver as libvirt_driver
 from node_daemon.hypervisor.libvirt.driver import LibvirtDriver
 
@@ -56,7 +56,7 @@ async def refused(work: Awaitable[None]) -> str:
 
 def test_qemu_can_do_everything_and_there_are_no_notes(drive: Callable[[Work], None]) -> None:
     async def work(driver: LibvirtDriver, events: list[DomainChange]) -> None:
-        assert driver.capabilities == {CPU, MEMORY, LIFE, SAVE}
+        assert driver.capabilities == {CPU, MEMORY, LIFE, SAVE, MOVE}
         assert driver.notes() == []
         assert set(events) == {DomainChange("n1", True)}
         assert driver.others() == Others(1, 1, 256)

@@ -26,6 +26,7 @@ from ..base import (
     FLOOR_ADVICE,
     LIFE,
     MEMORY,
+    MOVE,
     SAVE,
     DomainChange,
     DomainReading,
@@ -105,6 +106,8 @@ class LibvirtDriver:
             able.add(CPU)
         if found.save:
             able.add(SAVE)
+        if found.move:
+            able.add(MOVE)
         if any(not memory.why for memory in self._memory.values()) or not self._memory:
             able.add(MEMORY)
         return frozenset(able)

@@ -51,6 +51,7 @@ class Abilities:
     kind: str
     cpu: CpuControl | None
     save: bool
+    move: bool
     undefined: frozenset[str]
     said: tuple[str, ...]
     limits: tuple[str, ...]
@@ -180,11 +181,13 @@ class Reader:
                     save, why = False, str(error)
         if workers and not save:
             limits.append(f"{kind} does not save domains to disk, so they cannot be frozen: {why}")
+        if not (move := kind.upper() == "QEMU"):
+            limits.append(f"running domains of {kind} are not moved to other hosts: only QEMU's can be")
         for name in sorted(undefined):
             said.append(f"domain {name}: libvirt at {self._uri} has no domain {self._names[name]}; define it there")
         if silent:
             limits.append(f"{kind} does not report when its domains start or stop; Magrathea polls them")
-        return Abilities(kind, cpu, save, undefined, tuple(said), tuple(limits), sure)
+        return Abilities(kind, cpu, save, move, undefined, tuple(said), tuple(limits), sure)
 
     def _ask_cpu(self, kind: str, domains: Mapping[str, Any]) -> tuple[CpuControl | None, list[str], bool]:
         """Returns how CPU is capped, notes for people, and whether the answer is final."""

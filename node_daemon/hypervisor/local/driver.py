@@ -203,6 +203,7 @@ def _pidfd_of(pid: int) -> int | None:
 LIMITS = (
     "memory is not moved: the domains of the local driver share the machine's",
     "domains are not booted, shut down or saved: whoever starts their processes ends them",
+    "domains are not moved to other hosts: a process cannot leave its machine",
 )
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from magrathea.core.refusals import RefusalCode
 from magrathea_lab.waiting import BOUND_S, eventually
-from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, SAVE, DomainChange, DomainReading, DriverError, Others
+from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, MOVE, SAVE, DomainChange, DomainReading, DriverError, Others
 from node_daemon.hypervisor.libvirt import driver as libvirt_driver
 from node_daemon.hypervisor.libvirt.driver import LibvirtDriver
 from tests.fakes.libvirt import KIB, URI, faked, libvirt, only_domains, xml
@@ -273,7 +273,7 @@ def test_xen_caps_by_its_cap_and_its_own_first_domain_is_no_service(
         fake.ids["Domain-0"] = 0
         async with started() as (driver, _):
             assert driver.capabilities == {CPU, MEMORY, LIFE, SAVE}
-            assert driver.notes() == []
+            assert driver.notes() == ["running domains of Xen are not moved to other hosts: only QEMU's can be"]
             assert driver.others() == Others(1, 1, 256), "the host's own system is no service, dns is one"
             await driver.set_cpu("n1", 10)
             assert fake.schedulers == {"m1": {"weight": 256, "cap": 10}, "m2": {"weight": 256, "cap": 0}}
@@ -440,7 +440,7 @@ def test_a_new_connection_keeps_the_old_abilities_until_it_has_answered(
             async with asyncio.timeout(BOUND_S):
                 while link._connection in (None, before):
                     await asyncio.sleep(0.01)
-            assert driver.capabilities == {CPU, MEMORY, LIFE, SAVE}
+            assert driver.capabilities == {CPU, MEMORY, LIFE, SAVE, MOVE}
             fake.listing.set()
             async with asyncio.timeout(BOUND_S):
                 while SAVE in driver.capabilities:
