@@ -337,8 +337,7 @@ class LibvirtDriver:
         def work(one: Any) -> SaveNeeds:
             self._must_run(domain, one)
             connection = self._connections[domain].connection()
-            pid = self._movable.pid_of(one.UUIDString())
-            return images.needs(self._error, connection, found.kind, self._uri, one, pid)
+            return images.needs(self._error, connection, found.kind, self._uri, one)
 
         return await self._of_domain(domain, f"looking what saving domain {domain} takes", work, CALL_DEADLINE_S)
 

@@ -2,18 +2,20 @@
 whether an image is whole; saving and restoring. Blocking calls.
 
 libvirt tells nobody where the folder is: it is built into each of its drivers. A libvirtd in a mount namespace of its
-own has another file system there. Its QEMUs share that namespace, so the folder is looked at through one of them. A
-daemon that may not do that (its unit lacks CAP_SYS_PTRACE) looks at its own.
+own has another file system there, so the folder is looked at as the process behind libvirt's socket sees it. A daemon
+that may not do that (its unit lacks CAP_SYS_PTRACE) looks at its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import struct
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from magrathea.core.refusals import RefusalCode
 
@@ -26,6 +28,7 @@ from .translation import ERROR_CODES
 MARGIN_MIB = 64
 """What an image takes beside the guest's memory: devices, its screen's memory, its definition."""
 BYTES_OF_MIB = 1 << 20
+CONNECT_S = 0.5
 NO_IMAGE = "there is none"
 UNREADABLE = "libvirt's message contains bytes that are no text, as of a damaged image; libvirtd's log has them"
 """In the place of QEMU's last words: libvirt's Python binding cannot hand these over."""
@@ -69,9 +72,29 @@ def folder(kind: str, uri: str) -> Path | None:
     return Path("/var/lib/libvirt/qemu/save")
 
 
-def free_mib(place: Path, pid: str | None, proc: Path = Path("/proc")) -> int | None:
+def server_pid(uri: str) -> int | None:
+    """The process that offers libvirt's socket, which has the same file systems as libvirtd; None if it is not seen."""
+    for path in _sockets(uri):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as link:
+            link.settimeout(CONNECT_S)
+            link.connect(path)
+            pid, _, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            return pid or None
+    return None
+
+
+def _sockets(uri: str) -> list[str]:
+    parts = urlsplit(uri)
+    if named := parse_qs(parts.query).get("socket"):
+        return named
+    kind = "virtxend" if parts.scheme == "xen" else "virtqemud"
+    base = os.environ.get("XDG_RUNTIME_DIR", "/run") if parts.path == "/session" else "/run"
+    return [f"{base}/libvirt/{kind}-sock", f"{base}/libvirt/libvirt-sock"]
+
+
+def free_mib(place: Path, pid: int | None, proc: Path = Path("/proc")) -> int | None:
     """The room in the folder, as the process `pid` sees it, or else this one. None if it cannot be told."""
-    roots = [proc / pid / "root"] if pid is not None else []
+    roots = [proc / str(pid) / "root"] if pid is not None else []
     for root in (*roots, Path("/")):
         with contextlib.suppress(OSError):
             found = os.statvfs(root / str(place).lstrip("/"))
@@ -98,16 +121,14 @@ def fault(error: type[Exception], domain: Any) -> str:
     return ""
 
 
-def needs(
-    error: type[Exception], connection: Connection, kind: str, uri: str, domain: Any, pid: str | None
-) -> SaveNeeds:
-    """What saving the domain takes. `pid`: its QEMU. Raises libvirtError."""
+def needs(error: type[Exception], connection: Connection, kind: str, uri: str, domain: Any) -> SaveNeeds:
+    """What saving the domain takes. Raises libvirtError."""
     place = folder(kind, uri)
     return SaveNeeds(
         mib=domain.info()[2] * 1024 // BYTES_OF_MIB + MARGIN_MIB,
         obstacle=obstacle(domain.XMLDesc(0), networks(error, connection)),
         place="" if place is None else str(place),
-        free_mib=None if place is None else free_mib(place, pid),
+        free_mib=None if place is None else free_mib(place, server_pid(uri)),
     )
 
 

@@ -89,10 +89,6 @@ class MovableMemory:
         own = process.own_mib if process is not None else OWN_MIB + (CODE_CACHE_MIB if emulates else 0)
         return DomainMemory(why, own), process is not None or not is_qemu or not domain.isActive()
 
-    def pid_of(self, uuid: str) -> str | None:
-        """The pid of the domain's QEMU; None if it cannot be seen. Any thread may ask."""
-        return self._processes.pid_of(uuid)
-
     def changed(self, name: str) -> None:
         """The domain's devices have changed, or it has started or ended."""
         self._changes[name] = self._changes.get(name, 0) + 1

@@ -222,12 +222,6 @@ class QemuProcesses:
         self._looked: float | None = None
         self._search: threading.Thread | None = None
 
-    def pid_of(self, uuid: str) -> str | None:
-        """The pid of the domain's QEMU; None if there is none here, or it cannot be seen."""
-        if not self._living(uuid):
-            self._look()
-        return next((qemu.pid for qemu in self._living(uuid)), None)
-
     def of(self, uuid: str) -> QemuProcess | None:
         """The QEMU of the domain; None if there is none here, or it cannot be seen.
 

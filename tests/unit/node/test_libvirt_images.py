@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,15 +68,24 @@ def test_the_folder_is_the_one_that_libvirt_has_built_in(
     assert images.folder(kind, uri) == (None if where is None else Path(where))
 
 
-def test_the_room_is_looked_at_as_qemu_sees_it_and_else_from_here(tmp_path: Path) -> None:
+def test_the_room_is_looked_at_as_libvirtd_sees_it_and_else_from_here(tmp_path: Path) -> None:
     inside = tmp_path / "proc" / "7" / "root" / "var" / "save"
-    assert images.free_mib(Path("/no/such/folder"), "7", tmp_path / "proc") is None
+    assert images.free_mib(Path("/no/such/folder"), 7, tmp_path / "proc") is None
     inside.mkdir(parents=True)
     found = os.statvfs(inside)
-    free = images.free_mib(Path("/var/save"), "7", tmp_path / "proc")
+    free = images.free_mib(Path("/var/save"), 7, tmp_path / "proc")
     assert free is not None and abs(free - (found.f_bavail * found.f_frsize >> 20)) < 1024
     assert images.free_mib(Path("/var/save"), None) is None, "there is none outside"
-    assert images.free_mib(tmp_path, "8", tmp_path / "proc") is not None, "no such process: from here"
+    assert images.free_mib(tmp_path, 8, tmp_path / "proc") is not None, "no such process: from here"
+
+
+def test_libvirtd_is_found_by_its_socket(tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(str(path))
+        door.listen()
+        assert images.server_pid(f"qemu:///system?socket={path}") == os.getpid()
+    assert images.server_pid(f"qemu:///system?socket={tmp_path}/none") is None
 
 
 def test_saving_takes_the_domains_memory_and_a_margin(fake: FakeLibvirt) -> None:
