@@ -73,6 +73,7 @@ class ControlRequest(msgspec.Struct, forbid_unknown_fields=True):
     do: _Text = ""
     when_idle: bool = False
     now: bool = False
+    with_jobs: bool = False
     cls: JobClass = JobClass.PRIORITY
     chunks: Annotated[list[Chunk], msgspec.Meta(max_length=64)] = []
 

@@ -14,7 +14,7 @@ from magrathea.configuration import ConfigurationError
 from magrathea.control import Control, ControlRequest, Denied, granted
 from magrathea.core import events as ev
 from magrathea.core import states
-from magrathea.core.model import Domain, Host, Lifecycle, Patience
+from magrathea.core.model import Domain, Host, Lifecycle, Patience, SleepCause
 from magrathea.core.refusals import RefusalCode
 from magrathea.history import Query
 from magrathea.messages import HistoryAsked, HistoryEntry, HistoryTold, Snapshot, encode
@@ -207,13 +207,18 @@ class Admin:
         name, now = request.domain, self._daemon.now()
         if request.now and request.when_idle:
             raise Denied(RefusalCode.BAD_REQUEST, "`now` waits for no job and `when_idle` for all: give one of them")
+        if request.with_jobs and request.do != "freeze":
+            raise Denied(RefusalCode.BAD_REQUEST, "`with_jobs` is for `freeze` only")
         patience = Patience.NOW if request.now else Patience.IDLE if request.when_idle else Patience.DRAIN
         before = self._domain(name)
+        freeze: ev.DomainEvent = ev.FreezeRequested(now, name)
+        if request.with_jobs:
+            freeze = ev.SleepRequested(now, name, request.reason or "by the admin", SleepCause.ADMIN)
         wishes: dict[str, tuple[str, ev.DomainEvent]] = {
             "boot": (LIFE, ev.BootRequested(now, name)),
             "shutdown": (LIFE, ev.ShutdownRequested(now, name, False, patience)),
             "reboot": (LIFE, ev.ShutdownRequested(now, name, True, patience)),
-            "freeze": (SAVE, ev.FreezeRequested(now, name)),
+            "freeze": (SAVE, freeze),
             "defrost": (SAVE, ev.DefrostRequested(now, name, now + (before.boot_limit_s if before else 0.0))),
         }
         if request.do not in wishes:

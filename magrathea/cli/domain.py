@@ -24,6 +24,7 @@ def domain() -> None:
     Examples:
       magrathea domain reboot n1 && magrathea status --watch
       magrathea domain freeze p1
+      magrathea domain freeze n1 --with-jobs
       magrathea domain defrost p1
     """
 
@@ -95,42 +96,62 @@ def reboot(domain: str, when_idle: bool, now: bool, socket_option: str | None, f
     request("domain", socket_option, form, do="reboot", domain=domain, when_idle=when_idle, now=now)
 
 
-@domain.command(short_help="save a priority domain to disk; its CPUs stay reserved")
+@domain.command(short_help="save a domain to disk; with --with-jobs together with its jobs")
 @_target
+@click.option(
+    "--with-jobs", is_flag=True, help="Put the domain to sleep: do not wait for its jobs, but save them with it."
+)
+@click.option(
+    "--reason", default="", help="Why it sleeps; shown by status and in its jobs' comments. At most 1000 letters."
+)
 @sources.socket
 @sources.form_option
-def freeze(domain: str, socket_option: str | None, form: str) -> None:
+def freeze(domain: str, with_jobs: bool, reason: str, socket_option: str | None, form: str) -> None:
     """Let DOMAIN, a priority domain, finish its jobs and take no more, then save it to disk.
 
     Then it is `frozen`. Its CPUs stay reserved, preemptible jobs may borrow them, and its vnode is offline in PBS with
     a comment with the reason. A frozen domain takes no jobs. Only `magrathea domain defrost` brings it back.
+
+    With --with-jobs, DOMAIN may be of any kind but a service, and is put to sleep with its jobs. All of them are
+    stopped and suspended in PBS first, protected and priority jobs, too: their walltime stands still, and none is
+    requeued. Then it is `asleep`. Its jobs hold neither CPUs nor memory and keep nobody out. It may sleep through a
+    reboot of its host. Refused if no hub answers, if the folder for images has no room, and if the domain has a
+    passed-through device.
+    `magrathea undrain DOMAIN` gives that up before the save has begun.
     Allowed for root, the daemon's own user, and the group in [control] of noded.toml.
 
     \b
     Examples:
       magrathea domain freeze p1
-      magrathea domain freeze p1 --format json
+      magrathea domain freeze n1 --with-jobs --reason "new memory" && magrathea status --watch
 
     Exit codes: 0 noted; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
     """
-    request("domain", socket_option, form, do="freeze", domain=domain)
+    if reason and not with_jobs:
+        raise click.UsageError("--reason is for --with-jobs: a domain that is saved without jobs keeps nobody's job")
+    more = {"with_jobs": True, "reason": reason} if with_jobs else {}  # an older daemon does not know them
+    request("domain", socket_option, form, do="freeze", domain=domain, **more)
 
 
-@domain.command(short_help="bring a domain back from disk; preempts jobs on its CPUs")
+@domain.command(short_help="bring a domain back from disk")
 @_target
 @sources.socket
 @sources.form_option
 def defrost(domain: str, socket_option: str | None, form: str) -> None:
-    """Bring DOMAIN back from disk as it was. Jobs that borrowed its CPUs are preempted first.
+    """Bring DOMAIN back from disk as it was. Jobs that borrowed a frozen domain's CPUs are preempted first.
 
     It is `booting` until its agent has registered. Its clock is set, and PBS gets its vnode back. If the restore
-    fails, the image is kept, the domain stays `frozen`, and status shows why. Refused if not enough room can be made.
+    fails, the image is kept, the domain stays `frozen` or `asleep`, and status shows why. Refused if not enough room
+    can be made for a frozen domain.
+
+    A domain that is `asleep` with its jobs preempts nobody. It waits in the line of the preempted until there is room
+    for its jobs; status shows what it waits for. Then its jobs go on, in the same run.
     Allowed for root, the daemon's own user, and the group in [control] of noded.toml.
 
     \b
     Examples:
       magrathea domain defrost p1
-      magrathea preview -q high; magrathea domain defrost p1
+      magrathea domain defrost n1 && magrathea status --watch
 
     Exit codes: 0 noted; 1 refused, or not permitted; 2 wrong usage; 3 no daemon answers.
     """

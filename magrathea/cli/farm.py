@@ -165,7 +165,7 @@ def _part(snapshot: Snapshot, domain: DomainReport, job: JobReport, now: float) 
     seconds = job.preempted_s
     if job.stopped_since is not None and job.stopper != StoppedBy.PBS:
         seconds += max(0.0, now - job.stopped_since)
-    state = view.job_state(job, now)
+    state = view.part_state(domain, job, now)
     return snapshot.host, domain.name, domain.vnode, job.cls.value, state, f"{seconds:.0f}", str(job.preemptions)
 
 

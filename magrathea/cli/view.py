@@ -17,7 +17,7 @@ import click
 import msgspec
 
 from magrathea.core.model import State, StoppedBy
-from magrathea.messages import DomainReport, JobReport, Snapshot
+from magrathea.messages import DomainReport, JobReport, SleepReport, Snapshot
 from magrathea.text import printable, printable_json
 
 COLOURS = {
@@ -29,6 +29,7 @@ COLOURS = {
     State.RUNNING: "green",
     State.DOWN: "bright_black",
     State.FROZEN: "cyan",
+    State.ASLEEP: "cyan",
 }
 """Used only on a terminal. A colour never carries information that the text does not have."""
 
@@ -78,6 +79,15 @@ def job_state(job: JobReport, now: float) -> str:
     if job.stop:
         return f"to be stopped for {job.preempted_by}" if job.preempted_by else "to be stopped"
     return "running" if job.confirmed else "claimed"
+
+
+def part_state(domain: DomainReport, job: JobReport, now: float) -> str:
+    """What a job is doing in that domain. If the domain sleeps with it: since when, why, and until when."""
+    sleep = domain.sleep
+    if domain.state is not State.ASLEEP or not isinstance(sleep, SleepReport):
+        return job_state(job, now)
+    ends = "comes back as soon as there is room" if sleep.wakes else "until somebody brings it back"
+    return f"asleep on disk with {domain.name} for {duration(now - sleep.since)}, {ends}: {sleep.reason}"
 
 
 def tabs(cells: Iterable[object]) -> str:
@@ -209,7 +219,7 @@ def _jobs(snapshot: Snapshot) -> list[str]:
             str(job.cpus),
             _mib(job.memory_mib or None),
             duration(preempted_s) if job.preemptions or preempted_s else "-",
-            (job_state(job, snapshot.at), "yellow" if job.stopped_since is not None else None),
+            (part_state(domain, job, snapshot.at), "yellow" if job.stopped_since is not None else None),
         )
 
     return grid(

@@ -24,6 +24,7 @@ from magrathea.core import life
 from magrathea.core.life import Boot, GoOn, LifeStep, PowerOff, Register, Save, Seen
 from magrathea.core.model import Domain, Host, Lifecycle
 from magrathea.core.refusals import RefusalCode
+from magrathea.core.sleeping import to_be_saved
 
 from ..configuration import NodedConfiguration
 from ..guest_channel.channel import AgentError, GuestChannel
@@ -59,6 +60,11 @@ class DaemonForLife(Protocol):
     def apply(self, event: ev.Event) -> tuple[ev.Decision, ...]: ...
 
     def observe(self, name: str) -> None: ...
+
+
+def comes_from_image(domain: Domain) -> bool:
+    """True if the domain's next start must be a restore: it was saved on request, without jobs or with them."""
+    return domain.frozen or domain.sleep is not None
 
 
 def _slot(name: str, kind: type[LifeStep]) -> Slot:
@@ -233,7 +239,7 @@ class Life:
         progress = self._daemon.switch.progress
         if domain.lifecycle is Lifecycle.UP:
             return domain.name in progress.memory_moves()
-        return domain.frozen and (not progress.all_stopped() or bool(progress.memory_moves()))
+        return comes_from_image(domain) and (not progress.all_stopped() or bool(progress.memory_moves()))
 
     def _forget_asking(self, name: str) -> None:
         self._asked_to_end.pop(name, None)
@@ -278,7 +284,7 @@ class Life:
     async def _boot(self, name: str) -> None:
         """Boot or restore the domain. Raises DriverError if another try may help."""
         domain = self._domain(name)
-        restores = domain is not None and domain.frozen
+        restores = domain is not None and comes_from_image(domain)
         await self._daemon.site_scripts.run_and_wait("before-defrost" if restores else "before-boot", name, guest=False)
         domain = self._domain(name)
         if domain is None or domain.lifecycle is not Lifecycle.BOOTING:
@@ -306,7 +312,7 @@ class Life:
         """The domain's agent is there, so it is up. If it comes from an image, its clock is set first: jobs must see
         the right time. And MoM's connection to PBS has no other end any more, which MoM alone would notice late."""
         domain = self._domain(name)
-        restored = domain is not None and domain.frozen
+        restored = domain is not None and comes_from_image(domain)
         if restored or name in self._from_image:
             await self._set_clock(name)
             await self._reconnect_mom(name)
@@ -363,8 +369,8 @@ class Life:
     async def _save(self, name: str) -> None:
         await self._daemon.site_scripts.run_and_wait("before-freeze", name, guest=True)
         domain = self._domain(name)
-        if domain is None or not domain.saving or domain.jobs:
-            return  # the wish was withdrawn in the meantime
+        if domain is None or not to_be_saved(self._daemon.host, domain):
+            return  # the wish was withdrawn in the meantime, or a job has come
         if refusal := await self._daemon.saves.refusal(name):
             self._not_saved(name, f"{refusal.code}: {refusal.text}")
             return

@@ -44,7 +44,7 @@ class Saves:
 
     def _promised_mib(self, name: str) -> int:
         """What the images of other domains will take that are to be saved, or are just being saved."""
-        others = [d.name for d in self._daemon.host.workers if d.name != name and d.saving]
+        others = [d.name for d in self._daemon.host.workers if d.name != name and (d.saving or d.falls_asleep)]
         return sum(self._found_mib.get(other) or self._read_mib(other) for other in others)
 
     def _read_mib(self, name: str) -> int:

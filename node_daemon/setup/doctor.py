@@ -169,6 +169,9 @@ def of_snapshot(configuration: NodedConfiguration, snapshot: Snapshot) -> Iterat
                 f"in the guest: systemctl status magrathea-agent; magrathea doctor there; its channel for {domain.name}"
             )
             yield Check(HOST, name, Status.FAIL, said, domain.why, fix)
+        elif domain.state is State.ASLEEP:
+            fix = f"nothing; `magrathea domain defrost {domain.name}` brings it back with its jobs"
+            yield Check(HOST, name, Status.NOTE, said, domain.why, fix)
         elif not domain.agent and domain.state not in (State.DOWN, State.BOOTING, State.FROZEN):
             fix = "in the guest: systemctl status magrathea-agent; magrathea doctor there"
             yield Check(HOST, name, Status.WARN, said, "its agent is not connected", fix)

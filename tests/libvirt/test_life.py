@@ -282,17 +282,17 @@ def booted_since(guest: Guest, before: str) -> bool:
         return False
 
 
-def killed_after(m: Machine, step: str, do: str) -> None:
+def killed_after(m: Machine, step: str, do: str, name: str = "p1", **fields: bool) -> None:
     """Order `do`; the daemon is killed after the step and started again."""
     armed = m.folder / "armed"
-    calm = status(m)
+    calm = status(m, name)
     m.stop_daemon()
     m.start_daemon(MAGRATHEA_CRASH_AFTER=f"{step}#1", MAGRATHEA_CRASH_ARMED=str(armed))
-    m.until(lambda: status(m) == calm, f"{step}: calm before")
+    m.until(lambda: status(m, name) == calm, f"{step}: calm before")
     armed.write_text("self")
     try:
         with contextlib.suppress(OSError):  # it may be killed before it answers
-            order(m, do, "p1")
+            order(m, do, name, **fields)
         m.until(lambda: m.daemon is None or m.daemon.poll() is not None, f"{do}: killed after {step}")
     finally:
         armed.unlink()

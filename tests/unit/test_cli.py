@@ -17,10 +17,11 @@ import click
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
+from msgspec.structs import replace
 
 from magrathea.cli import main, view
-from magrathea.core.model import JobClass, State
-from magrathea.messages import FarmView, HostView, MemoryMove, Snapshot, encode
+from magrathea.core.model import JobClass, SleepCause, State
+from magrathea.messages import FarmView, HostView, MemoryMove, SleepReport, Snapshot, encode
 from magrathea_lab.waiting import BOUND_S
 from tests.fakes.control_socket import AT, PREEMPTION, answering, domain, job, snapshot
 
@@ -179,6 +180,20 @@ def test_a_time_span_is_shown_in_its_largest_unit(seconds: float, text: str) -> 
 )
 def test_the_state_of_a_job_in_words(fields: dict[str, object], text: str) -> None:
     assert view.job_state(job("1", JobClass.PREEMPTIBLE, **fields), AT) == text
+
+
+def test_a_job_of_a_sleeping_domain_sleeps_with_it() -> None:
+    asleep = SleepReport(since=AT - 7200, reason="new memory", cause=SleepCause.ADMIN, wakes=False)
+    stopped = job("1", JobClass.PROTECTED, stopped_since=AT - 7200, stopper="us", booked=True)
+    n1 = replace(domain("n1", State.ASLEEP, stopped), sleep=asleep)
+    assert (
+        view.part_state(n1, stopped, AT) == "asleep on disk with n1 for 2 h, until somebody brings it back: new memory"
+    )
+    waking = replace(n1, sleep=replace(asleep, wakes=True))
+    assert "as soon as there is room" in view.part_state(waking, stopped, AT)
+    assert "asleep on disk with n1" in view.table(snapshot(n1))
+    awake = replace(n1, state=State.DRAINING)
+    assert view.part_state(awake, stopped, AT).startswith("stopped 2 h")
 
 
 def test_watch_continues_until_interrupted_and_ends_with_the_last_state(path: Path) -> None:

@@ -38,6 +38,10 @@ def path(tmp_path: Path) -> Path:
         (["unpause"], {"op": "unpause", "domain": ""}),
         (["clear", "n1"], {"op": "clear", "domain": "n1"}),
         (["reload"], {"op": "reload"}),
+        (
+            ["domain", "freeze", "n1", "--with-jobs", "--reason", "new memory"],
+            {"op": "domain", "do": "freeze", "domain": "n1", "with_jobs": True, "reason": "new memory"},
+        ),
         *((["domain", do, "n1"], {"op": "domain", "do": do, "domain": "n1"}) for do in ("boot", "freeze", "defrost")),
         *(
             (["domain", do, "n1", *flags], {"op": "domain", "do": do, "domain": "n1", "when_idle": idle, "now": now})

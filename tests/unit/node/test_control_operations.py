@@ -17,12 +17,14 @@ import pytest
 from magrathea import client
 from magrathea.core import events as ev
 from magrathea.core.machine import handle
-from magrathea.core.model import Host, JobClass, JobKey
+from magrathea.core.model import Host, JobClass, JobKey, SleepCause
+from magrathea.core.refusals import Refusal, RefusalCode
 from magrathea.history_sentences import sentence
 from magrathea.messages import HistoryAsked, HistoryEntry, HistoryTold, decode_to_hub
 from magrathea_lab.waiting import BOUND_S
 from node_daemon import journal
 from node_daemon.control_operations import Admin
+from node_daemon.hypervisor.base import SAVE
 from node_daemon.journal import JournalError, JournalStore, NoJournal, open_journal
 
 from ..core.builders import get, host, run, stop
@@ -136,6 +138,44 @@ def test_a_domain_of_the_hosts_own_name_is_meant_before_the_host(tmp_path: Path)
         assert not get(owner.host, "n1").draining
 
     play(tmp_path, host("exclusive", h1="normal", n1="normal"), test)
+
+
+def saving(owner: Owner, refusal: Refusal | None = None) -> None:
+    """The hypervisor saves domains; `refusal`: why it cannot at the moment."""
+    owner.driver = SimpleNamespace(capabilities=frozenset({SAVE}))
+
+    async def refused(name: str) -> Refusal | None:
+        return refusal
+
+    owner.saves = SimpleNamespace(refusal=refused)
+
+
+def test_a_domain_is_put_to_sleep_with_its_jobs_and_the_reason(tmp_path: Path) -> None:
+    async def test(owner: Owner, ask: Ask) -> None:
+        saving(owner)
+        [said] = (await ask(op="domain", do="freeze", domain="n1", with_jobs=True, reason="new memory"))["said"]
+        assert said.startswith("n1 is draining: to be put to sleep: new memory; waits: 12 (run 1) is not")
+        sleep = get(owner.host, "n1").sleep
+        assert sleep is not None and (sleep.reason, sleep.cause) == ("new memory", SleepCause.ADMIN)
+        assert (await ask(op="domain", do="defrost", domain="n1"))["said"], "gives it up"
+        assert (await ask(op="domain", do="boot", domain="n1", with_jobs=True))["code"] == "bad-request"
+
+    play(tmp_path, run(host("exclusive", n1="normal", p1="priority"), "n1", "12"), test)
+
+
+def test_nobody_is_stopped_for_a_sleep_that_has_no_room(tmp_path: Path) -> None:
+    async def test(owner: Owner, ask: Ask) -> None:
+        saving(owner, Refusal(RefusalCode.NO_SPACE, "saving n1 takes up to 320 MiB, and /images has 100 MiB left"))
+        before = get(owner.host, "n1")
+        for do in ({"with_jobs": True}, {}):
+            assert (await ask(op="domain", do="freeze", domain="n1", **do))["code"] == "no-space"
+        assert get(owner.host, "n1") == before
+        owner.driver.capabilities = frozenset()
+        owner.configuration.host = SimpleNamespace(driver="local")
+        answer = await ask(op="domain", do="freeze", domain="n1", with_jobs=True)
+        assert answer["code"] == "not-supported" and "local driver" in answer["text"]
+
+    play(tmp_path, run(host("exclusive", n1="normal", p1="priority"), "n1", "12"), test)
 
 
 def test_a_refused_operation_has_its_code(tmp_path: Path) -> None:
