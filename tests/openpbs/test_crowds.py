@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from pathlib import Path
 
 import pytest
 
 from magrathea_lab.clusters.openpbs import OpenPbsCluster
 from magrathea_lab.clusters.private_openpbs import HEAD
 from magrathea_lab.fleet import EXCLUSIVE
+from magrathea_lab.rigs.agent_rig import state
 from magrathea_lab.scenarios.scenarios import require, wait, wait_all_free, wait_running, wait_state, wait_stoppable
 from tests.embedded.test_agent_blocked import DEAD_FILE, may_mount
 
@@ -24,6 +27,16 @@ def states(fleet: OpenPbsCluster, what: str) -> str:
     """The states, one letter each, of n1's processes with this in their command line."""
     rows = fleet.pbs.run("n1", ["ps", "-ww", "-eo", "stat=,args="]).stdout.splitlines()
     return "".join(row[0] for row in rows if what in row)
+
+
+def running(program: Path) -> list[int]:
+    """The processes of this program. Not once they hang: whoever asks for the command line then hangs, too."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just gone
+            if str(program).encode() in (path / "cmdline").read_bytes().split(b"\0"):
+                found.append(int(path.name))
+    return found
 
 
 def test_a_crowd_of_jobs_without_cpus_is_preempted_and_none_is_lost(fleet: OpenPbsCluster) -> None:
@@ -57,13 +70,14 @@ def test_a_claim_is_granted_although_processes_of_the_victim_wait_for_a_dead_fil
             low = fleet.pbs.qsub("root", "-q", "low", "-l", "select=1:ncpus=1", script=script)
             wait_state(fleet, low, "R")
             wait_stoppable(fleet, "n1")
+            pids = wait(fleet, "all of them", lambda: found if len(found := running(program)) > HANGING else [])
             (shared / "go").touch()
-            wait(fleet, "they hang", lambda: states(fleet, str(program)).count("D") == HANGING)
+            wait(fleet, "they hang", lambda: [state(pid) for pid in pids].count("D") == HANGING)
             high = fleet.submit("high", LONG, select="1:ncpus=1:host=p1")
             wait_running(fleet, high)
             wait_state(fleet, low, "S")
-            still = states(fleet, str(program))
-            require(fleet, set(still) <= {"D", "T"} and still.count("D") >= HANGING, f"nobody has been woken: {still}")
+            still = sorted(state(pid) for pid in pids)
+            require(fleet, still == [*HANGING * ["D"], "T"], f"the file server is stopped, nobody is woken: {still}")
             end(fleet, high)
             wait_state(fleet, low, "R")
             fleet.pbs.run(HEAD, ["qsig", "-s", "SIGKILL", low])
