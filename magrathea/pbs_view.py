@@ -16,6 +16,7 @@ from magrathea.core.model import JobClass, State
 from magrathea.core.refusals import RefusalCode
 from magrathea.messages import Chunk, ChunkPreview, Outlook, Placement, Preview
 from magrathea.pbs_text.amounts import size_bytes, whole_mib, whole_number
+from magrathea.pbs_text.states import CLOSED_STATES
 from magrathea.pbs_text.words import job_ids, words
 
 Attributes = Mapping[str, str]
@@ -80,7 +81,7 @@ def _mib(text: str | None) -> int:
 
 def is_open(vnode: PublishedVnode) -> bool:
     """True if PBS itself starts jobs there."""
-    return not {"offline", "down", "maintenance", "state-unknown"} & set(words(vnode.pbs))
+    return not CLOSED_STATES & set(words(vnode.pbs))
 
 
 def outlook(vnodes: Sequence[PublishedVnode], cls: JobClass, chunks: Sequence[Chunk]) -> Outlook:

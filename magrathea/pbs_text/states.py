@@ -22,5 +22,8 @@ ENDING_SUBSTATE = 50
 REQUEUING_SUBSTATE = 63
 """Substate of a job that was rerun by force, until one of its MoMs has answered; then PBS requeues it."""
 
-DEAD_STATES = frozenset({"down", "unknown", "state-unknown", "stale"})
-"""Words in a vnode's state that mean its MoM does not answer."""
+DEAD_STATES = frozenset({"down", "state-unknown", "Stale", "unresolvable"})
+"""Words in a vnode's state that mean its MoM does not answer, or does not have this vnode."""
+
+CLOSED_STATES = DEAD_STATES | {"offline", "offline_by_mom", "maintenance", "sleep"}
+"""Words in a vnode's state with which PBS starts no job there (`VNODE_UNAVAILABLE` in pbs_nodes.h)."""

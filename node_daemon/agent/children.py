@@ -37,7 +37,12 @@ class Child:
         self.on_end = on_end
         self.on_output = on_output
         self.output, writing = os.pipe() if on_output is not None else (-1, -1)  # both closed by an exec
-        self.pid = os.fork()
+        try:
+            self.pid = os.fork()
+        except OSError:
+            for fd in (self.output, writing) if on_output is not None else ():
+                os.close(fd)
+            raise
         if self.pid == 0:
             live(name, become, writing)
         self.over = False

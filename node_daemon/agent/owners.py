@@ -48,7 +48,7 @@ class Silence(Exception):
 
 
 def looked_up(owner: str, wait_s: float) -> "Optional[int]":
-    """The uid of a user as the system knows it; None if there is no such user. Raises Silence.
+    """The uid of a user as the system knows it; None if there is no such user. Raises Silence, OSError.
 
     A child process asks, because a directory server that is away may keep it waiting for minutes.
     """
@@ -56,7 +56,12 @@ def looked_up(owner: str, wait_s: float) -> "Optional[int]":
     if len(dying) >= MOST_DYING:
         raise Silence
     reading, writing = os.pipe()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        os.close(reading)
+        os.close(writing)
+        raise
     if pid == 0:
         live("look-up of a user", lambda _: _tell_uid(owner, writing), -1)
     os.close(writing)

@@ -59,6 +59,19 @@ def watched() -> Iterator[Callable[[Callable[[int], None]], Watched]]:
 Make = Callable[[Callable[[int], None]], Watched]
 
 
+def test_a_child_that_cannot_be_made_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fork() -> int:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    loop = Loop()
+    before = set(Path("/proc/self/fd").iterdir())
+    monkeypatch.setattr(os, "fork", fork)
+    with pytest.raises(BlockingIOError):
+        Child(loop, "a child", lambda output: None, lambda status: None, lambda data: None)
+    assert set(Path("/proc/self/fd").iterdir()) == before
+    loop.selector.close()
+
+
 def shell(text: str) -> Callable[[int], None]:
     def become(output: int) -> None:
         os.dup2(output, 1)

@@ -100,6 +100,17 @@ def test_a_look_up_that_no_signal_ends_holds_up_nothing(monkeypatch: pytest.Monk
             os.waitpid(pid, 0)
 
 
+def test_a_look_up_for_which_no_process_can_be_made_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fork() -> int:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", fork)
+    before = set(Path("/proc/self/fd").iterdir())
+    with pytest.raises(BlockingIOError):
+        looked_up("games", BOUND_S)
+    assert set(Path("/proc/self/fd").iterdir()) == before
+
+
 def test_a_silent_directory_takes_no_jobs_owner_away() -> None:
     table = Table({}, Sweeper(Loop(), {}, Finder(Cgroups(()), ()), Signaller()), StateFile("/nowhere/state"))
     assert table.enter(("12.srv", 1), "alice", 7).uid == 7
