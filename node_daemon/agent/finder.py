@@ -53,13 +53,17 @@ class Finder:
     def spare(self, pid: int) -> None:
         """Never touch this process and its ancestors: it is a hook that asked us, so they are MoM.
 
-        An exec ends this, because the parent of the prologue hook becomes the job by one.
+        An exec ends this, because the parent of the prologue hook becomes the job by one. An ancestor of another user
+        is not MoM: a job has asked us, through a program that runs as root. It and what is above it are not spared.
         """
+        asked = pid
         for _ in range(64):
             if pid in self.never:
                 return
             try:
                 name, fields = read_stat("/proc/%d/stat" % pid)
+                if self.all_users and pid != asked and any(uids_of(pid)):
+                    return
             except OSError:
                 return
             if len(self.spared) >= 4096:  # hooks that ended long ago

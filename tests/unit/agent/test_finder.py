@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -67,3 +68,21 @@ def test_a_child_of_mom_that_execs_belongs_to_the_job(mom: subprocess.Popen[byte
     finder.spared[mom.pid] = (start, (b"1", b"before"))
     look_for(finder, job, mom.pid)
     assert mom.pid in job.procs
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an agent without root sees its own user's processes only")
+def test_a_job_that_asks_through_a_program_of_root_makes_nobody_of_its_own_spared() -> None:
+    """As by sudo: the asking process is root's, and its parent is the job's."""
+    program = (
+        "import os, subprocess; asking = subprocess.Popen(['sleep', '600']); os.setuid(65534);"
+        "print(asking.pid, flush=True); asking.wait()"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, start_new_session=True) as parent:
+        try:
+            assert parent.stdout is not None
+            asking = int(parent.stdout.readline())
+            finder = Finder(Cgroups(()), ())
+            finder.spare(asking)
+            assert set(finder.spared) == {asking}
+        finally:
+            os.killpg(parent.pid, signal.SIGKILL)
