@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from types import SimpleNamespace
+from typing import cast
 
 from magrathea.core.model import Amount, JobKey
 from magrathea.messages import GivenAsked, GivenTold, Heartbeat, encode
 from magrathea_lab.waiting import BOUND_S, eventually
 from node_daemon.claims.pbs_says import PbsSays
+from node_daemon.daemon import Daemon
 
 from .test_hub_client import BEAT, DaemonsEnd, HubsEnd, run
 
@@ -88,6 +91,13 @@ def test_a_hub_of_the_release_before_is_not_asked_and_the_daemon_knows() -> None
         await eventually(lambda: not host.client.too_old_to_ask, "the upgraded hub is known")
 
     run(test)
+
+
+def test_if_all_hubs_are_too_old_a_claim_is_believed_and_about_other_jobs_nothing_is_known() -> None:
+    """Else each listed job would count as one that PBS has given, also when an upgraded hub could be asked."""
+    daemon = cast(Daemon, SimpleNamespace(hub=SimpleNamespace(too_old_to_ask=True)))
+    for claim, given in ((True, True), (False, None)):
+        assert asyncio.run(Daemon.given(daemon, "n1", KEY, 1.0, claim=claim)) == PbsSays(given)
 
 
 def test_of_several_hubs_one_that_knows_the_job_is_enough_and_a_no_needs_them_all() -> None:
