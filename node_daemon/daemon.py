@@ -195,6 +195,7 @@ class Daemon:
             notes=tuple(notes),
             limits=tuple(self.driver.limits()),
             refused=tuple(self._refused),
+            closed=self.claims.closed(),
         )
 
     def snapshot(self, revision: int) -> Snapshot:

@@ -8,14 +8,14 @@ Guests influence figures and the number of jobs. So figures are brought into the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 from msgspec import structs
 
 from magrathea.core import plan
-from magrathea.core.model import Domain, Host, Job, JobKey, MemoryLack, MemoryShort, State
+from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, MemoryLack, MemoryShort, State
 from magrathea.core.states import accepts, published, rank, state_of, why
 from magrathea.core.stopping import to_requeue, wanted_here, wanted_stopped
 from magrathea.messages import (
@@ -61,6 +61,8 @@ class Beside:
     notes: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     refused: tuple[RefusedClaim, ...] = ()
+    closed: Mapping[str, frozenset[JobClass]] = field(default_factory=dict)
+    """By domain, classes that it takes no jobs of for a moment, whatever the facts say (claims/closures.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,14 +173,15 @@ def _domain(whole: _Whole, domain: Domain) -> DomainReport:
     read = beside.read.get(domain.name)
     state = state_of(host, domain)
     since = beside.since.get(domain.name)
+    closed = beside.closed.get(domain.name, frozenset())
     return DomainReport(
         name=domain.name,
         vnode=beside.vnodes.get(domain.name, domain.name),
         kind=domain.kind,
         state=state,
         since=since.since if since else host.now,
-        why=(_preempted_why(whole, domain) if state is State.PREEMPTED else why(host, domain))[:4096],
-        accepts=list(accepts(host, domain)),
+        why=_why(whole, domain, state, closed)[:4096],
+        accepts=[cls for cls in accepts(host, domain) if cls not in closed],
         rank=rank(host, domain),
         ncpus=_figure(size.cpus),
         mem_mib=_figure(size.mib),
@@ -200,6 +203,14 @@ def _sleep(domain: Domain) -> SleepReport | msgspec.UnsetType:
     if sleep is None:
         return msgspec.UNSET
     return SleepReport(since=sleep.since, reason=sleep.reason[:4096], cause=sleep.cause, wakes=sleep.wakes)
+
+
+def _why(whole: _Whole, domain: Domain, state: State, closed: Collection[JobClass]) -> str:
+    text = _preempted_why(whole, domain) if state is State.PREEMPTED else why(whole.host, domain)
+    if not closed:
+        return text
+    note = f"it has refused a subjob, so it takes no {' or '.join(sorted(closed))} jobs for a moment"
+    return f"{text}; {note}" if text else note
 
 
 def _lacks(lack: MemoryLack | None) -> str | None:

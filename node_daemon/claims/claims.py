@@ -13,17 +13,19 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, assert_never
 
 from magrathea.core import events as ev
 from magrathea.core import plan
-from magrathea.core.model import Host, JobKey, MemoryComing, MemoryLack, MemoryShort, Stage
+from magrathea.core.model import Host, JobClass, JobKey, MemoryComing, MemoryLack, MemoryShort, Stage
 from magrathea.core.readiness import Unready, held_back, unready
 from magrathea.core.refusals import Refusal, RefusalCode, retry_after_s
+from magrathea.core.states import accepts
 from magrathea.deadlines import DAEMON_CLAIM_S, MEMORY_GLANCE_S, ORDER_S
 from magrathea.logs import RationedLog
+from magrathea.pbs_text.words import is_subjob
 from magrathea.stop_warnings import WITHOUT_PROLOGUE_S
 
 from ..facts import differs
@@ -42,6 +44,7 @@ from ..guest_channel.messages import (
 from ..hypervisor.base import Driver
 from ..switch.progress import CpuComing, Unstopped
 from ..switch.switch import Switch
+from .closures import Closures
 from .confirmation import Confirmation, Confirmed, Given, Mark
 from .inquirer import Inquirer
 from .inquiries import Inquiries
@@ -111,10 +114,14 @@ class Claims:
         """What each domain's guest has last reported of its memory."""
         self._to_enter: Counter[Mark] = Counter()
         """Claims that wait for their turn, in which they will be judged."""
+        self._closures = Closures()
+        self._openings: set[asyncio.TimerHandle] = set()
 
     def close(self) -> None:
         """Enter no more reports, and ask nothing more."""
         self.inquirer.close()
+        for opening in self._openings:
+            opening.cancel()
         self._lists.close()
         self._reports.close()
 
@@ -136,12 +143,17 @@ class Claims:
     async def request(self, domain: str, request: AnyRequest) -> Reply:
         match request:
             case Claim():
-                return await self._claim(domain, request)
+                answer = await self._claim(domain, request)
+                if not answer["ok"]:
+                    self._close_for(domain, request.job.key, request.job.cls)
+                return answer
             case Release():
                 self._granted.discard((domain, request.job.key))
                 await self._release((domain, request.job.key))
             case Launched():
                 await self._enter(domain, lambda now: ev.JobLaunched(now, domain, request.job.key))
+                if (job := self._job((domain, request.job.key))) is not None:
+                    self._closures.started(domain, job.cls)
                 self._note_waiting((domain, request.job.key), "")  # if its prologue still waits, it asks again
             case Jobs():
                 self._lists.enter(domain, lambda: self._list(domain, request))
@@ -152,6 +164,28 @@ class Claims:
             case _:
                 assert_never(request)
         return {"ok": True}
+
+    def closed(self) -> Mapping[str, frozenset[JobClass]]:
+        """By domain, the classes of which it takes no jobs for a moment."""
+        return self._closures.closed(self._daemon.now())
+
+    def _close_for(self, domain: str, key: JobKey, cls: JobClass) -> None:
+        """A job was refused. If PBS would try it again at once, publish for a while that the domain takes none."""
+        daemon, found, now = self._daemon, self._daemon.host.domain(domain), self._daemon.now()
+        if not is_subjob(key.id) or found is None or cls not in accepts(daemon.host, found):
+            return
+        until = self._closures.refused(domain, cls, now)
+        if until is None:
+            return
+        limited_log.say(domain, f"{domain}: takes no {cls} jobs for {until - now:g} s: it has refused subjob {key}")
+        daemon.actual_changed()
+
+        def open_again() -> None:
+            self._openings.discard(opening)
+            daemon.actual_changed()
+
+        opening = asyncio.get_running_loop().call_later(until - now, open_again)
+        self._openings.add(opening)
 
     async def _enter(self, domain: str, event: Callable[[float], ev.Event]) -> tuple[ev.Decision, ...]:
         """Make what happened at that time a fact, in the domain's turn."""
@@ -341,6 +375,8 @@ class Claims:
         if (why := held_back(parts, self._unheard_s(mark, elsewhere), hub=reported is not None)) is not None:
             self._note_waiting(mark, "")
             daemon.refused(domain, key, why.code, why.text)
+            if (job := self._job(mark)) is not None:
+                self._close_for(domain, key, job.cls)
             return refusal(why.code, why.text)
         if not parts:
             self._note_waiting(mark, "")

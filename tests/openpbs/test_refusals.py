@@ -149,3 +149,40 @@ def test_a_refused_subjob_is_tried_again_and_keeps_the_scheduler_from_nothing(fl
     wait(fleet, f"{first} computes", lambda: fleet.counter(first) > 0)
     fleet.pbs.run(HEAD, ["qdel", arrays[0]], user=USER)
     wait_all_free(fleet, EXCLUSIVE)
+
+
+TOO_MUCH = {"cpus, memory_mib = own_part(job, here)": "cpus, memory_mib = own_part(job, here)[0], 10**6"}
+"""A change of MoM's hook: it claims so much memory that the host refuses what its vnode seems to take."""
+PAUSES = 4
+
+
+@contextmanager
+def refused_by_the_host(fleet: OpenPbsCluster) -> Iterator[None]:
+    """Inside the `with` the host refuses each claim, although the vnode accepts the job's class."""
+    text = changed = hook_text("magrathea_mom")
+    for old, new in TOO_MUCH.items():
+        assert changed.count(old) == 1
+        changed = changed.replace(old, new)
+    take(fleet, "magrathea_mom", changed)
+    try:
+        yield
+    finally:
+        take(fleet, "magrathea_mom", text)
+
+
+def test_a_subjob_that_its_host_refuses_is_tried_a_few_times_after_ever_longer_pauses(fleet: OpenPbsCluster) -> None:
+    """Its vnode is published without the class meanwhile. Else PBS would try it several times a second."""
+
+    def pauses() -> int:
+        return fleet.log("noded-h1").count("it has refused subjob")
+
+    with fleet.only(EXCLUSIVE):
+        with refused_by_the_host(fleet):
+            array = submit(fleet, "low", f"exec {command(fleet, LONG)}", "-J", "0-1", "-l", N1)
+            both = [array.replace("[]", f"[{number}]") for number in range(2)]
+            wait(fleet, f"{PAUSES} pauses", lambda: pauses() >= PAUSES)
+            assert sum(sent(fleet, one) for one in both) <= 10 * PAUSES
+        for one in both:
+            wait(fleet, f"{one} computes", lambda one=one: fleet.counter(one) > 0)  # type: ignore[misc]
+        fleet.pbs.run(HEAD, ["qdel", array], user=USER)
+        wait_all_free(fleet, EXCLUSIVE)
