@@ -42,15 +42,19 @@ def job_in(host: Host, name: str, key: JobKey) -> tuple[Domain, Job]:
     return domain, job
 
 
-def stop(host: Host, job: Job) -> Job:
-    return replace(job, stopped_since=host.now, stopper=StoppedBy.US, preemptions=job.preemptions + 1)
+def stop(host: Host, job: Job, longest_warning_s: float | None = None) -> Job:
+    warning = job.warning
+    if warning is not None and longest_warning_s is not None:
+        warning = replace(warning, seconds=min(warning.seconds, longest_warning_s))
+    return replace(job, stopped_since=host.now, stopper=StoppedBy.US, preemptions=job.preemptions + 1, warning=warning)
 
 
-def preempt(host: Host, names: tuple[str, ...], by: str) -> Result:
-    """`host` with all running jobs of these domains stopped."""
+def preempt(host: Host, names: tuple[str, ...], by: str, longest_warning_s: float | None = None) -> Result:
+    """`host` with all running jobs of these domains stopped. No job is warned for longer than `longest_warning_s`;
+    after the stop MoM's next list gives it back what it has asked for."""
     victims = [victim for name in names if (victim := host.domain(name))]
     said = tuple(ev.Noted(v.name, ev.Note.PREEMPTED, job.key, by) for v in victims for job in v.running)
-    return host.having(*(v.having(*(stop(host, job) for job in v.running)) for v in victims)), said
+    return host.having(*(v.having(*(stop(host, job, longest_warning_s) for job in v.running)) for v in victims)), said
 
 
 def remove_job(host: Host, name: str, key: JobKey, why: ev.JobGone) -> Result:

@@ -35,7 +35,7 @@ class Claimed(EventOfJob):
 
     `given`: PBS has given this job to the domain, as a hub said. False: nobody has asked yet. Then a claim that would
     cost a sibling something is refused (`UNCONFIRMED`), and the caller asks a hub and claims again. `keeps`: see
-    `model.Job`.
+    `model.Job`. `longest_warning_s`: the job cannot wait for jobs that are warned for longer; None if it can.
     """
 
     cls: JobClass
@@ -45,6 +45,7 @@ class Claimed(EventOfJob):
     given: bool = True
     keeps: str = ""
     warning: StopWarning | None = None
+    longest_warning_s: float | None = None
 
 
 class Released(EventOfJob):

@@ -39,7 +39,7 @@ def claimed(host: Host, domain: Domain, event: ev.Claimed) -> Result:
     if not event.given and costs_siblings(host, here, answer):
         text = f"{event.key} would cost siblings of {domain.name} something, and PBS has not been asked about it"
         return refuse(before, event, RefusalCode.UNCONFIRMED, text)
-    host, more = preempt(host, answer, str(event.key))
+    host, more = preempt(host, answer, str(event.key), event.longest_warning_s)
     size = (event.cpus, event.memory_mib)
     new = Job(event.key, event.cls, *size, host.now, host.now)
     new = replace(new, rerunnable=event.rerunnable, given=event.given, keeps=event.keeps, warning=event.warning)

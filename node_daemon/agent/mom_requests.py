@@ -255,8 +255,8 @@ class MomRequests:
 
 
 def _warning(row: "Doc") -> "Doc":
-    """What a job has asked for before its stop. The daemon reads the text; one that is too long is none."""
+    """What a job has asked for before its stop, and whether its MoM has the hook that waits for others' warnings. The
+    daemon reads the text; one that is too long is none."""
     text = field(row, "warning", str, "")
-    if not text or len(text) > WARNING_CHARS or not text.isprintable():
-        return {}
-    return {"warning": text, "prologue": field(row, "prologue", bool, False)}
+    wants = {"warning": text} if text and len(text) <= WARNING_CHARS and text.isprintable() else {}
+    return dict(wants, prologue=field(row, "prologue", bool)) if "prologue" in row else wants

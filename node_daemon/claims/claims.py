@@ -221,7 +221,10 @@ class Claims:
         if known is None:
             return refusal(RefusalCode.RELEASED, f"{job.key} was released while it was claimed")
         granted = mark in self._granted or known.launched or known.confirmed
-        if not granted and (answer := await self._switched(mark, end) or self._paused(mark)) is not None:
+        if (
+            not granted
+            and (answer := await self._switched(mark, end, waits=job.prologue) or self._paused(mark)) is not None
+        ):
             return answer
         self._granted = {m for m in self._granted if self._job(m) is not None} | {mark}
         daemon.observe("answer")
@@ -251,7 +254,7 @@ class Claims:
 
         def claim(now: float) -> ev.Event:
             asked = ev.Claimed(now, domain, job.key, job.cls, *size, job.rerunnable, given, job.keeps)
-            return replace(asked, warning=job.wants)
+            return replace(asked, warning=job.wants, longest_warning_s=None if job.prologue else WITHOUT_PROLOGUE_S)
 
         decisions = await self._enter(domain, claim)
         refused = (d for d in decisions if isinstance(d, ev.Refused) and d.key == job.key)
@@ -288,8 +291,11 @@ class Claims:
         found = self._daemon.host.domain(mark[0])
         return found.job(mark[1]) if found else None
 
-    async def _switched(self, mark: tuple[str, JobKey], end: float) -> Reply | None:
-        """Wait until the switch for this claim is done. Returns a refusal if that lasts beyond `end` (loop's time)."""
+    async def _switched(self, mark: tuple[str, JobKey], end: float, *, waits: bool) -> Reply | None:
+        """Wait until the switch for this claim is done. Returns a refusal if that lasts beyond `end` (loop's time).
+
+        `waits`: the job's MoM has the hook that waits in the prologue.
+        """
         progress = self._daemon.switch.progress
         try:
             async with asyncio.timeout_at(end):
@@ -300,12 +306,12 @@ class Claims:
                     await progress.changed()
         except TimeoutError:
             if self._job(mark) is not None:
-                return self._time_is_over(mark)
+                return self._time_is_over(mark, waits=waits)
         return refusal(RefusalCode.RELEASED, f"{mark[1]} was released while it was claimed")
 
-    def _time_is_over(self, mark: tuple[str, JobKey]) -> Reply | None:
+    def _time_is_over(self, mark: tuple[str, JobKey], *, waits: bool) -> Reply | None:
         """The time is over: a job that has not stopped refuses the claim. CPU that has not moved does not, nor do jobs
-        that still have time after their warning: the prologue waits for them."""
+        that still have time after their warning, if the prologue `waits` for them."""
         daemon = self._daemon
         pending = daemon.switch.progress.pending(mark[0])
         if isinstance(pending, CpuComing):
@@ -313,7 +319,7 @@ class Claims:
             limited_log.say(mark[0], text)
         if not isinstance(pending, Unstopped):
             return None
-        if self._warned(pending) == pending.jobs:
+        if waits and self._warned(pending) == pending.jobs:
             text = f"{mark[0]}: claim of {mark[1]} granted while {len(pending.jobs)} jobs have time after a warning"
             limited_log.say(mark[0], text, level=logging.INFO)
             return None

@@ -236,11 +236,13 @@ def warning(job):
             return ""
     if not asked or len(asked) > WARNING_CHARS:
         return ""
-    return ',"warning":%s,"prologue":%s' % (quoted(asked), "true" if os.path.exists(prologue_hook()) else "false")
+    return ',"warning":%s' % quoted(asked) + has_prologue()
 
 
-def prologue_hook():
-    return os.path.join(str(pbs.pbs_conf.get("PBS_HOME")), "mom_priv", "hooks", "magrathea_prologue.HK")
+def has_prologue():
+    """Whether this MoM has the hook that waits in a job's prologue."""
+    path = os.path.join(str(pbs.pbs_conf.get("PBS_HOME")), "mom_priv", "hooks", "magrathea_prologue.HK")
+    return ',"prologue":%s' % ("true" if os.path.exists(path) else "false")
 
 
 def refuse(event, text, retry_after_s):
@@ -270,6 +272,8 @@ def claim(event, path):
         return refuse(event, "%s; the server's log has the details" % code, RETRY_S)
     cls = job_class(str(job.schedselect)) or "protected"
     about = '%s,"class":"%s"%s' % (description(job, pbs.get_local_nodename()), cls, protected_by(job))
+    if '"prologue":' not in about:
+        about += has_prologue()
     request = '{"op":"claim","job":{%s}%s,"deadline_s":%s}' % (about, home(), AGENT_CLAIM_S)
     try:
         answer = ask(path, request, AGENT_CLAIM_S + HOOK_MARGIN_S)

@@ -6,10 +6,11 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from magrathea.core import events as ev
-from magrathea.core import machine
+from magrathea.core import machine, plan
 from magrathea.core.model import Amount, Host, JobClass, JobKey, MemoryComing, MemoryLack, MemoryShort, StopWarning
 from magrathea.core.readiness import Unready
 from magrathea_lab.rigs import virtual_time
@@ -76,7 +77,8 @@ class Owner:
         raise AssertionError("nothing is granted here")
 
 
-CLAIM = Claim(id=1, session="0" * 16, job=ClaimedJob(id="9.srv", run=1, cls=JobClass.PRIORITY, cpus=1, memory_mib=0))
+JOB = ClaimedJob(id="9.srv", run=1, cls=JobClass.PRIORITY, cpus=1, memory_mib=0, prologue=True)
+CLAIM = Claim(id=1, session="0" * 16, job=JOB)
 
 
 @pytest.fixture
@@ -146,6 +148,36 @@ def test_a_claim_waits_for_no_long_warning_that_the_prologue_waits_for(
     answer = virtual_time.run(claims.Claims(owner).request("p1", CLAIM))
     assert answer["ok"] is ok
     assert ok or answer["code"] == "stop-timeout"
+
+
+@pytest.mark.parametrize(("prologue", "runs_on_s"), [(True, 60), (False, 1)])
+def test_a_job_whose_mom_cannot_wait_in_the_prologue_lets_its_victims_run_on_for_a_second_only(
+    owner: Owner, prologue: bool, runs_on_s: float
+) -> None:
+    warned(owner, 60, 120)
+    owner.observe = lambda name: None  # type: ignore[method-assign]
+    request = Claim(id=1, session="0" * 16, job=msgspec.structs.replace(JOB, prologue=prologue))
+    until: list[float | None] = []
+
+    async def scene() -> dict[str, Any]:
+        asked = asyncio.create_task(claims.Claims(owner).request("p1", request))
+        await asyncio.sleep(0.01)  # of virtual time: the claim waits now
+        (victim,) = owner.host.domain("n1").jobs  # type: ignore[union-attr]
+        until.append(plan.warned_until(owner.host, victim))
+        return await asked
+
+    answer = virtual_time.run(scene())
+    assert until == [pytest.approx(owner.host.now + runs_on_s)]
+    assert answer["ok"] is prologue, "without the hook it would start beside a job that has not stopped"
+
+
+def test_a_job_whose_mom_cannot_wait_does_not_join_while_others_still_have_time(owner: Owner) -> None:
+    warned(owner, 60, 120)
+    owner.observe = lambda name: None  # type: ignore[method-assign]
+    made = claims.Claims(owner)
+    assert virtual_time.run(made.request("p1", CLAIM))["ok"]
+    joins = msgspec.structs.replace(JOB, id="10.srv", prologue=False)
+    assert virtual_time.run(made.request("p1", Claim(id=2, session="0" * 16, job=joins)))["code"] == "stop-timeout"
 
 
 def test_the_prologue_waits_until_warned_jobs_have_stopped(owner: Owner) -> None:
