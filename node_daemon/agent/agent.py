@@ -62,7 +62,7 @@ class Agent:
         self.channel.on_ready = self.reports.greeted
 
     def can(self) -> "List[str]":
-        words = ["pidfd"] if self.signaller.pidfd else []
+        words = ["long-warnings"] + (["pidfd"] if self.signaller.pidfd else [])
         if os.geteuid() == 0:
             words += ["all-users", "cgroup-freezer"]
         return words + self.pager.can() + self.machine.can() + self.mom_connections.can()

@@ -21,6 +21,9 @@ from ..guest_channel.messages import Answer, Hello
 
 NOTHING: Mapping[JobKey, Order] = {}
 
+LONG_WARNINGS, OLD_AGENT_WARN_S = "long-warnings", 60.0
+"""An agent without this ability refuses orders with a longer time between a job's warning and its stop."""
+
 
 class HasHost(Protocol):
     @property
@@ -148,6 +151,9 @@ class AgentOrders:
         if job is None or job.warning is None or (until := warned_until(host, job)) is None:
             return {}
         left_s = min(until - self._daemon.now(), warned_s(host, job.warning))
+        hello = self._channels[domain].hello
+        if hello is None or LONG_WARNINGS not in hello.can:
+            left_s = min(left_s, OLD_AGENT_WARN_S)
         if left_s <= 0 or (domain, key) in self._confirmed_stops:
             return {}
         return {"warn_signal": job.warning.signal, "warn_s": left_s, "warn_first_only": job.warning.first_only}

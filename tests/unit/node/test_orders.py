@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
-from magrathea.core.model import JobKey, Lifecycle, Sleep, SleepCause
+from magrathea.core.model import JobKey, Lifecycle, Sleep, SleepCause, StopWarning
 from magrathea.core.plan import Order, Orders
+from magrathea.core.refusals import RefusalCode
 from magrathea_lab.rigs.virtual_time import run as in_virtual_time
 from node_daemon.guest_channel.channel import AgentError
-from node_daemon.guest_channel.messages import Hello
+from node_daemon.guest_channel.messages import Answer, Hello
 from node_daemon.switch.orders import AgentOrders
 from tests.fakes.guest import FakeGuest
 from tests.unit.core.builders import host, run, set_domain, stop
@@ -61,6 +64,27 @@ def test_what_sleeps_on_disk_needs_no_confirmation(h: Host) -> None:
     sleep = Sleep(900.0, "a new disk", SleepCause.ADMIN)
     h.facts.host = set_domain(h.without_priority, "n1", sleep=sleep, lifecycle=Lifecycle.DOWN)
     assert h.orders.unconfirmed_stops() == frozenset()
+
+
+@pytest.mark.parametrize(("can", "warn_s"), [(("long-warnings",), 200.0), ((), 60.0)])
+def test_an_old_agent_gets_no_order_with_a_time_that_it_would_refuse(
+    h: Host, can: tuple[str, ...], warn_s: float
+) -> None:
+    domain = h.facts.host.domain("n1")
+    jobs = (replace(job, warning=StopWarning("SIGUSR1", 200), stopped_since=h.facts.now()) for job in domain.jobs)
+    limits = replace(h.facts.host.limits, longest_warning_s=300.0)
+    h.facts.host = replace(h.facts.host.having(domain.having(*jobs)), limits=limits)
+    h.agent._hello = msgspec.structs.replace(h.agent._hello, can=list(can))
+    ordered: list[dict[str, Any]] = []
+
+    async def request(op: str, within_s: float, **fields: Any) -> Answer:
+        ordered.extend(fields["orders"])
+        raise AgentError(RefusalCode.TIMEOUT, "this test looks only at what is ordered")
+
+    h.agent.request = request  # type: ignore[method-assign]
+    with pytest.raises(AgentError):
+        h.send(STOP)
+    assert [order["warn_s"] for order in ordered] == [warn_s, warn_s]
 
 
 def test_a_stop_is_confirmed_for_the_jobs_of_the_order(h: Host) -> None:
