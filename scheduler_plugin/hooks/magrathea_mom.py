@@ -53,6 +53,7 @@ CODES = ("timeout", "deleted", "memory-short", "hub-lost", "domain-unknown")
 TIMEOUT, DELETED, MEMORY_SHORT, HUB_LOST, DOMAIN_UNKNOWN = CODES
 # Of the server's hook. Tried without an end, such a subjob would take its vnodes from others several times a second.
 FOR_GOOD = ("class-differs", "no-class", "no-reservation", "two-domains", "too-big")
+NOWHERE = FOR_GOOD[:2]  # due to the job alone: another placement would not help it
 
 
 class NoAnswer(Exception):
@@ -268,6 +269,8 @@ def claim(event, path):
     if refused:  # by the server's hook
         code = refused if len(refused) < 40 and refused.replace("-", "").isalnum() else "refused"  # a user may set it
         if code in FOR_GOOD:  # counted and without a later execution time, so that PBS holds the array soon
+            if code in NOWHERE:  # now
+                job.run_count = PBS_HOLDS_ABOVE + 1
             return event.reject("magrathea: %s; the server's log has the details" % code)
         return refuse(event, "%s; the server's log has the details" % code, RETRY_S)
     cls = job_class(str(job.schedselect)) or "protected"

@@ -16,6 +16,7 @@ from magrathea_lab.scenarios.scenarios import wait, wait_running, wait_state
 
 from .jobs import LONG, command, pbs, refused, submit
 from .library import HELD, Attribute, call, select
+from .test_refusals import sent
 
 RESOURCES = {"magrathea_accepts": "priority", "MAGRATHEA_Accepts": "priority", "magrathea_host_ncpus": "9"}
 NAMED = "1:ncpus=1:magrathea_accepts="
@@ -66,12 +67,13 @@ def test_an_alteration_that_no_hook_sees_lets_the_job_start_nowhere_until_it_is_
 def test_an_array_that_is_altered_so_is_held_and_stops_nobody_elses_job(
     fleet: OpenPbsCluster, cls: str, sign: str
 ) -> None:
-    """PBS's scheduler would try a refused subjob for ever, and look at no other job."""
+    """PBS's scheduler would try a refused subjob for ever, and look at no other job. It is told once."""
     array = submit(fleet, "low", "exit 0", "-h", "-J", "1-2", "-v", f"SIGN={sign}")
     altered_past_the_hook(fleet, array, cls)
     released(fleet, array)
     wait_state(fleet, array, "H")
     assert fleet.pbs.job(array)["Hold_Types"] == "s"
+    assert [sent(fleet, array.replace("[]", f"[{number}]")) for number in (1, 2)] in ([1, 0], [1, 1])
     other = submit(fleet, "low", "exit 0")
     wait_state(fleet, other, "F")
     # its subjobs keep the select of their last start, and MoM would take the class from there

@@ -159,9 +159,12 @@ def test_a_job_that_starts_pays_for_no_parser(agent: FakeAgent, monkeypatch: pyt
 
 
 def test_a_subjob_that_the_servers_hook_has_marked_is_refused_without_a_claim_and_at_once(agent: FakeAgent) -> None:
-    """Without a later execution time PBS tries it again at once, and soon holds the array."""
-    refused = run("execjob_begin", a_job(id="12[3].srv", Variable_List={"MAGRATHEA_REFUSED": "class-differs"}))
-    assert not refused.accepted and "class-differs" in refused.message
+    """Without a later execution time PBS tries it again at once, and soon holds the array: after the first start, if it
+    is the job itself that can start nowhere."""
+    for code, counts in (("class-differs", 21), ("no-class", 21), ("two-domains", None), ("too-big", None)):
+        refused = run("execjob_begin", a_job(id="12[3].srv", run_count=1, Variable_List={"MAGRATHEA_REFUSED": code}))
+        assert not refused.accepted and code in refused.message
+        assert refused.changes.get("run_count") == counts
     assert "Execution_Time" not in refused.changes and agent.heard == []
     forged = run("execjob_begin", a_job(Variable_List={"MAGRATHEA_REFUSED": "x\n\x1b[2J"}))
     assert not forged.accepted and forged.message.isprintable()
