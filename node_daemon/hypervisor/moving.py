@@ -96,12 +96,13 @@ class Departure:
 class Premises:
     """How the destination arranges its files. `channel`: where its daemon listens for the domain's guest channel.
 
-    `disks`: folders in which it lets disks be made. `renamed`: folders that have other names here, by their names at
-    the host that the domain leaves.
+    `disks`: folders in which it lets disks be made. `images`: folders with the images of which these may be overlays.
+    `renamed`: folders that have other names here, by their names at the host that the domain leaves.
     """
 
     channel: str
     disks: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -21,12 +21,14 @@ def here(tmp_path: Path) -> Premises:
     """This host: /there of the other one is `tmp_path` here."""
     for name in ("disks", "run", "log"):
         (tmp_path / name).mkdir()
-    (tmp_path / "base.img").write_bytes(bytes(MIB))
-    return Premises(str(tmp_path / "run" / "n1.sock"), (str(tmp_path / "disks"),), {"/there/": str(tmp_path)})
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "base.img").write_bytes(bytes(MIB))
+    folders = (str(tmp_path / "disks"),), (str(tmp_path / "images"),)
+    return Premises(str(tmp_path / "run" / "n1.sock"), *folders, {"/there/": str(tmp_path)})
 
 
 def arriving(*disks: CopiedDisk) -> Departure:
-    return Departure("n1", "u", "/elsewhere/n1.sock", disks, ("/there/base.img",), ("/there/log/n1",))
+    return Departure("n1", "u", "/elsewhere/n1.sock", disks, ("/there/images/base.img",), ("/there/log/n1",))
 
 
 RAW = CopiedDisk("vda", "/there/disks/n1.img", "raw", 3 * MIB)
@@ -35,7 +37,7 @@ RAW = CopiedDisk("vda", "/there/disks/n1.img", "raw", 3 * MIB)
 def test_paths_are_renamed_by_folder_and_the_channel_is_this_hosts(here: Premises, tmp_path: Path) -> None:
     found = paths(arriving(RAW), here)
     assert found == {
-        "/there/base.img": f"{tmp_path}/base.img",
+        "/there/images/base.img": f"{tmp_path}/images/base.img",
         "/there/log/n1": f"{tmp_path}/log/n1",
         "/there/disks/n1.img": f"{tmp_path}/disks/n1.img",
         "/elsewhere/n1.sock": here.channel,
@@ -62,11 +64,11 @@ def test_a_socket_on_which_the_daemon_listens_stays(here: Premises) -> None:
 
 @pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img (qemu-utils) is missing")
 def test_an_overlay_is_made_above_this_hosts_image(here: Premises, tmp_path: Path) -> None:
-    overlay = CopiedDisk("vda", "/there/disks/n1.qcow2", "qcow2", 5 * MIB, "/there/base.img", "raw")
+    overlay = CopiedDisk("vda", "/there/disks/n1.qcow2", "qcow2", 5 * MIB, "/there/images/base.img", "raw")
     arrival = prepare(arriving(overlay), here)
     command = ["qemu-img", "info", "--output=json", arrival.made[0]]
     info = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    assert (info["virtual-size"], info["backing-filename"]) == (5 * MIB, f"{tmp_path}/base.img")
+    assert (info["virtual-size"], info["backing-filename"]) == (5 * MIB, f"{tmp_path}/images/base.img")
     assert info["backing-filename-format"] == "raw"
 
 
@@ -122,7 +124,11 @@ def test_no_file_is_overwritten_nor_a_link_followed(here: Premises, tmp_path: Pa
         replace(RAW, format="luks"),
         replace(RAW, size_bytes=0),
         replace(RAW, target="vda,x"),
-        replace(RAW, format="qcow2", backing="/there/base.img", backing_format="vmdk"),
+        replace(RAW, format="qcow2", backing="/there/images/base.img", backing_format="vmdk"),
+        replace(RAW, format="qcow2", backing="/etc/passwd", backing_format="raw"),
+        replace(RAW, format="qcow2", backing="/there/images/none.img", backing_format="raw"),
+        replace(RAW, format="qcow2", backing="nbd://elsewhere/x", backing_format="raw"),
+        replace(RAW, format="qcow2", backing='json:{"driver":"nbd"}', backing_format="raw"),
     ],
 )
 def test_a_disk_that_makes_no_sense_is_refused(here: Premises, disk: CopiedDisk) -> None:

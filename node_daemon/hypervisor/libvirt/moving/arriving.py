@@ -1,7 +1,8 @@
 """The files that an arriving domain needs on this host, and what a failed arrival leaves behind. Blocking calls.
 
 Rule 1: the other host is not trusted with this one's files. A disk is made only in a folder that this host permits for
-it, after all links are resolved, and never over an existing file. Nothing else but the channel's socket is made.
+it, after all links are resolved, and never over an existing file. Its image lies in such a folder, too: else the guest
+could read any file. Nothing else but the channel's socket is made.
 Rule 2: only what was made here is removed.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ...moving import Arrival, CopiedDisk, Departure, Premises
@@ -58,27 +59,30 @@ def lacking(departure: Departure, premises: Premises) -> Iterator[str]:
         if "/" in bridge or not (NETWORK_DEVICES / bridge).exists():
             yield f"the bridge {bridge} is missing here; the domain would lose its network"
     for disk in departure.disks:
-        yield from _disk_faults(disk, here.get(disk.path, disk.path), premises)
+        yield from _disk_faults(disk, here.get(disk.path, disk.path), here.get(disk.backing, disk.backing), premises)
 
 
-def _disk_faults(disk: CopiedDisk, path: str, premises: Premises) -> Iterator[str]:
+def _disk_faults(disk: CopiedDisk, path: str, backing: str, premises: Premises) -> Iterator[str]:
     if disk.format not in FORMATS or (disk.backing and disk.backing_format not in FORMATS):
         yield f"disk {disk.target} has the format {disk.format!r}; only {' and '.join(FORMATS)} are copied"
     if disk.size_bytes <= 0 or not re.fullmatch(r"[a-z0-9]{1,16}", disk.target):
         yield f"disk {disk.target!r} of {disk.size_bytes} bytes is none"
-    if not _is_permitted(path, premises):
+    if backing and not (_is_below(backing, (*premises.disks, *premises.images)) and Path(backing).is_file()):
+        folders = ", ".join(premises.images) or "none"
+        yield f"disk {disk.target} is an overlay of {backing}; folders for images are here: {folders}"
+    if not _is_below(path, premises.disks):
         folders = ", ".join(premises.disks) or "none"
         yield f"disk {disk.target} would be made as {path}; folders for disks of others are here: {folders}"
     elif os.path.lexists(path):
         yield f"disk {disk.target} would be made as {path}, which exists here; remove it if nobody needs it"
 
 
-def _is_permitted(path: str, premises: Premises) -> bool:
-    """True if the path lies in one of the permitted folders, after all links are resolved."""
+def _is_below(path: str, folders: Iterable[str]) -> bool:
+    """True if the path lies in one of the folders, after all links to it are resolved."""
     found = Path(path)
     if not found.is_absolute() or found.name in ("", "..") or path.endswith("/"):
         return False
-    return any(found.parent.resolve().is_relative_to(Path(folder).resolve()) for folder in premises.disks)
+    return any(found.parent.resolve().is_relative_to(Path(folder).resolve()) for folder in folders)
 
 
 def prepare(departure: Departure, premises: Premises) -> Arrival:

@@ -285,13 +285,12 @@ class LibvirtMover:
         def work(connection: Any, one: Any | None) -> None:
             if one is None:
                 return
+            is_defined = one.isPersistent()
             if one.isActive():
                 self._must_be_held(domain, one)
                 one.destroy()
-            with contextlib.suppress(self._libvirt.libvirtError):
-                one.undefine()  # a transient domain has no definition
-            if any(left.name() == one.name() for left in connection.listAllDomains()):
-                raise DriverError(RefusalCode.FAILED, f"domain {domain} could not be undefined on {self._host}")
+            if is_defined:
+                one.undefineFlags(self._libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
 
         await self._call(domain, "ending", work, PREPARE_S, may_lack=True)
 
