@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -103,12 +104,14 @@ def test_the_configuration_is_found_by_option_then_variable_then_default(monkeyp
 
 def test_check_help_and_version_are_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.json").write_text(
-        json.dumps({"socket": str(tmp_path / "s"), "state": str(tmp_path / "t"), "channel": f"unix:{tmp_path}"})
+        json.dumps({"socket": str(tmp_path / "s"), "state": str(tmp_path / "t"), "channel": f"unix:{tmp_path}/c"})
     )
-    assert main(["--config", str(tmp_path / "a.json"), "--check"]) == 0
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.bind(str(tmp_path / "c"))
+        assert main(["--config", str(tmp_path / "a.json"), "--check"]) == 0
     assert "ok" in capsys.readouterr().out
     (tmp_path / "a.json").write_text('{"channel": "unix:/nowhere/at/all"}')
-    assert main(["--config", str(tmp_path / "a.json"), "--check"]) == 1
+    assert main(["--config", str(tmp_path / "a.json"), "--check"]) == 3
     assert "/nowhere/at/all" in capsys.readouterr().out
     assert main(["--config", str(tmp_path / "missing"), "--check"]) == 2
     assert main(["--help"]) == 0
