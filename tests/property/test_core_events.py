@@ -18,7 +18,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from magrathea.core import events as ev
 from magrathea.core import states, stopping
-from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Lifecycle, Limits, Mode, Patience, State
+from magrathea.core.model import (
+    Domain,
+    Host,
+    JobClass,
+    JobKey,
+    Kind,
+    Lifecycle,
+    Limits,
+    Mode,
+    Patience,
+    SleepCause,
+    State,
+)
 from magrathea_lab.rigs.core_configurations import LIMITS, NAMES, configuration, configured, sane
 from magrathea_lab.rigs.core_histories import CLASS_FOR, a_host, an_event
 from magrathea_lab.rigs.core_world import World
@@ -201,6 +213,7 @@ class AnyEvents(RuleBasedStateMachine):
                 ev.ImageLost,
                 ev.FreezeRequested,
                 ev.FreezeEnded,
+                ev.SleepEnded,
                 ev.DrainEnded,
                 ev.FaultCleared,
                 ev.AgentConnected,
@@ -237,6 +250,27 @@ class AnyEvents(RuleBasedStateMachine):
         name = self.domain(index).name
         self.world.do(ev.FreezeRequested(self.now, name))
         self.world.do(ev.FreezeEnded(self.now + after, name, failed))
+
+    @rule(index=INDEX, after=STEP_S, booked=st.booleans(), ends=st.sampled_from(("saved", "saved", "full", "waits")))
+    def put_to_sleep(self, index: int, after: float, booked: bool, ends: str) -> None:
+        busy = [d for d in self.world.host.domains if d.jobs]
+        name = busy[index % len(busy)].name if busy else self.domain(index).name
+        self.world.do(ev.SleepRequested(self.now, name, "for a test", SleepCause.ADMIN))
+        if booked:
+            stopped = (j for d in self.world.host.domains for j in d.stopped)
+            self.world.do(ev.BooksReported(self.now, tuple(ev.Booking(j.key, True, j.held_elsewhere) for j in stopped)))
+        if ends != "waits":
+            self.world.do(ev.FreezeEnded(self.now + after, name, "disk full" if ends == "full" else ""))
+
+    @precondition(lambda self: any(d.sleep for d in self.world.host.domains))
+    @rule(index=INDEX, after=STEP_S, ends=st.sampled_from(("up", "up", "up", "failed", "lost", "waits")))
+    def wake(self, index: int, after: float, ends: str) -> None:
+        asleep = [d.name for d in self.world.host.domains if d.sleep]
+        name = asleep[index % len(asleep)]
+        self.world.do(ev.DefrostRequested(self.now, name, self.now + 60))
+        end = {"up": ev.DomainStarted, "failed": ev.DomainStopped, "lost": ev.ImageLost}.get(ends)
+        if end is not None:
+            self.world.do(end(self.now + after, name))
 
     @rule(index=INDEX, after=STEP_S, works=st.booleans())
     def defrost(self, index: int, after: float, works: bool) -> None:
