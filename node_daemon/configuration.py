@@ -366,12 +366,15 @@ def changes(old: NodedConfiguration, new: NodedConfiguration, host: Host) -> Cha
     domains = dict(new.domain)
     for name, table in old.domain.items():
         present = host.domain(name)
-        if present is None or not present.jobs:
+        if present is None or not (present.jobs or present.sleep):
             continue
+        why = f"it has {len(present.jobs)} job(s); drain it first"
+        if present.sleep is not None:
+            why = "it sleeps on disk; `magrathea domain defrost` it first"
         if name not in domains:
-            kept.append(f"[domain.{name}] stays: it has {len(present.jobs)} job(s); drain it first")
+            kept.append(f"[domain.{name}] stays: {why}")
             domains[name] = table
         elif domains[name].kind is not table.kind:
-            kept.append(f"`kind` in [domain.{name}] stays {table.kind.value}: it has jobs; drain it first")
+            kept.append(f"`kind` in [domain.{name}] stays {table.kind.value}: {why}")
             domains[name] = msgspec.structs.replace(domains[name], kind=table.kind)
     return Changes(msgspec.structs.replace(new, domain=domains), tuple(kept))

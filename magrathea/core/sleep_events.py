@@ -82,7 +82,7 @@ def woken(host: Host) -> Result:
     woken = [d for d in host.domains if d.name in names]
     if not woken:
         return host, ()
-    boots = (replace(d, boot_until=host.now + max(d.boot_limit_s, 1.0), **BOOTS) for d in woken)
+    boots = (replace(d, boot_until=host.now + d.boot_limit_s, overtaken_since=None, **BOOTS) for d in woken)
     return host.having(*boots), tuple(ev.Noted(d.name, ev.Note.WAKES, None, "its turn has come") for d in woken)
 
 

@@ -202,7 +202,8 @@ class World:
             self._must(not waiting, f"with nothing in the way {waiting} sleep on")
         if jobs and not in_the_way:
             self._must(len(wanted) < len(jobs), "with nothing in the way somebody goes on")
-            if h.mode is Mode.EXCLUSIVE:
+            first = any(j.cls is HIGH for d in h.domains for j in oracle.with_a_place(d))
+            if h.mode is Mode.EXCLUSIVE and not first:
                 self._must(not wanted, "with nothing in the way everybody goes on")
 
     def _exclusive_use(self, h: Host) -> None:

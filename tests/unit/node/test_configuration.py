@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -15,7 +16,7 @@ import pytest
 
 from magrathea.configuration import ConfigurationError, line_of
 from magrathea.core.machine import handle
-from magrathea.core.model import Host, Job, JobClass, JobKey, Kind, Mode
+from magrathea.core.model import Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Sleep, SleepCause
 from magrathea.core.reconfiguration import UNKNOWN_HOST
 from magrathea_lab.waiting import BOUND_S
 from node_daemon.agent.configuration import Config as AgentConfiguration
@@ -275,6 +276,20 @@ def test_a_reload_keeps_the_kind_of_a_domain_that_has_jobs(tmp_path: Path) -> No
     new = parsed(tmp_path, GOOD.replace('kind = "normal"', 'kind = "priority"'))
     change = changes(old, new, with_job(old, "n1"))
     assert change.configuration.domain["n1"].kind is Kind.NORMAL and "`kind`" in change.kept[0]
+
+
+@pytest.mark.parametrize("change", ["removed", "another kind"])
+def test_a_reload_keeps_a_domain_that_sleeps_with_or_without_jobs(tmp_path: Path, change: str) -> None:
+    """The driver must know it, or nothing could bring it back."""
+    old = parsed(tmp_path, GOOD)
+    without = GOOD[: GOOD.index("[domain.n1]")] + GOOD[GOOD.index("[domain.p1]") :]
+    new = parsed(tmp_path, without if change == "removed" else GOOD.replace('kind = "normal"', 'kind = "priority"'))
+    host = configured(old)
+    n1 = host.domain("n1")
+    assert n1 is not None
+    asleep = replace(n1, sleep=Sleep(1.0, "a new disk", SleepCause.ADMIN), lifecycle=Lifecycle.DOWN)
+    kept = changes(old, new, host.having(asleep))
+    assert kept.configuration.domain["n1"] == old.domain["n1"] and "defrost" in kept.kept[0]
 
 
 # The command
