@@ -49,8 +49,8 @@ class Want:
     `shrinks_to_mib`. All three are `memory_mib`, except where stopped jobs hold memory, or say so: no domain is given
     memory for that, and none with running jobs loses any.
     `idle`: it has no jobs and keeps what it has (docs/rules.md, "Lazy"), except the cap of a preempted domain.
-    `shrink`: it has no jobs but still gives memory back, because it is about to be saved to disk. When it comes back,
-    it must find room.
+    `shrink`: it has no jobs but still gives memory back: it is about to be saved to disk, and must find room when it
+    comes back; or another domain comes back from its sleep.
     """
 
     cap: Cap = NO_CAP
@@ -110,11 +110,12 @@ def _desired(host: Host) -> dict[str, Want]:
     held_by_all, floors = sum(held.values()), sum(d.floor_mib for d in up)
     alone = [name for name, jobs in active.items() if jobs] if host.mode is Mode.EXCLUSIVE else []
     away = sum(d.floor_mib for d in host.workers if d.name not in held)
+    somebody_wakes = any(d.waking for d in host.workers)
     wants = {}
     for d in up:
         if not active[d.name]:
             cap = preempted_cap(host.limits) if d.jobs else NO_CAP
-            shrink = (d.saving or d.falls_asleep) and not d.jobs
+            shrink = (d.saving or d.falls_asleep or somebody_wakes) and not d.jobs
             wants[d.name] = Want(cap, held[d.name], idle=not d.jobs, shrink=shrink, grows_to_mib=d.floor_mib)
         elif host.mode is Mode.COUNTED:
             wants[d.name] = Want(share_cap(_share_cpus(host, active[d.name])), held[d.name])

@@ -239,7 +239,16 @@ class Life:
         progress = self._daemon.switch.progress
         if domain.lifecycle is Lifecycle.UP:
             return domain.name in progress.memory_moves()
+        if domain.sleep is not None and not self._has_room(domain):
+            return True
         return comes_from_image(domain) and (not progress.all_stopped() or bool(progress.memory_moves()))
+
+    def _has_room(self, domain: Domain) -> bool:
+        """Whether the host has the memory with which the domain was put to sleep. Without it the restore waits, until
+        the boot's time limit: the host's own memory would run out."""
+        switch = self._daemon.switch
+        need_mib = domain.floor_mib + domain.stuck_mib(domain.jobs)
+        return not switch.readings.has_movable_memory or switch.mover.bounds.room(domain.name) >= need_mib
 
     def _forget_asking(self, name: str) -> None:
         self._asked_to_end.pop(name, None)

@@ -366,6 +366,14 @@ def test_it_comes_back_at_once_if_there_is_room_and_its_jobs_go_on(mode: str) ->
     assert state(h, "n1") is State.RUNNING and get_job(h, "n1", "1").preempted_s == 0
 
 
+def test_while_it_comes_back_idle_siblings_give_up_what_they_keep() -> None:
+    h = put_to_sleep(run(host("exclusive", n1="normal", p1="priority", p2="priority"), "n1", "1"), "n1")
+    assert not desired(h)["p1"].shrink
+    h = ask(h, DefrostRequested(T, "n1", T + 60)).host
+    assert get(h, "n1").waking and [desired(h)[name].shrink for name in ("p1", "p2")] == [True, True]
+    assert not desired(woken(h, "n1"))["p1"].shrink
+
+
 def test_on_an_exclusive_host_it_comes_back_when_no_sibling_has_jobs() -> None:
     h = put_to_sleep(run(host("exclusive", n1="normal", n2="normal"), "n1", "1"), "n1")
     h = run(h, "n2", "2")

@@ -27,12 +27,14 @@ def guest(name: str) -> FakeGuest:
 
 
 class Scene:
-    def __init__(self, folder: Path, configuration: NodedConfiguration, path: Path) -> None:
+    def __init__(
+        self, folder: Path, configuration: NodedConfiguration, path: Path, capabilities: frozenset[str]
+    ) -> None:
         self.folder = folder
         self.configuration = configuration
         self.path = path
         guests = [guest(name) for name in configuration.domain]
-        self.world = FakeHypervisor(*guests, run_dir=configuration.run_dir, capabilities=frozenset({CPU, LIFE, SAVE}))
+        self.world = FakeHypervisor(*guests, run_dir=configuration.run_dir, capabilities=capabilities)
         self.daemon = self._daemon()
 
     def _daemon(self) -> Daemon:
@@ -121,19 +123,24 @@ def play(
     mode: str = "exclusive",
     boot_s: float = 60.0,
     end_s: float = 60.0,
+    capabilities: frozenset[str] = frozenset({CPU, LIFE, SAVE}),
+    lines: str = "",
     prepare: Callable[[Scene], None] = lambda scene: None,
 ) -> None:
-    """With n1 (normal) and p1 (priority), both up and their agents connected, unless `prepare` says otherwise."""
+    """With n1 (normal) and p1 (priority), both up and their agents connected, unless `prepare` says otherwise.
+
+    `lines`: more of noded.toml for each domain.
+    """
 
     async def all_of_it() -> None:
         with tempfile.TemporaryDirectory(prefix="mrl-") as name:
             folder = Path(name)
             text = TEXT.format(mode=mode, folder=folder)
             for domain, kind in (("n1", "normal"), ("p1", "priority")):
-                text += DOMAIN.format(name=domain, kind=kind, boot_s=boot_s, end_s=end_s)
+                text += DOMAIN.format(name=domain, kind=kind, boot_s=boot_s, end_s=end_s) + lines
             path = folder / "noded.toml"
             path.write_text(text)
-            scene = Scene(folder, read(path), path)
+            scene = Scene(folder, read(path), path, capabilities)
             prepare(scene)
             try:
                 await scene.start()

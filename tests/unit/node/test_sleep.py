@@ -7,7 +7,8 @@ import asyncio
 import pytest
 
 from magrathea.core import events as ev
-from magrathea.core.model import JobClass, Lifecycle, SleepCause, State
+from magrathea.core.model import JobClass, JobKey, Lifecycle, SleepCause, State
+from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, SAVE
 from node_daemon.life import life
 
 from .life_scene import KEY, Scene, play
@@ -173,3 +174,60 @@ def test_a_restart_of_the_daemon_changes_nothing(when: str) -> None:
         assert s.world.asked("save n1") == 1
 
     play(test)
+
+
+def test_a_sleeper_comes_back_only_when_idle_domains_have_given_up_what_it_needs() -> None:
+    """An idle domain keeps its memory until somebody needs it. The restore itself needs it, before any job goes on."""
+
+    def prepare(s: Scene) -> None:
+        for guest in s.world.guests.values():
+            guest.most, guest.actual = 3500, 512
+        s.world["n1"].actual, s.world["n1"].used = 2000, 1400  # what its job has locked up, without any swap
+        s.world["p1"].rate = 100
+
+    async def test(s: Scene) -> None:
+        s.daemon.apply(ev.HubFound(s.daemon.now()))
+        s.want(ev.Claimed(s.daemon.now(), "n1", KEY, JobClass.PROTECTED, 1, 1200))
+        s.want(ev.JobLaunched(s.daemon.now(), "n1", KEY))
+        sleep(s, "n1")
+        book(s)
+        await s.until_state("n1", State.ASLEEP)
+        slept_with = s.world["n1"].actual
+        assert slept_with >= 1400
+        high = JobKey("9.srv", 1)
+        s.want(ev.Claimed(s.daemon.now(), "p1", high, JobClass.PRIORITY, 1, 100))
+        await s.until(lambda: s.world["p1"].actual > 3000, "p1 gets all that is left")
+        s.want(ev.Released(s.daemon.now(), "p1", high))
+        await asyncio.sleep(60)
+        assert s.world["p1"].actual > 3000, "it keeps that while nobody needs it"
+        s.defrost("n1")
+        await s.until(lambda: s.world["n1"].up, "n1 is restored")
+        assert s.world["p1"].actual + slept_with <= 4096
+        await s.until(lambda: s.domain("n1").lifecycle is Lifecycle.UP, "n1 is back")
+
+    with_memory = frozenset({CPU, LIFE, MEMORY, SAVE})
+    play(test, capabilities=with_memory, lines="floor_mib = 512\nmemory_mib = 3500\n", prepare=prepare)
+
+
+def test_a_sleeper_that_finds_no_memory_sleeps_on() -> None:
+    def prepare(s: Scene) -> None:
+        for guest in s.world.guests.values():
+            guest.most, guest.actual = 3500, 512
+        s.world["n1"].actual, s.world["n1"].used = 2000, 1400
+
+    async def test(s: Scene) -> None:
+        s.daemon.apply(ev.HubFound(s.daemon.now()))
+        s.want(ev.Claimed(s.daemon.now(), "n1", KEY, JobClass.PROTECTED, 1, 1200))
+        s.want(ev.JobLaunched(s.daemon.now(), "n1", KEY))
+        sleep(s, "n1")
+        book(s)
+        await s.until_state("n1", State.ASLEEP)
+        s.world["p1"].actual, s.world["p1"].used = 3400, 3300  # nothing takes it away
+        s.world.tell("p1")
+        await asyncio.sleep(20)
+        s.defrost("n1", within_s=30)
+        await asyncio.sleep(120)
+        assert s.state("n1") is State.ASLEEP and not s.world["n1"].up and not s.world.asked("boot n1")
+
+    with_memory = frozenset({CPU, LIFE, MEMORY, SAVE})
+    play(test, capabilities=with_memory, lines="floor_mib = 512\nmemory_mib = 3500\n", prepare=prepare)
