@@ -216,5 +216,5 @@ def test_a_second_agent_for_the_same_socket_does_not_start(rig: Rig) -> None:
         [rig.python, str(Path(__file__).parents[2] / "node_daemon" / "agent"), "--config", str(rig.config_path)],
         capture_output=True, text=True, timeout=BOUND_S, check=False,
     )  # fmt: skip
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert "another agent" in done.stderr

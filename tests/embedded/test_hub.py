@@ -277,7 +277,7 @@ def test_a_second_hub_with_the_same_state_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("listen", "code", "told"),
-    [("tcp://127.0.0.1:17017", 2, "keys"), ("ipc:///nonexistent/dir/hub.ipc", 1, "listen"), ("udp://x", 2, "listen")],
+    [("tcp://127.0.0.1:17017", 2, "keys"), ("ipc:///nonexistent/dir/hub.ipc", 3, "listen"), ("udp://x", 2, "listen")],
 )
 def test_an_endpoint_that_cannot_be_opened_is_reported(tmp_path: Path, listen: str, code: int, told: str) -> None:
     done = subprocess.run(
