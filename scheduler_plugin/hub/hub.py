@@ -43,7 +43,7 @@ from magrathea.messages import (
 from scheduler_plugin.pbs.base import Connect, PbsError
 
 from . import ledger
-from .books import Action, Look, Outcome, Suspend
+from .books import Action, Look, Outcome, SetWalltime, Suspend
 from .call_pool import CallPool
 from .channel import HubChannel
 from .comment_calls import comment_on, explain_in_time
@@ -86,6 +86,7 @@ class Hub:
         self._stale: set[str] = set()
         self._saved = ledger.Kept([], {})
         self._asked_on_disk: set[JobKey] = set()
+        self._owed_on_disk: dict[JobKey, int | None] = {}
         self._save_due = False
         self._to_book: list[Action] = []
         """Suspensions that wait until they are on disk."""
@@ -383,7 +384,12 @@ class Hub:
 
     def _must_save_before(self, action: Action) -> bool:
         """True if it must be on disk first that we do this, and it is not there yet."""
-        return isinstance(action, Suspend) and action.key not in self._asked_on_disk
+        match action:
+            case Suspend():
+                return action.key not in self._asked_on_disk
+            case SetWalltime():  # else a hub that dies now is followed by one that gives the same time back once more
+                return self._owed_on_disk.get(action.key) != action.seconds
+        return False
 
     async def _book(self) -> None:
         """Save the books, then do what had to wait for that."""
@@ -428,6 +434,7 @@ class Hub:
     def _take_saved(self, kept: ledger.Kept) -> None:
         self._saved = kept
         self._asked_on_disk = {entry.key for entry in kept.entries if entry.asked_at is not None}
+        self._owed_on_disk = {entry.key: entry.walltime_s for entry in kept.entries}
 
     def _log(self, notes: Iterable[str]) -> None:
         for note in notes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,5 +104,32 @@ def test_no_job_is_suspended_before_that_is_on_disk_however_many_come_one_after_
         world.pbs.breaks = nothing_breaks
         assert unbooked == []
         assert world.pbs.count("admin_suspend") == 20
+
+    real_hub.run(tmp_path, test)
+
+
+def test_no_walltime_is_given_back_before_that_is_on_disk_however_many_jobs_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a hub that dies then is followed by one that gives it back once more."""
+    monkeypatch.setattr(shell, "SAVE_PER_ENTRY_S", 0.01)
+    unwritten: list[str] = []
+
+    def gives(operation: str, id: str) -> None:
+        if operation == "set_walltime":
+            written = json.loads((tmp_path / "state" / ledger.NAME).read_bytes())["entries"]
+            unwritten.extend([id] * all(entry["id"] != id or entry["walltime_s"] is None for entry in written))
+
+    async def test(world: RealHub) -> None:
+        began = time.time() - 100
+        for id in ids(20):
+            world.pbs.put(replace(job(id), walltime_s=3600, started_at=began))
+        world.pbs.breaks = gives
+        world.start()
+        host = world.host()
+        await host.says(domain("n1", [stopped(id, since=began + 50) for id in ids(20)], accepts=[]))
+        await world.until(lambda: world.pbs.count("set_walltime") == 20, "all have their time back")
+        world.pbs.breaks = nothing_breaks
+        assert unwritten == []
 
     real_hub.run(tmp_path, test)
