@@ -32,3 +32,11 @@ def is_subjob(id: "str") -> "bool":
 def user_of(owner: "str") -> "str":
     """The user in `user@host`. A user's name may contain an @, a host's cannot."""
     return owner.rpartition("@")[0] or owner
+
+
+def is_some(text: "str") -> "bool":
+    """False for a number that is 0, whatever its unit, and for a boolean that is false."""
+    try:
+        return float(text.rstrip("bBwWkKmMgGtTpP")) != 0
+    except ValueError:
+        return text not in FALSE

@@ -16,6 +16,7 @@ from magrathea.core.model import JobClass, JobKey, StopWarning
 from magrathea.decoding import UNDECODABLE
 from magrathea.messages import JobId, Vnodes
 from magrathea.pbs_text.states import ENDING_SUBSTATE, RUNNING_SUBSTATE, SUSPENDED_SUBSTATE
+from magrathea.pbs_text.stop_signals import LONGEST_TEXT
 
 from ..agent.lines import BadValue
 from ..agent.parts import MAX_JOBS
@@ -23,7 +24,7 @@ from ..agent.parts import MAX_JOBS
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 Word = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9._+-]*\Z", max_length=64)]
 """A name or a version of ours: other signs are somebody's attempt to have them printed or compared."""
-WarningText = Annotated[str, msgspec.Meta(max_length=stop_warnings.LONGEST_TEXT)]
+WarningText = Annotated[str, msgspec.Meta(max_length=LONGEST_TEXT)]
 Session = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{16}\Z")]
 Id = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Run = Annotated[int, msgspec.Meta(ge=0, le=2**31)]

@@ -48,7 +48,7 @@ import pbs
 from magrathea.pbs_text.host_loads import MOST_LOAD_BYTES, load_path
 from magrathea.pbs_text.placement import cpus_by_vnode, vnodes_of
 from magrathea.pbs_text.select import CLASS_RESOURCE, classes_in, examined, job_class, resource_names
-from magrathea.pbs_text.words import FALSE, is_subjob, job_ids, words
+from magrathea.pbs_text.words import is_some, is_subjob, job_ids, words
 
 DEFAULT_HEARTBEAT_MAX_AGE_S = 30.0
 MAX_WHY = 400
@@ -401,11 +401,7 @@ def has(job, name):
     asked = resource(job.Resource_List, name)
     if asked is None:
         return name.lower() in resource_names(str(job.schedselect))
-    number = asked.rstrip("bBwWkKmMgGtTpP")
-    try:
-        return float(number) != 0
-    except ValueError:
-        return asked not in FALSE
+    return is_some(asked)
 
 
 def check_select(event, wanted):

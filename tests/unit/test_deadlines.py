@@ -9,7 +9,7 @@ import pytest
 
 from magrathea import deadlines, messages, stop_warnings
 from magrathea.core.model import JobClass
-from magrathea.pbs_text import select
+from magrathea.pbs_text import select, stop_signals
 from node_daemon.agent import daemon_requests, mom_requests, parts, stopper, sweeper
 from scheduler_plugin.hub import job_reports, job_wishes
 from scheduler_plugin.setup.hook_texts import hook_text
@@ -76,8 +76,8 @@ def test_pbs_kills_no_hook_before_it_has_given_up() -> None:
 def test_a_warning_may_be_configured_ordered_and_reported_by_limits_that_fit() -> None:
     assert stop_warnings.LONGEST_S == daemon_requests.MAX_ORDERED_WARN_S == job_wishes.MAX_REPORTED_WARN_S
     assert HOOK["WAIT_S"] > stop_warnings.LONGEST_S, "the prologue of the job that preempts waits for it"
-    assert {f"SIG{name}" for name in stop_warnings.SIGNALS} == set(daemon_requests.WARN_SIGNALS)
-    assert HOOK["WARNING_CHARS"] == mom_requests.WARNING_CHARS == stop_warnings.LONGEST_TEXT
+    assert {f"SIG{name}" for name in stop_signals.SIGNALS} == set(daemon_requests.WARN_SIGNALS)
+    assert HOOK["WARNING_CHARS"] == mom_requests.WARNING_CHARS == stop_signals.LONGEST_TEXT
 
 
 def test_hook_agent_and_hub_take_the_same_number_of_parts_in_one_question() -> None:
