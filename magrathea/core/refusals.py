@@ -87,6 +87,7 @@ class RefusalCode(StrEnum):
     UNKNOWN_JOB = "unknown-job"
     UNKNOWN_OP = "unknown-op"
     WANTED_STOPPED = "wanted-stopped"
+    WARNING_UNCLEAR = "warning-unclear"
     WRONG_CLASS = "wrong-class"
     WRONG_HOST = "wrong-host"
     WRONG_KIND = "wrong-kind"
@@ -185,7 +186,8 @@ TABLE: tuple[Meaning, ...] = (
         ),
         (
             _C.OWN_CLASS,
-            "the select names a resource of Magrathea; PBS itself would accept that at `qalter`",
+            "the select names a resource of Magrathea; PBS itself would accept that at `qalter`. Or the job has its"
+            " variable `MAGRATHEA_REFUSED`",
             "leave it out; submit or `qmove` the job to a queue of the intended class",
             Again.NOT,
         ),
@@ -193,6 +195,12 @@ TABLE: tuple[Meaning, ...] = (
             _C.SELECT_UNCLEAR,
             "the select cannot be read, is longer than 64 KiB, or a value in it has both kinds of quotes",
             "write it anew as the text says; one kind of quotes in a value",
+            Again.NOT,
+        ),
+        (
+            _C.WARNING_UNCLEAR,
+            "`MAGRATHEA_SIGNAL` of the submitted job is wrong, so nobody would be warned",
+            "write it as the text says: `[B:]SIGNAL[@SECONDS]`",
             Again.NOT,
         ),
         (

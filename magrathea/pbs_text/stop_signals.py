@@ -8,7 +8,7 @@ LONGEST_TEXT = 64
 
 
 def read_signal(text: "str") -> "tuple[bool, str, int | None]":
-    """(only the job's script gets it, the signal without SIG, seconds). Raises ValueError with a sentence for people."""
+    """(only the job's script gets it, signal without SIG, seconds). Raises ValueError with a sentence for people."""
     first_only = text.startswith("B:")
     signal, at, seconds = (text[2:] if first_only else text).partition("@")
     signal = signal[3:] if signal.startswith("SIG") else signal

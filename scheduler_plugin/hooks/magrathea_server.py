@@ -48,6 +48,7 @@ import pbs
 from magrathea.pbs_text.host_loads import MOST_LOAD_BYTES, load_path
 from magrathea.pbs_text.placement import cpus_by_vnode, vnodes_of
 from magrathea.pbs_text.select import CLASS_RESOURCE, classes_in, examined, job_class, resource_names
+from magrathea.pbs_text.stop_signals import SIGNALS, read_signal
 from magrathea.pbs_text.words import is_some, is_subjob, job_ids, words
 
 DEFAULT_HEARTBEAT_MAX_AGE_S = 30.0
@@ -60,26 +61,18 @@ UNSEEN_S = 5.0  # a start is not remembered once the hub has compared so much la
 
 # The product's table of codes is in magrathea/core/refusals.py; a test compares the two.
 CODES = (
-    "hub-lost",
-    "two-domains",
-    "host-busy",
-    "too-big",
-    "no-cpus",
-    "no-class",
-    "class-differs",
-    "no-reservation",
-    "own-class",
-    "select-unclear",
-    "sent-back",
-)
+    "hub-lost", "two-domains", "host-busy", "too-big", "no-cpus", "no-class", "class-differs", "no-reservation",
+    "own-class", "select-unclear", "sent-back", "warning-unclear",
+)  # fmt: skip
 HUB_LOST, TWO_DOMAINS, HOST_BUSY, TOO_BIG, NO_CPUS, NO_CLASS, CLASS_DIFFERS, NO_RESERVATION, *_OTHERS = CODES
-OWN_CLASS, SELECT_UNCLEAR, SENT_BACK = _OTHERS
+OWN_CLASS, SELECT_UNCLEAR, SENT_BACK, WARNING_UNCLEAR = _OTHERS
 
 PASSING = frozenset({HUB_LOST, HOST_BUSY, NO_CPUS})  # reasons that go away without anybody changing the job
 # Reasons that stay until somebody changes the job, its queue or the host. It is tried again ever later.
 UNTIL_FIXED = frozenset({TWO_DOMAINS, TOO_BIG, NO_CLASS, CLASS_DIFFERS, NO_RESERVATION})
 FIRST_LATER_S, MOST_LATER_S = 5, 600
 MOST_TRIED = 10000  # jobs whose refusals are counted
+SIGNAL = "MAGRATHEA_SIGNAL"
 REFUSED = "MAGRATHEA_REFUSED"  # variable of a subjob that MoM's hook refuses; a user who sets it stops only himself
 
 KEEPS, NOTHING = "magrathea_keeps", "none"  # a resource of the job, for MoM's hook; users cannot set it
@@ -422,6 +415,17 @@ def check_select(event, wanted):
         event.reject("magrathea: %s: the select is not clear: %s" % (SELECT_UNCLEAR, why))
 
 
+def check_variables(event, variables):
+    """Refuse a wrong text in the variable that asks for a signal: else nobody is warned, and nobody knows why. Refuse
+    the mark of a subjob, too: MoM would refuse it without end, and nobody would close its vnode."""
+    if variables.get(REFUSED):
+        event.reject("magrathea: %s: %s is Magrathea's own variable: leave it out" % (OWN_CLASS, REFUSED))
+    try:
+        read_signal(variables.get(SIGNAL) or SIGNALS[0])
+    except ValueError as error:
+        event.reject("magrathea: %s: %s: %s" % (WARNING_UNCLEAR, SIGNAL, error))
+
+
 def check_origin(event, server):
     """Refuse a reservation that takes over a running job's place on a vnode of ours."""
     if unset(event.resv.reserve_job):
@@ -471,6 +475,8 @@ def main():
         return
     if event.type != pbs.RUNJOB:
         check_select(event, event.job.Resource_List)
+        if event.type == pbs.QUEUEJOB and event.job.Variable_List:
+            check_variables(event, event.job.Variable_List)
         return
     wanted, ours = {}, {}
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from magrathea_lab.clusters.openpbs import OpenPbsCluster
+from magrathea_lab.clusters.openpbs import USER, OpenPbsCluster
 from magrathea_lab.fleet import EXCLUSIVE
 from magrathea_lab.scenarios.scenarios import (
     LONG,
@@ -26,7 +26,7 @@ from magrathea_lab.work import PAUSE_S
 from scheduler_plugin.setup.hook_texts import hook_text
 
 from .conftest import EAGER
-from .jobs import all_go_on, all_stand_still, command, configured, end, home, pbs, preempt, site_hook, submit
+from .jobs import all_go_on, all_stand_still, command, configured, end, home, pbs, preempt, refused, site_hook, submit
 from .test_limits import limits
 
 HELPER = Path(__file__).with_name("other_uid_child.c")
@@ -151,7 +151,7 @@ ASKS = {
     "its shell": (["-v", "MAGRATHEA_SIGNAL=B:USR1@1"], {"shell"}),
     "a resource": (["-l", "stop_signal=B:SIGUSR1"], {"shell"}),
     "nobody": ([], set()),
-    "a wrong text": (["-v", "MAGRATHEA_SIGNAL=KILL"], set()),
+    "a wrong text of the queue": (["-l", "stop_signal=KILL"], set()),
 }
 
 
@@ -209,6 +209,11 @@ def test_with_the_prologue_hook_a_warning_lasts_for_seconds_and_the_preempting_j
         wait_state(fleet, low, "R")
         end(fleet, low)
         wait_all_free(fleet, EAGER)
+
+
+def test_a_wrong_text_is_refused_at_once_and_the_user_is_told_why(fleet: OpenPbsCluster) -> None:
+    said = refused(fleet, "qsub", "-q", "low", "-v", "MAGRATHEA_SIGNAL=B:KILL@30", "--", "/bin/true", user=USER)
+    assert "warning-unclear" in said and "'KILL' is none of" in said
 
 
 def test_a_queue_asks_for_a_warning_of_its_jobs(fleet: OpenPbsCluster) -> None:
