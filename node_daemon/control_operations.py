@@ -23,7 +23,8 @@ from magrathea.preview import TooLong, outlook
 from .configuration import NodedConfiguration
 from .hub_client import HubClient
 from .hypervisor.base import LIFE, SAVE, Driver
-from .journal import Journal, JournalError, JournalStore
+from .journal import Journal, JournalError
+from .journal_store import JournalStore
 from .life.saves import Saves
 from .snapshot import fitting
 from .switch.switch import Switch

@@ -40,7 +40,7 @@ from .facts import Facts
 from .guest_channel.channel import GuestChannel, qemu_user
 from .hub_client import HubClient
 from .hypervisor.base import Driver, DriverError, Others
-from .journal import JournalStore
+from .journal_store import JournalStore
 from .life.life import Life
 from .life.saves import Saves
 from .life.script_runner import ScriptRunner

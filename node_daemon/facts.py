@@ -22,7 +22,8 @@ from magrathea.core.refusals import RefusalCode
 from magrathea.core.states import state_of
 
 from .clock import Clock
-from .journal import Journal, JournalError, JournalStore, NoJournal, Since, open_journal, salvage
+from .journal import Journal, JournalError, open_journal, salvage
+from .journal_store import JournalStore, NoJournal, Since
 
 log = logging.getLogger(__name__)
 

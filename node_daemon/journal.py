@@ -19,9 +19,8 @@ import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -53,6 +52,7 @@ from magrathea.text import printable
 from .journal_schema import DAMAGED, migrate
 from .journal_schema import SCHEMA as SCHEMA
 from .journal_schema import JournalError as JournalError
+from .journal_store import Since
 
 log = logging.getLogger(__name__)
 
@@ -95,32 +95,6 @@ OF_GUESTS = (
 
 READMITTED = 0.01
 """Share of ROWS_BURST that must be free again before more of that domain is kept: each gap costs a row."""
-
-
-@dataclass(frozen=True, slots=True)
-class Since:
-    """The state a domain is in, and since when (Unix seconds)."""
-
-    state: str
-    since: float
-
-
-class JournalStore(Protocol):
-    """What the daemon needs of a journal."""
-
-    def commit(
-        self, host: Host, event: Event | None, decisions: Sequence[Decision], states: dict[str, Since] | None = None
-    ) -> None:
-        """Write the facts to disk, with what led to them. Raises JournalError."""
-
-    def note(self, at: float, event: Event | None, decisions: Sequence[Decision]) -> None:
-        """Keep this for the history; it is written later."""
-
-    def tidy(self, keep_since: float) -> bool:
-        """Prune the history and shorten the log. Raises JournalError."""
-
-    def close(self) -> None:
-        """Close the file."""
 
 
 _facts = msgspec.json.Decoder(Host)
@@ -415,24 +389,3 @@ def _with_good_ids(path: Path, host: Host) -> Host:
         replace(domain, jobs=tuple(job for job in domain.jobs if is_job_id(job.key.id))) for domain in host.domains
     )
     return replace(host, domains=tuple(domains))
-
-
-class NoJournal:
-    """Replaces a journal that cannot be opened. Every commit fails with the reason, until a restart."""
-
-    def __init__(self, error: JournalError) -> None:
-        self._error = error
-
-    def commit(
-        self, host: Host, event: Event | None, decisions: Sequence[Decision], states: dict[str, Since] | None = None
-    ) -> None:
-        raise self._error
-
-    def note(self, at: float, event: Event | None, decisions: Sequence[Decision]) -> None:
-        """There is nowhere to keep it; the log has it."""
-
-    def tidy(self, keep_since: float) -> bool:
-        raise self._error
-
-    def close(self) -> None:
-        """Nothing is open."""

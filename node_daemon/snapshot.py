@@ -33,7 +33,7 @@ from magrathea.messages import (
 )
 
 from .hypervisor import base
-from .journal import Since
+from .journal_store import Since
 from .switch.paging import Progress
 
 NOTE_BYTES = 200

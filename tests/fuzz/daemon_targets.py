@@ -32,7 +32,8 @@ from node_daemon.configuration import read as read_configuration
 from node_daemon.daemon import Daemon
 from node_daemon.guest_channel.channel import _Link
 from node_daemon.hypervisor.base import CPU, LIFE, SAVE
-from node_daemon.journal import Journal, JournalStore, Since
+from node_daemon.journal import Journal
+from node_daemon.journal_store import JournalStore, Since
 from node_daemon.snapshot import fitting
 from tests.fakes.guest import FakeGuest
 from tests.fakes.hypervisor import FakeDriver, FakeHypervisor

@@ -25,7 +25,8 @@ from magrathea_lab.waiting import BOUND_S
 from node_daemon import journal
 from node_daemon.control_operations import Admin
 from node_daemon.hypervisor.base import SAVE
-from node_daemon.journal import JournalError, JournalStore, NoJournal, open_journal
+from node_daemon.journal import JournalError, open_journal
+from node_daemon.journal_store import JournalStore, NoJournal
 
 from ..core.builders import get, host, run, stop
 

@@ -11,7 +11,8 @@ from magrathea.core.model import JobClass, JobKey
 from magrathea.core.refusals import RefusalCode
 from node_daemon.clock import Clock
 from node_daemon.facts import Facts
-from node_daemon.journal import PRUNE_ROWS, JournalError, JournalStore
+from node_daemon.journal import PRUNE_ROWS, JournalError
+from node_daemon.journal_store import JournalStore
 from tests.unit.core.builders import T, host, run
 
 KEY = JobKey("1", 1)

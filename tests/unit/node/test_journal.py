@@ -42,11 +42,10 @@ from node_daemon.journal import (
     SCHEMA,
     Journal,
     JournalError,
-    NoJournal,
-    Since,
     open_journal,
     salvage,
 )
+from node_daemon.journal_store import NoJournal, Since
 
 KEY = JobKey("1.srv", 1)
 
