@@ -21,6 +21,7 @@ import msgspec
 
 from magrathea import files, places
 from magrathea.core import events as ev
+from magrathea.core.move_events import MoveNoted
 from magrathea.messages import MAX_BYTES, MOST_ENTRIES, HistoryEntry, Snapshot
 
 DEFAULT_FILE = Path(places.NODED_STATE_DIR, places.JOURNAL)
@@ -93,7 +94,11 @@ class JobsListed(msgspec.Struct, frozen=True):
     gone: int = 0
 
 
-def recorded(event: ev.Event | None, decisions: Sequence[ev.Decision]) -> list[tuple[str, object]]:
+Recorded = ev.Decision | MoveNoted
+"""What the history keeps of decisions."""
+
+
+def recorded(event: ev.Event | None, decisions: Sequence[Recorded]) -> list[tuple[str, object]]:
     """What the history keeps of an event and of what was decided, each with its kind.
 
     A guest may list thousands of new jobs each time. Of a list the first decisions about its jobs are kept, and the
@@ -117,7 +122,7 @@ def recorded(event: ev.Event | None, decisions: Sequence[ev.Decision]) -> list[t
     return [("event", listed), *(("decision", one) for one in _first(event.domain, decisions))]
 
 
-def _first(domain: str, decisions: Sequence[ev.Decision]) -> Iterator[ev.Decision]:
+def _first(domain: str, decisions: Sequence[Recorded]) -> Iterator[Recorded]:
     """The first decisions about this domain, and all others."""
     left = LIST_DECISIONS
     for one in decisions:

@@ -16,11 +16,12 @@ import msgspec
 from magrathea.core import events as ev
 from magrathea.core.events import Note
 from magrathea.core.model import Patience, SleepCause
+from magrathea.core.move_events import MoveNote, MoveNoted
 from magrathea.decoding import UNDECODABLE
-from magrathea.history import JobsListed, Shortened
+from magrathea.history import JobsListed, Recorded, Shortened
 from magrathea.messages import HistoryEntry
 
-KINDS: Mapping[str, type] = {kind.__name__: kind for kind in get_args(ev.Event | ev.Decision)}
+KINDS: Mapping[str, type] = {kind.__name__: kind for kind in get_args(ev.Event | Recorded)}
 """Types by the name in an entry."""
 
 SHORTENED = '{"shortened_from_bytes":'
@@ -45,6 +46,15 @@ NOTES: Mapping[Note, str] = {
     Note.WAKES: "comes back from its sleep{why}",
 }
 """`by`, `why`: the note's text, that is who or why. `after`, `in_all`: how long the job was preempted."""
+
+MOVES: Mapping[MoveNote, str] = {
+    MoveNote.LEFT: "moved to {host}, which has its facts",
+    MoveNote.STAYED: "stays on this host{why}",
+    MoveNote.ARRIVED: "moved here from {host}, with its facts",
+    MoveNote.OLD_FACTS: "moved here from {host}, which is silent: with the facts that came before",
+    MoveNote.SUPERSEDED: "owned by {host}: the facts here are old, and were dropped",
+}
+"""`host`: the other host. `why`: why the move came to nothing."""
 
 CLOSES_WHEN: Mapping[Patience, str] = {
     Patience.DRAIN: "when its jobs have ended",
@@ -74,7 +84,7 @@ def sentence(entry: HistoryEntry) -> str:
         what = _decoder(entry.name).decode(entry.data)
     except UNDECODABLE:
         return f"{entry.name} {entry.data}"
-    return _decision(what) if isinstance(what, ev.Decision) else _event(what)
+    return _decision(what) if isinstance(what, Recorded) else _event(what)
 
 
 def _list(said: JobsListed) -> str:
@@ -98,7 +108,7 @@ def _unknown(name: str, data: Mapping[str, Any]) -> str:
     return f"{words}: {rest}" if rest else words
 
 
-def _decision(decision: ev.Decision) -> str:
+def _decision(decision: Recorded) -> str:
     match decision:
         case ev.Accepted(victims=victims):
             return f"accepted, preempting {', '.join(victims)}" if victims else "accepted"
@@ -111,6 +121,8 @@ def _decision(decision: ev.Decision) -> str:
                 after=f", after {seconds(past_s)}",
                 in_all=f"; preempted for {seconds(past_s)} in all" if past_s else "",
             )
+        case MoveNoted(what=move, text=text):
+            return MOVES[move].format(host=text, why=f": {text}" if text else "")
         case _:
             assert_never(decision)
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -30,7 +31,6 @@ from magrathea.core.events import (
     AgentConnected,
     AgentLost,
     Claimed,
-    Decision,
     Event,
     JobLaunched,
     JobsContinued,
@@ -43,8 +43,9 @@ from magrathea.core.events import (
     Released,
 )
 from magrathea.core.model import Host, JobKey
+from magrathea.core.moves import Moves
 from magrathea.decoding import UNDECODABLE
-from magrathea.history import HistoryRow, Query, Unreadable, read_file, recorded, row_data
+from magrathea.history import HistoryRow, Query, Recorded, Unreadable, read_file, recorded, row_data
 from magrathea.job_ids import is_job_id
 from magrathea.messages import HistoryEntry
 from magrathea.text import printable
@@ -55,6 +56,8 @@ from .journal_schema import JournalError as JournalError
 from .journal_store import Since
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ALL = Query()
 
@@ -98,6 +101,7 @@ READMITTED = 0.01
 
 
 _facts = msgspec.json.Decoder(Host)
+_moves = msgspec.json.Decoder(Moves)
 _noted = msgspec.json.Decoder(Noted)
 _encode = msgspec.json.Encoder().encode
 
@@ -124,6 +128,16 @@ class Journal:
             return _with_good_ids(self.path, _facts.decode(row[0]))
         except (*UNDECODABLE, TypeError) as error:  # TypeError: neither text nor bytes
             raise JournalError(f"{self.path}: the facts in it cannot be read: {error}; {_USUAL_FIX}") from error
+
+    def moves(self) -> Moves:
+        """The facts about moves of the last commit; none in a new journal. Raises JournalError."""
+        row = self._one("SELECT moves FROM moves")
+        if row is None:
+            return Moves()
+        try:
+            return _moves.decode(row[0])
+        except (*UNDECODABLE, TypeError) as error:
+            raise JournalError(f"{self.path}: the moves in it cannot be read: {error}; {_USUAL_FIX}") from error
 
     def states(self) -> dict[str, Since]:
         """Each domain's state at the last commit."""
@@ -172,9 +186,14 @@ class Journal:
     # Writing
 
     def commit(
-        self, host: Host, event: Event | None, decisions: Sequence[Decision], states: dict[str, Since] | None = None
+        self,
+        host: Host,
+        event: Event | None,
+        decisions: Sequence[Recorded],
+        states: dict[str, Since] | None = None,
+        moves: Moves | None = None,
     ) -> None:
-        """Write the facts, what led to them, and the `states` that have changed, to disk. Raises JournalError."""
+        """Write the facts, what led to them, and the `states` and `moves` that have changed. Raises JournalError."""
         rows = self._rationed(host.now, event, decisions)
         try:
             with self._connection:  # a transaction: all or nothing
@@ -183,6 +202,8 @@ class Journal:
                     "INSERT INTO facts VALUES (1, ?1, ?2) ON CONFLICT (one) DO UPDATE SET at = ?1, host = ?2",
                     (host.now, _encode(host)),
                 )
+                if moves is not None:
+                    self._connection.execute("INSERT OR REPLACE INTO moves VALUES (1, ?)", (_encode(moves),))
                 self._write_history([*self._waiting, *rows])
                 self._write_preempted(host, decisions)
                 for domain, since in (states or {}).items():
@@ -193,7 +214,7 @@ class Journal:
             raise self._failed(error) from error
         self._waiting.clear()
 
-    def note(self, at: float, event: Event | None, decisions: Sequence[Decision]) -> None:
+    def note(self, at: float, event: Event | None, decisions: Sequence[Recorded]) -> None:
         """Keep something that changed no fact (a refusal) for the next commit or `tidy`. No answer waits for it.
 
         A guest may cause as many as it likes; of those of one domain, the history has NOTES_PER_S. The log counts all.
@@ -240,7 +261,7 @@ class Journal:
 
     # Within
 
-    def _rows(self, at: float, event: Event | None, decisions: Sequence[Decision]) -> list[HistoryRow]:
+    def _rows(self, at: float, event: Event | None, decisions: Sequence[Recorded]) -> list[HistoryRow]:
         return [
             (
                 at,
@@ -253,7 +274,7 @@ class Journal:
             for kind, what in recorded(event, decisions)
         ]
 
-    def _rationed(self, at: float, event: Event | None, decisions: Sequence[Decision]) -> list[HistoryRow]:
+    def _rationed(self, at: float, event: Event | None, decisions: Sequence[Recorded]) -> list[HistoryRow]:
         """The rows of a commit, as many as the domain that caused it may have."""
         rows, cause = self._rows(at, event, decisions), getattr(event, "domain", "")
         if not cause or not isinstance(event, OF_GUESTS):
@@ -273,7 +294,7 @@ class Journal:
             "INSERT INTO history (at, kind, name, domain, job, data) VALUES (?, ?, ?, ?, ?, ?)", rows
         )
 
-    def _write_preempted(self, host: Host, decisions: Sequence[Decision]) -> None:
+    def _write_preempted(self, host: Host, decisions: Sequence[Recorded]) -> None:
         for decision in decisions:
             if not isinstance(decision, Noted) or decision.key is None or decision.preempted_s <= 0:
                 continue
@@ -367,11 +388,21 @@ def _prepare(connection: sqlite3.Connection) -> None:
 
 def salvage(path: Path) -> Host | None:
     """The facts in a damaged journal, if they can still be read. The file is not changed."""
+    host = _salvaged(path, "SELECT host FROM facts", _facts)
+    return None if host is None else _with_good_ids(path, host)
+
+
+def salvage_moves(path: Path) -> Moves:
+    """The same of the facts about moves; none if they cannot be read."""
+    return _salvaged(path, "SELECT moves FROM moves", _moves) or Moves()
+
+
+def _salvaged(path: Path, statement: str, decoder: msgspec.json.Decoder[T]) -> T | None:
     try:
         files.read_named(path, 0)  # sqlite waits for a pipe
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=1.0)) as connection:
-            row = connection.execute("SELECT host FROM facts").fetchone()
-        return None if row is None else _with_good_ids(path, _facts.decode(row[0]))
+            row = connection.execute(statement).fetchone()
+        return None if row is None else decoder.decode(row[0])
     except (OSError, sqlite3.Error, *UNDECODABLE, TypeError):
         return None
 

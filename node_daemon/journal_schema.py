@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-SCHEMA = 5
+SCHEMA = 6
 """PRAGMA user_version that this program writes. Older journals are migrated when opened, newer ones refused."""
 
 _MIGRATIONS: dict[int, str] = {
@@ -30,6 +30,8 @@ _MIGRATIONS: dict[int, str] = {
     # 4 -> 5: the facts may hold a domain that sleeps with its jobs. An older program must not read them: for it that
     # domain would be down, and its image nobody's.
     4: "",
+    # 5 -> 6: a domain's facts may be on their way to another host, and no longer among the host's
+    5: "CREATE TABLE moves (one INTEGER PRIMARY KEY CHECK (one = 1), moves BLOB NOT NULL);",
 }
 
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from magrathea.core.events import Decision, Event
+from magrathea.core.events import Event
 from magrathea.core.model import Host
+from magrathea.core.moves import Moves
+from magrathea.history import Recorded
 
 from .journal_schema import JournalError
 
@@ -24,11 +26,16 @@ class JournalStore(Protocol):
     """What the daemon needs of a journal."""
 
     def commit(
-        self, host: Host, event: Event | None, decisions: Sequence[Decision], states: dict[str, Since] | None = None
+        self,
+        host: Host,
+        event: Event | None,
+        decisions: Sequence[Recorded],
+        states: dict[str, Since] | None = None,
+        moves: Moves | None = None,
     ) -> None:
-        """Write the facts to disk, with what led to them. Raises JournalError."""
+        """Write the facts to disk, with what led to them. `moves`: None if they are as before. Raises JournalError."""
 
-    def note(self, at: float, event: Event | None, decisions: Sequence[Decision]) -> None:
+    def note(self, at: float, event: Event | None, decisions: Sequence[Recorded]) -> None:
         """Keep this for the history; it is written later."""
 
     def tidy(self, keep_since: float) -> bool:
@@ -45,11 +52,16 @@ class NoJournal:
         self._error = error
 
     def commit(
-        self, host: Host, event: Event | None, decisions: Sequence[Decision], states: dict[str, Since] | None = None
+        self,
+        host: Host,
+        event: Event | None,
+        decisions: Sequence[Recorded],
+        states: dict[str, Since] | None = None,
+        moves: Moves | None = None,
     ) -> None:
         raise self._error
 
-    def note(self, at: float, event: Event | None, decisions: Sequence[Decision]) -> None:
+    def note(self, at: float, event: Event | None, decisions: Sequence[Recorded]) -> None:
         """There is nowhere to keep it; the log has it."""
 
     def tidy(self, keep_since: float) -> bool:

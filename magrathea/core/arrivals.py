@@ -187,9 +187,13 @@ def adoptable(arriving: Arriving, now: float) -> Domain | None:
 
 
 def as_arrived(domain: Domain, now: float) -> Domain:
-    """The domain's facts at its new host: it is up, and its agent gets the time of grace to connect."""
+    """The domain's facts at its new host: it is up, and its agent gets the time of grace to connect.
+
+    Claims get their time again: nobody could confirm them meanwhile.
+    """
     return replace(
         domain,
+        jobs=tuple(job if job.confirmed else replace(job, claimed_at=now) for job in domain.jobs),
         lifecycle=Lifecycle.UP,
         agent_lost_at=now,
         boot_until=None,

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from . import events as ev
+from .arrivals import as_arrived
 from .model import Lifecycle
 from .move_events import MoveDenied, MoveNote, MoveNoted, MoveRequested, Result, Seen
 from .moves import Leaving, Letting, MoveStage, Ownership, Place, Says, Where, Word, with_domain, without_domain
@@ -101,11 +102,25 @@ def granted(place: Place, leaving: Leaving, record: Ownership) -> Result:
     return replace(place, moves=place.moves.with_leaving(leaving.domain, leaving)), ()
 
 
+def found(place: Place, record: Ownership) -> Place:
+    """The hub has granted a move of which this host knows nothing: its journal was lost. What the hypervisor shows
+    decides how far it is, as after any crash."""
+    transfer = record.transfer
+    if transfer is None or transfer.source != place.name or place.moves.arriving_of(record.domain):
+        return place
+    now, to = place.host.now, transfer.target
+    lost = Leaving(record.domain, record.number, to, "", now, now, granted=transfer.number, why="the journal was lost")
+    stage = MoveStage.COPYING if transfer.letting is None else MoveStage.HANDED
+    lost = replace(lost, stage=stage, tried=True, letting=transfer.letting)
+    return replace(place, moves=place.moves.with_leaving(record.domain, lost))
+
+
 def kept(place: Place, leaving: Leaving, record: Ownership) -> Result:
     """The hub says that the domain stays this host's. Its facts are the host's again, if they were not."""
     name, moves = leaving.domain, place.moves
     if leaving.stage is MoveStage.HANDED:
-        host = with_domain(place.host, leaving.sealed) if leaving.sealed else place.host
+        back = as_arrived(leaving.sealed, place.host.now) if leaving.sealed else None
+        host = with_domain(place.host, back) if back else place.host
         resuming = replace(leaving, stage=MoveStage.RESUMING, number=record.number, granted=0, sealed=None, wanted="")
         return Place(host, moves.with_leaving(name, resuming)), ()
     if leaving.stage is MoveStage.RESUMING:

@@ -21,7 +21,9 @@ from dataclasses import replace
 from enum import StrEnum
 from typing import assert_never
 
-from . import arrivals, departures
+from . import arrivals, departures, machine
+from .events import ConfiguredDomain
+from .events import TimerFired as Timer
 from .move_events import (
     CopyOver,
     Decision,
@@ -44,11 +46,14 @@ from .refusals import Refusal, RefusalCode
 
 def handle(place: Place, event: MoveEvent, rules: arrivals.Rules = arrivals.NO_VISITORS) -> Result:
     """The host with its moves after `event`, and what was decided. `rules`: which visitors it takes."""
-    place = replace(place, host=replace(place.host, now=max(place.host.now, event.at)))
-    before = place
-    place, said = _handled(place, event)
+    host = place.host
+    said: tuple[Decision, ...] = ()
+    if (due := machine.next_deadline(host)) is not None and due <= event.at:
+        host, said = machine.handle(host, Timer(event.at))
+    before = replace(place, host=replace(host, now=max(host.now, event.at)))
+    place, answered = _handled(before, event)
     place, more = _settled(before, place, rules)
-    return place, said + more
+    return place, (*said, *answered, *more)
 
 
 def _handled(place: Place, event: MoveEvent) -> Result:
@@ -101,6 +106,8 @@ def _told(place: Place, record: Ownership) -> Result:
     if leaving is not None and record.owner == place.name:
         follow = departures.kept if record.number > leaving.number else departures.granted
         place, said = follow(place, leaving, record)
+    elif leaving is None and record.owner == place.name:
+        place = departures.found(place, record)
     return arrivals.told(place, record), said
 
 
@@ -243,3 +250,25 @@ def life_rests(moves: Moves, name: str) -> bool:
     leaving, arriving = moves.leaving_of(name), moves.arriving_of(name)
     moving = leaving is not None and leaving.stage in (MoveStage.COPYING, MoveStage.HANDED, MoveStage.RESUMING)
     return moving or (arriving is not None and not (arriving.adopted and arriving.runs))
+
+
+def configured(place: Place, domains: tuple[ConfiguredDomain, ...]) -> tuple[ConfiguredDomain, ...]:
+    """The domains that a configuration means for this host now: without those that are elsewhere or on their way, and
+    with the visitors that it does not name."""
+    moves, name = place.moves, place.name
+    away = {r.domain for r in moves.records if r.owner != name} | {x.domain for x in moves.leaving if x.sealed}
+    away |= {x.domain for x in moves.arriving}
+    away -= {x.domain for x in moves.arriving if x.adopted}
+    meant = {d.name: d for d in domains if d.name not in away}
+    for domain in place.host.domains:
+        if domain.name in moves.visitors and domain.name not in meant:
+            meant[domain.name] = ConfiguredDomain(
+                domain.name,
+                domain.kind,
+                domain.cpus,
+                domain.memory_mib,
+                domain.floor_mib,
+                domain.swap_mib,
+                domain.boot_limit_s,
+            )
+    return tuple(meant.values())

@@ -105,5 +105,5 @@ class MoveNoted:
     text: str = ""
 
 
-Decision = ev.Accepted | ev.Refused | MoveNoted
+Decision = ev.Decision | MoveNoted
 Result = tuple[Place, tuple[Decision, ...]]

@@ -22,8 +22,10 @@ import msgspec
 
 from magrathea.core import events as ev
 from magrathea.core.model import Amount, Host, JobClass, JobKey, Lifecycle, Mode
+from magrathea.core.moves import Moves
 from magrathea.core.refusals import RefusalCode
 from magrathea.core.stopping import wanted_stopped
+from magrathea.history import Recorded
 from magrathea.messages import BadMessage, Snapshot, decode_to_hub, encode
 from magrathea_lab.rigs.virtual_time import LoopClock, VirtualTimeLoop
 from node_daemon.agent.sessions import Allowance
@@ -116,11 +118,15 @@ class _RunningDaemon:
         write = journal.commit
 
         def commit(
-            host: Host, event: ev.Event | None, decisions: Sequence[ev.Decision], states: dict[str, Since] | None = None
+            host: Host,
+            event: ev.Event | None,
+            decisions: Sequence[Recorded],
+            states: dict[str, Since] | None = None,
+            moves: Moves | None = None,
         ) -> None:
             self.commits += 1
             if self.commits % WRITTEN == 0:
-                write(host, event, decisions, states)
+                write(host, event, decisions, states, moves)
             else:
                 ENCODER.encode(host)
                 journal._waiting.extend(journal._rationed(host.now, event, decisions))

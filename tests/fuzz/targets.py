@@ -224,6 +224,18 @@ def journal_facts(folder: Path) -> Reader:
     return read
 
 
+def journal_moves(folder: Path) -> Reader:
+    """The facts about moves, in a database that is sound."""
+    journal = open_journal(folder / "moves.sqlite")
+    journal._connection.execute("PRAGMA synchronous = OFF")
+
+    def read(data: bytes) -> None:
+        journal._connection.execute("INSERT OR REPLACE INTO moves VALUES (1, ?)", (data,))
+        journal.moves()
+
+    return read
+
+
 def hub_ledger(folder: Path) -> Reader:
     path = folder / ledger.NAME
 
@@ -262,6 +274,7 @@ TARGETS = (
     Target("agent-state", agent_state, (BadValue,), lines=1),
     Target("journal-file", journal_file, (JournalError,)),
     Target("journal-facts", journal_facts, (JournalError,)),
+    Target("journal-moves", journal_moves, (JournalError,)),
     Target("hub-ledger", hub_ledger, (Aside,), lines=1),
     Target("hub-ownership", hub_ownership, (ownership.BadLedger,)),
     Target("messages-to-hub", messages_to_hub, (BadMessage,), lines=8, share=0.5),

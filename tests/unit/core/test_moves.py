@@ -173,6 +173,29 @@ def test_an_admin_ends_a_copy_by_wanting_the_domain_here() -> None:
     assert mg.step(place, "n1", Where.RUNNING, copying=True) is mg.MoveStep.ABORT
 
 
+def test_a_host_whose_journal_was_lost_finds_its_move_again_by_the_hubs_record() -> None:
+    place = told(Place(named("a", n1="normal")), granted(ready=True))
+    assert mg.step(place, "n1", Where.RUNNING) is None, "it may have been copied under this number"
+    assert mg.words(do(place, me.Seen(T, "n1", Where.RUNNING))) == (Word("n1", 1, Says.STAYS),)
+    assert mg.words(do(place, me.Seen(T, "n1", Where.LEFT))) == (Word("n1", 2, Says.GONE, "b"),)
+    gone = told(Place(named("a")), granted(ready=True, letting=Letting.GONE))
+    assert mg.words(gone) == (Word("n1", 2, Says.GONE, "b"),)
+
+
+def test_deadlines_of_the_host_act_before_a_move_goes_on() -> None:
+    here = run(named("a", n1="normal"), "n1", "1", confirmed=False, claimed_at=T)
+    place = do(owned(here), me.Ticked(T + 100))
+    assert not place.host.domains[0].jobs, "its claim has expired"
+
+
+def test_a_claim_that_moves_gets_its_time_to_be_confirmed_again() -> None:
+    source = run(named("a", n1="normal"), "n1", "1", confirmed=False, claimed_at=T - 59)
+    place = expecting(named("b"), source)
+    place = do(do(place, parcel(source, final=True)), me.Seen(T + 10, "n1", Where.RUNNING))
+    domain = place.host.domain("n1")
+    assert domain and domain.jobs[0].claimed_at == T + 10
+
+
 # While it moves
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from magrathea.core import events as ev
-from magrathea.core.model import JobClass, JobKey
+from magrathea.core import move_events as me
+from magrathea.core.arrivals import Rules
+from magrathea.core.model import JobClass, JobKey, Kind
+from magrathea.core.moves import Ownership, Parcel, Transfer, Where
 from magrathea.core.refusals import RefusalCode
+from magrathea_lab.rigs.core_configurations import configuration
 from node_daemon.clock import Clock
 from node_daemon.facts import Facts
 from node_daemon.journal import PRUNE_ROWS, JournalError
@@ -104,3 +109,70 @@ def test_tidying_goes_on_while_there_is_more_to_prune(tmp_path: Path) -> None:
     assert facts.tidy(keep_s=0.0)
     assert not facts.tidy(keep_s=0.0)
     facts.close()
+
+
+# Moves
+
+
+def own(facts: Facts) -> None:
+    """The hub has said that n1 is this host's."""
+    assert facts.apply_move(me.RecordsTold(T, (Ownership("n1", 1, "h1", 1),)), Rules()) is not None
+
+
+def test_a_fact_about_a_move_is_on_disk_when_it_counts(facts: Facts) -> None:
+    own(facts)
+    assert facts.apply_move(me.MoveRequested(T, "n1", "h2", T + 60), Rules()) == (ev.Accepted("n1"),)
+    assert facts.moves.leaving and facts.journal.moves() == facts.moves  # type: ignore[attr-defined]
+    assert committed == ["commit RecordsTold", "commit MoveRequested"]
+
+
+def test_without_its_journal_no_fact_about_a_move_changes(facts: Facts) -> None:
+    own(facts)
+    before = facts.moves
+    full_disk(facts)
+    assert facts.apply_move(me.MoveRequested(T, "n1", "h2", T + 60), Rules()) is None
+    assert facts.moves is before and facts.trouble
+
+
+def test_claims_for_a_domain_that_moves_are_refused(facts: Facts) -> None:
+    own(facts)
+    facts.apply_move(me.MoveRequested(T, "n1", "h2", T + 60), Rules())
+    for event in (ev.Claimed(T, "n1", JobKey("9", 1), JobClass.PREEMPTIBLE, 1, 0), ev.ShutdownRequested(T, "n1")):
+        applied = facts.apply(event)
+        (refused,) = applied.decisions
+        assert isinstance(refused, ev.Refused) and refused.code is RefusalCode.DOMAIN_MOVING
+        assert not applied.taken
+    facts.apply(ev.Released(T, "n1", KEY))
+    assert not facts.host.domains[0].jobs, "its jobs may end"
+
+
+def test_a_domain_that_has_left_survives_a_restart_and_its_configuration_does_not_bring_it_back(
+    facts: Facts, tmp_path: Path
+) -> None:
+    own(facts)
+    domain = facts.host.domain("n1")
+    facts.apply_move(me.MoveRequested(T, "n1", "h2", T + 60), Rules())
+    granted = Ownership("n1", 1, "h1", 2, Transfer(2, "h1", "h2", ready=True))
+    facts.apply_move(me.RecordsTold(T, (granted,)), Rules())
+    facts.apply_move(me.CopyOver(T, "n1"), Rules())
+    facts.apply_move(me.Seen(T, "n1", Where.ABSENT), Rules())
+    facts.close()
+    again = Facts(tmp_path / "journal.sqlite", Clock, committed.append, lambda: None)
+    assert again.host.domain("n1") is None and again.moves.leaving[0].sealed == domain
+    again.apply(configuration(again.host, T))
+    named = replace(configuration(again.host, T), domains=(ev.ConfiguredDomain("n1", Kind.NORMAL, 8),))
+    again.apply(named)
+    assert again.host.domain("n1") is None
+
+
+def test_a_visitor_stays_although_no_configuration_names_it(facts: Facts) -> None:
+    (n1, _) = facts.host.domains
+    visitor = replace(n1, name="v1")
+    record = Ownership("v1", 1, "h2", 1, Transfer(2, "h2", "h1"))
+    welcome = Rules(welcome=frozenset({"h2"}))
+    facts.apply_move(me.RecordsTold(T, (record,)), welcome)
+    facts.apply_move(me.ParcelTold(T, Parcel(2, "h2", T, True, visitor)), welcome)
+    facts.apply_move(me.Seen(T, "v1", Where.RUNNING), welcome)
+    facts.apply(replace(configuration(facts.host, T), domains=(ev.ConfiguredDomain("n1", Kind.NORMAL, 8),)))
+    found = facts.host.domain("v1")
+    assert found and found.configured and found.jobs == n1.jobs

@@ -259,7 +259,8 @@ def test_an_old_journal_is_migrated_and_keeps_its_facts(tmp_path: Path) -> None:
     journal.commit(paused, None, ())
     journal.close()
     with sqlite3.connect(path) as connection:  # as version 1 left it
-        connection.executescript("DROP TABLE states; DROP INDEX history_domain; DROP INDEX history_job")
+        connection.executescript("DROP TABLE moves; DROP TABLE states")
+        connection.executescript("DROP INDEX history_domain; DROP INDEX history_job")
         facts = connection.execute("SELECT host FROM facts").fetchone()[0]
         old = facts.replace(b'"paused_externally":', b'"halted":')
         assert old != facts
