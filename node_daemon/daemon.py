@@ -226,6 +226,9 @@ class Daemon:
             return PbsSays(True)
         return await self.hub.given(key, self.configuration.vnode(domain), within_s, claim=claim)
 
+    async def ask_before_wake(self, domain: str) -> None:
+        await self.claims.inquirer.ask_before_wake(domain)
+
     def actual_changed(self) -> None:
         self.hub.publish()
         self.life.look_soon()

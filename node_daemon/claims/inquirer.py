@@ -31,6 +31,8 @@ TOGETHER, TOGETHER_S = 32, 2.0
 """So many answers are entered at once, and those of this time."""
 ANSWER_S = 5.0
 """A hub has that long to answer."""
+BEFORE_WAKE_S = 5.0
+"""A domain that wakes waits so long for the answers about its jobs."""
 LOOK_S = 0.2
 """Shortest time between two looks at what is due."""
 IDLE_S = 600.0
@@ -64,6 +66,28 @@ class Inquirer:
     def look_soon(self) -> None:
         """A fact has changed: there may be something to ask."""
         self._changed.set()
+
+    async def ask_before_wake(self, name: str) -> None:
+        """Ask about all jobs of a domain that comes back from its sleep, and remove those that PBS no longer has there:
+        nobody has told, and they would continue for a moment before MoM kills them.
+
+        A suspended job neither starts nor ends by itself, so one no is enough. No answer is no no.
+        """
+        daemon = self._daemon
+        domain = daemon.host.domain(name)
+        until = asyncio.get_running_loop().time() + BEFORE_WAKE_S
+        denied: list[JobKey] = []
+        for job in domain.jobs if domain is not None else ():
+            left_s = until - asyncio.get_running_loop().time()
+            said = await daemon.given(name, job.key, left_s) if left_s > 0 else None
+            if said is None or said.given is None:
+                log.warning("%s wakes, and no hub could ask PBS about %s: it continues in any case", name, job.key)
+                break
+            if not said.given:
+                denied.append(job.key)
+        if denied:
+            log.info("%s wakes: PBS no longer has there: %s", name, ", ".join(map(str, denied)))
+            daemon.apply(ev.JobsDenied(daemon.now(), name, tuple(denied)))
 
     def close(self) -> None:
         if self._task is not None:

@@ -5,7 +5,8 @@ jobs count at once, and PBS is asked afterwards: whether it has given them to th
 
 Rule 1: no clock and no I/O. The caller (inquirer.py) asks, and makes the answers facts.
 Rule 2: a job that PBS has not given is asked about soon, one that it has given from time to time, because it may have
-ended there. While jobs of siblings are stopped, that is more often.
+ended there. While jobs of siblings are stopped, that is more often. So it is for a domain that sleeps: nothing of its
+own tells that its job was deleted, and what was deleted must not continue when it wakes.
 Rule 3: only two noes in a row count, and no answer is no no. A job that starts or ends at this moment is not lost.
 Rule 4: a guest that was caught is not believed for a while. Its claims wait for PBS, and so do the jobs of its lists,
 also those that count already but that PBS has not given. Otherwise it could always take CPUs with the next job that
@@ -33,7 +34,8 @@ AGAIN_S, GIVEN_AGAIN_S = 3.0, 5.0
 UNKNOWN_S, UNKNOWN_MOST_S = 5.0, 60.0
 """If no hub could say: doubled each time, up to the second."""
 CHECK_S, CHECK_STOPPED_S = 300.0, 10.0
-"""A job that PBS has given is asked about again after this time, the second while jobs of siblings are stopped."""
+"""A job that PBS has given is asked about again after this time, the second while jobs of siblings are stopped, or the
+domain sleeps."""
 DENIED_S = 300.0
 """A job that PBS has denied and that is still listed is asked about again after this time."""
 DISTRUST_S = 600.0
@@ -148,8 +150,9 @@ class Inquiries:
     def _times(self, host: Host, domain: Domain) -> Iterator[tuple[float, JobKey]]:
         """For each job: when to ask about it."""
         others = any(d.stopped for d in host.workers if d.name != domain.name)
+        often = others or domain.sleep is not None
         for job in domain.jobs:
-            yield self._at(domain.name, job, CHECK_STOPPED_S if others else CHECK_S), job.key
+            yield self._at(domain.name, job, CHECK_STOPPED_S if often else CHECK_S), job.key
         guest = self._guests.get(domain.name)
         for key in guest.doubted if guest else ():
             if domain.job(key) is None:

@@ -61,6 +61,10 @@ class DaemonForLife(Protocol):
 
     def observe(self, name: str) -> None: ...
 
+    async def ask_before_wake(self, domain: str) -> None:
+        """Remove the jobs of a sleeping domain that PBS no longer has there."""
+        ...
+
 
 def comes_from_image(domain: Domain) -> bool:
     """True if the domain's next start must be a restore: it was saved on request, without jobs or with them."""
@@ -325,6 +329,8 @@ class Life:
         if restored or name in self._from_image:
             await self._set_clock(name)
             await self._reconnect_mom(name)
+        if domain is not None and domain.sleep is not None:
+            await self._daemon.ask_before_wake(name)
         self._from_image.discard(name)
         self._daemon.observe(f"register {name}")
         self._daemon.apply(ev.DomainStarted(self._daemon.now(), name))

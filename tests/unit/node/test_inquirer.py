@@ -9,12 +9,12 @@ import pytest
 
 from magrathea.core import events as ev
 from magrathea.core import machine
-from magrathea.core.model import Amount, Host, JobKey
+from magrathea.core.model import Amount, Host, JobKey, Lifecycle, Sleep, SleepCause
 from magrathea_lab.rigs import virtual_time
-from node_daemon.claims.inquirer import ANSWER_S, BURST, PER_S, TOGETHER_S, Inquirer
+from node_daemon.claims.inquirer import ANSWER_S, BEFORE_WAKE_S, BURST, PER_S, TOGETHER_S, Inquirer
 from node_daemon.claims.inquiries import AGAIN_S, CHECK_S, YOUNG_S, Inquiries
 from node_daemon.claims.pbs_says import PbsSays
-from tests.unit.core.builders import PROTECTED, T, get_job, host, job_ids, key, run
+from tests.unit.core.builders import PROTECTED, T, get_job, host, job_ids, key, run, set_domain
 
 LIST_S = 15.0
 """MoM's list comes that often."""
@@ -29,7 +29,7 @@ class Asked:
         self.host, self.pbs = facts, pbs
         self.asked: list[tuple[str, JobKey]] = []
         self.events: list[ev.Event] = []
-        self.silent = False
+        self.silent = self.waking = False
         self.begun = asyncio.get_running_loop().time()
         self.inquirer = Inquirer(self, Inquiries())
         self.inquirer.start()
@@ -44,7 +44,7 @@ class Asked:
         return decisions
 
     async def given(self, domain: str, key: JobKey, within_s: float, *, claim: bool = True) -> PbsSays:
-        assert not claim
+        assert claim is self.waking, "only a claim and a wake wait for the answer"
         self.asked.append((domain, key))
         if self.silent:
             await asyncio.sleep(within_s)
@@ -147,3 +147,33 @@ def test_a_job_that_is_claimed_meanwhile_is_asked_about_then() -> None:
         assert get_job(made.host, "p1", "9.srv").given
 
     virtual_time.run(scene())
+
+
+WAKES = Sleep(since=T - 1000.0, reason="a new disk", cause=SleepCause.ADMIN, wakes=True)
+
+
+def woken(number: int, pbs: Pbs, *, silent: bool = False) -> Asked:
+    """A domain with so many jobs has been asked about, when it came back from its sleep."""
+
+    async def scene() -> Asked:
+        made = Asked(set_domain(ghosts(number), "p1", sleep=WAKES, lifecycle=Lifecycle.BOOTING), pbs)
+        made.inquirer.close()
+        made.silent, made.waking = silent, True
+        async with asyncio.timeout(BEFORE_WAKE_S + 0.1):
+            await made.inquirer.ask_before_wake("p1")
+        return made
+
+    return virtual_time.run(scene())
+
+
+def test_what_pbs_no_longer_has_when_a_domain_wakes_is_removed_at_once() -> None:
+    made = woken(3, lambda domain, key: PbsSays(key.id != "1.srv"))
+    assert job_ids(made.host, "p1") == {"0.srv", "2.srv"}
+    assert len(made.asked) == 3 and len(made.events) == 1
+
+
+def test_a_wake_waits_for_no_hub_that_does_not_answer() -> None:
+    made = woken(100, lambda domain, key: PbsSays(False), silent=True)
+    assert made.events == [] and len(job_ids(made.host, "p1")) == 100
+    made = woken(3, lambda domain, key: PbsSays(None))
+    assert made.events == [] and len(made.asked) == 1

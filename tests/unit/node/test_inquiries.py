@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from magrathea.core.model import Host, JobKey
+from magrathea.core.model import Host, JobKey, Lifecycle, Sleep, SleepCause
 from node_daemon.claims.inquiries import (
     AGAIN_S,
     CHECK_S,
@@ -90,6 +90,15 @@ def test_a_job_that_pbs_has_given_is_checked_and_more_often_while_siblings_are_s
     assert asked_at(inquiries, h, T + 2 * pause_s) == pytest.approx(GIVEN_AGAIN_S)
     assert inquiries.answered(h, ("p1", GHOST), False, T + 3 * pause_s) is Verdict.DENIED
     assert inquiries.is_trusted(h, "p1", T + 3 * pause_s), "a MoM that has lost an answer lists ended jobs, too"
+
+
+def test_the_jobs_of_a_domain_that_sleeps_are_checked_as_often() -> None:
+    """Nothing else tells that one was deleted."""
+    inquiries, h = Inquiries(), with_ghost(given=True, age=0.0)
+    h = set_domain(h, "p1", sleep=Sleep(T, "a new disk", SleepCause.ADMIN), lifecycle=Lifecycle.DOWN)
+    assert asked_at(inquiries, h, T) == CHECK_STOPPED_S
+    assert inquiries.answered(h, ("p1", GHOST), False, T + 10) is Verdict.NOTHING
+    assert inquiries.answered(h, ("p1", GHOST), False, T + 20) is Verdict.DENIED
 
 
 def test_what_pbs_has_denied_stays_out_as_long_as_it_is_listed_and_is_asked_about_now_and_then() -> None:
