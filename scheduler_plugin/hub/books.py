@@ -48,6 +48,8 @@ LATE_S = 1.0
 MOST_BY = 200
 """Longest text, as a host reports it, that a job's comment shows as the reason."""
 MOST_COMMENT = 250
+COMMENT_AGAIN_S = 3600.0
+"""If the comment of a sleeping job cannot be set: PBS refuses it for subjobs."""
 DEFAULT_NODE_FAIL_REQUEUE_S = 310.0
 """PBS's default if the server attribute is not set."""
 
@@ -394,6 +396,8 @@ def learned(entry: LedgerEntry, outcome: Outcome) -> BookStep:
             # also after an error: a comment is not worth another try
             restored = action.text == entry.comment and not entry.booked
             entry = replace(entry, comment="" if restored else entry.comment, commented=not restored)
+            if error is not None and entry.asleep_at:
+                entry = replace(entry, asleep_at=now + COMMENT_AGAIN_S)
             notes = (f"job {entry.key}: comment not set: {error}",) if error else ()
             return BookStep(entry, None, notes)
         case SetWalltime() if error is None or not error.transient or entry.tries >= 5:
