@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 
 from magrathea.core.model import Kind, State
-from magrathea.messages import MOST_DOMAINS, DomainReport, Snapshot
+from magrathea.messages import MOST_DOMAINS, DomainReport, Snapshot, Time
 from magrathea.pbs_text.states import DEAD_STATES
 from magrathea.text import one_line
 from scheduler_plugin.pbs.base import Vnode
@@ -42,7 +42,7 @@ class Sleeper(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     host: str
     domain: str
     vnode: str
-    since: float
+    since: Time
     reason: str
     wakes: bool = False
 

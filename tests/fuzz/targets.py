@@ -241,7 +241,8 @@ def hub_ledger(folder: Path) -> Reader:
 
     def read(data: bytes) -> None:
         path.write_bytes(data)
-        ledger.load(folder)
+        for sleeper in ledger.load(folder).sleepers:
+            assert sleeper.sentence and sleeper.return_
         if not path.exists():
             raise Aside(path)
 
