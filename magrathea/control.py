@@ -35,6 +35,7 @@ from magrathea.configuration import mistakes
 from magrathea.core.model import JobClass
 from magrathea.core.refusals import RefusalCode
 from magrathea.decoding import UNDECODABLE
+from magrathea.host_sleep import LONGEST_S
 from magrathea.logs import RationedLog
 from magrathea.messages import Chunk, Time
 from magrathea.text import printable
@@ -74,6 +75,7 @@ class ControlRequest(msgspec.Struct, forbid_unknown_fields=True):
     when_idle: bool = False
     now: bool = False
     with_jobs: bool = False
+    deadline_s: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_S)] = 0.0
     cls: JobClass = JobClass.PRIORITY
     chunks: Annotated[list[Chunk], msgspec.Meta(max_length=64)] = []
 

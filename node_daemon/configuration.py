@@ -135,6 +135,24 @@ class ControlTable(msgspec.Struct, kw_only=True, frozen=True):
     group: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
+AtShutdown = Literal["sleep", "leave"]
+"""What becomes of a domain when the machine shuts down: it is saved to disk with its jobs, or nothing is done."""
+
+
+class ShutdownTable(msgspec.Struct, kw_only=True, frozen=True):
+    """[shutdown]: what is put to sleep when the machine shuts down. `domains`: those that take jobs. `services`: those
+    of kind service. No save begins later than `time_s` after the shutdown has begun. Stops that no hub has booked in
+    PBS after `unbooked_after_s` are given up as booked; their time is given back later. `at_once` domains are saved,
+    and later restored, at the same time.
+    """
+
+    domains: AtShutdown = "leave"
+    services: AtShutdown = "leave"
+    time_s: Annotated[float, msgspec.Meta(ge=1, le=86400)] = 300.0
+    unbooked_after_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 30.0
+    at_once: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+
+
 class LocalTable(msgspec.Struct, kw_only=True, frozen=True):
     """[domain.NAME.local], for the local driver. `pid_file` holds the pid of the process that is the domain."""
 
@@ -150,7 +168,7 @@ class LibvirtTable(msgspec.Struct, kw_only=True, frozen=True):
 class DomainTable(msgspec.Struct, kw_only=True, frozen=True):
     """[domain.NAME]. `vnode`: its name in PBS, default NAME. `cpus`: default the host's. A boot has failed if the agent
     has not registered within `boot_time_limit_s`. A guest that has not turned itself off within
-    `shutdown_time_limit_s` is ended.
+    `shutdown_time_limit_s` is ended. `at_shutdown`: for this domain instead of what [shutdown] has for its kind.
     """
 
     kind: Kind
@@ -161,6 +179,7 @@ class DomainTable(msgspec.Struct, kw_only=True, frozen=True):
     swap_mib: Mib = 0
     boot_time_limit_s: PositiveSeconds = 300.0
     shutdown_time_limit_s: PositiveSeconds = 300.0
+    at_shutdown: AtShutdown | None = None
     local: LocalTable | None = None
     libvirt: LibvirtTable | None = None
 
@@ -174,6 +193,7 @@ class NodedConfiguration(msgspec.Struct, kw_only=True, frozen=True):
     paths: PathsTable = PathsTable()
     journal: JournalTable = JournalTable()
     control: ControlTable = ControlTable()
+    shutdown: ShutdownTable = ShutdownTable()
     domain: dict[str, DomainTable] = {}
 
     @property
@@ -211,6 +231,12 @@ class NodedConfiguration(msgspec.Struct, kw_only=True, frozen=True):
     def libvirt_name(self, domain: str) -> str:
         table = self.domain[domain]
         return table.libvirt.name if table.libvirt is not None and table.libvirt.name else domain
+
+    def sleeps_at_shutdown(self, domain: str) -> bool:
+        """Whether the domain is put to sleep when the machine shuts down."""
+        table = self.domain[domain]
+        of_kind = self.shutdown.services if table.kind is Kind.SERVICE else self.shutdown.domains
+        return (table.at_shutdown or of_kind) == "sleep"
 
     def vnode(self, domain: str) -> str:
         table = self.domain.get(domain)
@@ -312,6 +338,11 @@ def _check_host(c: NodedConfiguration) -> Iterable[Problem]:
     if sum(t.memory_mib for t in services) + sum(t.floor_mib for t in workers) > c.memory_mib:
         text = f"floors and services' memory together exceed the {c.memory_mib} MiB that domains may have"
         yield Problem(("host",), f"{text}; lower `floor_mib` or `reserve_mib`")
+    containers = c.host.driver == "libvirt" and c.host.uri.startswith("lxc")
+    if (c.host.driver == "local" or containers) and (names := list(filter(c.sleeps_at_shutdown, c.domain))):
+        what = "libvirt does not save containers" if containers else "the local driver does not save domains"
+        text = f"{', '.join(names)} cannot sleep when the machine shuts down: {what} to disk"
+        yield Problem(("shutdown",), f"{text}; remove `domains`, `services` and `at_shutdown`")
     if c.limits.min_run_s < MIN_RUN_S and not c.limits.allow_short_min_run:
         text = f"`min_run_s` in [limits] = {c.limits.min_run_s:g}: at least {MIN_RUN_S:g}"
         yield Problem(("limits", "min_run_s"), f"{text} (tests and demo: `allow_short_min_run = true`)")

@@ -26,6 +26,7 @@ from .hypervisor.base import LIFE, SAVE, Driver
 from .journal import Journal, JournalError
 from .journal_store import JournalStore
 from .life.saves import Saves
+from .reboot.host_sleep import HostSleep
 from .snapshot import fitting
 from .switch.switch import Switch
 
@@ -49,6 +50,7 @@ class DaemonForControl(Protocol):
     switch: Switch
     saves: Saves
     hub: HubClient
+    host_sleep: HostSleep
 
     @property
     def host(self) -> Host: ...
@@ -74,7 +76,14 @@ class Admin:
         self._readers = asyncio.Semaphore(READERS)
         self._control = Control(
             daemon.configuration.control_socket,
-            reading={"status": self._status, "ping": self._ping, "history": self._history, "preview": self._preview},
+            reading={
+                "status": self._status,
+                "ping": self._ping,
+                "history": self._history,
+                "preview": self._preview,
+                "host-sleep-plan": self._sleep_plan,
+                "host-sleep-report": self._sleep_report,
+            },
             changing={
                 "drain": self._drain,
                 "undrain": self._undrain,
@@ -83,6 +92,8 @@ class Admin:
                 "clear": self._clear,
                 "domain": self._life,
                 "reload": self._reload,
+                "host-sleep": self._sleep,
+                "host-wake": self._wake,
             },
             group=daemon.configuration.control.group,
             costs={"history": HISTORY_COST_S},
@@ -247,6 +258,19 @@ class Admin:
         """Raises Denied if the domain cannot be saved to disk now."""
         if refusal := await self._daemon.saves.refusal(name):
             raise Denied(refusal.code, refusal.text)
+
+    async def _sleep_plan(self, request: ControlRequest) -> bytes:
+        return granted(sleep=self._daemon.host_sleep.plan(request.deadline_s))
+
+    async def _sleep_report(self, request: ControlRequest) -> bytes:
+        return granted(sleep=self._daemon.host_sleep.report())
+
+    async def _sleep(self, request: ControlRequest) -> bytes:
+        """Begin to put the host's domains to sleep. The answer does not wait until they are."""
+        return granted(sleep=await self._daemon.host_sleep.begin(request.deadline_s))
+
+    async def _wake(self, request: ControlRequest) -> bytes:
+        return granted(said=self._daemon.host_sleep.wake())
 
     async def _reload(self, request: ControlRequest) -> bytes:
         try:

@@ -23,7 +23,7 @@ from magrathea import supervision
 from magrathea.configuration import ConfigurationError
 from magrathea.core import events as ev
 from magrathea.core import machine
-from magrathea.core.model import Amount, Host, JobKey
+from magrathea.core.model import Amount, Host, JobKey, Kind
 from magrathea.core.plan import Order, Orders, Step
 from magrathea.core.readiness import Unready
 from magrathea.core.refusals import RefusalCode
@@ -45,6 +45,7 @@ from .life.life import Life
 from .life.saves import Saves
 from .life.script_runner import ScriptRunner
 from .life.site_scripts import SiteScripts
+from .reboot.host_sleep import HostSleep
 from .switch.paging import MemorySettings
 from .switch.switch import REFRESH_S, Switch
 
@@ -92,6 +93,7 @@ class Daemon:
         self.site_scripts = SiteScripts(self)
         self.saves = Saves(self)
         self.life = Life(self)
+        self.host_sleep = HostSleep(self)
         self.hub: HubClient = self._make_hub()
         self.admin = Admin(self)
         self._refused: deque[RefusedClaim] = deque(maxlen=MOST_REFUSED)
@@ -128,6 +130,7 @@ class Daemon:
             self.switch.look_soon()
             self.life.look_soon()
             self.claims.inquirer.look_soon()
+            self.host_sleep.look_soon()
         self._arm()
         return applied.decisions
 
@@ -178,6 +181,7 @@ class Daemon:
     def beside(self) -> snapshots.Beside:
         switch = [*self.switch.progress.notes(), *self.switch.interference.notes()]
         notes = [*self.hub.silent(), *self.driver.notes(), *switch, *self.claims.notes(), *self.life.notes()]
+        notes += self.host_sleep.notes()
         if self.facts.trouble:
             notes.append(f"the journal fails, no new jobs are taken: {self.facts.trouble}")
         return snapshots.Beside(
@@ -231,6 +235,12 @@ class Daemon:
 
     def actual_changed(self) -> None:
         self.hub.publish()
+        self.life.look_soon()
+
+    def may_save(self, name: str) -> bool:
+        return self.host_sleep.may_save(name)
+
+    def saves_may_begin(self) -> None:
         self.life.look_soon()
 
     # Scripts beside a switch
@@ -328,6 +338,7 @@ class Daemon:
         await self.admin.start()
         self.hub.start()
         self.claims.inquirer.start()
+        self.host_sleep.start()
         self.switch.look_soon()
 
     async def close(self) -> None:
@@ -336,6 +347,7 @@ class Daemon:
         if self._tick_task is not None:
             self._tick_task.cancel()
         await self.admin.close()
+        await self.host_sleep.close()
         await self.life.close()
         await self.switch.close()
         await self.hub.close()
@@ -413,6 +425,9 @@ class Daemon:
             await self._listen()
 
 
-def _drives(configuration: NodedConfiguration) -> object:
+def _drives(c: NodedConfiguration) -> object:
     """What a driver is made from."""
-    return [(name, table.kind, table.local, table.libvirt) for name, table in sorted(configuration.domain.items())]
+    return [
+        (name, table.kind, table.local, table.libvirt, table.kind is Kind.SERVICE and c.sleeps_at_shutdown(name))
+        for name, table in sorted(c.domain.items())
+    ]

@@ -115,7 +115,8 @@ async def run(configuration: NodedConfiguration, path: Path) -> None:
 
             names = {name: configuration.libvirt_name(name) for name in configuration.domain}
             services = frozenset(n for n, t in configuration.domain.items() if t.kind is Kind.SERVICE)
-            return LibvirtDriver(host.name, host.uri, names, services)
+            sleepers = frozenset(filter(configuration.sleeps_at_shutdown, services))
+            return LibvirtDriver(host.name, host.uri, names, services, sleepers)
         files = {name: Path(t.local.pid_file) for name, t in configuration.domain.items() if t.local is not None}
         return LocalDriver(group_name(host.name, configuration.paths.run_dir), files)
 

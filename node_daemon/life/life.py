@@ -65,6 +65,10 @@ class DaemonForLife(Protocol):
         """Remove the jobs of a sleeping domain that PBS no longer has there."""
         ...
 
+    def may_save(self, name: str) -> bool:
+        """Whether the save of a domain may begin now, or has to wait for others."""
+        ...
+
 
 def comes_from_image(domain: Domain) -> bool:
     """True if the domain's next start must be a restore: it was saved on request, without jobs or with them."""
@@ -211,6 +215,8 @@ class Life:
         """Start the step, unless it has to wait. Returns after how many seconds to look again; None: at the next
         event."""
         if isinstance(step, Boot | Save) and self._waits_for_memory(domain):
+            return None
+        if isinstance(step, Save) and not self._daemon.may_save(domain.name):
             return None
         match step:
             case PowerOff():

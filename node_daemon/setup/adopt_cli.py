@@ -29,6 +29,7 @@ from magrathea.core.model import Kind
 from ..configuration import DEFAULT_PATH, NodedConfiguration, read
 from ..hypervisor.libvirt.movable import networks, pinned_now, process_of
 from ..hypervisor.libvirt.pinning import QemuProcesses, pinned
+from ..reboot.cli import sleep, wake
 from . import adopt
 from .adopt import Found, Proposal
 from .domain_xml import NotAdoptable, adopted_xml
@@ -144,15 +145,19 @@ def _machine(configuration: NodedConfiguration | None) -> tuple[int, int]:
     return cpus, mib
 
 
-@click.group(short_help="let Magrathea manage this host's libvirt domains")
+@click.group(short_help="this host as a whole: adopt its domains, sleep before a reboot, wake")
 def host() -> None:
-    """Let Magrathea manage this host's libvirt domains, or undo that.
+    """Let Magrathea manage this host's libvirt domains, or undo that; put them to sleep before a reboot.
 
     \b
     Examples:
       magrathea host adopt
-      magrathea host adopt --undo
+      magrathea host sleep --dry-run
     """
+
+
+host.add_command(sleep)
+host.add_command(wake)
 
 
 @host.command("adopt", short_help="propose a configuration for the libvirt domains of this host")

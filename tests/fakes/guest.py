@@ -31,7 +31,8 @@ class FakeGuest:
     with it.
     `obstacle`: why it cannot be saved. `image_fault`: what is wrong with its image.
     `readable`: the hypervisor can report more than that it is up. `pinned`: its memory cannot be moved. `fails`:
-    driver's call, or one of its agent's plain requests -> the code with which it fails.
+    driver's call, or one of its agent's plain requests -> the code with which it fails. `save_s`: how long its save
+    takes.
     """
 
     name: str
@@ -65,6 +66,7 @@ class FakeGuest:
     orders: dict[tuple[str, int], str] = field(default_factory=dict)
     on_ask: Callable[[str], None] = lambda op: None
     order_s: float = 0.002
+    save_s: float = 0.0
 
     def __post_init__(self) -> None:
         self._hello = Hello(session=SESSION, protocol=1, agent="fake", can=list(self.can))

@@ -269,7 +269,8 @@ class FakeDriver:
             self.world.end(domain)
 
     async def save(self, domain: str) -> None:
-        self._up(await self._call(SAVE, f"save {domain}", domain))
+        guest = self._up(await self._call(SAVE, f"save {domain}", domain))
+        await asyncio.sleep(guest.save_s)
         self.world.end(domain, saved=True)
 
     async def save_needs(self, domain: str) -> SaveNeeds:

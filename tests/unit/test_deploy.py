@@ -54,7 +54,7 @@ def test_noded_toml_shows_the_true_defaults() -> None:
     commented = re.findall(r"^# ([a-z_]+) = (\S+?)\s*(?:#.*)?$", text, flags=re.MULTILINE)
     machines = {"cpus", "memory_mib", "vnode", "endpoints"}  # these depend on the machine, or are part of another table
     tables: list[type[msgspec.Struct]] = [noded.HostTable, noded.LimitsTable, noded.PathsTable, noded.JournalTable]
-    tables += [noded.ControlTable, noded.DomainTable]
+    tables += [noded.ControlTable, noded.ShutdownTable, noded.DomainTable]
     defaults = {f.name: f.default for table in tables for f in msgspec.structs.fields(table)}
     assert [key for key, _ in commented] == re.findall(r"^# ([a-z_]+) = ", text, flags=re.MULTILINE)
     for key, value in commented:
@@ -72,6 +72,7 @@ def test_noded_toml_shows_the_true_defaults() -> None:
         (noded.PathsTable, set()),
         (noded.JournalTable, set()),
         (noded.ControlTable, set()),
+        (noded.ShutdownTable, set()),
         (noded.DomainTable, set()),
         (noded.LocalTable, set()),
     ],
@@ -134,7 +135,7 @@ def test_the_hub_cannot_take_the_memory_of_the_server_beside_it() -> None:
 def test_units_start_programs_of_the_package() -> None:
     project = tomllib.loads((DEPLOY.parent / "pyproject.toml").read_text())["project"]
     commands = re.findall(r"^Exec\w+=/opt/magrathea/bin/(\S+)", "".join(u.read_text() for u in UNITS), re.MULTILINE)
-    assert set(commands) == {"magrathea-noded", "magrathea-hub"} <= set(project["scripts"])
+    assert set(commands) == {"magrathea", "magrathea-noded", "magrathea-hub"} <= set(project["scripts"])
 
 
 def test_directories_of_units_and_samples_fit() -> None:

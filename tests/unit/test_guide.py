@@ -27,7 +27,13 @@ from tests.documents import ROOT
 
 GUIDE = (ROOT / "docs/admin-guide.md").read_text()
 ROW = re.compile(r"^\| `([\w.-]+)` \| (.*?) \| (.*) \|$", re.MULTILINE)
-WORDS = {"required", 'required with `driver = "local"`', "all", "those of PBS's `pbs_cgroups` hook"}
+WORDS = {
+    "required",
+    'required with `driver = "local"`',
+    "all",
+    "those of PBS's `pbs_cgroups` hook",
+    "what `[shutdown]` has",
+}
 """Used in place of a literal default."""
 
 

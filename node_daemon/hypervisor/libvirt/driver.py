@@ -4,7 +4,8 @@ Rule 1: the event loop never waits for libvirt. One thread reads; each domain ha
 its own connection (connection.py), and each call a deadline (worker_threads.py).
 Rule 2: a reading is what libvirt reports now (reading.py). Without a connection `actual` raises `lost`; nothing is
 guessed.
-Rule 3: only configured domains are changed. All others are services, which are only counted (`others`).
+Rule 3: only configured domains are changed. All others are services, which are only counted (`others`). Configured
+services are not changed either, but saved and booted if they are to sleep when the machine shuts down.
 Rule 4: settings apply to the running domain only, so a domain always boots with what its definition says. A cap there
 is the site's own: it is a ceiling, and "no cap" comes back to it (own_caps.py).
 """
@@ -59,9 +60,17 @@ UNREAD_S = 0.5
 
 
 class LibvirtDriver:
-    """See `base.Driver`. `names`: libvirt's name of each configured domain. `services`: the domains of kind service."""
+    """See `base.Driver`. `names`: libvirt's name of each configured domain. `services`: the domains of kind service.
+    `sleepers`: those of them that may be saved and booted."""
 
-    def __init__(self, host: str, uri: str, names: Mapping[str, str], services: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        host: str,
+        uri: str,
+        names: Mapping[str, str],
+        services: frozenset[str] = frozenset(),
+        sleepers: frozenset[str] = frozenset(),
+    ) -> None:
         self._host = host
         self._uri = uri
         self._names = dict(names)
@@ -71,6 +80,7 @@ class LibvirtDriver:
                 RefusalCode.BAD_VALUE, f"host {host}: two domains have the same `libvirt.name`; give each its own"
             )
         self._services = services
+        self._untouched = services - sleepers
         self._link: Link | None = None
         self._reader = Worker("libvirt-read")
         self._workers = {name: Worker(f"libvirt-{name}") for name in names}
@@ -297,7 +307,7 @@ class LibvirtDriver:
 
         known = self._known.get(domain)
         most_mib = (known.actual.max_memory_mib if known is not None else None) or 0
-        await self._change(domain, f"booting domain {domain}", work, save_deadline_s(most_mib))
+        await self._change(domain, f"booting domain {domain}", work, save_deadline_s(most_mib), saves=True)
 
     async def shutdown(self, domain: str) -> None:
         def work(one: Any) -> None:
@@ -318,7 +328,7 @@ class LibvirtDriver:
         await self._change(domain, f"ending domain {domain}", work, 30.0)
 
     async def save(self, domain: str) -> None:
-        self._check(domain)
+        self._check(domain, saves=True)
         found = await self._known_abilities()
         if not found.save:
             raise DriverError(RefusalCode.NOT_SUPPORTED, f"domain {domain}: {found.kind} does not save domains to disk")
@@ -328,10 +338,10 @@ class LibvirtDriver:
             images.save(self._error, one, domain, self._link_constant("VIR_DOMAIN_SAVE_RUNNING"))
 
         seconds = save_deadline_s((await self.save_needs(domain)).mib)
-        await self._change(domain, f"saving domain {domain}", work, seconds)
+        await self._change(domain, f"saving domain {domain}", work, seconds, saves=True)
 
     async def save_needs(self, domain: str) -> SaveNeeds:
-        self._check(domain)
+        self._check(domain, saves=True)
         found = await self._known_abilities()
 
         def work(one: Any) -> SaveNeeds:
@@ -376,10 +386,11 @@ class LibvirtDriver:
             raise DriverError(RefusalCode.FAILED, f"the libvirt driver of {self._host} is not started, or is closed")
         return self._link
 
-    def _check(self, domain: str) -> None:
+    def _check(self, domain: str, *, saves: bool = False) -> None:
+        """Raises DriverError if the domain may not be changed. `saves`: it would be saved, or booted."""
         if domain not in self._names:
             raise DriverError(RefusalCode.NO_DOMAIN, f"host {self._host} has no domain {domain}")
-        if domain in self._services:
+        if domain in (self._untouched if saves else self._services):
             raise DriverError(RefusalCode.NOT_PERMITTED, f"domain {domain} is a service, which is never touched")
 
     def _must_run(self, domain: str, one: Any) -> None:
@@ -392,9 +403,11 @@ class LibvirtDriver:
         assert self._abilities is not None
         return self._abilities
 
-    async def _change(self, domain: str, what: str, work: Callable[[Any], None], seconds: float | None = None) -> None:
-        self._check(domain)
-        await self._of_domain(domain, what, work, CALL_DEADLINE_S if seconds is None else seconds)
+    async def _change(
+        self, domain: str, what: str, work: Callable[[Any], None], seconds: float = CALL_DEADLINE_S, saves: bool = False
+    ) -> None:
+        self._check(domain, saves=saves)
+        await self._of_domain(domain, what, work, seconds)
 
     async def _of_domain(self, domain: str, what: str, work: Callable[[Any], T], seconds: float) -> T:
         """Run `work` on the domain's libvirt object, in the domain's thread, and return its result."""

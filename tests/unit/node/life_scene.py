@@ -99,6 +99,7 @@ name = "h1"
 mode = "{mode}"
 cpus = 4
 memory_mib = 4096
+{host}
 [limits]
 min_run_s = 0.0
 allow_short_min_run = true
@@ -126,18 +127,23 @@ def play(
     capabilities: frozenset[str] = frozenset({CPU, LIFE, SAVE}),
     lines: str = "",
     prepare: Callable[[Scene], None] = lambda scene: None,
+    host: str = "",
+    tables: str = "",
+    more: tuple[tuple[str, str], ...] = (),
 ) -> None:
     """With n1 (normal) and p1 (priority), both up and their agents connected, unless `prepare` says otherwise.
 
-    `lines`: more of noded.toml for each domain.
+    `lines`: more of noded.toml for each domain. `host`: more lines for its [host]. `tables`: more tables. `more`: names
+    and kinds of more domains.
     """
 
     async def all_of_it() -> None:
         with tempfile.TemporaryDirectory(prefix="mrl-") as name:
             folder = Path(name)
-            text = TEXT.format(mode=mode, folder=folder)
-            for domain, kind in (("n1", "normal"), ("p1", "priority")):
+            text = TEXT.format(mode=mode, folder=folder, host=host) + tables
+            for domain, kind in (("n1", "normal"), ("p1", "priority"), *more):
                 text += DOMAIN.format(name=domain, kind=kind, boot_s=boot_s, end_s=end_s) + lines
+                text += "cpus = 1\n" if kind == "service" else ""
             path = folder / "noded.toml"
             path.write_text(text)
             scene = Scene(folder, read(path), path, capabilities)

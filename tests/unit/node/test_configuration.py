@@ -104,6 +104,9 @@ def test_a_good_file_becomes_a_host(tmp_path: Path) -> None:
         ('"/run/p1.pid"', '"/run/n1.pid"', 17, ("n1 and p1 have the same pid file",)),
         ('"/run/p1.pid"', '"/run/x/..//n1.pid"', 17, ("n1 and p1 have the same pid file",)),
         ("cpus = 2", "cpus = 8", 4, ("services take all",)),
+        ("[limits]", '[shutdown]\ndomains = "sleep"\n[limits]', 7, ("n1, p1 cannot sleep", "local driver")),
+        ("[limits]", '[shutdown]\ndomains = "nap"\n[limits]', 8, ("`domains` in [shutdown]", "'nap'", "sleep")),
+        ("[limits]", "[shutdown]\nat_once = 0\n[limits]", 8, ("`at_once` in [shutdown]", "0")),
         ("cpus = 2", "swap_mib = 2", 9, ("service domain needs its own `cpus`",)),
         ("memory_mib = 1024", "memory_mib = 1000000", 21, ("`memory_mib` in [domain.backup]", "7680 MiB")),
     ],
@@ -313,3 +316,29 @@ def test_check_prints_good_or_the_mistakes(tmp_path: Path) -> None:
 def test_help_names_signals_and_exit_codes() -> None:
     told = noded("--help").stdout
     assert "SIGHUP" in told and "exit codes" in told
+
+
+@pytest.mark.parametrize(
+    ("shutdown", "sleepers"),
+    [
+        ("", []),
+        ('domains = "sleep"', ["n1", "p1"]),
+        ('services = "sleep"', ["backup"]),
+        ('domains = "sleep"\nservices = "sleep"', ["n1", "p1", "backup"]),
+    ],
+)
+def test_what_sleeps_at_a_shutdown_is_configured_by_kind(tmp_path: Path, shutdown: str, sleepers: list[str]) -> None:
+    text = GOOD.replace("[limits]", f"[shutdown]\n{shutdown}\n[limits]")
+    (tmp_path / "noded.toml").write_text(text.replace("cpus = 8", 'cpus = 8\ndriver = "libvirt"'))
+    c = read(tmp_path / "noded.toml")
+    assert [name for name in c.domain if c.sleeps_at_shutdown(name)] == sleepers
+
+
+def test_a_domain_has_its_own_word_about_a_shutdown(tmp_path: Path) -> None:
+    text = GOOD.replace("[limits]", '[shutdown]\ndomains = "sleep"\n[limits]')
+    text = text.replace("cpus = 8", 'cpus = 8\ndriver = "libvirt"').replace(
+        "cpus = 4", 'cpus = 4\nat_shutdown = "leave"'
+    )
+    (tmp_path / "noded.toml").write_text(text)
+    c = read(tmp_path / "noded.toml")
+    assert not c.sleeps_at_shutdown("n1") and c.sleeps_at_shutdown("p1")

@@ -45,6 +45,7 @@ class Owner:
         self.configuration: Any = SimpleNamespace(control_socket=folder / "control.sock", control=control)
         self.switch: Any = SimpleNamespace(clear=lambda domain: None)
         self.saves: Any = SimpleNamespace()
+        self.host_sleep: Any = SimpleNamespace()
         self.hub: Any = SimpleNamespace(revision=1)
         self.driver: Any = SimpleNamespace(capabilities=frozenset())
         self.journal: JournalStore = open_journal(folder / "journal.sqlite")

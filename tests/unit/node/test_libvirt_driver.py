@@ -46,9 +46,11 @@ class Heard:
 
 @contextlib.asynccontextmanager
 async def started(
-    names: dict[str, str] | None = None, services: frozenset[str] = frozenset()
+    names: dict[str, str] | None = None,
+    services: frozenset[str] = frozenset(),
+    sleepers: frozenset[str] = frozenset(),
 ) -> AsyncIterator[tuple[LibvirtDriver, Heard]]:
-    driver = LibvirtDriver("h1", URI, names or {"n1": "m1", "p1": "m2"}, services)
+    driver = LibvirtDriver("h1", URI, names or {"n1": "m1", "p1": "m2"}, services, sleepers)
     heard = Heard()
     try:
         await driver.start(heard)
@@ -220,6 +222,24 @@ def test_a_configured_service_is_counted_once_by_the_configuration_and_never_tou
         async with started({"n1": "m1", "dns": "m2"}, frozenset({"dns"})) as (driver, heard):
             assert driver.others() == Others()
             assert [event.name for event in heard.events] == ["n1"]
+            for call in (driver.destroy("dns"), driver.set_memory("dns", 100), driver.set_cpu("dns", 10)):
+                assert await refused(call) == "not-permitted"
+            for call in (driver.save("dns"), driver.boot("dns")):
+                assert await refused(call) == "not-permitted"
+
+    run(work)
+
+
+def test_a_service_that_sleeps_at_a_shutdown_is_saved_and_booted_and_otherwise_not_touched(connection: Any) -> None:
+    async def work() -> None:
+        names, service = {"n1": "m1", "dns": "m2"}, frozenset({"dns"})
+        async with started(names, service, sleepers=service) as (driver, _):
+            await driver.save("dns")
+            assert connection.lookupByName("m2").hasManagedSaveImage()
+            reading = (await driver.actual())["dns"]
+            assert reading.saved and not reading.up
+            await driver.boot("dns")
+            assert (await driver.actual())["dns"].up
             for call in (driver.destroy("dns"), driver.set_memory("dns", 100), driver.set_cpu("dns", 10)):
                 assert await refused(call) == "not-permitted"
 
