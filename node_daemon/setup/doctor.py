@@ -38,7 +38,7 @@ from ..agent.swaps import swap as swap_of_guest
 from ..agent.values import Unusable
 from ..configuration import DomainTable, NodedConfiguration, read
 from ..hypervisor.base import FLOOR_ADVICE
-from . import doctor_domains, oom_killers
+from . import doctor_domains, doctor_reboot, oom_killers
 
 HOST, GUEST = "host", "guest"
 START = "systemctl start magrathea-noded, then journalctl -u magrathea-noded"
@@ -72,6 +72,7 @@ def _host(paths: Paths) -> Iterator[Check]:
     if configuration.host.driver == "libvirt":  # the local driver moves no memory
         yield from swap(configuration)
         yield from doctor_domains.domains(configuration)
+        yield from doctor_reboot.shutdown(configuration)
     yield writable(HOST, "state", Path(configuration.paths.state_dir))
     yield from _host_sockets(configuration)
     for number, address in enumerate(configuration.hub.endpoints):

@@ -77,10 +77,21 @@ def _domain(
         domain = connection.lookupByName(own)
         xml, kind = domain.XMLDesc(0), connection.getType()
         why = pinned_now(xml, networks(error, connection), domain, process_of(domain, processes))
+        autostart = c.sleeps_at_shutdown(name) and bool(domain.autostart())
     except error as problem:
         fix = f"`virsh list --all` shows what libvirt has; `libvirt.name` in [domain.{name}] names it"
         return [Check(HOST, f"libvirt-{name}", Status.FAIL, f"{name} could not be looked at", str(problem), fix)]
-    return [_memory(name, table, kind, xml, why), *_channel(c, name, xml)]
+    return [
+        _memory(name, table, kind, xml, why),
+        *_channel(c, name, xml),
+        *(_autostart(name, own) if autostart else ()),
+    ]
+
+
+def _autostart(name: str, libvirt_name: str) -> Iterator[Check]:
+    text = f"libvirt restores {name} before its turn when the machine has booted"
+    cause = "it is to sleep when the machine shuts down, and has `autostart`"
+    yield Check(HOST, f"autostart-{name}", Status.WARN, text, cause, f"virsh autostart --disable {libvirt_name}")
 
 
 def _memory(name: str, table: DomainTable, kind: str, xml: str, why: str) -> Check:
