@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
-from magrathea.core.model import Mode
+from magrathea.core.model import Mode, State
 from magrathea.doctor import Status
 from magrathea.messages import Snapshot
 from node_daemon.configuration import NodedConfiguration, read
@@ -14,6 +15,7 @@ from node_daemon.hypervisor.base import FLOOR_ADVICE
 from node_daemon.setup import doctor, doctor_domains
 from node_daemon.setup.domain_xml import adopted_xml
 from tests.fakes.libvirt import URI, only_domains, xml
+from tests.fakes.reports import domain
 
 
 def configured(tmp_path: Path, floor_mib: int = 128, uri: str = URI) -> NodedConfiguration:
@@ -81,3 +83,10 @@ def test_the_daemons_note_is_no_warning_once_nobody_counts_on_the_memory(
     snapshot = Snapshot("h1", "b", 1, 0, Mode.EXCLUSIVE, 4, 4096, [], hub_connected=True, notes=[note])
     [check] = [c for c in doctor.of_snapshot(configured(tmp_path, floor_mib), snapshot) if c.cause == note]
     assert check.status is status
+
+
+def test_a_sleeping_domain_is_a_note_with_its_reason_and_the_way_back(tmp_path: Path) -> None:
+    asleep = replace(domain("n1", state=State.ASLEEP), why="n1 sleeps on disk with 2 jobs: new memory", agent=False)
+    snapshot = Snapshot("h1", "b", 1, 0, Mode.EXCLUSIVE, 4, 4096, [asleep], hub_connected=True)
+    [check] = [c for c in doctor.of_snapshot(configured(tmp_path), snapshot) if c.name == "domain-n1"]
+    assert (check.status, check.cause) == (Status.NOTE, asleep.why) and "magrathea domain defrost n1" in check.fix
