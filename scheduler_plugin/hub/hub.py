@@ -53,7 +53,7 @@ from .farm import Farm
 from .growing_pause import GrowingPause
 from .histories import MOST_HOSTS, Histories
 from .hook_files import HookFiles
-from .job_actions import perform
+from .job_actions import perform, spelled
 from .keys import KeysError
 from .lanes import Lane
 from .placements import told
@@ -124,7 +124,9 @@ class Hub:
         self._questions = CallPool(self._connect, 1, settings.call_deadline_s + GRACE_S, asks_server=True)
         budget = Budget(settings.publish_budget, settings.publish_burst_s, time.monotonic())
         self._failed: asyncio.Future[None] = self._loop.create_future()
-        self._publisher = Publisher(self._connect, self._on_read, self._on_failed, budget, settings.compare_s)
+        self._publisher = Publisher(
+            self._connect, self._on_read, self._on_failed, budget, settings.compare_s, kept.offline
+        )
         control = Control(
             Path(self._configuration.hub.control_socket),
             {"status": self._status, "history": self._history},
@@ -299,6 +301,7 @@ class Hub:
     def _read(self, read: Read) -> None:
         self._touch()  # before publishing: the runjob hook refuses jobs without it
         self.farm.read_vnodes(read.vnodes, read.server)
+        self.farm.entries.offline = self._publisher.offline
         self._publish()
         self._start_reading_jobs()
 
@@ -404,7 +407,7 @@ class Hub:
 
     def _act(self, action: Action) -> None:
         level = logging.DEBUG if isinstance(action, Look) else logging.INFO  # any host can cause looks
-        log.log(level, "job %s: %s", action.key, _spelled(action))
+        log.log(level, "job %s: %s", action.key, spelled(action))
         self._start(self._do(action))
 
     async def _do(self, action: Action) -> None:
@@ -492,9 +495,3 @@ class Hub:
         """Touch the heartbeat file if the hub works. The runjob hook preempts nothing once this file is old."""
         if self._works():
             self._files.touch()
-
-
-def _spelled(action: Action) -> str:
-    """An action for the log: its name, and all its fields but the job."""
-    rest = [f"{name}={getattr(action, name)}" for name in action.__slots__ if name != "key"]
-    return " ".join([type(action).__name__, *rest])

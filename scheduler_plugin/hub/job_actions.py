@@ -117,3 +117,9 @@ def _ask(pbs: Pbs, action: Action, job: PbsJob) -> None:
             pass  # `perform` has read the job already
         case _:
             assert_never(action)
+
+
+def spelled(action: Action) -> str:
+    """An action for the log: its name, and all its fields but the job."""
+    rest = [f"{name}={getattr(action, name)}" for name in action.__slots__ if name != "key"]
+    return " ".join([type(action).__name__, *rest])

@@ -35,11 +35,12 @@ Paid = dict[str, tuple[float, int]]
 
 
 class Kept(NamedTuple):
-    """What must survive a restart of the hub."""
+    """What must survive a restart of the hub. `offline`: the vnodes that it has set offline."""
 
     entries: list[LedgerEntry]
     paid: Paid
     sleepers: tuple[Sleeper, ...] = ()
+    offline: tuple[str, ...] = ()
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -47,6 +48,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     entries: list[LedgerEntry] = []
     paid: Paid = {}
     sleepers: tuple[Sleeper, ...] = ()
+    offline: tuple[str, ...] = ()
 
 
 def load(directory: Path) -> Kept:
@@ -81,12 +83,12 @@ def _with_good_ids(path: Path, file: _File) -> Kept:
         [entry for entry in file.entries if is_job_id(entry.id)],
         {id: paid for id, paid in file.paid.items() if is_job_id(id)},
         file.sleepers,
+        file.offline,
     )
 
 
 def save(directory: Path, kept: Kept) -> None:
     """Write it to disk. Raises OSError."""
     path = directory / NAME
-    files.replace(
-        path, msgspec.json.encode(_File(entries=kept.entries, paid=kept.paid, sleepers=kept.sleepers)), sync=True
-    )
+    file = _File(entries=kept.entries, paid=kept.paid, sleepers=kept.sleepers, offline=kept.offline)
+    files.replace(path, msgspec.json.encode(file), sync=True)

@@ -17,7 +17,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -26,7 +26,7 @@ from magrathea.logs import RationedLog
 from magrathea.pbs_text.states import DEAD_STATES
 from scheduler_plugin.pbs.base import Attributes, Connect, Pbs, PbsError, Vnode
 
-from .vnode_attributes import ACCEPTS, COSMETIC, HOST, NONE, OFFLINE, differences, opens, same, shown
+from .vnode_attributes import ACCEPTS, COSMETIC, HOST, NONE, OFFLINE, OURS, SOMEBODYS, differences, opens, same, shown
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,9 @@ class Publisher:
         on_failed: Callable[[Exception], None],
         budget: Budget,
         compare_s: float,
+        offline: Collection[str] = (),
     ) -> None:
+        """`offline`: the vnodes that an earlier hub has set offline."""
         self._connect = connect
         self._on_read = on_read
         self._on_failed = on_failed
@@ -87,6 +89,9 @@ class Publisher:
         self._pending: set[str] = set()
         self._shown: dict[str, dict[str, str]] = {}
         self._away: set[str] = set()
+        self.offline = frozenset(offline)
+        """The vnodes that this hub or an earlier one has set offline, as of the last look. PBS's server forgets their
+        comments when it restarts; without this they would look like an admin's."""
         self._used: dict[str, float] = {}
         """Seconds of the server's thread that each host has used lately."""
         self._used_at = 0.0
@@ -194,7 +199,8 @@ class Publisher:
             self._compare_after = now + max(LEAST_PAUSE_S, (now - started) / COMPARED_SHARE)
         self._compare_at = now + self._compare_s
         first = not self._shown
-        found = {vnode.name: shown(vnode) for vnode in vnodes}
+        found = {vnode.name: self._look(vnode) for vnode in vnodes}
+        self.offline &= found.keys()
         if not first:
             for name, before in self._shown.items():
                 self._tell_fixed(name, before, found.get(name))
@@ -210,6 +216,18 @@ class Publisher:
                 del self._wanted[name]
             self._pending |= self._wanted.keys()
         self._report(self._on_read, Read(tuple(vnodes), server))
+
+    def _look(self, vnode: Vnode) -> dict[str, str]:
+        """What a vnode shows."""
+        found = shown(vnode)
+        forgotten = found[OFFLINE] == SOMEBODYS and not vnode.attributes.get("comment") and vnode.name in self.offline
+        if forgotten:
+            found[OFFLINE] = OURS
+        elif found[OFFLINE].startswith(OURS):
+            self.offline |= {vnode.name}
+        else:
+            self.offline -= {vnode.name}
+        return found
 
     def _tell_fixed(self, name: str, before: Attributes, found: Attributes | None) -> None:
         if found is None:
@@ -266,10 +284,10 @@ class Publisher:
         vnode = pbs.vnode(name)
         if vnode is None:
             return  # the next comparison reports it
-        if not same(OFFLINE, wanted, shown(vnode)[OFFLINE]):
+        if not same(OFFLINE, wanted, self._look(vnode)[OFFLINE]):
             pbs.set_offline(name, wanted)
             vnode = pbs.vnode(name) or vnode
-        self._shown[name] = shown(vnode)
+        self._shown[name] = self._look(vnode)
         if not vnode.state & DEAD_STATES and name in self._away:
             self._away.discard(name)
             self._wake_due |= self._shown[name].get(ACCEPTS, NONE) != NONE

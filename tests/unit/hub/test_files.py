@@ -14,6 +14,7 @@ from scheduler_plugin.hub import configuration, keys, ledger
 from scheduler_plugin.hub.books import LedgerEntry
 from scheduler_plugin.hub.keys_cli import keys as command
 from scheduler_plugin.hub.main import main
+from scheduler_plugin.hub.sleepers import Sleeper
 from scheduler_plugin.pbs import kinds
 from scheduler_plugin.pbs.base import PbsError
 
@@ -196,7 +197,8 @@ def entries() -> list[LedgerEntry]:
 
 
 def kept(most: int = 2) -> ledger.Kept:
-    return ledger.Kept(entries()[:most], {"3.srv": (7.5, 2)})
+    sleeper = Sleeper(host="h1", domain="n1", vnode="n1", since=3.5, reason="a new disk", wakes=True)
+    return ledger.Kept(entries()[:most], {"3.srv": (7.5, 2)}, (sleeper,), ("n1",))
 
 
 def test_a_file_of_before_times_were_recorded_is_read(tmp_path: Path) -> None:
@@ -208,7 +210,7 @@ def test_a_job_by_an_id_that_pbs_never_makes_is_dropped_and_nothing_else_is(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad = LedgerEntry(id="5[900,1-1000]@,7\n<3>x", run=1, booked=True)
-    ledger.save(tmp_path, ledger.Kept([bad, *entries()], {"@": (1.0, 1), "3.srv": (7.5, 2)}))
+    ledger.save(tmp_path, kept()._replace(entries=[bad, *entries()], paid={"@": (1.0, 1), "3.srv": (7.5, 2)}))
     assert ledger.load(tmp_path) == kept()
     [line] = [record.getMessage() for record in caplog.records]
     assert line.startswith("ALERT") and "ids that PBS never makes" in line and line.isprintable()

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -29,12 +30,14 @@ LONG_ENOUGH_S = 1.0
 
 
 class Publishing:
-    def __init__(self, pbs: FakePbs, budget: Budget | None = None, compare_s: float = 3600.0) -> None:
+    def __init__(
+        self, pbs: FakePbs, budget: Budget | None = None, compare_s: float = 3600.0, offline: Collection[str] = ()
+    ) -> None:
         self.pbs = pbs
         self.reads: list[Read] = []
         self.failed: list[Exception] = []
         budget = budget or Budget(1.0, 10.0, time.monotonic())
-        self.publisher = Publisher(pbs.connect, self.reads.append, self.failed.append, budget, compare_s)
+        self.publisher = Publisher(pbs.connect, self.reads.append, self.failed.append, budget, compare_s, offline)
         self.publisher.start()
         wait(lambda: bool(self.reads), "first comparison")
 
@@ -182,6 +185,44 @@ def test_an_admin_who_makes_our_offline_his_own_keeps_it(publishing: Publishing,
     publishing.publisher.want({"n1": {ACCEPTS: "priority", OFFLINE: ""}})
     wait(lambda: publishing.shown("n1", ACCEPTS) == "priority", "publication")
     assert offline(pbs) and publishing.shown("n1", "comment") == "disk broken"
+
+
+def forget_comment(pbs: FakePbs, name: str = "n1") -> None:
+    """The effect of a restart of PBS's server on a vnode whose MoM is away."""
+    with pbs.lock:
+        old = pbs.vnodes[name]
+        left = {key: value for key, value in old.attributes.items() if key != "comment"}
+        pbs.vnodes[name] = replace(old, attributes=left)
+
+
+@pytest.mark.parametrize("hub", ["same", "next"])
+def test_our_offline_is_ours_also_after_pbs_has_forgotten_its_comment(
+    publishing: Publishing, pbs: FakePbs, hub: str
+) -> None:
+    publishing.publisher.want({"n1": {OFFLINE: FROZEN}})
+    wait(lambda: publishing.shown("n1", "comment") == FROZEN, "offline")
+    wait(lambda: publishing.publisher.offline == {"n1"}, "remembered")
+    forget_comment(pbs)
+    if hub == "same":
+        publishing.publisher.compare()
+        wait(lambda: publishing.shown("n1", "comment") == FROZEN, "the comment is back")
+        publishing.publisher.want({"n1": {OFFLINE: ""}})
+        wait(lambda: not offline(pbs), "back")
+        wait(lambda: not publishing.publisher.offline, "forgotten")
+        return
+    new = Publishing(pbs, offline=publishing.publisher.offline)
+    new.publisher.want({"n1": {OFFLINE: ""}})
+    wait(lambda: not offline(pbs), "back")
+    new.publisher.close(BOUND_S)
+
+
+def test_an_admins_offline_without_a_comment_stays_too(publishing: Publishing, pbs: FakePbs) -> None:
+    pbs.connect().set_offline("n1", "soon gone")
+    forget_comment(pbs)
+    publishing.publisher.compare()
+    publishing.publisher.want({"n1": {ACCEPTS: "none", OFFLINE: ""}})
+    wait(lambda: publishing.shown("n1", ACCEPTS) == "none", "publication")
+    assert offline(pbs)
 
 
 def test_after_a_lost_connection_all_is_read_again_and_pending_changes_are_published(
