@@ -193,10 +193,10 @@ def overdue(host: Host, domain: Domain) -> bool:
 def resuming(host: Host) -> frozenset[str]:
     """On a counted host: the preempted domains that fit now. They may use what is reserved for frozen ones.
 
-    An unconfirmed claim never resumes a domain. Until it is confirmed, domains resume strictly in the order of the
-    line; otherwise less room would let a smaller one pass. If it preempted somebody, none resumes. None resumes while a
-    domain is being restored: what its victims had beyond its need stays free until it is back. On a paused host none
-    resumes.
+    An unconfirmed claim never resumes a domain, unless its own domain is put to sleep. Until it is confirmed, domains
+    resume strictly in the order of the line; otherwise less room would let a smaller one pass. If it preempted
+    somebody, none resumes. None resumes while a domain is being restored: what its victims had beyond its need stays
+    free until it is back. On a paused host none resumes.
     """
     return once(host, _resuming)
 
@@ -210,7 +210,7 @@ def _turns(host: Host) -> dict[str, _Turn]:
     if host.paused or any(restoring(d) for d in host.workers):
         return {}
     stops = {j.stopped_since for d in host.workers for j in d.stopped}
-    claims = {j.claimed_at for d in host.workers for j in d.jobs if j.cls is JobClass.PRIORITY and not j.confirmed}
+    claims = {j.claimed_at for d in host.workers for j in d.running if j.cls is JobClass.PRIORITY and not j.confirmed}
     if claims & stops:
         return {}
     left, anybody = unused(host), False

@@ -277,7 +277,7 @@ def next_to_resume(h: Host) -> list[str]:
     a place is kept, then the longest preempted; none while a domain is being restored."""
     if any(is_restored(w) for w in workers(h)):
         return []
-    provisional = [j for w in workers(h) for j in w.jobs if j.cls is HIGH and not j.confirmed]
+    provisional = [j for w in workers(h) for j in running(w) if j.cls is HIGH and not j.confirmed]
     stops = [j.stopped_since for w in workers(h) for j in w.jobs if ours(j)]
     if any(j.claimed_at in stops for j in provisional):
         return []

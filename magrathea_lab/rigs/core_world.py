@@ -287,6 +287,7 @@ class World:
             if not alone and not isinstance(event, ev.MemoryReported | ev.BooksReported | ev.Reconfigured):
                 self._must(sum(d.use.mib for d in after.workers) <= max(memory, was), "more memory than there is")
         woken = [d for d in after.domains if oracle.away(d) and not oracle.asleep(d) and self._slept(calm, d.name)]
+        woken = [d for d in woken if d.jobs]  # without jobs it needs no room
         if woken and after.mode is Mode.COUNTED and not isinstance(event, ev.DomainBooting):
             busy = [d for d in after.workers if oracle.running(d) or oracle.with_a_place(d)]
             taken = sum(j.cpus for d in busy for j in (*oracle.running(d), *oracle.with_a_place(d)))

@@ -298,7 +298,7 @@ def _waits_since(d: Domain) -> float:
 def resuming(h: Host) -> list[str]:
     if h.paused or any(restoring(d) for d in workers(h)):
         return []
-    claims = [j for d in workers(h) for j in d.jobs if j.cls is JobClass.PRIORITY and not j.confirmed]
+    claims = [j for d in workers(h) for j in running(d) if j.cls is JobClass.PRIORITY and not j.confirmed]
     if any(j.claimed_at == x.stopped_since for j in claims for d in workers(h) for x in stopped(d)):
         return []
     left = unused(h)

@@ -183,6 +183,13 @@ def test_a_failed_save_is_noted_and_the_jobs_go_on(mode: str) -> None:
     assert told(said, "freeze-failed") == ["n1"] and get(h, "n1").sleep is None and wanted(h) == set()
 
 
+def test_a_claim_that_is_not_confirmed_yet_goes_on_too_if_its_domain_is_not_saved() -> None:
+    h = run(host("counted", cpus=4, n1="normal", p1="priority"), "n1", "1", cpus=4)
+    h = ask(claim(h, "p1", "9", cpus=4).host, sleep_request("p1")).host
+    h = after(h, FreezeEnded(T, "p1", failed="disk full"))
+    assert wanted(h) == {"1"}, "its job goes on, not that of its victim"
+
+
 @both
 def test_a_shutdown_of_the_host_waits_only_so_long_for_pbs(mode: str) -> None:
     h = run(host(mode, hub=False, n1="normal"), "n1", "1")
