@@ -83,8 +83,13 @@ class Config:
             raise Unusable("%s: longer than %d bytes" % (path, MAX_CONFIG_BYTES))
         if text.startswith(BYTE_ORDER_MARKS):
             raise Unusable("%s: begins with a byte order mark; save the file as UTF-8 without one (no BOM)" % path)
+        if not text.strip():
+            raise Unusable("%s: is empty; write {} for the defaults" % path)
         try:
+            text.decode("utf-8")
             return parse(text)
+        except UnicodeDecodeError as error:
+            raise Unusable("%s: byte %d is not UTF-8; save the file as UTF-8" % (path, error.start)) from error
         except BadValue as error:
             raise Unusable("%s: %s" % (path, error)) from error
 

@@ -53,6 +53,21 @@ def test_a_plain_file_is_no_channel(
     assert words in capfd.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"channel": "J\xfcrgen"}', "byte 14 is not UTF-8; save the file as UTF-8"),
+        (b" \n", "is empty; write {} for the defaults"),
+    ],
+)
+def test_a_file_that_is_no_text_is_told_in_words(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], content: bytes, words: str
+) -> None:
+    (tmp_path / "agent.json").write_bytes(content)
+    assert start.main(["--config", str(tmp_path / "agent.json"), "--check"]) == start.BAD_CONFIGURATION
+    assert words in capfd.readouterr().err
+
+
 def test_all_programs_mean_the_same_by_an_exit_code() -> None:
     assert noded.BAD_CONFIGURATION == hub.BAD_CONFIGURATION == start.BAD_CONFIGURATION
     assert noded.CANNOT_START == hub.CANNOT_START == start.CANNOT_START
