@@ -34,6 +34,8 @@ class Presence(StrEnum):
     """It is paused here by a move that is under way. It soon runs here or there; only the hypervisors may decide."""
     ARRIVING = "arriving"
     """An incomplete copy of it, which a move fills."""
+    ARRIVED = "arrived"
+    """A complete copy that has never run. It runs only if told to (`go_on_here`)."""
     HELD = "held"
     """Complete, but paused by a move that ended without knowing whether the other copy runs. It may go on here only if
     it runs nowhere else (`go_on_here`); otherwise it must be ended (`give_up`)."""
@@ -120,7 +122,8 @@ class Destination:
     """The way to the other host. `uri`: its libvirt, as this host's libvirtd reaches it.
 
     `memory_uri`, `disks_uri`: where the hypervisor there receives memory and disks; empty: the host of `uri`.
-    `encrypted`: the hypervisors themselves encrypt what they send. `bandwidth_mib_s`: MiB per second at most.
+    `encrypted`: the hypervisors themselves encrypt what they send. `bandwidth_mib_s`: MiB per second at most. `waits`:
+    the domain arrives paused, and runs there only when it is told to (`go_on_here`).
     """
 
     uri: str
@@ -128,6 +131,7 @@ class Destination:
     disks_uri: str = ""
     encrypted: bool = False
     bandwidth_mib_s: int | None = None
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,7 @@ class MoveOutcome(StrEnum):
     """What this end knows after a move."""
 
     GONE = "gone"
-    """The domain runs at the destination, and no longer here."""
+    """The domain is at the destination, and no longer here."""
     STAYED = "stayed"
     """The domain runs here."""
     UNKNOWN = "unknown"
@@ -216,15 +220,19 @@ class DomainMover(Protocol):
         It may be too late: the move's own outcome tells.
         """
 
-    async def where_is(self, domain: str) -> Whereabouts:
-        """What the domain is on this host."""
+    async def where_is(self, domain: str, awaited: bool = False) -> Whereabouts:
+        """What the domain is on this host.
 
-    async def go_on_here(self, domain: str) -> None:
-        """Let a domain that is `held` here run. Only if it certainly runs nowhere else."""
+        `awaited`: this host expects the domain by a move that `waits`, and has not let it run yet. The hypervisor shows
+        such a copy like one that somebody has paused.
+        """
 
-    async def give_up(self, domain: str) -> None:
-        """End and forget the copy that is `held` here, or the definition of an absent domain. Its files stay. Only if
-        it certainly runs elsewhere."""
+    async def go_on_here(self, domain: str, awaited: bool = False) -> None:
+        """Let a domain that has `arrived` or is `held` here run. Only if it certainly runs nowhere else."""
+
+    async def give_up(self, domain: str, awaited: bool = False) -> None:
+        """End and forget the copy that has `arrived` or is `held` here, or the definition of an absent domain. Its
+        files stay. Only if the domain is certainly elsewhere."""
 
     async def standstill_s(self, domain: str) -> float | None:
         """How long the domain stood still in the move that has brought it here; None if the hypervisor has

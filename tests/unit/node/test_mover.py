@@ -82,6 +82,10 @@ def test_encryption_addresses_and_bandwidth_are_as_the_destination_wants() -> No
     assert parameters[libvirt.VIR_MIGRATE_PARAM_BANDWIDTH] == 100
 
 
+def test_a_domain_that_waits_arrives_paused() -> None:
+    assert order(Domain(), destination=Destination("qemu+tls://h2/system", waits=True))[0] == BASIC | {"PAUSED"}
+
+
 @pytest.mark.parametrize(
     ("disks", "flag"), [((RAW,), "NON_SHARED_DISK"), ((RAW, OVERLAY), "NON_SHARED_INC"), ((OVERLAY,), "NON_SHARED_INC")]
 )
@@ -115,4 +119,5 @@ BY_USER, BY_MOVE = 1, 2
 def test_libvirts_state_tells_what_the_domain_is_here(
     state: int, reason: int, operation: int | None, presence: Presence
 ) -> None:
-    assert _presence(state, reason, operation) is presence
+    assert _presence(state, reason, operation, False) is presence
+    assert _presence(state, reason, operation, True) is (Presence.ARRIVED if presence is Presence.PAUSED else presence)

@@ -191,6 +191,8 @@ class LibvirtMover:
             parameters["bandwidth"] = destination.bandwidth_mib_s
         if destination.encrypted:
             words.append("TLS")
+        if destination.waits:
+            words.append("PAUSED")
         if departure.disks:
             # with a full copy the destination's disk would no longer share its base image
             words.append("NON_SHARED_INC" if any(disk.backing for disk in departure.disks) else "NON_SHARED_DISK")
@@ -255,13 +257,14 @@ class LibvirtMover:
 
     # What is so, and what is done about it
 
-    async def where_is(self, domain: str) -> Whereabouts:
+    async def where_is(self, domain: str, awaited: bool = False) -> Whereabouts:
         def work(connection: Any, one: Any | None) -> Whereabouts:
             if one is None:
                 return Whereabouts(Presence.ABSENT)
             state, reason = one.state()
             operation = self._operation(one) if is_up(state) else None
-            return Whereabouts(_presence(state, reason, operation), bool(one.isPersistent()), one.UUIDString())
+            presence = _presence(state, reason, operation, awaited)
+            return Whereabouts(presence, bool(one.isPersistent()), one.UUIDString())
 
         return await self._call(domain, "reading", work, may_lack=True)
 
@@ -274,31 +277,32 @@ class LibvirtMover:
                 return IN  # of an incoming migration libvirt has no figures
             raise
 
-    async def go_on_here(self, domain: str) -> None:
+    async def go_on_here(self, domain: str, awaited: bool = False) -> None:
         def work(connection: Any, one: Any) -> None:
-            self._must_be_held(domain, one)
+            self._must_wait(domain, one, awaited)
             one.resume()
 
         await self._call(domain, "resuming", work)
 
-    async def give_up(self, domain: str) -> None:
+    async def give_up(self, domain: str, awaited: bool = False) -> None:
         def work(connection: Any, one: Any | None) -> None:
             if one is None:
                 return
             is_defined = one.isPersistent()
             if one.isActive():
-                self._must_be_held(domain, one)
+                self._must_wait(domain, one, awaited)
                 one.destroy()
             if is_defined:
                 one.undefineFlags(self._libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
 
         await self._call(domain, "ending", work, PREPARE_S, may_lack=True)
 
-    def _must_be_held(self, domain: str, one: Any) -> None:
+    def _must_wait(self, domain: str, one: Any, awaited: bool) -> None:
+        """Raises DriverError unless the domain waits here to be told to run, or to end."""
         state, reason = one.state()
-        presence = _presence(state, reason, self._operation(one))
-        if presence is not Presence.HELD:
-            text = f"domain {domain} on {self._host} is {presence}, not held by a move that has ended"
+        presence = _presence(state, reason, self._operation(one), awaited)
+        if presence not in (Presence.HELD, Presence.ARRIVED):
+            text = f"domain {domain} on {self._host} is {presence}; it has not arrived, nor been left paused by a move"
             raise DriverError(RefusalCode.BUSY, text)
 
     async def standstill_s(self, domain: str) -> float | None:
@@ -355,8 +359,8 @@ def _is_running(one: Any) -> bool:
     return bool(one.state()[0] == RUNNING)
 
 
-def _presence(state: int, reason: int, operation: object) -> Presence:
-    """What libvirt's state means. `operation`: of the job under way; None if there is none."""
+def _presence(state: int, reason: int, operation: object, awaited: bool) -> Presence:
+    """What libvirt's state means. `operation`: of the job under way; None if there is none. `awaited`: see there."""
     if not is_up(state):
         return Presence.ABSENT
     if operation == IN:
@@ -365,4 +369,6 @@ def _presence(state: int, reason: int, operation: object) -> Presence:
         return Presence.SWITCHING if operation == OUT else Presence.HELD
     if operation == OUT:
         return Presence.LEAVING
-    return Presence.PAUSED if state == PAUSED else Presence.RUNNING
+    if state == PAUSED:
+        return Presence.ARRIVED if awaited else Presence.PAUSED
+    return Presence.RUNNING
