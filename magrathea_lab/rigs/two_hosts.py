@@ -33,6 +33,7 @@ from node_daemon.hypervisor.moving import (
     Watcher,
 )
 
+from .. import leftovers
 from ..guests.image import NOTHING_MORE, Extra
 from ..opened import Opened
 from ..waiting import BOUND_S, until
@@ -46,6 +47,43 @@ ANSWER_S = 20.0
 """A guest that has not answered by then does not live any more."""
 PID = "/tmp/rewrite.pid"
 """The writer's pid in a guest."""
+
+
+class Bridge(Opened):
+    """A network namespace with a bridge for both hosts' guests. `enter`: a command that runs another one there."""
+
+    name = "br0"
+    address = "10.99.0.1"
+
+    def __init__(self) -> None:
+        self._keeper: subprocess.Popen[bytes] | None = None
+        self._taken: list[leftovers.Taken] = []
+
+    @property
+    def enter(self) -> tuple[str, ...]:
+        assert self._keeper is not None
+        return ("nsenter", f"--net=/proc/{self._keeper.pid}/ns/net")
+
+    def start(self) -> None:
+        make = f"ip link add {self.name} type bridge && ip addr add {self.address}/24 dev {self.name}"
+        make += f" && ip link set {self.name} up && ip link set lo up && echo ready && exec cat"
+        pipe = subprocess.PIPE
+        self._keeper = subprocess.Popen(["unshare", "--net", "sh", "-c", make], stdin=pipe, stdout=pipe)
+        self._taken = [leftovers.take_process(self._keeper.pid)]
+        assert self._keeper.stdout is not None
+        if self._keeper.stdout.readline() != b"ready\n":
+            raise OSError("the namespace has no bridge")
+
+    def close(self) -> None:
+        if self._keeper is not None and self._keeper.stdin is not None:
+            self._keeper.stdin.close()
+            self._keeper.wait(BOUND_S)
+        leftovers.undo_all(self._taken)
+
+    def interface(self, mac: str) -> str:
+        """XML of a guest's interface on the bridge."""
+        return f"""<interface type='bridge'><mac address='{mac}'/><source bridge='{self.name}'/>
+          <model type='virtio'/><rom enabled='no'/></interface>"""
 
 
 class TwoHosts(Opened):
@@ -143,10 +181,11 @@ class TwoHosts(Opened):
         channel = host.run_dir / "guest" / f"{name}.sock"
         return Premises(str(channel), (str(folder / "disks"),), renamed={str(there): str(folder)})
 
-    def destination(self, host: Hypervisor, bandwidth_mib_s: int | None = None) -> Destination:
+    def destination(self, host: Hypervisor, bandwidth_mib_s: int | None = None, *, waits: bool = False) -> Destination:
         sockets = host.libvirtd.folder / "sockets"
         uri = f"qemu+unix:///system?socket={host.libvirtd.socket}"
-        return Destination(uri, f"unix://{sockets}/memory", f"unix://{sockets}/disks", bandwidth_mib_s=bandwidth_mib_s)
+        places = f"unix://{sockets}/memory", f"unix://{sockets}/disks"
+        return Destination(uri, *places, bandwidth_mib_s=bandwidth_mib_s, waits=waits)
 
     # Moving
 
@@ -193,6 +232,8 @@ class TwoHosts(Opened):
         run = [host for host in hosts if found[host] in (Presence.RUNNING, Presence.PAUSED)]
         held = [host for host in hosts if found[host] is Presence.HELD]
         assert len(run) <= 1, f"two copies: {found}"
+        if not run and not held and name in self._spoiled:
+            run = [self.other(here)]  # it came there, and crashed of what QEMU had lost
         assert run or held, f"no copy: {found}"
         if not run:
             run = held[:1]
@@ -219,11 +260,12 @@ class TwoHosts(Opened):
 
     def revive(self, name: str) -> None:
         """Boot the guest anew if it does not answer, as may happen after a `live` move."""
-        try:
-            self.at(self.home(name), name).wait(ANSWER_S)
-        except AssertionError:
-            self._boot_anew(name)
-            self.at(self.home(name), name).wait()
+        if self.running(name):
+            with contextlib.suppress(AssertionError):
+                self.at(self.home(name), name).wait(ANSWER_S)
+                return
+        self._boot_anew(name)
+        self.at(self.home(name), name).wait()
 
     def _boot_anew(self, name: str) -> None:
         self._spoiled.discard(name)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -16,13 +18,15 @@ import pytest
 
 from magrathea.core.passes import Help
 from magrathea.core.refusals import RefusalCode
+from magrathea_lab.guests.image import NETWORK_MODULES, Extra
 from magrathea_lab.guests.private_libvirtd import QEMU_USER
 from magrathea_lab.rigs.guest_host import Hypervisor, Size
-from magrathea_lab.rigs.two_hosts import TERMS, Noted, TwoHosts, goes_on, writer, written
+from magrathea_lab.rigs.two_hosts import TERMS, Bridge, Noted, TwoHosts, goes_on, writer, written
 from magrathea_lab.waiting import BOUND_S, eventually
 from node_daemon.guest_channel.channel import GuestChannel, qemu_user
 from node_daemon.guest_channel.messages import AnyRequest, Hello
 from node_daemon.hypervisor.base import DriverError
+from node_daemon.hypervisor.libvirt.moving import arriving
 from node_daemon.hypervisor.libvirt.moving.mover import LibvirtMover
 from node_daemon.hypervisor.moving import Moved, MoveOutcome, MoveProgress, Presence, Terms
 
@@ -31,13 +35,50 @@ WRITER_MIB, BIG_WRITER_MIB = 8, 40
 SLOW_MIB_S = 20
 """The guest uses about 60 MiB, so a move takes some seconds."""
 DISK = "/dev/vdb"
+RUNNING = 1
+"""libvirt's state."""
+ECHO = """
+import socket
+listener = socket.socket()
+listener.bind(("10.99.0.2", 4000))
+listener.listen()
+link = listener.accept()[0]
+while True:
+    link.sendall(link.recv(100))
+"""
+CLIENT = """
+import socket, sys, time
+end = time.monotonic() + 60
+while True:
+    try:
+        link = socket.create_connection((sys.argv[1], 4000), 60)
+        break
+    except OSError:
+        if time.monotonic() > end:
+            raise
+        time.sleep(0.1)
+for line in sys.stdin:
+    link.sendall(line.encode())
+    print(link.recv(100).decode(), end="", flush=True)
+"""
 
 
 @pytest.fixture(scope="module")
-def hypervisors() -> Iterator[TwoHosts]:
-    """Two hosts with one guest, which has a disk of its own."""
-    with TwoHosts({N1: Size(memory_mib=192)}, disks=[N1]) as made:
+def bridge() -> Iterator[Bridge]:
+    with Bridge() as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def hypervisors(bridge: Bridge, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoHosts]:
+    """Two hosts with one guest, which has a disk of its own and an interface on the bridge of both."""
+    devices = tmp_path_factory.mktemp("devices")
+    (devices / bridge.name).touch()
+    size = Size(memory_mib=192, devices=bridge.interface("52:54:00:4d:61:67"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arriving, "NETWORK_DEVICES", devices)  # this process is outside of the hosts' network
+        with TwoHosts({N1: size}, disks=[N1], extra=Extra(modules=NETWORK_MODULES), enter=bridge.enter) as made:
+            yield made
 
 
 @pytest.fixture
@@ -129,6 +170,25 @@ def test_its_agent_speaks_to_the_new_host(hosts: TwoHosts) -> None:
     run(work())
 
 
+def test_its_address_and_its_connections_move_with_it(hosts: TwoHosts, bridge: Bridge) -> None:
+    guest = hosts.at(hosts.home(N1), N1)
+    guest.sh("ip addr add 10.99.0.2/24 dev eth0 2>/dev/null; ip link set eth0 up")
+    guest.write("/tmp/echo.py", ECHO.encode())
+    guest.sh("setsid python3 -S -E /tmp/echo.py < /dev/null > /dev/null 2>&1 &")
+    command = [*bridge.enter, sys.executable, "-c", CLIENT, "10.99.0.2"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdin is not None and client.stdout is not None
+        try:
+            for word in ("before\n", "after\n"):
+                client.stdin.write(word)
+                client.stdin.flush()
+                assert client.stdout.readline() == word
+                if word == "before\n":
+                    assert run(hosts.move(N1, Noted())).outcome is MoveOutcome.GONE
+        finally:
+            client.kill()
+
+
 def test_a_quiet_guest_moves_live_without_help(hosts: TwoHosts) -> None:
     noted = Noted()
     assert run(hosts.move(N1, noted, live=True)).outcome is MoveOutcome.GONE
@@ -155,7 +215,10 @@ def test_a_guest_whose_jobs_cannot_be_stopped_is_paused_for_the_rest_and_runs_af
     noted = Silent()
     moved = run(hosts.move(N1, noted, SLOW_MIB_S, live=True))
     assert (moved.outcome, noted.stops, noted.help) == (MoveOutcome.GONE, 1, Help.PAUSE_DOMAIN)
-    assert hosts.running(N1) == [hosts.other(here)]
+    there = hosts.other(here)
+    assert run(hosts.movers[there].where_is(N1)).defined and not run(hosts.movers[here].where_is(N1)).uuid
+    found = hosts.state(there, N1)
+    assert found is None or found[0] == RUNNING, "it may have crashed of what QEMU has lost, but it is not paused"
 
 
 def test_a_move_that_is_cancelled_leaves_the_guest_as_it_was(hosts: TwoHosts) -> None:
@@ -264,6 +327,30 @@ def test_a_daemon_that_is_restarted_finds_the_move_under_way_and_its_end(hosts: 
 
     run(work())
     goes_on(hosts.at(hosts.other(here), N1))
+
+
+def test_a_guest_that_waits_runs_only_when_it_is_told_to(hosts: TwoHosts) -> None:
+    here = hosts.home(N1)
+    there = hosts.other(here)
+    writer(hosts.at(here, N1), WRITER_MIB)
+
+    async def work() -> None:
+        departure, arrival = await hosts.prepared(N1)
+        destination = hosts.destination(there, waits=True)
+        moved = await hosts.movers[here].move(N1, departure, arrival, destination, Noted())
+        assert moved.outcome is MoveOutcome.GONE and hosts.running(N1) == []
+        await asyncio.to_thread(there.libvirtd.kill_libvirtd)
+        await asyncio.to_thread(there.libvirtd.start_libvirtd)
+        mover = hosts.movers[there]
+        assert (await mover.where_is(N1, awaited=True)).presence is Presence.ARRIVED
+        with pytest.raises(DriverError) as caught:
+            await mover.go_on_here(N1)
+        assert caught.value.code == RefusalCode.BUSY, "what somebody has paused is not resumed"
+        await mover.go_on_here(N1, awaited=True)
+        assert await hosts.tidy(N1, here, departure, arrival) is there
+
+    run(work())
+    goes_on(hosts.at(there, N1))
 
 
 def test_a_domain_that_cannot_move_says_why(hosts: TwoHosts) -> None:
