@@ -69,8 +69,12 @@ class Records:
         files.replace(self._sleep, msgspec.json.encode(record), sync=True)
 
     def forget(self) -> None:
-        """The sleep is over, and everything is back. Raises OSError."""
-        self._sleep.unlink(missing_ok=True)
+        """The sleep is over, and everything is back. If the file stays, the next daemon looks once more: an error is
+        only logged."""
+        try:
+            self._sleep.unlink(missing_ok=True)
+        except OSError as error:
+            log.error("%s cannot be removed, although everything is back: %s", self._sleep, error)
 
     def measured(self) -> dict[str, Measured]:
         found = _read(self._times, dict[str, _Time]) or {}

@@ -86,7 +86,7 @@ class Waking:
         return [name for name in reversed(record.services) if name in configured] if record is not None else []
 
     async def work(self) -> None:
-        """Bring everything back. Raises OSError."""
+        """Bring everything back."""
         while self._daemon.host.driver_lost_at is not None:
             await self.wait(LOOK_S)
         places = asyncio.Semaphore(self._daemon.configuration.shutdown.at_once)

@@ -335,3 +335,9 @@ def test_a_damaged_record_counts_as_absent_and_what_sleeps_since_a_shutdown_come
         assert not scene.world["s1"].up, "nobody knows that it was put to sleep"
 
     play(test)
+
+
+def test_a_record_that_cannot_be_removed_ends_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / records.SLEEP).mkdir()
+    records.Records(tmp_path).forget()
+    assert "cannot be removed" in caplog.text
