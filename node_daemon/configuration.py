@@ -141,9 +141,9 @@ AtShutdown = Literal["sleep", "leave"]
 
 class ShutdownTable(msgspec.Struct, kw_only=True, frozen=True):
     """[shutdown]: what is put to sleep when the machine shuts down. `domains`: those that take jobs. `services`: those
-    of kind service. No save begins later than `time_s` after the shutdown has begun. Stops that no hub has booked in
-    PBS after `unbooked_after_s` are given up as booked; their time is given back later. `at_once` domains are saved,
-    and later restored, at the same time.
+    of kind service. No save begins later than `time_s` after the shutdown has begun. Domains are saved
+    although PBS has not suspended all of their jobs if that takes longer than `unbooked_after_s`. `at_once` domains are
+    saved, and later restored, at the same time.
     """
 
     domains: AtShutdown = "leave"
