@@ -105,6 +105,7 @@ class _Publisher:
 
     def __init__(self, connect: Callable[[], Any], on_read: Callable[[Read], None], *_: Any) -> None:
         self._pbs, self._on_read = connect(), on_read
+        self.offline: frozenset[str] = frozenset()
 
     def start(self) -> None:
         self.compare()
