@@ -1,8 +1,8 @@
 """Moves between hosts, with any part failing after any step: one owner, one running copy, no fact lost or doubled.
 
-`move_world` says what the parts can do and how they fail. Short histories with one fault are all tried, long ones with
-many faults at random. After each step the world is checked as it is, and it is checked that it settles by itself once
-everything works again: then the domain runs on its owner, if any copy of it could.
+`move_world` says what the parts can do and how they fail, `move_checks` what must be true. Short histories with one
+fault are all tried, long ones with many faults at random. After each step the world is checked as it is, and it is
+checked that it settles by itself once everything works again: then the domain runs on its owner, if any copy could.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from magrathea.core import arrivals
 from magrathea.core import migration as mg
 from magrathea.core.moves import MoveStage, Place, Where
 
+from . import move_checks as checks
 from . import move_world as mw
 
 LANDINGS = pytest.mark.parametrize("paused", [True, False], ids=["arrives-paused", "arrives-running"])
@@ -40,11 +41,11 @@ def explored(first: mw.World, most: int) -> tuple[Counter[str], bool]:
     for world, left in todo:
         told = story[world, left]
         try:
-            mw.check(world)
-            outcomes[mw.outcome(world, known)] += 1
+            checks.check(world)
+            outcomes[checks.outcome(world, known)] += 1
         except AssertionError as error:
             raise AssertionError(f"{error}\n{told}") from error
-        for cost, steps in ((0, mw.ordinary(world)), (1, mw.faults(world) if left else ())):
+        for cost, steps in ((0, checks.ordinary(world)), (1, checks.faults(world) if left else ())):
             for label, step in steps:
                 after = step(), left - cost
                 if after[0] != world and after not in story:
@@ -67,7 +68,7 @@ def test_a_move_with_any_one_fault_at_any_step(paused: bool) -> None:
 def copied(world: mw.World) -> mw.World:
     """Until the hypervisors have begun the copy."""
     while world.copy is None:
-        world = mw.one_round(world)
+        world = checks.one_round(world)
     return world
 
 
@@ -77,13 +78,13 @@ def test_a_copy_that_may_be_too_old_never_runs() -> None:
     world = mw.failed(world, Where.RUNNING, Where.ARRIVED)
     (world,) = mw.died(world, "a")
     assert world.at("b").stale
-    assert mw.outcome(world, {}) == "", "it has ended"
+    assert checks.outcome(world, {}) == "", "it has ended"
 
 
 def test_what_changes_during_the_copy_arrives_with_the_domain() -> None:
     world = mw.changed(mw.changed(copied(begun(paused=True)), "a"), "a")
     while world.node("b").place.host.domain(mw.NAME) is None:
-        world = mw.one_round(world)
+        world = checks.one_round(world)
     domain = world.node("b").place.host.domain(mw.NAME)
     assert domain and domain.jobs[0].key.run == 3
 
@@ -147,7 +148,7 @@ def test_long_histories_with_many_faults_and_wishes(hosts: int, paused: bool, ch
     told: list[str] = []
     for choice in choices:
         kind, index = choice % 16, choice // 16
-        source = mw.faults if kind == 0 else mw.wishes if kind == 1 else mw.ordinary
+        source = checks.faults if kind == 0 else checks.wishes if kind == 1 else checks.ordinary
         steps = list(source(world))
         if not steps:
             continue
@@ -155,7 +156,7 @@ def test_long_histories_with_many_faults_and_wishes(hosts: int, paused: bool, ch
         told.append(label)
         world = step()
         try:
-            mw.check(world)
-            mw.outcome(world, known)
+            checks.check(world)
+            checks.outcome(world, known)
         except AssertionError as error:
             raise AssertionError("\n".join((str(error), *told))) from error
