@@ -5,6 +5,8 @@ The hub is a stand-in that books what the host wants stopped (rigs/hub_rig.py). 
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -219,3 +221,76 @@ def test_an_image_that_is_gone_is_reported_and_its_jobs_are_released(machine: Ma
     assert "image" in told(m, "n1") and m.report("n1").jobs == []
     order(m, "boot", "n1")
     m.until_state("n1", "free")
+
+
+def kill_qemu(m: Machine) -> Callable[[], None]:
+    return lambda: os.kill(m.hypervisor.libvirtd.qemu(m["n1"].libvirt_name), signal.SIGKILL)
+
+
+def test_power_lost_in_the_midst_of_a_save_is_no_sleep_and_half_an_image_is_never_started_from(
+    machine: Machine,
+) -> None:
+    m = machine
+    running_job(m, "n1", low())
+    with once_half_written(lambda: image(m), kill_qemu(m)) as cut:
+        sleep(m)
+        m.until(cut.is_set, "power is lost")
+    m.until_state("n1", "down")
+    assert m.report("n1").jobs == [], "they are gone; the hub requeues those that may be"
+    order(m, "boot", "n1")
+    m.until_state("n1", "free")
+    assert not image(m).exists()
+
+
+def test_a_libvirtd_killed_in_the_midst_of_a_save_saves_again(machine: Machine) -> None:
+    m = machine
+    job = running_job(m, "n1", low())
+    libvirtd = m.hypervisor.libvirtd
+    with once_half_written(lambda: image(m), libvirtd.kill_libvirtd) as killed:
+        sleep(m)
+        m.until(killed.is_set, "libvirtd is killed")
+    libvirtd.start_libvirtd()
+    m.until_state("n1", "asleep")
+    back(m, "n1", job)
+
+
+def while_restoring(m: Machine, act: Callable[[], None]) -> None:
+    """Ask for n1, and call `act` when its QEMU is there but has not read its whole image."""
+    over, done = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            if m.hypervisor.libvirtd.processes("qemu-system", f"guest={m['n1'].libvirt_name},"):
+                with suppress(ProcessLookupError):
+                    act()
+                done.set()
+                return
+
+    watcher = threading.Thread(target=watch, name="restore", daemon=True)
+    watcher.start()
+    try:
+        order(m, "defrost", "n1")
+        m.until(done.is_set, "it is being restored")
+    finally:
+        over.set()
+        watcher.join()
+
+
+def test_power_lost_in_the_midst_of_a_restore_keeps_the_image_and_it_can_be_tried_again(machine: Machine) -> None:
+    m = machine
+    job = running_job(m, "n1", low())
+    asleep(m)
+    while_restoring(m, kill_qemu(m))
+    m.until(lambda: "its restore failed" in told(m, "n1"), "it is said")
+    assert m.state("n1") == "asleep" and image(m).exists()
+    back(m, "n1", job)
+
+
+def test_a_libvirtd_killed_in_the_midst_of_a_restore_restores_again(machine: Machine) -> None:
+    m = machine
+    job = running_job(m, "n1", low())
+    asleep(m)
+    while_restoring(m, m.hypervisor.libvirtd.kill_libvirtd)
+    m.hypervisor.libvirtd.start_libvirtd()
+    m.until(lambda: m.state("n1") != "booting", "it is up or asleep")
+    back(m, "n1", job)
