@@ -203,6 +203,8 @@ class Machine(Opened):
     """Additional lines for a domain's table, by the domain's name."""
     kinds: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    enter: Sequence[str] = ()
+    """A command that runs the daemon, for example in a namespace of its own."""
 
     def __post_init__(self) -> None:
         self.guests = self.hypervisor.guests
@@ -269,9 +271,10 @@ scripts = "{self.folder}/scripts"
         self.until(self.settled, "the daemon up, agents and hub connected")
 
     def start_daemon(self, **environment: str) -> None:
+        options = ("--config", str(self.config), "--log-level", "debug")
         with self.log.open("ab") as log:
             self.daemon = subprocess.Popen(
-                [sys.executable, "-m", "node_daemon.main", "--config", str(self.config), "--log-level", "debug"],
+                [*self.enter, sys.executable, "-m", "node_daemon.main", *options],
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self.environment, **environment},
