@@ -17,7 +17,7 @@ from magrathea_lab.rigs.guest import Job
 from magrathea_lab.rigs.guest_host import Machine
 from magrathea_lab.rigs.hub_rig import HubThread
 
-from .test_life import clock_error_s, order, told
+from .test_life import clock_error_s, killed_after, order, status, told
 
 COUNTS = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.05; done"
 FOLDER = "/var/lib/libvirt/qemu/save"
@@ -294,3 +294,36 @@ def test_a_libvirtd_killed_in_the_midst_of_a_restore_restores_again(machine: Mac
     m.hypervisor.libvirtd.start_libvirtd()
     m.until(lambda: m.state("n1") != "booting", "it is up or asleep")
     back(m, "n1", job)
+
+
+SLEEP = ("commit SleepRequested", "commit BooksReported", "save n1", "commit FreezeEnded")
+WAKE = ("commit DefrostRequested", "boot n1", "register n1", "commit DomainStarted")
+
+
+def test_a_daemon_killed_at_any_step_of_falling_asleep_and_waking_continues(machine: Machine) -> None:
+    m = machine
+    job = running_job(m, "n1", low())
+    for asleep_after, woken_after in zip(SLEEP, WAKE, strict=True):
+        killed_after(m, asleep_after, "freeze", "n1", with_jobs=True)
+        m.until(lambda: status(m, "n1") == "asleep", f"killed after {asleep_after}: n1 sleeps")
+        killed_after(m, woken_after, "defrost", "n1")
+        m.until(lambda: status(m, "n1") == "running-preemptible", f"killed after {woken_after}: n1 is back")
+        m["n1"].wait()
+        counts_on(m, "n1", job)
+    assert [(j.id, j.run, j.preemptions) for j in m.report("n1").jobs] == [("1.srv", 1, len(SLEEP))]
+
+
+def test_an_admins_start_of_a_sleeping_domain_wakes_it(machine: Machine) -> None:
+    m = machine
+    job = running_job(m, "n1", low())
+    asleep(m)
+    m["n1"].domain.create()
+    m.until(lambda: m.state("n1") == "running-preemptible", "n1 is back")
+    m["n1"].wait()
+    counts_on(m, "n1", job)
+
+
+def test_a_sleeping_domain_that_has_no_jobs_comes_back_too(machine: Machine) -> None:
+    asleep(machine, "p1")
+    order(machine, "defrost", "p1")
+    machine.until_state("p1", "free")
