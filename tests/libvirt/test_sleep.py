@@ -211,6 +211,37 @@ def test_a_disk_that_fills_up_in_the_midst_of_the_save_costs_nothing(machine: Ma
     back(m, "n1", job)
 
 
+def failed_restores(m: Machine) -> int:
+    return m.log.read_text().count("ERROR n1: its restore failed")
+
+
+def test_a_truncated_or_damaged_image_is_reported_kept_and_can_be_restored_when_it_is_whole_again(
+    machine: Machine,
+) -> None:
+    m = machine
+    job = running_job(m, "n1", low())
+    asleep(m)
+    path = image(m)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    damaged = {
+        "nothing": b"",
+        "not finished": b"LibvirtQemudPart" + whole[16:],
+        "truncated": whole[:middle],
+        "overwritten": whole[:middle] + os.urandom(1 << 16) + whole[middle + (1 << 16) :],
+    }
+    for what, content in damaged.items():
+        path.write_bytes(content)
+        before = failed_restores(m)
+        order(m, "defrost", "n1")
+        m.until(lambda before=before: failed_restores(m) > before, f"{what}: it is said")  # type: ignore[misc]
+        m.until(lambda: m.state("n1") == "asleep" and "image is kept" in told(m, "n1"), f"{what}: it sleeps on")
+        assert path.read_bytes() == content and not m["n1"].up, what
+        assert [j.id for j in m.report("n1").jobs] == ["1.srv"], what
+    path.write_bytes(whole)
+    back(m, "n1", job)
+
+
 def test_an_image_that_is_gone_is_reported_and_its_jobs_are_released(machine: Machine) -> None:
     m = machine
     running_job(m, "n1", low())
