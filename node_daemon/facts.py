@@ -23,7 +23,7 @@ from magrathea.core.arrivals import Rules
 from magrathea.core.model import Host, JobKey
 from magrathea.core.move_events import Decision as MoveDecision
 from magrathea.core.move_events import MoveEvent
-from magrathea.core.moves import Moves, Place
+from magrathea.core.moves import HostWithMoves, Moves
 from magrathea.core.reconfiguration import UNKNOWN_HOST
 from magrathea.core.refusals import RefusalCode
 from magrathea.core.states import state_of
@@ -108,8 +108,8 @@ class Facts:
         return Applied(decisions, changed=bool(changed or states))
 
     @property
-    def place(self) -> Place:
-        return Place(self.host, self.moves)
+    def place(self) -> HostWithMoves:
+        return HostWithMoves(self.host, self.moves)
 
     def apply_move(self, event: MoveEvent, rules: Rules) -> tuple[MoveDecision, ...] | None:
         """Make `event` a fact about moves, and write it to disk. None if the disk fails: then nothing has changed."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from .model import Amount, Closing, Domain, Ended, Host, Job, Kind, Lifecycle, Mode, Sleep
-from .moves import Arriving, Moves, Ownership, Parcel, Place, Says, Where, Word
+from .moves import Arriving, HostWithMoves, Moves, Ownership, Parcel, Says, Where, Word
 from .shares import summed, unused
 
 
@@ -36,7 +36,7 @@ NO_VISITORS = Rules()
 Fact = TypeVar("Fact", Domain, Job, Ended, Closing, Sleep)
 
 
-def told(place: Place, record: Ownership) -> Place:
+def told(place: HostWithMoves, record: Ownership) -> HostWithMoves:
     """Follow the hub's record of a domain that arrives."""
     arriving = place.moves.arriving_of(record.domain)
     if arriving is None:
@@ -55,7 +55,7 @@ def told(place: Place, record: Ownership) -> Place:
     return replace(place, moves=place.moves.with_arriving(record.domain, changed))
 
 
-def expected(place: Place, rules: Rules) -> Place:
+def expected(place: HostWithMoves, rules: Rules) -> HostWithMoves:
     """Expect the domains that the hub's records send here, once nothing is left of their earlier moves."""
     moves = place.moves
     for record in moves.records:
@@ -80,7 +80,7 @@ def _unwelcome(host: Host, arriving: Arriving, awaited: int, rules: Rules) -> st
     return "as many domains as may move at once are arriving already" if awaited >= rules.most else ""
 
 
-def parcel_told(place: Place, parcel: Parcel) -> Place:
+def parcel_told(place: HostWithMoves, parcel: Parcel) -> HostWithMoves:
     """Keep the newest facts of a domain that is expected, with their times by this host's clock."""
     arriving = place.moves.arriving_of(parcel.facts.name)
     if arriving is None or arriving.adopted or arriving.cancelled:
@@ -129,7 +129,7 @@ def _held(domain: Domain) -> Amount:
     return domain.use + Amount(0, domain.floor_mib)
 
 
-def prepared(place: Place, name: str, number: int, failed: str) -> Place:
+def prepared(place: HostWithMoves, name: str, number: int, failed: str) -> HostWithMoves:
     arriving = place.moves.arriving_of(name)
     if arriving is None or arriving.number != number or arriving.cancelled or arriving.declined:
         return place
@@ -141,7 +141,7 @@ def prepared(place: Place, name: str, number: int, failed: str) -> Place:
     return replace(place, moves=place.moves.with_arriving(name, changed))
 
 
-def seen(place: Place, arriving: Arriving, where: Where) -> Place:
+def seen(place: HostWithMoves, arriving: Arriving, where: Where) -> HostWithMoves:
     """The hypervisor shows the domain. A cancelled arrival ends as soon as nothing is left of it."""
     name = arriving.domain
     if arriving.cancelled and where is Where.ABSENT:
@@ -153,7 +153,7 @@ def seen(place: Place, arriving: Arriving, where: Where) -> Place:
     return replace(place, moves=place.moves.with_arriving(name, changed))
 
 
-def settled(place: Place, name: str, rules: Rules) -> Place:
+def settled(place: HostWithMoves, name: str, rules: Rules) -> HostWithMoves:
     """What follows for an arrival from its facts and the time."""
     arriving, record, now = place.moves.arriving_of(name), place.moves.record(name), place.host.now
     if arriving is None:

@@ -14,22 +14,22 @@ from typing import assert_never
 from . import events as ev
 from .arrivals import as_arrived
 from .model import Lifecycle
-from .move_events import MoveDenied, MoveNote, MoveNoted, MoveRequested, Result, Seen
-from .moves import Leaving, Letting, MoveStage, Ownership, Place, Says, Where, Word, with_domain, without_domain
+from .move_events import DomainFound, MoveDenied, MoveNote, MoveNoted, MoveRequested, Result
+from .moves import HostWithMoves, Leaving, Letting, MoveStage, Ownership, Says, Where, Word, with_domain, without_domain
 from .refusals import Refusal, RefusalCode
 
 MOST_ATTEMPTS = 3
 """Copies that may fail before the domain stays where it is."""
 
 
-def with_change(place: Place, domain: str, change: Callable[[Leaving], Leaving]) -> Place:
+def with_change(place: HostWithMoves, domain: str, change: Callable[[Leaving], Leaving]) -> HostWithMoves:
     leaving = place.moves.leaving_of(domain)
     if leaving is None:
         return place
     return replace(place, moves=place.moves.with_leaving(domain, change(leaving)))
 
 
-def requested(place: Place, event: MoveRequested) -> Result:
+def requested(place: HostWithMoves, event: MoveRequested) -> Result:
     wanted = "" if event.to == place.name else event.to
     leaving = place.moves.leaving_of(event.domain)
     if leaving is None and (no := _no_move(place, event.domain, wanted)):
@@ -49,7 +49,7 @@ def requested(place: Place, event: MoveRequested) -> Result:
     return replace(place, moves=place.moves.with_leaving(event.domain, new)), accepted
 
 
-def _no_move(place: Place, name: str, wanted: str) -> Refusal | None:
+def _no_move(place: HostWithMoves, name: str, wanted: str) -> Refusal | None:
     """Why no move of the domain may begin now; None if it may."""
     host, record = place.host, place.moves.record(name)
     domain = host.domain(name)
@@ -88,7 +88,7 @@ def restarted(leaving: Leaving) -> Leaving:
     return copy_over(leaving, "the daemon was restarted while it copied")
 
 
-def granted(place: Place, leaving: Leaving, record: Ownership) -> Result:
+def granted(place: HostWithMoves, leaving: Leaving, record: Ownership) -> Result:
     """The hub's record still has this host as owner under the number of the move."""
     transfer = record.transfer
     if transfer is None or leaving.stage not in (MoveStage.ASKING, MoveStage.PREPARING, MoveStage.COPYING):
@@ -102,7 +102,7 @@ def granted(place: Place, leaving: Leaving, record: Ownership) -> Result:
     return replace(place, moves=place.moves.with_leaving(leaving.domain, leaving)), ()
 
 
-def found(place: Place, record: Ownership) -> Place:
+def found(place: HostWithMoves, record: Ownership) -> HostWithMoves:
     """The hub has granted a move of which this host knows nothing: its journal was lost. What the hypervisor shows
     decides how far it is, as after any crash."""
     transfer = record.transfer
@@ -115,14 +115,14 @@ def found(place: Place, record: Ownership) -> Place:
     return replace(place, moves=place.moves.with_leaving(record.domain, lost))
 
 
-def kept(place: Place, leaving: Leaving, record: Ownership) -> Result:
+def kept(place: HostWithMoves, leaving: Leaving, record: Ownership) -> Result:
     """The hub says that the domain stays this host's. Its facts are the host's again, if they were not."""
     name, moves = leaving.domain, place.moves
     if leaving.stage is MoveStage.HANDED:
         back = as_arrived(leaving.sealed, place.host.now) if leaving.sealed else None
         host = with_domain(place.host, back) if back else place.host
         resuming = replace(leaving, stage=MoveStage.RESUMING, number=record.number, granted=0, sealed=None, wanted="")
-        return Place(host, moves.with_leaving(name, resuming)), ()
+        return HostWithMoves(host, moves.with_leaving(name, resuming)), ()
     if leaving.stage is MoveStage.RESUMING:
         return place, ()
     domain = place.host.domain(name)
@@ -135,7 +135,7 @@ def kept(place: Place, leaving: Leaving, record: Ownership) -> Result:
     return replace(place, moves=moves.with_leaving(name, asks)), ()
 
 
-def seen(place: Place, leaving: Leaving, event: Seen) -> Result:
+def seen(place: HostWithMoves, leaving: Leaving, event: DomainFound) -> Result:
     """The hypervisor shows the domain while it leaves."""
     moves, name, where = place.moves, leaving.domain, event.where
     if leaving.stage is MoveStage.COPYING and leaving.tried and not event.copying:
@@ -146,7 +146,7 @@ def seen(place: Place, leaving: Leaving, event: Seen) -> Result:
         letting = Letting.GONE if gone else Letting.ENDED
         sealed = place.host.domain(name)
         handed = replace(leaving, stage=MoveStage.HANDED, letting=letting, sealed=sealed)
-        return Place(without_domain(place.host, name), moves.with_leaving(name, handed)), ()
+        return HostWithMoves(without_domain(place.host, name), moves.with_leaving(name, handed)), ()
     if leaving.stage in (MoveStage.ASKING, MoveStage.PREPARING) and where is not Where.RUNNING:
         ended = replace(leaving, wanted="", why="it ended here")
         return replace(place, moves=moves.with_leaving(name, ended)), ()
@@ -161,7 +161,7 @@ def seen(place: Place, leaving: Leaving, event: Seen) -> Result:
     return place, ()
 
 
-def closed(place: Place, leaving: Leaving, record: Ownership) -> bool:
+def closed(place: HostWithMoves, leaving: Leaving, record: Ownership) -> bool:
     """True if another host owns the domain and has its facts. It may be on its way from there already."""
     owed = record.transfer is not None and record.transfer.number <= record.number
     return record.number > leaving.number and record.owner != place.name and not owed

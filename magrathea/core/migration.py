@@ -27,24 +27,36 @@ from .events import TimerFired as Timer
 from .move_events import (
     CopyOver,
     Decision,
+    DomainFound,
     MoveDenied,
     MoveEvent,
     MoveNote,
     MoveNoted,
     MoveRequested,
     ParcelTold,
-    Prepared,
     RecordsTold,
     Restarted,
     Result,
-    Seen,
+    RoomMade,
     Ticked,
 )
-from .moves import Arriving, Moves, MoveStage, Ownership, Parcel, Place, Says, Where, Word, with_domain, without_domain
+from .moves import (
+    Arriving,
+    HostWithMoves,
+    Moves,
+    MoveStage,
+    Ownership,
+    Parcel,
+    Says,
+    Where,
+    Word,
+    with_domain,
+    without_domain,
+)
 from .refusals import Refusal, RefusalCode
 
 
-def handle(place: Place, event: MoveEvent, rules: arrivals.Rules = arrivals.NO_VISITORS) -> Result:
+def handle(place: HostWithMoves, event: MoveEvent, rules: arrivals.Rules = arrivals.NO_VISITORS) -> Result:
     """The host with its moves after `event`, and what was decided. `rules`: which visitors it takes."""
     host = place.host
     said: tuple[Decision, ...] = ()
@@ -56,7 +68,7 @@ def handle(place: Place, event: MoveEvent, rules: arrivals.Rules = arrivals.NO_V
     return place, (*said, *answered, *more)
 
 
-def _handled(place: Place, event: MoveEvent) -> Result:
+def _handled(place: HostWithMoves, event: MoveEvent) -> Result:
     match event:
         case MoveRequested():
             return departures.requested(place, event)
@@ -70,9 +82,9 @@ def _handled(place: Place, event: MoveEvent) -> Result:
             return place, said
         case ParcelTold():
             return arrivals.parcel_told(place, event.parcel), ()
-        case Seen():
+        case DomainFound():
             return _seen(place, event)
-        case Prepared():
+        case RoomMade():
             return arrivals.prepared(place, event.domain, event.number, event.failed), ()
         case CopyOver():
             return departures.with_change(place, event.domain, lambda x: departures.copy_over(x, event.failed)), ()
@@ -86,7 +98,7 @@ def _handled(place: Place, event: MoveEvent) -> Result:
             assert_never(event)
 
 
-def next_deadline(place: Place) -> float | None:
+def next_deadline(place: HostWithMoves) -> float | None:
     """When a `Ticked` may next change something, or None."""
     leaving = (x.until for x in place.moves.leaving if x.stage in (MoveStage.ASKING, MoveStage.PREPARING))
     arriving = (x.until for x in place.moves.arriving if not (x.adopted or x.cancelled or x.declined))
@@ -96,7 +108,7 @@ def next_deadline(place: Place) -> float | None:
 # What the hub says, and what the hypervisor shows.
 
 
-def _told(place: Place, record: Ownership) -> Result:
+def _told(place: HostWithMoves, record: Ownership) -> Result:
     known = place.moves.record(record.domain)
     if known is not None and known.revision >= record.revision:
         return place, ()
@@ -111,7 +123,7 @@ def _told(place: Place, record: Ownership) -> Result:
     return arrivals.told(place, record), said
 
 
-def _seen(place: Place, event: Seen) -> Result:
+def _seen(place: HostWithMoves, event: DomainFound) -> Result:
     leaving = place.moves.leaving_of(event.domain)
     if leaving is not None:
         return departures.seen(place, leaving, event)
@@ -128,7 +140,7 @@ def _seen(place: Place, event: Seen) -> Result:
     return place, (MoveNoted(event.domain, MoveNote.SUPERSEDED, record.owner),)
 
 
-def _settled(before: Place, place: Place, rules: arrivals.Rules) -> Result:
+def _settled(before: HostWithMoves, place: HostWithMoves, rules: arrivals.Rules) -> Result:
     """What follows from the facts and the time, whatever has happened."""
     now, said = place.host.now, list[Decision]()
     for leaving in place.moves.leaving:
@@ -144,7 +156,7 @@ def _settled(before: Place, place: Place, rules: arrivals.Rules) -> Result:
     return arrivals.expected(place, rules), tuple(said)
 
 
-def _arrival_settled(place: Place, name: str, before: Arriving | None, rules: arrivals.Rules) -> Result:
+def _arrival_settled(place: HostWithMoves, name: str, before: Arriving | None, rules: arrivals.Rules) -> Result:
     arriving, said = place.moves.arriving_of(name), list[Decision]()
     assert arriving
     arriving = arrivals.with_time_for_facts(before, arriving, place.host.now, rules)
@@ -152,7 +164,7 @@ def _arrival_settled(place: Place, name: str, before: Arriving | None, rules: ar
     if adopted is not None:
         arriving = replace(arriving, adopted=True)
         host = with_domain(place.host, arrivals.as_arrived(adopted, place.host.now))
-        place = Place(host, replace(place.moves, visitors=tuple(sorted({*place.moves.visitors, name}))))
+        place = HostWithMoves(host, replace(place.moves, visitors=tuple(sorted({*place.moves.visitors, name}))))
         note = MoveNote.ARRIVED if arriving.parcel and arriving.parcel.final else MoveNote.OLD_FACTS
         said.append(MoveNoted(name, note, arriving.source))
     place = replace(place, moves=place.moves.with_arriving(name, arriving))
@@ -162,21 +174,21 @@ def _arrival_settled(place: Place, name: str, before: Arriving | None, rules: ar
 # What the host says, and what it must do next.
 
 
-def words(place: Place) -> tuple[Word, ...]:
+def words(place: HostWithMoves) -> tuple[Word, ...]:
     """All that this host has to say to the hub about its domains now. It is said again until it is over."""
     own = (word for d in place.host.domains if (word := _owns(place, d.name)))
     leaving = (word for x in place.moves.leaving if (word := departures.says(x)))
     return (*own, *leaving, *(word for x in place.moves.arriving if (word := arrivals.says(x))))
 
 
-def _owns(place: Place, name: str) -> Word | None:
+def _owns(place: HostWithMoves, name: str) -> Word | None:
     moves, record = place.moves, place.moves.record(name)
     if moves.leaving_of(name) or moves.arriving_of(name) or (record and record.owner != place.name):
         return None
     return Word(name, record.number if record else 0, Says.OWNS)
 
 
-def parcels(place: Place) -> Iterator[Parcel]:
+def parcels(place: HostWithMoves) -> Iterator[Parcel]:
     """The newest facts of the domains that leave, for their targets."""
     for x in place.moves.leaving:
         facts = x.sealed or place.host.domain(x.domain)
@@ -200,7 +212,7 @@ class MoveStep(StrEnum):
     DISCARD = "discard"
 
 
-def step(place: Place, name: str, where: Where, *, copying: bool = False) -> MoveStep | None:
+def step(place: HostWithMoves, name: str, where: Where, *, copying: bool = False) -> MoveStep | None:
     """The next step for the domain, from the facts and from what the hypervisor shows now; None if there is none."""
     if leaving := place.moves.leaving_of(name):
         record = place.moves.record(name)
@@ -235,7 +247,7 @@ def refusal(moves: Moves, name: str) -> Refusal | None:
     return None
 
 
-def may_act(place: Place, name: str) -> bool:
+def may_act(place: HostWithMoves, name: str) -> bool:
     """True if this host may act on the domain: it has its facts, and no newer ownership than its own is known."""
     arriving, record = place.moves.arriving_of(name), place.moves.record(name)
     if place.host.domain(name) is None:
@@ -252,7 +264,7 @@ def life_rests(moves: Moves, name: str) -> bool:
     return moving or (arriving is not None and not (arriving.adopted and arriving.runs))
 
 
-def configured(place: Place, domains: tuple[ConfiguredDomain, ...]) -> tuple[ConfiguredDomain, ...]:
+def configured(place: HostWithMoves, domains: tuple[ConfiguredDomain, ...]) -> tuple[ConfiguredDomain, ...]:
     """The domains that a configuration means for this host now: without those that are elsewhere or on their way, and
     with the visitors that it does not name."""
     moves, name = place.moves, place.name

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from . import events as ev
-from .moves import Ownership, Parcel, Place, Where
+from .moves import HostWithMoves, Ownership, Parcel, Where
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class ParcelTold(TimedMoveEvent):
 
 
 @dataclass(frozen=True, slots=True)
-class Seen(TimedMoveEvent):
+class DomainFound(TimedMoveEvent):
     """What the hypervisor shows of the domain now. `copying`: a copy from here has not ended yet."""
 
     domain: str
@@ -61,7 +61,7 @@ class Seen(TimedMoveEvent):
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared(TimedMoveEvent):
+class RoomMade(TimedMoveEvent):
     """The target has prepared the arrival under this `number`. `failed`: why it could not; empty if it could."""
 
     domain: str
@@ -85,7 +85,9 @@ class Ticked(TimedMoveEvent):
     """It is now `at`: deadlines take effect."""
 
 
-MoveEvent = MoveRequested | MoveDenied | RecordsTold | ParcelTold | Seen | Prepared | CopyOver | Restarted | Ticked
+MoveEvent = (
+    MoveRequested | MoveDenied | RecordsTold | ParcelTold | DomainFound | RoomMade | CopyOver | Restarted | Ticked
+)
 
 
 class MoveNote(StrEnum):
@@ -106,4 +108,4 @@ class MoveNoted:
 
 
 Decision = ev.Decision | MoveNoted
-Result = tuple[Place, tuple[Decision, ...]]
+Result = tuple[HostWithMoves, tuple[Decision, ...]]

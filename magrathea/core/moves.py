@@ -243,7 +243,7 @@ class Moves:
 
 
 @dataclass(frozen=True)
-class Place:
+class HostWithMoves:
     """A host with its moves: what one journal holds, and one commit writes."""
 
     host: Host

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 NAME = "owners.json"
 
 
-class Owners:
+class OwnersFile:
     """`directory`: the hub's own. `now`: Unix seconds; newer at each start than any revision of lost books."""
 
     def __init__(self, directory: Path, now: float) -> None:

@@ -42,7 +42,7 @@ class Visits:
     most: Mapping[str, int] = field(default_factory=dict)
 
 
-class Heard(NamedTuple):
+class WordOutcome(NamedTuple):
     """What a word led to. `changed`: the books must be saved. `refused`: why a move is not granted; None if it was not
     asked for, or is granted. A `BUSY` one is granted later: the host keeps asking."""
 
@@ -64,33 +64,33 @@ class Ledger:
         named = set(about)
         return tuple(r for name, r in sorted(self.records.items()) if name in named or host in _parties(r))
 
-    def heard(self, host: str, word: Word, visits: Visits) -> Heard:
+    def heard(self, host: str, word: Word, visits: Visits) -> WordOutcome:
         """Change the books by what `host` says. What it may not say, or what is over, changes nothing."""
         record = self.records.get(word.domain)
         if record is None:
             record = _founded(host, word) if len(self.records) < MOST_DOMAINS else None
             if record is None:
-                return Heard()
+                return WordOutcome()
             self._set(replace(record, revision=self.base))
             return self.heard(host, word, visits)._replace(changed=True)
         if word.says is Says.ASKS:
             return self._asked(record, host, word, visits)
         changed = _changed(record, host, word)
-        return Heard(changed is not None and changed != record and self._set(changed))
+        return WordOutcome(changed is not None and changed != record and self._set(changed))
 
-    def _asked(self, record: Ownership, host: str, word: Word, visits: Visits) -> Heard:
+    def _asked(self, record: Ownership, host: str, word: Word, visits: Visits) -> WordOutcome:
         if record.owner != host or record.number != word.number or record.transfer is not None:
-            return Heard()
+            return WordOutcome()
         target = word.about
         if host == target or host not in visits.welcome.get(target, frozenset()):
-            return Heard(refused=Refusal(RefusalCode.NO_VISITORS, f"{target} takes no domains from {host}"))
+            return WordOutcome(refused=Refusal(RefusalCode.NO_VISITORS, f"{target} takes no domains from {host}"))
         for end in (host, target):
             if self.moving(end) >= visits.most.get(end, 1):
                 text = f"as many domains move to or from {end} as it permits at once"
-                return Heard(refused=Refusal(RefusalCode.BUSY, text))
+                return WordOutcome(refused=Refusal(RefusalCode.BUSY, text))
         if record.number >= MOST_NUMBER - 1:
-            return Heard()
-        return Heard(self._set(replace(record, transfer=Transfer(record.number + 1, host, target))))
+            return WordOutcome()
+        return WordOutcome(self._set(replace(record, transfer=Transfer(record.number + 1, host, target))))
 
     def moving(self, host: str) -> int:
         """How many domains are on their way to or from the host."""

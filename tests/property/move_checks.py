@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 
 from magrathea.core import migration as mg
 from magrathea.core.model import Domain
-from magrathea.core.moves import Letting, Place, Where
+from magrathea.core.moves import HostWithMoves, Letting, Where
 
 from .move_world import (
     NAME,
@@ -34,7 +34,7 @@ from .move_world import (
 # What must always be so.
 
 
-def facts_of(place: Place) -> Iterator[Domain]:
+def facts_of(place: HostWithMoves) -> Iterator[Domain]:
     """The domain's facts, where they count: in use, or sealed until the target has them."""
     if (domain := place.host.domain(NAME)) is not None:
         yield domain

@@ -3,7 +3,7 @@
 Each action is one step of one part. Whatever could fail may fail between two of them.
 
 - A message that was sent may be delivered at any time, any number of times, in any order, or never.
-- A daemon has only its journal after a crash; `Place` is all of it. The hub has its ledger.
+- A daemon has only its journal after a crash; `HostWithMoves` is all of it. The hub has its ledger.
 - A copy goes through the phases that libvirt and QEMU have. At any of them each part may die, or the network between
   two hosts; what then becomes of both copies is what their hypervisors may do, the worst included. With `paused` the
   copy arrives paused (VIR_MIGRATE_PAUSED): then the source may even run again although the target has a complete copy,
@@ -20,7 +20,7 @@ from magrathea.core import migration as mg
 from magrathea.core import move_events as me
 from magrathea.core.arrivals import Rules
 from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode
-from magrathea.core.moves import Leaving, Ownership, Parcel, Place, Where, Word
+from magrathea.core.moves import HostWithMoves, Leaving, Ownership, Parcel, Where, Word
 from magrathea.core.refusals import RefusalCode
 from scheduler_plugin.hub.ownership import Ledger, Visits, decoded, encoded
 
@@ -55,7 +55,7 @@ class Copying:
 class Node:
     """A host. `calls`: its daemon waits for a copy's end. `result`: how that ended; None if it has not."""
 
-    place: Place
+    place: HostWithMoves
     up: bool = True
     calls: bool = False
     result: str | None = None
@@ -105,7 +105,7 @@ def new_world(hosts: int = 2, *, paused: bool = True) -> World:
     ledger = Ledger()
     for name in names:
         domains = (a_domain(),) if name == names[0] else ()
-        nodes.append((name, Node(Place(Host(name, Mode.COUNTED, 8, 4_000, domains, now=START)))))
+        nodes.append((name, Node(HostWithMoves(Host(name, Mode.COUNTED, 8, 4_000, domains, now=START)))))
     copies = tuple((n, Copy(Where.RUNNING, defined=True) if n == names[0] else NONE) for n in names)
     world = World(tuple(nodes), copies, (), frozenset(), paused=paused)
     word = mg.words(nodes[0][1].place)[0]
@@ -135,7 +135,7 @@ def happened(world: World, name: str, event: me.MoveEvent) -> World:
     return replace(world, sent=world.sent | words | parcels)
 
 
-def sending(place: Place) -> list[Leaving]:
+def sending(place: HostWithMoves) -> list[Leaving]:
     return [x for x in place.moves.leaving if x.domain in {p.facts.name for p in mg.parcels(place)}]
 
 
@@ -179,7 +179,7 @@ def delivered(world: World, message: Message) -> World:
 
 def looked(world: World, name: str) -> World:
     where, copying = world.sees(name)
-    return happened(world, name, me.Seen(now(world, name), NAME, where, copying))
+    return happened(world, name, me.DomainFound(now(world, name), NAME, where, copying))
 
 
 def call_returned(world: World, name: str) -> World:
@@ -198,7 +198,7 @@ def acted(world: World, name: str) -> World:
         case mg.MoveStep.PREPARE:
             arriving = node.place.moves.arriving_of(NAME)
             assert arriving
-            return happened(world, name, me.Prepared(at, NAME, arriving.number))
+            return happened(world, name, me.RoomMade(at, NAME, arriving.number))
         case mg.MoveStep.COPY if not node.calls:
             leaving = node.place.moves.leaving_of(NAME)
             assert leaving and world.copy is None

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from magrathea.core import arrivals
 from magrathea.core import migration as mg
-from magrathea.core.moves import MoveStage, Place, Where
+from magrathea.core.moves import HostWithMoves, MoveStage, Where
 
 from . import move_checks as checks
 from . import move_world as mw
@@ -97,7 +97,7 @@ def test_a_host_that_is_lost_for_good_does_not_keep_the_domain_from_its_new_host
     assert mg.may_act(world.node("b").place, mw.NAME)
 
 
-def run_at_once(place: Place, name: str, where: Where, *, copying: bool = False) -> mg.MoveStep | None:
+def run_at_once(place: HostWithMoves, name: str, where: Where, *, copying: bool = False) -> mg.MoveStep | None:
     """Runs what has arrived without asking whose it is."""
     arriving = place.moves.arriving_of(name)
     if arriving is not None and where is Where.ARRIVED and not arriving.cancelled:
@@ -105,7 +105,7 @@ def run_at_once(place: Place, name: str, where: Where, *, copying: bool = False)
     return STEP(place, name, where, copying=copying)
 
 
-def go_on_at_once(place: Place, name: str, where: Where, *, copying: bool = False) -> mg.MoveStep | None:
+def go_on_at_once(place: HostWithMoves, name: str, where: Where, *, copying: bool = False) -> mg.MoveStep | None:
     """Lets the source go on without asking whether the target runs."""
     leaving = place.moves.leaving_of(name)
     if leaving is not None and leaving.stage is MoveStage.HANDED and where is Where.LEFT:

@@ -17,7 +17,18 @@ from magrathea.core import migration as mg
 from magrathea.core import move_events as me
 from magrathea.core.arrivals import Rules
 from magrathea.core.model import Amount, Closing, Ended, Host, JobKey, Lifecycle, Patience, Pause, Sleep, SleepCause
-from magrathea.core.moves import Letting, Moves, MoveStage, Ownership, Parcel, Place, Says, Transfer, Where, Word
+from magrathea.core.moves import (
+    HostWithMoves,
+    Letting,
+    Moves,
+    MoveStage,
+    Ownership,
+    Parcel,
+    Says,
+    Transfer,
+    Where,
+    Word,
+)
 from magrathea.core.refusals import RefusalCode
 
 from .builders import T, host, run, stop
@@ -29,20 +40,20 @@ def named(name: str, mode: str = "counted", **domains: str) -> Host:
     return replace(host(mode, **domains), name=name)  # type: ignore[arg-type]
 
 
-def owned(here: Host, domain: str = "n1", number: int = 1, owner: str = "") -> Place:
+def owned(here: Host, domain: str = "n1", number: int = 1, owner: str = "") -> HostWithMoves:
     """The hub has said who owns the domain: this host, if nobody else is named."""
-    return Place(here, Moves((Ownership(domain, number, owner or here.name, 1),)))
+    return HostWithMoves(here, Moves((Ownership(domain, number, owner or here.name, 1),)))
 
 
-def do(place: Place, event: me.MoveEvent, rules: Rules = FROM_A) -> Place:
+def do(place: HostWithMoves, event: me.MoveEvent, rules: Rules = FROM_A) -> HostWithMoves:
     return mg.handle(place, event, rules)[0]
 
 
-def asked(place: Place, to: str = "b", until: float = T + 100, domain: str = "n1") -> Place:
+def asked(place: HostWithMoves, to: str = "b", until: float = T + 100, domain: str = "n1") -> HostWithMoves:
     return do(place, me.MoveRequested(T, domain, to, until))
 
 
-def answer(place: Place, to: str = "b", domain: str = "n1") -> RefusalCode | None:
+def answer(place: HostWithMoves, to: str = "b", domain: str = "n1") -> RefusalCode | None:
     """The code of the refusal of a move; None if it is accepted."""
     _, (said, *_) = mg.handle(place, me.MoveRequested(T, domain, to, T + 100))
     return said.code if isinstance(said, ev.Refused) else None
@@ -53,7 +64,7 @@ def granted(number: int = 1, revision: int = 2, **flags: object) -> Ownership:
     return Ownership("n1", number, "a", revision, replace(Transfer(number + 1, "a", "b"), **flags))  # type: ignore[arg-type]
 
 
-def told(place: Place, record: Ownership, rules: Rules = FROM_A) -> Place:
+def told(place: HostWithMoves, record: Ownership, rules: Rules = FROM_A) -> HostWithMoves:
     return do(place, me.RecordsTold(T, (record,)), rules)
 
 
@@ -63,10 +74,10 @@ def parcel(source: Host, *, final: bool = False, at: float = T, number: int = 2)
     return me.ParcelTold(T, Parcel(number, "a", at, final, facts))
 
 
-def expecting(target: Host, source: Host, rules: Rules = FROM_A) -> Place:
+def expecting(target: Host, source: Host, rules: Rules = FROM_A) -> HostWithMoves:
     """The target has heard of the move and has got the first facts."""
-    place = told(Place(target), granted(), rules)
-    return do(do(place, parcel(source), rules), me.Seen(T, "n1", Where.ABSENT), rules)
+    place = told(HostWithMoves(target), granted(), rules)
+    return do(do(place, parcel(source), rules), me.DomainFound(T, "n1", Where.ABSENT), rules)
 
 
 # Asking
@@ -96,7 +107,7 @@ def test_a_domain_that_is_not_simply_up_may_not_move(facts: dict[str, object], c
 
 def test_no_move_begins_without_the_hub_or_on_a_paused_host_or_of_an_unknown_domain() -> None:
     here = named("a", n1="normal")
-    assert answer(Place(here)) is RefusalCode.HUB_LOST, "the hub has no record of it"
+    assert answer(HostWithMoves(here)) is RefusalCode.HUB_LOST, "the hub has no record of it"
     assert answer(owned(here, owner="c")) is RefusalCode.HUB_LOST
     assert answer(owned(replace(here, hub_lost=True))) is RefusalCode.HUB_LOST
     assert answer(owned(replace(here, paused=Pause(T, "work")))) is RefusalCode.PAUSED
@@ -155,7 +166,7 @@ def test_a_copy_that_fails_is_tried_again_under_a_new_number_three_times_at_most
         assert mg.step(place, "n1", Where.RUNNING) is mg.MoveStep.COPY
         place = do(place, me.CopyOver(T, "n1", "the network is gone"))
         assert mg.step(place, "n1", Where.RUNNING) is None, "one copy under one number"
-        place = do(place, me.Seen(T, "n1", Where.RUNNING))
+        place = do(place, me.DomainFound(T, "n1", Where.RUNNING))
         assert mg.words(place) == (Word("n1", number, Says.STAYS),)
         number += 2
         place = told(place, Ownership("n1", number, "a", 10 * number))
@@ -174,11 +185,11 @@ def test_an_admin_ends_a_copy_by_wanting_the_domain_here() -> None:
 
 
 def test_a_host_whose_journal_was_lost_finds_its_move_again_by_the_hubs_record() -> None:
-    place = told(Place(named("a", n1="normal")), granted(ready=True))
+    place = told(HostWithMoves(named("a", n1="normal")), granted(ready=True))
     assert mg.step(place, "n1", Where.RUNNING) is None, "it may have been copied under this number"
-    assert mg.words(do(place, me.Seen(T, "n1", Where.RUNNING))) == (Word("n1", 1, Says.STAYS),)
-    assert mg.words(do(place, me.Seen(T, "n1", Where.LEFT))) == (Word("n1", 2, Says.GONE, "b"),)
-    gone = told(Place(named("a")), granted(ready=True, letting=Letting.GONE))
+    assert mg.words(do(place, me.DomainFound(T, "n1", Where.RUNNING))) == (Word("n1", 1, Says.STAYS),)
+    assert mg.words(do(place, me.DomainFound(T, "n1", Where.LEFT))) == (Word("n1", 2, Says.GONE, "b"),)
+    gone = told(HostWithMoves(named("a")), granted(ready=True, letting=Letting.GONE))
     assert mg.words(gone) == (Word("n1", 2, Says.GONE, "b"),)
 
 
@@ -191,7 +202,7 @@ def test_deadlines_of_the_host_act_before_a_move_goes_on() -> None:
 def test_a_claim_that_moves_gets_its_time_to_be_confirmed_again() -> None:
     source = run(named("a", n1="normal"), "n1", "1", confirmed=False, claimed_at=T - 59)
     place = expecting(named("b"), source)
-    place = do(do(place, parcel(source, final=True)), me.Seen(T + 10, "n1", Where.RUNNING))
+    place = do(do(place, parcel(source, final=True)), me.DomainFound(T + 10, "n1", Where.RUNNING))
     domain = place.host.domain("n1")
     assert domain and domain.jobs[0].claimed_at == T + 10
 
@@ -212,14 +223,14 @@ def test_claims_are_refused_at_the_target_until_the_facts_are_there() -> None:
     place = expecting(named("b", n2="normal"), source)
     no = mg.refusal(place.moves, "n1")
     assert no and no.code is RefusalCode.DOMAIN_MOVING
-    place = do(do(place, me.Seen(T, "n1", Where.RUNNING)), parcel(source, final=True))
+    place = do(do(place, me.DomainFound(T, "n1", Where.RUNNING)), parcel(source, final=True))
     assert mg.refusal(place.moves, "n1") is None and mg.may_act(place, "n1")
 
 
 def test_standing_stops_arrive_with_the_facts() -> None:
     source = stop(run(named("a", n1="normal"), "n1", "1", cpus=2), "n1", "1", since=30)
     place = expecting(named("b", n2="normal"), source)
-    place = do(do(place, parcel(source, final=True)), me.Seen(T, "n1", Where.RUNNING))
+    place = do(do(place, parcel(source, final=True)), me.DomainFound(T, "n1", Where.RUNNING))
     before, after = source.domain("n1"), place.host.domain("n1")
     assert before and after and after.jobs == before.jobs and after.stopped
     assert after.preempted_s == before.preempted_s and place.moves.visitors == ("n1",)
@@ -227,7 +238,7 @@ def test_standing_stops_arrive_with_the_facts() -> None:
 
 def test_a_domain_that_ends_before_it_is_copied_stays() -> None:
     place = told(asked(owned(named("a", n1="normal"))), granted())
-    place = do(place, me.Seen(T, "n1", Where.OFF))
+    place = do(place, me.DomainFound(T, "n1", Where.OFF))
     assert mg.words(place) == (Word("n1", 1, Says.STAYS),)
     assert place.host.domain("n1"), "its facts end as always when a domain goes down"
 
@@ -240,33 +251,33 @@ def test_life_does_not_take_a_switch_over_for_an_end() -> None:
 def test_old_facts_of_a_domain_that_is_another_hosts_are_dropped_only_if_nothing_of_it_is_here() -> None:
     place = told(owned(named("a", n1="normal")), Ownership("n1", 7, "c", 9))
     assert not mg.may_act(place, "n1")
-    assert do(place, me.Seen(T, "n1", Where.RUNNING)).host.domain("n1")
-    assert do(place, me.Seen(T, "n1", Where.ABSENT)).host.domain("n1") is None
+    assert do(place, me.DomainFound(T, "n1", Where.RUNNING)).host.domain("n1")
+    assert do(place, me.DomainFound(T, "n1", Where.ABSENT)).host.domain("n1") is None
 
 
 # Arriving
 
 
 def test_a_host_takes_domains_only_from_hosts_that_its_configuration_names() -> None:
-    place = told(Place(named("b")), granted(), Rules(welcome=frozenset({"c"})))
+    place = told(HostWithMoves(named("b")), granted(), Rules(welcome=frozenset({"c"})))
     assert [(w.says, w.about) for w in mg.words(place)] == [(Says.DECLINES, "it takes no domains from a")]
 
 
 def test_a_host_takes_no_domain_whose_name_it_has_in_use() -> None:
-    (word,) = mg.words(told(Place(named("b", n1="normal")), granted()))
+    (word,) = mg.words(told(HostWithMoves(named("b", n1="normal")), granted()))
     assert word.says is Says.DECLINES
 
 
 def test_a_host_takes_only_so_many_at_once() -> None:
     one = Rules(welcome=frozenset({"a"}), most=1)
-    place = told(Place(named("b")), granted(), one)
+    place = told(HostWithMoves(named("b")), granted(), one)
     other = Ownership("n2", 1, "a", 2, Transfer(2, "a", "b"))
     assert [w.says for w in mg.words(told(place, other, one))] == [Says.DECLINES]
 
 
 def test_facts_of_another_number_or_host_are_not_taken() -> None:
     source = named("a", n1="normal")
-    place = told(Place(named("b")), granted())
+    place = told(HostWithMoves(named("b")), granted())
     wrong = (parcel(source, number=1), parcel(source, number=3))
     assert all(do(place, event).moves == place.moves for event in wrong)
     forged = replace(parcel(source).parcel, source="c")
@@ -275,7 +286,7 @@ def test_facts_of_another_number_or_host_are_not_taken() -> None:
 
 def test_older_facts_never_replace_newer_ones_and_nothing_replaces_the_final_ones() -> None:
     older, newer = named("a", n1="normal"), run(named("a", n1="normal"), "n1", "1")
-    place = told(Place(named("b")), granted())
+    place = told(HostWithMoves(named("b")), granted())
     place = do(do(place, parcel(newer, at=T + 5)), parcel(older, at=T + 4))
     assert place.moves.arriving[0].parcel and place.moves.arriving[0].parcel.facts.jobs
     place = do(do(place, parcel(newer, at=T + 5, final=True)), parcel(older, at=T + 9))
@@ -321,18 +332,18 @@ def test_an_arrival_that_does_not_come_gives_its_room_back() -> None:
 
 def test_an_arrival_is_ready_only_if_nothing_of_the_domain_is_here() -> None:
     place = expecting(named("b"), named("a", n1="normal"))
-    left_over = do(place, me.Seen(T, "n1", Where.ARRIVED))
-    assert Says.READY not in [w.says for w in mg.words(do(left_over, me.Prepared(T, "n1", 2)))]
-    assert [w.says for w in mg.words(do(place, me.Prepared(T, "n1", 2)))] == [Says.READY]
+    left_over = do(place, me.DomainFound(T, "n1", Where.ARRIVED))
+    assert Says.READY not in [w.says for w in mg.words(do(left_over, me.RoomMade(T, "n1", 2)))]
+    assert [w.says for w in mg.words(do(place, me.RoomMade(T, "n1", 2)))] == [Says.READY]
 
 
 def test_what_cannot_be_prepared_is_declined() -> None:
-    place = do(expecting(named("b"), named("a", n1="normal")), me.Prepared(T, "n1", 2, "no such bridge"))
+    place = do(expecting(named("b"), named("a", n1="normal")), me.RoomMade(T, "n1", 2, "no such bridge"))
     assert [(w.says, w.about) for w in mg.words(place)] == [(Says.DECLINES, "no such bridge")]
 
 
 def test_an_arrived_copy_does_not_run_before_the_hub_names_its_host_as_owner() -> None:
-    place = do(expecting(named("b"), named("a", n1="normal")), me.Prepared(T, "n1", 2))
+    place = do(expecting(named("b"), named("a", n1="normal")), me.RoomMade(T, "n1", 2))
     assert mg.step(place, "n1", Where.ARRIVED) is None
     place = told(place, granted(revision=3, ready=True, letting=Letting.GONE))
     assert mg.step(place, "n1", Where.ARRIVED) is None
@@ -341,16 +352,16 @@ def test_an_arrived_copy_does_not_run_before_the_hub_names_its_host_as_owner() -
 
 
 def test_what_the_target_saw_before_the_source_let_go_says_nothing() -> None:
-    place = do(expecting(named("b"), named("a", n1="normal")), me.Prepared(T, "n1", 2))
+    place = do(expecting(named("b"), named("a", n1="normal")), me.RoomMade(T, "n1", 2))
     place = told(place, granted(revision=3, ready=True, letting=Letting.GONE))
     assert Says.LACKS not in [w.says for w in mg.words(place)]
-    assert [w.says for w in mg.words(do(place, me.Seen(T, "n1", Where.ABSENT)))] == [Says.LACKS]
-    assert [w.says for w in mg.words(do(place, me.Seen(T, "n1", Where.ARRIVED)))] == [Says.HERE]
+    assert [w.says for w in mg.words(do(place, me.DomainFound(T, "n1", Where.ABSENT)))] == [Says.LACKS]
+    assert [w.says for w in mg.words(do(place, me.DomainFound(T, "n1", Where.ARRIVED)))] == [Says.HERE]
 
 
 def test_without_its_source_a_domain_that_is_here_gets_the_facts_that_came_before() -> None:
     source = run(named("a", n1="normal"), "n1", "1", cpus=2)
-    place = do(expecting(named("b"), source), me.Seen(T, "n1", Where.RUNNING))
+    place = do(expecting(named("b"), source), me.DomainFound(T, "n1", Where.RUNNING))
     assert place.host.domain("n1") is None
     due = mg.next_deadline(place)
     assert due == T + FROM_A.facts_s
@@ -362,7 +373,7 @@ def test_a_cancelled_arrival_is_removed_but_never_what_runs() -> None:
     place = told(expecting(named("b"), named("a", n1="normal")), Ownership("n1", 3, "a", 3))
     assert mg.step(place, "n1", Where.ARRIVED) is mg.MoveStep.DISCARD
     assert mg.step(place, "n1", Where.RUNNING) is None
-    assert not do(place, me.Seen(T, "n1", Where.ABSENT)).moves.arriving
+    assert not do(place, me.DomainFound(T, "n1", Where.ABSENT)).moves.arriving
 
 
 # Facts on their way
@@ -375,7 +386,7 @@ def test_times_are_those_of_the_new_hosts_clock() -> None:
     assert moved.jobs[0].run_since == facts.jobs[0].run_since + 1000
     assert (moved.ended[0].at, moved.linger_until) == (T + 995, T + 1003)
     assert arrivals.shifted(moved, -1000.0) == facts
-    place = told(Place(replace(named("b"), now=T + 500)), granted())
+    place = told(HostWithMoves(replace(named("b"), now=T + 500)), granted())
     place = do(place, me.ParcelTold(T + 500, Parcel(2, "a", T, False, facts)))
     assert place.moves.arriving[0].parcel and place.moves.arriving[0].parcel.facts.linger_until == T + 503
 
@@ -392,8 +403,8 @@ def test_every_time_among_the_facts_is_known_as_one() -> None:
 def test_all_facts_of_moves_survive_the_journal() -> None:
     source = run(named("a", n1="normal"), "n1", "1", cpus=2)
     leaving = told(asked(owned(source)), granted(ready=True))
-    leaving = do(do(leaving, me.CopyOver(T, "n1")), me.Seen(T, "n1", Where.LEFT))
+    leaving = do(do(leaving, me.CopyOver(T, "n1")), me.DomainFound(T, "n1", Where.LEFT))
     assert leaving.moves.leaving[0].sealed
     for place in (leaving, expecting(named("b", n2="normal"), source)):
         data = msgspec.json.encode(place)
-        assert msgspec.json.decode(data, type=Place) == place
+        assert msgspec.json.decode(data, type=HostWithMoves) == place

@@ -14,9 +14,9 @@ from magrathea.core.refusals import RefusalCode
 from scheduler_plugin.hub.ownership import (
     MOST_NUMBER,
     BadLedger,
-    Heard,
     Ledger,
     Visits,
+    WordOutcome,
     decoded,
     encoded,
 )
@@ -35,7 +35,7 @@ def moving(**flags: object) -> Ledger:
     return a_ledger(Ownership("n1", 2 if owed else 1, "b" if owed else "a", 5, transfer))
 
 
-def say(ledger: Ledger, host: str, says: Says, number: int, about: str = "") -> Heard:
+def say(ledger: Ledger, host: str, says: Says, number: int, about: str = "") -> WordOutcome:
     return ledger.heard(host, Word("n1", number, says, about), VISITS)
 
 
@@ -50,8 +50,8 @@ def test_a_granted_move_is_granted_once() -> None:
     ledger = a_ledger()
     assert say(ledger, "a", Says.ASKS, 1, "b").changed
     assert ledger.records["n1"].transfer == Transfer(2, "a", "b")
-    assert say(ledger, "a", Says.ASKS, 1, "b") == Heard(False)
-    assert say(ledger, "a", Says.ASKS, 1, "c") == Heard(False), "first the other move must be off"
+    assert say(ledger, "a", Says.ASKS, 1, "b") == WordOutcome(False)
+    assert say(ledger, "a", Says.ASKS, 1, "c") == WordOutcome(False), "first the other move must be off"
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_granted_move_is_granted_once() -> None:
 )
 def test_only_the_owner_may_ask_for_a_move_and_only_with_its_number(host: str, number: int, to: str) -> None:
     ledger = a_ledger()
-    assert say(ledger, host, Says.ASKS, number, to) == Heard(False)
+    assert say(ledger, host, Says.ASKS, number, to) == WordOutcome(False)
 
 
 @pytest.mark.parametrize("to", ["a", "d", ""], ids=["itself", "unknown", "none"])

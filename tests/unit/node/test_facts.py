@@ -155,7 +155,7 @@ def test_a_domain_that_has_left_survives_a_restart_and_its_configuration_does_no
     granted = Ownership("n1", 1, "h1", 2, Transfer(2, "h1", "h2", ready=True))
     facts.apply_move(me.RecordsTold(T, (granted,)), Rules())
     facts.apply_move(me.CopyOver(T, "n1"), Rules())
-    facts.apply_move(me.Seen(T, "n1", Where.ABSENT), Rules())
+    facts.apply_move(me.DomainFound(T, "n1", Where.ABSENT), Rules())
     facts.close()
     again = Facts(tmp_path / "journal.sqlite", Clock, committed.append, lambda: None)
     assert again.host.domain("n1") is None and again.moves.leaving[0].sealed == domain
@@ -172,7 +172,7 @@ def test_a_visitor_stays_although_no_configuration_names_it(facts: Facts) -> Non
     welcome = Rules(welcome=frozenset({"h2"}))
     facts.apply_move(me.RecordsTold(T, (record,)), welcome)
     facts.apply_move(me.ParcelTold(T, Parcel(2, "h2", T, True, visitor)), welcome)
-    facts.apply_move(me.Seen(T, "v1", Where.RUNNING), welcome)
+    facts.apply_move(me.DomainFound(T, "v1", Where.RUNNING), welcome)
     facts.apply(replace(configuration(facts.host, T), domains=(ev.ConfiguredDomain("n1", Kind.NORMAL, 8),)))
     found = facts.host.domain("v1")
     assert found and found.configured and found.jobs == n1.jobs
