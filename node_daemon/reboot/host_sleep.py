@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
+
+import msgspec
 
 from magrathea import supervision
 from magrathea.control import Denied
@@ -37,7 +38,7 @@ from ..switch.switch import Switch
 from . import records
 from .plan import Candidate, Measured, SleepPlan, Turn, candidates, duration_s, plan, turn_of
 from .records import Records, SleepRecord
-from .waking import Waking, defrost
+from .waking import Waking, defrost, is_of_shutdown
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,8 @@ class HostSleep:
         self._daemon = daemon
         self._records = Records(Path(daemon.configuration.paths.state_dir))
         self._falling: Falling | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._falls: asyncio.Task[None] | None = None
+        self._wakes: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._waking = Waking(daemon, self._records, self._changed)
 
@@ -105,15 +107,16 @@ class HostSleep:
         if record is not None and record.boot == records.boot_id():
             found = [self._again(name) for name in record.order]
             self._falling = Falling(self._daemon.now(), record.until, tuple(found))
-            self._begin(self._fall(self._falling))
+            self._falls = supervision.start(self._go_on(self._falling, record))
         elif record is not None or self._waking.sleepers():
             log.info("the machine has booted: what sleeps since its shutdown is brought back")
-            self._begin(self._waking.work())
+            self._wakes = supervision.start(self._waking.work())
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [task for task in (self._falls, self._wakes) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def look_soon(self) -> None:
         self._changed.set()
@@ -163,19 +166,23 @@ class HostSleep:
         now = daemon.now()
         until = now + (deadline_s or daemon.configuration.shutdown.time_s)
         names = [c.name for c in made.chosen]
-        services = [*self._waking.not_back, *(c.name for c in made.chosen if c.turn is Turn.SERVICE)]
+        order = [*self._asleep_before(names), *names]
+        services = [*self._waking.not_back, *(n for n in order if self._is_service(n))]
+        record = SleepRecord(
+            boot=records.boot_id(), until=until, order=order, services=list(dict.fromkeys(services)), asked=False
+        )
         try:
-            self._records.keep(SleepRecord(boot=records.boot_id(), until=until, order=names, services=services))
+            self._records.keep(record)
         except OSError as error:
             text = f"the sleep cannot be written down: {error}; after a boot nobody would know what to bring back"
             raise Denied(RefusalCode.JOURNAL, text) from error
         falling = Falling(now, until, made.chosen, made.left)
         self._falling = falling
         log.info("the host is put to sleep: %s; about %.0f s", ", ".join(names) or "nobody", made.expected_s)
-        for candidate in made.chosen:
-            if candidate.turn is not Turn.SERVICE:
-                await self._ask_to_sleep(falling, candidate)
-        self._begin(self._fall(falling))
+        await self._ask_all(falling, record)
+        if self._falling is falling:
+            self._end_waking()
+            self._falls = supervision.start(self._fall(falling))
         return self.report()
 
     def report(self) -> HostSleepReport:
@@ -211,7 +218,9 @@ class HostSleep:
                 said.append(f"{candidate.name} stays awake")
         names = [*self._waking.services(), *(d.name for d in self._waking.sleepers())]
         said += [f"{name} is brought back" for name in names]
-        self._begin(self._waking.work())
+        self._changed.set()
+        self._end_waking()
+        self._wakes = supervision.start(self._wake_after(self._falls))
         return said or ["nobody sleeps since a shutdown of this host"]
 
     # Planning
@@ -243,10 +252,42 @@ class HostSleep:
             return Candidate(name, Turn.IDLE, 0, 0, 0.0, 0.0)
         return Candidate(name, turn_of(domain), domain.memory_mib, len(domain.jobs), 0.0, 0.0)
 
+    def _asleep_before(self, chosen: list[str]) -> list[str]:
+        """What an earlier sleep of this host has put to sleep, and nobody has brought back yet, in that order. The new
+        record replaces the earlier one, and only the record tells which services have to come back."""
+        record, found = self._records.sleep(), []
+        for name in record.order if record is not None else ():
+            domain, read = self._daemon.host.domain(name), self._daemon.switch.readings.of(name)
+            saved = read is not None and read.saved and not read.up
+            sleeps = saved if self._is_service(name) else domain is not None and domain.asleep
+            if sleeps and name not in chosen:
+                found.append(name)
+        return found
+
     def _is_service(self, name: str) -> bool:
-        return self._daemon.configuration.domain[name].kind is Kind.SERVICE
+        table = self._daemon.configuration.domain.get(name)
+        return table is not None and table.kind is Kind.SERVICE
 
     # Falling asleep
+
+    async def _go_on(self, falling: Falling, record: SleepRecord) -> None:
+        """Go on with what an earlier daemon has begun."""
+        if not record.asked and self._daemon.now() < falling.until:
+            await self._ask_all(falling, record)
+        await self._fall(falling)
+
+    async def _ask_all(self, falling: Falling, record: SleepRecord) -> None:
+        """Ask all chosen domains to sleep, unless the host is woken meanwhile."""
+        for candidate in falling.chosen:
+            domain = self._daemon.host.domain(candidate.name)
+            if self._falling is not falling:
+                return
+            if candidate.turn is not Turn.SERVICE and not (domain is not None and domain.asleep):
+                await self._ask_to_sleep(falling, candidate)
+        try:
+            self._records.keep(msgspec.structs.replace(record, asked=True))
+        except OSError as error:
+            log.warning("a daemon that starts before the next boot asks all domains once more to sleep: %s", error)
 
     async def _ask_to_sleep(self, falling: Falling, candidate: Candidate) -> None:
         if refusal := await self._daemon.saves.refusal(candidate.name):
@@ -259,11 +300,16 @@ class HostSleep:
                 self._end(falling, candidate, SleepStage.FAILED, decision.text)
 
     async def _fall(self, falling: Falling) -> None:
+        """See to it until everybody is through, or the host is woken."""
         while any(c.turn is not Turn.SERVICE for c in falling.chosen if c.name not in falling.ended):
+            if self._falling is not falling:
+                return
             self._look(falling)
             self._daemon.saves_may_begin()
             await self._waking.wait(falling.until - self._daemon.now())
         for candidate in falling.chosen:
+            if self._falling is not falling:
+                return
             if candidate.turn is Turn.SERVICE and candidate.name not in falling.ended:
                 await self._save_service(falling, candidate)
         log.info("the host's sleep: %s", ", ".join(f"{r.name} {r.stage}" for r in falling.ended.values()))
@@ -280,6 +326,10 @@ class HostSleep:
                 self._end(falling, candidate, SleepStage.FAILED, text)
             elif domain.asleep:
                 self._fell_asleep(falling, candidate)
+            elif not is_of_shutdown(domain):
+                self._end(
+                    falling, candidate, SleepStage.FAILED, f"somebody else puts it to sleep: {domain.drain_reason}"
+                )
             elif granted_at is None and now >= falling.until:
                 defrost(self._daemon, candidate.name)
                 self._end(falling, candidate, SleepStage.LEFT, "the time was over before its save could begin")
@@ -343,10 +393,16 @@ class HostSleep:
 
     # Within
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        if self._task is not None:
-            self._task.cancel()
-        self._task = supervision.start(work)
+    async def _wake_after(self, falls: asyncio.Task[None] | None) -> None:
+        """Bring everything back. A service that is just being saved comes back when it is: until then it is up, and
+        nobody would notice later that it is not."""
+        if falls is not None:
+            await asyncio.wait((falls,))
+        await self._waking.work()
+
+    def _end_waking(self) -> None:
+        if self._wakes is not None:
+            self._wakes.cancel()
 
 
 def _report(candidate: Candidate, stage: SleepStage, text: str = "", took_s: float = 0.0) -> SleeperReport:

@@ -36,12 +36,13 @@ Names = Annotated[list[Word], msgspec.Meta(max_length=MOST_DOMAINS)]
 class SleepRecord(msgspec.Struct, kw_only=True, frozen=True):
     """`boot`: the boot of the machine in which the sleep was begun. `until`: no save begins after this (the host's
     clock). `order`: the domains, in the order of their saves. `services`: those of them that were saved, or were about
-    to be."""
+    to be. `asked`: all others have been asked to sleep."""
 
     boot: Word
     until: Time
     order: Names
     services: Names = []
+    asked: bool = True
 
 
 class _Time(msgspec.Struct, kw_only=True, frozen=True):

@@ -63,6 +63,7 @@ class FakeHypervisor:
         self.overbooked = 0.0
         self._tolerated = max(0.0, self._booked() - capacity_mib)
         self._agents: dict[str, FakeAgent] = {}
+        self._saves: set[asyncio.Task[None]] = set()
 
     def __getitem__(self, name: str) -> FakeGuest:
         return self.guests[name]
@@ -91,6 +92,19 @@ class FakeHypervisor:
         if name in self._agents:
             self._agents.pop(name).end()
         self.tell(name)
+
+    def save(self, guest: FakeGuest) -> asyncio.Task[None]:
+        """Save the guest. That ends whether or not its daemon still waits for it."""
+
+        async def work() -> None:
+            await asyncio.sleep(guest.save_s)
+            if guest.up:
+                self.end(guest.name, saved=True)
+
+        task = asyncio.get_running_loop().create_task(work())
+        self._saves.add(task)
+        task.add_done_callback(self._saves.discard)
+        return task
 
     def agent(self, name: str) -> None:
         """The guest's agent starts, if it starts at all."""
@@ -270,8 +284,7 @@ class FakeDriver:
 
     async def save(self, domain: str) -> None:
         guest = self._up(await self._call(SAVE, f"save {domain}", domain))
-        await asyncio.sleep(guest.save_s)
-        self.world.end(domain, saved=True)
+        await asyncio.shield(self.world.save(guest))
 
     async def save_needs(self, domain: str) -> SaveNeeds:
         guest = self._up(await self._call(SAVE, f"save-needs {domain}", domain))

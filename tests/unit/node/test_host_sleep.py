@@ -341,3 +341,65 @@ def test_a_record_that_cannot_be_removed_ends_nobody(tmp_path: Path, caplog: pyt
     (tmp_path / records.SLEEP).mkdir()
     records.Records(tmp_path).forget()
     assert "cannot be removed" in caplog.text
+
+
+def test_a_service_that_sleeps_already_comes_back_after_a_second_sleep_and_a_boot(boot_id: Path) -> None:
+    """`magrathea host sleep && systemctl reboot`: at the shutdown the unit asks once more."""
+
+    async def test(scene: Scene) -> None:
+        for _ in range(2):
+            await scene.daemon.host_sleep.begin(0.0)
+            await until_over(scene)
+        assert not any(g.up for g in scene.world.guests.values())
+        await boots_anew(scene, boot_id)
+        await scene.until(lambda: all(g.up for g in scene.world.guests.values()), "all are back")
+        assert calls(scene, "boot")[0] == "s1"
+
+    play(test)
+
+
+def test_a_service_that_is_just_being_saved_comes_back_if_the_host_is_woken() -> None:
+    async def test(scene: Scene) -> None:
+        scene.world["s1"].save_s = 20.0
+        await scene.daemon.host_sleep.begin(0.0)
+        await scene.until(lambda: calls(scene, "save")[-1:] == ["s1"], "s1 is being saved")
+        for _ in range(2):
+            scene.daemon.host_sleep.wake()
+            await asyncio.sleep(1.0)
+        await asyncio.sleep(30.0)
+        await scene.until(lambda: all(g.up for g in scene.world.guests.values()), "all are up")
+
+    play(test)
+
+
+def test_the_record_of_an_earlier_sleep_ends_no_sleep_of_an_admin_when_the_daemon_starts() -> None:
+    async def test(scene: Scene) -> None:
+        await scene.daemon.host_sleep.begin(0.0)
+        await until_over(scene)
+        scene.want(ev.DefrostRequested(scene.daemon.now(), "n1", scene.daemon.now() + 60.0))
+        await scene.until(lambda: scene.domain("n1").sleep is None, "n1 is awake")
+        await asyncio.sleep(600.0)
+        scene.daemon.apply(ev.HubFound(scene.daemon.now()))
+        await job(scene, "n1", "1.srv", JobClass.PREEMPTIBLE)
+        scene.want(ev.SleepRequested(scene.daemon.now(), "n1", "new disk", SleepCause.ADMIN))
+        await scene.restart()
+        await asyncio.sleep(20.0)
+        assert scene.domain("n1").falls_asleep, "it waits for PBS's books as before"
+
+    play(test)
+
+
+def test_a_daemon_that_dies_before_it_has_asked_anybody_puts_them_to_sleep_when_it_is_back() -> None:
+    async def test(scene: Scene) -> None:
+        await job(scene, "n1", "1.srv", JobClass.PREEMPTIBLE)
+        scene.world["n1"].fails["save-needs"] = "lost"
+        began = asyncio.ensure_future(scene.daemon.host_sleep.begin(0.0))
+        while not (Path(scene.configuration.paths.state_dir) / records.SLEEP).exists():
+            await asyncio.sleep(0)
+        began.cancel()
+        scene.world["n1"].fails.clear()
+        await scene.restart()
+        await until_over(scene)
+        assert set(stages(scene).values()) == {"asleep"}, scene.daemon.host_sleep.report()
+
+    play(test, "unbooked_after_s = 0\n")
