@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Coroutine
 from typing import Protocol, assert_never
@@ -216,6 +217,8 @@ class Life:
         event."""
         if isinstance(step, Boot | Save) and self._waits_for_memory(domain):
             return None
+        if isinstance(step, Save) and (doubt_s := self._books_doubted_s(domain.name)) > 0:
+            return doubt_s if doubt_s < math.inf else None
         if isinstance(step, Save) and not self._daemon.may_save(domain.name):
             return None
         match step:
@@ -252,6 +255,14 @@ class Life:
         if domain.sleep is not None and not self._has_room(domain):
             return True
         return comes_from_image(domain) and (not progress.all_stopped() or bool(progress.memory_moves()))
+
+    def _books_doubted_s(self, name: str) -> float:
+        """For how long a save must wait because PBS may just be continuing the domain's jobs. Without the agent nobody
+        lets them go on, and it could be away for good."""
+        channel = self._daemon.channels.get(name)
+        connected = channel is not None and channel.connected
+        count_from = self._daemon.switch.progress.books_count_from(name)
+        return count_from - self._daemon.now() if connected or count_from < math.inf else 0.0
 
     def _has_room(self, domain: Domain) -> bool:
         """Whether the host has the memory with which the domain was put to sleep. Without it the restore waits, until
@@ -389,10 +400,12 @@ class Life:
 
     async def _save(self, name: str) -> None:
         await self._daemon.site_scripts.run_and_wait("before-freeze", name, guest=True)
-        domain = self._domain(name)
-        if domain is None or not to_be_saved(self._daemon.host, domain):
+        if not self._is_to_be_saved(name):
             return  # the wish was withdrawn in the meantime, or a job has come
-        if refusal := await self._daemon.saves.refusal(name):
+        refusal = await self._daemon.saves.refusal(name)
+        if not self._is_to_be_saved(name):
+            return
+        if refusal is not None:
             self._not_saved(name, f"{refusal.code}: {refusal.text}")
             return
         try:
@@ -405,6 +418,10 @@ class Life:
             self._not_saved(name, str(error))
             return
         self._daemon.observe(f"save {name}")
+
+    def _is_to_be_saved(self, name: str) -> bool:
+        domain = self._domain(name)
+        return domain is not None and to_be_saved(self._daemon.host, domain)
 
     def _not_saved(self, name: str, why: str) -> None:
         log.error("%s could not be saved and goes on: %s", name, why)

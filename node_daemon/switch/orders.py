@@ -7,6 +7,7 @@ Rule 2: every message carries all orders for the domain, so that an agent never 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -23,6 +24,9 @@ NOTHING: Mapping[JobKey, Order] = {}
 
 LONG_WARNINGS, OLD_AGENT_WARN_S = "long-warnings", 60.0
 """An agent without this ability refuses orders with a longer time between a job's warning and its stop."""
+
+HUB_S = 3.0
+"""A hub that may continue a job in PBS, and does so at this moment, has said so after this time."""
 
 
 class HasHost(Protocol):
@@ -45,6 +49,8 @@ class AgentOrders:
         """Domains whose agents have had the full set on their present connection."""
         self._confirmed_stops: dict[tuple[str, JobKey], float] = {}
         """When it was confirmed, on this connection or an earlier one; see `unconfirmed_stops`."""
+        self._let_go: set[tuple[str, JobKey]] = set()
+        """Stopped jobs that PBS was allowed to continue."""
 
     # Agents come and go
 
@@ -60,6 +66,7 @@ class AgentOrders:
         """There is no order about this job any more: it is gone, or it runs again."""
         self._confirmed.get(domain, {}).pop(key, None)
         self._confirmed_stops.pop((domain, key), None)
+        self._let_go.discard((domain, key))
 
     # What is known
 
@@ -109,6 +116,16 @@ class AgentOrders:
                 waiting.add((domain, key))
         return frozenset(waiting)
 
+    def books_count_from(self, domain: str) -> float:
+        """From when on the books say what PBS has of the domain's stopped jobs; infinite if that is not known yet.
+
+        If PBS was allowed to continue some, and they must not run after all, a hub may be continuing them at this
+        moment, and the books are from before.
+        """
+        jobs = [key for name, key in self._let_go if name == domain]
+        stopped = [self._confirmed_stops.get((domain, key), math.inf) for key in jobs]
+        return max((at + HUB_S for at in stopped), default=0.0)
+
     # Giving orders
 
     def connection(self, domain: str) -> Hello:
@@ -132,6 +149,7 @@ class AgentOrders:
         if step.order is not Order.STOP:  # from here on somebody may continue these jobs
             for key in step.keys:
                 self._confirmed_stops.pop((step.domain, key), None)
+                self._let_go.add((step.domain, key))
         wanted = self._full_set(step)
         warnings = {key: self._warning(step.domain, key) for key, order in wanted.items() if order is Order.STOP}
         deadline_s = ORDER_S + max((float(warning.get("warn_s", 0.0)) for warning in warnings.values()), default=0.0)

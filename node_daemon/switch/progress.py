@@ -80,6 +80,10 @@ class SwitchProgress:
         """Whether agents have confirmed that no job runs that must not."""
         return not self._orders.unconfirmed_stops()
 
+    def books_count_from(self, domain: str) -> float:
+        """From when on the books say what PBS has of the domain's stopped jobs."""
+        return self._orders.books_count_from(domain)
+
     def _moving(self) -> list[Step]:
         return [step for step in self._due() if slot_of(step) not in self._steps.retries]
 

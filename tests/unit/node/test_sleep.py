@@ -176,6 +176,48 @@ def test_a_restart_of_the_daemon_changes_nothing(when: str) -> None:
     play(test)
 
 
+def test_a_job_that_pbs_may_just_be_continuing_is_not_saved_before_the_hub_has_had_time_to_say_so() -> None:
+    """Its booking is older than the permission to continue it. PBS would have it running in a machine that is away."""
+
+    async def test(s: Scene) -> None:
+        await asleep(s, "n1")
+        s.defrost("n1")
+        await s.until(lambda: s.world["n1"].orders.get(JOB) == "lift", "PBS may resume its job")
+        s.world["n1"].order_s = 0.5
+        sleep(s, "n1")
+        await asyncio.sleep(1.0)
+        assert s.world["n1"].orders.get(JOB) == "stop" and s.world.asked("save n1") == 1
+        book(s, booked=False)
+        await asyncio.sleep(60.0)
+        assert s.world.asked("save n1") == 1, "PBS had continued it"
+        book(s)
+        await s.until_state("n1", State.ASLEEP)
+        s.defrost("n1")
+        await s.until(lambda: s.world["n1"].orders.get(JOB) == "lift", "PBS may resume its job")
+        sleep(s, "n1")
+        await s.until_state("n1", State.ASLEEP)
+
+    play(test)
+
+
+def test_what_changes_while_room_is_looked_for_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(s: Scene) -> None:
+        async def refusal(name: str) -> None:
+            await asyncio.sleep(0.5)
+
+        monkeypatch.setattr(s.daemon.saves, "refusal", refusal)
+        await with_job(s, "n1")
+        sleep(s, "n1")
+        await s.until(lambda: s.world["n1"].orders.get(JOB) == "stop", "its job is stopped")
+        book(s)
+        await asyncio.sleep(0.2)
+        book(s, booked=False)
+        await asyncio.sleep(60.0)
+        assert s.world.asked("save n1") == 0 and s.world["n1"].up
+
+    play(test)
+
+
 def test_a_sleeper_comes_back_only_when_idle_domains_have_given_up_what_it_needs() -> None:
     """An idle domain keeps its memory until somebody needs it. The restore itself needs it, before any job goes on."""
 
