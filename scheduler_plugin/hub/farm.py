@@ -106,8 +106,7 @@ class Farm:
             self.comments.heard(
                 snapshot, {d.vnode for d in snapshot.domains if self._vnodes.speaks_in_pbs(name, d.vnode)}, mono
             )
-        own = [d.vnode for d in snapshot.domains if self._vnodes.speaks(name, d.vnode)]
-        turned = self.entries.sleepers.heard(snapshot, own, now)
+        turned = self._sleep_as_heard(self.hosts[name]) if self._vnodes_read else set()
         self._loads.heard(before.snapshot if before else None, snapshot)
         concerned = self._reports.take(before.snapshot if before else None, snapshot, now)
         concerned |= {
@@ -118,6 +117,12 @@ class Farm:
         self.caused[name] += 1 + len(concerned)
         self._dirty |= concerned
         return True
+
+    def _sleep_as_heard(self, heard: Heard) -> set[str]:
+        """Take from a host's last snapshot who sleeps. Returns the vnodes of which that is new, or over."""
+        snapshot = heard.snapshot
+        own = [d.vnode for d in snapshot.domains if self._vnodes.speaks_in_pbs(snapshot.host, d.vnode)]
+        return self.entries.sleepers.heard(snapshot, own, heard.received_at)
 
     def heartbeat(self, host: str, boot_id: str, revision: int, mono: float) -> bool:
         """Renew the host's lease and return True if we have its snapshot of this revision; if False, ask for it."""
@@ -164,6 +169,8 @@ class Farm:
         self.entries.sleepers.keep(
             {name: host for name, host in self._vnodes.owner.items() if name in self._vnodes.pbs}
         )
+        for heard in self.hosts.values():  # a vnode may be new, or another host's than when that snapshot came
+            self._sleep_as_heard(heard)
         self._vnodes_read = True
         self._node_fail_requeue_s = float(server.get("node_fail_requeue", DEFAULT_NODE_FAIL_REQUEUE_S))
         self._dirty |= set(self.entries)

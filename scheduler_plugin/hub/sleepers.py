@@ -76,8 +76,9 @@ class Sleepers:
         """Vnodes that are waking, and since when; first those that PBS has been asked about longest ago."""
 
     def heard(self, snapshot: Snapshot, own: Iterable[str], now: float) -> set[str]:
-        """Take a host's snapshot. `own`: the vnodes of which it may speak. Returns the vnodes that now sleep, or do so
-        no longer."""
+        """Take a host's snapshot, which came at `now`, or was taken before and counts again: PBS has other vnodes or
+        owners since. `own`: the vnodes of PBS of which it may speak. Returns the vnodes that now sleep, or do so no
+        longer."""
         mine = frozenset(own)
         before = {name for name, sleeper in self._by_vnode.items() if sleeper.host == snapshot.host}
         found = {
@@ -106,6 +107,7 @@ class Sleepers:
     def keep(self, owner: Mapping[str, str]) -> None:
         """Forget those that PBS no longer has, or has on record for another host. `owner`: its managed vnodes."""
         self._by_vnode = {v: sleeper for v, sleeper in self._by_vnode.items() if owner.get(v) == sleeper.host}
+        self._woken = {v: at for v, at in self._woken.items() if v in owner}
 
     def of(self, vnodes: Iterable[str]) -> Sleeper | None:
         """The first of these vnodes that sleeps; None if all are awake."""

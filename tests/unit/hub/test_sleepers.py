@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from magrathea.core.model import JobKey, State
-from magrathea.messages import JobReport
+from magrathea.messages import DomainReport, JobReport
 from scheduler_plugin.hub import ledger
 from scheduler_plugin.hub.books import Requeue, Resume, SetComment, Suspend
 from scheduler_plugin.hub.farm import LEASE_S
@@ -248,6 +248,16 @@ class TestAWake:
         hub.at += WAKING_S
         assert hub.farm.look_at_waking(hub.at) == []
 
+    def test_vnodes_that_pbs_does_not_have_take_no_turns(self, pbs: FakePbs) -> None:
+        """A host can make up any number of them."""
+        hub = SimHub(pbs)
+        made_up = [f"x{number}" for number in range(MOST_LOOKED_AT)]
+        hub.says("h1", asleep("n1", [held()]))
+        hub.farm.snapshot(snapshot(*map(asleep, made_up), host="h2", revision=1), hub.at, hub.at)
+        hub.farm.snapshot(snapshot(*map(domain, made_up), host="h2", revision=2), hub.at, hub.at)
+        wakes(hub, given_back())
+        assert hub.farm.look_at_waking(hub.at + SETTLED_S) == ["n1"]
+
 
 class TestLostImage:
     """The domain goes down, and its jobs are released. Then the rule for jobs whose machine has gone holds."""
@@ -368,7 +378,31 @@ class TestVnodes:
         early.read()
         assert early.farm.entries.kept.sleepers == ()
 
-    def test_a_vnode_that_is_deleted_in_pbs_is_forgotten(self, hub: SimHub, pbs: FakePbs) -> None:
-        del pbs.vnodes["n1"]
+    @pytest.mark.parametrize("first", [asleep("n1"), domain("n1")], ids=["asleep", "awake"])
+    def test_nor_take_one_out_of_the_books_before_the_hub_has_read_whose_it_is(
+        self, hub: SimHub, pbs: FakePbs, first: DomainReport
+    ) -> None:
+        """After a restart of the hub another host speaks first, and the sleeper's own host is off."""
+        pbs.connect().set_vnode("n1", {"resources_available.magrathea_host": "h1"})
+        new = SimHub(pbs, hub.farm.entries.kept, hub.at, read=False)
+        new.farm.snapshot(snapshot(first, host="h2"), new.at, new.at)
+        new.read()
+        assert new.farm.entries.kept.sleepers == hub.farm.entries.kept.sleepers
+
+    def test_a_host_that_speaks_after_another_has_named_its_vnode_is_heard_all_the_same(self, pbs: FakePbs) -> None:
+        pbs.connect().set_vnode("n1", {"resources_available.magrathea_host": "h1"})
+        new = SimHub(pbs, read=False)
+        new.farm.snapshot(snapshot(domain("n1"), host="h2"), new.at, new.at)
+        new.farm.snapshot(snapshot(asleep("n1", [held()]), host="h1"), new.at, new.at)
+        new.read()
+        assert [sleeper.host for sleeper in new.farm.entries.kept.sleepers] == ["h1"]
+
+    def test_a_vnode_that_is_deleted_in_pbs_is_forgotten_until_it_is_created_anew(
+        self, hub: SimHub, pbs: FakePbs
+    ) -> None:
+        deleted = pbs.vnodes.pop("n1")
         hub.read()
         assert hub.farm.entries.kept.sleepers == ()
+        pbs.vnodes["n1"] = deleted
+        hub.read()
+        assert self.wanted(hub)[STATE] == "asleep" and self.wanted(hub)[OFFLINE]
