@@ -223,8 +223,9 @@ def step(
         return lost
     if entry.booked:
         found = _while_booked(entry, wish, job, now)
-        # a resume that fails loses the suspension's flag, and no MoM is there to continue the job
-        in_vain = isinstance(found.action, Resume) and truth is not None and (truth.dead or truth.off or truth.waking)
+        # MoM gets both from PBS. A resume that fails loses the suspension's flag; a limit is given up after some tries
+        relayed = isinstance(found.action, Resume | SetWalltime)
+        in_vain = relayed and truth is not None and (truth.dead or truth.off or truth.waking)
         return BookStep(entry) if in_vain else found
     return _while_not_booked(entry, wish, job, now)
 

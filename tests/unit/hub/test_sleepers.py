@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from magrathea.core.model import JobKey, State
 from magrathea.messages import DomainReport, JobReport
@@ -225,6 +226,23 @@ class TestAWake:
         assert hub.state() == "S"
         hub.after(FAIL_REQUEUE_S + 62)
         assert hub.state() == "Q"
+
+    def test_walltime_that_it_is_owed_is_given_back_however_long_mom_takes(self, hub: SimHub, pbs: FakePbs) -> None:
+        """PBS passes a new limit on to MoM. Its turn has not come yet, so that no resume is waited for."""
+        pbs.change("1.srv", walltime_s=3600)
+        hub.farm.entries[KEY] = replace(hub.farm.entries[KEY], walltime_s=3605)
+        hub.read()
+
+        def has_no_mom(operation: str, subject: str) -> None:
+            if operation == "set_walltime" and "down" in pbs.vnodes["n1"].state:
+                raise PbsError(Code.NO_MOM, "no MoM", transient=True)
+
+        pbs.breaks = has_no_mom
+        wakes(hub, held())
+        hub.after(WAKING_S - 1)
+        mom_is_back(hub)
+        hub.after(60)
+        assert pbs.jobs["1.srv"].walltime_s == 3605 and not alerts(hub)
 
     def test_a_restore_that_fails_is_no_wake(self, hub: SimHub) -> None:
         hub.says("h1", asleep("n1", [held()], state=State.BOOTING, wakes=True))
