@@ -161,6 +161,8 @@ class Hub:
             self._pool.close()
             self._questions.close()
             await asyncio.to_thread(self._publisher.close, CLOSE_S)
+            self.farm.entries.offline = self._publisher.offline
+            self._save(self.farm.entries.kept)
 
     def compare(self) -> None:
         """Compare everything with PBS now, and read the keys again (SIGHUP)."""
@@ -301,7 +303,6 @@ class Hub:
     def _read(self, read: Read) -> None:
         self._touch()  # before publishing: the runjob hook refuses jobs without it
         self.farm.read_vnodes(read.vnodes, read.server)
-        self.farm.entries.offline = self._publisher.offline
         self._publish()
         self._start_reading_jobs()
 
@@ -398,6 +399,7 @@ class Hub:
         """Save the books, then do what had to wait for that."""
         self._save_due = False
         actions, self._to_book = self._to_book, []
+        self.farm.entries.offline = self._publisher.offline
         kept = self.farm.entries.kept
         if kept != self._saved:
             await asyncio.to_thread(self._save, kept)

@@ -39,6 +39,8 @@ LEAST_PAUSE_S = 1.0
 COMPARED_SHARE = 0.1
 """After each new connection there is a comparison. If connections break all the time, there is a pause between two
 comparisons: LEAST_PAUSE_S, or longer, so that they take at most this share of the time."""
+SERVERS = "node down: "
+"""Prefix of the server's own comments on a vnode that has no other (`momptr_down` in node_manager.c)."""
 COSMETIC_RESERVE = 0.5
 """Changes that decide no placement must leave half of the saved budget to those that do."""
 
@@ -200,7 +202,7 @@ class Publisher:
         self._compare_at = now + self._compare_s
         first = not self._shown
         found = {vnode.name: self._look(vnode) for vnode in vnodes}
-        self.offline &= found.keys()
+        self.offline = self.offline.intersection(found)  # by `&` with the keys it would become a set that changes
         if not first:
             for name, before in self._shown.items():
                 self._tell_fixed(name, before, found.get(name))
@@ -220,8 +222,9 @@ class Publisher:
     def _look(self, vnode: Vnode) -> dict[str, str]:
         """What a vnode shows."""
         found = shown(vnode)
-        forgotten = found[OFFLINE] == SOMEBODYS and not vnode.attributes.get("comment") and vnode.name in self.offline
-        if forgotten:
+        comment = vnode.attributes.get("comment", "")
+        nobodys = not comment or comment.startswith(SERVERS)
+        if found[OFFLINE] == SOMEBODYS and nobodys and vnode.name in self.offline:
             found[OFFLINE] = OURS
         elif found[OFFLINE].startswith(OURS):
             self.offline |= {vnode.name}

@@ -142,6 +142,39 @@ def test_a_frozen_domains_vnode_is_offline_until_it_is_back_over_a_restart_of_th
     run(tmp_path, test)
 
 
+def test_the_books_of_a_hub_that_ends_name_the_vnodes_that_it_has_set_offline_and_no_others(tmp_path: Path) -> None:
+    """While no hub is there PBS's server forgets the comment on one, and an admin sets the other offline."""
+
+    async def test(world: RealHub) -> None:
+        host = world.host()
+        frozen = [domain(name, kind=Kind.PRIORITY, state=State.FROZEN, accepts=[]) for name in ("n1", "p1")]
+        back = [domain(name, kind=Kind.PRIORITY, accepts=[JobClass.PRIORITY]) for name in ("n1", "p1")]
+        await host.says(frozen[0], back[1])
+        await world.until(lambda: "offline" in world.pbs.vnodes["n1"].state, "offline")
+        assert world.hub is not None
+        world.hub.compare()
+        await world.until(lambda: '"offline":["n1"]' in books(tmp_path), "it is in the books")
+        await host.says(back[0], frozen[1])
+        await world.until(lambda: world.pbs.vnodes["n1"].state != world.pbs.vnodes["p1"].state == {"offline"}, "other")
+        await world.end()
+        world.pbs.connect().set_offline("n1", "an admin's, without a comment")
+        for name in ("n1", "p1"):
+            world.pbs.lose_comment(name)
+        world.start()
+        await host.says(*back)
+        await world.until(lambda: "offline" not in world.pbs.vnodes["p1"].state, "back")
+        await host.says(domain("n1", state=State.DRAINING, accepts=[]), back[1])
+        await world.until(lambda: world.shown("n1", STATE) == "draining", "publication")
+        assert "offline" in world.pbs.vnodes["n1"].state
+
+    run(tmp_path, test)
+
+
+def books(directory: Path) -> str:
+    path = directory / "state" / "books.json"
+    return path.read_text() if path.exists() else ""
+
+
 def test_no_books_are_sent_before_pbs_was_read(tmp_path: Path) -> None:
     async def test(world: RealHub) -> None:
         def away(operation: str, subject: str) -> None:

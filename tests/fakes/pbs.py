@@ -73,6 +73,13 @@ class FakePbs:
             old = self.vnodes[name]
             self.vnodes[name] = replace(old, state=frozenset(words) | (old.state & {"maintenance"}))
 
+    def lose_comment(self, name: str, instead: str = "") -> None:
+        """The effect of a restart of PBS's server on a vnode whose MoM is away. `instead`: what the server writes."""
+        with self.lock:
+            old = self.vnodes[name]
+            left = {key: value for key, value in old.attributes.items() if key != "comment"}
+            self.vnodes[name] = replace(old, attributes={**left, "comment": instead} if instead else left)
+
     def lose_flag(self, id: str) -> None:
         """The effect of a failed admin-resume: the job is still S, but without the flag and the maintenance state."""
         with self.lock:

@@ -7,7 +7,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
 
 import pytest
 
@@ -187,22 +186,16 @@ def test_an_admin_who_makes_our_offline_his_own_keeps_it(publishing: Publishing,
     assert offline(pbs) and publishing.shown("n1", "comment") == "disk broken"
 
 
-def forget_comment(pbs: FakePbs, name: str = "n1") -> None:
-    """The effect of a restart of PBS's server on a vnode whose MoM is away."""
-    with pbs.lock:
-        old = pbs.vnodes[name]
-        left = {key: value for key, value in old.attributes.items() if key != "comment"}
-        pbs.vnodes[name] = replace(old, attributes=left)
-
-
+@pytest.mark.parametrize("instead", ["", "node down: cannot open TCP stream: No route to host (113)"])
 @pytest.mark.parametrize("hub", ["same", "next"])
 def test_our_offline_is_ours_also_after_pbs_has_forgotten_its_comment(
-    publishing: Publishing, pbs: FakePbs, hub: str
+    publishing: Publishing, pbs: FakePbs, hub: str, instead: str
 ) -> None:
+    """PBS's server may have noticed since that it cannot reach MoM, and writes that where it has no comment."""
     publishing.publisher.want({"n1": {OFFLINE: FROZEN}})
     wait(lambda: publishing.shown("n1", "comment") == FROZEN, "offline")
     wait(lambda: publishing.publisher.offline == {"n1"}, "remembered")
-    forget_comment(pbs)
+    pbs.lose_comment("n1", instead)
     if hub == "same":
         publishing.publisher.compare()
         wait(lambda: publishing.shown("n1", "comment") == FROZEN, "the comment is back")
@@ -216,9 +209,19 @@ def test_our_offline_is_ours_also_after_pbs_has_forgotten_its_comment(
     new.publisher.close(BOUND_S)
 
 
+def test_what_it_has_told_of_offline_vnodes_does_not_change_in_others_hands(
+    publishing: Publishing, pbs: FakePbs
+) -> None:
+    """Its thread goes on while the hub's writes it to disk."""
+    before = publishing.publisher.offline
+    publishing.publisher.want({"n1": {OFFLINE: FROZEN}})
+    wait(lambda: publishing.publisher.offline == {"n1"}, "remembered")
+    assert before == frozenset()
+
+
 def test_an_admins_offline_without_a_comment_stays_too(publishing: Publishing, pbs: FakePbs) -> None:
     pbs.connect().set_offline("n1", "soon gone")
-    forget_comment(pbs)
+    pbs.lose_comment("n1")
     publishing.publisher.compare()
     publishing.publisher.want({"n1": {ACCEPTS: "none", OFFLINE: ""}})
     wait(lambda: publishing.shown("n1", ACCEPTS) == "none", "publication")
