@@ -133,14 +133,18 @@ def needs(error: type[Exception], connection: Connection, kind: str, uri: str, d
 
 
 def save(error: type[Exception], domain: Any, name: str, flag: int) -> None:
-    """Save the domain and end it. If that fails, no half image remains. Raises libvirtError, DriverError."""
+    """Save the domain and end it. If that fails, no half image remains. Raises libvirtError, DriverError.
+
+    libvirt refuses a save while another one goes on, which an earlier daemon has begun: its image stays.
+    """
     if not domain.isPersistent():
         text = f"domain {name} is transient: libvirt would forget it once saved; `virsh define` it"
         raise DriverError(RefusalCode.NOT_SUPPORTED, text)
     try:
         domain.managedSave(flag)
-    except error:
-        if domain.isActive() and domain.hasManagedSaveImage():
+    except error as wrong:
+        busy = ERROR_CODES.get(wrong.get_error_code()) == RefusalCode.TIMEOUT  # type: ignore[attr-defined]
+        if not busy and domain.isActive() and domain.hasManagedSaveImage():
             domain.managedSaveRemove()
         raise
 

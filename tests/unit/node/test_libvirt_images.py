@@ -145,6 +145,29 @@ def test_what_a_failed_save_leaves_behind_is_removed(fake: FakeLibvirt) -> None:
     assert not half.has_image
 
 
+def test_the_image_of_a_save_that_an_earlier_daemon_has_begun_stays(fake: FakeLibvirt) -> None:
+    """libvirt goes on with it, and lets nobody else in meanwhile. Without its image all would be lost."""
+
+    class BeingSaved:
+        def isPersistent(self) -> bool:
+            return True
+
+        def isActive(self) -> bool:
+            return True
+
+        def managedSave(self, flag: int) -> None:
+            raise failure(68)  # VIR_ERR_OPERATION_TIMEOUT: the other save has the domain
+
+        def hasManagedSaveImage(self) -> bool:
+            return True
+
+        def managedSaveRemove(self) -> None:
+            raise AssertionError("the other save's image")
+
+    with pytest.raises(libvirt.libvirtError):
+        images.save(libvirt.libvirtError, BeingSaved(), "n1", 0)
+
+
 def test_a_message_of_libvirt_that_is_no_text_is_an_ordinary_failure(
     fake: FakeLibvirt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
