@@ -14,6 +14,7 @@ Rule 3: nobody needs to say when the machine has booted. The daemon knows the bo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,9 @@ REASON = "the machine shuts down"
 IN_ORDER_S = 5.0
 """For so long nobody is saved before its turn: jobs stop, and PBS suspends them, in less. After that, whoever is ready.
 """
+ANSWER_S = 2.0
+"""Whoever asks for a sleep gets an answer after this time, even if the hypervisor is too slow for all domains to be
+asked by then: `magrathea host sleep` waits 5 s for it."""
 
 
 class DaemonForSleep(Protocol):
@@ -70,7 +74,7 @@ class DaemonForSleep(Protocol):
 @dataclass
 class Falling:
     """A sleep of the host that is going on, or has ended. `granted`: the domains whose saves may begin, and since when.
-    `ended`: those that are through."""
+    `ended`: those that are through. `asked`: is set when all have been asked to sleep."""
 
     begun: float
     until: float
@@ -78,6 +82,7 @@ class Falling:
     left: tuple[Candidate, ...] = ()
     granted: dict[str, float] = field(default_factory=dict)
     ended: dict[str, SleeperReport] = field(default_factory=dict)
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def going_on(self) -> bool:
@@ -179,10 +184,11 @@ class HostSleep:
         falling = Falling(now, until, made.chosen, made.left)
         self._falling = falling
         log.info("the host is put to sleep: %s; about %.0f s", ", ".join(names) or "nobody", made.expected_s)
-        await self._ask_all(falling, record)
-        if self._falling is falling:
-            self._end_waking()
-            self._falls = supervision.start(self._fall(falling))
+        self._end_waking()
+        self._falls = supervision.start(self._go_on(falling, record))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_S):
+                await falling.asked.wait()
         return self.report()
 
     def report(self) -> HostSleepReport:
@@ -271,9 +277,10 @@ class HostSleep:
     # Falling asleep
 
     async def _go_on(self, falling: Falling, record: SleepRecord) -> None:
-        """Go on with what an earlier daemon has begun."""
+        """Ask whom nobody has asked yet, not even an earlier daemon, and see to the rest."""
         if not record.asked and self._daemon.now() < falling.until:
             await self._ask_all(falling, record)
+        falling.asked.set()
         await self._fall(falling)
 
     async def _ask_all(self, falling: Falling, record: SleepRecord) -> None:

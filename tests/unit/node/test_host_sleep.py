@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from magrathea import client
 from magrathea.control import Denied
 from magrathea.core import events as ev
 from magrathea.core.model import JobClass, JobKey, SleepCause, State
-from magrathea.core.refusals import RefusalCode
+from magrathea.core.refusals import Refusal, RefusalCode
 from magrathea.host_sleep import SleepStage
 from node_daemon.hypervisor.base import MEMORY, SAVE
 from node_daemon.reboot import records
@@ -403,3 +404,23 @@ def test_a_daemon_that_dies_before_it_has_asked_anybody_puts_them_to_sleep_when_
         assert set(stages(scene).values()) == {"asleep"}, scene.daemon.host_sleep.report()
 
     play(test, "unbooked_after_s = 0\n")
+
+
+def test_a_slow_hypervisor_does_not_keep_the_answer_from_the_command_that_systemd_waits_for() -> None:
+    """Without an answer within 5 s the command ends, and systemd goes on to stop the daemon and libvirt."""
+
+    async def test(scene: Scene) -> None:
+        known = scene.daemon.saves.refusal
+
+        async def refusal(name: str) -> Refusal | None:
+            await asyncio.sleep(2.0)
+            return await known(name)
+
+        scene.daemon.saves.refusal = refusal  # type: ignore[method-assign]
+        began = scene.daemon.now()
+        report = await scene.daemon.host_sleep.begin(0.0)
+        assert report.going_on and scene.daemon.now() - began <= client.DEADLINE_S / 2
+        await until_over(scene)
+        assert set(stages(scene).values()) == {"asleep"}
+
+    play(test)
