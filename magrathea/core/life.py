@@ -107,7 +107,7 @@ def _learned_booting(host: Host, domain: Domain, seen: Seen) -> ev.DomainEvent |
 
 def _learned_down(host: Host, domain: Domain, seen: Seen) -> ev.DomainEvent | None:
     now, name = host.now, domain.name
-    if seen.up and seen.was_up is None:
+    if seen.up and seen.was_up is None and not domain.asleep:
         return ev.DomainStarted(now, name)  # the daemon found it up at its own start; nobody knows since when
     if seen.up and not seen.was_up and not seen.agent:
         return ev.DomainBooting(now, name, now + domain.boot_limit_s)

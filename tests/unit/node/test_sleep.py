@@ -218,6 +218,22 @@ def test_what_changes_while_room_is_looked_for_counts(monkeypatch: pytest.Monkey
     play(test)
 
 
+def test_a_sleeper_that_was_started_while_the_daemon_was_down_gets_the_right_time_first() -> None:
+    """As libvirt-guests may do at a boot of the machine. Its clock and MoM's connections are from before the sleep."""
+
+    async def test(s: Scene) -> None:
+        await asleep(s, "n1")
+        await s.daemon.close()
+        s.world.start("n1")
+        s.daemon = s._daemon()
+        await s.daemon.start()
+        await s.until(lambda: s.domain("n1").sleep is None, "it is awake")
+        assert [s.world.asked(f"{what} n1") for what in ("clock", "reconnect")] == [1, 1]
+        assert [job.key for job in s.domain("n1").jobs] == [KEY]
+
+    play(test)
+
+
 def test_a_sleeper_comes_back_only_when_idle_domains_have_given_up_what_it_needs() -> None:
     """An idle domain keeps its memory until somebody needs it. The restore itself needs it, before any job goes on."""
 
