@@ -159,6 +159,9 @@ def freeze_ended(host: Host, domain: Domain, event: ev.FreezeEnded) -> Result:
 def defrost_requested(host: Host, domain: Domain, event: ev.DefrostRequested) -> Result:
     if restoring(domain) or domain.waking:
         return host, (ev.Accepted(domain.name),)
+    if domain.asleep and not domain.configured:
+        text = f"{domain.name} is no longer configured, so nothing could bring it back; configure it again first"
+        return refuse(host, event, RefusalCode.NOT_FREEZABLE, text)
     if domain.sleep is not None:
         return sleep_events.wake_requested(host, domain)
     answer = defrost_verdict(host, domain, event.until)

@@ -503,7 +503,8 @@ class World:
 
     @staticmethod
     def _woken(h: Host) -> Host:
-        """Everybody is asked to come back; whose turn it is, does."""
+        """Everybody is asked to come back, after it was configured again; whose turn it is, does."""
+        h = h.having(*(replace(d, configured=True) for d in h.domains if d.sleep is not None))
         for name in [d.name for d in h.domains if d.sleep is not None]:
             h = handle(h, ev.DefrostRequested(h.now, name, h.now + 60))[0]
             h = handle(h, ev.SleepEnded(h.now, name))[0]

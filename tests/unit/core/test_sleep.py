@@ -347,6 +347,8 @@ def test_a_sleeper_that_is_no_longer_configured_stays_until_it_is_woken(mode: st
     h = put_to_sleep(run(h, "n1", "1") if jobs else h, "n1")
     gone = later(reload(h, n2="normal"), 1_000)
     assert state(gone, "n1") is State.ASLEEP and not get(gone, "n1").configured
+    refused = ask(gone, DefrostRequested(gone.now, "n1", T))
+    assert refused.code == "not-freezable" and state(refused.host, "n1") is State.ASLEEP, "nothing could restore it"
     back = woken(after(reload(gone, n1="normal", n2="normal"), DefrostRequested(gone.now, "n1", T)), "n1")
     assert get(back, "n1").sleep is None and get(back, "n1").configured
 
