@@ -100,7 +100,7 @@ def _keeps_stopped(host: Host, domain: Domain, lifted: Job | None = None) -> boo
     if host.paused:
         return True
     if host.mode is Mode.EXCLUSIVE:
-        return sibling_among(once(host, _keeping_the_host), domain)
+        return sibling_among(once(host, _keeping_the_host), domain) or _comes_back_beside_others(host, domain)
     if lifted is None:
         return domain.name not in resuming(host)
     turn = once(host, _turns).get(domain.name)
@@ -109,6 +109,24 @@ def _keeps_stopped(host: Host, domain: Domain, lifted: Job | None = None) -> boo
 
 def _keeping_the_host(host: Host) -> tuple[str, ...]:
     return first_two(d.name for d in host.workers if lingers(host, d) or restoring(d))
+
+
+def _comes_back_beside_others(host: Host, domain: Domain) -> bool:
+    """True if the domain is back from its sleep, and a sibling on its exclusive host runs jobs. Nobody waited for its
+    turn if somebody else has started it, or if its restore outlasted the time limit. If several are back, the first in
+    line goes on."""
+    if domain.woken_at is None:
+        return False
+    return sibling_among(once(host, _at_work), domain) or once(host, _first_back) not in (None, domain.name)
+
+
+def _at_work(host: Host) -> tuple[str, ...]:
+    return first_two(d.name for d in host.workers if not d.away and any(j.stopper is None for j in d.jobs))
+
+
+def _first_back(host: Host) -> str | None:
+    back = (d.name for d in once(host, _preempted) if d.woken_at is not None and d.keeps_its_place)
+    return next(back, None)
 
 
 # Which jobs are requeued.

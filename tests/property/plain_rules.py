@@ -265,10 +265,20 @@ def _must_not_run(h: Host, d: Domain, j: Job) -> bool:
         with_priority = any(x.cls is JobClass.PRIORITY for jobs in placed for x in jobs)
         if d.kind is Kind.NORMAL and with_priority:
             return True
-        waits = any(lingers(h, s) or restoring(s) for s in siblings(h, d))
+        waits = any(lingers(h, s) or restoring(s) for s in siblings(h, d)) or _back_too_early(h, d)
     else:
         waits = d.name not in resuming(h)
     return j.held_elsewhere or (waits and ours(j))
+
+
+def _back_too_early(h: Host, d: Domain) -> bool:
+    """Back from its sleep on an exclusive host, while a sibling is at work or is back, too, and before it in line."""
+    if d.woken_at is None:
+        return False
+    if any(j.stopper is None for s in siblings(h, d) if not core_oracle.away(s) for j in s.jobs):
+        return True
+    back = [w for w in workers(h) if w.woken_at is not None and core_oracle.with_a_place(w)]
+    return bool(back) and min(back, key=lambda w: (_waits_since(w), w.name)).name != d.name
 
 
 def wanted_here(h: Host) -> Keys:

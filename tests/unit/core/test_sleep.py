@@ -519,6 +519,20 @@ def test_somebody_elses_start_wakes_it(mode: str) -> None:
     assert job_ids(listed(listed(woken(h, "n1"), "n1"), "n1"), "n1") == set(), "from now on MoM's list is the truth"
 
 
+def test_started_by_somebody_else_beside_a_sibling_at_work_it_waits_on_an_exclusive_host() -> None:
+    h = put_to_sleep(run(host("exclusive", n1="normal", n2="normal", n3="normal"), "n1", "1"), "n1")
+    h = put_to_sleep(run(h, "n2", "2"), "n2")
+    h = run(h, "n3", "3")
+    for name in ("n1", "n2"):
+        h = woken(after(h, DomainBooting(T, name, T + 60)), name)
+    assert wanted(h) == {"1", "2"}, "one domain runs jobs at a time"
+    h = release(h, "n3", "3")
+    assert wanted(h) == {"2"}
+    h = go_on(h, "n1", "1")
+    assert wanted(h) == {"2"}
+    assert wanted(release(h, "n1", "1")) == set()
+
+
 # It is given up
 
 
