@@ -341,6 +341,7 @@ class HostSleep:
                 defrost(self._daemon, candidate.name)
                 self._end(falling, candidate, SleepStage.LEFT, "the time was over before its save could begin")
             elif now >= falling.until + save_deadline_s(candidate.mib):
+                defrost(self._daemon, candidate.name)
                 self._end(falling, candidate, SleepStage.FAILED, f"its save does not end; see status of {domain.name}")
 
     def _fell_asleep(self, falling: Falling, candidate: Candidate) -> None:

@@ -424,3 +424,18 @@ def test_a_slow_hypervisor_does_not_keep_the_answer_from_the_command_that_system
         assert set(stages(scene).values()) == {"asleep"}
 
     play(test)
+
+
+def test_who_is_given_up_because_its_save_does_not_end_is_not_saved_later() -> None:
+    async def test(scene: Scene) -> None:
+        await job(scene, "n1", "1.srv", JobClass.PREEMPTIBLE)
+        scene.world["n1"].fails["save"] = "timeout"
+        await scene.daemon.host_sleep.begin(30.0)
+        await until_over(scene)
+        assert stages(scene)["n1"] == "failed"
+        scene.world["n1"].fails.clear()
+        await until_it_goes_on(scene, "n1")
+        await asyncio.sleep(60.0)
+        assert scene.world["n1"].up
+
+    play(test, "unbooked_after_s = 0\n")
