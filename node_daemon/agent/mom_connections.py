@@ -41,7 +41,8 @@ PORT_VARIABLES = (b"PBS_BATCH_SERVICE_PORT", b"PBS_LEAF_ROUTERS")
 CONF_BYTES = 65536
 TABLE_BYTES = 4 << 20  # of /proc/PID/net/tcp: some 28,000 connections
 ESTABLISHED = b"01"
-LIMIT_S = 2.0  # the node daemon waits for 3 s
+LIMIT_S = 20.0  # a guest that has just been restored may be that slow; the node daemon waits for 30 s
+KERNEL_S = 2.0  # for the kernel's answer to one request
 
 
 class Connection:
@@ -176,7 +177,7 @@ class Destroyer:
     def __init__(self) -> None:
         """Raises OSError."""
         self.sock = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW, self.NETLINK_SOCK_DIAG)
-        self.sock.settimeout(LIMIT_S)
+        self.sock.settimeout(KERNEL_S)
 
     def end(self, inode: int, one: Connection) -> None:
         """Raises OSError."""

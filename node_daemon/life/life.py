@@ -32,6 +32,7 @@ from ..guest_channel.channel import AgentError, GuestChannel
 from ..hypervisor.base import LIFE, SAVE, DomainChange, Driver, DriverError
 from ..retries import Retries, Slot, loop_time, sentence
 from ..switch.switch import Switch
+from .mom_connections import MomConnections
 from .saves import Saves
 from .site_scripts import SiteScripts
 
@@ -96,6 +97,7 @@ class Life:
         """Those of them whose agents were asked."""
         self._from_image: set[str] = set()
         """Domains booted from an image. Their clocks have stood still."""
+        self._mom_connections = MomConnections(daemon.channels)
         self._retries = Retries(RETRY_S)
         self._wake: asyncio.Handle | None = None
         self._closed = False
@@ -137,6 +139,7 @@ class Life:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._mom_connections.close()
 
     # Looking
 
@@ -207,6 +210,7 @@ class Life:
         self._daemon.apply(event)
         if isinstance(event, ev.DomainStopped | ev.FreezeEnded) and domain.name in self._daemon.channels:
             self._daemon.channels[domain.name].drop()  # an old connection would look like a registration later
+            self._mom_connections.withdraw(domain.name)
         if went_down:
             self._daemon.site_scripts.begin("after-shutdown", domain.name)
         if isinstance(event, ev.FreezeEnded):
@@ -340,12 +344,12 @@ class Life:
 
     async def _register(self, name: str) -> None:
         """The domain's agent is there, so it is up. If it comes from an image, its clock is set first: jobs must see
-        the right time. And MoM's connection to PBS has no other end any more, which MoM alone would notice late."""
+        the right time. And MoM's connections to PBS are ended, which have no other end any more."""
         domain = self._domain(name)
         restored = domain is not None and comes_from_image(domain)
         if restored or name in self._from_image:
             await self._set_clock(name)
-            await self._reconnect_mom(name)
+            self._reconnect_mom(name)
         if domain is not None and domain.sleep is not None:
             await self._daemon.ask_before_wake(name)
         self._from_image.discard(name)
@@ -362,14 +366,11 @@ class Life:
         except AgentError as error:
             log.warning("%s: its clock stood still and could not be set: %s", name, error)
 
-    async def _reconnect_mom(self, name: str) -> None:
-        if not self._agent_can(name, "reconnect"):
+    def _reconnect_mom(self, name: str) -> None:
+        if self._agent_can(name, "reconnect"):
+            self._mom_connections.end_soon(name)
+        else:
             log.info("%s: MoM notices by itself that its connection to PBS is dead; a newer agent would tell it", name)
-            return
-        try:
-            await self._daemon.channels[name].request("reconnect", AGENT_S)
-        except AgentError as error:
-            log.warning("%s: MoM notices by itself that its connection to PBS is dead: %s", name, error)
 
     async def _go_on(self, name: str) -> None:
         await self._daemon.driver.resume(name)

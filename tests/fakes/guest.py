@@ -31,8 +31,8 @@ class FakeGuest:
     with it.
     `obstacle`: why it cannot be saved. `image_fault`: what is wrong with its image.
     `readable`: the hypervisor can report more than that it is up. `pinned`: its memory cannot be moved. `fails`:
-    driver's call, or one of its agent's plain requests -> the code with which it fails. `save_s`: how long its save
-    takes.
+    driver's call, or one of its agent's plain requests -> the code with which it fails. `slow_s`: one of its agent's
+    plain requests -> for how long it works on it. `save_s`: how long its save takes.
     """
 
     name: str
@@ -58,6 +58,7 @@ class FakeGuest:
     target: float | None = None
     killed: bool = False
     fails: dict[str, str] = field(default_factory=dict)
+    slow_s: dict[str, float] = field(default_factory=dict)
     registers: bool = True
     connected: bool = True
     can: tuple[str, ...] = ("clock", "fetch", "power", "push-out", "reconnect")
@@ -154,6 +155,7 @@ class FakeGuest:
             self.stopped = "stop" in self.orders.values() or (self.stopped and "run" not in self.orders.values())
             return {"jobs": [{**o, "processes": 1, "stopped": 1, "pending": 0} for o in fields["orders"]]}
         if op in ("clock", "power", "reconnect", "script"):
+            await asyncio.sleep(self.slow_s.get(op, 0.0))
             if code := self.fails.get(op):
                 raise AgentError(RefusalCode(code), f"{self.name}: {op} fails, as the test wants")
             return {}

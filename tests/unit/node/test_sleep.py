@@ -65,7 +65,8 @@ def test_a_domain_is_saved_when_its_jobs_are_stopped_and_booked_and_comes_back_w
         s.defrost("n1")
         await s.until(lambda: s.domain("n1").lifecycle is Lifecycle.UP, "it is back")
         order = [s.world.calls.index(call) for call in ("save n1", "image-fault n1", "boot n1", "clock n1")]
-        assert order == sorted(order) and s.world.asked("reconnect n1") == 1
+        assert order == sorted(order)
+        await s.until(lambda: s.world.asked("reconnect n1") == 1, "MoM connects again")
         await s.until(lambda: s.world["n1"].orders.get(JOB) == "lift", "PBS may resume its job")
         book(s, booked=False)
         await s.until_state("n1", State.RUNNING)
