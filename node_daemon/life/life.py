@@ -29,7 +29,7 @@ from magrathea.core.sleeping import to_be_saved
 
 from ..configuration import NodedConfiguration
 from ..guest_channel.channel import AgentError, GuestChannel
-from ..hypervisor.base import LIFE, SAVE, DomainChange, Driver, DriverError
+from ..hypervisor.base import CPU, LIFE, SAVE, DomainChange, Driver, DriverError
 from ..retries import Retries, Slot, loop_time, sentence
 from ..switch.switch import Switch
 from .mom_connections import MomConnections
@@ -341,6 +341,16 @@ class Life:
             self._daemon.apply(ev.DomainStopped(self._daemon.now(), name, why))
             return
         self._daemon.observe(f"boot {name}")
+        if restores and CPU in self._daemon.driver.capabilities:
+            await self._lift_cap(name)
+
+    async def _lift_cap(self, name: str) -> None:
+        """Lift the cap that an image keeps if its domain was preempted when it was saved: with a tenth of a CPU, a
+        guest's agent and MoM take minutes to notice that they are back."""
+        try:
+            await self._daemon.driver.set_cpu(name, None)
+        except DriverError as error:
+            log.warning("%s: its CPU cap cannot be lifted before it is up: %s", name, error)
 
     async def _register(self, name: str) -> None:
         """The domain's agent is there, so it is up. If it comes from an image, its clock is set first: jobs must see

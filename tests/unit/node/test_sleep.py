@@ -75,6 +75,23 @@ def test_a_domain_is_saved_when_its_jobs_are_stopped_and_booked_and_comes_back_w
     play(test)
 
 
+@pytest.mark.parametrize("fails", [{}, {"cpu": "failed"}])
+def test_a_cap_that_the_image_has_kept_is_lifted_before_the_agent_has_to_answer(fails: dict[str, str]) -> None:
+    async def test(s: Scene) -> None:
+        await asleep(s, "n1")
+        s.world["n1"].cpu_percent, s.world["n1"].fails = 10, fails
+        before = len(s.world.calls)
+        s.defrost("n1")
+        await s.until(lambda: s.domain("n1").lifecycle is Lifecycle.UP, "it is back, even if the cap stays")
+        calls = s.world.calls[before:]
+        order = [calls.index(call) for call in ("boot n1", "cpu n1 None", "clock n1")]
+        assert order == sorted(order)
+        s.world["n1"].fails = {}
+        await s.until(lambda: s.world["n1"].cpu_percent is None, "no cap")
+
+    play(test)
+
+
 def test_a_save_that_fails_leaves_the_domain_up_and_its_jobs_go_on() -> None:
     def prepare(s: Scene) -> None:
         s.world["n1"].fails = {"save": "failed"}
