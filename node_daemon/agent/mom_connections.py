@@ -193,9 +193,8 @@ class Destroyer:
             raise OSError(number, os.strerror(number))
 
 
-def end_all() -> "Tuple[int, int]":
-    """End MoM's connections to PBS. Returns how many there were, and how many have ended. Raises OSError if none could
-    be ended."""
+def found_now() -> "Dict[int, Connection]":
+    """MoM's connections to PBS, by inode."""
     found: "Dict[int, Connection]" = {}
     for pid in moms():
         try:
@@ -203,6 +202,13 @@ def end_all() -> "Tuple[int, int]":
                 found.setdefault(inode, one)
         except OSError:
             continue  # it has gone
+    return found
+
+
+def end_all() -> "Tuple[int, int]":
+    """End MoM's connections to PBS. Returns how many there were, and how many have ended, by MoM itself, too. Raises
+    OSError if none has ended."""
+    found = found_now()
     left = dict(found)
     trouble: "Optional[Exception]" = None
     for make in (Shutter, Destroyer):
@@ -219,8 +225,13 @@ def end_all() -> "Tuple[int, int]":
                 del left[inode]
             except OSError as error:
                 trouble = error
-    if trouble is not None and len(left) == len(found):
-        raise OSError(getattr(trouble, "errno", None) or errno.ENOSYS, str(trouble))
+    if left:
+        now = found_now()  # MoM may have been quicker: then there was nothing to end
+        left = {inode: one for inode, one in left.items() if inode in now}
+    if trouble is not None and left and len(left) == len(found):
+        if isinstance(trouble, OSError):
+            raise trouble
+        raise OSError(errno.ENOSYS, str(trouble))
     return len(found), len(found) - len(left)
 
 

@@ -5,9 +5,10 @@ On a real MoM: tests/openpbs/test_mom_connections.py.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from magrathea_lab.waiting import BOUND_S
 from node_daemon.agent import mom_connections
 from node_daemon.agent.loop import Loop
-from node_daemon.agent.mom_connections import MomConnections
+from node_daemon.agent.mom_connections import Connection, MomConnections
 
 
 def asked(work: Callable[[], tuple[int, int]], monkeypatch: pytest.MonkeyPatch, times: int = 1) -> list[dict[str, Any]]:
@@ -75,3 +76,43 @@ def test_outside_of_a_guest_and_without_root_moms_are_left_alone(
     answers: list[dict[str, Any]] = []
     connections.reconnect(answers.append)
     assert connections.can() == [] and answers[0]["code"] == "not-permitted"
+
+
+class Vain:
+    """Ends nothing: the connection is not there any more, or the kernel cannot."""
+
+    def end(self, inode: int, one: Connection) -> None:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+
+def connections(monkeypatch: pytest.MonkeyPatch, *seen: set[int]) -> None:
+    """MoM's connections at each look."""
+    looks: Iterator[set[int]] = iter(seen)
+    monkeypatch.setattr(mom_connections, "moms", lambda: [1])
+    monkeypatch.setattr(mom_connections, "ports_of", lambda pid: set())
+    monkeypatch.setattr(
+        mom_connections,
+        "connections_of",
+        lambda pid, ports: {inode: Connection(pid, 3, (1, 2), (3, 4)) for inode in next(looks)},
+    )
+    for name in ("Shutter", "Destroyer"):
+        monkeypatch.setattr(mom_connections, name, Vain)
+
+
+@pytest.mark.parametrize(("later", "ended"), [(set(), 2), ({9}, 2), ({6, 9}, 1)])
+def test_a_connection_that_mom_has_ended_itself_in_the_meantime_has_ended(
+    later: set[int], ended: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connections(monkeypatch, {5, 6}, later)
+    assert mom_connections.end_all() == (2, ended)
+
+
+def test_connections_that_nothing_can_end_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    connections(monkeypatch, {5, 6}, {5, 6})
+    with pytest.raises(OSError, match="No such file"):
+        mom_connections.end_all()
+
+
+def test_a_mom_without_connections_needs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    connections(monkeypatch, set())
+    assert mom_connections.end_all() == (0, 0)
