@@ -126,7 +126,7 @@ def of_nobody(
     alerts = []
     for name in vnodes:
         if name not in owner:
-            wanted[name] = {ACCEPTS: ALL_CLASSES}
+            wanted[name] = {ACCEPTS: ALL_CLASSES, OFFLINE: ""}  # it may have been given up while its domain slept
         elif owner[name] in hosts and name not in seen:
             wanted[name] = LOST
             alerts.append(

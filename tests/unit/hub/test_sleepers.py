@@ -373,6 +373,15 @@ class TestVnodes:
         new.at += LEASE_S + 1
         assert self.wanted(new)[STATE] == "asleep"
 
+    def test_one_that_an_admin_takes_from_a_host_that_never_comes_back_is_no_longer_offline_by_us(
+        self, hub: SimHub, pbs: FakePbs
+    ) -> None:
+        new = SimHub(pbs, hub.farm.entries.kept, hub.at)
+        assert self.wanted(new)[OFFLINE]
+        pbs.connect().set_vnode("n1", {"resources_available.magrathea_host": ""})
+        new.read()
+        assert self.wanted(new) == {ACCEPTS: "priority,preemptible,protected", OFFLINE: ""}
+
     def test_a_sleep_that_is_only_wanted_changes_nothing(self, pbs: FakePbs) -> None:
         hub = SimHub(pbs)
         hub.says("h1", asleep("n1", [stopped()], state=State.DRAINING))

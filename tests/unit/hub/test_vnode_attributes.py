@@ -123,7 +123,7 @@ def test_a_host_that_is_enrolled_for_some_vnodes_cannot_report_others() -> None:
 def test_a_vnode_without_a_host_accepts_all_classes() -> None:
     had = {"x": vnode("x", "offline")}
     assert vnode_attributes.of_nobody(had, {}, {}, UNBOUND, grace=True).wanted == {
-        "x": {ACCEPTS: "priority,preemptible,protected"}
+        "x": {ACCEPTS: "priority,preemptible,protected", OFFLINE: ""}
     }
 
 
