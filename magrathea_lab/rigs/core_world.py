@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pickle
 import traceback
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,79 +26,19 @@ from magrathea.core.model import (
     Lifecycle,
     Mode,
     Patience,
-    State,
     StoppedBy,
 )
 from magrathea.core.plan import desired
 
 from . import core_oracle as oracle
+from .core_comparison import REPEATABLE, at, same_facts, view
 from .core_configurations import broken_by, configuration
 from .core_independence import gives_back, independent
 from .core_oracle import HIGH, LOW, PROTECTED
 
-View = tuple[tuple[str, State, tuple[JobClass, ...], int, tuple[int, int]], ...]
-
-REPEATABLE = (
-    ev.Claimed,
-    ev.Released,
-    ev.JobLaunched,
-    ev.AgentConnected,
-    ev.AgentLost,
-    ev.DomainStarted,
-    ev.DomainStopped,
-    ev.DomainHalted,
-    ev.DomainWentOn,
-    ev.BootRequested,
-    ev.ShutdownRequested,
-    ev.FreezeRequested,
-    ev.SleepRequested,
-    ev.SleepEnded,
-    ev.ImageLost,
-    ev.DrainRequested,
-    ev.DrainEnded,
-    ev.Faulted,
-    ev.FaultCleared,
-    ev.BooksReported,
-    ev.HubLost,
-    ev.HubFound,
-    ev.DriverLost,
-    ev.DriverFound,
-    ev.PauseRequested,
-    ev.PauseEnded,
-    ev.Reconfigured,
-    ev.TimerFired,
-    ev.MemoryReported,
-    ev.JobsGiven,
-    ev.JobsDenied,
-)
-"""Events that change nothing when they are repeated. MoM's list is none of them: it counts missing jobs."""
-
 
 class Broken(AssertionError):
     """An invariant is broken; the text has the events that led to it."""
-
-
-def at(h: Host, time: float) -> Host:
-    return handle(h, ev.TimerFired(time))[0]
-
-
-def view(h: Host, names: Iterable[str]) -> View:
-    """Everything that is published about these domains."""
-    rows = []
-    for d in (d for d in h.domains if d.name in names):
-        size = states.published(h, d)
-        rows.append((d.name, states.state_of(h, d), states.accepts(h, d), states.rank(h, d), (size.cpus, size.mib)))
-    return tuple(rows)
-
-
-def same_facts(one: Host, two: Host) -> bool:
-    """True if the facts are equal, except the time since which a domain is overtaken: that depends on what was in
-    between."""
-
-    def plain(h: Host) -> Host:
-        return replace(h, domains=tuple(replace(d, overtaken_since=None) for d in h.domains))
-
-    return plain(one) == plain(two)
 
 
 class World:
