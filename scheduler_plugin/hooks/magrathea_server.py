@@ -73,7 +73,7 @@ UNTIL_FIXED = frozenset({TWO_DOMAINS, TOO_BIG, NO_CLASS, CLASS_DIFFERS, NO_RESER
 FIRST_LATER_S, MOST_LATER_S = 5, 600
 MOST_TRIED = 10000  # jobs whose refusals are counted
 SIGNAL = "MAGRATHEA_SIGNAL"
-REFUSED = "MAGRATHEA_REFUSED"  # variable of a subjob that MoM's hook refuses; a user who sets it stops only himself
+REFUSED = "MAGRATHEA_REFUSED"  # variable of a subjob that MoM's hook refuses
 
 KEEPS, NOTHING = "magrathea_keeps", "none"  # a resource of the job, for MoM's hook; users cannot set it
 MAINTENANCE_RESERVATION = "M"  # first letter of the ids of those that only operators make (pbs_rsub --hosts)
@@ -482,6 +482,8 @@ def main():
     try:
         wanted = cpus_by_vnode(str(event.job.exec_vnode))
         recognise(pbs.server(), wanted, ours)
+        if ours and event.job.Variable_List and event.job.Variable_List.get(REFUSED):
+            event.job.Variable_List[REFUSED] = ""  # set by a user past the hooks (pbs_asyalterjob)
         check(pbs.server(), event.job, wanted, ours)
     except MayNotStart as refusal:
         refuse(event, refusal.code, refusal)

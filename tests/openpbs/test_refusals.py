@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from magrathea_lab.clusters.openpbs import USER, OpenPbsCluster
 from magrathea_lab.clusters.private_openpbs import HEAD
 from magrathea_lab.fleet import EXCLUSIVE
-from magrathea_lab.scenarios.scenarios import finish, wait, wait_all_free
+from magrathea_lab.scenarios.scenarios import finish, wait, wait_all_free, wait_state
 from scheduler_plugin.setup.hook_texts import hook_text
 
 from .jobs import LONG, command, site_hook, submit
+from .library import call
 
 REFUSALS = 200
 MANY_STARTS_S = 600.0
@@ -186,3 +187,14 @@ def test_a_subjob_that_its_host_refuses_is_tried_a_few_times_after_ever_longer_p
             wait(fleet, f"{one} computes", lambda one=one: fleet.counter(one) > 0)  # type: ignore[misc]
         fleet.pbs.run(HEAD, ["qdel", array], user=USER)
         wait_all_free(fleet, EXCLUSIVE)
+
+
+def test_a_user_cannot_mark_a_subjob_as_one_that_mom_refuses(fleet: OpenPbsCluster) -> None:
+    """PBS would try it without end, and it would take its vnode from others. No hook sees this call."""
+    array = submit(fleet, "low", "exit 0", "-h", "-J", "1-2")
+    _, error = call(fleet, "asyalter", array, ("Variable_List", "", "MAGRATHEA_REFUSED=hook-failed"))
+    assert not error, error
+    wait(fleet, "it is marked", lambda: "MAGRATHEA_REFUSED" in fleet.pbs.job(array)["Variable_List"])
+    fleet.pbs.run(HEAD, ["qrls", "-h", "u", array], user="alice")
+    wait_state(fleet, array, "F")
+    assert [sent(fleet, array.replace("[]", f"[{number}]")) for number in (1, 2)] == [1, 1]

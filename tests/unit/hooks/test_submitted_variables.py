@@ -1,6 +1,8 @@
-"""What the server's hook refuses in the variables of a submitted job."""
+"""What the server's hook refuses, or takes back, in the variables of a job."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
@@ -32,3 +34,25 @@ def test_a_submitted_job_has_no_wrong_variable_of_ours_and_is_told_so(name: str,
         "movejob", server=Server("srv", {}, {}), job=HookJob("9.srv", {"Variable_List": {name: text}})
     )
     assert moved.accepted, "it was submitted before"
+
+
+@pytest.mark.parametrize("managed", [True, False])
+@pytest.mark.parametrize("id", ["9[1].srv", "9.srv"])
+def test_a_mark_that_a_user_has_set_past_the_hook_is_taken_back_at_the_start(
+    tmp_path: Path, id: str, *, managed: bool
+) -> None:
+    """MoM would refuse the subjob without end, and PBS would try it as often."""
+    (tmp_path / "hook.json").write_text("{}")
+    available = {"magrathea_siblings": "none"} if managed else {}
+    vnodes = {"p1": {"resources_available": available, "jobs": None}}
+    attributes = {
+        "schedselect": "1:ncpus=1:magrathea_accepts=protected",
+        "exec_vnode": "(p1:ncpus=1)",
+        "Resource_List": {"select": "1:ncpus=1"},
+        "Variable_List": {"MAGRATHEA_REFUSED": "hook-failed", "HOME": "/"},
+    }
+    job = HookJob(id, attributes, {"magrathea_accepts": "protected"})
+    outcome = Hook(*HOOK, tmp_path / "hook.json").run("runjob", server=Server("srv", vnodes, {}), job=job)
+    assert outcome.accepted, outcome.message
+    assert bool(job.Variable_List["MAGRATHEA_REFUSED"]) is not managed
+    assert job.Variable_List["HOME"] == "/"
