@@ -28,6 +28,8 @@ from magrathea.decoding import UNDECODABLE
 
 MOST_NUMBER = 2**53
 """Larger ones are not exact in every reader of JSON. A domain that moves each second reaches it never."""
+MOST_NAME = 255
+"""Longest name of a host or domain. What could not be read from the disk is not taken: the whole file would be lost."""
 MOST_DOMAINS = 1_000_000
 MAX_BYTES = 512 * 1024 * 1024
 """Larger files are refused: a million records need less."""
@@ -111,7 +113,7 @@ def _founded(host: str, word: Word) -> Ownership | None:
     match word.says:
         case Says.OWNS | Says.ASKS | Says.STAYS | Says.ADOPTED:
             return Ownership(word.domain, max(1, number), host, 0)
-        case Says.GONE | Says.ENDED if number > 1 and word.about not in ("", host):
+        case Says.GONE | Says.ENDED if number > 1 and word.about != host and 0 < len(word.about) <= MOST_NAME:
             transfer = Transfer(number, host, word.about, letting=_LETTING[word.says])
             return Ownership(word.domain, number - 1, host, 0, transfer)
         case _:
@@ -129,7 +131,8 @@ def _changed(record: Ownership, host: str, word: Word) -> Ownership | None:
     if word.says is Says.STAYS:
         if record.owner != host or record.number != word.number or (transfer and transfer.letting):
             return None
-        return replace(record, number=(transfer.number if transfer else record.number) + 1, transfer=None)
+        number = (transfer.number if transfer else record.number) + 1
+        return replace(record, number=number, transfer=None) if number <= MOST_NUMBER else None
     if transfer is None or transfer.number != word.number:
         return None
     under_way = record.owner == transfer.source
@@ -158,7 +161,7 @@ _LETTING = {Says.GONE: Letting.GONE, Says.ENDED: Letting.ENDED}
 # On disk.
 
 MOST_TEXT = 1000
-_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MOST_NAME)]
 _Number = Annotated[int, msgspec.Meta(ge=1, le=MOST_NUMBER)]
 
 

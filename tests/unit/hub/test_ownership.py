@@ -178,6 +178,22 @@ def test_whatever_hosts_say_numbers_only_grow_and_the_books_stay_sound(said: lis
 # On disk.
 
 
+def test_no_host_can_make_the_books_unreadable_by_a_number_that_grows_beyond_all_bounds() -> None:
+    """The next hub would move them aside, with the records of all hosts."""
+    ledger = Ledger()
+    say(ledger, "a", Says.OWNS, MOST_NUMBER - 2)
+    for _ in range(4):
+        say(ledger, "a", Says.STAYS, ledger.records["n1"].number)
+    assert decoded(encoded(ledger)).records == ledger.records
+
+
+@pytest.mark.parametrize("says", [Says.GONE, Says.ENDED])
+def test_nor_by_a_target_whose_name_is_too_long(says: Says) -> None:
+    ledger = Ledger()
+    say(ledger, "a", says, 5, "x" * 256)
+    assert decoded(encoded(ledger)).records == ledger.records == {}
+
+
 def test_the_books_are_read_as_they_were_written() -> None:
     ledger = Ledger([*moving(ready=True, letting=Letting.GONE).records.values(), Ownership("n2", 4, "c", 9)], base=77)
     again = decoded(encoded(ledger))
