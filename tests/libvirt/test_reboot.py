@@ -21,8 +21,9 @@ from magrathea_lab.rigs.guest_host import Hypervisor, Machine, Size, machine
 from magrathea_lab.waiting import BOUND_S, until
 
 NUMBERS = 300
-"""Lines of a job's output; each takes a tenth of a second or more."""
-COUNTING = f"i=0; while [ $i -lt {NUMBERS} ]; do i=$((i+1)); echo $i; sleep 0.1; done; echo done"
+"""Lines of a job's output; each takes a quarter of a second or more. On a busy machine half a minute passes until the
+jobs sleep."""
+COUNTING = f"i=0; while [ $i -lt {NUMBERS} ]; do i=$((i+1)); echo $i; sleep 0.25; done; echo done"
 OUTPUT = "".join(f"{i}\n" for i in range(1, NUMBERS + 1)) + "done\n"
 SHUTDOWN = '[shutdown]\ndomains = "sleep"\n'
 BOOTED = 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"'
