@@ -165,6 +165,7 @@ def test_a_host_that_asks_about_its_running_jobs_is_answered_without_pbs_until_o
     async def test(world: RealHub) -> None:
         world.pbs.put(replace(job(vnodes=("n1",)), exec_vnode="(n1:ncpus=2:mem=5mb+n2:ncpus=1)+(n1:ncpus=1)"))
         (host,) = await heard(world, "n1")
+        await world.until(lambda: world.hub is not None and world.hub.farm.knows_pbs, "it has read all jobs")
         told = await answer(host, claim=False)
         assert (told.given, told.cpus, told.memory_mib) == (True, 3, 5)
         assert ("job", "1.srv") not in world.pbs.calls, "it was among all jobs that the hub has read"
