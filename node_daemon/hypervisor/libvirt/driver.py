@@ -328,11 +328,6 @@ class LibvirtDriver:
         await self._change(domain, f"ending domain {domain}", work, 30.0)
 
     async def save(self, domain: str) -> None:
-        self._check(domain, saves=True)
-        found = await self._known_abilities()
-        if not found.save:
-            raise DriverError(RefusalCode.NOT_SUPPORTED, f"domain {domain}: {found.kind} does not save domains to disk")
-
         def work(one: Any) -> None:
             self._must_run(domain, one)
             images.save(self._error, one, domain, self._link_constant("VIR_DOMAIN_SAVE_RUNNING"))
@@ -342,7 +337,7 @@ class LibvirtDriver:
 
     async def save_needs(self, domain: str) -> SaveNeeds:
         self._check(domain, saves=True)
-        found = await self._known_abilities()
+        found = await self._abilities_to_save(domain)
 
         def work(one: Any) -> SaveNeeds:
             self._must_run(domain, one)
@@ -353,6 +348,7 @@ class LibvirtDriver:
 
     async def image_fault(self, domain: str) -> str:
         self._check(domain)
+        await self._abilities_to_save(domain)
         what = f"looking at the image of domain {domain}"
         return await self._of_domain(domain, what, lambda one: images.fault(self._error, one), CALL_DEADLINE_S)
 
@@ -402,6 +398,12 @@ class LibvirtDriver:
             await self.actual()
         assert self._abilities is not None
         return self._abilities
+
+    async def _abilities_to_save(self, domain: str) -> Abilities:
+        found = await self._known_abilities()
+        if not found.save:
+            raise DriverError(RefusalCode.NOT_SUPPORTED, f"domain {domain}: {found.kind} does not save domains to disk")
+        return found
 
     async def _change(
         self, domain: str, what: str, work: Callable[[Any], None], seconds: float = CALL_DEADLINE_S, saves: bool = False
