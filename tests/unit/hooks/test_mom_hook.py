@@ -2,100 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import socket
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from magrathea_lab.pbs_standin.pbs_module import Entity, Hook, HookJob, HookOutcome, Server
-from scheduler_plugin.setup.hook_texts import hook_text
-
-HOOK = ("magrathea_mom", hook_text("magrathea_mom"))
-
-
-class FakeAgent:
-    """Answers each request from `answers` by its op; None: never. `heard`: the requests."""
-
-    def __init__(self, path: Path) -> None:
-        self.answers: dict[str, Any] = {}
-        self.heard: list[dict[str, Any]] = []
-        self._held: list[socket.socket] = []
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.bind(str(path))
-        self._socket.listen(8)
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                link, _ = self._socket.accept()
-            except OSError:
-                return  # closed
-            request = json.loads(link.makefile().readline())
-            self.heard.append(request)
-            answer = self.answers.get(request["op"], {"ok": True})
-            if isinstance(answer, list):
-                answer = answer.pop(0)
-            if answer is None:
-                self._held.append(link)
-                continue
-            link.sendall(answer if isinstance(answer, bytes) else json.dumps(answer).encode() + b"\n")
-            link.close()
-
-    def close(self) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
-        for link in self._held:
-            link.close()
-        self._thread.join(5)
-
-
-@pytest.fixture
-def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An agent is configured on this machine; returns the path of its socket."""
-    path = tmp_path / "agent.sock"
-    config = tmp_path / "agent.json"
-    config.write_text(json.dumps({"channel": "unix:/x", "socket": str(path), "state": "/y"}))
-    monkeypatch.setenv("MAGRATHEA_AGENT_CONF", str(config))
-    return path
-
-
-@pytest.fixture
-def agent(configured: Path) -> Iterator[FakeAgent]:
-    agent = FakeAgent(configured)
-    yield agent
-    agent.close()
-
-
-def a_job(**changes: Any) -> HookJob:
-    attributes: dict[str, Any] = {
-        "run_version": 2,
-        "schedselect": "1:ncpus=2:mem=100mb:magrathea_accepts=preemptible",
-        "exec_vnode": "(n1:ncpus=2:mem=102400kb)",
-        "exec_host2": "n1:15002/0*2",
-        "euser": "alice",
-        "substate": 42,
-    }
-    return HookJob(changes.pop("id", "12.srv"), {**attributes, **changes})
-
-
-def run(
-    event: str,
-    job: HookJob | None = None,
-    jobs: tuple[HookJob, ...] = (),
-    here: str = "n1",
-    pbs_home: Path = Path("/nowhere"),
-) -> HookOutcome:
-    own = {here: Entity("name", here, {})}
-    listed = {job.id: job for job in jobs} if event == "exechost_periodic" else None
-    hook = Hook(*HOOK, pbs_home=pbs_home)
-    return hook.run(event, server=Server("srv", {}, {}), vnode=here, job=job, vnode_list=own, job_list=listed)
+from .mom_rig import FakeAgent, a_job, run
 
 
 def test_without_an_agent_configured_everything_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,65 +319,6 @@ def test_a_starting_mom_reports_a_missing_agent(configured: Path) -> None:
     assert any("first contact" in line for line in started.log)
 
 
-def test_the_prologue_asks_until_the_memory_is_there(agent: FakeAgent) -> None:
-    agent.answers["prepared"] = [{"ok": True, "ready": False}, {"ok": True, "ready": True}]
-    assert run("execjob_prologue", a_job()).accepted
-    assert [request["op"] for request in agent.heard] == ["prepared", "prepared"]
-
-
-def test_memory_that_is_known_not_to_come_is_not_waited_for(agent: FakeAgent) -> None:
-    numbers = "p1 needs 1692 MiB and can have 768"
-    agent.answers["prepared"] = {"ok": False, "code": "memory-short", "text": numbers, "retry_after_s": 60}
-    refused = run("execjob_prologue", a_job())
-    assert not refused.accepted and numbers in refused.message
-    assert len(agent.heard) == 1
-
-
-SEVERAL = "(n1:ncpus=2)+(n2:ncpus=1:mem=1kb+n2:ncpus=1)+(n3:ncpus=1)"
-
-
-def test_the_first_host_of_several_asks_for_all_of_them(agent: FakeAgent) -> None:
-    agent.answers["prepared"] = {"ok": True, "ready": True}
-    assert run("execjob_prologue", a_job(exec_vnode=SEVERAL)).accepted
-    assert run("execjob_prologue", a_job(exec_vnode="(n1:ncpus=1)+(n1:ncpus=1)")).accepted
-    several, single = agent.heard
-    assert several["vnodes"] == ["n1", "n2", "n3"]
-    assert single["vnodes"] == ["n1"]
-
-
-def test_very_many_parts_are_asked_for_in_turns(agent: FakeAgent) -> None:
-    """All parts together would not fit a line of the guest channel."""
-    agent.answers["prepared"] = [{"ok": True, "ready": ready} for ready in (True, False, True, True)]
-    names = [f"n{number:03}" for number in range(450)]
-    assert run("execjob_prologue", a_job(exec_vnode="+".join(f"({name}:ncpus=1)" for name in names))).accepted
-    first, second, again, last = [request["vnodes"] for request in agent.heard]
-    assert second == again
-    assert first + second + last == names
-
-
-@pytest.mark.parametrize("code", ["hub-lost", "domain-unknown"])
-def test_unknown_parts_are_not_waited_for(agent: FakeAgent, code: str) -> None:
-    agent.answers["prepared"] = {"ok": False, "code": code, "text": "nothing was heard for 60 s", "retry_after_s": 5}
-    refused = run("execjob_prologue", a_job(exec_vnode=SEVERAL))
-    assert not refused.accepted and "nothing was heard" in refused.message
-    assert len(agent.heard) == 1
-
-
-def test_a_prologue_that_gives_up_names_what_it_waited_for(agent: FakeAgent, monkeypatch: pytest.MonkeyPatch) -> None:
-    agent.answers["prepared"] = {"ok": True, "ready": False, "text": "waits for its memory: h2: n2"}
-    slept = [0.0]
-    clock = time.monotonic
-    monkeypatch.setattr(time, "monotonic", lambda: clock() + slept[0])
-    monkeypatch.setattr(time, "sleep", lambda seconds: slept.append(slept.pop() + 600))
-    refused = run("execjob_prologue", a_job(exec_vnode=SEVERAL))
-    assert not refused.accepted and "waits for its memory: h2: n2" in refused.message
-
-
-def test_on_a_sister_the_prologue_returns_at_once(agent: FakeAgent) -> None:
-    assert run("execjob_prologue", a_job(mother_superior=False)).accepted
-    assert agent.heard == []
-
-
 def test_the_socket_is_found_however_the_file_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent: FakeAgent, configured: Path
 ) -> None:
@@ -502,13 +356,6 @@ def test_a_job_that_cannot_be_described_keeps_no_other_from_the_list(agent: Fake
 def test_a_qdel_is_reported(agent: FakeAgent) -> None:
     assert run("execjob_preterm", a_job()).accepted
     assert agent.heard == [{"op": "ending", "job": {"id": "12.srv", "run": 2}}]
-
-
-def test_the_prologue_gives_up_a_job_that_was_deleted_meanwhile(agent: FakeAgent) -> None:
-    agent.answers["prepared"] = {"ok": False, "code": "deleted", "text": "job 12.srv is being deleted"}
-    refused = run("execjob_prologue", a_job())
-    assert not refused.accepted
-    assert refused.changes == {"delete": True}
 
 
 @pytest.mark.parametrize(("kept", "expected"), [("lic_a,lic_b", "lic_a,lic_b"), ("none", None), (None, None)])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.hooks.test_mom_hook import a_job, run
+from tests.unit.hooks.mom_rig import a_job, run
 
 MAKERS: dict[str, Callable[[Path], object]] = {
     "pipe": os.mkfifo,
