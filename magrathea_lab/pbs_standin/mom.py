@@ -90,7 +90,7 @@ class Mom:
         self.server_name = ""
         self.tasks: dict[str, Task] = {}
         self._children: dict[int, Callable[[int], None]] = {}
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Future[Any]] = set()
         self._writer: asyncio.StreamWriter | None = None
 
     # Hooks
@@ -272,15 +272,16 @@ class Mom:
         if self._writer is not None:
             self._writer.write(json.dumps(message).encode() + b"\n")
 
-    def in_background(self, work: Any, what: str) -> None:
-        def ended(done: asyncio.Task[None]) -> None:
+    def in_background(self, work: Any, what: str) -> asyncio.Future[Any]:
+        def ended(done: asyncio.Future[Any]) -> None:
             self._background.discard(done)
             if not done.cancelled() and done.exception() is not None:
                 self.log(f"{what} failed: {done.exception()!r}")
 
-        task = asyncio.ensure_future(work)
+        task: asyncio.Future[Any] = asyncio.ensure_future(work)
         self._background.add(task)
         task.add_done_callback(ended)
+        return task
 
     def reap(self) -> None:
         while True:
@@ -296,14 +297,17 @@ class Mom:
     async def _periodically(self) -> None:
         await self.hook_beside("exechost_startup")
         last, due = time.monotonic(), time.monotonic() + self.period_s
+        hook: asyncio.Future[Any] | None = None
         while True:
             await asyncio.sleep(TICK_S)
             now = time.monotonic()
             self.tick(now - last)
             last = now
-            if now >= due:
+            if hook is not None and not hook.done():
+                due = now + self.period_s  # like OpenPBS: on a busy machine hooks would pile up and make it busier
+            elif now >= due:
                 due = now + self.period_s
-                self.in_background(self.hook_beside("exechost_periodic"), "exechost_periodic")
+                hook = self.in_background(self.hook_beside("exechost_periodic"), "exechost_periodic")
 
     async def run(self, server: Path, offer: Json) -> None:
         """Serve until the server closes the connection or SIGTERM arrives."""
