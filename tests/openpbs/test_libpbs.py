@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from magrathea.pbs_text.states import DEAD_STATES
 from magrathea_lab.clusters.private_openpbs import FIRST_UID, HEAD, USERS, PrivateOpenPbs
 from magrathea_lab.waiting import BOUND_S
 from scheduler_plugin.pbs.base import Code
@@ -95,14 +94,6 @@ def test_jobs_are_those_that_moms_have_suspended_ones_and_subjobs_too(
     finally:
         pbs_cluster.run(HEAD, ["qdel", "-W", "force", array, waiting], check=False)
         pbs_cluster.wait(lambda: all(pbs("job", one) is None for one in subjobs), "their end", BOUND_S)
-
-
-def test_a_vnode_that_its_mom_does_not_have_is_dead_as_pbs_writes_it(pbs: Remote, pbs_cluster: PrivateOpenPbs) -> None:
-    pbs_cluster.qmgr("create node extra Mom=n1")
-    try:
-        pbs_cluster.wait(lambda: DEAD_STATES & set(vnode(pbs, "extra")["state"]), "MoM has not named it", BOUND_S)
-    finally:
-        pbs_cluster.qmgr("delete node extra")
 
 
 def test_an_operator_may_do_all_of_it(pbs_cluster: PrivateOpenPbs, job: str) -> None:
