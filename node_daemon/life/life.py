@@ -32,7 +32,7 @@ from ..guest_channel.channel import AgentError, GuestChannel
 from ..hypervisor.base import CPU, LIFE, SAVE, DomainChange, Driver, DriverError
 from ..retries import Retries, Slot, loop_time, sentence
 from ..switch.switch import Switch
-from .mom_connections import MomConnections
+from .restored_moms import RestoredMoms
 from .saves import Saves
 from .site_scripts import SiteScripts
 
@@ -97,7 +97,7 @@ class Life:
         """Those of them whose agents were asked."""
         self._from_image: set[str] = set()
         """Domains booted from an image. Their clocks have stood still."""
-        self._mom_connections = MomConnections(daemon.channels)
+        self._restored_moms = RestoredMoms(daemon.channels)
         self._retries = Retries(RETRY_S)
         self._wake: asyncio.Handle | None = None
         self._closed = False
@@ -139,7 +139,7 @@ class Life:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._mom_connections.close()
+        await self._restored_moms.close()
 
     # Looking
 
@@ -210,7 +210,7 @@ class Life:
         self._daemon.apply(event)
         if isinstance(event, ev.DomainStopped | ev.FreezeEnded) and domain.name in self._daemon.channels:
             self._daemon.channels[domain.name].drop()  # an old connection would look like a registration later
-            self._mom_connections.withdraw(domain.name)
+            self._restored_moms.withdraw(domain.name)
         if went_down:
             self._daemon.site_scripts.begin("after-shutdown", domain.name)
         if isinstance(event, ev.FreezeEnded):
@@ -378,7 +378,7 @@ class Life:
 
     def _reconnect_mom(self, name: str) -> None:
         if self._agent_can(name, "reconnect"):
-            self._mom_connections.end_soon(name)
+            self._restored_moms.end_soon(name)
         else:
             log.info("%s: MoM notices by itself that its connection to PBS is dead; a newer agent would tell it", name)
 

@@ -377,6 +377,7 @@ class TestVnodes:
         self, hub: SimHub, pbs: FakePbs
     ) -> None:
         new = SimHub(pbs, hub.farm.entries.kept, hub.at)
+        new.at += LEASE_S + 1
         assert self.wanted(new)[OFFLINE]
         pbs.connect().set_vnode("n1", {"resources_available.magrathea_host": ""})
         new.read()

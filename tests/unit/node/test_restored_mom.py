@@ -10,7 +10,7 @@ import pytest
 
 from magrathea.core.model import State
 from node_daemon.life import life
-from node_daemon.life.mom_connections import AGAIN_S, NOTICED_S
+from node_daemon.life.restored_moms import AGAIN_S, NOTICED_S
 
 from .life_scene import Scene, play
 

@@ -30,7 +30,7 @@ PASSING = frozenset({RefusalCode.NO_AGENT, RefusalCode.TIMEOUT, RefusalCode.BUSY
 """Codes after which the same agent may succeed: it connects anew, was too slow, or is still at it."""
 
 
-class MomConnections:
+class RestoredMoms:
     """The requests to agents that are under way, at most one of each domain."""
 
     def __init__(self, channels: Mapping[str, GuestChannel]) -> None:
