@@ -358,7 +358,8 @@ class Rig:
         if fields is None:
             return True
         agent = self.agent.pid if self.agent else 0
-        return int(fields[1]) == agent and (not command_line(pid) or is_same_program(pid, agent))
+        # in this order: one that ends in between has no command line then
+        return int(fields[1]) == agent and (is_same_program(pid, agent) or not command_line(pid))
 
     def readers(self) -> list[int]:
         """The agent's own children that are still the agent's program."""
