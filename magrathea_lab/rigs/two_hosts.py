@@ -257,6 +257,9 @@ class TwoHosts(Opened):
             guest.wait()
             guest.kill("rewrite.py")
             guest.sh("rm -f /tmp/rewrite.*")
+            if name in self._disks:  # a move that a crash ended may have left one where the guest is not
+                elsewhere = self.other(self.home(name)).libvirtd.folder / "disks"
+                (elsewhere / f"{name}.qcow2").unlink(missing_ok=True)
 
     def revive(self, name: str) -> None:
         """Boot the guest anew if it does not answer, as may happen after a `live` move."""
