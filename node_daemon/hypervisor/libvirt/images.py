@@ -22,7 +22,7 @@ from magrathea.core.refusals import RefusalCode
 from ..base import DriverError, SaveNeeds
 from .connection import Connection
 from .movable import networks
-from .pinning import Network, pools_of_functions
+from .pinning import PARTS, Network, pools_of_functions
 from .translation import ERROR_CODES
 
 MARGIN_MIB = 64
@@ -33,18 +33,11 @@ NO_IMAGE = "there is none"
 UNREADABLE = "libvirt's message contains bytes that are no text, as of a damaged image; libvirtd's log has them"
 """In the place of QEMU's last words: libvirt's Python binding cannot hand these over."""
 
-DEVICES = {
-    "devices/hostdev[@type='pci']": "a passed-through PCI device",
-    "devices/hostdev[@type='mdev']": "a mediated device (a share of a GPU, say)",
+DEVICES = PARTS | {
     "devices/hostdev[@type='scsi_host']": "a passed-through SCSI controller",
-    "devices/interface[@type='hostdev']": "a passed-through network device",
-    "devices/interface[@type='vdpa']": "a vDPA network device",
-    "devices/disk[@type='vhostvdpa']": "a vDPA disk",
-    "devices/disk[@type='nvme']": "an NVMe disk that QEMU drives itself",
     "devices/filesystem/driver[@type='virtiofs']": "a file system of its host (virtiofs)",
-    "launchSecurity": "encryption of its memory",
 }
-"""Parts of a domain's XML whose state cannot be saved."""
+"""Parts of a domain's XML whose state cannot be saved: what uses its memory at fixed places, and more."""
 
 
 def obstacle(xml: str, network: Network) -> str:

@@ -37,6 +37,8 @@ def fake(connection: Any, monkeypatch: pytest.MonkeyPatch) -> FakeLibvirt:
         (HOSTDEV.format("pci"), "", "PCI"),
         (HOSTDEV.format("mdev"), "", "mediated"),
         ("<interface type='hostdev'/>", "", "network device"),
+        (HOSTDEV.format("scsi_host"), "", "SCSI controller"),
+        ("<disk type='file'><backingStore type='nvme'/></disk>", "", "NVMe"),
         ("<filesystem type='mount'><driver type='virtiofs'/></filesystem>", "", "virtiofs"),
         ("", "<launchSecurity type='sev'/>", "encryption"),
         (INTERFACE, "", "'vfs'"),
