@@ -48,6 +48,24 @@ def hub(pbs: FakePbs) -> SimHub:
     return hub
 
 
+def preempting(pbs: FakePbs) -> SimHub:
+    """A hub with a job that is stopped in n1, and suspended in PBS."""
+    hub = SimHub(pbs)
+    hub.says("h1", domain("n1", [stopped()]))
+    hub.settle(1)
+    return hub
+
+
+def preempting_on_two_hosts(pbs: FakePbs) -> SimHub:
+    """The same with a job that has a second part, in n2 of the host h2."""
+    pbs.put(job(vnodes=("n1", "n2")))
+    hub = SimHub(pbs)
+    hub.says("h2", domain("n2", [report()]))
+    hub.says("h1", domain("n1", [stopped()]))
+    hub.settle(1)
+    return hub
+
+
 def falls_asleep(hub: SimHub) -> None:
     hub.says("h1", asleep("n1", [held()]))
     hub.pbs.put_vnode("n1", "down")
@@ -106,11 +124,7 @@ class TestWhileItSleeps:
 
     def test_a_requeue_that_another_host_wants_waits(self, pbs: FakePbs) -> None:
         """Its part there has been stopped for longer than that host's limit, because of the sleep."""
-        pbs.put(job(vnodes=("n1", "n2")))
-        hub = SimHub(pbs)
-        hub.says("h2", domain("n2", [report()]))
-        hub.says("h1", domain("n1", [stopped()]))
-        hub.settle(1)
+        hub = preempting_on_two_hosts(pbs)
         hub.says("h1", asleep("n1", [held()]))
         hub.says("h2", domain("n2", [report(stop=True, requeue=True, stopped_since=NOW, booked=True)]))
         hub.after(DAY_S)
@@ -139,11 +153,7 @@ class TestWhileItSleeps:
         assert hub.state() == "R" and hub.done == before
 
     def test_a_second_part_that_is_awake_stands_still_until_the_sleeper_is_back(self, pbs: FakePbs) -> None:
-        pbs.put(job(vnodes=("n1", "n2")))
-        hub = SimHub(pbs)
-        hub.says("h2", domain("n2", [report()]))
-        hub.says("h1", domain("n1", [stopped()]))
-        hub.settle(1)
+        hub = preempting_on_two_hosts(pbs)
         falls_asleep(hub)
         assert hub.books("h2") == [("1.srv", True, True)]
         hub.says("h2", domain("n2", [given_back()]))
@@ -155,11 +165,7 @@ class TestWhileItSleeps:
         assert hub.state() == "R"
 
     def test_both_parts_sleep_and_the_job_goes_on_with_the_last_one(self, pbs: FakePbs) -> None:
-        pbs.put(job(vnodes=("n1", "n2")))
-        hub = SimHub(pbs)
-        hub.says("h2", domain("n2", [report()]))
-        hub.says("h1", domain("n1", [stopped()]))
-        hub.settle(1)
+        hub = preempting_on_two_hosts(pbs)
         falls_asleep(hub)
         hub.says("h2", asleep("n2", [held()]))
         hub.after(DAY_S)
@@ -198,9 +204,7 @@ class TestAWake:
 
     def test_after_a_short_sleep_pbs_is_not_believed_at_once(self, pbs: FakePbs) -> None:
         """It has not noticed that MoM was away; a resume would fail, and take the suspension's flag away."""
-        hub = SimHub(pbs)
-        hub.says("h1", domain("n1", [stopped()]))
-        hub.settle(1)
+        hub = preempting(pbs)
         hub.says("h1", asleep("n1", [held()]))
         hub.after(5)
         wakes(hub, given_back())
@@ -215,11 +219,7 @@ class TestAWake:
 
     def test_a_mom_that_takes_long_is_not_missed_before_the_time(self, pbs: FakePbs) -> None:
         """One of the job's MoMs is there, so that a requeue would be possible."""
-        pbs.put(job(vnodes=("n1", "n2")))
-        hub = SimHub(pbs)
-        hub.says("h2", domain("n2", [report()]))
-        hub.says("h1", domain("n1", [stopped()]))
-        hub.settle(1)
+        hub = preempting_on_two_hosts(pbs)
         falls_asleep(hub)
         wakes(hub, given_back())
         hub.after(WAKING_S - 1)
@@ -327,9 +327,7 @@ class TestComments:
         assert len(hub.done) - before == 1
 
     def test_a_long_reason_leaves_room_for_the_way_back(self, pbs: FakePbs) -> None:
-        hub = SimHub(pbs)
-        hub.says("h1", domain("n1", [stopped()]))
-        hub.settle(1)
+        hub = preempting(pbs)
         hub.says("h1", asleep("n1", [held()], reason="x" * 4000 + "\nsecond line"))
         hub.settle(1)
         text = pbs.jobs["1.srv"].comment
