@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from magrathea.core.model import JobClass
 
 FIRST_S, MOST_S = 2.0, 16.0
-"""Shortest and longest pause; each is twice the one before. Other jobs of the class wait there as long, so that a user
-whose subjobs are refused holds nobody up for more than some seconds."""
+"""Shortest and longest pause; each is twice the one before. Other jobs of the class wait there as long, and
+longer if PBS tries the same subjob first after each pause."""
 
 
 @dataclass(frozen=True, slots=True)
