@@ -1,7 +1,8 @@
 """The messages between node daemons, hub and commands: every message with its types and bounds.
 
 Encoding: JSON by msgspec; unknown fields and wrong types are refused (`decode` raises `BadMessage`). The guest channel
-has its own messages (node_daemon/guest_channel/messages.py), because the agent has no msgspec.
+has its own messages (node_daemon/guest_channel/messages.py), because the agent has no msgspec. What they are made
+of is in message_base.py.
 
 Rule 1: a Snapshot has everything about its host; a later one (boot_id, revision) replaces it completely.
 Rule 2: a Books has everything about a host's jobs; a later one replaces it completely. No message is a difference, so a
@@ -14,9 +15,6 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-from magrathea.decoding import UNDECODABLE
-
-from . import job_ids
 from .core.model import (
     JobClass,
     Kind,
@@ -29,32 +27,23 @@ from .core.model import (
     State,
     StoppedBy,
 )
-
-MAX_BYTES = 4 * 1024 * 1024
-"""A larger message is refused unread: 64 domains of 200 jobs are about 3 MiB."""
-
-Word = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
-"""Names of hosts, domains and vnodes; 255 is PBS's limit for a vnode's name."""
-
-JobId = Annotated[str, msgspec.Meta(pattern=job_ids.PATTERN, max_length=job_ids.MOST)]
-
-Sentence = Annotated[str, msgspec.Meta(max_length=4096)]
-MOST_COUNT = 2**40
-Count = Annotated[int, msgspec.Meta(ge=0, le=MOST_COUNT)]
-Rank = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31)]
-Time = Annotated[float, msgspec.Meta(ge=0, le=2**36)]
-"""Seconds. 2**36 as a date is in the year 4147, which all of Python's calendars can still handle."""
-
-MOST_DOMAINS, MOST_JOBS, MOST_NOTES, MOST_REFUSED, MOST_ENTRIES = 256, 8192, 1024, 64, 10_000
-"""In one message: far more than any host has, but few enough to bound a snapshot's memory and time."""
-
-
-class BadMessage(Exception):
-    """A message is too large, not JSON, of an unknown type, or has a wrong field; the text names it."""
-
-
-class Message(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", kw_only=True, frozen=True):
-    """Base of all messages; the tag is the class's name in lower case."""
+from .message_base import MAX_BYTES as MAX_BYTES
+from .message_base import MOST_COUNT as MOST_COUNT
+from .message_base import MOST_DOMAINS as MOST_DOMAINS
+from .message_base import MOST_ENTRIES as MOST_ENTRIES
+from .message_base import MOST_JOBS as MOST_JOBS
+from .message_base import MOST_NOTES as MOST_NOTES
+from .message_base import MOST_REFUSED as MOST_REFUSED
+from .message_base import BadMessage as BadMessage
+from .message_base import Count as Count
+from .message_base import JobId as JobId
+from .message_base import Message as Message
+from .message_base import Rank as Rank
+from .message_base import Sentence as Sentence
+from .message_base import Time as Time
+from .message_base import Word as Word
+from .message_base import decode
+from .message_base import encode as encode
 
 
 class JobReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -408,27 +397,13 @@ ToHost = Books | Heartbeat | Resend | HistoryAsked | PartsTold | GivenTold
 
 _to_hub = msgspec.json.Decoder(ToHub)
 _to_host = msgspec.json.Decoder(ToHost)
-_encoder = msgspec.json.Encoder()
-
-
-def encode(message: msgspec.Struct) -> bytes:
-    return _encoder.encode(message)
-
-
-def _decode(decoder: msgspec.json.Decoder[ToHub] | msgspec.json.Decoder[ToHost], data: bytes) -> ToHub | ToHost:
-    if len(data) > MAX_BYTES:
-        raise BadMessage(f"message of {len(data)} bytes; the limit is {MAX_BYTES}")
-    try:
-        return decoder.decode(data)
-    except UNDECODABLE as error:  # ValidationError is one of them
-        raise BadMessage(str(error)) from error
 
 
 def decode_to_hub(data: bytes) -> ToHub:
     """A message from a host to the hub. Raises BadMessage."""
-    return _decode(_to_hub, data)  # type: ignore[return-value]
+    return decode(_to_hub, data)  # type: ignore[no-any-return]
 
 
 def decode_to_host(data: bytes) -> ToHost:
     """A message from the hub to a host. Raises BadMessage."""
-    return _decode(_to_host, data)  # type: ignore[return-value]
+    return decode(_to_host, data)  # type: ignore[no-any-return]

@@ -20,9 +20,8 @@ from .core.model import Domain, Job
 from .core.moves import Letting, Ownership, Parcel, Says, Transfer
 from .core.moves import Word as Said
 from .core.refusals import RefusalCode
-from .decoding import UNDECODABLE
 from .job_ids import is_job_id
-from .messages import MAX_BYTES, MOST_COUNT, MOST_DOMAINS, MOST_JOBS, BadMessage, Count, Message, Sentence, Time, Word
+from .message_base import MOST_COUNT, MOST_DOMAINS, MOST_JOBS, BadMessage, Count, Message, Sentence, Time, Word, decode
 
 MOST_NUMBER = 2**53
 """Of an ownership: larger ones are not exact in every reader of JSON."""
@@ -166,26 +165,17 @@ _object = msgspec.json.Decoder(dict[str, Any])
 
 def decode_from_host(data: bytes) -> FromHost:
     """A message about moves from a host to the hub. Raises BadMessage."""
-    return _decode(_from_host, data)  # type: ignore[no-any-return]
+    return decode(_from_host, data)  # type: ignore[no-any-return]
 
 
 def decode_from_hub(data: bytes) -> FromHub:
     """A message about moves from the hub to a host. Raises BadMessage."""
-    return _decode(_from_hub, data)  # type: ignore[no-any-return]
-
-
-def _decode(decoder: msgspec.json.Decoder[Any], data: bytes) -> Any:
-    if len(data) > MAX_BYTES:
-        raise BadMessage(f"message of {len(data)} bytes; the limit is {MAX_BYTES}")
-    try:
-        return decoder.decode(data)
-    except UNDECODABLE as error:  # ValidationError is one of them
-        raise BadMessage(str(error)) from error
+    return decode(_from_hub, data)  # type: ignore[no-any-return]
 
 
 def _facts(data: bytes) -> Domain:
-    facts: Domain = _decode(_domain, data)
-    unknown = sorted(_unknown(_decode(_object, data), facts))
+    facts: Domain = decode(_domain, data)
+    unknown = sorted(_unknown(decode(_object, data), facts))
     if unknown:
         raise BadMessage(f"facts that are not known here: {', '.join(unknown)}; upgrade this host first")
     if not 1 <= len(facts.name) <= 255 or len(facts.jobs) > MOST_JOBS or len(facts.ended) > MOST_JOBS:
