@@ -1,12 +1,13 @@
 """The messages between node daemons, hub and commands: every message with its types and bounds.
 
 Encoding: JSON by msgspec; unknown fields and wrong types are refused (`decode` raises `BadMessage`). The guest channel
-has its own messages (node_daemon/guest_channel/messages.py), because the agent has no msgspec. What they are made
-of is in message_base.py.
+has its own messages (node_daemon/guest_channel/messages.py), because the agent has no msgspec. Those about moves are in
+move_messages.py.
 
 Rule 1: a Snapshot has everything about its host; a later one (boot_id, revision) replaces it completely.
 Rule 2: a Books has everything about a host's jobs; a later one replaces it completely. No message is a difference, so a
 lost message only costs time.
+Rule 3: a message of a newer release goes only to those that know it, by the version in their heartbeats.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from __future__ import annotations
 from typing import Annotated, NamedTuple
 
 import msgspec
+
+from magrathea import __version__
 
 from .core.model import (
     JobClass,
@@ -44,6 +47,7 @@ from .message_base import Time as Time
 from .message_base import Word as Word
 from .message_base import decode
 from .message_base import encode as encode
+from .move_messages import MoveRefused, MoveWords, Ownerships, ParcelSent
 
 
 class JobReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -176,7 +180,8 @@ class Heartbeat(Message, frozen=True, tag="heartbeat", omit_defaults=True):
     """In both directions, every `HEARTBEAT_S`.
 
     From a host it has the last revision, so that the hub can ask for a missing one. It also has the host's clock and
-    version, for `magrathea doctor`. A hub sends its version, too: without one it does not know `GivenAsked`.
+    version, for `magrathea doctor`. A hub sends its version, too: without one it does not know `GivenAsked`. Who knows
+    the messages about moves says so in it (`KNOWS_MOVES`).
     """
 
     sender: Word
@@ -392,8 +397,23 @@ class Outlook(msgspec.Struct, kw_only=True, frozen=True):
 HEARTBEAT_S = 2.0
 """Seconds between heartbeats. After three missing ones a host is `unknown` to PBS."""
 
-ToHub = Snapshot | Heartbeat | HistoryTold | PartsAsked | GivenAsked
-ToHost = Books | Heartbeat | Resend | HistoryAsked | PartsTold | GivenTold
+KNOWS_MOVES = f"{__version__}+moves"
+"""The version in the heartbeats of hubs and hosts that know the messages about moves. What is known stands after a `+`:
+a peer of an older release would refuse a heartbeat with a new field."""
+
+
+def knows_moves(version: str) -> bool:
+    """True if the sender of a heartbeat with that version knows the messages about moves."""
+    return "moves" in version.partition("+")[2].split(".")
+
+
+def release(version: str) -> str:
+    """The release's number in the version of a heartbeat."""
+    return version.partition("+")[0]
+
+
+ToHub = Snapshot | Heartbeat | HistoryTold | PartsAsked | GivenAsked | MoveWords | ParcelSent
+ToHost = Books | Heartbeat | Resend | HistoryAsked | PartsTold | GivenTold | Ownerships | MoveRefused | ParcelSent
 
 _to_hub = msgspec.json.Decoder(ToHub)
 _to_host = msgspec.json.Decoder(ToHost)

@@ -1,7 +1,7 @@
 """The messages about moves between hosts and hub (docs/moves.md), with their types and bounds.
 
-Encoding as in messages.py. A word, a record and a parcel are values of the core (core/moves.py); here they get the
-bounds of what comes from another machine. `decode` raises BadMessage.
+They are among those that messages.py decodes. A word, a record and a parcel are values of the core (core/moves.py);
+here they get the bounds of what comes from another machine.
 
 Rule 1: a parcel goes through the hub unread: only its target reads the facts in it, and believes none before it has
 checked all of them. A fact that the target does not know is refused, not left out: it would be lost.
@@ -154,23 +154,8 @@ def parcel_of(parcel: Parcel, to: str) -> ParcelSent:
     )
 
 
-FromHost = MoveWords | ParcelSent
-FromHub = Ownerships | MoveRefused | ParcelSent
-
-_from_host = msgspec.json.Decoder(FromHost)
-_from_hub = msgspec.json.Decoder(FromHub)
 _domain = msgspec.json.Decoder(Domain)
 _object = msgspec.json.Decoder(dict[str, Any])
-
-
-def decode_from_host(data: bytes) -> FromHost:
-    """A message about moves from a host to the hub. Raises BadMessage."""
-    return decode(_from_host, data)  # type: ignore[no-any-return]
-
-
-def decode_from_hub(data: bytes) -> FromHub:
-    """A message about moves from the hub to a host. Raises BadMessage."""
-    return decode(_from_hub, data)  # type: ignore[no-any-return]
 
 
 def _facts(data: bytes) -> Domain:

@@ -28,6 +28,7 @@ from magrathea.core.readiness import Unready, together
 from magrathea.logs import RationedLog
 from magrathea.messages import (
     HEARTBEAT_S,
+    KNOWS_MOVES,
     MAX_BYTES,
     BadMessage,
     Books,
@@ -43,6 +44,7 @@ from magrathea.messages import (
     decode_to_host,
     encode,
 )
+from magrathea.move_messages import MoveRefused, Ownerships, ParcelSent
 
 from .claims.pbs_says import PbsSays
 from .hub_keys import HubError, load_pair
@@ -97,7 +99,9 @@ class _Asking:
 
 
 class HubClient:
-    """Speaks with all hubs. `build` makes the snapshot of this moment, with the given revision."""
+    """Speaks with all hubs. `build` makes the snapshot of this moment, with the given revision. `on_moves` gets what
+    hubs say about moves; without it they are told that this host does not know such messages.
+    """
 
     def __init__(
         self,
@@ -111,9 +115,11 @@ class HubClient:
         key_file: str = "",
         hub_key_file: str = "",
         on_history: Callable[[HistoryAsked], Awaitable[bytes]] | None = None,
+        on_moves: Callable[[Ownerships | MoveRefused | ParcelSent], None] | None = None,
     ) -> None:
         self.host = host
         self._on_history = on_history
+        self._on_moves = on_moves
         self.boot_id = boot_id
         self.revision = 0
         self._endpoints = endpoints
@@ -257,6 +263,9 @@ class HubClient:
             case PartsTold() | GivenTold():
                 if (asked := hub.asked.pop((type(message), message.id), None)) is not None:
                     asked.set_result(message)
+            case Ownerships() | MoveRefused() | ParcelSent():
+                if self._on_moves is not None:
+                    self._on_moves(message)
             case Resend():
                 hub.due = True
             case Heartbeat(version=version):
@@ -356,7 +365,7 @@ class HubClient:
                     boot_id=self.boot_id,
                     revision=self.revision,
                     at=time.time(),
-                    version=__version__,
+                    version=__version__ if self._on_moves is None else KNOWS_MOVES,
                 )
             )
             for hub in self._hubs:

@@ -27,6 +27,7 @@ from magrathea.history import MOST, is_about
 from magrathea.logs import RationedLog
 from magrathea.messages import (
     HEARTBEAT_S,
+    BadMessage,
     BookEntry,
     Books,
     GivenAsked,
@@ -39,7 +40,9 @@ from magrathea.messages import (
     Snapshot,
     ToHub,
     encode,
+    release,
 )
+from magrathea.move_messages import MoveWords, ParcelSent
 from scheduler_plugin.pbs.base import Connect, PbsError
 
 from . import ledger
@@ -208,6 +211,8 @@ class Hub:
                 self._start(self._tell_given(host, message))
             case Heartbeat():
                 self._beat_heard(host, message)
+            case MoveWords() | ParcelSent():
+                raise BadMessage("this hub moves no domains, and does not say that it does")
             case _:
                 assert_never(message)
 
@@ -256,7 +261,7 @@ class Hub:
 
     def _beat_heard(self, host: str, beat: Heartbeat) -> None:
         if beat.at:
-            self.farm.machine(host, beat.at - time.time(), beat.version)
+            self.farm.machine(host, beat.at - time.time(), release(beat.version))
         was_live = host in self.farm.hosts and self.farm.hosts[host].live
         if not self.farm.heartbeat(host, beat.boot_id, beat.revision, self._loop.time()):
             self._channel.send(host, Resend())

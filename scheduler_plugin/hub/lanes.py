@@ -5,7 +5,8 @@ Rule 2: each kind of message has a lane of its own, with its own rate and share.
 jobs all the time uses up the lane of such questions, not that of the host's snapshots.
 Rule 3: a heartbeat never waits: it must not be late because its host sends many snapshots.
 Rule 4: when a lane has used its share, its messages wait. A newer snapshot replaces a waiting one: it holds everything.
-A newer question about a job replaces that job's older one, so each job has one place in the line.
+So do a host's newer words about moves, and a newer parcel of the same domain. A newer question about a job replaces
+that job's older one, so each job has one place in the line.
 Rule 5: what waits is bounded, for each host and for all together. What finds no place is refused. Nothing is lost
 for ever by that: the hub asks for the snapshot, and the guest asks again.
 """
@@ -20,6 +21,7 @@ from typing import Generic, TypeVar
 
 from magrathea.budget import Budget
 from magrathea.messages import MAX_BYTES, BadMessage, GivenAsked, Heartbeat, HistoryTold, PartsAsked, Snapshot, ToHub
+from magrathea.move_messages import MoveWords, ParcelSent
 
 RATE_PER_S = 200
 """Messages of one host in one lane, averaged over `RATE_OVER_S`; a daemon sends 50 snapshots a second at most."""
@@ -28,7 +30,8 @@ LOOP_SHARE, LOOP_BURST_S = 0.1, 0.5
 """The share of the loop's time for one host, and how much of it a host can save up. A snapshot of 2,000 jobs takes
 some 20 ms."""
 PARTS_SHARE, PARTS_BURST_S = 0.05, 0.25
-"""The same for questions, about parts of jobs and about claimed jobs. The largest takes less than 1 ms."""
+"""The same for questions, about parts of jobs and about claimed jobs: the largest takes less than 1 ms. And for what a
+host says about moves: all its words take some milliseconds."""
 SHORT_BYTES = 4096
 """No heartbeat is longer."""
 QUESTION_BYTES = 64 * 1024
@@ -48,6 +51,7 @@ class Lane(Enum):
     BEATS = "heartbeats"
     PARTS = "questions about parts of jobs"
     CLAIMS = "questions about claimed jobs"
+    MOVES = "words and parcels about moves"
     REST = "snapshots"
 
 
@@ -57,13 +61,18 @@ _KINDS: dict[bytes, tuple[type[ToHub], Lane, int]] = {
     b"given-asked": (GivenAsked, Lane.CLAIMS, SHORT_BYTES),
     b"snapshot": (Snapshot, Lane.REST, MAX_BYTES),
     b"history-told": (HistoryTold, Lane.REST, MAX_BYTES),
+    b"move-words": (MoveWords, Lane.MOVES, MAX_BYTES),
+    b"parcel": (ParcelSent, Lane.MOVES, MAX_BYTES),
 }
 """The type of each kind of message, its lane, and its largest size."""
 
 _KIND = re.compile(rb'\{"type":"([a-z-]{1,20})"')
 _JOB = re.compile(rb'"job":"([^"]{1,255})"')
+_DOMAIN = re.compile(rb'"domain":"([^"]{1,255})"')
+_ABOUT = {PartsAsked: _JOB, ParcelSent: _DOMAIN}
+"""What each of these is about: those about other things do not replace it."""
 _HEAD = 1024
-"""The fields before `vnodes` are shorter."""
+"""The fields before `vnodes` are shorter; so are those before `facts`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +101,8 @@ def kind_of(data: memoryview) -> MessageKind:
         raise BadMessage(f"{len(data)} bytes; the limit for its type is {largest}")
     if lane is Lane.CLAIMS:  # each waits for itself: guests that claim the same job are no obstacle to another
         return MessageKind(made, lane, head)
-    job = _JOB.search(head) if lane is Lane.PARTS else None
-    return MessageKind(made, lane, (made, job[1] if job else b""))
+    about = _ABOUT[made].search(head) if made in _ABOUT else None
+    return MessageKind(made, lane, (made, about[1] if about else b""))
 
 
 class _Rate:
@@ -137,8 +146,8 @@ class Lanes(Generic[T]):
 
     def _lane(self, host: str, lane: Lane) -> _LaneOfHost[T]:
         if (host, lane) not in self._lanes:
-            questions = lane in (Lane.PARTS, Lane.CLAIMS)
-            share, burst_s = (PARTS_SHARE, PARTS_BURST_S) if questions else (LOOP_SHARE, LOOP_BURST_S)
+            small = lane in (Lane.PARTS, Lane.CLAIMS, Lane.MOVES)
+            share, burst_s = (PARTS_SHARE, PARTS_BURST_S) if small else (LOOP_SHARE, LOOP_BURST_S)
             self._lanes[host, lane] = _LaneOfHost(Budget(share, burst_s, self._clock()))
         return self._lanes[host, lane]
 

@@ -17,7 +17,7 @@ from magrathea.configuration import ConfigurationError
 from magrathea.control import Control, ControlRequest
 from magrathea.core.refusals import RefusalCode
 from magrathea.messages import BadMessage, decode_to_host, decode_to_hub, encode
-from magrathea.move_messages import ParcelSent, decode_from_host, decode_from_hub, parcel_of
+from magrathea.move_messages import ParcelSent, parcel_of
 from magrathea.pbs_text import amounts, conf, listing, placement, select, words
 from node_daemon import configuration as noded
 from node_daemon.agent.lines import BadValue
@@ -54,8 +54,13 @@ def host_to_hub(folder: Path) -> Reader:
 
 
 def hub_to_daemon(folder: Path) -> Reader:
+    """The facts in a parcel, too."""
+
     def read(data: bytes) -> None:
-        encode(decode_to_host(data))
+        message = decode_to_host(data)
+        encode(message)
+        if isinstance(message, ParcelSent):
+            encode(parcel_of(message.parcel, message.to))
 
     return read
 
@@ -225,25 +230,6 @@ def journal_facts(folder: Path) -> Reader:
     return read
 
 
-def moves_to_hub(folder: Path) -> Reader:
-    def read(data: bytes) -> None:
-        encode(decode_from_host(data))
-
-    return read
-
-
-def moves_to_host(folder: Path) -> Reader:
-    """The facts in a parcel, too."""
-
-    def read(data: bytes) -> None:
-        message = decode_from_hub(data)
-        encode(message)
-        if isinstance(message, ParcelSent):
-            encode(parcel_of(message.parcel, message.to))
-
-    return read
-
-
 def journal_moves(folder: Path) -> Reader:
     """The facts about moves, in a database that is sound."""
     journal = open_journal(folder / "moves.sqlite")
@@ -295,8 +281,6 @@ TARGETS = (
     Target("agent-state", agent_state, (BadValue,), lines=1),
     Target("journal-file", journal_file, (JournalError,)),
     Target("journal-facts", journal_facts, (JournalError,)),
-    Target("moves-to-hub", moves_to_hub, (BadMessage,)),
-    Target("moves-to-host", moves_to_host, (BadMessage,)),
     Target("journal-moves", journal_moves, (JournalError,)),
     Target("hub-ledger", hub_ledger, (Aside,), lines=1),
     Target("hub-ownership", hub_ownership, (ownership.BadLedger,)),

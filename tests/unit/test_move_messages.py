@@ -8,17 +8,25 @@ from typing import Any
 import msgspec
 import pytest
 
+from magrathea import __version__
 from magrathea.core.model import Closing, Domain, Ended, Job, JobClass, JobKey, Kind, Lifecycle, Patience, StopWarning
 from magrathea.core.moves import Letting, Ownership, Parcel, Says, Transfer, Word
 from magrathea.core.refusals import RefusalCode
-from magrathea.messages import MAX_BYTES, BadMessage, encode
+from magrathea.messages import (
+    KNOWS_MOVES,
+    MAX_BYTES,
+    BadMessage,
+    decode_to_host,
+    decode_to_hub,
+    encode,
+    knows_moves,
+    release,
+)
 from magrathea.move_messages import (
     MoveRefused,
     MoveWords,
     Ownerships,
     ParcelSent,
-    decode_from_host,
-    decode_from_hub,
     ownerships_of,
     parcel_of,
     words_of,
@@ -42,7 +50,7 @@ PARCEL = Parcel(2, "a", 10.0, True, FACTS)
 
 def test_words_arrive_as_they_were_said() -> None:
     words = (Word("n1", 1, Says.ASKS, "b"), Word("n2", 0, Says.OWNS))
-    read = decode_from_host(encode(words_of("a", words, frozenset({"c", "b"}), 3)))
+    read = decode_to_hub(encode(words_of("a", words, frozenset({"c", "b"}), 3)))
     assert isinstance(read, MoveWords)
     assert tuple(told.word for told in read.words) == words
     assert (read.sender, read.welcome, read.most) == ("a", ["b", "c"], 3)
@@ -53,22 +61,22 @@ def test_records_arrive_as_they_were_told() -> None:
         Ownership("n1", 1, "a", 5, Transfer(2, "a", "b", True, "", Letting.GONE)),
         Ownership("n2", 4, "b", 9),
     )
-    read = decode_from_hub(encode(ownerships_of(records)))
+    read = decode_to_host(encode(ownerships_of(records)))
     assert isinstance(read, Ownerships)
     assert tuple(told.record for told in read.records) == records
 
 
 def test_a_parcel_arrives_with_all_facts_and_the_hub_passes_it_on_unread() -> None:
-    at_the_hub = decode_from_host(encode(parcel_of(PARCEL, "b")))
+    at_the_hub = decode_to_hub(encode(parcel_of(PARCEL, "b")))
     assert isinstance(at_the_hub, ParcelSent) and at_the_hub.to == "b"
-    read = decode_from_hub(encode(at_the_hub))
+    read = decode_to_host(encode(at_the_hub))
     assert isinstance(read, ParcelSent)
     assert read.parcel == PARCEL
 
 
 def test_a_refusal_arrives() -> None:
     refused = MoveRefused(domain="n1", number=1, code=RefusalCode.NO_VISITORS, text="b takes no domains from a")
-    assert decode_from_hub(encode(refused)) == refused
+    assert decode_to_host(encode(refused)) == refused
 
 
 def forged(**changes: Any) -> ParcelSent:
@@ -78,7 +86,7 @@ def forged(**changes: Any) -> ParcelSent:
         target, _, field = name.rpartition("__")
         (facts["jobs"][0] if target else facts)[field] = value
     message = msgspec.json.decode(encode(parcel_of(PARCEL, "b"))) | {"facts": facts}
-    read = decode_from_hub(msgspec.json.encode(message))
+    read = decode_to_host(msgspec.json.encode(message))
     assert isinstance(read, ParcelSent)
     return read
 
@@ -125,14 +133,14 @@ def test_a_job_is_not_taken_twice() -> None:
         b'{"type":"ownerships","records":[{"domain":"n1","number":-1,"owner":"a","revision":1}]}',
         b'{"type":"ownerships","records":[{"domain":"","number":1,"owner":"a","revision":1}]}',
         b'{"type":"ownerships","records":[],"more":1}',
-        b'{"type":"snapshot"}',
+        b'{"type":"move-words","sender":"a","words":[]}',
         b"[" * 100_000,
         b" " * (MAX_BYTES + 1),
     ],
 )
 def test_bytes_that_are_no_message_are_refused(data: bytes) -> None:
     with pytest.raises(BadMessage):
-        decode_from_hub(data)
+        decode_to_host(data)
 
 
 @pytest.mark.parametrize(
@@ -146,4 +154,13 @@ def test_bytes_that_are_no_message_are_refused(data: bytes) -> None:
 )
 def test_words_beyond_their_bounds_are_refused(words: list[object]) -> None:
     with pytest.raises(BadMessage):
-        decode_from_host(msgspec.json.encode({"type": "move-words", "sender": "a", "words": words}))
+        decode_to_hub(msgspec.json.encode({"type": "move-words", "sender": "a", "words": words}))
+
+
+@pytest.mark.parametrize(
+    ("version", "known"),
+    [(KNOWS_MOVES, True), (__version__, False), ("", False), ("9.0+sleep.moves", True), ("9.0+movesx", False)],
+)
+def test_who_knows_such_messages_says_so_in_the_version_of_his_heartbeats(version: str, known: bool) -> None:
+    assert knows_moves(version) is known
+    assert release(version) == version.partition("+")[0]

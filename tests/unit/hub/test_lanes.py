@@ -6,7 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
+from magrathea.core.model import Domain, Kind
+from magrathea.core.moves import Parcel
 from magrathea.messages import BadMessage, Heartbeat, HistoryTold, PartsAsked, Snapshot, ToHub, encode
+from magrathea.move_messages import MoveWords, ParcelSent, parcel_of, words_of
 from scheduler_plugin.hub import lanes
 from scheduler_plugin.hub.lanes import Lane, Lanes, kind_of
 from tests.fakes.reports import snapshot
@@ -14,6 +17,14 @@ from tests.fakes.reports import snapshot
 
 def asked(id: str) -> bytes:
     return encode(PartsAsked(sender="h1", id=1, job=id, run=1, vnodes=["n2"]))
+
+
+def parcel(domain: str, number: int = 2) -> bytes:
+    return encode(parcel_of(Parcel(number, "h1", 1.0, False, Domain(domain, Kind.NORMAL, 4)), "h2"))
+
+
+def words(most: int = 1) -> bytes:
+    return encode(words_of("h1", (), frozenset(), most))
 
 
 SNAPSHOT = encode(snapshot(host="h1"))
@@ -63,6 +74,8 @@ def loop() -> Loop:
         (BEAT, Heartbeat, Lane.BEATS),
         (asked("1.srv"), PartsAsked, Lane.PARTS),
         (encode(HistoryTold(sender="h1", id=1, entries=[])), HistoryTold, Lane.REST),
+        (words(), MoveWords, Lane.MOVES),
+        (parcel("n1"), ParcelSent, Lane.MOVES),
     ],
 )
 def test_a_message_of_a_daemon_is_recognized_by_its_first_bytes(message: bytes, type: type[ToHub], lane: Lane) -> None:
@@ -121,6 +134,13 @@ def test_a_job_has_one_place_in_the_line_however_often_it_is_asked_about(loop: L
     loop.lanes.charge("h1", 1.0, Lane.PARTS)
     loop.send(*[asked("1.srv")] * 1000, asked("2.srv"), *[asked("1.srv")] * 1000)
     assert loop.after(1000.0) == [asked("1.srv"), asked("2.srv")]
+
+
+def test_newer_words_about_moves_and_a_newer_parcel_of_a_domain_replace_those_that_wait(loop: Loop) -> None:
+    loop.lanes.charge("h1", 1.0, Lane.MOVES)
+    loop.send(words(), *[parcel("n1")] * 1000, parcel("n2"), words(2), parcel("n1", 3), SNAPSHOT)
+    assert loop.handled == [(Lane.REST, SNAPSHOT)], "snapshots do not wait for them"
+    assert loop.after(1000.0) == [words(2), parcel("n1", 3), parcel("n2")]
 
 
 def test_what_waits_is_bounded(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:

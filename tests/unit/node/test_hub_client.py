@@ -17,6 +17,7 @@ from magrathea.core.events import Booking
 from magrathea.core.model import Domain, Host, JobKey, Kind, Mode, Stage
 from magrathea.core.readiness import Unready
 from magrathea.messages import (
+    KNOWS_MOVES,
     BookEntry,
     Books,
     Heartbeat,
@@ -31,6 +32,7 @@ from magrathea.messages import (
     decode_to_hub,
     encode,
 )
+from magrathea.move_messages import ownerships_of
 from magrathea_lab.waiting import BOUND_S
 from node_daemon import hub_client
 from node_daemon.hub_client import HubClient
@@ -86,6 +88,7 @@ class DaemonsEnd:
             on_found=lambda: self.told.append("found"),
             on_lost=lambda: self.told.append("lost"),
             on_history=self.history,
+            on_moves=self.told.append,
             key_file=keys.get("key_file", ""),
             hub_key_file=keys.get("hub_key_file", ""),
         )
@@ -165,6 +168,18 @@ def test_an_answer_with_the_history_has_the_questions_number() -> None:
         await hub.hear()
         await hub.say(encode(HistoryAsked(id=7, about="12")))
         assert await hub.hear(HistoryTold) == HistoryTold(sender="h1", id=7, entries=[], trouble="12")
+
+    run(test)
+
+
+def test_what_a_hub_says_about_moves_is_passed_on_and_heartbeats_say_that_it_is_known() -> None:
+    records = ownerships_of(())
+
+    async def test(hub: HubsEnd, host: DaemonsEnd) -> None:
+        beat = await hub.hear(Heartbeat)
+        assert isinstance(beat, Heartbeat) and beat.version == KNOWS_MOVES
+        await hub.say(encode(records))
+        await host.until_told(records)
 
     run(test)
 
