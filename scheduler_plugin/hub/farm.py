@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from msgspec import structs
 
-from magrathea.core.model import JobClass, JobKey, State
+from magrathea.core.model import JobKey, State
 from magrathea.messages import HEARTBEAT_S, BookEntry, FarmView, HostView, JobReport, Snapshot
 from magrathea.pbs_text.states import DEAD_STATES, RUNNING_SUBSTATE
 from scheduler_plugin.pbs.base import Attributes, PbsJob, Vnode
@@ -52,8 +52,6 @@ LEASE_S = 3 * HEARTBEAT_S
 PUT_OFF_S = 0.2
 OVER_S = 1.0
 """If a host has caused too many suspensions, the next one waits this long before it is tried again."""
-PUT_OFF_MOST_S = 90.0
-"""Three runs of the vnodes hook at its lowest frequency."""
 
 
 class Farm:
@@ -78,7 +76,6 @@ class Farm:
         self._busy: set[JobKey] = set()
         self._touched: dict[JobKey, float] = {}
         self._dirty: set[JobKey] = set(self.entries)
-        self._put_off: dict[JobKey, float] = {}
         self._node_fail_requeue_s = DEFAULT_NODE_FAIL_REQUEUE_S
         self._vnodes_read = False
         self._jobs_read = False
@@ -190,7 +187,7 @@ class Farm:
         for key in self._seen.keys() - keys:
             del self._seen[key]
         self._touched = {key: at for key, at in self._touched.items() if key in keys}
-        self._put_off = {key: at for key, at in self._put_off.items() if key in keys}
+        self.maintenance.keep(keys)
         self.entries.paid = {id: at for id, at in self.entries.paid.items() if id in found}
         self._jobs_read = True
         self._dirty |= keys
@@ -211,15 +208,16 @@ class Farm:
         booked = {key.id for key, entry in self.entries.items() if entry.booked}
         ours = {name for job in jobs if job.suspended and job.id in booked for name in job.vnodes}
         others = {name for job in jobs if job.suspended and job.id not in booked for name in job.vnodes}
-        by_id: dict[str, list[JobKey]] = {}
-        for key in self._reports:
-            by_id.setdefault(key.id, []).append(key)
-        mild = [job for job in jobs if any(self._is_preemptible(key, job) for key in by_id.get(job.id, ()))]
+        by_id, speaks = self._reports.by_id(), self._vnodes.speaks
+        mild = [
+            job for job in jobs if any(self._reports.is_preemptible(key, job, speaks) for key in by_id.get(job.id, ()))
+        ]
         preemptible = {name for job in mild for name in job.vnodes}
         said = self.maintenance.look(self._vnodes.pbs, self._vnodes.owner, ours, others, preemptible, at)
         for vnode in self.maintenance.to_touch:
             for job in (job for job in jobs if vnode in job.vnodes and job.substate == RUNNING_SUBSTATE):
-                if (free := self._touchable(job, by_id.get(job.id, ()))) is not None:
+                known = by_id.get(job.id, ())
+                if (free := self._reports.touchable(job, known, speaks, self.entries)) is not None:
                     self.entries[free] = LedgerEntry(id=free.id, run=free.run, touch=True)
                     self._seen[free] = SeenJob(job, at)
                     self._dirty.add(free)
@@ -228,18 +226,6 @@ class Farm:
                     )
                     break
         return said
-
-    def _is_preemptible(self, key: JobKey, job: PbsJob) -> bool:
-        reports = self._reports.counted(key, job, self._vnodes.speaks).values()
-        return any(report.cls is JobClass.PREEMPTIBLE for report in reports)
-
-    def _touchable(self, job: PbsJob, keys: Iterable[JobKey]) -> JobKey | None:
-        """The job's key if the hub may suspend it for a moment: it is preemptible, keeps nothing and has no entry."""
-        for key in keys:
-            reports = self._reports.counted(key, job, self._vnodes.speaks).values()
-            if reports and key not in self.entries:
-                return key if all(r.cls is JobClass.PREEMPTIBLE and not (r.stop or r.keeps) for r in reports) else None
-        return None
 
     # Results: vnodes
 
@@ -284,7 +270,7 @@ class Farm:
             causes = {self._vnodes.cause(host, vnode) for host, vnode in asking}
             action = result.action or (Look(key) if self._questions.ask(key, causes, now) else None)
             put_off_s = 0.0
-            if isinstance(action, Suspend | Resume) and self._to_be_put_off(key, now):
+            if isinstance(action, Suspend | Resume) and self.maintenance.puts_off(key, self._vnodes_of(key), now):
                 put_off_s = PUT_OFF_S
             elif wish.stop and result.is_charged(new=before is None):
                 put_off_s = 0.0 if self._suspensions.take(self._stops(key, wish), now) else OVER_S
@@ -331,17 +317,6 @@ class Farm:
         """The job's vnodes on the hosts that want the action; all of its vnodes if the hub itself wants it."""
         vnodes = self._vnodes_of(key)
         return frozenset(v for v in vnodes if self._vnodes.owner.get(v) in wish.stoppers) or vnodes
-
-    def _to_be_put_off(self, key: JobKey, now: float) -> bool:
-        """True while the vnodes hook is half way through with one of the job's vnodes (maintenance.py).
-
-        A suspend waits for the hook. So does a resume, if the hook began at the very moment of the suspend. The wait is
-        limited, because a hook that was removed half way would never end it.
-        """
-        if not self.maintenance.named.intersection(self._vnodes_of(key)):
-            self._put_off.pop(key, None)
-            return False
-        return now < self._put_off.setdefault(key, now) + PUT_OFF_MOST_S
 
     def _vnodes_of(self, key: JobKey) -> frozenset[str]:
         """The job's vnodes as PBS has them."""

@@ -31,11 +31,9 @@ from magrathea.messages import (
     BookEntry,
     Books,
     GivenAsked,
-    GivenTold,
     Heartbeat,
     HistoryTold,
     PartsAsked,
-    PartsTold,
     Resend,
     Snapshot,
     ToHub,
@@ -56,10 +54,10 @@ from .farm import Farm
 from .growing_pause import GrowingPause
 from .histories import MOST_HOSTS, Histories
 from .hook_files import HookFiles
+from .host_questions import HostQuestions
 from .job_actions import perform, spelled
 from .keys import KeysError
 from .lanes import Lane
-from .placements import told
 from .publisher import Publisher, Read
 
 log = logging.getLogger(__name__)
@@ -125,6 +123,9 @@ class Hub:
         self._pool = CallPool(self._connect, settings.workers, settings.call_deadline_s + GRACE_S)
         # a claim waits for its answer, and the pool's threads may all wait for MoMs
         self._questions = CallPool(self._connect, 1, settings.call_deadline_s + GRACE_S, asks_server=True)
+        self._answers = HostQuestions(
+            *(self.farm, self._pool, self._questions, self._channel.send, self._charged, self._works)
+        )
         budget = Budget(settings.publish_budget, settings.publish_burst_s, time.monotonic())
         self._failed: asyncio.Future[None] = self._loop.create_future()
         self._publisher = Publisher(
@@ -206,27 +207,15 @@ class Hub:
             case HistoryTold():
                 self._histories.told(host, message)
             case PartsAsked():
-                self._start(self._tell_parts(host, message))
+                self._start(self._answers.tell_parts(host, message, time.time()))
             case GivenAsked():
-                self._start(self._tell_given(host, message))
+                self._start(self._answers.tell_given(host, message, time.time()))
             case Heartbeat():
                 self._beat_heard(host, message)
             case MoveWords() | ParcelSent():
                 raise BadMessage("this hub moves no domains, and does not say that it does")
             case _:
                 assert_never(message)
-
-    async def _tell_parts(self, host: str, asked: PartsAsked) -> None:
-        key, at = JobKey(asked.job, asked.run), time.time()
-        if self.farm.parts.must_look(host, key, at):
-            try:
-                job = await self._pool.run(lambda pbs: pbs.job(key.id), [host])
-                self.farm.looked(key, job, at)
-            except PbsError as error:
-                log.info("job %s: PBS cannot be asked: %s", key, error)
-        with self._charged({host: 1}, Lane.PARTS):
-            unready = self.farm.parts.unready(host, key, asked.vnodes)
-            self._channel.send(host, PartsTold(id=asked.id, parts=unready))
 
     @contextlib.contextmanager
     def _charged(self, causes: Mapping[str, int], lane: Lane = Lane.REST) -> Iterator[None]:
@@ -239,25 +228,6 @@ class Hub:
             whole = sum(causes.values())
             for host, part in causes.items():
                 self._channel.charge(host, took_s * part / whole, lane)
-
-    async def _tell_given(self, host: str, asked: GivenAsked) -> None:
-        """Answer by what PBS has said lately, otherwise by asking PBS now."""
-        key, at, placements = JobKey(asked.job, asked.run), time.time(), self.farm.placements
-        unknown = GivenTold(id=asked.id, given=None)
-        if not self._works():  # no preemption could be booked
-            self._channel.send(host, unknown)
-            return
-        answer = placements.known(host, asked, at)
-        if answer is None and placements.may_ask(host, asked, at):
-            try:
-                job = await (self._questions if asked.urgent else self._pool).run(lambda pbs: pbs.job(key.id), [host])
-                placements.answered(key.id, job, at)
-                if asked.urgent:  # its victims will be reported in a moment
-                    self.farm.looked(key, job, at)
-                answer = told(asked, job)
-            except PbsError as error:
-                log.info("job %s: PBS cannot be asked: %s", key, error)
-        self._channel.send(host, answer or unknown)
 
     def _beat_heard(self, host: str, beat: Heartbeat) -> None:
         if beat.at:

@@ -11,11 +11,11 @@ followed by a resume and two comments.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from magrathea.core.model import JobKey, State
+from magrathea.core.model import JobClass, JobKey, State
 from magrathea.messages import JobReport, Snapshot
 from scheduler_plugin.pbs.base import PbsJob
 
@@ -147,6 +147,26 @@ class JobReports:
             if report.stop or report.booked or report.requeue
         }
         return wanting | {(host, vnode) for host, (vnode, _) in self._dark.get(key, {}).items()}
+
+    def by_id(self) -> dict[str, list[JobKey]]:
+        """All reported jobs by their ids."""
+        found: dict[str, list[JobKey]] = {}
+        for key in self._reports:
+            found.setdefault(key.id, []).append(key)
+        return found
+
+    def is_preemptible(self, key: JobKey, job: PbsJob, speaks: Speaks) -> bool:
+        return any(report.cls is JobClass.PREEMPTIBLE for report in self.counted(key, job, speaks).values())
+
+    def touchable(
+        self, job: PbsJob, keys: Iterable[JobKey], speaks: Speaks, entries: Container[JobKey]
+    ) -> JobKey | None:
+        """The job's key if the hub may suspend it for a moment: it is preemptible, keeps nothing and has no entry."""
+        for key in keys:
+            reports = self.counted(key, job, speaks).values()
+            if reports and key not in entries:
+                return key if all(r.cls is JobClass.PREEMPTIBLE and not (r.stop or r.keeps) for r in reports) else None
+        return None
 
     # Jobs of domains that went off. When their MoM comes back without such a job, it reports nothing about it to PBS.
 

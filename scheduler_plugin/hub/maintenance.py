@@ -15,11 +15,12 @@ Rule 3: a preemption withdraws a request that the hook has not begun.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from typing import Literal
 
 import msgspec
 
+from magrathea.core.model import JobKey
 from scheduler_plugin.pbs.base import Vnode
 
 MAINTENANCE = "maintenance"
@@ -27,6 +28,8 @@ STUCK_LOOKS = 2
 """The hub reads vnodes and jobs one after the other. What it sees only once may have been changing."""
 QUIET_S = 60.0
 """A request that is half done delays the next preemption of its vnode. So the hub waits until none is likely."""
+PUT_OFF_MOST_S = 90.0
+"""Three runs of the vnodes hook at its lowest frequency."""
 ALERT_LOOKS = 6
 """Two runs of the hook and a job's suspend take fewer looks than this."""
 
@@ -60,6 +63,7 @@ class Maintenance:
         self._stuck: dict[str, int] = {}
         self._emptied: set[str] = set()
         self._number = 0
+        self._put_off: dict[JobKey, float] = {}
 
     def mark(self, vnodes: Iterable[str]) -> None:
         """Note that the hub admin-suspends a job on these vnodes. Afterwards the database needs the fix."""
@@ -70,6 +74,21 @@ class Maintenance:
                 del self.requests[name]
             elif name in self.requests and name not in self._others:
                 self.requests[name] = (self.requests[name][0], "ours")
+
+    def puts_off(self, key: JobKey, vnodes: Collection[str], now: float) -> bool:
+        """True while the vnodes hook is half way through with one of the job's vnodes.
+
+        A suspend waits for the hook. So does a resume, if the hook began at the very moment of the suspend. The wait is
+        limited, because a hook that was removed half way would never end it.
+        """
+        if not self.named.intersection(vnodes):
+            self._put_off.pop(key, None)
+            return False
+        return now < self._put_off.setdefault(key, now) + PUT_OFF_MOST_S
+
+    def keep(self, keys: Container[JobKey]) -> None:
+        """Forget since when other jobs than these were put off."""
+        self._put_off = {key: at for key, at in self._put_off.items() if key in keys}
 
     def answered(self, answers: Answers) -> None:
         """Take the hook's answers. New numbers continue those of a former hub, whose answers may still be there."""

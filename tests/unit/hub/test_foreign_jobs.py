@@ -114,12 +114,17 @@ def test_a_foreign_job_in_a_domain_that_is_off_is_not_watched_or_requeued(hub: S
     assert untouched(hub)
 
 
-def test_a_foreign_job_is_not_suspended_to_end_the_maintenance_of_its_vnode(hub: SimHub, pbs: FakePbs) -> None:
+def touchable(hub: SimHub) -> JobKey | None:
+    farm = hub.farm
+    return farm._reports.touchable(hub.pbs.jobs["1.srv"], [KEY], farm._vnodes.speaks, farm.entries)
+
+
+def test_a_foreign_job_is_not_suspended_to_end_the_maintenance_of_its_vnode(hub: SimHub) -> None:
     hub.says("h2", domain("n2"))
     hub.says("h1", domain("n1", [report()]))
-    assert hub.farm._touchable(pbs.jobs["1.srv"], [KEY]) is None
+    assert touchable(hub) is None
     hub.says("h2", domain("n2", [report()]))
-    assert hub.farm._touchable(pbs.jobs["1.srv"], [KEY]) == KEY
+    assert touchable(hub) == KEY
 
 
 def test_pbs_is_asked_before_anything_is_done_and_a_job_that_has_just_started_is_there(

@@ -7,8 +7,7 @@ from msgspec.structs import replace
 
 from magrathea.core.model import JobClass
 from scheduler_plugin.hub.books import Resume, Suspend
-from scheduler_plugin.hub.farm import PUT_OFF_MOST_S
-from scheduler_plugin.hub.maintenance import ALERT_LOOKS, EMPTIED, NAMED, QUIET_S
+from scheduler_plugin.hub.maintenance import ALERT_LOOKS, EMPTIED, NAMED, PUT_OFF_MOST_S, QUIET_S
 from tests.fakes.pbs import FakePbs
 from tests.fakes.reports import domain, given_back, job, report, stopped
 
