@@ -343,7 +343,8 @@ class HubClient:
         """
         number = next(self._ids)
         question = GivenAsked(sender=self.host, id=number, job=key.id, run=key.run, vnode=vnode, claim=claim)
-        hubs = [hub for hub in self._hubs if hub.heard_at is not None and hub.version]
+        # also one that has just come and not sent its heartbeat yet: else the first claims after a start were refused
+        hubs = [hub for hub in self._hubs if hub.heard_at is not None and hub.version != ""]
         answers: list[bool | None] = []
         with self._put_to(GivenTold, question, hubs) as waiting, contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):

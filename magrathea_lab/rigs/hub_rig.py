@@ -108,7 +108,7 @@ class HubRig:
 
     async def _beat(self) -> None:
         while True:
-            for peer in self._peers:
+            for peer in tuple(self._peers):
                 await self._socket.send_multipart([peer, encode(self._heartbeat())])
             await asyncio.sleep(HEARTBEAT_S / 2)
 

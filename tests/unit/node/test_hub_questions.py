@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import cast
 
 from magrathea.core.model import Amount, JobKey
-from magrathea.messages import GivenAsked, GivenTold, Heartbeat, encode
+from magrathea.messages import GivenAsked, GivenTold, Heartbeat, Resend, encode
 from magrathea_lab.waiting import BOUND_S, eventually
 from node_daemon.claims.pbs_says import PbsSays
 from node_daemon.daemon import Daemon
@@ -70,6 +70,16 @@ def test_a_hub_that_does_not_answer_leaves_it_unknown() -> None:
         await hub.say(encode(GivenTold(id=asked.id, given=True)))  # too late, and about another job
         await answer(hub, False)
         assert (await asking).given is False
+
+    run(test)
+
+
+def test_a_hub_is_asked_before_its_first_heartbeat_too() -> None:
+    async def test(hub: HubsEnd, host: DaemonsEnd) -> None:
+        await found(hub, host, encode(Resend()))
+        asking = asyncio.create_task(host.client.given(KEY, "v7", BOUND_S))
+        await answer(hub, True)
+        assert (await asking).given is True
 
     run(test)
 
