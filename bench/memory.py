@@ -43,8 +43,9 @@ SMALL_MIB, SMALL_FLOOR_MIB = 448, 160
 SHARES = (50, 60, 70, 80, 90, 95)
 """Shares of its guest's memory that a job holds, in per cent."""
 
-OUTPUT = "/var/spool/1.out"
-"""Where the stand-in for MoM writes the job's output in n1."""
+LOW = "1.srv"
+OUTPUT = f"/var/spool/{LOW}.out"
+"""Where the stand-in for MoM writes the output of the job `LOW` in n1."""
 
 TOUCH = """exec python3 -S -E -c '
 import os, time
@@ -177,7 +178,7 @@ def ours(hypervisor: Hypervisor) -> tuple[float, Way]:
     balloon(p1, FLOOR_MIB)
     balloon(n1, BIG_MIB)
     with machine(hypervisor, **settings(FLOOR_MIB)) as made:
-        job = n1.qsub(Job("1.srv", "preemptible", TOUCH.format(mib=HELD_MIB, pause=PAUSE_S)))
+        job = n1.qsub(Job(LOW, "preemptible", TOUCH.format(mib=HELD_MIB, pause=PAUSE_S)))
         made.until(lambda: touched(n1) >= 2, "the job's memory filled", LIMIT_S)
         made.until_state("p1", "occupied-would-preempt")
         high, out_s = priority(made)
