@@ -25,6 +25,9 @@ from .words import CLASSES_OF as CLASSES_OF
 from .words import JobClass as JobClass
 from .words import Kind as Kind
 from .words import Lifecycle as Lifecycle
+from .words import MemoryComing as MemoryComing
+from .words import MemoryLack as MemoryLack
+from .words import MemoryShort as MemoryShort
 from .words import Mode as Mode
 from .words import Patience as Patience
 from .words import SleepCause as SleepCause
@@ -34,21 +37,6 @@ from .words import StoppedBy as StoppedBy
 
 Answer = TypeVar("Answer")
 About = TypeVarTuple("About")
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryComing:
-    """The memory that a domain's jobs asked for is not there yet but may still come."""
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryShort:
-    """The memory will not come. `why`: for people, with the numbers."""
-
-    why: str
-
-
-MemoryLack = MemoryComing | MemoryShort
 
 
 class JobKey(NamedTuple):
