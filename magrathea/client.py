@@ -20,7 +20,8 @@ import msgspec
 from magrathea import files, places
 from magrathea.decoding import UNDECODABLE
 
-from .messages import MAX_BYTES, BadMessage, FarmView, Snapshot, decode_to_hub
+from .message_base import MAX_BYTES, BadMessage, decode
+from .reports import FarmView, Snapshot
 
 DEFAULT_SOCKET = Path(places.NODED_CONTROL)
 SOCKET_VARIABLE = "MAGRATHEA_CONTROL"
@@ -151,12 +152,10 @@ def ask(
 def status(path: Path, deadline_s: float = DEADLINE_S) -> Snapshot:
     """The host, as its daemon sees it now. Raises Unreachable, RequestRefused."""
     try:
-        answer = decode_to_hub(ask(path, {"op": "status"}, deadline_s))
+        found: Snapshot = decode(msgspec.json.Decoder(Snapshot), ask(path, {"op": "status"}, deadline_s))
     except BadMessage as error:
         raise _strange(path, str(error)) from error
-    if not isinstance(answer, Snapshot):
-        raise _strange(path, f"a {type(answer).__name__} instead of a Snapshot")
-    return answer
+    return found
 
 
 def _line(connection: socket.socket, path: Path, until: float, most: int, owner: SocketOwner) -> bytes:

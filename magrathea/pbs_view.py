@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from magrathea.core.model import JobClass, State
 from magrathea.core.refusals import RefusalCode
-from magrathea.messages import Chunk, ChunkPreview, Outlook, Placement, Preview
+from magrathea.core.words import JobClass, State
 from magrathea.pbs_text.amounts import size_bytes, whole_mib, whole_number
 from magrathea.pbs_text.states import CLOSED_STATES
 from magrathea.pbs_text.words import job_ids, words
+from magrathea.reports import Chunk, ChunkPreview, Outlook, Placement, Preview
 
 Attributes = Mapping[str, str]
 

@@ -7,13 +7,13 @@ import os
 import shutil
 import subprocess
 
-from .core.model import JobClass
+from .core.words import JobClass
 from .job_ids import is_typed_id
-from .messages import Chunk
 from .pbs_text.amounts import size_bytes, whole_mib, whole_number
 from .pbs_text.listing import QSTAT_ENVIRONMENT, QSTAT_JOB, QSTAT_QUEUE, decoded, listed, listed_vnodes
 from .pbs_text.select import CLASS_RESOURCE, job_class
 from .pbs_text.select import chunks as chunks_of
+from .reports import Chunk
 from .text import printable
 
 DEADLINE_S = 10.0

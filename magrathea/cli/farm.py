@@ -10,11 +10,11 @@ from msgspec import to_builtins
 
 from magrathea import client, pbs_view, qstat
 from magrathea.cli import login, sources, view
-from magrathea.core.model import JobClass, State, StoppedBy
+from magrathea.core.words import JobClass, State, StoppedBy
 from magrathea.decoding import UNDECODABLE
-from magrathea.messages import Chunk, DomainReport, JobReport, Outlook, Snapshot
 from magrathea.name_folding import fold
 from magrathea.preview import outlook_farm
+from magrathea.reports import Chunk, DomainReport, JobReport, Outlook, Snapshot
 from magrathea.text import printable
 
 NOT_WELL, USAGE = 1, 2

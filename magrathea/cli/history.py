@@ -19,7 +19,7 @@ from magrathea.cli import sources, view
 from magrathea.decoding import UNDECODABLE
 from magrathea.history import Query
 from magrathea.history_sentences import sentence
-from magrathea.messages import HistoryEntry, HostHistory
+from magrathea.reports import HistoryEntry, HostHistory
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ import click
 
 from magrathea import pbs_view, qstat
 from magrathea.cli import sources, view
-from magrathea.core.model import State
+from magrathea.core.words import State
 from magrathea.name_folding import fold
 from magrathea.pbs_text.placement import vnodes_of
 from magrathea.pbs_view import PublishedVnode

@@ -9,7 +9,7 @@ import click
 
 from magrathea import client, files, places
 from magrathea.cli import view
-from magrathea.messages import FarmView, HostView
+from magrathea.reports import FarmView, HostView
 
 NOT_REACHABLE = 3
 NODED_CONFIGURATION = Path(places.NODED_CONFIGURATION)

@@ -14,8 +14,8 @@ from msgspec.structs import replace
 
 from magrathea import client, files, output
 from magrathea.cli import sources, view
-from magrathea.core.model import State
-from magrathea.messages import Snapshot
+from magrathea.core.words import State
+from magrathea.reports import Snapshot
 
 OK, TROUBLE, NOT_REACHABLE = 0, 1, 3
 BAD_STATES = (State.FAULT, State.UNKNOWN)

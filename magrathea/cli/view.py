@@ -16,8 +16,8 @@ from typing import Protocol
 import click
 import msgspec
 
-from magrathea.core.model import State, StoppedBy
-from magrathea.messages import DomainReport, JobReport, SleepReport, Snapshot
+from magrathea.core.words import State, StoppedBy
+from magrathea.reports import DomainReport, JobReport, SleepReport, Snapshot
 from magrathea.text import printable, printable_json
 
 COLOURS = {
