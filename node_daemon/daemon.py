@@ -15,7 +15,6 @@ import secrets
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import assert_never
 
 import msgspec
 
@@ -24,10 +23,9 @@ from magrathea.configuration import ConfigurationError
 from magrathea.core import events as ev
 from magrathea.core import machine
 from magrathea.core.model import Amount, Host, JobKey, Kind
-from magrathea.core.plan import Order, Orders, Step
+from magrathea.core.plan import Step
 from magrathea.core.readiness import Unready
 from magrathea.core.refusals import RefusalCode
-from magrathea.logs import RationedLog
 from magrathea.messages import MOST_REFUSED, RefusedClaim, Snapshot
 
 from . import snapshot as snapshots
@@ -36,6 +34,7 @@ from .claims.pbs_says import PbsSays
 from .clock import Clock
 from .configuration import NodedConfiguration, changes, read
 from .control_operations import Admin
+from .decided import Decided, limited_log
 from .facts import Facts
 from .guest_channel.channel import GuestChannel, qemu_user
 from .hub_client import HubClient
@@ -50,8 +49,6 @@ from .switch.paging import MemorySettings
 from .switch.switch import REFRESH_S, Switch
 
 log = logging.getLogger(__name__)
-limited_log = RationedLog(log, burst=100, period_s=1.0)
-"""Limited per domain: guests decide how often something about them is decided."""
 
 TICK_S = 5.0
 """If the journal has failed, it is tried again and tidied that often."""
@@ -82,10 +79,10 @@ class Daemon:
         self.facts = Facts(
             configuration.journal_path, make_clock, lambda name: self.observe(name), lambda: self.hub.publish()
         )
-        self._by = self.facts.preempted_by()
         self._make_driver = make_driver
         self.driver = make_driver(configuration)
         self._noted: list[str] = []
+        self._decided = Decided(self, self.facts.preempted_by())
         self.channels: dict[str, GuestChannel] = {}
         self.switch = Switch(self, self.driver, self.channels, observe)
         self.claims = Claims(self)
@@ -124,7 +121,7 @@ class Daemon:
             return applied.decisions
         for decision in applied.decisions:
             if not ev.is_question(decision):
-                self._decided(decision)
+                self._decided.take(decision)
         if applied.changed:
             self.hub.publish()
             self.switch.look_soon()
@@ -133,34 +130,6 @@ class Daemon:
             self.host_sleep.look_soon()
         self._arm()
         return applied.decisions
-
-    def _decided(self, decision: ev.Decision) -> None:
-        """Log the decision, and run the site's scripts that belong to it."""
-        match decision:
-            case ev.Accepted(domain=domain, key=key):
-                victims = f", preempting {', '.join(decision.victims)}" if decision.victims else ""
-                text = f"{domain}: {key or 'request'} accepted{victims}"
-            case ev.Refused(domain=domain, key=key):
-                text = f"{domain}: {key or ''} refused ({decision.code}): {decision.text}"
-            case ev.Noted(domain=domain, key=key):
-                text = f"{domain}: {key or ''} {decision.what} {decision.text}"
-            case _:
-                assert_never(decision)
-        limited_log.say(domain, text, level=logging.INFO)
-        if isinstance(decision, ev.Noted) and decision.key is not None:
-            self._noted_of_job(decision, domain, decision.key)
-
-    def _noted_of_job(self, note: ev.Noted, domain: str, key: JobKey) -> None:
-        if note.what is ev.Note.PREEMPTED:
-            self._by[domain, key] = note.text
-            self._run_scripts("before-preempt", domain, key)
-            return
-        if note.what is ev.Note.CONTINUED:
-            self._run_scripts("after-activate", domain, key)
-        found = self.host.domain(domain)
-        if note.what is ev.Note.CONTINUED or found is None or found.job(key) is None:
-            self._by.pop((domain, key), None)
-            self.switch.forget(domain, key)
 
     def _arm(self) -> None:
         """Wake at the next deadline."""
@@ -190,7 +159,7 @@ class Daemon:
             read=self.switch.readings.domains,
             since=self.facts.since,
             vnodes={name: self.configuration.vnode(name) for name in self.configuration.domain},
-            by=self._by,
+            by=self._decided.preempted_by,
             moves=self.switch.progress.moves(),
             waits=self.claims.waits(),
             stopped_at=self.switch.progress.stopped_at(),
@@ -243,20 +212,11 @@ class Daemon:
     def saves_may_begin(self) -> None:
         self.life.look_soon()
 
-    # Scripts beside a switch
-
     def step_begins(self, step: Step) -> None:
-        if isinstance(step, Orders) and step.order is not Order.STOP:
-            for key in step.keys:
-                self._run_scripts("before-activate", step.domain, key)
+        self._decided.step_begins(step)
 
     def step_done(self, step: Step) -> None:
-        if isinstance(step, Orders) and step.order is Order.STOP:
-            for key in step.keys:
-                self._run_scripts("after-preempt", step.domain, key)
-
-    def _run_scripts(self, name: str, domain: str, key: JobKey) -> None:
-        self.site_scripts.begin(name, domain, job=key.id, run=str(key.run), by=self._by.get((domain, key), ""))
+        self._decided.step_done(step)
 
     # Hub
 

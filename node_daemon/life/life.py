@@ -18,23 +18,20 @@ import logging
 import math
 import time
 from collections.abc import Callable, Coroutine
-from typing import Protocol, assert_never
+from typing import assert_never
 
 from magrathea.core import events as ev
 from magrathea.core import life
 from magrathea.core.life import Boot, GoOn, LifeStep, PowerOff, Register, Save, Seen
-from magrathea.core.model import Domain, Host, Lifecycle
+from magrathea.core.model import Domain, Lifecycle
 from magrathea.core.refusals import RefusalCode
 from magrathea.core.sleeping import to_be_saved
 
-from ..configuration import NodedConfiguration
-from ..guest_channel.channel import AgentError, GuestChannel
-from ..hypervisor.base import CPU, LIFE, SAVE, DomainChange, Driver, DriverError
+from ..guest_channel.channel import AgentError
+from ..hypervisor.base import CPU, LIFE, SAVE, DomainChange, DriverError
 from ..retries import Retries, Slot, loop_time, sentence
-from ..switch.switch import Switch
+from .needs import DaemonForLife
 from .restored_moms import RestoredMoms
-from .saves import Saves
-from .site_scripts import SiteScripts
 
 log = logging.getLogger(__name__)
 
@@ -42,34 +39,6 @@ RETRY_S = (0.5, 1.0, 2.0, 5.0)
 """Pauses after the first, second, ... failure of a step."""
 AGENT_S = 3.0
 """An agent has that long to set its clock, or to confirm that it turns its guest off."""
-
-
-class DaemonForLife(Protocol):
-    """What the lives of domains need of the daemon."""
-
-    configuration: NodedConfiguration
-    driver: Driver
-    switch: Switch
-    site_scripts: SiteScripts
-    saves: Saves
-    channels: dict[str, GuestChannel]
-
-    @property
-    def host(self) -> Host: ...
-
-    def now(self) -> float: ...
-
-    def apply(self, event: ev.Event) -> tuple[ev.Decision, ...]: ...
-
-    def observe(self, name: str) -> None: ...
-
-    async def ask_before_wake(self, domain: str) -> None:
-        """Remove the jobs of a sleeping domain that PBS no longer has there."""
-        ...
-
-    def may_save(self, name: str) -> bool:
-        """Whether the save of a domain may begin now, or has to wait for others."""
-        ...
 
 
 def comes_from_image(domain: Domain) -> bool:
