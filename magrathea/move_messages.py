@@ -27,6 +27,8 @@ MOST_NUMBER = 2**53
 """Of an ownership: larger ones are not exact in every reader of JSON."""
 MOST_TIME = 2.0**36
 MOST_TEXT = 4096
+MOST_PAPERS = 65_536
+"""Letters of a domain's papers. They name each of its disks and devices."""
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=MOST_NUMBER)]
 
@@ -64,6 +66,7 @@ class TransferTold(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
     declined: Sentence = ""
     letting: Letting | None = None
     owed: bool = False
+    room: Sentence = ""
 
 
 class OwnershipTold(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
@@ -78,7 +81,7 @@ class OwnershipTold(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fr
     @property
     def record(self) -> Ownership:
         t = self.transfer
-        transfer = t and Transfer(t.number, t.source, t.target, t.ready, t.declined, t.letting, t.owed)
+        transfer = t and Transfer(t.number, t.source, t.target, t.ready, t.declined, t.letting, t.owed, t.room)
         return Ownership(self.domain, self.number, self.owner, self.revision, transfer or None)
 
 
@@ -107,6 +110,7 @@ class ParcelSent(Message, frozen=True, tag="parcel"):
     final: bool
     domain: Word
     facts: msgspec.Raw
+    papers: Annotated[str, msgspec.Meta(max_length=MOST_PAPERS)] = ""
 
     @property
     def parcel(self) -> Parcel:
@@ -114,7 +118,7 @@ class ParcelSent(Message, frozen=True, tag="parcel"):
         facts = _facts(bytes(self.facts))
         if facts.name != self.domain:
             raise BadMessage(f"facts of {facts.name!r} in a parcel of {self.domain!r}")
-        return Parcel(self.number, self.sender, self.at, self.final, facts)
+        return Parcel(self.number, self.sender, self.at, self.final, facts, self.papers)
 
 
 def words_of(sender: str, words: tuple[Said, ...], welcome: frozenset[str], most: int) -> MoveWords:
@@ -137,6 +141,7 @@ def _ownership(record: Ownership) -> OwnershipTold:
             declined=t.declined,
             letting=t.letting,
             owed=t.owed,
+            room=t.room,
         )
     r = record
     return OwnershipTold(domain=r.domain, number=r.number, owner=r.owner, revision=r.revision, transfer=told)
@@ -151,6 +156,7 @@ def parcel_of(parcel: Parcel, to: str) -> ParcelSent:
         final=parcel.final,
         domain=parcel.facts.name,
         facts=msgspec.Raw(msgspec.json.encode(parcel.facts)),
+        papers=parcel.papers,
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from .model import Amount, Closing, Domain, Ended, Host, Job, Kind, Lifecycle, Mode, Sleep
+from .move_events import RoomMade
 from .moves import Arriving, HostWithMoves, Moves, Ownership, Parcel, Says, Where, Word
 from .shares import summed, unused
 
@@ -65,7 +66,9 @@ def expected(place: HostWithMoves, rules: Rules) -> HostWithMoves:
         until = place.host.now + rules.patience_s
         new = Arriving(name, transfer.number, transfer.source, until, owner=record.owner == place.name)
         awaited = sum(not (x.adopted or x.cancelled or x.declined) for x in moves.arriving)
-        new = replace(new, letting=transfer.letting, declined=_unwelcome(place.host, new, awaited, rules))
+        new = replace(
+            new, letting=transfer.letting, room=transfer.room, declined=_unwelcome(place.host, new, awaited, rules)
+        )
         moves = moves.with_arriving(name, new)
     return replace(place, moves=moves)
 
@@ -91,6 +94,8 @@ def parcel_told(place: HostWithMoves, parcel: Parcel) -> HostWithMoves:
     if old is not None and (old.final, old.at) >= (parcel.final, parcel.at):
         return place
     here = replace(parcel, facts=shifted(parcel.facts, place.host.now - parcel.at))
+    if old is not None and not parcel.papers:
+        here = replace(here, papers=old.papers)
     changed = replace(arriving, parcel=here)
     if old is None and not arriving.declined and not arriving.here:
         changed = replace(changed, declined=no_room(place.host, parcel.facts, place.moves))
@@ -129,15 +134,15 @@ def _held(domain: Domain) -> Amount:
     return domain.use + Amount(0, domain.floor_mib)
 
 
-def prepared(place: HostWithMoves, name: str, number: int, failed: str) -> HostWithMoves:
-    arriving = place.moves.arriving_of(name)
-    if arriving is None or arriving.number != number or arriving.cancelled or arriving.declined:
+def prepared(place: HostWithMoves, event: RoomMade) -> HostWithMoves:
+    name, arriving = event.domain, place.moves.arriving_of(event.domain)
+    if arriving is None or arriving.number != event.number or arriving.cancelled or arriving.declined:
         return place
-    if failed:
-        changed = replace(arriving, declined=failed)
+    if event.failed:
+        changed = replace(arriving, declined=event.failed)
     else:
         # What an earlier copy has left would pass for this one. Only a look since then says that there is nothing.
-        changed = replace(arriving, ready=arriving.ready or arriving.where is Where.ABSENT)
+        changed = replace(arriving, ready=arriving.ready or arriving.where is Where.ABSENT, room=event.room)
     return replace(place, moves=place.moves.with_arriving(name, changed))
 
 
@@ -211,10 +216,22 @@ def says(arriving: Arriving) -> Word | None:
         (arriving.here, Says.HERE, ""),
         (arriving.lacks, Says.LACKS, ""),
         (bool(arriving.declined), Says.DECLINES, arriving.declined),
-        (arriving.ready, Says.READY, ""),
+        (arriving.ready, Says.READY, arriving.room),
     )
     what, about = next(((what, about) for holds, what, about in table if holds), (None, ""))
     return Word(arriving.domain, arriving.number, what, about) if what else None
+
+
+def how(arriving: Arriving) -> str:
+    """How far the arrival is, for people."""
+    table = (
+        (arriving.cancelled, "it does not come; what is left of it is removed"),
+        (arriving.adopted, "it is here"),
+        (arriving.here, "it is here, and its last facts are awaited"),
+        (bool(arriving.declined), f"it is not taken: {arriving.declined}"),
+        (arriving.ready, "it is awaited"),
+    )
+    return next((text for holds, text in table if holds), "it is being prepared")
 
 
 def discards(arriving: Arriving, where: Where) -> bool:

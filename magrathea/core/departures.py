@@ -32,7 +32,7 @@ def with_change(place: HostWithMoves, domain: str, change: Callable[[Leaving], L
 def requested(place: HostWithMoves, event: MoveRequested) -> Result:
     wanted = "" if event.to == place.name else event.to
     leaving = place.moves.leaving_of(event.domain)
-    if leaving is None and (no := _no_move(place, event.domain, wanted)):
+    if leaving is None and (no := no_move(place, event.domain, wanted)):
         return place, (ev.Refused(event.domain, no.code, no.text),)
     if leaving and leaving.stage in (MoveStage.HANDED, MoveStage.RESUMING):
         text = f"{event.domain} no longer runs here; wait until the hub has said which host has it"
@@ -45,11 +45,11 @@ def requested(place: HostWithMoves, event: MoveRequested) -> Result:
         return place, accepted
     record = place.moves.record(event.domain)
     assert record
-    new = Leaving(event.domain, record.number, wanted, wanted, place.host.now, event.until)
+    new = Leaving(event.domain, record.number, wanted, wanted, place.host.now, event.until, papers=event.papers)
     return replace(place, moves=place.moves.with_leaving(event.domain, new)), accepted
 
 
-def _no_move(place: HostWithMoves, name: str, wanted: str) -> Refusal | None:
+def no_move(place: HostWithMoves, name: str, wanted: str) -> Refusal | None:
     """Why no move of the domain may begin now; None if it may."""
     host, record = place.host, place.moves.record(name)
     domain = host.domain(name)
@@ -132,6 +132,7 @@ def kept(place: HostWithMoves, leaving: Leaving, record: Ownership) -> Result:
         return replace(place, moves=moves.with_leaving(name, None)), (noted,)
     to, attempts = leaving.wanted, leaving.attempts
     asks = Leaving(name, record.number, to, to, leaving.since, leaving.until, attempts=attempts, why=leaving.why)
+    asks = replace(asks, papers=leaving.papers)
     return replace(place, moves=moves.with_leaving(name, asks)), ()
 
 
@@ -156,8 +157,7 @@ def seen(place: HostWithMoves, leaving: Leaving, event: DomainFound) -> Result:
     record = moves.record(name)
     if leaving.stage is MoveStage.HANDED and where is Where.ABSENT and record and closed(place, leaving, record):
         noted = MoveNoted(name, MoveNote.LEFT, record.owner)
-        left = tuple(v for v in moves.visitors if v != name)
-        return replace(place, moves=replace(moves.with_leaving(name, None), visitors=left)), (noted,)
+        return replace(place, moves=moves.with_leaving(name, None).with_visitor(name, None)), (noted,)
     return place, ()
 
 

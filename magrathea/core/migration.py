@@ -48,6 +48,7 @@ from .moves import (
     Ownership,
     Parcel,
     Says,
+    Visitor,
     Where,
     Word,
     with_domain,
@@ -85,7 +86,7 @@ def _handled(place: HostWithMoves, event: MoveEvent) -> Result:
         case DomainFound():
             return _seen(place, event)
         case RoomMade():
-            return arrivals.prepared(place, event.domain, event.number, event.failed), ()
+            return arrivals.prepared(place, event), ()
         case CopyOver():
             return departures.with_change(place, event.domain, lambda x: departures.copy_over(x, event.failed)), ()
         case Restarted():
@@ -164,7 +165,8 @@ def _arrival_settled(place: HostWithMoves, name: str, before: Arriving | None, r
     if adopted is not None:
         arriving = replace(arriving, adopted=True)
         host = with_domain(place.host, arrivals.as_arrived(adopted, place.host.now))
-        place = HostWithMoves(host, replace(place.moves, visitors=tuple(sorted({*place.moves.visitors, name}))))
+        papers = arriving.parcel.papers if arriving.parcel else ""
+        place = HostWithMoves(host, place.moves.with_visitor(name, Visitor(name, papers)))
         note = MoveNote.ARRIVED if arriving.parcel and arriving.parcel.final else MoveNote.OLD_FACTS
         said.append(MoveNoted(name, note, arriving.source))
     place = replace(place, moves=place.moves.with_arriving(name, arriving))
@@ -193,7 +195,7 @@ def parcels(place: HostWithMoves) -> Iterator[Parcel]:
     for x in place.moves.leaving:
         facts = x.sealed or place.host.domain(x.domain)
         if x.stage in (MoveStage.PREPARING, MoveStage.COPYING, MoveStage.HANDED) and facts is not None:
-            yield Parcel(x.granted, place.name, place.host.now, x.sealed is not None, facts)
+            yield Parcel(x.granted, place.name, place.host.now, x.sealed is not None, facts, x.papers)
 
 
 class MoveStep(StrEnum):
@@ -273,7 +275,7 @@ def configured(place: HostWithMoves, domains: tuple[ConfiguredDomain, ...]) -> t
     away -= {x.domain for x in moves.arriving if x.adopted}
     meant = {d.name: d for d in domains if d.name not in away}
     for domain in place.host.domains:
-        if domain.name in moves.visitors and domain.name not in meant:
+        if moves.visitor(domain.name) and domain.name not in meant:
             meant[domain.name] = ConfiguredDomain(
                 domain.name,
                 domain.kind,

@@ -20,12 +20,13 @@ class TimedMoveEvent:
 class MoveRequested(TimedMoveEvent):
     """An admin wants the domain on host `to`; empty: here. Answered by `Accepted` or `Refused`.
 
-    `until`: a move that is not granted and prepared by then turns back.
+    `until`: a move that is not granted and prepared by then turns back. `papers`: see `moves.Parcel`.
     """
 
     domain: str
     to: str
     until: float
+    papers: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +63,13 @@ class DomainFound(TimedMoveEvent):
 
 @dataclass(frozen=True, slots=True)
 class RoomMade(TimedMoveEvent):
-    """The target has prepared the arrival under this `number`. `failed`: why it could not; empty if it could."""
+    """The target has prepared the arrival under this `number`. `failed`: why it could not; empty if it could. `room`:
+    what it has prepared."""
 
     domain: str
     number: int
     failed: str = ""
+    room: str = ""
 
 
 @dataclass(frozen=True, slots=True)

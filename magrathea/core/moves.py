@@ -45,8 +45,9 @@ class Letting(StrEnum):
 class Transfer:
     """A move that the hub has granted. `number`: of the ownership that the target gets with the domain.
 
-    `ready`: the target expects the domain. `declined`: why the target does not want it; empty if it does. `letting`:
-    the source has said that the domain no longer runs there. `owed`: the target has the domain, but not yet its facts.
+    `ready`: the target expects the domain. `room`: what it has prepared; only the source's hypervisor reads that.
+    `declined`: why the target does not want it; empty if it does. `letting`: the source has said that the domain no
+    longer runs there. `owed`: the target has the domain, but not yet its facts.
     """
 
     number: int
@@ -56,6 +57,7 @@ class Transfer:
     declined: str = ""
     letting: Letting | None = None
     owed: bool = False
+    room: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,9 @@ class Says(StrEnum):
     """What a host says about a domain.
 
     Any host: it `OWNS` the domain. The source: it `ASKS` for a move (to `about`); the domain `STAYS`; it is `GONE` or
-    has `ENDED` here on its way to `about` (see Letting). The target: it is `READY`, or `DECLINES` (because of `about`);
-    the domain is `HERE`; its facts are `ADOPTED`, too; or, after the source has let go, it `LACKS` a copy that may run.
+    has `ENDED` here on its way to `about` (see Letting). The target: it is `READY` (with `about` as what it has
+    prepared), or `DECLINES` (because of `about`); the domain is `HERE`; its facts are `ADOPTED`, too; or, after the
+    source has let go, it `LACKS` a copy that may run.
     """
 
     OWNS = "owns"
@@ -103,7 +106,8 @@ class Word:
 class Parcel:
     """A domain's facts on their way to the target of transfer `number`. `at`: the source's clock when they were packed.
 
-    `final`: the domain no longer runs at the source, so its facts no longer change there.
+    `final`: the domain no longer runs at the source, so its facts no longer change there. `papers`: what the target's
+    hypervisor and configuration must know of the domain beside its facts; nothing here reads them.
     """
 
     number: int
@@ -111,6 +115,15 @@ class Parcel:
     at: float
     final: bool
     facts: Domain
+    papers: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """A domain that came here by a move, with its papers; the configuration need not name it."""
+
+    name: str
+    papers: str = ""
 
 
 # A host's own facts.
@@ -140,7 +153,7 @@ class Leaving:
     the move turns back. `until`: when the hub's grant and the target's readiness come too late. `tried`: the copy was
     started and is over; under one number it is tried once. `letting`: set when the domain ceased to run here. `sealed`:
     its facts since then; until then they are among the host's. `attempts`: copies that failed. `why`: for people, why
-    it turned back.
+    it turned back. `papers`: see Parcel.
     """
 
     domain: str
@@ -156,6 +169,7 @@ class Leaving:
     sealed: Domain | None = None
     attempts: int = 0
     why: str = ""
+    papers: str = ""
 
     @property
     def turns_back(self) -> bool:
@@ -167,10 +181,11 @@ class Arriving:
     """A domain that this host expects, or has and is not done with. `number`: of the transfer.
 
     `where`: what the hypervisor showed since the facts below last changed; None: it was not looked at. `parcel`: the
-    newest facts from the source, by this host's clock. `ready`: everything is prepared. `declined`: why not; empty if
-    it is welcome. `letting`: what the source said. `owner`: the hub says that the domain is this host's. `ran`: it was
-    seen running here. `cancelled`: the move is off; what has come of it is removed. `adopted`: its facts are among the
-    host's. `until`: the reservation ends; once the domain is here, the waiting for its last facts.
+    newest facts from the source, by this host's clock. `ready`: everything is prepared. `room`: what that is; see
+    Transfer. `declined`: why not; empty if it is welcome. `letting`: what the source said. `owner`: the hub says that
+    the domain is this host's. `ran`: it was seen running here. `cancelled`: the move is off; what has come of it is
+    removed. `adopted`: its facts are among the host's. `until`: the reservation ends; once the domain is here, the
+    waiting for its last facts.
     """
 
     domain: str
@@ -186,6 +201,7 @@ class Arriving:
     ran: bool = False
     cancelled: bool = False
     adopted: bool = False
+    room: str = ""
 
     @property
     def here(self) -> bool:
@@ -210,13 +226,13 @@ class Arriving:
 class Moves:
     """All of a host's facts about moves. `records`: the newest that the hub has told, one a domain.
 
-    `visitors`: domains that came here by a move; the configuration need not name them.
+    `visitors`: the domains that came here by a move.
     """
 
     records: tuple[Ownership, ...] = ()
     leaving: tuple[Leaving, ...] = ()
     arriving: tuple[Arriving, ...] = ()
-    visitors: tuple[str, ...] = ()
+    visitors: tuple[Visitor, ...] = ()
 
     def record(self, domain: str) -> Ownership | None:
         return next((r for r in self.records if r.domain == domain), None)
@@ -226,6 +242,14 @@ class Moves:
 
     def arriving_of(self, domain: str) -> Arriving | None:
         return next((x for x in self.arriving if x.domain == domain), None)
+
+    def visitor(self, domain: str) -> Visitor | None:
+        return next((v for v in self.visitors if v.name == domain), None)
+
+    def with_visitor(self, domain: str, now: Visitor | None) -> Moves:
+        kept = (v for v in self.visitors if v.name != domain)
+        new = () if now is None else (now,)
+        return replace(self, visitors=tuple(sorted((*kept, *new), key=lambda v: v.name)))
 
     def with_record(self, record: Ownership) -> Moves:
         kept = (r for r in self.records if r.domain != record.domain)

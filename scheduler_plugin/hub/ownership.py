@@ -142,7 +142,7 @@ def _changed(record: Ownership, host: str, word: Word) -> Ownership | None:
         return None
     match word.says:
         case Says.READY if under_way and not transfer.declined:
-            return replace(record, transfer=replace(transfer, ready=True))
+            return replace(record, transfer=replace(transfer, ready=True, room=word.about[:MOST_ROOM]))
         case Says.DECLINES if under_way and not transfer.declined:
             return replace(record, transfer=replace(transfer, declined=word.about[:MOST_TEXT] or "no reason given"))
         case Says.HERE if under_way:
@@ -161,6 +161,7 @@ _LETTING = {Says.GONE: Letting.GONE, Says.ENDED: Letting.ENDED}
 # On disk.
 
 MOST_TEXT = 1000
+MOST_ROOM = 4096
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MOST_NAME)]
 _Number = Annotated[int, msgspec.Meta(ge=1, le=MOST_NUMBER)]
 
@@ -173,6 +174,7 @@ class _Transfer(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_d
     declined: Annotated[str, msgspec.Meta(max_length=MOST_TEXT)] = ""
     letting: Letting | None = None
     owed: bool = False
+    room: Annotated[str, msgspec.Meta(max_length=MOST_ROOM)] = ""
 
 
 class _Record(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -209,6 +211,7 @@ def _kept(record: Ownership) -> _Record:
             declined=t.declined,
             letting=t.letting,
             owed=t.owed,
+            room=t.room,
         )
     r = record
     return _Record(domain=r.domain, number=r.number, owner=r.owner, revision=r.revision, transfer=kept)
@@ -238,5 +241,5 @@ def _record(kept: _Record) -> Ownership:
     owner = t.target if t.owed else t.source
     if t.source == t.target or kept.owner != owner or not (target_owns if t.owed else source_owns):
         raise BadLedger(f"the move of {kept.domain!r} does not fit its owner and number")
-    transfer = Transfer(t.number, t.source, t.target, t.ready, t.declined, t.letting, t.owed)
+    transfer = Transfer(t.number, t.source, t.target, t.ready, t.declined, t.letting, t.owed, t.room)
     return Ownership(kept.domain, kept.number, kept.owner, kept.revision, transfer)

@@ -45,7 +45,7 @@ FACTS = Domain(
     ended=(Ended(JobKey("6.srv", 1), 4.0),),
     closing=Closing(False, Patience.DRAIN, 3.0),
 )
-PARCEL = Parcel(2, "a", 10.0, True, FACTS)
+PARCEL = Parcel(2, "a", 10.0, True, FACTS, "papers")
 
 
 def test_words_arrive_as_they_were_said() -> None:
@@ -58,7 +58,7 @@ def test_words_arrive_as_they_were_said() -> None:
 
 def test_records_arrive_as_they_were_told() -> None:
     records = (
-        Ownership("n1", 1, "a", 5, Transfer(2, "a", "b", True, "", Letting.GONE)),
+        Ownership("n1", 1, "a", 5, Transfer(2, "a", "b", True, "", Letting.GONE, room='{"uri": ""}')),
         Ownership("n2", 4, "b", 9),
     )
     read = decode_to_host(encode(ownerships_of(records)))

@@ -233,7 +233,7 @@ def test_standing_stops_arrive_with_the_facts() -> None:
     place = do(do(place, parcel(source, final=True)), me.DomainFound(T, "n1", Where.RUNNING))
     before, after = source.domain("n1"), place.host.domain("n1")
     assert before and after and after.jobs == before.jobs and after.stopped
-    assert after.preempted_s == before.preempted_s and place.moves.visitors == ("n1",)
+    assert after.preempted_s == before.preempted_s and place.moves.visitor("n1")
 
 
 def test_a_domain_that_ends_before_it_is_copied_stays() -> None:
