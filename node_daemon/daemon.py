@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 from collections import deque
 from collections.abc import Callable
@@ -36,7 +35,6 @@ from .configuration import NodedConfiguration, changes, read
 from .control_operations import Admin
 from .decided import Decided, limited_log
 from .facts import Facts
-from .guest_channel.channel import GuestChannel, qemu_user
 from .hub_client import HubClient
 from .hypervisor.base import Driver, DriverError, Others
 from .journal_store import JournalStore
@@ -44,6 +42,7 @@ from .life.life import Life
 from .life.saves import Saves
 from .life.script_runner import ScriptRunner
 from .life.site_scripts import SiteScripts
+from .listening import Listening
 from .reboot.host_sleep import HostSleep
 from .switch.paging import MemorySettings
 from .switch.switch import REFRESH_S, Switch
@@ -83,7 +82,8 @@ class Daemon:
         self.driver = make_driver(configuration)
         self._noted: list[str] = []
         self._decided = Decided(self, self.facts.preempted_by())
-        self.channels: dict[str, GuestChannel] = {}
+        self._listening = Listening(self)
+        self.channels = self._listening.channels
         self.switch = Switch(self, self.driver, self.channels, observe)
         self.claims = Claims(self)
         self.scripts = self._make_scripts()
@@ -266,24 +266,6 @@ class Daemon:
             log.info("%d other domains have %d CPUs and %d MiB", others.domains, others.cpus, others.memory_mib)
             self.apply(ev.OthersSeen(self.now(), others.cpus, others.memory_mib))
 
-    # Domains
-
-    async def _listen(self) -> None:
-        """Open a channel for each domain, and close those of domains that are gone."""
-        names = {d.name for d in self.host.domains}
-        for name in [n for n in self.channels if n not in names]:
-            await self.channels.pop(name).close()
-        owner = self._channels_user() if names - self.channels.keys() else None
-        for name in sorted(names - self.channels.keys()):
-            channel = GuestChannel(self.host.name, name, self.configuration.guest_socket(name), self.claims, owner)
-            await channel.start()
-            self.channels[name] = channel
-
-    def _channels_user(self) -> int | None:
-        """QEMU's user, who must reach the guest channels; None if only the daemon's own user must. Raises OSError."""
-        host = self.configuration.host
-        return qemu_user(host.qemu_user) if host.driver == "libvirt" and os.geteuid() == 0 else None
-
     # Starting, ending, reading the configuration again
 
     async def start(self) -> None:
@@ -294,7 +276,7 @@ class Daemon:
         await self.driver.start(self.life.noticed)
         self._log_notes()
         await self.switch.readings.refresh()
-        await self._listen()
+        await self._listening.adjust()
         await self.admin.start()
         self.hub.start()
         self.claims.inquirer.start()
@@ -311,8 +293,7 @@ class Daemon:
         await self.life.close()
         await self.switch.close()
         await self.hub.close()
-        for channel in self.channels.values():
-            await channel.close()
+        await self._listening.close()
         self.claims.close()
         await self.site_scripts.close()
         await self.scripts.close()
@@ -346,7 +327,7 @@ class Daemon:
             self.driver = driver
             self.switch.use_driver(driver)
             await before.close()
-        await self._listen()
+        await self._listening.adjust()
         self.scripts = self._make_scripts()
         self.admin.regroup()
         await self.switch.readings.refresh()
@@ -382,7 +363,7 @@ class Daemon:
                 untidy = self.facts.tidy(self.configuration.journal.keep_days * 86400)
             if ticks % round(REFRESH_S / TICK_S) == 0:
                 self.switch.readings.refresh_soon()
-            await self._listen()
+            await self._listening.adjust()
 
 
 def _drives(c: NodedConfiguration) -> object:
