@@ -75,6 +75,7 @@ class ControlRequest(msgspec.Struct, forbid_unknown_fields=True):
     when_idle: bool = False
     now: bool = False
     with_jobs: bool = False
+    to: _Text = ""
     deadline_s: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_S)] = 0.0
     cls: JobClass = JobClass.PRIORITY
     chunks: Annotated[list[Chunk], msgspec.Meta(max_length=64)] = []

@@ -87,12 +87,23 @@ class SleepReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froz
     wakes: bool
 
 
+class DomainTravel(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
+    """A domain that takes no jobs because it moves between hosts (docs/moves.md). `percent`: of the copy's pass."""
+
+    source: Word
+    target: Word
+    stage: Word
+    text: Sentence
+    percent: Count | None = None
+
+
 class DomainReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
     """A domain, derived and ready to publish. `ncpus`, `mem_mib`: what PBS may use of its vnode, running jobs included.
 
     `cpu_percent`, `want_cpu_percent`: the present and the wanted cap (100 is one CPU; None: no cap, or unknown).
     `since`: start of its present state. `why`: a sentence for people. `lacks`: see `lack`. `sleep`: unset if it is
-    awake; it is not in the message then, so that a hub that does not know of sleep yet understands it.
+    awake; it is not in the message then, so that a hub that does not know of sleep yet understands it. `travel`: the
+    same for a domain that does not move.
     """
 
     name: Word
@@ -115,6 +126,7 @@ class DomainReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
     agent: bool = False
     lacks: Sentence | None = None
     sleep: SleepReport | msgspec.UnsetType = msgspec.UNSET
+    travel: DomainTravel | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def lack(self) -> MemoryLack | None:

@@ -23,6 +23,9 @@ from magrathea.core.model import Host, Kind, Limits, Mode
 from magrathea.stop_warnings import LONGEST_S, WITHOUT_PROLOGUE_S
 from magrathea.surroundings import SOCKET_PATH_BYTES
 
+from .move_tables import MovesTable as MovesTable
+from .move_tables import VisitorsTable as VisitorsTable
+from .move_tables import mistakes as mistakes_of_moves
 from .switch.paging import MemorySettings
 
 DEFAULT_PATH = Path(places.NODED_CONFIGURATION)
@@ -194,6 +197,8 @@ class NodedConfiguration(msgspec.Struct, kw_only=True, frozen=True):
     journal: JournalTable = JournalTable()
     control: ControlTable = ControlTable()
     shutdown: ShutdownTable = ShutdownTable()
+    visitors: VisitorsTable = VisitorsTable()
+    moves: MovesTable = MovesTable()
     domain: dict[str, DomainTable] = {}
 
     @property
@@ -285,6 +290,8 @@ def _check(c: NodedConfiguration, tables: dict[str, Any]) -> Iterable[Problem]:
     yield from _check_host(c)
     yield from _check_hub(c)
     yield from _check_own(c)
+    driver = c.host.uri if c.host.driver == "libvirt" else c.host.driver
+    yield from mistakes_of_moves(c, c.host.name, driver, len(c.hub.endpoints))
     for name, table in c.domain.items():
         where = ("domain", name)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):

@@ -26,6 +26,7 @@ from .hypervisor.base import LIFE, SAVE, Driver
 from .journal import Journal, JournalError
 from .journal_store import JournalStore
 from .life.saves import Saves
+from .moves.requests import MoveRequests
 from .reboot.host_sleep import HostSleep
 from .snapshot import fitting
 from .switch.switch import Switch
@@ -51,6 +52,7 @@ class DaemonForControl(Protocol):
     saves: Saves
     hub: HubClient
     host_sleep: HostSleep
+    move_requests: MoveRequests
 
     @property
     def host(self) -> Host: ...
@@ -83,6 +85,8 @@ class Admin:
                 "preview": self._preview,
                 "host-sleep-plan": self._sleep_plan,
                 "host-sleep-report": self._sleep_report,
+                "moves": daemon.move_requests.report,
+                "migrate-plan": daemon.move_requests.plan,
             },
             changing={
                 "drain": self._drain,
@@ -94,6 +98,7 @@ class Admin:
                 "reload": self._reload,
                 "host-sleep": self._sleep,
                 "host-wake": self._wake,
+                "migrate": daemon.move_requests.migrate,
             },
             group=daemon.configuration.control.group,
             costs={"history": HISTORY_COST_S},

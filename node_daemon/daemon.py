@@ -20,8 +20,10 @@ import msgspec
 from magrathea import supervision
 from magrathea.configuration import ConfigurationError
 from magrathea.core import events as ev
-from magrathea.core import machine
+from magrathea.core import machine, migration
+from magrathea.core import move_events as me
 from magrathea.core.model import Amount, Host, JobKey, Kind
+from magrathea.core.moves import HostWithMoves
 from magrathea.core.plan import Step
 from magrathea.core.readiness import Unready
 from magrathea.core.refusals import RefusalCode
@@ -34,15 +36,20 @@ from .clock import Clock
 from .configuration import NodedConfiguration, changes, read
 from .control_operations import Admin
 from .decided import Decided, limited_log
-from .facts import Facts
+from .facts import Facts, differs
 from .hub_client import HubClient
 from .hypervisor.base import Driver, DriverError, Others
+from .hypervisor.moving import DomainMover
 from .journal_store import JournalStore
 from .life.life import Life
 from .life.saves import Saves
 from .life.script_runner import ScriptRunner
 from .life.site_scripts import SiteScripts
 from .listening import Listening
+from .move_tables import rules
+from .moves.domain_moves import DomainMoves
+from .moves.papers import with_visitors
+from .moves.requests import MoveRequests
 from .reboot.host_sleep import HostSleep
 from .switch.paging import MemorySettings
 from .switch.switch import REFRESH_S, Switch
@@ -57,6 +64,8 @@ RECONFIGURED = (ev.Note.KEPT, ev.Note.FORGOTTEN, ev.Note.RENAMED)
 """What the core notes about a new configuration, for the one who asked for the reload."""
 
 MakeDriver = Callable[[NodedConfiguration], Driver]
+MakeMover = Callable[[NodedConfiguration], DomainMover | None]
+"""None: domains of this configuration's driver never move between hosts."""
 Observe = Callable[[str], None]
 
 
@@ -70,16 +79,20 @@ class Daemon:
         make_driver: MakeDriver,
         observe: Observe = lambda name: None,
         make_clock: Callable[[float], Clock] = Clock,
+        make_mover: MakeMover = lambda configuration: None,
     ) -> None:
-        self.configuration = configuration
         self.path = path
         self.observe = observe
         self.boot_id = secrets.token_hex(8)
         self.facts = Facts(
             configuration.journal_path, make_clock, lambda name: self.observe(name), lambda: self.hub.publish()
         )
+        self._tables = configuration.domain
+        """What the file says of its domains, without visitors."""
+        self.configuration = with_visitors(configuration, self.facts.moves)
         self._make_driver = make_driver
-        self.driver = make_driver(configuration)
+        self.driver = make_driver(self.configuration)
+        self._changing = asyncio.Lock()
         self._noted: list[str] = []
         self._decided = Decided(self, self.facts.preempted_by())
         self._listening = Listening(self)
@@ -91,6 +104,9 @@ class Daemon:
         self.saves = Saves(self)
         self.life = Life(self)
         self.host_sleep = HostSleep(self)
+        mover = make_mover(self.configuration)
+        self.moves = None if mover is None else DomainMoves(self, mover)
+        self.move_requests = MoveRequests(self, self.moves)
         self.hub: HubClient = self._make_hub()
         self.admin = Admin(self)
         self._refused: deque[RefusedClaim] = deque(maxlen=MOST_REFUSED)
@@ -123,13 +139,49 @@ class Daemon:
             if not ev.is_question(decision):
                 self._decided.take(decision)
         if applied.changed:
-            self.hub.publish()
-            self.switch.look_soon()
-            self.life.look_soon()
-            self.claims.inquirer.look_soon()
-            self.host_sleep.look_soon()
+            self._facts_changed()
         self._arm()
         return applied.decisions
+
+    def _facts_changed(self) -> None:
+        self.hub.publish()
+        self.switch.look_soon()
+        self.life.look_soon()
+        self.claims.inquirer.look_soon()
+        self.host_sleep.look_soon()
+        if self.moves is not None:
+            self.moves.look_soon()
+
+    # Moves between hosts
+
+    @property
+    def place(self) -> HostWithMoves:
+        return self.facts.place
+
+    def apply_move(self, event: me.MoveEvent) -> tuple[me.Decision, ...] | None:
+        """Make `event` a fact about moves, and see to what follows. None if it cannot be written to disk."""
+        host, moves = self.facts.host, self.facts.moves
+        decisions = self.facts.apply_move(event, rules(self.configuration))
+        for decision in decisions or ():
+            if isinstance(decision, me.MoveNoted):
+                log.info("%s: %s %s", decision.domain, decision.what, decision.text)
+                self.move_requests.noted(decision)
+            elif not ev.is_question(decision):
+                self._decided.take(decision)
+        if self.facts.moves != moves or differs(host, self.facts.host):
+            self._facts_changed()
+        self._arm()
+        return decisions
+
+    def life_rests(self, name: str) -> bool:
+        return migration.life_rests(self.facts.moves, name)
+
+    async def domains_changed(self) -> None:
+        """Domains have come or gone by a move: drive, and listen to, those that are here."""
+        async with self._changing:
+            named = msgspec.structs.replace(self.configuration, domain=self._tables)
+            for sentence in await self._use(with_visitors(named, self.facts.moves)):
+                log.error("configuration: %s", sentence)
 
     def _arm(self) -> None:
         """Wake at the next deadline."""
@@ -150,7 +202,7 @@ class Daemon:
     def beside(self) -> snapshots.Beside:
         switch = [*self.switch.progress.notes(), *self.switch.interference.notes()]
         notes = [*self.hub.silent(), *self.driver.notes(), *switch, *self.claims.notes(), *self.life.notes()]
-        notes += self.host_sleep.notes()
+        notes += [*self.host_sleep.notes(), *(self.moves.notes() if self.moves is not None else ())]
         if self.facts.trouble:
             notes.append(f"the journal fails, no new jobs are taken: {self.facts.trouble}")
         return snapshots.Beside(
@@ -169,6 +221,7 @@ class Daemon:
             limits=tuple(self.driver.limits()),
             refused=tuple(self._refused),
             closed=self.claims.closed(),
+            travels=self.move_requests.travels(),
         )
 
     def snapshot(self, revision: int) -> Snapshot:
@@ -182,7 +235,7 @@ class Daemon:
 
     async def parts_elsewhere(self, domain: str, key: JobKey, vnodes: list[str]) -> tuple[Unready, ...] | None:
         """The job's parts in vnodes of other hosts that are not ready, by the hubs. None if no hub answers."""
-        here = {self.configuration.vnode(name) for name in self.configuration.domain}
+        here = {self.configuration.vnode(domain.name) for domain in self.host.domains}
         there = [vnode for vnode in vnodes if vnode not in here]
         return await self.hub.unready(domain, key, there) if there else ()
 
@@ -233,6 +286,7 @@ class Daemon:
             key_file=table.key_file,
             hub_key_file=table.hub_key_file,
             on_history=lambda question: self.admin.answer_history(question),
+            on_moves=None if self.moves is None else self.moves.heard,
         )
 
     def _books(self, jobs: tuple[ev.Booking, ...]) -> None:
@@ -281,6 +335,8 @@ class Daemon:
         self.hub.start()
         self.claims.inquirer.start()
         self.host_sleep.start()
+        if self.moves is not None:
+            self.moves.start()
         self.switch.look_soon()
 
     async def close(self) -> None:
@@ -290,6 +346,8 @@ class Daemon:
             self._tick_task.cancel()
         await self.admin.close()
         await self.host_sleep.close()
+        if self.moves is not None:
+            await self.moves.close()
         await self.life.close()
         await self.switch.close()
         await self.hub.close()
@@ -309,9 +367,16 @@ class Daemon:
 
         Raises ConfigurationError; everything stays as it was then.
         """
-        change = changes(self.configuration, read(self.path), self.host)
-        said = list(change.kept)
-        configuration = change.configuration
+        async with self._changing:
+            named = read(self.path)
+            change = changes(self.configuration, with_visitors(named, self.facts.moves), self.host)
+            tables = change.configuration.domain
+            self._tables = {n: t for n, t in tables.items() if n in named.domain or not self.facts.moves.visitor(n)}
+            return [*change.kept, *await self._use(change.configuration)]
+
+    async def _use(self, configuration: NodedConfiguration) -> list[str]:
+        """Let this configuration replace the present one. Returns a sentence for each thing that it cannot change."""
+        said = []
         driver, before = self.driver, self.driver
         if _drives(configuration) != _drives(self.configuration):
             driver = self._make_driver(configuration)

@@ -36,6 +36,7 @@ from magrathea.messages import (
     GivenTold,
     Heartbeat,
     HistoryAsked,
+    Message,
     PartsAsked,
     PartsTold,
     Resend,
@@ -43,6 +44,7 @@ from magrathea.messages import (
     ToHost,
     decode_to_host,
     encode,
+    knows_moves,
 )
 from magrathea.move_messages import MoveRefused, Ownerships, ParcelSent
 
@@ -232,6 +234,13 @@ class HubClient:
         if error is not None and not isinstance(error, zmq.Again):
             log.warning("hub %s: a message cannot be sent: %s", hub.endpoint, error)
         return error is None
+
+    def tell_of_moves(self, message: Message) -> None:
+        """Send to all hubs that know messages about moves. What is lost must be sent again by its author."""
+        data = encode(message)
+        for hub in self._hubs:
+            if hub.heard_at is not None and knows_moves(hub.version or ""):
+                self._send(hub, data)
 
     async def _receive(self, hub: _Hub) -> None:
         while True:

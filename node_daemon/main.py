@@ -107,6 +107,7 @@ async def run(configuration: NodedConfiguration, path: Path) -> None:
     from .hub_keys import HubError
     from .hypervisor.base import Driver, DriverError
     from .hypervisor.local.driver import LocalDriver
+    from .hypervisor.moving import DomainMover
 
     def make_driver(configuration: NodedConfiguration) -> Driver:
         host = configuration.host
@@ -120,10 +121,20 @@ async def run(configuration: NodedConfiguration, path: Path) -> None:
         files = {name: Path(t.local.pid_file) for name, t in configuration.domain.items() if t.local is not None}
         return LocalDriver(group_name(host.name, configuration.paths.run_dir), files)
 
+    def make_mover(configuration: NodedConfiguration) -> DomainMover | None:
+        host = configuration.host
+        if host.driver != "libvirt" or not host.uri.startswith("qemu"):
+            return None
+        from .hypervisor.libvirt.moving.mover import LibvirtMover
+
+        return LibvirtMover(
+            host.name, host.uri, {name: configuration.libvirt_name(name) for name in configuration.domain}
+        )
+
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     try:
-        daemon = Daemon(configuration, path, make_driver, from_environment(os.environ))
+        daemon = Daemon(configuration, path, make_driver, from_environment(os.environ), make_mover=make_mover)
     except DriverError as error:
         raise CannotStart(str(error)) from error
     reloads: set[asyncio.Task[None]] = set()

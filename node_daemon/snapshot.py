@@ -24,6 +24,7 @@ from magrathea.messages import (
     MOST_JOBS,
     MOST_NOTES,
     DomainReport,
+    DomainTravel,
     JobReport,
     MemoryMove,
     RefusedClaim,
@@ -63,6 +64,8 @@ class Beside:
     refused: tuple[RefusedClaim, ...] = ()
     closed: Mapping[str, frozenset[JobClass]] = field(default_factory=dict)
     """By domain, classes that it takes no jobs of for a moment, whatever the facts say (claims/closures.py)."""
+    travels: Mapping[str, DomainTravel] = field(default_factory=dict)
+    """Domains that take no jobs because they move between hosts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,14 +177,15 @@ def _domain(whole: _Whole, domain: Domain) -> DomainReport:
     state = state_of(host, domain)
     since = beside.since.get(domain.name)
     closed = beside.closed.get(domain.name, frozenset())
+    travel = beside.travels.get(domain.name)
     return DomainReport(
         name=domain.name,
         vnode=beside.vnodes.get(domain.name, domain.name),
         kind=domain.kind,
         state=state,
         since=since.since if since else host.now,
-        why=_why(whole, domain, state, closed)[:4096],
-        accepts=[cls for cls in accepts(host, domain) if cls not in closed],
+        why=(travel.text if travel else _why(whole, domain, state, closed))[:4096],
+        accepts=[] if travel else [cls for cls in accepts(host, domain) if cls not in closed],
         rank=rank(host, domain),
         ncpus=_figure(size.cpus),
         mem_mib=_figure(size.mib),
@@ -195,6 +199,7 @@ def _domain(whole: _Whole, domain: Domain) -> DomainReport:
         agent=domain.agent_lost_at is None,
         lacks=_lacks(beside.lacks.get(domain.name)),
         sleep=_sleep(domain),
+        travel=travel or msgspec.UNSET,
     )
 
 

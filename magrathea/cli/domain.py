@@ -1,4 +1,4 @@
-"""`magrathea domain`: boot, shut down, reboot, save to disk and bring back the domains of this host."""
+"""`magrathea domain`: boot, shut down, reboot, save to disk, bring back and move the domains of this host."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import click
 
 from magrathea.cli import sources
 from magrathea.cli.host_actions import request
+from magrathea.cli.migrate import migrate
 
 _target = click.argument("domain", shell_complete=sources.names)
 _when_idle = click.option("--when-idle", is_flag=True, help="Keep taking jobs; go down as soon as there is none.")
 _now = click.option("--now", is_flag=True, help="Do not wait: the jobs in the domain end with it.")
 
 
-@click.group(short_help="boot, shut down, reboot, save to disk and bring back a domain")
+@click.group(short_help="boot, shut down, reboot, save to disk, bring back and move a domain")
 def domain() -> None:
     """Lead the lives of this host's domains.
 
     Each command is a wish. It returns as soon as the daemon has noted the wish, and the daemon keeps it until it is
-    fulfilled, over restarts too. `magrathea status` shows the progress. `magrathea undrain DOMAIN` gives up a shutdown,
-    reboot or freeze that has not begun. The hypervisor must be able to do it; the local driver is not.
+    fulfilled, over restarts too; only `migrate` waits for its end. `magrathea status` shows the progress. `magrathea
+    undrain DOMAIN` gives up a shutdown, reboot or freeze that has not begun. The hypervisor must be able to do it; the
+    local driver is not.
 
     \b
     Examples:
@@ -26,7 +28,11 @@ def domain() -> None:
       magrathea domain freeze p1
       magrathea domain freeze n1 --with-jobs
       magrathea domain defrost p1
+      magrathea domain migrate n1 --to h2
     """
+
+
+domain.add_command(migrate)
 
 
 @domain.command(short_help="start a domain")

@@ -190,6 +190,12 @@ STOP_LIMIT_S = 15.0
 class DomainMover(Protocol):
     """What moves domains. Every call but `move` and `follow` ends within its deadline. All raise DriverError."""
 
+    def know(self, domain: str, name: str) -> None:
+        """From now on the hypervisor's name of `domain` is `name`."""
+
+    def close(self) -> None:
+        """Stop watching. Moves under way go on in the hypervisor."""
+
     async def why_not_movable(self, domain: str, terms: Terms) -> list[str]:
         """Why the domain cannot leave this host, a sentence each with its fix; empty if it can."""
 

@@ -66,6 +66,8 @@ class Life:
         """Those of them whose agents were asked."""
         self._from_image: set[str] = set()
         """Domains booted from an image. Their clocks have stood still."""
+        self._resting: set[str] = set()
+        """Domains about which a move decides."""
         self._restored_moms = RestoredMoms(daemon.channels)
         self._retries = Retries(RETRY_S)
         self._wake: asyncio.Handle | None = None
@@ -75,7 +77,7 @@ class Life:
         """The hypervisor reports a change. If it needs no second look it is a fact at once, else after the look."""
         daemon = self._daemon
         domain = daemon.host.domain(event.name)
-        if domain is None:
+        if domain is None or daemon.life_rests(event.name):
             return
         can = daemon.driver.capabilities
         up = domain.lifecycle is Lifecycle.UP
@@ -116,9 +118,22 @@ class Life:
         self._wake = None
         if self._closed:
             return
-        waits = [wait for d in self._daemon.host.workers if (wait := self._look_at(d)) is not None]
+        here = [d for d in self._daemon.host.workers if not self._rests(d.name)]
+        waits = [wait for d in here if (wait := self._look_at(d)) is not None]
         if waits and self._wake is None:
             self._wake = asyncio.get_running_loop().call_later(max(0.0, min(waits)) + 0.001, self._look)
+
+    def _rests(self, name: str) -> bool:
+        """True while a move decides about the domain. What was seen of it until then means nothing afterwards."""
+        if self._daemon.life_rests(name):
+            self._resting.add(name)
+            return True
+        if name in self._resting:
+            self._resting.discard(name)
+            self._went_down.discard(name)
+            self._was_up.pop(name, None)
+            self._read_anew(name)
+        return False
 
     def _look_at(self, domain: Domain) -> float | None:
         """Learn something or take a step. Returns after how many seconds to look again; None: at the next event."""

@@ -41,3 +41,7 @@ class DaemonForLife(Protocol):
     def may_save(self, name: str) -> bool:
         """Whether the save of a domain may begin now, or has to wait for others."""
         ...
+
+    def life_rests(self, name: str) -> bool:
+        """True while a move between hosts decides about the domain's life."""
+        ...

@@ -63,6 +63,10 @@ class DaemonForSwitch(DaemonForReadings, Protocol):
 
     def step_done(self, step: Step) -> None: ...
 
+    def life_rests(self, name: str) -> bool:
+        """True while the domain moves between hosts: its CPU and memory stay as they are."""
+        ...
+
 
 AGENT_AWAY = (RefusalCode.NO_AGENT, RefusalCode.TIMEOUT)
 """Codes of an agent that is reconnecting, or was slow to answer."""
@@ -205,6 +209,7 @@ class Switch:
             return
         earlier: list[Step] = []
         held: list[Step] = []
+        resting: list[Step] = []
         retries, steps = self._steps.retries, self.steps()
         self._withdraw_moves(steps)
         if not self._facts.host.paused:
@@ -219,11 +224,14 @@ class Switch:
                 elif isinstance(step, SetMemory) and step != under_way:
                     self.mover.aim(step.domain, step.mib)
                     self._steps.retarget(step)
+            elif not isinstance(step, Orders) and self._facts.life_rests(step.domain):
+                resting.append(step)
+                continue
             elif retries.wait_s(slot):
                 held.append(step)
                 continue
             elif not any(waits(step, e) for e in earlier) and not any(
-                waits(step, h, held=True) for h in held if not self._takes_memory(h)
+                waits(step, h, held=True) for h in (*held, *resting) if not self._takes_memory(h)
             ):
                 self._start(step)
             earlier.append(step)

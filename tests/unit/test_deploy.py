@@ -54,8 +54,9 @@ def test_noded_toml_shows_the_true_defaults() -> None:
     commented = re.findall(r"^# ([a-z_]+) = (\S+?)\s*(?:#.*)?$", text, flags=re.MULTILINE)
     machines = {"cpus", "memory_mib", "vnode", "endpoints"}  # these depend on the machine, or are part of another table
     tables: list[type[msgspec.Struct]] = [noded.HostTable, noded.LimitsTable, noded.PathsTable, noded.JournalTable]
-    tables += [noded.ControlTable, noded.ShutdownTable, noded.DomainTable]
-    defaults = {f.name: f.default for table in tables for f in msgspec.structs.fields(table)}
+    tables += [noded.ControlTable, noded.ShutdownTable, noded.VisitorsTable, noded.MovesTable, noded.DomainTable]
+    fields = [f for table in tables for f in msgspec.structs.fields(table)]
+    defaults = {f.name: f.default if f.default_factory is msgspec.NODEFAULT else f.default_factory() for f in fields}
     assert [key for key, _ in commented] == re.findall(r"^# ([a-z_]+) = ", text, flags=re.MULTILINE)
     for key, value in commented:
         assert key in defaults or key in machines, key
@@ -73,6 +74,8 @@ def test_noded_toml_shows_the_true_defaults() -> None:
         (noded.JournalTable, set()),
         (noded.ControlTable, set()),
         (noded.ShutdownTable, set()),
+        (noded.VisitorsTable, set()),
+        (noded.MovesTable, set()),
         (noded.DomainTable, set()),
         (noded.LocalTable, set()),
     ],

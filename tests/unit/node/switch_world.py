@@ -92,6 +92,9 @@ class World:
     def step_done(self, step: Step) -> None:
         return
 
+    def life_rests(self, name: str) -> bool:
+        return False
+
     async def start(self) -> None:
         """Both domains are up and connected, the hub is there, and n1 has an old preemptible job."""
         self.apply(ev.HubFound(self.now()))

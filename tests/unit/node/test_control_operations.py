@@ -46,6 +46,7 @@ class Owner:
         self.switch: Any = SimpleNamespace(clear=lambda domain: None)
         self.saves: Any = SimpleNamespace()
         self.host_sleep: Any = SimpleNamespace()
+        self.move_requests: Any = SimpleNamespace(report=None, plan=None, migrate=None)
         self.hub: Any = SimpleNamespace(revision=1)
         self.driver: Any = SimpleNamespace(capabilities=frozenset())
         self.journal: JournalStore = open_journal(folder / "journal.sqlite")

@@ -68,6 +68,10 @@ class LibvirtMover:
         self._workers: dict[str, Worker] = {}
         self._connections: dict[str, Any] = {}
 
+    def know(self, domain: str, name: str) -> None:
+        """See `moving.DomainMover`."""
+        self._names[domain] = name
+
     def close(self) -> None:
         """End the threads. Moves under way go on in libvirtd."""
         for worker in self._workers.values():
