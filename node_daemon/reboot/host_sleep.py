@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -37,6 +36,7 @@ from ..hypervisor.base import SAVE, DomainReading, Driver, DriverError, save_dea
 from ..life.saves import Saves
 from ..switch.switch import Switch
 from . import records
+from .falling import Falling, report_of
 from .plan import Candidate, Measured, SleepPlan, Turn, candidates, duration_s, plan, turn_of
 from .records import Records, SleepRecord
 from .waking import Waking, defrost, is_of_shutdown
@@ -69,27 +69,6 @@ class DaemonForSleep(Protocol):
 
     def saves_may_begin(self) -> None:
         """A domain that had to wait may be saved now."""
-
-
-@dataclass
-class Falling:
-    """A sleep of the host that is going on, or has ended. `granted`: the domains whose saves may begin, and since when.
-    `ended`: those that are through. `asked`: is set when all have been asked to sleep."""
-
-    begun: float
-    until: float
-    chosen: tuple[Candidate, ...]
-    left: tuple[Candidate, ...] = ()
-    granted: dict[str, float] = field(default_factory=dict)
-    ended: dict[str, SleeperReport] = field(default_factory=dict)
-    asked: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def going_on(self) -> bool:
-        return len(self.ended) < len(self.chosen)
-
-    def of(self, name: str) -> Candidate | None:
-        return next((c for c in self.chosen if c.name == name), None)
 
 
 class HostSleep:
@@ -241,7 +220,7 @@ class HostSleep:
         return plan(found, deadline_s or shutdown.time_s, shutdown.at_once)
 
     def _planned(self, made: SleepPlan, time_s: float) -> HostSleepReport:
-        sleepers = [_report(c, SleepStage.AWAKE) for c in made.chosen]
+        sleepers = [report_of(c, SleepStage.AWAKE) for c in made.chosen]
         sleepers += [self._left(c, time_s) for c in made.left]
         return HostSleepReport(
             host=self._daemon.host.name, going_on=False, expected_s=made.expected_s, left_s=time_s, sleepers=sleepers
@@ -249,7 +228,7 @@ class HostSleep:
 
     def _left(self, candidate: Candidate, time_s: float) -> SleeperReport:
         text = f"its save takes about {candidate.expected_s:.0f} s, and {max(0.0, time_s):.0f} s are left for all"
-        return _report(candidate, SleepStage.LEFT, text)
+        return report_of(candidate, SleepStage.LEFT, text)
 
     def _again(self, name: str) -> Candidate:
         """A domain of a sleep that an earlier daemon has begun."""
@@ -354,7 +333,7 @@ class HostSleep:
     def _end(
         self, falling: Falling, candidate: Candidate, stage: SleepStage, text: str = "", took_s: float = 0.0
     ) -> None:
-        falling.ended[candidate.name] = _report(candidate, stage, text, took_s)
+        falling.ended[candidate.name] = report_of(candidate, stage, text, took_s)
         if stage is not SleepStage.ASLEEP:
             log.warning("%s is not put to sleep: %s", candidate.name, text)
         self._daemon.saves_may_begin()
@@ -392,12 +371,12 @@ class HostSleep:
 
     def _on_the_way(self, falling: Falling, candidate: Candidate) -> SleeperReport:
         if candidate.name in falling.granted:
-            return _report(candidate, SleepStage.SAVING, "it is being saved")
+            return report_of(candidate, SleepStage.SAVING, "it is being saved")
         domain = self._daemon.host.domain(candidate.name)
         if candidate.turn is Turn.SERVICE or domain is None or self._is_ready(candidate.name):
-            return _report(candidate, SleepStage.READY, "it waits for its turn")
+            return report_of(candidate, SleepStage.READY, "it waits for its turn")
         text = why_awake(self._daemon.host, domain) or "its memory is being moved"
-        return _report(candidate, SleepStage.STOPPING, text)
+        return report_of(candidate, SleepStage.STOPPING, text)
 
     # Within
 
@@ -411,18 +390,6 @@ class HostSleep:
     def _end_waking(self) -> None:
         if self._wakes is not None:
             self._wakes.cancel()
-
-
-def _report(candidate: Candidate, stage: SleepStage, text: str = "", took_s: float = 0.0) -> SleeperReport:
-    return SleeperReport(
-        name=candidate.name,
-        stage=stage,
-        mib=candidate.mib,
-        jobs=candidate.jobs,
-        expected_s=candidate.expected_s,
-        took_s=took_s,
-        text=text,
-    )
 
 
 def _size_mib(read: DomainReading) -> int | None:

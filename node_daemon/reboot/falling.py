@@ -1,0 +1,43 @@
+"""A sleep of the host that is going on, or has ended: who falls asleep, and what has become of each."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from magrathea.host_sleep import SleeperReport, SleepStage
+
+from .plan import Candidate
+
+
+@dataclass
+class Falling:
+    """A sleep of the host that is going on, or has ended. `granted`: the domains whose saves may begin, and since when.
+    `ended`: those that are through. `asked`: is set when all have been asked to sleep."""
+
+    begun: float
+    until: float
+    chosen: tuple[Candidate, ...]
+    left: tuple[Candidate, ...] = ()
+    granted: dict[str, float] = field(default_factory=dict)
+    ended: dict[str, SleeperReport] = field(default_factory=dict)
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def going_on(self) -> bool:
+        return len(self.ended) < len(self.chosen)
+
+    def of(self, name: str) -> Candidate | None:
+        return next((c for c in self.chosen if c.name == name), None)
+
+
+def report_of(candidate: Candidate, stage: SleepStage, text: str = "", took_s: float = 0.0) -> SleeperReport:
+    return SleeperReport(
+        name=candidate.name,
+        stage=stage,
+        mib=candidate.mib,
+        jobs=candidate.jobs,
+        expected_s=candidate.expected_s,
+        took_s=took_s,
+        text=text,
+    )
