@@ -12,11 +12,10 @@ from collections.abc import Iterator
 import pytest
 
 from magrathea.pbs_text.amounts import duration_s
+from magrathea_lab.clusters.guest_openpbs import FLOOR_MIB, HOSTS, SIZE_MIB, Fleet
 from magrathea_lab.clusters.openpbs import USER
 from magrathea_lab.scenarios.scenarios import require, wait, wait_all_free, wait_domain, wait_state, wait_stoppable
 from magrathea_lab.waiting import BOUND_S
-
-from .guests import FLOOR_MIB, HOSTS, SIZE_MIB, Fleet
 
 H1, H2 = HOSTS
 ENOUGH = f"/home/{USER}/enough"

@@ -7,9 +7,9 @@ import time
 
 import libvirt
 
+from magrathea_lab.clusters.guest_openpbs import Fleet
 from magrathea_lab.scenarios.scenarios import require, wait, wait_domain, wait_state
 
-from .guests import Fleet
 from .test_guests import (
     FAIL_REQUEUE_S,
     MOVED_S,

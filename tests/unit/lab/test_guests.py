@@ -11,7 +11,7 @@ from magrathea_lab.guests.image import own_files
 
 ROOT = Path(__file__).parents[3]
 RIG, DEMO, OPENPBS = (
-    ROOT / tree for tree in ("magrathea_lab/guests/rig", "magrathea_lab/guests/demo", "tests/openpbs/guest")
+    ROOT / tree for tree in ("magrathea_lab/guests/rig", "magrathea_lab/guests/demo", "magrathea_lab/guests/openpbs")
 )
 
 

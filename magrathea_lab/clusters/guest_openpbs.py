@@ -20,15 +20,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from magrathea_lab import fleet
-from magrathea_lab.clusters.openpbs import KILL_DELAY_S, USER, VNODES_HOOK_S, OpenPbsCluster
-from magrathea_lab.clusters.private_openpbs import FIRST_UID, HEAD, PrivateOpenPbs
-from magrathea_lab.fleet import DomainSpec, HostSpec
-from magrathea_lab.guests.image import NETWORK_MODULES, Extra
-from magrathea_lab.guests.private_libvirtd import QEMU_USER
-from magrathea_lab.rigs.guest import Guest, GuestError
-from magrathea_lab.rigs.guest_host import Hypervisor, Size, ask
-from magrathea_lab.waiting import until
+from .. import fleet
+from ..fleet import DomainSpec, HostSpec
+from ..guests.image import NETWORK_MODULES, Extra
+from ..guests.private_libvirtd import QEMU_USER
+from ..rigs.guest import Guest, GuestError
+from ..rigs.guest_host import Hypervisor, Size, ask
+from ..waiting import until
+from .openpbs import KILL_DELAY_S, USER, VNODES_HOOK_S, OpenPbsCluster
+from .private_openpbs import FIRST_UID, HEAD, PrivateOpenPbs
 
 SIZE_MIB = 480
 SMALL_MIB = 224
@@ -106,7 +106,7 @@ def guest_root(target: Path, cluster: PrivateOpenPbs) -> None:
     for name, text in files.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).write_text(text, encoding="ascii")
-    shutil.copytree(Path(__file__).with_name("guest"), target, dirs_exist_ok=True)
+    shutil.copytree(Path(__file__).parents[1] / "guests" / "openpbs", target, dirs_exist_ok=True)
 
 
 class GuestCluster(PrivateOpenPbs):
