@@ -324,16 +324,18 @@ def _requeued(
 def _while_asleep(entry: LedgerEntry, sleeper: Sleeper, truth: Truth, now: float) -> BookStep:
     """Its MoM cannot be asked for anything, and nobody may start it elsewhere: its memory is in the image.
 
-    PBS replaces the comment, for example if the job is held; then it is set again.
+    PBS replaces the comment, for example if the job is held; then it is set again. It changes when the domain is asked
+    to come back.
     """
     job = truth.job
     if job is None or not job.is_run(entry.run) or job.state not in "RS":
         return BookStep(entry)
-    if entry.asleep_at and (truth.at <= entry.asleep_at or job.comment.startswith(ASLEEP)):
+    text = f"{sleeper.sentence}; {sleeper.return_}; to delete the job before that: qdel -W force"[:MOST_COMMENT]
+    told = job.comment == text or (job.comment.startswith(ASLEEP) and sleeper.return_ in job.comment)
+    if entry.asleep_at and (told or truth.at <= entry.asleep_at):
         return BookStep(entry)
-    text = f"{sleeper.sentence}; {sleeper.return_}; to delete the job before that: qdel -W force"
     original = entry.comment if entry.commented else job.comment
-    return BookStep(replace(entry, comment=original, asleep_at=now), SetComment(entry.key, text[:MOST_COMMENT]))
+    return BookStep(replace(entry, comment=original, asleep_at=now), SetComment(entry.key, text))
 
 
 def _while_booked(entry: LedgerEntry, wish: JobWish, job: PbsJob | None, now: float) -> BookStep:

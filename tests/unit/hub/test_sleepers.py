@@ -314,6 +314,15 @@ class TestComments:
         hub.after(600)
         assert pbs.count("set_comment") == count
 
+    def test_it_changes_when_the_domain_is_asked_to_come_back(self, hub: SimHub, pbs: FakePbs) -> None:
+        hub.says("h1", asleep("n1", [held()], wakes=True))
+        hub.after(61)
+        text = pbs.jobs["1.srv"].comment
+        assert "comes back as soon as there is room" in text and "defrost" not in text
+        count = pbs.count("set_comment")
+        hub.after(600)
+        assert pbs.count("set_comment") == count
+
     def test_a_comment_that_cannot_be_set_is_not_tried_all_the_time(self, hub: SimHub, pbs: FakePbs) -> None:
         pbs.change("1.srv", comment="")
         before = len(hub.done)
