@@ -28,7 +28,7 @@ def reconfigured(host: Host, event: Reconfigured) -> Result:
     domains = {meant.name: _fitted(host.domain(meant.name), meant, said) for meant in event.domains}
     for domain in host.domains:
         if domain.name not in domains:
-            domains[domain.name] = replace(domain, configured=False)
+            domains[domain.name] = _left_out(domain)
             if domain.sleep is not None and domain.configured:
                 text = "no longer configured, but it sleeps on disk; configure it again, then defrost it"
                 said.append(Noted(domain.name, Note.KEPT, None, text))
@@ -47,6 +47,14 @@ def reconfigured(host: Host, event: Reconfigured) -> Result:
         domains=tuple(domains[name] for name in sorted(domains)),
     )
     return changed, tuple(said)
+
+
+def _left_out(domain: Domain) -> Domain:
+    """The domain, which is no longer configured. If it sleeps, it leaves the line of those that wake: nothing could
+    restore it, and the host would be closed until the time limit of its boot."""
+    if domain.in_line_to_wake and domain.sleep is not None:
+        domain = replace(domain, sleep=replace(domain.sleep, wakes=False))
+    return replace(domain, configured=False)
 
 
 def _fitted(known: Domain | None, meant: ConfiguredDomain, said: list[Decision]) -> Domain:

@@ -12,6 +12,7 @@ from magrathea.core.events import (
     Claimed,
     ConfiguredDomain,
     Decision,
+    DefrostRequested,
     DrainEnded,
     DrainRequested,
     Noted,
@@ -26,6 +27,7 @@ from .builders import (
     T,
     accepts,
     after,
+    ask,
     claim,
     get,
     host,
@@ -41,6 +43,7 @@ from .builders import (
     told,
     wanted,
 )
+from .sleepers import put_to_sleep
 
 
 def meant(domain: Domain, **changes: Any) -> ConfiguredDomain:
@@ -121,6 +124,15 @@ def test_a_domain_with_jobs_that_is_no_longer_configured_drains_and_is_forgotten
     assert h.domain("n1"), "a repeated claim is answered as ever"
     h = release(h, "n1", "2")
     assert h.domain("n1") is None
+
+
+def test_a_sleeper_in_line_that_is_no_longer_configured_does_not_try_to_come_back() -> None:
+    h = put_to_sleep(run(host("exclusive", n1="normal", n2="normal"), "n1", "1"), "n1")
+    h = ask(run(h, "n2", "2"), DefrostRequested(T, "n1", T)).host
+    h, decisions = handle(h, without(h, "n1"))
+    assert "then defrost it" in said(decisions)[0]
+    h = release(h, "n2", "2")
+    assert state(h, "n1") == "asleep" and claim(h, "n2", "3").ok
 
 
 def test_its_jobs_are_stopped_and_continued_like_any_others() -> None:
