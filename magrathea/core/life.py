@@ -107,12 +107,16 @@ def _learned_booting(host: Host, domain: Domain, seen: Seen) -> ev.DomainEvent |
 
 def _learned_down(host: Host, domain: Domain, seen: Seen) -> ev.DomainEvent | None:
     now, name = host.now, domain.name
-    if seen.up and seen.was_up is None and not domain.asleep:
-        return ev.DomainStarted(now, name)  # the daemon found it up at its own start; nobody knows since when
+    if seen.up and seen.was_up is None and not (domain.asleep or domain.frozen):
+        # The daemon found it up at its own start; nobody knows since when. One that comes from an image registers
+        # first: its clock is to be set.
+        return ev.DomainStarted(now, name)
     if seen.up and not seen.was_up and not seen.agent:
         return ev.DomainBooting(now, name, now + domain.boot_limit_s)
-    # A sleeping domain that runs has been restored, and has not registered in time: its jobs are in there.
-    if not seen.saved and (domain.frozen or (domain.asleep and not seen.up)):
+    # A frozen domain that has just been found up comes from its image: it registers. A sleeping one that runs has been
+    # restored, and has not registered in time: its jobs are in there.
+    just_found_up = seen.up and not seen.was_up
+    if not seen.saved and ((domain.frozen and not just_found_up) or (domain.asleep and not seen.up)):
         return ev.ImageLost(now, name)
     if domain.closing and not seen.up:
         return ev.DomainStopped(now, name)

@@ -268,6 +268,8 @@ FRESH = Seen(up=True, was_up=False)
         ("priority frozen", replace(DOWN, saved=True), None),
         ("priority frozen", DOWN, ImageLost),
         ("priority frozen", FRESH, DomainBooting),
+        ("priority frozen", replace(FRESH, was_up=None), DomainBooting),
+        ("priority frozen", replace(FRESH, was_up=None, agent=True), None),
         ("priority frozen", replace(FRESH, was_up=True), ImageLost),
     ],
 )
@@ -311,6 +313,7 @@ def test_a_reboot_of_a_domain_that_is_down_boots_it() -> None:
         ("priority saving", UP, Save),
         ("priority saving", replace(UP, agent=False), Save),
         ("priority frozen", replace(DOWN, saved=True), None),
+        ("priority frozen", replace(UP, was_up=None), Register),
     ],
 )
 def test_the_next_step(text: str, seen: Seen, expected: type[LifeStep] | None) -> None:

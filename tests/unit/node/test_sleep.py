@@ -252,6 +252,20 @@ def test_a_sleeper_that_was_started_while_the_daemon_was_down_gets_the_right_tim
     play(test)
 
 
+def test_a_frozen_domain_that_was_started_while_the_daemon_was_down_gets_the_right_time_first() -> None:
+    async def test(s: Scene) -> None:
+        s.freeze("p1")
+        await s.until_state("p1", State.FROZEN)
+        await s.daemon.close()
+        s.world.start("p1")
+        s.daemon = s._daemon()
+        await s.daemon.start()
+        await s.until_state("p1", State.FREE)
+        assert [s.world.asked(f"{what} p1") for what in ("clock", "reconnect")] == [1, 1]
+
+    play(test)
+
+
 def test_a_sleeper_comes_back_only_when_idle_domains_have_given_up_what_it_needs() -> None:
     """An idle domain keeps its memory until somebody needs it. The restore itself needs it, before any job goes on."""
 
