@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from .model import Domain, Host, Job, Mode, StoppedBy, once
 from .shares import need_to_continue, unused
-from .stopping import in_the_way_of_sleepers
+from .stopping import in_the_way_of_sleepers, waits_for_hub
 
 
 def not_saved_for(host: Host, domain: Domain, job: Job) -> str:
@@ -66,6 +66,8 @@ def _waits_for(host: Host, domain: Domain) -> str:
         return f"`magrathea unpause`: {host.name} is paused"
     if host.driver_lost_at is not None:
         return f"the hypervisor of {host.name}, which does not answer"
+    if waits_for_hub(host, domain):
+        return "a hub: PBS had not suspended all of its jobs, and may have started them elsewhere meanwhile"
     if host.mode is Mode.EXCLUSIVE:
         busy = [name for name in once(host, in_the_way_of_sleepers) if name != domain.name]
         return f"{busy[0]}, which has {host.name} for its jobs" if busy else "its turn"

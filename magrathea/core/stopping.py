@@ -289,8 +289,14 @@ def to_wake(host: Host) -> tuple[str, ...]:
     return once(host, _to_wake)
 
 
+def waits_for_hub(host: Host, domain: Domain) -> bool:
+    """True if a sleeping domain has a job that PBS took for a running one. PBS may have started it elsewhere meanwhile:
+    only a hub can ask."""
+    return host.hub_lost and any(not (j.booked or j.stopper is StoppedBy.PBS) for j in domain.jobs)
+
+
 def _to_wake(host: Host) -> tuple[str, ...]:
-    waiting = [d for d in once(host, _preempted) if d.in_line_to_wake]
+    waiting = [d for d in once(host, _preempted) if d.in_line_to_wake and not waits_for_hub(host, d)]
     if not waiting or host.paused or host.driver_lost_at is not None:
         return ()
     if host.mode is Mode.COUNTED:

@@ -16,6 +16,8 @@ from magrathea.core.events import (
     DriverLost,
     FreezeEnded,
     FreezeRequested,
+    HubFound,
+    HubLost,
     ImageLost,
     PauseEnded,
     PauseRequested,
@@ -175,6 +177,15 @@ def test_a_wake_waits_for_the_end_of_a_pause_and_for_the_hypervisor(mode: str) -
     assert state(after(paused.host, PauseEnded(T)), "n1") is State.BOOTING
     lost = ask(after(h, DriverLost(T)), DefrostRequested(T, "n1", T)).host
     assert state(lost, "n1") is State.ASLEEP and "hypervisor" in why(lost, "n1")
+
+
+@both
+def test_jobs_that_pbs_takes_for_running_wait_for_a_hub_because_they_may_run_elsewhere(mode: str) -> None:
+    h = ask(run(host(mode, n1="normal"), "n1", "1"), sleep_request("n1", within_s=0.0)).host
+    h = after(h, HubLost(T), FreezeEnded(T, "n1"))
+    h = ask(h, DefrostRequested(T, "n1", T)).host
+    assert state(h, "n1") is State.ASLEEP and "waits for a hub" in why(h, "n1")
+    assert state(after(h, HubFound(T)), "n1") is State.BOOTING
 
 
 @both
