@@ -13,7 +13,8 @@ from .plan import Candidate
 @dataclass
 class Falling:
     """A sleep of the host that is going on, or has ended. `granted`: the domains whose saves may begin, and since when.
-    `ended`: those that are through. `asked`: is set when all have been asked to sleep."""
+    `ended`: those that are through. `restored`: those that were just coming back from an earlier sleep; they are asked
+    when they are up. `asked`: is set when all others have been asked to sleep."""
 
     begun: float
     until: float
@@ -21,6 +22,7 @@ class Falling:
     left: tuple[Candidate, ...] = ()
     granted: dict[str, float] = field(default_factory=dict)
     ended: dict[str, SleeperReport] = field(default_factory=dict)
+    restored: set[str] = field(default_factory=set)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

@@ -7,7 +7,9 @@ Rule 1: all chosen domains are asked to sleep at once, so that no job starts amo
 in the order of the plan, as many at a time as the configuration says.
 Rule 2: when the time is over no save begins any more. A domain that is not being saved then stays awake. A save that
 has begun may end.
-Rule 3: nobody needs to say when the machine has booted. The daemon knows the boot in which the sleep was begun
+Rule 3: who is just coming back from an earlier sleep is put to sleep again as soon as it is up. Who still waits for its
+turn to come back sleeps on.
+Rule 4: nobody needs to say when the machine has booted. The daemon knows the boot in which the sleep was begun
 (records.py): in another boot it brings everything back, in the same one it goes on where it was.
 """
 
@@ -26,9 +28,10 @@ from magrathea.control import Denied
 from magrathea.core import events as ev
 from magrathea.core import life
 from magrathea.core.life import Save, Seen
-from magrathea.core.model import Host, Kind, SleepCause
+from magrathea.core.model import Host, Kind, Lifecycle, SleepCause
 from magrathea.core.refusals import RefusalCode
 from magrathea.core.sleeping import why_awake
+from magrathea.core.stopping import in_line
 from magrathea.host_sleep import HostSleepReport, SleeperReport, SleepStage
 
 from ..configuration import NodedConfiguration
@@ -87,14 +90,15 @@ class HostSleep:
 
     def start(self) -> None:
         """Go on with a sleep that was begun in this boot of the machine; bring back what sleeps since another one."""
-        record = self._records.sleep()
-        if record is not None and record.boot == records.boot_id():
+        record, woken = self._records.sleep(), self._waking.begun_in_this_boot()
+        if record is not None and record.boot == records.boot_id() and not woken:
             found = [self._again(name) for name in record.order]
-            self._falling = Falling(self._daemon.now(), record.until, tuple(found))
+            self._falling = self._begun(record.until, tuple(found))
             self._falls = supervision.start(self._go_on(self._falling, record))
         elif record is not None or self._waking.sleepers():
-            log.info("the machine has booted: what sleeps since its shutdown is brought back")
-            self._wakes = supervision.start(self._waking.work())
+            if not woken:
+                log.info("the machine has booted: what sleeps since its shutdown is brought back")
+            self._wakes = supervision.start(self._waking.work(failed_too=not woken))
 
     async def close(self) -> None:
         tasks = [task for task in (self._falls, self._wakes) if task is not None]
@@ -150,7 +154,8 @@ class HostSleep:
         now = daemon.now()
         until = now + (deadline_s or daemon.configuration.shutdown.time_s)
         names = [c.name for c in made.chosen]
-        order = [*self._asleep_before(names), *names]
+        line = [d.name for d in reversed(in_line(daemon.host)) if d.in_line_to_wake]
+        order = list(dict.fromkeys([*line, *self._asleep_before(names), *names]))
         services = [*self._waking.not_back, *(n for n in order if self._is_service(n))]
         record = SleepRecord(
             boot=records.boot_id(), until=until, order=order, services=list(dict.fromkeys(services)), asked=False
@@ -160,10 +165,10 @@ class HostSleep:
         except OSError as error:
             text = f"the sleep cannot be written down: {error}; after a boot nobody would know what to bring back"
             raise Denied(RefusalCode.JOURNAL, text) from error
-        falling = Falling(now, until, made.chosen, made.left)
-        self._falling = falling
+        falling = self._falling = self._begun(until, made.chosen, made.left)
         log.info("the host is put to sleep: %s; about %.0f s", ", ".join(names) or "nobody", made.expected_s)
         self._end_waking()
+        self._leave_the_line(line)
         self._falls = supervision.start(self._go_on(falling, record))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ANSWER_S):
@@ -255,6 +260,17 @@ class HostSleep:
 
     # Falling asleep
 
+    def _begun(self, until: float, chosen: tuple[Candidate, ...], left: tuple[Candidate, ...] = ()) -> Falling:
+        falling = Falling(self._daemon.now(), until, chosen, left)
+        falling.restored.update(d.name for d in self._daemon.host.workers if d.waking and falling.of(d.name))
+        return falling
+
+    def _leave_the_line(self, line: list[str]) -> None:
+        """Let those that wait for their turn to come back sleep on: room would come just now, and they would be up when
+        the machine goes down. They come back after the boot. `line`: the last one first, which gives nobody a turn."""
+        for name in line:
+            self._daemon.apply(ev.SleepRequested(self._daemon.now(), name, REASON, SleepCause.SHUTDOWN))
+
     async def _go_on(self, falling: Falling, record: SleepRecord) -> None:
         """Ask whom nobody has asked yet, not even an earlier daemon, and see to the rest."""
         if not record.asked and self._daemon.now() < falling.until:
@@ -268,7 +284,8 @@ class HostSleep:
             domain = self._daemon.host.domain(candidate.name)
             if self._falling is not falling:
                 return
-            if candidate.turn is not Turn.SERVICE and not (domain is not None and domain.asleep):
+            asleep = domain is not None and domain.asleep
+            if candidate.turn is not Turn.SERVICE and not asleep and candidate.name not in falling.restored:
                 await self._ask_to_sleep(falling, candidate)
         try:
             self._records.keep(msgspec.structs.replace(record, asked=True))
@@ -276,7 +293,10 @@ class HostSleep:
             log.warning("a daemon that starts before the next boot asks all domains once more to sleep: %s", error)
 
     async def _ask_to_sleep(self, falling: Falling, candidate: Candidate) -> None:
-        if refusal := await self._daemon.saves.refusal(candidate.name):
+        refusal = await self._daemon.saves.refusal(candidate.name)
+        if self._falling is not falling:
+            return  # the host was woken meanwhile
+        if refusal:
             self._end(falling, candidate, SleepStage.FAILED, refusal.text)
             return
         within_s = self._daemon.configuration.shutdown.unbooked_after_s
@@ -290,6 +310,7 @@ class HostSleep:
         while any(c.turn is not Turn.SERVICE for c in falling.chosen if c.name not in falling.ended):
             if self._falling is not falling:
                 return
+            await self._ask_restored(falling)
             self._look(falling)
             self._daemon.saves_may_begin()
             await self._waking.wait(falling.until - self._daemon.now())
@@ -300,6 +321,15 @@ class HostSleep:
                 await self._save_service(falling, candidate)
         log.info("the host's sleep: %s", ", ".join(f"{r.name} {r.stage}" for r in falling.ended.values()))
 
+    async def _ask_restored(self, falling: Falling) -> None:
+        """Ask those that were coming back from an earlier sleep when this one began, and are up now."""
+        for candidate in falling.chosen:
+            domain = self._daemon.host.domain(candidate.name)
+            if candidate.name in falling.restored and not (domain is not None and domain.waking):
+                falling.restored.discard(candidate.name)
+                if domain is not None and domain.lifecycle is Lifecycle.UP:
+                    await self._ask_to_sleep(falling, candidate)
+
     def _look(self, falling: Falling) -> None:
         now = self._daemon.now()
         for candidate in falling.chosen:
@@ -307,7 +337,10 @@ class HostSleep:
                 continue
             domain = self._daemon.host.domain(candidate.name)
             granted_at = falling.granted.get(candidate.name)
-            if domain is None or domain.sleep is None or domain.waking:
+            if candidate.name in falling.restored:
+                if now >= falling.until:
+                    self._end(falling, candidate, SleepStage.LEFT, "the time was over before it was restored")
+            elif domain is None or domain.sleep is None or domain.waking:
                 text = f"it was not saved, or somebody has woken it: `magrathea history {candidate.name}`"
                 self._end(falling, candidate, SleepStage.FAILED, text)
             elif domain.asleep:
@@ -372,6 +405,8 @@ class HostSleep:
     def _on_the_way(self, falling: Falling, candidate: Candidate) -> SleeperReport:
         if candidate.name in falling.granted:
             return report_of(candidate, SleepStage.SAVING, "it is being saved")
+        if candidate.name in falling.restored:
+            return report_of(candidate, SleepStage.STOPPING, "it is just coming back from an earlier sleep")
         domain = self._daemon.host.domain(candidate.name)
         if candidate.turn is Turn.SERVICE or domain is None or self._is_ready(candidate.name):
             return report_of(candidate, SleepStage.READY, "it waits for its turn")

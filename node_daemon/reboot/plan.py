@@ -103,12 +103,12 @@ def expected_s(name: str, mib: int, measured: Mapping[str, Measured]) -> float:
 def candidates(
     host: Host, names: Iterable[str], mib: Mapping[str, int], measured: Mapping[str, Measured], now: float
 ) -> list[Candidate]:
-    """Those of `names` that are up, in the order of their saves. `mib`: the memory that each has now. A service's
-    lifecycle is not known here; it counts as up."""
+    """Those of `names` that are up or just come back from a sleep, in the order of their saves. `mib`: the memory that
+    each has now. A service's lifecycle is not known here; it counts as up."""
     found = []
     for name in names:
         domain = host.domain(name)
-        if domain is None or not (domain.kind is Kind.SERVICE or domain.lifecycle is Lifecycle.UP):
+        if domain is None or not (domain.kind is Kind.SERVICE or domain.lifecycle is Lifecycle.UP or domain.waking):
             continue
         size = mib.get(name, domain.memory_mib)
         found.append(

@@ -2,7 +2,7 @@
 
 `host-sleep.json`: the sleep of this host that was last begun, in which boot of the machine, and which services were put
 to sleep. The daemon that starts in another boot brings everything back; one that starts in the same boot goes on with
-the sleep. `sleep-times.json`: how long saves have taken here.
+the sleep. If something could not be brought back, the record stays. `sleep-times.json`: how long saves have taken here.
 
 Both are lost with the state directory: then services stay saved until an admin boots them, and estimates are guesses.
 """
@@ -29,6 +29,7 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 """The kernel makes a new one at each boot (random(4))."""
 SLEEP, TIMES = "host-sleep.json", "sleep-times.json"
 MOST_BYTES = 1 << 20
+MOST_BOOT_ID = 64
 
 Names = Annotated[list[Word], msgspec.Meta(max_length=MOST_DOMAINS)]
 
@@ -36,13 +37,19 @@ Names = Annotated[list[Word], msgspec.Meta(max_length=MOST_DOMAINS)]
 class SleepRecord(msgspec.Struct, kw_only=True, frozen=True):
     """`boot`: the boot of the machine in which the sleep was begun. `until`: no save begins after this (the host's
     clock). `order`: the domains, in the order of their saves. `services`: those of them that were saved, or were about
-    to be. `asked`: all others have been asked to sleep."""
+    to be. `asked`: all others have been asked to sleep. `woken_in`: the boot in which everything was last brought back;
+    empty: it was not since."""
 
     boot: Word
     until: Time
     order: Names
     services: Names = []
     asked: bool = True
+    woken_in: Annotated[str, msgspec.Meta(max_length=MOST_BOOT_ID)] = ""
+
+
+NOTHING_SLEPT = SleepRecord(boot="none", until=0.0, order=[])
+"""In the place of a record that is lost."""
 
 
 class _Time(msgspec.Struct, kw_only=True, frozen=True):

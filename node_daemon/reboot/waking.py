@@ -4,8 +4,8 @@ Rule 1: services come first, then domains with jobs, then those without; each of
 (plan.py). As many are restored at the same time as the configuration says.
 Rule 2: the core decides when a domain has its turn; here it is only put into the line. One that waits there keeps
 nobody else from being restored.
-Rule 3: each domain is asked for once. If its restore fails, its image is kept, and an admin must look. A service is
-tried again if another try may help.
+Rule 3: each domain is asked for once in each boot of the machine. If its restore fails, its image is kept, and an admin
+must look. A service is tried again if another try may help.
 Rule 4: what an admin has put to sleep stays asleep.
 """
 
@@ -15,13 +15,16 @@ import asyncio
 import logging
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from magrathea.core import events as ev
 from magrathea.core.model import Domain, Host, SleepCause
 from magrathea.core.refusals import RefusalCode
 
 from ..configuration import NodedConfiguration
 from ..hypervisor.base import Driver, DriverError
-from .records import Records
+from . import records
+from .records import NOTHING_SLEPT, Records
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +75,12 @@ class Waking:
         self.not_back: dict[str, DriverError] = {}
         """Services that could not be restored, and why."""
 
+    def begun_in_this_boot(self) -> bool:
+        """True if `work` was begun in this boot of the machine, also by an earlier daemon, and has not brought back
+        everything."""
+        record = self._records.sleep()
+        return record is not None and record.woken_in == records.boot_id()
+
     def sleepers(self) -> list[Domain]:
         """What sleeps since a shutdown and is not in the line yet, in the order in which it comes back."""
         record = self._records.sleep()
@@ -85,18 +94,31 @@ class Waking:
         configured = self._daemon.configuration.domain
         return [name for name in reversed(record.services) if name in configured] if record is not None else []
 
-    async def work(self) -> None:
-        """Bring everything back."""
+    async def work(self, failed_too: bool = True) -> None:
+        """Bring everything back. `failed_too`: also domains whose last restore has failed."""
+        self._keep((self._records.sleep() or NOTHING_SLEPT).services)
         while self._daemon.host.driver_lost_at is not None:
             await self.wait(LOOK_S)
         places = asyncio.Semaphore(self._daemon.configuration.shutdown.at_once)
         await self._restore_services(self.services(), places)
-        await self._wake_domains()
+        await self._wake_domains(failed_too)
         while again := [name for name, error in self.not_back.items() if error.code not in LASTING]:
             await asyncio.sleep(AGAIN_S)
             await self._restore_services(again, places)
-        if not self.not_back:
+        while any(is_of_shutdown(d) and (d.in_line_to_wake or d.waking) for d in self._daemon.host.workers):
+            await self.wait(LOOK_S)  # each may still fail
+        if self.not_back or self.sleepers():
+            self._keep(list(self.not_back))
+        else:
             self._records.forget()
+
+    def _keep(self, services: list[str]) -> None:
+        """Write down that everything is brought back in this boot, and which services are still to come."""
+        record = replace(self._records.sleep() or NOTHING_SLEPT, services=services, woken_in=records.boot_id())
+        try:
+            self._records.keep(record)
+        except OSError as error:
+            log.error("a daemon that starts later tries again whatever cannot be restored now: %s", error)
 
     async def wait(self, longest_s: float) -> None:
         """Until a fact has changed, but not longer than `longest_s` and LOOK_S."""
@@ -107,8 +129,8 @@ class Waking:
         except TimeoutError:
             return
 
-    async def _wake_domains(self) -> None:
-        asked: set[str] = set()
+    async def _wake_domains(self, failed_too: bool) -> None:
+        asked: set[str] = set() if failed_too else {d.name for d in self.sleepers() if d.down_why}
         while True:
             sleepers = [d for d in self.sleepers() if d.name not in asked]
             workers = self._daemon.host.workers

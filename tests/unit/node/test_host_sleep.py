@@ -71,15 +71,16 @@ def calls(scene: Scene, what: str) -> list[str]:
 
 
 async def boots_anew(scene: Scene, boot_id: Path) -> None:
-    """The machine boots: what was up and not saved is down."""
+    """The machine boots: what was up and not saved is down. A hub is there."""
     await scene.daemon.close()
     for guest in scene.world.guests.values():
         if guest.up:
             scene.world.end(guest.name)
-    boot_id.write_text("boot-2\n")
+    boot_id.write_text(f"{boot_id.read_text().strip()}+1\n")
     scene.world.calls.clear()
     scene.daemon = scene._daemon()
     await scene.daemon.start()
+    scene.daemon.apply(ev.HubFound(scene.daemon.now()))
 
 
 def test_all_are_stopped_at_once_and_saved_one_after_the_other_in_the_order_of_the_plan() -> None:
