@@ -63,7 +63,10 @@ OPENPBS = RealSuite(HERE / "openpbs", openpbs_needs.missing, "MAGRATHEA_REQUIRE_
 SUITES: tuple[RealSuite, ...] = (
     RealSuite(HERE / "libvirt", partial(needs.missing, ("qemu", "lxc")), "MAGRATHEA_REQUIRE_LIBVIRT"),
     OPENPBS,
-    RealSuite(HERE / "openpbs" / "test_guests.py", needs.missing, "MAGRATHEA_REQUIRE_LIBVIRT"),
+    *(
+        RealSuite(HERE / "openpbs" / f"test_{name}.py", needs.missing, "MAGRATHEA_REQUIRE_LIBVIRT")
+        for name in ("guests", "reboot", "sleep_guests")
+    ),
 )
 
 

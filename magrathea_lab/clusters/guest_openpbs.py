@@ -15,7 +15,7 @@ import contextlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -169,8 +169,10 @@ class Fleet(OpenPbsCluster):
 
     pbs: GuestCluster
 
-    def __init__(self) -> None:
+    def __init__(self, tables: Mapping[str, dict[str, Any]] | None = None) -> None:
+        """`tables`: more tables of each host's noded.toml."""
         super().__init__(HOSTS, pbs=GuestCluster())
+        self._tables = dict(tables or {})
 
     def guest(self, name: str) -> Guest:
         return self.pbs.guest(name)
@@ -179,6 +181,10 @@ class Fleet(OpenPbsCluster):
 
     def start(self, progress: Callable[[str], None] = lambda text: None) -> None:
         self.pbs.start()
+        self.start_magrathea()
+
+    def start_magrathea(self) -> None:
+        """Install Magrathea on the running PBS; all domains are free afterwards."""
         self.install("--memory-moves")
         self._for_short_jobs()
         for host in HOSTS:
@@ -229,6 +235,7 @@ class Fleet(OpenPbsCluster):
                     "state_dir": str(self.directory / host.name / "state"),
                     "scripts": str(self.directory / host.name / "scripts"),
                 },
+                **self._tables,
             }
             for domain in host.domains:
                 tables[f"domain.{domain.name}"] = {
