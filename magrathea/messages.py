@@ -47,6 +47,7 @@ from .reports import HostHistory as HostHistory
 from .reports import HostView as HostView
 from .reports import JobReport as JobReport
 from .reports import MemoryMove as MemoryMove
+from .reports import MoveView as MoveView
 from .reports import Outlook as Outlook
 from .reports import Placement as Placement
 from .reports import Preview as Preview

@@ -208,16 +208,30 @@ class HostView(msgspec.Struct, kw_only=True, frozen=True):
     version: Sentence = ""
 
 
+class MoveView(msgspec.Struct, kw_only=True, frozen=True):
+    """A domain on its way between hosts; or, if `over`, how that ended, or why it was refused. `at`: since when; if it
+    is over, when it ended. 0 if the hub does not know."""
+
+    domain: Word
+    source: Word
+    target: Sentence
+    at: Time
+    text: Sentence
+    over: bool = False
+
+
 class FarmView(msgspec.Struct, kw_only=True, frozen=True):
     """The answer of the hub's control socket to `status`. `booked`: jobs that the hub has suspended in PBS.
 
     `knows_pbs`: the hub has read PBS's vnodes and jobs since its start; before that its books are not reliable.
+    `moves`: those under way, and the last ones.
     """
 
     at: Time
     knows_pbs: bool
     hosts: list[HostView]
     booked: list[Word]
+    moves: list[MoveView] = []
 
 
 class Preview(msgspec.Struct, kw_only=True, frozen=True):

@@ -349,7 +349,11 @@ TABLE: tuple[Meaning, ...] = (
             "only a priority domain that is up can be frozen without jobs; none that is no longer configured with them",
             "boot it, or configure it again; `--with-jobs` freezes a domain of any kind",
         ),
-        (_C.NOT_MOVABLE, "only a domain that is up can be moved to another host", "boot or defrost it first"),
+        (
+            _C.NOT_MOVABLE,
+            "only a domain that is up, and whose vnode has its name, can be moved to another host",
+            "boot or defrost it first; or give domain and vnode one name",
+        ),
         (
             _C.NO_VISITORS,
             "the host does not take domains from that host",

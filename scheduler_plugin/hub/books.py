@@ -9,6 +9,7 @@ Rule 3: the hub resumes only what it suspended. It writes the entry to disk befo
     a host wants it stopped     admin-suspend until PBS shows S or the job is gone; give walltime back; set the comment
     no host does, all are ready admin-resume, or plain resume if a failed one has lost the flag; restore the comment
     a domain of it sleeps       it stays suspended, however long; set the comment (sleepers.py)
+    a domain of it has left its host, and no other has its facts yet: nothing is done or forgotten (transfers.py)
     requeue, or its host died   rerun by force if the job allows it, otherwise one alert
     its guest ended             the same, as soon as its MoM is back without the job. Never while all of the job's MoMs
                                 are away: PBS would not start it again (Pbs.rerun). Then an alert tells an admin.
@@ -98,7 +99,8 @@ class Truth:
     `off`: a host reports that one of the job's domains is off, which PBS may notice a minute later. `silent`: each of
     the job's vnodes is dead or off, so that no MoM can answer. `sleeper`: one of the job's domains that sleeps.
     `waking`: one has just come back, and PBS
-    has not shown yet that its MoM is there (sleepers.py).
+    has not shown yet that its MoM is there (sleepers.py). `moving`: one is on its way to another host, and no host has
+    its facts in use (transfers.py).
     """
 
     job: PbsJob | None
@@ -109,6 +111,7 @@ class Truth:
     silent: bool = False
     sleeper: Sleeper | None = None
     waking: bool = False
+    moving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +216,8 @@ def step(
                 return BookStep(None)
             # the host has not learned of the job's end yet, or we have not learned of the job yet
             entry = LedgerEntry(id=key.id, run=key.run, not_before=entry.not_before, tries=entry.tries)
+        elif truth.moving:
+            return BookStep(replace(entry, unlisted_since=None, dead_since=None))
         else:
             entry = _observed(entry, wish, truth, now)
     if now < entry.not_before:

@@ -15,13 +15,14 @@ from .sleepers import Sleepers
 class Entries(MutableMapping[JobKey, LedgerEntry]):
     """`due`: when which entry is due. `paid`: the same time is paid once, even for another run: PBS may not show which
     run a job is in. `sleepers`: domains that sleep with their jobs.
-    `offline`: the vnodes that the hub has set offline (publisher.py)."""
+    `offline`: the vnodes that the hub has set offline (publisher.py). `owners`: of domains that have moved."""
 
     def __init__(self, kept: Kept) -> None:
         self._entries = {entry.key: entry for entry in kept.entries}
         self.due = DueTimes()
         self.sleepers = Sleepers(kept.sleepers)
         self.offline: frozenset[str] = frozenset(kept.offline)
+        self.owners: dict[str, str] = dict(kept.owners)
         self.paid: Paid = dict(kept.paid)
         for key, entry in self._entries.items():
             self._time(key, entry)
@@ -65,4 +66,5 @@ class Entries(MutableMapping[JobKey, LedgerEntry]):
             {id: paid for id, paid in self.paid.items() if id not in booked},
             self.sleepers.kept,
             tuple(sorted(self.offline)),
+            self.owners,
         )

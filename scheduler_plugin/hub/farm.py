@@ -17,7 +17,7 @@ from dataclasses import replace
 from msgspec import structs
 
 from magrathea.core.model import JobKey, State
-from magrathea.messages import HEARTBEAT_S, BookEntry, FarmView, HostView, JobReport, Snapshot
+from magrathea.messages import HEARTBEAT_S, BookEntry, DomainReport, FarmView, HostView, JobReport, Snapshot
 from magrathea.pbs_text.states import DEAD_STATES, RUNNING_SUBSTATE
 from scheduler_plugin.pbs.base import Attributes, PbsJob, Vnode
 
@@ -44,9 +44,11 @@ from .job_wishes import Heard, JobWish, wish_of
 from .ledger import Kept
 from .maintenance import Maintenance
 from .managed_vnodes import ManagedVnodes
+from .ownership import Ledger
 from .placements import Placements
 from .publications import Publications
 from .shares import Cause, Shares
+from .transfers import Transfers, given_up
 
 LEASE_S = 3 * HEARTBEAT_S
 PUT_OFF_S = 0.2
@@ -55,13 +57,18 @@ OVER_S = 1.0
 
 
 class Farm:
-    """See the module. `kept`: the ledger of earlier runs. If a method returns sentences, they are for the log."""
+    """See the module. `kept`: the ledger of earlier runs. `owned`: the records of owners that are on disk.
 
-    def __init__(self, kept: Kept, started: float, *, set_priority: bool = True) -> None:
-        self._vnodes = ManagedVnodes()
+    If a method returns sentences, they are for the log.
+    """
+
+    def __init__(self, kept: Kept, started: float, owned: Ledger | None = None, *, set_priority: bool = True) -> None:
+        self._owned = owned or Ledger()
+        self.transfers = Transfers(self._owned, kept.owners)
+        self._vnodes = ManagedVnodes(self.transfers)
         self.hosts: dict[str, Heard] = {}
         self.entries = Entries(kept)
-        self._publications = Publications(set_priority=set_priority)
+        self._publications = Publications(self._vnodes, set_priority=set_priority)
         self.started = started
         self._heard_at: dict[str, float] = {}
         self._machines: dict[str, tuple[float, str]] = {}
@@ -148,10 +155,37 @@ class Farm:
         self._dirty |= {JobKey(j.id, j.run) for d in heard.snapshot.domains for j in d.jobs}
         self._dirty |= set(self.entries)
 
-    def bind(self, bindings: Bindings) -> None:
-        """Set which host may report which vnode from now on."""
-        if bindings != self._vnodes.bindings:
-            self._vnodes.bindings = bindings
+    def bind(self, enrolled: Bindings) -> None:
+        """Set which host is enrolled for which vnodes from now on."""
+        if enrolled != self._vnodes.enrolled:
+            self._vnodes.enrolled = enrolled
+            self._bind()
+
+    def owners_changed(self, domains: Collection[str]) -> set[str]:
+        """Follow the records of these domains. Returns the hosts that are concerned."""
+        concerned = self.transfers.changed(domains)
+        self.entries.owners = dict(self.transfers.owners)
+        self._bind()
+        self._dirty |= {key for key in self.entries if not self._vnodes_of(key).isdisjoint(domains)}
+        return concerned
+
+    def may_found(self, host: str, domain: str) -> bool:
+        """True if the host may be the first to say that it owns the domain: it may speak of the vnode of that name."""
+        return self._vnodes.speaks_in_pbs(host, domain)
+
+    def may_ask_about(self, host: str, domain: str) -> bool:
+        """True if the host is to know who owns the domain: it has moved, and may have been this host's."""
+        return domain in self.transfers.owners and self._vnodes.enrolled.enrolled(host, domain)
+
+    def given_up(self, mono: float) -> list[str]:
+        """Domains that an admin has given up. None as long as silent hosts may still report (transfers.py)."""
+        if mono - self.started < LEASE_S:
+            return []
+        on_record = {name: vnode.attributes.get(vnode_attributes.HOST, "") for name, vnode in self._vnodes.pbs.items()}
+        return given_up(self._owned.records, on_record, lambda host, vnode: self._report(host, vnode) is not None)
+
+    def _bind(self) -> None:
+        if self._vnodes.bind():
             self._own()
             self._dirty |= self.entries.keys() | set(self._reports)
 
@@ -233,11 +267,10 @@ class Farm:
         """What the vnodes of one host, or of all, should show, and new alerts. Empty until PBS has been read."""
         if not self._vnodes_read:
             return {}, []
-        facts = self._vnodes.pbs, self._vnodes.owner, self._vnodes.bindings
         if host is not None:
-            wanted, alerts = self._publications.of_host(self.hosts[host], *facts)
+            wanted, alerts = self._publications.of_host(self.hosts[host])
         else:
-            wanted, alerts = self._publications.of_all(self.hosts, *facts, grace=mono - self.started < LEASE_S)
+            wanted, alerts = self._publications.of_all(self.hosts, grace=mono - self.started < LEASE_S)
         for sleeper in self.entries.sleepers:
             if sleeper.vnode in wanted:
                 wanted[sleeper.vnode] = vnode_attributes.of_sleeper(wanted[sleeper.vnode], sleeper)
@@ -381,6 +414,7 @@ class Farm:
             silent=bool(states) and all(v.state & DEAD_STATES or self._is_off(v.name) for v in states),
             sleeper=self.entries.sleepers.of(v.name for v in states),
             waking=any(v.name in waking for v in states),
+            moving=any(self.transfers.let_go(v.name) for v in states),
         )
 
     def _is_off(self, vnode: str) -> bool:
@@ -389,11 +423,13 @@ class Farm:
 
     def _state(self, vnode: str) -> State | None:
         """The state of the vnode's domain as the host reports it; None if the host is silent."""
-        heard = self.hosts.get(self._vnodes.owner.get(vnode, ""))
-        if heard is None or not heard.live:
-            return None
-        domain = heard.by_vnode.get(vnode)
+        domain = self._report(self._vnodes.owner.get(vnode, ""), vnode)
         return domain.state if domain else None
+
+    def _report(self, host: str, vnode: str) -> DomainReport | None:
+        """The host's report of the vnode's domain; None if it is silent, or reports none."""
+        heard = self.hosts.get(host)
+        return heard.by_vnode.get(vnode) if heard is not None and heard.live else None
 
     def next_due(self) -> float | None:
         """When to call `actions` again even if nothing happens; None if nothing is due."""

@@ -18,7 +18,9 @@ from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, assert_never
 
-from magrathea import __version__, supervision
+from msgspec import structs
+
+from magrathea import supervision
 from magrathea.budget import Budget
 from magrathea.control import Control, ControlRequest, Denied, granted
 from magrathea.core.model import JobKey
@@ -27,7 +29,7 @@ from magrathea.history import MOST, is_about
 from magrathea.logs import RationedLog
 from magrathea.messages import (
     HEARTBEAT_S,
-    BadMessage,
+    KNOWS_MOVES,
     BookEntry,
     Books,
     GivenAsked,
@@ -38,6 +40,7 @@ from magrathea.messages import (
     Snapshot,
     ToHub,
     encode,
+    knows_moves,
     release,
 )
 from magrathea.move_messages import MoveWords, ParcelSent
@@ -58,6 +61,9 @@ from .host_questions import HostQuestions
 from .job_actions import perform, spelled
 from .keys import KeysError
 from .lanes import Lane
+from .move_log import MoveLog
+from .movers import Movers
+from .owners import OwnersFile
 from .publisher import Publisher, Read
 
 log = logging.getLogger(__name__)
@@ -108,7 +114,8 @@ class Hub:
         self._files.remove_loads()
         kept = ledger.load(self._configuration.state_dir)
         self._take_saved(kept)
-        self.farm = Farm(kept, self._loop.time(), set_priority=settings.set_priority)
+        owners = OwnersFile(self._configuration.state_dir, time.time())
+        self.farm = Farm(kept, self._loop.time(), owners.written, set_priority=settings.set_priority)
         self._channel = HubChannel(
             self._configuration.ipc,
             self._configuration.tcp,
@@ -119,6 +126,7 @@ class Hub:
         )
         self._channel.start()
         self._histories = Histories(self._channel.send)
+        self._movers = Movers(owners, self.farm, self._channel, self._charged, self._follow_moves, MoveLog(time.time))
         self.farm.bind(self._channel.bindings)
         self._pool = CallPool(self._connect, settings.workers, settings.call_deadline_s + GRACE_S)
         # a claim waits for its answer, and the pool's threads may all wait for MoMs
@@ -148,6 +156,7 @@ class Hub:
         parts: list[asyncio.Future[Any]] = [
             asyncio.create_task(self._beat()),
             asyncio.create_task(self._work()),
+            asyncio.create_task(self._movers.run()),
             self._failed,
             asyncio.create_task(stop.wait()),
         ]
@@ -175,12 +184,14 @@ class Hub:
 
     async def _status(self, request: ControlRequest) -> bytes:
         """The hosts' last snapshots, and which jobs are booked."""
-        return encode(self.farm.view(time.time()))
+        return encode(structs.replace(self.farm.view(time.time()), moves=self._movers.views))
 
     async def _history(self, request: ControlRequest) -> bytes:
-        """The histories of the hosts that now have the job or domain in question, or of all hosts if none has."""
+        """The histories of the hosts that have the job or domain in question, or had it before it moved lately; of all
+        hosts if there is none."""
         live = {name: heard.snapshot for name, heard in self.farm.hosts.items() if heard.live}
-        hosts = [name for name, snapshot in live.items() if is_about(snapshot, request.about)] or list(live)
+        moved = self._movers.log.hosts_of(request.about)
+        hosts = [n for n, snapshot in live.items() if n in moved or is_about(snapshot, request.about)] or list(live)
         if len(hosts) > MOST_HOSTS:
             raise Denied(
                 RefusalCode.TOO_MANY, f"none of {len(hosts)} hosts has it now, and so many are not asked; name a host"
@@ -195,6 +206,7 @@ class Hub:
         if new:
             self._of_hosts.say(host, f"host {host} is connected", level=logging.INFO)
             self._told.pop(host, None)
+            self._movers.connected(host)
             self._channel.send(host, self._greeting())
         match message:
             case Snapshot():
@@ -212,8 +224,10 @@ class Hub:
                 self._start(self._answers.tell_given(host, message, time.time()))
             case Heartbeat():
                 self._beat_heard(host, message)
-            case MoveWords() | ParcelSent():
-                raise BadMessage("this hub moves no domains, and does not say that it does")
+            case MoveWords():
+                self._movers.said(host, message)
+            case ParcelSent():
+                self._movers.parcel(host, message)
             case _:
                 assert_never(message)
 
@@ -230,6 +244,7 @@ class Hub:
                 self._channel.charge(host, took_s * part / whole, lane)
 
     def _beat_heard(self, host: str, beat: Heartbeat) -> None:
+        self._movers.knows(host, moves=knows_moves(beat.version))
         if beat.at:
             self.farm.machine(host, beat.at - time.time(), release(beat.version))
         was_live = host in self.farm.hosts and self.farm.hosts[host].live
@@ -241,7 +256,7 @@ class Hub:
             self._kick.set()
 
     def _greeting(self) -> Heartbeat:
-        return Heartbeat(sender="hub", boot_id=self._id, revision=0, version=__version__)
+        return Heartbeat(sender="hub", boot_id=self._id, revision=0, version=KNOWS_MOVES)
 
     def _tell_books(self, hosts: Iterable[str], again: bool = False) -> None:
         """Send hosts their books if these have changed; `again`: also if the host's snapshot does not show them."""
@@ -278,6 +293,7 @@ class Hub:
     def _read(self, read: Read) -> None:
         self._touch()  # before publishing: the runjob hook refuses jobs without it
         self.farm.read_vnodes(read.vnodes, read.server)
+        self._movers.give_up(self.farm.given_up(self._loop.time()))
         self._publish()
         self._start_reading_jobs()
 
@@ -314,6 +330,14 @@ class Hub:
             self._files.write_load(host, self.farm.load(host))
             if number % LOADS_AT_ONCE == 0:
                 await asyncio.sleep(0)
+
+    def _follow_moves(self, hosts: set[str]) -> None:
+        """Let vnodes and jobs follow domains that are on their way to or from these hosts, or have come there."""
+        for host in sorted(hosts & self.farm.hosts.keys()):
+            self._files.write_load(host, self.farm.load(host))
+            self._publish(host)
+        self._stale |= hosts
+        self._kick.set()
 
     # Jobs
 
@@ -436,6 +460,7 @@ class Hub:
                 self._publish()
             for host in self._channel.hosts:
                 self._channel.send(host, self._greeting())
+            self._movers.remind()
             self._tell_books(self._channel.hosts, again=True)
             if not self._looking_at_waking and (names := self.farm.look_at_waking(time.time())):
                 self._looking_at_waking = True

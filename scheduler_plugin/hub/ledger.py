@@ -1,7 +1,8 @@
 """The file that records which jobs the hub has suspended in PBS, so that after a restart it resumes only those.
 
-It also records which domains sleep with their jobs: their hosts may be off while the hub restarts. And it records until
-when each job's walltime was given back or did not run: else a host could have it given back again after each restart.
+It also records which domains sleep with their jobs: their hosts may be off while the hub restarts. It has the owners of
+domains that have moved, in case their own file is lost (owners.py). And it records until when each job's walltime was
+given back or did not run: else a host could have it given back again after each restart.
 
 The whole file is written at once, by atomic rename, and flushed to disk before the hub asks for a suspend. A file that
 cannot be read is moved aside with an alert. Then the hub takes over only jobs that hosts report as booked (books.py).
@@ -10,7 +11,9 @@ cannot be read is moved aside with an alert. Then the hub takes over only jobs t
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
@@ -35,12 +38,14 @@ Paid = dict[str, tuple[float, int]]
 
 
 class Kept(NamedTuple):
-    """What must survive a restart of the hub. `offline`: the vnodes that it has set offline."""
+    """What must survive a restart of the hub. `offline`: the vnodes that it has set offline. `owners`: of domains that
+    have moved."""
 
     entries: list[LedgerEntry]
     paid: Paid
     sleepers: tuple[Sleeper, ...] = ()
     offline: tuple[str, ...] = ()
+    owners: Mapping[str, str] = MappingProxyType({})
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -49,6 +54,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     paid: Paid = {}
     sleepers: tuple[Sleeper, ...] = ()
     offline: tuple[str, ...] = ()
+    owners: dict[str, str] = {}
 
 
 def load(directory: Path) -> Kept:
@@ -84,11 +90,13 @@ def _with_good_ids(path: Path, file: _File) -> Kept:
         {id: paid for id, paid in file.paid.items() if is_job_id(id)},
         file.sleepers,
         file.offline,
+        file.owners,
     )
 
 
 def save(directory: Path, kept: Kept) -> None:
     """Write it to disk. Raises OSError."""
     path = directory / NAME
-    file = _File(entries=kept.entries, paid=kept.paid, sleepers=kept.sleepers, offline=kept.offline)
+    owners = dict(kept.owners)
+    file = _File(entries=kept.entries, paid=kept.paid, sleepers=kept.sleepers, offline=kept.offline, owners=owners)
     files.replace(path, msgspec.json.encode(file), sync=True)

@@ -9,17 +9,21 @@ from scheduler_plugin.pbs.base import Vnode
 
 from . import vnode_attributes
 from .bindings import Bindings
+from .ownership import Ledger
 from .shares import Cause
+from .transfers import Transfers
 
 
 class ManagedVnodes:
-    """`pbs`: the vnodes that PBS has. `owner`: each managed vnode's host. `bindings`: which host is enrolled for which
-    vnodes."""
+    """`pbs`: the vnodes that PBS has. `owner`: each managed vnode's host. `enrolled`: which host is enrolled for which
+    vnodes; `bindings`: which may report them, after all moves. `transfers`: domains on their way."""
 
-    def __init__(self) -> None:
+    def __init__(self, transfers: Transfers | None = None) -> None:
         self.pbs: dict[str, Vnode] = {}
         self.owner: dict[str, str] = {}
-        self.bindings = Bindings()
+        self.transfers = transfers or Transfers(Ledger(), {})
+        self.enrolled = Bindings()
+        self.bindings = self.enrolled.after(self.transfers.owners)
 
     def heard(self, before: Snapshot | None, after: Snapshot) -> None:
         """Take a host's new snapshot; `before`: its last one."""
@@ -29,6 +33,11 @@ class ManagedVnodes:
                 del self.owner[domain.vnode]  # else a host that makes up names would fill the memory
         for vnode in vnode_attributes.reported(after, self.bindings):
             self.owner.setdefault(vnode, name)
+
+    def bind(self) -> bool:
+        """Follow `enrolled` and `transfers`. True if other hosts may report some vnodes now."""
+        before, self.bindings = self.bindings, self.enrolled.after(self.transfers.owners)
+        return self.bindings != before
 
     def settle(self, hosts: Mapping[str, Snapshot]) -> None:
         """Decide again who owns which vnode: PBS's vnodes or the bindings have changed. `hosts`: all snapshots."""

@@ -4,6 +4,7 @@ Rule 1: what a host is told is on disk. If the disk fails, words still count, bu
 written. Hosts say their words again until they are told.
 Rule 2: a file that cannot be read is moved aside with an alert. Then hosts say what they own, and the new records are
 newer than all lost ones.
+Rule 3: writing may take long, so the hub does it in a thread. Words are taken meanwhile, and written afterwards.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from magrathea import files
 from magrathea.core.moves import Ownership, Word
@@ -23,48 +25,86 @@ log = logging.getLogger(__name__)
 NAME = "owners.json"
 
 
+class Unwritten(NamedTuple):
+    """What is to be written: the whole ledger, and which of its records are new; None if one is gone. `former`: the
+    last owners of these domains."""
+
+    data: bytes
+    records: dict[str, Ownership | None]
+    former: dict[str, str]
+
+
 class OwnersFile:
-    """`directory`: the hub's own. `now`: Unix seconds; newer at each start than any revision of lost books."""
+    """`directory`: the hub's own. `now`: Unix seconds; newer at each start than any revision of lost books.
+
+    `written`: the records on disk.
+    """
 
     def __init__(self, directory: Path, now: float) -> None:
         self._path = directory / NAME
         self._ledger = _load(self._path, int(now * 1000))
-        self._unwritten = False
+        self._changed: set[str] = set()
+        self.written = Ledger(self._ledger.records.values(), 0, self._ledger.former)
 
     def heard(
-        self, host: str, words: Iterable[Word], visits: Visits, permit: Callable[[str], bool]
+        self, host: str, words: Iterable[Word], visits: Visits, may_found: Callable[[str], bool]
     ) -> list[tuple[Word, Refusal]]:
-        """Take what a host says, and return the moves that are refused. `permit`: whether it may speak of a domain."""
+        """Take what a host says, and return the moves that are refused.
+
+        `may_found`: whether its word makes the record of a domain that has none.
+        """
         refused = []
         for word in words:
-            if not permit(word.domain):
+            if word.domain not in self._ledger.records and not may_found(word.domain):
                 continue
             heard = self._ledger.heard(host, word, visits)
-            self._unwritten = self._unwritten or heard.changed
+            if heard.changed:
+                self._changed.add(word.domain)
             if heard.refused is not None:
                 refused.append((word, heard.refused))
         return refused
 
-    def told(self, host: str, about: Iterable[str] = ()) -> tuple[Ownership, ...]:
-        """What the host must know; nothing as long as the disk fails."""
-        return self._ledger.told(host, about) if self._write() else ()
+    def forget(self, domains: Iterable[str]) -> None:
+        """Forget who owns these domains."""
+        for domain in domains:
+            if domain in self._ledger.records:
+                self._ledger.forget(domain)
+                self._changed.add(domain)
+
+    def knows(self, domain: str) -> bool:
+        """True if there is a record, even if it is not on disk yet."""
+        return domain in self._ledger.records
+
+    def unwritten(self) -> Unwritten | None:
+        """What must be written now; None if nothing. It must be followed by `has_written` or `has_failed`."""
+        if not self._changed:
+            return None
+        changed, self._changed = self._changed, set()
+        ledger = self._ledger
+        former = {name: ledger.former[name] for name in changed if name in ledger.former}
+        return Unwritten(encoded(ledger), {name: ledger.records.get(name) for name in changed}, former)
+
+    def write(self, what: Unwritten) -> bool:
+        """Write it. False if the disk fails. May run in a thread, one at a time."""
+        try:
+            files.replace(self._path, what.data, sync=True)
+        except OSError as error:
+            log.error("ALERT the owners of domains cannot be written to %s: %s; no domain moves", self._path, error)
+            return False
+        return True
+
+    def has_written(self, what: Unwritten) -> None:
+        self.written.follow(what.records, what.former)
+
+    def has_failed(self, what: Unwritten) -> None:
+        self._changed.update(what.records)
 
     def target(self, source: str, domain: str, number: int) -> str:
         """The host that a parcel of the source goes to; empty if it may send none under this number."""
-        record = self._ledger.records.get(domain)
+        record = self.written.records.get(domain)
         transfer = record.transfer if record else None
         granted = transfer is not None and (transfer.number, transfer.source) == (number, source)
         return transfer.target if granted and transfer else ""
-
-    def _write(self) -> bool:
-        if self._unwritten:
-            try:
-                files.replace(self._path, encoded(self._ledger), sync=True)
-            except OSError as error:
-                log.error("ALERT the owners of domains cannot be written to %s: %s; no domain moves", self._path, error)
-                return False
-            self._unwritten = False
-        return True
 
 
 def _load(path: Path, base: int) -> Ledger:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Annotated, NamedTuple
 
 import msgspec
@@ -54,23 +55,36 @@ class WordOutcome(NamedTuple):
 
 class Ledger:
     """All records, by domain. `base`: where revisions of new records begin. It must be higher than in any ledger that
-    was lost, else hosts would take the new records for old ones."""
+    was lost, else hosts would take the new records for old ones. `former`: the last owner before the present one; it
+    must learn that its domain is elsewhere."""
 
-    def __init__(self, records: Iterable[Ownership] = (), base: int = 0) -> None:
-        self.records = {record.domain: record for record in records}
+    def __init__(
+        self,
+        records: Iterable[Ownership] = (),
+        base: int = 0,
+        former: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self.records: dict[str, Ownership] = {}
         self.base = base
-        self._moving = {name for name, record in self.records.items() if record.transfer}
+        self.former = dict(former)
+        self._of: dict[str, set[str]] = {}
+        """The domains that concern each host."""
+        self._concerned: dict[str, set[str]] = {}
+        """The hosts that each domain concerns."""
+        for record in records:
+            self._put(record.domain, record)
 
     def told(self, host: str, about: Iterable[str] = ()) -> tuple[Ownership, ...]:
-        """What the host must know: the records of its domains, of their moves, and of those that it spoke `about`."""
-        named = set(about)
-        return tuple(r for name, r in sorted(self.records.items()) if name in named or host in _parties(r))
+        """What the host must know: the records of its domains, of their moves, of those that were its own before they
+        moved, and of those that it spoke `about`."""
+        names = self._of.get(host, set()).union(about)
+        return tuple(self.records[name] for name in sorted(names) if name in self.records)
 
     def heard(self, host: str, word: Word, visits: Visits) -> WordOutcome:
         """Change the books by what `host` says. What it may not say, or what is over, changes nothing."""
         record = self.records.get(word.domain)
         if record is None:
-            record = _founded(host, word) if len(self.records) < MOST_DOMAINS else None
+            record = _founded(host, word, visits) if len(self.records) < MOST_DOMAINS else None
             if record is None:
                 return WordOutcome()
             self._set(replace(record, revision=self.base))
@@ -94,33 +108,66 @@ class Ledger:
             return WordOutcome()
         return WordOutcome(self._set(replace(record, transfer=Transfer(record.number + 1, host, target))))
 
+    def forget(self, domain: str) -> None:
+        """Let the next host that says that it owns the domain be its owner. That record is newer than this one."""
+        self.base = max(self.base, self.records[domain].revision)
+        self.former.pop(domain, None)
+        self._put(domain, None)
+
+    def follow(self, records: Mapping[str, Ownership | None], former: Mapping[str, str]) -> None:
+        """Take these records of another ledger; None: it has none any more. `former`: of these."""
+        for domain, record in records.items():
+            self.former.pop(domain, None)
+            if domain in former:
+                self.former[domain] = former[domain]
+            self._put(domain, record)
+
     def moving(self, host: str) -> int:
         """How many domains are on their way to or from the host."""
-        return sum(host in _parties(self.records[name]) for name in self._moving)
+        return sum(self._moves(self.records[name], host) for name in self._of.get(host, ()))
+
+    @staticmethod
+    def _moves(record: Ownership, host: str) -> bool:
+        return record.transfer is not None and host in parties(record)
 
     def _set(self, record: Ownership) -> bool:
-        self.records[record.domain] = replace(record, revision=record.revision + 1)
-        (self._moving.add if record.transfer else self._moving.discard)(record.domain)
+        before = self.records.get(record.domain)
+        if before is not None and before.owner != record.owner:
+            self.former[record.domain] = before.owner
+        self._put(record.domain, replace(record, revision=record.revision + 1))
         return True
 
+    def _put(self, domain: str, record: Ownership | None) -> None:
+        self.records.pop(domain, None)
+        for host in self._concerned.pop(domain, ()):
+            self._of[host].discard(domain)
+            if not self._of[host]:
+                del self._of[host]
+        if record is not None:
+            self.records[domain] = record
+            self._concerned[domain] = {*parties(record), self.former.get(domain, record.owner)}
+            for host in self._concerned[domain]:
+                self._of.setdefault(host, set()).add(domain)
 
-def _founded(host: str, word: Word) -> Ownership | None:
+
+def _founded(host: str, word: Word, visits: Visits) -> Ownership | None:
     """The record of a domain of which the books have none: it is new, or the books were lost. None if the word does not
-    tell who has it."""
+    tell who has it, or if the domain is on its way to a host that does not take it."""
     number = word.number
     if not 0 <= number < MOST_NUMBER - 1:
         return None
     match word.says:
         case Says.OWNS | Says.ASKS | Says.STAYS | Says.ADOPTED:
             return Ownership(word.domain, max(1, number), host, 0)
-        case Says.GONE | Says.ENDED if number > 1 and word.about != host and 0 < len(word.about) <= MOST_NAME:
+        case Says.GONE | Says.ENDED if number > 1 and word.about != host and host in visits.welcome.get(word.about, ()):
             transfer = Transfer(number, host, word.about, letting=_LETTING[word.says])
             return Ownership(word.domain, number - 1, host, 0, transfer)
         case _:
             return None
 
 
-def _parties(record: Ownership) -> tuple[str, ...]:
+def parties(record: Ownership) -> tuple[str, ...]:
+    """The hosts that a record concerns: the owner, and both ends of a move."""
     ends = (record.transfer.source, record.transfer.target) if record.transfer else ()
     return (record.owner, *ends)
 
@@ -189,6 +236,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     version: Annotated[int, msgspec.Meta(ge=1, le=1)] = 1
     base: Annotated[int, msgspec.Meta(ge=0, le=MOST_NUMBER)] = 0
     records: Annotated[list[_Record], msgspec.Meta(max_length=MOST_DOMAINS)] = []
+    former: Annotated[dict[_Name, _Name], msgspec.Meta(max_length=MOST_DOMAINS)] = {}
 
 
 class BadLedger(Exception):
@@ -197,7 +245,8 @@ class BadLedger(Exception):
 
 def encoded(ledger: Ledger) -> bytes:
     """The ledger as it is kept on disk."""
-    return msgspec.json.encode(_File(base=ledger.base, records=[_kept(record) for record in ledger.records.values()]))
+    records = [_kept(record) for record in ledger.records.values()]
+    return msgspec.json.encode(_File(base=ledger.base, records=records, former=ledger.former))
 
 
 def _kept(record: Ownership) -> _Record:
@@ -230,7 +279,7 @@ def decoded(data: bytes) -> Ledger:
         if kept.domain in records:
             raise BadLedger(f"two records of {kept.domain!r}")
         records[kept.domain] = _record(kept)
-    return Ledger(records.values(), file.base)
+    return Ledger(records.values(), file.base, file.former)
 
 
 def _record(kept: _Record) -> Ownership:

@@ -20,7 +20,9 @@ from magrathea.text import one_line
 from scheduler_plugin.pbs.base import Attributes, Vnode
 
 from .bindings import Bindings
+from .ownership import Ledger
 from .sleepers import Sleeper
+from .transfers import Transfers
 
 STATE = "resources_available.magrathea"
 ACCEPTS = "resources_available.magrathea_accepts"
@@ -51,6 +53,10 @@ COSMETIC = frozenset({STATE, RANK, PRIORITY, OFFLINE})
 
 LOST = {STATE: State.UNKNOWN.value, ACCEPTS: NONE}
 """What a managed vnode shows while its host is silent."""
+
+ON_ITS_WAY = {ACCEPTS: NONE}
+"""What a vnode is set to while its domain moves and no host reports it. All else stays as published."""
+NO_TRANSFERS = Transfers(Ledger(), {})
 
 _ARRAYS = frozenset({ACCEPTS, SIBLINGS})
 _RANKS = (-1024, 1023)  # limits of a vnode's Priority
@@ -92,6 +98,7 @@ def of_host(
     vnodes: Mapping[str, Vnode],
     owner: Mapping[str, str],
     bindings: Bindings,
+    transfers: Transfers = NO_TRANSFERS,
     *,
     set_priority: bool = True,
 ) -> Published:
@@ -99,13 +106,21 @@ def of_host(
     wanted: dict[str, Attributes] = {}
     alerts = []
     workers = [domain for domain in snapshot.domains if domain.kind is not Kind.SERVICE]
-    own = frozenset(d.vnode for d in workers if not _refusal(d, snapshot.host, vnodes, owner, bindings))
+    host = snapshot.host
+    own = frozenset(d.vnode for d in workers if not _refusal(d, host, vnodes, owner, bindings))
+    own |= transfers.siblings(host) & vnodes.keys()
     for domain in workers:
-        if why := _refusal(domain, snapshot.host, vnodes, owner, bindings):
-            alerts.append(why)
-        else:
+        if why := _refusal(domain, host, vnodes, owner, bindings):
+            if not transfers.expects(host, domain.vnode):  # it comes, and the hub has not been told that it is there
+                alerts.append(why)
+        elif not live:
+            wanted[domain.vnode] = LOST
+        elif not transfers.has_left(host, domain.vnode):
             attributes = attributes_of(snapshot, domain, own, set_priority=set_priority)
-            wanted[domain.vnode] = {**attributes, OFFLINE: offline_of(snapshot, domain)} if live else LOST
+            wanted[domain.vnode] = {**attributes, OFFLINE: offline_of(snapshot, domain)}
+    for name in transfers.of(host):
+        if owner.get(name) == host and name in vnodes:
+            wanted[name] = {**wanted.get(name, {}), **ON_ITS_WAY}
     return Published(wanted, tuple(alerts))
 
 
@@ -114,6 +129,7 @@ def of_nobody(
     owner: Mapping[str, str],
     hosts: Mapping[str, Snapshot],
     bindings: Bindings,
+    transfers: Transfers = NO_TRANSFERS,
     *,
     grace: bool,
 ) -> Published:
@@ -127,6 +143,8 @@ def of_nobody(
     for name in vnodes:
         if name not in owner:
             wanted[name] = {ACCEPTS: ALL_CLASSES, OFFLINE: ""}  # it may have been given up while its domain slept
+        elif owner[name] in hosts and name not in seen and name in transfers:
+            wanted[name] = ON_ITS_WAY
         elif owner[name] in hosts and name not in seen:
             wanted[name] = LOST
             alerts.append(
@@ -190,7 +208,7 @@ def offline_of(snapshot: Snapshot, domain: DomainReport) -> str:
 def of_sleeper(wanted: Attributes, sleeper: Sleeper) -> Attributes:
     """What the vnode of a sleeping domain shows. `wanted`: what it would show otherwise."""
     offline = f"{OURS}{sleeper.sentence}; {sleeper.return_}"
-    state = State.ASLEEP.value if wanted == LOST else wanted[STATE]
+    state = State.ASLEEP.value if wanted in (LOST, ON_ITS_WAY) else wanted[STATE]
     return {**wanted, STATE: state, OFFLINE: offline}
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import zmq
 import zmq.asyncio
 
-from magrathea.messages import Books, DomainReport, Heartbeat, ToHost, decode_to_host, encode
+from magrathea.core.moves import Ownership, Word
+from magrathea.messages import KNOWS_MOVES, Books, DomainReport, Heartbeat, ToHost, decode_to_host, encode
+from magrathea.move_messages import Ownerships, words_of
 from magrathea_lab.waiting import BOUND_S
 from scheduler_plugin.hub import keys
 
@@ -30,6 +32,7 @@ class FakeHost:
     ) -> None:
         self.name = name
         self.revision = 0
+        self.version = ""
         self.socket: zmq.asyncio.Socket = context.socket(zmq.DEALER)
         self.socket.setsockopt(zmq.IDENTITY, (name if pair is None else f"{name}/boot").encode())
         self.socket.setsockopt(zmq.LINGER, 0)
@@ -50,7 +53,9 @@ class FakeHost:
         await self.sends(encode(snapshot(*domains, host=self.name, revision=self.revision, at=at)))
 
     async def beats(self) -> None:
-        await self.sends(encode(Heartbeat(sender=self.name, boot_id="boot", revision=self.revision)))
+        await self.sends(
+            encode(Heartbeat(sender=self.name, boot_id="boot", revision=self.revision, version=self.version))
+        )
 
     async def hears(self, right: Callable[[ToHost], bool]) -> ToHost:
         """The first message for which `right` returns True."""
@@ -58,6 +63,23 @@ class FakeHost:
             while not right(message := decode_to_host(await self.socket.recv())):
                 pass
         return message
+
+    async def speaks(self, *words: Word, welcome: Collection[str] = (), most: int = 2) -> None:
+        """Say these words about moves."""
+        self.version = KNOWS_MOVES
+        await self.sends(encode(words_of(self.name, words, frozenset(welcome), most)))
+
+    async def hears_record(self, domain: str, right: Callable[[Ownership], bool]) -> Ownership:
+        """The first record of the domain that is right."""
+        found: list[Ownership] = []
+
+        def heard(message: ToHost) -> bool:
+            if isinstance(message, Ownerships):
+                found.extend(r for told in message.records if (r := told.record).domain == domain and right(r))
+            return bool(found)
+
+        await self.hears(heard)
+        return found[0]
 
     async def hears_books(self, *booked: str) -> Books:
         """The first books with exactly these jobs booked."""

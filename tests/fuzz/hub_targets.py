@@ -2,7 +2,7 @@
 
 An input is a line for each message, in the name of the host that the message itself names. A line after `? ` is a
 user's request to the control socket. A line `@N` lets N seconds pass. One hub lives through all inputs, as in reality;
-PBS's jobs are the same at the start of each.
+PBS's jobs are the same at the start of each, and nobody has said who owns which domain.
 """
 
 from __future__ import annotations
@@ -192,11 +192,13 @@ def messages_to_hub(folder: Path) -> Reader:
     here = _RunningHub(folder)
     channel: Any = here.hub._channel
     publisher: Any = here.hub._publisher
+    owners = here.hub._movers._owners
 
     async def host(data: bytes) -> int:
         here.pbs.jobs = jobs()
         here.pbs.admin.clear()
         here.pbs.calls.clear()
+        owners.forget(owners.written.records)
         publisher.compare()
         await asyncio.sleep(0.1)
         channel.sent = refused = 0

@@ -15,9 +15,11 @@ import pytest
 
 from magrathea.core.events import Note
 from node_daemon.journal import open_journal
+from scheduler_plugin.hub.owners import NAME as OWNERS
 from tests.fuzz import __main__ as command
 from tests.fuzz.daemon_targets import lines_to_daemon
 from tests.fuzz.driver import CORPUS, Outcome, Reader, Target, inputs, run
+from tests.fuzz.hub_targets import messages_to_hub
 from tests.fuzz.targets import TARGETS
 
 each = pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
@@ -68,6 +70,16 @@ def test_the_samples_of_preemptions_preempt(name: str, mode: str, tmp_path: Path
     journal = open_journal(tmp_path / mode / "state" / "journal.sqlite")
     assert any(f'"what":"{Note.PREEMPTED}"' in entry.data for entry in journal.history())
     journal.close()
+
+
+def test_the_sample_of_a_move_moves(tmp_path: Path) -> None:
+    """Otherwise nothing behind a grant would be reached by its mutations."""
+    read = messages_to_hub(tmp_path)
+    try:
+        read((CORPUS / "messages-to-hub" / "valid-move").read_bytes())
+    finally:
+        read.close()  # type: ignore[attr-defined]
+    assert '"owner":"h2"' in (tmp_path / OWNERS).read_text(encoding="utf-8")
 
 
 def test_each_folder_of_samples_has_its_target() -> None:

@@ -4,26 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from magrathea.core.moves import Ownership, Says, Word
 from magrathea.messages import HEARTBEAT_S, BookEntry, DomainReport
 from scheduler_plugin.hub.books import Action, LedgerEntry, Look, Outcome
 from scheduler_plugin.hub.farm import Farm
 from scheduler_plugin.hub.job_actions import perform
 from scheduler_plugin.hub.ledger import Kept
+from scheduler_plugin.hub.ownership import Ledger, Visits
 from scheduler_plugin.hub.vnode_attributes import OFFLINE
 from scheduler_plugin.pbs.base import PbsError
 from tests.fakes.pbs import FakePbs
 from tests.fakes.reports import NOW, snapshot
+
+HOSTS = ("h1", "h2", "h3")
+VISITS = Visits({host: frozenset(HOSTS) for host in HOSTS}, dict.fromkeys(HOSTS, 2))
+"""Each of them takes domains from the others."""
 
 
 class SimHub:
     """`at`: the time on both clocks. `settle` carries out actions at once; a test can carry them out one by one."""
 
     def __init__(
-        self, pbs: FakePbs, kept: Kept | Iterable[LedgerEntry] = (), at: float = NOW, *, read: bool = True
+        self,
+        pbs: FakePbs,
+        kept: Kept | Iterable[LedgerEntry] = (),
+        at: float = NOW,
+        *,
+        read: bool = True,
+        owned: Iterable[Ownership] = (),
     ) -> None:
         self.pbs = pbs
         self.at = at
-        self.farm = Farm(kept if isinstance(kept, Kept) else Kept(list(kept), {}), at)
+        self.owned = Ledger(owned)
+        self.farm = Farm(kept if isinstance(kept, Kept) else Kept(list(kept), {}), at, self.owned)
         self.notes: list[str] = []
         self.done: list[Action] = []
         self.revisions: dict[str, int] = {}
@@ -41,10 +54,23 @@ class SimHub:
         self.revisions[host] = self.revisions.get(host, 0) + 1
         made = snapshot(*domains, host=host, revision=self.revisions[host], at=self.at)
         self.farm.snapshot(made, self.at, self.at)
-        wanted, _ = self.farm.publication(self.at, host)
+        self.publish(host)
+
+    def publish(self, host: str | None = None) -> list[str]:
+        """Publish one host's vnodes, or all; return the alerts."""
+        wanted, alerts = self.farm.publication(self.at, host)
         connection = self.pbs.connect()
         for name, attributes in wanted.items():
             connection.set_vnode(name, {key: value for key, value in attributes.items() if key != OFFLINE})
+        return alerts
+
+    def told(self, host: str, says: Says, number: int, about: str = "", domain: str = "n1") -> None:
+        """A host says something about a move to this hub, which writes it at once."""
+        if not self.owned.records.get(domain) and not self.farm.may_found(host, domain):
+            return
+        if self.owned.heard(host, Word(domain, number, says, about), VISITS).changed:
+            for concerned in sorted(self.farm.owners_changed([domain]) & self.farm.hosts.keys()):
+                self.publish(concerned)
 
     def actions(self) -> list[Action]:
         """What is due. PBS has answered before what the hub must ask about a job, because of a host's report."""

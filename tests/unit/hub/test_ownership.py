@@ -46,6 +46,18 @@ def test_the_host_that_speaks_first_of_a_new_domain_owns_it() -> None:
     assert not say(ledger, "b", Says.OWNS, 9).changed, "others cannot take it over"
 
 
+def test_who_had_a_domain_before_is_told_who_has_it_over_a_restart_until_it_moves_on() -> None:
+    ledger = moving(ready=True, letting=Letting.GONE)
+    assert say(ledger, "b", Says.HERE, 2).changed and say(ledger, "b", Says.ADOPTED, 2).changed
+    ledger = decoded(encoded(ledger))
+    assert [record.owner for record in ledger.told("a")] == ["b"]
+    assert ledger.moving("a") == 0
+    assert say(ledger, "b", Says.ASKS, 2, "c").changed is False, "c takes domains from a only"
+    ledger.heard("b", Word("n1", 2, Says.ASKS, "c"), Visits({"c": frozenset({"b"})}))
+    assert say(ledger, "c", Says.HERE, 3).changed
+    assert ledger.told("a") == () and ledger.told("b") != ()
+
+
 def test_a_granted_move_is_granted_once() -> None:
     ledger = a_ledger()
     assert say(ledger, "a", Says.ASKS, 1, "b").changed

@@ -106,7 +106,7 @@ def test_a_name_at_which_nobody_can_listen_is_told(tmp_path: Path) -> None:
         assert "interface" not in cannot_listen(f"tcp://{name}:17017", "")
 
 
-@pytest.mark.parametrize("name", ["books.json", "lock"])
+@pytest.mark.parametrize("name", ["books.json", "lock", "owners.json"])
 def test_books_and_lock_are_files(tmp_path: Path, name: str) -> None:
     (tmp_path / "state" / name).mkdir(parents=True)
     code, said = check(file(tmp_path))
