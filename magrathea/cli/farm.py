@@ -26,35 +26,45 @@ NOT_WELL, USAGE = 1, 2
 @sources.form_option
 def hosts(hub_option: str | None, socket_option: str | None, form: str) -> None:
     """Show all hosts and their domains (by vnode) by state, with names folded. It asks the hub; without one, this host.
-    On a machine with neither (a login node) it shows what PBS shows.
+    On a machine with neither (a login node) it shows what PBS shows. The hub also shows which domains are on their way
+    from one host to another, which have moved lately, and why others did not.
 
     \b
     Examples:
       magrathea hosts
       magrathea hosts --format plain | awk -F'\\t' '$1 == "domain" && $2 == "fault" {print $4}'
 
-    Columns of `plain`: `host` or `domain`; the state (of a host: live, paused or silent); how many; names.
+    Columns of `plain`: `host`, `domain` or `move`; the state (of a host: live, paused or silent; of a move under way:
+    both hosts); how many; names.
 
     Exit codes: 0 all well; 1 a host is silent, or a domain is in fault or unknown; 2 wrong usage; 3 neither hub nor
     daemon answers, nor PBS if there is neither.
     """
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     alone = sources.by_pbs(socket_option, hub_option)
+    known = None if alone else sources.farm("hosts", socket_option, hub_option)
     if alone:
         groups = login.groups("hosts")
-    for host in [] if alone else sources.farm("hosts", socket_option, hub_option).hosts:
+    for host in known.hosts if known else []:
         if host.live and host.snapshot.paused_since is not None:
             groups["host", "paused"].append(host.snapshot.host)
         else:
             groups["host", "live" if host.live else "silent"].append(host.snapshot.host)
         for domain in host.snapshot.domains:
             groups["domain", domain.state.value if host.live else State.UNKNOWN.value].append(domain.vnode)
-    keys = sorted(groups, key=lambda key: (key[0] != "host", key[1]))
+    for move in known.moves if known else []:
+        if not move.over:
+            groups["move", f"{move.source} -> {move.target}"].append(move.domain)
+    keys = sorted(groups, key=lambda key: (("host", "domain", "move").index(key[0]), key[1]))
     rows = [(what, state, str(len(groups[what, state])), fold(groups[what, state])) for what, state in keys]
     data = [{"what": w, "state": s, "count": len(groups[w, s]), "names": sorted(groups[w, s])} for w, s in keys]
     view.show(form, ("WHAT", "STATE", "COUNT", "NAMES"), rows, data)
     if alone:
         login.say_source(form)
+    if form == "table" and known and known.moves:
+        click.echo()
+        for line in view.move_lines(known.moves, known.at):
+            view.say(line)
     bad = {("host", "silent"), ("domain", State.FAULT.value), ("domain", State.UNKNOWN.value)}
     raise click.exceptions.Exit(NOT_WELL if bad & groups.keys() else 0)
 
@@ -102,7 +112,8 @@ def explain(job: str, hub_option: str | None, socket_option: str | None, form: s
       magrathea explain 12.srv --format json
 
     Columns of `plain` if a host has the job: host, domain, vnode, class, what it does, seconds preempted so far, times
-    preempted. If it waits: those of `magrathea preview`.
+    preempted. If its domain is between two hosts: both hosts, the domain, how far it is. If it waits: those of
+    `magrathea preview`.
 
     Exit codes: 0 explained; 1 neither a host nor PBS knows the job; 2 wrong usage; 3 neither hub nor daemon answers, or
     PBS is needed and does not answer.
@@ -122,11 +133,21 @@ def explain(job: str, hub_option: str | None, socket_option: str | None, form: s
         rows = [_part(*part, now=known.at) for part in parts]
         data = [{"host": s.host, "domain": d.name, "job": msgspec.to_builtins(j)} for s, d, j in parts]
         view.show(form, PARTS, rows, data)
+        domains = {domain.name for _, domain, _ in parts}
+        if form == "table":
+            for line in view.move_lines((move for move in known.moves if move.domain in domains), known.at):
+                view.say(line)
         return
     id, attributes, cls, asked = _in_pbs(job, f"no host has {job}, and PBS cannot explain it")
+    here = login.placed_parts(attributes)
+    if moves := [move for move in known.moves if move.domain in here and not move.over]:  # no host has its facts now
+        rows = [(move.source, move.target, move.domain, move.text) for move in moves]
+        view.show(form, MOVES, rows, {"job": id, "moves": msgspec.to_builtins(moves)})
+        return
     _explain_waiting(form, id, attributes, outlook_farm(known.hosts, cls, asked))
 
 
+MOVES = ("FROM", "TO", "DOMAIN", "ON ITS WAY")
 PARTS = ("HOST", "DOMAIN", "VNODE", "CLASS", "STATE", "PREEMPTED S", "TIMES")
 
 

@@ -60,7 +60,10 @@ def _of_hub(host: str | None, path: Path, form: str, compact: bool) -> StatusPag
     elif form == "plain":
         text = "".join(view.plain(found.snapshot) for found in views)
     else:
-        text = "\n".join(_tables([replace(v.snapshot, at=farm.at) if v.live else v.snapshot for v in views]))
+        moving = (move for move in farm.moves if not move.over and host in (None, move.source, move.target))
+        moves = "".join(f"on its way: {line}\n" for line in view.move_lines(moving, farm.at))
+        tables = _tables([replace(v.snapshot, at=farm.at) if v.live else v.snapshot for v in views])
+        text = "\n".join([*tables, *([moves] if moves else [])])
     bad = bool(silent) or any(exit_code(found.snapshot) for found in views)
     return StatusPage(text, TROUBLE if bad else OK, beside)
 

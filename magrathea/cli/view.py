@@ -17,7 +17,7 @@ import click
 import msgspec
 
 from magrathea.core.words import State, StoppedBy
-from magrathea.reports import DomainReport, JobReport, SleepReport, Snapshot
+from magrathea.reports import DomainReport, JobReport, MoveView, SleepReport, Snapshot
 from magrathea.text import printable, printable_json
 
 COLOURS = {
@@ -88,6 +88,16 @@ def part_state(domain: DomainReport, job: JobReport, now: float) -> str:
         return job_state(job, now)
     ends = "comes back as soon as there is room" if sleep.wakes else "until somebody brings it back"
     return f"asleep on disk with {domain.name} for {duration(now - sleep.since)}, {ends}: {sleep.reason}"
+
+
+def move_lines(moves: Iterable[MoveView], now: float) -> list[str]:
+    """A sentence for each of these moves."""
+
+    def line(move: MoveView) -> str:
+        ago = f" ({duration(now - move.at)} ago)" if move.at else ""
+        return clean(f"{move.domain}, from {move.source} to {move.target}: {move.text}{ago}")
+
+    return [line(move) for move in moves]
 
 
 def tabs(cells: Iterable[object]) -> str:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from magrathea import qstat
 from magrathea.cli import main
 from magrathea.core.model import JobClass, Kind, State
-from magrathea.messages import Chunk, DomainReport, FarmView, HostView, Outlook, Snapshot, encode
+from magrathea.messages import Chunk, DomainReport, FarmView, HostView, MoveView, Outlook, Snapshot, encode
 from magrathea.name_folding import fold
 from magrathea.preview import outlook_farm
 from tests.fakes.control_socket import AT, PREEMPTION, answering, domain, job, snapshot
@@ -32,8 +33,11 @@ WOULD = snapshot(
 )
 
 
-def asked(path: Path, command: list[str], *hosts: Snapshot, live: bool = True) -> Result:
-    view = FarmView(at=AT, knows_pbs=True, hosts=[HostView(live=live, snapshot=host) for host in hosts], booked=[])
+def asked(
+    path: Path, command: list[str], *hosts: Snapshot, live: bool = True, moves: Sequence[MoveView] = ()
+) -> Result:
+    views = [HostView(live=live, snapshot=host) for host in hosts]
+    view = FarmView(at=AT, knows_pbs=True, hosts=views, booked=[], moves=list(moves))
     with answering(path, encode(view) + b"\n"):
         return CliRunner().invoke(main.cli, [*command, "--hub", str(path)])
 
@@ -94,6 +98,41 @@ def test_a_silent_host_is_seen_and_its_domains_are_unknown(path: Path) -> None:
     result = asked(path, ["hosts", "--format", "json"], PREEMPTION, live=False)
     assert result.exit_code == 1
     assert [(row["state"], row["count"]) for row in json.loads(result.stdout)] == [("silent", 1), ("unknown", 2)]
+
+
+MOVES = [
+    MoveView(domain="n1", source="h1", target="h2", at=AT - 5, text="h1 copies it"),
+    MoveView(domain="n2", source="h1", target="h2", at=0.0, text="h2 prepares"),
+    MoveView(domain="n3", source="h1", target="h9", at=AT - 90, text="refused (no-visitors): \x1b[31mno", over=True),
+]
+
+
+def test_domains_on_their_way_are_counted_by_both_hosts_and_the_last_moves_are_told(path: Path) -> None:
+    rows = asked(path, ["hosts", "--format", "plain"], PREEMPTION, moves=MOVES).stdout.splitlines()
+    assert rows[-1] == "move\th1 -> h2\t2\tn[1-2]"
+    lines = asked(path.with_name("two"), ["hosts"], PREEMPTION, moves=MOVES).stdout.splitlines()
+    assert lines[-3:] == [
+        "n1, from h1 to h2: h1 copies it (5 s ago)",
+        "n2, from h1 to h2: h2 prepares",
+        "n3, from h1 to h9: refused (no-visitors): \\x1b[31mno (90 s ago)",
+    ]
+
+
+def test_status_through_the_hub_names_what_moves_to_or_from_a_host(path: Path) -> None:
+    lines = asked(path, ["status", "h1"], PREEMPTION, moves=MOVES).stdout.splitlines()
+    assert lines[-2:] == [
+        "on its way: n1, from h1 to h2: h1 copies it (5 s ago)",
+        "on its way: n2, from h1 to h2: h2 prepares",
+    ]
+
+
+def test_a_job_in_a_domain_on_its_way_is_explained(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = asked(path, ["explain", "12"], PREEMPTION, moves=MOVES).stdout.splitlines()
+    assert lines[-1] == "n1, from h1 to h2: h1 copies it (5 s ago)"
+    attributes = {"job_state": "S", "exec_vnode": "(n1:ncpus=2)", "schedselect": "1:ncpus=2"}
+    monkeypatch.setattr(qstat, "job", lambda id: ("99.srv", attributes))
+    result = asked(path.with_name("two"), ["explain", "99", "--format", "plain"], PREEMPTION, moves=MOVES)
+    assert (result.exit_code, result.stdout) == (0, "h1\th2\tn1\th1 copies it\n")
 
 
 @pytest.mark.parametrize("name", ["12", "12.srv"])
