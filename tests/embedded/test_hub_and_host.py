@@ -57,7 +57,7 @@ def test_a_daemon_with_its_key_is_published_and_gets_its_books(tmp_path: Path) -
             assert (farm.knows_pbs, farm.booked) == (True, ["1.srv"])
             assert booked[-1] == (Booking(JobKey("1.srv", 1), True, False),)
             assert hub.pbs.jobs["1.srv"].state == "S"
-            assert hub.pbs.vnodes["n1"].attributes[STATE] == "free"
+            await hub.until(lambda: hub.shown("n1", STATE) == "free", "publication")
         finally:
             await client.close()
 
