@@ -70,18 +70,22 @@ class Beside:
 
 @dataclass(frozen=True, slots=True)
 class _Whole:
-    """What follows from the facts of the whole host. `ready`: PBS may resume these jobs; `where`: each job with its
-    domain, for people, by the key that the history has of it."""
+    """What follows from the facts of the whole host: jobs that it wants stopped, that PBS may resume, that PBS is to
+    requeue. `where`: each job with its domain, for people, by the key that the history has of it; empty if no job was
+    stopped for another."""
 
     host: Host
     beside: Beside
+    stop: frozenset[tuple[str, JobKey]]
     ready: frozenset[tuple[str, JobKey]]
+    requeue: frozenset[tuple[str, JobKey]]
     where: Mapping[str, str]
 
 
 def _whole(host: Host, beside: Beside) -> _Whole:
-    where = {str(job.key): f"{job.key.id} in {domain.name}" for domain in host.domains for job in domain.jobs}
-    return _Whole(host, beside, plan.ready(host, beside.actual), where)
+    jobs = ((domain, job) for domain in host.domains for job in domain.jobs if beside.by)
+    where = {str(job.key): f"{job.key.id} in {domain.name}" for domain, job in jobs}
+    return _Whole(host, beside, wanted_here(host), plan.ready(host, beside.actual), to_requeue(host), where)
 
 
 def snapshot(host: Host, beside: Beside, revision: int = 0) -> Snapshot:
@@ -238,7 +242,7 @@ def _warned_until(whole: _Whole, domain: Domain, job: Job) -> float | None:
 
 
 def _job(whole: _Whole, domain: Domain, job: Job) -> JobReport:
-    host, this = whole.host, (domain.name, job.key)
+    this = (domain.name, job.key)
     return JobReport(
         id=job.key.id,
         run=job.key.run,
@@ -247,9 +251,9 @@ def _job(whole: _Whole, domain: Domain, job: Job) -> JobReport:
         memory_mib=_figure(job.memory_mib),
         claimed_at=job.claimed_at,
         confirmed=job.confirmed,
-        stop=this in wanted_here(host),
+        stop=this in whole.stop,
         ready=this in whole.ready,
-        requeue=this in to_requeue(host),
+        requeue=this in whole.requeue,
         stopped_since=job.stopped_since,
         warned_until=_warned_until(whole, domain, job),
         stopper=job.stopper,

@@ -23,7 +23,7 @@ from .changes import Result, ResultOfDomain, brought_down, refuse, stop, with_fa
 from .model import NOTHING, Amount, Domain, Host, Patience, Pause, once
 from .reconfiguration import reconfigured, without_leftovers
 from .refusals import RefusalCode
-from .shares import lingers, young
+from .shares import any_young, lingers
 from .stopping import in_line, resuming, to_stop
 
 FORGET_S = 30.0
@@ -70,10 +70,12 @@ def _deadlines(host: Host) -> Iterator[float]:
                 yield since + span
         if d.ended:
             yield min(e.at for e in d.ended) + limits.remember_s + FORGET_S
+        has_new = host.now < d.latest_start + limits.min_run_s  # otherwise each minimum run is over
         for j in d.jobs:
             if not j.confirmed:
                 yield j.claimed_at + limits.claim_s
-            yield j.run_since + limits.min_run_s
+            if has_new:
+                yield j.run_since + limits.min_run_s
             if j.stopped_since is not None and limits.max_preempted_s:
                 yield max(j.stopped_since, d.woken_at or 0.0) + limits.max_preempted_s
 
@@ -143,7 +145,7 @@ def _stopped_where_wanted(host: Host, by: str) -> Result:
 
 def _with_dependent_facts(host: Host, domain: Domain, overtaken_since: float | None) -> Domain:
     """`domain` with its dependent facts updated. It is the same object if nothing changes, so its answers remain."""
-    has_young = any(young(host, j) for j in domain.jobs)
+    has_young = any_young(host, domain)
     young_since = (host.now if domain.young_since is None else domain.young_since) if has_young else None
     closing = domain.closing
     if closing is not None and closing.patience is Patience.IDLE and not domain.jobs:

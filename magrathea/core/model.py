@@ -16,6 +16,7 @@ CPUs are whole numbers, memory is in MiB. Words: docs/rules.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -274,8 +275,14 @@ class Domain:
 
     def having(self, *jobs: Job) -> Domain:
         """This domain with each of `jobs` added, or replacing the one with its key. Jobs stay sorted by key."""
-        changed = self._by_key | {j.key: j for j in jobs}
-        return replace(self, jobs=tuple(changed[key] for key in sorted(changed)))
+        changed = self._by_key | {j.key: j for j in jobs}  # in the order of before, new ones last
+        added = len(changed) > len(self.jobs)
+        return replace(self, jobs=tuple(changed[key] for key in sorted(changed)) if added else tuple(changed.values()))
+
+    @cached_property
+    def latest_start(self) -> float:
+        """When the last of its jobs was started or continued; minus infinity if it has none."""
+        return max((j.run_since for j in self.jobs), default=-math.inf)
 
     @cached_property
     def running(self) -> tuple[Job, ...]:

@@ -157,17 +157,21 @@ def steps(host: Host, actual: Mapping[str, ActualDomain]) -> list[Step]:
     orders = _orders(host, actual)
     if host.paused:
         return list(orders[Order.STOP])
+    return [*orders[Order.STOP], *_resources(host, actual), *orders[Order.LIFT], *orders[Order.RUN]]
+
+
+def _resources(host: Host, actual: Mapping[str, ActualDomain]) -> list[SetCpu | SetMemory]:
+    """The steps that move CPUs and memory, in order; none on a paused host."""
+    if host.paused:
+        return []
     wants = {name: want for name, want in desired(host).items() if name in actual}
     takes = list(_memory(wants, actual, giving=False))
     to_give = {step.domain for step in takes}
     return [
-        *orders[Order.STOP],
         *_cpus(host, wants, actual, to_give, giving=False),
         *takes,
         *_memory(wants, actual, giving=True),
         *_cpus(host, wants, actual, to_give, giving=True),
-        *orders[Order.LIFT],
-        *orders[Order.RUN],
     ]
 
 
@@ -175,10 +179,9 @@ def lacks(host: Host, actual: Mapping[str, ActualDomain], name: str) -> bool:
     """True if a domain must still get CPUs or memory for its jobs, even if the host is paused."""
     has = actual.get(name, ActualDomain())
     acting = replace(host, paused=None) if host.paused else host
-    due = [s for s in steps(acting, actual) if isinstance(s, SetCpu | SetMemory)]
     return any(
         s.domain == name and (gives(has.cpu_percent, s.cap) if isinstance(s, SetCpu) else s.mib > (has.memory_mib or 0))
-        for s in due
+        for s in _resources(acting, actual)
     )
 
 
@@ -253,7 +256,7 @@ def ready(host: Host, actual: Mapping[str, ActualDomain]) -> frozenset[tuple[str
 
     Their domain has everything back, and its agent has let them go.
     """
-    pending = {s.domain for s in steps(host, actual) if isinstance(s, SetMemory | SetCpu)}
+    pending = {s.domain for s in _resources(host, actual)}
     read = (d for d in host.domains if d.name in actual and d.name not in pending)
     let_go = frozenset((d.name, j.key) for d in read for j in d.jobs if actual[d.name].orders.get(j.key) is Order.LIFT)
     return let_go - wanted_stopped(host)

@@ -57,6 +57,11 @@ def young(host: Host, job: Job) -> bool:
     return not job.stopped_by_us and host.now < job.run_since + host.limits.min_run_s
 
 
+def any_young(host: Host, domain: Domain) -> bool:
+    """True if the domain has a young job."""
+    return host.now < domain.latest_start + host.limits.min_run_s and any(young(host, j) for j in domain.jobs)
+
+
 def obstacle(host: Host, domain: Domain, job: Job) -> str:
     """Why this job cannot be stopped now, for people; empty if it can ("stoppable" in docs/rules.md)."""
     limits = host.limits
