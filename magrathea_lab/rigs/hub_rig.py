@@ -34,13 +34,13 @@ T = TypeVar("T")
 
 class HubRig:
     """Books what hosts want stopped, and withdraws that when they are ready. `books` False: it books nothing, so each
-    host lifts its stops alone."""
+    host lifts its stops alone. `version` empty: it is a hub of the release before, which knows no questions about jobs.
+    """
 
-    def __init__(self, endpoint: str, *, books: bool = True) -> None:
+    def __init__(self, endpoint: str, *, books: bool = True, version: str = __version__) -> None:
         self.endpoint = endpoint
         self.books = books
-        self.version = __version__
-        """Empty: it is a hub of the release before, which knows no questions about jobs."""
+        self.version = version
         self.given: Callable[[GivenAsked], bool | None] = lambda asked: True
         """What PBS would answer."""
         self.sizes: dict[str, Amount] = {}
@@ -73,7 +73,8 @@ class HubRig:
                 continue  # only this message is lost
             if peer not in self._peers:
                 self._peers.add(peer)
-                await self._socket.send_multipart([peer, encode(Resend())])
+                for greeting in (self._heartbeat(), Resend()):  # the version first, as hubs do
+                    await self._socket.send_multipart([peer, encode(greeting)])
             if isinstance(message, Snapshot):
                 self.snapshots.append(message)
                 await self._answer(peer, message)
@@ -123,8 +124,8 @@ class HubRig:
 class HubThread:
     """A HubRig in a thread with its own event loop."""
 
-    def __init__(self, endpoint: str, *, books: bool = True) -> None:
-        self._endpoint, self._books = endpoint, books
+    def __init__(self, endpoint: str, *, books: bool = True, version: str = __version__) -> None:
+        self._endpoint, self._books, self._version = endpoint, books, version
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="hub", daemon=True)
         self._hub: HubRig | None = None
@@ -133,7 +134,7 @@ class HubThread:
         self._thread.start()
 
         async def make() -> HubRig:
-            hub = HubRig(self._endpoint, books=self._books)
+            hub = HubRig(self._endpoint, books=self._books, version=self._version)
             hub.start()
             return hub
 

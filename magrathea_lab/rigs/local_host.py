@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from magrathea import client
+from magrathea import __version__, client
 from magrathea.messages import Snapshot
 from node_daemon.main import group_name
 
@@ -141,15 +141,18 @@ def stopped(process: psutil.Process) -> bool:
 
 @contextlib.contextmanager
 def one_host(
-    program: str = "", agents: tuple[str, ...] = ("n1", "p1"), mode: str = 'mode = "exclusive"'
+    program: str = "",
+    agents: tuple[str, ...] = ("n1", "p1"),
+    mode: str = 'mode = "exclusive"',
+    hub_version: str = __version__,
 ) -> Iterator[Host]:
     """A host with its daemon and the agents of `agents`, all connected. `program`: what the job's processes run.
-    `mode`: the line of the configuration, with the host's CPUs if they matter."""
+    `mode`: the line of the configuration, with the host's CPUs if they matter. `hub_version`: see HubRig."""
     job = f"{os.getpid()}.bench"
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="magrathea-bench-")))
         stack.callback(leftovers.take(leftovers.Kind.GROUP, group_name("bench", f"{place}/run")).undo)
-        hub = HubThread(f"ipc://{place}/hub", books=False)
+        hub = HubThread(f"ipc://{place}/hub", books=False, version=hub_version)
         hub.start()
         stack.callback(hub.close)
         roots = {}
