@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import zmq
 import zmq.asyncio
 
-from magrathea import __version__
 from magrathea.core.model import Amount
 from magrathea.messages import (
     HEARTBEAT_S,
+    KNOWS_MOVES,
     BadMessage,
     BookEntry,
     Books,
@@ -26,6 +26,8 @@ from magrathea.messages import (
     decode_to_hub,
     encode,
 )
+from magrathea.move_messages import MoveRefused, MoveWords, ownerships_of
+from scheduler_plugin.hub.ownership import Ledger, Visits
 
 from ..waiting import BOUND_S
 
@@ -37,7 +39,7 @@ class HubRig:
     host lifts its stops alone. `version` empty: it is a hub of the release before, which knows no questions about jobs.
     """
 
-    def __init__(self, endpoint: str, *, books: bool = True, version: str = __version__) -> None:
+    def __init__(self, endpoint: str, *, books: bool = True, version: str = KNOWS_MOVES) -> None:
         self.endpoint = endpoint
         self.books = books
         self.version = version
@@ -48,6 +50,8 @@ class HubRig:
         self.asked: list[GivenAsked] = []
         self.snapshots: list[Snapshot] = []
         self.booked: dict[tuple[str, int], bool] = {}
+        self.owners = Ledger()
+        """As a hub's that has just lost its books."""
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
@@ -78,6 +82,8 @@ class HubRig:
             if isinstance(message, Snapshot):
                 self.snapshots.append(message)
                 await self._answer(peer, message)
+            elif isinstance(message, MoveWords):
+                await self._tell_owners(peer, message)
             elif isinstance(message, GivenAsked):
                 if self.version:  # an older hub does not know the question
                     self.asked.append(message)
@@ -104,6 +110,16 @@ class HubRig:
         books = Books(hub_id="hub", acked_revision=snapshot.revision, jobs=entries)
         await self._socket.send_multipart([peer, encode(books)])
 
+    async def _tell_owners(self, peer: bytes, said: MoveWords) -> None:
+        """The host is the only one here: whatever it says of its domains is so, and nobody takes one from it."""
+        for word in (told.word for told in said.words):
+            refused = self.owners.heard(said.sender, word, Visits()).refused
+            if refused is not None:
+                answer = MoveRefused(domain=word.domain, number=word.number, code=refused.code, text=refused.text)
+                await self._socket.send_multipart([peer, encode(answer)])
+        if records := self.owners.told(said.sender):
+            await self._socket.send_multipart([peer, encode(ownerships_of(records))])
+
     def _heartbeat(self) -> Heartbeat:
         return Heartbeat(sender="hub", boot_id="hub", revision=0, version=self.version)
 
@@ -124,7 +140,7 @@ class HubRig:
 class HubThread:
     """A HubRig in a thread with its own event loop."""
 
-    def __init__(self, endpoint: str, *, books: bool = True, version: str = __version__) -> None:
+    def __init__(self, endpoint: str, *, books: bool = True, version: str = KNOWS_MOVES) -> None:
         self._endpoint, self._books, self._version = endpoint, books, version
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="hub", daemon=True)

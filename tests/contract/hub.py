@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from magrathea.messages import Heartbeat, Resend
+from magrathea.core.moves import Says, Word
+from magrathea.core.refusals import RefusalCode
+from magrathea.messages import Heartbeat, Resend, ToHost, knows_moves
+from magrathea.move_messages import MoveRefused, Ownerships
 
 from ..fakes.host import FakeHost
 from ..fakes.reports import domain, given_back, report, stopped
@@ -71,6 +74,46 @@ async def a_host_that_reconnects_is_answered_on_its_new_connection(site: HubSite
     await second.hears_books("1.srv")
 
 
+async def _says(host: FakeHost, word: Word, right: Callable[[ToHost], bool]) -> None:
+    """Say the word again and again, as hosts do, until the hub answers what is right."""
+    answered = False
+
+    def heard(message: ToHost) -> bool:
+        nonlocal answered
+        answered = answered or right(message)
+        return answered or isinstance(message, Heartbeat)
+
+    while not answered:
+        await host.speaks(word)
+        await host.beats()
+        await host.hears(heard)
+
+
+async def a_host_that_says_that_it_owns_a_domain_is_told_its_record(site: HubSite) -> None:
+    host = site.host()
+    await host.says(domain("n1"))
+    beat = await host.hears(lambda message: isinstance(message, Heartbeat))
+    assert isinstance(beat, Heartbeat) and knows_moves(beat.version)
+
+    def told(message: ToHost) -> bool:
+        records = message.records if isinstance(message, Ownerships) else []
+        return [(r.domain, r.number, r.owner, r.transfer) for r in records] == [("n1", 1, "h1", None)]
+
+    await _says(host, Word("n1", 0, Says.OWNS), told)
+
+
+async def a_move_to_a_host_that_takes_no_domains_from_there_is_refused(site: HubSite) -> None:
+    host = site.host()
+    await host.says(domain("n1"))
+    await _says(host, Word("n1", 0, Says.OWNS), lambda message: isinstance(message, Ownerships))
+
+    def refused(message: ToHost) -> bool:
+        codes = (RefusalCode.NO_VISITORS, RefusalCode.BUSY)  # the real hub waits whether h2 will say what it takes
+        return isinstance(message, MoveRefused) and message.domain == "n1" and message.code in codes
+
+    await _says(host, Word("n1", 1, Says.ASKS, "h2"), refused)
+
+
 Case = Callable[[HubSite], Awaitable[None]]
 
 CASES: tuple[Case, ...] = (
@@ -80,4 +123,6 @@ CASES: tuple[Case, ...] = (
     jobs_to_be_stopped_are_booked_until_they_are_given_back,
     only_an_invalid_message_itself_is_lost,
     a_host_that_reconnects_is_answered_on_its_new_connection,
+    a_host_that_says_that_it_owns_a_domain_is_told_its_record,
+    a_move_to_a_host_that_takes_no_domains_from_there_is_refused,
 )
