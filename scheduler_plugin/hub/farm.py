@@ -414,8 +414,15 @@ class Farm:
             silent=bool(states) and all(v.state & DEAD_STATES or self._is_off(v.name) for v in states),
             sleeper=self.entries.sleepers.of(v.name for v in states),
             waking=any(v.name in waking for v in states),
-            moving=any(self.transfers.let_go(v.name) for v in states),
+            moving=any(self._is_between_hosts(v.name) for v in states),
         )
+
+    def _is_between_hosts(self, vnode: str) -> bool:
+        """True if the vnode's domain is on its way, and no host has its facts in use: the source has said so, or it
+        reports the domain no longer, and its word about that is late."""
+        heard = self.hosts.get(self._vnodes.owner.get(vnode, ""))
+        gone = vnode in self.transfers and heard is not None and heard.live and vnode not in heard.by_vnode
+        return gone or self.transfers.let_go(vnode)
 
     def _is_off(self, vnode: str) -> bool:
         """True if the host reports the vnode's domain as down. PBS notices a killed guest only after a minute."""
