@@ -13,6 +13,7 @@ import zmq.asyncio
 from magrathea_lab.waiting import BOUND_S, eventually
 from scheduler_plugin.hub import configuration, keys
 from scheduler_plugin.hub.hub import Hub
+from scheduler_plugin.pbs.base import Connect
 from tests.fakes.host import FakeHost
 from tests.fakes.pbs import FakePbs, nothing_breaks
 
@@ -25,11 +26,12 @@ def free_port() -> int:
 
 
 class RealHub:
-    """`tcp`: it listens on the loopback, for enrolled hosts; else on a unix socket."""
+    """`tcp`: it listens on the loopback, for enrolled hosts; else on a unix socket. `connect`: to another PBS."""
 
     def __init__(self, directory: Path, *vnodes: str, tcp: bool = False) -> None:
         self.directory = directory
         self.pbs = FakePbs(*(vnodes or ("n1", "p1")))
+        self.connect: Connect = self.pbs.connect
         self.keys_dir = directory / "keys"
         self.endpoint = f"tcp://127.0.0.1:{free_port()}" if tcp else f"ipc://{directory}/hub.ipc"
         self.tcp = tcp
@@ -56,7 +58,7 @@ class RealHub:
             ),
             pbs=configuration.PbsTable(compare_s=3600, call_deadline_s=5),
         )
-        self.hub = Hub(settings, self.pbs.connect)
+        self.hub = Hub(settings, self.connect)
         self.task = asyncio.create_task(self.hub.run(self._stop))
 
     async def end(self) -> None:

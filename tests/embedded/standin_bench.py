@@ -37,16 +37,18 @@ with open(here + "/events", "a") as file:
 
 
 class StandInBench:
-    """A server and the MoMs n1 and n2 (2 CPUs each), with a hook that obeys files in its directory."""
+    """A server and the MoMs n1 and n2 (2 CPUs each), with a hook that obeys files in its directory. `server_hook`: the
+    server's instead."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, server_hook: Path | None = None) -> None:
         self.directory = directory
         self.hook = directory / "hook.py"
         self.hook.write_text(HOOK, encoding="utf-8")
         self.keeper = Keeper({"PATH": os.environ["PATH"], "PYTHONPATH": str(fleet.ROOT)})
         self.parts: dict[str, KeptProcess] = {}
         hook = ["--hook", str(self.hook), "--hook-config", str(directory / "hook.json")]
-        self.start("server", ["--dir", str(directory), "--name", "t" + str(os.getpid()), *hook])
+        servers = ["--hook", str(server_hook or self.hook), *hook[2:]]
+        self.start("server", ["--dir", str(directory), "--name", "t" + str(os.getpid()), *servers])
         self.client: StandInClient = self.until(lambda: reached(directory / "pbs.sock"))
         for name in ("n1", "n2"):
             own = ["--server", str(directory / "pbs.sock"), "--vnode", name, "--ncpus", "2", "--periodic-s", "0.5"]
