@@ -39,7 +39,7 @@ LEVELS = {"EVENT_ERROR": 1, "EVENT_SYSTEM": 2, "EVENT_ADMIN": 4, "EVENT_JOB": 8,
 LEVELS |= {"LOG_ERROR": 0x10001, "LOG_WARNING": 0x10002, "LOG_DEBUG": 0x10004}
 VNODE_STATES = {"ND_STATE_FREE": 0, "ND_STATE_OFFLINE": 1, "ND_STATE_DOWN": 2}
 WHOLE_NUMBERS = {"run_version", "run_count", "substate", "session_id", "Execution_Time", "Priority", "job_state"}
-SETTABLE = {"Execution_Time", "Hold_Types", "run_count", "comment"}
+SETTABLE = {"Execution_Time", "Hold_Types", "run_count", "comment", "Output_Path"}
 """Job attributes that a MoM hook may send back (resmom's mom_updates_bundle.c) or a runjob hook may set."""
 
 

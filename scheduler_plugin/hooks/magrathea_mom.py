@@ -43,6 +43,7 @@ SISTER_REJECTED = " 15169 from node "  # MoM's log on a sister's hook that rejec
 LOG_TAIL_BYTES = 16384
 KEEPS, NOTHING = "magrathea_keeps", "none"  # a resource of the job, set by the server's hook
 REFUSED = "MAGRATHEA_REFUSED"  # variable that the server's hook sets for a subjob that may never start as it is
+UNMARKED_OUTPUT = "/magrathea-refused"  # the output's path instead, if no hook can set its variables
 
 WARNING = "MAGRATHEA_SIGNAL"  # variable of a job that wants a warning, as for qsub -v
 WARNING_RESOURCE = "stop_signal"  # the same as a resource, for a queue's resources_default; a site may create it
@@ -265,6 +266,9 @@ def uncount(job):
 
 def claim(event, path):
     job = event.job
+    if str(job.Output_Path).rpartition(":")[2] == UNMARKED_OUTPUT:  # PBS puts a host before it
+        job.run_count = PBS_HOLDS_ABOVE + 1  # PBS holds it now: a user may set this path, and only delays himself
+        return event.reject("magrathea: no hook can read this subjob's variables; the server's log has the details")
     refused = job.Variable_List.get(REFUSED) if job.Variable_List else None
     if refused:  # by the server's hook
         code = refused if len(refused) < 40 and refused.replace("-", "").isalnum() else "refused"  # a user may set it

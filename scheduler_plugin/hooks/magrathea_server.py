@@ -31,7 +31,7 @@ is never less than the server's own sum. If that is too much, it reads the serve
 Rule 3: PBS's scheduler tries a refused subjob again at once, and looks at no other job until it is let through or the
 cycle is over (seen; run_job in fifo.cpp: the array stays runnable). So no subjob is refused here. One that has to wait
 is sent on, and the node daemon refuses its claim. For one that could never start, a mark in its environment tells MoM's
-hook to refuse it until PBS holds the array.
+hook to refuse it until PBS holds the array. If PBS gives the hook no environment, the mark is the output's path.
 Rule 4: suspended jobs are not in a vnode's list, so this hook does not see them; the node daemon refuses the claim.
 
 The server's own Python runs this, 3.6 or later; standard library only.
@@ -74,6 +74,7 @@ FIRST_LATER_S, MOST_LATER_S = 5, 600
 MOST_TRIED = 10000  # jobs whose refusals are counted
 SIGNAL = "MAGRATHEA_SIGNAL"
 REFUSED = "MAGRATHEA_REFUSED"  # variable of a subjob that MoM's hook refuses
+UNMARKED_OUTPUT = "/magrathea-refused"  # output of such a subjob if no hook can set its variables
 
 KEEPS, NOTHING = "magrathea_keeps", "none"  # a resource of the job, for MoM's hook; users cannot set it
 MAINTENANCE_RESERVATION = "M"  # first letter of the ids of those that only operators make (pbs_rsub --hosts)
@@ -460,6 +461,9 @@ def refuse(event, code, text):
         return
     pbs.logmsg(pbs.EVENT_ADMIN, "magrathea: subjob %s is sent on, to be refused there: %s" % (event.job.id, text))
     if code not in PASSING:
+        if event.job.Variable_List is None:  # it has none, or a byte that is not UTF-8: PBS lets no hook set any then
+            event.job.Output_Path = UNMARKED_OUTPUT
+            return
         event.job.Variable_List.clear()  # a value that ends with a backslash would hide the mark behind it
         event.job.Variable_List[REFUSED] = code
 

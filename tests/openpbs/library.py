@@ -29,7 +29,7 @@ what, whom, wishes = sys.argv[1], sys.argv[2].encode(), json.loads(sys.argv[3])
 first = None
 for name, resource, value in reversed(wishes):
     following = None if first is None else ctypes.pointer(first)
-    first = Attribute(following, name.encode(), resource.encode() or None, value.encode(), 0)
+    first = Attribute(following, name.encode(), resource.encode() or None, value.encode("utf-8", "surrogateescape"), 0)
 asked = ctypes.byref(first)
 if what == "submit":
     done = pbs.pbs_submit(link, asked, b"/dev/null", whom, None)

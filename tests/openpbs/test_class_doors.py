@@ -84,6 +84,21 @@ def test_an_array_that_is_altered_so_is_held_and_stops_nobody_elses_job(
     assert "Running:0 Exiting:0 Expired:0" in fleet.pbs.job(array)["array_state_count"]
 
 
+@pytest.mark.parametrize("variables", ["CONTACT=J\udcfcrgen", "", "A=1\nCONTACT=J\udcfcrgen"])
+def test_an_array_whose_variables_no_hook_can_read_is_held_too(fleet: OpenPbsCluster, variables: str) -> None:
+    """A byte that is not UTF-8: PBS gives a hook no variable at all, and lets it set none. So there is another mark."""
+    array = submit(fleet, "low", "exit 0", "-h", "-J", "1-2")
+    _, error = call(fleet, "asyalter", array, ("Variable_List", "", variables))
+    assert not error, error
+    altered_past_the_hook(fleet, array, "priority")
+    released(fleet, array)
+    wait_state(fleet, array, "H")
+    assert fleet.pbs.job(array)["Hold_Types"] == "s"
+    assert sum(sent(fleet, array.replace("[]", f"[{number}]")) for number in (1, 2)) <= 2
+    other = submit(fleet, "low", "exit 0")
+    wait_state(fleet, other, "F")
+
+
 def test_an_array_in_two_domains_of_a_host_is_held_and_stops_nobody_elses_job(fleet: OpenPbsCluster) -> None:
     with fleet.only(EXCLUSIVE):
         wish = ["-l", "select=1:ncpus=1:host=p1+1:ncpus=1:host=p2", "-l", "place=scatter"]

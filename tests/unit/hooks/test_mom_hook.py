@@ -84,6 +84,14 @@ def test_a_subjob_that_the_servers_hook_has_marked_is_refused_without_a_claim_an
     assert run("execjob_begin", a_job(Variable_List={"HOME": "/"})).accepted
 
 
+@pytest.mark.parametrize("host", ["head:", ""])
+def test_a_subjob_whose_variables_no_hook_can_read_is_refused_once(agent: FakeAgent, host: str) -> None:
+    marked = a_job(id="12[3].srv", run_count=1, Variable_List=None, Output_Path=f"{host}/magrathea-refused")
+    refused = run("execjob_begin", marked)
+    assert not refused.accepted and refused.changes == {"run_count": 21} and agent.heard == []
+    assert run("execjob_begin", a_job(Output_Path="head:/home/alice/magrathea-refused")).accepted
+
+
 def test_a_refusal_sets_a_later_execution_time(agent: FakeAgent) -> None:
     agent.answers["claim"] = {"ok": False, "code": "host-busy", "text": "n2 runs 3.srv", "retry_after_s": 7}
     before = time.time()

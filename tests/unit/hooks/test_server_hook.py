@@ -268,6 +268,14 @@ def test_a_subjob_that_can_never_start_as_it_is_is_marked_for_moms_hook(run: Run
     assert run(new, vnodes).accepted and new["Variable_List"] == {"MAGRATHEA_REFUSED": "hook-failed"}
 
 
+def test_a_subjob_without_variables_is_marked_by_its_output(run: Run) -> None:
+    """PBS gives a hook none if a byte in them is not UTF-8, and lets it set none."""
+    marked = run({**job(SUBJOB, "protected", "n1"), "Variable_List": None, "gives": "priority"}, exclusive())
+    assert marked.accepted and marked.changes == {"Output_Path": "/magrathea-refused"}
+    waits = run({**job(SUBJOB, "protected", "n1"), "Variable_List": None}, exclusive(), job("1.srv", "priority", "p1"))
+    assert waits.accepted and waits.changes == {}
+
+
 def test_a_class_within_a_quoted_value_is_not_a_class(run: Run) -> None:
     new = job("2.srv", None, "p1")
     new["schedselect"] = '1:ncpus=1:software="a:magrathea_accepts=priority"'
