@@ -17,6 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 from magrathea.pbs_text.host_loads import load_path
+from magrathea.pbs_text.words import is_subjob
 from magrathea_lab.pbs_standin.pbs_module import Entity, Hook, HookJob, HookOutcome, Server
 from scheduler_plugin.setup.hook_texts import hook_text
 from tests.fakes.hook_vnode import HookVnode
@@ -82,18 +83,21 @@ def server_hook(folder: Path) -> Reader:
         told = given.get("job", {})
         if not isinstance(told, dict) or not isinstance(told.get("Resource_List"), dict | None):
             raise NotPbs
-        if not isinstance(told.get("Variable_List"), dict):
-            told = {**told, "Variable_List": {"HOME": "/"}}  # each job of PBS has one
+        if not isinstance(told.get("Variable_List"), dict | None):
+            raise NotPbs
         job = _objects(HookJob, {str(given.get("id", "9.srv")): told}).popitem()[1]
         outcome = hook.run(event, server=Server("srv", vnodes, jobs), job=job)
         _bounded(outcome)
         for line in outcome.log:
             assert not line.startswith("Traceback"), line
         later_s = outcome.changes.pop("Execution_Time", time.time()) - time.time()
+        mark = outcome.changes.pop("Output_Path", "")
         assert -1 <= later_s <= MOST_LATER_S + 1 and not outcome.changes and not (outcome.accepted and later_s > 0)
+        assert not mark or (job.Variable_List is None and outcome.accepted and is_subjob(str(job.id)))
         ours = any(_is_ours(found) for found in vnodes.values())
         if event == "runjob" and not outcome.accepted:
             assert ours, f"a job on vnodes that are not ours was refused: {outcome.message}"
+            assert not is_subjob(str(job.id)), f"PBS tries a refused subjob without end: {outcome.message}"
         if event != "runjob" and not outcome.accepted:
             assert any(rule in outcome.message for rule in SELECT_RULES), outcome.message
 
