@@ -358,7 +358,8 @@ class Life:
         try:
             await self._daemon.channels[name].request("clock", AGENT_S, unix_s=time.time())
         except AgentError as error:
-            log.warning("%s: its clock stood still and could not be set: %s", name, error)
+            log.warning("%s: its clock stood still and could not be set yet: %s", name, error)
+            self._restored_moms.set_clock_soon(name)
 
     def _reconnect_mom(self, name: str) -> None:
         if self._agent_can(name, "reconnect"):

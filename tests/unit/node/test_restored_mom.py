@@ -1,4 +1,5 @@
-"""A domain comes back from its image: its agent ends MoM's dead connections, and nothing waits for that."""
+"""A domain comes back from its image: its agent ends MoM's dead connections, and sets its clock if it could not at
+once. Nothing waits for that."""
 
 from __future__ import annotations
 
@@ -112,5 +113,32 @@ def test_the_next_life_of_the_guest_is_left_alone() -> None:
         s.boot("p1")
         await s.until_state("p1", State.FREE)
         assert await counted_later(s) == count
+
+    play(test)
+
+
+def test_a_clock_that_a_busy_guest_cannot_set_in_time_is_set_later_and_holds_nothing_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test(s: Scene) -> None:
+        s.world["p1"].fails = {"clock": "timeout"}
+        await restored(s)
+        await asyncio.sleep(2 * NOTICED_S)
+        s.world["p1"].fails.clear()
+        await s.until(lambda: "p1: its clock is set" in caplog.text, "the agent's answer")
+        count = s.world.asked("clock p1")
+        await counted_later(s)
+        assert s.world.asked("clock p1") == count, "it has done it"
+
+    with caplog.at_level(logging.INFO):
+        play(test)
+
+
+def test_a_clock_that_cannot_be_set_is_not_tried_for_ever(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(s: Scene) -> None:
+        s.world["p1"].fails = {"clock": "failed"}
+        await restored(s)
+        await counted_later(s)
+        assert s.world.asked("clock p1") == 2 and "could not be set: " in caplog.text
 
     play(test)
