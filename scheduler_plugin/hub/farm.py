@@ -68,6 +68,7 @@ class Farm:
         self._vnodes = ManagedVnodes(self.transfers)
         self.hosts: dict[str, Heard] = {}
         self.entries = Entries(kept)
+        self.entries.owners = dict(self.transfers.owners)  # the last hub may have died before it wrote them here
         self._publications = Publications(self._vnodes, set_priority=set_priority)
         self.started = started
         self._heard_at: dict[str, float] = {}

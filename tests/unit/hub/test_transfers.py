@@ -200,7 +200,15 @@ def test_if_the_owners_are_lost_only_the_last_one_may_say_that_it_owns_the_domai
     assert new.owned.records["n1"].owner == "h2"
 
 
-def test_another_lease_of_the_hub_knows_the_owner_from_the_file(hub: SimHub, pbs: FakePbs) -> None:
+def test_the_books_of_jobs_name_the_owners_again_if_a_hub_died_before_it_wrote_them_there(
+    hub: SimHub, pbs: FakePbs
+) -> None:
+    moved(hub)
+    new = SimHub(pbs, (), hub.at, owned=hub.owned.records.values())
+    assert new.farm.entries.kept.owners == {"n1": "h2"}
+
+
+def test_the_next_hub_knows_the_owner_from_the_file(hub: SimHub, pbs: FakePbs) -> None:
     moved(hub)
     new = SimHub(pbs, (), hub.at, owned=hub.owned.records.values())
     new.farm.bind(LISTS)
