@@ -110,13 +110,15 @@ def make_disk(target: Path, content: Path, mib: int) -> None:
     _run("mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", str(content), str(target), f"{mib}M")
 
 
-def boot(disk: Disk, folder: Path, content: Path, mib: int) -> subprocess.Popen[bytes]:
+def boot(disk: Disk, folder: Path, content: Path, mib: int, *, reboots: bool = False) -> subprocess.Popen[bytes]:
     """Start a guest with `content` on its second disk. In `folder` are then its `console` and the socket of its
-    channel, `channel`, on which QEMU listens. Its clock is wrong by years. The process ends when it powers off."""
+    channel, `channel`, on which QEMU listens. Its clock is wrong by years. The process ends when it powers off, and at
+    a reboot unless it `reboots`: then it boots again with what it has written to its disk."""
     make_disk(folder / "second", content, mib)
     command = [
         *("qemu-system-x86_64", "-accel", f"tcg,tb-size={CODE_CACHE_MIB}", "-smp", "2", "-m", str(MEMORY_MIB)),
-        *("-nodefaults", "-display", "none", "-no-reboot", "-rtc", "base=2026-01-01T00:00:00"),
+        *("-nodefaults", "-display", "none", "-rtc", "base=2026-01-01T00:00:00"),
+        *(() if reboots else ("-no-reboot",)),
         *("-kernel", str(disk.kernel), "-initrd", str(disk.initrd)),
         *("-append", f"root=/dev/vda rw console=ttyS0 quiet no_timer_check systemd.show_status=0 {NO_GETTY}"),
         *("-serial", f"file:{folder / 'console'}"),
