@@ -154,7 +154,8 @@ class Snapshot(Message, frozen=True, tag="snapshot"):
     """From a node daemon to its hub: everything about the host. `boot_id` changes with each start of the daemon.
 
     `services_cpus`: how many of the host's `cpus` services use, configured ones and others. `limits`: those of the
-    `notes` that are about the driver itself, and that nobody needs to fix.
+    `notes` that are about the driver itself, and that nobody needs to fix. `away`: configured domains that have moved
+    to other hosts; unset if there are none, so that an older hub understands the snapshot.
     """
 
     host: Word
@@ -173,6 +174,7 @@ class Snapshot(Message, frozen=True, tag="snapshot"):
     notes: Annotated[list[Sentence], msgspec.Meta(max_length=MOST_NOTES)] = []
     limits: Annotated[list[Sentence], msgspec.Meta(max_length=MOST_NOTES)] = []
     refused: Annotated[list[RefusedClaim], msgspec.Meta(max_length=MOST_REFUSED)] = []
+    away: Annotated[list[Word], msgspec.Meta(max_length=MOST_DOMAINS)] | msgspec.UnsetType = msgspec.UNSET
 
 
 class HistoryEntry(msgspec.Struct, frozen=True):

@@ -222,6 +222,7 @@ class Daemon:
             refused=tuple(self._refused),
             closed=self.claims.closed(),
             travels=self.move_requests.travels(),
+            away=tuple(self.moves.away()) if self.moves is not None else (),
         )
 
     def snapshot(self, revision: int) -> Snapshot:

@@ -66,6 +66,8 @@ class Beside:
     """By domain, classes that it takes no jobs of for a moment, whatever the facts say (claims/closures.py)."""
     travels: Mapping[str, DomainTravel] = field(default_factory=dict)
     """Domains that take no jobs because they move between hosts."""
+    away: tuple[str, ...] = ()
+    """Configured domains that are at other hosts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ def snapshot(host: Host, beside: Beside, revision: int = 0) -> Snapshot:
         notes=[note[:4096] for note in (*_pause_notes(host), *beside.notes)],
         limits=[note[:4096] for note in beside.limits],
         refused=[claim for claim in beside.refused if host.now - claim.at < REFUSED_S],
+        away=list(beside.away) or msgspec.UNSET,
     )
 
 

@@ -96,7 +96,6 @@ class DomainMoves:
     def notes(self) -> list[str]:
         """What is expected, and what fails at present, for people."""
         said = [f"{x.domain} is to come from {x.source}: {arrivals.how(x)}" for x in self._moves.arriving]
-        said += [f"{name} is at {host}, where it has moved" for name, host in self.away().items()]
         said += [f"{name} cannot be looked at for its move: {why}" for name, why in sorted(self._unseen.items())]
         return said + self._steps.notes()
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 
 from magrathea import client, files
@@ -105,14 +106,24 @@ def _host_sockets(configuration: NodedConfiguration) -> Iterator[Check]:
         cause = f"other users can replace its sockets: mode {mode:04o}"
         yield Check(HOST, "guest-sockets", Status.FAIL, f"{directory} is not safe", cause, f"chmod 755 {directory}")
         return
-    lacking = [n for n, t in configuration.domain.items() if t.kind is not Kind.SERVICE and not _is_socket(
-        configuration.guest_socket(n)
-    )]  # fmt: skip
+    here = (n for n, t in configuration.domain.items() if t.kind is not Kind.SERVICE)
+    lacking = [n for n in here if not _is_socket(configuration.guest_socket(n))]
+    if lacking and (away := _away(configuration)):
+        lacking = [n for n in lacking if n not in away]
     if lacking:
         cause = f"no socket for {', '.join(lacking)} in {directory}"
         yield Check(HOST, "guest-sockets", Status.FAIL, "guests cannot reach the daemon", cause, START)
     else:
         yield Check(HOST, "guest-sockets", Status.OK, f"{directory} has one for each domain")
+
+
+def _away(configuration: NodedConfiguration) -> list[str]:
+    """The domains of the configuration that have moved to other hosts, if the daemon says so."""
+    try:
+        away = client.status(configuration.control_socket).away
+    except (client.Unreachable, client.RequestRefused):
+        return []
+    return [] if away is msgspec.UNSET else away
 
 
 def _is_hidden(file: Path) -> bool:
@@ -152,7 +163,11 @@ def of_snapshot(configuration: NodedConfiguration, snapshot: Snapshot) -> Iterat
         fix = f"is this host enrolled (magrathea keys enrol {snapshot.host}, on the server)? see both journals"
         cause = "no message from the hub for three heartbeats"
         yield Check(HOST, "hub-connected", Status.FAIL, "no connection to the hub: no preemption", cause, fix)
-    missing = sorted(set(configuration.domain) - {domain.name for domain in snapshot.domains})
+    away = [] if snapshot.away is msgspec.UNSET else snapshot.away
+    if away:
+        text = f"{', '.join(away)} have moved to other hosts: `magrathea hosts` shows where"
+        yield Check(HOST, "away", Status.NOTE, text, "an admin has moved them", "nothing; they can move back")
+    missing = sorted(set(configuration.domain) - {domain.name for domain in snapshot.domains} - set(away))
     if missing:
         cause = f"{', '.join(missing)} are in the file only"
         fix = "magrathea reload, or restart magrathea-noded"

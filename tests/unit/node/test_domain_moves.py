@@ -8,9 +8,12 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from magrathea.control import Denied
 from magrathea.core.model import Lifecycle
+from magrathea.core.refusals import RefusalCode
+from magrathea.move_reports import MovesAnswer
 from node_daemon.hypervisor.moving import Presence
-from tests.fakes.mover import DISK, NOTHING, Copy
+from tests.fakes.mover import COPY_S, DISK, NOTHING, Copy
 from tests.unit.node.moves_scene import N1, Scene, play
 
 
@@ -31,6 +34,7 @@ def test_a_domain_moves_with_its_jobs_and_its_files() -> None:
         assert await moved(scene) == "b"
         end = await a.end()
         assert end.moved and "b" in end.text
+        assert (a.moves.away(), b.moves.away()) == ({N1: "b"}, {})
         domain = b.domain()
         assert domain is not None and domain.lifecycle is Lifecycle.UP and domain.cpus == 2
         assert N1 in b.configuration.domain
@@ -124,5 +128,132 @@ def test_a_host_that_takes_nobody_from_there_is_refused_by_the_hub() -> None:
         await asyncio.sleep(5)
         assert await moved(scene) == "a"
         assert "takes no domains from a" in (await scene.hosts["a"].end()).text
+
+    play(test)
+
+
+async def copying(scene: Scene) -> MovesAnswer:
+    """Let n1 move to b, until its copy is under way."""
+    a = scene.hosts["a"]
+    await a.migrate("b")
+    await scene.until(lambda: a.moves.copies.progress(N1), "it is copied")
+    await asyncio.sleep(COPY_S / 2)
+    return await a.ask(a.requests.report, N1, "")
+
+
+def test_the_progress_is_reported_and_the_domain_takes_no_jobs() -> None:
+    async def test(scene: Scene) -> None:
+        report = (await copying(scene)).move(N1)
+        assert report is not None and (report.source, report.target, report.stage) == ("a", "b", "copying")
+        assert report.percent and f"{report.percent} %" in report.text
+        travel = scene.hosts["a"].requests.travels()[N1]
+        assert (travel.stage, travel.percent) == ("copying", report.percent)
+        assert any("n1 is to come from a" in note for note in scene.hosts["b"].moves.notes())
+        await scene.home()
+        assert scene.hosts["b"].requests.travels() == {} == scene.hosts["a"].requests.travels()
+
+    play(test)
+
+
+def test_a_move_turns_back_if_somebody_asks_for_it() -> None:
+    async def test(scene: Scene) -> None:
+        await copying(scene)
+        await scene.hosts["a"].migrate("a")
+        assert await scene.home() == "a"
+        assert not (await scene.hosts["a"].end()).moved and scene.world.files["b"] == set()
+
+    play(test)
+
+
+def test_a_move_goes_elsewhere_if_somebody_asks_for_it() -> None:
+    async def test(scene: Scene) -> None:
+        await copying(scene)
+        await scene.hosts["a"].migrate("c")
+        assert await scene.home() == "c"
+        assert scene.world.files == {"a": set(), "b": set(), "c": {DISK}}
+
+    play(test, names=("a", "b", "c"))
+
+
+def test_a_copy_waits_for_memory_that_is_on_its_way() -> None:
+    async def test(scene: Scene) -> None:
+        scene.memory_moves = {N1}
+        await scene.hosts["a"].migrate("b")
+        await asyncio.sleep(60)
+        assert scene.world.running(N1) == ["a"] and not scene.world.jobs
+        scene.memory_moves = set()
+        assert await scene.home() == "b"
+
+    play(test)
+
+
+def test_a_visitor_is_still_known_after_a_restart_of_its_new_host() -> None:
+    async def test(scene: Scene) -> None:
+        await moved(scene)
+        scene.hosts["b"].die()
+        assert await scene.home() == "b"
+        b = scene.hosts["b"]
+        assert b.configuration.libvirt_name(N1) == N1 and b.configuration.domain[N1].cpus == 2
+
+    play(test)
+
+
+def test_what_the_hub_says_may_be_lost() -> None:
+    async def test(scene: Scene) -> None:
+        count = iter(range(10_000))
+        scene.lost = lambda to, message: next(count) % 3 != 0
+        assert await moved(scene) == "b"
+
+    play(test)
+
+
+def test_a_move_that_nobody_grants_in_time_is_given_up() -> None:
+    async def test(scene: Scene) -> None:
+        scene.lost = lambda to, message: to == "b"
+        await scene.hosts["a"].migrate("b")
+        end = await scene.hosts["a"].end()
+        assert not end.moved and "no answer in time" in end.text
+        scene.lost = lambda to, message: False
+        assert await scene.home() == "a"
+
+    play(test)
+
+
+@pytest.mark.parametrize(
+    ("to", "code", "words"),
+    [
+        ("x", RefusalCode.NO_VISITORS, "to b only"),
+        ("a", RefusalCode.BAD_REQUEST, "not on its way"),
+    ],
+)
+def test_a_request_that_names_no_host_for_it_is_refused(to: str, code: RefusalCode, words: str) -> None:
+    async def test(scene: Scene) -> None:
+        with pytest.raises(Denied) as caught:
+            await scene.hosts["a"].migrate(to)
+        assert caught.value.code is code and words in str(caught.value)
+
+    play(test)
+
+
+def test_what_keeps_a_domain_here_is_told_at_once() -> None:
+    async def refused(scene: Scene, domain: str = N1, to: str = "") -> Denied:
+        with pytest.raises(Denied) as caught:
+            await scene.hosts["a"].migrate(to, domain)
+        return caught.value
+
+    async def test(scene: Scene) -> None:
+        a = scene.hosts["a"]
+        assert (await refused(scene, "n7")).code is RefusalCode.UNKNOWN_DOMAIN
+        scene.world.reasons = ["a PCI device is passed through to it", "disk vdb is of this host"]
+        no = await refused(scene)
+        assert no.code is RefusalCode.NOT_SUPPORTED and "PCI" in str(no) and "vdb" in str(no)
+        scene.world.reasons = []
+        nowhere = msgspec.structs.replace(a.configuration.moves, hosts=[])
+        with_hosts, a.configuration = a.configuration, msgspec.structs.replace(a.configuration, moves=nowhere)
+        assert "`hosts` in [moves]" in str(await refused(scene))
+        a.configuration = with_hosts
+        await a.migrate("b")
+        assert (await refused(scene)).code is RefusalCode.DOMAIN_MOVING
+        await scene.home()
 
     play(test)

@@ -10,11 +10,14 @@ import msgspec
 import pytest
 
 from magrathea.control import ControlRequest, Denied
-from magrathea.core.model import JobClass, Lifecycle
+from magrathea.core.model import JobClass, Lifecycle, Mode
 from magrathea.core.moves import Leaving, Moves, MoveStage, Ownership
 from magrathea.core.refusals import RefusalCode
+from magrathea.doctor import Status
+from magrathea.messages import Snapshot
 from node_daemon.configuration import read
 from node_daemon.moves.requests import why_nothing_moves
+from node_daemon.setup.doctor import of_snapshot
 from tests.unit.node.life_scene import Scene, play
 
 FAR = 1e12
@@ -80,3 +83,12 @@ def test_containers_do_not_move(tmp_path: Path) -> None:
     text += '[domain.n1]\nkind = "normal"\n'
     (tmp_path / "noded.toml").write_text(text)
     assert "lxc:///system" in why_nothing_moves(read(tmp_path / "noded.toml"))
+
+
+def test_a_domain_that_has_moved_away_is_no_mistake_of_the_file(tmp_path: Path) -> None:
+    text = '[host]\nname = "h1"\nmode = "counted"\n[domain.n1]\nkind = "normal"\nlocal.pid_file = "/p"\n'
+    (tmp_path / "noded.toml").write_text(text)
+    facts = {"host": "h1", "boot_id": "b", "revision": 1, "at": 0.0, "mode": Mode.COUNTED, "cpus": 1, "memory_mib": 1}
+    for away, found in ((msgspec.UNSET, {"domains": Status.WARN}), (["n1"], {"away": Status.NOTE})):
+        checks = of_snapshot(read(tmp_path / "noded.toml"), Snapshot(**facts, domains=[], away=away))  # type: ignore[arg-type]
+        assert {one.name: one.status for one in checks if one.name in ("domains", "away")} == found
