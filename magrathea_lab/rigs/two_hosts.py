@@ -261,6 +261,12 @@ class TwoHosts(Opened):
                 elsewhere = self.other(self.home(name)).libvirtd.folder / "disks"
                 (elsewhere / f"{name}.qcow2").unlink(missing_ok=True)
 
+    def bring(self, name: str, host: Hypervisor) -> None:
+        """Let the guest run at this host, whatever earlier tests have done with it."""
+        if self.home(name) is not host:
+            asyncio.run(self.move(name, Noted()))
+            self.at(host, name).wait()
+
     def revive(self, name: str) -> None:
         """Boot the guest anew if it does not answer, as may happen after a `live` move."""
         if self.running(name):
