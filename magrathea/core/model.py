@@ -22,6 +22,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar, TypeVarTuple
 
+from .values import NOTHING as NOTHING
+from .values import Amount as Amount
+from .values import StopWarning as StopWarning
 from .words import CLASSES_OF as CLASSES_OF
 from .words import JobClass as JobClass
 from .words import Kind as Kind
@@ -51,43 +54,6 @@ class JobKey(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.id} (run {self.run})"
-
-
-@dataclass(frozen=True, slots=True)
-class Amount:
-    """CPUs and memory (MiB), counted together."""
-
-    cpus: int
-    mib: int
-
-    def __add__(self, other: Amount) -> Amount:
-        return Amount(self.cpus + other.cpus, self.mib + other.mib)
-
-    def __sub__(self, other: Amount) -> Amount:
-        return Amount(self.cpus - other.cpus, self.mib - other.mib)
-
-    def within(self, other: Amount) -> bool:
-        """True if both parts are at most the other's. A part of 0 or less always fits."""
-        return (self.cpus <= max(other.cpus, 0)) and (self.mib <= max(other.mib, 0))
-
-    def least(self, other: Amount) -> Amount:
-        return Amount(min(self.cpus, other.cpus), min(self.mib, other.mib))
-
-
-NOTHING = Amount(0, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class StopWarning:
-    """What a job has asked for: this signal before its stop, and so much time after the signal.
-
-    `first_only`: the signal goes to the job's script. Otherwise it goes to all of its processes that
-    handle it.
-    """
-
-    signal: str
-    seconds: float
-    first_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
