@@ -37,10 +37,11 @@ from magrathea.host_sleep import HostSleepReport, SleeperReport, SleepStage
 from ..configuration import NodedConfiguration
 from ..hypervisor.base import SAVE, DomainReading, Driver, DriverError, save_deadline_s
 from ..life.saves import Saves
+from ..measured import Measured, Times
 from ..switch.switch import Switch
 from . import records
 from .falling import Falling, report_of
-from .plan import Candidate, Measured, SleepPlan, Turn, candidates, duration_s, plan, turn_of
+from .plan import Candidate, SleepPlan, Turn, candidates, duration_s, plan, turn_of
 from .records import Records, SleepRecord
 from .waking import Waking, defrost, is_of_shutdown
 
@@ -79,7 +80,8 @@ class HostSleep:
 
     def __init__(self, daemon: DaemonForSleep) -> None:
         self._daemon = daemon
-        self._records = Records(Path(daemon.configuration.paths.state_dir))
+        folder = Path(daemon.configuration.paths.state_dir)
+        self._records, self._times = Records(folder), Times(folder)
         self._falling: Falling | None = None
         self._falls: asyncio.Task[None] | None = None
         self._wakes: asyncio.Task[None] | None = None
@@ -221,7 +223,7 @@ class HostSleep:
         read = {n: r for n in names if (r := daemon.switch.readings.of(n)) is not None}
         up = [n for n in names if not self._is_service(n) or (n in read and read[n].up)]
         mib = {n: size for n, r in read.items() if (size := _size_mib(r)) is not None}
-        found = candidates(daemon.host, up, mib, self._records.measured(), daemon.now())
+        found = candidates(daemon.host, up, mib, self._times.measured(), daemon.now())
         return plan(found, deadline_s or shutdown.time_s, shutdown.at_once)
 
     def _planned(self, made: SleepPlan, time_s: float) -> HostSleepReport:
@@ -360,7 +362,7 @@ class HostSleep:
         granted_at = falling.granted.get(candidate.name)
         took_s = self._daemon.now() - granted_at if granted_at is not None else 0.0
         if granted_at is not None and candidate.mib:
-            self._records.measure(candidate.name, Measured(candidate.mib, took_s))
+            self._times.measure(candidate.name, Measured(candidate.mib, took_s))
         self._end(falling, candidate, SleepStage.ASLEEP, "", took_s)
 
     def _end(

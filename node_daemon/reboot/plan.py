@@ -8,8 +8,6 @@ stands still anyway first, priority jobs last of those with jobs. Domains withou
 time is over. Services are last, because the others may need them.
 Rule 3: they come back in the reverse order: services first, then who had the host, then who was preempted. Domains
 without jobs come last.
-Rule 4: a save is expected to take as long per MiB as the last one of the same domain here; for a domain never saved, as
-the slowest of the others; on a host without any, `UNMEASURED_S_PER_GIB`.
 """
 
 from __future__ import annotations
@@ -20,11 +18,7 @@ from enum import IntEnum
 
 from magrathea.core.model import Domain, Host, JobClass, Kind, Lifecycle
 
-UNMEASURED_S_PER_GIB = 10.0
-"""A disk that writes 100 MB/s, which nearly every disk does."""
-LEAST_S = 1.0
-"""Stopping and booking the jobs takes about as long, also in a domain without memory to speak of."""
-GIB = 1024.0
+from ..measured import Measured, expected_s
 
 
 class Turn(IntEnum):
@@ -36,14 +30,6 @@ class Turn(IntEnum):
     PRIORITY = 3
     IDLE = 4
     SERVICE = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """How long the last sleep of a domain took, from the wish until it was on disk."""
-
-    mib: int
-    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +75,6 @@ def computed_cpu_s(domain: Domain, now: float) -> float:
         stopped_s = job.preempted_s + (now - job.stopped_since if job.stopped_since is not None else 0.0)
         total += job.cpus * max(0.0, now - job.claimed_at - stopped_s)
     return total
-
-
-def expected_s(name: str, mib: int, measured: Mapping[str, Measured]) -> float:
-    """How long the domain's save takes, by what was measured on this host."""
-    own = measured.get(name)
-    if own is not None:
-        return max(LEAST_S, own.seconds * mib / max(1, own.mib))
-    per_gib = [m.seconds * GIB / m.mib for m in measured.values() if m.mib > 0]
-    return max(LEAST_S, (max(per_gib) if per_gib else UNMEASURED_S_PER_GIB) * mib / GIB)
 
 
 def candidates(

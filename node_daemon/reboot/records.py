@@ -2,9 +2,8 @@
 
 `host-sleep.json`: the sleep of this host that was last begun, in which boot of the machine, and which services were put
 to sleep. The daemon that starts in another boot brings everything back; one that starts in the same boot goes on with
-the sleep. If something could not be brought back, the record stays. `sleep-times.json`: how long saves have taken here.
-
-Both are lost with the state directory: then services stay saved until an admin boots them, and estimates are guesses.
+the sleep. If something could not be brought back, the record stays. It is lost with the state directory: then services
+stay saved until an admin boots them.
 """
 
 from __future__ import annotations
@@ -19,15 +18,13 @@ from magrathea import files
 from magrathea.decoding import UNDECODABLE
 from magrathea.messages import MOST_DOMAINS, Time, Word
 
-from .plan import Measured
-
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 """The kernel makes a new one at each boot (random(4))."""
-SLEEP, TIMES = "host-sleep.json", "sleep-times.json"
+SLEEP = "host-sleep.json"
 MOST_BYTES = 1 << 20
 MOST_BOOT_ID = 64
 
@@ -52,22 +49,16 @@ NOTHING_SLEPT = SleepRecord(boot="none", until=0.0, order=[])
 """In the place of a record that is lost."""
 
 
-class _Time(msgspec.Struct, kw_only=True, frozen=True):
-    mib: Annotated[int, msgspec.Meta(ge=0, le=2**40)]
-    seconds: Time
-
-
 def boot_id() -> str:
     """The id of this boot of the machine. Raises OSError."""
     return BOOT_ID.read_text().strip()
 
 
 class Records:
-    """Both files in the daemon's state directory. A file that cannot be read counts as absent; the log says so."""
+    """The file in the daemon's state directory. If it cannot be read, it counts as absent; the log says so."""
 
     def __init__(self, folder: Path) -> None:
         self._sleep = folder / SLEEP
-        self._times = folder / TIMES
 
     def sleep(self) -> SleepRecord | None:
         return _read(self._sleep, SleepRecord)
@@ -83,19 +74,6 @@ class Records:
             self._sleep.unlink(missing_ok=True)
         except OSError as error:
             log.error("%s cannot be removed, although everything is back: %s", self._sleep, error)
-
-    def measured(self) -> dict[str, Measured]:
-        found = _read(self._times, dict[str, _Time]) or {}
-        return {name: Measured(one.mib, one.seconds) for name, one in found.items()}
-
-    def measure(self, name: str, measured: Measured) -> None:
-        """Keep how long the save took. Only estimates depend on it, so an error is only logged."""
-        all_of_them = {**self.measured(), name: measured}
-        times = {n: _Time(mib=m.mib, seconds=m.seconds) for n, m in list(all_of_them.items())[-MOST_DOMAINS:]}
-        try:
-            files.replace(self._times, msgspec.json.encode(times))
-        except OSError as error:
-            log.warning("%s: how long the save of %s took is not kept: %s", self._times, name, error)
 
 
 def _read(path: Path, kind: type[T]) -> T | None:

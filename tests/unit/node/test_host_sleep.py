@@ -16,6 +16,7 @@ from magrathea.core.model import JobClass, JobKey, SleepCause, State
 from magrathea.core.refusals import Refusal, RefusalCode
 from magrathea.host_sleep import SleepStage
 from node_daemon.hypervisor.base import MEMORY, SAVE
+from node_daemon.measured import SAVES, Times
 from node_daemon.reboot import records
 
 from . import life_scene
@@ -156,7 +157,7 @@ def test_what_does_not_fit_is_left_before_it_begins() -> None:
         times = {name: {"mib": 1024, "seconds": 10.0} for name in ("n2", "p1", "s1")}
         times["n1"] = {"mib": 1, "seconds": 40.0}
         state = Path(scene.configuration.paths.state_dir)
-        (state / records.TIMES).write_text(json.dumps(times))
+        (state / SAVES).write_text(json.dumps(times))
         scene.world.capabilities |= {MEMORY}
         await scene.daemon.switch.readings.refresh()
         await job(scene, "p1", "1.srv", JobClass.PRIORITY)
@@ -307,7 +308,7 @@ def test_how_long_saves_take_is_kept_for_the_next_plan() -> None:
         scene.world["n1"].save_s = 25.0
         await scene.daemon.host_sleep.begin(0.0)
         await until_over(scene)
-        measured = records.Records(Path(scene.configuration.paths.state_dir)).measured()["n1"]
+        measured = Times(Path(scene.configuration.paths.state_dir)).measured()["n1"]
         assert 25.0 <= measured.seconds < 27.0 and measured.mib > 0
 
     play(test)

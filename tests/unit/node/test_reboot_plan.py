@@ -5,17 +5,8 @@ from __future__ import annotations
 import pytest
 
 from magrathea.core.model import Domain, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, StoppedBy
-from node_daemon.reboot.plan import (
-    UNMEASURED_S_PER_GIB,
-    Candidate,
-    Measured,
-    Turn,
-    candidates,
-    computed_cpu_s,
-    duration_s,
-    expected_s,
-    plan,
-)
+from node_daemon.measured import UNMEASURED_S_PER_GIB, Measured, expected_s
+from node_daemon.reboot.plan import Candidate, Turn, candidates, computed_cpu_s, duration_s, plan
 
 NOW = 1000.0
 
