@@ -44,6 +44,8 @@ NOTES: Mapping[Note, str] = {
     Note.RENAMED: "renamed{why}",
     Note.LEFT_OUT: "left out{why}",
     Note.WAKES: "comes back from its sleep{why}",
+    Note.GIVES_WAY: "is to be put to sleep with its jobs{why}",
+    Note.STAYS_AWAKE: "is not put to sleep{why}",
 }
 """`by`, `why`: the note's text, that is who or why. `after`, `in_all`: how long the job was preempted."""
 
@@ -192,6 +194,8 @@ def _of_domain(event: ev.DomainEvent) -> str:
             return "its agent is gone"
         case ev.MemoryReported():
             return f"{event.unreclaimable_mib} MiB are locked or in huge pages"
+        case ev.DiskJudged(obstacle=obstacle):
+            return f"cannot be put to sleep if it must give way: {obstacle}" if obstacle else "can be put to sleep"
         case ev.DomainBooting():
             return "boots"
         case ev.DomainStarted():

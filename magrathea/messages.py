@@ -52,6 +52,7 @@ from .reports import Outlook as Outlook
 from .reports import Placement as Placement
 from .reports import Preview as Preview
 from .reports import RefusedClaim as RefusedClaim
+from .reports import Road as Road
 from .reports import SleepReport as SleepReport
 from .reports import Snapshot as Snapshot
 

@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from msgspec import structs
+
 from magrathea.core.allocation import verdict
 from magrathea.core.events import Accepted, Claimed
 from magrathea.core.machine import handle
 from magrathea.core.model import (
     Amount,
     Domain,
+    GiveWay,
     Host,
     Job,
     JobClass,
@@ -39,6 +42,7 @@ from magrathea.messages import (
     Outlook,
     Placement,
     Preview,
+    Road,
     SleepReport,
     Snapshot,
 )
@@ -57,10 +61,17 @@ class TooLong(Exception):
 
 Ended = Callable[[], bool]
 """Returns True if the caller has stopped waiting."""
+Takes = Callable[[GiveWay, str, int], float | None]
+"""How many seconds it takes until so much memory of a domain is in its swap, or on disk; None if nobody knows."""
 
 
 def outlook(
-    host: Host, vnodes: Mapping[str, str], cls: JobClass, chunks: Sequence[Chunk], ended: Ended = lambda: False
+    host: Host,
+    vnodes: Mapping[str, str],
+    cls: JobClass,
+    chunks: Sequence[Chunk],
+    ended: Ended = lambda: False,
+    takes: Takes = lambda road, domain, mib: None,
 ) -> Outlook:
     """The answer of the host itself: what a submission of these chunks would find and do now. Raises TooLong as soon as
     `ended` returns True."""
@@ -70,7 +81,9 @@ def outlook(
         for domain in host.workers:
             if ended():
                 raise TooLong
-            answered.append(_of(host, domain, vnodes.get(domain.name, domain.name), cls, _asked(chunk)))
+            answer = _of(host, domain, vnodes.get(domain.name, domain.name), cls, _asked(chunk))
+            roads = [] if answer.code else _roads(host, domain, cls, _asked(chunk), takes)
+            answered.append(structs.replace(answer, roads=roads))
     return _outlook(cls, chunks, answers, {host.name: _Open(host, names)}, ended)
 
 
@@ -180,6 +193,21 @@ def _of(host: Host, domain: Domain, vnode: str, cls: JobClass, size: Amount) -> 
         return Preview(host=host.name, domain=domain.name, vnode=vnode, code=answer.code, text=answer.text[:4096])
     jobs = [job.key.id for d in host.domains if d.name in answer for job in d.running]
     return Preview(host=host.name, domain=domain.name, vnode=vnode, preempts=list(answer), jobs=jobs)
+
+
+def _roads(host: Host, domain: Domain, cls: JobClass, size: Amount, takes: Takes) -> list[Road]:
+    """Where the memory of others goes if such a job is let in, in the order of the domains' names."""
+    after, _ = handle(host, Claimed(host.now, domain.name, JobKey("chunk", 1), cls, size.cpus, size.mib))
+    roads = []
+    for then in after.domains:
+        before = host.domain(then.name) or then
+        if then.gives_way and not before.gives_way:
+            road, mib = GiveWay.DISK, then.floor_mib + then.use.mib
+        else:
+            road, mib = GiveWay.SWAP, before.use.mib - then.use.mib if then.name != domain.name else 0
+        if mib > 0:
+            roads.append(Road(domain=then.name, road=road, mib=mib, expected_s=takes(road, then.name, mib)))
+    return roads
 
 
 def host_of(snapshot: Snapshot) -> Host:

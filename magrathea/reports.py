@@ -12,6 +12,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from .core.words import (
+    GiveWay,
     JobClass,
     Kind,
     MemoryComing,
@@ -236,8 +237,19 @@ class FarmView(msgspec.Struct, kw_only=True, frozen=True):
     moves: list[MoveView] = []
 
 
+class Road(msgspec.Struct, kw_only=True, frozen=True):
+    """Where so much memory of a preempted domain goes, and for how many seconds, as measured there before; None if
+    nothing was."""
+
+    domain: Word
+    road: GiveWay
+    mib: Count
+    expected_s: Time | None = None
+
+
 class Preview(msgspec.Struct, kw_only=True, frozen=True):
-    """One domain's answer to a claim now. `code`: empty if it would accept, and preempt `preempts`."""
+    """One domain's answer to a claim now. `code`: empty if it would accept, and preempt `preempts`. `roads`: only the
+    host's own daemon knows them."""
 
     host: Word
     domain: Word
@@ -246,6 +258,7 @@ class Preview(msgspec.Struct, kw_only=True, frozen=True):
     text: Sentence = ""
     preempts: list[Word] = []
     jobs: list[Word] = []
+    roads: list[Road] = []
 
 
 class Chunk(NamedTuple):

@@ -19,7 +19,7 @@ import psutil
 from magrathea import places
 from magrathea.configuration import AbsolutePath, Problem, configuration_error, parse, read_text, spelled
 from magrathea.core import events as ev
-from magrathea.core.model import Host, Kind, Limits, Mode
+from magrathea.core.model import GiveWay, Host, Kind, Limits, Mode
 from magrathea.stop_warnings import LONGEST_S, WITHOUT_PROLOGUE_S
 from magrathea.surroundings import SOCKET_PATH_BYTES
 
@@ -106,6 +106,7 @@ class LimitsTable(msgspec.Struct, kw_only=True, frozen=True):
     max_preempted_s: Seconds = 0.0
     overtaken_s: PositiveSeconds = 600.0
     longest_warning_s: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_S)] = WITHOUT_PROLOGUE_S
+    give_way: GiveWay = GiveWay.SWAP
     allow_short_min_run: bool = False
 
 
@@ -346,10 +347,14 @@ def _check_host(c: NodedConfiguration) -> Iterable[Problem]:
         text = f"floors and services' memory together exceed the {c.memory_mib} MiB that domains may have"
         yield Problem(("host",), f"{text}; lower `floor_mib` or `reserve_mib`")
     containers = c.host.driver == "libvirt" and c.host.uri.startswith("lxc")
-    if (c.host.driver == "local" or containers) and (names := list(filter(c.sleeps_at_shutdown, c.domain))):
-        what = "libvirt does not save containers" if containers else "the local driver does not save domains"
+    saves = c.host.driver == "libvirt" and not containers
+    what = "libvirt does not save containers" if containers else "the local driver does not save domains"
+    if not saves and (names := list(filter(c.sleeps_at_shutdown, c.domain))):
         text = f"{', '.join(names)} cannot sleep when the machine shuts down: {what} to disk"
         yield Problem(("shutdown",), f"{text}; remove `domains`, `services` and `at_shutdown`")
+    if not saves and c.limits.give_way is not GiveWay.SWAP:
+        text = f'`give_way` in [limits] = "{c.limits.give_way}": {what} to disk'
+        yield Problem(("limits", "give_way"), f'{text}; only "swap" is possible here')
     if c.limits.min_run_s < MIN_RUN_S and not c.limits.allow_short_min_run:
         text = f"`min_run_s` in [limits] = {c.limits.min_run_s:g}: at least {MIN_RUN_S:g}"
         yield Problem(("limits", "min_run_s"), f"{text} (tests and demo: `allow_short_min_run = true`)")

@@ -169,11 +169,11 @@ class Admin:
             raise Denied(RefusalCode.BUSY, "another preview is being worked out; try again in some seconds")
         host = replace(self._daemon.host, now=self._daemon.now())
         vnodes = {name: self._daemon.configuration.vnode(name) for name in self._daemon.configuration.domain}
-        end = time.monotonic() + PREVIEW_S
+        end, takes = time.monotonic() + PREVIEW_S, self._daemon.saves.estimates()
         self._previewing = True
         try:  # in a thread: it computes for so long that no claim could be answered in the meantime
             found = await asyncio.to_thread(
-                outlook, host, vnodes, request.cls, request.chunks, lambda: time.monotonic() > end
+                outlook, host, vnodes, request.cls, request.chunks, lambda: time.monotonic() > end, takes
             )
         except TooLong as error:
             raise Denied(RefusalCode.BUSY, f"not worked out within {PREVIEW_S:g} s; ask for fewer chunks") from error

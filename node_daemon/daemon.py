@@ -138,6 +138,8 @@ class Daemon:
         for decision in applied.decisions:
             if not ev.is_question(decision):
                 self._decided.take(decision)
+        if isinstance(event, ev.DomainStarted):
+            self.saves.judge_soon()
         if applied.changed:
             self._facts_changed()
         self._arm()
@@ -202,7 +204,8 @@ class Daemon:
     def beside(self) -> snapshots.Beside:
         switch = [*self.switch.progress.notes(), *self.switch.interference.notes()]
         notes = [*self.hub.silent(), *self.driver.notes(), *switch, *self.claims.notes(), *self.life.notes()]
-        notes += [*self.host_sleep.notes(), *(self.moves.notes() if self.moves is not None else ())]
+        notes += [*self.host_sleep.notes(), *self.saves.notes()]
+        notes += self.moves.notes() if self.moves is not None else ()
         if self.facts.trouble:
             notes.append(f"the journal fails, no new jobs are taken: {self.facts.trouble}")
         return snapshots.Beside(
@@ -259,6 +262,9 @@ class Daemon:
     def actual_changed(self) -> None:
         self.hub.publish()
         self.life.look_soon()
+
+    def pushed_out(self, domain: str, mib: int, seconds: float) -> None:
+        self.saves.pushed_out(domain, mib, seconds)
 
     def may_save(self, name: str) -> bool:
         return self.host_sleep.may_save(name)
@@ -338,6 +344,7 @@ class Daemon:
         self.host_sleep.start()
         if self.moves is not None:
             self.moves.start()
+        self.saves.judge_soon()
         self.switch.look_soon()
 
     async def close(self) -> None:
@@ -350,6 +357,7 @@ class Daemon:
         if self.moves is not None:
             await self.moves.close()
         await self.life.close()
+        await self.saves.close()
         await self.switch.close()
         await self.hub.close()
         await self._listening.close()
@@ -397,6 +405,7 @@ class Daemon:
         self.scripts = self._make_scripts()
         self.admin.regroup()
         await self.switch.readings.refresh()
+        self.saves.judge_soon()
         self.hub.publish()
         self.switch.look_soon()
         return said
@@ -429,6 +438,7 @@ class Daemon:
                 untidy = self.facts.tidy(self.configuration.journal.keep_days * 86400)
             if ticks % round(REFRESH_S / TICK_S) == 0:
                 self.switch.readings.refresh_soon()
+                self.saves.judge_soon()
             await self._listening.adjust()
 
 

@@ -10,11 +10,11 @@ from msgspec import to_builtins
 
 from magrathea import client, pbs_view, qstat
 from magrathea.cli import login, sources, view
-from magrathea.core.words import JobClass, State, StoppedBy
+from magrathea.core.words import GiveWay, JobClass, State, StoppedBy
 from magrathea.decoding import UNDECODABLE
 from magrathea.name_folding import fold
 from magrathea.preview import outlook_farm
-from magrathea.reports import Chunk, DomainReport, JobReport, Outlook, Snapshot
+from magrathea.reports import Chunk, DomainReport, JobReport, Outlook, Road, Snapshot
 from magrathea.text import printable
 
 NOT_WELL, USAGE = 1, 2
@@ -81,8 +81,16 @@ def _rows(outlook: Outlook) -> list[tuple[str, ...]]:
             preempts = f"{','.join(answer.preempts)} ({', '.join(answer.jobs)})" if answer.preempts else "-"
             where = (answer.host, answer.domain, answer.vnode, answer.code or "accepts", preempts)
             there = str(placed[kind, answer.host, answer.domain])
-            rows.append((str(part.chunk.cpus), *where, there, answer.text or "-"))
+            rows.append(
+                (str(part.chunk.cpus), *where, there, answer.text or ", ".join(map(_road, answer.roads)) or "-")
+            )
     return rows
+
+
+def _road(road: Road) -> str:
+    where = "to disk, with its domain" if road.road is GiveWay.DISK else "to its swap"
+    about = f"about {road.expected_s:.0f} s" if road.expected_s is not None else "not measured yet"
+    return f"{road.mib} MiB of {road.domain} go {where} ({about})"
 
 
 def _sum(outlook: Outlook) -> str:
@@ -206,8 +214,9 @@ def preview(
     It puts the chunks one after another on the best vnode by rank, as PBS's scheduler does by default. It ignores
     `place` and the site's own resources. The hub knows exactly who accepts, but it chooses victims by CPUs only,
     because snapshots do not contain everything about memory. The host's own daemon (--socket) gives the answer that a
-    claim would get at this moment. On a machine with neither (a login node) it answers by what is published in PBS, and
-    names all jobs that may be preempted.
+    claim would get at this moment, and says where the memory of preempted domains would go, to their swap or to disk,
+    and how long that takes by what was measured there before. On a machine with neither (a login node) it answers by
+    what is published in PBS, and names all jobs that may be preempted.
 
     \b
     Examples:

@@ -19,7 +19,9 @@ from typing import NamedTuple
 from .model import CLASSES_OF, NOTHING, Amount, Domain, Host, JobClass, Kind, Lifecycle, Mode, once
 from .refusals import Refusal, RefusalCode
 from .shares import (
+    disk_obstacles,
     free,
+    leaving,
     lingers,
     most_jobs,
     obstacle,
@@ -31,6 +33,7 @@ from .shares import (
     stoppable_by_itself,
     summed,
     unused,
+    use_when_stopped,
     with_running_jobs,
 )
 from .sleeping import why_asleep
@@ -133,6 +136,10 @@ def _told(what: str, why: str) -> str:
     return f"{what}: {why}" if why else what
 
 
+def _told_too(what: str, more: str) -> str:
+    return f"{what}; {more}" if more else what
+
+
 def blocked(host: Host, domain: Domain, cls: JobClass) -> Refusal | None:
     """On an exclusive host: the refusal if a sibling cannot be pushed aside, or not far enough. None otherwise."""
     if host.mode is Mode.COUNTED:
@@ -144,9 +151,8 @@ def blocked(host: Host, domain: Domain, cls: JobClass) -> Refusal | None:
     }[cls]
     first = next((refusal for name, refusal in once(host, in_the_way) if name != domain.name), None)
     if first is None and domain.kind is Kind.PRIORITY and room_mib(host, domain) < 0:
-        return Refusal(
-            RefusalCode.MEMORY, f"what cannot be moved out on {host.name} leaves {domain.name} less than its floor"
-        )
+        text = f"what cannot be moved out on {host.name} leaves {domain.name} less than its floor"
+        return Refusal(RefusalCode.MEMORY, _told_too(text, disk_obstacles(host)))
     return first
 
 
@@ -224,7 +230,8 @@ def _sized(host: Host, domain: Domain, cls: JobClass, size: Amount) -> Refusal |
             text = f"{size.cpus} CPUs asked for, {left.cpus} left on {host.name} for class {cls}"
             return Refusal(RefusalCode.CPUS, text + _of_services(host.cpus, host.without_services.cpus, "CPUs"))
         text = f"{size.mib} MiB asked for, {left.mib} left on {host.name} for class {cls}"
-        return Refusal(RefusalCode.MEMORY, text + _of_services(host.memory_mib, host.without_services.mib, "MiB"))
+        text += _of_services(host.memory_mib, host.without_services.mib, "MiB")
+        return Refusal(RefusalCode.MEMORY, _told_too(text, disk_obstacles(host)))
     if cls is not JobClass.PRIORITY:
         return ()
     if host.mode is Mode.EXCLUSIVE:
@@ -259,8 +266,9 @@ def defrost_verdict(host: Host, domain: Domain, until: float) -> Refusal | tuple
     if host.mode is Mode.EXCLUSIVE:
         return ()
     back = host.having(replace(domain, lifecycle=Lifecycle.BOOTING))
-    need = NOTHING - unused(back)
-    sufficient = need.within(summed(d.use - d.use_when_stopped for d in host.workers if stoppable(host, d)))
+    need = NOTHING - unused(back) - leaving(back)
+    candidates = (d for d in host.workers if d.running and stoppable(host, d))
+    sufficient = need.within(summed(d.use - use_when_stopped(host, d) for d in candidates))
     return (
         victims(back, need)
         if sufficient
@@ -277,14 +285,14 @@ def victims(host: Host, need: Amount) -> tuple[str, ...]:
         return ()
     candidates = once(host, _candidates)
     if len(candidates) > EXACT_DOMAINS:
-        return _best_fit({name: amount for name, amount, _ in candidates}, need)
+        return best_fit({name: amount for name, amount, _ in candidates}, need)
     return next(chosen.names for chosen in once(host, _sets) if need.within(Amount(chosen.cpus, chosen.mib)))
 
 
 def _candidates(host: Host) -> tuple[tuple[str, Amount, float], ...]:
     """The domains that can be preempted. For each: its name, what it would give, its job-seconds preempted so far."""
     found = (d for d in host.workers if d.running and stoppable(host, d))
-    return tuple((d.name, d.use - d.use_when_stopped, d.preempted_s) for d in found)
+    return tuple((d.name, d.use - use_when_stopped(host, d), d.preempted_s) for d in found)
 
 
 class _Set(NamedTuple):
@@ -308,7 +316,7 @@ def _sets(host: Host) -> tuple[_Set, ...]:
     return tuple(sorted(sets))
 
 
-def _best_fit(gives: dict[str, Amount], need: Amount) -> tuple[str, ...]:
+def best_fit(gives: dict[str, Amount], need: Amount) -> tuple[str, ...]:
     """The smallest domain that gives enough. If none does: the largest, and so on for what is still missing."""
     chosen: list[str] = []
     got = NOTHING

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from .model import Amount, Closing, Domain, Ended, Host, Job, Kind, Lifecycle, Mode, Sleep
+from .model import NOT_ASKED, Amount, Closing, Domain, Ended, Host, Job, Kind, Lifecycle, Mode, Sleep
 from .move_events import RoomMade
 from .moves import Arriving, HostWithMoves, Moves, Ownership, Parcel, Says, Where, Word
 from .shares import summed, unused
@@ -205,6 +205,8 @@ def as_arrived(domain: Domain, now: float) -> Domain:
         saving=False,
         paused_externally=False,
         configured=True,
+        disk_obstacle=NOT_ASKED,
+        stays_awake="",
     )
 
 

@@ -45,9 +45,10 @@ class Note(StrEnum):
     About a job: it is stopped for another, runs again, or was found in MoM's list without a claim. Or it is gone:
     it ended (`RELEASED`), was never confirmed (`EXPIRED`), is in no list any more (`MISSING`), its domain went down,
     a newer run of it came, PBS has not given it to the domain (`NOT_GIVEN`), or had given it and no longer has it
-    there (`OVER`). About a domain: a boot or freeze failed; it comes back from its sleep (`WAKES`); a new configuration
-    left something as it was (`KEPT`) or removed the domain (`FORGOTTEN`); its guest did too much for facts or history
-    to hold all (`LEFT_OUT`). About the host: it got another name.
+    there (`OVER`). About a domain: a boot or freeze failed; it is put to sleep because others need its memory
+    (`GIVES_WAY`), or no longer so (`STAYS_AWAKE`); it comes back from its sleep (`WAKES`); a new configuration left
+    something as it was (`KEPT`) or removed the domain (`FORGOTTEN`); its guest did too much for facts or history to
+    hold all (`LEFT_OUT`). About the host: it got another name.
     """
 
     PREEMPTED = "preempted"
@@ -67,6 +68,8 @@ class Note(StrEnum):
     RENAMED = "renamed"
     LEFT_OUT = "left-out"
     WAKES = "wakes"
+    GIVES_WAY = "gives-way"
+    STAYS_AWAKE = "stays-awake"
 
 
 JobGone = Literal[

@@ -20,7 +20,7 @@ def booting(host: Host, domain: Domain, event: ev.DomainBooting) -> Result:
             host, event, RefusalCode.BAD_REQUEST, f"a boot of {domain.name} until {event.until} is over already"
         )
     if domain.falls_asleep:
-        domain = replace(domain, sleep=None, woken_at=host.now)
+        domain = sleep_events.awake(host, domain)
     return host.having(replace(domain, boot_until=event.until, saving=False, **BOOTS)), ()
 
 
@@ -114,6 +114,7 @@ def started(host: Host, domain: Domain, event: ev.DomainStarted) -> Result:
     if domain.lifecycle is Lifecycle.UP:
         return host, ()
     up = replace(domain, lifecycle=Lifecycle.UP, boot_until=None, frozen=False, paused_externally=False, down_why="")
+    up = replace(up, stays_awake="")
     if up.agent_lost_at is not None:
         up = replace(up, agent_lost_at=host.now)
     if domain.sleep is not None:
@@ -189,6 +190,12 @@ def drain_requested(host: Host, domain: Domain, event: ev.DrainRequested) -> Res
     if domain.kind is Kind.SERVICE:
         return refuse(host, event, RefusalCode.WRONG_KIND, f"{domain.name} is a service; it takes no jobs anyway")
     return with_facts(host, domain.name, draining=event.reason or "no reason given")
+
+
+def disk_judged(host: Host, domain: Domain, event: ev.DiskJudged) -> Result:
+    if domain.kind is Kind.SERVICE:
+        return refuse(host, event, RefusalCode.WRONG_KIND, f"{domain.name} is a service; it gives way to nobody")
+    return with_facts(host, domain.name, disk_obstacle=event.obstacle)
 
 
 def memory_reported(host: Host, domain: Domain, event: ev.MemoryReported) -> Result:

@@ -210,6 +210,14 @@ class MemoryReported(EventOfDomain):
 
 
 @dataclass(frozen=True, slots=True)
+class DiskJudged(EventOfDomain):
+    """Whether the domain can be put to sleep when its memory must give way, as the hypervisor says. `obstacle`: why
+    not, for people; empty if it can."""
+
+    obstacle: str
+
+
+@dataclass(frozen=True, slots=True)
 class DomainBooting(EventOfDomain):
     """The domain boots. After `until` that has failed. Its jobs stay until it is down or MoM's list lacks them."""
 
@@ -344,6 +352,7 @@ DomainEvent = (
     | AgentConnected
     | AgentLost
     | MemoryReported
+    | DiskJudged
     | DomainBooting
     | DomainStarted
     | DomainStopped

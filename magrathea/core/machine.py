@@ -20,6 +20,7 @@ from typing import assert_never
 from . import domain_events, job_events, sleep_events
 from . import events as ev
 from .changes import Result, ResultOfDomain, brought_down, refuse, stop, with_facts, without_jobs
+from .giving_way import due_until
 from .model import NOTHING, Amount, Domain, Host, Patience, Pause, once
 from .reconfiguration import reconfigured, without_leftovers
 from .refusals import RefusalCode
@@ -63,7 +64,7 @@ def _deadlines(host: Host) -> Iterator[float]:
         yield host.driver_lost_at + limits.agent_silent_s
     for d in host.domains:
         books_until = d.sleep.books_until if d.sleep is not None else None
-        yield from (t for t in (d.boot_until, d.linger_until, books_until) if t is not None)
+        yield from (t for t in (d.boot_until, d.linger_until, books_until, due_until(d)) if t is not None)
         after = ((d.agent_lost_at, limits.agent_silent_s), (d.young_since, limits.young_s))
         for since, span in (*after, (d.overtaken_since, limits.overtaken_s)):
             if since is not None:
@@ -113,6 +114,7 @@ def _expired_in(host: Host, domain: Domain) -> ResultOfDomain:
 def _settled(host: Host, said: tuple[ev.Decision, ...], by: str) -> Result:
     """Mark jobs that must not run as stopped, and update the facts that depend on other facts."""
     host, stops = _stopped_where_wanted(host, by)
+    host, gives_way = sleep_events.given_way(host)
     fits = resuming(host)
     places = {d.name: place for place, d in enumerate(in_line(host))}
     last_overtaker = max((places[name] for name in fits), default=-1)
@@ -126,7 +128,10 @@ def _settled(host: Host, said: tuple[ev.Decision, ...], by: str) -> Result:
             changed.append(settled)
     host, more = without_leftovers(host.having(*changed) if changed else host)
     host, wakes = sleep_events.woken(host)
-    return host, said + stops + more + wakes
+    said += stops + gives_way + more + wakes
+    if (wakes or more) and sleep_events.given_way(host)[0] is not host:
+        return _settled(host, said, by)  # there is more memory now, or less
+    return host, said
 
 
 def _stopped_where_wanted(host: Host, by: str) -> Result:
@@ -138,7 +143,7 @@ def _stopped_where_wanted(host: Host, by: str) -> Result:
             changed.append(domain.having(*(stop(host, job) for job in stopping)))
         for job in stopping:
             why = "another host of the job" if job.held_elsewhere else by
-            why = "its domain's sleep" if domain.falls_asleep else why
+            why = "its domain's sleep" if domain.falls_asleep and not domain.must_give_way else why
             said.append(ev.Noted(domain.name, ev.Note.PREEMPTED, job.key, why))
     return (host.having(*changed) if changed else host), tuple(said)
 
@@ -187,6 +192,8 @@ def _of_domain(host: Host, domain: Domain, event: ev.DomainEvent) -> Result:
             return with_facts(host, domain.name, agent_lost_at=lost_at)
         case ev.MemoryReported():
             return domain_events.memory_reported(host, domain, event)
+        case ev.DiskJudged():
+            return domain_events.disk_judged(host, domain, event)
         case ev.DomainBooting():
             return domain_events.booting(host, domain, event)
         case ev.DomainStarted():
@@ -216,12 +223,12 @@ def _of_domain(host: Host, domain: Domain, event: ev.DomainEvent) -> Result:
         case ev.DrainRequested():
             return domain_events.drain_requested(host, domain, event)
         case ev.DrainEnded():
-            awake = sleep_events.given_up(host, domain)
+            awake = sleep_events.kept_awake(host, domain)
             return host.having(replace(awake, draining="", saving=False, closing=None)), ()
         case ev.Faulted():
             return with_facts(host, domain.name, fault=event.reason or "no reason given")
         case ev.FaultCleared():
-            return with_facts(host, domain.name, fault="")
+            return with_facts(host, domain.name, fault="", stays_awake="")
         case _:
             assert_never(event)
 

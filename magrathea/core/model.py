@@ -26,6 +26,7 @@ from .values import NOTHING as NOTHING
 from .values import Amount as Amount
 from .values import StopWarning as StopWarning
 from .words import CLASSES_OF as CLASSES_OF
+from .words import GiveWay as GiveWay
 from .words import JobClass as JobClass
 from .words import Kind as Kind
 from .words import Lifecycle as Lifecycle
@@ -38,6 +39,9 @@ from .words import SleepCause as SleepCause
 from .words import Stage as Stage
 from .words import State as State
 from .words import StoppedBy as StoppedBy
+
+NOT_ASKED = "the hypervisor has not said yet whether it can be saved to disk"
+"""The first `Domain.disk_obstacle`."""
 
 Answer = TypeVar("Answer")
 About = TypeVarTuple("About")
@@ -150,7 +154,9 @@ class Domain:
     ever ran here. `ended`: recently released jobs. `boot_limit_s`: configured limit of a boot. `configured`: False once
     the configuration no longer names it. `closing`: it must go down. `paused_externally`: somebody else has paused it,
     so it is up but nothing in it runs. `down_why`: for people, why it went down or did not come up. `sleep`: None if it
-    is awake. `woken_at`: its sleep ended then, and some of its jobs have not continued yet.
+    is awake. `woken_at`: its sleep ended then, and some of its jobs have not continued yet. `disk_obstacle`: why it
+    cannot be put to sleep to give way; empty if it can. `stays_awake`: why that is not tried again; empty if it may be.
+    `ignores_swap`: it gives way to disk, never to its swap (giving_way.py).
     """
 
     name: str
@@ -181,11 +187,24 @@ class Domain:
     down_why: str = ""
     sleep: Sleep | None = None
     woken_at: float | None = None
+    disk_obstacle: str = NOT_ASKED
+    stays_awake: str = ""
+    ignores_swap: bool = False
 
     @property
     def falls_asleep(self) -> bool:
         """True if it is up, and its jobs are being stopped so that it can be saved with them."""
         return self.sleep is not None and self.lifecycle is Lifecycle.UP
+
+    @property
+    def must_give_way(self) -> bool:
+        """True if it is up, and was or is to be put to sleep because others need its memory."""
+        return self.sleep is not None and self.sleep.cause is SleepCause.GIVE_WAY and self.lifecycle is Lifecycle.UP
+
+    @property
+    def gives_way(self) -> bool:
+        """True if it is being put to sleep because others need its memory, and nobody has given that up."""
+        return self.must_give_way and self.sleep is not None and not self.sleep.wakes
 
     @property
     def away(self) -> bool:
@@ -268,7 +287,8 @@ class Domain:
 
     def stuck_of(self, jobs: int, mib: int) -> int:
         """The same for several jobs with this much memory in total."""
-        return max(0, mib - self.swap_mib, self.unreclaimable_mib) if jobs else 0
+        swap_mib = 0 if self.ignores_swap else self.swap_mib
+        return max(0, mib - swap_mib, self.unreclaimable_mib) if jobs else 0
 
     @cached_property
     def to_continue(self) -> tuple[Job, ...]:
@@ -280,13 +300,15 @@ class Domain:
 
     @property
     def keeps_its_place(self) -> bool:
-        """True if what its jobs need is kept for them: until it is saved, while it wakes, and until they continue."""
-        return (self.falls_asleep or self.waking or self.woken_at is not None) and bool(self.to_continue)
+        """True if what its jobs need is kept for them: until it is saved, while it wakes, and until they continue. A
+        domain that gives way keeps nothing: others need its place."""
+        falls_asleep = self.falls_asleep and not self.must_give_way
+        return (falls_asleep or self.waking or self.woken_at is not None) and bool(self.to_continue)
 
     @property
     def wants_to_continue(self) -> bool:
         """True if jobs of it are stopped, or sleep, and are to go on as soon as there is room."""
-        if self.sleep is None:
+        if self.sleep is None or self.must_give_way:
             return bool(self.stopped)
         return bool(self.jobs) and (self.waking or self.sleep.wakes)
 
@@ -321,7 +343,8 @@ class Limits:
     `max_preempted_s`: a job stopped that long in one stop is requeued if it is rerunnable (0: no limit).
     `overtaken_s`: a preempted domain passed over longer goes next. `remember_s`: an ended job is known for so long.
     `longest_warning_s`: a job that has asked for a warning runs on after it for no longer than this.
-    `preempted_cpu_percent`: a preempted domain's cap (100: one CPU); 10 keeps MoM answering.
+    `preempted_cpu_percent`: a preempted domain's cap (100: one CPU); 10 keeps MoM answering. `give_way`: where the
+    memory of preempted domains goes.
     """
 
     agent_silent_s: float = 30.0
@@ -335,6 +358,7 @@ class Limits:
     remember_s: float = 60.0
     longest_warning_s: float = 1.0
     preempted_cpu_percent: int = 10
+    give_way: GiveWay = GiveWay.SWAP
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,6 +110,7 @@ def _desired(host: Host) -> dict[str, Want]:
     held_by_all, floors = sum(held.values()), sum(d.floor_mib for d in up)
     alone = [name for name, jobs in active.items() if jobs] if host.mode is Mode.EXCLUSIVE else []
     away = sum(d.floor_mib for d in host.workers if d.name not in held)
+    leaving = sum(held[d.name] - d.floor_mib for d in up if d.gives_way)
     somebody_wakes = any(d.waking for d in host.workers)
     wants = {}
     for d in up:
@@ -123,7 +124,8 @@ def _desired(host: Host) -> dict[str, Want]:
             wants[d.name] = Want(NO_CAP, _at_most(d, held[d.name]))
             if alone == [d.name]:
                 needs, others = held[d.name], held_by_all - held[d.name]
-                rest = host.without_services.mib - away - others
+                free = host.without_services.mib - away - others
+                rest = max(free, min(needs, free + leaving))
                 stuck = others - (floors - d.floor_mib)
                 keeps, shrinks_to = _at_most(d, max(rest + stuck, needs)), _at_most(d, max(rest, needs))
                 wants[d.name] = Want(NO_CAP, _at_most(d, rest), keeps_mib=keeps, shrinks_to_mib=shrinks_to)

@@ -244,7 +244,7 @@ TABLE: tuple[Meaning, ...] = (
             _C.MEMORY_SHORT,
             "a guest cannot give the memory that the job needs, here or on another host of the job; the text has the "
             "figures and that host",
-            "more swap in that guest (`swap_mib`), a lower `memory_mib`, or fewer locked pages",
+            "more swap in that guest (`swap_mib`), `give_way`, a lower `memory_mib`, or fewer locked pages",
             Again.LATER,
         ),
         (

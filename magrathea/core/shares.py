@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
-from .model import NOTHING, Amount, Domain, Host, Job, JobClass, Kind, Lifecycle, Mode, StoppedBy, once
+from .model import NOTHING, Amount, Domain, GiveWay, Host, Job, JobClass, Kind, Lifecycle, Mode, StoppedBy, once
 
 MOST_JOBS, MOST_JOBS_PER_CPU = 4096, 4
 """So many jobs a domain may have, the second for each CPU of its host: no fewer than a message of a guest can list
@@ -107,6 +107,27 @@ def stoppable(host: Host, domain: Domain) -> bool:
     return not host.hub_lost and not host.paused and stoppable_by_itself(host, domain)
 
 
+def may_sleep(host: Host, domain: Domain) -> bool:
+    """True if the domain's memory can go to disk when others need it: the domain may be put to sleep then."""
+    may_be = domain.kind is Kind.NORMAL and domain.configured and domain.closing is None
+    return host.limits.give_way is not GiveWay.SWAP and may_be and not domain.disk_obstacle and not domain.stays_awake
+
+
+def use_when_stopped(host: Host, domain: Domain) -> Amount:
+    """What the domain's jobs would hold for good if they were stopped: nothing if it may be put to sleep."""
+    return NOTHING if may_sleep(host, domain) else domain.use_when_stopped
+
+
+def disk_obstacles(host: Host) -> str:
+    """For people: why domains are not put to sleep whose jobs hold memory, or would hold it if they were stopped; empty
+    if all may be, or none is to."""
+    if host.limits.give_way is GiveWay.SWAP:
+        return ""
+    held = (d for d in host.workers if d.kind is Kind.NORMAL and not d.away and d.use_when_stopped.mib)
+    whys = ((d.name, d.stays_awake or d.disk_obstacle) for d in held)
+    return "; ".join(f"{name} is not put to sleep for it: {why}" for name, why in whys if why)
+
+
 # What siblings are doing.
 
 
@@ -131,7 +152,8 @@ def with_running_jobs(host: Host) -> tuple[str, ...]:
 class _Sums:
     """What a host's working domains have together.
 
-    `past_stopping`: their use if everything stoppable were stopped. `stay_mib`: on an exclusive host, what their jobs
+    `past_stopping`: their use if everything stoppable were stopped. `leaving_mib`: what stopped jobs hold now and can
+    give by a sleep of their domain. `stay_mib`: on an exclusive host, what their jobs
     keep of the memory if what can be stopped is stopped. `reserved`: for frozen domains. `held_back`: what domains keep
     from others while they linger, are restored, fall asleep or wake. `preempted`: jobs of one are stopped by us, or
     sleep, and are to go on when there is room.
@@ -140,6 +162,7 @@ class _Sums:
     floors_mib: int
     use: Amount
     past_stopping: Amount
+    leaving_mib: int
     stay_mib: int
     reserved: Amount
     held_back: Amount
@@ -150,7 +173,8 @@ def _sums(host: Host) -> _Sums:
     return _Sums(
         floors_mib=sum(d.floor_mib for d in host.workers),
         use=summed(d.use for d in host.workers),
-        past_stopping=summed(d.use_when_stopped if stoppable(host, d) else d.use for d in host.workers),
+        past_stopping=summed(use_when_stopped(host, d) if stoppable(host, d) else d.use for d in host.workers),
+        leaving_mib=sum(d.use.mib for d in host.workers if not d.running and stoppable(host, d) and may_sleep(host, d)),
         stay_mib=sum(_stays_mib(host, d) for d in host.workers),
         reserved=summed(Amount(d.cpus, d.memory_mib) for d in host.workers if d.frozen and not restoring(d)),
         held_back=summed(_holds_back(host, d) for d in host.workers),
@@ -167,8 +191,9 @@ def summed(amounts: Iterable[Amount]) -> Amount:
 
 def _stays_mib(host: Host, domain: Domain) -> int:
     """What the domain's jobs keep of the memory of an exclusive host, for a priority domain that pushes it aside."""
-    pushed_aside = stoppable(host, domain) or not domain.running
-    return domain.use_when_stopped.mib if pushed_aside else domain.use.mib
+    if stoppable(host, domain):
+        return use_when_stopped(host, domain).mib
+    return domain.use.mib if domain.running else domain.use_when_stopped.mib
 
 
 def _holds_back(host: Host, domain: Domain) -> Amount:
@@ -210,6 +235,15 @@ def unused(host: Host) -> Amount:
     return _there(host) - sums.use - sums.held_back
 
 
+def leaving(host: Host) -> Amount:
+    """The memory that jobs hold which are stopped already, if their domains can be put to sleep for it."""
+    return Amount(0, once(host, _sums).leaving_mib)
+
+
+def floors_mib(host: Host) -> int:
+    return once(host, _sums).floors_mib
+
+
 def _taken(host: Host, domain: Domain) -> Amount:
     """What is taken on a counted host, for this domain. What the domain itself holds back is not counted."""
     sums = once(host, _sums)
@@ -225,7 +259,7 @@ def _past_stopping(host: Host, domain: Domain) -> Amount:
 def free(host: Host, domain: Domain) -> Amount:
     """What a priority job may have on a counted host without stopping anybody."""
     there, reserved = _there(host), once(host, _sums).reserved
-    return (there - _taken(host, domain)).least(there - reserved - _past_stopping(host, domain))
+    return (there - _taken(host, domain) + leaving(host)).least(there - reserved - _past_stopping(host, domain))
 
 
 def share(host: Host, domain: Domain, cls: JobClass) -> Amount:

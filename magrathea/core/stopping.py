@@ -44,7 +44,7 @@ def _wanted_here(host: Host) -> frozenset[tuple[str, JobKey]]:
 
 
 def _wanted_without_wish(host: Host, domain: Domain, job: Job) -> bool:
-    if domain.sleep is not None:
+    if domain.sleep is not None and (job.stopped_by_us or not domain.must_give_way):
         return True
     stays = job.stopped_by_us and _keeps_stopped(host, domain, lifted=job)
     return _may_be_stopped(job) and (stays or _pushed_aside(host, domain))
@@ -60,11 +60,12 @@ def _to_stop(host: Host) -> dict[str, tuple[Job, ...]]:
 
 
 def _to_stop_in(host: Host, domain: Domain) -> Iterator[Job]:
-    if domain.sleep is not None:
+    if domain.sleep is not None and not domain.must_give_way:
         stops = domain.falls_asleep and not host.paused
         yield from (j for j in domain.jobs if j.stopped_by_us or (stops and j.stopper is None and not j.ending))
         return
-    pushed_aside, keeps = _pushed_aside(host, domain), _keeps_stopped(host, domain)
+    pushed_aside = _pushed_aside(host, domain)
+    keeps = domain.must_give_way or _keeps_stopped(host, domain)
     for job in domain.jobs:
         stays = keeps and job.stopped_by_us
         held = job.held_elsewhere and not host.paused

@@ -67,6 +67,15 @@ class SleepCause(StrEnum):
     EVACUATION = "evacuation"
 
 
+class GiveWay(StrEnum):
+    """Where the memory of a preempted domain's jobs goes when others need it: to the swap of their guest; to disk with
+    the whole domain, which is put to sleep; or to disk if its swap does not suffice."""
+
+    SWAP = "swap"
+    DISK = "disk"
+    SWAP_THEN_DISK = "swap-then-disk"
+
+
 class State(StrEnum):
     """What a domain is, in one word, for people and for PBS. Derived by `states.state_of`, never stored."""
 

@@ -42,6 +42,7 @@ REPEATABLE = (
     ev.Reconfigured,
     ev.TimerFired,
     ev.MemoryReported,
+    ev.DiskJudged,
     ev.JobsGiven,
     ev.JobsDenied,
 )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from random import Random
 
 from magrathea.core import events as ev
-from magrathea.core.model import Domain, Host, Kind, Limits, Mode
+from magrathea.core.model import Domain, GiveWay, Host, Kind, Limits, Mode
 
 NAMES = ("d1", "d2", "d3", "d4", "d5", "d6")
 LIMITS = (
@@ -16,6 +16,8 @@ LIMITS = (
     Limits(linger_s=5.0, overtaken_s=30.0, max_preemptions=2),
     Limits(min_run_s=10.0, young_s=16.0, max_preempted_s=60.0),
     Limits(claim_s=20.0, agent_silent_s=10.0, remember_s=20.0),
+    Limits(give_way=GiveWay.DISK),
+    Limits(linger_s=5.0, give_way=GiveWay.SWAP_THEN_DISK),
 )
 
 

@@ -11,7 +11,19 @@ from random import Random
 
 from magrathea.core import events as ev
 from magrathea.core import states, stopping
-from magrathea.core.model import Domain, Host, JobClass, JobKey, Kind, Lifecycle, Mode, Patience, SleepCause, State
+from magrathea.core.model import (
+    Domain,
+    GiveWay,
+    Host,
+    JobClass,
+    JobKey,
+    Kind,
+    Lifecycle,
+    Mode,
+    Patience,
+    SleepCause,
+    State,
+)
 
 from .core_configurations import LIMITS, NAMES, a_reload, configuration, configured, sane
 
@@ -35,10 +47,11 @@ def a_host(random: Random) -> Host:
     kinds = [random.choice(KINDS) for _ in range(random.randint(1, 6))]
     if random.random() < 0.7:
         kinds[:2] = [Kind.NORMAL, Kind.PRIORITY]  # otherwise few hosts could preempt anything
-    memory = random.random() < 0.4
+    limits = random.choice(LIMITS)
+    memory = limits.give_way is not GiveWay.SWAP or random.random() < 0.4
     domains = tuple(_domain(random, name, kind, cpus, memory) for name, kind in zip(NAMES, kinds, strict=False))
     mode = random.choice(tuple(Mode))
-    return Host("h1", mode, cpus, 4_000, domains, random.choice(LIMITS), hub_lost=random.random() < 0.05, now=START)
+    return Host("h1", mode, cpus, 4_000, domains, limits, hub_lost=random.random() < 0.05, now=START)
 
 
 def _domain(random: Random, name: str, kind: Kind, cpus: int, memory: bool) -> Domain:
@@ -59,6 +72,7 @@ def _domain(random: Random, name: str, kind: Kind, cpus: int, memory: bool) -> D
             floor_mib=random.choice((0, 100, 500)),
             swap_mib=random.choice((0, 500, 4_000)),
             memory_mib=random.choice((0, 0, 1_000)),
+            disk_obstacle=random.choice(("", "", "", "a device")),
         )
     if kind is Kind.PRIORITY and random.random() < 0.15:
         return replace(domain, frozen=True, lifecycle=Lifecycle.DOWN, agent_lost_at=START)
@@ -119,6 +133,8 @@ def _claim(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
     if random.random() < 0.03:
         cpus = random.choice((0, -3, 99))
     memory = random.choice((0, 0, 100, 700, 2_000, -5 if random.random() < 0.1 else 50))
+    if h.limits.give_way is not GiveWay.SWAP:  # most of these histories test who gives way
+        memory = random.choice((100, 1_500, 2_000, 3_000))
     if all(d.floor_mib == d.swap_mib == 0 for d in h.domains):
         memory = 0
     name = domain.name if random.random() < 0.99 else "nowhere"
@@ -224,7 +240,8 @@ def _sleep(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
     if random.random() < 0.7:
         domain = _with_jobs(random, h, domain)
     within_s = random.choice((None, None, 30.0))
-    return ev.SleepRequested(when, domain.name, "for a test", random.choice(tuple(SleepCause)), within_s)
+    causes = (SleepCause.ADMIN, SleepCause.SHUTDOWN, SleepCause.EVACUATION)
+    return ev.SleepRequested(when, domain.name, "for a test", random.choice(causes), within_s)
 
 
 def _booked(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
@@ -278,6 +295,10 @@ def _memory(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
     return ev.MemoryReported(when, domain.name, random.choice((0, 50, 300, -1)) if matters else 0)
 
 
+def _judged(random: Random, h: Host, domain: Domain, when: float) -> ev.Event:
+    return ev.DiskJudged(when, domain.name, random.choice(("", "", "", "a device")))
+
+
 def _on_host(kind: Callable[[float], ev.HostEvent]) -> _Maker:
     return lambda random, h, domain, when: kind(when)
 
@@ -316,6 +337,7 @@ _HOW_OFTEN: dict[_Maker, float] = {
     _pause: 0.5,
     _unit(ev.AgentLost): 0.7,
     _memory: 0.5,
+    _judged: 1.5,
     _boot: 0.3,
     _started: 0.3,
     _unit(ev.DomainStopped): 0.7,

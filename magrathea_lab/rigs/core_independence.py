@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from magrathea.core import events as ev
 from magrathea.core.machine import handle
-from magrathea.core.model import Host, Kind
+from magrathea.core.model import GiveWay, Host, Kind
 
 from . import core_oracle as oracle
 
@@ -42,6 +42,8 @@ def independent(h: Host, one: ev.Event, two: ev.Event) -> bool:
     if one.domain == two.domain or one.at != two.at:
         return False
     if any(oracle.wants_back(d) for d in h.domains):  # whatever frees something may wake it
+        return False
+    if h.limits.give_way is not GiveWay.SWAP:  # whatever frees or takes memory may put somebody to sleep, or end that
         return False
     if isinstance(one, OWN_DOMAIN_ONLY) and isinstance(two, OWN_DOMAIN_ONLY):
         return True

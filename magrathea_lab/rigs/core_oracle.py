@@ -7,7 +7,20 @@ from __future__ import annotations
 
 import itertools
 
-from magrathea.core.model import Domain, Host, Job, JobClass, Kind, Lifecycle, Mode, Patience, State, StoppedBy
+from magrathea.core.model import (
+    Domain,
+    GiveWay,
+    Host,
+    Job,
+    JobClass,
+    Kind,
+    Lifecycle,
+    Mode,
+    Patience,
+    SleepCause,
+    State,
+    StoppedBy,
+)
 
 LOW, PROTECTED, HIGH = JobClass.PREEMPTIBLE, JobClass.PROTECTED, JobClass.PRIORITY
 
@@ -43,6 +56,16 @@ def falling(d: Domain) -> bool:
     return d.sleep is not None and d.lifecycle is Lifecycle.UP
 
 
+def yields(d: Domain) -> bool:
+    """It falls asleep because others need its memory."""
+    return falling(d) and d.sleep is not None and d.sleep.cause is SleepCause.GIVE_WAY
+
+
+def may_yield(h: Host, d: Domain) -> bool:
+    able = d.kind is Kind.NORMAL and d.configured and d.closing is None
+    return h.limits.give_way is not GiveWay.SWAP and able and d.disk_obstacle == "" and d.stays_awake == ""
+
+
 def wants_back(d: Domain) -> bool:
     return asleep(d) and d.sleep is not None and d.sleep.wakes
 
@@ -57,14 +80,15 @@ def going_on(d: Domain) -> list[Job]:
 def with_a_place(d: Domain) -> list[Job]:
     """Jobs that do not run, but whose place nobody else gets."""
     waking = away(d) and not asleep(d)
-    return going_on(d) if waking or falling(d) or (d.woken_at is not None and d.sleep is None) else []
+    falls = falling(d) and not yields(d)
+    return going_on(d) if waking or falls or (d.woken_at is not None and d.sleep is None) else []
 
 
 def line_closed(h: Host) -> bool:
     """Jobs of some domain are stopped, or sleep, and are to go on as soon as there is room."""
     return any(
         (bool(d.jobs) and (wants_back(d) or (away(d) and not asleep(d)) or (falling(d) and d.sleep.wakes)))
-        if d.sleep is not None
+        if d.sleep is not None and not yields(d)
         else any(ours(j) for j in d.jobs)
         for d in workers(h)
     )
@@ -150,14 +174,15 @@ def free_for_priority(h: Host, d: Domain) -> int:
 def unswappable(d: Domain, jobs: list[Job]) -> int:
     if not jobs:
         return 0
-    return max(0, sum(j.memory_mib for j in jobs) - d.swap_mib, d.unreclaimable_mib)
+    swap = 0 if d.ignores_swap else d.swap_mib
+    return max(0, sum(j.memory_mib for j in jobs) - swap, d.unreclaimable_mib)
 
 
 def left_mib(h: Host, d: Domain) -> int:
     """What the siblings' floors and unswappable memory leave; negative if they need more than the host has."""
     left = h.memory_mib - sum(s.memory_mib for s in h.domains if s.kind is Kind.SERVICE)
     for s in siblings(h, d):
-        if away(s):
+        if away(s) or (stoppable(h, s) and may_yield(h, s)):
             left -= s.floor_mib
         elif stoppable(h, s) or not running(s):
             left -= s.floor_mib + unswappable(s, list(s.jobs))
@@ -250,7 +275,7 @@ def must_not_run(h: Host) -> set[tuple[str, str]]:
     found = set()
     for d in workers(h):
         for j in d.jobs:
-            if d.sleep is not None:
+            if d.sleep is not None and (ours(j) or not yields(d)):
                 due = falling(d) and not h.paused and j.stopper is None and not j.ending
                 found |= {(d.name, j.key.id)} if ours(j) or due else set()
                 continue

@@ -33,6 +33,7 @@ from magrathea.core.plan import desired
 from . import core_oracle as oracle
 from .core_comparison import REPEATABLE, at, same_facts, view
 from .core_configurations import broken_by, configuration
+from .core_giving_way import broken_in
 from .core_independence import gives_back, independent
 from .core_oracle import HIGH, LOW, PROTECTED
 
@@ -45,12 +46,12 @@ class World:
     """A host and its history. `thorough`: after each event try every claim, not just one."""
 
     def __init__(self, host: Host, *, thorough: bool = True) -> None:
-        self.first = self.host = host
+        self.first = self.host = at(host, host.now)  # facts that follow from others are there from the first event on
         self.story: list[ev.Event] = []
         self.thorough = thorough
         self._turn = 0
-        self._facts_make_sense(host)
-        self._published_is_answered(host)
+        self._facts_make_sense(self.host)
+        self._published_is_answered(self.host)
 
     def do(self, event: ev.Event) -> tuple[ev.Decision, ...]:
         """The machine's decisions on `event`. Raises Broken, also if the core raises an exception."""
@@ -122,6 +123,8 @@ class World:
         here = stopping.wanted_here(h)
         held = {(d.name, j.key) for d in h.domains for j in d.jobs if j.held_elsewhere}
         self._must(wanted - held <= here, "what is stopped for nobody else's sake is our own wish")
+        for what in broken_in(h):
+            self._must(False, what)
         self._progress(h, wanted)
         self._exclusive_use(h)
         self._desired_fits(h)
@@ -224,7 +227,9 @@ class World:
             memory = after.without_services.mib - sum(d.floor_mib for d in after.workers)
             was = sum(d.use.mib for d in calm.workers)
             if not alone and not isinstance(event, ev.MemoryReported | ev.BooksReported | ev.Reconfigured):
-                self._must(sum(d.use.mib for d in after.workers) <= max(memory, was), "more memory than there is")
+                leaves = sum(d.use.mib for d in after.workers if oracle.yields(d))
+                used = sum(d.use.mib for d in after.workers) - leaves
+                self._must(used <= max(memory, was), "more memory than there is")
         woken = [d for d in after.domains if oracle.away(d) and not oracle.asleep(d) and self._slept(calm, d.name)]
         woken = [d for d in woken if d.jobs]  # without jobs it needs no room
         if woken and after.mode is Mode.COUNTED and not isinstance(event, ev.DomainBooting):

@@ -136,10 +136,10 @@ class Job:
         return {"id": self.id, "run": self.run, **sizes, "rerunnable": self.rerunnable, "owner": self.owner}
 
 
-def holding(mib: int) -> str:
+def holding(mib: int, *, locked: bool = False) -> str:
     """A script that holds that much memory and checks it byte for byte, again and again; its output counts the
-    checks."""
-    return f"exec python3 -S -E /usr/lib/magrathea-test/hold.py {mib}"
+    checks. `locked`: no swap can take it; the job's owner must be root."""
+    return f"exec python3 -S -E /usr/lib/magrathea-test/hold.py {'--locked ' if locked else ''}{mib}"
 
 
 class Guest:

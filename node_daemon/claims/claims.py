@@ -394,8 +394,7 @@ class Claims:
     def _parts_here(self, key: JobKey) -> tuple[Unready, ...]:
         """The job's parts on this host that are not ready."""
         progress = self._daemon.switch.progress
-        moves = sorted(progress.moves().items())
-        how_far = ", ".join(f"{name} {p.what} {p.done_mib} of {p.of_mib} MiB" for name, p in moves)
+        how_far = progress.how_far()
         names = (d.name for d in self._daemon.host.domains if d.job(key) is not None)
         parts = [*self._warnings(), *(unready(progress.lack(name), how_far or name) for name in names)]
         return tuple(part for part in parts if part is not None)

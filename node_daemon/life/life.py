@@ -234,12 +234,15 @@ class Life:
     def _waits_for_memory(self, domain: Domain) -> bool:
         """Whether a boot or a save must wait for memory, or for jobs to stop.
 
-        A restore waits until the jobs that borrowed its CPUs have stopped and its memory has been given back. A domain
+        A restore waits until the jobs that borrowed its CPUs have stopped and its memory has been given back, if need
+        be by domains that are put to sleep for it. A domain
         is made small before it is saved: saving is quicker then, and the restore needs no more than its floor.
         """
         progress = self._daemon.switch.progress
         if domain.lifecycle is Lifecycle.UP:
             return domain.name in progress.memory_moves()
+        if domain.frozen and any(d.gives_way for d in self._daemon.host.workers):
+            return True
         if domain.sleep is not None and not self._has_room(domain):
             return True
         return comes_from_image(domain) and (not progress.all_stopped() or bool(progress.memory_moves()))
@@ -404,6 +407,7 @@ class Life:
         if refusal is not None:
             self._not_saved(name, f"{refusal.code}: {refusal.text}")
             return
+        read, began = self._daemon.switch.readings.of(name), self._daemon.now()
         try:
             await self._daemon.driver.save(name)
         except DriverError as error:
@@ -413,6 +417,8 @@ class Life:
                 raise  # it may be saved all the same, now or later: the next look shows
             self._not_saved(name, str(error))
             return
+        size_mib = 0 if read is None else read.memory_mib or read.max_memory_mib or 0
+        self._daemon.saves.took(name, size_mib, self._daemon.now() - began)
         self._daemon.observe(f"save {name}")
 
     def _is_to_be_saved(self, name: str) -> bool:

@@ -50,6 +50,10 @@ class Bounds:
         """Targets that count as reached, because there is no more memory. Forgotten as soon as there may be more."""
         self.changed = asyncio.Event()
 
+    def known(self) -> frozenset[str]:
+        """The domains that have memory."""
+        return frozenset(self._bounds)
+
     def of(self, domain: str) -> int:
         return self._bounds.get(domain, 0)
 

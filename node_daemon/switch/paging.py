@@ -119,6 +119,8 @@ class Paging:
         self._grows = grows
         self._fetches: dict[str, _Fetch] = {}
         self._reliefs: dict[str, _Relief] = {}
+        self._pushed: dict[str, tuple[int, float]] = {}
+        """By domain, how much was pushed out since somebody last asked, and for how many seconds."""
         self.progress: dict[str, Progress] = {}
         """By domain, how much of its jobs' memory has been brought back."""
 
@@ -136,10 +138,19 @@ class Paging:
         if op == "push-out":
             self._fetches.pop(domain, None)
         jobs = [{"id": key.id, "run": key.run} for key in keys]
+        began = _now()
         answer = await guest.request(op, SLICE_S + SLICE_MARGIN_S, jobs=jobs, mib=mib, deadline_s=SLICE_S)
         moved = answer.pushed_mib if op == "push-out" else answer.fetched_mib
+        if op == "push-out" and moved > 0:
+            before_mib, before_s = self._pushed.get(domain, (0, 0.0))
+            self._pushed[domain] = before_mib + moved, before_s + _now() - began
         log.debug("%s: %s of %d MiB, %d are left; %s", domain, op, moved, answer.left_mib, answer.memory)
         return answer
+
+    def take_pushed(self, domain: str) -> tuple[int, float] | None:
+        """How much was pushed out of the domain's jobs, and for how many seconds that took, since the last question;
+        None if nothing was."""
+        return self._pushed.pop(domain, None)
 
     # Relief
 

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from magrathea.core import plan
-from magrathea.core.model import JobKey, MemoryComing, MemoryLack, MemoryShort
+from magrathea.core.model import Domain, Host, JobKey, MemoryComing, MemoryLack, MemoryShort
 from magrathea.core.plan import SetCpu, SetMemory, Step
+from magrathea.core.shares import disk_obstacles
+from magrathea.core.sleeping import why_awake
 
 from ..retries import sentence
 from .bounds import SLACK_MIB
@@ -98,15 +100,24 @@ class SwitchProgress:
         needs, has = self._mover.needs(domain), read.memory_mib
         if has >= needs - SLACK_MIB:
             return None
+        if any(d.name != domain for d in _givers(host)):
+            return MemoryComing()
         want = plan.desired(host).get(domain, plan.Want()).memory_mib
         if want is not None and want < needs - SLACK_MIB:
             shorts = (self._mover.short(d.name) for d in host.workers)
-            whys = "; ".join(short.text for short in shorts if short is not None)
+            whys = "; ".join((*(short.text for short in shorts if short is not None), *_stay_awake(host)))
             return MemoryShort(f"{domain} needs {needs} MiB and can have {want}" + (f": {whys}" if whys else ""))
         givers = [s.domain for s in self._due() if isinstance(s, SetMemory) and s.domain != domain]
         shortages = [self._steps.memory_shortage(name, self._mover.time_limit_s) for name in (domain, *givers)]
-        why = "; ".join(shortage for shortage in shortages if shortage) if all(shortages) else ""
+        said = (*(shortage for shortage in shortages if shortage), *_stay_awake(host))
+        why = "; ".join(said) if all(shortages) else ""
         return MemoryShort(why) if why else MemoryComing()
+
+    def how_far(self) -> str:
+        """For people: how far the moves are, and who is put to sleep because its memory is needed; empty if nothing
+        goes on."""
+        moves = (f"{name} {p.what} {p.done_mib} of {p.of_mib} MiB" for name, p in sorted(self.moves().items()))
+        return ", ".join((*moves, *(_falls_asleep(self._daemon.host, d) for d in _givers(self._daemon.host))))
 
     def moves(self) -> Mapping[str, Progress]:
         """By domain, how far its memory's move is."""
@@ -131,3 +142,17 @@ class SwitchProgress:
         """What fails at present, for people."""
         due = {slot_of(step) for step in self._due()}
         return [sentence(slot, f) for slot, f in self._steps.retries.items() if f.times > 1 and slot in due]
+
+
+def _givers(host: Host) -> list[Domain]:
+    return [d for d in host.workers if d.gives_way]
+
+
+def _falls_asleep(host: Host, domain: Domain) -> str:
+    waits = why_awake(host, domain)
+    return f"{domain.name} is put to sleep for it" + (f" ({waits})" if waits else "")
+
+
+def _stay_awake(host: Host) -> tuple[str, ...]:
+    obstacles = disk_obstacles(host)
+    return (obstacles,) if obstacles else ()

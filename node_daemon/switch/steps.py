@@ -111,6 +111,11 @@ class Steps:
         slots = {slot_of(step) for step in due} | set(self._under_way)
         self.retries.forget(lambda slot: slot[0] != "Orders" and slot not in slots)
 
+    def forget_shortages(self) -> None:
+        """There may be more memory now: what failed for want of it is tried anew, and is no shortage until then."""
+        retries = self.retries
+        retries.forget(lambda slot: (found := retries.of(slot)) is not None and found.code == RefusalCode.MEMORY_SHORT)
+
     def memory_shortage(self, domain: str, patience_s: float) -> str | None:
         """Why the domain's last move fell short; None while it may still give or take more.
 

@@ -67,6 +67,9 @@ class DaemonForSwitch(DaemonForReadings, Protocol):
         """True while the domain moves between hosts: its CPU and memory stay as they are."""
         ...
 
+    def pushed_out(self, domain: str, mib: int, seconds: float) -> None:
+        """So much memory of the domain's stopped jobs has gone to its guest's swap, in that time."""
+
 
 AGENT_AWAY = (RefusalCode.NO_AGENT, RefusalCode.TIMEOUT)
 """Codes of an agent that is reconnecting, or was slow to answer."""
@@ -114,7 +117,9 @@ class Switch:
         return self._facts.memory_settings
 
     def held_stopped(self, domain: str) -> tuple[JobKey, ...]:
-        return self._orders.held_stopped(domain)
+        """What a domain has that gives way to disk is not pushed out to its swap."""
+        found = self._facts.host.domain(domain)
+        return () if found is not None and found.ignores_swap else self._orders.held_stopped(domain)
 
     def to_continue(self, domain: str) -> tuple[JobKey, ...]:
         return self._orders.to_continue(domain)
@@ -159,7 +164,10 @@ class Switch:
 
     def _was_read(self, read: Mapping[str, DomainReading]) -> None:
         self.interference.note(read, self.readings.number)
+        with_memory = self.mover.bounds.known()
         self.mover.note(read)
+        if with_memory - self.mover.bounds.known():  # a domain has gone, and others may have its memory now
+            self._steps.forget_shortages()
         for d in self._facts.host.workers:  # what is no longer there is not locked, whatever its guest has said
             mib = self.stays_mib(d.name, d.unreclaimable_mib)
             if mib != d.unreclaimable_mib:
@@ -319,6 +327,8 @@ class Switch:
             await self.mover.move(step.domain, step.mib)
         finally:
             self.interference.memory_rests(step.domain, self.readings.begun)
+            if pushed := self.mover.paging.take_pushed(step.domain):
+                self._facts.pushed_out(step.domain, *pushed)
 
     async def _order(self, step: Orders) -> None:
         connection = self._orders.connection(step.domain)

@@ -71,7 +71,8 @@ def total(amounts: Iterable[Amount]) -> Amount:
 
 
 def stuck_mib(d: Domain, jobs: list[Job]) -> int:
-    return max(0, sum(j.memory_mib for j in jobs) - d.swap_mib, d.unreclaimable_mib) if jobs else 0
+    swap = 0 if d.ignores_swap else d.swap_mib
+    return max(0, sum(j.memory_mib for j in jobs) - swap, d.unreclaimable_mib) if jobs else 0
 
 
 def use(d: Domain) -> Amount:
@@ -81,8 +82,16 @@ def use(d: Domain) -> Amount:
     return Amount(sum(j.cpus for j in running(d)), memory_mib)
 
 
-def use_when_stopped(d: Domain) -> Amount:
-    return NOTHING if core_oracle.away(d) else Amount(0, stuck_mib(d, list(d.jobs)))
+def use_when_stopped(h: Host, d: Domain) -> Amount:
+    """Nothing if it can be put to sleep for what it would hold."""
+    if core_oracle.away(d) or core_oracle.may_yield(h, d):
+        return NOTHING
+    return Amount(0, stuck_mib(d, list(d.jobs)))
+
+
+def leaving(h: Host) -> Amount:
+    """What stopped jobs hold, and give by a sleep of their domain."""
+    return total(use(d) - use_when_stopped(h, d) for d in workers(h) if stoppable(h, d) and not running(d))
 
 
 def need(d: Domain) -> Amount:
@@ -119,13 +128,16 @@ def room_mib(h: Host, d: Domain) -> int:
     left = there(h).mib - floors(h).mib
     if h.mode is Mode.EXCLUSIVE:
         for s in siblings(h, d):
-            pushed_aside = stoppable(h, s) or not running(s)
-            left -= use_when_stopped(s).mib if pushed_aside else use(s).mib
+            if stoppable(h, s):
+                left -= use_when_stopped(h, s).mib
+            elif not core_oracle.away(s):
+                left -= use(s).mib if running(s) else stuck_mib(s, list(s.jobs))
     return min(left, d.memory_mib - d.floor_mib) if d.memory_mib else left
 
 
 def past_stopping(h: Host, d: Domain) -> Amount:
-    return total(use_when_stopped(w) if stoppable(h, w) else use(w) for w in workers(h)) + kept(h, siblings(h, d))
+    stay = (use_when_stopped(h, w) if stoppable(h, w) else use(w) for w in workers(h))
+    return total(stay) + kept(h, siblings(h, d))
 
 
 def reserved(h: Host) -> Amount:
@@ -149,7 +161,7 @@ def share(h: Host, d: Domain, cls: JobClass) -> Amount:
 
 def free(h: Host, d: Domain) -> Amount:
     taken = total(use(w) for w in workers(h)) + kept(h, siblings(h, d))
-    return (there(h) - floors(h) - taken).least(there(h) - floors(h) - reserved(h) - past_stopping(h, d))
+    return (there(h) - floors(h) - taken + leaving(h)).least(there(h) - floors(h) - reserved(h) - past_stopping(h, d))
 
 
 # Claims: the code of the refusal, or the victims
@@ -219,7 +231,7 @@ def victims(h: Host, need: Amount) -> tuple[str, ...]:
     if need.within(NOTHING):
         return ()
     candidates = [d for d in workers(h) if running(d) and stoppable(h, d)]
-    gives = {d.name: use(d) - use_when_stopped(d) for d in candidates}
+    gives = {d.name: use(d) - use_when_stopped(h, d) for d in candidates}
     if len(candidates) > EXACT_DOMAINS:
         return best_fit(gives, need)
     found = []
@@ -253,7 +265,7 @@ def wanted_stopped(h: Host) -> Keys:
 
 
 def _must_not_run(h: Host, d: Domain, j: Job) -> bool:
-    if d.sleep is not None:
+    if d.sleep is not None and (ours(j) or not core_oracle.yields(d)):
         return ours(j) or (core_oracle.falling(d) and not h.paused and j.stopper is None and not j.ending)
     may = j.cls is JobClass.PREEMPTIBLE and j.stopper is not StoppedBy.PBS and not j.ending and not j.keeps
     if not may and not ours(j):
@@ -339,9 +351,16 @@ def memory_mib(h: Host, d: Domain) -> int:
     up = [w for w in workers(h) if w.lifecycle is Lifecycle.UP]
     if h.mode is Mode.EXCLUSIVE and [w.name for w in up if active(h, w)] == [d.name]:
         others = sum(held_mib(h, w) if w.lifecycle is Lifecycle.UP else w.floor_mib for w in siblings(h, d))
-        return min(there(h).mib - others, d.memory_mib or there(h).mib)
+        leave = sum(held_mib(h, w) - w.floor_mib for w in siblings(h, d) if _is_left(w))
+        rest = max(there(h).mib - others, min(held_mib(h, d), there(h).mib - others + leave))
+        return min(rest, d.memory_mib or there(h).mib)
     limited = h.mode is Mode.EXCLUSIVE and active(h, d) and d.memory_mib
     return min(held_mib(h, d), d.memory_mib) if limited else held_mib(h, d)
+
+
+def _is_left(d: Domain) -> bool:
+    """It falls asleep so that others have its memory, and nobody has given that up."""
+    return core_oracle.yields(d) and d.sleep is not None and not d.sleep.wakes
 
 
 def active(h: Host, d: Domain) -> list[Job]:

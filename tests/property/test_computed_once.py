@@ -15,6 +15,7 @@ from magrathea.core.model import (
     CLASSES_OF,
     Amount,
     Domain,
+    GiveWay,
     Host,
     Job,
     JobClass,
@@ -45,8 +46,16 @@ SMALL_MIB = st.sampled_from((0, 100, 200))
 HELD = st.sampled_from((False, False, True))
 SWAP_MIB = st.sampled_from((0, 100, 600))
 LIMITS = st.sampled_from(
-    (Limits(), Limits(linger_s=30.0), Limits(max_preempted_s=60.0, max_preemptions=2, overtaken_s=50.0))
+    (
+        Limits(),
+        Limits(linger_s=30.0),
+        Limits(max_preempted_s=60.0, max_preemptions=2, overtaken_s=50.0),
+        Limits(give_way=GiveWay.DISK),
+        Limits(give_way=GiveWay.SWAP_THEN_DISK),
+    )
 )
+OBSTACLE = st.sampled_from(("", "", "a device"))
+CAUSE = st.sampled_from((SleepCause.ADMIN, SleepCause.GIVE_WAY))
 
 
 @st.composite
@@ -85,6 +94,9 @@ def domains(draw: st.DrawFn, number: int, flag: st.SearchStrategy[bool], preempt
         floor_mib=draw(MIB),
         swap_mib=draw(st.sampled_from((0, 100, 4_000))),
         unreclaimable_mib=draw(MIB),
+        disk_obstacle=draw(OBSTACLE),
+        stays_awake=draw(OBSTACLE),
+        ignores_swap=draw(HELD),
         preempted_s=draw(st.sampled_from((0.0, 60.0, 120.0))),
         young_since=draw(st.sampled_from((None, None, 900.0, 999.0))),
         overtaken_since=draw(st.sampled_from((None, 900.0, 999.0))),
@@ -100,13 +112,14 @@ def domains(draw: st.DrawFn, number: int, flag: st.SearchStrategy[bool], preempt
         return replace(domain, linger_until=NOW + 10, linger_size=Amount(draw(st.integers(1, 4)), draw(MIB)))
     if not draw(st.integers(0, 4)):
         count, sleeping = draw(st.integers(0, 3)), draw(st.sampled_from(SLEEPING))
-        return _sleeping(domain, sleeping, tuple(draw(jobs(f"{number}{i}", kind, True, flag)) for i in range(count)))
+        its_jobs = tuple(draw(jobs(f"{number}{i}", kind, True, flag)) for i in range(count))
+        return _sleeping(domain, sleeping, draw(CAUSE), its_jobs)
     is_preempted = kind is Kind.NORMAL and number % 2 < 2 * preempted
     count = draw(st.integers(0, 4)) if kind is Kind.NORMAL or preempted < 1 else 0
     return replace(domain, jobs=tuple(draw(jobs(f"{number}{i}", kind, is_preempted, flag)) for i in range(count)))
 
 
-def _sleeping(domain: Domain, how: str, its_jobs: tuple[Job, ...]) -> Domain:
+def _sleeping(domain: Domain, how: str, cause: SleepCause, its_jobs: tuple[Job, ...]) -> Domain:
     """A domain in a stage of its sleep. Except in one that falls asleep, all jobs are stopped."""
     if how != "falls":
         stopped = (j if j.stopper else replace(j, stopper=StoppedBy.US, stopped_since=900.0) for j in its_jobs)
@@ -115,7 +128,7 @@ def _sleeping(domain: Domain, how: str, its_jobs: tuple[Job, ...]) -> Domain:
     if how == "woken":
         return replace(domain, woken_at=NOW - 10 if domain.stopped else None)
     lifecycle = {"asleep": Lifecycle.DOWN, "in line": Lifecycle.DOWN, "wakes": Lifecycle.BOOTING}.get(how, Lifecycle.UP)
-    sleep = Sleep(950.0, "for a test", SleepCause.ADMIN, wakes=how in ("given up", "in line", "wakes"))
+    sleep = Sleep(950.0, "for a test", cause, wakes=how in ("given up", "in line", "wakes"))
     return replace(domain, sleep=sleep, lifecycle=lifecycle)
 
 
@@ -240,7 +253,7 @@ def test_victims_of_many_or_few_domains(sizes: list[tuple[int, int, float]], swa
         job = Job(JobKey(name, 1), JobClass.PREEMPTIBLE, size, memory, 0.0, 0.0, True, True)
         domain = Domain(name, Kind.NORMAL, 8, swap_mib=swap, lifecycle=Lifecycle.UP, agent_lost_at=None)
         h = replace(h, domains=(*h.domains, replace(domain, jobs=(job,), preempted_s=preempted_s)))
-    gives = plain.total(plain.use(d) - plain.use_when_stopped(d) for d in h.domains)
+    gives = plain.total(plain.use(d) - plain.use_when_stopped(h, d) for d in h.domains)
     need = Amount(cpus, mib).least(gives)
     assert allocation.victims(h, need) == plain.victims(h, need)
 

@@ -44,7 +44,7 @@ RUN = st.sampled_from((1, 1, 1, 2, 3))
 CPUS = st.sampled_from((1, 2, 3, 4, 8, 0, -1, 99))
 GIVEN = st.sampled_from((True, True, False))
 """Whether PBS has been asked about a claimed job."""
-MIB = st.sampled_from((0, 0, 100, 700, 2_000, -5))
+MIB = st.sampled_from((0, 0, 100, 700, 2_000, 3_000, -5))
 
 
 @st.composite
@@ -59,6 +59,7 @@ def domains(draw: st.DrawFn, name: str, host_cpus: int) -> Domain:
         draw(st.sampled_from((host_cpus, max(1, host_cpus // 2)))),
         floor_mib=draw(st.sampled_from((0, 0, 100, 500))),
         swap_mib=draw(st.sampled_from((0, 4_000))),
+        disk_obstacle=draw(st.sampled_from(("", "a device"))),
     )
     frozen = kind is Kind.PRIORITY and draw(st.sampled_from((False, False, True)))
     if frozen:
@@ -318,6 +319,10 @@ class AnyEvents(RuleBasedStateMachine):
     @rule(index=INDEX, mib=st.sampled_from((0, 50, 300, -1)))
     def memory(self, index: int, mib: int) -> None:
         self.world.do(ev.MemoryReported(self.now, self.domain(index).name, mib))
+
+    @rule(index=INDEX, obstacle=st.sampled_from(("", "", "a device")))
+    def the_hypervisor_judges(self, index: int, obstacle: str) -> None:
+        self.world.do(ev.DiskJudged(self.now, self.domain(index).name, obstacle))
 
     # Reading the configuration again
 

@@ -76,6 +76,8 @@ def _domain(name: str, text: str, host_cpus: int) -> Domain:
                 domain = replace(domain, swap_mib=int(value))
             case "unreclaimable":
                 domain = replace(domain, unreclaimable_mib=int(value))
+            case "disk":  # it can be put to sleep if it must give way
+                domain = replace(domain, disk_obstacle="")
             case "preempted":
                 domain = replace(domain, preempted_s=float(value))
             case "down":

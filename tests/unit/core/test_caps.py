@@ -19,10 +19,9 @@ FAILED = Giving(failed=True)
 RETRIES = Giving(leaves=True, failed=True)
 
 
-def preempted(**limits: int) -> Host:
+def preempted() -> Host:
     """n1 is preempted for p1; 1,800 of its 2,000 MiB must leave it."""
     h = host("exclusive", cpus=4, memory=4_000, n1="normal floor=200 swap=4000", p1="priority floor=200")
-    h = replace(h, limits=Limits(**limits))
     return claim(run(h, "n1", "1", cpus=4, memory=1_000), "p1", "9", cpus=4).host
 
 

@@ -50,6 +50,7 @@ class World:
         self.low_mib = low_mib
         self.hub: asyncio.Task[None] | None = None
         self.refusals: list[tuple[str, JobKey, str]] = []
+        self.pushed: list[tuple[str, int, float]] = []
         self.unready: tuple[Unready, ...] | None = ()
         """What hubs know of the job's other hosts."""
 
@@ -94,6 +95,9 @@ class World:
 
     def life_rests(self, name: str) -> bool:
         return False
+
+    def pushed_out(self, domain: str, mib: int, seconds: float) -> None:
+        self.pushed.append((domain, mib, seconds))
 
     async def start(self) -> None:
         """Both domains are up and connected, the hub is there, and n1 has an old preemptible job."""

@@ -17,7 +17,6 @@ from magrathea_lab.rigs import virtual_time
 from node_daemon.claims import claims
 from node_daemon.claims.pbs_says import PbsSays
 from node_daemon.guest_channel.messages import Claim, ClaimedJob, GuestJob, Launched, Prepared
-from node_daemon.switch.paging import Progress
 from node_daemon.switch.progress import Pending, Unstopped
 from tests.unit.core.builders import host, run
 
@@ -103,8 +102,8 @@ class Lacking:
     def unstopped(self) -> Unstopped:
         return Unstopped(self.warned)
 
-    def moves(self) -> dict[str, Progress]:
-        return {"p1": Progress("takes", 10, 900)}
+    def how_far(self) -> str:
+        return "p1 takes 10 of 900 MiB"
 
 
 def test_a_job_waits_for_its_parts_in_all_domains_of_its_host() -> None:

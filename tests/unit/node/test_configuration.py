@@ -16,7 +16,7 @@ import pytest
 
 from magrathea.configuration import ConfigurationError, line_of
 from magrathea.core.machine import handle
-from magrathea.core.model import Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Sleep, SleepCause
+from magrathea.core.model import GiveWay, Host, Job, JobClass, JobKey, Kind, Lifecycle, Mode, Sleep, SleepCause
 from magrathea.core.reconfiguration import UNKNOWN_HOST
 from magrathea_lab.waiting import BOUND_S
 from node_daemon.agent.configuration import Config as AgentConfiguration
@@ -93,6 +93,8 @@ def test_a_good_file_becomes_a_host(tmp_path: Path) -> None:
         ("linger_s = 3", 'warn_signal = "SIGUSR1"', 8, ("`warn_signal`", "no longer exists", "MAGRATHEA_SIGNAL")),
         ("linger_s = 3", "warn_s = 1", 8, ("`warn_s`", "no longer exists", "longest_warning_s")),
         ("linger_s = 3", "longest_warning_s = 301", 8, ("`longest_warning_s`", "301")),
+        ("linger_s = 3", 'give_way = "disk"', 8, ("`give_way` in [limits]", "local driver", 'only "swap"')),
+        ("linger_s = 3", 'give_way = "tape"', 8, ("`give_way` in [limits]", "'tape'", "swap-then-disk")),
         ("[limits]", "[limit]", 7, ("`limit`", "did you mean `limits`")),
         ("cpus = 4", "cpus = 9", 11, ("`cpus` in [domain.n1]", "the host has 8")),
         ("cpus = 4", "cpus = 0", 11, ("`cpus` in [domain.n1]", "0")),
@@ -337,6 +339,13 @@ def test_what_sleeps_at_a_shutdown_is_configured_by_kind(tmp_path: Path, shutdow
     (tmp_path / "noded.toml").write_text(text.replace("cpus = 8", 'cpus = 8\ndriver = "libvirt"'))
     c = read(tmp_path / "noded.toml")
     assert [name for name in c.domain if c.sleeps_at_shutdown(name)] == sleepers
+
+
+@pytest.mark.parametrize("way", list(GiveWay))
+def test_where_memory_goes_is_configured(tmp_path: Path, way: GiveWay) -> None:
+    text = GOOD.replace("linger_s = 3", f'give_way = "{way}"').replace("cpus = 8", 'cpus = 8\ndriver = "libvirt"')
+    assert configured(parsed(tmp_path, text)).limits.give_way is way
+    assert configured(parsed(tmp_path, GOOD)).limits.give_way is GiveWay.SWAP
 
 
 def test_a_domain_has_its_own_word_about_a_shutdown(tmp_path: Path) -> None:

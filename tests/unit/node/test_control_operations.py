@@ -44,7 +44,7 @@ class Owner:
         control = SimpleNamespace(group="")
         self.configuration: Any = SimpleNamespace(control_socket=folder / "control.sock", control=control)
         self.switch: Any = SimpleNamespace(clear=lambda domain: None)
-        self.saves: Any = SimpleNamespace()
+        self.saves: Any = SimpleNamespace(estimates=lambda: lambda road, domain, mib: None)
         self.host_sleep: Any = SimpleNamespace()
         self.move_requests: Any = SimpleNamespace(report=None, plan=None, migrate=None)
         self.hub: Any = SimpleNamespace(revision=1)

@@ -37,6 +37,8 @@ def test_memory_goes_over_and_comes_back_in_the_right_order() -> None:
         assert w.has("n1") > FLOOR_MIB + 10, "it starts with what it asked for; the rest follows"
         await w.until(lambda: w.has("n1") <= FLOOR_MIB + 2 and w.has("p1") >= CAPACITY_MIB - FLOOR_MIB - 2)
         assert w.model.world.guests["n1"].swapped >= 1500
+        assert [(name, mib >= 1500) for name, mib, _ in w.pushed] == [("n1", True)], "for the next estimate"
+        assert w.pushed[0][1] / w.pushed[0][2] == pytest.approx(250, rel=0.2), "its swap takes 250 MiB a second"
         first = {what: w.log.index(what) for what in ("stop n1", "push n1", "memory n1", "memory p1")}
         assert first["stop n1"] < min(first["push n1"], first["memory n1"])
         assert first["stop n1"] < first["memory p1"]

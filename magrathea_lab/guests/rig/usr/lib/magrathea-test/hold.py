@@ -1,9 +1,12 @@
-"""hold.py MIB [FILE]: hold that much incompressible memory, and check it byte for byte, again and again.
+"""hold.py [--locked] MIB [FILE]: hold that much incompressible memory, and check it byte for byte, again and again.
+
+With --locked no swap can take it; only root may lock so much.
 
 Prints `filled`, then `round N ok` after each check, or `BAD N` and exits with 1. Each page differs from all others.
 When FILE exists, prints `all right` after the next check and exits with 0.
 """
 
+import ctypes
 import os
 import struct
 import sys
@@ -20,7 +23,16 @@ def expected(block, number):
     return made
 
 
+def lock():
+    everything = 1 | 2  # MCL_CURRENT | MCL_FUTURE
+    if ctypes.CDLL(None, use_errno=True).mlockall(everything):
+        raise OSError(ctypes.get_errno(), "mlockall")
+
+
 def main():
+    if sys.argv[1] == "--locked":
+        del sys.argv[1]
+        lock()
     size = int(sys.argv[1])
     block = os.urandom(MIB)
     held = [expected(block, number) for number in range(size)]
