@@ -49,7 +49,12 @@ def init(directory: Path) -> None:
 
 @keys.command(short_help="make a host's key pair")
 @click.argument("host")
-@click.option("--vnode", "vnodes", multiple=True, help="A vnode that HOST may report. Default: any of no other host.")
+@click.option(
+    "--vnode",
+    "vnodes",
+    multiple=True,
+    help="A vnode that HOST may report (others come with their domains). Default: any of no other host.",
+)
 @click.pass_obj
 def enrol(directory: Path, host: str, vnodes: tuple[str, ...]) -> None:
     """Make HOST's key pair and let the host connect under that name. A running hub accepts it within two seconds.
