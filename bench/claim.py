@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from magrathea import __version__
+from magrathea.messages import KNOWS_MOVES
 from magrathea_lab.rigs import local_host as hosts
 from magrathea_lab.rigs.local_host import COMPUTE, Host
 from magrathea_lab.waiting import until
@@ -97,7 +97,7 @@ def rounds(
     return times
 
 
-def by_channel(count: int, program: str, hub_version: str = __version__) -> list[float]:
+def by_channel(count: int, program: str, hub_version: str = KNOWS_MOVES) -> list[float]:
     with hosts.one_host(program, agents=("n1",), hub_version=hub_version) as host, channel_to(host, "p1") as channel:
         until(lambda: host.status().domains[1].agent, "the priority domain's channel")
         return rounds(

@@ -57,7 +57,8 @@ class HubRig:
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._tasks: list[asyncio.Task[None]] = []
-        self._peers: set[bytes] = set()
+        self._boots: dict[bytes, str] = {}
+        """Each peer's boot id. A restarted one is greeted again."""
 
     def start(self) -> None:
         self._socket.bind(self.endpoint)
@@ -75,8 +76,8 @@ class HubRig:
                 message = decode_to_hub(data)
             except BadMessage:
                 continue  # only this message is lost
-            if peer not in self._peers:
-                self._peers.add(peer)
+            if isinstance(message, Snapshot | Heartbeat) and self._boots.get(peer) != message.boot_id:
+                self._boots[peer] = message.boot_id
                 for greeting in (self._heartbeat(), Resend()):  # the version first, as hubs do
                     await self._socket.send_multipart([peer, encode(greeting)])
             if isinstance(message, Snapshot):
@@ -84,12 +85,9 @@ class HubRig:
                 await self._answer(peer, message)
             elif isinstance(message, MoveWords):
                 await self._tell_owners(peer, message)
-            elif isinstance(message, GivenAsked):
-                if self.version:  # an older hub does not know the question
-                    self.asked.append(message)
-                    await self._socket.send_multipart([peer, encode(self._told(message))])
-            else:
-                await self._socket.send_multipart([peer, encode(self._heartbeat())])
+            elif isinstance(message, GivenAsked) and self.version:  # an older hub does not know the question
+                self.asked.append(message)
+                await self._socket.send_multipart([peer, encode(self._told(message))])
 
     def _told(self, asked: GivenAsked) -> GivenTold:
         size, given = self.sizes.get(asked.job), self.given(asked)
@@ -125,9 +123,9 @@ class HubRig:
 
     async def _beat(self) -> None:
         while True:
-            for peer in tuple(self._peers):
+            for peer in tuple(self._boots):
                 await self._socket.send_multipart([peer, encode(self._heartbeat())])
-            await asyncio.sleep(HEARTBEAT_S / 2)
+            await asyncio.sleep(HEARTBEAT_S)
 
     async def close(self) -> None:
         for task in self._tasks:

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import psutil
 
-from magrathea import __version__, client
-from magrathea.messages import Snapshot
+from magrathea import client
+from magrathea.messages import KNOWS_MOVES, Snapshot
 from node_daemon.main import group_name
 
 from .. import leftovers
@@ -144,7 +144,7 @@ def one_host(
     program: str = "",
     agents: tuple[str, ...] = ("n1", "p1"),
     mode: str = 'mode = "exclusive"',
-    hub_version: str = __version__,
+    hub_version: str = KNOWS_MOVES,
 ) -> Iterator[Host]:
     """A host with its daemon and the agents of `agents`, all connected. `program`: what the job's processes run.
     `mode`: the line of the configuration, with the host's CPUs if they matter. `hub_version`: see HubRig."""
