@@ -291,11 +291,10 @@ def explore(first: Host, found: Found, most_hosts: int = MOST_HOSTS) -> None:
         for event in events(host):
             after, _ = handle(host, event)
             _note(found, before, after, event)
-            new = normal(after)
-            if any(_passing(d) for d in new.domains):
-                _look_back(found, new)
-            elif (its_key := key(new)) not in seen:
-                seen.add(its_key)
+            if any(_passing(d) for d in after.domains):
+                _look_back(found, normal(after))
+            elif len(seen) <= most_hosts and (its_key := key(new := normal(after))) not in seen:
+                seen.add(its_key)  # one more than is looked at shows that these were not all
                 queue.append(new)
     found.hosts += looked_at
     found.complete = found.complete and not queue
