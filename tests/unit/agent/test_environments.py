@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
@@ -23,15 +22,9 @@ class Jobs:
     """Processes with a job's id in their environment. Those in `hanging` cannot be read, as the reader believes."""
 
     def __init__(self, count: int) -> None:
-        code = "print(flush=True); import time; time.sleep(600)"
-        self.children = [
-            subprocess.Popen([sys.executable, "-c", code], env={"PBS_JOBID": "12.srv"}, stdout=subprocess.PIPE)
-            for _ in range(count)
-        ]
+        self.children = [subprocess.Popen(["sleep", "600"], env={"PBS_JOBID": "12.srv"}) for _ in range(count)]
         self.procs: dict[int, Proc] = {}
         for child in self.children:
-            assert child.stdout is not None
-            child.stdout.readline()
             self.procs[child.pid] = Proc(child.pid, 0, procfs.start_of(child.pid) or 0, time.monotonic())
         self.hanging = set(list(self.procs)[:HANGING])
         self.environments = Environments([])

@@ -76,12 +76,16 @@ class SimHub:
         """What is due. PBS has answered before what the hub must ask about a job, because of a host's report."""
         found, notes = self.farm.actions(self.at)
         self.notes += notes
-        asked = [action for action in found if isinstance(action, Look) and action.key not in self.farm.entries]
+        asked: list[Action] = []
+        others: list[Action] = []
+        for action in found:
+            is_asked = isinstance(action, Look) and action.key not in self.farm.entries
+            (asked if is_asked else others).append(action)
         if not asked:
             return found
         for action in asked:
             self.tell(self._outcome(action))
-        return [action for action in found if action not in asked] + self.actions()
+        return others + self.actions()
 
     def carry_out(self, action: Action) -> Outcome:
         """Carry it out in PBS, without reporting it to the farm."""

@@ -18,6 +18,7 @@ from magrathea.core.model import JobKey, MemoryShort
 from magrathea.core.refusals import RefusalCode
 from node_daemon.guest_channel.channel import AgentError
 from node_daemon.guest_channel.messages import GuestMemory, Report
+from node_daemon.switch.paging import MemorySettings
 from node_daemon.switch.switch import FAULT_AFTER_S
 from tests.fakes.guest import SESSION
 
@@ -27,6 +28,8 @@ NEEDS_MIB = 1000
 """Memory of p1's job."""
 ENORMOUS = 2**40
 """The largest number that a message may have."""
+SHORT_LIMIT_S = 20.0
+"""How long a move may take, if the guest gives nothing anyway: each virtual second is a hundred slices."""
 REPORT_S = 1.1
 """A report of the same guest is entered once in a second."""
 
@@ -164,6 +167,7 @@ def test_false_answers_about_what_was_pushed_out_end_with_the_time_limit(answer:
 async def refused_in_time(w: World) -> None:
     """p1's job is refused because n1 gives no memory; n1's job continues, and p1 takes the next job that fits into what
     it has."""
+    w.memory_settings = MemorySettings(time_limit_s=SHORT_LIMIT_S)
     answer = await w.claim(NEEDS_MIB)
     if answer["ok"]:
         w.apply(ev.JobLaunched(w.now(), "p1", HIGH))  # MoM has it, and its prologue waits
