@@ -1,13 +1,15 @@
 """Shared by all suites: hypothesis's profiles, the tests that need a real system, and the summary at the end.
 
-Hypothesis has three profiles (`pytest --hypothesis-profile=NAME`). `small`, for `make check`, always uses the same
-examples; `default` is for `make test`; `thorough` is for a night. Tests state multiples of a profile's number, no
-numbers of their own. No profile has a deadline: an example's time depends on the machine more than on the code.
+Hypothesis has four profiles (`pytest --hypothesis-profile=NAME`). `check`, for `make check`, and `small`, for `make
+mutation`, always use the same examples; `default` is for `make test`; `thorough` is for a night. `check` also leaves
+out rows of long tables of tests (tables.py). Tests state multiples of a profile's number, no numbers of their own. No
+profile has a deadline: an example's time depends on the machine more than on the code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,15 +24,15 @@ LONGEST_FIRST = ("openpbs", "libvirt", "embedded")
 """With several workers the run ends with quick tests, so that no worker waits long for another's last test."""
 LONGEST_FILES = ("test_guests.py", "test_walk_through.py", "test_install.py", "test_crash.py", "test_scenarios.py")
 """They start systems of their own, or crash each part after each step. All tests of a file run in the same worker."""
-EXAMPLES = {"small": 25, "default": 200, "thorough": 4_000}
-"""All property tests together take seconds with `small`, a minute with `default`, a quarter of an hour with
+EXAMPLES = {"check": 12, "small": 25, "default": 200, "thorough": 4_000}
+"""All property tests together take seconds with `check` and `small`, a minute with `default`, a quarter of an hour with
 `thorough`."""
 
 for name, number in EXAMPLES.items():
     settings.register_profile(
         name,
         max_examples=number,
-        derandomize=name == "small",  # a failure of `make check` must come from the change, not from chance
+        derandomize=name in ("check", "small"),  # a failure of `make check` must come from the change, not from chance
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow],
         print_blob=True,
@@ -63,14 +65,22 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if any(suite.has(item.path) for suite in real_systems.SUITES):
+        if _is_real(item.path):
             item.add_marker("real")
-    items.sort(key=_place)
+    items.sort(key=lambda item: _place(item.path))
 
 
-def _place(item: pytest.Item) -> tuple[int, int]:
-    folder, file = item.path.relative_to(HERE).parts[0], item.path.name
-    return _index(folder, LONGEST_FIRST), _index(file, LONGEST_FILES)
+# Asked once for each file, not for each of its tests: each worker sorts all tests.
+
+
+@cache
+def _is_real(file: Path) -> bool:
+    return any(suite.has(file) for suite in real_systems.SUITES)
+
+
+@cache
+def _place(file: Path) -> tuple[int, int]:
+    return _index(file.relative_to(HERE).parts[0], LONGEST_FIRST), _index(file.name, LONGEST_FILES)
 
 
 def _index(name: str, order: tuple[str, ...]) -> int:

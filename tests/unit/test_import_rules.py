@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from magrathea_lab.waiting import BOUND_S
+from tests.tables import some
 
 ROOT = Path(__file__).resolve().parents[2]
 LINT = [str(Path(sys.executable).with_name("lint-imports")), "--no-logo", "--cache-dir", "cache"]
@@ -69,7 +70,7 @@ def test_the_tree_keeps_all_rules(tree: Path) -> None:
     assert broken(tree) == (0, [])
 
 
-@pytest.mark.parametrize(("file", "line", "rule"), BREACHES)
+@pytest.mark.parametrize(("file", "line", "rule"), some(BREACHES, 2))
 def test_a_forbidden_import_is_found(tree: Path, file: str, line: str, rule: str) -> None:
     with added(tree / file, line):
         code, rules = broken(tree)

@@ -10,6 +10,7 @@ from click.testing import Result
 from scheduler_plugin.setup import records
 from scheduler_plugin.setup.sched_config import InstallError
 from tests.fakes.qmgr import KILLED, LOST, REFUSED, FakeQmgr, Killed, magrathea
+from tests.tables import crossed
 
 INSTALL: tuple[str, ...] = ("install", "--priority", "high", "--preemptible", "low", "--vnode", "n1", "--memory-moves")
 INSTALL += ("--keep-consumables", "--protect", "lic_a")
@@ -58,8 +59,7 @@ def test_every_step_is_tried(server: FakeQmgr) -> None:
     assert len(server.steps) == INSTALL_STEPS + UNINSTALL_STEPS, server.steps
 
 
-@pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("at", range(INSTALL_STEPS))
+@pytest.mark.parametrize(("at", "how"), crossed(range(INSTALL_STEPS), HOWS))
 def test_an_install_that_fails_at_any_step_is_reported_and_the_next_one_works(
     server: FakeQmgr, tmp_path: Path, at: int, how: str
 ) -> None:
@@ -81,8 +81,7 @@ def test_an_install_that_fails_at_any_step_is_reported_and_the_next_one_works(
     assert server.picture() == before
 
 
-@pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("at", range(INSTALL_STEPS))
+@pytest.mark.parametrize(("at", "how"), crossed(range(INSTALL_STEPS), HOWS))
 def test_an_install_that_fails_at_any_step_can_be_undone(server: FakeQmgr, at: int, how: str) -> None:
     before = server.picture()
     failing(server, at, how, *INSTALL)
@@ -92,8 +91,7 @@ def test_an_install_that_fails_at_any_step_can_be_undone(server: FakeQmgr, at: i
     assert not (server.home / records.NAME).exists()
 
 
-@pytest.mark.parametrize("how", HOWS)
-@pytest.mark.parametrize("at", range(UNINSTALL_STEPS))
+@pytest.mark.parametrize(("at", "how"), crossed(range(UNINSTALL_STEPS), HOWS))
 def test_an_uninstall_that_fails_at_any_step_tells_and_the_next_one_works(server: FakeQmgr, at: int, how: str) -> None:
     before = server.picture()
     assert magrathea(server, *INSTALL).exit_code == 0

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from magrathea.output import LOST
 from magrathea_lab.waiting import BOUND_S
 from tests.fakes.control_socket import PREEMPTION, answering
+from tests.tables import crossed
 
 PROGRAMS = {
     "magrathea": "magrathea.cli",
@@ -22,6 +23,10 @@ PROGRAMS = {
     "magrathea-agent": "node_daemon.agent",
 }
 programs = pytest.mark.parametrize("program", PROGRAMS)
+
+
+def programs_with(name: str, values: Sequence[object]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(("program", name), crossed(list(PROGRAMS), values))
 
 
 def ended(
@@ -38,8 +43,7 @@ def ended(
     )
 
 
-@programs
-@pytest.mark.parametrize("word", ["-h", "--help", "--version"])
+@programs_with("word", ["--version", "-h", "--help"])
 def test_help_and_version(program: str, word: str) -> None:
     done = ended(program, word)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -49,8 +53,7 @@ def test_help_and_version(program: str, word: str) -> None:
         assert b"xit codes: " in done.stdout and b"74" in done.stdout
 
 
-@programs
-@pytest.mark.parametrize("shell", ["> /dev/full", ">&-", ">&- 2>&-", ">&- <&-"])
+@programs_with("shell", ["> /dev/full", ">&-", ">&- 2>&-", ">&- <&-"])
 def test_an_output_that_is_full_or_closed_is_told_in_a_line(program: str, shell: str) -> None:
     done = ended(program, "--help", shell=shell)
     assert done.returncode == LOST
@@ -59,14 +62,12 @@ def test_an_output_that_is_full_or_closed_is_told_in_a_line(program: str, shell:
     assert all(line.startswith(program) and "output cannot be written" in line for line in lines)
 
 
-@programs
-@pytest.mark.parametrize("shell", ["> /dev/full 2> /dev/full", ">&- 2>&-", "<&- >&- 2>&-"])
+@programs_with("shell", ["> /dev/full 2> /dev/full", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_a_mistake_keeps_its_exit_code_if_nothing_can_be_printed(program: str, shell: str) -> None:
     assert ended(program, "--no-such-option", shell=shell).returncode == 2
 
 
-@programs
-@pytest.mark.parametrize("arguments", [[b"--\xff"], [b"\xff"], [b"--config", b"/tmp/\xff"]])
+@programs_with("arguments", [[b"--\xff"], [b"\xff"], [b"--config", b"/tmp/\xff"]])
 def test_arguments_that_are_not_utf_8_are_wrong_usage(program: str, arguments: list[bytes]) -> None:
     done = ended(program, *arguments)
     assert done.returncode == 2 and done.stderr and b"Traceback" not in done.stderr

@@ -11,6 +11,7 @@ import pytest
 from node_daemon.agent import parts, wire
 from node_daemon.agent.lines import MAX_LINE_BYTES, BadValue, encode
 from node_daemon.agent.wire import TooLarge
+from tests.tables import crossed
 
 from .pair import Doc, Pair
 
@@ -170,15 +171,17 @@ def test_parts_without_an_end_are_kept_within_bounds() -> None:
     assert kept.size == 0
 
 
-@pytest.mark.parametrize("text", ["", "\u20ac", "x" * 9_000 + "\U0001f600"], ids=ascii)
-@pytest.mark.parametrize("number", [0, 10**900])
-@pytest.mark.parametrize("of_one_message", [False, True])
+@pytest.mark.parametrize(
+    ("text", "number", "of_one_message"),
+    crossed(["", "\u20ac", "x" * 9_000 + "\U0001f600"], [0, 10**900], [False, True]),
+    ids=lambda value: ascii(value)[:20],
+)
 def test_parts_take_no_more_memory_than_is_counted(pair: Pair, text: str, number: int, of_one_message: bool) -> None:
-    lines = (
+    lines = [
         encode(part(pair, id, message=number + (id // 1000 if of_one_message else id), at=at, text=text))
         for id in range(10_000 if len(text) < 10 else 1_000)
         for at in [id % 1000 if of_one_message else 0]
-    )
+    ]
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
