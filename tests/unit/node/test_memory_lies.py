@@ -21,6 +21,7 @@ from node_daemon.guest_channel.messages import GuestMemory, Report
 from node_daemon.switch.paging import MemorySettings
 from node_daemon.switch.switch import FAULT_AFTER_S
 from tests.fakes.guest import SESSION
+from tests.tables import some
 
 from .switch_world import CAPACITY_MIB, FLOOR_MIB, HIGH, LOW, World, busy_guest, played, world
 
@@ -58,7 +59,7 @@ def nobody_suffers(w: World) -> None:
     assert w.domain("p1").lifecycle == "up"
 
 
-@pytest.mark.parametrize("mib", [-ENORMOUS, -1, ENORMOUS, CAPACITY_MIB, 300])
+@pytest.mark.parametrize("mib", some([-ENORMOUS, -1, ENORMOUS, CAPACITY_MIB, 300]))
 def test_what_a_preempted_guest_says_is_locked_takes_no_memory_from_the_job_that_preempted_it(mib: int) -> None:
     w = world(busy_guest())
 
@@ -109,13 +110,15 @@ def test_a_guest_that_says_more_is_locked_than_it_has_keeps_no_more_from_sibling
 
 @pytest.mark.parametrize(
     "figures",
-    [
-        {"available_mib": ENORMOUS},
-        {"available_mib": 5000},
-        {"total_mib": 0},
-        {"total_mib": -1},
-        {"total_mib": -ENORMOUS},
-    ],
+    some(
+        [
+            {"available_mib": ENORMOUS},
+            {"available_mib": 5000},
+            {"total_mib": 0},
+            {"total_mib": -1},
+            {"total_mib": -ENORMOUS},
+        ]
+    ),
 )
 def test_impossible_figures_refuse_the_claim_and_put_no_domain_in_fault(figures: dict[str, int]) -> None:
     w = world(busy_guest())
@@ -137,7 +140,7 @@ def broken(code: str) -> Any:
     return ask
 
 
-@pytest.mark.parametrize("code", ["busy", "failed", "timeout", "no-agent", "unknown-op", "bad-request"])
+@pytest.mark.parametrize("code", some(["busy", "failed", "timeout", "no-agent", "unknown-op", "bad-request"]))
 def test_an_agent_that_never_reports_its_figures_refuses_the_claim_and_puts_no_domain_in_fault(code: str) -> None:
     w = world(busy_guest())
 
