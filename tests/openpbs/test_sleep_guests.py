@@ -27,6 +27,8 @@ __all__ = ["cluster", "fleet"]
 
 log = logging.getLogger(__name__)
 
+DAY_S = 86400
+
 
 def is_running(fleet: Fleet, domain: str) -> bool:
     """False also while its image is read."""
@@ -38,7 +40,24 @@ def is_down(fleet: Fleet, domain: str) -> bool:
     return "down" in fleet.vnodes()[domain].state
 
 
-def test_a_job_sleeps_in_its_guests_image_and_goes_on_in_the_same_run(fleet: Fleet) -> None:
+def clock_error_s(fleet: Fleet, domain: str) -> float:
+    return abs(float(fleet.guest(domain).sh("date +%s")) - time.time())
+
+
+def lives_a_day_ago(fleet: Fleet, domain: str) -> None:
+    """Set the guest's clock back by a day, as if a sleep that begins now took a day. MoM starts anew by that clock."""
+    guest = fleet.guest(domain)
+    guest.sh(f"date -s @$(($(date +%s) - {DAY_S}))")
+    ended = {f"/proc/{pid}/comm" for pid in guest.kill("pbs_mom")}
+    moms = "grep -ls pbs_mom /proc/[0-9]*/comm || true"
+    wait(fleet, "MoM has started anew", lambda: set(guest.sh(moms).split()) - ended, MOVED_S)
+    wait(fleet, f"{domain} is free", lambda: fleet.vnodes()[domain].state == {"free"}, MOVED_S)
+
+
+def test_a_job_sleeps_in_its_guests_image_and_goes_on_in_the_same_run_although_the_clock_jumps_a_day(
+    fleet: Fleet,
+) -> None:
+    lives_a_day_ago(fleet, "n1")
     fleet.pbs.qmgr(f"set server node_fail_requeue={FAIL_REQUEUE_S}")
     job = submit(fleet, "low", "n1", "-l", "walltime=600")
     wait_state(fleet, job, "R", MOVED_S)
@@ -65,6 +84,7 @@ def test_a_job_sleeps_in_its_guests_image_and_goes_on_in_the_same_run(fleet: Fle
     wait(fleet, "its agent has ended MoM's connections", lambda: ended in fleet.log("noded-h1"), MOVED_S)
     wait_state(fleet, job, "R", MOVED_S)
     away_s = time.monotonic() - suspended_at
+    wait(fleet, "its clock is set", lambda: clock_error_s(fleet, "n1") < DAY_S / 100, MOVED_S)
     checks(fleet, "n1", job, 2)
     ends_right(fleet, "n1", job, run=run)
     awake_s = time.monotonic() - began - away_s
