@@ -29,7 +29,7 @@ SCRIPTS = (
         "agent_start",
         "status_time",
     ),
-    *("guests", "memory"),
+    *("guests", "memory", "sleep"),
 )
 """In this order; each module has `figures(quick)`."""
 
