@@ -59,6 +59,8 @@ class MoveRequests:
         if leaving is None and request.to == daemon.place.name:
             raise Denied(RefusalCode.BAD_REQUEST, f"{name} is not on its way from {request.to}; name another host")
         if leaving is not None:
+            if request.to != daemon.place.name:
+                self._permitted(request.to)
             plan, papers, to = None, "", request.to
         else:
             departure, plan = await self._planned(name, request.to)
@@ -78,19 +80,22 @@ class MoveRequests:
             self._moves.look_soon()
         return granted(now=now, plan=plan, moves=self._reports())
 
+    def _permitted(self, to: str) -> None:
+        """Raises Denied if this host moves no domain to `to`; empty: to any host."""
+        here, hosts = self._daemon.place.name, self._daemon.configuration.moves.hosts
+        if not hosts:
+            text = f"{here} moves no domains: name the hosts that they may go to, `hosts` in [moves] of noded.toml"
+            raise Denied(RefusalCode.NOT_SUPPORTED, text)
+        if to and to not in hosts:
+            text = f"{here} moves domains to {', '.join(hosts)} only; add {to} to `hosts` in [moves]"
+            raise Denied(RefusalCode.NO_VISITORS, text)
+
     async def _planned(self, name: str, to: str) -> tuple[Departure, MovePlan]:
         daemon = self._daemon
         c, place = daemon.configuration, daemon.place
         if self._moves is None:
             raise Denied(RefusalCode.NOT_SUPPORTED, why_nothing_moves(c))
-        if not c.moves.hosts:
-            text = (
-                f"{place.name} moves no domains: name the hosts that they may go to, `hosts` in [moves] of noded.toml"
-            )
-            raise Denied(RefusalCode.NOT_SUPPORTED, text)
-        if to and to not in c.moves.hosts:
-            text = f"{place.name} moves domains to {', '.join(c.moves.hosts)} only; add {to} to `hosts` in [moves]"
-            raise Denied(RefusalCode.NO_VISITORS, text)
+        self._permitted(to)
         if place.host.domain(name) is not None and c.vnode(name) != name:
             text = f"the vnode of {name} is {c.vnode(name)}; a domain moves only if its vnode has its name"
             raise Denied(RefusalCode.NOT_MOVABLE, f"{text}, because the hub's books know it by that")

@@ -235,6 +235,17 @@ def test_a_request_that_names_no_host_for_it_is_refused(to: str, code: RefusalCo
     play(test)
 
 
+def test_a_mistyped_host_does_not_end_a_move_that_is_under_way() -> None:
+    async def test(scene: Scene) -> None:
+        await copying(scene)
+        with pytest.raises(Denied) as caught:
+            await scene.hosts["a"].migrate("bb")
+        assert caught.value.code is RefusalCode.NO_VISITORS and "to b, c only" in str(caught.value)
+        assert await scene.home() == "b"
+
+    play(test, names=("a", "b", "c"))
+
+
 def test_what_keeps_a_domain_here_is_told_at_once() -> None:
     async def refused(scene: Scene, domain: str = N1, to: str = "") -> Denied:
         with pytest.raises(Denied) as caught:
