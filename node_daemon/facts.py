@@ -48,7 +48,7 @@ REFUSED_WHILE_MOVING = (
     | ev.DefrostRequested
     | ev.DrainRequested
 )
-"""Requests that a domain on its way to or from another host cannot grant."""
+"""Requests that a domain cannot grant which is on its way to or from another host, or which another host has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class Facts:
         return event
 
     def _refused_while_moving(self, event: ev.Event) -> ev.Refused | None:
-        if not isinstance(event, REFUSED_WHILE_MOVING) or (no := migration.refusal(self.moves, event.domain)) is None:
+        if not isinstance(event, REFUSED_WHILE_MOVING) or (no := migration.refusal(self.place, event.domain)) is None:
             return None
         return ev.Refused(event.domain, no.code, no.text, getattr(event, "key", None))
 

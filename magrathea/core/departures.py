@@ -53,6 +53,8 @@ def no_move(place: HostWithMoves, name: str, wanted: str) -> Refusal | None:
     """Why no move of the domain may begin now; None if it may."""
     host, record = place.host, place.moves.record(name)
     domain = host.domain(name)
+    if record is not None and record.owner != host.name and place.moves.arriving_of(name) is None:
+        return Refusal(RefusalCode.NOT_MOVABLE, f"{record.owner} has {name}, by the hub's books; ask that host")
     if domain is None:
         return Refusal(RefusalCode.UNKNOWN_DOMAIN, f"{host.name} has no domain {name}")
     if not wanted:

@@ -239,13 +239,17 @@ def _first(*table: tuple[bool, MoveStep]) -> MoveStep | None:
     return next((what for holds, what in table if holds), None)
 
 
-def refusal(moves: Moves, name: str) -> Refusal | None:
-    """Why claims for the domain, and requests about its life, are refused while it moves; None if they are not."""
-    leaving, arriving = moves.leaving_of(name), moves.arriving_of(name)
+def refusal(place: HostWithMoves, name: str) -> Refusal | None:
+    """Why claims for the domain, and requests about its life, are refused because it moves or another host has it; None
+    if they are not."""
+    moves = place.moves
+    leaving, arriving, record = moves.leaving_of(name), moves.arriving_of(name), moves.record(name)
     if leaving is not None and leaving.stage is not MoveStage.STAYING:
         return Refusal(RefusalCode.DOMAIN_MOVING, f"{name} is on its way to {leaving.to}; wait until it is there")
     if arriving is not None and not arriving.adopted:
         return Refusal(RefusalCode.DOMAIN_MOVING, f"{name} is on its way from {arriving.source}; wait")
+    if arriving is None and record is not None and record.owner != place.name:
+        return Refusal(RefusalCode.DOMAIN_MOVING, f"{record.owner} has {name}, by the hub's books; ask that host")
     return None
 
 

@@ -285,7 +285,11 @@ TABLE: tuple[Meaning, ...] = (
         (_C.DOMAIN_FROZEN, "the domain is saved to disk", "`magrathea domain defrost DOMAIN`"),
         (_C.DOMAIN_ASLEEP, "the domain sleeps on disk with its jobs", "`magrathea domain defrost DOMAIN`, then wait"),
         (_C.DOMAIN_DRAINING, "the domain finishes its jobs and takes no more", "`magrathea undrain DOMAIN`"),
-        (_C.DOMAIN_MOVING, "the domain is on its way to or from another host", "wait; `magrathea status` shows it"),
+        (
+            _C.DOMAIN_MOVING,
+            "the domain is on its way to or from another host, or another host has it",
+            "wait; `magrathea status` shows it. If another host has it, ask there",
+        ),
         (_C.DOMAIN_PREEMPTED, "the domain's jobs are stopped", "wait"),
         (
             _C.DOMAIN_UNKNOWN,

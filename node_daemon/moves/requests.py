@@ -126,7 +126,7 @@ class MoveRequests:
         """Each domain that takes no jobs because of a move, with how far that is."""
         place, found = self._daemon.place, {}
         for domain in place.host.domains:
-            if migration.refusal(place.moves, domain.name) is None and migration.may_act(place, domain.name):
+            if migration.refusal(place, domain.name) is None and migration.may_act(place, domain.name):
                 continue
             report = self._report(domain.name)
             record = place.moves.record(domain.name)

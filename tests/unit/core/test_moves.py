@@ -108,7 +108,7 @@ def test_a_domain_that_is_not_simply_up_may_not_move(facts: dict[str, object], c
 def test_no_move_begins_without_the_hub_or_on_a_paused_host_or_of_an_unknown_domain() -> None:
     here = named("a", n1="normal")
     assert answer(HostWithMoves(here)) is RefusalCode.HUB_LOST, "the hub has no record of it"
-    assert answer(owned(here, owner="c")) is RefusalCode.HUB_LOST
+    assert answer(owned(here, owner="c")) is RefusalCode.NOT_MOVABLE, "c has it"
     assert answer(owned(replace(here, hub_lost=True))) is RefusalCode.HUB_LOST
     assert answer(owned(replace(here, paused=Pause(T, "work")))) is RefusalCode.PAUSED
     assert answer(owned(here), domain="n9") is RefusalCode.UNKNOWN_DOMAIN
@@ -212,19 +212,19 @@ def test_a_claim_that_moves_gets_its_time_to_be_confirmed_again() -> None:
 
 def test_claims_are_refused_while_the_domain_moves_and_accepted_again_when_it_stays() -> None:
     place = asked(owned(named("a", n1="normal")))
-    no = mg.refusal(place.moves, "n1")
+    no = mg.refusal(place, "n1")
     assert no and no.code is RefusalCode.DOMAIN_MOVING
-    assert mg.refusal(place.moves, "n2") is None
-    assert mg.refusal(asked(place, to="a").moves, "n1") is None
+    assert mg.refusal(place, "n2") is None
+    assert mg.refusal(asked(place, to="a"), "n1") is None
 
 
 def test_claims_are_refused_at_the_target_until_the_facts_are_there() -> None:
     source = run(named("a", n1="normal"), "n1", "1", cpus=2)
     place = expecting(named("b", n2="normal"), source)
-    no = mg.refusal(place.moves, "n1")
+    no = mg.refusal(place, "n1")
     assert no and no.code is RefusalCode.DOMAIN_MOVING
     place = do(do(place, me.DomainFound(T, "n1", Where.RUNNING)), parcel(source, final=True))
-    assert mg.refusal(place.moves, "n1") is None and mg.may_act(place, "n1")
+    assert mg.refusal(place, "n1") is None and mg.may_act(place, "n1")
 
 
 def test_standing_stops_arrive_with_the_facts() -> None:
@@ -251,6 +251,9 @@ def test_life_does_not_take_a_switch_over_for_an_end() -> None:
 def test_old_facts_of_a_domain_that_is_another_hosts_are_dropped_only_if_nothing_of_it_is_here() -> None:
     place = told(owned(named("a", n1="normal")), Ownership("n1", 7, "c", 9))
     assert not mg.may_act(place, "n1")
+    no = mg.refusal(place, "n1")
+    assert no and no.code is RefusalCode.DOMAIN_MOVING and "c has n1" in no.text
+    assert answer(place) is RefusalCode.NOT_MOVABLE
     assert do(place, me.DomainFound(T, "n1", Where.RUNNING)).host.domain("n1")
     assert do(place, me.DomainFound(T, "n1", Where.ABSENT)).host.domain("n1") is None
 

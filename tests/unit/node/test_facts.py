@@ -146,6 +146,18 @@ def test_claims_for_a_domain_that_moves_are_refused(facts: Facts) -> None:
     assert not facts.host.domains[0].jobs, "its jobs may end"
 
 
+def test_a_host_grants_nothing_about_a_domain_that_another_host_has(facts: Facts) -> None:
+    facts.apply_move(me.RecordsTold(T, (Ownership("n1", 2, "h2", 3),)), Rules())
+    for event in (
+        ev.Claimed(T, "n1", JobKey("9", 1), JobClass.PREEMPTIBLE, 1, 0),
+        ev.BootRequested(T, "n1"),
+        ev.ShutdownRequested(T, "n1"),
+        ev.FreezeRequested(T, "n1"),
+    ):
+        (refused,) = facts.apply(event).decisions
+        assert isinstance(refused, ev.Refused) and "h2 has n1" in refused.text
+
+
 def test_a_domain_that_has_left_survives_a_restart_and_its_configuration_does_not_bring_it_back(
     facts: Facts, tmp_path: Path
 ) -> None:
