@@ -120,10 +120,23 @@ class DomainMoves:
             case ParcelSent():
                 if message.to != self._place.name:
                     raise BadMessage(f"a parcel for {message.to}")
-                self._daemon.apply_move(me.ParcelTold(now, message.parcel))
+                self._daemon.apply_move(me.ParcelTold(now, self._unpacked(message)))
             case _:
                 assert_never(message)
         self.look_soon()
+
+    def _unpacked(self, message: ParcelSent) -> Parcel:
+        """Raises BadMessage. If these are the first facts of an arrival, it is declined: the source would wait for it
+        until its patience ends, and nobody there would learn why."""
+        try:
+            return message.parcel
+        except BadMessage as error:
+            arriving = self._moves.arriving_of(message.domain)
+            if arriving is not None and arriving.parcel is None and arriving.source == message.sender:
+                failed = f"its facts cannot be read here: {error}"
+                self._daemon.apply_move(me.RoomMade(self._daemon.now(), message.domain, message.number, failed))
+                self.look_soon()
+            raise
 
     # Rounds
 

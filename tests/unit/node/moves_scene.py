@@ -7,6 +7,7 @@ hub can be killed right after any of its steps, and comes back with what it had 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -21,7 +22,7 @@ from magrathea.core import events as ev
 from magrathea.core import move_events as me
 from magrathea.core.model import Domain, JobClass, JobKey
 from magrathea.core.moves import HostWithMoves
-from magrathea.messages import Message, decode_to_host, decode_to_hub, encode
+from magrathea.messages import BadMessage, Message, decode_to_host, decode_to_hub, encode
 from magrathea.move_messages import MoveRefused, MoveWords, ParcelSent, ownerships_of
 from magrathea.move_reports import MoveEnd, MovesAnswer
 from magrathea_lab.rigs.virtual_time import LoopClock, run
@@ -173,7 +174,8 @@ class Host:
     def receive(self, message: Any) -> None:
         if self.alive:
             try:
-                self.moves.heard(message)
+                with contextlib.suppress(BadMessage):
+                    self.moves.heard(message)
             except asyncio.CancelledError:
                 assert not self.alive
 
@@ -216,6 +218,8 @@ class Scene:
         self.memory_moves: set[str] = set()
         self.lost: Callable[[str, Message], bool] = lambda to, message: False
         """Which messages of the hub are lost."""
+        self.spoilt: Callable[[Message], Message] = lambda message: message
+        """What becomes of a message of the hub."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -250,7 +254,7 @@ class Scene:
 
     def deliver(self, to: str, message: Message) -> None:
         if to in self.hosts and not self.lost(to, message):
-            read = decode_to_host(encode(message))
+            read = decode_to_host(encode(self.spoilt(message)))
             asyncio.get_running_loop().call_soon(lambda: self.hosts[to].receive(read))
 
     # Faults

@@ -11,6 +11,8 @@ import pytest
 from magrathea.control import Denied
 from magrathea.core.model import Lifecycle
 from magrathea.core.refusals import RefusalCode
+from magrathea.messages import Message
+from magrathea.move_messages import ParcelSent
 from magrathea.move_reports import MovesAnswer
 from node_daemon.hypervisor.moving import Presence
 from tests.fakes.mover import COPY_S, DISK, NOTHING, Copy
@@ -116,6 +118,26 @@ def test_a_host_that_lacks_something_declines_and_the_reason_comes_back() -> Non
         scene.world.unwelcome = "the bridge br7 is missing here"
         assert await moved(scene) == "a"
         assert "br7" in (await scene.hosts["a"].end()).text
+
+    play(test)
+
+
+def test_a_host_that_cannot_read_the_facts_declines_at_once() -> None:
+    def spoilt(message: Message) -> Message:
+        if isinstance(message, ParcelSent):
+            return msgspec.structs.replace(message, facts=msgspec.Raw(b'{"name": "n1", "kind": "newer"}'))
+        return message
+
+    async def test(scene: Scene) -> None:
+        scene.spoilt = spoilt
+        a = scene.hosts["a"]
+        began = a.now()
+        assert await moved(scene) == "a"
+        end = await a.end()
+        assert "b: its facts cannot be read here" in end.text and "newer" in end.text
+        assert end.at < began + a.configuration.moves.patience_s / 10, (
+            "the source does not wait until its patience ends"
+        )
 
     play(test)
 
