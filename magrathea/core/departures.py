@@ -13,7 +13,7 @@ from typing import assert_never
 
 from . import events as ev
 from .arrivals import as_arrived
-from .model import Lifecycle
+from .model import NOT_ASKED, GiveWay, Host, Lifecycle
 from .move_events import DomainFound, MoveDenied, MoveNote, MoveNoted, MoveRequested, Result
 from .moves import HostWithMoves, Leaving, Letting, MoveStage, Ownership, Says, Where, Word, with_domain, without_domain
 from .refusals import Refusal, RefusalCode
@@ -131,7 +131,10 @@ def kept(place: HostWithMoves, leaving: Leaving, record: Ownership) -> Result:
     up = domain is not None and domain.lifecycle is Lifecycle.UP
     if not (leaving.wanted and leaving.attempts < MOST_ATTEMPTS and up):
         noted = MoveNoted(name, MoveNote.STAYED, leaving.why)
-        return replace(place, moves=moves.with_leaving(name, None)), (noted,)
+        host = place.host
+        if domain is not None and domain.disk_obstacle == _on_its_way(leaving):
+            host = with_domain(host, replace(domain, disk_obstacle=NOT_ASKED))
+        return HostWithMoves(host, moves.with_leaving(name, None)), (noted,)
     to, attempts = leaving.wanted, leaving.attempts
     asks = Leaving(name, record.number, to, to, leaving.since, leaving.until, attempts=attempts, why=leaving.why)
     asks = replace(asks, papers=leaving.papers)
@@ -161,6 +164,21 @@ def seen(place: HostWithMoves, leaving: Leaving, event: DomainFound) -> Result:
         noted = MoveNoted(name, MoveNote.LEFT, record.owner)
         return replace(place, moves=moves.with_leaving(name, None).with_visitor(name, None)), (noted,)
     return place, ()
+
+
+def give_no_way(place: HostWithMoves) -> Host:
+    """The host, in which nobody counts on the memory of domains that leave: while they do, none is put to sleep."""
+    host = place.host
+    for leaving in place.moves.leaving if host.limits.give_way is not GiveWay.SWAP else ():
+        domain, why = host.domain(leaving.domain), _on_its_way(leaving)
+        leaves = leaving.stage in (MoveStage.ASKING, MoveStage.PREPARING, MoveStage.COPYING)
+        if leaves and domain is not None and domain.disk_obstacle != why:
+            host = with_domain(host, replace(domain, disk_obstacle=why))
+    return host
+
+
+def _on_its_way(leaving: Leaving) -> str:
+    return f"it is on its way to {leaving.to}"
 
 
 def closed(place: HostWithMoves, leaving: Leaving, record: Ownership) -> bool:

@@ -151,6 +151,7 @@ def _settled(before: HostWithMoves, place: HostWithMoves, rules: arrivals.Rules)
         if early and leaving.turns_back:
             leaving = replace(leaving, stage=MoveStage.STAYING)
         place = replace(place, moves=place.moves.with_leaving(leaving.domain, leaving))
+    place = replace(place, host=departures.give_no_way(place))
     for name in [x.domain for x in place.moves.arriving]:
         place, more = _arrival_settled(place, name, before.moves.arriving_of(name), rules)
         said += more

@@ -16,7 +16,9 @@ from typing import Protocol
 
 from magrathea import supervision
 from magrathea.core import events as ev
+from magrathea.core import migration
 from magrathea.core.model import NOT_ASKED, Domain, GiveWay, Host, Kind, Lifecycle
+from magrathea.core.moves import HostWithMoves
 from magrathea.core.refusals import Refusal, RefusalCode
 from magrathea.preview import Takes
 
@@ -38,6 +40,9 @@ class DaemonForSaves(Protocol):
 
     @property
     def host(self) -> Host: ...
+
+    @property
+    def place(self) -> HostWithMoves: ...
 
     def now(self) -> float: ...
 
@@ -91,13 +96,17 @@ class Saves:
             await self._judge()
 
     async def _judge(self) -> None:
-        for name in [d.name for d in self._daemon.host.workers if _may_be_asked(d)]:
+        for name in [d.name for d in self._daemon.host.workers if self._may_be_judged(d)]:
             obstacle = await self._obstacle(name)
             domain = self._daemon.host.domain(name)
-            if obstacle is None or domain is None or not _may_be_asked(domain):
+            if obstacle is None or domain is None or not self._may_be_judged(domain):
                 continue
             if domain.disk_obstacle == NOT_ASKED or _words(obstacle) != _words(domain.disk_obstacle):
                 self._daemon.apply(ev.DiskJudged(self._daemon.now(), name, obstacle))
+
+    def _may_be_judged(self, domain: Domain) -> bool:
+        """Of a domain that moves the core says itself that it is not put to sleep."""
+        return _may_be_asked(domain) and migration.refusal(self._daemon.place, domain.name) is None
 
     async def _obstacle(self, name: str) -> str | None:
         """Why the domain cannot be saved; empty if it can; None if that is not known."""

@@ -15,7 +15,9 @@ import pytest
 
 from magrathea.control import ControlRequest
 from magrathea.core import events as ev
+from magrathea.core import move_events as me
 from magrathea.core.model import GiveWay, JobClass, JobKey, Lifecycle, MemoryComing, MemoryShort, State
+from magrathea.core.moves import Ownership
 from magrathea.messages import Chunk, Outlook
 from node_daemon.control_operations import Admin
 from node_daemon.hypervisor.base import CPU, LIFE, MEMORY, SAVE
@@ -69,6 +71,13 @@ def high(s: Scene, mib: int = HIGH_MIB, key: JobKey = HIGH) -> str:
 
 def book(s: Scene, booked: bool = True) -> None:
     s.daemon.apply(ev.BooksReported(s.daemon.now(), (ev.Booking(KEY, booked=True),) if booked else ()))
+
+
+def leaves(s: Scene, to: str) -> None:
+    """An admin has asked for n1's move to this host."""
+    now, record = s.daemon.now(), Ownership("n1", 1, s.daemon.host.name, 1)
+    s.daemon.apply_move(me.RecordsTold(now, (record,)))
+    assert s.daemon.apply_move(me.MoveRequested(now, "n1", to, now + 1_000)) == (ev.Accepted("n1"),)
 
 
 async def stopped(s: Scene) -> None:
@@ -242,5 +251,22 @@ def test_the_preview_says_which_road_a_victim_goes_and_how_long_that_takes() -> 
         assert [(r.domain, r.road, r.mib, r.expected_s) for r in p1.roads] == [
             ("n1", GiveWay.DISK, FLOOR_MIB + LOW_MIB, (FLOOR_MIB + LOW_MIB) / 1_000 * 50.0)
         ]
+
+    scene(test)
+
+
+def test_nobody_counts_on_the_memory_of_a_domain_that_moves() -> None:
+    async def test(s: Scene) -> None:
+        await with_low(s)
+        assert not s.domain("n1").disk_obstacle
+        leaves(s, "h2")
+        s.daemon.saves.judge_soon()
+        await asyncio.sleep(120)
+        assert s.domain("n1").disk_obstacle == "it is on its way to h2"
+        assert "n1 is not put to sleep for it: it is on its way to h2" in high(s)
+        assert s.domain("n1").sleep is None
+        s.daemon.apply_move(me.MoveRequested(s.daemon.now(), "n1", "", 0.0))
+        await s.until(lambda: not s.domain("n1").disk_obstacle, "the hypervisor is asked again")
+        assert high(s) == "accepted"
 
     scene(test)
