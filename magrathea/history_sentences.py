@@ -52,6 +52,7 @@ NOTES: Mapping[Note, str] = {
 MOVES: Mapping[MoveNote, str] = {
     MoveNote.LEFT: "moved to {host}, which has its facts",
     MoveNote.STAYED: "stays on this host{why}",
+    MoveNote.CALLED_OFF: "stays on this host, because somebody asked for that",
     MoveNote.ARRIVED: "moved here from {host}, with its facts",
     MoveNote.OLD_FACTS: "moved here from {host}, which is silent: with the facts that came before",
     MoveNote.SUPERSEDED: "owned by {host}: the facts here are old, and were dropped",

@@ -41,22 +41,26 @@ class MoveReport(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, froze
 
 
 class MoveEnd(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, frozen=True):
-    """A move that has ended. `moved`: the domain is at its new host. `text`: where it is, or why it has stayed."""
+    """A move that has ended. `moved`: the domain is at its new host. `text`: where it is, or why it has stayed.
+    `try_next`: this target did not take the domain, or the copy failed; another host may be tried."""
 
     domain: Word
     moved: bool
     at: Time
     text: Sentence
+    try_next: bool = False
 
 
 class MovesAnswer(msgspec.Struct, kw_only=True, frozen=True):
     """The answer to `moves`, `migrate` and `migrate-plan`. `now`: the daemon's time. `plan`: of the domain that was
-    asked for. `moves`: those that go on. `ended`: the last end of each domain's move since the daemon's start."""
+    asked for. `moves`: those that go on. `ended`: the last end of each domain's move since the daemon's start.
+    `elsewhere`: the domains that other hosts have by the hub's books, each with its host."""
 
     now: Time
     plan: MovePlan | None = None
     moves: list[MoveReport] = []
     ended: list[MoveEnd] = []
+    elsewhere: dict[Word, Word] = {}
 
     def move(self, domain: str) -> MoveReport | None:
         return next((one for one in self.moves if one.domain == domain), None)

@@ -40,7 +40,8 @@ def migrate(domain: str, to: str, dry_run: bool, socket_option: str | None, form
     network carries it, it is paused for the rest. The command waits and prints the progress; it can be ended with
     Ctrl-C, and the move goes on. If something fails, DOMAIN stays here. A dry run tells what this host knows; what the
     other one lacks is found before anything is copied. With the name of this host, a move that is not complete yet
-    turns back.
+    turns back. Without --to the next host in [moves] is tried if one does not take DOMAIN, or if its copy fails; not if
+    somebody calls the move off.
     Allowed for root, the daemon's own user, and the group in [control] of noded.toml.
 
     \b
@@ -88,7 +89,7 @@ def _moved(ask: Ask, domain: str, to: str, say: Callable[[str], None]) -> MoveEn
         say(_sentence(answer.plan, answer.plan.hosts[0]))
     end = follow(answer, domain, lambda: ask("moves"), say)
     for host in others:
-        if end.moved:
+        if end.moved or not end.try_next:
             break
         say(f"{domain}: tries {host} next")
         end = follow(ask("migrate", domain=domain, to=host), domain, lambda: ask("moves"), say)
@@ -110,6 +111,9 @@ def follow(
         if end is not None:
             say(f"{domain}: {end.text}")
             return end
+        if report is None and (host := answer.elsewhere.get(domain)):  # a daemon that was restarted knows no end
+            say(f"{domain}: it is at {host} now")
+            return MoveEnd(domain=domain, moved=True, at=answer.now, text=f"it is at {host} now")
         if report is None:
             text = f"nothing is known of its move any more; see `magrathea history {domain}`"
             return MoveEnd(domain=domain, moved=False, at=answer.now, text=text)

@@ -39,7 +39,8 @@ def requested(place: HostWithMoves, event: MoveRequested) -> Result:
         return place, (ev.Refused(event.domain, RefusalCode.DOMAIN_MOVING, text),)
     accepted = (ev.Accepted(event.domain),)
     if leaving:
-        changed = replace(leaving, wanted=wanted, until=event.until, attempts=0, why="somebody asked for it")
+        why = "somebody asked for it"
+        changed = replace(leaving, wanted=wanted, until=event.until, attempts=0, why=why, called_off=not wanted)
         return replace(place, moves=place.moves.with_leaving(event.domain, changed)), accepted
     if not wanted:
         return place, accepted
@@ -130,7 +131,7 @@ def kept(place: HostWithMoves, leaving: Leaving, record: Ownership) -> Result:
     domain = place.host.domain(name)
     up = domain is not None and domain.lifecycle is Lifecycle.UP
     if not (leaving.wanted and leaving.attempts < MOST_ATTEMPTS and up):
-        noted = MoveNoted(name, MoveNote.STAYED, leaving.why)
+        noted = _stayed(leaving)
         host = place.host
         if domain is not None and domain.disk_obstacle == _on_its_way(leaving):
             host = with_domain(host, replace(domain, disk_obstacle=NOT_ASKED))
@@ -139,6 +140,13 @@ def kept(place: HostWithMoves, leaving: Leaving, record: Ownership) -> Result:
     asks = Leaving(name, record.number, to, to, leaving.since, leaving.until, attempts=attempts, why=leaving.why)
     asks = replace(asks, papers=leaving.papers)
     return replace(place, moves=moves.with_leaving(name, asks)), ()
+
+
+def _stayed(leaving: Leaving, why: str = "") -> MoveNoted:
+    """The move is over, and the domain is here. `why`: if nothing else is known."""
+    if leaving.called_off:
+        return MoveNoted(leaving.domain, MoveNote.CALLED_OFF)
+    return MoveNoted(leaving.domain, MoveNote.STAYED, leaving.why or why)
 
 
 def seen(place: HostWithMoves, leaving: Leaving, event: DomainFound) -> Result:
@@ -157,7 +165,7 @@ def seen(place: HostWithMoves, leaving: Leaving, event: DomainFound) -> Result:
         ended = replace(leaving, wanted="", why="it ended here")
         return replace(place, moves=moves.with_leaving(name, ended)), ()
     if leaving.stage is MoveStage.RESUMING and where is not Where.LEFT:
-        noted = MoveNoted(name, MoveNote.STAYED, leaving.why or "its copy did not arrive")
+        noted = _stayed(leaving, "its copy did not arrive")
         return replace(place, moves=moves.with_leaving(name, None)), (noted,)
     record = moves.record(name)
     if leaving.stage is MoveStage.HANDED and where is Where.ABSENT and record and closed(place, leaving, record):

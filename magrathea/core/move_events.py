@@ -98,6 +98,7 @@ class MoveNote(StrEnum):
 
     LEFT = "moved-away"
     STAYED = "move-ended"
+    CALLED_OFF = "move-called-off"
     ARRIVED = "moved-here"
     OLD_FACTS = "moved-here-with-old-facts"
     SUPERSEDED = "owned-elsewhere"

@@ -153,7 +153,7 @@ class Leaving:
     the move turns back. `until`: when the hub's grant and the target's readiness come too late. `tried`: the copy was
     started and is over; under one number it is tried once. `letting`: set when the domain ceased to run here. `sealed`:
     its facts since then; until then they are among the host's. `attempts`: copies that failed. `why`: for people, why
-    it turned back. `papers`: see Parcel.
+    it turned back. `called_off`: somebody wanted it to stay. `papers`: see Parcel.
     """
 
     domain: str
@@ -170,6 +170,7 @@ class Leaving:
     attempts: int = 0
     why: str = ""
     papers: str = ""
+    called_off: bool = False
 
     @property
     def turns_back(self) -> bool:

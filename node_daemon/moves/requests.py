@@ -6,6 +6,7 @@ from magrathea.control import ControlRequest, Denied, granted
 from magrathea.core import arrivals, departures, migration
 from magrathea.core import events as ev
 from magrathea.core import move_events as me
+from magrathea.core.model import Lifecycle
 from magrathea.core.move_events import MoveNote, MoveNoted
 from magrathea.core.moves import Arriving, Leaving, MoveStage
 from magrathea.core.refusals import RefusalCode
@@ -20,7 +21,7 @@ from .domain_moves import DomainMoves
 from .needs import DaemonForMoves
 from .papers import PapersRefused, papers_of
 
-ENDS = {MoveNote.LEFT: True, MoveNote.STAYED: False}
+ENDS = (MoveNote.LEFT, MoveNote.STAYED, MoveNote.CALLED_OFF)
 
 
 class MoveRequests:
@@ -33,14 +34,29 @@ class MoveRequests:
 
     def noted(self, note: MoveNoted) -> None:
         """The core has noted something about a move."""
-        if (moved := ENDS.get(note.what)) is not None:
-            text = f"it is at {note.text} now" if moved else f"it stays here: {note.text or 'somebody asked for that'}"
-            end = MoveEnd(domain=note.domain, moved=moved, at=self._daemon.now(), text=text[:4096])
-            self._ended[note.domain] = end
+        if note.what not in ENDS:
+            return
+        moved, domain = note.what is MoveNote.LEFT, self._daemon.place.host.domain(note.domain)
+        text = f"it is at {note.text} now" if moved else f"it stays here: {note.text or 'somebody asked for that'}"
+        up = domain is not None and domain.lifecycle is Lifecycle.UP
+        self._ended[note.domain] = MoveEnd(
+            domain=note.domain,
+            moved=moved,
+            at=self._daemon.now(),
+            text=text[:4096],
+            try_next=up and note.what is MoveNote.STAYED,
+        )
 
     async def report(self, request: ControlRequest) -> bytes:
         """How far moves are."""
-        return granted(now=self._daemon.now(), moves=self._reports(), ended=list(self._ended.values()))
+        place = self._daemon.place
+        away = (r for r in place.moves.records if r.owner != place.name and place.host.domain(r.domain) is None)
+        return granted(
+            now=self._daemon.now(),
+            moves=self._reports(),
+            ended=list(self._ended.values()),
+            elsewhere={record.domain: record.owner for record in away},
+        )
 
     async def plan(self, request: ControlRequest) -> bytes:
         """What a move would be, as far as this host knows. Nothing is changed. Raises Denied."""

@@ -103,7 +103,17 @@ def test_a_daemon_that_is_restarted_meanwhile_is_waited_for() -> None:
     assert migrate.follow(first, "n1", look, lambda text: None, lambda seconds: None) == end
 
 
-def test_if_one_host_does_not_take_it_the_next_one_is_tried() -> None:
+def test_a_daemon_that_was_restarted_right_after_the_move_knows_where_the_domain_is() -> None:
+    first = MovesAnswer(now=100.0, moves=[report("90 %")])
+    said: list[str] = []
+    end = migrate.follow(
+        first, "n1", lambda: MovesAnswer(now=103.0, elsewhere={"n1": "h2"}), said.append, lambda seconds: None
+    )
+    assert end.moved and said[-1] == "n1: it is at h2 now"
+
+
+@pytest.mark.parametrize("try_next", [True, False])
+def test_the_next_host_is_tried_only_if_one_did_not_take_it_or_the_copy_failed(try_next: bool) -> None:
     asked: list[str] = []
 
     def ask(op: str, **fields: str) -> MovesAnswer:
@@ -111,8 +121,8 @@ def test_if_one_host_does_not_take_it_the_next_one_is_tried() -> None:
         plan = (
             MovePlan(domain="n1", source="h1", hosts=["h2", "h3"], memory_mib=1, jobs=0) if not fields["to"] else None
         )
-        end = MoveEnd(domain="n1", moved=fields["to"] == "h3", at=101.0, text="an end")
+        end = MoveEnd(domain="n1", moved=fields["to"] == "h3", at=101.0, text="an end", try_next=try_next)
         return MovesAnswer(now=100.0, plan=plan, ended=[end])
 
-    assert migrate._moved(ask, "n1", "", lambda text: None).moved
-    assert asked == ["", "h3"]
+    assert migrate._moved(ask, "n1", "", lambda text: None).moved is try_next
+    assert asked == (["", "h3"] if try_next else [""])

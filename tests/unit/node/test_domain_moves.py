@@ -37,6 +37,8 @@ def test_a_domain_moves_with_its_jobs_and_its_files() -> None:
         end = await a.end()
         assert end.moved and "b" in end.text
         assert (a.moves.away(), b.moves.away()) == ({N1: "b"}, {})
+        told = [(await host.ask(host.requests.report, N1, "")).elsewhere for host in (a, b)]
+        assert told[0][N1] == "b" and N1 not in told[1]
         domain = b.domain()
         assert domain is not None and domain.lifecycle is Lifecycle.UP and domain.cpus == 2
         assert N1 in b.configuration.domain
@@ -107,7 +109,7 @@ def test_a_copy_that_always_fails_leaves_the_domain_where_it_is() -> None:
         scene.world.fails = lambda phase: "the network is down"
         assert await moved(scene) == "a"
         end = await scene.hosts["a"].end()
-        assert not end.moved and "the network is down" in end.text
+        assert not end.moved and end.try_next and "the network is down" in end.text
         assert scene.world.files["b"] == set(), "what was made for it is removed"
 
     play(test)
@@ -117,7 +119,8 @@ def test_a_host_that_lacks_something_declines_and_the_reason_comes_back() -> Non
     async def test(scene: Scene) -> None:
         scene.world.unwelcome = "the bridge br7 is missing here"
         assert await moved(scene) == "a"
-        assert "br7" in (await scene.hosts["a"].end()).text
+        end = await scene.hosts["a"].end()
+        assert end.try_next and "br7" in end.text
 
     play(test)
 
@@ -182,7 +185,9 @@ def test_a_move_turns_back_if_somebody_asks_for_it() -> None:
         await copying(scene)
         await scene.hosts["a"].migrate("a")
         assert await scene.home() == "a"
-        assert not (await scene.hosts["a"].end()).moved and scene.world.files["b"] == set()
+        end = await scene.hosts["a"].end()
+        assert not end.moved and not end.try_next and "somebody asked for that" in end.text
+        assert scene.world.files["b"] == set()
 
     play(test)
 
