@@ -47,6 +47,7 @@ from .life.script_runner import ScriptRunner
 from .life.site_scripts import SiteScripts
 from .listening import Listening
 from .move_tables import rules
+from .moves.absent import told
 from .moves.domain_moves import DomainMoves
 from .moves.papers import with_visitors
 from .moves.requests import MoveRequests
@@ -91,7 +92,7 @@ class Daemon:
         """What the file says of its domains, without visitors."""
         self.configuration = with_visitors(configuration, self.facts.moves)
         self._make_driver = make_driver
-        self.driver = make_driver(self.configuration)
+        self.driver = told(make_driver(self.configuration), self.facts.place, self.configuration)
         self._changing = asyncio.Lock()
         self._noted: list[str] = []
         self._decided = Decided(self, self.facts.preempted_by())
@@ -385,10 +386,9 @@ class Daemon:
 
     async def _use(self, configuration: NodedConfiguration) -> list[str]:
         """Let this configuration replace the present one. Returns a sentence for each thing that it cannot change."""
-        said = []
-        driver, before = self.driver, self.driver
+        driver, before, said = self.driver, self.driver, list[str]()
         if _drives(configuration) != _drives(self.configuration):
-            driver = self._make_driver(configuration)
+            driver = told(self._make_driver(configuration), self.facts.place, configuration)
             try:
                 await driver.start(self.life.noticed)
             except DriverError as error:

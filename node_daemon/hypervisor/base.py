@@ -13,7 +13,7 @@ Implemented by local/ (groups of processes on this machine) and libvirt/ (virtua
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -205,6 +205,11 @@ class Driver(Protocol):
 
     def others(self) -> Others:
         """Other domains that run here, as of the last `actual`."""
+        ...
+
+    def leave_out(self, away: Collection[str], moving: Collection[str]) -> None:
+        """From now on: `away` are configured domains that other hosts have, so nobody misses them here. `moving` are,
+        by the hypervisor's names, domains on their way to or from here; they are no `others`."""
         ...
 
     def limits(self) -> list[str]:

@@ -32,7 +32,7 @@ from magrathea.move_messages import MoveRefused, Ownerships, ParcelSent, parcel_
 from ..hypervisor.base import DriverError
 from ..hypervisor.moving import DomainMover
 from ..retries import loop_time
-from . import looks
+from . import absent, looks
 from .copies import Copies
 from .needs import DaemonForMoves
 from .papers import Papers, PapersRefused, read_papers
@@ -101,9 +101,7 @@ class DomainMoves:
 
     def away(self) -> dict[str, str]:
         """The domains of the configuration that other hosts have, each with its host."""
-        owners = {record.domain: record.owner for record in self._moves.records}
-        named = (name for name in self._daemon.configuration.domain if self._place.host.domain(name) is None)
-        return {name: owners[name] for name in named if owners.get(name, self._place.name) != self._place.name}
+        return absent.away(self._place, self._daemon.configuration)
 
     # What the hub says
 
@@ -159,6 +157,7 @@ class DomainMoves:
         if due is not None and due <= self._daemon.now():
             self._daemon.apply_move(me.Ticked(self._daemon.now()))
         self.copies.collect()
+        absent.told(self._daemon.driver, self._place, self._daemon.configuration)
         concerned = self._concerned()
         self._steps.keep_only(concerned)
         self._unseen = {name: why for name, why in self._unseen.items() if name in concerned}

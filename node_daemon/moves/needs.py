@@ -9,6 +9,7 @@ from magrathea.core.moves import HostWithMoves
 from magrathea.messages import Message
 
 from ..configuration import NodedConfiguration
+from ..hypervisor.base import Driver
 from ..switch.switch import Switch
 
 
@@ -29,6 +30,7 @@ class DaemonForMoves(Protocol):
 
     configuration: NodedConfiguration
     switch: Switch
+    driver: Driver
 
     @property
     def hub(self) -> HubForMoves: ...

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -225,6 +225,9 @@ class FakeDriver:
 
     def others(self) -> Others:
         return Others()
+
+    def leave_out(self, away: Collection[str], moving: Collection[str]) -> None:
+        return
 
     async def start(self, on_event: OnChange) -> None:
         self._on_event = on_event

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -98,6 +98,7 @@ class LibvirtDriver:
         Until it has answered, the old abilities stay: if they vanished for a moment, the plan would have nothing to do.
         """
         self._others = Others()
+        self._away = self._moving = frozenset[str]()
         self._tasks: set[asyncio.Task[None]] = set()
         self._own_caps: OwnCaps | None = None
         self._movable = MovableMemory()
@@ -132,6 +133,10 @@ class LibvirtDriver:
         said += [f"domain {name} cannot be read at present: {why}" for name, why in sorted(self._unread.items())]
         pinned = [(name, memory.why) for name, memory in sorted(self._memory.items()) if memory.why]
         said += [f"domain {name}: {why}. {FLOOR_ADVICE}" for name, why in pinned]
+        lacking = self._abilities.undefined - self._away if self._abilities is not None else ()
+        said += [
+            f"domain {n}: libvirt at {self._uri} has no domain {self._names[n]}; define it" for n in sorted(lacking)
+        ]
         return [*said, *(self._abilities.said if self._abilities is not None else ()), *self.limits()]
 
     def limits(self) -> list[str]:
@@ -139,6 +144,9 @@ class LibvirtDriver:
 
     def others(self) -> Others:
         return self._others
+
+    def leave_out(self, away: Collection[str], moving: Collection[str]) -> None:
+        self._away, self._moving = frozenset(away), frozenset(moving)
 
     # Starting and ending
 
@@ -170,7 +178,7 @@ class LibvirtDriver:
         link = self._linked()
         connection = link.connection
         known = self._abilities if self._abilities_of is connection else None
-        reader = Reader(link.libvirt, self._uri, self._names, self._services, self._movable, self._caps(link))
+        reader = Reader(link.libvirt, self._names, self._services, self._movable, self._caps(link), self._moving)
 
         def read() -> tuple[Abilities, AllReadings]:
             abilities = known or reader.ask(connection, silent="LIFECYCLE" in link.unwatched)

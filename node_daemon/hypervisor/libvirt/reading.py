@@ -44,8 +44,9 @@ UNREAD = LibvirtReading(DomainReading(up=True, known=False), -1)
 class Abilities:
     """What the hypervisor behind the connection can do.
 
-    `sure`: False if no domain could tell how CPU is capped, for reasons that may pass. For example, a libvirtd that has
-    just started has not found its domains yet. `limits`: what nobody can fix; `said`: the rest.
+    `undefined`: the configured domains that it does not have. `sure`: False if no domain could tell how CPU is capped,
+    for reasons that may pass. For example, a libvirtd that has just started has not found its domains yet. `limits`:
+    what nobody can fix; `said`: the rest.
     """
 
     kind: str
@@ -71,18 +72,18 @@ class AllReadings:
 
 class Reader:
     """`libvirt`: its binding. `names`: libvirt's name of each configured domain. `services`: domains that are never
-    changed."""
+    changed. `left_out`: libvirt's names of domains that are on their way to or from here, and no services."""
 
     def __init__(
         self,
         libvirt: Any,
-        uri: str,
         names: Mapping[str, str],
         services: frozenset[str],
         movable: MovableMemory,
         own_caps: OwnCaps,
+        left_out: frozenset[str],
     ) -> None:
-        self._uri = uri
+        self._left_out = left_out
         self._own_caps = own_caps
         self._movable = movable
         self._names = names
@@ -106,6 +107,8 @@ class Reader:
                     if name not in self._services:
                         memory[name] = self._movable.of(self._error, connection, abilities.kind, name, domain)
                     found[name] = self._one(name, domain, abilities, memory.get(name))
+                elif domain.name() in self._left_out:
+                    continue
                 elif is_up((info := domain.info())[0]) and not (abilities.kind == "Xen" and domain.ID() == XEN_HOST):
                     count, cpus, mib = count + 1, cpus + info[3], mib + info[1] // KIB
             except self._error as error:
@@ -183,8 +186,6 @@ class Reader:
             limits.append(f"{kind} does not save domains to disk, so they cannot be frozen: {why}")
         if not (move := kind.upper() == "QEMU"):
             limits.append(f"running domains of {kind} are not moved to other hosts: only QEMU's can be")
-        for name in sorted(undefined):
-            said.append(f"domain {name}: libvirt at {self._uri} has no domain {self._names[name]}; define it there")
         if silent:
             limits.append(f"{kind} does not report when its domains start or stop; Magrathea polls them")
         return Abilities(kind, cpu, save, move, undefined, tuple(said), tuple(limits), sure)

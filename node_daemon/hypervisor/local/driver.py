@@ -19,7 +19,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar
@@ -246,6 +246,9 @@ class LocalDriver:
 
     def others(self) -> Others:
         return Others()
+
+    def leave_out(self, away: Collection[str], moving: Collection[str]) -> None:
+        """Nothing moves here, and nothing else is counted."""
 
     async def start(self, on_event: OnChange) -> None:
         self._on_event = on_event

@@ -6,7 +6,7 @@ In /run is what is up, so it is gone after a boot. In /var/lib are the images.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from magrathea.core.refusals import RefusalCode
@@ -97,6 +97,9 @@ class LibvirtDriver:
 
     def others(self) -> Others:
         return Others()
+
+    def leave_out(self, away: Collection[str], moving: Collection[str]) -> None:
+        return
 
     def limits(self) -> list[str]:
         return []

@@ -128,6 +128,9 @@ class Host:
         self.configuration = with_visitors(self.file, self.facts.moves)
         progress = SimpleNamespace(memory_moves=lambda: scene.memory_moves)
         self.switch: Any = SimpleNamespace(progress=progress, readings=SimpleNamespace(of=lambda name: None))
+        self.left_out: tuple[Any, Any] = ({}, frozenset())
+        """What the driver was told last."""
+        self.driver: Any = SimpleNamespace(leave_out=lambda *names: setattr(self, "left_out", names))
         self.hub = SimpleNamespace(
             connected=True, publish=lambda: None, tell_of_moves=lambda message: scene.send(self, message)
         )

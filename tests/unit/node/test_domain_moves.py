@@ -202,6 +202,19 @@ def test_a_move_goes_elsewhere_if_somebody_asks_for_it() -> None:
     play(test, names=("a", "b", "c"))
 
 
+def test_a_domain_on_its_way_is_no_service_and_one_that_has_left_is_not_missed() -> None:
+    async def test(scene: Scene) -> None:
+        a, b = scene.hosts["a"], scene.hosts["b"]
+        await copying(scene)
+        assert a.left_out[1] == b.left_out[1] == {N1}
+        assert await scene.home() == "b"
+        await scene.until(
+            lambda: (list(a.left_out[0]), a.left_out[1], b.left_out[1]) == ([N1], set(), set()), "it is over"
+        )
+
+    play(test)
+
+
 def test_a_copy_waits_for_memory_that_is_on_its_way() -> None:
     async def test(scene: Scene) -> None:
         scene.memory_moves = {N1}

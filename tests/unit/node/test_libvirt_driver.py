@@ -217,6 +217,20 @@ def test_twelve_services_are_counted_while_they_run_and_never_touched(connection
     run(work)
 
 
+def test_who_arrives_is_no_service_and_who_has_left_is_not_missed(connection: Any) -> None:
+    async def work() -> None:
+        connection.defineXML(xml("visitor", 256, 1)).create()
+        async with started({"n1": "m1", "p1": "m2", "n9": "m9"}) as (driver, _):
+            assert driver.others() == Others(1, 1, 256)
+            assert any("no domain m9" in note for note in driver.notes())
+            driver.leave_out(away={"n9"}, moving={"visitor"})
+            await driver.actual()
+            assert driver.others() == Others()
+            assert not any("no domain m9" in note for note in driver.notes())
+
+    run(work)
+
+
 def test_a_configured_service_is_counted_once_by_the_configuration_and_never_touched(connection: Any) -> None:
     async def work() -> None:
         async with started({"n1": "m1", "dns": "m2"}, frozenset({"dns"})) as (driver, heard):
