@@ -25,12 +25,22 @@ class HubForMoves(Protocol):
     def publish(self) -> None: ...
 
 
+class SleepForMoves(Protocol):
+    """The sleep of the whole host."""
+
+    @property
+    def going_on(self) -> bool: ...
+
+
 class DaemonForMoves(Protocol):
     """The daemon itself."""
 
     configuration: NodedConfiguration
     switch: Switch
     driver: Driver
+
+    @property
+    def host_sleep(self) -> SleepForMoves: ...
 
     @property
     def hub(self) -> HubForMoves: ...

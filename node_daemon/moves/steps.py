@@ -92,6 +92,8 @@ class MoveSteps:
 
         async def work() -> None:
             failed, room = unacceptable(self._daemon.configuration, name, papers), ""
+            if self._daemon.host_sleep.going_on:
+                failed = "its machine is put to sleep for a shutdown"
             if not failed:
                 try:
                     room = await self._prepared(name, papers)

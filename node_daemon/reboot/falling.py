@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 
 from magrathea.host_sleep import SleeperReport, SleepStage
 
+from ..hypervisor.base import DomainReading
 from .plan import Candidate
 
 
 @dataclass
 class Falling:
     """A sleep of the host that is going on, or has ended. `granted`: the domains whose saves may begin, and since when.
-    `ended`: those that are through. `restored`: those that were just coming back from an earlier sleep; they are asked
-    when they are up. `asked`: is set when all others have been asked to sleep."""
+    `ended`: those that are through. `restored`: those that were just coming back from an earlier sleep, or on their way
+    to another host; they are asked when they are up. `asked`: is set when all others have been asked to sleep."""
 
     begun: float
     until: float
@@ -43,3 +44,7 @@ def report_of(candidate: Candidate, stage: SleepStage, text: str = "", took_s: f
         took_s=took_s,
         text=text,
     )
+
+
+def size_mib(read: DomainReading) -> int | None:
+    return read.memory_mib if read.memory_mib is not None else read.max_memory_mib

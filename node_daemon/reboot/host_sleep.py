@@ -9,7 +9,8 @@ Rule 2: when the time is over no save begins any more. A domain that is not bein
 has begun may end.
 Rule 3: who is just coming back from an earlier sleep is put to sleep again as soon as it is up. Who still waits for its
 turn to come back sleeps on.
-Rule 4: nobody needs to say when the machine has booted. The daemon knows the boot in which the sleep was begun
+Rule 4: who is on its way to another host is called back and asked after that. Nobody is taken in meanwhile.
+Rule 5: nobody needs to say when the machine has booted. The daemon knows the boot in which the sleep was begun
 (records.py): in another boot it brings everything back, in the same one it goes on where it was.
 """
 
@@ -26,21 +27,23 @@ import msgspec
 from magrathea import supervision
 from magrathea.control import Denied
 from magrathea.core import events as ev
-from magrathea.core import life
+from magrathea.core import life, migration
+from magrathea.core import move_events as me
 from magrathea.core.life import Save, Seen
 from magrathea.core.model import Host, Kind, Lifecycle, SleepCause
+from magrathea.core.moves import HostWithMoves
 from magrathea.core.refusals import RefusalCode
 from magrathea.core.sleeping import why_awake
 from magrathea.core.stopping import in_line
 from magrathea.host_sleep import HostSleepReport, SleeperReport, SleepStage
 
 from ..configuration import NodedConfiguration
-from ..hypervisor.base import SAVE, DomainReading, Driver, DriverError, save_deadline_s
+from ..hypervisor.base import SAVE, Driver, DriverError, save_deadline_s
 from ..life.saves import Saves
 from ..measured import Measured, Times
 from ..switch.switch import Switch
 from . import records
-from .falling import Falling, report_of
+from .falling import Falling, report_of, size_mib
 from .plan import Candidate, SleepPlan, Turn, candidates, duration_s, plan, turn_of
 from .records import Records, SleepRecord
 from .waking import Waking, defrost, is_of_shutdown
@@ -66,6 +69,11 @@ class DaemonForSleep(Protocol):
 
     @property
     def host(self) -> Host: ...
+
+    @property
+    def place(self) -> HostWithMoves: ...
+
+    def apply_move(self, event: me.MoveEvent) -> tuple[me.Decision, ...] | None: ...
 
     def now(self) -> float: ...
 
@@ -126,6 +134,11 @@ class HostSleep:
         self._daemon.saves_may_begin()  # those that may be saved beside it
         return True
 
+    @property
+    def going_on(self) -> bool:
+        """True while the host falls asleep."""
+        return self._falling is not None and self._falling.going_on
+
     def notes(self) -> list[str]:
         """What does not succeed at present, for people."""
         return [
@@ -168,6 +181,8 @@ class HostSleep:
             text = f"the sleep cannot be written down: {error}; after a boot nobody would know what to bring back"
             raise Denied(RefusalCode.JOURNAL, text) from error
         falling = self._falling = self._begun(until, made.chosen, made.left)
+        for name in sorted(falling.restored & {x.domain for x in daemon.place.moves.leaving}):
+            daemon.apply_move(me.MoveRequested(now, name, daemon.place.name, now))
         log.info("the host is put to sleep: %s; about %.0f s", ", ".join(names) or "nobody", made.expected_s)
         self._end_waking()
         self._leave_the_line(line)
@@ -222,7 +237,7 @@ class HostSleep:
         names = [n for n in daemon.configuration.domain if daemon.configuration.sleeps_at_shutdown(n)]
         read = {n: r for n in names if (r := daemon.switch.readings.of(n)) is not None}
         up = [n for n in names if not self._is_service(n) or (n in read and read[n].up)]
-        mib = {n: size for n, r in read.items() if (size := _size_mib(r)) is not None}
+        mib = {n: size for n, r in read.items() if (size := size_mib(r)) is not None}
         found = candidates(daemon.host, up, mib, self._times.measured(), daemon.now())
         return plan(found, deadline_s or shutdown.time_s, shutdown.at_once)
 
@@ -264,8 +279,12 @@ class HostSleep:
 
     def _begun(self, until: float, chosen: tuple[Candidate, ...], left: tuple[Candidate, ...] = ()) -> Falling:
         falling = Falling(self._daemon.now(), until, chosen, left)
-        falling.restored.update(d.name for d in self._daemon.host.workers if d.waking and falling.of(d.name))
+        later = (d.name for d in self._daemon.host.workers if d.waking or self._moves(d.name))
+        falling.restored.update(name for name in later if falling.of(name))
         return falling
+
+    def _moves(self, name: str) -> bool:
+        return migration.refusal(self._daemon.place, name) is not None
 
     def _leave_the_line(self, line: list[str]) -> None:
         """Let those that wait for their turn to come back sleep on: room would come just now, and they would be up when
@@ -324,10 +343,11 @@ class HostSleep:
         log.info("the host's sleep: %s", ", ".join(f"{r.name} {r.stage}" for r in falling.ended.values()))
 
     async def _ask_restored(self, falling: Falling) -> None:
-        """Ask those that were coming back from an earlier sleep when this one began, and are up now."""
+        """Ask those that were coming back from an earlier sleep, or on their way elsewhere, and are simply up now."""
         for candidate in falling.chosen:
             domain = self._daemon.host.domain(candidate.name)
-            if candidate.name in falling.restored and not (domain is not None and domain.waking):
+            later = domain is not None and (domain.waking or self._moves(candidate.name))
+            if candidate.name in falling.restored and not later:
                 falling.restored.discard(candidate.name)
                 if domain is not None and domain.lifecycle is Lifecycle.UP:
                     await self._ask_to_sleep(falling, candidate)
@@ -341,9 +361,9 @@ class HostSleep:
             granted_at = falling.granted.get(candidate.name)
             if candidate.name in falling.restored:
                 if now >= falling.until:
-                    self._end(falling, candidate, SleepStage.LEFT, "the time was over before it was restored")
+                    self._end(falling, candidate, SleepStage.LEFT, "the time was over before it was simply up")
             elif domain is None or domain.sleep is None or domain.waking:
-                text = f"it was not saved, or somebody has woken it: `magrathea history {candidate.name}`"
+                text = f"it was not saved, was woken, or has moved away: `magrathea history {candidate.name}`"
                 self._end(falling, candidate, SleepStage.FAILED, text)
             elif domain.asleep:
                 self._fell_asleep(falling, candidate)
@@ -408,7 +428,8 @@ class HostSleep:
         if candidate.name in falling.granted:
             return report_of(candidate, SleepStage.SAVING, "it is being saved")
         if candidate.name in falling.restored:
-            return report_of(candidate, SleepStage.STOPPING, "it is just coming back from an earlier sleep")
+            text = "its move is called off" if self._moves(candidate.name) else "it is just coming back from a sleep"
+            return report_of(candidate, SleepStage.STOPPING, text)
         domain = self._daemon.host.domain(candidate.name)
         if candidate.turn is Turn.SERVICE or domain is None or self._is_ready(candidate.name):
             return report_of(candidate, SleepStage.READY, "it waits for its turn")
@@ -427,7 +448,3 @@ class HostSleep:
     def _end_waking(self) -> None:
         if self._wakes is not None:
             self._wakes.cancel()
-
-
-def _size_mib(read: DomainReading) -> int | None:
-    return read.memory_mib if read.memory_mib is not None else read.max_memory_mib

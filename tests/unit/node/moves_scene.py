@@ -131,6 +131,7 @@ class Host:
         self.left_out: tuple[Any, Any] = ({}, frozenset())
         """What the driver was told last."""
         self.driver: Any = SimpleNamespace(leave_out=lambda *names: setattr(self, "left_out", names))
+        self.host_sleep = SimpleNamespace(going_on=False)
         self.hub = SimpleNamespace(
             connected=True, publish=lambda: None, tell_of_moves=lambda message: scene.send(self, message)
         )

@@ -125,6 +125,15 @@ def test_a_host_that_lacks_something_declines_and_the_reason_comes_back() -> Non
     play(test)
 
 
+def test_a_host_that_is_put_to_sleep_declines() -> None:
+    async def test(scene: Scene) -> None:
+        scene.hosts["b"].host_sleep.going_on = True
+        assert await moved(scene) == "a"
+        assert "b: its machine is put to sleep" in (await scene.hosts["a"].end()).text
+
+    play(test)
+
+
 def test_a_host_that_cannot_read_the_facts_declines_at_once() -> None:
     def spoilt(message: Message) -> Message:
         if isinstance(message, ParcelSent):
