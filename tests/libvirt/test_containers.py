@@ -124,7 +124,7 @@ def test_a_container_is_shut_down_when_its_job_has_ended_and_boots_again(contain
         assert m.ask(op="domain", do="shutdown", domain="n1")["ok"]
         m.until_state("n1", "draining")
         m.until_states("n1", job, "RSD")
-        m["n1"].qdel(job)
+        m["n1"].end_last(job)
         m.until_state("n1", "down")
         assert not m["n1"].up and "on request" in m.report("n1").why
         time.sleep(AFTER_END_S)

@@ -68,7 +68,7 @@ def test_a_domain_is_shut_down_when_its_jobs_have_ended_and_boots_again(machine:
     machine.until_state("n1", "draining")
     assert machine["n1"].claim(Job("2.srv"))["code"] == "domain-draining"
     machine.until_states("n1", job, "RSD")
-    machine["n1"].qdel(job)
+    machine["n1"].end_last(job)
     machine.until_state("n1", "down")
     assert "on request" in told(machine, "n1") and not machine["n1"].up
     assert "it is ended" not in machine.log.read_text(), "it turned itself off"
@@ -87,7 +87,7 @@ def test_a_shutdown_when_idle_takes_jobs_until_there_is_none(machine: Machine) -
     second = machine["n1"].qsub(Job("2.srv"))
     machine["n1"].qdel(first)
     machine.until_states("n1", second, "RSD")
-    machine["n1"].qdel(second)
+    machine["n1"].end_last(second)
     machine.until_state("n1", "down")
 
 
@@ -134,7 +134,7 @@ def test_a_frozen_domain_lends_its_cpus_and_its_restore_preempts_the_borrowers(c
     last = m["p1"].qsub(Job("1.srv", "priority"))
     order(m, "freeze", "p1")
     m.until_state("p1", "draining")
-    m["p1"].qdel(last)
+    m["p1"].end_last(last)
     m.until_state("p1", "frozen")
     assert not m["p1"].up and m["p1"].domain.hasManagedSaveImage()
     assert m.report("p1").accepts == []

@@ -94,7 +94,7 @@ def heard(guest: Guest) -> None:
             said.append(guest.ask_agent({"op": "claim", "job": asks_for.described(), "deadline_s": 1.8}))
         return bool(said) and said[-1].get("code") == "wrong-class"
 
-    until(answered, lambda: f"the daemon has answered the agent of {guest.name}: {said[-1:]}; {guest.console()}", 30.0)
+    until(answered, lambda: f"the daemon has answered the agent of {guest.name}: {said[-1:]}; {guest.console()}")
 
 
 def preempt(machine: Machine) -> Job:
