@@ -73,8 +73,9 @@ lint: setup ## format, ruff, mypy --strict, and which way imports go
 # share what they have started. The longest files begin first (tests/conftest.py).
 WORKERS ?= $(shell expr 2 \* $$(nproc))
 BESIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-# On OpenPBS each worker has its own cluster of some 60 processes.
+# On OpenPBS each worker has its own cluster of some 60 processes; each worker with guests has its own libvirtd.
 CLUSTERS ?= 3
+HYPERVISORS ?= 2
 
 # On real servers and emulated guests a test may fail because it got too little CPU: then it is run once more.
 # .reruns.log keeps the time, the test and the reason. `make test` never repeats a test.
@@ -94,7 +95,7 @@ endif
 REQUIRED ?= 1
 
 test-guests: libvirt ## the whole suite on real virtual machines and containers (root)
-	MAGRATHEA_REQUIRE_LIBVIRT=$(REQUIRED) $(BIN)/pytest -rfEs $(AGAIN) tests/libvirt
+	MAGRATHEA_REQUIRE_LIBVIRT=$(REQUIRED) $(BIN)/pytest -rfEs $(AGAIN) -n $(HYPERVISORS) --dist loadfile --no-loadscope-reorder tests/libvirt
 
 test-openpbs: libvirt ## the whole suite on a real OpenPBS in /opt/pbs (root)
 	MAGRATHEA_REQUIRE_OPENPBS=$(REQUIRED) $(BIN)/pytest -rfEs $(AGAIN) -n $(CLUSTERS) --dist loadfile --no-loadscope-reorder tests/openpbs
