@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from magrathea_lab.rigs.agent_rig import MARK, Rig, job_python, owner, running, start_time, state
+from magrathea_lab.rigs.agent_rig import MARK, Rig, descendants, job_python, owner, running, start_time, state
 from magrathea_lab.waiting import until
 
 COUNT = "while :; do :; done"
@@ -68,10 +68,11 @@ def test_ten_processes_of_a_shell_are_stopped_and_continued(rig: Rig) -> None:
     until(lambda: len(rig.children()) == 10, "ten processes")
     row = rig.host.order("stop")
     assert (row["order"], row["processes"], row["stopped"], row["pending"]) == ("stop", 10, 10, 0)
-    assert set(rig.children().values()) == {"T"}
+    found = {job.pid: state(job.pid), **descendants(job.pid)}
+    assert len(found) == 10 and set(found.values()) == {"T"}, found
     row = rig.host.order("run")
     assert (row["processes"], row["stopped"]) == (10, 0)
-    assert "T" not in rig.children().values()
+    assert "T" not in {state(pid) for pid in found}
     assert job.poll() is None
 
 
