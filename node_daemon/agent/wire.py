@@ -380,6 +380,7 @@ class GuestEnd(End):
     """
 
     known = False  # the host has shown that it knows this session
+    met_at = 0.0  # when this session first heard the present host
 
     def opened(self, now: float) -> None:
         self.known = False
@@ -403,7 +404,8 @@ class GuestEnd(End):
         check_hello(hello)
         if hello.get("peer", self.session) != self.session or hello["session"] in self.past:
             return  # for an earlier agent, or from an earlier host
-        if hello["session"] == self.peer and ("peer" in hello or not self.known or now - self.hello_at < HELLO_S):
+        since = self.hello_at if self.known else self.met_at
+        if hello["session"] == self.peer and ("peer" in hello or now - since < HELLO_S):
             return  # repeated
         if self.peer:
             # The host side restarted without a hang-up: it waits for a hello, and has lost all requests. Or it takes
@@ -411,6 +413,7 @@ class GuestEnd(End):
             self.session, self.known = self.make_session(), False
             self.say_hello(now)
         self._met(hello)
+        self.met_at = now
         self.renew(now)
         self.on_greeted(hello)
 

@@ -281,3 +281,18 @@ def test_a_host_that_takes_the_present_session_for_an_earlier_one_is_greeted_ane
     ends.time_passes(0.6)
     assert ends.host.end.peer != ends.guest.end.session
     ends.teardown()
+
+
+def test_an_agent_that_was_given_up_before_it_was_known_takes_a_new_session() -> None:
+    """Its host met it, gave it up, and greets it without naming it; the agent has never known whether it was met."""
+    ends = TwoEnds()
+    ends.the_stream_changes(delay=0.7, piece=1)
+    ends.a_fresh_stream()
+    ends.time_passes(0.5)
+    ends.the_host_gives_the_guest_up()
+    ends.lines_come_twice(guest=True, lines=1)
+    ends.time_passes(0.5)
+    ends.the_host_gives_the_guest_up()
+    assert ends.guest.end.session in ends.host.end.past and not ends.guest.end.known  # type: ignore[attr-defined]
+    ends.lines_are_lost(every=1, first=0, guest=True)
+    ends.teardown()
