@@ -189,17 +189,17 @@ def test_another_users_process_with_the_jobs_id_is_not_touched(rig: Rig) -> None
 
 def test_a_process_that_forks_during_the_stop_does_not_escape(rig: Rig) -> None:
     rig.claim()
-    rig.run_job("f() { while :; do (sleep 0.01) & (sleep 0.02) & wait; done; }; f & f & f & f & wait")
+    job = rig.run_job("f() { while :; do (sleep 0.01) & (sleep 0.02) & wait; done; }; f & f & f & f & wait")
     rig.host.await_op("launched")
     for _ in range(10):
         row = rig.host.order("stop")
         assert row["stopped"] == row["processes"] > 0
-        first = rig.children()
+        first = descendants(job.pid)
         rig.host.order("stop")  # answered after two more looks
-        until(lambda: set(rig.children().values()) == {"T"}, "the end of what was exiting when the stop came")
-        assert rig.children().keys() <= first.keys(), "nothing has been forked since"
+        until(lambda: set(descendants(job.pid).values()) == {"T"}, "the end of what was exiting when the stop came")
+        assert descendants(job.pid).keys() <= first.keys(), "nothing has been forked since"
         rig.host.order("run")
-        until(lambda before=set(first): not before >= rig.children().keys(), "new processes")  # type: ignore[misc]
+        until(lambda before=set(first): not before >= descendants(job.pid).keys(), "new processes")  # type: ignore[misc]
 
 
 def test_a_users_own_continue_is_undone(rig: Rig) -> None:
