@@ -9,9 +9,6 @@ import msgspec
 
 from magrathea import client
 from magrathea.cli import sources, view
-from magrathea.decoding import UNDECODABLE
-
-REFUSED = 1
 
 
 class _Answer(msgspec.Struct):
@@ -20,15 +17,9 @@ class _Answer(msgspec.Struct):
 
 def request(op: str, socket_option: str | None, form: str, **fields: object) -> None:
     """Ask the daemon and print its answer. If it refuses or does not answer, print why and end the command."""
-    try:
+    with sources.answers(op):
         answer = client.ask(client.socket_path(socket_option), {"op": op, **fields})
         said = msgspec.json.decode(answer, type=_Answer).said
-    except client.RequestRefused as error:
-        view.say(f"magrathea {op}: refused ({error.code}): {error}", err=True)
-        raise click.exceptions.Exit(REFUSED) from error
-    except (client.Unreachable, *UNDECODABLE) as error:
-        view.say(f"magrathea {op}: {error}", err=True)
-        raise click.exceptions.Exit(sources.NOT_REACHABLE) from error
     if form == "json":
         click.echo(json.dumps({"said": said}))
     else:

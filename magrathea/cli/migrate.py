@@ -14,7 +14,6 @@ import msgspec
 
 from magrathea import client
 from magrathea.cli import sources, view
-from magrathea.cli.host_actions import REFUSED
 from magrathea.decoding import UNDECODABLE
 from magrathea.move_reports import LOOK_S, MoveEnd, MovePlan, MovesAnswer, decoded
 
@@ -57,17 +56,11 @@ def migrate(domain: str, to: str, dry_run: bool, socket_option: str | None, form
     def ask(op: str, **fields: str) -> MovesAnswer:
         return decoded(client.ask(path, {"op": op, **{key: value for key, value in fields.items() if value}}))
 
-    try:
+    with sources.answers("domain migrate"):
         if dry_run:
             _show_plan(ask("migrate-plan", domain=domain, to=to).plan, form)
             return
         end = _moved(ask, domain, to, view.say if form == "table" else _nothing)
-    except client.RequestRefused as error:
-        view.say(f"magrathea domain migrate: refused ({error.code}): {error}", err=True)
-        raise click.exceptions.Exit(REFUSED) from error
-    except (client.Unreachable, *UNDECODABLE) as error:
-        view.say(f"magrathea domain migrate: {error}", err=True)
-        raise click.exceptions.Exit(sources.NOT_REACHABLE) from error
     if form == "json":
         click.echo(msgspec.json.encode(end).decode())
     elif form == "plain":

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from magrathea import client, files, places
 from magrathea.cli import view
+from magrathea.decoding import UNDECODABLE
 from magrathea.reports import FarmView, HostView
 
-NOT_REACHABLE = 3
+REFUSED, NOT_REACHABLE = 1, 3
 NODED_CONFIGURATION = Path(places.NODED_CONFIGURATION)
 HUB_CONFIGURATION = Path(places.HUB_CONFIGURATION)
 """They are on the machines that have a daemon or a hub, whether it runs or not."""
@@ -91,6 +94,19 @@ def by_hub(socket_option: str | None, hub_option: str | None) -> bool:
     if os.environ.get(client.HUB_VARIABLE):
         return True
     return not os.environ.get(client.SOCKET_VARIABLE) and files.exists(client.HUB_SOCKET)
+
+
+@contextlib.contextmanager
+def answers(command: str) -> Iterator[None]:
+    """Around questions to a daemon. If it refuses or does not answer, print why and end the command."""
+    try:
+        yield
+    except client.RequestRefused as error:
+        view.say(f"magrathea {command}: refused ({error.code}): {error}", err=True)
+        raise click.exceptions.Exit(REFUSED) from error
+    except (client.Unreachable, *UNDECODABLE) as error:
+        view.say(f"magrathea {command}: {error}", err=True)
+        raise click.exceptions.Exit(NOT_REACHABLE) from error
 
 
 def farm(command: str, socket_option: str | None, hub_option: str | None) -> FarmView:

@@ -17,7 +17,7 @@ import msgspec
 
 from magrathea import client, supervision
 from magrathea.cli import sources, view
-from magrathea.cli.host_actions import REFUSED, request
+from magrathea.cli.host_actions import request
 from magrathea.decoding import UNDECODABLE
 from magrathea.host_sleep import LONGEST_S, HostSleepReport, SleeperReport, SleepStage, decoded
 
@@ -87,14 +87,8 @@ def sleep(dry_run: bool, deadline_s: float | None, at_shutdown: bool, socket_opt
     def ask(op: str) -> HostSleepReport:
         return decoded(client.ask(path, {"op": op, **wanted}))
 
-    try:
+    with sources.answers("host sleep"):
         report = ask("host-sleep-plan" if dry_run else "host-sleep")
-    except client.RequestRefused as error:
-        view.say(f"magrathea host sleep: refused ({error.code}): {error}", err=True)
-        raise click.exceptions.Exit(REFUSED) from error
-    except (client.Unreachable, *UNDECODABLE) as error:
-        view.say(f"magrathea host sleep: {error}", err=True)
-        raise click.exceptions.Exit(sources.NOT_REACHABLE) from error
     if form == "table":
         _show(report)
     if not dry_run:
