@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from magrathea_lab.guests.debian import Disk
     from magrathea_lab.rigs.guest_host import Hypervisor, Machine
 
     from .containers import Containers
@@ -21,6 +22,20 @@ def hypervisor() -> Iterator[Hypervisor]:
     small = Size(memory_mib=256, zram_mib=128)
     with Hypervisor({"n1": small, "p1": small}) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def debian_disk() -> Disk:
+    """The disk of a whole Debian with systemd. If none can be made here, the tests are skipped with the reason."""
+    from magrathea_lab.guests import debian
+    from magrathea_lab.guests.image import NoImage
+
+    if (why := debian.missing()) is not None:
+        pytest.skip(why)
+    try:
+        return debian.build()
+    except NoImage as error:
+        pytest.skip(f"no Debian could be made of packages: {error}")
 
 
 @pytest.fixture

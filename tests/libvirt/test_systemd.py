@@ -22,7 +22,6 @@ from typing import Any
 import pytest
 
 from magrathea_lab.guests import debian
-from magrathea_lab.guests.image import NoImage
 from magrathea_lab.waiting import BOUND_S, eventually
 from node_daemon.agent.wire import HostEnd
 from node_daemon.setup.guest_installer import script
@@ -198,16 +197,10 @@ def environment(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
-    if (why := debian.missing()) is not None:
-        pytest.skip(why)
+def told(debian_disk: debian.Disk, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
     folder = tmp_path_factory.mktemp("debian")
-    try:
-        disk = debian.build()
-    except NoImage as error:
-        pytest.skip(f"no Debian could be made of packages: {error}")
     found = Told()
-    guest = debian.boot(disk, folder, content(folder / "content"), mib=256)
+    guest = debian.boot(debian_disk, folder, content(folder / "content"), mib=256)
     try:
         asyncio.run(asyncio.wait_for(served(folder, found), 7 * BOUND_S))
         found.code = guest.wait(BOUND_S)

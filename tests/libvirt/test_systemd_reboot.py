@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from magrathea_lab.guests import debian
-from magrathea_lab.guests.image import NoImage
 
 from .reboot_guest.driver import TAKES_S
 from .test_systemd import PYTHON, UNITS, environment
@@ -47,15 +46,9 @@ def content(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if (why := debian.missing()) is not None:
-        pytest.skip(why)
+def console(debian_disk: debian.Disk, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("debian")
-    try:
-        disk = debian.build()
-    except NoImage as error:
-        pytest.skip(f"no Debian could be made of packages: {error}")
-    guest = debian.boot(disk, folder, content(folder / "content"), mib=256, reboots=True)
+    guest = debian.boot(debian_disk, folder, content(folder / "content"), mib=256, reboots=True)
     try:
         guest.wait(LONGEST_S)
     finally:
