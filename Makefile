@@ -81,7 +81,7 @@ HYPERVISORS ?= 2
 # .reruns.log keeps the time, the test and the reason. `make test` never repeats a test.
 AGAIN = --reruns 1
 
-check: lint ## before each commit, under a minute: lint, unit tests and properties, with few examples and some rows of long tables
+check: lint ## before each commit, a minute and a half: lint, unit tests and properties, with few examples and some rows of long tables
 	$(BIN)/pytest -n $$(nproc) --dist worksteal --hypothesis-profile=check tests/unit tests/property
 
 test: lint libvirt ## all suites in ten minutes, and the first tests of those on real systems
