@@ -19,7 +19,7 @@ GUIDE = ROOT / "docs/admin-guide.md"
 GUIDES_JOB = "explain 12"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def site() -> Iterator[PrivateOpenPbs]:
     with bare_site() as cluster:
         yield cluster
